@@ -1,0 +1,397 @@
+"""What a song request may say: one request type a mode, its limits, its validation, and the vocabulary of a run.
+
+Every limit stands once, in `LIMITS`; sliders, validators, help texts and documents read it from there. A wrong value
+becomes a `Problem`: a sentence that names the field and the allowed range. What a run says while it works (`Progress`,
+`Done`, `Failed`) is plain picklable data, because it crosses the border between the GPU worker and the page.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+STUDIO_VERSION = "0.1.0"
+SAMPLE_RATE = 48_000
+MAX_SEED = 2**32 - 1
+INSTRUMENTAL = "[Instrumental]"
+
+# ACE-Step 1.5 constants: BPM, duration, time signatures, keys, languages (acestep/constants.py upstream).
+TIME_SIGNATURES = {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"}
+KEY_NOTES = tuple(f"{letter}{accidental}" for letter in "ABCDEFG" for accidental in ("", "#", "b"))
+KEYS = tuple(f"{note} {scale}" for scale in ("major", "minor") for note in KEY_NOTES)
+LANGUAGES = {
+    "unknown": "Let the model decide",
+    **{"en": "English", "zh": "Chinese", "ja": "Japanese", "es": "Spanish", "de": "German", "fr": "French"},
+    **{"pt": "Portuguese", "ru": "Russian", "it": "Italian", "nl": "Dutch", "pl": "Polish", "tr": "Turkish"},
+    **{"vi": "Vietnamese", "cs": "Czech", "fa": "Persian", "id": "Indonesian", "ko": "Korean", "uk": "Ukrainian"},
+    **{"hu": "Hungarian", "ar": "Arabic", "sv": "Swedish", "ro": "Romanian", "el": "Greek", "az": "Azerbaijani"},
+    **{"bg": "Bulgarian", "bn": "Bengali", "ca": "Catalan", "da": "Danish", "fi": "Finnish", "he": "Hebrew"},
+    **{"hi": "Hindi", "hr": "Croatian", "ht": "Haitian Creole", "is": "Icelandic", "la": "Latin"},
+    **{"lt": "Lithuanian", "ms": "Malay", "ne": "Nepali", "no": "Norwegian", "pa": "Punjabi", "sa": "Sanskrit"},
+    **{"sk": "Slovak", "sr": "Serbian", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai"},
+    **{"tl": "Tagalog", "ur": "Urdu", "yue": "Cantonese"},
+}
+FORMATS = {"wav": "WAV, 24 bit", "flac": "FLAC, 24 bit", "mp3": "MP3, 320 kbit/s", "ogg": "OGG Vorbis"}
+SAMPLERS = {"ode": "Straight (ODE)", "sde": "With fresh noise (SDE)"}
+QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The range of a number: `low` to `high` in `unit`, with the page's `step`; `default` None means "not given"."""
+
+    label: str
+    low: float
+    high: float
+    default: float | None
+    step: float = 1
+    unit: str = ""
+    integer: bool = False
+
+    def sentence(self, value: object) -> str:
+        """Say what is allowed here and what came instead."""
+        whole = "a whole number " if self.integer else ""
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.label} must be {whole}from {self.low:g} to {self._high()}{unit}, not {shown(value)}."
+
+    def _high(self) -> str:
+        return str(int(self.high)) if self.integer else f"{self.high:g}"
+
+
+LIMITS = {
+    "duration": Limit("Length", 10, 600, 60, 1, "seconds"),
+    "bpm": Limit("BPM", 30, 300, None, 1, "beats a minute", integer=True),
+    "takes": Limit("Takes", 1, 4, 1, 1, integer=True),
+    "seed": Limit("Seed", -1, MAX_SEED, -1, 1, "(-1 draws one)", integer=True),
+    "steps": Limit("Steps", 1, 200, None, 1, integer=True),
+    "guidance": Limit("Guidance", 1, 15, None, 0.5),
+    "shift": Limit("Shift", 1, 5, None, 0.1),
+    "cfg_start": Limit("Guidance starts at", 0, 1, 0, 0.05),
+    "cfg_end": Limit("Guidance ends at", 0, 1, 1, 0.05),
+    "loudness": Limit("Loudness", -30, -6, None, 0.5, "LUFS"),
+    "fade_out": Limit("Fade-out", 0, 30, 0, 0.5, "seconds"),
+    "variation": Limit("Variation", 0, 1, 0, 0.05),
+    "variation_seed": Limit("Variation seed", -1, MAX_SEED, -1, 1, "(-1 draws one)", integer=True),
+}
+TEXT_LIMITS = {"prompt": 2_000, "lyrics": 10_000}
+TEXT_LABELS = {"prompt": "Prompt", "lyrics": "Lyrics"}
+
+
+# --- problems -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that went wrong, for a person: `code` for programs, `field` where it belongs, `message`, `hint`."""
+
+    code: str
+    message: str
+    field: str = ""
+    hint: str = ""
+
+    def text(self) -> str:
+        """Return the message and, where there is one, the hint."""
+        return f"{self.message} {self.hint}".strip()
+
+
+class StudioError(Exception):
+    """Carries a `Problem` up to the border where it becomes a value."""
+
+    def __init__(self, code: str, message: str, field: str = "", hint: str = ""):
+        super().__init__(code, message, field, hint)
+        self.problem = Problem(code, message, field, hint)
+
+    def __str__(self) -> str:
+        return self.problem.text()
+
+
+class InvalidRequest(StudioError):
+    """Some fields hold what they may not; `problems` has one entry for each."""
+
+    def __init__(self, problems: tuple[Problem, ...]):
+        first = problems[0]
+        super().__init__(first.code, first.message, first.field, first.hint)
+        self.problems = problems
+
+    def __reduce__(self):
+        return InvalidRequest, (self.problems,)
+
+
+# --- what a run says ----------------------------------------------------------------------------------------------
+
+Stage = Literal["waiting", "downloading", "loading", "preparing", "reading", "steps", "decoding", "finishing"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: `step` of `steps` within `stage`; `elapsed` and `left` in seconds (None: not known yet).
+
+    `note` says something once that the visitor should know, such as why the model is loaded again.
+    """
+
+    stage: Stage
+    step: int = 0
+    steps: int = 0
+    elapsed: float = 0.0
+    left: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run: paths of the audio files, one per good take, and the record."""
+
+    files: tuple[str, ...]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run that ended without a song."""
+
+    problem: Problem
+
+
+Event = Progress | Done | Failed
+
+
+# --- field checks -------------------------------------------------------------------------------------------------
+
+
+def shown(value: object, most: int = 40) -> str:
+    """Quote a wrong value briefly: numbers as they are, text cut to `most` characters, control characters dropped."""
+    if isinstance(value, bool | int | float):
+        return str(value)
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return f'"{text[:most]}..."' if len(text) > most else f'"{text}"'
+
+
+def _fail(kind: str, sentence: str) -> PydanticCustomError:
+    return PydanticCustomError(kind, "{sentence}", {"sentence": sentence})
+
+
+def _number(name: str):
+    limit = LIMITS[name]
+
+    def check(value: object) -> float | int | None:
+        if value is None and limit.default is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise _fail("number", limit.sentence(value))
+        # Finite first: int(nan) raises.
+        if not math.isfinite(value) or not limit.low <= value <= limit.high:
+            raise _fail("range", limit.sentence(value))
+        if limit.integer and value != int(value):
+            raise _fail("integer", limit.sentence(value))
+        return int(value) if limit.integer else float(value)
+
+    kind = int if limit.integer else float
+    return Annotated[kind | None if limit.default is None else kind, BeforeValidator(check)]
+
+
+def _text(name: str):
+    label, most = TEXT_LABELS[name], TEXT_LIMITS[name]
+
+    def check(value: object) -> str:
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise _fail("text", f"{label} must be text, not {shown(value)}.")
+        if len(value) > most:
+            raise _fail("length", f"{label} may have up to {most:,} characters; this has {len(value):,}.")
+        kept = "".join(c for c in value if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+        return kept.strip()
+
+    return Annotated[str, BeforeValidator(check)]
+
+
+def _choice(label: str, choices: Mapping[str, Any]):
+    def check(value: object) -> str:
+        if isinstance(value, str) and value.strip().lower() in choices:
+            return value.strip().lower()
+        listed = ", ".join(choices) if len(choices) <= 12 else f"one of the {len(choices)} listed codes"
+        raise _fail("choice", f"{label} must be {'one of ' if len(choices) <= 12 else ''}{listed}, not {shown(value)}.")
+
+    return Annotated[str, BeforeValidator(check)]
+
+
+def parse_key(value: object) -> str:
+    """Return a key as the model reads it, such as "F# minor"; "Am", "Bb", "c Major" and "E♭ min" are understood.
+
+    Raises PydanticCustomError where it is no key of the 42 (7 letters, natural, sharp or flat, major or minor).
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    text = str(value).strip().replace("♯", "#").replace("♭", "b")
+    found = re.fullmatch(r"([A-Ga-g])([#b]?)\s*(major|maj|minor|min|M|m)?", text) or re.fullmatch(
+        r"(?i:([A-G])([#b]?)\s*(major|maj|minor|min))", text
+    )
+    if not isinstance(value, str) or not found:
+        raise _fail("key", f'Key must be a note from A to G with major or minor, like "F# minor", not {shown(value)}.')
+    letter, accidental, scale = found.groups()
+    minor = bool(scale) and (scale == "m" or scale.lower().startswith("min"))
+    return f"{letter.upper()}{accidental.lower()} {'minor' if minor else 'major'}"
+
+
+def parse_time_signature(value: object) -> str:
+    """Return "2", "3", "4" or "6" (2/4, 3/4, 4/4, 6/8), or "" where none is given; "4/4" and 4 are understood."""
+    if value is None or value == "":
+        return ""
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    by_name = {name: number for number, name in TIME_SIGNATURES.items()}
+    text = by_name.get(text, text)
+    if text in TIME_SIGNATURES and not isinstance(value, bool):
+        return text
+    raise _fail("time_signature", f"Time signature must be 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8), not {shown(value)}.")
+
+
+def _flag(label: str):
+    def check(value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        raise _fail("flag", f"{label} must be true or false, not {shown(value)}.")
+
+    return Annotated[bool, BeforeValidator(check)]
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+class Options(BaseModel):
+    """The advanced settings of a song; None means the checkpoint's own default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: _number("steps") = None
+    guidance: _number("guidance") = None
+    shift: _number("shift") = None
+    sampler: _choice("Sampler", SAMPLERS) = "ode"
+    cfg_start: _number("cfg_start") = 0.0
+    cfg_end: _number("cfg_end") = 1.0
+    format: _choice("Format", FORMATS) = "wav"
+    loudness: _number("loudness") = None
+    fade_out: _number("fade_out") = 0.0
+    variation: _number("variation") = 0.0
+    variation_seed: _number("variation_seed") = -1
+    timbre_token: _flag("Timbre token") = True
+
+    @model_validator(mode="after")
+    def _interval(self):
+        if self.cfg_start > self.cfg_end:
+            raise _fail(
+                "cfg_end",
+                f"Guidance ends at must not be below Guidance starts at ({self.cfg_start:g}), "
+                f"not {self.cfg_end:g}; both are from 0 to 1.",
+            )
+        return self
+
+
+class SongRequest(BaseModel):
+    """What every song endpoint takes (design: the contract)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: _text("prompt") = ""
+    lyrics: _text("lyrics") = ""
+    instrumental: _flag("Instrumental") = False
+    bpm: _number("bpm") = None
+    key: Annotated[str, BeforeValidator(parse_key)] = ""
+    time_signature: Annotated[str, BeforeValidator(parse_time_signature)] = ""
+    language: _choice("Language", LANGUAGES) = "unknown"
+    takes: _number("takes") = 1
+    quality: _choice("Quality", QUALITY_STEPS) = "standard"
+    seed: _number("seed") = -1
+    options: Options = Field(default_factory=Options)
+
+    @model_validator(mode="after")
+    def _seeds_fit(self):
+        if self.seed + self.takes - 1 > MAX_SEED:
+            raise _fail("seed", f"Seed must be from -1 to {MAX_SEED - self.takes + 1} for {self.takes} takes.")
+        return self
+
+    def sung_lyrics(self) -> str:
+        """Return the lyrics the model gets: the instrumental switch wins, and no lyrics mean no singing."""
+        return INSTRUMENTAL if self.instrumental or not self.lyrics else self.lyrics
+
+
+class GenerateRequest(SongRequest):
+    """A song from words: `duration` in seconds, `reference` an optional audio file that lends its timbre."""
+
+    mode: Literal["generate"] = "generate"
+    duration: _number("duration") = 60.0
+    reference: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self):
+        if not self.prompt and (self.instrumental or not self.lyrics):
+            what = "the lyrics are switched off by Instrumental" if self.lyrics else "there are no lyrics either"
+            raise _fail("prompt", f"Prompt must have from 1 to {TEXT_LIMITS['prompt']:,} characters: {what}.")
+        return self
+
+
+REQUESTS: dict[str, type[SongRequest]] = {"generate": GenerateRequest}
+
+
+def parse_request(mode: str, values: Mapping[str, Any]) -> SongRequest:
+    """Build the request of `mode`; raises InvalidRequest with one sentence for each wrong field."""
+    values = dict(values)
+    options = values.get("options")
+    if options is None:
+        values["options"] = {}
+    elif not isinstance(options, Mapping | Options):
+        raise InvalidRequest((Problem("invalid", f"Options must be an object, not {shown(options)}.", "options"),))
+    try:
+        return REQUESTS[mode].model_validate(values)
+    except ValidationError as error:
+        raise InvalidRequest(tuple(_problem(mode, item) for item in error.errors())) from None
+
+
+def _problem(mode: str, item: dict[str, Any]) -> Problem:
+    place = [str(part) for part in item["loc"]]
+    # Errors of a whole model name the field they belong to in their type.
+    if item["type"] in ("cfg_end", "seed", "prompt"):
+        place.append(item["type"])
+    name = ".".join(place)
+    if item["type"] == "extra_forbidden":
+        names = Options.model_fields if place[0] == "options" else REQUESTS[mode].model_fields
+        known = ", ".join(sorted(names.keys() - {"mode"}))
+        return Problem("invalid", f"{shown(name)} is not known here. Known: {known}.", name)
+    if "sentence" in item.get("ctx", {}):
+        return Problem("invalid", item["ctx"]["sentence"], name)
+    return Problem("invalid", f"{name} is not understood: {item['msg']}.", name)
+
+
+# --- what the checkpoint makes of it ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The numbers of one run after the checkpoint's defaults; the SFT's are 50 `steps`, `guidance` 7, `shift` 1."""
+
+    steps: int
+    guidance: float
+    shift: float
+
+
+def sampling_settings(request: SongRequest, turbo: bool) -> tuple[Sampling, list[str]]:
+    """Resolve quality and options for a checkpoint; returns the numbers and sentences on what could not be followed.
+
+    A turbo checkpoint has guidance distilled into its weights and an 8-step schedule of shift 3 (upstream's table).
+    """
+    options, notes = request.options, []
+    if not turbo:
+        steps = options.steps or QUALITY_STEPS[request.quality]
+        guidance = 7.0 if options.guidance is None else options.guidance
+        return Sampling(steps, guidance, 1.0 if options.shift is None else options.shift), notes
+    if options.guidance is not None and options.guidance > 1:
+        notes.append("Guidance was left out: this turbo checkpoint has it built in.")
+    if options.steps is None and request.quality != "standard":
+        notes.append("A turbo checkpoint makes every quality in 8 steps; Steps under Advanced changes that.")
+    return Sampling(options.steps or 8, 1.0, 3.0 if options.shift is None else options.shift), notes
