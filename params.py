@@ -20,6 +20,8 @@ from pydantic_core import PydanticCustomError
 STUDIO_VERSION = "0.1.0"
 SAMPLE_RATE = 48_000
 MAX_SEED = 2**32 - 1
+MAX_SOURCE_SECONDS = 600
+LEAST_REGION_SECONDS = 0.5
 INSTRUMENTAL = "[Instrumental]"
 
 # ACE-Step 1.5 constants: BPM, duration, time signatures, keys, languages (acestep/constants.py upstream).
@@ -37,6 +39,22 @@ LANGUAGES = {
     **{"lt": "Lithuanian", "ms": "Malay", "ne": "Nepali", "no": "Norwegian", "pa": "Punjabi", "sa": "Sanskrit"},
     **{"sk": "Slovak", "sr": "Serbian", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai"},
     **{"tl": "Tagalog", "ur": "Urdu", "yue": "Cantonese"},
+}
+TRACKS = (
+    *("vocals", "backing_vocals", "drums", "bass", "guitar", "keyboard"),
+    *("percussion", "strings", "synth", "fx", "brass", "woodwinds"),
+)
+ACTIONS = {
+    "repaint": "Repaint a region",
+    "morph": "Morph into something else",
+    "layer": "Add a layer",
+    "extract": "Extract a track",
+    "complete": "Complete with tracks",
+}
+REPAINT_MODES = {
+    "conservative": "Conservative: stay close to the old",
+    "balanced": "Balanced",
+    "aggressive": "Aggressive: start afresh",
 }
 FORMATS = {"wav": "WAV, 24 bit", "flac": "FLAC, 24 bit", "mp3": "MP3, 320 kbit/s", "ogg": "OGG Vorbis"}
 SAMPLERS = {"ode": "Straight (ODE)", "sde": "With fresh noise (SDE)"}
@@ -77,11 +95,27 @@ LIMITS = {
     "cfg_end": Limit("Guidance ends at", 0, 1, 1, 0.05),
     "loudness": Limit("Loudness", -30, -6, None, 0.5, "LUFS"),
     "fade_out": Limit("Fade-out", 0, 30, 0, 0.5, "seconds"),
+    "strength": Limit("Strength", 0, 1, 0.8, 0.05),
+    "noise_strength": Limit("Noise strength", 0, 1, 0, 0.05),
+    "before": Limit("Seconds before", 0, 300, 0, 1, "seconds"),
+    "after": Limit("Seconds after", 0, 300, 30, 1, "seconds"),
+    "overlap": Limit("Overlap", 0.1, 10, 2, 0.1, "seconds"),
+    "start": Limit("Start", 0, MAX_SOURCE_SECONDS, 0, 0.1, "seconds"),
+    "end": Limit("End", 0, MAX_SOURCE_SECONDS, 0, 0.1, "seconds"),
+    "repaint_strength": Limit("Repaint strength", 0, 1, 0.5, 0.05),
+    "n_min": Limit("Morph starts at", 0, 1, 0, 0.05),
+    "n_max": Limit("Morph ends at", 0, 1, 1, 0.05),
+    "n_avg": Limit("Morph averages", 1, 8, 1, 1, integer=True),
     "variation": Limit("Variation", 0, 1, 0, 0.05),
     "variation_seed": Limit("Variation seed", -1, MAX_SEED, -1, 1, "(-1 draws one)", integer=True),
 }
-TEXT_LIMITS = {"prompt": 2_000, "lyrics": 10_000}
-TEXT_LABELS = {"prompt": "Prompt", "lyrics": "Lyrics"}
+TEXT_LIMITS = {"prompt": 2_000, "lyrics": 10_000, "source_prompt": 2_000, "source_lyrics": 10_000}
+TEXT_LABELS = {
+    "prompt": "Prompt",
+    "lyrics": "Lyrics",
+    "source_prompt": "Prompt of the source",
+    "source_lyrics": "Lyrics of the source",
+}
 
 
 # --- problems -----------------------------------------------------------------------------------------------------
@@ -252,6 +286,25 @@ def parse_time_signature(value: object) -> str:
     raise _fail("time_signature", f"Time signature must be 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8), not {shown(value)}.")
 
 
+def _source(value: object) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise _fail("source", f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given.")
+
+
+def _tracks(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise _fail("tracks", f"Tracks must be a list of names, not {shown(value)}.")
+    cleaned = tuple(dict.fromkeys(name.strip().lower().replace(" ", "_") for name in names))
+    for name in cleaned:
+        if name not in TRACKS:
+            raise _fail("tracks", f"Tracks must be among {', '.join(TRACKS)}, not {shown(name)}.")
+    return cleaned
+
+
 def _flag(label: str):
     def check(value: object) -> bool:
         if isinstance(value, bool):
@@ -320,6 +373,11 @@ class SongRequest(BaseModel):
         """Return the lyrics the model gets: the instrumental switch wins, and no lyrics mean no singing."""
         return INSTRUMENTAL if self.instrumental or not self.lyrics else self.lyrics
 
+    def _needs_words(self) -> None:
+        if not self.prompt and (self.instrumental or not self.lyrics):
+            what = "the lyrics are switched off by Instrumental" if self.lyrics else "there are no lyrics either"
+            raise _fail("prompt", f"Prompt must have from 1 to {TEXT_LIMITS['prompt']:,} characters: {what}.")
+
 
 class GenerateRequest(SongRequest):
     """A song from words: `duration` in seconds, `reference` an optional audio file that lends its timbre."""
@@ -330,13 +388,168 @@ class GenerateRequest(SongRequest):
 
     @model_validator(mode="after")
     def _says_something(self):
-        if not self.prompt and (self.instrumental or not self.lyrics):
-            what = "the lyrics are switched off by Instrumental" if self.lyrics else "there are no lyrics either"
-            raise _fail("prompt", f"Prompt must have from 1 to {TEXT_LIMITS['prompt']:,} characters: {what}.")
+        self._needs_words()
         return self
 
 
-REQUESTS: dict[str, type[SongRequest]] = {"generate": GenerateRequest}
+class CoverOptions(Options):
+    """`noise_strength` 0 starts from noise alone, 1 from the source itself."""
+
+    noise_strength: _number("noise_strength") = 0.0
+
+
+class CoverRequest(SongRequest):
+    """A new version of `source`, as long as it; `strength` is the share of the steps that follow its melody."""
+
+    mode: Literal["cover"] = "cover"
+    source: Annotated[str, BeforeValidator(_source)]
+    reference: str | None = None
+    strength: _number("strength") = 0.8
+    options: CoverOptions = Field(default_factory=CoverOptions)
+
+    @model_validator(mode="after")
+    def _says_something(self):
+        self._needs_words()
+        return self
+
+
+class ExtendOptions(Options):
+    """`overlap`: seconds of the source at each new end that are made anew and faded into."""
+
+    overlap: _number("overlap") = 2.0
+
+
+class ExtendRequest(SongRequest):
+    """`source` with `before` and `after` seconds of new music at its ends."""
+
+    mode: Literal["extend"] = "extend"
+    source: Annotated[str, BeforeValidator(_source)]
+    before: _number("before") = 0.0
+    after: _number("after") = 30.0
+    options: ExtendOptions = Field(default_factory=ExtendOptions)
+
+    @model_validator(mode="after")
+    def _adds_something(self):
+        self._needs_words()
+        if self.before + self.after <= 0:
+            raise _fail("after", "Seconds before and Seconds after, each from 0 to 300, must not both be 0.")
+        return self
+
+
+class EditOptions(Options):
+    """Repaint: `repaint_mode`, `repaint_strength`. Morph: `n_min`, `n_max`, `n_avg`. Layer: `mix` adds the source."""
+
+    repaint_mode: _choice("Repaint mode", REPAINT_MODES) = "balanced"
+    repaint_strength: _number("repaint_strength") = 0.5
+    n_min: _number("n_min") = 0.0
+    n_max: _number("n_max") = 1.0
+    n_avg: _number("n_avg") = 1
+    mix: _flag("Mix") = False
+
+    @model_validator(mode="after")
+    def _morph_interval(self):
+        if self.n_min >= self.n_max:
+            raise _fail(
+                "n_max",
+                f"Morph ends at must be from 0 to 1 and above Morph starts at ({self.n_min:g}), not {self.n_max:g}.",
+            )
+        return self
+
+
+# An option that another action would ignore is refused rather than dropped.
+ACTION_OPTIONS = {
+    "repaint": {"repaint_mode", "repaint_strength"},
+    "morph": {"n_min", "n_max", "n_avg"},
+    "layer": {"mix"},
+    "extract": set(),
+    "complete": set(),
+}
+
+
+class EditRequest(SongRequest):
+    """A change to `source` that keeps its length; `end` 0 means the end of the file."""
+
+    mode: Literal["edit"] = "edit"
+    source: Annotated[str, BeforeValidator(_source)]
+    action: _choice("Action", ACTIONS) = "repaint"
+    start: _number("start") = 0.0
+    end: _number("end") = 0.0
+    source_prompt: _text("source_prompt") = ""
+    source_lyrics: _text("source_lyrics") = ""
+    tracks: Annotated[tuple[str, ...], BeforeValidator(_tracks)] = ()
+    options: EditOptions = Field(default_factory=EditOptions)
+
+    @model_validator(mode="after")
+    def _fits_its_action(self):
+        self._check_tracks()
+        self._check_region()
+        specific = set().union(*ACTION_OPTIONS.values()) - ACTION_OPTIONS[self.action]
+        for name in sorted(specific & self.options.model_fields_set):
+            owner = next(action for action, names in ACTION_OPTIONS.items() if name in names)
+            raise _fail(f"options.{name}", f"{shown(name)} belongs to the action {owner}, not to {self.action}.")
+        return self
+
+    def _check_tracks(self) -> None:
+        count = len(self.tracks)
+        wanted = {"layer": "exactly one track", "extract": "exactly one track", "complete": "one or more tracks"}
+        if self.action not in wanted and count:
+            raise _fail("tracks", f"Tracks are for layer, extract and complete, not for {self.action}.")
+        if (self.action in ("layer", "extract") and count != 1) or (self.action == "complete" and not count):
+            known = ", ".join(TRACKS)
+            raise _fail("tracks", f"Tracks must name {wanted[self.action]} for {self.action}, not {count}: {known}.")
+
+    def _check_region(self) -> None:
+        if self.action not in ("repaint", "layer"):
+            if self.start or self.end:
+                field = "start" if self.start else "end"
+                raise _fail(
+                    field, f"Start and End choose a region for repaint and layer; {self.action} takes the whole file."
+                )
+            return
+        if self.end and self.end - self.start < LEAST_REGION_SECONDS:
+            raise _fail(
+                "end",
+                f"End must be at least {LEAST_REGION_SECONDS:g} seconds after Start ({self.start:g}) or 0, "
+                f"which means the end of the file, not {self.end:g}.",
+            )
+
+
+REQUESTS: dict[str, type[SongRequest]] = {
+    "generate": GenerateRequest,
+    "cover": CoverRequest,
+    "extend": ExtendRequest,
+    "edit": EditRequest,
+}
+
+
+def check_source(request: SongRequest, seconds: float) -> None:
+    """Check what depends on the source's length in seconds; raises InvalidRequest with the field and the range."""
+    length = f"{seconds:.6g}"
+    if isinstance(request, ExtendRequest):
+        room = MAX_SOURCE_SECONDS - seconds
+        if request.before + request.after > room:
+            field = "after" if request.after >= request.before else "before"
+            message = (
+                f"Seconds before and after together must be from 0 to {max(room, 0):.6g} for a source of {length} "
+                f"seconds (a song lasts up to {MAX_SOURCE_SECONDS}), not {request.before + request.after:g}."
+            )
+            raise InvalidRequest((Problem("invalid", message, field),))
+    if isinstance(request, EditRequest) and request.action in ("repaint", "layer"):
+        end = request.end or seconds
+        problem = None
+        if request.start > seconds - LEAST_REGION_SECONDS:
+            latest = max(seconds - LEAST_REGION_SECONDS, 0)
+            problem = "start", f"Start must be from 0 to {latest:.6g} seconds in this source, not {request.start:g}."
+        elif end > seconds:
+            problem = "end", f"End must be from 0 to {length} seconds, the length of this source, not {end:g}."
+        elif request.action == "repaint" and request.start == 0 and end == seconds:
+            problem = (
+                "end",
+                f"Start and End must leave some of the source (0 to {length} seconds) as it is; to change all of it, "
+                "use Cover or Morph.",
+            )
+        if problem:
+            raise InvalidRequest((Problem("invalid", problem[1], problem[0]),))
 
 
 def parse_request(mode: str, values: Mapping[str, Any]) -> SongRequest:
@@ -355,17 +568,27 @@ def parse_request(mode: str, values: Mapping[str, Any]) -> SongRequest:
 
 def _problem(mode: str, item: dict[str, Any]) -> Problem:
     place = [str(part) for part in item["loc"]]
+    kind, request = item["type"], REQUESTS[mode]
     # Errors of a whole model name the field they belong to in their type.
-    if item["type"] in ("cfg_end", "seed", "prompt"):
-        place.append(item["type"])
+    if not place or place == ["options"]:
+        place = [*place, *kind.split(".")]
     name = ".".join(place)
-    if item["type"] == "extra_forbidden":
-        names = Options.model_fields if place[0] == "options" else REQUESTS[mode].model_fields
+    if kind == "missing":
+        return Problem("invalid", _source_missing(name), name)
+    if kind == "extra_forbidden":
+        options = request.model_fields["options"].annotation
+        names = options.model_fields if place[0] == "options" else request.model_fields
         known = ", ".join(sorted(names.keys() - {"mode"}))
         return Problem("invalid", f"{shown(name)} is not known here. Known: {known}.", name)
     if "sentence" in item.get("ctx", {}):
         return Problem("invalid", item["ctx"]["sentence"], name)
     return Problem("invalid", f"{name} is not understood: {item['msg']}.", name)
+
+
+def _source_missing(name: str) -> str:
+    if name == "source":
+        return f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given."
+    return f"{name} is missing."
 
 
 # --- what the checkpoint makes of it ------------------------------------------------------------------------------

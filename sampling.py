@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 # Adaptive projected guidance as ACE-Step trains and ships it (APG, arXiv 2410.02416): momentum, eta 0, L2 threshold.
@@ -56,22 +57,62 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class Switch:
+    """From step `step` (from 0) on, `condition` takes the place of the run's own (upstream's cover strength)."""
+
+    step: int
+    condition: Condition
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Hold a source outside a region: after each of the first `steps` steps, latents where `new` is False are put back.
+
+    They are put back as the source would be at that time: t * noise + (1 - t) * clean, with the run's initial noise
+    (upstream's repaint injection). `new` [1, T, 1] bool, `clean` [1, T, C].
+    """
+
+    new: torch.Tensor
+    clean: torch.Tensor
+    steps: int
+
+
+@dataclass(frozen=True)
+class Morph:
+    """Flow edit (upstream, v0.1.8): move `clean` [1, T, C] by the difference of two velocities.
+
+    The first `first` steps are skipped, up to step `last` source and target run side by side, averaged over `averages`
+    draws of noise; the rest is the target's alone. `source` is what the source is said to be.
+    """
+
+    source: Condition
+    clean: torch.Tensor
+    first: int
+    last: int
+    averages: int
+
+
+@dataclass(frozen=True)
 class Run:
     """One run of the loop for B takes.
 
-    `noise` [B, T, C] float32 on the CPU is the start; `generators` (one a take, those that drew the noise) go on to
-    draw SDE noise. `sigmas` are the N shifted timesteps from 1 down, without the final 0. Guidance acts where the
-    progress 1 - t lies within `cfg_start` to `cfg_end`.
+    `start` [B, T, C] float32 is the noise it starts from (a morph starts from its clean source instead);
+    `generators` (one a take, those that drew the noise) go on to draw what noise is needed later. `sigmas` are the N
+    shifted timesteps from 1 down, without the final 0. Guidance acts where the progress 1 - t lies within `cfg_start`
+    to `cfg_end`.
     """
 
     condition: Condition
-    noise: torch.Tensor
+    start: torch.Tensor
     generators: tuple[torch.Generator, ...]
     sigmas: tuple[float, ...]
     guidance: float
     cfg_start: float = 0.0
     cfg_end: float = 1.0
     sampler: str = "ode"
+    switch: Switch | None = None
+    keep: Keep | None = None
+    morph: Morph | None = None
 
 
 @dataclass(frozen=True)
@@ -94,17 +135,29 @@ def denoise(pipe: Any, run: Run) -> Iterator[Step]:
     device = pipe._execution_device
     pipe.scheduler.set_timesteps(sigmas=list(run.sigmas), device=device)
     sigmas, total = pipe.scheduler.sigmas, len(run.sigmas)
-    momentum = MomentumBuffer(momentum=APG_MOMENTUM)
-    latents = run.noise.to(device)
+    momentum, source_momentum = MomentumBuffer(momentum=APG_MOMENTUM), MomentumBuffer(momentum=APG_MOMENTUM)
+    start = latents = run.start.to(device)
     for index in range(total):
         t, t_next = sigmas[index], sigmas[index + 1]
         guided = run.guidance > 1.0 and run.cfg_start <= 1.0 - float(t) <= run.cfg_end
+        guidance = run.guidance if guided else 1.0
+        condition = run.switch.condition if run.switch and index >= run.switch.step else run.condition
         with torch.no_grad():
-            velocity = _velocity(pipe, run.condition, latents, float(t), run.guidance if guided else 1.0, momentum)
-            if run.sampler == "sde":
-                latents = _sde_step(latents, velocity, t, t_next, run.generators)
+            if run.morph and index < run.morph.last:
+                if index >= run.morph.first:
+                    change = _morph_velocity(pipe, run, latents, t, guidance, momentum, source_momentum)
+                    latents = latents + (t_next - t) * change
             else:
-                latents = latents + (t_next - t) * velocity
+                if run.morph and index == run.morph.last:
+                    latents = _leave_source(run, latents, t)
+                velocity = _velocity(pipe, condition, latents, float(t), guidance, momentum)
+                if run.sampler == "sde":
+                    latents = _sde_step(latents, velocity, t, t_next, run.generators)
+                else:
+                    latents = latents + (t_next - t) * velocity
+            if run.keep and index < run.keep.steps:
+                source = t_next * start + (1.0 - t_next) * run.keep.clean.float()
+                latents = torch.where(run.keep.new, latents, source)
         yield Step(index + 1, total, latents)
 
 
@@ -157,6 +210,37 @@ def _sde_step(
         return clean
     fresh = draw_noise(generators, latents.shape[1], latents.shape[2]).to(latents.device)
     return t_next * fresh + (1.0 - t_next) * clean
+
+
+def _morph_velocity(
+    pipe: Any, run: Run, latents: torch.Tensor, t: torch.Tensor, guidance: float, momentum: Any, source_momentum: Any
+) -> torch.Tensor:
+    """Return the mean over the draws of (target velocity - source velocity), each at its own noisy place [B, T, C].
+
+    Every draw starts from the same two momentum buffers; afterwards they advance once, by the mean.
+    """
+    clean = run.morph.clean.float()
+    target_before, source_before = momentum.running_average, source_momentum.running_average
+    change, target_after, source_after = 0.0, 0.0, 0.0
+    for _ in range(run.morph.averages):
+        momentum.running_average, source_momentum.running_average = target_before, source_before
+        noise = draw_noise(run.generators, latents.shape[1], latents.shape[2]).to(latents.device)
+        noisy_source = (1.0 - t) * clean + t * noise
+        noisy_target = noisy_source + (latents - clean)
+        source = _velocity(pipe, run.morph.source, noisy_source, float(t), guidance, source_momentum)
+        target = _velocity(pipe, run.condition, noisy_target, float(t), guidance, momentum)
+        change = change + (target - source) / run.morph.averages
+        target_after = target_after + momentum.running_average / run.morph.averages
+        source_after = source_after + source_momentum.running_average / run.morph.averages
+    momentum.running_average, source_momentum.running_average = target_after, source_after
+    return change
+
+
+def _leave_source(run: Run, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Return the edited latents made noisy once more, from where the target goes on alone."""
+    clean = run.morph.clean.float()
+    noise = draw_noise(run.generators, latents.shape[1], latents.shape[2]).to(latents.device)
+    return (1.0 - t) * clean + t * noise + (latents - clean)
 
 
 # --- what goes in -------------------------------------------------------------------------------------------------
@@ -276,6 +360,68 @@ def silent_context(pipe: Any, frames: int) -> torch.Tensor:
     return torch.cat([source, torch.ones_like(source)], dim=-1)
 
 
+def context_of(source: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Return the context [1, T, 2C] of `source` [1, T, C] with 1 in the mask where `new` [1, T, 1] is True."""
+    import torch
+
+    return torch.cat([source, new.to(source.dtype).expand_as(source)], dim=-1)
+
+
+def masked_context(pipe: Any, source: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Return the repaint context: the source with silence in the region, 1 in the mask there, 0 elsewhere."""
+    import torch
+
+    return context_of(torch.where(new, silence(pipe, source.shape[1]), source), new)
+
+
+def cover_context(pipe: Any, clean: torch.Tensor) -> torch.Tensor:
+    """Return the cover context: `clean` [1, T, C] through the 5 Hz audio codes and back, 1 everywhere in the mask."""
+    import torch
+
+    with torch.no_grad():
+        codes, _ = pipe.audio_tokenizer.tokenize(clean, silence(pipe, clean.shape[1]))
+        source = pipe.audio_token_detokenizer(codes.to(clean.dtype))[:, : clean.shape[1]]
+    return torch.cat([source, torch.ones_like(source)], dim=-1)
+
+
+def region(pipe: Any, clean: torch.Tensor, spans: list[tuple[int, int]]) -> torch.Tensor:
+    """Return a bool mask [1, T, 1], True on each frame that a span (start, end) in samples touches."""
+    import torch
+
+    hop = pipe.sample_rate / pipe.latents_per_second
+    mask = torch.zeros((1, clean.shape[1], 1), dtype=torch.bool, device=clean.device)
+    for start, end in spans:
+        mask[:, math.floor(start / hop) : math.ceil(end / hop)] = True
+    return mask
+
+
+def from_nearest(sigmas: tuple[float, ...], level: float) -> tuple[float, ...]:
+    """Return the rest of the schedule from the entry nearest to `level` (0 to 1) on."""
+    first = min(range(len(sigmas)), key=lambda i: abs(sigmas[i] - level))
+    return sigmas[first:]
+
+
+def noised(clean: torch.Tensor, noise: torch.Tensor, t: float) -> torch.Tensor:
+    """Return `clean` [1, T, C] as it is at time `t` of the flow, for each take's `noise` [B, T, C]."""
+    return t * noise.to(clean.device) + (1.0 - t) * clean.float()
+
+
+def blend(latents: torch.Tensor, clean: torch.Tensor, new: torch.Tensor, frames: int) -> torch.Tensor:
+    """Put `clean` back outside `new`, with linear ramps of `frames` frames that reach into the kept side.
+
+    Without frames the latents stay as they are (upstream's aggressive mode).
+    """
+    import torch
+
+    if not frames:
+        return latents
+    count = clean.shape[1]
+    inside = new[0, :, 0].nonzero()[:, 0]
+    distance = (torch.arange(count, device=clean.device)[:, None] - inside[None]).abs().amin(dim=1)
+    weight = (1.0 - distance / (frames + 1)).clamp(min=0.0)[None, :, None]
+    return weight * latents + (1.0 - weight) * clean.float()
+
+
 def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
     """Return (kept, dropped): the longest start of the prompt, cut at a word, with which the metadata fits 256 tokens.
 
@@ -315,8 +461,8 @@ def lyric_tokens(pipe: Any, words: Words) -> int:
 # --- audio in and out of latents ----------------------------------------------------------------------------------
 
 
-def encode_audio(pipe: Any, samples: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield latents [1, t, C] of `samples` [2, n] (48 kHz), tile after tile; their concatenation is the whole.
+def encode_samples(pipe: Any, samples: np.ndarray) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Yield (tile, tiles, latents [1, t, C]) of `samples` [2, n] (48 kHz); joined they cover n, padded with silence.
 
     Takes the mode of the posterior: `latent_dist.sample()` would draw from the global generator. Tiles as the VAE's
     own tiling does, but stops between two of them.
@@ -324,15 +470,24 @@ def encode_audio(pipe: Any, samples: torch.Tensor) -> Iterator[torch.Tensor]:
     import torch
 
     vae = pipe.vae
-    size, overlap = vae.tile_sample_min_length, vae.tile_sample_overlap
-    for start, end, left, right in _tiles(samples.shape[-1], size, overlap):
-        tile = samples[None, :, start:end].to(device=pipe._execution_device, dtype=vae.dtype)
+    padding = -samples.shape[-1] % int(pipe.sample_rate / pipe.latents_per_second)
+    waveform = torch.nn.functional.pad(torch.from_numpy(samples), (0, padding))
+    tiles = _tiles(waveform.shape[-1], vae.tile_sample_min_length, vae.tile_sample_overlap)
+    for number, (start, end, left, right) in enumerate(tiles, 1):
+        tile = waveform[None, :, start:end].to(device=pipe._execution_device, dtype=vae.dtype)
         with torch.no_grad():
             latents = vae.encode(tile).latent_dist.mode()
         frames = latents.shape[-1]
         hop = (end - start) / frames
         latents = latents[:, :, round(left / hop) : frames - round(right / hop)]
-        yield latents.transpose(1, 2).to(pipe.transformer.dtype)
+        yield number, len(tiles), latents.transpose(1, 2).to(pipe.transformer.dtype)
+
+
+def join(latents: list[torch.Tensor]) -> torch.Tensor:
+    """Return tiles [1, t, C] as one [1, T, C]."""
+    import torch
+
+    return torch.cat(latents, dim=1)
 
 
 def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
@@ -372,13 +527,11 @@ def reference_latents(pipe: Any, samples: np.ndarray) -> torch.Tensor:
 
     Three slices of 10 s, at the front, a third in and the back, at fixed places (diffusers; upstream draws them).
     """
-    import torch
-
-    samples, rate = torch.from_numpy(samples), pipe.sample_rate
-    whole = REFERENCE_SECONDS * rate
+    rate = pipe.sample_rate
+    whole, slice_ = REFERENCE_SECONDS * rate, 10 * rate
     if samples.shape[-1] < whole:
-        samples = samples.repeat(1, math.ceil(whole / samples.shape[-1]))
-    length, slice_ = samples.shape[-1], 10 * rate
+        samples = np.tile(samples, (1, math.ceil(whole / samples.shape[-1])))
+    length = samples.shape[-1]
     starts = (0, length // 3, length - slice_)
-    samples = torch.cat([samples[:, start : start + slice_] for start in starts], dim=-1)
-    return torch.cat(list(encode_audio(pipe, samples)), dim=1)
+    samples = np.concatenate([samples[:, start : start + slice_] for start in starts], axis=1)
+    return join([latents for _, _, latents in encode_samples(pipe, samples)])

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ def a_run(pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, 
     condition = sampling.encode_condition(pipe, words, sampling.silent_context(pipe, frames), timbre, timbre_token)
     run = sampling.Run(
         condition=condition,
-        noise=sampling.draw_noise(generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim),
+        start=sampling.draw_noise(generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim),
         generators=generators,
         sigmas=sampling.schedule(steps, shift),
         guidance=7.0,
@@ -132,18 +133,18 @@ def test_sde_follows_the_formula(pipe):
     first = next(sampling.denoise(pipe, run)).latents
     euler = next(sampling.denoise(pipe, a_run(pipe, steps=3, shift=2.0, guidance=1.0))).latents
     t, t_next = run.sigmas[:2]
-    velocity = (euler - run.noise) / (t_next - t)
+    velocity = (euler - run.start) / (t_next - t)
     generator = torch.Generator("cpu").manual_seed(7)
-    torch.randn(run.noise.shape, generator=generator)
-    noise = torch.randn(run.noise.shape, generator=generator)
-    assert torch.allclose(first, t_next * noise + (1 - t_next) * (run.noise - t * velocity), atol=1e-5)
+    torch.randn(run.start.shape, generator=generator)
+    noise = torch.randn(run.start.shape, generator=generator)
+    assert torch.allclose(first, t_next * noise + (1 - t_next) * (run.start - t * velocity), atol=1e-5)
 
 
 def test_nothing_draws_from_the_global_generator(pipe):
     torch.manual_seed(5)
     state = torch.get_rng_state()
     final(pipe, a_run(pipe, sampler="sde"))
-    list(sampling.encode_audio(pipe, torch.zeros(2, 48_000)))
+    list(sampling.encode_samples(pipe, np.zeros((2, 48_000), np.float32)))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -188,6 +189,176 @@ def test_closing_the_loop_ends_it_between_two_steps(pipe):
 def test_each_word_changes_the_song(pipe, change):
     words = dataclasses.replace(WORDS, **change)
     assert not torch.equal(final(pipe, a_run(pipe, steps=2)), final(pipe, a_run(pipe, steps=2, words=words)))
+
+
+# --- inside the loop: switch, injection, morph --------------------------------------------------------------------
+
+
+def a_source(pipe, words=WORDS):
+    """Latents of a little tune, [1, T, C]."""
+    count = round(words.seconds * 48_000)
+    wave = 0.3 * np.sin(np.arange(count) * 2 * np.pi * 220 / 48_000)
+    samples = np.stack([wave, wave * 0.5]).astype(np.float32)
+    return sampling.join([latents for _, _, latents in sampling.encode_samples(pipe, samples)]), samples
+
+
+def other_condition(pipe):
+    words = dataclasses.replace(WORDS, prompt="loud techno", lyrics="[Instrumental]")
+    frames = sampling.frames_for(pipe, words.seconds)
+    return sampling.encode_condition(pipe, words, sampling.silent_context(pipe, frames))
+
+
+def test_a_switch_in_mid_run_equals_two_chained_runs(pipe):
+    other = other_condition(pipe)
+    run = a_run(pipe, guidance=1.0)
+    switched = final(pipe, dataclasses.replace(run, switch=sampling.Switch(2, other)))
+    loop = sampling.denoise(pipe, run)
+    next(loop)
+    middle = next(loop).latents
+    rest = dataclasses.replace(run, condition=other, start=middle, sigmas=run.sigmas[2:])
+    assert torch.equal(switched, final(pipe, rest))
+
+
+def test_a_switch_equals_two_calls_of_the_pipeline(pipe):
+    """The split of a run through `pipe._interrupt` (reference 2.13) is the oracle, at guidance 1."""
+    run = a_run(pipe, guidance=1.0, switch=sampling.Switch(3, other_condition(pipe)))
+
+    def stop(pipeline, index, timestep, tensors):
+        pipeline._interrupt = index == 2
+        return tensors
+
+    first = stock(pipe, guidance_scale=1.0, callback_on_step_end=stop)
+    other = dataclasses.replace(WORDS, prompt="loud techno", lyrics="[Instrumental]")
+    second = stock(pipe, words=other, guidance_scale=1.0, latents=first, timesteps=list(run.sigmas[3:]))
+    assert torch.equal(final(pipe, run), second)
+
+
+def test_a_switch_at_the_start_or_the_end_is_one_condition_alone(pipe):
+    other, run = other_condition(pipe), a_run(pipe)
+    at_start = final(pipe, dataclasses.replace(run, switch=sampling.Switch(0, other)))
+    assert torch.equal(at_start, final(pipe, dataclasses.replace(run, condition=other)))
+    at_end = final(pipe, dataclasses.replace(run, switch=sampling.Switch(6, other)))
+    assert torch.equal(at_end, final(pipe, run))
+
+
+def test_injection_equals_the_pipelines_with_a_callback(pipe):
+    clean, samples = a_source(pipe)
+    new = sampling.region(pipe, clean, [(48_000, 96_000)])
+    words = dataclasses.replace(WORDS, instruction="Repaint the mask area based on the given conditions:")
+    run = a_run(pipe, words=words, keep=sampling.Keep(new, clean, 4))
+    condition = sampling.encode_condition(pipe, words, sampling.masked_context(pipe, clean, new))
+    run = dataclasses.replace(run, condition=condition)
+
+    def inject(pipeline, index, timestep, tensors):
+        if index < 4:
+            t_next = pipeline.scheduler.sigmas[index + 1]
+            source = t_next * run.start + (1 - t_next) * clean
+            tensors["latents"] = torch.where(new, tensors["latents"], source)
+        return tensors
+
+    def mode_of(posterior, generator=None):
+        return posterior.mode()
+
+    kind = type(pipe.vae.encode(torch.zeros(1, 2, 1920)).latent_dist)
+    sample, kind.sample = kind.sample, mode_of
+    try:
+        padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, -samples.shape[1] % 1920))
+        expected = stock(
+            pipe,
+            task_type="repaint",
+            src_audio=padded,
+            repainting_start=1.0,
+            repainting_end=2.0,
+            latents=run.start,
+            callback_on_step_end=inject,
+        )
+    finally:
+        kind.sample = sample
+    assert torch.equal(final(pipe, run), expected)
+
+
+def test_injection_to_the_end_keeps_the_source_outside_the_region(pipe):
+    clean, _ = a_source(pipe)
+    new = sampling.region(pipe, clean, [(48_000, 96_000)])
+    latents = final(pipe, a_run(pipe, keep=sampling.Keep(new, clean, 6)))
+    outside = (~new).expand_as(clean)
+    assert torch.equal(latents[outside], clean[outside])
+    assert not torch.allclose(latents[~outside], clean[~outside], atol=0.1)
+
+
+def test_a_region_touches_every_frame_it_reaches(pipe):
+    clean = torch.zeros(1, 100, 8)
+    assert sampling.region(pipe, clean, [(1919, 1921)])[0, :, 0].nonzero().flatten().tolist() == [0, 1]
+    assert sampling.region(pipe, clean, [(0, 1920), (3840, 3841)])[0, :, 0].nonzero().flatten().tolist() == [0, 2]
+
+
+def test_the_blend_reaches_into_the_kept_side(pipe):
+    clean, latents = torch.zeros(1, 20, 1), torch.ones(1, 20, 1)
+    new = torch.zeros(1, 20, 1, dtype=torch.bool)
+    new[:, 8:12] = True
+    blended = sampling.blend(latents, clean, new, 3)[0, :, 0]
+    assert blended[8:12].tolist() == [1, 1, 1, 1]
+    assert blended[4:8].tolist() == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert blended[12:16].tolist() == pytest.approx([0.75, 0.5, 0.25, 0])
+    assert torch.equal(sampling.blend(latents, clean, new, 0), latents)
+
+
+@pytest.mark.parametrize(("averages", "guidance"), [(1, 7.0), (3, 7.0), (2, 1.0)])
+def test_a_morph_between_equal_ends_is_the_source(pipe, averages, guidance):
+    clean, _ = a_source(pipe)
+    run = a_run(pipe, guidance=guidance)
+    plan = sampling.Morph(run.condition, clean, 0, 6, averages)
+    assert torch.equal(final(pipe, dataclasses.replace(run, start=clean.clone(), morph=plan)), clean)
+
+
+def test_a_morph_follows_upstreams_formula(pipe):
+    """Written out once more, step by step, at guidance 1: skipped steps, two averaged draws, the target alone."""
+    clean, _ = a_source(pipe)
+    run, source = a_run(pipe, guidance=1.0), other_condition(pipe)
+    plan = sampling.Morph(source, clean, 1, 3, 2)
+    ours = final(pipe, dataclasses.replace(run, start=clean, morph=plan, generators=sampling.generators_for((5,))))
+
+    def velocity(x, condition, t):
+        time = torch.full((1,), t)
+        with torch.no_grad():
+            return pipe.transformer(x, time, time, condition.states, condition.context, return_dict=False)[0]
+
+    generator = torch.Generator().manual_seed(5)
+    z, sigmas = clean.clone(), [*run.sigmas, 0.0]
+    for i in range(1, 3):
+        change = 0
+        for _ in range(2):
+            e = torch.randn(clean.shape, generator=generator)
+            zs = (1 - sigmas[i]) * clean + sigmas[i] * e
+            zt = z + zs - clean
+            change = change + (velocity(zt, run.condition, sigmas[i]) - velocity(zs, source, sigmas[i])) / 2
+        z = z + (sigmas[i + 1] - sigmas[i]) * change
+    e = torch.randn(clean.shape, generator=generator)
+    x = z + (1 - sigmas[3]) * clean + sigmas[3] * e - clean
+    for i in range(3, 6):
+        x = x + (sigmas[i + 1] - sigmas[i]) * velocity(x, run.condition, sigmas[i])
+    assert torch.allclose(ours, x, atol=1e-4)
+
+
+def test_a_late_start_in_the_schedule_starts_from_the_noised_source(pipe):
+    sigmas = sampling.schedule(10, 1.0)
+    assert sampling.from_nearest(sigmas, 0.61) == sigmas[4:]
+    assert sampling.from_nearest(sigmas, 1.0) == sigmas
+    assert sampling.from_nearest(sigmas, 0.0) == sigmas[9:]
+    clean, noise = torch.full((1, 4, 2), 2.0), torch.ones(3, 4, 2)
+    assert torch.equal(sampling.noised(clean, noise, 0.25), torch.full((3, 4, 2), 1.75))
+
+
+def test_the_cover_context_is_the_pipelines(pipe):
+    clean, _ = a_source(pipe)
+    with torch.no_grad():
+        silence = pipe.condition_encoder.silence_latent
+        codes, _ = pipe.audio_tokenizer.tokenize(clean, silence)
+        expected = pipe.audio_token_detokenizer(codes)[:, : clean.shape[1]]
+    context = sampling.cover_context(pipe, clean)
+    channels = clean.shape[-1]
+    assert torch.equal(context[..., :channels], expected)
+    assert context[..., channels:].eq(1).all()
 
 
 # --- token budget -------------------------------------------------------------------------------------------------
@@ -245,10 +416,12 @@ def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
 
 @pytest.mark.parametrize("seconds", [1.0, 30.0, 47.3])
 def test_encoding_takes_the_mode_and_equals_the_vaes_own_tiling(pipe, seconds):
-    samples = 0.3 * torch.randn((2, int(48_000 * seconds)), generator=torch.Generator().manual_seed(3))
-    ours = torch.cat(list(sampling.encode_audio(pipe, samples)), dim=1)
+    samples = np.random.default_rng(3).standard_normal((2, round(48_000 * seconds)), np.float32) * 0.3
+    ours = sampling.join([latents for _, _, latents in sampling.encode_samples(pipe, samples)])
+    padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, -samples.shape[1] % 1920))
     with torch.no_grad():
-        whole = pipe.vae.encode(samples[None]).latent_dist.mode().transpose(1, 2)
+        whole = pipe.vae.encode(padded[None]).latent_dist.mode().transpose(1, 2)
+    assert ours.shape[1] == math.ceil(samples.shape[1] / 1920)
     assert torch.equal(ours, whole)
 
 

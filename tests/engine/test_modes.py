@@ -1,0 +1,412 @@
+"""Cover, extend and edit through the backend: what is kept, what is new, how long it is, and how it joins.
+
+Files are compared, not tensors: what a musician would load into an editor.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+import soundfile
+
+import audio
+import backend
+import sampling
+from params import Done, Failed, parse_request
+
+RATE = 48_000
+SECONDS = 4.0
+
+
+@pytest.fixture(scope="module")
+def studio():
+    return backend.get_backend()
+
+
+@pytest.fixture(autouse=True)
+def output(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "songs"))
+
+
+def tune(rate, seconds=SECONDS, channels=2, level=0.5):
+    """A chord with a beat and a little noise, [n, channels]."""
+    time = np.arange(round(seconds * rate)) / rate
+    chord = sum(np.sin(2 * np.pi * f * time) for f in (220.0, 277.2, 329.6)) / 3
+    beat = 0.5 + 0.5 * np.cos(2 * np.pi * 2 * time) ** 8
+    noise = np.random.default_rng(1).standard_normal((time.size, channels)) * 0.02
+    wave = (chord * beat)[:, None] * np.linspace(1, 0.7, channels)[None] + noise
+    return wave / np.abs(wave).max() * level
+
+
+SOURCES = {
+    "44.1 kHz mono": ("wav", 44_100, 1, 0.5, "PCM_16"),
+    "48 kHz stereo at full scale": ("wav", 48_000, 2, 1.0, "PCM_16"),
+    "48 kHz mono 24 bit": ("wav", 48_000, 1, 0.7, "PCM_24"),
+    "96 kHz": ("flac", 96_000, 2, 0.5, "PCM_24"),
+    "mp3": ("mp3", 44_100, 2, 0.5, None),
+}
+
+
+@pytest.fixture
+def make_source(tmp_path):
+    def make(kind="48 kHz stereo at full scale", seconds=SECONDS):
+        suffix, rate, channels, level, subtype = SOURCES[kind]
+        path = tmp_path / f"source.{suffix}"
+        soundfile.write(path, tune(rate, seconds, channels, level), rate, subtype=subtype)
+        return str(path)
+
+    return make
+
+
+def run(studio, mode, source, **values):
+    options = {"steps": 2, **values.pop("options", {})}
+    values = {"prompt": "calm piano", "seed": 7, **values}
+    last = list(studio.stream(parse_request(mode, {**values, "source": source, "options": options})))[-1]
+    return last
+
+
+def song(done):
+    """The decoded file [2, n]."""
+    assert isinstance(done, Done), done
+    return audio.decode(done.files[0])
+
+
+def as_saved(samples):
+    """What a 24-bit file holds of samples."""
+    return np.clip(np.round(samples.astype(np.float64) * 2**23), -(2**23), 2**23 - 1).astype(np.float32) / 2**23
+
+
+def largest_step(samples):
+    return float(np.abs(np.diff(samples, axis=1)).max()) if samples.shape[1] > 1 else 0.0
+
+
+def assert_smooth(result, border, old, fade):
+    """No step around a border is larger than the larger of its two sides' own steps."""
+    around = result[:, border - fade - 2 : border + fade + 2]
+    inside, outside = result[:, border + fade : border + fade + RATE // 2], old
+    assert largest_step(around) <= max(largest_step(inside), largest_step(outside)) * 1.001
+
+
+# --- repaint ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_repaint_changes_the_region_and_nothing_else(studio, make_source, kind):
+    source = make_source(kind)
+    old = as_saved(audio.decode(source))
+    done = run(studio, "edit", source, start=1.3, end=2.7, options={"repaint_mode": "balanced"})
+    new = song(done)
+    assert new.shape == old.shape
+    start, end, fade = round(1.3 * RATE), round(2.7 * RATE), round(0.05 * RATE)
+    assert np.array_equal(new[:, : start - fade], old[:, : start - fade])
+    assert np.array_equal(new[:, end + fade :], old[:, end + fade :])
+    inside = np.abs(new[:, start:end] - old[:, start:end])
+    assert inside.max() > 0.05
+    assert_smooth(new, start, old[:, :start], fade)
+    assert_smooth(new[:, ::-1], new.shape[1] - end, old[:, end:], fade)
+
+
+@pytest.mark.parametrize("format", ["wav", "flac"])
+@pytest.mark.parametrize("kind", ["48 kHz stereo at full scale", "48 kHz mono 24 bit"])
+def test_untouched_integer_samples_survive_bit_for_bit(studio, make_source, kind, format):
+    source = make_source(kind)
+    before, _ = soundfile.read(source, dtype="int32", always_2d=True)
+    done = run(studio, "edit", source, start=1.0, end=2.0, options={"format": format})
+    after, _ = soundfile.read(done.files[0], dtype="int32", always_2d=True)
+    assert after.shape == (before.shape[0], 2)
+    kept = round(0.95 * RATE)
+    assert np.array_equal(after[:kept], np.broadcast_to(before[:kept], (kept, 2)))
+    assert np.array_equal(
+        after[round(2.05 * RATE) :], np.broadcast_to(before[round(2.05 * RATE) :], after[round(2.05 * RATE) :].shape)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "fade"),
+    [
+        ({"repaint_mode": "conservative"}, 0.05),
+        ({"repaint_mode": "balanced", "repaint_strength": 0.5}, 0.025),
+        ({"repaint_mode": "balanced", "repaint_strength": 1.0}, 0.01),
+        ({"repaint_mode": "aggressive"}, 0.01),
+    ],
+    ids=str,
+)
+def test_the_modes_differ_in_how_much_they_hold_on_to(studio, make_source, options, fade):
+    source = make_source()
+    old, new = audio.decode(source), song(run(studio, "edit", source, start=1, end=2, options={"steps": 4, **options}))
+    changed = np.flatnonzero(np.abs(new - as_saved(old)).max(axis=0))
+    assert RATE - round(fade * RATE) <= changed[0] < RATE
+    assert 2 * RATE <= changed[-1] < 2 * RATE + round(fade * RATE)
+
+
+def test_repaint_modes_and_strengths_give_different_regions(studio, make_source):
+    source = make_source()
+    ways = [{"repaint_mode": "conservative"}, {"repaint_strength": 0.5}, {"repaint_mode": "aggressive"}]
+    regions = [
+        song(run(studio, "edit", source, start=1, end=2, options={"steps": 4, **w}))[:, RATE : 2 * RATE] for w in ways
+    ]
+    assert not np.allclose(regions[0], regions[1], atol=1e-3)
+    assert not np.allclose(regions[1], regions[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("level", [0.02, 0.2, 0.9])
+def test_the_level_inside_fits_the_surroundings(studio, tmp_path, level):
+    path = tmp_path / "level.wav"
+    soundfile.write(path, tune(RATE, level=level), RATE, subtype="PCM_24")
+    new = song(run(studio, "edit", str(path), start=1.5, end=2.5))
+    inside, outside = (
+        new[:, int(1.55 * RATE) : int(2.45 * RATE)],
+        np.delete(new, np.s_[int(1.4 * RATE) : int(2.6 * RATE)], 1),
+    )
+    assert audio.rms_dbfs(inside) == pytest.approx(audio.rms_dbfs(outside), abs=4)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 1.0), (3.0, 0), (3.2, 4.0)])
+def test_a_region_may_touch_an_end_of_the_file(studio, make_source, start, end):
+    source = make_source()
+    old, new = as_saved(audio.decode(source)), song(run(studio, "edit", source, start=start, end=end))
+    assert new.shape == old.shape
+    kept = slice(round((end + 0.05) * RATE), None) if start == 0 else slice(0, round((start - 0.05) * RATE))
+    assert np.array_equal(new[:, kept], old[:, kept])
+    edge = 0 if start == 0 else -1
+    assert np.abs(new - old)[:, edge].max() > 0 or np.abs(new - old)[:, edge - 200 : edge + 200].max() > 0
+
+
+def test_loudness_in_a_repaint_says_what_it_costs(studio, make_source):
+    done = run(studio, "edit", make_source(), start=1, end=2, options={"loudness": -20})
+    assert any("whole file" in note for note in done.record["notes"])
+
+
+# --- extend -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize(("before", "after"), [(0, 3.21), (2.5, 0), (1.11, 2.22)])
+def test_extend_adds_exactly_the_asked_seconds(studio, make_source, kind, before, after):
+    source = make_source(kind)
+    old = as_saved(audio.decode(source))
+    new = song(run(studio, "extend", source, before=before, after=after, options={"overlap": 0.5}))
+    lead, tail, overlap = round(before * RATE), round(after * RATE), RATE // 2
+    assert new.shape[1] == lead + old.shape[1] + tail
+    kept = slice(overlap if before else 0, old.shape[1] - (overlap if after else 0))
+    assert np.array_equal(new[:, lead:][:, kept], old[:, kept])
+    for part in (new[:, :lead], new[:, new.shape[1] - tail :]):
+        assert part.shape[1] == 0 or not audio.is_silent(part)
+    if before:
+        assert_smooth(new[:, ::-1], new.shape[1] - lead - overlap, old, 10)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_silence_and_a_short_clip_can_be_extended(studio, tmp_path, seconds):
+    path = tmp_path / "short.wav"
+    samples = np.zeros((round(seconds * RATE), 2)) if seconds == 3.0 else tune(RATE, seconds)
+    soundfile.write(path, samples, RATE, subtype="PCM_16")
+    new = song(run(studio, "extend", str(path), before=1, after=2))
+    assert new.shape[1] == round((seconds + 3) * RATE)
+    assert not audio.is_silent(new[:, :RATE])
+    assert not audio.is_silent(new[:, -2 * RATE :])
+
+
+# --- cover --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_cover_is_as_long_as_its_source(studio, make_source, kind):
+    source = make_source(kind)
+    new = song(run(studio, "cover", source))
+    assert new.shape == audio.decode(source).shape
+    assert audio.peak_dbfs(new) == pytest.approx(-1, abs=0.01)
+
+
+def test_a_cover_at_strength_0_is_text2music(studio, tmp_path):
+    path = tmp_path / "ten.wav"
+    soundfile.write(path, tune(RATE, 10.0), RATE)
+    plain = list(
+        studio.stream(
+            parse_request("generate", {"prompt": "calm piano", "seed": 7, "duration": 10, "options": {"steps": 2}})
+        )
+    )
+    assert np.array_equal(song(run(studio, "cover", str(path), strength=0)), song(plain[-1]))
+
+
+def test_strength_is_a_switch_at_a_step(studio, make_source):
+    source = make_source()
+    songs, steps = [], []
+    for strength in (0, 0.5, 0.8, 1):
+        done = run(studio, "cover", source, strength=strength, options={"steps": 5})
+        songs.append(song(done))
+        steps.append(done.record["switch_step"])
+    assert steps == [0, 2, 4, 5]
+    for one, other in itertools.pairwise(songs):
+        assert not np.allclose(one, other, atol=1e-3)
+
+
+def test_a_cover_hears_its_source(studio, tmp_path):
+    songs = []
+    for name, seed in (("one", 1), ("two", 2)):
+        path = tmp_path / f"{name}.wav"
+        soundfile.write(path, np.random.default_rng(seed).standard_normal((RATE * 3, 2)) * 0.1, RATE)
+        songs.append(song(run(studio, "cover", str(path), strength=1)))
+    assert not np.allclose(*songs, atol=1e-3)
+
+
+def test_noise_strength_shortens_the_schedule(studio, make_source):
+    source = make_source()
+    done = run(studio, "cover", source, options={"steps": 10, "noise_strength": 0.6})
+    assert done.record["switch_step"] == int(6 * 0.8) - int(6 * 0.8) % 1 or done.record["switch_step"] <= 5
+    assert not np.allclose(song(done), song(run(studio, "cover", source, options={"steps": 10})), atol=1e-3)
+
+
+# --- morph, layer, extract, complete ------------------------------------------------------------------------------
+
+
+def reconstruction(studio, source):
+    """The VAE's own idea of the source, in the length of the source."""
+    samples, pipe = audio.decode(source), studio.pipeline()
+    latents = sampling.join([tile for _, _, tile in sampling.encode_samples(pipe, samples)])
+    decoded = np.concatenate([tile.numpy() for _, _, tile in sampling.decode_latents(pipe, latents.float())], axis=1)
+    decoded = decoded[:, : samples.shape[1]]
+    return decoded / max(np.abs(decoded).max(), 1.0)
+
+
+def test_a_morph_between_equal_ends_is_the_vaes_reconstruction(studio, make_source):
+    source = make_source()
+    words = {
+        "prompt": "calm piano",
+        "lyrics": "[Verse]\nla",
+        "source_prompt": "calm piano",
+        "source_lyrics": "[Verse]\nla",
+    }
+    new = song(run(studio, "edit", source, action="morph", **words, options={"steps": 4, "n_avg": 2}))
+    assert np.allclose(new, reconstruction(studio, source), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "preset", [{"n_min": 0.6, "n_max": 1.0, "n_avg": 3}, {"n_min": 0.2, "n_max": 0.4, "n_avg": 3}], ids=str
+)
+def test_a_morph_moves_towards_its_target(studio, make_source, preset):
+    source = make_source()
+    words = {"prompt": "loud techno", "source_prompt": "calm piano"}
+    new = song(run(studio, "edit", source, action="morph", **words, options={"steps": 5, **preset}))
+    assert new.shape == audio.decode(source).shape
+    assert not np.allclose(new, reconstruction(studio, source), atol=1e-2)
+
+
+def test_a_layer_is_a_stem_as_long_as_the_source_or_the_mix(studio, make_source):
+    source = make_source("44.1 kHz mono")
+    old = audio.decode(source)
+    stem_done = run(studio, "edit", source, action="layer", tracks=["drums"])
+    stem = song(stem_done)
+    assert stem.shape == old.shape
+    mixed = run(studio, "edit", source, action="layer", tracks=["drums"], options={"mix": True})
+    if isinstance(mixed, Failed):
+        assert np.abs(old + stem).max() > 1
+    else:
+        assert np.allclose(song(mixed), old + stem, atol=1e-6)
+    assert (
+        any("experimental" in note for note in stem_done.record["notes"])
+        or studio.capabilities()["tasks"]["layer"] == "official"
+    )
+
+
+def test_a_mix_over_full_scale_is_an_error_with_a_hint(studio, make_source):
+    failed = run(studio, "edit", make_source(), action="layer", tracks=["drums"], options={"mix": True})
+    assert isinstance(failed, Failed)
+    assert "over full scale" in failed.problem.message
+    assert "stem" in failed.problem.hint
+
+
+def test_a_layer_in_a_region_is_silent_elsewhere(studio, make_source):
+    stem = song(run(studio, "edit", make_source(), action="layer", tracks=["bass"], start=1, end=2))
+    assert np.abs(stem[:, : round(0.95 * RATE)]).max() == 0
+    assert np.abs(stem[:, round(2.05 * RATE) :]).max() == 0
+    assert not audio.is_silent(stem[:, RATE : 2 * RATE])
+
+
+@pytest.mark.parametrize(
+    ("action", "one", "other"), [("extract", ["drums"], ["vocals"]), ("complete", ["drums"], ["drums", "bass"])]
+)
+def test_tracks_are_named_to_the_model(studio, make_source, action, one, other):
+    source = make_source()
+    first, second = (run(studio, "edit", source, prompt="", action=action, tracks=tracks) for tracks in (one, other))
+    assert "DRUMS" in first.record["instruction"]
+    assert song(first).shape == audio.decode(source).shape
+    assert not np.allclose(song(first), song(second), atol=1e-3)
+
+
+# --- all of them --------------------------------------------------------------------------------------------------
+
+CALLS = {
+    "cover": ("cover", {}),
+    "extend": ("extend", {"after": 1}),
+    "repaint": ("edit", {"start": 1, "end": 2}),
+    "morph": ("edit", {"action": "morph", "source_prompt": "old words"}),
+    "layer": ("edit", {"action": "layer", "tracks": ["drums"]}),
+    "extract": ("edit", {"action": "extract", "tracks": ["drums"]}),
+    "complete": ("edit", {"action": "complete", "tracks": ["drums"]}),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_takes_are_what_their_seeds_give_alone(studio, make_source, name):
+    mode, values = CALLS[name]
+    source = make_source("mp3")
+    done = run(studio, mode, source, takes=2, **values)
+    assert len(done.files) == 2
+    alone = song(run(studio, mode, source, seed=8, **values))
+    assert np.allclose(audio.decode(done.files[1]), alone, atol=1e-4)
+    assert not np.allclose(audio.decode(done.files[0]), alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_mode_is_repeatable_and_stops_within_a_step(studio, make_source, name):
+    mode, values = CALLS[name]
+    source = make_source("mp3")
+    one, again = (song(run(studio, mode, source, **values)) for _ in range(2))
+    assert np.array_equal(one, again)
+    request = parse_request(mode, {"prompt": "x", **values, "source": source, "options": {"steps": 50}})
+    events = studio.stream(request)
+    for event in events:
+        if event.stage == "steps" and event.step == 1:
+            break
+    events.close()
+    assert studio.turn.acquire(timeout=20)
+    studio.turn.release()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [*CALLS, "generate"])
+def test_no_state_of_one_mode_leaks_into_another(studio, make_source, first):
+    source = make_source("mp3")
+
+    def one(name):
+        if name == "generate":
+            request = parse_request(
+                "generate", {"prompt": "calm piano", "seed": 7, "duration": 10, "options": {"steps": 2}}
+            )
+            return song(list(studio.stream(request))[-1])
+        mode, values = CALLS[name]
+        return song(run(studio, mode, source, **values))
+
+    fresh = {}
+    for name in [*CALLS, "generate"]:
+        studio._pipe = None
+        fresh[name] = one(name)
+    for second in fresh:
+        one(first)
+        assert np.array_equal(one(second), fresh[second]), f"{second} after {first}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "field"),
+    [
+        ("edit", {"start": 1, "end": 9}, "end"),
+        ("edit", {"start": 3.9}, "start"),
+        ("edit", {}, "end"),
+        ("extend", {"before": 300, "after": 300}, "after"),
+    ],
+)
+def test_what_does_not_fit_the_source_fails_before_the_model_runs(studio, make_source, mode, values, field):
+    failed = run(studio, mode, make_source(), **values)
+    assert isinstance(failed, Failed)
+    assert failed.problem.field == field
