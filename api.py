@@ -1,0 +1,345 @@
+"""The public endpoints: one for each song mode, and /capabilities, for gradio_client, plain HTTP and MCP.
+
+Each endpoint has plain components of its own that the page never draws. They carry names, defaults and schemas: gradio
+reads an endpoint's defaults from its components (only None comes from the signature), and an MCP tool's texts from the
+handler's docstring. Both are built here from one table of parameters, so that a new mode is one entry in `ENDPOINTS`.
+Values reach the handlers as the client sent them (`preprocess=False`): a Textbox would turn a list into lyrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from backend import GPU_CONCURRENCY, get_backend, problem_of
+from params import (
+    FORMATS,
+    LIMITS,
+    QUALITY_STEPS,
+    REQUESTS,
+    TEXT_LIMITS,
+    Done,
+    Event,
+    Failed,
+    InvalidRequest,
+    Problem,
+    Progress,
+    SongRequest,
+    parse_request,
+    shown,
+)
+
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One input of an endpoint: its component, its default (or REQUIRED), a line about it, its JSON schema.
+
+    `schema` None keeps the component's own.
+    """
+
+    name: str
+    component: Callable[..., gr.components.Component]
+    default: Any
+    about: str
+    schema: Mapping[str, Any] | None = None
+
+    def build(self) -> gr.components.Component:
+        """Make the component that carries the default and the schema."""
+        value = None if self.default is REQUIRED else self.default
+        component = self.component(label=self.name, value=value, visible=False)
+        if self.schema is not None:
+            # On the instance: for a subclass of a component the page would ask the server for frontend files.
+            component.api_info = lambda: dict(self.schema)
+        return component
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A song endpoint: what it does, in a sentence, and its parameters in the order of the signature."""
+
+    about: str
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the parameters' names in order."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    @property
+    def uploads(self) -> tuple[str, ...]:
+        """Return the names of the parameters that are files."""
+        return tuple(parameter.name for parameter in self.parameters if parameter.component is _upload)
+
+
+# --- the tables ---------------------------------------------------------------------------------------------------
+
+
+def _range(name: str) -> str:
+    low, high = (int(edge) if edge == int(edge) else edge for edge in (LIMITS[name].low, LIMITS[name].high))
+    return f"from {low} to {high}"
+
+
+WHOLE = {"type": "integer"}
+WHOLE_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+TEXT_OR_NUMBER = {"anyOf": [{"type": "string"}, {"type": "number"}]}
+# gr.JSON's own schema has the type {}, which fails every MCP call.
+OBJECT = {"type": "object", "additionalProperties": True}
+
+SONG_PARAMETERS = (
+    Parameter(
+        "prompt",
+        gr.Textbox,
+        REQUIRED,
+        f"What the song sounds like: genre, mood, instruments, voice; up to {TEXT_LIMITS['prompt']:,} characters. "
+        "May be empty where there are lyrics.",
+    ),
+    Parameter(
+        "lyrics",
+        gr.Textbox,
+        "",
+        f"What is sung, with sections such as [Verse] and [Chorus] on lines of their own; up to "
+        f"{TEXT_LIMITS['lyrics']:,} characters. None means no singing.",
+    ),
+    Parameter("instrumental", gr.Checkbox, False, "True leaves the singing out, whatever the lyrics say."),
+    Parameter(
+        "bpm",
+        gr.Number,
+        LIMITS["bpm"].default,
+        f"Tempo in beats a minute, {_range('bpm')}; null lets the model decide.",
+        WHOLE_OR_NULL,
+    ),
+    Parameter("key", gr.Textbox, "", 'Key such as "A minor", "F# major" or "Bbm"; empty lets the model decide.'),
+    Parameter(
+        "time_signature",
+        gr.Textbox,
+        "",
+        "Beats of a bar: 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8); empty lets the model decide.",
+        TEXT_OR_NUMBER,
+    ),
+    Parameter(
+        "language", gr.Textbox, "unknown", 'Language of the lyrics as a code such as "en", "ja" or "yue", or "unknown".'
+    ),
+    Parameter(
+        "takes",
+        gr.Number,
+        LIMITS["takes"].default,
+        f"How many songs to make of the one request, {_range('takes')}; take i uses seed + i.",
+        WHOLE,
+    ),
+    Parameter(
+        "quality",
+        gr.Textbox,
+        "standard",
+        f"One of {', '.join(f'{name} ({steps} steps)' for name, steps in QUALITY_STEPS.items())}; "
+        "a turbo checkpoint makes each in 8.",
+    ),
+    Parameter(
+        "seed",
+        gr.Number,
+        LIMITS["seed"].default,
+        f"The same seed gives the same song, {_range('seed')}; -1 draws one, which the record tells.",
+        WHOLE,
+    ),
+)
+
+
+def _options(mode: str) -> Parameter:
+    known = REQUESTS[mode].model_fields["options"].annotation.model_fields
+    about = f"Advanced settings as an object with any of {', '.join(known)}. format is one of {', '.join(FORMATS)}."
+    return Parameter("options", gr.JSON, {}, about, OBJECT)
+
+
+def _upload(**settings: Any) -> gr.Audio:
+    """Make an audio input whose value `uploaded_path` checks: gradio's own check ends as a 400 without a parameter."""
+    upload = gr.Audio(type="filepath", sources=["upload"], **settings)
+    upload.api_info()  # keeps the schema, which is made from the data model
+    upload.data_model = None
+    return upload
+
+
+DURATION = Parameter("duration", gr.Number, LIMITS["duration"].default, f"Length in seconds, {_range('duration')}.")
+REFERENCE = Parameter("reference", _upload, None, "An audio file that lends the song its timbre.")
+
+
+def _song_endpoint(mode: str, about: str, *own: Parameter) -> Endpoint:
+    """Return an endpoint with the shared parameters and its `own`, the required ones first as Python wants them."""
+    every = (*SONG_PARAMETERS, _options(mode), *own)
+    return Endpoint(about, tuple(sorted(every, key=lambda parameter: parameter.default is not REQUIRED)))
+
+
+ENDPOINTS = {
+    "generate": _song_endpoint("generate", "Make songs from words.", DURATION, REFERENCE),
+}
+
+
+# --- the endpoints ------------------------------------------------------------------------------------------------
+
+
+def add_endpoints() -> None:
+    """Register every public endpoint; call it once, inside the Blocks context of the page."""
+    # Each component is hidden by itself: inside a hidden Column the page would still fetch their code.
+    for mode, endpoint in ENDPOINTS.items():
+        gr.on(
+            [],  # nothing on the page triggers it
+            song_handler(mode),
+            inputs=[parameter.build() for parameter in endpoint.parameters],
+            outputs=[
+                gr.File(label="files", file_count="multiple", visible=False),
+                gr.JSON(label="record", visible=False),
+            ],
+            api_name=mode,
+            api_visibility="public",
+            preprocess=False,
+            show_progress="hidden",
+            validator=song_validator(mode),
+            **GPU_CONCURRENCY,
+        )
+    gr.on(
+        [],
+        capabilities,
+        outputs=gr.JSON(label="capabilities", visible=False),
+        api_name="capabilities",
+        api_visibility="public",
+        show_progress="hidden",
+        # Health checks ask it: it must answer while songs are made and while the queue is full.
+        queue=False,
+        postprocess=False,  # gr.JSON's would reach an MCP client as the text "root={...}"
+    )
+
+
+def capabilities() -> dict[str, Any]:
+    """Tell what this studio can do: its model, engine, device, tasks, limits and versions.
+
+    Returns:
+        An object with model, engine (xl or preview), device, dtype, memory_plan, tasks, limits, versions and more.
+    """
+    return get_backend().capabilities()
+
+
+def song_handler(mode: str) -> Callable[..., Iterator[tuple[list[str] | None, dict[str, Any]]]]:
+    """Return the handler of a song endpoint: a generator whose name, signature and docstring gradio and MCP read.
+
+    It yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) while the song is being made and
+    (paths, record) at the end. It raises gr.Error titled with the problem's code. Closing it cancels the song.
+    """
+    endpoint = ENDPOINTS[mode]
+
+    def handler(*values: Any) -> Iterator[tuple[list[str] | None, dict[str, Any]]]:
+        try:
+            request = read_request(mode, dict(zip(endpoint.names, values, strict=True)))
+        except InvalidRequest as error:
+            raise error_for(error.problem) from None
+        # A run can be cancelled by its event only after its first value.
+        yield None, _progress(Progress("waiting"))
+        with contextlib.closing(_events(request)) as events:
+            for event in events:
+                match event:
+                    case Progress():
+                        yield None, _progress(event)
+                    case Done(files, record):
+                        yield list(files), record
+                    case Failed(problem):
+                        raise error_for(problem)
+
+    handler.__name__ = handler.__qualname__ = mode
+    handler.__doc__ = _docstring(endpoint)
+    handler.__signature__ = inspect.Signature(
+        inspect.Parameter(parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=parameter.default)
+        for parameter in endpoint.parameters
+    )
+    return handler
+
+
+def song_validator(mode: str) -> Callable[..., list[dict[str, Any]]]:
+    """Return the check that runs before anything is queued: a verdict for each input, with the sentence if it is wrong.
+
+    A wrong value ends as HTTP 422, in gradio_client as a ValidationError, with the parameter's name and the sentence.
+    """
+    names = ENDPOINTS[mode].names
+
+    def validate(*values: Any) -> list[dict[str, Any]]:
+        said: dict[str, list[str]] = {}
+        try:
+            read_request(mode, dict(zip(names, values, strict=True)))
+        except InvalidRequest as error:
+            for problem in error.problems:
+                name = problem.field.split(".")[0]
+                said.setdefault(name if name in names else names[0], []).append(sentence(problem))
+        return [gr.validate(name not in said, " ".join(said.get(name, ()))) for name in names]
+
+    return validate
+
+
+def read_request(mode: str, values: Mapping[str, Any]) -> SongRequest:
+    """Return the request that raw API `values` make; raises InvalidRequest, also where a file is not an upload."""
+    paths = {name: uploaded_path(name, values[name]) for name in ENDPOINTS[mode].uploads if values[name] is not None}
+    return parse_request(mode, {**values, **paths})
+
+
+def uploaded_path(name: str, value: Any) -> str:
+    """Return the path of an uploaded file in the upload cache.
+
+    Gradio has checked the path of a file input already. This holds wherever a client puts one, and follows links.
+    """
+    path = value.get("path") if isinstance(value, Mapping) else None
+    # os.path.isfile is False for names that no file can have; Path.is_file raises for some.
+    if isinstance(path, str) and os.path.isfile(path):
+        found = Path(path).resolve()
+        if found.is_relative_to(Path(get_upload_folder()).resolve()):
+            return str(found)
+    wrong = path if isinstance(path, str) else value
+    message = f"{name.capitalize()} must be an uploaded audio file, not {shown(wrong)}."
+    raise InvalidRequest((Problem("invalid", message, name),))
+
+
+def _events(request: SongRequest) -> Iterator[Event]:
+    """Yield the events of a run; whatever goes wrong around it becomes a `Failed` as well."""
+    try:
+        yield from get_backend().stream(request)
+    except Exception as error:
+        yield Failed(problem_of(error))
+
+
+def _progress(event: Progress) -> dict[str, Any]:
+    return {"progress": asdict(event)}
+
+
+def sentence(problem: Problem) -> str:
+    """Return the problem's text; where it lies inside a parameter, it says where, such as `options.steps`."""
+    field, text = problem.field, problem.text()
+    # The sentence about an unknown name quotes it already, cut and cleaned.
+    return f"{field}: {text}" if "." in field and shown(field) not in text else text
+
+
+def error_for(problem: Problem) -> gr.Error:
+    """Return the error that a client gets: titled with the code, its text safe where a page shows it as HTML."""
+    return gr.Error(html.escape(sentence(problem), quote=False), title=problem.code, print_exception=False)
+
+
+def _docstring(endpoint: Endpoint) -> str:
+    """Return a docstring as gradio reads it: a description, then one line for each parameter."""
+    lines = [f"    {parameter.name}: {parameter.about}" for parameter in endpoint.parameters]
+    return "\n".join(
+        [
+            endpoint.about,
+            "",
+            "Args:",
+            *lines,
+            "",
+            "Returns:",
+            "    The audio files, one for each take, and a record with everything that is needed to make them again. "
+            'While it works, a streaming client gets no files and {"progress": {"stage", "step", "steps", "elapsed", '
+            '"left", "note"}}.',
+        ]
+    )
