@@ -35,17 +35,20 @@ TASKS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=["generate"], choices=[*TASKS, []], help="default: generate")
+    parser.add_argument("tasks", nargs="*", metavar="task", help=f"any of {', '.join(TASKS)}; generate by default")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10, 60, 240], help="lengths of the song or source")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
+    tasks = arguments.tasks or ["generate"]
+    if unknown := set(tasks) - TASKS.keys():
+        parser.error(f"unknown task: {', '.join(sorted(unknown))}")
     studio = backend.get_backend()
     studio.pipeline()
     print(f"engine {studio.weights.engine}, {studio.device().kind}, {studio.device().dtype}, {arguments.steps} steps")
     print(f"{'task':<10}{'seconds':>8}{'bare':>9}{'studio':>9}{'ratio':>8}{'peak MB':>9}")
     with tempfile.TemporaryDirectory() as folder:
-        for task in arguments.tasks:
+        for task in tasks:
             for seconds in arguments.seconds:
                 bare, whole = compare(studio, task, seconds, arguments.steps, arguments.runs, Path(folder))
                 row = f"{task:<10}{seconds:>8g}{bare:>8.2f}s{whole:>8.2f}s{whole / bare:>8.3f}{peak_memory_mb():>9.0f}"
