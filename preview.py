@@ -1,0 +1,413 @@
+"""The built-in tiny checkpoints: the real classes in the real layout on disk, with seeded instead of learnt weights.
+
+`checkpoint_folder` is the "preview engine": what the studio runs until the real weights are there, and what the tests
+run. Every part of a song passes through it as through the real model (tokens, conditions, guidance, steps, tiles), but
+its sound is not music. About one million parameters, made in seconds, the same bytes every time.
+
+The weights are uniform draws of a private generator, scaled so that signals keep their size from layer to layer; no
+global random state is read or written. Two numbers are measured on the fresh VAE and rounded before they are used,
+so that a last bit of rounding on another processor does not change the files: the gains that bring a decoded random
+latent to -20 dBFS and an encoded tone to a spread of one, and the latent of silence.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+WORDS = Path(__file__).with_name("assets") / "words.txt"
+MANIFEST = "files.json"
+DECODED_DBFS = -20.0
+"""RMS of a decoded latent of unit variance."""
+
+VOCABULARY = 4_200
+LATENT_CHANNELS = 6
+SILENCE_FRAMES = 15_000
+DOWNSAMPLING = (2, 4, 4, 6, 10)
+TEXT_SIZE = 48
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+_lock = threading.Lock()
+
+
+def checkpoint_folder() -> Path:
+    """Return the folder of the preview checkpoint; make it in the cache where it is missing or damaged.
+
+    The cache is the folder that ACE_STUDIO_CACHE names, else ~/.cache/ace-music-studio. Any number of threads and
+    processes may ask at once: one makes it, aside, and renames it. Where the cache cannot be written the checkpoint
+    is made in a temporary folder that lasts as long as this process. Raises OSError where that is impossible too.
+    """
+    with _lock:
+        try:
+            return _in_cache(_cache())
+        except (OSError, NotImplementedError):  # a file system without locks raises the latter
+            return _in_cache(_temporary_cache())
+
+
+def expected_folder() -> Path:
+    """Return where `checkpoint_folder` will be if the cache can be written, without making anything."""
+    return _cache() / f"preview-{_version()}"
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars, and a warning about old weight norms that nobody here can heed, off the console."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*torch.nn.utils.weight_norm", category=FutureWarning)
+
+
+def make_checkpoint(folder: Path, *, xl: bool = False, turbo: bool = False, seed: int = 0) -> Path:
+    """Write a tiny ACE-Step checkpoint in diffusers layout into `folder` and return it.
+
+    The plain one is shaped like the 2B models (the conditions are as wide as the transformer); `xl` gives the shape of
+    the XL models, whose conditions are narrower. `turbo` marks it as distilled. Equal arguments give equal bytes.
+    """
+    import torch
+    from diffusers import AceStepPipeline, FlowMatchEulerDiscreteScheduler
+
+    quiet_libraries()
+    folder = Path(folder)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    with torch.no_grad():
+        vae, silence = _vae(generator)
+        tokenizer = _tokenizer()
+        text_encoder = _text_encoder(generator, len(tokenizer))
+        condition_encoder = _condition_encoder(generator, _condition_size(xl), silence)
+        transformer = _transformer(generator, xl, turbo)
+        audio_tokenizer, detokenizer = _audio_tokenizers(generator)
+    pipeline = AceStepPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        condition_encoder=condition_encoder,
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
+        audio_tokenizer=audio_tokenizer,
+        audio_token_detokenizer=detokenizer,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    _write_manifest(folder)
+    return folder
+
+
+# --- where it is kept ---------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _version() -> str:
+    """Hash of everything that decides the bytes: this file, the word list, the libraries that write their versions."""
+    digest = hashlib.sha256(Path(__file__).read_bytes() + WORDS.read_bytes())
+    for package in ("torch", "diffusers", "transformers", "tokenizers", "safetensors"):
+        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _cache() -> Path:
+    return Path(os.path.expanduser(os.environ.get("ACE_STUDIO_CACHE") or "~/.cache/ace-music-studio")).absolute()
+
+
+def _in_cache(cache: Path) -> Path:
+    folder = cache / f"preview-{_version()}"
+    if _is_intact(folder):
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "preview.lock"):
+        if _is_intact(folder):
+            return folder
+        # Nobody else makes one while we hold the lock: whatever lies aside was left by a process that died.
+        for leftover in cache.glob(".preview-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        aside = Path(tempfile.mkdtemp(prefix=".preview-", dir=cache))
+        try:
+            make_checkpoint(aside)
+            if folder.exists() or folder.is_symlink():
+                folder.rename(cache / f".preview-damaged-{os.getpid()}")
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(cache / f".preview-damaged-{os.getpid()}", ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def _temporary_cache() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="ace-music-studio-"))
+    owner = os.getpid()
+
+    def remove() -> None:
+        # A forked worker runs its parent's exit handlers as well; the folder is the parent's.
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def _write_manifest(folder: Path) -> None:
+    """List every file with its hash; written last, so a folder that has it was finished."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (folder / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == hashes[name] for name in hashes)
+    except (OSError, ValueError):
+        return False
+
+
+# --- the parts ----------------------------------------------------------------------------------------------------
+
+
+def _tokenizer():
+    """Byte-level BPE with Qwen's splitting rules; like Qwen3-Embedding's it closes every text with <|endoftext|>."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import Qwen2Tokenizer
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_training_text(), trainer)
+    end = SPECIAL_TOKENS[0]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+    )
+    return Qwen2Tokenizer(
+        tokenizer_object=tokenizer,
+        eos_token=end,
+        pad_token=end,
+        unk_token=None,
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        padding_side="right",
+        model_max_length=131_072,
+    )
+
+
+def _training_text() -> list[str]:
+    """The words as prompts hold them: mostly after a space, sometimes at the start of a line, sometimes capitalised.
+
+    The list opens with the words that count most; they weigh more. Qwen has tokens for punctuation before a line's end.
+    """
+    text = [mark + line_end for mark in ("", ":", "]", ".", ",", ")", "!", "?") for line_end in ("\n\n", "\n")] * 20
+    for rank, word in enumerate(WORDS.read_text(encoding="utf-8").split()):
+        weight = 2 if rank < 400 else 1
+        text += [f" {word}"] * 3 * weight + [word, word[0].upper() + word[1:]] * weight
+    return text
+
+
+def _text_encoder(generator: torch.Generator, vocabulary: int) -> nn.Module:
+    from transformers import Qwen3Config, Qwen3Model
+
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=TEXT_SIZE,
+        intermediate_size=2 * TEXT_SIZE,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=32_768,
+        rope_theta=1_000_000.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+    return _filled(lambda: Qwen3Model(config), generator)
+
+
+def _condition_size(xl: bool) -> int:
+    return 64 if xl else 96
+
+
+def _condition_encoder(generator: torch.Generator, size: int, silence: torch.Tensor) -> nn.Module:
+    from diffusers.pipelines.ace_step import AceStepConditionEncoder
+
+    encoder = _filled(
+        lambda: AceStepConditionEncoder(
+            hidden_size=size,
+            intermediate_size=2 * size,
+            text_hidden_dim=TEXT_SIZE,
+            timbre_hidden_dim=LATENT_CHANNELS,
+            num_lyric_encoder_hidden_layers=2,
+            num_timbre_encoder_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+        ),
+        generator,
+    )
+    encoder.silence_latent = silence.expand(1, SILENCE_FRAMES, LATENT_CHANNELS).contiguous()
+    return encoder
+
+
+def _transformer(generator: torch.Generator, xl: bool, turbo: bool) -> nn.Module:
+    from diffusers import AceStepTransformer1DModel
+
+    size = 96
+    return _filled(
+        lambda: AceStepTransformer1DModel(
+            hidden_size=size,
+            intermediate_size=2 * size,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=64 if xl else 48,  # the XL models' queries are wider than their hidden states
+            in_channels=3 * LATENT_CHANNELS,
+            audio_acoustic_hidden_dim=LATENT_CHANNELS,
+            encoder_hidden_size=_condition_size(xl),
+            is_turbo=turbo,
+            model_version="turbo" if turbo else "sft",
+        ),
+        generator,
+    )
+
+
+def _audio_tokenizers(generator: torch.Generator) -> tuple[nn.Module, nn.Module]:
+    from diffusers.pipelines.ace_step import AceStepAudioTokenDetokenizer, AceStepAudioTokenizer
+
+    shape = {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "audio_acoustic_hidden_dim": LATENT_CHANNELS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    tokenizer = _filled(lambda: AceStepAudioTokenizer(fsq_dim=48, **shape), generator)
+    detokenizer = _filled(lambda: AceStepAudioTokenDetokenizer(**shape), generator)
+    return tokenizer, detokenizer
+
+
+def _vae(generator: torch.Generator) -> tuple[nn.Module, torch.Tensor]:
+    """Build the VAE and the latent of silence [1, 1, channels]."""
+    import torch
+    from diffusers import AutoencoderOobleck
+
+    vae = _filled(
+        lambda: AutoencoderOobleck(
+            encoder_hidden_size=2 * LATENT_CHANNELS,  # its last layer gives a mean and a spread for each channel
+            downsampling_ratios=list(DOWNSAMPLING),
+            channel_multiples=[1, 2, 2, 4, 4],
+            decoder_channels=4,
+            decoder_input_channels=LATENT_CHANNELS,
+            audio_channels=2,
+            sampling_rate=48_000,
+        ),
+        generator,
+    )
+    # Kernels whose taps sum to zero let no constant through: a steady offset would count as sound and be silence.
+    last = vae.decoder.conv2
+    last.weight_v -= last.weight_v.mean(dim=2, keepdim=True)
+    latent = _uniform((1, LATENT_CHANNELS, 128), 1.0, generator)
+    last.weight_g *= _rounded(10 ** (DECODED_DBFS / 20) / vae.decode(latent).sample.std())
+
+    mean, spread = vae.encoder.conv2.weight_g.chunk(2)
+    noise = _uniform((1, 2, 96_000), 0.1, generator)
+    encoded = vae.encode(noise).latent_dist.mean[..., 8:-8]
+    mean *= _rounded(1.0 / encoded.std(dim=2).mean())
+    # A trained VAE is nearly sure of its latents: softplus(-4) is a spread of 0.02.
+    spread *= 0.1
+    vae.encoder.conv2.bias[LATENT_CHANNELS:] = -4.0
+    silence = vae.encode(torch.zeros(1, 2, 96_000)).latent_dist.mean[0, :, 25]
+    return vae, torch.round(silence * 256).div(256).reshape(1, 1, LATENT_CHANNELS)
+
+
+def _rounded(value: torch.Tensor) -> float:
+    return float(f"{float(value):.2g}")
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+
+def _filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
+    """Build a model without drawing from the global generator, then give each parameter its seeded values."""
+    import torch
+
+    with torch.device("meta"):
+        model = build()
+    model = model.to_empty(device="cpu").eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(_values(model, name, parameter, generator))
+    return model
+
+
+def _values(model: nn.Module, name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw one parameter: unit gain for maps, ones for norms, and enough of the rest that every input matters."""
+    import torch
+
+    owner_name, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    shape = tuple(parameter.shape)
+    kind = type(owner).__name__
+    if kind.endswith("RMSNorm"):
+        # The norms of queries and keys set how sharply attention picks; flat attention would average a BPM away.
+        return torch.full(shape, 2.0 if owner_name.endswith(("q_norm", "k_norm", "norm_q", "norm_k")) else 1.0)
+    if leaf == "weight_g":
+        return torch.full(shape, _gain(owner))
+    if leaf in ("alpha", "beta"):
+        # Snake adds sin(e^alpha x)^2 / e^beta; a large beta keeps the VAE near linear, else its offset drowns the song.
+        return _uniform(shape, 0.3, generator) + (1.0 if leaf == "beta" else 0.0)
+    if leaf == "bias":
+        return _uniform(shape, 0.02 if kind.startswith("Conv") else 0.1, generator)
+    if leaf == "scale_shift_table":
+        return _uniform(shape, 0.3, generator)
+    if kind == "Embedding" or leaf in ("special_token", "special_tokens", "null_condition_emb"):
+        return _uniform(shape, 1.0, generator)
+    if kind == "ConvTranspose1d":
+        return _uniform(shape, (shape[0] * shape[2] / owner.stride[0]) ** -0.5, generator)
+    fan_in = parameter[0].numel()
+    return _uniform(shape, fan_in**-0.5, generator)
+
+
+def _gain(owner: nn.Module) -> float:
+    """Norm of a weight-normalised kernel for outputs as large as the inputs.
+
+    A plain convolution is normed per output channel, a transposed one per input channel, of whose `kernel` taps only
+    kernel / stride fall on one output sample. The two branches of a residual unit add; the second is kept small.
+    """
+    if type(owner).__name__ == "ConvTranspose1d":
+        return (owner.out_channels * owner.stride[0] / owner.in_channels) ** 0.5
+    return 0.5 if owner.kernel_size == (1,) else 1.0
+
+
+def _uniform(shape: tuple[int, ...], spread: float, generator: torch.Generator) -> torch.Tensor:
+    """Uniform draws around zero with standard deviation `spread`; exact on every processor, as normal draws are not."""
+    import torch
+
+    edge = 3**0.5 * spread
+    return torch.empty(shape).uniform_(-edge, edge, generator=generator)

@@ -1,0 +1,84 @@
+"""What every test stands on: an environment of its own, without network, and the tiny checkpoints.
+
+The environment is set while this file is imported, before gradio, huggingface_hub or torch read it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_HOME = Path(tempfile.mkdtemp(prefix="ace-studio-tests-"))
+os.environ.update(
+    {
+        "ACE_STUDIO_CACHE": str(_HOME / "cache"),
+        "ACE_STUDIO_MODEL": "preview",
+        "ACE_STUDIO_OUTPUT": str(_HOME / "output"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_TEMP_DIR": str(_HOME / "page"),
+        "HF_HOME": str(_HOME / "huggingface"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+)
+for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "SPACES_ZERO_GPU"):
+    os.environ.pop(_name, None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --slow."""
+    parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip slow tests unless they are asked for."""
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; pytest --slow runs it"))
+
+
+def pytest_unconfigure() -> None:
+    """Remove what the tests left."""
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """Return the folder of the 2B-shaped tiny checkpoint, the one that the preview engine runs."""
+    import preview
+
+    return preview.checkpoint_folder()
+
+
+@pytest.fixture(scope="session")
+def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an XL-shaped tiny checkpoint."""
+    import preview
+
+    return preview.make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-xl-sft", xl=True)
+
+
+@pytest.fixture(scope="session")
+def pipe(tiny: Path) -> Any:
+    """Return the pipeline of the 2B-shaped checkpoint on the CPU in float32; tests leave it as they found it."""
+    return _pipeline(tiny)
+
+
+@pytest.fixture(scope="session")
+def pipe_xl(tiny_xl: Path) -> Any:
+    """Return the pipeline of the XL-shaped checkpoint on the CPU in float32."""
+    return _pipeline(tiny_xl)
+
+
+def _pipeline(folder: Path) -> Any:
+    import models
+
+    weights = models.Weights(folder.name, folder, "variable", "", "xl", None, folder.name)
+    return models.build_pipeline(weights, models.Device("cpu", "float32", "float32", "float32", "a test"))

@@ -1,0 +1,331 @@
+"""The built-in checkpoint: made once, the same everywhere, and every input of a song changes what it plays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import preview
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = (
+    "warm lofi piano with soft drums",
+    "An upbeat synthwave track with driving bass, shimmering arpeggios and a nostalgic eighties mood, female vocals",
+    "A melancholic indie folk ballad with fingerpicked acoustic guitar, subtle strings and a breathy female voice",
+    "heavy metal, double kick drums, distorted guitars, growling male vocals, fast tempo",
+    "orchestral film score building from a lonely cello to a triumphant brass finale",
+    "a cheerful children's song about counting sheep with ukulele and glockenspiel",
+)
+LYRICS = (
+    "[Verse 1]\nSoft notes in the morning light\nEvery window learns to shine\n[Chorus]\nMusic fills the air tonight"
+)
+SONG = {"prompt": PROMPTS[0], "lyrics": LYRICS, "vocal_language": "en", "bpm": 90, "keyscale": "C major"}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the hash of every file below `folder`."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def in_new_process(code: str, **environment: str) -> subprocess.Popen:
+    """Start Python on `code` in the repository's root."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def song(pipe, seconds: float = 10.0, steps: int = 20, guidance: float = 7.0, seed: int = 0, **changes) -> torch.Tensor:
+    """Return the latents [1, frames, channels] of a song."""
+    torch.manual_seed(0)  # the VAE draws from the global generator when it encodes
+    return pipe(
+        audio_duration=seconds,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+        **{"shift": 1.0, **SONG, **changes},
+    ).audios
+
+
+def decibels(samples: torch.Tensor) -> float:
+    """Return the RMS of `samples` in dBFS."""
+    return 20 * math.log10(float(samples.square().mean().sqrt()))
+
+
+def tone(hertz: float, seconds: float = 10.0) -> torch.Tensor:
+    """Return a stereo tone [2, samples] at 48 kHz."""
+    return 0.3 * torch.sin(2 * torch.pi * hertz * torch.arange(int(seconds * 48_000)) / 48_000).repeat(2, 1)
+
+
+# --- on disk ------------------------------------------------------------------------------------------------------
+
+
+def test_it_has_the_real_layout_and_stays_small(tiny):
+    index = json.loads((tiny / "model_index.json").read_text())
+    assert index["_class_name"] == "AceStepPipeline"
+    parts = {"transformer", "vae", "text_encoder", "tokenizer", "condition_encoder", "scheduler"}
+    assert {name for name in index if not name.startswith("_")} == parts | {
+        "audio_tokenizer",
+        "audio_token_detokenizer",
+    }
+    assert sum(path.stat().st_size for path in tiny.rglob("*") if path.is_file()) < 10e6
+    vae = json.loads((tiny / "vae" / "config.json").read_text())
+    assert vae["downsampling_ratios"] == [2, 4, 4, 6, 10]
+    assert (vae["sampling_rate"], vae["audio_channels"]) == (48_000, 2)
+    assert vae["encoder_hidden_size"] == 2 * vae["decoder_input_channels"]
+
+
+def test_two_processes_and_two_folders_give_equal_bytes(tiny, tmp_path):
+    code = f"import pathlib, preview; preview.make_checkpoint(pathlib.Path({str(tmp_path / 'elsewhere' / 'b')!r}))"
+    other = in_new_process(code)
+    preview.make_checkpoint(tmp_path / "a")
+    assert other.wait(120) == 0, other.stderr.read()
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "elsewhere" / "b") == hashes(tiny)
+    text = "".join(path.read_text() for path in tiny.rglob("*.json"))
+    assert str(tmp_path) not in text and str(tiny.parent) not in text and "_name_or_path" not in text
+
+
+def test_making_it_leaves_the_global_generator_alone(tiny, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    preview.make_checkpoint(tmp_path / "again")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seed_shape_and_turbo_are_in_the_files(tiny, tmp_path):
+    preview.make_checkpoint(tmp_path / "seed", seed=1)
+    preview.make_checkpoint(tmp_path / "turbo", turbo=True)
+    assert (
+        hashes(tmp_path / "seed")["transformer/diffusion_pytorch_model.safetensors"]
+        != (hashes(tiny)["transformer/diffusion_pytorch_model.safetensors"])
+    )
+    config = json.loads((tmp_path / "turbo" / "transformer" / "config.json").read_text())
+    assert config["is_turbo"] and config["model_version"] == "turbo"
+
+
+def test_the_xl_shape_has_narrower_conditions(pipe, pipe_xl):
+    def widths(pipeline) -> tuple[int, int]:
+        return pipeline.transformer.config.hidden_size, pipeline.transformer.config.encoder_hidden_size
+
+    assert widths(pipe)[0] == widths(pipe)[1]
+    assert widths(pipe_xl)[0] != widths(pipe_xl)[1]
+    assert song(pipe_xl, 2, steps=2).isfinite().all()
+
+
+# --- in the cache -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("ACE_STUDIO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_expected_folder_is_where_it_is_made(cache):
+    expected = preview.expected_folder()
+    assert not cache.exists()
+    assert preview.checkpoint_folder() == expected and expected.is_relative_to(cache)
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [expected.name]
+
+
+def test_processes_and_threads_at_once_get_one_whole_checkpoint(cache, tiny):
+    code = "import preview; print(preview.checkpoint_folder())"
+    processes = [in_new_process(code) for _ in range(2)]
+    folders: list[Path] = []
+    threads = [threading.Thread(target=lambda: folders.append(preview.checkpoint_folder())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for process in processes:
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        folders.append(Path(out.strip()))
+    assert len(folders) == 4 and len(set(folders)) == 1
+    assert hashes(folders[0]) == hashes(tiny)
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [folders[0].name]
+
+
+def damage_cut(folder: Path) -> None:
+    """Cut a weights file off."""
+    os.truncate(folder / "transformer" / "diffusion_pytorch_model.safetensors", 1000)
+
+
+def damage_flip(folder: Path) -> None:
+    """Change one byte in the middle of the weights."""
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def damage_half(folder: Path) -> None:
+    """Leave what a process that died in the middle might leave."""
+    (folder / preview.MANIFEST).unlink()
+    (folder / "model_index.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_flip, damage_half])
+def test_a_damaged_checkpoint_is_made_anew(cache, tiny, damage):
+    folder = preview.checkpoint_folder()
+    damage(folder)
+    assert preview.checkpoint_folder() == folder
+    assert hashes(folder) == hashes(tiny)
+
+
+def test_a_cache_that_cannot_be_written_falls_back_to_a_temporary_folder(tmp_path, monkeypatch, tiny):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ACE_STUDIO_CACHE", str(tmp_path / "file" / "cache"))
+    folder = preview.checkpoint_folder()
+    assert hashes(folder) == hashes(tiny)
+    assert preview.checkpoint_folder() == folder
+
+
+# --- tokens -------------------------------------------------------------------------------------------------------
+
+
+def test_english_counts_about_four_characters_a_token(pipe):
+    def rate(texts) -> float:
+        return sum(map(len, texts)) / sum(len(pipe.tokenizer(text).input_ids) for text in texts)
+
+    assert 3.5 < rate(PROMPTS) < 5.5
+    assert 3.0 < rate([LYRICS]) < 5.0
+    assert 3.0 < rate([pipe._format_prompt(prompt, bpm=90, keyscale="C major")[0] for prompt in PROMPTS]) < 5.0
+
+
+def test_the_tokenizer_is_like_the_real_one(pipe):
+    tokenizer = pipe.tokenizer
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|endoftext|>"
+    assert tokenizer.padding_side == "right"
+    assert len(tokenizer("<|im_start|><|im_end|>", add_special_tokens=False).input_ids) == 2
+    assert tokenizer("rain").input_ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.model_max_length == 131_072
+    odd = "Grüße, 你好 🎵\n\t[Outro]"
+    assert tokenizer.decode(tokenizer(odd).input_ids, skip_special_tokens=True) == odd
+    assert (
+        len(tokenizer(["a song", "word " * 600], truncation=True, max_length=256, padding="longest").input_ids[0])
+        == 256
+    )
+
+
+# --- sound --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(pipe) -> torch.Tensor:
+    """The song that the others are compared with."""
+    return song(pipe)
+
+
+CHANGES = {
+    "seed": {"seed": 1},
+    "prompt": {"prompt": PROMPTS[3]},
+    "one word of the prompt": {"prompt": PROMPTS[0].replace("soft", "loud")},
+    "lyrics": {"lyrics": "[Instrumental]"},
+    "one word of the lyrics": {"lyrics": LYRICS.replace("tonight", "today")},
+    "language": {"vocal_language": "de"},
+    "bpm": {"bpm": 91},
+    "key": {"keyscale": "C minor"},
+    "time signature": {"timesignature": "3"},
+    "guidance": {"guidance": 6.0},
+    "no guidance": {"guidance": 1.0},
+    "guidance interval": {"cfg_interval_start": 0.2},
+    "steps": {"steps": 21},
+    "shift": {"shift": 3.0},
+    "cover": {"task_type": "cover", "src_audio": tone(220)},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_every_input_changes_the_song(pipe, base, change):
+    changed = song(pipe, **change)
+    difference = float((changed - base).square().mean().sqrt() / base.std())
+    assert changed.isfinite().all()
+    assert difference > 0.01  # -40 dB; bfloat16 instead of float32 makes about 0.04 on weights of this kind
+
+
+@pytest.mark.slow
+def test_a_reference_changes_the_song_and_another_does_so_differently(pipe, base):
+    low, high = (song(pipe, reference_audio=tone(hertz)) for hertz in (220, 880))
+    for one, other in ((low, base), (high, base), (low, high)):
+        assert float((one - other).square().mean().sqrt()) > 0.01
+
+
+@pytest.mark.parametrize("seconds, steps", [(2, 20), (10, 20), (60, 8), (600, 2)])
+def test_songs_of_every_length_are_sound(pipe, seconds, steps):
+    latents = song(pipe, seconds, steps)
+    assert latents.shape[1] == 25 * seconds
+    assert latents.isfinite().all()
+    assert 0.3 < float(latents.std()) < 3
+    with torch.no_grad():
+        sound = pipe.vae.decode(latents[:, :1500].transpose(1, 2)).sample
+    assert -30 < decibels(sound) < -10
+    assert float(sound.abs().max()) < 2
+
+
+def test_random_latents_are_heard_and_differ(pipe):
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, pipe.transformer.config.audio_acoustic_hidden_dim, 250, generator=generator)
+    with torch.no_grad():
+        sounds = pipe.vae.decode(latents).sample
+    assert sounds.shape == (2, 2, 480_000)
+    for sound in sounds:
+        assert -22 < decibels(sound) < -18
+        assert abs(float(sound.mean())) < 1e-4
+    # No hum that all songs share, and two channels that are not one.
+    assert abs(float(torch.corrcoef(sounds.flatten(1))[0, 1])) < 0.4
+    assert abs(float(torch.corrcoef(sounds[0])[0, 1])) < 0.4
+
+
+def test_the_silence_latent_is_what_the_vae_makes_of_silence(pipe):
+    with torch.no_grad():
+        encoded = pipe.vae.encode(torch.zeros(1, 2, 480_000)).latent_dist.mode()
+    held = pipe.condition_encoder.silence_latent
+    assert held.shape[1] == 15_000
+    assert float(held.std()) > 0.1
+    assert float((encoded[0, :, 10:-10].T - held[0, :230]).abs().max()) < 0.01
+
+
+def test_tiles_equal_the_whole(pipe):
+    latents = torch.randn(1, pipe.transformer.config.audio_acoustic_hidden_dim, 700)
+    with torch.no_grad():
+        tiled = pipe.vae.decode(latents).sample
+        whole = pipe.vae.decoder(latents)
+    assert float((tiled - whole).abs().max()) < 1e-4
+
+
+@pytest.mark.slow
+def test_it_is_quick(pipe, tmp_path):
+    latents = torch.randn(1, pipe.transformer.config.audio_acoustic_hidden_dim, 1500)
+    with torch.no_grad():
+        assert quickest(lambda: preview.make_checkpoint(tmp_path / "again")) < 3
+        assert quickest(lambda: song(pipe)) < 2
+        assert quickest(lambda: pipe.vae.decode(latents)) < 10
+
+
+def quickest(work) -> float:
+    """Return the seconds of the best of three runs, because other work may share the machine."""
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        work()
+        seconds.append(time.monotonic() - started)
+    return min(seconds)
