@@ -431,7 +431,7 @@ class ExtendRequest(SongRequest):
     @model_validator(mode="after")
     def _adds_something(self):
         self._needs_words()
-        if self.before + self.after <= 0:
+        if not _samples(self.before) + _samples(self.after):
             raise _fail("after", "Seconds before and Seconds after, each from 0 to 300, must not both be 0.")
         return self
 
@@ -506,7 +506,7 @@ class EditRequest(SongRequest):
                     field, f"Start and End choose a region for repaint and layer; {self.action} takes the whole file."
                 )
             return
-        if self.end and self.end - self.start < LEAST_REGION_SECONDS:
+        if self.end and _samples(self.end) - _samples(self.start) < _samples(LEAST_REGION_SECONDS):
             raise _fail(
                 "end",
                 f"End must be at least {LEAST_REGION_SECONDS:g} seconds after Start ({self.start:g}) or 0, "
@@ -523,11 +523,14 @@ REQUESTS: dict[str, type[SongRequest]] = {
 
 
 def check_source(request: SongRequest, seconds: float) -> None:
-    """Check what depends on the source's length in seconds; raises InvalidRequest with the field and the range."""
-    length = f"{seconds:.6g}"
+    """Check what depends on the source's length in seconds; raises InvalidRequest with the field and the range.
+
+    Times are compared as samples: a length that a client computed, or that was resampled, may be off by a fraction.
+    """
+    length, total = f"{seconds:.6g}", _samples(seconds)
     if isinstance(request, ExtendRequest):
         room = MAX_SOURCE_SECONDS - seconds
-        if request.before + request.after > room:
+        if _samples(request.before) + total + _samples(request.after) > _samples(MAX_SOURCE_SECONDS):
             field = "after" if request.after >= request.before else "before"
             message = (
                 f"Seconds before and after together must be from 0 to {max(room, 0):.6g} for a source of {length} "
@@ -535,14 +538,14 @@ def check_source(request: SongRequest, seconds: float) -> None:
             )
             raise InvalidRequest((Problem("invalid", message, field),))
     if isinstance(request, EditRequest) and request.action in ("repaint", "layer"):
-        end = request.end or seconds
+        start, end = _samples(request.start), _samples(request.end) or total
         problem = None
-        if request.start > seconds - LEAST_REGION_SECONDS:
+        if start > total - _samples(LEAST_REGION_SECONDS):
             latest = max(seconds - LEAST_REGION_SECONDS, 0)
             problem = "start", f"Start must be from 0 to {latest:.6g} seconds in this source, not {request.start:g}."
-        elif end > seconds:
-            problem = "end", f"End must be from 0 to {length} seconds, the length of this source, not {end:g}."
-        elif request.action == "repaint" and request.start == 0 and end == seconds:
+        elif end > total:
+            problem = "end", f"End must be from 0 to {length} seconds, the length of this source, not {request.end:g}."
+        elif request.action == "repaint" and start == 0 and end == total:
             problem = (
                 "end",
                 f"Start and End must leave some of the source (0 to {length} seconds) as it is; to change all of it, "
@@ -550,6 +553,10 @@ def check_source(request: SongRequest, seconds: float) -> None:
             )
         if problem:
             raise InvalidRequest((Problem("invalid", problem[1], problem[0]),))
+
+
+def _samples(seconds: float) -> int:
+    return round(seconds * SAMPLE_RATE)
 
 
 def parse_request(mode: str, values: Mapping[str, Any]) -> SongRequest:
