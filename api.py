@@ -13,20 +13,27 @@ import html
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+import uploads
 from backend import GPU_CONCURRENCY, get_backend, problem_of
 from params import (
+    ACTION_OPTIONS,
+    ACTIONS,
     FORMATS,
+    LEAST_REGION_SECONDS,
     LIMITS,
+    MAX_SOURCE_SECONDS,
     QUALITY_STEPS,
+    REPAINT_MODES,
     REQUESTS,
     TEXT_LIMITS,
+    TRACKS,
     Done,
     Event,
     Failed,
@@ -86,6 +93,7 @@ class Endpoint:
 
 
 def _range(name: str) -> str:
+    """Return the limits of a number as words."""
     low, high = (int(edge) if edge == int(edge) else edge for edge in (LIMITS[name].low, LIMITS[name].high))
     return f"from {low} to {high}"
 
@@ -95,6 +103,7 @@ WHOLE_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
 TEXT_OR_NUMBER = {"anyOf": [{"type": "string"}, {"type": "number"}]}
 # gr.JSON's own schema has the type {}, which fails every MCP call.
 OBJECT = {"type": "object", "additionalProperties": True}
+TEXTS = {"type": "array", "items": {"type": "string"}}
 
 SONG_PARAMETERS = (
     Parameter(
@@ -154,9 +163,19 @@ SONG_PARAMETERS = (
 )
 
 
+def _shared(name: str, **changes: Any) -> Parameter:
+    """Return a parameter of every song with `changes`, for a mode where it has another default or meaning."""
+    return replace(next(parameter for parameter in SONG_PARAMETERS if parameter.name == name), **changes)
+
+
 def _options(mode: str) -> Parameter:
     known = REQUESTS[mode].model_fields["options"].annotation.model_fields
     about = f"Advanced settings as an object with any of {', '.join(known)}. format is one of {', '.join(FORMATS)}."
+    if mode == "edit":
+        owned = "; ".join(
+            f"{', '.join(sorted(names))} to {action}" for action, names in ACTION_OPTIONS.items() if names
+        )
+        about += f" Of these, some belong to one action: {owned}. repaint_mode is one of {', '.join(REPAINT_MODES)}."
     return Parameter("options", gr.JSON, {}, about, OBJECT)
 
 
@@ -170,16 +189,112 @@ def _upload(**settings: Any) -> gr.Audio:
 
 DURATION = Parameter("duration", gr.Number, LIMITS["duration"].default, f"Length in seconds, {_range('duration')}.")
 REFERENCE = Parameter("reference", _upload, None, "An audio file that lends the song its timbre.")
+SOURCE = Parameter(
+    "source",
+    _upload,
+    REQUIRED,
+    f"The song to work on: a WAV, FLAC, MP3, OGG or AIFF file of 1 to {MAX_SOURCE_SECONDS} seconds.",
+)
+COVER = (
+    SOURCE,
+    REFERENCE,
+    Parameter(
+        "strength",
+        gr.Number,
+        LIMITS["strength"].default,
+        f"The share of the steps that follow the source, {_range('strength')}; "
+        "at 0 the song is made from the words alone.",
+    ),
+)
+EXTEND = (
+    _shared(
+        "lyrics",
+        about=f"What is sung in the new part, with sections such as [Verse] and [Chorus] on lines of their own; up to "
+        f"{TEXT_LIMITS['lyrics']:,} characters. None means no singing.",
+    ),
+    SOURCE,
+    Parameter(
+        "before",
+        gr.Number,
+        LIMITS["before"].default,
+        f"Seconds of new music before the source, {_range('before')}; not 0 where after is 0.",
+    ),
+    Parameter(
+        "after",
+        gr.Number,
+        LIMITS["after"].default,
+        f"Seconds of new music after the source, {_range('after')}; before, source and after together last up to "
+        f"{MAX_SOURCE_SECONDS} seconds.",
+    ),
+)
+EDIT = (
+    _shared(
+        "prompt",
+        default="",
+        about=f"What the new part, the changed song or the track sounds like: genre, mood, instruments, voice; up to "
+        f"{TEXT_LIMITS['prompt']:,} characters. May be empty.",
+    ),
+    SOURCE,
+    Parameter(
+        "action",
+        gr.Textbox,
+        "repaint",
+        f"One of {', '.join(ACTIONS)}. repaint makes start to end anew and keeps the rest; morph leads the whole "
+        "song to the new prompt and lyrics; layer makes one more track (with options.mix the source with it); extract "
+        "takes one track out of it; complete adds tracks.",
+    ),
+    Parameter(
+        "start",
+        gr.Number,
+        LIMITS["start"].default,
+        f"Where the region of repaint or layer starts, in seconds, {_range('start')}.",
+    ),
+    Parameter(
+        "end",
+        gr.Number,
+        LIMITS["end"].default,
+        f"Where it ends, in seconds, {_range('end')}, at least {LEAST_REGION_SECONDS:g} after start; 0 means the end "
+        "of the file. A repaint must leave some of the file as it is.",
+    ),
+    Parameter(
+        "source_prompt",
+        gr.Textbox,
+        "",
+        f"For morph: what the source sounds like now; up to {TEXT_LIMITS['source_prompt']:,} characters.",
+    ),
+    Parameter(
+        "source_lyrics",
+        gr.Textbox,
+        "",
+        f"For morph: what the source sings now; up to {TEXT_LIMITS['source_lyrics']:,} characters. "
+        "Empty where it sings the same as lyrics.",
+    ),
+    Parameter(
+        "tracks",
+        gr.JSON,
+        [],
+        f"For layer and extract exactly one, for complete one or more of {', '.join(TRACKS)}.",
+        TEXTS,
+    ),
+)
 
 
 def _song_endpoint(mode: str, about: str, *own: Parameter) -> Endpoint:
-    """Return an endpoint with the shared parameters and its `own`, the required ones first as Python wants them."""
-    every = (*SONG_PARAMETERS, _options(mode), *own)
-    return Endpoint(about, tuple(sorted(every, key=lambda parameter: parameter.default is not REQUIRED)))
+    """Return an endpoint with the shared parameters and its `own`, the required ones first as Python wants them.
+
+    One of its own replaces the shared one of the same name.
+    """
+    every = {parameter.name: parameter for parameter in (*SONG_PARAMETERS, _options(mode), *own)}
+    return Endpoint(about, tuple(sorted(every.values(), key=lambda parameter: parameter.default is not REQUIRED)))
 
 
 ENDPOINTS = {
     "generate": _song_endpoint("generate", "Make songs from words.", DURATION, REFERENCE),
+    "cover": _song_endpoint("cover", "Make new versions of a song, as long as it, with another sound.", *COVER),
+    "extend": _song_endpoint("extend", "Add new music before and after a song; the song itself stays.", *EXTEND),
+    "edit": _song_endpoint(
+        "edit", "Change a song: repaint a region, morph the whole, add a layer, extract or complete tracks.", *EDIT
+    ),
 }
 
 
@@ -264,14 +379,15 @@ def song_handler(mode: str) -> Callable[..., Iterator[tuple[list[str] | None, di
 def song_validator(mode: str) -> Callable[..., list[dict[str, Any]]]:
     """Return the check that runs before anything is queued: a verdict for each input, with the sentence if it is wrong.
 
-    A wrong value ends as HTTP 422, in gradio_client as a ValidationError, with the parameter's name and the sentence.
+    The uploads' headers are read as well. A wrong value ends as HTTP 422, in gradio_client as a ValidationError, with
+    the parameter's name and the sentence.
     """
     names = ENDPOINTS[mode].names
 
     def validate(*values: Any) -> list[dict[str, Any]]:
         said: dict[str, list[str]] = {}
         try:
-            read_request(mode, dict(zip(names, values, strict=True)))
+            uploads.check(read_request(mode, dict(zip(names, values, strict=True))))
         except InvalidRequest as error:
             for problem in error.problems:
                 name = problem.field.split(".")[0]

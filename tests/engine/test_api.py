@@ -21,6 +21,19 @@ import app
 import backend
 
 FAST = {"steps": 2}
+RATE = 48_000
+SECONDS = 3.0
+# What each task takes besides a source; the result lasts as long as the source, `before` and `after`.
+TASKS = {
+    "cover": ("/cover", {}),
+    "extend": ("/extend", {"before": 0.75, "after": 1.25}),
+    "repaint": ("/edit", {"start": 1, "end": 2}),
+    "morph": ("/edit", {"action": "morph", "source_prompt": "an old piano"}),
+    "layer": ("/edit", {"action": "layer", "tracks": ["drums"]}),
+    "mix": ("/edit", {"action": "layer", "tracks": ["bass"], "options": {"mix": True}}),
+    "extract": ("/edit", {"action": "extract", "tracks": ["vocals"]}),
+    "complete": ("/edit", {"action": "complete", "tracks": ["strings", "bass"]}),
+}
 DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 
 
@@ -51,6 +64,35 @@ def generate(client):
     return call
 
 
+@pytest.fixture(scope="module")
+def tune():
+    """Three quiet seconds of a chord with a little noise, as a 16-bit file holds them, int16 [n, 2]."""
+    time = np.arange(round(SECONDS * RATE)) / RATE
+    chord = sum(np.sin(2 * np.pi * hertz * time) for hertz in (220.0, 277.2, 329.6)) / 30
+    noise = np.random.default_rng(1).standard_normal((time.size, 2)) * 0.005
+    return np.round((chord[:, None] + noise) * 2**15).astype(np.int16)
+
+
+@pytest.fixture
+def source(tune, tmp_path):
+    """A source as gradio_client takes it: a file on disk."""
+    soundfile.write(tmp_path / "tune.wav", tune, RATE, subtype="PCM_16")
+    return handle_file(str(tmp_path / "tune.wav"))
+
+
+@pytest.fixture(scope="module")
+def work(client, generate):
+    """Return a function that runs a task of `TASKS` in two steps, unless told otherwise."""
+
+    def call(task, source, **given):
+        endpoint, own = TASKS[task]
+        options = {**FAST, **own.get("options", {}), **given.pop("options", {})}
+        values = {"prompt": "calm piano", "seed": 7, **own, **given, "options": options}
+        return client.predict(source=source, **values, api_name=endpoint)
+
+    return call
+
+
 @pytest.fixture
 def output(tmp_path, monkeypatch):
     folder = tmp_path / "songs"
@@ -61,15 +103,21 @@ def output(tmp_path, monkeypatch):
 def samples(path):
     """Return a file's samples, float64 [n, 2]."""
     found, rate = soundfile.read(path, always_2d=True)
-    assert rate == 48_000
+    assert rate == RATE
     return found
 
 
-def post(server, **named):
-    """Start /generate over plain HTTP as curl does; numbers that JSON does not know go out as NaN and Infinity."""
+def bits(path):
+    """Return a file's samples as whole numbers of 32 bits, int32 [n, 2]."""
+    return soundfile.read(path, dtype="int32", always_2d=True)[0]
+
+
+def post(server, endpoint="generate", **named):
+    """Start a song over plain HTTP as curl does; numbers that JSON does not know go out as NaN and Infinity."""
+    length = {"duration": 10} if endpoint == "generate" else {}
     return httpx.post(
-        f"{server}/gradio_api/call/v2/generate",
-        content=json.dumps({"prompt": "calm piano", "duration": 10, "options": FAST, **named}),
+        f"{server}/gradio_api/call/v2/{endpoint}",
+        content=json.dumps({"prompt": "calm piano", **length, "options": FAST, **named}),
         headers={"content-type": "application/json"},
     )
 
@@ -103,12 +151,21 @@ def until(true, seconds):
 # --- songs --------------------------------------------------------------------------------------------------------
 
 
-def test_each_endpoint_answers_to_its_required_names_alone(client, monkeypatch):
-    # A whole minute in 50 steps would be slow: the first progress is the answer.
-    job = client.submit(prompt="calm piano", api_name="/generate")
+@pytest.mark.parametrize("endpoint", ["/generate", "/cover", "/extend"])
+def test_each_endpoint_answers_to_its_required_names_alone(client, source, endpoint):
+    # Half a minute or more in 50 steps would be slow: the first progress is the answer.
+    required = {"prompt": "calm piano"} | ({} if endpoint == "/generate" else {"source": source})
+    job = client.submit(**required, api_name=endpoint)
     until(job.outputs, 60)
     assert job.outputs()[0][1]["progress"]["stage"] == "waiting"
     job.cancel()
+
+
+def test_an_edit_of_a_source_alone_is_told_to_choose_a_region(client, source):
+    assert set(told(client, "/edit", source=source)) == {"end"}
+
+
+def test_capabilities_need_nothing(client):
     assert client.predict(api_name="/capabilities")["engine"] == "preview"
 
 
@@ -187,6 +244,90 @@ def test_plain_http_makes_a_song(server):
     assert song.content[:4] == b"RIFF"
 
 
+# --- work on existing audio ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_makes_its_takes_in_the_exact_length(work, source, task):
+    files, record = work(task, source, takes=2)
+    longer = TASKS[task][1].get("before", 0) + TASKS[task][1].get("after", 0)
+    assert [soundfile.info(path).frames for path in files] == [round((SECONDS + longer) * RATE)] * 2
+    first, second = (samples(path) for path in files)
+    assert not np.allclose(first, second, atol=0.001)
+    assert min(np.sqrt(np.mean(song**2)) for song in (first, second)) > 0.001
+    assert [take["seed"] for take in record["takes"]] == [7, 8]
+    assert [take["name"] for take in record["takes"]] == [Path(path).name for path in files]
+    walk(record)
+    endpoint, own = TASKS[task]
+    assert record["mode"] == endpoint.strip("/")
+    assert record["audio"]["source"]["name"] == "tune.wav"
+    given = {name: value for name, value in own.items() if name != "options"}
+    assert {name: record["request"][name] for name in given} == given
+    assert record["errors"] == []
+
+
+def test_a_repaint_keeps_every_sample_outside_its_region(work, source, tune):
+    (path,), record = work("repaint", source, options={"format": "flac"})
+    old, new = tune.astype(np.int32) << 16, bits(path)
+    crossfade = round(0.05 * RATE)
+    assert np.array_equal(new[: RATE - crossfade], old[: RATE - crossfade])
+    assert np.array_equal(new[2 * RATE + crossfade :], old[2 * RATE + crossfade :])
+    assert np.abs(new[RATE : 2 * RATE] - old[RATE : 2 * RATE]).max() > 0.01 * 2**31
+    assert record["request"]["action"] == "repaint"
+
+
+def test_an_extension_keeps_the_source_but_for_the_overlap(work, source, tune):
+    (path,), _ = work("extend", source, options={"overlap": 0.5})
+    old, new = tune.astype(np.int32) << 16, bits(path)
+    before, after, overlap = round(0.75 * RATE), round(1.25 * RATE), RATE // 2
+    assert len(new) == before + len(old) + after
+    assert np.array_equal(new[before + overlap : -after - overlap], old[overlap:-overlap])
+    assert np.abs(new[:before]).max() > 0.01 * 2**31
+    assert np.abs(new[-after:]).max() > 0.01 * 2**31
+
+
+def test_a_mix_is_the_source_and_the_stem(work, source, tune):
+    (mix,), _ = work("mix", source)
+    (stem,), _ = work("mix", source, options={"mix": False})
+    # Stem and mix are each rounded to 24 bits.
+    assert np.allclose(samples(mix), samples(stem) + tune / 2**15, atol=3 / 2**24)
+
+
+def test_a_source_of_another_kind_counts_in_its_own_seconds(work, tmp_path):
+    soundfile.write(tmp_path / "mono.mp3", 0.1 * np.random.default_rng(0).standard_normal(88_200), 44_100)
+    (path,), _ = work("cover", handle_file(str(tmp_path / "mono.mp3")))
+    assert soundfile.info(path).frames == 2 * RATE
+    (path,), _ = work("extend", handle_file(str(tmp_path / "mono.mp3")), before=0, after=1.5)
+    assert soundfile.info(path).frames == 3.5 * RATE
+
+
+def test_the_strength_and_the_words_reach_the_model(work, source):
+    songs = {}
+    for strength in (0, 1):
+        (path,), record = work("cover", source, strength=strength)
+        assert record["switch_step"] == 2 * strength
+        songs[strength] = samples(path)
+    assert not np.allclose(songs[0], songs[1], atol=0.001)
+    for track in ("drums", "vocals"):
+        (path,), record = work("extract", source, tracks=[track], prompt="")
+        assert track.upper() in record["instruction"]
+
+
+def test_a_silent_reference_is_left_out_and_the_record_says_so(work, source, tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros((2 * RATE, 2)), RATE)
+    (path,), record = work("cover", source, reference=handle_file(str(tmp_path / "silence.wav")))
+    assert any("reference audio is silent" in note for note in record["notes"])
+    (without,), _ = work("cover", source)
+    assert np.array_equal(bits(path), bits(without))
+
+
+def test_an_experimental_task_says_so(client, work, source):
+    tasks = client.predict(api_name="/capabilities")["tasks"]
+    for task in ("repaint", "layer", "extract", "complete"):
+        notes = work(task, source)[1]["notes"]
+        assert any("experimental" in note for note in notes) == (tasks[task] == "experimental")
+
+
 # --- wrong values -------------------------------------------------------------------------------------------------
 
 WRONG = [
@@ -223,6 +364,84 @@ def test_a_wrong_value_is_a_validation_error_with_its_name_and_sentence(server, 
     assert sentence in said[name]
 
 
+def told(client, endpoint, **given):
+    """Return the sentences of a gradio_client's ValidationError by parameter."""
+    with pytest.raises(ValidationError) as caught:
+        client.predict(**given, api_name=endpoint)
+    return dict(re.findall(r"^- (\w+): (.*)$", str(caught.value), re.MULTILINE))
+
+
+MISFITS = [
+    ("/cover", {"strength": 1.2}, {"strength": "from 0 to 1, not 1.2."}),
+    ("/cover", {"options": {"overlap": 1}}, {"options": "options.overlap"}),
+    ("/cover", {"prompt": ""}, {"prompt": "there are no lyrics either"}),
+    ("/cover", {"source": None}, {"source": "Source must be an audio file of 1 to 600 seconds; none was given."}),
+    ("/cover", {"source": "/etc/passwd"}, {"source": "must be an uploaded audio file"}),
+    ("/extend", {"before": 0, "after": 0}, {"after": "must not both be 0"}),
+    ("/extend", {"after": 301}, {"after": "from 0 to 300"}),
+    ("/extend", {"before": 299, "after": 300}, {"after": "from 0 to 597 for a source of 3 seconds"}),
+    ("/extend", {"options": {"mix": True}}, {"options": "options.mix"}),
+    ("/edit", {"start": 50, "end": 10}, {"end": "after Start (50)"}),
+    ("/edit", {"start": -5, "end": 9999}, {"start": "from 0 to 600", "end": "from 0 to 600"}),
+    ("/edit", {"start": 1, "end": 1.4}, {"end": "at least 0.5 seconds"}),
+    ("/edit", {"start": 1, "end": 3.1}, {"end": "from 0 to 3 seconds"}),
+    ("/edit", {"start": 2.6}, {"start": "from 0 to 2.5 seconds"}),
+    ("/edit", {"start": 0, "end": 3}, {"end": "must leave some of the source"}),
+    ("/edit", {"action": "remix"}, {"action": "repaint, morph, layer, extract, complete"}),
+    ("/edit", {"action": "layer"}, {"tracks": "exactly one track for layer, not 0"}),
+    ("/edit", {"action": "layer", "tracks": ["kazoo"]}, {"tracks": '"kazoo"'}),
+    ("/edit", {"action": "layer", "tracks": ["drums"], "start": 3}, {"start": "from 0 to 2.5 seconds"}),
+    ("/edit", {"action": "extract", "tracks": ["drums", "bass"]}, {"tracks": "exactly one track"}),
+    ("/edit", {"action": "complete", "tracks": 5}, {"tracks": "must be a list of names"}),
+    ("/edit", {"action": "morph", "end": 2}, {"end": "morph takes the whole file"}),
+    ("/edit", {"start": 1, "source_prompt": "x" * 3000}, {"source_prompt": "2,000 characters"}),
+    ("/edit", {"start": 1, "options": {"n_min": 0.2}}, {"options": "belongs to the action morph"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "given", "expected"), MISFITS, ids=[f"{name[1:]}-{i}" for i, (name, _, _) in enumerate(MISFITS)]
+)
+def test_what_does_not_fit_the_source_or_the_action_is_told_at_its_field(client, source, endpoint, given, expected):
+    said = told(client, endpoint, **{"prompt": "calm piano", "source": source, **given})
+    assert set(said) == set(expected)
+    for name, sentence in expected.items():
+        assert sentence in said[name]
+
+
+NO_AUDIO = {
+    "empty": (b"", "The file is empty."),
+    "text": (b"la la la\n" * 100, "This is a text file, not audio."),
+    "video": (b"\0\0\0\x20ftypisom" + bytes(2000), "This is a video file (MP4 or MOV)"),
+    "corrupt": (b"RIFF\x24\0\0\0WAVEfmt \x10" + b"\xff" * 400, "The file is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_AUDIO)
+def test_a_file_that_is_no_audio_is_told_at_its_field(client, source, tmp_path, kind):
+    data, sentence = NO_AUDIO[kind]
+    (tmp_path / "bad.wav").write_bytes(data)
+    bad = handle_file(str(tmp_path / "bad.wav"))
+    calls = [
+        ("/cover", "source", {}),
+        ("/extend", "source", {}),
+        ("/edit", "source", {"start": 1, "end": 2}),
+        ("/cover", "reference", {"source": source}),
+        ("/generate", "reference", {}),
+    ]
+    for endpoint, field, given in calls:
+        said = told(client, endpoint, **{"prompt": "calm piano", **given, field: bad})
+        assert set(said) == {field}
+        assert said[field].startswith(sentence)
+
+
+@pytest.mark.parametrize(("seconds", "sentence"), [(0.5, "too short: 0.5 seconds"), (601, "up to 10 minutes")])
+def test_a_source_lasts_1_second_to_10_minutes(client, tmp_path, seconds, sentence):
+    soundfile.write(tmp_path / "song.flac", np.zeros(round(seconds * 8_000)), 8_000)
+    said = told(client, "/cover", prompt="calm piano", source=handle_file(str(tmp_path / "song.flac")))
+    assert sentence in said["source"]
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_that_are_none_get_the_sentence(server, number):
     said = refused(post(server, bpm=number, duration=number, takes=number, seed=number, options={"guidance": number}))
@@ -236,12 +455,29 @@ def test_markup_in_the_prompt_is_just_text(generate):
     assert not set("<>()=") & set(Path(path).name)
 
 
-def test_any_other_error_has_a_code_a_message_and_a_hint(generate, tmp_path):
-    (tmp_path / "notes.wav").write_text("this is no audio")
+def test_any_other_error_has_a_code_a_message_and_a_hint(generate, work, tune, tmp_path):
+    # The header is whole, so that the damage shows only when the file is read.
+    soundfile.write(tmp_path / "torn.flac", tune, RATE)
+    data = (tmp_path / "torn.flac").read_bytes()
+    (tmp_path / "torn.flac").write_bytes(data[: len(data) // 2])
+    torn = handle_file(str(tmp_path / "torn.flac"))
+    for make, what in (
+        (lambda: generate(reference=torn), "The reference audio: "),
+        (lambda: work("cover", torn), "The source: "),
+    ):
+        with pytest.raises(AppError) as caught:
+            make()
+        assert caught.value.title == "bad_audio"
+        assert caught.value.message.startswith(what + "The file is damaged")
+        assert caught.value.message.endswith("Export or download it again.")
+
+
+def test_a_mix_over_full_scale_is_an_error_with_a_hint(work, tmp_path):
+    soundfile.write(tmp_path / "loud.wav", np.random.default_rng(0).uniform(-1, 1, (2 * RATE, 2)), RATE)
     with pytest.raises(AppError) as caught:
-        generate(reference=handle_file(str(tmp_path / "notes.wav")))
-    assert caught.value.title == "bad_audio"
-    assert caught.value.message.startswith("The reference audio: ")
+        work("mix", handle_file(str(tmp_path / "loud.wav")))
+    assert caught.value.title == "too_loud"
+    assert "Take the stem alone" in caught.value.message
 
 
 def test_a_broken_output_folder_is_told_and_the_next_song_works(generate, tmp_path, monkeypatch):
@@ -270,6 +506,17 @@ def test_cancel_frees_the_studio_and_the_next_call_works(client, generate):
     assert generate()[0]
 
 
+@pytest.mark.parametrize("task", ["cover", "extend", "repaint", "morph"])
+def test_cancel_stops_work_on_existing_audio(client, work, source, task):
+    endpoint, own = TASKS[task]
+    values = {**own, "prompt": "calm piano", "source": source, "options": {"steps": 200}}
+    job = client.submit(**values, api_name=endpoint)
+    until(lambda: steps_seen(job), 60)
+    job.cancel()
+    until(lambda: not backend.get_backend().turn.locked(), 5)
+    assert work(task, source)[0]
+
+
 def test_hanging_up_frees_the_studio(server, generate):
     event = post(server, duration=60, options={"steps": 200}).json()["event_id"]
     with httpx.stream("GET", f"{server}/gradio_api/call/generate/{event}", timeout=60) as stream:
@@ -294,31 +541,32 @@ def test_capabilities_do_not_wait_for_songs(server, client):
 
 def test_only_the_endpoints_of_the_contract_are_listed(client):
     listed = client.view_api(return_format="dict", print_info=False)
-    assert set(listed["named_endpoints"]) == {"/generate", "/capabilities"}
+    assert set(listed["named_endpoints"]) == {"/generate", "/cover", "/extend", "/edit", "/capabilities"}
     assert listed["unnamed_endpoints"] == {}
 
 
 def test_everything_else_on_the_page_is_private():
     functions = app.build_app().fns.values()
     public = {one.api_name for one in functions if one.api_visibility == "public"}
-    assert public == {"generate", "capabilities"}
+    assert public == {"generate", "cover", "extend", "edit", "capabilities"}
     assert {one.api_visibility for one in functions} == {"public", "private"}
 
 
-def test_a_file_that_was_not_uploaded_is_refused(server, tmp_path):
+@pytest.mark.parametrize(
+    ("endpoint", "field"), [("generate", "reference"), ("cover", "source"), ("extend", "source"), ("edit", "source")]
+)
+def test_a_file_that_was_not_uploaded_is_refused(server, tmp_path, endpoint, field):
     secret = tmp_path / "secret.wav"
     soundfile.write(secret, np.zeros((96_000, 2)), 48_000)
     meta = {"meta": {"_type": "gradio.FileData"}}
-    # With gradio's mark, gradio refuses it; without, the studio does.
-    answer = post(server, reference={"path": str(secret), **meta})
-    assert answer.status_code == 400
-    assert "was not uploaded" in answer.text
-    assert set(refused(post(server, reference={"path": str(secret)}))) == {"reference"}
     around = os.path.join(get_upload_folder(), os.path.relpath(secret, get_upload_folder()))
-    assert post(server, reference={"path": around, **meta}).status_code == 400
-    assert set(refused(post(server, reference={"path": around}))) == {"reference"}
-    link = {"path": "http://127.0.0.1/secret.wav", **meta}
-    assert post(server, reference=link).status_code == 400
+    # With gradio's mark, gradio refuses it; without, the studio does.
+    for path in (str(secret), around):
+        answer = post(server, endpoint, **{field: {"path": path, **meta}})
+        assert answer.status_code == 400
+        assert "was not uploaded" in answer.text
+        assert set(refused(post(server, endpoint, **{field: {"path": path}}))) == {field}
+    assert post(server, endpoint, **{field: {"path": "http://127.0.0.1/secret.wav", **meta}}).status_code == 400
 
 
 def test_the_output_folder_is_not_served(server, generate, output):
@@ -341,21 +589,34 @@ def test_a_call_past_the_queue_starts_no_song(server):
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def test_the_document_has_a_snippet_for_each_endpoint():
+    shown = "".join(code for _, code in BLOCKS)
+    for name in ("generate", "cover", "extend", "edit", "capabilities"):
+        assert f'api_name="/{name}"' in shown
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("language", "code"), BLOCKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)])
-def test_the_snippets_of_the_document_run(server, tmp_path, language, code):
+def test_the_snippets_of_the_document_run(server, tune, tmp_path, language, code):
     if language == "bash" and not shutil.which("curl"):
         pytest.skip("curl is not installed")
-    soundfile.write(tmp_path / "voice.wav", 0.1 * np.random.default_rng(0).standard_normal((96_000, 2)), 48_000)
+    for name in ("voice.wav", "demo.wav"):
+        soundfile.write(tmp_path / name, tune, RATE)
     code = code.replace("http://127.0.0.1:7860", server)
     program = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
     env = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": str(tmp_path / "downloads")}
     done = subprocess.run([*program, code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    made = re.findall(r"/\S+\.(?:wav|flac)", done.stdout)
     if "song.wav" in code:
-        assert len(samples(tmp_path / "song.wav")) == 480_000
-    elif "reference" in code:
+        assert len(samples(tmp_path / "song.wav")) == 10 * RATE
+    elif "$VOICE" in code:
         assert "event_id" in done.stdout
         assert listen(server, json.loads(done.stdout)["event_id"])[-1][0] == "complete"
+    elif language == "bash":
+        assert '"engine":"preview"' in done.stdout.replace(" ", "")
     else:
-        assert "preview" in done.stdout or ".wav" in done.stdout
+        lengths = {"/generate": (10, 12.5), "/cover": (SECONDS,), "/extend": (SECONDS + 3,), "/edit": (SECONDS,)}
+        (endpoint,) = set(re.findall(r'"(/\w+)"', code)) - {"/capabilities"}
+        assert len(made) == (4 if "morph" in code else 1)
+        assert all(soundfile.info(path).duration in lengths[endpoint] for path in made)

@@ -1,19 +1,24 @@
 """The public endpoints without a model: names, defaults, schemas, what a wrong value gets, how a run is passed on."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import pytest
+import soundfile
 from gradio.mcp import GradioMCPServer
+from gradio.utils import get_upload_folder
 
 import api
 import params
 from params import Done, Failed, Problem, Progress
 
-CONTRACT = {
-    "prompt": inspect.Parameter.empty,
+REQUIRED = inspect.Parameter.empty
+SONG = {
+    "prompt": REQUIRED,
     "lyrics": "",
     "instrumental": False,
     "bpm": None,
@@ -24,8 +29,22 @@ CONTRACT = {
     "quality": "standard",
     "seed": -1,
     "options": {},
-    "duration": 60,
-    "reference": None,
+}
+CONTRACT = {
+    "generate": {**SONG, "duration": 60, "reference": None},
+    "cover": {**SONG, "source": REQUIRED, "reference": None, "strength": 0.8},
+    "extend": {**SONG, "source": REQUIRED, "before": 0, "after": 30},
+    "edit": {
+        **SONG,
+        "prompt": "",
+        "source": REQUIRED,
+        "action": "repaint",
+        "start": 0,
+        "end": 0,
+        "source_prompt": "",
+        "source_lyrics": "",
+        "tracks": [],
+    },
 }
 DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -42,15 +61,30 @@ def info(blocks):
     return blocks.get_api_info()["named_endpoints"]
 
 
-def values(**given):
-    defaults = {name: "calm piano" if name == "prompt" else default for name, default in CONTRACT.items()}
-    return list({**defaults, **given}.values())
+@pytest.fixture(scope="module")
+def upload():
+    """Return a function that puts an audio file into the upload cache and returns what a client names it by."""
+
+    def put(name="song.wav", seconds=4.0, rate=48_000):
+        path = Path(get_upload_folder(), "unit", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.zeros(round(seconds * rate)), rate)
+        return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+
+    return put
 
 
-def verdicts(**given):
-    """Return what the validator of /generate says against each parameter."""
-    endpoint = api.ENDPOINTS["generate"]
-    found = api.song_validator("generate")(*values(**given))
+def values(mode="generate", **given):
+    """Return the values of a call in the order of the endpoint; a required one that is not given is None."""
+    full = {name: None if default is REQUIRED else default for name, default in CONTRACT[mode].items()}
+    full |= {"prompt": "calm piano", **given}
+    return [full[name] for name in api.ENDPOINTS[mode].names]
+
+
+def verdicts(mode="generate", **given):
+    """Return what the validator of an endpoint says against each parameter."""
+    endpoint = api.ENDPOINTS[mode]
+    found = api.song_validator(mode)(*values(mode, **given))
     assert len(found) == len(endpoint.names)
     return {name: one["message"] for name, one in zip(endpoint.names, found, strict=True) if not one["is_valid"]}
 
@@ -59,46 +93,69 @@ def verdicts(**given):
 
 
 def test_exactly_the_endpoints_of_the_contract_are_offered(info):
-    assert set(info) == {"/generate", "/capabilities"}
+    assert set(info) == {"/generate", "/cover", "/extend", "/edit", "/capabilities"}
     assert info["/capabilities"]["parameters"] == []
 
 
-def test_generate_has_the_names_and_defaults_of_the_contract(info):
+@pytest.mark.parametrize("mode", CONTRACT)
+def test_an_endpoint_has_the_names_and_defaults_of_the_contract(info, mode):
     offered = {
-        one["parameter_name"]: one["parameter_default"] if one["parameter_has_default"] else inspect.Parameter.empty
-        for one in info["/generate"]["parameters"]
+        one["parameter_name"]: one["parameter_default"] if one["parameter_has_default"] else REQUIRED
+        for one in info[f"/{mode}"]["parameters"]
     }
-    assert offered == CONTRACT
+    assert offered == CONTRACT[mode]
 
 
-@pytest.mark.parametrize("mode", api.ENDPOINTS)
+@pytest.mark.parametrize("mode", CONTRACT)
 def test_defaults_mean_what_the_request_means_by_them(mode):
-    given = {"prompt": "calm piano"}
-    defaults = {each.name: each.default for each in api.ENDPOINTS[mode].parameters if each.default is not api.REQUIRED}
-    assert params.parse_request(mode, given | defaults) == params.parse_request(mode, given)
+    given = {"prompt": "calm piano"} | ({"source": "song.wav"} if "source" in CONTRACT[mode] else {})
+    assert params.parse_request(mode, {**CONTRACT[mode], **given}) == params.parse_request(mode, given)
 
 
-def test_returns_are_the_files_and_the_record(info):
-    assert [(one["label"], one["component"]) for one in info["/generate"]["returns"]] == [
+@pytest.mark.parametrize("mode", CONTRACT)
+def test_returns_are_the_files_and_the_record(info, mode):
+    assert [(one["label"], one["component"]) for one in info[f"/{mode}"]["returns"]] == [
         ("files", "File"),
         ("record", "Json"),
     ]
 
 
-def test_an_mcp_tool_has_a_described_typed_schema(blocks):
+def test_the_mcp_tools_are_the_endpoints(blocks):
+    assert set(GradioMCPServer(blocks).tool_to_endpoint) == {*CONTRACT, "capabilities"}
+
+
+@pytest.mark.parametrize("mode", CONTRACT)
+def test_an_mcp_tool_has_a_described_typed_schema(blocks, mode):
     server = GradioMCPServer(blocks)
-    assert set(server.tool_to_endpoint) == {"generate", "capabilities"}
-    about, described = server.get_fn_description(server.get_block_fn_from_endpoint_name("/generate"), "generate")
-    schema, files = server.get_input_schema("generate", described)
+    about, described = server.get_fn_description(server.get_block_fn_from_endpoint_name(f"/{mode}"), mode)
+    schema, files = server.get_input_schema(mode, described)
     properties = schema["properties"]
-    assert about.startswith("Make songs from words.")
-    assert schema["required"] == ["prompt"]
-    assert all(properties[name]["description"] for name in CONTRACT)
+    assert about.startswith(api.ENDPOINTS[mode].about)
+    assert set(schema["required"]) == {name for name, default in CONTRACT[mode].items() if default is REQUIRED}
+    assert set(properties) == set(CONTRACT[mode])
+    assert all(properties[name]["description"] for name in properties)
     assert {"type": "null"} in properties["bpm"]["anyOf"]
     assert properties["options"]["type"] == "object"
     assert properties["options"]["additionalProperties"] is True
     assert properties["takes"]["type"] == "integer"
-    assert files == [["reference"]]
+    assert {name for (name,) in files} == {"source", "reference"} & set(properties)
+    if mode == "edit":
+        assert (properties["tracks"]["type"], properties["tracks"]["items"]) == ("array", {"type": "string"})
+        assert {properties[name]["type"] for name in ("start", "end")} == {"number"}
+
+
+@pytest.mark.parametrize("mode", CONTRACT)
+def test_the_text_about_options_names_those_of_the_mode_and_no_other(mode):
+    (about,) = (one.about for one in api.ENDPOINTS[mode].parameters if one.name == "options")
+    own = set(options_of(mode))
+    others = set().union(*(options_of(other) for other in CONTRACT)) - own
+    words = set(re.findall(r"\w+", about))
+    assert own <= words
+    assert not others & words
+
+
+def options_of(mode):
+    return params.REQUESTS[mode].model_fields["options"].annotation.model_fields
 
 
 def test_the_page_draws_none_of_it(blocks):
@@ -150,6 +207,47 @@ def test_a_problem_of_no_parameter_is_still_told(monkeypatch):
 
     monkeypatch.setattr(api, "parse_request", parse)
     assert verdicts() == {"prompt": "This cannot be."}
+
+
+def test_a_source_is_measured_before_anything_is_queued(upload):
+    song = upload()
+    assert verdicts("cover", source=song) == {}
+    assert verdicts("extend", source=song, before=300, after=296) == {}
+    assert verdicts("edit", source=song, prompt="", start=1, end=4) == {}
+    assert verdicts("edit", source=song, action="layer", tracks=["drums"]) == {}
+    assert "from 0 to 4 seconds" in verdicts("edit", source=song, start=1, end=4.1)["end"]
+    assert "use Cover or Morph" in verdicts("edit", source=song)["end"]
+    assert "from 0 to 596" in verdicts("extend", source=song, before=300, after=297)["before"]
+
+
+def test_a_source_that_is_missing_or_no_audio_is_told_at_its_name(upload):
+    text = upload("text.wav")
+    Path(text["path"]).write_text("la la la")
+    for mode in ("cover", "extend", "edit"):
+        given = {"start": 1} if mode == "edit" else {}
+        assert "none was given" in verdicts(mode, **given)["source"]
+        assert verdicts(mode, source=text, **given) == {
+            "source": "This is a text file, not audio. Choose a WAV, FLAC, MP3, OGG or AIFF file."
+        }
+    assert set(verdicts("cover", source=text, reference=text)) == {"source", "reference"}
+    assert set(verdicts("generate", reference=text)) == {"reference"}
+
+
+def test_a_region_may_reach_the_length_that_a_client_measured(upload):
+    # 100,006 samples at 44.1 kHz become 108,850 at 48 kHz, which is a little shorter.
+    song = upload("odd.wav", seconds=100_006 / 44_100, rate=44_100)
+    assert verdicts("edit", source=song, start=1, end=100_006 / 44_100) == {}
+    assert set(verdicts("edit", source=song, start=0, end=100_006 / 44_100)) == {"end"}
+    # 2.3 - 1.8 is a little less than 0.5 in floating point.
+    assert verdicts("edit", source=upload(), start=1.8, end=2.3) == {}
+    assert verdicts("extend", source=upload("long.wav", 599.7, 8_000), before=0.1, after=0.2) == {}
+
+
+def test_tracks_are_names(upload):
+    song = upload()
+    assert verdicts("edit", source=song, action="complete", tracks=["drums", "Backing Vocals"]) == {}
+    for wrong in ([1], {"drums": True}, 5, True, ["kazoo"], ["path"], []):
+        assert set(verdicts("edit", source=song, action="complete", tracks=wrong)) == {"tracks"}
 
 
 def test_only_files_of_the_upload_cache_are_taken(tmp_path, monkeypatch):
@@ -255,11 +353,36 @@ def test_what_is_understood_reaches_the_studio_in_the_models_words(monkeypatch):
 # --- the document -------------------------------------------------------------------------------------------------
 
 
-def test_the_document_lists_every_parameter_with_its_default_and_limits():
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", DOCS.read_text(), re.MULTILINE))
-    names = {name for endpoint in api.ENDPOINTS.values() for name in endpoint.names} | set(params.Options.model_fields)
-    assert names == set(rows)
-    for name, row in rows.items():
-        limit = params.LIMITS.get(name)
-        if limit:
-            assert f"{limit.low:g} to {int(limit.high) if limit.integer else format(limit.high, 'g')}" in row, name
+def test_the_document_lists_every_parameter_and_option_with_its_default_and_limits():
+    tables = read_tables()
+    for mode in CONTRACT:
+        shared = tables["Parameters of every song endpoint", "parameter"]
+        listed = {**shared, **tables[f"`/{mode}`", "parameter"]}
+        assert {name: default for name, (default, _) in listed.items()} == CONTRACT[mode]
+        options = {**tables["Options", "option"], **tables.get((f"`/{mode}`", "option"), {})}
+        known = {name: field.default for name, field in options_of(mode).items()}
+        assert {name: default for name, (default, _) in options.items()} == known
+        for name, (_, text) in {**listed, **options}.items():
+            limit = params.LIMITS.get(name)
+            if limit:
+                high = int(limit.high) if limit.integer else format(limit.high, "g")
+                assert f"{limit.low:g} to {high}" in text, name
+            if name in params.TEXT_LIMITS:
+                assert f"{params.TEXT_LIMITS[name]:,} characters" in text, name
+    assert all(f"`{track}`" in tables["`/edit`", "parameter"]["tracks"][1] for track in params.TRACKS)
+    for action in params.ACTIONS:
+        assert re.search(rf"^\| {action} \| ", DOCS.read_text(), re.MULTILINE), action
+
+
+def read_tables():
+    """Return the rows of the document's tables: {(section, kind): {name: (default, text)}}."""
+    tables, section, kind = {}, "", ""
+    for line in DOCS.read_text().splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## ")
+        elif found := re.fullmatch(r"\| (parameter|option) \| default \|.*\|", line):
+            kind = found[1]
+        elif found := re.fullmatch(r"\| `(\w+)` \| (required|`.*?`) \| (.*) \|", line):
+            default = REQUIRED if found[2] == "required" else json.loads(found[2].strip("`"))
+            tables.setdefault((section, kind), {})[found[1]] = (default, found[3])
+    return tables
