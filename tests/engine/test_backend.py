@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -416,6 +417,27 @@ def test_a_full_disk_leaves_no_half_file(studio, output, monkeypatch):
     assert isinstance(failed, Failed)
     assert "disk is full" in failed.problem.message
     assert list(output.iterdir()) == []
+
+
+def test_a_job_and_its_events_can_go_to_another_process(studio):
+    with backend._job(request(takes=2)) as job:
+        assert pickle.loads(pickle.dumps(job)) == job
+        for event in backend.gpu_entry(job, 60):
+            again = pickle.loads(pickle.dumps(event))
+            assert again == event
+    assert isinstance(again, modes.Outcome)
+
+
+def test_gpu_seconds_grow_with_the_work_of_a_mode(studio, tone):
+    def seconds(mode, **values):
+        values = {"prompt": "x", "source": str(tone), **values, "options": {"steps": 200, **values.pop("options", {})}}
+        asked = parse_request(mode, {**values, "takes": 4})
+        with backend._job(asked) as job:
+            backend._decode_upload(job, "source", asked.source)
+            return studio._gpu_seconds(asked, job)
+
+    assert seconds("extend", after=300) > seconds("extend", after=200)
+    assert seconds("edit", action="morph", options={"n_avg": 8}) >= seconds("edit", action="morph")
 
 
 @pytest.mark.slow
