@@ -184,6 +184,7 @@ class Backend:
             "planner": "off",
             "lyrics": "off",
             "download_gb": models.DEFAULT_MODEL_GB,
+            "tasks": modes.task_support(models.checkpoint_kind(weights)),
         }
 
     def capabilities(self) -> dict[str, Any]:
@@ -203,7 +204,7 @@ class Backend:
             "memory_plan": "everything resident",
             "planner": status["planner"],
             "lyrics": status["lyrics"],
-            "tasks": modes.task_support(models.checkpoint_kind(self.weights)),
+            "tasks": status["tasks"],
             "limits": {
                 name: {"low": limit.low, "high": limit.high, "default": limit.default, "unit": limit.unit}
                 for name, limit in LIMITS.items()

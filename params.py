@@ -7,7 +7,6 @@ becomes a `Problem`: a sentence that names the field and the allowed range. What
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -219,8 +218,8 @@ def _number(name: str):
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _fail("number", limit.sentence(value))
-        # Finite first: int(nan) raises.
-        if not math.isfinite(value) or not limit.low <= value <= limit.high:
+        # Before int(), which raises for NaN; and by comparing, because a huge int fits no float.
+        if not limit.low <= value <= limit.high:
             raise _fail("range", limit.sentence(value))
         if limit.integer and value != int(value):
             raise _fail("integer", limit.sentence(value))

@@ -1,0 +1,159 @@
+"""The door: prepares the process, builds the page, connects its events, and serves it."""
+
+from __future__ import annotations
+
+from bootstrap import bootstrap as _bootstrap
+
+_bootstrap()
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+import audio
+import markup
+import panels
+import tabs
+import theme
+import tooltips
+from api import add_endpoints
+from backend import get_backend
+from panels import AT_ONCE, QUIET, Form, Header
+from params import Done, Problem
+from tabs import connect_cancel, page_updates, unexpected
+
+log = logging.getLogger("studio")
+
+# Songs that may wait at once, those of the API included; the next visitor is told that the studio is busy.
+QUEUE_SIZE = 32
+# Seconds: how often Gradio looks for old uploads and copies of takes, and how old they get.
+DELETE_CACHE = (3600, 24 * 3600)
+
+
+def build_app() -> gr.Blocks:
+    """Build the page and the public endpoints; nothing is loaded or looked for before a visitor comes."""
+    with gr.Blocks(
+        title=tooltips.TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE, elem_id="studio", fill_width=True
+    ) as demo:
+        header = panels.header()
+        forms = tabs.build_tabs()
+        connect_status(demo, header, forms)
+        connect_download(header, forms)
+        add_endpoints()
+    return demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4)
+
+
+# --- events -------------------------------------------------------------------------------------------------------
+
+
+def connect_download(header: Header, forms: list[Form]) -> None:
+    """Let the banner's button fetch the real model and show what the studio runs on afterwards."""
+    bar = header.bar
+
+    def failed(problem: Problem) -> panels.Updates:
+        return bar.idle(markup.line("failed", problem.text()))
+
+    def done(_: Done) -> panels.Updates:
+        still_preview = get_backend().status()["engine"] == "preview"
+        text = tooltips.DOWNLOAD_UNUSED if still_preview else tooltips.DOWNLOAD_DONE
+        return {**status_updates(header, forms), **bar.idle(markup.line("done", text))}
+
+    def fetch() -> Iterator[panels.Updates]:
+        yield bar.running(markup.line("running", tooltips.DOWNLOAD_STARTING))
+        try:
+            with contextlib.closing(get_backend().download()) as events:
+                yield from page_updates(bar, events, done, failed)
+        except Exception:
+            log.exception("the download failed unexpectedly")
+            yield failed(unexpected())
+
+    outputs = [*bar.outputs, *status_outputs(header, forms)]
+    run = bar.go.click(fetch, outputs=outputs, concurrency_id="download", concurrency_limit=1, **QUIET)
+    connect_cancel(bar, run, run, tooltips.DOWNLOAD_CANCELLED)
+
+
+def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
+    """Show, whenever a page is opened, what the studio runs on: at once what is known, then the device."""
+    outputs = status_outputs(header, forms)
+    known = demo.load(lambda: status_updates(header, forms), outputs=outputs, **AT_ONCE)
+
+    def look() -> panels.Updates:
+        get_backend().device()
+        return status_updates(header, forms)
+
+    known.then(look, outputs=outputs, **AT_ONCE)
+
+
+def status_outputs(header: Header, forms: list[Form]) -> list[Any]:
+    """Return what the status of the backend changes on the page."""
+    return [*header.outputs, *(each for form in forms for each in form.checkpoint({"turbo": False, "tasks": {}}))]
+
+
+def status_updates(header: Header, forms: list[Form]) -> panels.Updates:
+    """Return the updates for the backend's status as it is now."""
+    facts = get_backend().status()
+    updates = header.show(facts)
+    for form in forms:
+        updates |= form.checkpoint(facts)
+    return updates
+
+
+# --- serving ------------------------------------------------------------------------------------------------------
+
+
+def launch(demo: gr.Blocks, port: int | None = None) -> str:
+    """Serve `demo` on GRADIO_SERVER_NAME (127.0.0.1 unless set) and return its address; raises OSError.
+
+    `port` None takes the first free port from 7860 on. The output folder is not served: only copies in Gradio's cache.
+    """
+    _, url, _ = demo.launch(
+        server_name=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1",
+        server_port=port,
+        theme=theme.theme(),
+        css=theme.css(),
+        head=theme.head(),
+        footer_links=["api", "gradio", "settings"],
+        run_history=False,
+        show_error=False,
+        enable_monitoring=False,
+        max_file_size=audio.MAX_UPLOAD_BYTES,
+        ssr_mode=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    return url
+
+
+def wanted_port() -> int | None:
+    """Return the port that GRADIO_SERVER_PORT names, None where it names none; exits with a sentence on nonsense."""
+    port = os.environ.get("GRADIO_SERVER_PORT", "").strip()
+    if not port:
+        return None
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        sys.exit(tooltips.BAD_PORT.format(port=port))
+    return int(port)
+
+
+def main() -> None:
+    """Serve the studio until it is stopped; a port that cannot be had ends with a sentence and status 1."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    port = wanted_port()
+    demo = build_app()
+    try:
+        url = launch(demo, port)
+    except OSError as error:
+        log.debug("cannot listen", exc_info=error)
+        host = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+        sys.exit(tooltips.PORT_TAKEN.format(host=host, port=port) if port else tooltips.NO_PORT.format(host=host))
+    print(tooltips.READY.format(url=url), flush=True)
+    demo.block_thread()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+// What Gradio does not do by itself. Everything is delegated from the document: Gradio draws its elements anew at will.
+(() => {
+  // Leaving the page ends a run, so ask first; only then.
+  window.addEventListener("beforeunload", (event) => {
+    if (document.querySelector('.progress-line[data-state="running"]')) {
+      event.preventDefault();
+      event.returnValue = "";
+    }
+  });
+
+  const copy = async (text) => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    // Pages that are neither https nor on this machine have no clipboard object.
+    const area = document.createElement("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  };
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.("button[data-copy]");
+    if (!button) return;
+    await copy(button.dataset.copy);
+    const text = button.textContent;
+    if (text === button.dataset.copied) return;
+    button.textContent = button.dataset.copied;
+    setTimeout(() => (button.textContent = text), 1500);
+  });
+
+  // Arrow keys in a list of tabs, as the ARIA practices have it.
+  document.addEventListener("keydown", (event) => {
+    const tab = event.target.closest?.('[role="tab"]');
+    if (!tab || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
+    const tabs = [...tab.closest('[role="tablist"]').querySelectorAll('[role="tab"]:not([disabled])')];
+    const at = tabs.indexOf(tab);
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: -1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    const next = tabs.at(to % tabs.length);
+    next.focus();
+    next.click();
+  });
+
+  // Phones show digits for boxes that want a number.
+  for (const kind of ["pointerdown", "focusin"])
+    document.addEventListener(kind, (event) => {
+      const box = event.target.closest?.(".numeric textarea, .numeric input");
+      if (box) box.inputMode = box.closest(".signed") ? "text" : "decimal";
+    });
+})();

@@ -1,0 +1,313 @@
+"""A real Chromium on the real page: once on the preview engine, once on a backend that plays what a test tells it.
+
+Chromium is the one that ACE_STUDIO_CHROMIUM names, or the first one that is found; without one these tests are skipped.
+Every request to another machine is refused and fails the test, and so does every error in the browser's console.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+import modes
+from params import SAMPLE_RATE, Done, Event, Failed, Problem, Progress, SongRequest
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = [
+    *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"),
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
+LOCAL = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob|about):")
+
+expect.set_options(timeout=20_000)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Start Chromium, or skip with the reason."""
+    path = os.environ.get("ACE_STUDIO_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if not path:
+        pytest.skip("no Chromium: install it, or name it in ACE_STUDIO_CHROMIUM")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def visitor(browser: Browser, forgiven: list[str]) -> Iterator[Callable[..., Page]]:
+    """Lend a function that opens an address in a browser of its own; at the end nothing may have gone wrong there.
+
+    `forgiven` has texts that may stand in the console.
+    """
+    wrong, contexts = [], []
+
+    def said(message: Any) -> None:
+        if message.type == "error" and not any(text in message.text for text in forgiven):
+            wrong.append(f"console: {message.text}")
+
+    def asked(request: Any) -> None:
+        if not LOCAL.match(request.url):
+            wrong.append(f"asked another machine: {request.url}")
+
+    def visit(url: str, width: int = 1280, height: int = 900) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", asked)
+        page.on("console", said)
+        page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
+        page.goto(url)
+        expect(page.locator("#studio-status")).to_contain_text("Model:")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not wrong, wrong
+
+
+@pytest.fixture
+def forgiven() -> list[str]:
+    """Return what may stand in the console: Chromium notes a wrong field (HTTP 422) by itself; a test may add to it."""
+    return ["status of 422"]
+
+
+@pytest.fixture
+def visit(browser: Browser, forgiven: list[str]) -> Iterator[Callable[..., Page]]:
+    """Return the function that opens an address, for one test."""
+    with visitor(browser, forgiven) as visit:
+        yield visit
+
+
+# --- the studio as people start it --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def studio() -> Iterator[str]:
+    """Start `python app.py` on the preview engine in a process of its own; return its address."""
+    environ = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
+    environ.pop("GRADIO_SERVER_PORT", None)
+    process = subprocess.Popen(
+        [sys.executable, "app.py"], cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        ready = process.stdout.readline()
+        assert "ready at http" in ready, f"the studio did not start: {ready!r}"
+        yield ready.split()[-1]
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+# --- the page alone -----------------------------------------------------------------------------------------------
+
+
+class FakeBackend:
+    """Plays `script`, a function from a request to events, and keeps what it was asked.
+
+    The takes of its n-th song have the seeds 100 n, 100 n + 1 and so on, so that a test knows its song on the page.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.songs = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, and make songs of one second at once."""
+        self.requests: list[SongRequest] = []
+        self.closed = threading.Event()
+        self.script: Callable[[SongRequest], Iterator[Event]] = self.song
+        self.facts: dict[str, Any] = {}
+
+    def status(self) -> dict[str, Any]:
+        """Return the status of a preview engine, but for `facts`."""
+        return {
+            **{"engine": "preview", "model": "preview", "revision": "", "source": "preview", "loaded": True},
+            **{"device": "cpu", "device_reason": "A test runs here.", "dtype": "float32", "turbo": False},
+            **{"problem": None, "wanted": "org/model", "planner": "off", "lyrics": "off", "download_gb": 11.5},
+            "tasks": modes.task_support("preview"),
+            **self.facts,
+        }
+
+    def device(self) -> None:
+        """Know the device at once."""
+
+    def stream(self, request: SongRequest) -> Iterator[Event]:
+        """Play the script; `closed` is set when it is closed before its end."""
+        self.requests.append(request)
+        self.songs += 1
+        try:
+            yield from self.script(request)
+        except GeneratorExit:
+            self.closed.set()
+            raise
+
+    def download(self) -> Iterator[Event]:
+        """Download nothing, for as long as somebody waits."""
+        yield from self.endless(None)
+
+    def song(self, request: SongRequest, **record: Any) -> Iterator[Event]:
+        """Make every take of the request, with `record` over what the record says."""
+        yield Progress("steps", 1, 2, 0.5, 0.5)
+        files, takes = [], []
+        for seed in range(100 * self.songs, 100 * self.songs + request.takes):
+            path = self.folder / f"song-seed-{seed}.wav"
+            tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) * 2 * np.pi * 220 / SAMPLE_RATE)
+            soundfile.write(path, np.stack([tone, tone], axis=1), SAMPLE_RATE, subtype="PCM_24")
+            files.append(str(path))
+            facts = {"seed": seed, "name": path.name, "sha256": "0" * 64, "duration": 1.0}
+            takes.append({**facts, "peak_dbfs": -1.0, "loudness_lufs": -14.0, "warnings": []})
+        words = {"request": {"prompt": request.prompt}, "takes": takes, "errors": [], "notes": []}
+        yield Done(tuple(files), {"mode": "generate", **words, "seconds": {"steps": 1.0}, **record})
+
+    def fail(self, request: SongRequest) -> Iterator[Event]:
+        """End without a song."""
+        yield Failed(Problem("out_of_memory", "There was <b>no memory</b> left.", hint="Try fewer takes."))
+
+    def endless(self, request: SongRequest | None) -> Iterator[Event]:
+        """Be at step 3 of 50 until somebody closes it."""
+        while True:
+            yield Progress("steps", 3, 50, 1.0, 9.0)
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def fake_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, FakeBackend]]:
+    """Serve the page on a fake backend from this process."""
+    import app
+    import tabs
+
+    backend = FakeBackend(tmp_path_factory.mktemp("fake"))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (app, tabs):
+            patch.setattr(module, "get_backend", lambda: backend)
+        demo = app.build_app()
+        yield app.launch(demo), backend
+        demo.close()
+
+
+@pytest.fixture
+def fake(fake_address: tuple[str, FakeBackend]) -> FakeBackend:
+    """Return the fake backend, as new."""
+    fake_address[1].reset()
+    return fake_address[1]
+
+
+@pytest.fixture(scope="module")
+def lasting_page(fake_address: tuple[str, FakeBackend], browser: Browser) -> Iterator[Page]:
+    """Open the page on the fake backend for a whole file of tests that put back what they change."""
+    with visitor(browser, ["status of 422"]) as visit:
+        yield visit(fake_address[0])
+
+
+@pytest.fixture
+def page(fake: FakeBackend, fake_address: tuple[str, FakeBackend], visit: Callable[..., Page]) -> Page:
+    """Open the page on the fake backend; a test that wants other facts sets them and reloads."""
+    return visit(fake_address[0])
+
+
+# --- a tab --------------------------------------------------------------------------------------------------------
+
+
+class Tab:
+    """A tab of an open page, used as a visitor would."""
+
+    def __init__(self, page: Page, mode: str):
+        self.page, self.mode = page, mode
+        page.get_by_role("tab", name=mode.capitalize(), exact=True).click()
+        self.go = page.locator(f"#{mode}-go")
+        self.progress = page.locator(f"#{mode}-progress")
+        expect(self.go).to_be_visible()
+
+    def field(self, name: str) -> Locator:
+        """Return a field, such as "options.steps"."""
+        return self.page.locator(f"#{self.mode}-{name.rpartition('.')[2].replace('_', '-')}")
+
+    def unfold(self) -> None:
+        """Open both folded groups."""
+        for name, inside in (("details", "seed"), ("advanced", "options.timbre_token")):
+            if not self.field(inside).is_visible():
+                self.page.locator(f"#{self.mode}-{name} > button").click()
+                expect(self.field(inside)).to_be_visible()
+
+    def set(self, name: str, how: str, value: Any) -> None:
+        """Set a control."""
+        field = self.field(name)
+        if how == "type":
+            field.locator("textarea, input").fill(value)
+            field.locator("textarea, input").blur()
+        elif how == "tick":
+            field.get_by_role("checkbox").set_checked(value)
+        elif how == "pick":
+            field.get_by_label(value, exact=True).check()
+        elif how == "slide":
+            field.locator("input[type=number]").fill(value)
+            field.locator("input[type=number]").blur()
+        elif how == "choose":
+            field.get_by_role("combobox").fill(value)
+            field.get_by_role("combobox").press("Enter")
+        else:
+            self.clear(name)
+            field.locator("input[type=file]").set_input_files(value)
+            expect(field.locator("time").last).to_have_text(re.compile(r"\d:\d\d"))
+
+    def clear(self, name: str) -> None:
+        """Take the file out of an audio field, if there is one."""
+        button = self.field(name).get_by_role("button", name="Clear")
+        if button.is_visible():
+            button.click()
+        expect(self.field(name).locator("input[type=file]")).to_have_count(1)
+
+    def set_all(self, controls: dict[str, tuple[str, Any, Any]]) -> None:
+        """Set many controls: how and what, by name."""
+        self.unfold()
+        for name, (how, value, _) in controls.items():
+            self.set(name, how, value)
+
+    def text(self, name: str) -> Locator:
+        """Return the box of a text or number field."""
+        return self.field(name).locator("textarea, input")
+
+    def take(self, number: int = 1) -> Locator:
+        """Return the place of a take."""
+        return self.page.locator(f"#{self.mode}-take-{number}")
+
+    def download(self, timeout: float = 90_000) -> Path:
+        """Press the button, wait for the first take, and return its downloaded file."""
+        self.go.click()
+        expect(self.take()).to_be_visible(timeout=timeout)
+        with self.page.expect_download() as download:
+            self.take().get_by_role("button", name=re.compile("^Download")).click()
+        return Path(download.value.path())
+
+
+@pytest.fixture
+def song(tmp_path: Path) -> Path:
+    """Write a song of three seconds: 48 kHz, stereo, 16 bit, no two seconds alike."""
+    path = tmp_path / "song.wav"
+    noise = np.random.default_rng(1).uniform(-0.2, 0.2, (3 * SAMPLE_RATE, 2))
+    soundfile.write(path, noise * np.linspace(0.3, 1, len(noise))[:, None], SAMPLE_RATE, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture
+def tab() -> type[Tab]:
+    """Return the class that opens a tab of a page: `tab(page, "cover")`."""
+    return Tab

@@ -1,0 +1,249 @@
+"""What the page shows around a song: running, cancelled, failed, messages, leaving, the engine, the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from params import Event, Progress
+
+MARKUP = '<img src=x onerror="document.title=1"><b>bold</b> {{value}} ${1+1}'
+
+
+def start(page: Page, prompt: str = "a song") -> None:
+    """Ask for a song."""
+    page.locator("#generate-prompt textarea").fill(prompt)
+    page.locator("#generate-go").click()
+
+
+def expect_idle(page: Page) -> None:
+    """Expect the buttons as they are between songs."""
+    expect(page.locator("#generate-go")).to_be_enabled()
+    expect(page.locator("#generate-cancel")).to_be_disabled()
+
+
+def test_before_anything_is_made(page: Page):
+    expect(page.get_by_role("heading", level=1)).to_have_text("ACE Music Studio")
+    expect_idle(page)
+    expect(page.get_by_text("Nothing here yet.")).to_be_visible()
+    expect(page.get_by_role("tab")).to_have_text(["Generate", "Cover", "Extend", "Edit"])
+    expect(page.get_by_role("button", name="Use via API")).to_be_visible()
+    expect(page.locator("#generate-record-fold")).to_be_hidden()
+
+
+def test_while_a_song_is_made_and_cancelled(page: Page, fake):
+    fake.script = fake.endless
+    start(page)
+    line = page.locator("#generate-progress")
+    expect(line).to_contain_text("Making the music, step 3 of 50, 0:01 so far, about 0:09 left.")
+    expect(line.locator("[aria-live=polite]")).to_be_visible()
+    expect(page.locator("#generate-go")).to_be_disabled()
+    page.locator("#generate-cancel").click()
+    expect(line).to_contain_text("Cancelled.")
+    expect_idle(page)
+    assert fake.closed.wait(5)
+    fake.script = fake.song
+    start(page)
+    expect(page.locator("#generate-take-1")).to_be_visible()
+    expect_idle(page)
+
+
+def test_a_song_that_waits_can_be_cancelled(page: Page, fake, fake_address, visit):
+    fake.script = fake.endless
+    other = visit(fake_address[0])
+    start(other)
+    expect(other.locator("#generate-progress")).to_contain_text("step 3 of 50")
+    start(page)
+    expect(page.locator("#generate-progress")).to_contain_text("Waiting for its turn")
+    page.locator("#generate-cancel").click()
+    expect(page.locator("#generate-progress")).to_contain_text("Cancelled.")
+    expect_idle(page)
+    assert len(fake.requests) == 1
+    other.locator("#generate-cancel").click()
+    expect_idle(other)
+
+
+def test_closing_the_page_ends_the_song(page: Page, fake):
+    fake.script = fake.endless
+    start(page)
+    expect(page.locator("#generate-progress")).to_contain_text("step 3 of 50")
+    page.close()
+    assert fake.closed.wait(20)
+
+
+def test_leaving_asks_only_while_a_song_is_made(page: Page, fake, forgiven):
+    # Gradio notes the connection that leaving cuts.
+    forgiven += ["signal is aborted", "Connection errored out"]
+    asked: list[str] = []
+
+    def answer(dialog: Any) -> None:
+        asked.append(dialog.type)
+        dialog.accept()
+
+    page.on("dialog", answer)
+    page.locator("#generate-prompt textarea").fill("typed")
+    page.reload()
+    expect(page.locator("#generate-go")).to_be_visible()
+    assert asked == []
+    fake.script = fake.endless
+    start(page)
+    expect(page.locator("#generate-progress")).to_contain_text("step 3 of 50")
+    page.reload()
+    expect(page.locator("#generate-go")).to_be_visible()
+    assert asked == ["beforeunload"]
+    fake.script = fake.song
+    start(page)
+    expect(page.locator("#generate-take-1")).to_be_visible()
+    page.reload()
+    expect(page.locator("#generate-go")).to_be_visible()
+    assert asked == ["beforeunload"]
+
+
+def crash(request: Any) -> Iterator[Event]:
+    """Break in the middle of a song."""
+    yield Progress("preparing")
+    raise RuntimeError("secret detail")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("fail", "There was <b>no memory</b> left."), (crash, "Something unexpected went wrong.")],
+    ids=["failed", "crashed"],
+)
+def test_an_error_says_what_happened_and_keeps_the_form(page: Page, fake, script: Any, words: str):
+    fake.script = getattr(fake, script) if isinstance(script, str) else script
+    page.locator("#generate-lyrics textarea").fill("[Verse]\nkept")
+    start(page, MARKUP)
+    message = page.locator("#generate-message").get_by_role("alert")
+    expect(message).to_contain_text("No song this time")
+    expect(message).to_contain_text(words)
+    expect(message).to_contain_text("Try" if script == "fail" else "try again")
+    expect(message).not_to_contain_text("secret detail")
+    expect_idle(page)
+    expect(page.locator("#generate-prompt textarea")).to_have_value(MARKUP)
+    expect(page.locator("#generate-lyrics textarea")).to_have_value("[Verse]\nkept")
+    # The next run takes the message away.
+    fake.script = fake.song
+    page.locator("#generate-go").click()
+    expect(page.locator("#generate-take-1")).to_be_visible()
+    expect(message).to_have_count(0)
+
+
+def test_notes_warnings_and_failed_takes_are_shown_as_text(page: Page, fake):
+    take = {"seed": 9, "name": "a.wav", "sha256": "", "duration": 1.0, "peak_dbfs": -1.04, "loudness_lufs": None}
+    errors = [{"take": 2, "seed": 8, "message": f"Silent {MARKUP}."}]
+    fake.script = partial(fake.song, takes=[{**take, "warnings": [MARKUP]}], notes=[f"Cut {MARKUP}."], errors=errors)
+    start(page, MARKUP)
+    box = page.locator("#generate-take-1")
+    expect(box).to_contain_text(MARKUP)
+    expect(box).to_contain_text("peak -1.0 dBFS")
+    expect(page.locator("#generate-message")).to_contain_text(f"Take 2 (seed 8) did not work out: Silent {MARKUP}.")
+    expect(page.locator("#generate-message")).to_contain_text(f"Cut {MARKUP}.")
+    page.get_by_role("button", name="Record").click()
+    expect(page.locator("#generate-record")).to_contain_text("bold")
+    expect(page.locator(".gradio-container b, .gradio-container img[src=x]")).to_have_count(0)
+    expect(page).to_have_title("ACE Music Studio")
+
+
+def test_fewer_takes_after_more(page: Page, fake):
+    page.get_by_role("button", name="Song details").click()
+    takes = page.locator("#generate-takes")
+    takes.get_by_label("4", exact=True).check()
+    start(page)
+    expect(page.locator("#generate-take-4")).to_be_visible()
+    takes.get_by_label("1", exact=True).check()
+    start(page)
+    expect(page.locator("#generate-take-4")).to_be_hidden()
+    expect(page.locator("#generate-take-1")).to_be_visible()
+
+
+def test_a_seed_is_copied(page: Page, fake):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    seed = 100 * (fake.songs + 1)
+    start(page)
+    page.get_by_role("button", name=f"Copy seed {seed}").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == str(seed)
+
+
+def test_the_preview_banner_and_its_download(page: Page, fake):
+    banner = page.locator("#studio-banner")
+    expect(banner).to_contain_text("Preview engine:")
+    expect(banner).to_contain_text("noise, not music")
+    expect(page.locator("#studio-status")).to_contain_text("Device: CPU, float32")
+    button = banner.get_by_role("button", name="Get the real model (11.5 GB)")
+    button.click()
+    expect(banner).to_contain_text("step 3 of 50")
+    expect(button).to_be_disabled()
+    expect_idle(page)
+    banner.get_by_role("button", name="Cancel").click()
+    expect(banner).to_contain_text("goes on from there")
+    expect(button).to_be_enabled()
+
+
+def test_the_real_model_has_no_banner(page: Page, fake):
+    fake.facts = {"engine": "xl", "source": "cache", "model": "ACE-Step/acestep-v15-xl-sft-diffusers"}
+    page.reload()
+    expect(page.locator("#studio-status")).to_contain_text("Model: ACE-Step/acestep-v15-xl-sft-diffusers")
+    expect(page.locator("#studio-banner")).to_be_hidden()
+
+
+def test_a_problem_with_the_weights_is_told(page: Page, fake):
+    problem = {"code": "weights_broken", "message": "The copy in ./models broke off.", "hint": "Fetch it <b>again</b>."}
+    fake.facts = {"problem": problem}
+    page.reload()
+    expect(page.locator("#studio-banner")).to_contain_text("The copy in ./models broke off. Fetch it <b>again</b>.")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_layout(fake, fake_address, visit, width: int, theme: str):
+    page = visit(f"{fake_address[0]}?__theme={theme}", width)
+    page.get_by_role("button", name="Song details").click()
+    page.get_by_role("button", name="Advanced").click()
+    start(page)
+    expect(page.locator("#generate-take-1")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    places = {name: page.locator(selector).bounding_box() for name, selector in PLACES.items()}
+    assert places["prompt"]["y"] < places["button"]["y"] < places["details"]["y"]
+    if width == 1280:
+        # Side by side, 5 to 4.
+        assert places["result"]["x"] > places["prompt"]["x"] + places["prompt"]["width"]
+        share = places["details"]["width"] / places["result"]["width"]
+        assert share == pytest.approx(5 / 4, abs=0.02)
+    else:
+        assert places["button"]["y"] < places["result"]["y"] < places["details"]["y"]
+    size = page.locator("#generate-prompt textarea").evaluate("e => getComputedStyle(e).fontSize")
+    assert size == "16px"
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(250, 248, 245)", "dark": "rgb(19, 18, 17)"}[theme]
+
+
+PLACES = {
+    "prompt": "#generate-prompt",
+    "button": "#generate-go",
+    "result": ".columns .result",
+    "details": "#generate-details",
+}
+
+
+def test_the_result_stays_in_view(page: Page, fake):
+    page.get_by_role("button", name="Song details").click()
+    page.get_by_role("button", name="Advanced").click()
+    start(page)
+    expect(page.locator("#generate-take-1")).to_be_visible()
+    page.locator("#generate-timbre-token").scroll_into_view_if_needed()
+    expect(page.locator("#generate-take-1")).to_be_in_viewport()
+
+
+def test_a_refused_song_puts_the_buttons_back(page: Page, fake, forgiven):
+    forgiven.append("status of 503")
+    page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "Queue is full."}))
+    start(page)
+    expect(page.locator("#generate-progress")).to_contain_text("please try again")
+    expect_idle(page)

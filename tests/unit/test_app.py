@@ -1,0 +1,179 @@
+"""The door and what the page is made of: imports, environment, port, texts, colours, escaping."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bootstrap
+import markup
+import panels
+import theme
+import tooltips
+from params import LIMITS, Progress
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTILE = "<script>alert(1)</script>"
+
+
+def python(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
+    """Run Python in the repository with `environ` over the test's own environment."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_importing_the_app_loads_no_model_code():
+    code = "import app, sys; print([m for m in ('torch', 'diffusers', 'transformers', 'peft') if m in sys.modules])"
+    result = python("-c", code)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_building_the_page_loads_no_model_code():
+    code = "import app, sys; app.build_app(); print([m for m in ('torch', 'diffusers') if m in sys.modules])"
+    result = python("-c", code)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_the_environment_is_set_before_anything_reads_it():
+    environ: dict[str, str] = {}
+    bootstrap.bootstrap(environ)
+    assert environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
+    assert environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert Path(environ["GRADIO_TEMP_DIR"]).is_absolute()
+    first = next(line for line in (ROOT / "app.py").read_text().splitlines() if re.match("import|from (?!__)", line))
+    assert first.startswith("from bootstrap import")
+
+
+def test_what_the_user_set_stays():
+    environ = {"GRADIO_TEMP_DIR": "/somewhere", "PYTORCH_ENABLE_MPS_FALLBACK": "0"}
+    bootstrap.bootstrap(environ)
+    assert environ["GRADIO_TEMP_DIR"] == "/somewhere"
+    assert environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "0"
+
+
+def test_a_port_in_use_ends_with_a_sentence():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = python("app.py", GRADIO_SERVER_PORT=str(port), GRADIO_SERVER_NAME="127.0.0.1")
+    assert result.returncode != 0
+    assert f"port {port}" in result.stderr
+    assert "GRADIO_SERVER_PORT" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("90", 90),
+        ("2,5", 2.5),
+        ("", None),
+        (None, None),
+        (" 12.5 ", 12.5),
+        (7, 7),
+        ("fast", "fast"),
+        ("1,2,3", "1,2,3"),
+    ],
+)
+def test_a_number_box_is_read(text, value):
+    assert panels.number(text, None) == value
+
+
+def test_huge_digits_stay_text():
+    digits = "9" * 100_000
+    assert panels.number(digits, None) in (digits, float("inf"))
+
+
+def test_every_limit_that_a_box_shows_comes_from_the_table():
+    for name in ("duration", "bpm", "steps", "guidance", "shift", "loudness"):
+        text = panels.help_text(name, "x")
+        assert f"{LIMITS[name].low:g}" in text and f"{LIMITS[name].high:g}" in text, name
+        assert "{" not in text
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (Progress("steps", 12, 50, 8.2, 26.0), "Making the music, step 12 of 50, 0:08 so far, about 0:26 left."),
+        (Progress("loading", elapsed=61), "Loading the model, 1:01 so far."),
+        (Progress("downloading", 4_025, 11_500, 30, 60), "Downloading the model, 4.0 of 11.5 GB, 0:30 so far, "),
+        (Progress("decoding", 1, 3, 5, None), "Turning it into sound, part 1 of 3, 0:05 so far."),
+    ],
+)
+def test_progress_is_one_sentence(event: Progress, words: str):
+    assert tooltips.progress_sentence(event).startswith(words)
+
+
+def test_whatever_is_shown_is_escaped():
+    take = {"seed": 1, "duration": 1.0, "peak_dbfs": -1.0, "loudness_lufs": -14.0, "warnings": [HOSTILE]}
+    record = {"errors": [{"take": 1, "seed": 2, "message": HOSTILE}], "notes": [HOSTILE]}
+    facts = {
+        **{"engine": "xl", "model": HOSTILE, "source": "cache", "turbo": False, "device": "cpu", "dtype": "float32"},
+        **{"device_reason": HOSTILE, "problem": {"message": HOSTILE, "hint": HOSTILE}, "download_gb": 11.5},
+    }
+    shown = [
+        markup.take(1, take),
+        markup.messages(record),
+        markup.status(facts),
+        markup.banner(facts),
+        markup.notice(HOSTILE, HOSTILE, HOSTILE),
+        markup.progress(Progress("steps", note=HOSTILE), HOSTILE),
+        markup.line("failed", HOSTILE),
+    ]
+    for text in shown:
+        assert "<script" not in text
+        assert "&lt;script&gt;" in text
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of "#RRGGBB" (WCAG 2)."""
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of two colours, from 1 to 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("front", "back", "least"),
+    [
+        *((front, back, 4.5) for front in ("ink", "ink-2", "muted") for back in ("bg", "surface", "raised")),
+        *((front, back, 4.5) for front in ("accent", "danger", "warn", "ok") for back in ("bg", "surface")),
+        ("on-accent", "accent", 4.5),
+        ("on-accent", "accent-hover", 4.5),
+        ("line-strong", "surface", 3),
+        ("line-strong", "raised", 3),
+        ("focus", "surface", 3),
+        ("focus", "bg", 3),
+    ],
+)
+def test_colours_can_be_told_apart(side: int, front: str, back: str, least: float):
+    assert contrast(theme.TOKENS[front][side], theme.TOKENS[back][side]) >= least
+
+
+def test_the_theme_asks_no_other_machine_for_anything():
+    made = theme.theme()
+    assert not [sheet for sheet in made._stylesheets if sheet]
+    styles = made._get_theme_css() + theme.css()
+    assert "@import" not in styles
+    assert "//" not in styles.replace("http://www.w3.org", "")

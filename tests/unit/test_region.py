@@ -1,0 +1,100 @@
+"""What the waveform of a source is made of, and the region that a new source begins with."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import region
+from params import LEAST_REGION_SECONDS
+
+RATE = 8_000
+
+
+def drawn(path: Path) -> np.ndarray:
+    """Return the peaks of a file as int [columns, 2]."""
+    data = base64.b64decode(region.peaks(path)["peaks"])
+    return np.frombuffer(data, np.int8).reshape(-1, 2).astype(int)
+
+
+def written(path: Path, samples: np.ndarray, rate: int = RATE, **encoding: str) -> Path:
+    """Write samples [samples] or [samples, channels] and return where they are."""
+    soundfile.write(path, samples, rate, **encoding)
+    return path
+
+
+def burst(seconds: float = 8, level: float = 1.0) -> np.ndarray:
+    """Return silence with a tone in its second quarter."""
+    samples = np.zeros(int(seconds * RATE))
+    quarter = len(samples) // 4
+    samples[quarter : 2 * quarter] = level * np.sin(np.arange(quarter) * 0.7)
+    return samples
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "mp3", "ogg"])
+def test_what_is_loud_is_drawn_where_it_is(tmp_path: Path, ending: str):
+    path = written(tmp_path / f"burst.{ending}", burst())
+    assert region.peaks(path)["seconds"] == pytest.approx(8, abs=0.1)
+    columns = drawn(path)
+    quarter = len(columns) // 4
+    margin = 20  # coded files smear and shift a little
+    assert columns[quarter + margin : 2 * quarter - margin, 1].min() > 60
+    assert columns[quarter + margin : 2 * quarter - margin, 0].max() < -60
+    assert np.abs(columns[: quarter - margin]).max() <= 2
+    assert np.abs(columns[2 * quarter + margin :]).max() <= 2
+
+
+def test_a_sound_in_any_channel_is_seen(tmp_path: Path):
+    samples = np.zeros((RATE * 2, 6))
+    samples[:, 4] = 0.5 * np.sin(np.arange(len(samples)))
+    assert drawn(written(tmp_path / "surround.wav", samples))[:, 1].max() == 127
+
+
+def test_a_click_of_one_sample_is_not_lost(tmp_path: Path):
+    samples = np.zeros(RATE * 60)
+    samples[RATE * 30] = -0.8
+    columns = drawn(written(tmp_path / "click.wav", samples))
+    assert columns[len(columns) // 2, 0] == -127
+    assert np.count_nonzero(columns) == 1
+
+
+def test_a_quiet_recording_fills_the_picture_but_noise_does_not(tmp_path: Path):
+    assert drawn(written(tmp_path / "quiet.wav", burst(level=0.02), subtype="FLOAT")).max() == 127
+    assert drawn(written(tmp_path / "noise.wav", burst(level=0.0005), subtype="FLOAT")).max() <= 7
+
+
+def test_silence_is_a_flat_line(tmp_path: Path):
+    columns = drawn(written(tmp_path / "silence.wav", np.zeros(RATE * 2)))
+    assert len(columns) == region.COLUMNS
+    assert not columns.any()
+
+
+def test_samples_that_are_no_numbers_are_drawn_as_something(tmp_path: Path):
+    samples = burst()
+    samples[:3] = np.nan, np.inf, -np.inf
+    assert drawn(written(tmp_path / "broken.wav", samples, subtype="FLOAT")).max() == 127
+
+
+@pytest.mark.parametrize("content", [b"", b"just some words", b"RIFF\x10\x00\x00\x00WAVEfmt ", None])
+def test_what_cannot_be_read_has_no_waveform(tmp_path: Path, content: bytes | None):
+    path = tmp_path / "file.wav"
+    if content is not None:
+        path.write_bytes(content)
+    assert region.peaks(path) == {"seconds": 0.0, "peaks": ""}
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1.04, 2.34, 3.0, 12.3456, 59.98, 600.0])
+def test_a_new_source_begins_with_a_middle_part(seconds: float):
+    start, end = region.middle(seconds)
+    assert 0 < start < end < seconds
+    assert end - start >= LEAST_REGION_SECONDS - 1e-9
+    assert (start, end) == (round(start, 1), round(end, 1))
+
+
+def test_long_sources_begin_with_a_third_to_a_half():
+    assert region.middle(60) == (20, 30)
+    assert region.middle(0) == (0, 0)

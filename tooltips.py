@@ -1,0 +1,410 @@
+"""Every text that the page shows: labels, help, examples, progress sentences, messages.
+
+A field stands under the name it has in a request. `{low}`, `{high}` and `{default}` in a help text are filled in from
+the table of limits, so that no number stands twice. Nothing here is escaped: whoever puts a text into HTML does that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+TITLE = "ACE Music Studio"
+TAGLINE = "Describe a song, add lyrics if you like, and hear it sung and played by ACE-Step 1.5."
+
+# --- fields -------------------------------------------------------------------------------------------------------
+
+# Fields with a number take their label from params.LIMITS, so that a message names the field as the page does.
+LABELS = {
+    "prompt": "Prompt",
+    "lyrics": "Lyrics",
+    "instrumental": "Instrumental",
+    "key": "Key",
+    "time_signature": "Time signature",
+    "language": "Language",
+    "quality": "Quality",
+    "reference": "Reference audio",
+    "sampler": "Sampler",
+    "format": "Format",
+    "timbre_token": "Timbre token",
+    "source": "Source audio",
+    "action": "What to do",
+    "source_prompt": "Prompt of the source",
+    "source_lyrics": "Lyrics of the source",
+    "repaint_mode": "How freely",
+    "track": "Track",
+    "tracks": "Tracks",
+    "part": "Only in a region",
+    "mix": "Mix with the source",
+}
+
+# A text under "cover.prompt" or "repaint.lyrics" is the one for that tab or action.
+HELP = {
+    "prompt": "Genre, mood, instruments, voice: what the song sounds like.",
+    "lyrics": "The words to sing. Mark sections with [Verse], [Chorus], [Bridge] on a line of their own. "
+    "No lyrics: no singing.",
+    "instrumental": "No singing, whatever is in the lyrics.",
+    "duration": "Seconds, {low} to {high}. The song has this length exactly.",
+    "bpm": "Tempo in beats a minute, {low} to {high}. Blank: the model decides.",
+    "key": 'Like "A minor", "F# major" or "Bbm". Blank: the model decides.',
+    "time_signature": "Beats of a bar.",
+    "language": "The language the lyrics are sung in.",
+    "takes": "Versions of the song to make at once, each with its own seed.",
+    "quality": "More steps take longer and sound cleaner.",
+    "seed": "The same seed and settings give the same song. -1 draws a new one.",
+    "reference": "Optional: a recording that lends its timbre, its sound and voice. Its melody is not used.",
+    "steps": "How often the sound is refined, {low} to {high}. Blank: {default}.",
+    "guidance": "How closely the song follows prompt and lyrics, {low} to {high} (classifier-free guidance). "
+    "Blank: {default}.",
+    "shift": "Higher spends more steps on form, fewer on detail, {low} to {high} (timestep shift). Blank: {default}.",
+    "sampler": "The straight one (ODE) repeats exactly; fresh noise at every step (SDE) varies texture.",
+    "cfg_start": "Where in the run guidance begins: 0 is the first step.",
+    "cfg_end": "Where guidance ends: 1 is the last step.",
+    "format": "Of the files to download.",
+    "loudness": "LUFS, {low} to {high}; streaming services play at -14. Blank: the loudest peak is at -1 dBFS.",
+    "fade_out": "Seconds of fading at the end.",
+    "variation": "Mixes a second seed into the first: 0 is the seed's own song, 1 is the other seed's.",
+    "variation_seed": "The second seed, used when Variation is above 0. -1 draws one.",
+    "timbre_token": "A token the largest checkpoint was trained with. Off: as diffusers runs it.",
+    "cover.source": "The song to cover: WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes. The cover is as long.",
+    "extend.source": "The song to go on with: WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes. It stays as it is.",
+    "edit.source": "The song to change: WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes. Its length stays.",
+    "cover.prompt": "What the cover sounds like: genre, mood, instruments, voice.",
+    "cover.lyrics": "The words to sing, those of the source or others. No lyrics: no singing.",
+    "strength": "How long the source leads: 1 keeps to its melody all the way, 0 listens to the words alone.",
+    "noise_strength": "Starts nearer to the sound of the source itself: 0 is a fresh start, 1 hardly leaves it.",
+    "extend.prompt": "What the whole song sounds like, the source included.",
+    "extend.lyrics": "The words for the new part. No lyrics: no singing.",
+    "before": "New music in front of the source, {low} to {high} seconds.",
+    "after": "New music behind the source, {low} to {high} seconds.",
+    "overlap": "Seconds of the source, at each new end, that are made anew to fade from one into the other.",
+    "action": "",
+    "repaint.prompt": "What the region sounds like. Blank: whatever fits.",
+    "repaint.lyrics": "The lyrics of the whole song, with the new words in place.",
+    "morph.prompt": "What the song becomes.",
+    "morph.lyrics": "The words the song gets; leave those that stay. No lyrics: no singing.",
+    "layer.prompt": "What the song with its new track sounds like. May be blank.",
+    "layer.lyrics": "What a voice sings, if the track is one. May be blank.",
+    "extract.prompt": "What the song sounds like; helps to tell the track from the others. May be blank.",
+    "extract.lyrics": "The words of the song, if they are known. May be blank.",
+    "complete.prompt": "What the completed song sounds like. May be blank.",
+    "complete.lyrics": "What a voice sings, if one of the tracks is a voice. May be blank.",
+    "source_prompt": "What the song sounds like now.",
+    "source_lyrics": "The words it has now. Blank: the same as the new ones.",
+    "start": "Seconds from the beginning.",
+    "end": "Seconds from the beginning; 0 is the end of the file.",
+    "repaint_mode": "How much of the old music in the region shines through.",
+    "repaint_strength": "0 stays close to the old, 1 starts afresh.",
+    "n_min": "The share of the run that is skipped: higher keeps more of the song's form.",
+    "n_max": "Where the source lets go: lower gives the new words more freedom.",
+    "n_avg": "Draws that are averaged in every step: more is steadier and takes longer.",
+    "track": "The one to work on.",
+    "tracks": "The ones to add.",
+    "part": "Off: the track plays through the whole song.",
+    "mix": "Off: the new track alone, as long as the source, for your own mixing.",
+    "extend.loudness": "LUFS, {low} to {high}. Blank: the source keeps its level. A number scales all of it.",
+    "edit.loudness": "LUFS, {low} to {high}. Blank: what stays keeps its level. A number scales all of it.",
+    "extend.fade_out": "Seconds of fading at the end of the extended song.",
+}
+
+PLACEHOLDERS = {
+    "prompt": "warm lo-fi hip hop, dusty piano, soft drums, late evening",
+    "lyrics": "[Verse]\nYour first line\n\n[Chorus]\nThe line everybody sings",
+}
+STEPS_BY_QUALITY = "as Quality says ({steps})"
+AUTOMATIC = "Automatic"
+LOUDNESS_OFF = "Off"
+QUALITIES = {"draft": "Draft", "standard": "Standard", "best": "Best"}
+LYRICS_OFF = "Switched off by Instrumental."
+
+TURBO_GUIDANCE = "Not used: this turbo checkpoint has guidance built in."
+TURBO_QUALITY = "This turbo checkpoint makes every quality in {steps} steps."
+
+# --- sections and buttons -----------------------------------------------------------------------------------------
+
+TABS = {"generate": "Generate", "cover": "Cover", "extend": "Extend", "edit": "Edit"}
+ESSENTIALS = "Your song"
+RESULT = "Takes"
+DETAILS = "Song details"
+ADVANCED = "Advanced"
+EXAMPLES_LABEL = "Start from an example"
+GENERATE = "Generate"
+GO = {"cover": "Make the cover", "extend": "Extend the song", "edit": "Make the change"}
+USE_IN = {"cover": "Use in Cover", "extend": "Use in Extend", "edit": "Use in Edit"}
+CANCEL = "Cancel"
+RECORD = "Record: everything needed to make this again"
+RECORD_LABEL = "Record"
+DOWNLOAD_TAKE = "Download {format}"
+COPY_SEED = "Copy seed {seed}"
+COPIED = "Copied"
+EMPTY_RESULTS = {
+    "generate": "Nothing here yet. Fill in the prompt or start from an example; your takes appear here.",
+    "cover": "Nothing here yet. Choose a song and say what its cover sounds like; your takes appear here.",
+    "extend": "Nothing here yet. Choose a song and how much longer it gets; your takes appear here.",
+    "edit": "Nothing here yet. Choose a song and what to do with it; your takes appear here.",
+}
+
+# Each fills the form; fields it does not name go back to their defaults in `EXAMPLE_DEFAULTS`.
+EXAMPLE_DEFAULTS = {
+    "prompt": "",
+    "lyrics": "",
+    "instrumental": False,
+    "duration": 60,
+    "bpm": "",
+    "key": "",
+    "time_signature": "",
+    "language": "unknown",
+}
+EXAMPLES = {
+    "Lo-fi at night": {
+        "prompt": "lo-fi hip hop, dusty upright piano, warm tape hiss, brushed drums, mellow upright bass, "
+        "vinyl crackle, rain on the window, slow and tender, late night",
+        "instrumental": True,
+        "bpm": "76",
+        "key": "D minor",
+        "time_signature": "4",
+    },
+    "Folk duet": {
+        "prompt": "indie folk duet, female and male voices in close harmony, fingerpicked acoustic guitar, "
+        "upright bass, soft banjo, stomps and claps in the chorus, hopeful, warm room sound",
+        "lyrics": "[Verse]\nWe painted the door when the winter was over\n"
+        "Left one of our names in the grain of the wood\n"
+        "You carried the river home on your shoulder\nI kept the fire the best that I could\n\n"
+        "[Chorus]\nOh, leave the light on, leave the light on\nThe road is long but it bends toward home\n"
+        "Oh, leave the light on, leave the light on\nI never learned to sing alone\n\n"
+        "[Outro]\nI never learned to sing alone",
+        "duration": 90,
+        "bpm": "98",
+        "key": "G major",
+        "time_signature": "4",
+        "language": "en",
+    },
+    "Valse à Paris": {
+        "prompt": "chanson, French waltz, expressive female voice, accordion, nylon guitar, double bass, café at dusk, "
+        "nostalgic, playful, close and dry recording",
+        "lyrics": "[Couplet]\nLa ville s'éteint, les chaises se taisent\nUn verre oublié brille encore au comptoir\n"
+        "Je compte les pas, un, deux, trois, je m'apaise\nTu danses toujours au fond du miroir\n\n"
+        "[Refrain]\nTourne, tourne, la nuit est légère\nTourne, tourne, et ne dis plus rien\n"
+        "On a dansé sur toute la terre\nSans quitter ce petit coin",
+        "duration": 75,
+        "bpm": "132",
+        "key": "A minor",
+        "time_signature": "3",
+        "language": "fr",
+    },
+}
+
+COVER_EXAMPLES = {
+    "As a lo-fi piece": {
+        "prompt": "lo-fi hip hop, dusty upright piano, brushed drums, mellow bass, vinyl crackle, slow and tender",
+        "strength": 0.7,
+    },
+    "As an orchestra": {
+        "prompt": "film score, symphony orchestra, sweeping strings, french horns, timpani, wide concert hall, grand",
+        "strength": 0.8,
+    },
+    "Sung by a choir": {
+        "prompt": "mixed choir a cappella, soprano, alto, tenor, bass in close harmony, cathedral reverb, warm",
+        "strength": 0.9,
+    },
+}
+EXTEND_EXAMPLES = {
+    "An intro": {
+        "prompt": "a sparse intro that builds up slowly, the same instruments, no voice",
+        "before": 15,
+        "after": 0,
+    },
+    "Another verse": {"prompt": "the song goes on, same voice, same band", "before": 0, "after": 40},
+    "An ending": {
+        "prompt": "the song comes to rest, last chord, instruments drop out one by one",
+        "before": 0,
+        "after": 20,
+        "options.fade_out": 5,
+    },
+}
+EDIT_EXAMPLES = {
+    "A solo in the middle": {
+        "action": "repaint",
+        "prompt": "expressive electric guitar solo over the same chords, same drums and bass",
+        "options.repaint_mode": "aggressive",
+    },
+    "Add strings": {
+        "action": "layer",
+        "track": "strings",
+        "prompt": "warm string section, long notes, soft",
+        "options.mix": True,
+    },
+    "Take out the vocals": {"action": "extract", "track": "vocals"},
+}
+# How far a morph goes, as upstream advises.
+MORPHS_LABEL = "What changes"
+MORPHS = {
+    "New lyrics": {"options.n_min": 0.6, "options.n_max": 1.0, "options.n_avg": 3},
+    "New style": {"options.n_min": 0.2, "options.n_max": 0.4, "options.n_avg": 3},
+}
+
+
+def morph_plan(n_min: float, n_max: float, n_avg: int) -> str:
+    """Say in one line what a morph's numbers do."""
+    draws = "one draw a step" if n_avg == 1 else f"{n_avg} draws a step"
+    return f"Morphs from {n_min:.0%} to {n_max:.0%} of the run, {draws} (under Advanced)."
+
+
+# --- actions ------------------------------------------------------------------------------------------------------
+
+ACTION_HELP = {
+    "repaint": "Makes a region anew. Outside of it every sample stays as it is.",
+    "morph": "Moves the whole song from the words that describe it now to new ones.",
+    "layer": "Makes one more track that fits the song.",
+    "extract": "Makes one track of the song on its own.",
+    "complete": "Takes a single track, such as a voice or a riff, and adds a band to it.",
+}
+EXPERIMENTAL = "{name} (experimental)"
+EXPERIMENTAL_HELP = "This checkpoint was not trained for it: it runs, and what comes out may be off."
+TRACKS = {"fx": "FX"}
+
+
+def track(name: str) -> str:
+    """Return how a track is called on the page."""
+    return TRACKS.get(name, name.replace("_", " ").capitalize())
+
+
+def length_in_all(source: float, before: float, after: float) -> str:
+    """Say how long an extended song gets; all in seconds."""
+    parts = [f"{before:g} s" if before else "", f"{source:.6g} s of source", f"{after:g} s" if after else ""]
+    total = before + source + after
+    return f"In all {clock(total)} ({' + '.join(filter(None, parts))} = {total:.6g} s)."
+
+
+# --- settings from a file -----------------------------------------------------------------------------------------
+
+RESTORE = "Restore its settings"
+RESTORE_OFFER = "This file was made in a studio like this one and carries its settings."
+SETTINGS_FILE = "Settings from a song"
+SETTINGS_FILE_HELP = "Drop a file that the studio made, and the form is filled with its settings."
+NOTHING_TO_RESTORE = "This file carries no settings of the studio."
+
+
+def restored(count: int, left_out: int, reference: bool) -> str:
+    """Say how many settings came back, how many did not, and what no file carries."""
+    kept = "1 setting restored" if count == 1 else f"{count} settings restored"
+    lost = f"; {left_out} left out, which this tab does not have or allow" if left_out else ""
+    missing = " Its reference audio is not in the file: add it again." if reference else ""
+    return f"{kept}{lost}.{missing}"
+
+
+# --- progress -----------------------------------------------------------------------------------------------------
+
+STAGES = {
+    "waiting": "Waiting: another song is being made",
+    "downloading": "Downloading the model",
+    "loading": "Loading the model",
+    "preparing": "Preparing",
+    "reading": "Reading your words",
+    "steps": "Making the music",
+    "decoding": "Turning it into sound",
+    "finishing": "Saving the takes",
+}
+COUNTED = {"steps": "step", "decoding": "part", "finishing": "take"}
+STARTING = "Starting ..."
+QUEUED = "Waiting for its turn ..."
+CANCELLED = "Cancelled. Your settings are still here."
+STOPPED = "The run stopped before it was done. Your settings are still here; please try again."
+DOWNLOAD_STARTING = "Asking the hub for the model ..."
+DOWNLOAD_CANCELLED = "Cancelled. What has arrived is kept, and the next download goes on from there."
+DOWNLOAD_DONE = "The model is here. The next song uses it."
+DOWNLOAD_UNUSED = (
+    "The model is here, but ACE_STUDIO_MODEL asks for the preview. Start the studio without it to use the model."
+)
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as minutes and seconds, such as 1:05."""
+    whole = max(int(seconds + 0.5), 0)
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+def progress_sentence(event: Any) -> str:
+    """Say in one sentence where a run is: stage, step n of N, elapsed, left (`event` is a params.Progress)."""
+    parts = [STAGES[event.stage]]
+    if event.steps and event.stage == "downloading":
+        parts.append(f"{event.step / 1000:.1f} of {event.steps / 1000:.1f} GB")
+    elif event.steps and event.stage in COUNTED:
+        parts.append(f"{COUNTED[event.stage]} {event.step} of {event.steps}")
+    parts.append(f"{clock(event.elapsed)} so far")
+    if event.left is not None:
+        parts.append(f"about {clock(event.left)} left")
+    return ", ".join(parts) + "."
+
+
+def done_sentence(takes: int, asked: int, seconds: float) -> str:
+    """Say how a run ended, such as "3 takes made in 0:12."."""
+    made = "1 take" if takes == 1 else f"{takes} takes"
+    return f"{made}{f' of {asked}' if takes < asked else ''} made in {clock(seconds)}."
+
+
+# --- result -------------------------------------------------------------------------------------------------------
+
+FAILED_TITLE = "No song this time"
+UNEXPECTED = "Something unexpected went wrong."
+UNEXPECTED_HINT = "Please try again; the log of the studio has the details."
+TAKE_FAILED = "Take {take} (seed {seed}) did not work out: {message}"
+
+
+def look_at(labels: list[str]) -> str:
+    """Point at the fields that keep a song from being made."""
+    *others, last = labels
+    listed = f"{', '.join(others)} and {last}" if others else last
+    return f"Nothing was started yet. Please look at {listed}."
+
+
+def take_title(number: int) -> str:
+    """Return the heading of a take."""
+    return f"Take {number}"
+
+
+def take_facts(take: dict[str, Any]) -> list[str]:
+    """Return a take's measured facts from its entry in the record: length, peak in dBFS, loudness in LUFS."""
+    facts = [clock(take["duration"]), f"peak {take['peak_dbfs']:.1f} dBFS"]
+    if take.get("loudness_lufs") is not None:
+        facts.append(f"{take['loudness_lufs']:.1f} LUFS")
+    return facts
+
+
+# --- header -------------------------------------------------------------------------------------------------------
+
+STATUS_PENDING = "Looking at the model and the device ..."
+PREVIEW_TITLE = "Preview engine"
+PREVIEW_TEXT = (
+    "A tiny built-in model with random weights stands in for the real one. Everything works, but what you hear is "
+    "noise, not music. To make real songs, get the real model; {gb:g} GB are downloaded once."
+)
+PROBLEM_TITLE = "The model cannot be used"
+GET_MODEL = "Get the real model ({gb:g} GB)"
+DEVICES = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
+DEVICE_UNKNOWN = "Device: not looked at yet"
+HUB_STATUS = "Model: {model}, downloaded with the first song"
+
+
+def status_parts(status: dict[str, Any]) -> list[str]:
+    """Return the facts of the status line: the model and, once it is known, the device and why it was chosen."""
+    if status["engine"] == "preview":
+        parts = ["Model: preview (built in)"]
+    elif status.get("source") == "hub":
+        parts = [HUB_STATUS.format(model=status["model"])]
+    else:
+        parts = [f"Model: {status['model']}{', turbo' if status['turbo'] else ''}"]
+    if not status["device"]:
+        return [*parts, DEVICE_UNKNOWN]
+    parts.append(f"Device: {DEVICES.get(status['device'], status['device'])}, {status['dtype']}")
+    return [*parts, status["device_reason"]] if status["device_reason"] else parts
+
+
+# --- the door -----------------------------------------------------------------------------------------------------
+
+READY = "ACE Music Studio is ready at {url}"
+PORT_TAKEN = (
+    "ACE Music Studio cannot listen on {host}, port {port}: the port is in use or not allowed. "
+    "Set GRADIO_SERVER_PORT to another one."
+)
+NO_PORT = "ACE Music Studio found no free port on {host} from 7860 on. Set GRADIO_SERVER_PORT to one that is free."
+BAD_PORT = 'GRADIO_SERVER_PORT must be a whole number from 1 to 65535, not "{port}".'
