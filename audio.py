@@ -74,6 +74,18 @@ class AudioError(ValueError):
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
+class ForwardFile(sf.SoundFile):
+    """A file that is read once, from its start to its end.
+
+    soundfile seeks after every read of a seekable file, and a seek costs an MP3 of variable bit rate the frames that
+    its next ones refer to: what follows decodes as noise or silence.
+    """
+
+    def seekable(self) -> bool:
+        """Say no, so that nothing seeks."""
+        return False
+
+
 def decode(
     path: str | Path, *, min_seconds: float = 1.0, max_seconds: float = 600.0, max_bytes: int = MAX_UPLOAD_BYTES
 ) -> np.ndarray:
@@ -339,7 +351,7 @@ def _opened(path: Path, min_seconds: float, max_seconds: float, max_bytes: int) 
         if head.startswith(mark, offset):
             raise AudioError(f"This is {kind}, which cannot be read as audio.", _EXPORT)
     try:
-        file = sf.SoundFile(path)
+        file = ForwardFile(path)
     except (sf.SoundFileError, OSError, TypeError) as error:  # TypeError: headerless, by the end of its name
         raise _unreadable(head) from error
     with file:

@@ -116,21 +116,10 @@ _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"
 _IN_BROWSER: dict[str, Any] = {"queue": False, **_QUIET}
 
 
-class _Forward(sf.SoundFile):
-    """A file read from its start to its end.
-
-    soundfile seeks after every read of a seekable file, and a seek costs an MP3 of variable bit rate the frames that
-    its next ones refer to: what follows decodes as noise or silence.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
 def _lows_and_highs(path: str | Path) -> np.ndarray:
     """Return float32 [COLUMNS, 2] at full scale 1.0, zeros where the file ends early; never holds the whole file."""
     found = np.zeros((COLUMNS, 2), np.float32)
-    with _Forward(path) as file:
+    with audio.ForwardFile(path) as file:
         edges = np.linspace(0, file.frames, COLUMNS + 1).round().astype(int)
         for column, frames in enumerate(np.diff(edges)):
             block = np.nan_to_num(file.read(frames, dtype="float32"), copy=False, posinf=1, neginf=-1)
