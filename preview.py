@@ -24,13 +24,14 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import Qwen2Tokenizer
 
 WORDS = Path(__file__).with_name("assets") / "words.txt"
 MANIFEST = "files.json"
@@ -54,16 +55,24 @@ def checkpoint_folder() -> Path:
     processes may ask at once: one makes it, aside, and renames it. Where the cache cannot be written the checkpoint
     is made in a temporary folder that lasts as long as this process. Raises OSError where that is impossible too.
     """
+    return kept_folder("preview", make_checkpoint)
+
+
+def expected_folder(name: str = "preview", sources: tuple[Path, ...] = ()) -> Path:
+    """Return where `checkpoint_folder` (or `kept_folder`) will be if the cache can be written; makes nothing."""
+    return _cache() / f"{name}-{_version(sources)}"
+
+
+def kept_folder(name: str, make: Callable[[Path], object], sources: tuple[Path, ...] = ()) -> Path:
+    """Return the folder `name` of the cache, by the rules of `checkpoint_folder`; `make` fills it where it is missing.
+
+    `make` ends with `write_manifest`. `sources` are the files beside this one whose content decides what it makes.
+    """
     with _lock:
         try:
-            return _in_cache(_cache())
+            return _in_cache(_cache(), f"{name}-{_version(sources)}", make)
         except (OSError, NotImplementedError):  # a file system without locks raises the latter
-            return _in_cache(_temporary_cache())
-
-
-def expected_folder() -> Path:
-    """Return where `checkpoint_folder` will be if the cache can be written, without making anything."""
-    return _cache() / f"preview-{_version()}"
+            return _in_cache(_temporary_cache(), f"{name}-{_version(sources)}", make)
 
 
 def quiet_libraries() -> None:
@@ -90,7 +99,7 @@ def make_checkpoint(folder: Path, *, xl: bool = False, turbo: bool = False, seed
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.no_grad():
         vae, silence = _vae(generator)
-        tokenizer = _tokenizer()
+        tokenizer = make_tokenizer()
         text_encoder = _text_encoder(generator, len(tokenizer))
         condition_encoder = _condition_encoder(generator, _condition_size(xl), silence)
         transformer = _transformer(generator, xl, turbo)
@@ -106,17 +115,78 @@ def make_checkpoint(folder: Path, *, xl: bool = False, turbo: bool = False, seed
         audio_token_detokenizer=detokenizer,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
-    _write_manifest(folder)
+    write_manifest(folder)
     return folder
+
+
+def make_tokenizer(marks: tuple[str, ...] = (), closed: bool = True, **settings: Any) -> Qwen2Tokenizer:
+    """Build a byte-level BPE tokenizer with Qwen's splitting rules.
+
+    `marks` are further tokens that stand for themselves without being special, as <think> in Qwen3. `closed` ends every
+    text with <|endoftext|>, as Qwen3-Embedding's does. `settings` replace the tokenizer's own.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers.models import BPE
+    from transformers import Qwen2Tokenizer
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    tokenizer = Tokenizer(BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_training_text(), trainer)
+    end = SPECIAL_TOKENS[0]
+    if closed:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+        )
+    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
+    defaults = {
+        "eos_token": end,
+        "pad_token": end,
+        "unk_token": None,
+        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "padding_side": "right",
+        "model_max_length": 131_072,
+    }
+    return Qwen2Tokenizer(tokenizer_object=tokenizer, **{**defaults, **settings})
+
+
+def filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
+    """Build a model without drawing from the global generator, then give each parameter its seeded values."""
+    import torch
+
+    with torch.device("meta"):
+        model = build()
+    model = model.to_empty(device="cpu").eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(_values(model, name, parameter, generator))
+    return model
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file with its hash; written last, so a folder that has it was finished."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (folder / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
 
 
 # --- where it is kept ---------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def _version() -> str:
-    """Hash of everything that decides the bytes: this file, the word list, the libraries that write their versions."""
-    digest = hashlib.sha256(Path(__file__).read_bytes() + WORDS.read_bytes())
+def _version(sources: tuple[Path, ...] = ()) -> str:
+    """Hash of all that decides the bytes: this file, `sources`, the words, the libraries that write their versions."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (Path(__file__), *sources, WORDS)))
     for package in ("torch", "diffusers", "transformers", "tokenizers", "safetensors"):
         digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
     return digest.hexdigest()[:12]
@@ -126,8 +196,8 @@ def _cache() -> Path:
     return Path(os.path.expanduser(os.environ.get("ACE_STUDIO_CACHE") or "~/.cache/ace-music-studio")).absolute()
 
 
-def _in_cache(cache: Path) -> Path:
-    folder = cache / f"preview-{_version()}"
+def _in_cache(cache: Path, name: str, make: Callable[[Path], object]) -> Path:
+    folder = cache / name
     if _is_intact(folder):
         return folder
     cache.mkdir(parents=True, exist_ok=True)
@@ -139,7 +209,7 @@ def _in_cache(cache: Path) -> Path:
             shutil.rmtree(leftover, ignore_errors=True)
         aside = Path(tempfile.mkdtemp(prefix=".preview-", dir=cache))
         try:
-            make_checkpoint(aside)
+            make(aside)
             if folder.exists() or folder.is_symlink():
                 folder.rename(cache / f".preview-damaged-{os.getpid()}")
             aside.rename(folder)
@@ -163,13 +233,6 @@ def _temporary_cache() -> Path:
     return folder
 
 
-def _write_manifest(folder: Path) -> None:
-    """List every file with its hash; written last, so a folder that has it was finished."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    (folder / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
-
-
 def _is_intact(folder: Path) -> bool:
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -179,41 +242,6 @@ def _is_intact(folder: Path) -> bool:
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
-
-
-def _tokenizer():
-    """Byte-level BPE with Qwen's splitting rules; like Qwen3-Embedding's it closes every text with <|endoftext|>."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import Qwen2Tokenizer
-    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=list(SPECIAL_TOKENS),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_training_text(), trainer)
-    end = SPECIAL_TOKENS[0]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
-    )
-    return Qwen2Tokenizer(
-        tokenizer_object=tokenizer,
-        eos_token=end,
-        pad_token=end,
-        unk_token=None,
-        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
-        padding_side="right",
-        model_max_length=131_072,
-    )
 
 
 def _training_text() -> list[str]:
@@ -247,7 +275,7 @@ def _text_encoder(generator: torch.Generator, vocabulary: int) -> nn.Module:
         tie_word_embeddings=True,
         dtype="float32",
     )
-    return _filled(lambda: Qwen3Model(config), generator)
+    return filled(lambda: Qwen3Model(config), generator)
 
 
 def _condition_size(xl: bool) -> int:
@@ -257,7 +285,7 @@ def _condition_size(xl: bool) -> int:
 def _condition_encoder(generator: torch.Generator, size: int, silence: torch.Tensor) -> nn.Module:
     from diffusers.pipelines.ace_step import AceStepConditionEncoder
 
-    encoder = _filled(
+    encoder = filled(
         lambda: AceStepConditionEncoder(
             hidden_size=size,
             intermediate_size=2 * size,
@@ -279,7 +307,7 @@ def _transformer(generator: torch.Generator, xl: bool, turbo: bool) -> nn.Module
     from diffusers import AceStepTransformer1DModel
 
     size = 96
-    return _filled(
+    return filled(
         lambda: AceStepTransformer1DModel(
             hidden_size=size,
             intermediate_size=2 * size,
@@ -308,8 +336,8 @@ def _audio_tokenizers(generator: torch.Generator) -> tuple[nn.Module, nn.Module]
         "num_key_value_heads": 2,
         "head_dim": 16,
     }
-    tokenizer = _filled(lambda: AceStepAudioTokenizer(fsq_dim=48, **shape), generator)
-    detokenizer = _filled(lambda: AceStepAudioTokenDetokenizer(**shape), generator)
+    tokenizer = filled(lambda: AceStepAudioTokenizer(fsq_dim=48, **shape), generator)
+    detokenizer = filled(lambda: AceStepAudioTokenDetokenizer(**shape), generator)
     return tokenizer, detokenizer
 
 
@@ -318,7 +346,7 @@ def _vae(generator: torch.Generator) -> tuple[nn.Module, torch.Tensor]:
     import torch
     from diffusers import AutoencoderOobleck
 
-    vae = _filled(
+    vae = filled(
         lambda: AutoencoderOobleck(
             encoder_hidden_size=2 * LATENT_CHANNELS,  # its last layer gives a mean and a spread for each channel
             downsampling_ratios=list(DOWNSAMPLING),
@@ -352,18 +380,6 @@ def _rounded(value: torch.Tensor) -> float:
 
 
 # --- weights ------------------------------------------------------------------------------------------------------
-
-
-def _filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
-    """Build a model without drawing from the global generator, then give each parameter its seeded values."""
-    import torch
-
-    with torch.device("meta"):
-        model = build()
-    model = model.to_empty(device="cpu").eval().requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(_values(model, name, parameter, generator))
-    return model
 
 
 def _values(model: nn.Module, name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

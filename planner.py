@@ -1,0 +1,455 @@
+"""The planner: ACE-Step's 5 Hz language model turns a prompt into metadata and audio codes before a song is made.
+
+Phase 1 writes the metadata that the visitor left open, token by token along a grammar (`plan_grammar.py`); phase 2
+draws exactly ceil(5 * seconds) audio codes for each take (`plan_decoding.py`), which the pipeline takes as
+`audio_codes`. The same model expands an idea (`inspire`), words a prompt better (`polish`) and describes audio codes
+(`describe`). Prompts and phases follow upstream's LLMHandler; the reference's sections 3.2 to 3.7 give them exactly.
+
+What works for a while is a generator: it yields a `PlanStep` for every token and, last, its result. Closing it stops
+it before the next token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+import preview
+import preview_writers
+from models import Device, free_memory
+from params import INSTRUMENTAL, LIMITS, TEXT_LIMITS, Problem, StudioError
+from plan_decoding import CodesJob, CodeWriter, Draw, Written, write
+from plan_grammar import AUDIO_CODE, LARGEST_CODE, MAX_CAPTION_TOKENS, Grammar, MetadataGrammar, Unfit, Vocabulary
+from plan_weights import PREVIEW, PREVIEW_CODES, VARIABLE, PlannerWeights, find_planner, unusable
+
+__all__ = [
+    "Brief",
+    "Plan",
+    "PlanSettings",
+    "PlanStep",
+    "Planner",
+    "PlannerWeights",
+    "Sketch",
+    "check_codes",
+    "codes_needed",
+    "codes_text",
+    "describe",
+    "find_planner",
+    "inspire",
+    "load_planner",
+    "plan",
+    "polish",
+]
+
+CODES_PER_SECOND = 5
+METADATA_ROOM = MAX_CAPTION_TOKENS + 128
+MAX_LYRIC_TOKENS = 2_048
+NO_INPUT = "NO USER INPUT"
+INSTRUCTIONS = {
+    "generate": "Generate audio semantic tokens based on the given conditions:",
+    "understand": "Understand the given musical conditions and describe the audio semantics accordingly:",
+    "inspire": "Expand the user's input into a more detailed and specific musical description:",
+    "format": "Format the user's input into a more detailed and specific musical description:",
+}
+FREE, SOBER = Draw(), Draw(temperature=0.3)
+# Typed text is cut at this private character, which is dropped again, so that "<|im_end|>" in it stays text.
+CUT = "\ue000"
+
+
+# --- what is asked and what comes of it ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Brief:
+    """The song to plan, as the visitor described it; None, "" and the language "unknown" leave a field open.
+
+    `lyrics` is what will be sung, "[Instrumental]" included.
+    """
+
+    prompt: str
+    lyrics: str
+    seconds: float
+    bpm: int | None = None
+    key: str = ""
+    time_signature: str = ""
+    language: str = "unknown"
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How a plan is drawn; `rewrite` lets the planner replace the prompt, `cfg` guides the codes (1: not at all).
+
+    `open_turn` leaves the assistant's turn open before the codes, as acestep.cpp does; upstream closes it.
+    `cuda_graph` replays captured steps on CUDA.
+    """
+
+    temperature: float = 0.85
+    top_p: float = 0.9
+    cfg: float = 2.0
+    rewrite: bool = False
+    open_turn: bool = False
+    cuda_graph: bool = False
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """Where the planner is: tokens written, of how many (0: not known)."""
+
+    stage: Literal["metadata", "codes", "text"]
+    step: int
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A planned song: one set of metadata and, for each of `seeds`, its audio codes (5 a second).
+
+    `caption` is the prompt to make the song from; `rewritten` tells whether the planner worded it. `seed` is the one
+    that the metadata was drawn with: the same brief, settings and seed give the same metadata.
+    """
+
+    bpm: int | None
+    key: str
+    time_signature: str
+    language: str
+    caption: str
+    rewritten: bool
+    seconds: float
+    seed: int
+    seeds: tuple[int, ...]
+    codes: tuple[tuple[int, ...], ...]
+
+    def codes_text(self, take: int) -> str:
+        """Return the codes of take `take` (from 0) as the pipeline's `audio_codes`."""
+        return codes_text(self.codes[take])
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the record and the page say about the plan; the codes follow from it and the take's seed."""
+        return {
+            "bpm": self.bpm,
+            "key": self.key,
+            "time_signature": self.time_signature,
+            "language": self.language,
+            "caption": self.caption,
+            "rewritten": self.rewritten,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A song in words, to fill the form with: from an idea, a rough prompt, or a piece of audio."""
+
+    caption: str
+    lyrics: str
+    bpm: int
+    key: str
+    time_signature: str
+    language: str
+    seconds: int
+
+
+def codes_needed(seconds: float) -> int:
+    """Return how many codes hold `seconds` of song; the last one may reach past the end."""
+    return math.ceil(CODES_PER_SECOND * seconds)
+
+
+def codes_text(codes: Sequence[int]) -> str:
+    """Write audio codes as the text that the pipeline and the planner read."""
+    return "".join(f"<|audio_code_{code}|>" for code in codes)
+
+
+def check_codes(text: str, seconds: float) -> tuple[int, ...]:
+    """Return the codes in `text`; raises StudioError unless there are exactly as many as `seconds` need, all legal.
+
+    The pipeline itself would clamp a wrong code and make a shorter or longer song.
+    """
+    codes = tuple(int(number) for number in AUDIO_CODE.findall(text))
+    if codes_text(codes) != text:
+        raise StudioError("codes", "The plan's audio codes cannot be read: there is something else between them.")
+    if wrong := [code for code in codes if code > LARGEST_CODE]:
+        raise StudioError("codes", f"Audio codes go from 0 to {LARGEST_CODE}; the plan has {wrong[0]}.")
+    if len(codes) != codes_needed(seconds):
+        raise StudioError(
+            "codes",
+            f"A song of {seconds:g} seconds needs {codes_needed(seconds)} audio codes; the plan has {len(codes)}.",
+            hint="Plan the song again for this length.",
+        )
+    return codes
+
+
+# --- planning -----------------------------------------------------------------------------------------------------
+
+
+class Planner:
+    """A loaded planner: the language model, its tokenizer, and what is worked out from both once."""
+
+    def __init__(self, model: Any, tokenizer: Any, model_id: str):
+        self.model, self.tokenizer, self.model_id = model, tokenizer, model_id
+        rows = model.get_output_embeddings().weight.shape[0]
+        self.vocabulary = Vocabulary(tokenizer, rows, model.device)
+        self.grammar = MetadataGrammar(self.vocabulary)
+
+    def encode(self, prompt: str) -> tuple[int, ...]:
+        """Return the tokens of a rendered prompt, in which typed text was marked by `typed`."""
+        return tuple(token for piece in prompt.split(CUT) for token in self.vocabulary.encode(piece))
+
+
+def plan(
+    planner: Planner,
+    brief: Brief,
+    seeds: Sequence[int],
+    settings: PlanSettings = PlanSettings(),
+    seed: int | None = None,
+) -> Iterator[PlanStep | Plan]:
+    """Plan the song of `brief`: metadata drawn from `seed` (the first take's where None), codes from each take's own.
+
+    Phase 1 is left out where the visitor gave BPM, key and time signature and wants no other prompt.
+    Raises StudioError where it does not fit into the context or into memory.
+    """
+    seed = seeds[0] if seed is None else seed
+    draw = Draw(settings.temperature, settings.top_p)
+    with _memory(planner):
+        found = given = _given(brief)
+        if settings.rewrite or not {"bpm", "keyscale", "timesignature"} <= given.keys():
+            grammar = planner.grammar.thoughts(given, settings.rewrite)
+            prompt = generate_prompt(planner.tokenizer, brief)
+            found = yield from _text(planner, prompt, grammar, "metadata", seed, draw, METADATA_ROOM)
+        caption = found.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
+        found = {**found, "caption": caption}
+        job = CodesJob(
+            conditional=planner.encode(codes_prompt(planner.tokenizer, brief, found, settings.open_turn)),
+            unconditional=planner.encode(codes_prompt(planner.tokenizer, brief, {}, settings.open_turn)),
+            seeds=tuple(seeds),
+            count=codes_needed(brief.seconds),
+            draw=draw,
+            guidance=settings.cfg,
+        )
+        writer = CodeWriter(planner.model, planner.vocabulary.code_ids, job)
+        for count in writer.run(settings.cuda_graph):
+            yield PlanStep("codes", count, job.count)
+        codes = planner.vocabulary.codes[writer.indices()].tolist()
+    yield Plan(
+        bpm=int(found["bpm"]),
+        key=found["keyscale"],
+        time_signature=found["timesignature"],
+        language=found.get("language", brief.language),
+        caption=caption or brief.prompt,
+        rewritten=bool(caption),
+        seconds=brief.seconds,
+        seed=seed,
+        seeds=tuple(seeds),
+        codes=tuple(map(tuple, codes)),
+    )
+
+
+def inspire(
+    planner: Planner, idea: str, seed: int, *, instrumental: bool = False, language: str = "unknown", draw: Draw = FREE
+) -> Iterator[PlanStep | Sketch]:
+    """Make prompt, lyrics and metadata out of a plain idea, which may be empty."""
+    given = _fields(language=language)
+    prompt = inspire_prompt(planner.tokenizer, idea, instrumental)
+    lyrics = INSTRUMENTAL if instrumental else ""
+    yield from _sketch(planner, prompt, given, seed, draw, lyrics)
+
+
+def polish(planner: Planner, brief: Brief, seed: int, draw: Draw = FREE) -> Iterator[PlanStep | Sketch]:
+    """Word the prompt and the lyrics of `brief` as the song model knows them; its given fields stay as they are."""
+    lyrics = INSTRUMENTAL if brief.lyrics in ("", INSTRUMENTAL) else ""
+    yield from _sketch(planner, polish_prompt(planner.tokenizer, brief), _given(brief), seed, draw, lyrics)
+
+
+def describe(planner: Planner, codes: str, seed: int, draw: Draw = SOBER) -> Iterator[PlanStep | Sketch]:
+    """Describe a piece of music from its audio codes, given as their text."""
+    seconds, limit = len(AUDIO_CODE.findall(codes)) // CODES_PER_SECOND, LIMITS["duration"]
+    given = _fields(duration=seconds if limit.low <= seconds <= limit.high else None)
+    yield from _sketch(planner, describe_prompt(planner.tokenizer, codes), given, seed, draw, "")
+
+
+def _sketch(
+    planner: Planner, prompt: str, given: Mapping[str, str], seed: int, draw: Draw, lyrics: str
+) -> Iterator[PlanStep | Sketch]:
+    """Write all metadata and, unless they are known, the lyrics."""
+
+    def everything() -> Grammar:
+        found = yield from planner.grammar.thoughts(given, caption=True)
+        return found, lyrics or clean_lyrics((yield from planner.grammar.text(MAX_LYRIC_TOKENS)))
+
+    room = METADATA_ROOM + (0 if lyrics else MAX_LYRIC_TOKENS)
+    with _memory(planner):
+        found, lyrics = yield from _text(planner, prompt, everything(), "text", seed, draw, room)
+    yield Sketch(
+        caption=found["caption"][: TEXT_LIMITS["prompt"]].strip(),
+        lyrics=lyrics,
+        bpm=int(found["bpm"]),
+        key=found["keyscale"],
+        time_signature=found["timesignature"],
+        language=found["language"],
+        seconds=int(found["duration"]),
+    )
+
+
+def _text(
+    planner: Planner, prompt: str, grammar: Grammar, stage: str, seed: int, draw: Draw, room: int
+) -> Iterator[PlanStep]:
+    """Write along `grammar`; yields steps and returns what it returned."""
+    for event in write(planner.model, planner.encode(prompt), grammar, seed, draw, room):
+        if isinstance(event, Written):
+            return event.value
+        yield PlanStep(stage, event)
+    raise AssertionError("the decoder ended without a result")
+
+
+def _given(brief: Brief) -> dict[str, str]:
+    """Return the fields that the visitor filled, as the planner spells them."""
+    return _fields(
+        bpm=brief.bpm,
+        duration=int(brief.seconds) or None,
+        keyscale=brief.key,
+        language=brief.language,
+        timesignature=brief.time_signature,
+    )
+
+
+def _fields(**values: object) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items() if value not in (None, "", "unknown")}
+
+
+def clean_lyrics(text: str) -> str:
+    """Return written lyrics without the headers that the model may put above them."""
+    text = re.sub(r"\A\s*(#\s*Languages?\b[^#]*)?(#\s*Lyrics?\b[^\n]*)?", "", text)
+    return text[: TEXT_LIMITS["lyrics"]].strip()
+
+
+@contextlib.contextmanager
+def _memory(planner: Planner) -> Iterator[None]:
+    """Turn a lack of memory into a sentence; what runs beside the planner survives it."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        free_memory()
+        raise StudioError(
+            "out_of_memory",
+            f"The planner ran out of memory ({planner.model.device.type}).",
+            hint="Make a shorter song or fewer takes, or switch planning off.",
+        ) from None
+
+
+# --- prompts ------------------------------------------------------------------------------------------------------
+# Rendered by the tokenizer's own chat template; `encode` reads them, `readable` shows them as they are.
+
+
+def generate_prompt(tokenizer: Any, brief: Brief) -> str:
+    """Return the prompt of phase 1, after which the model thinks."""
+    return _render(tokenizer, "generate", _song_words(brief))
+
+
+def codes_prompt(tokenizer: Any, brief: Brief, found: Mapping[str, str], open_turn: bool = False) -> str:
+    """Return the prompt of phase 2, after which the codes come; without `found` the unconditional one."""
+    prompt = _render(tokenizer, "generate", _song_words(brief), thoughts(found))
+    prompt += "" if prompt.endswith("\n") else "\n"
+    return prompt.removesuffix("<|im_end|>\n") if open_turn else prompt
+
+
+def inspire_prompt(tokenizer: Any, idea: str, instrumental: bool) -> str:
+    """Return the prompt of `inspire`."""
+    words = typed(idea.strip()) or NO_INPUT
+    return _render(tokenizer, "inspire", f"{words}\n\ninstrumental: {str(instrumental).lower()}")
+
+
+def polish_prompt(tokenizer: Any, brief: Brief) -> str:
+    """Return the prompt of `polish`."""
+    caption, lyrics = typed(brief.prompt.strip()) or NO_INPUT, typed(brief.lyrics.strip()) or INSTRUMENTAL
+    return _render(tokenizer, "format", f"# Caption\n{caption}\n\n# Lyric\n{lyrics}")
+
+
+def describe_prompt(tokenizer: Any, codes: str) -> str:
+    """Return the prompt of `describe`; the codes are tokens here, not text."""
+    return _render(tokenizer, "understand", codes or NO_INPUT)
+
+
+def readable(prompt: str) -> str:
+    """Return a prompt without the marks that `typed` left in it."""
+    return prompt.replace(CUT, "")
+
+
+def typed(text: str) -> str:
+    """Mark typed text so that no part of it becomes a control token: all of those begin with "<"."""
+    return text.replace(CUT, "").replace("<", f"<{CUT}")
+
+
+def thoughts(found: Mapping[str, str]) -> str:
+    """Return metadata as the model was trained to think it: sorted YAML, numbers as numbers, open fields left out."""
+    values = {name: int(value) if value.isdigit() else value for name, value in found.items() if value}
+    lines = yaml.dump(values, allow_unicode=True, sort_keys=True).strip() + "\n" if values else ""
+    return f"<think>\n{typed(lines)}</think>"
+
+
+def _song_words(brief: Brief) -> str:
+    return f"# Caption\n{typed(brief.prompt)}\n\n# Lyric\n{typed(brief.lyrics)}\n"
+
+
+def _render(tokenizer: Any, task: str, words: str, answer: str = "") -> str:
+    messages = [
+        {"role": "system", "content": f"# Instruction\n{INSTRUCTIONS[task]}\n\n"},
+        {"role": "user", "content": words},
+    ]
+    if answer:
+        messages.append({"role": "assistant", "content": answer})
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer)
+
+
+# --- loading ------------------------------------------------------------------------------------------------------
+
+
+def load_planner(weights: PlannerWeights, device: Device) -> Planner:
+    """Load the planner of `weights` onto `device`, in the numbers that it computes in.
+
+    Raises StudioError where there is none, it cannot be loaded or used, or memory does not suffice.
+    """
+    if weights.folder is None:
+        raise _error(weights.problem or unusable(weights.wanted, "there is no folder of it"))
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    preview.quiet_libraries()
+    try:
+        folder = weights.folder
+        if weights.source == PREVIEW:
+            folder = preview_writers.language_model_folder("qwen3", PREVIEW_CODES)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, device.dtype),
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+        )
+        model = model.to(device.kind).eval().requires_grad_(False)
+        if not tokenizer.chat_template:
+            raise Unfit("its tokenizer has no chat template")
+        return Planner(model, tokenizer, weights.model_id)
+    except Unfit as error:
+        raise _error(unusable(weights.model_id, str(error))) from None
+    except (torch.OutOfMemoryError, MemoryError):
+        free_memory()
+        raise StudioError(
+            "out_of_memory",
+            f"The planner {weights.model_id} does not fit into this machine's memory ({device.kind}).",
+            hint=f"Songs can be made without it; {VARIABLE}=ACE-Step/acestep-5Hz-lm-0.6B is smaller.",
+        ) from None
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _error(unusable(weights.model_id, f"it could not be loaded: {reason}")) from error
+
+
+def _error(problem: Problem) -> StudioError:
+    return StudioError(problem.code, problem.message, problem.field, problem.hint)

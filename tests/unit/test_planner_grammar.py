@@ -1,0 +1,129 @@
+"""What the planner may write: every line it was trained on, nothing outside the limits, and typed values as typed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+import plan_grammar
+import preview_writers
+from params import KEYS, LANGUAGES, LIMITS
+from plan_grammar import Forced, MetadataGrammar, Vocabulary, tidy_caption
+
+CAPTIONS = (
+    "warm piano",
+    "A warm acoustic folk song with fingerpicked guitar, soft brushes and a close, breathy voice. It builds slowly "
+    "to a wide chorus with strings; 90s production, tape hiss, a little out of tune.",
+    "80s synthwave: gated drums, 'neon' arpeggios",
+    '"Quoted" from the start, and don\'t stop',
+    "中国风 钢琴 与 弦乐",
+)
+
+
+@pytest.fixture(scope="module")
+def grammar() -> MetadataGrammar:
+    """Return the grammar of a tokenizer with 64 audio codes."""
+    tokenizer = AutoTokenizer.from_pretrained(preview_writers.language_model_folder("qwen3", 64))
+    return MetadataGrammar(Vocabulary(tokenizer, len(tokenizer), "cpu"))
+
+
+def written(grammar: MetadataGrammar, run, choose) -> tuple[list[int], object]:
+    """Run a grammar with `choose(allowed ids)` as the model; returns the tokens and its result."""
+    tokens, send = [], None
+    try:
+        while True:
+            demand = run.send(send)
+            send = None
+            if isinstance(demand, Forced):
+                tokens += demand.tokens
+            else:
+                send = choose(demand.ids.tolist(), len(tokens))
+                tokens.append(send)
+    except StopIteration as end:
+        return tokens, end.value
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_it_accepts_what_the_model_was_trained_on(grammar, caption):
+    song = {"bpm": 124, "duration": 183, "keyscale": "Eb minor", "language": "en", "timesignature": 6}
+    thoughts = yaml.dump({**song, "caption": caption}, allow_unicode=True, sort_keys=True)
+    target = grammar.vocabulary.encode(f"<think>\n{thoughts}</think>")
+
+    def choose(allowed: list[int], place: int) -> int:
+        assert target[place] in allowed, grammar.vocabulary.decode(target[: place + 1])
+        return target[place]
+
+    tokens, found = written(grammar, grammar.thoughts({}, caption=True), choose)
+    assert tuple(tokens) == target
+    assert found == {name: str(value) for name, value in song.items()} | {"caption": caption}
+
+
+def test_any_choice_is_within_the_limits_and_in_the_tokenizers_own_spelling(grammar):
+    luck = random.Random(1)
+    for _ in range(60):
+        tokens, found = written(grammar, grammar.thoughts({}, caption=False), lambda allowed, _: luck.choice(allowed))
+        assert LIMITS["bpm"].low <= int(found["bpm"]) <= LIMITS["bpm"].high
+        assert LIMITS["duration"].low <= int(found["duration"]) <= LIMITS["duration"].high
+        assert found["keyscale"] in KEYS and found["language"] in LANGUAGES and found["timesignature"] in "2346"
+        text = grammar.vocabulary.decode(tokens)
+        assert grammar.vocabulary.encode(text) == tuple(tokens)
+        lines = [f"{name}: {found[name]}" for name in plan_grammar.FIELDS if name != "caption"]
+        assert text == "\n".join(["<think>", *lines, "</think>"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"bpm": "30"},
+        {"bpm": "300", "keyscale": "A# minor", "timesignature": "2"},
+        {"keyscale": "Cb major", "language": "no"},
+        {"duration": "599", "timesignature": "6", "language": "yue"},
+        {"bpm": "77", "duration": "12", "keyscale": "F# minor", "language": "zh", "timesignature": "3"},
+    ],
+    ids=lambda given: " ".join(given),
+)
+def test_given_values_are_written_as_they_are(grammar, given):
+    luck = random.Random(2)
+    tokens, found = written(grammar, grammar.thoughts(given, caption=True), lambda allowed, _: luck.choice(allowed))
+    assert found.items() >= given.items() and set(found) == set(plan_grammar.FIELDS)
+    text = grammar.vocabulary.decode(tokens)
+    assert all(f"\n{name}: {value}\n" in text for name, value in given.items())
+
+
+def test_a_caption_ends_and_holds_neither_codes_nor_marks(grammar, monkeypatch):
+    monkeypatch.setattr(plan_grammar, "MAX_CAPTION_TOKENS", 40)
+    luck = random.Random(3)
+    special = set(grammar.vocabulary.tokenizer.get_added_vocab().values())
+    for _ in range(40):
+        tokens, found = written(grammar, grammar.thoughts({}, caption=True), lambda allowed, _: luck.choice(allowed))
+        vocabulary = grammar.vocabulary
+        assert special.isdisjoint(set(tokens) - {vocabulary.think, vocabulary.think_end})
+        assert "\n" not in found["caption"] and "`" not in found["caption"]
+        assert len(tokens) < 40 + 60
+
+
+def test_free_text_stops_where_the_model_ends_it(grammar):
+    vocabulary = grammar.vocabulary
+    script = [*vocabulary.encode("[Verse 1]\nhello\n\nrain"), vocabulary.end]
+    tokens, text = written(grammar, grammar.text(99), lambda allowed, place: script[place])
+    assert text == "[Verse 1]\nhello\n\nrain" and tokens == script
+    _, text = written(grammar, grammar.text(3), lambda allowed, place: script[place])
+    assert text == vocabulary.decode(script[:3])
+    assert set(vocabulary.code_ids.tolist()).isdisjoint(next(grammar.text(1)).ids.tolist())
+
+
+@pytest.mark.parametrize(
+    "raw, text",
+    [
+        (" A warm\n  song ", "A warm song"),
+        (" 'it''s: fine'", "it's: fine"),
+        (' "so \\"loud\\""', 'so "loud"'),
+        (" 'half", "half"),
+        (" '\n", ""),
+    ],
+)
+def test_captions_lose_their_yaml(raw, text):
+    assert tidy_caption(raw) == text

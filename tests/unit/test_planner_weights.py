@@ -1,0 +1,164 @@
+"""Which planner is found, and the sentence that says why another one is not used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+import models
+import plan_weights
+import preview_writers
+from params import StudioError
+from planner import find_planner, load_planner
+
+CPU = models.Device("cpu", "float32", "float32", "float32", "a test")
+
+
+@pytest.fixture(autouse=True)
+def bare(tmp_path, monkeypatch):
+    """A machine without planner weights."""
+    monkeypatch.delenv(plan_weights.VARIABLE, raising=False)
+    monkeypatch.setattr(plan_weights, "MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Return a copy of a tiny planner that a test may damage."""
+    return Path(shutil.copytree(preview_writers.language_model_folder("qwen3", 64), tmp_path / "my-planner"))
+
+
+def in_cache(source: Path, home: Path, repo: str, subfolder: str = "") -> None:
+    """Lay `source` into the Hugging Face cache as a snapshot of `repo`."""
+    storage = home / "cache" / f"models--{repo.replace('/', '--')}"
+    shutil.copytree(source, storage / "snapshots" / ("a" * 40) / subfolder)
+    (storage / "refs").mkdir()
+    (storage / "refs" / "main").write_text("a" * 40)
+
+
+def test_a_bare_machine_has_none_and_says_how_to_get_one():
+    weights = find_planner()
+    assert (weights.source, weights.folder, weights.wanted) == ("none", None, plan_weights.DEFAULT_PLANNER)
+    assert weights.problem.code == "planner_missing"
+    assert 'hf download ACE-Step/Ace-Step1.5 --include "acestep-5Hz-lm-1.7B/*"' in weights.problem.hint
+    with pytest.raises(StudioError, match="not on this machine"):
+        load_planner(weights, CPU)
+
+
+def test_off_is_off(monkeypatch):
+    monkeypatch.setenv(plan_weights.VARIABLE, "OFF")
+    weights = find_planner()
+    assert weights.source == "off" and "switched off" in weights.problem.message
+
+
+def test_finding_the_preview_makes_nothing_and_loads_no_torch(tmp_path):
+    code = (
+        "import sys, planner; w = planner.find_planner(); assert w.source == 'preview' and not w.folder.exists();"
+        "assert not {'torch', 'transformers', 'diffusers'} & set(sys.modules)"
+    )
+    environment = {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_models_beside_the_app_come_before_the_cache(folder, tmp_path):
+    in_cache(folder, tmp_path, "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B")
+    weights = find_planner()
+    assert (weights.source, weights.revision) == ("cache", "a" * 40)
+    beside = shutil.copytree(folder, tmp_path / "models/ACE-Step/Ace-Step1.5/acestep-5Hz-lm-1.7B")
+    weights = find_planner()
+    assert (weights.source, weights.folder, weights.problem) == ("models", Path(beside), None)
+
+
+@pytest.mark.parametrize("asked", ["ACE-Step/acestep-5Hz-lm-0.6B", "someone/many/inside/planner"])
+def test_other_repositories_and_folders_inside_them(folder, tmp_path, monkeypatch, asked):
+    monkeypatch.setenv(plan_weights.VARIABLE, asked)
+    assert find_planner().problem.message == f"The planner {asked} is not on this machine."
+    repo, inside = "/".join(asked.split("/")[:2]), "/".join(asked.split("/")[2:])
+    in_cache(folder, tmp_path, repo, inside)
+    weights = find_planner()
+    assert (weights.source, weights.model_id, weights.revision) == ("cache", asked, "a" * 40)
+
+
+def test_the_umbrella_repository_needs_no_folder_named(folder, tmp_path, monkeypatch):
+    in_cache(folder, tmp_path, "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B")
+    monkeypatch.setenv(plan_weights.VARIABLE, "ACE-Step/Ace-Step1.5")
+    assert find_planner().folder.name == "acestep-5Hz-lm-1.7B"
+
+
+def test_a_folder_is_used_as_it_is_or_by_the_planner_inside_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(plan_weights.VARIABLE, str(folder))
+    assert (find_planner().source, find_planner().folder) == ("variable", folder)
+    (tmp_path / "whole").mkdir()
+    shutil.move(folder, tmp_path / "whole" / "acestep-5Hz-lm-1.7B")
+    monkeypatch.setenv(plan_weights.VARIABLE, str(tmp_path / "whole"))
+    assert find_planner().folder == tmp_path / "whole" / "acestep-5Hz-lm-1.7B"
+
+
+def damage_config(folder: Path, **changes) -> None:
+    """Change entries of the model's configuration."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+DAMAGES = {
+    "there is no such folder": shutil.rmtree,
+    "config.json is missing": lambda folder: (folder / "config.json").unlink(),
+    "not a causal language model": lambda f: damage_config(f, architectures=["Qwen3ForSequenceClassification"]),
+    "no audio tokens": lambda f: shutil.copy(
+        preview_writers.language_model_folder("qwen2") / "tokenizer.json", f / "tokenizer.json"
+    ),
+    "model.safetensors is missing": lambda folder: (folder / "model.safetensors").unlink(),
+}
+
+
+@pytest.mark.parametrize("sentence", DAMAGES)
+def test_a_folder_that_is_no_planner_gets_its_sentence(folder, monkeypatch, sentence):
+    DAMAGES[sentence](folder)
+    monkeypatch.setenv(plan_weights.VARIABLE, str(folder))
+    weights = find_planner()
+    assert weights.source == "none" and weights.folder is None
+    assert sentence in weights.problem.message and "cannot be the planner" in weights.problem.message
+    with pytest.raises(StudioError) as caught:
+        load_planner(weights, CPU)
+    assert caught.value.problem == weights.problem
+
+
+def cut(folder: Path) -> None:
+    """Cut the weights off."""
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+LOADING = {
+    "could not be loaded": cut,
+    "no chat template": lambda folder: (folder / "chat_template.jinja").unlink(),
+    "no <think>": lambda folder: (folder / "tokenizer.json").write_text(
+        (folder / "tokenizer.json").read_text().replace("<think>", "<other>")
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", LOADING)
+def test_what_only_loading_shows_gets_its_sentence(folder, monkeypatch, sentence):
+    LOADING[sentence](folder)
+    monkeypatch.setenv(plan_weights.VARIABLE, str(folder))
+    with pytest.raises(StudioError, match=sentence) as caught:
+        load_planner(find_planner(), CPU)
+    assert caught.value.problem.code == "planner_unfit"
+
+
+@pytest.mark.parametrize("asked", ["just words", "a/../../etc", "org/repo/"])
+def test_what_names_nothing_gets_a_sentence(monkeypatch, asked):
+    monkeypatch.setenv(plan_weights.VARIABLE, asked)
+    weights = find_planner()
+    assert weights.source == "none"
+    assert weights.problem.message.startswith(f"{plan_weights.VARIABLE} must be a folder, a model on Hugging Face like")
