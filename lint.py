@@ -1,0 +1,300 @@
+"""What the song model stumbles over in lyrics, as advice: it never blocks, and it never raises on any text.
+
+ACE-Step reads section tags on lines of their own, sings best at 6 to 10 syllables a line, and takes 2,048 tokens of
+lyrics (its guide's "Tutorial.md"; ACE-Step-1.5 #1153 on odd tags and double spaces, which make it skip lines). The
+songwriter reads its tags from here, so that what it writes passes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MAX_LYRIC_TOKENS = 2_048
+MOST_SYLLABLES = 15
+"""A line "far over 10": half as much again."""
+MOST_WORDS_A_SECOND = 3.0
+"""Fast rap reaches four, but no song is sung from its first second to its last."""
+MOST_ADVICE = 50
+
+SUNG = (
+    *("Verse", "Pre-Chorus", "Chorus", "Post-Chorus", "Final Chorus", "Double Chorus", "Last Chorus", "Refrain"),
+    *("Hook", "Bridge", "Rap", "Rap Verse", "Spoken", "Chant", "Climax", "Call and Response"),
+)
+PLAYED = (
+    *("Intro", "Outro", "Interlude", "Instrumental", "Instrumental Break", "Break", "Breakdown", "Build", "Build-Up"),
+    *("Pre-Drop", "Drop", "Final Drop", "Solo", "Riff", "Turnaround", "Vamp", "Silence", "Fade In", "Fade Out"),
+    *("Coda", "End"),
+)
+"""Sections that need no words."""
+INSTRUMENTS = (
+    *("Guitar", "Electric Guitar", "Acoustic Guitar", "Bass", "Piano", "Keyboard", "Organ", "Synth", "Drum", "Drums"),
+    *("Percussion", "Strings", "Violin", "Cello", "Brass", "Trumpet", "Saxophone", "Sax", "Flute", "Harmonica"),
+    *("Accordion", "Harp", "Woodwinds", "Choir", "Beat"),
+)
+"""Sections by themselves, and before a played one: "Guitar Solo"."""
+DELIVERY = (
+    *("raspy vocal", "whispered", "falsetto", "powerful belting", "spoken word", "harmonies", "ad-lib"),
+    *("high energy", "low energy", "building energy", "explosive", "melancholic", "euphoric", "dreamy", "aggressive"),
+)
+"""How something is sung: these tags stand anywhere and open no section."""
+
+# Only these are taken for a heading without square brackets: "(drop)" and "(break)" are sung by backing vocals.
+HEADINGS = (
+    *("Verse", "Pre-Chorus", "Chorus", "Post-Chorus", "Final Chorus", "Refrain", "Bridge", "Intro", "Outro"),
+    *("Interlude", "Hook", "Instrumental", "Instrumental Break", "Guitar Solo"),
+)
+LONGEST_HEADING = 120
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to look at: `line` counts from 1, 0 means the whole text; `message` is a sentence or two."""
+
+    line: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A section tag: its `name` in the usual spelling, and a `number` ("2") and a `modifier` ("anthemic"), or ""."""
+
+    name: str
+    number: str = ""
+    modifier: str = ""
+
+    def __str__(self) -> str:
+        """Return the tag as ACE-Step reads it, such as "[Verse 2 - whispered]"."""
+        words = f"{self.name} {self.number}".strip()
+        return f"[{words} - {self.modifier}]" if self.modifier else f"[{words}]"
+
+    @property
+    def played(self) -> bool:
+        """Tell whether the section needs no words."""
+        return self.name not in SUNG
+
+
+def lint(
+    lyrics: str, *, seconds: float | None = None, language: str = "unknown", tokens: int | None = None
+) -> list[Advice]:
+    """Return advice on `lyrics`: first what concerns all of them, then line by line.
+
+    `seconds` is the length of the song and `tokens` that of the lyrics in the song model's own tokens; what is not
+    given is not judged. `language` is a code of `params.LANGUAGES`. Of a long list the first 50 entries come back.
+    """
+    lines = (lyrics or "").split("\n")
+    advice = [*_whole(lines, seconds, tokens), *sorted(_lines(lines, language), key=lambda found: found.line)]
+    if len(advice) > MOST_ADVICE:
+        left = len(advice) - MOST_ADVICE + 1
+        advice = [*advice[: MOST_ADVICE - 1], Advice(advice[MOST_ADVICE - 1].line, f"And {left} more from here on.")]
+    return advice
+
+
+def parse_tag(text: str) -> Tag | None:
+    """Read what stands inside a tag's brackets, such as "verse 1: soft"; None where it is no section we know."""
+    if len(text) > LONGEST_HEADING:
+        return None
+    name, modifier = text, ""
+    if found := _MODIFIER.search(text):
+        name, modifier = text[: found.start()], found[0].lstrip(" -–—:|,(").rstrip(" )")
+    words = " ".join(name.replace("_", " ").split()).lower()
+    if (numbered := _NUMBERED.fullmatch(words)) and _key(words) not in _SECTIONS:
+        words, number = numbered.groups()
+    else:
+        number = ""
+    known = _SECTIONS.get(_key(words))
+    return Tag(known, number.upper(), modifier) if known else None
+
+
+def parse_heading(line: str) -> Tag | None:
+    """Read a line that is nothing but a heading, in any of the ways chat models write one; None where it is none.
+
+    Understood: "[verse 1]", "**Verse 1:**", "### Chorus", "(Chorus)", "Bridge:", "[Chorus]:", "**[Outro]**", "Verse 2".
+    """
+    text = line.strip()
+    if len(text) > LONGEST_HEADING:
+        return None
+    bare = text.strip("*_#: \t")
+    tag = None
+    if bare[:1] in ("[", "【") and bare[-1:] in ("]", "】"):
+        inner = bare[1:-1]
+        return None if set(inner) & set("[]【】") else parse_tag(inner.strip("*_: \t"))
+    if bare[:1] == "(" and bare[-1:] == ")":
+        tag = parse_tag(bare[1:-1])
+    elif bare != text or re.search(r"\d$", bare):
+        tag = parse_tag(bare)
+    # A comma continues a sung line, as in "*Chorus, oh chorus*"; only square brackets make it a modifier.
+    return tag if tag and tag.name in HEADINGS and "," not in bare else None
+
+
+def syllables(line: str, language: str = "unknown") -> int | None:
+    """Estimate the syllables of a sung line; None where it is in a script that we cannot judge.
+
+    A Latin word counts its groups of vowels and a Cyrillic one its vowels; a Chinese or Japanese character and a Korean
+    block count one. Words in parentheses are backing vocals and do not count where others stand beside them.
+    """
+    text = _without_asides(line)
+    if any(character.isalpha() and not _script(character) for character in set(text)):
+        return None
+    characters = sum(_script(character) == "cjk" and character not in _SMALL_KANA for character in text)
+    return characters + sum(_word_syllables(word, language) for word in _WORD.findall(text))
+
+
+# --- checks -------------------------------------------------------------------------------------------------------
+
+
+def _whole(lines: list[str], seconds: float | None, tokens: int | None) -> Iterator[Advice]:
+    if tokens is not None and tokens > MAX_LYRIC_TOKENS:
+        yield Advice(0, f"The lyrics have {tokens:,} tokens; the model reads the first {MAX_LYRIC_TOKENS:,}.")
+    if not seconds or not math.isfinite(seconds) or seconds < 0:
+        return
+    words = round(sum(_words(line) for line in lines if not _heading(line.strip())))
+    fit = int(seconds * MOST_WORDS_A_SECOND)
+    if words > fit:
+        yield Advice(
+            0,
+            f"{words:,} words are more than {seconds:g} seconds can hold (about {fit:,}): the model would rush or skip "
+            "lines. Make the song longer or the lyrics shorter.",
+        )
+
+
+def _lines(lines: list[str], language: str) -> Iterator[Advice]:
+    used: dict[Tag, int] = {}
+    open_at, open_tag = 0, None  # the section that has had no words yet
+    for number, raw in enumerate(lines, 1):
+        line = raw.strip()
+        if _DOUBLE_SPACE.search(line):
+            yield Advice(number, "Two spaces in a row make the model skip words; leave one.")
+        tag = _heading(line)
+        if tag is None:
+            open_tag = None if _is_sung(line) else open_tag
+            yield from _line(number, line, language)
+            continue
+        if not _TAG.fullmatch(line):
+            yield Advice(number, f"{_shown(line)} would be sung; write the section as {tag}.")
+        if open_tag == tag:
+            yield Advice(number, f"{tag} stands here twice; leave one.")
+        else:
+            yield from _empty(open_at, open_tag)
+            if tag.number and tag in used:
+                yield Advice(number, f"{tag} is in line {used[tag]} already; give this one another number.")
+        used.setdefault(tag, number)
+        open_at, open_tag = number, tag
+    yield from _empty(open_at, open_tag)
+
+
+def _empty(number: int, tag: Tag | None) -> Iterator[Advice]:
+    if tag and not tag.played:
+        yield Advice(number, f"{tag} has no lines; give it some, or take it out.")
+
+
+def _line(number: int, line: str, language: str) -> Iterator[Advice]:
+    """Judge a line that is no section tag."""
+    inside = _TAG.findall(line)
+    alone = bool(inside) and not _TAG.sub("", line).strip()
+    if alone and len(inside) > 1:
+        yield Advice(number, "Several tags in one line; keep one and put the rest behind a dash: [Chorus - anthemic].")
+    elif alone and _key(inside[0]) not in _DELIVERY:
+        yield Advice(number, f"{_shown(line)} is no tag the model knows; those are like [Verse], [Chorus], [Bridge].")
+    elif any(parse_tag(text) for text in inside):
+        yield Advice(number, "A section tag needs a line of its own.")
+    elif line.count("[") != line.count("]"):
+        yield Advice(number, "A square bracket has no partner; the model may sing the tag.")
+    elif (tag := parse_tag(line)) and tag.name in HEADINGS and not tag.modifier and line[0].isupper():
+        yield Advice(number, f"{_shown(line)} would be sung; write the section as {tag}.")
+    count = syllables(_TAG.sub(" ", line), language)
+    if count is not None and count > MOST_SYLLABLES:
+        yield Advice(number, f"About {count} syllables in one line; 6 to 10 are sung best. Break it in two.")
+
+
+def _heading(line: str) -> Tag | None:
+    found = _TAG.fullmatch(line)
+    return parse_tag(found[1]) if found else parse_heading(line)
+
+
+def _is_sung(line: str) -> bool:
+    return any(character.isalnum() for character in _TAG.sub("", line))
+
+
+def _without_asides(line: str) -> str:
+    rest = _ASIDE.sub(" ", line)
+    return rest if any(character.isalpha() for character in rest) else line
+
+
+def _words(line: str) -> float:
+    """Count words; three Chinese or Japanese characters weigh as much as two words, a Korean word as one."""
+    text = _TAG.sub(" ", line)
+    spaced = "".join(" " if _is_ideograph(character) else character for character in text)
+    words = sum(any(character.isalnum() for character in word) for word in spaced.split())
+    return words + sum(map(_is_ideograph, text)) / 1.5
+
+
+# --- tables and patterns ------------------------------------------------------------------------------------------
+
+# "Pre-Chorus" has a hyphen of its own: a modifier follows a hyphen between spaces, a long dash, or other marks.
+_MODIFIER = re.compile(r"(?: - | ?[–—:|,] ?| x ?\d| ?\().*")
+_NUMBERED = re.compile(r"(.*[^\W\d])(?: ?[#.-]? ?(?=\d)| )(\d{1,2}|[ivx]{1,4}|[a-d])")
+_TAG = re.compile(r"\[([^\[\]]*)\]")
+_ASIDE = re.compile(r"\([^()]*\)|（[^（）]*）")
+_DOUBLE_SPACE = re.compile("[ \u00a0]{2}")
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_SMALL_KANA = frozenset("ぁぃぅぇぉゃゅょゎァィゥェォャュョヮー・")
+_CYRILLIC_VOWELS = frozenset("аеёиоуыэюяіїєў")
+_VOWELS = re.compile("[aeiouyæøœı]+")
+_SILENT_E = re.compile("[^aeiouy]e[ds]?$")
+_SOUNDED_E = re.compile("(?:[^aeiouy]le|[td]ed|[sxz]es|[cs]hes|[cg]es)$")
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name.lower())
+
+
+def _section_names() -> dict[str, str]:
+    names = [*SUNG, *PLAYED, *INSTRUMENTS, *(f"{who} {what}" for who in INSTRUMENTS for what in PLAYED)]
+    return {_key(name): name for name in names} | {"inst": "Instrumental"}
+
+
+_SECTIONS = _section_names()
+_DELIVERY = frozenset(map(_key, DELIVERY))
+
+
+def _script(character: str) -> str:
+    """Return "latin", "cyrillic" or "cjk" for a letter whose syllables we can count, else ""."""
+    point = ord(character)
+    if point < 0x370 or 0x1E00 <= point <= 0x1EFF:
+        return "latin"
+    if 0x400 <= point <= 0x52F:
+        return "cyrillic"
+    return "cjk" if _is_ideograph(character) or _is_hangul(character) else ""
+
+
+def _is_hangul(character: str) -> bool:
+    return "\uac00" <= character <= "\ud7a3"
+
+
+def _is_ideograph(character: str) -> bool:
+    """Tell whether it is a kana or a Chinese character."""
+    return "\u3041" <= character <= "\u30ff" or "\u3400" <= character <= "\u9fff" or character >= "\U00020000"
+
+
+def _word_syllables(word: str, language: str) -> int:
+    """Count what is not CJK in a word; each digit is read out."""
+    letters = [character for character in word.lower() if _script(character) != "cjk"]
+    digits = sum(character.isdigit() for character in letters)
+    cyrillic = sum(character in _CYRILLIC_VOWELS for character in letters)
+    latin = [c for c in unicodedata.normalize("NFD", "".join(letters)) if c.isalpha() and _script(c) == "latin"]
+    if not latin:
+        return digits + cyrillic
+    plain = "".join(latin)
+    groups = len(_VOWELS.findall(plain))
+    # "love" and "loved" have one syllable, "table", "wanted" and "roses" two.
+    if language in ("en", "fr", "unknown") and groups > 1 and _SILENT_E.search(plain) and not _SOUNDED_E.search(plain):
+        groups -= 1
+    return digits + cyrillic + max(groups, 1)
+
+
+def _shown(text: str) -> str:
+    return f'"{text[:40]}..."' if len(text) > 40 else f'"{text}"'
