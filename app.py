@@ -84,9 +84,10 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
 
     def look() -> panels.Updates:
         get_backend().device()
-        return status_updates(header, forms)
+        return header.show(get_backend().status())
 
-    known.then(look, outputs=outputs, **AT_ONCE)
+    # The header alone: this takes seconds where torch is not loaded yet, and the visitor is filling in the form.
+    known.then(look, outputs=header.outputs, **AT_ONCE)
 
 
 def status_outputs(header: Header, forms: list[Form]) -> list[Any]:

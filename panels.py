@@ -243,11 +243,8 @@ def essentials(form: Form, *numbers: str) -> None:
     gr.on([each.change for each in switches], switch, switches, [prompt, lyrics], **AT_ONCE)
 
 
-def song_details(form: Form, reference: bool = True, below: Callable[[Form], None] | None = None) -> gr.Accordion:
-    """Add the folded group of the second level: tempo, key, metre, language, takes, quality, seed, reference.
-
-    `below` adds more at its end.
-    """
+def song_details(form: Form, reference: bool = True) -> gr.Accordion:
+    """Add the folded group of the second level: tempo, key, metre, language, takes, quality, seed, reference."""
     before = set(form.fields)
     with gr.Accordion(tooltips.DETAILS, open=False, elem_id=f"{form.mode}-details") as fold:
         with gr.Row(equal_height=True):
@@ -262,15 +259,13 @@ def song_details(form: Form, reference: bool = True, below: Callable[[Form], Non
         add_number(form, "seed")
         if reference:
             _add_audio(form, "reference")
-        if below:
-            below(form)
     form.folds[fold] = tuple(form.fields.keys() - before)
     return fold
 
 
 def _add_audio(form: Form, name: str) -> None:
     looks = {"editable": False, "buttons": [], "waveform_options": theme.WAVEFORM}
-    add(form, name, gr.Audio, sources=["upload"], type="filepath", **looks)
+    add(form, name, gr.Audio, extra=["file"], sources=["upload"], type="filepath", **looks)
     gr.Markdown(help_text(name, task=form.mode), elem_classes=["help"])
 
 
@@ -398,18 +393,30 @@ def connect_offer(form: Form, offer: Offer) -> None:
     offer.button.click(fill, source, [*form.settings, offer.line, offer.button], **AT_ONCE)
 
 
-def settings_file(form: Form) -> None:
-    """Add a field for files whose settings fill the form as soon as they are dropped."""
+@dataclass
+class SettingsFile:
+    """The field for files whose settings are wanted, and the line that says what became of them."""
+
+    file: gr.File
+    line: gr.HTML
+
+
+def settings_file(form: Form) -> SettingsFile:
+    """Make the field for files whose settings fill the form as soon as they are dropped."""
     file = gr.File(
-        label=tooltips.SETTINGS_FILE, file_types=["audio"], type="filepath", height=96, elem_id=f"{form.mode}-settings"
+        label=tooltips.SETTINGS_FILE, file_types=["audio"], type="filepath", height=140, elem_id=f"{form.mode}-settings"
     )
     gr.Markdown(tooltips.SETTINGS_FILE_HELP, elem_classes=["help"])
-    line = html(elem_id=f"{form.mode}-offer")
+    return SettingsFile(file, html(elem_id=f"{form.mode}-offer"))
+
+
+def connect_settings_file(form: Form, dropped: SettingsFile) -> None:
+    """Let a dropped file fill the form."""
 
     def fill(path: str | None) -> Updates:
-        return restored(form, line, path) if path else {line: ""}
+        return restored(form, dropped.line, path) if path else {dropped.line: ""}
 
-    file.change(fill, file, [*form.settings, line], **AT_ONCE)
+    dropped.file.change(fill, dropped.file, [*form.settings, dropped.line], **AT_ONCE)
 
 
 def restored(form: Form, line: gr.HTML, path: str | None) -> Updates:

@@ -20,6 +20,7 @@ from panels import AT_ONCE, QUIET, Form, ResultPanel, RunBar
 from params import (
     ACTION_OPTIONS,
     ACTIONS,
+    LIMITS,
     REPAINT_MODES,
     TRACKS,
     Done,
@@ -58,8 +59,10 @@ def generate_tab() -> tuple[Form, ResultPanel]:
             run = _run(form, tooltips.GENERATE)
         result = _result(form)
         with _details():
-            panels.song_details(form, below=panels.settings_file)
+            with panels.song_details(form):
+                dropped = panels.settings_file(form)
             panels.advanced(form)
+    panels.connect_settings_file(form, dropped)
     panels.fill_from(chips, form, [{**tooltips.EXAMPLE_DEFAULTS, **each} for each in tooltips.EXAMPLES.values()])
     connect_song(form, *run, result)
     return form, result
@@ -276,11 +279,12 @@ def _morph_numbers(form: Form) -> None:
 
 def connect_total(form: Form, line: gr.HTML) -> None:
     """Say how long the song gets, as soon as there is a source and whenever a number changes."""
-    inputs = [form.fields[name] for name in ("source", "before", "after")]
+    names = ("before", "after")
+    inputs = [form.fields[name] for name in ("source", *names)]
 
-    def total(path: str | None, before: str, after: str) -> str:
+    def total(path: str | None, *texts: str) -> str:
         try:
-            added = [float(panels.number(text, 0)) for text in (before, after)]
+            added = [float(panels.number(text, LIMITS[name].default)) for name, text in zip(names, texts, strict=True)]
             return markup.said(tooltips.length_in_all(uploads.seconds_of(path), *added)) if path else ""
         except (ValueError, OverflowError, InvalidRequest):
             return ""

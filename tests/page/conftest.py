@@ -163,7 +163,7 @@ class FakeBackend:
         """Download nothing, for as long as somebody waits."""
         yield from self.endless(None)
 
-    def song(self, request: SongRequest, **record: Any) -> Iterator[Event]:
+    def song(self, request: SongRequest, /, **record: Any) -> Iterator[Event]:
         """Make every take of the request, with `record` over what the record says."""
         yield Progress("steps", 1, 2, 0.5, 0.5)
         files, takes = [], []
@@ -215,6 +215,16 @@ def lasting_page(fake_address: tuple[str, FakeBackend], browser: Browser) -> Ite
     """Open the page on the fake backend for a whole file of tests that put back what they change."""
     with visitor(browser, ["status of 422"]) as visit:
         yield visit(fake_address[0])
+
+
+@pytest.fixture
+def lasting(lasting_page: Page, fake: FakeBackend, request: Any) -> Iterator[Page]:
+    """Return a page that keeps what earlier tests put into it; anew after a test that failed half-way."""
+    if getattr(request.module, "used", False):
+        lasting_page.reload()
+    request.module.used = True
+    yield lasting_page
+    request.module.used = False
 
 
 @pytest.fixture
@@ -270,7 +280,8 @@ class Tab:
 
     def clear(self, name: str) -> None:
         """Take the file out of an audio field, if there is one."""
-        button = self.field(name).get_by_role("button", name="Clear")
+        # A wrong file has a second one, over it, for the sentence.
+        button = self.field(name).locator("button[title=Clear]").last
         if button.is_visible():
             button.click()
         expect(self.field(name).locator("input[type=file]")).to_have_count(1)
@@ -290,12 +301,16 @@ class Tab:
         return self.page.locator(f"#{self.mode}-take-{number}")
 
     def download(self, timeout: float = 90_000) -> Path:
-        """Press the button, wait for the first take, and return its downloaded file."""
+        """Press the button, wait for a new first take, and return its downloaded file."""
+        copy = self.take().locator("[data-copy]")
+        former = copy.get_attribute("data-copy") if self.take().is_visible() else ""
         self.go.click()
-        expect(self.take()).to_be_visible(timeout=timeout)
+        expect(copy).not_to_have_attribute("data-copy", former, timeout=timeout)
         with self.page.expect_download() as download:
             self.take().get_by_role("button", name=re.compile("^Download")).click()
-        return Path(download.value.path())
+        path = Path(download.value.path()).with_name(download.value.suggested_filename)
+        download.value.save_as(path)
+        return path
 
 
 @pytest.fixture
