@@ -45,7 +45,8 @@ def build_app() -> gr.Blocks:
         connect_status(demo, header, forms)
         connect_download(header, forms)
         add_endpoints()
-    return demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4)
+    # Without api_open a program cannot start a song past the queue and its validation.
+    return demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4, api_open=False)
 
 
 # --- events -------------------------------------------------------------------------------------------------------

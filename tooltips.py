@@ -66,7 +66,8 @@ HELP = {
     "variation_seed": "The second seed, used when Variation is above 0. -1 draws one.",
     "timbre_token": "A token the largest checkpoint was trained with. Off: as diffusers runs it.",
     "cover.source": "The song to cover: WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes. The cover is as long.",
-    "extend.source": "The song to go on with: WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes. It stays as it is.",
+    "extend.source": "The song to go on with: WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes. Its samples "
+    "stay, but for the overlap at each new end.",
     "edit.source": "The song to change: WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes. Its length stays.",
     "cover.prompt": "What the cover sounds like: genre, mood, instruments, voice.",
     "cover.lyrics": "The words to sing, those of the source or others. No lyrics: no singing.",
