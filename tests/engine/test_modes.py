@@ -168,8 +168,8 @@ def test_a_region_may_touch_an_end_of_the_file(studio, make_source, start, end):
     assert new.shape == old.shape
     kept = slice(round((end + 0.05) * RATE), None) if start == 0 else slice(0, round((start - 0.05) * RATE))
     assert np.array_equal(new[:, kept], old[:, kept])
-    edge = 0 if start == 0 else -1
-    assert np.abs(new - old)[:, edge].max() > 0 or np.abs(new - old)[:, edge - 200 : edge + 200].max() > 0
+    edge = slice(0, 200) if start == 0 else slice(-200, None)
+    assert np.abs(new - old)[:, edge].max() > 0
 
 
 def test_loudness_in_a_repaint_says_what_it_costs(studio, make_source):
@@ -253,7 +253,8 @@ def test_a_cover_hears_its_source(studio, tmp_path):
 def test_noise_strength_shortens_the_schedule(studio, make_source):
     source = make_source()
     done = run(studio, "cover", source, options={"steps": 10, "noise_strength": 0.6})
-    assert done.record["switch_step"] == int(6 * 0.8) - int(6 * 0.8) % 1 or done.record["switch_step"] <= 5
+    # 1 - 0.6 is met by the seventh of ten steps; four are left, of which int(4 * 0.8) follow the source.
+    assert done.record["switch_step"] == 3
     assert not np.allclose(song(done), song(run(studio, "cover", source, options={"steps": 10})), atol=1e-3)
 
 
@@ -292,21 +293,16 @@ def test_a_morph_moves_towards_its_target(studio, make_source, preset):
     assert not np.allclose(new, reconstruction(studio, source), atol=1e-2)
 
 
-def test_a_layer_is_a_stem_as_long_as_the_source_or_the_mix(studio, make_source):
-    source = make_source("44.1 kHz mono")
-    old = audio.decode(source)
-    stem_done = run(studio, "edit", source, action="layer", tracks=["drums"])
-    stem = song(stem_done)
+def test_a_layer_is_a_stem_as_long_as_the_source_or_the_mix(studio, tmp_path):
+    path = tmp_path / "quiet.wav"
+    soundfile.write(path, tune(44_100, channels=1, level=0.05), 44_100)
+    old = audio.decode(path)
+    done = run(studio, "edit", str(path), action="layer", tracks=["drums"])
+    stem = song(done)
     assert stem.shape == old.shape
-    mixed = run(studio, "edit", source, action="layer", tracks=["drums"], options={"mix": True})
-    if isinstance(mixed, Failed):
-        assert np.abs(old + stem).max() > 1
-    else:
-        assert np.allclose(song(mixed), old + stem, atol=1e-6)
-    assert (
-        any("experimental" in note for note in stem_done.record["notes"])
-        or studio.capabilities()["tasks"]["layer"] == "official"
-    )
+    mixed = song(run(studio, "edit", str(path), action="layer", tracks=["drums"], options={"mix": True}))
+    assert np.allclose(mixed, old + stem, atol=1e-6)
+    assert any("experimental" in note for note in done.record["notes"])
 
 
 def test_a_mix_over_full_scale_is_an_error_with_a_hint(studio, make_source):
