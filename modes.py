@@ -147,7 +147,7 @@ def extend(song: _Song) -> Iterator[Progress]:
         extended = source
         for start, end in parts:
             _not_silent(made[:, start:end], take)
-            fitted = match_level(made[:, :total], source, start, end)
+            fitted = match_level(made[:, :total], source, start, end, overlap)
             extended = splice(extended, fitted, start, end, overlap)
         return extended
 
@@ -169,7 +169,7 @@ def repaint(song: _Song) -> Iterator[Progress]:
 
     def finish(made: np.ndarray, take: int) -> np.ndarray:
         _not_silent(made[:, start:end], take)
-        fitted = match_level(made[:, : source.shape[1]], source, start, end)
+        fitted = match_level(made[:, : source.shape[1]], source, start, end, fade)
         return splice(source, fitted, start, end, fade)
 
     return (yield from song.decode(latents, finish))

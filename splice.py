@@ -32,22 +32,22 @@ def splice(old: np.ndarray, new: np.ndarray, start: int, end: int, fade: int) ->
     return joined
 
 
-def match_level(new: np.ndarray, old: np.ndarray, start: int, end: int) -> np.ndarray:
+def match_level(new: np.ndarray, old: np.ndarray, start: int, end: int, fade: int = 0) -> np.ndarray:
     """Return `new` scaled so that its region `start` to `end` is as loud as `old` right around it.
 
-    First divided by its peak if that is over 1. Then brought to within 3 dB (RMS) of up to 3 s of `old` on each side,
-    but never over full scale; silent surroundings say nothing and change nothing.
+    First divided by its peak if that is over 1, then brought to within 3 dB (RMS) of up to 3 s of `old` on each side,
+    but never over full scale; silent surroundings say nothing and change nothing. Only the region and the `fade`
+    samples around it count, because no more of `new` is used.
     """
-    new = new / max(float(np.abs(new).max(initial=0.0)), 1.0)
+    peak = float(np.abs(new[:, max(start - fade, 0) : end + fade]).max(initial=0.0))
+    new, peak = new / max(peak, 1.0), min(peak, 1.0)
     reach = round(SURROUNDINGS_SECONDS * SAMPLE_RATE)
     around = np.concatenate([old[:, max(start - reach, 0) : start], old[:, end : end + reach]], axis=1)
-    inside = new[:, start:end]
-    outer, inner = _rms(around), _rms(inside)
+    outer, inner = _rms(around), _rms(new[:, start:end])
     if outer < SILENCE_RMS or inner < SILENCE_RMS:
         return new
     difference = 20 * np.log10(outer / inner)
     gain = 10 ** (np.sign(difference) * max(abs(difference) - LEVEL_TOLERANCE_DB, 0.0) / 20)
-    peak = float(np.abs(new).max())
     return (new * min(gain, FULL_SCALE / peak)).astype(np.float32)
 
 

@@ -44,7 +44,15 @@ def test_the_new_part_never_goes_over_full_scale():
     spiky[:, RATE + 10] = 0.9
     matched = match_level(spiky, noise(4, 0.5), RATE, 2 * RATE)
     assert np.abs(matched[:, RATE : 2 * RATE]).max() <= 1.0
-    assert np.abs(match_level(noise(4, 3.0), noise(4, 0.5), RATE, 2 * RATE)).max() <= 1.0
+    used = slice(RATE - 100, 2 * RATE + 100)
+    assert np.abs(match_level(noise(4, 3.0), noise(4, 0.5), RATE, 2 * RATE, 100)[:, used]).max() <= 1.0
+
+
+def test_a_peak_that_is_not_used_does_not_count():
+    far = noise(4, 0.1)
+    far[:, 3 * RATE] = 5.0
+    matched = match_level(far, noise(4, 0.1, seed=2), RATE, 2 * RATE)
+    assert np.array_equal(matched[:, :RATE], far[:, :RATE])
 
 
 def test_silent_surroundings_change_nothing():
