@@ -37,6 +37,7 @@ LABELS = {
     "mix": "Mix with the source",
 }
 
+UPLOAD = "WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes, up to 500 MB"
 # A text under "cover.prompt" or "repaint.lyrics" is the one for that tab or action.
 HELP = {
     "prompt": "Genre, mood, instruments, voice: what the song sounds like.",
@@ -65,10 +66,9 @@ HELP = {
     "variation": "Mixes a second seed into the first: 0 is the seed's own song, 1 is the other seed's.",
     "variation_seed": "The second seed, used when Variation is above 0. -1 draws one.",
     "timbre_token": "A token the largest checkpoint was trained with. Off: as diffusers runs it.",
-    "cover.source": "The song to cover: WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes. The cover is as long.",
-    "extend.source": "The song to go on with: WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes. Its samples "
-    "stay, but for the overlap at each new end.",
-    "edit.source": "The song to change: WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes. Its length stays.",
+    "cover.source": f"The song to cover: {UPLOAD}. The cover is as long.",
+    "extend.source": f"The song to go on with: {UPLOAD}. Its samples stay, but for the overlap at each new end.",
+    "edit.source": f"The song to change: {UPLOAD}. Its length stays.",
     "cover.prompt": "What the cover sounds like: genre, mood, instruments, voice.",
     "cover.lyrics": "The words to sing, those of the source or others. No lyrics: no singing.",
     "strength": "How long the source leads: 1 keeps to its melody all the way, 0 listens to the words alone.",

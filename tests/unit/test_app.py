@@ -177,3 +177,12 @@ def test_the_theme_asks_no_other_machine_for_anything():
     styles = made._get_theme_css() + theme.css()
     assert "@import" not in styles
     assert "//" not in styles.replace("http://www.w3.org", "")
+
+
+def test_the_help_of_a_source_states_the_limits_of_an_upload():
+    import audio
+    import tooltips
+    from params import MAX_SOURCE_SECONDS
+
+    assert f"up to {audio.MAX_UPLOAD_BYTES // 10**6} MB" in tooltips.UPLOAD
+    assert f"to {MAX_SOURCE_SECONDS // 60} minutes" in tooltips.UPLOAD
