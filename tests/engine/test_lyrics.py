@@ -23,6 +23,8 @@ from chat import Sampler, prompt_ids
 from lyrics import STRUCTURES, SYSTEM, LyricsRequest, parse_lyrics_request, user_prompt
 from params import InvalidRequest, StudioError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

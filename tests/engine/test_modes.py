@@ -343,6 +343,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_takes_are_what_their_seeds_give_alone(studio, make_source, name):
     mode, values = CALLS[name]
@@ -354,6 +355,7 @@ def test_takes_are_what_their_seeds_give_alone(studio, make_source, name):
     assert not np.allclose(audio.decode(done.files[0]), alone, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_every_mode_is_repeatable_and_stops_within_a_step(studio, make_source, name):
     mode, values = CALLS[name]

@@ -19,6 +19,8 @@ from params import INSTRUMENTAL, KEYS, LANGUAGES, LIMITS, SAMPLE_RATE, TIME_SIGN
 from plan_decoding import Draw
 from planner import Brief, Plan, PlanSettings, PlanStep, Sketch
 
+pytestmark = pytest.mark.slow
+
 CPU = models.Device("cpu", "float32", "float32", "float32", "a test")
 BRIEF = Brief("warm lofi piano", "[Verse 1]\nSoft notes in the morning light\n[Chorus]\nMusic", 10.0)
 GIVEN = {"bpm": 92, "key": "F# minor", "time_signature": "3", "language": "de"}

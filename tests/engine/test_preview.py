@@ -91,6 +91,7 @@ def test_it_has_the_real_layout_and_stays_small(tiny):
     assert vae["encoder_hidden_size"] == 2 * vae["decoder_input_channels"]
 
 
+@pytest.mark.slow
 def test_two_processes_and_two_folders_give_equal_bytes(tiny, tmp_path):
     code = f"import pathlib, preview; preview.make_checkpoint(pathlib.Path({str(tmp_path / 'elsewhere' / 'b')!r}))"
     other = in_new_process(code)
@@ -269,6 +270,7 @@ def test_a_reference_changes_the_song_and_another_does_so_differently(pipe, base
         assert float((one - other).square().mean().sqrt()) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds, steps", [(2, 20), (10, 20), (60, 8), (600, 2)])
 def test_songs_of_every_length_are_sound(pipe, seconds, steps):
     latents = song(pipe, seconds, steps)
@@ -304,6 +306,7 @@ def test_the_silence_latent_is_what_the_vae_makes_of_silence(pipe):
     assert float((encoded[0, :, 10:-10].T - held[0, :230]).abs().max()) < 0.01
 
 
+@pytest.mark.slow
 def test_tiles_equal_the_whole(pipe):
     latents = torch.randn(1, pipe.transformer.config.audio_acoustic_hidden_dim, 700)
     with torch.no_grad():

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import preview
 import preview_writers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("family, codes, kind", [("qwen2", 0, "Qwen2ForCausalLM"), ("qwen3", 64, "Qwen3ForCausalLM")])
 def test_it_is_a_real_model_that_stays_small(family, codes, kind):

@@ -163,6 +163,7 @@ def test_the_strength_belongs_to_the_balanced_repaint(edit, fake):
     assert (request.options.repaint_mode, request.options.repaint_strength) == ("aggressive", 0.5)
 
 
+@pytest.mark.slow
 def test_help_follows_the_action(edit):
     expect(edit.field("lyrics")).to_contain_text("The lyrics of the whole song, with the new words in place.")
     choose(edit.page, "morph")
@@ -229,6 +230,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 def test_wrong_values_are_told_beside_their_fields(page: Page, fake, tab, song: Path):
     edit = tab(page, "edit")
     edit.set("source", "upload", song)
@@ -260,6 +262,7 @@ def test_a_missing_source_is_told_at_its_field(page: Page, fake, tab):
     assert fake.requests == []
 
 
+@pytest.mark.slow
 def test_examples_and_presets_choose_what_they_say(edit, fake):
     for name, example in tooltips.EDIT_EXAMPLES.items():
         edit.page.get_by_role("button", name=name).click()
@@ -277,6 +280,7 @@ def test_examples_and_presets_choose_what_they_say(edit, fake):
         assert request.prompt == "in another style"
 
 
+@pytest.mark.slow
 def test_settings_of_an_edit_come_back(page: Page, fake, tab, song: Path):
     request = {"action": "layer", "tracks": ["synth"], "start": 0.5, "end": 1.5, "prompt": "a"}
     request["options"] = {"mix": True}
@@ -290,6 +294,7 @@ def test_settings_of_an_edit_come_back(page: Page, fake, tab, song: Path):
     assert (made_again.start, made_again.end, made_again.prompt) == (0.5, 1.5, "a")
 
 
+@pytest.mark.slow
 def test_cancel(edit, fake):
     fake.script = fake.endless
     edit.go.click()
@@ -300,6 +305,7 @@ def test_cancel(edit, fake):
     expect(edit.text("start")).to_have_value("1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_cut_off(fake, fake_address, visit, tab, song: Path, width: int):
     page = visit(fake_address[0], width)
@@ -315,6 +321,7 @@ def test_nothing_is_cut_off(fake, fake_address, visit, tab, song: Path, width: i
 # --- on the preview engine ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_action_makes_a_song(studio: str, visit, tab, song: Path):
     edit = tab(visit(studio), "edit")
     edit.set("source", "upload", song)

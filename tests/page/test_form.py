@@ -144,6 +144,7 @@ def test_every_field_of_the_request_has_a_control():
     assert fields | {f"options.{name}" for name in Options.model_fields} == set(form.fields) == set(CONTROLS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
@@ -208,6 +209,7 @@ def test_instrumental_switches_the_lyrics_off_and_keeps_them(page: Page, fake):
     expect(lyrics).to_be_enabled()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tooltips.EXAMPLES)
 def test_each_example_makes_a_song(page: Page, fake, name: str):
     fold(page, opened=True)

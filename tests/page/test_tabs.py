@@ -131,6 +131,7 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, tmp_path: Path, for
     assert fake.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "field", "sentence"),
     [
@@ -173,6 +174,7 @@ def test_extend_says_how_long_the_song_gets(lasting: Page, fake, tab, song: Path
     opened.set("before", "type", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", OWN)
 def test_examples_fill_the_form(lasting: Page, fake, tab, song: Path, mode: str):
     examples = getattr(tooltips, f"{mode.upper()}_EXAMPLES")
@@ -196,6 +198,7 @@ def test_an_example_leaves_the_words_of_an_extended_song(lasting: Page, tab):
     expect(opened.text("prompt")).to_have_value("my own song")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", OWN)
 def test_cancel(lasting: Page, fake, tab, song: Path, mode: str):
     fake.script = fake.endless
@@ -232,6 +235,7 @@ def test_arrow_keys_move_between_the_tabs(lasting: Page):
     expect_tab("Generate")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_cut_off(fake, fake_address, visit, tab, width: int):
     page = visit(fake_address[0], width)
@@ -244,6 +248,7 @@ def test_nothing_is_cut_off(fake, fake_address, visit, tab, width: int):
     assert min(place["height"] for place in places) >= 44
 
 
+@pytest.mark.slow
 def test_what_is_typed_survives_a_look_at_another_tab(page: Page, fake, tab, song: Path):
     opened = tab(page, "cover")
     opened.set("source", "upload", song)
@@ -291,6 +296,7 @@ def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
     expect(page).to_have_title("ACE Music Studio")
 
 
+@pytest.mark.slow
 def test_a_cover_goes_on_to_be_extended(page: Page, fake, tab, song: Path):
     cover = tab(page, "cover")
     expect(page.get_by_role("button", name="Use in Extend")).to_have_count(0)
@@ -368,6 +374,7 @@ def test_a_file_without_settings_is_just_a_source(lasting: Page, tab, song: Path
 # --- on the preview engine ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cover_is_as_long_as_its_source(studio: str, visit, tab, song: Path):
     opened = tab(visit(studio), "cover")
     opened.set("source", "upload", song)
