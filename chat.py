@@ -251,7 +251,7 @@ class MlxModel:
     def __init__(self, name: str, folder: Path):
         self._name = name
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlx")
-        config = models._json(folder / "config.json") or {}
+        config = models.read_json(folder / "config.json") or {}
         self.context = int(config.get("max_position_embeddings") or 2**31)
         try:
             self._worker.submit(self._load, folder).result()

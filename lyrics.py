@@ -11,20 +11,19 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub import constants, try_to_load_from_cache
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 import models
 import preview_writers
 from chat import Decoder, MlxModel, Model, Sampler, TorchModel, encode_as_text, first_line, load_tokenizer, prompt_ids
 from hub import is_repo_id
-from params import LANGUAGES, MAX_SEED, InvalidRequest, Limit, Problem, StudioError, _choice, _fail, shown
+from params import LANGUAGES, STRUCTURES, Draft, LyricsRequest, Problem, StudioError, shown
 from tidy import Tidy
 
 if TYPE_CHECKING:
@@ -39,115 +38,6 @@ WRITER_GB = {DEFAULT_WRITER: 15.2, DEFAULT_MLX_WRITER: 4.3}
 
 Engine = Literal["transformers", "mlx"]
 
-# --- the request --------------------------------------------------------------------------------------------------
-
-LYRICS_LIMITS = {
-    "seed": Limit("Seed", -1, MAX_SEED, -1, 1, "(-1 draws one)", integer=True),
-    "temperature": Limit("Temperature", 0, 2, 0.8, 0.05, "(0 always takes the likeliest word)"),
-    "top_p": Limit("Top-p", 0.05, 1, 0.9, 0.05),
-    "max_tokens": Limit("Max length", 16, 2_048, 1_024, 16, "tokens", integer=True),
-}
-LYRICS_TEXT_LIMITS = {"brief": 2_000, "structure": 500, "tone": 200}
-LYRICS_TEXT_LABELS = {"brief": "Brief", "structure": "Structure", "tone": "Tone"}
-
-STRUCTURES = {
-    "Verse-Chorus": "[Verse 1], [Chorus], [Verse 2], [Chorus], [Bridge], [Chorus], [Outro]",
-    "Pop with pre-chorus": (
-        "[Verse 1], [Pre-Chorus], [Chorus], [Verse 2], [Pre-Chorus], [Chorus], [Bridge], [Final Chorus]"
-    ),
-    "Ballad": "[Intro], [Verse 1], [Verse 2], [Chorus], [Verse 3], [Chorus], [Bridge], [Chorus], [Outro]",
-    "Rock": "[Intro], [Verse 1], [Chorus], [Verse 2], [Chorus], [Guitar Solo], [Bridge], [Chorus], [Outro]",
-    "Rap": "[Intro], [Verse 1] with 16 lines, [Hook], [Verse 2] with 16 lines, [Hook], [Outro]",
-    "Electronic drop": "[Intro], [Verse], [Build], [Drop], [Breakdown], [Verse 2], [Build], [Drop], [Outro]",
-    "Folk strophes": "[Verse 1], [Verse 2], [Verse 3], [Verse 4], the last line of each the same",
-    "Blues": "[Verse 1], [Verse 2], [Guitar Solo], [Verse 3], [Outro], the first line of each verse sung twice",
-    "Short (jingle)": "[Verse], [Chorus]",
-}
-"""Presets: what the page shows, and what the writer is asked for."""
-
-
-def _limited(name: str):
-    limit = LYRICS_LIMITS[name]
-
-    def check(value: object) -> float | int:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _fail("number", limit.sentence(value))
-        # Also refuses what is not a number: every comparison with it is false.
-        if not limit.low <= value <= limit.high:
-            raise _fail("range", limit.sentence(value))
-        if limit.integer and value != int(value):
-            raise _fail("integer", limit.sentence(value))
-        return int(value) if limit.integer else float(value)
-
-    return Annotated[int if limit.integer else float, BeforeValidator(check)]
-
-
-def _lyrics_text(name: str):
-    label, most = LYRICS_TEXT_LABELS[name], LYRICS_TEXT_LIMITS[name]
-
-    def check(value: object) -> str:
-        if value is not None and not isinstance(value, str):
-            raise _fail("text", f"{label} must be text, not {shown(value)}.")
-        text = "".join(c for c in value or "" if c in "\n\t" or (c >= " " and not "\ud800" <= c <= "\udfff")).strip()
-        if name == "brief" and not text:
-            raise _fail("length", f"{label} must have from 1 to {most:,} characters: say what the song is about.")
-        if len(text) > most:
-            raise _fail("length", f"{label} may have up to {most:,} characters; this has {len(text):,}.")
-        return text
-
-    return Annotated[str, BeforeValidator(check)]
-
-
-class LyricsOptions(BaseModel):
-    """How the next word is chosen, and how many tokens there may be; `temperature` 0 always takes the likeliest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    temperature: _limited("temperature") = 0.8
-    top_p: _limited("top_p") = 0.9
-    max_tokens: _limited("max_tokens") = 1_024
-
-
-class LyricsRequest(BaseModel):
-    """What /lyrics takes: `structure` is the name of a preset or free text, "" leaves it to the writer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: Literal["lyrics"] = "lyrics"
-    # A missing brief gets the sentence of an empty one.
-    brief: _lyrics_text("brief") = Field(default="", validate_default=True)
-    structure: _lyrics_text("structure") = ""
-    language: _choice("Language", LANGUAGES) = "en"
-    tone: _lyrics_text("tone") = ""
-    seed: _limited("seed") = -1
-    options: LyricsOptions = Field(default_factory=LyricsOptions)
-
-
-def parse_lyrics_request(values: Mapping[str, Any]) -> LyricsRequest:
-    """Build the request; raises InvalidRequest with one sentence for each wrong field."""
-    values = dict(values)
-    options = values.get("options")
-    if options is None:
-        values["options"] = {}
-    elif not isinstance(options, Mapping | LyricsOptions):
-        raise InvalidRequest((Problem("invalid", f"Options must be an object, not {shown(options)}.", "options"),))
-    try:
-        return LyricsRequest.model_validate(values)
-    except ValidationError as error:
-        raise InvalidRequest(tuple(map(_problem, error.errors()))) from None
-
-
-def _problem(item: Mapping[str, Any]) -> Problem:
-    place = [str(part) for part in item["loc"]]
-    name = ".".join(place)
-    if item["type"] == "extra_forbidden":
-        owner = LyricsOptions if place[0] == "options" else LyricsRequest
-        known = ", ".join(sorted(owner.model_fields.keys() - {"mode"}))
-        return Problem("invalid", f"{shown(name)} is not known here. Known: {known}.", name)
-    sentence = item.get("ctx", {}).get("sentence")
-    return Problem("invalid", sentence or f"{name} is not understood: {item['msg']}.", name)
-
-
 # --- finding the model --------------------------------------------------------------------------------------------
 
 
@@ -155,13 +45,13 @@ def _problem(item: Mapping[str, Any]) -> Problem:
 class WriterWeights:
     """Which chat model writes: `wanted` names the one that was asked for, `problem` tells why there is none.
 
-    `source` is where `folder` comes from; "off" was switched off, "none" is not here (folder None). The preview's
-    folder is made when the writer is built.
+    `source` is where `folder` comes from; "off" was switched off, "hub" was asked for by name and is still to be
+    fetched, "none" cannot be had (folder None). The preview's folder is made when the writer is built.
     """
 
     model_id: str
     folder: Path | None
-    source: Literal["variable", "models", "cache", "preview", "off", "none"]
+    source: Literal["variable", "models", "cache", "preview", "hub", "off", "none"]
     revision: str
     engine: Engine
     problem: Problem | None
@@ -185,7 +75,7 @@ def find_writer() -> WriterWeights:
     if asked.lower() == "preview":
         folder = preview_writers.expected_language_model_folder("qwen2")
         return WriterWeights("preview", folder, "preview", "", "transformers", None, "preview")
-    if asked and (models._looks_like_folder(asked) or not is_repo_id(asked)):
+    if asked and (models.looks_like_folder(asked) or not is_repo_id(asked)):
         return _from_variable(asked, engine)
     wanted = asked or (DEFAULT_MLX_WRITER if engine == "mlx" else DEFAULT_WRITER)
     problem = _missing(wanted)
@@ -199,9 +89,12 @@ def find_writer() -> WriterWeights:
             continue
         flaw = _flaw(folder, engine)
         if flaw is None:
-            return WriterWeights(wanted, folder, source, folder.name if source == "cache" else "", engine, None, wanted)
-        problem = flaw
-    return WriterWeights(wanted, None, "none", "", engine, problem, wanted)
+            return WriterWeights(wanted, folder, source, models.snapshot_revision(folder), engine, None, wanted)
+        # A copy in the cache that is not whole is completed.
+        if source == "models" or not asked:
+            problem = flaw
+    fetched = asked and problem.code == "weights_missing" and not models.on_zerogpu()
+    return WriterWeights(wanted, None, "hub" if fetched else "none", "", engine, problem, wanted)
 
 
 def _engine() -> Engine:
@@ -212,7 +105,7 @@ def _engine() -> Engine:
 def _from_variable(asked: str, engine: Engine) -> WriterWeights:
     folder = Path(os.path.expanduser(asked)).absolute()
     problem = _flaw(folder, engine)
-    if problem and not models._looks_like_folder(asked):
+    if problem and not models.looks_like_folder(asked):
         problem = Problem(
             "weights_missing",
             f'{VARIABLE} must be a folder, a model on Hugging Face like "{DEFAULT_WRITER}", preview or off, '
@@ -240,7 +133,7 @@ def _flaw(folder: Path, engine: Engine) -> Problem | None:
         return None
     return Problem(
         "weights_broken",
-        f"The lyrics writer in {models._place(folder)} cannot be used: {reason}.",
+        f"The lyrics writer in {models.place_of(folder)} cannot be used: {reason}.",
         hint=f"Complete it, or name another one in {VARIABLE}.",
     )
 
@@ -248,7 +141,7 @@ def _flaw(folder: Path, engine: Engine) -> Problem | None:
 def _reason_against(folder: Path, engine: Engine) -> str | None:
     if not folder.is_dir():
         return "it is not a folder"
-    config = models._json(folder / "config.json")
+    config = models.read_json(folder / "config.json")
     if config is None:
         return "config.json is missing or cannot be read"
     architectures = config.get("architectures")
@@ -260,7 +153,7 @@ def _reason_against(folder: Path, engine: Engine) -> str | None:
     spellings = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
     if not any(all((folder / name).is_file() for name in names) for names in spellings):
         return "its tokenizer is missing (tokenizer.json)"
-    inside = (models._json(folder / "tokenizer_config.json") or {}).get("chat_template")
+    inside = (models.read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
     if not inside and not (folder / "chat_template.jinja").is_file():
         return "its tokenizer has no chat template; an instruct or chat model is needed"
     return _weights_reason(folder)
@@ -270,29 +163,17 @@ def _weights_reason(folder: Path) -> str | None:
     names = ["model.safetensors"]
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = (models._json(index) or {}).get("weight_map")
+        shards = (models.read_json(index) or {}).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             return f"{index.name} cannot be read"
         names = sorted({str(name) for name in shards.values()})
     for name in names:
-        if reason := models._weights_flaw(folder / name):
+        if reason := models.weights_flaw(folder / name):
             return f"{name} {reason}"
     return None
 
 
 # --- the writer ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Draft:
-    """The lyrics so far: `text`, the number of `tokens` drawn, and why it ended: "" not yet, "stop" or "length".
-
-    "stop" is the model's own end; at "length" the lyrics were cut after `max_tokens`.
-    """
-
-    text: str
-    tokens: int
-    end: Literal["", "stop", "length"] = ""
 
 
 class Writer:
@@ -394,7 +275,7 @@ def _load_failure(weights: WriterWeights, error: Exception) -> StudioError:
 
 def _check_memory(weights: WriterWeights, folder: Path) -> None:
     """Refuse what cannot fit: on Linux the system would end the whole studio, not the loading."""
-    if sum(path.stat().st_size for path in folder.glob("*.safetensors")) > models._available_memory():
+    if sum(path.stat().st_size for path in folder.glob("*.safetensors")) > models.available_memory():
         raise _out_of_memory(weights)
 
 

@@ -83,7 +83,8 @@ class Vocabulary:
         """Return token ids as an index tensor."""
         import torch
 
-        return torch.tensor(list(numbers), dtype=torch.long, device=self._device)
+        # Made here and moved: at import, ZeroGPU knows what goes to the card by its moves.
+        return torch.tensor(list(numbers), dtype=torch.long).to(self._device)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the tokens of `text`."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub import constants, try_to_load_from_cache
 
 import preview_writers
 from hub import is_repo_id
-from models import MODELS_FOLDER, on_zerogpu
+from models import MODELS_FOLDER, looks_like_folder, on_zerogpu, read_json, snapshot_revision, weights_flaw
 from params import Problem, shown
 
 VARIABLE = "ACE_STUDIO_PLANNER"
@@ -28,15 +27,18 @@ TOKEN_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
 class PlannerWeights:
     """Which planner runs: `folder` is None where none does, and `problem` tells why; `wanted` is what was asked for.
 
+    `source` "hub" was asked for by name and is still to be fetched: `repo` and the folder `inside` it say from where.
     `revision` is the commit on the hub, where it is known. The preview's folder is made when it is loaded.
     """
 
     model_id: str
     folder: Path | None
-    source: Literal["variable", "models", "cache", "preview", "off", "none"]
+    source: Literal["variable", "models", "cache", "preview", "hub", "off", "none"]
     revision: str
     problem: Problem | None
     wanted: str
+    repo: str = ""
+    inside: str = ""
 
 
 def find_planner() -> PlannerWeights:
@@ -54,7 +56,7 @@ def find_planner() -> PlannerWeights:
         return PlannerWeights(PREVIEW, folder, "preview", "", None, PREVIEW)
     wanted = asked or DEFAULT_PLANNER
     repo, subfolder = _on_the_hub(wanted)
-    if not repo or _looks_like_folder(asked):
+    if not repo or looks_like_folder(asked):
         return _from_folder(asked)
     problem = _missing(repo, subfolder)
     beside = MODELS_FOLDER.joinpath(*repo.split("/"), subfolder)
@@ -63,11 +65,12 @@ def find_planner() -> PlannerWeights:
             continue
         flaw = _flaw(folder)
         if flaw is None:
-            depth = len(Path(subfolder).parts)
-            revision = folder.parts[-1 - depth] if source == "cache" else ""
-            return PlannerWeights(wanted, folder, source, revision, None, wanted)
-        problem = unusable(f"{MODELS_FOLDER.name}/{repo}/{subfolder}" if source == "models" else wanted, flaw)
-    return PlannerWeights(wanted, None, "none", "", problem, wanted)
+            return PlannerWeights(wanted, folder, source, snapshot_revision(folder), None, wanted)
+        # A copy in the cache that is not whole is completed.
+        if source == "models" or not asked:
+            problem = unusable(f"{MODELS_FOLDER.name}/{repo}/{subfolder}" if source == "models" else wanted, flaw)
+    fetched = asked and problem.code == "planner_missing" and not on_zerogpu()
+    return PlannerWeights(wanted, None, "hub" if fetched else "none", "", problem, wanted, repo, subfolder)
 
 
 def unusable(name: str, reason: str) -> Problem:
@@ -88,16 +91,12 @@ def _on_the_hub(text: str) -> tuple[str, str]:
     return repo, "/".join(inside) or (SUBFOLDER if repo == UMBRELLA else "")
 
 
-def _looks_like_folder(text: str) -> bool:
-    return bool(text) and (text.startswith(("/", "./", "../", "~")) or text in (".", "..") or os.path.lexists(text))
-
-
 def _from_folder(asked: str) -> PlannerWeights:
     folder = Path(os.path.expanduser(asked)).absolute()
     if not (folder / "config.json").exists() and (folder / SUBFOLDER).is_dir():
         folder /= SUBFOLDER
     flaw, problem = _flaw(folder), None
-    if flaw and not _looks_like_folder(asked):
+    if flaw and not looks_like_folder(asked):
         problem = Problem(
             "planner_missing",
             f'{VARIABLE} must be a folder, a model on Hugging Face like "{DEFAULT_PLANNER}", preview or off, '
@@ -127,10 +126,10 @@ def _cached(repo: str, subfolder: str) -> Path | None:
 
 
 def _flaw(folder: Path) -> str | None:
-    """Return what keeps `folder` from being a planner, or None; cut off weights are found when they are loaded."""
+    """Return what keeps `folder` from being a planner, or None."""
     if not folder.is_dir():
         return "there is no such folder"
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is None or not config.get("model_type"):
         return "its config.json is missing or cannot be read, so it is no language model in transformers layout"
     # A base model's class is fine: the output layer is the embedding's matrix.
@@ -140,10 +139,13 @@ def _flaw(folder: Path) -> str | None:
     if not any(b"<|audio_code_0|>" in _bytes(folder / name) for name in TOKEN_FILES):
         return "its tokenizer has no audio tokens (<|audio_code_0|> and so on)"
     names = {"model.safetensors"}
-    if (shards := _json(folder / "model.safetensors.index.json")) is not None:
-        names = set(shards.get("weight_map", {}).values())
-    missing = sorted(name for name in names if not (folder / name).is_file())
-    return f"{missing[0]} is missing" if missing else None
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = (read_json(index) or {}).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            return f"{index.name} cannot be read"
+        names = {str(name) for name in shards.values()}
+    return next((f"{name} {flaw}" for name in sorted(names) if (flaw := weights_flaw(folder / name))), None)
 
 
 def _bytes(path: Path) -> bytes:
@@ -151,11 +153,3 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -129,6 +129,16 @@ class Plan:
         """Return the codes of take `take` (from 0) as the pipeline's `audio_codes`."""
         return codes_text(self.codes[take])
 
+    def words(self) -> dict[str, Any]:
+        """Return the fields of the request that the plan fills; what the visitor gave is what they were."""
+        return {
+            "prompt": self.caption,
+            "bpm": self.bpm,
+            "key": self.key,
+            "time_signature": self.time_signature,
+            "language": self.language,
+        }
+
     def facts(self) -> dict[str, Any]:
         """Return what the record and the page say about the plan; the codes follow from it and the take's seed."""
         return {

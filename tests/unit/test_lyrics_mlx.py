@@ -22,7 +22,7 @@ import pytest
 import chat
 import lyrics
 import preview_writers
-from params import StudioError
+from params import LyricsRequest, StudioError, parse_request
 
 VOCABULARY = 50
 END = 7
@@ -187,9 +187,9 @@ def writer(weights, mlx):
     made.close()
 
 
-def request(**options: Any) -> lyrics.LyricsRequest:
+def request(**options: Any) -> LyricsRequest:
     """A request for 16 tokens unless `options` say otherwise."""
-    return lyrics.parse_lyrics_request({"brief": "rain", "options": {"max_tokens": 16, **options}})
+    return parse_request("lyrics", {"brief": "rain", "options": {"max_tokens": 16, **options}})
 
 
 def test_the_fake_has_the_signatures_of_mlx_lm():

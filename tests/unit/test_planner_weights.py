@@ -81,11 +81,30 @@ def test_models_beside_the_app_come_before_the_cache(folder, tmp_path):
 @pytest.mark.parametrize("asked", ["ACE-Step/acestep-5Hz-lm-0.6B", "someone/many/inside/planner"])
 def test_other_repositories_and_folders_inside_them(folder, tmp_path, monkeypatch, asked):
     monkeypatch.setenv(plan_weights.VARIABLE, asked)
-    assert find_planner().problem.message == f"The planner {asked} is not on this machine."
+    weights = find_planner()
     repo, inside = "/".join(asked.split("/")[:2]), "/".join(asked.split("/")[2:])
+    assert weights.problem.message == f"The planner {asked} is not on this machine."
+    assert (weights.source, weights.repo, weights.inside) == ("hub", repo, inside)
     in_cache(folder, tmp_path, repo, inside)
     weights = find_planner()
     assert (weights.source, weights.model_id, weights.revision) == ("cache", asked, "a" * 40)
+
+
+def test_on_zerogpu_nothing_is_fetched(monkeypatch):
+    monkeypatch.setenv(plan_weights.VARIABLE, "ACE-Step/acestep-5Hz-lm-0.6B")
+    monkeypatch.setenv("SPACES_ZERO_GPU", "1")
+    weights = find_planner()
+    assert weights.source == "none" and "preload_from_hub" in weights.problem.hint
+
+
+def test_a_copy_in_the_cache_that_broke_off_is_completed_where_it_was_asked_for(folder, tmp_path, monkeypatch):
+    cut(folder)
+    in_cache(folder, tmp_path, "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B")
+    weights = find_planner()
+    assert weights.source == "none" and "model.safetensors is not whole" in weights.problem.message
+    monkeypatch.setenv(plan_weights.VARIABLE, "ACE-Step/Ace-Step1.5")
+    weights = find_planner()
+    assert (weights.source, weights.repo, weights.inside) == ("hub", "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B")
 
 
 def test_the_umbrella_repository_needs_no_folder_named(folder, tmp_path, monkeypatch):
@@ -109,6 +128,17 @@ def damage_config(folder: Path, **changes) -> None:
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
+def cut(folder: Path) -> None:
+    """Cut the weights off."""
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def misshape(folder: Path) -> None:
+    """Announce other sizes than the weights have."""
+    damage_config(folder, hidden_size=64)
+
+
 DAMAGES = {
     "there is no such folder": shutil.rmtree,
     "config.json is missing": lambda folder: (folder / "config.json").unlink(),
@@ -117,6 +147,8 @@ DAMAGES = {
         preview_writers.language_model_folder("qwen2") / "tokenizer.json", f / "tokenizer.json"
     ),
     "model.safetensors is missing": lambda folder: (folder / "model.safetensors").unlink(),
+    "model.safetensors is not whole": cut,
+    "index.json cannot be read": lambda folder: (folder / "model.safetensors.index.json").write_text("[]"),
 }
 
 
@@ -132,14 +164,8 @@ def test_a_folder_that_is_no_planner_gets_its_sentence(folder, monkeypatch, sent
     assert caught.value.problem == weights.problem
 
 
-def cut(folder: Path) -> None:
-    """Cut the weights off."""
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:100_000])
-
-
 LOADING = {
-    "could not be loaded": cut,
+    "could not be loaded": misshape,
     "no chat template": lambda folder: (folder / "chat_template.jinja").unlink(),
     "no <think>": lambda folder: (folder / "tokenizer.json").write_text(
         (folder / "tokenizer.json").read_text().replace("<think>", "<other>")

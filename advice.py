@@ -1,0 +1,58 @@
+"""The linter's advice under a lyrics box: it follows what is typed, and blocks nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+import lint
+import markup
+import uploads
+from form import AT_ONCE, Form, html, number
+from params import LIMITS, TEXT_LIMITS, InvalidRequest
+from tokens import lyric_tokens
+
+SCRIPT = Path(__file__).resolve().parent / "static" / "advice.js"
+# What the advice depends on, where a tab has it.
+FOLLOWED = ("lyrics", "instrumental", "language", "duration", "before", "after", "source")
+
+
+def advice_line(name: str) -> gr.HTML:
+    """Make the place for advice; `name` begins its element id."""
+    return html(elem_id=f"{name}-advice", js_on_load=SCRIPT.read_text(encoding="utf-8"))
+
+
+def advise(lyrics: str | None, language: str | None, seconds: float | None = None, tokens: int | None = None) -> str:
+    """Return the advice on lyrics as HTML; what is longer than lyrics may be is looked at up to there."""
+    text = (lyrics or "")[: TEXT_LIMITS["lyrics"]]
+    return markup.advice(lint.lint(text, seconds=seconds, language=language or "unknown", tokens=tokens))
+
+
+def connect_advice(form: Form, line: gr.HTML) -> None:
+    """Keep the advice on a song tab's lyrics up to date; lyrics that are switched off get none."""
+    followed = {name: form.fields[name] for name in FOLLOWED if name in form.fields}
+
+    def look(*values: Any) -> str:
+        there = dict(zip(followed, values, strict=True))
+        if there["instrumental"]:
+            return ""
+        counted = lyric_tokens(there["lyrics"] or "", there["language"])
+        return advise(there["lyrics"], there["language"], sung_seconds(there), counted)
+
+    gr.on([field.change for field in followed.values()], look, [*followed.values()], line, **AT_ONCE)
+
+
+def sung_seconds(there: dict[str, Any]) -> float | None:
+    """Return the seconds that a tab's lyrics are sung in, None where they are not known (yet).
+
+    The lyrics of an extension are those of its new part, the others those of the whole song.
+    """
+    names = ("duration",) if "duration" in there else ("before", "after")
+    try:
+        if names[0] in there:
+            return sum(float(number(there[name], LIMITS[name].default)) for name in names)
+        return uploads.seconds_of(there["source"]) if there["source"] else None
+    except (ValueError, OverflowError, InvalidRequest):
+        return None

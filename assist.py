@@ -1,0 +1,200 @@
+"""Help with the words: the planner makes a whole song of an idea, words one better, or describes a recording.
+
+What it wrote goes into the form at once, and Undo brings back what was there. A tab has one `Assist`, with the buttons
+that make sense there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+import markup
+import restore
+import tooltips
+from form import AT_ONCE, Form, Updates, available, html, reason
+from params import INSTRUMENTAL, Done, Problem, Request
+from result import RunBar, cancelled_box, progress_line
+from runs import connect_run, stream
+
+# The fields that each request takes from a tab, and what they are called in it.
+USED = {
+    "inspire": {"prompt": "idea", "instrumental": "instrumental", "language": "language"},
+    "polish": {
+        name: name
+        for name in ("prompt", "lyrics", "instrumental", "bpm", "key", "time_signature", "language", "duration")
+    },
+    "describe": {"source": "source"},
+}
+# The fields that a sketch of a song may fill, or that say where it goes.
+FILLED = (
+    *("prompt", "lyrics", "bpm", "key", "time_signature", "language", "duration"),
+    *("instrumental", "action", "source_prompt", "source_lyrics"),
+)
+# A morph starts from what the song is now; what it becomes is the visitor's own.
+MORPHED = {"prompt": "source_prompt", "lyrics": "source_lyrics"}
+MOST_UNDONE = 20
+
+
+# --- undo ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Undo:
+    """The button that brings back what stood in fields before they were filled; `former` has it, the latest last."""
+
+    button: gr.Button
+    former: gr.State
+
+    @property
+    def outputs(self) -> list[Component]:
+        """Return what `keep` updates."""
+        return [self.button, self.former]
+
+    def keep(self, former: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> Updates:
+        """Return the updates that remember `values` as well."""
+        return {self.former: [*former, dict(values)][-MOST_UNDONE:], self.button: gr.update(visible=True)}
+
+
+def undo_button(name: str) -> Undo:
+    """Make the button, which appears when there is something to bring back."""
+    button = gr.Button(tooltips.UNDO, size="sm", min_width=0, visible=False, elem_id=f"{name}-undo")
+    return Undo(button, gr.State([]))
+
+
+def connect_undo(undo: Undo, fields: Mapping[str, Component]) -> Any:
+    """Let the button bring back the latest values of `fields`, then those before; returns the event."""
+
+    def back(former: list[dict[str, Any]]) -> Updates:
+        *earlier, values = former or [{}]
+        filled = {fields[name]: gr.update(value=value) for name, value in values.items()}
+        return {**filled, undo.former: earlier, undo.button: gr.update(visible=bool(earlier))}
+
+    return undo.button.click(back, undo.former, [*fields.values(), *undo.outputs], **AT_ONCE)
+
+
+# --- the buttons --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Assist(RunBar):
+    """A run bar with a button for each way to be helped, by mode; `sketch` is what the latest run wrote."""
+
+    buttons: dict[str, gr.Button]
+    help: gr.HTML
+    problems: gr.HTML
+    sketch: gr.State
+    undo: Undo
+
+    @property
+    def starters(self) -> list[gr.Button]:
+        """Return the buttons that start a run, of which there is one at a time."""
+        return list(self.buttons.values())
+
+    def show(self, facts: Mapping[str, Any]) -> Updates:
+        """Return the updates for the backend's status: without a planner nothing here works, and it says why."""
+        planner = facts["planner"]
+        usable = available(planner)
+        said = " ".join(tooltips.ASSIST_HELP[mode] for mode in self.buttons)
+        if not usable:
+            names = [tooltips.ASSIST[mode] for mode in self.buttons]
+            said = tooltips.needs_planner(names, reason(planner, hint=False))
+        buttons = {button: gr.update(interactive=usable) for button in self.starters}
+        return {**buttons, self.help: markup.remark(said)}
+
+
+def assist(form: Form, *modes: str) -> Assist:
+    """Make the buttons of `modes` ("inspire", "polish", "describe"), their line, Cancel and Undo."""
+    cancelled = cancelled_box(f"{form.mode}-assist")
+    with gr.Row(elem_classes=["assist"]):
+        buttons = {
+            mode: gr.Button(
+                tooltips.ASSIST[mode], size="sm", min_width=0, interactive=False, elem_id=f"{form.mode}-{mode}"
+            )
+            for mode in modes
+        }
+        undo = undo_button(form.mode)
+        cancel = gr.Button(
+            tooltips.CANCEL,
+            variant="stop",
+            size="sm",
+            min_width=0,
+            interactive=False,
+            elem_id=f"{form.mode}-assist-cancel",
+            elem_classes=["while-running"],
+        )
+    said = html(elem_id=f"{form.mode}-assist-help")
+    problems = html(elem_id=f"{form.mode}-assist-problems")
+    line = progress_line(f"{form.mode}-assist")
+    return Assist(buttons[modes[0]], cancel, line, cancelled, buttons, said, problems, gr.State(None), undo)
+
+
+def connect_assist(form: Form, bar: Assist) -> None:
+    """Let the buttons fill the form, and Undo take it back; without a planner they cannot be pressed."""
+    fields = {name: form.fields[name] for name in FILLED if name in form.fields}
+    for mode, button in bar.buttons.items():
+        _connect(form, bar, mode, button, fields)
+    undone = connect_undo(bar.undo, fields)
+    undone.then(lambda: markup.line("done", tooltips.UNDONE), outputs=bar.line, **AT_ONCE)
+    form.watchers.append(bar.show)
+
+
+def _connect(form: Form, bar: Assist, mode: str, button: gr.Button, fields: Mapping[str, Component]) -> None:
+    part = Part(form, mode)
+
+    def failed(problem: Problem) -> Updates:
+        return bar.idle(markup.line("failed", problem.text()))
+
+    def done(request: Request, done: Done) -> Updates:
+        return {**bar.idle(markup.line("done", tooltips.ASSIST_DONE)), bar.sketch: done.record["sketch"]}
+
+    def make(*values: Any) -> Iterator[Updates]:
+        yield from stream(part, values, bar, done, failed)
+
+    def fill(sketch: dict[str, Any] | None, former: list[dict[str, Any]], *values: Any) -> Updates:
+        there = dict(zip(fields, values, strict=True))
+        found = filling(form.mode, mode, sketch, there) if sketch else {}
+        if not found:
+            return {bar.undo.former: former}
+        return {**form.show(found), **bar.undo.keep(former, {name: there[name] for name in found})}
+
+    _, run = connect_run(part, button, bar, bar.problems, make, [bar.sketch], fresh={bar.sketch: None})
+    # An event of its own: what is typed while the planner works is what Undo must bring back.
+    run.success(fill, [bar.sketch, bar.undo.former, *fields.values()], [*fields.values(), *bar.undo.outputs], **AT_ONCE)
+
+
+def filling(tab: str, mode: str, sketch: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a sketch puts into the fields of `tab`, where `there` is what they hold.
+
+    Lyrics that are switched off stay, and so do lyrics that were there before a recording was described.
+    """
+    found = restore.settings(tab, {"request": sketch}).values
+    places = MORPHED if there.get("action") == "morph" else {}
+    if found.get("lyrics") == INSTRUMENTAL:
+        found["lyrics"] = ""
+    if there["instrumental"] or (mode == "describe" and there[places.get("lyrics", "lyrics")].strip()):
+        found.pop("lyrics", None)
+    return {places.get(name, name): value for name, value in found.items()}
+
+
+class Part(Form):
+    """The fields of a tab's form that a request of another mode uses, under the names that they have there."""
+
+    def __init__(self, form: Form, mode: str):
+        super().__init__(mode)
+        self.names = {name: used for name, used in USED[mode].items() if name in form.fields}
+        self.fields = {name: form.fields[name] for name in self.names}
+        self.numbers, self.folds, self.runs = form.numbers, form.folds, form.runs
+
+    def read(self, values: Iterable[Any]) -> dict[str, Any]:
+        """Return the values under the request's names, numbers as numbers."""
+        return {self.names[name]: value for name, value in super().read(values).items()}
+
+    def place(self, problem: Problem, values: Sequence[Any]) -> str:
+        """Return the field at which a problem with these values stands."""
+        places = {used: name for name, used in self.names.items()}
+        return places.get(problem.field, next(iter(self.fields)))

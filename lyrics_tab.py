@@ -1,0 +1,163 @@
+"""The Lyrics tab: a brief becomes lyrics in an editable box, as they are written, and go on to Generate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+import markup
+import panels
+import remember
+import tooltips
+from advice import advice_line, advise
+from assist import Undo, connect_undo, undo_button
+from form import AT_ONCE, Form, Updates, add, add_number, add_slider, available, html, reason
+from params import LANGUAGES, STRUCTURES, Done, Draft, Problem, Request
+from result import RunBar, cancelled_box, problem_line, run_bar
+from runs import connect_run, stream
+from tokens import lyric_tokens
+
+
+@dataclass
+class LyricsPanel:
+    """Where lyrics appear: the message, the text to edit, the advice on it, and what can be done with it."""
+
+    message: gr.HTML
+    text: gr.Textbox
+    advice: gr.HTML
+    use: gr.Button
+    undo: Undo
+
+
+def lyrics_tab() -> tuple[Form, LyricsPanel]:
+    """Build the tab that writes lyrics."""
+    form = Form("lyrics")
+    with (
+        gr.Tab(tooltips.TABS["lyrics"], id="lyrics", elem_id="lyrics-panel"),
+        gr.Row(elem_classes=["columns"], elem_id="lyrics-columns"),
+    ):
+        with gr.Column(elem_classes=["essentials"]):
+            chips = panels.chip_row(tooltips.LYRICS_EXAMPLES)
+            _essentials(form)
+            problems = problem_line(form)
+            bar = run_bar("lyrics", tooltips.GO["lyrics"], cancelled_box("lyrics"), cancel=tooltips.STOP)
+            remember.foot(form, tooltips.GO["lyrics"], tooltips.STOP)
+            why = html(elem_id="lyrics-why")
+        with gr.Column(elem_classes=["result"]):
+            panel = _panel()
+        with gr.Column(elem_classes=["details"]):
+            _advanced(form)
+    panels.fill_from(chips, form, tooltips.LYRICS_EXAMPLES.values())
+    form.watchers.append(lambda facts: writer_updates(bar, why, facts["lyrics"]))
+    connect_writer(form, bar, problems, panel)
+    form.connect()
+    return form, panel
+
+
+def writer_updates(bar: RunBar, why: gr.HTML, writer: Mapping[str, Any]) -> Updates:
+    """Return what the tab says about the lyrics writer: without one there is nothing to press, and it says why."""
+    usable = available(writer)
+    said = reason(writer)
+    return {bar.go: gr.update(interactive=usable), why: markup.remark(said) if said else ""}
+
+
+def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPanel) -> None:
+    """Let the button write lyrics into the box; Stop keeps what is written, Undo brings back what stood there."""
+
+    def failed(problem: Problem) -> Updates:
+        notice = markup.notice(tooltips.LYRICS_FAILED, problem.message, problem.hint)
+        return {**bar.idle(markup.line("failed", tooltips.LYRICS_FAILED)), panel.message: notice}
+
+    def write(*values: Any) -> Iterator[Updates]:
+        began = time.monotonic()
+
+        def draft(event: Draft) -> Updates:
+            sentence = tooltips.writing(event.tokens, time.monotonic() - began)
+            return {bar.line: markup.line("running", sentence, heard="writing"), panel.text: event.text}
+
+        def done(request: Request, done: Done) -> Updates:
+            sentence = tooltips.written(done.record["tokens"], time.monotonic() - began, done.record["end"])
+            return {**bar.idle(markup.line("done", sentence)), panel.text: done.record["text"]}
+
+        yield from stream(form, values, bar, done, failed, draft)
+
+    def remember(text: str, former: list[dict[str, Any]]) -> Updates:
+        return panel.undo.keep(former, {"text": text}) if text.strip() else {panel.undo.former: former}
+
+    def look(text: str, language: str) -> Updates:
+        counted = lyric_tokens(text, language)
+        return {
+            panel.advice: advise(text, language, tokens=counted),
+            panel.use: gr.update(interactive=bool(text.strip())),
+        }
+
+    def changed(text: str, language: str, line: str) -> Updates:
+        # Gradio calls this for every token, too, and has no event for what is typed or pasted alone.
+        return {panel.use: gr.skip()} if markup.RUNNING in line else look(text, language)
+
+    begin, run = connect_run(
+        form,
+        bar.go,
+        bar,
+        problems,
+        write,
+        [panel.text, panel.message],
+        fresh={panel.message: ""},
+        cancelled=tooltips.LYRICS_STOPPED,
+    )
+    begin.success(remember, [panel.text, panel.undo.former], panel.undo.outputs, **AT_ONCE)
+    undone = connect_undo(panel.undo, {"text": panel.text})
+    inputs, outputs = [panel.text, form.fields["language"]], [panel.advice, panel.use]
+    for event in (run.success, run.failure, undone.then, form.fields["language"].change):
+        event(look, inputs, outputs, **AT_ONCE)
+    panel.text.change(changed, [*inputs, bar.line], outputs, **AT_ONCE)
+
+
+# --- the parts of the tab -----------------------------------------------------------------------------------------
+
+
+def _essentials(form: Form) -> None:
+    add(form, "brief", gr.Textbox, placeholder=tooltips.PLACEHOLDERS["brief"], lines=4, max_lines=10)
+    structures = [(tooltips.AUTOMATIC, ""), *((name, name) for name in STRUCTURES)]
+    with gr.Row(equal_height=True):
+        add(form, "structure", gr.Dropdown, choices=structures, value="", allow_custom_value=True)
+        languages = [(name, code) for code, name in LANGUAGES.items()]
+        add(form, "language", gr.Dropdown, choices=languages, value="en")
+    add(form, "tone", gr.Textbox, placeholder=tooltips.PLACEHOLDERS["tone"], max_lines=1)
+
+
+def _advanced(form: Form) -> None:
+    before = set(form.fields)
+    with gr.Accordion(tooltips.ADVANCED, open=False, elem_id="lyrics-advanced") as fold:
+        with gr.Row(equal_height=True):
+            add_slider(form, "options.temperature")
+            add_slider(form, "options.top_p")
+        with gr.Row(equal_height=True):
+            add_number(form, "options.max_tokens")
+            add_number(form, "seed")
+    form.folds[fold] = tuple(form.fields.keys() - before)
+
+
+def _panel() -> LyricsPanel:
+    html(markup.section(tooltips.WRITTEN))
+    html(markup.remark(tooltips.WRITTEN_HELP))
+    message = html(elem_id="lyrics-message")
+    text = gr.Textbox(
+        label=tooltips.WRITTEN,
+        show_label=False,
+        container=False,
+        placeholder=tooltips.WRITTEN_EMPTY,
+        lines=12,
+        max_lines=18,
+        elem_id="lyrics-text",
+        elem_classes=["words"],
+    )
+    advice = advice_line("lyrics")
+    with gr.Row(elem_classes=["uses"]):
+        use = gr.Button(tooltips.USE_IN_GENERATE, size="sm", min_width=96, interactive=False, elem_id="lyrics-use")
+        undo = undo_button("lyrics")
+    return LyricsPanel(message, text, advice, use, undo)
