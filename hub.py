@@ -1,4 +1,4 @@
-"""Fetching a checkpoint from the Hugging Face hub into its cache: announced, resumed, stopped at any moment.
+"""Fetching a model from the Hugging Face hub into its cache: announced, resumed, stopped at any moment.
 
 huggingface_hub (2.4) drops the part of a file it has when a download ends early, and cannot be stopped inside a file of
 several gigabytes. So the bytes are streamed here, over its session, headers and URLs, into `blobs/<hash>.incomplete` of
@@ -58,8 +58,23 @@ INDEX = "model_index.json"
 _silent_since: dict[str, float] = {}
 
 
-def download(repo_id: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
-    """Fetch the pipeline in `repo_id` into the Hugging Face cache; what an earlier try brought is kept and used.
+@dataclass(frozen=True)
+class Selection:
+    """Which files of a repository make a model: `choose` picks them from all names, and `index` must be among them.
+
+    `kind` and `variable` are for messages: what the model is, and what names it.
+    """
+
+    choose: Callable[[Iterable[str]], list[str]]
+    index: str
+    kind: str
+    variable: str
+
+
+def download(repo_id: str, cancelled: Callable[[], bool], selection: Selection | None = None) -> Iterator[Progress]:
+    """Fetch a model in `repo_id` into the Hugging Face cache; what an earlier try brought is kept and used.
+
+    Without a `selection` it is the pipeline.
 
     Yields an event at least every half second: `step` of `steps` in MB (10^6 bytes), and once, as a note, how much
     there is to fetch. Closing the generator stops it like `cancelled`, which is asked at every event.
@@ -69,7 +84,7 @@ def download(repo_id: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
     """
     _check_id(repo_id)
     _raise_if_silent()
-    fetch = _Fetch(repo_id)
+    fetch = _Fetch(repo_id, selection or PIPELINE)
     worker = threading.Thread(target=fetch.run, name="download", daemon=True)
     worker.start()
     try:
@@ -111,6 +126,20 @@ def pipeline_files(names: Iterable[str]) -> list[str]:
     return chosen
 
 
+PIPELINE = Selection(pipeline_files, INDEX, "diffusers pipeline", "ACE_STUDIO_MODEL")
+
+
+def language_model(variable: str, folder: str = "") -> Selection:
+    """Return the selection of a language model in `folder` of a repository: its config, tokenizer and safetensors."""
+    start = f"{folder}/" if folder else ""
+
+    def choose(names: Iterable[str]) -> list[str]:
+        pattern = re.compile(re.escape(start) + r"[\w.-]+\.(json|txt|jinja|model|safetensors)")
+        return sorted(name for name in names if pattern.fullmatch(name))
+
+    return Selection(choose, f"{start}config.json", "language model", variable)
+
+
 # --- the worker ---------------------------------------------------------------------------------------------------
 
 
@@ -130,8 +159,8 @@ class _Stop(Exception):
 class _Fetch:
     """One download, worked off in a thread of its own so that a network that hangs blocks nobody who watches."""
 
-    def __init__(self, repo_id: str):
-        self.repo_id = repo_id
+    def __init__(self, repo_id: str, selection: Selection):
+        self.repo_id, self.selection = repo_id, selection
         self.storage = Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}")
         self.stop, self.answered = threading.Event(), threading.Event()
         self.error: StudioError | None = None
@@ -175,14 +204,15 @@ class _Fetch:
             info = api.model_info(self.repo_id, files_metadata=True, timeout=ASK_SECONDS)
         finally:
             self.answered.set()
-        chosen = set(pipeline_files(sibling.rfilename for sibling in info.siblings or []))
+        chosen = set(self.selection.choose(sibling.rfilename for sibling in info.siblings or []))
         files = [
             _File(s.rfilename, s.lfs.size if s.lfs else s.size or 0, (s.lfs.sha256 if s.lfs else s.blob_id) or "")
             for s in info.siblings or []
             if s.rfilename in chosen
         ]
-        if INDEX not in chosen:
-            raise StudioError("weights_unfit", f"{self.repo_id} holds no diffusers pipeline ({INDEX} is missing).")
+        if self.selection.index not in chosen:
+            missing = f"{self.repo_id} holds no {self.selection.kind} ({self.selection.index} is missing)."
+            raise StudioError("weights_unfit", missing)
         # Hashes become file names below.
         if not all(re.fullmatch("[0-9a-f]{40,64}", value) for value in (info.sha or "", *(f.hash for f in files))):
             raise ValueError("the hub's answer has no file hashes")
@@ -329,7 +359,7 @@ class _Fetch:
             return StudioError(
                 "model_unknown",
                 f"Hugging Face knows no model {self.repo_id}, or it is private.",
-                hint="Check ACE_STUDIO_MODEL; a private model needs HF_TOKEN.",
+                hint=f"Check {self.selection.variable}; a private model needs HF_TOKEN.",
             )
         if isinstance(error, OfflineModeIsEnabled):
             return StudioError(

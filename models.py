@@ -12,6 +12,7 @@ import json
 import os
 import struct
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 from huggingface_hub import constants, try_to_load_from_cache
 
+import attention
+import memory
 import preview
 from hub import INDEX, PARTS, download, is_repo_id
 from params import Problem, StudioError, shown
@@ -32,23 +35,40 @@ __all__ = [
     "DEFAULT_MODEL_GB",
     "Device",
     "Weights",
+    "available_memory",
     "build_pipeline",
     "checkpoint_kind",
     "download",
     "find_weights",
     "free_memory",
     "is_turbo",
+    "leave",
+    "looks_like_folder",
     "on_zerogpu",
     "pick_device",
+    "place_of",
+    "read_json",
+    "room_for_models",
+    "sizes_of",
+    "snapshot_revision",
+    "song_of",
+    "take_turns",
     "vram_limit_for",
+    "weights_flaw",
 ]
 
 DEFAULT_MODEL = "ACE-Step/acestep-v15-xl-sft-diffusers"
 DEFAULT_MODEL_GB = 11.5
 PREVIEW = "preview"
+PREVIEW_HIDDEN_SIZE = 96
 VARIABLE = "ACE_STUDIO_MODEL"
 MODELS_FOLDER = Path(__file__).with_name("models")
 
+XL_PARTS_GB = {
+    **{"transformer": 8.34, "condition_encoder": 1.22, "text_encoder": 1.19, "vae": 0.34},
+    **{"audio_tokenizer": 0.21, "audio_token_detokenizer": 0.21},
+}
+"""In bfloat16, by the number of parameters."""
 OPTIONAL_PARTS = ("audio_tokenizer", "audio_token_detokenizer")
 LARGEST_HEADER = 100_000_000
 """The limit of the safetensors format for its header, in bytes."""
@@ -97,7 +117,7 @@ def find_weights() -> Weights:
     asked = os.environ.get(VARIABLE, "").strip()
     if asked.lower() == PREVIEW:
         return _preview(None)
-    if asked and (_looks_like_folder(asked) or not is_repo_id(asked)):
+    if asked and (looks_like_folder(asked) or not is_repo_id(asked)):
         return _from_variable(asked)
     wanted = asked or DEFAULT_MODEL
     problem = _missing(wanted)
@@ -106,8 +126,7 @@ def find_weights() -> Weights:
             continue
         flaw = _flaw(folder)
         if flaw is None:
-            revision = folder.name if source == "cache" else ""
-            return Weights(wanted, folder, source, revision, "xl", None, wanted)
+            return Weights(wanted, folder, source, snapshot_revision(folder), "xl", None, wanted)
         if source == "models" or not asked:
             problem = flaw
     if asked and problem.code == "weights_missing":
@@ -129,8 +148,11 @@ def pick_device(weights: Weights) -> Device:
     return _cpu(weights, small)
 
 
-def build_pipeline(weights: Weights, device: Device) -> AceStepPipeline:
+def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> AceStepPipeline:
     """Load the pipeline of `weights` onto `device`: VAE tiling on, evaluation only, no progress bars of its own.
+
+    `plan` is a memory plan: with "offload" its parts take turns on the device, with "fp8" the transformer's layers
+    are kept in 8 bits as well, which the processor, where nothing can take turns, does alone.
 
     Raises StudioError where there are no weights, they cannot be loaded, or memory does not suffice.
     """
@@ -146,8 +168,16 @@ def build_pipeline(weights: Weights, device: Device) -> AceStepPipeline:
         folder = preview.checkpoint_folder() if weights.engine == "preview" else weights.folder
         pipe = AceStepPipeline.from_pretrained(folder, dtype=dtypes, use_safetensors=True, local_files_only=True)
         if device.storage_dtype != device.dtype:
-            _cast_when_used(pipe, getattr(torch, device.storage_dtype), getattr(torch, device.dtype))
-        pipe.to(device.kind)
+            parts = [
+                part for part in pipe.components if part != "vae" and not (plan == "fp8" and part == "transformer")
+            ]
+            _cast_when_used(pipe, parts, getattr(torch, device.storage_dtype), getattr(torch, device.dtype))
+        if plan == "fp8":
+            _cast_when_used(pipe, ["transformer"], torch.float8_e4m3fn, getattr(torch, device.dtype))
+        if plan in ("offload", "fp8") and "offload" in memory.LADDERS[device.kind]:
+            take_turns(pipe, device.kind)
+        else:
+            pipe.to(device.kind)
     except (torch.OutOfMemoryError, MemoryError):
         free_memory()
         raise StudioError(
@@ -162,12 +192,63 @@ def build_pipeline(weights: Weights, device: Device) -> AceStepPipeline:
             f"The model {weights.model_id} could not be loaded: {reason}",
             hint=f"Look at the folder {weights.folder}, or remove it and fetch the model again.",
         ) from error
+    attention.use(pipe.transformer, attention.CHOSEN)
     pipe.vae.enable_tiling()
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
     return pipe
+
+
+def sizes_of(weights: Weights, device: Device) -> memory.Sizes:
+    """Return the bytes that the pipeline of `weights` takes on `device`, as far as its files tell."""
+    if weights.folder is None or not weights.folder.exists():
+        # Not here yet: XL's, or the preview's, which are nothing.
+        share = 0.001 if weights.engine == "preview" else 1.0
+        parts = {name: int(share * size * 10**9) for name, size in XL_PARTS_GB.items()}
+    else:
+        parts = {part: _part_bytes(weights.folder / part) for part in PARTS}
+    # The checkpoint is in bfloat16; the built-in one is in float32 already.
+    factor = 2 if device.storage_dtype == "float32" and weights.engine != "preview" else 1
+    parts = {part: size * factor for part, size in parts.items()}
+    largest = max(size for part, size in parts.items() if part != "transformer")
+    return memory.Sizes(sum(parts.values()), parts["transformer"], largest)
+
+
+def song_of(weights: Weights, device: Device, duration: float, takes: int, guided: bool) -> memory.Song:
+    """Return what the memory plan has to know about a song that `weights` make on `device`."""
+    # The built-in checkpoint may not be made yet, and is small in any case.
+    usual = PREVIEW_HIDDEN_SIZE if weights.engine == "preview" else memory.XL_HIDDEN_SIZE
+    width = float(_transformer_config(weights).get("hidden_size") or usual) / memory.XL_HIDDEN_SIZE
+    return memory.Song(duration, takes, guided, width, wide=device.dtype == "float32")
+
+
+def room_for_models(kind: Kind) -> int | None:
+    """Return the bytes that our models may take together on the device: what is free, and what they have already.
+
+    None on ZeroGPU, where each call gets the whole card, whatever torch reports in the main process.
+    """
+    if on_zerogpu():
+        return None
+    if kind == "cpu":
+        return available_memory() + psutil.Process().memory_info().rss
+    import torch
+
+    if kind == "mps":
+        # Apple's GPU shares the machine's memory; this is the part of it that one process may have.
+        return int(torch.mps.recommended_max_memory())
+    free, _ = torch.cuda.mem_get_info()
+    return int(free + torch.cuda.memory_reserved())
+
+
+def snapshot_revision(folder: Path) -> str:
+    """Return the commit of the snapshot that `folder` is, lies in or leads to; "" where it is none."""
+    parts = folder.resolve().parts
+    for storage, name, commit in zip(parts, parts[1:], parts[2:], strict=False):
+        if storage.startswith("models--") and name == "snapshots":
+            return commit
+    return ""
 
 
 def vram_limit_for(kind: Kind) -> int | None:
@@ -223,14 +304,15 @@ def _preview(problem: Problem | None) -> Weights:
     return Weights(PREVIEW, preview.expected_folder(), "preview", "", "preview", problem, DEFAULT_MODEL)
 
 
-def _looks_like_folder(text: str) -> bool:
+def looks_like_folder(text: str) -> bool:
+    """Tell whether `text` means a folder, not a model on the hub."""
     return text.startswith(("/", "./", "../", "~")) or text in (".", "..") or os.path.lexists(text)
 
 
 def _from_variable(asked: str) -> Weights:
     folder = Path(os.path.expanduser(asked)).absolute()  # unlike Path.expanduser, lets an unknown ~user stand
     problem = _flaw(folder)
-    if problem and not _looks_like_folder(asked):
+    if problem and not looks_like_folder(asked):
         problem = Problem(
             "weights_missing",
             f'{VARIABLE} must be a folder, a model on Hugging Face like "{DEFAULT_MODEL}", or preview, '
@@ -262,7 +344,7 @@ def _flaw(folder: Path) -> Problem | None:
         return Problem("weights_missing", f"There is no folder {folder}.", hint=f"Check {VARIABLE}.")
     if not folder.is_dir():
         return _broken(folder, "it is not a folder")
-    index = _json(folder / INDEX)
+    index = read_json(folder / INDEX)
     if index is None:
         missing = f"{INDEX} is missing" if not (folder / INDEX).is_file() else f"{INDEX} cannot be read"
         return _broken(folder, f"{missing}; a checkpoint in diffusers layout is needed")
@@ -281,12 +363,12 @@ def _flaw(folder: Path) -> Problem | None:
 def _broken(folder: Path, reason: str) -> Problem:
     return Problem(
         "weights_broken",
-        f"The model in {_place(folder)} cannot be used: {reason}.",
+        f"The model in {place_of(folder)} cannot be used: {reason}.",
         hint="Complete it, or remove it and fetch the model again.",
     )
 
 
-def _place(folder: Path) -> str:
+def place_of(folder: Path) -> str:
     """Return the folder as a visitor may see it: relative to the studio where it lies inside."""
     home = MODELS_FOLDER.parent
     return str(folder.relative_to(home)) if folder.is_relative_to(home) else str(folder)
@@ -294,7 +376,7 @@ def _place(folder: Path) -> str:
 
 def _part_flaw(folder: Path, part: str) -> str | None:
     config = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(part, "config.json")
-    if _json(folder / part / config) is None:
+    if read_json(folder / part / config) is None:
         return f"{part}/{config} is missing or cannot be read"
     if part == "scheduler":
         return None
@@ -305,17 +387,17 @@ def _part_flaw(folder: Path, part: str) -> str | None:
     stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
     names = [f"{stem}.safetensors"]
     if (folder / part / f"{stem}.safetensors.index.json").exists():
-        shards = (_json(folder / part / f"{stem}.safetensors.index.json") or {}).get("weight_map")
+        shards = (read_json(folder / part / f"{stem}.safetensors.index.json") or {}).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             return f"{part}/{stem}.safetensors.index.json cannot be read"
         names = sorted({str(name) for name in shards.values()})
     for name in names:
-        if reason := _weights_flaw(folder / part / name):
+        if reason := weights_flaw(folder / part / name):
             return f"{part}/{name} {reason}"
     return None
 
 
-def _weights_flaw(path: Path) -> str | None:
+def weights_flaw(path: Path) -> str | None:
     """Compare a safetensors file's length with what its header announces; the tensors themselves are not read."""
     try:
         size = path.stat().st_size
@@ -338,7 +420,8 @@ def _weights_flaw(path: Path) -> str | None:
     return None if size == expected else f"is not whole ({size:,} of {expected:,} bytes)"
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -350,7 +433,7 @@ def _transformer_config(weights: Weights) -> dict[str, Any]:
     if weights.folder is None:
         # Not here yet; the official names tell.
         return {"is_turbo": "turbo" in weights.model_id.lower()}
-    return _json(weights.folder / "transformer" / "config.json") or {}
+    return read_json(weights.folder / "transformer" / "config.json") or {}
 
 
 # --- devices ------------------------------------------------------------------------------------------------------
@@ -391,7 +474,7 @@ def _cpu(weights: Weights, small: bool) -> Device:
         return Device("cpu", "float32", "float32", "float32", reason)
     # The checkpoint is bfloat16; float32 takes twice its size, and a song needs some room beside it.
     needed = 2 * _stored_bytes(weights) + 4 * 10**9
-    available = _available_memory()
+    available = available_memory()
     if available < needed:
         reason += (
             f" In bfloat16, because float32 would need {needed / 10**9:.0f} GB of memory and "
@@ -404,10 +487,14 @@ def _cpu(weights: Weights, small: bool) -> Device:
 def _stored_bytes(weights: Weights) -> int:
     if weights.folder is None:
         return int(DEFAULT_MODEL_GB * 10**9)
-    return sum(path.stat().st_size for part in PARTS for path in (weights.folder / part).glob("*.safetensors"))
+    return sum(_part_bytes(weights.folder / part) for part in PARTS)
 
 
-def _available_memory() -> int:
+def _part_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def available_memory() -> int:
     """Return the free memory in bytes; a container's own limit counts where it is lower than the machine's."""
     available, container = psutil.virtual_memory().available, _container_memory()
     return available if container is None else min(available, container)
@@ -424,8 +511,60 @@ def _container_memory() -> int | None:
 # --- building -----------------------------------------------------------------------------------------------------
 
 
-def _cast_when_used(pipe: AceStepPipeline, storage: torch.dtype, compute: torch.dtype) -> None:
-    """Keep the large layers' weights in `storage` and widen each to `compute` while it works; the VAE is left as it is.
+class Turns:
+    """Lets the parts of a pipeline take turns on the device: one is there, the others wait in the machine's memory.
+
+    A part comes when it, or a module right inside it, is called; the loop calls some of those by themselves, which
+    the hooks of accelerate, on whole parts, would not see. What reads the device from the pipeline gets the true one.
+    """
+
+    def __init__(self, parts: dict[str, torch.nn.Module], device: str):
+        import torch
+
+        self.execution_device = torch.device(device)
+        self.inside = ""
+        self._parts = parts
+        for name, part in parts.items():
+            part.to("cpu")
+            # Where diffusers looks for the device.
+            part._hf_hook = self
+            embeddings = [part.get_input_embeddings()] if hasattr(part, "get_input_embeddings") else []
+            for module in (part, *part.children(), *embeddings):
+                module.register_forward_pre_hook(lambda *_, name=name: self.enter(name))
+
+    def enter(self, name: str) -> None:
+        """Bring the part `name` onto the device and send the one that is there away."""
+        if name == self.inside:
+            return
+        if self.inside:
+            self._parts[self.inside].to("cpu")
+        self.inside = name
+        self._parts[name].to(self.execution_device)
+
+    def leave(self) -> None:
+        """Send the part that is on the device away."""
+        if self.inside:
+            self._parts[self.inside].to("cpu")
+            self.inside = ""
+
+
+def take_turns(pipe: AceStepPipeline, device: str) -> Turns:
+    """Keep one part of `pipe` on `device` at a time; returns who has the turn."""
+    import torch
+
+    return Turns({name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}, device)
+
+
+def leave(pipe: AceStepPipeline) -> None:
+    """Take the part of `pipe` that has the turn off the device."""
+    turns = getattr(pipe.transformer, "_hf_hook", None)
+    if isinstance(turns, Turns):
+        turns.leave()
+        free_memory()
+
+
+def _cast_when_used(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtype, compute: torch.dtype) -> None:
+    """Keep the large layers' weights of `parts` in `storage` and widen each to `compute` while it works.
 
     What is no layer of its own (norms, learnt tokens, the latent of silence) is small and held in `compute`.
     """
@@ -433,8 +572,9 @@ def _cast_when_used(pipe: AceStepPipeline, storage: torch.dtype, compute: torch.
     from diffusers.hooks import apply_layerwise_casting
 
     layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.ConvTranspose1d, torch.nn.Embedding)
-    for name, part in pipe.components.items():
-        if not isinstance(part, torch.nn.Module) or name == "vae":
+    for name in parts:
+        part = pipe.components[name]
+        if not isinstance(part, torch.nn.Module):
             continue
         apply_layerwise_casting(part, storage, compute, skip_modules_pattern=())
         for module in part.modules():

@@ -20,9 +20,12 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
+import backend
 import hub
 import models
-from params import Progress, StudioError
+import plan_weights
+import preview_writers
+from params import Progress, StudioError, parse_request
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -547,6 +550,60 @@ def test_a_download_brings_what_the_pipeline_needs_and_is_found(server, home, mo
     asked = len(server.asked)
     fetch()
     assert len(server.asked) == asked  # nothing is fetched twice
+
+
+@pytest.fixture
+def planner_on_the_hub(server, home, monkeypatch) -> FakeHub:
+    """Put a planner into a folder of the hub's repository, beside what nobody needs."""
+    folder = preview_writers.language_model_folder("qwen3", 64)
+    files = {f"lm/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    server.files |= files | {"lm/README.md": b"# LM", "lm/onnx/model.onnx": b"", "lmx/config.json": b"{}"}
+    monkeypatch.setenv("ACE_STUDIO_PLANNER", f"{REPO}/lm")
+    monkeypatch.setattr(plan_weights, "MODELS_FOLDER", home / "models")
+    return server
+
+
+def test_a_language_model_is_fetched_out_of_its_folder(planner_on_the_hub):
+    weights = plan_weights.find_planner()
+    assert (weights.source, weights.repo, weights.inside) == ("hub", REPO, "lm")
+    list(hub.download(weights.repo, lambda: False, hub.language_model("ACE_STUDIO_PLANNER", weights.inside)))
+    names = {name for name, _ in planner_on_the_hub.asked}
+    assert {"lm/config.json", "lm/model.safetensors", "lm/tokenizer.json", "lm/chat_template.jinja"} <= names
+    assert all(name.startswith("lm/") for name in names) and not {"lm/README.md", "lm/onnx/model.onnx"} & names
+    weights = plan_weights.find_planner()
+    assert (weights.source, weights.revision, weights.problem) == ("cache", COMMIT, None)
+
+
+def test_a_repository_without_the_language_model_is_a_sentence(server):
+    with pytest.raises(StudioError) as caught:
+        list(hub.download(REPO, lambda: False, hub.language_model("ACE_STUDIO_LYRICS", "nowhere")))
+    assert caught.value.problem.message == f"{REPO} holds no language model (nowhere/config.json is missing)."
+    with pytest.raises(StudioError, match="ACE_STUDIO_LYRICS"):
+        list(hub.download("nobody/nothing", lambda: False, hub.language_model("ACE_STUDIO_LYRICS")))
+
+
+def test_a_planner_named_on_purpose_is_fetched_by_the_first_planned_song(planner_on_the_hub, home, monkeypatch):
+    monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
+    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(home / "songs"))
+    studio = backend.Backend()
+    monkeypatch.setattr(backend, "_backend", studio)
+
+    def song(plan: bool) -> tuple[set[str], dict]:
+        values = {"prompt": "x", "duration": 10, "options": {"steps": 1, "guidance": 1, "plan": plan}}
+        *events, done = studio.stream(parse_request("generate", values))
+        return {event.stage for event in events}, done.record["plan"]
+
+    stages, plan = song(plan=False)
+    assert "downloading" not in stages and studio.status()["planner"]["state"] == "ready"
+    planner_on_the_hub.status = 500
+    stages, plan = song(plan=True)
+    assert plan == {"used": False, "reason": "Hugging Face answered with error 500."}
+    assert studio.status()["planner"]["state"] == "failed"
+    planner_on_the_hub.status = 200
+    assert "downloading" not in song(plan=True)[0]  # not at every song
+    studio.refresh()
+    stages, plan = song(plan=True)
+    assert "downloading" in stages and plan["used"] is True and plan["model"] == f"{REPO}/lm"
 
 
 def test_a_connection_that_breaks_is_resumed_where_it_broke(server, home):

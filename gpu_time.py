@@ -1,0 +1,80 @@
+"""The GPU seconds that ZeroGPU will be asked for: shown beside the button before the click, refused where too many.
+
+Elsewhere nobody is asked, so there is no line and nothing to refuse. The numbers are estimate.py's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+import estimate
+import markup
+import models
+import tooltips
+import uploads
+from backend import get_backend
+from params import InvalidRequest, Problem, Request
+
+if TYPE_CHECKING:
+    from form import Form
+
+# Where the refusal stands: the first of these that a request has.
+PLACES = ("duration", "after", "takes")
+# Fields without a say in how long it takes, of which some may still be empty: any words do, and any file.
+WORDS = {"prompt": "a song", "brief": "a song"}
+NO_FILE = "none yet"
+
+
+def check(request: Request) -> None:
+    """Raise InvalidRequest where one call to ZeroGPU cannot last as long as `request` needs; its files are checked."""
+    if not models.on_zerogpu():
+        return
+    if problem := estimate.refusal(get_backend().work_of(request, _source_seconds(request))):
+        field = next((name for name in PLACES if hasattr(request, name)), "")
+        raise InvalidRequest((Problem(problem.code, problem.message, field, problem.hint),))
+
+
+def seconds_text(form: Form, values: Any) -> str:
+    """Return what the line says for a tab's values: the seconds, or why there are too many; "" while one is wrong."""
+    read = dict(zip(form.fields, values, strict=True))
+    read |= {name: text for name, text in WORDS.items() if name in read and not (read[name] or "").strip()}
+    if "source" in read and not read["source"]:
+        read["source"] = NO_FILE
+    try:
+        request = form.request(read.values())
+        work = get_backend().work_of(request, _source_seconds(request))
+    except InvalidRequest:
+        return ""
+    problem = estimate.refusal(work)
+    return problem.text() if problem else tooltips.GPU_SECONDS.format(seconds=estimate.gpu_seconds(work))
+
+
+def connect_seconds(form: Form, line: gr.HTML) -> None:
+    """Keep the line up to date with the form, on ZeroGPU."""
+    if not models.on_zerogpu():
+        return
+
+    def look(*values: Any) -> str:
+        text = seconds_text(form, values)
+        return markup.remark(text) if text else ""
+
+    blank = [field.value for field in form.inputs]
+    form.watchers.append(lambda facts: {line: look(*blank)})
+    changes = [field.change for name, field in form.fields.items() if name.rpartition(".")[2] not in WORDS]
+    gr.on(
+        changes,
+        look,
+        form.inputs,
+        line,
+        trigger_mode="always_last",
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
+def _source_seconds(request: Request) -> float:
+    source = getattr(request, "source", "")
+    return uploads.seconds_of(source) if source and source != NO_FILE else 0.0

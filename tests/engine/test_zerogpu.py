@@ -1,0 +1,356 @@
+"""ZeroGPU without the platform: the real `spaces` package, a fake device API, the studio in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+import estimate
+from params import parse_request
+from tests.engine.adapters import write_adapter
+from tests.engine.fake_device_api import DeviceAPI, Refusal
+from tests.engine.zerogpu_studio import MADE_FOR, digest
+
+ROOT = Path(__file__).absolute().parents[2]
+TOKEN = "e30.e30.e30"
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ZeroGPU's workers need Linux")
+
+
+class Space:
+    """The studio as a Space: its address, the API that lends it cards, and what its workers saw."""
+
+    def __init__(self, url: str, api: DeviceAPI, folder: Path):
+        self.url, self.api, self.folder = url, api, folder
+
+    def client(self, token: str = "") -> Client:
+        """Return a visitor, signed in with `token` where there is one."""
+        return Client(self.url, verbose=False, headers={"x-ip-token": token} if token else {}, download_files=False)
+
+    def facts(self) -> list[dict]:
+        """Return what the workers saw, a song each, in the order of their ends."""
+        return [json.loads(path.read_text()) for path in sorted((self.folder / "facts").glob("*.json"))]
+
+
+def start(folder: Path, api: DeviceAPI, **environ: str) -> tuple[subprocess.Popen, str]:
+    """Start the studio on ZeroGPU; returns its process and its address."""
+    (folder / "facts").mkdir()
+    environ = {
+        **os.environ,
+        "ACE_STUDIO_LYRICS": "preview",
+        "ACE_STUDIO_PLANNER": "preview",
+        "ACE_STUDIO_OUTPUT": str(folder / "output"),
+        "GRADIO_TEMP_DIR": str(folder / "page"),
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "HOME": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "SPACES_ZERO_DEVICE_API_URL": api.url,
+        "SPACES_ZERO_GPU": "true",
+        "TMPDIR": str(folder),
+        "ZEROGPU_FACTS": str(folder / "facts"),
+        "ZEROGPU_OFFLOAD_DIR": str(folder / "packed"),
+        **environ,
+    }
+    log = (folder / "log").open("w")
+    command = [sys.executable, "-m", "tests.engine.zerogpu_studio"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        text = (folder / "log").read_text()
+        if found := re.search(r"http://127\.0\.0\.1:\d+", text.split("Ready")[-1] if "Ready" in text else text):
+            return process, found[0]
+        assert process.poll() is None, text
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError((folder / "log").read_text())
+
+
+def open_space(folder: Path, **environ: str) -> Iterator[Space]:
+    with DeviceAPI() as api:
+        # A busy machine may take its time; the tests of the limit set their own.
+        api.second = 30
+        process, url = start(folder, api, **environ)
+        try:
+            yield Space(url, api, folder)
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory) -> Iterator[Space]:
+    yield from open_space(tmp_path_factory.mktemp("space"))
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory) -> Iterator[Space]:
+    """A Space that asks for 4 seconds a song, 8 at the second try."""
+    for space in open_space(tmp_path_factory.mktemp("hasty"), ZEROGPU_LEAST_SECONDS="4"):
+        space.api.second = 1
+        yield space
+
+
+def values(prompt: str = "calm piano", **changed) -> dict:
+    options = {"steps": 2, **changed.pop("options", {})}
+    return {"prompt": prompt, "duration": 10, "instrumental": True, **changed, "options": options}
+
+
+def song(client: Client, prompt: str = "calm piano", **changed):
+    """Ask for a song; returns the job."""
+    return client.submit(**values(prompt, **changed), api_name="/generate")
+
+
+def made(job) -> tuple[list[dict], dict]:
+    """Return the files and the record of a song that is done."""
+    return job.result(timeout=120)
+
+
+def failed(job) -> AppError:
+    """Return the error that a song ended with."""
+    with pytest.raises(AppError) as raised:
+        job.result(timeout=120)
+    return raised.value
+
+
+def samples(files: list[dict]):
+    return soundfile.read(files[0]["path"])[0]
+
+
+# --- a song -------------------------------------------------------------------------------------------------------
+
+
+def test_a_song_arrives_with_the_packed_weights_the_visitors_token_and_the_estimators_seconds(space, pipe):
+    job = song(space.client(TOKEN), seed=7)
+    files, record = made(job)
+    assert soundfile.info(files[0]["path"]).frames == 480_000
+    assert record["seeds"] == [7]
+    # The page and the API were told of every step on the way, across the border of the process.
+    told = [output[1]["progress"] for output in job.outputs()[:-1]]
+    assert {"steps", "decoding"} <= {progress["stage"] for progress in told}
+    assert ("steps", 2, 2) in {(progress["stage"], progress["step"], progress["steps"]) for progress in told}
+    asked = space.api.asked[-1]
+    assert asked["token"] == TOKEN
+    request = parse_request("generate", values(seed=7))
+    assert int(asked["durationSeconds"]) == estimate.seconds_for(request, planner=True)
+    # In the main process the weights are gone after packing, so these can only be the packed ones.
+    (facts,) = (facts for facts in space.facts() if facts["seed"] == 7)
+    assert facts["transformer"] == digest(pipe.transformer)
+    assert space.api.reports == 1
+    (lease,) = space.api.leases
+    assert lease.ended and not lease.failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"duration": 600, "takes": 2, "options": {"steps": 50}},
+        {"duration": 240, "takes": 4, "options": {"steps": 50, "plan": False}},
+        {"duration": 240, "options": {"steps": 100}},
+    ],
+    ids=str,
+)
+def test_the_declared_seconds_are_those_of_the_estimator(space, changed):
+    space.api.refusals.append(Refusal(429, wait=-1))
+    failed(song(space.client(TOKEN), **changed))
+    expected = estimate.seconds_for(parse_request("generate", values(**changed)), planner=True)
+    assert expected > 60
+    assert int(space.api.asked[-1]["durationSeconds"]) == expected
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_into_a_call_is_refused_before_a_card_is_asked_for(space):
+    before = len(space.api.asked)
+    error = failed(song(space.client(), duration=600, takes=4, options={"steps": 200}))
+    assert "300" in str(error) and "It fits with" in str(error)
+    assert len(space.api.asked) == before
+
+
+@pytest.mark.slow
+def test_every_mode_and_the_lyrics_writer_use_one_task(space, tmp_path):
+    client = space.client()
+    path = tmp_path / "tone.wav"
+    wave = 0.3 * np.sin(np.arange(480_000) * 0.05)
+    soundfile.write(path, np.stack([wave, wave], axis=1), 48_000)
+    source = {"source": handle_file(path), "prompt": "calm piano", "instrumental": True, "options": {"steps": 2}}
+    before = len(space.api.asked)
+    made(song(client))
+    made(client.submit(**source, api_name="/cover"))
+    made(client.submit(**source, after=5, api_name="/extend"))
+    made(client.submit(**source, action="repaint", start=2, end=5, api_name="/edit"))
+    text = made(client.submit(brief="rain in May", options={"max_tokens": 16}, api_name="/lyrics"))
+    assert text
+    asked = space.api.asked[before:]
+    assert len(asked) == 5
+    assert len({each["taskId"] for each in asked}) == 1
+
+
+# --- visitors side by side ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_four_visitors_at_once_get_four_songs_side_by_side(space):
+    before = len(space.facts())
+    jobs = [song(space.client(), "slowly 0.5", options={"steps": 6}) for _ in range(4)]
+    songs = [made(job) for job in jobs]
+    facts = space.facts()[before:]
+    assert len({each["pid"] for each in facts}) == 4
+    assert max(each["begun"] for each in facts) < min(each["ended"] for each in facts)
+    assert len({each["seed"] for each in facts}) == 4
+    sounds = [samples(files) for files, _ in songs]
+    assert not any(np.allclose(a, b, atol=1e-2) for a, b in combinations(sounds, 2))
+
+
+@pytest.mark.slow
+def test_visitors_with_different_loras_at_once_hear_their_own(space, pipe, tmp_path):
+    uploads = [write_adapter(tmp_path / f"{seed}.safetensors", pipe, seed) for seed in (1, 2)]
+
+    def options(upload):
+        return {"loras": [{"source": handle_file(str(upload)), "weight": 1.0}]} if upload else {}
+
+    def together(*choices):
+        jobs = [song(space.client(), seed=7, options=options(upload)) for upload in choices]
+        return [made(job) for job in jobs]
+
+    (first, one), (second, two), (plain, none) = together(*uploads, None)
+    assert [[lora["name"] for lora in record["loras"]] for record in (one, two, none)] == [
+        ["1.safetensors"],
+        ["2.safetensors"],
+        [],
+    ]
+    songs = [samples(files) for files in (first, second, plain)]
+    assert not any(np.array_equal(a, b) for a, b in combinations(songs, 2))
+    # Again one by one, in workers that another visitor's LoRA may have passed through.
+    for upload, before in zip((*uploads, None), songs, strict=True):
+        assert np.array_equal(samples(together(upload)[0][0]), before)
+
+
+@pytest.mark.slow
+def test_songs_without_a_seed_differ_in_fresh_workers(space):
+    space.api.reuse = False
+    try:
+        client, before = space.client(), len(space.facts())
+        (one, first), (two, second) = made(song(client)), made(song(client))
+    finally:
+        space.api.reuse = True
+    assert len({each["pid"] for each in space.facts()[before:]}) == 2
+    assert first["seeds"] != second["seeds"]
+    assert not np.allclose(samples(one), samples(two), atol=1e-2)
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_an_error_in_the_worker_is_a_sentence_and_the_worker_stays_warm(space):
+    client = space.client()
+    made(song(client))
+    error = failed(song(client, "raise"))
+    assert "unexpected error (ValueError)" in str(error) and "secret" not in str(error)
+    made(song(client))
+    before, after = space.facts()[-2:]
+    assert before["pid"] == after["pid"]
+
+
+@pytest.mark.slow
+def test_a_crash_is_a_sentence_and_not_tried_again(space):
+    before = len(space.api.asked)
+    assert "ended unexpectedly" in str(failed(song(space.client(), "crash")))
+    assert len(space.api.asked) == before + 1
+    assert space.api.leases[-1].failed
+    made(song(space.client()))
+
+
+NUMBERS = "needs 60 seconds, and 30 are left"
+STREAM = "event: failed\n\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("refusal", "token", "words"),
+    [
+        (Refusal(429, left=30, wait=3723), True, f"{NUMBERS}. Try again in 1:02:03"),
+        (Refusal(429, left=0, wait=0), True, "used up your ZeroGPU runs"),
+        (Refusal(429, left=0, wait=100), False, "for visitors without an account"),
+        (Refusal(429, wait=-1), True, "does not lend 60 seconds"),
+        (Refusal(429, wait=5, result="pending-overquota-exceeded"), True, "credits"),
+        (Refusal(503), True, "No GPU is free"),
+        (Refusal(401), True, "Reload the page"),
+        (Refusal(500), True, "could not be asked"),
+        (Refusal(200, stream=STREAM), True, "No GPU became free within 60 seconds"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_a_card_that_is_not_lent_is_a_sentence_and_not_tried_again(space, refusal, token, words):
+    before = len(space.api.asked)
+    space.api.refusals.append(refusal)
+    assert words in str(failed(song(space.client(TOKEN if token else ""))))
+    assert len(space.api.asked) == before + 1
+
+
+@pytest.mark.slow
+def test_cancel_frees_the_card_within_seconds(space):
+    job = song(space.client(), "slowly 0.3", options={"steps": 100})
+    wait_for(lambda: any(out[1].get("progress", {}).get("step", 0) >= 2 for out in job.outputs()))
+    lease = space.api.leases[-1]
+    assert lease.ended is None
+    job.cancel()
+    wait_for(lambda: lease.ended, 10)
+    assert not lease.failed and not lease.killed
+    made(song(space.client()))
+
+
+@pytest.mark.slow
+def test_a_song_that_runs_into_its_limit_gets_twice_the_seconds_once(hasty):
+    job = song(hasty.client(), "slowly 0.5", options={"steps": 10, "plan": False})
+    files, record = made(job)
+    first, second = hasty.api.leases[-2:]
+    assert (first.seconds, second.seconds) == (4, 8)
+    assert first.killed and not second.killed
+    assert soundfile.info(files[0]["path"]).frames == 480_000
+    assert record["gpu"] == {"estimated": 4, "asked": 8, "tries": 2}
+    notes = [out[1]["progress"]["note"] for out in job.outputs()[:-1]]
+    assert any("tried once more with 8" in note for note in notes)
+
+
+@pytest.mark.slow
+def test_a_song_that_is_too_long_twice_is_a_sentence(hasty):
+    before = len(hasty.api.leases)
+    error = failed(song(hasty.client(), "slowly 0.5", options={"steps": 100, "plan": False}))
+    assert "longer than the 8 seconds" in str(error)
+    leases = hasty.api.leases[before:]
+    assert [lease.seconds for lease in leases] == [4, 8]
+    assert all(lease.killed for lease in leases)
+
+
+def wait_for(true, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_the_declared_seconds_are_a_plain_int_whatever_else_gradio_passes():
+    import backend
+
+    for seconds in (100, 100.7, np.int64(100)):
+        declared = backend._seconds(None, seconds, object(), progress=object())
+        assert type(declared) is int and declared == 100
+    assert [backend._seconds(None, seconds) for seconds in (-5, 0, 100_000)] == [60, 60, 300]
+
+
+def test_the_patches_are_made_for_the_spaces_version_that_is_named():
+    lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    assert f"spaces=={MADE_FOR}" in lines

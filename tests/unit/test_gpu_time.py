@@ -1,0 +1,83 @@
+"""ZeroGPU's seconds on the page: told before the click, refused where one call cannot last that long."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pytest
+import soundfile
+
+import estimate
+import gpu_time
+import models
+import tabs
+from form import Form
+from params import InvalidRequest, parse_request
+
+BACKEND = SimpleNamespace(
+    work_of=lambda request, source=0.0: estimate.work_of(request, source=source, planner=True),
+)
+
+
+@pytest.fixture
+def zerogpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be on ZeroGPU, as far as the page asks."""
+    monkeypatch.setattr(models, "on_zerogpu", lambda: True)
+    monkeypatch.setattr(gpu_time, "get_backend", lambda: BACKEND)
+
+
+def build(mode: str) -> tuple[Form, dict[str, Any]]:
+    """Return the form of a tab and its defaults."""
+    with gr.Blocks():
+        form = getattr(tabs, f"{mode}_tab")().form if mode != "lyrics" else tabs.lyrics_tab()[0]
+    return form, {name: field.value for name, field in form.fields.items()}
+
+
+def test_nobody_is_asked_elsewhere():
+    gpu_time.check(parse_request("generate", {"prompt": "a song", "duration": 600, "takes": 4}))
+    form, values = build("generate")
+    assert form.problems([*{**values, "prompt": "a song", "duration": "600", "takes": 4}.values()]) == {}
+
+
+@pytest.mark.parametrize("mode", ["generate", "cover", "extend", "edit", "lyrics"])
+def test_an_empty_form_tells_what_its_defaults_take(zerogpu, mode: str):
+    form, values = build(mode)
+    text = gpu_time.seconds_text(form, values.values())
+    seconds = int(re.fullmatch(r"This asks ZeroGPU for (\d+) seconds of GPU time\.", text)[1])
+    assert estimate.LEAST_SECONDS <= seconds < estimate.MOST_SECONDS
+
+
+def test_the_seconds_are_those_of_the_call(zerogpu):
+    form, values = build("generate")
+    values |= {"prompt": "a song", "duration": "240", "takes": 2, "quality": "best"}
+    request = form.request(values.values())
+    asked = estimate.gpu_seconds(BACKEND.work_of(request))
+    assert asked > estimate.LEAST_SECONDS
+    assert f" {asked} seconds" in gpu_time.seconds_text(form, values.values())
+    assert form.problems([*values.values()]) == {}
+    # While a field is wrong, nothing is claimed.
+    assert gpu_time.seconds_text(form, {**values, "duration": "9"}.values()) == ""
+
+
+def test_the_source_counts(zerogpu, tmp_path: Path):
+    path = tmp_path / "song.wav"
+    soundfile.write(path, np.zeros((8_000 * 300, 1)), 8_000)
+    form, values = build("cover")
+    values |= {"takes": 4}
+    before = gpu_time.seconds_text(form, values.values())
+    assert gpu_time.seconds_text(form, {**values, "source": str(path)}.values()) != before
+
+
+def test_what_does_not_fit_is_refused_beside_the_length(zerogpu):
+    form, values = build("generate")
+    values |= {"prompt": "a song", "duration": "600", "takes": 4, "quality": "best"}
+    text = form.problems([*values.values()])["duration"]
+    assert "seconds of GPU time; one call gets up to 300." in text and "It fits with" in text
+    assert gpu_time.seconds_text(form, values.values()) == text
+    with pytest.raises(InvalidRequest):
+        gpu_time.check(form.request(values.values()))

@@ -1,0 +1,184 @@
+"""What ZeroGPU's errors become, and when a job is tried again."""
+
+from __future__ import annotations
+
+import json
+import queue
+import time
+
+import gradio as gr
+import httpx
+import pytest
+
+import zerogpu
+from params import Progress, StudioError
+
+
+def said(title: str, message: str) -> gr.Error:
+    return gr.Error(message, title=title, print_exception=False)
+
+
+ABORTED = said("ZeroGPU worker error", "GPU task aborted")
+QUOTA = "ZeroGPU quota exceeded"
+# Every row of the reference's table: the error, the code, and words that its sentence must have.
+ROWS = [
+    (ABORTED, "gpu_aborted", "ended unexpectedly"),
+    (said("ZeroGPU worker error", "OutOfMemoryError"), "gpu_failed", "OutOfMemoryError"),
+    (said("ZeroGPU worker error", "PicklingError"), "gpu_failed", "PicklingError"),
+    (
+        said("ZeroGPU illegal duration", "The requested GPU duration (300s) is larger than the maximum allowed"),
+        "gpu_duration",
+        "300 seconds",
+    ),
+    (said(QUOTA, "Space app has reached its GPU limit. Try re-running outside of examples"), "gpu_quota", "Sign in"),
+    (
+        said(QUOTA, "You have exceeded your free ZeroGPU quota (90s requested vs. 30s left). Try again in 1:02:03. "),
+        "gpu_quota",
+        "needs 90 seconds, and 30 are left. Try again in 1:02:03,",
+    ),
+    (said(QUOTA, "You have exceeded your ZeroGPU runs limit. "), "gpu_quota", "runs"),
+    (said(QUOTA, "No GPU was available after 60s. Try re-running outside of examples"), "gpu_busy", "60 seconds"),
+    (said("ZeroGPU pending credits exceeded", "You have too many ZeroGPU credits"), "gpu_credits", "credits"),
+    (said("ZeroGPU queue timeout", "No GPU was available after 60s. <a>Retry later</a>"), "gpu_busy", "60 seconds"),
+    (said("ZeroGPU client error", "No GPU was available"), "gpu_busy", "No GPU is free"),
+    (said("ZeroGPU client error", "Expired ZeroGPU proxy token"), "gpu_session", "Reload the page"),
+    (said("ZeroGPU client error", "Internal Gradio error"), "gpu_unreachable", "Reload the page"),
+    (RuntimeError("ZeroGPU API /schedule error: 500"), "gpu_unreachable", "could not be asked"),
+    (RuntimeError("Unexpected end of stream"), "gpu_queue", "queue was lost"),
+    (RuntimeError("Error while re-trying after queue disconnect"), "gpu_queue", "queue was lost"),
+    (RuntimeError("Connection closed by visitor while queueing"), "cancelled", "closed"),
+    (httpx.ConnectError("refused"), "gpu_unreachable", "could not be asked"),
+    (queue.Empty(), "gpu_silent", "20 minutes"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "words"), ROWS, ids=lambda row: str(row)[:40])
+def test_every_error_has_a_sentence_of_its_own(error, code, words):
+    problem = zerogpu.problem_of(error)
+    assert problem.code == code
+    assert words in problem.text()
+    assert "<" not in problem.text()
+
+
+def test_other_errors_are_nobodys():
+    for error in (ValueError("x"), RuntimeError("x"), gr.Error("ours", title="too_loud")):
+        assert zerogpu.problem_of(error) is None
+
+
+class Card:
+    """A card whose calls end one after the other in `endings`: an error, or None for a song."""
+
+    def __init__(self, folder, *endings, lived=0.0):
+        self.folder, self.endings, self.lived, self.asked = folder, list(endings), lived, []
+
+    def call(self, seconds):
+        self.asked.append(seconds)
+        ending = self.endings.pop(0)
+        yield Progress("steps", len(self.asked))
+        if self.lived:
+            beat = {"began": time.time() - self.lived * seconds}
+            (self.folder / zerogpu.BEAT).write_text(json.dumps(beat))
+        if ending:
+            raise ending
+        yield "song"
+
+
+def lend(card, seconds=100):
+    lending = zerogpu.Lending(card.call, card.folder, seconds)
+    return lending, list(lending.events())
+
+
+def test_a_job_that_ran_into_its_limit_is_tried_once_more_with_twice_the_seconds(tmp_path):
+    card = Card(tmp_path, ABORTED, None, lived=1.0)
+    lending, events = lend(card)
+    assert card.asked == [100, 200]
+    assert (lending.asked, lending.tries) == (200, 2)
+    assert events[-1] == "song"
+    (note,) = (event.note for event in events if isinstance(event, Progress) and event.note)
+    assert "100 seconds" in note and "200" in note
+
+
+def test_twice_is_never_over_300(tmp_path):
+    card = Card(tmp_path, ABORTED, None, lived=1.0)
+    lend(card, 200)
+    assert card.asked == [200, 300]
+
+
+@pytest.mark.parametrize(
+    ("endings", "seconds", "lived", "tries", "code"),
+    [
+        ((ABORTED, ABORTED), 100, 1.0, 2, "gpu_time"),
+        ((ABORTED,), 300, 1.0, 1, "gpu_time"),
+        ((ABORTED,), 100, 0.5, 1, "gpu_aborted"),
+        ((ABORTED,), 100, 0.0, 1, "gpu_aborted"),
+        ((said("ZeroGPU worker error", "ValueError"),), 100, 1.0, 1, "gpu_failed"),
+        ((said("ZeroGPU quota exceeded", "You have exceeded your quota"),), 100, 1.0, 1, "gpu_quota"),
+        ((said("ZeroGPU illegal duration", "(100s)"),), 100, 1.0, 1, "gpu_duration"),
+        ((said("ZeroGPU client error", "No GPU was available"),), 100, 1.0, 1, "gpu_busy"),
+    ],
+)
+def test_nothing_else_is_tried_again(tmp_path, endings, seconds, lived, tries, code):
+    card = Card(tmp_path, *endings, lived=lived)
+    with pytest.raises(StudioError) as raised:
+        lend(card, seconds)
+    assert raised.value.problem.code == code
+    assert len(card.asked) == tries
+
+
+def test_a_beat_of_the_first_try_says_nothing_about_the_second(tmp_path):
+    class Crashes(Card):
+        def call(self, seconds):
+            if self.asked:
+                self.lived = 0.0
+            yield from super().call(seconds)
+
+    card = Crashes(tmp_path, ABORTED, ABORTED, lived=1.0)
+    with pytest.raises(StudioError) as raised:
+        lend(card)
+    assert raised.value.problem.code == "gpu_aborted"
+
+
+def test_an_error_of_the_studio_itself_passes(tmp_path):
+    with pytest.raises(ValueError, match="ours"):
+        lend(Card(tmp_path, ValueError("ours")))
+    with pytest.raises(StudioError) as raised:
+        lend(Card(tmp_path, StudioError("disk", "full")))
+    assert raised.value.problem.code == "disk"
+
+
+def test_closing_ends_the_call(tmp_path):
+    closed = []
+
+    def call(seconds):
+        try:
+            yield 1
+        finally:
+            closed.append(seconds)
+
+    events = zerogpu.Lending(call, tmp_path, 60).events()
+    next(events)
+    events.close()
+    assert closed == [60]
+
+
+def test_a_beat_tells_when_the_time_began_and_where_the_work_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(zerogpu, "_forked_at", time.time() - 50)
+    fresh = zerogpu.Beat(tmp_path)
+    fresh.at("steps", 3)
+    found = json.loads((tmp_path / zerogpu.BEAT).read_text())
+    assert (found["stage"], found["step"]) == ("steps", 3)
+    assert zerogpu.used_up(tmp_path, 50) and not zerogpu.used_up(tmp_path, 60)
+    # The fork is long ago for the second job of a warm worker.
+    zerogpu.Beat(tmp_path).at("steps")
+    assert not zerogpu.used_up(tmp_path, 50)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"began": "x"}', '{"began": null}'])
+def test_a_beat_that_cannot_be_read_counts_as_none(tmp_path, text):
+    if text is not None:
+        (tmp_path / zerogpu.BEAT).write_text(text)
+    assert not zerogpu.used_up(tmp_path, 1)
+
+
+def test_a_beat_into_a_folder_that_is_gone_is_no_error(tmp_path):
+    zerogpu.Beat(tmp_path / "gone").at("steps")
