@@ -1,0 +1,474 @@
+"""Where a LoRA comes from: an upload (a safetensors file, or a PEFT folder as a zip), the hub, or the list of presets.
+
+`prepare` works outside the GPU. It makes a `LoraSpec` of what a visitor asked for: a checked file of this machine and
+all that is known about it, picklable, so that it can be part of a job. Uploads and repositories are untrusted: of a zip
+or a repository nothing is taken but one safetensors file and its json, and their sizes are known before they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import struct
+import tempfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import HfApi, constants
+
+import hub
+from lora_files import FIELD, MAX_FILE_BYTES, Refusal, about, read_header, sha256_of
+from lora_layout import CONFIG_FILE, MAX_CONFIG_BYTES, PeftConfig, Widths, is_peft, read_config, read_layout
+from params import Problem, Progress, StudioError, shown
+
+PRESETS_FILE = Path(__file__).with_name("presets") / "loras.json"
+HUB_VARIABLE = "ACE_STUDIO_HUB_LORAS"
+PEFT_FILE = "adapter_model.safetensors"
+MAX_ENTRIES = 50
+
+NO_ALPHA = (
+    f"It came without its {CONFIG_FILE}, so its alpha is not known and its rank is taken for it. If it sounds too "
+    "weak, raise its weight, or add the folder as a zip."
+)
+
+_SUFFIX = ".safetensors"
+_ARCHIVES = re.compile(r"\.(zip|tar|t?gz|tgz|bz2|xz|7z|rar|zst|jar|whl)$", re.IGNORECASE)
+_DIRECTORY_BYTES = 1_000_000
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class LoraInfo:
+    """What a LoRA is, for the page: `problem` says why it cannot be used, and then the rest may be empty.
+
+    `ranks` and `alphas` are the different ones that occur, `modules` is how many layers it changes, `size` is in bytes.
+    `made_for` is "XL" or "2B" where it fits one of them, and `fits` tells whether it fits the model that runs (None:
+    not known, because that model is not here yet). `note` is a sentence on what is missing, where something is.
+    """
+
+    name: str
+    format: str = ""
+    ranks: tuple[int, ...] = ()
+    alphas: tuple[float, ...] = ()
+    modules: int = 0
+    size: int = 0
+    sha256: str = ""
+    made_for: str = ""
+    fits: bool | None = None
+    note: str = ""
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """One LoRA of a job: a file that was checked, what stood beside it, and the weight it acts with.
+
+    `source` is for the record: "org/repo:file" or "upload", with the `revision` of the repository; never a path.
+    """
+
+    name: str
+    source: str
+    path: str
+    weight: float
+    info: LoraInfo
+    config: PeftConfig | None = None
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An entry of presets/loras.json; `purpose` is its "for"."""
+
+    name: str
+    id: str
+    purpose: str
+    licence: str
+    fits: str
+
+
+def prepare(
+    source: str,
+    weight: float,
+    *,
+    folder: Path,
+    widths: Widths | None = None,
+    uploads: Sequence[Path] = (),
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Progress]:
+    """Make a `LoraSpec` of a preset's name, "org/repo", "org/repo:file" or an uploaded file; returns it.
+
+    `folder` is the job's own, for what a zip holds; `widths` are the model's linear layers (None: not known yet). A
+    file counts as uploaded only inside one of the folders `uploads`: whoever calls the API may write any path there.
+    Yields progress, above all while something is fetched.
+
+    Raises:
+        StudioError: with the field "options.loras", for everything that is wrong with the source or the file.
+    """
+    preset = next((preset for preset in presets() if preset.name.lower() == source.strip().lower()), None)
+    if preset:
+        path, named, revision = yield from _fetch(preset.id, cancelled)
+        name = preset.name
+    elif upload := _uploaded(source, uploads):
+        path, named, revision, name = upload, "upload", "", upload.name
+    elif hub_id(source):
+        _check_hub_allowed()
+        path, named, revision = yield from _fetch(source.strip(), cancelled)
+        name = named
+    else:
+        raise _unknown_source(source)
+    yield Progress("preparing")
+    with about(name):
+        path, config = _opened(path, folder)
+        info = _described(path, name, config, widths)
+    return LoraSpec(name, named, str(path), float(weight), info, config, revision)
+
+
+def inspect(path: str | Path, widths: Widths | None = None, name: str = "") -> LoraInfo:
+    """Tell what the LoRA in `path` is: a safetensors file, a PEFT folder, or such a folder as a zip. Never raises."""
+    path = Path(path)
+    name = name or path.name
+    try:
+        with tempfile.TemporaryDirectory(prefix="ace-music-studio-lora-") as folder, about(name):
+            file, config = _opened(path, Path(folder))
+            return _described(file, name, config, widths)
+    except StudioError as error:
+        return LoraInfo(name, fits=False, problem=error.problem)
+
+
+def presets() -> tuple[Preset, ...]:
+    """Return the entries of presets/loras.json; raises ValueError where one of them is not complete."""
+    try:
+        entries = json.loads(PRESETS_FILE.read_text(encoding="utf-8"))["loras"]
+        found = tuple(Preset(e["name"], e["id"], e["for"], e["licence"], e["fits"]) for e in entries)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{PRESETS_FILE.name} is not as its schema says: {error}") from None
+    if wrong := next((preset.name for preset in found if not hub_id(preset.id)), None):
+        raise ValueError(f"{PRESETS_FILE.name}: the id of {wrong} is not org/repo or org/repo:file")
+    return found
+
+
+def hub_id(text: str) -> tuple[str, str] | None:
+    """Split "org/repo" or "org/repo:file" into repository and file ("" where none is named); None if it is neither."""
+    repo, _, file = text.strip().partition(":")
+    if not hub.is_repo_id(repo) or (":" in text and not _is_inside(file)):
+        return None
+    return repo, file
+
+
+def hub_allowed() -> bool:
+    """Tell whether visitors may name repositories: always, but on a Space only with ACE_STUDIO_HUB_LORAS=1."""
+    return not _on_space() or os.environ.get(HUB_VARIABLE, "") == "1"
+
+
+def _on_space() -> bool:
+    return bool(os.environ.get("SPACE_ID"))
+
+
+def _check_hub_allowed() -> None:
+    if not hub_allowed():
+        raise StudioError(
+            "lora_hub_off",
+            "This Space does not fetch LoRAs from Hugging Face.",
+            FIELD,
+            f"Upload the file, or set {HUB_VARIABLE}=1 in the Space's settings if it is yours.",
+        )
+
+
+def _unknown_source(source: str) -> StudioError:
+    if os.path.isabs(source):
+        return StudioError("lora_missing", "A LoRA that was uploaded is not here any more.", FIELD, "Add it again.")
+    known = ", ".join(preset.name for preset in presets())
+    return StudioError(
+        "lora_unknown",
+        f'A LoRA is an uploaded file, "org/repo" or "org/repo:file" on Hugging Face{", or a preset" if known else ""}, '
+        f"not {shown(source, 80)}.",
+        FIELD,
+        f"Presets: {known}." if known else "",
+    )
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def _uploaded(source: str, uploads: Iterable[Path]) -> Path | None:
+    """Return the file if it lies in one of the folders `uploads`, links resolved."""
+    if not os.path.isabs(source) or "\0" in source:
+        return None
+    real = Path(os.path.realpath(source))
+    inside = any(real.is_relative_to(os.path.realpath(folder)) for folder in uploads)
+    return real if inside and real.is_file() else None
+
+
+def _opened(path: Path, folder: Path) -> tuple[Path, PeftConfig | None]:
+    """Return the safetensors file of an upload and what stands beside it; a zip is unpacked into `folder`."""
+    if not path.is_dir() and zipfile.is_zipfile(path) and path.suffix.lower() == ".zip":
+        path = _unpack(path, Path(tempfile.mkdtemp(prefix="lora-", dir=folder)))
+    if path.is_dir():
+        path = path / PEFT_FILE
+    config = path.with_name(CONFIG_FILE)
+    if not config.is_file() or not (path.name == PEFT_FILE or is_peft(read_header(path))):
+        return path, None
+    with config.open("rb") as file:
+        return path, read_config(file.read(MAX_CONFIG_BYTES + 1))
+
+
+def _described(path: Path, name: str, config: PeftConfig | None, widths: Widths | None) -> LoraInfo:
+    layout = read_layout(path, widths, config)
+    alphas = tuple(sorted({layer.alpha for layer in layout.layers if layer.alpha is not None}))
+    return LoraInfo(
+        name=name,
+        format=layout.format,
+        ranks=tuple(sorted({layer.rank for layer in layout.layers if layer.rank is not None})),
+        alphas=alphas,
+        modules=len(layout.layers),
+        size=layout.header.size,
+        sha256=sha256_of(path),
+        made_for=layout.made_for,
+        fits=None if widths is None else True,
+        note=NO_ALPHA if layout.format in ("PEFT", "plain") and not alphas else "",
+    )
+
+
+# --- zips ---------------------------------------------------------------------------------------------------------
+
+
+def _unpack(archive: Path, folder: Path) -> Path:
+    """Unpack the two files of a PEFT folder from a zip into `folder`, which is private and empty; returns it."""
+    try:
+        _check_directory(archive)
+        with zipfile.ZipFile(archive) as file:
+            weights, config = _choose(file.infolist())
+            _extract(file, weights, folder / PEFT_FILE, MAX_FILE_BYTES)
+            if config:
+                _extract(file, config, folder / CONFIG_FILE, MAX_CONFIG_BYTES)
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise _bad_zip("it is damaged") from error
+    return folder
+
+
+def _check_directory(archive: Path) -> None:
+    """Look at the end of a zip, since zipfile reads its whole directory into memory, however long it is."""
+    size = archive.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise _bad_zip(f"it is {size / 1e9:.1f} GB; up to {MAX_FILE_BYTES / 1e9:g} GB are read")
+    with archive.open("rb") as file:
+        file.seek(max(size - 22 - 65_535 - 20, 0))
+        tail = file.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) < at + 22 or b"PK\x06\x07" in tail[max(at - 20, 0) : at]:
+        raise _bad_zip("its end is damaged, or of a kind for larger archives (zip64)")
+    entries, directory = struct.unpack("<HI", tail[at + 10 : at + 16])
+    if entries > MAX_ENTRIES or directory > _DIRECTORY_BYTES:
+        raise _bad_zip(f"it has {entries} entries; up to {MAX_ENTRIES} are read")
+
+
+def _choose(entries: list[zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, zipfile.ZipInfo | None]:
+    """Check all entries of a zip and return its one safetensors file and the config beside it."""
+    if len(entries) > MAX_ENTRIES:
+        raise _bad_zip(f"it has {len(entries)} entries; up to {MAX_ENTRIES} are read")
+    if sum(entry.file_size for entry in entries) > MAX_FILE_BYTES:
+        raise _bad_zip(f"it unpacks to more than {MAX_FILE_BYTES / 1e9:g} GB")
+    for entry in entries:
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind and kind not in (stat.S_IFREG, stat.S_IFDIR):
+            raise _bad_zip(f"{shown(entry.filename)} in it is a link or a device")
+        if not _is_inside(entry.filename.rstrip("/")):
+            raise _bad_zip(f"{shown(entry.filename)} in it leads out of its folder")
+        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise _bad_zip("it has a password, or is compressed in a way that is not usual")
+        if _ARCHIVES.search(entry.filename):
+            raise _bad_zip(f"{shown(entry.filename)} in it is an archive itself")
+    names = [entry.filename for entry in entries]
+    if len(set(names)) < len(names):
+        raise _bad_zip("a name stands in it twice")
+    weights = [entry for entry in entries if entry.filename.endswith(_SUFFIX) and not _is_hidden(entry.filename)]
+    if len(weights) != 1:
+        raise _bad_zip(f"it holds {len(weights)} safetensors files, and one is needed")
+    beside = PurePosixPath(weights[0].filename).with_name(CONFIG_FILE).as_posix()
+    return weights[0], next((entry for entry in entries if entry.filename == beside), None)
+
+
+def _is_hidden(name: str) -> bool:
+    """Tell whether a name is one of those that macOS adds to every zip ("__MACOSX/._adapter_model.safetensors")."""
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+
+
+def _is_inside(name: str) -> bool:
+    """Tell whether a name of an archive or a repository is a plain relative path."""
+    parts = name.split("/")
+    return bool(name) and not re.search(r"[\\:\x00-\x1f]", name) and not {"", ".", ".."} & set(parts)
+
+
+def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, most: int) -> None:
+    """Write one entry to `path`; what it really holds counts, not what its header says."""
+    if entry.file_size > most:
+        raise _bad_zip(f"{shown(entry.filename)} in it is too large")
+    written = 0
+    with archive.open(entry) as source, path.open("xb") as target:
+        while chunk := source.read(_CHUNK):
+            written += len(chunk)
+            if written > entry.file_size:
+                raise _bad_zip(f"{shown(entry.filename)} in it is larger than it says")
+            target.write(chunk)
+    if written != entry.file_size:
+        raise _bad_zip(f"{shown(entry.filename)} in it is cut off")
+
+
+def _bad_zip(reason: str) -> Refusal:
+    return Refusal(
+        "lora_broken",
+        f"cannot be unpacked: {reason}",
+        f"Zip the folder with {PEFT_FILE} and {CONFIG_FILE}, or upload the safetensors file alone.",
+    )
+
+
+# --- the hub ------------------------------------------------------------------------------------------------------
+
+
+def _fetch(wanted: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
+    """Fetch one LoRA into the Hugging Face cache; returns (its path, "org/repo:file", the commit).
+
+    Where the hub cannot be reached, what the cache has is used.
+    """
+    repo_id, file = hub_id(wanted)
+    try:
+        fetch = yield from _download(repo_id, file, cancelled)
+        name, commit = fetch.chosen, fetch.commit
+    except StudioError as error:
+        cached = _in_cache(repo_id, file) if error.problem.code in ("hub_unreachable", "offline") else None
+        if cached is None:
+            problem = error.problem
+            raise StudioError(problem.code, problem.message, FIELD, problem.hint) from None
+        name, commit = cached
+    return _storage(repo_id) / "snapshots" / commit / name, f"{repo_id}:{name}", commit
+
+
+def _download(repo_id: str, file: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
+    """Run a `_LoraFetch` in a thread of its own, as `hub.download` does with a model; returns it."""
+    hub._raise_if_silent()
+    fetch = _LoraFetch(repo_id, file)
+    worker = threading.Thread(target=fetch.run, name="lora-download", daemon=True)
+    worker.start()
+    try:
+        while worker.is_alive():
+            if cancelled():
+                raise hub._stopped()
+            if not fetch.answered.is_set() and fetch.seconds() > hub.ASK_SECONDS:
+                raise hub._unreachable("no answer")
+            yield fetch.progress()
+            worker.join(hub.TICK_SECONDS)
+        if fetch.error:
+            raise fetch.error
+        return fetch
+    finally:
+        fetch.stop.set()
+
+
+class _LoraFetch(hub._Fetch):
+    """The download of one safetensors file and the adapter_config.json beside it."""
+
+    def __init__(self, repo_id: str, file: str):
+        super().__init__(repo_id, hub.Selection(sorted, "", "LoRA", "its name"))
+        self._wanted = file
+        self.chosen = ""
+
+    @property
+    def commit(self) -> str:
+        """The commit that the hub named."""
+        return self._commit
+
+    def _ask(self) -> list[Any]:
+        # On a Space, visitors must not reach what only the owner's token opens.
+        try:
+            api = HfApi(endpoint=constants.ENDPOINT, token=False if _on_space() else None)
+            info = api.model_info(self.repo_id, files_metadata=True, timeout=hub.ASK_SECONDS)
+        finally:
+            self.answered.set()
+        if _on_space() and (info.private or info.gated):
+            raise StudioError(
+                "model_guarded", f"{self.repo_id} is not open to everybody, so this Space does not fetch it."
+            )
+        files = {
+            s.rfilename: hub._File(
+                s.rfilename, s.lfs.size if s.lfs else s.size or 0, (s.lfs.sha256 if s.lfs else s.blob_id) or ""
+            )
+            for s in info.siblings or []
+            if _is_inside(s.rfilename)
+        }
+        self.chosen = _choose_file(self.repo_id, list(files), self._wanted)
+        config = PurePosixPath(self.chosen).with_name(CONFIG_FILE).as_posix()
+        chosen = [files[self.chosen], *([files[config]] if config in files else [])]
+        for file, most in zip(chosen, (MAX_FILE_BYTES, MAX_CONFIG_BYTES), strict=False):
+            if file.size > most:
+                raise StudioError(
+                    "lora_too_large",
+                    f"{file.name} in {self.repo_id} is {hub._gb(file.size)}; up to {hub._gb(most)} are fetched.",
+                )
+        # Hashes become file names.
+        if not all(re.fullmatch("[0-9a-f]{40,64}", value) for value in (info.sha or "", *(f.hash for f in chosen))):
+            raise ValueError("the hub's answer has no file hashes")
+        self._commit = info.sha
+        return chosen
+
+    def _plan(self, files: list[Any]) -> None:
+        super()._plan(files)
+        if self._done == self._total:
+            self._note = ""
+
+    def _explained(self, error: Exception) -> StudioError:
+        explained = super()._explained(error)
+        if explained.problem.code != "model_unknown":
+            return explained
+        return StudioError(
+            "lora_unknown",
+            f"Hugging Face knows no repository {self.repo_id}, or it is private.",
+            hint="Check its spelling; a private one needs HF_TOKEN.",
+        )
+
+
+def _choose_file(repo_id: str, names: list[str], wanted: str) -> str:
+    """Choose the safetensors file of a repository: the one that is named, the only one, or PEFT's own."""
+    found = sorted(name for name in names if name.endswith(_SUFFIX))
+    if wanted in found:
+        return wanted
+    if not wanted and (len(found) == 1 or PEFT_FILE in found):
+        return PEFT_FILE if PEFT_FILE in found else found[0]
+    listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    if not found:
+        raise StudioError(
+            "lora_unknown", f"{repo_id} has no safetensors file in it.", hint="Only safetensors files are read."
+        )
+    if wanted:
+        raise StudioError(
+            "lora_unknown", f"{repo_id} has no safetensors file {shown(wanted)}.", hint=f"It has {listed}."
+        )
+    raise StudioError(
+        "lora_unknown",
+        f"{repo_id} has {len(found)} safetensors files.",
+        hint=f"Name one, {repo_id}:{found[0]}: {listed}.",
+    )
+
+
+def _storage(repo_id: str) -> Path:
+    return Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}")
+
+
+def _in_cache(repo_id: str, file: str) -> tuple[str, str] | None:
+    """Return (file, commit) of what an earlier fetch left, or None."""
+    storage = _storage(repo_id)
+    try:
+        commit = (storage / "refs" / constants.DEFAULT_REVISION).read_text(encoding="utf-8").strip()
+        if not re.fullmatch("[0-9a-f]{40}", commit):
+            return None
+        snapshot = storage / "snapshots" / commit
+        names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob(f"*{_SUFFIX}") if path.exists()]
+        return _choose_file(repo_id, names, file), commit
+    except (OSError, StudioError):
+        return None

@@ -1,0 +1,496 @@
+"""LoRAs in every format on the tiny checkpoints, against the dense computation W + weight * alpha / r * B A."""
+
+import gc
+import json
+import math
+import pickle
+import weakref
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import loras
+import models
+import sampling
+from params import StudioError
+
+WORDS = sampling.Words("warm lofi piano", "[Verse]\nla la la", "en", 2.0, "Fill the audio semantic mask:")
+MODULES = (
+    *("layers.0.self_attn.to_q", "layers.0.self_attn.to_out.0", "layers.1.cross_attn.to_k", "layers.1.mlp.gate_proj"),
+    *("layers.0.mlp.down_proj", "time_embed.time_proj", "condition_embedder"),
+)
+UPSTREAM = {".to_q": ".q_proj", ".to_k": ".k_proj", ".to_v": ".v_proj", ".to_out.0": ".o_proj"}
+RANK, ALPHA, WEIGHT = 4, 10.0, 0.7
+# Latents of about unit spread after three guided steps: the LoRAs move them by 2 to 4, and float32 rounds the hooks and
+# the dense matrices apart by 1e-5 (measured on a CPU).
+TOLERANCE = 1e-4
+
+
+def upstream(module):
+    for ours, theirs in UPSTREAM.items():
+        module = module.replace(ours, theirs)
+    return module
+
+
+def matrices(pipe, seed=0, rank=RANK, modules=MODULES):
+    """Return (A [r, in], B [out, r]) for each module."""
+    generator = torch.Generator().manual_seed(seed)
+    widths = loras.widths_of_pipe(pipe)
+    made = {}
+    for module in modules:
+        out, into = widths[module]
+        down = torch.randn(rank, into, generator=generator) / math.sqrt(into)
+        made[module] = (down, torch.randn(out, rank, generator=generator) / math.sqrt(rank) * 0.4)
+    return made
+
+
+# --- one writer a format: each writes a file, and returns it with the deltas for weight 1 ---------------------------
+
+
+def deltas(made, scale):
+    return {module: scale * up @ down for module, (down, up) in made.items()}
+
+
+def put(path, tensors, metadata=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    return path
+
+
+def pairs(made, name, down, up):
+    tensors = {}
+    for module, (a, b) in made.items():
+        tensors |= {f"{name(module)}.{down}": a, f"{name(module)}.{up}": b}
+    return tensors
+
+
+def peft(pipe, folder, prefix="base_model.model.", **config):
+    made = matrices(pipe)
+    tensors = pairs(made, lambda m: prefix + upstream(m), "lora_A.weight", "lora_B.weight")
+    path = put(folder / "adapter_model.safetensors", tensors)
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "use_rslora": False, **config}
+    path.with_name("adapter_config.json").write_text(json.dumps(settings))
+    return path, deltas(made, ALPHA / RANK)
+
+
+def peft_folder(pipe, folder):
+    path, change = peft(pipe, folder)
+    return path.parent, change
+
+
+def peft_zip(pipe, folder):
+    path, change = peft(pipe, folder / "mine")
+    with zipfile.ZipFile(folder / "mine.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(path.parent.iterdir()):
+            archive.write(file, f"mine/{file.name}")
+    return folder / "mine.zip", change
+
+
+def peft_rslora(pipe, folder):
+    path, change = peft(pipe, folder, use_rslora=True)
+    return path, {module: delta * math.sqrt(RANK) for module, delta in change.items()}
+
+
+def peft_alpha_pattern(pipe, folder):
+    path, change = peft(pipe, folder, alpha_pattern={"layers.0.self_attn.q_proj": 2.0, "mlp.down_proj": 1.0})
+    change["layers.0.self_attn.to_q"] *= 2.0 / ALPHA
+    change["layers.0.mlp.down_proj"] *= 1.0 / ALPHA
+    return path, change
+
+
+def bare(pipe, folder):
+    made = matrices(pipe)
+    return put(folder / "bare.safetensors", pairs(made, upstream, "lora_A.weight", "lora_B.weight")), deltas(made, 1.0)
+
+
+def diffusers(pipe, folder):
+    made = matrices(pipe)
+    tensors = pairs(made, lambda m: f"transformer.{m}", "lora_A.weight", "lora_B.weight")
+    settings = {"transformer.r": RANK, "transformer.lora_alpha": ALPHA}
+    metadata = {"lora_adapter_metadata": json.dumps(settings), "format": "pt"}
+    return put(folder / "pytorch_lora_weights.safetensors", tensors, metadata), deltas(made, ALPHA / RANK)
+
+
+def comfyui(pipe, folder, prefix="diffusion_model.decoder."):
+    made = matrices(pipe)
+    tensors = pairs(made, lambda m: prefix + upstream(m), "lora_A.weight", "lora_B.weight")
+    tensors |= {f"{prefix}{upstream(m)}.alpha": torch.tensor(ALPHA) for m in made}
+    return put(folder / "comfy.safetensors", tensors), deltas(made, ALPHA / RANK)
+
+
+def comfyui_short(pipe, folder):
+    return comfyui(pipe, folder, "diffusion_model.")
+
+
+def decoder(pipe, folder):
+    return comfyui(pipe, folder, "decoder.")
+
+
+def peft_decoder(pipe, folder):
+    return peft(pipe, folder, "base_model.model.decoder.")
+
+
+def kohya(pipe, folder):
+    made = matrices(pipe)
+
+    def name(module):
+        return "lora_unet_" + upstream(module).replace(".", "_")
+
+    tensors = pairs(made, name, "lora_down.weight", "lora_up.weight")
+    tensors = {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
+    tensors |= {f"{name(m)}.alpha": torch.tensor(ALPHA, dtype=torch.bfloat16) for m in made}
+    rounded = {m: (a.bfloat16().float(), b.bfloat16().float()) for m, (a, b) in made.items()}
+    return put(folder / "kohya.safetensors", tensors), deltas(rounded, ALPHA / RANK)
+
+
+def lokr(pipe, folder, low=("lokr_w2",)):
+    generator = torch.Generator().manual_seed(0)
+    tensors, change = {}, {}
+    for module in MODULES:
+        out, into = loras.widths_of_pipe(pipe)[module]
+        shapes = {"lokr_w1": (4, 8), "lokr_w2": (out // 4, into // 8)}
+        name, product = "lycoris_" + upstream(module).replace(".", "_"), {}
+        for factor, (rows, columns) in shapes.items():
+            a = torch.randn(rows, RANK, generator=generator) / 2
+            b = torch.randn(RANK, columns, generator=generator) * 0.1
+            if factor in low:
+                tensors |= {f"{name}.{factor}_a": a, f"{name}.{factor}_b": b}
+            else:
+                tensors[f"{name}.{factor}"] = a @ b
+            product[factor] = a @ b
+        tensors[f"{name}.alpha"] = torch.tensor(ALPHA)
+        scale = ALPHA / RANK if low else 1.0  # LyCORIS: two whole factors are their own scale
+        change[module] = scale * torch.kron(product["lokr_w1"], product["lokr_w2"])
+    return put(folder / "lokr_weights.safetensors", tensors, {"lokr_config": "{}"}), change
+
+
+def lokr_whole(pipe, folder):
+    return lokr(pipe, folder, ())
+
+
+def lokr_low(pipe, folder):
+    return lokr(pipe, folder, ("lokr_w1", "lokr_w2"))
+
+
+FORMATS = {
+    "PEFT file": (peft, "PEFT"),
+    "PEFT folder": (peft_folder, "PEFT"),
+    "PEFT zip": (peft_zip, "PEFT"),
+    "PEFT decoder": (peft_decoder, "PEFT"),
+    "rslora": (peft_rslora, "PEFT"),
+    "alpha pattern": (peft_alpha_pattern, "PEFT"),
+    "bare": (bare, "plain"),
+    "diffusers": (diffusers, "diffusers"),
+    "ComfyUI": (comfyui, "ComfyUI"),
+    "ComfyUI short": (comfyui_short, "ComfyUI"),
+    "decoder": (decoder, "ComfyUI"),
+    "kohya": (kohya, "kohya"),
+    "LoKr": (lokr, "LoKr"),
+    "LoKr whole": (lokr_whole, "LoKr"),
+    "LoKr low rank": (lokr_low, "LoKr"),
+}
+
+
+# --- running --------------------------------------------------------------------------------------------------------
+
+
+def run_to_end(generator):
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+def spec(pipe, path, weight=WEIGHT):
+    """Prepare an uploaded file as the backend does; a PEFT folder only counts beside its file."""
+    path = path / "adapter_model.safetensors" if path.is_dir() else path
+    widths = loras.widths_of_pipe(pipe)
+    uploads = [path.parent]
+    return run_to_end(loras.prepare(str(path), weight, folder=path.parent, widths=widths, uploads=uploads))
+
+
+def song(pipe, steps=3):
+    """Return the final latents [1, T, C] of a short guided run."""
+    frames = sampling.frames_for(pipe, WORDS.seconds)
+    generators = sampling.generators_for((7,))
+    condition = sampling.encode_condition(pipe, WORDS, sampling.silent_context(pipe, frames))
+    start = sampling.draw_noise(generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim)
+    run = sampling.Run(condition, start, generators, sampling.schedule(steps, 1.0), guidance=7.0)
+    *_, last = sampling.denoise(pipe, run)
+    return last.latents
+
+
+def dense(pipe, *changes):
+    """Return the latents with the changes added to the weights themselves, which are put back."""
+    before = {}
+    try:
+        for change, weight in changes:
+            for module, delta in change.items():
+                parameter = pipe.transformer.get_submodule(module).weight
+                before.setdefault(module, parameter.data.clone())
+                parameter.data += weight * delta
+        return song(pipe)
+    finally:
+        for module, data in before.items():
+            pipe.transformer.get_submodule(module).weight.data.copy_(data)
+
+
+@pytest.fixture(autouse=True)
+def no_loras_left(pipe):
+    yield
+    loras.reconcile(pipe, ())
+    assert not any(module._forward_hooks for module in pipe.transformer.modules())
+
+
+@pytest.fixture(scope="module")
+def plain(pipe):
+    return song(pipe)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_each_format_gives_what_the_dense_weights_give(pipe, plain, tmp_path, kind):
+    write, name = FORMATS[kind]
+    path, change = write(pipe, tmp_path)
+    info = loras.inspect(path, loras.widths_of_pipe(pipe))
+    assert (info.format, info.modules, info.fits, info.problem) == (name, len(MODULES), True, None)
+    (fact,) = loras.reconcile(pipe, [spec(pipe, path)])
+    with_lora = song(pipe)
+    expected = dense_without_hooks(pipe, (change, WEIGHT))
+    assert (expected - plain).abs().max() > 0.05
+    assert (with_lora - expected).abs().max() < TOLERANCE
+    assert (fact["format"], fact["modules"], fact["weight"]) == (name, len(MODULES), WEIGHT)
+    loras.reconcile(pipe, ())
+    assert torch.equal(song(pipe), plain)
+
+
+def dense_without_hooks(pipe, *changes):
+    kept = loras.active(pipe)
+    loras.reconcile(pipe, ())
+    try:
+        return dense(pipe, *changes)
+    finally:
+        loras.reconcile(pipe, kept)
+
+
+def test_every_linear_layer_can_be_adapted(pipe_xl, tmp_path):
+    """On the XL shape, whose queries are wider than its hidden states."""
+    modules = tuple(loras.widths_of_pipe(pipe_xl))
+    made = matrices(pipe_xl, rank=1, modules=modules)
+    tensors = pairs(made, upstream, "lora_A.weight", "lora_B.weight")
+    path = put(tmp_path / "all.safetensors", tensors)
+    (fact,) = loras.reconcile(pipe_xl, [spec(pipe_xl, path, 0.3)])
+    try:
+        changed = song(pipe_xl)
+    finally:
+        loras.reconcile(pipe_xl, ())
+    assert fact["modules"] == len(modules) == 2 * 11 + 3 + 3 + 1
+    assert (changed - dense(pipe_xl, (deltas(made, 1.0), 0.3))).abs().max() < TOLERANCE
+
+
+def test_two_add_up_and_the_order_is_kept(pipe, plain, tmp_path):
+    first_path, first = peft(pipe, tmp_path / "one")
+    second_path, second = lokr(pipe, tmp_path / "two")
+    one, two = spec(pipe, first_path, 0.5), spec(pipe, second_path, 0.8)
+    recorded = loras.reconcile(pipe, [one, two])
+    assert [fact["sha256"] for fact in recorded] == [one.info.sha256, two.info.sha256]
+    both = song(pipe)
+    assert (both - dense_without_hooks(pipe, (first, 0.5), (second, 0.8))).abs().max() < TOLERANCE
+    assert [fact["sha256"] for fact in loras.reconcile(pipe, [two, one])] == [two.info.sha256, one.info.sha256]
+    assert loras.active(pipe) == (two, one)
+    # Removing one leaves exactly the other.
+    loras.reconcile(pipe, [two])
+    alone = song(pipe)
+    loras.reconcile(pipe, ())
+    loras.reconcile(pipe, [spec(pipe, second_path, 0.8)])
+    assert torch.equal(song(pipe), alone)
+
+
+def test_weight_zero_is_the_song_without(pipe, plain, tmp_path):
+    path, _ = peft(pipe, tmp_path)
+    recorded = loras.reconcile(pipe, [spec(pipe, path, 0.0)])
+    assert recorded[0]["weight"] == 0.0 and recorded[0]["modules"] == len(MODULES)
+    assert torch.equal(song(pipe), plain)
+
+
+def test_a_new_weight_and_the_same_bytes_are_not_read_again(pipe, tmp_path, monkeypatch):
+    path, change = peft(pipe, tmp_path / "one")
+    loras.reconcile(pipe, [spec(pipe, path, 0.2)])
+    copy, _ = peft(pipe, tmp_path / "two")
+    monkeypatch.setattr(loras, "_load", None)  # nothing is loaded any more
+    loras.reconcile(pipe, [spec(pipe, copy, 1.5)])
+    assert (song(pipe) - dense_without_hooks_loaded(pipe, change, 1.5)).abs().max() < TOLERANCE
+    assert loras.active(pipe)[0].weight == 1.5
+
+
+def dense_without_hooks_loaded(pipe, change, weight):
+    """As dense_without_hooks, with the adapters left in memory."""
+    kept = loras.active(pipe)
+    loras.reconcile(pipe, [loras.LoraSpec(s.name, s.source, s.path, 0.0, s.info, s.config) for s in kept])
+    try:
+        return dense(pipe, (change, weight))
+    finally:
+        loras.reconcile(pipe, kept)
+
+
+def test_the_same_bytes_with_another_config_are_another_lora(pipe, tmp_path):
+    one, _ = peft(pipe, tmp_path / "one")
+    two, _ = peft(pipe, tmp_path / "two", lora_alpha=1.0)
+    first, second = spec(pipe, one), spec(pipe, two)
+    assert first.info.sha256 == second.info.sha256 and first.info.alphas != second.info.alphas
+    loras.reconcile(pipe, [first])
+    loras.reconcile(pipe, [second])
+    made = deltas(matrices(pipe), 1.0 / RANK)
+    assert (song(pipe) - dense_without_hooks(pipe, (made, WEIGHT))).abs().max() < TOLERANCE
+
+
+def test_a_failure_leaves_the_former_set_active(pipe, tmp_path):
+    good_path, _ = peft(pipe, tmp_path / "good")
+    good = spec(pipe, good_path)
+    loras.reconcile(pipe, [good])
+    before = song(pipe)
+    other_path, _ = kohya(pipe, tmp_path / "other")
+    gone_path, _ = bare(pipe, tmp_path / "gone")
+    other, gone = spec(pipe, other_path), spec(pipe, gone_path)
+    gone_path.unlink()
+    with pytest.raises(StudioError) as caught:
+        loras.reconcile(pipe, [other, gone])
+    assert (caught.value.problem.code, caught.value.problem.field) == ("lora_missing", "options.loras")
+    assert loras.active(pipe) == (good,)
+    assert torch.equal(song(pipe), before)
+
+
+def test_a_file_that_changed_since_it_was_checked_is_refused(pipe, plain, tmp_path):
+    path, _ = bare(pipe, tmp_path)
+    chosen = spec(pipe, path)
+    other, _ = kohya(pipe, tmp_path / "other")
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(StudioError) as caught:
+        loras.reconcile(pipe, [chosen])
+    assert caught.value.problem.code == "lora_changed"
+    assert torch.equal(song(pipe), plain)
+
+
+@pytest.mark.parametrize(
+    "value, said", [(math.nan, "not finite"), (math.inf, "not finite"), (0.0, "all its weights are zero")]
+)
+def test_weights_that_are_no_numbers_or_do_nothing_are_refused(pipe, plain, tmp_path, value, said):
+    made = {m: (a, torch.full_like(b, value)) for m, (a, b) in matrices(pipe).items()}
+    path = put(tmp_path / "bad.safetensors", pairs(made, upstream, "lora_A.weight", "lora_B.weight"))
+    with pytest.raises(StudioError, match=said) as caught:
+        loras.reconcile(pipe, [spec(pipe, path)])
+    assert '"bad.safetensors"' in caught.value.problem.message
+    assert torch.equal(song(pipe), plain)
+
+
+def test_a_lora_of_the_other_size_is_refused_with_the_places_that_differ(pipe, pipe_xl, tmp_path):
+    path, _ = peft(pipe, tmp_path)
+    with pytest.raises(StudioError) as caught:
+        spec(pipe_xl, path)
+    problem = caught.value.problem
+    assert (problem.code, problem.field) == ("lora_unfit", "options.loras")
+    assert "96 by 96" in problem.message and "96 by 64" in problem.message and "condition_embedder" in problem.message
+    assert loras.inspect(path, loras.widths_of_pipe(pipe_xl)).problem == problem
+    assert loras.inspect(path, loras.widths_of_pipe(pipe)).fits is True
+
+
+def test_the_worker_checks_the_fit_itself(pipe, pipe_xl, tmp_path):
+    path, _ = peft(pipe, tmp_path)
+    chosen = spec(pipe, path)
+    with pytest.raises(StudioError) as caught:
+        loras.reconcile(pipe_xl, [chosen])
+    assert caught.value.problem.code == "lora_unfit"
+    assert loras.active(pipe_xl) == ()
+
+
+def test_a_fresh_worker_and_a_warm_one_make_the_same_song(pipe, tiny, tmp_path):
+    path, _ = comfyui(pipe, tmp_path / "mine")
+    others, _ = lokr(pipe, tmp_path / "others")
+    sent = pickle.loads(pickle.dumps(spec(pipe, path)))
+    loras.reconcile(pipe, [spec(pipe, others), sent])
+    loras.reconcile(pipe, [sent])
+    warm = song(pipe)
+    fresh = build(tiny, "float32")
+    loras.reconcile(fresh, [sent])
+    assert torch.equal(song(fresh), warm)
+
+
+def build(folder, dtype, storage="", plan="resident"):
+    weights = models.Weights("tiny", folder, "variable", "", "xl", None, "tiny")
+    return models.build_pipeline(weights, models.Device("cpu", dtype, storage or dtype, "float32", ""), plan)
+
+
+@pytest.mark.parametrize(
+    "dtype, storage, plan",
+    [
+        ("float32", "float16", "resident"),
+        ("bfloat16", "bfloat16", "resident"),
+        ("float32", "float32", "fp8"),
+        ("float32", "float32", "turns"),
+    ],
+)
+def test_narrow_numbers_and_parts_that_take_turns_work_as_before(pipe, plain, tiny, tmp_path, dtype, storage, plan):
+    """The LoRA adds no more error than the narrow weights make without one, and is gone exactly when it is removed."""
+    other = build(tiny, dtype, storage, "resident" if plan == "turns" else plan)
+    if plan == "turns":
+        models.take_turns(other, "cpu")
+    kept = {name: parameter.dtype for name, parameter in other.transformer.named_parameters()}
+    path, _ = lokr(pipe, tmp_path)
+    without = song(other)
+    loras.reconcile(pipe, [spec(pipe, path)])
+    loras.reconcile(other, [spec(other, path)])
+    wide = song(pipe)
+    rounding, error = (without - plain).norm(), (song(other) - wide).norm()
+    assert error <= 2 * rounding < (wide - plain).norm()
+    loras.reconcile(other, ())
+    assert torch.equal(song(other), without)
+    assert {name: parameter.dtype for name, parameter in other.transformer.named_parameters()} == kept
+
+
+def test_the_adapters_go_with_their_model(pipe, tiny, tmp_path):
+    path, _ = peft(pipe, tmp_path)
+    other = build(tiny, "float32")
+    loras.reconcile(other, [spec(pipe, path)])
+    transformer = weakref.ref(other.transformer)
+    assert transformer() in loras._states
+    del other
+    gc.collect()
+    assert transformer() is None
+
+
+def test_the_facts_are_for_a_record(pipe, tmp_path):
+    path, _ = peft(pipe, tmp_path)
+    (fact,) = loras.reconcile(pipe, [spec(pipe, path)])
+    assert json.loads(json.dumps(fact)) == fact
+    assert not {"path", "url", "meta"} & set(fact)
+    assert str(tmp_path) not in json.dumps(fact)
+    assert (fact["source"], fact["name"], fact["revision"]) == ("upload", "adapter_model.safetensors", "")
+    assert (fact["ranks"], fact["alphas"]) == ([RANK], [ALPHA])
+
+
+def test_the_widths_are_the_same_from_files_and_from_the_model(pipe, pipe_xl, tiny, tiny_xl):
+    assert loras.widths_of(tiny) == loras.widths_of_pipe(pipe)
+    assert loras.widths_of(tiny_xl) == loras.widths_of_pipe(pipe_xl)
+    assert loras.widths_of(Path("/not/there")) is None
+
+
+@pytest.mark.parametrize("kind", ["XL", "2B"])
+def test_the_known_models_are_those_of_the_reference(kind):
+    """The names and widths of the real transformers, built without memory."""
+    from diffusers import AceStepTransformer1DModel
+
+    shapes = {
+        "XL": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 32, "num_attention_heads": 32},
+        "2B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24, "num_attention_heads": 16},
+    }
+    with torch.device("meta"):
+        model = AceStepTransformer1DModel(
+            num_key_value_heads=8, head_dim=128, in_channels=192, encoder_hidden_size=2048, **shapes[kind]
+        )
+    modules = model.named_modules()
+    linear = {name: (m.out_features, m.in_features) for name, m in modules if isinstance(m, torch.nn.Linear)}
+    assert linear == loras.KNOWN_MODELS[kind]
+    assert kind in loras.model_name(linear)

@@ -1,0 +1,349 @@
+"""The LoRA panel: added, ordered, weighted and removed in the browser, and what a song is made with then."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from playwright.sync_api import Locator, Page, expect
+
+import audio
+import lora_panel
+import loras
+import preview
+from params import SONG_REQUESTS, Failed, LoraChoice, Problem
+from tests.page.steps import MARKUP, Tab
+
+MODULES = ("layers.0.self_attn.to_q", "layers.0.mlp.down_proj", "layers.1.cross_attn.to_k")
+
+
+def write(path: Path, widths: Any, modules: Sequence[str] = MODULES, seed: int = 0, rank: int = 4) -> Path:
+    """Write an adapter for these modules as a safetensors file, without torch."""
+    random = np.random.default_rng(seed)
+    header, body = {}, b""
+    for module in modules:
+        out, into = widths[module]
+        down = random.standard_normal((rank, into)) / math.sqrt(into)
+        for name, values in (("lora_A", down), ("lora_B", random.standard_normal((out, rank)))):
+            data = values.astype("<f4").tobytes()
+            place = [len(body), len(body) + len(data)]
+            header[f"diffusion_model.{module}.{name}.weight"] = {
+                "dtype": "F32",
+                "shape": list(values.shape),
+                "data_offsets": place,
+            }
+            body += data
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    return path
+
+
+class Panel:
+    """The panel of a tab, used as a visitor would."""
+
+    def __init__(self, tab: Tab):
+        self.tab, self.page, self.list = tab, tab.page, tab.part("loras")
+        self.items = self.list.get_by_role("listitem")
+        self.line = tab.part("lora-line")
+        self.said = self.list.locator(".said")
+        tab.unfold()
+        if not self.list.is_visible():
+            tab.part("loras-fold").locator("> button").click()
+        expect(self.list).to_be_visible()
+
+    def upload(self, *paths: Path) -> None:
+        """Drop files onto the field."""
+        self.tab.part("lora-file").locator("input[type=file]").set_input_files(paths)
+
+    def name(self, text: str) -> None:
+        """Type a repository and press Add."""
+        self.tab.part("lora-hub").locator("input, textarea").fill(text)
+        self.tab.part("lora-hub-add").click()
+
+    def has(self, *names: str) -> None:
+        """Expect these LoRAs in this order."""
+        expect(self.items.locator(".name")).to_have_text([*names])
+
+    def weight(self, name: str) -> Locator:
+        """Return the box with the weight of a LoRA."""
+        return self.list.get_by_role("spinbutton", name=f"Weight of {name}", exact=True)
+
+    def press(self, action: str, name: str) -> Locator:
+        """Press "Move up", "Move down" or "Remove" of a LoRA."""
+        button = self.list.get_by_role("button", name=f"{action} {name}", exact=True)
+        button.click()
+        return button
+
+
+@pytest.fixture
+def panel(page: Page, tab, monkeypatch: pytest.MonkeyPatch) -> Panel:
+    """Return the panel of Generate on the fake backend, whose model is not here yet."""
+    monkeypatch.setattr(lora_panel, "widths_in_use", lambda: None)
+    opened = tab(page, "generate")
+    opened.set("prompt", "type", "a song")
+    return Panel(opened)
+
+
+@pytest.fixture
+def xl(tmp_path: Path) -> Path:
+    """Write a small LoRA for the XL model."""
+    return write(tmp_path / "xl.safetensors", loras.KNOWN_MODELS["XL"], MODULES[:1], rank=2)
+
+
+def chosen(request: Any) -> list[tuple[str, float]]:
+    """Return the names and weights of a request's LoRAs."""
+    return [(Path(lora.source).name, lora.weight) for lora in request.options.loras]
+
+
+# --- the list -----------------------------------------------------------------------------------------------------
+
+
+def test_uploads_and_repositories_are_added_in_order_with_their_weights(panel: Panel, fake, xl: Path, tmp_path: Path):
+    expect(panel.list).to_contain_text("None yet")
+    panel.upload(xl)
+    panel.has("xl.safetensors")
+    facts = panel.items.first.locator(".facts span")
+    expect(facts).to_have_text(["ComfyUI", "rank 2", "1 layer", re.compile("kB$|MB$"), "for XL"])
+    expect(panel.said).to_have_text("Added xl.safetensors. There is 1 LoRA.")
+    panel.name("org/jazz")
+    panel.has("xl.safetensors", "org/jazz")
+    panel.name("org/choir:high.safetensors")
+    panel.has("xl.safetensors", "org/jazz", "org/choir:high.safetensors")
+    expect(panel.tab.part("lora-hub").locator("input, textarea")).to_have_value("")
+    archive = tmp_path / "folder.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(xl, "adapter_model.safetensors")
+    panel.upload(archive)
+    expect(panel.items).to_have_count(4)
+    for name, typed in (("xl.safetensors", "0.35"), ("org/jazz", "7"), ("org/choir:high.safetensors", "0")):
+        panel.weight(name).fill(typed)
+        panel.weight(name).blur()
+    expect(panel.weight("org/jazz")).to_have_value("2")
+    request = panel.tab.made(fake)
+    others = [("jazz", 2.0), ("choir:high.safetensors", 0.0), ("folder.zip", 1.0)]
+    assert chosen(request) == [("xl.safetensors", 0.35), *others]
+    assert Path(request.options.loras[0].source).read_bytes() == xl.read_bytes()
+
+    panel.press("Move up", "org/choir:high.safetensors")
+    panel.has("xl.safetensors", "org/choir:high.safetensors", "org/jazz", "folder.zip")
+    expect(panel.weight("org/choir:high.safetensors")).to_have_value("0")
+    panel.press("Move down", "xl.safetensors")
+    panel.press("Remove", "folder.zip")
+    assert chosen(panel.tab.made(fake)) == [("choir:high.safetensors", 0.0), ("xl.safetensors", 0.35), ("jazz", 2.0)]
+
+    panel.list.get_by_role("button", name="Remove all").click()
+    expect(panel.items).to_have_count(0)
+    expect(panel.said).to_have_text("Removed all. There are 0 LoRAs.")
+    assert panel.tab.made(fake).options.loras == ()
+    # What was removed can be added again.
+    panel.upload(xl)
+    panel.has("xl.safetensors")
+    assert chosen(panel.tab.made(fake)) == [("xl.safetensors", 1.0)]
+
+
+def test_files_that_cannot_be_used_are_sentences_and_the_rest_stays(panel: Panel, fake, xl: Path, tmp_path: Path):
+    panel.name("org/jazz")
+    pickled = tmp_path / "weights.safetensors"
+    pickled.write_bytes(b"\x80\x02}q\x00.")
+    bold = tmp_path / "<b>bold<b>.txt"
+    bold.write_text("words")
+    panel.upload(pickled, xl, bold)
+    panel.has("org/jazz", "xl.safetensors")
+    expect(panel.line.get_by_role("alert")).to_have_count(2)
+    expect(panel.line).to_contain_text('"weights.safetensors"')
+    expect(panel.line.locator("b")).to_have_count(0)
+    # The next one that is good takes the sentences away.
+    panel.upload(xl)
+    expect(panel.items).to_have_count(3)
+    expect(panel.line).to_have_text("")
+    assert chosen(panel.tab.made(fake)) == [("jazz", 1.0), ("xl.safetensors", 1.0), ("xl.safetensors", 1.0)]
+
+
+def test_what_is_no_repository_is_told_at_once_and_stays_to_be_mended(panel: Panel, fake):
+    for text in ("", "jazz", "a/b/c", "org/name:../x", "/tmp/x.safetensors", MARKUP):
+        panel.name(text)
+        said = f'"{text[:80]}' if text else "Which one?"
+        expect(panel.line.get_by_role("alert")).to_contain_text(said)
+        expect(panel.line).to_contain_text("org/repo:file.safetensors")
+        expect(panel.tab.part("lora-hub").locator("input, textarea")).to_have_value(text)
+        expect(panel.items).to_have_count(0)
+    expect(panel.page).to_have_title("ACE Music Studio")
+    assert panel.tab.made(fake).options.loras == ()
+
+
+def test_hostile_names_and_facts_are_text(panel: Panel, monkeypatch: pytest.MonkeyPatch, xl: Path):
+    info = loras.LoraInfo(MARKUP, MARKUP, (4,), (), 2, 10, note=MARKUP)
+    monkeypatch.setattr(loras, "inspect", lambda *_: info)
+    panel.upload(xl)
+    panel.has(MARKUP)
+    expect(panel.items.first.locator(".note")).to_have_text(MARKUP)
+    expect(panel.list.locator("img, b")).to_have_count(0)
+    expect(panel.list.get_by_role("button", name=f"Remove {MARKUP}", exact=True)).to_be_visible()
+    expect(panel.page).to_have_title("ACE Music Studio")
+
+
+def test_the_panel_is_worked_by_keys(panel: Panel, fake):
+    keyboard = panel.page.keyboard
+    box = panel.tab.part("lora-hub").locator("input, textarea")
+    for name in ("org/one", "org/two", "org/three"):
+        box.fill(name)
+        box.press("Enter")
+        expect(panel.items.last).to_contain_text(name)
+    panel.list.get_by_role("slider", name="Weight of org/one").press("ArrowLeft")
+    expect(panel.weight("org/one")).to_have_value("0.95")
+    panel.list.get_by_role("button", name="Move down org/one").press("Enter")
+    expect(panel.said).to_have_text("org/one is at place 2 now. There are 3 LoRAs.")
+    # The focus goes with it, and to the other way at the end.
+    keyboard.press("Enter")
+    panel.has("org/two", "org/three", "org/one")
+    expect(panel.list.get_by_role("button", name="Move up org/one")).to_be_focused()
+    panel.list.get_by_role("button", name="Remove org/two").press("Space")
+    expect(panel.said).to_have_text("Removed org/two. There are 2 LoRAs.")
+    expect(panel.list.get_by_role("button", name="Remove org/three")).to_be_focused()
+    keyboard.press("Enter")
+    keyboard.press("Enter")
+    expect(panel.items).to_have_count(0)
+    expect(panel.list.locator(".empty")).to_be_focused()
+    assert panel.tab.made(fake).options.loras == ()
+
+
+@pytest.mark.slow
+def test_more_than_a_song_takes_is_told_at_the_list(panel: Panel, fake):
+    box = panel.tab.part("lora-hub").locator("input, textarea")
+    for number in range(51):
+        box.fill(f"org/name-{number}")
+        box.press("Enter")
+        expect(panel.items).to_have_count(number + 1)
+    panel.tab.unfold(False)
+    panel.tab.go.click()
+    expect(panel.tab.part("problems")).to_contain_text("look at LoRAs.")
+    expect(panel.list).to_contain_text("LoRAs must be from 0 to 50, not 51.")
+    assert fake.requests == []
+    panel.press("Remove", "org/name-50")
+    assert len(panel.tab.made(fake).options.loras) == 50
+
+
+def test_what_a_run_finds_wrong_stands_at_the_panel_too(panel: Panel, fake):
+    problem = Problem("lora_unknown", "There is no <b>org/none</b>.", lora_panel.FIELD, "Look at its name.")
+    fake.script = lambda request: iter([Failed(problem)])
+    panel.name("org/none")
+    panel.has("org/none")
+    panel.tab.unfold(False)
+    panel.tab.go.click()
+    expect(panel.line).to_have_text("There is no <b>org/none</b>.Look at its name.")
+    expect(panel.list).to_be_visible()
+    expect(panel.tab.part("message")).to_contain_text("org/none")
+    panel.press("Remove", "org/none")
+    fake.script = fake.play
+    panel.tab.made(fake)
+    expect(panel.line).to_have_text("")
+
+
+@pytest.mark.slow
+def test_each_tab_has_its_own_list(page: Page, fake, tab, song: Path):
+    for mode in SONG_REQUESTS:
+        opened = Panel(tab(page, mode))
+        opened.name(f"org/{mode}")
+        opened.has(f"org/{mode}")
+        if mode != "generate":
+            opened.tab.set("source", "upload", song)
+        if mode == "edit":
+            opened.tab.set("action", "pick", "Morph into something else")
+            opened.tab.set("source_prompt", "type", "a song")
+        opened.tab.set("prompt", "type", "a song")
+        assert opened.tab.made(fake).options.loras == (LoraChoice(source=f"org/{mode}", weight=1),)
+
+
+def test_settings_from_a_file_bring_their_loras_back_but_uploads(panel: Panel, fake, song: Path):
+    sources = ("upload", "org/jazz:a.safetensors", "org/choir", "upload")
+    choices = [{"source": source, "weight": 0.5 + i / 10} for i, source in enumerate(sources)]
+    audio.write_tags(song, "x", {"mode": "generate", "request": {"prompt": "x", "options": {"loras": choices}}})
+    panel.name("org/former")
+    panel.has("org/former")
+    panel.tab.unfold(False)
+    panel.page.locator("#generate-details > button").click()
+    panel.page.locator("#generate-settings input[type=file]").set_input_files(song)
+    offer = panel.page.locator("#generate-offer")
+    expect(offer).to_have_text("2 settings restored. 2 uploaded LoRAs are not in the file: add them again.")
+    assert chosen(panel.tab.made(fake)) == [("jazz:a.safetensors", 0.6), ("choir", 0.7)]
+    Panel(panel.tab).has("org/jazz:a.safetensors", "org/choir")
+    expect(panel.weight("org/choir")).to_have_value("0.7")
+
+
+def test_what_reset_takes_away_undo_brings_back_as_it_was(panel: Panel, fake, xl: Path):
+    panel.upload(xl)
+    panel.has("xl.safetensors")
+    panel.weight("xl.safetensors").fill("0.5")
+    panel.tab.part("reset").click()
+    expect(panel.items).to_have_count(0)
+    panel.tab.part("reset-undo").click()
+    panel.has("xl.safetensors")
+    expect(panel.items.first).to_contain_text("rank 2")
+    expect(panel.weight("xl.safetensors")).to_have_value("0.5")
+    assert chosen(panel.tab.made(fake)) == [("xl.safetensors", 0.5)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_list_fits_a_phone(visit, fake, fake_address, tab, scheme: str):
+    opened = Panel(tab(visit(f"{fake_address[0]}?__theme={scheme}", width=390), "generate"))
+    opened.name("organization/" + "a-very-long-name-" * 4 + "x")
+    expect(opened.items).to_have_count(1)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
+    item = opened.items.first.bounding_box()
+    for control in opened.items.first.locator("button, input").all():
+        box = control.bounding_box()
+        assert box["height"] >= 44
+        assert item["x"] < box["x"] and box["x"] + box["width"] < item["x"] + item["width"] - 8
+
+
+# --- on the preview engine ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_song_with_a_lora_and_the_one_without_it(studio: str, visit, tab, tmp_path: Path):
+    widths = loras.widths_of(preview.checkpoint_folder())
+    mine, wide = tmp_path / "mine.safetensors", tmp_path / "wide.safetensors"
+    write(mine, widths)
+    write(wide, {name: (out, into + 8) for name, (out, into) in widths.items()})
+    opened = Panel(tab(visit(studio), "generate"))
+    opened.tab.set_all({"prompt": ("type", "a song", 0), "options.steps": ("type", "2", 0), "seed": ("type", "7", 0)})
+    opened.tab.set("duration", "type", "10")
+    opened.tab.set("options.plan", "tick", False)
+
+    def made() -> tuple[np.ndarray, list[dict[str, Any]]]:
+        opened.tab.go.click()
+        expect(opened.tab.progress.locator("[data-state=running]")).to_be_visible()
+        expect(opened.tab.progress).to_contain_text("1 take made", timeout=90_000)
+        with opened.page.expect_download() as download:
+            opened.tab.take().get_by_role("button", name="Download WAV").click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        return soundfile.read(path)[0], audio.read_record(path)["loras"]
+
+    plain, none = made()
+    assert none == []
+    opened.upload(wide, mine)
+    opened.has("mine.safetensors")
+    expect(opened.items.first.locator(".facts")).to_contain_text("fits this model")
+    expect(opened.line).to_contain_text("wide.safetensors")
+    opened.weight("mine.safetensors").fill("0.8")
+    changed, (lora,) = made()
+    assert (lora["name"], lora["source"], lora["weight"], lora["modules"]) == ("mine.safetensors", "upload", 0.8, 3)
+    assert not np.array_equal(changed, plain)
+    message = opened.tab.part("message")
+    expect(message).to_contain_text("LoRA mine.safetensors: weight 0.8, acted on 3 layers.")
+    opened.press("Remove", "mine.safetensors")
+    again, none = made()
+    assert none == []
+    assert np.array_equal(again, plain)
+    expect(message).not_to_contain_text("LoRA")
