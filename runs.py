@@ -1,0 +1,173 @@
+"""A run on the page: what the backend says while it works becomes updates, and Cancel ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+
+import markup
+import tooltips
+from backend import GPU_CONCURRENCY, get_backend
+from form import AT_ONCE, QUIET, Form, Updates
+from params import INSTRUMENTAL, Done, Draft, Event, Failed, Problem, Progress, Request, SongRequest, StudioError
+from result import Made, ResultPanel, RunBar
+
+log = logging.getLogger("studio")
+
+# Between two drafts, and between two steps, that the page shows.
+DRAFT_SECONDS = 0.15
+PROGRESS_SECONDS = 0.25
+# What sings all of its lyrics; an extension sings them in its new part, a layer in one of its tracks.
+WHOLE_SONG = ("generate", "cover", "repaint", "morph")
+
+
+def connect_song(form: Form, bar: RunBar, problems: gr.HTML, result: ResultPanel) -> None:
+    """Let the button make songs; Cancel and errors leave the form as it was."""
+
+    def failed(problem: Problem) -> Updates:
+        return {
+            **bar.idle(markup.line("failed", tooltips.FAILED_TITLE)),
+            **result.fail(problem),
+            **form.point_at(problem),
+        }
+
+    def done(request: Request, done: Done) -> Updates:
+        return {**bar.idle(made_line(request, done)), **result.show(request, done, timed=can_be_timed)}
+
+    def make(*values: Any) -> Iterator[Updates]:
+        yield from stream(form, values, bar, done, failed)
+
+    outputs = [*result.outputs, *form.lines.values(), *form.folds]
+    fresh = dict.fromkeys([result.message, *form.lines.values()], "")
+    connect_run(form, bar.go, bar, problems, make, outputs, fresh)
+
+
+def connect_run(
+    form: Form,
+    go: gr.Button,
+    bar: RunBar,
+    problems: gr.HTML,
+    make: Callable[..., Iterator[Updates]],
+    outputs: Sequence[Any],
+    fresh: Updates | None = None,
+    cancelled: str = tooltips.CANCELLED,
+) -> tuple[Any, Any]:
+    """Let `go` check the fields, wait for its turn and stream what `make` yields for them; `bar` shows and cancels it.
+
+    `fresh` are updates for the beginning. Returns the events of the beginning and of the run itself.
+    """
+    fresh = fresh or {}
+    # A wrong field ends at the validator, with a sentence beside it; this says so at the button and unfolds the group.
+    go.click(form.point_out, form.inputs, [*form.folds, problems], **AT_ONCE)
+    begin = go.click(
+        lambda *values: {**bar.running(markup.line("running", tooltips.QUEUED)), **fresh},
+        form.inputs,
+        [*bar.outputs, *fresh],
+        validator=form.validate,
+        concurrency_limit=None,
+        **QUIET,
+    )
+    run = begin.success(make, form.inputs, [*bar.outputs, *outputs], **GPU_CONCURRENCY, **QUIET)
+    connect_cancel(bar, begin, run, cancelled)
+    form.runs.append(run)
+    return begin, run
+
+
+def stream(
+    form: Form,
+    values: Sequence[Any],
+    bar: RunBar,
+    done: Callable[[Request, Done], Updates],
+    failed: Callable[[Problem], Updates],
+    draft: Callable[[Draft], Updates] = lambda draft: {},
+) -> Iterator[Updates]:
+    """Run what a form's values ask for."""
+    yield from stream_of(lambda: form.request(values), bar, done, failed, draft)
+
+
+def stream_of(
+    ask: Callable[[], Request],
+    bar: RunBar,
+    done: Callable[[Request, Done], Updates],
+    failed: Callable[[Problem], Updates],
+    draft: Callable[[Draft], Updates] = lambda draft: {},
+) -> Iterator[Updates]:
+    """Run the request that `ask` makes; it may raise StudioError where there is none."""
+    # The first yield comes before any work: Gradio can only close a generator that has yielded.
+    yield bar.running(markup.line("running", tooltips.STARTING))
+    try:
+        request = ask()
+        with contextlib.closing(get_backend().stream(request)) as events:
+            yield from page_updates(bar, events, lambda event: done(request, event), failed, draft)
+    except StudioError as error:
+        yield failed(error.problem)
+    except Exception:
+        log.exception("a run failed unexpectedly")
+        yield failed(unexpected())
+
+
+def page_updates(
+    bar: RunBar,
+    events: Iterator[Event],
+    done: Callable[[Done], Updates],
+    failed: Callable[[Problem], Updates],
+    draft: Callable[[Draft], Updates] = lambda draft: {},
+) -> Iterator[Updates]:
+    """Turn the events of a run into updates of the page; what the run says once (a note) stays beside its progress."""
+    stage, note, told, drafted = "", "", 0.0, 0.0
+    for event in events:
+        match event:
+            case Progress() if drafted:
+                pass  # the heartbeat between two tokens knows less than the draft
+            case Progress():
+                # Gradio looks through the whole page at every update, and a small model makes dozens of steps a second.
+                news = (event.stage, event.note or note) != (stage, note)
+                stage, note = event.stage, event.note or note
+                if news or time.monotonic() - told >= PROGRESS_SECONDS:
+                    told = time.monotonic()
+                    yield {bar.line: markup.progress(event, note)}
+            case Draft():
+                # A fast writer would keep the browser busy with nothing but drawing.
+                if time.monotonic() - drafted >= DRAFT_SECONDS:
+                    drafted = time.monotonic()
+                    yield draft(event)
+            case Done():
+                yield done(event)
+            case Failed(problem):
+                yield failed(problem)
+
+
+def connect_cancel(bar: RunBar, begin: Any, run: Any, cancelled: str) -> None:
+    """Let Cancel close the run, and put the buttons back however it ended early."""
+
+    def stopped(asked: bool) -> Updates:
+        return bar.idle(markup.line("stopped", cancelled if asked else tooltips.STOPPED))
+
+    bar.cancel.click(None, None, bar.cancelled, js="() => true", cancels=[run], **QUIET)
+    # Gradio calls this for an error and for a cancelled run alike, but not after a run that reached its end.
+    for event in {id(begin): begin, id(run): run}.values():
+        event.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
+
+
+def made_line(request: SongRequest, done: Done) -> str:
+    """Return the line that says how a run ended."""
+    record = done.record
+    sentence = tooltips.done_sentence(len(record["takes"]), request.takes, sum(record["seconds"].values()))
+    return markup.line("done", sentence)
+
+
+def can_be_timed(made: Made) -> bool:
+    """Tell whether the lyrics of a take can be timed: they are those of the whole song, and the checkpoint can."""
+    request = made.request
+    whole = getattr(request, "action", request.mode) in WHOLE_SONG
+    return whole and request.sung_lyrics() != INSTRUMENTAL and get_backend().status()["timed_lyrics"]["available"]
+
+
+def unexpected() -> Problem:
+    """Return the problem for an error that nobody foresaw; the log has it in full."""
+    return Problem("internal", tooltips.UNEXPECTED, hint=tooltips.UNEXPECTED_HINT)

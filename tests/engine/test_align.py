@@ -1,0 +1,171 @@
+"""Timed lyrics: the heads' attention is the transformer's own, and times follow from it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import align
+import sampling
+from align import Line, Token
+
+LYRICS = "[Verse 1]\nslow light on the window\n\n[Chorus - soft]\nstay (ooh) a while\n"
+HEADS = {0: (1,), 1: (0, 1)}
+SONG = slice(2, 7)
+
+
+def test_the_config_names_the_heads(pipe):
+    assert align.alignment_heads({**pipe.transformer.config, align.CONFIG_KEY: {"0": [1], "1": [0, 1]}}) == HEADS
+
+
+@pytest.mark.parametrize(
+    "named",
+    [None, {"99": [0]}, {"0": [99]}, {"0": ["x"]}, {"0": 3}, {"0": []}, {}, [1], "all"],
+    ids=lambda named: str(named),
+)
+def test_a_checkpoint_without_usable_heads_has_none(pipe, named):
+    assert align.alignment_heads({**pipe.transformer.config, align.CONFIG_KEY: named}) == {}
+
+
+def test_a_config_that_says_nothing_has_no_heads():
+    assert align.alignment_heads({}) == {} and align.alignment_heads({align.CONFIG_KEY: {"0": [1]}}) == {}
+
+
+@pytest.mark.parametrize(("shape", "layer", "heads"), [((32, 32), 5, (5, 6, 7)), ((24, 16), 3, (10, 11))])
+def test_the_official_shapes_have_the_heads_of_upstream(shape, layer, heads):
+    config = {"num_hidden_layers": shape[0], "num_attention_heads": shape[1]}
+    assert align.alignment_heads(config)[layer] == heads
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_attention_is_what_the_transformer_attends_to(pipe, odd, monkeypatch):
+    condition, latents, noise = _song(pipe, 60 + odd)
+    heard = align.attention(pipe, condition, latents, noise, 0.02, HEADS, SONG)
+    everything = _eager(pipe, condition, latents, noise, 0.02, monkeypatch)
+    expected = np.stack([everything[layer][head][:, SONG].T for layer in HEADS for head in HEADS[layer]])
+    assert heard.shape == (3, 5, 30 + odd)
+    np.testing.assert_allclose(heard, expected, atol=1e-3)
+    assert heard.astype(np.float32).std() > 0
+
+
+def test_listening_leaves_nothing_behind(pipe):
+    condition, latents, noise = _song(pipe, 60)
+    before = _forward(pipe, condition, latents)
+    align.attention(pipe, condition, latents, noise, 0.02, HEADS, SONG)
+    assert torch.equal(_forward(pipe, condition, latents), before)
+    assert not any(layer.cross_attn._forward_pre_hooks for layer in pipe.transformer.layers)
+
+
+@pytest.mark.parametrize("lyrics", [LYRICS, "hé [x] 夜の🎵空\r\nok", "one", "x" * 9_000 + "\nend"])
+def test_tokens_know_their_lines_and_what_is_sung(pipe, lyrics):
+    where, tokens = align.lyric_slice(pipe, lyrics, "en")
+    _, text = pipe._format_prompt(prompt="", lyrics=lyrics, vocal_language="en")
+    ids = pipe.tokenizer(text, truncation=True, max_length=sampling.MAX_LYRIC_TOKENS).input_ids
+    assert where.stop - where.start == len(tokens) and where.stop <= len(ids)
+    assert pipe.tokenizer.decode(ids[: where.start]).endswith("# Lyric\n")
+    written = pipe.tokenizer.decode(ids[where]).removesuffix("<|endoftext|>")
+    assert lyrics.startswith(written) or written.strip() == lyrics.strip()
+    lines = [token.line for token in tokens]
+    assert lines == sorted(lines)
+    for number, line in enumerate(lyrics.split("\n")):
+        sung = any(token.sung for token in tokens if token.line == number)
+        reached = number <= lines[-1]
+        assert sung == (bool(align.re.sub(r"\[[^\]]*\]", "", line).strip()) and reached)
+
+
+def test_no_lyrics_have_no_tokens(pipe):
+    assert align.lyric_slice(pipe, "", "en") == (slice(0, 0), [])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 9), (7, 1), (6, 11), (11, 6), (8, 8)])
+def test_the_warp_is_the_cheapest_way(rows, columns):
+    cost = np.random.default_rng(rows * columns).normal(size=(rows, columns))
+    found = align.warp(cost)
+    assert (found[0][0], found[1][0]) == (0, 0) and (found[0][-1], found[1][-1]) == (rows - 1, columns - 1)
+    steps = set(zip(np.diff(found[0]), np.diff(found[1]), strict=True))
+    assert steps <= {(0, 1), (1, 0), (1, 1)}
+    assert cost[found].sum() == pytest.approx(_cheapest(cost))
+
+
+def test_lines_are_timed_where_the_attention_is():
+    lyrics = "[Verse]\nfirst line\nsecond line"
+    tokens = [Token(0, False), Token(1, True), Token(1, True), Token(1, False), Token(2, True), Token(2, True)]
+    borders = [0, 5, 10, 20, 22, 30, 40]
+    heads = np.random.default_rng(0).uniform(0, 0.02, (3, 6, 40))
+    for row, (start, end) in enumerate(itertools.pairwise(borders)):
+        heads[:, row, start:end] += 0.9
+    lines = align.timed_lines(heads, tokens, lyrics, 8.0)
+    assert lines == (Line(1.0, 4.0, "first line"), Line(4.4, 8.0, "second line"))
+    assert align.lrc(lines) == "[00:01.00]first line\n[00:04.40]second line\n"
+
+
+def test_the_score_tells_singing_from_noise():
+    tokens = [Token(0, False), *[Token(1, True)] * 9]
+    diagonal = np.full((2, 10, 200), 0.01)
+    for row in range(10):
+        diagonal[:, row, row * 20 : row * 20 + 20] = 0.8
+    noise = np.random.default_rng(0).uniform(0, 1, (2, 10, 200))
+    assert align.score(diagonal, tokens) > 0.9
+    assert align.score(diagonal[:, ::-1], tokens) < 0.2
+    assert align.score(noise, tokens) < align.score(diagonal, tokens) - 0.2
+    assert align.score(diagonal, [Token(0, False)] * 10) == 0.0
+    assert align.score(np.zeros((1, 10, 200)), tokens) == 0.0
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "00:00.00"), (61.239, "01:01.24"), (599.999, "10:00.00")])
+def test_times_read_like_lrc(seconds, text):
+    assert align.lrc([Line(seconds, seconds, "la")]) == f"[{text}]la\n"
+
+
+def test_a_long_song_is_warped_in_little_memory():
+    cost = np.random.default_rng(0).normal(size=(2_048, 7_500)).astype(np.float32)
+    rows, frames = align.warp(cost)
+    assert len(rows) >= 7_500 and (np.diff(frames) >= 0).all()
+
+
+def _song(pipe, frames):
+    words = sampling.Words(
+        "piano", LYRICS, "en", frames / 25, "Fill the audio semantic mask based on the given conditions:"
+    )
+    condition = sampling.encode_condition(pipe, words, sampling.silent_context(pipe, frames))
+    generators = sampling.generators_for((1, 2))
+    channels = pipe.transformer.config.audio_acoustic_hidden_dim
+    latents, noise = sampling.draw_noise(generators, frames, channels).split(1)
+    return condition, latents, noise
+
+
+def _forward(pipe, condition, latents, t=0.02):
+    time = torch.full((1,), t)
+    with torch.no_grad():
+        return pipe.transformer(latents, time, time, condition.states, condition.context, return_dict=False)[0]
+
+
+def _eager(pipe, condition, latents, noise, t, monkeypatch):
+    """Run the transformer with attention written out; return each layer's weights [heads, F, L]."""
+    from diffusers.models.transformers import ace_step_transformer as module
+
+    weights = []
+
+    def dispatch(query, key, value, attn_mask=None, scale=None, **_):
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+        shared = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+        logits = query @ key.transpose(-1, -2) * scale
+        a = (logits if attn_mask is None else logits + attn_mask).softmax(-1)
+        weights.append(a[0].numpy())
+        return (a @ value).transpose(1, 2)
+
+    monkeypatch.setattr(module, "dispatch_attention_fn", dispatch)
+    _forward(pipe, condition, sampling.noised(latents, noise, t), t)
+    return weights[1::2]  # self-attention and cross-attention take turns
+
+
+def _cheapest(cost):
+    total = np.full_like(cost, np.inf)
+    for i, j in np.ndindex(cost.shape):
+        before = [total[i - 1, j - 1]] * (i > 0 and j > 0) + [total[i - 1, j]] * (i > 0) + [total[i, j - 1]] * (j > 0)
+        total[i, j] = cost[i, j] + (min(before) if before else 0)
+    return total[-1, -1]

@@ -1,0 +1,148 @@
+"""Old songs leave the output folder: by age, by size, oldest first, and nothing that the studio did not make there."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import audio
+import outputs
+from outputs import Keep
+
+DAY = 86_400
+NOW = 1_700_000_000
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    for name in (outputs.KEEP_DAYS, outputs.KEEP_GB, "SPACE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "songs"))
+    (tmp_path / "songs").mkdir()
+    return tmp_path / "songs"
+
+
+def song(folder: Path, days: float, seed: int = 7, name: str = "", kind: str = "wav", **record) -> Path:
+    """Write a song of the studio that is `days` old, under its own name or another."""
+    made = {"mode": "generate", "request": {"prompt": "calm piano"}, "takes": [{"seed": seed}], **record}
+    path = folder / (name or audio.file_name(made["request"]["prompt"], seed, kind, made["mode"]))
+    audio.encode(np.zeros((2, 480), np.float32), path, kind)
+    audio.write_tags(path, "a song", made)
+    return aged(path, days)
+
+
+def aged(path: Path, days: float) -> Path:
+    os.utime(path, (NOW - days * DAY, NOW - days * DAY))
+    return path
+
+
+def left(folder: Path) -> set[str]:
+    outputs.prune(now=NOW)
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg"])
+def test_old_songs_go(folder, kind):
+    song(folder, 31, 1, kind=kind)
+    young = song(folder, 29, 2, kind=kind)
+    assert left(folder) == {young.name}
+
+
+def test_every_name_that_the_studio_gives_is_known(folder):
+    song(folder, 31, 7)
+    song(folder, 31, 7, name="calm-piano-seed-7-2.wav")
+    song(folder, 31, 8, mode="cover")
+    song(folder, 31, 9, mode="extend", request={"prompt": ""})
+    song(folder, 31, 10, request={"prompt": "x seed-3 夜の <b>song</b>"})
+    assert left(folder) == set()
+
+
+def test_what_the_studio_did_not_make_there_stays(folder, tmp_path):
+    stays = [
+        song(folder, 99, name="my favourite.wav"),
+        song(folder, 99, name="my-favourite-seed-7.wav"),
+        song(folder, 99, 7, name="calm-piano-seed-8.wav"),
+    ]
+    (folder / "notes.txt").write_text("mine")
+    aged(folder / "notes.txt", 99)
+    foreign = folder / "holiday-seed-7.wav"
+    audio.encode(np.zeros((2, 480), np.float32), foreign, "wav")
+    empty = folder / "calm-piano-seed-9.wav"
+    empty.touch()
+    odd = song(folder, 99, 11, request={"prompt": "x"}, name="x-seed-11.flac", kind="flac", takes=["none"])
+    elsewhere = song(tmp_path, 99, 12)
+    (folder / "calm-piano-seed-12.wav").symlink_to(elsewhere)
+    (folder / "calm-piano-seed-13.wav").mkdir()
+    (folder / "inside").mkdir()
+    inside = song(folder / "inside", 99, 14)
+    names = {path.name for path in folder.iterdir()}
+    for path in (foreign, empty, odd):
+        aged(path, 99)
+    assert left(folder) == names
+    assert all(path.exists() for path in (*stays, elsewhere, inside))
+
+
+def test_the_oldest_go_until_the_rest_fits(folder, monkeypatch):
+    songs = [song(folder, days, days) for days in (4, 3, 2, 1)]
+    monkeypatch.setenv(outputs.KEEP_GB, str(2.5 * songs[0].stat().st_size / 1e9))
+    assert left(folder) == {path.name for path in songs[2:]}
+
+
+def test_a_foreign_file_neither_goes_nor_takes_another_song_along(folder, monkeypatch):
+    foreign = aged(song(folder, 9, name="mine-seed-7.wav"), 9)
+    young = song(folder, 1)
+    monkeypatch.setenv(outputs.KEEP_GB, str(1.5 * young.stat().st_size / 1e9))
+    assert left(folder) == {foreign.name, young.name}
+
+
+def test_what_was_just_made_stays_however_large(folder, monkeypatch):
+    monkeypatch.setenv(outputs.KEEP_GB, "0.000000001")
+    old, new = song(folder, 1, 1), song(folder, 0, 2)
+    assert outputs.prune([new], NOW) == [old]
+    assert outputs.prune([new], NOW) == []
+    assert new.exists()
+
+
+@pytest.mark.parametrize(
+    ("days", "gb", "space", "expected"),
+    [
+        ("", "", False, Keep(30, 20)),
+        ("", "", True, Keep(1, 2)),
+        ("7", "0.5", True, Keep(7, 0.5)),
+        ("off", "OFF", True, Keep(math.inf, math.inf)),
+        ("soon", "-1", False, Keep(30, 20)),
+        ("0", "nan", False, Keep(30, 20)),
+        ("1e999", "inf", False, Keep(30, 20)),
+    ],
+)
+def test_the_limits_come_from_the_environment(monkeypatch, days, gb, space, expected):
+    monkeypatch.setenv(outputs.KEEP_DAYS, days)
+    monkeypatch.setenv(outputs.KEEP_GB, gb)
+    if space:
+        monkeypatch.setenv("SPACE_ID", "somebody/studio")
+    assert outputs.keep() == expected
+
+
+def test_without_limits_everything_stays(folder, monkeypatch):
+    for name in (outputs.KEEP_DAYS, outputs.KEEP_GB):
+        monkeypatch.setenv(name, "off")
+    old = song(folder, 9_999)
+    assert left(folder) == {old.name}
+
+
+def test_a_missing_folder_and_a_file_that_cannot_go_are_no_errors(folder, monkeypatch, caplog):
+    song(folder, 99)
+
+    def refuse(self, missing_ok=False):
+        raise PermissionError(13, "not allowed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        assert outputs.prune(now=NOW) == []
+    assert "cannot be deleted" in caplog.text
+    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(folder / "nowhere"))
+    assert outputs.prune(now=NOW) == []
