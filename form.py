@@ -1,0 +1,291 @@
+"""The fields of a tab: how they are made, read, checked and filled.
+
+A tab collects its fields in a `Form`, under the names that its request has, so that validation, the request and the
+messages beside the fields all speak of the same thing. Optional numbers are text boxes: Gradio's number box turns a
+blank into 0 whenever it is drawn anew, and here a blank means the checkpoint's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+import gpu_time
+import markup
+import restore
+import tooltips
+import uploads
+from params import (
+    LIMITS,
+    QUALITY_STEPS,
+    GenerateRequest,
+    InvalidRequest,
+    Problem,
+    Request,
+    Sampling,
+    parse_request,
+    sampling_settings,
+)
+
+Updates = dict[Any, Any]
+# Events of the page: nothing a program should call, nothing that shows Gradio's own progress.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Short work that must not wait behind songs.
+AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}
+
+
+class Form:
+    """The fields of one tab, in the order they were added; an option of the request is called "options.steps"."""
+
+    def __init__(self, mode: str):
+        self.mode = mode
+        self.fields: dict[str, Component] = {}
+        self.folds: dict[gr.Accordion, tuple[str, ...]] = {}
+        self.numbers: set[str] = set()
+        # How a field's value becomes a request's, and the other way round, for fields whose value says more.
+        self.parsers: dict[str, Callable[[Any], Any]] = {}
+        self.showers: dict[str, Callable[[Any], Any]] = {}
+        # Where what only a run can find wrong with a field stands at it, by field.
+        self.lines: dict[str, gr.HTML] = {}
+        # What follows the backend's status: each returns updates of the same components, whatever the facts.
+        self.watchers: list[Callable[[Mapping[str, Any]], Updates]] = []
+        # What is connected when all fields are there.
+        self.later: list[Callable[[], None]] = []
+        # The runs that the tab's buttons start.
+        self.runs: list[Any] = []
+
+    def connect(self) -> None:
+        """Connect what follows fields that came after it."""
+        for connect in self.later:
+            connect()
+
+    def identify(self, name: str) -> str:
+        """Return the element id of a field, such as "generate-cfg-start"."""
+        return f"{self.mode}-{name.rpartition('.')[2]}".replace("_", "-")
+
+    @property
+    def inputs(self) -> list[Component]:
+        """Return the components in the order in which handlers get their values."""
+        return list(self.fields.values())
+
+    @property
+    def settings(self) -> list[Component]:
+        """Return the components whose values a record may hold: all but the files."""
+        return [field for field in self.fields.values() if not isinstance(field, gr.Audio)]
+
+    def read(self, values: Iterable[Any]) -> dict[str, Any]:
+        """Return the components' values by field, numbers as numbers."""
+        return {name: self.parse(name, value) for name, value in zip(self.fields, values, strict=True)}
+
+    def parse(self, name: str, value: Any) -> Any:
+        """Return a field's value as a request has it: a number's text as a number."""
+        if name in self.parsers:
+            return self.parsers[name](value)
+        return number(value, LIMITS[_key(name)].default) if name in self.numbers else value
+
+    def request(self, values: Iterable[Any]) -> Request:
+        """Build the request from the components' values; raises InvalidRequest."""
+        read: dict[str, Any] = {}
+        for name, value in self.read(values).items():
+            group, _, key = name.rpartition(".")
+            (read.setdefault(group, {}) if group else read)[key] = value
+        return parse_request(self.mode, read)
+
+    def problems(self, values: Sequence[Any]) -> dict[str, str]:
+        """Return what is wrong, a text for each wrong field; what belongs to none stands at the first.
+
+        Of the files only the headers are read.
+        """
+        found: dict[str, str] = {}
+        try:
+            request = self.request(values)
+            uploads.check(request)
+            gpu_time.check(request)
+        except InvalidRequest as error:
+            for problem in error.problems:
+                name = self.place(problem, values)
+                found[name] = f"{found.get(name, '')} {problem.text()}".strip()
+        return found
+
+    def place(self, problem: Problem, values: Sequence[Any]) -> str:
+        """Return the field at which a problem with these values stands."""
+        return problem.field if problem.field in self.fields else next(iter(self.fields))
+
+    def show(self, values: Mapping[str, Any]) -> Updates:
+        """Return the updates that put checked values into their fields; others stay."""
+        return {
+            self.fields[name]: gr.update(value=self._shown(name, value))
+            for name, value in values.items()
+            if name in self.fields
+        }
+
+    def _shown(self, name: str, value: Any) -> Any:
+        if name in self.showers:
+            return self.showers[name](value)
+        return restore.as_text(value) if name in self.numbers and not isinstance(value, str) else value
+
+    def show_status(self, facts: Mapping[str, Any]) -> Updates:
+        """Return what the tab says about what the studio runs on; the same components whatever the facts."""
+        return {part: update for watcher in self.watchers for part, update in watcher(facts).items()}
+
+    def validate(self, *values: Any) -> list[dict[str, Any]] | dict[str, Any]:
+        """Return Gradio's verdict on each field; a wrong one keeps the run from being queued."""
+        problems = self.problems(values)
+        verdicts = [gr.validate(name not in problems, problems.get(name, "")) for name in self.fields]
+        # Gradio puts the verdict of a single field into a list itself.
+        return verdicts if len(verdicts) > 1 else verdicts[0]
+
+    def point_out(self, *values: Any) -> list[Any]:
+        """Open the folded groups that hold a wrong field, and name the wrong fields for the line at the button."""
+        problems = self.problems(values)
+        opened = [
+            gr.Accordion(open=True) if problems.keys() & set(names) else gr.skip() for names in self.folds.values()
+        ]
+        labels = [self.label(name) for name in problems]
+        return [*opened, markup.notice("", tooltips.look_at(labels)) if labels else ""]
+
+    def point_at(self, problem: Problem) -> Updates:
+        """Return the updates that show at its field what a run found wrong with it, where it has a line for that."""
+        if problem.field not in self.lines:
+            return {}
+        folds = {fold: gr.Accordion(open=True) for fold, names in self.folds.items() if problem.field in names}
+        return {**folds, self.lines[problem.field]: markup.notice("", problem.message, problem.hint)}
+
+    def label(self, name: str) -> str:
+        """Return a field's label."""
+        return label(_key(name))
+
+
+def number(value: Any, default: float | None) -> Any:
+    """Return a box's text as a number, the default where it is blank, or the text itself where it is no number."""
+    text = str(value if value is not None else "").strip()
+    if not text:
+        return default
+    for kind in (int, float):
+        try:
+            return kind(text.replace(",", ".") if text.count(",") == 1 else text)
+        except ValueError:
+            continue
+    return text
+
+
+def label(name: str) -> str:
+    """Return the label of a field; numbers have theirs in the table of limits."""
+    return LIMITS[name].label if name in LIMITS else tooltips.LABELS[name]
+
+
+def help_text(name: str, default: str = "", task: str = "") -> str:
+    """Return the help of a field with its limits filled in, the one for the task where it has one of its own."""
+    limit = LIMITS.get(name)
+    low, high = (f"{limit.low:g}", f"{limit.high:g}") if limit else ("", "")
+    text = tooltips.HELP.get(f"{task}.{name}") or tooltips.HELP[name]
+    return text.format(low=low, high=high, default=default)
+
+
+def _key(name: str) -> str:
+    """Return the last part of a field's name: "steps" of "options.steps"."""
+    return name.rpartition(".")[2]
+
+
+def add(form: Form, name: str, kind: type[Component], extra: Sequence[str] = (), **settings: Any) -> Any:
+    """Add a field; `extra` has classes of its own."""
+    key = _key(name)
+    if kind is not gr.Audio:
+        settings.setdefault("info", help_text(key, task=form.mode))
+    classes = ["numeric" if name in form.numbers else "words" if kind is gr.Textbox else "field", *extra]
+    if name in form.numbers and LIMITS[key].low < 0:
+        classes.append("signed")  # the digit pad of a phone has no minus
+    form.fields[name] = kind(label=label(key), elem_id=form.identify(name), elem_classes=classes, **settings)
+    return form.fields[name]
+
+
+def add_number(form: Form, name: str, placeholder: str = "", **settings: Any) -> gr.Textbox:
+    """Add a number as a text box; blank is its default."""
+    default = LIMITS[_key(name)].default
+    form.numbers.add(name)
+    return add(
+        form,
+        name,
+        gr.Textbox,
+        value="" if default is None else f"{default:g}",
+        placeholder=placeholder or (tooltips.AUTOMATIC if default is None else f"{default:g}"),
+        max_lines=1,
+        min_width=120,
+        **settings,
+    )
+
+
+def add_slider(form: Form, name: str, **settings: Any) -> gr.Slider:
+    """Add a number as a slider over its whole range."""
+    limit = LIMITS[_key(name)]
+    return add(
+        form, name, gr.Slider, minimum=limit.low, maximum=limit.high, value=limit.default, step=limit.step, **settings
+    )
+
+
+def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = None) -> gr.HTML:
+    """Make a place for HTML of ours; one that may be empty (it has none at first) takes no room then."""
+    classes = ["text"] if value else ["text", "maybe"]
+    return gr.HTML(value, elem_id=elem_id, elem_classes=classes, js_on_load=js_on_load)
+
+
+# --- what the studio runs on --------------------------------------------------------------------------------------
+
+
+def available(writer: Mapping[str, Any]) -> bool:
+    """Tell from the status of the planner or of the lyrics writer whether there is one to ask.
+
+    One that did not fit into memory may fit the next time.
+    """
+    if writer["state"] == "failed":
+        return writer["problem"]["code"] == "out_of_memory"
+    return writer["state"] in ("ready", "loaded")
+
+
+def reason(writer: Mapping[str, Any], hint: bool = True) -> str:
+    """Say what is wrong with the planner or the lyrics writer and, where wanted, what to do about it."""
+    problem = writer["problem"]
+    if not problem:
+        return ""
+    return f"{problem['message']} {problem['hint'] if hint else ''}".strip()
+
+
+def checkpoint_updates(form: Form, turbo: bool) -> Updates:
+    """Return what the form says about the checkpoint in use: its defaults, and what a turbo one has no use for."""
+    by_quality = {name: checkpoint_defaults(turbo, name) for name in QUALITY_STEPS}
+    standard = by_quality["standard"]
+    shift, guidance = f"{standard.shift:g}", f"{standard.guidance:g}"
+    if turbo:
+        quality, steps = tooltips.TURBO_QUALITY.format(steps=standard.steps), str(standard.steps)
+    else:
+        listed = ", ".join(f"{name} {numbers.steps}" for name, numbers in by_quality.items())
+        quality, steps = help_text("quality"), tooltips.STEPS_BY_QUALITY.format(steps=listed)
+    updates = {
+        "quality": {"choices": qualities(turbo), "info": quality},
+        "options.steps": {"info": help_text("steps", steps)},
+        "options.shift": {"info": help_text("shift", shift), "placeholder": shift},
+        "options.guidance": {"info": help_text("guidance", guidance), "placeholder": guidance},
+        "options.cfg_start": {"info": help_text("cfg_start")},
+        "options.cfg_end": {"info": help_text("cfg_end")},
+    }
+    for name in ("options.guidance", "options.cfg_start", "options.cfg_end"):
+        updates[name]["interactive"] = not turbo
+        if turbo:
+            updates[name]["info"] = tooltips.TURBO_GUIDANCE
+    return {form.fields[name]: gr.update(**changes) for name, changes in updates.items()}
+
+
+def checkpoint_defaults(turbo: bool, quality: str) -> Sampling:
+    """Return the numbers that a request without options of its own runs with."""
+    return sampling_settings(GenerateRequest(prompt="a song", quality=quality), turbo)[0]
+
+
+def qualities(turbo: bool) -> list[tuple[str, str]]:
+    """Return the choices of Quality."""
+    return [
+        (name if turbo else f"{name}, {QUALITY_STEPS[value]} steps", value)
+        for value, name in tooltips.QUALITIES.items()
+    ]

@@ -1,0 +1,114 @@
+"""What a visitor chose, kept in the visitor's own browser for the next visit, and the way back to the defaults.
+
+The browser writes the values of a tab's settings, without files, into its own storage at every change; the server
+keeps nothing. What comes back with the next visit is untrusted: each value passes the check of a request's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+import loras
+import markup
+import restore
+import tooltips
+from assist import Undo, connect_undo, undo_button
+from backend import get_backend
+from form import AT_ONCE, Form, Updates, html
+from gpu_time import connect_seconds
+from lora_sources import hub_id
+from params import TEXT_LIMITS, TRACKS
+
+STORAGE = "ace-music-studio"
+# Fields of the page that no request has by these names.
+OWN = {"track": lambda value: value in TRACKS, "part": lambda value: isinstance(value, bool)}
+# A text that is longer than any may be is not kept; the browser's storage has room for 5 MB in all.
+_KEEP = """(...values) => Object.fromEntries(
+  {names}.map((name, i) => [name, values[i]]).filter(([, value]) => !(value?.length > {most}))
+)"""
+
+
+def foot(form: Form, go: str, cancel: str) -> None:
+    """Add what stands below a tab's button: ZeroGPU's seconds, the keys, the way back to the defaults and back again.
+
+    `go` and `cancel` are what the tab's two buttons say.
+    """
+    seconds = html(elem_id=f"{form.mode}-seconds")
+    with gr.Row(elem_classes=["foot"]):
+        html(markup.keys(go, cancel))
+        reset = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
+        undo = undo_button(f"{form.mode}-reset")
+    form.later += [lambda: connect_reset(form, reset, undo), lambda: connect_seconds(form, seconds)]
+
+
+def connect_reset(form: Form, button: gr.Button, undo: Undo) -> None:
+    """Let the button put the defaults in, but for files, and Undo bring back what they replaced."""
+    fields = {name: field for name, field in form.fields.items() if not isinstance(field, gr.Audio)}
+    defaults = {name: field.value for name, field in fields.items()}
+
+    def reset(former: list[dict[str, Any]], *values: Any) -> Updates:
+        return {**form.show(defaults), **undo.keep(former, dict(zip(fields, values, strict=True)))}
+
+    button.click(reset, [undo.former, *fields.values()], [*fields.values(), *undo.outputs], **AT_ONCE)
+    connect_undo(undo, fields)
+
+
+def connect_memory(demo: gr.Blocks, forms: list[Form]) -> None:
+    """Keep each tab's settings in the browser, and put them back when the page is opened again."""
+    # A key of its own for each tab, so that one change writes one tab. The secret hides nothing from anybody: with a
+    # random one, as Gradio has it, every restart of the studio would lose what is kept.
+    kept = [gr.BrowserState({}, storage_key=f"{STORAGE}-{form.mode}", secret=STORAGE) for form in forms]
+
+    def back(*stored: Any) -> Updates:
+        updates = {state: gr.skip() for state in kept}
+        for form, values in zip(forms, stored, strict=True):
+            updates |= put_back(form, values)
+        return updates
+
+    demo.load(back, kept, [*kept, *(field for form in forms for field in form.settings)], **AT_ONCE)
+    for form, state in zip(forms, kept, strict=True):
+        names = [name for name, field in form.fields.items() if not isinstance(field, gr.Audio)]
+        script = _KEEP.format(names=json.dumps(names), most=max(TEXT_LIMITS.values()))
+        gr.on([field.change for field in form.settings], None, form.settings, state, js=script, **AT_ONCE)
+
+
+def put_back(form: Form, stored: Any) -> Updates:
+    """Return the updates that put back what of `stored` the form allows."""
+    values = checked(form, stored)
+    own = {form.fields[name]: gr.update(value=value) for name, value in values.items() if name in OWN}
+    return {**form.show(values), **own}
+
+
+def checked(form: Form, stored: Any) -> dict[str, Any]:
+    """Return the values of `stored` that pass the checks of the form's request, each by itself."""
+    if not isinstance(stored, Mapping):
+        return {}
+    known = {name: value for name, value in stored.items() if name in form.fields}
+    own = {name: value for name, value in known.items() if name in OWN and OWN[name](value)}
+    request: dict[str, Any] = {"options": {}}
+    for name, value in known.items():
+        group, _, key = name.rpartition(".")
+        (request[group] if group else request)[key] = form.parse(name, value)
+    values = restore.settings(form.mode, {"request": {**request, **_named(request)}}).values
+    plans = ("auto", *get_backend().status()["memory_plans"])
+    if values.get("options.memory_plan", "auto") not in plans:
+        del values["options.memory_plan"]
+    return {**values, **own}
+
+
+def _named(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with those LoRAs alone that have a name: an uploaded file may be gone by now."""
+    chosen = request["options"].get("loras")
+    presets = {preset.name for preset in loras.presets()}
+    kept = [
+        {name: each[name] for name in ("source", "weight") if name in each}
+        for each in (chosen if isinstance(chosen, list) else [])
+        if isinstance(each, Mapping)
+        and isinstance(source := each.get("source"), str)
+        and (source in presets or hub_id(source))
+    ]
+    return {"options": {**request["options"], "loras": kept}}

@@ -1,0 +1,159 @@
+"""What a visitor does on a tab, and what the tests of all tabs share; conftest.py puts this folder on the path."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Locator, Page, expect
+
+from params import LoraChoice
+
+MARKUP = '<img src=x onerror="document.title=1"> <b>bold</b> {{value}} ${1+1}'
+# How a visitor sets each control that all song tabs have, and what the request has then.
+SHARED = {
+    "prompt": ("type", "brass band", "brass band"),
+    "lyrics": ("type", "[Verse]\nla la", "[Verse]\nla la"),
+    "instrumental": ("tick", True, True),
+    "bpm": ("type", "90", 90),
+    "key": ("choose", "F# minor", "F# minor"),
+    "time_signature": ("pick", "3/4", "3"),
+    "language": ("choose", "Japanese", "ja"),
+    "takes": ("pick", "2", 2),
+    "quality": ("pick", "Draft, 20 steps", "draft"),
+    "seed": ("type", "0", 0),
+    "options.steps": ("type", "8", 8),
+    "options.guidance": ("type", "3.5", 3.5),
+    "options.shift": ("type", "2,5", 2.5),
+    "options.sampler": ("pick", "With fresh noise (SDE)", "sde"),
+    "options.cfg_start": ("slide", "0.25", 0.25),
+    "options.cfg_end": ("slide", "0.75", 0.75),
+    "options.format": ("pick", "FLAC, 24 bit", "flac"),
+    "options.loudness": ("type", "-14", -14.0),
+    "options.fade_out": ("slide", "2.5", 2.5),
+    "options.variation": ("slide", "0.3", 0.3),
+    "options.variation_seed": ("type", "11", 11),
+    "options.timbre_token": ("tick", False, False),
+    "options.memory_plan": ("choose", "One model at a time", "swap"),
+    "options.loras": ("name", "org/jazz:a.safetensors", (LoraChoice(source="org/jazz:a.safetensors", weight=1),)),
+}
+# A field in each folded group, by which to see whether it is open.
+FOLDS = {"details": "takes", "advanced": "options.timbre_token"}
+LYRICS_FOLDS = {"advanced": "seed"}
+
+
+def read(request: Any, name: str) -> Any:
+    """Return a field of a request, such as "options.steps"; the one track is its tracks."""
+    for part in {"track": "tracks"}.get(name, name).split("."):
+        request = getattr(request, part)
+    return request
+
+
+class Tab:
+    """A tab of an open page, used as a visitor would."""
+
+    def __init__(self, page: Page, mode: str):
+        self.page, self.mode = page, mode
+        page.get_by_role("tab", name=mode.capitalize(), exact=True).click()
+        self.go = page.locator(f"#{mode}-go")
+        self.progress = page.locator(f"#{mode}-progress")
+        expect(self.go).to_be_visible()
+
+    def part(self, name: str) -> Locator:
+        """Return a part of the tab by the end of its id, such as "offer" or "plan-line"."""
+        return self.page.locator(f"#{self.mode}-{name}")
+
+    def field(self, name: str) -> Locator:
+        """Return a field, such as "options.steps"."""
+        return self.part(name.rpartition(".")[2].replace("_", "-"))
+
+    def unfold(self, opened: bool = True) -> None:
+        """Open the folded groups, or close them."""
+        for name, inside in (LYRICS_FOLDS if self.mode == "lyrics" else FOLDS).items():
+            if self.field(inside).is_visible() != opened:
+                self.page.locator(f"#{self.mode}-{name} > button").click()
+                expect(self.field(inside)).to_be_visible(visible=opened)
+
+    def set(self, name: str, how: str, value: Any) -> Any:
+        """Set a control; returns what it was before, to set it back."""
+        field, before = self.field(name), None
+        if how in ("type", "slide"):
+            control = field.locator("textarea, input" if how == "type" else "input[type=number]")
+            before = control.input_value()
+            control.fill(value)
+            control.blur()
+        elif how == "tick":
+            before = field.get_by_role("checkbox").is_checked()
+            field.get_by_role("checkbox").set_checked(value)
+        elif how == "pick":
+            checked = field.locator("label:has(input:checked)")
+            before = checked.first.inner_text() if checked.count() else None
+            field.get_by_label(value, exact=True).check()
+        elif how == "choose":
+            control = field.get_by_role("combobox")
+            before = control.input_value()
+            control.fill(value)
+            control.press("Enter")
+        elif how == "name":
+            self.name_lora(value)
+        else:
+            self.clear(name)
+            if value is not None:
+                field.locator("input[type=file]").set_input_files(value)
+                expect(field.locator("time").last).to_have_text(re.compile(r"\d:\d\d"))
+        return before
+
+    def name_lora(self, name: str | None) -> None:
+        """Add a LoRA of the hub to those that are there, or remove the only one."""
+        if not self.part("loras").is_visible():
+            self.part("loras-fold").locator("> button").click()
+        loras = self.part("loras").get_by_role("listitem")
+        if name is None:
+            loras.get_by_role("button", name="Remove").click()
+            expect(loras).to_have_count(0)
+        else:
+            self.part("lora-hub").locator("textarea, input").fill(name)
+            self.part("lora-hub-add").click()
+            expect(loras.last).to_contain_text(name)
+
+    def clear(self, name: str) -> None:
+        """Take the file out of an audio field, if there is one."""
+        # A wrong file has a second one, over it, for the sentence.
+        button = self.field(name).locator("button[title=Clear]").last
+        if button.is_visible():
+            button.click()
+        expect(self.field(name).locator("input[type=file]")).to_have_count(1)
+
+    def set_all(self, controls: dict[str, tuple[str, Any, Any]]) -> None:
+        """Set many controls: how and what, by name."""
+        self.unfold()
+        for name, (how, value, _) in controls.items():
+            self.set(name, how, value)
+
+    def text(self, name: str) -> Locator:
+        """Return the box of a text or number field."""
+        return self.field(name).locator("textarea, input")
+
+    def take(self, number: int = 1) -> Locator:
+        """Return the place of a take."""
+        return self.part(f"take-{number}")
+
+    def made(self, fake: Any) -> Any:
+        """Press the button and return the request that reached the fake backend."""
+        seed = 100 * (fake.songs + 1)
+        self.go.click()
+        expect(self.take().get_by_role("button", name=f"Copy seed {seed}", exact=True)).to_be_visible()
+        return fake.requests[-1]
+
+    def download(self, timeout: float = 90_000) -> Path:
+        """Press the button, wait for a new first take, and return its downloaded file."""
+        copy = self.take().locator("[data-copy]")
+        former = copy.get_attribute("data-copy") if self.take().is_visible() else ""
+        self.go.click()
+        expect(copy).not_to_have_attribute("data-copy", former, timeout=timeout)
+        with self.page.expect_download() as download:
+            self.take().get_by_role("button", name=re.compile("^Download")).click()
+        path = Path(download.value.path()).with_name(download.value.suggested_filename)
+        download.value.save_as(path)
+        return path

@@ -1,0 +1,283 @@
+"""What makes the page pleasant: keys, settings that are still there, the token budget, sentences while one waits."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+import tokens
+from params import Progress
+from tests.page.steps import SHARED, Tab
+
+MODES = ("generate", "cover", "extend", "edit", "lyrics")
+
+
+def expect_idle(opened: Tab) -> None:
+    """Expect the buttons of a tab as they are between runs."""
+    expect(opened.go).to_be_enabled()
+    expect(opened.part("cancel")).to_be_disabled()
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+
+def test_keys_start_and_cancel_a_run(page: Page, fake, tab):
+    opened = tab(page, "generate")
+    fake.script = fake.endless
+    opened.text("prompt").fill("a song")
+    opened.text("prompt").press("Control+Enter")
+    expect(opened.progress).to_contain_text("step 3 of 50")
+    # The key is held down: one song.
+    page.keyboard.press("Control+Enter")
+    page.keyboard.press("Escape")
+    expect(opened.progress).to_contain_text("Cancelled.")
+    expect_idle(opened)
+    expect(opened.text("prompt")).to_have_value("a song")
+    assert len(fake.requests) == 1
+    fake.script = fake.play
+    page.keyboard.press("Meta+Enter")
+    expect(opened.take()).to_be_visible()
+
+
+@pytest.mark.slow
+def test_keys_mean_the_open_tab_and_stand_beside_its_button(page: Page, fake, tab):
+    words = {"generate": "Generate", "lyrics": "Write lyrics"}
+    for mode in MODES:
+        opened = tab(page, mode)
+        hint = opened.part("panel").locator(".keys")
+        expect(hint).to_be_visible()
+        expect(hint).to_contain_text(re.compile(rf"Ctrl or Cmd \+ Enter\s*{words.get(mode, '')}"))
+        expect(hint).to_contain_text("Esc")
+    tab(page, "lyrics").set("brief", "type", "a lighthouse")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#lyrics-text textarea")).to_have_value(re.compile("The lamp goes round"))
+    assert [request.mode for request in fake.requests] == ["lyrics"]
+
+
+@pytest.mark.slow
+def test_keys_belong_to_an_open_list(page: Page, fake, tab):
+    opened = tab(page, "generate")
+    opened.set("prompt", "type", "a song")
+    opened.unfold()
+    key = opened.text("key")
+    key.click()
+    key.press_sequentially("F#m")
+    expect(page.get_by_role("option")).to_have_text([re.compile(r"F# minor \(F#m\)")])
+    key.press("Control+Enter")
+    expect(key).to_have_value("F# minor (F#m)")
+    assert fake.requests == []
+    fake.script = fake.endless
+    opened.go.click()
+    expect(opened.progress).to_contain_text("step 3 of 50")
+    key.click()
+    key.press("Escape")
+    expect(page.get_by_role("option")).to_have_count(0)
+    expect(opened.part("cancel")).to_be_enabled()
+    page.keyboard.press("Escape")
+    expect(opened.progress).to_contain_text("Cancelled.")
+
+
+# --- controls that hold no nonsense -------------------------------------------------------------------------------
+
+
+def test_numbers_take_no_letters(page: Page, fake, tab):
+    opened = tab(page, "generate")
+    opened.set("prompt", "type", "a song")
+    opened.unfold()
+    bpm = opened.text("bpm")
+    bpm.press_sequentially("9x6")
+    expect(bpm).to_have_value("96")
+    bpm.fill("about 120 bpm")
+    expect(bpm).to_have_value("120")
+    seed = opened.text("seed")
+    seed.fill("-1")
+    expect(seed).to_have_value("-1")
+    length = opened.text("duration")
+    length.fill("12,5 s")
+    expect(length).to_have_value("12,5")
+    request = opened.made(fake)
+    assert (request.bpm, request.seed, request.duration) == (120, -1, 12.5)
+
+
+@pytest.mark.slow
+def test_a_key_is_found_by_its_short_name_and_nothing_else_can_be_chosen(page: Page, fake, tab):
+    opened = tab(page, "generate")
+    opened.set("prompt", "type", "a song")
+    opened.unfold()
+    key = opened.text("key")
+    key.click()
+    key.press_sequentially("Bbm")
+    key.press("Enter")
+    expect(key).to_have_value("Bb minor (Bbm)")
+    key.click()
+    key.press_sequentially("H major")
+    key.blur()
+    expect(key).to_have_value("Bb minor (Bbm)")
+    assert opened.made(fake).key == "Bb minor"
+
+
+# --- settings that are still there --------------------------------------------------------------------------------
+
+
+def reload(page: Page, opened: Tab) -> None:
+    """Come back to the page, and to the tab."""
+    page.reload()
+    expect(page.locator("#studio-status")).to_contain_text("Model:")
+    page.get_by_role("tab", name=opened.mode.capitalize(), exact=True).click()
+
+
+@pytest.mark.slow
+def test_settings_survive_a_reload_and_can_be_reset(page: Page, fake, tab):
+    opened = tab(page, "generate")
+    opened.set_all(SHARED)
+    opened.set("duration", "type", "90")
+    before = opened.made(fake)
+    reload(page, opened)
+    expect(opened.text("prompt")).to_have_value("brass band")
+    expect(opened.text("duration")).to_have_value("90")
+    assert opened.made(fake) == before
+
+    opened.part("reset").click()
+    expect(opened.text("prompt")).to_have_value("")
+    expect(opened.text("duration")).to_have_value("60")
+    opened.set("prompt", "type", "a song")
+    plain = opened.made(fake)
+    assert (plain.bpm, plain.key, plain.takes, plain.seed) == (None, "", 1, -1)
+    assert plain.options == type(plain.options)()
+    opened.part("reset-undo").click()
+    expect(opened.text("prompt")).to_have_value("brass band")
+    assert opened.made(fake) == before
+    # The defaults survive as well.
+    opened.part("reset").click()
+    expect(opened.text("prompt")).to_have_value("")
+    reload(page, opened)
+    expect(opened.text("duration")).to_have_value("60")
+    expect(opened.text("prompt")).to_have_value("")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "generate"])
+def test_each_tab_keeps_its_own_settings(page: Page, fake, tab, song, mode: str):
+    opened = tab(page, mode)
+    name = "brief" if mode == "lyrics" else "prompt"
+    if mode != "lyrics":
+        opened.set("source", "upload", song)
+    if mode == "edit":
+        opened.set("action", "pick", "Add a layer (experimental)")
+        opened.set("track", "pick", "Drums")
+    opened.set(name, "type", "two old friends")
+    opened.unfold()
+    opened.set("seed", "type", "7")
+    reload(page, opened)
+    expect(opened.text(name)).to_have_value("two old friends")
+    opened.unfold()
+    expect(opened.text("seed")).to_have_value("7")
+    if mode == "edit":
+        expect(opened.field("track").get_by_label("Drums", exact=True)).to_be_checked()
+    if mode != "lyrics":
+        # A file is not kept: the browser has no business with it.
+        expect(opened.field("source").locator("input[type=file]")).to_have_count(1)
+    reload(page, Tab(page, "generate"))
+    expect(page.locator("#generate-prompt textarea")).to_have_value("")
+
+
+@pytest.mark.slow
+def test_what_somebody_else_wrote_into_the_storage_breaks_nothing(page: Page, fake, tab, forgiven):
+    forgiven.append("Error reading from localStorage")
+    opened = tab(page, "generate")
+    opened.set("prompt", "type", "a song")
+    for rubbish in ('"x"', "[1,2]", '{"prompt": {"a": 1}, "takes": 99, "__proto__": {}}', "not even json"):
+        page.evaluate("text => localStorage.setItem('ace-music-studio-generate', text)", rubbish)
+        reload(page, opened)
+        expect(opened.text("prompt")).to_have_value("")
+        opened.set("prompt", "type", "a song")
+        assert opened.made(fake).takes == 1
+
+
+# --- the token budget ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_budget_is_told_while_it_is_typed(page: Page, fake, tab, tiny, monkeypatch: pytest.MonkeyPatch):
+    opened = tab(page, "generate")
+    line = opened.part("tokens")
+    monkeypatch.setattr(tokens, "token_counter", lambda: None)
+    opened.text("prompt").fill("a song")
+    expect(line).to_contain_text("unknown until the model is here")
+    counter = tokens.TokenCounter(tiny / "tokenizer" / "tokenizer.json")
+    monkeypatch.setattr(tokens, "token_counter", lambda: counter)
+    opened.text("prompt").fill("a long song")
+    used, _ = tokens.prompt_budget(counter, "generate", {"prompt": "a long song", "options.plan": True})
+    expect(line).to_have_text(f"{used} of 256 tokens, song details included.")
+    opened.unfold()
+    opened.set("key", "choose", "F# minor")
+    expect(line).not_to_have_text(f"{used} of 256 tokens, song details included.")
+    opened.text("prompt").fill("brushed drums, " * 120 + "the very end")
+    expect(line).to_contain_text('The model does not read "')
+    expect(line).to_contain_text('the very end".')
+    opened.text("prompt").fill("")
+    expect(line.locator(".shown")).to_have_count(0)
+    opened.text("lyrics").fill("[Verse]\n" + "warm tape hiss all night\n" * 380)
+    expect(opened.part("advice")).to_contain_text("2,048")
+
+
+# --- waiting ------------------------------------------------------------------------------------------------------
+
+
+def stages(request):
+    """Go through the stages of a song, many steps in each."""
+    for stage in ("loading", "planning", "steps", "decoding"):
+        for step in range(1, 13):
+            yield Progress(stage, step, 12, step / 10, 1.2 - step / 10)
+
+
+def test_a_screen_reader_hears_stages_and_quarters(page: Page, fake, tab):
+    opened = tab(page, "generate")
+    page.evaluate("""() => {
+        window.heard = [];
+        const live = document.querySelector("#generate-progress [aria-live=polite]");
+        new MutationObserver(() => window.heard.push(live.textContent)).observe(live, { childList: true });
+    }""")
+
+    def script(request):
+        yield from stages(request)
+        yield from fake.song(request)
+
+    fake.script = script
+    opened.text("prompt").fill("a song")
+    opened.made(fake)
+    expect(opened.progress).to_contain_text("1 take made")
+    heard = page.evaluate("window.heard")
+    assert 6 <= len(heard) <= 26, heard
+    for start in ("Loading the model", "Planning the song", "Making the music", "Turning it into sound", "1 take made"):
+        assert any(sentence.startswith(start) for sentence in heard), (start, heard)
+    assert len([sentence for sentence in heard if sentence.startswith("Making the music")]) <= 5 + 2
+
+
+@pytest.mark.slow
+def test_another_tab_may_be_used_while_a_song_is_made(page: Page, fake, tab):
+    generate = tab(page, "generate")
+    fake.script = fake.endless
+    generate.text("prompt").fill("a song")
+    generate.go.click()
+    expect(generate.progress).to_contain_text("step 3 of 50")
+    cover = tab(page, "cover")
+    cover.set("prompt", "type", "a brass band")
+    cover.unfold()
+    cover.set("takes", "pick", "3")
+    expect(cover.go).to_be_enabled()
+    page.keyboard.press("Escape")  # cancels nothing: nothing runs in this tab
+    lyrics = tab(page, "lyrics")
+    lyrics.set("brief", "type", "a lighthouse")
+    lyrics.go.click()
+    expect(lyrics.progress).to_contain_text("Waiting for its turn")
+    tab(page, "generate")
+    expect(generate.progress).to_contain_text("step 3 of 50")
+    fake.script = fake.play
+    generate.part("cancel").click()
+    expect_idle(generate)
+    tab(page, "lyrics")
+    expect(page.locator("#lyrics-text textarea")).to_have_value(re.compile("The lamp goes round"))
+    expect(tab(page, "cover").text("prompt")).to_have_value("a brass band")

@@ -1,0 +1,171 @@
+"""How much of the model's budget the words take, told while they are typed: the checkpoint's tokenizer alone.
+
+The model reads 256 tokens of the prompt, in which its instruction, BPM, key, metre and length count, and 2,048 of the
+lyrics. `TokenCounter` stands in for the pipeline in the functions of `sampling` that cut the prompt, so that the page
+names exactly what the song leaves out; neither torch nor transformers is loaded for it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+from tokenizers import Tokenizer
+
+import markup
+import modes
+import sampling
+import tooltips
+import uploads
+from backend import get_backend
+from form import AT_ONCE, Form, html, number
+from params import LIMITS, TEXT_LIMITS, InvalidRequest, parse_key
+
+# What the rendered prompt depends on, where a tab has it.
+FOLLOWED = (
+    *("prompt", "bpm", "key", "time_signature", "duration", "before", "after", "source"),
+    *("action", "track", "tracks", "options.plan"),
+)
+# Stands in until there is a source; a length counts by its digits alone.
+SOME_SECONDS = 60.0
+
+
+class TokenCounter:
+    """Counts tokens as the pipeline whose `tokenizer.json` is read; has the parts of it that `sampling` asks for."""
+
+    def __init__(self, file: Path):
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def tokenizer(self, text: str) -> Any:
+        """Return the token ids of a text as `input_ids`."""
+        return SimpleNamespace(input_ids=self._tokenizer.encode(text).ids)
+
+    def _format_prompt(
+        self,
+        prompt: str,
+        lyrics: str = "",
+        vocal_language: str = "en",
+        audio_duration: float = 60.0,
+        instruction: str = modes.TEXT2MUSIC,
+        bpm: int | None = None,
+        keyscale: str = "",
+        timesignature: str = "",
+    ) -> tuple[str, str]:
+        """Return prompt and lyrics as the text encoder reads them (diffusers 0.42.1, AceStepPipeline)."""
+        metas = (
+            f"- bpm: {bpm or 'N/A'}\n- timesignature: {timesignature or 'N/A'}\n- keyscale: {keyscale or 'N/A'}\n"
+            f"- duration: {int(audio_duration)} seconds\n"
+        )
+        text = f"# Instruction\n{instruction}\n\n# Caption\n{prompt}\n\n# Metas\n{metas}<|endoftext|>\n"
+        return text, f"# Languages\n{vocal_language}\n\n# Lyric\n{lyrics}<|endoftext|>"
+
+
+def token_counter() -> TokenCounter | None:
+    """Return the counter of the checkpoint in use, None before its tokenizer is here or where it cannot be read."""
+    folder = get_backend().weights.folder
+    file = Path(folder or "", "tokenizer", "tokenizer.json")
+    try:
+        return _load(file, file.stat().st_mtime_ns) if folder else None
+    except Exception:  # the tokenizers package raises nothing more exact
+        return None
+
+
+@functools.lru_cache(maxsize=2)
+def _load(file: Path, changed: int) -> TokenCounter:
+    return TokenCounter(file)
+
+
+def prompt_budget(counter: TokenCounter, mode: str, there: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the tokens of the rendered prompt of a tab's values `there`, and what of the prompt is not read."""
+    words = sampling.Words(
+        prompt=(there.get("prompt") or "")[: TEXT_LIMITS["prompt"]].strip(),
+        lyrics="",
+        language="en",
+        seconds=_seconds(there),
+        instruction=_instruction(mode, there),
+        bpm=_checked(lambda: int(number(there.get("bpm"), None) or 0)) or None,
+        key=_checked(lambda: parse_key(there.get("key"))) or "",
+        time_signature=there.get("time_signature") or "",
+    )
+    _, dropped = sampling.fit_prompt(counter, words)
+    return sampling.prompt_tokens(counter, words, words.prompt), dropped
+
+
+def lyric_tokens(lyrics: str, language: str) -> int | None:
+    """Return the tokens of the rendered lyrics, None before there is a tokenizer."""
+    counter = token_counter()
+    if counter is None:
+        return None
+    words = sampling.Words("", lyrics[: TEXT_LIMITS["lyrics"]], language, SOME_SECONDS, "")
+    return sampling.lyric_tokens(counter, words)
+
+
+def _instruction(mode: str, there: Mapping[str, Any]) -> str:
+    """Return what the model is told to do, as `modes` does."""
+    action = there.get("action", mode)
+    tracks = there.get("tracks") or ()
+    by_action = {
+        "generate": modes.COVER if there.get("options.plan") else modes.TEXT2MUSIC,
+        "cover": modes.COVER,
+        "extend": modes.REPAINT,
+        "repaint": modes.REPAINT,
+        "morph": modes.TEXT2MUSIC,
+        "layer": modes.LAYER.format((there.get("track") or "").upper()),
+        "extract": modes.EXTRACT.format((there.get("track") or "").upper()),
+        "complete": modes.COMPLETE.format(" | ".join(track.upper() for track in tracks)),
+    }
+    return by_action[action]
+
+
+def _seconds(there: Mapping[str, Any]) -> float:
+    def added(name: str) -> float:
+        return float(number(there[name], LIMITS[name].default)) if name in there else 0.0
+
+    if "duration" in there:
+        return _checked(lambda: added("duration")) or SOME_SECONDS
+    source = _checked(lambda: uploads.seconds_of(there["source"])) if there.get("source") else None
+    return (_checked(lambda: source + added("before") + added("after")) if source else None) or SOME_SECONDS
+
+
+def _checked(read: Any) -> Any:
+    """Return what `read` finds, None where a field holds what it may not: validation says so elsewhere."""
+    try:
+        found = read()
+        int(found) if isinstance(found, float) else None  # not for nan and inf
+        return found
+    except (ValueError, OverflowError, TypeError, InvalidRequest):
+        return None
+
+
+# --- the line under the prompt ------------------------------------------------------------------------------------
+
+
+def budget_line(form: Form) -> gr.HTML:
+    """Make the place for the budget of a tab's prompt."""
+    return html(elem_id=f"{form.mode}-tokens")
+
+
+def connect_budget(form: Form, line: gr.HTML) -> None:
+    """Keep the budget up to date with all that the rendered prompt holds."""
+    followed = {name: form.fields[name] for name in FOLLOWED if name in form.fields}
+
+    def look(*values: Any) -> str:
+        there = dict(zip(followed, values, strict=True))
+        if not (there["prompt"] or "").strip():
+            return ""
+        counter = token_counter()
+        if counter is None:
+            return markup.remark(tooltips.TOKENS_UNKNOWN)
+        return markup.budget(*prompt_budget(counter, form.mode, there), sampling.MAX_TEXT_TOKENS)
+
+    inputs = [*followed.values()]
+    gr.on([field.change for field in inputs], look, inputs, line, trigger_mode="always_last", **AT_ONCE)
+    # The first run may have made or fetched the tokenizer.
+    for run in form.runs:
+        run.then(look, inputs, line, **AT_ONCE)
