@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
 
 WORDS = Path(__file__).with_name("assets") / "words.txt"
+TRAINED = Path(__file__).with_name("assets") / "preview"
+"""Where a trained checkpoint would lie (docs/preview-engine.md), in the same layout, with its list of hashes."""
+
 MANIFEST = "files.json"
 DECODED_DBFS = -20.0
 """RMS of a decoded latent of unit variance."""
@@ -49,7 +52,12 @@ _lock = threading.Lock()
 
 
 def checkpoint_folder() -> Path:
-    """Return the folder of the preview checkpoint; make it in the cache where it is missing or damaged.
+    """Return the folder of the preview checkpoint: the trained one where it is there and whole, else a random one."""
+    return TRAINED if _is_whole(TRAINED) else random_folder()
+
+
+def random_folder() -> Path:
+    """Return the folder of the random checkpoint; make it in the cache where it is missing or damaged.
 
     The cache is the folder that ACE_STUDIO_CACHE names, else ~/.cache/ace-music-studio. Any number of threads and
     processes may ask at once: one makes it, aside, and renames it. Where the cache cannot be written the checkpoint
@@ -60,11 +68,13 @@ def checkpoint_folder() -> Path:
 
 def expected_folder(name: str = "preview", sources: tuple[Path, ...] = ()) -> Path:
     """Return where `checkpoint_folder` (or `kept_folder`) will be if the cache can be written; makes nothing."""
+    if name == "preview" and _is_whole(TRAINED):
+        return TRAINED
     return _cache() / f"{name}-{_version(sources)}"
 
 
 def kept_folder(name: str, make: Callable[[Path], object], sources: tuple[Path, ...] = ()) -> Path:
-    """Return the folder `name` of the cache, by the rules of `checkpoint_folder`; `make` fills it where it is missing.
+    """Return the folder `name` of the cache, by the rules of `random_folder`; `make` fills it where it is missing.
 
     `make` ends with `write_manifest`. `sources` are the files beside this one whose content decides what it makes.
     """
@@ -231,6 +241,12 @@ def _temporary_cache() -> Path:
 
     atexit.register(remove)
     return folder
+
+
+@functools.cache
+def _is_whole(folder: Path) -> bool:
+    """Tell once a process whether `folder` is intact: its files are many megabytes, and nothing changes them."""
+    return _is_intact(folder)
 
 
 def _is_intact(folder: Path) -> bool:

@@ -1,0 +1,335 @@
+"""What the preview engine's music is worth: python -m tools.evaluate_preview --checkpoint FOLDER --json FILE
+
+Makes songs from held-out prompts, as the studio makes them, and measures them (`listening`): tempo, key, style,
+silence, clipping, speed; what the VAE loses; whether a repaint keeps the tempo of its surroundings and an extension
+goes on in tempo and key. The column "ruler" says what the same measurement finds in rendered pieces, where the truth is
+known: no engine can be expected to do better. `--gate` ends with an error where the weights must not be shipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import audio
+import bootstrap
+import models
+import modes
+import preview
+import sampling
+from params import SAMPLE_RATE, Progress, parse_request
+from tools import listening
+from tools.band_score import Score, compose
+from tools.band_styles import STYLES
+from tools.render_band import render
+
+TEMPO_ERROR = 0.04
+FIRST_CLASSIFIER_SEED = 10_000
+"""Held-out prompts have the seeds from 0; the training's begin at a million."""
+
+CLIPPED_SHARE = 1e-3
+GAP_SECONDS = 2.0
+GATE = ("silent", "clipped", "tempo", "key")
+MEASURED = "## Measured"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the result: the engine's figure, what is wanted ("at least" or "at most"), the ruler's figure."""
+
+    name: str
+    value: float | None
+    at_least: float | None = None
+    at_most: float | None = None
+    ruler: float | None = None
+    note: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """Tell whether the figure is as wanted; None where nothing is wanted of it or it was not measured."""
+        if self.value is None or (self.at_least is None and self.at_most is None):
+            return None
+        return self.value >= self.at_least if self.at_least is not None else self.value <= self.at_most
+
+    def row(self) -> str:
+        """Return the line as a row of the table."""
+        wanted = f">= {self.at_least:g}" if self.at_least is not None else ""
+        wanted = f"<= {self.at_most:g}" if self.at_most is not None else wanted
+        verdict = {True: "pass", False: "FAIL", None: ""}[self.passed]
+        figures = ["-" if figure is None else f"{figure:.3g}" for figure in (self.value, self.ruler)]
+        return f"{self.name:<24}{figures[0]:>9}{wanted:>9}{figures[1]:>9}  {verdict:<5} {self.note}".rstrip()
+
+
+# --- making -------------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """The checkpoint in `folder` as the studio runs it; `steps` None is the quality's own number."""
+
+    def __init__(self, folder: Path, quality: str, steps: int | None, device: models.Device | None = None):
+        weights = models.Weights(folder.name, folder, "variable", "", "preview", None, folder.name)
+        self.device = device or models.pick_device(weights)
+        self.pipe = models.build_pipeline(models.Weights(**{**vars(weights), "engine": "xl"}), self.device)
+        self.words = {"quality": quality, "options": {} if steps is None else {"steps": steps}}
+
+    def make(self, mode: str, score: Score, source: np.ndarray | None = None, **values: Any) -> np.ndarray | None:
+        """Return the song of a score's words as samples [2, n]; None where the take ended with a problem."""
+        words = {
+            "prompt": score.captions[0],
+            "lyrics": score.lyrics,
+            "bpm": score.bpm,
+            "key": score.key,
+            "time_signature": str(score.beats),
+            **self.words,
+            **values,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            sounds = {}
+            if source is not None:
+                sounds["source"] = words["source"] = str(Path(folder, "source.wav"))
+                audio.write_wav(sounds["source"], source)
+            job = modes.Job(parse_request(mode, words), (score.seed,), (0,), folder, sounds)
+            job.running.touch()
+            *_, outcome = (event for event in modes.run(self.pipe, job, True) if not isinstance(event, Progress))
+            take = outcome.takes[0]
+            return audio.read_wav(take.file) if take.file else None
+
+
+def held_out(count: int, seconds: float) -> list[Score]:
+    """Return scores whose words are prompts: every style in turn, at tempos and in keys that it usually has."""
+    return [compose(number, style=list(STYLES)[number % len(STYLES)], seconds=seconds) for number in range(count)]
+
+
+def rendered(scores: list[Score]) -> Iterator[np.ndarray]:
+    """Yield the samples [2, n] of the band's own renderings."""
+    for score in scores:
+        yield render(score).mix.numpy()
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+def style_classifier(count: int, seconds: float) -> listening.Classifier:
+    """Train the classifier on `count` rendered pieces that are neither trained on nor asked for."""
+    names = list(STYLES)
+    scores = [
+        compose(FIRST_CLASSIFIER_SEED + number, style=names[number % len(names)], seconds=seconds)
+        for number in range(count)
+    ]
+    features = np.stack([listening.traits(samples) for samples in rendered(scores)])
+    return listening.train_classifier(features, [score.style for score in scores])
+
+
+def measure_songs(engine: Engine, scores: list[Score], classifier: listening.Classifier) -> tuple[list[Line], list]:
+    """Measure songs from words, and the band's renderings of the same words beside them."""
+    heard, ruler, took = [], [], []
+    for score, truth in zip(scores, rendered(scores), strict=True):
+        started = time.perf_counter()
+        samples = engine.make("generate", score, duration=score.seconds)
+        took.append((time.perf_counter() - started) / score.seconds)
+        heard.append(describe(samples, score, classifier))
+        ruler.append(describe(truth, score, classifier))
+        print(f"{len(heard)}/{len(scores)} {score.style}: {heard[-1]}", file=sys.stderr, flush=True)
+
+    def share(rows: list[dict], test) -> float:
+        return sum(bool(test(row)) for row in rows) / len(rows)
+
+    def line(name: str, test, **wanted: float) -> Line:
+        return Line(name, share(heard, test), ruler=share(ruler, test), **wanted)
+
+    factors = Counter(str(row["factor"]) for row in heard if row["tempo_error"] <= TEMPO_ERROR)
+    factor_note = "within 4 %, of which at double or half the tempo: " + str(factors["0.5"] + factors["2.0"])
+    lines = [
+        line("silent", lambda row: row["silent"], at_most=0.0),
+        line("clipped", lambda row: row["clipped"], at_most=0.0),
+        Line(
+            **{**vars(line("tempo", lambda row: row["tempo_error"] <= TEMPO_ERROR, at_least=0.8)), "note": factor_note}
+        ),
+        line("key", lambda row: row["key_match"] in ("same", "relative"), at_least=0.7),
+        line("key, relative excluded", lambda row: row["key_match"] == "same"),
+        line("style", lambda row: row["style"] == row["asked_style"], at_least=0.7),
+    ]
+    note = f"seconds a second of music, {engine.device.kind}, the first song left out"
+    lines.append(Line("speed", float(np.median(took[1:] or took)), at_most=0.5, note=note))
+    return lines, heard
+
+
+def describe(samples: np.ndarray | None, score: Score, classifier: listening.Classifier) -> dict[str, Any]:
+    """Return what is heard in a song beside what was asked."""
+    asked = {"seed": score.seed, "asked_style": score.style, "asked_bpm": score.bpm, "asked_key": score.key}
+    if samples is None:
+        nothing = {"silent": True, "clipped": False, "tempo": 0.0, "tempo_error": 1.0, "factor": 1.0}
+        return {**asked, **nothing, "key": "", "key_match": "other", "style": ""}
+    tempo = listening.tempo(samples)
+    error, factor = listening.tempo_error(tempo, score.bpm)
+    key = listening.key_ranking(samples)[0]
+    return {
+        **asked,
+        "silent": longest_gap(samples) > GAP_SECONDS,
+        "clipped": clipped_share(samples) > CLIPPED_SHARE,
+        "tempo": round(tempo, 1),
+        "tempo_error": round(error, 4),
+        "factor": factor,
+        "key": key,
+        "key_match": listening.key_match(key, score.key),
+        "style": classifier.style(samples),
+    }
+
+
+def longest_gap(samples: np.ndarray) -> float:
+    """Return the seconds of the longest stretch under -60 dBFS, measured in tenths of a second."""
+    block = SAMPLE_RATE // 10
+    quiet = [audio.is_silent(samples[:, start : start + block]) for start in range(0, samples.shape[1], block)]
+    longest = run = 0
+    for silent in quiet:
+        run = run + 1 if silent else 0
+        longest = max(longest, run)
+    return longest / 10
+
+
+def clipped_share(samples: np.ndarray) -> float:
+    """Return the share of samples that lie at the song's own peak, as the flat tops of a clipped wave do."""
+    peak = float(np.abs(samples).max())
+    return float((np.abs(samples) >= 0.999 * peak).mean()) if peak else 0.0
+
+
+def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
+    """Measure what is lost between a rendered piece and its way through the latents and back."""
+    import librosa
+
+    distances, levels, likeness = [], [], []
+    for samples in rendered(scores):
+        clean = sampling.join([latents for _, _, latents in sampling.encode_samples(engine.pipe, samples)])
+        back = np.concatenate([part.numpy() for *_, part in sampling.decode_latents(engine.pipe, clean)], axis=1)
+        back = back[:, : samples.shape[1]]
+        loud = [
+            librosa.power_to_db(librosa.feature.melspectrogram(y=x.mean(axis=0), sr=SAMPLE_RATE, n_mels=80), top_db=60)
+            for x in (samples, back)
+        ]
+        distances.append(float(np.abs(loud[0] - loud[1]).mean()))
+        levels.append(abs(audio.rms_dbfs(back) - audio.rms_dbfs(samples)))
+        likeness.append(
+            float(np.dot(samples.ravel(), back.ravel()) / (np.linalg.norm(samples) * np.linalg.norm(back) + 1e-9))
+        )
+    return [
+        Line("VAE, mel distance", float(np.mean(distances)), note="dB, mean over 80 bands"),
+        Line("VAE, level error", float(np.mean(levels)), note="dB"),
+        Line("VAE, likeness of waves", float(np.mean(likeness)), note="1 is the same wave"),
+    ]
+
+
+def measure_edits(engine: Engine, scores: list[Score]) -> tuple[list[Line], list]:
+    """Repaint the middle of rendered pieces and extend them; judge the new part alone."""
+    rows = []
+    for score, source in zip(scores, rendered(scores), strict=True):
+        start, end = round(score.seconds * 0.25, 2), round(score.seconds * 0.75, 2)
+        repainted = engine.make("edit", score, source, action="repaint", start=start, end=end)
+        after = max(10.0, score.seconds / 2)
+        extended = engine.make("extend", score, source, after=after)
+        row = {"seed": score.seed, "asked_bpm": score.bpm, "asked_key": score.key}
+        middle = slice(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE))
+        parts = {
+            "repaint": (None if repainted is None else repainted[:, middle], source[:, middle]),
+            "extend": (
+                None if extended is None else extended[:, source.shape[1] :],
+                source[:, -round(after * SAMPLE_RATE) :],
+            ),
+        }
+        for name, sounds in parts.items():
+            for who, part in zip(("engine", "ruler"), sounds, strict=True):
+                error, match = 1.0, "other"
+                if part is not None:
+                    error, _ = listening.tempo_error(listening.tempo(part), score.bpm)
+                    match = listening.key_match(listening.key_ranking(part)[0], score.key)
+                row[f"{name}, {who}"] = {"tempo_error": round(error, 4), "key_match": match}
+        rows.append(row)
+
+    def share(name: str, who: str, test) -> float:
+        return sum(bool(test(row[f"{name}, {who}"])) for row in rows) / len(rows)
+
+    def line(name: str, part: str, test, wanted: float) -> Line:
+        return Line(name, share(part, "engine", test), at_least=wanted, ruler=share(part, "ruler", test))
+
+    def in_time(row: dict) -> bool:
+        return row["tempo_error"] <= TEMPO_ERROR
+
+    def in_key(row: dict) -> bool:
+        return row["key_match"] in ("same", "relative")
+
+    lines = [
+        line("repaint, tempo", "repaint", in_time, 0.8),
+        line("extend, tempo", "extend", in_time, 0.8),
+        line("extend, key", "extend", in_key, 0.7),
+    ]
+    return lines, rows
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def evaluate(engine: Engine, prompts: int, edits: int, pieces: int, seconds: float) -> tuple[list[Line], dict]:
+    """Run every measurement; returns the lines and what was heard song by song."""
+    scores = held_out(prompts, seconds)
+    classifier = style_classifier(pieces, seconds)
+    lines, songs = measure_songs(engine, scores, classifier)
+    lines += measure_vae(engine, scores[:edits])
+    more, changed = measure_edits(engine, scores[:edits])
+    return [*lines, *more], {"songs": songs, "edits": changed}
+
+
+def write_card(folder: Path, rows: list[str]) -> None:
+    """Put the table into the checkpoint's card, in the place of an older one, and list the files' hashes anew."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8").split(MEASURED)[0].rstrip("\n")
+    table = "\n".join(rows)
+    card.write_text(f"{text}\n\n{MEASURED}\n\n```\n{table}\n```\n", encoding="utf-8")
+    preview.write_manifest(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, help="default: the one that the preview engine runs")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--edits", type=int, default=16, help="pieces that are repainted and extended")
+    parser.add_argument("--pieces", type=int, default=240, help="rendered pieces that the style classifier learns from")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--quality", default="draft")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--card", action="store_true", help="add the table to the checkpoint's README.md")
+    parser.add_argument("--gate", action="store_true", help=f"fail where one of {', '.join(GATE)} does")
+    parser.add_argument("--smoke", action="store_true", help="two prompts, two steps: does it run?")
+    arguments = parser.parse_args()
+    folder = arguments.checkpoint or preview.checkpoint_folder()
+    sizes = (
+        (2, 1, 16, 10.0)
+        if arguments.smoke
+        else tuple(vars(arguments)[n] for n in ("prompts", "edits", "pieces", "seconds"))
+    )
+    engine = Engine(folder, arguments.quality, 2 if arguments.smoke else None)
+    lines, details = evaluate(engine, *sizes)
+    rows = [f"{'':<24}{'engine':>9}{'wanted':>9}{'ruler':>9}", *(line.row() for line in lines)]
+    print("\n".join(rows))
+    if arguments.json:
+        figures = [{**vars(line), "passed": line.passed} for line in lines]
+        told = {"checkpoint": folder.name, "sizes": sizes, "lines": figures, **details}
+        arguments.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    if arguments.card:
+        write_card(folder, rows)
+    failed = [line.name for line in lines if line.name in GATE and line.passed is False]
+    if arguments.gate and failed:
+        sys.exit(f"These weights must not be shipped: {', '.join(failed)}.")
+
+
+if __name__ == "__main__":
+    bootstrap.bootstrap()
+    main()
