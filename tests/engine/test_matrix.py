@@ -1,0 +1,93 @@
+"""tools/matrix.py: what it measures on audio whose tempo, key and clicks are known, and one small grid for real."""
+
+import numpy as np
+import pytest
+
+import app
+from tools import matrix
+
+RATE = 48_000
+
+
+def chords(notes, seconds=8, bpm=120):
+    """Play `notes` (MIDI, each a chord's root, third and fifth above it) one a beat, with a click on the beat."""
+    beat = round(60 / bpm * RATE)
+    n = np.arange(beat) / RATE
+    song = []
+    for i in range(round(seconds * bpm / 60)):
+        chord = sum(np.sin(2 * np.pi * 440 * 2 ** ((note - 69) / 12) * n) for note in notes[i % len(notes)])
+        song.append(
+            0.1 * chord * np.exp(-4 * n) + 0.3 * np.random.default_rng(i).standard_normal(beat) * np.exp(-80 * n)
+        )
+    return np.concatenate(song).astype(np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bpm", [90, 120, 140])
+def test_the_tempo_of_a_beat_is_heard(bpm):
+    tempo = matrix.heard_tempo(chords([(60, 64, 67)], seconds=12, bpm=bpm), RATE)
+    assert matrix.off_by(tempo, bpm) < 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "notes"),
+    [
+        ("C major", [(60, 64, 67), (65, 69, 72), (67, 71, 74), (60, 64, 67)]),
+        ("A minor", [(57, 60, 64), (62, 65, 69), (64, 68, 71), (57, 60, 64)]),
+        ("F# major", [(66, 70, 73), (71, 75, 78), (73, 77, 80), (66, 70, 73)]),
+    ],
+)
+def test_the_key_of_a_cadence_is_heard(key, notes):
+    assert matrix.heard_key(chords(notes), RATE) == key
+
+
+def test_silence_has_no_key():
+    assert matrix.heard_key(np.zeros(RATE, np.float32), RATE) == ""
+
+
+def test_half_and_double_are_the_same_beat():
+    assert matrix.off_by(60, 120) == matrix.off_by(240, 120) == 0
+    assert matrix.off_by(126, 120) == pytest.approx(5)
+
+
+def test_a_click_at_a_border_stands_out_and_music_does_not():
+    tone = 0.2 * np.sin(2 * np.pi * 220 * np.arange(2 * RATE) / RATE)[:, None].repeat(2, axis=1)
+    assert abs(matrix.step_db(tone, RATE, 1.0)) < 0.5
+    tone[RATE:] += 0.3
+    assert matrix.step_db(tone, RATE, 1.0) > 20
+    assert matrix.step_db(tone, RATE, 0.5) < 0.5
+
+
+@pytest.fixture(scope="module")
+def server():
+    demo = app.build_app()
+    yield app.launch(demo).rstrip("/")
+    demo.close()
+
+
+@pytest.mark.slow
+def test_a_small_grid_becomes_a_table(server, tmp_path, capsys):
+    small = ["--url", server, "--bpm", "120", "--key", "am", "--task", "generate", "repaint"]
+    out = tmp_path / "table.md"
+    assert matrix.main([*small, "--seconds", "10", "--steps", "2", "--out", str(out)]) == 0
+    title, _, names, _, *rows = out.read_text().splitlines()
+    assert title.startswith("preview (preview), ")
+    names, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (names, *rows))
+    generate, repaint = (dict(zip(names, row, strict=True)) for row in rows)
+    assert [one["task"] for one in (generate, repaint)] == ["generate", "repaint"]
+    for one in (generate, repaint):
+        assert (one["bpm"], one["key"], one["length"]) == ("120", "A minor", "10")
+        assert float(one["seconds"]) > 0 and float(one["peak MB"]) > 100
+        assert one["heard key"].split()[1] in ("major", "minor")
+    assert generate["step dB"] == ""
+    assert all(abs(float(step)) < 20 for step in repaint["step dB"].split(","))
+    assert capsys.readouterr().out.strip() == out.read_text().strip()
+
+
+@pytest.mark.slow
+def test_a_call_that_fails_is_a_row_and_a_status(server, capsys):
+    assert matrix.main(["--url", server, "--bpm", "10", "--key", "C major", "--task", "cover", "--steps", "2"]) == 1
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if " failed: " in line]
+    assert row.startswith("| 10 | C major | generate |")
+    assert "from 30 to 300" in row

@@ -1,0 +1,179 @@
+"""The studio without a network: a copy of the program with its models beside it, every way outside closed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import soundfile
+from gradio_client import Client
+
+import lyrics
+import models
+import plan_weights
+import preview
+import preview_writers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Runs before anything else in the studio's Python: whatever is asked of another machine is written down and refused.
+GUARD = """
+import os, socket
+
+def closed(address):
+    host = address[0] if isinstance(address, tuple) else address
+    if host in (None, "", "localhost", "0.0.0.0", "::", "::1") or str(host).startswith("127."):
+        return
+    if isinstance(host, bytes) and host.startswith(b"127."):
+        return
+    with open(os.environ["GUARD_LOG"], "a") as log:
+        log.write(f"{address}\\n")
+    raise OSError(101, "Network is unreachable")
+
+class Guarded(socket.socket):
+    def connect(self, address):
+        if self.family != socket.AF_UNIX:
+            closed(address)
+        return super().connect(address)
+
+    def connect_ex(self, address):
+        if self.family != socket.AF_UNIX:
+            closed(address)
+        return super().connect_ex(address)
+
+    def sendto(self, data, *rest):
+        closed(rest[-1])
+        return super().sendto(data, *rest)
+
+look_up = socket.getaddrinfo
+
+def getaddrinfo(host, *rest, **more):
+    closed((host,))
+    return look_up(host, *rest, **more)
+
+socket.socket, socket.getaddrinfo = Guarded, getaddrinfo
+"""
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory) -> Path:
+    """Copy the program, and put tiny models where the real ones are carried to."""
+    folder = tmp_path_factory.mktemp("carried") / "studio"
+    folder.mkdir()
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    for name in ("assets", "presets", "static"):
+        shutil.copytree(ROOT / name, folder / name)
+    preview.make_checkpoint(folder / "models" / models.DEFAULT_MODEL, xl=True)
+    planner = folder / "models" / plan_weights.DEFAULT_PLANNER
+    preview_writers.make_language_model(planner, family="qwen3", audio_codes=plan_weights.PREVIEW_CODES)
+    preview_writers.make_language_model(folder / "models" / lyrics.DEFAULT_WRITER, family="qwen2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Return a bare environment: no cache, no settings, no word of being offline."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "guard").mkdir()
+    (home / "guard" / "sitecustomize.py").write_text(GUARD)
+    ours = ("ACE_STUDIO_", "HF_", "HUGGINGFACE_", "GRADIO_", "SPACES_")
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(ours) and "proxy" not in name.lower()
+    }
+    own = {"HOME": str(home), "GUARD_LOG": str(home / "asked.log"), "PYTHONPATH": str(home / "guard")}
+    return {**kept, **own, "GRADIO_TEMP_DIR": str(home / "page")}
+
+
+@pytest.fixture(scope="module")
+def studio(carried, environment) -> Iterator[str]:
+    """Start it and return its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port)], cwd=carried, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert f":{port}/" in started.stdout.readline()
+    yield f"http://127.0.0.1:{port}"
+    started.terminate()
+    started.wait(20)
+
+
+def asked(environment) -> str:
+    """Return what was asked of other machines."""
+    log = Path(environment["GUARD_LOG"])
+    return log.read_text() if log.exists() else ""
+
+
+def test_the_guard_closes_every_way_outside(environment, tmp_path):
+    environment = {**environment, "GUARD_LOG": str(tmp_path / "asked.log")}
+    code = """
+import socket, urllib.request
+for ask in (
+    lambda: socket.create_connection(("192.0.2.1", 80), 1),
+    lambda: socket.getaddrinfo("example.org", 80),
+    lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"?", ("192.0.2.1", 53)),
+    lambda: urllib.request.urlopen("http://example.org"),
+):
+    try:
+        ask()
+    except OSError:
+        print("closed")
+"""
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["closed"] * 4
+    assert asked(environment).count("\n") == 4
+
+
+@pytest.mark.slow
+def test_a_planned_song_and_lyrics_are_made_without_a_network(studio, environment, tmp_path):
+    client = Client(studio, verbose=False, analytics_enabled=False, download_files=tmp_path)
+    facts = client.predict(api_name="/capabilities")
+    assert (facts["engine"], facts["model"], facts["problem"]) == ("xl", models.DEFAULT_MODEL, None)
+    given = {"prompt": "calm piano", "duration": 10, "seed": 7, "options": {"steps": 2}}
+    (path,), record = client.predict(**given, api_name="/generate")
+    assert soundfile.info(path).frames == 10 * 48_000
+    assert record["model"]["id"] == models.DEFAULT_MODEL
+    assert record["plan"]["used"] is True
+    assert client.predict("a lighthouse", options={"max_tokens": 16}, api_name="/lyrics").strip()
+    client.close()
+    assert asked(environment) == ""
+
+
+@pytest.mark.slow
+def test_the_page_comes_without_a_network(studio, environment):
+    page = httpx.get(studio)
+    assert page.status_code == 200
+    # What the page would load from elsewhere; a link to click is no such thing.
+    loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"', page.text)
+    assert [url for url in loaded if not url.startswith(studio)] == []
+    assert asked(environment) == ""
+
+
+@pytest.mark.slow
+def test_the_check_names_the_folders_that_were_carried(carried, environment):
+    told = subprocess.run(
+        [sys.executable, "app.py", "--check"], cwd=carried, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    for folder in (models.DEFAULT_MODEL, plan_weights.DEFAULT_PLANNER, lyrics.DEFAULT_WRITER):
+        assert str(carried / "models" / folder) in told.stdout
+    assert told.stdout.splitlines()[-1].endswith("A song can be made here.")
+    assert asked(environment) == ""
+
+
+def test_the_document_carries_every_model_to_where_it_is_looked_for():
+    text = (ROOT / "docs" / "offline.md").read_text()
+    carried = dict(re.findall(r"hf download (\S+) .*--local-dir models/(\S+)$", text, re.MULTILINE))
+    assert carried == {name: name for name in (models.DEFAULT_MODEL, plan_weights.UMBRELLA, lyrics.DEFAULT_WRITER)}
+    assert f'"{plan_weights.SUBFOLDER}/*"' in text
+    assert lyrics.DEFAULT_MLX_WRITER in text

@@ -1,0 +1,369 @@
+"""The command line: arguments become variables before anything reads them, and --check tells what would run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from huggingface_hub import constants
+
+import check
+import cli
+import lyrics
+import models
+import plan_weights
+import tooltips
+from params import Problem, StudioError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
+    """Run app.py as from a terminal."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "app.py"), *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+
+def test_every_argument_sets_its_variable(tmp_path):
+    environ = {"ACE_STUDIO_PLANNER": "preview", "GRADIO_SERVER_PORT": "1234"}
+    given = ["--host", "0.0.0.0", "--port", "8000", "--share", "--model", "preview", "--lyrics", "off", "--mcp"]
+    cli.read_arguments([*given, "--output", str(tmp_path / "new" / "songs")], environ)
+    assert environ == {
+        "ACE_STUDIO_LYRICS": "off",
+        "ACE_STUDIO_MODEL": "preview",
+        "ACE_STUDIO_OUTPUT": str(tmp_path / "new" / "songs"),
+        "ACE_STUDIO_PLANNER": "preview",
+        "GRADIO_MCP_SERVER": "true",
+        "GRADIO_SERVER_NAME": "0.0.0.0",
+        "GRADIO_SERVER_PORT": "8000",
+        "GRADIO_SHARE": "true",
+    }
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_arguments_nothing_changes():
+    environ = {"GRADIO_SERVER_PORT": "1234"}
+    assert cli.read_arguments([], environ).check is None
+    assert environ == {"GRADIO_SERVER_PORT": "1234"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--host", "::1"),
+        ("--host", "localhost"),
+        ("--port", "65535"),
+        ("--model", "ACE-Step/acestep-v15-xl-sft-diffusers"),
+        ("--model", str(ROOT)),
+        ("--planner", "ACE-Step/Ace-Step1.5/acestep-5Hz-lm-1.7B"),
+        ("--planner", "OFF"),
+        ("--lyrics", "Qwen/Qwen2.5-7B-Instruct"),
+    ],
+)
+def test_a_right_value_is_taken(arguments):
+    environ: dict[str, str] = {}
+    cli.read_arguments(arguments, environ)
+    (value,) = environ.values()
+    assert value.lower() == arguments[1].lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--port", "0"), 'A port is a whole number from 1 to 65535, not "0".'),
+        (("--port", "65536"), 'not "65536".'),
+        (("--port", "-1"), "--port"),
+        (("--port", "80.5"), 'not "80.5".'),
+        (("--port", "٣٤"), "whole number"),
+        (("--host", "http://studio"), "without http:// and port"),
+        (("--host", "127.0.0.1:7860"), "without http:// and port"),
+        (("--host", "999.0.0.1"), "IP address"),
+        (("--host", ""), "IP address"),
+        (("--model", ""), "a folder, or preview"),
+        (("--model", "off"), "a folder, or preview"),
+        (("--model", "just-a-name"), 'not "just-a-name".'),
+        (("--model", "a/b/c"), 'not "a/b/c".'),
+        (("--model", "./nowhere"), "There is no folder ./nowhere."),
+        (("--planner", "~/nowhere-at-all"), "There is no folder ~/nowhere-at-all."),
+        (("--lyrics", "Qwen"), "preview or off"),
+        (("--output", ""), "is a file, not a folder"),
+        (("--output", str(ROOT / "app.py")), "app.py is a file, not a folder."),
+        (("--output", str(ROOT / "app.py" / "songs")), "app.py is a file, not a folder."),
+        (("--outpu", "songs"), "unrecognized arguments"),
+        (("songs",), "unrecognized arguments: songs"),
+    ],
+)
+def test_a_wrong_value_is_told_in_a_sentence(arguments, sentence, capsys):
+    environ: dict[str, str] = {}
+    with pytest.raises(SystemExit) as ended:
+        cli.read_arguments(arguments, environ)
+    assert ended.value.code == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert environ == {}
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(SystemExit):
+        cli.read_arguments(["--output", str(tmp_path / "songs")], {})
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_the_help_names_every_argument_and_its_variable():
+    shown = run("--help", COLUMNS="100")
+    assert shown.returncode == 0
+    for name in (*cli.VARIABLES, "check"):
+        assert f"--{name}" in shown.stdout
+    unwrapped = "".join(shown.stdout.split())
+    for words in (*cli.VARIABLES.values(), models.DEFAULT_MODEL, plan_weights.UMBRELLA, lyrics.DEFAULT_WRITER):
+        assert words in unwrapped
+
+
+def test_a_wrong_value_ends_the_program_with_status_2_before_anything_is_imported():
+    ended = run("--port", "many", PYTHONPROFILEIMPORTTIME="1")
+    assert ended.returncode == 2
+    assert 'not "many".' in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert re.search(r"\| +argparse$", ended.stderr, re.MULTILINE)
+    assert not re.search(r"\| +(gradio|huggingface_hub|torch)$", ended.stderr, re.MULTILINE)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_the_studio_starts_as_the_arguments_say(tmp_path):
+    port, songs = free_port(), tmp_path / "songs"
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--model", "preview", "--output", str(songs), "--mcp"]
+    # The variables name what must not be used.
+    environ = {**os.environ, "GRADIO_SERVER_PORT": "1", "ACE_STUDIO_MODEL": "nobody/nothing"}
+    studio = subprocess.Popen(
+        [sys.executable, "app.py", *arguments], cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        said = [studio.stdout.readline(), studio.stdout.readline()]
+        assert f"http://127.0.0.1:{port}/" in said[0]
+        assert said[1].strip().endswith(f"http://127.0.0.1:{port}/gradio_api/mcp/")
+        address = f"http://127.0.0.1:{port}/gradio_api"
+        facts = httpx.post(f"{address}/run/capabilities", json={"data": []}, timeout=60).json()["data"][0]
+        assert facts["engine"] == "preview"
+        assert len(httpx.get(f"{address}/mcp/schema").json()) == len(facts_of_the_tools())
+    finally:
+        studio.terminate()
+        studio.wait(20)
+
+
+def facts_of_the_tools() -> list[str]:
+    """Return the names of the public endpoints."""
+    import app
+
+    return [one.api_name for one in app.build_app().fns.values() if one.api_visibility == "public"]
+
+
+class Launched:
+    """What `announcements` reads of a launched page."""
+
+    def __init__(self, mcp_server: bool, share_url: str | None):
+        self.mcp_server, self.share_url = mcp_server, share_url
+
+
+def test_the_terminal_is_told_what_came_of_mcp_and_share(monkeypatch):
+    import app
+
+    url = "http://127.0.0.1:7860/"
+    assert list(app.announcements(Launched(False, None), url)) == [tooltips.READY.format(url=url)]
+    monkeypatch.setenv("GRADIO_MCP_SERVER", "true")
+    monkeypatch.setenv("GRADIO_SHARE", "True")
+    _, mcp, share = app.announcements(Launched(True, "https://x.gradio.live"), url)
+    assert mcp.endswith("http://127.0.0.1:7860/gradio_api/mcp/")
+    assert share.endswith("https://x.gradio.live")
+    assert list(app.announcements(Launched(False, None), url))[1:] == [tooltips.MCP_MISSING, tooltips.NOT_SHARED]
+
+
+# --- --check ------------------------------------------------------------------------------------------------------
+
+
+def weights(source: str, folder: Path | None = None, problem: Problem | None = None) -> models.Weights:
+    engine = "preview" if source == "preview" else "xl"
+    return models.Weights("org/song", folder, source, "", engine, problem, "org/song")
+
+
+MISSING = Problem("weights_missing", "The model org/song is not on this machine.", hint="Fetch it.")
+
+
+def test_weights_that_are_here_are_named_with_their_size(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "model.safetensors").write_bytes(bytes(2_500_000))
+    (found,) = check.song_model(weights("models", tmp_path))
+    assert found.text == f"org/song, 2.5 MB, in {tmp_path}."
+    assert not found.stops
+
+
+def test_the_preview_is_enough_for_a_song_and_says_what_is_missing():
+    (found,) = check.song_model(weights("preview", problem=MISSING))
+    assert "not music" in found.text and MISSING.message in found.text and "11.5 GB" in found.text
+    assert not found.stops
+
+
+def test_weights_that_cannot_be_had_stop_a_song():
+    (found,) = check.song_model(weights("none", problem=MISSING))
+    assert found.stops and MISSING.message in found.text
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers the one question that the check asks of the hub, for a model of the server's `sizes`."""
+
+    def do_GET(self):
+        files = [{"rfilename": name, "size": size} for name, size in self.server.sizes.items()]
+        body = json.dumps({"id": "org/song", "sha": "0" * 40, "siblings": files}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub_of(monkeypatch):
+    """Return a function that makes a hub on this machine hold files of the given sizes."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def hold(**sizes: int) -> None:
+        server.sizes = {name.replace("__", "/").replace("_json", ".json"): size for name, size in sizes.items()}
+
+    yield hold
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_what_is_to_be_fetched_is_asked_of_the_hub(hub_of):
+    sizes = {"model_index_json": 1_000, "vae__config_json": 250_000_000, "README": 7_000_000_000}
+    hub_of(**sizes)
+    (found,) = check.song_model(weights("hub"))
+    assert "will be fetched" in found.text and "0.3 GB" in found.text
+    assert not found.stops
+
+
+def test_a_fetch_that_does_not_fit_onto_the_disk_stops_a_song(hub_of):
+    hub_of(model_index_json=10**15)
+    (found,) = check.song_model(weights("hub"))
+    assert "1000000.0 GB are to be fetched" in found.text
+    assert found.stops
+
+
+def test_a_hub_without_such_a_model_or_without_an_answer_stops_a_song(hub_of, monkeypatch):
+    hub_of(README=1)
+    (found,) = check.song_model(weights("hub"))
+    assert "model_index.json is missing there" in found.text and found.stops
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    (found,) = check.song_model(weights("hub"))
+    assert "could not be asked" in found.text and found.stops
+
+
+def test_language_models_never_stop_a_song(monkeypatch):
+    for variable, look in (("ACE_STUDIO_PLANNER", check.planner), ("ACE_STUDIO_LYRICS", check.lyrics_writer)):
+        for value, words in (
+            ("off", "switched off"),
+            ("preview", "built-in preview"),
+            ("nobody/nothing", "nobody/nothing"),
+            ("/nowhere", "/nowhere"),
+        ):
+            monkeypatch.setenv(variable, value)
+            (found,) = look()
+            assert words in found.text
+            assert not found.stops
+    monkeypatch.delenv("ACE_STUDIO_PLANNER")
+    (found,) = check.planner()
+    assert "not on this machine" in found.text and f"{check.PLANNER_GB} GB" in found.text
+
+
+def test_too_little_memory_for_the_shortest_song_stops_it(monkeypatch):
+    where = models.Device("cpu", "float32", "float32", "float32", "")
+    monkeypatch.setattr(models, "room_for_models", lambda kind: 10**12)
+    found = check.memory_plan(weights("hub"), where, "everything resident")
+    assert found.text.startswith("everything resident; the shortest song takes ") and not found.stops
+    monkeypatch.setattr(models, "room_for_models", lambda kind: 10**9)
+    found = check.memory_plan(weights("hub"), where, "one part of a model at a time")
+    assert found.stops and "1.0 GB" in found.text
+
+
+def test_an_output_folder_that_cannot_be_used_stops_a_song(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path))
+    (found,) = check.output()
+    assert str(tmp_path) in found.text and "free" in found.text and not found.stops
+    with monkeypatch.context() as patch:
+        full = shutil.disk_usage(tmp_path)._replace(free=10**8)
+        patch.setattr(shutil, "disk_usage", lambda _: full)
+        (found,) = check.output()
+        assert "0.1 GB free" in found.text and found.stops
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "file"))
+    (found,) = check.output()
+    assert found.stops
+
+
+def test_whatever_goes_wrong_while_looking_is_a_line_and_stops():
+    def broken():
+        raise StudioError("odd", "Something odd.")
+        yield
+
+    (found,) = check._tried("cache", broken)
+    assert found.stops and "could not be checked" in found.text
+    verdict = check.verdict_of([check.Finding("model", "Gone.", True), found])
+    assert verdict.stops and verdict.text.endswith("see Song model, Model cache.")
+
+
+def test_every_line_has_its_label():
+    source = (ROOT / "check.py").read_text()
+    used = set(re.findall(r'Finding\(\s*"(\w+)"', source)) | set(re.findall(r'^ +\("(\w+)", ', source, re.MULTILINE))
+    assert used == set(tooltips.CHECK_LABELS)
+
+
+@pytest.mark.slow
+def test_check_tells_what_would_run_and_loads_nothing(tmp_path):
+    told = run("--check", "--output", str(tmp_path / "songs"), ACE_STUDIO_CACHE=str(tmp_path / "cache"))
+    assert told.returncode == 0, told.stdout + told.stderr
+    lines = {line[:15].strip(): line[15:] for line in told.stdout.splitlines()}
+    assert list(lines) == list(tooltips.CHECK_LABELS.values())
+    assert lines["Device"].startswith(("cpu", "cuda", "mps"))
+    assert "preview engine" in lines["Result"]
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+def test_check_fails_where_no_song_could_be_made():
+    told = run("--check", "--model", "nobody/nothing")
+    assert told.returncode == 1
+    assert told.stdout.splitlines()[-1].endswith("see Song model.")
+    assert "Traceback" not in told.stderr
