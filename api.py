@@ -1,4 +1,4 @@
-"""The public endpoints: one for each song mode, and /capabilities, for gradio_client, plain HTTP and MCP.
+"""The public endpoints: one for each song mode, /lyrics and /capabilities, for gradio_client, plain HTTP and MCP.
 
 Each endpoint has plain components of its own that the page never draws. They carry names, defaults and schemas: gradio
 reads an endpoint's defaults from its components (only None comes from the signature), and an MCP tool's texts from the
@@ -12,7 +12,7 @@ import contextlib
 import html
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,17 @@ from params import (
     QUALITY_STEPS,
     REPAINT_MODES,
     REQUESTS,
+    STRUCTURES,
     TEXT_LIMITS,
     TRACKS,
     Done,
+    Draft,
     Event,
     Failed,
     InvalidRequest,
     Problem,
     Progress,
-    SongRequest,
+    Request,
     parse_request,
     shown,
 )
@@ -73,10 +75,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A song endpoint: what it does, in a sentence, and its parameters in the order of the signature."""
+    """An endpoint: what it does, in a sentence, its parameters in the order of the signature, and what it returns."""
 
     about: str
     parameters: tuple[Parameter, ...]
+    returns: str
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -170,7 +173,11 @@ def _shared(name: str, **changes: Any) -> Parameter:
 
 def _options(mode: str) -> Parameter:
     known = REQUESTS[mode].model_fields["options"].annotation.model_fields
-    about = f"Advanced settings as an object with any of {', '.join(known)}. format is one of {', '.join(FORMATS)}."
+    about = f"Advanced settings as an object with any of {', '.join(known)}."
+    if "format" in known:
+        about += f" format is one of {', '.join(FORMATS)}."
+    if "plan" in known:
+        about += " plan false leaves the planner out, rewrite lets it word the prompt."
     if mode == "edit":
         owned = "; ".join(
             f"{', '.join(sorted(names))} to {action}" for action, names in ACTION_OPTIONS.items() if names
@@ -285,15 +292,48 @@ def _song_endpoint(mode: str, about: str, *own: Parameter) -> Endpoint:
     One of its own replaces the shared one of the same name.
     """
     every = {parameter.name: parameter for parameter in (*SONG_PARAMETERS, _options(mode), *own)}
-    return Endpoint(about, tuple(sorted(every.values(), key=lambda parameter: parameter.default is not REQUIRED)))
+    parameters = sorted(every.values(), key=lambda parameter: parameter.default is not REQUIRED)
+    return Endpoint(
+        about,
+        tuple(parameters),
+        "The audio files, one for each take, and a record with everything that is needed to make them again. "
+        'While it works, a streaming client gets no files and {"progress": {"stage", "step", "steps", "elapsed", '
+        '"left", "note"}}.',
+    )
 
 
+LYRICS = (
+    Parameter(
+        "brief",
+        gr.Textbox,
+        REQUIRED,
+        f"What the song is about; up to {TEXT_LIMITS['brief']:,} characters.",
+    ),
+    Parameter(
+        "structure",
+        gr.Textbox,
+        "",
+        f"The sections: one of {', '.join(STRUCTURES)}, or words of your own, up to {TEXT_LIMITS['structure']:,} "
+        "characters. Empty leaves them to the writer.",
+    ),
+    _shared("language", default="en", about='Language to write in as a code such as "en", "ja" or "yue".'),
+    Parameter(
+        "tone", gr.Textbox, "", f"How it sounds, such as wistful or playful; up to {TEXT_LIMITS['tone']:,} characters."
+    ),
+    _shared("seed", about=f"The same seed gives the same lyrics, {_range('seed')}; -1 draws one."),
+    _options("lyrics"),
+)
 ENDPOINTS = {
     "generate": _song_endpoint("generate", "Make songs from words.", DURATION, REFERENCE),
     "cover": _song_endpoint("cover", "Make new versions of a song, as long as it, with another sound.", *COVER),
     "extend": _song_endpoint("extend", "Add new music before and after a song; the song itself stays.", *EXTEND),
     "edit": _song_endpoint(
         "edit", "Change a song: repaint a region, morph the whole, add a layer, extract or complete tracks.", *EDIT
+    ),
+    "lyrics": Endpoint(
+        "Write the lyrics of a song, with section tags that /generate understands.",
+        LYRICS,
+        "The lyrics. A streaming client gets what there is of them while they are written, at first nothing.",
     ),
 }
 
@@ -305,19 +345,22 @@ def add_endpoints() -> None:
     """Register every public endpoint; call it once, inside the Blocks context of the page."""
     # Each component is hidden by itself: inside a hidden Column the page would still fetch their code.
     for mode, endpoint in ENDPOINTS.items():
-        gr.on(
-            [],  # nothing on the page triggers it
-            song_handler(mode),
-            inputs=[parameter.build() for parameter in endpoint.parameters],
-            outputs=[
+        outputs: list[gr.components.Component] = [gr.Textbox(label="text", visible=False)]
+        if mode != "lyrics":
+            outputs = [
                 gr.File(label="files", file_count="multiple", visible=False),
                 gr.JSON(label="record", visible=False),
-            ],
+            ]
+        gr.on(
+            [],  # nothing on the page triggers it
+            handler_of(mode),
+            inputs=[parameter.build() for parameter in endpoint.parameters],
+            outputs=outputs,
             api_name=mode,
             api_visibility="public",
             preprocess=False,
             show_progress="hidden",
-            validator=song_validator(mode),
+            validator=validator_of(mode),
             **GPU_CONCURRENCY,
         )
     gr.on(
@@ -337,36 +380,42 @@ def capabilities() -> dict[str, Any]:
     """Tell what this studio can do: its model, engine, device, tasks, limits and versions.
 
     Returns:
-        An object with model, engine (xl or preview), device, dtype, memory_plan, tasks, limits, versions and more.
+        An object with model, engine (xl or preview), device, dtype, memory_plan, planner, lyrics, tasks, limits,
+        versions and more.
     """
     return get_backend().capabilities()
 
 
-def song_handler(mode: str) -> Callable[..., Iterator[tuple[list[str] | None, dict[str, Any]]]]:
-    """Return the handler of a song endpoint: a generator whose name, signature and docstring gradio and MCP read.
+def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
+    """Return the handler of an endpoint: a generator whose name, signature and docstring gradio and MCP read.
 
-    It yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) while the song is being made and
-    (paths, record) at the end. It raises gr.Error titled with the problem's code. Closing it cancels the song.
+    A song's yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) while it is being made and
+    (paths, record) at the end; that of lyrics the text so far. It raises gr.Error titled with the problem's code.
+    Closing it cancels the run.
     """
     endpoint = ENDPOINTS[mode]
 
-    def handler(*values: Any) -> Iterator[tuple[list[str] | None, dict[str, Any]]]:
-        try:
-            request = read_request(mode, dict(zip(endpoint.names, values, strict=True)))
-        except InvalidRequest as error:
-            raise error_for(error.problem) from None
-        # A run can be cancelled by its event only after its first value.
-        yield None, _progress(Progress("waiting"))
-        with contextlib.closing(_events(request)) as events:
+    def songs(*values: Any) -> Iterator[tuple[list[str] | None, dict[str, Any]]]:
+        with contextlib.closing(_run(mode, values)) as events:
             for event in events:
                 match event:
                     case Progress():
                         yield None, _progress(event)
                     case Done(files, record):
                         yield list(files), record
-                    case Failed(problem):
-                        raise error_for(problem)
 
+    def text(*values: Any) -> Iterator[str]:
+        written = ""
+        with contextlib.closing(_run(mode, values)) as events:
+            for event in events:
+                match event:
+                    case Draft(draft):
+                        written = draft
+                    case Done(_, record):
+                        written = record["text"]
+                yield written
+
+    handler = text if mode == "lyrics" else songs
     handler.__name__ = handler.__qualname__ = mode
     handler.__doc__ = _docstring(endpoint)
     handler.__signature__ = inspect.Signature(
@@ -376,7 +425,7 @@ def song_handler(mode: str) -> Callable[..., Iterator[tuple[list[str] | None, di
     return handler
 
 
-def song_validator(mode: str) -> Callable[..., list[dict[str, Any]]]:
+def validator_of(mode: str) -> Callable[..., list[dict[str, Any]]]:
     """Return the check that runs before anything is queued: a verdict for each input, with the sentence if it is wrong.
 
     The uploads' headers are read as well. A wrong value ends as HTTP 422, in gradio_client as a ValidationError, with
@@ -397,10 +446,21 @@ def song_validator(mode: str) -> Callable[..., list[dict[str, Any]]]:
     return validate
 
 
-def read_request(mode: str, values: Mapping[str, Any]) -> SongRequest:
+def read_request(mode: str, values: Mapping[str, Any]) -> Request:
     """Return the request that raw API `values` make; raises InvalidRequest, also where a file is not an upload."""
+    if isinstance(options := values.get("options"), Mapping) and isinstance(options.get("loras"), list):
+        chosen = [_uploaded_lora(each) for each in options["loras"]]
+        values = {**values, "options": {**options, "loras": chosen}}
     paths = {name: uploaded_path(name, values[name]) for name in ENDPOINTS[mode].uploads if values[name] is not None}
     return parse_request(mode, {**values, **paths})
+
+
+def _uploaded_lora(choice: Any) -> Any:
+    """Return a LoRA of a request with the path of its file, where the client uploaded one."""
+    if isinstance(choice, Mapping) and isinstance(choice.get("source"), Mapping):
+        path = choice["source"].get("path")
+        return {**choice, "source": path if isinstance(path, str) else ""}
+    return choice
 
 
 def uploaded_path(name: str, value: Any) -> str:
@@ -419,7 +479,22 @@ def uploaded_path(name: str, value: Any) -> str:
     raise InvalidRequest((Problem("invalid", message, name),))
 
 
-def _events(request: SongRequest) -> Iterator[Event]:
+def _run(mode: str, values: Iterable[Any]) -> Iterator[Event]:
+    """Run what the `values` of an endpoint ask for; raises gr.Error where they are wrong or the run fails."""
+    try:
+        request = read_request(mode, dict(zip(ENDPOINTS[mode].names, values, strict=True)))
+    except InvalidRequest as error:
+        raise error_for(error.problem) from None
+    # A run can be cancelled by its event only after its first value.
+    yield Progress("waiting")
+    with contextlib.closing(_events(request)) as events:
+        for event in events:
+            if isinstance(event, Failed):
+                raise error_for(event.problem)
+            yield event
+
+
+def _events(request: Request) -> Iterator[Event]:
     """Yield the events of a run; whatever goes wrong around it becomes a `Failed` as well."""
     try:
         yield from get_backend().stream(request)
@@ -454,8 +529,6 @@ def _docstring(endpoint: Endpoint) -> str:
             *lines,
             "",
             "Returns:",
-            "    The audio files, one for each take, and a record with everything that is needed to make them again. "
-            'While it works, a streaming client gets no files and {"progress": {"stage", "step", "steps", "elapsed", '
-            '"left", "note"}}.',
+            f"    {endpoint.returns}",
         ]
     )

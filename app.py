@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from bootstrap import bootstrap as _bootstrap
+from check import run as _check
+from cli import read_arguments as _read_arguments
 
+# Arguments are variables, too, and the libraries below read theirs while they are imported.
+_arguments = _read_arguments() if __name__ == "__main__" else None
+if _arguments and _arguments.check:
+    raise SystemExit(_check())
 _bootstrap()
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -15,7 +22,6 @@ from typing import Any
 
 import gradio as gr
 
-import audio
 import markup
 import panels
 import tabs
@@ -23,9 +29,12 @@ import theme
 import tooltips
 from api import add_endpoints
 from backend import get_backend
-from panels import AT_ONCE, QUIET, Form, Header
+from form import AT_ONCE, QUIET, Form, Updates
+from lora_files import MAX_FILE_BYTES
+from panels import Header
 from params import Done, Problem
-from tabs import connect_cancel, page_updates, unexpected
+from remember import connect_memory
+from runs import connect_cancel, page_updates, unexpected
 
 log = logging.getLogger("studio")
 
@@ -33,6 +42,9 @@ log = logging.getLogger("studio")
 QUEUE_SIZE = 32
 # Seconds: how often Gradio looks for old uploads and copies of takes, and how old they get.
 DELETE_CACHE = (3600, 24 * 3600)
+# A status in which nothing is here; it tells which parts of the page follow the status.
+NOTHING = {"state": "none", "model": "", "problem": None}
+NOTHING_KNOWN = {"turbo": False, "tasks": {}, "planner": NOTHING, "lyrics": NOTHING, "memory_plans": ()}
 
 
 def build_app() -> gr.Blocks:
@@ -44,6 +56,7 @@ def build_app() -> gr.Blocks:
         forms = tabs.build_tabs()
         connect_status(demo, header, forms)
         connect_download(header, forms)
+        connect_memory(demo, forms)
         add_endpoints()
     # Without api_open a program cannot start a song past the queue and its validation.
     return demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4, api_open=False)
@@ -56,15 +69,15 @@ def connect_download(header: Header, forms: list[Form]) -> None:
     """Let the banner's button fetch the real model and show what the studio runs on afterwards."""
     bar = header.bar
 
-    def failed(problem: Problem) -> panels.Updates:
+    def failed(problem: Problem) -> Updates:
         return bar.idle(markup.line("failed", problem.text()))
 
-    def done(_: Done) -> panels.Updates:
+    def done(_: Done) -> Updates:
         still_preview = get_backend().status()["engine"] == "preview"
         text = tooltips.DOWNLOAD_UNUSED if still_preview else tooltips.DOWNLOAD_DONE
         return {**status_updates(header, forms), **bar.idle(markup.line("done", text))}
 
-    def fetch() -> Iterator[panels.Updates]:
+    def fetch() -> Iterator[Updates]:
         yield bar.running(markup.line("running", tooltips.DOWNLOAD_STARTING))
         try:
             with contextlib.closing(get_backend().download()) as events:
@@ -83,25 +96,28 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
     outputs = status_outputs(header, forms)
     known = demo.load(lambda: status_updates(header, forms), outputs=outputs, **AT_ONCE)
 
-    def look() -> panels.Updates:
+    def look() -> Updates:
         get_backend().device()
         return header.show(get_backend().status())
 
     # The header alone: this takes seconds where torch is not loaded yet, and the visitor is filling in the form.
     known.then(look, outputs=header.outputs, **AT_ONCE)
+    # A run may have loaded something, or have found that it cannot be loaded.
+    for run in (run for form in forms for run in form.runs):
+        run.then(lambda: markup.status(get_backend().status()), outputs=header.status, **AT_ONCE)
 
 
 def status_outputs(header: Header, forms: list[Form]) -> list[Any]:
     """Return what the status of the backend changes on the page."""
-    return [*header.outputs, *(each for form in forms for each in form.checkpoint({"turbo": False, "tasks": {}}))]
+    return [*header.outputs, *(each for form in forms for each in form.show_status(NOTHING_KNOWN))]
 
 
-def status_updates(header: Header, forms: list[Form]) -> panels.Updates:
+def status_updates(header: Header, forms: list[Form]) -> Updates:
     """Return the updates for the backend's status as it is now."""
     facts = get_backend().status()
     updates = header.show(facts)
     for form in forms:
-        updates |= form.checkpoint(facts)
+        updates |= form.show_status(facts)
     return updates
 
 
@@ -113,21 +129,24 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
 
     `port` None takes the first free port from 7860 on. The output folder is not served: only copies in Gradio's cache.
     """
-    _, url, _ = demo.launch(
-        server_name=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1",
-        server_port=port,
-        theme=theme.theme(),
-        css=theme.css(),
-        head=theme.head(),
-        footer_links=["api", "gradio", "settings"],
-        run_history=False,
-        show_error=False,
-        enable_monitoring=False,
-        max_file_size=audio.MAX_UPLOAD_BYTES,
-        ssr_mode=False,
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+    # Gradio announces its MCP server and public link in its own way; `main` says what came of both.
+    with contextlib.redirect_stdout(io.StringIO()):
+        _, url, _ = demo.launch(
+            server_name=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1",
+            server_port=port,
+            theme=theme.theme(),
+            css=theme.css(),
+            head=theme.head(),
+            footer_links=["api", "gradio", "settings"],
+            run_history=False,
+            show_error=False,
+            enable_monitoring=False,
+            # A LoRA may be larger than a song, for which audio.py has a limit of its own.
+            max_file_size=MAX_FILE_BYTES,
+            ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
     return url
 
 
@@ -153,8 +172,23 @@ def main() -> None:
         log.debug("cannot listen", exc_info=error)
         host = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
         sys.exit(tooltips.PORT_TAKEN.format(host=host, port=port) if port else tooltips.NO_PORT.format(host=host))
-    print(tooltips.READY.format(url=url), flush=True)
+    for text in announcements(demo, url):
+        print(text, flush=True)
     demo.block_thread()
+
+
+def announcements(demo: gr.Blocks, url: str) -> Iterator[str]:
+    """Yield what the terminal is told of a studio at `url`: its address, its MCP tools, its public link."""
+    yield tooltips.READY.format(url=url)
+    if _wanted("GRADIO_MCP_SERVER"):
+        yield tooltips.MCP_READY.format(url=url) if demo.mcp_server else tooltips.MCP_MISSING
+    if _wanted("GRADIO_SHARE"):
+        yield tooltips.SHARED.format(url=demo.share_url) if demo.share_url else tooltips.NOT_SHARED
+
+
+def _wanted(variable: str) -> bool:
+    """Tell whether a switch of Gradio's is on, by its own rule."""
+    return os.environ.get(variable, "").lower() == "true"
 
 
 if __name__ == "__main__":

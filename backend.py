@@ -3,7 +3,8 @@
 `Backend.stream` prepares a request outside the GPU (uploads, seeds, folders), hands one picklable `Job` to `gpu_entry`,
 and lets `finish` make files of what comes back. `gpu_entry` is the only function that may touch the
 models. It runs them in a thread of its own and yields at least twice a second whatever they do, so that closing the
-generator always works: closing takes the job's `running` file away, which the work looks for at every step and tile.
+generator always works: closing takes the job's `running` file away, which the work looks for at every step, tile and
+token.
 """
 
 from __future__ import annotations
@@ -24,27 +25,38 @@ from pathlib import Path
 from typing import Any
 
 import spaces
+from gradio import utils as gradio_utils
 
+import align
 import audio
+import loras
+import memory
 import models
 import modes
-from estimate import gpu_seconds
+import outputs
+import writers
+import zerogpu
+from estimate import Work, clamped, gpu_seconds, refusal, work_of
 from finish import finish, output_folder, versions
 from modes import Job, Outcome
 from params import (
     LIMITS,
     MAX_SEED,
     STUDIO_VERSION,
+    AlignRequest,
+    DescribeRequest,
     Done,
+    Draft,
     Event,
     Failed,
     Problem,
     Progress,
+    Request,
     SongRequest,
     StudioError,
     check_source,
-    sampling_settings,
 )
+from placing import Placing
 
 log = logging.getLogger("studio")
 
@@ -60,18 +72,19 @@ UPLOADS = {"source": "The source", "reference": "The reference audio"}
 
 def _seconds(job: Job, seconds: int, *args: Any, **kwargs: Any) -> int:
     """Tell ZeroGPU how long the job takes; gradio may pass more arguments than the job's own."""
-    return seconds
+    return clamped(seconds)
 
 
 @spaces.GPU(duration=_seconds)
-def gpu_entry(job: Job, seconds: int) -> Iterator[Progress | Outcome | Failed]:
-    """Run `job` on the model; the last event is its `Outcome` or `Failed`, unless it was cancelled."""
+def gpu_entry(job: Job, seconds: int) -> Iterator[Progress | Draft | Outcome | Done | Failed]:
+    """Run `job` on the models; the last event is its `Outcome`, `Done` or `Failed`, unless it was cancelled."""
     events: queue.Queue = queue.Queue()
     thread = threading.Thread(
         target=contextvars.copy_context().run, args=(_drain, _work(job), job, events), name="song", daemon=True
     )
     thread.start()
-    latest = Progress("waiting")
+    latest = Progress("preparing")
+    beat = zerogpu.Beat(job.folder) if ON_ZEROGPU else None
     try:
         while True:
             try:
@@ -82,6 +95,8 @@ def gpu_entry(job: Job, seconds: int) -> Iterator[Progress | Outcome | Failed]:
                 return
             if isinstance(event, Progress):
                 latest = event
+            if beat:
+                beat.at(latest.stage, latest.step)
             yield event
     finally:
         job.running.unlink(missing_ok=True)
@@ -91,14 +106,18 @@ def gpu_entry(job: Job, seconds: int) -> Iterator[Progress | Outcome | Failed]:
             thread.join()
 
 
-def _drain(work: Iterator[Event | Outcome], job: Job, events: queue.Queue) -> None:
-    """Put what `work` yields into `events`, then None; stop as soon as the job is cancelled."""
+def _drain(work: Iterator[Event | Outcome | None], job: Job, events: queue.Queue) -> None:
+    """Put what `work` yields into `events`, then None; stop as soon as the job is cancelled.
+
+    A None among it has nothing to tell.
+    """
     try:
         with contextlib.closing(work):
             for event in work:
                 if job.cancelled():
                     break
-                events.put(event)
+                if event is not None:
+                    events.put(event)
     except Exception as error:
         if not job.cancelled():
             events.put(Failed(problem_of(error)))
@@ -106,31 +125,69 @@ def _drain(work: Iterator[Event | Outcome], job: Job, events: queue.Queue) -> No
         events.put(None)
 
 
-def _work(job: Job) -> Iterator[Progress | Outcome]:
+def _work(job: Job) -> Iterator[Event | Outcome | None]:
     backend = get_backend()
     while not backend.turn.acquire(timeout=HEARTBEAT_SECONDS):
         if job.cancelled():
             return
         yield Progress("waiting")
     try:
-        if not backend.loaded:
-            yield Progress("loading")
-        started = time.monotonic()
-        pipe = backend.pipeline()
-        loading = time.monotonic() - started
-        for event in modes.run(pipe, job, backend.weights.engine == "preview"):
-            if isinstance(event, Outcome):
-                event.facts["seconds"] = {"loading": round(loading, 3), **event.facts["seconds"]}
-            yield event
+        yield from _within_memory(backend, job)
     finally:
         backend.turn.release()
+
+
+def _within_memory(backend: Backend, job: Job) -> Iterator[Event | Outcome | None]:
+    """Run `job` by the memory plan that fits; where memory runs out all the same, once more by the next lower one."""
+    request = job.request
+    run = _make_song if isinstance(request, SongRequest) else align.run if request.mode == "align" else writers.run
+    lower, notes = None, ()
+    while True:
+        plan = backend.placing.begin(job.request, _source_seconds(job), lower)
+        try:
+            for event in run(backend, job):
+                if isinstance(event, Outcome):
+                    event.facts["memory_plan"] = plan
+                    event = replace(event, notes=(*notes, *event.notes))
+                elif isinstance(event, Done):
+                    event.record["memory_plan"] = plan
+                yield event
+            return
+        except Exception as error:
+            lower = backend.placing.lower() if not notes and _lacks_memory(error) else None
+            if not lower:
+                raise
+        # Only here is the exception gone, and with it what it held on the device.
+        models.free_memory()
+        notes = (memory.fallback_note(plan, lower),)
+        yield Progress("loading", note=notes[0])
+
+
+def _make_song(backend: Backend, job: Job) -> Iterator[Progress | Outcome | None]:
+    if not backend.loaded:
+        yield Progress("loading")
+    started = time.monotonic()
+    backend.placing.for_planning()
+    pipe = backend.pipeline()
+    seconds = {"loading": round(time.monotonic() - started, 3)}
+    plan, facts = yield from writers.plan_song(backend, job, pipe, seconds)
+    backend.placing.for_song()
+    acting = loras.reconcile(pipe, job.loras)
+    for event in modes.run(pipe, job, backend.weights.engine == "preview", plan):
+        if isinstance(event, Outcome):
+            event.facts["seconds"] = {**seconds, **event.facts["seconds"]}
+            event.facts.update(plan=facts, loras=acting)
+            if plan is None and writers.wants_plan(job.request) and backend.planner.weights.folder is not None:
+                # Where there is no planner at all, the status says so and not every song.
+                event = replace(event, notes=(*event.notes, f"Made without a plan: {facts['reason']}"))
+        yield event
 
 
 # --- the backend --------------------------------------------------------------------------------------------------
 
 
 class Backend:
-    """Knows the weights, the device and the pipeline; `turn` is held while a song is being made."""
+    """Knows the weights, the device, the pipeline, the planner and the writer; `turn` is held while a job runs."""
 
     def __init__(self):
         self.turn = threading.Lock()
@@ -139,6 +196,9 @@ class Backend:
         self._device: models.Device | None = None
         self._pipe: Any = None
         self.weights = models.find_weights()
+        self.planner = writers.planner_slot(self.device)
+        self.lyrics = writers.lyrics_slot(self.device)
+        self.placing = Placing(self)
 
     @property
     def loaded(self) -> bool:
@@ -147,24 +207,48 @@ class Backend:
 
     def pipeline(self) -> Any:
         """Return the pipeline, built at the first call however many ask for it at once."""
+        # A ZeroGPU worker may have been forked while another thread held the lock, so what is there needs none.
+        if (pipe := self._pipe) is not None:
+            return pipe
         with self._building:
             if self._pipe is None:
-                self._pipe = models.build_pipeline(self.weights, self.device())
+                self._pipe = models.build_pipeline(self.weights, self.device(), self.placing.plan or "resident")
             return self._pipe
+
+    def let_go_of_pipeline(self) -> None:
+        """Give the pipeline's memory back; the next use builds it again."""
+        with self._building:
+            self._pipe = None
+        models.free_memory()
 
     def device(self) -> models.Device:
         """Return the device that is used; the first call imports torch."""
+        if (device := self._device) is not None:
+            return device
         with self._picking:
             if self._device is None:
                 self._device = models.pick_device(self.weights)
             return self._device
 
+    def load_all(self) -> None:
+        """Load everything that is here now; a planner or a writer that cannot be loaded says so in the status."""
+        self.pipeline()
+        for slot in (self.planner, self.lyrics):
+            with contextlib.suppress(StudioError):
+                slot.get()
+
     def refresh(self) -> None:
-        """Look for the weights again; a change lets go of the pipeline once the song that uses it is done."""
+        """Look for all weights again; a change lets go of the model once the job that uses it is done."""
         weights = models.find_weights()
         if weights != self.weights:
-            with self.turn, self._building:
-                self.weights, self._pipe, self._device = weights, None, None
+            with self.turn:
+                with self._building:
+                    self.weights, self._pipe, self._device = weights, None, None
+                # They may have been loaded in the numbers that suited the old weights.
+                self.planner.let_go()
+                self.lyrics.let_go()
+        self.planner.refresh(self.turn)
+        self.lyrics.refresh(self.turn)
 
     def status(self) -> dict[str, Any]:
         """Return facts for the status line, without loading anything; `device` is empty until it is known."""
@@ -177,14 +261,17 @@ class Backend:
             "device": device.kind if device else "",
             "device_reason": device.reason if device else "",
             "dtype": device.dtype if device else "",
+            "memory_plan": self.placing.text() if device else "",
+            "memory_plans": self.placing.plans(device),
             "loaded": self.loaded,
             "turbo": models.is_turbo(weights),
-            "problem": _as_dict(weights.problem),
+            "problem": writers.as_dict(weights.problem),
             "wanted": weights.wanted,
-            "planner": "off",
-            "lyrics": "off",
+            "planner": self.planner.status(),
+            "lyrics": {**self.lyrics.status(), "engine": self.lyrics.weights.engine},
             "download_gb": models.DEFAULT_MODEL_GB,
             "tasks": modes.task_support(models.checkpoint_kind(weights)),
+            "timed_lyrics": align.support(weights),
         }
 
     def capabilities(self) -> dict[str, Any]:
@@ -201,10 +288,11 @@ class Backend:
             "device": device.kind,
             "device_reason": device.reason,
             "dtype": device.dtype,
-            "memory_plan": "everything resident",
+            "memory_plan": status["memory_plan"],
             "planner": status["planner"],
             "lyrics": status["lyrics"],
             "tasks": status["tasks"],
+            "timed_lyrics": status["timed_lyrics"],
             "limits": {
                 name: {"low": limit.low, "high": limit.high, "default": limit.default, "unit": limit.unit}
                 for name, limit in LIMITS.items()
@@ -212,11 +300,11 @@ class Backend:
             "versions": versions(),
         }
 
-    def stream(self, request: SongRequest) -> Iterator[Event]:
-        """Make the song of `request`: progress, then `Done` or `Failed`. Closing the generator cancels the song."""
+    def stream(self, request: Request) -> Iterator[Event]:
+        """Do what `request` asks: progress, then `Done` or `Failed`. Closing the generator cancels it."""
         clock = _Clock()
         try:
-            for event in self._song(request):
+            for event in self._run(request):
                 yield clock.stamp(event) if isinstance(event, Progress) else event
         except Exception as error:
             yield Failed(problem_of(error))
@@ -233,14 +321,9 @@ class Backend:
         finally:
             gone.set()
 
-    def _song(self, request: SongRequest) -> Iterator[Event]:
-        if self.weights.source == "hub":
-            # Named on purpose in ACE_STUDIO_MODEL, so the first song may fetch it.
-            yield from models.download(self.weights.wanted, lambda: False)
-            self.refresh()
-        if self.weights.folder is None:
-            raise _error(self.weights.problem)
-        output = output_folder()
+    def _run(self, request: Request) -> Iterator[Event]:
+        yield from self._gather(request)
+        output = output_folder() if isinstance(request, SongRequest) else None
         with _job(request) as job:
             yield Progress("preparing")
             for name in job.audio:
@@ -248,31 +331,84 @@ class Backend:
                 if name == "source":
                     check_source(request, seconds)
                 yield Progress("preparing")
+            if isinstance(request, SongRequest):
+                job = yield from self._with_loras(job)
             outcome = None
-            for event in gpu_entry(job, self._gpu_seconds(request, job)):
-                if isinstance(event, Failed):
-                    yield event
-                    return
+            lending = zerogpu.Lending(
+                lambda seconds: gpu_entry(job, seconds), job.folder, self._gpu_seconds(request, job)
+            )
+            for event in lending.events():
                 if isinstance(event, Outcome):
                     outcome = event
-                else:
-                    yield event
+                    continue
+                if ON_ZEROGPU and isinstance(event, Done):
+                    event.record["gpu"] = lending.facts()
+                yield event
+                if isinstance(event, Done | Failed):
+                    return
             if outcome is None:
-                raise StudioError("cancelled", "The song was cancelled before it was done.")
+                raise StudioError("cancelled", "It was cancelled before it was done.")
+            if ON_ZEROGPU:
+                outcome.facts["gpu"] = lending.facts()
             yield from finish(request, job, outcome, output, self.weights, self.device())
 
-    def _gpu_seconds(self, request: SongRequest, job: Job) -> int:
-        settings, _ = sampling_settings(request, models.is_turbo(self.weights))
-        if "source" in job.audio:
-            duration = audio.duration_of(job.audio["source"])
-            duration += getattr(request, "before", 0) + getattr(request, "after", 0)
+    def _with_loras(self, job: Job) -> Iterator[Event]:
+        """Return the job with the files of its LoRAs, fetched where they come from the hub, and checked."""
+        specs = []
+        for choice in job.request.options.loras:
+            specs.append(
+                (
+                    yield from loras.prepare(
+                        choice.source,
+                        choice.weight,
+                        folder=Path(job.folder),
+                        widths=loras.widths_of(self.weights.folder) if self.weights.folder else None,
+                        uploads=(Path(gradio_utils.get_upload_folder()),),
+                        cancelled=job.cancelled,
+                    )
+                )
+            )
+        return replace(job, loras=tuple(specs))
+
+    def _gather(self, request: Request) -> Iterator[Event]:
+        """Fetch the models that were named on purpose and are not here, and raise StudioError without a needed one."""
+        if isinstance(request, SongRequest | DescribeRequest | AlignRequest):
+            if self.weights.source == "hub":
+                yield from models.download(self.weights.wanted, lambda: False)
+                self.refresh()
+            if self.weights.folder is None:
+                raise _missing(self.weights.problem)
+        if isinstance(request, SongRequest):
+            slot = self.planner if writers.wants_plan(request) and not self.planner.problem else None
+        elif isinstance(request, AlignRequest):
+            slot = None
         else:
-            duration = request.duration
-        steps = settings.steps
-        if getattr(request, "action", "") == "morph":
-            # Source and target both run in every averaged draw.
-            steps *= 2 * request.options.n_avg
-        return gpu_seconds(duration, steps, request.takes, settings.guidance)
+            slot = self.lyrics if request.mode == "lyrics" else self.planner
+        if slot and slot.weights.source == "hub":
+            try:
+                yield from slot.fetch()
+                self.refresh()
+            except StudioError:
+                # A song is made without its plan, and its record says why.
+                if not isinstance(request, SongRequest):
+                    raise
+        if slot and not isinstance(request, SongRequest):
+            slot.check()
+
+    def _gpu_seconds(self, request: Request, job: Job) -> int:
+        """Return the seconds to ask ZeroGPU for; raises StudioError there where one call cannot last that long."""
+        work = self.work_of(request, _source_seconds(job))
+        if ON_ZEROGPU and (problem := refusal(work)):
+            raise writers.error_of(problem)
+        return gpu_seconds(work)
+
+    def work_of(self, request: Request, source: float = 0.0) -> Work:
+        """Return what `request` asks of the GPU; `source` is the length of its source in seconds."""
+        if isinstance(request, AlignRequest):
+            # One forward pass; the estimate would count the tokens of a text.
+            return Work("align", duration=source, steps=1, source=source)
+        planned = self.planner.weights.folder is not None
+        return work_of(request, turbo=models.is_turbo(self.weights), source=source, planner=planned)
 
 
 _backend: Backend | None = None
@@ -282,8 +418,11 @@ _backend_lock = threading.Lock()
 def get_backend() -> Backend:
     """Return the one backend, made at the first call; two first calls at once get the same."""
     global _backend
+    if _backend is not None:
+        return _backend
     with _backend_lock:
         if _backend is None:
+            outputs.prune()
             _backend = Backend()
         return _backend
 
@@ -292,15 +431,16 @@ def get_backend() -> Backend:
 
 
 @contextlib.contextmanager
-def _job(request: SongRequest) -> Iterator[Job]:
+def _job(request: Request) -> Iterator[Job]:
     """Give the request a folder of its own, seeds, and the uploads it names; the folder goes with the block."""
     folder = Path(tempfile.gettempdir(), "ace-music-studio", secrets.token_hex(16))
     folder.mkdir(parents=True)
     try:
+        song = isinstance(request, SongRequest)
         job = Job(
             request=request,
-            seeds=_seeds(request.seed, request.takes),
-            variation_seeds=_seeds(request.options.variation_seed, request.takes),
+            seeds=_seeds(request.seed, request.takes if song else 1),
+            variation_seeds=_seeds(request.options.variation_seed, request.takes) if song else (),
             folder=str(folder),
             audio={name: str(folder / f"{name}.wav") for name in UPLOADS if getattr(request, name, None)},
         )
@@ -325,6 +465,10 @@ def _decode_upload(job: Job, name: str, upload: str) -> float:
         raise StudioError("bad_audio", f"{UPLOADS[name]}: {error.message}", name, error.hint) from None
     audio.write_wav(job.audio[name], samples)
     return samples.shape[1] / audio.SAMPLE_RATE
+
+
+def _source_seconds(job: Job) -> float:
+    return audio.duration_of(job.audio["source"]) if "source" in job.audio else 0.0
 
 
 class _Clock:
@@ -354,7 +498,7 @@ def problem_of(error: Exception) -> Problem:
         return error.problem
     if isinstance(error, audio.AudioError):
         return Problem("audio", error.message, hint=error.hint)
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if writers.is_out_of_memory(error):
         models.free_memory()
         return Problem(
             "out_of_memory", "There was not enough memory for this song.", hint="Try fewer takes or seconds."
@@ -362,24 +506,24 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, OSError):
         log.exception("a file operation failed")
         return Problem("disk", f"A file could not be read or written: {error.strerror or error}.")
-    log.error("a song failed unexpectedly", exc_info=error)
+    log.error("a job failed unexpectedly", exc_info=error)
     return Problem(
         "internal",
-        f"The song could not be made because of an unexpected error ({type(error).__name__}).",
+        f"It could not be made because of an unexpected error ({type(error).__name__}).",
         hint="Please try again; the log of the studio has the details.",
     )
 
 
-def _error(problem: Problem | None) -> StudioError:
-    if problem is None:
-        return StudioError("no_weights", "The model's weights are not here.")
-    return StudioError(problem.code, problem.message, problem.field, problem.hint)
+def _lacks_memory(error: Exception) -> bool:
+    if isinstance(error, StudioError):
+        return error.problem.code == "out_of_memory"
+    return writers.is_out_of_memory(error)
 
 
-def _as_dict(problem: Problem | None) -> dict[str, str] | None:
-    return None if problem is None else {"code": problem.code, "message": problem.message, "hint": problem.hint}
+def _missing(problem: Problem | None) -> StudioError:
+    return writers.error_of(problem or Problem("no_weights", "The model's weights are not here."))
 
 
 if ON_ZEROGPU:
     # Weights moved to "cuda" in a handler's thread are not intercepted there; at import, on the main thread, they are.
-    get_backend().pipeline()
+    get_backend().load_all()

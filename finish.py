@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import platform
 import tempfile
 import time
@@ -23,6 +22,7 @@ from gradio import utils as gradio_utils
 import audio
 import models
 import modes
+import outputs
 from modes import Job, Outcome, Take
 from params import STUDIO_VERSION, Done, Failed, Progress, SongRequest, StudioError
 
@@ -38,7 +38,7 @@ def finish(
     """
     started = time.monotonic()
     record = _record(request, job, outcome, weights, device)
-    files = []
+    files, made = [], []
     for number, take in enumerate(outcome.takes, 1):
         yield Progress("finishing", number, len(outcome.takes))
         if take.problem:
@@ -47,7 +47,9 @@ def finish(
         facts, samples = _measure(request, take)
         path = _save(request, take, samples, {**record, "takes": [facts]}, output)
         record["takes"].append({**facts, "name": path.name, "sha256": sha256(path)})
+        made.append(path)
         files.append(processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder()))
+    outputs.prune(made)
     record["seconds"]["finishing"] = round(time.monotonic() - started, 3)
     if files:
         yield Done(tuple(files), record)
@@ -60,7 +62,7 @@ def output_folder() -> Path:
 
     Raises StudioError where it cannot be written to.
     """
-    folder = Path(os.environ.get("ACE_STUDIO_OUTPUT") or Path(__file__).with_name("outputs")).expanduser().resolve()
+    folder = outputs.folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -94,10 +96,13 @@ def _record(
 ) -> dict[str, Any]:
     facts = dict(outcome.facts)
     uploads = {name: Path(getattr(request, name)) for name in job.audio}
+    asked = request.model_dump(mode="json", exclude={"mode", "source", "reference"})
+    # An uploaded file is "upload" here: its path is nobody's business.
+    asked["options"]["loras"] = [{"source": lora.source, "weight": lora.weight} for lora in job.loras]
     return {
         "studio": STUDIO_VERSION,
         "mode": request.mode,
-        "request": request.model_dump(mode="json", exclude={"mode", "source", "reference"}),
+        "request": asked,
         "audio": {name: {"name": path.name, "sha256": sha256(path)} for name, path in uploads.items()},
         "seeds": list(job.seeds),
         "variation_seeds": list(job.variation_seeds) if request.options.variation else [],

@@ -16,7 +16,9 @@ import numpy as np
 
 import audio
 import sampling
+from lora_sources import LoraSpec
 from params import SAMPLE_RATE, Problem, Progress, StudioError, sampling_settings, shown
+from planner import Plan, check_codes
 from splice import match_level, splice
 
 # The instructions that the weights were trained with (upstream constants.py).
@@ -41,7 +43,7 @@ class Job:
     """One picklable piece of GPU work: the request, a seed a take, and the folder that it reads from and writes to.
 
     `audio` maps a field ("reference") to a float WAV in `folder`. The job counts as cancelled once `folder/running` is
-    gone, which a ZeroGPU worker in another process sees as well.
+    gone, which a ZeroGPU worker in another process sees as well. `loras` act in their order.
     """
 
     request: Any
@@ -49,6 +51,7 @@ class Job:
     variation_seeds: tuple[int, ...]
     folder: str
     audio: dict[str, str] = field(default_factory=dict)
+    loras: tuple[LoraSpec, ...] = ()
 
     @property
     def running(self) -> Path:
@@ -79,9 +82,12 @@ class Outcome:
     notes: tuple[str, ...]
 
 
-def run(pipe: Any, job: Job, preview: bool) -> Iterator[Progress | Outcome]:
-    """Make the song of `job`; `preview` says that the weights are the built-in ones, which sound like noise."""
-    song = _Song(pipe, job, preview)
+def run(pipe: Any, job: Job, preview: bool, plan: Plan | None = None) -> Iterator[Progress | Outcome]:
+    """Make the song of `job`; `preview` says that the weights are the built-in ones, which sound like noise.
+
+    A song from words follows the `plan`, where there is one.
+    """
+    song = _Song(pipe, job, preview, plan)
     yield Progress("reading")
     takes = yield from MODES[job.request.mode](song)
     yield Outcome(takes, song.all_facts(), tuple(song.notes))
@@ -92,10 +98,16 @@ def run(pipe: Any, job: Job, preview: bool) -> Iterator[Progress | Outcome]:
 
 
 def generate(song: _Song) -> Iterator[Progress]:
-    """Make a song from words."""
-    duration = song.request.duration
-    frames = sampling.frames_for(song.pipe, duration)
-    condition = song.condition(TEXT2MUSIC, duration, sampling.silent_context(song.pipe, frames))
+    """Make a song from words, or from words and each take's own audio codes, where it was planned."""
+    duration, plan = song.request.duration, song.plan
+    if plan is None:
+        frames = sampling.frames_for(song.pipe, duration)
+        condition = song.condition(TEXT2MUSIC, duration, sampling.silent_context(song.pipe, frames))
+    else:
+        # As the stock pipeline does with `audio_codes`: a cover of what they say. The last may reach past the end.
+        codes = [check_codes(plan.codes_text(take), duration) for take in range(len(song.job.seeds))]
+        context = sampling.codes_context(song.pipe, codes)
+        frames, condition = context.shape[1], song.condition(COVER, duration, context)
     latents = yield from song.denoise(condition, song.noise(frames))
     return (yield from song.decode(latents, lambda made, take: _loud(made[:, : _samples(duration)], take)))
 
@@ -272,8 +284,9 @@ def task_support(kind: str) -> dict[str, str]:
 class _Song:
     """What every mode needs of one job: the pipeline, the numbers, what there is to say about it, and the clock."""
 
-    def __init__(self, pipe: Any, job: Job, preview: bool):
-        self.pipe, self.job, self.preview, self.request = pipe, job, preview, job.request
+    def __init__(self, pipe: Any, job: Job, preview: bool, plan: Plan | None):
+        self.pipe, self.job, self.preview, self.plan = pipe, job, preview, plan
+        self.request = job.request if plan is None else job.request.model_copy(update=plan.words())
         self.settings, self.notes = sampling_settings(job.request, pipe.is_turbo)
         self.facts: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}

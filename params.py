@@ -1,8 +1,8 @@
-"""What a song request may say: one request type a mode, its limits, its validation, and the vocabulary of a run.
+"""What a request may say: one request type a mode, its limits, its validation, and the vocabulary of a run.
 
 Every limit stands once, in `LIMITS`; sliders, validators, help texts and documents read it from there. A wrong value
 becomes a `Problem`: a sentence that names the field and the allowed range. What a run says while it works (`Progress`,
-`Done`, `Failed`) is plain picklable data, because it crosses the border between the GPU worker and the page.
+`Draft`, `Done`, `Failed`) is plain picklable data, because it crosses the border between the GPU worker and the page.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ SAMPLE_RATE = 48_000
 MAX_SEED = 2**32 - 1
 MAX_SOURCE_SECONDS = 600
 LEAST_REGION_SECONDS = 0.5
+MOST_LORAS = 50
+MORE_LIKE_THIS = 0.25
+"""The variation of one more song like a given one: its own noise stays the greater part."""
 INSTRUMENTAL = "[Instrumental]"
 
 # ACE-Step 1.5 constants: BPM, duration, time signatures, keys, languages (acestep/constants.py upstream).
@@ -57,7 +60,28 @@ REPAINT_MODES = {
 }
 FORMATS = {"wav": "WAV, 24 bit", "flac": "FLAC, 24 bit", "mp3": "MP3, 320 kbit/s", "ogg": "OGG Vorbis"}
 SAMPLERS = {"ode": "Straight (ODE)", "sde": "With fresh noise (SDE)"}
+MEMORY_PLANS = {
+    "auto": "The fastest that fits",
+    "resident": "Everything at once",
+    "swap": "One model at a time",
+    "offload": "One part of a model at a time",
+    "fp8": "One part at a time, 8 bits",
+}
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
+STRUCTURES = {
+    "Verse-Chorus": "[Verse 1], [Chorus], [Verse 2], [Chorus], [Bridge], [Chorus], [Outro]",
+    "Pop with pre-chorus": (
+        "[Verse 1], [Pre-Chorus], [Chorus], [Verse 2], [Pre-Chorus], [Chorus], [Bridge], [Final Chorus]"
+    ),
+    "Ballad": "[Intro], [Verse 1], [Verse 2], [Chorus], [Verse 3], [Chorus], [Bridge], [Chorus], [Outro]",
+    "Rock": "[Intro], [Verse 1], [Chorus], [Verse 2], [Chorus], [Guitar Solo], [Bridge], [Chorus], [Outro]",
+    "Rap": "[Intro], [Verse 1] with 16 lines, [Hook], [Verse 2] with 16 lines, [Hook], [Outro]",
+    "Electronic drop": "[Intro], [Verse], [Build], [Drop], [Breakdown], [Verse 2], [Build], [Drop], [Outro]",
+    "Folk strophes": "[Verse 1], [Verse 2], [Verse 3], [Verse 4], the last line of each the same",
+    "Blues": "[Verse 1], [Verse 2], [Guitar Solo], [Verse 3], [Outro], the first line of each verse sung twice",
+    "Short (jingle)": "[Verse], [Chorus]",
+}
+"""Presets of lyrics: what the page shows, and what the writer is asked for."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +129,29 @@ LIMITS = {
     "n_min": Limit("Morph starts at", 0, 1, 0, 0.05),
     "n_max": Limit("Morph ends at", 0, 1, 1, 0.05),
     "n_avg": Limit("Morph averages", 1, 8, 1, 1, integer=True),
+    "lora_weight": Limit("Weight of a LoRA", 0, 2, 1, 0.05),
     "variation": Limit("Variation", 0, 1, 0, 0.05),
     "variation_seed": Limit("Variation seed", -1, MAX_SEED, -1, 1, "(-1 draws one)", integer=True),
+    "plan_seed": Limit("Plan seed", -1, MAX_SEED, -1, 1, "(-1 takes the first take's)", integer=True),
+    "plan_temperature": Limit("Plan temperature", 0, 2, 0.85, 0.05, "(0 always takes the likeliest)"),
+    "plan_cfg": Limit("Plan guidance", 1, 5, 2, 0.1),
+    "temperature": Limit("Temperature", 0, 2, 0.8, 0.05, "(0 always takes the likeliest word)"),
+    "top_p": Limit("Top-p", 0.05, 1, 0.9, 0.05),
+    "max_tokens": Limit("Max length", 16, 2_048, 1_024, 16, "tokens", integer=True),
 }
-TEXT_LIMITS = {"prompt": 2_000, "lyrics": 10_000, "source_prompt": 2_000, "source_lyrics": 10_000}
+TEXT_LIMITS = {
+    **{"prompt": 2_000, "lyrics": 10_000, "source_prompt": 2_000, "source_lyrics": 10_000},
+    **{"brief": 2_000, "structure": 500, "tone": 200, "idea": 2_000},
+}
 TEXT_LABELS = {
     "prompt": "Prompt",
     "lyrics": "Lyrics",
     "source_prompt": "Prompt of the source",
     "source_lyrics": "Lyrics of the source",
+    "brief": "Brief",
+    "structure": "Structure",
+    "tone": "Tone",
+    "idea": "Idea",
 }
 
 
@@ -159,7 +197,10 @@ class InvalidRequest(StudioError):
 
 # --- what a run says ----------------------------------------------------------------------------------------------
 
-Stage = Literal["waiting", "downloading", "loading", "preparing", "reading", "steps", "decoding", "finishing"]
+Stage = Literal[
+    *("waiting", "downloading", "loading", "preparing", "writing", "planning"),
+    *("reading", "steps", "decoding", "finishing", "aligning"),
+]
 
 
 @dataclass(frozen=True)
@@ -178,8 +219,20 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """The lyrics so far: `text`, the number of `tokens` drawn, and why it ended: "" not yet, "stop" or "length".
+
+    "stop" is the model's own end; at "length" the lyrics were cut after `max_tokens`.
+    """
+
+    text: str
+    tokens: int
+    end: Literal["", "stop", "length"] = ""
+
+
+@dataclass(frozen=True)
 class Done:
-    """A finished run: paths of the audio files, one per good take, and the record."""
+    """A finished run: paths of the audio files, one per good take, and the record; words alone have no files."""
 
     files: tuple[str, ...]
     record: dict[str, Any]
@@ -192,7 +245,7 @@ class Failed:
     problem: Problem
 
 
-Event = Progress | Done | Failed
+Event = Progress | Draft | Done | Failed
 
 
 # --- field checks -------------------------------------------------------------------------------------------------
@@ -229,18 +282,20 @@ def _number(name: str):
     return Annotated[kind | None if limit.default is None else kind, BeforeValidator(check)]
 
 
-def _text(name: str):
+def _text(name: str, wanted: str = ""):
+    """Check a text; one that must not be empty has `wanted`, which tells what it is for."""
     label, most = TEXT_LABELS[name], TEXT_LIMITS[name]
 
     def check(value: object) -> str:
-        if value is None:
-            return ""
-        if not isinstance(value, str):
+        if value is not None and not isinstance(value, str):
             raise _fail("text", f"{label} must be text, not {shown(value)}.")
+        value = value or ""
         if len(value) > most:
             raise _fail("length", f"{label} may have up to {most:,} characters; this has {len(value):,}.")
-        kept = "".join(c for c in value if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
-        return kept.strip()
+        kept = "".join(c for c in value if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")).strip()
+        if wanted and not kept:
+            raise _fail("length", f"{label} must have from 1 to {most:,} characters: {wanted}.")
+        return kept
 
     return Annotated[str, BeforeValidator(check)]
 
@@ -316,6 +371,44 @@ def _flag(label: str):
 # --- requests -----------------------------------------------------------------------------------------------------
 
 
+class LoraChoice(BaseModel):
+    """A LoRA and how much it acts; `source` is a preset's name, "org/repo", "org/repo:file" or an uploaded file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    weight: float
+
+
+def _loras(value: object) -> tuple[LoraChoice, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise _fail("loras", f"LoRAs must be a list of objects with source and weight, not {shown(value)}.")
+    if len(value) > MOST_LORAS:
+        raise _fail("loras", f"LoRAs must be from 0 to {MOST_LORAS}, not {len(value)}.")
+    return tuple(_lora(number, item) for number, item in enumerate(value, 1))
+
+
+def _lora(number: int, item: object) -> LoraChoice:
+    if isinstance(item, LoraChoice):
+        return item
+    item = {"source": item} if isinstance(item, str) else item
+    if not isinstance(item, Mapping) or not isinstance(item.get("source"), str) or not item["source"].strip():
+        raise _fail(
+            "loras",
+            f'LoRA {number} must name its source: a preset, "org/repo", "org/repo:file" or an uploaded file.',
+        )
+    if unknown := sorted(map(str, item.keys() - {"source", "weight"})):
+        raise _fail("loras", f"{shown(unknown[0])} of LoRA {number} is not known here. Known: source, weight.")
+    weight, limit = item.get("weight", LIMITS["lora_weight"].default), LIMITS["lora_weight"]
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not limit.low <= weight <= limit.high:
+        raise _fail(
+            "loras", f"The weight of LoRA {number} must be from {limit.low:g} to {limit.high:g}, not {shown(weight)}."
+        )
+    return LoraChoice(source=item["source"].strip(), weight=float(weight))
+
+
 class Options(BaseModel):
     """The advanced settings of a song; None means the checkpoint's own default."""
 
@@ -333,6 +426,8 @@ class Options(BaseModel):
     variation: _number("variation") = 0.0
     variation_seed: _number("variation_seed") = -1
     timbre_token: _flag("Timbre token") = True
+    memory_plan: _choice("Memory plan", MEMORY_PLANS) = "auto"
+    loras: Annotated[tuple[LoraChoice, ...], BeforeValidator(_loras)] = ()
 
     @model_validator(mode="after")
     def _interval(self):
@@ -345,8 +440,8 @@ class Options(BaseModel):
         return self
 
 
-class SongRequest(BaseModel):
-    """What every song endpoint takes (design: the contract)."""
+class SongWords(BaseModel):
+    """A song in words; None, "" and the language "unknown" leave a field open."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -357,16 +452,6 @@ class SongRequest(BaseModel):
     key: Annotated[str, BeforeValidator(parse_key)] = ""
     time_signature: Annotated[str, BeforeValidator(parse_time_signature)] = ""
     language: _choice("Language", LANGUAGES) = "unknown"
-    takes: _number("takes") = 1
-    quality: _choice("Quality", QUALITY_STEPS) = "standard"
-    seed: _number("seed") = -1
-    options: Options = Field(default_factory=Options)
-
-    @model_validator(mode="after")
-    def _seeds_fit(self):
-        if self.seed + self.takes - 1 > MAX_SEED:
-            raise _fail("seed", f"Seed must be from -1 to {MAX_SEED - self.takes + 1} for {self.takes} takes.")
-        return self
 
     def sung_lyrics(self) -> str:
         """Return the lyrics the model gets: the instrumental switch wins, and no lyrics mean no singing."""
@@ -378,12 +463,38 @@ class SongRequest(BaseModel):
             raise _fail("prompt", f"Prompt must have from 1 to {TEXT_LIMITS['prompt']:,} characters: {what}.")
 
 
+class SongRequest(SongWords):
+    """What every song endpoint takes (design: the contract)."""
+
+    takes: _number("takes") = 1
+    quality: _choice("Quality", QUALITY_STEPS) = "standard"
+    seed: _number("seed") = -1
+    options: Options = Field(default_factory=Options)
+
+    @model_validator(mode="after")
+    def _seeds_fit(self):
+        if self.seed + self.takes - 1 > MAX_SEED:
+            raise _fail("seed", f"Seed must be from -1 to {MAX_SEED - self.takes + 1} for {self.takes} takes.")
+        return self
+
+
+class GenerateOptions(Options):
+    """`plan` lets the planner write metadata and audio codes first, `rewrite` the prompt too, where there is one."""
+
+    plan: _flag("Plan the song first") = True
+    plan_seed: _number("plan_seed") = -1
+    plan_temperature: _number("plan_temperature") = 0.85
+    plan_cfg: _number("plan_cfg") = 2.0
+    rewrite: _flag("Let it rewrite my prompt") = False
+
+
 class GenerateRequest(SongRequest):
     """A song from words: `duration` in seconds, `reference` an optional audio file that lends its timbre."""
 
     mode: Literal["generate"] = "generate"
     duration: _number("duration") = 60.0
     reference: str | None = None
+    options: GenerateOptions = Field(default_factory=GenerateOptions)
 
     @model_validator(mode="after")
     def _says_something(self):
@@ -513,15 +624,104 @@ class EditRequest(SongRequest):
             )
 
 
-REQUESTS: dict[str, type[SongRequest]] = {
+class LyricsOptions(BaseModel):
+    """How the next word is chosen, and how many tokens there may be; `temperature` 0 always takes the likeliest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: _number("temperature") = 0.8
+    top_p: _number("top_p") = 0.9
+    max_tokens: _number("max_tokens") = 1_024
+
+
+class LyricsRequest(BaseModel):
+    """Lyrics from a brief: `structure` is the name of a preset or free text, "" leaves it to the writer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["lyrics"] = "lyrics"
+    # A missing brief gets the sentence of an empty one.
+    brief: _text("brief", wanted="say what the song is about") = Field(default="", validate_default=True)
+    structure: _text("structure") = ""
+    language: _choice("Language", LANGUAGES) = "en"
+    tone: _text("tone") = ""
+    seed: _number("seed") = -1
+    options: LyricsOptions = Field(default_factory=LyricsOptions)
+
+
+class InspireRequest(BaseModel):
+    """Prompt, lyrics and metadata from a plain `idea`, which may be empty."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["inspire"] = "inspire"
+    idea: _text("idea") = ""
+    instrumental: _flag("Instrumental") = False
+    language: _choice("Language", LANGUAGES) = "unknown"
+    seed: _number("seed") = -1
+
+
+class PolishRequest(SongWords):
+    """The same song in the words that the song model knows; given fields stay."""
+
+    mode: Literal["polish"] = "polish"
+    duration: _number("duration") = 60.0
+    seed: _number("seed") = -1
+
+    @model_validator(mode="after")
+    def _says_something(self):
+        self._needs_words()
+        return self
+
+
+class DescribeRequest(BaseModel):
+    """What the recording `source` sounds like, in words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["describe"] = "describe"
+    source: Annotated[str, BeforeValidator(_source)]
+    seed: _number("seed") = -1
+
+
+class AlignRequest(SongWords):
+    """When each line of `lyrics` is sung in the finished song `source`; the rest is what its record says of it.
+
+    `steps` is how many it was made in, None the checkpoint's usual number; `planned` whether its plan was used.
+    """
+
+    mode: Literal["align"] = "align"
+    source: Annotated[str, BeforeValidator(_source)]
+    steps: _number("steps") = None
+    planned: _flag("Planned") = False
+    seed: _number("seed") = -1
+
+    @model_validator(mode="after")
+    def _is_sung(self):
+        if self.sung_lyrics() == INSTRUMENTAL:
+            most = TEXT_LIMITS["lyrics"]
+            raise _fail("lyrics", f"Lyrics must have from 1 to {most:,} characters: without them nothing is sung.")
+        return self
+
+
+Request = SongRequest | LyricsRequest | InspireRequest | PolishRequest | DescribeRequest | AlignRequest
+SONG_REQUESTS: dict[str, type[SongRequest]] = {
     "generate": GenerateRequest,
     "cover": CoverRequest,
     "extend": ExtendRequest,
     "edit": EditRequest,
 }
+REQUESTS: dict[str, type[Request]] = {
+    **SONG_REQUESTS,
+    "lyrics": LyricsRequest,
+    "inspire": InspireRequest,
+    "polish": PolishRequest,
+    "describe": DescribeRequest,
+    "align": AlignRequest,
+}
 
 
-def check_source(request: SongRequest, seconds: float) -> None:
+def check_source(request: Request, seconds: float) -> None:
     """Check what depends on the source's length in seconds; raises InvalidRequest with the field and the range.
 
     Times are compared as samples: a length that a client computed, or that was resampled, may be off by a fraction.
@@ -558,14 +758,15 @@ def _samples(seconds: float) -> int:
     return round(seconds * SAMPLE_RATE)
 
 
-def parse_request(mode: str, values: Mapping[str, Any]) -> SongRequest:
+def parse_request(mode: str, values: Mapping[str, Any]) -> Request:
     """Build the request of `mode`; raises InvalidRequest with one sentence for each wrong field."""
     values = dict(values)
-    options = values.get("options")
-    if options is None:
-        values["options"] = {}
-    elif not isinstance(options, Mapping | Options):
-        raise InvalidRequest((Problem("invalid", f"Options must be an object, not {shown(options)}.", "options"),))
+    if "options" in REQUESTS[mode].model_fields:
+        options = values.get("options")
+        if options is None:
+            values["options"] = {}
+        elif not isinstance(options, Mapping | REQUESTS[mode].model_fields["options"].annotation):
+            raise InvalidRequest((Problem("invalid", f"Options must be an object, not {shown(options)}.", "options"),))
     try:
         return REQUESTS[mode].model_validate(values)
     except ValidationError as error:
@@ -576,14 +777,14 @@ def _problem(mode: str, item: dict[str, Any]) -> Problem:
     place = [str(part) for part in item["loc"]]
     kind, request = item["type"], REQUESTS[mode]
     # Errors of a whole model name the field they belong to in their type.
-    if not place or place == ["options"]:
+    if not place or (place == ["options"] and kind != "extra_forbidden"):
         place = [*place, *kind.split(".")]
     name = ".".join(place)
     if kind == "missing":
         return Problem("invalid", _source_missing(name), name)
     if kind == "extra_forbidden":
-        options = request.model_fields["options"].annotation
-        names = options.model_fields if place[0] == "options" else request.model_fields
+        inside = place[0] == "options" and len(place) > 1
+        names = (request.model_fields["options"].annotation if inside else request).model_fields
         known = ", ".join(sorted(names.keys() - {"mode"}))
         return Problem("invalid", f"{shown(name)} is not known here. Known: {known}.", name)
     if "sentence" in item.get("ctx", {}):

@@ -6,6 +6,7 @@ bad value costs only itself; what is unknown or wrong is counted and never shown
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -53,6 +54,10 @@ def settings(mode: str, record: Any) -> Restored:
             values[name] = checks[name].validate_python(value)
         except (ValidationError, KeyError):
             left_out += 1
+    if (chosen := values.get("options.loras")) is not None:
+        # No record holds an uploaded file.
+        values["options.loras"] = kept = [lora.model_dump() for lora in chosen if lora.source != "upload"]
+        left_out += len(chosen) - len(kept)
     reference = "reference" in REQUESTS[mode].model_fields and "reference" in _mapping(_mapping(record).get("audio"))
     return Restored(values | _seeds(record, checks), left_out, reference)
 
@@ -88,7 +93,10 @@ def _checks(mode: str) -> dict[str, TypeAdapter]:
 
 
 def _seeds(record: Any, checks: Mapping[str, TypeAdapter]) -> dict[str, Any]:
-    """Return the drawn seeds of the one take that a file's record names; a record of several keeps its own."""
+    """Return the drawn seeds of the one take that a file's record names; a record of several keeps its own.
+
+    The plan's is that of the first take, of which the file's own take may not know.
+    """
     takes, seeds, others = (_mapping(record).get(name) for name in ("takes", "seeds", "variation_seeds"))
     if not isinstance(takes, list) or len(takes) != 1:
         return {}
@@ -97,9 +105,13 @@ def _seeds(record: Any, checks: Mapping[str, TypeAdapter]) -> dict[str, Any]:
             "takes": int(LIMITS["takes"].low),
             "seed": checks["seed"].validate_python(_mapping(takes[0]).get("seed")),
         }
-        at = seeds.index(values["seed"])
-        return values | {"options.variation_seed": checks["options.variation_seed"].validate_python(others[at])}
     except ValidationError:
         return {}
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return values
+    plan = _mapping(_mapping(record).get("plan"))
+    if plan.get("used") is True and "options.plan_seed" in checks:
+        with contextlib.suppress(ValidationError):
+            values["options.plan_seed"] = checks["options.plan_seed"].validate_python(plan.get("seed"))
+    with contextlib.suppress(ValidationError, AttributeError, IndexError, TypeError, ValueError):
+        at = seeds.index(values["seed"])
+        values["options.variation_seed"] = checks["options.variation_seed"].validate_python(others[at])
+    return values

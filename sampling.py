@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the transformer is told: `states` [1, L, D] from the encoders, `context` [1, T, 2C]: source and mask."""
+    """What the transformer is told: `states` [1, L, D] of the encoders, and `context` [1 or B, T, 2C]: source, mask."""
 
     states: torch.Tensor
     context: torch.Tensor
@@ -384,6 +384,35 @@ def cover_context(pipe: Any, clean: torch.Tensor) -> torch.Tensor:
     return torch.cat([source, torch.ones_like(source)], dim=-1)
 
 
+def has_audio_codes(pipe: Any) -> bool:
+    """Tell whether the checkpoint came with the two parts that make audio codes and read them."""
+    return pipe.audio_tokenizer is not None and pipe.audio_token_detokenizer is not None
+
+
+def codes_context(pipe: Any, codes: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return the context [B, 5N, 2C] of each take's N audio codes (5 a second), 1 everywhere in the mask."""
+    import torch
+
+    device, dtype = pipe._execution_device, pipe.transformer.dtype
+    # One quantizer reads the codes; a checkpoint with more gets zeros for the others, as in the pipeline.
+    quantizers = pipe.audio_tokenizer.config.fsq_input_num_quantizers
+    indices = torch.tensor(codes, dtype=torch.long, device=device)[..., None]
+    indices = torch.nn.functional.pad(indices, (0, quantizers - 1))
+    with torch.no_grad():
+        quantized = pipe.audio_tokenizer.quantizer.get_output_from_indices(indices).to(dtype)
+        source = pipe.audio_token_detokenizer(quantized).to(dtype)
+    return torch.cat([source, torch.ones_like(source)], dim=-1)
+
+
+def audio_codes(pipe: Any, clean: torch.Tensor) -> list[int]:
+    """Return the audio codes, 5 a second, of latents `clean` [1, T, C]."""
+    import torch
+
+    with torch.no_grad():
+        _, indices = pipe.audio_tokenizer.tokenize(clean, silence(pipe, clean.shape[1]))
+    return indices[0, :, 0].tolist()
+
+
 def region(pipe: Any, clean: torch.Tensor, spans: list[tuple[int, int]]) -> torch.Tensor:
     """Return a bool mask [1, T, 1], True on each frame that a span (start, end) in samples touches."""
     import torch
@@ -428,19 +457,20 @@ def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
     The tokenizer cuts from the right, where BPM, key and length stand, so that a long prompt would silence them. A
     prompt without spaces is cut at a character.
     """
-    if _prompt_tokens(pipe, words, words.prompt) <= MAX_TEXT_TOKENS:
+    if prompt_tokens(pipe, words, words.prompt) <= MAX_TEXT_TOKENS:
         return words.prompt, ""
     ends = [i for i, c in enumerate(words.prompt) if c.isspace()] or list(range(len(words.prompt)))
     low, high = 0, len(ends)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = _prompt_tokens(pipe, words, words.prompt[: ends[middle - 1]]) <= MAX_TEXT_TOKENS
+        fits = prompt_tokens(pipe, words, words.prompt[: ends[middle - 1]]) <= MAX_TEXT_TOKENS
         low, high = (middle, high) if fits else (low, middle - 1)
     end = ends[low - 1] if low else 0
     return words.prompt[:end].rstrip(), words.prompt[end:].strip()
 
 
-def _prompt_tokens(pipe: Any, words: Words, prompt: str) -> int:
+def prompt_tokens(pipe: Any, words: Words, prompt: str) -> int:
+    """Count the tokens of the rendered prompt, metadata included, with `prompt` in the place of the words' own."""
     text, _ = pipe._format_prompt(
         prompt=prompt,
         audio_duration=words.seconds,

@@ -1,10 +1,10 @@
-"""The tabs: which groups of components make each of them, and what their buttons do."""
+"""The tabs for songs: which groups of components make each of them, and the ways between all tabs."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -12,26 +12,19 @@ import gradio as gr
 import markup
 import panels
 import region
+import remember
 import restore
 import tooltips
 import uploads
-from backend import GPU_CONCURRENCY, get_backend
-from panels import AT_ONCE, QUIET, Form, ResultPanel, RunBar
-from params import (
-    ACTION_OPTIONS,
-    ACTIONS,
-    LIMITS,
-    REPAINT_MODES,
-    TRACKS,
-    Done,
-    Event,
-    Failed,
-    InvalidRequest,
-    Problem,
-    Progress,
-)
-
-log = logging.getLogger("studio")
+from advice import connect_advice
+from assist import Assist, assist, connect_assist
+from form import AT_ONCE, Form, Updates, add, add_number, add_slider, html, number
+from lyrics_tab import LyricsPanel, lyrics_tab
+from params import ACTION_OPTIONS, ACTIONS, LIMITS, REPAINT_MODES, TRACKS, InvalidRequest, Problem
+from planning import GenerateForm, add_plan, add_plan_options, connect_keep
+from result import ResultPanel, RunBar, cancelled_box, problem_line, result_panel, run_bar
+from runs import connect_song
+from takes import connect_takes
 
 TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"
 
@@ -39,93 +32,110 @@ TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"
 def build_tabs() -> list[Form]:
     """Build all tabs and the ways between them; returns their forms."""
     with gr.Tabs(elem_id="studio-tabs", overflow_behavior="wrap") as tabs:
-        built = [generate_tab(), cover_tab(), extend_tab(), edit_tab()]
-    forms = {form.mode: form for form, _ in built}
-    for _, result in built:
-        connect_uses(result, forms, tabs)
-    return list(forms.values())
+        generate, *_ = built = [generate_tab(), cover_tab(), extend_tab(), edit_tab()]
+        lyrics, panel = lyrics_tab()
+    forms = {tab.form.mode: tab.form for tab in built}
+    for tab in built:
+        connect_uses(tab.result, forms, tabs)
+    connect_lyrics(lyrics, panel, generate, tabs)
+    return [*forms.values(), lyrics]
+
+
+@dataclass
+class SongTab:
+    """A tab that makes songs: its fields, where they appear, and the help with its words."""
+
+    form: Form
+    result: ResultPanel
+    assist: Assist
 
 
 # --- tabs ---------------------------------------------------------------------------------------------------------
 
 
-def generate_tab() -> tuple[Form, ResultPanel]:
+def generate_tab() -> SongTab:
     """Build the tab that makes a song from words."""
-    form = Form("generate")
+    form = GenerateForm()
     with _tab(form):
         with _essentials():
             chips = panels.chip_row(tooltips.EXAMPLES)
-            panels.essentials(form, "duration")
+            panels.prompt(form)
+            helper = assist(form, "inspire", "polish")
+            advice = panels.lyrics(form, "duration")
             run = _run(form, tooltips.GENERATE)
         result = _result(form)
         with _details():
-            with panels.song_details(form):
+            with panels.song_details(form, own=add_plan):
                 dropped = panels.settings_file(form)
-            panels.advanced(form)
+            fold = panels.advanced(form, add_plan_options)
     panels.connect_settings_file(form, dropped)
+    connect_keep(form, fold, result)
     panels.fill_from(chips, form, [{**tooltips.EXAMPLE_DEFAULTS, **each} for each in tooltips.EXAMPLES.values()])
-    connect_song(form, *run, result)
-    return form, result
+    return _song_tab(form, run, result, helper, advice)
 
 
-def cover_tab() -> tuple[Form, ResultPanel]:
+def cover_tab() -> SongTab:
     """Build the tab that makes a new version of a song."""
     form = Form("cover")
     with _tab(form):
         with _essentials():
             offer = panels.source(form)
+            helper = assist(form, "describe")
             chips = panels.chip_row(tooltips.COVER_EXAMPLES)
-            panels.essentials(form)
-            panels.add_slider(form, "strength")
+            panels.prompt(form)
+            advice = panels.lyrics(form)
+            add_slider(form, "strength")
             run = _run(form, tooltips.GO["cover"])
         result = _result(form)
         with _details():
             panels.song_details(form)
-            panels.advanced(form, lambda form: panels.add_slider(form, "options.noise_strength"))
+            panels.advanced(form, lambda form: add_slider(form, "options.noise_strength"))
     panels.connect_offer(form, offer)
     panels.fill_from(chips, form, tooltips.COVER_EXAMPLES.values())
-    connect_song(form, *run, result)
-    return form, result
+    return _song_tab(form, run, result, helper, advice)
 
 
-def extend_tab() -> tuple[Form, ResultPanel]:
+def extend_tab() -> SongTab:
     """Build the tab that adds music before and after a song."""
     form = Form("extend")
     with _tab(form):
         with _essentials():
             offer = panels.source(form)
+            helper = assist(form, "describe")
             with gr.Row(equal_height=True):
-                panels.add_number(form, "before")
-                panels.add_number(form, "after")
-            total = panels.html(elem_id="extend-total")
+                add_number(form, "before")
+                add_number(form, "after")
+            total = html(elem_id="extend-total")
             chips = panels.chip_row(tooltips.EXTEND_EXAMPLES)
-            panels.essentials(form)
+            panels.prompt(form)
+            advice = panels.lyrics(form)
             run = _run(form, tooltips.GO["extend"])
         result = _result(form)
         with _details():
             panels.song_details(form, reference=False)
-            panels.advanced(form, lambda form: panels.add_slider(form, "options.overlap"))
+            panels.advanced(form, lambda form: add_slider(form, "options.overlap"))
     panels.connect_offer(form, offer)
     connect_total(form, total)
     panels.fill_from(chips, form, tooltips.EXTEND_EXAMPLES.values(), kept=["prompt"])
-    connect_song(form, *run, result)
-    return form, result
+    return _song_tab(form, run, result, helper, advice)
 
 
-def edit_tab() -> tuple[Form, ResultPanel]:
+def edit_tab() -> SongTab:
     """Build the tab that changes a song; its actions share the page, and the style sheet shows what each one needs."""
     form = EditForm()
     with _tab(form):
         with _essentials():
             offer = panels.source(form)
+            helper = assist(form, "describe")
             chips = panels.chip_row(tooltips.EDIT_EXAMPLES)
             _actions(form)
             selector = _region(form)
             with gr.Column(elem_classes=["morph-only"]):
                 _words_of_the_source(form)
                 presets = panels.chip_row(tooltips.MORPHS, tooltips.MORPHS_LABEL)
-                plan = panels.html(elem_id="edit-morph-plan")
-            panels.essentials(form)
+                plan = html(elem_id="edit-morph-plan")
+            panels.prompt(form)
+            advice = panels.lyrics(form)
             run = _run(form, tooltips.GO["edit"])
         result = _result(form)
         with _details():
@@ -136,17 +146,28 @@ def edit_tab() -> tuple[Form, ResultPanel]:
     panels.fill_from(chips, form, tooltips.EDIT_EXAMPLES.values(), kept=["prompt"])
     panels.fill_from(presets, form, tooltips.MORPHS.values())
     connect_plan(form, plan)
-    connect_song(form, *run, result)
-    return form, result
+    return _song_tab(form, run, result, helper, advice)
 
 
 # --- the parts of a tab -------------------------------------------------------------------------------------------
 
 
+def _song_tab(form: Form, run: tuple[RunBar, gr.HTML], result: ResultPanel, helper: Assist, advice: gr.HTML) -> SongTab:
+    """Connect what all tabs for songs have."""
+    connect_assist(form, helper)
+    connect_advice(form, advice)
+    bar, problems = run
+    bar.others += result.again
+    connect_song(form, bar, problems, result)
+    connect_takes(form, bar, result)
+    form.connect()
+    return SongTab(form, result, helper)
+
+
 @contextlib.contextmanager
 def _tab(form: Form) -> Iterator[None]:
     with (
-        gr.Tab(tooltips.TABS[form.mode], id=form.mode),
+        gr.Tab(tooltips.TABS[form.mode], id=form.mode, elem_id=f"{form.mode}-panel"),
         gr.Row(elem_classes=["columns"], elem_id=f"{form.mode}-columns"),
     ):
         yield
@@ -162,13 +183,15 @@ def _details() -> gr.Column:
 
 def _run(form: Form, go: str) -> tuple[RunBar, gr.HTML]:
     """Make the line for wrong fields and the run bar."""
-    problems = panels.problem_line(form)
-    return panels.run_bar(form.mode, go, panels.cancelled_box(form.mode)), problems
+    problems = problem_line(form)
+    bar = run_bar(form.mode, go, cancelled_box(form.mode))
+    remember.foot(form, go, tooltips.CANCEL)
+    return bar, problems
 
 
 def _result(form: Form) -> ResultPanel:
     with gr.Column(elem_classes=["result"]):
-        return panels.result_panel(form.mode)
+        return result_panel(form.mode)
 
 
 # --- edit ---------------------------------------------------------------------------------------------------------
@@ -186,6 +209,7 @@ class EditForm(Form):
     def __init__(self):
         super().__init__("edit")
         self.hints: gr.HTML | None = None
+        self.watchers.append(self._show_tasks)
 
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
         """Return what the chosen action uses, under the request's names."""
@@ -213,7 +237,7 @@ class EditForm(Form):
         name = super().place(problem, values)
         return "track" if name == "tracks" and action in self.ONE_TRACK else name
 
-    def show(self, values: Mapping[str, Any]) -> panels.Updates:
+    def show(self, values: Mapping[str, Any]) -> Updates:
         """Return the updates that put checked values into their fields; others stay."""
         if "tracks" in values:
             values = {**values, "tracks": list(values["tracks"]), "track": next(iter(values["tracks"]), None)}
@@ -221,11 +245,11 @@ class EditForm(Form):
             values = {**values, "part": bool(values["start"] or values["end"])}
         return super().show(values)
 
-    def checkpoint(self, facts: Mapping[str, Any]) -> panels.Updates:
-        """Return what the form says about the checkpoint in use: its defaults, and which actions are experiments."""
+    def _show_tasks(self, facts: Mapping[str, Any]) -> Updates:
+        """Return what the form says about the checkpoint in use: which actions are experiments."""
         tasks = facts["tasks"]
         choices = gr.update(choices=_action_choices(tasks))
-        return {**super().checkpoint(facts), self.fields["action"]: choices, self.hints: markup.actions(tasks)}
+        return {self.fields["action"]: choices, self.hints: markup.actions(tasks)}
 
 
 def _action_choices(tasks: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -237,41 +261,41 @@ def _action_choices(tasks: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _actions(form: EditForm) -> None:
     """Add the choice of an action, what it does, and what each action has in front of the words."""
-    panels.add(form, "action", gr.Radio, choices=_action_choices({}), value="repaint")
-    form.hints = panels.html(markup.actions({}), elem_id="edit-hints")
+    add(form, "action", gr.Radio, choices=_action_choices({}), value="repaint")
+    form.hints = html(markup.actions({}), elem_id="edit-hints")
     named = [(tooltips.track(name), name) for name in TRACKS]
     with gr.Column(elem_classes=["tracks-only"]):
-        panels.add(form, "track", gr.Radio, extra=["track-only"], choices=named, value=None)
-        panels.add(form, "tracks", gr.CheckboxGroup, extra=["complete-only"], choices=named, value=[])
+        add(form, "track", gr.Radio, extra=["track-only"], choices=named, value=None)
+        add(form, "tracks", gr.CheckboxGroup, extra=["complete-only"], choices=named, value=[])
     with gr.Row(elem_classes=["layer-only"]):
-        panels.add(form, "options.mix", gr.Checkbox, value=False, min_width=160)
-        panels.add(form, "part", gr.Checkbox, value=False, min_width=160)
+        add(form, "options.mix", gr.Checkbox, value=False, min_width=160)
+        add(form, "part", gr.Checkbox, value=False, min_width=160)
 
 
 def _region(form: EditForm) -> gr.HTML:
     """Add the region on the waveform with its two numbers, and how freely it is repainted."""
     with gr.Column(elem_classes=["region-only"]):
-        start, end = (panels.add_number(form, name, render=False) for name in ("start", "end"))
+        start, end = (add_number(form, name, render=False) for name in ("start", "end"))
         selector = region.region_selector(start, end, elem_id="edit-region")
         with gr.Row(equal_height=True):
             start.render()
             end.render()
     with gr.Column(elem_classes=["repaint-only"]):
         modes = [(name, mode) for mode, name in REPAINT_MODES.items()]
-        panels.add(form, "options.repaint_mode", gr.Radio, choices=modes, value="balanced")
-        panels.add_slider(form, "options.repaint_strength", extra=["balanced-only"])
+        add(form, "options.repaint_mode", gr.Radio, choices=modes, value="balanced")
+        add_slider(form, "options.repaint_strength", extra=["balanced-only"])
     return selector
 
 
 def _words_of_the_source(form: EditForm) -> None:
-    panels.add(form, "source_prompt", gr.Textbox, lines=2, max_lines=8)
-    panels.add(form, "source_lyrics", gr.Textbox, lines=4, max_lines=18)
+    add(form, "source_prompt", gr.Textbox, lines=2, max_lines=8)
+    add(form, "source_lyrics", gr.Textbox, lines=4, max_lines=18)
 
 
 def _morph_numbers(form: Form) -> None:
     with gr.Row(equal_height=True, elem_classes=["morph-only"]):
         for name in ("n_min", "n_max", "n_avg"):
-            panels.add_slider(form, f"options.{name}", min_width=160)
+            add_slider(form, f"options.{name}", min_width=160)
 
 
 # --- events -------------------------------------------------------------------------------------------------------
@@ -284,7 +308,7 @@ def connect_total(form: Form, line: gr.HTML) -> None:
 
     def total(path: str | None, *texts: str) -> str:
         try:
-            added = [float(panels.number(text, LIMITS[name].default)) for name, text in zip(names, texts, strict=True)]
+            added = [float(number(text, LIMITS[name].default)) for name, text in zip(names, texts, strict=True)]
             return markup.said(tooltips.length_in_all(uploads.seconds_of(path), *added)) if path else ""
         except (ValueError, OverflowError, InvalidRequest):
             return ""
@@ -302,10 +326,26 @@ def connect_plan(form: Form, line: gr.HTML) -> None:
     gr.on([each.change for each in inputs], plan, inputs, line, **AT_ONCE)
 
 
+def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr.Tabs) -> None:
+    """Let written lyrics go to Generate, with their language; Undo there brings back what they replaced."""
+    names = ("lyrics", "language", "instrumental")
+    fields = [generate.form.fields[name] for name in names]
+    undo = generate.assist.undo
+
+    def use(text: str, language: str, former: list[dict[str, Any]], *there: Any) -> Updates:
+        values = dict(zip(names, (text, language, False), strict=True))
+        kept = undo.keep(former, dict(zip(names, there, strict=True)))
+        return {**generate.form.show(values), **kept, tabs: gr.Tabs(selected="generate")}
+
+    inputs = [panel.text, lyrics.fields["language"], undo.former, *fields]
+    opened = panel.use.click(use, inputs, [tabs, *fields, *undo.outputs], **AT_ONCE)
+    opened.then(None, js=TO_TOP, **AT_ONCE)
+
+
 def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) -> None:
     """Let a take go to another tab: it becomes the source there, with its words and what else describes the song."""
 
-    def hand_over(form: Form, file: str | None, record: Any) -> panels.Updates:
+    def hand_over(form: Form, file: str | None, record: Any) -> Updates:
         words = restore.song(record)
         if form.mode == "edit":
             # A morph starts from what the song is now.
@@ -322,79 +362,3 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
                 **AT_ONCE,
             )
             opened.then(None, js=TO_TOP, **AT_ONCE)
-
-
-def connect_song(form: Form, bar: RunBar, problems: gr.HTML, result: ResultPanel) -> None:
-    """Let the button make songs: check the fields, queue, stream, show; Cancel and errors leave the form as it was."""
-
-    def failed(problem: Problem) -> panels.Updates:
-        return {**bar.idle(markup.line("failed", tooltips.FAILED_TITLE)), **result.fail(problem)}
-
-    def make(*values: Any) -> Iterator[panels.Updates]:
-        # The first yield comes before any work: Gradio can only close a generator that has yielded.
-        yield bar.running(markup.line("running", tooltips.STARTING))
-        try:
-            request = form.request(values)
-            with contextlib.closing(get_backend().stream(request)) as events:
-                yield from page_updates(bar, events, lambda done: song_done(done, request.takes, bar, result), failed)
-        except InvalidRequest as error:
-            yield failed(error.problem)
-        except Exception:
-            log.exception("a song failed unexpectedly")
-            yield failed(unexpected())
-
-    # A wrong field ends at the validator, with a sentence beside it; this says so at the button and unfolds the group.
-    bar.go.click(form.point_out, form.inputs, [*form.folds, problems], **AT_ONCE)
-    begin = bar.go.click(
-        lambda *values: {**bar.running(markup.line("running", tooltips.QUEUED)), result.message: ""},
-        form.inputs,
-        [*bar.outputs, result.message],
-        validator=form.validate,
-        concurrency_limit=None,
-        **QUIET,
-    )
-    run = begin.success(make, form.inputs, [*bar.outputs, *result.outputs], **GPU_CONCURRENCY, **QUIET)
-    connect_cancel(bar, begin, run, tooltips.CANCELLED)
-
-
-def song_done(done: Done, asked: int, bar: RunBar, result: ResultPanel) -> panels.Updates:
-    """Return the updates that show a finished song and put the buttons back."""
-    record = done.record
-    sentence = tooltips.done_sentence(len(record["takes"]), asked, sum(record["seconds"].values()))
-    return {**bar.idle(markup.line("done", sentence)), **result.show(done)}
-
-
-def page_updates(
-    bar: RunBar,
-    events: Iterator[Event],
-    done: Callable[[Done], panels.Updates],
-    failed: Callable[[Problem], panels.Updates],
-) -> Iterator[panels.Updates]:
-    """Turn the events of a run into updates of the page; what the run says once (a note) stays beside its progress."""
-    note = ""
-    for event in events:
-        match event:
-            case Progress():
-                note = event.note or note
-                yield {bar.line: markup.progress(event, note)}
-            case Done():
-                yield done(event)
-            case Failed(problem):
-                yield failed(problem)
-
-
-def connect_cancel(bar: RunBar, begin: Any, run: Any, cancelled: str) -> None:
-    """Let Cancel close the run, and put the buttons back however it ended early."""
-
-    def stopped(asked: bool) -> panels.Updates:
-        return bar.idle(markup.line("stopped", cancelled if asked else tooltips.STOPPED))
-
-    bar.cancel.click(None, None, bar.cancelled, js="() => true", cancels=[run], **QUIET)
-    # Gradio calls this for an error and for a cancelled run alike, but not after a run that reached its end.
-    for event in {id(begin): begin, id(run): run}.values():
-        event.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
-
-
-def unexpected() -> Problem:
-    """Return the problem for an error that nobody foresaw; the log has it in full."""
-    return Problem("internal", tooltips.UNEXPECTED, hint=tooltips.UNEXPECTED_HINT)

@@ -208,13 +208,16 @@ def theme() -> gr.themes.Base:
 
 
 def css() -> str:
-    """Return our style sheet: the tokens as --studio-* variables, then static/studio.css."""
+    """Return our style sheet: the tokens as --studio-* variables, then the rules in static/."""
     sides = [";".join(f"--studio-{name}:{pair[side]}" for name, pair in TOKENS.items()) for side in (0, 1)]
-    rules = (STATIC / "studio.css").read_text(encoding="utf-8")
+    rules = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in ("studio.css", "player.css"))
     return f":root{{{sides[0]}}}\n:root.dark,:root .dark{{{sides[1]}}}\n{rules}"
 
 
 def head() -> str:
-    """Return what goes into the page's head: our script, inlined, so that it is there before anything is clicked."""
-    script = (STATIC / "studio.js").read_text(encoding="utf-8")
-    return f"<script>\n{script}\n</script>"
+    """Return what goes into the page's head: our script, inlined, so that it is there before anything is clicked.
+
+    With it goes the style that Gradio must not change.
+    """
+    script, style = ((STATIC / name).read_text(encoding="utf-8") for name in ("studio.js", "motion.css"))
+    return f"<script>\n{script}\n</script>\n<style>\n{style}</style>"

@@ -43,6 +43,45 @@
     next.click();
   });
 
+  const shown = (element) => element.offsetParent !== null;
+
+  // Ctrl or Cmd + Enter presses the main button of the open tab, Esc cancels what runs there: nothing while a list or a
+  // dialog is open, which these keys belong to then. Before Gradio closes the list, hence in the capturing phase.
+  document.addEventListener(
+    "keydown",
+    (event) => {
+      const go = event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey;
+      const cancel = event.key === "Escape" && !event.ctrlKey && !event.altKey && !event.metaKey && !event.shiftKey;
+      if (!(go || cancel) || event.repeat || event.isComposing) return;
+      if ([...document.querySelectorAll('[aria-expanded="true"][role="combobox"]')].some(shown)) return;
+      if ([...document.querySelectorAll('dialog[open], [role="dialog"], [aria-modal="true"]')].some(shown)) return;
+      const buttons = document.querySelectorAll(`#studio-tabs [id$="${go ? "-go" : "-cancel"}"]:not([disabled])`);
+      const button = [...buttons].find(shown);
+      if (!button) return;
+      event.preventDefault();
+      event.stopPropagation();
+      button.click();
+    },
+    true
+  );
+
+  // Boxes for numbers take no letters; of what is pasted the digits stay. Validation says the rest.
+  document.addEventListener("beforeinput", (event) => {
+    const box = event.target.closest?.(".numeric textarea, .numeric input");
+    const text = event.data ?? event.dataTransfer?.getData("text/plain");
+    if (!box || !text || event.isComposing) return;
+    const kept = text.replace(/[^\d.,-]/g, "");
+    if (kept === text) return;
+    event.preventDefault();
+    if (kept) document.execCommand("insertText", false, kept);
+  });
+
+  // What is typed into a list finds a choice, instead of going behind the one that is there.
+  for (const kind of ["focusin", "click"])
+    document.addEventListener(kind, ({ target }) => {
+      if (target.matches?.('[role="combobox"]') && target.selectionStart === target.selectionEnd) target.select();
+    });
+
   // Phones show digits for boxes that want a number.
   for (const kind of ["pointerdown", "focusin"])
     document.addEventListener(kind, (event) => {
