@@ -1,0 +1,218 @@
+"""Pictures of the page: every state of every tab, dark and light, wide and narrow: python -m tools.screenshots FOLDER
+
+Starts the studio on the preview engine and uses it in Chromium as a visitor would (ACE_STUDIO_CHROMIUM names another
+one). The names of the files say what they show: generate-result-dark-1280.webp.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+ROOT = Path(__file__).resolve().parents[1]
+TABS = ("generate", "cover", "extend", "edit", "lyrics")
+THEMES = ("dark", "light")
+WIDTHS = {1280: 900, 390: 844}
+"""Widths of the window by their heights, in CSS pixels."""
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking")
+TIMEOUT = 60_000
+_QUIET = """() => new Promise((done) => {
+  let timer = setTimeout(done, 400);
+  new MutationObserver(() => {
+    clearTimeout(timer);
+    timer = setTimeout(done, 400);
+  }).observe(document.body, { subtree: true, childList: true, attributes: true, characterData: true });
+})"""
+# The example chip that fills each tab.
+CHIPS = {
+    **{"generate": "Folk duet", "cover": "As a lo-fi piece", "extend": "Another verse", "edit": "A solo in the middle"},
+    "lyrics": "A lighthouse",
+}
+FOLDS = ("details", "advanced", "loras-fold")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tabs", nargs="+", choices=TABS, default=TABS)
+    parser.add_argument("--themes", nargs="+", choices=THEMES, default=THEMES)
+    parser.add_argument("--widths", nargs="+", type=int, choices=WIDTHS, default=list(WIDTHS))
+    arguments = parser.parse_args()
+    from playwright.sync_api import sync_playwright
+
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    with Studio() as url, sync_playwright() as playwright, tempfile.TemporaryDirectory() as aside:
+        song = write_song(Path(aside, "demo.wav"))
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
+        for theme in arguments.themes:
+            for width in arguments.widths:
+                page = browser.new_page(viewport={"width": width, "height": WIDTHS[width]}, device_scale_factor=1)
+                page.set_default_timeout(TIMEOUT)
+                page.goto(f"{url}?__theme={theme}")
+                page.get_by_text("Model:").wait_for()
+                for mode in arguments.tabs:
+                    for state in walk(page, mode, song, slow_down, speed_up):
+                        name = f"{mode}-{state}-{theme}-{width}.webp"
+                        save(page, arguments.folder / name)
+                        print(name, flush=True)
+                page.close()
+        browser.close()
+
+
+# --- the states of a tab ------------------------------------------------------------------------------------------
+
+
+def walk(
+    page: Any,
+    mode: str,
+    song: Path,
+    slow: Callable[[Any, str], None] = lambda page, mode: None,
+    fast: Callable[[Any, str], None] = lambda page, mode: None,
+) -> Iterator[str]:
+    """Take a tab from state to state; yields the name of each once the page shows it.
+
+    `slow` sees to it that the next run lasts until it is cancelled, `fast` that the one after it is made.
+    """
+    part = lambda name: page.locator(f"#{mode}-{name}")  # noqa: E731
+    page.locator(f'#studio-tabs [data-tab-id="{mode}"]').click()
+    part("go").wait_for()
+    settle(page)
+    yield "empty"
+    part("go").click()
+    part("problems").get_by_role("alert").wait_for()
+    settle(page)
+    yield "problems"
+    if mode != "lyrics":
+        if mode != "generate":
+            part("source").locator("input[type=file]").set_input_files(song)
+            part("source").locator("time").last.wait_for()
+        fold(page, mode, opened=False)
+    part("panel").get_by_role("button", name=CHIPS[mode], exact=True).click()
+    if mode == "edit":
+        part("start").locator("input").fill("1")
+        part("end").locator("input").fill("2.5")
+    settle(page)
+    yield "filled"
+    fold(page, mode)
+    settle(page)
+    yield "open"
+    slow(page, mode)
+    part("go").click()
+    part("progress").locator('[data-state="running"]').get_by_text(re.compile("step|tokens")).first.wait_for()
+    fold(page, mode, opened=False)
+    yield "running"
+    page.keyboard.press("Escape")
+    ended = part("progress").locator('[data-state="stopped"], [data-state="done"]')
+    ended.wait_for()
+    # A quick writer may be done by then.
+    if ended.get_attribute("data-state") == "stopped":
+        yield "cancelled"
+    fast(page, mode)
+    part("go").click()
+    part("progress").locator('[data-state="running"]').wait_for()
+    part("progress").locator('[data-state="done"]').wait_for()
+    fold(page, mode, opened=False)
+    settle(page)
+    yield "result"
+    if mode != "lyrics":
+        part("record-fold").locator("button").first.click()
+        settle(page)
+        yield "record"
+
+
+def fold(page: Any, mode: str, opened: bool = True) -> None:
+    """Open the folded groups of a tab, or close them; the inner ones last, and first."""
+    for name in FOLDS if opened else FOLDS[::-1]:
+        button = page.locator(f"#{mode}-{name} > button")
+        if button.count() and button.is_visible() and ("open" in (button.get_attribute("class") or "")) != opened:
+            button.click()
+
+
+def settle(page: Any) -> None:
+    """Wait until nothing has changed on the page for a while; Gradio's connection stays open, so ask the page."""
+    page.evaluate(_QUIET)
+
+
+def slow_down(page: Any, mode: str) -> None:
+    """Ask the preview engine for so much that the run is seen; lyrics are long by themselves."""
+    if mode != "lyrics":
+        page.locator(f"#{mode}-steps input").fill("200")
+
+
+def speed_up(page: Any, mode: str) -> None:
+    """Ask for two takes with few steps."""
+    if mode != "lyrics":
+        fold(page, mode)
+        page.locator(f"#{mode}-steps input").fill("8")
+        page.locator(f"#{mode}-takes").get_by_label("2", exact=True).check()
+
+
+# --- around them --------------------------------------------------------------------------------------------------
+
+
+class Studio:
+    """The studio on the preview engine, in a process and with songs of its own; a context that is its address."""
+
+    def __enter__(self) -> str:
+        self._songs = tempfile.TemporaryDirectory()
+        preview = dict.fromkeys(("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS"), "preview")
+        environ = {**os.environ, **preview, "ACE_STUDIO_OUTPUT": self._songs.name, "GRADIO_SERVER_NAME": "127.0.0.1"}
+        environ.pop("GRADIO_SERVER_PORT", None)
+        self._process = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=ROOT,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        ready = self._process.stdout.readline()
+        if "http" not in ready:
+            self.__exit__()
+            sys.exit("The studio did not start.")
+        return ready.split()[-1]
+
+    def __exit__(self, *_: Any) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=20)
+        self._songs.cleanup()
+
+
+def chromium() -> str:
+    """Return the path of Chromium; exits with a sentence where there is none."""
+    path = os.environ.get("ACE_STUDIO_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    return path or sys.exit("There is no Chromium: install it, or name it in ACE_STUDIO_CHROMIUM.")
+
+
+def write_song(path: Path) -> Path:
+    """Write twelve seconds of chords that swell and fade, 48 kHz stereo."""
+    t = np.arange(12 * 48_000) / 48_000
+    chords = [(220.0, 277.2, 329.6), (196.0, 246.9, 293.7), (174.6, 220.0, 261.6)]
+    notes = np.array([sum(np.sin(2 * np.pi * note * t) for note in chord) for chord in chords])
+    wave = np.take_along_axis(notes, (t // 4).astype(int)[None], axis=0)[0]
+    wave *= 0.08 * (1 + np.cos(4 * np.pi * t)) * np.sin(np.pi * t / 12)
+    soundfile.write(path, np.stack([wave, wave], axis=1), 48_000)
+    return path
+
+
+def save(page: Any, path: Path) -> None:
+    """Write the whole page as it looks from its top."""
+    from PIL import Image
+
+    page.evaluate("scrollTo(0, 0)")
+    Image.open(BytesIO(page.screenshot(full_page=True))).convert("RGB").save(path, quality=85)
+
+
+if __name__ == "__main__":
+    main()
