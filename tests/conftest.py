@@ -26,6 +26,9 @@ os.environ.update(
         "HF_HUB_OFFLINE": "1",
     }
 )
+if _worker := os.environ.get("PYTEST_XDIST_WORKER", ""):
+    # Workers share the cores, and gradio looks for a free port before it takes it.
+    os.environ["OMP_NUM_THREADS"] = "1"
 for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "SPACES_ZERO_GPU"):
     os.environ.pop(_name, None)
 
@@ -36,7 +39,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip slow tests unless they are asked for."""
+    """Skip slow tests unless they are asked for; let one worker take all pages, and each other file stay whole.
+
+    Two browsers at once on two cores would wait for each other, so the pages come first, one after the other.
+    """
+    items.sort(key=lambda item: item.path.parent.name != "page")
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("page" if folder == "page" else item.path.stem))
     if config.getoption("--slow"):
         return
     for item in items:
@@ -47,6 +57,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_unconfigure() -> None:
     """Remove what the tests left."""
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ports() -> None:
+    """Let each worker's servers take ports of their own."""
+    if _worker:
+        from gradio import http_server
+
+        http_server.INITIAL_PORT_VALUE = 7860 + 200 * (1 + int(_worker.removeprefix("gw")))
 
 
 @pytest.fixture(scope="session")

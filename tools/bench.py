@@ -2,7 +2,8 @@
 
 Runs a whole request (uploads, loop, decoding, WAV, tags, record) and the same song through the stock pipeline (same
 noise, steps, guidance, tiling, dtype; nothing written), in turn, and prints the ratio of the medians. Ratios within one
-run mean something on a noisy machine; seconds do not. The first pair warms up and is not counted.
+run mean something on a noisy machine; seconds do not. The first pair warms up and is not counted. The stock
+pipeline has no morph: that one is measured against an encoded source and two songs from words, which cost the same.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ import backend
 import bootstrap
 import sampling
 from params import Done, parse_request
+from tools import bench_page, bench_planner
 
 PROMPT = "warm lofi piano with soft drums and a mellow bass"
 LYRICS = "[Verse]\nslow light on the window\n[Chorus]\nstay a while"
@@ -30,21 +33,46 @@ TASKS = {
     "cover": ("cover", {"strength": 1.0}),
     "extend": ("extend", {"after": 10}),
     "repaint": ("edit", {"start": 3, "end": 8}),
+    "morph": ("edit", {"action": "morph", "source_prompt": "a plain sine"}),
+    "layer": ("edit", {"action": "layer", "tracks": ["drums"]}),
+    "extract": ("edit", {"action": "extract", "tracks": ["drums"]}),
+    "complete": ("edit", {"action": "complete", "tracks": ["drums", "bass"]}),
+}
+# The stock pipeline's words for a task.
+BARE = {
+    "cover": {"task_type": "cover"},
+    "extend": {"task_type": "repaint"},
+    "repaint": {"task_type": "repaint"},
+    "layer": {"task_type": "lego", "track_name": "drums"},
+    "extract": {"task_type": "extract", "track_name": "drums"},
+    "complete": {"task_type": "complete", "complete_track_classes": ["drums", "bass"]},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", metavar="task", help=f"any of {', '.join(TASKS)}; generate by default")
+    parser.add_argument(
+        "tasks", nargs="*", metavar="task", help=f"any of {', '.join(TASKS)}, planner, page; generate by default"
+    )
     parser.add_argument("--seconds", type=float, nargs="+", default=[10, 60, 240], help="lengths of the song or source")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--dimensions", choices=bench_planner.SHAPES, default="", help="planner: random weights, CUDA")
+    parser.add_argument("--graph", action="store_true", help="planner: replay a CUDA graph")
     arguments = parser.parse_args()
     tasks = arguments.tasks or ["generate"]
+    if "planner" in tasks:
+        bench_planner.bench(arguments.dimensions, arguments.seconds, arguments.runs, arguments.graph)
+        tasks.remove("planner")
+    if "page" in tasks:
+        bench_page.bench(arguments.runs)
+        tasks.remove("page")
+    if not tasks:
+        return
     if unknown := set(tasks) - TASKS.keys():
         parser.error(f"unknown task: {', '.join(sorted(unknown))}")
     studio = backend.get_backend()
-    studio.pipeline()
+    timed(studio.pipeline)
     print(f"engine {studio.weights.engine}, {studio.device().kind}, {studio.device().dtype}, {arguments.steps} steps")
     print(f"{'task':<10}{'seconds':>8}{'bare':>9}{'studio':>9}{'ratio':>8}{'peak MB':>9}")
     with tempfile.TemporaryDirectory() as folder:
@@ -63,6 +91,8 @@ def compare(
     values = {**WORDS, **values, "seed": 7, "options": {"steps": steps}}
     if mode == "generate":
         values["duration"] = seconds
+        # The bare pipeline makes no plan.
+        values["options"]["plan"] = False
     else:
         values["source"] = str(write_source(folder, seconds))
     request = parse_request(mode, values)
@@ -74,36 +104,35 @@ def compare(
 
 
 def bare_song(pipe, task: str, request, seconds: float) -> None:
-    """Make the song with one call of the stock pipeline."""
-    more, length = {}, seconds
+    """Make the song with the stock pipeline, with one call; a morph with two, the first of which is not decoded."""
+    import torch
+
+    more, length = dict(BARE.get(task, {})), seconds
     if task != "generate":
         samples, _ = soundfile.read(request.source, dtype="float32", always_2d=True)
-        import torch
-
         source = torch.from_numpy(samples.T.copy())
         if task == "extend":
-            source = torch.nn.functional.pad(source, (0, round(request.after * RATE)))
             length = seconds + request.after
-            more = {"task_type": "repaint", "repainting_start": seconds - 2, "repainting_end": length}
+            source = torch.nn.functional.pad(source, (0, round(request.after * RATE)))
+            more |= {"repainting_start": seconds - 2, "repainting_end": length}
         elif task == "repaint":
-            more = {"task_type": "repaint", "repainting_start": request.start, "repainting_end": request.end}
-        else:
-            more = {"task_type": "cover"}
+            more |= {"repainting_start": request.start, "repainting_end": request.end}
         more["src_audio"] = source
     frames = sampling.frames_for(pipe, length)
     channels = pipe.transformer.config.audio_acoustic_hidden_dim
-    noise = sampling.draw_noise(sampling.generators_for((request.seed,)), frames, channels)
-    pipe(
-        prompt=request.prompt,
-        lyrics=request.lyrics,
-        vocal_language=request.language,
-        audio_duration=length,
-        num_inference_steps=request.options.steps,
-        guidance_scale=7.0,
-        shift=1.0,
-        latents=noise,
-        **more,
-    )
+    words = {
+        "prompt": request.prompt,
+        "lyrics": request.sung_lyrics(),
+        "vocal_language": request.language,
+        "audio_duration": length,
+        "num_inference_steps": request.options.steps,
+        "guidance_scale": 7.0,
+        "shift": 1.0,
+        "latents": sampling.draw_noise(sampling.generators_for((request.seed,)), frames, channels),
+    }
+    if task == "morph":
+        pipe(**words, src_audio=more.pop("src_audio"), output_type="latent")
+    pipe(**words, **more)
 
 
 def studio_song(studio: backend.Backend, request) -> None:
@@ -114,9 +143,15 @@ def studio_song(studio: backend.Backend, request) -> None:
 
 
 def timed(work) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    """Return the seconds that `work` takes in a thread of its own, where the studio's songs run as well.
+
+    OpenMP keeps a team of threads for each thread that computes; two teams, the main thread's being one, outnumber the
+    cores, and libgomp then lets all of them sleep at every barrier, which doubles the time of a small model's steps.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        started = time.perf_counter()
+        thread.submit(work).result()
+        return time.perf_counter() - started
 
 
 def write_source(folder: Path, seconds: float) -> Path:

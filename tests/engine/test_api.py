@@ -3,9 +3,6 @@
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -34,7 +31,6 @@ TASKS = {
     "extract": ("/edit", {"action": "extract", "tracks": ["vocals"]}),
     "complete": ("/edit", {"action": "complete", "tracks": ["strings", "bass"]}),
 }
-DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 
 
 @pytest.fixture(scope="module")
@@ -541,14 +537,15 @@ def test_capabilities_do_not_wait_for_songs(server, client):
 
 def test_only_the_endpoints_of_the_contract_are_listed(client):
     listed = client.view_api(return_format="dict", print_info=False)
-    assert set(listed["named_endpoints"]) == {"/generate", "/cover", "/extend", "/edit", "/capabilities"}
+    endpoints = {"/generate", "/cover", "/extend", "/edit", "/lyrics", "/capabilities"}
+    assert set(listed["named_endpoints"]) == endpoints
     assert listed["unnamed_endpoints"] == {}
 
 
 def test_everything_else_on_the_page_is_private():
     functions = app.build_app().fns.values()
     public = {one.api_name for one in functions if one.api_visibility == "public"}
-    assert public == {"generate", "cover", "extend", "edit", "capabilities"}
+    assert public == {"generate", "cover", "extend", "edit", "lyrics", "capabilities"}
     assert {one.api_visibility for one in functions} == {"public", "private"}
 
 
@@ -584,39 +581,77 @@ def test_a_call_past_the_queue_starts_no_song(server):
     assert not backend.get_backend().turn.locked()
 
 
-# --- the document -------------------------------------------------------------------------------------------------
-
-BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+# --- lyrics and plans ---------------------------------------------------------------------------------------------
 
 
-def test_the_document_has_a_snippet_for_each_endpoint():
-    shown = "".join(code for _, code in BLOCKS)
-    for name in ("generate", "cover", "extend", "edit", "capabilities"):
-        assert f'api_name="/{name}"' in shown
+@pytest.fixture
+def writers_on(monkeypatch):
+    """Give the studio the tiny language models."""
+    for name in ("ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS"):
+        monkeypatch.setenv(name, "preview")
+    studio = backend.get_backend()
+    studio.refresh()
+    yield studio
+    monkeypatch.undo()
+    studio.refresh()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("language", "code"), BLOCKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)])
-def test_the_snippets_of_the_document_run(server, tune, tmp_path, language, code):
-    if language == "bash" and not shutil.which("curl"):
-        pytest.skip("curl is not installed")
-    for name in ("voice.wav", "demo.wav"):
-        soundfile.write(tmp_path / name, tune, RATE)
-    code = code.replace("http://127.0.0.1:7860", server)
-    program = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
-    env = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": str(tmp_path / "downloads")}
-    done = subprocess.run([*program, code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    made = re.findall(r"/\S+\.(?:wav|flac)", done.stdout)
-    if "song.wav" in code:
-        assert len(samples(tmp_path / "song.wav")) == 10 * RATE
-    elif "$VOICE" in code:
-        assert "event_id" in done.stdout
-        assert listen(server, json.loads(done.stdout)["event_id"])[-1][0] == "complete"
-    elif language == "bash":
-        assert '"engine":"preview"' in done.stdout.replace(" ", "")
-    else:
-        lengths = {"/generate": (10, 12.5), "/cover": (SECONDS,), "/extend": (SECONDS + 3,), "/edit": (SECONDS,)}
-        (endpoint,) = set(re.findall(r'"(/\w+)"', code)) - {"/capabilities"}
-        assert len(made) == (4 if "morph" in code else 1)
-        assert all(soundfile.info(path).duration in lengths[endpoint] for path in made)
+def test_lyrics_through_the_client_come_token_by_token(client, writers_on):
+    given = {"brief": "a lighthouse", "seed": 3, "options": {"max_tokens": 24}, "api_name": "/lyrics"}
+    text = client.predict(**given)
+    assert isinstance(text, str) and text
+    job = client.submit(**given)
+    assert job.result() == text
+    parts = job.outputs()
+    assert parts[0] == "" and parts[-1] == text and len(set(parts)) > 5
+    assert client.predict(api_name="/capabilities")["lyrics"]["state"] == "loaded"
+
+
+def test_lyrics_over_plain_http_with_defaults(server, writers_on):
+    answer = httpx.post(f"{server}/gradio_api/call/v2/lyrics", json={"brief": "x", "options": {"max_tokens": 16}})
+    stream = httpx.get(f"{server}/gradio_api/call/v2/lyrics/{answer.json()['event_id']}", timeout=60)
+    *_, last = [line for line in stream.text.splitlines() if line.startswith("data: ")]
+    assert "event: complete" in stream.text
+    assert isinstance(json.loads(last.removeprefix("data: "))[0], str)
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"brief": ""}, "Brief must have from 1 to 2,000 characters"),
+        ({"brief": "x" * 50_000}, "this has 50,000"),
+        ({"brief": "x", "language": "klingon"}, "51 listed codes"),
+        ({"brief": "x", "options": {"max_tokens": 0}}, "Max length must be a whole number from 16 to 2048 tokens"),
+    ],
+    ids=["empty", "long", "language", "length"],
+)
+def test_wrong_values_for_lyrics_are_told_before_anything_is_queued(client, given, part):
+    with pytest.raises(ValidationError, match=part):
+        client.predict(**given, api_name="/lyrics")
+
+
+def test_without_a_writer_the_error_has_its_code(client):
+    with pytest.raises(AppError) as caught:
+        client.predict("rain", api_name="/lyrics")
+    assert caught.value.title == "weights_missing"
+    assert "is not on this machine" in str(caught.value)
+
+
+def test_cancelled_lyrics_free_the_studio(client, writers_on):
+    hook = writers_on.lyrics.get()._model._model.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+    try:
+        job = client.submit("rain", options={"max_tokens": 2_000}, api_name="/lyrics")
+        while not any(job.outputs()):
+            time.sleep(0.05)
+        job.cancel()
+        assert writers_on.turn.acquire(timeout=10)
+        writers_on.turn.release()
+    finally:
+        hook.remove()
+
+
+def test_a_planned_song_through_the_client(generate, writers_on, output):
+    _, planned = generate(options={"plan_seed": 5})
+    _, plain = generate(options={"plan": False})
+    assert planned["plan"]["used"] is True and planned["plan"]["seed"] == 5
+    assert plain["plan"] == {"used": False, "reason": "Plan the song first was off."}

@@ -373,6 +373,38 @@ def read_by_the_model(pipe, words):
     return pipe.tokenizer.decode(ids)
 
 
+def test_the_context_of_codes_is_the_pipelines(pipe):
+    words = dataclasses.replace(WORDS, instruction="Generate audio semantic tokens based on the given conditions:")
+    codes = [(1, 5, 999, 63_999, 7, 3, 2, 1, 800, 11, 22, 33, 44, 55, 66, 77, 88), tuple(range(17))]
+    text = ["".join(f"<|audio_code_{code}|>" for code in take) for take in codes]
+    # 3.3 s are 82.5 frames; 17 codes hold 85.
+    context = sampling.codes_context(pipe, codes)
+    assert context.shape[:2] == (2, 85)
+    for seeds, chosen in (((7,), codes[:1]), ((7, 8), codes)):
+        generators = sampling.generators_for(seeds)
+        start = sampling.draw_noise(generators, 85, pipe.transformer.config.audio_acoustic_hidden_dim)
+        condition = sampling.encode_condition(pipe, words, sampling.codes_context(pipe, chosen))
+        ours = final(pipe, a_run(pipe, seeds, condition=condition, start=start, generators=generators))
+        theirs = stock(pipe, seeds, words=words, audio_codes=text[: len(seeds)])
+        # A batch rounds differently: the pipeline encodes the words once for each take.
+        assert torch.equal(ours, theirs) if len(seeds) == 1 else torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_codes_of_audio_are_those_that_a_cover_hears(pipe):
+    clean = sampling.join(
+        [
+            tile
+            for _, _, tile in sampling.encode_samples(
+                pipe, np.sin(np.arange(2 * 100_000)).reshape(2, -1).astype(np.float32)
+            )
+        ]
+    )
+    codes = sampling.audio_codes(pipe, clean)
+    assert len(codes) == math.ceil(clean.shape[1] / 5)
+    heard = sampling.cover_context(pipe, clean)
+    assert torch.allclose(sampling.codes_context(pipe, [codes])[:, : clean.shape[1]], heard, atol=1e-5)
+
+
 def test_a_long_prompt_is_cut_at_a_word_and_keeps_the_metadata(pipe):
     long = dataclasses.replace(WORDS, prompt="bright acoustic guitar with strings " * 60)
     assert "bpm: 90" not in read_by_the_model(pipe, long)
@@ -384,7 +416,7 @@ def test_a_long_prompt_is_cut_at_a_word_and_keeps_the_metadata(pipe):
     assert f"{kept} {dropped}" == long.prompt.strip()
     # One more word would not have fitted.
     more = f"{kept} {dropped.split()[0]}"
-    assert sampling._prompt_tokens(pipe, long, more) > 256
+    assert sampling.prompt_tokens(pipe, long, more) > 256
 
 
 def test_a_prompt_without_spaces_is_cut_at_a_character(pipe):

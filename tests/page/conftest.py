@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+import memory
 import modes
-from params import SAMPLE_RATE, Done, Event, Failed, Problem, Progress, SongRequest
+from params import SAMPLE_RATE, Done, Draft, Event, Failed, Problem, Progress, Request
 
 ROOT = Path(__file__).resolve().parents[2]
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = [
     *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"),
@@ -102,6 +104,7 @@ def visit(browser: Browser, forgiven: list[str]) -> Iterator[Callable[..., Page]
 def studio() -> Iterator[str]:
     """Start `python app.py` on the preview engine in a process of its own; return its address."""
     environ = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
+    environ |= {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
     environ.pop("GRADIO_SERVER_PORT", None)
     process = subprocess.Popen(
         [sys.executable, "app.py"], cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -118,6 +121,14 @@ def studio() -> Iterator[str]:
 # --- the page alone -----------------------------------------------------------------------------------------------
 
 
+LYRICS = "[Verse]\nThe lamp goes round\n\n[Chorus]\nGood night, good night"
+SKETCHES = ("inspire", "polish", "describe")
+SKETCH = {
+    **{"prompt": "sea shanty, male choir", "lyrics": "[Verse]\nHeave away", "bpm": 96, "key": "D minor"},
+    **{"time_signature": "3", "language": "en", "duration": 45},
+}
+
+
 class FakeBackend:
     """Plays `script`, a function from a request to events, and keeps what it was asked.
 
@@ -131,9 +142,9 @@ class FakeBackend:
 
     def reset(self) -> None:
         """Forget everything, and make songs of one second at once."""
-        self.requests: list[SongRequest] = []
+        self.requests: list[Request] = []
         self.closed = threading.Event()
-        self.script: Callable[[SongRequest], Iterator[Event]] = self.song
+        self.script: Callable[[Request], Iterator[Event]] = self.play
         self.facts: dict[str, Any] = {}
 
     def status(self) -> dict[str, Any]:
@@ -141,15 +152,18 @@ class FakeBackend:
         return {
             **{"engine": "preview", "model": "preview", "revision": "", "source": "preview", "loaded": True},
             **{"device": "cpu", "device_reason": "A test runs here.", "dtype": "float32", "turbo": False},
-            **{"problem": None, "wanted": "org/model", "planner": "off", "lyrics": "off", "download_gb": 11.5},
+            **{"problem": None, "wanted": "org/model", "download_gb": 11.5},
+            **{name: {"state": "ready", "model": "preview", "problem": None} for name in ("planner", "lyrics")},
             "tasks": modes.task_support("preview"),
+            "timed_lyrics": {"available": True, "reason": ""},
+            "memory_plans": memory.LADDERS["cpu"],
             **self.facts,
         }
 
     def device(self) -> None:
         """Know the device at once."""
 
-    def stream(self, request: SongRequest) -> Iterator[Event]:
+    def stream(self, request: Request) -> Iterator[Event]:
         """Play the script; `closed` is set when it is closed before its end."""
         self.requests.append(request)
         self.songs += 1
@@ -163,7 +177,25 @@ class FakeBackend:
         """Download nothing, for as long as somebody waits."""
         yield from self.endless(None)
 
-    def song(self, request: SongRequest, /, **record: Any) -> Iterator[Event]:
+    def play(self, request: Request) -> Iterator[Event]:
+        """Do what the request asks for."""
+        return {"lyrics": self.lyrics, **dict.fromkeys(SKETCHES, self.sketch)}.get(request.mode, self.song)(request)
+
+    def lyrics(self, request: Request, text: str = LYRICS, end: str = "stop") -> Iterator[Event]:
+        """Write `text`, a line at a time; the n-th run says that it took 100 n tokens."""
+        yield Progress("loading")
+        lines = text.split("\n")
+        for count in range(1, len(lines) + 1):
+            yield Draft("\n".join(lines[:count]), count)
+            time.sleep(0.02)
+        yield Done((), {"mode": "lyrics", "text": text, "tokens": 100 * self.songs, "end": end, "seed": 1, "model": {}})
+
+    def sketch(self, request: Request, **words: Any) -> Iterator[Event]:
+        """Write the same sketch for everything, but for `words`."""
+        yield Progress("writing", 120)
+        yield Done((), {"mode": request.mode, "sketch": {**SKETCH, **words}, "seed": 1, "model": {}})
+
+    def song(self, request: Request, /, **record: Any) -> Iterator[Event]:
         """Make every take of the request, with `record` over what the record says."""
         yield Progress("steps", 1, 2, 0.5, 0.5)
         files, takes = [], []
@@ -177,11 +209,11 @@ class FakeBackend:
         words = {"request": {"prompt": request.prompt}, "takes": takes, "errors": [], "notes": []}
         yield Done(tuple(files), {"mode": "generate", **words, "seconds": {"steps": 1.0}, **record})
 
-    def fail(self, request: SongRequest) -> Iterator[Event]:
+    def fail(self, request: Request) -> Iterator[Event]:
         """End without a song."""
         yield Failed(Problem("out_of_memory", "There was <b>no memory</b> left.", hint="Try fewer takes."))
 
-    def endless(self, request: SongRequest | None) -> Iterator[Event]:
+    def endless(self, request: Request | None) -> Iterator[Event]:
         """Be at step 3 of 50 until somebody closes it."""
         while True:
             yield Progress("steps", 3, 50, 1.0, 9.0)
@@ -192,11 +224,13 @@ class FakeBackend:
 def fake_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, FakeBackend]]:
     """Serve the page on a fake backend from this process."""
     import app
-    import tabs
+    import planning
+    import remember
+    import runs
 
     backend = FakeBackend(tmp_path_factory.mktemp("fake"))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (app, tabs):
+        for module in (app, planning, remember, runs):
             patch.setattr(module, "get_backend", lambda: backend)
         demo = app.build_app()
         yield app.launch(demo), backend
@@ -233,86 +267,6 @@ def page(fake: FakeBackend, fake_address: tuple[str, FakeBackend], visit: Callab
     return visit(fake_address[0])
 
 
-# --- a tab --------------------------------------------------------------------------------------------------------
-
-
-class Tab:
-    """A tab of an open page, used as a visitor would."""
-
-    def __init__(self, page: Page, mode: str):
-        self.page, self.mode = page, mode
-        page.get_by_role("tab", name=mode.capitalize(), exact=True).click()
-        self.go = page.locator(f"#{mode}-go")
-        self.progress = page.locator(f"#{mode}-progress")
-        expect(self.go).to_be_visible()
-
-    def field(self, name: str) -> Locator:
-        """Return a field, such as "options.steps"."""
-        return self.page.locator(f"#{self.mode}-{name.rpartition('.')[2].replace('_', '-')}")
-
-    def unfold(self) -> None:
-        """Open both folded groups."""
-        for name, inside in (("details", "seed"), ("advanced", "options.timbre_token")):
-            if not self.field(inside).is_visible():
-                self.page.locator(f"#{self.mode}-{name} > button").click()
-                expect(self.field(inside)).to_be_visible()
-
-    def set(self, name: str, how: str, value: Any) -> None:
-        """Set a control."""
-        field = self.field(name)
-        if how == "type":
-            field.locator("textarea, input").fill(value)
-            field.locator("textarea, input").blur()
-        elif how == "tick":
-            field.get_by_role("checkbox").set_checked(value)
-        elif how == "pick":
-            field.get_by_label(value, exact=True).check()
-        elif how == "slide":
-            field.locator("input[type=number]").fill(value)
-            field.locator("input[type=number]").blur()
-        elif how == "choose":
-            field.get_by_role("combobox").fill(value)
-            field.get_by_role("combobox").press("Enter")
-        else:
-            self.clear(name)
-            field.locator("input[type=file]").set_input_files(value)
-            expect(field.locator("time").last).to_have_text(re.compile(r"\d:\d\d"))
-
-    def clear(self, name: str) -> None:
-        """Take the file out of an audio field, if there is one."""
-        # A wrong file has a second one, over it, for the sentence.
-        button = self.field(name).locator("button[title=Clear]").last
-        if button.is_visible():
-            button.click()
-        expect(self.field(name).locator("input[type=file]")).to_have_count(1)
-
-    def set_all(self, controls: dict[str, tuple[str, Any, Any]]) -> None:
-        """Set many controls: how and what, by name."""
-        self.unfold()
-        for name, (how, value, _) in controls.items():
-            self.set(name, how, value)
-
-    def text(self, name: str) -> Locator:
-        """Return the box of a text or number field."""
-        return self.field(name).locator("textarea, input")
-
-    def take(self, number: int = 1) -> Locator:
-        """Return the place of a take."""
-        return self.page.locator(f"#{self.mode}-take-{number}")
-
-    def download(self, timeout: float = 90_000) -> Path:
-        """Press the button, wait for a new first take, and return its downloaded file."""
-        copy = self.take().locator("[data-copy]")
-        former = copy.get_attribute("data-copy") if self.take().is_visible() else ""
-        self.go.click()
-        expect(copy).not_to_have_attribute("data-copy", former, timeout=timeout)
-        with self.page.expect_download() as download:
-            self.take().get_by_role("button", name=re.compile("^Download")).click()
-        path = Path(download.value.path()).with_name(download.value.suggested_filename)
-        download.value.save_as(path)
-        return path
-
-
 @pytest.fixture
 def song(tmp_path: Path) -> Path:
     """Write a song of three seconds: 48 kHz, stereo, 16 bit, no two seconds alike."""
@@ -323,6 +277,8 @@ def song(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tab() -> type[Tab]:
+def tab() -> type:
     """Return the class that opens a tab of a page: `tab(page, "cover")`."""
+    from tests.page.steps import Tab
+
     return Tab

@@ -15,6 +15,7 @@ import audio
 import tabs
 import tooltips
 from params import ACTION_OPTIONS, ACTIONS, REQUESTS, SAMPLE_RATE, parse_request
+from tests.page.steps import SHARED, read
 
 # What each action adds to the form: how a visitor sets it, and what the request has then.
 CONTROLS = {
@@ -65,21 +66,6 @@ def edit(lasting: Page, tab, song: Path) -> Any:
     return opened
 
 
-def made(opened: Any, fake: Any) -> Any:
-    """Press the button and return the request that reached the backend."""
-    seed = 100 * (fake.songs + 1)
-    opened.go.click()
-    expect(opened.take().get_by_role("button", name=f"Copy seed {seed}", exact=True)).to_be_visible()
-    return fake.requests[-1]
-
-
-def read(request: Any, name: str) -> Any:
-    """Return a field of a request, such as "options.steps"; the one track is its tracks."""
-    for part in {"track": "tracks"}.get(name, name).split("."):
-        request = getattr(request, part)
-    return request
-
-
 # --- the form -----------------------------------------------------------------------------------------------------
 
 
@@ -92,7 +78,7 @@ def test_each_action_shows_its_controls_and_sends_no_others(edit, fake):
             edit.set(name, how, value)
         for name in every:
             expect(edit.field(name)).to_be_visible(visible=name in controls)
-        request = made(edit, fake)
+        request = edit.made(fake)
         for name, (_, _, expected) in controls.items():
             assert name == "part" or read(request, name) == expected, (action, name)
         assert request.options.model_fields_set & set().union(*ACTION_OPTIONS.values()) == ACTION_OPTIONS[action]
@@ -103,40 +89,16 @@ def test_each_action_shows_its_controls_and_sends_no_others(edit, fake):
 
 
 def test_the_controls_that_all_tabs_have_reach_the_request(edit, fake):
-    controls = {
-        "prompt": ("type", "brass band", "brass band"),
-        "lyrics": ("type", "la la", "la la"),
-        "instrumental": ("tick", True, True),
-        "bpm": ("type", "90", 90),
-        "key": ("choose", "F# minor", "F# minor"),
-        "time_signature": ("pick", "3/4", "3"),
-        "language": ("choose", "Japanese", "ja"),
-        "takes": ("pick", "2", 2),
-        "quality": ("pick", "Draft, 20 steps", "draft"),
-        "seed": ("type", "0", 0),
-        "options.steps": ("type", "8", 8),
-        "options.guidance": ("type", "3.5", 3.5),
-        "options.shift": ("type", "2.5", 2.5),
-        "options.sampler": ("pick", "With fresh noise (SDE)", "sde"),
-        "options.cfg_start": ("slide", "0.25", 0.25),
-        "options.cfg_end": ("slide", "0.75", 0.75),
-        "options.format": ("pick", "FLAC, 24 bit", "flac"),
-        "options.loudness": ("type", "-14", -14.0),
-        "options.fade_out": ("slide", "2.5", 2.5),
-        "options.variation": ("slide", "0.3", 0.3),
-        "options.variation_seed": ("type", "11", 11),
-        "options.timbre_token": ("tick", False, False),
-    }
     plain = parse_request("edit", {"source": "a.wav"})
-    edit.set_all(controls)
-    request = made(edit, fake)
-    for name, (_, _, expected) in controls.items():
+    edit.set_all(SHARED)
+    request = edit.made(fake)
+    for name, (_, _, expected) in SHARED.items():
         assert read(request, name) == expected != read(plain, name), name
 
 
 def test_every_field_of_the_request_has_a_control():
     with gr.Blocks():
-        form, _ = tabs.edit_tab()
+        form = tabs.edit_tab().form
     fields = REQUESTS["edit"].model_fields
     options = {f"options.{name}" for name in fields["options"].annotation.model_fields}
     assert set(form.fields) == set(fields) - {"mode", "options"} | options | {"track", "part"}
@@ -145,7 +107,7 @@ def test_every_field_of_the_request_has_a_control():
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_request_has_only_what_its_action_uses(action: str):
     with gr.Blocks():
-        form, _ = tabs.edit_tab()
+        form = tabs.edit_tab().form
     # As if a visitor had set everything before.
     there = {**LEAST.get(action, {}), "source": "a.wav", "action": action, "start": "1", "end": "2", "part": True}
     there |= {"tracks": ["bass"], "track": "drums", "source_prompt": "a", "source_lyrics": "b", "options.mix": True}
@@ -159,7 +121,7 @@ def test_the_strength_belongs_to_the_balanced_repaint(edit, fake):
     edit.set("options.repaint_strength", "slide", "0.9")
     edit.field("options.repaint_mode").get_by_label("Aggressive: start afresh").check()
     expect(edit.field("options.repaint_strength")).to_be_hidden()
-    request = made(edit, fake)
+    request = edit.made(fake)
     assert (request.options.repaint_mode, request.options.repaint_strength) == ("aggressive", 0.5)
 
 
@@ -190,11 +152,11 @@ def test_a_region_is_dragged_and_typed(edit, fake):
     drag(edit.page, 0.2, 0.6)
     expect(edit.text("start")).to_have_value("0.6")
     expect(edit.text("end")).to_have_value("1.8")
-    request = made(edit, fake)
+    request = edit.made(fake)
     assert (request.start, request.end) == (0.6, 1.8)
     edit.set("end", "type", "1.5")
     expect(edit.page.get_by_role("slider", name="End of the region")).to_have_attribute("aria-valuenow", "1.5")
-    assert made(edit, fake).end == 1.5
+    assert edit.made(fake).end == 1.5
 
 
 def drag(page: Page, start: float, end: float) -> None:
@@ -267,7 +229,7 @@ def test_examples_and_presets_choose_what_they_say(edit, fake):
     for name, example in tooltips.EDIT_EXAMPLES.items():
         edit.page.get_by_role("button", name=name).click()
         expect(edit.text("prompt")).to_have_value(example.get("prompt", ""))
-        request = made(edit, fake)
+        request = edit.made(fake)
         assert request.action == example["action"]
         assert request.tracks == ((example["track"],) if "track" in example else ())
     edit.set("prompt", "type", "in another style")
@@ -275,7 +237,7 @@ def test_examples_and_presets_choose_what_they_say(edit, fake):
     for name, numbers in tooltips.MORPHS.items():
         edit.page.get_by_role("button", name=name).click()
         expect(edit.page.locator("#edit-morph-plan")).to_contain_text(f"from {numbers['options.n_min']:.0%}")
-        request = made(edit, fake)
+        request = edit.made(fake)
         assert {key: read(request, key) for key in numbers} == numbers
         assert request.prompt == "in another style"
 
@@ -289,7 +251,7 @@ def test_settings_of_an_edit_come_back(page: Page, fake, tab, song: Path):
     opened.set("source", "upload", song)
     page.get_by_role("button", name="Restore its settings").click()
     expect(page.locator("#edit-offer")).to_contain_text("6 settings restored.")
-    made_again = made(opened, fake)
+    made_again = opened.made(fake)
     assert (made_again.action, made_again.tracks, made_again.options.mix) == ("layer", ("synth",), True)
     assert (made_again.start, made_again.end, made_again.prompt) == (0.5, 1.5, "a")
 

@@ -31,14 +31,17 @@ def page(studio: str, visit) -> Page:
 
 
 def test_a_first_song(page: Page):
+    # Long enough for several of the four updates a second.
+    page.locator("#generate-duration input").fill("60")
+    page.get_by_label("Best, 80 steps").check()
     page.evaluate(WATCH_PROGRESS)
     page.locator("#generate-go").click()
     take = page.locator("#generate-take-1")
     expect(take).to_be_visible(timeout=SONG_MS)
-    steps = {int(step) for text in page.evaluate("said") for step in re.findall(r"step (\d+) of 20", text)}
+    steps = {int(step) for text in page.evaluate("said") for step in re.findall(r"step (\d+) of 80", text)}
     assert len(steps) >= 3, page.evaluate("said")
 
-    expect(take.locator("time").last).to_have_text("0:10")
+    expect(take.locator("time").last).to_have_text("1:00")
     take.get_by_role("button", name="Play", exact=True).click()
     expect(take.locator("time").first).to_have_text(re.compile("0:0[1-9]"))
 
@@ -46,7 +49,7 @@ def test_a_first_song(page: Page):
         take.get_by_role("button", name="Download WAV").click()
     assert re.fullmatch(r"warm-lo-fi-piano-seed-\d+\.wav", download.value.suggested_filename)
     info = soundfile.info(download.value.path())
-    assert (info.samplerate, info.channels, info.frames, info.subtype) == (48_000, 2, 480_000, "PCM_24")
+    assert (info.samplerate, info.channels, info.frames, info.subtype) == (48_000, 2, 2_880_000, "PCM_24")
 
 
 def test_cancel_and_the_next_song(page: Page):

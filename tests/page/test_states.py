@@ -10,8 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from params import Event, Progress
-
-MARKUP = '<img src=x onerror="document.title=1"><b>bold</b> {{value}} ${1+1}'
+from tests.page.steps import MARKUP
 
 
 def start(page: Page, prompt: str = "a song") -> None:
@@ -30,7 +29,7 @@ def test_before_anything_is_made(page: Page):
     expect(page.get_by_role("heading", level=1)).to_have_text("ACE Music Studio")
     expect_idle(page)
     expect(page.get_by_text("Nothing here yet.")).to_be_visible()
-    expect(page.get_by_role("tab")).to_have_text(["Generate", "Cover", "Extend", "Edit"])
+    expect(page.get_by_role("tab")).to_have_text(["Generate", "Cover", "Extend", "Edit", "Lyrics"])
     expect(page.get_by_role("button", name="Use via API")).to_be_visible()
     expect(page.locator("#generate-record-fold")).to_be_hidden()
 
@@ -77,7 +76,7 @@ def test_closing_the_page_ends_the_song(page: Page, fake):
 
 def test_leaving_asks_only_while_a_song_is_made(page: Page, fake, forgiven):
     # Gradio notes the connection that leaving cuts.
-    forgiven += ["signal is aborted", "Connection errored out"]
+    forgiven += ["aborted", "Connection errored out"]
     asked: list[str] = []
 
     def answer(dialog: Any) -> None:

@@ -14,7 +14,7 @@ from gradio.utils import get_upload_folder
 
 import api
 import params
-from params import Done, Failed, Problem, Progress
+from params import Done, Draft, Failed, Problem, Progress
 
 REQUIRED = inspect.Parameter.empty
 SONG = {
@@ -45,7 +45,10 @@ CONTRACT = {
         "source_lyrics": "",
         "tracks": [],
     },
+    "lyrics": {"brief": REQUIRED, "structure": "", "language": "en", "tone": "", "seed": -1, "options": {}},
 }
+SONGS = [mode for mode in CONTRACT if mode != "lyrics"]
+GIVEN = {"prompt": "calm piano", "source": "song.wav", "brief": "rain"}
 DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 
 
@@ -77,14 +80,15 @@ def upload():
 def values(mode="generate", **given):
     """Return the values of a call in the order of the endpoint; a required one that is not given is None."""
     full = {name: None if default is REQUIRED else default for name, default in CONTRACT[mode].items()}
-    full |= {"prompt": "calm piano", **given}
+    full |= {"brief": "rain"} if mode == "lyrics" else {"prompt": "calm piano"}
+    full |= given
     return [full[name] for name in api.ENDPOINTS[mode].names]
 
 
 def verdicts(mode="generate", **given):
     """Return what the validator of an endpoint says against each parameter."""
     endpoint = api.ENDPOINTS[mode]
-    found = api.song_validator(mode)(*values(mode, **given))
+    found = api.validator_of(mode)(*values(mode, **given))
     assert len(found) == len(endpoint.names)
     return {name: one["message"] for name, one in zip(endpoint.names, found, strict=True) if not one["is_valid"]}
 
@@ -93,7 +97,7 @@ def verdicts(mode="generate", **given):
 
 
 def test_exactly_the_endpoints_of_the_contract_are_offered(info):
-    assert set(info) == {"/generate", "/cover", "/extend", "/edit", "/capabilities"}
+    assert set(info) == {"/generate", "/cover", "/extend", "/edit", "/lyrics", "/capabilities"}
     assert info["/capabilities"]["parameters"] == []
 
 
@@ -108,16 +112,20 @@ def test_an_endpoint_has_the_names_and_defaults_of_the_contract(info, mode):
 
 @pytest.mark.parametrize("mode", CONTRACT)
 def test_defaults_mean_what_the_request_means_by_them(mode):
-    given = {"prompt": "calm piano"} | ({"source": "song.wav"} if "source" in CONTRACT[mode] else {})
+    given = {name: value for name, value in GIVEN.items() if name in CONTRACT[mode]}
     assert params.parse_request(mode, {**CONTRACT[mode], **given}) == params.parse_request(mode, given)
 
 
-@pytest.mark.parametrize("mode", CONTRACT)
+@pytest.mark.parametrize("mode", SONGS)
 def test_returns_are_the_files_and_the_record(info, mode):
     assert [(one["label"], one["component"]) for one in info[f"/{mode}"]["returns"]] == [
         ("files", "File"),
         ("record", "Json"),
     ]
+
+
+def test_lyrics_are_one_text(info):
+    assert [(one["label"], one["component"]) for one in info["/lyrics"]["returns"]] == [("text", "Textbox")]
 
 
 def test_the_mcp_tools_are_the_endpoints(blocks):
@@ -134,10 +142,12 @@ def test_an_mcp_tool_has_a_described_typed_schema(blocks, mode):
     assert set(schema["required"]) == {name for name, default in CONTRACT[mode].items() if default is REQUIRED}
     assert set(properties) == set(CONTRACT[mode])
     assert all(properties[name]["description"] for name in properties)
-    assert {"type": "null"} in properties["bpm"]["anyOf"]
     assert properties["options"]["type"] == "object"
     assert properties["options"]["additionalProperties"] is True
-    assert properties["takes"]["type"] == "integer"
+    assert properties["seed"]["type"] == "integer"
+    if mode != "lyrics":
+        assert {"type": "null"} in properties["bpm"]["anyOf"]
+        assert properties["takes"]["type"] == "integer"
     assert {name for (name,) in files} == {"source", "reference"} & set(properties)
     if mode == "edit":
         assert (properties["tracks"]["type"], properties["tracks"]["items"]) == ("array", {"type": "string"})
@@ -186,6 +196,29 @@ def test_an_option_is_named_in_the_sentence():
     assert "options.steps: Steps must be a whole number from 1 to 200, not 500." in said["options"]
     assert "options.guidance" in said["options"]
     assert "options.wobble" in said["options"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "part"),
+    [
+        ({"brief": ""}, "brief", "Brief must have from 1 to 2,000 characters: say what the song is about."),
+        ({"brief": None}, "brief", "from 1 to 2,000 characters"),
+        ({"brief": "x" * 50_000}, "brief", "up to 2,000 characters; this has 50,000"),
+        ({"brief": ["rain"]}, "brief", "must be text"),
+        ({"structure": "x" * 501}, "structure", "up to 500 characters"),
+        ({"language": "klingon"}, "language", "51 listed codes"),
+        ({"tone": 5}, "tone", "must be text"),
+        ({"seed": 1.5}, "seed", "a whole number"),
+        ({"options": {"max_tokens": 0}}, "options", "options.max_tokens: Max length must be a whole number from 16"),
+        ({"options": {"steps": 5}}, "options", "max_tokens, temperature, top_p"),
+    ],
+    ids=str,
+)
+def test_wrong_values_for_lyrics_get_their_sentence(given, name, part):
+    (said,) = verdicts("lyrics", **given).items()
+    assert said[0] == name
+    assert part in said[1]
+    assert verdicts("lyrics") == {}
 
 
 @pytest.mark.parametrize("name", ["x" * 100_000, "\ud800", "a\0b", "path"])
@@ -295,10 +328,10 @@ class Studio:
             self.closed = True
 
 
-def generate(monkeypatch, *events, **given):
+def generate(monkeypatch, *events, mode="generate", **given):
     studio = Studio(*events)
     monkeypatch.setattr(api, "get_backend", lambda: studio)
-    return studio, api.song_handler("generate")(*values(**given))
+    return studio, api.handler_of(mode)(*values(mode, **given))
 
 
 def test_progress_comes_first_and_the_song_last(monkeypatch):
@@ -309,6 +342,21 @@ def test_progress_comes_first_and_the_song_last(monkeypatch):
     assert progress == (None, {"progress": expected})
     assert last == (["a.wav"], {"mode": "generate"})
     assert studio.closed
+
+
+def test_lyrics_come_as_they_are_written(monkeypatch):
+    events = (Progress("loading"), Draft("[Verse", 1), Draft("[Verse]\nRain", 2), Done((), {"text": "[Verse]\nRain!"}))
+    studio, run = generate(monkeypatch, *events, mode="lyrics", seed=3, options={"temperature": 0})
+    assert list(run) == ["", "", "[Verse", "[Verse]\nRain", "[Verse]\nRain!"]
+    assert (studio.request.mode, studio.request.seed, studio.request.options.temperature) == ("lyrics", 3, 0.0)
+    assert studio.closed
+
+
+def test_lyrics_that_fail_are_an_error(monkeypatch):
+    _, run = generate(monkeypatch, Failed(Problem("writer_off", "It is off.")), mode="lyrics")
+    with pytest.raises(gr.Error) as caught:
+        list(run)
+    assert (caught.value.title, caught.value.message) == ("writer_off", "It is off.")
 
 
 def test_hanging_up_closes_the_stream(monkeypatch):
@@ -356,11 +404,14 @@ def test_what_is_understood_reaches_the_studio_in_the_models_words(monkeypatch):
 def test_the_document_lists_every_parameter_and_option_with_its_default_and_limits():
     tables = read_tables()
     for mode in CONTRACT:
-        shared = tables["Parameters of every song endpoint", "parameter"]
+        song = mode in SONGS
+        shared = tables["Parameters of every song endpoint", "parameter"] if song else {}
         listed = {**shared, **tables[f"`/{mode}`", "parameter"]}
         assert {name: default for name, (default, _) in listed.items()} == CONTRACT[mode]
-        options = {**tables["Options", "option"], **tables.get((f"`/{mode}`", "option"), {})}
+        options = {**(tables["Options", "option"] if song else {}), **tables.get((f"`/{mode}`", "option"), {})}
         known = {name: field.default for name, field in options_of(mode).items()}
+        if song:
+            known["loras"] = list(known["loras"])  # as JSON has it
         assert {name: default for name, (default, _) in options.items()} == known
         for name, (_, text) in {**listed, **options}.items():
             limit = params.LIMITS.get(name)

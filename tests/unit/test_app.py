@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 import bootstrap
+import form
 import markup
-import panels
 import theme
 import tooltips
+from lint import Advice
 from params import LIMITS, Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,17 +92,17 @@ def test_a_port_in_use_ends_with_a_sentence():
     ],
 )
 def test_a_number_box_is_read(text, value):
-    assert panels.number(text, None) == value
+    assert form.number(text, None) == value
 
 
 def test_huge_digits_stay_text():
     digits = "9" * 100_000
-    assert panels.number(digits, None) in (digits, float("inf"))
+    assert form.number(digits, None) in (digits, float("inf"))
 
 
 def test_every_limit_that_a_box_shows_comes_from_the_table():
     for name in ("duration", "bpm", "steps", "guidance", "shift", "loudness"):
-        text = panels.help_text(name, "x")
+        text = form.help_text(name, "x")
         assert f"{LIMITS[name].low:g}" in text and f"{LIMITS[name].high:g}" in text, name
         assert "{" not in text
 
@@ -125,11 +126,18 @@ def test_whatever_is_shown_is_escaped():
     facts = {
         **{"engine": "xl", "model": HOSTILE, "source": "cache", "turbo": False, "device": "cpu", "dtype": "float32"},
         **{"device_reason": HOSTILE, "problem": {"message": HOSTILE, "hint": HOSTILE}, "download_gb": 11.5},
+        **{name: {"state": "loaded", "model": HOSTILE, "problem": None} for name in ("planner", "lyrics")},
     }
+    plan = {"used": True, "bpm": 90, "key": HOSTILE, "time_signature": HOSTILE, "language": HOSTILE}
     shown = [
         markup.take(1, take),
         markup.messages(record),
         markup.status(facts),
+        markup.plan({**plan, "rewritten": True, "caption": HOSTILE}),
+        markup.plan({"used": False, "reason": HOSTILE}),
+        markup.advice([Advice(1, HOSTILE)]),
+        markup.advice([Advice(1, HOSTILE)] * 3),
+        markup.remark(HOSTILE),
         markup.banner(facts),
         markup.notice(HOSTILE, HOSTILE, HOSTILE),
         markup.progress(Progress("steps", note=HOSTILE), HOSTILE),

@@ -32,7 +32,57 @@ def test_defaults_are_those_of_the_contract():
         "duration": 60,
         "reference": None,
     }
-    assert (request.options.format, request.options.loudness, request.options.sampler) == ("wav", None, "ode")
+    options = request.options
+    assert (options.format, options.loudness, options.sampler) == ("wav", None, "ode")
+    plan = (options.plan, options.plan_seed, options.plan_temperature, options.plan_cfg, options.rewrite)
+    assert plan == (True, -1, 0.85, 2.0, False)
+
+
+WORDS = {
+    "lyrics": {"brief": "", "structure": "", "language": "en", "tone": "", "seed": -1},
+    "inspire": {"idea": "", "instrumental": False, "language": "unknown", "seed": -1},
+    "polish": {
+        **{"prompt": "", "lyrics": "", "instrumental": False, "bpm": None, "key": "", "time_signature": ""},
+        **{"language": "unknown", "duration": 60, "seed": -1},
+    },
+    "describe": {"source": "", "seed": -1},
+}
+NEEDED = {"lyrics": {"brief": "rain"}, "polish": {"prompt": "rock"}, "describe": {"source": "a.wav"}}
+
+
+@pytest.mark.parametrize("mode", WORDS)
+def test_requests_for_words_have_the_agreed_defaults(mode):
+    request = parse_request(mode, NEEDED.get(mode, {}))
+    assert request.model_dump(exclude={"mode", "options"}) == WORDS[mode] | NEEDED.get(mode, {})
+    assert request.mode == mode
+    assert pickle.loads(pickle.dumps(request)) == request
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "field", "part"),
+    [
+        ("lyrics", {}, "brief", "from 1 to 2,000 characters: say what the song is about"),
+        ("lyrics", {"brief": "x" * 50_000}, "brief", "up to 2,000 characters; this has 50,000"),
+        ("lyrics", {"brief": "x", "language": "klingon"}, "language", "51 listed codes"),
+        ("lyrics", {"brief": "x", "options": {"max_tokens": 0}}, "options.max_tokens", "from 16 to 2048 tokens"),
+        ("lyrics", {"brief": "x", "options": {"plan": True}}, "options.plan", "max_tokens, temperature, top_p"),
+        ("lyrics", {"brief": "x", "options": 3}, "options", "must be an object"),
+        ("inspire", {"idea": "x" * 2_001}, "idea", "up to 2,000 characters"),
+        ("inspire", {"options": {}}, "options", "not known here"),
+        ("inspire", {"seed": 1.5}, "seed", "a whole number"),
+        ("polish", {}, "prompt", "there are no lyrics either"),
+        ("polish", {"lyrics": "la", "instrumental": True}, "prompt", "switched off by Instrumental"),
+        ("polish", {"prompt": "x", "bpm": 5}, "bpm", "from 30 to 300"),
+        ("polish", {"prompt": "x", "takes": 2}, "takes", "not known here"),
+        ("describe", {}, "source", "none was given"),
+    ],
+)
+def test_wrong_requests_for_words_get_a_sentence(mode, values, field, part):
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request(mode, values)
+    (problem,) = caught.value.problems
+    assert problem.field == field
+    assert part in problem.message
 
 
 @pytest.mark.parametrize(
@@ -85,6 +135,11 @@ def test_a_wrong_value_is_a_sentence_that_names_field_and_range(field, value, pa
         ("variation", 1.1, "from 0 to 1"),
         ("variation_seed", 0.5, "a whole number"),
         ("timbre_token", 1, "true or false"),
+        ("plan", 1, "true or false"),
+        ("rewrite", "yes", "true or false"),
+        ("plan_seed", 2**32, "from -1 to 4294967295"),
+        ("plan_temperature", 2.1, "from 0 to 2"),
+        ("plan_cfg", 0.9, "from 1 to 5"),
         ("stepps", 20, "steps"),
         ("repaint_mode", "balanced", "not known here"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import restore
-from params import REQUESTS, parse_request
+from params import SONG_REQUESTS, parse_request
 
 FULL = {
     "prompt": "brass band",
@@ -24,7 +24,10 @@ FULL = {
     "options": {"steps": 8, "guidance": 3.5, "loudness": -14.0, "format": "flac", "timbre_token": False},
 }
 OWN = {
-    "generate": {"duration": 12.5},
+    "generate": {
+        "duration": 12.5,
+        "options": {"plan": False, "plan_seed": 5, "plan_temperature": 0.5, "plan_cfg": 3.0, "rewrite": True},
+    },
     "cover": {"source": "a.wav", "strength": 0.3, "options": {"noise_strength": 0.2}},
     "extend": {"source": "a.wav", "before": 2.5, "after": 0.0, "options": {"overlap": 1.0}},
     "edit": {"source": "a.wav", "action": "morph", "source_prompt": "b", "options": {"n_min": 0.6, "n_avg": 3}},
@@ -51,7 +54,7 @@ def as_request(mode: str, values: dict[str, Any]) -> Any:
     return parse_request(mode, read)
 
 
-@pytest.mark.parametrize("mode", REQUESTS)
+@pytest.mark.parametrize("mode", SONG_REQUESTS)
 def test_a_files_own_record_makes_its_take_again(mode: str):
     found = restore.settings(mode, record_of(mode))
     assert found.left_out == 0
@@ -72,6 +75,16 @@ def test_another_tab_takes_what_it_knows():
 def test_a_varied_take_keeps_its_second_seed():
     record = record_of("generate") | {"variation_seeds": [7, 8, 9]}
     assert restore.settings("generate", record).values["options.variation_seed"] == 8
+
+
+def test_a_planned_take_keeps_the_seed_of_its_plan():
+    record = record_of("generate") | {"plan": {"used": True, "seed": 41, "bpm": 90}}
+    found = restore.settings("generate", record)
+    assert (found.values["seed"], found.values["options.plan_seed"]) == (42, 41)
+    assert "options.plan_seed" not in restore.settings("cover", record).values
+    for plan in ({"used": False, "reason": "x"}, {"used": True, "seed": "<b>"}, {"used": 1, "seed": 6}, None, "x"):
+        found = restore.settings("generate", record | {"plan": plan})
+        assert (found.values["seed"], found.values["options.plan_seed"]) == (42, 5), plan
 
 
 def test_a_reference_is_said_to_be_missing_where_there_is_a_field_for_it():
@@ -121,10 +134,10 @@ HOSTILE = [
 HOSTILE += [[], {}, [[]], ["vocals"], ["vocals", 1], {"path": "/etc/passwd"}, [{"seed": 3}], "layer", "4/4"]
 
 
-@pytest.mark.parametrize("mode", REQUESTS)
+@pytest.mark.parametrize("mode", SONG_REQUESTS)
 def test_any_record_gives_values_that_the_form_may_hold(mode: str):
     draw = random.Random(mode)
-    fields = REQUESTS[mode].model_fields
+    fields = SONG_REQUESTS[mode].model_fields
     names = [*fields, *fields["options"].annotation.model_fields, "options", "x", ""]
 
     def thing(depth: int = 0) -> Any:

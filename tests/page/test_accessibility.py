@@ -1,0 +1,168 @@
+"""Everybody can use the page: axe-core in every state, the keyboard, labels, zoom, no motion where none is wanted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+import tooltips
+from tools.screenshots import TABS, walk
+
+# Rules that Gradio breaks and we cannot mend, by the start of the selector; each with its reason.
+ALLOWED: dict[str, tuple[str, ...]] = {}
+IMPACTS = ("serious", "critical")
+
+
+def violations(page: Page) -> list[str]:
+    """Return what axe-core calls serious or critical and is not allowed, a line for each element."""
+    found = []
+    for rule in Axe().run(page).response["violations"]:
+        for node in rule["nodes"] if rule["impact"] in IMPACTS else ():
+            target = " ".join(map(str, node["target"]))
+            if not target.startswith(ALLOWED.get(rule["id"], ())) or rule["id"] not in ALLOWED:
+                found.append(f"{rule['id']} at {target}: {node['html'][:120]}")
+    return found
+
+
+def check_states(page: Page, fake: Any, mode: str, song: Path) -> None:
+    """Take a tab through its states and let axe-core look at each one."""
+    wrong: dict[str, list[str]] = {}
+
+    def last(page: Page, mode: str) -> None:
+        fake.script = fake.endless
+
+    def end(page: Page, mode: str) -> None:
+        fake.script = fake.play
+
+    for state in walk(page, mode, song, last, end):
+        if found := violations(page):
+            wrong[state] = found
+        assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"], state
+    assert not wrong, wrong
+
+
+def test_axe_finds_nothing_on_generate(page: Page, fake, song: Path):
+    check_states(page, fake, "generate", song)
+
+
+@pytest.mark.matrix
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "theme"), [(1280, "dark"), (390, "light")])
+@pytest.mark.parametrize("mode", TABS)
+def test_axe_finds_nothing_in_any_state(fake, fake_address, visit, song: Path, mode: str, width: int, theme: str):
+    check_states(visit(f"{fake_address[0]}?__theme={theme}", width), fake, mode, song)
+
+
+@pytest.mark.matrix
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", TABS)
+def test_nothing_is_lost_at_twice_the_size(fake, fake_address, visit, song: Path, mode: str):
+    # 200 % zoom of a window of 1280 px is a window of 640 px.
+    check_states(visit(fake_address[0], 640, 450), fake, mode, song)
+
+
+NAMELESS = """() => [...document.querySelectorAll("button, input, textarea, select, [role=slider], [tabindex]")]
+  .filter((each) => each.checkVisibility() && each.type !== "file" && each.tabIndex >= 0)
+  .filter((each) => !(each.ariaLabel || each.getAttribute("aria-labelledby") || each.title || each.innerText?.trim() ||
+    each.querySelector("[aria-label], [title]") ||
+    [...(each.labels || [])].some((label) => label.innerText.trim())))
+  .map((each) => each.outerHTML.slice(0, 160))"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["generate", "edit"])
+def test_every_control_has_a_name(page: Page, fake, song: Path, mode: str):
+    def stop(page: Page, mode: str) -> None:
+        fake.script = fake.endless
+
+    for state in walk(page, mode, song, stop, stop):
+        assert page.evaluate(NAMELESS) == [], state
+        if state == "running":
+            break
+
+
+FOCUSED = """() => {
+  const at = document.activeElement;
+  const looks = [at, at.closest("label"), at.parentElement].filter(Boolean).map((each) => getComputedStyle(each));
+  const box = at.getBoundingClientRect();
+  return {
+    name: at.id || at.closest("[id]")?.id || "",
+    text: (at.innerText || at.getAttribute("aria-label") || at.type || "").trim().slice(0, 30),
+    seen: looks.some((look) => (look.outlineStyle !== "none" && parseFloat(look.outlineWidth) >= 1) ||
+      look.boxShadow !== "none"),
+    y: box.top + scrollY,
+    inside: at !== document.body,
+  };
+}"""
+
+
+def test_the_focus_is_seen_and_follows_the_page(page: Page, fake, tab):
+    opened = tab(page, "generate")
+    page.locator('#studio-tabs [data-tab-id="generate"]').focus()
+    order = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        at = page.evaluate(FOCUSED)
+        if not at["inside"]:
+            break
+        order.append(at)
+        assert at["seen"], at
+    names = [at["name"] for at in order]
+    places = [next(i for i, name in enumerate(names) if name.startswith(f"generate-{part}")) for part in PARTS]
+    assert places == sorted(places), names
+    expect(opened.go).to_be_visible()
+
+
+PARTS = ("prompt", "lyrics", "instrumental", "duration", "go", "reset", "details", "advanced")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["ArrowRight", "ArrowLeft"])
+def test_arrows_move_between_tabs(page: Page, key: str):
+    tabs = page.get_by_role("tab")
+    order = list(tooltips.TABS.values())
+    order = [order[0], *order[:0:-1]] if key == "ArrowLeft" else order
+    tabs.first.focus()
+    for name in [*order[1:], order[0]]:
+        page.keyboard.press(key)
+        chosen = page.get_by_role("tab", name=name, exact=True)
+        expect(chosen).to_be_focused()
+        expect(chosen).to_have_attribute("aria-selected", "true")
+        expect(page.locator(f"#{chosen.get_attribute('aria-controls')}")).to_be_visible()
+    page.keyboard.press("End")
+    expect(tabs.last).to_be_focused()
+    page.keyboard.press("Home")
+    expect(tabs.first).to_be_focused()
+
+
+MOVING = """() => [...document.querySelectorAll("*")].filter((each) => {
+  const look = getComputedStyle(each);
+  const lasts = (text) => text.split(",").some((part) => parseFloat(part) > 0);
+  return each.closest(".gradio-container") &&
+    ((look.animationName !== "none" && lasts(look.animationDuration)) ||
+      (look.transitionProperty !== "none" && lasts(look.transitionDuration)));
+}).map((each) => each.outerHTML.slice(0, 120))"""
+
+
+def test_nothing_moves_where_no_motion_is_wanted(page: Page, fake, tab):
+    page.emulate_media(reduced_motion="reduce")
+    opened = tab(page, "generate")
+    fake.script = fake.endless
+    opened.text("prompt").fill("a song")
+    opened.go.click()
+    expect(opened.progress).to_contain_text("step 3 of 50")
+    assert page.evaluate(MOVING) == []
+
+
+def test_there_is_one_main_heading_and_one_main_button(page: Page, tab):
+    expect(page.get_by_role("heading", level=1)).to_have_count(1)
+    for mode in TABS:
+        opened = tab(page, mode)
+        primary = opened.part("panel").locator("button.primary")
+        expect(primary).to_have_count(1)
+        expect(primary).to_have_attribute("id", re.compile(f"^{mode}-go$"))
