@@ -10,8 +10,9 @@ import gradio as gr
 import lint
 import markup
 import uploads
+from events import InvalidRequest
 from form import AT_ONCE, Form, html, number
-from params import LIMITS, TEXT_LIMITS, InvalidRequest
+from limits import LIMITS, TEXT_LIMITS
 from tokens import lyric_tokens
 
 SCRIPT = Path(__file__).resolve().parent / "static" / "advice.js"

@@ -24,8 +24,10 @@ import loras
 import models
 import sampling
 import writers
+from events import Done, Progress, StudioError
+from limits import QUALITY_STEPS
 from modes import COVER, TEXT2MUSIC, Job
-from params import QUALITY_STEPS, AlignRequest, Done, Progress, StudioError
+from params import AlignRequest
 
 if TYPE_CHECKING:
     import torch

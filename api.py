@@ -22,8 +22,8 @@ from gradio.utils import get_upload_folder
 
 import uploads
 from backend import GPU_CONCURRENCY, get_backend, problem_of
-from params import (
-    ACTION_OPTIONS,
+from events import Done, Draft, Event, Failed, InvalidRequest, Problem, Progress
+from limits import (
     ACTIONS,
     FORMATS,
     LEAST_REGION_SECONDS,
@@ -31,21 +31,12 @@ from params import (
     MAX_SOURCE_SECONDS,
     QUALITY_STEPS,
     REPAINT_MODES,
-    REQUESTS,
     STRUCTURES,
     TEXT_LIMITS,
     TRACKS,
-    Done,
-    Draft,
-    Event,
-    Failed,
-    InvalidRequest,
-    Problem,
-    Progress,
-    Request,
-    parse_request,
     shown,
 )
+from params import ACTION_OPTIONS, REQUESTS, Request, parse_request
 
 REQUIRED = inspect.Parameter.empty
 

@@ -29,10 +29,10 @@ import theme
 import tooltips
 from api import add_endpoints
 from backend import get_backend
+from events import Done, Problem
 from form import AT_ONCE, QUIET, Form, Updates
 from lora_files import MAX_FILE_BYTES
 from panels import Header
-from params import Done, Problem
 from remember import connect_memory
 from runs import connect_cancel, page_updates, unexpected
 

@@ -16,8 +16,10 @@ from gradio.components import Component
 import markup
 import restore
 import tooltips
+from events import Done, Problem
 from form import AT_ONCE, Form, Updates, available, html, reason
-from params import INSTRUMENTAL, Done, Problem, Request
+from limits import INSTRUMENTAL
+from params import Request
 from result import RunBar, cancelled_box, progress_line
 from runs import connect_run, stream
 

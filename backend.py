@@ -37,25 +37,11 @@ import outputs
 import writers
 import zerogpu
 from estimate import Work, clamped, gpu_seconds, refusal, work_of
+from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
 from finish import finish, output_folder, versions
+from limits import LIMITS, MAX_SEED, STUDIO_VERSION
 from modes import Job, Outcome
-from params import (
-    LIMITS,
-    MAX_SEED,
-    STUDIO_VERSION,
-    AlignRequest,
-    DescribeRequest,
-    Done,
-    Draft,
-    Event,
-    Failed,
-    Problem,
-    Progress,
-    Request,
-    SongRequest,
-    StudioError,
-    check_source,
-)
+from params import AlignRequest, DescribeRequest, Request, SongRequest, check_source
 from placing import Placing
 
 log = logging.getLogger("studio")

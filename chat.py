@@ -17,7 +17,7 @@ import numpy as np
 
 import models
 import preview
-from params import StudioError
+from events import StudioError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

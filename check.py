@@ -61,7 +61,7 @@ def verdict_of(found: list[Finding]) -> Finding:
 
 def findings() -> Iterator[Finding]:
     """Yield what is found, in the order in which a start would need it; ends early where packages are missing."""
-    from params import STUDIO_VERSION
+    from limits import STUDIO_VERSION
 
     here = f"{STUDIO_VERSION}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield Finding("studio", here)
@@ -118,7 +118,7 @@ def memory_plan(weights: Any, where: Any, usual: str) -> Finding:
     """Return the plan for a `usual` song, and what the shortest one needs; where that does not fit, there is none."""
     import memory
     import models
-    from params import LIMITS
+    from limits import LIMITS
 
     shortest = models.song_of(weights, where, LIMITS["duration"].low, 1, not models.is_turbo(weights))
     room = models.room_for_models(where.kind)
@@ -137,8 +137,8 @@ def cache() -> Iterator[Finding]:
 
 def output() -> Iterator[Finding]:
     """Yield where songs go, and whether the folder and the one for work in progress take one more."""
+    from events import StudioError
     from finish import output_folder
-    from params import StudioError
 
     try:
         folder = output_folder()

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from params import LIMITS, QUALITY_STEPS, Problem, sampling_settings
+from events import Problem
+from limits import LIMITS, QUALITY_STEPS
+from params import sampling_settings
 
 LEAST_SECONDS, MOST_SECONDS = 60, 300
 """What is asked for at least, so that a busy card does not cut a short job off, and at most."""

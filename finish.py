@@ -23,8 +23,10 @@ import audio
 import models
 import modes
 import outputs
+from events import Done, Failed, Progress, StudioError
+from limits import STUDIO_VERSION
 from modes import Job, Outcome, Take
-from params import STUDIO_VERSION, Done, Failed, Progress, SongRequest, StudioError
+from params import SongRequest
 
 PACKAGES = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")
 

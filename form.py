@@ -18,17 +18,9 @@ import markup
 import restore
 import tooltips
 import uploads
-from params import (
-    LIMITS,
-    QUALITY_STEPS,
-    GenerateRequest,
-    InvalidRequest,
-    Problem,
-    Request,
-    Sampling,
-    parse_request,
-    sampling_settings,
-)
+from events import InvalidRequest, Problem
+from limits import LIMITS, QUALITY_STEPS
+from params import GenerateRequest, Request, Sampling, parse_request, sampling_settings
 
 Updates = dict[Any, Any]
 # Events of the page: nothing a program should call, nothing that shows Gradio's own progress.

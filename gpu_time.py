@@ -15,7 +15,8 @@ import models
 import tooltips
 import uploads
 from backend import get_backend
-from params import InvalidRequest, Problem, Request
+from events import InvalidRequest, Problem
+from params import Request
 
 if TYPE_CHECKING:
     from form import Form

@@ -34,7 +34,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
-from params import Progress, StudioError, shown
+from events import Progress, StudioError
+from limits import shown
 
 log = logging.getLogger(__name__)
 

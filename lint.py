@@ -83,7 +83,7 @@ def lint(
     """Return advice on `lyrics`: first what concerns all of them, then line by line.
 
     `seconds` is the length of the song and `tokens` that of the lyrics in the song model's own tokens; what is not
-    given is not judged. `language` is a code of `params.LANGUAGES`. Of a long list the first 50 entries come back.
+    given is not judged. `language` is a code of `limits.LANGUAGES`. Of a long list the first 50 entries come back.
     """
     lines = (lyrics or "").split("\n")
     advice = [*_whole(lines, seconds, tokens), *sorted(_lines(lines, language), key=lambda found: found.line)]

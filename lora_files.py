@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from params import StudioError, shown
+from events import StudioError
+from limits import shown
 
 FIELD = "options.loras"
 MAX_FILE_BYTES = 2_000_000_000

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from limits import shown
 from lora_files import Header, Refusal, Tensor, broken, parse_json, read_header, read_number
-from params import shown
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_RANK = 256

@@ -19,8 +19,8 @@ import markup
 import tooltips
 from backend import get_backend
 from form import AT_ONCE, Form, help_text, html
+from limits import LIMITS, shown
 from lora_sources import hub_id
-from params import LIMITS, shown
 
 STATIC = Path(__file__).resolve().parent / "static"
 FIELD = "options.loras"

@@ -24,9 +24,10 @@ from typing import Any
 from huggingface_hub import HfApi, constants
 
 import hub
+from events import Problem, Progress, StudioError
+from limits import shown
 from lora_files import FIELD, MAX_FILE_BYTES, Refusal, about, read_header, sha256_of
 from lora_layout import CONFIG_FILE, MAX_CONFIG_BYTES, PeftConfig, Widths, is_peft, read_config, read_layout
-from params import Problem, Progress, StudioError, shown
 
 PRESETS_FILE = Path(__file__).with_name("presets") / "loras.json"
 HUB_VARIABLE = "ACE_STUDIO_HUB_LORAS"

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from events import StudioError
 from lora_files import FIELD, Refusal, about, broken, sha256_of
 from lora_layout import KNOWN_MODELS, Layer, Widths, model_name, read_layout, widths_of
 from lora_sources import LoraInfo, LoraSpec, Preset, hub_allowed, inspect, prepare, presets
-from params import StudioError
 
 if TYPE_CHECKING:
     import torch

@@ -22,8 +22,10 @@ from huggingface_hub import constants, try_to_load_from_cache
 import models
 import preview_writers
 from chat import Decoder, MlxModel, Model, Sampler, TorchModel, encode_as_text, first_line, load_tokenizer, prompt_ids
+from events import Draft, Problem, StudioError
 from hub import is_repo_id
-from params import LANGUAGES, STRUCTURES, Draft, LyricsRequest, Problem, StudioError, shown
+from limits import LANGUAGES, STRUCTURES, shown
+from params import LyricsRequest
 from tidy import Tidy
 
 if TYPE_CHECKING:

@@ -15,8 +15,10 @@ import remember
 import tooltips
 from advice import advice_line, advise
 from assist import Undo, connect_undo, undo_button
+from events import Done, Draft, Problem
 from form import AT_ONCE, Form, Updates, add, add_number, add_slider, available, html, reason
-from params import LANGUAGES, STRUCTURES, Done, Draft, Problem, Request
+from limits import LANGUAGES, STRUCTURES
+from params import Request
 from result import RunBar, cancelled_box, problem_line, run_bar
 from runs import connect_run, stream
 from tokens import lyric_tokens

@@ -7,8 +7,9 @@ from html import escape
 from typing import Any
 
 import tooltips
+from events import Progress
+from limits import LANGUAGES, TIME_SIGNATURES
 from lint import Advice
-from params import LANGUAGES, TIME_SIGNATURES, Progress
 
 # What the line of a running job has, and no other.
 RUNNING = 'data-state="running"'

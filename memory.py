@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from params import LIMITS, Problem
+from events import Problem
+from limits import LIMITS
 
 Plan = Literal["resident", "swap", "offload", "fp8"]
 

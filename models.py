@@ -23,8 +23,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 import attention
 import memory
 import preview
+from events import Problem, StudioError
 from hub import INDEX, PARTS, download, is_repo_id
-from params import Problem, StudioError, shown
+from limits import shown
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,10 @@ import numpy as np
 
 import audio
 import sampling
+from events import Problem, Progress, StudioError
+from limits import SAMPLE_RATE, shown
 from lora_sources import LoraSpec
-from params import SAMPLE_RATE, Problem, Progress, StudioError, sampling_settings, shown
+from params import sampling_settings
 from planner import Plan, check_codes
 from splice import match_level, splice
 

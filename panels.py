@@ -19,6 +19,7 @@ import tokens
 import tooltips
 import uploads
 from advice import advice_line
+from events import InvalidRequest
 from form import (
     AT_ONCE,
     Form,
@@ -31,7 +32,7 @@ from form import (
     html,
     qualities,
 )
-from params import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, SAMPLERS, TIME_SIGNATURES, InvalidRequest
+from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, SAMPLERS, TIME_SIGNATURES
 from result import MOST_TAKES, RunBar, cancelled_box, run_bar
 
 # --- groups of fields ---------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import memory
 import models
 from estimate import Work, work_of
-from params import SongRequest, StudioError
+from events import StudioError
+from params import SongRequest
 
 if TYPE_CHECKING:
     from backend import Backend

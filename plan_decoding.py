@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from params import StudioError
+from events import StudioError
 from plan_grammar import Forced, Grammar
 
 if TYPE_CHECKING:

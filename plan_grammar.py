@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from params import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
+from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
 
 if TYPE_CHECKING:
     import torch

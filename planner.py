@@ -22,8 +22,9 @@ import yaml
 
 import preview
 import preview_writers
+from events import Problem, StudioError
+from limits import INSTRUMENTAL, LIMITS, TEXT_LIMITS
 from models import Device, free_memory
-from params import INSTRUMENTAL, LIMITS, TEXT_LIMITS, Problem, StudioError
 from plan_decoding import CodesJob, CodeWriter, Draw, Written, write
 from plan_grammar import AUDIO_CODE, LARGEST_CODE, MAX_CAPTION_TOKENS, Grammar, MetadataGrammar, Unfit, Vocabulary
 from plan_weights import PREVIEW, PREVIEW_CODES, VARIABLE, PlannerWeights, find_planner, unusable

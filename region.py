@@ -17,7 +17,7 @@ import numpy as np
 import soundfile as sf
 
 import audio
-from params import LEAST_REGION_SECONDS
+from limits import LEAST_REGION_SECONDS
 
 STATIC = Path(__file__).resolve().parent / "static"
 COLUMNS = 800  # of the waveform: enough for any width at which it is shown

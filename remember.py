@@ -20,8 +20,8 @@ from assist import Undo, connect_undo, undo_button
 from backend import get_backend
 from form import AT_ONCE, Form, Updates, html
 from gpu_time import connect_seconds
+from limits import TEXT_LIMITS, TRACKS
 from lora_sources import hub_id
-from params import TEXT_LIMITS, TRACKS
 
 STORAGE = "ace-music-studio"
 # Fields of the page that no request has by these names.

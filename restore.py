@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from params import LIMITS, REQUESTS
+from limits import LIMITS
+from params import REQUESTS
 
 # Files are no settings, and each tab is a mode of its own.
 NOT_SETTINGS = {"mode", "source", "reference", "options"}

@@ -14,8 +14,10 @@ import markup
 import outputs
 import theme
 import tooltips
+from events import Done, Problem
 from form import Form, Updates, html
-from params import FORMATS, LIMITS, Done, Problem, SongRequest
+from limits import FORMATS, LIMITS
+from params import SongRequest
 
 MOST_TAKES = int(LIMITS["takes"].high)
 SCRIPT = Path(__file__).resolve().parent / "static" / "player.js"

@@ -13,8 +13,10 @@ import gradio as gr
 import markup
 import tooltips
 from backend import GPU_CONCURRENCY, get_backend
+from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
 from form import AT_ONCE, QUIET, Form, Updates
-from params import INSTRUMENTAL, Done, Draft, Event, Failed, Problem, Progress, Request, SongRequest, StudioError
+from limits import INSTRUMENTAL
+from params import Request, SongRequest
 from result import Made, ResultPanel, RunBar
 
 log = logging.getLogger("studio")

@@ -18,9 +18,11 @@ import tooltips
 import uploads
 from advice import connect_advice
 from assist import Assist, assist, connect_assist
+from events import InvalidRequest, Problem
 from form import AT_ONCE, Form, Updates, add, add_number, add_slider, html, number
+from limits import ACTIONS, LIMITS, REPAINT_MODES, TRACKS
 from lyrics_tab import LyricsPanel, lyrics_tab
-from params import ACTION_OPTIONS, ACTIONS, LIMITS, REPAINT_MODES, TRACKS, InvalidRequest, Problem
+from params import ACTION_OPTIONS
 from planning import GenerateForm, add_plan, add_plan_options, connect_keep
 from result import ResultPanel, RunBar, cancelled_box, problem_line, result_panel, run_bar
 from runs import connect_song

@@ -19,18 +19,10 @@ import markup
 import tooltips
 import uploads
 from backend import GPU_CONCURRENCY
+from events import Done, Problem, StudioError
 from form import QUIET, Form, Updates
-from params import (
-    FORMATS,
-    MORE_LIKE_THIS,
-    AlignRequest,
-    Done,
-    Problem,
-    Request,
-    SongRequest,
-    StudioError,
-    parse_request,
-)
+from limits import FORMATS, MORE_LIKE_THIS
+from params import AlignRequest, Request, SongRequest, parse_request
 from result import Made, ResultPanel, RunBar, Take
 from runs import can_be_timed, connect_cancel, made_line, stream_of
 

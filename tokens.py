@@ -22,8 +22,10 @@ import sampling
 import tooltips
 import uploads
 from backend import get_backend
+from events import InvalidRequest
+from fields import parse_key
 from form import AT_ONCE, Form, html, number
-from params import LIMITS, TEXT_LIMITS, InvalidRequest, parse_key
+from limits import LIMITS, TEXT_LIMITS
 
 # What the rendered prompt depends on, where a tab has it.
 FOLLOWED = (

@@ -15,7 +15,7 @@ TAGLINE = "Describe a song, add lyrics if you like, and hear it sung and played 
 
 # --- fields -------------------------------------------------------------------------------------------------------
 
-# Fields with a number take their label from params.LIMITS, so that a message names the field as the page does.
+# Fields with a number take their label from limits.LIMITS, so that a message names the field as the page does.
 LABELS = {
     "prompt": "Prompt",
     "lyrics": "Lyrics",
@@ -532,7 +532,7 @@ def clock(seconds: float) -> str:
 
 
 def progress_sentence(event: Any) -> str:
-    """Say in one sentence where a run is: stage, step n of N, elapsed, left (`event` is a params.Progress)."""
+    """Say in one sentence where a run is: stage, step n of N, elapsed, left (`event` is an events.Progress)."""
     parts = [STAGES[event.stage]]
     if event.steps and event.stage == "downloading":
         parts.append(f"{event.step / 1000:.1f} of {event.steps / 1000:.1f} GB")

@@ -6,7 +6,9 @@ Only headers are read, so that the API and the page can ask at any time. Damage 
 from __future__ import annotations
 
 import audio
-from params import SAMPLE_RATE, InvalidRequest, Problem, SongRequest, check_source
+from events import InvalidRequest, Problem
+from limits import SAMPLE_RATE
+from params import SongRequest, check_source
 
 FIELDS = ("source", "reference")
 

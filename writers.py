@@ -20,19 +20,11 @@ import models
 import plan_weights
 import planner
 import sampling
+from events import Done, Draft, Problem, Progress, StudioError
 from finish import versions
+from limits import STUDIO_VERSION
 from modes import Job
-from params import (
-    STUDIO_VERSION,
-    Done,
-    Draft,
-    GenerateRequest,
-    LyricsRequest,
-    Problem,
-    Progress,
-    Request,
-    StudioError,
-)
+from params import GenerateRequest, LyricsRequest, Request
 from planner import Brief, Plan, PlanSettings, PlanStep, Sketch
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from estimate import MOST_SECONDS, clamped
-from params import Problem, Progress, StudioError
+from events import Problem, Progress, StudioError
 
 BEAT = "beat.json"
 # A worker that lived for this share of its seconds was ended by the limit; the platform's own clock starts earlier.

@@ -21,7 +21,8 @@ import soundfile
 import backend
 import bootstrap
 import sampling
-from params import Done, parse_request
+from events import Done
+from params import parse_request
 from tools import bench_page, bench_planner
 
 PROMPT = "warm lofi piano with soft drums and a mellow bass"

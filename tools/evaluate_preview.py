@@ -27,7 +27,9 @@ import models
 import modes
 import preview
 import sampling
-from params import SAMPLE_RATE, Progress, parse_request
+from events import Progress
+from limits import SAMPLE_RATE
+from params import parse_request
 from tools import listening
 from tools.band_score import Score, compose
 from tools.band_styles import STYLES

@@ -26,7 +26,7 @@ import psutil
 import soundfile
 from gradio_client import Client, handle_file
 
-from params import parse_key
+from fields import parse_key
 
 URL = "http://127.0.0.1:7860"
 TEMPOS, KEYS = (90, 120, 140), ("C major", "A minor")

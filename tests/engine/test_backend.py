@@ -18,7 +18,8 @@ import finish
 import models
 import modes
 import sampling
-from params import Done, Failed, Progress, parse_request
+from events import Done, Failed, Progress
+from params import parse_request
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import audio
 import backend
 import params
 import restore
-from params import Done, Failed, InvalidRequest
+from events import Done, Failed, InvalidRequest
 from tests.engine.adapters import write_adapter
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import loras
 import models
 import sampling
-from params import StudioError
+from events import StudioError
 
 WORDS = sampling.Words("warm lofi piano", "[Verse]\nla la la", "en", 2.0, "Fill the audio semantic mask:")
 MODULES = (

@@ -20,8 +20,10 @@ import lyrics
 import models
 import preview_writers
 from chat import Sampler, prompt_ids
+from events import InvalidRequest, StudioError
+from limits import STRUCTURES
 from lyrics import SYSTEM, user_prompt
-from params import STRUCTURES, InvalidRequest, LyricsOptions, LyricsRequest, StudioError, parse_request
+from params import LyricsOptions, LyricsRequest, parse_request
 
 pytestmark = pytest.mark.slow
 

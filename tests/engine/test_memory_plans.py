@@ -15,8 +15,9 @@ import backend
 import memory
 import models
 import modes
+from events import Done, Failed, Progress
 from modes import Job, Outcome
-from params import Done, Failed, Progress, parse_request
+from params import parse_request
 
 CPU = models.Device("cpu", "float32", "float32", "float32", "a test")
 
@@ -265,11 +266,11 @@ PEAK = """
 import resource, sys
 from bootstrap import bootstrap
 bootstrap()
-import backend, params
+import backend, events, params
 options = {"steps": 2, "plan": False}
 request = {"prompt": "x", "duration": float(sys.argv[1]), "seed": 7, "options": options}
 *_, last = backend.get_backend().stream(params.parse_request("generate", request))
-assert isinstance(last, params.Done), last
+assert isinstance(last, events.Done), last
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

@@ -12,7 +12,8 @@ import soundfile
 import audio
 import backend
 import sampling
-from params import Done, Failed, parse_request
+from events import Done, Failed
+from params import parse_request
 
 RATE = 48_000
 SECONDS = 4.0

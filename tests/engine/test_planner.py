@@ -15,7 +15,8 @@ import plan_decoding
 import plan_grammar
 import planner as planning
 import sampling
-from params import INSTRUMENTAL, KEYS, LANGUAGES, LIMITS, SAMPLE_RATE, TIME_SIGNATURES, StudioError
+from events import StudioError
+from limits import INSTRUMENTAL, KEYS, LANGUAGES, LIMITS, SAMPLE_RATE, TIME_SIGNATURES
 from plan_decoding import Draw
 from planner import Brief, Plan, PlanSettings, PlanStep, Sketch
 

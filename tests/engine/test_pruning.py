@@ -7,7 +7,8 @@ import time
 
 import backend
 import outputs
-from params import Done, parse_request
+from events import Done
+from params import parse_request
 
 
 def test_old_songs_leave_with_the_next_one(tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ import audio
 import backend
 import estimate
 import sampling
-from params import Done, Failed, InvalidRequest, Progress, parse_request
+from events import Done, Failed, InvalidRequest, Progress
+from params import parse_request
 
 LYRICS = "[Verse]\nslow light on the window\n\n[Chorus]\nstay (ooh) a while"
 SECONDS = 12

@@ -12,7 +12,7 @@ import pytest
 import modes
 import sampling
 import tokens
-from params import TEXT_LIMITS
+from limits import TEXT_LIMITS
 
 LONG = "warm tape hiss, brushed drums, Glühwürmchen, " * 40
 PROMPTS = ("a song", "Lo-fi «Nacht»: 🌙 東京 <|endoftext|>", LONG, "x" * 2_000)

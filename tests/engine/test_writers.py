@@ -24,7 +24,9 @@ import plan_weights
 import planner
 import preview_writers
 import sampling
-from params import LIMITS, Done, Draft, Failed, Progress, StudioError, parse_request
+from events import Done, Draft, Failed, Progress, StudioError
+from limits import LIMITS
+from params import parse_request
 from placing import Placing
 
 ON = {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}

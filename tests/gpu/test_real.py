@@ -31,7 +31,7 @@ WORKER = """
 import json, sys
 from bootstrap import bootstrap
 bootstrap()
-import backend, params
+import backend, events, params
 studio = backend.get_backend()
 facts = {"engine": studio.weights.engine, "problem": studio.weights.problem and studio.weights.problem.text()}
 facts |= {"device": studio.device().kind, "planner": studio.status()["planner"], "lyrics": studio.status()["lyrics"]}
@@ -39,7 +39,7 @@ print(json.dumps(facts), flush=True)
 for line in sys.stdin:
     mode, values = json.loads(line)
     *_, last = studio.stream(params.parse_request(mode, values))
-    if isinstance(last, params.Done):
+    if isinstance(last, events.Done):
         print(json.dumps({"files": last.files, "record": last.record}), flush=True)
     else:
         print(json.dumps({"failed": last.problem.text()}), flush=True)

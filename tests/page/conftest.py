@@ -25,7 +25,9 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import memory
 import modes
-from params import SAMPLE_RATE, Done, Draft, Event, Failed, Problem, Progress, Request
+from events import Done, Draft, Event, Failed, Problem, Progress
+from limits import SAMPLE_RATE
+from params import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 

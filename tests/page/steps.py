@@ -8,7 +8,7 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
-from params import LoraChoice
+from fields import LoraChoice
 
 MARKUP = '<img src=x onerror="document.title=1"> <b>bold</b> {{value}} ${1+1}'
 # How a visitor sets each control that all song tabs have, and what the request has then.

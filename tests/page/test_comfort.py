@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import tokens
-from params import Progress
+from events import Progress
 from tests.page.steps import SHARED, Tab
 
 MODES = ("generate", "cover", "extend", "edit", "lyrics")

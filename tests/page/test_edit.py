@@ -14,7 +14,8 @@ from playwright.sync_api import Page, expect
 import audio
 import tabs
 import tooltips
-from params import ACTION_OPTIONS, ACTIONS, REQUESTS, SAMPLE_RATE, parse_request
+from limits import ACTIONS, SAMPLE_RATE
+from params import ACTION_OPTIONS, REQUESTS, parse_request
 from tests.page.steps import SHARED, read
 
 # What each action adds to the form: how a visitor sets it, and what the request has then.

@@ -20,7 +20,9 @@ import audio
 import lora_panel
 import loras
 import preview
-from params import SONG_REQUESTS, Failed, LoraChoice, Problem
+from events import Failed, Problem
+from fields import LoraChoice
+from params import SONG_REQUESTS
 from tests.page.steps import MARKUP, Tab
 
 MODULES = ("layers.0.self_attn.to_q", "layers.0.mlp.down_proj", "layers.1.cross_attn.to_k")

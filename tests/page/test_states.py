@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from params import Event, Progress
+from events import Event, Progress
 from tests.page.steps import MARKUP
 
 

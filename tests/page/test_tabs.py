@@ -15,7 +15,8 @@ from playwright.sync_api import Page, expect
 import audio
 import tabs
 import tooltips
-from params import LIMITS, SAMPLE_RATE, SONG_REQUESTS, parse_request
+from limits import LIMITS, SAMPLE_RATE
+from params import SONG_REQUESTS, parse_request
 from tests.page.steps import MARKUP, SHARED, read
 
 OWN = {

@@ -14,7 +14,9 @@ import soundfile
 from playwright.sync_api import Locator, Page, expect
 
 import audio
-from params import MORE_LIKE_THIS, SAMPLE_RATE, Done, Event, Failed, Problem, Progress, Request
+from events import Done, Event, Failed, Problem, Progress
+from limits import MORE_LIKE_THIS, SAMPLE_RATE
+from params import Request
 
 LOUDNESS = (-14.0, -20.0, -8.0, -14.0)
 LINES = [

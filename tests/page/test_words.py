@@ -16,18 +16,9 @@ from playwright.sync_api import Page, expect
 
 import lyrics_tab
 import tooltips
-from params import (
-    LIMITS,
-    SAMPLE_RATE,
-    Draft,
-    Event,
-    Failed,
-    LyricsOptions,
-    LyricsRequest,
-    Problem,
-    Progress,
-    parse_request,
-)
+from events import Draft, Event, Failed, Problem, Progress
+from limits import LIMITS, SAMPLE_RATE
+from params import LyricsOptions, LyricsRequest, parse_request
 from tests.page.steps import MARKUP, Tab, read
 
 NONE_HERE = {

@@ -13,8 +13,10 @@ from gradio.mcp import GradioMCPServer
 from gradio.utils import get_upload_folder
 
 import api
+import events
+import limits
 import params
-from params import Done, Draft, Failed, Problem, Progress
+from events import Done, Draft, Failed, Problem, Progress
 
 REQUIRED = inspect.Parameter.empty
 SONG = {
@@ -236,7 +238,7 @@ def test_text_that_is_no_text_is_refused(wrong):
 
 def test_a_problem_of_no_parameter_is_still_told(monkeypatch):
     def parse(mode, values):
-        raise params.InvalidRequest((Problem("invalid", "This cannot be."),))
+        raise events.InvalidRequest((Problem("invalid", "This cannot be."),))
 
     monkeypatch.setattr(api, "parse_request", parse)
     assert verdicts() == {"prompt": "This cannot be."}
@@ -307,7 +309,7 @@ def test_only_files_of_the_upload_cache_are_taken(tmp_path, monkeypatch):
         [1],
     ]
     for value in refused:
-        with pytest.raises(params.InvalidRequest, match="Reference must be an uploaded audio file"):
+        with pytest.raises(events.InvalidRequest, match="Reference must be an uploaded audio file"):
             api.uploaded_path("reference", value)
 
 
@@ -414,14 +416,14 @@ def test_the_document_lists_every_parameter_and_option_with_its_default_and_limi
             known["loras"] = list(known["loras"])  # as JSON has it
         assert {name: default for name, (default, _) in options.items()} == known
         for name, (_, text) in {**listed, **options}.items():
-            limit = params.LIMITS.get(name)
+            limit = limits.LIMITS.get(name)
             if limit:
                 high = int(limit.high) if limit.integer else format(limit.high, "g")
                 assert f"{limit.low:g} to {high}" in text, name
-            if name in params.TEXT_LIMITS:
-                assert f"{params.TEXT_LIMITS[name]:,} characters" in text, name
-    assert all(f"`{track}`" in tables["`/edit`", "parameter"]["tracks"][1] for track in params.TRACKS)
-    for action in params.ACTIONS:
+            if name in limits.TEXT_LIMITS:
+                assert f"{limits.TEXT_LIMITS[name]:,} characters" in text, name
+    assert all(f"`{track}`" in tables["`/edit`", "parameter"]["tracks"][1] for track in limits.TRACKS)
+    for action in limits.ACTIONS:
         assert re.search(rf"^\| {action} \| ", DOCS.read_text(), re.MULTILINE), action
 
 

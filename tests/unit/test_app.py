@@ -16,8 +16,9 @@ import form
 import markup
 import theme
 import tooltips
+from events import Progress
+from limits import LIMITS
 from lint import Advice
-from params import LIMITS, Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert(1)</script>"
@@ -190,7 +191,7 @@ def test_the_theme_asks_no_other_machine_for_anything():
 def test_the_help_of_a_source_states_the_limits_of_an_upload():
     import audio
     import tooltips
-    from params import MAX_SOURCE_SECONDS
+    from limits import MAX_SOURCE_SECONDS
 
     assert f"up to {audio.MAX_UPLOAD_BYTES // 10**6} MB" in tooltips.UPLOAD
     assert f"to {MAX_SOURCE_SECONDS // 60} minutes" in tooltips.UPLOAD

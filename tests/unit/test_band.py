@@ -86,7 +86,7 @@ def test_stems_and_tracks_sum_to_the_mix(pieces):
 
 
 def test_tracks_have_the_names_that_the_tasks_use():
-    from params import TRACKS
+    from limits import TRACKS
 
     assert {instrument.track for instrument in INSTRUMENTS.values()} | {"drums"} <= set(TRACKS)
     for style in STYLES.values():

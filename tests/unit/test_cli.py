@@ -23,7 +23,7 @@ import lyrics
 import models
 import plan_weights
 import tooltips
-from params import Problem, StudioError
+from events import Problem, StudioError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,8 @@ import pytest
 
 import api
 import cli
-from params import LIMITS, REQUESTS
+from limits import LIMITS
+from params import REQUESTS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

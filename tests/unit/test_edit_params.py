@@ -2,7 +2,8 @@
 
 import pytest
 
-from params import InvalidRequest, check_source, parse_request
+from events import InvalidRequest
+from params import check_source, parse_request
 
 SOURCE = {"source": "song.wav"}
 

@@ -8,7 +8,8 @@ import pytest
 
 import estimate
 from estimate import Work
-from params import LIMITS, parse_request
+from limits import LIMITS
+from params import parse_request
 
 SONG = Work("generate", duration=240, steps=100, takes=2, guidance=7.0)
 

@@ -16,8 +16,9 @@ import estimate
 import gpu_time
 import models
 import tabs
+from events import InvalidRequest
 from form import Form
-from params import InvalidRequest, parse_request
+from params import parse_request
 
 BACKEND = SimpleNamespace(
     work_of=lambda request, source=0.0: estimate.work_of(request, source=source, planner=True),

@@ -20,9 +20,9 @@ from huggingface_hub import constants
 import hub
 import lora_files
 import lora_sources
+from events import StudioError
 from lora_files import Refusal, read_header
 from lora_layout import KNOWN_MODELS, PeftConfig, read_config, read_layout
-from params import StudioError
 
 ROOT = Path(__file__).parents[2]
 ITEM = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8, "U8": 1}

@@ -13,9 +13,10 @@ import lora_sources
 import loras
 import markup
 import tooltips
+from events import Problem
 from form import Form
 from lora_files import MAX_FILE_BYTES
-from params import Problem, parse_request
+from params import parse_request
 
 PRESET = {"name": "Jazz voice", "id": "org/jazz:a.safetensors", "for": "a smoky voice", "licence": "MIT", "fits": "XL"}
 HOSTILE = "<script>alert(1)</script>"

@@ -22,7 +22,8 @@ import pytest
 import chat
 import lyrics
 import preview_writers
-from params import LyricsRequest, StudioError, parse_request
+from events import StudioError
+from params import LyricsRequest, parse_request
 
 VOCABULARY = 50
 END = 7

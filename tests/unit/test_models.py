@@ -25,7 +25,8 @@ import hub
 import models
 import plan_weights
 import preview_writers
-from params import Progress, StudioError, parse_request
+from events import Progress, StudioError
+from params import parse_request
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

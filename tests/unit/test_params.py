@@ -5,8 +5,10 @@ import pickle
 
 import pytest
 
+import limits
 import params
-from params import InvalidRequest, parse_request
+from events import InvalidRequest
+from params import parse_request
 
 
 def problems(**values):
@@ -194,7 +196,7 @@ def test_instrumental_wins_over_lyrics():
 )
 def test_keys_are_understood(text, key):
     assert parse_request("generate", {"prompt": "x", "key": text}).key == key
-    assert key in (*params.KEYS, "")
+    assert key in (*limits.KEYS, "")
 
 
 @pytest.mark.parametrize("value", ["4/4", "4", 4, 4.0])
@@ -215,8 +217,8 @@ def test_control_characters_and_lone_surrogates_are_dropped():
 
 
 def test_the_seed_of_every_take_must_fit():
-    assert problems(seed=params.MAX_SEED, takes=2).keys() == {"seed"}
-    assert parse_request("generate", {"prompt": "x", "seed": params.MAX_SEED}).seed == params.MAX_SEED
+    assert problems(seed=limits.MAX_SEED, takes=2).keys() == {"seed"}
+    assert parse_request("generate", {"prompt": "x", "seed": limits.MAX_SEED}).seed == limits.MAX_SEED
 
 
 def test_requests_and_errors_can_be_pickled():

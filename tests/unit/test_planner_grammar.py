@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 import plan_grammar
 import preview_writers
-from params import KEYS, LANGUAGES, LIMITS
+from limits import KEYS, LANGUAGES, LIMITS
 from plan_grammar import Forced, MetadataGrammar, Vocabulary, tidy_caption
 
 CAPTIONS = (

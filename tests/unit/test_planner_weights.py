@@ -14,7 +14,7 @@ from huggingface_hub import constants
 import models
 import plan_weights
 import preview_writers
-from params import StudioError
+from events import StudioError
 from planner import find_planner, load_planner
 
 CPU = models.Device("cpu", "float32", "float32", "float32", "a test")

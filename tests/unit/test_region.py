@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import region
-from params import LEAST_REGION_SECONDS
+from limits import LEAST_REGION_SECONDS
 
 RATE = 8_000
 

@@ -9,7 +9,9 @@ import pytest
 import runs
 import takes
 import tooltips
-from params import MORE_LIKE_THIS, SONG_REQUESTS, StudioError, parse_request
+from events import StudioError
+from limits import MORE_LIKE_THIS
+from params import SONG_REQUESTS, parse_request
 from result import Made
 
 LYRICS = "[Verse]\nla la"

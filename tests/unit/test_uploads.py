@@ -5,7 +5,8 @@ import pytest
 import soundfile
 
 import uploads
-from params import InvalidRequest, parse_request
+from events import InvalidRequest
+from params import parse_request
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import zerogpu
-from params import Progress, StudioError
+from events import Progress, StudioError
 
 
 def said(title: str, message: str) -> gr.Error:

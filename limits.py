@@ -1,0 +1,154 @@
+"""The limits of every field, and the words that a field may hold.
+
+Every limit stands once, in `LIMITS` and `TEXT_LIMITS`; sliders, validators, help texts and documents read it from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STUDIO_VERSION = "0.1.0"
+SAMPLE_RATE = 48_000
+MAX_SEED = 2**32 - 1
+MAX_SOURCE_SECONDS = 600
+LEAST_REGION_SECONDS = 0.5
+MOST_LORAS = 50
+MORE_LIKE_THIS = 0.25
+"""The variation of one more song like a given one: its own noise stays the greater part."""
+INSTRUMENTAL = "[Instrumental]"
+
+# ACE-Step 1.5 constants: BPM, duration, time signatures, keys, languages (acestep/constants.py upstream).
+TIME_SIGNATURES = {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"}
+KEY_NOTES = tuple(f"{letter}{accidental}" for letter in "ABCDEFG" for accidental in ("", "#", "b"))
+KEYS = tuple(f"{note} {scale}" for scale in ("major", "minor") for note in KEY_NOTES)
+LANGUAGES = {
+    "unknown": "Let the model decide",
+    **{"en": "English", "zh": "Chinese", "ja": "Japanese", "es": "Spanish", "de": "German", "fr": "French"},
+    **{"pt": "Portuguese", "ru": "Russian", "it": "Italian", "nl": "Dutch", "pl": "Polish", "tr": "Turkish"},
+    **{"vi": "Vietnamese", "cs": "Czech", "fa": "Persian", "id": "Indonesian", "ko": "Korean", "uk": "Ukrainian"},
+    **{"hu": "Hungarian", "ar": "Arabic", "sv": "Swedish", "ro": "Romanian", "el": "Greek", "az": "Azerbaijani"},
+    **{"bg": "Bulgarian", "bn": "Bengali", "ca": "Catalan", "da": "Danish", "fi": "Finnish", "he": "Hebrew"},
+    **{"hi": "Hindi", "hr": "Croatian", "ht": "Haitian Creole", "is": "Icelandic", "la": "Latin"},
+    **{"lt": "Lithuanian", "ms": "Malay", "ne": "Nepali", "no": "Norwegian", "pa": "Punjabi", "sa": "Sanskrit"},
+    **{"sk": "Slovak", "sr": "Serbian", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai"},
+    **{"tl": "Tagalog", "ur": "Urdu", "yue": "Cantonese"},
+}
+TRACKS = (
+    *("vocals", "backing_vocals", "drums", "bass", "guitar", "keyboard"),
+    *("percussion", "strings", "synth", "fx", "brass", "woodwinds"),
+)
+ACTIONS = {
+    "repaint": "Repaint a region",
+    "morph": "Morph into something else",
+    "layer": "Add a layer",
+    "extract": "Extract a track",
+    "complete": "Complete with tracks",
+}
+REPAINT_MODES = {
+    "conservative": "Conservative: stay close to the old",
+    "balanced": "Balanced",
+    "aggressive": "Aggressive: start afresh",
+}
+FORMATS = {"wav": "WAV, 24 bit", "flac": "FLAC, 24 bit", "mp3": "MP3, 320 kbit/s", "ogg": "OGG Vorbis"}
+SAMPLERS = {"ode": "Straight (ODE)", "sde": "With fresh noise (SDE)"}
+MEMORY_PLANS = {
+    "auto": "The fastest that fits",
+    "resident": "Everything at once",
+    "swap": "One model at a time",
+    "offload": "One part of a model at a time",
+    "fp8": "One part at a time, 8 bits",
+}
+QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
+STRUCTURES = {
+    "Verse-Chorus": "[Verse 1], [Chorus], [Verse 2], [Chorus], [Bridge], [Chorus], [Outro]",
+    "Pop with pre-chorus": (
+        "[Verse 1], [Pre-Chorus], [Chorus], [Verse 2], [Pre-Chorus], [Chorus], [Bridge], [Final Chorus]"
+    ),
+    "Ballad": "[Intro], [Verse 1], [Verse 2], [Chorus], [Verse 3], [Chorus], [Bridge], [Chorus], [Outro]",
+    "Rock": "[Intro], [Verse 1], [Chorus], [Verse 2], [Chorus], [Guitar Solo], [Bridge], [Chorus], [Outro]",
+    "Rap": "[Intro], [Verse 1] with 16 lines, [Hook], [Verse 2] with 16 lines, [Hook], [Outro]",
+    "Electronic drop": "[Intro], [Verse], [Build], [Drop], [Breakdown], [Verse 2], [Build], [Drop], [Outro]",
+    "Folk strophes": "[Verse 1], [Verse 2], [Verse 3], [Verse 4], the last line of each the same",
+    "Blues": "[Verse 1], [Verse 2], [Guitar Solo], [Verse 3], [Outro], the first line of each verse sung twice",
+    "Short (jingle)": "[Verse], [Chorus]",
+}
+"""Presets of lyrics: what the page shows, and what the writer is asked for."""
+
+
+def shown(value: object, most: int = 40) -> str:
+    """Quote a wrong value briefly: numbers as they are, text cut to `most` characters, control characters dropped."""
+    if isinstance(value, bool | int | float):
+        return str(value)
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return f'"{text[:most]}..."' if len(text) > most else f'"{text}"'
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The range of a number: `low` to `high` in `unit`, with the page's `step`; `default` None means "not given"."""
+
+    label: str
+    low: float
+    high: float
+    default: float | None
+    step: float = 1
+    unit: str = ""
+    integer: bool = False
+
+    def sentence(self, value: object) -> str:
+        """Say what is allowed here and what came instead."""
+        whole = "a whole number " if self.integer else ""
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.label} must be {whole}from {self.low:g} to {self._high()}{unit}, not {shown(value)}."
+
+    def _high(self) -> str:
+        return str(int(self.high)) if self.integer else f"{self.high:g}"
+
+
+LIMITS = {
+    "duration": Limit("Length", 10, 600, 60, 1, "seconds"),
+    "bpm": Limit("BPM", 30, 300, None, 1, "beats a minute", integer=True),
+    "takes": Limit("Takes", 1, 4, 1, 1, integer=True),
+    "seed": Limit("Seed", -1, MAX_SEED, -1, 1, "(-1 draws one)", integer=True),
+    "steps": Limit("Steps", 1, 200, None, 1, integer=True),
+    "guidance": Limit("Guidance", 1, 15, None, 0.5),
+    "shift": Limit("Shift", 1, 5, None, 0.1),
+    "cfg_start": Limit("Guidance starts at", 0, 1, 0, 0.05),
+    "cfg_end": Limit("Guidance ends at", 0, 1, 1, 0.05),
+    "loudness": Limit("Loudness", -30, -6, None, 0.5, "LUFS"),
+    "fade_out": Limit("Fade-out", 0, 30, 0, 0.5, "seconds"),
+    "strength": Limit("Strength", 0, 1, 0.8, 0.05),
+    "noise_strength": Limit("Noise strength", 0, 1, 0, 0.05),
+    "before": Limit("Seconds before", 0, 300, 0, 1, "seconds"),
+    "after": Limit("Seconds after", 0, 300, 30, 1, "seconds"),
+    "overlap": Limit("Overlap", 0.1, 10, 2, 0.1, "seconds"),
+    "start": Limit("Start", 0, MAX_SOURCE_SECONDS, 0, 0.1, "seconds"),
+    "end": Limit("End", 0, MAX_SOURCE_SECONDS, 0, 0.1, "seconds"),
+    "repaint_strength": Limit("Repaint strength", 0, 1, 0.5, 0.05),
+    "n_min": Limit("Morph starts at", 0, 1, 0, 0.05),
+    "n_max": Limit("Morph ends at", 0, 1, 1, 0.05),
+    "n_avg": Limit("Morph averages", 1, 8, 1, 1, integer=True),
+    "lora_weight": Limit("Weight of a LoRA", 0, 2, 1, 0.05),
+    "variation": Limit("Variation", 0, 1, 0, 0.05),
+    "variation_seed": Limit("Variation seed", -1, MAX_SEED, -1, 1, "(-1 draws one)", integer=True),
+    "plan_seed": Limit("Plan seed", -1, MAX_SEED, -1, 1, "(-1 takes the first take's)", integer=True),
+    "plan_temperature": Limit("Plan temperature", 0, 2, 0.85, 0.05, "(0 always takes the likeliest)"),
+    "plan_cfg": Limit("Plan guidance", 1, 5, 2, 0.1),
+    "temperature": Limit("Temperature", 0, 2, 0.8, 0.05, "(0 always takes the likeliest word)"),
+    "top_p": Limit("Top-p", 0.05, 1, 0.9, 0.05),
+    "max_tokens": Limit("Max length", 16, 2_048, 1_024, 16, "tokens", integer=True),
+}
+TEXT_LIMITS = {
+    **{"prompt": 2_000, "lyrics": 10_000, "source_prompt": 2_000, "source_lyrics": 10_000},
+    **{"brief": 2_000, "structure": 500, "tone": 200, "idea": 2_000},
+}
+TEXT_LABELS = {
+    "prompt": "Prompt",
+    "lyrics": "Lyrics",
+    "source_prompt": "Prompt of the source",
+    "source_lyrics": "Lyrics of the source",
+    "brief": "Brief",
+    "structure": "Structure",
+    "tone": "Tone",
+    "idea": "Idea",
+}
