@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import audio
+import checkpoints
 import loras
-import models
 import sampling
 import writers
 from events import Done, Progress, StudioError
@@ -73,7 +73,7 @@ class _Enough(Exception):
 # --- a request ----------------------------------------------------------------------------------------------------
 
 
-def support(weights: models.Weights) -> dict[str, Any]:
+def support(weights: checkpoints.Weights) -> dict[str, Any]:
     """Tell whether the lines of a song can be timed with this checkpoint, and if not, why."""
     if weights.folder is None:
         reason = "The song model is not on this machine yet."
@@ -136,9 +136,9 @@ def _timed(
     return {"lines": [asdict(line) for line in lines], "lrc": lrc(lines), "score": score(found, tokens)}
 
 
-def _heads_of(weights: models.Weights) -> Heads:
+def _heads_of(weights: checkpoints.Weights) -> Heads:
     """Return the heads of the checkpoint in a folder, from its transformer's config.json."""
-    config = models.read_json(weights.folder / "transformer" / "config.json") if weights.folder else None
+    config = checkpoints.read_json(weights.folder / "transformer" / "config.json") if weights.folder else None
     return alignment_heads(config or {})
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-import os
 import queue
 import secrets
 import shutil
@@ -29,6 +28,10 @@ from gradio import utils as gradio_utils
 
 import align
 import audio
+import bootstrap
+import checkpoints
+import export
+import hub
 import loras
 import memory
 import models
@@ -46,7 +49,7 @@ from placing import Placing
 
 log = logging.getLogger("studio")
 
-ON_ZEROGPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+ON_ZEROGPU = bootstrap.on_zerogpu()
 # Off ZeroGPU one pipeline serves everybody in turn; there every call has a worker of its own.
 GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU else 1}
 HEARTBEAT_SECONDS = 0.4
@@ -181,7 +184,7 @@ class Backend:
         self._picking = threading.Lock()
         self._device: models.Device | None = None
         self._pipe: Any = None
-        self.weights = models.find_weights()
+        self.weights = checkpoints.find_weights()
         self.planner = writers.planner_slot(self.device)
         self.lyrics = writers.lyrics_slot(self.device)
         self.placing = Placing(self)
@@ -225,7 +228,7 @@ class Backend:
 
     def refresh(self) -> None:
         """Look for all weights again; a change lets go of the model once the job that uses it is done."""
-        weights = models.find_weights()
+        weights = checkpoints.find_weights()
         if weights != self.weights:
             with self.turn:
                 with self._building:
@@ -250,13 +253,13 @@ class Backend:
             "memory_plan": self.placing.text() if device else "",
             "memory_plans": self.placing.plans(device),
             "loaded": self.loaded,
-            "turbo": models.is_turbo(weights),
+            "turbo": checkpoints.is_turbo(weights),
             "problem": writers.as_dict(weights.problem),
             "wanted": weights.wanted,
             "planner": self.planner.status(),
             "lyrics": {**self.lyrics.status(), "engine": self.lyrics.weights.engine},
-            "download_gb": models.DEFAULT_MODEL_GB,
-            "tasks": modes.task_support(models.checkpoint_kind(weights)),
+            "download_gb": checkpoints.DEFAULT_MODEL_GB,
+            "tasks": modes.task_support(checkpoints.checkpoint_kind(weights)),
             "timed_lyrics": align.support(weights),
         }
 
@@ -299,7 +302,7 @@ class Backend:
         """Fetch the real weights; the studio uses them from the next song on. Closing the generator stops the fetch."""
         gone = threading.Event()
         try:
-            yield from models.download(self.weights.wanted, gone.is_set)
+            yield from hub.download(self.weights.wanted, gone.is_set)
             self.refresh()
             yield Done((), {})
         except Exception as error:
@@ -360,7 +363,7 @@ class Backend:
         """Fetch the models that were named on purpose and are not here, and raise StudioError without a needed one."""
         if isinstance(request, SongRequest | DescribeRequest | AlignRequest):
             if self.weights.source == "hub":
-                yield from models.download(self.weights.wanted, lambda: False)
+                yield from hub.download(self.weights.wanted, lambda: False)
                 self.refresh()
             if self.weights.folder is None:
                 raise _missing(self.weights.problem)
@@ -394,7 +397,7 @@ class Backend:
             # One forward pass; the estimate would count the tokens of a text.
             return Work("align", duration=source, steps=1, source=source)
         planned = self.planner.weights.folder is not None
-        return work_of(request, turbo=models.is_turbo(self.weights), source=source, planner=planned)
+        return work_of(request, turbo=checkpoints.is_turbo(self.weights), source=source, planner=planned)
 
 
 _backend: Backend | None = None
@@ -449,7 +452,7 @@ def _decode_upload(job: Job, name: str, upload: str) -> float:
         samples = audio.decode(upload)
     except audio.AudioError as error:
         raise StudioError("bad_audio", f"{UPLOADS[name]}: {error.message}", name, error.hint) from None
-    audio.write_wav(job.audio[name], samples)
+    export.write_wav(job.audio[name], samples)
     return samples.shape[1] / audio.SAMPLE_RATE
 
 

@@ -249,3 +249,8 @@ def _logged(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         log.warning("%s: %s", what, error)
+
+
+def on_zerogpu() -> bool:
+    """Tell whether this is a ZeroGPU Space, by the rule of the `spaces` package."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")

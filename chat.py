@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+import bootstrap
+import checkpoints
 import models
 import preview
 from events import StudioError
@@ -180,7 +182,7 @@ class TorchModel:
 
         preview.quiet_libraries()
         # Straight onto the device, so that the host needs no room for it; ZeroGPU intercepts only `to`.
-        direct = kind != "cpu" and not models.on_zerogpu()
+        direct = kind != "cpu" and not bootstrap.on_zerogpu()
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=_dtype(kind),
@@ -230,7 +232,7 @@ def _dtype(kind: models.Kind) -> Any:
     import torch
 
     old_cuda = (
-        kind == "cuda" and not models.on_zerogpu() and not torch.cuda.is_bf16_supported(including_emulation=False)
+        kind == "cuda" and not bootstrap.on_zerogpu() and not torch.cuda.is_bf16_supported(including_emulation=False)
     )
     old_mps = kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
     return torch.float16 if old_cuda or old_mps else "auto"
@@ -251,7 +253,7 @@ class MlxModel:
     def __init__(self, name: str, folder: Path):
         self._name = name
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlx")
-        config = models.read_json(folder / "config.json") or {}
+        config = checkpoints.read_json(folder / "config.json") or {}
         self.context = int(config.get("max_position_embeddings") or 2**31)
         try:
             self._worker.submit(self._load, folder).result()

@@ -116,11 +116,12 @@ def device(studio: Any) -> Iterator[Finding]:
 
 def memory_plan(weights: Any, where: Any, usual: str) -> Finding:
     """Return the plan for a `usual` song, and what the shortest one needs; where that does not fit, there is none."""
+    import checkpoints
     import memory
     import models
     from limits import LIMITS
 
-    shortest = models.song_of(weights, where, LIMITS["duration"].low, 1, not models.is_turbo(weights))
+    shortest = models.song_of(weights, where, LIMITS["duration"].low, 1, not checkpoints.is_turbo(weights))
     room = models.room_for_models(where.kind)
     choice = memory.choose(where.kind, room, models.sizes_of(weights, where), shortest)
     if choice.problem:
@@ -159,14 +160,14 @@ def output() -> Iterator[Finding]:
 
 def song_model(weights: Any) -> Iterator[Finding]:
     """Yield what the song model is; the only one without which nothing can be made."""
+    import checkpoints
     import hub
-    import models
 
     if weights.engine == "preview":
         if weights.problem is None:
             yield Finding("model", tooltips.CHECK_PREVIEW)
             return
-        size = tooltips.CHECK_SIZE.format(size=f"{models.DEFAULT_MODEL_GB} GB")
+        size = tooltips.CHECK_SIZE.format(size=f"{checkpoints.DEFAULT_MODEL_GB} GB")
         yield Finding("model", f"{tooltips.CHECK_STANDS_IN.format(problem=weights.problem.text())} {size}")
     elif weights.source == "hub":
         yield _to_fetch("model", weights.wanted, weights.wanted, hub.PIPELINE, stops=True)

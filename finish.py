@@ -20,6 +20,9 @@ from gradio import processing_utils
 from gradio import utils as gradio_utils
 
 import audio
+import checkpoints
+import export
+import levels
 import models
 import modes
 import outputs
@@ -32,7 +35,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "
 
 
 def finish(
-    request: SongRequest, job: Job, outcome: Outcome, output: Path, weights: models.Weights, device: models.Device
+    request: SongRequest, job: Job, outcome: Outcome, output: Path, weights: checkpoints.Weights, device: models.Device
 ) -> Iterator[Progress | Done | Failed]:
     """Encode, tag and measure the good takes into `output`; ends with `Done`, or `Failed` where no take is good.
 
@@ -94,7 +97,7 @@ def sha256(path: Path) -> str:
 
 
 def _record(
-    request: SongRequest, job: Job, outcome: Outcome, weights: models.Weights, device: models.Device
+    request: SongRequest, job: Job, outcome: Outcome, weights: checkpoints.Weights, device: models.Device
 ) -> dict[str, Any]:
     facts = dict(outcome.facts)
     uploads = {name: Path(getattr(request, name)) for name in job.audio}
@@ -116,7 +119,7 @@ def _record(
         "loras": [],
         "seconds": facts.pop("seconds"),
         **facts,
-        "notes": [*outcome.notes, *_level_notes(request), *_task_notes(request, models.checkpoint_kind(weights))],
+        "notes": [*outcome.notes, *_level_notes(request), *_task_notes(request, checkpoints.checkpoint_kind(weights))],
         "errors": [],
         "takes": [],
     }
@@ -140,20 +143,20 @@ def _level_notes(request: SongRequest) -> list[str]:
 
 def _measure(request: SongRequest, take: Take) -> tuple[dict[str, Any], Any]:
     """Return a take's facts and its samples [2, n] after fade-out and loudness."""
-    samples = audio.fade_out(audio.read_wav(take.file), request.options.fade_out)
+    samples = levels.fade_out(audio.read_wav(take.file), request.options.fade_out)
     warnings = list(take.warnings)
     if request.options.loudness is not None:
-        samples = audio.scale_to_loudness(samples, request.options.loudness)
-        reached = audio.loudness_lufs(samples)
+        samples = levels.scale_to_loudness(samples, request.options.loudness)
+        reached = levels.loudness_lufs(samples)
         if reached is not None and abs(reached - request.options.loudness) > 0.5:
             warnings.append(
                 f"The loudness is {reached:.1f} LUFS instead of {request.options.loudness:g}: louder would clip."
             )
-    loudness = audio.loudness_lufs(samples)
+    loudness = levels.loudness_lufs(samples)
     facts = {
         "seed": take.seed,
         "duration": round(samples.shape[-1] / audio.SAMPLE_RATE, 6),
-        "peak_dbfs": round(audio.peak_dbfs(samples), 2),
+        "peak_dbfs": round(levels.peak_dbfs(samples), 2),
         "loudness_lufs": None if loudness is None else round(loudness, 2),
         "warnings": warnings,
     }
@@ -162,11 +165,11 @@ def _measure(request: SongRequest, take: Take) -> tuple[dict[str, Any], Any]:
 
 def _save(request: SongRequest, take: Take, samples: Any, record: dict[str, Any], output: Path) -> Path:
     """Encode and tag a take under a name that nothing else has; a failure leaves no file behind."""
-    name = audio.file_name(request.prompt, take.seed, request.options.format, request.mode)
+    name = export.file_name(request.prompt, take.seed, request.options.format, request.mode)
     path = _reserve(output / name)
     try:
-        audio.encode(samples, path, request.options.format)
-        audio.write_tags(path, title=path.stem, record=record)
+        export.encode(samples, path, request.options.format)
+        export.write_tags(path, title=path.stem, record=record)
     except Exception:
         path.unlink(missing_ok=True)
         raise

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+import bootstrap
 import estimate
 import markup
-import models
 import tooltips
 import uploads
 from backend import get_backend
@@ -30,7 +30,7 @@ NO_FILE = "none yet"
 
 def check(request: Request) -> None:
     """Raise InvalidRequest where one call to ZeroGPU cannot last as long as `request` needs; its files are checked."""
-    if not models.on_zerogpu():
+    if not bootstrap.on_zerogpu():
         return
     if problem := estimate.refusal(get_backend().work_of(request, _source_seconds(request))):
         field = next((name for name in PLACES if hasattr(request, name)), "")
@@ -54,7 +54,7 @@ def seconds_text(form: Form, values: Any) -> str:
 
 def connect_seconds(form: Form, line: gr.HTML) -> None:
     """Keep the line up to date with the form, on ZeroGPU."""
-    if not models.on_zerogpu():
+    if not bootstrap.on_zerogpu():
         return
 
     def look(*values: Any) -> str:

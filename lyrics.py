@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub import constants, try_to_load_from_cache
 
+import bootstrap
+import checkpoints
 import models
 import preview_writers
 from chat import Decoder, MlxModel, Model, Sampler, TorchModel, encode_as_text, first_line, load_tokenizer, prompt_ids
@@ -77,13 +79,13 @@ def find_writer() -> WriterWeights:
     if asked.lower() == "preview":
         folder = preview_writers.expected_language_model_folder("qwen2")
         return WriterWeights("preview", folder, "preview", "", "transformers", None, "preview")
-    if asked and (models.looks_like_folder(asked) or not is_repo_id(asked)):
+    if asked and (checkpoints.looks_like_folder(asked) or not is_repo_id(asked)):
         return _from_variable(asked, engine)
     wanted = asked or (DEFAULT_MLX_WRITER if engine == "mlx" else DEFAULT_WRITER)
     problem = _missing(wanted)
     cached = try_to_load_from_cache(wanted, "config.json", cache_dir=constants.HF_HUB_CACHE)
     places = (
-        ("models", models.MODELS_FOLDER.joinpath(*wanted.split("/"))),
+        ("models", checkpoints.MODELS_FOLDER.joinpath(*wanted.split("/"))),
         ("cache", Path(cached).parent if isinstance(cached, str) else None),
     )
     for source, folder in places:
@@ -91,11 +93,11 @@ def find_writer() -> WriterWeights:
             continue
         flaw = _flaw(folder, engine)
         if flaw is None:
-            return WriterWeights(wanted, folder, source, models.snapshot_revision(folder), engine, None, wanted)
+            return WriterWeights(wanted, folder, source, checkpoints.snapshot_revision(folder), engine, None, wanted)
         # A copy in the cache that is not whole is completed.
         if source == "models" or not asked:
             problem = flaw
-    fetched = asked and problem.code == "weights_missing" and not models.on_zerogpu()
+    fetched = asked and problem.code == "weights_missing" and not bootstrap.on_zerogpu()
     return WriterWeights(wanted, None, "hub" if fetched else "none", "", engine, problem, wanted)
 
 
@@ -107,7 +109,7 @@ def _engine() -> Engine:
 def _from_variable(asked: str, engine: Engine) -> WriterWeights:
     folder = Path(os.path.expanduser(asked)).absolute()
     problem = _flaw(folder, engine)
-    if problem and not models.looks_like_folder(asked):
+    if problem and not checkpoints.looks_like_folder(asked):
         problem = Problem(
             "weights_missing",
             f'{VARIABLE} must be a folder, a model on Hugging Face like "{DEFAULT_WRITER}", preview or off, '
@@ -121,7 +123,7 @@ def _from_variable(asked: str, engine: Engine) -> WriterWeights:
 def _missing(wanted: str) -> Problem:
     size = f" ({WRITER_GB[wanted]:g} GB)" if wanted in WRITER_GB else ""
     hint = f"Fetch it from Hugging Face, or put it into models/{wanted}/ beside app.py."
-    if models.on_zerogpu():
+    if bootstrap.on_zerogpu():
         hint = f"Name it under preload_from_hub in the Space's README.md: {wanted}."
     return Problem("weights_missing", f"The lyrics writer {wanted}{size} is not on this machine.", hint=hint)
 
@@ -135,7 +137,7 @@ def _flaw(folder: Path, engine: Engine) -> Problem | None:
         return None
     return Problem(
         "weights_broken",
-        f"The lyrics writer in {models.place_of(folder)} cannot be used: {reason}.",
+        f"The lyrics writer in {checkpoints.place_of(folder)} cannot be used: {reason}.",
         hint=f"Complete it, or name another one in {VARIABLE}.",
     )
 
@@ -143,7 +145,7 @@ def _flaw(folder: Path, engine: Engine) -> Problem | None:
 def _reason_against(folder: Path, engine: Engine) -> str | None:
     if not folder.is_dir():
         return "it is not a folder"
-    config = models.read_json(folder / "config.json")
+    config = checkpoints.read_json(folder / "config.json")
     if config is None:
         return "config.json is missing or cannot be read"
     architectures = config.get("architectures")
@@ -155,7 +157,7 @@ def _reason_against(folder: Path, engine: Engine) -> str | None:
     spellings = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
     if not any(all((folder / name).is_file() for name in names) for names in spellings):
         return "its tokenizer is missing (tokenizer.json)"
-    inside = (models.read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
+    inside = (checkpoints.read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
     if not inside and not (folder / "chat_template.jinja").is_file():
         return "its tokenizer has no chat template; an instruct or chat model is needed"
     return _weights_reason(folder)
@@ -165,12 +167,12 @@ def _weights_reason(folder: Path) -> str | None:
     names = ["model.safetensors"]
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = (models.read_json(index) or {}).get("weight_map")
+        shards = (checkpoints.read_json(index) or {}).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             return f"{index.name} cannot be read"
         names = sorted({str(name) for name in shards.values()})
     for name in names:
-        if reason := models.weights_flaw(folder / name):
+        if reason := checkpoints.weights_flaw(folder / name):
             return f"{name} {reason}"
     return None
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 import audio
+import export
+import levels
 import sampling
 from events import Problem, Progress, StudioError
 from limits import SAMPLE_RATE, shown
@@ -232,7 +234,7 @@ def layer(song: _Song) -> Iterator[Progress]:
         if float(np.abs(mix).max()) > 1.0:
             raise StudioError(
                 "too_loud",
-                f"Take {take}: the source and the new layer together go {audio.peak_dbfs(mix):.1f} dB over full scale.",
+                f"Take {take}: source and new layer together go {levels.peak_dbfs(mix):.1f} dB over full scale.",
                 hint="Take the stem alone (mix off) and mix it yourself, or use a quieter source.",
             )
         return mix
@@ -409,10 +411,10 @@ class _Song:
             yield Progress("decoding", (number - 1) * total + tile, len(self.job.seeds) * total)
         made = finish(np.concatenate(tiles, axis=1), number)
         warnings = ()
-        if not self.preview and audio.spectral_flatness(made) > NOISE_FLATNESS:
+        if not self.preview and levels.spectral_flatness(made) > NOISE_FLATNESS:
             warnings = (f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",)
         path = str(Path(self.job.folder, f"take-{number}.wav"))
-        audio.write_wav(path, made)
+        export.write_wav(path, made)
         return Take(self.job.seeds[number - 1], path, warnings=warnings)
 
     def _read_reference(self) -> Any:
@@ -420,7 +422,7 @@ class _Song:
         if "reference" not in self.job.audio:
             return None
         samples = audio.read_wav(self.job.audio["reference"])
-        if audio.is_silent(samples):
+        if levels.is_silent(samples):
             self.notes.append("The reference audio is silent, so it was left out.")
             return None
         return sampling.reference_latents(self.pipe, samples)
@@ -469,14 +471,14 @@ def _check_latents(latents: Any, number: int) -> None:
 
 
 def _not_silent(made: np.ndarray, number: int) -> None:
-    if audio.is_silent(made):
+    if levels.is_silent(made):
         raise StudioError("bad_take", f"Take {number} came out silent.", hint="Try another seed or more steps.")
 
 
 def _loud(made: np.ndarray, number: int) -> np.ndarray:
     """End at a peak of -1 dBFS, as upstream does; what is silent is an error instead of amplified nothing."""
     _not_silent(made, number)
-    return audio.scale_to_peak(made, -1.0)
+    return levels.scale_to_peak(made, -1.0)
 
 
 def _whole(made: np.ndarray, number: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import audio
+import export
 
 log = logging.getLogger("studio")
 
@@ -110,9 +110,9 @@ def _songs(place: Path) -> list[tuple[Path, os.stat_result]]:
 def _is_ours(path: Path) -> bool:
     """Tell whether the record in a file's tags gives it the name that it has."""
     stem, kind = NAME.fullmatch(path.name).groups()
-    record = audio.read_record(path) or {}
+    record = export.read_record(path) or {}
     try:
         prompt, seed = record["request"]["prompt"], record["takes"][0]["seed"]
-        return audio.file_name(prompt, seed, kind, record["mode"]) == f"{stem}.{kind}"
+        return export.file_name(prompt, seed, kind, record["mode"]) == f"{stem}.{kind}"
     except (KeyError, IndexError, TypeError, AttributeError):
         return False

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-import audio
+import export
 import lora_panel
 import markup
 import restore
@@ -202,7 +202,7 @@ def connect_offer(form: Form, offer: Offer) -> None:
             uploads.seconds_of(path)
         except InvalidRequest as error:
             return {offer.line: markup.notice("", error.problem.text()), offer.button: hidden}
-        if not restore.settings(form.mode, audio.read_record(path)).values:
+        if not restore.settings(form.mode, export.read_record(path)).values:
             return {offer.line: "", offer.button: hidden}
         return {offer.line: markup.said(tooltips.RESTORE_OFFER), offer.button: gr.update(visible=True)}
 
@@ -241,7 +241,7 @@ def connect_settings_file(form: Form, dropped: SettingsFile) -> None:
 
 def restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
     """Return the updates that fill the form with what fits of the record in a file, and say so on the line."""
-    record = audio.read_record(path) if path else None
+    record = export.read_record(path) if path else None
     found = restore.settings(form.mode, record)
     if not found.values:
         return {line: markup.said(tooltips.NOTHING_TO_RESTORE)}

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import bootstrap
+import checkpoints
 import memory
 import models
 from estimate import Work, work_of
@@ -42,7 +44,7 @@ class Placing:
     @staticmethod
     def plans(device: models.Device | None) -> tuple[str, ...]:
         """Return the plans that may be asked for on `device`; all of them before it is known."""
-        if models.on_zerogpu():
+        if bootstrap.on_zerogpu():
             return ("resident",)
         return memory.LADDERS[device.kind] if device else tuple(memory.TEXTS)
 
@@ -53,13 +55,13 @@ class Placing:
         """
         self._fell = at_most is not None
         forced = getattr(getattr(request, "options", None), "memory_plan", "auto")
-        if models.on_zerogpu():
+        if bootstrap.on_zerogpu():
             if forced not in ("auto", "resident"):
                 message = f"Memory plan must be auto or resident on ZeroGPU, not {forced}."
                 raise StudioError("unsupported", message, "options.memory_plan")
             self.plan = "resident"
             return self.plan
-        work = work_of(request, turbo=models.is_turbo(self._studio.weights), source=source)
+        work = work_of(request, turbo=checkpoints.is_turbo(self._studio.weights), source=source)
         choice = self._choice(work if isinstance(request, SongRequest) else None, forced)
         if choice.problem and not at_most:
             problem = choice.problem
@@ -144,7 +146,7 @@ class Placing:
     def _choice(self, work: Work | None, forced: str) -> memory.Choice:
         studio = self._studio
         device, weights = studio.device(), studio.weights
-        if models.on_zerogpu():
+        if bootstrap.on_zerogpu():
             return memory.Choice("resident", 0)
         sizes = models.sizes_of(weights, device)
         # A planner is computed in the device's numbers; its weights are in bfloat16, the built-in one's in float32.

@@ -10,10 +10,11 @@ from typing import Literal
 from huggingface_hub import constants, try_to_load_from_cache
 
 import preview_writers
+from bootstrap import on_zerogpu
+from checkpoints import MODELS_FOLDER, looks_like_folder, read_json, snapshot_revision, weights_flaw
 from events import Problem
 from hub import is_repo_id
 from limits import shown
-from models import MODELS_FOLDER, looks_like_folder, on_zerogpu, read_json, snapshot_revision, weights_flaw
 
 VARIABLE = "ACE_STUDIO_PLANNER"
 DEFAULT_PLANNER = "ACE-Step/Ace-Step1.5/acestep-5Hz-lm-1.7B"

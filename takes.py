@@ -15,6 +15,7 @@ from gradio import processing_utils
 from gradio import utils as gradio_utils
 
 import audio
+import export
 import markup
 import tooltips
 import uploads
@@ -86,12 +87,12 @@ def converted(made: Made, kind: str) -> str:
     """Return the take's file in another format with the same tags, as a copy in Gradio's cache."""
     if kind == made.kind:
         return made.file
-    record = audio.read_record(made.file)
+    record = export.read_record(made.file)
 
     def write(path: Path) -> None:
-        audio.encode(audio.read_wav(made.file), path, kind)
+        export.encode(audio.read_wav(made.file), path, kind)
         if record:
-            audio.write_tags(path, title=path.stem, record=record)
+            export.write_tags(path, title=path.stem, record=record)
 
     return cached(f"{Path(made.file).stem}.{kind}", write)
 

@@ -97,7 +97,8 @@ def pipe_xl(tiny_xl: Path) -> Any:
 
 
 def _pipeline(folder: Path) -> Any:
+    import checkpoints
     import models
 
-    weights = models.Weights(folder.name, folder, "variable", "", "xl", None, folder.name)
+    weights = checkpoints.Weights(folder.name, folder, "variable", "", "xl", None, folder.name)
     return models.build_pipeline(weights, models.Device("cpu", "float32", "float32", "float32", "a test"))

@@ -23,6 +23,9 @@ import numpy as np
 
 import audio
 import bootstrap
+import checkpoints
+import export
+import levels
 import models
 import modes
 import preview
@@ -79,9 +82,9 @@ class Engine:
     """The checkpoint in `folder` as the studio runs it; `steps` None is the quality's own number."""
 
     def __init__(self, folder: Path, quality: str, steps: int | None, device: models.Device | None = None):
-        weights = models.Weights(folder.name, folder, "variable", "", "preview", None, folder.name)
+        weights = checkpoints.Weights(folder.name, folder, "variable", "", "preview", None, folder.name)
         self.device = device or models.pick_device(weights)
-        self.pipe = models.build_pipeline(models.Weights(**{**vars(weights), "engine": "xl"}), self.device)
+        self.pipe = models.build_pipeline(checkpoints.Weights(**{**vars(weights), "engine": "xl"}), self.device)
         self.words = {"quality": quality, "options": {} if steps is None else {"steps": steps}}
 
     def make(self, mode: str, score: Score, source: np.ndarray | None = None, **values: Any) -> np.ndarray | None:
@@ -99,7 +102,7 @@ class Engine:
             sounds = {}
             if source is not None:
                 sounds["source"] = words["source"] = str(Path(folder, "source.wav"))
-                audio.write_wav(sounds["source"], source)
+                export.write_wav(sounds["source"], source)
             job = modes.Job(parse_request(mode, words), (score.seed,), (0,), folder, sounds)
             job.running.touch()
             *_, outcome = (event for event in modes.run(self.pipe, job, True) if not isinstance(event, Progress))
@@ -191,7 +194,7 @@ def describe(samples: np.ndarray | None, score: Score, classifier: listening.Cla
 def longest_gap(samples: np.ndarray) -> float:
     """Return the seconds of the longest stretch under -60 dBFS, measured in tenths of a second."""
     block = SAMPLE_RATE // 10
-    quiet = [audio.is_silent(samples[:, start : start + block]) for start in range(0, samples.shape[1], block)]
+    quiet = [levels.is_silent(samples[:, start : start + block]) for start in range(0, samples.shape[1], block)]
     longest = run = 0
     for silent in quiet:
         run = run + 1 if silent else 0
@@ -219,7 +222,7 @@ def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
             for x in (samples, back)
         ]
         distances.append(float(np.abs(loud[0] - loud[1]).mean()))
-        levels.append(abs(audio.rms_dbfs(back) - audio.rms_dbfs(samples)))
+        levels.append(abs(levels.rms_dbfs(back) - levels.rms_dbfs(samples)))
         likeness.append(
             float(np.dot(samples.ravel(), back.ravel()) / (np.linalg.norm(samples) * np.linalg.norm(back) + 1e-9))
         )

@@ -14,7 +14,9 @@ import soundfile
 
 import audio
 import backend
+import export
 import finish
+import levels
 import models
 import modes
 import sampling
@@ -58,7 +60,7 @@ def test_a_song_is_a_file_of_the_asked_length_and_a_record(studio, output):
     info = soundfile.info(done.files[0])
     assert (info.frames, info.channels, info.samplerate, info.subtype) == (592_560, 2, 48_000, "PCM_24")
     (samples,) = samples_of(done)
-    assert audio.peak_dbfs(samples) == pytest.approx(-1.0, abs=0.01)
+    assert levels.peak_dbfs(samples) == pytest.approx(-1.0, abs=0.01)
     (take,) = done.record["takes"]
     assert take["seed"] == 7
     assert take["duration"] == pytest.approx(12.345)
@@ -88,7 +90,7 @@ def test_the_record_says_what_really_ran(studio, output):
 def test_the_file_carries_its_record(studio, output):
     done = run(studio, takes=2)
     for path, take in zip(done.files, done.record["takes"], strict=True):
-        tags = audio.read_record(path)
+        tags = export.read_record(path)
         assert tags["request"] == done.record["request"]
         assert [t["seed"] for t in tags["takes"]] == [take["seed"]]
 
@@ -145,13 +147,13 @@ def test_formats(studio, output, name, subtype):
     info = soundfile.info(done.files[0])
     assert (info.subtype, info.samplerate, info.channels) == (subtype, 48_000, 2)
     assert Path(done.files[0]).suffix == f".{name}"
-    assert audio.read_record(done.files[0])["request"]["options"]["format"] == name
+    assert export.read_record(done.files[0])["request"]["options"]["format"] == name
 
 
 def test_loudness_and_fade_out_shape_the_file(studio, output):
     done = run(studio, options={"loudness": -20, "fade_out": 3})
     (samples,) = samples_of(done)
-    assert audio.loudness_lufs(samples) == pytest.approx(-20, abs=0.3)
+    assert levels.loudness_lufs(samples) == pytest.approx(-20, abs=0.3)
     assert np.abs(samples[:, -50:]).max() < 0.01
 
 
@@ -413,7 +415,7 @@ def test_a_full_disk_leaves_no_half_file(studio, output, monkeypatch):
     def full(*args, **kwargs):
         raise audio.AudioError("The disk is full.")
 
-    monkeypatch.setattr(audio, "write_tags", full)
+    monkeypatch.setattr(export, "write_tags", full)
     failed = run(studio)
     assert isinstance(failed, Failed)
     assert "disk is full" in failed.problem.message
@@ -463,7 +465,7 @@ def test_the_noise_threshold_lies_between_music_and_noise():
     time_axis = np.arange(480_000) / 48_000
     chord = sum(np.sin(2 * np.pi * f * time_axis * (1 + 0.001 * k)) for k, f in enumerate((220, 277, 330, 440, 880)))
     music = np.stack([chord, chord]).astype(np.float32) * 0.1 + noise * 0.02
-    assert audio.spectral_flatness(noise) > modes.NOISE_FLATNESS > audio.spectral_flatness(music)
+    assert levels.spectral_flatness(noise) > modes.NOISE_FLATNESS > levels.spectral_flatness(music)
 
 
 def test_the_tiny_checkpoint_is_said_to_be_a_preview(studio):

@@ -13,8 +13,8 @@ from gradio import utils as gradio_utils
 from gradio_client import Client, handle_file
 
 import app
-import audio
 import backend
+import export
 import params
 import restore
 from events import Done, Failed, InvalidRequest
@@ -72,7 +72,7 @@ def test_the_record_and_the_tags_say_what_loaded_and_no_path(studio, adapter):
     assert (one["name"], one["source"], one["weight"], one["modules"]) == ("mine.safetensors", "upload", 0.8, 3)
     assert (two["name"], two["weight"], two["ranks"]) == ("other.safetensors", 1.0, [4])
     assert len(one["sha256"]) == 64 and one["sha256"] != two["sha256"]
-    assert audio.read_record(done.files[0])["loras"] == done.record["loras"]
+    assert export.read_record(done.files[0])["loras"] == done.record["loras"]
     assert gradio_utils.get_upload_folder() not in json.dumps(done.record)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import checkpoints
 import loras
 import models
 import sampling
@@ -419,7 +420,7 @@ def test_a_fresh_worker_and_a_warm_one_make_the_same_song(pipe, tiny, tmp_path):
 
 
 def build(folder, dtype, storage="", plan="resident"):
-    weights = models.Weights("tiny", folder, "variable", "", "xl", None, "tiny")
+    weights = checkpoints.Weights("tiny", folder, "variable", "", "xl", None, "tiny")
     return models.build_pipeline(weights, models.Device("cpu", dtype, storage or dtype, "float32", ""), plan)
 
 

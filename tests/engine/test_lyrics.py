@@ -16,6 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 import chat
+import checkpoints
 import lyrics
 import models
 import preview_writers
@@ -53,7 +54,7 @@ def copy(folder, tmp_path) -> Path:
 def home(tmp_path, monkeypatch) -> Path:
     """A machine without any weights and without a network."""
     monkeypatch.delenv("ACE_STUDIO_LYRICS", raising=False)
-    monkeypatch.setattr(models, "MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr(checkpoints, "MODELS_FOLDER", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
     monkeypatch.setattr(lyrics, "_engine", lambda: "transformers")

@@ -14,9 +14,9 @@ import soundfile
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
-import api
 import app
 import backend
+import endpoints
 
 RATE = 48_000
 FAST = {"steps": 2}
@@ -115,19 +115,21 @@ def tools(server):
 
 def test_the_tools_are_the_public_endpoints(tools):
     assert set(tools) == TOOLS
-    for name, endpoint in api.ENDPOINTS.items():
+    for name, endpoint in endpoints.ENDPOINTS.items():
         assert tools[name].description.startswith(endpoint.about)
 
 
 @pytest.mark.parametrize("name", sorted(TOOLS - {"capabilities"}))
 def test_a_schema_names_describes_and_types_every_parameter(tools, name):
     schema = tools[name].inputSchema
-    assert tuple(schema["properties"]) == api.ENDPOINTS[name].names
-    for parameter in api.ENDPOINTS[name].parameters:
+    assert tuple(schema["properties"]) == endpoints.ENDPOINTS[name].names
+    for parameter in endpoints.ENDPOINTS[name].parameters:
         found = schema["properties"][parameter.name]
         assert found["description"] == parameter.about
         assert found.get("type") or found["anyOf"]
-    required = [parameter.name for parameter in api.ENDPOINTS[name].parameters if parameter.default is api.REQUIRED]
+    required = [
+        parameter.name for parameter in endpoints.ENDPOINTS[name].parameters if parameter.default is endpoints.REQUIRED
+    ]
     assert schema.get("required", []) == required
     assert name == "lyrics" or {"type": "null"} in schema["properties"]["bpm"]["anyOf"]
 

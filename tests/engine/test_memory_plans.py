@@ -12,6 +12,8 @@ import torch
 
 import audio
 import backend
+import checkpoints
+import export
 import memory
 import models
 import modes
@@ -29,7 +31,7 @@ def card(monkeypatch):
 
 
 def weights_of(folder):
-    return models.Weights(folder.name, folder, "variable", "", "xl", None, folder.name)
+    return checkpoints.Weights(folder.name, folder, "variable", "", "xl", None, folder.name)
 
 
 def song(pipe, folder, mode="generate", **values):
@@ -39,7 +41,7 @@ def song(pipe, folder, mode="generate", **values):
         values.pop("duration")
         source = folder / "source.wav"
         wave = 0.3 * np.sin(np.arange(480_000) * 0.03, dtype=np.float32)
-        audio.write_wav(source, np.stack([wave, wave]))
+        export.write_wav(source, np.stack([wave, wave]))
         values["source"] = str(source)
     request = parse_request(mode, {**values, "options": {"steps": 2, **values.pop("options", {})}})
     job = Job(request, (7,), (8,), str(folder), {"source": values["source"]} if "source" in values else {})
@@ -130,7 +132,7 @@ def test_sizes_are_those_of_the_files(tiny):
 
 
 def test_the_preview_needs_next_to_nothing():
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert weights.engine == "preview"
     sizes = models.sizes_of(weights, CPU)
     song = models.song_of(weights, CPU, 600, 4, True)

@@ -11,6 +11,7 @@ import soundfile
 
 import audio
 import backend
+import levels
 import sampling
 from events import Done, Failed
 from params import parse_request
@@ -159,7 +160,7 @@ def test_the_level_inside_fits_the_surroundings(studio, tmp_path, level):
         new[:, int(1.55 * RATE) : int(2.45 * RATE)],
         np.delete(new, np.s_[int(1.4 * RATE) : int(2.6 * RATE)], 1),
     )
-    assert audio.rms_dbfs(inside) == pytest.approx(audio.rms_dbfs(outside), abs=4)
+    assert levels.rms_dbfs(inside) == pytest.approx(levels.rms_dbfs(outside), abs=4)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 1.0), (3.0, 0), (3.2, 4.0)])
@@ -192,7 +193,7 @@ def test_extend_adds_exactly_the_asked_seconds(studio, make_source, kind, before
     kept = slice(overlap if before else 0, old.shape[1] - (overlap if after else 0))
     assert np.array_equal(new[:, lead:][:, kept], old[:, kept])
     for part in (new[:, :lead], new[:, new.shape[1] - tail :]):
-        assert part.shape[1] == 0 or not audio.is_silent(part)
+        assert part.shape[1] == 0 or not levels.is_silent(part)
     if before:
         assert_smooth(new[:, ::-1], new.shape[1] - lead - overlap, old, 10)
 
@@ -204,8 +205,8 @@ def test_silence_and_a_short_clip_can_be_extended(studio, tmp_path, seconds):
     soundfile.write(path, samples, RATE, subtype="PCM_16")
     new = song(run(studio, "extend", str(path), before=1, after=2))
     assert new.shape[1] == round((seconds + 3) * RATE)
-    assert not audio.is_silent(new[:, :RATE])
-    assert not audio.is_silent(new[:, -2 * RATE :])
+    assert not levels.is_silent(new[:, :RATE])
+    assert not levels.is_silent(new[:, -2 * RATE :])
 
 
 # --- cover --------------------------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def test_a_cover_is_as_long_as_its_source(studio, make_source, kind):
     source = make_source(kind)
     new = song(run(studio, "cover", source))
     assert new.shape == audio.decode(source).shape
-    assert audio.peak_dbfs(new) == pytest.approx(-1, abs=0.01)
+    assert levels.peak_dbfs(new) == pytest.approx(-1, abs=0.01)
 
 
 def test_a_cover_at_strength_0_is_text2music(studio, tmp_path):
@@ -317,7 +318,7 @@ def test_a_layer_in_a_region_is_silent_elsewhere(studio, make_source):
     stem = song(run(studio, "edit", make_source(), action="layer", tracks=["bass"], start=1, end=2))
     assert np.abs(stem[:, : round(0.95 * RATE)]).max() == 0
     assert np.abs(stem[:, round(2.05 * RATE) :]).max() == 0
-    assert not audio.is_silent(stem[:, RATE : 2 * RATE])
+    assert not levels.is_silent(stem[:, RATE : 2 * RATE])
 
 
 @pytest.mark.parametrize(

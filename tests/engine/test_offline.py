@@ -16,8 +16,8 @@ import pytest
 import soundfile
 from gradio_client import Client
 
+import checkpoints
 import lyrics
-import models
 import plan_weights
 import preview
 import preview_writers
@@ -72,7 +72,7 @@ def carried(tmp_path_factory) -> Path:
         shutil.copy(path, folder)
     for name in ("assets", "presets", "static"):
         shutil.copytree(ROOT / name, folder / name)
-    preview.make_checkpoint(folder / "models" / models.DEFAULT_MODEL, xl=True)
+    preview.make_checkpoint(folder / "models" / checkpoints.DEFAULT_MODEL, xl=True)
     planner = folder / "models" / plan_weights.DEFAULT_PLANNER
     preview_writers.make_language_model(planner, family="qwen3", audio_codes=plan_weights.PREVIEW_CODES)
     preview_writers.make_language_model(folder / "models" / lyrics.DEFAULT_WRITER, family="qwen2")
@@ -138,11 +138,11 @@ for ask in (
 def test_a_planned_song_and_lyrics_are_made_without_a_network(studio, environment, tmp_path):
     client = Client(studio, verbose=False, analytics_enabled=False, download_files=tmp_path)
     facts = client.predict(api_name="/capabilities")
-    assert (facts["engine"], facts["model"], facts["problem"]) == ("xl", models.DEFAULT_MODEL, None)
+    assert (facts["engine"], facts["model"], facts["problem"]) == ("xl", checkpoints.DEFAULT_MODEL, None)
     given = {"prompt": "calm piano", "duration": 10, "seed": 7, "options": {"steps": 2}}
     (path,), record = client.predict(**given, api_name="/generate")
     assert soundfile.info(path).frames == 10 * 48_000
-    assert record["model"]["id"] == models.DEFAULT_MODEL
+    assert record["model"]["id"] == checkpoints.DEFAULT_MODEL
     assert record["plan"]["used"] is True
     assert client.predict("a lighthouse", options={"max_tokens": 16}, api_name="/lyrics").strip()
     client.close()
@@ -165,7 +165,7 @@ def test_the_check_names_the_folders_that_were_carried(carried, environment):
         [sys.executable, "app.py", "--check"], cwd=carried, env=environment, capture_output=True, text=True, timeout=120
     )
     assert told.returncode == 0, told.stdout + told.stderr
-    for folder in (models.DEFAULT_MODEL, plan_weights.DEFAULT_PLANNER, lyrics.DEFAULT_WRITER):
+    for folder in (checkpoints.DEFAULT_MODEL, plan_weights.DEFAULT_PLANNER, lyrics.DEFAULT_WRITER):
         assert str(carried / "models" / folder) in told.stdout
     assert told.stdout.splitlines()[-1].endswith("A song can be made here.")
     assert asked(environment) == ""
@@ -174,6 +174,6 @@ def test_the_check_names_the_folders_that_were_carried(carried, environment):
 def test_the_document_carries_every_model_to_where_it_is_looked_for():
     text = (ROOT / "docs" / "offline.md").read_text()
     carried = dict(re.findall(r"hf download (\S+) .*--local-dir models/(\S+)$", text, re.MULTILINE))
-    assert carried == {name: name for name in (models.DEFAULT_MODEL, plan_weights.UMBRELLA, lyrics.DEFAULT_WRITER)}
+    assert carried == {name: name for name in (checkpoints.DEFAULT_MODEL, plan_weights.UMBRELLA, lyrics.DEFAULT_WRITER)}
     assert f'"{plan_weights.SUBFOLDER}/*"' in text
     assert lyrics.DEFAULT_MLX_WRITER in text

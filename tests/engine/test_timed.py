@@ -12,6 +12,7 @@ import align
 import audio
 import backend
 import estimate
+import export
 import sampling
 from events import Done, Failed, InvalidRequest, Progress
 from params import parse_request
@@ -44,7 +45,7 @@ def take(tmp_path_factory):
     path = tmp_path_factory.mktemp("songs") / "take.wav"
     times = np.arange(SECONDS * audio.SAMPLE_RATE) / audio.SAMPLE_RATE
     tone = 0.4 * np.sin(2 * np.pi * (200 + 20 * times) * times)
-    audio.encode(np.stack([tone * (times < 6), tone * (times >= 6)]), path, "wav")
+    export.encode(np.stack([tone * (times < 6), tone * (times >= 6)]), path, "wav")
     return str(path)
 
 
@@ -79,7 +80,7 @@ def test_the_times_repeat_and_follow_the_song(studio, take, tmp_path):
     first, again = (run(studio, take)[0].record for _ in range(2))
     assert (first["lines"], first["score"]) == (again["lines"], again["score"])
     backwards = str(tmp_path / "backwards.wav")
-    audio.encode(audio.decode(take)[:, ::-1], backwards, "wav")
+    export.encode(audio.decode(take)[:, ::-1], backwards, "wav")
     assert run(studio, backwards)[0].record["score"] != first["score"]
 
 

@@ -216,6 +216,7 @@ def test_what_the_song_stage_learns_is_what_the_loop_plays(tmp_path):
     """Trained on one example, the studio's own loop brings it back from noise and the same words."""
     from diffusers import AceStepPipeline
 
+    import checkpoints
     import models
     import sampling
 
@@ -250,7 +251,7 @@ def test_what_the_song_stage_learns_is_what_the_loop_plays(tmp_path):
     assert np.mean(losses[-20:]) < 0.2 * np.mean(losses[:5])
 
     folder = preview_shape.export(parts, tmp_path / "one", "a card", {})
-    weights = models.Weights("one", folder, "variable", "", "xl", None, "one")
+    weights = checkpoints.Weights("one", folder, "variable", "", "xl", None, "one")
     pipe = models.build_pipeline(weights, models.Device("cpu", "float32", "float32", "float32", "a test"))
     generators = sampling.generators_for((3,))
     run = sampling.Run(

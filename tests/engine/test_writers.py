@@ -17,6 +17,7 @@ import torch
 
 import audio
 import backend
+import export
 import lyrics
 import modes
 import plan_grammar
@@ -124,7 +125,7 @@ def test_a_plan_is_used_and_stands_in_the_record(studio):
     assert done.record["instruction"] == modes.COVER
     assert {"loading", "planning"} <= set(done.record["seconds"])
     assert all(take.shape == (2, 592_560) for take in samples(done))
-    tags = audio.read_record(done.files[1])
+    tags = export.read_record(done.files[1])
     assert tags["plan"] == plan
     assert json.loads(json.dumps(done.record)) == done.record
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from playwright.sync_api import Page, expect
 
-import audio
+import export
 import tabs
 import tooltips
 from limits import ACTIONS, SAMPLE_RATE
@@ -247,7 +247,7 @@ def test_examples_and_presets_choose_what_they_say(edit, fake):
 def test_settings_of_an_edit_come_back(page: Page, fake, tab, song: Path):
     request = {"action": "layer", "tracks": ["synth"], "start": 0.5, "end": 1.5, "prompt": "a"}
     request["options"] = {"mix": True}
-    audio.write_tags(song, "a", {"mode": "edit", "request": request})
+    export.write_tags(song, "a", {"mode": "edit", "request": request})
     opened = tab(page, "edit")
     opened.set("source", "upload", song)
     page.get_by_role("button", name="Restore its settings").click()

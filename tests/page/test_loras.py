@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from playwright.sync_api import Locator, Page, expect
 
-import audio
+import export
 import lora_panel
 import loras
 import preview
@@ -268,7 +268,7 @@ def test_each_tab_has_its_own_list(page: Page, fake, tab, song: Path):
 def test_settings_from_a_file_bring_their_loras_back_but_uploads(panel: Panel, fake, song: Path):
     sources = ("upload", "org/jazz:a.safetensors", "org/choir", "upload")
     choices = [{"source": source, "weight": 0.5 + i / 10} for i, source in enumerate(sources)]
-    audio.write_tags(song, "x", {"mode": "generate", "request": {"prompt": "x", "options": {"loras": choices}}})
+    export.write_tags(song, "x", {"mode": "generate", "request": {"prompt": "x", "options": {"loras": choices}}})
     panel.name("org/former")
     panel.has("org/former")
     panel.tab.unfold(False)
@@ -330,7 +330,7 @@ def test_a_song_with_a_lora_and_the_one_without_it(studio: str, visit, tab, tmp_
             opened.tab.take().get_by_role("button", name="Download WAV").click()
         path = tmp_path / download.value.suggested_filename
         download.value.save_as(path)
-        return soundfile.read(path)[0], audio.read_record(path)["loras"]
+        return soundfile.read(path)[0], export.read_record(path)["loras"]
 
     plain, none = made()
     assert none == []

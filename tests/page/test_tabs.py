@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from playwright.sync_api import Page, expect
 
-import audio
+import export
 import tabs
 import tooltips
 from limits import LIMITS, SAMPLE_RATE
@@ -281,7 +281,7 @@ def made_here(song: Path) -> Path:
     request = {"prompt": MARKUP, "lyrics": "la", "bpm": 90, "time_signature": "3", "language": "fr", "strength": 0.3}
     request |= {"options": {"steps": 7, "loudness": -14.0, "noise_strength": 9}, "unheard-of": MARKUP}
     record = {"mode": "cover", "request": request, "takes": [{"seed": 4294967295}], "audio": {"reference": {}}}
-    audio.write_tags(song, MARKUP, record)
+    export.write_tags(song, MARKUP, record)
     return song
 
 
@@ -345,7 +345,7 @@ def test_a_cover_is_as_long_as_its_source(studio: str, visit, tab, song: Path):
     file = opened.download()
     assert soundfile.info(file).frames == 3 * SAMPLE_RATE
     # Its settings come back into another tab.
-    record = audio.read_record(file)
+    record = export.read_record(file)
     assert record["mode"] == "cover"
     generate = tab(opened.page, "generate")
     generate.unfold()

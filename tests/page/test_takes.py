@@ -14,6 +14,7 @@ import soundfile
 from playwright.sync_api import Locator, Page, expect
 
 import audio
+import export
 from events import Done, Event, Failed, Problem, Progress
 from limits import MORE_LIKE_THIS, SAMPLE_RATE
 from params import Request
@@ -47,10 +48,10 @@ def songs(fake: Any, request: Request, kind: str = "wav", **record: Any) -> Iter
         seed = 100 * fake.songs + number
         path = fake.folder / f"song-seed-{seed}.{kind}"
         tone = 0.3 * np.sin(np.arange(seconds(fake) * SAMPLE_RATE) * 2 * np.pi * (220 + 55 * number) / SAMPLE_RATE)
-        audio.encode(np.stack([tone, tone]).astype(np.float32), path, kind)
+        export.encode(np.stack([tone, tone]).astype(np.float32), path, kind)
         facts = {"seed": seed, "duration": float(seconds(fake)), "peak_dbfs": -1.0, "loudness_lufs": LOUDNESS[number]}
         takes.append({**facts, "name": path.name, "sha256": "0" * 64, "warnings": []})
-        audio.write_tags(path, path.stem, {"mode": "generate", "takes": takes[-1:], "request": {"prompt": "a song"}})
+        export.write_tags(path, path.stem, {"mode": "generate", "takes": takes[-1:], "request": {"prompt": "a song"}})
         files.append(str(path))
     own = {"request": {"prompt": request.prompt}, "takes": takes, "errors": [], "notes": [], "seconds": {"steps": 1.0}}
     yield Done(tuple(files), {"mode": request.mode, **own, **record})
@@ -313,7 +314,7 @@ def test_a_take_is_downloaded_in_another_format(generate, fake, kind, subtype):
     path = download(generate, kind)
     assert path.name == f"song-seed-{seed}.{kind.lower()}"
     assert soundfile.info(path).subtype == subtype
-    assert audio.read_record(path)["takes"][0]["seed"] == seed
+    assert export.read_record(path)["takes"][0]["seed"] == seed
     made = audio.decode(fake.folder / f"song-seed-{seed}.wav")
     assert audio.decode(path).shape == made.shape
     if kind == "FLAC":

@@ -13,6 +13,7 @@ from gradio.mcp import GradioMCPServer
 from gradio.utils import get_upload_folder
 
 import api
+import endpoints
 import events
 import limits
 import params
@@ -84,12 +85,12 @@ def values(mode="generate", **given):
     full = {name: None if default is REQUIRED else default for name, default in CONTRACT[mode].items()}
     full |= {"brief": "rain"} if mode == "lyrics" else {"prompt": "calm piano"}
     full |= given
-    return [full[name] for name in api.ENDPOINTS[mode].names]
+    return [full[name] for name in endpoints.ENDPOINTS[mode].names]
 
 
 def verdicts(mode="generate", **given):
     """Return what the validator of an endpoint says against each parameter."""
-    endpoint = api.ENDPOINTS[mode]
+    endpoint = endpoints.ENDPOINTS[mode]
     found = api.validator_of(mode)(*values(mode, **given))
     assert len(found) == len(endpoint.names)
     return {name: one["message"] for name, one in zip(endpoint.names, found, strict=True) if not one["is_valid"]}
@@ -140,7 +141,7 @@ def test_an_mcp_tool_has_a_described_typed_schema(blocks, mode):
     about, described = server.get_fn_description(server.get_block_fn_from_endpoint_name(f"/{mode}"), mode)
     schema, files = server.get_input_schema(mode, described)
     properties = schema["properties"]
-    assert about.startswith(api.ENDPOINTS[mode].about)
+    assert about.startswith(endpoints.ENDPOINTS[mode].about)
     assert set(schema["required"]) == {name for name, default in CONTRACT[mode].items() if default is REQUIRED}
     assert set(properties) == set(CONTRACT[mode])
     assert all(properties[name]["description"] for name in properties)
@@ -158,7 +159,7 @@ def test_an_mcp_tool_has_a_described_typed_schema(blocks, mode):
 
 @pytest.mark.parametrize("mode", CONTRACT)
 def test_the_text_about_options_names_those_of_the_mode_and_no_other(mode):
-    (about,) = (one.about for one in api.ENDPOINTS[mode].parameters if one.name == "options")
+    (about,) = (one.about for one in endpoints.ENDPOINTS[mode].parameters if one.name == "options")
     own = set(options_of(mode))
     others = set().union(*(options_of(other) for other in CONTRACT)) - own
     words = set(re.findall(r"\w+", about))

@@ -16,6 +16,8 @@ from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 
 import audio
+import export
+import levels
 
 RATE = audio.SAMPLE_RATE
 FORMATS = ("wav", "flac", "mp3", "ogg")
@@ -123,8 +125,8 @@ def test_a_48_khz_source_comes_back_bit_for_bit(tmp_path, bits, format, saved):
     samples = audio.decode(path)
     np.testing.assert_array_equal(samples.astype(np.float64) * 2 ** (bits - 1), whole)
     kept = tmp_path / "job.wav"
-    audio.write_wav(kept, samples)
-    result = audio.encode(audio.read_wav(kept), tmp_path / f"result.{saved}", saved)
+    export.write_wav(kept, samples)
+    result = export.encode(audio.read_wav(kept), tmp_path / f"result.{saved}", saved)
     np.testing.assert_array_equal(integers(result), whole << (24 - bits))
 
 
@@ -321,7 +323,7 @@ def test_ten_minutes_at_96_khz_need_little_more_than_the_result(tmp_path):
 
 def test_the_job_file_keeps_every_float(tmp_path):
     samples = noise(5000, level=3.0)
-    audio.write_wav(tmp_path / "take.wav", samples)
+    export.write_wav(tmp_path / "take.wav", samples)
     back = audio.read_wav(tmp_path / "take.wav")
     assert back.dtype == np.float32
     np.testing.assert_array_equal(back, samples)
@@ -339,40 +341,40 @@ def test_a_broken_job_file_is_an_audio_error(tmp_path):
 
 def test_levels_of_a_sine():
     samples = tone(1.0, hertz=1000, level=0.5)
-    assert audio.peak_dbfs(samples) == pytest.approx(-6.02, abs=0.01)
-    assert audio.rms_dbfs(samples) == pytest.approx(-9.03, abs=0.01)
-    assert not audio.is_silent(samples)
+    assert levels.peak_dbfs(samples) == pytest.approx(-6.02, abs=0.01)
+    assert levels.rms_dbfs(samples) == pytest.approx(-9.03, abs=0.01)
+    assert not levels.is_silent(samples)
 
 
 @pytest.mark.parametrize("samples", [noise(RATE, level=0), noise(0)], ids=["a second", "nothing"])
 def test_silence_has_finite_levels(samples):
-    assert audio.is_silent(samples)
-    for level in (audio.peak_dbfs(samples), audio.rms_dbfs(samples), audio.true_peak_dbtp(samples)):
-        assert level == audio.FLOOR_DBFS
-    assert audio.loudness_lufs(samples) is None
-    assert audio.spectral_flatness(samples) == 0.0
+    assert levels.is_silent(samples)
+    for level in (levels.peak_dbfs(samples), levels.rms_dbfs(samples), levels.true_peak_dbtp(samples)):
+        assert level == levels.FLOOR_DBFS
+    assert levels.loudness_lufs(samples) is None
+    assert levels.spectral_flatness(samples) == 0.0
 
 
 @pytest.mark.parametrize(("dbfs", "silent"), [(-59.5, False), (-60.5, True)])
 def test_silence_is_an_rms_below_minus_60(dbfs, silent):
-    assert audio.is_silent(np.full((2, 3 * RATE), 10 ** (dbfs / 20), np.float32)) is silent
+    assert levels.is_silent(np.full((2, 3 * RATE), 10 ** (dbfs / 20), np.float32)) is silent
 
 
 def test_loudness_of_the_reference_tone():
     """EBU Tech 3341, case 1: a stereo sine of 1 kHz at -23 dBFS reads -23.0 LUFS within 0.1."""
     samples = np.repeat(tone(20.0, hertz=1000, level=10 ** (-23 / 20), channels=1), 2, axis=0)
-    assert audio.loudness_lufs(samples) == pytest.approx(-23.0, abs=0.1)
+    assert levels.loudness_lufs(samples) == pytest.approx(-23.0, abs=0.1)
 
 
 def test_loudness_ignores_the_pauses():
     """EBU Tech 3341, case 3: 10 s at -36, 60 s at -23, 10 s at -36 dBFS read -23.0 LUFS."""
     parts = [np.repeat(tone(s, hertz=1000, level=10 ** (d / 20), channels=1), 2, 0) for s, d in ((10, -36), (60, -23))]
-    assert audio.loudness_lufs(np.concatenate([*parts, parts[0]], axis=1)) == pytest.approx(-23.0, abs=0.1)
+    assert levels.loudness_lufs(np.concatenate([*parts, parts[0]], axis=1)) == pytest.approx(-23.0, abs=0.1)
 
 
 @pytest.mark.parametrize(("samples", "measured"), [(19_199, False), (19_200, True)])
 def test_loudness_needs_four_tenths_of_a_second(samples, measured):
-    assert (audio.loudness_lufs(noise(samples)) is not None) is measured
+    assert (levels.loudness_lufs(noise(samples)) is not None) is measured
 
 
 @pytest.mark.parametrize("phase", [0.0, 45.0, 67.5])
@@ -381,7 +383,7 @@ def test_true_peak_sees_between_the_samples(phase):
     n = np.arange(RATE)
     wave = 0.5 * np.sin(2 * np.pi * n / 4 + np.radians(phase)) * np.sin(np.pi * n / RATE) ** 2
     samples = np.stack([np.zeros(RATE), wave]).astype(np.float32)
-    assert audio.true_peak_dbtp(samples) == pytest.approx(-6.02, abs=0.1)
+    assert levels.true_peak_dbtp(samples) == pytest.approx(-6.02, abs=0.1)
 
 
 @pytest.mark.parametrize("at", [0.5, 1.0, 5.0, 10.0, 20.0, 30.0])
@@ -390,22 +392,22 @@ def test_true_peak_is_right_wherever_the_peak_falls(at):
     n = np.arange(31 * RATE) - at * RATE + 0.5
     pulse = np.where(np.abs(n) < 100, np.sinc(0.8 * n) * np.cos(np.pi * n / 200) ** 2, 0)
     samples = np.stack([pulse, -pulse]).astype(np.float32)
-    assert audio.peak_dbfs(samples) < -2
-    assert audio.true_peak_dbtp(samples) == pytest.approx(0.0, abs=0.1)
+    assert levels.peak_dbfs(samples) < -2
+    assert levels.true_peak_dbtp(samples) == pytest.approx(0.0, abs=0.1)
 
 
 def test_true_peak_is_never_below_the_sample_peak():
     clicks = np.zeros((2, RATE), np.float32)
     clicks[0, [0, 24_000, -1]] = 0.9
-    assert audio.true_peak_dbtp(clicks) >= audio.peak_dbfs(clicks)
+    assert levels.true_peak_dbtp(clicks) >= levels.peak_dbfs(clicks)
 
 
 def test_flatness_tells_noise_from_tones():
-    assert audio.spectral_flatness(noise(3 * RATE)) > 0.5
-    assert audio.spectral_flatness(tone(3.0)) < 0.01
+    assert levels.spectral_flatness(noise(3 * RATE)) > 0.5
+    assert levels.spectral_flatness(tone(3.0)) < 0.01
     mostly_quiet = np.concatenate([noise(RATE), np.zeros((2, 5 * RATE), np.float32)], axis=1)
-    assert audio.spectral_flatness(mostly_quiet) > 0.5
-    assert 0 <= audio.spectral_flatness(noise(100)) <= 1
+    assert levels.spectral_flatness(mostly_quiet) > 0.5
+    assert 0 <= levels.spectral_flatness(noise(100)) <= 1
 
 
 # --- levels and fades ---------------------------------------------------------------------------------------------
@@ -415,32 +417,32 @@ def test_flatness_tells_noise_from_tones():
 @pytest.mark.parametrize("dbfs", [-1.0, -6.0])
 def test_scale_to_peak(level, dbfs):
     samples = tone(1.0, level=level)
-    scaled = audio.scale_to_peak(samples, dbfs)
+    scaled = levels.scale_to_peak(samples, dbfs)
     assert scaled.dtype == np.float32
-    assert audio.peak_dbfs(scaled) == pytest.approx(dbfs, abs=1e-3)
-    assert audio.peak_dbfs(samples) == pytest.approx(20 * np.log10(level), abs=0.01)
+    assert levels.peak_dbfs(scaled) == pytest.approx(dbfs, abs=1e-3)
+    assert levels.peak_dbfs(samples) == pytest.approx(20 * np.log10(level), abs=0.01)
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-5])
 def test_scale_to_peak_leaves_silence_alone(level):
     samples = tone(1.0, level=level)
-    np.testing.assert_array_equal(audio.scale_to_peak(samples), samples)
+    np.testing.assert_array_equal(levels.scale_to_peak(samples), samples)
 
 
 @pytest.mark.parametrize("lufs", [-14.0, -23.0])
 @pytest.mark.parametrize("level", [0.02, 0.9])
 def test_scale_to_loudness_reaches_the_target(lufs, level):
-    scaled = audio.scale_to_loudness(tone(3.0, hertz=300, level=level), lufs)
+    scaled = levels.scale_to_loudness(tone(3.0, hertz=300, level=level), lufs)
     assert scaled.dtype == np.float32
-    assert audio.loudness_lufs(scaled) == pytest.approx(lufs, abs=0.05)
+    assert levels.loudness_lufs(scaled) == pytest.approx(lufs, abs=0.05)
 
 
 @pytest.mark.parametrize("ceiling", [-1.0, -3.0])
 def test_scale_to_loudness_keeps_peaks_under_the_ceiling_without_clipping(ceiling):
     samples = noise(3 * RATE, level=0.02)
     samples[:, 70_000:70_002] = 0.7  # the true peak lies between the two
-    scaled = audio.scale_to_loudness(samples, -10.0, ceiling)
-    assert audio.true_peak_dbtp(scaled) == pytest.approx(ceiling, abs=0.01)
+    scaled = levels.scale_to_loudness(samples, -10.0, ceiling)
+    assert levels.true_peak_dbtp(scaled) == pytest.approx(ceiling, abs=0.01)
     gain = scaled[0, 70_000] / samples[0, 70_000]
     np.testing.assert_allclose(scaled, samples * gain, rtol=1e-5)
 
@@ -451,12 +453,12 @@ def test_scale_to_loudness_keeps_peaks_under_the_ceiling_without_clipping(ceilin
     ids=["silence", "hiss", "short", "nothing"],
 )
 def test_scale_to_loudness_leaves_silence_and_short_clips_alone(samples):
-    np.testing.assert_array_equal(audio.scale_to_loudness(samples, -14.0), samples)
+    np.testing.assert_array_equal(levels.scale_to_loudness(samples, -14.0), samples)
 
 
 def test_fade_out_ends_in_silence_and_touches_only_the_end():
     samples = np.ones((2, 2 * RATE), np.float32)
-    faded = audio.fade_out(samples, 0.5)
+    faded = levels.fade_out(samples, 0.5)
     np.testing.assert_array_equal(faded[:, : -RATE // 2], samples[:, : -RATE // 2])
     ramp = faded[0, -RATE // 2 :]
     assert (np.diff(ramp) <= 0).all()
@@ -467,7 +469,7 @@ def test_fade_out_ends_in_silence_and_touches_only_the_end():
 
 @pytest.mark.parametrize(("seconds", "last"), [(0.0, 1.0), (9.0, 0.0)])
 def test_fade_out_of_nothing_and_of_everything(seconds, last):
-    faded = audio.fade_out(np.ones((2, RATE), np.float32), seconds)
+    faded = levels.fade_out(np.ones((2, RATE), np.float32), seconds)
     assert faded.shape == (2, RATE)
     assert faded[0, -1] == last
 
@@ -476,13 +478,13 @@ def test_fade_out_of_nothing_and_of_everything(seconds, last):
 def test_ten_minutes_are_measured_in_bounded_memory():
     samples = noise(600 * RATE)
     tracemalloc.start()
-    levels = (audio.true_peak_dbtp(samples), audio.rms_dbfs(samples), audio.peak_dbfs(samples))
-    flatness = audio.spectral_flatness(samples)
+    measured = (levels.true_peak_dbtp(samples), levels.rms_dbfs(samples), levels.peak_dbfs(samples))
+    flatness = levels.spectral_flatness(samples)
     assert tracemalloc.get_traced_memory()[1] < 100_000_000
-    loudness = audio.loudness_lufs(samples)
+    loudness = levels.loudness_lufs(samples)
     assert tracemalloc.get_traced_memory()[1] < 4 * samples.nbytes
     tracemalloc.stop()
-    assert np.isfinite([*levels, loudness, flatness]).all()
+    assert np.isfinite([*measured, loudness, flatness]).all()
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -491,7 +493,7 @@ def test_ten_minutes_are_measured_in_bounded_memory():
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("samples", [1, 19_200, 592_560])
 def test_encode_keeps_the_count_of_samples(tmp_path, format, samples):
-    path = audio.encode(noise(samples), tmp_path / f"a.{format}", format)
+    path = export.encode(noise(samples), tmp_path / f"a.{format}", format)
     info = sf.info(path)
     assert (info.frames, info.samplerate, info.channels) == (samples, RATE, 2)
     assert folder_of(tmp_path) == [f"a.{format}"]
@@ -501,7 +503,7 @@ def test_encode_keeps_the_count_of_samples(tmp_path, format, samples):
     ("format", "kind"), [("wav", "PCM_24"), ("flac", "PCM_24"), ("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS")]
 )
 def test_encode_writes_the_promised_kind(tmp_path, format, kind):
-    path = audio.encode(tone(2.0), str(tmp_path / "a.bin"), format)
+    path = export.encode(tone(2.0), str(tmp_path / "a.bin"), format)
     info = sf.info(path)
     assert info.subtype == kind
     assert info.format == format.upper()
@@ -514,7 +516,7 @@ def test_encode_writes_the_promised_kind(tmp_path, format, kind):
 @pytest.mark.parametrize("format", FORMATS)
 def test_encode_keeps_the_sound_and_its_sides(tmp_path, format):
     source = tone(3.0)
-    back = sf.read(audio.encode(source, tmp_path / "a", format), dtype="float32")[0].T
+    back = sf.read(export.encode(source, tmp_path / "a", format), dtype="float32")[0].T
     assert np.abs(back - source)[:, 4800:-4800].max() < 0.01
     assert [dominant(side) for side in back] == pytest.approx([440, 880], abs=1)
 
@@ -523,14 +525,14 @@ def test_encode_keeps_the_sound_and_its_sides(tmp_path, format):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_encode_rounds_to_the_nearest_step(tmp_path, format, dtype):
     steps = np.array([[0.0, 0.4, 0.6, -0.4, -0.6, 1000.4, -1000.6, 2.0**22 + 0.5 - 2**-1]], dtype)
-    path = audio.encode(np.repeat(steps / 2**23, 2, axis=0).astype(dtype), tmp_path / "a", format)
+    path = export.encode(np.repeat(steps / 2**23, 2, axis=0).astype(dtype), tmp_path / "a", format)
     np.testing.assert_array_equal(integers(path)[0], [0, 0, 1, 0, -1, 1000, -1001, 2**22])
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_samples_beyond_full_scale_are_clipped_not_wrapped(tmp_path, format):
     source = tone(1.0, hertz=100, level=1.5)
-    back = sf.read(audio.encode(source, tmp_path / "a", format), dtype="float32")[0].T
+    back = sf.read(export.encode(source, tmp_path / "a", format), dtype="float32")[0].T
     inner = (slice(None), slice(4800, -4800))
     assert np.abs(back - np.clip(source, -1, 1))[inner].max() < 0.15
 
@@ -538,7 +540,7 @@ def test_samples_beyond_full_scale_are_clipped_not_wrapped(tmp_path, format):
 @pytest.mark.parametrize("format", LOSSLESS)
 def test_full_scale_ends_at_the_outermost_steps(tmp_path, format):
     source = np.array([[1.0, -1.0, 7.0, -7.0]] * 2, np.float32)
-    path = audio.encode(source, tmp_path / "a", format)
+    path = export.encode(source, tmp_path / "a", format)
     np.testing.assert_array_equal(integers(path)[1], [2**23 - 1, -(2**23)] * 2)
 
 
@@ -547,21 +549,21 @@ def test_encode_refuses_what_is_not_a_number(tmp_path, value):
     samples = tone(1.0)
     samples[0, 5] = value
     with pytest.raises(audio.AudioError, match="not numbers"):
-        audio.encode(samples, tmp_path / "a.wav", "wav")
+        export.encode(samples, tmp_path / "a.wav", "wav")
     assert folder_of(tmp_path) == []
 
 
 @pytest.mark.parametrize("format", ["m4a", "", "WAV "])
 def test_encode_refuses_other_formats(tmp_path, format):
     with pytest.raises(audio.AudioError, match="wav, flac, mp3 or ogg"):
-        audio.encode(tone(1.0), tmp_path / "a", format)
+        export.encode(tone(1.0), tmp_path / "a", format)
 
 
 @pytest.mark.parametrize("where", ["nowhere/a.wav", "file/a.wav"])
 def test_a_folder_that_cannot_be_written_gets_a_sentence(tmp_path, where):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(audio.AudioError, match="folder") as caught:
-        audio.encode(tone(1.0), tmp_path / where, "wav")
+        export.encode(tone(1.0), tmp_path / where, "wav")
     assert str(tmp_path) not in str(caught.value)
 
 
@@ -571,17 +573,17 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, task):
     """A limit on the size of files fails a write in the middle, as a full disk does."""
     import resource
 
-    before = audio.encode(noise(RATE), tmp_path / "a.bin", "wav").read_bytes()
+    before = export.encode(noise(RATE), tmp_path / "a.bin", "wav").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(audio.AudioError, match="could not be written") as caught:
             if task == "job":
-                audio.write_wav(tmp_path / "a.bin", noise(10 * RATE))
+                export.write_wav(tmp_path / "a.bin", noise(10 * RATE))
             elif task == "tags":
-                audio.write_tags(tmp_path / "a.bin", "title", {"mode": "generate"})
+                export.write_tags(tmp_path / "a.bin", "title", {"mode": "generate"})
             else:
-                audio.encode(noise(10 * RATE), tmp_path / "a.bin", task)
+                export.encode(noise(10 * RATE), tmp_path / "a.bin", task)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "disk" in caught.value.hint
@@ -596,13 +598,13 @@ def test_a_disk_that_is_full_at_the_last_byte_leaves_nothing_behind(tmp_path, fo
     import resource
 
     samples = tone(2.0)
-    size = audio.encode(samples, tmp_path / "a", format).stat().st_size
+    size = export.encode(samples, tmp_path / "a", format).stat().st_size
     (tmp_path / "a").unlink()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size - 20, limits[1]))
     try:
         with pytest.raises(audio.AudioError, match="could not be written"):
-            audio.encode(samples, tmp_path / "a", format)
+            export.encode(samples, tmp_path / "a", format)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert folder_of(tmp_path) == []
@@ -610,8 +612,8 @@ def test_a_disk_that_is_full_at_the_last_byte_leaves_nothing_behind(tmp_path, fo
 
 def test_encode_replaces_an_older_file(tmp_path):
     path = tmp_path / "a.wav"
-    audio.encode(noise(RATE), path, "wav")
-    audio.encode(noise(2 * RATE), path, "wav")
+    export.encode(noise(RATE), path, "wav")
+    export.encode(noise(2 * RATE), path, "wav")
     assert sf.info(path).frames == 2 * RATE
 
 
@@ -620,7 +622,7 @@ def test_encode_replaces_an_older_file(tmp_path):
 def test_ten_minutes_can_be_written(tmp_path, format):
     samples = np.tile(noise(60 * RATE), 10)
     tracemalloc.start()
-    path = audio.encode(samples, tmp_path / "a", format)
+    path = export.encode(samples, tmp_path / "a", format)
     assert tracemalloc.get_traced_memory()[1] < 100_000_000
     tracemalloc.stop()
     assert sf.info(path).frames == 600 * RATE
@@ -650,11 +652,11 @@ def big_record(size=60_000):
     "record", [{}, RECORD, big_record(), big_record(200_000)], ids=["empty", "small", "60k", "200k"]
 )
 def test_tags_bring_the_record_back_and_leave_the_samples(tmp_path, format, record):
-    path = audio.encode(noise(3 * RATE), tmp_path / f"a.{format}", format)
+    path = export.encode(noise(3 * RATE), tmp_path / f"a.{format}", format)
     before = sf.read(path, dtype="int32")[0]
-    assert audio.read_record(path) is None
-    audio.write_tags(path, "Warm / lo-fi 夜", record)
-    assert audio.read_record(path) == record
+    assert export.read_record(path) is None
+    export.write_tags(path, "Warm / lo-fi 夜", record)
+    assert export.read_record(path) == record
     np.testing.assert_array_equal(sf.read(path, dtype="int32")[0], before)
     assert audio.decode(path).shape == (2, 3 * RATE)
     assert folder_of(tmp_path) == [f"a.{format}"]
@@ -662,8 +664,8 @@ def test_tags_bring_the_record_back_and_leave_the_samples(tmp_path, format, reco
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_players_find_the_title(tmp_path, format):
-    path = audio.encode(noise(RATE), tmp_path / f"a.{format}", format)
-    audio.write_tags(path, "Rain\x00 on\n tin 夜", RECORD)
+    path = export.encode(noise(RATE), tmp_path / f"a.{format}", format)
+    export.write_tags(path, "Rain\x00 on\n tin 夜", RECORD)
     tags = mutagen.File(path).tags
     title = tags["TIT2"].text[0] if format in ("wav", "mp3") else tags["title"][0]
     assert title == "Rain on tin 夜"
@@ -671,41 +673,41 @@ def test_players_find_the_title(tmp_path, format):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_tags_can_be_written_again(tmp_path, format):
-    path = audio.encode(noise(RATE), tmp_path / f"a.{format}", format)
+    path = export.encode(noise(RATE), tmp_path / f"a.{format}", format)
     before = sf.read(path, dtype="int32")[0]
-    audio.write_tags(path, "first", big_record())
-    audio.write_tags(path, "second", RECORD)
-    assert audio.read_record(path) == RECORD
+    export.write_tags(path, "first", big_record())
+    export.write_tags(path, "second", RECORD)
+    assert export.read_record(path) == RECORD
     np.testing.assert_array_equal(sf.read(path, dtype="int32")[0], before)
 
 
 @pytest.mark.parametrize(("version", "encoding"), [(3, 0), (3, 1), (4, 0), (4, 1), (4, 2), (4, 3)])
 def test_a_record_survives_other_tag_editors(tmp_path, version, encoding):
     """They rewrite ID3 as version 2.3 or in UTF-16, and add frames of their own."""
-    path = audio.encode(noise(RATE), tmp_path / "a.mp3", "mp3")
+    path = export.encode(noise(RATE), tmp_path / "a.mp3", "mp3")
     tags = ID3()
     tags.add(TIT2(encoding=encoding, text="x" * 300))
     tags.add(APIC(encoding=0, mime="image/png", type=3, desc="", data=bytes(200_000)))
     tags.add(TXXX(encoding=0, desc="OTHER", text="{}"))
-    tags.add(TXXX(encoding=encoding, desc=audio.RECORD_TAG, text=json.dumps(RECORD)))
+    tags.add(TXXX(encoding=encoding, desc=export.RECORD_TAG, text=json.dumps(RECORD)))
     tags.save(path, v2_version=version)
-    assert audio.read_record(path) == RECORD
+    assert export.read_record(path) == RECORD
 
 
 def test_lone_surrogates_do_not_stop_the_tags(tmp_path):
-    path = audio.encode(noise(RATE), tmp_path / "a.flac", "flac")
-    audio.write_tags(path, "a\ud800b", {"prompt": "x\udfff"})
-    assert audio.read_record(path) == {"prompt": "x?"}
+    path = export.encode(noise(RATE), tmp_path / "a.flac", "flac")
+    export.write_tags(path, "a\ud800b", {"prompt": "x\udfff"})
+    assert export.read_record(path) == {"prompt": "x?"}
 
 
 @pytest.mark.parametrize(
-    "record", [{"peak": float("nan")}, {"text": "x" * audio.MAX_RECORD_BYTES}], ids=["nan", "size"]
+    "record", [{"peak": float("nan")}, {"text": "x" * export.MAX_RECORD_BYTES}], ids=["nan", "size"]
 )
 def test_a_record_that_could_not_be_read_back_is_refused(tmp_path, record):
-    path = audio.encode(noise(RATE), tmp_path / "a.wav", "wav")
+    path = export.encode(noise(RATE), tmp_path / "a.wav", "wav")
     before = path.read_bytes()
     with pytest.raises(audio.AudioError):
-        audio.write_tags(path, "title", record)
+        export.write_tags(path, "title", record)
     assert path.read_bytes() == before
 
 
@@ -713,7 +715,7 @@ def test_tags_need_a_file_that_can_hold_them(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"RIFF" + bytes(50))
     for name in ("a.wav", "missing.wav"):
         with pytest.raises(audio.AudioError):
-            audio.write_tags(tmp_path / name, "title", RECORD)
+            export.write_tags(tmp_path / name, "title", RECORD)
     assert folder_of(tmp_path) == ["a.wav"]
 
 
@@ -723,10 +725,10 @@ def plant(tmp_path, format, text):
     if format in ("wav", "mp3"):
         file = (WAVE if format == "wav" else MP3)(path)
         file.add_tags()
-        file.tags.add(TXXX(encoding=3, desc=audio.RECORD_TAG, text=text))
+        file.tags.add(TXXX(encoding=3, desc=export.RECORD_TAG, text=text))
     else:
         file = (FLAC if format == "flac" else OggVorbis)(path)
-        file[audio.RECORD_TAG] = text
+        file[export.RECORD_TAG] = text
     file.save()
     return path
 
@@ -744,49 +746,49 @@ HOSTILE = {
     "surrogate": '{"a": "\\ud800"}',
     "deep": '{"a":' * 100 + "1" + "}" * 100,
     "very deep": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}",
-    "large": json.dumps({"a": "x" * audio.MAX_RECORD_BYTES}),
-    "large in bytes": json.dumps({"a": "夜" * (audio.MAX_RECORD_BYTES // 2)}, ensure_ascii=False),
+    "large": json.dumps({"a": "x" * export.MAX_RECORD_BYTES}),
+    "large in bytes": json.dumps({"a": "夜" * (export.MAX_RECORD_BYTES // 2)}, ensure_ascii=False),
 }
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_record_is_no_record(tmp_path, format, name):
-    assert audio.read_record(plant(tmp_path, format, HOSTILE[name])) is None
+    assert export.read_record(plant(tmp_path, format, HOSTILE[name])) is None
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_planted_record_is_read(tmp_path, format):
     """The check of the hostile ones: the same way of writing, with nothing wrong."""
-    assert audio.read_record(plant(tmp_path, format, '{"a": [1.5]}')) == {"a": [1.5]}
+    assert export.read_record(plant(tmp_path, format, '{"a": [1.5]}')) == {"a": [1.5]}
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file_carries_no_record(tmp_path, name):
     filename, make, _ = BAD_FILES[name]
     (tmp_path / filename).write_bytes(make(tmp_path))
-    assert audio.read_record(tmp_path / filename) is None
+    assert export.read_record(tmp_path / filename) is None
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_broken_tags_carry_no_record(tmp_path, format):
-    path = audio.encode(noise(RATE), tmp_path / f"a.{format}", format)
-    audio.write_tags(path, "title", big_record())
+    path = export.encode(noise(RATE), tmp_path / f"a.{format}", format)
+    export.write_tags(path, "title", big_record())
     data = path.read_bytes()
     rng = np.random.default_rng(3)
     for _ in range(40):
         at, length = int(rng.integers(0, len(data))), int(rng.integers(1, 400))
         path.write_bytes(data[:at] + rng.bytes(length) + data[at + length :])
-        found = audio.read_record(path)
+        found = export.read_record(path)
         assert found is None or isinstance(found, dict)
         path.write_bytes(data[:at])
-        found = audio.read_record(path)
+        found = export.read_record(path)
         assert found is None or isinstance(found, dict)
 
 
 def test_a_missing_file_and_a_folder_carry_no_record(tmp_path):
-    assert audio.read_record(tmp_path / "nowhere.wav") is None
-    assert audio.read_record(tmp_path) is None
+    assert export.read_record(tmp_path / "nowhere.wav") is None
+    assert export.read_record(tmp_path) is None
 
 
 def test_a_compressed_frame_is_not_unpacked(tmp_path):
@@ -797,12 +799,12 @@ def test_a_compressed_frame_is_not_unpacked(tmp_path):
         return bytes((value >> shift) & 0x7F for shift in (21, 14, 7, 0))
 
     packed = syncsafe(300_000_000 % 2**28) + zlib.compress(b"\3x\0" + bytes(300_000_000), 9)
-    plain = b"\3" + audio.RECORD_TAG.encode() + b'\0{"a": 1}'
+    plain = b"\3" + export.RECORD_TAG.encode() + b'\0{"a": 1}'
     frames = b"TXXX" + syncsafe(len(packed)) + b"\0\x09" + packed + b"TXXX" + syncsafe(len(plain)) + b"\0\0" + plain
     path = tmp_path / "bomb.mp3"
     path.write_bytes(b"ID3\4\0\0" + syncsafe(len(frames)) + frames + bytes(1000))
     tracemalloc.start()
-    assert audio.read_record(path) == {"a": 1}
+    assert export.read_record(path) == {"a": 1}
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
 
@@ -818,7 +820,7 @@ def test_endless_tags_are_given_up(tmp_path):
     for body in (b"\x01\0\0\0" * 7_500_000, (b"\x06" + len(block).to_bytes(3, "big") + block) * 30):
         path.write_bytes(head + body)
         tracemalloc.start()
-        assert audio.read_record(path) is None
+        assert export.read_record(path) is None
         assert tracemalloc.get_traced_memory()[1] < 200_000_000
         tracemalloc.stop()
 
@@ -854,17 +856,17 @@ def test_endless_tags_are_given_up(tmp_path):
     ],
 )
 def test_a_file_is_named_after_its_prompt(prompt, slug):
-    assert audio.file_name(prompt, 7, "wav") == f"{slug}-seed-7.wav"
+    assert export.file_name(prompt, 7, "wav") == f"{slug}-seed-7.wav"
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_file_name_ends_with_seed_and_format(format):
-    assert audio.file_name("piano", 4294967295, format).endswith(f"piano-seed-4294967295.{format}")
+    assert export.file_name("piano", 4294967295, format).endswith(f"piano-seed-4294967295.{format}")
 
 
 def test_a_file_name_tells_the_mode():
-    assert audio.file_name("warm piano", 7, "flac", "cover") == "warm-piano-cover-seed-7.flac"
-    assert audio.file_name("", 7, "flac", "cover") == "cover-seed-7.flac"
+    assert export.file_name("warm piano", 7, "flac", "cover") == "warm-piano-cover-seed-7.flac"
+    assert export.file_name("", 7, "flac", "cover") == "cover-seed-7.flac"
 
 
 @pytest.mark.parametrize(
@@ -873,7 +875,7 @@ def test_a_file_name_tells_the_mode():
     ids=["one word", "words", "60 ideographs", "5000 ideographs", "mixed", "accents"],
 )
 def test_a_long_prompt_makes_a_short_name_that_a_file_system_takes(tmp_path, prompt):
-    name = audio.file_name(prompt, 2**32 - 1, "flac", "generate")
+    name = export.file_name(prompt, 2**32 - 1, "flac", "generate")
     assert 20 < len(name.encode()) <= 110
     assert "--" not in name
     (tmp_path / name).write_bytes(b"")
@@ -881,20 +883,20 @@ def test_a_long_prompt_makes_a_short_name_that_a_file_system_takes(tmp_path, pro
 
 
 def test_a_long_name_ends_with_a_whole_word():
-    name = audio.file_name("orchestral melancholic nocturnes " * 20, 7, "wav")
+    name = export.file_name("orchestral melancholic nocturnes " * 20, 7, "wav")
     assert name.removesuffix("-seed-7.wav").split("-")[-1] in ("orchestral", "melancholic", "nocturnes")
 
 
 @pytest.mark.parametrize("prompt", ["con", "NUL", "aux.wav", "com1", "LPT9", "prn."])
 def test_names_that_windows_keeps_for_itself_are_not_used(prompt):
-    stem = audio.file_name(prompt, 7, "wav").split(".")[0]
+    stem = export.file_name(prompt, 7, "wav").split(".")[0]
     assert stem.upper() not in {"CON", "NUL", "AUX", "PRN", "COM1", "LPT9"}
     assert not stem.endswith((".", " "))
 
 
 @pytest.mark.parametrize("mode", ["../x", "", "<b>"])
 def test_a_strange_mode_cannot_leave_the_folder(mode):
-    name = audio.file_name("piano", 7, "wav", mode)
+    name = export.file_name("piano", 7, "wav", mode)
     assert not set(name) & set('/\\<>:"|?*\0')
 
 
@@ -902,7 +904,7 @@ def test_importing_audio_does_not_load_scipy():
     import subprocess
     import sys
 
-    code = "import sys, audio; sys.exit('pyloudnorm' in sys.modules or 'scipy' in sys.modules)"
+    code = "import sys, audio, levels; sys.exit('pyloudnorm' in sys.modules or 'scipy' in sys.modules)"
     root = os.path.dirname(os.path.abspath(audio.__file__))
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 

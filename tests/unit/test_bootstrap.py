@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import bootstrap
+import checkpoints
 import lyrics
-import models
 import plan_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def closed(monkeypatch):
 
 def test_the_repositories_are_those_that_the_studio_loads_from():
     assert bootstrap.REPOSITORIES == {
-        models.VARIABLE: (models.DEFAULT_MODEL,),
+        checkpoints.VARIABLE: (checkpoints.DEFAULT_MODEL,),
         plan_weights.VARIABLE: (plan_weights.UMBRELLA,),
         lyrics.VARIABLE: (lyrics.DEFAULT_WRITER, lyrics.DEFAULT_MLX_WRITER),
     }
@@ -140,8 +140,8 @@ def test_a_linked_model_keeps_its_revision(home):
     snapshot = preload(home / ".cache" / "huggingface" / "hub")
     run(home)
     link = home / "studio" / "models" / REPO
-    assert models.snapshot_revision(link) == models.snapshot_revision(snapshot / "vae") == COMMIT
-    assert models.snapshot_revision(home / "snapshots" / "x") == ""
+    assert checkpoints.snapshot_revision(link) == checkpoints.snapshot_revision(snapshot / "vae") == COMMIT
+    assert checkpoints.snapshot_revision(home / "snapshots" / "x") == ""
 
 
 def test_without_a_branch_the_youngest_snapshot_counts(home):

@@ -18,6 +18,7 @@ import pytest
 from huggingface_hub import constants
 
 import check
+import checkpoints
 import cli
 import lyrics
 import models
@@ -135,7 +136,7 @@ def test_the_help_names_every_argument_and_its_variable():
     for name in (*cli.VARIABLES, "check"):
         assert f"--{name}" in shown.stdout
     unwrapped = "".join(shown.stdout.split())
-    for words in (*cli.VARIABLES.values(), models.DEFAULT_MODEL, plan_weights.UMBRELLA, lyrics.DEFAULT_WRITER):
+    for words in (*cli.VARIABLES.values(), checkpoints.DEFAULT_MODEL, plan_weights.UMBRELLA, lyrics.DEFAULT_WRITER):
         assert words in unwrapped
 
 
@@ -206,9 +207,9 @@ def test_the_terminal_is_told_what_came_of_mcp_and_share(monkeypatch):
 # --- --check ------------------------------------------------------------------------------------------------------
 
 
-def weights(source: str, folder: Path | None = None, problem: Problem | None = None) -> models.Weights:
+def weights(source: str, folder: Path | None = None, problem: Problem | None = None) -> checkpoints.Weights:
     engine = "preview" if source == "preview" else "xl"
-    return models.Weights("org/song", folder, source, "", engine, problem, "org/song")
+    return checkpoints.Weights("org/song", folder, source, "", engine, problem, "org/song")
 
 
 MISSING = Problem("weights_missing", "The model org/song is not on this machine.", hint="Fetch it.")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import api
 import cli
+import endpoints
 from limits import LIMITS
 from params import REQUESTS
 
@@ -107,7 +107,7 @@ def test_the_options_of_hf_that_are_shown_exist():
 
 def test_the_endpoints_that_are_listed_are_those_of_the_app():
     listed = re.findall(r"^\| `/(\w+)` \|", API, re.MULTILINE)
-    assert listed == [*api.ENDPOINTS, "capabilities"]
+    assert listed == [*endpoints.ENDPOINTS, "capabilities"]
 
 
 def section(heading: str) -> str:
@@ -134,20 +134,20 @@ SHARED = rows(section("Parameters of every song endpoint"), "parameter")
 OPTIONS = rows(section("Options"), "option")
 
 
-@pytest.mark.parametrize("mode", api.ENDPOINTS)
+@pytest.mark.parametrize("mode", endpoints.ENDPOINTS)
 def test_the_tables_have_every_parameter_with_its_default(mode):
     own = rows(section(f"`/{mode}`"), "parameter")
     told = own if mode == "lyrics" else {**SHARED, **own}
-    assert set(told) == set(api.ENDPOINTS[mode].names)
-    for parameter in api.ENDPOINTS[mode].parameters:
+    assert set(told) == set(endpoints.ENDPOINTS[mode].names)
+    for parameter in endpoints.ENDPOINTS[mode].parameters:
         cell, _ = told[parameter.name]
-        if parameter.default is api.REQUIRED:
+        if parameter.default is endpoints.REQUIRED:
             assert cell == "required", parameter.name
         else:
             assert default_of(cell) == parameter.default, parameter.name
 
 
-@pytest.mark.parametrize("mode", api.ENDPOINTS)
+@pytest.mark.parametrize("mode", endpoints.ENDPOINTS)
 def test_the_tables_have_every_option_with_its_default(mode):
     own = rows(section(f"`/{mode}`"), "option")
     told = own if mode == "lyrics" else {**OPTIONS, **own}
@@ -162,7 +162,7 @@ def number(value: float) -> str:
     return f"{value:g}" if abs(value) < 1e6 else str(int(value))
 
 
-@pytest.mark.parametrize("mode", api.ENDPOINTS)
+@pytest.mark.parametrize("mode", endpoints.ENDPOINTS)
 def test_the_tables_state_the_limits_of_params(mode):
     told = {**rows(section(f"`/{mode}`"), "parameter"), **rows(section(f"`/{mode}`"), "option")}
     if mode == "generate":

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
+import bootstrap
 import estimate
 import gpu_time
-import models
 import tabs
 from events import InvalidRequest
 from form import Form
@@ -28,7 +28,7 @@ BACKEND = SimpleNamespace(
 @pytest.fixture
 def zerogpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Be on ZeroGPU, as far as the page asks."""
-    monkeypatch.setattr(models, "on_zerogpu", lambda: True)
+    monkeypatch.setattr(bootstrap, "on_zerogpu", lambda: True)
     monkeypatch.setattr(gpu_time, "get_backend", lambda: BACKEND)
 
 

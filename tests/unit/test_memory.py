@@ -116,8 +116,11 @@ def test_every_plan_has_a_text():
 
 
 def test_the_built_in_checkpoint_is_small_before_it_is_made(tmp_path):
+    import checkpoints
     import models
 
-    weights = models.Weights("preview", tmp_path / "not-made", "preview", "", "preview", None, models.DEFAULT_MODEL)
+    weights = checkpoints.Weights(
+        "preview", tmp_path / "not-made", "preview", "", "preview", None, checkpoints.DEFAULT_MODEL
+    )
     device = models.Device("cpu", "float32", "float32", "float32", "a test")
     assert memory.song_bytes(models.song_of(weights, device, 600.0, 4, True)) < 10 * memory.GB

@@ -21,6 +21,7 @@ import pytest
 from huggingface_hub import constants
 
 import backend
+import checkpoints
 import hub
 import models
 import plan_weights
@@ -38,7 +39,7 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 def home(tmp_path, monkeypatch) -> Path:
     """A machine without any weights: no variable, an empty ./models, an empty Hugging Face cache."""
     monkeypatch.delenv("ACE_STUDIO_MODEL", raising=False)
-    monkeypatch.setattr(models, "MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr(checkpoints, "MODELS_FOLDER", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -68,9 +69,9 @@ def put_into_cache(checkpoint: Path, home: Path, repo: str) -> Path:
 
 
 def test_a_bare_machine_gets_the_preview_and_is_told_why(home):
-    weights = models.find_weights()
-    assert (weights.engine, weights.source, weights.wanted) == ("preview", "preview", models.DEFAULT_MODEL)
-    assert weights.problem.code == "weights_missing" and models.DEFAULT_MODEL in weights.problem.message
+    weights = checkpoints.find_weights()
+    assert (weights.engine, weights.source, weights.wanted) == ("preview", "preview", checkpoints.DEFAULT_MODEL)
+    assert weights.problem.code == "weights_missing" and checkpoints.DEFAULT_MODEL in weights.problem.message
 
 
 def test_finding_needs_neither_torch_nor_the_network():
@@ -78,8 +79,8 @@ def test_finding_needs_neither_torch_nor_the_network():
         "import socket, sys\n"
         "def refuse(*args, **kwargs): raise AssertionError('the network was asked')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "import models\n"
-        "print(models.find_weights().engine, sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+        "import checkpoints\n"
+        "print(checkpoints.find_weights().engine, sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     environment = {key: value for key, value in os.environ.items() if key not in ("ACE_STUDIO_MODEL", "HF_HUB_OFFLINE")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -87,37 +88,37 @@ def test_finding_needs_neither_torch_nor_the_network():
 
 
 def test_the_preview_can_be_forced_though_the_real_model_is_here(home, checkpoint, monkeypatch):
-    put(checkpoint, home / "models" / models.DEFAULT_MODEL)
+    put(checkpoint, home / "models" / checkpoints.DEFAULT_MODEL)
     monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert (weights.engine, weights.model_id, weights.problem) == ("preview", "preview", None)
-    assert weights.wanted == models.DEFAULT_MODEL
+    assert weights.wanted == checkpoints.DEFAULT_MODEL
 
 
 @pytest.mark.parametrize("spelling", ["{folder}", "my-model", "./my-model", "~/my-model"])
 def test_the_variable_may_name_a_folder(home, checkpoint, monkeypatch, spelling):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("ACE_STUDIO_MODEL", spelling.format(folder=checkpoint))
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert (weights.engine, weights.source, weights.folder, weights.problem) == ("xl", "variable", checkpoint, None)
     assert weights.model_id == "my-model"  # records travel: they carry no path of this machine
 
 
 def test_the_order_is_models_then_cache(home, tiny, monkeypatch):
-    repo = models.DEFAULT_MODEL
+    repo = checkpoints.DEFAULT_MODEL
     in_cache = put_into_cache(Path(shutil.copytree(tiny, home / "one")), home, repo)
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert (weights.source, weights.folder, weights.revision) == ("cache", in_cache, COMMIT)
     in_models = put(Path(shutil.copytree(tiny, home / "two")), home / "models" / repo)
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert (weights.source, weights.folder, weights.model_id, weights.problem) == ("models", in_models, repo, None)
     (in_models / "vae" / "config.json").unlink()
-    assert models.find_weights().source == "cache"
+    assert checkpoints.find_weights().source == "cache"
 
 
 def test_a_named_model_is_to_be_fetched_and_never_replaced(home, monkeypatch):
     monkeypatch.setenv("ACE_STUDIO_MODEL", "somebody/else")
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert (weights.engine, weights.source, weights.folder, weights.problem) == ("xl", "hub", None, None)
     assert weights.wanted == "somebody/else"
 
@@ -127,7 +128,7 @@ def test_a_named_model_is_to_be_fetched_and_never_replaced(home, monkeypatch):
 )
 def test_a_wrong_variable_is_a_problem_and_not_the_preview(home, monkeypatch, asked):
     monkeypatch.setenv("ACE_STUDIO_MODEL", asked)
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert (weights.engine, weights.source, weights.folder) == ("xl", "none", None)
     assert weights.problem.code == "weights_missing"
     with pytest.raises(StudioError) as caught:
@@ -166,15 +167,15 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage, said", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_broken_folder_is_named_with_what_is_wrong(home, checkpoint, monkeypatch, damage, said):
-    folder = put(checkpoint, home / "models" / models.DEFAULT_MODEL)
+    folder = put(checkpoint, home / "models" / checkpoints.DEFAULT_MODEL)
     damage(folder)
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert weights.engine == "preview"
     assert weights.problem.code == "weights_broken"
-    assert models.DEFAULT_MODEL in weights.problem.message and said in weights.problem.message
-    for asked in (models.DEFAULT_MODEL, str(folder)):
+    assert checkpoints.DEFAULT_MODEL in weights.problem.message and said in weights.problem.message
+    for asked in (checkpoints.DEFAULT_MODEL, str(folder)):
         monkeypatch.setenv("ACE_STUDIO_MODEL", asked)
-        weights = models.find_weights()
+        weights = checkpoints.find_weights()
         assert (weights.engine, weights.source, weights.folder) == ("xl", "none", None)
         assert said in weights.problem.message
 
@@ -200,52 +201,52 @@ def shard(folder: Path, stem: str) -> list[Path]:
 def test_sharded_weights_are_whole_only_with_every_shard(home, checkpoint, monkeypatch):
     shards = shard(checkpoint / "transformer", "diffusion_pytorch_model")
     monkeypatch.setenv("ACE_STUDIO_MODEL", str(checkpoint))
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert weights.problem is None
     assert models.build_pipeline(weights, models.pick_device(weights)).transformer.config.model_version == "sft"
     shards[1].unlink()
-    assert shards[1].name in models.find_weights().problem.message
+    assert shards[1].name in checkpoints.find_weights().problem.message
 
 
 def test_a_link_to_nowhere_is_a_problem(home):
-    link = home / "models" / models.DEFAULT_MODEL
+    link = home / "models" / checkpoints.DEFAULT_MODEL
     link.parent.mkdir(parents=True)
     link.symlink_to(home / "gone")
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert weights.engine == "preview"
-    assert f"models/{models.DEFAULT_MODEL}" in weights.problem.message and "link" in weights.problem.message
+    assert f"models/{checkpoints.DEFAULT_MODEL}" in weights.problem.message and "link" in weights.problem.message
 
 
 def test_a_download_that_another_program_left_half_done_is_a_problem_or_goes_on(home, checkpoint, monkeypatch):
-    folder = put_into_cache(checkpoint, home, models.DEFAULT_MODEL)
+    folder = put_into_cache(checkpoint, home, checkpoints.DEFAULT_MODEL)
     (folder / TRANSFORMER).unlink()
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert weights.engine == "preview" and TRANSFORMER in weights.problem.message
-    monkeypatch.setenv("ACE_STUDIO_MODEL", models.DEFAULT_MODEL)
-    assert models.find_weights().source == "hub"
+    monkeypatch.setenv("ACE_STUDIO_MODEL", checkpoints.DEFAULT_MODEL)
+    assert checkpoints.find_weights().source == "hub"
 
 
 def test_zerogpu_has_no_preview_unless_it_is_asked_for(home, monkeypatch):
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert (weights.engine, weights.source, weights.problem.code) == ("xl", "none", "weights_missing")
     monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
-    assert models.find_weights().engine == "preview"
+    assert checkpoints.find_weights().engine == "preview"
 
 
 def test_kinds_of_checkpoint(home, checkpoint, monkeypatch):
-    def weights(name: str, **config) -> models.Weights:
+    def weights(name: str, **config) -> checkpoints.Weights:
         path = checkpoint / "transformer" / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | config))
-        return models.Weights(name, checkpoint, "variable", "", "xl", None, name)
+        return checkpoints.Weights(name, checkpoint, "variable", "", "xl", None, name)
 
-    assert models.checkpoint_kind(weights("a/xl-sft-diffusers", model_version="base")) == "sft"
-    assert models.checkpoint_kind(weights("a/xl-base-diffusers", model_version=None)) == "base"
-    assert models.checkpoint_kind(weights("mine", model_version="base")) == "base"
-    assert models.checkpoint_kind(weights("mine", model_version="odd")) == "sft"
-    assert models.checkpoint_kind(weights("mine", is_turbo=True)) == "turbo"
-    assert models.is_turbo(weights("mine", is_turbo=True))
-    assert models.checkpoint_kind(models.find_weights()) == "preview"
+    assert checkpoints.checkpoint_kind(weights("a/xl-sft-diffusers", model_version="base")) == "sft"
+    assert checkpoints.checkpoint_kind(weights("a/xl-base-diffusers", model_version=None)) == "base"
+    assert checkpoints.checkpoint_kind(weights("mine", model_version="base")) == "base"
+    assert checkpoints.checkpoint_kind(weights("mine", model_version="odd")) == "sft"
+    assert checkpoints.checkpoint_kind(weights("mine", is_turbo=True)) == "turbo"
+    assert checkpoints.is_turbo(weights("mine", is_turbo=True))
+    assert checkpoints.checkpoint_kind(checkpoints.find_weights()) == "preview"
 
 
 # --- devices ------------------------------------------------------------------------------------------------------
@@ -274,8 +275,8 @@ def machine(home, monkeypatch):
     return become
 
 
-REAL = models.Weights("real", None, "hub", "", "xl", None, "real")
-PREVIEW = models.Weights("preview", None, "preview", "", "preview", None, "real")
+REAL = checkpoints.Weights("real", None, "hub", "", "xl", None, "real")
+PREVIEW = checkpoints.Weights("preview", None, "preview", "", "preview", None, "real")
 
 
 def numbers(device: models.Device) -> tuple[str, str, str, str]:
@@ -363,7 +364,7 @@ def test_the_pipeline_is_ready_for_songs(pipe, capfd):
 
 def test_the_preview_is_built_by_the_same_code(monkeypatch):
     monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     pipe = models.build_pipeline(weights, models.pick_device(weights))
     assert weights.folder.is_dir() and play(pipe).isfinite().all()
 
@@ -371,7 +372,7 @@ def test_the_preview_is_built_by_the_same_code(monkeypatch):
 def test_narrow_storage_computes_in_float32_and_sounds_alike(pipe, tiny):
     import torch
 
-    weights = models.Weights("tiny", tiny, "variable", "", "xl", None, "tiny")
+    weights = checkpoints.Weights("tiny", tiny, "variable", "", "xl", None, "tiny")
     narrow = models.build_pipeline(weights, models.Device("cpu", "float32", "float16", "float32", ""))
     assert narrow.transformer.dtype == torch.float32  # the loop's own dtype
     assert narrow.transformer.layers[0].mlp.up_proj.weight.dtype == torch.float16
@@ -386,7 +387,7 @@ def test_narrow_storage_computes_in_float32_and_sounds_alike(pipe, tiny):
 def test_bfloat16_with_a_float32_vae(tiny):
     import torch
 
-    weights = models.Weights("tiny", tiny, "variable", "", "xl", None, "tiny")
+    weights = checkpoints.Weights("tiny", tiny, "variable", "", "xl", None, "tiny")
     pipe = models.build_pipeline(weights, models.Device("cpu", "bfloat16", "bfloat16", "float32", ""))
     assert (pipe.transformer.dtype, pipe.vae.dtype) == (torch.bfloat16, torch.float32)
     assert play(pipe).isfinite().all()
@@ -395,7 +396,7 @@ def test_bfloat16_with_a_float32_vae(tiny):
 def test_a_checkpoint_that_cannot_be_loaded_is_an_error_in_words(checkpoint):
     config = checkpoint / "transformer" / "config.json"
     config.write_text(config.read_text().replace('"hidden_size": 96', '"hidden_size": 100'))
-    weights = models.Weights("mine", checkpoint, "variable", "", "xl", None, "mine")
+    weights = checkpoints.Weights("mine", checkpoint, "variable", "", "xl", None, "mine")
     with pytest.raises(StudioError) as caught:
         models.build_pipeline(weights, models.Device("cpu", "float32", "float32", "float32", ""))
     assert caught.value.problem.code == "weights_broken"
@@ -514,7 +515,7 @@ def server(home, tiny, monkeypatch) -> Iterator[FakeHub]:
 def fetch(cancelled=lambda: False) -> list[Progress]:
     """Run a download to its end; no two events are further apart than half a second (and what the machine adds)."""
     events, last = [], time.monotonic()
-    for event in models.download(REPO, cancelled):
+    for event in hub.download(REPO, cancelled):
         assert time.monotonic() - last < 1.5
         last = time.monotonic()
         events.append(event)
@@ -541,7 +542,7 @@ def test_a_download_brings_what_the_pipeline_needs_and_is_found(server, home, mo
     assert len(notes) == 1 and "MB" in notes[0] and str(home / "hub") in notes[0]
 
     monkeypatch.setenv("ACE_STUDIO_MODEL", REPO)
-    weights = models.find_weights()
+    weights = checkpoints.find_weights()
     assert (weights.source, weights.revision, weights.problem) == ("cache", COMMIT, None)
     assert play(models.build_pipeline(weights, models.pick_device(weights))).isfinite().all()
     # The library's own look at its cache agrees.
@@ -626,7 +627,7 @@ def test_a_network_that_fails_for_good_is_an_error_and_the_next_try_goes_on(serv
     events = fetch()
     assert 0 < dict(server.asked)[TRANSFORMER] <= 300_000
     assert "are here already" in "".join(event.note for event in events)
-    assert models.find_weights().engine == "preview"  # another model than the one that is wanted by default
+    assert checkpoints.find_weights().engine == "preview"  # another model than the one that is wanted by default
 
 
 def test_cancel_stops_within_one_chunk_and_the_next_try_goes_on(server, home):
@@ -653,7 +654,7 @@ def test_cancel_stops_within_one_chunk_and_the_next_try_goes_on(server, home):
 
 def test_closing_the_generator_stops_it_too(server, home):
     server.pause = 0.05
-    events = models.download(REPO, lambda: False)
+    events = hub.download(REPO, lambda: False)
     next(event for event in events if event.steps)
     events.close()
     worker = next((thread for thread in threading.enumerate() if thread.name == "download"), None)
@@ -754,15 +755,15 @@ def test_offline_mode_is_respected(home):
 
 def test_a_folder_cannot_be_fetched(home):
     with pytest.raises(StudioError) as caught:
-        next(models.download("/some/folder", lambda: False))
+        next(hub.download("/some/folder", lambda: False))
     assert caught.value.problem.code == "model_unknown"
 
 
 def test_environment_variables_set_the_hub_and_the_cache(server, tmp_path):
     code = (
-        "import models\n"
-        f"events = list(models.download({REPO!r}, lambda: False))\n"
-        "weights = models.find_weights()\n"
+        "import checkpoints, hub\n"
+        f"events = list(hub.download({REPO!r}, lambda: False))\n"
+        "weights = checkpoints.find_weights()\n"
         "print(weights.source, weights.folder)"
     )
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "elsewhere")}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import audio
+import export
 import outputs
 from outputs import Keep
 
@@ -29,9 +29,9 @@ def folder(tmp_path, monkeypatch):
 def song(folder: Path, days: float, seed: int = 7, name: str = "", kind: str = "wav", **record) -> Path:
     """Write a song of the studio that is `days` old, under its own name or another."""
     made = {"mode": "generate", "request": {"prompt": "calm piano"}, "takes": [{"seed": seed}], **record}
-    path = folder / (name or audio.file_name(made["request"]["prompt"], seed, kind, made["mode"]))
-    audio.encode(np.zeros((2, 480), np.float32), path, kind)
-    audio.write_tags(path, "a song", made)
+    path = folder / (name or export.file_name(made["request"]["prompt"], seed, kind, made["mode"]))
+    export.encode(np.zeros((2, 480), np.float32), path, kind)
+    export.write_tags(path, "a song", made)
     return aged(path, days)
 
 
@@ -70,7 +70,7 @@ def test_what_the_studio_did_not_make_there_stays(folder, tmp_path):
     (folder / "notes.txt").write_text("mine")
     aged(folder / "notes.txt", 99)
     foreign = folder / "holiday-seed-7.wav"
-    audio.encode(np.zeros((2, 480), np.float32), foreign, "wav")
+    export.encode(np.zeros((2, 480), np.float32), foreign, "wav")
     empty = folder / "calm-piano-seed-9.wav"
     empty.touch()
     odd = song(folder, 99, 11, request={"prompt": "x"}, name="x-seed-11.flac", kind="flac", takes=["none"])

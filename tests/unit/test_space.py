@@ -11,8 +11,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import bootstrap
+import checkpoints
 import lyrics
-import models
 import plan_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +98,7 @@ def preloaded(card) -> dict[str, list[str]]:
 
 def test_the_three_models_are_preloaded_and_named(card, preloaded):
     assert len(card["preload_from_hub"]) <= 10
-    wanted = {models.DEFAULT_MODEL, plan_weights.UMBRELLA, lyrics.DEFAULT_WRITER}
+    wanted = {checkpoints.DEFAULT_MODEL, plan_weights.UMBRELLA, lyrics.DEFAULT_WRITER}
     assert preloaded.keys() == wanted == set(card["models"])
     # Whatever is preloaded is linked beside app.py at start.
     assert wanted <= set(bootstrap.wanted_repositories({}))

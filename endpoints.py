@@ -1,0 +1,318 @@
+"""The tables of the public endpoints: every parameter with its component, default, text and schema.
+
+They carry names, defaults and schemas: gradio reads an endpoint's defaults from its components (only None comes from
+the signature), and an MCP tool's texts from the handler's docstring. A new mode is one entry in `ENDPOINTS`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+
+from limits import (
+    ACTIONS,
+    FORMATS,
+    LEAST_REGION_SECONDS,
+    LIMITS,
+    MAX_SOURCE_SECONDS,
+    QUALITY_STEPS,
+    REPAINT_MODES,
+    STRUCTURES,
+    TEXT_LIMITS,
+    TRACKS,
+)
+from params import ACTION_OPTIONS, REQUESTS
+
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One input of an endpoint: its component, its default (or REQUIRED), a line about it, its JSON schema.
+
+    `schema` None keeps the component's own.
+    """
+
+    name: str
+    component: Callable[..., gr.components.Component]
+    default: Any
+    about: str
+    schema: Mapping[str, Any] | None = None
+
+    def build(self) -> gr.components.Component:
+        """Make the component that carries the default and the schema."""
+        value = None if self.default is REQUIRED else self.default
+        component = self.component(label=self.name, value=value, visible=False)
+        if self.schema is not None:
+            # On the instance: for a subclass of a component the page would ask the server for frontend files.
+            component.api_info = lambda: dict(self.schema)
+        return component
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint: what it does, in a sentence, its parameters in the order of the signature, and what it returns."""
+
+    about: str
+    parameters: tuple[Parameter, ...]
+    returns: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the parameters' names in order."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    @property
+    def uploads(self) -> tuple[str, ...]:
+        """Return the names of the parameters that are files."""
+        return tuple(parameter.name for parameter in self.parameters if parameter.component is _upload)
+
+
+# --- the tables ---------------------------------------------------------------------------------------------------
+
+
+def _range(name: str) -> str:
+    """Return the limits of a number as words."""
+    low, high = (int(edge) if edge == int(edge) else edge for edge in (LIMITS[name].low, LIMITS[name].high))
+    return f"from {low} to {high}"
+
+
+WHOLE = {"type": "integer"}
+WHOLE_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+TEXT_OR_NUMBER = {"anyOf": [{"type": "string"}, {"type": "number"}]}
+# gr.JSON's own schema has the type {}, which fails every MCP call.
+OBJECT = {"type": "object", "additionalProperties": True}
+TEXTS = {"type": "array", "items": {"type": "string"}}
+
+SONG_PARAMETERS = (
+    Parameter(
+        "prompt",
+        gr.Textbox,
+        REQUIRED,
+        f"What the song sounds like: genre, mood, instruments, voice; up to {TEXT_LIMITS['prompt']:,} characters. "
+        "May be empty where there are lyrics.",
+    ),
+    Parameter(
+        "lyrics",
+        gr.Textbox,
+        "",
+        f"What is sung, with sections such as [Verse] and [Chorus] on lines of their own; up to "
+        f"{TEXT_LIMITS['lyrics']:,} characters. None means no singing.",
+    ),
+    Parameter("instrumental", gr.Checkbox, False, "True leaves the singing out, whatever the lyrics say."),
+    Parameter(
+        "bpm",
+        gr.Number,
+        LIMITS["bpm"].default,
+        f"Tempo in beats a minute, {_range('bpm')}; null lets the model decide.",
+        WHOLE_OR_NULL,
+    ),
+    Parameter("key", gr.Textbox, "", 'Key such as "A minor", "F# major" or "Bbm"; empty lets the model decide.'),
+    Parameter(
+        "time_signature",
+        gr.Textbox,
+        "",
+        "Beats of a bar: 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8); empty lets the model decide.",
+        TEXT_OR_NUMBER,
+    ),
+    Parameter(
+        "language", gr.Textbox, "unknown", 'Language of the lyrics as a code such as "en", "ja" or "yue", or "unknown".'
+    ),
+    Parameter(
+        "takes",
+        gr.Number,
+        LIMITS["takes"].default,
+        f"How many songs to make of the one request, {_range('takes')}; take i uses seed + i.",
+        WHOLE,
+    ),
+    Parameter(
+        "quality",
+        gr.Textbox,
+        "standard",
+        f"One of {', '.join(f'{name} ({steps} steps)' for name, steps in QUALITY_STEPS.items())}; "
+        "a turbo checkpoint makes each in 8.",
+    ),
+    Parameter(
+        "seed",
+        gr.Number,
+        LIMITS["seed"].default,
+        f"The same seed gives the same song, {_range('seed')}; -1 draws one, which the record tells.",
+        WHOLE,
+    ),
+)
+
+
+def _shared(name: str, **changes: Any) -> Parameter:
+    """Return a parameter of every song with `changes`, for a mode where it has another default or meaning."""
+    return replace(next(parameter for parameter in SONG_PARAMETERS if parameter.name == name), **changes)
+
+
+def _options(mode: str) -> Parameter:
+    known = REQUESTS[mode].model_fields["options"].annotation.model_fields
+    about = f"Advanced settings as an object with any of {', '.join(known)}."
+    if "format" in known:
+        about += f" format is one of {', '.join(FORMATS)}."
+    if "plan" in known:
+        about += " plan false leaves the planner out, rewrite lets it word the prompt."
+    if mode == "edit":
+        owned = "; ".join(
+            f"{', '.join(sorted(names))} to {action}" for action, names in ACTION_OPTIONS.items() if names
+        )
+        about += f" Of these, some belong to one action: {owned}. repaint_mode is one of {', '.join(REPAINT_MODES)}."
+    return Parameter("options", gr.JSON, {}, about, OBJECT)
+
+
+def _upload(**settings: Any) -> gr.Audio:
+    """Make an audio input whose value `uploaded_path` checks: gradio's own check ends as a 400 without a parameter."""
+    upload = gr.Audio(type="filepath", sources=["upload"], **settings)
+    upload.api_info()  # keeps the schema, which is made from the data model
+    upload.data_model = None
+    return upload
+
+
+DURATION = Parameter("duration", gr.Number, LIMITS["duration"].default, f"Length in seconds, {_range('duration')}.")
+REFERENCE = Parameter("reference", _upload, None, "An audio file that lends the song its timbre.")
+SOURCE = Parameter(
+    "source",
+    _upload,
+    REQUIRED,
+    f"The song to work on: a WAV, FLAC, MP3, OGG or AIFF file of 1 to {MAX_SOURCE_SECONDS} seconds.",
+)
+COVER = (
+    SOURCE,
+    REFERENCE,
+    Parameter(
+        "strength",
+        gr.Number,
+        LIMITS["strength"].default,
+        f"The share of the steps that follow the source, {_range('strength')}; "
+        "at 0 the song is made from the words alone.",
+    ),
+)
+EXTEND = (
+    _shared(
+        "lyrics",
+        about=f"What is sung in the new part, with sections such as [Verse] and [Chorus] on lines of their own; up to "
+        f"{TEXT_LIMITS['lyrics']:,} characters. None means no singing.",
+    ),
+    SOURCE,
+    Parameter(
+        "before",
+        gr.Number,
+        LIMITS["before"].default,
+        f"Seconds of new music before the source, {_range('before')}; not 0 where after is 0.",
+    ),
+    Parameter(
+        "after",
+        gr.Number,
+        LIMITS["after"].default,
+        f"Seconds of new music after the source, {_range('after')}; before, source and after together last up to "
+        f"{MAX_SOURCE_SECONDS} seconds.",
+    ),
+)
+EDIT = (
+    _shared(
+        "prompt",
+        default="",
+        about=f"What the new part, the changed song or the track sounds like: genre, mood, instruments, voice; up to "
+        f"{TEXT_LIMITS['prompt']:,} characters. May be empty.",
+    ),
+    SOURCE,
+    Parameter(
+        "action",
+        gr.Textbox,
+        "repaint",
+        f"One of {', '.join(ACTIONS)}. repaint makes start to end anew and keeps the rest; morph leads the whole "
+        "song to the new prompt and lyrics; layer makes one more track (with options.mix the source with it); extract "
+        "takes one track out of it; complete adds tracks.",
+    ),
+    Parameter(
+        "start",
+        gr.Number,
+        LIMITS["start"].default,
+        f"Where the region of repaint or layer starts, in seconds, {_range('start')}.",
+    ),
+    Parameter(
+        "end",
+        gr.Number,
+        LIMITS["end"].default,
+        f"Where it ends, in seconds, {_range('end')}, at least {LEAST_REGION_SECONDS:g} after start; 0 means the end "
+        "of the file. A repaint must leave some of the file as it is.",
+    ),
+    Parameter(
+        "source_prompt",
+        gr.Textbox,
+        "",
+        f"For morph: what the source sounds like now; up to {TEXT_LIMITS['source_prompt']:,} characters.",
+    ),
+    Parameter(
+        "source_lyrics",
+        gr.Textbox,
+        "",
+        f"For morph: what the source sings now; up to {TEXT_LIMITS['source_lyrics']:,} characters. "
+        "Empty where it sings the same as lyrics.",
+    ),
+    Parameter(
+        "tracks",
+        gr.JSON,
+        [],
+        f"For layer and extract exactly one, for complete one or more of {', '.join(TRACKS)}.",
+        TEXTS,
+    ),
+)
+
+
+def _song_endpoint(mode: str, about: str, *own: Parameter) -> Endpoint:
+    """Return an endpoint with the shared parameters and its `own`, the required ones first as Python wants them.
+
+    One of its own replaces the shared one of the same name.
+    """
+    every = {parameter.name: parameter for parameter in (*SONG_PARAMETERS, _options(mode), *own)}
+    parameters = sorted(every.values(), key=lambda parameter: parameter.default is not REQUIRED)
+    return Endpoint(
+        about,
+        tuple(parameters),
+        "The audio files, one for each take, and a record with everything that is needed to make them again. "
+        'While it works, a streaming client gets no files and {"progress": {"stage", "step", "steps", "elapsed", '
+        '"left", "note"}}.',
+    )
+
+
+LYRICS = (
+    Parameter(
+        "brief",
+        gr.Textbox,
+        REQUIRED,
+        f"What the song is about; up to {TEXT_LIMITS['brief']:,} characters.",
+    ),
+    Parameter(
+        "structure",
+        gr.Textbox,
+        "",
+        f"The sections: one of {', '.join(STRUCTURES)}, or words of your own, up to {TEXT_LIMITS['structure']:,} "
+        "characters. Empty leaves them to the writer.",
+    ),
+    _shared("language", default="en", about='Language to write in as a code such as "en", "ja" or "yue".'),
+    Parameter(
+        "tone", gr.Textbox, "", f"How it sounds, such as wistful or playful; up to {TEXT_LIMITS['tone']:,} characters."
+    ),
+    _shared("seed", about=f"The same seed gives the same lyrics, {_range('seed')}; -1 draws one."),
+    _options("lyrics"),
+)
+ENDPOINTS = {
+    "generate": _song_endpoint("generate", "Make songs from words.", DURATION, REFERENCE),
+    "cover": _song_endpoint("cover", "Make new versions of a song, as long as it, with another sound.", *COVER),
+    "extend": _song_endpoint("extend", "Add new music before and after a song; the song itself stays.", *EXTEND),
+    "edit": _song_endpoint(
+        "edit", "Change a song: repaint a region, morph the whole, add a layer, extract or complete tracks.", *EDIT
+    ),
+    "lyrics": Endpoint(
+        "Write the lyrics of a song, with section tags that /generate understands.",
+        LYRICS,
+        "The lyrics. A streaming client gets what there is of them while they are written, at first nothing.",
+    ),
+}

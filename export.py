@@ -1,0 +1,265 @@
+"""A song as a file: encoded, tagged with its record, named; and the record read back from a file.
+
+The tags of a file that somebody chose are untrusted: little is read, and what it holds is checked for size and depth.
+"""
+
+from __future__ import annotations
+
+import errno
+import html
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+from mutagen import MutagenError
+from mutagen.flac import FLAC
+from mutagen.id3 import ID3, TIT2, TXXX
+from mutagen.mp3 import MP3
+from mutagen.oggvorbis import OggVorbis
+from mutagen.wave import WAVE
+
+from audio import AudioError
+from levels import rows_of, seconds_of
+from limits import SAMPLE_RATE
+
+MAX_RECORD_BYTES = 256_000
+RECORD_TAG = "ACE_STUDIO_RECORD"
+_NAME_BYTES = 80
+_TAG_BYTES = 1_000_000  # read of a file while looking for its record
+_RECORD_LEVELS = 16
+
+# Vorbis quality 8 is about 256 kbit/s; libsndfile's default of 4 is about 128.
+_ENCODINGS = {
+    "wav": {"format": "WAV", "subtype": "PCM_24"},
+    "flac": {"format": "FLAC", "subtype": "PCM_24"},
+    "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.0},
+    "ogg": {"format": "OGG", "subtype": "VORBIS", "compression_level": 0.2},
+}
+
+
+def write_wav(path: str | Path, samples: np.ndarray) -> None:
+    """Write float32 [channels, samples] as a float WAV, every value as it is; raises `AudioError`."""
+    with written_aside(Path(path)) as part:
+        _write(part, samples, {"format": "WAV", "subtype": "FLOAT"})
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def encode(samples: np.ndarray, path: str | Path, format: str) -> Path:
+    """Write [channels, samples] at 48 kHz as "wav" or "flac" (24 bits), "mp3" (320 kbit/s) or "ogg"; return the path.
+
+    All four keep the count of samples. Samples beyond full scale are clipped, never wrapped. The file appears whole or
+    not at all.
+
+    Raises:
+        AudioError: the format is unknown, a sample is not a number, or the file could not be written.
+    """
+    if format not in _ENCODINGS:
+        raise AudioError("A song can be saved as wav, flac, mp3 or ogg.", "Choose one of these formats.")
+    if not all(np.isfinite(block).all() for block in seconds_of(samples)):
+        raise AudioError("The song holds samples that are not numbers.", "Make it again with another seed.")
+    with written_aside(Path(path)) as part:
+        _write(part, samples, _ENCODINGS[format])
+    return Path(path)
+
+
+def write_tags(path: str | Path, title: str, record: dict) -> None:
+    """Write a title and the record, as JSON, into a file that `encode` made; its samples stay as they are.
+
+    The record goes into an ID3 TXXX frame (WAV, MP3) or a Vorbis comment (FLAC, OGG) called `RECORD_TAG`.
+
+    Raises:
+        AudioError: the record is over `MAX_RECORD_BYTES` or holds NaN or infinity, or the file could not be written;
+            the file is then as it was.
+    """
+    try:
+        text = _clean(json.dumps(record, ensure_ascii=False, allow_nan=False))
+    except ValueError as error:
+        raise AudioError("The record holds values that are not numbers, so it was not saved in the file.") from error
+    if len(text.encode()) > MAX_RECORD_BYTES:
+        raise AudioError("The record of this song is too long to be saved in the file.", "Shorten the lyrics.")
+    title = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in _clean(title)).split())
+    with written_aside(Path(path)) as part:
+        shutil.copyfile(path, part)
+        file = _tag_reader(part)(part)
+        if file.tags is None:
+            file.add_tags()
+        if isinstance(file.tags, ID3):
+            file.tags.add(TIT2(encoding=3, text=title))
+            file.tags.add(TXXX(encoding=3, desc=RECORD_TAG, text=text))
+        else:
+            file["title"] = title
+            file[RECORD_TAG] = text
+        file.save()
+
+
+def read_record(path: str | Path) -> dict | None:
+    """Return the record that a file's tags carry, or None where there is none that can be trusted to be JSON.
+
+    The content is a stranger's: it is a dict of finite numbers, valid text, lists and dicts, at most 16 levels deep and
+    `MAX_RECORD_BYTES` long, and nothing else is known about it.
+    """
+    try:
+        text = _record_text(Path(path))
+        if text is None or len(text.encode()) > MAX_RECORD_BYTES:
+            return None
+        record = json.loads(text)
+        if not isinstance(record, dict) or not _nested(record, _RECORD_LEVELS):
+            return None
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()  # refuses NaN, 1e999 and lone surrogates
+        return record
+    except Exception:  # parsers fail in many ways on a hostile file; each of them means that it carries no record
+        return None
+
+
+def file_name(prompt: str, seed: int, format: str, mode: str = "generate") -> str:
+    """Return a safe name such as "warm-lofi-piano-seed-7.wav"; other modes add theirs, as in "-cover-seed-7.wav".
+
+    Letters and digits of every script stay, in lower case; all else becomes a hyphen, HTML tags go. The prompt's part
+    is at most 80 bytes in UTF-8, cut at a word where possible. The seed keeps the name clear of "con", "nul" and others
+    that Windows reserves.
+    """
+    mode = _slug(mode)
+    parts = [_slug(prompt), mode if mode != "generate" else "", f"seed-{seed}"]
+    if not any(parts[:2]):
+        parts[0] = "song"
+    return "-".join(part for part in parts if part) + f".{format}"
+
+
+# --- writing: helpers ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Give a hidden file in the same folder, which takes the place of `path` once it is whole and is gone otherwise."""
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        part.touch(exist_ok=False)
+    except OSError as error:
+        hint = "Check that it exists, that it may be written to, and that the disk has room."
+        raise AudioError("The folder for the song cannot be written to.", hint) from error
+    try:
+        yield part
+        os.replace(part, path)
+    except (OSError, sf.SoundFileError, AssertionError, MutagenError) as error:  # soundfile asserts a whole write
+        hint = "The disk may be full: free some space, or choose another output folder, and try again."
+        raise AudioError("The file could not be written.", hint) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+class _Remembering(io.FileIO):
+    """A file that remembers a failed write: libsndfile does not report one that happens while it closes a file."""
+
+    failure: OSError | None = None
+
+    def write(self, data: bytes, /) -> int:
+        written = 0
+        try:
+            written = super().write(data)
+        except OSError as error:
+            self.failure = error
+        if written < len(data):
+            self.failure = self.failure or OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written
+
+
+def _write(path: Path, samples: np.ndarray, encoding: dict) -> None:
+    """Write [channels, samples] in blocks of a second: one large write of Vorbis ends the process (libsndfile)."""
+    exact = encoding["subtype"] == "FLOAT"
+    prepare = (
+        rows_of if exact else _as_24_bits if encoding["subtype"] == "PCM_24" else lambda b: rows_of(np.clip(b, -1, 1))
+    )
+    with _Remembering(path, "w+") as target:
+        with sf.SoundFile(target, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
+            for block in seconds_of(samples):
+                file.write(prepare(block))
+        if target.failure:
+            raise target.failure
+
+
+def _as_24_bits(block: np.ndarray) -> np.ndarray:
+    """Return [channels, samples] rounded to 24 bits, as the upper bytes of int32 [samples, channels].
+
+    Done here because libsndfile cuts floats down for WAV and rounds them for FLAC.
+    """
+    whole = np.clip(np.rint(block.T * 2.0**23), -(2**23), 2**23 - 1)
+    return np.ascontiguousarray(whole.astype(np.int32) << 8)
+
+
+def _tag_reader(path: Path) -> type[WAVE | FLAC | OggVorbis | MP3]:
+    """Return mutagen's class for a file, by its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    marks = {b"RIFF": WAVE, b"fLaC": FLAC, b"OggS": OggVorbis}
+    return marks.get(head[:4], MP3)
+
+
+class _Sparing(io.FileIO):
+    """A file that ends after `_TAG_BYTES` were read of it, so that tags without end cost little memory and time."""
+
+    left = _TAG_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(self.left if size is None or size < 0 else min(size, self.left)) or b""
+        self.left -= len(data)
+        return data
+
+
+def _record_text(path: Path) -> str | None:
+    """Return the text of the record tag, or None."""
+    kind = _tag_reader(path)
+    with _Sparing(path) as file:
+        if kind in (FLAC, OggVorbis):
+            return (kind(file).get(RECORD_TAG) or [None])[0]
+        # Frames are left packed: mutagen would inflate a compressed one to any size.
+        options = {"known_frames": {}, "translate": False, "load_v1": False}
+        tags = WAVE(file, **options).tags if kind is WAVE else ID3(file, **options)
+    for frame in tags.unknown_frames if tags is not None else ():
+        if frame.startswith(b"TXXX") and frame[8:10] == b"\0\0":  # neither compressed nor encrypted
+            name, _, text = frame[11:].decode(("latin-1", "utf-16", "utf-16-be", "utf-8")[frame[10]]).partition("\0")
+            if name == RECORD_TAG:
+                return text.lstrip("\ufeff").rstrip("\0")
+    return None
+
+
+def _nested(value: object, levels: int) -> bool:
+    """Whether lists and dicts within `value` are at most `levels` deep."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is None or (levels > 0 and all(_nested(each, levels - 1) for each in inner))
+
+
+def _clean(text: str) -> str:
+    """Return text that UTF-8 can hold: halves of surrogate pairs become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _slug(text: str) -> str:
+    """Return the words of a text in lower case, joined by hyphens, at most `_NAME_BYTES` long in UTF-8."""
+    text = re.sub(r"</?[a-zA-Z][^<>]*>", " ", html.unescape(text[:2000]))
+    kept: list[str] = []
+    for c in unicodedata.normalize("NFKC", re.sub("['’]", "", text)).lower():
+        kind = unicodedata.category(c)
+        if kind == "Cf" or unicodedata.name(c, "").startswith("VARIATION SELECTOR"):
+            continue  # joiners, direction marks: unseen within a word
+        # Accents and vowel signs belong to the letter before them.
+        if kind[0] in "LN" or (kind in ("Mn", "Mc") and kept and kept[-1] != "-"):
+            kept.append(c)
+        elif kept and kept[-1] != "-":
+            kept.append("-")
+    slug = "".join(kept).strip("-")
+    if len(slug.encode()) > _NAME_BYTES:
+        words, hyphen, _ = slug.encode()[: _NAME_BYTES + 1].rpartition(b"-")
+        slug = (words if hyphen else slug.encode()[:_NAME_BYTES]).decode("utf-8", "ignore").strip("-")
+    return slug
