@@ -212,7 +212,7 @@ def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
     """Measure what is lost between a rendered piece and its way through the latents and back."""
     import librosa
 
-    distances, levels, likeness = [], [], []
+    distances, drifts, likeness = [], [], []
     for samples in rendered(scores):
         clean = sampling.join([latents for _, _, latents in sampling.encode_samples(engine.pipe, samples)])
         back = np.concatenate([part.numpy() for *_, part in sampling.decode_latents(engine.pipe, clean)], axis=1)
@@ -222,13 +222,13 @@ def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
             for x in (samples, back)
         ]
         distances.append(float(np.abs(loud[0] - loud[1]).mean()))
-        levels.append(abs(levels.rms_dbfs(back) - levels.rms_dbfs(samples)))
+        drifts.append(abs(levels.rms_dbfs(back) - levels.rms_dbfs(samples)))
         likeness.append(
             float(np.dot(samples.ravel(), back.ravel()) / (np.linalg.norm(samples) * np.linalg.norm(back) + 1e-9))
         )
     return [
         Line("VAE, mel distance", float(np.mean(distances)), note="dB, mean over 80 bands"),
-        Line("VAE, level error", float(np.mean(levels)), note="dB"),
+        Line("VAE, level error", float(np.mean(drifts)), note="dB"),
         Line("VAE, likeness of waves", float(np.mean(likeness)), note="1 is the same wave"),
     ]
 

@@ -261,7 +261,7 @@ def writers_plan(studio, job):
 def bare(tmp_path, monkeypatch):
     """A machine without language models."""
     monkeypatch.setattr(plan_weights, "MODELS_FOLDER", tmp_path / "models")
-    monkeypatch.setattr(lyrics.models, "MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr(lyrics.checkpoints, "MODELS_FOLDER", tmp_path / "models")
 
 
 def test_without_planner_weights_the_song_is_made_and_says_so(bare, make_studio):

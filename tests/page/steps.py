@@ -1,4 +1,4 @@
-"""What a visitor does on a tab, and what the tests of all tabs share; conftest.py puts this folder on the path."""
+"""What a visitor does on a tab, and what the tests of all tabs share."""
 
 from __future__ import annotations
 
@@ -93,8 +93,9 @@ class Tab:
         elif how == "choose":
             control = field.get_by_role("combobox")
             before = control.input_value()
-            control.fill(value)
-            control.press("Enter")
+            control.click()
+            field.get_by_role("option").filter(has_text=value).first.click()
+            expect(control).to_have_value(re.compile(f"^{re.escape(value)}"))
         elif how == "name":
             self.name_lora(value)
         else:

@@ -281,7 +281,7 @@ def test_a_song_without_a_plan_says_nothing_about_how_to_plan(page: Page, fake, 
     generate = tab(page, "generate")
     generate.set("prompt", "type", "a song")
     generate.unfold()
-    generate.set("options.plan_seed", "type", "no number")
+    generate.set("options.plan_seed", "type", "1.5")
     generate.set("options.plan", "tick", False)
     for name in ("options.plan_seed", "options.plan_temperature", "options.plan_cfg"):
         expect(generate.text(name).first).to_be_disabled()

@@ -306,7 +306,7 @@ def test_a_failure_while_writing_is_told_and_the_writer_lives_on(writer, mlx):
 
 def test_a_mac_looks_for_the_mlx_model(monkeypatch, tmp_path):
     monkeypatch.delenv("ACE_STUDIO_LYRICS", raising=False)
-    monkeypatch.setattr(lyrics.models, "MODELS_FOLDER", tmp_path)
+    monkeypatch.setattr(lyrics.checkpoints, "MODELS_FOLDER", tmp_path)
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(lyrics.platform, "machine", lambda: "arm64")
     monkeypatch.setattr(lyrics.importlib.util, "find_spec", lambda name: object())
