@@ -326,6 +326,8 @@ class Backend:
             lending = zerogpu.Lending(
                 lambda seconds: gpu_entry(job, seconds), job.folder, self._gpu_seconds(request, job)
             )
+            if ON_ZEROGPU:
+                yield Progress("lending")
             for event in lending.events():
                 if isinstance(event, Outcome):
                     outcome = event

@@ -49,7 +49,7 @@ class InvalidRequest(StudioError):
 # --- what a run says ----------------------------------------------------------------------------------------------
 
 Stage = Literal[
-    *("waiting", "downloading", "loading", "preparing", "writing", "planning"),
+    *("waiting", "lending", "downloading", "loading", "preparing", "writing", "planning"),
     *("reading", "steps", "decoding", "finishing", "aligning"),
 ]
 

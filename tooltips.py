@@ -501,6 +501,7 @@ def restored(count: int, left_out: int, reference: bool, loras: int = 0) -> str:
 
 STAGES = {
     "waiting": "Waiting: another song is being made",
+    "lending": "Waiting for one of ZeroGPU's cards",
     "downloading": "Downloading the model",
     "loading": "Loading the model",
     "preparing": "Preparing",

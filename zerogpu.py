@@ -97,7 +97,7 @@ class Lending:
             if not spent or self.tries > 1 or self.first >= MOST_SECONDS:
                 raise StudioError(problem.code, problem.message, problem.field, problem.hint)
             self.asked = clamped(2 * self.first)
-            yield Progress("waiting", note=retry_note(self.first, self.asked))
+            yield Progress("lending", note=retry_note(self.first, self.asked))
 
 
 def retry_note(first: int, second: int) -> str:

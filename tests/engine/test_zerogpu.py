@@ -138,7 +138,7 @@ def test_a_song_arrives_with_the_packed_weights_the_visitors_token_and_the_estim
     assert record["seeds"] == [7]
     # The page and the API were told of every step on the way, across the border of the process.
     told = [output[1]["progress"] for output in job.outputs()[:-1]]
-    assert {"steps", "decoding"} <= {progress["stage"] for progress in told}
+    assert {"lending", "steps", "decoding"} <= {progress["stage"] for progress in told}
     assert ("steps", 2, 2) in {(progress["stage"], progress["step"], progress["steps"]) for progress in told}
     asked = space.api.asked[-1]
     assert asked["token"] == TOKEN
