@@ -65,6 +65,18 @@
     true
   );
 
+  // "Nothing was started yet" goes with the next change in its tab, and may come again with the next press.
+  const problems = (target) => target.closest?.('[role="tabpanel"]')?.querySelector('[id$="-problems"]');
+  for (const kind of ["input", "change"])
+    document.addEventListener(kind, ({ target }) => problems(target)?.setAttribute("data-stale", ""));
+  document.addEventListener(
+    "click",
+    ({ target }) => {
+      if (target.closest?.('[id$="-go"]')) problems(target)?.removeAttribute("data-stale");
+    },
+    true
+  );
+
   // Boxes for numbers take no letters; of what is pasted the digits stay. Validation says the rest.
   document.addEventListener("beforeinput", (event) => {
     const box = event.target.closest?.(".numeric textarea, .numeric input");

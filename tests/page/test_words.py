@@ -147,6 +147,11 @@ def test_a_wrong_value_is_told_beside_its_field(lyrics: Tab, fake, name: str, va
     expect(lyrics.part("problems")).to_contain_text("Nothing was started yet.")
     expect(lyrics.go).to_be_enabled()
     assert fake.requests == []
+    lyrics.set("tone", "type", "warm")
+    expect(lyrics.part("problems")).to_be_hidden()
+    lyrics.go.click()
+    expect(lyrics.part("problems")).to_be_visible()
+    assert fake.requests == []
 
 
 @pytest.mark.slow
