@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,22 +16,10 @@ import tooltips
 from events import Progress
 from limits import LIMITS
 from lint import Advice
+from tests.program import python
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert(1)</script>"
-
-
-def python(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
-    """Run Python in the repository with `environ` over the test's own environment."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def test_importing_the_app_loads_no_model_code():

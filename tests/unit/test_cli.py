@@ -25,21 +25,14 @@ import models
 import plan_weights
 import tooltips
 from events import Problem, StudioError
+from tests.program import python
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
     """Run app.py as from a terminal."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "app.py"), *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return python(str(ROOT / "app.py"), *arguments, **environ)
 
 
 # --- arguments ----------------------------------------------------------------------------------------------------

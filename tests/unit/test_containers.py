@@ -11,12 +11,13 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from tests.program import python
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTRUCTIONS = {
@@ -197,14 +198,7 @@ def health(**environ: str) -> subprocess.CompletedProcess:
     (text,) = of("HEALTHCHECK")
     program, *arguments = json.loads(text.split(" CMD ")[1])
     assert program == "python"
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return python(*arguments, **environ)
 
 
 def test_without_a_studio_it_is_not_healthy():
