@@ -190,8 +190,11 @@ class Offer:
     button: gr.Button
 
 
-def connect_offer(form: Form, offer: Offer) -> None:
-    """Say at once what is wrong with a source, and offer to restore the settings that it carries."""
+def connect_offer(form: Form, offer: Offer, shown: Any = None) -> None:
+    """Say at once what is wrong with a source, and offer to restore the settings that it carries.
+
+    Where the source has a waveform, `shown` is the event that shows it: it chooses a region, so settings come after it.
+    """
     source = form.fields["source"]
     hidden = gr.update(visible=False)
 
@@ -209,7 +212,8 @@ def connect_offer(form: Form, offer: Offer) -> None:
     def fill(path: str | None) -> Updates:
         return {**restored(form, offer.line, path), offer.button: hidden}
 
-    source.change(look, source, [offer.line, offer.button], **AT_ONCE)
+    looked_at = shown.then if shown else source.change
+    looked_at(look, source, [offer.line, offer.button], **AT_ONCE)
     offer.button.click(fill, source, [*form.settings, offer.line, offer.button], **AT_ONCE)
 
 

@@ -74,8 +74,11 @@ def region_selector(start: gr.Number | gr.Textbox, end: gr.Number | gr.Textbox, 
 
 def follow(
     selector: gr.HTML, source: gr.Audio | gr.File, start: gr.Number | gr.Textbox, end: gr.Number | gr.Textbox
-) -> None:
-    """Show the waveform of `source` (its value is a path) and choose a middle part of it; no source clears both."""
+) -> Any:
+    """Show the waveform of `source` (its value is a path) and choose a middle part of it; no source clears both.
+
+    Returns the event, for what has to come after it.
+    """
 
     def show(path: str | None) -> list[Any]:
         value = peaks(path) if path else None
@@ -83,7 +86,7 @@ def follow(
         written = [f"{at:g}" if isinstance(field, gr.Textbox) else at for field, at in ((start, first), (end, last))]
         return [value and {**value, "start": first, "end": last}, *written]
 
-    source.change(show, source, [selector, start, end], queue=False, **_QUIET)
+    return source.change(show, source, [selector, start, end], queue=False, **_QUIET)
 
 
 def peaks(path: str | Path) -> dict[str, Any]:

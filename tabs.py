@@ -143,8 +143,8 @@ def edit_tab() -> SongTab:
         with _details():
             panels.song_details(form, reference=False)
             panels.advanced(form, _morph_numbers)
-    panels.connect_offer(form, offer)
-    region.follow(selector, *(form.fields[name] for name in ("source", "start", "end")))
+    shown = region.follow(selector, *(form.fields[name] for name in ("source", "start", "end")))
+    panels.connect_offer(form, offer, shown)
     panels.fill_from(chips, form, tooltips.EDIT_EXAMPLES.values(), kept=["prompt"])
     panels.fill_from(presets, form, tooltips.MORPHS.values())
     connect_plan(form, plan)
