@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -65,7 +66,7 @@ def start(folder: Path, api: DeviceAPI, **environ: str) -> tuple[subprocess.Pope
     }
     log = (folder / "log").open("w")
     command = [sys.executable, "-m", "tests.engine.zerogpu_studio"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         text = (folder / "log").read_text()
@@ -85,7 +86,8 @@ def open_space(folder: Path, **environ: str) -> Iterator[Space]:
         try:
             yield Space(url, api, folder)
         finally:
-            process.terminate()
+            # Its workers as well, which outlive it.
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait(20)
 
 
