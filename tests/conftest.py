@@ -38,23 +38,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
 
 
-@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Let one worker take all pages, and each other file stay whole.
-
-    Two browsers at once on two cores would wait for each other. Groups marked with xdist_group would do, but xdist 3.8
-    does not see them under pytest 9.2.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return "page" if nodeid.startswith("tests/page/") else nodeid.split("::")[0]
-
-    config.option.loadscopereorder = False  # the pages take longest, so they stay first
-    return ByFile(config, log)
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the pages first, and skip slow tests unless they are asked for."""
     items.sort(key=lambda item: item.path.parent.name != "page")

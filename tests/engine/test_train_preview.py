@@ -212,6 +212,7 @@ def test_a_step_of_the_song_stage_reaches_every_part(parts, half):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_the_song_stage_learns_is_what_the_loop_plays(tmp_path):
     """Trained on one example, the studio's own loop brings it back from noise and the same words."""
     from diffusers import AceStepPipeline

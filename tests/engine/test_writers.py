@@ -293,6 +293,7 @@ def test_a_text_too_long_for_the_planner_costs_only_the_plan(studio, monkeypatch
     assert studio.status()["planner"]["state"] == "loaded"
 
 
+@pytest.mark.slow
 def test_out_of_memory_while_the_planner_is_loaded_leaves_the_song(make_studio, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("no room")
@@ -414,6 +415,7 @@ def test_without_a_writer_there_is_a_sentence(bare, make_studio):
     assert (status["state"], status["model"], status["problem"]["code"]) == ("off", "", "writer_off")
 
 
+@pytest.mark.slow
 def test_out_of_memory_while_the_writer_is_loaded_leaves_the_pipeline(make_studio, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("no room")

@@ -74,6 +74,8 @@ class Tab:
             if self.field(inside).is_visible() != opened:
                 self.page.locator(f"#{self.mode}-{name} > button").click()
                 expect(self.field(inside)).to_be_visible(visible=opened)
+                # What is typed while Gradio still builds the group is lost.
+                self.page.evaluate("() => new Promise((done) => requestIdleCallback(() => requestIdleCallback(done)))")
 
     def set(self, name: str, how: str, value: Any) -> Any:
         """Set a control; returns what it was before, to set it back."""

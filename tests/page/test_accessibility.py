@@ -46,11 +46,12 @@ def check_states(page: Page, fake: Any, mode: str, song: Path) -> None:
     assert not wrong, wrong
 
 
+@pytest.mark.slow
 def test_axe_finds_nothing_on_generate(page: Page, fake, song: Path):
     check_states(page, fake, "generate", song)
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "theme"), [(1280, "dark"), (390, "light")])
 @pytest.mark.parametrize("mode", TABS)
@@ -58,7 +59,7 @@ def test_axe_finds_nothing_in_any_state(fake, fake_address, visit, song: Path, m
     check_states(visit(f"{fake_address[0]}?__theme={theme}", width), fake, mode, song)
 
 
-@pytest.mark.matrix
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", TABS)
 def test_nothing_is_lost_at_twice_the_size(fake, fake_address, visit, song: Path, mode: str):
@@ -149,6 +150,7 @@ MOVING = """() => [...document.querySelectorAll("*")].filter((each) => {
 }).map((each) => each.outerHTML.slice(0, 120))"""
 
 
+@pytest.mark.slow
 def test_nothing_moves_where_no_motion_is_wanted(page: Page, fake, tab):
     page.emulate_media(reduced_motion="reduce")
     opened = tab(page, "generate")

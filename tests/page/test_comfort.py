@@ -158,7 +158,9 @@ def test_settings_survive_a_reload_and_can_be_reset(page: Page, fake, tab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "generate"])
+@pytest.mark.parametrize(
+    "mode", ["cover", "edit", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("extend", "lyrics"))]
+)
 def test_each_tab_keeps_its_own_settings(page: Page, fake, tab, song, mode: str):
     opened = tab(page, mode)
     name = "brief" if mode == "lyrics" else "prompt"
@@ -233,6 +235,7 @@ def stages(request):
             yield Progress(stage, step, 12, step / 10, 1.2 - step / 10)
 
 
+@pytest.mark.slow
 def test_a_screen_reader_hears_stages_and_quarters(page: Page, fake, tab):
     opened = tab(page, "generate")
     page.evaluate("""() => {

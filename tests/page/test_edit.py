@@ -89,6 +89,7 @@ def test_each_action_shows_its_controls_and_sends_no_others(edit, fake):
     expect(edit.field("part").get_by_role("checkbox")).to_be_checked()
 
 
+@pytest.mark.slow
 def test_the_controls_that_all_tabs_have_reach_the_request(edit, fake):
     plain = parse_request("edit", {"source": "a.wav"})
     edit.set_all(SHARED)
@@ -118,6 +119,7 @@ def test_a_request_has_only_what_its_action_uses(action: str):
     assert request.options.model_fields_set & set().union(*ACTION_OPTIONS.values()) == ACTION_OPTIONS[action]
 
 
+@pytest.mark.slow
 def test_the_strength_belongs_to_the_balanced_repaint(edit, fake):
     edit.set("options.repaint_strength", "slide", "0.9")
     edit.field("options.repaint_mode").get_by_label("Aggressive: start afresh").check()
@@ -136,6 +138,7 @@ def test_help_follows_the_action(edit):
     expect(edit.field("lyrics")).to_contain_text("Switched off by Instrumental.")
 
 
+@pytest.mark.slow
 def test_actions_that_the_checkpoint_was_not_trained_for_are_marked(page: Page, fake, tab):
     opened = tab(page, "edit")
     expect(opened.field("action").get_by_label("Add a layer (experimental)")).to_be_visible()
@@ -269,7 +272,7 @@ def test_cancel(edit, fake):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.long), 390])
 def test_nothing_is_cut_off(fake, fake_address, visit, tab, song: Path, width: int):
     page = visit(fake_address[0], width)
     opened = tab(page, "edit")

@@ -117,6 +117,7 @@ def test_guidance_that_ends_before_it_starts_is_told(form: Tab, fake):
     form.set("options.cfg_end", "slide", "1")
 
 
+@pytest.mark.slow
 def test_instrumental_switches_the_lyrics_off_and_keeps_them(page: Page, fake, tab):
     opened = tab(page, "generate")
     lyrics = opened.field("lyrics").locator("textarea")
@@ -129,7 +130,9 @@ def test_instrumental_switches_the_lyrics_off_and_keeps_them(page: Page, fake, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", tooltips.EXAMPLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if at else ()) for at, name in enumerate(tooltips.EXAMPLES)]
+)
 def test_each_example_makes_a_song(page: Page, fake, tab, name: str):
     opened = tab(page, "generate")
     opened.unfold()
@@ -142,6 +145,7 @@ def test_each_example_makes_a_song(page: Page, fake, tab, name: str):
         assert read(request, field) == expected, field
 
 
+@pytest.mark.slow
 def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(page: Page, fake, tab):
     opened = tab(page, "generate")
     fake.facts = {"turbo": True}

@@ -170,6 +170,7 @@ def test_files_that_cannot_be_used_are_sentences_and_the_rest_stays(panel: Panel
     assert chosen(panel.tab.made(fake)) == [("jazz", 1.0), ("xl.safetensors", 1.0), ("xl.safetensors", 1.0)]
 
 
+@pytest.mark.slow
 def test_what_is_no_repository_is_told_at_once_and_stays_to_be_mended(panel: Panel, fake):
     for text in ("", "jazz", "a/b/c", "org/name:../x", "/tmp/x.safetensors", MARKUP):
         panel.name(text)
@@ -182,6 +183,7 @@ def test_what_is_no_repository_is_told_at_once_and_stays_to_be_mended(panel: Pan
     assert panel.tab.made(fake).options.loras == ()
 
 
+@pytest.mark.slow
 def test_hostile_names_and_facts_are_text(panel: Panel, monkeypatch: pytest.MonkeyPatch, xl: Path):
     info = loras.LoraInfo(MARKUP, MARKUP, (4,), (), 2, 10, note=MARKUP)
     monkeypatch.setattr(loras, "inspect", lambda *_: info)
@@ -193,6 +195,7 @@ def test_hostile_names_and_facts_are_text(panel: Panel, monkeypatch: pytest.Monk
     expect(panel.page).to_have_title("ACE Music Studio")
 
 
+@pytest.mark.slow
 def test_the_panel_is_worked_by_keys(panel: Panel, fake):
     keyboard = panel.page.keyboard
     box = panel.tab.part("lora-hub").locator("input, textarea")
@@ -234,6 +237,7 @@ def test_more_than_a_song_takes_is_told_at_the_list(panel: Panel, fake):
     assert len(panel.tab.made(fake).options.loras) == 50
 
 
+@pytest.mark.slow
 def test_what_a_run_finds_wrong_stands_at_the_panel_too(panel: Panel, fake):
     problem = Problem("lora_unknown", "There is no <b>org/none</b>.", lora_panel.FIELD, "Look at its name.")
     fake.script = lambda request: iter([Failed(problem)])
@@ -265,6 +269,7 @@ def test_each_tab_has_its_own_list(page: Page, fake, tab, song: Path):
         assert opened.tab.made(fake).options.loras == (LoraChoice(source=f"org/{mode}", weight=1),)
 
 
+@pytest.mark.slow
 def test_settings_from_a_file_bring_their_loras_back_but_uploads(panel: Panel, fake, song: Path):
     sources = ("upload", "org/jazz:a.safetensors", "org/choir", "upload")
     choices = [{"source": source, "weight": 0.5 + i / 10} for i, source in enumerate(sources)]
@@ -281,6 +286,7 @@ def test_settings_from_a_file_bring_their_loras_back_but_uploads(panel: Panel, f
     expect(panel.weight("org/choir")).to_have_value("0.7")
 
 
+@pytest.mark.slow
 def test_what_reset_takes_away_undo_brings_back_as_it_was(panel: Panel, fake, xl: Path):
     panel.upload(xl)
     panel.has("xl.safetensors")
@@ -295,7 +301,7 @@ def test_what_reset_takes_away_undo_brings_back_as_it_was(panel: Panel, fake, xl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.long), "dark"])
 def test_the_list_fits_a_phone(visit, fake, fake_address, tab, scheme: str):
     opened = Panel(tab(visit(f"{fake_address[0]}?__theme={scheme}", width=390), "generate"))
     opened.name("organization/" + "a-very-long-name-" * 4 + "x")

@@ -173,6 +173,7 @@ def test_a_new_source_begins_anew_and_none_clears(region_on: Region, songs: dict
     region_on.says("0.3", "0.8", label=("0:00.3", "0:00.8", "0:00.5"))
 
 
+@pytest.mark.slow
 def test_the_region_is_still_there_after_another_tab(region_on: Region):
     region_on.drag(3, 6)
     region_on.says("3", "6")
@@ -184,6 +185,7 @@ def test_the_region_is_still_there_after_another_tab(region_on: Region):
     region_on.says("20", "22")
 
 
+@pytest.mark.slow
 def test_two_regions_know_nothing_of_each_other_and_fields_may_be_text_boxes(region_on: Region, songs: dict[str, str]):
     page = region_on.page
     page.get_by_role("tab", name="Texts").click()
@@ -302,6 +304,7 @@ def finger(page: Page, *points: tuple[float, float]) -> None:
     session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
+@pytest.mark.slow
 def test_a_finger_marks_sideways_and_scrolls_up_and_down(open_page: Callable[..., Region]):
     shown = open_page(width=390, height=500)
     shown.root.scroll_into_view_if_needed()
@@ -388,6 +391,7 @@ def test_a_dragged_edge_can_be_moved_on_by_keys(region_on: Region):
     region_on.says("10", "20.1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_edges_are_big_enough_to_touch_wherever_they_are(open_page: Callable[..., Region], width: int):
     shown = open_page(width=width)
@@ -408,6 +412,7 @@ def test_edges_are_big_enough_to_touch_wherever_they_are(open_page: Callable[...
     assert shown.page.evaluate("document.documentElement.scrollWidth") == width
 
 
+@pytest.mark.slow
 def test_a_narrow_region_at_an_end_is_widened_by_its_grip(open_page: Callable[..., Region]):
     shown = open_page(width=390)
     grip = 6 * SECONDS / shown.root.locator(".track").bounding_box()["width"]  # outside of the edge, in seconds
@@ -418,6 +423,7 @@ def test_a_narrow_region_at_an_end_is_widened_by_its_grip(open_page: Callable[..
         expect(shown.facts).to_contain_text(re.compile(r"Length 0:08\.[3-7]"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_the_waveform_stands_out_in_both_themes_and_nothing_moves_by_itself(
     open_page: Callable[..., Region], mode: str

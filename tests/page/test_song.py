@@ -52,6 +52,7 @@ def test_a_first_song(page: Page):
     assert (info.samplerate, info.channels, info.frames, info.subtype) == (48_000, 2, 2_880_000, "PCM_24")
 
 
+@pytest.mark.slow
 def test_cancel_and_the_next_song(page: Page):
     page.get_by_role("button", name="Advanced").click()
     page.locator("#generate-steps input").fill("200")
@@ -71,6 +72,7 @@ def test_cancel_and_the_next_song(page: Page):
     expect(page.locator("#generate-take-1")).to_be_visible(timeout=SONG_MS)
 
 
+@pytest.mark.slow
 def test_three_takes_have_players_and_seeds_of_their_own(page: Page):
     page.locator("#generate-takes").get_by_label("3", exact=True).check()
     page.locator("#generate-seed input").fill("41")

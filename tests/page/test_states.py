@@ -51,6 +51,7 @@ def test_while_a_song_is_made_and_cancelled(page: Page, fake):
     expect_idle(page)
 
 
+@pytest.mark.slow
 def test_a_song_that_waits_can_be_cancelled(page: Page, fake, fake_address, visit):
     fake.script = fake.endless
     other = visit(fake_address[0])
@@ -66,6 +67,7 @@ def test_a_song_that_waits_can_be_cancelled(page: Page, fake, fake_address, visi
     expect_idle(other)
 
 
+@pytest.mark.slow
 def test_closing_the_page_ends_the_song(page: Page, fake):
     fake.script = fake.endless
     start(page)
@@ -74,6 +76,7 @@ def test_closing_the_page_ends_the_song(page: Page, fake):
     assert fake.closed.wait(20)
 
 
+@pytest.mark.slow
 def test_leaving_asks_only_while_a_song_is_made(page: Page, fake, forgiven):
     # Gradio notes the connection that leaving cuts.
     forgiven += ["aborted", "Connection errored out"]
@@ -132,6 +135,7 @@ def test_an_error_says_what_happened_and_keeps_the_form(page: Page, fake, script
     expect(message).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_notes_warnings_and_failed_takes_are_shown_as_text(page: Page, fake):
     take = {"seed": 9, "name": "a.wav", "sha256": "", "duration": 1.0, "peak_dbfs": -1.04, "loudness_lufs": None}
     errors = [{"take": 2, "seed": 8, "message": f"Silent {MARKUP}."}]
@@ -148,6 +152,7 @@ def test_notes_warnings_and_failed_takes_are_shown_as_text(page: Page, fake):
     expect(page).to_have_title("ACE Music Studio")
 
 
+@pytest.mark.slow
 def test_fewer_takes_after_more(page: Page, fake):
     page.get_by_role("button", name="Song details").click()
     takes = page.locator("#generate-takes")
@@ -160,6 +165,7 @@ def test_fewer_takes_after_more(page: Page, fake):
     expect(page.locator("#generate-take-1")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_seed_is_copied(page: Page, fake):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     seed = 100 * (fake.songs + 1)
@@ -184,6 +190,7 @@ def test_the_preview_banner_and_its_download(page: Page, fake):
     expect(button).to_be_enabled()
 
 
+@pytest.mark.slow
 def test_the_real_model_has_no_banner(page: Page, fake):
     fake.facts = {"engine": "xl", "source": "cache", "model": "ACE-Step/acestep-v15-xl-sft-diffusers"}
     page.reload()
@@ -191,6 +198,7 @@ def test_the_real_model_has_no_banner(page: Page, fake):
     expect(page.locator("#studio-banner")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_problem_with_the_weights_is_told(page: Page, fake):
     problem = {"code": "weights_broken", "message": "The copy in ./models broke off.", "hint": "Fetch it <b>again</b>."}
     fake.facts = {"problem": problem}
@@ -198,8 +206,8 @@ def test_a_problem_with_the_weights_is_told(page: Page, fake):
     expect(page.locator("#studio-banner")).to_contain_text("The copy in ./models broke off. Fetch it <b>again</b>.")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
 def test_the_layout(fake, fake_address, visit, width: int, theme: str):
     page = visit(f"{fake_address[0]}?__theme={theme}", width)
     page.get_by_role("button", name="Song details").click()
@@ -231,6 +239,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 def test_the_result_stays_in_view(page: Page, fake):
     page.get_by_role("button", name="Song details").click()
     page.get_by_role("button", name="Advanced").click()
@@ -240,6 +249,7 @@ def test_the_result_stays_in_view(page: Page, fake):
     expect(page.locator("#generate-take-1")).to_be_in_viewport()
 
 
+@pytest.mark.slow
 def test_a_refused_song_puts_the_buttons_back(page: Page, fake, forgiven):
     forgiven.append("status of 503")
     page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "Queue is full."}))

@@ -32,6 +32,7 @@ OWN = {
 # --- the forms ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", OWN)
 def test_each_control_changes_its_part_of_the_request(page: Page, fake, tab, song: Path, tmp_path: Path, mode: str):
     opened = tab(page, mode)
@@ -69,6 +70,7 @@ WRONG_SOURCES = {
 }
 
 
+@pytest.mark.slow
 def test_a_source_that_cannot_be_used(page: Page, fake, tab, tmp_path: Path, forgiven):
     # The player in the browser says so in its own way.
     forgiven += ["Waveform load error", "RANGE_NOT_SATISFIABLE", "status of 416"]
@@ -97,7 +99,6 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, tmp_path: Path, for
     ("before", "after", "field", "sentence"),
     [
         ("0", "0", "after", "Seconds before and Seconds after, each from 0 to 300, must not both be 0."),
-        ("301", "0", "before", "Seconds before must be from 0 to 300 seconds, not 301."),
         ("0", "-1", "after", "Seconds after must be from 0 to 300 seconds, not -1."),
         ("300", "300", "after", "Seconds before and after together must be from 0 to 597"),
         ("1-2", "0", "before", 'not "1-2".'),
@@ -197,7 +198,7 @@ def test_arrow_keys_move_between_the_tabs(lasting: Page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.long), 390])
 def test_nothing_is_cut_off(fake, fake_address, visit, tab, width: int):
     page = visit(fake_address[0], width)
     for mode in (*SONG_REQUESTS, "lyrics"):
@@ -308,6 +309,7 @@ def test_a_source_with_settings_offers_them(page: Page, fake, tab, made_here: Pa
     expect(page.locator(".gradio-container b, .gradio-container img[src=x]")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_generate_takes_settings_from_a_dropped_file(page: Page, fake, tab, made_here: Path, tmp_path: Path):
     opened = tab(page, "generate")
     opened.unfold()
@@ -323,6 +325,7 @@ def test_generate_takes_settings_from_a_dropped_file(page: Page, fake, tab, made
     expect(opened.text("prompt")).to_have_value(MARKUP)
 
 
+@pytest.mark.slow
 def test_a_file_without_settings_is_just_a_source(lasting: Page, tab, song: Path):
     opened = tab(lasting, "extend")
     opened.clear("source")
@@ -355,6 +358,7 @@ def test_a_cover_is_as_long_as_its_source(studio: str, visit, tab, song: Path):
     expect(generate.text("seed")).to_have_value(str(record["takes"][0]["seed"]))
 
 
+@pytest.mark.slow
 def test_an_extended_song_has_the_length_to_the_sample(studio: str, visit, tab, song: Path):
     opened = tab(visit(studio), "extend")
     opened.set("source", "upload", song)

@@ -138,6 +138,7 @@ def test_listening_goes_on_in_another_take_at_the_same_place(generate, fake):
     assert player(first)["at"] == pytest.approx(player(second)["at"], abs=0.7)
 
 
+@pytest.mark.slow
 def test_one_player_at_a_time_by_its_own_button_too(generate, fake):
     make(generate, fake, 2)
     first, second = (ready(generate, fake, number) for number in (1, 2))
@@ -157,6 +158,7 @@ def test_a_digit_that_is_typed_plays_nothing(generate, fake):
     expect(generate.text("prompt")).to_have_value(re.compile("1"))
 
 
+@pytest.mark.slow
 def test_takes_play_at_equal_loudness_until_they_shall_not(generate, fake):
     make(generate, fake, 3)
     takes = [ready(generate, fake, number) for number in (1, 2, 3)]
@@ -188,6 +190,7 @@ def test_the_switch_is_away_where_a_player_has_no_volume(page: Page, fake, fake_
     expect(generate.part("level")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_take_says_what_it_was_made_with(generate, fake):
     generate.set("bpm", "type", "90")
     make(generate, fake, 1)
@@ -204,6 +207,7 @@ def test_a_take_says_what_it_was_made_with(generate, fake):
 # --- again --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_retake_has_the_settings_of_the_takes_and_leaves_the_form(generate, fake):
     generate.set("seed", "type", "41")
     generate.set("options.steps", "type", "9")
@@ -337,6 +341,7 @@ def test_what_comes_from_an_mp3_says_so(generate, fake):
 # --- timed lyrics -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_timed_lyrics_follow_the_song(generate, fake):
     make(generate, fake, 1)
     song = fake.requests[-1]
@@ -367,6 +372,7 @@ def test_timed_lyrics_follow_the_song(generate, fake):
     expect(button(take, "Timed lyrics as LRC")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_only_a_song_with_lyrics_is_timed(generate, fake):
     make(generate, fake, 1)
     expect(button(generate.take(), "Timed lyrics")).to_be_visible()

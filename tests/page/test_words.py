@@ -81,6 +81,7 @@ def test_every_field_of_the_lyrics_request_has_a_control():
     assert set(form.fields) == set(LyricsRequest.model_fields) - {"mode", "options"} | options == set(LYRICS_CONTROLS)
 
 
+@pytest.mark.slow
 def test_each_lyrics_control_reaches_the_request(lyrics: Tab, fake):
     plain = written(lyrics, fake)
     assert plain == parse_request("lyrics", {"brief": "a song"})
@@ -169,6 +170,7 @@ def test_lyrics_that_fail_keep_what_was_there(lyrics: Tab, fake):
     expect_plain(lyrics.page)
 
 
+@pytest.mark.slow
 def test_lyrics_go_to_generate_with_their_language(lyrics: Tab, fake, tab):
     page = lyrics.page
     generate = tab(page, "generate")
@@ -202,6 +204,7 @@ def test_an_example_fills_the_brief(lyrics: Tab, fake, name: str):
     assert {field: read(request, field) for field in tooltips.LYRICS_EXAMPLES[name]} == tooltips.LYRICS_EXAMPLES[name]
 
 
+@pytest.mark.slow
 def test_without_a_writer_the_tab_says_why(page: Page, fake, tab):
     fake.facts = {"lyrics": NONE_HERE}
     page.reload()
@@ -282,6 +285,7 @@ def test_a_reason_that_the_notes_give_is_not_given_twice(page: Page, fake, tab):
     expect(page.get_by_text(note)).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_a_song_without_a_plan_says_nothing_about_how_to_plan(page: Page, fake, tab):
     generate = tab(page, "generate")
     generate.set("prompt", "type", "a song")
@@ -297,6 +301,7 @@ def test_a_song_without_a_plan_says_nothing_about_how_to_plan(page: Page, fake, 
     expect(generate.field("options.plan_seed")).to_contain_text("Plan seed must be a whole number")
 
 
+@pytest.mark.slow
 def test_without_a_planner_nothing_can_be_asked_of_it(page: Page, fake, tab):
     fake.facts = {"planner": NONE_HERE}
     page.reload()
@@ -443,7 +448,9 @@ def test_help_that_fails_says_why(page: Page, fake, tab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["cover", "extend", "edit"])
+@pytest.mark.parametrize(
+    "mode", [*(pytest.param(mode, marks=pytest.mark.long) for mode in ("cover", "extend")), "edit"]
+)
 def test_a_source_is_described(page: Page, fake, tab, song: Path, mode: str):
     opened = tab(page, mode)
     opened.set("source", "upload", song)

@@ -359,5 +359,5 @@ def test_check_tells_what_would_run_and_loads_nothing(tmp_path):
 def test_check_fails_where_no_song_could_be_made():
     told = run("--check", "--model", "nobody/nothing")
     assert told.returncode == 1
-    assert told.stdout.splitlines()[-1].endswith("see Song model.")
+    assert "A song could not be made here: see " in told.stdout and "Song model." in told.stdout.splitlines()[-1]
     assert "Traceback" not in told.stderr
