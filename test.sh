@@ -28,9 +28,10 @@ say "ruff check"
 say "ruff format --check"
 "$VENV/bin/python" -m ruff format --check . || failed="$failed, ruff format --check"
 say "pytest"
-# -rs lists every skipped test with its reason. A worker for each core, up to four, takes file after file.
+# -rsR lists every skipped test with its reason, and every page test that had a second try. A worker for each core, up
+# to four, takes file after file.
 status=0
-"$VENV/bin/python" -m pytest -rs -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" || status=$?
+"$VENV/bin/python" -m pytest -rsR -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" || status=$?
 case $status in
 0) ;;
 5) failed="$failed, pytest (no test was chosen)" ;;

@@ -48,6 +48,14 @@ def client(server, tmp_path_factory):
     client.close()
 
 
+@pytest.fixture
+def caller(server):
+    """Return a client for a call that is cancelled: gradio_client then closes the stream that all its calls share."""
+    client = Client(server, verbose=False, analytics_enabled=False)
+    yield client
+    client.close()
+
+
 @pytest.fixture(scope="module")
 def generate(client):
     """Return a function that makes 10 s of a song in two steps, unless told otherwise."""
@@ -148,10 +156,10 @@ def until(true, seconds):
 
 
 @pytest.mark.parametrize("endpoint", ["/generate", "/cover", "/extend"])
-def test_each_endpoint_answers_to_its_required_names_alone(client, source, endpoint):
+def test_each_endpoint_answers_to_its_required_names_alone(caller, source, endpoint):
     # Half a minute or more in 50 steps would be slow: the first progress is the answer.
     required = {"prompt": "calm piano"} | ({} if endpoint == "/generate" else {"source": source})
-    job = client.submit(**required, api_name=endpoint)
+    job = caller.submit(**required, api_name=endpoint)
     until(job.outputs, 60)
     assert job.outputs()[0][1]["progress"]["stage"] == "waiting"
     job.cancel()
@@ -494,8 +502,8 @@ def steps_seen(job):
     return any(record["progress"]["stage"] == "steps" for files, record in job.outputs() if files is None)
 
 
-def test_cancel_frees_the_studio_and_the_next_call_works(client, generate):
-    job = client.submit("calm piano", duration=60, options={"steps": 200}, api_name="/generate")
+def test_cancel_frees_the_studio_and_the_next_call_works(caller, generate):
+    job = caller.submit("calm piano", duration=60, options={"steps": 200}, api_name="/generate")
     until(lambda: steps_seen(job), 60)
     job.cancel()
     until(lambda: not backend.get_backend().turn.locked(), 5)
@@ -503,10 +511,10 @@ def test_cancel_frees_the_studio_and_the_next_call_works(client, generate):
 
 
 @pytest.mark.parametrize("task", ["cover", "extend", "repaint", "morph"])
-def test_cancel_stops_work_on_existing_audio(client, work, source, task):
+def test_cancel_stops_work_on_existing_audio(caller, work, source, task):
     endpoint, own = TASKS[task]
     values = {**own, "prompt": "calm piano", "source": source, "options": {"steps": 200}}
-    job = client.submit(**values, api_name=endpoint)
+    job = caller.submit(**values, api_name=endpoint)
     until(lambda: steps_seen(job), 60)
     job.cancel()
     until(lambda: not backend.get_backend().turn.locked(), 5)
@@ -521,9 +529,9 @@ def test_hanging_up_frees_the_studio(server, generate):
     assert generate()[0]
 
 
-def test_capabilities_do_not_wait_for_songs(server, client):
+def test_capabilities_do_not_wait_for_songs(server, client, caller):
     client.predict(api_name="/capabilities")  # the first one imports torch
-    job = client.submit("calm piano", duration=60, options={"steps": 200}, api_name="/generate")
+    job = caller.submit("calm piano", duration=60, options={"steps": 200}, api_name="/generate")
     until(lambda: steps_seen(job), 60)
     answer = httpx.post(f"{server}/gradio_api/run/capabilities", json={"data": []}, timeout=10)
     assert backend.get_backend().turn.locked()
@@ -637,10 +645,10 @@ def test_without_a_writer_the_error_has_its_code(client):
     assert "is not on this machine" in str(caught.value)
 
 
-def test_cancelled_lyrics_free_the_studio(client, writers_on):
+def test_cancelled_lyrics_free_the_studio(caller, writers_on):
     hook = writers_on.lyrics.get()._model._model.register_forward_pre_hook(lambda *_: time.sleep(0.1))
     try:
-        job = client.submit("rain", options={"max_tokens": 2_000}, api_name="/lyrics")
+        job = caller.submit("rain", options={"max_tokens": 2_000}, api_name="/lyrics")
         while not any(job.outputs()):
             time.sleep(0.05)
         job.cancel()

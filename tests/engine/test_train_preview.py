@@ -333,7 +333,9 @@ def test_the_smoke_command_runs_every_stage_and_exports(tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=() if stage == "vae" else pytest.mark.long) for stage in STAGES]
+)
 def test_a_resumed_training_has_the_numbers_of_one_that_was_not_stopped(trained, tmp_path, stage):
     def trainer(name: str) -> Trainer:
         if not (tmp_path / name).exists():

@@ -221,6 +221,7 @@ def test_the_panel_is_worked_by_keys(panel: Panel, fake):
     assert panel.tab.made(fake).options.loras == ()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_more_than_a_song_takes_is_told_at_the_list(panel: Panel, fake):
     box = panel.tab.part("lora-hub").locator("input, textarea")

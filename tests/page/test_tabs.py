@@ -137,7 +137,7 @@ def test_extend_says_how_long_the_song_gets(lasting: Page, fake, tab, song: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", OWN)
+@pytest.mark.parametrize("mode", ["cover", pytest.param("extend", marks=pytest.mark.long)])
 def test_examples_fill_the_form(lasting: Page, fake, tab, song: Path, mode: str):
     examples = getattr(tooltips, f"{mode.upper()}_EXAMPLES")
     assert len(examples) == 3
@@ -161,7 +161,7 @@ def test_an_example_leaves_the_words_of_an_extended_song(lasting: Page, tab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", OWN)
+@pytest.mark.parametrize("mode", ["cover", pytest.param("extend", marks=pytest.mark.long)])
 def test_cancel(lasting: Page, fake, tab, song: Path, mode: str):
     fake.script = fake.endless
     opened = tab(lasting, mode)

@@ -267,6 +267,7 @@ def test_the_drawn_pieces_cover_what_the_band_can():
 # --- a listener ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_listener_tells_the_styles_apart():
     names = list(STYLES)

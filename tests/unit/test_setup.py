@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+PYTEST = "pytest -rsR -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = ("run.sh", "test.sh", ".ci/run", "tools/setup.sh")
 TOOLS = (
@@ -521,7 +522,7 @@ def test_tests_run_after_the_linter_and_say_what_ran(clone: Clone) -> None:
         requirements(clone, tests=True),
         "ruff check .",
         "ruff format --check .",
-        "pytest -rs -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder",
+        PYTEST,
     ]
     assert "the fast tests. Not the slow tests" in said
 
@@ -530,10 +531,7 @@ def test_slow_tests_and_other_arguments_reach_pytest(clone: Clone) -> None:
     clone.python("python3.12", "3.12.4")
     code, said = clone.run("test.sh", "--slow", "-k", "key or bpm")
     assert code == 0
-    assert (
-        clone.log()[-1]
-        == "pytest -rs -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --slow -k key or bpm"
-    )
+    assert clone.log()[-1] == f"{PYTEST} --slow -k key or bpm"
     assert "the fast tests and the slow tests" in said
     assert "these may not be all of them" in said
 
@@ -544,7 +542,7 @@ def test_failure_of_one_part_runs_the_others_and_is_told(clone: Clone, part: str
     clone.switch(part)
     code, said = clone.run("test.sh")
     assert code == 1
-    assert clone.log()[-1] == "pytest -rs -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
+    assert clone.log()[-1] == PYTEST
     assert f"Failed: {named}" in said
 
 
@@ -553,7 +551,7 @@ def test_continuous_integration_runs_everything_without_a_terminal(clone: Clone,
     command = [BASH, "-c", 'exec bash "$0" <&-', str(clone.root / ".ci" / "run")]
     options = {"cwd": tmp_path, "env": {"PATH": str(clone.bin), "LOG": str(clone.log_file)}}
     assert subprocess.run(command, **options, timeout=60, check=False, capture_output=True).returncode == 0
-    assert clone.log()[-1] == "pytest -rs -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --slow"
+    assert clone.log()[-1] == f"{PYTEST} --slow"
     clone.switch("fail-pytest")
     assert subprocess.run(command, **options, timeout=60, check=False, capture_output=True).returncode == 1
 
@@ -570,20 +568,14 @@ def test_browser_that_runs_is_handed_to_the_tests(clone: Clone) -> None:
     clone.command("chromium", "exit 1")
     chrome = clone.command("google-chrome", "exit 0")
     clone.run("test.sh")
-    assert (
-        clone.log()[-1]
-        == f"pytest -rs -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder browser={chrome}"
-    )
+    assert clone.log()[-1] == f"{PYTEST} browser={chrome}"
 
 
 def test_named_browser_is_left_alone(clone: Clone) -> None:
     clone.python("python3.12", "3.12.4")
     show_browser(clone)
     clone.run("test.sh", ACE_STUDIO_CHROMIUM="/my/browser")
-    assert (
-        clone.log()[-1]
-        == "pytest -rs -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder browser=/my/browser"
-    )
+    assert clone.log()[-1] == f"{PYTEST} browser=/my/browser"
 
 
 def test_root_on_debian_installs_chromium(clone: Clone) -> None:
@@ -600,10 +592,7 @@ def test_root_on_debian_installs_chromium(clone: Clone) -> None:
     clone.run("test.sh")
     log = clone.log()
     assert [line for line in log if line.startswith("apt-get") and "install" in line and "chromium" in line]
-    assert (
-        log[-1]
-        == f"pytest -rs -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder browser={clone.bin}/chromium"
-    )
+    assert log[-1] == f"{PYTEST} browser={clone.bin}/chromium"
 
 
 @pytest.mark.parametrize(
@@ -623,9 +612,7 @@ def test_tests_go_on_without_a_browser(clone: Clone, user: str, apt: bool, hint:
         clone.command("apt-get", "exit 100")
     code, said = clone.run("test.sh")
     assert code == 0
-    assert (
-        clone.log()[-1] == "pytest -rs -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder browser=none"
-    )
+    assert clone.log()[-1] == f"{PYTEST} browser=none"
     assert hint in said
     assert "The page tests had no browser" in said
 
