@@ -68,6 +68,7 @@ def test_songs_are_made_as_diffusers_does_it_until_another_way_was_measured():
     assert attention.CHOSEN == "stock"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_bench_runs_without_a_card():
     arguments = [sys.executable, "-m", "tools.bench_attention", "stock", "repeat", "nonsense", "--small"]

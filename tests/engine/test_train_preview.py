@@ -318,6 +318,7 @@ def test_stages_come_in_order(tmp_path):
 # --- the whole ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_smoke_command_runs_every_stage_and_exports(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
@@ -363,6 +364,7 @@ def test_a_training_ends_in_time_and_goes_on(trained, tmp_path):
         Trainer(tmp_path / "state", "full")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_exported_checkpoint_is_loaded_by_the_studio_and_makes_every_kind_of_song(trained):
     folder = trained / "checkpoint"
@@ -426,6 +428,7 @@ def test_a_line_passes_where_its_figure_is_as_wanted():
     assert line("VAE", 3.0).passed is None and "FAIL" in line("tempo", 0.1, at_least=0.8).row()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_evaluation_runs_on_the_random_checkpoint_and_says_that_it_fails(tiny, tmp_path, monkeypatch, capsys):
     arguments = ["--smoke", "--gate", "--checkpoint", str(tiny), "--json", str(tmp_path / "figures.json")]

@@ -115,6 +115,7 @@ def test_the_drums_keep_every_tempo(style, bpm, beats):
     assert in_time(style, bpm, beats)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_listener_hears_the_tempo_and_the_key():
     in_time = in_key = 0
