@@ -41,7 +41,7 @@ esac
 
 say ""
 if [ -n "$slow" ]; then
-    say "Ran in $SECONDS s: ruff check, ruff format --check, the fast tests and the slow tests."
+    say "Ran in $SECONDS s: ruff check, ruff format --check, the fast tests and the slow tests. Not those marked long (-m long) or gpu (-m gpu)."
 else
     say "Ran in $SECONDS s: ruff check, ruff format --check and the fast tests. Not the slow tests: ./test.sh --slow adds them."
 fi
