@@ -25,7 +25,7 @@ import loras
 import sampling
 import writers
 from events import Done, Progress, StudioError
-from limits import QUALITY_STEPS
+from limits import QUALITY_STEPS, SAMPLE_RATE
 from modes import COVER, TEXT2MUSIC, Job
 from params import AlignRequest
 
@@ -104,7 +104,7 @@ def run(studio: Backend, job: Job) -> Iterator[Progress | Done]:
         tiles.append(tile)
         yield Progress("preparing")
     yield Progress("aligning")
-    facts = _timed(pipe, heads, job.request, job.seeds, sampling.join(tiles), samples.shape[1] / audio.SAMPLE_RATE)
+    facts = _timed(pipe, heads, job.request, job.seeds, sampling.join(tiles), samples.shape[1] / SAMPLE_RATE)
     seconds["aligning"] = round(time.monotonic() - started, 3)
     yield Done((), writers.record_of(studio, job, studio.weights, seconds, facts))
 

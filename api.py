@@ -22,9 +22,7 @@ import uploads
 from backend import GPU_CONCURRENCY, get_backend, problem_of
 from endpoints import ENDPOINTS, Endpoint
 from events import Done, Draft, Event, Failed, InvalidRequest, Problem, Progress
-from limits import (
-    shown,
-)
+from limits import shown
 from params import Request, parse_request
 
 # --- the endpoints ------------------------------------------------------------------------------------------------

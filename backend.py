@@ -40,9 +40,9 @@ import outputs
 import writers
 import zerogpu
 from estimate import Work, clamped, gpu_seconds, refusal, work_of
-from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
+from events import Done, Draft, Event, Failed, Problem, Progress, StudioError, is_out_of_memory
 from finish import finish, output_folder, versions
-from limits import LIMITS, MAX_SEED, STUDIO_VERSION
+from limits import LIMITS, MAX_SEED, SAMPLE_RATE, STUDIO_VERSION
 from modes import Job, Outcome
 from params import AlignRequest, DescribeRequest, Request, SongRequest, check_source
 from placing import Placing
@@ -143,7 +143,7 @@ def _within_memory(backend: Backend, job: Job) -> Iterator[Event | Outcome | Non
                 yield event
             return
         except Exception as error:
-            lower = backend.placing.lower() if not notes and _lacks_memory(error) else None
+            lower = backend.placing.lower() if not notes and is_out_of_memory(error) else None
             if not lower:
                 raise
         # Only here is the exception gone, and with it what it held on the device.
@@ -347,18 +347,15 @@ class Backend:
         """Return the job with the files of its LoRAs, fetched where they come from the hub, and checked."""
         specs = []
         for choice in job.request.options.loras:
-            specs.append(
-                (
-                    yield from loras.prepare(
-                        choice.source,
-                        choice.weight,
-                        folder=Path(job.folder),
-                        widths=loras.widths_of(self.weights.folder) if self.weights.folder else None,
-                        uploads=(Path(gradio_utils.get_upload_folder()),),
-                        cancelled=job.cancelled,
-                    )
-                )
+            spec = yield from loras.prepare(
+                choice.source,
+                choice.weight,
+                folder=Path(job.folder),
+                widths=loras.widths_of(self.weights.folder) if self.weights.folder else None,
+                uploads=(Path(gradio_utils.get_upload_folder()),),
+                cancelled=job.cancelled,
             )
+            specs.append(spec)
         return replace(job, loras=tuple(specs))
 
     def _gather(self, request: Request) -> Iterator[Event]:
@@ -390,7 +387,7 @@ class Backend:
         """Return the seconds to ask ZeroGPU for; raises StudioError there where one call cannot last that long."""
         work = self.work_of(request, _source_seconds(job))
         if ON_ZEROGPU and (problem := refusal(work)):
-            raise writers.error_of(problem)
+            raise StudioError.of(problem)
         return gpu_seconds(work)
 
     def work_of(self, request: Request, source: float = 0.0) -> Work:
@@ -455,7 +452,7 @@ def _decode_upload(job: Job, name: str, upload: str) -> float:
     except audio.AudioError as error:
         raise StudioError("bad_audio", f"{UPLOADS[name]}: {error.message}", name, error.hint) from None
     export.write_wav(job.audio[name], samples)
-    return samples.shape[1] / audio.SAMPLE_RATE
+    return samples.shape[1] / SAMPLE_RATE
 
 
 def _source_seconds(job: Job) -> float:
@@ -489,7 +486,7 @@ def problem_of(error: Exception) -> Problem:
         return error.problem
     if isinstance(error, audio.AudioError):
         return Problem("audio", error.message, hint=error.hint)
-    if writers.is_out_of_memory(error):
+    if is_out_of_memory(error):
         models.free_memory()
         return Problem(
             "out_of_memory", "There was not enough memory for this song.", hint="Try fewer takes or seconds."
@@ -505,14 +502,8 @@ def problem_of(error: Exception) -> Problem:
     )
 
 
-def _lacks_memory(error: Exception) -> bool:
-    if isinstance(error, StudioError):
-        return error.problem.code == "out_of_memory"
-    return writers.is_out_of_memory(error)
-
-
 def _missing(problem: Problem | None) -> StudioError:
-    return writers.error_of(problem or Problem("no_weights", "The model's weights are not here."))
+    return StudioError.of(problem or Problem("no_weights", "The model's weights are not here."))
 
 
 if ON_ZEROGPU:

@@ -19,7 +19,7 @@ import bootstrap
 import checkpoints
 import models
 import preview
-from events import StudioError
+from events import StudioError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,11 +30,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def first_line(error: Exception) -> str:
-    """Return what an exception says in a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # --- the prompt ---------------------------------------------------------------------------------------------------

@@ -12,25 +12,21 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from huggingface_hub import constants, try_to_load_from_cache
 
 import preview
+from bootstrap import REPOSITORIES, on_zerogpu
 from events import Problem
 from hub import INDEX, PARTS, is_repo_id
 from limits import shown
 
-if TYPE_CHECKING:
-    pass
-
-from bootstrap import on_zerogpu
-
-DEFAULT_MODEL = "ACE-Step/acestep-v15-xl-sft-diffusers"
 DEFAULT_MODEL_GB = 11.5
 PREVIEW = "preview"
 PREVIEW_HIDDEN_SIZE = 96
 VARIABLE = "ACE_STUDIO_MODEL"
+(DEFAULT_MODEL,) = REPOSITORIES[VARIABLE]
 MODELS_FOLDER = Path(__file__).with_name("models")
 OPTIONAL_PARTS = ("audio_tokenizer", "audio_token_detokenizer")
 LARGEST_HEADER = 100_000_000
@@ -136,6 +132,7 @@ def _from_variable(asked: str) -> Weights:
 
 
 def missing_model(wanted: str) -> Problem:
+    """Say that the song model `wanted` is not here, and how it gets here."""
     hint = f"Fetch it from Hugging Face, or put it into models/{wanted}/ beside app.py."
     if on_zerogpu():
         hint = f"Name it under preload_from_hub in the Space's README.md: {wanted}."
@@ -196,20 +193,25 @@ def _part_flaw(folder: Path, part: str) -> str | None:
         spellings = (("tokenizer.json",), ("vocab.json", "merges.txt"))
         whole = any(all((folder / part / name).is_file() for name in names) for names in spellings)
         return None if whole else f"{part}/tokenizer.json is missing"
-    stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-    names = [f"{stem}.safetensors"]
-    if (folder / part / f"{stem}.safetensors.index.json").exists():
-        shards = (read_json(folder / part / f"{stem}.safetensors.index.json") or {}).get("weight_map")
+    flaw = weights_flaw(folder / part, "model" if part == "text_encoder" else "diffusion_pytorch_model")
+    return f"{part}/{flaw}" if flaw else None
+
+
+def weights_flaw(folder: Path, stem: str = "model") -> str | None:
+    """Return what is wrong with the weights in `folder`: one file called `stem`, or the shards that its index lists.
+
+    None where all of them are whole; else a clause that begins with the file's name.
+    """
+    names, index = [f"{stem}.safetensors"], folder / f"{stem}.safetensors.index.json"
+    if index.exists():
+        shards = (read_json(index) or {}).get("weight_map")
         if not isinstance(shards, dict) or not shards:
-            return f"{part}/{stem}.safetensors.index.json cannot be read"
+            return f"{index.name} cannot be read"
         names = sorted({str(name) for name in shards.values()})
-    for name in names:
-        if reason := weights_flaw(folder / part / name):
-            return f"{part}/{name} {reason}"
-    return None
+    return next((f"{name} {flaw}" for name in names if (flaw := _file_flaw(folder / name))), None)
 
 
-def weights_flaw(path: Path) -> str | None:
+def _file_flaw(path: Path) -> str | None:
     """Compare a safetensors file's length with what its header announces; the tensors themselves are not read."""
     try:
         size = path.stat().st_size
@@ -242,7 +244,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def transformer_config(weights: Weights) -> dict[str, Any]:
+    """Return the transformer's config.json, empty where it cannot be read; what the name tells of weights not here."""
     if weights.folder is None:
-        # Not here yet; the official names tell.
         return {"is_turbo": "turbo" in weights.model_id.lower()}
     return read_json(weights.folder / "transformer" / "config.json") or {}

@@ -116,11 +116,6 @@ def gpu_seconds(work: Work, multiplier: float = 1.0) -> int:
     return first if multiplier == 1 else clamped(first * multiplier)
 
 
-def seconds_for(request: Any, **facts: Any) -> int:
-    """Return the GPU seconds that `request` asks for; `facts` are those of `work_of`."""
-    return gpu_seconds(work_of(request, **facts))
-
-
 def clamped(seconds: float) -> int:
     """Return `seconds` as a plain int from 60 to 300: ZeroGPU takes no numpy number and wraps a negative one around."""
     return int(min(max(float(seconds), LEAST_SECONDS), MOST_SECONDS))

@@ -30,6 +30,11 @@ class StudioError(Exception):
         super().__init__(code, message, field, hint)
         self.problem = Problem(code, message, field, hint)
 
+    @classmethod
+    def of(cls, problem: Problem) -> StudioError:
+        """Return the exception that carries `problem`."""
+        return StudioError(problem.code, problem.message, problem.field, problem.hint)
+
     def __str__(self) -> str:
         return self.problem.text()
 
@@ -44,6 +49,18 @@ class InvalidRequest(StudioError):
 
     def __reduce__(self):
         return InvalidRequest, (self.problems,)
+
+
+def first_line(error: Exception) -> str:
+    """Return what an exception says, in a line: its text's first one, or the name of its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether `error` is a lack of memory: Python's, torch's (not imported for it), or one that became a value."""
+    if isinstance(error, StudioError):
+        return error.problem.code == "out_of_memory"
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 # --- what a run says ----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ import models
 import modes
 import outputs
 from events import Done, Failed, Progress, StudioError
-from limits import STUDIO_VERSION
+from limits import SAMPLE_RATE, STUDIO_VERSION
 from modes import Job, Outcome, Take
 from params import SongRequest
 
@@ -155,7 +155,7 @@ def _measure(request: SongRequest, take: Take) -> tuple[dict[str, Any], Any]:
     loudness = levels.loudness_lufs(samples)
     facts = {
         "seed": take.seed,
-        "duration": round(samples.shape[-1] / audio.SAMPLE_RATE, 6),
+        "duration": round(samples.shape[-1] / SAMPLE_RATE, 6),
         "peak_dbfs": round(levels.peak_dbfs(samples), 2),
         "loudness_lufs": None if loudness is None else round(loudness, 2),
         "warnings": warnings,

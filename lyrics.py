@@ -23,8 +23,8 @@ import bootstrap
 import checkpoints
 import models
 import preview_writers
-from chat import Decoder, MlxModel, Model, Sampler, TorchModel, encode_as_text, first_line, load_tokenizer, prompt_ids
-from events import Draft, Problem, StudioError
+from chat import Decoder, MlxModel, Model, Sampler, TorchModel, encode_as_text, load_tokenizer, prompt_ids
+from events import Draft, Problem, StudioError, first_line, is_out_of_memory
 from hub import is_repo_id
 from limits import LANGUAGES, STRUCTURES, shown
 from params import LyricsRequest
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VARIABLE = "ACE_STUDIO_LYRICS"
-DEFAULT_WRITER = "Qwen/Qwen2.5-7B-Instruct"
-DEFAULT_MLX_WRITER = "mlx-community/Qwen2.5-7B-Instruct-4bit"
+DEFAULT_WRITER, DEFAULT_MLX_WRITER = bootstrap.REPOSITORIES[VARIABLE]
 WRITER_GB = {DEFAULT_WRITER: 15.2, DEFAULT_MLX_WRITER: 4.3}
 
 Engine = Literal["transformers", "mlx"]
@@ -160,21 +159,7 @@ def _reason_against(folder: Path, engine: Engine) -> str | None:
     inside = (checkpoints.read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
     if not inside and not (folder / "chat_template.jinja").is_file():
         return "its tokenizer has no chat template; an instruct or chat model is needed"
-    return _weights_reason(folder)
-
-
-def _weights_reason(folder: Path) -> str | None:
-    names = ["model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = (checkpoints.read_json(index) or {}).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            return f"{index.name} cannot be read"
-        names = sorted({str(name) for name in shards.values()})
-    for name in names:
-        if reason := checkpoints.weights_flaw(folder / name):
-            return f"{name} {reason}"
-    return None
+    return checkpoints.weights_flaw(folder)
 
 
 # --- the writer ---------------------------------------------------------------------------------------------------
@@ -243,8 +228,7 @@ def build_writer(weights: WriterWeights, kind: models.Kind) -> Writer:
     The tiny preview model is made first where it is not in the cache yet.
     """
     if weights.folder is None:
-        problem = weights.problem or _missing(weights.wanted)
-        raise StudioError(problem.code, problem.message, problem.field, problem.hint)
+        raise StudioError.of(weights.problem or _missing(weights.wanted))
     try:
         built_in = weights.source == "preview"
         folder = preview_writers.language_model_folder("qwen2") if built_in else weights.folder
@@ -268,7 +252,7 @@ def build_writer(weights: WriterWeights, kind: models.Kind) -> Writer:
 
 
 def _load_failure(weights: WriterWeights, error: Exception) -> StudioError:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return _out_of_memory(weights)
     return StudioError(
         "weights_broken",

@@ -1,7 +1,7 @@
 """The memory plan: which of the three models lie on the device while a job runs, and in how many bits.
 
 A 24 GB card cannot hold the song model, the planner and the lyrics writer at once. `choose` decides from numbers alone,
-before anything is loaded; models.py and backend.py carry it out. Sizes are bytes as the weights lie in memory.
+before anything is loaded; placing.py carries it out. Sizes are bytes as the weights lie in memory.
 """
 
 from __future__ import annotations

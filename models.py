@@ -16,7 +16,7 @@ import memory
 import preview
 from bootstrap import on_zerogpu
 from checkpoints import DEFAULT_MODEL_GB, PREVIEW_HIDDEN_SIZE, Weights, missing_model, transformer_config
-from events import StudioError
+from events import StudioError, first_line
 from hub import PARTS
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
     Raises StudioError where there are no weights, they cannot be loaded, or memory does not suffice.
     """
     if weights.engine != "preview" and weights.folder is None:
-        problem = weights.problem or missing_model(weights.wanted)
-        raise StudioError(problem.code, problem.message, problem.field, problem.hint)
+        raise StudioError.of(weights.problem or missing_model(weights.wanted))
     import torch
     from diffusers import AceStepPipeline
 
@@ -97,10 +96,9 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
             hint="Close other programs that use it, and start the studio again.",
         ) from None
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StudioError(
             "weights_broken",
-            f"The model {weights.model_id} could not be loaded: {reason}",
+            f"The model {weights.model_id} could not be loaded: {first_line(error)}",
             hint=f"Look at the folder {weights.folder}, or remove it and fetch the model again.",
         ) from error
     attention.use(pipe.transformer, attention.CHOSEN)

@@ -64,8 +64,7 @@ class Placing:
         work = work_of(request, turbo=checkpoints.is_turbo(self._studio.weights), source=source)
         choice = self._choice(work if isinstance(request, SongRequest) else None, forced)
         if choice.problem and not at_most:
-            problem = choice.problem
-            raise StudioError(problem.code, problem.message, problem.field, problem.hint)
+            raise StudioError.of(choice.problem)
         limit = at_most or (self._limit if forced == "auto" else "")
         self._take(memory.not_above(self._studio.device().kind, choice.plan, limit))
         return self.plan

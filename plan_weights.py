@@ -10,16 +10,17 @@ from typing import Literal
 from huggingface_hub import constants, try_to_load_from_cache
 
 import preview_writers
-from bootstrap import on_zerogpu
+from bootstrap import REPOSITORIES, on_zerogpu
 from checkpoints import MODELS_FOLDER, looks_like_folder, read_json, snapshot_revision, weights_flaw
 from events import Problem
 from hub import is_repo_id
 from limits import shown
 
 VARIABLE = "ACE_STUDIO_PLANNER"
-DEFAULT_PLANNER = "ACE-Step/Ace-Step1.5/acestep-5Hz-lm-1.7B"
-UMBRELLA, SUBFOLDER = "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B"
-"""This repository holds other models too; its planner is in a folder of its own, which need not be named."""
+(UMBRELLA,) = REPOSITORIES[VARIABLE]
+SUBFOLDER = "acestep-5Hz-lm-1.7B"
+"""The umbrella holds other models too; its planner is in a folder of its own, which need not be named."""
+DEFAULT_PLANNER = f"{UMBRELLA}/{SUBFOLDER}"
 PREVIEW, OFF = "preview", "off"
 PREVIEW_CODES = 1_000
 TOKEN_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
@@ -140,14 +141,7 @@ def _flaw(folder: Path) -> str | None:
         return f"it is a {shown(kinds[0])}, not a causal language model"
     if not any(b"<|audio_code_0|>" in _bytes(folder / name) for name in TOKEN_FILES):
         return "its tokenizer has no audio tokens (<|audio_code_0|> and so on)"
-    names = {"model.safetensors"}
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = (read_json(index) or {}).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            return f"{index.name} cannot be read"
-        names = {str(name) for name in shards.values()}
-    return next((f"{name} {flaw}" for name in sorted(names) if (flaw := weights_flaw(folder / name))), None)
+    return weights_flaw(folder)
 
 
 def _bytes(path: Path) -> bytes:

@@ -22,7 +22,7 @@ import yaml
 
 import preview
 import preview_writers
-from events import Problem, StudioError
+from events import StudioError, first_line
 from limits import INSTRUMENTAL, LIMITS, TEXT_LIMITS
 from models import Device, free_memory
 from plan_decoding import CodesJob, CodeWriter, Draw, Written, write
@@ -427,7 +427,7 @@ def load_planner(weights: PlannerWeights, device: Device) -> Planner:
     Raises StudioError where there is none, it cannot be loaded or used, or memory does not suffice.
     """
     if weights.folder is None:
-        raise _error(weights.problem or unusable(weights.wanted, "there is no folder of it"))
+        raise StudioError.of(weights.problem or unusable(weights.wanted, "there is no folder of it"))
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -449,7 +449,7 @@ def load_planner(weights: PlannerWeights, device: Device) -> Planner:
             raise Unfit("its tokenizer has no chat template")
         return Planner(model, tokenizer, weights.model_id)
     except Unfit as error:
-        raise _error(unusable(weights.model_id, str(error))) from None
+        raise StudioError.of(unusable(weights.model_id, str(error))) from None
     except (torch.OutOfMemoryError, MemoryError):
         free_memory()
         raise StudioError(
@@ -458,9 +458,4 @@ def load_planner(weights: PlannerWeights, device: Device) -> Planner:
             hint=f"Songs can be made without it; {VARIABLE}=ACE-Step/acestep-5Hz-lm-0.6B is smaller.",
         ) from None
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise _error(unusable(weights.model_id, f"it could not be loaded: {reason}")) from error
-
-
-def _error(problem: Problem) -> StudioError:
-    return StudioError(problem.code, problem.message, problem.field, problem.hint)
+        raise StudioError.of(unusable(weights.model_id, f"it could not be loaded: {first_line(error)}")) from error

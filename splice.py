@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-SAMPLE_RATE = 48_000
+from limits import SAMPLE_RATE
+
 SURROUNDINGS_SECONDS = 3.0
 # A verse may be softer than the chorus beside it; further apart than this, a new part sounds foreign.
 LEVEL_TOLERANCE_DB = 3.0

@@ -150,7 +150,6 @@ TURBO_QUALITY = "This turbo checkpoint makes every quality in {steps} steps."
 # --- sections and buttons -----------------------------------------------------------------------------------------
 
 TABS = {"generate": "Generate", "cover": "Cover", "extend": "Extend", "edit": "Edit", "lyrics": "Lyrics"}
-ESSENTIALS = "Your song"
 RESULT = "Takes"
 DETAILS = "Song details"
 ADVANCED = "Advanced"

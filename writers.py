@@ -20,7 +20,7 @@ import models
 import plan_weights
 import planner
 import sampling
-from events import Done, Draft, Problem, Progress, StudioError
+from events import Done, Draft, Problem, Progress, StudioError, is_out_of_memory
 from finish import versions
 from limits import STUDIO_VERSION
 from modes import Job
@@ -69,12 +69,12 @@ class Slot:
             if self._model is None:
                 problem = self._missing() or self.problem
                 if problem and problem.code != "out_of_memory":
-                    raise error_of(problem)
+                    raise StudioError.of(problem)
                 self._model, self.problem = self._load()
                 if self.problem:
                     # Out here the exception is gone, and with it what it held of the model.
                     models.free_memory()
-                    raise error_of(self.problem)
+                    raise StudioError.of(self.problem)
             return self._model
 
     def fetch(self) -> Iterator[Progress]:
@@ -90,7 +90,7 @@ class Slot:
     def check(self) -> None:
         """Raise StudioError where the weights are not on this machine."""
         if problem := self._missing():
-            raise error_of(problem)
+            raise StudioError.of(problem)
 
     def refresh(self, turn: threading.Lock) -> None:
         """Look for the weights again and forget what failed; others let go of the model, once `turn` is free."""
@@ -308,19 +308,9 @@ def _codes_of(studio: Backend, job: Job, seconds: dict[str, float]) -> Generator
 # --- small parts --------------------------------------------------------------------------------------------------
 
 
-def error_of(problem: Problem) -> StudioError:
-    """Return the exception that carries `problem`."""
-    return StudioError(problem.code, problem.message, problem.field, problem.hint)
-
-
 def as_dict(problem: Problem | None) -> dict[str, str] | None:
     """Return `problem` as a status shows it."""
     return None if problem is None else {"code": problem.code, "message": problem.message, "hint": problem.hint}
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether `error` is torch's or Python's lack of memory, without importing torch."""
-    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
 
 
 def _loaded(slot: Slot, seconds: dict[str, float]) -> Generator[Progress, None, Any]:

@@ -95,7 +95,7 @@ class Lending:
                 if problem is None:
                     raise
             if not spent or self.tries > 1 or self.first >= MOST_SECONDS:
-                raise StudioError(problem.code, problem.message, problem.field, problem.hint)
+                raise StudioError.of(problem)
             self.asked = clamped(2 * self.first)
             yield Progress("lending", note=retry_note(self.first, self.asked))
 

@@ -15,6 +15,7 @@ import estimate
 import export
 import sampling
 from events import Done, Failed, InvalidRequest, Progress
+from limits import SAMPLE_RATE
 from params import parse_request
 
 LYRICS = "[Verse]\nslow light on the window\n\n[Chorus]\nstay (ooh) a while"
@@ -43,7 +44,7 @@ def studio(folder):
 def take(tmp_path_factory):
     """A finished song: something to hear, in the left ear at first and then in the right."""
     path = tmp_path_factory.mktemp("songs") / "take.wav"
-    times = np.arange(SECONDS * audio.SAMPLE_RATE) / audio.SAMPLE_RATE
+    times = np.arange(SECONDS * SAMPLE_RATE) / SAMPLE_RATE
     tone = 0.4 * np.sin(2 * np.pi * (200 + 20 * times) * times)
     export.encode(np.stack([tone * (times < 6), tone * (times >= 6)]), path, "wav")
     return str(path)

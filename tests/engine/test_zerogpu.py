@@ -145,7 +145,7 @@ def test_a_song_arrives_with_the_packed_weights_the_visitors_token_and_the_estim
     asked = space.api.asked[-1]
     assert asked["token"] == TOKEN
     request = parse_request("generate", values(seed=7))
-    assert int(asked["durationSeconds"]) == estimate.seconds_for(request, planner=True)
+    assert int(asked["durationSeconds"]) == estimate.gpu_seconds(estimate.work_of(request, planner=True))
     # In the main process the weights are gone after packing, so these can only be the packed ones.
     (facts,) = (facts for facts in space.facts() if facts["seed"] == 7)
     assert facts["transformer"] == digest(pipe.transformer)
@@ -167,7 +167,7 @@ def test_a_song_arrives_with_the_packed_weights_the_visitors_token_and_the_estim
 def test_the_declared_seconds_are_those_of_the_estimator(space, changed):
     space.api.refusals.append(Refusal(429, wait=-1))
     failed(song(space.client(TOKEN), **changed))
-    expected = estimate.seconds_for(parse_request("generate", values(**changed)), planner=True)
+    expected = estimate.gpu_seconds(estimate.work_of(parse_request("generate", values(**changed)), planner=True))
     assert expected > 60
     assert int(space.api.asked[-1]["durationSeconds"]) == expected
 

@@ -18,8 +18,9 @@ from mutagen.wave import WAVE
 import audio
 import export
 import levels
+from limits import SAMPLE_RATE
 
-RATE = audio.SAMPLE_RATE
+RATE = SAMPLE_RATE
 FORMATS = ("wav", "flac", "mp3", "ogg")
 LOSSLESS = ("wav", "flac")
 # The ends of the range, the smallest steps and values that truncation and rounding treat differently.

@@ -118,12 +118,6 @@ def test_lyrics_cost_their_tokens():
     assert estimate.seconds_needed(long) < 300
 
 
-def test_the_page_and_the_call_ask_for_the_same():
-    request = parse_request("generate", {"prompt": "x", "duration": 600, "takes": 2})
-    facts = {"planner": True}
-    assert estimate.seconds_for(request, **facts) == estimate.gpu_seconds(estimate.work_of(request, **facts))
-
-
 # --- what does not fit --------------------------------------------------------------------------------------------
 
 
