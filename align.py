@@ -21,12 +21,15 @@ import numpy as np
 
 import audio
 import checkpoints
+import codec
+import conditions
 import loras
 import sampling
 import writers
 from events import Done, Progress, StudioError
-from limits import QUALITY_STEPS, SAMPLE_RATE
-from modes import COVER, TEXT2MUSIC, Job
+from jobs import Job
+from limits import MAX_LYRIC_TOKENS, QUALITY_STEPS, SAMPLE_RATE
+from modes import COVER, TEXT2MUSIC
 from params import AlignRequest
 
 if TYPE_CHECKING:
@@ -100,11 +103,11 @@ def run(studio: Backend, job: Job) -> Iterator[Progress | Done]:
     started, tiles = time.monotonic(), []
     yield Progress("preparing")
     samples = audio.read_wav(job.audio["source"])
-    for _, _, tile in sampling.encode_samples(pipe, samples):
+    for _, _, tile in codec.encode_samples(pipe, samples):
         tiles.append(tile)
         yield Progress("preparing")
     yield Progress("aligning")
-    facts = _timed(pipe, heads, job.request, job.seeds, sampling.join(tiles), samples.shape[1] / SAMPLE_RATE)
+    facts = _timed(pipe, heads, job.request, job.seeds, codec.join(tiles), samples.shape[1] / SAMPLE_RATE)
     seconds["aligning"] = round(time.monotonic() - started, 3)
     yield Done((), writers.record_of(studio, job, studio.weights, seconds, facts))
 
@@ -115,8 +118,8 @@ def _timed(
     """Return what the record says of the times, for a song's latents `clean` [1, T, C] of `seconds`."""
     lyrics, steps = request.sung_lyrics(), request.steps or QUALITY_STEPS["standard"]
     # A planned song was made of its plan's audio codes, which no record holds; those of the song itself are as near.
-    planned = request.planned and sampling.has_audio_codes(pipe)
-    words = sampling.Words(
+    planned = request.planned and conditions.has_audio_codes(pipe)
+    words = conditions.Words(
         prompt=request.prompt,
         lyrics=lyrics,
         language=request.language,
@@ -126,10 +129,10 @@ def _timed(
         key=request.key,
         time_signature=request.time_signature,
     )
-    words = replace(words, prompt=sampling.fit_prompt(pipe, words)[0])
+    words = replace(words, prompt=conditions.fit_prompt(pipe, words)[0])
     where, tokens = lyric_slice(pipe, lyrics, request.language)
-    context = sampling.cover_context(pipe, clean) if planned else sampling.silent_context(pipe, clean.shape[1])
-    condition = sampling.encode_condition(pipe, words, context)
+    context = conditions.cover_context(pipe, clean) if planned else conditions.silent_context(pipe, clean.shape[1])
+    condition = conditions.encode_condition(pipe, words, context)
     noise = sampling.draw_noise(sampling.generators_for(seeds), clean.shape[1], clean.shape[2])
     found = attention(pipe, condition, clean, noise, 1 / steps, heads, where)
     lines = timed_lines(found, tokens, lyrics, seconds)
@@ -166,7 +169,7 @@ def alignment_heads(config: Mapping[str, Any]) -> Heads:
 
 def attention(
     pipe: Any,
-    condition: sampling.Condition,
+    condition: conditions.Condition,
     latents: torch.Tensor,
     noise: torch.Tensor,
     t: float,
@@ -232,7 +235,7 @@ def lyric_slice(pipe: Any, lyrics: str, language: str) -> tuple[slice, list[Toke
     The condition begins with the rendered lyrics, cut to 2,048 tokens. Their headers and the end mark are left out.
     """
     _, text = pipe._format_prompt(prompt="", lyrics=lyrics, vocal_language=language)
-    spans = pipe.tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=sampling.MAX_LYRIC_TOKENS)
+    spans = pipe.tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=MAX_LYRIC_TOKENS)
     begin = text.index(lyrics, text.index("# Lyric\n")) if lyrics else len(text)
     inside = [i for i, (start, end) in enumerate(spans.offset_mapping) if end > begin and start < begin + len(lyrics)]
     if not inside:

@@ -13,12 +13,9 @@ import contextlib
 import contextvars
 import logging
 import queue
-import secrets
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,6 @@ import align
 import audio
 import bootstrap
 import checkpoints
-import export
 import hub
 import loras
 import memory
@@ -42,10 +38,12 @@ import zerogpu
 from estimate import Work, clamped, gpu_seconds, refusal, work_of
 from events import Done, Draft, Event, Failed, Problem, Progress, StudioError, is_out_of_memory
 from finish import finish, output_folder, versions
-from limits import LIMITS, MAX_SEED, SAMPLE_RATE, STUDIO_VERSION
-from modes import Job, Outcome
-from params import AlignRequest, DescribeRequest, Request, SongRequest, check_source
+from jobs import Clock, Job, decode_upload, job_for, source_seconds
+from limits import LIMITS, STUDIO_VERSION
+from modes import Outcome
+from params import AlignRequest, DescribeRequest, Request, SongRequest
 from placing import Placing
+from uploads import check_source
 
 log = logging.getLogger("studio")
 
@@ -53,7 +51,6 @@ ON_ZEROGPU = bootstrap.on_zerogpu()
 # Off ZeroGPU one pipeline serves everybody in turn; there every call has a worker of its own.
 GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU else 1}
 HEARTBEAT_SECONDS = 0.4
-UPLOADS = {"source": "The source", "reference": "The reference audio"}
 
 
 # --- the GPU entry point ------------------------------------------------------------------------------------------
@@ -132,7 +129,7 @@ def _within_memory(backend: Backend, job: Job) -> Iterator[Event | Outcome | Non
     run = _make_song if isinstance(request, SongRequest) else align.run if request.mode == "align" else writers.run
     lower, notes = None, ()
     while True:
-        plan = backend.placing.begin(job.request, _source_seconds(job), lower)
+        plan = backend.placing.begin(job.request, source_seconds(job), lower)
         try:
             for event in run(backend, job):
                 if isinstance(event, Outcome):
@@ -291,7 +288,7 @@ class Backend:
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Do what `request` asks: progress, then `Done` or `Failed`. Closing the generator cancels it."""
-        clock = _Clock()
+        clock = Clock()
         try:
             for event in self._run(request):
                 yield clock.stamp(event) if isinstance(event, Progress) else event
@@ -313,10 +310,10 @@ class Backend:
     def _run(self, request: Request) -> Iterator[Event]:
         yield from self._gather(request)
         output = output_folder() if isinstance(request, SongRequest) else None
-        with _job(request) as job:
+        with job_for(request) as job:
             yield Progress("preparing")
             for name in job.audio:
-                seconds = _decode_upload(job, name, getattr(request, name))
+                seconds = decode_upload(job, name, getattr(request, name))
                 if name == "source":
                     check_source(request, seconds)
                 yield Progress("preparing")
@@ -385,7 +382,7 @@ class Backend:
 
     def _gpu_seconds(self, request: Request, job: Job) -> int:
         """Return the seconds to ask ZeroGPU for; raises StudioError there where one call cannot last that long."""
-        work = self.work_of(request, _source_seconds(job))
+        work = self.work_of(request, source_seconds(job))
         if ON_ZEROGPU and (problem := refusal(work)):
             raise StudioError.of(problem)
         return gpu_seconds(work)
@@ -413,68 +410,6 @@ def get_backend() -> Backend:
             outputs.prune()
             _backend = Backend()
         return _backend
-
-
-# --- around a job -------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _job(request: Request) -> Iterator[Job]:
-    """Give the request a folder of its own, seeds, and the uploads it names; the folder goes with the block."""
-    folder = Path(tempfile.gettempdir(), "ace-music-studio", secrets.token_hex(16))
-    folder.mkdir(parents=True)
-    try:
-        song = isinstance(request, SongRequest)
-        job = Job(
-            request=request,
-            seeds=_seeds(request.seed, request.takes if song else 1),
-            variation_seeds=_seeds(request.options.variation_seed, request.takes) if song else (),
-            folder=str(folder),
-            audio={name: str(folder / f"{name}.wav") for name in UPLOADS if getattr(request, name, None)},
-        )
-        job.running.touch()
-        yield job
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _seeds(first: int, takes: int) -> tuple[int, ...]:
-    """Return a seed a take: `first` + i, where -1 draws the first here, in the main process."""
-    if first < 0:
-        first = secrets.randbelow(MAX_SEED - takes + 2)
-    return tuple((first + i) % (MAX_SEED + 1) for i in range(takes))
-
-
-def _decode_upload(job: Job, name: str, upload: str) -> float:
-    """Write the upload as float WAV at 48 kHz into the job's folder; returns its seconds."""
-    try:
-        samples = audio.decode(upload)
-    except audio.AudioError as error:
-        raise StudioError("bad_audio", f"{UPLOADS[name]}: {error.message}", name, error.hint) from None
-    export.write_wav(job.audio[name], samples)
-    return samples.shape[1] / SAMPLE_RATE
-
-
-def _source_seconds(job: Job) -> float:
-    return audio.duration_of(job.audio["source"]) if "source" in job.audio else 0.0
-
-
-class _Clock:
-    """Stamps progress with the seconds gone and, from the pace within the stage, the seconds left in it."""
-
-    def __init__(self, now: Callable[[], float] = time.monotonic):
-        self._now = now
-        self._started = self._stage_started = now()
-        self._stage, self._first = "", 0
-
-    def stamp(self, event: Progress) -> Progress:
-        now = self._now()
-        if event.stage != self._stage:
-            self._stage, self._stage_started, self._first = event.stage, now, event.step
-        done, left = event.step - self._first, event.left
-        if left is None and done > 0 and event.steps:
-            left = round((now - self._stage_started) / done * (event.steps - event.step), 1)
-        return replace(event, elapsed=round(now - self._started, 1), left=left)
 
 
 # --- problems ----------------------------------------------------------------------------------------

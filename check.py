@@ -16,6 +16,7 @@ from typing import Any
 
 import bootstrap
 import tooltips
+from limits import LIMITS, STUDIO_VERSION, size_text
 
 SONG_BYTES = 1_500_000_000
 """What four takes of ten minutes need while they are made: float32 in the job's folder, 24 bit twice."""
@@ -61,8 +62,6 @@ def verdict_of(found: list[Finding]) -> Finding:
 
 def findings() -> Iterator[Finding]:
     """Yield what is found, in the order in which a start would need it; ends early where packages are missing."""
-    from limits import STUDIO_VERSION
-
     here = f"{STUDIO_VERSION}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield Finding("studio", here)
     try:
@@ -119,7 +118,6 @@ def memory_plan(weights: Any, where: Any, usual: str) -> Finding:
     import checkpoints
     import memory
     import models
-    from limits import LIMITS
 
     shortest = models.song_of(weights, where, LIMITS["duration"].low, 1, not checkpoints.is_turbo(weights))
     room = models.room_for_models(where.kind)
@@ -253,8 +251,3 @@ def _cache_folder() -> Path:
 def free_text(folder: Path) -> str:
     """Return the free room on the disk of `folder` as words."""
     return size_text(shutil.disk_usage(folder).free)
-
-
-def size_text(size: int) -> str:
-    """Return bytes as words, in units of 1000."""
-    return f"{size / 10**9:.1f} GB" if size >= 10**8 else f"{size / 10**6:.1f} MB"

@@ -27,9 +27,11 @@ import models
 import modes
 import outputs
 from events import Done, Failed, Progress, StudioError
+from jobs import Job
 from limits import SAMPLE_RATE, STUDIO_VERSION
-from modes import Job, Outcome, Take
+from modes import Outcome
 from params import SongRequest
+from song import Take
 
 PACKAGES = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, constants, get_session, hf_hub_url
@@ -35,7 +36,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
 from events import Progress, StudioError
-from limits import shown
+from limits import shown, size_text
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,12 @@ def download(repo_id: str, cancelled: Callable[[], bool], selection: Selection |
     where the network fails for good, and when it was stopped.
     """
     _check_id(repo_id)
+    yield from watched(Fetch(repo_id, selection or PIPELINE), cancelled)
+
+
+def watched(fetch: Fetch, cancelled: Callable[[], bool]) -> Iterator[Progress]:
+    """Run `fetch` in a thread of its own and tell where it is; events, closing and errors are those of `download`."""
     _raise_if_silent()
-    fetch = _Fetch(repo_id, selection or PIPELINE)
     worker = threading.Thread(target=fetch.run, name="download", daemon=True)
     worker.start()
     try:
@@ -141,12 +146,17 @@ def language_model(variable: str, folder: str = "") -> Selection:
     return Selection(choose, f"{start}config.json", "language model", variable)
 
 
+def storage_of(repo_id: str) -> Path:
+    """Return the folder of a repository in the Hugging Face cache."""
+    return Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}")
+
+
 # --- the worker ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _File:
-    """One file of the repository: its hash is the SHA-256 of a large file, the git blob id of a small one."""
+class RepoFile:
+    """One file of a repository: its hash is the SHA-256 of a large file, the git blob id of a small one."""
 
     name: str
     size: int
@@ -157,15 +167,21 @@ class _Stop(Exception):
     """Ends the worker; nobody waits for its result any more."""
 
 
-class _Fetch:
-    """One download, worked off in a thread of its own so that a network that hangs blocks nobody who watches."""
+class Fetch:
+    """One download, worked off in a thread of its own so that a network that hangs blocks nobody who watches.
+
+    `commit` is the one that the hub named, "" before its answer. A fetch of another kind chooses its files in `choose`.
+    """
+
+    token: Literal[False] | None = None
+    """False asks without the owner's token; None with it, where there is one."""
 
     def __init__(self, repo_id: str, selection: Selection):
         self.repo_id, self.selection = repo_id, selection
-        self.storage = Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}")
+        self.storage = storage_of(repo_id)
         self.stop, self.answered = threading.Event(), threading.Event()
         self.error: StudioError | None = None
-        self._note = self._commit = ""
+        self.commit = self.note = ""
         self._total = self._done = self._fetched = 0
         self._started = time.monotonic()
         self._first_byte: float | None = None
@@ -176,49 +192,57 @@ class _Fetch:
 
     def progress(self) -> Progress:
         """Return where it stands; a note is said once."""
-        note, self._note = self._note, ""
+        note, self.note = self.note, ""
         left = None
         if self._first_byte is not None and self._fetched:
             spent = time.monotonic() - self._first_byte
             left = round((self._total - self._done) * spent / self._fetched, 1) if spent > 1 else None
         done, total = self._done // 10**6, math.ceil(self._total / 10**6)
-        whole = self._total and self._done >= self._total
+        whole = self._total and self.done()
         return Progress("downloading", total if whole else done, total, round(self.seconds(), 1), left, note)
+
+    def done(self) -> bool:
+        """Tell whether all of it is here."""
+        return self._done >= self._total
 
     def run(self) -> None:
         """Do it all; what goes wrong ends up in `error`."""
         try:
             files = self._ask()
             with self._alone():
-                self._plan(files)
+                self.plan(files)
                 for file in files:
                     self._fetch(file)
                 self._link(files)
         except _Stop:
             self.error = _stopped()
         except Exception as error:
-            self.error = self._explained(error)
+            self.error = self.explained(error)
 
-    def _ask(self) -> list[_File]:
+    def _ask(self) -> list[RepoFile]:
         try:
-            api = HfApi(endpoint=constants.ENDPOINT)
+            api = HfApi(endpoint=constants.ENDPOINT, token=self.token)
             info = api.model_info(self.repo_id, files_metadata=True, timeout=ASK_SECONDS)
         finally:
             self.answered.set()
-        chosen = set(self.selection.choose(sibling.rfilename for sibling in info.siblings or []))
-        files = [
-            _File(s.rfilename, s.lfs.size if s.lfs else s.size or 0, (s.lfs.sha256 if s.lfs else s.blob_id) or "")
+        there = [
+            RepoFile(s.rfilename, s.lfs.size if s.lfs else s.size or 0, (s.lfs.sha256 if s.lfs else s.blob_id) or "")
             for s in info.siblings or []
-            if s.rfilename in chosen
         ]
-        if self.selection.index not in chosen:
-            missing = f"{self.repo_id} holds no {self.selection.kind} ({self.selection.index} is missing)."
-            raise StudioError("weights_unfit", missing)
+        files = self.choose(there, bool(info.private or info.gated))
         # Hashes become file names below.
         if not all(re.fullmatch("[0-9a-f]{40,64}", value) for value in (info.sha or "", *(f.hash for f in files))):
             raise ValueError("the hub's answer has no file hashes")
-        self._commit = info.sha
+        self.commit = info.sha
         return files
+
+    def choose(self, there: list[RepoFile], guarded: bool) -> list[RepoFile]:
+        """Choose among the files of a repository, `guarded` where not everybody may read it; raises StudioError."""
+        chosen = set(self.selection.choose(file.name for file in there))
+        if self.selection.index not in chosen:
+            missing = f"{self.repo_id} holds no {self.selection.kind} ({self.selection.index} is missing)."
+            raise StudioError("weights_unfit", missing)
+        return [file for file in there if file.name in chosen]
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -231,7 +255,7 @@ class _Fetch:
                 lock.acquire(timeout=0)
                 break
             except Timeout:
-                self._note = self._note or "Another download of this model is running; this one waits for it."
+                self.note = self.note or "Another download of this model is running; this one waits for it."
                 if self.stop.wait(TICK_SECONDS):
                     raise _Stop from None
         try:
@@ -239,7 +263,8 @@ class _Fetch:
         finally:
             lock.release()
 
-    def _plan(self, files: list[_File]) -> None:
+    def plan(self, files: list[RepoFile]) -> None:
+        """Add up what there is to do and whether the disk has room for it; raises StudioError."""
         self._total = sum(file.size for file in files)
         self._done = sum(self._present(file) for file in files)
         self.storage.mkdir(parents=True, exist_ok=True)
@@ -247,24 +272,24 @@ class _Fetch:
         if missing and missing + SPARE_BYTES > free:
             raise StudioError(
                 "disk_full",
-                f"{self.repo_id} needs {_gb(missing)} more, and {_gb(free)} are free where models are kept "
+                f"{self.repo_id} needs {size_text(missing)} more, and {size_text(free)} are free where models are kept "
                 f"({constants.HF_HUB_CACHE}).",
                 hint="Make room there, or set HF_HOME to a folder on a larger disk, and start the studio again.",
             )
-        here = f"; {_gb(self._done)} of it are here already" if self._done else ""
-        self._note = f"Fetching {_gb(self._total)} from Hugging Face into {constants.HF_HUB_CACHE}{here}."
+        here = f"; {size_text(self._done)} of it are here already" if self._done else ""
+        self.note = f"Fetching {size_text(self._total)} from Hugging Face into {constants.HF_HUB_CACHE}{here}."
 
-    def _blob(self, file: _File) -> Path:
+    def _blob(self, file: RepoFile) -> Path:
         return self.storage / "blobs" / file.hash
 
-    def _partial(self, file: _File) -> Path:
+    def _partial(self, file: RepoFile) -> Path:
         return self._blob(file).with_name(f"{file.hash}.incomplete")
 
-    def _present(self, file: _File) -> int:
+    def _present(self, file: RepoFile) -> int:
         sizes = (_size(self._blob(file)), _size(self._partial(file)))
         return file.size if sizes[0] == file.size else min(sizes[1], file.size)
 
-    def _fetch(self, file: _File) -> None:
+    def _fetch(self, file: RepoFile) -> None:
         if _size(self._blob(file)) == file.size:
             return
         partial, fruitless = self._partial(file), 0
@@ -285,7 +310,7 @@ class _Fetch:
             if fruitless > RETRIES:
                 raise StudioError(
                     "download_broken",
-                    f"The download broke off after {_gb(self._done)} of {_gb(self._total)}.",
+                    f"The download broke off after {size_text(self._done)} of {size_text(self._total)}.",
                     hint="What arrived is kept; starting it again goes on from there.",
                 )
             if self.stop.wait(RETRY_SECONDS):
@@ -293,7 +318,7 @@ class _Fetch:
         self._check(file, partial)
         partial.replace(self._blob(file))
 
-    def _stream(self, file: _File, partial: Path) -> None:
+    def _stream(self, file: RepoFile, partial: Path) -> None:
         """Append to `partial` what the server sends of the rest; a server without ranges makes it start anew."""
         have = _size(partial)
         if have > file.size:
@@ -303,7 +328,7 @@ class _Fetch:
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
-        url = hf_hub_url(self.repo_id, file.name, revision=self._commit, endpoint=constants.ENDPOINT)
+        url = hf_hub_url(self.repo_id, file.name, revision=self.commit, endpoint=constants.ENDPOINT)
         with get_session().stream("GET", url, headers=headers, timeout=READ_SECONDS, follow_redirects=True) as response:
             hf_raise_for_status(response)
             if have and response.status_code != 206:
@@ -319,7 +344,7 @@ class _Fetch:
                     self._done += len(chunk)
                     self._fetched += len(chunk)
 
-    def _check(self, file: _File, path: Path) -> None:
+    def _check(self, file: RepoFile, path: Path) -> None:
         digest = hashlib.sha256()
         if len(file.hash) == 40:
             digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
@@ -334,8 +359,8 @@ class _Fetch:
                 "download_broken", f"{file.name} did not arrive intact.", hint="Please start the download again."
             )
 
-    def _link(self, files: list[_File]) -> None:
-        snapshot = self.storage / "snapshots" / self._commit
+    def _link(self, files: list[RepoFile]) -> None:
+        snapshot = self.storage / "snapshots" / self.commit
         for file in files:
             pointer, blob = snapshot / file.name, self._blob(file)
             pointer.parent.mkdir(parents=True, exist_ok=True)
@@ -344,9 +369,9 @@ class _Fetch:
                 pointer.symlink_to(os.path.relpath(blob, pointer.parent))
         reference = self.storage / "refs" / constants.DEFAULT_REVISION
         reference.parent.mkdir(parents=True, exist_ok=True)
-        reference.write_text(self._commit, encoding="utf-8")
+        reference.write_text(self.commit, encoding="utf-8")
 
-    def _explained(self, error: Exception) -> StudioError:
+    def explained(self, error: Exception) -> StudioError:
         """Put what went wrong into words; order matters, since most of these are kinds of OSError."""
         if isinstance(error, StudioError):
             return error
@@ -374,7 +399,7 @@ class _Fetch:
                 f"Hugging Face answered with error {error.response.status_code}.",
                 hint="Please try again later.",
             )
-        if not self._commit and isinstance(error, HTTPError | ValueError):
+        if not self.commit and isinstance(error, HTTPError | ValueError):
             return _unreachable(type(error).__name__)
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -427,7 +452,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _gb(size: int) -> str:
-    return f"{size / 10**9:.1f} GB" if size >= 10**8 else f"{size / 10**6:.1f} MB"

@@ -13,6 +13,8 @@ MAX_SEED = 2**32 - 1
 MAX_SOURCE_SECONDS = 600
 LEAST_REGION_SECONDS = 0.5
 MOST_LORAS = 50
+MAX_TEXT_TOKENS, MAX_LYRIC_TOKENS = 256, 2_048
+"""What the song model reads of the rendered prompt, song details included, and of the rendered lyrics."""
 MORE_LIKE_THIS = 0.25
 """The variation of one more song like a given one: its own noise stays the greater part."""
 INSTRUMENTAL = "[Instrumental]"
@@ -81,6 +83,16 @@ def shown(value: object, most: int = 40) -> str:
         return str(value)
     text = "".join(c if c.isprintable() else " " for c in str(value))
     return f'"{text[:most]}..."' if len(text) > most else f'"{text}"'
+
+
+def samples_in(seconds: float) -> int:
+    """Return how many samples at 48 kHz last `seconds`."""
+    return round(seconds * SAMPLE_RATE)
+
+
+def size_text(size: int) -> str:
+    """Return bytes as words, in units of 1000."""
+    return f"{size / 10**9:.1f} GB" if size >= 10**8 else f"{size / 10**6:.1f} MB"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_LYRIC_TOKENS = 2_048
+from limits import MAX_LYRIC_TOKENS
+
 MOST_SYLLABLES = 15
 """A line "far over 10": half as much again."""
 MOST_WORDS_A_SECOND = 3.0

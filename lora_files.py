@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -147,6 +148,12 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
 def broken(reason: str) -> Refusal:
     """Return the refusal of a file that is damaged."""
     return Refusal("lora_broken", f"cannot be used: {reason}", "Download or export it again, as safetensors.")
+
+
+def is_inside(name: str) -> bool:
+    """Tell whether a name of an archive or a repository is a plain relative path."""
+    parts = name.split("/")
+    return bool(name) and not re.search(r"[\\:\x00-\x1f]", name) and not {"", ".", ".."} & set(parts)
 
 
 def sha256_of(path: str | Path) -> str:

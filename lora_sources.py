@@ -1,8 +1,8 @@
-"""Where a LoRA comes from: an upload (a safetensors file, or a PEFT folder as a zip), the hub, or the list of presets.
+"""Where a LoRA comes from: an upload (a safetensors file, or a PEFT folder as a zip), the list of presets, the hub.
 
 `prepare` works outside the GPU. It makes a `LoraSpec` of what a visitor asked for: a checked file of this machine and
-all that is known about it, picklable, so that it can be part of a job. Uploads and repositories are untrusted: of a zip
-or a repository nothing is taken but one safetensors file and its json, and their sizes are known before they are read.
+all that is known about it, picklable, so that it can be part of a job. Uploads are untrusted: of a zip nothing is taken
+but one safetensors file and its json, and their sizes are known before they are read.
 """
 
 from __future__ import annotations
@@ -13,25 +13,19 @@ import re
 import stat
 import struct
 import tempfile
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from huggingface_hub import HfApi, constants
-
-import hub
 from events import Problem, Progress, StudioError
 from limits import shown
-from lora_files import FIELD, MAX_FILE_BYTES, Refusal, about, read_header, sha256_of
+from lora_files import FIELD, MAX_FILE_BYTES, Refusal, about, is_inside, read_header, sha256_of
+from lora_hub import PEFT_FILE, SUFFIX, check_hub_allowed, fetch, hub_id
 from lora_layout import CONFIG_FILE, MAX_CONFIG_BYTES, PeftConfig, Widths, is_peft, read_config, read_layout
 
 PRESETS_FILE = Path(__file__).with_name("presets") / "loras.json"
-HUB_VARIABLE = "ACE_STUDIO_HUB_LORAS"
-PEFT_FILE = "adapter_model.safetensors"
 MAX_ENTRIES = 50
 
 NO_ALPHA = (
@@ -39,7 +33,6 @@ NO_ALPHA = (
     "weak, raise its weight, or add the folder as a zip."
 )
 
-_SUFFIX = ".safetensors"
 _ARCHIVES = re.compile(r"\.(zip|tar|t?gz|tgz|bz2|xz|7z|rar|zst|jar|whl)$", re.IGNORECASE)
 _DIRECTORY_BYTES = 1_000_000
 _CHUNK = 1 << 20
@@ -114,13 +107,13 @@ def prepare(
     """
     preset = next((preset for preset in presets() if preset.name.lower() == source.strip().lower()), None)
     if preset:
-        path, named, revision = yield from _fetch(preset.id, cancelled)
+        path, named, revision = yield from fetch(preset.id, cancelled)
         name = preset.name
     elif upload := _uploaded(source, uploads):
         path, named, revision, name = upload, "upload", "", upload.name
     elif hub_id(source):
-        _check_hub_allowed()
-        path, named, revision = yield from _fetch(source.strip(), cancelled)
+        check_hub_allowed()
+        path, named, revision = yield from fetch(source.strip(), cancelled)
         name = named
     else:
         raise _unknown_source(source)
@@ -153,33 +146,6 @@ def presets() -> tuple[Preset, ...]:
     if wrong := next((preset.name for preset in found if not hub_id(preset.id)), None):
         raise ValueError(f"{PRESETS_FILE.name}: the id of {wrong} is not org/repo or org/repo:file")
     return found
-
-
-def hub_id(text: str) -> tuple[str, str] | None:
-    """Split "org/repo" or "org/repo:file" into repository and file ("" where none is named); None if it is neither."""
-    repo, _, file = text.strip().partition(":")
-    if not hub.is_repo_id(repo) or (":" in text and not _is_inside(file)):
-        return None
-    return repo, file
-
-
-def hub_allowed() -> bool:
-    """Tell whether visitors may name repositories: always, but on a Space only with ACE_STUDIO_HUB_LORAS=1."""
-    return not _on_space() or os.environ.get(HUB_VARIABLE, "") == "1"
-
-
-def _on_space() -> bool:
-    return bool(os.environ.get("SPACE_ID"))
-
-
-def _check_hub_allowed() -> None:
-    if not hub_allowed():
-        raise StudioError(
-            "lora_hub_off",
-            "This Space does not fetch LoRAs from Hugging Face.",
-            FIELD,
-            f"Upload the file, or set {HUB_VARIABLE}=1 in the Space's settings if it is yours.",
-        )
 
 
 def _unknown_source(source: str) -> StudioError:
@@ -280,7 +246,7 @@ def _choose(entries: list[zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, zipfile.Zi
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind and kind not in (stat.S_IFREG, stat.S_IFDIR):
             raise _bad_zip(f"{shown(entry.filename)} in it is a link or a device")
-        if not _is_inside(entry.filename.rstrip("/")):
+        if not is_inside(entry.filename.rstrip("/")):
             raise _bad_zip(f"{shown(entry.filename)} in it leads out of its folder")
         if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise _bad_zip("it has a password, or is compressed in a way that is not usual")
@@ -289,7 +255,7 @@ def _choose(entries: list[zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, zipfile.Zi
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names):
         raise _bad_zip("a name stands in it twice")
-    weights = [entry for entry in entries if entry.filename.endswith(_SUFFIX) and not _is_hidden(entry.filename)]
+    weights = [entry for entry in entries if entry.filename.endswith(SUFFIX) and not _is_hidden(entry.filename)]
     if len(weights) != 1:
         raise _bad_zip(f"it holds {len(weights)} safetensors files, and one is needed")
     beside = PurePosixPath(weights[0].filename).with_name(CONFIG_FILE).as_posix()
@@ -299,12 +265,6 @@ def _choose(entries: list[zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, zipfile.Zi
 def _is_hidden(name: str) -> bool:
     """Tell whether a name is one of those that macOS adds to every zip ("__MACOSX/._adapter_model.safetensors")."""
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-
-
-def _is_inside(name: str) -> bool:
-    """Tell whether a name of an archive or a repository is a plain relative path."""
-    parts = name.split("/")
-    return bool(name) and not re.search(r"[\\:\x00-\x1f]", name) and not {"", ".", ".."} & set(parts)
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, most: int) -> None:
@@ -328,148 +288,3 @@ def _bad_zip(reason: str) -> Refusal:
         f"cannot be unpacked: {reason}",
         f"Zip the folder with {PEFT_FILE} and {CONFIG_FILE}, or upload the safetensors file alone.",
     )
-
-
-# --- the hub ------------------------------------------------------------------------------------------------------
-
-
-def _fetch(wanted: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
-    """Fetch one LoRA into the Hugging Face cache; returns (its path, "org/repo:file", the commit).
-
-    Where the hub cannot be reached, what the cache has is used.
-    """
-    repo_id, file = hub_id(wanted)
-    try:
-        fetch = yield from _download(repo_id, file, cancelled)
-        name, commit = fetch.chosen, fetch.commit
-    except StudioError as error:
-        cached = _in_cache(repo_id, file) if error.problem.code in ("hub_unreachable", "offline") else None
-        if cached is None:
-            problem = error.problem
-            raise StudioError(problem.code, problem.message, FIELD, problem.hint) from None
-        name, commit = cached
-    return _storage(repo_id) / "snapshots" / commit / name, f"{repo_id}:{name}", commit
-
-
-def _download(repo_id: str, file: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
-    """Run a `_LoraFetch` in a thread of its own, as `hub.download` does with a model; returns it."""
-    hub._raise_if_silent()
-    fetch = _LoraFetch(repo_id, file)
-    worker = threading.Thread(target=fetch.run, name="lora-download", daemon=True)
-    worker.start()
-    try:
-        while worker.is_alive():
-            if cancelled():
-                raise hub._stopped()
-            if not fetch.answered.is_set() and fetch.seconds() > hub.ASK_SECONDS:
-                raise hub._unreachable("no answer")
-            yield fetch.progress()
-            worker.join(hub.TICK_SECONDS)
-        if fetch.error:
-            raise fetch.error
-        return fetch
-    finally:
-        fetch.stop.set()
-
-
-class _LoraFetch(hub._Fetch):
-    """The download of one safetensors file and the adapter_config.json beside it."""
-
-    def __init__(self, repo_id: str, file: str):
-        super().__init__(repo_id, hub.Selection(sorted, "", "LoRA", "its name"))
-        self._wanted = file
-        self.chosen = ""
-
-    @property
-    def commit(self) -> str:
-        """The commit that the hub named."""
-        return self._commit
-
-    def _ask(self) -> list[Any]:
-        # On a Space, visitors must not reach what only the owner's token opens.
-        try:
-            api = HfApi(endpoint=constants.ENDPOINT, token=False if _on_space() else None)
-            info = api.model_info(self.repo_id, files_metadata=True, timeout=hub.ASK_SECONDS)
-        finally:
-            self.answered.set()
-        if _on_space() and (info.private or info.gated):
-            raise StudioError(
-                "model_guarded", f"{self.repo_id} is not open to everybody, so this Space does not fetch it."
-            )
-        files = {
-            s.rfilename: hub._File(
-                s.rfilename, s.lfs.size if s.lfs else s.size or 0, (s.lfs.sha256 if s.lfs else s.blob_id) or ""
-            )
-            for s in info.siblings or []
-            if _is_inside(s.rfilename)
-        }
-        self.chosen = _choose_file(self.repo_id, list(files), self._wanted)
-        config = PurePosixPath(self.chosen).with_name(CONFIG_FILE).as_posix()
-        chosen = [files[self.chosen], *([files[config]] if config in files else [])]
-        for file, most in zip(chosen, (MAX_FILE_BYTES, MAX_CONFIG_BYTES), strict=False):
-            if file.size > most:
-                raise StudioError(
-                    "lora_too_large",
-                    f"{file.name} in {self.repo_id} is {hub._gb(file.size)}; up to {hub._gb(most)} are fetched.",
-                )
-        # Hashes become file names.
-        if not all(re.fullmatch("[0-9a-f]{40,64}", value) for value in (info.sha or "", *(f.hash for f in chosen))):
-            raise ValueError("the hub's answer has no file hashes")
-        self._commit = info.sha
-        return chosen
-
-    def _plan(self, files: list[Any]) -> None:
-        super()._plan(files)
-        if self._done == self._total:
-            self._note = ""
-
-    def _explained(self, error: Exception) -> StudioError:
-        explained = super()._explained(error)
-        if explained.problem.code != "model_unknown":
-            return explained
-        return StudioError(
-            "lora_unknown",
-            f"Hugging Face knows no repository {self.repo_id}, or it is private.",
-            hint="Check its spelling; a private one needs HF_TOKEN.",
-        )
-
-
-def _choose_file(repo_id: str, names: list[str], wanted: str) -> str:
-    """Choose the safetensors file of a repository: the one that is named, the only one, or PEFT's own."""
-    found = sorted(name for name in names if name.endswith(_SUFFIX))
-    if wanted in found:
-        return wanted
-    if not wanted and (len(found) == 1 or PEFT_FILE in found):
-        return PEFT_FILE if PEFT_FILE in found else found[0]
-    listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
-    if not found:
-        raise StudioError(
-            "lora_unknown", f"{repo_id} has no safetensors file in it.", hint="Only safetensors files are read."
-        )
-    if wanted:
-        raise StudioError(
-            "lora_unknown", f"{repo_id} has no safetensors file {shown(wanted)}.", hint=f"It has {listed}."
-        )
-    raise StudioError(
-        "lora_unknown",
-        f"{repo_id} has {len(found)} safetensors files.",
-        hint=f"Name one, {repo_id}:{found[0]}: {listed}.",
-    )
-
-
-def _storage(repo_id: str) -> Path:
-    return Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}")
-
-
-def _in_cache(repo_id: str, file: str) -> tuple[str, str] | None:
-    """Return (file, commit) of what an earlier fetch left, or None."""
-    storage = _storage(repo_id)
-    try:
-        commit = (storage / "refs" / constants.DEFAULT_REVISION).read_text(encoding="utf-8").strip()
-        if not re.fullmatch("[0-9a-f]{40}", commit):
-            return None
-        snapshot = storage / "snapshots" / commit
-        names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob(f"*{_SUFFIX}") if path.exists()]
-        return _choose_file(repo_id, names, file), commit
-    except (OSError, StudioError):
-        return None

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from events import StudioError
 from lora_files import FIELD, Refusal, about, broken, sha256_of
+from lora_hub import hub_allowed
 from lora_layout import KNOWN_MODELS, Layer, Widths, model_name, read_layout, widths_of
-from lora_sources import LoraInfo, LoraSpec, Preset, hub_allowed, inspect, prepare, presets
+from lora_sources import LoraInfo, LoraSpec, Preset, inspect, prepare, presets
 
 if TYPE_CHECKING:
     import torch

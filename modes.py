@@ -6,23 +6,21 @@ yields its one `Outcome`; tensors never leave it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-import audio
-import export
+import codec
+import conditions
 import levels
 import sampling
-from events import Problem, Progress, StudioError
-from limits import SAMPLE_RATE, shown
-from lora_sources import LoraSpec
-from params import sampling_settings
+from events import Progress, StudioError
+from jobs import Job
+from limits import SAMPLE_RATE, samples_in
 from planner import Plan, check_codes
+from song import Song, Take
 from splice import match_level, splice
 
 # The instructions that the weights were trained with (upstream constants.py).
@@ -37,44 +35,6 @@ COMPLETE = "Complete the input track with {}:"
 # short crossfade stays.
 CONSERVATIVE = (1.0, 25, 0.05)
 LEAST_CROSSFADE_SECONDS = 0.01
-SILENT_LATENTS_STD = 1e-3
-# Music measured with scipy's definition stays well under this; white noise has 0.56 on average, wind noise over 0.3.
-NOISE_FLATNESS = 0.3
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picklable piece of GPU work: the request, a seed a take, and the folder that it reads from and writes to.
-
-    `audio` maps a field ("reference") to a float WAV in `folder`. The job counts as cancelled once `folder/running` is
-    gone, which a ZeroGPU worker in another process sees as well. `loras` act in their order.
-    """
-
-    request: Any
-    seeds: tuple[int, ...]
-    variation_seeds: tuple[int, ...]
-    folder: str
-    audio: dict[str, str] = field(default_factory=dict)
-    loras: tuple[LoraSpec, ...] = ()
-
-    @property
-    def running(self) -> Path:
-        """The file that stands as long as the job is wanted."""
-        return Path(self.folder, "running")
-
-    def cancelled(self) -> bool:
-        """Tell whether nobody waits for the job any more."""
-        return not self.running.exists()
-
-
-@dataclass(frozen=True)
-class Take:
-    """One take: its seed and either the float WAV that it was written to or the problem that it ended with."""
-
-    seed: int
-    file: str = ""
-    problem: Problem | None = None
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +51,7 @@ def run(pipe: Any, job: Job, preview: bool, plan: Plan | None = None) -> Iterato
 
     A song from words follows the `plan`, where there is one.
     """
-    song = _Song(pipe, job, preview, plan)
+    song = Song(pipe, job, preview, plan)
     yield Progress("reading")
     takes = yield from MODES[job.request.mode](song)
     yield Outcome(takes, song.all_facts(), tuple(song.notes))
@@ -101,22 +61,22 @@ def run(pipe: Any, job: Job, preview: bool, plan: Plan | None = None) -> Iterato
 # Each is a generator of progress that returns the takes.
 
 
-def generate(song: _Song) -> Iterator[Progress]:
+def generate(song: Song) -> Iterator[Progress]:
     """Make a song from words, or from words and each take's own audio codes, where it was planned."""
     duration, plan = song.request.duration, song.plan
     if plan is None:
-        frames = sampling.frames_for(song.pipe, duration)
-        condition = song.condition(TEXT2MUSIC, duration, sampling.silent_context(song.pipe, frames))
+        frames = codec.frames_for(song.pipe, duration)
+        condition = song.condition(TEXT2MUSIC, duration, conditions.silent_context(song.pipe, frames))
     else:
         # As the stock pipeline does with `audio_codes`: a cover of what they say. The last may reach past the end.
         codes = [check_codes(plan.codes_text(take), duration) for take in range(len(song.job.seeds))]
-        context = sampling.codes_context(song.pipe, codes)
+        context = conditions.codes_context(song.pipe, codes)
         frames, condition = context.shape[1], song.condition(COVER, duration, context)
     latents = yield from song.denoise(condition, song.noise(frames))
-    return (yield from song.decode(latents, lambda made, take: _loud(made[:, : _samples(duration)], take)))
+    return (yield from song.decode(latents, lambda made, take: _loud(made[:, : samples_in(duration)], take)))
 
 
-def cover(song: _Song) -> Iterator[Progress]:
+def cover(song: Song) -> Iterator[Progress]:
     """Sing the source anew: its audio codes are the context for the first `strength` of the steps, silence after.
 
     The hard switch is upstream's; diffusers blends unguided velocities instead, which keeps less of either. With
@@ -125,7 +85,7 @@ def cover(song: _Song) -> Iterator[Progress]:
     request, pipe = song.request, song.pipe
     source, clean = yield from song.read_source()
     frames, seconds = clean.shape[1], source.shape[1] / SAMPLE_RATE
-    condition = song.condition(COVER, seconds, sampling.cover_context(pipe, clean))
+    condition = song.condition(COVER, seconds, conditions.cover_context(pipe, clean))
     sigmas, start = song.sigmas(), song.noise(frames)
     if request.options.noise_strength > 0:
         sigmas = sampling.from_nearest(sigmas, 1.0 - request.options.noise_strength)
@@ -133,28 +93,28 @@ def cover(song: _Song) -> Iterator[Progress]:
     step = int(len(sigmas) * request.strength)
     switch = None
     if step < len(sigmas):
-        plain = song.condition(TEXT2MUSIC, seconds, sampling.silent_context(pipe, frames))
+        plain = song.condition(TEXT2MUSIC, seconds, conditions.silent_context(pipe, frames))
         switch = sampling.Switch(step, plain)
     song.facts["switch_step"] = step
     latents = yield from song.denoise(condition, start, sigmas=sigmas, switch=switch)
     return (yield from song.decode(latents, lambda made, take: _loud(made[:, : source.shape[1]], take)))
 
 
-def extend(song: _Song) -> Iterator[Progress]:
+def extend(song: Song) -> Iterator[Progress]:
     """Add music before and after the source; its samples stay, but for the overlap at each new end."""
     request, pipe = song.request, song.pipe
-    before, after = _samples(request.before), _samples(request.after)
+    before, after = samples_in(request.before), samples_in(request.after)
     source, clean = yield from song.read_source(before, after)
     total, kept = source.shape[1], source.shape[1] - before - after
     # A short clip keeps at least half of itself.
-    overlap = min(_samples(request.options.overlap), kept // 2)
+    overlap = min(samples_in(request.options.overlap), kept // 2)
     parts = [(0, before)] if before else []
     parts += [(total - after, total)] if after else []
     masked = [
         (max(start - (overlap if start else 0), 0), min(end + (0 if start else overlap), total)) for start, end in parts
     ]
     new = sampling.region(pipe, clean, masked)
-    condition = song.condition(REPAINT, total / SAMPLE_RATE, sampling.masked_context(pipe, clean, new))
+    condition = song.condition(REPAINT, total / SAMPLE_RATE, conditions.masked_context(pipe, clean, new))
     latents = yield from song.denoise(
         condition, song.noise(clean.shape[1]), keep=sampling.Keep(new, clean, song.settings.steps)
     )
@@ -170,15 +130,15 @@ def extend(song: _Song) -> Iterator[Progress]:
     return (yield from song.decode(latents, finish))
 
 
-def repaint(song: _Song) -> Iterator[Progress]:
+def repaint(song: Song) -> Iterator[Progress]:
     """Make a region of the source anew; outside of it and its crossfade every sample stays (reference 2.5)."""
     request, pipe = song.request, song.pipe
     source, clean = yield from song.read_source()
     start, end = song.region_of(source)
     share, blend, fade = (value * _closeness(request) for value in CONSERVATIVE)
-    fade = _samples(max(fade, LEAST_CROSSFADE_SECONDS))
+    fade = samples_in(max(fade, LEAST_CROSSFADE_SECONDS))
     new = sampling.region(pipe, clean, [(start, end)])
-    condition = song.condition(REPAINT, source.shape[1] / SAMPLE_RATE, sampling.masked_context(pipe, clean, new))
+    condition = song.condition(REPAINT, source.shape[1] / SAMPLE_RATE, conditions.masked_context(pipe, clean, new))
     keep = sampling.Keep(new, clean, round(share * song.settings.steps))
     latents = yield from song.denoise(condition, song.noise(clean.shape[1]), keep=keep)
     latents = sampling.blend(latents, clean, new, round(blend))
@@ -191,14 +151,14 @@ def repaint(song: _Song) -> Iterator[Progress]:
     return (yield from song.decode(latents, finish))
 
 
-def morph(song: _Song) -> Iterator[Progress]:
+def morph(song: Song) -> Iterator[Progress]:
     """Move the source from what it is said to be to the new prompt and lyrics (flow edit, reference 2.10)."""
     request, pipe = song.request, song.pipe
     if pipe.is_turbo:
         raise StudioError("unsupported", "Morph needs a checkpoint with guidance; this turbo checkpoint has none.")
     source, clean = yield from song.read_source()
     frames, seconds = clean.shape[1], source.shape[1] / SAMPLE_RATE
-    context = sampling.silent_context(pipe, frames)
+    context = conditions.silent_context(pipe, frames)
     was = {"prompt": request.source_prompt, "lyrics": request.source_lyrics or request.sung_lyrics()}
     target = song.condition(TEXT2MUSIC, seconds, context)
     steps, options = song.settings.steps, request.options
@@ -214,20 +174,20 @@ def morph(song: _Song) -> Iterator[Progress]:
     return (yield from song.decode(latents, lambda made, take: _whole(made[:, : source.shape[1]], take)))
 
 
-def layer(song: _Song) -> Iterator[Progress]:
+def layer(song: Song) -> Iterator[Progress]:
     """Make one more track for the source, or for a region of it; returns the stem, or the mix where asked."""
     request, pipe = song.request, song.pipe
     source, clean = yield from song.read_source()
     start, end = song.region_of(source)
     new = sampling.region(pipe, clean, [(start, end)])
     instruction = LAYER.format(request.tracks[0].upper())
-    condition = song.condition(instruction, source.shape[1] / SAMPLE_RATE, sampling.context_of(clean, new))
+    condition = song.condition(instruction, source.shape[1] / SAMPLE_RATE, conditions.context_of(clean, new))
     latents = yield from song.denoise(condition, song.noise(clean.shape[1]))
 
     def finish(made: np.ndarray, take: int) -> np.ndarray:
         stem = _whole(made[:, : source.shape[1]], take)
         if (start, end) != (0, source.shape[1]):
-            stem = splice(np.zeros_like(stem), stem, start, end, _samples(CONSERVATIVE[2]))
+            stem = splice(np.zeros_like(stem), stem, start, end, samples_in(CONSERVATIVE[2]))
         if not request.options.mix:
             return stem
         mix = source + stem
@@ -242,20 +202,20 @@ def layer(song: _Song) -> Iterator[Progress]:
     return (yield from song.decode(latents, finish))
 
 
-def extract(song: _Song) -> Iterator[Progress]:
+def extract(song: Song) -> Iterator[Progress]:
     """Take one track out of the source."""
     return (yield from _from_source(song, EXTRACT.format(song.request.tracks[0].upper())))
 
 
-def complete(song: _Song) -> Iterator[Progress]:
+def complete(song: Song) -> Iterator[Progress]:
     """Add the named tracks to the source."""
     return (yield from _from_source(song, COMPLETE.format(" | ".join(track.upper() for track in song.request.tracks))))
 
 
-def _from_source(song: _Song, instruction: str) -> Iterator[Progress]:
+def _from_source(song: Song, instruction: str) -> Iterator[Progress]:
     source, clean = yield from song.read_source()
     everywhere = sampling.region(song.pipe, clean, [(0, source.shape[1])])
-    condition = song.condition(instruction, source.shape[1] / SAMPLE_RATE, sampling.context_of(clean, everywhere))
+    condition = song.condition(instruction, source.shape[1] / SAMPLE_RATE, conditions.context_of(clean, everywhere))
     latents = yield from song.denoise(condition, song.noise(clean.shape[1]))
     return (yield from song.decode(latents, lambda made, take: _whole(made[:, : source.shape[1]], take)))
 
@@ -282,174 +242,7 @@ def task_support(kind: str) -> dict[str, str]:
     return {task: "official" if task in official else "experimental" for task in tasks}
 
 
-# --- a song in the making -----------------------------------------------------------------------------------------
-
-
-class _Song:
-    """What every mode needs of one job: the pipeline, the numbers, what there is to say about it, and the clock."""
-
-    def __init__(self, pipe: Any, job: Job, preview: bool, plan: Plan | None):
-        self.pipe, self.job, self.preview, self.plan = pipe, job, preview, plan
-        self.request = job.request if plan is None else job.request.model_copy(update=plan.words())
-        self.settings, self.notes = sampling_settings(job.request, pipe.is_turbo)
-        self.facts: dict[str, Any] = {}
-        self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
-        self._generators = sampling.generators_for(job.seeds)
-        self._timbre = self._read_reference()
-
-    def all_facts(self) -> dict[str, Any]:
-        """Return what really ran, for the record."""
-        numbers = {
-            "steps": self.settings.steps,
-            "guidance": self.settings.guidance,
-            "shift": self.settings.shift,
-            "sampler": self.request.options.sampler,
-            "timbre_token": self.request.options.timbre_token and sampling.is_xl(self.pipe),
-            "turbo": self.pipe.is_turbo,
-        }
-        return {"sampling": numbers, **self.facts, "seconds": self.seconds}
-
-    def condition(
-        self, instruction: str, seconds: float, context: Any, prompt: str | None = None, lyrics: str | None = None
-    ) -> sampling.Condition:
-        """Encode the request's words (or others) for `context`, cut to the model's token budget, which is noted."""
-        request = self.request
-        words = sampling.Words(
-            prompt=request.prompt if prompt is None else prompt,
-            lyrics=request.sung_lyrics() if lyrics is None else lyrics,
-            language=request.language,
-            seconds=seconds,
-            instruction=instruction,
-            bpm=request.bpm,
-            key=request.key,
-            time_signature=request.time_signature,
-        )
-        kept, dropped = sampling.fit_prompt(self.pipe, words)
-        words = replace(words, prompt=kept)
-        tokens = sampling.lyric_tokens(self.pipe, words)
-        if prompt is None and "prompt_used" not in self.facts:
-            self._note_budget(dropped, tokens)
-            self.facts |= {"prompt_used": kept, "prompt_dropped": dropped, "lyric_tokens": tokens}
-            self.facts["instruction"] = instruction
-        return sampling.encode_condition(self.pipe, words, context, self._timbre, request.options.timbre_token)
-
-    def noise(self, frames: int) -> Any:
-        """Draw the takes' noise [B, frames, C], turned towards other seeds where a variation is asked."""
-        channels, options = self.pipe.transformer.config.audio_acoustic_hidden_dim, self.request.options
-        noise = sampling.draw_noise(self._generators, frames, channels)
-        if options.variation > 0:
-            others = sampling.generators_for(self.job.variation_seeds)
-            noise = sampling.vary(noise, sampling.draw_noise(others, frames, channels), options.variation)
-        return noise
-
-    def sigmas(self) -> tuple[float, ...]:
-        """Return the schedule of the run."""
-        return sampling.schedule(self.settings.steps, self.settings.shift)
-
-    def read_source(self, before: int = 0, after: int = 0) -> Iterator[Progress]:
-        """Read and encode the source with `before` and `after` samples of silence around it.
-
-        Returns (samples [2, n], latents [1, T, C]); T covers n, and what it covers beyond n is silence.
-        """
-        samples = np.pad(audio.read_wav(self.job.audio["source"]), ((0, 0), (before, after)))
-        latents = []
-        for number, total, tile in sampling.encode_samples(self.pipe, samples):
-            latents.append(tile)
-            yield Progress("reading", number, total)
-        return samples, sampling.join(latents)
-
-    def region_of(self, source: np.ndarray) -> tuple[int, int]:
-        """Return the request's start and end in samples; an end of 0 is that of the source [2, n]."""
-        start, end = _samples(self.request.start), _samples(self.request.end)
-        return start, min(end or source.shape[1], source.shape[1])
-
-    def denoise(self, condition: sampling.Condition, start: Any, **more: Any) -> Iterator[Progress]:
-        """Run the loop from `start` [B, T, C]; returns the final latents. `more` are further fields of the `Run`."""
-        self._stop_clock("reading")
-        options = self.request.options
-        run = sampling.Run(
-            condition=condition,
-            start=start,
-            generators=self._generators,
-            sigmas=more.pop("sigmas", None) or self.sigmas(),
-            guidance=self.settings.guidance,
-            cfg_start=options.cfg_start,
-            cfg_end=options.cfg_end,
-            sampler=options.sampler,
-            **more,
-        )
-        yield Progress("steps", 0, len(run.sigmas))
-        latents = start
-        for step in sampling.denoise(self.pipe, run):
-            latents = step.latents
-            yield Progress("steps", step.index, step.total)
-        self._stop_clock("steps")
-        return latents
-
-    def decode(self, latents: Any, finish: Callable[[np.ndarray, int], np.ndarray]) -> Iterator[Progress]:
-        """Decode each take and write what `finish(samples, number)` makes of it; returns the takes.
-
-        A take that is not finite, constant, or that `finish` refuses with a StudioError keeps its problem; the others
-        are not touched by it.
-        """
-        takes = []
-        for number, seed in enumerate(self.job.seeds, 1):
-            try:
-                take = yield from self._decode_take(latents[number - 1 : number], number, finish)
-            except StudioError as error:
-                take = Take(seed, problem=error.problem)
-            takes.append(take)
-        self._stop_clock("decoding")
-        return tuple(takes)
-
-    def _decode_take(self, latents: Any, number: int, finish: Callable) -> Iterator[Progress]:
-        _check_latents(latents, number)
-        tiles = []
-        for tile, total, decoded in sampling.decode_latents(self.pipe, latents):
-            tiles.append(decoded.numpy())
-            yield Progress("decoding", (number - 1) * total + tile, len(self.job.seeds) * total)
-        made = finish(np.concatenate(tiles, axis=1), number)
-        warnings = ()
-        if not self.preview and levels.spectral_flatness(made) > NOISE_FLATNESS:
-            warnings = (f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",)
-        path = str(Path(self.job.folder, f"take-{number}.wav"))
-        export.write_wav(path, made)
-        return Take(self.job.seeds[number - 1], path, warnings=warnings)
-
-    def _read_reference(self) -> Any:
-        """Return the timbre latents of the reference, or None where there is none or a silent one."""
-        if "reference" not in self.job.audio:
-            return None
-        samples = audio.read_wav(self.job.audio["reference"])
-        if levels.is_silent(samples):
-            self.notes.append("The reference audio is silent, so it was left out.")
-            return None
-        return sampling.reference_latents(self.pipe, samples)
-
-    def _note_budget(self, dropped: str, tokens: int) -> None:
-        if dropped:
-            self.notes.append(
-                f"The prompt was longer than the {sampling.MAX_TEXT_TOKENS} tokens the model reads; "
-                f"it was cut before {shown(dropped)} so that BPM, key and length still count."
-            )
-        if tokens > sampling.MAX_LYRIC_TOKENS:
-            self.notes.append(
-                f"The lyrics have {tokens:,} tokens; the model reads the first {sampling.MAX_LYRIC_TOKENS:,}, "
-                "so the end of the lyrics was not used."
-            )
-
-    def _stop_clock(self, stage: str) -> None:
-        now = time.monotonic()
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._since, 3)
-        self._since = now
-
-
 # --- small parts --------------------------------------------------------------------------------------------------
-
-
-def _samples(seconds: float) -> int:
-    return round(seconds * SAMPLE_RATE)
 
 
 def _closeness(request: Any) -> float:
@@ -457,17 +250,6 @@ def _closeness(request: Any) -> float:
     return {"conservative": 1.0, "aggressive": 0.0}.get(
         request.options.repaint_mode, 1.0 - request.options.repaint_strength
     )
-
-
-def _check_latents(latents: Any, number: int) -> None:
-    if not bool(latents.isfinite().all()):
-        raise StudioError(
-            "bad_take",
-            f"Take {number} broke off: the model returned numbers that are not finite.",
-            hint="Try another seed or lower guidance.",
-        )
-    if float(latents.std()) < SILENT_LATENTS_STD:
-        raise StudioError("bad_take", f"Take {number} came out empty.", hint="Try another seed.")
 
 
 def _not_silent(made: np.ndarray, number: int) -> None:

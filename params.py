@@ -36,10 +36,10 @@ from limits import (
     MEMORY_PLANS,
     QUALITY_STEPS,
     REPAINT_MODES,
-    SAMPLE_RATE,
     SAMPLERS,
     TEXT_LIMITS,
     TRACKS,
+    samples_in,
     shown,
 )
 
@@ -176,7 +176,7 @@ class ExtendRequest(SongRequest):
     @model_validator(mode="after")
     def _adds_something(self):
         self._needs_words()
-        if not _samples(self.before) + _samples(self.after):
+        if not samples_in(self.before) + samples_in(self.after):
             raise wrong("after", "Seconds before and Seconds after, each from 0 to 300, must not both be 0.")
         return self
 
@@ -251,7 +251,7 @@ class EditRequest(SongRequest):
                     field, f"Start and End choose a region for repaint and layer; {self.action} takes the whole file."
                 )
             return
-        if self.end and _samples(self.end) - _samples(self.start) < _samples(LEAST_REGION_SECONDS):
+        if self.end and samples_in(self.end) - samples_in(self.start) < samples_in(LEAST_REGION_SECONDS):
             raise wrong(
                 "end",
                 f"End must be at least {LEAST_REGION_SECONDS:g} seconds after Start ({self.start:g}) or 0, "
@@ -354,43 +354,6 @@ REQUESTS: dict[str, type[Request]] = {
     "describe": DescribeRequest,
     "align": AlignRequest,
 }
-
-
-def check_source(request: Request, seconds: float) -> None:
-    """Check what depends on the source's length in seconds; raises InvalidRequest with the field and the range.
-
-    Times are compared as samples: a length that a client computed, or that was resampled, may be off by a fraction.
-    """
-    length, total = f"{seconds:.6g}", _samples(seconds)
-    if isinstance(request, ExtendRequest):
-        room = MAX_SOURCE_SECONDS - seconds
-        if _samples(request.before) + total + _samples(request.after) > _samples(MAX_SOURCE_SECONDS):
-            field = "after" if request.after >= request.before else "before"
-            message = (
-                f"Seconds before and after together must be from 0 to {max(room, 0):.6g} for a source of {length} "
-                f"seconds (a song lasts up to {MAX_SOURCE_SECONDS}), not {request.before + request.after:g}."
-            )
-            raise InvalidRequest((Problem("invalid", message, field),))
-    if isinstance(request, EditRequest) and request.action in ("repaint", "layer"):
-        start, end = _samples(request.start), _samples(request.end) or total
-        problem = None
-        if start > total - _samples(LEAST_REGION_SECONDS):
-            latest = max(seconds - LEAST_REGION_SECONDS, 0)
-            problem = "start", f"Start must be from 0 to {latest:.6g} seconds in this source, not {request.start:g}."
-        elif end > total:
-            problem = "end", f"End must be from 0 to {length} seconds, the length of this source, not {request.end:g}."
-        elif request.action == "repaint" and start == 0 and end == total:
-            problem = (
-                "end",
-                f"Start and End must leave some of the source (0 to {length} seconds) as it is; to change all of it, "
-                "use Cover or Morph.",
-            )
-        if problem:
-            raise InvalidRequest((Problem("invalid", problem[1], problem[0]),))
-
-
-def _samples(seconds: float) -> int:
-    return round(seconds * SAMPLE_RATE)
 
 
 def parse_request(mode: str, values: Mapping[str, Any]) -> Request:

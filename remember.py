@@ -21,7 +21,7 @@ from backend import get_backend
 from form import AT_ONCE, Form, Updates, html
 from gpu_time import connect_seconds
 from limits import TEXT_LIMITS, TRACKS
-from lora_sources import hub_id
+from lora_hub import hub_id
 
 STORAGE = "ace-music-studio"
 # Fields of the page that no request has by these names.

@@ -7,20 +7,19 @@ leaves the stock pipeline in three points, each on purpose:
 - latents stay in float32 between the steps; only what the transformer reads is cast to its dtype;
 - noise is drawn on the CPU in float32 from each take's own generator, SDE noise too: a seed means the same start on
   every device;
-- an XL checkpoint gets the timbre token that its weights were trained with and diffusers 0.42.1 leaves out.
+- an XL checkpoint gets the timbre token that its weights were trained with (`conditions.encode_condition`).
 
 Shapes: B takes, T latent frames (25 a second), C latent channels (64 in the real model), L condition tokens.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from conditions import Condition
 
 if TYPE_CHECKING:
     import torch
@@ -28,32 +27,6 @@ if TYPE_CHECKING:
 # Adaptive projected guidance as ACE-Step trains and ships it (APG, arXiv 2410.02416): momentum, eta 0, L2 threshold.
 APG_MOMENTUM = -0.75
 APG_THRESHOLD = 2.5
-# The timbre encoder was trained on 30 s: 10 s from the front, the middle and the back of the reference.
-REFERENCE_SECONDS = 30
-MAX_TEXT_TOKENS = 256
-MAX_LYRIC_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class Words:
-    """What the text encoder reads; `seconds` is the real length, of which the prompt shows the whole seconds."""
-
-    prompt: str
-    lyrics: str
-    language: str
-    seconds: float
-    instruction: str
-    bpm: int | None = None
-    key: str = ""
-    time_signature: str = ""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What the transformer is told: `states` [1, L, D] of the encoders, and `context` [1 or B, T, 2C]: source, mask."""
-
-    states: torch.Tensor
-    context: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -259,11 +232,6 @@ def schedule(steps: int, shift: float) -> tuple[float, ...]:
     return tuple(t[:-1].tolist())
 
 
-def frames_for(pipe: Any, seconds: float) -> int:
-    """Return the latent frames that hold `seconds` of audio; the last one may reach past the end."""
-    return math.ceil(seconds * pipe.latents_per_second)
-
-
 def generators_for(seeds: tuple[int, ...]) -> tuple[torch.Generator, ...]:
     """Return one CPU generator a seed."""
     import torch
@@ -282,135 +250,6 @@ def vary(noise: torch.Tensor, other: torch.Tensor, amount: float) -> torch.Tenso
     """Turn `noise` towards `other` by a quarter circle times `amount` (0 to 1), which keeps its variance (retake)."""
     angle = amount * math.pi / 2
     return math.cos(angle) * noise + math.sin(angle) * other
-
-
-def encode_condition(
-    pipe: Any, words: Words, context: torch.Tensor, timbre: torch.Tensor | None = None, timbre_token: bool = True
-) -> Condition:
-    """Encode words and timbre for `context` [1, T, 2C].
-
-    `timbre` [1, 750, C] are latents of a reference, None the model's own silence. `timbre_token` prepends the XL
-    checkpoints' learned token; a 2B-shaped checkpoint has no use for it and ignores the switch.
-    """
-    import torch
-
-    device, dtype = pipe._execution_device, pipe.transformer.dtype
-    if timbre is None:
-        timbre = silence(pipe, math.ceil(REFERENCE_SECONDS * pipe.latents_per_second))
-    with torch.no_grad(), _timbre_token(pipe, timbre_token and is_xl(pipe)):
-        text, text_mask, lyrics, lyrics_mask = pipe.encode_prompt(
-            prompt=words.prompt,
-            lyrics=words.lyrics,
-            device=device,
-            vocal_language=words.language,
-            audio_duration=words.seconds,
-            instruction=words.instruction,
-            bpm=words.bpm,
-            keyscale=words.key,
-            timesignature=words.time_signature,
-        )
-        states, _ = pipe.condition_encoder(
-            text_hidden_states=text,
-            text_attention_mask=text_mask,
-            lyric_hidden_states=lyrics,
-            lyric_attention_mask=lyrics_mask,
-            refer_audio_acoustic_hidden_states_packed=timbre.to(device=device, dtype=dtype),
-            refer_audio_order_mask=torch.zeros(1, device=device, dtype=torch.long),
-        )
-    return Condition(states, context)
-
-
-def is_xl(pipe: Any) -> bool:
-    """Tell whether the checkpoint has XL's shape: a condition encoder narrower than the transformer it feeds."""
-    config = pipe.transformer.config
-    return config.encoder_hidden_size is not None and config.encoder_hidden_size != config.hidden_size
-
-
-@contextlib.contextmanager
-def _timbre_token(pipe: Any, wanted: bool):
-    """Prepend the learned token to the timbre sequence, whose first position the encoder pools (upstream, XL)."""
-    import torch
-
-    encoder = pipe.condition_encoder.timbre_encoder
-
-    def prepend(module, inputs, embedded):
-        token = encoder.special_token.to(device=embedded.device, dtype=embedded.dtype)
-        return torch.cat([token.expand(embedded.shape[0], -1, -1), embedded], dim=1)
-
-    hook = encoder.embed_tokens.register_forward_hook(prepend) if wanted else None
-    try:
-        yield
-    finally:
-        if hook:
-            hook.remove()
-
-
-def silence(pipe: Any, frames: int) -> torch.Tensor:
-    """Return the model's own silence [1, frames, C]; literal zeros are out of its distribution and drone."""
-    latents = pipe.condition_encoder.silence_latent.to(device=pipe._execution_device, dtype=pipe.transformer.dtype)
-    repeats = math.ceil(frames / latents.shape[1])
-    return latents.repeat(1, repeats, 1)[:, :frames]
-
-
-def silent_context(pipe: Any, frames: int) -> torch.Tensor:
-    """Return the text2music context [1, frames, 2C]: silence as the source, 1 (make it) everywhere in the mask."""
-    import torch
-
-    source = silence(pipe, frames)
-    return torch.cat([source, torch.ones_like(source)], dim=-1)
-
-
-def context_of(source: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Return the context [1, T, 2C] of `source` [1, T, C] with 1 in the mask where `new` [1, T, 1] is True."""
-    import torch
-
-    return torch.cat([source, new.to(source.dtype).expand_as(source)], dim=-1)
-
-
-def masked_context(pipe: Any, source: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Return the repaint context: the source with silence in the region, 1 in the mask there, 0 elsewhere."""
-    import torch
-
-    return context_of(torch.where(new, silence(pipe, source.shape[1]), source), new)
-
-
-def cover_context(pipe: Any, clean: torch.Tensor) -> torch.Tensor:
-    """Return the cover context: `clean` [1, T, C] through the 5 Hz audio codes and back, 1 everywhere in the mask."""
-    import torch
-
-    with torch.no_grad():
-        codes, _ = pipe.audio_tokenizer.tokenize(clean, silence(pipe, clean.shape[1]))
-        source = pipe.audio_token_detokenizer(codes.to(clean.dtype))[:, : clean.shape[1]]
-    return torch.cat([source, torch.ones_like(source)], dim=-1)
-
-
-def has_audio_codes(pipe: Any) -> bool:
-    """Tell whether the checkpoint came with the two parts that make audio codes and read them."""
-    return pipe.audio_tokenizer is not None and pipe.audio_token_detokenizer is not None
-
-
-def codes_context(pipe: Any, codes: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Return the context [B, 5N, 2C] of each take's N audio codes (5 a second), 1 everywhere in the mask."""
-    import torch
-
-    device, dtype = pipe._execution_device, pipe.transformer.dtype
-    # One quantizer reads the codes; a checkpoint with more gets zeros for the others, as in the pipeline.
-    quantizers = pipe.audio_tokenizer.config.fsq_input_num_quantizers
-    indices = torch.tensor(codes, dtype=torch.long, device=device)[..., None]
-    indices = torch.nn.functional.pad(indices, (0, quantizers - 1))
-    with torch.no_grad():
-        quantized = pipe.audio_tokenizer.quantizer.get_output_from_indices(indices).to(dtype)
-        source = pipe.audio_token_detokenizer(quantized).to(dtype)
-    return torch.cat([source, torch.ones_like(source)], dim=-1)
-
-
-def audio_codes(pipe: Any, clean: torch.Tensor) -> list[int]:
-    """Return the audio codes, 5 a second, of latents `clean` [1, T, C]."""
-    import torch
-
-    with torch.no_grad():
-        _, indices = pipe.audio_tokenizer.tokenize(clean, silence(pipe, clean.shape[1]))
-    return indices[0, :, 0].tolist()
 
 
 def region(pipe: Any, clean: torch.Tensor, spans: list[tuple[int, int]]) -> torch.Tensor:
@@ -449,119 +288,3 @@ def blend(latents: torch.Tensor, clean: torch.Tensor, new: torch.Tensor, frames:
     distance = (torch.arange(count, device=clean.device)[:, None] - inside[None]).abs().amin(dim=1)
     weight = (1.0 - distance / (frames + 1)).clamp(min=0.0)[None, :, None]
     return weight * latents + (1.0 - weight) * clean.float()
-
-
-def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
-    """Return (kept, dropped): the longest start of the prompt, cut at a word, with which the metadata fits 256 tokens.
-
-    The tokenizer cuts from the right, where BPM, key and length stand, so that a long prompt would silence them. A
-    prompt without spaces is cut at a character.
-    """
-    if prompt_tokens(pipe, words, words.prompt) <= MAX_TEXT_TOKENS:
-        return words.prompt, ""
-    ends = [i for i, c in enumerate(words.prompt) if c.isspace()] or list(range(len(words.prompt)))
-    low, high = 0, len(ends)
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = prompt_tokens(pipe, words, words.prompt[: ends[middle - 1]]) <= MAX_TEXT_TOKENS
-        low, high = (middle, high) if fits else (low, middle - 1)
-    end = ends[low - 1] if low else 0
-    return words.prompt[:end].rstrip(), words.prompt[end:].strip()
-
-
-def prompt_tokens(pipe: Any, words: Words, prompt: str) -> int:
-    """Count the tokens of the rendered prompt, metadata included, with `prompt` in the place of the words' own."""
-    text, _ = pipe._format_prompt(
-        prompt=prompt,
-        audio_duration=words.seconds,
-        instruction=words.instruction,
-        bpm=words.bpm,
-        keyscale=words.key,
-        timesignature=words.time_signature,
-    )
-    return len(pipe.tokenizer(text).input_ids)
-
-
-def lyric_tokens(pipe: Any, words: Words) -> int:
-    """Count the tokens of the rendered lyrics; the model reads the first 2,048."""
-    _, text = pipe._format_prompt(prompt="", lyrics=words.lyrics, vocal_language=words.language)
-    return len(pipe.tokenizer(text).input_ids)
-
-
-# --- audio in and out of latents ----------------------------------------------------------------------------------
-
-
-def encode_samples(pipe: Any, samples: np.ndarray) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Yield (tile, tiles, latents [1, t, C]) of `samples` [2, n] (48 kHz); joined they cover n, padded with silence.
-
-    Takes the mode of the posterior: `latent_dist.sample()` would draw from the global generator. Tiles as the VAE's
-    own tiling does, but stops between two of them.
-    """
-    import torch
-
-    vae = pipe.vae
-    padding = -samples.shape[-1] % int(pipe.sample_rate / pipe.latents_per_second)
-    waveform = torch.nn.functional.pad(torch.from_numpy(samples), (0, padding))
-    tiles = _tiles(waveform.shape[-1], vae.tile_sample_min_length, vae.tile_sample_overlap)
-    for number, (start, end, left, right) in enumerate(tiles, 1):
-        tile = waveform[None, :, start:end].to(device=pipe._execution_device, dtype=vae.dtype)
-        with torch.no_grad():
-            latents = vae.encode(tile).latent_dist.mode()
-        frames = latents.shape[-1]
-        hop = (end - start) / frames
-        latents = latents[:, :, round(left / hop) : frames - round(right / hop)]
-        yield number, len(tiles), latents.transpose(1, 2).to(pipe.transformer.dtype)
-
-
-def join(latents: list[torch.Tensor]) -> torch.Tensor:
-    """Return tiles [1, t, C] as one [1, T, C]."""
-    import torch
-
-    return torch.cat(latents, dim=1)
-
-
-def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Yield (tile, tiles, samples [2, n] float32 on the CPU) for `latents` [1, T, C]; joined they are the whole song.
-
-    The tiles are those of the VAE's own tiling, which is exact to 4e-7 here, decoded one by one so that a cancelled
-    song stops between two of them and memory does not grow with its length.
-    """
-    import torch
-
-    vae = pipe.vae
-    z = latents.transpose(1, 2).to(vae.dtype)
-    tiles = _tiles(z.shape[-1], vae.tile_latent_min_length, vae.tile_latent_overlap)
-    for number, (start, end, left, right) in enumerate(tiles, 1):
-        with torch.no_grad():
-            audio = vae.decode(z[:, :, start:end]).sample[0]
-        hop = audio.shape[-1] / (end - start)
-        audio = audio[:, round(left * hop) : audio.shape[-1] - round(right * hop)]
-        yield number, len(tiles), audio.float().cpu()
-
-
-def _tiles(length: int, size: int, overlap: int) -> list[tuple[int, int, int, int]]:
-    """Return (start, end, left, right) windows over `length`, of which `left` and `right` are overlap to drop."""
-    if length <= size:
-        return [(0, length, 0, 0)]
-    stride = size - 2 * overlap
-    windows = []
-    for core in range(0, length, stride):
-        core_end = min(core + stride, length)
-        start, end = max(0, core - overlap), min(length, core_end + overlap)
-        windows.append((start, end, core - start, end - core_end))
-    return windows
-
-
-def reference_latents(pipe: Any, samples: np.ndarray) -> torch.Tensor:
-    """Return timbre latents [1, 750, C] of a reference [2, n] at 48 kHz, repeated where it is shorter than 30 s.
-
-    Three slices of 10 s, at the front, a third in and the back, at fixed places (diffusers; upstream draws them).
-    """
-    rate = pipe.sample_rate
-    whole, slice_ = REFERENCE_SECONDS * rate, 10 * rate
-    if samples.shape[-1] < whole:
-        samples = np.tile(samples, (1, math.ceil(whole / samples.shape[-1])))
-    length = samples.shape[-1]
-    starts = (0, length // 3, length - slice_)
-    samples = np.concatenate([samples[:, start : start + slice_] for start in starts], axis=1)
-    return join([latents for _, _, latents in encode_samples(pipe, samples)])

@@ -1,7 +1,7 @@
 """How much of the model's budget the words take, told while they are typed: the checkpoint's tokenizer alone.
 
 The model reads 256 tokens of the prompt, in which its instruction, BPM, key, metre and length count, and 2,048 of the
-lyrics. `TokenCounter` stands in for the pipeline in the functions of `sampling` that cut the prompt, so that the page
+lyrics. `TokenCounter` stands in for the pipeline in the functions of `conditions` that cut the prompt, so that the page
 names exactly what the song leaves out; neither torch nor transformers is loaded for it.
 """
 
@@ -16,16 +16,16 @@ from typing import Any
 import gradio as gr
 from tokenizers import Tokenizer
 
+import conditions
 import markup
 import modes
-import sampling
 import tooltips
 import uploads
 from backend import get_backend
 from events import InvalidRequest
 from fields import parse_key
 from form import AT_ONCE, Form, html, number
-from limits import LIMITS, TEXT_LIMITS
+from limits import LIMITS, MAX_TEXT_TOKENS, TEXT_LIMITS
 
 # What the rendered prompt depends on, where a tab has it.
 FOLLOWED = (
@@ -37,7 +37,7 @@ SOME_SECONDS = 60.0
 
 
 class TokenCounter:
-    """Counts tokens as the pipeline whose `tokenizer.json` is read; has the parts of it that `sampling` asks for."""
+    """Counts tokens as the pipeline whose `tokenizer.json` is read; has the parts of it that `conditions` asks for."""
 
     def __init__(self, file: Path):
         self._tokenizer = Tokenizer.from_file(str(file))
@@ -85,7 +85,7 @@ def _load(file: Path, changed: int) -> TokenCounter:
 
 def prompt_budget(counter: TokenCounter, mode: str, there: Mapping[str, Any]) -> tuple[int, str]:
     """Return the tokens of the rendered prompt of a tab's values `there`, and what of the prompt is not read."""
-    words = sampling.Words(
+    words = conditions.Words(
         prompt=(there.get("prompt") or "")[: TEXT_LIMITS["prompt"]].strip(),
         lyrics="",
         language="en",
@@ -95,8 +95,8 @@ def prompt_budget(counter: TokenCounter, mode: str, there: Mapping[str, Any]) ->
         key=_checked(lambda: parse_key(there.get("key"))) or "",
         time_signature=there.get("time_signature") or "",
     )
-    _, dropped = sampling.fit_prompt(counter, words)
-    return sampling.prompt_tokens(counter, words, words.prompt), dropped
+    _, dropped = conditions.fit_prompt(counter, words)
+    return conditions.prompt_tokens(counter, words, words.prompt), dropped
 
 
 def lyric_tokens(lyrics: str, language: str) -> int | None:
@@ -104,8 +104,8 @@ def lyric_tokens(lyrics: str, language: str) -> int | None:
     counter = token_counter()
     if counter is None:
         return None
-    words = sampling.Words("", lyrics[: TEXT_LIMITS["lyrics"]], language, SOME_SECONDS, "")
-    return sampling.lyric_tokens(counter, words)
+    words = conditions.Words("", lyrics[: TEXT_LIMITS["lyrics"]], language, SOME_SECONDS, "")
+    return conditions.lyric_tokens(counter, words)
 
 
 def _instruction(mode: str, there: Mapping[str, Any]) -> str:
@@ -163,8 +163,8 @@ def connect_budget(form: Form, line: gr.HTML) -> None:
             return ""
         counter = token_counter()
         if counter is None:
-            return markup.remark(tooltips.TOKENS_UNKNOWN)
-        return markup.budget(*prompt_budget(counter, form.mode, there), sampling.MAX_TEXT_TOKENS)
+            return markup.remark(tooltips.TOKENS_UNKNOWN.format(most=MAX_TEXT_TOKENS))
+        return markup.budget(*prompt_budget(counter, form.mode, there), MAX_TEXT_TOKENS)
 
     inputs = [*followed.values()]
     gr.on([field.change for field in inputs], look, inputs, line, trigger_mode="always_last", **AT_ONCE)

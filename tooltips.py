@@ -336,7 +336,7 @@ def length_in_all(source: float, before: float, after: float) -> str:
 # --- help with the words ------------------------------------------------------------------------------------------
 
 TOKENS = "{used} of {most} tokens, song details included."
-TOKENS_UNKNOWN = "How many of the model's 256 tokens this takes is unknown until the model is here."
+TOKENS_UNKNOWN = "How many of the model's {most} tokens this takes is unknown until the model is here."
 
 
 def tokens_over(used: int, most: int, dropped: str) -> str:

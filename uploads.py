@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import audio
 from events import InvalidRequest, Problem
-from limits import SAMPLE_RATE
-from params import SongRequest, check_source
+from limits import LEAST_REGION_SECONDS, MAX_SOURCE_SECONDS, SAMPLE_RATE, samples_in
+from params import EditRequest, ExtendRequest, Request, SongRequest
 
 FIELDS = ("source", "reference")
 
@@ -43,3 +43,36 @@ def check(request: SongRequest) -> None:
         raise InvalidRequest(tuple(problems))
     if "source" in seconds:
         check_source(request, seconds["source"])
+
+
+def check_source(request: Request, seconds: float) -> None:
+    """Check what depends on the source's length in seconds; raises InvalidRequest with the field and the range.
+
+    Times are compared as samples: a length that a client computed, or that was resampled, may be off by a fraction.
+    """
+    length, total = f"{seconds:.6g}", samples_in(seconds)
+    if isinstance(request, ExtendRequest):
+        room = MAX_SOURCE_SECONDS - seconds
+        if samples_in(request.before) + total + samples_in(request.after) > samples_in(MAX_SOURCE_SECONDS):
+            field = "after" if request.after >= request.before else "before"
+            message = (
+                f"Seconds before and after together must be from 0 to {max(room, 0):.6g} for a source of {length} "
+                f"seconds (a song lasts up to {MAX_SOURCE_SECONDS}), not {request.before + request.after:g}."
+            )
+            raise InvalidRequest((Problem("invalid", message, field),))
+    if isinstance(request, EditRequest) and request.action in ("repaint", "layer"):
+        start, end = samples_in(request.start), samples_in(request.end) or total
+        problem = None
+        if start > total - samples_in(LEAST_REGION_SECONDS):
+            latest = max(seconds - LEAST_REGION_SECONDS, 0)
+            problem = "start", f"Start must be from 0 to {latest:.6g} seconds in this source, not {request.start:g}."
+        elif end > total:
+            problem = "end", f"End must be from 0 to {length} seconds, the length of this source, not {request.end:g}."
+        elif request.action == "repaint" and start == 0 and end == total:
+            problem = (
+                "end",
+                f"Start and End must leave some of the source (0 to {length} seconds) as it is; to change all of it, "
+                "use Cover or Morph.",
+            )
+        if problem:
+            raise InvalidRequest((Problem("invalid", problem[1], problem[0]),))

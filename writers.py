@@ -14,16 +14,17 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import audio
+import codec
+import conditions
 import hub
 import lyrics
 import models
 import plan_weights
 import planner
-import sampling
 from events import Done, Draft, Problem, Progress, StudioError, is_out_of_memory
 from finish import versions
+from jobs import Job
 from limits import STUDIO_VERSION
-from modes import Job
 from params import GenerateRequest, LyricsRequest, Request
 from planner import Brief, Plan, PlanSettings, PlanStep, Sketch
 
@@ -193,7 +194,7 @@ def plan_song(
         # Where there is no planner the page has switched the control off, not the visitor.
         missing = studio.planner.weights.problem if studio.planner.weights.folder is None else None
         return None, _unplanned(missing.message if missing else "Plan the song first was off.")
-    if not sampling.has_audio_codes(pipe):
+    if not conditions.has_audio_codes(pipe):
         return None, _unplanned("This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing.")
     settings = PlanSettings(options.plan_temperature, cfg=options.plan_cfg, rewrite=options.rewrite)
     seed = options.plan_seed if options.plan_seed >= 0 else job.seeds[0]
@@ -293,14 +294,14 @@ def _codes_of(studio: Backend, job: Job, seconds: dict[str, float]) -> Generator
     started = time.monotonic()
     pipe = studio.pipeline()
     seconds["loading"] = round(time.monotonic() - started, 3)
-    if not sampling.has_audio_codes(pipe):
+    if not conditions.has_audio_codes(pipe):
         raise StudioError("unsupported", "This checkpoint cannot describe audio: its audio tokenizer is missing.")
     yield Progress("reading")
     started, tiles = time.monotonic(), []
-    for number, total, tile in sampling.encode_samples(pipe, audio.read_wav(job.audio["source"])):
+    for number, total, tile in codec.encode_samples(pipe, audio.read_wav(job.audio["source"])):
         tiles.append(tile)
         yield Progress("reading", number, total)
-    codes = planner.codes_text(sampling.audio_codes(pipe, sampling.join(tiles)))
+    codes = planner.codes_text(conditions.audio_codes(pipe, codec.join(tiles)))
     seconds["reading"] = round(time.monotonic() - started, 3)
     return codes
 

@@ -20,6 +20,7 @@ import soundfile
 
 import backend
 import bootstrap
+import codec
 import sampling
 from events import Done
 from params import parse_request
@@ -119,7 +120,7 @@ def bare_song(pipe, task: str, request, seconds: float) -> None:
         elif task == "repaint":
             more |= {"repainting_start": request.start, "repainting_end": request.end}
         more["src_audio"] = source
-    frames = sampling.frames_for(pipe, length)
+    frames = codec.frames_for(pipe, length)
     channels = pipe.transformer.config.audio_acoustic_hidden_dim
     words = {
         "prompt": request.prompt,

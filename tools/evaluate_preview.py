@@ -24,13 +24,14 @@ import numpy as np
 import audio
 import bootstrap
 import checkpoints
+import codec
 import export
 import levels
 import models
 import modes
 import preview
-import sampling
 from events import Progress
+from jobs import Job
 from limits import SAMPLE_RATE
 from params import parse_request
 from tools import listening
@@ -103,7 +104,7 @@ class Engine:
             if source is not None:
                 sounds["source"] = words["source"] = str(Path(folder, "source.wav"))
                 export.write_wav(sounds["source"], source)
-            job = modes.Job(parse_request(mode, words), (score.seed,), (0,), folder, sounds)
+            job = Job(parse_request(mode, words), (score.seed,), (0,), folder, sounds)
             job.running.touch()
             *_, outcome = (event for event in modes.run(self.pipe, job, True) if not isinstance(event, Progress))
             take = outcome.takes[0]
@@ -214,8 +215,8 @@ def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
 
     distances, drifts, likeness = [], [], []
     for samples in rendered(scores):
-        clean = sampling.join([latents for _, _, latents in sampling.encode_samples(engine.pipe, samples)])
-        back = np.concatenate([part.numpy() for *_, part in sampling.decode_latents(engine.pipe, clean)], axis=1)
+        clean = codec.join([latents for _, _, latents in codec.encode_samples(engine.pipe, samples)])
+        back = np.concatenate([part.numpy() for *_, part in codec.decode_latents(engine.pipe, clean)], axis=1)
         back = back[:, : samples.shape[1]]
         loud = [
             librosa.power_to_db(librosa.feature.melspectrogram(y=x.mean(axis=0), sr=SAMPLE_RATE, n_mels=80), top_db=60)

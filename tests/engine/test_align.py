@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import align
+import conditions
 import sampling
 from align import Line, Token
+from limits import MAX_LYRIC_TOKENS
 
 LYRICS = "[Verse 1]\nslow light on the window\n\n[Chorus - soft]\nstay (ooh) a while\n"
 HEADS = {0: (1,), 1: (0, 1)}
@@ -63,7 +65,7 @@ def test_listening_leaves_nothing_behind(pipe):
 def test_tokens_know_their_lines_and_what_is_sung(pipe, lyrics):
     where, tokens = align.lyric_slice(pipe, lyrics, "en")
     _, text = pipe._format_prompt(prompt="", lyrics=lyrics, vocal_language="en")
-    ids = pipe.tokenizer(text, truncation=True, max_length=sampling.MAX_LYRIC_TOKENS).input_ids
+    ids = pipe.tokenizer(text, truncation=True, max_length=MAX_LYRIC_TOKENS).input_ids
     assert where.stop - where.start == len(tokens) and where.stop <= len(ids)
     assert pipe.tokenizer.decode(ids[: where.start]).endswith("# Lyric\n")
     written = pipe.tokenizer.decode(ids[where]).removesuffix("<|endoftext|>")
@@ -127,10 +129,10 @@ def test_a_long_song_is_warped_in_little_memory():
 
 
 def _song(pipe, frames):
-    words = sampling.Words(
+    words = conditions.Words(
         "piano", LYRICS, "en", frames / 25, "Fill the audio semantic mask based on the given conditions:"
     )
-    condition = sampling.encode_condition(pipe, words, sampling.silent_context(pipe, frames))
+    condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames))
     generators = sampling.generators_for((1, 2))
     channels = pipe.transformer.config.audio_acoustic_hidden_dim
     latents, noise = sampling.draw_noise(generators, frames, channels).split(1)

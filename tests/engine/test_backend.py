@@ -16,10 +16,10 @@ import audio
 import backend
 import export
 import finish
+import jobs
 import levels
 import models
 import modes
-import sampling
 from events import Done, Failed, Progress
 from params import parse_request
 
@@ -320,7 +320,7 @@ def test_cancel_at_step_3_of_50_stops_within_one_step_and_frees_the_studio(studi
 
 
 def test_a_worker_in_another_process_is_cancelled_by_the_file_alone(studio, slow_steps):
-    with backend._job(request(options={"steps": 50, "guidance": 1})) as job:
+    with jobs.job_for(request(options={"steps": 50, "guidance": 1})) as job:
         begun = None
         for event in backend.gpu_entry(job, 60):
             if begun is None and event.stage == "steps" and event.step == 3:
@@ -423,7 +423,7 @@ def test_a_full_disk_leaves_no_half_file(studio, output, monkeypatch):
 
 
 def test_a_job_and_its_events_can_go_to_another_process(studio):
-    with backend._job(request(takes=2)) as job:
+    with jobs.job_for(request(takes=2)) as job:
         assert pickle.loads(pickle.dumps(job)) == job
         for event in backend.gpu_entry(job, 60):
             again = pickle.loads(pickle.dumps(event))
@@ -435,8 +435,8 @@ def test_gpu_seconds_grow_with_the_work_of_a_mode(studio, tone):
     def seconds(mode, **values):
         values = {"prompt": "x", "source": str(tone), **values, "options": {"steps": 200, **values.pop("options", {})}}
         asked = parse_request(mode, {**values, "takes": 4})
-        with backend._job(asked) as job:
-            backend._decode_upload(job, "source", asked.source)
+        with jobs.job_for(asked) as job:
+            jobs.decode_upload(job, "source", asked.source)
             return studio._gpu_seconds(asked, job)
 
     assert seconds("extend", after=300) > seconds("extend", after=200)
@@ -475,4 +475,3 @@ def test_the_tiny_checkpoint_is_said_to_be_a_preview(studio):
     capabilities = studio.capabilities()
     assert capabilities["limits"]["duration"]["high"] == 600
     assert capabilities["device"] == "cpu"
-    assert sampling.MAX_TEXT_TOKENS == 256

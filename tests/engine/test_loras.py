@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import save_file
 
 import checkpoints
+import codec
+import conditions
 import loras
 import models
 import sampling
 from events import StudioError
 
-WORDS = sampling.Words("warm lofi piano", "[Verse]\nla la la", "en", 2.0, "Fill the audio semantic mask:")
+WORDS = conditions.Words("warm lofi piano", "[Verse]\nla la la", "en", 2.0, "Fill the audio semantic mask:")
 MODULES = (
     *("layers.0.self_attn.to_q", "layers.0.self_attn.to_out.0", "layers.1.cross_attn.to_k", "layers.1.mlp.gate_proj"),
     *("layers.0.mlp.down_proj", "time_embed.time_proj", "condition_embedder"),
@@ -216,9 +218,9 @@ def spec(pipe, path, weight=WEIGHT):
 
 def song(pipe, steps=3):
     """Return the final latents [1, T, C] of a short guided run."""
-    frames = sampling.frames_for(pipe, WORDS.seconds)
+    frames = codec.frames_for(pipe, WORDS.seconds)
     generators = sampling.generators_for((7,))
-    condition = sampling.encode_condition(pipe, WORDS, sampling.silent_context(pipe, frames))
+    condition = conditions.encode_condition(pipe, WORDS, conditions.silent_context(pipe, frames))
     start = sampling.draw_noise(generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim)
     run = sampling.Run(condition, start, generators, sampling.schedule(steps, 1.0), guidance=7.0)
     *_, last = sampling.denoise(pipe, run)

@@ -18,7 +18,8 @@ import memory
 import models
 import modes
 from events import Done, Failed, Progress
-from modes import Job, Outcome
+from jobs import Job
+from modes import Outcome
 from params import parse_request
 
 CPU = models.Device("cpu", "float32", "float32", "float32", "a test")

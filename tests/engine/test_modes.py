@@ -11,8 +11,8 @@ import soundfile
 
 import audio
 import backend
+import codec
 import levels
-import sampling
 from events import Done, Failed
 from params import parse_request
 
@@ -266,8 +266,8 @@ def test_noise_strength_shortens_the_schedule(studio, make_source):
 def reconstruction(studio, source):
     """The VAE's own idea of the source, in the length of the source."""
     samples, pipe = audio.decode(source), studio.pipeline()
-    latents = sampling.join([tile for _, _, tile in sampling.encode_samples(pipe, samples)])
-    decoded = np.concatenate([tile.numpy() for _, _, tile in sampling.decode_latents(pipe, latents.float())], axis=1)
+    latents = codec.join([tile for _, _, tile in codec.encode_samples(pipe, samples)])
+    decoded = np.concatenate([tile.numpy() for _, _, tile in codec.decode_latents(pipe, latents.float())], axis=1)
     decoded = decoded[:, : samples.shape[1]]
     return decoded / max(np.abs(decoded).max(), 1.0)
 

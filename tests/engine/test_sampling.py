@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import codec
+import conditions
 import sampling
 
-WORDS = sampling.Words(
+WORDS = conditions.Words(
     prompt="warm lofi piano with soft drums",
     lyrics="[Verse]\nla la la",
     language="en",
@@ -22,9 +24,9 @@ WORDS = sampling.Words(
 
 
 def a_run(pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, timbre=None, **changes):
-    frames = sampling.frames_for(pipe, words.seconds)
+    frames = codec.frames_for(pipe, words.seconds)
     generators = sampling.generators_for(seeds)
-    condition = sampling.encode_condition(pipe, words, sampling.silent_context(pipe, frames), timbre, timbre_token)
+    condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames), timbre, timbre_token)
     run = sampling.Run(
         condition=condition,
         start=sampling.draw_noise(generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim),
@@ -89,8 +91,8 @@ def test_an_xl_checkpoint_without_the_timbre_token_equals_the_pipeline(pipe_xl, 
 
 
 def test_the_timbre_token_changes_an_xl_checkpoint_and_no_other(pipe, pipe_xl):
-    assert sampling.is_xl(pipe_xl)
-    assert not sampling.is_xl(pipe)
+    assert conditions.is_xl(pipe_xl)
+    assert not conditions.is_xl(pipe)
     changed = final(pipe_xl, a_run(pipe_xl)) - final(pipe_xl, a_run(pipe_xl, timbre_token=False))
     assert changed.abs().max() > 1e-4
     assert torch.equal(final(pipe, a_run(pipe)), final(pipe, a_run(pipe, timbre_token=False)))
@@ -102,8 +104,8 @@ def test_the_timbre_token_is_the_position_that_is_pooled(pipe_xl):
     token = encoder.special_token.data.clone()
 
     def states(timbre_token):
-        context = sampling.silent_context(pipe_xl, 10)
-        return sampling.encode_condition(pipe_xl, WORDS, context, timbre_token=timbre_token).states
+        context = conditions.silent_context(pipe_xl, 10)
+        return conditions.encode_condition(pipe_xl, WORDS, context, timbre_token=timbre_token).states
 
     with_token, without = states(True), states(False)
     try:
@@ -144,7 +146,7 @@ def test_nothing_draws_from_the_global_generator(pipe):
     torch.manual_seed(5)
     state = torch.get_rng_state()
     final(pipe, a_run(pipe, sampler="sde"))
-    list(sampling.encode_samples(pipe, np.zeros((2, 48_000), np.float32)))
+    list(codec.encode_samples(pipe, np.zeros((2, 48_000), np.float32)))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -199,13 +201,13 @@ def a_source(pipe, words=WORDS):
     count = round(words.seconds * 48_000)
     wave = 0.3 * np.sin(np.arange(count) * 2 * np.pi * 220 / 48_000)
     samples = np.stack([wave, wave * 0.5]).astype(np.float32)
-    return sampling.join([latents for _, _, latents in sampling.encode_samples(pipe, samples)]), samples
+    return codec.join([latents for _, _, latents in codec.encode_samples(pipe, samples)]), samples
 
 
 def other_condition(pipe):
     words = dataclasses.replace(WORDS, prompt="loud techno", lyrics="[Instrumental]")
-    frames = sampling.frames_for(pipe, words.seconds)
-    return sampling.encode_condition(pipe, words, sampling.silent_context(pipe, frames))
+    frames = codec.frames_for(pipe, words.seconds)
+    return conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames))
 
 
 def test_a_switch_in_mid_run_equals_two_chained_runs(pipe):
@@ -246,7 +248,7 @@ def test_injection_equals_the_pipelines_with_a_callback(pipe):
     new = sampling.region(pipe, clean, [(48_000, 96_000)])
     words = dataclasses.replace(WORDS, instruction="Repaint the mask area based on the given conditions:")
     run = a_run(pipe, words=words, keep=sampling.Keep(new, clean, 4))
-    condition = sampling.encode_condition(pipe, words, sampling.masked_context(pipe, clean, new))
+    condition = conditions.encode_condition(pipe, words, conditions.masked_context(pipe, clean, new))
     run = dataclasses.replace(run, condition=condition)
 
     def inject(pipeline, index, timestep, tensors):
@@ -355,7 +357,7 @@ def test_the_cover_context_is_the_pipelines(pipe):
         silence = pipe.condition_encoder.silence_latent
         codes, _ = pipe.audio_tokenizer.tokenize(clean, silence)
         expected = pipe.audio_token_detokenizer(codes)[:, : clean.shape[1]]
-    context = sampling.cover_context(pipe, clean)
+    context = conditions.cover_context(pipe, clean)
     channels = clean.shape[-1]
     assert torch.equal(context[..., :channels], expected)
     assert context[..., channels:].eq(1).all()
@@ -378,12 +380,12 @@ def test_the_context_of_codes_is_the_pipelines(pipe):
     codes = [(1, 5, 999, 63_999, 7, 3, 2, 1, 800, 11, 22, 33, 44, 55, 66, 77, 88), tuple(range(17))]
     text = ["".join(f"<|audio_code_{code}|>" for code in take) for take in codes]
     # 3.3 s are 82.5 frames; 17 codes hold 85.
-    context = sampling.codes_context(pipe, codes)
+    context = conditions.codes_context(pipe, codes)
     assert context.shape[:2] == (2, 85)
     for seeds, chosen in (((7,), codes[:1]), ((7, 8), codes)):
         generators = sampling.generators_for(seeds)
         start = sampling.draw_noise(generators, 85, pipe.transformer.config.audio_acoustic_hidden_dim)
-        condition = sampling.encode_condition(pipe, words, sampling.codes_context(pipe, chosen))
+        condition = conditions.encode_condition(pipe, words, conditions.codes_context(pipe, chosen))
         ours = final(pipe, a_run(pipe, seeds, condition=condition, start=start, generators=generators))
         theirs = stock(pipe, seeds, words=words, audio_codes=text[: len(seeds)])
         # A batch rounds differently: the pipeline encodes the words once for each take.
@@ -391,24 +393,24 @@ def test_the_context_of_codes_is_the_pipelines(pipe):
 
 
 def test_codes_of_audio_are_those_that_a_cover_hears(pipe):
-    clean = sampling.join(
+    clean = codec.join(
         [
             tile
-            for _, _, tile in sampling.encode_samples(
+            for _, _, tile in codec.encode_samples(
                 pipe, np.sin(np.arange(2 * 100_000)).reshape(2, -1).astype(np.float32)
             )
         ]
     )
-    codes = sampling.audio_codes(pipe, clean)
+    codes = conditions.audio_codes(pipe, clean)
     assert len(codes) == math.ceil(clean.shape[1] / 5)
-    heard = sampling.cover_context(pipe, clean)
-    assert torch.allclose(sampling.codes_context(pipe, [codes])[:, : clean.shape[1]], heard, atol=1e-5)
+    heard = conditions.cover_context(pipe, clean)
+    assert torch.allclose(conditions.codes_context(pipe, [codes])[:, : clean.shape[1]], heard, atol=1e-5)
 
 
 def test_a_long_prompt_is_cut_at_a_word_and_keeps_the_metadata(pipe):
     long = dataclasses.replace(WORDS, prompt="bright acoustic guitar with strings " * 60)
     assert "bpm: 90" not in read_by_the_model(pipe, long)
-    kept, dropped = sampling.fit_prompt(pipe, long)
+    kept, dropped = conditions.fit_prompt(pipe, long)
     fitted = read_by_the_model(pipe, dataclasses.replace(long, prompt=kept))
     assert "bpm: 90" in fitted
     assert "keyscale: A minor" in fitted
@@ -416,19 +418,19 @@ def test_a_long_prompt_is_cut_at_a_word_and_keeps_the_metadata(pipe):
     assert f"{kept} {dropped}" == long.prompt.strip()
     # One more word would not have fitted.
     more = f"{kept} {dropped.split()[0]}"
-    assert sampling.prompt_tokens(pipe, long, more) > 256
+    assert conditions.prompt_tokens(pipe, long, more) > 256
 
 
 def test_a_prompt_without_spaces_is_cut_at_a_character(pipe):
     long = dataclasses.replace(WORDS, prompt="古典鋼琴與弦樂" * 100)
-    kept, dropped = sampling.fit_prompt(pipe, long)
+    kept, dropped = conditions.fit_prompt(pipe, long)
     assert kept + dropped == long.prompt
     assert len(kept) > 10
     assert "bpm: 90" in read_by_the_model(pipe, dataclasses.replace(long, prompt=kept))
 
 
 def test_a_short_prompt_stays_as_it_is(pipe):
-    assert sampling.fit_prompt(pipe, WORDS) == (WORDS.prompt, "")
+    assert conditions.fit_prompt(pipe, WORDS) == (WORDS.prompt, "")
 
 
 # --- audio in and out of latents ----------------------------------------------------------------------------------
@@ -437,7 +439,7 @@ def test_a_short_prompt_stays_as_it_is(pipe):
 @pytest.mark.parametrize("frames", [25, 512, 513, 900])
 def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
     latents = sampling.draw_noise(sampling.generators_for((1,)), frames, pipe.vae.config.decoder_input_channels)
-    tiles = list(sampling.decode_latents(pipe, latents))
+    tiles = list(codec.decode_latents(pipe, latents))
     joined = torch.cat([audio for _, _, audio in tiles], dim=-1)
     with torch.no_grad():
         whole = pipe.vae.decode(latents.transpose(1, 2)).sample[0]
@@ -449,7 +451,7 @@ def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
 @pytest.mark.parametrize("seconds", [1.0, 30.0, 47.3])
 def test_encoding_takes_the_mode_and_equals_the_vaes_own_tiling(pipe, seconds):
     samples = np.random.default_rng(3).standard_normal((2, round(48_000 * seconds)), np.float32) * 0.3
-    ours = sampling.join([latents for _, _, latents in sampling.encode_samples(pipe, samples)])
+    ours = codec.join([latents for _, _, latents in codec.encode_samples(pipe, samples)])
     padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, -samples.shape[1] % 1920))
     with torch.no_grad():
         whole = pipe.vae.encode(padded[None]).latent_dist.mode().transpose(1, 2)
@@ -458,7 +460,7 @@ def test_encoding_takes_the_mode_and_equals_the_vaes_own_tiling(pipe, seconds):
 
 
 def test_silence_reaches_past_its_600_seconds(pipe):
-    silence = sampling.silence(pipe, 16_000)
+    silence = codec.silence(pipe, 16_000)
     assert silence.shape[1] == 16_000
     assert torch.equal(silence[:, 15_000:], silence[:, :1_000])
 
@@ -468,7 +470,7 @@ def test_a_reference_becomes_thirty_seconds_of_timbre(pipe, seconds):
     count = int(seconds * 48_000)
     wave = 0.4 * torch.sin(torch.arange(count) * 2 * math.pi * 220 / 48_000)
     samples = torch.stack([wave, wave]).numpy()
-    timbre = sampling.reference_latents(pipe, samples)
+    timbre = codec.reference_latents(pipe, samples)
     assert timbre.shape[1] == 750
     run = a_run(pipe, steps=2, timbre=timbre)
     assert not torch.equal(final(pipe, run), final(pipe, a_run(pipe, steps=2)))

@@ -11,6 +11,7 @@ import pytest
 import align
 import audio
 import backend
+import codec
 import estimate
 import export
 import sampling
@@ -97,7 +98,7 @@ def test_what_is_heard_are_the_heads_of_the_noisy_song(studio, take, monkeypatch
     run(studio, take, steps=25)
     pipe = studio.pipeline()
     assert (heard["t"], heard["heads"]) == (1 / 25, {0: (1,), 1: (0,)})
-    assert heard["latents"].shape[1] == sampling.frames_for(pipe, SECONDS)
+    assert heard["latents"].shape[1] == codec.frames_for(pipe, SECONDS)
     drawn = sampling.draw_noise(sampling.generators_for((7,)), *heard["latents"].shape[1:])
     assert bool((heard["noise"] == drawn).all())
     assert heard["tokens"] == align.lyric_slice(pipe, LYRICS, "en")[0]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+import conditions
 import modes
-import sampling
 import tokens
-from limits import TEXT_LIMITS
+from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
 
 LONG = "warm tape hiss, brushed drums, Glühwürmchen, " * 40
 PROMPTS = ("a song", "Lo-fi «Nacht»: 🌙 東京 <|endoftext|>", LONG, "x" * 2_000)
@@ -30,14 +30,14 @@ def counter(tiny: Path) -> tokens.TokenCounter:
     "facts", [{}, {"bpm": 96, "key": "F# minor", "time_signature": "6"}], ids=["blank", "song details"]
 )
 def test_a_prompt_is_counted_and_cut_as_in_the_pipeline(pipe: Any, counter, prompt: str, facts: dict[str, Any]):
-    words = sampling.Words(prompt, "", "en", 123.9, modes.REPAINT, **facts)
-    assert sampling.prompt_tokens(counter, words, prompt) == sampling.prompt_tokens(pipe, words, prompt)
-    assert sampling.fit_prompt(counter, words) == sampling.fit_prompt(pipe, words)
+    words = conditions.Words(prompt, "", "en", 123.9, modes.REPAINT, **facts)
+    assert conditions.prompt_tokens(counter, words, prompt) == conditions.prompt_tokens(pipe, words, prompt)
+    assert conditions.fit_prompt(counter, words) == conditions.fit_prompt(pipe, words)
 
 
 def test_lyrics_are_counted_as_in_the_pipeline(pipe: Any, counter):
-    words = sampling.Words("", "[Verse]\nTourne, tourne, ô nuit légère\n" * 30, "fr", 60, "")
-    assert sampling.lyric_tokens(counter, words) == sampling.lyric_tokens(pipe, words)
+    words = conditions.Words("", "[Verse]\nTourne, tourne, ô nuit légère\n" * 30, "fr", 60, "")
+    assert conditions.lyric_tokens(counter, words) == conditions.lyric_tokens(pipe, words)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_lyrics_are_counted_as_in_the_pipeline(pipe: Any, counter):
 )
 def test_the_budget_follows_the_form(counter, mode: str, there: dict[str, Any], instruction: str, seconds: float):
     there = {"prompt": "a song", "bpm": "96", "key": "F#m", "time_signature": "3", **there}
-    words = sampling.Words("a song", "", "en", seconds, instruction, 96, "F# minor", "3")
-    assert tokens.prompt_budget(counter, mode, there) == (sampling.prompt_tokens(counter, words, "a song"), "")
+    words = conditions.Words("a song", "", "en", seconds, instruction, 96, "F# minor", "3")
+    assert tokens.prompt_budget(counter, mode, there) == (conditions.prompt_tokens(counter, words, "a song"), "")
 
 
 @pytest.mark.parametrize("nonsense", ["fast", "nan", "9" * 400, "-1e999", None])
@@ -75,7 +75,7 @@ def test_nonsense_in_other_fields_does_not_matter(counter, nonsense: str | None)
 
 def test_what_is_cut_is_named(counter):
     used, dropped = tokens.prompt_budget(counter, "generate", {"prompt": LONG, "duration": "60"})
-    assert used > sampling.MAX_TEXT_TOKENS
+    assert used > MAX_TEXT_TOKENS
     assert dropped and LONG.strip().endswith(dropped)
 
 

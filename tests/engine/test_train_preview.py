@@ -218,10 +218,11 @@ def test_what_the_song_stage_learns_is_what_the_loop_plays(tmp_path):
     from diffusers import AceStepPipeline
 
     import checkpoints
+    import conditions
     import models
     import sampling
 
-    words = sampling.Words("lofi", "[Instrumental]", "unknown", 4.0, modes.TEXT2MUSIC, 80, "C major", "4")
+    words = conditions.Words("lofi", "[Instrumental]", "unknown", 4.0, modes.TEXT2MUSIC, 80, "C major", "4")
     told = AceStepPipeline._format_prompt(
         AceStepPipeline,
         prompt=words.prompt,
@@ -256,7 +257,7 @@ def test_what_the_song_stage_learns_is_what_the_loop_plays(tmp_path):
     pipe = models.build_pipeline(weights, models.Device("cpu", "float32", "float32", "float32", "a test"))
     generators = sampling.generators_for((3,))
     run = sampling.Run(
-        condition=sampling.encode_condition(pipe, words, sampling.silent_context(pipe, 100)),
+        condition=conditions.encode_condition(pipe, words, conditions.silent_context(pipe, 100)),
         start=sampling.draw_noise(generators, 100, SMALL.latents),
         generators=generators,
         sigmas=sampling.schedule(20, 1.0),

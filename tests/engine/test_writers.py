@@ -17,14 +17,16 @@ import torch
 
 import audio
 import backend
+import codec
+import conditions
 import export
+import jobs
 import lyrics
 import modes
 import plan_grammar
 import plan_weights
 import planner
 import preview_writers
-import sampling
 from events import Done, Draft, Failed, Progress, StudioError
 from limits import LIMITS
 from params import parse_request
@@ -169,14 +171,14 @@ def test_what_the_visitor_gave_is_planned_with_and_stays(studio):
 def test_the_planned_fields_reach_the_song(studio):
     planned = song(studio)
     seen = []
-    real = sampling.encode_condition
+    real = conditions.encode_condition
 
     def spy(pipe, said, *rest):
         seen.append(said)
         return real(pipe, said, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "encode_condition", spy)
+        patch.setattr(conditions, "encode_condition", spy)
         again = song(studio)
     assert np.array_equal(samples(planned)[0], samples(again)[0])
     (said,), plan = seen, planned.record["plan"]
@@ -211,14 +213,14 @@ def test_a_take_alone_with_the_same_plan_seed_is_the_same_song(studio):
 
 def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, monkeypatch):
     made, plans = [], []
-    decode, write_plan = sampling.decode_latents, planner.plan
+    decode, write_plan = codec.decode_latents, planner.plan
 
     def plan_spy(*arguments):
         for event in write_plan(*arguments):
             plans.append(event)
             yield event
 
-    monkeypatch.setattr(sampling, "decode_latents", lambda pipe, latents: made.append(latents) or decode(pipe, latents))
+    monkeypatch.setattr(codec, "decode_latents", lambda pipe, latents: made.append(latents) or decode(pipe, latents))
     monkeypatch.setattr(planner, "plan", plan_spy)
     song(studio, duration=10.05, lyrics="[Verse]\nla la", options={"steps": 4})
     plan = plans[-1]
@@ -242,7 +244,7 @@ def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, m
 
 
 def test_codes_of_another_length_are_an_error(studio):
-    with backend._job(song_request()) as job:
+    with jobs.job_for(song_request()) as job:
         steps = writers_plan(studio, job)
         shorter = replace(steps, codes=(steps.codes[0][:-1],))
         with pytest.raises(StudioError, match="needs 50 audio codes; the plan has 49"):
@@ -502,7 +504,7 @@ def test_a_recording_is_described_from_its_own_codes(studio, tune):
         for number in (1, 2):
             words(studio, "describe", source=tune(number))
     pipe = studio.pipeline()
-    clean = sampling.join([tile for _, _, tile in sampling.encode_samples(pipe, audio.decode(tune(1)))])
+    clean = codec.join([tile for _, _, tile in codec.encode_samples(pipe, audio.decode(tune(1)))])
     _, codes = pipe.audio_tokenizer.tokenize(clean, pipe.condition_encoder.silence_latent)
     assert planner.check_codes(seen[0], 3) == tuple(codes[0, :, 0].tolist())
     assert seen[0] != seen[1]
@@ -599,7 +601,7 @@ def test_writing_and_singing_take_turns(studio):
 @pytest.mark.parametrize("mode", ["lyrics", "inspire"])
 def test_a_job_of_words_and_its_events_can_go_to_another_process(studio, mode):
     given = {"lyrics": {"brief": "rain", "options": {"max_tokens": 16}}, "inspire": {"idea": "rain"}}[mode]
-    with backend._job(parse_request(mode, given)) as job:
+    with jobs.job_for(parse_request(mode, given)) as job:
         assert pickle.loads(pickle.dumps(job)) == job
         for event in backend.gpu_entry(job, 60):
             again = pickle.loads(pickle.dumps(event))
@@ -643,7 +645,7 @@ def test_loading_all_survives_a_planner_that_cannot_be_loaded(make_studio, monke
 
 def test_gpu_seconds_grow_with_a_plan_and_with_words(studio, make_studio):
     def seconds(request):
-        with backend._job(request) as job:
+        with jobs.job_for(request) as job:
             return studio._gpu_seconds(request, job)
 
     plain, planned = (seconds(song_request(duration=600, options={"plan": plan})) for plan in (False, True))

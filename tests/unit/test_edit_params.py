@@ -3,7 +3,8 @@
 import pytest
 
 from events import InvalidRequest
-from params import check_source, parse_request
+from params import parse_request
+from uploads import check_source
 
 SOURCE = {"source": "song.wav"}
 

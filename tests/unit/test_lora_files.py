@@ -19,6 +19,7 @@ from huggingface_hub import constants
 
 import hub
 import lora_files
+import lora_hub
 import lora_sources
 from events import StudioError
 from lora_files import Refusal, read_header
@@ -635,7 +636,7 @@ def test_a_broken_presets_file_is_an_error(tmp_path, monkeypatch):
     ],
 )
 def test_hub_ids(text, parts):
-    assert lora_sources.hub_id(text) == parts
+    assert lora_hub.hub_id(text) == parts
 
 
 # --- the hub ------------------------------------------------------------------------------------------------------
@@ -806,7 +807,7 @@ def test_a_fetch_can_be_cancelled(server):
     server.pause = 0.05
     assert problem_of(REPO, cancelled=lambda: bool(server.asked)).code == "cancelled"
     server.pause = 0.0
-    worker = next((thread for thread in threading.enumerate() if thread.name == "lora-download"), None)
+    worker = next((thread for thread in threading.enumerate() if thread.name == "download"), None)
     if worker:
         worker.join(5)
         assert not worker.is_alive()
@@ -817,7 +818,7 @@ def test_a_space_fetches_for_visitors_only_where_its_owner_says_so(server, tmp_p
     monkeypatch.setenv("SPACE_ID", "someone/studio")
     problem = problem_of(REPO)
     assert problem.code == "lora_hub_off" and "ACE_STUDIO_HUB_LORAS=1" in problem.hint
-    assert not server.asked and not lora_sources.hub_allowed()
+    assert not server.asked and not lora_hub.hub_allowed()
     # What the owner put into the presets is fetched.
     entry = {"name": "Style", "id": REPO, "for": "a test", "licence": "MIT", "fits": "XL"}
     monkeypatch.setattr(lora_sources, "PRESETS_FILE", tmp_path / "loras.json")

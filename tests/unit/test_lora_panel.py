@@ -8,6 +8,7 @@ import gradio as gr
 import pytest
 
 import app
+import lora_hub
 import lora_panel
 import lora_sources
 import loras
@@ -56,9 +57,9 @@ def test_without_presets_and_without_the_hub_there_is_the_upload_alone(monkeypat
     offered = {"cover-lora-file", "cover-lora-hub", "cover-lora-hub-add", "cover-lora-preset", "cover-lora-preset-add"}
     assert offered & built()[1] == {"cover-lora-file", "cover-lora-hub", "cover-lora-hub-add"}
     monkeypatch.setenv("SPACE_ID", "org/space")
-    monkeypatch.delenv(lora_sources.HUB_VARIABLE, raising=False)
+    monkeypatch.delenv(lora_hub.HUB_VARIABLE, raising=False)
     assert offered & built()[1] == {"cover-lora-file"}
-    monkeypatch.setenv(lora_sources.HUB_VARIABLE, "1")
+    monkeypatch.setenv(lora_hub.HUB_VARIABLE, "1")
     assert "cover-lora-hub" in built()[1]
 
 

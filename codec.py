@@ -1,0 +1,106 @@
+"""Audio to latents and back through the pipeline's VAE, tile by tile, so that a job can be stopped between two of them.
+
+Shapes: n samples (48,000 a second), T latent frames (25 a second), C latent channels (64 in the real model).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+# The timbre encoder was trained on 30 s: 10 s from the front, the middle and the back of the reference.
+REFERENCE_SECONDS = 30
+
+
+def silence(pipe: Any, frames: int) -> torch.Tensor:
+    """Return the model's own silence [1, frames, C]; literal zeros are out of its distribution and drone."""
+    latents = pipe.condition_encoder.silence_latent.to(device=pipe._execution_device, dtype=pipe.transformer.dtype)
+    repeats = math.ceil(frames / latents.shape[1])
+    return latents.repeat(1, repeats, 1)[:, :frames]
+
+
+def frames_for(pipe: Any, seconds: float) -> int:
+    """Return the latent frames that hold `seconds` of audio; the last one may reach past the end."""
+    return math.ceil(seconds * pipe.latents_per_second)
+
+
+def encode_samples(pipe: Any, samples: np.ndarray) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Yield (tile, tiles, latents [1, t, C]) of `samples` [2, n] (48 kHz); joined they cover n, padded with silence.
+
+    Takes the mode of the posterior: `latent_dist.sample()` would draw from the global generator. Tiles as the VAE's
+    own tiling does, but stops between two of them.
+    """
+    import torch
+
+    vae = pipe.vae
+    padding = -samples.shape[-1] % int(pipe.sample_rate / pipe.latents_per_second)
+    waveform = torch.nn.functional.pad(torch.from_numpy(samples), (0, padding))
+    tiles = _tiles(waveform.shape[-1], vae.tile_sample_min_length, vae.tile_sample_overlap)
+    for number, (start, end, left, right) in enumerate(tiles, 1):
+        tile = waveform[None, :, start:end].to(device=pipe._execution_device, dtype=vae.dtype)
+        with torch.no_grad():
+            latents = vae.encode(tile).latent_dist.mode()
+        frames = latents.shape[-1]
+        hop = (end - start) / frames
+        latents = latents[:, :, round(left / hop) : frames - round(right / hop)]
+        yield number, len(tiles), latents.transpose(1, 2).to(pipe.transformer.dtype)
+
+
+def join(latents: list[torch.Tensor]) -> torch.Tensor:
+    """Return tiles [1, t, C] as one [1, T, C]."""
+    import torch
+
+    return torch.cat(latents, dim=1)
+
+
+def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Yield (tile, tiles, samples [2, n] float32 on the CPU) for `latents` [1, T, C]; joined they are the whole song.
+
+    The tiles are those of the VAE's own tiling, which is exact to 4e-7 here, decoded one by one so that a cancelled
+    song stops between two of them and memory does not grow with its length.
+    """
+    import torch
+
+    vae = pipe.vae
+    z = latents.transpose(1, 2).to(vae.dtype)
+    tiles = _tiles(z.shape[-1], vae.tile_latent_min_length, vae.tile_latent_overlap)
+    for number, (start, end, left, right) in enumerate(tiles, 1):
+        with torch.no_grad():
+            audio = vae.decode(z[:, :, start:end]).sample[0]
+        hop = audio.shape[-1] / (end - start)
+        audio = audio[:, round(left * hop) : audio.shape[-1] - round(right * hop)]
+        yield number, len(tiles), audio.float().cpu()
+
+
+def _tiles(length: int, size: int, overlap: int) -> list[tuple[int, int, int, int]]:
+    """Return (start, end, left, right) windows over `length`, of which `left` and `right` are overlap to drop."""
+    if length <= size:
+        return [(0, length, 0, 0)]
+    stride = size - 2 * overlap
+    windows = []
+    for core in range(0, length, stride):
+        core_end = min(core + stride, length)
+        start, end = max(0, core - overlap), min(length, core_end + overlap)
+        windows.append((start, end, core - start, end - core_end))
+    return windows
+
+
+def reference_latents(pipe: Any, samples: np.ndarray) -> torch.Tensor:
+    """Return timbre latents [1, 750, C] of a reference [2, n] at 48 kHz, repeated where it is shorter than 30 s.
+
+    Three slices of 10 s, at the front, a third in and the back, at fixed places (diffusers; upstream draws them).
+    """
+    rate = pipe.sample_rate
+    whole, slice_ = REFERENCE_SECONDS * rate, 10 * rate
+    if samples.shape[-1] < whole:
+        samples = np.tile(samples, (1, math.ceil(whole / samples.shape[-1])))
+    length = samples.shape[-1]
+    starts = (0, length // 3, length - slice_)
+    samples = np.concatenate([samples[:, start : start + slice_] for start in starts], axis=1)
+    return join([latents for _, _, latents in encode_samples(pipe, samples)])
