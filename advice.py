@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 import lint
 import markup
+import theme
 import uploads
 from events import InvalidRequest
 from form import AT_ONCE, Form, html, number
 from limits import LIMITS, TEXT_LIMITS
 from tokens import lyric_tokens
 
-SCRIPT = Path(__file__).resolve().parent / "static" / "advice.js"
 # What the advice depends on, where a tab has it.
 FOLLOWED = ("lyrics", "instrumental", "language", "duration", "before", "after", "source")
 
 
 def advice_line(name: str) -> gr.HTML:
     """Make the place for advice; `name` begins its element id."""
-    return html(elem_id=f"{name}-advice", js_on_load=SCRIPT.read_text(encoding="utf-8"))
+    return html(elem_id=f"{name}-advice", js_on_load=theme.static("advice.js"))
 
 
 def advise(lyrics: str | None, language: str | None, seconds: float | None = None, tokens: int | None = None) -> str:

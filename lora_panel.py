@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 import loras
 import markup
+import theme
 import tooltips
 from backend import get_backend
 from form import AT_ONCE, Form, help_text, html
 from limits import LIMITS, shown
-from lora_sources import hub_id
+from lora_hub import hub_id
 
-STATIC = Path(__file__).resolve().parent / "static"
 FIELD = "options.loras"
 # Appends in the browser, where the list is: looking at a large file takes a while, and the list may change meanwhile.
 _APPEND = "(added, now) => [[], [...(Array.isArray(now) ? now : []), ...(added || [])]]"
@@ -41,8 +40,8 @@ def lora_list(elem_id: str) -> gr.HTML:
     return gr.HTML(
         [],
         html_template=_HTML.format(**{name: escape(text) for name, text in filled.items()}),
-        css_template=(STATIC / "loras.css").read_text(encoding="utf-8"),
-        js_on_load=(STATIC / "loras.js").read_text(encoding="utf-8"),
+        css_template=theme.static("loras.css"),
+        js_on_load=theme.static("loras.js"),
         apply_default_css=False,
         label=tooltips.LABELS["loras"],
         elem_id=elem_id,

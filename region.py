@@ -17,9 +17,9 @@ import numpy as np
 import soundfile as sf
 
 import audio
+import theme
 from limits import LEAST_REGION_SECONDS
 
-STATIC = Path(__file__).resolve().parent / "static"
 COLUMNS = 800  # of the waveform: enough for any width at which it is shown
 QUIETEST_DBFS = -40.0  # quieter sources are drawn as if their peak were here, so that noise does not fill the picture
 
@@ -48,8 +48,8 @@ def region_selector(start: gr.Number | gr.Textbox, end: gr.Number | gr.Textbox, 
     """
     selector = gr.HTML(
         html_template=_template(),
-        css_template=(STATIC / "region.css").read_text(encoding="utf-8"),
-        js_on_load=(STATIC / "region.js").read_text(encoding="utf-8"),
+        css_template=theme.static("region.css"),
+        js_on_load=theme.static("region.js"),
         apply_default_css=False,
         container=True,
         elem_id=elem_id,

@@ -20,7 +20,6 @@ from limits import FORMATS, LIMITS
 from params import SongRequest
 
 MOST_TAKES = int(LIMITS["takes"].high)
-SCRIPT = Path(__file__).resolve().parent / "static" / "player.js"
 
 
 # --- the run bar --------------------------------------------------------------------------------------------------
@@ -86,8 +85,7 @@ def run_bar(
 
 def progress_line(name: str) -> gr.HTML:
     """Make the line that says where a run is."""
-    script = (theme.STATIC / "progress.js").read_text(encoding="utf-8")
-    return html(elem_id=f"{name}-progress", js_on_load=script)
+    return html(elem_id=f"{name}-progress", js_on_load=theme.static("progress.js"))
 
 
 # --- the result ---------------------------------------------------------------------------------------------------
@@ -271,13 +269,10 @@ def result_panel(mode: str) -> ResultPanel:
             label=tooltips.RECORD_LABEL, show_label=False, elem_id=f"{mode}-record", elem_classes=["record"]
         )
     limits = outputs.keep()
-    html(markup.remark(tooltips.kept_for(limits.days, limits.gb)), elem_id=f"{mode}-kept", js_on_load=_script())
+    # The script of all players goes with it: Gradio runs it as soon as a tab with a result is drawn.
+    kept, script = markup.remark(tooltips.kept_for(limits.days, limits.gb)), theme.static("player.js")
+    html(kept, elem_id=f"{mode}-kept", js_on_load=script)
     return ResultPanel(empty, message, plan, level, takes, fold, record, gr.State([]), gr.State(None))
-
-
-def _script() -> str:
-    """Return the script of all players, which Gradio runs as soon as a tab with a result is drawn."""
-    return SCRIPT.read_text(encoding="utf-8")
 
 
 def _plan_line(mode: str) -> PlanLine:

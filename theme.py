@@ -13,7 +13,7 @@ from gradio.themes.utils import fonts
 from gradio.themes.utils.colors import Color
 from gradio.themes.utils.sizes import Size
 
-STATIC = Path(__file__).resolve().parent / "static"
+STATIC = Path(__file__).with_name("static")
 
 # name: (light, dark)
 TOKENS = {
@@ -207,10 +207,15 @@ def theme() -> gr.themes.Base:
     return made
 
 
+def static(name: str) -> str:
+    """Return the text of one of our CSS and JavaScript files."""
+    return (STATIC / name).read_text(encoding="utf-8")
+
+
 def css() -> str:
     """Return our style sheet: the tokens as --studio-* variables, then the rules in static/."""
     sides = [";".join(f"--studio-{name}:{pair[side]}" for name, pair in TOKENS.items()) for side in (0, 1)]
-    rules = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in ("studio.css", "player.css"))
+    rules = "\n".join(static(name) for name in ("studio.css", "player.css"))
     return f":root{{{sides[0]}}}\n:root.dark,:root .dark{{{sides[1]}}}\n{rules}"
 
 
@@ -219,5 +224,4 @@ def head() -> str:
 
     With it goes the style that Gradio must not change.
     """
-    script, style = ((STATIC / name).read_text(encoding="utf-8") for name in ("studio.js", "motion.css"))
-    return f"<script>\n{script}\n</script>\n<style>\n{style}</style>"
+    return f"<script>\n{static('studio.js')}\n</script>\n<style>\n{static('motion.css')}</style>"
