@@ -34,8 +34,10 @@ for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "SPACES_ZERO_
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --slow."""
+    """Add --slow, and the window and the theme of the page tests."""
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
+    parser.addoption("--width", type=int, default=1280, help="pixels of the window that page tests open (1280)")
+    parser.addoption("--theme", choices=("light", "dark"), default="light", help="the browser's theme in page tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -53,11 +53,18 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def look(pytestconfig: pytest.Config) -> dict[str, Any]:
+    """Return the window and the theme that --width and --theme ask for."""
+    width = pytestconfig.getoption("width")
+    return {"width": width, "height": 900 if width > 640 else 844, "theme": pytestconfig.getoption("theme")}
+
+
 @contextlib.contextmanager
-def visitor(browser: Browser, forgiven: list[str]) -> Iterator[Callable[..., Page]]:
+def visitor(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterator[Callable[..., Page]]:
     """Lend a function that opens an address in a browser of its own; at the end nothing may have gone wrong there.
 
-    `forgiven` has texts that may stand in the console.
+    `forgiven` has texts that may stand in the console; `look` is the window where a test asks for no other.
     """
     wrong, contexts = [], []
 
@@ -69,8 +76,9 @@ def visitor(browser: Browser, forgiven: list[str]) -> Iterator[Callable[..., Pag
         if not LOCAL.match(request.url):
             wrong.append(f"asked another machine: {request.url}")
 
-    def visit(url: str, width: int = 1280, height: int = 900) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+    def visit(url: str, width: int = look["width"], height: int = look["height"]) -> Page:
+        size = {"width": width, "height": height}
+        context = browser.new_context(viewport=size, color_scheme=look["theme"], accept_downloads=True)
         contexts.append(context)
         page = context.new_page()
         page.on("request", asked)
@@ -93,9 +101,9 @@ def forgiven() -> list[str]:
 
 
 @pytest.fixture
-def visit(browser: Browser, forgiven: list[str]) -> Iterator[Callable[..., Page]]:
+def visit(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterator[Callable[..., Page]]:
     """Return the function that opens an address, for one test."""
-    with visitor(browser, forgiven) as visit:
+    with visitor(browser, forgiven, look) as visit:
         yield visit
 
 
@@ -247,9 +255,9 @@ def fake(fake_address: tuple[str, FakeBackend]) -> FakeBackend:
 
 
 @pytest.fixture(scope="module")
-def lasting_page(fake_address: tuple[str, FakeBackend], browser: Browser) -> Iterator[Page]:
+def lasting_page(fake_address: tuple[str, FakeBackend], browser: Browser, look: dict[str, Any]) -> Iterator[Page]:
     """Open the page on the fake backend for a whole file of tests that put back what they change."""
-    with visitor(browser, ["status of 422"]) as visit:
+    with visitor(browser, ["status of 422"], look) as visit:
         yield visit(fake_address[0])
 
 
