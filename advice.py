@@ -15,8 +15,11 @@ from form import AT_ONCE, Form, html, number
 from limits import LIMITS, TEXT_LIMITS
 from tokens import lyric_tokens
 
-# What the advice depends on, where a tab has it.
-FOLLOWED = ("lyrics", "instrumental", "language", "duration", "before", "after", "source")
+# What the advice on a box of lyrics depends on, where a tab has it; a source sings its own, Instrumental or not.
+FOLLOWED = {
+    "lyrics": ("instrumental", "language", "duration", "before", "after", "source"),
+    "source_lyrics": ("language", "source"),
+}
 
 
 def advice_line(name: str) -> gr.HTML:
@@ -30,16 +33,16 @@ def advise(lyrics: str | None, language: str | None, seconds: float | None = Non
     return markup.advice(lint.lint(text, seconds=seconds, language=language or "unknown", tokens=tokens))
 
 
-def connect_advice(form: Form, line: gr.HTML) -> None:
-    """Keep the advice on a song tab's lyrics up to date; lyrics that are switched off get none."""
-    followed = {name: form.fields[name] for name in FOLLOWED if name in form.fields}
+def connect_advice(form: Form, line: gr.HTML, box: str = "lyrics") -> None:
+    """Keep the advice on the lyrics in a song tab's `box` up to date; lyrics that are switched off get none."""
+    followed = {name: form.fields[name] for name in (box, *FOLLOWED[box]) if name in form.fields}
 
     def look(*values: Any) -> str:
         there = dict(zip(followed, values, strict=True))
-        if there["instrumental"]:
+        if there.get("instrumental"):
             return ""
-        counted = lyric_tokens(there["lyrics"] or "", there["language"])
-        return advise(there["lyrics"], there["language"], sung_seconds(there), counted)
+        counted = lyric_tokens(there[box] or "", there["language"])
+        return advise(there[box], there["language"], sung_seconds(there), counted)
 
     gr.on([field.change for field in followed.values()], look, [*followed.values()], line, **AT_ONCE)
 

@@ -16,7 +16,7 @@ import remember
 import restore
 import tooltips
 import uploads
-from advice import connect_advice
+from advice import advice_line, connect_advice
 from assist import Assist, assist, connect_assist
 from events import InvalidRequest, Problem
 from form import AT_ONCE, Form, Updates, add, add_number, add_slider, html, number
@@ -292,6 +292,8 @@ def _region(form: EditForm) -> gr.HTML:
 def _words_of_the_source(form: EditForm) -> None:
     add(form, "source_prompt", gr.Textbox, lines=2, max_lines=8)
     add(form, "source_lyrics", gr.Textbox, lines=4, max_lines=18)
+    advice = advice_line(form.identify("source_lyrics"))
+    form.later.append(lambda: connect_advice(form, advice, "source_lyrics"))
 
 
 def _morph_numbers(form: Form) -> None:

@@ -532,6 +532,24 @@ def test_advice_knows_how_long_the_song_is(page: Page, tab, song: Path):
 
 
 @pytest.mark.slow
+def test_advice_on_the_lyrics_of_a_source(page: Page, tab, song: Path):
+    edit = tab(page, "edit")
+    advice, text = edit.part("source-lyrics-advice"), edit.text("source_lyrics")
+    edit.field("action").get_by_label("Morph").check()
+    text.fill("[Verse]\nla la\n[Chorus]")
+    expect(advice).to_have_text("Line 3: [Chorus] has no lines; give it some, or take it out.")
+    # What the song becomes has advice of its own, and to be sung no more does not change what is sung now.
+    expect(edit.part("advice")).to_have_text("")
+    edit.set("instrumental", "tick", True)
+    text.fill("[Verse]\n" + "\n".join(["one two three four five six"] * 10))
+    expect(advice).to_have_text("")
+    edit.set("source", "upload", song)
+    expect(advice).to_contain_text("60 words are more than 3 seconds can hold")
+    edit.field("action").get_by_label("Repaint").check()
+    expect(advice).to_be_hidden()
+
+
+@pytest.mark.slow
 def test_advice_on_written_lyrics(lyrics: Tab, fake):
     fake.script = partial(fake.lyrics, text=FLAWED)
     written(lyrics, fake)
