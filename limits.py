@@ -154,6 +154,8 @@ TEXT_LIMITS = {
     **{"prompt": 2_000, "lyrics": 10_000, "source_prompt": 2_000, "source_lyrics": 10_000},
     **{"brief": 2_000, "structure": 500, "tone": 200, "idea": 2_000},
 }
+# The longest text that the browser keeps for a reload, where a visitor may still be cutting it down to what is allowed.
+KEPT_TEXT = 4 * max(TEXT_LIMITS.values())
 TEXT_LABELS = {
     "prompt": "Prompt",
     "lyrics": "Lyrics",

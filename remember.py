@@ -1,7 +1,8 @@
 """What a visitor chose, kept in the visitor's own browser for the next visit, and the way back to the defaults.
 
 The browser writes the values of a tab's settings, without files, into its own storage at every change; the server
-keeps nothing. What comes back with the next visit is untrusted: each value passes the check of a request's own.
+keeps nothing. What comes back with the next visit is untrusted: each value passes the check of a request's own, but for
+what is typed into a box, where anything can be typed and is judged at the click.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 import loras
 import markup
@@ -20,13 +22,13 @@ from assist import Undo, connect_undo, undo_button
 from backend import get_backend
 from form import AT_ONCE, Form, Updates, html
 from gpu_time import connect_seconds
-from limits import TEXT_LIMITS, TRACKS
+from limits import KEPT_TEXT, TRACKS
 from lora_hub import hub_id
 
 STORAGE = "ace-music-studio"
 # Fields of the page that no request has by these names.
 OWN = {"track": lambda value: value in TRACKS, "part": lambda value: isinstance(value, bool)}
-# A text that is longer than any may be is not kept; the browser's storage has room for 5 MB in all.
+# A text that is far too long is not kept; the browser's storage has room for 5 MB in all.
 _KEEP = """(...values) => Object.fromEntries(
   {names}.map((name, i) => [name, values[i]]).filter(([, value]) => !(value?.length > {most}))
 )"""
@@ -72,15 +74,28 @@ def connect_memory(demo: gr.Blocks, forms: list[Form]) -> None:
     demo.load(back, kept, [*kept, *(field for form in forms for field in form.settings)], **AT_ONCE)
     for form, state in zip(forms, kept, strict=True):
         names = [name for name, field in form.fields.items() if not isinstance(field, gr.Audio)]
-        script = _KEEP.format(names=json.dumps(names), most=max(TEXT_LIMITS.values()))
+        script = _KEEP.format(names=json.dumps(names), most=KEPT_TEXT)
         gr.on([field.change for field in form.settings], None, form.settings, state, js=script, **AT_ONCE)
 
 
 def put_back(form: Form, stored: Any) -> Updates:
-    """Return the updates that put back what of `stored` the form allows."""
+    """Return the updates that put back what of `stored` the form allows, and what was typed, right or wrong."""
     values = checked(form, stored)
-    own = {form.fields[name]: gr.update(value=value) for name, value in values.items() if name in OWN}
-    return {**form.show(values), **own}
+    as_it_was = {**typed(form, stored), **{name: value for name, value in values.items() if name in OWN}}
+    return {**form.show(values), **{form.fields[name]: gr.update(value=value) for name, value in as_it_was.items()}}
+
+
+def typed(form: Form, stored: Any) -> dict[str, str]:
+    """Return the texts of `stored` for the boxes of a form, whatever they say; validation speaks at the next click."""
+    if not isinstance(stored, Mapping):
+        return {}
+    texts = {name: text for name, text in stored.items() if _takes_any_text(form.fields.get(name))}
+    return {
+        # Half a character, as JSON may have it, could not be sent to the page.
+        name: text.encode("utf-8", "ignore").decode("utf-8")
+        for name, text in texts.items()
+        if isinstance(text, str) and len(text) <= KEPT_TEXT
+    }
 
 
 def checked(form: Form, stored: Any) -> dict[str, Any]:
@@ -98,6 +113,10 @@ def checked(form: Form, stored: Any) -> dict[str, Any]:
     if values.get("options.memory_plan", "auto") not in plans:
         del values["options.memory_plan"]
     return {**values, **own}
+
+
+def _takes_any_text(field: Component | None) -> bool:
+    return isinstance(field, gr.Textbox) or bool(getattr(field, "allow_custom_value", False))
 
 
 def _named(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 
 import pytest
 from playwright.sync_api import Page, expect
 
+import remember
 import tokens
 from events import Progress
+from limits import KEPT_TEXT
 from tests.page.steps import SHARED, Tab
 
 MODES = ("generate", "cover", "extend", "edit", "lyrics")
@@ -185,17 +189,76 @@ def test_each_tab_keeps_its_own_settings(page: Page, fake, tab, song, mode: str)
     expect(page.locator("#generate-prompt textarea")).to_have_value("")
 
 
+WRONG = {
+    "generate": {"prompt": "x" * 2_001, "duration": "9", "bpm": "1.2.", "seed": "-", "options.steps": "999"},
+    "extend": {"before": "301", "after": "-1", "options.loudness": "-"},
+    "lyrics": {"brief": "x" * 2_001, "tone": "x" * 201, "options.max_tokens": "9"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", WRONG)
+def test_what_is_wrong_survives_a_reload_too(page: Page, fake, tab, mode: str):
+    opened = tab(page, mode)
+    opened.unfold()
+    for name, value in WRONG[mode].items():
+        opened.set(name, "type", value)
+    for _ in range(2):
+        reload(page, opened)
+        opened.unfold()
+        for name, value in WRONG[mode].items():
+            expect(opened.text(name)).to_have_value(value)
+        opened.go.click()
+        for name in WRONG[mode]:
+            expect(opened.field(name)).to_contain_text(re.compile(r"( must be | may have up to ).*[.;] ?"))
+    assert fake.requests == []
+
+
 @pytest.mark.slow
 def test_what_somebody_else_wrote_into_the_storage_breaks_nothing(page: Page, fake, tab, forgiven):
     forgiven.append("Error reading from localStorage")
     opened = tab(page, "generate")
     opened.set("prompt", "type", "a song")
-    for rubbish in ('"x"', "[1,2]", '{"prompt": {"a": 1}, "takes": 99, "__proto__": {}}', "not even json"):
-        page.evaluate("text => localStorage.setItem('ace-music-studio-generate', text)", rubbish)
+    page.evaluate("name => localStorage.setItem(name, 'not even a cipher')", f"{remember.STORAGE}-generate")
+    for rubbish in RUBBISH:
         reload(page, opened)
         expect(opened.text("prompt")).to_have_value("")
         opened.set("prompt", "type", "a song")
         assert opened.made(fake).takes == 1
+        write_storage(page, "generate", rubbish)
+    # The way in is the right one: what is no rubbish comes back.
+    write_storage(page, "generate", '{"prompt": "kept", "bpm": "999", "takes": 99}')
+    reload(page, opened)
+    expect(opened.text("prompt")).to_have_value("kept")
+    opened.unfold()
+    expect(opened.text("bpm")).to_have_value("999")
+
+
+RUBBISH = (
+    *("not even json", '"x"', "[1,2]", "7", "null"),
+    '{"prompt": {"a": 1}, "takes": 99, "__proto__": {}, "bpm": [1], "lyrics": 7, "options.plan": "yes"}',
+    '{"prompt": null, "duration": {}, "options.loras": [[]], "key": "H major", "reference": "/etc/passwd"}',
+    json.dumps({"prompt": "x" * (KEPT_TEXT + 1), "options.cfg_start": 9, "options.memory_plan": "none"}),
+    "{}",
+)
+
+
+_WRITE = """async ({ name, key, iv, head, text }) => {
+  const aes = await crypto.subtle.importKey("raw", new Uint8Array(key), "AES-CBC", false, ["encrypt"]);
+  const way = { name: "AES-CBC", iv: new Uint8Array(iv) };
+  const sealed = await crypto.subtle.encrypt(way, aes, new TextEncoder().encode(text));
+  const bytes = [...head, ...new Uint8Array(sealed)].map((byte) => String.fromCharCode(byte));
+  localStorage.setItem(name, `AAAA:${btoa(bytes.join(""))}`);
+}"""
+
+
+def write_storage(page: Page, mode: str, text: str) -> None:
+    """Put a text where Gradio's BrowserState looks for it, as one who knows the secret would."""
+    password, salt, derived = hashlib.sha256(remember.STORAGE.encode()).hexdigest().encode(), b"any salt", b""
+    while len(derived) < 48:
+        derived += hashlib.md5(derived[-16:] + password + salt).digest()
+    cipher = {"key": [*derived[:32]], "iv": [*derived[32:48]], "head": [*b"Salted__", *salt]}
+    page.evaluate(_WRITE, {"name": f"{remember.STORAGE}-{mode}", "text": text, **cipher})
 
 
 # --- the token budget ---------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 import remember
 import tabs
 from form import Form
+from limits import KEPT_TEXT
 from lyrics_tab import lyrics_tab
 
 STATUS = {"memory_plans": ("resident", "swap"), "planner": {"state": "ready", "problem": None}}
@@ -88,6 +89,27 @@ def test_what_does_not_fit_is_left_out(forms: dict[str, Form], stored: Any):
         assert values.get("prompt", "") == "" and values.get("bpm") is None
         assert not values.get("options.loras")
         remember.put_back(form, stored)
+
+
+@pytest.mark.parametrize(
+    ("mode", "stored"),
+    [
+        ("generate", {"prompt": "x" * 2_001, "lyrics": "x" * 10_001, "bpm": "1.2.", "duration": "9", "seed": "-"}),
+        ("extend", {"before": "301", "after": "", "options.loudness": "-"}),
+        ("edit", {"source_lyrics": "x" * 10_001, "start": "50", "end": "nan", "options.steps": "9" * 5_000}),
+        ("lyrics", {"tone": "x" * 201, "structure": "x" * 501, "options.max_tokens": "1e999", "seed": "2,5 "}),
+    ],
+)
+def test_what_was_typed_comes_back_as_it_was_though_it_is_wrong(forms: dict[str, Form], mode: str, stored: Any):
+    back = values_of(forms[mode], remember.put_back(forms[mode], stored))
+    assert {name: back[name] for name in stored} == stored
+
+
+def test_what_is_no_text_or_far_too_long_is_not_put_into_a_box(forms: dict[str, Form]):
+    stored = {"prompt": "x" * (KEPT_TEXT + 1), "lyrics": ["la"], "bpm": {"a": 1}, "seed": 7.5, "duration": True}
+    assert values_of(forms["generate"], remember.put_back(forms["generate"], stored)) == {"options.loras": []}
+    back = values_of(forms["generate"], remember.put_back(forms["generate"], {"prompt": "a \ud83d song"}))
+    assert back["prompt"] == "a  song"
 
 
 def test_of_loras_those_with_a_name_come_back(forms: dict[str, Form]):
