@@ -7,26 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 import tooltips
+from tests.page.steps import violations
 from tools.screenshots import TABS, walk
-
-# Rules that Gradio breaks and we cannot mend, by the start of the selector; each with its reason.
-ALLOWED: dict[str, tuple[str, ...]] = {}
-IMPACTS = ("serious", "critical")
-
-
-def violations(page: Page) -> list[str]:
-    """Return what axe-core calls serious or critical and is not allowed, a line for each element."""
-    found = []
-    for rule in Axe().run(page).response["violations"]:
-        for node in rule["nodes"] if rule["impact"] in IMPACTS else ():
-            target = " ".join(map(str, node["target"]))
-            if not target.startswith(ALLOWED.get(rule["id"], ())) or rule["id"] not in ALLOWED:
-                found.append(f"{rule['id']} at {target}: {node['html'][:120]}")
-    return found
 
 
 def check_states(page: Page, fake: Any, mode: str, song: Path) -> None:

@@ -1,0 +1,101 @@
+"""The GPU seconds before the click, on the page of a Space: the real `spaces` package on a fake device API."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+import estimate
+import tooltips
+from params import parse_request
+from tests.engine.space import Space, open_space
+from tests.page.steps import Tab, violations
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ZeroGPU's workers need Linux")
+# What a visitor sets, one after the other; the first two cost more, the last one less.
+CHANGES = (
+    {"duration": ("type", "240", 240)},
+    {"takes": ("pick", "3", 3)},
+    {"quality": ("pick", "Draft, 20 steps", "draft")},
+)
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    """Start the studio as a Space."""
+    yield from open_space(tmp_path_factory.mktemp("space"))
+
+
+def told(mode: str, **values: Any) -> str:
+    """Return the sentence for a request, by the number that the call itself asks for."""
+    work = estimate.work_of(parse_request(mode, values), planner=True)
+    return tooltips.GPU_SECONDS.format(seconds=estimate.gpu_seconds(work))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_seconds_are_told_before_the_click_and_follow_the_form(space: Space, visit, tab, width: int):
+    page = visit(space.url, width)
+    opened: Tab = tab(page, "generate")
+    line, values = opened.part("seconds"), {"prompt": "a song"}
+    expect(line).to_have_text(told("generate", **values))
+    opened.unfold()
+    sentences = [told("generate", **values)]
+    for change in CHANGES:
+        for name, (how, shown, value) in change.items():
+            opened.set(name, how, shown)
+            values[name] = value
+        sentences.append(told("generate", **values))
+        expect(line).to_have_text(sentences[-1])
+    assert len({*sentences}) == len(sentences), sentences
+    # It stands below the button, inside the window.
+    assert line.bounding_box()["y"] >= opened.go.bounding_box()["y"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert violations(page) == []
+    # Too much for one call is told before the click, and refused at it; no card is asked for.
+    asked = len(space.api.asked)
+    opened.set("duration", "type", "600")
+    opened.set("quality", "pick", "Best, 80 steps")
+    expect(line).to_contain_text("seconds of GPU time; one call gets up to 300. It fits with")
+    opened.set("prompt", "type", "a song")
+    opened.go.click()
+    expect(opened.field("duration")).to_contain_text("one call gets up to 300")
+    assert violations(page) == []
+    assert len(space.api.asked) == asked
+    # While a field is wrong nothing is claimed.
+    opened.set("duration", "type", "9")
+    expect(line.locator(".shown")).to_have_count(0)
+    opened.set("duration", "type", "240")
+    opened.set("quality", "pick", "Draft, 20 steps")
+    expect(line).to_have_text(sentences[-1])
+    page.reload()
+    expect(opened.text("duration")).to_have_value("240")
+    expect(line).to_have_text(sentences[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "name", "value", "work"),
+    [
+        ("extend", "after", "300", {"source": "a.wav", "prompt": "a song", "after": 300, "takes": 4}),
+        ("lyrics", "options.max_tokens", "2048", {"brief": "a song", "options": {"max_tokens": 2048}}),
+    ],
+)
+def test_other_tabs_tell_theirs(space: Space, visit, tab, mode: str, name: str, value: str, work: dict[str, Any]):
+    opened = tab(visit(space.url), mode)
+    expect(opened.part("seconds")).to_contain_text("This asks ZeroGPU for")
+    opened.unfold()
+    if "takes" in work:
+        opened.set("takes", "pick", str(work["takes"]))
+    opened.set(name, "type", value)
+    expect(opened.part("seconds")).to_have_text(told(mode, **work))
+
+
+def test_elsewhere_nobody_is_asked_and_nothing_is_told(page, tab):
+    opened = tab(page, "generate")
+    opened.set("duration", "type", "240")
+    expect(opened.part("seconds")).to_be_hidden()
