@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 import tooltips
 from tests.page.steps import violations
-from tools.screenshots import TABS, walk
+from tools.screenshots import TABS, THEMES, WIDTHS, walk
 
 
 def check_states(page: Page, fake: Any, mode: str, song: Path) -> None:
@@ -38,7 +38,8 @@ def test_axe_finds_nothing_on_generate(page: Page, fake, song: Path):
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "theme"), [(1280, "dark"), (390, "light")])
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("mode", TABS)
 def test_axe_finds_nothing_in_any_state(fake, fake_address, visit, song: Path, mode: str, width: int, theme: str):
     check_states(visit(f"{fake_address[0]}?__theme={theme}", width), fake, mode, song)
