@@ -65,7 +65,8 @@
     true
   );
 
-  // "Nothing was started yet" goes with the next change in its tab, and may come again with the next press.
+  // "Nothing was started yet" goes with the next change in its tab, by hand or by a button that fills fields in, and may
+  // come again with the next press.
   const problems = (target) => target.closest?.('[role="tabpanel"]')?.querySelector('[id$="-problems"]');
   for (const kind of ["input", "change"])
     document.addEventListener(kind, ({ target }) => problems(target)?.setAttribute("data-stale", ""));
@@ -73,6 +74,7 @@
     "click",
     ({ target }) => {
       if (target.closest?.('[id$="-go"]')) problems(target)?.removeAttribute("data-stale");
+      else if (target.closest?.(".chips, .assist, .offer, .foot")) problems(target)?.setAttribute("data-stale", "");
     },
     true
   );

@@ -118,6 +118,19 @@ def test_guidance_that_ends_before_it_starts_is_told(form: Tab, fake):
 
 
 @pytest.mark.slow
+def test_what_fills_the_form_takes_back_that_nothing_was_started(page: Page, fake, tab):
+    opened = tab(page, "generate")
+    for button in (page.get_by_role("button", name="Folk duet"), opened.part("reset"), opened.part("reset-undo")):
+        for name in ("prompt", "lyrics"):
+            opened.set(name, "type", "")
+        opened.go.click()
+        expect(opened.part("problems")).to_contain_text("Please look at Prompt.")
+        button.click()
+        expect(opened.part("problems")).to_be_hidden()
+    assert fake.requests == []
+
+
+@pytest.mark.slow
 def test_instrumental_switches_the_lyrics_off_and_keeps_them(page: Page, fake, tab):
     opened = tab(page, "generate")
     lyrics = opened.field("lyrics").locator("textarea")
