@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-RATE = 48_000
+from limits import SAMPLE_RATE
+
 TABLE = 2_048
 HARMONICS = 96
 MOST_SAMPLES_AT_ONCE = 2**21
@@ -91,14 +92,14 @@ def play(notes: Notes, patch: Patch, samples: int, device: torch.device | str = 
         rows += len(chunk)
         stereo = _voices(notes, chunk, patch, device)
         for left_right, index in zip(stereo, chunk, strict=True):
-            start = round(float(notes.onset[index]) * RATE)
+            start = round(float(notes.onset[index]) * SAMPLE_RATE)
             heard = left_right[:, : max(min(_samples_of(notes, index, patch), samples - start), 0)]
             out[:, start : start + heard.shape[1]] += heard
     return torch.tanh(out * (1 + patch.drive)) / (1 + patch.drive / 4) if patch.drive else out
 
 
 def _samples_of(notes: Notes, index: int, patch: Patch) -> int:
-    return int((float(notes.length[index]) + 5 * patch.release) * RATE) + 1
+    return int((float(notes.length[index]) + 5 * patch.release) * SAMPLE_RATE) + 1
 
 
 def _chunk(notes: Notes, order: np.ndarray, patch: Patch) -> np.ndarray:
@@ -116,13 +117,13 @@ def _voices(notes: Notes, chunk: np.ndarray, patch: Patch, device: torch.device 
     )
     count = max(_samples_of(notes, index, patch) for index in chunk)
     ticks = torch.arange(count, device=device)
-    seconds = (ticks / RATE)[None]
+    seconds = (ticks / SAMPLE_RATE)[None]
     tables = torch.stack([_tables(pitch, corner, patch) for corner in (patch.open, patch.closed)])
     closing = torch.exp(-seconds / patch.close)
     sound = torch.zeros(len(chunk), 2, count, device=device)
     for number, cents in enumerate(patch.voices):
         hertz = 440.0 * 2 ** ((pitch.double() - 69 + cents / 100) / 12)
-        step = torch.round(hertz / RATE * 2**32).long()
+        step = torch.round(hertz / SAMPLE_RATE * 2**32).long()
         # A voice starts at its own place in the wave, or the voices would begin as one loud one.
         phase = ((ticks * step + number * 1_400_000_000) & 0xFFFFFFFF).float() / 2**32
         if patch.wobble[0]:
@@ -205,7 +206,7 @@ def beat(
         sound, place = kit[name], 0.5 + 0.5 * places.get(name, 0.0)
         stereo = torch.stack([sound * math.cos(place * math.pi / 2), sound * math.sin(place * math.pi / 2)])
         for onset, loudness in rows:
-            start = round(float(onset) * RATE)
+            start = round(float(onset) * SAMPLE_RATE)
             heard = max(min(stereo.shape[1], samples - start), 0)
             out[:, start : start + heard] += float(loudness) * stereo[:, :heard]
     return out
@@ -265,7 +266,7 @@ def _swept(
     pitch: float, sweep: float, glide: float, fade: float, device: torch.device | str, seconds: float | None = None
 ) -> torch.Tensor:
     """A sine that falls from `pitch` + `sweep` to `pitch` and dies away."""
-    t = torch.arange(int((seconds or 5 * fade) * RATE), device=device) / RATE
+    t = torch.arange(int((seconds or 5 * fade) * SAMPLE_RATE), device=device) / SAMPLE_RATE
     cycles = pitch * t + sweep * glide * (1 - torch.exp(-t / glide))
     end = (1 - t / t[-1]).clamp(max=0.1) * 10
     return torch.sin(2 * math.pi * cycles) * torch.exp(-t / fade) * end
@@ -282,10 +283,10 @@ def _hiss(
     rise: float = 0.0005,
 ) -> torch.Tensor:
     """Noise between two corners that dies away; with `padded` as long as a swept sine of that decay."""
-    samples = int((5 * padded if padded else seconds) * RATE)
-    t = torch.arange(samples, device=device) / RATE
+    samples = int((5 * padded if padded else seconds) * SAMPLE_RATE)
+    t = torch.arange(samples, device=device) / SAMPLE_RATE
     spectrum = torch.fft.rfft(noise(turn, samples, device))
-    hertz = torch.linspace(0, RATE / 2, spectrum.shape[-1], device=device)
+    hertz = torch.linspace(0, SAMPLE_RATE / 2, spectrum.shape[-1], device=device)
     shape = 1 / torch.sqrt(1 + (low / hertz.clamp(min=1.0)) ** 6) / torch.sqrt(1 + (hertz / high) ** 6)
     end = (1 - t / t[-1]).clamp(max=0.1) * 10
     return torch.fft.irfft(spectrum * shape, n=samples) * torch.exp(-t / fade) * (t / rise).clamp(max=1.0) * end
@@ -323,7 +324,7 @@ def finish_stems(stems: torch.Tensor, finishes: list[Finish], turn: float) -> to
     samples, device = stems.shape[-1], stems.device
     rooms = [_room(finish, turn, device) for finish in finishes]
     size = _smooth(samples + max(room.shape[-1] for room in rooms))
-    hertz = torch.linspace(0, RATE / 2, size // 2 + 1, device=device)
+    hertz = torch.linspace(0, SAMPLE_RATE / 2, size // 2 + 1, device=device)
     out = torch.empty_like(stems)
     for number, (finish, room) in enumerate(zip(finishes, rooms, strict=True)):
         low = 1 / torch.sqrt(1 + (finish.low_cut / hertz.clamp(min=1.0)) ** 4)
@@ -337,19 +338,19 @@ def _room(finish: Finish, turn: float, device: torch.device | str) -> torch.Tens
     """Return the impulse response [2, M]: the sound itself at its place, a tail of noise, echoes from side to side."""
     level, gap = finish.echo
     echoes = 6 if level else 0
-    tail = int(2.5 * finish.decay * RATE) if finish.room else 1
-    out = torch.zeros(2, max(tail, int(echoes * gap * RATE) + 1), device=device)
+    tail = int(2.5 * finish.decay * SAMPLE_RATE) if finish.room else 1
+    out = torch.zeros(2, max(tail, int(echoes * gap * SAMPLE_RATE) + 1), device=device)
     if finish.room:
-        t = torch.arange(tail, device=device) / RATE
+        t = torch.arange(tail, device=device) / SAMPLE_RATE
         fall = torch.exp(-3 * t / finish.decay) * (t / 0.012).clamp(max=1.0) * (1 - t / t[-1])
         sides = torch.stack([noise(turn + 0.37 * side, tail, device) for side in range(2)])
-        out[:, :tail] = finish.room * sides * fall * (10 / (finish.decay * RATE)) ** 0.5
+        out[:, :tail] = finish.room * sides * fall * (10 / (finish.decay * SAMPLE_RATE)) ** 0.5
     place = (finish.pan + 1) * math.pi / 4
     direct = (math.cos(place) * 2**0.5, math.sin(place) * 2**0.5)
     for side in range(2):
         out[side, 0] = direct[side]
         for number in range(1, echoes + 1):
-            out[side, int(number * gap * RATE)] += level**number * (1.2 if number % 2 == side else 0.5)
+            out[side, int(number * gap * SAMPLE_RATE)] += level**number * (1.2 if number % 2 == side else 0.5)
     return out
 
 
@@ -362,9 +363,9 @@ def _smooth(size: int) -> int:
 def pump(beats: np.ndarray, samples: int, depth: float, device: torch.device | str) -> torch.Tensor:
     """Return the gain [samples] of a compressor that each of the `beats` (seconds) ducks by `depth` for a moment."""
     gain = torch.ones(samples, device=device)
-    dip = 1 - depth * torch.exp(-torch.arange(int(0.4 * RATE), device=device) / RATE / 0.11)
+    dip = 1 - depth * torch.exp(-torch.arange(int(0.4 * SAMPLE_RATE), device=device) / SAMPLE_RATE / 0.11)
     for onset in beats:
-        start = round(float(onset) * RATE)
+        start = round(float(onset) * SAMPLE_RATE)
         heard = max(min(len(dip), samples - start), 0)
         gain[start : start + heard] = torch.minimum(gain[start : start + heard], dip[:heard])
     return gain

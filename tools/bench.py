@@ -23,12 +23,12 @@ import bootstrap
 import codec
 import sampling
 from events import Done
+from limits import SAMPLE_RATE
 from params import parse_request
 from tools import bench_page, bench_planner
 
 PROMPT = "warm lofi piano with soft drums and a mellow bass"
 LYRICS = "[Verse]\nslow light on the window\n[Chorus]\nstay a while"
-RATE = 48_000
 WORDS = {"prompt": PROMPT, "lyrics": LYRICS}
 TASKS = {
     "generate": ("generate", {}),
@@ -115,7 +115,7 @@ def bare_song(pipe, task: str, request, seconds: float) -> None:
         source = torch.from_numpy(samples.T.copy())
         if task == "extend":
             length = seconds + request.after
-            source = torch.nn.functional.pad(source, (0, round(request.after * RATE)))
+            source = torch.nn.functional.pad(source, (0, round(request.after * SAMPLE_RATE)))
             more |= {"repainting_start": seconds - 2, "repainting_end": length}
         elif task == "repaint":
             more |= {"repainting_start": request.start, "repainting_end": request.end}
@@ -159,9 +159,9 @@ def timed(work) -> float:
 def write_source(folder: Path, seconds: float) -> Path:
     """Write a chord with a beat, 48 kHz stereo."""
     path = folder / f"source-{seconds:g}.wav"
-    t = np.arange(round(seconds * RATE)) / RATE
+    t = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     wave = np.sin(2 * np.pi * 220 * t) * (0.3 + 0.2 * np.cos(4 * np.pi * t))
-    soundfile.write(path, np.stack([wave, wave], axis=1), RATE)
+    soundfile.write(path, np.stack([wave, wave], axis=1), SAMPLE_RATE)
     return path
 
 

@@ -1,7 +1,7 @@
 """What can be measured of a piece of music: its tempo, its key, its style. Rulers for `evaluate_preview`.
 
 Each is tried on rendered pieces, where the truth is known (`evaluate_preview` prints that row beside the engine's).
-Samples are float arrays [2, n] at 48 kHz.
+Samples are float arrays [2, n] at 48 kHz. `tools.matrix` names keys and counts a wrong tempo as is done here.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RATE = 48_000
+from limits import SAMPLE_RATE
+
 LISTENING_RATE = 24_000
 HOP = 240
 SLOWEST, FASTEST = 40.0, 220.0
-# Krumhansl and Kessler (1982): how well each semitone over the tonic fits a key.
+# How well each degree fits, from the tonic up: Krumhansl & Kessler 1982, "Tracing the dynamic changes in perceived
+# tonal organization in a spatial representation of musical keys", Psychological Review 89.
 PROFILES = {
     "major": (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
     "minor": (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
@@ -26,7 +28,7 @@ NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
 def pulse(samples: np.ndarray) -> np.ndarray:
-    """Return how strongly something begins, a hundred times a second."""
+    """Return how strongly something begins, [frames], a hundred times a second."""
     import librosa
 
     return librosa.onset.onset_strength(y=_mono(samples), sr=LISTENING_RATE, hop_length=HOP, aggregate=np.median)
@@ -75,8 +77,12 @@ def chroma(samples: np.ndarray) -> np.ndarray:
 
 
 def key_ranking(samples: np.ndarray) -> list[str]:
-    """Return the 24 keys, best first, by the correlation of the chroma with Krumhansl's profiles."""
-    heard = chroma(samples)
+    """Return the 24 keys, best first, that `samples` [2, n] may be in."""
+    return rank_keys(chroma(samples))
+
+
+def rank_keys(heard: np.ndarray) -> list[str]:
+    """Return the 24 keys, best first, by the correlation of a chroma [12] with Krumhansl's profiles."""
     scores = {
         f"{note} {scale}": float(np.corrcoef(heard, np.roll(profile, pitch))[0, 1])
         for scale, profile in PROFILES.items()
@@ -86,7 +92,7 @@ def key_ranking(samples: np.ndarray) -> list[str]:
 
 
 def key_match(heard: str, asked: str) -> str:
-    """Return "same", "relative" or "other"; `asked` may be spelled with flats."""
+    """Return "same", "relative" or "other"; `asked` may be spelled with flats. Raises ValueError for what is no key."""
     from tools.band_score import parse_key
 
     (pitch, scale), (wanted, wanted_scale) = parse_key(heard), parse_key(asked)
@@ -168,4 +174,4 @@ def train_classifier(features: np.ndarray, styles: list[str], decay: float = 0.0
 def _mono(samples: np.ndarray) -> np.ndarray:
     import soxr
 
-    return soxr.resample(samples.mean(axis=0).astype(np.float32), RATE, LISTENING_RATE, "LQ")
+    return soxr.resample(samples.mean(axis=0).astype(np.float32), SAMPLE_RATE, LISTENING_RATE, "LQ")

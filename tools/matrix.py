@@ -27,6 +27,7 @@ import soundfile
 from gradio_client import Client, handle_file
 
 from fields import parse_key
+from tools.listening import rank_keys, tempo_error
 
 URL = "http://127.0.0.1:7860"
 TEMPOS, KEYS = (90, 120, 140), ("C major", "A minor")
@@ -36,13 +37,6 @@ OVERLAP = 1.0
 EDGE_SECONDS = 0.05
 # How often the studio's memory is looked at.
 LOOK_SECONDS = 0.05
-NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-# How well each degree fits, from the tonic up: Krumhansl & Kessler 1982, "Tracing the dynamic changes in perceived
-# tonal organization in a spatial representation of musical keys", Psychological Review 89.
-PROFILES = {
-    "major": (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
-    "minor": (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
-}
 
 
 @dataclass(frozen=True)
@@ -159,7 +153,7 @@ def measured(
         f"{meter.peak / 2**20:.0f}" if meter.peak else "",
         f"{len(samples) / rate:g}",
         f"{tempo:.1f}",
-        f"{off_by(tempo, words['bpm']):.1f} %",
+        f"{100 * tempo_error(tempo, words['bpm'])[0]:.1f} %",
         heard_key(mono, rate),
         ", ".join(f"{step_db(samples, rate, border):+.1f}" for border in task.borders),
     ]
@@ -184,24 +178,13 @@ def heard_tempo(mono: np.ndarray, rate: int) -> float:
     return float(np.atleast_1d(tempo)[0])
 
 
-def off_by(tempo: float, asked: float) -> float:
-    """Return how far `tempo` is from `asked` in percent; half and double of it count as the same beat."""
-    return min(abs(tempo * factor / asked - 1) for factor in (0.5, 1, 2)) * 100
-
-
 def heard_key(mono: np.ndarray, rate: int) -> str:
-    """Return the key whose profile fits the mean chroma of [samples] best; "" for silence."""
+    """Return the key whose profile fits the mean chroma of [samples] best, as in "F# minor"; "" for silence."""
     import librosa
 
     if np.abs(mono).max(initial=0) < 1e-6:
         return ""
-    chroma = librosa.feature.chroma_cqt(y=mono, sr=rate).mean(axis=1)
-    fits = {
-        f"{note} {scale}": np.corrcoef(np.roll(profile, tonic), chroma)[0, 1]
-        for scale, profile in PROFILES.items()
-        for tonic, note in enumerate(NOTES)
-    }
-    return max(fits, key=fits.__getitem__)
+    return rank_keys(librosa.feature.chroma_cqt(y=mono, sr=rate).mean(axis=1))[0]
 
 
 def step_db(samples: np.ndarray, rate: int, border: float) -> float:

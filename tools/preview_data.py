@@ -7,6 +7,7 @@ that is resumed sees what it would have seen.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +18,16 @@ import torch
 
 import modes
 import preview
+import sampling
+from limits import SAMPLE_RATE
 from tools.band_score import Score, compose
 from tools.band_styles import STEMS
-from tools.render_band import RATE, Piece, render
+from tools.render_band import Piece, render
 
-HOP = 1_920
+HOP = math.prod(preview.DOWNSAMPLING)
+"""Samples that a latent frame stands for."""
+
+REFERENCE_FRAMES = sampling.REFERENCE_SECONDS * SAMPLE_RATE // HOP
 FIRST_TRAINING_SEED = 1_000_000
 """Seeds under this are for evaluation and are never trained on."""
 
@@ -214,10 +220,9 @@ def _region(rng: np.random.Generator, frames: int) -> torch.Tensor:
 
 def _reference(latents: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Return 30 s of latents as the studio makes them of a reference: repeated where it is shorter."""
-    repeats = -(-750 // latents.shape[0])
-    long = latents.repeat(repeats, 1)
-    start = int(rng.integers(long.shape[0] - 750 + 1))
-    return long[start : start + 750]
+    long = latents.repeat(math.ceil(REFERENCE_FRAMES / latents.shape[0]), 1)
+    start = int(rng.integers(long.shape[0] - REFERENCE_FRAMES + 1))
+    return long[start : start + REFERENCE_FRAMES]
 
 
 def _told(score: Score, instruction: str, rng: np.random.Generator, words: list[str]) -> tuple[str, str]:
@@ -250,8 +255,3 @@ def _lines(rng: np.random.Generator, words: list[str]) -> str:
 def lyric_words() -> list[str]:
     """Return words that lines of lyrics are made of; the engine learns to leave them be."""
     return preview.WORDS.read_text(encoding="utf-8").split()
-
-
-def seconds_of(frames: int) -> float:
-    """Return the length of latent frames in seconds."""
-    return frames * HOP / RATE

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import preview
+from limits import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +123,7 @@ def build_parts(shape: Shape, seed: int = 0) -> dict[str, nn.Module]:
                 decoder_channels=shape.decoder_channels,
                 decoder_input_channels=shape.latents,
                 audio_channels=2,
-                sampling_rate=48_000,
+                sampling_rate=SAMPLE_RATE,
             ),
             "audio_tokenizer": AceStepAudioTokenizer(fsq_dim=shape.codes, **codes),
             "audio_token_detokenizer": AceStepAudioTokenDetokenizer(**codes),
@@ -159,7 +160,9 @@ def silence_of(vae: nn.Module) -> torch.Tensor:
 
     device, dtype = vae.device, vae.dtype
     with torch.no_grad():
-        encoded = vae.encode(torch.zeros(1, 2, SILENT_SECONDS * 48_000, device=device, dtype=dtype)).latent_dist.mean
+        encoded = vae.encode(
+            torch.zeros(1, 2, SILENT_SECONDS * SAMPLE_RATE, device=device, dtype=dtype)
+        ).latent_dist.mean
     return encoded[..., encoded.shape[-1] // 2].reshape(1, 1, -1).float()
 
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from limits import SAMPLE_RATE
 from tools.band_score import Score, compose
 from tools.band_styles import INSTRUMENTS, STEMS, STYLES
 
 if TYPE_CHECKING:
     import torch
 
-RATE = 48_000
 LEVEL = 0.15
 """RMS that a piece is brought to, where its peak allows."""
 PEAK = 10 ** (-1 / 20)
@@ -59,7 +59,7 @@ def _stems(score: Score, device: torch.device | str) -> torch.Tensor:
 
     from tools import band_sounds
 
-    how, samples = STYLES[score.style], round(score.seconds * RATE)
+    how, samples = STYLES[score.style], round(score.seconds * SAMPLE_RATE)
     # Each kit and room is a little different; the golden ratio spreads them over the noise.
     turn = score.seed * 0.618_034 % 1.0
     kit = band_sounds.drum_kit(**how.kit, turn=turn, device=device)
@@ -78,7 +78,7 @@ def _stems(score: Score, device: torch.device | str) -> torch.Tensor:
     mix = stems.sum(dim=0)
     gain = min(LEVEL / float(mix.square().mean().sqrt()), PEAK / float(mix.abs().max()))
     # The end of the piece is no click.
-    end = min(round(END_SECONDS * RATE), samples)
+    end = min(round(END_SECONDS * SAMPLE_RATE), samples)
     stems[..., samples - end :] *= torch.linspace(1, 0, end, device=device)
     return stems * gain
 
@@ -119,7 +119,7 @@ def write(piece: Piece, folder: Path, stems: bool = False) -> None:
     name = re.sub(r"\W+", "-", f"{score.seed}-{score.style}-{score.bpm}-{score.key}").lower()
     sounds = {"": piece.mix} | ({f"-{stem}": piece.stems[n] for n, stem in enumerate(STEMS)} if stems else {})
     for suffix, samples in sounds.items():
-        soundfile.write(folder / f"{name}{suffix}.wav", samples.cpu().numpy().T, RATE, subtype="PCM_24")
+        soundfile.write(folder / f"{name}{suffix}.wav", samples.cpu().numpy().T, SAMPLE_RATE, subtype="PCM_24")
     told = {
         "seed": score.seed,
         "style": score.style,

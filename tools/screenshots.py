@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from limits import SAMPLE_RATE
+
 ROOT = Path(__file__).resolve().parents[1]
 TABS = ("generate", "cover", "extend", "edit", "lyrics")
 THEMES = ("dark", "light")
@@ -197,12 +199,12 @@ def chromium() -> str:
 
 def write_song(path: Path) -> Path:
     """Write twelve seconds of chords that swell and fade, 48 kHz stereo."""
-    t = np.arange(12 * 48_000) / 48_000
+    t = np.arange(12 * SAMPLE_RATE) / SAMPLE_RATE
     chords = [(220.0, 277.2, 329.6), (196.0, 246.9, 293.7), (174.6, 220.0, 261.6)]
     notes = np.array([sum(np.sin(2 * np.pi * note * t) for note in chord) for chord in chords])
     wave = np.take_along_axis(notes, (t // 4).astype(int)[None], axis=0)[0]
     wave *= 0.08 * (1 + np.cos(4 * np.pi * t)) * np.sin(np.pi * t / 12)
-    soundfile.write(path, np.stack([wave, wave], axis=1), 48_000)
+    soundfile.write(path, np.stack([wave, wave], axis=1), SAMPLE_RATE)
     return path
 
 
