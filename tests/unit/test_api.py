@@ -1,7 +1,6 @@
 """The public endpoints without a model: names, defaults, schemas, what a wrong value gets, how a run is passed on."""
 
 import inspect
-import json
 import re
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from gradio.utils import get_upload_folder
 import api
 import endpoints
 import events
-import limits
 import params
 from events import Done, Draft, Failed, Problem, Progress
 
@@ -52,7 +50,6 @@ CONTRACT = {
 }
 SONGS = [mode for mode in CONTRACT if mode != "lyrics"]
 GIVEN = {"prompt": "calm piano", "source": "song.wav", "brief": "rain"}
-DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 
 
 @pytest.fixture(scope="module")
@@ -399,44 +396,3 @@ def test_what_is_understood_reaches_the_studio_in_the_models_words(monkeypatch):
     studio, run = generate(monkeypatch, Done((), {}), key="Am", time_signature="4/4", bpm=None)
     list(run)
     assert (studio.request.key, studio.request.time_signature, studio.request.bpm) == ("A minor", "4", None)
-
-
-# --- the document -------------------------------------------------------------------------------------------------
-
-
-def test_the_document_lists_every_parameter_and_option_with_its_default_and_limits():
-    tables = read_tables()
-    for mode in CONTRACT:
-        song = mode in SONGS
-        shared = tables["Parameters of every song endpoint", "parameter"] if song else {}
-        listed = {**shared, **tables[f"`/{mode}`", "parameter"]}
-        assert {name: default for name, (default, _) in listed.items()} == CONTRACT[mode]
-        options = {**(tables["Options", "option"] if song else {}), **tables.get((f"`/{mode}`", "option"), {})}
-        known = {name: field.default for name, field in options_of(mode).items()}
-        if song:
-            known["loras"] = list(known["loras"])  # as JSON has it
-        assert {name: default for name, (default, _) in options.items()} == known
-        for name, (_, text) in {**listed, **options}.items():
-            limit = limits.LIMITS.get(name)
-            if limit:
-                high = int(limit.high) if limit.integer else format(limit.high, "g")
-                assert f"{limit.low:g} to {high}" in text, name
-            if name in limits.TEXT_LIMITS:
-                assert f"{limits.TEXT_LIMITS[name]:,} characters" in text, name
-    assert all(f"`{track}`" in tables["`/edit`", "parameter"]["tracks"][1] for track in limits.TRACKS)
-    for action in limits.ACTIONS:
-        assert re.search(rf"^\| {action} \| ", DOCS.read_text(), re.MULTILINE), action
-
-
-def read_tables():
-    """Return the rows of the document's tables: {(section, kind): {name: (default, text)}}."""
-    tables, section, kind = {}, "", ""
-    for line in DOCS.read_text().splitlines():
-        if line.startswith("## "):
-            section = line.removeprefix("## ")
-        elif found := re.fullmatch(r"\| (parameter|option) \| default \|.*\|", line):
-            kind = found[1]
-        elif found := re.fullmatch(r"\| `(\w+)` \| (required|`.*?`) \| (.*) \|", line):
-            default = REQUIRED if found[2] == "required" else json.loads(found[2].strip("`"))
-            tables.setdefault((section, kind), {})[found[1]] = (default, found[3])
-    return tables

@@ -13,10 +13,10 @@ import pytest
 
 import cli
 import endpoints
-from limits import LIMITS
+from limits import ACTIONS, LIMITS, TEXT_LIMITS, TRACKS
 from params import REQUESTS
+from tests.program import ROOT, python
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 API = (ROOT / "docs" / "api.md").read_text()
 
@@ -89,7 +89,7 @@ def test_arguments_that_are_shown_are_taken(document):
 
 @pytest.mark.parametrize("tool", [pytest.param("bench", marks=pytest.mark.slow), "matrix"])
 def test_the_tools_have_a_help(tool):
-    told = subprocess.run([sys.executable, "-m", f"tools.{tool}", "--help"], cwd=ROOT, capture_output=True, text=True)
+    told = python("-m", f"tools.{tool}", "--help")
     assert told.returncode == 0, told.stderr
     assert told.stdout.startswith("usage:")
 
@@ -173,3 +173,11 @@ def test_the_tables_state_the_limits_of_params(mode):
             assert said, f"{name}: {words}"
             low, high = said.groups()
             assert (low, high) == (number(LIMITS[name].low), number(LIMITS[name].high)), name
+        if name in TEXT_LIMITS:
+            assert f"{TEXT_LIMITS[name]:,} characters" in words, name
+
+
+def test_every_track_and_action_is_listed():
+    _, tracks = rows(section("`/edit`"), "parameter")["tracks"]
+    assert all(f"`{track}`" in tracks for track in TRACKS)
+    assert all(re.search(rf"^\| {action} \| ", section("`/edit`"), re.MULTILINE) for action in ACTIONS)

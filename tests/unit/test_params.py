@@ -17,24 +17,8 @@ def problems(**values):
     return {problem.field: problem.message for problem in caught.value.problems}
 
 
-def test_defaults_are_those_of_the_contract():
-    request = parse_request("generate", {"prompt": "calm piano"})
-    dumped = request.model_dump(exclude={"options", "mode"})
-    assert dumped == {
-        "prompt": "calm piano",
-        "lyrics": "",
-        "instrumental": False,
-        "bpm": None,
-        "key": "",
-        "time_signature": "",
-        "language": "unknown",
-        "takes": 1,
-        "quality": "standard",
-        "seed": -1,
-        "duration": 60,
-        "reference": None,
-    }
-    options = request.options
+def test_the_defaults_of_the_options_are_those_of_the_contract():
+    options = parse_request("generate", {"prompt": "calm piano"}).options
     assert (options.format, options.loudness, options.sampler) == ("wav", None, "ode")
     plan = (options.plan, options.plan_seed, options.plan_temperature, options.plan_cfg, options.rewrite)
     assert plan == (True, -1, 0.85, 2.0, False)
@@ -60,13 +44,27 @@ def test_requests_for_words_have_the_agreed_defaults(mode):
     assert pickle.loads(pickle.dumps(request)) == request
 
 
+def test_spaces_around_a_brief_and_options_of_null_mean_nothing():
+    assert parse_request("lyrics", {"brief": " rain ", "options": None}) == parse_request("lyrics", {"brief": "rain"})
+
+
 @pytest.mark.parametrize(
     ("mode", "values", "field", "part"),
     [
         ("lyrics", {}, "brief", "from 1 to 2,000 characters: say what the song is about"),
+        ("lyrics", {"brief": " \n "}, "brief", "from 1 to 2,000"),
         ("lyrics", {"brief": "x" * 50_000}, "brief", "up to 2,000 characters; this has 50,000"),
+        ("lyrics", {"brief": 5}, "brief", "must be text"),
         ("lyrics", {"brief": "x", "language": "klingon"}, "language", "51 listed codes"),
+        ("lyrics", {"brief": "x", "structure": "x" * 501}, "structure", "up to 500 characters"),
+        ("lyrics", {"brief": "x", "tone": "x" * 201}, "tone", "up to 200 characters"),
+        ("lyrics", {"brief": "x", "seed": 2**32}, "seed", "-1 to 4294967295"),
+        ("lyrics", {"brief": "x", "duration": 3}, "duration", "not known"),
         ("lyrics", {"brief": "x", "options": {"max_tokens": 0}}, "options.max_tokens", "from 16 to 2048 tokens"),
+        ("lyrics", {"brief": "x", "options": {"temperature": 2.1}}, "options.temperature", "from 0 to 2"),
+        ("lyrics", {"brief": "x", "options": {"temperature": math.nan}}, "options.temperature", "from 0 to 2"),
+        ("lyrics", {"brief": "x", "options": {"top_p": 0}}, "options.top_p", "from 0.05 to 1"),
+        ("lyrics", {"brief": "x", "options": {"top_p": "high"}}, "options.top_p", "from 0.05 to 1"),
         ("lyrics", {"brief": "x", "options": {"plan": True}}, "options.plan", "max_tokens, temperature, top_p"),
         ("lyrics", {"brief": "x", "options": 3}, "options", "must be an object"),
         ("inspire", {"idea": "x" * 2_001}, "idea", "up to 2,000 characters"),
@@ -84,7 +82,7 @@ def test_wrong_requests_for_words_get_a_sentence(mode, values, field, part):
         parse_request(mode, values)
     (problem,) = caught.value.problems
     assert problem.field == field
-    assert part in problem.message
+    assert part in problem.message and problem.message.endswith(".")
 
 
 @pytest.mark.parametrize(
