@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 import attention
+from tests.program import python
 from tools import bench_attention
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +66,10 @@ def test_songs_are_made_as_diffusers_does_it_until_another_way_was_measured():
 @pytest.mark.long
 @pytest.mark.slow
 def test_the_bench_runs_without_a_card():
-    arguments = [sys.executable, "-m", "tools.bench_attention", "stock", "repeat", "nonsense", "--small"]
-    result = subprocess.run(
-        [*arguments, "--seconds", "10", "--runs", "1"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    ways = ("stock", "repeat", "nonsense")
+    result = python("-m", "tools.bench_attention", *ways, "--small", "--seconds", "10", "--runs", "1")
+    assert result.returncode == 0, result.stderr
     rows = result.stdout.splitlines()[2:]
-    assert [row.split()[0] for row in rows] == ["stock", "repeat", "nonsense"]
+    assert tuple(row.split()[0] for row in rows) == ways
     assert "not here" in rows[2]
     assert float(rows[1].split()[-1]) < 1e-5

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,11 @@ import pytest
 import conditions
 import modes
 import tokens
-from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
+from limits import TEXT_LIMITS
+from tests.program import python
 
 LONG = "warm tape hiss, brushed drums, Glühwürmchen, " * 40
 PROMPTS = ("a song", "Lo-fi «Nacht»: 🌙 東京 <|endoftext|>", LONG, "x" * 2_000)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -108,5 +106,5 @@ def test_no_model_code_is_loaded_to_count(tiny: Path):
         "'tokenizer.json')); print(tokens.prompt_budget(counter, 'generate', {'prompt': 'a song'})[1], "
         "[m for m in ('torch', 'transformers', 'diffusers') if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = python("-c", code)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr

@@ -19,6 +19,7 @@ from tests.engine.adapters import write_adapter
 from tests.engine.fake_device_api import Refusal
 from tests.engine.space import ROOT, Space, open_space
 from tests.engine.zerogpu_studio import MADE_FOR, digest
+from tests.program import ROOT
 
 TOKEN = "e30.e30.e30"
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ZeroGPU's workers need Linux")

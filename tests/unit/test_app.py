@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+import audio
 import bootstrap
 import form
 import markup
 import theme
 import tooltips
 from events import Progress
-from limits import LIMITS
+from limits import LIMITS, MAX_SOURCE_SECONDS
 from lint import Advice
-from tests.program import python
+from tests.program import ROOT, python
 
-ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -174,9 +174,5 @@ def test_the_theme_asks_no_other_machine_for_anything():
 
 
 def test_the_help_of_a_source_states_the_limits_of_an_upload():
-    import audio
-    import tooltips
-    from limits import MAX_SOURCE_SECONDS
-
     assert f"up to {audio.MAX_UPLOAD_BYTES // 10**6} MB" in tooltips.UPLOAD
     assert f"to {MAX_SOURCE_SECONDS // 60} minutes" in tooltips.UPLOAD

@@ -25,9 +25,7 @@ import models
 import plan_weights
 import tooltips
 from events import Problem, StudioError
-from tests.program import python
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.program import ROOT, python
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess:

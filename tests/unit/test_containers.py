@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.program import python
+from tests.program import ROOT, python
 
-ROOT = Path(__file__).resolve().parents[2]
 INSTRUCTIONS = {
     *("FROM", "RUN", "CMD", "LABEL", "EXPOSE", "ENV", "ADD", "COPY", "ENTRYPOINT", "VOLUME", "USER", "WORKDIR", "ARG"),
     *("ONBUILD", "STOPSIGNAL", "HEALTHCHECK", "SHELL"),

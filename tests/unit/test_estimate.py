@@ -1,9 +1,9 @@
 """The seconds that a GPU is asked for: whole, within bounds, more for more work; and what does not fit is said."""
 
-import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import estimate
@@ -26,8 +26,7 @@ def test_seconds_are_a_whole_number_from_60_to_300(duration, steps, takes, multi
 
 @pytest.mark.parametrize("seconds", [-5, 0, 59.9, 60, 123.7, 300, 1e9])
 def test_any_number_becomes_one_that_zerogpu_takes(seconds):
-    numpy = pytest.importorskip("numpy")
-    for value in (seconds, numpy.float64(seconds)):
+    for value in (seconds, np.float64(seconds)):
         assert type(estimate.clamped(value)) is int
         assert 60 <= estimate.clamped(value) <= 300
 
@@ -153,10 +152,10 @@ def test_what_does_not_fit_is_refused_and_what_would_fit_does(song):
         assert "seconds" not in problem.hint
     alone = "1 take and" not in problem.hint
     for number, what in ways:
-        name = {"t": "takes", "st": "steps", "se": "duration"}["t" if what[0] == "t" else what[:2]]
+        name = {"take": "takes", "takes": "takes", "steps": "steps", "seconds": "duration"}[what]
         changed = replace(song, **{name: int(number)})
         changed = changed if alone else replace(changed, takes=1)
         if alone or name != "takes":
             assert estimate.seconds_needed(changed) <= 300
             more = replace(changed, **{name: int(number) + (5 if name == "duration" else 1)})
-            assert estimate.seconds_needed(more) > 300 or math.isclose(getattr(more, name), getattr(song, name))
+            assert estimate.seconds_needed(more) > 300

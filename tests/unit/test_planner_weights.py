@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,13 +14,14 @@ import plan_weights
 import preview_writers
 from events import StudioError
 from planner import find_planner, load_planner
+from tests.program import python
 
 CPU = models.Device("cpu", "float32", "float32", "float32", "a test")
 
 
 @pytest.fixture(autouse=True)
 def bare(tmp_path, monkeypatch):
-    """A machine without planner weights."""
+    """Be a machine without planner weights."""
     monkeypatch.delenv(plan_weights.VARIABLE, raising=False)
     monkeypatch.setattr(plan_weights, "MODELS_FOLDER", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -62,10 +61,7 @@ def test_finding_the_preview_makes_nothing_and_loads_no_torch(tmp_path):
         "import sys, planner; w = planner.find_planner(); assert w.source == 'preview' and not w.folder.exists();"
         "assert not {'torch', 'transformers', 'diffusers'} & set(sys.modules)"
     )
-    environment = {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
-    )
+    result = python("-c", code, ACE_STUDIO_PLANNER="preview", ACE_STUDIO_CACHE=str(tmp_path))
     assert result.returncode == 0, result.stderr
 
 

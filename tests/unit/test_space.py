@@ -14,8 +14,8 @@ import bootstrap
 import checkpoints
 import lyrics
 import plan_weights
+from tests.program import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 # Every key that the Hub documents for a Space.
 KEYS = {
