@@ -16,6 +16,7 @@ from gradio_client.exceptions import AppError, ValidationError
 
 import app
 import backend
+from tests.unit.sounds import NO_AUDIO
 
 FAST = {"steps": 2}
 RATE = 48_000
@@ -411,14 +412,6 @@ def test_what_does_not_fit_the_source_or_the_action_is_told_at_its_field(client,
     assert set(said) == set(expected)
     for name, sentence in expected.items():
         assert sentence in said[name]
-
-
-NO_AUDIO = {
-    "empty": (b"", "The file is empty."),
-    "text": (b"la la la\n" * 100, "This is a text file, not audio."),
-    "video": (b"\0\0\0\x20ftypisom" + bytes(2000), "This is a video file (MP4 or MOV)"),
-    "corrupt": (b"RIFF\x24\0\0\0WAVEfmt \x10" + b"\xff" * 400, "The file is damaged"),
-}
 
 
 @pytest.mark.parametrize("kind", NO_AUDIO)

@@ -7,6 +7,7 @@ import soundfile
 import uploads
 from events import InvalidRequest
 from params import parse_request
+from tests.unit.sounds import NO_AUDIO
 
 
 @pytest.fixture
@@ -32,18 +33,10 @@ def test_the_length_is_that_of_the_song_at_48_khz(song, rate):
     assert uploads.seconds_of(path) * 48_000 == round(100_006 * 48_000 / rate)
 
 
-BAD = {
-    "empty": (b"", "The file is empty."),
-    "text": (b"la la la\n" * 100, "This is a text file, not audio."),
-    "video": (b"\0\0\0\x20ftypisom" + bytes(2000), "This is a video file (MP4 or MOV)"),
-    "corrupt": (b"RIFF\x24\0\0\0WAVEfmt \x10" + b"\xff" * 400, "The file is damaged"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("kind", NO_AUDIO)
 @pytest.mark.parametrize("field", ["source", "reference"])
 def test_a_file_that_is_no_audio_is_told_at_its_field(song, tmp_path, kind, field):
-    data, sentence = BAD[kind]
+    data, sentence = NO_AUDIO[kind]
     (tmp_path / "bad.wav").write_bytes(data)
     files = {"source": song(), field: str(tmp_path / "bad.wav")}
     said = problems("cover", **files)

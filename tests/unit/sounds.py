@@ -1,0 +1,95 @@
+"""Sounds and files for the tests of audio: tones, noise, and everything that is no audio."""
+
+import numpy as np
+import soundfile as sf
+
+from limits import SAMPLE_RATE as RATE
+
+FORMATS = ("wav", "flac", "mp3", "ogg")
+LOSSLESS = ("wav", "flac")
+
+
+def tone(seconds, rate=RATE, hertz=440.0, level=0.5, channels=2):
+    """Return a sine, float32 [channels, samples]; each channel is an octave above the one before."""
+    t = np.arange(round(seconds * rate)) / rate
+    return np.stack([level * np.sin(2 * np.pi * hertz * 2**i * t) for i in range(channels)]).astype(np.float32)
+
+
+def noise(samples, level=0.1, seed=0):
+    """Return white noise, float32 [2, samples]."""
+    return (level * np.random.default_rng(seed).standard_normal((2, samples))).astype(np.float32)
+
+
+def save(path, samples, rate=RATE, format="WAV", subtype=None):
+    """Write [channels, samples] in blocks of one second (one large Vorbis write ends the process)."""
+    with sf.SoundFile(path, "w", rate, samples.shape[0], format=format, subtype=subtype) as file:
+        for at in range(0, samples.shape[1], rate):
+            file.write(np.ascontiguousarray(samples[:, at : at + rate].T))
+    return path
+
+
+def integers(path):
+    """Return the samples of a file as 24-bit integers, [channels, samples]."""
+    return sf.read(path, dtype="int32", always_2d=True)[0].T >> 8
+
+
+def folder_of(path):
+    """Return the names of what a folder holds, sorted."""
+    return sorted(entry.name for entry in path.iterdir())
+
+
+MP4 = b"\0\0\0\x20ftypisom\0\0\x02\0isomiso2avc1mp41" + bytes(4000)
+
+
+def wav_bytes(tmp_path, samples, subtype="PCM_16", rate=RATE):
+    """Return what a WAV file of these samples holds."""
+    return save(tmp_path / "whole.wav", samples, rate, subtype=subtype).read_bytes()
+
+
+def flac_bytes(tmp_path, seconds=2.0):
+    """Return what a FLAC file of noise holds."""
+    return save(tmp_path / "whole.flac", noise(round(seconds * RATE)), format="FLAC").read_bytes()
+
+
+def broken(data):
+    """Return the data with 2 kB in the middle replaced."""
+    middle = len(data) // 2
+    return data[:middle] + np.random.default_rng(5).bytes(2000) + data[middle + 2000 :]
+
+
+# Files that cannot be used: the name, a function that makes the bytes in a folder, and words of what is said of it.
+BAD_FILES = {
+    "empty": ("a.wav", lambda t: b"", "is empty"),
+    "text": ("a.wav", lambda t: "Verse 1: the café\n".encode() * 500, "text file"),
+    "text named mp3": ("a.mp3", lambda t: b"[Verse]\nhello world\n" * 5000, "text file"),
+    "text in a headerless format": ("a.vox", lambda t: b"hello world\n" * 50_000, "text file"),
+    "noise in a headerless format": ("a.gsm", lambda t: np.random.default_rng(0).bytes(200_000), "not an audio file"),
+    "raw samples": ("a.raw", lambda t: np.random.default_rng(0).bytes(200_000), "not an audio file"),
+    "noise": ("a.wav", lambda t: np.random.default_rng(0).bytes(200_000), "not an audio file"),
+    "mp4": ("a.mp4", lambda t: MP4, "video"),
+    "mp4 named mp3": ("a.mp3", lambda t: MP4, "video"),
+    "webm": ("a.webm", lambda t: b"\x1aE\xdf\xa3" + bytes(4000), "video"),
+    "avi": ("a.wav", lambda t: b"RIFF\x10\x27\0\0AVI LIST" + bytes(4000), "video"),
+    "m4a": ("a.m4a", lambda t: b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(4000), "M4A"),
+    "zip": ("a.zip", lambda t: b"PK\3\4" + bytes(4000), "ZIP"),
+    "half a header": ("a.wav", lambda t: wav_bytes(t, tone(2.0))[:20], "damaged"),
+    "header alone": ("a.wav", lambda t: wav_bytes(t, tone(2.0))[:44], "no sound"),
+    "half a flac": ("a.flac", lambda t: (d := flac_bytes(t))[: len(d) // 2], "damaged"),
+    "flac with a hole": ("a.flac", lambda t: broken(flac_bytes(t)), "damaged"),
+    "half an mp3": (
+        "a.mp3",
+        lambda t: (d := save(t / "w", noise(4 * RATE), format="MP3").read_bytes())[: len(d) // 2],
+        "ends",
+    ),
+    "too short": ("a.wav", lambda t: wav_bytes(t, tone(0.5)), "0.5 seconds"),
+    "slow rate": ("a.wav", lambda t: wav_bytes(t, tone(2.0, 4000), rate=4000), "4 kHz"),
+    "fast rate": ("a.wav", lambda t: wav_bytes(t, tone(1.0, 384_000), rate=384_000), "384 kHz"),
+}
+
+# Uploads that are no audio: the bytes, and how what is said of them begins.
+NO_AUDIO = {
+    "empty": (b"", "The file is empty."),
+    "text": (b"la la la\n" * 100, "This is a text file, not audio."),
+    "video": (b"\0\0\0\x20ftypisom" + bytes(2000), "This is a video file (MP4 or MOV)"),
+    "corrupt": (b"RIFF\x24\0\0\0WAVEfmt \x10" + b"\xff" * 400, "The file is damaged"),
+}
