@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -26,6 +23,7 @@ import plan_weights
 import tooltips
 from events import Problem, StudioError
 from tests.program import ROOT, python
+from tests.unit.fake_hub import serving
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
@@ -225,57 +223,33 @@ def test_weights_that_cannot_be_had_stop_a_song():
     assert found.stops and MISSING.message in found.text
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Answers the one question that the check asks of the hub, for a model of the server's `sizes`."""
-
-    def do_GET(self):
-        files = [{"rfilename": name, "size": size} for name, size in self.server.sizes.items()]
-        body = json.dumps({"id": "org/song", "sha": "0" * 40, "siblings": files}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
 def hub_of(monkeypatch):
     """Return a function that makes a hub on this machine hold files of the given sizes."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving(monkeypatch, "org/song", {}) as server:
 
-    def hold(**sizes: int) -> None:
-        server.sizes = {name.replace("__", "/").replace("_json", ".json"): size for name, size in sizes.items()}
+        def hold(sizes: dict[str, int]) -> None:
+            server.files, server.sizes = dict.fromkeys(sizes, b""), sizes
 
-    yield hold
-    server.shutdown()
-    server.server_close()
-    thread.join()
+        yield hold
 
 
 def test_what_is_to_be_fetched_is_asked_of_the_hub(hub_of):
-    sizes = {"model_index_json": 1_000, "vae__config_json": 250_000_000, "README": 7_000_000_000}
-    hub_of(**sizes)
+    hub_of({"model_index.json": 1_000, "vae/config.json": 250_000_000, "README": 7_000_000_000})
     (found,) = check.song_model(weights("hub"))
     assert "will be fetched" in found.text and "0.3 GB" in found.text
     assert not found.stops
 
 
 def test_a_fetch_that_does_not_fit_onto_the_disk_stops_a_song(hub_of):
-    hub_of(model_index_json=10**15)
+    hub_of({"model_index.json": 10**15})
     (found,) = check.song_model(weights("hub"))
     assert "1000000.0 GB are to be fetched" in found.text
     assert found.stops
 
 
 def test_a_hub_without_such_a_model_or_without_an_answer_stops_a_song(hub_of, monkeypatch):
-    hub_of(README=1)
+    hub_of({"README": 1})
     (found,) = check.song_model(weights("hub"))
     assert "model_index.json is missing there" in found.text and found.stops
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")

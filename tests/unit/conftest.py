@@ -1,0 +1,42 @@
+"""What several unit tests stand on: a machine without weights, a checkpoint to break, and LoRA files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+import checkpoints
+from tests.unit.lora_bytes import blob
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Be a machine without any weights (no variable, an empty ./models, an empty hub cache); return its folder."""
+    monkeypatch.delenv("ACE_STUDIO_MODEL", raising=False)
+    monkeypatch.setattr(checkpoints, "MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def checkpoint(tiny: Path, tmp_path: Path) -> Path:
+    """Return a whole checkpoint that a test may break."""
+    return Path(shutil.copytree(tiny, tmp_path / "my-model"))
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a LoRA file of these bytes, or of these tensors."""
+
+    def write(content: bytes | dict, name: str = "my-lora.safetensors") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else blob(content))
+        return path
+
+    return write

@@ -1,0 +1,303 @@
+"""Fetching a model from a hub of our own: what is fetched, what breaks, what the hub refuses, and where it ends."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import snapshot_download
+
+import backend
+import checkpoints
+import hub
+import models
+import plan_weights
+import preview_writers
+from events import Progress, StudioError
+from params import parse_request
+from tests.program import python
+from tests.unit.fake_hub import COMMIT, FakeHub, serving, use_hub
+
+REPO = "studio/tiny"
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def server(home, tiny, monkeypatch) -> Iterator[FakeHub]:
+    """A hub that holds the tiny checkpoint and, beside it, what nobody needs."""
+    files = {path.relative_to(tiny).as_posix(): path.read_bytes() for path in tiny.rglob("*") if path.is_file()}
+    files |= {
+        "README.md": b"# Tiny",
+        "silence_latent.pt": b"pickle",
+        "transformer/diffusion_pytorch_model.bin": b"twice",
+        "transformer/diffusion_pytorch_model.fp16.safetensors": b"variant",
+        "onnx/model.onnx": b"other format",
+    }
+    monkeypatch.setattr(hub, "RETRY_SECONDS", 0.05)
+    with serving(monkeypatch, REPO, files) as server:
+        yield server
+
+
+def fetch(cancelled=lambda: False) -> list[Progress]:
+    """Run a download to its end; no two events are further apart than half a second (and what the machine adds)."""
+    events, last = [], time.monotonic()
+    for event in hub.download(REPO, cancelled):
+        assert time.monotonic() - last < 1.5
+        last = time.monotonic()
+        events.append(event)
+    return events
+
+
+def failure(cancelled=lambda: False):
+    """Run a download that fails and return its problem."""
+    with pytest.raises(StudioError) as caught:
+        fetch(cancelled)
+    return caught.value.problem
+
+
+def test_a_download_brings_what_the_pipeline_needs_and_is_found(server, home, monkeypatch):
+    events = fetch()
+    names = set(server.fetched)
+    assert TRANSFORMER in names and "tokenizer/tokenizer.json" in names and "model_index.json" in names
+    assert not names & {"README.md", "silence_latent.pt", "onnx/model.onnx"}
+    assert not any("fp16" in name or name.endswith(".bin") for name in names)
+    assert all(event.stage == "downloading" for event in events)
+    assert events[-1].step == events[-1].steps > 0
+    assert [event.step for event in events] == sorted(event.step for event in events)
+    notes = [event.note for event in events if event.note]
+    assert len(notes) == 1 and "MB" in notes[0] and str(home / "hub") in notes[0]
+
+    monkeypatch.setenv("ACE_STUDIO_MODEL", REPO)
+    weights = checkpoints.find_weights()
+    assert (weights.source, weights.revision, weights.problem) == ("cache", COMMIT, None)
+    assert models.build_pipeline(weights, models.pick_device(weights)).transformer.config.model_version == "sft"
+    # The library's own look at its cache agrees.
+    assert Path(snapshot_download(REPO, local_files_only=True)) == weights.folder
+    asked = len(server.asked)
+    fetch()
+    assert len(server.asked) == asked  # nothing is fetched twice
+
+
+@pytest.fixture
+def planner_on_the_hub(server, home, monkeypatch) -> FakeHub:
+    """Put a planner into a folder of the hub's repository, beside what nobody needs."""
+    folder = preview_writers.language_model_folder("qwen3", 64)
+    files = {f"lm/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    server.files |= files | {"lm/README.md": b"# LM", "lm/onnx/model.onnx": b"", "lmx/config.json": b"{}"}
+    monkeypatch.setenv("ACE_STUDIO_PLANNER", f"{REPO}/lm")
+    monkeypatch.setattr(plan_weights, "MODELS_FOLDER", home / "models")
+    return server
+
+
+def test_a_language_model_is_fetched_out_of_its_folder(planner_on_the_hub):
+    weights = plan_weights.find_planner()
+    assert (weights.source, weights.repo, weights.inside) == ("hub", REPO, "lm")
+    list(hub.download(weights.repo, lambda: False, hub.language_model("ACE_STUDIO_PLANNER", weights.inside)))
+    names = set(planner_on_the_hub.fetched)
+    assert {"lm/config.json", "lm/model.safetensors", "lm/tokenizer.json", "lm/chat_template.jinja"} <= names
+    assert all(name.startswith("lm/") for name in names) and not {"lm/README.md", "lm/onnx/model.onnx"} & names
+    weights = plan_weights.find_planner()
+    assert (weights.source, weights.revision, weights.problem) == ("cache", COMMIT, None)
+
+
+def test_a_repository_without_the_language_model_is_a_sentence(server):
+    with pytest.raises(StudioError) as caught:
+        list(hub.download(REPO, lambda: False, hub.language_model("ACE_STUDIO_LYRICS", "nowhere")))
+    assert caught.value.problem.message == f"{REPO} holds no language model (nowhere/config.json is missing)."
+    with pytest.raises(StudioError, match="ACE_STUDIO_LYRICS"):
+        list(hub.download("nobody/nothing", lambda: False, hub.language_model("ACE_STUDIO_LYRICS")))
+
+
+def test_a_planner_named_on_purpose_is_fetched_by_the_first_planned_song(planner_on_the_hub, home, monkeypatch):
+    monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
+    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(home / "songs"))
+    studio = backend.Backend()
+    monkeypatch.setattr(backend, "_backend", studio)
+
+    def song(plan: bool) -> tuple[set[str], dict]:
+        values = {"prompt": "x", "duration": 10, "options": {"steps": 1, "guidance": 1, "plan": plan}}
+        *events, done = studio.stream(parse_request("generate", values))
+        return {event.stage for event in events}, done.record["plan"]
+
+    stages, plan = song(plan=False)
+    assert "downloading" not in stages and studio.status()["planner"]["state"] == "ready"
+    planner_on_the_hub.status = 500
+    stages, plan = song(plan=True)
+    assert plan == {"used": False, "reason": "Hugging Face answered with error 500."}
+    assert studio.status()["planner"]["state"] == "failed"
+    planner_on_the_hub.status = 200
+    assert "downloading" not in song(plan=True)[0]  # not at every song
+    studio.refresh()
+    stages, plan = song(plan=True)
+    assert "downloading" in stages and plan["used"] is True and plan["model"] == f"{REPO}/lm"
+
+
+def test_a_connection_that_breaks_is_resumed_where_it_broke(server, home):
+    server.breaks[TRANSFORMER] = [300_000, 400_000]
+    fetch()
+    starts = [start for name, start in server.asked if name == TRANSFORMER]
+    assert len(starts) == 3 and starts[0] == 0 < starts[1] <= 300_000 < starts[2] <= 700_000
+    cached = next((home / "hub").rglob(TRANSFORMER))
+    assert cached.read_bytes() == server.files[TRANSFORMER]
+
+
+def test_a_network_that_fails_for_good_is_an_error_and_the_next_try_goes_on(server, home, monkeypatch):
+    monkeypatch.setattr(hub, "RETRIES", 2)
+    server.breaks[TRANSFORMER] = [300_000] + [0] * 10
+    problem = failure()
+    assert problem.code == "download_broken" and "MB" in problem.message
+    server.breaks.clear()
+    server.asked.clear()
+    events = fetch()
+    assert 0 < dict(server.asked)[TRANSFORMER] <= 300_000
+    assert "are here already" in "".join(event.note for event in events)
+    assert checkpoints.find_weights().engine == "preview"  # another model than the one that is wanted by default
+
+
+def test_cancel_stops_within_one_chunk_and_the_next_try_goes_on(server, home):
+    server.pause = 0.05
+    server.files[TRANSFORMER] = server.files[TRANSFORMER] * 4
+    moved = []
+
+    def cancelled() -> bool:
+        partial = list((home / "hub").rglob("*.incomplete"))
+        moved.extend(path.stat().st_size for path in partial)
+        return bool(moved) and max(moved) > 100_000
+
+    problem = failure(cancelled)
+    assert problem.code == "cancelled"
+    kept = sum(path.stat().st_size for path in (home / "hub").rglob("*.incomplete"))
+    time.sleep(0.3)
+    later = sum(path.stat().st_size for path in (home / "hub").rglob("*.incomplete"))
+    assert 0 < kept <= later <= kept + 2 * 50_000
+    asked = len(server.asked)
+    server.pause = 0.0
+    fetch()
+    assert server.asked[asked][1] > 0
+
+
+def test_closing_the_generator_stops_it_too(server, home):
+    server.pause = 0.05
+    events = hub.download(REPO, lambda: False)
+    next(event for event in events if event.steps)
+    events.close()
+    worker = next((thread for thread in threading.enumerate() if thread.name == "download"), None)
+    if worker:
+        worker.join(5)
+        assert not worker.is_alive()
+
+
+def test_two_downloads_at_once_share_the_work(server):
+    server.pause = 0.002
+    results: list = []
+    threads = [threading.Thread(target=lambda: results.append(fetch()[-1])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [event.step == event.steps for event in results] == [True, True]
+    assert server.fetched.count(TRANSFORMER) == 1
+
+
+def test_a_server_without_ranges_starts_the_file_anew(server, home):
+    server.ranges = False
+    server.breaks[TRANSFORMER] = [300_000]
+    events = fetch()
+    assert events[-1].step == events[-1].steps
+    assert next((home / "hub").rglob(TRANSFORMER)).read_bytes() == server.files[TRANSFORMER]
+
+
+def test_bytes_that_changed_on_the_way_are_not_kept(server, home):
+    right = server.model()
+    server.model = lambda: right
+    server.files[TRANSFORMER] = bytes(len(server.files[TRANSFORMER]))
+    problem = failure()
+    assert problem.code == "download_broken" and TRANSFORMER in problem.message
+    assert not list((home / "hub").rglob("*.incomplete")) and not list((home / "hub").rglob(TRANSFORMER))
+
+
+def test_too_little_disk_is_known_before_anything_is_fetched(server, monkeypatch):
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=1_000_000))
+    problem = failure()
+    assert problem.code == "disk_full" and "1.0 MB" in problem.message
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
+    "status, header, code",
+    [
+        (404, "RepoNotFound", "model_unknown"),
+        (401, "RepoNotFound", "model_unknown"),
+        (403, "GatedRepo", "model_guarded"),
+        (500, "", "hub_refused"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_words(server, status, header, code):
+    server.status, server.headers = status, {"X-Error-Code": header} if header else {}
+    problem = failure()
+    assert problem.code == code
+    assert REPO in problem.message or str(status) in problem.message
+
+
+def test_a_repository_without_a_pipeline_is_refused(server):
+    del server.files["model_index.json"]
+    assert failure().code == "weights_unfit"
+    assert not server.asked
+
+
+def test_a_silent_hub_is_known_within_five_seconds_and_left_alone_for_ten_minutes(home, monkeypatch):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))  # bound, never listening: the port refuses
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        use_hub(monkeypatch, url)
+        started = time.monotonic()
+        problem = failure()
+        assert time.monotonic() - started < 5.5
+        assert problem.code == "hub_unreachable" and url in problem.message
+        assert re.search(r"\d\d:\d\d", problem.hint)
+        monkeypatch.setattr(hub.threading, "Thread", None)  # nothing is started any more
+        assert failure().code == "hub_unreachable"
+        monkeypatch.undo()
+        use_hub(monkeypatch, url)
+        monkeypatch.setattr(hub, "_silent_since", {url: time.monotonic() - 601})
+        hub._raise_if_silent()  # asked again after ten minutes
+
+
+def test_a_hub_that_accepts_and_says_nothing_is_given_up(home, monkeypatch):
+    monkeypatch.setattr(hub, "ASK_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        use_hub(monkeypatch, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        started = time.monotonic()
+        assert failure().code == "hub_unreachable"
+        assert time.monotonic() - started < 3
+
+
+def test_offline_mode_is_respected(home):
+    problem = failure()
+    assert problem.code == "offline" and "HF_HUB_OFFLINE" in problem.message
+
+
+def test_a_folder_cannot_be_fetched(home):
+    with pytest.raises(StudioError) as caught:
+        next(hub.download("/some/folder", lambda: False))
+    assert caught.value.problem.code == "model_unknown"
+
+
+def test_environment_variables_set_the_hub_and_the_cache(server, tmp_path):
+    code = (
+        "import checkpoints, hub\n"
+        f"events = list(hub.download({REPO!r}, lambda: False))\n"
+        "weights = checkpoints.find_weights()\n"
+        "print(weights.source, weights.folder)"
+    )
+    home = str(tmp_path / "elsewhere")
+    done = python("-c", code, HF_ENDPOINT=server.url, HF_HOME=home, ACE_STUDIO_MODEL=REPO, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr
+    source, folder = done.stdout.split()
+    assert source == "cache" and Path(folder).is_relative_to(home)
