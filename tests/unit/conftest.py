@@ -1,4 +1,4 @@
-"""What several unit tests stand on: a machine without weights, a checkpoint to break, and LoRA files."""
+"""What several unit tests stand on: a machine without weights, a checkpoint to break, LoRA files, fake programs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 import checkpoints
+from tests.unit.clone import Clone
 from tests.unit.lora_bytes import blob
 
 
@@ -40,3 +41,9 @@ def lora(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    """Return a copy of the set-up scripts among fake programs."""
+    return Clone(tmp_path)

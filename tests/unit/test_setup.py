@@ -1,174 +1,19 @@
-"""The set-up scripts, run for real on a copy in a temporary folder whose PATH holds nothing but fakes and plain tools.
-
-A fake Python answers for the version it is said to have, makes virtual environments that hold a copy of itself, and
-writes down what pip, app.py, ruff and pytest were asked to do. The choices are those of the scripts.
-"""
+"""The set-up of run.sh and test.sh, run for real among fakes: which Python, what is installed when, one at a time."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
-import signal
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-PYTEST = "pytest -rsR -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
-REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPTS = ("run.sh", "test.sh", ".ci/run", "tools/setup.sh")
-TOOLS = (
-    "cat",
-    "chmod",
-    "cksum",
-    "cp",
-    "dirname",
-    "env",
-    "grep",
-    "id",
-    "ln",
-    "mkdir",
-    "mv",
-    "rm",
-    "rmdir",
-    "sleep",
-    "touch",
-)
-BASH = shutil.which("bash") or "/bin/bash"
-
-# $here is the fake's own folder: bin/ or .venv/bin. The probe runs in the Python of these tests, told what to be.
-FAKE_PYTHON = """#!{bash}
-case "$1 ${{2:-}}" in
-"-c "*)
-    exec {real} -c "
-import importlib.util, platform, sys
-sys.version_info = {version!r}
-platform.machine = lambda: '{machine}'
-missing = {lacks!r}
-real_find = importlib.util.find_spec
-importlib.util.find_spec = lambda name: None if name in missing else real_find(name)
-code, sys.argv = sys.argv[1], ['-c', *sys.argv[2:]]
-exec(code)" "${{@:2}}" ;;
-"-m venv")
-    echo "venv {name}" >>"$LOG"
-    mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
-    [ ! -e "$LOG.stop-venv" ] || kill -9 $PPID ;;
-"-m pip")
-    echo "pip ${{*:3}}" >>"$LOG"
-    while [ -e "$LOG.hold-pip" ]; do sleep 0.1; done
-    [ ! -e "$LOG.stop-pip" ] || kill -9 $PPID
-    [ ! -e "$LOG.interrupt-pip" ] || {{ kill -INT $PPID; exit 1; }}
-    [ ! -e "$LOG.fail-pip" ] ;;
-"-m ruff" | "-m pytest")
-    echo "${{*:2}}" >>"$LOG"
-    [ ! -e "$LOG.fail-$2" ] ;;
-*)
-    echo "cwd $PWD" >>"$LOG"
-    printf 'app' >>"$LOG"
-    printf ' <%s>' "$@" >>"$LOG"
-    echo >>"$LOG"
-    echo "Running on http://127.0.0.1:7860" ;;
-esac
-"""
-
-
-class Clone:
-    """A copy of the scripts in `root`, with a PATH of its own and a log of what the fakes were asked to do."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "a clone with spaces"
-        self.bin = folder / "bin"
-        self.log_file = folder / "log"
-        for script in SCRIPTS:
-            target = self.root / script
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPOSITORY / script, target)
-        (self.root / "requirements.txt").write_text("torch\n")
-        (self.root / "requirements-dev.txt").write_text("pytest\n")
-        self.bin.mkdir()
-        self.log_file.touch()
-        for tool in TOOLS:
-            (self.bin / tool).symlink_to(shutil.which(tool))
-        (self.bin / "bash").symlink_to(BASH)
-        self.command("uname", 'case "$1" in -s) echo Linux ;; *) echo x86_64 ;; esac')
-        self.command("chromium", "exit 0")
-
-    def command(self, name: str, body: str) -> Path:
-        """Put a fake program on the PATH."""
-        path = self.bin / name
-        path.write_text(f"#!{BASH}\n{body}\n")
-        path.chmod(0o755)
-        return path
-
-    def python(
-        self,
-        name: str,
-        version: str,
-        *,
-        lacks: tuple[str, ...] = (),
-        machine: str = "x86_64",
-        folder: Path | None = None,
-    ) -> Path:
-        """Put a fake Python on the PATH, or into `folder`."""
-        path = (folder or self.bin) / name
-        path.parent.mkdir(exist_ok=True)
-        numbers = tuple(int(part) for part in version.split("."))
-        text = FAKE_PYTHON.format(
-            bash=BASH, real=shlex.quote(sys.executable), version=numbers, machine=machine, lacks=lacks, name=path.name
-        )
-        path.write_text(text)
-        path.chmod(0o755)
-        return path
-
-    def mac(self, machine: str) -> None:
-        """Make this a Mac with that processor."""
-        self.command("uname", f'case "$1" in -s) echo Darwin ;; *) echo {machine} ;; esac')
-        self.command("sysctl", "exit 1")
-        self.command("xcode-select", "exit 2")
-
-    def start(self, script: str, *args: str, cwd: Path | None = None, path: str = "", **env: str) -> subprocess.Popen:
-        """Start a script with nothing of this process's environment."""
-        return subprocess.Popen(
-            [str(self.root / script), *args],
-            cwd=cwd or self.root,
-            env={"PATH": path or str(self.bin), "HOME": str(self.root.parent), "LOG": str(self.log_file), **env},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # Tests that run in the background inherit an ignored SIGINT, which no script could trap.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-    def run(self, script: str, *args: str, **options) -> tuple[int, str]:
-        """Run a script to its end; its exit status and what it said."""
-        process = self.start(script, *args, **options)
-        said, _ = process.communicate(timeout=60)
-        return process.returncode, said
-
-    def switch(self, name: str, on: bool = True) -> None:
-        """Turn one of the fakes' mishaps on or off."""
-        flag = self.log_file.with_name(f"{self.log_file.name}.{name}")
-        if on:
-            flag.touch()
-        else:
-            flag.unlink()
-
-    def log(self) -> list[str]:
-        """What the fakes were asked to do since the last call."""
-        lines = self.log_file.read_text().splitlines()
-        self.log_file.write_text("")
-        return lines
-
-
-@pytest.fixture
-def clone(tmp_path: Path) -> Clone:
-    return Clone(tmp_path)
+from tests.program import ROOT
+from tests.unit.clone import BASH, SCRIPTS, Clone
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -178,16 +23,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def requirements(clone: Clone, *, tests: bool = False) -> str:
-    run = f"pip install -q -r {clone.root}/requirements.txt"
-    return f"{run} -r {clone.root}/requirements-dev.txt" if tests else run
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_are_valid_and_executable(script: str) -> None:
-    assert subprocess.run([BASH, "-n", str(REPOSITORY / script)], check=False).returncode == 0
+    assert subprocess.run([BASH, "-n", str(ROOT / script)], check=False).returncode == 0
     sourced = script == "tools/setup.sh"
-    assert bool((REPOSITORY / script).stat().st_mode & stat.S_IXUSR) is not sourced
+    assert bool((ROOT / script).stat().st_mode & stat.S_IXUSR) is not sourced
 
 
 def test_run_installs_then_starts_the_studio_with_its_arguments(clone: Clone, tmp_path: Path) -> None:
@@ -196,7 +36,7 @@ def test_run_installs_then_starts_the_studio_with_its_arguments(clone: Clone, tm
     assert code == 0
     assert clone.log() == [
         "venv python3.12",
-        requirements(clone),
+        clone.installing(),
         f"cwd {clone.root}",
         "app <app.py> <--port> <two words> <>",
     ]
@@ -219,7 +59,7 @@ def test_changed_requirements_are_installed_into_the_same_environment(clone: Clo
     clone.log()
     (clone.root / "requirements.txt").write_text("torch\nanother\n")
     clone.run("run.sh")
-    assert clone.log()[0] == requirements(clone)
+    assert clone.log()[0] == clone.installing()
 
 
 def test_going_back_to_earlier_requirements_installs_them_again(clone: Clone) -> None:
@@ -230,7 +70,7 @@ def test_going_back_to_earlier_requirements_installs_them_again(clone: Clone) ->
     (clone.root / "requirements.txt").write_text("torch\n")
     clone.log()
     clone.run("test.sh")
-    assert clone.log()[0] == requirements(clone, tests=True)
+    assert clone.log()[0] == clone.installing(tests=True)
 
 
 def test_run_and_test_share_the_environment(clone: Clone) -> None:
@@ -238,7 +78,7 @@ def test_run_and_test_share_the_environment(clone: Clone) -> None:
     clone.run("run.sh")
     clone.log()
     clone.run("test.sh")
-    assert clone.log()[0] == requirements(clone, tests=True)
+    assert clone.log()[0] == clone.installing(tests=True)
     clone.run("run.sh")
     assert clone.log() == [f"cwd {clone.root}", "app <app.py>"]
 
@@ -371,7 +211,7 @@ def test_named_python_of_another_version_makes_the_environment_again(clone: Clon
     clone.log()
     _, said = clone.run("run.sh", ACE_STUDIO_PYTHON="python3.11")
     assert "ACE_STUDIO_PYTHON is 3.11.9" in said
-    assert clone.log()[:2] == ["venv python3.11", requirements(clone)]
+    assert clone.log()[:2] == ["venv python3.11", clone.installing()]
 
 
 @pytest.mark.parametrize(("named", "reason"), [("nowhere", "no such program"), ("python3.9", "too old")])
@@ -409,7 +249,7 @@ def test_failed_install_says_so_and_is_tried_again(clone: Clone) -> None:
     code, _ = clone.run("run.sh")
     assert code == 0
     # pip ended in order, so what it had installed is kept.
-    assert clone.log()[:2] == [requirements(clone), f"cwd {clone.root}"]
+    assert clone.log()[:2] == [clone.installing(), f"cwd {clone.root}"]
 
 
 @pytest.mark.parametrize("mishap", ["stop-pip", "stop-venv", "interrupt-pip"])
@@ -425,7 +265,7 @@ def test_interrupted_set_up_begins_again(clone: Clone, mishap: str) -> None:
     code, said = clone.run("run.sh")
     assert code == 0
     assert "interrupted" in said
-    assert clone.log()[:2] == ["venv python3.12", requirements(clone)]
+    assert clone.log()[:2] == ["venv python3.12", clone.installing()]
     assert not leftover.exists()
     assert not list(clone.root.glob(".venv-*"))
 
@@ -447,16 +287,14 @@ def test_damaged_environment_is_made_again(clone: Clone, damage: str) -> None:
     code, said = clone.run("run.sh")
     assert code == 0
     assert "Making .venv again" in said
-    assert clone.log()[:2] == ["venv python3.12", requirements(clone)]
+    assert clone.log()[:2] == ["venv python3.12", clone.installing()]
 
 
 def test_environment_made_by_hand_is_kept(clone: Clone) -> None:
-    clone.python("python", "3.11.9", folder=clone.root / ".venv").rename(clone.root / ".venv" / "p")
-    (clone.root / ".venv" / "bin").mkdir()
-    (clone.root / ".venv" / "p").rename(clone.root / ".venv" / "bin" / "python")
+    clone.python("python", "3.11.9", folder=clone.root / ".venv" / "bin")
     code, _ = clone.run("run.sh")
     assert code == 0
-    assert clone.log()[0] == requirements(clone)
+    assert clone.log()[0] == clone.installing()
 
 
 def test_two_at_once_install_once(clone: Clone) -> None:
@@ -512,117 +350,3 @@ def test_sh_is_as_good_as_bash(clone: Clone) -> None:
     )
     assert process.returncode == 0, process.stderr
     assert clone.log()[-1] == "app <app.py> <--help>"
-
-
-def test_tests_run_after_the_linter_and_say_what_ran(clone: Clone) -> None:
-    clone.python("python3.12", "3.12.4")
-    code, said = clone.run("test.sh")
-    assert code == 0
-    assert clone.log()[1:] == [
-        requirements(clone, tests=True),
-        "ruff check .",
-        "ruff format --check .",
-        PYTEST,
-    ]
-    assert "the fast tests. Not the slow tests" in said
-
-
-def test_slow_tests_and_other_arguments_reach_pytest(clone: Clone) -> None:
-    clone.python("python3.12", "3.12.4")
-    code, said = clone.run("test.sh", "--slow", "-k", "key or bpm")
-    assert code == 0
-    assert clone.log()[-1] == f"{PYTEST} --slow -k key or bpm"
-    assert "the fast tests and the slow tests" in said
-    assert "these may not be all of them" in said
-
-
-@pytest.mark.parametrize(("part", "named"), [("fail-ruff", "ruff check"), ("fail-pytest", "pytest")])
-def test_failure_of_one_part_runs_the_others_and_is_told(clone: Clone, part: str, named: str) -> None:
-    clone.python("python3.12", "3.12.4")
-    clone.switch(part)
-    code, said = clone.run("test.sh")
-    assert code == 1
-    assert clone.log()[-1] == PYTEST
-    assert f"Failed: {named}" in said
-
-
-def test_continuous_integration_runs_everything_without_a_terminal(clone: Clone, tmp_path: Path) -> None:
-    clone.python("python3.12", "3.12.4")
-    command = [BASH, "-c", 'exec bash "$0" <&-', str(clone.root / ".ci" / "run")]
-    options = {"cwd": tmp_path, "env": {"PATH": str(clone.bin), "LOG": str(clone.log_file)}}
-    assert subprocess.run(command, **options, timeout=60, check=False, capture_output=True).returncode == 0
-    assert clone.log()[-1] == f"{PYTEST} --slow"
-    clone.switch("fail-pytest")
-    assert subprocess.run(command, **options, timeout=60, check=False, capture_output=True).returncode == 1
-
-
-def show_browser(clone: Clone) -> None:
-    """Let the fakes tell the browser that pytest was given."""
-    path = clone.bin / "python3.12"
-    path.write_text(path.read_text().replace('echo "${*:2}"', 'echo "${*:2} browser=${ACE_STUDIO_CHROMIUM:-none}"'))
-
-
-def test_browser_that_runs_is_handed_to_the_tests(clone: Clone) -> None:
-    clone.python("python3.12", "3.12.4")
-    show_browser(clone)
-    clone.command("chromium", "exit 1")
-    chrome = clone.command("google-chrome", "exit 0")
-    clone.run("test.sh")
-    assert clone.log()[-1] == f"{PYTEST} browser={chrome}"
-
-
-def test_named_browser_is_left_alone(clone: Clone) -> None:
-    clone.python("python3.12", "3.12.4")
-    show_browser(clone)
-    clone.run("test.sh", ACE_STUDIO_CHROMIUM="/my/browser")
-    assert clone.log()[-1] == f"{PYTEST} browser=/my/browser"
-
-
-def test_root_on_debian_installs_chromium(clone: Clone) -> None:
-    clone.python("python3.12", "3.12.4")
-    show_browser(clone)
-    (clone.bin / "chromium").unlink()
-    (clone.bin / "id").unlink()
-    clone.command("id", "echo 0")
-    clone.command(
-        "apt-get",
-        f"""echo "apt-get $*" >>"$LOG"
-[[ "$*" != *" install "* ]] || ln -s {shutil.which("true")} {clone.bin}/chromium""",
-    )
-    clone.run("test.sh")
-    log = clone.log()
-    assert [line for line in log if line.startswith("apt-get") and "install" in line and "chromium" in line]
-    assert log[-1] == f"{PYTEST} browser={clone.bin}/chromium"
-
-
-@pytest.mark.parametrize(
-    ("user", "apt", "hint"),
-    [("0", True, "apt-get could not install"), ("1000", True, "install"), ("1000", False, "package manager")],
-)
-def test_tests_go_on_without_a_browser(clone: Clone, user: str, apt: bool, hint: str) -> None:
-    clone.python("python3.12", "3.12.4")
-    show_browser(clone)
-    (clone.bin / "chromium").unlink()
-    (clone.bin / "id").unlink()
-    clone.command("id", f"echo {user}")
-    # grep reads /etc/os-release: whatever this machine is, the fake one is not Ubuntu.
-    (clone.bin / "grep").unlink()
-    clone.command("grep", "exit 1")
-    if apt:
-        clone.command("apt-get", "exit 100")
-    code, said = clone.run("test.sh")
-    assert code == 0
-    assert clone.log()[-1] == f"{PYTEST} browser=none"
-    assert hint in said
-    assert "The page tests had no browser" in said
-
-
-def test_mac_without_a_browser_is_told_what_to_install(clone: Clone) -> None:
-    if any(Path("/Applications").glob("*Chrom*")):
-        pytest.skip("a browser is installed where no fake reaches")
-    clone.mac("arm64")
-    clone.python("python3.12", "3.12.4", machine="arm64")
-    (clone.bin / "chromium").unlink()
-    code, said = clone.run("test.sh")
-    assert code == 0
-    assert "brew install --cask chromium" in said

@@ -1,0 +1,165 @@
+"""A copy of the set-up scripts in a temporary folder whose PATH holds nothing but fakes and plain tools.
+
+A fake Python answers for the version it is said to have, makes virtual environments that hold a copy of itself, and
+writes down what pip, app.py, ruff and pytest were asked to do. The choices are those of the scripts.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.program import ROOT
+
+SCRIPTS = ("run.sh", "test.sh", ".ci/run", "tools/setup.sh")
+TOOLS = (
+    "cat",
+    "chmod",
+    "cksum",
+    "cp",
+    "dirname",
+    "env",
+    "grep",
+    "id",
+    "ln",
+    "mkdir",
+    "mv",
+    "rm",
+    "rmdir",
+    "sleep",
+    "touch",
+)
+BASH = shutil.which("bash") or "/bin/bash"
+
+# $here is the fake's own folder: bin/ or .venv/bin. The probe runs in the Python of these tests, told what to be.
+FAKE_PYTHON = """#!{bash}
+case "$1 ${{2:-}}" in
+"-c "*)
+    exec {real} -c "
+import importlib.util, platform, sys
+sys.version_info = {version!r}
+platform.machine = lambda: '{machine}'
+missing = {lacks!r}
+real_find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name in missing else real_find(name)
+code, sys.argv = sys.argv[1], ['-c', *sys.argv[2:]]
+exec(code)" "${{@:2}}" ;;
+"-m venv")
+    echo "venv {name}" >>"$LOG"
+    mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
+    [ ! -e "$LOG.stop-venv" ] || kill -9 $PPID ;;
+"-m pip")
+    echo "pip ${{*:3}}" >>"$LOG"
+    while [ -e "$LOG.hold-pip" ]; do sleep 0.1; done
+    [ ! -e "$LOG.stop-pip" ] || kill -9 $PPID
+    [ ! -e "$LOG.interrupt-pip" ] || {{ kill -INT $PPID; exit 1; }}
+    [ ! -e "$LOG.fail-pip" ] ;;
+"-m ruff" | "-m pytest")
+    echo "${{*:2}}" >>"$LOG"
+    [ ! -e "$LOG.fail-$2" ] ;;
+*)
+    echo "cwd $PWD" >>"$LOG"
+    printf 'app' >>"$LOG"
+    printf ' <%s>' "$@" >>"$LOG"
+    echo >>"$LOG"
+    echo "Running on http://127.0.0.1:7860" ;;
+esac
+"""
+
+
+class Clone:
+    """A copy of the scripts in `root`, with a PATH of its own and a log of what the fakes were asked to do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "a clone with spaces"
+        self.bin = folder / "bin"
+        self.log_file = folder / "log"
+        for script in SCRIPTS:
+            target = self.root / script
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / script, target)
+        (self.root / "requirements.txt").write_text("torch\n")
+        (self.root / "requirements-dev.txt").write_text("pytest\n")
+        self.bin.mkdir()
+        self.log_file.touch()
+        for tool in TOOLS:
+            (self.bin / tool).symlink_to(shutil.which(tool))
+        (self.bin / "bash").symlink_to(BASH)
+        self.command("uname", 'case "$1" in -s) echo Linux ;; *) echo x86_64 ;; esac')
+        self.command("chromium", "exit 0")
+
+    def command(self, name: str, body: str) -> Path:
+        """Put a fake program on the PATH."""
+        path = self.bin / name
+        path.write_text(f"#!{BASH}\n{body}\n")
+        path.chmod(0o755)
+        return path
+
+    def python(
+        self,
+        name: str,
+        version: str,
+        *,
+        lacks: tuple[str, ...] = (),
+        machine: str = "x86_64",
+        folder: Path | None = None,
+    ) -> Path:
+        """Put a fake Python on the PATH, or into `folder`, that lacks these modules; return its path."""
+        path = (folder or self.bin) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        numbers = tuple(int(part) for part in version.split("."))
+        text = FAKE_PYTHON.format(
+            bash=BASH, real=shlex.quote(sys.executable), version=numbers, machine=machine, lacks=lacks, name=path.name
+        )
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def mac(self, machine: str) -> None:
+        """Make this a Mac with that processor."""
+        self.command("uname", f'case "$1" in -s) echo Darwin ;; *) echo {machine} ;; esac')
+        self.command("sysctl", "exit 1")
+        self.command("xcode-select", "exit 2")
+
+    def start(self, script: str, *args: str, cwd: Path | None = None, path: str = "", **env: str) -> subprocess.Popen:
+        """Start a script with nothing of this process's environment."""
+        return subprocess.Popen(
+            [str(self.root / script), *args],
+            cwd=cwd or self.root,
+            env={"PATH": path or str(self.bin), "HOME": str(self.root.parent), "LOG": str(self.log_file), **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # Tests that run in the background inherit an ignored SIGINT, which no script could trap.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def run(self, script: str, *args: str, **options) -> tuple[int, str]:
+        """Run a script to its end; return its exit status and what it said."""
+        process = self.start(script, *args, **options)
+        said, _ = process.communicate(timeout=60)
+        return process.returncode, said
+
+    def switch(self, name: str, on: bool = True) -> None:
+        """Turn one of the fakes' mishaps on or off."""
+        flag = self.log_file.with_name(f"{self.log_file.name}.{name}")
+        if on:
+            flag.touch()
+        else:
+            flag.unlink()
+
+    def log(self) -> list[str]:
+        """Return what the fakes were asked to do since the last call."""
+        lines = self.log_file.read_text().splitlines()
+        self.log_file.write_text("")
+        return lines
+
+    def installing(self, *, tests: bool = False) -> str:
+        """Return what the log says of installing the requirements, those of the tests too where asked."""
+        run = f"pip install -q -r {self.root}/requirements.txt"
+        return f"{run} -r {self.root}/requirements-dev.txt" if tests else run
