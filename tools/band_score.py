@@ -123,8 +123,8 @@ def compose(
 ) -> Score:
     """Write a piece; what is not given is drawn as the style likes it.
 
-    `key` reads "F# minor", `beats` is 3 or 4, `lyrics` may hold section tags, each in its own [brackets]. Raises
-    ValueError for what the band does not play.
+    `key` reads "F# minor", `beats` (a bar) is 3 or 4, `lyrics` may hold section tags, each in its own [brackets].
+    Raises ValueError for what the band does not play.
     """
     rng = np.random.default_rng(seed)
     drawn_style = str(rng.choice(list(STYLES)))
@@ -149,7 +149,7 @@ def compose(
 
 
 def parse_key(key: str) -> tuple[int, str]:
-    """Return (pitch class, "major" or "minor") of a key like "F# minor"."""
+    """Return (pitch class, "major" or "minor") of a key like "F# minor". Raises ValueError for anything else."""
     note, _, scale = key.partition(" ")
     if note not in PITCH_CLASSES or scale not in SCALES:
         raise ValueError(f'A key reads "A minor" or "F# major", not "{key}".')

@@ -80,7 +80,7 @@ def build(dimensions: dict, device: str, dtype: torch.dtype) -> torch.nn.Module:
 
 
 def step_inputs(transformer, seconds: float, batch: int, device: str, dtype: torch.dtype) -> dict:
-    """Return what the loop gives the transformer in one step."""
+    """Return what the loop gives the transformer in one step: noise [batch, frames, C] with contexts of its length."""
     frames, config = round(seconds * FRAMES_PER_SECOND), transformer.config
 
     def noise(*shape: int) -> torch.Tensor:

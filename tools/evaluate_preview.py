@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,8 @@ class Engine:
     def __init__(self, folder: Path, quality: str, steps: int | None, device: models.Device | None = None):
         weights = checkpoints.Weights(folder.name, folder, "variable", "", "preview", None, folder.name)
         self.device = device or models.pick_device(weights)
-        self.pipe = models.build_pipeline(checkpoints.Weights(**{**vars(weights), "engine": "xl"}), self.device)
+        # As "preview" the folder would be the one that the studio has, not this one.
+        self.pipe = models.build_pipeline(replace(weights, engine="xl"), self.device)
         self.words = {"quality": quality, "options": {} if steps is None else {"steps": steps}}
 
     def make(self, mode: str, score: Score, source: np.ndarray | None = None, **values: Any) -> np.ndarray | None:
@@ -137,7 +138,10 @@ def style_classifier(count: int, seconds: float) -> listening.Classifier:
 
 
 def measure_songs(engine: Engine, scores: list[Score], classifier: listening.Classifier) -> tuple[list[Line], list]:
-    """Measure songs from words, and the band's renderings of the same words beside them."""
+    """Measure songs from words, and the band's renderings of the same words beside them.
+
+    Returns the lines and, song by song, what `describe` heard.
+    """
     heard, ruler, took = [], [], []
     for score, truth in zip(scores, rendered(scores), strict=True):
         started = time.perf_counter()
@@ -158,9 +162,7 @@ def measure_songs(engine: Engine, scores: list[Score], classifier: listening.Cla
     lines = [
         line("silent", lambda row: row["silent"], at_most=0.0),
         line("clipped", lambda row: row["clipped"], at_most=0.0),
-        Line(
-            **{**vars(line("tempo", lambda row: row["tempo_error"] <= TEMPO_ERROR, at_least=0.8)), "note": factor_note}
-        ),
+        replace(line("tempo", lambda row: row["tempo_error"] <= TEMPO_ERROR, at_least=0.8), note=factor_note),
         line("key", lambda row: row["key_match"] in ("same", "relative"), at_least=0.7),
         line("key, relative excluded", lambda row: row["key_match"] == "same"),
         line("style", lambda row: row["style"] == row["asked_style"], at_least=0.7),
@@ -171,7 +173,7 @@ def measure_songs(engine: Engine, scores: list[Score], classifier: listening.Cla
 
 
 def describe(samples: np.ndarray | None, score: Score, classifier: listening.Classifier) -> dict[str, Any]:
-    """Return what is heard in a song beside what was asked."""
+    """Return what is heard in a song [2, n] beside what was asked; None counts as silence."""
     asked = {"seed": score.seed, "asked_style": score.style, "asked_bpm": score.bpm, "asked_key": score.key}
     if samples is None:
         nothing = {"silent": True, "clipped": False, "tempo": 0.0, "tempo_error": 1.0, "factor": 1.0}
@@ -235,7 +237,10 @@ def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
 
 
 def measure_edits(engine: Engine, scores: list[Score]) -> tuple[list[Line], list]:
-    """Repaint the middle of rendered pieces and extend them; judge the new part alone."""
+    """Repaint the middle of rendered pieces and extend them; judge the new part alone.
+
+    Returns the lines and, piece by piece, the error of the tempo and the match of the key.
+    """
     rows = []
     for score, source in zip(scores, rendered(scores), strict=True):
         start, end = round(score.seconds * 0.25, 2), round(score.seconds * 0.75, 2)

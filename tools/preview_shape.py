@@ -167,7 +167,7 @@ def silence_of(vae: nn.Module) -> torch.Tensor:
 
 
 def set_silence(condition_encoder: nn.Module, vae: nn.Module) -> None:
-    """Give the condition encoder the VAE's silence, as long as the real checkpoint's."""
+    """Give the condition encoder the VAE's silence [1, T, channels], as long as the real checkpoint's."""
     held = condition_encoder.silence_latent
     condition_encoder.silence_latent = silence_of(vae).to(held).expand(1, preview.SILENCE_FRAMES, -1).contiguous()
 

@@ -28,7 +28,7 @@ PREFIX = "state-"
 
 @dataclass
 class Progress:
-    """How far the training is: steps and seconds of each stage, the shape's name, the seed."""
+    """How far the training is: steps, seconds and the last loss of each stage, the shape's name, the seed."""
 
     shape: str
     seed: int = 0
@@ -46,7 +46,10 @@ class Average:
 
     @torch.no_grad()
     def update(self, parts: dict[str, nn.Module], step: int) -> None:
-        """Move towards the parameters; quicker in the first steps, when they are still far from anything."""
+        """Move towards the parameters; quicker in the first steps, when they are still far from anything.
+
+        The share is that of TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+        """
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         live = named(parts)
         torch._foreach_lerp_(list(self.values.values()), [live[name].detach() for name in self.values], share)
@@ -59,7 +62,7 @@ class Average:
 
 
 def named(parts: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """Return every parameter as "part.name", in a fixed order."""
+    """Return every parameter as "part/name", in a fixed order."""
     return {f"{part}/{name}": value for part, model in parts.items() for name, value in model.named_parameters()}
 
 
@@ -71,7 +74,10 @@ def write(
     average: Average,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write the state: `finished` parts hold their means already, `parts` are in training."""
+    """Write the state: `finished` parts hold their means already, `parts` are in training.
+
+    It is written beside `folder` and renamed at the end, so that a run which breaks off leaves the former state.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in named(finished).items():
         tensors[f"mean/{name}"] = _rounded(parameter)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 import preview
+import sampling
 from tools import preview_data as data
 from tools.preview_shape import silence_of
 
@@ -69,6 +70,14 @@ class Stage:
         """Return what the pool keeps of piece `number`."""
         return data.make_piece(number, self.plan.seconds[number % len(self.plan.seconds)], self.device)
 
+    def compiled(self) -> list[nn.Module]:
+        """Return the modules worth compiling."""
+        return []
+
+    def loss(self, step: int) -> dict[str, torch.Tensor]:
+        """Return the terms whose sum is the loss of a step, each a scalar with a gradient."""
+        raise NotImplementedError
+
     def half_precision(self) -> contextlib.AbstractContextManager:
         """Compute in bfloat16 where that is wanted."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.half else contextlib.nullcontext()
@@ -88,11 +97,11 @@ class VaeStage(Stage):
     name = "vae"
 
     def compiled(self) -> list[nn.Module]:
-        """Return the modules worth compiling."""
+        """Return the VAE's two halves."""
         return [self.parts["vae"].encoder, self.parts["vae"].decoder]
 
     def loss(self, step: int) -> dict[str, torch.Tensor]:
-        """Return the terms of the loss.
+        """Return the distance of the sound, the KL term and `spread`.
 
         KL is kept light. `spread` pulls the latents of a batch to mean 0 and variance 1 in each channel, because the
         flow starts from noise of that size and nothing between the VAE and the transformer scales them.
@@ -117,7 +126,7 @@ class VaeStage(Stage):
 
 
 def spectral_distance(made: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Return the mean distance of spectra over five windows, of left, right, middle and side.
+    """Return the mean distance of two batches [B, 2, n] over spectra of five windows: left, right, middle and side.
 
     The distance of magnitudes relative to the true ones, plus that of their logarithms, which hears the quiet parts.
     """
@@ -137,22 +146,22 @@ def spectral_distance(made: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return total / len(WINDOWS)
 
 
-# --- stage 2 ------------------------------------------------------------------------------------------------------
-
-
-class CodesStage(Stage):
-    """Latents to codes, five a second, and back."""
-
-    name = "codes"
+class LatentStage(Stage):
+    """What the stages after the VAE share: their pool holds latents."""
 
     def make(self, number: int) -> Any:
         """Return the latents of piece `number`."""
         with self.half_precision():
             return data.encode_piece(self.parts["vae"], super().make(number))
 
-    def compiled(self) -> list[nn.Module]:
-        """Return the modules worth compiling."""
-        return []
+
+# --- stage 2 ------------------------------------------------------------------------------------------------------
+
+
+class CodesStage(LatentStage):
+    """Latents to codes, five a second, and back."""
+
+    name = "codes"
 
     def loss(self, step: int) -> dict[str, torch.Tensor]:
         """Return the distance between latents and what their codes bring back."""
@@ -169,9 +178,10 @@ class CodesStage(Stage):
 
 
 def quantize(tokenizer: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Return what `tokenizer.tokenize` returns as quantized, with a gradient.
+    """Return what `tokenizer.tokenize` returns as quantized, with a gradient: [B, T / 5, D] of latents [B, T, C].
 
-    The class rounds with `floor`, which has none; here the rounding is passed by (straight-through estimator).
+    The class rounds with `floor`, which has none; here the rounding is passed by (straight-through estimator, Bengio
+    et al. 2013, arXiv:1308.3432). Raises ValueError for a number of frames that the tokenizer's window does not divide.
     """
     frames, window = latents.shape[1], tokenizer.pool_window_size
     if frames % window:
@@ -208,7 +218,7 @@ class PaddingAware(AceStepAttnProcessor2_0):
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
 
-class SongStage(Stage):
+class SongStage(LatentStage):
     """Words, context and noise to music: flow matching on every task at once."""
 
     name = "song"
@@ -221,13 +231,8 @@ class SongStage(Stage):
         for layer in self.parts["transformer"].layers:
             layer.cross_attn.set_processor(PaddingAware(self.shared))
 
-    def make(self, number: int) -> Any:
-        """Return the latents of piece `number`."""
-        with self.half_precision():
-            return data.encode_piece(self.parts["vae"], super().make(number))
-
     def compiled(self) -> list[nn.Module]:
-        """Return the modules worth compiling."""
+        """Return the transformer's layers, one by one."""
         return list(self.parts["transformer"].layers)
 
     def loss(self, step: int) -> dict[str, torch.Tensor]:
@@ -268,9 +273,12 @@ class SongStage(Stage):
             self.tokenizer(
                 texts, padding="longest", truncation=True, max_length=length, pad_to_multiple_of=16, return_tensors="pt"
             ).to(self.device)
-            for texts, length in (([e.text for e in examples], 256), ([e.lyrics for e in examples], 2048))
+            for texts, length in (
+                ([e.text for e in examples], sampling.MAX_TEXT_TOKENS),
+                ([e.lyrics for e in examples], sampling.MAX_LYRIC_TOKENS),
+            )
         )
-        silent = self.silence.expand(750, -1)
+        silent = self.silence.expand(data.REFERENCE_FRAMES, -1)
         return self.parts["condition_encoder"](
             text_hidden_states=text_encoder(input_ids=text.input_ids).last_hidden_state,
             text_attention_mask=text.attention_mask.bool(),

@@ -47,7 +47,7 @@ class Piece:
 
 
 def render(score: Score, device: torch.device | str = "cpu") -> Piece:
-    """Play a score."""
+    """Play a score: stereo at 48 kHz, as long as the score to the sample."""
     import torch
 
     with torch.no_grad():

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TABS = ("generate", "cover", "extend", "edit", "lyrics")
 THEMES = ("dark", "light")
 WIDTHS = {1280: 900, 390: 844}
-"""Widths of the window by their heights, in CSS pixels."""
+"""Widths of the window with the height of each, in CSS pixels."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking")
 TIMEOUT = 60_000
@@ -86,7 +86,10 @@ def walk(
 
     `slow` sees to it that the next run lasts until it is cancelled, `fast` that the one after it is made.
     """
-    part = lambda name: page.locator(f"#{mode}-{name}")  # noqa: E731
+
+    def part(name: str) -> Any:
+        return page.locator(f"#{mode}-{name}")
+
     page.locator(f'#studio-tabs [data-tab-id="{mode}"]').click()
     part("go").wait_for()
     settle(page)

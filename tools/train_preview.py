@@ -25,7 +25,12 @@ ENDING_SECONDS = 20
 
 
 class Trainer:
-    """The parts, the stage in training, and the state on disk."""
+    """The parts, the stage in training, and the state on disk.
+
+    `half` computes in bfloat16. Of the options, `compile` compiles what a stage names, `log` is the file that a line is
+    added to every `log_every` steps, and the state is written every `save_every` steps. Raises ValueError for a state
+    that is not whole or of another shape.
+    """
 
     def __init__(
         self, state: Path, shape: str = "full", seed: int = 0, device: str = "cpu", half: bool = False, **options: Any
@@ -47,18 +52,16 @@ class Trainer:
         preview_state.read(state, self.parts, {}, preview_state.Average({}), None)
 
     def run(self, name: str, steps: int | None = None, until: Callable[[], bool] | None = None) -> None:
-        """Train stage `name` for `steps` more steps, or until `until` says so; then write the state."""
+        """Train stage `name` for `steps` more steps, or until `until` says so; then write the state.
+
+        Raises ValueError for a stage whose turn it is not.
+        """
         import torch
 
         from tools import preview_state
         from tools.preview_steps import PLANS, STAGE_CLASSES
 
-        missing = [stage for stage in list(STAGES)[: list(STAGES).index(name)] if not self.progress.steps.get(stage)]
-        if missing:
-            raise ValueError(f"Stage {name} comes after {' and '.join(missing)}, which has not been trained.")
-        later = [stage for stage in list(STAGES)[list(STAGES).index(name) + 1 :] if self.progress.steps.get(stage)]
-        if later:
-            raise ValueError(f"Stage {name} is finished: {later[0]} was trained on it.")
+        self._check_turn(name)
         started = time.perf_counter()
         plan = PLANS[self.progress.shape][name]
         trained = {part: self.parts[part] for part in STAGES[name]}
@@ -66,10 +69,10 @@ class Trainer:
             module.requires_grad_(part in trained).train(part in trained)
         parameters = [parameter for part in trained.values() for parameter in part.parameters()]
         optimizer = torch.optim.AdamW(parameters, plan.rate, betas=(0.9, 0.99), weight_decay=plan.decay, fused=True)
-        self.average = preview_state.Average(trained, plan.average)
+        average = preview_state.Average(trained, plan.average)
         finished = {part: self.parts[part] for stage in STAGES if stage != name for part in STAGES[stage]}
         finished = {part: module for part, module in finished.items() if self._was_trained(part)}
-        preview_state.read(self.folder, finished, trained, self.average, optimizer)
+        preview_state.read(self.folder, finished, trained, average, optimizer)
         stage = STAGE_CLASSES[name](self.parts, plan, self.progress.seed, self.device, self.half)
         if self.compile:
             for module in stage.compiled():
@@ -80,8 +83,8 @@ class Trainer:
         def save() -> None:
             self.progress.steps[name] = step
             self.progress.seconds[name] = round(spent + time.perf_counter() - started, 1)
-            preview_state.write(self.folder, self.progress, finished, trained, self.average, optimizer)
-            preview_state.read(self.folder, finished, trained, self.average, optimizer)
+            preview_state.write(self.folder, self.progress, finished, trained, average, optimizer)
+            preview_state.read(self.folder, finished, trained, average, optimizer)
 
         while (steps is None or step < first + steps) and not (until and step > first and until()):
             for group in optimizer.param_groups:
@@ -94,7 +97,7 @@ class Trainer:
             # A step whose gradient is not finite would poison the running mean; it is left out.
             if bool(size.isfinite()):
                 optimizer.step()
-                self.average.update(trained, step)
+                average.update(trained, step)
             step += 1
             if step % self.log_every == 0 or step == first + 1:
                 self._log(name, step, loss, terms, size, spent + time.perf_counter() - started)
@@ -103,7 +106,7 @@ class Trainer:
         # Written twice in one place the state would be rounded twice.
         if step % self.save_every:
             save()
-        self.average.copy_to(trained)
+        average.copy_to(trained)
 
     def export(self, folder: Path) -> Path:
         """Write the running means as a checkpoint that the studio loads."""
@@ -115,6 +118,16 @@ class Trainer:
         for name, part in parts.items():
             part.load_state_dict(self.parts[name].state_dict())
         return preview_shape.export(parts, folder, card(facts), facts)
+
+    def _check_turn(self, name: str) -> None:
+        """Raise ValueError where a stage before `name` has not been trained, or one after it has."""
+        place = list(STAGES).index(name)
+        missing = [stage for stage in list(STAGES)[:place] if not self.progress.steps.get(stage)]
+        if missing:
+            raise ValueError(f"Stage {name} comes after {' and '.join(missing)}, which has not been trained.")
+        later = [stage for stage in list(STAGES)[place + 1 :] if self.progress.steps.get(stage)]
+        if later:
+            raise ValueError(f"Stage {name} is finished: {later[0]} was trained on it.")
 
     def _was_trained(self, part: str) -> bool:
         return any(part in names and self.progress.steps.get(stage) for stage, names in STAGES.items())
