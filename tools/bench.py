@@ -52,6 +52,7 @@ BARE = {
 
 
 def main() -> None:
+    """Print a row for each task and length."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "tasks", nargs="*", metavar="task", help=f"any of {', '.join(TASKS)}, planner, page; generate by default"

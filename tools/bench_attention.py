@@ -36,6 +36,7 @@ WAYS = (
 
 
 def main() -> None:
+    """Print a row for each way to attend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ways", nargs="*", metavar="way", help=f"of {', '.join(WAYS)}; all of them by default")
     parser.add_argument("--seconds", type=float, default=240, help="length of the song")

@@ -308,6 +308,7 @@ def write_card(folder: Path, rows: list[str]) -> None:
 
 
 def main() -> None:
+    """Measure a checkpoint, print the table, write what was asked for; exits where the gate does not let it pass."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="default: the one that the preview engine runs")
     parser.add_argument("--prompts", type=int, default=64)

@@ -84,6 +84,7 @@ def _stems(score: Score, device: torch.device | str) -> torch.Tensor:
 
 
 def main() -> None:
+    """Render the pieces that were asked for and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the WAV files and a text file of each piece go")
     parser.add_argument("--style", choices=STYLES, default="", help="default: drawn")

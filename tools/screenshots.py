@@ -45,6 +45,7 @@ FOLDS = ("details", "advanced", "loras-fold")
 
 
 def main() -> None:
+    """Take every picture that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tabs", nargs="+", choices=TABS, default=TABS)

@@ -200,6 +200,7 @@ Licence: MIT, the project's own.
 
 
 def main() -> None:
+    """Train, export, or both; ends with a sentence where that cannot be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, default=Path("outputs/preview-training"), help="folder of the state")
     parser.add_argument("--stage", choices=STAGES, help="default: the last one begun")
