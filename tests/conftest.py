@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def ports() -> None:
 
 
 @pytest.fixture(scope="session")
+def server(ports: None) -> Iterator[str]:
+    """Serve the page and the API on the preview engine from this process; return the address."""
+    import app
+
+    demo = app.build_app()
+    yield app.launch(demo).rstrip("/")
+    demo.close()
+
+
+@pytest.fixture(scope="session")
 def tiny() -> Path:
     """Return the folder of the 2B-shaped tiny checkpoint, the one that the preview engine runs."""
     import preview
@@ -97,8 +108,7 @@ def pipe_xl(tiny_xl: Path) -> Any:
 
 
 def _pipeline(folder: Path) -> Any:
-    import checkpoints
     import models
+    from tests.weights import CPU, weights_in
 
-    weights = checkpoints.Weights(folder.name, folder, "variable", "", "xl", None, folder.name)
-    return models.build_pipeline(weights, models.Device("cpu", "float32", "float32", "float32", "a test"))
+    return models.build_pipeline(weights_in(folder), CPU)

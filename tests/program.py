@@ -1,6 +1,7 @@
-"""A Python of its own for tests of what a fresh process does."""
+"""The repository, a Python of its own for tests of what a fresh process does, and a port for it."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,3 +20,10 @@ def python(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
         timeout=120,
         check=False,
     )
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

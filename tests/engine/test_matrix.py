@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import app
 from tools import listening, matrix
 
 RATE = 48_000
@@ -57,13 +56,6 @@ def test_a_click_at_a_border_stands_out_and_music_does_not():
     tone[RATE:] += 0.3
     assert matrix.step_db(tone, RATE, 1.0) > 20
     assert matrix.step_db(tone, RATE, 0.5) < 0.5
-
-
-@pytest.fixture(scope="module")
-def server():
-    demo = app.build_app()
-    yield app.launch(demo).rstrip("/")
-    demo.close()
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,18 +20,14 @@ from events import Done, Failed, Progress
 from jobs import Job
 from modes import Outcome
 from params import parse_request
-
-CPU = models.Device("cpu", "float32", "float32", "float32", "a test")
+from tests.program import ROOT
+from tests.weights import CPU, weights_in
 
 
 @pytest.fixture
 def card(monkeypatch):
     """Let the processor stand in for a card, so that parts take turns on it."""
     monkeypatch.setitem(memory.LADDERS, "cpu", memory.LADDERS["cuda"])
-
-
-def weights_of(folder):
-    return checkpoints.Weights(folder.name, folder, "variable", "", "xl", None, folder.name)
 
 
 def song(pipe, folder, mode="generate", **values):
@@ -56,7 +51,7 @@ def song(pipe, folder, mode="generate", **values):
 @pytest.fixture
 def watched(tiny, card):
     """A pipeline whose parts take turns, and the parts that computed while another one had the turn."""
-    pipe = models.build_pipeline(weights_of(tiny), CPU, "offload")
+    pipe = models.build_pipeline(weights_in(tiny), CPU, "offload")
     turns, wrong = pipe.transformer._hf_hook, []
 
     def look(name):
@@ -92,7 +87,7 @@ def test_parts_that_take_turns_make_the_same_song_in_every_mode(watched, pipe, t
 
 
 def test_one_part_at_a_time_is_on_the_device(tiny, card):
-    pipe = models.build_pipeline(weights_of(tiny), CPU, "offload")
+    pipe = models.build_pipeline(weights_in(tiny), CPU, "offload")
     moves = []
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
@@ -113,7 +108,7 @@ def test_one_part_at_a_time_is_on_the_device(tiny, card):
 @pytest.mark.parametrize("storage", ["float32", "float16"])
 def test_eight_bits_halve_the_transformer_and_make_nearly_the_same_song(tiny, pipe, tmp_path, storage):
     device = models.Device("cpu", "float32", storage, "float32", "a test")
-    small = models.build_pipeline(weights_of(tiny), device, "fp8")
+    small = models.build_pipeline(weights_in(tiny), device, "fp8")
     layer = small.transformer.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.float8_e4m3fn
     assert small.transformer.dtype == torch.float32
@@ -125,10 +120,10 @@ def test_eight_bits_halve_the_transformer_and_make_nearly_the_same_song(tiny, pi
 
 
 def test_sizes_are_those_of_the_files(tiny):
-    sizes = models.sizes_of(weights_of(tiny), models.Device("cuda", "bfloat16", "bfloat16", "bfloat16", ""))
+    sizes = models.sizes_of(weights_in(tiny), models.Device("cuda", "bfloat16", "bfloat16", "bfloat16", ""))
     files = sum(path.stat().st_size for path in tiny.rglob("*.safetensors"))
     assert sizes.pipeline == files > sizes.transformer > 0
-    doubled = models.sizes_of(weights_of(tiny), CPU)
+    doubled = models.sizes_of(weights_in(tiny), CPU)
     assert doubled.pipeline == 2 * files
 
 
@@ -284,9 +279,8 @@ print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is there on Linux only")
 @pytest.mark.parametrize(("seconds", "most_mb"), [(240, 2_400), pytest.param(600, 3_400, marks=pytest.mark.long)])
 def test_long_songs_run_in_bounded_memory(seconds, most_mb):
-    root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", PEAK, str(seconds)]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     peak = int(result.stdout.split()[-1])
     print(f"{seconds} s: {peak:,} MB")
     assert peak < most_mb

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,8 +20,7 @@ import lyrics
 import plan_weights
 import preview
 import preview_writers
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.program import ROOT, free_port
 
 # Runs before anything else in the studio's Python: whatever is asked of another machine is written down and refused.
 GUARD = """
@@ -96,9 +94,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def studio(carried, environment) -> Iterator[str]:
     """Start it and return its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started = subprocess.Popen(
         [sys.executable, "app.py", "--port", str(port)], cwd=carried, env=environment, stdout=subprocess.PIPE, text=True
     )

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import preview
+from tests.program import ROOT
 
-ROOT = Path(__file__).parents[2]
 PROMPTS = (
     "warm lofi piano with soft drums",
     "An upbeat synthwave track with driving bass, shimmering arpeggios and a nostalgic eighties mood, female vocals",

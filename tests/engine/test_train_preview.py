@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AceStepPipeline
 
+import models
 import modes
 import preview
+import sampling
+from tests.weights import CPU, weights_in
 from tools import evaluate_preview, preview_data, preview_shape, preview_state, preview_steps, train_preview
 from tools.band_score import compose
 from tools.preview_shape import FULL, SMALL, STAGES
@@ -211,18 +215,27 @@ def test_a_step_of_the_song_stage_reaches_every_part(parts, half):
         )
 
 
+def learn(stage: preview_steps.SongStage, example: preview_data.Example, steps: int) -> list[float]:
+    """Train a stage on one example alone; return the loss of each step."""
+    trained = [parameter for name in STAGES["song"] for parameter in stage.parts[name].parameters()]
+    optimizer = torch.optim.AdamW(trained, 3e-3)
+    stage.examples = lambda step: [example] * 8
+    losses = []
+    for step in range(steps):
+        loss = stage.loss(step)["flow"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_what_the_song_stage_learns_is_what_the_loop_plays(tmp_path):
     """Trained on one example, the studio's own loop brings it back from noise and the same words."""
-    from diffusers import AceStepPipeline
-
-    import checkpoints
-    import conditions
-    import models
-    import sampling
-
-    words = conditions.Words("lofi", "[Instrumental]", "unknown", 4.0, modes.TEXT2MUSIC, 80, "C major", "4")
+    words = sampling.Words("lofi", "[Instrumental]", "unknown", 4.0, modes.TEXT2MUSIC, 80, "C major", "4")
     told = AceStepPipeline._format_prompt(
         AceStepPipeline,
         prompt=words.prompt,
@@ -239,22 +252,11 @@ def test_what_the_song_stage_learns_is_what_the_loop_plays(tmp_path):
     target = torch.sin(torch.arange(100)[:, None] * torch.linspace(0.05, 0.4, SMALL.latents)) * 1.4
     quiet, everywhere = stage.silence.expand(100, -1), torch.ones(100, 1)
     example = preview_data.Example("text2music", target, quiet, everywhere, False, *told, None)
-    trained = [parameter for name in STAGES["song"] for parameter in parts[name].parameters()]
-    optimizer = torch.optim.AdamW(trained, 3e-3)
-    stage.examples = lambda step: [example] * 8
-    losses = []
-    for step in range(450):
-        loss = stage.loss(step)["flow"]
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        losses.append(loss.item())
+    losses = learn(stage, example, 450)
     assert np.mean(losses[-20:]) < 0.2 * np.mean(losses[:5])
 
     folder = preview_shape.export(parts, tmp_path / "one", "a card", {})
-    weights = checkpoints.Weights("one", folder, "variable", "", "xl", None, "one")
-    pipe = models.build_pipeline(weights, models.Device("cpu", "float32", "float32", "float32", "a test"))
+    pipe = models.build_pipeline(weights_in(folder), CPU)
     generators = sampling.generators_for((3,))
     run = sampling.Run(
         condition=conditions.encode_condition(pipe, words, conditions.silent_context(pipe, 100)),

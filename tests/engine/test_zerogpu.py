@@ -20,6 +20,7 @@ from tests.engine.fake_device_api import Refusal
 from tests.engine.space import ROOT, Space, open_space
 from tests.engine.zerogpu_studio import MADE_FOR, digest
 from tests.program import ROOT
+from tests.waiting import until
 
 TOKEN = "e30.e30.e30"
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ZeroGPU's workers need Linux")
@@ -239,11 +240,11 @@ def test_a_card_that_is_not_lent_is_a_sentence_and_not_tried_again(space, refusa
 @pytest.mark.slow
 def test_cancel_frees_the_card_within_seconds(space):
     job = song(space.client(), "slowly 0.3", options={"steps": 100})
-    wait_for(lambda: any(out[1].get("progress", {}).get("step", 0) >= 2 for out in job.outputs()))
+    until(lambda: any(out[1].get("progress", {}).get("step", 0) >= 2 for out in job.outputs()))
     lease = space.api.leases[-1]
     assert lease.ended is None
     job.cancel()
-    wait_for(lambda: lease.ended, 10)
+    until(lambda: lease.ended, 10)
     assert not lease.failed and not lease.killed
     made(song(space.client()))
 
@@ -269,13 +270,6 @@ def test_a_song_that_is_too_long_twice_is_a_sentence(hasty):
     leases = hasty.api.leases[before:]
     assert [lease.seconds for lease in leases] == [4, 8]
     assert all(lease.killed for lease in leases)
-
-
-def wait_for(true, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def test_the_declared_seconds_are_a_plain_int_whatever_else_gradio_passes():

@@ -17,8 +17,8 @@ import pytest
 
 import audio
 import levels
+from tests.program import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.gpu
 RATE = 48_000
 LYRICS = (

@@ -15,12 +15,14 @@ from tools.band_styles import INSTRUMENTS, STEMS, STYLES
 from tools.render_band import Piece, render
 
 RATE = 48_000
+# Semitones over the tonic.
+STEPS = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 KEYS = [f"{names[0]} {scale}" for names in NOTE_NAMES for scale in ("major", "minor")]
 
 
 @pytest.fixture(scope="module")
 def pieces() -> dict[str, Piece]:
-    """A piece of each style, 8 s long."""
+    """Return a piece of each style, 8 s long."""
     return {style: render(compose(number, style=style, seconds=8.0)) for number, style in enumerate(STYLES)}
 
 
@@ -131,7 +133,7 @@ def test_a_listener_hears_the_tempo_and_the_key():
 @pytest.mark.parametrize("number, key", enumerate(KEYS))
 def test_only_the_notes_of_the_key_are_played(number, key):
     tonic, scale = parse_key(key)
-    steps = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}[scale]
+    steps = STEPS[scale]
     weights = np.zeros(12)
     for style in STYLES:
         for notes in compose(number, style=style, key=key, seconds=16.0).notes.values():
@@ -151,7 +153,7 @@ def test_the_chroma_shows_the_key(pieces):
         heard = (hertz > 50) & (hertz < 2_000)
         folded = np.bincount(np.round(12 * np.log2(hertz[heard] / 440) + 9).astype(int) % 12, power[heard], 12)
         tonic, scale = parse_key(piece.score.key)
-        steps = np.array({"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}[scale])
+        steps = np.array(STEPS[scale])
         inside = [folded[(steps + other) % 12].sum() / folded.sum() for other in range(12)]
         assert inside[tonic] > 0.75 and sorted(inside).index(inside[tonic]) >= 9
 

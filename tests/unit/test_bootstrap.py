@@ -17,8 +17,8 @@ import bootstrap
 import checkpoints
 import lyrics
 import plan_weights
+from tests.program import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 REPO, COMMIT, BLOB = "ACE-Step/acestep-v15-xl-sft-diffusers", "a" * 40, "b" * 64
 FOLDER = f"models--{REPO.replace('/', '--')}"
 SHM = Path("/dev/shm")

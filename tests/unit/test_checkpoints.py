@@ -14,6 +14,7 @@ import models
 from events import StudioError
 from tests.program import python
 from tests.unit.fake_hub import COMMIT
+from tests.weights import CPU
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -95,7 +96,7 @@ def test_a_wrong_variable_is_a_problem_and_not_the_preview(home, monkeypatch, as
     assert (weights.engine, weights.source, weights.folder) == ("xl", "none", None)
     assert weights.problem.code == "weights_missing"
     with pytest.raises(StudioError) as caught:
-        models.build_pipeline(weights, models.Device("cpu", "float32", "float32", "float32", ""))
+        models.build_pipeline(weights, CPU)
     assert caught.value.problem == weights.problem
 
 

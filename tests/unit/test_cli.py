@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ import models
 import plan_weights
 import tooltips
 from events import Problem, StudioError
-from tests.program import ROOT, python
+from tests.program import ROOT, free_port, python
 from tests.unit.fake_hub import serving
 
 
@@ -136,12 +135,6 @@ def test_a_wrong_value_ends_the_program_with_status_2_before_anything_is_importe
     assert "Traceback" not in ended.stderr
     assert re.search(r"\| +argparse$", ended.stderr, re.MULTILINE)
     assert not re.search(r"\| +(gradio|huggingface_hub|torch)$", ended.stderr, re.MULTILINE)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.mark.slow

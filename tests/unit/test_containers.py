@@ -9,15 +9,13 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-from tests.program import ROOT, python
+from tests.program import ROOT, free_port, python
 
 INSTRUCTIONS = {
     *("FROM", "RUN", "CMD", "LABEL", "EXPOSE", "ENV", "ADD", "COPY", "ENTRYPOINT", "VOLUME", "USER", "WORKDIR", "ARG"),
@@ -201,21 +199,10 @@ def health(**environ: str) -> subprocess.CompletedProcess:
 
 
 def test_without_a_studio_it_is_not_healthy():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        told = health(GRADIO_SERVER_PORT=str(free.getsockname()[1]))
+    told = health(GRADIO_SERVER_PORT=str(free_port()))
     assert told.returncode == 1
     assert told.stdout.startswith("no answer: ")
     assert told.stderr == ""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    import app
-
-    demo = app.build_app()
-    yield app.launch(demo).rstrip("/")
-    demo.close()
 
 
 @pytest.mark.slow
@@ -249,9 +236,7 @@ def test_the_smoke_test_makes_and_fetches_a_song(server):
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_the_smoke_test_says_where_there_is_no_studio():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        told = smoke(address)
+    address = f"http://127.0.0.1:{free_port()}"
+    told = smoke(address)
     assert told.returncode == 1
     assert f"No song could be started at {address}." in told.stderr

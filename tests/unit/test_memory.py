@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+import checkpoints
 import memory
+import models
 from memory import GB, Sizes, Song
+from tests.weights import CPU
 
 # The three models as they lie in memory in bfloat16 (docs/deployment.md).
 XL = Sizes(pipeline=11_500_000_000, transformer=8_340_000_000, largest=1_220_000_000)
@@ -116,11 +119,7 @@ def test_every_plan_has_a_text():
 
 
 def test_the_built_in_checkpoint_is_small_before_it_is_made(tmp_path):
-    import checkpoints
-    import models
-
     weights = checkpoints.Weights(
         "preview", tmp_path / "not-made", "preview", "", "preview", None, checkpoints.DEFAULT_MODEL
     )
-    device = models.Device("cpu", "float32", "float32", "float32", "a test")
-    assert memory.song_bytes(models.song_of(weights, device, 600.0, 4, True)) < 10 * memory.GB
+    assert memory.song_bytes(models.song_of(weights, CPU, 600.0, 4, True)) < 10 * memory.GB

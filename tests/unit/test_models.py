@@ -9,6 +9,7 @@ import pytest
 import checkpoints
 import models
 from events import StudioError
+from tests.weights import CPU, weights_in
 
 # --- devices ------------------------------------------------------------------------------------------------------
 
@@ -133,8 +134,7 @@ def test_the_preview_is_built_by_the_same_code(monkeypatch):
 def test_narrow_storage_computes_in_float32_and_sounds_alike(pipe, tiny):
     import torch
 
-    weights = checkpoints.Weights("tiny", tiny, "variable", "", "xl", None, "tiny")
-    narrow = models.build_pipeline(weights, models.Device("cpu", "float32", "float16", "float32", ""))
+    narrow = models.build_pipeline(weights_in(tiny), models.Device("cpu", "float32", "float16", "float32", ""))
     assert narrow.transformer.dtype == torch.float32  # the loop's own dtype
     assert narrow.transformer.layers[0].mlp.up_proj.weight.dtype == torch.float16
     assert narrow.text_encoder.embed_tokens.weight.dtype == torch.float16
@@ -148,8 +148,7 @@ def test_narrow_storage_computes_in_float32_and_sounds_alike(pipe, tiny):
 def test_bfloat16_with_a_float32_vae(tiny):
     import torch
 
-    weights = checkpoints.Weights("tiny", tiny, "variable", "", "xl", None, "tiny")
-    pipe = models.build_pipeline(weights, models.Device("cpu", "bfloat16", "bfloat16", "float32", ""))
+    pipe = models.build_pipeline(weights_in(tiny), models.Device("cpu", "bfloat16", "bfloat16", "float32", ""))
     assert (pipe.transformer.dtype, pipe.vae.dtype) == (torch.bfloat16, torch.float32)
     assert play(pipe).isfinite().all()
 
@@ -157,8 +156,7 @@ def test_bfloat16_with_a_float32_vae(tiny):
 def test_a_checkpoint_that_cannot_be_loaded_is_an_error_in_words(checkpoint):
     config = checkpoint / "transformer" / "config.json"
     config.write_text(config.read_text().replace('"hidden_size": 96', '"hidden_size": 100'))
-    weights = checkpoints.Weights("mine", checkpoint, "variable", "", "xl", None, "mine")
     with pytest.raises(StudioError) as caught:
-        models.build_pipeline(weights, models.Device("cpu", "float32", "float32", "float32", ""))
+        models.build_pipeline(weights_in(checkpoint), CPU)
     assert caught.value.problem.code == "weights_broken"
-    assert "mine" in str(caught.value) and "\n" not in caught.value.problem.message
+    assert "my-model" in str(caught.value) and "\n" not in caught.value.problem.message

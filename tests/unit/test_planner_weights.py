@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-import models
 import plan_weights
 import preview_writers
 from events import StudioError
 from planner import find_planner, load_planner
 from tests.program import python
-
-CPU = models.Device("cpu", "float32", "float32", "float32", "a test")
+from tests.weights import CPU
 
 
 @pytest.fixture(autouse=True)

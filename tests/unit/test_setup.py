@@ -6,21 +6,13 @@ import os
 import shutil
 import stat
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.program import ROOT
 from tests.unit.clone import BASH, SCRIPTS, Clone
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "nothing came of it in 30 s"
-        time.sleep(0.02)
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -301,7 +293,7 @@ def test_two_at_once_install_once(clone: Clone) -> None:
     clone.python("python3.12", "3.12.4")
     clone.switch("hold-pip")
     first = clone.start("run.sh")
-    wait_for(lambda: "pip" in clone.log_file.read_text())
+    until(lambda: "pip" in clone.log_file.read_text())
     second = clone.start("run.sh")
     assert second.stdout is not None
     assert f"process {first.pid}" in second.stdout.readline()

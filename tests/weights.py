@@ -1,0 +1,15 @@
+"""A folder as weights, and a device, for tests that build models themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checkpoints
+import models
+
+CPU = models.Device("cpu", "float32", "float32", "float32", "a test")
+
+
+def weights_in(folder: Path) -> checkpoints.Weights:
+    """Return the weights in `folder`, as if ACE_STUDIO_MODEL had named it."""
+    return checkpoints.Weights(folder.name, folder, "variable", "", "xl", None, folder.name)
