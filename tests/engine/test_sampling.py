@@ -24,7 +24,8 @@ WORDS = conditions.Words(
 
 
 def a_run(pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, timbre=None, **changes):
-    frames = codec.frames_for(pipe, words.seconds)
+    """Return a guided run of text2music; `changes` replace its fields."""
+    frames = sampling.frames_for(pipe, words.seconds)
     generators = sampling.generators_for(seeds)
     condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames), timbre, timbre_token)
     run = sampling.Run(
@@ -38,6 +39,7 @@ def a_run(pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, 
 
 
 def final(pipe, run):
+    """Return the latents [B, T, C] at the end of a run."""
     for step in sampling.denoise(pipe, run):
         last = step
     assert (last.index, last.total) == (len(run.sigmas), len(run.sigmas))
@@ -45,6 +47,7 @@ def final(pipe, run):
 
 
 def stock(pipe, seeds=(7,), words=WORDS, **changes):
+    """Return the latents of the pipeline's own call for the same run."""
     arguments = {
         "prompt": [words.prompt] * len(seeds),
         "lyrics": [words.lyrics] * len(seeds),
@@ -196,9 +199,9 @@ def test_each_word_changes_the_song(pipe, change):
 # --- inside the loop: switch, injection, morph --------------------------------------------------------------------
 
 
-def a_source(pipe, words=WORDS):
-    """Latents of a little tune, [1, T, C]."""
-    count = round(words.seconds * 48_000)
+def a_source(pipe):
+    """Return the latents of a little tune, [1, T, C], and its samples [2, n]."""
+    count = round(WORDS.seconds * 48_000)
     wave = 0.3 * np.sin(np.arange(count) * 2 * np.pi * 220 / 48_000)
     samples = np.stack([wave, wave * 0.5]).astype(np.float32)
     return codec.join([latents for _, _, latents in codec.encode_samples(pipe, samples)]), samples
@@ -363,18 +366,6 @@ def test_the_cover_context_is_the_pipelines(pipe):
     assert context[..., channels:].eq(1).all()
 
 
-# --- token budget -------------------------------------------------------------------------------------------------
-
-
-def read_by_the_model(pipe, words):
-    text, _ = pipe._format_prompt(
-        prompt=words.prompt, audio_duration=words.seconds, instruction=words.instruction, bpm=words.bpm,
-        keyscale=words.key, timesignature=words.time_signature,
-    )  # fmt: skip
-    ids = pipe.tokenizer(text, truncation=True, max_length=256).input_ids
-    return pipe.tokenizer.decode(ids)
-
-
 def test_the_context_of_codes_is_the_pipelines(pipe):
     words = dataclasses.replace(WORDS, instruction="Generate audio semantic tokens based on the given conditions:")
     codes = [(1, 5, 999, 63_999, 7, 3, 2, 1, 800, 11, 22, 33, 44, 55, 66, 77, 88), tuple(range(17))]
@@ -393,18 +384,23 @@ def test_the_context_of_codes_is_the_pipelines(pipe):
 
 
 def test_codes_of_audio_are_those_that_a_cover_hears(pipe):
-    clean = codec.join(
-        [
-            tile
-            for _, _, tile in codec.encode_samples(
-                pipe, np.sin(np.arange(2 * 100_000)).reshape(2, -1).astype(np.float32)
-            )
-        ]
-    )
-    codes = conditions.audio_codes(pipe, clean)
+    clean, _ = a_source(pipe)
+    codes = sampling.audio_codes(pipe, clean)
     assert len(codes) == math.ceil(clean.shape[1] / 5)
     heard = conditions.cover_context(pipe, clean)
     assert torch.allclose(conditions.codes_context(pipe, [codes])[:, : clean.shape[1]], heard, atol=1e-5)
+
+
+# --- token budget -------------------------------------------------------------------------------------------------
+
+
+def read_by_the_model(pipe, words):
+    text, _ = pipe._format_prompt(
+        prompt=words.prompt, audio_duration=words.seconds, instruction=words.instruction, bpm=words.bpm,
+        keyscale=words.key, timesignature=words.time_signature,
+    )  # fmt: skip
+    ids = pipe.tokenizer(text, truncation=True, max_length=256).input_ids
+    return pipe.tokenizer.decode(ids)
 
 
 def test_a_long_prompt_is_cut_at_a_word_and_keeps_the_metadata(pipe):
