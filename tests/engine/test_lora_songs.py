@@ -10,20 +10,16 @@ import numpy as np
 import pytest
 import soundfile
 from gradio import utils as gradio_utils
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 
-import app
-import backend
 import export
 import params
 import restore
-from events import Done, Failed, InvalidRequest
+from events import Failed, InvalidRequest
 from tests.engine.adapters import write_adapter
+from tests.engine.songs import samples_of
 
-
-@pytest.fixture(scope="module")
-def studio():
-    return backend.get_backend()
+pytestmark = pytest.mark.usefixtures("output")
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +34,6 @@ def adapter(studio, tmp_path_factory):
     return write
 
 
-@pytest.fixture(autouse=True)
-def output(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "songs"))
-
-
 def run(studio, *chosen, **options):
     options = {"steps": 3, "loras": list(chosen), **options}
     request = params.parse_request("generate", {"prompt": "calm piano", "duration": 10, "seed": 7, "options": options})
@@ -50,19 +41,14 @@ def run(studio, *chosen, **options):
     return last
 
 
-def samples_of(done):
-    assert isinstance(done, Done), done
-    return soundfile.read(done.files[0])[0]
-
-
 def test_a_lora_changes_the_song_and_leaves_no_trace(studio, adapter):
-    plain = samples_of(run(studio))
+    plain = samples_of(run(studio))[0]
     mine = {"source": adapter(), "weight": 0.8}
     changed = run(studio, mine)
-    assert not np.array_equal(samples_of(changed), plain)
-    assert np.array_equal(samples_of(run(studio, mine)), samples_of(changed))
-    assert np.array_equal(samples_of(run(studio, {**mine, "weight": 0})), plain)
-    assert np.array_equal(samples_of(run(studio)), plain)
+    assert not np.array_equal(samples_of(changed)[0], plain)
+    assert np.array_equal(samples_of(run(studio, mine))[0], samples_of(changed)[0])
+    assert np.array_equal(samples_of(run(studio, {**mine, "weight": 0}))[0], plain)
+    assert np.array_equal(samples_of(run(studio))[0], plain)
 
 
 def test_the_record_and_the_tags_say_what_loaded_and_no_path(studio, adapter):
@@ -86,11 +72,11 @@ def test_uploads_are_not_restored_and_counted_as_left_out(studio, adapter):
 
 
 def test_a_lora_that_does_not_fit_is_a_sentence_and_the_next_song_is_as_before(studio, adapter):
-    plain = samples_of(run(studio))
+    plain = samples_of(run(studio))[0]
     failed = run(studio, {"source": adapter(), "weight": 1}, adapter("wide.safetensors", wider=8))
     assert isinstance(failed, Failed) and failed.problem.field == "options.loras"
     assert "wide.safetensors" in failed.problem.message
-    assert np.array_equal(samples_of(run(studio)), plain)
+    assert np.array_equal(samples_of(run(studio))[0], plain)
 
 
 def test_a_file_outside_the_uploads_is_not_read(studio, adapter, tmp_path):
@@ -125,24 +111,17 @@ def test_every_song_endpoint_takes_loras():
 
 
 @pytest.mark.slow
-def test_the_api_takes_an_uploaded_lora(studio, adapter, tmp_path):
-    demo = app.build_app()
-    url = app.launch(demo)
-    try:
-        client = Client(url, verbose=False, analytics_enabled=False, download_files=tmp_path)
-        archive = tmp_path / "adapter.zip"
-        with zipfile.ZipFile(archive, "w") as file:
-            file.write(adapter(), "adapter_model.safetensors")
+def test_the_api_takes_an_uploaded_lora(client, adapter, tmp_path):
+    archive = tmp_path / "adapter.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(adapter(), "adapter_model.safetensors")
 
-        def song(*chosen):
-            options = {"steps": 3, "loras": list(chosen)}
-            return client.predict("calm piano", duration=10, seed=7, options=options, api_name="/generate")
+    def song(*chosen):
+        options = {"steps": 3, "loras": list(chosen)}
+        return client.predict("calm piano", duration=10, seed=7, options=options, api_name="/generate")
 
-        plain, _ = song()
-        for upload in (adapter(), str(archive)):
-            files, record = song({"source": handle_file(upload), "weight": 0.5})
-            assert record["loras"][0]["weight"] == 0.5 and record["loras"][0]["modules"] == 3
-            assert not np.array_equal(soundfile.read(files[0])[0], soundfile.read(plain[0])[0])
-        client.close()
-    finally:
-        demo.close()
+    plain, _ = song()
+    for upload in (adapter(), str(archive)):
+        files, record = song({"source": handle_file(upload), "weight": 0.5})
+        assert record["loras"][0]["weight"] == 0.5 and record["loras"][0]["modules"] == 3
+        assert not np.array_equal(soundfile.read(files[0])[0], soundfile.read(plain[0])[0])

@@ -10,24 +10,17 @@ import pytest
 import soundfile
 
 import audio
-import backend
-import codec
 import levels
-from events import Done, Failed
+import sampling
+from events import Failed
 from params import parse_request
+from tests.engine.songs import samples_of, wait_for_turn
 
 RATE = 48_000
 SECONDS = 4.0
 
 
-@pytest.fixture(scope="module")
-def studio():
-    return backend.get_backend()
-
-
-@pytest.fixture(autouse=True)
-def output(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "songs"))
+pytestmark = pytest.mark.usefixtures("output")
 
 
 def tune(rate, seconds=SECONDS, channels=2, level=0.5):
@@ -63,14 +56,12 @@ def make_source(tmp_path):
 def run(studio, mode, source, **values):
     options = {"steps": 2, **values.pop("options", {})}
     values = {"prompt": "calm piano", "seed": 7, **values}
-    last = list(studio.stream(parse_request(mode, {**values, "source": source, "options": options})))[-1]
-    return last
+    return list(studio.stream(parse_request(mode, {**values, "source": source, "options": options})))[-1]
 
 
 def song(done):
-    """The decoded file [2, n]."""
-    assert isinstance(done, Done), done
-    return audio.decode(done.files[0])
+    """Return the samples [2, n] of the first take."""
+    return samples_of(done)[0]
 
 
 def as_saved(samples):
@@ -370,8 +361,7 @@ def test_every_mode_is_repeatable_and_stops_within_a_step(studio, make_source, n
         if event.stage == "steps" and event.step == 1:
             break
     events.close()
-    assert studio.turn.acquire(timeout=20)
-    studio.turn.release()
+    wait_for_turn(studio)
 
 
 @pytest.mark.slow

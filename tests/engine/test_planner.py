@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import codec
-import models
 import plan_decoding
 import plan_grammar
 import plan_prompts
@@ -20,10 +18,10 @@ from events import StudioError
 from limits import INSTRUMENTAL, KEYS, LANGUAGES, LIMITS, SAMPLE_RATE, TIME_SIGNATURES
 from plan_decoding import Draw
 from planner import Brief, Plan, PlanSettings, PlanStep, Sketch
+from tests.weights import CPU
 
 pytestmark = pytest.mark.slow
 
-CPU = models.Device("cpu", "float32", "float32", "float32", "a test")
 BRIEF = Brief("warm lofi piano", "[Verse 1]\nSoft notes in the morning light\n[Chorus]\nMusic", 10.0)
 GIVEN = {"bpm": 92, "key": "F# minor", "time_signature": "3", "language": "de"}
 
@@ -36,13 +34,6 @@ def planner() -> planning.Planner:
     weights = planning.find_planner()
     patch.undo()
     return planning.load_planner(weights, CPU)
-
-
-@pytest.fixture
-def brief_words(monkeypatch):
-    """Let captions and lyrics end early: a random model hardly ever ends them itself."""
-    monkeypatch.setattr(plan_grammar, "MAX_CAPTION_TOKENS", 30)
-    monkeypatch.setattr(planning, "MAX_LYRIC_TOKENS", 30)
 
 
 def result(events):

@@ -18,6 +18,7 @@ import sampling
 from events import Done, Failed, InvalidRequest, Progress
 from limits import SAMPLE_RATE
 from params import parse_request
+from tests.engine.songs import wait_for_turn
 
 LYRICS = "[Verse]\nslow light on the window\n\n[Chorus]\nstay (ooh) a while"
 SECONDS = 12
@@ -116,8 +117,7 @@ def test_closing_it_ends_it(studio, take):
     events = studio.stream(ask(take))
     next(events)
     events.close()
-    assert studio.turn.acquire(timeout=20)
-    studio.turn.release()
+    wait_for_turn(studio)
 
 
 @pytest.mark.parametrize("values", [{"lyrics": ""}, {"instrumental": True}, {"lyrics": "[Instrumental]"}])

@@ -1,0 +1,153 @@
+"""What the tests of the engine share: the one backend, models that end early, and a client of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from gradio_client import Client, handle_file
+
+import backend
+import checkpoints
+import plan_grammar
+import plan_weights
+import planner
+from tests.engine.calls import FAST, RATE, SECONDS, TASKS
+
+ON = {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
+
+
+@pytest.fixture(scope="session")
+def studio() -> backend.Backend:
+    """Return the backend on the built-in checkpoint that all tests of a process share."""
+    return backend.get_backend()
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder that songs go to; it is made with the first one."""
+    folder = tmp_path / "songs"
+    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(folder))
+    return folder
+
+
+# --- language models ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Any:
+    """Return the pipeline of the shared backend."""
+    return backend.get_backend().pipeline()
+
+
+@pytest.fixture
+def make_studio(monkeypatch: pytest.MonkeyPatch, pipeline: Any) -> Callable[..., backend.Backend]:
+    """Return a function that makes the one backend anew, with variables of its own and the pipeline built already."""
+
+    def make(built: bool = True, **variables: str) -> backend.Backend:
+        for name, value in {**ON, **variables}.items():
+            monkeypatch.setenv(name, value)
+        fresh = backend.Backend()
+        fresh._pipe = pipeline if built else None
+        monkeypatch.setattr(backend, "_backend", fresh)
+        return fresh
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def writers(pipeline: Any) -> backend.Backend:
+    """Return a backend with both language models, loaded once, and the pipeline of the shared one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ON.items():
+            patch.setenv(name, value)
+        fresh = backend.Backend()
+    fresh._pipe = pipeline
+    fresh.planner.get()
+    fresh.lyrics.get()
+    return fresh
+
+
+@pytest.fixture
+def writing(writers: backend.Backend, monkeypatch: pytest.MonkeyPatch) -> backend.Backend:
+    """Put the backend with both language models in the place of the shared one, and return it."""
+    monkeypatch.setattr(backend, "_backend", writers)
+    return writers
+
+
+@pytest.fixture
+def brief_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let captions and lyrics end early: a random model hardly ever ends them itself."""
+    monkeypatch.setattr(plan_grammar, "MAX_CAPTION_TOKENS", 30)
+    monkeypatch.setattr(planner, "MAX_LYRIC_TOKENS", 30)
+
+
+@pytest.fixture
+def no_language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a machine without language models."""
+    monkeypatch.setattr(plan_weights, "MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr(checkpoints, "MODELS_FOLDER", tmp_path / "models")
+
+
+# --- the API ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def client(server, tmp_path_factory) -> Iterator[Client]:
+    """Return a client of the studio in this process."""
+    client = Client(server, verbose=False, analytics_enabled=False, download_files=tmp_path_factory.mktemp("downloads"))
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def caller(server) -> Iterator[Client]:
+    """Return a client for a call that is cancelled: gradio_client then closes the stream that all its calls share."""
+    client = Client(server, verbose=False, analytics_enabled=False)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def generate(client) -> Callable[..., Any]:
+    """Return a function that makes 10 s of a song in two steps, unless told otherwise."""
+
+    def call(prompt="calm piano", **given):
+        options = {**FAST, **given.pop("options", {})}
+        return client.predict(prompt, options=options, api_name="/generate", **{"duration": 10, "seed": 7, **given})
+
+    call()  # loads the model
+    return call
+
+
+@pytest.fixture(scope="session")
+def tune() -> np.ndarray:
+    """Return three quiet seconds of a chord with a little noise, as a 16-bit file holds them, int16 [n, 2]."""
+    time = np.arange(round(SECONDS * RATE)) / RATE
+    chord = sum(np.sin(2 * np.pi * hertz * time) for hertz in (220.0, 277.2, 329.6)) / 30
+    noise = np.random.default_rng(1).standard_normal((time.size, 2)) * 0.005
+    return np.round((chord[:, None] + noise) * 2**15).astype(np.int16)
+
+
+@pytest.fixture
+def source(tune, tmp_path) -> Any:
+    """Return a source as gradio_client takes it: a file on disk."""
+    soundfile.write(tmp_path / "tune.wav", tune, RATE, subtype="PCM_16")
+    return handle_file(str(tmp_path / "tune.wav"))
+
+
+@pytest.fixture(scope="session")
+def work(client, generate) -> Callable[..., Any]:
+    """Return a function that runs a task of `TASKS` in two steps, unless told otherwise."""
+
+    def call(task, source, **given):
+        endpoint, own = TASKS[task]
+        options = {**FAST, **own.get("options", {}), **given.pop("options", {})}
+        values = {"prompt": "calm piano", "seed": 7, **own, **given, "options": options}
+        return client.predict(source=source, **values, api_name=endpoint)
+
+    return call

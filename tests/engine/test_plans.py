@@ -1,0 +1,286 @@
+"""Planned songs through the backend, on tiny language models: what a plan changes, and songs made without theirs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import backend
+import export
+import modes
+import plan_weights
+import planner
+import preview_writers
+import sampling
+from events import Done, Failed, Progress, StudioError
+from limits import LIMITS
+from params import parse_request
+from placing import Placing
+from tests.engine.songs import assert_stops, samples_of, song, song_request, words
+
+pytestmark = pytest.mark.usefixtures("output", "brief_words")
+
+
+@pytest.fixture
+def studio(writing):
+    """Return the studio with both language models."""
+    return writing
+
+
+# --- planned songs ------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_used_and_stands_in_the_record(studio):
+    *events, done = studio.stream(song_request(duration=12.345, takes=2))
+    assert any(event.stage == "planning" and event.steps == 62 for event in events)
+    plan = done.record["plan"]
+    assert plan["used"] is True and plan["rewritten"] is False
+    assert (plan["model"], plan["temperature"], plan["cfg"], plan["seed"]) == ("preview", 0.85, 2.0, 7)
+    assert LIMITS["bpm"].low <= plan["bpm"] <= LIMITS["bpm"].high
+    assert done.record["instruction"] == modes.COVER
+    assert {"loading", "planning"} <= set(done.record["seconds"])
+    assert all(take.shape == (2, 592_560) for take in samples_of(done))
+    tags = export.read_record(done.files[1])
+    assert tags["plan"] == plan
+    assert json.loads(json.dumps(done.record)) == done.record
+
+
+def test_a_plan_changes_the_song(studio):
+    (planned,), (plain,) = samples_of(song(studio)), samples_of(song(studio, options={"plan": False}))
+    assert planned.shape == plain.shape
+    assert not np.allclose(planned, plain, atol=1e-2)
+
+
+def test_switched_off_the_song_is_the_one_of_a_studio_without_planner(studio, make_studio):
+    off = song(studio, options={"plan": False, "rewrite": True})
+    assert off.record["plan"] == {"used": False, "reason": "Plan the song first was off."}
+    assert off.record["prompt_used"] == "calm piano" and off.record["instruction"] == modes.TEXT2MUSIC
+    without = song(make_studio(ACE_STUDIO_PLANNER="off"))
+    assert without.record["plan"]["used"] is False
+    assert without.record["plan"]["reason"] == "The planner is switched off (ACE_STUDIO_PLANNER=off)."
+    assert without.record["notes"] == []
+    assert np.array_equal(samples_of(off)[0], samples_of(without)[0])
+    # The page switches the control off where there is no planner: that is not the visitor's choice.
+    neither = song(make_studio(ACE_STUDIO_PLANNER="off"), options={"plan": False})
+    assert neither.record["plan"] == without.record["plan"]
+
+
+def test_other_modes_have_no_plan(studio, tmp_path):
+    path = tmp_path / "source.wav"
+    soundfile.write(path, np.random.default_rng(1).standard_normal((96_000, 2)) * 0.1, 48_000)
+    done = list(studio.stream(parse_request("cover", {"prompt": "x", "source": str(path), "options": {"steps": 2}})))[
+        -1
+    ]
+    assert done.record["plan"] is None
+
+
+def test_what_the_visitor_gave_is_planned_with_and_stays(studio):
+    given = {"bpm": 92, "key": "F# minor", "time_signature": "3", "language": "de"}
+    record = song(studio, **given, options={"rewrite": True}).record
+    assert {name: record["plan"][name] for name in given} == given
+    assert {name: record["request"][name] for name in given} == given
+
+
+def test_the_planned_fields_reach_the_song(studio):
+    planned = song(studio)
+    seen = []
+    real = sampling.encode_condition
+
+    def spy(pipe, said, *rest):
+        seen.append(said)
+        return real(pipe, said, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "encode_condition", spy)
+        again = song(studio)
+    assert np.array_equal(samples_of(planned)[0], samples_of(again)[0])
+    (said,), plan = seen, planned.record["plan"]
+    found = {"bpm": said.bpm, "key": said.key, "time_signature": said.time_signature, "language": said.language}
+    assert found == {name: plan[name] for name in found}
+
+
+@pytest.mark.slow
+def test_a_rewritten_prompt_is_used_and_the_file_keeps_its_name(studio):
+    record = song(studio, options={"rewrite": True}).record
+    assert record["plan"]["rewritten"] and record["plan"]["caption"] != "calm piano"
+    assert record["prompt_used"] == record["plan"]["caption"]
+    assert record["request"]["prompt"] == "calm piano"
+    assert record["takes"][0]["name"].startswith("calm-piano")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"plan_temperature": 0.2}, {"plan_cfg": 4.0}, {"plan_seed": 99}], ids=str)
+def test_each_setting_of_the_plan_changes_the_song(studio, change):
+    (plain,), (changed,) = samples_of(song(studio)), samples_of(song(studio, options=change))
+    assert not np.allclose(plain, changed, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_take_alone_with_the_same_plan_seed_is_the_same_song(studio):
+    together = song(studio, takes=3)
+    for seed, take in zip((7, 8, 9), samples_of(together), strict=True):
+        alone = song(studio, seed=seed, options={"plan_seed": 7})
+        assert alone.record["plan"] == together.record["plan"]
+        assert np.allclose(take, samples_of(alone)[0], atol=1e-4)
+
+
+def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, monkeypatch):
+    made, plans = [], []
+    decode, write_plan = sampling.decode_latents, planner.plan
+
+    def plan_spy(*arguments):
+        for event in write_plan(*arguments):
+            plans.append(event)
+            yield event
+
+    monkeypatch.setattr(sampling, "decode_latents", lambda pipe, latents: made.append(latents) or decode(pipe, latents))
+    monkeypatch.setattr(planner, "plan", plan_spy)
+    song(studio, duration=10.05, lyrics="[Verse]\nla la", options={"steps": 4})
+    plan = plans[-1]
+    assert len(plan.codes[0]) == 51
+    stock = studio.pipeline()(
+        prompt="calm piano",
+        lyrics="[Verse]\nla la",
+        audio_duration=10.05,
+        vocal_language=plan.language,
+        bpm=plan.bpm,
+        keyscale=plan.key,
+        timesignature=plan.time_signature,
+        generator=torch.Generator("cpu").manual_seed(7),
+        num_inference_steps=4,
+        guidance_scale=7.0,
+        shift=1.0,
+        audio_codes=plan.codes_text(0),
+        output_type="latent",
+    ).audios
+    assert torch.equal(made[0], stock)
+
+
+def test_codes_of_another_length_are_an_error(studio):
+    with backend._job(song_request()) as job:
+        steps = writers_plan(studio, job)
+        shorter = replace(steps, codes=(steps.codes[0][:-1],))
+        with pytest.raises(StudioError, match="needs 50 audio codes; the plan has 49"):
+            list(modes.run(studio.pipeline(), job, True, shorter))
+
+
+def writers_plan(studio, job):
+    *_, plan = planner.plan(studio.planner.get(), planner.Brief("x", "la", job.request.duration), job.seeds)
+    return plan
+
+
+# --- songs without their plan -------------------------------------------------------------------------------------
+
+
+def test_without_planner_weights_the_song_is_made_and_says_so(no_language_models, make_studio):
+    studio = make_studio(ACE_STUDIO_PLANNER="")
+    status = studio.status()["planner"]
+    assert (status["state"], status["model"]) == ("none", plan_weights.DEFAULT_PLANNER)
+    assert status["problem"]["code"] == "planner_missing" and "hf download" in status["problem"]["hint"]
+    record = song(studio).record
+    assert record["plan"] == {"used": False, "reason": f"The planner {status['model']} is not on this machine."}
+
+
+def test_a_folder_that_is_no_planner_gets_a_sentence(make_studio):
+    studio = make_studio(ACE_STUDIO_PLANNER=str(preview_writers.language_model_folder("qwen2")))
+    assert "no audio tokens" in studio.status()["planner"]["problem"]["message"]
+    assert "no audio tokens" in song(studio).record["plan"]["reason"]
+
+
+def test_a_checkpoint_that_reads_no_codes_makes_songs_without_a_plan(studio, monkeypatch):
+    monkeypatch.setattr(studio.pipeline(), "audio_token_detokenizer", None)
+    done = song(studio)
+    assert "cannot read a plan" in done.record["plan"]["reason"]
+    assert done.record["notes"] == [f"Made without a plan: {done.record['plan']['reason']}"]
+
+
+def test_a_text_too_long_for_the_planner_costs_only_the_plan(studio, monkeypatch):
+    monkeypatch.setattr(studio.planner.get().model.config, "max_position_embeddings", 100)
+    done = song(studio)
+    assert "this planner reads 100" in done.record["plan"]["reason"]
+    assert studio.status()["planner"]["state"] == "loaded"
+
+
+@pytest.mark.slow
+def test_out_of_memory_while_the_planner_is_loaded_leaves_the_song(make_studio, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    studio = make_studio()
+    expected = samples_of(song(studio, options={"plan": False}))[0]
+    load = planner.load_planner
+    monkeypatch.setattr(planner, "load_planner", full)
+    done = song(studio)
+    assert np.array_equal(samples_of(done)[0], expected)
+    assert "does not fit into the memory" in done.record["plan"]["reason"]
+    # A lower memory plan is tried first.
+    assert done.record["memory_plan"] == "swap"
+    assert done.record["notes"][1:] == [f"Made without a plan: {done.record['plan']['reason']}"]
+    status = studio.status()["planner"]
+    assert (status["state"], status["problem"]["code"]) == ("failed", "out_of_memory")
+    failed = words(studio, "inspire", idea="rain")
+    assert isinstance(failed, Failed) and failed.problem.code == "out_of_memory"
+    # The next song tries again: others may have let go of their memory.
+    monkeypatch.setattr(planner, "load_planner", load)
+    assert song(studio).record["plan"]["used"] is True
+    # By that plan it makes room for the song again.
+    assert studio.status()["planner"] == {"state": "ready", "model": "preview", "problem": None, "source": "preview"}
+
+
+@pytest.mark.slow
+def test_out_of_memory_in_the_transformers_loader_is_a_sentence(make_studio, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    studio = make_studio()
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    assert "does not fit into this machine's memory" in song(studio).record["plan"]["reason"]
+    failed = words(studio, "lyrics", brief="rain")
+    assert failed.problem.code == "out_of_memory"
+
+
+def test_what_is_broken_is_not_loaded_at_every_song(make_studio, monkeypatch):
+    calls = []
+
+    def broken(*_):
+        calls.append(1)
+        raise StudioError("planner_unfit", "It is broken.")
+
+    studio = make_studio()
+    monkeypatch.setattr(planner, "load_planner", broken)
+    for _ in range(2):
+        assert song(studio).record["plan"] == {"used": False, "reason": "It is broken."}
+    assert calls == [1]
+    assert studio.status()["planner"]["state"] == "failed"
+    studio.refresh()
+    assert studio.status()["planner"]["state"] == "ready"
+
+
+def test_out_of_memory_while_planning_leaves_the_song_and_the_planner(studio, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(planner, "CodeWriter", full)
+    monkeypatch.setattr(studio, "placing", Placing(studio))
+    done = song(studio)
+    assert "The planner ran out of memory" in done.record["plan"]["reason"]
+    # A lower memory plan was tried first, by which the planner makes room for the song.
+    assert studio.status()["planner"]["state"] == "ready"
+
+
+# --- cancel -------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_while_planning_stops_within_one_token(studio):
+    model = studio.planner.get().model.get_decoder()
+    assert_stops(
+        studio, song_request(duration=60), model, lambda e: isinstance(e, Progress) and e.stage == "planning" and e.step
+    )
+    assert isinstance(song(studio), Done)
