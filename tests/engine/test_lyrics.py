@@ -1,24 +1,16 @@
-"""The songwriter on a tiny Qwen2 with a real tokenizer and chat template: finding, asking, writing, stopping."""
+"""The songwriter on a tiny Qwen2 with a real tokenizer and chat template: asking, choosing, writing, stopping."""
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from huggingface_hub import constants
 
 import chat
-import checkpoints
 import lyrics
-import models
 import preview_writers
 from chat import Sampler, prompt_ids
 from events import StudioError
@@ -27,9 +19,6 @@ from lyrics import SYSTEM, user_prompt
 from params import LyricsRequest, parse_request
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="session")
@@ -42,24 +31,6 @@ def folder() -> Path:
 def writer(folder) -> lyrics.Writer:
     """A writer on it, on the CPU."""
     return lyrics.build_writer(weights(folder), "cpu")
-
-
-@pytest.fixture
-def copy(folder, tmp_path) -> Path:
-    """A copy of the model that a test may break."""
-    return Path(shutil.copytree(folder, tmp_path / "my-writer"))
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch) -> Path:
-    """A machine without any weights and without a network."""
-    monkeypatch.delenv("ACE_STUDIO_LYRICS", raising=False)
-    monkeypatch.setattr(checkpoints, "MODELS_FOLDER", tmp_path / "models")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
-    monkeypatch.setattr(lyrics, "_engine", lambda: "transformers")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def weights(folder: Path) -> lyrics.WriterWeights:
@@ -106,174 +77,6 @@ def test_the_prompt_holds_what_was_asked_for():
     free = user_prompt(parse_request("lyrics", {"brief": "x", "structure": "three verses", "language": "unknown"}))
     assert "three verses" in free
     assert "unknown" not in free
-
-
-def test_every_preset_passes_the_linter():
-    from lint import lint
-
-    for structure in STRUCTURES.values():
-        tags = [part[: part.index("]") + 1] for part in structure.split(", ") if part.startswith("[")]
-        assert tags
-        # The songs' own words come after each tag; the numbers of repeated sections are the writer's.
-        assert lint("\n".join(f"{tag}\nla la" for tag in tags)) == [], structure
-
-
-# --- finding ------------------------------------------------------------------------------------------------------
-
-
-def test_without_weights_there_is_a_sentence_and_no_download(home):
-    found = lyrics.find_writer()
-    assert not found.available
-    assert found.wanted == "Qwen/Qwen2.5-7B-Instruct"
-    assert "15.2 GB" in found.problem.message
-    assert "models/Qwen/Qwen2.5-7B-Instruct/" in found.problem.hint
-    with pytest.raises(StudioError, match="not on this machine"):
-        lyrics.build_writer(found, "cpu")
-
-
-def test_it_can_be_switched_off(home, monkeypatch):
-    monkeypatch.setenv("ACE_STUDIO_LYRICS", "off")
-    found = lyrics.find_writer()
-    assert (found.source, found.available) == ("off", False)
-    with pytest.raises(StudioError, match="switched off"):
-        lyrics.build_writer(found, "cpu")
-
-
-def test_the_preview_is_found_and_made(home, monkeypatch):
-    monkeypatch.setenv("ACE_STUDIO_LYRICS", "preview")
-    found = lyrics.find_writer()
-    assert (found.source, found.model_id, found.problem) == ("preview", "preview", None)
-    assert text_of(lyrics.build_writer(found, "cpu"), request())
-
-
-def test_a_folder_is_taken(home, copy, monkeypatch):
-    monkeypatch.setenv("ACE_STUDIO_LYRICS", str(copy))
-    found = lyrics.find_writer()
-    assert (found.source, found.folder, found.model_id) == ("variable", copy, "my-writer")
-
-
-def test_models_beside_the_studio_come_before_the_cache(home, copy):
-    storage = home / "hub" / "models--Qwen--Qwen2.5-7B-Instruct"
-    (storage / "refs").mkdir(parents=True)
-    (storage / "refs" / "main").write_text(COMMIT)
-    snapshot = storage / "snapshots" / COMMIT
-    shutil.copytree(copy, snapshot)
-    found = lyrics.find_writer()
-    assert (found.source, found.folder, found.revision) == ("cache", snapshot, COMMIT)
-    beside = home / "models" / "Qwen" / "Qwen2.5-7B-Instruct"
-    shutil.copytree(copy, beside)
-    found = lyrics.find_writer()
-    assert (found.source, found.folder) == ("models", beside)
-
-
-def test_a_hub_id_that_is_not_here_is_to_be_fetched(home, monkeypatch):
-    monkeypatch.setenv("ACE_STUDIO_LYRICS", "someone/writer")
-    found = lyrics.find_writer()
-    assert (found.source, found.available) == ("hub", False)
-    assert "someone/writer" in found.problem.message
-    monkeypatch.setenv("SPACES_ZERO_GPU", "1")
-    found = lyrics.find_writer()
-    assert (found.source, found.available) == ("none", False)
-    assert "preload_from_hub" in found.problem.hint
-
-
-def test_a_copy_in_the_cache_that_broke_off_is_completed_where_it_was_asked_for(home, copy, monkeypatch):
-    storage = home / "hub" / "models--someone--writer"
-    (storage / "refs").mkdir(parents=True)
-    (storage / "refs" / "main").write_text(COMMIT)
-    shutil.copytree(copy, storage / "snapshots" / COMMIT)
-    monkeypatch.setenv("ACE_STUDIO_LYRICS", "someone/writer")
-    assert lyrics.find_writer().source == "cache"
-    cut(storage / "snapshots" / COMMIT / "model.safetensors")
-    assert lyrics.find_writer().source == "hub"
-
-
-@pytest.mark.parametrize("value", ["not a model", "a/b/c", "./nowhere"])
-def test_nonsense_in_the_variable(home, monkeypatch, value):
-    monkeypatch.setenv("ACE_STUDIO_LYRICS", value)
-    found = lyrics.find_writer()
-    assert not found.available
-    assert "ACE_STUDIO_LYRICS" in found.problem.text()
-
-
-def change(folder: Path, **values: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **values}))
-
-
-def remove_template(folder: Path) -> None:
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": None}))
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-        (lambda folder: change(folder, architectures=["Qwen2ForSequenceClassification"]), "no language model"),
-        (lambda folder: change(folder, architectures=None), "no language model"),
-        (lambda folder: change(folder, quantization={"bits": 4}), "MLX"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
-        (remove_template, "chat template"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
-        (lambda folder: cut(folder / "model.safetensors"), "not whole"),
-        (
-            lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
-            "Git LFS",
-        ),
-        (lambda folder: (folder / "model.safetensors.index.json").write_text("[]"), "index.json cannot be read"),
-        (lambda folder: shutil.rmtree(folder) or folder.write_text("x"), "not a folder"),
-        (lambda folder: shutil.rmtree(folder), "There is no folder"),
-    ],
-)
-def test_a_folder_that_cannot_write_is_a_sentence(home, copy, monkeypatch, damage, words):
-    monkeypatch.setenv("ACE_STUDIO_LYRICS", str(copy))
-    damage(copy)
-    found = lyrics.find_writer()
-    assert not found.available
-    assert words in found.problem.message
-    with pytest.raises(StudioError, match=words):
-        lyrics.build_writer(found, "cpu")
-
-
-def test_weights_that_look_whole_and_do_not_fit(copy):
-    change(copy, hidden_size=64)
-    with pytest.raises(StudioError) as caught:
-        lyrics.build_writer(weights(copy), "cpu")
-    assert caught.value.problem.code == "weights_broken"
-    assert "my-writer" in str(caught.value)
-
-
-def test_a_model_larger_than_the_memory_is_not_loaded(folder, monkeypatch):
-    monkeypatch.setattr(models, "available_memory", lambda: 1_000)
-    monkeypatch.setattr(lyrics, "TorchModel", lambda *_: pytest.fail("it was loaded"))
-    with pytest.raises(StudioError) as caught:
-        lyrics.build_writer(weights(folder), "cpu")
-    assert caught.value.problem.code == "out_of_memory"
-
-
-def test_out_of_memory_while_loading(folder, monkeypatch):
-    import torch
-
-    def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(lyrics, "TorchModel", full)
-    with pytest.raises(StudioError) as caught:
-        lyrics.build_writer(weights(folder), "cpu")
-    assert caught.value.problem.code == "out_of_memory"
-
-
-def test_importing_the_writer_loads_nothing_heavy():
-    code = "import sys, lyrics; lyrics.find_writer(); print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 # --- the prompt ---------------------------------------------------------------------------------------------------
@@ -512,8 +315,8 @@ def test_no_piece_is_half_a_character(writer, monkeypatch):
     monkeypatch.setattr(Sampler, "__call__", lambda self, scores: next(script))
     pieces = list(writer.pieces(request(max_tokens=len(ids) + 5), 5))
     assert "".join(pieces) == tokenizer.decode(ids) == text
-    shown = [piece for piece in pieces if "\ufffd" in piece]
-    assert all("\ufffd" in text for _ in shown) and len(shown) <= 1
+    # The mark of half a character is shown where the text has it, and nowhere else.
+    assert sum("\ufffd" in piece for piece in pieces) == 1
 
 
 def test_a_reply_that_is_cut_inside_a_character_still_ends(writer, monkeypatch):

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from limits import STRUCTURES
 from lint import MOST_ADVICE, Advice, lint, parse_heading, syllables
 from tests.program import python
 from tidy import Tidy, tidy_line, tidy_lyrics
@@ -118,6 +119,14 @@ def test_slips_within_a_line(line, words):
 
 def test_a_trailing_double_space_does_no_harm():
     assert lint("[Verse]  \nLet it rain  ") == []
+
+
+def test_every_structure_that_is_offered_passes_the_linter():
+    for structure in STRUCTURES.values():
+        tags = [part[: part.index("]") + 1] for part in structure.split(", ") if part.startswith("[")]
+        assert tags
+        # The songs' own words come after each tag; the numbers of repeated sections are the writer's.
+        assert lint("\n".join(f"{tag}\nla la" for tag in tags)) == [], structure
 
 
 # --- length -------------------------------------------------------------------------------------------------------
