@@ -59,10 +59,6 @@ def test_an_unknown_way_is_an_error(transformer):
     attention.use(transformer, "stock")
 
 
-def test_songs_are_made_as_diffusers_does_it_until_another_way_was_measured():
-    assert attention.CHOSEN == "stock"
-
-
 @pytest.mark.long
 @pytest.mark.slow
 def test_the_bench_runs_without_a_card():

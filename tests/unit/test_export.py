@@ -416,7 +416,7 @@ def test_a_long_prompt_makes_a_short_name_that_a_file_system_takes(tmp_path, pro
     assert 20 < len(name.encode()) <= 110
     assert "--" not in name
     (tmp_path / name).write_bytes(b"")
-    assert folder_of(tmp_path)[0].encode() != b""
+    assert len(folder_of(tmp_path)) == 1
 
 
 def test_a_long_name_ends_with_a_whole_word():

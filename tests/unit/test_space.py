@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from packaging.version import Version
 
 import bootstrap
 import checkpoints
@@ -128,9 +127,3 @@ def test_torch_is_one_that_zerogpu_takes():
 def test_nothing_has_to_be_compiled_or_comes_from_elsewhere_than_the_index():
     text = (ROOT / "requirements.txt").read_text()
     assert not re.search(r"^\s*-|git\+|https?:|flash.?attn|xformers|bitsandbytes", text, re.MULTILINE)
-
-
-def test_the_tests_name_the_spaces_version_that_they_patch():
-    lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
-    (pin,) = Requirement(next(line for line in lines if line.startswith("spaces"))).specifier
-    assert pin.operator == "==" and Version(pin.version)
