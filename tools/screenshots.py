@@ -195,10 +195,14 @@ class Studio:
         self._songs.cleanup()
 
 
+def find_chromium() -> str | None:
+    """Return the path of the Chromium that ACE_STUDIO_CHROMIUM names, or of the first one that is found."""
+    return os.environ.get("ACE_STUDIO_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
 def chromium() -> str:
     """Return the path of Chromium; exits with a sentence where there is none."""
-    path = os.environ.get("ACE_STUDIO_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    return path or sys.exit("There is no Chromium: install it, or name it in ACE_STUDIO_CHROMIUM.")
+    return find_chromium() or sys.exit("There is no Chromium: install it, or name it in ACE_STUDIO_CHROMIUM.")
 
 
 def write_song(path: Path) -> Path:

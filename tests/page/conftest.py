@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -28,14 +27,11 @@ import modes
 from events import Done, Draft, Event, Failed, Problem, Progress
 from limits import SAMPLE_RATE
 from params import Request
+from tests.program import ROOT
+from tools import screenshots
 
-ROOT = Path(__file__).resolve().parents[2]
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = [
-    *("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"),
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]
+# Nothing on another machine has an address.
+FLAGS = [*screenshots.FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 LOCAL = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob|about):")
 
 expect.set_options(timeout=20_000)
@@ -44,7 +40,7 @@ expect.set_options(timeout=20_000)
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Start Chromium, or skip with the reason."""
-    path = os.environ.get("ACE_STUDIO_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    path = screenshots.find_chromium()
     if not path:
         pytest.skip("no Chromium: install it, or name it in ACE_STUDIO_CHROMIUM")
     with sync_playwright() as playwright:
