@@ -31,7 +31,7 @@ from filelock import FileLock
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import Qwen2Tokenizer
+    from transformers import Qwen2Tokenizer, Qwen3Config
 
 WORDS = Path(__file__).with_name("assets") / "words.txt"
 TRAINED = Path(__file__).with_name("assets") / "preview"
@@ -272,17 +272,18 @@ def _training_text() -> list[str]:
     return text
 
 
-def _text_encoder(generator: torch.Generator, vocabulary: int) -> nn.Module:
-    from transformers import Qwen3Config, Qwen3Model
+def text_config(vocabulary: int, size: int, layers: int, head_dim: int) -> Qwen3Config:
+    """Return the shape of a small text encoder that is in all else Qwen3-Embedding's."""
+    from transformers import Qwen3Config
 
-    config = Qwen3Config(
+    return Qwen3Config(
         vocab_size=vocabulary,
-        hidden_size=TEXT_SIZE,
-        intermediate_size=2 * TEXT_SIZE,
-        num_hidden_layers=2,
+        hidden_size=size,
+        intermediate_size=2 * size,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=head_dim,
         max_position_embeddings=32_768,
         rope_theta=1_000_000.0,
         bos_token_id=0,
@@ -291,6 +292,12 @@ def _text_encoder(generator: torch.Generator, vocabulary: int) -> nn.Module:
         tie_word_embeddings=True,
         dtype="float32",
     )
+
+
+def _text_encoder(generator: torch.Generator, vocabulary: int) -> nn.Module:
+    from transformers import Qwen3Model
+
+    config = text_config(vocabulary, TEXT_SIZE, layers=2, head_dim=16)
     return filled(lambda: Qwen3Model(config), generator)
 
 

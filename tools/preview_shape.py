@@ -81,7 +81,7 @@ def build_parts(shape: Shape, seed: int = 0) -> dict[str, nn.Module]:
         AceStepAudioTokenizer,
         AceStepConditionEncoder,
     )
-    from transformers import Qwen3Config, Qwen3Model
+    from transformers import Qwen3Model
 
     preview.quiet_libraries()
     attention = {
@@ -97,22 +97,7 @@ def build_parts(shape: Shape, seed: int = 0) -> dict[str, nn.Module]:
         "num_key_value_heads": 2,
         "head_dim": 32,
     }
-    text = Qwen3Config(
-        vocab_size=len(preview.make_tokenizer()),
-        hidden_size=shape.text,
-        intermediate_size=2 * shape.text,
-        num_hidden_layers=shape.text_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=32_768,
-        rope_theta=1_000_000.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-        tie_word_embeddings=True,
-        dtype="float32",
-    )
+    text = preview.text_config(len(preview.make_tokenizer()), shape.text, shape.text_layers, head_dim=32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = {
