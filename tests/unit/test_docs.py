@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,33 @@ def test_every_track_and_action_is_listed():
     _, tracks = rows(section("`/edit`"), "parameter")["tracks"]
     assert all(f"`{track}`" in tracks for track in TRACKS)
     assert all(re.search(rf"^\| {action} \| ", section("`/edit`"), re.MULTILINE) for action in ACTIONS)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the modules that a file imports, wherever in it, but for those that only type checkers look at."""
+    found: set[str] = set()
+
+    def walk(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        for child in ast.iter_child_nodes(node):
+            walk(child)
+
+    walk(ast.parse(path.read_text()))
+    return found
+
+
+def test_imports_point_down_and_never_in_a_circle():
+    block = re.search(r"```text\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)[1]
+    lines = [line.split(", ") for line in block.splitlines()]
+    place = {name: number for number, line in enumerate(lines) for name in line}
+    graph = {path.stem: imports_of(path) & place.keys() for path in ROOT.glob("*.py")}
+    assert sorted(graph) == sorted(name for line in lines for name in line)
+    up = [f"{name} imports {other}" for name in graph for other in graph[name] if place[other] < place[name]]
+    assert up == []
+    TopologicalSorter(graph).prepare()  # raises where there is a circle
+    assert not any(graph[name] for name in lines[-1])
