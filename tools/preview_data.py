@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+import codec
 import modes
 import preview
-import sampling
 from limits import SAMPLE_RATE
 from tools.band_score import Score, compose
 from tools.band_styles import STEMS
@@ -27,7 +27,7 @@ from tools.render_band import Piece, render
 HOP = math.prod(preview.DOWNSAMPLING)
 """Samples that a latent frame stands for."""
 
-REFERENCE_FRAMES = sampling.REFERENCE_SECONDS * SAMPLE_RATE // HOP
+REFERENCE_FRAMES = codec.REFERENCE_SECONDS * SAMPLE_RATE // HOP
 FIRST_TRAINING_SEED = 1_000_000
 """Seeds under this are for evaluation and are never trained on."""
 

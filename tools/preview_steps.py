@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 import preview
-import sampling
+from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
 from tools import preview_data as data
 from tools.preview_shape import silence_of
 
@@ -274,8 +274,8 @@ class SongStage(LatentStage):
                 texts, padding="longest", truncation=True, max_length=length, pad_to_multiple_of=16, return_tensors="pt"
             ).to(self.device)
             for texts, length in (
-                ([e.text for e in examples], sampling.MAX_TEXT_TOKENS),
-                ([e.lyrics for e in examples], sampling.MAX_LYRIC_TOKENS),
+                ([e.text for e in examples], MAX_TEXT_TOKENS),
+                ([e.lyrics for e in examples], MAX_LYRIC_TOKENS),
             )
         )
         silent = self.silence.expand(data.REFERENCE_FRAMES, -1)

@@ -15,8 +15,7 @@ from pathlib import Path
 from gradio_client import Client
 
 from tests.engine.fake_device_api import DeviceAPI
-
-ROOT = Path(__file__).absolute().parents[2]
+from tests.program import ROOT
 
 
 class Space:

@@ -22,6 +22,7 @@ import models
 import modes
 from events import Done, Failed, Progress
 from params import parse_request
+from song import NOISE_FLATNESS
 from tests.engine.songs import assert_no_files, samples_of, wait_for_turn
 
 
@@ -435,7 +436,7 @@ def test_the_noise_threshold_lies_between_music_and_noise():
     time_axis = np.arange(480_000) / 48_000
     chord = sum(np.sin(2 * np.pi * f * time_axis * (1 + 0.001 * k)) for k, f in enumerate((220, 277, 330, 440, 880)))
     music = np.stack([chord, chord]).astype(np.float32) * 0.1 + noise * 0.02
-    assert levels.spectral_flatness(noise) > modes.NOISE_FLATNESS > levels.spectral_flatness(music)
+    assert levels.spectral_flatness(noise) > NOISE_FLATNESS > levels.spectral_flatness(music)
 
 
 def test_the_tiny_checkpoint_is_said_to_be_a_preview(studio):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import codec
+import conditions
 import loras
 import models
 import sampling
@@ -32,7 +34,7 @@ from tests.engine.lora_formats import (
 )
 from tests.weights import weights_in
 
-WORDS = sampling.Words("warm lofi piano", "[Verse]\nla la la", "en", 2.0, "Fill the audio semantic mask:")
+WORDS = conditions.Words("warm lofi piano", "[Verse]\nla la la", "en", 2.0, "Fill the audio semantic mask:")
 WEIGHT = 0.7
 # Latents of about unit spread after three guided steps: the LoRAs move them by 2 to 4, and float32 rounds the hooks and
 # the dense matrices apart by 1e-5 (measured on a CPU).

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 import audio
+import codec
 import levels
-import sampling
 from events import Failed
 from params import parse_request
 from tests.engine.songs import samples_of, wait_for_turn

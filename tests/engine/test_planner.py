@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import codec
 import plan_decoding
 import plan_grammar
 import plan_prompts

@@ -10,13 +10,14 @@ import pytest
 import soundfile
 import torch
 
-import backend
+import codec
+import conditions
 import export
+import jobs
 import modes
 import plan_weights
 import planner
 import preview_writers
-import sampling
 from events import Done, Failed, Progress, StudioError
 from limits import LIMITS
 from params import parse_request
@@ -89,14 +90,14 @@ def test_what_the_visitor_gave_is_planned_with_and_stays(studio):
 def test_the_planned_fields_reach_the_song(studio):
     planned = song(studio)
     seen = []
-    real = sampling.encode_condition
+    real = conditions.encode_condition
 
     def spy(pipe, said, *rest):
         seen.append(said)
         return real(pipe, said, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "encode_condition", spy)
+        patch.setattr(conditions, "encode_condition", spy)
         again = song(studio)
     assert np.array_equal(samples_of(planned)[0], samples_of(again)[0])
     (said,), plan = seen, planned.record["plan"]
@@ -131,14 +132,14 @@ def test_a_take_alone_with_the_same_plan_seed_is_the_same_song(studio):
 
 def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, monkeypatch):
     made, plans = [], []
-    decode, write_plan = sampling.decode_latents, planner.plan
+    decode, write_plan = codec.decode_latents, planner.plan
 
     def plan_spy(*arguments):
         for event in write_plan(*arguments):
             plans.append(event)
             yield event
 
-    monkeypatch.setattr(sampling, "decode_latents", lambda pipe, latents: made.append(latents) or decode(pipe, latents))
+    monkeypatch.setattr(codec, "decode_latents", lambda pipe, latents: made.append(latents) or decode(pipe, latents))
     monkeypatch.setattr(planner, "plan", plan_spy)
     song(studio, duration=10.05, lyrics="[Verse]\nla la", options={"steps": 4})
     plan = plans[-1]
@@ -162,7 +163,7 @@ def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, m
 
 
 def test_codes_of_another_length_are_an_error(studio):
-    with backend._job(song_request()) as job:
+    with jobs.job_for(song_request()) as job:
         steps = writers_plan(studio, job)
         shorter = replace(steps, codes=(steps.codes[0][:-1],))
         with pytest.raises(StudioError, match="needs 50 audio codes; the plan has 49"):

@@ -25,7 +25,7 @@ WORDS = conditions.Words(
 
 def a_run(pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, timbre=None, **changes):
     """Return a guided run of text2music; `changes` replace its fields."""
-    frames = sampling.frames_for(pipe, words.seconds)
+    frames = codec.frames_for(pipe, words.seconds)
     generators = sampling.generators_for(seeds)
     condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames), timbre, timbre_token)
     run = sampling.Run(
@@ -385,7 +385,7 @@ def test_the_context_of_codes_is_the_pipelines(pipe):
 
 def test_codes_of_audio_are_those_that_a_cover_hears(pipe):
     clean, _ = a_source(pipe)
-    codes = sampling.audio_codes(pipe, clean)
+    codes = conditions.audio_codes(pipe, clean)
     assert len(codes) == math.ceil(clean.shape[1] / 5)
     heard = conditions.cover_context(pipe, clean)
     assert torch.allclose(conditions.codes_context(pipe, [codes])[:, : clean.shape[1]], heard, atol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 import conditions
 import modes
 import tokens
-from limits import TEXT_LIMITS
+from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
 from tests.program import python
 
 LONG = "warm tape hiss, brushed drums, Glühwürmchen, " * 40

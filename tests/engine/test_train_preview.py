@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import AceStepPipeline
 
+import conditions
 import models
 import modes
 import preview
@@ -235,7 +236,7 @@ def learn(stage: preview_steps.SongStage, example: preview_data.Example, steps: 
 @pytest.mark.long
 def test_what_the_song_stage_learns_is_what_the_loop_plays(tmp_path):
     """Trained on one example, the studio's own loop brings it back from noise and the same words."""
-    words = sampling.Words("lofi", "[Instrumental]", "unknown", 4.0, modes.TEXT2MUSIC, 80, "C major", "4")
+    words = conditions.Words("lofi", "[Instrumental]", "unknown", 4.0, modes.TEXT2MUSIC, 80, "C major", "4")
     told = AceStepPipeline._format_prompt(
         AceStepPipeline,
         prompt=words.prompt,

@@ -14,6 +14,8 @@ import torch
 
 import audio
 import backend
+import codec
+import jobs
 import lyrics
 import planner
 import preview_writers
@@ -251,7 +253,7 @@ def test_writing_and_singing_take_turns(studio):
 
 def test_gpu_seconds_grow_with_a_plan_and_with_words(studio, make_studio):
     def seconds(request):
-        with backend._job(request) as job:
+        with jobs.job_for(request) as job:
             return studio._gpu_seconds(request, job)
 
     plain, planned = (seconds(song_request(duration=600, options={"plan": plan})) for plan in (False, True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from itertools import combinations
 
@@ -17,7 +16,7 @@ import estimate
 from params import parse_request
 from tests.engine.adapters import write_adapter
 from tests.engine.fake_device_api import Refusal
-from tests.engine.space import ROOT, Space, open_space
+from tests.engine.space import Space, open_space
 from tests.engine.zerogpu_studio import MADE_FOR, digest
 from tests.program import ROOT
 from tests.waiting import until

@@ -17,7 +17,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).absolute().parents[2]
+from tests.program import ROOT
+
 MADE_FOR = "0.51.3"
 
 

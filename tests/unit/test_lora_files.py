@@ -8,7 +8,6 @@ import struct
 import pytest
 
 import lora_files
-import lora_hub
 import lora_sources
 from lora_files import Refusal, read_header
 from lora_layout import KNOWN_MODELS, PeftConfig, read_config, read_layout

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import constants, utils
 
 import hub
+import lora_hub
 import lora_sources
 from events import StudioError
 from lora_layout import KNOWN_MODELS
@@ -350,7 +351,7 @@ def test_a_space_fetches_for_visitors_only_where_its_owner_says_so(server, tmp_p
     monkeypatch.setenv("SPACE_ID", "someone/studio")
     problem = problem_of(REPO)
     assert problem.code == "lora_hub_off" and "ACE_STUDIO_HUB_LORAS=1" in problem.hint
-    assert not server.asked and not lora_sources.hub_allowed()
+    assert not server.asked and not lora_hub.hub_allowed()
     # What the owner put into the presets is fetched.
     entry = {"name": "Style", "id": REPO, "for": "a test", "licence": "MIT", "fits": "XL"}
     monkeypatch.setattr(lora_sources, "PRESETS_FILE", tmp_path / "loras.json")
