@@ -28,7 +28,7 @@ WIDTHS = {1280: 900, 390: 844}
 """Widths of the window with the height of each, in CSS pixels."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking")
-TIMEOUT = 60_000
+TIMEOUT = 180_000
 _QUIET = """() => new Promise((done) => {
   let timer = setTimeout(done, 400);
   new MutationObserver(() => {
