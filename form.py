@@ -136,8 +136,10 @@ class Form:
         opened = [
             gr.Accordion(open=True) if problems.keys() & set(names) else gr.skip() for names in self.folds.values()
         ]
-        labels = [self.label(name) for name in problems]
-        return [*opened, markup.notice("", tooltips.look_at(labels)) if labels else ""]
+        if not problems:
+            return [*opened, ""]
+        at_fields = {self.fields[name].elem_id: text for name, text in problems.items()}
+        return [*opened, markup.wrong_fields(tooltips.look_at([self.label(name) for name in problems]), at_fields)]
 
     def point_at(self, problem: Problem) -> Updates:
         """Return the updates that show at its field what a run found wrong with it, where it has a line for that."""

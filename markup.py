@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -173,6 +175,15 @@ def notice(title: str, message: str, hint: str = "") -> str:
     """Return a message that is read out at once: a title, what happened, what to try."""
     paragraphs = "".join(f"<p>{escape(text)}</p>" for text in (message, hint) if text)
     return f'<div class="shown notice" role="alert">{f"<h3>{escape(title)}</h3>" if title else ""}{paragraphs}</div>'
+
+
+def wrong_fields(message: str, at_fields: Mapping[str, str]) -> str:
+    """Return the message at a button that started nothing, with what is wrong by element id for static/studio.js.
+
+    No two are equal, so that the page takes each one for news.
+    """
+    told = escape(json.dumps(at_fields))
+    return f'{notice("", message)}<div hidden data-told="{told}" data-at="{time.monotonic_ns()}"></div>'
 
 
 def _spans(texts: list[str]) -> str:

@@ -65,19 +65,50 @@
     true
   );
 
-  // "Nothing was started yet" goes with the next change in its tab, by hand or by a button that fills fields in, and may
-  // come again with the next press.
-  const problems = (target) => target.closest?.('[role="tabpanel"]')?.querySelector('[id$="-problems"]');
-  for (const kind of ["input", "change"])
-    document.addEventListener(kind, ({ target }) => problems(target)?.setAttribute("data-stale", ""));
+  // "Nothing was started yet" goes with the next change in its tab. A button may change any tab: it fills one in, or hands
+  // a song over.
+  const problems = (target) => target.closest?.('[role="tabpanel"]')?.querySelectorAll('[id$="-problems"]') ?? [];
+  const outdate = (lines) => {
+    for (const line of lines) {
+      line.setAttribute("data-stale", "");
+      line.querySelector("[data-told]")?.removeAttribute("data-told");
+    }
+  };
+  for (const kind of ["input", "change", "drop"])
+    document.addEventListener(kind, ({ target }) => outdate(problems(target)));
   document.addEventListener(
     "click",
     ({ target }) => {
-      if (target.closest?.('[id$="-go"]')) problems(target)?.removeAttribute("data-stale");
-      else if (target.closest?.(".chips, .assist, .offer, .foot")) problems(target)?.setAttribute("data-stale", "");
+      const button = target.closest?.("#studio-tabs button");
+      if (!button || button.matches('[role="tab"], .label-wrap')) return;
+      outdate(document.querySelectorAll('#studio-tabs [id$="-problems"]'));
     },
     true
   );
+
+  // What is wrong stays beside its field until then. Gradio takes its own sentence away as soon as the server tells the
+  // page anything, such as the progress of a song in another tab; the line at the button has the sentences as well.
+  const tell = () => {
+    const lines = document.querySelectorAll('#studio-tabs [id$="-problems"] [data-told]');
+    for (const line of lines) line.closest('[id$="-problems"]').removeAttribute("data-stale");
+    const wanted = new Map([...lines].flatMap((line) => Object.entries(JSON.parse(line.dataset.told))));
+    for (const kept of document.querySelectorAll(".told")) {
+      const field = kept.closest(`#${kept.dataset.field}`);
+      const gone = wanted.get(field.id) !== kept.textContent;
+      if (gone || field.textContent.split(kept.textContent).length > 2) kept.remove();
+    }
+    for (const [id, sentence] of wanted) {
+      const field = document.getElementById(id);
+      if (!field || field.textContent.includes(sentence)) continue;
+      const kept = document.createElement("p");
+      kept.className = "told";
+      kept.dataset.field = id;
+      kept.textContent = sentence;
+      // A text box of the height of its neighbors has no room below what its label holds.
+      (field.matches(".words, .numeric") ? field.querySelector("label") : field).append(kept);
+    }
+  };
+  new MutationObserver(tell).observe(document, { subtree: true, childList: true, attributeFilter: ["data-told"] });
 
   // Boxes for numbers take no letters; of what is pasted the digits stay. Validation says the rest.
   document.addEventListener("beforeinput", (event) => {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+import tokens
 from events import Event, Progress
-from tests.page.steps import MARKUP
+from tests.page.steps import MARKUP, violations
 
 
 def start(page: Page, prompt: str = "a song") -> None:
@@ -256,3 +258,68 @@ def test_a_refused_song_puts_the_buttons_back(page: Page, fake, forgiven):
     start(page)
     expect(page.locator("#generate-progress")).to_contain_text("please try again")
     expect_idle(page)
+
+
+# --- what is wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_what_is_wrong_stays_beside_its_field_while_a_song_is_made_elsewhere(
+    fake, fake_address, visit, tab, song, width: int
+):
+    page = visit(fake_address[0], width)
+    fake.script = fake.endless
+    generate = tab(page, "generate")
+    generate.set("prompt", "type", "a song")
+    generate.go.click()
+    expect(generate.progress).to_contain_text("step 3 of 50")
+    edit = tab(page, "edit")
+    edit.unfold()
+    edit.set("bpm", "type", "999")
+    edit.set("prompt", "type", MARKUP * 60)
+    edit.go.click()
+    sentences = {"bpm": "BPM must be", "source": "Source must be an audio file", "prompt": "Prompt may have up to"}
+    expect(edit.part("problems")).to_contain_text("Nothing was started yet.")
+    # The page is told of the song four times a second.
+    page.wait_for_function("() => document.querySelectorAll('#edit-panel .told').length === 3")
+    for name, sentence in sentences.items():
+        expect(edit.field(name)).to_contain_text(sentence)
+        expect(edit.field(name).get_by_text(sentence)).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert violations(page) == []
+    # They go with the next change, and what is still wrong comes again.
+    edit.set("bpm", "type", "90")
+    for name, sentence in sentences.items():
+        expect(edit.field(name)).not_to_contain_text(sentence)
+    expect(edit.part("problems")).to_be_hidden()
+    edit.go.click()
+    expect(edit.field("source")).to_contain_text(sentences["source"])
+    page.wait_for_function("() => document.querySelectorAll('#edit-panel .told').length === 2")
+    expect(edit.field("bpm")).not_to_contain_text(sentences["bpm"])
+    # A button that fills fields in is a change as well.
+    edit.part("reset").click()
+    expect(edit.field("source")).not_to_contain_text(sentences["source"])
+    expect(edit.text("prompt")).to_have_value("")
+
+
+@pytest.mark.slow
+def test_what_is_wrong_stays_though_an_answer_to_an_earlier_change_is_late(page: Page, fake, tab, monkeypatch):
+    opened = tab(page, "generate")
+    held, asked = threading.Event(), threading.Event()
+
+    def late() -> None:
+        asked.set()
+        held.wait(20)
+
+    monkeypatch.setattr(tokens, "token_counter", late)
+    opened.set("prompt", "type", "a song")
+    assert asked.wait(20)
+    opened.set("duration", "type", "9")
+    opened.go.click()
+    expect(opened.field("duration")).to_contain_text("Length must be from 10 to 600 seconds")
+    held.set()
+    expect(opened.part("tokens")).to_contain_text("unknown until the model is here")
+    page.wait_for_function("() => document.querySelector('#generate-duration .told')")
+    expect(opened.field("duration")).to_contain_text("Length must be from 10 to 600 seconds")
+    assert fake.requests == []

@@ -126,6 +126,7 @@ def test_whatever_is_shown_is_escaped():
         markup.remark(HOSTILE),
         markup.banner(facts),
         markup.notice(HOSTILE, HOSTILE, HOSTILE),
+        markup.wrong_fields(HOSTILE, {"generate-prompt": HOSTILE}),
         markup.progress(Progress("steps", note=HOSTILE), HOSTILE),
         markup.line("failed", HOSTILE),
     ]
