@@ -183,7 +183,7 @@ def wrong_fields(message: str, at_fields: Mapping[str, str]) -> str:
     No two are equal, so that the page takes each one for news.
     """
     told = escape(json.dumps(at_fields))
-    return f'{notice("", message)}<div hidden data-told="{told}" data-at="{time.monotonic_ns()}"></div>'
+    return f'{notice("", message)}<div hidden class="telling" data-told="{told}" data-at="{time.monotonic_ns()}"></div>'
 
 
 def _spans(texts: list[str]) -> str:

@@ -88,11 +88,14 @@
 
   // What is wrong stays beside its field until then. Gradio takes its own sentence away as soon as the server tells the
   // page anything, such as the progress of a song in another tab; the line at the button has the sentences as well.
+  const [telling, told] = ["telling", "told"].map((name) => document.getElementsByClassName(name));
   const tell = () => {
-    const lines = document.querySelectorAll('#studio-tabs [id$="-problems"] [data-told]');
+    // While Gradio builds the page there are thousands of changes and nothing to tell.
+    if (!telling.length && !told.length) return;
+    const lines = [...telling].filter((line) => line.dataset.told);
     for (const line of lines) line.closest('[id$="-problems"]').removeAttribute("data-stale");
-    const wanted = new Map([...lines].flatMap((line) => Object.entries(JSON.parse(line.dataset.told))));
-    for (const kept of document.querySelectorAll(".told")) {
+    const wanted = new Map(lines.flatMap((line) => Object.entries(JSON.parse(line.dataset.told))));
+    for (const kept of [...told]) {
       const field = kept.closest(`#${kept.dataset.field}`);
       const gone = wanted.get(field.id) !== kept.textContent;
       if (gone || field.textContent.split(kept.textContent).length > 2) kept.remove();
