@@ -37,7 +37,7 @@ def told(mode: str, **values: Any) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.long), 390])
 def test_the_seconds_are_told_before_the_click_and_follow_the_form(space: Space, visit, tab, width: int):
     page = visit(space.url, width)
     opened: Tab = tab(page, "generate")

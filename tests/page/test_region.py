@@ -144,8 +144,8 @@ def open_page(visit: Callable[..., Page], address: str, songs: dict[str, str]) -
 
 @pytest.fixture
 def region_on(open_page: Callable[..., Region]) -> Region:
-    """Return the region of the 30 seconds."""
-    return open_page()
+    """Return the region of the 30 seconds, wide enough that a drag between two handles meets neither."""
+    return open_page(width=1280)
 
 
 # --- sources ------------------------------------------------------------------------------------------------------
