@@ -163,7 +163,7 @@ def test_settings_survive_a_reload_and_can_be_reset(page: Page, fake, tab):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mode", ["cover", "edit", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("extend", "lyrics"))]
+    "mode", ["edit", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("cover", "extend", "lyrics"))]
 )
 def test_each_tab_keeps_its_own_settings(page: Page, fake, tab, song, mode: str):
     opened = tab(page, mode)

@@ -81,7 +81,10 @@ def test_the_seconds_are_told_before_the_click_and_follow_the_form(space: Space,
 @pytest.mark.parametrize(
     ("mode", "name", "value", "work"),
     [
-        ("extend", "after", "300", {"source": "a.wav", "prompt": "a song", "after": 300, "takes": 4}),
+        pytest.param(
+            *("extend", "after", "300", {"source": "a.wav", "prompt": "a song", "after": 300, "takes": 4}),
+            marks=pytest.mark.long,
+        ),
         ("lyrics", "options.max_tokens", "2048", {"brief": "a song", "options": {"max_tokens": 2048}}),
     ],
 )

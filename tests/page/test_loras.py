@@ -255,6 +255,7 @@ def test_what_a_run_finds_wrong_stands_at_the_panel_too(panel: Panel, fake):
     expect(panel.line).to_have_text("")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_tab_has_its_own_list(page: Page, fake, tab, song: Path):
     for mode in SONG_REQUESTS:

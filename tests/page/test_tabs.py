@@ -99,9 +99,11 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, tmp_path: Path, for
     ("before", "after", "field", "sentence"),
     [
         ("0", "0", "after", "Seconds before and Seconds after, each from 0 to 300, must not both be 0."),
-        ("0", "-1", "after", "Seconds after must be from 0 to 300 seconds, not -1."),
+        pytest.param(
+            "0", "-1", "after", "Seconds after must be from 0 to 300 seconds, not -1.", marks=pytest.mark.long
+        ),
         ("300", "300", "after", "Seconds before and after together must be from 0 to 597"),
-        ("1-2", "0", "before", 'not "1-2".'),
+        pytest.param("1-2", "0", "before", 'not "1-2".', marks=pytest.mark.long),
     ],
 )
 def test_an_extension_that_does_not_fit(
@@ -226,7 +228,7 @@ def test_what_is_typed_survives_a_look_at_another_tab(page: Page, fake, tab, son
 # --- a take goes to another tab -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["cover", "extend", "edit"])
+@pytest.mark.parametrize("mode", ["cover", pytest.param("extend", marks=pytest.mark.long), "edit"])
 def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
     page = lasting
     words = {"prompt": MARKUP, "lyrics": "[Verse]\nla", "bpm": 90, "key": "A minor", "strength": "high"}
