@@ -174,7 +174,7 @@ class Fetch:
     """
 
     token: Literal[False] | None = None
-    """False asks without the owner's token; None with it, where there is one."""
+    """False asks and fetches without the owner's token; None with it, where there is one."""
 
     def __init__(self, repo_id: str, selection: Selection):
         self.repo_id, self.selection = repo_id, selection
@@ -325,7 +325,7 @@ class Fetch:
             self._done -= file.size
             os.truncate(partial, 0)
             have = 0
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        headers = {**build_hf_headers(token=self.token), "Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
         url = hf_hub_url(self.repo_id, file.name, revision=self.commit, endpoint=constants.ENDPOINT)

@@ -26,7 +26,7 @@ PIECE = 50_000
 class FakeHub(ThreadingHTTPServer):
     """A hub with one repository: a model's files with their hashes, and the files, with ranges.
 
-    `asked` lists (file, first byte) of each fetch, `tokens` the Authorization of each question about the model.
+    `asked` lists (file, first byte) of each fetch, `tokens` the Authorization of each request.
     `breaks` holds, for a file, how many bytes each of the next answers sends before the connection breaks; `pause` is
     waited between the pieces of a file; `status` and `headers` replace the answer about the model, `more` is added to
     it, and `sizes` tells another size of a file than it has.
@@ -78,8 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer one of the two routes."""
         hub_server, path = self.server, self.path.split("?")[0]
+        hub_server.tokens.append(self.headers.get("Authorization"))
         if path == f"/api/models/{hub_server.repo}":
-            hub_server.tokens.append(self.headers.get("Authorization"))
             body = json.dumps(hub_server.model()).encode() if hub_server.status == 200 else b"{}"
             return self.answer(hub_server.status, body, hub_server.headers)
         found = re.fullmatch(f"/{hub_server.repo}/resolve/{COMMIT}/(.+)", path)

@@ -372,9 +372,13 @@ def test_a_space_never_uses_its_owners_token_for_a_visitor(server, monkeypatch, 
     server.more = guard
     assert problem_of(REPO).code == "model_guarded"
     assert server.tokens == [None] and not server.asked
+    server.more = {}
+    prepared(REPO)
+    assert set(server.tokens) == {None} and len(server.asked) == 2
+    server.tokens.clear()
     monkeypatch.delenv("SPACE_ID")
     prepared(REPO)
-    assert server.tokens[1] == "Bearer hf_owner"
+    assert server.tokens[0] == "Bearer hf_owner"
 
 
 def test_a_full_disk_is_known_before_anything_is_fetched(server, monkeypatch):
