@@ -1,76 +1,337 @@
-"""How the transformer attends: as diffusers ships it, or with key and value heads repeated where it passes a mask.
+"""How the transformer computes: attention in windows, and what stays the same in all steps computed once.
 
-Every other layer of the transformer sees 128 tokens to each side and says so with a dense mask, while several query
-heads share a key head. PyTorch's fast kernels refuse the two together: flash takes no mask, memory-efficient no shared
-heads. What is left writes the whole matrix of scores. With the key heads repeated the result is the same and the
-memory-efficient kernel takes it. Which is fastest on a card is measured with tools/bench_attention.py.
+Half of the transformer's layers see 128 tokens to each side. diffusers expresses that as a dense mask, which costs
+memory and time by the square of the length, and which PyTorch's fast kernels refuse together with shared key heads.
+Here these layers work in blocks of 128 queries against three blocks of keys, so that both costs grow linearly.
+
+The query heads that share a key head are folded into the query axis. So no kernel has to know of shared heads, and
+`scaled_dot_product_attention` finds a fast one on every device: flash in the full layers in 16 bits, memory-efficient
+in windows and in 32 bits.
+
+A `CachedCondition` serves all steps of a run: its keys and values are projected once, and so is the answer of the
+unconditional half, whose tokens are all equal: attention to equal tokens is their value, whatever the query.
+
+Up to two windows (256 tokens, 20 s) there is nothing to gain, and the stock code computes, bit for bit.
+
+Shapes: R rows (takes, twice with guidance), L tokens (12.5 a second), K key heads, G query heads a key head, D their
+size, C condition tokens.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-CHOSEN = "stock"
-"""What songs are made with: "stock", "repeat", or a backend of diffusers by its name."""
+# Where a kernel may write all scores out, queries come in parts that keep them below this many.
+MOST_SCORES = {"mps": 2**27}
 
 
-def use(transformer: Any, name: str) -> None:
-    """Let `transformer` attend in the way called `name`; raises ValueError where diffusers knows no such backend."""
-    processor = _repeating if name == "repeat" else _stock
-    for layer in transformer.layers:
-        layer.self_attn.set_processor(processor())
-    if name not in ("stock", "repeat"):
-        transformer.set_attention_backend(name)
+@dataclass
+class CachedCondition:
+    """A condition for all steps of a run, given to the transformer in the place of the encoder's states.
 
-
-def _stock() -> Any:
-    from diffusers.models.transformers.ace_step_transformer import AceStepAttnProcessor2_0
-
-    return AceStepAttnProcessor2_0()
-
-
-def _repeating() -> Any:
-    from diffusers.models.transformers.ace_step_transformer import AceStepAttnProcessor2_0
-
-    class Repeating(AceStepAttnProcessor2_0):
-        """The stock processor, which is shown an attention without shared heads wherever there is a mask."""
-
-        def __call__(
-            self,
-            attn: Any,
-            hidden_states: torch.Tensor,
-            encoder_hidden_states: torch.Tensor | None = None,
-            attention_mask: torch.Tensor | None = None,
-            image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        ) -> torch.Tensor:
-            shown = _Unshared(attn) if attention_mask is not None and attn.heads != attn.kv_heads else attn
-            return super().__call__(shown, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-
-    return Repeating()
-
-
-class _Unshared:
-    """An attention whose key and value heads stand once for each query head; all else is the attention's own.
-
-    Norm and rotary embedding act on each head by itself, so that repeated heads stay equal through both.
+    `states` [1, C, E] are those of the first `takes` rows; rows beyond are unconditional and see `null` [1, 1, E].
+    What depends on these alone is computed at the first step and kept. After a change of LoRAs a new one is needed.
     """
 
-    def __init__(self, attn: Any):
-        self._attn, self.kv_heads = attn, attn.heads
+    states: torch.Tensor
+    null: torch.Tensor
+    takes: int
+    embedded: tuple[torch.Tensor, torch.Tensor] | None = None
+    heads: dict[Any, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    tables: Tables | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._attn, name)
+    def rows(self, count: int) -> torch.Tensor:
+        """Return the states of `count` rows [count, C, E], as the stock code wants them."""
+        import torch
 
-    def to_k(self, states: torch.Tensor) -> torch.Tensor:
-        return self._repeated(self._attn.to_k(states))
+        states = self.states.expand(self.takes, -1, -1)
+        if count == self.takes:
+            return states
+        return torch.cat([states, self.null.expand_as(states)])
 
-    def to_v(self, states: torch.Tensor) -> torch.Tensor:
-        return self._repeated(self._attn.to_v(states))
 
-    def _repeated(self, heads: torch.Tensor) -> torch.Tensor:
-        """Return [B, L, heads * d] for [B, L, shared heads * d]."""
-        each = heads.unflatten(-1, (self._attn.kv_heads, self._attn.head_dim))
-        return each.repeat_interleave(self._attn.heads // self._attn.kv_heads, dim=-2).flatten(-2)
+@dataclass(frozen=True)
+class Tables:
+    """What depends on the length alone: rotary `cos` and `sin` [L, 1, D], and the masks [G * queries, keys]."""
+
+    window: int
+    cos: torch.Tensor
+    sin: torch.Tensor
+    first: torch.Tensor
+    inner: torch.Tensor
+    last: torch.Tensor
+
+
+def use_windows(transformer: Any) -> None:
+    """Let `transformer` compute in windows and accept a `CachedCondition`."""
+    model, layer = _classes()
+    transformer.__class__ = model
+    for each in transformer.layers:
+        each.__class__ = layer
+
+
+@contextlib.contextmanager
+def stock(transformer: Any) -> Iterator[None]:
+    """Let `transformer` compute as diffusers ships it, to compare with."""
+    model, layer = _classes()
+    transformer.__class__ = model.__base__
+    for each in transformer.layers:
+        each.__class__ = layer.__base__
+    try:
+        yield
+    finally:
+        use_windows(transformer)
+
+
+# --- the transformer ----------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _classes() -> tuple[type, type]:
+    """Return the classes of a transformer in windows and of its layers.
+
+    They are called as the stock ones are, so that hooks on either (parts that take turns on a device) still see it.
+    """
+    from diffusers import AceStepTransformer1DModel
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+    from diffusers.models.transformers.ace_step_transformer import AceStepTransformerBlock
+
+    class Transformer(AceStepTransformer1DModel):
+        def forward(
+            self,
+            hidden_states: torch.Tensor,
+            timestep: torch.Tensor,
+            timestep_r: torch.Tensor,
+            encoder_hidden_states: torch.Tensor | CachedCondition,
+            context_latents: torch.Tensor,
+            attention_kwargs: dict | None = None,
+            return_dict: bool = True,
+        ) -> Any:
+            tokens = -(-hidden_states.shape[1] // self.config.patch_size)
+            if tokens > 2 * self.config.sliding_window and not attention_kwargs:
+                sample = _forward(self, hidden_states, timestep, timestep_r, encoder_hidden_states, context_latents)
+                return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+            if isinstance(encoder_hidden_states, CachedCondition):
+                encoder_hidden_states = encoder_hidden_states.rows(hidden_states.shape[0])
+            return super().forward(
+                hidden_states=hidden_states,
+                timestep=timestep,
+                timestep_r=timestep_r,
+                encoder_hidden_states=encoder_hidden_states,
+                context_latents=context_latents,
+                attention_kwargs=attention_kwargs,
+                return_dict=return_dict,
+            )
+
+    class Layer(AceStepTransformerBlock):
+        def forward(self, hidden_states: torch.Tensor, position_embeddings: Any, temb: torch.Tensor, **rest: Any):
+            if isinstance(position_embeddings, Tables):
+                return _layer(self, hidden_states, position_embeddings, temb, rest["encoder_hidden_states"])
+            return super().forward(hidden_states, position_embeddings, temb, **rest)
+
+    return Transformer, Layer
+
+
+def _forward(
+    transformer: Any,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    timestep_r: torch.Tensor,
+    condition: torch.Tensor | CachedCondition,
+    context: torch.Tensor,
+) -> torch.Tensor:
+    """Return the velocity [R, T, C] as the stock code does, for more than two windows."""
+    import torch
+
+    temb_t, modulation_t = transformer.time_embed(timestep)
+    temb_r, modulation_r = transformer.time_embed_r(timestep - timestep_r)
+    temb, modulation = temb_t + temb_r, modulation_t + modulation_r
+    frames, patch = latents.shape[1], transformer.config.patch_size
+    x = torch.cat([context, latents], dim=-1)
+    if frames % patch:
+        x = torch.nn.functional.pad(x, (0, 0, 0, -frames % patch))
+    # The convolution's transposed layout would stay through all layers, and slows their products and norms down.
+    x = transformer.proj_in_conv(x.transpose(1, 2)).transpose(1, 2).contiguous()
+    if isinstance(condition, CachedCondition):
+        if condition.embedded is None:
+            embed = transformer.condition_embedder
+            condition.embedded = embed(condition.states), embed(condition.null)
+            condition.tables = _tables(transformer, x)
+        tables = condition.tables
+    else:
+        condition, tables = transformer.condition_embedder(condition), _tables(transformer, x)
+    for layer in transformer.layers:
+        x = layer(hidden_states=x, position_embeddings=tables, temb=modulation, encoder_hidden_states=condition)
+    shift, scale = (transformer.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+    x = _modulated(transformer.norm_out, x, scale, shift)
+    return transformer.proj_out_conv(x.transpose(1, 2)).transpose(1, 2)[:, :frames]
+
+
+def _tables(transformer: Any, x: torch.Tensor) -> Tables:
+    from diffusers.models.transformers.ace_step_transformer import _ace_step_rotary_freqs
+
+    config, length = transformer.config, x.shape[1]
+    cos, sin = _ace_step_rotary_freqs(length, config.head_dim, config.rope_theta, x.device, x.dtype)
+    window, shared = config.sliding_window, config.num_attention_heads // config.num_key_value_heads
+    start = (length // window - 1) * window
+
+    def mask(queries: range, keys: range) -> torch.Tensor:
+        return _band(queries, keys, window, x).repeat(shared, 1)
+
+    return Tables(
+        window=window,
+        cos=cos[:, None],
+        sin=sin[:, None],
+        first=mask(range(window), range(2 * window)),
+        inner=mask(range(window, 2 * window), range(3 * window)),
+        last=mask(range(start, length), range(start - window, length)),
+    )
+
+
+def _band(queries: range, keys: range, window: int, like: torch.Tensor) -> torch.Tensor:
+    """Return the additive mask [queries, keys]: 0 up to `window` tokens apart, else minus infinity."""
+    import torch
+
+    rows = torch.arange(queries.start, queries.stop, device=like.device)
+    columns = torch.arange(keys.start, keys.stop, device=like.device)
+    hidden = (rows[:, None] - columns).abs() > window
+    return torch.zeros(hidden.shape, device=like.device, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
+
+
+# --- a layer ------------------------------------------------------------------------------------------------------
+
+
+def _layer(layer: Any, x: torch.Tensor, tables: Tables, temb: torch.Tensor, condition: Any) -> torch.Tensor:
+    import torch
+
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (layer.scale_shift_table + temb).chunk(6, dim=1)
+    x = torch.addcmul(x, _self(layer.self_attn, _modulated(layer.self_attn_norm, x, scale, shift), tables), gate)
+    if isinstance(condition, CachedCondition):
+        x = _cross(layer, x, condition)
+    else:
+        x = x + layer.cross_attn(hidden_states=layer.cross_attn_norm(x), encoder_hidden_states=condition)
+    hidden = _modulated(layer.mlp_norm, x, mlp_scale, mlp_shift)
+    wide = torch.nn.functional.silu(layer.mlp.gate_proj(hidden), inplace=True).mul_(layer.mlp.up_proj(hidden))
+    return torch.addcmul(x, layer.mlp.down_proj(wide), mlp_gate)
+
+
+def _cross(layer: Any, x: torch.Tensor, condition: CachedCondition) -> torch.Tensor:
+    """Add cross-attention to `x` [R, L, E] in place: the condition's for the takes, one token's for the other rows."""
+    attn = layer.cross_attn
+    if layer not in condition.heads:
+        states, null = condition.embedded
+        key, value = attn.to_k(states).unflatten(-1, (attn.kv_heads, -1)), attn.to_v(states)
+        shared = attn.heads // attn.kv_heads
+        answer = attn.to_v(null).unflatten(-1, (attn.kv_heads, 1, -1)).expand(-1, -1, -1, shared, -1).flatten(2)
+        condition.heads[layer] = (
+            _normed(attn.norm_k, key).transpose(1, 2),
+            value.unflatten(-1, (attn.kv_heads, -1)).transpose(1, 2),
+            attn.to_out[0](answer),
+        )
+    key, value, answer = condition.heads[layer]
+    takes = x[: condition.takes]
+    query = attn.to_q(_normed(layer.cross_attn_norm, takes)).unflatten(-1, (attn.kv_heads, -1, attn.head_dim))
+    query = _normed(attn.norm_q, query).permute(0, 2, 3, 1, 4)
+    rows = query.shape[0]
+    out = _full(query, key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1))
+    takes += attn.to_out[0](out)
+    x[condition.takes :] += answer
+    return x
+
+
+def _self(attn: Any, x: torch.Tensor, tables: Tables) -> torch.Tensor:
+    """Return self-attention [R, L, E] of `x`, in windows where the layer has one."""
+    query = _normed(attn.norm_q, attn.to_q(x).unflatten(-1, (attn.heads, attn.head_dim)))
+    key = _normed(attn.norm_k, attn.to_k(x).unflatten(-1, (attn.kv_heads, attn.head_dim)))
+    query = _rotated(query, tables).unflatten(2, (attn.kv_heads, -1)).permute(0, 2, 3, 1, 4)
+    key = _rotated(key, tables).transpose(1, 2)
+    value = attn.to_v(x).unflatten(-1, (attn.kv_heads, attn.head_dim)).transpose(1, 2)
+    out = _full(query, key, value) if attn.sliding_window is None else _windows(query, key, value, tables)
+    return attn.to_out[0](out)
+
+
+def _full(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return attention [R, L, K*G*D] of `query` [R, K, G, L, D] to all of `key` and `value` [R, K, C, D]."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as attend
+
+    rows, heads, shared, length, _ = query.shape
+    folded = query.flatten(2, 3)
+    most = MOST_SCORES.get(query.device.type)
+    if most:
+        part = max(1, most // (rows * heads * key.shape[2]))
+        out = torch.cat([attend(some, key, value) for some in folded.split(part, dim=2)], dim=2)
+    else:
+        out = attend(folded, key, value)
+    return out.unflatten(2, (shared, length)).permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def _windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables: Tables) -> torch.Tensor:
+    """Return attention [R, L, K*G*D] of `query` [R, K, G, L, D] to the keys up to a window away.
+
+    The first and the last queries lack neighbours on one side and have masks of their own.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as attend
+
+    window, blocks = tables.window, query.shape[3] // tables.window - 2
+    start = window * (blocks + 1)
+
+    def edge(queries: slice, keys: slice, mask: torch.Tensor) -> torch.Tensor:
+        some = query[..., queries, :]
+        out = attend(some.flatten(2, 3), key[..., keys, :], value[..., keys, :], attn_mask=mask)
+        return out.unflatten(2, some.shape[2:4]).permute(0, 3, 1, 2, 4).flatten(2)
+
+    parts = [edge(slice(window), slice(2 * window), tables.first)]
+    if blocks:
+        reached = slice(start + window)
+        near = query[..., window:start, :], key[..., reached, :], value[..., reached, :]
+        parts.append(_blocks(*near, window, tables.inner))
+    parts.append(edge(slice(start, None), slice(start - window, None), tables.last))
+    return torch.cat(parts, dim=1)
+
+
+def _blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, mask: torch.Tensor
+) -> torch.Tensor:
+    """Return attention [R, L, K*G*D] of whole blocks of queries, each to its own keys and those of both neighbours."""
+    from torch.nn.functional import scaled_dot_product_attention as attend
+
+    rows, heads, shared, length, size = query.shape
+    blocks = length // window
+
+    def near(each: torch.Tensor) -> torch.Tensor:
+        spans = each.unfold(2, 3 * window, window).permute(0, 2, 1, 4, 3)
+        return spans.reshape(rows * blocks, heads, 3 * window, size)
+
+    folded = query.unflatten(3, (blocks, window)).permute(0, 3, 1, 2, 4, 5)
+    out = attend(folded.reshape(rows * blocks, heads, shared * window, size), near(key), near(value), attn_mask=mask)
+    return out.view(rows, blocks, heads, shared, window, size).permute(0, 1, 4, 2, 3, 5).reshape(rows, length, -1)
+
+
+def _rotated(heads: torch.Tensor, tables: Tables) -> torch.Tensor:
+    """Return `heads` [R, L, H, D] turned by their places (rotary embedding of halves)."""
+    import torch
+
+    first, second = heads.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return torch.addcmul(heads * tables.cos, turned, tables.sin)
+
+
+def _modulated(norm: Any, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.addcmul(shift, _normed(norm, x), 1 + scale)
+
+
+def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    from torch.nn.functional import rms_norm
+
+    return rms_norm(x, norm.weight.shape, norm.weight, norm.eps)

@@ -6,16 +6,25 @@ Shapes: n samples (48,000 a second), T latent frames (25 a second), C latent cha
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from events import first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
 
 # The timbre encoder was trained on 30 s: 10 s from the front, the middle and the back of the reference.
 REFERENCE_SECONDS = 30
+# Upstream never shows the transformer less than 5.12 s of a source.
+LEAST_SOURCE_FRAMES = 128
+REFUSING_DEVICE = "mps"
+
+# Copies on the processor of VAEs whose device refused a tile, and what it said.
+_stand_ins: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
 
 
 def silence(pipe: Any, frames: int) -> torch.Tensor:
@@ -28,6 +37,41 @@ def silence(pipe: Any, frames: int) -> torch.Tensor:
 def frames_for(pipe: Any, seconds: float) -> int:
     """Return the latent frames that hold `seconds` of audio; the last one may reach past the end."""
     return math.ceil(seconds * pipe.latents_per_second)
+
+
+def skip_idle_units(vae: Any) -> None:
+    """Let the VAE's residual units that add nothing return what they get, which saves most of a small VAE's time."""
+    from diffusers.models.autoencoders.autoencoder_oobleck import OobleckResidualUnit
+
+    for unit in vae.modules():
+        if isinstance(unit, OobleckResidualUnit) and not (unit.conv2.weight_g.any() or unit.conv2.bias.any()):
+            unit.forward = _unchanged
+
+
+def _unchanged(hidden_state: torch.Tensor) -> torch.Tensor:
+    return hidden_state
+
+
+def refusal(pipe: Any) -> str:
+    """Return what Apple's GPU said when it refused a tile, so that the VAE works on the processor now; else ""."""
+    return _stand_ins.get(pipe.vae, (None, ""))[1]
+
+
+def _compute(pipe: Any, method: str, tile: torch.Tensor) -> Any:
+    """Return what the VAE's "encode" or "decode" makes of a tile, on the processor where Apple's GPU refuses it."""
+    vae, _ = _stand_ins.get(pipe.vae, (pipe.vae, ""))
+    place = pipe._execution_device if vae is pipe.vae else "cpu"
+    try:
+        return getattr(vae, method)(tile.to(place))
+    except RuntimeError as error:
+        if vae is not pipe.vae or place.type != REFUSING_DEVICE or is_out_of_memory(error):
+            raise
+        said = first_line(error)
+    # A copy, because the pipeline asks its parts where it runs; torch cannot copy weights that are normed.
+    copy = type(vae).from_config(vae.config).to(vae.dtype).eval().requires_grad_(False)
+    copy.load_state_dict({name: tensor.cpu() for name, tensor in vae.state_dict().items()})
+    _stand_ins[vae] = copy, said
+    return _compute(pipe, method, tile)
 
 
 def encode_samples(pipe: Any, samples: np.ndarray) -> Iterator[tuple[int, int, torch.Tensor]]:
@@ -43,13 +87,12 @@ def encode_samples(pipe: Any, samples: np.ndarray) -> Iterator[tuple[int, int, t
     waveform = torch.nn.functional.pad(torch.from_numpy(samples), (0, padding))
     tiles = _tiles(waveform.shape[-1], vae.tile_sample_min_length, vae.tile_sample_overlap)
     for number, (start, end, left, right) in enumerate(tiles, 1):
-        tile = waveform[None, :, start:end].to(device=pipe._execution_device, dtype=vae.dtype)
         with torch.no_grad():
-            latents = vae.encode(tile).latent_dist.mode()
+            latents = _compute(pipe, "encode", waveform[None, :, start:end].to(vae.dtype)).latent_dist.mode()
         frames = latents.shape[-1]
         hop = (end - start) / frames
         latents = latents[:, :, round(left / hop) : frames - round(right / hop)]
-        yield number, len(tiles), latents.transpose(1, 2).to(pipe.transformer.dtype)
+        yield number, len(tiles), latents.transpose(1, 2).to(pipe._execution_device, pipe.transformer.dtype)
 
 
 def join(latents: list[torch.Tensor]) -> torch.Tensor:
@@ -57,6 +100,12 @@ def join(latents: list[torch.Tensor]) -> torch.Tensor:
     import torch
 
     return torch.cat(latents, dim=1)
+
+
+def long_enough(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Return a source's latents [1, T, C] with the model's silence after them up to the least length (upstream)."""
+    missing = LEAST_SOURCE_FRAMES - latents.shape[1]
+    return join([latents, silence(pipe, missing)]) if missing > 0 else latents
 
 
 def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
@@ -72,7 +121,7 @@ def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int,
     tiles = _tiles(z.shape[-1], vae.tile_latent_min_length, vae.tile_latent_overlap)
     for number, (start, end, left, right) in enumerate(tiles, 1):
         with torch.no_grad():
-            audio = vae.decode(z[:, :, start:end]).sample[0]
+            audio = _compute(pipe, "decode", z[:, :, start:end]).sample[0]
         hop = audio.shape[-1] / (end - start)
         audio = audio[:, round(left * hop) : audio.shape[-1] - round(right * hop)]
         yield number, len(tiles), audio.float().cpu()

@@ -1,8 +1,9 @@
 """The denoising loop: from noise to latents, over the pipeline's own components, one step at a time.
 
 `denoise` is a generator, so that progress, cancel and everything that has to happen between two steps stand in one
-place. On text2music it equals `AceStepPipeline.__call__` bit for bit in float32 (tests/engine/test_sampling.py). It
-leaves the stock pipeline in three points, each on purpose:
+place. On text2music it equals `AceStepPipeline.__call__` in float32, bit for bit up to 256 tokens (20 s) and to 1e-5
+beyond, where attention works in windows (tests/engine/test_sampling.py). It leaves the stock pipeline in three points,
+each on purpose:
 
 - latents stay in float32 between the steps; only what the transformer reads is cast to its dtype;
 - noise is drawn on the CPU in float32 from each take's own generator, SDE noise too: a seed means the same start on
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import attention
 from conditions import Condition
 
 if TYPE_CHECKING:
@@ -108,23 +110,28 @@ def denoise(pipe: Any, run: Run) -> Iterator[Step]:
     device = pipe._execution_device
     pipe.scheduler.set_timesteps(sigmas=list(run.sigmas), device=device)
     sigmas, total = pipe.scheduler.sigmas, len(run.sigmas)
+    # Numbers for the branches below: reading a device's tensor in every step would wait for it.
+    times = sigmas.tolist()
     momentum, source_momentum = MomentumBuffer(momentum=APG_MOMENTUM), MomentumBuffer(momentum=APG_MOMENTUM)
     start = latents = run.start.to(device)
+    model = _Model(pipe, run.condition, len(start))
+    source = _Model(pipe, run.morph.source, len(start)) if run.morph else None
     for index in range(total):
         t, t_next = sigmas[index], sigmas[index + 1]
-        guided = run.guidance > 1.0 and run.cfg_start <= 1.0 - float(t) <= run.cfg_end
+        guided = run.guidance > 1.0 and run.cfg_start <= 1.0 - times[index] <= run.cfg_end
         guidance = run.guidance if guided else 1.0
-        condition = run.switch.condition if run.switch and index >= run.switch.step else run.condition
+        if run.switch and index == run.switch.step:
+            model = _Model(pipe, run.switch.condition, len(start))
         with torch.no_grad():
             if run.morph and index < run.morph.last:
                 if index >= run.morph.first:
-                    change = _morph_velocity(pipe, run, latents, t, guidance, momentum, source_momentum)
+                    change = _morph_velocity(model, source, run, latents, t, guidance, momentum, source_momentum)
                     latents = latents + (t_next - t) * change
             else:
                 if run.morph and index == run.morph.last:
                     latents = _leave_source(run, latents, t)
-                velocity = _velocity(pipe, condition, latents, float(t), guidance, momentum)
-                if run.sampler == "sde":
+                velocity = model.velocity(latents, t, guidance, momentum)
+                if run.sampler == "sde" and times[index + 1] > 0.0:
                     latents = _sde_step(latents, velocity, t, t_next, run.generators)
                 else:
                     latents = latents + (t_next - t) * velocity
@@ -134,44 +141,44 @@ def denoise(pipe: Any, run: Run) -> Iterator[Step]:
         yield Step(index + 1, total, latents)
 
 
-def _velocity(
-    pipe: Any, condition: Condition, latents: torch.Tensor, t: float, guidance: float, momentum: Any
-) -> torch.Tensor:
-    """Return the model's velocity [B, T, C] in float32 at time `t`, guided by APG where `guidance` is over 1."""
-    import torch
-    from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
+class _Model:
+    """The transformer under one condition, which it reads once for all steps."""
 
-    takes, dtype = latents.shape[0], pipe.transformer.dtype
-    states = condition.states.expand(takes, -1, -1)
-    context = condition.context.expand(takes, -1, -1)
-    x = latents.to(dtype)
-    if guidance > 1.0:
+    def __init__(self, pipe: Any, condition: Condition, takes: int):
+        states = condition.states
         null = pipe.condition_encoder.null_condition_emb.to(device=states.device, dtype=states.dtype)
-        states = torch.cat([states, null.expand_as(states)])
-        context = torch.cat([context, context])
-        x = torch.cat([x, x])
-    time = t * torch.ones((x.shape[0],), device=x.device, dtype=dtype)
-    velocity = pipe.transformer(
-        hidden_states=x,
-        timestep=time,
-        timestep_r=time,
-        encoder_hidden_states=states,
-        context_latents=context,
-        return_dict=False,
-    )[0]
-    if guidance > 1.0:
-        conditional, unconditional = velocity.chunk(2)
-        velocity = normalized_guidance(
-            pred_cond=conditional,
-            pred_uncond=unconditional,
-            guidance_scale=guidance - 1.0,
-            momentum_buffer=momentum,
-            eta=0.0,
-            norm_threshold=APG_THRESHOLD,
-            use_original_formulation=True,
-            norm_dim=(1,),
-        )
-    return velocity.float()
+        self._pipe, self._takes = pipe, takes
+        self._condition = attention.CachedCondition(states, null, takes)
+        self._context = condition.context.expand(takes, -1, -1)
+
+    def velocity(self, latents: torch.Tensor, t: torch.Tensor, guidance: float, momentum: Any) -> torch.Tensor:
+        """Return the velocity [B, T, C] in float32 at time `t`, guided by APG where `guidance` is over 1."""
+        import torch
+        from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
+
+        transformer, halves = self._pipe.transformer, 2 if guidance > 1.0 else 1
+        time = t.to(transformer.dtype).expand(halves * self._takes)
+        velocity = transformer(
+            hidden_states=torch.cat([latents.to(transformer.dtype)] * halves),
+            timestep=time,
+            timestep_r=time,
+            encoder_hidden_states=self._condition,
+            context_latents=torch.cat([self._context] * halves),
+            return_dict=False,
+        )[0]
+        if guidance > 1.0:
+            conditional, unconditional = velocity.chunk(2)
+            velocity = normalized_guidance(
+                pred_cond=conditional,
+                pred_uncond=unconditional,
+                guidance_scale=guidance - 1.0,
+                momentum_buffer=momentum,
+                eta=0.0,
+                norm_threshold=APG_THRESHOLD,
+                use_original_formulation=True,
+                norm_dim=(1,),
+            )
+        return velocity.float()
 
 
 def _sde_step(
@@ -179,14 +186,19 @@ def _sde_step(
 ) -> torch.Tensor:
     """Step to the clean estimate and back up to `t_next` with fresh noise (upstream's SDE, next schedule value)."""
     clean = latents - t * velocity
-    if float(t_next) == 0.0:
-        return clean
     fresh = draw_noise(generators, latents.shape[1], latents.shape[2]).to(latents.device)
     return t_next * fresh + (1.0 - t_next) * clean
 
 
 def _morph_velocity(
-    pipe: Any, run: Run, latents: torch.Tensor, t: torch.Tensor, guidance: float, momentum: Any, source_momentum: Any
+    model: _Model,
+    source_model: _Model,
+    run: Run,
+    latents: torch.Tensor,
+    t: torch.Tensor,
+    guidance: float,
+    momentum: Any,
+    source_momentum: Any,
 ) -> torch.Tensor:
     """Return the mean over the draws of (target velocity - source velocity), each at its own noisy place [B, T, C].
 
@@ -200,8 +212,8 @@ def _morph_velocity(
         noise = draw_noise(run.generators, latents.shape[1], latents.shape[2]).to(latents.device)
         noisy_source = (1.0 - t) * clean + t * noise
         noisy_target = noisy_source + (latents - clean)
-        source = _velocity(pipe, run.morph.source, noisy_source, float(t), guidance, source_momentum)
-        target = _velocity(pipe, run.condition, noisy_target, float(t), guidance, momentum)
+        source = source_model.velocity(noisy_source, t, guidance, source_momentum)
+        target = model.velocity(noisy_target, t, guidance, momentum)
         change = change + (target - source) / run.morph.averages
         target_after = target_after + momentum.running_average / run.morph.averages
         source_after = source_after + source_momentum.running_average / run.morph.averages
@@ -283,8 +295,11 @@ def blend(latents: torch.Tensor, clean: torch.Tensor, new: torch.Tensor, frames:
 
     if not frames:
         return latents
-    count = clean.shape[1]
-    inside = new[0, :, 0].nonzero()[:, 0]
-    distance = (torch.arange(count, device=clean.device)[:, None] - inside[None]).abs().amin(dim=1)
-    weight = (1.0 - distance / (frames + 1)).clamp(min=0.0)[None, :, None]
+    places = torch.arange(clean.shape[1])
+    inside = new[0, :, 0].cpu().nonzero()[:, 0]
+    # The region's nearest frames, at or before each place and after it.
+    after = torch.searchsorted(inside, places, right=True)
+    before, after = inside[(after - 1).clamp(min=0)], inside[after.clamp(max=len(inside) - 1)]
+    distance = torch.minimum((places - before).abs(), (after - places).abs())
+    weight = (1.0 - distance / (frames + 1)).clamp(min=0.0)[None, :, None].to(clean.device)
     return weight * latents + (1.0 - weight) * clean.float()

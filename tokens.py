@@ -70,7 +70,7 @@ class TokenCounter:
 
 def token_counter() -> TokenCounter | None:
     """Return the counter of the checkpoint in use, None before its tokenizer is here or where it cannot be read."""
-    folder = get_backend().weights.folder
+    folder = get_backend().models.weights.folder
     file = Path(folder or "", "tokenizer", "tokenizer.json")
     try:
         return _load(file, file.stat().st_mtime_ns) if folder else None

@@ -1,71 +1,99 @@
-"""Ways to attend give the same song."""
+"""Attention in windows and conditions read once: the stock transformer's answer, with kernels and memory of its own."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import attention
-from tests.program import python
-from tools import bench_attention
+import memory
+from tools import bench_loop
+
+TAKES = 2
 
 
 @pytest.fixture(scope="module")
 def transformer():
     torch.manual_seed(0)
-    return bench_attention.build(bench_attention.SMALL, "cpu", torch.float32)
+    return bench_loop.build("small", 3)
 
 
-def velocity(transformer, seconds=60):
+def step(transformer, frames, windows=True, guided=True, inputs=None):
+    """Return a step's velocities, in windows or by the stock transformer."""
     torch.manual_seed(1)
-    with torch.no_grad():
-        return transformer(**bench_attention.step_inputs(transformer, seconds, 2, "cpu", torch.float32))[0]
+    inputs = inputs or bench_loop.inputs_of(transformer, frames, TAKES)
+    return (bench_loop.studio_step if windows else bench_loop.stock_step)(transformer, inputs, guided)
 
 
-def test_repeated_heads_give_what_shared_heads_give(transformer):
-    # 60 s are 750 tokens, so that the mask of 128 to each side hides most of them.
-    stock = velocity(transformer)
-    attention.use(transformer, "repeat")
+# 25 frames a second, 2 a token: the first length with windows, odd ones, whole blocks, 60 s.
+@pytest.mark.parametrize(("frames", "guided"), [(514, True), (515, False), (997, True), (1024, True), (1500, False)])
+def test_windows_and_one_null_token_give_what_the_dense_mask_gives(transformer, frames, guided):
+    stock = step(transformer, frames, windows=False, guided=guided)
+    assert stock.shape[0] == TAKES * (1 + guided)
+    assert torch.allclose(step(transformer, frames, guided=guided), stock, atol=1e-5)
+
+
+def test_queries_in_parts_give_what_they_give_together(transformer, monkeypatch):
+    together = step(transformer, 600)
+    monkeypatch.setitem(attention.MOST_SCORES, "cpu", 50_000)
+    assert torch.allclose(step(transformer, 600), together, atol=1e-5)
+
+
+def test_a_condition_that_is_not_cached_gives_the_same(transformer):
+    """As the alignment of lyrics calls the transformer, with hooks on the cross-attention."""
+    inputs, heard = bench_loop.inputs_of(transformer, 600, TAKES), []
+    hook = transformer.layers[1].cross_attn.register_forward_pre_hook(
+        lambda _, inputs, named: heard.append(named["encoder_hidden_states"].shape), with_kwargs=True
+    )
     try:
-        repeated = velocity(transformer)
+        ours = bench_loop.call(transformer, inputs, inputs.condition.rows(TAKES), 1)
     finally:
-        attention.use(transformer, "stock")
-    assert torch.allclose(stock, repeated, atol=1e-6)
-    assert torch.equal(velocity(transformer), stock)
+        hook.remove()
+    assert torch.allclose(ours, step(transformer, 600, windows=False, guided=False, inputs=inputs), atol=1e-5)
+    assert len(heard) == 1
 
 
-def test_repeated_heads_reach_the_kernel_that_takes_them(transformer, monkeypatch):
-    seen = []
-    real = torch.nn.functional.scaled_dot_product_attention
+def test_no_call_of_attention_is_one_that_fast_kernels_refuse(transformer, monkeypatch):
+    """On CUDA flash refuses a mask, memory-efficient shared heads; without MATH a refused call raises."""
+    seen, real = [], torch.nn.functional.scaled_dot_product_attention
 
-    def spy(query, key, value, attn_mask=None, **kwargs):
-        seen.append((attn_mask is not None, query.shape[1] == key.shape[1], kwargs.get("enable_gqa", False)))
-        return real(query, key, value, attn_mask=attn_mask, **kwargs)
+    def spy(query, key, value, attn_mask=None, **more):
+        seen.append((query.shape[1] == key.shape[1] and not more, attn_mask is not None and attn_mask.numel()))
+        return real(query, key, value, attn_mask=attn_mask, **more)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    attention.use(transformer, "repeat")
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+        step(transformer, 1500)
+    heads, masks = zip(*seen, strict=True)
+    assert all(heads)
+    # Two windowed layers with three masks each, as small as a block; one full layer and all conditions without.
+    assert sum(mask is not False for mask in masks) == 6
+    shared = transformer.config.num_attention_heads // transformer.config.num_key_value_heads
+    assert max(masks) <= shared * 256 * 384
+
+
+# Both lengths: memory grows with the length, and not with its square.
+@pytest.mark.parametrize("seconds", [60, 240])
+def test_the_memory_estimate_is_what_a_step_takes(transformer, seconds):
+    shape = memory.shape_of(transformer.config)
+    song = memory.Song(seconds, TAKES, shape=shape, wide=True, condition=bench_loop.CONDITION_TOKENS)
+    measured = bench_loop.peak_bytes(lambda: step(transformer, 25 * seconds))
+    assert memory.song_bytes(song) == pytest.approx(measured, rel=0.25)
+
+
+def test_the_condition_is_projected_once_and_the_unconditional_half_asks_nothing(transformer):
+    inputs, keys, queries = bench_loop.inputs_of(transformer, 600, TAKES), [], []
+    attn = transformer.layers[1].cross_attn
+    hooks = [
+        attn.to_k.register_forward_hook(lambda *_: keys.append(1)),
+        attn.to_q.register_forward_hook(lambda _, inputs, __: queries.append(inputs[0].shape[0])),
+    ]
     try:
-        velocity(transformer)
+        for _ in range(3):
+            step(transformer, 600, inputs=inputs)
     finally:
-        attention.use(transformer, "stock")
-    masked = [(same, grouped) for mask, same, grouped in seen if mask]
-    assert masked and set(masked) == {(True, False)}
-    assert {same for mask, same, _ in seen if not mask} == {False}
-
-
-def test_an_unknown_way_is_an_error(transformer):
-    with pytest.raises(ValueError, match="nonsense"):
-        attention.use(transformer, "nonsense")
-    attention.use(transformer, "stock")
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_the_bench_runs_without_a_card():
-    ways = ("stock", "repeat", "nonsense")
-    result = python("-m", "tools.bench_attention", *ways, "--small", "--seconds", "10", "--runs", "1")
-    assert result.returncode == 0, result.stderr
-    rows = result.stdout.splitlines()[2:]
-    assert tuple(row.split()[0] for row in rows) == ways
-    assert "not here" in rows[2]
-    assert float(rows[1].split()[-1]) < 1e-5
+        for hook in hooks:
+            hook.remove()
+    assert len(keys) == 1
+    assert queries == [TAKES] * 3

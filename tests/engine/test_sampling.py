@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import attention
 import codec
 import conditions
 import sampling
+from tools import bench_loop
 
 WORDS = conditions.Words(
     prompt="warm lofi piano with soft drums",
@@ -21,6 +23,10 @@ WORDS = conditions.Words(
     key="A minor",
     time_signature="4",
 )
+
+
+# More than 256 tokens, where attention works in windows.
+LONG = dataclasses.replace(WORDS, seconds=30.1)
 
 
 def a_run(pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, timbre=None, **changes):
@@ -65,44 +71,29 @@ def stock(pipe, seeds=(7,), words=WORDS, **changes):
     return pipe(**{**arguments, **changes}).audios
 
 
-@pytest.mark.parametrize("guidance", [1.0, 4.0, 7.0])
-@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize(("guidance", "shift"), [(1.0, 3.0), (7.0, 1.0)])
 def test_text2music_equals_the_pipeline_bit_for_bit(pipe, guidance, shift):
     ours = final(pipe, a_run(pipe, guidance=guidance, shift=shift))
     assert torch.equal(ours, stock(pipe, guidance_scale=guidance, shift=shift))
 
 
-def test_the_guidance_interval_equals_the_pipelines(pipe):
-    ours = final(pipe, a_run(pipe, cfg_start=0.2, cfg_end=0.7))
-    assert torch.equal(ours, stock(pipe, cfg_interval_start=0.2, cfg_interval_end=0.7))
-    assert not torch.equal(ours, stock(pipe))
+@pytest.mark.parametrize("changes", [{"guidance": 1.0}, {"cfg_start": 0.2, "cfg_end": 0.7, "seeds": (7, 8)}])
+def test_a_long_song_equals_the_pipeline(pipe_xl, changes):
+    ours = final(pipe_xl, a_run(pipe_xl, words=LONG, timbre_token=False, **changes))
+    names = {"guidance": "guidance_scale", "cfg_start": "cfg_interval_start", "cfg_end": "cfg_interval_end"}
+    with attention.stock(pipe_xl.transformer):
+        theirs = stock(pipe_xl, words=LONG, **{names.get(name, name): value for name, value in changes.items()})
+    assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_batch_of_takes_gives_what_the_seeds_give_alone(pipe):
-    batch = final(pipe, a_run(pipe, seeds=(7, 8, 9)))
-    for take, seed in zip(batch, (7, 8, 9), strict=True):
-        alone = final(pipe, a_run(pipe, seeds=(seed,)))[0]
-        # Matrix products round differently for other batch sizes; 2e-6 was measured on a CPU in float32.
-        assert torch.allclose(take, alone, atol=1e-4)
-    assert not torch.allclose(batch[0], batch[1], atol=0.1)
+def test_an_xl_checkpoint_without_the_timbre_token_equals_the_pipeline(pipe_xl):
+    ours = final(pipe_xl, a_run(pipe_xl, timbre_token=False))
+    assert torch.equal(ours, stock(pipe_xl))
 
 
-@pytest.mark.parametrize("guidance", [1.0, 7.0])
-def test_an_xl_checkpoint_without_the_timbre_token_equals_the_pipeline(pipe_xl, guidance):
-    ours = final(pipe_xl, a_run(pipe_xl, guidance=guidance, timbre_token=False))
-    assert torch.equal(ours, stock(pipe_xl, guidance_scale=guidance))
-
-
-def test_the_timbre_token_changes_an_xl_checkpoint_and_no_other(pipe, pipe_xl):
-    assert conditions.is_xl(pipe_xl)
-    assert not conditions.is_xl(pipe)
-    changed = final(pipe_xl, a_run(pipe_xl)) - final(pipe_xl, a_run(pipe_xl, timbre_token=False))
-    assert changed.abs().max() > 1e-4
-    assert torch.equal(final(pipe, a_run(pipe)), final(pipe, a_run(pipe, timbre_token=False)))
-
-
-def test_the_timbre_token_is_the_position_that_is_pooled(pipe_xl):
+def test_the_timbre_token_is_the_position_that_is_pooled(pipe, pipe_xl):
     """With the token, the encoder's answer follows the token; without it, it does not."""
+    assert conditions.is_xl(pipe_xl) and not conditions.is_xl(pipe)
     encoder = pipe_xl.condition_encoder.timbre_encoder
     token = encoder.special_token.data.clone()
 
@@ -123,11 +114,9 @@ def test_the_timbre_token_is_the_position_that_is_pooled(pipe_xl):
 
 def test_sde_uses_each_takes_own_generator(pipe):
     torch.manual_seed(1)
+    state = torch.get_rng_state()
     first = final(pipe, a_run(pipe, seeds=(7, 8), sampler="sde"))
-    torch.manual_seed(2)
-    torch.rand(3)
-    again = final(pipe, a_run(pipe, seeds=(7, 8), sampler="sde"))
-    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), state)
     assert torch.allclose(first[1], final(pipe, a_run(pipe, seeds=(8,), sampler="sde"))[0], atol=1e-4)
     assert not torch.allclose(first, final(pipe, a_run(pipe, seeds=(7, 8))), atol=0.01)
 
@@ -145,19 +134,10 @@ def test_sde_follows_the_formula(pipe):
     assert torch.allclose(first, t_next * noise + (1 - t_next) * (run.start - t * velocity), atol=1e-5)
 
 
-def test_nothing_draws_from_the_global_generator(pipe):
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    final(pipe, a_run(pipe, sampler="sde"))
-    list(codec.encode_samples(pipe, np.zeros((2, 48_000), np.float32)))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("shift", [1.0, 2.0, 3.0])
-@pytest.mark.parametrize("steps", [1, 8, 50])
-def test_the_schedule_is_the_pipelines(pipe, steps, shift):
-    expected = pipe._get_timestep_schedule(steps, shift, device="cpu", dtype=torch.float32)
-    assert list(sampling.schedule(steps, shift)) == expected.tolist()
+def test_the_schedule_is_the_pipelines(pipe):
+    for steps, shift in [(1, 1.0), (8, 3.0), (50, 2.0)]:
+        expected = pipe._get_timestep_schedule(steps, shift, device="cpu", dtype=torch.float32)
+        assert list(sampling.schedule(steps, shift)) == expected.tolist()
 
 
 def test_variation_turns_from_one_noise_to_the_other():
@@ -165,35 +145,6 @@ def test_variation_turns_from_one_noise_to_the_other():
     assert torch.equal(sampling.vary(one, other, 0.0), one)
     assert torch.allclose(sampling.vary(one, other, 1.0), other, atol=1e-6)
     assert sampling.vary(one, other, 0.5).std() == pytest.approx(1.0, abs=0.03)
-
-
-def test_closing_the_loop_ends_it_between_two_steps(pipe):
-    calls = []
-    hook = pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
-    try:
-        loop = sampling.denoise(pipe, a_run(pipe, steps=50))
-        for _ in range(3):
-            next(loop)
-        loop.close()
-    finally:
-        hook.remove()
-    assert len(calls) == 3
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"prompt": "loud techno"},
-        {"lyrics": "[Verse]\nother words"},
-        {"language": "de"},
-        {"bpm": 140},
-        {"key": "C major"},
-        {"time_signature": "3"},
-    ],
-)
-def test_each_word_changes_the_song(pipe, change):
-    words = dataclasses.replace(WORDS, **change)
-    assert not torch.equal(final(pipe, a_run(pipe, steps=2)), final(pipe, a_run(pipe, steps=2, words=words)))
 
 
 # --- inside the loop: switch, injection, morph --------------------------------------------------------------------
@@ -207,15 +158,15 @@ def a_source(pipe):
     return codec.join([latents for _, _, latents in codec.encode_samples(pipe, samples)]), samples
 
 
-def other_condition(pipe):
-    words = dataclasses.replace(WORDS, prompt="loud techno", lyrics="[Instrumental]")
+def other_condition(pipe, words=WORDS):
+    words = dataclasses.replace(words, prompt="loud techno", lyrics="[Instrumental]")
     frames = codec.frames_for(pipe, words.seconds)
     return conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames))
 
 
-def test_a_switch_in_mid_run_equals_two_chained_runs(pipe):
-    other = other_condition(pipe)
-    run = a_run(pipe, guidance=1.0)
+def test_a_switch_in_a_long_song_equals_two_chained_runs(pipe):
+    other = other_condition(pipe, LONG)
+    run = a_run(pipe, guidance=1.0, words=LONG)
     switched = final(pipe, dataclasses.replace(run, switch=sampling.Switch(2, other)))
     loop = sampling.denoise(pipe, run)
     next(loop)
@@ -282,38 +233,19 @@ def test_injection_equals_the_pipelines_with_a_callback(pipe):
     assert torch.equal(final(pipe, run), expected)
 
 
-def test_injection_to_the_end_keeps_the_source_outside_the_region(pipe):
-    clean, _ = a_source(pipe)
-    new = sampling.region(pipe, clean, [(48_000, 96_000)])
-    latents = final(pipe, a_run(pipe, keep=sampling.Keep(new, clean, 6)))
-    outside = (~new).expand_as(clean)
-    assert torch.equal(latents[outside], clean[outside])
-    assert not torch.allclose(latents[~outside], clean[~outside], atol=0.1)
-
-
 def test_a_region_touches_every_frame_it_reaches(pipe):
     clean = torch.zeros(1, 100, 8)
     assert sampling.region(pipe, clean, [(1919, 1921)])[0, :, 0].nonzero().flatten().tolist() == [0, 1]
     assert sampling.region(pipe, clean, [(0, 1920), (3840, 3841)])[0, :, 0].nonzero().flatten().tolist() == [0, 2]
 
 
-def test_the_blend_reaches_into_the_kept_side(pipe):
-    clean, latents = torch.zeros(1, 20, 1), torch.ones(1, 20, 1)
-    new = torch.zeros(1, 20, 1, dtype=torch.bool)
-    new[:, 8:12] = True
-    blended = sampling.blend(latents, clean, new, 3)[0, :, 0]
-    assert blended[8:12].tolist() == [1, 1, 1, 1]
-    assert blended[4:8].tolist() == pytest.approx([0, 0.25, 0.5, 0.75])
-    assert blended[12:16].tolist() == pytest.approx([0.75, 0.5, 0.25, 0])
-    assert torch.equal(sampling.blend(latents, clean, new, 0), latents)
-
-
-@pytest.mark.parametrize(("averages", "guidance"), [(1, 7.0), (3, 7.0), (2, 1.0)])
-def test_a_morph_between_equal_ends_is_the_source(pipe, averages, guidance):
-    clean, _ = a_source(pipe)
-    run = a_run(pipe, guidance=guidance)
-    plan = sampling.Morph(run.condition, clean, 0, 6, averages)
-    assert torch.equal(final(pipe, dataclasses.replace(run, start=clean.clone(), morph=plan)), clean)
+def test_the_blend_of_a_long_song_takes_little_memory():
+    clean, new = torch.zeros(1, 15_000, 1), torch.ones(1, 15_000, 1, dtype=torch.bool)
+    new[:, :500] = new[:, 7_000:7_003] = False
+    blended = []
+    assert bench_loop.peak_bytes(lambda: blended.append(sampling.blend(clean + 1, clean, new, 3))) < 5e6
+    assert blended[0][0, 495:501, 0].tolist() == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1])
+    assert blended[0][0, 6_999:7_004, 0].tolist() == pytest.approx([1, 0.75, 0.5, 0.75, 1])
 
 
 def test_a_morph_follows_upstreams_formula(pipe):
@@ -366,23 +298,6 @@ def test_the_cover_context_is_the_pipelines(pipe):
     assert context[..., channels:].eq(1).all()
 
 
-def test_the_context_of_codes_is_the_pipelines(pipe):
-    words = dataclasses.replace(WORDS, instruction="Generate audio semantic tokens based on the given conditions:")
-    codes = [(1, 5, 999, 63_999, 7, 3, 2, 1, 800, 11, 22, 33, 44, 55, 66, 77, 88), tuple(range(17))]
-    text = ["".join(f"<|audio_code_{code}|>" for code in take) for take in codes]
-    # 3.3 s are 82.5 frames; 17 codes hold 85.
-    context = conditions.codes_context(pipe, codes)
-    assert context.shape[:2] == (2, 85)
-    for seeds, chosen in (((7,), codes[:1]), ((7, 8), codes)):
-        generators = sampling.generators_for(seeds)
-        start = sampling.draw_noise(generators, 85, pipe.transformer.config.audio_acoustic_hidden_dim)
-        condition = conditions.encode_condition(pipe, words, conditions.codes_context(pipe, chosen))
-        ours = final(pipe, a_run(pipe, seeds, condition=condition, start=start, generators=generators))
-        theirs = stock(pipe, seeds, words=words, audio_codes=text[: len(seeds)])
-        # A batch rounds differently: the pipeline encodes the words once for each take.
-        assert torch.equal(ours, theirs) if len(seeds) == 1 else torch.allclose(ours, theirs, atol=1e-4)
-
-
 def test_codes_of_audio_are_those_that_a_cover_hears(pipe):
     clean, _ = a_source(pipe)
     codes = conditions.audio_codes(pipe, clean)
@@ -425,14 +340,10 @@ def test_a_prompt_without_spaces_is_cut_at_a_character(pipe):
     assert "bpm: 90" in read_by_the_model(pipe, dataclasses.replace(long, prompt=kept))
 
 
-def test_a_short_prompt_stays_as_it_is(pipe):
-    assert conditions.fit_prompt(pipe, WORDS) == (WORDS.prompt, "")
-
-
 # --- audio in and out of latents ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("frames", [25, 512, 513, 900])
+@pytest.mark.parametrize("frames", [25, pytest.param(513, marks=pytest.mark.slow)])
 def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
     latents = sampling.draw_noise(sampling.generators_for((1,)), frames, pipe.vae.config.decoder_input_channels)
     tiles = list(codec.decode_latents(pipe, latents))
@@ -444,7 +355,7 @@ def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
     assert joined.shape == (2, frames * 1920)
 
 
-@pytest.mark.parametrize("seconds", [1.0, 30.0, 47.3])
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(47.3, marks=pytest.mark.long)])
 def test_encoding_takes_the_mode_and_equals_the_vaes_own_tiling(pipe, seconds):
     samples = np.random.default_rng(3).standard_normal((2, round(48_000 * seconds)), np.float32) * 0.3
     ours = codec.join([latents for _, _, latents in codec.encode_samples(pipe, samples)])
@@ -461,7 +372,7 @@ def test_silence_reaches_past_its_600_seconds(pipe):
     assert torch.equal(silence[:, 15_000:], silence[:, :1_000])
 
 
-@pytest.mark.parametrize("seconds", [2.0, 31.0, 95.0])
+@pytest.mark.parametrize("seconds", [2.0, pytest.param(31.0, marks=pytest.mark.slow)])
 def test_a_reference_becomes_thirty_seconds_of_timbre(pipe, seconds):
     count = int(seconds * 48_000)
     wave = 0.4 * torch.sin(torch.arange(count) * 2 * math.pi * 220 / 48_000)
