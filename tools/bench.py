@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+import attention
 import backend
 import bootstrap
 import codec
@@ -25,7 +26,7 @@ import sampling
 from events import Done
 from limits import SAMPLE_RATE
 from params import parse_request
-from tools import bench_page, bench_planner
+from tools import bench_loop, bench_page, bench_planner
 
 PROMPT = "warm lofi piano with soft drums and a mellow bass"
 LYRICS = "[Verse]\nslow light on the window\n[Chorus]\nstay a while"
@@ -55,15 +56,20 @@ def main() -> None:
     """Print a row for each task and length."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "tasks", nargs="*", metavar="task", help=f"any of {', '.join(TASKS)}, planner, page; generate by default"
+        "tasks", nargs="*", metavar="task", help=f"any of {', '.join(TASKS)}, loop, planner, page; generate by default"
     )
     parser.add_argument("--seconds", type=float, nargs="+", default=[10, 60, 240], help="lengths of the song or source")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--shape", choices=bench_loop.SHAPES, default="middle", help="loop: the transformer's size")
+    parser.add_argument("--layers", type=int, help="loop: the transformer's depth, where not the shape's own")
     parser.add_argument("--dimensions", choices=bench_planner.SHAPES, default="", help="planner: random weights, CUDA")
     parser.add_argument("--graph", action="store_true", help="planner: replay a CUDA graph")
     arguments = parser.parse_args()
     tasks = arguments.tasks or ["generate"]
+    if "loop" in tasks:
+        bench_loop.bench(arguments.shape, arguments.layers, arguments.seconds, arguments.runs)
+        tasks.remove("loop")
     if "planner" in tasks:
         bench_planner.bench(arguments.dimensions, arguments.seconds, arguments.runs, arguments.graph)
         tasks.remove("planner")
@@ -75,8 +81,9 @@ def main() -> None:
     if unknown := set(tasks) - TASKS.keys():
         parser.error(f"unknown task: {', '.join(sorted(unknown))}")
     studio = backend.get_backend()
-    timed(studio.pipeline)
-    print(f"engine {studio.weights.engine}, {studio.device().kind}, {studio.device().dtype}, {arguments.steps} steps")
+    timed(studio.models.pipeline)
+    engine, device = studio.models.weights.engine, studio.device()
+    print(f"engine {engine}, {device.kind}, {device.dtype}, {arguments.steps} steps")
     print(f"{'task':<10}{'seconds':>8}{'bare':>9}{'studio':>9}{'ratio':>8}{'peak MB':>9}")
     with tempfile.TemporaryDirectory() as folder:
         for task in tasks:
@@ -101,7 +108,7 @@ def compare(
     request = parse_request(mode, values)
     bare, whole = [], []
     for _ in range(runs + 1):
-        bare.append(timed(lambda: bare_song(studio.pipeline(), task, request, seconds)))
+        bare.append(timed(lambda: bare_song(studio.models.pipeline(), task, request, seconds)))
         whole.append(timed(lambda: studio_song(studio, request)))
     return statistics.median(bare[1:]), statistics.median(whole[1:])
 
@@ -133,9 +140,10 @@ def bare_song(pipe, task: str, request, seconds: float) -> None:
         "shift": 1.0,
         "latents": sampling.draw_noise(sampling.generators_for((request.seed,)), frames, channels),
     }
-    if task == "morph":
-        pipe(**words, src_audio=more.pop("src_audio"), output_type="latent")
-    pipe(**words, **more)
+    with attention.stock(pipe.transformer):
+        if task == "morph":
+            pipe(**words, src_audio=more.pop("src_audio"), output_type="latent")
+        pipe(**words, **more)
 
 
 def studio_song(studio: backend.Backend, request) -> None:

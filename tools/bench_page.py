@@ -1,6 +1,6 @@
 """How long the page takes until it can be used, and what it transfers. Called by python -m tools.bench page.
 
-Chromium opens the studio on the preview engine, first with an empty cache, then once more with what it kept. The page
+Chromium opens the studio on the built-in engine, first with an empty cache, then once more with what it kept. The page
 is usable when the prompt has taken a letter, and ready when it shows what the studio runs on.
 """
 
@@ -48,7 +48,7 @@ def measured(context: Any, url: str) -> tuple[float, ...]:
     prompt = page.locator("#generate-prompt textarea")
     prompt.press_sequentially("a")
     usable = time.perf_counter() - started
-    page.locator("#studio-status").get_by_text("Model:").wait_for()
+    page.locator("#studio-status").get_by_text("Model:").wait_for(state="attached")
     ready = time.perf_counter() - started
     settle(page)
     page.close()

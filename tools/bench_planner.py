@@ -12,9 +12,9 @@ import time
 from typing import Any
 
 import models
-import plan_weights
 import planner
-from plan_decoding import CodesJob, CodeWriter, Draw
+from planner_decoding import CodesJob, CodeWriter, Draw
+from weights import PLANNER_VARIABLE, PREVIEW, find_planner
 
 # Qwen3's configurations, and ACE-Step's vocabulary (rounded up as the checkpoints do).
 SHAPES = {
@@ -89,8 +89,8 @@ def copy_bandwidth(kind: str) -> float:
 
 
 def _preview(device: models.Device) -> tuple[Any, Any]:
-    os.environ[plan_weights.VARIABLE] = plan_weights.PREVIEW
-    loaded = planner.load_planner(planner.find_planner(), device)
+    os.environ[PLANNER_VARIABLE] = PREVIEW
+    loaded = planner.load_planner(find_planner(), device)
     return loaded.model, loaded.vocabulary.code_ids
 
 
