@@ -1,7 +1,7 @@
 """The planner: ACE-Step's 5 Hz language model turns a prompt into metadata and audio codes before a song is made.
 
-Phase 1 writes the metadata that the visitor left open, token by token along a grammar (`plan_grammar.py`); phase 2
-draws exactly ceil(5 * seconds) audio codes for each take (`plan_decoding.py`), which the pipeline takes as
+Phase 1 writes the metadata that the visitor left open, token by token along a grammar (`planner_decoding.py`); phase 2
+draws exactly ceil(5 * seconds) audio codes for each take (`planner_decoding.py`), which the pipeline takes as
 `audio_codes`. The same model expands an idea (`inspire`), words a prompt better (`polish`) and describes audio codes
 (`describe`). Prompts and phases follow upstream's LLMHandler; the reference's sections 3.2 to 3.7 give them exactly.
 
@@ -12,40 +12,36 @@ it before the next token.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 import preview
 import preview_writers
 from events import StudioError, first_line
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
-from models import Device, free_memory
-from plan_decoding import CodesJob, CodeWriter, Draw, Written, write
-from plan_grammar import AUDIO_CODE, LARGEST_CODE, MAX_CAPTION_TOKENS, Grammar, MetadataGrammar, Unfit, Vocabulary
-from plan_prompts import CUT, codes_prompt, describe_prompt, generate_prompt, inspire_prompt, polish_prompt
-from plan_weights import PREVIEW, PREVIEW_CODES, VARIABLE, PlannerWeights, find_planner, unusable
-
-__all__ = [
-    "Brief",
-    "Plan",
-    "PlanSettings",
-    "PlanStep",
-    "Planner",
-    "PlannerWeights",
-    "Sketch",
-    "check_codes",
-    "codes_needed",
-    "codes_text",
-    "describe",
-    "find_planner",
-    "inspire",
-    "load_planner",
-    "plan",
-    "polish",
-]
+from models import Device, free_memory, planner_dtype
+from planner_decoding import (
+    AUDIO_CODE,
+    LARGEST_CODE,
+    MAX_CAPTION_TOKENS,
+    CodesJob,
+    CodeWriter,
+    Draw,
+    Grammar,
+    MetadataGrammar,
+    Unfit,
+    Vocabulary,
+    Written,
+    write,
+)
+from weights import PLANNER_VARIABLE, PREVIEW, PREVIEW_CODES, Weights, unusable
 
 CODES_PER_SECOND = 5
 METADATA_ROOM = MAX_CAPTION_TOKENS + 128
@@ -75,7 +71,6 @@ class Brief:
 class PlanSettings:
     """How a plan is drawn; `rewrite` lets the planner replace the prompt, `cfg` guides the codes (1: not at all).
 
-    `open_turn` leaves the assistant's turn open before the codes, as acestep.cpp does; upstream closes it.
     `cuda_graph` replays captured steps on CUDA.
     """
 
@@ -83,7 +78,6 @@ class PlanSettings:
     top_p: float = 0.9
     cfg: float = 2.0
     rewrite: bool = False
-    open_turn: bool = False
     cuda_graph: bool = False
 
 
@@ -114,10 +108,6 @@ class Plan:
     seed: int
     seeds: tuple[int, ...]
     codes: tuple[tuple[int, ...], ...]
-
-    def codes_text(self, take: int) -> str:
-        """Return the codes of take `take` (from 0) as the pipeline's `audio_codes`."""
-        return codes_text(self.codes[take])
 
     def words(self) -> dict[str, Any]:
         """Return the fields of the request that the plan fills; what the visitor gave is what they were."""
@@ -165,15 +155,12 @@ def codes_text(codes: Sequence[int]) -> str:
     return "".join(f"<|audio_code_{code}|>" for code in codes)
 
 
-def check_codes(text: str, seconds: float) -> tuple[int, ...]:
-    """Return the codes in `text`; raises StudioError unless there are exactly as many as `seconds` need, all legal.
+def check_codes(codes: Sequence[int], seconds: float) -> None:
+    """Raise StudioError unless there are exactly as many `codes` as `seconds` need, all legal.
 
     The pipeline itself would clamp a wrong code and make a shorter or longer song.
     """
-    codes = tuple(int(number) for number in AUDIO_CODE.findall(text))
-    if codes_text(codes) != text:
-        raise StudioError("codes", "The plan's audio codes cannot be read: there is something else between them.")
-    if wrong := [code for code in codes if code > LARGEST_CODE]:
+    if wrong := [code for code in codes if not 0 <= code <= LARGEST_CODE]:
         raise StudioError("codes", f"Audio codes go from 0 to {LARGEST_CODE}; the plan has {wrong[0]}.")
     if len(codes) != codes_needed(seconds):
         raise StudioError(
@@ -181,7 +168,6 @@ def check_codes(text: str, seconds: float) -> tuple[int, ...]:
             f"A song of {seconds:g} seconds needs {codes_needed(seconds)} audio codes; the plan has {len(codes)}.",
             hint="Plan the song again for this length.",
         )
-    return codes
 
 
 # --- planning -----------------------------------------------------------------------------------------------------
@@ -224,8 +210,8 @@ def plan(
         caption = found.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
         found = {**found, "caption": caption}
         job = CodesJob(
-            conditional=planner.encode(codes_prompt(planner.tokenizer, brief, found, settings.open_turn)),
-            unconditional=planner.encode(codes_prompt(planner.tokenizer, brief, {}, settings.open_turn)),
+            conditional=planner.encode(codes_prompt(planner.tokenizer, brief, found)),
+            unconditional=planner.encode(codes_prompt(planner.tokenizer, brief, {})),
             seeds=tuple(seeds),
             count=codes_needed(brief.seconds),
             draw=draw,
@@ -346,7 +332,7 @@ def _memory(planner: Planner) -> Iterator[None]:
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
-def load_planner(weights: PlannerWeights, device: Device) -> Planner:
+def load_planner(weights: Weights, device: Device) -> Planner:
     """Load the planner of `weights` onto `device`, in the numbers that it computes in.
 
     Raises StudioError where there is none, it cannot be loaded or used, or memory does not suffice.
@@ -354,17 +340,17 @@ def load_planner(weights: PlannerWeights, device: Device) -> Planner:
     if weights.folder is None:
         raise StudioError.of(weights.problem or unusable(weights.wanted, "there is no folder of it"))
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     preview.quiet_libraries()
     try:
         folder = weights.folder
         if weights.source == PREVIEW:
             folder = preview_writers.language_model_folder("qwen3", PREVIEW_CODES)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = _tokenizer(folder, tuple(path.stat().st_mtime_ns for path in sorted(folder.glob("*token*"))))
         model = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=getattr(torch, device.dtype),
+            dtype=getattr(torch, planner_dtype(device)),
             attn_implementation="sdpa",
             local_files_only=True,
             use_safetensors=True,
@@ -380,7 +366,87 @@ def load_planner(weights: PlannerWeights, device: Device) -> Planner:
         raise StudioError(
             "out_of_memory",
             f"The planner {weights.model_id} does not fit into this machine's memory ({device.kind}).",
-            hint=f"Songs can be made without it; {VARIABLE}=ACE-Step/acestep-5Hz-lm-0.6B is smaller.",
+            hint=f"Songs can be made without it; {PLANNER_VARIABLE}=ACE-Step/acestep-5Hz-lm-0.6B is smaller.",
         ) from None
     except Exception as error:
         raise StudioError.of(unusable(weights.model_id, f"it could not be loaded: {first_line(error)}")) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(folder: Path, changed: tuple[int, ...]) -> Any:
+    """Load the tokenizer in `folder`, which stays when the model goes; `changed` is when its files did.
+
+    The 65,535 audio codes are special tokens in tokenizer.json already. Listed once more, transformers 5.23 compares
+    each of them with all others, which takes minutes; without the list every token has the same id.
+    """
+    from transformers import AutoTokenizer
+
+    none = {"additional_special_tokens": [], "extra_special_tokens": []}
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, **none)
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+NO_INPUT = "NO USER INPUT"
+INSTRUCTIONS = {
+    "generate": "Generate audio semantic tokens based on the given conditions:",
+    "understand": "Understand the given musical conditions and describe the audio semantics accordingly:",
+    "inspire": "Expand the user's input into a more detailed and specific musical description:",
+    "format": "Format the user's input into a more detailed and specific musical description:",
+}
+# Typed text is cut at this private character, which is dropped again, so that "<|im_end|>" in it stays text.
+CUT = "\ue000"
+
+
+def generate_prompt(tokenizer: Any, brief: Brief) -> str:
+    """Return the prompt of phase 1, after which the model thinks."""
+    return _render(tokenizer, "generate", _song_words(brief))
+
+
+def codes_prompt(tokenizer: Any, brief: Brief, found: Mapping[str, str]) -> str:
+    """Return the prompt of phase 2, after which the codes come; without `found` the unconditional one."""
+    prompt = _render(tokenizer, "generate", _song_words(brief), thoughts(found))
+    return prompt if prompt.endswith("\n") else f"{prompt}\n"
+
+
+def inspire_prompt(tokenizer: Any, idea: str, instrumental: bool) -> str:
+    """Return the prompt of `inspire`."""
+    words = typed(idea.strip()) or NO_INPUT
+    return _render(tokenizer, "inspire", f"{words}\n\ninstrumental: {str(instrumental).lower()}")
+
+
+def polish_prompt(tokenizer: Any, brief: Brief) -> str:
+    """Return the prompt of `polish`."""
+    caption, lyrics = typed(brief.prompt.strip()) or NO_INPUT, typed(brief.lyrics.strip()) or INSTRUMENTAL
+    return _render(tokenizer, "format", f"# Caption\n{caption}\n\n# Lyric\n{lyrics}")
+
+
+def describe_prompt(tokenizer: Any, codes: str) -> str:
+    """Return the prompt of `describe`; the codes are tokens here, not text."""
+    return _render(tokenizer, "understand", codes or NO_INPUT)
+
+
+def typed(text: str) -> str:
+    """Mark typed text so that no part of it becomes a control token: all of those begin with "<"."""
+    return text.replace(CUT, "").replace("<", f"<{CUT}")
+
+
+def thoughts(found: Mapping[str, str]) -> str:
+    """Return metadata as the model was trained to think it: sorted YAML, numbers as numbers, open fields left out."""
+    values = {name: int(value) if value.isdigit() else value for name, value in found.items() if value}
+    lines = yaml.dump(values, allow_unicode=True, sort_keys=True).strip() + "\n" if values else ""
+    return f"<think>\n{typed(lines)}</think>"
+
+
+def _song_words(brief: Brief) -> str:
+    return f"# Caption\n{typed(brief.prompt)}\n\n# Lyric\n{typed(brief.lyrics)}\n"
+
+
+def _render(tokenizer: Any, task: str, words: str, answer: str = "") -> str:
+    messages = [
+        {"role": "system", "content": f"# Instruction\n{INSTRUCTIONS[task]}\n\n"},
+        {"role": "user", "content": words},
+    ]
+    if answer:
+        messages.append({"role": "assistant", "content": answer})
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer)

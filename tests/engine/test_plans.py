@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 import codec
-import conditions
 import export
-import jobs
 import modes
-import plan_weights
 import planner
 import preview_writers
 from events import Done, Failed, Progress, StudioError
 from limits import LIMITS
-from params import parse_request
-from placing import Placing
+from memory import Placing
 from tests.engine.songs import assert_stops, samples_of, song, song_request, words
+from weights import DEFAULT_PLANNER
 
 pytestmark = pytest.mark.usefixtures("output", "brief_words")
 
@@ -51,63 +46,23 @@ def test_a_plan_is_used_and_stands_in_the_record(studio):
     assert json.loads(json.dumps(done.record)) == done.record
 
 
-def test_a_plan_changes_the_song(studio):
-    (planned,), (plain,) = samples_of(song(studio)), samples_of(song(studio, options={"plan": False}))
-    assert planned.shape == plain.shape
-    assert not np.allclose(planned, plain, atol=1e-2)
-
-
 def test_switched_off_the_song_is_the_one_of_a_studio_without_planner(studio, make_studio):
     off = song(studio, options={"plan": False, "rewrite": True})
     assert off.record["plan"] == {"used": False, "reason": "Plan the song first was off."}
     assert off.record["prompt_used"] == "calm piano" and off.record["instruction"] == modes.TEXT2MUSIC
+    assert not np.allclose(samples_of(song(studio))[0], samples_of(off)[0], atol=1e-2)
     without = song(make_studio(ACE_STUDIO_PLANNER="off"))
     assert without.record["plan"]["used"] is False
     assert without.record["plan"]["reason"] == "The planner is switched off (ACE_STUDIO_PLANNER=off)."
     assert without.record["notes"] == []
     assert np.array_equal(samples_of(off)[0], samples_of(without)[0])
-    # The page switches the control off where there is no planner: that is not the visitor's choice.
-    neither = song(make_studio(ACE_STUDIO_PLANNER="off"), options={"plan": False})
-    assert neither.record["plan"] == without.record["plan"]
 
 
-def test_other_modes_have_no_plan(studio, tmp_path):
-    path = tmp_path / "source.wav"
-    soundfile.write(path, np.random.default_rng(1).standard_normal((96_000, 2)) * 0.1, 48_000)
-    done = list(studio.stream(parse_request("cover", {"prompt": "x", "source": str(path), "options": {"steps": 2}})))[
-        -1
-    ]
-    assert done.record["plan"] is None
-
-
-def test_what_the_visitor_gave_is_planned_with_and_stays(studio):
+def test_a_rewritten_prompt_is_used_and_what_the_visitor_gave_stays(studio):
     given = {"bpm": 92, "key": "F# minor", "time_signature": "3", "language": "de"}
     record = song(studio, **given, options={"rewrite": True}).record
     assert {name: record["plan"][name] for name in given} == given
     assert {name: record["request"][name] for name in given} == given
-
-
-def test_the_planned_fields_reach_the_song(studio):
-    planned = song(studio)
-    seen = []
-    real = conditions.encode_condition
-
-    def spy(pipe, said, *rest):
-        seen.append(said)
-        return real(pipe, said, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conditions, "encode_condition", spy)
-        again = song(studio)
-    assert np.array_equal(samples_of(planned)[0], samples_of(again)[0])
-    (said,), plan = seen, planned.record["plan"]
-    found = {"bpm": said.bpm, "key": said.key, "time_signature": said.time_signature, "language": said.language}
-    assert found == {name: plan[name] for name in found}
-
-
-@pytest.mark.slow
-def test_a_rewritten_prompt_is_used_and_the_file_keeps_its_name(studio):
-    record = song(studio, options={"rewrite": True}).record
     assert record["plan"]["rewritten"] and record["plan"]["caption"] != "calm piano"
     assert record["prompt_used"] == record["plan"]["caption"]
     assert record["request"]["prompt"] == "calm piano"
@@ -115,10 +70,11 @@ def test_a_rewritten_prompt_is_used_and_the_file_keeps_its_name(studio):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{"plan_temperature": 0.2}, {"plan_cfg": 4.0}, {"plan_seed": 99}], ids=str)
-def test_each_setting_of_the_plan_changes_the_song(studio, change):
-    (plain,), (changed,) = samples_of(song(studio)), samples_of(song(studio, options=change))
-    assert not np.allclose(plain, changed, atol=1e-4)
+def test_each_setting_of_the_plan_changes_the_song(studio):
+    (plain,) = samples_of(song(studio))
+    for change in ({"plan_temperature": 0.2}, {"plan_cfg": 4.0}, {"plan_seed": 99}):
+        (changed,) = samples_of(song(studio, options=change))
+        assert not np.allclose(plain, changed, atol=1e-4), change
 
 
 @pytest.mark.slow
@@ -144,7 +100,7 @@ def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, m
     song(studio, duration=10.05, lyrics="[Verse]\nla la", options={"steps": 4})
     plan = plans[-1]
     assert len(plan.codes[0]) == 51
-    stock = studio.pipeline()(
+    stock = studio.models.pipeline()(
         prompt="calm piano",
         lyrics="[Verse]\nla la",
         audio_duration=10.05,
@@ -156,57 +112,40 @@ def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, m
         num_inference_steps=4,
         guidance_scale=7.0,
         shift=1.0,
-        audio_codes=plan.codes_text(0),
+        audio_codes=planner.codes_text(plan.codes[0]),
         output_type="latent",
     ).audios
     assert torch.equal(made[0], stock)
 
 
-def test_codes_of_another_length_are_an_error(studio):
-    with jobs.job_for(song_request()) as job:
-        steps = writers_plan(studio, job)
-        shorter = replace(steps, codes=(steps.codes[0][:-1],))
-        with pytest.raises(StudioError, match="needs 50 audio codes; the plan has 49"):
-            list(modes.run(studio.pipeline(), job, True, shorter))
-
-
-def writers_plan(studio, job):
-    *_, plan = planner.plan(studio.planner.get(), planner.Brief("x", "la", job.request.duration), job.seeds)
-    return plan
-
-
 # --- songs without their plan -------------------------------------------------------------------------------------
 
 
-def test_without_planner_weights_the_song_is_made_and_says_so(no_language_models, make_studio):
+def test_without_a_planner_the_song_is_made_and_says_so(no_language_models, make_studio):
     studio = make_studio(ACE_STUDIO_PLANNER="")
     status = studio.status()["planner"]
-    assert (status["state"], status["model"]) == ("none", plan_weights.DEFAULT_PLANNER)
+    assert (status["state"], status["model"]) == ("none", DEFAULT_PLANNER)
     assert status["problem"]["code"] == "planner_missing" and "hf download" in status["problem"]["hint"]
     record = song(studio).record
     assert record["plan"] == {"used": False, "reason": f"The planner {status['model']} is not on this machine."}
-
-
-def test_a_folder_that_is_no_planner_gets_a_sentence(make_studio):
+    # A folder that is no planner gets a sentence too.
     studio = make_studio(ACE_STUDIO_PLANNER=str(preview_writers.language_model_folder("qwen2")))
     assert "no audio tokens" in studio.status()["planner"]["problem"]["message"]
     assert "no audio tokens" in song(studio).record["plan"]["reason"]
 
 
-def test_a_checkpoint_that_reads_no_codes_makes_songs_without_a_plan(studio, monkeypatch):
-    monkeypatch.setattr(studio.pipeline(), "audio_token_detokenizer", None)
-    done = song(studio)
+def test_what_the_planner_or_the_checkpoint_cannot_read_costs_only_the_plan(studio, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(studio.models.pipeline(), "audio_token_detokenizer", None)
+        done = song(studio)
     assert "cannot read a plan" in done.record["plan"]["reason"]
     assert done.record["notes"] == [f"Made without a plan: {done.record['plan']['reason']}"]
-
-
-def test_a_text_too_long_for_the_planner_costs_only_the_plan(studio, monkeypatch):
-    monkeypatch.setattr(studio.planner.get().model.config, "max_position_embeddings", 100)
-    done = song(studio)
-    assert "this planner reads 100" in done.record["plan"]["reason"]
+    monkeypatch.setattr(studio.models.planner.get().model.config, "max_position_embeddings", 100)
+    assert "this planner reads 100" in song(studio).record["plan"]["reason"]
     assert studio.status()["planner"]["state"] == "loaded"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_out_of_memory_while_the_planner_is_loaded_leaves_the_song(make_studio, monkeypatch):
     def full(*_):
@@ -233,20 +172,6 @@ def test_out_of_memory_while_the_planner_is_loaded_leaves_the_song(make_studio, 
     assert studio.status()["planner"] == {"state": "ready", "model": "preview", "problem": None, "source": "preview"}
 
 
-@pytest.mark.slow
-def test_out_of_memory_in_the_transformers_loader_is_a_sentence(make_studio, monkeypatch):
-    from transformers import AutoModelForCausalLM
-
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("no room")
-
-    studio = make_studio()
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
-    assert "does not fit into this machine's memory" in song(studio).record["plan"]["reason"]
-    failed = words(studio, "lyrics", brief="rain")
-    assert failed.problem.code == "out_of_memory"
-
-
 def test_what_is_broken_is_not_loaded_at_every_song(make_studio, monkeypatch):
     calls = []
 
@@ -260,7 +185,7 @@ def test_what_is_broken_is_not_loaded_at_every_song(make_studio, monkeypatch):
         assert song(studio).record["plan"] == {"used": False, "reason": "It is broken."}
     assert calls == [1]
     assert studio.status()["planner"]["state"] == "failed"
-    studio.refresh()
+    studio.models.refresh()
     assert studio.status()["planner"]["state"] == "ready"
 
 
@@ -269,7 +194,7 @@ def test_out_of_memory_while_planning_leaves_the_song_and_the_planner(studio, mo
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(planner, "CodeWriter", full)
-    monkeypatch.setattr(studio, "placing", Placing(studio))
+    monkeypatch.setattr(studio, "placing", Placing(studio.models))
     done = song(studio)
     assert "The planner ran out of memory" in done.record["plan"]["reason"]
     # A lower memory plan was tried first, by which the planner makes room for the song.
@@ -280,7 +205,7 @@ def test_out_of_memory_while_planning_leaves_the_song_and_the_planner(studio, mo
 
 
 def test_cancel_while_planning_stops_within_one_token(studio):
-    model = studio.planner.get().model.get_decoder()
+    model = studio.models.planner.get().model.get_decoder()
     assert_stops(
         studio, song_request(duration=60), model, lambda e: isinstance(e, Progress) and e.stage == "planning" and e.step
     )
