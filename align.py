@@ -20,22 +20,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import audio
-import checkpoints
 import codec
 import conditions
 import loras
 import sampling
-import writers
-from events import Done, Progress, StudioError
-from jobs import Job
+from events import Done, Job, Progress, StudioError
+from jobs import record_of
 from limits import MAX_LYRIC_TOKENS, QUALITY_STEPS, SAMPLE_RATE
+from memory import Placing
+from models import Models
 from modes import COVER, TEXT2MUSIC
 from params import AlignRequest
+from weights import Weights, read_json
 
 if TYPE_CHECKING:
     import torch
-
-    from backend import Backend
 
 # Layer -> heads that follow the lyrics, by (layers, heads a layer) of the transformer: the 2B models' and the XL ones'.
 KNOWN_HEADS = {
@@ -76,7 +75,7 @@ class _Enough(Exception):
 # --- a request ----------------------------------------------------------------------------------------------------
 
 
-def support(weights: checkpoints.Weights) -> dict[str, Any]:
+def support(weights: Weights) -> dict[str, Any]:
     """Tell whether the lines of a song can be timed with this checkpoint, and if not, why."""
     if weights.folder is None:
         reason = "The song model is not on this machine yet."
@@ -87,16 +86,16 @@ def support(weights: checkpoints.Weights) -> dict[str, Any]:
     return {"available": not reason, "reason": reason}
 
 
-def run(studio: Backend, job: Job) -> Iterator[Progress | Done]:
+def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]:
     """Time the lines of the finished song of `job`; the record of `Done` has "lines", "lrc" and "score"."""
     seconds: dict[str, float] = {}
-    if not studio.loaded:
+    if not models.loaded:
         yield Progress("loading")
     started = time.monotonic()
-    studio.placing.for_song()
-    pipe, heads = studio.pipeline(), _heads_of(studio.weights)
+    placing.for_song()
+    pipe, heads = models.pipeline(), _heads_of(models.weights)
     if not heads:
-        raise StudioError("unsupported", support(studio.weights)["reason"])
+        raise StudioError("unsupported", support(models.weights)["reason"])
     # The heads are known of the checkpoint as it was trained.
     loras.reconcile(pipe, ())
     seconds["loading"] = round(time.monotonic() - started, 3)
@@ -109,7 +108,7 @@ def run(studio: Backend, job: Job) -> Iterator[Progress | Done]:
     yield Progress("aligning")
     facts = _timed(pipe, heads, job.request, job.seeds, codec.join(tiles), samples.shape[1] / SAMPLE_RATE)
     seconds["aligning"] = round(time.monotonic() - started, 3)
-    yield Done((), writers.record_of(studio, job, studio.weights, seconds, facts))
+    yield Done((), record_of(models, job, models.weights, seconds, facts))
 
 
 def _timed(
@@ -139,9 +138,9 @@ def _timed(
     return {"lines": [asdict(line) for line in lines], "lrc": lrc(lines), "score": score(found, tokens)}
 
 
-def _heads_of(weights: checkpoints.Weights) -> Heads:
+def _heads_of(weights: Weights) -> Heads:
     """Return the heads of the checkpoint in a folder, from its transformer's config.json."""
-    config = checkpoints.read_json(weights.folder / "transformer" / "config.json") if weights.folder else None
+    config = read_json(weights.folder / "transformer" / "config.json") if weights.folder else None
     return alignment_heads(config or {})
 
 

@@ -1,166 +1,38 @@
 """The songwriter: a brief becomes structured lyrics, token by token, by a chat model (Qwen 2.5 7B Instruct).
 
-The model runs through transformers, or mlx-lm on Apple Silicon (`chat.py`); `tidy.py` brings its reply into ACE-Step's
-form. Nothing is ever fetched from here.
+The model runs through transformers, or mlx-lm on Apple Silicon. These two only generate token ids; all else is shared,
+so every setting means the same on both, and neither has random state that a request could leave behind. `lint.Tidy`
+brings the reply into ACE-Step's form. Nothing is ever fetched from here.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
-import platform
-import sys
-from collections.abc import Iterator
+import re
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Protocol
 
-from huggingface_hub import constants, try_to_load_from_cache
+import numpy as np
 
 import bootstrap
-import checkpoints
 import models
+import preview
 import preview_writers
-from chat import Decoder, MlxModel, Model, Sampler, TorchModel, encode_as_text, load_tokenizer, prompt_ids
-from events import Draft, Problem, StudioError, first_line, is_out_of_memory
-from hub import is_repo_id
-from limits import LANGUAGES, STRUCTURES, shown
+from events import Draft, StudioError, first_line, is_out_of_memory
+from limits import LANGUAGES, STRUCTURES
+from lint import Tidy
 from params import LyricsRequest
-from tidy import Tidy
+from weights import LYRICS_VARIABLE, Weights, missing_writer, read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 log = logging.getLogger(__name__)
-
-VARIABLE = "ACE_STUDIO_LYRICS"
-DEFAULT_WRITER, DEFAULT_MLX_WRITER = bootstrap.REPOSITORIES[VARIABLE]
-WRITER_GB = {DEFAULT_WRITER: 15.2, DEFAULT_MLX_WRITER: 4.3}
-
-Engine = Literal["transformers", "mlx"]
-
-# --- finding the model --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class WriterWeights:
-    """Which chat model writes: `wanted` names the one that was asked for, `problem` tells why there is none.
-
-    `source` is where `folder` comes from; "off" was switched off, "hub" was asked for by name and is still to be
-    fetched, "none" cannot be had (folder None). The preview's folder is made when the writer is built.
-    """
-
-    model_id: str
-    folder: Path | None
-    source: Literal["variable", "models", "cache", "preview", "hub", "off", "none"]
-    revision: str
-    engine: Engine
-    problem: Problem | None
-    wanted: str
-
-    @property
-    def available(self) -> bool:
-        """Tell whether `build_writer` has something to build."""
-        return self.folder is not None
-
-
-def find_writer() -> WriterWeights:
-    """Look for the model that ACE_STUDIO_LYRICS names (a folder, a hub id, "preview", "off"; by default Qwen 2.5 7B).
-
-    Looks in ./models beside this file and in the Hugging Face cache, and never asks the network.
-    """
-    asked, engine = os.environ.get(VARIABLE, "").strip(), _engine()
-    if asked.lower() == "off":
-        problem = Problem("writer_off", f"The lyrics writer is switched off ({VARIABLE}=off).")
-        return WriterWeights("", None, "off", "", engine, problem, "")
-    if asked.lower() == "preview":
-        folder = preview_writers.expected_language_model_folder("qwen2")
-        return WriterWeights("preview", folder, "preview", "", "transformers", None, "preview")
-    if asked and (checkpoints.looks_like_folder(asked) or not is_repo_id(asked)):
-        return _from_variable(asked, engine)
-    wanted = asked or (DEFAULT_MLX_WRITER if engine == "mlx" else DEFAULT_WRITER)
-    problem = _missing(wanted)
-    cached = try_to_load_from_cache(wanted, "config.json", cache_dir=constants.HF_HUB_CACHE)
-    places = (
-        ("models", checkpoints.MODELS_FOLDER.joinpath(*wanted.split("/"))),
-        ("cache", Path(cached).parent if isinstance(cached, str) else None),
-    )
-    for source, folder in places:
-        if folder is None or not os.path.lexists(folder):
-            continue
-        flaw = _flaw(folder, engine)
-        if flaw is None:
-            return WriterWeights(wanted, folder, source, checkpoints.snapshot_revision(folder), engine, None, wanted)
-        # A copy in the cache that is not whole is completed.
-        if source == "models" or not asked:
-            problem = flaw
-    fetched = asked and problem.code == "weights_missing" and not bootstrap.on_zerogpu()
-    return WriterWeights(wanted, None, "hub" if fetched else "none", "", engine, problem, wanted)
-
-
-def _engine() -> Engine:
-    apple = sys.platform == "darwin" and platform.machine() == "arm64"
-    return "mlx" if apple and importlib.util.find_spec("mlx_lm") else "transformers"
-
-
-def _from_variable(asked: str, engine: Engine) -> WriterWeights:
-    folder = Path(os.path.expanduser(asked)).absolute()
-    problem = _flaw(folder, engine)
-    if problem and not checkpoints.looks_like_folder(asked):
-        problem = Problem(
-            "weights_missing",
-            f'{VARIABLE} must be a folder, a model on Hugging Face like "{DEFAULT_WRITER}", preview or off, '
-            f"not {shown(asked)}.",
-        )
-    if problem:
-        return WriterWeights(asked, None, "none", "", engine, problem, asked)
-    return WriterWeights(folder.name, folder, "variable", "", engine, None, folder.name)
-
-
-def _missing(wanted: str) -> Problem:
-    size = f" ({WRITER_GB[wanted]:g} GB)" if wanted in WRITER_GB else ""
-    hint = f"Fetch it from Hugging Face, or put it into models/{wanted}/ beside app.py."
-    if bootstrap.on_zerogpu():
-        hint = f"Name it under preload_from_hub in the Space's README.md: {wanted}."
-    return Problem("weights_missing", f"The lyrics writer {wanted}{size} is not on this machine.", hint=hint)
-
-
-def _flaw(folder: Path, engine: Engine) -> Problem | None:
-    """Return what keeps `folder` from being a whole chat model, or None."""
-    if not folder.exists() and not folder.is_symlink():
-        return Problem("weights_missing", f"There is no folder {folder}.", hint=f"Check {VARIABLE}.")
-    reason = _reason_against(folder, engine)
-    if reason is None:
-        return None
-    return Problem(
-        "weights_broken",
-        f"The lyrics writer in {checkpoints.place_of(folder)} cannot be used: {reason}.",
-        hint=f"Complete it, or name another one in {VARIABLE}.",
-    )
-
-
-def _reason_against(folder: Path, engine: Engine) -> str | None:
-    if not folder.is_dir():
-        return "it is not a folder"
-    config = checkpoints.read_json(folder / "config.json")
-    if config is None:
-        return "config.json is missing or cannot be read"
-    architectures = config.get("architectures")
-    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
-    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
-        return f"it is no language model that writes text (its config.json says {shown(', '.join(names) or 'nothing')})"
-    if engine == "transformers" and "quantization" in config and "quantization_config" not in config:
-        return "its weights are made for MLX, which needs a Mac with Apple Silicon"
-    spellings = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
-    if not any(all((folder / name).is_file() for name in names) for names in spellings):
-        return "its tokenizer is missing (tokenizer.json)"
-    inside = (checkpoints.read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
-    if not inside and not (folder / "chat_template.jinja").is_file():
-        return "its tokenizer has no chat template; an instruct or chat model is needed"
-    return checkpoints.weights_flaw(folder)
-
 
 # --- the writer ---------------------------------------------------------------------------------------------------
 
@@ -168,7 +40,7 @@ def _reason_against(folder: Path, engine: Engine) -> str | None:
 class Writer:
     """A chat model that is loaded; `weights` tells which one, `engine` and `kind` where it runs."""
 
-    def __init__(self, weights: WriterWeights, tokenizer: PreTrainedTokenizerBase, model: Model, kind: str):
+    def __init__(self, weights: Weights, tokenizer: PreTrainedTokenizerBase, model: Model, kind: str):
         self.weights, self.engine, self.kind = weights, weights.engine, kind
         self._tokenizer, self._model = tokenizer, model
 
@@ -222,13 +94,13 @@ class Writer:
             yield tokens, rest
 
 
-def build_writer(weights: WriterWeights, kind: models.Kind) -> Writer:
+def build_writer(weights: Weights, kind: models.Kind) -> Writer:
     """Load the writer onto the device `kind` (MLX chooses its own); raises StudioError.
 
     The tiny preview model is made first where it is not in the cache yet.
     """
     if weights.folder is None:
-        raise StudioError.of(weights.problem or _missing(weights.wanted))
+        raise StudioError.of(weights.problem or missing_writer(weights.wanted))
     try:
         built_in = weights.source == "preview"
         folder = preview_writers.language_model_folder("qwen2") if built_in else weights.folder
@@ -251,27 +123,27 @@ def build_writer(weights: WriterWeights, kind: models.Kind) -> Writer:
     raise failure
 
 
-def _load_failure(weights: WriterWeights, error: Exception) -> StudioError:
+def _load_failure(weights: Weights, error: Exception) -> StudioError:
     if is_out_of_memory(error):
         return _out_of_memory(weights)
     return StudioError(
         "weights_broken",
         f"The lyrics writer {weights.model_id} could not be loaded: {first_line(error)}",
-        hint=f"Complete it, or name another one in {VARIABLE}.",
+        hint=f"Complete it, or name another one in {LYRICS_VARIABLE}.",
     )
 
 
-def _check_memory(weights: WriterWeights, folder: Path) -> None:
+def _check_memory(weights: Weights, folder: Path) -> None:
     """Refuse what cannot fit: on Linux the system would end the whole studio, not the loading."""
-    if sum(path.stat().st_size for path in folder.glob("*.safetensors")) > models.available_memory():
+    if models.bytes_in(folder) > models.available_memory():
         raise _out_of_memory(weights)
 
 
-def _out_of_memory(weights: WriterWeights) -> StudioError:
+def _out_of_memory(weights: Weights) -> StudioError:
     return StudioError(
         "out_of_memory",
         f"The lyrics writer {weights.model_id} does not fit into the memory that is free.",
-        hint=f"Close other programs, or name a smaller model in {VARIABLE}.",
+        hint=f"Close other programs, or name a smaller model in {LYRICS_VARIABLE}.",
     )
 
 
@@ -301,3 +173,314 @@ def user_prompt(request: LyricsRequest) -> str:
     lines += [f"Tone: {request.tone}"] if request.tone else []
     lines += [f"Structure: {structure}"] if structure else []
     return "\n".join(lines)
+
+
+# --- a chat model ---------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer in `folder`, with its chat template."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+# --- its tokens -----------------------------------------------------------------------------------------------------
+
+# Marks the places of the texts in a rendered template; private characters, so that no template changes them.
+_PLACES = ("\ue000a\ue001", "\ue000b\ue001")
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> list[int]:
+    """Return the token ids of a chat with one question, through the tokenizer's own template.
+
+    The template is rendered around placeholders, and the texts become tokens by themselves: "<|im_end|>" in a brief is
+    ten characters of text and closes no turn. Raises StudioError where the template cannot be used.
+    """
+    texts = dict(zip(_PLACES, (system, user), strict=True))
+    rendered = _render(tokenizer, [("system", _PLACES[0]), ("user", _PLACES[1])])
+    if not all(place in rendered for place in _PLACES):
+        # Some templates know no system turn.
+        rendered = _render(tokenizer, [("user", f"{_PLACES[0]}\n\n{_PLACES[1]}")])
+    if not all(place in rendered for place in _PLACES):
+        raise StudioError("weights_unfit", "This model's chat template cannot be used.")
+    ids: list[int] = []
+    for part in re.split("(" + "|".join(_PLACES) + ")", rendered):
+        if part in texts:
+            ids += encode_as_text(tokenizer, texts[part])
+        elif part:
+            ids += tokenizer.encode(part, add_special_tokens=False)
+    return ids
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]) -> str:
+    from jinja2 import TemplateError
+
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        # Qwen 3 would think aloud first; other templates do not know the word.
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except TemplateError:
+        return ""
+
+
+def encode_as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of `text` without any added token (chat markers and the like), whatever it says.
+
+    Text that spells such a token is cut inside the spelling, and the parts become tokens by themselves; the tokenizers'
+    own `split_special_tokens` leaves out added tokens that are not called special.
+    """
+    spellings = [re.escape(token) for token in tokenizer.get_added_vocab() if len(token) > 1]
+    marker = re.compile("|".join(spellings) or "(?!)")
+    parts, start = [], 0
+    while found := marker.search(text, start):
+        parts.append(text[start : found.start() + 1])
+        start = found.start() + 1
+    parts.append(text[start:])
+    return [token for part in parts if part for token in tokenizer.encode(part, add_special_tokens=False)]
+
+
+# --- from scores to text ------------------------------------------------------------------------------------------
+
+
+class Sampler:
+    """Chooses the next token from a row of scores, with a random generator of its own.
+
+    First `temperature`, then `top_p`: of the likeliest tokens the fewest whose probabilities reach it. Temperature 0
+    takes the likeliest one. Only ids below `vocabulary` are taken: a model's scores may be padded beyond its tokenizer.
+    """
+
+    def __init__(self, temperature: float, top_p: float, seed: int, vocabulary: int):
+        self._temperature, self._top_p, self._vocabulary = temperature, top_p, vocabulary
+        self._random = np.random.Generator(np.random.PCG64(seed))
+
+    def __call__(self, scores: np.ndarray) -> int:
+        """Return a token id for `scores` [vocabulary]; raises StudioError where they are not numbers."""
+        scores = np.asarray(scores[: self._vocabulary], np.float64)
+        best = int(scores.argmax())
+        if not np.isfinite(scores[best]):
+            raise StudioError("weights_broken", "The model's scores are not numbers; its weights are damaged.")
+        if not self._temperature:
+            return best
+        probabilities = np.exp((scores - scores[best]) / self._temperature)
+        probabilities /= probabilities.sum()
+        # All tokens below this bound together weigh less than 1 - top_p, so none of them is needed to reach it. Sorting
+        # the few others instead of 150,000 takes a hundredth of the time.
+        likely = np.flatnonzero(probabilities >= (1 - self._top_p) / len(probabilities))
+        likely = likely[np.argsort(-probabilities[likely], kind="stable")]
+        sums = probabilities[likely].cumsum()
+        kept = sums[: int(np.searchsorted(sums, self._top_p)) + 1]
+        drawn = np.searchsorted(kept, self._random.random() * kept[-1], side="right")
+        return int(likely[min(drawn, len(kept) - 1)])
+
+
+class Decoder:
+    """Turns token ids into text as they come, in whole characters; the pieces joined equal the decoded whole."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        # Some tokenizers write a token differently at the start of a text: what was said last is decoded once more.
+        self._before, self._said = 0, 0
+
+    def add(self, token: int) -> str:
+        self._ids.append(token)
+        old, new = self._decode(self._before, self._said), self._decode(self._before, None)
+        # A replacement character at the end is the first part of a character whose rest is still to come.
+        if new.endswith("\ufffd"):
+            return ""
+        self._before, self._said = self._said, len(self._ids)
+        return new[len(old) :]
+
+    def end(self) -> str:
+        """Return what was kept back; text that ends inside a character ends with a replacement character."""
+        old = self._decode(self._before, self._said)
+        return self._decode(self._before, None)[len(old) :]
+
+    def _decode(self, start: int, end: int | None) -> str:
+        ids = self._ids[start:end]
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+# --- the backends -------------------------------------------------------------------------------------------------
+
+PROMPT_CHUNK = 256
+"""Tokens of the prompt that are read between two looks at whether the visitor still wants the reply."""
+TICK_SECONDS = 0.4
+
+
+class Model(Protocol):
+    context: int
+
+    def tokens(self, prompt: list[int], sampler: Sampler, most: int) -> Generator[int | None, None, None]:
+        """Yield up to `most` token ids, without the one that ends the text; None is a sign of life."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+
+class TorchModel:
+    """A causal language model of transformers; each request has a cache of its own."""
+
+    def __init__(self, folder: Path, kind: models.Kind, end: int | None):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        preview.quiet_libraries()
+        # Straight onto the device, so that the host needs no room for it; ZeroGPU intercepts only `to`.
+        direct = kind != "cpu" and not bootstrap.on_zerogpu()
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=_dtype(kind),
+            device_map={"": kind} if direct else None,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+        if not direct:
+            model.to(kind)
+        self._model: PreTrainedModel | None = model.eval().requires_grad_(False)
+        self._device = torch.device(kind)
+        self._stops = _stop_ids(end, model.config, model.generation_config)
+        self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
+
+    def tokens(self, prompt: list[int], sampler: Sampler, most: int) -> Generator[int | None, None, None]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._model.config)
+        scores = None
+        for start in range(0, len(prompt), PROMPT_CHUNK):
+            scores = self._scores(prompt[start : start + PROMPT_CHUNK], cache)
+            yield None
+        for drawn in range(most):
+            token = sampler(scores)
+            if token in self._stops:
+                return
+            yield token
+            if drawn + 1 < most:
+                scores = self._scores([token], cache)
+
+    def close(self) -> None:
+        self._model = None
+
+    def _scores(self, ids: list[int], cache: Any) -> np.ndarray:
+        """Return the scores of the token after `ids`, float32 [vocabulary], and add `ids` to the cache."""
+        import torch
+
+        # Inside, not around the loop: between two tokens the caller's code runs on this thread.
+        with torch.inference_mode():
+            batch = torch.tensor([ids], device=self._device)
+            logits = self._model(input_ids=batch, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            return logits[0, -1].float().cpu().numpy()
+
+
+def _dtype(kind: models.Kind) -> Any:
+    """Return the numbers to load in: as stored, but float16 where the device has no bfloat16."""
+    import torch
+
+    old_cuda = (
+        kind == "cuda" and not bootstrap.on_zerogpu() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    old_mps = kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
+    return torch.float16 if old_cuda or old_mps else "auto"
+
+
+def _stop_ids(end: int | None, *configs: Any) -> frozenset[int]:
+    """Gather the ids that end a text: the tokenizer's `end`, and those that the model's configs name."""
+    ids = [end]
+    for config in configs:
+        named = getattr(config, "eos_token_id", None)
+        ids += named if isinstance(named, list) else [named]
+    return frozenset(number for number in ids if number is not None)
+
+
+class MlxModel:
+    """A model of mlx-lm. All of MLX runs in one thread of its own: a stream works only in the thread that made it."""
+
+    def __init__(self, name: str, folder: Path):
+        self._name = name
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlx")
+        config = read_json(folder / "config.json") or {}
+        self.context = int(config.get("max_position_embeddings") or 2**31)
+        try:
+            self._worker.submit(self._load, folder).result()
+        except Exception as error:
+            self.close()
+            raise self._failed("loaded", error) from error
+
+    def tokens(self, prompt: list[int], sampler: Sampler, most: int) -> Generator[int | None, None, None]:
+        stop, end = threading.Event(), object()
+        steps = self._steps(prompt, sampler, most, stop)
+        try:
+            while True:
+                step = self._worker.submit(next, steps, end)
+                while not _is_done(step):
+                    yield None
+                token = step.result()
+                if token is end:
+                    return
+                yield token
+        except StudioError:
+            raise
+        except Exception as error:
+            raise self._failed("used", error) from error
+        finally:
+            # In its own thread as well, which may have to finish a step first.
+            stop.set()
+            self._worker.submit(steps.close).result()
+
+    def close(self) -> None:
+        self._model = self._tokenizer = None
+        self._worker.shutdown(wait=False)
+
+    def _load(self, folder: Path) -> None:
+        import mlx.core as mx
+        import mlx_lm
+
+        self._model, self._tokenizer = mlx_lm.load(str(folder))
+        self._stream = mx.new_stream(mx.default_device())
+
+    def _steps(
+        self, prompt: list[int], sampler: Sampler, most: int, stop: threading.Event
+    ) -> Generator[int, None, None]:
+        import mlx.core as mx
+        import mlx_lm
+
+        # mlx-lm's own samplers draw from a random state that all requests share.
+        def sample(scores: mx.array) -> mx.array:  # [1, vocabulary] -> [1]
+            return mx.array([sampler(np.array(scores.astype(mx.float32))[0])])
+
+        def look(done: int, total: int) -> None:
+            if stop.is_set():
+                raise InterruptedError
+
+        responses = mlx_lm.stream_generate(
+            self._model,
+            self._tokenizer,
+            prompt,
+            max_tokens=most,
+            stream=self._stream,
+            sampler=sample,
+            prefill_step_size=PROMPT_CHUNK,
+            prompt_progress_callback=look,
+        )
+        for response in responses:
+            if response.finish_reason == "stop":
+                return
+            yield int(response.token)
+
+    def _failed(self, what: str, error: Exception) -> StudioError:
+        return StudioError(
+            "mlx_failed",
+            f"The model {self._name} could not be {what} with MLX: {first_line(error)}",
+            hint="Nothing else was fetched instead. Update mlx-lm, or name another model.",
+        )
+
+
+def _is_done(step: Future) -> bool:
+    try:
+        step.exception(timeout=TICK_SECONDS)
+    except TimeoutError:
+        return step.done()
+    return True
