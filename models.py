@@ -1,10 +1,13 @@
-"""Which device runs the song model in which numbers, and the pipeline built from weights and device."""
+"""The models of the studio: on which device and in which numbers they run, and each one once it is loaded."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,25 +15,33 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 
 import attention
-import memory
+import codec
 import preview
 from bootstrap import on_zerogpu
-from checkpoints import DEFAULT_MODEL_GB, PREVIEW_HIDDEN_SIZE, Weights, missing_model, transformer_config
-from events import StudioError, first_line
+from events import Problem, Progress, StudioError, as_dict, first_line, is_out_of_memory
 from hub import PARTS
+from weights import DEFAULT_MODEL_GB, Weights, find_weights, missing_model
 
 if TYPE_CHECKING:
     import torch
     from diffusers import AceStepPipeline
 
 
-XL_PARTS_GB = {
-    **{"transformer": 8.34, "condition_encoder": 1.22, "text_encoder": 1.19, "vae": 0.34},
-    **{"audio_tokenizer": 0.21, "audio_token_detokenizer": 0.21},
-}
-"""In bfloat16, by the number of parameters."""
+# Before macOS 15.1 a convolution on Apple's GPU refuses outputs longer than this many samples.
+MPS_MOST_SAMPLES = 65_536
+# Frames that the VAE sees to each side of one.
+SEEN_FRAMES = 9
 
 Kind = Literal["cuda", "mps", "cpu"]
+Plan = Literal["resident", "swap", "offload", "fp8"]
+
+# What a plan can do there: on MPS and the CPU a part that leaves the device would stay in the same memory, and MPS has
+# no 8-bit floating-point numbers.
+LADDERS: dict[str, tuple[Plan, ...]] = {
+    "cuda": ("resident", "swap", "offload", "fp8"),
+    "mps": ("resident", "swap"),
+    "cpu": ("resident", "swap", "fp8"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,187 @@ class Device:
     storage_dtype: str
     vae_dtype: str
     reason: str
+
+
+class Models:
+    """The song model's weights, the device, and each model once it is loaded; `turn` is held while a job uses them.
+
+    `plan` is the memory plan in force, "" before the first job. `planner` and `lyrics` make the slots of the two
+    language models for a device that is picked later.
+    """
+
+    def __init__(self, planner: Callable[[Callable[[], Device]], Slot], lyrics: Callable[[Callable[[], Device]], Slot]):
+        self.turn = threading.Lock()
+        self._building = threading.Lock()
+        self._picking = threading.Lock()
+        self.known_device: Device | None = None
+        self._pipe: Any = None
+        self.plan = ""
+        self.weights = find_weights()
+        self.planner = planner(self.device)
+        self.lyrics = lyrics(self.device)
+
+    @property
+    def loaded(self) -> bool:
+        """Tell whether the pipeline is built."""
+        return self._pipe is not None
+
+    def pipeline(self) -> Any:
+        """Return the pipeline, built at the first call however many ask for it at once."""
+        # A ZeroGPU worker may have been forked while another thread held the lock, so what is there needs none.
+        if (pipe := self._pipe) is not None:
+            return pipe
+        with self._building:
+            if self._pipe is None:
+                self._pipe = build_pipeline(self.weights, self.device(), self.plan or "resident")
+            return self._pipe
+
+    def let_go_of_pipeline(self) -> None:
+        """Give the pipeline's memory back; the next use builds it again."""
+        with self._building:
+            self._pipe = None
+        free_memory()
+
+    def device(self) -> Device:
+        """Return the device that is used; the first call imports torch."""
+        if (device := self.known_device) is not None:
+            return device
+        with self._picking:
+            if self.known_device is None:
+                self.known_device = pick_device(self.weights)
+            return self.known_device
+
+    def load_all(self) -> None:
+        """Load everything that is here now; a planner or a writer that cannot be loaded says so in the status."""
+        self.pipeline()
+        for slot in (self.planner, self.lyrics):
+            with contextlib.suppress(StudioError):
+                slot.get()
+
+    def refresh(self) -> None:
+        """Look for all weights again; a change lets go of the model once the job that uses it is done."""
+        weights = find_weights()
+        if weights != self.weights:
+            with self.turn:
+                with self._building:
+                    self.weights, self._pipe, self.known_device = weights, None, None
+                # They may have been loaded in the numbers that suited the old weights.
+                self.planner.let_go()
+                self.lyrics.let_go()
+        self.planner.refresh(self.turn)
+        self.lyrics.refresh(self.turn)
+
+
+class Slot:
+    """The planner or the lyrics writer: its `weights`, the model once it is loaded, or the `problem` of loading it."""
+
+    def __init__(
+        self,
+        name: str,
+        find: Callable[[], Any],
+        build: Callable[[Any], Any],
+        fetch: Callable[[Any], Iterator[Progress]],
+    ):
+        self.name, self._find, self._build, self._fetch = name, find, build, fetch
+        self._building = threading.Lock()
+        self._model: Any = None
+        self.weights = find()
+        self.problem: Problem | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Tell whether the model is in memory."""
+        return self._model is not None
+
+    def get(self) -> Any:
+        """Return the model, loaded at the first call; raises StudioError where it is not here or cannot be loaded.
+
+        What failed is not tried again before `refresh`, except for a lack of memory, which may be gone by now.
+        """
+        # A ZeroGPU worker may have been forked while another thread held the lock, so what is there needs none.
+        if (model := self._model) is not None:
+            return model
+        with self._building:
+            if self._model is None:
+                problem = self._missing() or self.problem
+                if problem and problem.code != "out_of_memory":
+                    raise StudioError.of(problem)
+                self._model, self.problem = self._load()
+                if self.problem:
+                    # Out here the exception is gone, and with it what it held of the model.
+                    free_memory()
+                    raise StudioError.of(self.problem)
+            return self._model
+
+    def fetch(self) -> Iterator[Progress]:
+        """Fetch what was named on purpose and is not here yet; the caller looks again afterwards."""
+        if self.weights.source != "hub":
+            return
+        try:
+            yield from self._fetch(self.weights)
+        except StudioError as error:
+            self.problem = error.problem
+            raise
+
+    def check(self) -> None:
+        """Raise StudioError where the weights are not on this machine."""
+        if problem := self._missing():
+            raise StudioError.of(problem)
+
+    def refresh(self, turn: threading.Lock) -> None:
+        """Look for the weights again and forget what failed; others let go of the model, once `turn` is free."""
+        found = self._find()
+        if found == self.weights:
+            self.problem = None
+            return
+        with turn:
+            self.let_go()
+            self.weights, self.problem = found, None
+
+    def let_go(self) -> None:
+        """Give the model's memory back; the next use loads it again."""
+        with self._building:
+            if close := getattr(self._model, "close", None):
+                close()
+            self._model = None
+        free_memory()
+
+    def status(self) -> dict[str, Any]:
+        """Return whether it is "off", not here ("none"), "ready" to be loaded, "loaded" or "failed", and why."""
+        weights, state = self.weights, "ready"
+        to_fetch = weights.source == "hub" and not self.problem
+        if weights.source == "off":
+            state = "off"
+        elif self.loaded:
+            state = "loaded"
+        elif self.problem:
+            state = "failed"
+        elif weights.folder is None and not to_fetch:
+            state = "none"
+        return {
+            "state": state,
+            "model": "" if state == "off" else weights.model_id,
+            "source": weights.source,
+            "problem": None if to_fetch else as_dict(self.problem or weights.problem),
+        }
+
+    def _missing(self) -> Problem | None:
+        if self.weights.folder is not None:
+            return None
+        return (
+            self.problem or self.weights.problem or Problem("weights_missing", f"{self.name} is not on this machine.")
+        )
+
+    def _load(self) -> tuple[Any, Problem | None]:
+        try:
+            return self._build(self.weights), None
+        except StudioError as error:
+            return None, error.problem
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            message = f"{self.name} {self.weights.model_id} does not fit into the memory that is free."
+            return None, Problem("out_of_memory", message, hint="Close other programs, or name a smaller model.")
 
 
 def pick_device(weights: Weights) -> Device:
@@ -77,6 +269,8 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
     try:
         folder = preview.checkpoint_folder() if weights.engine == "preview" else weights.folder
         pipe = AceStepPipeline.from_pretrained(folder, dtype=dtypes, use_safetensors=True, local_files_only=True)
+        attention.use_windows(pipe.transformer)
+        codec.skip_idle_units(pipe.vae)
         if device.storage_dtype != device.dtype:
             parts = [
                 part for part in pipe.components if part != "vae" and not (plan == "fp8" and part == "transformer")
@@ -84,7 +278,7 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
             _cast_when_used(pipe, parts, getattr(torch, device.storage_dtype), getattr(torch, device.dtype))
         if plan == "fp8":
             _cast_when_used(pipe, ["transformer"], torch.float8_e4m3fn, getattr(torch, device.dtype))
-        if plan in ("offload", "fp8") and "offload" in memory.LADDERS[device.kind]:
+        if plan in ("offload", "fp8") and is_apart(device.kind):
             take_turns(pipe, device.kind)
         else:
             pipe.to(device.kind)
@@ -101,8 +295,9 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
             f"The model {weights.model_id} could not be loaded: {first_line(error)}",
             hint=f"Look at the folder {weights.folder}, or remove it and fetch the model again.",
         ) from error
-    attention.use(pipe.transformer, attention.CHOSEN)
     pipe.vae.enable_tiling()
+    if device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1):
+        use_short_tiles(pipe.vae)
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
@@ -110,45 +305,16 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
     return pipe
 
 
-def sizes_of(weights: Weights, device: Device) -> memory.Sizes:
-    """Return the bytes that the pipeline of `weights` takes on `device`, as far as its files tell."""
-    if weights.folder is None or not weights.folder.exists():
-        # Not here yet: XL's, or the preview's, which are nothing.
-        share = 0.001 if weights.engine == "preview" else 1.0
-        parts = {name: int(share * size * 10**9) for name, size in XL_PARTS_GB.items()}
-    else:
-        parts = {part: _part_bytes(weights.folder / part) for part in PARTS}
-    # The checkpoint is in bfloat16; the built-in one is in float32 already.
-    factor = 2 if device.storage_dtype == "float32" and weights.engine != "preview" else 1
-    parts = {part: size * factor for part, size in parts.items()}
-    largest = max(size for part, size in parts.items() if part != "transformer")
-    return memory.Sizes(sum(parts.values()), parts["transformer"], largest)
+def is_apart(kind: str) -> bool:
+    """Tell whether the device has memory of its own, so that what leaves it can wait in the machine's."""
+    return "offload" in LADDERS[kind]
 
 
-def song_of(weights: Weights, device: Device, duration: float, takes: int, guided: bool) -> memory.Song:
-    """Return what the memory plan has to know about a song that `weights` make on `device`."""
-    # The built-in checkpoint may not be made yet, and is small in any case.
-    usual = PREVIEW_HIDDEN_SIZE if weights.engine == "preview" else memory.XL_HIDDEN_SIZE
-    width = float(transformer_config(weights).get("hidden_size") or usual) / memory.XL_HIDDEN_SIZE
-    return memory.Song(duration, takes, guided, width, wide=device.dtype == "float32")
-
-
-def room_for_models(kind: Kind) -> int | None:
-    """Return the bytes that our models may take together on the device: what is free, and what they have already.
-
-    None on ZeroGPU, where each call gets the whole card, whatever torch reports in the main process.
-    """
-    if on_zerogpu():
-        return None
-    if kind == "cpu":
-        return available_memory() + psutil.Process().memory_info().rss
-    import torch
-
-    if kind == "mps":
-        # Apple's GPU shares the machine's memory; this is the part of it that one process may have.
-        return int(torch.mps.recommended_max_memory())
-    free, _ = torch.cuda.mem_get_info()
-    return int(free + torch.cuda.memory_reserved())
+def use_short_tiles(vae: Any) -> None:
+    """Let `vae` work in the longest tiles of which no convolution is refused on Apple's GPU before macOS 15.1."""
+    frames = MPS_MOST_SAMPLES // vae.hop_length
+    vae.tile_latent_min_length, vae.tile_latent_overlap = frames, SEEN_FRAMES
+    vae.tile_sample_min_length, vae.tile_sample_overlap = frames * vae.hop_length, SEEN_FRAMES * vae.hop_length
 
 
 def vram_limit_for(kind: Kind) -> int | None:
@@ -161,6 +327,26 @@ def vram_limit_for(kind: Kind) -> int | None:
     import torch
 
     return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def planner_dtype(device: Device) -> str:
+    """Return the numbers that the planner computes in: on MPS those of upstream, not the song model's."""
+    return "float32" if device.kind == "mps" else device.dtype
+
+
+def trim_memory(device: torch.device) -> None:
+    """Give back between two steps what the allocator of Apple's GPU holds beyond half of what is in use."""
+    import torch
+
+    if device.type == "mps" and torch.mps.driver_allocated_memory() > 1.5 * torch.mps.current_allocated_memory():
+        torch.mps.empty_cache()
+
+
+def trim_heap() -> None:
+    """Give back to Linux what its C library keeps of a song's arrays, hundreds of MB in pieces between others."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def free_memory() -> None:
@@ -226,11 +412,12 @@ def _cpu(weights: Weights, small: bool) -> Device:
 def _stored_bytes(weights: Weights) -> int:
     if weights.folder is None:
         return int(DEFAULT_MODEL_GB * 10**9)
-    return sum(_part_bytes(weights.folder / part) for part in PARTS)
+    return sum(bytes_in(weights.folder / part) for part in PARTS)
 
 
-def _part_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def bytes_in(folder: Path | None) -> int:
+    """Return the size of the weights in `folder`, 0 without one."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
 
 
 def available_memory() -> int:
@@ -254,7 +441,9 @@ class Turns:
     """Lets the parts of a pipeline take turns on the device: one is there, the others wait in the machine's memory.
 
     A part comes when it, or a module right inside it, is called; the loop calls some of those by themselves, which
-    the hooks of accelerate, on whole parts, would not see. What reads the device from the pipeline gets the true one.
+    the hooks of accelerate, on whole parts, would not see. What uses weights without calling a module, as reading audio
+    codes does, which diffusers' group offloading would miss as well, says so with `enter`. What reads the device from
+    the pipeline gets the true one.
     """
 
     def __init__(self, parts: dict[str, torch.nn.Module], device: str):
@@ -294,12 +483,22 @@ def take_turns(pipe: AceStepPipeline, device: str) -> Turns:
     return Turns({name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}, device)
 
 
+def enter(pipe: AceStepPipeline, name: str) -> None:
+    """Bring the part `name` of `pipe` onto the device where parts take turns."""
+    if turns := _turns(pipe):
+        turns.enter(name)
+
+
 def leave(pipe: AceStepPipeline) -> None:
     """Take the part of `pipe` that has the turn off the device."""
-    turns = getattr(pipe.transformer, "_hf_hook", None)
-    if isinstance(turns, Turns):
+    if turns := _turns(pipe):
         turns.leave()
         free_memory()
+
+
+def _turns(pipe: AceStepPipeline) -> Turns | None:
+    turns = getattr(pipe.transformer, "_hf_hook", None)
+    return turns if isinstance(turns, Turns) else None
 
 
 def _cast_when_used(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtype, compute: torch.dtype) -> None:

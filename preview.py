@@ -1,6 +1,6 @@
 """The built-in tiny checkpoints: the real classes in the real layout on disk, with seeded instead of learnt weights.
 
-`checkpoint_folder` is the "preview engine": what the studio runs until the real weights are there, and what the tests
+`checkpoint_folder` is the "built-in engine": what the studio runs until the real weights are there, and what the tests
 run. Every part of a song passes through it as through the real model (tokens, conditions, guidance, steps, tiles), but
 its sound is not music. About one million parameters, made in seconds, the same bytes every time.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import checkpoints
 import models
+from weights import Weights
 
 CPU = models.Device("cpu", "float32", "float32", "float32", "a test")
 
 
-def weights_in(folder: Path) -> checkpoints.Weights:
+def weights_in(folder: Path) -> Weights:
     """Return the weights in `folder`, as if ACE_STUDIO_MODEL had named it."""
-    return checkpoints.Weights(folder.name, folder, "variable", "", "xl", None, folder.name)
+    return Weights(folder.name, folder, "variable", "", "xl", None, folder.name)

@@ -1,4 +1,4 @@
-"""The built-in checkpoint: made once, the same everywhere, and every input of a song changes what it plays."""
+"""The built-in checkpoint: made once, the same everywhere, repaired where it is damaged, and sound at every length."""
 
 from __future__ import annotations
 
@@ -17,18 +17,16 @@ import torch
 import preview
 from tests.program import ROOT
 
-PROMPTS = (
-    "warm lofi piano with soft drums",
-    "An upbeat synthwave track with driving bass, shimmering arpeggios and a nostalgic eighties mood, female vocals",
-    "A melancholic indie folk ballad with fingerpicked acoustic guitar, subtle strings and a breathy female voice",
-    "heavy metal, double kick drums, distorted guitars, growling male vocals, fast tempo",
-    "orchestral film score building from a lonely cello to a triumphant brass finale",
-    "a cheerful children's song about counting sheep with ukulele and glockenspiel",
-)
 LYRICS = (
     "[Verse 1]\nSoft notes in the morning light\nEvery window learns to shine\n[Chorus]\nMusic fills the air tonight"
 )
-SONG = {"prompt": PROMPTS[0], "lyrics": LYRICS, "vocal_language": "en", "bpm": 90, "keyscale": "C major"}
+SONG = {
+    "prompt": "warm lofi piano with soft drums",
+    "lyrics": LYRICS,
+    "vocal_language": "en",
+    "bpm": 90,
+    "keyscale": "C major",
+}
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -67,11 +65,6 @@ def decibels(samples: torch.Tensor) -> float:
     return 20 * math.log10(float(samples.square().mean().sqrt()))
 
 
-def tone(hertz: float, seconds: float = 10.0) -> torch.Tensor:
-    """Return a stereo tone [2, samples] at 48 kHz."""
-    return 0.3 * torch.sin(2 * torch.pi * hertz * torch.arange(int(seconds * 48_000)) / 48_000).repeat(2, 1)
-
-
 # --- on disk ------------------------------------------------------------------------------------------------------
 
 
@@ -90,6 +83,7 @@ def test_it_has_the_real_layout_and_stays_small(tiny):
     assert vae["encoder_hidden_size"] == 2 * vae["decoder_input_channels"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_and_two_folders_give_equal_bytes(tiny, tmp_path):
     code = f"import pathlib, preview; preview.make_checkpoint(pathlib.Path({str(tmp_path / 'elsewhere' / 'b')!r}))"
@@ -101,21 +95,15 @@ def test_two_processes_and_two_folders_give_equal_bytes(tiny, tmp_path):
     assert str(tmp_path) not in text and str(tiny.parent) not in text and "_name_or_path" not in text
 
 
-def test_making_it_leaves_the_global_generator_alone(tiny, tmp_path):
+@pytest.mark.slow
+def test_seed_and_turbo_are_in_the_files_and_the_global_generator_is_left_alone(tiny, tmp_path):
     torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    preview.make_checkpoint(tmp_path / "again")
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_seed_shape_and_turbo_are_in_the_files(tiny, tmp_path):
+    state = torch.get_rng_state()
     preview.make_checkpoint(tmp_path / "seed", seed=1)
     preview.make_checkpoint(tmp_path / "turbo", turbo=True)
-    assert (
-        hashes(tmp_path / "seed")["transformer/diffusion_pytorch_model.safetensors"]
-        != (hashes(tiny)["transformer/diffusion_pytorch_model.safetensors"])
-    )
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert hashes(tmp_path / "seed")[weights] != hashes(tiny)[weights]
     config = json.loads((tmp_path / "turbo" / "transformer" / "config.json").read_text())
     assert config["is_turbo"] and config["model_version"] == "turbo"
 
@@ -139,13 +127,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_the_expected_folder_is_where_it_is_made(cache):
-    expected = preview.expected_folder()
-    assert not cache.exists()
-    assert preview.checkpoint_folder() == expected and expected.is_relative_to(cache)
-    assert [path.name for path in cache.iterdir() if path.is_dir()] == [expected.name]
-
-
+@pytest.mark.slow
 def test_processes_and_threads_at_once_get_one_whole_checkpoint(cache, tiny):
     code = "import preview; print(preview.checkpoint_folder())"
     processes = [in_new_process(code) for _ in range(2)]
@@ -183,12 +165,16 @@ def damage_half(folder: Path) -> None:
     (folder / "model_index.json").unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_cut, damage_flip, damage_half])
+@pytest.mark.parametrize(
+    "damage", [damage_flip, *(pytest.param(one, marks=pytest.mark.slow) for one in (damage_cut, damage_half))]
+)
 def test_a_damaged_checkpoint_is_made_anew(cache, tiny, damage):
     folder = preview.checkpoint_folder()
+    assert folder == preview.expected_folder() and folder.is_relative_to(cache)
     damage(folder)
     assert preview.checkpoint_folder() == folder
     assert hashes(folder) == hashes(tiny)
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [folder.name]
 
 
 def test_a_cache_that_cannot_be_written_falls_back_to_a_temporary_folder(tmp_path, monkeypatch, tiny):
@@ -199,89 +185,23 @@ def test_a_cache_that_cannot_be_written_falls_back_to_a_temporary_folder(tmp_pat
     assert preview.checkpoint_folder() == folder
 
 
-# --- tokens -------------------------------------------------------------------------------------------------------
-
-
-def test_english_counts_about_four_characters_a_token(pipe):
-    def rate(texts) -> float:
-        return sum(map(len, texts)) / sum(len(pipe.tokenizer(text).input_ids) for text in texts)
-
-    assert 3.5 < rate(PROMPTS) < 5.5
-    assert 3.0 < rate([LYRICS]) < 5.0
-    assert 3.0 < rate([pipe._format_prompt(prompt, bpm=90, keyscale="C major")[0] for prompt in PROMPTS]) < 5.0
-
-
-def test_the_tokenizer_is_like_the_real_one(pipe):
-    tokenizer = pipe.tokenizer
-    assert tokenizer.pad_token == tokenizer.eos_token == "<|endoftext|>"
-    assert tokenizer.padding_side == "right"
-    assert len(tokenizer("<|im_start|><|im_end|>", add_special_tokens=False).input_ids) == 2
-    assert tokenizer("rain").input_ids[-1] == tokenizer.eos_token_id
-    assert tokenizer.model_max_length == 131_072
-    odd = "Grüße, 你好 🎵\n\t[Outro]"
-    assert tokenizer.decode(tokenizer(odd).input_ids, skip_special_tokens=True) == odd
-    assert (
-        len(tokenizer(["a song", "word " * 600], truncation=True, max_length=256, padding="longest").input_ids[0])
-        == 256
-    )
-
-
 # --- sound --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def base(pipe) -> torch.Tensor:
-    """The song that the others are compared with."""
-    return song(pipe)
-
-
-CHANGES = {
-    "seed": {"seed": 1},
-    "prompt": {"prompt": PROMPTS[3]},
-    "one word of the prompt": {"prompt": PROMPTS[0].replace("soft", "loud")},
-    "lyrics": {"lyrics": "[Instrumental]"},
-    "one word of the lyrics": {"lyrics": LYRICS.replace("tonight", "today")},
-    "language": {"vocal_language": "de"},
-    "bpm": {"bpm": 91},
-    "key": {"keyscale": "C minor"},
-    "time signature": {"timesignature": "3"},
-    "guidance": {"guidance": 6.0},
-    "no guidance": {"guidance": 1.0},
-    "guidance interval": {"cfg_interval_start": 0.2},
-    "steps": {"steps": 21},
-    "shift": {"shift": 3.0},
-    "cover": {"task_type": "cover", "src_audio": tone(220)},
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_every_input_changes_the_song(pipe, base, change):
-    changed = song(pipe, **change)
-    difference = float((changed - base).square().mean().sqrt() / base.std())
-    assert changed.isfinite().all()
-    assert difference > 0.01  # -40 dB; bfloat16 instead of float32 makes about 0.04 on weights of this kind
+@pytest.mark.slow
+def test_songs_of_every_length_are_sound(pipe):
+    for seconds, steps in ((2, 20), (60, 8), (600, 2)):
+        latents = song(pipe, seconds, steps)
+        assert latents.shape[1] == 25 * seconds
+        assert latents.isfinite().all()
+        assert 0.3 < float(latents.std()) < 3
+        with torch.no_grad():
+            sound = pipe.vae.decode(latents[:, :1500].transpose(1, 2)).sample
+        assert -30 < decibels(sound) < -10
+        assert float(sound.abs().max()) < 2
 
 
 @pytest.mark.slow
-def test_a_reference_changes_the_song_and_another_does_so_differently(pipe, base):
-    low, high = (song(pipe, reference_audio=tone(hertz)) for hertz in (220, 880))
-    for one, other in ((low, base), (high, base), (low, high)):
-        assert float((one - other).square().mean().sqrt()) > 0.01
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds, steps", [(2, 20), (10, 20), (60, 8), (600, 2)])
-def test_songs_of_every_length_are_sound(pipe, seconds, steps):
-    latents = song(pipe, seconds, steps)
-    assert latents.shape[1] == 25 * seconds
-    assert latents.isfinite().all()
-    assert 0.3 < float(latents.std()) < 3
-    with torch.no_grad():
-        sound = pipe.vae.decode(latents[:, :1500].transpose(1, 2)).sample
-    assert -30 < decibels(sound) < -10
-    assert float(sound.abs().max()) < 2
-
-
 def test_random_latents_are_heard_and_differ(pipe):
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(2, pipe.transformer.config.audio_acoustic_hidden_dim, 250, generator=generator)
@@ -296,6 +216,7 @@ def test_random_latents_are_heard_and_differ(pipe):
     assert abs(float(torch.corrcoef(sounds[0])[0, 1])) < 0.4
 
 
+@pytest.mark.slow
 def test_the_silence_latent_is_what_the_vae_makes_of_silence(pipe):
     with torch.no_grad():
         encoded = pipe.vae.encode(torch.zeros(1, 2, 480_000)).latent_dist.mode()
@@ -303,12 +224,3 @@ def test_the_silence_latent_is_what_the_vae_makes_of_silence(pipe):
     assert held.shape[1] == 15_000
     assert float(held.std()) > 0.1
     assert float((encoded[0, :, 10:-10].T - held[0, :230]).abs().max()) < 0.01
-
-
-@pytest.mark.slow
-def test_tiles_equal_the_whole(pipe):
-    latents = torch.randn(1, pipe.transformer.config.audio_acoustic_hidden_dim, 700)
-    with torch.no_grad():
-        tiled = pipe.vae.decode(latents).sample
-        whole = pipe.vae.decoder(latents)
-    assert float((tiled - whole).abs().max()) < 1e-4
