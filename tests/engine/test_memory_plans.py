@@ -11,15 +11,14 @@ import torch
 
 import audio
 import backend
-import checkpoints
+import bootstrap
 import export
 import memory
 import models
 import modes
-from events import Done, Failed, Progress
-from jobs import Job
-from modes import Outcome
+from events import Done, Failed, Job, Outcome, Progress
 from params import parse_request
+from tests.card import KIND
 from tests.program import ROOT
 from tests.weights import CPU, weights_in
 
@@ -49,23 +48,13 @@ def song(pipe, folder, mode="generate", **values):
 
 
 @pytest.fixture
-def watched(tiny, card):
-    """A pipeline whose parts take turns, and the parts that computed while another one had the turn."""
-    pipe = models.build_pipeline(weights_in(tiny), CPU, "offload")
-    turns, wrong = pipe.transformer._hf_hook, []
-
-    def look(name):
-        def hook(*_):
-            if turns.inside != name:
-                wrong.append((name, turns.inside))
-
-        return hook
-
-    for name, part in pipe.components.items():
-        for module in part.modules() if isinstance(part, torch.nn.Module) else ():
-            if next(module.parameters(recurse=False), None) is not None:
-                module.register_forward_pre_hook(look(name))
-    return pipe, wrong
+def other_card(monkeypatch):
+    """Let there be a card whose tensors refuse those of the processor; returns the device."""
+    monkeypatch.setitem(memory.LADDERS, KIND, memory.LADDERS["cuda"])
+    monkeypatch.setattr(memory, "room_for_models", lambda kind: None)
+    device = models.Device(KIND, "float32", "float32", "float32", "a test")
+    monkeypatch.setattr(models, "pick_device", lambda weights: device)
+    return device
 
 
 @pytest.mark.parametrize(
@@ -73,17 +62,32 @@ def watched(tiny, card):
     [
         ("generate", {}),
         pytest.param("cover", {}, marks=pytest.mark.slow),
-        pytest.param("extend", {"after": 5}, marks=pytest.mark.slow),
-        pytest.param("edit", {"action": "repaint", "start": 2, "end": 5}, marks=pytest.mark.slow),
         pytest.param("edit", {"action": "morph", "source_prompt": "loud drums"}, marks=pytest.mark.slow),
     ],
-    ids=["generate", "cover", "extend", "repaint", "morph"],
+    ids=["generate", "cover", "morph"],
 )
-def test_parts_that_take_turns_make_the_same_song_in_every_mode(watched, pipe, tmp_path, mode, values):
-    taking_turns, wrong = watched
+def test_parts_that_take_turns_make_the_same_song_in_every_mode(other_card, tiny, pipe, tmp_path, mode, values):
+    taking_turns = models.build_pipeline(weights_in(tiny), other_card, "offload")
     made = song(taking_turns, tmp_path, mode, **values)
-    assert wrong == []
-    assert np.array_equal(made, song(pipe, tmp_path, mode, **values))
+    # Off the processor torch attends by the formula instead of its own kernel.
+    assert np.allclose(made, song(pipe, tmp_path, mode, **values), atol=1e-4)
+
+
+@pytest.mark.parametrize("plan", ["offload", *(pytest.param(plan, marks=pytest.mark.slow) for plan in ("swap", "fp8"))])
+def test_weights_are_on_the_card_when_they_are_used(other_card, studio, tmp_path, plan):
+    wave = 0.3 * np.sin(np.arange(240_000) * 0.03, dtype=np.float32)
+    export.write_wav(tmp_path / "source.wav", np.stack([wave, wave]))
+    source, options = str(tmp_path / "source.wav"), {"memory_plan": plan}
+    known = {"bpm": 120, "key": "A minor", "time_signature": "4"}
+    planned = ask(studio, **known, options={**options, "plan": True})[-1]
+    assert isinstance(planned, Done), planned
+    assert planned.record["plan"]["used"] and planned.record["memory_plan"] == plan
+    for mode, values in (
+        ("cover", {"prompt": "calm piano", "source": source, "options": {**options, "steps": 2}}),
+        ("lyrics", {"brief": "rain", "options": {"max_tokens": 16}}),
+    ):
+        done = ask(studio, mode, **values)[-1]
+        assert isinstance(done, Done), (mode, done)
 
 
 def test_one_part_at_a_time_is_on_the_device(tiny, card):
@@ -105,9 +109,8 @@ def test_one_part_at_a_time_is_on_the_device(tiny, card):
     assert pipe._execution_device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("storage", ["float32", "float16"])
-def test_eight_bits_halve_the_transformer_and_make_nearly_the_same_song(tiny, pipe, tmp_path, storage):
-    device = models.Device("cpu", "float32", storage, "float32", "a test")
+def test_eight_bits_halve_the_transformer_and_make_nearly_the_same_song(tiny, pipe, tmp_path):
+    device = models.Device("cpu", "float32", "float16", "float32", "a test")
     small = models.build_pipeline(weights_in(tiny), device, "fp8")
     layer = small.transformer.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.float8_e4m3fn
@@ -120,31 +123,19 @@ def test_eight_bits_halve_the_transformer_and_make_nearly_the_same_song(tiny, pi
 
 
 def test_sizes_are_those_of_the_files(tiny):
-    sizes = models.sizes_of(weights_in(tiny), models.Device("cuda", "bfloat16", "bfloat16", "bfloat16", ""))
+    sizes = memory.sizes_of(weights_in(tiny), models.Device("cuda", "bfloat16", "bfloat16", "bfloat16", ""))
     files = sum(path.stat().st_size for path in tiny.rglob("*.safetensors"))
     assert sizes.pipeline == files > sizes.transformer > 0
-    doubled = models.sizes_of(weights_in(tiny), CPU)
+    doubled = memory.sizes_of(weights_in(tiny), CPU)
     assert doubled.pipeline == 2 * files
-
-
-def test_the_preview_needs_next_to_nothing():
-    weights = checkpoints.find_weights()
-    assert weights.engine == "preview"
-    sizes = models.sizes_of(weights, CPU)
-    song = models.song_of(weights, CPU, 600, 4, True)
-    assert memory.choose("cpu", 6 * memory.GB, sizes, song).plan == "resident"
 
 
 def test_the_room_for_models_is_what_is_free_and_what_we_have(monkeypatch):
     import psutil
 
-    assert models.room_for_models("cpu") > psutil.Process().memory_info().rss
+    assert memory.room_for_models("cpu") > psutil.Process().memory_info().rss
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert models.room_for_models("cuda") is None
-
-
-def test_the_way_to_attend_is_the_chosen_one(pipe):
-    assert type(pipe.transformer.layers[0].self_attn.processor).__name__ == "AceStepAttnProcessor2_0"
+    assert memory.room_for_models("cuda") is None
 
 
 # --- through the studio -------------------------------------------------------------------------------------------
@@ -187,32 +178,27 @@ def runs_out(monkeypatch, *plans):
     return tried
 
 
-def test_the_plan_in_force_stands_in_status_capabilities_and_record(studio):
-    assert studio.status()["memory_plan"] == ""
-    assert studio.capabilities()["memory_plan"] == "everything resident"
-    done = ask(studio, options={"memory_plan": "offload"})[-1]
-    assert isinstance(done, Done), done
-    assert done.record["memory_plan"] == "offload"
-    assert studio.status()["memory_plan"] == memory.TEXTS["offload"]
-
-
 @pytest.mark.slow
 def test_a_forced_plan_changes_what_lies_in_memory_and_not_the_song(studio):
-    ask(studio)
-    assert not hasattr(studio.pipeline().transformer, "_hf_hook")
+    assert studio.status()["memory_plan"] == ""
+    assert studio.capabilities()["memory_plan"] == "everything resident"
     whole = ask(studio)[-1]
+    assert not hasattr(studio.models.pipeline().transformer, "_hf_hook")
     parts = ask(studio, options={"memory_plan": "offload"})[-1]
-    assert studio.pipeline().transformer._hf_hook.inside == "vae"
+    assert parts.record["memory_plan"] == "offload"
+    assert studio.status()["memory_plan"] == memory.TEXTS["offload"]
+    assert studio.models.pipeline().transformer._hf_hook.inside == "vae"
     assert np.array_equal(audio.decode(whole.files[0]), audio.decode(parts.files[0]))
     ask(studio, options={"memory_plan": "fp8"})
-    assert studio.pipeline().transformer.layers[0].mlp.up_proj.weight.dtype == torch.float8_e4m3fn
+    assert studio.models.pipeline().transformer.layers[0].mlp.up_proj.weight.dtype == torch.float8_e4m3fn
     ask(studio)
-    assert not hasattr(studio.pipeline().transformer, "_hf_hook")
+    assert not hasattr(studio.models.pipeline().transformer, "_hf_hook")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_after_a_lack_of_memory_the_song_is_made_one_plan_lower_and_that_is_said(studio, monkeypatch):
-    monkeypatch.setattr(models, "room_for_models", lambda kind: None)
+    monkeypatch.setattr(memory, "room_for_models", lambda kind: None)
     # Everything resident fails by itself, as does one model at a time, which has the same pipeline.
     runs_out(monkeypatch, "swap", "resident")
     *progress, failed = ask(studio)
@@ -227,37 +213,34 @@ def test_after_a_lack_of_memory_the_song_is_made_one_plan_lower_and_that_is_said
     assert again.record["memory_plan"] == "offload" and again.record["notes"] == []
 
 
-@pytest.mark.slow
-def test_it_is_tried_once_more_and_not_again(studio, monkeypatch):
-    tried = runs_out(monkeypatch, "resident", "swap", "offload", "fp8")
-    failed = ask(studio, options={"memory_plan": "offload"})[-1]
+def test_on_zerogpu_a_lack_of_memory_is_told_at_once_with_what_would_fit(studio, monkeypatch):
+    monkeypatch.setattr(bootstrap, "on_zerogpu", lambda: True)
+    tried, computed = runs_out(monkeypatch, "resident"), []
+    studio.models.pipeline().transformer.register_forward_pre_hook(lambda *_: computed.append(1), prepend=True)
+    *progress, failed = ask(studio, takes=4, duration=60)
     assert isinstance(failed, Failed) and failed.problem.code == "out_of_memory"
-    assert tried == ["offload", "fp8"]
+    assert failed.problem.hint == "It should fit with 1 take, or with 25 seconds of music."
+    assert not any(event.note for event in progress)
+    assert tried == ["resident"] and len(computed) == 1
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(studio, monkeypatch):
-    monkeypatch.setattr(models, "room_for_models", lambda kind: 1_000_000)
+    monkeypatch.setattr(memory, "room_for_models", lambda kind: 1_000_000)
     failed = ask(studio)[-1]
     assert isinstance(failed, Failed) and failed.problem.code == "out_of_memory"
     assert "0.0 GB are free" in failed.problem.message
-    assert not studio.loaded
+    assert not studio.models.loaded
 
 
 def test_one_model_at_a_time_is_loaded(studio):
     ask(studio, "lyrics", brief="rain", options={"max_tokens": 16})
-    assert studio.lyrics.loaded
+    assert studio.models.lyrics.loaded
     done = ask(studio, options={"memory_plan": "swap", "plan": True})[-1]
     assert isinstance(done, Done), done
     assert done.record["plan"]["used"]
-    assert (studio.loaded, studio.planner.loaded, studio.lyrics.loaded) == (True, False, False)
+    assert (studio.models.loaded, studio.models.planner.loaded, studio.models.lyrics.loaded) == (True, False, False)
     done = ask(studio, "lyrics", brief="rain", options={"max_tokens": 16})[-1]
     assert done.record["memory_plan"] == "resident"
-
-
-def test_a_plan_that_the_device_does_not_know_is_a_sentence_at_its_field(studio, monkeypatch):
-    monkeypatch.setitem(memory.LADDERS, "cpu", ("resident", "swap", "fp8"))
-    failed = ask(studio, options={"memory_plan": "offload"})[-1]
-    assert failed.problem.field == "options.memory_plan"
 
 
 PEAK = r"""
@@ -275,12 +258,11 @@ print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is there on Linux only")
-@pytest.mark.parametrize(("seconds", "most_mb"), [(240, 2_400), pytest.param(600, 3_400, marks=pytest.mark.long)])
-def test_long_songs_run_in_bounded_memory(seconds, most_mb):
-    command = [sys.executable, "-c", PEAK, str(seconds)]
+def test_the_longest_song_runs_in_bounded_memory():
+    command = [sys.executable, "-c", PEAK, "600"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     peak = int(result.stdout.split()[-1])
-    print(f"{seconds} s: {peak:,} MB")
-    assert peak < most_mb
+    print(f"600 s: {peak:,} MB")
+    assert peak < 3_400

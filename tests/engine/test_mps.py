@@ -1,0 +1,90 @@
+"""What Apple's GPU refuses: long convolutions before macOS 15.1, on a pipeline that lies on a card of tests/card.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import codec
+import models
+import modes
+from events import Job
+from params import parse_request
+from tests.card import KIND, OnCard
+from tests.weights import CPU, weights_in
+
+SECONDS = 6
+
+
+@pytest.fixture
+def refusing(tiny):
+    """Return a pipeline whose VAE refuses convolutions of over 65,536 samples, but not on the processor."""
+    pipe = models.build_pipeline(weights_in(tiny), CPU)
+
+    def refuse(module, inputs, output):
+        if isinstance(output, OnCard) and output.shape[-1] > 65_536:
+            raise NotImplementedError("Output channels > 65536 not supported at the MPS device.")
+
+    for module in pipe.vae.modules():
+        if isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d):
+            module.register_forward_hook(refuse)
+    return pipe.to(KIND)
+
+
+def encoded(pipe, samples):
+    return codec.join([tile for _, _, tile in codec.encode_samples(pipe, samples)])
+
+
+def decoded(pipe, latents):
+    return np.concatenate([tile.numpy() for _, _, tile in codec.decode_latents(pipe, latents)], axis=1)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return np.random.default_rng(1).standard_normal((2, SECONDS * 48_000)).astype(np.float32) * 0.1
+
+
+def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe, samples):
+    models.use_short_tiles(refusing.vae)
+    latents, sound = encoded(refusing, samples), decoded(refusing, encoded(pipe, samples).to(KIND))
+    assert torch.allclose(latents.cpu(), encoded(pipe, samples), atol=1e-4)
+    assert np.allclose(sound, decoded(pipe, encoded(pipe, samples)), atol=1e-4)
+    assert codec.refusal(refusing) == ""
+
+
+def test_what_is_refused_all_the_same_the_processor_does_and_the_record_says_so(refusing, tmp_path, monkeypatch):
+    request = parse_request("generate", {"prompt": "calm piano", "duration": 10, "options": {"steps": 1}})
+    job = Job(request, (7,), (8,), str(tmp_path), {})
+    with pytest.raises(NotImplementedError):
+        list(modes.run(refusing, job, True))
+    monkeypatch.setattr(codec, "REFUSING_DEVICE", torch.device(KIND).type)
+    *_, outcome = modes.run(refusing, job, True)
+    assert outcome.takes[0].problem is None
+    assert [note for note in outcome.notes if "processor" in note and "65536" in note]
+    assert refusing._execution_device == torch.device(KIND)
+
+
+@pytest.mark.parametrize(("newer", "frames"), [(False, 34), (True, 512)])
+def test_the_tiles_are_short_where_macos_needs_it(tiny, monkeypatch, newer, frames):
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: newer)
+    monkeypatch.setattr("diffusers.AceStepPipeline.to", lambda pipe, *_: pipe)
+    pipe = models.build_pipeline(weights_in(tiny), models.Device("mps", "float32", "float32", "float32", "a test"))
+    assert pipe.vae.tile_latent_min_length == frames
+
+
+def test_the_planner_computes_in_32_bits_on_apples_gpu():
+    device = models.Device("mps", "bfloat16", "bfloat16", "float32", "a test")
+    assert models.planner_dtype(device) == "float32"
+
+
+@pytest.mark.parametrize(("held", "given_back"), [(2_000, 1), (1_200, 0)])
+def test_what_the_allocator_holds_without_need_is_given_back(monkeypatch, held, given_back):
+    calls = []
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: held)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 1_000)
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: calls.append(1))
+    models.trim_memory(torch.device("mps"))
+    assert len(calls) == given_back
+    models.trim_memory(torch.device("cpu"))
+    assert len(calls) == given_back
