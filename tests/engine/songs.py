@@ -23,8 +23,8 @@ def samples_of(done: Event) -> list[np.ndarray]:
 
 def wait_for_turn(studio: backend.Backend) -> None:
     """Wait until the studio is free for the next song; one that stays locked fails."""
-    assert studio.turn.acquire(timeout=20), "the lock was not freed"
-    studio.turn.release()
+    assert studio.models.turn.acquire(timeout=20), "the lock was not freed"
+    studio.models.turn.release()
 
 
 def song_request(**values: Any) -> params.Request:

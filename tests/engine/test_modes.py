@@ -15,6 +15,7 @@ import levels
 from events import Failed
 from params import parse_request
 from tests.engine.songs import samples_of, wait_for_turn
+from tests.engine.songs import song as made_song
 
 RATE = 48_000
 SECONDS = 4.0
@@ -36,10 +37,9 @@ def tune(rate, seconds=SECONDS, channels=2, level=0.5):
 SOURCES = {
     "44.1 kHz mono": ("wav", 44_100, 1, 0.5, "PCM_16"),
     "48 kHz stereo at full scale": ("wav", 48_000, 2, 1.0, "PCM_16"),
-    "48 kHz mono 24 bit": ("wav", 48_000, 1, 0.7, "PCM_24"),
-    "96 kHz": ("flac", 96_000, 2, 0.5, "PCM_24"),
     "mp3": ("mp3", 44_100, 2, 0.5, None),
 }
+KINDS = list(SOURCES)[:2]
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def assert_smooth(result, border, old, fade):
 # --- repaint ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_repaint_changes_the_region_and_nothing_else(studio, make_source, kind):
     source = make_source(kind)
     old = as_saved(audio.decode(source))
@@ -99,53 +99,26 @@ def test_repaint_changes_the_region_and_nothing_else(studio, make_source, kind):
     assert_smooth(new[:, ::-1], new.shape[1] - end, old[:, end:], fade)
 
 
-@pytest.mark.parametrize("format", ["wav", "flac"])
-@pytest.mark.parametrize("kind", ["48 kHz stereo at full scale", "48 kHz mono 24 bit"])
-def test_untouched_integer_samples_survive_bit_for_bit(studio, make_source, kind, format):
-    source = make_source(kind)
-    before, _ = soundfile.read(source, dtype="int32", always_2d=True)
-    done = run(studio, "edit", source, start=1.0, end=2.0, options={"format": format})
-    after, _ = soundfile.read(done.files[0], dtype="int32", always_2d=True)
-    assert after.shape == (before.shape[0], 2)
-    kept = round(0.95 * RATE)
-    assert np.array_equal(after[:kept], np.broadcast_to(before[:kept], (kept, 2)))
-    assert np.array_equal(
-        after[round(2.05 * RATE) :], np.broadcast_to(before[round(2.05 * RATE) :], after[round(2.05 * RATE) :].shape)
-    )
-
-
-@pytest.mark.parametrize(
-    ("options", "fade"),
-    [
+def test_the_modes_differ_in_how_much_they_hold_on_to(studio, make_source):
+    source, regions = make_source(), []
+    old = as_saved(audio.decode(source))
+    for options, fade in (
         ({"repaint_mode": "conservative"}, 0.05),
         ({"repaint_mode": "balanced", "repaint_strength": 0.5}, 0.025),
-        ({"repaint_mode": "balanced", "repaint_strength": 1.0}, 0.01),
         ({"repaint_mode": "aggressive"}, 0.01),
-    ],
-    ids=str,
-)
-def test_the_modes_differ_in_how_much_they_hold_on_to(studio, make_source, options, fade):
-    source = make_source()
-    old, new = audio.decode(source), song(run(studio, "edit", source, start=1, end=2, options={"steps": 4, **options}))
-    changed = np.flatnonzero(np.abs(new - as_saved(old)).max(axis=0))
-    assert RATE - round(fade * RATE) <= changed[0] < RATE
-    assert 2 * RATE <= changed[-1] < 2 * RATE + round(fade * RATE)
-
-
-def test_repaint_modes_and_strengths_give_different_regions(studio, make_source):
-    source = make_source()
-    ways = [{"repaint_mode": "conservative"}, {"repaint_strength": 0.5}, {"repaint_mode": "aggressive"}]
-    regions = [
-        song(run(studio, "edit", source, start=1, end=2, options={"steps": 4, **w}))[:, RATE : 2 * RATE] for w in ways
-    ]
+    ):
+        new = song(run(studio, "edit", source, start=1, end=2, options={"steps": 4, **options}))
+        changed = np.flatnonzero(np.abs(new - old).max(axis=0))
+        assert RATE - round(fade * RATE) <= changed[0] < RATE
+        assert 2 * RATE <= changed[-1] < 2 * RATE + round(fade * RATE)
+        regions.append(new[:, RATE : 2 * RATE])
     assert not np.allclose(regions[0], regions[1], atol=1e-3)
     assert not np.allclose(regions[1], regions[2], atol=1e-3)
 
 
-@pytest.mark.parametrize("level", [0.02, 0.2, 0.9])
-def test_the_level_inside_fits_the_surroundings(studio, tmp_path, level):
+def test_the_level_inside_fits_the_surroundings(studio, tmp_path):
     path = tmp_path / "level.wav"
-    soundfile.write(path, tune(RATE, level=level), RATE, subtype="PCM_24")
+    soundfile.write(path, tune(RATE, level=0.02), RATE, subtype="PCM_24")
     new = song(run(studio, "edit", str(path), start=1.5, end=2.5))
     inside, outside = (
         new[:, int(1.55 * RATE) : int(2.45 * RATE)],
@@ -154,7 +127,7 @@ def test_the_level_inside_fits_the_surroundings(studio, tmp_path, level):
     assert levels.rms_dbfs(inside) == pytest.approx(levels.rms_dbfs(outside), abs=4)
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 1.0), (3.0, 0), (3.2, 4.0)])
+@pytest.mark.parametrize(("start", "end"), [(0, 1.0), (3.0, 0)])
 def test_a_region_may_touch_an_end_of_the_file(studio, make_source, start, end):
     source = make_source()
     old, new = as_saved(audio.decode(source)), song(run(studio, "edit", source, start=start, end=end))
@@ -173,8 +146,10 @@ def test_loudness_in_a_repaint_says_what_it_costs(studio, make_source):
 # --- extend -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", SOURCES)
-@pytest.mark.parametrize(("before", "after"), [(0, 3.21), (2.5, 0), (1.11, 2.22)])
+@pytest.mark.parametrize(
+    ("kind", "before", "after"),
+    [("48 kHz stereo at full scale", 0, 3.21), ("44.1 kHz mono", 2.5, 0), ("mp3", 1.11, 2.22)],
+)
 def test_extend_adds_exactly_the_asked_seconds(studio, make_source, kind, before, after):
     source = make_source(kind)
     old = as_saved(audio.decode(source))
@@ -203,46 +178,30 @@ def test_silence_and_a_short_clip_can_be_extended(studio, tmp_path, seconds):
 # --- cover --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", SOURCES)
-def test_a_cover_is_as_long_as_its_source(studio, make_source, kind):
-    source = make_source(kind)
+def test_a_cover_is_as_long_as_its_source(studio, make_source):
+    source = make_source("mp3")
     new = song(run(studio, "cover", source))
     assert new.shape == audio.decode(source).shape
     assert levels.peak_dbfs(new) == pytest.approx(-1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_cover_at_strength_0_is_text2music(studio, tmp_path):
     path = tmp_path / "ten.wav"
     soundfile.write(path, tune(RATE, 10.0), RATE)
-    plain = list(
-        studio.stream(
-            parse_request("generate", {"prompt": "calm piano", "seed": 7, "duration": 10, "options": {"steps": 2}})
-        )
-    )
-    assert np.array_equal(song(run(studio, "cover", str(path), strength=0)), song(plain[-1]))
+    plain = made_song(studio, prompt="calm piano", options={"plan": False})
+    assert np.array_equal(song(run(studio, "cover", str(path), strength=0)), song(plain))
 
 
 def test_strength_is_a_switch_at_a_step(studio, make_source):
     source = make_source()
-    songs, steps = [], []
-    for strength in (0, 0.5, 0.8, 1):
-        done = run(studio, "cover", source, strength=strength, options={"steps": 5})
-        songs.append(song(done))
-        steps.append(done.record["switch_step"])
-    assert steps == [0, 2, 4, 5]
-    for one, other in itertools.pairwise(songs):
+    done = [run(studio, "cover", source, strength=strength, options={"steps": 5}) for strength in (0, 0.5, 0.8, 1)]
+    assert [each.record["switch_step"] for each in done] == [0, 2, 4, 5]
+    for one, other in itertools.pairwise(map(song, done)):
         assert not np.allclose(one, other, atol=1e-3)
 
 
-def test_a_cover_hears_its_source(studio, tmp_path):
-    songs = []
-    for name, seed in (("one", 1), ("two", 2)):
-        path = tmp_path / f"{name}.wav"
-        soundfile.write(path, np.random.default_rng(seed).standard_normal((RATE * 3, 2)) * 0.1, RATE)
-        songs.append(song(run(studio, "cover", str(path), strength=1)))
-    assert not np.allclose(*songs, atol=1e-3)
-
-
+@pytest.mark.slow
 def test_noise_strength_shortens_the_schedule(studio, make_source):
     source = make_source()
     done = run(studio, "cover", source, options={"steps": 10, "noise_strength": 0.6})
@@ -254,10 +213,27 @@ def test_noise_strength_shortens_the_schedule(studio, make_source):
 # --- morph, layer, extract, complete ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "seconds", "frames"), [("cover", 2.0, 128), ("repaint", 2.0, 128), ("cover", 5.2, 130)]
+)
+def test_the_model_never_sees_less_than_128_frames_of_a_source(studio, make_source, name, seconds, frames):
+    mode, values = CALLS[name]
+    source, seen = make_source(seconds=seconds), []
+    hook = studio.models.pipeline().transformer.register_forward_pre_hook(
+        lambda module, args, named: seen.append(named["hidden_states"].shape[1]), with_kwargs=True
+    )
+    try:
+        made = song(run(studio, mode, source, **values))
+    finally:
+        hook.remove()
+    assert set(seen) == {frames}
+    assert made.shape == audio.decode(source).shape
+
+
 def reconstruction(studio, source):
     """The VAE's own idea of the source, in the length of the source."""
-    samples, pipe = audio.decode(source), studio.pipeline()
-    latents = codec.join([tile for _, _, tile in codec.encode_samples(pipe, samples)])
+    samples, pipe = audio.decode(source), studio.models.pipeline()
+    latents = codec.long_enough(pipe, codec.join([tile for _, _, tile in codec.encode_samples(pipe, samples)]))
     decoded = np.concatenate([tile.numpy() for _, _, tile in codec.decode_latents(pipe, latents.float())], axis=1)
     decoded = decoded[:, : samples.shape[1]]
     return decoded / max(np.abs(decoded).max(), 1.0)
@@ -265,23 +241,16 @@ def reconstruction(studio, source):
 
 def test_a_morph_between_equal_ends_is_the_vaes_reconstruction(studio, make_source):
     source = make_source()
-    words = {
-        "prompt": "calm piano",
-        "lyrics": "[Verse]\nla",
-        "source_prompt": "calm piano",
-        "source_lyrics": "[Verse]\nla",
-    }
+    words = {"prompt": "calm piano", "lyrics": "[Verse]\nla"}
+    words |= {f"source_{name}": text for name, text in words.items()}
     new = song(run(studio, "edit", source, action="morph", **words, options={"steps": 4, "n_avg": 2}))
     assert np.allclose(new, reconstruction(studio, source), atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "preset", [{"n_min": 0.6, "n_max": 1.0, "n_avg": 3}, {"n_min": 0.2, "n_max": 0.4, "n_avg": 3}], ids=str
-)
-def test_a_morph_moves_towards_its_target(studio, make_source, preset):
+def test_a_morph_moves_towards_its_target(studio, make_source):
     source = make_source()
-    words = {"prompt": "loud techno", "source_prompt": "calm piano"}
-    new = song(run(studio, "edit", source, action="morph", **words, options={"steps": 5, **preset}))
+    options = {"steps": 5, "n_min": 0.2, "n_max": 0.4, "n_avg": 3}
+    new = song(run(studio, "edit", source, action="morph", prompt="techno", source_prompt="piano", options=options))
     assert new.shape == audio.decode(source).shape
     assert not np.allclose(new, reconstruction(studio, source), atol=1e-2)
 
@@ -337,24 +306,14 @@ CALLS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CALLS)
-def test_takes_are_what_their_seeds_give_alone(studio, make_source, name):
+@pytest.mark.parametrize("name", ["cover", "extend", "morph", "layer"])
+def test_a_takes_seed_alone_gives_the_same_take_and_a_mode_stops_within_a_step(studio, make_source, name):
     mode, values = CALLS[name]
     source = make_source("mp3")
     done = run(studio, mode, source, takes=2, **values)
-    assert len(done.files) == 2
+    first, second = (audio.decode(path) for path in done.files)
     alone = song(run(studio, mode, source, seed=8, **values))
-    assert np.allclose(audio.decode(done.files[1]), alone, atol=1e-4)
-    assert not np.allclose(audio.decode(done.files[0]), alone, atol=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CALLS)
-def test_every_mode_is_repeatable_and_stops_within_a_step(studio, make_source, name):
-    mode, values = CALLS[name]
-    source = make_source("mp3")
-    one, again = (song(run(studio, mode, source, **values)) for _ in range(2))
-    assert np.array_equal(one, again)
+    assert np.allclose(second, alone, atol=1e-4) and not np.allclose(first, alone, atol=1e-3)
     request = parse_request(mode, {"prompt": "x", **values, "source": source, "options": {"steps": 50}})
     events = studio.stream(request)
     for event in events:
@@ -364,39 +323,20 @@ def test_every_mode_is_repeatable_and_stops_within_a_step(studio, make_source, n
     wait_for_turn(studio)
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("first", [*CALLS, "generate"])
-def test_no_state_of_one_mode_leaks_into_another(studio, make_source, first):
+def test_no_state_of_one_mode_leaks_into_another(studio, make_source):
     source = make_source("mp3")
 
     def one(name):
         if name == "generate":
-            request = parse_request(
-                "generate", {"prompt": "calm piano", "seed": 7, "duration": 10, "options": {"steps": 2}}
-            )
-            return song(list(studio.stream(request))[-1])
+            return song(made_song(studio, options={"plan": False}))
         mode, values = CALLS[name]
         return song(run(studio, mode, source, **values))
 
-    fresh = {}
-    for name in [*CALLS, "generate"]:
-        studio._pipe = None
-        fresh[name] = one(name)
-    for second in fresh:
-        one(first)
-        assert np.array_equal(one(second), fresh[second]), f"{second} after {first}"
-
-
-@pytest.mark.parametrize(
-    ("mode", "values", "field"),
-    [
-        ("edit", {"start": 1, "end": 9}, "end"),
-        ("edit", {"start": 3.9}, "start"),
-        ("edit", {}, "end"),
-        ("extend", {"before": 300, "after": 300}, "after"),
-    ],
-)
-def test_what_does_not_fit_the_source_fails_before_the_model_runs(studio, make_source, mode, values, field):
-    failed = run(studio, mode, make_source(), **values)
-    assert isinstance(failed, Failed)
-    assert failed.problem.field == field
+    studio.models._pipe = None
+    names = (*CALLS, "generate")
+    first = {name: one(name) for name in names}
+    # Each after other modes than before; morph and repaint twice in a row.
+    for name in (*reversed(names), "repaint", "repaint", "morph", "morph"):
+        assert np.array_equal(one(name), first[name]), name
