@@ -1,11 +1,13 @@
-"""What a run says while it works, and how it says what went wrong.
+"""What goes to the GPU and what comes back: the job, its progress and outcome, and what went wrong.
 
 All of it is plain picklable data, because it crosses the border between the GPU worker and the page.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import errno
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -21,6 +23,11 @@ class Problem:
     def text(self) -> str:
         """Return the message and, where there is one, the hint."""
         return f"{self.message} {self.hint}".strip()
+
+
+def as_dict(problem: Problem | None) -> dict[str, str] | None:
+    """Return `problem` as a status shows it."""
+    return None if problem is None else {"code": problem.code, "message": problem.message, "hint": problem.hint}
 
 
 class StudioError(Exception):
@@ -54,6 +61,16 @@ class InvalidRequest(StudioError):
 def first_line(error: Exception) -> str:
     """Return what an exception says, in a line: its text's first one, or the name of its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Tell whether `error`, or one that it was raised for or carries, says that a disk or a quota is full."""
+    while error is not None:
+        inside = next((each for each in error.args if isinstance(each, OSError)), error)
+        if isinstance(inside, OSError) and inside.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -114,3 +131,50 @@ class Failed:
 
 
 Event = Progress | Draft | Done | Failed
+
+
+# --- a job ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picklable piece of GPU work: the request, a seed a take, and the folder that it reads from and writes to.
+
+    `audio` maps a field ("reference") to a float WAV in `folder`. The job counts as cancelled once `folder/running` is
+    gone, which a ZeroGPU worker in another process sees as well. `loras` are LoraSpecs, in the order in which they act.
+    """
+
+    request: Any
+    seeds: tuple[int, ...]
+    variation_seeds: tuple[int, ...]
+    folder: str
+    audio: dict[str, str] = field(default_factory=dict)
+    loras: tuple[Any, ...] = ()
+
+    @property
+    def running(self) -> Path:
+        """The file that stands as long as the job is wanted."""
+        return Path(self.folder, "running")
+
+    def cancelled(self) -> bool:
+        """Tell whether nobody waits for the job any more."""
+        return not self.running.exists()
+
+
+@dataclass(frozen=True)
+class Take:
+    """One take: its seed and either the float WAV that it was written to or the problem that it ended with."""
+
+    seed: int
+    file: str = ""
+    problem: Problem | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run made: the takes, what really ran (`facts`, for the record), and sentences for the visitor."""
+
+    takes: tuple[Take, ...]
+    facts: dict[str, Any]
+    notes: tuple[str, ...]

@@ -1,0 +1,103 @@
+"""What stays private on a shared machine, and what a studio that was killed leaves: gone at the next start."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+import bootstrap
+import jobs
+from params import parse_request
+
+
+@pytest.fixture
+def temporary(monkeypatch):
+    """Be a process that has no folder yet, on a machine whose temporary folder is empty and everybody's."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o1777)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setattr(jobs, "_process", None)
+        yield Path(folder)
+
+
+def job():
+    return jobs.job_for(parse_request("generate", {"prompt": "calm piano"}))
+
+
+def mode(path) -> int:
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+def test_nobody_else_looks_into_uploads_and_jobs(temporary):
+    environ: dict[str, str] = {}
+    old = os.umask(0)
+    try:
+        bootstrap.bootstrap(environ)
+        with job() as one:
+            assert [mode(folder) for folder in (environ["GRADIO_TEMP_DIR"], one.folder)] == [0o700, 0o700]
+            assert {mode(folder) for folder in temporary.iterdir()} == {0o700}
+    finally:
+        os.umask(old)
+
+
+def test_a_name_that_another_account_has_taken_is_left_to_it(temporary, monkeypatch):
+    with job():
+        pass
+    before = set(temporary.iterdir())
+    name = bootstrap._own_temporary("jobs")
+    mine = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: mine + 1)
+    monkeypatch.setattr(bootstrap, "_own_temporary", lambda purpose: name)
+    monkeypatch.setattr(jobs, "_process", None)
+    with job() as one:
+        assert not any(folder in before for folder in (temporary / one.folder).parents if folder.parent == temporary)
+
+
+def test_the_next_start_removes_the_jobs_of_a_dead_process_alone(temporary):
+    with job() as one:
+        root = bootstrap.private_folder("jobs")
+        dead = root / "0123456789abcdef" / "job"
+        dead.mkdir(parents=True)
+        (dead / "running").touch()
+        dead.parent.with_suffix(".lock").touch()
+        jobs.sweep()
+        assert not dead.parent.exists() and not dead.parent.with_suffix(".lock").exists()
+        assert one.running.exists()
+
+
+def test_the_next_start_removes_half_and_empty_songs_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path))
+    old = ("calm-piano-seed-7.wav", ".0123456789abcdef.part", "notes.txt", ".hidden.part", "whole-seed-1.wav")
+    for name in (*old, ".fedcba9876543210.part"):
+        (tmp_path / name).touch()
+    (tmp_path / "whole-seed-1.wav").write_bytes(b"RIFF")
+    for name in old:
+        os.utime(tmp_path / name, (time.time() - 100,) * 2)
+    jobs.sweep_songs()
+    # One that was touched just now may be in the making.
+    kept = {"notes.txt", ".hidden.part", "whole-seed-1.wav", ".fedcba9876543210.part"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_no_job_begins_once_the_studio_is_being_stopped(temporary, monkeypatch):
+    with job() as one:
+        monkeypatch.setattr(jobs._stopping, "is_set", lambda: True)
+        with pytest.raises(jobs.StudioError, match="being stopped"), job():
+            pass
+        monkeypatch.undo()
+        assert one.running.exists()
+
+
+def test_a_proxy_is_not_asked_for_this_machine(tmp_path):
+    environ = {"GRADIO_TEMP_DIR": str(tmp_path)}
+    bootstrap.bootstrap(environ, home=tmp_path, studio=tmp_path)
+    assert not {"NO_PROXY", "no_proxy"} & set(environ)
+    environ |= {"https_proxy": "http://proxy.example:3128", "no_proxy": "internal.example"}
+    bootstrap.bootstrap(environ, home=tmp_path, studio=tmp_path)
+    for name in ("NO_PROXY", "no_proxy"):
+        assert environ[name].split(",") == ["internal.example", "127.0.0.1", "localhost", "::1"]
