@@ -18,8 +18,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-import uploads
-from backend import GPU_CONCURRENCY, get_backend, problem_of
+from backend import GPU_CONCURRENCY, check, get_backend, problem_of
 from endpoints import ENDPOINTS, Endpoint
 from events import Done, Draft, Event, Failed, InvalidRequest, Problem, Progress
 from limits import shown
@@ -115,15 +114,15 @@ def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
 def validator_of(mode: str) -> Callable[..., list[dict[str, Any]]]:
     """Return the check that runs before anything is queued: a verdict for each input, with the sentence if it is wrong.
 
-    The uploads' headers are read as well. A wrong value ends as HTTP 422, in gradio_client as a ValidationError, with
-    the parameter's name and the sentence.
+    The uploads' headers are read as well, and on ZeroGPU what one call cannot last is refused. A wrong value ends as
+    HTTP 422, in gradio_client as a ValidationError, with the parameter's name and the sentence.
     """
     names = ENDPOINTS[mode].names
 
     def validate(*values: Any) -> list[dict[str, Any]]:
         said: dict[str, list[str]] = {}
         try:
-            uploads.check(read_request(mode, dict(zip(names, values, strict=True))))
+            check(read_request(mode, dict(zip(names, values, strict=True))))
         except InvalidRequest as error:
             for problem in error.problems:
                 name = problem.field.split(".")[0]

@@ -26,24 +26,45 @@ from gradio import utils as gradio_utils
 import align
 import audio
 import bootstrap
-import checkpoints
 import hub
+import jobs
 import loras
 import memory
 import models
 import modes
-import outputs
+import uploads
 import writers
 import zerogpu
-from estimate import Work, clamped, gpu_seconds, refusal, work_of
-from events import Done, Draft, Event, Failed, Problem, Progress, StudioError, is_out_of_memory
-from finish import finish, output_folder, versions
-from jobs import Clock, Job, decode_upload, job_for, source_seconds
+from events import (
+    Done,
+    Draft,
+    Event,
+    Failed,
+    InvalidRequest,
+    Job,
+    Outcome,
+    Problem,
+    Progress,
+    StudioError,
+    as_dict,
+    is_disk_full,
+    is_out_of_memory,
+)
+from jobs import Clock, decode_upload, disk_problem, finish, job_for, output_folder, source_seconds, versions
 from limits import LIMITS, STUDIO_VERSION
-from modes import Outcome
-from params import AlignRequest, DescribeRequest, Request, SongRequest
-from placing import Placing
-from uploads import check_source
+from memory import Placing
+from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest
+from weights import (
+    DEFAULT_MODEL_GB,
+    NO_COVER,
+    Weights,
+    checkpoint_kind,
+    has_audio_codes,
+    is_turbo,
+    is_untrained,
+    task_support,
+)
+from zerogpu import Work, clamped, gpu_seconds, refusal, work_of
 
 log = logging.getLogger("studio")
 
@@ -51,6 +72,8 @@ ON_ZEROGPU = bootstrap.on_zerogpu()
 # Off ZeroGPU one pipeline serves everybody in turn; there every call has a worker of its own.
 GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU else 1}
 HEARTBEAT_SECONDS = 0.4
+# Where "too long for one call" is shown: at the first of these fields that the request has.
+DURATION_FIELDS = ("duration", "after", "takes")
 
 
 # --- the GPU entry point ------------------------------------------------------------------------------------------
@@ -92,6 +115,12 @@ def gpu_entry(job: Job, seconds: int) -> Iterator[Progress | Draft | Outcome | D
             thread.join()
 
 
+def _on_gpu(job: Job, seconds: int) -> Iterator[Progress | Draft | Outcome | Done | Failed]:
+    """Run `gpu_entry`; on ZeroGPU with an ear on the worker, whose death may go unreported."""
+    events = gpu_entry(job, seconds)
+    return zerogpu.heard(events, job.folder) if ON_ZEROGPU else events
+
+
 def _drain(work: Iterator[Event | Outcome | None], job: Job, events: queue.Queue) -> None:
     """Put what `work` yields into `events`, then None; stop as soon as the job is cancelled.
 
@@ -113,14 +142,15 @@ def _drain(work: Iterator[Event | Outcome | None], job: Job, events: queue.Queue
 
 def _work(job: Job) -> Iterator[Event | Outcome | None]:
     backend = get_backend()
-    while not backend.turn.acquire(timeout=HEARTBEAT_SECONDS):
+    turn = backend.models.turn
+    while not turn.acquire(timeout=HEARTBEAT_SECONDS):
         if job.cancelled():
             return
         yield Progress("waiting")
     try:
         yield from _within_memory(backend, job)
     finally:
-        backend.turn.release()
+        turn.release()
 
 
 def _within_memory(backend: Backend, job: Job) -> Iterator[Event | Outcome | None]:
@@ -131,7 +161,7 @@ def _within_memory(backend: Backend, job: Job) -> Iterator[Event | Outcome | Non
     while True:
         plan = backend.placing.begin(job.request, source_seconds(job), lower)
         try:
-            for event in run(backend, job):
+            for event in run(backend.models, backend.placing, job):
                 if isinstance(event, Outcome):
                     event.facts["memory_plan"] = plan
                     event = replace(event, notes=(*notes, *event.notes))
@@ -140,7 +170,11 @@ def _within_memory(backend: Backend, job: Job) -> Iterator[Event | Outcome | Non
                 yield event
             return
         except Exception as error:
-            lower = backend.placing.lower() if not notes and is_out_of_memory(error) else None
+            full = is_out_of_memory(error)
+            lower = backend.placing.lower() if full and not notes else None
+            if full and not lower and not isinstance(error, StudioError):
+                models.free_memory()
+                raise backend.placing.too_large() from None
             if not lower:
                 raise
         # Only here is the exception gone, and with it what it held on the device.
@@ -149,21 +183,21 @@ def _within_memory(backend: Backend, job: Job) -> Iterator[Event | Outcome | Non
         yield Progress("loading", note=notes[0])
 
 
-def _make_song(backend: Backend, job: Job) -> Iterator[Progress | Outcome | None]:
-    if not backend.loaded:
+def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Progress | Outcome | None]:
+    if not loaded.loaded:
         yield Progress("loading")
     started = time.monotonic()
-    backend.placing.for_planning()
-    pipe = backend.pipeline()
+    placing.for_planning()
+    pipe = loaded.pipeline()
     seconds = {"loading": round(time.monotonic() - started, 3)}
-    plan, facts = yield from writers.plan_song(backend, job, pipe, seconds)
-    backend.placing.for_song()
+    plan, facts = yield from writers.plan_song(loaded, placing, job, pipe, seconds)
+    placing.for_song()
     acting = loras.reconcile(pipe, job.loras)
-    for event in modes.run(pipe, job, backend.weights.engine == "preview", plan):
+    for event in modes.run(pipe, job, is_untrained(loaded.weights), plan):
         if isinstance(event, Outcome):
             event.facts["seconds"] = {**seconds, **event.facts["seconds"]}
             event.facts.update(plan=facts, loras=acting)
-            if plan is None and writers.wants_plan(job.request) and backend.planner.weights.folder is not None:
+            if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
                 # Where there is no planner at all, the status says so and not every song.
                 event = replace(event, notes=(*event.notes, f"Made without a plan: {facts['reason']}"))
         yield event
@@ -173,72 +207,37 @@ def _make_song(backend: Backend, job: Job) -> Iterator[Progress | Outcome | None
 
 
 class Backend:
-    """Knows the weights, the device, the pipeline, the planner and the writer; `turn` is held while a job runs."""
+    """Requests in, events out; `models` and `placing` are what the jobs work with."""
 
     def __init__(self):
-        self.turn = threading.Lock()
-        self._building = threading.Lock()
-        self._picking = threading.Lock()
-        self._device: models.Device | None = None
-        self._pipe: Any = None
-        self.weights = checkpoints.find_weights()
-        self.planner = writers.planner_slot(self.device)
-        self.lyrics = writers.lyrics_slot(self.device)
-        self.placing = Placing(self)
-
-    @property
-    def loaded(self) -> bool:
-        """Tell whether the pipeline is built."""
-        return self._pipe is not None
-
-    def pipeline(self) -> Any:
-        """Return the pipeline, built at the first call however many ask for it at once."""
-        # A ZeroGPU worker may have been forked while another thread held the lock, so what is there needs none.
-        if (pipe := self._pipe) is not None:
-            return pipe
-        with self._building:
-            if self._pipe is None:
-                self._pipe = models.build_pipeline(self.weights, self.device(), self.placing.plan or "resident")
-            return self._pipe
-
-    def let_go_of_pipeline(self) -> None:
-        """Give the pipeline's memory back; the next use builds it again."""
-        with self._building:
-            self._pipe = None
-        models.free_memory()
+        self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
+        self.placing = Placing(self.models)
+        self._widths: tuple[Weights | None, loras.Widths | None] = None, None
 
     def device(self) -> models.Device:
         """Return the device that is used; the first call imports torch."""
-        if (device := self._device) is not None:
-            return device
-        with self._picking:
-            if self._device is None:
-                self._device = models.pick_device(self.weights)
-            return self._device
+        return self.models.device()
 
     def load_all(self) -> None:
-        """Load everything that is here now; a planner or a writer that cannot be loaded says so in the status."""
-        self.pipeline()
-        for slot in (self.planner, self.lyrics):
-            with contextlib.suppress(StudioError):
-                slot.get()
+        """Load everything that is here now."""
+        self.models.load_all()
+        self.widths()
 
-    def refresh(self) -> None:
-        """Look for all weights again; a change lets go of the model once the job that uses it is done."""
-        weights = checkpoints.find_weights()
-        if weights != self.weights:
-            with self.turn:
-                with self._building:
-                    self.weights, self._pipe, self._device = weights, None, None
-                # They may have been loaded in the numbers that suited the old weights.
-                self.planner.let_go()
-                self.lyrics.let_go()
-        self.planner.refresh(self.turn)
-        self.lyrics.refresh(self.turn)
+    def widths(self) -> loras.Widths | None:
+        """Return the linear layers that a LoRA has to fit; None while the song model is not here.
+
+        Read once: on ZeroGPU `spaces` deletes the files after it has packed the weights.
+        """
+        weights, (known_of, widths) = self.models.weights, self._widths
+        if widths is None or known_of != weights:
+            widths = loras.widths_of(weights.folder) if weights.folder else None
+            self._widths = weights, widths
+        return widths
 
     def status(self) -> dict[str, Any]:
         """Return facts for the status line, without loading anything; `device` is empty until it is known."""
-        weights, device = self.weights, self._device
+        weights, device = self.models.weights, self.models.known_device
+        codes = has_audio_codes(weights)
         return {
             "engine": weights.engine,
             "model": weights.model_id,
@@ -249,14 +248,15 @@ class Backend:
             "dtype": device.dtype if device else "",
             "memory_plan": self.placing.text() if device else "",
             "memory_plans": self.placing.plans(device),
-            "loaded": self.loaded,
-            "turbo": checkpoints.is_turbo(weights),
-            "problem": writers.as_dict(weights.problem),
+            "loaded": self.models.loaded,
+            "turbo": is_turbo(weights),
+            "problem": as_dict(weights.problem),
             "wanted": weights.wanted,
-            "planner": self.planner.status(),
-            "lyrics": {**self.lyrics.status(), "engine": self.lyrics.weights.engine},
-            "download_gb": checkpoints.DEFAULT_MODEL_GB,
-            "tasks": modes.task_support(checkpoints.checkpoint_kind(weights)),
+            "planner": self.models.planner.status(),
+            "lyrics": {**self.models.lyrics.status(), "engine": self.models.lyrics.weights.engine},
+            "download_gb": DEFAULT_MODEL_GB,
+            "tasks": task_support(checkpoint_kind(weights), codes),
+            "unsupported": {} if codes else {"cover": NO_COVER},
             "timed_lyrics": align.support(weights),
         }
 
@@ -278,6 +278,7 @@ class Backend:
             "planner": status["planner"],
             "lyrics": status["lyrics"],
             "tasks": status["tasks"],
+            "unsupported": status["unsupported"],
             "timed_lyrics": status["timed_lyrics"],
             "limits": {
                 name: {"low": limit.low, "high": limit.high, "default": limit.default, "unit": limit.unit}
@@ -294,13 +295,15 @@ class Backend:
                 yield clock.stamp(event) if isinstance(event, Progress) else event
         except Exception as error:
             yield Failed(problem_of(error))
+        finally:
+            models.trim_heap()
 
     def download(self) -> Iterator[Event]:
         """Fetch the real weights; the studio uses them from the next song on. Closing the generator stops the fetch."""
         gone = threading.Event()
         try:
-            yield from hub.download(self.weights.wanted, gone.is_set)
-            self.refresh()
+            yield from hub.download(self.models.weights.wanted, gone.is_set)
+            self.models.refresh()
             yield Done((), {})
         except Exception as error:
             yield Failed(problem_of(error))
@@ -315,30 +318,30 @@ class Backend:
             for name in job.audio:
                 seconds = decode_upload(job, name, getattr(request, name))
                 if name == "source":
-                    check_source(request, seconds)
+                    uploads.check_source(request, seconds)
                 yield Progress("preparing")
+            seconds = self._gpu_seconds(request, job)
             if isinstance(request, SongRequest):
                 job = yield from self._with_loras(job)
-            outcome = None
-            lending = zerogpu.Lending(
-                lambda seconds: gpu_entry(job, seconds), job.folder, self._gpu_seconds(request, job)
-            )
+            lending = zerogpu.Lending(lambda seconds: _on_gpu(job, seconds), job.folder, seconds)
             if ON_ZEROGPU:
                 yield Progress("lending")
-            for event in lending.events():
-                if isinstance(event, Outcome):
-                    outcome = event
-                    continue
-                if ON_ZEROGPU and isinstance(event, Done):
-                    event.record["gpu"] = lending.facts()
+            with contextlib.closing(lending.events()) as events:
+                # Its last event ends the reading: what ZeroGPU does when it takes the card back may fail or never end.
+                for event in events:
+                    if isinstance(event, Outcome | Done | Failed):
+                        break
+                    yield event
+                else:
+                    raise StudioError("cancelled", "It was cancelled before it was done.")
+            if ON_ZEROGPU and isinstance(event, Outcome):
+                event.facts["gpu"] = lending.facts()
+            elif ON_ZEROGPU and isinstance(event, Done):
+                event.record["gpu"] = lending.facts()
+            if isinstance(event, Outcome):
+                yield from finish(request, job, event, output, self.models.weights, self.device())
+            else:
                 yield event
-                if isinstance(event, Done | Failed):
-                    return
-            if outcome is None:
-                raise StudioError("cancelled", "It was cancelled before it was done.")
-            if ON_ZEROGPU:
-                outcome.facts["gpu"] = lending.facts()
-            yield from finish(request, job, outcome, output, self.weights, self.device())
 
     def _with_loras(self, job: Job) -> Iterator[Event]:
         """Return the job with the files of its LoRAs, fetched where they come from the hub, and checked."""
@@ -348,7 +351,7 @@ class Backend:
                 choice.source,
                 choice.weight,
                 folder=Path(job.folder),
-                widths=loras.widths_of(self.weights.folder) if self.weights.folder else None,
+                widths=self.widths(),
                 uploads=(Path(gradio_utils.get_upload_folder()),),
                 cancelled=job.cancelled,
             )
@@ -358,21 +361,23 @@ class Backend:
     def _gather(self, request: Request) -> Iterator[Event]:
         """Fetch the models that were named on purpose and are not here, and raise StudioError without a needed one."""
         if isinstance(request, SongRequest | DescribeRequest | AlignRequest):
-            if self.weights.source == "hub":
-                yield from hub.download(self.weights.wanted, lambda: False)
-                self.refresh()
-            if self.weights.folder is None:
-                raise _missing(self.weights.problem)
+            if self.models.weights.source == "hub":
+                yield from hub.download(self.models.weights.wanted, lambda: False)
+                self.models.refresh()
+            if self.models.weights.folder is None:
+                raise _missing(self.models.weights.problem)
+        if isinstance(request, CoverRequest) and not has_audio_codes(self.models.weights):
+            raise StudioError("unsupported", NO_COVER, hint="Use a checkpoint that has both, such as XL SFT.")
         if isinstance(request, SongRequest):
-            slot = self.planner if writers.wants_plan(request) and not self.planner.problem else None
+            slot = self.models.planner if writers.wants_plan(request) and not self.models.planner.problem else None
         elif isinstance(request, AlignRequest):
             slot = None
         else:
-            slot = self.lyrics if request.mode == "lyrics" else self.planner
+            slot = self.models.lyrics if request.mode == "lyrics" else self.models.planner
         if slot and slot.weights.source == "hub":
             try:
                 yield from slot.fetch()
-                self.refresh()
+                self.models.refresh()
             except StudioError:
                 # A song is made without its plan, and its record says why.
                 if not isinstance(request, SongRequest):
@@ -392,8 +397,8 @@ class Backend:
         if isinstance(request, AlignRequest):
             # One forward pass; the estimate would count the tokens of a text.
             return Work("align", duration=source, steps=1, source=source)
-        planned = self.planner.weights.folder is not None
-        return work_of(request, turbo=checkpoints.is_turbo(self.weights), source=source, planner=planned)
+        planned = self.models.planner.weights.folder is not None
+        return work_of(request, turbo=is_turbo(self.models.weights), source=source, planner=planned)
 
 
 _backend: Backend | None = None
@@ -407,9 +412,22 @@ def get_backend() -> Backend:
         return _backend
     with _backend_lock:
         if _backend is None:
-            outputs.prune()
+            jobs.prune()
             _backend = Backend()
         return _backend
+
+
+def check(request: Request) -> None:
+    """Check what the fields of `request` do not tell: its files, and whether one call to ZeroGPU lasts long enough.
+
+    Page and API ask before anything is queued; of the files only the headers are read. Raises InvalidRequest.
+    """
+    source = uploads.check(request)
+    if not bootstrap.on_zerogpu():
+        return
+    if problem := refusal(get_backend().work_of(request, source)):
+        field = next((name for name in DURATION_FIELDS if hasattr(request, name)), "")
+        raise InvalidRequest((Problem(problem.code, problem.message, field, problem.hint),))
 
 
 # --- problems ----------------------------------------------------------------------------------------
@@ -419,8 +437,8 @@ def problem_of(error: Exception) -> Problem:
     """Turn any exception into a value that tells a person what happened; the unexpected goes to the log in full."""
     if isinstance(error, StudioError):
         return error.problem
-    if isinstance(error, audio.AudioError):
-        return Problem("audio", error.message, hint=error.hint)
+    if isinstance(error, audio.AudioError) or is_disk_full(error):
+        return disk_problem(error)
     if is_out_of_memory(error):
         models.free_memory()
         return Problem(
@@ -428,7 +446,7 @@ def problem_of(error: Exception) -> Problem:
         )
     if isinstance(error, OSError):
         log.exception("a file operation failed")
-        return Problem("disk", f"A file could not be read or written: {error.strerror or error}.")
+        return disk_problem(error)
     log.error("a job failed unexpectedly", exc_info=error)
     return Problem(
         "internal",

@@ -1,40 +1,27 @@
-"""The GPU seconds that ZeroGPU will be asked for: shown beside the button before the click, refused where too many.
+"""The GPU seconds that ZeroGPU will be asked for, shown beside the button before the click.
 
-Elsewhere nobody is asked, so there is no line and nothing to refuse. The numbers are estimate.py's.
+Elsewhere nobody is asked, so there is no line. The numbers are zerogpu.py's.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
 import bootstrap
-import estimate
 import markup
 import tooltips
 import uploads
+import zerogpu
 from backend import get_backend
-from events import InvalidRequest, Problem
+from events import InvalidRequest
+from form import Form
 from params import Request
 
-if TYPE_CHECKING:
-    from form import Form
-
-# Where the refusal stands: the first of these that a request has.
-PLACES = ("duration", "after", "takes")
 # Fields without a say in how long it takes, of which some may still be empty: any words do, and any file.
 WORDS = {"prompt": "a song", "brief": "a song"}
 NO_FILE = "none yet"
-
-
-def check(request: Request) -> None:
-    """Raise InvalidRequest where one call to ZeroGPU cannot last as long as `request` needs; its files are checked."""
-    if not bootstrap.on_zerogpu():
-        return
-    if problem := estimate.refusal(get_backend().work_of(request, _source_seconds(request))):
-        field = next((name for name in PLACES if hasattr(request, name)), "")
-        raise InvalidRequest((Problem(problem.code, problem.message, field, problem.hint),))
 
 
 def seconds_text(form: Form, values: Any) -> str:
@@ -48,8 +35,8 @@ def seconds_text(form: Form, values: Any) -> str:
         work = get_backend().work_of(request, _source_seconds(request))
     except InvalidRequest:
         return ""
-    problem = estimate.refusal(work)
-    return problem.text() if problem else tooltips.GPU_SECONDS.format(seconds=estimate.gpu_seconds(work))
+    problem = zerogpu.refusal(work)
+    return problem.text() if problem else tooltips.GPU_SECONDS.format(seconds=zerogpu.gpu_seconds(work))
 
 
 def connect_seconds(form: Form, line: gr.HTML) -> None:
@@ -72,6 +59,7 @@ def connect_seconds(form: Form, line: gr.HTML) -> None:
         trigger_mode="always_last",
         queue=False,
         show_progress="hidden",
+        show_progress_on=[],
         api_visibility="private",
     )
 

@@ -94,8 +94,8 @@ class SongWords(BaseModel):
 
     def _needs_words(self) -> None:
         if not self.prompt and (self.instrumental or not self.lyrics):
-            what = "the lyrics are switched off by Instrumental" if self.lyrics else "there are no lyrics either"
-            raise wrong("prompt", f"Prompt must have from 1 to {TEXT_LIMITS['prompt']:,} characters: {what}.")
+            switched_off = "Say what the song sounds like: Instrumental switches the lyrics off."
+            raise wrong("prompt", switched_off if self.lyrics else "Say what the song sounds like, or add lyrics.")
 
 
 class SongRequest(SongWords):
@@ -111,6 +111,10 @@ class SongRequest(SongWords):
         if self.seed + self.takes - 1 > MAX_SEED:
             raise wrong("seed", f"Seed must be from -1 to {MAX_SEED - self.takes + 1} for {self.takes} takes.")
         return self
+
+    def song_seconds(self, source: float) -> float:
+        """Return the length of the whole song, for a source of `source` seconds."""
+        return source
 
 
 class GenerateOptions(Options):
@@ -130,6 +134,9 @@ class GenerateRequest(SongRequest):
     duration: number("duration") = 60.0
     reference: str | None = None
     options: GenerateOptions = Field(default_factory=GenerateOptions)
+
+    def song_seconds(self, source: float) -> float:
+        return self.duration
 
     @model_validator(mode="after")
     def _says_something(self):
@@ -173,6 +180,9 @@ class ExtendRequest(SongRequest):
     after: number("after") = 30.0
     options: ExtendOptions = Field(default_factory=ExtendOptions)
 
+    def song_seconds(self, source: float) -> float:
+        return self.before + source + self.after
+
     @model_validator(mode="after")
     def _adds_something(self):
         self._needs_words()
@@ -209,6 +219,11 @@ ACTION_OPTIONS = {
     "extract": set(),
     "complete": set(),
 }
+CHOOSE_TRACK = {
+    "layer": "Choose the track to add.",
+    "extract": "Choose the track to take out.",
+    "complete": "Choose the tracks to add.",
+}
 
 
 class EditRequest(SongRequest):
@@ -236,12 +251,14 @@ class EditRequest(SongRequest):
 
     def _check_tracks(self) -> None:
         count = len(self.tracks)
-        wanted = {"layer": "exactly one track", "extract": "exactly one track", "complete": "one or more tracks"}
-        if self.action not in wanted and count:
-            raise wrong("tracks", f"Tracks are for layer, extract and complete, not for {self.action}.")
-        if (self.action in ("layer", "extract") and count != 1) or (self.action == "complete" and not count):
+        if self.action not in CHOOSE_TRACK:
+            if count:
+                raise wrong("tracks", f"Tracks are for layer, extract and complete, not for {self.action}.")
+        elif not count:
+            raise wrong("tracks", CHOOSE_TRACK[self.action])
+        elif count > 1 and self.action != "complete":
             known = ", ".join(TRACKS)
-            raise wrong("tracks", f"Tracks must name {wanted[self.action]} for {self.action}, not {count}: {known}.")
+            raise wrong("tracks", f"Tracks must name exactly one track for {self.action}, not {count}: {known}.")
 
     def _check_region(self) -> None:
         if self.action not in ("repaint", "layer"):

@@ -16,11 +16,7 @@ TASKS = {
     "cover": ("/cover", {}),
     "extend": ("/extend", {"before": 0.75, "after": 1.25}),
     "repaint": ("/edit", {"start": 1, "end": 2}),
-    "morph": ("/edit", {"action": "morph", "source_prompt": "an old piano"}),
-    "layer": ("/edit", {"action": "layer", "tracks": ["drums"]}),
     "mix": ("/edit", {"action": "layer", "tracks": ["bass"], "options": {"mix": True}}),
-    "extract": ("/edit", {"action": "extract", "tracks": ["vocals"]}),
-    "complete": ("/edit", {"action": "complete", "tracks": ["strings", "bass"]}),
 }
 
 
@@ -29,11 +25,6 @@ def samples(path):
     found, rate = soundfile.read(path, always_2d=True)
     assert rate == RATE
     return found
-
-
-def bits(path):
-    """Return a file's samples as whole numbers of 32 bits, int32 [n, 2]."""
-    return soundfile.read(path, dtype="int32", always_2d=True)[0]
 
 
 def post(server, endpoint="generate", **named):
