@@ -1,28 +1,44 @@
-"""ZeroGPU from the studio's side: its errors as sentences, the beat of a worker, and the one second try.
+"""ZeroGPU from the studio's side: the seconds to ask for, a worker's beat, the one retry, and errors as sentences.
 
 "GPU task aborted" is all that ZeroGPU says when a worker dies, whatever it died of. So a worker leaves a beat in its
 job's folder, a file that tells when its time began. Only where that time was used up is the job tried again, with
 twice the seconds. Nothing here imports gradio or spaces: their errors are known by title and text.
+
+How long a job takes is counted and estimated, not measured; each number stands in one table with its origin, to be
+replaced by a measurement (docs/performance.md). Call, page and record all ask here. Seconds are those of an H200, in
+which ZeroGPU counts; it gives slower cards more real time by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import json
+import logging
 import os
+import pickle
 import queue
 import re
+import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from estimate import MOST_SECONDS, clamped
-from events import Problem, Progress, StudioError
+from events import Draft, Problem, Progress, StudioError, first_line
+from limits import LIMITS, QUALITY_STEPS
+from params import sampling_settings
+
+log = logging.getLogger("studio")
 
 BEAT = "beat.json"
 # A worker that lived for this share of its seconds was ended by the limit; the platform's own clock starts earlier.
 LIMIT_SHARE = 0.9
+# Seconds: how often the parent looks for news, how long a working worker may leave no beat (it leaves one every 0.4
+# seconds), and how long a queue and a cold start may last before the first.
+LISTEN_SECONDS, SILENT_SECONDS, START_SECONDS = 0.5, 30.0, 240.0
 ABORTED = "GPU task aborted"
 SIGN_IN = "Sign in to Hugging Face for more GPU time"
 
@@ -65,6 +81,62 @@ def used_up(folder: str | Path, seconds: int) -> bool:
     return time.time() - began >= LIMIT_SHARE * seconds
 
 
+def heard(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
+    """Yield `events` as they come; raises queue.Empty once the worker whose beat is in `folder` has fallen silent.
+
+    They are read in a thread: where a card cannot be handed back, `spaces` says nothing of a worker's death or end for
+    20 minutes. Until the card is there it says that it is being lent, so that closing works. Closing waits for a worker
+    that is at work.
+    """
+    coming: queue.Queue = queue.Queue()
+    left = threading.Event()
+
+    def read() -> None:
+        try:
+            with contextlib.closing(events):
+                for event in events:
+                    if left.is_set():
+                        break
+                    coming.put((event, None))
+            coming.put((None, None))
+        except Exception as error:
+            coming.put((None, error))
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(read,), name="card", daemon=True)
+    thread.start()
+    began = time.time()
+    working = False
+    try:
+        while True:
+            try:
+                event, error = coming.get(timeout=LISTEN_SECONDS)
+            except queue.Empty:
+                if _silent(folder, began):
+                    working = False
+                    raise
+                if not working:
+                    yield Progress("lending")
+                continue
+            working = isinstance(event, Progress | Draft)
+            if error:
+                raise error
+            if event is None:
+                return
+            yield event
+    finally:
+        left.set()
+        if working:
+            thread.join(SILENT_SECONDS)
+
+
+def _silent(folder: str | Path, began: float) -> bool:
+    """Tell whether the worker has left no beat for too long; before its first, since `began`."""
+    try:
+        return time.time() - Path(folder, BEAT).stat().st_mtime > SILENT_SECONDS
+    except OSError:
+        return time.time() - began > START_SECONDS
+
+
 class Lending:
     """One job on a card that ZeroGPU lends: `first` are the seconds of the first try, `asked` those of the last.
 
@@ -84,16 +156,24 @@ class Lending:
         while True:
             self.tries += 1
             Path(self._folder, BEAT).unlink(missing_ok=True)
+            begun = False
             try:
-                yield from self._call(self.asked)
+                with contextlib.closing(self._call(self.asked)) as events:
+                    for event in events:
+                        begun = begun or getattr(event, "stage", "") != "lending"
+                        yield event
                 return
-            except StudioError:
+            except (StudioError, pickle.PicklingError):
                 raise
             except Exception as error:
                 spent = is_abort(error) and used_up(self._folder, self.asked)
                 problem = _time_is_up(self.asked, self.tries) if spent else problem_of(error)
-                if problem is None:
+                if problem is None and begun:
                     raise
+                if problem is None:
+                    # `spaces` takes ZeroGPU's answers apart without a look at whether they are whole.
+                    log.warning("ZeroGPU's answer could not be read: %s", first_line(error))
+                    problem = UNREACHABLE
             if not spent or self.tries > 1 or self.first >= MOST_SECONDS:
                 raise StudioError.of(problem)
             self.asked = clamped(2 * self.first)
@@ -122,18 +202,19 @@ def problem_of(error: Exception) -> Problem | None:
     if isinstance(error, queue.Empty):
         return Problem(
             "gpu_silent",
-            "The GPU worker has said nothing for 20 minutes.",
-            hint="Please try again with a shorter song.",
+            "The GPU worker stopped answering.",
+            hint="Please try again; if it happens again, try fewer takes or a shorter song.",
         )
     if isinstance(error, RuntimeError) and text.startswith("Connection closed by visitor"):
         return Problem("cancelled", "The page was closed while the song waited for a GPU.")
     if isinstance(error, RuntimeError) and text in ("Unexpected end of stream", RECONNECTED):
         return Problem("gpu_queue", "The connection to ZeroGPU's queue was lost.", hint="Please try again.")
     if (isinstance(error, RuntimeError) and text.startswith("ZeroGPU API")) or _is_http(error):
-        return Problem("gpu_unreachable", "ZeroGPU could not be asked for a GPU.", hint="Please try again in a minute.")
+        return UNREACHABLE
     return None
 
 
+UNREACHABLE = Problem("gpu_unreachable", "ZeroGPU could not be asked for a GPU.", hint="Please try again in a minute.")
 RECONNECTED = "Error while re-trying after queue disconnect"
 
 
@@ -231,3 +312,168 @@ def _text(error: Exception) -> str:
 
 def _is_http(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in ("httpx", "httpcore")
+
+
+# --- the seconds to ask for ------------------------------------------------------------------------------------------
+
+LEAST_SECONDS, MOST_SECONDS = 60, 300
+"""What is asked for at least, so that a busy card does not cut a short job off, and at most."""
+
+
+class Constant(NamedTuple):
+    """A number with its unit and where it comes from."""
+
+    value: float
+    unit: str
+    origin: str
+
+
+CONSTANTS = {
+    "tflop_per_second": Constant(390.0, "TFLOP/s", "assumed: 40 % of the 989 that an H200 has in bfloat16"),
+    "cold_seconds": Constant(20.0, "s", "assumed: 30 GB of packed weights at 2 GB/s, and 5 s for CUDA to start"),
+    "encode_per_minute": Constant(0.5, "s per minute of source", "assumed: half of decoding, whose FLOPs it has"),
+    "decode_per_minute": Constant(1.0, "s per minute and take", "assumed from 29 TFLOP for 240 s, bound by memory"),
+    "plan_tokens_per_second": Constant(40.0, "tokens/s", "assumed: a 1.7B model step by step in transformers"),
+    "plan_metadata_tokens": Constant(200.0, "tokens", "room that the planner has for its metadata"),
+    "codes_per_second": Constant(5.0, "tokens per second of music", "the planner's 5 Hz codes"),
+    "sketch_tokens": Constant(1_500.0, "tokens", "assumed: metadata and the lyrics of a long song"),
+    "writer_tokens_per_second": Constant(25.0, "tokens/s", "assumed: a 7B model step by step in transformers"),
+    "margin": Constant(1.5, "x", "assumed: real over counted; shared cards, first kernels"),
+}
+FORWARD_TFLOP = ((0, 0.0), (30, 3.33), (60, 6.59), (120, 13.6), (240, 29.3), (600, 90.6))
+"""Seconds of music -> TFLOP of one forward pass: counted on XL's configuration with 600 condition tokens."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job does on the GPU, as far as it costs time.
+
+    `duration` in seconds is the whole length that is denoised, `source` that of the uploads that are read. A step is
+    `passes` forward passes, twice as many with guidance. `planner` tells whether the song is planned, `tokens` how many
+    a language model may write for a text. The weights always have to come onto the card first.
+    """
+
+    mode: str
+    duration: float = 0.0
+    steps: int = 0
+    takes: int = 1
+    guidance: float = 1.0
+    planner: bool = False
+    tokens: int = 0
+    source: float = 0.0
+    passes: float = 1.0
+
+
+def work_of(request: Any, *, turbo: bool = False, source: float = 0.0, planner: bool = False) -> Work:
+    """Return the work of any request; `source` is the length of its source in seconds, `planner` whether one is here.
+
+    Before there is a source, a mode that needs one is counted without it.
+    """
+    if not hasattr(request, "takes"):
+        tokens = getattr(getattr(request, "options", None), "max_tokens", int(_of("sketch_tokens")))
+        return Work(request.mode, source=source, tokens=tokens)
+    settings, _ = sampling_settings(request, turbo)
+    options, passes = request.options, 1.0
+    if getattr(request, "action", "") == "morph":
+        # Source and target both run in every averaged draw; after it the target alone.
+        passes = (options.n_max - options.n_min) * 2 * options.n_avg + (1 - options.n_max)
+    return Work(
+        mode=request.mode,
+        duration=request.song_seconds(source),
+        steps=settings.steps,
+        takes=request.takes,
+        guidance=settings.guidance,
+        planner=planner and getattr(options, "plan", False),
+        source=source,
+        passes=passes,
+    )
+
+
+def seconds_needed(work: Work) -> float:
+    """Return the seconds that `work` takes, as counted, without any bounds."""
+    minutes = work.duration / 60
+    forwards = work.steps * work.passes * work.takes * (2 if work.guidance > 1 else 1)
+    seconds = forwards * forward_tflop(work.duration) / _of("tflop_per_second")
+    seconds += work.takes * minutes * _of("decode_per_minute")
+    seconds += work.source / 60 * _of("encode_per_minute")
+    if work.planner:
+        tokens = _of("plan_metadata_tokens") + work.duration * _of("codes_per_second")
+        seconds += tokens / _of("plan_tokens_per_second")
+    if work.tokens:
+        writer = "writer_tokens_per_second" if work.mode == "lyrics" else "plan_tokens_per_second"
+        seconds += work.tokens / _of(writer)
+    return _of("cold_seconds") + _of("margin") * seconds
+
+
+def gpu_seconds(work: Work) -> int:
+    """Return the seconds to ask for: whole, from 60 to 300."""
+    return clamped(seconds_needed(work))
+
+
+def clamped(seconds: float) -> int:
+    """Return `seconds` as a plain int from 60 to 300: ZeroGPU takes no numpy number and wraps a negative one around."""
+    return int(min(max(float(seconds), LEAST_SECONDS), MOST_SECONDS))
+
+
+def refusal(work: Work) -> Problem | None:
+    """Say why `work` cannot be done in one call, and what would fit; None where it can."""
+    needed = seconds_needed(work)
+    if needed <= MOST_SECONDS:
+        return None
+    return Problem(
+        "too_much_gpu_time",
+        f"This would take about {needed:,.0f} seconds of GPU time; one call gets up to {MOST_SECONDS}.",
+        hint=_what_fits(work),
+    )
+
+
+def forward_tflop(duration: float) -> float:
+    """Return the TFLOP of one forward pass for `duration` seconds of music, linear between the counted lengths."""
+    lengths = [length for length, _ in FORWARD_TFLOP]
+    right = min(max(bisect_left(lengths, duration), 1), len(lengths) - 1)
+    (x0, y0), (x1, y1) = FORWARD_TFLOP[right - 1], FORWARD_TFLOP[right]
+    return y0 + (y1 - y0) * (duration - x0) / (x1 - x0)
+
+
+# --- what would fit -----------------------------------------------------------------------------------------------
+
+
+def _what_fits(work: Work) -> str:
+    """Return a sentence with the most takes, steps or seconds that fit, each by itself; together where none does."""
+    ways = [_takes(work), _steps(work), _length(work)]
+    ways = [way for way in ways if way]
+    if not ways and work.takes > 1:
+        one = replace(work, takes=1)
+        ways = [f"1 take and {way}" for way in (_steps(one), _length(one)) if way]
+    if not ways:
+        return "Use fewer steps, fewer morph averages or a shorter source."
+    return f"It fits with {', or with '.join(ways)}."
+
+
+def _takes(work: Work) -> str:
+    most = _most(1, work.takes, lambda count: replace(work, takes=count))
+    return f"{most} take{'s' if most > 1 else ''}" if most else ""
+
+
+def _steps(work: Work) -> str:
+    """Fewer steps, but not below those of a draft."""
+    most = _most(min(QUALITY_STEPS["draft"], work.steps), work.steps, lambda count: replace(work, steps=count))
+    return f"{most} steps" if most else ""
+
+
+def _length(work: Work) -> str:
+    """A length in steps of 5 seconds; of a source only what the visitor can leave off."""
+    shortest = int(LIMITS["duration"].low) if not work.source else int(work.source) // 5 * 5 + 5
+    most = _most(shortest // 5, int(work.duration // 5), lambda fives: replace(work, duration=fives * 5.0))
+    if not most or work.mode == "edit" or work.mode == "cover":
+        return ""
+    return f"{most * 5} seconds of music"
+
+
+def _most(low: int, high: int, changed: Callable[[int], Work]) -> int:
+    """Return the largest whole number from `low` to `high` whose work fits, 0 where none does."""
+    return next((n for n in range(high, low - 1, -1) if seconds_needed(changed(n)) <= MOST_SECONDS), 0)
+
+
+def _of(name: str) -> float:
+    return CONSTANTS[name].value

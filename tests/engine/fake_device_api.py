@@ -1,20 +1,26 @@
 """ZeroGPU's device API, played on loopback: it lends cards that do not exist and ends workers that keep them too long.
 
 Only what `spaces` asks for is there: four POSTs with query parameters. What HF's scheduler decides by itself is told to
-it by the test: `refuse` the next calls, make a second last `second` real ones.
+it by the test: `refusals` for the next calls, `faults` of the other routes, `evict` warm workers, make a second last
+`second` real ones.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import signal
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
+
+from tests.waiting import until
 
 
 @dataclass
@@ -38,7 +44,9 @@ class DeviceAPI:
         self.leases: list[Lease] = []
         self.asked: list[dict[str, str]] = []
         self.reports = 0
-        self.refusals: list[Refusal] = []
+        self.refusals: list[Refusal | Raw | Queued] = []
+        # Route -> the answers to its next calls: a status, or 0 for a connection that drops.
+        self.faults: dict[str, list[int]] = {"release": [], "allow": []}
         self.second = 1.0
         self.reuse = True
         self._pids: dict[int, int] = {}
@@ -53,8 +61,15 @@ class DeviceAPI:
 
             def do_POST(self):
                 url = urlsplit(self.path)
-                status, body, headers = api.answer(url.path, dict(parse_qsl(url.query)))
-                self.send_response(status)
+                answer = api.answer(url.path, dict(parse_qsl(url.query)))
+                if callable(answer):
+                    answer(self)
+                    return
+                status, body, headers = answer
+                if not status:
+                    self.close_connection = True
+                    return
+                self.send_response_only(status, "x")
                 for name, value in {"Content-Type": "application/json", **headers}.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
@@ -80,8 +95,18 @@ class DeviceAPI:
 
     def answer(self, path: str, params: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
         """Return status, body and headers."""
+        name = path.strip("/").replace("-", "_")
         with self._lock:
-            return getattr(self, f"_{path.strip('/').replace('-', '_')}")(params)
+            if self.faults.get(name):
+                return self.faults[name].pop(0), b"", {}
+            return getattr(self, f"_{name}")(params)
+
+    def evict(self) -> None:
+        """End the warm workers, as ZeroGPU does for another Space; returns once their parent has noticed."""
+        for index in self._warm:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pids[index], signal.SIGKILL)
+            until(lambda pid=self._pids[index]: not os.path.exists(f"/proc/{pid}"))
 
     def _startup_report(self, params):
         self.reports += 1
@@ -90,7 +115,13 @@ class DeviceAPI:
     def _schedule(self, params):
         self.asked.append(params)
         if self.refusals:
-            return self.refusals.pop(0).answer()
+            refusal = self.refusals.pop(0)
+            if not isinstance(refusal, Queued):
+                return refusal.answer()
+            return functools.partial(refusal.answer, lambda: self._lend(params))
+        return self._lend(params)
+
+    def _lend(self, params):
         taken = {lease.index for lease in self.leases if lease.ended is None}
         index = next(number for number in range(100) if number not in taken)
         lease = Lease(uuid.uuid4().hex, index, float(params["durationSeconds"]), params)
@@ -130,6 +161,53 @@ class DeviceAPI:
         timer = threading.Timer(lease.seconds * self.second, kill)
         timer.daemon = True
         timer.start()
+
+
+@dataclass(frozen=True)
+class Raw:
+    """An answer to /schedule as it goes over the wire, whatever it is."""
+
+    status: int
+    body: str = ""
+    headers: tuple[tuple[str, str], ...] = (("Content-Type", "application/json"),)
+
+    def answer(self) -> tuple[int, bytes, dict[str, str]]:
+        """Return status, body and headers."""
+        return self.status, self.body.encode(), {"Content-Type": "", **dict(self.headers)}
+
+
+@dataclass(frozen=True)
+class Queued:
+    """An answer to /schedule that queues the visitor: `pings`, then a card, or a connection that `drops`.
+
+    `silent` waits that many seconds before the end.
+    """
+
+    pings: int = 2
+    drops: bool = False
+    silent: float = 0.0
+
+    def answer(self, lend: Callable, handler: BaseHTTPRequestHandler) -> None:
+        """Stream the queue's events; a visitor who hangs up ends it."""
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+
+        def say(text: str) -> None:
+            handler.wfile.write(f"{len(text):x}\r\n{text}\r\n".encode())
+            handler.wfile.flush()
+            # An event a packet, as `spaces` reads them.
+            time.sleep(0.2)
+
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            for _ in range(self.pings):
+                say("event: ping\n\n")
+            time.sleep(self.silent)
+            if not self.drops:
+                say(f"event: succeeded\ndata: {lend()[1].decode()}\n\n")
+                handler.wfile.write(b"0\r\n\r\n")
 
 
 @dataclass(frozen=True)
