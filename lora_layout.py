@@ -143,7 +143,7 @@ def _unsupported(rest: str) -> Refusal:
 
 
 def _dora() -> Refusal:
-    return _unsupported("is a DoRA (it rescales the model's own weights)")
+    return _unsupported("is a DoRA by PEFT (it rescales the model's own weights)")
 
 
 # --- from keys to layers ------------------------------------------------------------------------------------------
@@ -152,11 +152,11 @@ _KEY = re.compile(
     r"(?P<module>.+?)\.(?:"
     r"lora_(?P<peft>[AB])(?:\.default)?(?:\.weight)?"
     r"|lora(?:_|\.|_linear_layer\.)(?P<kohya>down|up)(?:\.weight)?"
-    r"|(?P<lokr>lokr_w[12](?:_[ab])?)"
+    r"|(?P<named>lokr_w[12](?:_[ab])?|dora_scale)"
     r"|(?P<alpha>alpha))"
 )
 _ODD = (
-    (re.compile(r"\.(dora_scale|lora_magnitude_vector)\b"), "DoRA"),
+    (re.compile(r"\.lora_magnitude_vector\b"), "DoRA"),
     (re.compile(r"\.hada_w[12]"), "is a LoHa"),
     (re.compile(r"\.(oft_\w+|boft_\w+|ia3_l|vera_\w+)\b"), "is of another kind than LoRA"),
     (re.compile(r"\.(lokr_t[12]|lora_mid)\b"), "adapts convolutions"),
@@ -185,8 +185,9 @@ class Layer:
     """One adapted module: the tensors of the file by their role, and the factor of their product.
 
     A LoRA has "down" [r, in] and "up" [out, r]. A LoKr has "lokr_w1" or "lokr_w1_a" and "lokr_w1_b", and w2 likewise;
-    its delta is kron(w1, w2). `scale` is alpha / r (alpha by the square root of r for rslora); `rank` is None where a
-    LoKr has no low rank.
+    its delta is kron(w1, w2). Both may have a "dora_scale" [out, 1] or [1, in]: how long each row or column of the
+    model's weight is with the delta (DoRA, as LyCORIS stores it). `scale` is alpha / r (alpha by the square root of r
+    for rslora); `rank` is None where a LoKr has no low rank.
     """
 
     module: str
@@ -268,7 +269,7 @@ def _by_module(header: Header, widths: Widths | None) -> tuple[dict[str, dict[st
             unknown.append(key)
             continue
         role = {"A": "down", "B": "up", "down": "down", "up": "up"}.get(found["peft"] or found["kohya"])
-        role = role or found["lokr"] or "alpha"
+        role = role or found["named"] or "alpha"
         if role in parts.setdefault(module, {}):
             raise broken(f"two of its keys are for {module}")
         parts[module][role] = key
@@ -339,6 +340,15 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[tuple[int, int], i
         if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype not in _FLOATS:
             raise flaw
     shapes = {role: tensor.shape for role, tensor in matrices.items()}
+    lengths = shapes.pop("dora_scale", None)
+    (out, into), rank = _delta(shapes, flaw)
+    if lengths not in (None, (out, 1), (1, into)):
+        raise flaw
+    return (out, into), rank
+
+
+def _delta(shapes: dict[str, tuple[int, ...]], flaw: Refusal) -> tuple[tuple[int, int], int | None]:
+    """Return (out, in) of the product of the matrices with these shapes, and its rank."""
     if shapes.keys() == {"down", "up"}:
         (rank, inputs), (outputs, other) = shapes["down"], shapes["up"]
         if rank != other:

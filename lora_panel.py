@@ -20,7 +20,7 @@ import tooltips
 from backend import get_backend
 from form import AT_ONCE, Form, help_text, html
 from limits import LIMITS, shown
-from lora_hub import hub_id
+from lora_sources import hub_id
 
 FIELD = "options.loras"
 # Appends in the browser, where the list is: looking at a large file takes a while, and the list may change meanwhile.
@@ -41,7 +41,7 @@ def lora_list(elem_id: str) -> gr.HTML:
         [],
         html_template=_HTML.format(**{name: escape(text) for name, text in filled.items()}),
         css_template=theme.static("loras.css"),
-        js_on_load=theme.static("loras.js"),
+        js_on_load=theme.script("loras"),
         apply_default_css=False,
         label=tooltips.LABELS["loras"],
         elem_id=elem_id,
@@ -192,8 +192,7 @@ def add_preset(name: str | None) -> Added:
 
 def widths_in_use() -> Any:
     """Return the linear layers of the model that makes the songs, None where it is not here yet."""
-    folder = get_backend().weights.folder
-    return loras.widths_of(folder) if folder else None
+    return get_backend().widths()
 
 
 def _said(text: str) -> str:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from events import StudioError
 from lora_files import FIELD, Refusal, about, broken, sha256_of
-from lora_hub import hub_allowed
 from lora_layout import KNOWN_MODELS, Layer, Widths, model_name, read_layout, widths_of
-from lora_sources import LoraInfo, LoraSpec, Preset, inspect, prepare, presets
+from lora_sources import LoraInfo, LoraSpec, Preset, hub_allowed, inspect, prepare, presets
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +29,7 @@ __all__ = [
     "LoraInfo",
     "LoraSpec",
     "Preset",
+    "Widths",
     "active",
     "facts",
     "hub_allowed",
@@ -48,15 +48,39 @@ class _Change:
     """What one layer of a LoRA adds to a module: `scale` times the product of its matrices.
 
     A LoRA has `first` (A, B). A LoKr has kron(w1, w2): `first` are w2's matrices, `second` w1's, each one matrix or the
-    two whose product it is, in the order in which they are applied.
+    two whose product it is, in the order in which they are applied. `stretch` [out, 1] or [1, in] is a DoRA's: by how
+    much, less 1, each row or column of the module's weight with the change in it is multiplied.
     """
 
     scale: float
     first: tuple[torch.Tensor, ...]
     second: tuple[torch.Tensor, ...] = ()
+    stretch: torch.Tensor | None = None
 
-    def of(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the change [..., out] for an input [..., in], without `scale`."""
+    def of(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the `output` [..., out] of `module` for its input x [..., in]."""
+        from torch.nn.functional import linear
+
+        if self.stretch is None:
+            return self.scale * self._product(x)
+        stretch = self.stretch.flatten().to(device=x.device, dtype=x.dtype)
+        if self.stretch.shape[1] == 1:
+            bare = output if module.bias is None else output - module.bias.to(x)
+            return stretch * bare + (1 + stretch) * (self.scale * self._product(x))
+        return linear(stretch * x, module.weight.to(x)) + self.scale * self._product((1 + stretch) * x)
+
+    def stretched(self, weight: torch.Tensor, lengths: torch.Tensor) -> _Change:
+        """Return this change as a DoRA whose rows or columns are `lengths` long with the module's `weight`."""
+        import torch
+
+        delta = _matrix(self.first)
+        if self.second:
+            delta = torch.kron(_matrix(self.second), delta)
+        whole = weight.float() + self.scale * delta.to(weight.device)
+        length = whole.norm(dim=1 if lengths.shape[1] == 1 else 0, keepdim=True) + torch.finfo(torch.float32).eps
+        return replace(self, stretch=(lengths.float().to(length.device) / length - 1).to(self.first[0].device))
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
         if not self.second:
             return _chain(self.first, x)
         y = x.unflatten(-1, (self.second[0].shape[1], self.first[0].shape[1]))
@@ -170,7 +194,16 @@ def _load(pipe: Any, spec: LoraSpec) -> Adapter:
 
 
 def _change(pipe: Any, layer: Layer, file: Any) -> _Change:
-    tensors = {role: _placed(pipe, file.get_tensor(key)) for role, key in layer.tensors}
+    tensors = {role: _placed(pipe, file.get_tensor(key)) for role, key in layer.tensors if role != "dora_scale"}
+    change = _plain_change(layer, tensors)
+    lengths = dict(layer.tensors).get("dora_scale")
+    if lengths is None:
+        return change
+    weight = pipe.transformer.get_submodule(layer.module).weight
+    return change.stretched(weight, _finite(file.get_tensor(lengths)))
+
+
+def _plain_change(layer: Layer, tensors: dict[str, torch.Tensor]) -> _Change:
     if layer.kind == "lora":
         return _Change(layer.scale, (tensors["down"], tensors["up"]))
     w1, w2 = (
@@ -182,10 +215,13 @@ def _change(pipe: Any, layer: Layer, file: Any) -> _Change:
 
 def _placed(pipe: Any, tensor: torch.Tensor) -> torch.Tensor:
     # A copy, because what was read is mapped from a file that may go away.
-    placed = tensor.to(dtype=pipe.transformer.dtype, copy=True)
-    if not bool(placed.isfinite().all()):
+    return _finite(tensor.to(dtype=pipe.transformer.dtype, copy=True)).to(pipe._execution_device)
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    if not bool(tensor.isfinite().all()):
         raise broken("some of its numbers are not finite")
-    return placed.to(pipe._execution_device)
+    return tensor
 
 
 def _acts(change: _Change) -> bool:
@@ -201,18 +237,24 @@ def _hook(transformer: Any, adapters: Iterable[tuple[Adapter, float]]) -> list[A
     changes: dict[str, list[tuple[_Change, float]]] = {}
     for adapter, weight in adapters:
         for module, change in adapter.items():
-            changes.setdefault(module, []).append((change, weight * change.scale))
+            changes.setdefault(module, []).append((change, weight))
     modules = {name: transformer.get_submodule(name) for name in changes}
     return [modules[name].register_forward_hook(_adding(found)) for name, found in changes.items()]
 
 
 def _adding(changes: Sequence[tuple[_Change, float]]) -> Any:
     def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        for change, factor in changes:
-            output = output + factor * change.of(inputs[0])
-        return output
+        return output + sum(weight * change.of(module, inputs[0], output) for change, weight in changes)
 
     return add
+
+
+def _matrix(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the product of matrices [out, in], which are applied one after the other, in 32 bits."""
+    first, *others = (matrix.float() for matrix in matrices)
+    for other in others:
+        first = other @ first
+    return first
 
 
 def _chain(matrices: Iterable[torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import loras
 
@@ -58,9 +57,9 @@ def pairs(made, name, down, up):
     return tensors
 
 
-def peft(pipe, folder, prefix="base_model.model.", **config):
+def peft(pipe, folder, **config):
     made = matrices(pipe)
-    tensors = pairs(made, lambda m: prefix + upstream(m), "lora_A.weight", "lora_B.weight")
+    tensors = pairs(made, lambda m: f"base_model.model.{upstream(m)}", "lora_A.weight", "lora_B.weight")
     path = put(folder / "adapter_model.safetensors", tensors)
     settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "use_rslora": False, **config}
     path.with_name("adapter_config.json").write_text(json.dumps(settings))
@@ -70,14 +69,6 @@ def peft(pipe, folder, prefix="base_model.model.", **config):
 def peft_folder(pipe, folder):
     path, change = peft(pipe, folder)
     return path.parent, change
-
-
-def peft_zip(pipe, folder):
-    path, change = peft(pipe, folder / "mine")
-    with zipfile.ZipFile(folder / "mine.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(path.parent.iterdir()):
-            archive.write(file, f"mine/{file.name}")
-    return folder / "mine.zip", change
 
 
 def peft_rslora(pipe, folder):
@@ -105,23 +96,11 @@ def diffusers(pipe, folder):
     return put(folder / "pytorch_lora_weights.safetensors", tensors, metadata), deltas(made, ALPHA / RANK)
 
 
-def comfyui(pipe, folder, prefix="diffusion_model.decoder."):
-    made = matrices(pipe)
+def comfyui(pipe, folder):
+    made, prefix = matrices(pipe), "diffusion_model.decoder."
     tensors = pairs(made, lambda m: prefix + upstream(m), "lora_A.weight", "lora_B.weight")
     tensors |= {f"{prefix}{upstream(m)}.alpha": torch.tensor(ALPHA) for m in made}
     return put(folder / "comfy.safetensors", tensors), deltas(made, ALPHA / RANK)
-
-
-def comfyui_short(pipe, folder):
-    return comfyui(pipe, folder, "diffusion_model.")
-
-
-def decoder(pipe, folder):
-    return comfyui(pipe, folder, "decoder.")
-
-
-def peft_decoder(pipe, folder):
-    return peft(pipe, folder, "base_model.model.decoder.")
 
 
 def kohya(pipe, folder):
@@ -166,20 +145,35 @@ def lokr_low(pipe, folder):
     return lokr(pipe, folder, ("lokr_w1", "lokr_w2"))
 
 
+def lokr_dora(pipe, folder, low=("lokr_w2",), axis=1):
+    """A LoKr that says how long the rows (axis 1) or columns (axis 0) of the changed weights are (LyCORIS)."""
+    path, change = lokr(pipe, folder, low)
+    tensors, generator = load_file(path), torch.Generator().manual_seed(1)
+    for module, delta in change.items():
+        weight = pipe.transformer.get_submodule(module).weight
+        whole = weight + delta
+        length = whole.norm(dim=axis, keepdim=True)
+        wanted = length * (0.9 + 0.2 * torch.rand(length.shape, generator=generator))
+        tensors["lycoris_" + upstream(module).replace(".", "_") + ".dora_scale"] = wanted
+        change[module] = whole * wanted / length - weight
+    return put(path, tensors, {"lokr_config": "{}"}), change
+
+
+def lokr_dora_in(pipe, folder):
+    return lokr_dora(pipe, folder, (), 0)
+
+
 FORMATS = {
-    "PEFT file": (peft, "PEFT"),
     "PEFT folder": (peft_folder, "PEFT"),
-    "PEFT zip": (peft_zip, "PEFT"),
-    "PEFT decoder": (peft_decoder, "PEFT"),
     "rslora": (peft_rslora, "PEFT"),
     "alpha pattern": (peft_alpha_pattern, "PEFT"),
     "bare": (bare, "plain"),
     "diffusers": (diffusers, "diffusers"),
     "ComfyUI": (comfyui, "ComfyUI"),
-    "ComfyUI short": (comfyui_short, "ComfyUI"),
-    "decoder": (decoder, "ComfyUI"),
     "kohya": (kohya, "kohya"),
     "LoKr": (lokr, "LoKr"),
     "LoKr whole": (lokr_whole, "LoKr"),
     "LoKr low rank": (lokr_low, "LoKr"),
+    "LoKr with DoRA": (lokr_dora, "LoKr"),
+    "LoKr with DoRA by column": (lokr_dora_in, "LoKr"),
 }

@@ -1,10 +1,9 @@
 """LoRAs in every format on the tiny checkpoints, against the dense computation W + weight * alpha / r * B A."""
 
 import gc
-import json
 import math
-import pickle
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,10 @@ import models
 import sampling
 from events import StudioError
 from tests.engine.lora_formats import (
-    ALPHA,
     FORMATS,
     MODULES,
     RANK,
     bare,
-    comfyui,
     deltas,
     kohya,
     lokr,
@@ -35,6 +32,7 @@ from tests.engine.lora_formats import (
 from tests.weights import weights_in
 
 WORDS = conditions.Words("warm lofi piano", "[Verse]\nla la la", "en", 2.0, "Fill the audio semantic mask:")
+LONG = replace(WORDS, seconds=22.0)
 WEIGHT = 0.7
 # Latents of about unit spread after three guided steps: the LoRAs move them by 2 to 4, and float32 rounds the hooks and
 # the dense matrices apart by 1e-5 (measured on a CPU).
@@ -57,30 +55,32 @@ def spec(pipe, path, weight=WEIGHT):
     return run_to_end(loras.prepare(str(path), weight, folder=path.parent, widths=widths, uploads=uploads))
 
 
-def song(pipe, steps=3):
-    """Return the final latents [1, T, C] of a short guided run."""
-    frames = codec.frames_for(pipe, WORDS.seconds)
+def song(pipe, words=WORDS):
+    """Return the final latents [1, T, C] of a guided run."""
+    frames = codec.frames_for(pipe, words.seconds)
     generators = sampling.generators_for((7,))
-    condition = conditions.encode_condition(pipe, WORDS, conditions.silent_context(pipe, frames))
+    condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames))
     start = sampling.draw_noise(generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim)
-    run = sampling.Run(condition, start, generators, sampling.schedule(steps, 1.0), guidance=7.0)
+    run = sampling.Run(condition, start, generators, sampling.schedule(3, 1.0), guidance=7.0)
     *_, last = sampling.denoise(pipe, run)
     return last.latents
 
 
-def dense(pipe, *changes):
-    """Return the latents with the changes added to the weights themselves, which are put back."""
-    before = {}
+def dense(pipe, *changes, words=WORDS):
+    """Return the latents with the changes added to the weights themselves, which are put back, and without LoRAs."""
+    kept, before = loras.active(pipe), {}
+    loras.reconcile(pipe, ())
     try:
         for change, weight in changes:
             for module, delta in change.items():
                 parameter = pipe.transformer.get_submodule(module).weight
                 before.setdefault(module, parameter.data.clone())
                 parameter.data += weight * delta
-        return song(pipe)
+        return song(pipe, words)
     finally:
         for module, data in before.items():
             pipe.transformer.get_submodule(module).weight.data.copy_(data)
+        loras.reconcile(pipe, kept)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_each_format_gives_what_the_dense_weights_give(pipe, plain, tmp_path, ki
     assert (info.format, info.modules, info.fits, info.problem) == (name, len(MODULES), True, None)
     (fact,) = loras.reconcile(pipe, [spec(pipe, path)])
     with_lora = song(pipe)
-    expected = dense_without_hooks(pipe, (change, WEIGHT))
+    expected = dense(pipe, (change, WEIGHT))
     assert (expected - plain).abs().max() > 0.05
     assert (with_lora - expected).abs().max() < TOLERANCE
     assert (fact["format"], fact["modules"], fact["weight"]) == (name, len(MODULES), WEIGHT)
@@ -111,28 +111,26 @@ def test_each_format_gives_what_the_dense_weights_give(pipe, plain, tmp_path, ki
     assert torch.equal(song(pipe), plain)
 
 
-def dense_without_hooks(pipe, *changes):
-    kept = loras.active(pipe)
-    loras.reconcile(pipe, ())
-    try:
-        return dense(pipe, *changes)
-    finally:
-        loras.reconcile(pipe, kept)
+def test_every_usual_prefix_names_the_same_layers(pipe, tmp_path):
+    for prefix in ("decoder.", "diffusion_model.", "base_model.model.decoder.", "transformer."):
+        tensors = pairs(matrices(pipe), lambda m, p=prefix: p + upstream(m), "lora_A.weight", "lora_B.weight")
+        info = loras.inspect(put(tmp_path / "one.safetensors", tensors), loras.widths_of_pipe(pipe))
+        assert (info.modules, info.fits) == (len(MODULES), True), prefix
 
 
 def test_every_linear_layer_can_be_adapted(pipe_xl, tmp_path):
-    """On the XL shape, whose queries are wider than its hidden states."""
+    """On the XL shape, whose queries are wider than its hidden states, in a song with attention in windows."""
     modules = tuple(loras.widths_of_pipe(pipe_xl))
     made = matrices(pipe_xl, rank=1, modules=modules)
     tensors = pairs(made, upstream, "lora_A.weight", "lora_B.weight")
     path = put(tmp_path / "all.safetensors", tensors)
     (fact,) = loras.reconcile(pipe_xl, [spec(pipe_xl, path, 0.3)])
     try:
-        changed = song(pipe_xl)
+        changed = song(pipe_xl, LONG)
     finally:
         loras.reconcile(pipe_xl, ())
     assert fact["modules"] == len(modules) == 2 * 11 + 3 + 3 + 1
-    assert (changed - dense(pipe_xl, (deltas(made, 1.0), 0.3))).abs().max() < TOLERANCE
+    assert (changed - dense(pipe_xl, (deltas(made, 1.0), 0.3), words=LONG)).abs().max() < TOLERANCE
 
 
 def test_two_add_up_and_the_order_is_kept(pipe, plain, tmp_path):
@@ -142,7 +140,7 @@ def test_two_add_up_and_the_order_is_kept(pipe, plain, tmp_path):
     recorded = loras.reconcile(pipe, [one, two])
     assert [fact["sha256"] for fact in recorded] == [one.info.sha256, two.info.sha256]
     both = song(pipe)
-    assert (both - dense_without_hooks(pipe, (first, 0.5), (second, 0.8))).abs().max() < TOLERANCE
+    assert (both - dense(pipe, (first, 0.5), (second, 0.8))).abs().max() < TOLERANCE
     assert [fact["sha256"] for fact in loras.reconcile(pipe, [two, one])] == [two.info.sha256, one.info.sha256]
     assert loras.active(pipe) == (two, one)
     # Removing one leaves exactly the other.
@@ -153,31 +151,15 @@ def test_two_add_up_and_the_order_is_kept(pipe, plain, tmp_path):
     assert torch.equal(song(pipe), alone)
 
 
-def test_weight_zero_is_the_song_without(pipe, plain, tmp_path):
-    path, _ = peft(pipe, tmp_path)
-    recorded = loras.reconcile(pipe, [spec(pipe, path, 0.0)])
-    assert recorded[0]["weight"] == 0.0 and recorded[0]["modules"] == len(MODULES)
-    assert torch.equal(song(pipe), plain)
-
-
 def test_a_new_weight_and_the_same_bytes_are_not_read_again(pipe, tmp_path, monkeypatch):
     path, change = peft(pipe, tmp_path / "one")
+    expected = dense(pipe, (change, 1.5))
     loras.reconcile(pipe, [spec(pipe, path, 0.2)])
     copy, _ = peft(pipe, tmp_path / "two")
     monkeypatch.setattr(loras, "_load", None)  # nothing is loaded any more
     loras.reconcile(pipe, [spec(pipe, copy, 1.5)])
-    assert (song(pipe) - dense_without_hooks_loaded(pipe, change, 1.5)).abs().max() < TOLERANCE
+    assert (song(pipe) - expected).abs().max() < TOLERANCE
     assert loras.active(pipe)[0].weight == 1.5
-
-
-def dense_without_hooks_loaded(pipe, change, weight):
-    """As dense_without_hooks, with the adapters left in memory."""
-    kept = loras.active(pipe)
-    loras.reconcile(pipe, [loras.LoraSpec(s.name, s.source, s.path, 0.0, s.info, s.config) for s in kept])
-    try:
-        return dense(pipe, (change, weight))
-    finally:
-        loras.reconcile(pipe, kept)
 
 
 def test_the_same_bytes_with_another_config_are_another_lora(pipe, tmp_path):
@@ -188,7 +170,7 @@ def test_the_same_bytes_with_another_config_are_another_lora(pipe, tmp_path):
     loras.reconcile(pipe, [first])
     loras.reconcile(pipe, [second])
     made = deltas(matrices(pipe), 1.0 / RANK)
-    assert (song(pipe) - dense_without_hooks(pipe, (made, WEIGHT))).abs().max() < TOLERANCE
+    assert (song(pipe) - dense(pipe, (made, WEIGHT))).abs().max() < TOLERANCE
 
 
 def test_a_failure_leaves_the_former_set_active(pipe, tmp_path):
@@ -218,9 +200,7 @@ def test_a_file_that_changed_since_it_was_checked_is_refused(pipe, plain, tmp_pa
     assert torch.equal(song(pipe), plain)
 
 
-@pytest.mark.parametrize(
-    "value, said", [(math.nan, "not finite"), (math.inf, "not finite"), (0.0, "all its weights are zero")]
-)
+@pytest.mark.parametrize("value, said", [(math.nan, "not finite"), (0.0, "all its weights are zero")])
 def test_weights_that_are_no_numbers_or_do_nothing_are_refused(pipe, plain, tmp_path, value, said):
     made = {m: (a, torch.full_like(b, value)) for m, (a, b) in matrices(pipe).items()}
     path = put(tmp_path / "bad.safetensors", pairs(made, upstream, "lora_A.weight", "lora_B.weight"))
@@ -239,46 +219,24 @@ def test_a_lora_of_the_other_size_is_refused_with_the_places_that_differ(pipe, p
     assert "96 by 96" in problem.message and "96 by 64" in problem.message and "condition_embedder" in problem.message
     assert loras.inspect(path, loras.widths_of_pipe(pipe_xl)).problem == problem
     assert loras.inspect(path, loras.widths_of_pipe(pipe)).fits is True
-
-
-def test_the_worker_checks_the_fit_itself(pipe, pipe_xl, tmp_path):
-    path, _ = peft(pipe, tmp_path)
-    chosen = spec(pipe, path)
-    with pytest.raises(StudioError) as caught:
-        loras.reconcile(pipe_xl, [chosen])
-    assert caught.value.problem.code == "lora_unfit"
+    # The worker looks itself.
+    with pytest.raises(StudioError, match="96 by 64"):
+        loras.reconcile(pipe_xl, [spec(pipe, path)])
     assert loras.active(pipe_xl) == ()
 
 
-def test_a_fresh_worker_and_a_warm_one_make_the_same_song(pipe, tiny, tmp_path):
-    path, _ = comfyui(pipe, tmp_path / "mine")
-    others, _ = lokr(pipe, tmp_path / "others")
-    sent = pickle.loads(pickle.dumps(spec(pipe, path)))
-    loras.reconcile(pipe, [spec(pipe, others), sent])
-    loras.reconcile(pipe, [sent])
-    warm = song(pipe)
-    fresh = build(tiny, "float32")
-    loras.reconcile(fresh, [sent])
-    assert torch.equal(song(fresh), warm)
-
-
-def build(folder, dtype, storage="", plan="resident"):
-    device = models.Device("cpu", dtype, storage or dtype, "float32", "a test")
+def build(folder, dtype, plan="resident"):
+    device = models.Device("cpu", dtype, dtype, "float32", "a test")
     return models.build_pipeline(weights_in(folder), device, plan)
 
 
 @pytest.mark.parametrize(
-    "dtype, storage, plan",
-    [
-        ("float32", "float16", "resident"),
-        ("bfloat16", "bfloat16", "resident"),
-        ("float32", "float32", "fp8"),
-        ("float32", "float32", "turns"),
-    ],
+    "dtype, plan",
+    [("bfloat16", "resident"), ("float32", "fp8"), pytest.param("float32", "turns", marks=pytest.mark.slow)],
 )
-def test_narrow_numbers_and_parts_that_take_turns_work_as_before(pipe, plain, tiny, tmp_path, dtype, storage, plan):
+def test_narrow_numbers_and_parts_that_take_turns_work_as_before(pipe, plain, tiny, tmp_path, dtype, plan):
     """The LoRA adds no more error than the narrow weights make without one, and is gone exactly when it is removed."""
-    other = build(tiny, dtype, storage, "resident" if plan == "turns" else plan)
+    other = build(tiny, dtype, "resident" if plan == "turns" else plan)
     if plan == "turns":
         models.take_turns(other, "cpu")
     kept = {name: parameter.dtype for name, parameter in other.transformer.named_parameters()}
@@ -303,16 +261,6 @@ def test_the_adapters_go_with_their_model(pipe, tiny, tmp_path):
     del other
     gc.collect()
     assert transformer() is None
-
-
-def test_the_facts_are_for_a_record(pipe, tmp_path):
-    path, _ = peft(pipe, tmp_path)
-    (fact,) = loras.reconcile(pipe, [spec(pipe, path)])
-    assert json.loads(json.dumps(fact)) == fact
-    assert not {"path", "url", "meta"} & set(fact)
-    assert str(tmp_path) not in json.dumps(fact)
-    assert (fact["source"], fact["name"], fact["revision"]) == ("upload", "adapter_model.safetensors", "")
-    assert (fact["ranks"], fact["alphas"]) == ([RANK], [ALPHA])
 
 
 def test_the_widths_are_the_same_from_files_and_from_the_model(pipe, pipe_xl, tiny, tiny_xl):

@@ -13,22 +13,13 @@ from lora_files import Refusal, read_header
 from lora_layout import KNOWN_MODELS, PeftConfig, read_config, read_layout
 from tests.unit.lora_bytes import attention, blob, wrap
 
+Q_PROJ = "base_model.model.layers.0.self_attn.q_proj"
+
 
 def refusal(action, *args):
     with pytest.raises(Refusal) as caught:
         action(*args)
     return caught.value
-
-
-# --- the header ---------------------------------------------------------------------------------------------------
-
-
-def test_a_header_is_read(lora):
-    header = read_header(lora(blob({"a": (2, 3), "b.alpha": ("F32", ())}, {"format": "pt"})))
-    assert header.metadata == {"format": "pt"}
-    tensor = header.tensors["a"]
-    assert (tensor.dtype, tensor.shape, tensor.end - tensor.start) == ("F16", (2, 3), 12)
-    assert header.tensors["b.alpha"].end == header.size
 
 
 def one(**changes):
@@ -39,41 +30,26 @@ def one(**changes):
 TWO = '{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[%d,%d]}}'
 BROKEN = {
     "empty": b"",
-    "seven bytes": b"1234567",
-    "only a length": struct.pack("<Q", 2),
     "a length beyond the file": struct.pack("<Q", 1000) + b"{}",
-    "a huge length": struct.pack("<Q", 2**64 - 1) + b"{}",
-    "a negative length": struct.pack("<q", -1) + b"{}",
-    "a length over the limit": struct.pack("<Q", lora_files.MAX_HEADER_BYTES + 1) + b"{}" * 100,
     "no JSON": wrap(b"not json"),
     "not UTF-8": wrap(b'{"\xff":1}'),
-    "UTF-16": wrap('{"a":1}'.encode("utf-16")),
     "a list": wrap(b"[]"),
     "NaN": wrap(b'{"a":NaN}'),
     "deep": wrap(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
-    "deep and open": wrap(b'{"a":' + b'{"a":' * 200_000),
-    "a long number": wrap(b'{"a":' + b"9" * 10_000 + b"}"),
     "twice the same key": wrap(b'{"a":1,"a":1}'),
-    "twice the same key inside": wrap(b'{"a":{"dtype":"U8","dtype":"U8","shape":[2],"data_offsets":[0,2]}}', bytes(2)),
     "an entry that is a number": wrap(b'{"a":1}'),
-    "an entry inside an entry": one(shape=[{"a": [2]}]),
     "a further field": one(other=1),
     "an unknown type": one(dtype="F12"),
     "a type that is a list": one(dtype=["F16"]),
     "a shape that is no list": one(shape="2"),
     "a negative shape": one(shape=[-1, -2]),
     "a shape of true": one(shape=[True, 2]),
-    "a fraction": one(shape=[2.0]),
     "a shape whose product is huge": one(shape=[2**40, 2**40]),
-    "a shape of zeros and huge": one(shape=[0, 2**52, 2**52]),
     "many dimensions": one(shape=[1] * 8 + [2]),
     "negative offsets": one(data_offsets=[-4, 0]),
-    "offsets that turn back": one(data_offsets=[4, 0]),
     "three offsets": one(data_offsets=[0, 4, 8]),
-    "offsets beyond the file": one(data_offsets=[4, 8]),
     "a size that differs from the shape": one(shape=[3]),
     "overlapping": wrap((TWO % (1, 3)).encode(), bytes(3)),
-    "the same place": wrap((TWO % (0, 2)).encode(), bytes(2)),
     "a hole": wrap((TWO % (3, 5)).encode(), bytes(5)),
     "bytes behind": blob({"a": (2,)}, data=b"x"),
     "cut off": blob({"a": (200,)})[:-1],
@@ -84,36 +60,30 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_header_is_refused_with_a_sentence(lora, kind):
-    info = lora_sources.inspect(lora(BROKEN[kind]))
-    assert (info.problem.code, info.problem.field, info.fits) == ("lora_broken", "options.loras", False)
-    assert '"my-lora.safetensors"' in info.problem.message and info.problem.hint
-    assert len(info.problem.message) < 300
+def test_a_broken_header_is_refused_with_a_sentence(lora):
+    for kind, content in BROKEN.items():
+        info = lora_sources.inspect(lora(content))
+        assert info.problem, kind
+        assert (info.problem.code, info.problem.field, info.fits) == ("lora_broken", "options.loras", False), kind
+        assert '"my-lora.safetensors"' in info.problem.message and info.problem.hint
+        assert len(info.problem.message) < 300
 
 
-@pytest.mark.parametrize(
-    "start, said",
-    [
-        (b"PK\x03\x04" + bytes(100), "can run programs"),
+def test_other_files_are_named(lora, tmp_path):
+    for start, said in (
         (b"\x80\x02\x8a\nl\xfc\x9cF\xf9" + bytes(100), "can run programs"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"<!DOCTYPE html><html>", "not a safetensors file"),
-    ],
-)
-def test_other_files_are_named(lora, start, said):
-    assert said in lora_sources.inspect(lora(start)).problem.message
+    ):
+        assert said in lora_sources.inspect(lora(start)).problem.message
+    assert lora_sources.inspect(tmp_path / "gone.safetensors").problem.code == "lora_missing"
 
 
 def test_a_header_of_640_bytes_is_no_pickle(lora):
-    tensors = attention()
-    for length in range(2000):
-        content = blob(tensors, {"a": "x" * length})
-        if content.startswith(b"\x80\x02"):
-            assert read_header(lora(content)).metadata
-            break
-    else:
-        pytest.fail("no header of 640 bytes was made")
+    (short,) = struct.unpack("<Q", blob(attention(), {"a": ""})[:8])
+    content = blob(attention(), {"a": "x" * (640 - short)})
+    assert content.startswith(b"\x80\x02")
+    assert read_header(lora(content)).metadata
 
 
 def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path):
@@ -124,17 +94,11 @@ def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path):
     assert problem.code == "lora_too_large" and "2.0 GB; up to 2 GB" in problem.message
 
 
-def test_a_missing_file_is_a_sentence(tmp_path):
-    assert lora_sources.inspect(tmp_path / "gone.safetensors").problem.code == "lora_missing"
-
-
 def test_fuzzed_files_are_read_like_the_library_reads_them_or_refused(lora):
     """Whatever is bent or cut, nothing but a Refusal comes out, and what is accepted the library accepts as well."""
     from safetensors import safe_open
 
-    whole = blob(
-        {**attention(), "layers.0.self_attn.q_proj.alpha": ("F32", (), struct.pack("<f", 8))}, {"format": "pt"}
-    )
+    whole = blob({**attention(), f"{Q_PROJ}.alpha": ("F32", ())}, {"format": "pt"})
     header_end = 8 + struct.unpack("<Q", whole[:8])[0]
     draw, accepted = random.Random(1), 0
     for _ in range(600):
@@ -161,27 +125,6 @@ def test_fuzzed_files_are_read_like_the_library_reads_them_or_refused(lora):
     assert accepted < 300
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_random_json_headers_are_refused_or_read(lora, seed):
-    draw = random.Random(seed)
-
-    def value(depth=0):
-        kind = draw.randrange(7 if depth < 4 else 4)
-        if kind < 4:
-            return draw.choice([None, True, -1, 2**70, 1e300, "F32", "x", 0])
-        if kind < 6:
-            keys = ["dtype", "shape", "data_offsets", "a", "__metadata__"]
-            return {key: value(depth + 1) for key in keys if draw.random() < 0.7}
-        return [value(depth + 1) for _ in range(draw.randrange(4))]
-
-    for _ in range(300):
-        path = lora(wrap(json.dumps({"a": value(), "b": value(), "__metadata__": value()}).encode(), bytes(8)))
-        assert lora_sources.inspect(path).problem
-
-
-# --- what it is and what it fits ----------------------------------------------------------------------------------
-
-
 def test_the_facts_of_a_file(lora, tmp_path):
     path = lora(attention(rank=64, layers=(0, 31)), "mine/adapter_model.safetensors")
     path.with_name("adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 128, "r": 64}')
@@ -200,69 +143,39 @@ def test_without_a_model_the_fit_is_open_but_other_sizes_are_refused(lora):
     assert lora_sources.inspect(lora(tensors)).problem.code == "lora_unfit"
 
 
-@pytest.mark.parametrize("made, run", [("XL", "2B"), ("2B", "XL")])
-def test_the_other_size_is_named(lora, made, run):
-    problem = lora_sources.inspect(lora(attention(made)), KNOWN_MODELS[run]).problem
-    assert problem.code == "lora_unfit"
-    assert f"the {made} models" in problem.message and f"{run} model" in problem.message
-
-
-def test_a_layer_that_the_smaller_model_does_not_have_tells_the_size_too(lora):
-    tensors = {
-        "layers.31.self_attn.k_proj.lora_A.weight": (2, 2560),
-        "layers.31.self_attn.k_proj.lora_B.weight": (1024, 2),
-    }
+def test_the_other_size_is_named(lora):
+    for made, run in (("XL", "2B"), ("2B", "XL")):
+        problem = lora_sources.inspect(lora(attention(made)), KNOWN_MODELS[run]).problem
+        assert problem.code == "lora_unfit"
+        assert f"the {made} models" in problem.message and f"{run} model" in problem.message
+    # A layer that the smaller model does not have tells the size too.
+    layer = "layers.31.self_attn.k_proj"
+    tensors = {f"{layer}.lora_A.weight": (2, 2560), f"{layer}.lora_B.weight": (1024, 2)}
     assert read_layout(lora(tensors), None).made_for == "XL"
 
 
+ENCODER = "base_model.model.encoder.lyric_encoder.layers.0.self_attn.q_proj"
+PARTED = "do not belong together"
 REFUSED = {
-    "v1": (
-        {"transformer_blocks.0.cross_attn.to_q.lora_A.weight": (4, 2560)},
-        "lora_unfit",
-        "the first ACE-Step",
-    ),
-    "another model": (
-        {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (4, 3072)},
-        "lora_unfit",
-        "no layer of ACE-Step 1.5",
-    ),
+    "v1": ({"transformer_blocks.0.cross_attn.to_q.lora_A.weight": (4, 2560)}, "lora_unfit", "the first ACE-Step"),
     "no keys of a LoRA": ({"layers.0.self_attn.q_proj.weight": (4, 4)}, "lora_unfit", "no layer of ACE-Step 1.5"),
     "empty": ({}, "lora_broken", "no tensors"),
     "in part": ({**attention(), "layers.0.other.lora_A.weight": (2, 2)}, "lora_unfit", "only in part"),
-    "the condition encoder": (
-        {**attention(), "base_model.model.encoder.lyric_encoder.layers.0.self_attn.q_proj.lora_A.weight": (2, 2)},
-        "lora_unsupported",
-        "more than the transformer",
-    ),
+    "the condition encoder": ({**attention(), f"{ENCODER}.lora_A.weight": (2, 2)}, "lora_unsupported", "more than"),
     "the text encoder": ({**attention(), "lora_te_layers_0.alpha": ("F32", ())}, "lora_unsupported", "more than"),
     "rank 257": (attention(rank=257), "lora_too_large", "rank 257; up to 256"),
-    "half a pair": ({"layers.0.mlp.up_proj.lora_A.weight": (2, 2560)}, "lora_broken", "do not belong together"),
-    "ranks that differ": (
-        {**attention(rank=4), "base_model.model.layers.0.self_attn.q_proj.lora_B.weight": (4096, 3)},
-        "lora_broken",
-        "do not belong together",
-    ),
-    "a convolution": (
-        {"layers.0.mlp.up_proj.lora_A.weight": (2, 2560, 1)},
-        "lora_unsupported",
-        "convolutions",
-    ),
-    "whole numbers": (
-        {key: ("I64", shape) for key, shape in attention().items()},
-        "lora_broken",
-        "do not belong together",
-    ),
-    "two spellings of one layer": (
+    "half a pair": ({"layers.0.mlp.up_proj.lora_A.weight": (2, 2560)}, "lora_broken", PARTED),
+    "ranks that differ": ({**attention(rank=4), f"{Q_PROJ}.lora_B.weight": (4096, 3)}, "lora_broken", PARTED),
+    "a convolution": ({"layers.0.mlp.up_proj.lora_A.weight": (2, 2560, 1)}, "lora_unsupported", "convolutions"),
+    "whole numbers": ({key: ("I64", shape) for key, shape in attention().items()}, "lora_broken", PARTED),
+    "two spellings": (
         {**attention(), **attention(prefix="diffusion_model.decoder.")},
         "lora_broken",
         "two of its keys",
     ),
-    "DoRA by PEFT": (
-        {**attention(), "base_model.model.layers.0.self_attn.q_proj.lora_magnitude_vector": (4096,)},
-        "lora_unsupported",
-        "DoRA",
-    ),
-    "DoRA by LyCORIS": ({"lycoris_condition_embedder.dora_scale": (2560, 1)}, "lora_unsupported", "DoRA"),
+    "DoRA by PEFT": ({**attention(), f"{Q_PROJ}.lora_magnitude_vector": (4096,)}, "lora_unsupported", "DoRA"),
+    "a DoRA alone": ({"lycoris_condition_embedder.dora_scale": (2560, 1)}, "lora_broken", PARTED),
+    "a DoRA of another width": ({**attention(), f"{Q_PROJ}.dora_scale": (4096, 2)}, "lora_broken", PARTED),
     "LoHa": ({"lycoris_condition_embedder.hada_w1_a": (4, 4)}, "lora_unsupported", "LoHa"),
     "whole layers": ({"diffusion_model.decoder.condition_embedder.diff": (4, 4)}, "lora_unsupported", "whole layers"),
     "LoKr for convolutions": ({"lycoris_condition_embedder.lokr_t2": (4, 4, 2, 2)}, "lora_unsupported", "convolutions"),
@@ -270,40 +183,25 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_applied_is_refused_with_the_reason(lora, kind):
-    tensors, code, said = REFUSED[kind]
-    problem = lora_sources.inspect(lora(tensors), KNOWN_MODELS["XL"]).problem
-    assert (problem.code, problem.field) == (code, "options.loras")
-    assert said in problem.message
-
-
-def test_the_convolutions_of_the_model_itself_are_named_too(lora):
-    tensors = {**attention(), "proj_in_conv.lora_A.weight": (2, 192, 2)}
-    problem = lora_sources.inspect(lora(tensors), KNOWN_MODELS["XL"]).problem
-    assert problem.code == "lora_unfit" and "proj_in_conv" in problem.message and "only in part" in problem.message
+def test_what_cannot_be_applied_is_refused_with_the_reason(lora):
+    for kind, (tensors, code, said) in REFUSED.items():
+        problem = lora_sources.inspect(lora(tensors), KNOWN_MODELS["XL"]).problem
+        assert (problem.code, problem.field) == (code, "options.loras"), kind
+        assert said in problem.message, kind
 
 
 def with_alpha(value, dtype="F32", form="<f", shape=()):
     content = struct.pack(form, value) if isinstance(value, int | float) else value
-    return {**attention(), "base_model.model.layers.0.self_attn.q_proj.alpha": (dtype, shape, content)}
+    return {**attention(), f"{Q_PROJ}.alpha": (dtype, shape, content)}
 
 
-@pytest.mark.parametrize(
-    "dtype, form, shape", [("F32", "<f", ()), ("F16", "<e", (1,)), ("I64", "<q", ()), ("BF16", None, (1, 1))]
-)
-def test_an_alpha_is_read_in_every_type(lora, dtype, form, shape):
-    value = b"\x00\x41" if form is None else 8  # 8.0 in bfloat16
-    (layer,) = read_layout(lora(with_alpha(value, dtype, form, shape)), None).layers
-    assert (layer.alpha, layer.scale) == (8.0, 4.0)
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e30])
-def test_an_alpha_that_makes_no_sense_is_refused(lora, value):
-    assert "alpha" in refusal(read_layout, lora(with_alpha(value)), None).rest
-
-
-def test_an_alpha_is_one_number(lora):
+def test_an_alpha_is_one_sensible_number_of_any_type(lora):
+    for dtype, form, shape in (("F16", "<e", (1,)), ("I64", "<q", ()), ("BF16", None, (1, 1))):
+        value = b"\x00\x41" if form is None else 8  # 8.0 in bfloat16
+        (layer,) = read_layout(lora(with_alpha(value, dtype, form, shape)), None).layers
+        assert (layer.alpha, layer.scale) == (8.0, 4.0)
+    for value in (0.0, -1.0, float("nan"), 1e30):
+        assert "alpha" in refusal(read_layout, lora(with_alpha(value)), None).rest
     assert "one number" in refusal(read_layout, lora(with_alpha(bytes(8), shape=(2,))), None).rest
 
 
@@ -316,31 +214,22 @@ def test_the_alpha_in_the_file_wins_over_the_one_beside_it(lora):
     assert (layer.alpha, layer.scale) == (None, 1.0)
 
 
-@pytest.mark.parametrize(
-    "config, said",
-    [
+def test_a_config_is_untrusted_too():
+    for config, said in (
         (b"no json", "damaged"),
-        (b"[]", "damaged"),
-        (b'{"lora_alpha": 1, "lora_alpha": 2}', "damaged"),
         (b'{"lora_alpha": "16"}', "alpha"),
         (b'{"lora_alpha": -16}', "alpha"),
-        (b'{"lora_alpha": true}', "alpha"),
         (b'{"alpha_pattern": {"q_proj": null}}', "alpha"),
         (b'{"alpha_pattern": {"(a+)+$": 1}}', "regular expressions"),
-        (b'{"alpha_pattern": []}', ""),
         (b'{"use_rslora": "yes"}', "damaged"),
         (b'{"peft_type": "LOKR"}', "LOKR"),
         (b'{"peft_type": {"a": 1}}', "kind"),
         (b'{"use_dora": true}', "DoRA"),
         (b'{"init_lora_weights": "pissa_niter_4"}', "changed when its training began"),
         (b'{"a": "' + b"x" * 1_000_000 + b'"}', "larger than 1 MB"),
-    ],
-)
-def test_a_config_is_untrusted_too(config, said):
-    if config == b'{"alpha_pattern": []}':
-        assert read_config(config) == PeftConfig()  # empty, as null is
-    else:
+    ):
         assert said in refusal(read_config, config).rest
+    assert read_config(b'{"alpha_pattern": []}') == PeftConfig()  # empty, as null is
 
 
 def test_a_config_is_read():
