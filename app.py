@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from bootstrap import bootstrap as _bootstrap
-from check import run as _check
+from cli import check as _check
 from cli import read_arguments as _read_arguments
+from cli import say_why_it_cannot_start as _say_why_it_cannot_start
 
 # Arguments are variables, too, and the libraries below read theirs while they are imported.
 _arguments = _read_arguments() if __name__ == "__main__" else None
 if _arguments and _arguments.check:
     raise SystemExit(_check())
+if _arguments:
+    _say_why_it_cannot_start()
 _bootstrap()
 
 import contextlib
 import io
 import logging
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+import guard
+import jobs
 import markup
 import panels
 import tabs
@@ -29,6 +40,7 @@ import theme
 import tooltips
 from api import add_endpoints
 from backend import get_backend
+from cli import is_port
 from events import Done, Problem
 from form import AT_ONCE, QUIET, Form, Updates
 from lora_files import MAX_FILE_BYTES
@@ -40,11 +52,22 @@ log = logging.getLogger("studio")
 
 # Songs that may wait at once, those of the API included; the next visitor is told that the studio is busy.
 QUEUE_SIZE = 32
+# Visits and API calls that Gradio remembers at once; who comes back after so many others has lost Undo, nothing else.
+SESSIONS = 150
+# Seconds that running songs have to end when the studio is stopped.
+STOP_SECONDS = 3
 # Seconds: how often Gradio looks for old uploads and copies of takes, and how old they get.
 DELETE_CACHE = (3600, 24 * 3600)
 # A status in which nothing is here; it tells which parts of the page follow the status.
 NOTHING = {"state": "none", "model": "", "problem": None}
-NOTHING_KNOWN = {"turbo": False, "tasks": {}, "planner": NOTHING, "lyrics": NOTHING, "memory_plans": ()}
+NOTHING_KNOWN = {
+    "turbo": False,
+    "tasks": {},
+    "unsupported": {},
+    "planner": NOTHING,
+    "lyrics": NOTHING,
+    "memory_plans": (),
+}
 
 
 def build_app() -> gr.Blocks:
@@ -104,7 +127,7 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
     known.then(look, outputs=header.outputs, **AT_ONCE)
     # A run may have loaded something, or have found that it cannot be loaded.
     for run in (run for form in forms for run in form.runs):
-        run.then(lambda: markup.status(get_backend().status()), outputs=header.status, **AT_ONCE)
+        run.then(lambda: markup.heading(get_backend().status()), outputs=header.status, **AT_ONCE)
 
 
 def status_outputs(header: Header, forms: list[Form]) -> list[Any]:
@@ -122,6 +145,20 @@ def status_updates(header: Header, forms: list[Form]) -> Updates:
 
 
 # --- serving ------------------------------------------------------------------------------------------------------
+
+
+class CompressedPage:
+    """Compresses the page and its description, the largest of all, which Gradio does not."""
+
+    # Songs do not shrink, and streams must not wait.
+    pages = ("", "/", "/config", "/gradio_api/info")
+
+    def __init__(self, app: ASGIApp):
+        self.app, self.compressed = app, GZipMiddleware(app, minimum_size=1000)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        page = scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) in self.pages
+        await (self.compressed if page else self.app)(scope, receive, send)
 
 
 def launch(demo: gr.Blocks, port: int | None = None) -> str:
@@ -146,6 +183,11 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,
+            # Gradio would give the page 3 seconds to answer, which a busy machine may not keep.
+            _frontend=False,
+            # Gradio keeps a copy of the whole page's settings for every session: about 2 MB each.
+            state_session_capacity=SESSIONS,
+            app_kwargs={"middleware": [*guard.middleware(), Middleware(CompressedPage)]},
         )
     return url
 
@@ -155,7 +197,7 @@ def wanted_port() -> int | None:
     port = os.environ.get("GRADIO_SERVER_PORT", "").strip()
     if not port:
         return None
-    if not port.isdigit() or not 0 < int(port) < 65536:
+    if not is_port(port):
         sys.exit(tooltips.BAD_PORT.format(port=port))
     return int(port)
 
@@ -164,7 +206,10 @@ def main() -> None:
     """Serve the studio until it is stopped; a port that cannot be had ends with a sentence and status 1."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    stopped = threading.Event()
     port = wanted_port()
+    jobs.sweep()
+    jobs.sweep_songs()
     demo = build_app()
     try:
         url = launch(demo, port)
@@ -174,7 +219,30 @@ def main() -> None:
         sys.exit(tooltips.PORT_TAKEN.format(host=host, port=port) if port else tooltips.NO_PORT.format(host=host))
     for text in announcements(demo, url):
         print(text, flush=True)
-    demo.block_thread()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: stopped.set())
+    stopped.wait()
+    stop(demo)
+
+
+def stop(demo: gr.Blocks) -> NoReturn:
+    """End the process within 5 seconds, with status 0: running songs are cancelled, and nothing half-made is left.
+
+    It leaves by os._exit: a thread inside torch would abort the interpreter's own way out.
+    """
+    print(tooltips.STOPPING, flush=True)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
+    jobs.stop(STOP_SECONDS)
+    demo.server.config.timeout_graceful_shutdown = 1
+    closing = threading.Thread(target=demo.close, kwargs={"verbose": False}, daemon=True)
+    closing.start()
+    closing.join(1.5)
+    # ZeroGPU's workers would outlive their parent.
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    logging.shutdown()
+    os._exit(0)
 
 
 def announcements(demo: gr.Blocks, url: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import audio
 from events import InvalidRequest, Problem
 from limits import LEAST_REGION_SECONDS, MAX_SOURCE_SECONDS, SAMPLE_RATE, samples_in
-from params import EditRequest, ExtendRequest, Request, SongRequest
+from params import EditRequest, ExtendRequest, Request
 
 FIELDS = ("source", "reference")
 
@@ -24,8 +24,8 @@ def seconds_of(path: str, field: str = "source") -> float:
         raise InvalidRequest((Problem("bad_audio", error.message, field, error.hint),)) from None
 
 
-def check(request: SongRequest) -> None:
-    """Check the files that a request names, and the request against the length of its source.
+def check(request: Request) -> float:
+    """Check the files that a request names, and the request against its source, whose seconds are returned (or 0).
 
     Raises InvalidRequest with a problem for each file that cannot be used, or else for what does not fit the source.
     """
@@ -43,6 +43,7 @@ def check(request: SongRequest) -> None:
         raise InvalidRequest(tuple(problems))
     if "source" in seconds:
         check_source(request, seconds["source"])
+    return seconds.get("source", 0.0)
 
 
 def check_source(request: Request, seconds: float) -> None:

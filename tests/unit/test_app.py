@@ -8,30 +8,28 @@ from pathlib import Path
 
 import pytest
 
-import audio
 import bootstrap
 import form
 import markup
 import theme
 import tooltips
 from events import Progress
-from limits import LIMITS, MAX_SOURCE_SECONDS
 from lint import Advice
 from tests.program import ROOT, python
 
 HOSTILE = "<script>alert(1)</script>"
 
 
-def test_importing_the_app_loads_no_model_code():
-    code = "import app, sys; print([m for m in ('torch', 'diffusers', 'transformers', 'peft') if m in sys.modules])"
-    result = python("-c", code)
-    assert result.stdout.strip() == "[]", result.stdout + result.stderr
-
-
-def test_building_the_page_loads_no_model_code():
-    code = "import app, sys; app.build_app(); print([m for m in ('torch', 'diffusers') if m in sys.modules])"
-    result = python("-c", code)
-    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+def test_nothing_heavy_is_loaded_until_a_song_is_made():
+    """Not by the page, nor by looking for models, uploads and LoRAs, nor by advice on lyrics."""
+    heavy = ("torch", "diffusers", "transformers", "peft", "scipy", "pyloudnorm")
+    code = (
+        "import app, sys, audio, levels, lint, lyrics, loras, planner, weights; app.build_app();"
+        "weights.find_writer(); w = weights.find_planner();"
+        f"print([m for m in {heavy} if m in sys.modules], w.source, w.folder.exists())"
+    )
+    result = python("-c", code, ACE_STUDIO_PLANNER="preview", ACE_STUDIO_CACHE="/nonexistent")
+    assert result.stdout.strip() == "[] preview False", result.stdout + result.stderr
 
 
 def test_the_environment_is_set_before_anything_reads_it():
@@ -43,15 +41,14 @@ def test_the_environment_is_set_before_anything_reads_it():
     assert Path(environ["GRADIO_TEMP_DIR"]).is_absolute()
     first = next(line for line in (ROOT / "app.py").read_text().splitlines() if re.match("import|from (?!__)", line))
     assert first.startswith("from bootstrap import")
-
-
-def test_what_the_user_set_stays():
-    environ = {"GRADIO_TEMP_DIR": "/somewhere", "PYTORCH_ENABLE_MPS_FALLBACK": "0"}
+    # What the user set stays.
+    mine = {"GRADIO_TEMP_DIR": "/somewhere", "PYTORCH_ENABLE_MPS_FALLBACK": "0"}
+    environ = dict(mine)
     bootstrap.bootstrap(environ)
-    assert environ["GRADIO_TEMP_DIR"] == "/somewhere"
-    assert environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "0"
+    assert environ.items() >= mine.items()
 
 
+@pytest.mark.slow
 def test_a_port_in_use_ends_with_a_sentence():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -64,42 +61,18 @@ def test_a_port_in_use_ends_with_a_sentence():
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("90", 90),
-        ("2,5", 2.5),
-        ("", None),
-        (None, None),
-        (" 12.5 ", 12.5),
-        (7, 7),
-        ("fast", "fast"),
-        ("1,2,3", "1,2,3"),
-    ],
-)
-def test_a_number_box_is_read(text, value):
-    assert form.number(text, None) == value
-
-
-def test_huge_digits_stay_text():
-    digits = "9" * 100_000
-    assert form.number(digits, None) in (digits, float("inf"))
-
-
-def test_every_limit_that_a_box_shows_comes_from_the_table():
-    for name in ("duration", "bpm", "steps", "guidance", "shift", "loudness"):
-        text = form.help_text(name, "x")
-        assert f"{LIMITS[name].low:g}" in text and f"{LIMITS[name].high:g}" in text, name
-        assert "{" not in text
+def test_a_number_box_is_read():
+    read = {"90": 90, "2,5": 2.5, "": None, None: None, " 12.5 ": 12.5, 7: 7, "fast": "fast", "1,2,3": "1,2,3"}
+    assert {text: form.number(text, None) for text in read} == read
+    assert form.number("9" * 100_000, None) in ("9" * 100_000, float("inf"))
 
 
 @pytest.mark.parametrize(
     ("event", "words"),
     [
-        (Progress("steps", 12, 50, 8.2, 26.0), "Making the music, step 12 of 50, 0:08 so far, about 0:26 left."),
+        (Progress("steps", 12, 50, 8.2, 26.0), "Making the music, step 12 of 50, 0:08 so far, at least 0:26 left."),
         (Progress("loading", elapsed=61), "Loading the model, 1:01 so far."),
         (Progress("downloading", 4_025, 11_500, 30, 60), "Downloading the model, 4.0 of 11.5 GB, 0:30 so far, "),
-        (Progress("decoding", 1, 3, 5, None), "Turning it into sound, part 1 of 3, 0:05 so far."),
     ],
 )
 def test_progress_is_one_sentence(event: Progress, words: str):
@@ -107,7 +80,6 @@ def test_progress_is_one_sentence(event: Progress, words: str):
 
 
 def test_whatever_is_shown_is_escaped():
-    take = {"seed": 1, "duration": 1.0, "peak_dbfs": -1.0, "loudness_lufs": -14.0, "warnings": [HOSTILE]}
     record = {"errors": [{"take": 1, "seed": 2, "message": HOSTILE}], "notes": [HOSTILE]}
     facts = {
         **{"engine": "xl", "model": HOSTILE, "source": "cache", "turbo": False, "device": "cpu", "dtype": "float32"},
@@ -116,9 +88,8 @@ def test_whatever_is_shown_is_escaped():
     }
     plan = {"used": True, "bpm": 90, "key": HOSTILE, "time_signature": HOSTILE, "language": HOSTILE}
     shown = [
-        markup.take(1, take),
         markup.messages(record),
-        markup.status(facts),
+        markup.heading(facts),
         markup.plan({**plan, "rewritten": True, "caption": HOSTILE}),
         markup.plan({"used": False, "reason": HOSTILE}),
         markup.advice([Advice(1, HOSTILE)]),
@@ -148,22 +119,18 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+PAIRS = [
+    *((front, back, 4.5) for front in ("ink", "ink-2", "muted") for back in ("bg", "surface", "raised")),
+    *((front, back, 4.5) for front in ("accent", "danger", "warn", "ok") for back in ("bg", "surface")),
+    *(("on-accent", "accent", 4.5), ("on-accent", "accent-hover", 4.5), ("line-strong", "surface", 3)),
+    *(("line-strong", "raised", 3), ("focus", "surface", 3), ("focus", "bg", 3)),
+]
+
+
 @pytest.mark.parametrize("side", [0, 1], ids=["light", "dark"])
-@pytest.mark.parametrize(
-    ("front", "back", "least"),
-    [
-        *((front, back, 4.5) for front in ("ink", "ink-2", "muted") for back in ("bg", "surface", "raised")),
-        *((front, back, 4.5) for front in ("accent", "danger", "warn", "ok") for back in ("bg", "surface")),
-        ("on-accent", "accent", 4.5),
-        ("on-accent", "accent-hover", 4.5),
-        ("line-strong", "surface", 3),
-        ("line-strong", "raised", 3),
-        ("focus", "surface", 3),
-        ("focus", "bg", 3),
-    ],
-)
-def test_colours_can_be_told_apart(side: int, front: str, back: str, least: float):
-    assert contrast(theme.TOKENS[front][side], theme.TOKENS[back][side]) >= least
+def test_colours_can_be_told_apart(side: int):
+    for front, back, least in PAIRS:
+        assert contrast(theme.TOKENS[front][side], theme.TOKENS[back][side]) >= least, (front, back)
 
 
 def test_the_theme_asks_no_other_machine_for_anything():
@@ -172,8 +139,3 @@ def test_the_theme_asks_no_other_machine_for_anything():
     styles = made._get_theme_css() + theme.css()
     assert "@import" not in styles
     assert "//" not in styles.replace("http://www.w3.org", "")
-
-
-def test_the_help_of_a_source_states_the_limits_of_an_upload():
-    assert f"up to {audio.MAX_UPLOAD_BYTES // 10**6} MB" in tooltips.UPLOAD
-    assert f"to {MAX_SOURCE_SECONDS // 60} minutes" in tooltips.UPLOAD

@@ -1,0 +1,546 @@
+"""The middleware between callers and Gradio: which hosts are answered, what is refused and how, security headers.
+
+`middleware` is handed to the app that Gradio serves. Gradio answers some malformed calls with a bare 500 and a long
+traceback, fetches addresses that a caller names inside JSON, and lets calls that arrive together past its queue limit;
+here each of these ends as a status below 500 with one sentence, in the log as one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import json
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from endpoints import ENDPOINTS, REQUIRED
+from limits import shown
+
+log = logging.getLogger("studio")
+
+HOSTS = "ACE_STUDIO_HOSTS"
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+EVERYWHERE = ("0.0.0.0", "::", "[::]")
+
+# Gradio's page runs inline scripts and compiles code; everything comes from the studio itself.
+FRAMES = "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
+POLICY = {
+    "default-src": "'self'",
+    "script-src": "'self' 'unsafe-inline' 'unsafe-eval' blob:",
+    "style-src": "'self' 'unsafe-inline'",
+    "img-src": "'self' data: blob:",
+    "media-src": "'self' data: blob:",
+    "font-src": "'self' data:",
+    "connect-src": "'self' data: blob:",
+    "worker-src": "'self' blob:",
+    "object-src": "'none'",
+    "base-uri": "'self'",
+    "form-action": "'self'",
+    "frame-ancestors": FRAMES,
+}
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "strict-origin-when-cross-origin",
+    "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in POLICY.items()),
+}
+
+API = "/gradio_api"
+MAX_JSON_BYTES = 4 * 1024 * 1024
+MAX_JSON_LEVELS = 32
+CALL_HEADER = "x-studio-call"
+
+MAX_CALLS = 500
+# How long the join of a run may take that was cancelled before the page knew its event.
+JOIN_SECONDS = 5.0
+
+NO_OBJECT = "The body must be a JSON object, sent as application/json."
+TOO_DEEP = f"A call's JSON may be at most {MAX_JSON_LEVELS} levels deep."
+BAD_UPLOAD = "The upload could not be read. Send multipart/form-data whose field files holds files with names."
+FAILED = "This failed because of an unexpected error. Please try again; the log of the studio has the details."
+NO_FETCH = "The studio fetches no addresses. Upload the file first, or send it as data:audio/...;base64,... over MCP."
+NOT_UNDERSTOOD = (
+    "This call could not be understood: a value does not fit its parameter, or a file was not uploaded. "
+    "docs/api.md and /gradio_api/info say what a call may hold."
+)
+TOO_LONG = f"A call may hold at most {MAX_JSON_BYTES // 1024**2} MiB of JSON. Upload files instead."
+
+
+def middleware(environ: Mapping[str, str] = os.environ) -> list[Middleware]:
+    """Return what `launch` gives to the app, the outermost first."""
+    return [
+        Middleware(SecurityHeaders),
+        Middleware(KnownHosts, hosts=known_hosts(environ), any_address=listens_everywhere(environ)),
+        Middleware(Calls),
+    ]
+
+
+# --- headers ------------------------------------------------------------------------------------------------------
+
+
+class SecurityHeaders:
+    """Adds `HEADERS` to every response that does not have them."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+# --- hosts --------------------------------------------------------------------------------------------------------
+
+
+def listens_everywhere(environ: Mapping[str, str]) -> bool:
+    """Tell whether the studio listens on all addresses of this machine."""
+    return environ.get("GRADIO_SERVER_NAME", "") in EVERYWHERE
+
+
+def known_hosts(environ: Mapping[str, str]) -> list[str]:
+    """Return the host names that the studio was started for; "*.example.com" stands for all names below one."""
+    hosts = [*LOOPBACK, *environ.get(HOSTS, "").replace(",", " ").split()]
+    if listens_everywhere(environ):
+        name = socket.gethostname()
+        hosts += [name, f"{name}.local"]
+    elif environ.get("GRADIO_SERVER_NAME"):
+        hosts.append(environ["GRADIO_SERVER_NAME"])
+    if environ.get("SPACE_ID"):
+        hosts.append("*.hf.space")
+    if environ.get("GRADIO_SHARE", "").lower() == "true":
+        hosts.append("*.gradio.live")
+    hosts += [_host_of(environ.get(variable, "")) for variable in ("SPACE_HOST", "GRADIO_ROOT_PATH")]
+    return list(dict.fromkeys(host.lower() for host in hosts if host))
+
+
+def _host_of(text: str) -> str:
+    """Return the host of an address or a Host header, without its port; "" where there is none."""
+    try:
+        return urlsplit(text if "//" in text else f"//{text}").hostname or ""
+    except ValueError:
+        return ""
+
+
+class KnownHosts:
+    """Answers only to `hosts`, and to any IP address where `any_address`: a name can be pointed here by a stranger.
+
+    Gradio builds addresses from forwarding headers as well; those that name another host are dropped.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], any_address: bool):
+        self.app, self.hosts, self.any_address = app, list(hosts), any_address
+        self.trusted = TrustedHostMiddleware(app, allowed_hosts=self.hosts, www_redirect=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        for name in ("x-forwarded-host", "x-gradio-server"):
+            for value in Headers(scope=scope).getlist(name):
+                if not all(self.knows(_host_of(part.strip())) for part in value.split(",")):
+                    scope = _without(scope, name)
+        host = _host_of(Headers(scope=scope).get("host", ""))
+        await (self.app if self._is_address(host) else self.trusted)(scope, receive, send)
+
+    def knows(self, host: str) -> bool:
+        """Tell whether `host`, without its port, is one that is answered."""
+        return self._is_address(host) or any(fnmatch(host, pattern) for pattern in self.hosts)
+
+    def _is_address(self, host: str) -> bool:
+        with suppress(ValueError):
+            return self.any_address and bool(ipaddress.ip_address(host))
+        return False
+
+
+def _without(scope: Scope, name: str) -> Scope:
+    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0].lower() != name.encode()]}
+
+
+# --- calls --------------------------------------------------------------------------------------------------------
+
+
+class Refused(Exception):
+    """A call that is not passed on: the status and the sentence."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(status, sentence)
+        self.status, self.sentence = status, sentence
+
+
+@dataclass
+class Call:
+    """A tool's call over MCP: the (session, event) that it waits for once there is one, and whether it was hung up."""
+
+    event: tuple[str, str] | None = None
+    gone: bool = False
+
+
+class Calls:
+    """Passes on what Gradio can work with, one join of the queue at a time, and ends the song of an MCP call hung up.
+
+    Gradio compares its queue's length with the limit, waits for the validator, and appends only then: calls that arrive
+    together would all pass. An MCP tool calls the studio again through the queue, with the headers that it came with.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+        self.joining = asyncio.Lock()
+        self.calls: dict[str, Call] = {}
+        self.cancelling: set[asyncio.Task] = set()
+        # By (session, function): the event that joined last, and until when one that joins is to be cancelled.
+        self.joined: dict[tuple[str, int], str] = {}
+        self.unwanted: dict[tuple[str, int], float] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        route = path.removeprefix(API).strip("/") if path.startswith(f"{API}/") else ""
+        answer = Answer(send, scope)
+        try:
+            await self._pass_on(scope, receive, answer, route)
+        except Refused as refused:
+            _log_refusal(scope, refused.status, refused.sentence)
+            await _refusal(refused)(scope, receive, send)
+        except Exception as error:
+            if answer.begun:
+                raise
+            refused = _meaning_of(error, route)
+            if refused.status == 500:
+                log.error("%s failed unexpectedly", _named(scope), exc_info=error)
+            else:
+                _log_refusal(scope, refused.status, type(error).__name__)
+            await _refusal(refused)(scope, receive, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, answer: Answer, route: str) -> None:
+        if _is_closed(route):
+            raise Refused(404, "There is nothing here.")
+        if route == "info" and b"page=" not in scope["query_string"]:
+            # Without a page Gradio remembers the first caller's address for everybody.
+            scope = {**scope, "query_string": scope["query_string"] + b"&page="}
+        if scope["method"] != "POST" or not route or route == "upload" or route.startswith("stream/"):
+            await self.app(scope, receive, answer.send)
+        elif route.split("/")[0] == "mcp":
+            await self._mcp(scope, receive, answer)
+        else:
+            body = await _body(receive)
+            values = _read(body)
+            _check_call(scope["app"].get_blocks(), route, values)
+            answer.rewrites = True
+            receive = _again(body, receive)
+            if route == "queue/join" or route.startswith("call/"):
+                async with self.joining:
+                    await self._join(scope, receive, answer, values)
+            elif route in ("cancel", "reset") and values.get("event_id", "") is None:
+                if route == "cancel":
+                    await self._cancel_nameless(scope["app"], values)
+                await JSONResponse({"success": True})(scope, receive, answer.send)
+            else:
+                await self.app(scope, receive, answer.send)
+
+    async def _join(self, scope: Scope, receive: Receive, answer: Answer, values: dict[str, Any]) -> None:
+        app, call = scope["app"], self.calls.get(Headers(scope=scope).get(CALL_HEADER, ""))
+        await self.app(_without(scope, CALL_HEADER), receive, answer.send)
+        if not (event := answer.event()):
+            return
+        session = str(values.get("session_hash"))
+        if call:
+            call.event = session, event
+        unwanted = False
+        if isinstance(index := values.get("fn_index"), int):
+            _remember(self.joined, (session, index), event)
+            unwanted = self.unwanted.pop((session, index), 0.0) > time.monotonic()
+        if unwanted or (call and call.gone):
+            self._cancel(app, session, event)
+
+    async def _cancel_nameless(self, app: Any, values: dict[str, Any]) -> None:
+        """Cancel a run whose event the page does not know yet: it joins the queue now, or in a moment."""
+        session, index = str(values.get("session_hash")), values.get("fn_index")
+        async with self.joining:
+            event = self.joined.pop((session, index), "")
+            if event in app.get_blocks()._queue.pending_event_ids_session.get(session, ()):
+                self._cancel(app, session, event)
+            else:
+                _remember(self.unwanted, (session, index), time.monotonic() + JOIN_SECONDS)
+
+    def _cancel(self, app: Any, session: str, event: str) -> None:
+        """Cancel in a task of its own: the one that hears of a hang-up is about to be cancelled itself."""
+        task = asyncio.get_running_loop().create_task(_cancel(app, session, event))
+        self.cancelling.add(task)
+        task.add_done_callback(self.cancelling.discard)
+
+    async def _mcp(self, scope: Scope, receive: Receive, answer: Answer) -> None:
+        body = await _body(receive)
+        try:
+            message = _read(body)
+            _check_tool(message)
+        except Refused as refused:
+            _log_refusal(scope, refused.status, refused.sentence)
+            await _mcp_refusal(body, refused)(scope, receive, answer.send)
+            return
+        app = scope["app"]  # a mounted app puts itself there
+        token, call = secrets.token_hex(16), Call()
+        _remember(self.calls, token, call)
+        again = _again(body, receive)
+
+        async def watched() -> Message:
+            message = await again()
+            if message["type"] == "http.disconnect" and not answer.complete and not call.gone:
+                call.gone = True
+                if call.event:
+                    self._cancel(app, *call.event)
+            return message
+
+        scope = _without(scope, CALL_HEADER)
+        scope = {**scope, "headers": [*scope["headers"], (CALL_HEADER.encode(), token.encode())]}
+        try:
+            await self.app(scope, watched, answer.send)
+        finally:
+            # One that was hung up before it had joined the queue is cancelled when it does.
+            if call.event or not call.gone:
+                self.calls.pop(token, None)
+
+
+def _remember(known: dict, key: Any, value: Any) -> None:
+    """Keep a value, and at most `MAX_CALLS` of them."""
+    known.pop(key, None)
+    while len(known) >= MAX_CALLS:
+        del known[next(iter(known))]
+    known[key] = value
+
+
+class Answer:
+    """The response on its way out: whether it has begun and is complete; an error of a call gets a sentence.
+
+    The errors of Gradio and FastAPI repeat the body, or are the text of an exception. What a validator says stays.
+    """
+
+    def __init__(self, send: Send, scope: Scope):
+        self._send, self._scope = send, scope
+        self.begun = self.complete = self.rewrites = False
+        self._start: Message | None = None
+        self._body = b""
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on; what may be rewritten waits until it is whole."""
+        kind = message["type"]
+        if kind == "http.response.start" and self.rewrites:
+            self._start = message
+            if Headers(raw=message["headers"]).get("content-type", "").startswith("application/json"):
+                return
+        if kind == "http.response.body" and self.rewrites and not self.begun:
+            self._body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            message = self._sentence()
+            await self._send(self._start)
+        self.begun = True
+        await self._send(message)
+        self.complete = kind == "http.response.body" and not message.get("more_body", False)
+
+    def event(self) -> str:
+        """Return the id of the event that was queued, or an empty string."""
+        found = _json(self._body)
+        return str(found.get("event_id", "")) if isinstance(found, dict) else ""
+
+    def _sentence(self) -> Message:
+        """Return the body's message, with a sentence in the place of an error that has none."""
+        status = self._start["status"]
+        detail = found.get("detail") if isinstance(found := _json(self._body), dict) else None
+        said = isinstance(detail, list) and all(isinstance(each, dict) and "is_valid" in each for each in detail)
+        if status in (400, 500) or (status == 422 and not said):
+            _log_refusal(self._scope, status, shown(detail, 100))
+            status = 400 if status == 422 else status
+            self._start["status"] = status
+            self._body = json.dumps({"detail": FAILED if status == 500 else NOT_UNDERSTOOD}).encode()
+            MutableHeaders(scope=self._start)["content-length"] = str(len(self._body))
+        return {"type": "http.response.body", "body": self._body}
+
+
+# --- what a call holds --------------------------------------------------------------------------------------------
+
+
+async def _body(receive: Receive) -> bytes:
+    """Return a request's body; raises Refused where it is too long."""
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "The connection ended before the call was whole.")
+        body += message.get("body", b"")
+        if len(body) > MAX_JSON_BYTES:
+            raise Refused(413, TOO_LONG)
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives `body` once more."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _json(body: bytes) -> Any:
+    with suppress(ValueError, RecursionError):
+        return json.loads(body)
+    return None
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """Return the object that `body` holds; raises Refused where it is none, too deep, or names a file to fetch."""
+    try:
+        values = json.loads(body)
+    except RecursionError:
+        raise Refused(400, TOO_DEEP) from None
+    except ValueError:
+        raise Refused(400, NO_OBJECT) from None
+    if not isinstance(values, dict):
+        raise Refused(400, NO_OBJECT)
+    left = [(values, 1)]
+    while left:
+        value, level = left.pop()
+        if level > MAX_JSON_LEVELS:
+            raise Refused(400, TOO_DEEP)
+        if is_file_obj_with_meta(value) and is_http_url_like(value["path"].strip().lower()):
+            raise Refused(422, NO_FETCH)
+        inner = value.values() if isinstance(value, dict) else value
+        left += [(each, level + 1) for each in inner if isinstance(each, dict | list)]
+    return values
+
+
+def _check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
+    """Raise Refused where there is no such endpoint or function, or where its inputs do not fit."""
+    kind, _, name = route.partition("/")
+    if kind not in ("run", "api", "call", "queue"):
+        return
+    if kind == "call" and name.startswith("v2/"):
+        _check_names(_endpoint(blocks, name.removeprefix("v2/")), values)
+        return
+    index = values.get("fn_index") if kind != "call" else None
+    if kind == "queue" and not isinstance(index, int):
+        raise Refused(400, "fn_index must be the number of a function.")
+    function = _endpoint(blocks, name) if index is None else blocks.fns.get(index)
+    if function is None:
+        raise Refused(404, f"There is no function {shown(index)}.")
+    data = values.get("data")
+    counts = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}
+    if not function.cancels and (not isinstance(data, list) or len(data) not in counts):
+        raise Refused(422, f"data must be a list of {len(function.inputs)} values.")
+
+
+def _endpoint(blocks: Any, name: str) -> Any:
+    """Return the function behind a public endpoint."""
+    found = next((each for each in blocks.fns.values() if each.api_name == name.strip("/")), None)
+    if found is None:
+        names = ", ".join((*ENDPOINTS, "capabilities"))
+        raise Refused(404, f"There is no endpoint {shown(name)}. There are {names}.")
+    return found
+
+
+def _check_names(function: Any, values: dict[str, Any]) -> None:
+    """Raise Refused where a parameter is unknown, or a required one is missing."""
+    endpoint = ENDPOINTS.get(function.api_name)
+    if endpoint is None:
+        return
+    names = ", ".join(endpoint.names)
+    if unknown := [shown(name) for name in values if name not in (*endpoint.names, "oauth_token")]:
+        raise Refused(422, f"{unknown[0]} is not a parameter of /{function.api_name}. Its parameters are {names}.")
+    for parameter in endpoint.parameters:
+        if parameter.default is REQUIRED and parameter.name not in values:
+            raise Refused(422, f"The parameter {parameter.name} of /{function.api_name} is missing.")
+
+
+def _check_tool(message: dict[str, Any]) -> None:
+    """Raise Refused where a tool's file is an address."""
+    params = message.get("params")
+    arguments = params.get("arguments") if isinstance(params, dict) else None
+    if message.get("method") != "tools/call" or not isinstance(arguments, dict):
+        return
+    for name in ("source", "reference"):
+        if isinstance(value := arguments.get(name), str) and is_http_url_like(value.strip().lower()):
+            raise Refused(422, f"{name}: {NO_FETCH}")
+
+
+def _is_closed(route: str) -> bool:
+    """Tell whether a route of Gradio's fetches an address for the caller, or serves nothing that the studio has."""
+    if route in ("deep_link", "process_recording") or route.startswith("proxy="):
+        return True
+    return route.startswith(("file=", "file/")) and is_http_url_like(route[5:].strip().lower())
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def _meaning_of(error: Exception, route: str) -> Refused:
+    """Return what an exception of Gradio's says of a request."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Refused(507, "The disk of the studio is full. Try again later.")
+    if route == "upload":
+        return Refused(400, BAD_UPLOAD)
+    if route and isinstance(error, KeyError | TypeError | ValueError | AttributeError | RecursionError | OSError):
+        return Refused(400, NOT_UNDERSTOOD)
+    return Refused(500, FAILED)
+
+
+def _refusal(refused: Refused) -> JSONResponse:
+    return JSONResponse({"detail": refused.sentence}, refused.status)
+
+
+def _mcp_refusal(body: bytes, refused: Refused) -> JSONResponse:
+    """Return a refusal as MCP says it: a failed tool's result, or an error where the message cannot be read."""
+    message = _json(body)
+    if isinstance(message, dict) and message.get("method") == "tools/call":
+        result = {"isError": True, "content": [{"type": "text", "text": refused.sentence}]}
+        return JSONResponse({"jsonrpc": "2.0", "id": message.get("id"), "result": result})
+    error = {"code": -32600, "message": refused.sentence}
+    return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, refused.status)
+
+
+def _named(scope: Scope) -> str:
+    return f"{scope['method']} {shown(scope['path'], 80)}"
+
+
+def _log_refusal(scope: Scope, status: int, reason: str) -> None:
+    log.warning("%s was refused with %d: %s", _named(scope), status, reason)
+
+
+async def _cancel(app: Any, session: str, event: str) -> None:
+    """End one event: take it out of the queue, or stop its handler, and tell the client that waits for it.
+
+    Gradio's route for cancelling ends all events of a session's function; none has the number -1.
+    """
+    await app.get_blocks()._queue.clean_events(event_id=event)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+        await client.post(f"{API}/cancel", json={"session_hash": session, "fn_index": -1, "event_id": event})

@@ -1,0 +1,152 @@
+"""What callers from outside get: hosts, refusals, security headers, and that no address is fetched for them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+import guard
+
+FILE = {"meta": {"_type": "gradio.FileData"}}
+DEEP = '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"
+
+
+def post(server: str, route: str, body: object = None, **headers: str) -> httpx.Response:
+    """Post JSON, or text as it is, to a route of the API."""
+    content = body if isinstance(body, str) else json.dumps(body)
+    headers = {"content-type": "application/json", **headers}
+    return httpx.post(f"{server}/gradio_api/{route}", content=content, headers=headers, timeout=60)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """Return an address of this machine that must not be asked."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/song.wav"
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+@pytest.mark.parametrize("field", ["source", "nested"])
+def test_an_address_inside_a_call_is_refused_and_never_asked(server, elsewhere, field):
+    file = {**FILE, "path": elsewhere}
+    values = {"prompt": "x", "source": None, "action": "layer"}
+    values |= {"options": {"loras": [{"source": file, "weight": 1}]}} if field == "nested" else {field: file}
+    answer = post(server, "call/v2/edit", values)
+    assert answer.status_code == 422
+    assert "fetches no addresses" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("route", ["file=", "file/", "proxy="])
+def test_gradio_fetches_no_address_from_a_path(server, elsewhere, route):
+    answer = httpx.get(f"{server}/gradio_api/{route}{elsewhere.replace('http', 'HTTP')}")
+    assert (answer.status_code, answer.json()) == (404, {"detail": "There is nothing here."})
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info", "/gradio_api/mcp/"])
+def test_a_name_that_a_stranger_points_here_is_not_answered(server, path):
+    assert httpx.get(f"{server}{path}", headers={"host": "evil.example:7860"}).status_code == 400
+
+
+@pytest.mark.parametrize("name", ["x-forwarded-host", "x-gradio-server"])
+def test_nobodys_headers_become_the_address_in_the_snippets_of_others(server, name):
+    headers = {name: "http://evil.example" if name == "x-gradio-server" else "evil.example"}
+    for path in ("/gradio_api/info", "/config", "/"):
+        assert "evil.example" not in httpx.get(f"{server}{path}", headers=headers).text
+    assert "evil.example" not in httpx.get(f"{server}/gradio_api/info").text
+
+
+def test_each_caller_reads_the_address_it_came_by(server):
+    port = server.rpartition(":")[2]
+    for host in ("127.0.0.1", "localhost"):
+        info = httpx.get(f"{server}/gradio_api/info", headers={"host": f"{host}:{port}"}).text
+        assert f"http://{host}:{port}" in info
+        assert f"http://{'localhost' if host == '127.0.0.1' else '127.0.0.1'}:{port}" not in info
+
+
+@pytest.mark.parametrize(
+    ("environ", "known", "unknown"),
+    [
+        ({}, ["localhost", "127.0.0.1", "::1"], ["192.168.1.5", "studio.local", "a.hf.space"]),
+        ({"GRADIO_SERVER_NAME": "192.168.1.5"}, ["192.168.1.5", "localhost"], ["192.168.1.6"]),
+        ({"GRADIO_SERVER_NAME": "0.0.0.0"}, ["192.168.1.5", "2001:db8::1"], ["evil.example"]),
+        ({"SPACE_ID": "me/song", "SPACE_HOST": "me-song.hf.space"}, ["me-song.hf.space"], ["hf.space.evil.example"]),
+        ({"ACE_STUDIO_HOSTS": "a.example, *.b.example"}, ["a.example", "x.b.example"], ["b.example.org"]),
+        ({"GRADIO_ROOT_PATH": "https://music.example/studio"}, ["music.example"], ["example"]),
+    ],
+    ids=str,
+)
+def test_the_names_that_are_answered_are_those_it_was_started_for(environ, known, unknown):
+    hosts = guard.KnownHosts(lambda *_: None, guard.known_hosts(environ), guard.listens_everywhere(environ))
+    assert [host for host in known if not hosts.knows(host)] == []
+    assert [host for host in unknown if hosts.knows(host)] == []
+
+
+REFUSALS = {
+    "unknown parameter": ("call/v2/generate", {"prompt": "x", "wobble": 1}, 422, '"wobble" is not a parameter'),
+    "missing parameter": ("call/v2/generate", {}, 422, "prompt of /generate is missing"),
+    "missing body": ("call/v2/generate", "", 400, "must be a JSON object"),
+    "unknown endpoint": ("call/nope", {"data": []}, 404, "There are generate, cover"),
+    "unknown function": ("queue/join", {"data": [], "fn_index": 9999, "session_hash": "a"}, 404, "no function 9999"),
+    "no function": ("queue/join", {"data": [], "session_hash": "a"}, 400, "fn_index must be"),
+    "too few inputs": ("call/generate", {"data": ["x"]}, 422, "data must be a list"),
+    "rather deep JSON": ("call/v2/generate", {"prompt": json.loads("[" * 40 + "]" * 40)}, 400, "levels deep"),
+    "deep JSON over MCP": ("mcp/", DEEP, 400, "levels deep"),
+    "a long body": ("call/v2/generate", {"prompt": "x" * 5_000_000}, 413, "4 MiB"),
+    "a strange cancel": ("cancel", {"event_id": {}}, 400, "could not be understood"),
+    "a long path": (
+        *("call/v2/edit", {"prompt": "x", "source": None, "tracks": {**FILE, "path": "x" * 5000}}),
+        *(400, "could not be understood"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refusal_is_a_short_sentence_and_a_line_in_the_log(server, caplog, capfd, case):
+    route, body, status, words = REFUSALS[case]
+    with caplog.at_level(logging.INFO):
+        answer = post(server, route, body)
+    assert answer.status_code == status, answer.text
+    found = answer.json()
+    sentence = found["error"]["message"] if "error" in found else found["detail"]
+    assert words in sentence
+    assert len(sentence) < 300 and not any(word in sentence for word in ("Errno", "0x", "Traceback", "Error("))
+    logged = [record for record in caplog.records if record.name == "studio"]
+    assert len(logged) == 1 and "\n" not in logged[0].getMessage() and logged[0].exc_info is None
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_upload_without_a_name_is_a_sentence(server, capfd):
+    body = '--x\r\nContent-Disposition: form-data; name="files"\r\n\r\nRIFF\r\n--x--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = httpx.post(f"{server}/gradio_api/upload", content=body, headers=headers)
+    assert answer.status_code in (200, 400) and len(answer.text) < 300
+    assert (answer.json() == []) or "files with names" in answer.json()["detail"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/theme.css", "/gradio_api/file=/etc/passwd", "/nothing"])
+def test_every_answer_has_the_security_headers(server, path):
+    headers = httpx.get(f"{server}{path}").headers
+    assert headers["x-content-type-options"] == "nosniff"
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'self'" and policy["object-src"] == "'none'"
+    assert policy["frame-ancestors"].split()[:2] == ["'self'", "https://huggingface.co"]
+    assert not any("*" in source.replace("https://*.", "") for source in policy.values())
+
+
+# --- cancelling ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", [[], {}, "x", None])
+def test_a_strange_function_number_breaks_neither_a_call_nor_a_cancel(server, capfd, index):
+    assert post(server, "call/capabilities", {"data": [], "fn_index": index}).status_code == 200
+    cancelled = post(server, "cancel", {"session_hash": "nobody", "fn_index": index, "event_id": None})
+    assert cancelled.status_code in (200, 400)
+    assert "Traceback" not in capfd.readouterr().err
