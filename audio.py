@@ -31,12 +31,16 @@ _BLOCK = 2**18  # samples of all channels read at once
 
 
 class AudioError(ValueError):
-    """A file cannot be used or written: `message` says what is wrong, `hint` what to do; both are sentences."""
+    """A file cannot be used or written: `message` says what is wrong, `hint` what to do; both are sentences.
 
-    def __init__(self, message: str, hint: str = ""):
-        super().__init__(message, hint)
+    `code` is that of the problem it becomes.
+    """
+
+    def __init__(self, message: str, hint: str = "", code: str = "audio"):
+        super().__init__(message, hint, code)
         self.message = message
         self.hint = hint
+        self.code = code
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()

@@ -28,11 +28,15 @@ from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 
 from audio import AudioError
+from events import is_disk_full
 from levels import rows_of, seconds_of
 from limits import SAMPLE_RATE
 
 MAX_RECORD_BYTES = 256_000
 RECORD_TAG = "ACE_STUDIO_RECORD"
+FULL = "disk_full"
+PART = re.compile(r"\.[0-9a-f]{16}\.part")
+_parts: set[Path] = set()
 _NAME_BYTES = 80
 _TAG_BYTES = 1_000_000  # read of a file while looking for its record
 _RECORD_LEVELS = 16
@@ -140,23 +144,68 @@ def file_name(prompt: str, seed: int, format: str, mode: str = "generate") -> st
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Give a hidden file in the same folder, which takes the place of `path` once it is whole and is gone otherwise."""
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
+def aside(folder: Path) -> Iterator[Path]:
+    """Give a hidden file in `folder`, which is gone at the end; raises AudioError where it cannot be written."""
+    part = folder / f".{secrets.token_hex(8)}.part"
     try:
         part.touch(exist_ok=False)
     except OSError as error:
         hint = "Check that it exists, that it may be written to, and that the disk has room."
-        raise AudioError("The folder for the song cannot be written to.", hint) from error
+        raise _unwritten("The folder for the song cannot be written to.", hint, error) from error
+    _parts.add(part)
     try:
         yield part
-        os.replace(part, path)
     except (OSError, sf.SoundFileError, AssertionError, MutagenError) as error:  # soundfile asserts a whole write
         hint = "The disk may be full: free some space, or choose another output folder, and try again."
-        raise AudioError("The file could not be written.", hint) from error
+        raise _unwritten("The file could not be written.", hint, error) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+        _parts.discard(part)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Give a hidden file in the same folder, which takes the place of `path` once it is whole and is gone otherwise."""
+    with aside(path.parent) as part:
+        yield part
+        os.replace(part, path)
+
+
+def claim(part: Path, path: Path) -> Path:
+    """Give the file `part` the first free of the names "name", "name-2", "name-3" ..., never one that is taken."""
+    for candidate in free_names(path):
+        with suppress(FileExistsError):
+            try:
+                os.link(part, candidate)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links
+                candidate.touch(exist_ok=False)
+                os.replace(part, candidate)
+            return candidate
+    raise AudioError(f"There are too many files called {path.name} in the output folder.", code="disk")
+
+
+def free_names(path: Path) -> Iterator[Path]:
+    """Yield `path`, then "name-2", "name-3" and so on, those that are free now."""
+    for number in range(1, 100_000):
+        candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if not os.path.lexists(candidate):
+            yield candidate
+
+
+def discard_parts() -> None:
+    """Remove what is being written in this process, because it is about to end."""
+    for part in list(_parts):
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _unwritten(message: str, hint: str, error: Exception) -> AudioError:
+    if is_disk_full(error):
+        return AudioError("The disk is full.", "Free some space, or choose another output folder, and try again.", FULL)
+    return AudioError(message, hint)
 
 
 class _Remembering(io.FileIO):
@@ -182,9 +231,12 @@ def _write(path: Path, samples: np.ndarray, encoding: dict) -> None:
         rows_of if exact else _as_24_bits if encoding["subtype"] == "PCM_24" else lambda b: rows_of(np.clip(b, -1, 1))
     )
     with _Remembering(path, "w+") as target:
-        with sf.SoundFile(target, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
-            for block in seconds_of(samples):
-                file.write(prepare(block))
+        try:
+            with sf.SoundFile(target, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
+                for block in seconds_of(samples):
+                    file.write(prepare(block))
+        except (sf.SoundFileError, AssertionError) as error:
+            raise target.failure or error from None
         if target.failure:
             raise target.failure
 

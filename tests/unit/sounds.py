@@ -61,17 +61,10 @@ def broken(data):
 BAD_FILES = {
     "empty": ("a.wav", lambda t: b"", "is empty"),
     "text": ("a.wav", lambda t: "Verse 1: the café\n".encode() * 500, "text file"),
-    "text named mp3": ("a.mp3", lambda t: b"[Verse]\nhello world\n" * 5000, "text file"),
     "text in a headerless format": ("a.vox", lambda t: b"hello world\n" * 50_000, "text file"),
-    "noise in a headerless format": ("a.gsm", lambda t: np.random.default_rng(0).bytes(200_000), "not an audio file"),
-    "raw samples": ("a.raw", lambda t: np.random.default_rng(0).bytes(200_000), "not an audio file"),
     "noise": ("a.wav", lambda t: np.random.default_rng(0).bytes(200_000), "not an audio file"),
     "mp4": ("a.mp4", lambda t: MP4, "video"),
-    "mp4 named mp3": ("a.mp3", lambda t: MP4, "video"),
-    "webm": ("a.webm", lambda t: b"\x1aE\xdf\xa3" + bytes(4000), "video"),
-    "avi": ("a.wav", lambda t: b"RIFF\x10\x27\0\0AVI LIST" + bytes(4000), "video"),
     "m4a": ("a.m4a", lambda t: b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(4000), "M4A"),
-    "zip": ("a.zip", lambda t: b"PK\3\4" + bytes(4000), "ZIP"),
     "half a header": ("a.wav", lambda t: wav_bytes(t, tone(2.0))[:20], "damaged"),
     "header alone": ("a.wav", lambda t: wav_bytes(t, tone(2.0))[:44], "no sound"),
     "half a flac": ("a.flac", lambda t: (d := flac_bytes(t))[: len(d) // 2], "damaged"),
@@ -82,7 +75,6 @@ BAD_FILES = {
         "ends",
     ),
     "too short": ("a.wav", lambda t: wav_bytes(t, tone(0.5)), "0.5 seconds"),
-    "slow rate": ("a.wav", lambda t: wav_bytes(t, tone(2.0, 4000), rate=4000), "4 kHz"),
     "fast rate": ("a.wav", lambda t: wav_bytes(t, tone(1.0, 384_000), rate=384_000), "384 kHz"),
 }
 
