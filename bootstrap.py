@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -25,6 +26,9 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # Spaces switch this on; it would make songs at start.
     "GRADIO_CACHE_EXAMPLES": "false",
+    # Gradio asks matplotlib for its backend around every call; unnamed, it is looked for by importing, and two calls
+    # that do so at once fail.
+    "MPLBACKEND": "agg",
     # Seconds; a proxy that closes a silent connection must not meet one.
     "GRADIO_HEARTBEAT_INTERVAL": "10",
 }
@@ -35,6 +39,8 @@ REPOSITORIES = {
     "ACE_STUDIO_PLANNER": ("ACE-Step/Ace-Step1.5",),
     "ACE_STUDIO_LYRICS": ("Qwen/Qwen2.5-7B-Instruct", "mlx-community/Qwen2.5-7B-Instruct-4bit"),
 }
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WRITABLE_CACHE = "hf-cache-rw"
 NO_REPOSITORY = ("preview", "off")
 
@@ -48,7 +54,9 @@ def bootstrap(
     """
     for name, value in DEFAULTS.items():
         environ.setdefault(name, value)
-    environ.setdefault("GRADIO_TEMP_DIR", str(page_files_folder()))
+    _spare_loopback_the_proxy(environ)
+    if not environ.get("GRADIO_TEMP_DIR"):
+        environ["GRADIO_TEMP_DIR"] = str(private_folder("page"))
     home, studio = home or Path.home(), studio or Path(__file__).resolve().parent
     # A Space preloads into this one, whatever HF_HOME says.
     caches = list(dict.fromkeys([hub_cache(environ, home), home / ".cache" / "huggingface" / "hub"]))
@@ -60,9 +68,33 @@ def bootstrap(
             _link_snapshot(repository, caches, studio / "models")
 
 
-def page_files_folder() -> Path:
-    """Return where Gradio keeps uploads and the copies of takes that the page plays: a folder of this user's own."""
-    return _own_temporary("page")
+def private_folder(purpose: str) -> Path:
+    """Return a temporary folder of this user's own, made where missing, that no other account may look into.
+
+    "page" is where Gradio keeps uploads and the copies of takes that the page plays. A name that another account has
+    taken is left to it.
+    """
+    usual = _own_temporary(purpose)
+    try:
+        usual.mkdir(mode=0o700, exist_ok=True)
+        facts = usual.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+            return Path(tempfile.mkdtemp(prefix=f"{usual.name}-"))
+        usual.chmod(0o700)
+    except OSError as error:
+        log.warning("%s cannot be used: %s", usual, error)
+    return usual
+
+
+def _spare_loopback_the_proxy(environ: MutableMapping[str, str]) -> None:
+    """Let no proxy be asked for this machine itself: Gradio calls its own server while it starts."""
+    if not any(environ.get(name) or environ.get(name.lower()) for name in PROXIES):
+        return
+    names = ("NO_PROXY", "no_proxy")
+    spared = [*(environ.get(name, "") for name in names), *LOOPBACK, environ.get("GRADIO_SERVER_NAME", "")]
+    parts = [part.strip() for text in spared for part in text.split(",")]
+    for name in names:
+        environ[name] = ",".join(dict.fromkeys(filter(None, parts)))
 
 
 def hub_cache(environ: MutableMapping[str, str], home: Path) -> Path:
@@ -163,7 +195,7 @@ def _link(path: Path, place: Path) -> None:
 def _modules_folder(environ: MutableMapping[str, str], home: Path) -> Path:
     """Return where transformers may keep Python modules that come with models."""
     usual = _hf_home(environ, home) / "modules"
-    return usual if _writable(usual) else _own_temporary("modules")
+    return usual if _writable(usual) else private_folder("modules")
 
 
 # --- models beside app.py -----------------------------------------------------------------------------------------

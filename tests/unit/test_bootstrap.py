@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import shutil
@@ -14,14 +13,16 @@ from pathlib import Path
 import pytest
 
 import bootstrap
-import checkpoints
-import lyrics
-import plan_weights
 from tests.program import ROOT
+from weights import (
+    DEFAULT_MLX_WRITER,
+    DEFAULT_WRITER,
+    UMBRELLA,
+    snapshot_revision,
+)
 
 REPO, COMMIT, BLOB = "ACE-Step/acestep-v15-xl-sft-diffusers", "a" * 40, "b" * 64
 FOLDER = f"models--{REPO.replace('/', '--')}"
-SHM = Path("/dev/shm")
 
 
 def preload(hub: Path, repo: str = REPO, commit: str = COMMIT, text: str = "weights") -> Path:
@@ -69,55 +70,34 @@ def closed(monkeypatch):
     )
 
 
-# --- where nothing has to be done ---------------------------------------------------------------------------------
-
-
-def test_the_repositories_are_those_that_the_studio_loads_from():
-    assert bootstrap.REPOSITORIES == {
-        checkpoints.VARIABLE: (checkpoints.DEFAULT_MODEL,),
-        plan_weights.VARIABLE: (plan_weights.UMBRELLA,),
-        lyrics.VARIABLE: (lyrics.DEFAULT_WRITER, lyrics.DEFAULT_MLX_WRITER),
-    }
-
-
-def test_a_home_without_any_cache_stays_as_it_is(home):
+def test_a_home_without_any_cache_stays_as_it_is_and_so_does_what_the_user_set(home):
     environ = run(home)
     assert environ["HF_MODULES_CACHE"] == str(home / ".cache" / "huggingface" / "modules")
     assert not {"HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH"} & environ.keys()
     assert tree(home).keys() == {"studio"}
+    mine = {"HF_MODULES_CACHE": "/mine", "HF_HOME": str(home / "mine")}
+    assert run(home, **mine).items() >= mine.items()
 
 
-def test_a_cache_that_can_be_written_to_is_not_mirrored(home):
-    preload(home / ".cache" / "huggingface" / "hub")
+def test_a_cache_that_can_be_written_to_is_not_mirrored_and_its_snapshot_stands_beside_the_app(home):
+    snapshot = preload(home / ".cache" / "huggingface" / "hub")
     assert not {"HF_HOME", "HF_HUB_CACHE"} & run(home).keys()
     assert not (home / "hf-cache-rw").exists()
-
-
-def test_what_the_user_set_stays(home):
-    environ = run(home, HF_MODULES_CACHE="/mine", HF_HOME=str(home / "mine"))
-    assert environ["HF_MODULES_CACHE"] == "/mine"
-    assert environ["HF_HOME"] == str(home / "mine")
-
-
-# --- models beside app.py -----------------------------------------------------------------------------------------
-
-
-def test_a_cached_snapshot_stands_beside_the_app(home):
-    snapshot = preload(home / ".cache" / "huggingface" / "hub")
-    run(home)
     link = home / "studio" / "models" / REPO
     assert os.readlink(link) == str(snapshot)
     assert (link / "vae" / "config.json").read_text() == "weights"
+    assert snapshot_revision(link) == COMMIT
 
 
 def test_another_cache_by_the_rules_of_the_hub_and_the_preloaded_one_are_both_looked_in(home):
     elsewhere = preload(home / "disk" / "hub")
-    preloaded = preload(home / ".cache" / "huggingface" / "hub", plan_weights.UMBRELLA)
+    preloaded = preload(home / ".cache" / "huggingface" / "hub", UMBRELLA)
     run(home, HF_HOME=str(home / "disk"))
     assert os.readlink(home / "studio" / "models" / REPO) == str(elsewhere)
-    assert os.readlink(home / "studio" / "models" / plan_weights.UMBRELLA) == str(preloaded)
+    assert os.readlink(home / "studio" / "models" / UMBRELLA) == str(preloaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"])
 def test_the_place_of_the_cache_is_that_of_huggingface_hub(tmp_path, variable):
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE", "XDG"))}
@@ -127,47 +107,30 @@ def test_the_place_of_the_cache_is_that_of_huggingface_hub(tmp_path, variable):
     assert str(bootstrap.hub_cache(environ, tmp_path)) == theirs.stdout.strip()
 
 
-def test_a_new_snapshot_takes_the_place_of_the_old_one(home):
-    hub = home / ".cache" / "huggingface" / "hub"
-    preload(hub)
+def test_the_link_follows_the_branch_else_the_youngest_snapshot_until_all_are_gone(home):
+    hub, link = home / ".cache" / "huggingface" / "hub", home / "studio" / "models" / REPO
+    old = preload(hub)
     run(home)
     newer = preload(hub, commit="c" * 40)
     run(home)
-    assert os.readlink(home / "studio" / "models" / REPO) == str(newer)
-
-
-def test_a_linked_model_keeps_its_revision(home):
-    snapshot = preload(home / ".cache" / "huggingface" / "hub")
-    run(home)
-    link = home / "studio" / "models" / REPO
-    assert checkpoints.snapshot_revision(link) == checkpoints.snapshot_revision(snapshot / "vae") == COMMIT
-    assert checkpoints.snapshot_revision(home / "snapshots" / "x") == ""
-
-
-def test_without_a_branch_the_youngest_snapshot_counts(home):
-    hub = home / ".cache" / "huggingface" / "hub"
-    old, young = preload(hub), preload(hub, commit="c" * 40)
+    assert os.readlink(link) == str(newer)
     os.utime(old, (1, 1))
     (hub / FOLDER / "refs" / "main").unlink()
     run(home)
-    assert os.readlink(home / "studio" / "models" / REPO) == str(young)
-
-
-def test_a_link_to_a_snapshot_that_is_gone_is_taken_away(home):
-    hub = home / ".cache" / "huggingface" / "hub"
-    preload(hub)
-    run(home)
+    assert os.readlink(link) == str(newer)
     shutil.rmtree(hub)
     run(home)
-    assert not os.path.lexists(home / "studio" / "models" / REPO)
+    assert not os.path.lexists(link)
 
 
-@pytest.mark.parametrize("own", ["folder", "link"])
-def test_a_model_that_the_user_put_there_stays(home, own):
-    preload(home / ".cache" / "huggingface" / "hub")
-    place = home / "studio" / "models" / REPO
-    place.parent.mkdir(parents=True)
-    place.mkdir() if own == "folder" else place.symlink_to(home)
+def test_a_model_that_the_user_put_there_stays(home):
+    hub = home / ".cache" / "huggingface" / "hub"
+    preload(hub)
+    preload(hub, DEFAULT_WRITER)
+    models = home / "studio" / "models"
+    (models / REPO).mkdir(parents=True)
+    (models / DEFAULT_WRITER).parent.mkdir()
+    (models / DEFAULT_WRITER).symlink_to(home)
     before = tree(home / "studio")
     run(home)
     assert tree(home / "studio") == before
@@ -178,19 +141,13 @@ def test_models_named_in_the_variables_are_linked_and_switched_off_ones_are_not(
     preload(hub)
     preload(hub, "me/other")
     preload(hub, "me/planners")
-    preload(hub, lyrics.DEFAULT_WRITER)
+    preload(hub, DEFAULT_WRITER)
     run(home, ACE_STUDIO_MODEL="me/other", ACE_STUDIO_PLANNER="me/planners/small", ACE_STUDIO_LYRICS="off")
-    assert sorted(str(p) for p in (home / "studio" / "models").glob("*/*")) == [
-        str(home / "studio" / "models" / "me" / name) for name in ("other", "planners")
-    ]
-
-
-@pytest.mark.parametrize("value", ["preview", "off", "~/model", "./model", "/model", "model", "a//b", "/"])
-def test_a_value_that_is_no_repository_is_not_looked_for(value):
-    assert bootstrap.wanted_repositories(dict.fromkeys(bootstrap.REPOSITORIES, value)) == []
-
-
-# --- a cache that cannot be written to ----------------------------------------------------------------------------
+    models = home / "studio" / "models"
+    assert sorted(models.glob("*/*")) == [models / "me" / "other", models / "me" / "planners"]
+    assert DEFAULT_MLX_WRITER in bootstrap.wanted_repositories({})
+    for value in ("preview", "off", "~/model", "/model", "model", "a//b"):
+        assert bootstrap.wanted_repositories(dict.fromkeys(bootstrap.REPOSITORIES, value)) == []
 
 
 def test_a_closed_cache_is_mirrored_and_takes_its_place(home, closed):
@@ -212,23 +169,14 @@ def test_a_closed_cache_is_mirrored_and_takes_its_place(home, closed):
     assert os.readlink(home / "studio" / "models" / REPO) == str(snapshot)
 
 
-def test_a_token_path_of_the_users_own_stays(home, closed):
+def test_running_it_again_changes_nothing_and_keeps_what_was_downloaded_since(home, closed):
     preload(home / ".cache" / "huggingface" / "hub")
     assert run(home, HF_TOKEN_PATH="/secret")["HF_TOKEN_PATH"] == "/secret"
-
-
-def test_running_it_again_changes_nothing(home, closed):
-    preload(home / ".cache" / "huggingface" / "hub")
     environ = run(home)
     before = tree(home)
     assert run(home) == environ
     assert run(home, **environ) == environ
     assert tree(home) == before
-
-
-def test_what_was_downloaded_since_stays(home, closed):
-    preload(home / ".cache" / "huggingface" / "hub")
-    run(home)
     reference = home / "hf-cache-rw" / "hub" / FOLDER / "refs" / "main"
     reference.write_text("d" * 40)
     run(home)
@@ -244,38 +192,7 @@ def test_broken_links_and_half_files_are_left_out_and_said(home, closed, caplog)
     ours = home / "hf-cache-rw" / "hub" / FOLDER
     assert not os.path.lexists(ours / "snapshots" / COMMIT / "lost.json")
     assert [path.name for path in (ours / "blobs").iterdir()] == [BLOB]
-    assert [record.message for record in caplog.records if "broken" in record.message] == [
-        f"{hub / FOLDER} has 1 broken links, which were left out"
-    ]
-
-
-def test_a_blob_of_the_mirror_that_broke_is_linked_anew(home, closed):
-    hub = home / ".cache" / "huggingface" / "hub"
-    preload(hub)
-    run(home)
-    blob = home / "hf-cache-rw" / "hub" / FOLDER / "blobs" / BLOB
-    blob.unlink()
-    blob.symlink_to("/nowhere")
-    run(home)
-    assert blob.read_text() == "weights"
-
-
-@pytest.mark.skipif(
-    not SHM.is_dir() or SHM.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev, reason="one device"
-)
-def test_blobs_on_another_device_become_symlinks(home):
-    cache = Path(tempfile.mkdtemp(dir=SHM))
-    try:
-        preload(cache)
-        bootstrap.mirror(cache, home / "ours")
-        blob = home / "ours" / FOLDER / "blobs" / BLOB
-        assert os.readlink(blob) == str(cache / FOLDER / "blobs" / BLOB)
-        assert (home / "ours" / FOLDER / "snapshots" / COMMIT / "vae" / "config.json").read_text() == "weights"
-        before = tree(home / "ours")
-        bootstrap.mirror(cache, home / "ours")
-        assert tree(home / "ours") == before
-    finally:
-        shutil.rmtree(cache)
+    assert f"{hub / FOLDER} has 1 broken links, which were left out" in [record.message for record in caplog.records]
 
 
 @pytest.mark.parametrize("trouble", ["models is a file", "the mirror is a file"])
@@ -287,50 +204,28 @@ def test_trouble_is_a_line_in_the_log_and_not_the_end(home, closed, caplog, trou
     assert ("HF_HOME" in environ) == ("models" in trouble)
 
 
-def test_a_tree_that_belongs_to_the_build_user(tmp_path_factory):
-    """Run by a user who may read but not write it, as on a Space: the whole door is opened, gradio included."""
-    base = Path(tempfile.mkdtemp(prefix="ace-studio-home-"))
-    user = {}
-    if os.getuid() == 0:
-        nobody = pwd.getpwnam("nobody")
-        user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-    try:
-        hub = base / ".cache" / "huggingface" / "hub"
-        preload(hub)
-        (base / "studio").mkdir()
-        shutil.copy(ROOT / "bootstrap.py", base / "studio")
-        for path in (base, base / "studio"):
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can run as another user")
+def test_a_tree_that_belongs_to_the_build_user():
+    """As on a Space: the cache may be read and not written, and permissions are those of the system."""
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory(prefix="ace-studio-home-") as folder:
+        home = Path(folder)
+        preload(home / ".cache" / "huggingface" / "hub")
+        (home / "studio").mkdir()
+        shutil.copy(ROOT / "bootstrap.py", home / "studio")
+        for path in (home, home / "studio"):
             path.chmod(0o777)
-        if not user:
-            for path in (hub, *hub.rglob("*")):
-                if path.is_dir():
-                    path.chmod(0o555)
-        code = (
-            "import json, os, bootstrap\n"
-            "bootstrap.bootstrap(); bootstrap.bootstrap()\n"
-            "print(json.dumps({k: v for k, v in os.environ.items() if k.startswith('HF_')}))"
-        )
-        python = Path(sys.executable).resolve()
+        code = "import os, bootstrap; bootstrap.bootstrap(); bootstrap.bootstrap(); print(os.environ['HF_HUB_CACHE'])"
         result = subprocess.run(
-            [shutil.which("python3", path="/usr/bin:/usr/local/bin") or str(python), "-c", code],
-            cwd=base / "studio",
-            env={"HOME": str(base), "PATH": os.environ["PATH"], "TMPDIR": str(base / "studio")},
-            capture_output=True,
-            text=True,
-            check=False,
-            **user,
+            [shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable, "-c", code],
+            **{"cwd": home / "studio", "capture_output": True, "text": True, "check": False},
+            env={"HOME": str(home), "PATH": os.environ["PATH"], "TMPDIR": str(home / "studio")},
+            **{"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []},
         )
         if result.returncode in (126, 127) or "PermissionError" in result.stderr:
             pytest.skip("the other user cannot run this Python")
-        assert result.returncode == 0, result.stderr
-        assert result.stderr == ""
-        environ = json.loads(result.stdout)
-        assert environ["HF_HUB_CACHE"] == str(base / "hf-cache-rw" / "hub")
-        link = base / "studio" / "models" / REPO
-        assert link.resolve() == base / "hf-cache-rw" / "hub" / FOLDER / "snapshots" / COMMIT
+        hub = home / "hf-cache-rw" / "hub"
+        assert (result.returncode, result.stdout.strip(), result.stderr) == (0, str(hub), "")
+        link = home / "studio" / "models" / REPO
+        assert link.resolve() == hub / FOLDER / "snapshots" / COMMIT
         assert (link / "model_index.json").read_text() == "weights"
-    finally:
-        for path in base.rglob("*"):
-            if path.is_dir() and not path.is_symlink():
-                path.chmod(0o777)
-        shutil.rmtree(base, ignore_errors=True)
