@@ -24,7 +24,7 @@ FOLLOWED = {
 
 def advice_line(name: str) -> gr.HTML:
     """Make the place for advice; `name` begins its element id."""
-    return html(elem_id=f"{name}-advice", js_on_load=theme.static("advice.js"))
+    return html(elem_id=f"{name}-advice", js_on_load=theme.script("advice"))
 
 
 def advise(lyrics: str | None, language: str | None, seconds: float | None = None, tokens: int | None = None) -> str:

@@ -13,18 +13,18 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-import gpu_time
 import markup
 import restore
 import tooltips
-import uploads
+from backend import check
 from events import InvalidRequest, Problem
 from limits import LIMITS, QUALITY_STEPS
 from params import GenerateRequest, Request, Sampling, parse_request, sampling_settings
 
 Updates = dict[Any, Any]
-# Events of the page: nothing a program should call, nothing that shows Gradio's own progress.
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Events of the page: nothing a program should call, nothing that shows Gradio's own progress. With every message of a
+# run Gradio goes through all components whose progress it ever had to show, so it must have none to show.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 # Short work that must not wait behind songs.
 AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}
 
@@ -78,6 +78,11 @@ class Form:
             return self.parsers[name](value)
         return number(value, LIMITS[_key(name)].default) if name in self.numbers else value
 
+    def folded(self) -> dict[str, tuple[str, Any]]:
+        """Return label and default of each field in a folded group; a plan depends on the planner alone."""
+        names = {name for group in self.folds.values() for name in group} - {"options.plan"}
+        return {name: (self.label(name), field.value) for name, field in self.fields.items() if name in names}
+
     def request(self, values: Iterable[Any]) -> Request:
         """Build the request from the components' values; raises InvalidRequest."""
         read: dict[str, Any] = {}
@@ -89,13 +94,21 @@ class Form:
     def problems(self, values: Sequence[Any]) -> dict[str, str]:
         """Return what is wrong, a text for each wrong field; what belongs to none stands at the first.
 
-        Of the files only the headers are read.
+        Of the files only the headers are read. Some checks are not reached before others pass: they are made with the
+        defaults of the fields that are wrong.
         """
         found: dict[str, str] = {}
+        values = list(values)
+        while new := {name: text for name, text in self._flaws(values).items() if name not in found}:
+            found |= new
+            there = zip(self.fields.items(), values, strict=True)
+            values = [field.value if name in found else value for (name, field), value in there]
+        return {name: found[name] for name in self.fields if name in found}
+
+    def _flaws(self, values: Sequence[Any]) -> dict[str, str]:
+        found: dict[str, str] = {}
         try:
-            request = self.request(values)
-            uploads.check(request)
-            gpu_time.check(request)
+            check(self.request(values))
         except InvalidRequest as error:
             for problem in error.problems:
                 name = self.place(problem, values)
@@ -220,10 +233,10 @@ def add_slider(form: Form, name: str, **settings: Any) -> gr.Slider:
     )
 
 
-def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = None) -> gr.HTML:
+def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = None, render: bool = True) -> gr.HTML:
     """Make a place for HTML of ours; one that may be empty (it has none at first) takes no room then."""
     classes = ["text"] if value else ["text", "maybe"]
-    return gr.HTML(value, elem_id=elem_id, elem_classes=classes, js_on_load=js_on_load)
+    return gr.HTML(value, elem_id=elem_id, elem_classes=classes, js_on_load=js_on_load, render=render)
 
 
 # --- what the studio runs on --------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ import tooltips
 from advice import advice_line, advise
 from assist import Undo, connect_undo, undo_button
 from events import Done, Draft, Problem
-from form import AT_ONCE, Form, Updates, add, add_number, add_slider, available, html, reason
+from form import AT_ONCE, QUIET, Form, Updates, add, add_number, add_slider, available, html, reason
 from limits import LANGUAGES, STRUCTURES
 from params import Request
-from result import RunBar, cancelled_box, problem_line, run_bar
+from result import RunBar, run_foot
 from runs import connect_run, stream
 from tokens import lyric_tokens
 
@@ -38,21 +38,18 @@ class LyricsPanel:
 def lyrics_tab() -> tuple[Form, LyricsPanel]:
     """Build the tab that writes lyrics."""
     form = Form("lyrics")
-    with (
-        gr.Tab(tooltips.TABS["lyrics"], id="lyrics", elem_id="lyrics-panel"),
-        gr.Row(elem_classes=["columns"], elem_id="lyrics-columns"),
-    ):
-        with gr.Column(elem_classes=["essentials"]):
-            chips = panels.chip_row(tooltips.LYRICS_EXAMPLES)
-            _essentials(form)
-            problems = problem_line(form)
-            bar = run_bar("lyrics", tooltips.GO["lyrics"], cancelled_box("lyrics"), cancel=tooltips.STOP)
-            remember.foot(form, tooltips.GO["lyrics"], tooltips.STOP)
-            why = html(elem_id="lyrics-why")
-        with gr.Column(elem_classes=["result"]):
-            panel = _panel()
-        with gr.Column(elem_classes=["details"]):
-            _advanced(form)
+    with gr.Tab(tooltips.TABS["lyrics"], id="lyrics", elem_id="lyrics-panel"):
+        with gr.Row(elem_classes=["columns"], elem_id="lyrics-columns"):
+            with gr.Column(elem_classes=["essentials"]):
+                chips = panels.chip_row(tooltips.LYRICS_EXAMPLES)
+                _essentials(form)
+            with gr.Column(elem_classes=["result"]):
+                panel = _panel()
+            with gr.Column(elem_classes=["details"]):
+                _advanced(form)
+                remember.foot(form, tooltips.STOP)
+        why = html(elem_id="lyrics-why", render=False)
+        bar, problems = run_foot(form, tooltips.STOP, why)
     panels.fill_from(chips, form, tooltips.LYRICS_EXAMPLES.values())
     form.watchers.append(lambda facts: writer_updates(bar, why, facts["lyrics"]))
     connect_writer(form, bar, problems, panel)
@@ -60,10 +57,15 @@ def lyrics_tab() -> tuple[Form, LyricsPanel]:
     return form, panel
 
 
+ENABLED_BY_TEXT = "(text) => ({__type__: 'update', interactive: Boolean(text && text.trim())})"
+
+
 def writer_updates(bar: RunBar, why: gr.HTML, writer: Mapping[str, Any]) -> Updates:
     """Return what the tab says about the lyrics writer: without one there is nothing to press, and it says why."""
     usable = available(writer)
     said = reason(writer)
+    if writer["state"] == "none":
+        said = f"{tooltips.NO_SONGWRITER} {said}".strip()
     return {bar.go: gr.update(interactive=usable), why: markup.remark(said) if said else ""}
 
 
@@ -78,8 +80,9 @@ def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPane
         began = time.monotonic()
 
         def draft(event: Draft) -> Updates:
-            sentence = tooltips.writing(event.tokens, time.monotonic() - began)
-            return {bar.line: markup.line("running", sentence, heard="writing"), panel.text: event.text}
+            elapsed = time.monotonic() - began
+            line = markup.line("running", tooltips.writing(event.tokens, elapsed), heard="writing", elapsed=elapsed)
+            return {bar.line: line, panel.text: event.text}
 
         def done(request: Request, done: Done) -> Updates:
             sentence = tooltips.written(done.record["tokens"], time.monotonic() - began, done.record["end"])
@@ -97,10 +100,6 @@ def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPane
             panel.use: gr.update(interactive=bool(text.strip())),
         }
 
-    def changed(text: str, language: str, line: str) -> Updates:
-        # Gradio calls this for every token, too, and has no event for what is typed or pasted alone.
-        return {panel.use: gr.skip()} if markup.RUNNING in line else look(text, language)
-
     begin, run = connect_run(
         form,
         bar.go,
@@ -114,9 +113,12 @@ def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPane
     begin.success(remember, [panel.text, panel.undo.former], panel.undo.outputs, **AT_ONCE)
     undone = connect_undo(panel.undo, {"text": panel.text})
     inputs, outputs = [panel.text, form.fields["language"]], [panel.advice, panel.use]
-    for event in (run.success, run.failure, undone.then, form.fields["language"].change):
+    # Not at every change: a draft is one, too, and nobody is advised on lyrics that are still being written. What is
+    # pasted into an empty box is no input to Gradio, so the browser itself enables the button.
+    typed = (panel.text.input, panel.text.blur)
+    for event in (run.success, run.failure, undone.then, *typed, form.fields["language"].change):
         event(look, inputs, outputs, **AT_ONCE)
-    panel.text.change(changed, [*inputs, bar.line], outputs, **AT_ONCE)
+    panel.text.change(None, panel.text, panel.use, js=ENABLED_BY_TEXT, **QUIET)
 
 
 # --- the parts of the tab -----------------------------------------------------------------------------------------

@@ -10,11 +10,9 @@ from typing import Any
 
 import tooltips
 from events import Progress
-from limits import LANGUAGES, TIME_SIGNATURES
+from limits import FORMATS, LANGUAGES, TIME_SIGNATURES
 from lint import Advice
 
-# What the line of a running job has, and no other.
-RUNNING = 'data-state="running"'
 # Of the linter's advice; what is longer folds.
 MOST_UNFOLDED = 2
 
@@ -24,27 +22,56 @@ def progress(event: Progress, note: str = "") -> str:
     share = min(100 * event.step // event.steps, 100) if event.steps else 0
     bar = f'<div class="bar"><div style="width:{share}%"></div></div>' if event.steps else ""
     said = f"<span>{escape(note)}</span>" if note else ""
-    return line("running", tooltips.progress_sentence(event), bar + said, f"{event.stage} {share // 25} {note}")
+    heard = f"{event.stage} {share // 25} {note}"
+    return line("running", tooltips.progress_sentence(event), bar + said, heard, event.elapsed)
 
 
-def line(state: str, sentence: str, more: str = "", heard: str = "") -> str:
+def line(state: str, sentence: str, more: str = "", heard: str = "", elapsed: float | None = None) -> str:
     """Return a progress line; `state` is running, done, failed or stopped, and the script asks for it on leaving.
 
     The sentence is read out where `heard` differs from the line before, for which a running job has its stage, the
-    quarter of it that is done, and the note.
+    quarter of it that is done, and the note. `elapsed` are the seconds that the sentence says, which tick on the page.
     """
     marks = f'data-state="{state}" data-heard="{escape(heard or sentence)}"'
-    return f'<div class="shown progress-line" {marks}><span>{escape(sentence)}</span>{more}</div>'
+    text = escape(sentence)
+    if elapsed is not None:
+        time = tooltips.clock(elapsed)
+        text = text.replace(f"{time} so far", f'<span data-elapsed="{elapsed:.1f}">{time}</span> so far')
+    return f'<div class="shown progress-line" {marks}><span>{text}</span>{more}</div>'
 
 
-def heading() -> str:
-    """Return the page's one h1 and the line that says what this is."""
-    return f'<h1>{escape(tooltips.TITLE)}</h1><p class="tagline">{escape(tooltips.TAGLINE)}</p>'
+def heading(status: Mapping[str, Any] | None = None) -> str:
+    """Return the page's one h1 and, beside it, engine and device, which unfold into all that `status` says."""
+    title = f"<h1>{escape(tooltips.TITLE)}</h1>"
+    if status is None:
+        return f'<div class="heading">{title}<p>{escape(tooltips.STATUS_PENDING)}</p></div>'
+    facts = "".join(f"<li>{escape(fact)}</li>" for fact in tooltips.status_parts(status))
+    summary = f"<summary><span>{escape(tooltips.status_line(status))}</span></summary>"
+    return f'<div class="heading">{title}<details>{summary}<ul>{facts}</ul></details></div>'
 
 
-def pending() -> str:
-    """Return the status line before anything is known."""
-    return f'<p class="status">{_spans([tooltips.STATUS_PENDING])}</p>'
+def faces() -> str:
+    """Return the choice between Generate's two faces, for static/faces.js."""
+    buttons = "".join(
+        f'<button type="button" data-face="{face}" aria-pressed="false">{escape(name)}</button>'
+        for face, name in tooltips.FACES.items()
+    )
+    return f'<div class="faces" role="group" aria-label="{escape(tooltips.FACES_LABEL)}">{buttons}</div>'
+
+
+def lengths() -> str:
+    """Return the chips that set the length, the last one for a length that has none of its own."""
+    chip = '<button type="button" data-seconds="{}" aria-pressed="{}"{}>{}</button>'
+    chips = [chip.format(seconds, "false", "", escape(name)) for seconds, name in tooltips.LENGTHS.items()]
+    other = chip.format("", "true", ' class="other" hidden', "")
+    label = escape(tooltips.LENGTH)
+    return f'<div class="lengths" role="group" aria-label="{label}"><p>{label}</p>{"".join(chips)}{other}</div>'
+
+
+def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
+    """Return the line that names what is not at its default; `defaults` are label and value by name."""
+    known = escape(json.dumps(defaults))
+    return f'<p class="remark also" data-text="{escape(tooltips.ALSO)}" data-defaults="{known}"></p>'
 
 
 def section(title: str) -> str:
@@ -113,21 +140,11 @@ def actions(tasks: Mapping[str, str]) -> str:
     return f'<div class="shown">{"".join(paragraphs)}</div>'
 
 
-def empty(text: str) -> str:
-    """Return what stands where there is nothing yet."""
-    return f'<p class="empty">{escape(text)}</p>'
-
-
-def status(facts: Mapping[str, Any]) -> str:
-    """Return the status line for what the backend says about itself."""
-    return f'<p class="status">{_spans(tooltips.status_parts(dict(facts)))}</p>'
-
-
 def banner(facts: Mapping[str, Any]) -> str:
-    """Return why the real model is not in use: what the preview engine is, what is wrong, how to get the weights."""
+    """Return why the real model is not in use: what the built-in engine is, what is wrong, how to get the weights."""
     problem = facts["problem"]
     preview = facts["engine"] == "preview"
-    texts = [tooltips.PREVIEW_TEXT.format(gb=facts["download_gb"])] if preview else []
+    texts = [tooltips.PREVIEW_TEXT] if preview else []
     if problem:
         texts.append(f"{problem['message']} {problem['hint']}".strip())
     title = tooltips.PREVIEW_TITLE if preview else tooltips.PROBLEM_TITLE
@@ -135,32 +152,27 @@ def banner(facts: Mapping[str, Any]) -> str:
     return f"<p class='shown'><strong>{escape(title)}:</strong> {escape(''.join(texts[:1]))}</p>{paragraphs}"
 
 
-def take(number: int, facts: Mapping[str, Any], made_with: Sequence[str] = (), several: bool = False) -> str:
-    """Return a take's heading, its seed to copy, its facts and its warnings; one of `several` has a button to compare.
-
-    The script that plays takes reads the loudness from here.
-    """
-    seed, title, loudness = int(facts["seed"]), tooltips.take_title(number), facts.get("loudness_lufs")
-    level = "" if loudness is None else f' data-lufs="{float(loudness)}"'
-    listen = f'<button type="button" class="listen" aria-pressed="false">{escape(tooltips.LISTEN)}</button>'
-    warnings = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in facts["warnings"])
-    return (
-        f'<div class="shown take-head"{level}><h3>{escape(title)}</h3>{listen if several else ""}'
-        f'<button type="button" class="copy" data-copy="{seed}" data-copied="{escape(tooltips.COPIED)}">'
-        f"{escape(tooltips.COPY_SEED.format(seed=seed))}</button></div>"
-        f'<p class="facts">{_spans([*tooltips.take_facts(dict(facts)), *made_with])}</p>{warnings}'
-    )
-
-
-def timed(number: int, lines: Sequence[Mapping[str, Any]], score: float) -> str:
-    """Return a take's lyrics, a button a line that plays from there; the script marks the line that is sung."""
-    items = "".join(
-        f'<li><button type="button" data-start="{float(line["start"])}" data-end="{float(line["end"])}">'
-        f"<span>{escape(tooltips.clock(line['start']))}</span> {escape(line['text'])}</button></li>"
-        for line in lines
-    )
-    title = escape(tooltips.TIMED_TITLE.format(number=number))
-    return f'<ol class="shown timed" aria-label="{title}">{items}</ol>{remark(tooltips.alignment(score))}'
+def takes(mode: str) -> str:
+    """Return the frame of a tab's takes, for static/takes.js; it names no value, so that Gradio leaves it alone."""
+    texts = {**tooltips.TAKES, "empty": tooltips.EMPTY_RESULTS[mode]}
+    settings = json.dumps({"texts": texts, "uses": tooltips.USE_IN, "formats": list(FORMATS)}, ensure_ascii=False)
+    return f"""
+<div class="takes" data-mode="{mode}" data-settings="{escape(settings)}">
+  <p class="empty" aria-live="polite"></p>
+  <div class="making" aria-hidden="true" hidden><div class="player"></div><p></p></div>
+  <div class="level" hidden>
+    <label><input type="checkbox" checked> {escape(tooltips.LEVEL)}</label>
+    <p class="remark">{escape(tooltips.LEVEL_HELP)}</p>
+  </div>
+  <div class="list"></div>
+  <details class="earlier" hidden>
+    <summary></summary>
+    <p class="remark">{escape(tooltips.EARLIER_HELP)}</p>
+    <ol></ol>
+    <button type="button" class="clear">{escape(tooltips.FORGET)}</button>
+  </details>
+</div>
+"""
 
 
 def messages(record: Mapping[str, Any]) -> str:

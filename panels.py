@@ -166,17 +166,19 @@ def fill_from(
     chips: list[gr.Button], form: Form, examples: Iterable[Mapping[str, Any]], kept: Sequence[str] = ()
 ) -> None:
     """Let each chip fill the form with its example; a visitor's own texts in the fields named by `kept` stay."""
-    examples = list(examples)
+    # By the text on it: once a component was updated, Gradio hands out another object in its place.
+    named = {chip.value: example for chip, example in zip(chips, examples, strict=True)}
     inputs = [form.fields[name] for name in kept]
-    ours = {example.get(name, "") for example in examples for name in kept}
-    for chip, example in zip(chips, examples, strict=True):
+    ours = {example.get(name, "") for example in named.values() for name in kept}
+    filled = {*kept, *(name for example in named.values() for name in example)}
 
-        def fill(*texts: str, example: Mapping[str, Any] = example) -> Updates:
-            there = dict(zip(kept, texts, strict=True))
-            own = {name: value for name, value in there.items() if value.strip() and value not in ours}
-            return form.show({**dict.fromkeys(kept, ""), **example, **own})
+    def fill(pressed: gr.EventData, *texts: str) -> Updates:
+        there = dict(zip(kept, texts, strict=True))
+        own = {name: value for name, value in there.items() if value.strip() and value not in ours}
+        return form.show({**dict.fromkeys(kept, ""), **named[pressed.target.value], **own})
 
-        chip.click(fill, inputs, form.settings, **AT_ONCE)
+    outputs = [field for name, field in form.fields.items() if name in filled]
+    gr.on([chip.click for chip in chips], fill, inputs, outputs, **AT_ONCE)
 
 
 # --- settings from a file -----------------------------------------------------------------------------------------
@@ -259,10 +261,10 @@ def restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
 
 @dataclass
 class Header:
-    """The status line, and the banner with the way to the real model, which is a run bar of its own."""
+    """The heading with the status, and the banner with the way to the real model, which is a run bar of its own."""
 
     status: gr.HTML
-    banner: gr.Column
+    banner: gr.Row
     notice: gr.HTML
     bar: RunBar
 
@@ -275,7 +277,7 @@ class Header:
         """Return the updates for what the backend says about itself."""
         preview = facts["engine"] == "preview"
         return {
-            self.status: markup.status(facts),
+            self.status: markup.heading(facts),
             self.banner: gr.update(visible=preview or bool(facts["problem"])),
             self.notice: markup.banner(facts),
             self.bar.go: gr.update(visible=preview, value=tooltips.GET_MODEL.format(gb=facts["download_gb"])),
@@ -283,11 +285,10 @@ class Header:
 
 
 def header() -> Header:
-    """Make the top of the page: what this is, the status line, and the banner, which appears where there is a need."""
-    html(markup.heading(), elem_id="studio-heading")
-    status = html(markup.pending(), elem_id="studio-status")
+    """Make the top of the page: one line with the status, and the banner, which appears where there is a need."""
+    status = html(markup.heading(), elem_id="studio-status")
     cancelled = cancelled_box("download")
-    with gr.Column(visible=False, elem_id="studio-banner") as banner:
-        notice = html()
+    with gr.Row(visible=False, elem_id="studio-banner") as banner:
+        notice = html(elem_id="studio-notice")
         bar = run_bar("download", tooltips.GET_MODEL.format(gb=0), cancelled, variant="secondary")
     return Header(status, banner, notice, bar)

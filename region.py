@@ -115,7 +115,7 @@ def middle(seconds: float) -> tuple[float, float]:
 
 # --- helpers ------------------------------------------------------------------------------------------------------
 
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 _IN_BROWSER: dict[str, Any] = {"queue": False, **_QUIET}
 
 

@@ -21,30 +21,29 @@ import tooltips
 from assist import Undo, connect_undo, undo_button
 from backend import get_backend
 from form import AT_ONCE, Form, Updates, html
-from gpu_time import connect_seconds
 from limits import KEPT_TEXT, TRACKS
-from lora_hub import hub_id
+from lora_sources import hub_id
 
 STORAGE = "ace-music-studio"
 # Fields of the page that no request has by these names.
 OWN = {"track": lambda value: value in TRACKS, "part": lambda value: isinstance(value, bool)}
 # A text that is far too long is not kept; the browser's storage has room for 5 MB in all.
-_KEEP = """(...values) => Object.fromEntries(
+_KEEP = """(...values) => studio.kept("{mode}", Object.fromEntries(
   {names}.map((name, i) => [name, values[i]]).filter(([, value]) => !(value?.length > {most}))
-)"""
+))"""
+_BACK = "(found) => {ids}.map((id) => (studio.touched(id) ? undefined : found[id]))"
 
 
-def foot(form: Form, go: str, cancel: str) -> None:
-    """Add what stands below a tab's button: ZeroGPU's seconds, the keys, the way back to the defaults and back again.
+def foot(form: Form, cancel: str = tooltips.CANCEL) -> None:
+    """Add what stands below a tab's fields: the keys, the way back to the defaults and back again.
 
-    `go` and `cancel` are what the tab's two buttons say.
+    `cancel` is what the tab's second button says.
     """
-    seconds = html(elem_id=f"{form.mode}-seconds")
     with gr.Row(elem_classes=["foot"]):
-        html(markup.keys(go, cancel))
+        html(markup.keys(tooltips.GO[form.mode], cancel))
         reset = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
         undo = undo_button(f"{form.mode}-reset")
-    form.later += [lambda: connect_reset(form, reset, undo), lambda: connect_seconds(form, seconds)]
+    form.later.append(lambda: connect_reset(form, reset, undo))
 
 
 def connect_reset(form: Form, button: gr.Button, undo: Undo) -> None:
@@ -65,16 +64,19 @@ def connect_memory(demo: gr.Blocks, forms: list[Form]) -> None:
     # random one, as Gradio has it, every restart of the studio would lose what is kept.
     kept = [gr.BrowserState({}, storage_key=f"{STORAGE}-{form.mode}", secret=STORAGE) for form in forms]
 
-    def back(*stored: Any) -> Updates:
-        updates = {state: gr.skip() for state in kept}
-        for form, values in zip(forms, stored, strict=True):
-            updates |= put_back(form, values)
-        return updates
+    found = gr.JSON({}, visible=False)
+    fields = [field for form in forms for field in form.settings]
 
-    demo.load(back, kept, [*kept, *(field for form in forms for field in form.settings)], **AT_ONCE)
+    def back(*stored: Any) -> dict[str, Any]:
+        pairs = zip(forms, stored, strict=True)
+        return {each.elem_id: update["value"] for form, one in pairs for each, update in put_back(form, one).items()}
+
+    # The visitor may be typing by the time they are back: the browser alone knows which fields are untouched.
+    looked = demo.load(back, kept, found, **AT_ONCE)
+    looked.then(None, found, fields, js=_BACK.format(ids=json.dumps([field.elem_id for field in fields])), **AT_ONCE)
     for form, state in zip(forms, kept, strict=True):
         names = [name for name, field in form.fields.items() if not isinstance(field, gr.Audio)]
-        script = _KEEP.format(names=json.dumps(names), most=KEPT_TEXT)
+        script = _KEEP.format(mode=form.mode, names=json.dumps(names), most=KEPT_TEXT)
         gr.on([field.change for field in form.settings], None, form.settings, state, js=script, **AT_ONCE)
 
 

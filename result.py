@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import textwrap
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
+import jobs
 import markup
-import outputs
+import region
 import theme
 import tooltips
 from events import Done, Problem
 from form import Form, Updates, html
-from limits import FORMATS, LIMITS
+from gpu_time import connect_seconds
+from limits import LIMITS
 from params import SongRequest
 
 MOST_TAKES = int(LIMITS["takes"].high)
@@ -36,12 +40,11 @@ class RunBar:
     cancel: gr.Button
     line: gr.HTML
     cancelled: gr.Checkbox
-    others: list[gr.Button] = field(default_factory=list, kw_only=True)
 
     @property
     def starters(self) -> list[gr.Button]:
-        """Return the buttons that start a run, of which there is one at a time; some are not beside the bar."""
-        return [self.go, *self.others]
+        """Return the buttons of the bar that start a run, of which there is one at a time."""
+        return [self.go]
 
     @property
     def outputs(self) -> list[Component]:
@@ -63,11 +66,6 @@ class RunBar:
         return {**free, self.cancel: gr.update(interactive=False), self.line: line}
 
 
-def problem_line(form: Form) -> gr.HTML:
-    """Make the line at the button that names wrong fields."""
-    return html(elem_id=f"{form.mode}-problems")
-
-
 def cancelled_box(name: str) -> gr.Checkbox:
     """Make the hidden box of a run bar. Showing a container shows what is in it, so keep it out of those that come."""
     return gr.Checkbox(visible="hidden", elem_id=f"{name}-cancelled")
@@ -76,16 +74,31 @@ def cancelled_box(name: str) -> gr.Checkbox:
 def run_bar(
     name: str, text: str, cancelled: gr.Checkbox, variant: str = "primary", cancel: str = tooltips.CANCEL
 ) -> RunBar:
-    """Make a run bar; `text` and `cancel` are what its buttons say, `name` begins its element ids."""
+    """Make the parts of a run bar; `text` and `cancel` are what its buttons say, `name` begins its element ids."""
+    line = progress_line(name)
+    go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
+    stop = gr.Button(cancel, variant="stop", elem_id=f"{name}-cancel", scale=1, min_width=96, interactive=False)
+    return RunBar(go, stop, line, cancelled)
+
+
+def run_foot(form: Form, cancel: str = tooltips.CANCEL, above: gr.HTML | None = None) -> tuple[RunBar, gr.HTML]:
+    """Make the foot of a tab, which stays in sight: the line for wrong fields, ZeroGPU's seconds and the run bar.
+
+    `above` is a line of the tab's own, not rendered yet. Returns the run bar and the line for wrong fields.
+    """
     with gr.Row(elem_classes=["run-bar"]):
-        go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
-        stop = gr.Button(cancel, variant="stop", elem_id=f"{name}-cancel", scale=1, min_width=96, interactive=False)
-    return RunBar(go, stop, progress_line(name), cancelled)
+        if above:
+            above.render()
+        problems = html(elem_id=f"{form.mode}-problems")
+        seconds = html(elem_id=f"{form.mode}-seconds")
+        bar = run_bar(form.mode, tooltips.GO[form.mode], cancelled_box(form.mode), cancel=cancel)
+    form.later.append(lambda: connect_seconds(form, seconds))
+    return bar, problems
 
 
 def progress_line(name: str) -> gr.HTML:
     """Make the line that says where a run is."""
-    return html(elem_id=f"{name}-progress", js_on_load=theme.static("progress.js"))
+    return html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
 
 
 # --- the result ---------------------------------------------------------------------------------------------------
@@ -115,57 +128,6 @@ class Made:
 
 
 @dataclass
-class Take:
-    """The place for one take: its facts, its player, and what can be done with it.
-
-    `again` has the buttons that start a run ("retake", "more", "timed"), `uses` one for each tab that it may go to.
-    """
-
-    box: gr.Column
-    facts: gr.HTML
-    player: gr.Audio
-    timed: gr.HTML
-    lrc: gr.DownloadButton
-    again: dict[str, gr.Button]
-    format: gr.Dropdown
-    download: gr.DownloadButton
-    note: gr.HTML
-    uses: dict[str, gr.Button]
-
-    @property
-    def outputs(self) -> list[Any]:
-        """Return what `show` and what is done with a take update, but for the buttons that the run bar has."""
-        parts = [self.box, self.facts, self.player, self.timed, self.lrc]
-        return [*parts, self.format, self.download, self.note]
-
-    def show(self, number: int, made: Made, several: bool, timed: bool) -> Updates:
-        """Return the updates that show a take, one of `several`; `timed` tells whether its lyrics could be timed."""
-        song = made.song()
-        facts = tooltips.song_facts(song["bpm"], song["key"], made.request.options.variation)
-        return {
-            self.box: gr.update(visible=True),
-            self.facts: markup.take(number, made.take, facts, several),
-            self.player: made.file,
-            self.timed: "",
-            self.lrc: gr.update(visible=False),
-            self.again["timed"]: gr.update(visible=timed, interactive=True),
-            self.format: made.kind,
-            **self.offer(made.file),
-            self.note: "",
-        }
-
-    def offer(self, file: str) -> Updates:
-        """Return the updates that let a file be downloaded."""
-        kind = Path(file).suffix.removeprefix(".").upper()
-        label = tooltips.DOWNLOAD_TAKE.format(format=kind)
-        return {self.download: gr.update(value=file, label=label, interactive=True)}
-
-    def hide(self) -> Updates:
-        """Return the updates that empty the place."""
-        return {self.box: gr.update(visible=False), self.facts: "", self.player: None, self.timed: ""}
-
-
-@dataclass
 class PlanLine:
     """What a song was planned like, or why it was not; `keep` takes its seed along, and `kept` says so."""
 
@@ -189,16 +151,15 @@ class PlanLine:
 
 @dataclass
 class ResultPanel:
-    """Where takes appear: what to do first, messages, the plan, up to four takes, the folded record.
+    """Where takes appear: messages, the plan, the takes, the folded record.
 
-    `made` is what stands there as a list of `Made`; `asked` the button of a take that was pressed, and the take.
+    `takes` is drawn by static/takes.js, which keeps earlier takes in the visitor's browser. `made` is what stands there
+    as a list of `Made`; `asked` the name of the button of a take that was pressed, and the take's number.
     """
 
-    empty: gr.HTML
     message: gr.HTML
     plan: PlanLine
-    level: gr.Checkbox
-    takes: list[Take]
+    takes: gr.HTML
     fold: gr.Accordion
     record: gr.JSON
     made: gr.State
@@ -207,15 +168,7 @@ class ResultPanel:
     @property
     def outputs(self) -> list[Any]:
         """Return every component and container that a run may change."""
-        parts = [part for take in self.takes for part in take.outputs]
-        return [self.empty, self.message, *self.plan.outputs, self.level, *parts, self.fold, self.record, self.made]
-
-    @property
-    def again(self) -> dict[gr.Button, tuple[str, int]]:
-        """Return the buttons of the takes that start a run, and what each stands for: its name and the take."""
-        return {
-            button: (name, number) for number, take in enumerate(self.takes, 1) for name, button in take.again.items()
-        }
+        return [self.message, *self.plan.outputs, self.takes, self.fold, self.record, self.made]
 
     def show(
         self, request: SongRequest, done: Done, kept: Sequence[Made] = (), timed: Callable[[Made], bool] | None = None
@@ -226,53 +179,66 @@ class ResultPanel:
         """
         new = zip(done.record["takes"], done.files, strict=True)
         made = [*kept, *(Made(request, done.record, take, file) for take, file in new)]
-        updates: Updates = {
-            self.empty: gr.update(visible=False),
+        # Gradio deletes old copies of what it knows of.
+        self.takes.temp_files.update(each.file for each in made)
+        return {
             self.message: markup.messages(done.record),
             **self.plan.show(done.record),
             self.fold: gr.update(visible=True),
             self.record: done.record,
-            self.level: gr.update(visible=len(made) > 1),
+            self.takes: {"at": time.time_ns(), "takes": [card(each, bool(timed and timed(each))) for each in made]},
             self.made: made,
         }
-        for number, place in enumerate(self.takes, 1):
-            if number > len(made):
-                updates |= place.hide()
-                continue
-            take = made[number - 1]
-            updates |= place.show(number, take, several=len(made) > 1, timed=bool(timed and timed(take)))
-        return updates
+
+    def change(self, number: int, **news: Any) -> Updates:
+        """Return the update that changes the card of one take."""
+        return {self.takes: {"at": time.time_ns(), "number": number, "change": news}}
 
     def fail(self, problem: Problem) -> Updates:
         """Return the updates that say what went wrong and what to try; takes of an earlier run stay."""
         return {self.message: markup.notice(tooltips.FAILED_TITLE, problem.message, problem.hint)}
 
 
+def card(made: Made, timed: bool) -> dict[str, Any]:
+    """Return what the page shows of a take, and the record from which its settings come back."""
+    song, take, record = made.song(), made.take, made.record
+    loudness = take.get("loudness_lufs")
+    made_with = tooltips.song_facts(song["bpm"], song["key"], made.request.options.variation)
+    kept = {name: record[name] for name in ("request", "plan", "seeds", "variation_seeds") if record.get(name)}
+    return {
+        "seed": int(take["seed"]),
+        "title": textwrap.shorten(made.request.prompt, 60, placeholder=" ..."),
+        "facts": [*tooltips.take_facts(dict(take)), *made_with],
+        "warnings": list(take["warnings"]),
+        "lufs": None if loudness is None else float(loudness),
+        "seconds": float(take["duration"]),
+        "peaks": region.peaks(made.file)["peaks"],
+        "path": made.file,
+        "kind": made.kind,
+        "can_be_timed": timed,
+        "settings": {**kept, "takes": [{"seed": take["seed"]}]},
+    }
+
+
 def result_panel(mode: str) -> ResultPanel:
     """Make the result panel of a tab, empty."""
     html(markup.section(tooltips.RESULT))
-    empty = html(markup.empty(tooltips.EMPTY_RESULTS[mode]))
     message = html(elem_id=f"{mode}-message")
     plan = _plan_line(mode)
-    level = gr.Checkbox(
-        label=tooltips.LEVEL,
-        info=tooltips.LEVEL_HELP,
-        value=True,
-        interactive=True,
-        visible=False,
-        elem_id=f"{mode}-level",
-        elem_classes=["level"],
+    takes = gr.HTML(
+        html_template=markup.takes(mode),
+        js_on_load=theme.script("takes"),
+        apply_default_css=False,
+        elem_id=f"{mode}-takes-made",
+        elem_classes=["takes-made"],
     )
-    takes = [_take(mode, number) for number in range(1, MOST_TAKES + 1)]
     with gr.Accordion(tooltips.RECORD, open=False, visible=False, elem_id=f"{mode}-record-fold") as fold:
         record = gr.JSON(
             label=tooltips.RECORD_LABEL, show_label=False, elem_id=f"{mode}-record", elem_classes=["record"]
         )
-    limits = outputs.keep()
-    # The script of all players goes with it: Gradio runs it as soon as a tab with a result is drawn.
-    kept, script = markup.remark(tooltips.kept_for(limits.days, limits.gb)), theme.static("player.js")
-    html(kept, elem_id=f"{mode}-kept", js_on_load=script)
-    return ResultPanel(empty, message, plan, level, takes, fold, record, gr.State([]), gr.State(None))
+    limits = jobs.keep()
+    html(markup.remark(tooltips.kept_for(limits.days, limits.gb)), elem_id=f"{mode}-kept")
+    return ResultPanel(message, plan, takes, fold, record, gr.State([]), gr.State(None))
 
 
 def _plan_line(mode: str) -> PlanLine:
@@ -283,40 +249,3 @@ def _plan_line(mode: str) -> PlanLine:
         )
         kept = html(elem_id=f"{mode}-plan-kept")
     return PlanLine(line, keep, kept)
-
-
-def _take(mode: str, number: int) -> Take:
-    with gr.Column(visible=False, elem_id=f"{mode}-take-{number}", elem_classes=["take"]) as box:
-        facts = html()
-        player = gr.Audio(
-            label=tooltips.take_title(number),
-            show_label=False,
-            interactive=False,
-            type="filepath",
-            buttons=[],
-            waveform_options=theme.WAVEFORM,
-        )
-        timed = html(elem_id=f"{mode}-timed-{number}")
-        with gr.Row(elem_classes=["uses"]):
-            again = {
-                name: gr.Button(label, size="sm", min_width=96, elem_id=f"{mode}-take-{number}-{name}")
-                for name, label in tooltips.AGAIN.items()
-            }
-        with gr.Row(elem_classes=["save"]):
-            format = gr.Dropdown(
-                [(name.upper(), name) for name in FORMATS],
-                value="wav",
-                label=tooltips.TAKE_FORMAT.format(number=number),
-                show_label=False,
-                container=False,
-                filterable=False,
-                min_width=120,
-                elem_id=f"{mode}-take-{number}-format",
-                elem_classes=["format"],
-            )
-            download = gr.DownloadButton(tooltips.DOWNLOAD_TAKE.format(format=""), size="md", min_width=120)
-        lrc = gr.DownloadButton(tooltips.LRC, size="md", visible=False, elem_classes=["lrc"])
-        note = html(elem_id=f"{mode}-take-{number}-note", js_on_load="element.setAttribute('aria-live', 'polite')")
-        with gr.Row(elem_classes=["uses"]):
-            uses = {name: gr.Button(label, size="sm", min_width=96) for name, label in tooltips.USE_IN.items()}
-    return Take(box, facts, player, timed, lrc, again, format, download, note, uses)

@@ -22,8 +22,8 @@ from result import Made, ResultPanel, RunBar
 log = logging.getLogger("studio")
 
 # Between two drafts, and between two steps, that the page shows.
-DRAFT_SECONDS = 0.15
-PROGRESS_SECONDS = 0.25
+DRAFT_SECONDS = 0.5
+PROGRESS_SECONDS = 1.0
 # What sings all of its lyrics; an extension sings them in its new part, a layer in one of its tracks.
 WHOLE_SONG = ("generate", "cover", "repaint", "morph")
 
@@ -74,7 +74,9 @@ def connect_run(
         concurrency_limit=None,
         **QUIET,
     )
-    run = begin.success(make, form.inputs, [*bar.outputs, *outputs], **GPU_CONCURRENCY, **QUIET)
+    # The button is back with the song, a moment before its run has ended; "once" would swallow a click in between.
+    shown = [*bar.outputs, *outputs]
+    run = begin.success(make, form.inputs, shown, trigger_mode="multiple", **GPU_CONCURRENCY, **QUIET)
     connect_cancel(bar, begin, run, cancelled)
     form.runs.append(run)
     return begin, run

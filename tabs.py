@@ -14,17 +14,18 @@ import panels
 import region
 import remember
 import restore
+import theme
 import tooltips
 import uploads
 from advice import advice_line, connect_advice
 from assist import Assist, assist, connect_assist
 from events import InvalidRequest, Problem
-from form import AT_ONCE, Form, Updates, add, add_number, add_slider, html, number
+from form import AT_ONCE, QUIET, Form, Updates, add, add_number, add_slider, html, number
 from limits import ACTIONS, LIMITS, REPAINT_MODES, TRACKS
 from lyrics_tab import LyricsPanel, lyrics_tab
 from params import ACTION_OPTIONS
 from planning import GenerateForm, add_plan, add_plan_options, connect_keep
-from result import ResultPanel, RunBar, cancelled_box, problem_line, result_panel, run_bar
+from result import Made, ResultPanel, RunBar, result_panel, run_foot
 from runs import connect_song
 from takes import connect_takes
 
@@ -59,17 +60,24 @@ def generate_tab() -> SongTab:
     """Build the tab that makes a song from words."""
     form = GenerateForm()
     with _tab(form):
-        with _essentials():
-            chips = panels.chip_row(tooltips.EXAMPLES)
-            panels.prompt(form)
-            helper = assist(form, "inspire", "polish")
-            advice = panels.lyrics(form, "duration")
-            run = _run(form, tooltips.GENERATE)
-        result = _result(form)
-        with _details():
-            with panels.song_details(form, own=add_plan):
-                dropped = panels.settings_file(form)
-            fold = panels.advanced(form, add_plan_options)
+        with _columns(form):
+            with _essentials():
+                html(markup.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
+                chips = panels.chip_row(tooltips.EXAMPLES)
+                panels.prompt(form)
+                helper = assist(form, "inspire", "polish")
+                advice = panels.lyrics(form, "duration")
+                html(markup.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
+            result = _result(form)
+            with _details(form):
+                with panels.song_details(form, own=add_plan):
+                    dropped = panels.settings_file(form)
+                fold = panels.advanced(form, add_plan_options)
+        also = html(markup.also(form.folded()), elem_id="generate-also", js_on_load=theme.script("faces"), render=False)
+        run = run_foot(form, above=also)
+    # No event of the settings: files are not kept.
+    reference = form.fields["reference"]
+    reference.change(None, reference, js='(reference) => void studio.kept("generate", { reference })', **QUIET)
     panels.connect_settings_file(form, dropped)
     connect_keep(form, fold, result)
     panels.fill_from(chips, form, [{**tooltips.EXAMPLE_DEFAULTS, **each} for each in tooltips.EXAMPLES.values()])
@@ -80,42 +88,51 @@ def cover_tab() -> SongTab:
     """Build the tab that makes a new version of a song."""
     form = Form("cover")
     with _tab(form):
-        with _essentials():
-            offer = panels.source(form)
-            helper = assist(form, "describe")
-            chips = panels.chip_row(tooltips.COVER_EXAMPLES)
-            panels.prompt(form)
-            advice = panels.lyrics(form)
-            add_slider(form, "strength")
-            run = _run(form, tooltips.GO["cover"])
-        result = _result(form)
-        with _details():
-            panels.song_details(form)
-            panels.advanced(form, lambda form: add_slider(form, "options.noise_strength"))
+        with _columns(form):
+            with _essentials():
+                offer = panels.source(form)
+                helper = assist(form, "describe")
+                chips = panels.chip_row(tooltips.COVER_EXAMPLES)
+                panels.prompt(form)
+                advice = panels.lyrics(form)
+                add_slider(form, "strength")
+            result = _result(form)
+            with _details(form):
+                panels.song_details(form)
+                panels.advanced(form, lambda form: add_slider(form, "options.noise_strength"))
+        why = html(elem_id="cover-why", render=False)
+        bar, problems = run_foot(form, above=why)
     panels.connect_offer(form, offer)
     panels.fill_from(chips, form, tooltips.COVER_EXAMPLES.values())
-    return _song_tab(form, run, result, helper, advice)
+    form.watchers.append(lambda facts: cover_updates(bar, why, facts["unsupported"].get("cover", "")))
+    return _song_tab(form, (bar, problems), result, helper, advice)
+
+
+def cover_updates(bar: RunBar, why: gr.HTML, reason: str) -> Updates:
+    """Return what the tab says about covers: where the checkpoint makes none there is nothing to press."""
+    return {bar.go: gr.update(interactive=not reason), why: markup.remark(reason) if reason else ""}
 
 
 def extend_tab() -> SongTab:
     """Build the tab that adds music before and after a song."""
     form = Form("extend")
     with _tab(form):
-        with _essentials():
-            offer = panels.source(form)
-            helper = assist(form, "describe")
-            with gr.Row(equal_height=True):
-                add_number(form, "before")
-                add_number(form, "after")
-            total = html(elem_id="extend-total")
-            chips = panels.chip_row(tooltips.EXTEND_EXAMPLES)
-            panels.prompt(form)
-            advice = panels.lyrics(form)
-            run = _run(form, tooltips.GO["extend"])
-        result = _result(form)
-        with _details():
-            panels.song_details(form, reference=False)
-            panels.advanced(form, lambda form: add_slider(form, "options.overlap"))
+        with _columns(form):
+            with _essentials():
+                offer = panels.source(form)
+                helper = assist(form, "describe")
+                with gr.Row(equal_height=True):
+                    add_number(form, "before")
+                    add_number(form, "after")
+                total = html(elem_id="extend-total")
+                chips = panels.chip_row(tooltips.EXTEND_EXAMPLES)
+                panels.prompt(form)
+                advice = panels.lyrics(form)
+            result = _result(form)
+            with _details(form):
+                panels.song_details(form, reference=False)
+                panels.advanced(form, lambda form: add_slider(form, "options.overlap"))
+        run = run_foot(form)
     panels.connect_offer(form, offer)
     connect_total(form, total)
     panels.fill_from(chips, form, tooltips.EXTEND_EXAMPLES.values(), kept=["prompt"])
@@ -126,23 +143,24 @@ def edit_tab() -> SongTab:
     """Build the tab that changes a song; its actions share the page, and the style sheet shows what each one needs."""
     form = EditForm()
     with _tab(form):
-        with _essentials():
-            offer = panels.source(form)
-            helper = assist(form, "describe")
-            chips = panels.chip_row(tooltips.EDIT_EXAMPLES)
-            _actions(form)
-            selector = _region(form)
-            with gr.Column(elem_classes=["morph-only"]):
-                _words_of_the_source(form)
-                presets = panels.chip_row(tooltips.MORPHS, tooltips.MORPHS_LABEL)
-                plan = html(elem_id="edit-morph-plan")
-            panels.prompt(form)
-            advice = panels.lyrics(form)
-            run = _run(form, tooltips.GO["edit"])
-        result = _result(form)
-        with _details():
-            panels.song_details(form, reference=False)
-            panels.advanced(form, _morph_numbers)
+        with _columns(form):
+            with _essentials():
+                offer = panels.source(form)
+                helper = assist(form, "describe")
+                chips = panels.chip_row(tooltips.EDIT_EXAMPLES)
+                _actions(form)
+                selector = _region(form)
+                with gr.Column(elem_classes=["morph-only"]):
+                    _words_of_the_source(form)
+                    presets = panels.chip_row(tooltips.MORPHS, tooltips.MORPHS_LABEL)
+                    plan = html(elem_id="edit-morph-plan")
+                panels.prompt(form)
+                advice = panels.lyrics(form)
+            result = _result(form)
+            with _details(form):
+                panels.song_details(form, reference=False)
+                panels.advanced(form, _morph_numbers)
+        run = run_foot(form)
     shown = region.follow(selector, *(form.fields[name] for name in ("source", "start", "end")))
     panels.connect_offer(form, offer, shown)
     panels.fill_from(chips, form, tooltips.EDIT_EXAMPLES.values(), kept=["prompt"])
@@ -159,36 +177,29 @@ def _song_tab(form: Form, run: tuple[RunBar, gr.HTML], result: ResultPanel, help
     connect_assist(form, helper)
     connect_advice(form, advice)
     bar, problems = run
-    bar.others += result.again
     connect_song(form, bar, problems, result)
     connect_takes(form, bar, result)
     form.connect()
     return SongTab(form, result, helper)
 
 
-@contextlib.contextmanager
-def _tab(form: Form) -> Iterator[None]:
-    with (
-        gr.Tab(tooltips.TABS[form.mode], id=form.mode, elem_id=f"{form.mode}-panel"),
-        gr.Row(elem_classes=["columns"], elem_id=f"{form.mode}-columns"),
-    ):
-        yield
+def _tab(form: Form) -> gr.Tab:
+    return gr.Tab(tooltips.TABS[form.mode], id=form.mode, elem_id=f"{form.mode}-panel")
+
+
+def _columns(form: Form) -> gr.Row:
+    return gr.Row(elem_classes=["columns"], elem_id=f"{form.mode}-columns")
 
 
 def _essentials() -> gr.Column:
     return gr.Column(elem_classes=["essentials"])
 
 
-def _details() -> gr.Column:
-    return gr.Column(elem_classes=["details"])
-
-
-def _run(form: Form, go: str) -> tuple[RunBar, gr.HTML]:
-    """Make the line for wrong fields and the run bar."""
-    problems = problem_line(form)
-    bar = run_bar(form.mode, go, cancelled_box(form.mode))
-    remember.foot(form, go, tooltips.CANCEL)
-    return bar, problems
+@contextlib.contextmanager
+def _details(form: Form) -> Iterator[None]:
+    with gr.Column(elem_classes=["details"]):
+        yield
+        remember.foot(form)
 
 
 def _result(form: Form) -> ResultPanel:
@@ -270,7 +281,7 @@ def _actions(form: EditForm) -> None:
         add(form, "track", gr.Radio, extra=["track-only"], choices=named, value=None)
         add(form, "tracks", gr.CheckboxGroup, extra=["complete-only"], choices=named, value=[])
     with gr.Row(elem_classes=["layer-only"]):
-        add(form, "options.mix", gr.Checkbox, value=False, min_width=160)
+        add(form, "options.mix", gr.Checkbox, value=True, min_width=160)
         add(form, "part", gr.Checkbox, value=False, min_width=160)
 
 
@@ -349,20 +360,18 @@ def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr
 def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) -> None:
     """Let a take go to another tab: it becomes the source there, with its words and what else describes the song."""
 
-    def hand_over(form: Form, file: str | None, record: Any) -> Updates:
+    def hand_over(pressed: gr.EventData, made: list[Made], record: Any) -> Updates:
+        number, form = int(pressed.number), forms.get(pressed.use)
+        if form is None or not 0 < number <= len(made):
+            return {tabs: gr.skip()}
         words = restore.song(record)
         if form.mode == "edit":
             # A morph starts from what the song is now.
             words |= {f"source_{name}": words[name] for name in ("prompt", "lyrics")}
-        return {**form.show(words), form.fields["source"]: file, tabs: gr.Tabs(selected=form.mode)}
+        return {**form.show(words), form.fields["source"]: made[number - 1].file, tabs: gr.Tabs(selected=form.mode)}
 
-    for take in result.takes:
-        for mode, button in take.uses.items():
-            form = forms[mode]
-            opened = button.click(
-                lambda file, record, form=form: hand_over(form, file, record),
-                [take.player, result.record],
-                [tabs, form.fields["source"], *form.settings],
-                **AT_ONCE,
-            )
-            opened.then(None, js=TO_TOP, **AT_ONCE)
+    filled = [forms[mode] for mode in tooltips.USE_IN]
+    names = (*restore.SONG, "source", "source_prompt", "source_lyrics", "action")
+    fields = [form.fields[name] for form in filled for name in names if name in form.fields]
+    opened = result.takes.select(hand_over, [result.made, result.record], [tabs, *fields], **AT_ONCE)
+    opened.then(None, js=TO_TOP, **AT_ONCE)

@@ -1,6 +1,7 @@
 """What can be done with a take on the page: again, more like it, when its lines are sung, another format.
 
-All of it starts from the request and the record that the take was made with, whatever the form holds by now.
+All of it starts from the request and the record that the take was made with, whatever the form holds by now. An earlier
+take is known to the visitor's browser alone.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from gradio import utils as gradio_utils
 import audio
 import export
 import markup
+import restore
 import tooltips
 import uploads
 from backend import GPU_CONCURRENCY
 from events import Done, Problem, StudioError
-from form import QUIET, Form, Updates
+from form import AT_ONCE, QUIET, Form, Updates
 from limits import FORMATS, MORE_LIKE_THIS
 from params import AlignRequest, Request, SongRequest, parse_request
-from result import Made, ResultPanel, RunBar, Take
+from result import Made, ResultPanel, RunBar
 from runs import can_be_timed, connect_cancel, made_line, stream_of
 
 LOSSY = ("mp3", "ogg")
@@ -111,25 +113,19 @@ def cached(name: str, write: Callable[[Path], None]) -> str:
 def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
     """Let the buttons of the takes work; those that start a run share the tab's run bar with its own button."""
     connect_formats(result)
-    buttons = result.again
-    # By element id: once a component was updated, Gradio hands out another object in its place.
-    meant = {button.elem_id: what for button, what in buttons.items()}
+    connect_again(form, result)
 
     def begin(pressed: gr.EventData) -> Updates:
         waiting = bar.running(markup.line("running", tooltips.QUEUED))
-        return {**waiting, result.message: "", result.asked: meant[pressed.target.elem_id]}
+        return {**waiting, result.message: "", result.asked: (str(pressed.name), int(pressed.number))}
 
     def make(asked: tuple[str, int], made: list[Made]) -> Iterator[Updates]:
         name, number = asked
         run = _Run(bar, result, made, number)
         yield from stream_of(*{"retake": run.retake, "more": run.more, "timed": run.timed}[name]())
 
-    began = gr.on(
-        [button.click for button in buttons],
-        begin,
-        outputs=[*bar.outputs, result.message, result.asked],
-        concurrency_limit=None,
-        **QUIET,
+    began = result.takes.submit(
+        begin, outputs=[*bar.outputs, result.message, result.asked], concurrency_limit=None, **QUIET
     )
     outputs = [*bar.outputs, *result.outputs]
     run = began.success(make, [result.asked, result.made], outputs, **GPU_CONCURRENCY, **QUIET)
@@ -142,7 +138,6 @@ class _Run:
 
     def __init__(self, bar: RunBar, result: ResultPanel, made: list[Made], number: int):
         self.bar, self.result, self.made, self.number = bar, result, made, number
-        self.place: Take = result.takes[number - 1]
 
     def retake(self) -> tuple[Any, ...]:
         """Make new takes in place of these."""
@@ -165,19 +160,20 @@ class _Run:
         """Time the lines of the take."""
 
         def failed(problem: Problem) -> Updates:
-            said = markup.notice("", problem.message, problem.hint)
-            return {**self.bar.idle(markup.line("failed", problem.message)), self.place.note: said}
+            said = self.result.change(self.number, note=problem.text(), wrong=True)
+            return {**self.bar.idle(markup.line("failed", problem.message)), **said}
 
         def done(request: Request, done: Done) -> Updates:
             record, made = done.record, self.made[self.number - 1]
             if not record["lines"]:
                 return failed(Problem("unsung", tooltips.NOTHING_SUNG))
             file = cached(f"{Path(made.file).stem}.lrc", lambda path: path.write_text(record["lrc"], encoding="utf-8"))
+            self.result.takes.temp_files.add(file)
+            lines = [{name: line[name] for name in ("start", "end", "text")} for line in record["lines"]]
+            news = {"lines": lines, "lrc": file, "alignment": tooltips.alignment(record["score"]), "note": ""}
             return {
-                **self.bar.idle(markup.line("done", tooltips.timed(len(record["lines"])))),
-                self.place.timed: markup.timed(self.number, record["lines"], record["score"]),
-                self.place.lrc: gr.update(value=file, visible=True),
-                self.place.note: "",
+                **self.bar.idle(markup.line("done", tooltips.timed(len(lines)))),
+                **self.result.change(self.number, **news),
             }
 
         return lambda: timing(_chosen(self.made, self.number)), self.bar, done, failed
@@ -198,36 +194,34 @@ class _Run:
 
 def connect_formats(result: ResultPanel) -> None:
     """Let a format that is chosen become the download's."""
-    places = {take.format.elem_id: take for take in result.takes}
 
-    def convert(chosen: gr.EventData, made: list[Made], *kinds: str) -> Iterator[Updates]:
-        place = places[chosen.target.elem_id]
-        number = result.takes.index(place) + 1
-        kind = kinds[number - 1]
+    def convert(chosen: gr.EventData, made: list[Made]) -> Updates:
+        number, kind = int(chosen.number), chosen.kind
         if kind not in FORMATS:
-            return
-        preparing = tooltips.PREPARING.format(format=kind.upper())
-        yield {place.download: gr.update(label=preparing, interactive=False), place.note: ""}
+            return result.change(number, note="")
         try:
             one = _chosen(made, number)
             file = converted(one, kind)
         except (StudioError, audio.AudioError) as error:
-            label = tooltips.DOWNLOAD_TAKE.format(format=kind.upper())
-            yield {place.download: gr.update(label=label), place.note: markup.notice("", str(error))}
-            return
+            return result.change(number, note=str(error), wrong=True)
+        result.takes.temp_files.add(file)
         lossy = one.kind in LOSSY and kind != one.kind
-        said = markup.said(tooltips.FROM_LOSSY.format(source=one.kind.upper())) if lossy else ""
-        yield {**place.offer(file), place.note: said}
+        said = tooltips.FROM_LOSSY.format(source=one.kind.upper()) if lossy else ""
+        return result.change(number, path=file, kind=kind, note=said, wrong=False)
 
-    outputs = [part for take in result.takes for part in (take.download, take.note)]
-    formats = [take.format for take in result.takes]
     # Encoding needs no GPU, and does not wait for those who do.
-    gr.on(
-        [format.input for format in formats],
-        convert,
-        [result.made, *formats],
-        outputs,
-        concurrency_id="encoding",
-        concurrency_limit=2,
-        **QUIET,
-    )
+    result.takes.input(convert, result.made, result.takes, concurrency_id="encoding", concurrency_limit=2, **QUIET)
+
+
+def connect_again(form: Form, result: ResultPanel) -> None:
+    """Let an earlier take be made again: its settings, kept in the browser, fill the form, and the button is pressed.
+
+    A file that it was made from is asked for by the check of the form.
+    """
+    defaults = {name: field.value for name, field in form.fields.items() if not isinstance(field, gr.Audio)}
+
+    def fill(pressed: gr.EventData) -> Updates:
+        return form.show({**defaults, **restore.settings(form.mode, pressed.settings).values})
+
+    filled = result.takes.retry(fill, None, form.settings, **AT_ONCE)
+    filled.success(None, js=f"() => document.getElementById('{form.mode}-go').click()", **AT_ONCE)

@@ -212,16 +212,22 @@ def static(name: str) -> str:
     return (STATIC / name).read_text(encoding="utf-8")
 
 
+def script(name: str) -> str:
+    """Return what a component runs when it is built, for one of our scripts in the page's head."""
+    return f"studio.{name}(element, props, trigger, watch)"
+
+
 def css() -> str:
     """Return our style sheet: the tokens as --studio-* variables, then the rules in static/."""
     sides = [";".join(f"--studio-{name}:{pair[side]}" for name, pair in TOKENS.items()) for side in (0, 1)]
-    rules = "\n".join(static(name) for name in ("studio.css", "player.css"))
+    rules = "\n".join(static(name) for name in ("studio.css", "faces.css", "takes.css"))
     return f":root{{{sides[0]}}}\n:root.dark,:root .dark{{{sides[1]}}}\n{rules}"
 
 
 def head() -> str:
-    """Return what goes into the page's head: our script, inlined, so that it is there before anything is clicked.
+    """Return what goes into the page's head: our scripts, inlined, so that they are there before anything is clicked.
 
-    With it goes the style that Gradio must not change.
+    With them goes the style that Gradio must not change.
     """
-    return f"<script>\n{static('studio.js')}\n</script>\n<style>\n{static('motion.css')}</style>"
+    scripts = "\n".join(static(f"{name}.js") for name in ("studio", "faces", "progress", "advice", "loras", "takes"))
+    return f"<script>\n{scripts}\n</script>\n<style>\n{static('motion.css')}</style>"

@@ -7,11 +7,10 @@ the table of limits, so that no number stands twice. Nothing here is escaped: wh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 TITLE = "ACE Music Studio"
-TAGLINE = "Describe a song, add lyrics if you like, and hear it sung and played by ACE-Step 1.5."
 
 # --- fields -------------------------------------------------------------------------------------------------------
 
@@ -33,7 +32,7 @@ LABELS = {
     "action": "What to do",
     "source_prompt": "Prompt of the source",
     "source_lyrics": "Lyrics of the source",
-    "repaint_mode": "How freely",
+    "repaint_mode": "How much to change",
     "track": "Track",
     "tracks": "Tracks",
     "part": "Only in a region",
@@ -49,87 +48,89 @@ LABELS = {
 UPLOAD = "WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes, up to 500 MB"
 # A text under "cover.prompt" or "repaint.lyrics" is the one for that tab or action.
 HELP = {
-    "prompt": "Genre, mood, instruments, voice: what the song sounds like.",
+    "prompt": "Describe your song: genre, mood, instruments, voice.",
     "lyrics": "The words to sing. Mark sections with [Verse], [Chorus], [Bridge] on a line of their own. "
-    "No lyrics: no singing.",
-    "instrumental": "No singing, whatever is in the lyrics.",
-    "duration": "Seconds, {low} to {high}. The song has this length exactly.",
-    "bpm": "Tempo in beats a minute, {low} to {high}. Blank: the model decides.",
-    "key": "Type to find one, such as F# major or Bbm. Automatic: the model decides.",
-    "time_signature": "Beats of a bar.",
-    "language": "The language the lyrics are sung in.",
-    "takes": "Versions of the song to make at once, each with its own seed.",
+    "Leave empty for an instrumental.",
+    "instrumental": "No singing; the lyrics are kept but not used.",
+    "duration": "Seconds, {low} to {high}. The song will be exactly this long.",
+    "bpm": "Tempo in beats per minute, {low} to {high}. Leave blank to let the model decide.",
+    "key": "Type to search, for example F# major or Bbm. Automatic lets the model decide.",
+    "time_signature": "Beats per bar.",
+    "language": "The language of the lyrics.",
+    "takes": "How many versions to make at once, each with its own seed.",
     "quality": "More steps take longer and sound cleaner.",
-    "seed": "The same seed and settings give the same song. -1 draws a new one.",
-    "reference": "Optional: a recording that lends its timbre, its sound and voice. Its melody is not used.",
-    "steps": "How often the sound is refined, {low} to {high}. Blank: {default}.",
+    "seed": "The same seed and settings give the same song. -1 picks a new one.",
+    "reference": "Optional: a recording whose sound and voice the song borrows. Its melody is not used.",
+    "steps": "How many times the sound is refined, {low} to {high}. Blank: {default}.",
     "guidance": "How closely the song follows prompt and lyrics, {low} to {high} (classifier-free guidance). "
     "Blank: {default}.",
-    "shift": "Higher spends more steps on form, fewer on detail, {low} to {high} (timestep shift). Blank: {default}.",
-    "sampler": "The straight one (ODE) repeats exactly; fresh noise at every step (SDE) varies texture.",
-    "cfg_start": "Where in the run guidance begins: 0 is the first step.",
-    "cfg_end": "Where guidance ends: 1 is the last step.",
-    "format": "Of the files to download.",
+    "shift": "Higher values spend more steps on structure, fewer on detail, {low} to {high} (timestep shift). "
+    "Blank: {default}.",
+    "sampler": "ODE gives the same result every time; SDE adds fresh noise at every step and varies the texture.",
+    "cfg_start": "Where guidance starts: 0 is the first step.",
+    "cfg_end": "Where guidance stops: 1 is the last step.",
+    "format": "File format for downloads.",
     "loudness": "LUFS, {low} to {high}; streaming services play at -14. Blank: the loudest peak is at -1 dBFS.",
-    "fade_out": "Seconds of fading at the end.",
-    "variation": "Mixes a second seed into the first: 0 is the seed's own song, 1 is the other seed's.",
-    "variation_seed": "The second seed, used when Variation is above 0. -1 draws one.",
-    "timbre_token": "A token the largest checkpoint was trained with. Off: as diffusers runs it.",
-    "memory_plan": "What lies in the graphics memory at once. Less is slower; another choice loads the model again.",
-    "cover.source": f"The song to cover: {UPLOAD}. The cover is as long.",
-    "extend.source": f"The song to go on with: {UPLOAD}. Its samples stay, but for the overlap at each new end.",
-    "edit.source": f"The song to change: {UPLOAD}. Its length stays.",
-    "cover.prompt": "What the cover sounds like: genre, mood, instruments, voice.",
-    "cover.lyrics": "The words to sing, those of the source or others. No lyrics: no singing.",
-    "strength": "How long the source leads: 1 keeps to its melody all the way, 0 listens to the words alone.",
-    "noise_strength": "Starts nearer to the sound of the source itself: 0 is a fresh start, 1 hardly leaves it.",
-    "extend.prompt": "What the whole song sounds like, the source included.",
-    "extend.lyrics": "The words for the new part. No lyrics: no singing.",
-    "before": "New music in front of the source, {low} to {high} seconds.",
-    "after": "New music behind the source, {low} to {high} seconds.",
-    "overlap": "Seconds of the source, at each new end, that are made anew to fade from one into the other.",
+    "fade_out": "Length of the fade-out, in seconds.",
+    "variation": "Blends in a second seed: 0 keeps the song of the first seed, 1 is the song of the second.",
+    "variation_seed": "The second seed, used when Variation is above 0. -1 picks one.",
+    "timbre_token": "A token that the largest checkpoint was trained with. Off: the same as in diffusers.",
+    "memory_plan": "What is kept in GPU memory at the same time. Less is slower; changing this reloads the model.",
+    "cover.source": f"The song to cover: {UPLOAD}. The cover has the same length.",
+    "extend.source": f"The song to extend: {UPLOAD}. It stays unchanged except for the overlap at each new end.",
+    "edit.source": f"The song to change: {UPLOAD}. It keeps its length.",
+    "cover.prompt": "Describe the cover: genre, mood, instruments, voice.",
+    "cover.lyrics": "The words to sing, from the source or new. Leave empty for an instrumental.",
+    "strength": "How closely the cover follows the source: 1 keeps its melody throughout, 0 follows your words alone.",
+    "noise_strength": "How much of the source's own sound to start from: 0 is none, 1 is nearly all of it.",
+    "extend.prompt": "What the whole song sounds like, including the source.",
+    "extend.lyrics": "The lyrics for the new part. Leave empty for no singing.",
+    "before": "New music before the source, {low} to {high} seconds.",
+    "after": "New music after the source, {low} to {high} seconds.",
+    "overlap": "Seconds of the source that are remade at each new end, so that old and new blend.",
     "action": "",
-    "repaint.prompt": "What the region sounds like. Blank: whatever fits.",
+    "repaint.prompt": "What the region sounds like. Leave blank for whatever fits.",
     "repaint.lyrics": "The lyrics of the whole song, with the new words in place.",
-    "morph.prompt": "What the song becomes.",
-    "morph.lyrics": "The words the song gets; leave those that stay. No lyrics: no singing.",
-    "layer.prompt": "What the song with its new track sounds like. May be blank.",
-    "layer.lyrics": "What a voice sings, if the track is one. May be blank.",
-    "extract.prompt": "What the song sounds like; helps to tell the track from the others. May be blank.",
-    "extract.lyrics": "The words of the song, if they are known. May be blank.",
-    "complete.prompt": "What the completed song sounds like. May be blank.",
-    "complete.lyrics": "What a voice sings, if one of the tracks is a voice. May be blank.",
+    "morph.prompt": "What the song turns into.",
+    "morph.lyrics": "The new lyrics; keep the lines that do not change. Leave empty for an instrumental.",
+    "layer.prompt": "What the song sounds like with its new track. Optional.",
+    "layer.lyrics": "What the voice sings, if the track is a voice. Optional.",
+    "extract.prompt": "What the song sounds like; helps to tell the track from the others. Optional.",
+    "extract.lyrics": "The lyrics of the song, if you know them. Optional.",
+    "complete.prompt": "What the completed song sounds like. Optional.",
+    "complete.lyrics": "What the voice sings, if one of the tracks is a voice. Optional.",
     "source_prompt": "What the song sounds like now.",
-    "source_lyrics": "The words it has now. Blank: the same as the new ones.",
+    "source_lyrics": "Its present lyrics. Leave blank if they do not change.",
     "start": "Seconds from the beginning.",
     "end": "Seconds from the beginning; 0 is the end of the file.",
-    "repaint_mode": "How much of the old music in the region shines through.",
-    "repaint_strength": "0 stays close to the old, 1 starts afresh.",
-    "n_min": "The share of the run that is skipped: higher keeps more of the song's form.",
-    "n_max": "Where the source lets go: lower gives the new words more freedom.",
-    "n_avg": "Draws that are averaged in every step: more is steadier and takes longer.",
-    "track": "The one to work on.",
-    "tracks": "The ones to add.",
-    "part": "Off: the track plays through the whole song.",
-    "mix": "Off: the new track alone, as long as the source, for your own mixing.",
-    "extend.loudness": "LUFS, {low} to {high}. Blank: the source keeps its level. A number scales all of it.",
-    "edit.loudness": "LUFS, {low} to {high}. Blank: what stays keeps its level. A number scales all of it.",
-    "extend.fade_out": "Seconds of fading at the end of the extended song.",
-    "plan": "The planner, a language model of ACE-Step's own, lays out the song before it is made. What you filled in "
-    "stays as it is.",
-    "rewrite": "The planner words your prompt anew, in more detail, and the song follows its words.",
-    "plan_temperature": "How freely the plan is drawn: 0 always takes the likeliest, {high} is wild.",
-    "plan_cfg": "How closely the plan follows prompt and lyrics: {low} is not at all.",
-    "plan_seed": "The same plan seed and settings give the same plan. -1 takes the seed of the first take.",
-    "brief": "A story, a feeling, a picture; names and words that must be in it.",
-    "structure": "A preset, or words of your own.",
-    "tone": "How it speaks: tender, angry, funny, like an old folk song.",
+    "repaint_mode": "How much of the old music can still be heard in the region.",
+    "repaint_strength": "0 stays close to the old music, 1 starts from scratch.",
+    "n_min": "How much of the run is skipped: higher values keep more of the song's structure.",
+    "n_max": "Where the source stops leading: lower values give the new words more freedom.",
+    "n_avg": "How many draws are averaged in every step: more is steadier and slower.",
+    "track": "The track to add or to take out.",
+    "tracks": "The tracks to add.",
+    "part": "Off: the track plays throughout the song.",
+    "mix": "Off: the new track on its own, for your own mix.",
+    "extend.loudness": "LUFS, {low} to {high}. Blank: the source keeps its level. "
+    "A number changes the level of the whole song.",
+    "edit.loudness": "LUFS, {low} to {high}. Blank: the unchanged part keeps its level. "
+    "A number changes the level of the whole song.",
+    "extend.fade_out": "Length of the fade-out at the end of the extended song, in seconds.",
+    "plan": "ACE-Step's planner, a language model, lays out the song before it is made. It keeps what you filled in.",
+    "rewrite": "The planner rewrites your prompt in more detail, and the song follows the new prompt.",
+    "plan_temperature": "How freely the planner chooses: 0 is predictable, {high} is wild.",
+    "plan_cfg": "How closely the plan follows prompt and lyrics; {low} switches this off.",
+    "plan_seed": "The same plan seed and settings give the same plan. -1 uses the seed of the first take.",
+    "brief": "A story, a feeling, an image, and any names or words that must appear.",
+    "structure": "Choose a preset or type your own.",
+    "tone": "The mood of the words: tender, angry, funny, like an old folk song.",
     "lyrics.language": "The language of the lyrics.",
-    "temperature": "How freely words are chosen: 0 always takes the likeliest, {high} is wild.",
-    "top_p": "Only the likeliest words that together reach this share are chosen from.",
+    "temperature": "How freely words are chosen: 0 is predictable, {high} is wild.",
+    "top_p": "Only the likeliest words, up to this total probability, are considered.",
     "max_tokens": "In tokens, {low} to {high}; a word is one or two. The song model reads up to 2,048.",
-    "lyrics.seed": "The same seed and settings give the same lyrics. -1 draws a new one.",
-    "loras": "Small files that teach the model a style or a voice. All that are added act together.",
+    "lyrics.seed": "The same seed and settings give the same lyrics. -1 picks a new one.",
+    "loras": "Small files that teach the model a style or a voice. All of them act together.",
 }
 
 PLACEHOLDERS = {
@@ -138,7 +139,7 @@ PLACEHOLDERS = {
     "brief": "two old friends meet at a train station after twenty years and pretend nothing has changed",
     "tone": "tender, with a smile",
 }
-STEPS_BY_QUALITY = "as Quality says ({steps})"
+STEPS_BY_QUALITY = "set by Quality ({steps})"
 AUTOMATIC = "Automatic"
 LOUDNESS_OFF = "Off"
 QUALITIES = {"draft": "Draft", "standard": "Standard", "best": "Best"}
@@ -150,12 +151,17 @@ TURBO_QUALITY = "This turbo checkpoint makes every quality in {steps} steps."
 # --- sections and buttons -----------------------------------------------------------------------------------------
 
 TABS = {"generate": "Generate", "cover": "Cover", "extend": "Extend", "edit": "Edit", "lyrics": "Lyrics"}
+FACES_LABEL = "Form"
+FACES = {"simple": "Simple", "custom": "Custom"}
+LENGTH = "Length"
+LENGTHS = {30: "30 s", 60: "1 min", 120: "2 min", 180: "3 min"}
+ALSO = "Set in Custom: {names}."
 RESULT = "Takes"
 DETAILS = "Song details"
 ADVANCED = "Advanced"
 EXAMPLES_LABEL = "Start from an example"
-GENERATE = "Generate"
 GO = {
+    "generate": "Generate",
     "cover": "Make the cover",
     "extend": "Extend the song",
     "edit": "Make the change",
@@ -170,14 +176,11 @@ STOP = "Stop"
 UNDO = "Undo"
 RECORD = "Record: everything needed to make this again"
 RECORD_LABEL = "Record"
-DOWNLOAD_TAKE = "Download {format}"
-COPY_SEED = "Copy seed {seed}"
-COPIED = "Copied"
 EMPTY_RESULTS = {
-    "generate": "Nothing here yet. Fill in the prompt or start from an example; your takes appear here.",
-    "cover": "Nothing here yet. Choose a song and say what its cover sounds like; your takes appear here.",
-    "extend": "Nothing here yet. Choose a song and how much longer it gets; your takes appear here.",
-    "edit": "Nothing here yet. Choose a song and what to do with it; your takes appear here.",
+    "generate": "Your songs appear here. Describe one, or start from an example.",
+    "cover": "Your covers appear here. Add a song: drop a file, or press Use in Cover under a take.",
+    "extend": "Your longer songs appear here. Add a song: drop a file, or press Use in Extend under a take.",
+    "edit": "Your edited songs appear here. Add a song: drop a file, or press Use in Edit under a take.",
 }
 
 # Each fills the form; fields it does not name go back to their defaults in `EXAMPLE_DEFAULTS`.
@@ -310,14 +313,14 @@ def morph_plan(n_min: float, n_max: float, n_avg: int) -> str:
 # --- actions ------------------------------------------------------------------------------------------------------
 
 ACTION_HELP = {
-    "repaint": "Makes a region anew. Outside of it every sample stays as it is.",
-    "morph": "Moves the whole song from the words that describe it now to new ones.",
-    "layer": "Makes one more track that fits the song.",
-    "extract": "Makes one track of the song on its own.",
+    "repaint": "Replaces a region. Nothing outside it changes.",
+    "morph": "Turns the whole song from one description into another.",
+    "layer": "Adds a track that fits the song.",
+    "extract": "Takes one track out of the song.",
     "complete": "Takes a single track, such as a voice or a riff, and adds a band to it.",
 }
 EXPERIMENTAL = "{name} (experimental)"
-EXPERIMENTAL_HELP = "This checkpoint was not trained for it: it runs, and what comes out may be off."
+EXPERIMENTAL_HELP = "This checkpoint was not trained for this, so results may be poor."
 TRACKS = {"fx": "FX"}
 
 
@@ -330,13 +333,13 @@ def length_in_all(source: float, before: float, after: float) -> str:
     """Say how long an extended song gets; all in seconds."""
     parts = [f"{before:g} s" if before else "", f"{source:.6g} s of source", f"{after:g} s" if after else ""]
     total = before + source + after
-    return f"In all {clock(total)} ({' + '.join(filter(None, parts))} = {total:.6g} s)."
+    return f"Total length {clock(total)} ({' + '.join(filter(None, parts))} = {total:.6g} s)."
 
 
 # --- help with the words ------------------------------------------------------------------------------------------
 
 TOKENS = "{used} of {most} tokens, song details included."
-TOKENS_UNKNOWN = "How many of the model's {most} tokens this takes is unknown until the model is here."
+TOKENS_UNKNOWN = "The token count appears once the model is downloaded."
 
 
 def tokens_over(used: int, most: int, dropped: str) -> str:
@@ -347,12 +350,12 @@ def tokens_over(used: int, most: int, dropped: str) -> str:
 
 ASSIST = {"inspire": "Surprise me", "polish": "Polish", "describe": "Describe this audio"}
 ASSIST_HELP = {
-    "inspire": "Surprise me makes a whole song of the idea in Prompt.",
-    "polish": "Polish words prompt and lyrics as the model knows them.",
+    "inspire": "Surprise me turns the idea in Prompt into a whole song.",
+    "polish": "Polish rewrites prompt and lyrics in the model's style.",
     "describe": "Describe this audio listens to it and fills in the prompt and the song details.",
 }
-ASSIST_DONE = "Done. Undo brings back what was there before."
-UNDONE = "What was there before is back."
+ASSIST_DONE = "Done. Undo brings back your own words."
+UNDONE = "Undone."
 
 
 def needs_planner(names: list[str], reason: str) -> str:
@@ -377,9 +380,9 @@ NO_PLAN = "There is no planner here, so songs are made without a plan. {reason}"
 NO_PLANNER = "Not used: there is no planner here."
 PLANNED = "Plan:"
 UNPLANNED = "Made without a plan: {reason}"
-REWRITTEN = "The prompt in the planner's words: {caption}"
+REWRITTEN = "The planner's prompt: {caption}"
 KEEP_PLAN = "Keep this plan"
-PLAN_KEPT = "The plan's seed {seed} stands under Advanced now; the next song from the same words has the same plan."
+PLAN_KEPT = "The plan's seed {seed} is saved under Advanced; the next song from the same words gets the same plan."
 
 
 def plan_facts(bpm: int | None, key: str, metre: str, language: str) -> list[str]:
@@ -395,18 +398,19 @@ LORA_FILE_HELP = "A .safetensors file, or a PEFT folder as a .zip, up to 2 GB."
 LORA_HUB = "LoRA on Hugging Face"
 LORA_HUB_HELP = "org/repo, or org/repo:file where it has several files."
 LORA_HUB_PLACEHOLDER = "org/repo"
-LORA_HUB_OFF = "This Space does not fetch LoRAs from Hugging Face: upload the file instead."
+LORA_HUB_OFF = "This Space does not download LoRAs from Hugging Face. Upload the file instead."
 LORA_NOT_HUB = (
-    "{text} is no repository on Hugging Face. Write it as org/repo, or org/repo:file.safetensors for one of its files."
+    "{text} is not a repository on Hugging Face. "
+    "Write it as org/repo, or org/repo:file.safetensors for one of its files."
 )
 LORA_NO_HUB = "Which one? Write the repository as org/repo, or org/repo:file.safetensors for one of its files."
 LORA_PRESET = "LoRA from the list"
 LORA_NO_PRESET = "Choose one from the list first."
-LORA_LATER = "fetched from Hugging Face when the song is made"
+LORA_LATER = "downloaded from Hugging Face when the song is made"
 # What the list of the LoRAs says; a text under "up_of" is how a screen reader calls the button "up".
 LORA_LIST = {
     "title": "Added, in the order in which they act",
-    "empty": "None yet: the model plays as it is.",
+    "empty": "No LoRAs added.",
     "clear": "Remove all",
     "weight": "Weight",
     "weight_of": "Weight of {name}",
@@ -417,7 +421,7 @@ LORA_LIST = {
     "remove": "Remove",
     "remove_of": "Remove {name}",
     "added": "Added {name}.",
-    "moved": "{name} is at place {place} now.",
+    "moved": "{name} is now at place {place}.",
     "removed": "Removed {name}.",
     "cleared": "Removed all.",
     "one": "There is 1 LoRA.",
@@ -446,7 +450,7 @@ def preset_facts(preset: Any) -> list[str]:
 def lora_acted(lora: dict[str, Any]) -> str:
     """Say what a LoRA did in a song, from its entry in the record."""
     if not lora["weight"]:
-        return f"LoRA {lora['name']}: weight 0, so it did not act."
+        return f"LoRA {lora['name']}: weight 0, so it had no effect."
     layers = "1 layer" if lora["modules"] == 1 else f"{lora['modules']} layers"
     return f"LoRA {lora['name']}: weight {lora['weight']:g}, acted on {layers}."
 
@@ -458,11 +462,12 @@ def _span(values: Sequence[float]) -> str:
 # --- lyrics -------------------------------------------------------------------------------------------------------
 
 WRITTEN = "Lyrics"
-WRITTEN_HELP = "Change what you like; sections begin with a tag such as [Verse] on a line of its own."
-WRITTEN_EMPTY = "Say what the song is about, and its lyrics appear here as they are written. Or write your own."
+WRITTEN_HELP = "Edit freely. A section starts with a tag such as [Verse] on its own line."
+WRITTEN_EMPTY = "Say what the song is about, and watch the lyrics being written here. Or write your own."
 USE_IN_GENERATE = "Use in Generate"
-LYRICS_FAILED = "No lyrics this time"
-LYRICS_STOPPED = "Stopped. What is written stays."
+NO_SONGWRITER = "The songwriter is not installed here. You can still write your own lyrics."
+LYRICS_FAILED = "Writing failed"
+LYRICS_STOPPED = "Stopped. The text so far is kept."
 
 
 def writing(tokens: int, seconds: float) -> str:
@@ -472,23 +477,23 @@ def writing(tokens: int, seconds: float) -> str:
 
 def written(tokens: int, seconds: float, end: str) -> str:
     """Say how the lyrics ended: by themselves ("stop") or at the most tokens that were asked for ("length")."""
-    cut = " They were cut at Max length, which stands under Advanced." if end == "length" else ""
+    cut = " They were cut off at Max length (under Advanced)." if end == "length" else ""
     return f"{tokens:,} tokens written in {clock(seconds)}.{cut}"
 
 
 # --- settings from a file -----------------------------------------------------------------------------------------
 
 RESTORE = "Restore its settings"
-RESTORE_OFFER = "This file was made in a studio like this one and carries its settings."
+RESTORE_OFFER = "This file was made in ACE Music Studio and carries its settings."
 SETTINGS_FILE = "Settings from a song"
-SETTINGS_FILE_HELP = "Drop a file that the studio made, and the form is filled with its settings."
-NOTHING_TO_RESTORE = "This file carries no settings of the studio."
+SETTINGS_FILE_HELP = "Drop a file made in this studio to fill the form with its settings."
+NOTHING_TO_RESTORE = "This file carries no settings."
 
 
 def restored(count: int, left_out: int, reference: bool, loras: int = 0) -> str:
     """Say how many settings came back, how many did not, and what no file carries: the reference, uploaded `loras`."""
     kept = "1 setting restored" if count == 1 else f"{count} settings restored"
-    lost = f"; {left_out} left out, which this tab does not have or allow" if left_out else ""
+    lost = f"; {left_out} not available in this tab" if left_out else ""
     missing = " Its reference audio is not in the file: add it again." if reference else ""
     if loras:
         named, it = ("1 uploaded LoRA is", "it") if loras == 1 else (f"{loras} uploaded LoRAs are", "them")
@@ -499,8 +504,8 @@ def restored(count: int, left_out: int, reference: bool, loras: int = 0) -> str:
 # --- progress -----------------------------------------------------------------------------------------------------
 
 STAGES = {
-    "waiting": "Waiting: another song is being made",
-    "lending": "Waiting for one of ZeroGPU's cards",
+    "waiting": "Waiting for another song to finish",
+    "lending": "Waiting for a ZeroGPU card",
     "downloading": "Downloading the model",
     "loading": "Loading the model",
     "preparing": "Preparing",
@@ -510,19 +515,23 @@ STAGES = {
     "steps": "Making the music",
     "decoding": "Turning it into sound",
     "finishing": "Saving the takes",
-    "aligning": "Listening for where each line is sung",
+    "aligning": "Finding where each line is sung",
 }
 COUNTED = {"planning": "code", "steps": "step", "decoding": "part", "finishing": "take"}
 STARTING = "Starting ..."
 QUEUED = "Waiting for its turn ..."
 CANCELLED = "Cancelled. Your settings are still here."
-STOPPED = "The run stopped before it was done. Your settings are still here; please try again."
+STOPPED = "The run stopped early. Your settings are still here; please try again."
 DOWNLOAD_STARTING = "Asking the hub for the model ..."
 DOWNLOAD_CANCELLED = "Cancelled. What has arrived is kept, and the next download goes on from there."
-DOWNLOAD_DONE = "The model is here. The next song uses it."
+DOWNLOAD_DONE = "The model is ready. The next song will use it."
 DOWNLOAD_UNUSED = (
-    "The model is here, but ACE_STUDIO_MODEL asks for the preview. Start the studio without it to use the model."
+    "The model is ready, but ACE_STUDIO_MODEL asks for the preview. Restart the studio without it to use the model."
 )
+
+
+# A shorter time left is not counted down.
+ALMOST_DONE_SECONDS = 10
 
 
 def clock(seconds: float) -> str:
@@ -540,10 +549,17 @@ def progress_sentence(event: Any) -> str:
         parts.append(f"{event.step:,} tokens")
     elif event.steps and event.stage in COUNTED:
         parts.append(f"{COUNTED[event.stage]} {event.step} of {event.steps}")
-    parts.append(f"{clock(event.elapsed)} so far")
-    if event.left is not None:
-        parts.append(f"about {clock(event.left)} left")
-    return ", ".join(parts) + "."
+    return ", ".join([*parts, f"{clock(event.elapsed)} so far", *filter(None, [time_left(event)])]) + "."
+
+
+def time_left(event: Any) -> str:
+    """Say how long a run takes yet: no less than is known, and nothing where too little is."""
+    if event.left is None:
+        return ""
+    if event.stage in ("steps", "planning", "loading", "preparing"):
+        # Other stages follow, and nobody knows how long they take.
+        return f"at least {clock(event.left)} left" if event.left >= ALMOST_DONE_SECONDS else ""
+    return f"about {clock(event.left)} left" if event.left >= ALMOST_DONE_SECONDS else "almost done"
 
 
 def done_sentence(takes: int, asked: int, seconds: float) -> str:
@@ -554,22 +570,17 @@ def done_sentence(takes: int, asked: int, seconds: float) -> str:
 
 # --- result -------------------------------------------------------------------------------------------------------
 
-FAILED_TITLE = "No song this time"
+FAILED_TITLE = "Generation failed"
 UNEXPECTED = "Something unexpected went wrong."
 UNEXPECTED_HINT = "Please try again; the log of the studio has the details."
-TAKE_FAILED = "Take {take} (seed {seed}) did not work out: {message}"
+TAKE_FAILED = "Take {take} (seed {seed}) failed: {message}"
 
 
 def look_at(labels: list[str]) -> str:
     """Point at the fields that keep a song from being made."""
     *others, last = labels
     listed = f"{', '.join(others)} and {last}" if others else last
-    return f"Nothing was started yet. Please look at {listed}."
-
-
-def take_title(number: int) -> str:
-    """Return the heading of a take."""
-    return f"Take {number}"
+    return f"Please check {listed}."
 
 
 def take_facts(take: dict[str, Any]) -> list[str]:
@@ -587,25 +598,49 @@ def song_facts(bpm: int | None, key: str, variation: float) -> list[str]:
 
 # --- takes --------------------------------------------------------------------------------------------------------
 
-LISTEN = "Listen here"
 LEVEL = "Play at equal loudness"
 LEVEL_HELP = (
-    "While you listen, louder takes are turned down to the quietest; the files stay as they are. Listen here, or the "
-    "number of a take as a key, goes on in that take at the same place."
+    "Louder takes are turned down while you listen; the files do not change. Press 1 to 9 to switch takes "
+    "without losing your place."
 )
-AGAIN = {"retake": "Retake", "more": "More like this", "timed": "Timed lyrics"}
-TAKE_FORMAT = "Format of take {number}"
-PREPARING = "Preparing {format} ..."
-FROM_LOSSY = "Made from the {source}: it sounds like the {source}, whatever its format."
-TAKE_GONE = "This take is not in the studio's memory any more. Make it again for more."
-UPLOAD_GONE = "{label} is not in the studio's memory any more."
-UPLOAD_GONE_HINT = "Choose the file again in the form, and press its button."
-VARIED = "Take 1 is the one you liked, Take 2 one like it, {amount:g} of the way to another. The form is untouched."
-RETAKEN = "Made again with the settings of the former takes and a new seed. The form is untouched."
-NOTHING_SUNG = "There is no line in the lyrics that could be sung."
-LRC = "Timed lyrics as LRC"
-NOTHING_ELSE_KEPT = "What you upload goes after a day. Nothing else about you is kept."
-TIMED_TITLE = "Lyrics of take {number}, line by line"
+# What static/takes.js draws takes with.
+TAKES = {
+    "title": "Take {number}",
+    "making": "Your song is being made and will appear here.",
+    "play": "Play take {number}",
+    "pause": "Pause take {number}",
+    "play_earlier": "Play",
+    "pause_earlier": "Pause",
+    "position": "Position in take {number}",
+    "volume": "Volume of take {number}",
+    "speed": "Speed of take {number}",
+    "listen": "Listen here",
+    "seed": "Copy seed {seed}",
+    "seed_is": "seed {seed}",
+    "copied": "Copied",
+    "retake": "Retake",
+    "more": "More like this",
+    "timed": "Timed lyrics",
+    "timed_title": "Lyrics of take {number}, line by line",
+    "lrc": "Timed lyrics as LRC",
+    "format": "Format of take {number}",
+    "download": "Download {format}",
+    "preparing": "Preparing {format} ...",
+    "earlier": "Earlier takes ({count})",
+    "gone": "This file has been deleted. Make it again brings the song back with the same seed.",
+    "make": "Make it again",
+    "remove": "Remove",
+}
+EARLIER_HELP = "This list stays in your browser; the files are deleted after a day. Download what you want to keep."
+FORGET = "Remove all"
+FROM_LOSSY = "Converted from {source}, so it sounds no better than the {source} file."
+TAKE_GONE = "The studio no longer has this take. Make it again to go on."
+UPLOAD_GONE = "The studio no longer has {label}."
+UPLOAD_GONE_HINT = "Choose the file again in the form and press its button."
+VARIED = "Take 2 is a variation of take 1 ({amount:.0%}). Your form has not changed."
+RETAKEN = "Made again with the same settings and a new seed. Your form has not changed."
+NOTHING_SUNG = "The lyrics have no line to sing."
+NOTHING_ELSE_KEPT = "Uploads are deleted after a day. Nothing else about you is kept."
 
 
 def timed(lines: int) -> str:
@@ -626,37 +661,33 @@ def kept_for(days: float, gb: float) -> str:
     ]
     said = ", ".join(filter(None, limits))
     if not said:
-        return f"Finished songs stay in the studio's output folder. {NOTHING_ELSE_KEPT}"
-    return f"Finished songs stay in the studio's output folder {said}; the oldest go first. {NOTHING_ELSE_KEPT}"
+        return f"Finished songs are kept. {NOTHING_ELSE_KEPT}"
+    return f"Finished songs are kept {said}; the oldest are deleted first. {NOTHING_ELSE_KEPT}"
 
 
 # --- header -------------------------------------------------------------------------------------------------------
 
-STATUS_PENDING = "Looking at the model and the device ..."
-PREVIEW_TITLE = "Preview engine"
-PREVIEW_TEXT = (
-    "A tiny built-in model with random weights stands in for the real one. Everything works, but what you hear is "
-    "noise, not music. To make real songs, get the real model; {gb:g} GB are downloaded once."
-)
+STATUS_PENDING = "Looking for the model ..."
+PREVIEW_TITLE = "Built-in engine"
+PREVIEW_TEXT = "Everything works, but what you hear is noise, not music. The real model is downloaded once."
 PROBLEM_TITLE = "The model cannot be used"
 GET_MODEL = "Get the real model ({gb:g} GB)"
 DEVICES = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
-DEVICE_UNKNOWN = "Device: not looked at yet"
 HUB_STATUS = "Model: {model}, downloaded with the first song"
 
 
 WRITERS = {"planner": "Planner", "lyrics": "Lyrics writer"}
 WRITER_STATES = {
     "off": "off",
-    "none": "not here",
+    "none": "not installed",
     "ready": "{model} (not loaded yet)",
     "loaded": "{model}",
     "failed": "could not be loaded",
 }
-WRITER_FETCHED = "{model} (downloaded when it is needed)"
+WRITER_FETCHED = "{model} (downloaded when needed)"
 
 
-def writer_facts(status: dict[str, Any]) -> list[str]:
+def writer_facts(status: Mapping[str, Any]) -> list[str]:
     """Return the facts of the status line on the planner and the lyrics writer."""
     facts = []
     for name, title in WRITERS.items():
@@ -666,23 +697,35 @@ def writer_facts(status: dict[str, Any]) -> list[str]:
     return facts
 
 
-def status_parts(status: dict[str, Any]) -> list[str]:
-    """Return the facts of the status line: the models and, once it is known, the device and why it was chosen."""
+def status_line(status: Mapping[str, Any]) -> str:
+    """Name the engine and, once it is known, the device."""
+    engine = PREVIEW_TITLE if status["engine"] == "preview" else status["model"].rpartition("/")[2]
+    device = DEVICES.get(status["device"], status["device"])
+    return " · ".join(filter(None, [engine, device]))
+
+
+def status_parts(status: Mapping[str, Any]) -> list[str]:
+    """Return the facts behind the status line: the models and, once it is known, the device and why it was chosen."""
     if status["engine"] == "preview":
-        parts = ["Model: preview (built in)"]
+        parts = ["Model: built in"]
     elif status.get("source") == "hub":
         parts = [HUB_STATUS.format(model=status["model"])]
     else:
         parts = [f"Model: {status['model']}{', turbo' if status['turbo'] else ''}"]
     parts += writer_facts(status)
     if not status["device"]:
-        return [*parts, DEVICE_UNKNOWN]
+        return parts
     parts.append(f"Device: {DEVICES.get(status['device'], status['device'])}, {status['dtype']}")
     return [*parts, status["device_reason"]] if status["device_reason"] else parts
 
 
 # --- the door -----------------------------------------------------------------------------------------------------
 
+CANNOT_START = (
+    "ACE Music Studio cannot start: {reason} ({place}). ./run.sh --check tells what is missing; "
+    "docs/troubleshooting.md helps further."
+)
+STOPPING = "ACE Music Studio is stopping."
 READY = "ACE Music Studio is ready at {url}"
 PORT_TAKEN = (
     "ACE Music Studio cannot listen on {host}, port {port}: the port is in use or not allowed. "
@@ -750,5 +793,5 @@ CHECK_RAM = "{free} of {total} free"
 CHECK_VRAM = "{total} on the graphics card"
 CHECK_PLAN = "{plan}; the shortest song takes {need}."
 CHECK_GOOD = "A song can be made here."
-CHECK_GOOD_PREVIEW = "A song can be made here, by the preview engine, whose sound is not music."
+CHECK_GOOD_PREVIEW = "A song can be made here, by the built-in engine, whose sound is not music."
 CHECK_BAD = "A song could not be made here: see {names}."

@@ -1,118 +1,119 @@
-// The LoRAs that were added. Gradio runs this text as the body of a function whenever it builds the component, with
-// `element`, `props` and `watch`. The list is `props.value`: what a request needs of each LoRA, and what is said of it.
-const find = (selector) => element.querySelector(selector);
-const { texts, weight } = Object.fromEntries(
-  Object.entries(find(".loras").dataset).map(([name, text]) => [name, JSON.parse(text)])
-);
-const list = find("ol");
-const empty = find(".empty");
-const clear = find(".clear");
+// The LoRAs that were added. The list is `props.value`: what a request needs of each LoRA, and what is said of it.
+studio.loras = (element, props, trigger, watch) => {
+  const find = (selector) => element.querySelector(selector);
+  const { texts, weight } = Object.fromEntries(
+    Object.entries(find(".loras").dataset).map(([name, text]) => [name, JSON.parse(text)])
+  );
+  const list = find("ol");
+  const empty = find(".empty");
+  const clear = find(".clear");
 
-let drawn = []; // the LoRAs on the page
+  let drawn = []; // the LoRAs on the page
 
-const chosen = () => (Array.isArray(props.value) ? props.value : []);
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
-const counted = (count) => fill(count === 1 ? texts.one : texts.several, { count });
+  const chosen = () => (Array.isArray(props.value) ? props.value : []);
+  const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  const counted = (count) => fill(count === 1 ? texts.one : texts.several, { count });
 
-// --- what is seen and heard ---
+  // --- what is seen and heard ---
 
-// Names and facts come from files of strangers: they are set as text, never as HTML.
-const make = (tag, settings = {}, children = []) => {
-  const { className, textContent, ...others } = settings;
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (textContent !== undefined) made.textContent = textContent;
-  for (const [name, value] of Object.entries(others)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-};
-
-const button = (name, lora, act, disabled = false) => {
-  const label = fill(texts[`${name}_of`], lora);
-  const made = make("button", { type: "button", className: name, textContent: texts[name], "aria-label": label });
-  made.disabled = disabled;
-  made.addEventListener("click", act);
-  return made;
-};
-
-const weights = (lora, at) => {
-  const settings = { ...weight, value: lora.weight, "aria-label": fill(texts.weight_of, lora) };
-  const range = make("input", { type: "range", ...settings });
-  const number = make("input", { type: "number", inputmode: "decimal", ...settings });
-  const take = (text) => {
-    const value = text.trim() === "" ? NaN : Number(text);
-    const taken = Number.isNaN(value) ? chosen()[at].weight : clamp(value, weight.min, weight.max);
-    range.value = number.value = taken;
-    write(chosen().map((each, i) => (i === at ? { ...each, weight: taken } : each)));
+  // Names and facts come from files of strangers: they are set as text, never as HTML.
+  const make = (tag, settings = {}, children = []) => {
+    const { className, textContent, ...others } = settings;
+    const made = document.createElement(tag);
+    if (className) made.className = className;
+    if (textContent !== undefined) made.textContent = textContent;
+    for (const [name, value] of Object.entries(others)) made.setAttribute(name, value);
+    made.append(...children);
+    return made;
   };
-  range.addEventListener("input", () => take(range.value));
-  number.addEventListener("change", () => take(number.value));
-  const caption = make("span", { textContent: texts.weight, "aria-hidden": "true" });
-  return make("div", { className: "weight" }, [caption, range, number]);
-};
 
-const row = (lora, at, all) => {
-  const facts = (lora.facts || []).map((fact) => make("span", { textContent: fact }));
-  const parts = [make("p", { className: "name", textContent: lora.name }), make("p", { className: "facts" }, facts)];
-  if (lora.note) parts.push(make("p", { className: "note", textContent: lora.note }));
-  const buttons = make("div", { className: "buttons" }, [
-    button("up", lora, () => move(at, at - 1), at === 0),
-    button("down", lora, () => move(at, at + 1), at === all.length - 1),
-    button("remove", lora, () => remove(at)),
-  ]);
-  return make("li", {}, [...parts, make("div", { className: "controls" }, [weights(lora, at), buttons])]);
-};
+  const button = (name, lora, act, disabled = false) => {
+    const label = fill(texts[`${name}_of`], lora);
+    const made = make("button", { type: "button", className: name, textContent: texts[name], "aria-label": label });
+    made.disabled = disabled;
+    made.addEventListener("click", act);
+    return made;
+  };
 
-const draw = () => {
-  drawn = chosen();
-  list.replaceChildren(...drawn.map(row));
-  list.hidden = !drawn.length;
-  empty.hidden = drawn.length > 0;
-  clear.hidden = drawn.length < 2;
-};
+  const weights = (lora, at) => {
+    const settings = { ...weight, value: lora.weight, "aria-label": fill(texts.weight_of, lora) };
+    const range = make("input", { type: "range", ...settings });
+    const number = make("input", { type: "number", inputmode: "decimal", ...settings });
+    const take = (text) => {
+      const value = text.trim() === "" ? NaN : Number(text);
+      const taken = Number.isNaN(value) ? chosen()[at].weight : clamp(value, weight.min, weight.max);
+      range.value = number.value = taken;
+      write(chosen().map((each, i) => (i === at ? { ...each, weight: taken } : each)));
+    };
+    range.addEventListener("input", () => take(range.value));
+    number.addEventListener("change", () => take(number.value));
+    const caption = make("span", { textContent: texts.weight, "aria-hidden": "true" });
+    return make("div", { className: "weight" }, [caption, range, number]);
+  };
 
-const say = (text, values) => {
-  find(".said").textContent = `${fill(text, values)} ${counted(chosen().length)}`;
-};
+  const row = (lora, at, all) => {
+    const facts = (lora.facts || []).map((fact) => make("span", { textContent: fact }));
+    const parts = [make("p", { className: "name", textContent: lora.name }), make("p", { className: "facts" }, facts)];
+    if (lora.note) parts.push(make("p", { className: "note", textContent: lora.note }));
+    const buttons = make("div", { className: "buttons" }, [
+      button("up", lora, () => move(at, at - 1), at === 0),
+      button("down", lora, () => move(at, at + 1), at === all.length - 1),
+      button("remove", lora, () => remove(at)),
+    ]);
+    return make("li", {}, [...parts, make("div", { className: "controls" }, [weights(lora, at), buttons])]);
+  };
 
-// --- changing the list ---
+  const draw = () => {
+    drawn = chosen();
+    list.replaceChildren(...drawn.map(row));
+    list.hidden = !drawn.length;
+    empty.hidden = drawn.length > 0;
+    clear.hidden = drawn.length < 2;
+  };
 
-const write = (loras) => {
-  props.value = drawn = loras;
-};
+  const say = (text, values) => {
+    find(".said").textContent = `${fill(text, values)} ${counted(chosen().length)}`;
+  };
 
-const move = (from, to) => {
-  const loras = [...chosen()];
-  loras.splice(to, 0, ...loras.splice(from, 1));
-  write(loras);
+  // --- changing the list ---
+
+  const write = (loras) => {
+    props.value = drawn = loras;
+  };
+
+  const move = (from, to) => {
+    const loras = [...chosen()];
+    loras.splice(to, 0, ...loras.splice(from, 1));
+    write(loras);
+    draw();
+    const pressed = list.children[to].querySelector(to < from ? ".up" : ".down");
+    (pressed.disabled ? list.children[to].querySelector(to < from ? ".down" : ".up") : pressed).focus();
+    say(texts.moved, { name: loras[to].name, place: to + 1 });
+  };
+
+  const remove = (at) => {
+    const { name } = chosen()[at];
+    write(chosen().filter((_, i) => i !== at));
+    draw();
+    (list.children[Math.min(at, drawn.length - 1)]?.querySelector(".remove") || empty).focus();
+    say(texts.removed, { name });
+  };
+
+  clear.addEventListener("click", () => {
+    write([]);
+    draw();
+    empty.focus();
+    say(texts.cleared, {});
+  });
+
+  // --- the page ---
+
+  // From outside: something was added, or a file's settings came back.
+  watch("value", () => {
+    const before = drawn.length;
+    draw();
+    if (drawn.length > before) say(texts.added, { name: drawn.slice(before).map((lora) => lora.name).join(", ") });
+  });
   draw();
-  const pressed = list.children[to].querySelector(to < from ? ".up" : ".down");
-  (pressed.disabled ? list.children[to].querySelector(to < from ? ".down" : ".up") : pressed).focus();
-  say(texts.moved, { name: loras[to].name, place: to + 1 });
 };
-
-const remove = (at) => {
-  const { name } = chosen()[at];
-  write(chosen().filter((_, i) => i !== at));
-  draw();
-  (list.children[Math.min(at, drawn.length - 1)]?.querySelector(".remove") || empty).focus();
-  say(texts.removed, { name });
-};
-
-clear.addEventListener("click", () => {
-  write([]);
-  draw();
-  empty.focus();
-  say(texts.cleared, {});
-});
-
-// --- the page ---
-
-// From outside: something was added, or a file's settings came back.
-watch("value", () => {
-  const before = drawn.length;
-  draw();
-  if (drawn.length > before) say(texts.added, { name: drawn.slice(before).map((lora) => lora.name).join(", ") });
-});
-draw();

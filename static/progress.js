@@ -1,15 +1,34 @@
-// What a screen reader hears of a run. Gradio runs this as the body of a function whenever it builds the component. The
-// line changes twice a second and would never let anybody finish a sentence: so the live region, which is a neighbor of
-// the line, gets its sentence only with a new stage, with each quarter of one, and at the end.
-const heard = document.createElement("p");
-let last = "";
+// The line of a run. It hears from the server once a second at most; the clock in it ticks by itself. A screen reader would
+// never finish a sentence that changes so often: the live region, a neighbor of the line, gets its sentence only with a new
+// stage, with each quarter of one, and at the end. The page is told when a run begins and ends.
+studio.progress = (element) => {
+  const heard = document.createElement("p");
+  let last = "";
+  let state = "";
+  let ticking = 0;
 
-heard.className = "heard";
-heard.setAttribute("aria-live", "polite");
-element.parentElement.append(heard);
-new MutationObserver(() => {
-  const line = element.querySelector(".progress-line");
-  if (line?.dataset.heard === last) return;
-  last = line?.dataset.heard ?? "";
-  heard.textContent = line?.querySelector("span").textContent ?? "";
-}).observe(element, { childList: true, subtree: true, attributeFilter: ["data-heard"] });
+  const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+
+  const tick = (time, from) => () => {
+    if (!time.isConnected) return clearInterval(ticking);
+    time.textContent = clock(Number(time.dataset.elapsed) + (performance.now() - from) / 1000);
+  };
+
+  heard.className = "heard";
+  heard.setAttribute("aria-live", "polite");
+  element.parentElement.append(heard);
+  new MutationObserver(() => {
+    const line = element.querySelector(".progress-line");
+    const time = line?.querySelector("[data-elapsed]");
+    clearInterval(ticking);
+    if (time) ticking = setInterval(tick(time, performance.now()), 1000);
+    const now = line?.dataset.state ?? "";
+    const detail = { id: element.closest("[id$=-progress]").id, running: now === "running" };
+    if (now !== state) document.dispatchEvent(new CustomEvent("studio-run", { detail }));
+    state = now;
+    document.dispatchEvent(new CustomEvent("studio-news", { detail }));
+    if (line?.dataset.heard === last) return;
+    last = line?.dataset.heard ?? "";
+    heard.textContent = line?.querySelector("span").textContent ?? "";
+  }).observe(element, { childList: true, subtree: true, attributeFilter: ["data-heard", "data-state", "data-elapsed"] });
+};

@@ -14,7 +14,9 @@ const handles = { start: find(".handle.start"), end: find(".handle.end") };
 let length = 0; // seconds of the file, 0 without one
 let region = { start: 0, end: 0 }; // seconds, as drawn
 let drawn; // the peaks that the picture shows
+let began = ""; // the region that they came with
 let drag = null;
+let own = false; // the region is the visitor's, not the one that a new file begins with
 let keysRest = 0; // a timer while key presses are not written yet
 let saying = 0;
 
@@ -60,13 +62,18 @@ const take = () => {
   find(".empty").textContent = props.value ? props.texts.unreadable : props.texts.empty;
   find(".empty").hidden = length > 0;
   find(".chooser").hidden = !length;
-  if (value.peaks !== drawn) draw(value.peaks);
+  if (value.peaks !== drawn) {
+    own = false;
+    began = `${value.start} ${value.end}`;
+    draw(value.peaks);
+  } else if (`${value.start} ${value.end}` !== began) own = true;
   const found = chosen();
   region = found.region;
   show(found.fits);
 };
 
 const write = () => {
+  own = true;
   clearTimeout(keysRest);
   keysRest = 0;
   const { start, end } = region;
@@ -97,7 +104,7 @@ const show = (fits = true) => {
   stage.style.setProperty("--to", share(end));
   stage.classList.toggle("late", start + end > length);
   stage.classList.toggle("unfit", !fits);
-  stage.classList.toggle("full", full());
+  stage.classList.toggle("full", full() || !own);
   for (const part of ["start", "end"]) {
     const [low, high] = range(part);
     const said = { min: low, max: high, now: region[part], text: clock(region[part]) };
@@ -126,7 +133,7 @@ const say = () => {
 
 // --- changing the region ---
 
-// A region with hardly any room to move: a drag inside of it marks another one.
+// A region with hardly any room to move: a drag inside of it marks another one, as in one that nobody has chosen yet.
 const full = () => region.end - region.start > 0.9 * length;
 
 // How far a handle may go, in seconds.
@@ -162,7 +169,7 @@ const choose = (anchor, seconds) => {
 stage.addEventListener("pointerdown", (event) => {
   if (!event.isPrimary || event.button || !length) return;
   const { part } = event.target.dataset;
-  drag = { part: part === "middle" && full() ? undefined : part, at: timeAt(event), x: event.clientX, from: region };
+  drag = { part: part === "middle" && (full() || !own) ? undefined : part, at: timeAt(event), x: event.clientX, from: region };
   stage.setPointerCapture(event.pointerId);
 });
 

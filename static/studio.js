@@ -1,4 +1,25 @@
 // What Gradio does not do by itself. Everything is delegated from the document: Gradio draws its elements anew at will.
+window.studio = {};
+
+// What a visitor did something with, before the settings of the last visit are back: a field, or a button that fills some.
+(() => {
+  const touched = new Set();
+  studio.touched = (id) => touched.has(id) || touched.has(id.split("-")[0]);
+  for (const kind of ["input", "change", "drop", "mousedown"])
+    document.addEventListener(
+      kind,
+      ({ target }) => {
+        if (kind === "mousedown" && !target.closest?.('[role="option"]')) return;
+        for (let each = target.closest?.("[id]"); each; each = each.parentElement?.closest("[id]")) touched.add(each.id);
+      },
+      true
+    );
+  document.addEventListener("click", ({ target }) => {
+    const panel = target.closest?.("#studio-tabs button:not(.label-wrap, [data-face], [data-seconds])")?.closest('[role="tabpanel"]');
+    if (panel) touched.add(panel.id.split("-")[0]);
+  });
+})();
+
 (() => {
   // Leaving the page ends a run, so ask first; only then.
   window.addEventListener("beforeunload", (event) => {
@@ -45,6 +66,27 @@
 
   const shown = (element) => element.offsetParent !== null;
 
+  // A button that is switched off loses the focus: at the start of a run it goes to Cancel, at the end back again.
+  const partners = (button) => {
+    const mode = button.closest("[data-mode]")?.dataset.mode ?? button.id.split("-")[0];
+    const helped = button.closest(".assist") || button.id.includes("-assist-");
+    if (/-cancel$/.test(button.id)) return [origin, document.getElementById(`${mode}-go`)];
+    return [document.getElementById(`${mode}${helped ? "-assist" : ""}-cancel`)];
+  };
+  let focused; // the button that has the focus, or had it when it was switched off
+  let origin; // what started the run
+  document.addEventListener("focusin", ({ target }) => (focused = target.closest?.("button")));
+  document.addEventListener("pointerdown", ({ target }) => (focused = target.closest?.("button")), true);
+  const handOn = () => {
+    if (!focused?.disabled) return;
+    if (document.activeElement !== document.body && document.activeElement !== focused) return;
+    const next = partners(focused).find((each) => each?.isConnected && !each.disabled);
+    if (!next) return;
+    if (!/-cancel$/.test(focused.id)) origin = focused;
+    next.focus({ preventScroll: true });
+  };
+  new MutationObserver(handOn).observe(document, { subtree: true, attributeFilter: ["disabled"] });
+
   // Ctrl or Cmd + Enter presses the main button of the open tab, Esc cancels what runs there: nothing while a list or a
   // dialog is open, which these keys belong to then. Before Gradio closes the list, hence in the capturing phase.
   document.addEventListener(
@@ -80,7 +122,7 @@
     "click",
     ({ target }) => {
       const button = target.closest?.("#studio-tabs button");
-      if (!button || button.matches('[role="tab"], .label-wrap')) return;
+      if (!button || button.matches('[role="tab"], .label-wrap, [data-face]')) return;
       outdate(document.querySelectorAll('#studio-tabs [id$="-problems"]'));
     },
     true
@@ -88,12 +130,28 @@
 
   // What is wrong stays beside its field until then. Gradio takes its own sentence away as soon as the server tells the
   // page anything, such as the progress of a song in another tab; the line at the button has the sentences as well.
+  // A check that failed leads to the first field that is wrong, as soon as its group is open.
+  let led = "";
+  const lead = (line) => {
+    if (line.dataset.at === led) return;
+    const ids = Object.keys(JSON.parse(line.dataset.told));
+    studio.reveal(ids);
+    const fields = ids.map((id) => document.getElementById(id));
+    if (!fields.every((field) => field && shown(field))) return;
+    led = line.dataset.at;
+    fields.sort((one, other) => (one.compareDocumentPosition(other) & 4 ? -1 : 1));
+    const control = fields[0].querySelector("textarea, input:not([type=file]), button, [tabindex]");
+    control?.focus({ preventScroll: true });
+    fields[0].scrollIntoView({ block: "center" });
+  };
+
   const [telling, told] = ["telling", "told"].map((name) => document.getElementsByClassName(name));
   const tell = () => {
     // While Gradio builds the page there are thousands of changes and nothing to tell.
     if (!telling.length && !told.length) return;
     const lines = [...telling].filter((line) => line.dataset.told);
     for (const line of lines) line.closest('[id$="-problems"]').removeAttribute("data-stale");
+    for (const line of lines) lead(line);
     const wanted = new Map(lines.flatMap((line) => Object.entries(JSON.parse(line.dataset.told))));
     for (const kept of [...told]) {
       const field = kept.closest(`#${kept.dataset.field}`);
@@ -112,6 +170,30 @@
     }
   };
   new MutationObserver(tell).observe(document, { subtree: true, childList: true, attributeFilter: ["data-told"] });
+
+  // Lyrics scroll along while they are written, unless somebody scrolls away from the end.
+  const written = "#lyrics-text textarea";
+  let follows = true;
+  for (const kind of ["wheel", "touchmove", "pointerup", "keyup"])
+    document.addEventListener(
+      kind,
+      ({ target }) => {
+        if (!target.matches?.(written)) return;
+        follows = target.scrollHeight - target.clientHeight - target.scrollTop < 60;
+      },
+      { passive: true }
+    );
+  document.addEventListener("studio-run", () => (follows = true));
+  document.addEventListener("studio-news", ({ detail }) => {
+    if (detail.id !== "lyrics-progress" || !follows) return;
+    // The box gets its text with the next frame.
+    requestAnimationFrame(() =>
+      requestAnimationFrame(() => {
+        const box = document.querySelector(written);
+        if (box && follows) box.scrollTop = box.scrollHeight;
+      })
+    );
+  });
 
   // Boxes for numbers take no letters; of what is pasted the digits stay. Validation says the rest.
   document.addEventListener("beforeinput", (event) => {

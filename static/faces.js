@@ -1,0 +1,86 @@
+// The two faces of Generate. Simple and Custom share their fields: the style sheet hides what Simple has no place for, and
+// nobody but the browser knows which one is shown. Simple sets the length by chips, and names what else is set.
+(() => {
+  const KEPT = "ace-music-studio-face";
+  const SIMPLE = ["generate-prompt", "generate-lyrics", "generate-instrumental"];
+  const settings = {}; // of the form, by name
+
+  const kept = () => {
+    try {
+      return localStorage.getItem(KEPT);
+    } catch {
+      return null; // a browser that keeps nothing
+    }
+  };
+
+  const mark = () => {
+    const { face } = document.documentElement.dataset;
+    for (const button of document.querySelectorAll("[data-face]:not(html)"))
+      button.setAttribute("aria-pressed", String(button.dataset.face === face));
+  };
+
+  const show = (face) => {
+    document.documentElement.dataset.face = face;
+    try {
+      localStorage.setItem(KEPT, face);
+    } catch {}
+    mark();
+  };
+  document.documentElement.dataset.face = kept() === "custom" ? "custom" : "simple";
+
+  // A wrong field that Simple hides is shown.
+  studio.reveal = (ids) => {
+    if (ids.some((id) => id.startsWith("generate-") && !SIMPLE.includes(id))) show("custom");
+  };
+
+  const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+
+  const lengths = () => {
+    const seconds = String(settings.duration ?? 60);
+    const chips = [...document.querySelectorAll("#generate-lengths [data-seconds]:not(.other)")];
+    for (const chip of chips) chip.setAttribute("aria-pressed", String(chip.dataset.seconds === seconds));
+    const other = document.querySelector("#generate-lengths .other");
+    if (!other) return;
+    other.hidden = !(Number(seconds) > 0) || chips.some((chip) => chip.dataset.seconds === seconds);
+    other.dataset.seconds = seconds;
+    other.textContent = clock(Number(seconds));
+  };
+
+  const blank = (value) => (Array.isArray(value) && !value.length) || value === null || value === undefined;
+  const same = (one, other) => (blank(one) ? "" : JSON.stringify(one)) === (blank(other) ? "" : JSON.stringify(other));
+
+  const also = () => {
+    const line = document.querySelector("#generate-also .also");
+    if (!line) return;
+    const defaults = Object.entries(JSON.parse(line.dataset.defaults));
+    const set = defaults.filter(([name, [, value]]) => name in settings && !same(settings[name], value));
+    line.classList.toggle("shown", set.length > 0);
+    line.textContent = set.length ? line.dataset.text.replace("{names}", set.map(([, [label]]) => label).join(", ")) : "";
+  };
+
+  // Every change of the form passes here on its way into the browser's storage.
+  studio.kept = (mode, values) => {
+    if (mode === "generate") {
+      Object.assign(settings, values);
+      lengths();
+      also();
+    }
+    return values;
+  };
+
+  studio.faces = () => {
+    mark();
+    lengths();
+    also();
+  };
+
+  document.addEventListener("click", ({ target }) => {
+    const face = target.closest?.("button[data-face]");
+    if (face) show(face.dataset.face);
+    const chip = target.closest?.("button[data-seconds]");
+    const box = chip && document.querySelector("#generate-duration :is(input, textarea)");
+    if (!box) return;
+    box.value = chip.dataset.seconds;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+})();
