@@ -1,4 +1,4 @@
-"""A real Chromium on the real page: once on the preview engine, once on a backend that plays what a test tells it.
+"""A real Chromium on the real page: once on the built-in engine, once on a backend that plays what a test tells it.
 
 Chromium is the one that ACE_STUDIO_CHROMIUM names, or the first one that is found; without one these tests are skipped.
 Every request to another machine is refused and fails the test, and so does every error in the browser's console.
@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from gradio import processing_utils
+from gradio import utils as gradio_utils
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import memory
-import modes
+import weights
 from events import Done, Draft, Event, Failed, Problem, Progress
 from limits import SAMPLE_RATE
 from params import Request
@@ -34,7 +36,13 @@ from tools import screenshots
 FLAGS = [*screenshots.FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 LOCAL = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob|about):")
 
-expect.set_options(timeout=20_000)
+# Where the browser keeps which face of Generate is shown.
+FACE = "ace-music-studio-face"
+FORGIVEN = ("status of 422", "signal is aborted")
+
+# A fact that is waited for may come late on a busy machine.
+WAIT_MS = 90_000
+expect.set_options(timeout=WAIT_MS)
 
 
 @pytest.fixture(scope="session")
@@ -72,10 +80,14 @@ def visitor(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iter
         if not LOCAL.match(request.url):
             wrong.append(f"asked another machine: {request.url}")
 
-    def visit(url: str, width: int = look["width"], height: int = look["height"]) -> Page:
+    def visit(url: str, width: int = look["width"], height: int = look["height"], face: str = "custom") -> Page:
         size = {"width": width, "height": height}
-        context = browser.new_context(viewport=size, color_scheme=look["theme"], accept_downloads=True)
+        chosen = {"origin": "/".join(url.split("/")[:3]), "localStorage": [{"name": FACE, "value": face}]}
+        storage = {"cookies": [], "origins": [chosen]}
+        looks = {"viewport": size, "color_scheme": look["theme"]}
+        context = browser.new_context(**looks, storage_state=storage, accept_downloads=True)
         contexts.append(context)
+        context.set_default_timeout(WAIT_MS)
         page = context.new_page()
         page.on("request", asked)
         page.on("console", said)
@@ -92,8 +104,11 @@ def visitor(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iter
 
 @pytest.fixture
 def forgiven() -> list[str]:
-    """Return what may stand in the console: Chromium notes a wrong field (HTTP 422) by itself; a test may add to it."""
-    return ["status of 422"]
+    """Return what may stand in the console; a test may add to it.
+
+    Chromium notes a wrong field (HTTP 422) by itself, and Gradio the stream that a reload cuts.
+    """
+    return [*FORGIVEN]
 
 
 @pytest.fixture
@@ -108,7 +123,7 @@ def visit(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterat
 
 @pytest.fixture(scope="session")
 def studio() -> Iterator[str]:
-    """Start `python app.py` on the preview engine in a process of its own; return its address."""
+    """Start `python app.py` on the built-in engine in a process of its own; return its address."""
     environ = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
     environ |= {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
     environ.pop("GRADIO_SERVER_PORT", None)
@@ -154,13 +169,14 @@ class FakeBackend:
         self.facts: dict[str, Any] = {}
 
     def status(self) -> dict[str, Any]:
-        """Return the status of a preview engine, but for `facts`."""
+        """Return the status of a built-in engine, but for `facts`."""
         return {
             **{"engine": "preview", "model": "preview", "revision": "", "source": "preview", "loaded": True},
             **{"device": "cpu", "device_reason": "A test runs here.", "dtype": "float32", "turbo": False},
             **{"problem": None, "wanted": "org/model", "download_gb": 11.5},
             **{name: {"state": "ready", "model": "preview", "problem": None} for name in ("planner", "lyrics")},
-            "tasks": modes.task_support("preview"),
+            "tasks": weights.task_support("preview"),
+            "unsupported": {},
             "timed_lyrics": {"available": True, "reason": ""},
             "memory_plans": memory.LADDERS["cpu"],
             **self.facts,
@@ -209,7 +225,7 @@ class FakeBackend:
             path = self.folder / f"song-seed-{seed}.wav"
             tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) * 2 * np.pi * 220 / SAMPLE_RATE)
             soundfile.write(path, np.stack([tone, tone], axis=1), SAMPLE_RATE, subtype="PCM_24")
-            files.append(str(path))
+            files.append(processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder()))
             facts = {"seed": seed, "name": path.name, "sha256": "0" * 64, "duration": 1.0}
             takes.append({**facts, "peak_dbfs": -1.0, "loudness_lufs": -14.0, "warnings": []})
         words = {"request": {"prompt": request.prompt}, "takes": takes, "errors": [], "notes": []}
@@ -222,7 +238,7 @@ class FakeBackend:
     def endless(self, request: Request | None) -> Iterator[Event]:
         """Be at step 3 of 50 until somebody closes it."""
         while True:
-            yield Progress("steps", 3, 50, 1.0, 9.0)
+            yield Progress("steps", 3, 50, 1.0, 19.0)
             time.sleep(0.05)
 
 
@@ -253,7 +269,7 @@ def fake(fake_address: tuple[str, FakeBackend]) -> FakeBackend:
 @pytest.fixture(scope="module")
 def lasting_page(fake_address: tuple[str, FakeBackend], browser: Browser, look: dict[str, Any]) -> Iterator[Page]:
     """Open the page on the fake backend for a whole file of tests that put back what they change."""
-    with visitor(browser, ["status of 422"], look) as visit:
+    with visitor(browser, [*FORGIVEN], look) as visit:
         yield visit(fake_address[0])
 
 

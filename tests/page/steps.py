@@ -172,7 +172,7 @@ class Tab:
         self.go.click()
         expect(copy).not_to_have_attribute("data-copy", former, timeout=timeout)
         with self.page.expect_download() as download:
-            self.take().get_by_role("button", name=re.compile("^Download")).click()
+            self.take().get_by_role("link", name=re.compile("^Download")).click()
         path = Path(download.value.path()).with_name(download.value.suggested_filename)
         download.value.save_as(path)
         return path

@@ -53,26 +53,6 @@ def test_nothing_is_lost_at_twice_the_size(fake, fake_address, visit, song: Path
     check_states(visit(fake_address[0], 640, 450), fake, mode, song)
 
 
-NAMELESS = """() => [...document.querySelectorAll("button, input, textarea, select, [role=slider], [tabindex]")]
-  .filter((each) => each.checkVisibility() && each.type !== "file" && each.tabIndex >= 0)
-  .filter((each) => !(each.ariaLabel || each.getAttribute("aria-labelledby") || each.title || each.innerText?.trim() ||
-    each.querySelector("[aria-label], [title]") ||
-    [...(each.labels || [])].some((label) => label.innerText.trim())))
-  .map((each) => each.outerHTML.slice(0, 160))"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["generate", "edit"])
-def test_every_control_has_a_name(page: Page, fake, song: Path, mode: str):
-    def stop(page: Page, mode: str) -> None:
-        fake.script = fake.endless
-
-    for state in walk(page, mode, song, stop, stop):
-        assert page.evaluate(NAMELESS) == [], state
-        if state == "running":
-            break
-
-
 FOCUSED = """() => {
   const at = document.activeElement;
   const looks = [at, at.closest("label"), at.parentElement].filter(Boolean).map((each) => getComputedStyle(each));
@@ -105,18 +85,44 @@ def test_the_focus_is_seen_and_follows_the_page(page: Page, fake, tab):
     expect(opened.go).to_be_visible()
 
 
-PARTS = ("prompt", "lyrics", "instrumental", "duration", "go", "reset", "details", "advanced")
+PARTS = ("prompt", "lyrics", "instrumental", "duration", "details", "advanced", "reset", "go")
+
+
+def test_the_focus_goes_to_cancel_and_comes_back(page: Page, fake, tab):
+    fake.script = fake.endless
+    opened = tab(page, "generate")
+    opened.set("prompt", "type", "a song")
+    for start, cancel in ((opened.go, opened.part("cancel")), (opened.part("inspire"), opened.part("assist-cancel"))):
+        start.press("Enter")
+        expect(cancel).to_be_focused()
+        cancel.press("Enter")
+        expect(start).to_be_focused()
+
+
+def test_a_check_that_fails_leads_to_the_first_wrong_field(page: Page, fake, tab):
+    opened = tab(page, "generate")
+    opened.unfold()
+    opened.set("bpm", "type", "9")
+    opened.set("options.steps", "type", "999")
+    opened.unfold(False)
+    opened.go.click()
+    expect(opened.part("problems")).to_contain_text("Please check Prompt, BPM and Steps.")
+    expect(opened.text("prompt")).to_be_focused()
+    opened.set("prompt", "type", "a song")
+    opened.unfold(False)
+    opened.go.click()
+    expect(opened.text("bpm")).to_be_focused()
+    expect(opened.text("bpm")).to_be_in_viewport()
+    assert fake.requests == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", ["ArrowRight", "ArrowLeft"])
-def test_arrows_move_between_tabs(page: Page, key: str):
+def test_arrows_move_between_tabs(page: Page):
     tabs = page.get_by_role("tab")
     order = list(tooltips.TABS.values())
-    order = [order[0], *order[:0:-1]] if key == "ArrowLeft" else order
     tabs.first.focus()
     for name in [*order[1:], order[0]]:
-        page.keyboard.press(key)
+        page.keyboard.press("ArrowRight")
         chosen = page.get_by_role("tab", name=name, exact=True)
         expect(chosen).to_be_focused()
         expect(chosen).to_have_attribute("aria-selected", "true")
@@ -147,6 +153,7 @@ def test_nothing_moves_where_no_motion_is_wanted(page: Page, fake, tab):
     assert page.evaluate(MOVING) == []
 
 
+@pytest.mark.slow
 def test_there_is_one_main_heading_and_one_main_button(page: Page, tab):
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
     for mode in TABS:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -31,31 +30,26 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return files by name."""
     folder = tmp_path_factory.mktemp("songs")
     (folder / "words.wav").write_text("no audio at all")
-    lengths = {"song": SECONDS, "other": 12, "odd": 12.3456, "short": 1, "tune": 400}
+    lengths = {"song": SECONDS, "other": 12, "odd": 12.3456}
     made = {name: song(folder / f"{name}.wav", seconds) for name, seconds in lengths.items()}
     return {**made, "words": str(folder / "words.wav")}
 
 
 @pytest.fixture(scope="module")
 def address(songs: dict[str, str]) -> Iterator[str]:
-    """Serve a page with two regions: one over number boxes, one over text boxes in a tab of its own."""
+    """Serve a page with one region over two boxes."""
     with gr.Blocks(analytics_enabled=False) as demo:
         gr.HTML("Model: none", elem_id="studio-status")  # what `visit` waits for
-        with gr.Tab("Numbers"):
-            source = gr.Audio(sources=["upload"], type="filepath", elem_id="source", editable=False)
-            hand_over = gr.Button("Hand over")
-            with gr.Column() as place:
-                pass
-            with gr.Row():
-                fields = [gr.Number(label=name, value=0, elem_id=name.lower()) for name in ("Start", "End")]
-            with place:
-                selector = region.region_selector(*fields)
-            region.follow(selector, source, *fields)
-            hand_over.click(lambda: songs["other"], None, source)
-        with gr.Tab("Texts"):
-            file = gr.File(elem_id="file")
-            texts = [gr.Textbox(label=f"{name} as text", elem_id=f"text-{name.lower()}") for name in ("Start", "End")]
-            region.follow(region.region_selector(*texts, elem_id="second"), file, *texts)
+        source = gr.File(elem_id="source")
+        hand_over = gr.Button("Hand over")
+        with gr.Column() as place:
+            pass
+        with gr.Row():
+            fields = [gr.Textbox("0", label=name, elem_id=name.lower()) for name in ("Start", "End")]
+        with place:
+            selector = region.region_selector(*fields)
+        region.follow(selector, source, *fields)
+        hand_over.click(lambda: songs["other"], None, source)
     _, url, _ = demo.launch(
         server_name="127.0.0.1",
         theme=theme.theme(),
@@ -71,10 +65,10 @@ def address(songs: dict[str, str]) -> Iterator[str]:
 class Region:
     """One region on the page, its fields and its source."""
 
-    def __init__(self, page: Page, root: str = "#region", fields: tuple[str, str] = ("#start", "#end")):
+    def __init__(self, page: Page):
         self.page = page
-        self.root = page.locator(root)
-        self.fields = [page.locator(f"{name} input, {name} textarea") for name in fields]
+        self.root = page.locator("#region")
+        self.fields = [page.locator(f"{name} input, {name} textarea") for name in ("#start", "#end")]
         self.start = self.root.get_by_role("slider", name="Start of the region")
         self.end = self.root.get_by_role("slider", name="End of the region")
         self.facts = self.root.locator(".facts")
@@ -151,69 +145,25 @@ def region_on(open_page: Callable[..., Region]) -> Region:
 # --- sources ------------------------------------------------------------------------------------------------------
 
 
-def test_before_there_is_a_source_one_line_says_what_comes(open_page: Callable[..., Region]):
+def test_a_new_source_begins_anew_and_none_clears(open_page: Callable[..., Region], songs: dict[str, str]):
     shown = open_page(source=None)
+    page = shown.page
     expect(shown.root).to_contain_text("waveform appears here")
     expect(shown.root.get_by_role("slider")).to_have_count(0)
-    shown.says("0", "0")
-
-
-def test_a_new_source_begins_anew_and_none_clears(region_on: Region, songs: dict[str, str]):
-    page = region_on.page
-    first = region_on.root.locator(".wave path").first.get_attribute("d")
-    region_on.drag(20, 25)
-    region_on.says("20", "25")
+    choose(page, songs["song"])
+    shown.says("10", "15")
+    first = shown.root.locator(".wave path").first.get_attribute("d")
+    shown.drag(20, 25)
+    shown.says("20", "25")
     page.get_by_role("button", name="Hand over").click()
-    region_on.says("4", "6", label=("0:04.0", "0:06.0", "0:02.0"))
-    expect(region_on.root.locator(".wave path").first).not_to_have_attribute("d", first)
+    shown.says("4", "6", label=("0:04.0", "0:06.0", "0:02.0"))
+    expect(shown.root.locator(".wave path").first).not_to_have_attribute("d", first)
     page.locator("#source").get_by_label("Clear").click()
-    region_on.says("0", "0")
-    expect(region_on.root).to_contain_text("waveform appears here")
-    choose(page, songs["short"])
-    region_on.says("0.3", "0.8", label=("0:00.3", "0:00.8", "0:00.5"))
-
-
-@pytest.mark.slow
-def test_the_region_is_still_there_after_another_tab(region_on: Region):
-    region_on.drag(3, 6)
-    region_on.says("3", "6")
-    region_on.page.get_by_role("tab", name="Texts").click()
-    expect(region_on.start).to_be_hidden()
-    region_on.page.get_by_role("tab", name="Numbers").click()
-    region_on.says("3", "6", label=("0:03.0", "0:06.0", "0:03.0"))
-    region_on.drag(20, 22)
-    region_on.says("20", "22")
-
-
-@pytest.mark.slow
-def test_two_regions_know_nothing_of_each_other_and_fields_may_be_text_boxes(region_on: Region, songs: dict[str, str]):
-    page = region_on.page
-    page.get_by_role("tab", name="Texts").click()
-    second = Region(page, "#second", ("#text-start", "#text-end"))
-    page.locator("#file input[type=file]").set_input_files(songs["other"])
-    second.seconds = 12
-    second.says("4", "6", label=("0:04.0", "0:06.0", "0:02.0"))
-    second.drag(8, 10)
-    second.says("8", "10")
-    second.fields[0].fill("2,5")
-    second.says("2,5", "10", label=("0:02.5", "0:10.0", "0:07.5"))
-    second.fields[1].fill("soon")
-    expect(second.root.locator(".wrong")).to_be_visible()
-    second.fields[0].fill("")
-    second.fields[1].fill("")
-    second.says("", "", label=("0:00.0", "0:12.0", "0:12.0"))
-    page.get_by_role("tab", name="Numbers").click()
-    region_on.says("10", "15", label=("0:10.0", "0:15.0", "0:05.0"))
-
-
-def test_a_file_that_cannot_be_read_has_no_waveform(region_on: Region, songs: dict[str, str]):
-    page = region_on.page
-    page.get_by_role("tab", name="Texts").click()
-    page.locator("#file input[type=file]").set_input_files(songs["words"])
-    second = Region(page, "#second", ("#text-start", "#text-end"))
-    expect(second.root).to_contain_text("no waveform")
-    expect(second.start).to_be_hidden()
-    second.says("0", "0")
+    shown.says("0", "0")
+    expect(shown.root).to_contain_text("waveform appears here")
+    choose(page, songs["words"])
+    expect(shown.root).to_contain_text("no waveform")
+    expect(shown.start).to_be_hidden()
 
 
 # --- dragging -----------------------------------------------------------------------------------------------------
@@ -234,13 +184,15 @@ def test_dragging_marks_a_region(region_on: Region):
         region_on.reset()
 
 
-def test_a_click_chooses_nothing(region_on: Region):
-    for seconds in (3, 12):
-        region_on.page.mouse.click(*region_on.at(seconds))
-    region_on.drag(20, 22)
-    region_on.says("20", "22")
+def test_a_drag_inside_the_region_that_a_file_begins_with_marks_another(region_on: Region):
+    region_on.drag(11, 13)
+    region_on.says("11", "13")
+    # By now it is the visitor's own, and can be moved.
+    region_on.drag(12, 17)
+    region_on.says("16", "18")
 
 
+@pytest.mark.slow
 def test_its_edges_and_its_middle_are_dragged(region_on: Region):
     for grab, drop, fields in (
         (10, 7, ("7", "15")),
@@ -256,13 +208,6 @@ def test_its_edges_and_its_middle_are_dragged(region_on: Region):
         region_on.drag(grab, drop)
         region_on.says(*fields)
         region_on.reset()
-
-
-def test_a_region_without_room_to_move_is_marked_anew(region_on: Region):
-    region_on.type("0", "0")
-    expect(region_on.facts).to_contain_text("Length 0:30.0")
-    region_on.drag(5, 9)
-    region_on.says("5", "9")
 
 
 def test_fields_are_written_when_the_drag_ends_and_nothing_is_asked_of_the_server(region_on: Region):
@@ -284,6 +229,7 @@ def test_fields_are_written_when_the_drag_ends_and_nothing_is_asked_of_the_serve
     assert not asked
 
 
+@pytest.mark.slow
 def test_the_end_of_a_file_between_two_tenths_is_reached(open_page: Callable[..., Region]):
     shown = open_page("odd")
     shown.seconds = 12.3456
@@ -322,20 +268,15 @@ def test_a_finger_marks_sideways_and_scrolls_up_and_down(open_page: Callable[...
 # --- typing -------------------------------------------------------------------------------------------------------
 
 
-def test_typing_moves_the_region(region_on: Region):
+def test_typing_moves_the_region_and_what_is_none_is_said(region_on: Region):
     region_on.fields[0].fill("4.25")
     region_on.says("4.25", "15", label=("0:04.3", "0:15.0", "0:10.8"))
     expect(region_on.start).to_have_attribute("aria-valuenow", "4.25")
     assert region_on.drawn() == pytest.approx((4.25, 15), abs=0.1)
     region_on.fields[1].fill("0")
     region_on.says("4.25", "0", label=("0:04.3", "0:30.0", "0:25.8"))
-    region_on.fields[1].fill("29.9")
-    region_on.says("4.25", "29.9", label=("0:04.3", "0:29.9", "0:25.7"))
-
-
-def test_what_is_no_region_is_said_and_left_as_typed(region_on: Region):
     wrong = region_on.root.locator(".wrong")
-    for start, end in (("50", "10"), ("-5", "9999"), ("5", "5.4"), ("29.8", "0"), ("12", "3")):
+    for start, end in (("50", "10"), ("5", "5.4")):
         region_on.type(start, end)
         expect(wrong).to_contain_text("from 0 to 30 seconds")
         expect(region_on.facts).to_be_hidden()
@@ -371,30 +312,9 @@ def test_keys_move_the_edges(region_on: Region):
         region_on.reset()
 
 
-def test_edges_are_reached_by_tab_and_say_their_range(region_on: Region):
-    region_on.fields[0].focus()
-    region_on.page.keyboard.press("Shift+Tab")
-    expect(region_on.end).to_be_focused()
-    region_on.page.keyboard.press("Shift+Tab")
-    expect(region_on.start).to_be_focused()
-    for slider, low, high in ((region_on.start, "0", "14.5"), (region_on.end, "10.5", "30")):
-        expect(slider).to_have_attribute("aria-valuemin", low)
-        expect(slider).to_have_attribute("aria-valuemax", high)
-    ring = "name => getComputedStyle(document.querySelector(`#region .edge.${name}`), '::after').outlineStyle"
-    assert [region_on.page.evaluate(ring, name) for name in ("start", "end")] == ["solid", "none"]
-
-
-def test_a_dragged_edge_can_be_moved_on_by_keys(region_on: Region):
-    region_on.drag(15, 20)
-    region_on.says("10", "20")
-    region_on.page.keyboard.press("ArrowRight")
-    region_on.says("10", "20.1")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
-def test_edges_are_big_enough_to_touch_wherever_they_are(open_page: Callable[..., Region], width: int):
-    shown = open_page(width=width)
+def test_edges_are_big_enough_to_touch_wherever_they_are(open_page: Callable[..., Region]):
+    shown = open_page(width=390)
     for start, end, length in (
         ("10", "15", "0:05.0"),
         ("0", "0.5", "0:00.5"),
@@ -409,58 +329,4 @@ def test_edges_are_big_enough_to_touch_wherever_they_are(open_page: Callable[...
             assert min(box["width"], box["height"]) >= 44
             assert box["x"] >= stage["x"]
             assert box["x"] + box["width"] <= stage["x"] + stage["width"]
-    assert shown.page.evaluate("document.documentElement.scrollWidth") == width
-
-
-@pytest.mark.slow
-def test_a_narrow_region_at_an_end_is_widened_by_its_grip(open_page: Callable[..., Region]):
-    shown = open_page(width=390)
-    grip = 6 * SECONDS / shown.root.locator(".track").bounding_box()["width"]  # outside of the edge, in seconds
-    for start, end, grab, way in (("0", "0.5", 0.5 + grip, 8), ("29.5", "0", 29.5 - grip, -8)):
-        shown.type(start, end)
-        expect(shown.facts).to_contain_text("Length 0:00.5")
-        shown.drag(grab, grab + way)
-        expect(shown.facts).to_contain_text(re.compile(r"Length 0:08\.[3-7]"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["light", "dark"])
-def test_the_waveform_stands_out_in_both_themes_and_nothing_moves_by_itself(
-    open_page: Callable[..., Region], mode: str
-):
-    shown = open_page(query=f"?__theme={mode}")
-    side = ["light", "dark"].index(mode)
-
-    def colour(selector: str, name: str) -> str:
-        return shown.root.locator(selector).evaluate(f"element => getComputedStyle(element).{name}")
-
-    def token(name: str) -> str:
-        digits = theme.TOKENS[name][side].lstrip("#")
-        return f"rgb({', '.join(str(int(digits[at : at + 2], 16)) for at in (0, 2, 4))})"
-
-    assert colour(".wave:not(.inside) path", "fill") == token("line-strong")
-    assert colour(".wave.inside path", "fill") == token("accent")
-    assert colour(".stage", "backgroundColor") == token("raised")
-    moving = """element => [...element.querySelectorAll('*')].filter((each) => {
-        const style = getComputedStyle(each);
-        return style.transitionDuration !== '0s' || style.animationName !== 'none';
-    }).length"""
-    assert shown.root.locator(".region").evaluate(moving) == 0
-
-
-def test_the_waveform_follows_the_width_of_the_page(region_on: Region):
-    def share() -> Any:
-        return region_on.root.evaluate(
-            """root => {
-                const [stage, track, wave] = ['.stage', '.track', '.wave path'].map(
-                    (name) => root.querySelector(name).getBoundingClientRect());
-                return [Math.round(wave.width) - Math.round(track.width), stage.width <= innerWidth];
-            }"""
-        )
-
-    for width in (1280, 390, 900):
-        region_on.page.set_viewport_size({"width": width, "height": 800})
-        difference, fits = share()
-        assert abs(difference) <= 2
-        assert fits
-        assert region_on.drawn() == pytest.approx((10, 15), abs=0.1)
+    assert shown.page.evaluate("document.documentElement.scrollWidth") == 390

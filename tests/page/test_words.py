@@ -9,16 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import pytest
-import soundfile
 from playwright.sync_api import Page, expect
 
-import lyrics_tab
 import tooltips
-from events import Draft, Event, Failed, Problem, Progress
-from limits import LIMITS, SAMPLE_RATE
-from params import LyricsOptions, LyricsRequest, parse_request
+from events import Draft, Event, Progress
+from limits import LIMITS
+from params import parse_request
 from tests.page.steps import MARKUP, Tab, read
 
 NONE_HERE = {
@@ -74,13 +71,6 @@ def written(opened: Tab, fake: Any) -> Any:
     return fake.requests[-1]
 
 
-def test_every_field_of_the_lyrics_request_has_a_control():
-    with gr.Blocks():
-        form, _ = lyrics_tab.lyrics_tab()
-    options = {f"options.{name}" for name in LyricsOptions.model_fields}
-    assert set(form.fields) == set(LyricsRequest.model_fields) - {"mode", "options"} | options == set(LYRICS_CONTROLS)
-
-
 @pytest.mark.slow
 def test_each_lyrics_control_reaches_the_request(lyrics: Tab, fake):
     plain = written(lyrics, fake)
@@ -91,26 +81,21 @@ def test_each_lyrics_control_reaches_the_request(lyrics: Tab, fake):
         assert read(request, name) == expected != read(plain, name), name
 
 
-@pytest.mark.slow
-def test_a_structure_of_ones_own(lyrics: Tab, fake):
-    box = lyrics.field("structure").get_by_role("combobox")
-    box.fill("two verses and a scream")
-    box.press("Enter")
-    assert written(lyrics, fake).structure == "two verses and a scream"
-
-
 def test_lyrics_come_as_they_are_written_and_stop_keeps_them(lyrics: Tab, fake):
     fake.script = endless_lyrics
     text = lyrics.text("text")
     lyrics.go.click()
     expect(lyrics.progress).to_contain_text(re.compile(r"Writing, \d+ tokens, 0:0\d so far\."))
-    expect(text).to_have_value(re.compile("line 3"))
+    expect(text).to_have_value(re.compile("line 40"))
+    # The box scrolls along.
+    hidden = "(box) => box.scrollHeight - box.clientHeight - box.scrollTop"
+    lyrics.page.wait_for_function(f"(box) => ({hidden})(box) < 60", arg=text.element_handle())
     expect(lyrics.go).to_be_disabled()
     lyrics.part("cancel").click()
-    expect(lyrics.progress).to_contain_text("Stopped. What is written stays.")
-    assert fake.closed.wait(5)
+    expect(lyrics.progress).to_contain_text("Stopped. The text so far is kept.")
+    assert fake.closed.wait(90)
     kept = text.input_value()
-    assert "line 3" in kept
+    assert "line 40" in kept
     expect(lyrics.go).to_be_enabled()
     expect(lyrics.part("use")).to_be_enabled()
     text.fill(f"{kept}\nmine")
@@ -123,18 +108,10 @@ def test_lyrics_come_as_they_are_written_and_stop_keeps_them(lyrics: Tab, fake):
 
 
 @pytest.mark.slow
-def test_lyrics_that_were_cut_say_so(lyrics: Tab, fake):
-    fake.script = partial(fake.lyrics, end="length")
-    written(lyrics, fake)
-    expect(lyrics.progress).to_contain_text("cut at Max length")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
         ("brief", "", "Brief must have from 1 to 2,000 characters: say what the song is about."),
-        ("brief", "x" * 50_000, "Brief may have up to 2,000 characters; this has 50,000."),
         ("options.max_tokens", "0", "Max length must be a whole number from 16 to 2048"),
     ],
 )
@@ -145,7 +122,7 @@ def test_a_wrong_value_is_told_beside_its_field(lyrics: Tab, fake, name: str, va
     lyrics.go.click()
     expect(lyrics.field(name)).to_contain_text(sentence)
     expect(lyrics.field(name)).to_be_visible()
-    expect(lyrics.part("problems")).to_contain_text("Nothing was started yet.")
+    expect(lyrics.part("problems")).to_contain_text("Please check")
     expect(lyrics.go).to_be_enabled()
     assert fake.requests == []
     lyrics.set("tone", "type", "warm")
@@ -153,21 +130,6 @@ def test_a_wrong_value_is_told_beside_its_field(lyrics: Tab, fake, name: str, va
     lyrics.go.click()
     expect(lyrics.part("problems")).to_be_visible()
     assert fake.requests == []
-
-
-@pytest.mark.slow
-def test_lyrics_that_fail_keep_what_was_there(lyrics: Tab, fake):
-    def fail(request: Any) -> Iterator[Event]:
-        yield Progress("loading")
-        yield Failed(Problem("out_of_memory", f"No room {MARKUP}.", hint="Close other programs."))
-
-    fake.script = fail
-    lyrics.text("text").fill("[Verse]\nmine")
-    lyrics.go.click()
-    expect(lyrics.part("message")).to_contain_text(f"No room {MARKUP}.")
-    expect(lyrics.text("text")).to_have_value("[Verse]\nmine")
-    expect(lyrics.go).to_be_enabled()
-    expect_plain(lyrics.page)
 
 
 @pytest.mark.slow
@@ -196,52 +158,20 @@ def test_lyrics_go_to_generate_with_their_language(lyrics: Tab, fake, tab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.long if at else ()) for at, name in enumerate(tooltips.LYRICS_EXAMPLES)],
-)
-def test_an_example_fills_the_brief(lyrics: Tab, fake, name: str):
-    lyrics.page.get_by_role("button", name=name).click()
-    expect(lyrics.text("brief")).to_have_value(tooltips.LYRICS_EXAMPLES[name]["brief"])
-    request = written(lyrics, fake)
-    assert {field: read(request, field) for field in tooltips.LYRICS_EXAMPLES[name]} == tooltips.LYRICS_EXAMPLES[name]
-
-
-@pytest.mark.slow
 def test_without_a_writer_the_tab_says_why(page: Page, fake, tab):
     fake.facts = {"lyrics": NONE_HERE}
     page.reload()
     lyrics = tab(page, "lyrics")
     expect(lyrics.go).to_be_disabled()
-    expect(lyrics.part("why")).to_have_text("It is <b>not</b> on this machine. Fetch it first.")
-    expect(page.locator("#studio-status")).to_contain_text("Lyrics writer: not here")
+    expect(lyrics.part("why")).to_have_text(
+        f"{tooltips.NO_SONGWRITER} It is <b>not</b> on this machine. Fetch it first."
+    )
+    expect(page.locator("#studio-status")).to_contain_text("Lyrics writer: not installed")
     # One's own lyrics need no writer.
     lyrics.text("text").fill("[Verse]\nmine")
     lyrics.part("use").click()
     expect(page.locator("#generate-lyrics textarea")).to_have_value("[Verse]\nmine")
     expect_plain(page)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("code", "usable"), [("out_of_memory", True), ("weights_broken", False)])
-def test_a_writer_that_could_not_be_loaded(page: Page, fake, tab, code: str, usable: bool):
-    problem = {"code": code, "message": "It broke.", "hint": "Mend it."}
-    fake.facts = {"lyrics": {"state": "failed", "model": "org/m", "problem": problem}}
-    page.reload()
-    lyrics = tab(page, "lyrics")
-    expect(lyrics.part("why")).to_have_text("It broke. Mend it.")
-    expect(lyrics.go).to_be_enabled(enabled=usable)
-    expect(page.locator("#studio-status")).to_contain_text("Lyrics writer: could not be loaded")
-
-
-@pytest.mark.slow
-def test_the_status_line_follows_what_a_run_loaded(lyrics: Tab, fake):
-    status = lyrics.page.locator("#studio-status")
-    expect(status).to_contain_text("Lyrics writer: preview (not loaded yet)")
-    fake.facts = {"lyrics": {"state": "loaded", "model": "org/a-model", "problem": None}}
-    written(lyrics, fake)
-    expect(status).to_contain_text("Lyrics writer: a-model")
-    expect(status).to_contain_text("Planner: preview (not loaded yet)")
 
 
 # --- the plan -----------------------------------------------------------------------------------------------------
@@ -261,12 +191,12 @@ def test_a_plan_is_shown_and_kept(page: Page, fake, tab):
     expect(line.locator("span")).to_have_text(["Plan:", "92 BPM", "G# minor", "6/8", "English"])
     generate.part("keep-plan").click()
     expect(generate.text("plan_seed")).to_have_value("4294967295")
-    expect(generate.part("plan-kept")).to_contain_text("4294967295 stands under Advanced now")
+    expect(generate.part("plan-kept")).to_contain_text("4294967295 is saved under Advanced")
     assert generate.made(fake).options.plan_seed == 4294967295
     # Words of the planner's own are shown as text.
     fake.script = partial(fake.song, plan={**PLAN, "rewritten": True, "caption": MARKUP, "language": "unknown"})
     generate.made(fake)
-    expect(line).to_contain_text(f"The prompt in the planner's words: {MARKUP}")
+    expect(line).to_contain_text(f"The planner's prompt: {MARKUP}")
     expect(line.locator("span")).to_have_text(["Plan:", "92 BPM", "G# minor", "6/8"])
     fake.script = partial(fake.song, plan={"used": False, "reason": f"Off {MARKUP}."})
     generate.made(fake)
@@ -276,16 +206,6 @@ def test_a_plan_is_shown_and_kept(page: Page, fake, tab):
     generate.made(fake)
     expect(line).to_have_text("")
     expect_plain(page)
-
-
-@pytest.mark.slow
-def test_a_reason_that_the_notes_give_is_not_given_twice(page: Page, fake, tab):
-    generate = tab(page, "generate")
-    generate.set("prompt", "type", "a song")
-    note = "Made without a plan: There was no room."
-    fake.script = partial(fake.song, plan={"used": False, "reason": "There was no room."}, notes=[note])
-    generate.made(fake)
-    expect(page.get_by_text(note)).to_have_count(1)
 
 
 @pytest.mark.slow
@@ -308,7 +228,7 @@ def test_a_song_without_a_plan_says_nothing_about_how_to_plan(page: Page, fake, 
 def test_without_a_planner_nothing_can_be_asked_of_it(page: Page, fake, tab):
     fake.facts = {"planner": NONE_HERE}
     page.reload()
-    expect(page.locator("#studio-status")).to_contain_text("Planner: not here")
+    expect(page.locator("#studio-status")).to_contain_text("Planner: not installed")
     generate = tab(page, "generate")
     generate.unfold()
     expect(generate.field("options.plan").get_by_role("checkbox")).not_to_be_checked()
@@ -355,7 +275,7 @@ def test_surprise_me_fills_the_form_and_undo_takes_it_back(page: Page, fake, tab
     undo = generate.part("undo")
     undo.click()
     expect(generate.text("prompt")).to_have_value("sea shanty, male choir")
-    expect(generate.part("assist-progress")).to_contain_text("What was there before is back.")
+    expect(generate.part("assist-progress")).to_contain_text("Undone.")
     undo.click()
     expect(generate.text("prompt")).to_have_value("an idea")
     expect(undo).to_be_hidden()
@@ -363,48 +283,6 @@ def test_surprise_me_fills_the_form_and_undo_takes_it_back(page: Page, fake, tab
     request = generate.made(fake)
     assert request == parse_request("generate", {"prompt": "an idea", "language": "fr", "bpm": 61})
     expect_plain(page)
-
-
-@pytest.mark.slow
-def test_polish_sends_what_the_visitor_gave(page: Page, fake, tab):
-    generate = tab(page, "generate")
-    generate.unfold()
-    words = {"prompt": "rough", "lyrics": "la", "bpm": "90", "duration": "30"}
-    for name, value in words.items():
-        generate.set(name, "type", value)
-    generate.set("time_signature", "pick", "6/8")
-    generate.part("polish").click()
-    expect(generate.text("prompt")).to_have_value("sea shanty, male choir")
-    assert fake.requests[-1] == parse_request("polish", {**words, "bpm": 90, "duration": 30, "time_signature": "6"})
-
-
-@pytest.mark.slow
-def test_lyrics_that_are_switched_off_stay(page: Page, fake, tab):
-    generate = tab(page, "generate")
-    generate.set("lyrics", "type", "[Verse]\nmine")
-    generate.set("instrumental", "tick", True)
-    generate.part("inspire").click()
-    expect(generate.text("prompt")).to_have_value("sea shanty, male choir")
-    expect(generate.text("lyrics")).to_have_value("[Verse]\nmine")
-    assert fake.requests[-1].instrumental
-
-
-@pytest.mark.slow
-def test_help_that_cannot_start_is_told_beside_the_field(page: Page, fake, tab):
-    generate = tab(page, "generate")
-    generate.part("polish").click()
-    expect(generate.part("assist-problems")).to_contain_text("Please look at Prompt.")
-    generate.set("prompt", "type", "a song")
-    generate.unfold()
-    generate.set("bpm", "type", "9-9")
-    generate.unfold(False)
-    generate.part("polish").click()
-    expect(generate.field("bpm")).to_contain_text('not "9-9"')
-    expect(generate.part("polish")).to_be_enabled()
-    cover = tab(page, "cover")
-    cover.part("describe").click()
-    expect(cover.field("source")).to_contain_text("Source must be an audio file")
-    assert fake.requests == []
 
 
 @pytest.mark.slow
@@ -417,7 +295,7 @@ def test_help_is_cancelled_and_what_is_typed_meanwhile_comes_back(page: Page, fa
     expect(generate.part("polish")).to_be_disabled()
     generate.part("assist-cancel").click()
     expect(generate.part("assist-progress")).to_contain_text("Cancelled.")
-    assert fake.closed.wait(5)
+    assert fake.closed.wait(90)
     expect(generate.part("assist-cancel")).to_be_hidden()
     expect(generate.text("prompt")).to_have_value("an idea")
 
@@ -438,22 +316,7 @@ def test_help_is_cancelled_and_what_is_typed_meanwhile_comes_back(page: Page, fa
 
 
 @pytest.mark.slow
-def test_help_that_fails_says_why(page: Page, fake, tab):
-    fake.script = fake.fail
-    generate = tab(page, "generate")
-    generate.set("prompt", "type", "an idea")
-    generate.part("inspire").click()
-    expect(generate.part("assist-progress")).to_contain_text("There was <b>no memory</b> left. Try fewer takes.")
-    expect(generate.part("inspire")).to_be_enabled()
-    expect(generate.part("undo")).to_be_hidden()
-    expect(generate.text("prompt")).to_have_value("an idea")
-    expect_plain(page)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "mode", [*(pytest.param(mode, marks=pytest.mark.long) for mode in ("cover", "extend")), "edit"]
-)
+@pytest.mark.parametrize("mode", ["edit"])
 def test_a_source_is_described(page: Page, fake, tab, song: Path, mode: str):
     opened = tab(page, mode)
     opened.set("source", "upload", song)
@@ -468,18 +331,6 @@ def test_a_source_is_described(page: Page, fake, tab, song: Path, mode: str):
     opened.part("undo").click()
     expect(opened.text("prompt")).to_have_value("")
     expect(opened.text("bpm")).to_have_value("")
-
-
-@pytest.mark.slow
-def test_a_morph_is_told_what_its_source_is(page: Page, fake, tab, song: Path):
-    edit = tab(page, "edit")
-    edit.set("source", "upload", song)
-    page.locator("#edit-action input[value=morph]").check()
-    edit.set("prompt", "type", "what it becomes")
-    edit.part("describe").click()
-    expect(edit.text("source_prompt")).to_have_value("sea shanty, male choir")
-    expect(edit.text("source_lyrics")).to_have_value("[Verse]\nHeave away")
-    expect(edit.text("prompt")).to_have_value("what it becomes")
 
 
 # --- advice -------------------------------------------------------------------------------------------------------
@@ -512,91 +363,10 @@ def test_advice_follows_the_lyrics(page: Page, fake, tab):
     expect_plain(page)
 
 
-@pytest.mark.slow
-def test_advice_knows_how_long_the_song_is(page: Page, tab, song: Path):
-    words = "[Verse]\n" + "\n".join(["one two three four five six"] * 10)
-    generate = tab(page, "generate")
-    generate.set("lyrics", "type", words)
-    expect(generate.part("advice")).to_have_text("")
-    generate.set("duration", "type", "10")
-    expect(generate.part("advice")).to_contain_text("60 words are more than 10 seconds can hold")
-    cover = tab(page, "cover")
-    cover.set("lyrics", "type", words)
-    cover.set("source", "upload", song)
-    expect(cover.part("advice")).to_contain_text("60 words are more than 3 seconds can hold")
-    extend = tab(page, "extend")
-    extend.set("lyrics", "type", words)
-    extend.set("after", "type", "5")
-    extend.set("before", "type", "2")
-    expect(extend.part("advice")).to_contain_text("60 words are more than 7 seconds can hold")
+# --- on the built-in engine ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_advice_on_the_lyrics_of_a_source(page: Page, tab, song: Path):
-    edit = tab(page, "edit")
-    advice, text = edit.part("source-lyrics-advice"), edit.text("source_lyrics")
-    edit.field("action").get_by_label("Morph").check()
-    text.fill("[Verse]\nla la\n[Chorus]")
-    expect(advice).to_have_text("Line 3: [Chorus] has no lines; give it some, or take it out.")
-    # What the song becomes has advice of its own, and to be sung no more does not change what is sung now.
-    expect(edit.part("advice")).to_have_text("")
-    edit.set("instrumental", "tick", True)
-    text.fill("[Verse]\n" + "\n".join(["one two three four five six"] * 10))
-    expect(advice).to_have_text("")
-    edit.set("source", "upload", song)
-    expect(advice).to_contain_text("60 words are more than 3 seconds can hold")
-    edit.field("action").get_by_label("Repaint").check()
-    expect(advice).to_be_hidden()
-
-
-@pytest.mark.slow
-def test_advice_on_written_lyrics(lyrics: Tab, fake):
-    fake.script = partial(fake.lyrics, text=FLAWED)
-    written(lyrics, fake)
-    expect(lyrics.part("advice").locator("summary")).to_have_text("4 remarks on the lyrics")
-    lyrics.text("text").fill("[Verse]\nla la")
-    expect(lyrics.part("advice")).to_have_text("")
-    lyrics.text("text").fill("")
-    expect(lyrics.part("use")).to_be_disabled()
-
-
-# --- on the preview engine ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_from_a_brief_to_a_planned_song(studio: str, visit, tab):
-    page = visit(studio)
-    lyrics = tab(page, "lyrics")
-    lyrics.set("brief", "type", "a lighthouse")
-    lyrics.set("language", "choose", "French")
-    lyrics.unfold()
-    lyrics.set("options.max_tokens", "type", "32")
-    lyrics.set("seed", "type", "5")
-    lyrics.go.click()
-    expect(lyrics.progress).to_contain_text("tokens written in", timeout=60_000)
-    words = lyrics.text("text").input_value()
-    assert words
-    lyrics.part("use").click()
-
-    generate = tab(page, "generate")
-    expect(generate.text("lyrics")).to_have_value(words)
-    generate.unfold()
-    for name, value in {"prompt": "a song", "duration": "10", "steps": "2", "seed": "7"}.items():
-        generate.set(name, "type", value)
-    file = generate.download()
-    assert soundfile.info(file).frames == 10 * SAMPLE_RATE
-    facts = generate.part("plan-line").locator("span")
-    expect(facts.first).to_have_text("Plan:")
-    expect(facts.last).to_have_text("French")
-    planned = facts.all_inner_texts()
-    generate.part("keep-plan").click()
-    expect(generate.text("plan_seed")).to_have_value("7")
-    # Another song with the same plan.
-    generate.set("seed", "type", "8")
-    generate.download()
-    assert facts.all_inner_texts() == planned
-
-
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_planner_helps_with_the_words(studio: str, visit, tab, song: Path):
     page = visit(studio)

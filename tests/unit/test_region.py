@@ -35,7 +35,7 @@ def burst(seconds: float = 8, level: float = 1.0) -> np.ndarray:
     return samples
 
 
-@pytest.mark.parametrize("ending", ["wav", "flac", "mp3", "ogg"])
+@pytest.mark.parametrize("ending", ["wav", "mp3"])
 def test_what_is_loud_is_drawn_where_it_is(tmp_path: Path, ending: str):
     path = written(tmp_path / f"burst.{ending}", burst())
     assert region.peaks(path)["seconds"] == pytest.approx(8, abs=0.1)
@@ -67,34 +67,26 @@ def test_a_quiet_recording_fills_the_picture_but_noise_does_not(tmp_path: Path):
     assert drawn(written(tmp_path / "noise.wav", burst(level=0.0005), subtype="FLOAT")).max() <= 7
 
 
-def test_silence_is_a_flat_line(tmp_path: Path):
+def test_silence_is_a_flat_line_and_what_is_no_number_is_drawn_as_something(tmp_path: Path):
     columns = drawn(written(tmp_path / "silence.wav", np.zeros(RATE * 2)))
     assert len(columns) == region.COLUMNS
     assert not columns.any()
-
-
-def test_samples_that_are_no_numbers_are_drawn_as_something(tmp_path: Path):
     samples = burst()
     samples[:3] = np.nan, np.inf, -np.inf
     assert drawn(written(tmp_path / "broken.wav", samples, subtype="FLOAT")).max() == 127
 
 
-@pytest.mark.parametrize("content", [b"", b"just some words", b"RIFF\x10\x00\x00\x00WAVEfmt ", None])
-def test_what_cannot_be_read_has_no_waveform(tmp_path: Path, content: bytes | None):
-    path = tmp_path / "file.wav"
-    if content is not None:
-        path.write_bytes(content)
-    assert region.peaks(path) == {"seconds": 0.0, "peaks": ""}
+def test_what_cannot_be_read_has_no_waveform(tmp_path: Path):
+    (tmp_path / "words.wav").write_bytes(b"just some words")
+    for name in ("words.wav", "missing.wav"):
+        assert region.peaks(tmp_path / name) == {"seconds": 0.0, "peaks": ""}
 
 
-@pytest.mark.parametrize("seconds", [1.0, 1.04, 2.34, 3.0, 12.3456, 59.98, 600.0])
-def test_a_new_source_begins_with_a_middle_part(seconds: float):
-    start, end = region.middle(seconds)
-    assert 0 < start < end < seconds
-    assert end - start >= LEAST_REGION_SECONDS - 1e-9
-    assert (start, end) == (round(start, 1), round(end, 1))
-
-
-def test_long_sources_begin_with_a_third_to_a_half():
+def test_a_new_source_begins_with_a_middle_part():
+    for seconds in (1.0, 1.04, 12.3456, 600.0):
+        start, end = region.middle(seconds)
+        assert 0 < start < end < seconds
+        assert end - start >= LEAST_REGION_SECONDS - 1e-9
+        assert (start, end) == (round(start, 1), round(end, 1))
     assert region.middle(60) == (20, 30)
     assert region.middle(0) == (0, 0)

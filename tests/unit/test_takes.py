@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,24 +32,16 @@ def made(mode="generate", plan=None, **values) -> Made:
 
 
 @pytest.mark.parametrize("mode", SONG_REQUESTS)
-def test_a_retake_changes_the_seed_alone(mode):
+def test_a_retake_and_one_more_like_a_take_change_the_seed_alone(mode):
     take = made(mode)
     again = takes.retake(take)
     assert again.seed == -1
     assert again.model_copy(update={"seed": 5}) == take.request
-
-
-@pytest.mark.parametrize("mode", SONG_REQUESTS)
-def test_one_more_like_a_take_varies_its_seed(mode):
-    take = made(mode)
     varied = takes.more(take)
     assert (varied.seed, varied.takes) == (7, 1)
     assert (varied.options.variation, varied.options.variation_seed) == (MORE_LIKE_THIS, -1)
-    back = {"variation": 0.0, "variation_seed": -1}
-    former = varied.model_copy(
-        update={"seed": 5, "takes": 3, "options": varied.options.model_copy(update=back)},
-    )
-    assert former == take.request
+    back = varied.options.model_copy(update={"variation": 0.0})
+    assert varied.model_copy(update={"seed": 5, "takes": 3, "options": back}) == take.request
     assert takes.more(made(options={"variation": 0.6})).options.variation == 0.6
 
 
@@ -66,27 +59,13 @@ def test_the_words_that_are_timed_are_those_that_were_sung():
     assert (plain.prompt, plain.bpm, plain.planned) == ("a song", 90, False)
 
 
-@pytest.mark.parametrize(
-    ("take", "expected"),
-    [
-        (made(), True),
-        (made("cover"), True),
-        (made("edit"), True),
-        (made("extend"), False),
-        (made("edit", action="extract", tracks=["vocals"], start=0, end=0, options={}), False),
-        (made(instrumental=True), False),
-        (made(lyrics=""), False),
-    ],
-    ids=["generate", "cover", "repaint", "extend", "extract", "instrumental", "no lyrics"],
-)
-def test_only_what_sings_all_of_its_lyrics_can_be_timed(monkeypatch, take, expected):
-    class Studio:
-        @staticmethod
-        def status():
-            return {"timed_lyrics": {"available": True, "reason": ""}}
-
-    monkeypatch.setattr(runs, "get_backend", Studio)
-    assert runs.can_be_timed(take) is expected
+def test_only_what_sings_all_of_its_lyrics_can_be_timed(monkeypatch):
+    studio = SimpleNamespace(status=lambda: {"timed_lyrics": {"available": True, "reason": ""}})
+    monkeypatch.setattr(runs, "get_backend", lambda: studio)
+    assert all(runs.can_be_timed(made(mode)) for mode in ("generate", "cover", "edit"))
+    extracted = made("edit", action="extract", tracks=["vocals"], start=0, end=0, options={})
+    for take in (made("extend"), extracted, made(instrumental=True), made(lyrics="")):
+        assert not runs.can_be_timed(take)
 
 
 def test_an_upload_that_is_gone_is_named(tmp_path):
@@ -97,14 +76,10 @@ def test_an_upload_that_is_gone_is_named(tmp_path):
         takes.check_uploads(made("cover", source=str(here), reference=str(tmp_path / "gone.wav")).request)
 
 
-@pytest.mark.parametrize(
-    ("days", "gb", "said"),
-    [
-        (30, 20, "for 30 days, up to 20 GB in all; the oldest go first."),
-        (1, math.inf, "for 1 day; the oldest go first."),
-        (math.inf, 0.5, "up to 0.5 GB in all; the oldest go first."),
-        (math.inf, math.inf, "Finished songs stay in the studio's output folder. What"),
-    ],
-)
-def test_the_page_says_what_leaves_the_output_folder(days, gb, said):
-    assert said in tooltips.kept_for(days, gb)
+def test_the_page_says_what_leaves_the_output_folder():
+    for days, gb, said in [
+        (30, 20, "for 30 days, up to 20 GB in all; the oldest are deleted first."),
+        (1, math.inf, "for 1 day; the oldest are deleted first."),
+        (math.inf, math.inf, "Finished songs are kept. Uploads"),
+    ]:
+        assert said in tooltips.kept_for(days, gb)
