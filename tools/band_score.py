@@ -1,92 +1,83 @@
-"""What the band plays: from a style, a tempo, a key and section tags to notes and drum hits, and to captions.
+"""What the band plays: from a style, a tempo, a key and section tags to notes, drum hits and captions.
 
-`compose` draws everything from one seeded generator on the CPU, in a fixed order, so that a seed means the same piece
-on every machine. A piece is planned in whole bars from the start; the last bar may be cut by the end.
+`compose` draws everything from one seeded generator, so that a seed means the same piece on every machine. All onsets
+lie on a grid of 10 ms, and two moments are at least 50 ms apart. A note has no length: its sound decays by itself.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from tools.band_sounds import Notes
-from tools.band_styles import INSTRUMENTS, STEMS, STYLES, Style
+from tools import band_styles as tables
+from tools.band_styles import STYLES, Style
 
-SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
-NOTE_NAMES = (
-    ("C",),
-    ("C#", "Db"),
-    ("D",),
-    ("D#", "Eb"),
-    ("E",),
-    ("F",),
-    ("F#", "Gb"),
-    ("G",),
-    ("G#", "Ab"),
-    ("A",),
-    ("A#", "Bb"),
-    ("B",),
-)
-PITCH_CLASSES = {name: pitch for pitch, names in enumerate(NOTE_NAMES) for name in names} | {
-    "Cb": 11,
-    "B#": 0,
-    "E#": 5,
-    "Fb": 4,
-}
-LOUDNESS = {"X": 1.0, "x": 0.75, "o": 0.4}
+TICK = 480
+ROLES = ("bass", "chords", "lead")
+LOWEST = {"bass": 28, "chords": 53, "lead": 71}
+INSTRUMENTS = {role: tuple(words) for role, words in tables.INSTRUMENT_WORDS.items()}
+KITS = tuple(tables.KIT_WORDS)
+DRUMS = ("kick", "snare", "hat", "open")
+
 BPM_RANGE = (60, 180)
-LONGEST_LEAD_STEPS = 6
+SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
+NOTE_NAMES = (("C",), ("C#", "Db"), ("D",), ("D#", "Eb"), ("E",), ("F",))
+NOTE_NAMES += (("F#", "Gb"), ("G",), ("G#", "Ab"), ("A",), ("A#", "Bb"), ("B",))
+PITCH_CLASSES = {"Cb": 11, "B#": 0, "E#": 5, "Fb": 4}
+PITCH_CLASSES |= {name: pitch for pitch, names in enumerate(NOTE_NAMES) for name in names}
 
-# What a section tag asks for, by how the tag begins; what is not here is a verse.
+# What a section tag asks for, by how the tag begins; anything else is a verse.
 TAGS = {
-    "intro": "intro",
-    "start": "intro",
-    "chorus": "chorus",
-    "drop": "chorus",
-    "hook": "chorus",
-    "refrain": "chorus",
-    "solo": "chorus",
-    "guitar solo": "chorus",
-    "break": "break",
-    "bridge": "break",
-    "build": "break",
-    "interlude": "break",
-    "outro": "outro",
-    "end": "outro",
-    "coda": "outro",
+    "intro": ("intro", "start"),
+    "verse": ("verse", "verse 1", "verse 2", "pre-chorus"),
+    "chorus": ("chorus", "drop", "hook", "refrain", "solo", "guitar solo"),
+    "break": ("break", "bridge", "build", "interlude"),
+    "outro": ("outro", "end", "coda"),
 }
-WEIGHTS = {"intro": 1.0, "verse": 2.0, "chorus": 2.0, "break": 1.0, "outro": 1.0}
-# How loud each stem plays in a section; the drums' number chooses what of the kit plays: light under 0.5.
-ACTIVITY = {
-    "intro": {"drums": 0.4, "bass": 0.0, "chords": 0.8, "lead": 0.0, "pad": 1.0},
-    "verse": {"drums": 0.8, "bass": 0.9, "chords": 0.85, "lead": 0.7, "pad": 0.5},
-    "chorus": {"drums": 1.0, "bass": 1.0, "chords": 1.0, "lead": 1.0, "pad": 1.0},
-    "break": {"drums": 0.3, "bass": 0.6, "chords": 0.7, "lead": 0.0, "pad": 1.2},
-    "outro": {"drums": 0.45, "bass": 0.8, "chords": 0.8, "lead": 0.0, "pad": 1.0},
+# Forms for pieces without tags, by the fewest bars that they take.
+FORMS = {
+    1: ("verse", "verse chorus", "intro chorus"),
+    6: ("verse chorus", "intro verse chorus", "verse chorus outro", "verse break chorus"),
+    9: ("intro verse chorus outro", "verse chorus verse chorus", "verse chorus break chorus"),
+    16: ("intro verse chorus break chorus outro", "intro verse chorus verse chorus outro"),
+    36: ("intro verse chorus verse chorus break chorus outro",),
 }
-TAG_WORDS = {"intro": "Intro", "verse": "Verse", "chorus": "Chorus", "break": "Break", "outro": "Outro"}
+# Who may play in a section, from few to all: drums, bass, chords, lead.
+WHO = {
+    "intro": ("c", "dc", "bc", "cl", "dbc"),
+    "verse": ("dbc", "dbc", "dbcl", "dbcl"),
+    "chorus": ("dbcl",),
+    "break": ("c", "bc", "cl", "bcl"),
+    "outro": ("c", "bc", "dbc", "bcl"),
+}
+DYNAMICS = {"intro": -1, "verse": 0, "chorus": 1, "break": -1, "outro": -1}
+LOUDNESS = {"X": 2, "x": 1, "o": 0}
+# How bars make a phrase: the two that are drawn of a pattern, the three of a melody; a dot is a rest.
+TURNS = ("AAAA", "AAAB", "ABAB")
+PHRASES = {"verse": ("ABA.", "AAB.", "A.B.", "ABAC"), "chorus": ("ABAC", "AABC", "AAAB", "ABAB")}
+# The last bar of a piece.
+ENDING = {"kick": "X", "open": "X", "bass": "1...1...1...1...", "chords": "X...x...x...x..."}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One section of the form, from bar `first` to before bar `last`; `start` and `end` in seconds."""
+    """One section of the form; `start` and `end` in seconds."""
 
     name: str
-    first: int
-    last: int
     start: float
     end: float
 
 
 @dataclass(frozen=True)
 class Score:
-    """A piece before it sounds: what was asked, the form, the notes and hits, and what people would call it.
+    """A piece before it sounds.
 
-    `players` names the instrument of each stem but the drums, `lyrics` is what the prompt's lyrics say: section tags or
-    [Instrumental].
+    `notes` holds rows (tick, MIDI pitch, level) for each role, `hits` rows (tick, place in DRUMS, level), both in order
+    of time; a level is 1 (soft) or 2 (loud). `lyrics` holds section tags or [Instrumental].
     """
 
     seed: int
@@ -98,54 +89,64 @@ class Score:
     form: tuple[Part, ...]
     lyrics: str
     captions: tuple[str, ...]
-    players: dict[str, str]
-    notes: dict[str, Notes]
-    hits: dict[str, np.ndarray]
-
-    @property
-    def tracks(self) -> dict[str, tuple[str, ...]]:
-        """Return the stems of each track, by the names that the studio's tasks use."""
-        found: dict[str, tuple[str, ...]] = {}
-        for stem in STEMS:
-            track = "drums" if stem == "drums" else INSTRUMENTS[self.players[stem]].track
-            found[track] = (*found.get(track, ()), stem)
-        return found
+    instruments: dict[str, str]
+    kit: str
+    notes: dict[str, np.ndarray]
+    hits: np.ndarray
 
 
 def compose(
     seed: int,
-    style: str = "",
-    bpm: int = 0,
-    key: str = "",
-    beats: int = 0,
-    seconds: float = 30.0,
-    lyrics: str = "",
+    *,
+    style: str | None = None,
+    bpm: int | None = None,
+    key: str | None = None,
+    beats: int | None = None,
+    lyrics: str | None = None,
+    seconds: float | None = None,
 ) -> Score:
-    """Write a piece; what is not given is drawn as the style likes it.
+    """Write a piece of 30 s or of `seconds`; anything else that is not given is drawn to suit the style.
 
-    `key` reads "F# minor", `beats` (a bar) is 3 or 4, `lyrics` may hold section tags, each in its own [brackets].
-    Raises ValueError for what the band does not play.
+    `key` reads "F# minor", `beats` per bar is 3 or 4, `lyrics` may hold section tags in [brackets].
+    Raises ValueError for anything the band does not play.
     """
     rng = np.random.default_rng(seed)
-    drawn_style = str(rng.choice(list(STYLES)))
-    if (style or drawn_style) not in STYLES:
+    drawn = str(rng.choice(list(STYLES)))
+    style = style or drawn
+    if style not in STYLES:
         raise ValueError(f"The band plays {', '.join(STYLES)}, not {style}.")
-    how = STYLES[style or drawn_style]
-    drawn_bpm = int(rng.integers(*how.bpm) if rng.random() < 0.8 else rng.integers(*BPM_RANGE, endpoint=True))
-    drawn_key, drawn_beats = _draw_key(rng, how), int(rng.choice(how.beats))
+    how = STYLES[style]
+    energy = int(rng.choice(list(how.energies)))
+    slowest, fastest = how.bpm if rng.random() < 0.8 else BPM_RANGE
+    drawn_bpm = round(slowest + (fastest - slowest) * (0.6 * rng.random() + 0.2 * energy))
+    drawn_key = f"{rng.choice(NOTE_NAMES[rng.integers(12)])} {'minor' if rng.random() < how.minor else 'major'}"
+    drawn_beats = int(rng.choice(how.beats))
     bpm, key, beats = bpm or drawn_bpm, key or drawn_key, beats or drawn_beats
     if not BPM_RANGE[0] <= bpm <= BPM_RANGE[1] or beats not in (3, 4):
         raise ValueError(f"The band plays {BPM_RANGE[0]} to {BPM_RANGE[1]} BPM in 3/4 or 4/4, not {bpm} in {beats}/4.")
     tonic, scale = parse_key(key)
-    bars = max(1, math.ceil(seconds * bpm / 60 / beats - 1e-9))
-    form = _form(rng, lyrics, bars, 60 * beats / bpm)
-    players = {stem: str(rng.choice(names)) for stem, names in how.instruments.items()}
-    writer = _Writer(rng, how, tonic, scale, bpm, beats, form, bars)
-    notes = {stem: writer.write(stem) for stem in STEMS if stem != "drums"}
-    hits = writer.drums()
-    told = lyrics or _lyrics(rng, form)
-    captions = _captions(rng, how, players, bpm, scale)
-    return Score(seed, how.name, bpm, key, beats, seconds, form, told, captions, players, notes, hits)
+    seconds = float(seconds or 30.0)
+    # A last bar of less than a beat is left to the bar before it.
+    bars = max(1, math.ceil((seconds * bpm / 60 - 1) / beats - 1e-9))
+    spans = _form(rng, lyrics or "", bars)
+    bar_seconds = 60 * beats / bpm
+    form = tuple(
+        Part(name, first * bar_seconds, seconds if last == bars else last * bar_seconds) for name, first, last in spans
+    )
+    *players, kits = (each.split() for each in how.players)
+    instruments = {
+        role: str(rng.choice(INSTRUMENTS[role] if rng.random() < 0.1 else usual))
+        for role, usual in zip(ROLES, players, strict=True)
+    }
+    kit = str(rng.choice(kits))
+    writer = _Writer(rng, how, tonic, scale, bpm, beats, spans, energy)
+    notes = writer.write(seconds)
+    hits = notes.pop("drums")
+    told = _lyrics(rng, spans) if lyrics is None else lyrics
+    names = [tables.INSTRUMENT_WORDS[role][instruments[role]] for role in ROLES if len(notes[role])]
+    names += [tables.KIT_WORDS[kit]] if len(hits) else []
+    captions = _captions(rng, how, names, bpm, scale, energy)
+    return Score(seed, style, bpm, key, beats, seconds, form, told, captions, instruments, kit, notes, hits)
 
 
 def parse_key(key: str) -> tuple[int, str]:
@@ -158,245 +159,215 @@ def parse_key(key: str) -> tuple[int, str]:
 
 def sections(lyrics: str) -> list[str]:
     """Return the sections that the tags of `lyrics` ask for, in order; [Instrumental] asks for none."""
-    names = []
-    for tag in re.findall(r"\[([^\]]+)\]", lyrics.lower()):
-        tag = tag.strip()
-        if tag.startswith(("inst", "instrumental")):
-            continue
-        names.append(next((name for start, name in TAGS.items() if tag.startswith(start)), "verse"))
-    return names
+    tags = [tag.strip() for tag in re.findall(r"\[([^\]]+)\]", lyrics.lower())]
+    return [
+        next((name for name, starts in TAGS.items() if tag.startswith(starts)), "verse")
+        for tag in tags
+        if not tag.startswith("inst")
+    ]
 
 
 # --- the plan -----------------------------------------------------------------------------------------------------
 
 
-def _draw_key(rng: np.random.Generator, how: Style) -> str:
-    names = NOTE_NAMES[int(rng.integers(12))]
-    return f"{rng.choice(names)} {'minor' if rng.random() < how.minor else 'major'}"
+def _place(rng: np.random.Generator, count: int, energy: int) -> int:
+    """Draw a place in a list that is ordered from sparse to dense, by the energy (0 to 2)."""
+    return int((0.6 * rng.random() + 0.2 * max(energy, 0)) * count)
 
 
-def _form(rng: np.random.Generator, lyrics: str, bars: int, bar_seconds: float) -> tuple[Part, ...]:
-    """Spread the bars over the sections by their weights, in pairs of bars where there are enough."""
-    wanted = ["verse", "chorus"]
-    if bars >= 8:
-        wanted = ["intro", "verse", "chorus", "outro"] if rng.random() < 0.5 else ["verse", "chorus", "verse", "chorus"]
-    if bars >= 16:
-        wanted = ["intro", "verse", "chorus", "break", "chorus", "outro"]
-    names = sections(lyrics) or wanted
+def _form(rng: np.random.Generator, lyrics: str, bars: int) -> list[tuple[str, int, int]]:
+    """Return (section, first bar, bar after the last): the bars spread by weight, in pairs where there are enough."""
+    drawn = str(rng.choice(FORMS[max(fewest for fewest in FORMS if fewest <= bars)]))
+    names = sections(lyrics) or drawn.split()
     grain = 2 if bars >= 3 * len(names) else 1
-    total = sum(WEIGHTS[name] for name in names)
-    ends, so_far = [], 0.0
-    for name in names:
-        so_far += WEIGHTS[name]
-        ends.append(min(round(so_far / total * bars / grain) * grain, bars))
+    weights = np.cumsum([2 if name in ("verse", "chorus") else 1 for name in names])
+    ends = np.minimum(np.round(weights / weights[-1] * bars / grain) * grain, bars).astype(int).tolist()
     ends[-1] = bars
-    parts, first = [], 0
-    for name, last in zip(names, ends, strict=True):
-        if last > first:
-            parts.append(Part(name, first, last, first * bar_seconds, last * bar_seconds))
-            first = last
-    return tuple(parts)
-
-
-def _lyrics(rng: np.random.Generator, form: tuple[Part, ...]) -> str:
-    if rng.random() < 0.4:
-        return "[Instrumental]"
-    return "\n\n".join(f"[{TAG_WORDS[part.name]}]" for part in form)
+    return [(name, first, last) for name, first, last in zip(names, [0, *ends], ends, strict=False) if last > first]
 
 
 class _Writer:
-    """Writes the stems of one piece, one after the other, from one generator."""
+    """Writes one piece bar by bar; times are in sixteenths."""
 
-    def __init__(self, rng, how: Style, tonic: int, scale: str, bpm: int, beats: int, form, bars: int):
-        self.rng, self.how, self.tonic, self.scale = rng, how, tonic, SCALES[scale]
-        self.beats, self.form, self.bars = beats, form, bars
-        self.step = 60 / bpm / 4
-        self.steps = 4 * beats
-        verse, chorus = (how.progressions[int(rng.integers(len(how.progressions)))] for _ in range(2))
-        self.degrees = self._degrees(verse, chorus)
-        self.motifs = {name: self._motif() for name in ("verse", "chorus")}
+    def __init__(self, rng, how: Style, tonic: int, scale: str, bpm: int, beats: int, spans: list, energy: int):
+        self.rng, self.how, self.tonic, self.scale, self.spans = rng, how, tonic, SCALES[scale], spans
+        self.bpm, self.beats, self.steps, self.energy = bpm, beats, 4 * beats, energy
+        self.bars = spans[-1][2]
+        self.swing = float(rng.choice(how.swing))
+        self.voicing = [int(tone) - 1 for tone in rng.choice(how.voicings.split())]
+        self.degrees = self._harmony(tables.PROGRESSIONS[how.harmony][scale].split())
+        window = range(LOWEST["lead"], LOWEST["lead"] + 12)
+        self.ladder = [pitch for pitch in window if (pitch - tonic) % 12 in self.scale]
+        self.place = 3  # on the ladder: the lead's last note
+        self.patterns = {}
+        for layer in (*DRUMS, "bass", "chords", "lead"):
+            # A chorus is never sparser than a verse.
+            options, sparsest = getattr(how, layer).split(), 0
+            for kind in ("verse", "chorus"):
+                density = energy - (layer == "open" and kind == "verse")
+                chosen = [sparsest + _place(rng, len(options) - sparsest, density) for _ in "AB"]
+                sparsest = max(chosen)
+                first, second = ((options[at] + options[at][-4:]).strip("-")[: self.steps] for at in chosen)
+                if layer == "lead":
+                    bars = {"A": self._motif(first), "B": self._motif(second), ".": []}
+                    bars["C"] = [note for note in bars["A"] if note[0] < 6] + [
+                        note for note in bars["B"] if note[0] >= 6
+                    ]
+                else:
+                    bars = {"A": first, "B": second}
+                turn = rng.choice(PHRASES[kind] if layer == "lead" else TURNS)
+                self.patterns[kind, layer] = [bars[bar] for bar in turn]
 
-    def write(self, stem: str) -> Notes:
-        """Return the notes of a stem."""
-        rows = []
-        for part in self.form:
-            level = ACTIVITY[part.name][stem]
-            if level:
-                for bar in range(part.first, part.last):
-                    rows += [(*row[:3], row[3] * level) for row in getattr(self, f"_{stem}")(bar, part)]
-        rows = [self._human(row) for row in rows] or [(0.0, self.step, 12 * 4 + self.tonic, 0.0)]
-        return Notes(*(np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)))
+    def write(self, seconds: float) -> dict[str, np.ndarray]:
+        """Return the rows (tick, pitch or drum, level) of each role and of the drums."""
+        rows: dict[str, dict] = {role: {} for role in ("drums", *ROLES)}
+        who = [WHO[name][_place(self.rng, len(WHO[name]), self.energy)] for name, _, _ in self.spans]
+        for (name, first, last), playing, following in zip(self.spans, who, [*who[1:], ""], strict=True):
+            boost = max(DYNAMICS[name] + (self.energy - 1) / 2, -1)
+            fill = str(self.rng.choice(self.how.fills.split())).strip("-")
+            fill = fill if following and "d" in playing + following else ""
+            fill_step = last * self.steps - len(fill)
+            for role, found in rows.items():
+                for bar in range(first, last) if role[0] in playing else ():
+                    for step, value, loudness in getattr(self, f"_{role}")(name, bar, first, last):
+                        at = bar * self.steps + step
+                        # The softest marks are left out of soft sections.
+                        if loudness + boost > -1 and (role != "drums" or at < fill_step):
+                            found[self._tick(at), value] = 2 if loudness + boost >= 2 else 1
+            for at, mark in enumerate(fill, fill_step):
+                if mark != ".":
+                    rows["drums"][self._tick(at), "ksho".index(mark.lower())] = 1 + mark.isupper()
+        # What would be cut off at once is not played.
+        latest = max(100 * seconds - 20, 1)
+        played = {role: sorted((*at, level) for at, level in found.items()) for role, found in rows.items()}
+        arrays = {role: np.array(found, dtype=np.int64).reshape(-1, 3) for role, found in played.items()}
+        return {role: found[found[:, 0] < latest] for role, found in arrays.items()}
 
-    def drums(self) -> dict[str, np.ndarray]:
-        """Return the hits of each piece of the kit."""
-        hits: dict[str, list] = {}
-        for part in self.form:
-            level = ACTIVITY[part.name]["drums"]
-            for bar in range(part.first, part.last):
-                fill = self.how.fills if bar == part.last - 1 and bar > part.first and level >= 0.5 else ""
-                for piece, pattern in self.how.drums.items():
-                    if level >= 0.5 or piece in self.how.light:
-                        for step, loudness in self._pattern(pattern):
-                            if fill and step >= self.steps - 4 and piece not in ("kick", "hat"):
-                                continue
-                            hits.setdefault(piece, []).append(self._hit(bar, step, loudness * (0.6 + 0.4 * level)))
-                for step in range(self.steps - 4, self.steps) if fill else ():
-                    hits.setdefault(fill, []).append(self._hit(bar, step, 0.6 + 0.1 * (step % 4)))
-            if self.how.crash and level >= 0.5:
-                hits.setdefault("crash", []).append(self._hit(part.first, 0, 0.9))
-        return {piece: np.array(rows) for piece, rows in hits.items()}
+    def _tick(self, at: int) -> int:
+        return round((at + (self.swing if at % 2 else 0.0)) * 1500 / self.bpm)
 
-    # Each of these returns rows (step from the piece's start, steps long, pitch, loudness) of one bar.
+    # Each of these yields (step in the bar, pitch or drum, loudness from 0 to 2) of one bar.
 
-    def _bass(self, bar: int, part: Part) -> list[tuple]:
-        root = 28 + (self._pitch(self.degrees[bar]) - 28) % 12
-        fifth = root + self._interval(self.degrees[bar], 4)
-        rows = []
-        hits = self._pattern(self.how.bass)
-        for number, (step, loudness) in enumerate(hits):
-            until = hits[number + 1][0] if number + 1 < len(hits) else self.steps
-            pitch = root
-            if self.how.bass_kind == "octaves" and step % 4 and loudness < 1 and self.rng.random() < 0.5:
-                pitch = root + 12
-            elif self.how.bass_kind == "fifths":
-                pitch = fifth if bar % 2 else root
-            elif self.how.bass_kind == "roots" and number == len(hits) - 1 and number and self.rng.random() < 0.4:
-                pitch = fifth
-            length = min(until - step, 3 if self.how.bass_kind == "octaves" else self.steps) * 0.9
-            rows.append((bar * self.steps + step, length, pitch, loudness * 0.9))
-        return rows
+    def _drums(self, name: str, bar: int, first: int, last: int) -> Iterator[tuple[int, int, float]]:
+        for number, drum in enumerate(DRUMS):
+            if name in ("verse", "chorus") or drum in ("kick", "hat") or bar == self.bars - 1:
+                for step, mark in self._marks(drum, name, bar, first):
+                    yield step, number, LOUDNESS[mark]
 
-    def _chords(self, bar: int, part: Part) -> list[tuple]:
-        if bar % self.how.chord_bars and bar != part.first:
-            return []
-        tones = self._voicing(self.degrees[bar], self.how.chord_kind)
-        rows, hits = [], self._pattern(self.how.chords)
-        for number, (step, loudness) in enumerate(hits):
-            until = hits[number + 1][0] if number + 1 < len(hits) else self.steps * self.how.chord_bars
-            length = max((until - step) * self.how.gate, 0.4)
-            if self.how.chord_kind == "arpeggio":
-                rows.append((bar * self.steps + step, length, tones[step % len(tones)] + 12, loudness))
-                continue
-            # A strum: the tones start one after the other, a few thousandths of a step apart.
-            for place, tone in enumerate(tones):
-                onset = bar * self.steps + step + 0.04 * place * (self.how.loose > 0)
-                rows.append((onset, length, tone, loudness / len(tones) ** 0.5))
-        return rows
+    def _bass(self, name: str, bar: int, first: int, last: int) -> Iterator[tuple[int, int, float]]:
+        for step, mark in self._marks("bass", name, bar, first):
+            beat = bar * self.beats + step // 4
+            degree, after = self.degrees[beat], self.degrees[min(beat + 1, len(self.degrees) - 1)]
+            if mark == "n":
+                degree = after + int(self.rng.choice((-1, 1))) if after != degree else degree
+            elif step % 4 or self.degrees[max(beat - 1, 0)] == degree:
+                degree += int(mark) - 1
+            yield step, self._within("bass", degree), 1 if step % 4 or mark != "1" else 2
 
-    def _lead(self, bar: int, part: Part) -> list[tuple]:
-        motif = self.motifs["chorus" if part.name == "chorus" else "verse"][bar % 2]
-        if part.name == "verse" and (bar - part.first) % 4 == 3:
-            return []
+    def _chords(self, name: str, bar: int, first: int, last: int) -> Iterator[tuple[int, int, float]]:
+        for step, mark in self._marks("chords", name, bar, first):
+            degree = self.degrees[bar * self.beats + step // 4]
+            # A seventh over the tonic would blur the key.
+            kept = [tone for tone in self.voicing if tone != 6 or degree]
+            tones = [self._within("chords", degree + tone) for tone in kept]
+            if mark.isdigit():
+                yield step, tones[int(mark) % len(tones)], 1 if step % 8 else 2
+            else:
+                # The root and the tonic are the loudest; a loud fifth makes a major key sound a fifth higher.
+                for tone, pitch in zip(kept, tones, strict=True):
+                    softer = 0.5 * (tone > 0 and (degree + tone) % 7 > 0)
+                    softer += 0.5 * (mark == "X" and tone == 4 and self.scale[2] == 4)
+                    yield step, pitch, LOUDNESS[mark] - softer
+
+    def _lead(self, name: str, bar: int, first: int, last: int) -> Iterator[tuple[int, int, float]]:
         if bar == self.bars - 1:
-            motif = [(0, float(self.steps), 0, 1.0)]
-        rows = []
-        for step, length, offset, loudness in motif:
-            degree = self.degrees[bar] + offset if step % 8 == 0 else offset
-            pitch = self._near(degree, self.how.lead_height)
-            rows.append((bar * self.steps + step, length, pitch, loudness))
-        return rows
+            yield 0, self._within("lead", 0), 2
+            return
+        motif = self.patterns["chorus" if name == "chorus" else "verse", "lead"][(bar - first) % 4]
+        if bar == last - 1:
+            motif = [*(note for note in motif if note[0] < 8), (8, 0, 2, False)]
+        for number, (step, move, loudness, again) in enumerate(motif):
+            if number == 0 and step < 8:
+                self.place = move % 7
+            elif not again:
+                self.place += move if 0 <= self.place + move < 7 else -move
+            if number == 0 or step in (0, 8):
+                degree = self.degrees[bar * self.beats + step // 4]
+                chord = [self._within("lead", degree + tone) for tone in ((0, 2, 4) if degree else (0, 2))]
+                self.place = min((self.ladder.index(pitch) for pitch in chord), key=lambda at: abs(at - self.place))
+            yield step, self.ladder[self.place], loudness
 
-    def _pad(self, bar: int, part: Part) -> list[tuple]:
-        tones = self._voicing(self.degrees[bar], "triad")
-        return [(bar * self.steps, self.steps * 0.98, tone + 12, 0.6) for tone in tones]
+    # --- harmony, melody, rhythm ---
 
-    # --- harmony ---
-
-    def _degrees(self, verse: tuple[int, ...], chorus: tuple[int, ...]) -> list[int]:
-        """Return the degree (0 to 6) of the chord of each bar; every section begins, and the piece ends, at home."""
+    def _harmony(self, progressions: list[str]) -> list[int]:
+        """Return the degree (0 to 6) of the chord on each beat; phrases begin, and the piece ends, at home."""
+        bar_seconds = 60 * self.beats / self.bpm
+        often, rarely = bar_seconds > 2.6 and self.beats == 4, bar_seconds < 1.7
+        pace = self.beats if self.rng.random() < 0.5 else 2 if often else 2 * self.beats if rarely else self.beats
+        chosen = {kind: str(self.rng.choice(progressions)) for kind in ("verse", "chorus")}
         degrees = []
-        for part in self.form:
-            chords = chorus if part.name == "chorus" else verse
-            for bar in range(part.last - part.first):
-                degrees.append(chords[bar // self.how.chord_bars % len(chords)])
-        degrees[-1] = 0
+        for name, first, last in self.spans:
+            phrase = chosen["chorus" if name == "chorus" else "verse"]
+            degrees += [int(phrase[beat // pace % 4]) - 1 for beat in range((last - first) * self.beats)]
+        if self.bars > 2:
+            degrees[-self.beats - 2 : -self.beats] = [4, 4]
+        degrees[-self.beats :] = [0] * self.beats
         return degrees
 
-    def _pitch(self, degree: int) -> int:
-        return self.tonic + self.scale[degree % 7] + 12 * (degree // 7)
+    def _within(self, role: str, degree: int) -> int:
+        """Return the pitch of a degree in the twelve semitones that a role plays."""
+        return LOWEST[role] + (self.tonic + self.scale[degree % 7] - LOWEST[role]) % 12
 
-    def _interval(self, degree: int, steps: int) -> int:
-        return self._pitch(degree + steps) - self._pitch(degree)
+    def _motif(self, pattern: str) -> list[tuple[int, int, int, bool]]:
+        """Draw a bar of melody: (step, steps of the scale from the note before, loudness, whether it repeats it)."""
+        moves = self.rng.choice((-2, -1, -1, 0, 1, 1, 2, 3), size=len(pattern)).tolist()
+        moves[0] = int(self.rng.integers(7))
+        return [(at, moves[at], 1 if at % 4 else 2, mark == "o") for at, mark in enumerate(pattern) if mark != "."]
 
-    def _near(self, degree: int, height: int) -> int:
-        """Return the pitch of a degree within a tritone of `height`."""
-        return height - 6 + (self._pitch(degree) - height + 6) % 12
-
-    def _voicing(self, degree: int, kind: str) -> list[int]:
-        root = 43 + (self._pitch(degree) - 43) % 12
-        if kind == "power":
-            fifth = self._interval(degree, 4)
-            return [root, root + fifth, root + 12]
-        steps = (0, 2, 4, 6) if kind == "seventh" else (0, 2, 4)
-        # The seventh over the tonic of a major key would blur the key; the sixth is as soft and does not.
-        if kind == "seventh" and degree % 7 == 0 and self._interval(degree, 6) == 11:
-            steps = (0, 2, 4, 7)
-        tones = sorted(54 + (self._pitch(degree + step) - 54) % 12 for step in steps)
-        return [*tones, tones[0] + 12] if kind == "arpeggio" else tones
-
-    # --- rhythm ---
-
-    def _motif(self) -> list[list[tuple]]:
-        """Draw a melody of two bars: rows (step, steps long, degree over the chord or the key, loudness)."""
-        bars, degree = [], 0
-        for _ in range(2):
-            hits = self._pattern(self.how.lead)
-            rows = []
-            for number, (step, loudness) in enumerate(hits):
-                until = hits[number + 1][0] if number + 1 < len(hits) else self.steps
-                rest, move = self.rng.random(), int(self.rng.choice((-2, -1, -1, 0, 1, 1, 2)))
-                degree = int(np.clip(degree + move, -4, 4))
-                if step % 8 == 0:
-                    degree = int(self.rng.choice((0, 2, 4, 0)))
-                if rest >= self.how.lead_rest or step == 0:
-                    rows.append((step, min(until - step, LONGEST_LEAD_STEPS) * 0.92, degree, loudness))
-            bars.append(rows)
-        return bars
-
-    def _pattern(self, pattern: str) -> list[tuple[int, float]]:
-        """Return (step, loudness) of the hits of a pattern, brought to the bar's length."""
-        fitted = pattern if len(pattern) <= self.steps else pattern[: self.steps]
-        fitted += pattern[-4:] * ((self.steps - len(fitted)) // 4)
-        return [(step, LOUDNESS[mark]) for step, mark in enumerate(fitted) if mark != "."]
-
-    def _seconds(self, step: float) -> float:
-        swung = self.how.swing if int(step) % 2 else 0.0
-        return (step + swung) * self.step
-
-    def _human(self, row: tuple) -> tuple[float, float, float, float]:
-        late, louder = self.rng.normal(0, self.how.loose / 1000 / 2), self.rng.normal(1, 0.06 if self.how.loose else 0)
-        onset = max(self._seconds(row[0]) + float(np.clip(late, -0.02, 0.02)), 0.0)
-        return onset, row[1] * self.step, row[2], max(row[3] * louder, 0.05)
-
-    def _hit(self, bar: int, step: int, loudness: float) -> tuple[float, float]:
-        onset, _, _, loudness = self._human((bar * self.steps + step, 1, 0, loudness))
-        return onset, loudness
+    def _marks(self, layer: str, name: str, bar: int, first: int) -> Iterator[tuple[int, str]]:
+        pattern = self.patterns["chorus" if name == "chorus" else "verse", layer][(bar - first) % 4]
+        if bar == self.bars - 1:
+            pattern = ENDING.get(layer, "")[: self.steps]
+        elif (bar == 0 and layer == "chords") or (bar == first and name == "chorus" and layer in ("kick", "open")):
+            pattern = "X" + pattern[1:]
+        return ((step, mark) for step, mark in enumerate(pattern) if mark != ".")
 
 
 # --- words --------------------------------------------------------------------------------------------------------
 
 
 def _captions(
-    rng: np.random.Generator, how: Style, players: dict[str, str], bpm: int, scale: str, count: int = 6
+    rng: np.random.Generator, how: Style, names: list[str], bpm: int, scale: str, energy: int
 ) -> tuple[str, ...]:
-    """Return captions in users' words, from two words to a sentence; each says only what the piece has."""
-    names = {stem: str(rng.choice(INSTRUMENTS[player].words)) for stem, player in players.items()}
-    names["drums"] = str(rng.choice(how.kit_words))
-    speed = "slow" if bpm < 85 else "fast" if bpm > 135 else "mid-tempo"
+    """Return six captions in users' words, from two words to a sentence; each says only what the piece has."""
+
+    def draw(words: str) -> str:
+        return str(rng.choice(words.split(", ")))
+
     captions = []
-    for number in range(count):
-        style, mood = str(rng.choice(how.words)), str(rng.choice(how.moods))
-        heard = [names[stem] for stem in rng.permutation(STEMS)[: int(rng.integers(1, 4))]]
-        listed = heard[0] if len(heard) == 1 else f"{', '.join(heard[:-1])} and {heard[-1]}"
-        bright = "bright" if scale == "major" else "minor-key"
-        captions.append(
-            (
-                f"{mood} {style} with {listed}",
-                f"{style}",
-                f"{mood} {style}, {', '.join(heard)}, instrumental",
-                f"A {speed} {style} instrumental with {listed}, {mood}",
-                f"{style}, {speed}, {bright}, {heard[0]}",
-                f"{mood}, {speed}, {style}",
-            )[(number + int(rng.integers(2))) % 6]
+    for number in rng.choice(len(tables.CAPTIONS), size=6, replace=False):
+        played = [draw(words) for words in rng.permutation(names)]
+        some = played[: int(rng.integers(1, 4))]
+        caption = tables.CAPTIONS[number].format(
+            style=draw(how.words),
+            mood=draw(tables.ENERGY_WORDS[energy] if energy != 1 and rng.random() < 0.7 else how.moods),
+            feel=draw(tables.SCALE_WORDS[scale]),
+            speed=draw(tables.TEMPO_WORDS["slow" if bpm < 85 else "fast" if bpm > 135 else ""]),
+            one=played[0],
+            other=played[-1],
+            some=" and ".join(", ".join(some).rsplit(", ", 1)),
         )
+        captions.append(re.sub(r"\b([Aa]) (?=[aeiou8])", r"\1n ", caption))
     return tuple(captions)
+
+
+def _lyrics(rng: np.random.Generator, spans: list[tuple[str, int, int]]) -> str:
+    """Return [Instrumental] or the tags of the form, now and then with words under them."""
+    if rng.random() < 0.35:
+        return "[Instrumental]"
+    sung, blocks = rng.random() < 0.3, []
+    for name, _, _ in spans:
+        tag = str(rng.choice(TAGS[name])) if rng.random() < 0.2 else name
+        words = "\n".join(f"{rng.choice(tables.LINES[0])}, {rng.choice(tables.LINES[1])}" for _ in range(2))
+        blocks.append(f"[{tag.title()}]" + (f"\n{words}" if sung and name in ("verse", "chorus") else ""))
+    return "\n\n".join(blocks)
