@@ -1,175 +1,280 @@
-"""Train the preview engine on music that the band renders: python -m tools.train_preview --stage vae --minutes 9
+"""Train the built-in engine on the band's music: python -m tools.train_preview --export assets/preview
 
-Three stages, one after the other, with the real classes in a small shape (`preview_shape`): "vae" (sound to latents and
-back), "codes" (latents to five codes a second and back), "song" (text encoder, condition encoder and transformer, by
-flow matching on every task). A run goes on from the state that it finds, stops after its minutes and writes the state
-again (`preview_state`), so that half an hour of a GPU can be had in pieces. The log is one JSON object a line.
-`--export` writes the running mean of the weights as a checkpoint in the real layout; `--smoke` runs two steps of every
-stage in the small shape and exports.
+Four stages, each independent of the ones before: "decoder" (latents to sound), "encoder" (sound to latents), "codes"
+(latents to five codes a second and back) and "song" (words to latents). Without --stage they run in order, for about
+three hours of one CPU core, or minutes on a GPU. The state is saved every 90 s and on Ctrl-C, and the same command
+resumes it. Progress is one JSON object per line; at the end of a stage its curve is drawn into the state folder. The
+learning rate falls as a cosine over the stage's minutes (CPU time, or real time on a GPU).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tools.preview_shape import SHAPES, STAGES
+import numpy as np
+import torch
 
-ENDING_SECONDS = 20
-"""What writing the state takes at most; a run stops that much before its minutes are over."""
+from tools import preview_song, preview_vae
+
+STAGES = {
+    stage.name: stage
+    for stage in (preview_vae.DecoderStage, preview_vae.EncoderStage, preview_song.CodesStage, preview_song.SongStage)
+}
+SAVE_SECONDS = 90
+LOG_SECONDS = 30
+WARMUP_STEPS = 30
+SMOKE_STEPS = 2
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-class Trainer:
-    """The parts, the stage in training, and the state on disk.
+# --- the optimizer ------------------------------------------------------------------------------------------------
 
-    `half` computes in bfloat16. Of the options, `compile` compiles what a stage names, `log` is the file that a line is
-    added to every `log_every` steps, and the state is written every `save_every` steps. Raises ValueError for a state
-    that is not whole or of another shape.
+
+def orthogonal(matrix: torch.Tensor, steps: int) -> torch.Tensor:
+    """Return about the nearest orthogonal matrix, by Newton and Schulz's iteration.
+
+    It runs on the small square of a wide or tall matrix, which takes half of the products.
+    """
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.T
+    x = x / (x.norm() + 1e-7)
+    square = x @ x.T
+    whole = None
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(steps):
+        factor = torch.addmm(square, square, square, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        square = factor @ square @ factor
+        whole = factor if whole is None else factor @ whole
+    x = whole @ x
+    return x if wide else x.T
+
+
+class Optimizer:
+    """Muon (Jordan 2024) for the matrices of a stage, Adam for its other parameters."""
+
+    MOMENTUM = 0.95
+
+    def __init__(self, stage: Any):
+        self.stage = stage
+        matrices = {n: p for n, p in stage.trained.items() if p.ndim == 2 and stage.is_matrix(n)}
+        self.matrices = list(matrices.values())
+        self.buffers = [torch.zeros_like(matrix) for matrix in self.matrices]
+        others = [p for n, p in stage.trained.items() if n not in matrices]
+        self.adam = torch.optim.Adam(others, lr=stage.adam_rate, betas=(0.9, 0.98), foreach=True)
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """Take a step at `factor` of the stage's rates."""
+        for matrix, held in zip(self.matrices, self.buffers, strict=True):
+            if matrix.grad is None:
+                continue
+            held.lerp_(matrix.grad, 1 - self.MOMENTUM)
+            update = orthogonal(torch.lerp(matrix.grad, held, self.MOMENTUM), self.stage.newton_steps)
+            inputs, outputs = matrix.shape if self.stage.inputs_first else matrix.shape[::-1]
+            matrix.add_(update, alpha=-self.stage.rate * factor * max(1.0, outputs / inputs) ** 0.5)
+        for group in self.adam.param_groups:
+            group["lr"] = self.stage.adam_rate * factor
+        self.adam.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.stage.trained.values():
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs."""
+        return {"buffers": self.buffers, "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        for held, saved in zip(self.buffers, state["buffers"], strict=True):
+            held.copy_(saved)
+        self.adam.load_state_dict(state["adam"])
+
+
+# --- a stage's training -------------------------------------------------------------------------------------------
+
+
+class Training:
+    """One stage, its optimizer, the running mean of its weights and its state on disk.
+
+    It ends after `minutes`, by default the stage's own, or after `steps` in all. `smoke` makes everything tiny.
     """
 
     def __init__(
-        self, state: Path, shape: str = "full", seed: int = 0, device: str = "cpu", half: bool = False, **options: Any
+        self,
+        name: str,
+        folder: Path,
+        minutes: float | None = None,
+        steps: int | None = None,
+        device: str = "cpu",
+        smoke: bool = False,
     ):
-        import torch
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.device, self.steps = folder / f"{name}.pt", torch.device(device), steps
+        held = read_state(folder, name)
+        torch.manual_seed(0)
+        needs_folder = (folder,) if name in ("codes", "song") else ()
+        self.stage = STAGES[name](self.device, smoke, held, *needs_folder)
+        self.minutes = self.stage.minutes if minutes is None else minutes
+        self.optimizer = Optimizer(self.stage)
+        self.mean = {n: p.detach().clone() for n, p in self.stage.averaged.items()}
+        self.step, self.spent = 0, 0.0
+        if held:
+            self.mean = {n: held["mean"][n].to(self.device) for n in self.mean}
+            self.step, self.spent = held["step"], held["spent"]
+            self.optimizer.load_state_dict(held["opt"])
+        self.half = self.stage.name != "codes" and half_pays(self.device)
+        self.figures: dict[str, list[float]] = {}
 
-        from tools import preview_state
-        from tools.preview_shape import build_parts
+    @property
+    def share(self) -> float:
+        """How much of the training is done, 0 to 1."""
+        return share_of(self.step, self.spent, self.minutes, self.steps)
 
-        self.folder, self.device, self.half = state, torch.device(device), half
-        self.compile, self.log_every = options.get("compile", False), options.get("log_every", 50)
-        self.save_every, self.log_file = options.get("save_every", 2_000), options.get("log")
-        self.progress = preview_state.read_progress(state) or preview_state.Progress(shape, seed)
-        if self.progress.shape != shape:
-            raise ValueError(f"The state in {state} is of the shape {self.progress.shape}, not {shape}.")
-        self.parts = {
-            name: part.to(self.device) for name, part in build_parts(SHAPES[shape], self.progress.seed).items()
-        }
-        preview_state.read(state, self.parts, {}, preview_state.Average({}), None)
-
-    def run(self, name: str, steps: int | None = None, until: Callable[[], bool] | None = None) -> None:
-        """Train stage `name` for `steps` more steps, or until `until` says so; then write the state.
-
-        Raises ValueError for a stage whose turn it is not.
-        """
-        import torch
-
-        from tools import preview_state
-        from tools.preview_steps import PLANS, STAGE_CLASSES
-
-        self._check_turn(name)
-        started = time.perf_counter()
-        plan = PLANS[self.progress.shape][name]
-        trained = {part: self.parts[part] for part in STAGES[name]}
-        for part, module in self.parts.items():
-            module.requires_grad_(part in trained).train(part in trained)
-        parameters = [parameter for part in trained.values() for parameter in part.parameters()]
-        optimizer = torch.optim.AdamW(parameters, plan.rate, betas=(0.9, 0.99), weight_decay=plan.decay, fused=True)
-        average = preview_state.Average(trained, plan.average)
-        finished = {part: self.parts[part] for stage in STAGES if stage != name for part in STAGES[stage]}
-        finished = {part: module for part, module in finished.items() if self._was_trained(part)}
-        preview_state.read(self.folder, finished, trained, average, optimizer)
-        stage = STAGE_CLASSES[name](self.parts, plan, self.progress.seed, self.device, self.half)
-        if self.compile:
-            for module in stage.compiled():
-                module.compile(dynamic=name == "song")
-        first = step = self.progress.steps.get(name, 0)
-        spent = self.progress.seconds.get(name, 0.0)
-
-        def save() -> None:
-            self.progress.steps[name] = step
-            self.progress.seconds[name] = round(spent + time.perf_counter() - started, 1)
-            preview_state.write(self.folder, self.progress, finished, trained, average, optimizer)
-            preview_state.read(self.folder, finished, trained, average, optimizer)
-
-        while (steps is None or step < first + steps) and not (until and step > first and until()):
-            for group in optimizer.param_groups:
-                group["lr"] = plan.rate * min(1.0, (step + 1) / plan.warmup)
-            terms = self._terms(stage, step)
-            loss = sum(terms.values())
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            size = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            # A step whose gradient is not finite would poison the running mean; it is left out.
-            if bool(size.isfinite()):
-                optimizer.step()
-                average.update(trained, step)
-            step += 1
-            if step % self.log_every == 0 or step == first + 1:
-                self._log(name, step, loss, terms, size, spent + time.perf_counter() - started)
-            if step % self.save_every == 0:
-                save()
-        # Written twice in one place the state would be rounded twice.
-        if step % self.save_every:
-            save()
-        average.copy_to(trained)
-
-    def export(self, folder: Path) -> Path:
-        """Write the running means as a checkpoint that the studio loads."""
-        from tools import preview_shape
-
-        facts = {**preview_shape.facts_of(SHAPES[self.progress.shape], self.parts), **vars(self.progress)}
-        # Fresh ones: those in use may be compiled and carry the training's attention.
-        parts = preview_shape.build_parts(SHAPES[self.progress.shape], self.progress.seed)
-        for name, part in parts.items():
-            part.load_state_dict(self.parts[name].state_dict())
-        return preview_shape.export(parts, folder, card(facts), facts)
-
-    def _check_turn(self, name: str) -> None:
-        """Raise ValueError where a stage before `name` has not been trained, or one after it has."""
-        place = list(STAGES).index(name)
-        missing = [stage for stage in list(STAGES)[:place] if not self.progress.steps.get(stage)]
-        if missing:
-            raise ValueError(f"Stage {name} comes after {' and '.join(missing)}, which has not been trained.")
-        later = [stage for stage in list(STAGES)[place + 1 :] if self.progress.steps.get(stage)]
-        if later:
-            raise ValueError(f"Stage {name} is finished: {later[0]} was trained on it.")
-
-    def _was_trained(self, part: str) -> bool:
-        return any(part in names and self.progress.steps.get(stage) for stage, names in STAGES.items())
-
-    def _terms(self, stage: Any, step: int) -> dict:
-        """Return the terms of the loss; where compiling fails, say so and go on without it."""
+    def run(self) -> None:
+        """Train to the end, saving now and then, also when interrupted."""
+        on_gpu = self.device.type == "cuda"
+        clock, threads = (time.perf_counter, 1) if on_gpu else (time.process_time, torch.get_num_threads())
+        began, before = clock(), self.spent
+        logged = saved = self.spent
         try:
-            return stage.loss(step)
-        except Exception as error:
-            if not self.compile:
-                raise
-            self.compile = False
-            for module in stage.compiled():
-                module._compiled_call_impl = None
-            print(f"Not compiled: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
-            return stage.loss(step)
+            while self.share < 1:
+                self._one_step()
+                self.spent = before + (clock() - began) / threads
+                if self.spent - logged > LOG_SECONDS:
+                    logged = self.spent
+                    self.log()
+                if self.spent - saved > SAVE_SECONDS:
+                    saved = self.spent
+                    self.save()
+        finally:
+            self.save()
+        self.log()
 
-    def _log(self, name: str, step: int, loss: Any, terms: dict, size: Any, seconds: float) -> None:
-        told = {
-            "stage": name,
-            "step": step,
-            "seconds": round(seconds, 1),
-            "loss": round(loss.item(), 5),
-            **{term: round(value.item(), 5) for term, value in terms.items()},
-            "gradient": round(size.item(), 4),
+    def _one_step(self) -> None:
+        share = self.share
+        kind = self.device.type
+        with torch.autocast(kind, torch.bfloat16) if self.half else contextlib.nullcontext():
+            loss, figures = self.stage.loss(self.step, share)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(self.stage.trained.values()), self.stage.clip)
+        self.optimizer.step(self._factor(share))
+        kept = min(self.stage.keep, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            live = [self.stage.averaged[name].detach() for name in self.mean]
+            torch._foreach_lerp_(list(self.mean.values()), live, 1 - kept)
+        self.step += 1
+        for name, value in {"loss": float(loss.detach()), **figures}.items():
+            self.figures.setdefault(name, []).append(value)
+
+    def _factor(self, share: float) -> float:
+        """Return the share of the rates: a warm-up, then a cosine down to the stage's floor."""
+        rise = min(1.0, (self.step + 1) / WARMUP_STEPS)
+        first = getattr(self.stage, "WORDS_SHARE", 0.0)
+        fallen = min(1.0, max(0.0, (share - first) / (1 - first)))
+        return rise * (self.stage.floor + (1 - self.stage.floor) * 0.5 * (1 + math.cos(math.pi * fallen)))
+
+    def log(self) -> None:
+        """Print what the last half minute brought as a line of JSON, and add it to the stage's log."""
+        figures = {name: float(np.mean(values)) for name, values in self.figures.items()}
+        figures |= self.stage.measure(self.mean)
+        self.figures = {}
+        line = {"stage": self.stage.name, "step": self.step, "seconds": round(self.spent)}
+        text = json.dumps(line | {name: round(value, 4) for name, value in figures.items()})
+        print(text, flush=True)
+        with self.path.with_suffix(".jsonl").open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    def save(self) -> None:
+        """Write the state aside, then in its place."""
+        state = {
+            "live": self.stage.module.state_dict(),
+            "mean": self.mean,
+            "opt": self.optimizer.state_dict(),
+            "step": self.step,
+            "spent": self.spent,
+            **self.stage.facts,
         }
-        self.progress.losses[name] = told["loss"]
-        line = json.dumps(told)
-        print(line, flush=True)
-        if self.log_file:
-            with Path(self.log_file).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+        aside = self.path.with_suffix(".tmp")
+        torch.save(state, aside)
+        aside.replace(self.path)
 
 
-def card(facts: dict[str, Any]) -> str:
+def read_state(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return the state of a stage, None where it has not begun. Bare weights count as a finished training."""
+    path = folder / f"{name}.pt"
+    if not path.exists():
+        return None
+    held = torch.load(path, map_location="cpu", weights_only=False)
+    return held if "live" in held else {"live": held, "mean": held, "step": 0, "spent": math.inf}
+
+
+def share_of(step: int, spent: float, minutes: float, steps: int | None) -> float:
+    """Return how much of a training is done after `spent` seconds, by its steps if they are given."""
+    return step / steps if steps and math.isfinite(spent) else spent / (minutes * 60)
+
+
+def half_pays(device: torch.device) -> bool:
+    """Tell whether bfloat16 products are faster: on GPUs, and on the CPUs where a trial says so.
+
+    What a CPU's flags promise is no guide: some with AVX-512 BF16 take twice as long as in float32.
+    """
+    if device.type == "cuda":
+        return True
+    took = {}
+    for kind in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(2048, 512, dtype=kind), torch.ones(512, 512, dtype=kind)
+        trials = []
+        for _ in range(8):
+            began = time.perf_counter()
+            left @ right
+            trials.append(time.perf_counter() - began)
+        took[kind] = min(trials)
+    return took[torch.bfloat16] < took[torch.float32]
+
+
+# --- what comes of it ---------------------------------------------------------------------------------------------
+
+
+def export(state: Path, folder: Path) -> Path:
+    """Write the states of all stages as a checkpoint that the studio loads. Raises ValueError where one is missing."""
+    held = {name: read_state(state, name) for name in STAGES}
+    missing = [name for name, found in held.items() if found is None]
+    if missing or not (state / "norm.pt").exists():
+        raise ValueError(f"Nothing to export: train {', '.join(missing) or 'codes'} first.")
+    norm = torch.load(state / "norm.pt")
+    vae = preview_vae.oobleck(held["decoder"], held["encoder"], norm["mu"], norm["sd"])
+    parts = {"vae": vae, **preview_song.trained_parts(held["song"], held["codes"])}
+    counts = preview_song.count_parameters(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    preview_song.write_checkpoint(parts, folder, card(counts, held))
+    return folder
+
+
+PARTS = {
+    "decoder": ("vae",),
+    "encoder": ("vae",),
+    "codes": ("audio_tokenizer", "audio_token_detokenizer"),
+    "song": ("text_encoder", "condition_encoder", "transformer"),
+}
+
+
+def card(counts: dict[str, int], held: dict[str, Any]) -> str:
     """Return the model card of an exported checkpoint."""
-    counts = facts["parameters"]
     rows = "\n".join(
         f"| {stage} | {', '.join(parts)} | {sum(counts[part] for part in parts) / 1e6:.2f} M "
-        f"| {facts['steps'].get(stage, 0):,} | {facts['seconds'].get(stage, 0) / 60:.1f} "
-        f"| {facts['losses'].get(stage, 'not trained')} |"
-        for stage, parts in STAGES.items()
+        f"| {held[stage]['step']:,} | {_minutes(held[stage]['spent'])} |"
+        for stage, parts in PARTS.items()
     )
     return f"""---
 license: mit
@@ -177,78 +282,88 @@ library_name: diffusers
 tags: [music, text-to-audio, preview]
 ---
 
-# ACE Music Studio: preview engine
+# ACE Music Studio: built-in engine
 
-Short instrumental sketches in eight styles (lofi, house, techno, ambient, chiptune, rock, waltz, funk), in the layout
-of ACE-Step 1.5 and with its classes, {sum(counts.values()) / 1e6:.1f} M parameters in bfloat16. It is what the studio
-plays before the real model is there, and it is no substitute for it.
+Short instrumental pieces in eight styles (lofi, house, techno, ambient, chiptune, rock, waltz, funk), in the layout of
+ACE-Step 1.5 and with its classes, {sum(counts.values()) / 1e6:.1f} M parameters in bfloat16. The studio plays it until
+the real model is downloaded; it is no substitute for it.
 
-It was trained from nothing on music that `tools/render_band.py` of this project makes by arithmetic. No recording, no
-text and no weights of anybody else went into it. The language of its prompts is English.
+It was trained from nothing on music that `tools/render_band.py` of this project renders by arithmetic. No recording, no
+text and no weights of anybody else went into it. Its prompts are in English.
 
-| stage | parts | parameters | steps | minutes | last loss |
-|---|---|---|---|---|---|
+| stage | parts | parameters | steps | minutes |
+|---|---|---|---|---|
 {rows}
 
 - It can: make a piece of 10 to 60 s from a prompt, BPM, key, 3/4 or 4/4 and section tags; repaint, extend, cover;
   layer, extract and complete the tracks of its own kind of music.
-- It cannot: sing, play lyrics, follow words that its captions never had, or make the sound of recorded instruments.
-- `tools/evaluate_preview.py` measures it; with `--card` its figures stand below.
+- It cannot: sing, play lyrics, follow words that its captions never had, or sound like recorded instruments.
+- `tools/evaluate_preview.py` measures it; with `--card` its figures follow below.
 
 Licence: MIT, the project's own.
 """
 
 
-def main() -> None:
-    """Train, export, or both; ends with a sentence where that cannot be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--state", type=Path, default=Path("outputs/preview-training"), help="folder of the state")
-    parser.add_argument("--stage", choices=STAGES, help="default: the last one begun")
-    parser.add_argument("--minutes", type=float, help="stop after these, the state written")
-    parser.add_argument("--steps", type=int, help="stop after this many steps of this run")
-    parser.add_argument("--shape", choices=SHAPES, default="full")
-    parser.add_argument("--seed", type=int, default=0, help="of a training that begins")
-    parser.add_argument("--device", default="", help="default: cuda where there is one")
-    parser.add_argument("--float32", action="store_true", help="no bfloat16 on a GPU")
-    parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--log", type=Path, help="file that a JSON line is added to every --log-every steps")
-    parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--export", type=Path, help="write the checkpoint here at the end")
-    parser.add_argument("--smoke", action="store_true", help="two steps of every stage in the small shape, and export")
-    arguments = parser.parse_args()
-    started = time.perf_counter()
-    import torch
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f}" if math.isfinite(seconds) else "-"
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    on_gpu = device.startswith("cuda")
-    options = {
-        "half": on_gpu and not arguments.float32,
-        "compile": on_gpu and not arguments.no_compile,
-        "log": arguments.log,
-        "log_every": 1 if arguments.smoke else arguments.log_every,
-    }
+
+def draw_curve(folder: Path, name: str) -> Path | None:
+    """Draw what a stage's log holds, one small plot for each figure; None where matplotlib or the log is missing."""
+    log = folder / f"{name}.jsonl"
     try:
-        trainer = Trainer(
-            arguments.state, "small" if arguments.smoke else arguments.shape, arguments.seed, device, **options
-        )
-        if arguments.smoke:
-            for stage in STAGES:
-                trainer.run(stage, steps=2)
-            print(trainer.export(arguments.export or arguments.state.with_name(f"{arguments.state.name}-checkpoint")))
-            return
-        begun = [stage for stage in STAGES if trainer.progress.steps.get(stage)]
-        limit = (
-            None if arguments.minutes is None else arguments.minutes * 60 - min(ENDING_SECONDS, arguments.minutes * 6)
-        )
-        if limit is not None or arguments.steps is not None:
-            over = None if limit is None else lambda: time.perf_counter() - started > limit
-            trainer.run(arguments.stage or (begun or ["vae"])[-1], arguments.steps, over)
-        elif not arguments.export:
-            parser.error("say how long to train (--minutes or --steps), or where to --export to")
+        import matplotlib
+    except ImportError:
+        return None
+    if not log.exists():
+        return None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    names = [key for key in dict.fromkeys(key for line in lines for key in line) if key not in ("stage", "seconds")]
+    figure, axes = pyplot.subplots(math.ceil(len(names) / 4), 4, figsize=(14, 2.6 * math.ceil(len(names) / 4)))
+    for axis, key in zip(axes.flat, names, strict=False):
+        points = [(line["seconds"] / 60, line[key]) for line in lines if key in line]
+        axis.plot(*zip(*points, strict=True), marker=".")
+        axis.set_title(f"{name}: {key}", fontsize=9)
+    for axis in list(axes.flat)[len(names) :]:
+        axis.remove()
+    figure.supxlabel("minutes")
+    figure.tight_layout()
+    figure.savefig(folder / f"{name}.png", dpi=90)
+    pyplot.close(figure)
+    return folder / f"{name}.png"
+
+
+def main() -> None:
+    """Train, export, or both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    defaults = ", ".join(f"{name} {stage.minutes:g}" for name, stage in STAGES.items())
+    parser.add_argument("--stage", choices=STAGES, help="default: all of them, in order")
+    parser.add_argument("--minutes", type=float, help=f"of a stage in all (default: {defaults})")
+    parser.add_argument("--state", type=Path, default=Path("outputs/preview-training"), help="folder of the state")
+    parser.add_argument("--threads", type=int, help="default: as many as torch chooses")
+    parser.add_argument("--device", default="cpu", help='"cuda" for a GPU')
+    parser.add_argument("--smoke", action="store_true", help="two steps of every stage on a few pieces: does it run?")
+    parser.add_argument("--export", type=Path, help="write the checkpoint here at the end")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+
+    steps = SMOKE_STEPS if arguments.smoke else None
+    try:
+        for name in [arguments.stage] if arguments.stage else STAGES:
+            minutes, held = arguments.minutes or STAGES[name].minutes, read_state(arguments.state, name)
+            if not held or share_of(held["step"], held["spent"], minutes, steps) < 1:
+                Training(name, arguments.state, minutes, steps, arguments.device, arguments.smoke).run()
+                draw_curve(arguments.state, name)
         if arguments.export:
-            print(trainer.export(arguments.export))
+            print(export(arguments.state, arguments.export))
     except ValueError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; the state is saved. The same command resumes it.")
 
 
 if __name__ == "__main__":
