@@ -1,6 +1,6 @@
 """Pictures of the page: every state of every tab, dark and light, wide and narrow: python -m tools.screenshots FOLDER
 
-Starts the studio on the preview engine and uses it in Chromium as a visitor would (ACE_STUDIO_CHROMIUM names another
+Starts the studio on the built-in engine and uses it in Chromium as a visitor would (ACE_STUDIO_CHROMIUM names another
 one). The names of the files say what they show: generate-result-dark-1280.webp.
 """
 
@@ -63,7 +63,7 @@ def main() -> None:
                 page = browser.new_page(viewport={"width": width, "height": WIDTHS[width]}, device_scale_factor=1)
                 page.set_default_timeout(TIMEOUT)
                 page.goto(f"{url}?__theme={theme}")
-                page.get_by_text("Model:").wait_for()
+                page.get_by_text("Model:").wait_for(state="attached")
                 for mode in arguments.tabs:
                     for state in walk(page, mode, song, slow_down, speed_up):
                         name = f"{mode}-{state}-{theme}-{width}.webp"
@@ -93,6 +93,11 @@ def walk(
 
     page.locator(f'#studio-tabs [data-tab-id="{mode}"]').click()
     part("go").wait_for()
+    if mode == "generate":
+        part("faces").get_by_role("button", name="Simple").click()
+        settle(page)
+        yield "simple"
+        part("faces").get_by_role("button", name="Custom").click()
     settle(page)
     yield "empty"
     part("go").click()
@@ -151,7 +156,7 @@ def settle(page: Any) -> None:
 
 
 def slow_down(page: Any, mode: str) -> None:
-    """Ask the preview engine for so much that the run is seen; lyrics are long by themselves."""
+    """Ask the built-in engine for so much that the run is seen; lyrics are long by themselves."""
     if mode != "lyrics":
         page.locator(f"#{mode}-steps input").fill("200")
 
@@ -168,7 +173,7 @@ def speed_up(page: Any, mode: str) -> None:
 
 
 class Studio:
-    """The studio on the preview engine, in a process and with songs of its own; a context that is its address."""
+    """The studio on the built-in engine, in a process and with songs of its own; a context that is its address."""
 
     def __enter__(self) -> str:
         self._songs = tempfile.TemporaryDirectory()

@@ -34,7 +34,8 @@ from bootstrap import bootstrap
 bootstrap()
 import backend, events, params
 studio = backend.get_backend()
-facts = {"engine": studio.weights.engine, "problem": studio.weights.problem and studio.weights.problem.text()}
+weights = studio.models.weights
+facts = {"engine": weights.engine, "problem": weights.problem and weights.problem.text()}
 facts |= {"device": studio.device().kind, "planner": studio.status()["planner"], "lyrics": studio.status()["lyrics"]}
 print(json.dumps(facts), flush=True)
 for line in sys.stdin:
