@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks ACE Music Studio: set-up, ruff check, ruff format --check, and the tests.
-#   ./test.sh             the fast tests
-#   ./test.sh --slow      the slow ones too
+#   ./test.sh             the fast tests: about 6 minutes of pytest on two cores
+#   ./test.sh --slow      the slow ones too, as in CI: about 15 minutes
+#   ./test.sh --all       those marked long as well: every tab in every theme and width
 #   ./test.sh -k key      other arguments go to pytest
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
@@ -9,14 +10,23 @@ set -euo pipefail
 ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 . "$ROOT/tools/setup.sh"
 
-slow=""
+size=fast
 extra=""
 for argument in "$@"; do
+    shift
     case $argument in
-    --slow) slow=yes ;;
-    *) extra="$extra $argument" ;;
+    --slow | --all)
+        size=${argument#--}
+        continue
+        ;;
     esac
+    extra="$extra $argument"
+    set -- "$@" "$argument"
 done
+case $size in
+slow) set -- --slow "$@" ;;
+all) set -- --slow -m "not gpu" "$@" ;;
+esac
 
 set_up test
 find_browser
@@ -28,10 +38,10 @@ say "ruff check"
 say "ruff format --check"
 "$VENV/bin/python" -m ruff format --check . || failed="$failed, ruff format --check"
 say "pytest"
-# -rsR lists every skipped test with its reason, and every page test that had a second try. A worker for each core, up
-# to four, takes file after file.
+# -rs lists every skipped test with its reason. A worker for each core, up to four, takes file after file.
 status=0
-"$VENV/bin/python" -m pytest -rsR -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" || status=$?
+"$VENV/bin/python" -m pytest -rs --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" ||
+    status=$?
 case $status in
 0) ;;
 5) failed="$failed, pytest (no test was chosen)" ;;
@@ -40,11 +50,12 @@ case $status in
 esac
 
 say ""
-if [ -n "$slow" ]; then
-    say "Ran in $SECONDS s: ruff check, ruff format --check, the fast tests and the slow tests. Not those marked long (-m long) or gpu (-m gpu)."
-else
-    say "Ran in $SECONDS s: ruff check, ruff format --check and the fast tests. Not the slow tests: ./test.sh --slow adds them."
-fi
+ran="Ran in $SECONDS s: ruff check, ruff format --check"
+case $size in
+fast) say "$ran and the fast tests. Not the slow tests: ./test.sh --slow adds them." ;;
+slow) say "$ran, the fast tests and the slow tests. Not the long ones: ./test.sh --all adds them." ;;
+all) say "$ran and all tests but those that need a GPU and the real weights (-m gpu)." ;;
+esac
 [ -z "$extra" ] || say "pytest was given$extra, so these may not be all of them."
 command -v "${ACE_STUDIO_CHROMIUM:-}" >/dev/null || say "The page tests had no browser."
 if [ -n "$failed" ]; then

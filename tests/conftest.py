@@ -5,8 +5,11 @@ The environment is set while this file is imported, before gradio, huggingface_h
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,10 +47,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the pages first, and skip slow tests unless they are asked for."""
     items.sort(key=lambda item: item.path.parent.name != "page")
-    for item in items:
-        # A browser on a busy machine may miss a deadline; what is broken fails twice, and second tries are listed.
-        if item.path.parent.name == "page":
-            item.add_marker(pytest.mark.flaky(reruns=1))
     if config.getoption("--slow"):
         return
     for item in items:
@@ -58,6 +57,40 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_unconfigure() -> None:
     """Remove what the tests left."""
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+# --- the memory of each worker, for the log -----------------------------------------------------------------------
+
+_peaks: list[int] = []
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Give freed memory back: glibc keeps what songs of many lengths leave, and fits little else into it."""
+    _trim(0)
+
+
+def _peak_mb() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Note the peak memory of this process; a worker sends it to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak_mb"] = _peak_mb()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the peak memory of a worker that has ended; one that crashed sent none."""
+    _peaks.append(getattr(node, "workeroutput", {}).get("peak_mb", 0))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the peak memory."""
+    terminalreporter.write_line(f"Peak memory of a test process: {max(_peaks, default=_peak_mb()):,} MB")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,7 +104,7 @@ def ports() -> None:
 
 @pytest.fixture(scope="session")
 def server(ports: None) -> Iterator[str]:
-    """Serve the page and the API on the preview engine from this process; return the address."""
+    """Serve the page and the API on the built-in engine from this process; return the address."""
     import app
 
     demo = app.build_app()
@@ -81,10 +114,20 @@ def server(ports: None) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def tiny() -> Path:
-    """Return the folder of the 2B-shaped tiny checkpoint, the one that the preview engine runs."""
+    """Return the folder of the 2B-shaped tiny checkpoint with random weights."""
     import preview
 
-    return preview.checkpoint_folder()
+    return preview.random_folder()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let the built-in engine of this process be the random one, which is smaller than a trained one."""
+    import preview
+
+    trained, preview.TRAINED = preview.TRAINED, tmp_path_factory.mktemp("nothing") / "preview"
+    yield
+    preview.TRAINED = trained
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,10 @@ import pytest
 import soundfile
 from gradio_client import Client, handle_file
 
+import app
 import backend
-import checkpoints
-import plan_grammar
-import plan_weights
 import planner
+import planner_decoding
 from tests.engine.calls import FAST, RATE, SECONDS, TASKS
 
 ON = {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
@@ -41,7 +40,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def pipeline() -> Any:
     """Return the pipeline of the shared backend."""
-    return backend.get_backend().pipeline()
+    return backend.get_backend().models.pipeline()
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def make_studio(monkeypatch: pytest.MonkeyPatch, pipeline: Any) -> Callable[...,
         for name, value in {**ON, **variables}.items():
             monkeypatch.setenv(name, value)
         fresh = backend.Backend()
-        fresh._pipe = pipeline if built else None
+        fresh.models._pipe = pipeline if built else None
         monkeypatch.setattr(backend, "_backend", fresh)
         return fresh
 
@@ -66,9 +65,9 @@ def writers(pipeline: Any) -> backend.Backend:
         for name, value in ON.items():
             patch.setenv(name, value)
         fresh = backend.Backend()
-    fresh._pipe = pipeline
-    fresh.planner.get()
-    fresh.lyrics.get()
+    fresh.models._pipe = pipeline
+    fresh.models.planner.get()
+    fresh.models.lyrics.get()
     return fresh
 
 
@@ -82,15 +81,14 @@ def writing(writers: backend.Backend, monkeypatch: pytest.MonkeyPatch) -> backen
 @pytest.fixture
 def brief_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let captions and lyrics end early: a random model hardly ever ends them itself."""
-    monkeypatch.setattr(plan_grammar, "MAX_CAPTION_TOKENS", 30)
+    monkeypatch.setattr(planner_decoding, "MAX_CAPTION_TOKENS", 30)
     monkeypatch.setattr(planner, "MAX_LYRIC_TOKENS", 30)
 
 
 @pytest.fixture
 def no_language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be a machine without language models."""
-    monkeypatch.setattr(plan_weights, "MODELS_FOLDER", tmp_path / "models")
-    monkeypatch.setattr(checkpoints, "MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr("weights.MODELS_FOLDER", tmp_path / "models")
 
 
 # --- the API ------------------------------------------------------------------------------------------------------
@@ -102,6 +100,19 @@ def client(server, tmp_path_factory) -> Iterator[Client]:
     client = Client(server, verbose=False, analytics_enabled=False, download_files=tmp_path_factory.mktemp("downloads"))
     yield client
     client.close()
+
+
+@pytest.fixture(scope="module")
+def mcp_server() -> Iterator[str]:
+    """Serve the API as MCP tools too, with both language models; return the address."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ON, "GRADIO_MCP_SERVER": "true"}.items():
+            patch.setenv(name, value)
+        backend.get_backend().models.refresh()
+        demo = app.build_app()
+        yield app.launch(demo).rstrip("/")
+        demo.close()
+    backend.get_backend().models.refresh()
 
 
 @pytest.fixture

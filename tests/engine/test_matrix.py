@@ -1,4 +1,4 @@
-"""tools/matrix.py: what it measures on audio whose tempo, key and clicks are known, and one small grid for real."""
+"""tools/matrix.py: what it measures on known audio, and one small grid for real."""
 
 import numpy as np
 import pytest
@@ -8,44 +8,8 @@ from tools import listening, matrix
 RATE = 48_000
 
 
-def chords(notes, seconds=8, bpm=120):
-    """Play `notes` (MIDI, each a chord's root, third and fifth above it) one a beat, with a click on the beat."""
-    beat = round(60 / bpm * RATE)
-    n = np.arange(beat) / RATE
-    song = []
-    for i in range(round(seconds * bpm / 60)):
-        chord = sum(np.sin(2 * np.pi * 440 * 2 ** ((note - 69) / 12) * n) for note in notes[i % len(notes)])
-        song.append(
-            0.1 * chord * np.exp(-4 * n) + 0.3 * np.random.default_rng(i).standard_normal(beat) * np.exp(-80 * n)
-        )
-    return np.concatenate(song).astype(np.float32)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bpm", [90, 120, 140])
-def test_the_tempo_of_a_beat_is_heard(bpm):
-    tempo = matrix.heard_tempo(chords([(60, 64, 67)], seconds=12, bpm=bpm), RATE)
-    assert listening.tempo_error(tempo, bpm)[0] < 0.04
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("key", "notes"),
-    [
-        ("C major", [(60, 64, 67), (65, 69, 72), (67, 71, 74), (60, 64, 67)]),
-        ("A minor", [(57, 60, 64), (62, 65, 69), (64, 68, 71), (57, 60, 64)]),
-        ("F# major", [(66, 70, 73), (71, 75, 78), (73, 77, 80), (66, 70, 73)]),
-    ],
-)
-def test_the_key_of_a_cadence_is_heard(key, notes):
-    assert matrix.heard_key(chords(notes), RATE) == key
-
-
-def test_silence_has_no_key():
+def test_silence_has_no_key_and_half_or_double_is_the_same_beat():
     assert matrix.heard_key(np.zeros(RATE, np.float32), RATE) == ""
-
-
-def test_half_and_double_are_the_same_beat():
     assert listening.tempo_error(60, 120) == (0, 0.5) and listening.tempo_error(240, 120) == (0, 2.0)
     assert listening.tempo_error(126, 120) == (pytest.approx(0.05), 1.0)
 

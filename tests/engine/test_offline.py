@@ -15,12 +15,18 @@ import pytest
 import soundfile
 from gradio_client import Client
 
-import checkpoints
-import lyrics
-import plan_weights
 import preview
 import preview_writers
 from tests.program import ROOT, free_port
+from weights import (
+    DEFAULT_MLX_WRITER,
+    DEFAULT_MODEL,
+    DEFAULT_PLANNER,
+    DEFAULT_WRITER,
+    PREVIEW_CODES,
+    SUBFOLDER,
+    UMBRELLA,
+)
 
 # Runs before anything else in the studio's Python: whatever is asked of another machine is written down and refused.
 GUARD = """
@@ -70,10 +76,10 @@ def carried(tmp_path_factory) -> Path:
         shutil.copy(path, folder)
     for name in ("assets", "presets", "static"):
         shutil.copytree(ROOT / name, folder / name)
-    preview.make_checkpoint(folder / "models" / checkpoints.DEFAULT_MODEL, xl=True)
-    planner = folder / "models" / plan_weights.DEFAULT_PLANNER
-    preview_writers.make_language_model(planner, family="qwen3", audio_codes=plan_weights.PREVIEW_CODES)
-    preview_writers.make_language_model(folder / "models" / lyrics.DEFAULT_WRITER, family="qwen2")
+    preview.make_checkpoint(folder / "models" / DEFAULT_MODEL, xl=True)
+    planner = folder / "models" / DEFAULT_PLANNER
+    preview_writers.make_language_model(planner, family="qwen3", audio_codes=PREVIEW_CODES)
+    preview_writers.make_language_model(folder / "models" / DEFAULT_WRITER, family="qwen2")
     return folder
 
 
@@ -110,35 +116,23 @@ def asked(environment) -> str:
     return log.read_text() if log.exists() else ""
 
 
-def test_the_guard_closes_every_way_outside(environment, tmp_path):
+def test_the_guard_writes_down_what_is_asked_outside(environment, tmp_path):
     environment = {**environment, "GUARD_LOG": str(tmp_path / "asked.log")}
-    code = """
-import socket, urllib.request
-for ask in (
-    lambda: socket.create_connection(("192.0.2.1", 80), 1),
-    lambda: socket.getaddrinfo("example.org", 80),
-    lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"?", ("192.0.2.1", 53)),
-    lambda: urllib.request.urlopen("http://example.org"),
-):
-    try:
-        ask()
-    except OSError:
-        print("closed")
-"""
-    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["closed"] * 4
-    assert asked(environment).count("\n") == 4
+    code = "import socket; socket.create_connection(('192.0.2.1', 80), 1)"
+    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False).returncode
+    assert asked(environment) == "('192.0.2.1',)\n"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_planned_song_and_lyrics_are_made_without_a_network(studio, environment, tmp_path):
     client = Client(studio, verbose=False, analytics_enabled=False, download_files=tmp_path)
     facts = client.predict(api_name="/capabilities")
-    assert (facts["engine"], facts["model"], facts["problem"]) == ("xl", checkpoints.DEFAULT_MODEL, None)
+    assert (facts["engine"], facts["model"], facts["problem"]) == ("xl", DEFAULT_MODEL, None)
     given = {"prompt": "calm piano", "duration": 10, "seed": 7, "options": {"steps": 2}}
     (path,), record = client.predict(**given, api_name="/generate")
     assert soundfile.info(path).frames == 10 * 48_000
-    assert record["model"]["id"] == checkpoints.DEFAULT_MODEL
+    assert record["model"]["id"] == DEFAULT_MODEL
     assert record["plan"]["used"] is True
     assert client.predict("a lighthouse", options={"max_tokens": 16}, api_name="/lyrics").strip()
     client.close()
@@ -155,13 +149,14 @@ def test_the_page_comes_without_a_network(studio, environment):
     assert asked(environment) == ""
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_check_names_the_folders_that_were_carried(carried, environment):
     told = subprocess.run(
         [sys.executable, "app.py", "--check"], cwd=carried, env=environment, capture_output=True, text=True, timeout=120
     )
     assert told.returncode == 0, told.stdout + told.stderr
-    for folder in (checkpoints.DEFAULT_MODEL, plan_weights.DEFAULT_PLANNER, lyrics.DEFAULT_WRITER):
+    for folder in (DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER):
         assert str(carried / "models" / folder) in told.stdout
     assert told.stdout.splitlines()[-1].endswith("A song can be made here.")
     assert asked(environment) == ""
@@ -170,6 +165,6 @@ def test_the_check_names_the_folders_that_were_carried(carried, environment):
 def test_the_document_carries_every_model_to_where_it_is_looked_for():
     text = (ROOT / "docs" / "offline.md").read_text()
     carried = dict(re.findall(r"hf download (\S+) .*--local-dir models/(\S+)$", text, re.MULTILINE))
-    assert carried == {name: name for name in (checkpoints.DEFAULT_MODEL, plan_weights.UMBRELLA, lyrics.DEFAULT_WRITER)}
-    assert f'"{plan_weights.SUBFOLDER}/*"' in text
-    assert lyrics.DEFAULT_MLX_WRITER in text
+    assert carried == {name: name for name in (DEFAULT_MODEL, UMBRELLA, DEFAULT_WRITER)}
+    assert f'"{SUBFOLDER}/*"' in text
+    assert DEFAULT_MLX_WRITER in text

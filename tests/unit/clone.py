@@ -17,21 +17,8 @@ from tests.program import ROOT
 
 SCRIPTS = ("run.sh", "test.sh", ".ci/run", "tools/setup.sh")
 TOOLS = (
-    "cat",
-    "chmod",
-    "cksum",
-    "cp",
-    "dirname",
-    "env",
-    "grep",
-    "id",
-    "ln",
-    "mkdir",
-    "mv",
-    "rm",
-    "rmdir",
-    "sleep",
-    "touch",
+    *("cat", "chmod", "cksum", "cp", "dirname", "env", "grep", "id", "ln", "mkdir", "mv", "rm", "rmdir"),
+    *("sleep", "touch"),
 )
 BASH = shutil.which("bash") or "/bin/bash"
 

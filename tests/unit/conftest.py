@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-import checkpoints
 from tests.unit.clone import Clone
 from tests.unit.lora_bytes import blob
 
@@ -18,7 +17,7 @@ from tests.unit.lora_bytes import blob
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Be a machine without any weights (no variable, an empty ./models, an empty hub cache); return its folder."""
     monkeypatch.delenv("ACE_STUDIO_MODEL", raising=False)
-    monkeypatch.setattr(checkpoints, "MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr("weights.MODELS_FOLDER", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -44,6 +43,13 @@ def lora(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Clone:
-    """Return a copy of the set-up scripts among fake programs."""
+def bare(tmp_path: Path) -> Clone:
+    """Return a copy of the set-up scripts among fake programs, without a Python."""
     return Clone(tmp_path)
+
+
+@pytest.fixture
+def clone(bare: Clone) -> Clone:
+    """Return a copy of the set-up scripts among fake programs, with Python 3.12."""
+    bare.python("python3.12", "3.12.4")
+    return bare

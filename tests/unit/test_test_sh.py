@@ -10,34 +10,31 @@ import pytest
 
 from tests.unit.clone import BASH, Clone
 
-PYTEST = "pytest -rsR -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
+PYTEST = "pytest -rs --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
 
 
 def test_tests_run_after_the_linter_and_say_what_ran(clone: Clone) -> None:
-    clone.python("python3.12", "3.12.4")
     code, said = clone.run("test.sh")
     assert code == 0
-    assert clone.log()[1:] == [
-        clone.installing(tests=True),
-        "ruff check .",
-        "ruff format --check .",
-        PYTEST,
-    ]
+    assert clone.log()[1:] == [clone.installing(tests=True), "ruff check .", "ruff format --check .", PYTEST]
     assert "the fast tests. Not the slow tests" in said
 
 
-def test_slow_tests_and_other_arguments_reach_pytest(clone: Clone) -> None:
-    clone.python("python3.12", "3.12.4")
-    code, said = clone.run("test.sh", "--slow", "-k", "key or bpm")
-    assert code == 0
-    assert clone.log()[-1] == f"{PYTEST} --slow -k key or bpm"
-    assert "the fast tests and the slow tests" in said
-    assert "these may not be all of them" in said
+@pytest.mark.parametrize(
+    ("asked", "given", "told"),
+    [
+        (["--slow", "-k", "key or bpm"], "--slow -k key or bpm", "these may not be all of them"),
+        (["--all"], "--slow -m not gpu", "all tests but those that need a GPU"),
+    ],
+)
+def test_the_size_and_other_arguments_reach_pytest(clone: Clone, asked: list[str], given: str, told: str) -> None:
+    code, said = clone.run("test.sh", *asked)
+    assert code == 0 and told in said
+    assert clone.log()[-1] == f"{PYTEST} {given}"
 
 
 @pytest.mark.parametrize(("part", "named"), [("fail-ruff", "ruff check"), ("fail-pytest", "pytest")])
 def test_failure_of_one_part_runs_the_others_and_is_told(clone: Clone, part: str, named: str) -> None:
-    clone.python("python3.12", "3.12.4")
     clone.switch(part)
     code, said = clone.run("test.sh")
     assert code == 1
@@ -45,14 +42,13 @@ def test_failure_of_one_part_runs_the_others_and_is_told(clone: Clone, part: str
     assert f"Failed: {named}" in said
 
 
-def test_continuous_integration_runs_everything_without_a_terminal(clone: Clone, tmp_path: Path) -> None:
-    clone.python("python3.12", "3.12.4")
+def test_continuous_integration_runs_the_slow_tests_without_a_terminal(clone: Clone, tmp_path: Path) -> None:
     command = [BASH, "-c", 'exec bash "$0" <&-', str(clone.root / ".ci" / "run")]
-    options = {"cwd": tmp_path, "env": {"PATH": str(clone.bin), "LOG": str(clone.log_file)}}
-    assert subprocess.run(command, **options, timeout=60, check=False, capture_output=True).returncode == 0
-    assert clone.log()[-1] == f"{PYTEST} --slow"
-    clone.switch("fail-pytest")
-    assert subprocess.run(command, **options, timeout=60, check=False, capture_output=True).returncode == 1
+    env = {"PATH": str(clone.bin), "LOG": str(clone.log_file)}
+    for status in (0, 1):
+        assert subprocess.run(command, cwd=tmp_path, env=env, timeout=60, capture_output=True).returncode == status
+        assert clone.log()[-1] == f"{PYTEST} --slow"
+        clone.switch("fail-pytest")
 
 
 def show_browser(clone: Clone) -> None:
@@ -61,67 +57,35 @@ def show_browser(clone: Clone) -> None:
     path.write_text(path.read_text().replace('echo "${*:2}"', 'echo "${*:2} browser=${ACE_STUDIO_CHROMIUM:-none}"'))
 
 
-def test_browser_that_runs_is_handed_to_the_tests(clone: Clone) -> None:
-    clone.python("python3.12", "3.12.4")
+def test_browser_that_is_named_or_runs_is_handed_to_the_tests(clone: Clone) -> None:
     show_browser(clone)
     clone.command("chromium", "exit 1")
     chrome = clone.command("google-chrome", "exit 0")
     clone.run("test.sh")
     assert clone.log()[-1] == f"{PYTEST} browser={chrome}"
-
-
-def test_named_browser_is_left_alone(clone: Clone) -> None:
-    clone.python("python3.12", "3.12.4")
-    show_browser(clone)
     clone.run("test.sh", ACE_STUDIO_CHROMIUM="/my/browser")
     assert clone.log()[-1] == f"{PYTEST} browser=/my/browser"
 
 
 def test_root_on_debian_installs_chromium(clone: Clone) -> None:
-    clone.python("python3.12", "3.12.4")
     show_browser(clone)
     (clone.bin / "chromium").unlink()
     (clone.bin / "id").unlink()
     clone.command("id", "echo 0")
-    clone.command(
-        "apt-get",
-        f"""echo "apt-get $*" >>"$LOG"
-[[ "$*" != *" install "* ]] || ln -s {shutil.which("true")} {clone.bin}/chromium""",
-    )
+    install = f"ln -s {shutil.which('true')} {clone.bin}/chromium"
+    clone.command("apt-get", f'echo "apt-get $*" >>"$LOG"; [[ "$*" != *" install "*chromium* ]] || {install}')
     clone.run("test.sh")
-    log = clone.log()
-    assert [line for line in log if line.startswith("apt-get") and "install" in line and "chromium" in line]
-    assert log[-1] == f"{PYTEST} browser={clone.bin}/chromium"
+    assert clone.log()[-1] == f"{PYTEST} browser={clone.bin}/chromium"
 
 
-@pytest.mark.parametrize(
-    ("user", "apt", "hint"),
-    [("0", True, "apt-get could not install"), ("1000", True, "install"), ("1000", False, "package manager")],
-)
-def test_tests_go_on_without_a_browser(clone: Clone, user: str, apt: bool, hint: str) -> None:
-    clone.python("python3.12", "3.12.4")
+@pytest.mark.parametrize(("user", "hint"), [("0", "apt-get could not install"), ("1000", "install")])
+def test_tests_go_on_without_a_browser(clone: Clone, user: str, hint: str) -> None:
     show_browser(clone)
-    (clone.bin / "chromium").unlink()
-    (clone.bin / "id").unlink()
-    clone.command("id", f"echo {user}")
     # grep reads /etc/os-release: whatever this machine is, the fake one is not Ubuntu.
-    (clone.bin / "grep").unlink()
-    clone.command("grep", "exit 1")
-    if apt:
-        clone.command("apt-get", "exit 100")
+    for name in ("chromium", "id", "grep"):
+        (clone.bin / name).unlink()
+    for name, body in (("id", f"echo {user}"), ("grep", "exit 1"), ("apt-get", "exit 100")):
+        clone.command(name, body)
     code, said = clone.run("test.sh")
-    assert code == 0
+    assert code == 0 and hint in said and "The page tests had no browser" in said
     assert clone.log()[-1] == f"{PYTEST} browser=none"
-    assert hint in said
-    assert "The page tests had no browser" in said
-
-
-def test_mac_without_a_browser_is_told_what_to_install(clone: Clone) -> None:
-    if any(Path("/Applications").glob("*Chrom*")):
-        pytest.skip("a browser is installed where no fake reaches")
-    clone.mac("arm64")
-    clone.python("python3.12", "3.12.4", machine="arm64")
-    (clone.bin / "chromium").unlink()
-    code, said = clone.run("test.sh")
-    assert code == 0
-    assert "brew install --cask chromium" in said
