@@ -1,10 +1,10 @@
 """The built-in engine's song model: words and context to latents, by flow matching, and the codes of its covers.
 
 The parts are the real classes. Two helpers train beside them and are thrown away: the reader, which must find BPM, key,
-metre, style, sections and instruments in what the conditioner makes of the words, and the side task, which must find
-the beat, the bar, the chords and who plays in the transformer's third layer. The first minutes train the words alone.
-Then most examples are nearly pure noise, and the side task counts there: a plan has to come from the words. Examples
-that can be heard through their noise teach a small transformer to finish any music and never how to begin.
+metre, style, sections and instruments in what the cross-attention takes from the words, and the side task, which must
+find the beat, the bar, the chords and who plays in the transformer's third layer. The first minutes train the words
+alone. Then most examples are nearly pure noise, and the side task counts there: a plan has to come from the words.
+Examples that can be heard through their noise teach a small transformer to finish any music and never how to begin.
 """
 
 from __future__ import annotations
@@ -50,16 +50,22 @@ from tools.preview_latents import (
 )
 
 HIDDEN, TEXT, CODES = 256, 128, 96
+CONSTANT = 4.0
+PLANNED = 3
+"""After this layer the song's plan stands."""
 REFERENCE_FRAMES = codec.REFERENCE_SECONDS * FRAMES_PER_SECOND
 FIRST_TRAINING_SEED = 20_000_000
 PIECES = {10: 500, 20: 1400, 30: 700, 60: 350}
 """How many pieces of how many seconds the codes and the song model learn from."""
 LENGTHS = (0.2, 0.45, 0.2, 0.15)
 FIRST_LENGTHS = (0.6, 0.4, 0.0, 0.0)
+FIRST_SHARE = 0.3
+"""The share of the flow's minutes that has short pieces and few tasks."""
 NEARLY_NOISE = (0.9, 0.5)
 """The share of examples that are nearly pure noise, at the start and at the end."""
 LONGER = {10: 20, 20: 30, 30: 60, 60: 60}
 TASKS = {"text2music": 0.6, "repaint": 0.22, "cover": 0.05, "lego": 0.07, "extract": 0.04, "complete": 0.02}
+FIRST_TASKS = {"text2music": 0.85, "repaint": 0.15}
 NO_CONDITION = 0.12
 WITH_REFERENCE = 0.12
 
@@ -138,12 +144,18 @@ def build_parts(layers: int = 6, inner: int = 384, condition_inner: int = 256) -
 
 @torch.no_grad()
 def _calm(transformer: nn.Module) -> None:
-    """Start with small branches, open gates, no output and no effect of the time."""
+    """Start with small branches, open gates, no output and no effect of the time.
+
+    The first of the hidden numbers is a constant, from which the cross-attention can ask the same of every frame.
+    """
+    nn.init.zeros_(transformer.proj_in_conv.weight[0])
+    nn.init.constant_(transformer.proj_in_conv.bias[:1], CONSTANT)
     nn.init.zeros_(transformer.proj_out_conv.weight)
     nn.init.zeros_(transformer.proj_out_conv.bias)
     for layer in transformer.layers:
         for last in (layer.self_attn.to_out[0], layer.cross_attn.to_out[0], layer.mlp.down_proj):
             nn.init.normal_(last.weight, std=0.3 * last.weight.shape[1] ** -0.5)
+        layer.cross_attn.to_q.weight[:, 1:] *= 0.1
         layer.scale_shift_table.zero_()
         layer.scale_shift_table[:, (2, 5)] = 1.0
     for embedding in (transformer.time_embed, transformer.time_embed_r):
@@ -262,25 +274,32 @@ QUESTIONS = {
 
 
 class Reader(nn.Module):
-    """Reads what the words say off the condition: a query, and a classifier, for each thing."""
+    """Reads what the words say off what the transformer's first layers take from them, with a classifier for each thing.
+
+    The layers are asked as every frame asks them at first, by the constant alone: what is found here is what the song
+    model begins with.
+    """
 
     def __init__(self):
         super().__init__()
-        self.q = nn.Parameter(torch.randn(len(QUESTIONS), HIDDEN) * HIDDEN**-0.5)
-        self.k, self.v = nn.Linear(HIDDEN, HIDDEN, bias=False), nn.Linear(HIDDEN, HIDDEN, bias=False)
         self.heads = nn.ModuleDict({name: nn.Linear(HIDDEN, size) for name, size in QUESTIONS.items()})
 
     def forward(
-        self, states: torch.Tensor, mask: torch.Tensor, wanted: dict[str, torch.Tensor]
+        self, transformer: nn.Module, states: torch.Tensor, wanted: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the sum of the cross-entropies and the share of right answers to each question."""
-        scores = torch.einsum("nd,bld->bnl", self.q, self.k(states).float()).masked_fill(~mask[:, None], -1e4)
-        found = scores.softmax(-1) @ self.v(states).float()
+        asking = states.new_zeros(len(states), 1, HIDDEN)
+        asking[..., 0] = CONSTANT
+        states = transformer.condition_embedder(states)
+        found = sum(
+            layer.cross_attn(layer.cross_attn_norm(asking), encoder_hidden_states=states)
+            for layer in transformer.layers[:PLANNED]
+        )[:, 0]
         total, right = torch.zeros((), device=states.device), {}
-        for number, (name, head) in enumerate(self.heads.items()):
+        for name, head in self.heads.items():
             said = wanted[name] >= 0
             if bool(said.any()):
-                answers = head(found[:, number]).float()
+                answers = head(found).float()
                 total = total + functional.cross_entropy(answers, wanted[name])
                 right[name] = float((answers.argmax(-1) == wanted[name])[said].float().mean())
         return total, right
@@ -377,7 +396,7 @@ class SongStage:
     name, minutes = "song", 120.0
     rate, adam_rate, floor, clip, keep = 0.02, 2e-3, 0.03, 1.0, 0.998
     newton_steps, inputs_first = 4, False
-    WORDS_SHARE = 0.1
+    WORDS_SHARE = 0.12
     """The share of the minutes that trains the words alone."""
 
     def __init__(self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path):
@@ -415,7 +434,7 @@ class SongStage:
         for layer in parts["transformer"].layers:
             layer.cross_attn.set_processor(PaddingAware(self.shared))
         self.third: torch.Tensor | None = None
-        parts["transformer"].layers[2].register_forward_hook(lambda *call: setattr(self, "third", call[-1]))
+        parts["transformer"].layers[PLANNED - 1].register_forward_hook(lambda *call: setattr(self, "third", call[-1]))
         # The packing has tokens that no loss reaches.
         names = self.module.named_parameters()
         self.trained = {n: p for n, p in names if p.requires_grad and "special_token" not in n}
@@ -435,12 +454,13 @@ class SongStage:
             return self._words(step)
         share = (share - self.WORDS_SHARE) / (1 - self.WORDS_SHARE)
         rng = np.random.default_rng([13, step])
-        seconds = int(rng.choice(list(self.pool), p=FIRST_LENGTHS if share < 0.3 else LENGTHS))
+        lengths, tasks = (FIRST_LENGTHS, FIRST_TASKS) if share < FIRST_SHARE else (LENGTHS, TASKS)
+        seconds = int(rng.choice(list(self.pool), p=lengths))
         count = max(1, self.frames // (seconds * FRAMES_PER_SECOND))
-        batch = [self.example(rng, seconds) for _ in range(count)]
+        batch = [self.example(rng, seconds, str(rng.choice(list(tasks), p=list(tasks.values())))) for _ in range(count)]
         flow, by_feature, read, right = self._flow(batch, rng, step, share)
         beat = by_feature[slice(BEAT.start, BAR.stop)].mean()
-        total = flow + 0.3 * by_feature.mean() + 0.02 * read + beat
+        total = flow + 0.3 * by_feature.mean() + 0.02 * read + 2 * beat
         figures = {"flow": flow, "beat": by_feature[BEAT].mean(), "bar": by_feature[BAR].mean()}
         figures |= {"chroma": by_feature[PITCH_CLASSES].mean(), "read": read}
         return total, {name: float(value.detach()) for name, value in figures.items()} | right
@@ -461,16 +481,23 @@ class SongStage:
         states, mask = self.conditioner(list(texts), list(lyrics))
         # The words must be exact: in bfloat16 the reader learns neighbouring tempos slowly.
         with torch.autocast(self.device.type, enabled=False):
-            read, right = self.module["reader"](states.float(), mask, self._answers(answers))
+            self._hide(~mask)
+            transformer = self.module["parts"]["transformer"]
+            read, right = self.module["reader"](transformer, states.float(), self._answers(answers))
         return read, {"read": float(read.detach()), **right}
+
+    def _hide(self, padding: torch.Tensor) -> None:
+        """Let the cross-attention skip `padding` [B, L] from here on."""
+        autocast = torch.is_autocast_enabled(self.device.type)
+        unseen = torch.zeros(padding.shape, device=self.device).masked_fill(padding, -1e4)
+        self.shared["mask"] = unseen[:, None, None].to(torch.bfloat16 if autocast else torch.float32)
 
     def _answers(self, answers: tuple[dict[str, int], ...]) -> dict[str, torch.Tensor]:
         return {name: torch.tensor([each[name] for each in answers], device=self.device) for name in QUESTIONS}
 
-    def example(self, rng: np.random.Generator, seconds: int) -> Example:
+    def example(self, rng: np.random.Generator, seconds: int, task: str) -> Example:
         """Draw a piece of `seconds`, or part of a longer one, and what one of the studio's tasks makes of it."""
         frames = seconds * FRAMES_PER_SECOND
-        task = str(rng.choice(list(TASKS), p=list(TASKS.values())))
         length = seconds if task == "text2music" else LONGER[seconds]
         score, latents, features = self.pool[length][int(rng.integers(len(self.pool[length])))]
         start = 0
@@ -539,12 +566,13 @@ class SongStage:
         parts = self.module["parts"]
         references = [row.reference for row in batch]
         states, mask = self.conditioner([row.text for row in batch], [row.lyrics for row in batch], references)
-        read, right = self.module["reader"](states, mask, self._answers(tuple(row.answers for row in batch)))
+        self._hide(~mask)
+        read, right = self.module["reader"](
+            parts["transformer"], states, self._answers(tuple(row.answers for row in batch))
+        )
         null = parts["condition_encoder"].null_condition_emb.to(states.dtype)
         states = torch.where(dropped[:, None, None], null, states)
-        unseen = torch.zeros(mask.shape, device=device).masked_fill(~(mask | dropped[:, None]), -1e4)
-        autocast = torch.is_autocast_enabled(device.type)
-        self.shared["mask"] = unseen[:, None, None].to(torch.bfloat16 if autocast else torch.float32)
+        self._hide(~(mask | dropped[:, None]))
         mixed = times[:, None, None] * noise + (1 - times[:, None, None]) * target
         velocity = parts["transformer"](
             hidden_states=mixed,
