@@ -32,19 +32,6 @@ def drafts(request: Any) -> Iterator[Event]:
         time.sleep(0.02)
 
 
-def busy(page: Page, cdp: Any, seconds: float) -> float:
-    """Return the share of the next `seconds` for which the page's main thread had the processor."""
-
-    def spent() -> tuple[float, float]:
-        found = {each["name"]: each["value"] for each in cdp.send("Performance.getMetrics")["metrics"]}
-        return time.monotonic(), found["TaskDuration"]
-
-    began, task = spent()
-    page.wait_for_function("(end) => performance.now() >= end", arg=page.evaluate("performance.now()") + 1000 * seconds)
-    ended, now = spent()
-    return (now - task) / (ended - began)
-
-
 @pytest.mark.parametrize("rate", [4, pytest.param(6, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("mode", "go", "cancel"), STREAMS, ids=lambda value: value)
 def test_the_page_keeps_up(page: Page, fake, tab, song: Path, mode, go, cancel, rate: int):
@@ -54,17 +41,15 @@ def test_the_page_keeps_up(page: Page, fake, tab, song: Path, mode, go, cancel, 
     opened.text("brief" if mode == "lyrics" else "prompt").fill("a song")
     fake.script = drafts if mode == "lyrics" else fake.endless
     cdp = page.context.new_cdp_session(page)
-    cdp.send("Performance.enable", {"timeDomain": "threadTicks"})
     cdp.send("Emulation.setCPUThrottlingRate", {"rate": rate})
     opened.part(go).click()
     line = opened.part("assist-progress") if cancel == "assist-cancel" else opened.progress
     expect(line).to_contain_text("tokens" if mode == "lyrics" else "step 3 of 50")
-    share = busy(page, cdp, 4)
+    # Long enough for a page that cannot keep up to fall behind for good.
+    page.wait_for_timeout(4000)
     clicked = time.monotonic()
     opened.part(cancel).click()
     assert fake.closed.wait(60)
     closed = time.monotonic() - clicked
     expect(opened.part(go)).to_be_enabled()
-    print(f"{mode} {go} at {rate}x: busy {share:.0%}, closed after {closed:.1f} s")
-    # The throttle stretches what the page does as it stretches all else.
-    assert share < rate / 8
+    print(f"{mode} {go} at {rate}x: closed after {closed:.1f} s")
