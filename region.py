@@ -77,16 +77,19 @@ def follow(
 ) -> Any:
     """Show the waveform of `source` (its value is a path) and choose a middle part of it; no source clears both.
 
-    Returns the event, for what has to come after it.
+    A source that is there already keeps its region, however often the page names it. Returns the event, for what has to
+    come after it.
     """
 
-    def show(path: str | None) -> list[Any]:
+    def show(path: str | None, shown: dict[str, Any] | None) -> list[Any]:
         value = peaks(path) if path else None
+        if value and shown and value["peaks"] == shown["peaks"]:
+            return [gr.skip()] * 3
         first, last = middle(value["seconds"]) if value else (0.0, 0.0)
         written = [f"{at:g}" if isinstance(field, gr.Textbox) else at for field, at in ((start, first), (end, last))]
         return [value and {**value, "start": first, "end": last}, *written]
 
-    return source.change(show, source, [selector, start, end], queue=False, **_QUIET)
+    return source.change(show, [source, selector], [selector, start, end], queue=False, **_QUIET)
 
 
 def peaks(path: str | Path) -> dict[str, Any]:

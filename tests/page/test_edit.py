@@ -160,6 +160,8 @@ def test_wrong_values_are_told_beside_their_fields(page: Page, fake, tab, song: 
         choose(edit.page, action)
         for name, value in values.items():
             edit.set(name, "type", value)
+        for name, value in values.items():
+            expect(edit.text(name)).to_have_value(value)
         edit.go.click()
         expect(edit.field(field)).to_contain_text(sentence)
         for name, value in values.items():

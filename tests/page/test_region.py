@@ -158,6 +158,10 @@ def test_a_new_source_begins_anew_and_none_clears(open_page: Callable[..., Regio
     page.get_by_role("button", name="Hand over").click()
     shown.says("4", "6", label=("0:04.0", "0:06.0", "0:02.0"))
     expect(shown.root.locator(".wave path").first).not_to_have_attribute("d", first)
+    shown.fields[0].fill("5")
+    with page.expect_response("**/run/predict"), page.expect_response("**/run/predict"):
+        page.get_by_role("button", name="Hand over").click()
+    shown.says("5", "6", label=("0:05.0", "0:06.0", "0:01.0"))
     page.locator("#source").get_by_label("Clear").click()
     shown.says("0", "0")
     expect(shown.root).to_contain_text("waveform appears here")
