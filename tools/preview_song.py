@@ -274,7 +274,7 @@ QUESTIONS = {
 
 
 class Reader(nn.Module):
-    """Reads what the words say off what the transformer's first layers take from them, with a classifier for each thing.
+    """Reads off what the transformer's first layers take from the words, with a classifier for each thing it says.
 
     The layers are asked as every frame asks them at first, by the constant alone: what is found here is what the song
     model begins with.
