@@ -41,7 +41,7 @@ def lyrics_tab() -> tuple[Form, LyricsPanel]:
     with gr.Tab(tooltips.TABS["lyrics"], id="lyrics", elem_id="lyrics-panel"):
         with gr.Row(elem_classes=["columns"], elem_id="lyrics-columns"):
             with gr.Column(elem_classes=["essentials"]):
-                chips = panels.chip_row(tooltips.LYRICS_EXAMPLES)
+                panels.examples(form)
                 _essentials(form)
             with gr.Column(elem_classes=["result"]):
                 panel = _panel()
@@ -50,7 +50,6 @@ def lyrics_tab() -> tuple[Form, LyricsPanel]:
                 remember.foot(form, tooltips.STOP)
         why = html(elem_id="lyrics-why", render=False)
         bar, problems = run_foot(form, tooltips.STOP, why)
-    panels.fill_from(chips, form, tooltips.LYRICS_EXAMPLES.values())
     form.watchers.append(lambda facts: writer_updates(bar, why, facts["lyrics"]))
     connect_writer(form, bar, problems, panel)
     form.connect()

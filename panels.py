@@ -4,8 +4,10 @@ settings that come from a file, and the top of the page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -34,6 +36,11 @@ from form import (
 )
 from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, SAMPLERS, TIME_SIGNATURES
 from result import MOST_TAKES, RunBar, cancelled_box, run_bar
+
+EXAMPLES: dict[str, dict[str, dict[str, Any]]] = json.loads(
+    Path(__file__).with_name("presets").joinpath("examples.json").read_text(encoding="utf-8")
+)
+"""By tab, or "morph", and by what the button says: the values of a form's fields."""
 
 # --- groups of fields ---------------------------------------------------------------------------------------------
 
@@ -155,30 +162,37 @@ def _swapped(names: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(name, value) for value, name in names.items()]
 
 
-def chip_row(names: Iterable[str], caption: str = tooltips.EXAMPLES_LABEL) -> list[gr.Button]:
-    """Make the buttons of examples; `fill_from` says what they do, once the fields are there."""
-    html(markup.caption(caption))
-    with gr.Row(elem_classes=["chips"]):
-        return [gr.Button(name, size="sm", min_width=0, elem_classes=["chip"]) for name in names]
-
-
-def fill_from(
-    chips: list[gr.Button], form: Form, examples: Iterable[Mapping[str, Any]], kept: Sequence[str] = ()
+def examples(
+    form: Form,
+    name: str = "",
+    caption: str = tooltips.EXAMPLES_LABEL,
+    kept: Sequence[str] = (),
+    blank: Mapping[str, Any] | None = None,
 ) -> None:
-    """Let each chip fill the form with its example; a visitor's own texts in the fields named by `kept` stay."""
-    # By the text on it: once a component was updated, Gradio hands out another object in its place.
-    named = {chip.value: example for chip, example in zip(chips, examples, strict=True)}
-    inputs = [form.fields[name] for name in kept]
+    """Add a button for each of the `EXAMPLES` called `name` (the tab's own where it is empty), which fills the form.
+
+    A visitor's own texts in the fields named by `kept` stay. Fields of `blank` get that value from an example that does
+    not name them.
+    """
+    html(markup.caption(caption))
+    named = EXAMPLES[name or form.mode]
+    with gr.Row(elem_classes=["chips"]):
+        chips = [gr.Button(text, size="sm", min_width=0, elem_classes=["chip"]) for text in named]
+    usual = {**(blank or {}), **dict.fromkeys(kept, "")}
     ours = {example.get(name, "") for example in named.values() for name in kept}
-    filled = {*kept, *(name for example in named.values() for name in example)}
 
     def fill(pressed: gr.EventData, *texts: str) -> Updates:
         there = dict(zip(kept, texts, strict=True))
         own = {name: value for name, value in there.items() if value.strip() and value not in ours}
-        return form.show({**dict.fromkeys(kept, ""), **named[pressed.target.value], **own})
+        # By the text on it: once a component was updated, Gradio hands out another object in its place.
+        return form.show({**usual, **named[pressed.target.value], **own})
 
-    outputs = [field for name, field in form.fields.items() if name in filled]
-    gr.on([chip.click for chip in chips], fill, inputs, outputs, **AT_ONCE)
+    def connect() -> None:
+        filled = {*usual, *(name for example in named.values() for name in example)}
+        outputs = [field for name, field in form.fields.items() if name in filled]
+        gr.on([chip.click for chip in chips], fill, [form.fields[name] for name in kept], outputs, **AT_ONCE)
+
+    form.later.append(connect)
 
 
 # --- settings from a file -----------------------------------------------------------------------------------------

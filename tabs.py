@@ -63,7 +63,7 @@ def generate_tab() -> SongTab:
         with _columns(form):
             with _essentials():
                 html(markup.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
-                chips = panels.chip_row(tooltips.EXAMPLES)
+                panels.examples(form, blank={**restore.SONG, "duration": LIMITS["duration"].default})
                 panels.prompt(form)
                 helper = assist(form, "inspire", "polish")
                 advice = panels.lyrics(form, "duration")
@@ -80,7 +80,6 @@ def generate_tab() -> SongTab:
     reference.change(None, reference, js='(reference) => void studio.kept("generate", { reference })', **QUIET)
     panels.connect_settings_file(form, dropped)
     connect_keep(form, fold, result)
-    panels.fill_from(chips, form, [{**tooltips.EXAMPLE_DEFAULTS, **each} for each in tooltips.EXAMPLES.values()])
     return _song_tab(form, run, result, helper, advice)
 
 
@@ -92,7 +91,7 @@ def cover_tab() -> SongTab:
             with _essentials():
                 offer = panels.source(form)
                 helper = assist(form, "describe")
-                chips = panels.chip_row(tooltips.COVER_EXAMPLES)
+                panels.examples(form)
                 panels.prompt(form)
                 advice = panels.lyrics(form)
                 add_slider(form, "strength")
@@ -103,7 +102,6 @@ def cover_tab() -> SongTab:
         why = html(elem_id="cover-why", render=False)
         bar, problems = run_foot(form, above=why)
     panels.connect_offer(form, offer)
-    panels.fill_from(chips, form, tooltips.COVER_EXAMPLES.values())
     form.watchers.append(lambda facts: cover_updates(bar, why, facts["unsupported"].get("cover", "")))
     return _song_tab(form, (bar, problems), result, helper, advice)
 
@@ -125,7 +123,7 @@ def extend_tab() -> SongTab:
                     add_number(form, "before")
                     add_number(form, "after")
                 total = html(elem_id="extend-total")
-                chips = panels.chip_row(tooltips.EXTEND_EXAMPLES)
+                panels.examples(form, kept=["prompt"])
                 panels.prompt(form)
                 advice = panels.lyrics(form)
             result = _result(form)
@@ -135,7 +133,6 @@ def extend_tab() -> SongTab:
         run = run_foot(form)
     panels.connect_offer(form, offer)
     connect_total(form, total)
-    panels.fill_from(chips, form, tooltips.EXTEND_EXAMPLES.values(), kept=["prompt"])
     return _song_tab(form, run, result, helper, advice)
 
 
@@ -147,12 +144,12 @@ def edit_tab() -> SongTab:
             with _essentials():
                 offer = panels.source(form)
                 helper = assist(form, "describe")
-                chips = panels.chip_row(tooltips.EDIT_EXAMPLES)
+                panels.examples(form, kept=["prompt"])
                 _actions(form)
                 selector = _region(form)
                 with gr.Column(elem_classes=["morph-only"]):
                     _words_of_the_source(form)
-                    presets = panels.chip_row(tooltips.MORPHS, tooltips.MORPHS_LABEL)
+                    panels.examples(form, "morph", tooltips.MORPHS_LABEL)
                     plan = html(elem_id="edit-morph-plan")
                 panels.prompt(form)
                 advice = panels.lyrics(form)
@@ -163,8 +160,6 @@ def edit_tab() -> SongTab:
         run = run_foot(form)
     shown = region.follow(selector, *(form.fields[name] for name in ("source", "start", "end")))
     panels.connect_offer(form, offer, shown)
-    panels.fill_from(chips, form, tooltips.EDIT_EXAMPLES.values(), kept=["prompt"])
-    panels.fill_from(presets, form, tooltips.MORPHS.values())
     connect_plan(form, plan)
     return _song_tab(form, run, result, helper, advice)
 

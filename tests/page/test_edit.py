@@ -11,8 +11,8 @@ import pytest
 import soundfile
 from playwright.sync_api import Page, expect
 
+import panels
 import tabs
-import tooltips
 from limits import ACTIONS, SAMPLE_RATE
 from params import ACTION_OPTIONS
 from tests.page.steps import read
@@ -173,7 +173,7 @@ def test_wrong_values_are_told_beside_their_fields(page: Page, fake, tab, song: 
 @pytest.mark.long
 @pytest.mark.slow
 def test_examples_and_presets_choose_what_they_say(edit, fake):
-    for name, example in tooltips.EDIT_EXAMPLES.items():
+    for name, example in panels.EXAMPLES["edit"].items():
         edit.page.get_by_role("button", name=name).click()
         expect(edit.text("prompt")).to_have_value(example.get("prompt", ""))
         request = edit.made(fake)
@@ -181,7 +181,7 @@ def test_examples_and_presets_choose_what_they_say(edit, fake):
         assert request.tracks == ((example["track"],) if "track" in example else ())
     edit.set("prompt", "type", "in another style")
     choose(edit.page, "morph")
-    for name, numbers in tooltips.MORPHS.items():
+    for name, numbers in panels.EXAMPLES["morph"].items():
         edit.page.get_by_role("button", name=name).click()
         expect(edit.page.locator("#edit-morph-plan")).to_contain_text(f"from {numbers['options.n_min']:.0%}")
         request = edit.made(fake)

@@ -11,8 +11,9 @@ import soundfile
 from playwright.sync_api import Page, expect
 
 import lyrics_tab
+import panels
+import restore
 import tabs
-import tooltips
 from form import label
 from limits import INSTRUMENTAL
 from params import REQUESTS, SONG_REQUESTS, parse_request
@@ -122,11 +123,11 @@ def test_an_example_fills_the_form_and_makes_a_song(page: Page, fake, tab):
     opened = tab(page, "generate")
     opened.unfold()
     opened.set("bpm", "type", "200")
-    for name, example in tooltips.EXAMPLES.items():
+    for name, example in panels.EXAMPLES["generate"].items():
         page.get_by_role("button", name=name).click()
         expect(opened.text("prompt")).to_have_value(example["prompt"])
         request = opened.made(fake)
-        for field, value in {**tooltips.EXAMPLE_DEFAULTS, **example}.items():
+        for field, value in {**restore.SONG, "duration": 60, **example}.items():
             expected = int(value) if field == "bpm" and value else value
             assert (read(request, field) or "") == (expected or ""), field
 
