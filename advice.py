@@ -9,10 +9,8 @@ import gradio as gr
 import lint
 import markup
 import theme
-import uploads
-from events import InvalidRequest
-from form import AT_ONCE, Form, html, number
-from limits import LIMITS, TEXT_LIMITS
+from form import Form, html, lengths
+from limits import TEXT_LIMITS
 from tokens import lyric_tokens
 
 # What the advice on a box of lyrics depends on, where a tab has it; a source sings its own, Instrumental or not.
@@ -35,16 +33,14 @@ def advise(lyrics: str | None, language: str | None, seconds: float | None = Non
 
 def connect_advice(form: Form, line: gr.HTML, box: str = "lyrics") -> None:
     """Keep the advice on the lyrics in a song tab's `box` up to date; lyrics that are switched off get none."""
-    followed = {name: form.fields[name] for name in (box, *FOLLOWED[box]) if name in form.fields}
 
-    def look(*values: Any) -> str:
-        there = dict(zip(followed, values, strict=True))
+    def say(there: dict[str, Any]) -> str:
         if there.get("instrumental"):
             return ""
         counted = lyric_tokens(there[box] or "", there["language"])
         return advise(there[box], there["language"], sung_seconds(there), counted)
 
-    gr.on([field.change for field in followed.values()], look, [*followed.values()], line, **AT_ONCE)
+    form.follow(line, (box, *FOLLOWED[box]), say)
 
 
 def sung_seconds(there: dict[str, Any]) -> float | None:
@@ -52,10 +48,8 @@ def sung_seconds(there: dict[str, Any]) -> float | None:
 
     The lyrics of an extension are those of its new part, the others those of the whole song.
     """
-    names = ("duration",) if "duration" in there else ("before", "after")
-    try:
-        if names[0] in there:
-            return sum(float(number(there[name], LIMITS[name].default)) for name in names)
-        return uploads.seconds_of(there["source"]) if there["source"] else None
-    except (ValueError, OverflowError, InvalidRequest):
-        return None
+    found = lengths(there)
+    source = found.pop("source", None)
+    if not found:
+        return source
+    return None if None in found.values() else sum(found.values())

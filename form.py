@@ -7,6 +7,7 @@ blank into 0 whenever it is drawn anew, and here a blank means the checkpoint's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from gradio.components import Component
 import markup
 import restore
 import tooltips
+import uploads
 from backend import check
 from events import InvalidRequest, Problem
 from limits import LIMITS, QUALITY_STEPS
@@ -57,6 +59,30 @@ class Form:
     def identify(self, name: str) -> str:
         """Return the element id of a field, such as "generate-cfg-start"."""
         return f"{self.mode}-{name.rpartition('.')[2]}".replace("_", "-")
+
+    def follow(
+        self,
+        line: gr.HTML,
+        names: Iterable[str],
+        say: Callable[[dict[str, Any]], str],
+        *,
+        unheard: Iterable[str] = (),
+        after_runs: bool = False,
+    ) -> None:
+        """Keep `line` at what `say` makes of the values of these fields, as far as the form has them.
+
+        It follows every change, except of those `unheard`, and each run where that may have loaded what `say` needs.
+        """
+        followed = {name: self.fields[name] for name in names if name in self.fields}
+        inputs = [*followed.values()]
+
+        def look(*values: Any) -> str:
+            return say(dict(zip(followed, values, strict=True)))
+
+        changes = [field.change for name, field in followed.items() if name not in unheard]
+        gr.on(changes, look, inputs, line, trigger_mode="always_last", **AT_ONCE)
+        for run in self.runs if after_runs else ():
+            run.then(look, inputs, line, **AT_ONCE)
 
     @property
     def inputs(self) -> list[Component]:
@@ -177,6 +203,21 @@ def number(value: Any, default: float | None) -> Any:
         except ValueError:
             continue
     return text
+
+
+def lengths(there: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the seconds that a tab's song is made of, by field, for the fields that the tab has; None: not known."""
+
+    def seconds(name: str) -> float | None:
+        try:
+            if name == "source":
+                return uploads.seconds_of(there[name]) if there[name] else None
+            length = float(number(there[name], LIMITS[name].default))
+            return length if math.isfinite(length) else None
+        except (ValueError, OverflowError, InvalidRequest):
+            return None
+
+    return {name: seconds(name) for name in ("source", "duration", "before", "after") if name in there}
 
 
 def label(name: str) -> str:

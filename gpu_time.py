@@ -44,24 +44,13 @@ def connect_seconds(form: Form, line: gr.HTML) -> None:
     if not bootstrap.on_zerogpu():
         return
 
-    def look(*values: Any) -> str:
-        text = seconds_text(form, values)
+    def say(there: dict[str, Any]) -> str:
+        text = seconds_text(form, there.values())
         return markup.remark(text) if text else ""
 
-    blank = [field.value for field in form.inputs]
-    form.watchers.append(lambda facts: {line: look(*blank)})
-    changes = [field.change for name, field in form.fields.items() if name.rpartition(".")[2] not in WORDS]
-    gr.on(
-        changes,
-        look,
-        form.inputs,
-        line,
-        trigger_mode="always_last",
-        queue=False,
-        show_progress="hidden",
-        show_progress_on=[],
-        api_visibility="private",
-    )
+    blank = {name: field.value for name, field in form.fields.items()}
+    form.watchers.append(lambda facts: {line: say(blank)})
+    form.follow(line, form.fields, say, unheard=WORDS)
 
 
 def _source_seconds(request: Request) -> float:

@@ -16,11 +16,10 @@ import remember
 import restore
 import theme
 import tooltips
-import uploads
 from advice import advice_line, connect_advice
 from assist import Assist, assist, connect_assist
-from events import InvalidRequest, Problem
-from form import AT_ONCE, QUIET, Form, Updates, add, add_number, add_slider, html, number
+from events import Problem
+from form import AT_ONCE, QUIET, Form, Updates, add, add_number, add_slider, html, lengths
 from limits import ACTIONS, LIMITS, REPAINT_MODES, TRACKS
 from lyrics_tab import LyricsPanel, lyrics_tab
 from params import ACTION_OPTIONS
@@ -313,27 +312,18 @@ def _morph_numbers(form: Form) -> None:
 
 def connect_total(form: Form, line: gr.HTML) -> None:
     """Say how long the song gets, as soon as there is a source and whenever a number changes."""
-    names = ("before", "after")
-    inputs = [form.fields[name] for name in ("source", *names)]
 
-    def total(path: str | None, *texts: str) -> str:
-        try:
-            added = [float(number(text, LIMITS[name].default)) for name, text in zip(names, texts, strict=True)]
-            return markup.said(tooltips.length_in_all(uploads.seconds_of(path), *added)) if path else ""
-        except (ValueError, OverflowError, InvalidRequest):
-            return ""
+    def total(there: dict[str, Any]) -> str:
+        found = lengths(there)
+        return "" if None in found.values() else markup.said(tooltips.length_in_all(**found))
 
-    gr.on([each.change for each in inputs], total, inputs, line, **AT_ONCE)
+    form.follow(line, ("source", "before", "after"), total)
 
 
 def connect_plan(form: Form, line: gr.HTML) -> None:
     """Say in one line what the numbers of a morph do."""
-    inputs = [form.fields[f"options.{name}"] for name in ("n_min", "n_max", "n_avg")]
-
-    def plan(*numbers: float) -> str:
-        return markup.said(tooltips.morph_plan(*numbers))
-
-    gr.on([each.change for each in inputs], plan, inputs, line, **AT_ONCE)
+    names = [f"options.{name}" for name in ("n_min", "n_max", "n_avg")]
+    form.follow(line, names, lambda there: markup.said(tooltips.morph_plan(*there.values())))
 
 
 def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr.Tabs) -> None:

@@ -20,12 +20,11 @@ import conditions
 import markup
 import modes
 import tooltips
-import uploads
 from backend import get_backend
 from events import InvalidRequest
 from fields import parse_key
-from form import AT_ONCE, Form, html, number
-from limits import LIMITS, MAX_TEXT_TOKENS, TEXT_LIMITS
+from form import Form, html, lengths, number
+from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
 
 # What the rendered prompt depends on, where a tab has it.
 FOLLOWED = (
@@ -126,13 +125,8 @@ def _instruction(mode: str, there: Mapping[str, Any]) -> str:
 
 
 def _seconds(there: Mapping[str, Any]) -> float:
-    def added(name: str) -> float:
-        return float(number(there[name], LIMITS[name].default)) if name in there else 0.0
-
-    if "duration" in there:
-        return _checked(lambda: added("duration")) or SOME_SECONDS
-    source = _checked(lambda: uploads.seconds_of(there["source"])) if there.get("source") else None
-    return (_checked(lambda: source + added("before") + added("after")) if source else None) or SOME_SECONDS
+    found = lengths(there).values()
+    return SOME_SECONDS if None in found else sum(found) or SOME_SECONDS
 
 
 def _checked(read: Any) -> Any:
@@ -155,10 +149,8 @@ def budget_line(form: Form) -> gr.HTML:
 
 def connect_budget(form: Form, line: gr.HTML) -> None:
     """Keep the budget up to date with all that the rendered prompt holds."""
-    followed = {name: form.fields[name] for name in FOLLOWED if name in form.fields}
 
-    def look(*values: Any) -> str:
-        there = dict(zip(followed, values, strict=True))
+    def say(there: dict[str, Any]) -> str:
         if not (there["prompt"] or "").strip():
             return ""
         counter = token_counter()
@@ -166,8 +158,5 @@ def connect_budget(form: Form, line: gr.HTML) -> None:
             return markup.remark(tooltips.TOKENS_UNKNOWN.format(most=MAX_TEXT_TOKENS))
         return markup.budget(*prompt_budget(counter, form.mode, there), MAX_TEXT_TOKENS)
 
-    inputs = [*followed.values()]
-    gr.on([field.change for field in inputs], look, inputs, line, trigger_mode="always_last", **AT_ONCE)
     # The first run may have made or fetched the tokenizer.
-    for run in form.runs:
-        run.then(look, inputs, line, **AT_ONCE)
+    form.follow(line, FOLLOWED, say, after_runs=True)
