@@ -21,7 +21,7 @@ import uploads
 from backend import check
 from events import InvalidRequest, Problem
 from limits import LIMITS, QUALITY_STEPS
-from params import GenerateRequest, Request, Sampling, parse_request, sampling_settings
+from params import Request, parse_request, usual_sampling
 
 Updates = dict[Any, Any]
 # Events of the page: nothing a program should call, nothing that shows Gradio's own progress. With every message of a
@@ -303,7 +303,7 @@ def reason(writer: Mapping[str, Any], hint: bool = True) -> str:
 
 def checkpoint_updates(form: Form, turbo: bool) -> Updates:
     """Return what the form says about the checkpoint in use: its defaults, and what a turbo one has no use for."""
-    by_quality = {name: checkpoint_defaults(turbo, name) for name in QUALITY_STEPS}
+    by_quality = {name: usual_sampling(name, turbo) for name in QUALITY_STEPS}
     standard = by_quality["standard"]
     shift, guidance = f"{standard.shift:g}", f"{standard.guidance:g}"
     if turbo:
@@ -324,11 +324,6 @@ def checkpoint_updates(form: Form, turbo: bool) -> Updates:
         if turbo:
             updates[name]["info"] = tooltips.TURBO_GUIDANCE
     return {form.fields[name]: gr.update(**changes) for name, changes in updates.items()}
-
-
-def checkpoint_defaults(turbo: bool, quality: str) -> Sampling:
-    """Return the numbers that a request without options of its own runs with."""
-    return sampling_settings(GenerateRequest(prompt="a song", quality=quality), turbo)[0]
 
 
 def qualities(turbo: bool) -> list[tuple[str, str]]:

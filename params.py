@@ -6,7 +6,7 @@ A wrong value becomes a `Problem`: a sentence that names the field and the allow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -418,25 +418,29 @@ def _source_missing(name: str) -> str:
 
 @dataclass(frozen=True)
 class Sampling:
-    """The numbers of one run after the checkpoint's defaults; the SFT's are 50 `steps`, `guidance` 7, `shift` 1."""
+    """The numbers of one run."""
 
     steps: int
     guidance: float
     shift: float
 
 
-def sampling_settings(request: SongRequest, turbo: bool) -> tuple[Sampling, list[str]]:
-    """Resolve quality and options for a checkpoint; returns the numbers and sentences on what could not be followed.
+def usual_sampling(quality: str, turbo: bool) -> Sampling:
+    """Return the numbers of a run whose options name none.
 
     A turbo checkpoint has guidance distilled into its weights and an 8-step schedule of shift 3 (upstream's table).
     """
-    options, notes = request.options, []
-    if not turbo:
-        steps = options.steps or QUALITY_STEPS[request.quality]
-        guidance = 7.0 if options.guidance is None else options.guidance
-        return Sampling(steps, guidance, 1.0 if options.shift is None else options.shift), notes
-    if options.guidance is not None and options.guidance > 1:
-        notes.append("Guidance was left out: this turbo checkpoint has it built in.")
-    if options.steps is None and request.quality != "standard":
-        notes.append("A turbo checkpoint makes every quality in 8 steps; Steps under Advanced changes that.")
-    return Sampling(options.steps or 8, 1.0, 3.0 if options.shift is None else options.shift), notes
+    return Sampling(8, 1.0, 3.0) if turbo else Sampling(QUALITY_STEPS[quality], 7.0, 1.0)
+
+
+def sampling_settings(request: SongRequest, turbo: bool) -> tuple[Sampling, list[str]]:
+    """Resolve quality and options for a checkpoint; returns the numbers and sentences on what could not be followed."""
+    options, usual, notes = request.options, usual_sampling(request.quality, turbo), []
+    asked = {name: getattr(options, name) for name in ("steps", "guidance", "shift")}
+    if turbo:
+        asked["guidance"] = None
+        if options.guidance is not None and options.guidance > 1:
+            notes.append("Guidance was left out: this turbo checkpoint has it built in.")
+        if options.steps is None and request.quality != "standard":
+            notes.append("A turbo checkpoint makes every quality in 8 steps; Steps under Advanced changes that.")
+    return replace(usual, **{name: value for name, value in asked.items() if value is not None}), notes
