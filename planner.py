@@ -28,7 +28,6 @@ from events import StudioError, first_line
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
 from models import Device, free_memory, planner_dtype
 from planner_decoding import (
-    AUDIO_CODE,
     LARGEST_CODE,
     MAX_CAPTION_TOKENS,
     CodesJob,
@@ -236,26 +235,26 @@ def plan(
 
 
 def inspire(
-    planner: Planner, idea: str, seed: int, *, instrumental: bool = False, language: str = "unknown", draw: Draw = FREE
+    planner: Planner, idea: str, seed: int, *, instrumental: bool = False, language: str = "unknown"
 ) -> Iterator[PlanStep | Sketch]:
     """Make prompt, lyrics and metadata out of a plain idea, which may be empty."""
     given = _fields(language=language)
     prompt = inspire_prompt(planner.tokenizer, idea, instrumental)
     lyrics = INSTRUMENTAL if instrumental else ""
-    yield from _sketch(planner, prompt, given, seed, draw, lyrics)
+    yield from _sketch(planner, prompt, given, seed, FREE, lyrics)
 
 
-def polish(planner: Planner, brief: Brief, seed: int, draw: Draw = FREE) -> Iterator[PlanStep | Sketch]:
+def polish(planner: Planner, brief: Brief, seed: int) -> Iterator[PlanStep | Sketch]:
     """Word the prompt and the lyrics of `brief` as the song model knows them; its given fields stay as they are."""
     lyrics = INSTRUMENTAL if brief.lyrics in ("", INSTRUMENTAL) else ""
-    yield from _sketch(planner, polish_prompt(planner.tokenizer, brief), _given(brief), seed, draw, lyrics)
+    yield from _sketch(planner, polish_prompt(planner.tokenizer, brief), _given(brief), seed, FREE, lyrics)
 
 
-def describe(planner: Planner, codes: str, seed: int, draw: Draw = SOBER) -> Iterator[PlanStep | Sketch]:
-    """Describe a piece of music from its audio codes, given as their text."""
-    seconds, limit = len(AUDIO_CODE.findall(codes)) // CODES_PER_SECOND, LIMITS["duration"]
+def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[PlanStep | Sketch]:
+    """Describe a piece of music from its audio codes."""
+    seconds, limit = len(codes) // CODES_PER_SECOND, LIMITS["duration"]
     given = _fields(duration=seconds if limit.low <= seconds <= limit.high else None)
-    yield from _sketch(planner, describe_prompt(planner.tokenizer, codes), given, seed, draw, "")
+    yield from _sketch(planner, describe_prompt(planner.tokenizer, codes), given, seed, SOBER, "")
 
 
 def _sketch(
@@ -421,9 +420,9 @@ def polish_prompt(tokenizer: Any, brief: Brief) -> str:
     return _render(tokenizer, "format", f"# Caption\n{caption}\n\n# Lyric\n{lyrics}")
 
 
-def describe_prompt(tokenizer: Any, codes: str) -> str:
-    """Return the prompt of `describe`; the codes are tokens here, not text."""
-    return _render(tokenizer, "understand", codes or NO_INPUT)
+def describe_prompt(tokenizer: Any, codes: Sequence[int]) -> str:
+    """Return the prompt of `describe`; the codes become tokens, not text."""
+    return _render(tokenizer, "understand", codes_text(codes) or NO_INPUT)
 
 
 def typed(text: str) -> str:

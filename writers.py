@@ -136,7 +136,7 @@ def _lyrics(models: Models, placing: Placing, job: Job) -> Iterator[Progress | D
 
 
 def _sketch(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done | None]:
-    request, seconds, codes = job.request, {}, ""
+    request, seconds, codes = job.request, {}, []
     if request.mode == "describe":
         placing.for_song()
         codes = yield from _codes_of(models, job, seconds)
@@ -158,7 +158,7 @@ def _sketch(models: Models, placing: Placing, job: Job) -> Iterator[Progress | D
     yield Done((), record_of(models, job, models.planner.weights, seconds, {"sketch": words}))
 
 
-def _written(model: planner.Planner, request: Any, seed: int, codes: str) -> Iterator[PlanStep | Sketch]:
+def _written(model: planner.Planner, request: Any, seed: int, codes: list[int]) -> Iterator[PlanStep | Sketch]:
     if request.mode == "inspire":
         return planner.inspire(model, request.idea, seed, instrumental=request.instrumental, language=request.language)
     if request.mode == "polish":
@@ -166,8 +166,8 @@ def _written(model: planner.Planner, request: Any, seed: int, codes: str) -> Ite
     return planner.describe(model, codes, seed)
 
 
-def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[Progress, None, str]:
-    """Return the source's audio codes as text; it is read by the song model's VAE and audio tokenizer."""
+def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[Progress, None, list[int]]:
+    """Return the source's audio codes; it is read by the song model's VAE and audio tokenizer."""
     if not models.loaded:
         yield Progress("loading")
     started = time.monotonic()
@@ -180,7 +180,7 @@ def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[
     for number, total, tile in codec.encode_samples(pipe, audio.read_wav(job.audio["source"])):
         tiles.append(tile)
         yield Progress("reading", number, total)
-    codes = planner.codes_text(conditions.audio_codes(pipe, codec.join(tiles)))
+    codes = conditions.audio_codes(pipe, codec.join(tiles))
     seconds["reading"] = round(time.monotonic() - started, 3)
     return codes
 

@@ -257,9 +257,9 @@ def test_the_prompts_of_the_other_tasks(planner):
     empty = planning.polish_prompt(tokenizer, Brief("", "", 0))
     assert empty == f"{polish}# Caption\nNO USER INPUT\n\n# Lyric\n[Instrumental]{ANSWER}"
     describe = SYSTEM.format("Understand the given musical conditions and describe the audio semantics accordingly:")
-    codes = "<|audio_code_1|><|audio_code_2|>"
-    assert planning.describe_prompt(tokenizer, codes) == f"{describe}{codes}{ANSWER}"
-    assert planning.describe_prompt(tokenizer, "") == f"{describe}NO USER INPUT{ANSWER}"
+    codes = [1, 2]
+    assert planning.describe_prompt(tokenizer, codes) == f"{describe}<|audio_code_1|><|audio_code_2|>{ANSWER}"
+    assert planning.describe_prompt(tokenizer, []) == f"{describe}NO USER INPUT{ANSWER}"
     ids = planner.encode(planning.describe_prompt(tokenizer, codes))
     assert set(planner.vocabulary.code_ids[[1, 2]].tolist()) <= set(ids)
 
