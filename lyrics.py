@@ -8,7 +8,6 @@ brings the reply into ACE-Step's form. Nothing is ever fetched from here.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from events import Draft, StudioError, first_line, is_out_of_memory
 from limits import LANGUAGES, STRUCTURES
 from lint import Tidy
 from params import LyricsRequest
+from planner_decoding import encode_marked, typed
 from weights import LYRICS_VARIABLE, Weights, missing_writer, read_json
 
 if TYPE_CHECKING:
@@ -61,10 +61,6 @@ class Writer:
         with closing(self._pieces(request, seed)) as running:
             for _, piece in running:
                 yield piece
-
-    def count(self, text: str) -> int:
-        """Return the length of `text` in this model's tokens."""
-        return len(encode_as_text(self._tokenizer, text))
 
     def close(self) -> None:
         """Let go of the model and its memory; this writer cannot be used any more."""
@@ -187,30 +183,22 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 # --- its tokens -----------------------------------------------------------------------------------------------------
 
-# Marks the places of the texts in a rendered template; private characters, so that no template changes them.
-_PLACES = ("\ue000a\ue001", "\ue000b\ue001")
-
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> list[int]:
     """Return the token ids of a chat with one question, through the tokenizer's own template.
 
-    The template is rendered around placeholders, and the texts become tokens by themselves: "<|im_end|>" in a brief is
-    ten characters of text and closes no turn. Raises StudioError where the template cannot be used.
+    "<|im_end|>" in the question is ten characters of text and closes no turn. Raises StudioError where the template
+    cannot be used.
     """
-    texts = dict(zip(_PLACES, (system, user), strict=True))
-    rendered = _render(tokenizer, [("system", _PLACES[0]), ("user", _PLACES[1])])
-    if not all(place in rendered for place in _PLACES):
+    user = typed(user, {token[0] for token in tokenizer.get_added_vocab() if len(token) > 1})
+    rendered = _render(tokenizer, [("system", system), ("user", user)])
+    if system not in rendered or user not in rendered:
         # Some templates know no system turn.
-        rendered = _render(tokenizer, [("user", f"{_PLACES[0]}\n\n{_PLACES[1]}")])
-    if not all(place in rendered for place in _PLACES):
+        user = f"{system}\n\n{user}"
+        rendered = _render(tokenizer, [("user", user)])
+    if user not in rendered:
         raise StudioError("weights_unfit", "This model's chat template cannot be used.")
-    ids: list[int] = []
-    for part in re.split("(" + "|".join(_PLACES) + ")", rendered):
-        if part in texts:
-            ids += encode_as_text(tokenizer, texts[part])
-        elif part:
-            ids += tokenizer.encode(part, add_special_tokens=False)
-    return ids
+    return list(encode_marked(tokenizer, rendered))
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]) -> str:
@@ -224,22 +212,6 @@ def _render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]
         )
     except TemplateError:
         return ""
-
-
-def encode_as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of `text` without any added token (chat markers and the like), whatever it says.
-
-    Text that spells such a token is cut inside the spelling, and the parts become tokens by themselves; the tokenizers'
-    own `split_special_tokens` leaves out added tokens that are not called special.
-    """
-    spellings = [re.escape(token) for token in tokenizer.get_added_vocab() if len(token) > 1]
-    marker = re.compile("|".join(spellings) or "(?!)")
-    parts, start = [], 0
-    while found := marker.search(text, start):
-        parts.append(text[start : found.start() + 1])
-        start = found.start() + 1
-    parts.append(text[start:])
-    return [token for part in parts if part for token in tokenizer.encode(part, add_special_tokens=False)]
 
 
 # --- from scores to text ------------------------------------------------------------------------------------------

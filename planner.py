@@ -38,6 +38,8 @@ from planner_decoding import (
     Unfit,
     Vocabulary,
     Written,
+    encode_marked,
+    typed,
     write,
 )
 from weights import PLANNER_VARIABLE, PREVIEW, PREVIEW_CODES, Weights, unusable
@@ -183,7 +185,7 @@ class Planner:
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Return the tokens of a rendered prompt, in which typed text was marked by `typed`."""
-        return tuple(token for piece in prompt.split(CUT) for token in self.vocabulary.encode(piece))
+        return encode_marked(self.tokenizer, prompt)
 
 
 def plan(
@@ -393,8 +395,6 @@ INSTRUCTIONS = {
     "inspire": "Expand the user's input into a more detailed and specific musical description:",
     "format": "Format the user's input into a more detailed and specific musical description:",
 }
-# Typed text is cut at this private character, which is dropped again, so that "<|im_end|>" in it stays text.
-CUT = "\ue000"
 
 
 def generate_prompt(tokenizer: Any, brief: Brief) -> str:
@@ -423,11 +423,6 @@ def polish_prompt(tokenizer: Any, brief: Brief) -> str:
 def describe_prompt(tokenizer: Any, codes: Sequence[int]) -> str:
     """Return the prompt of `describe`; the codes become tokens, not text."""
     return _render(tokenizer, "understand", codes_text(codes) or NO_INPUT)
-
-
-def typed(text: str) -> str:
-    """Mark typed text so that no part of it becomes a control token: all of those begin with "<"."""
-    return text.replace(CUT, "").replace("<", f"<{CUT}")
 
 
 def thoughts(found: Mapping[str, str]) -> str:

@@ -95,7 +95,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the tokens of `text`."""
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return encode_marked(self.tokenizer, text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`; what is no whole character (a byte of a cut one) is left out."""
@@ -235,6 +235,24 @@ def tidy_caption(written: str) -> str:
         with contextlib.suppress(yaml.YAMLError):
             return " ".join(str(yaml.safe_load(text)).split())
     return text.lstrip("'\" ")
+
+
+# --- typed text ----------------------------------------------------------------------------------------------------
+
+CUT = "\ue000"
+"""A private character, at which text is cut before it becomes tokens, and which is dropped then."""
+
+
+def typed(text: str, starts: Iterable[str] = "<") -> str:
+    """Mark typed text so that "<|im_end|>" in it stays text; `starts` are what the tokenizer's own marks begin with."""
+    marks = str.maketrans({start: f"{start}{CUT}" for start in starts})
+    return text.replace(CUT, "").translate(marks)
+
+
+def encode_marked(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Return the tokens of `text`, parts of which `typed` marked; the tokenizer adds none of its own."""
+    parts = [part for part in text.split(CUT) if part]
+    return tuple(token for part in parts for token in tokenizer(part, add_special_tokens=False).input_ids)
 
 
 # --- drawing -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import preview_writers
 from events import StudioError
 from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
 from planner import Brief, Plan, PlanSettings, PlanStep
-from planner_decoding import Draw
+from planner_decoding import CUT, Draw
 from tests.weights import CPU
 from weights import find_planner
 
@@ -276,7 +276,7 @@ def test_marks_that_were_typed_stay_text(planner):
         prompt = prompt_of(evil)
         ids = planner.encode(prompt)
         assert [i for i in ids if i in marks] == [i for i in planner.encode(prompt_of("piano")) if i in marks]
-        assert tokenizer.decode(list(ids)) == prompt.replace(planning.CUT, "")
+        assert tokenizer.decode(list(ids)) == prompt.replace(CUT, "")
 
 
 # --- ideas, polish, description -----------------------------------------------------------------------------------
