@@ -425,10 +425,24 @@ def _what_fits(plan: Plan, free: int, sizes: Sizes, song: Song | None) -> str:
 
 
 def _smaller(song: Song, fits: Callable[[Song], bool]) -> list[str]:
-    """Return the most takes, and the most seconds, with which `song` fits, each by itself, as a sentence names them."""
-    shortest = int(LIMITS["duration"].low)
-    takes = next((n for n in range(song.takes - 1, 0, -1) if fits(replace(song, takes=n))), 0)
-    lengths = range(int(song.duration // 5) * 5, shortest - 1, -5)
-    seconds = next((length for length in lengths if fits(replace(song, duration=float(length)))), 0)
-    ways = [f"{takes} take{'s' if takes > 1 else ''}"] if takes else []
-    return ways + ([f"{seconds} seconds of music"] if seconds else [])
+    return [way for way in (fewer_takes(song, fits), shorter(song, fits, int(LIMITS["duration"].low))) if way]
+
+
+# --- what would fit ------------------------------------------------------------------------------------------------
+
+
+def fewer_takes(work: Any, fits: Callable[[Any], bool]) -> str:
+    """Return the most `takes` with which `work` fits, as a sentence names them; "" where none does."""
+    takes = most(1, work.takes, lambda count: fits(replace(work, takes=count)))
+    return f"{takes} take{'s' if takes > 1 else ''}" if takes else ""
+
+
+def shorter(work: Any, fits: Callable[[Any], bool], shortest: int) -> str:
+    """Return the longest `duration` from `shortest` on, in steps of 5 seconds, with which `work` fits."""
+    fives = most(shortest // 5, int(work.duration // 5), lambda count: fits(replace(work, duration=count * 5.0)))
+    return f"{fives * 5} seconds of music" if fives else ""
+
+
+def most(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest whole number from `low` to `high` that fits, 0 where none does."""
+    return next((number for number in range(high, low - 1, -1) if fits(number)), 0)

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from events import Draft, Problem, Progress, StudioError, first_line
 from limits import LIMITS, QUALITY_STEPS
+from memory import fewer_takes, most, shorter
 from params import sampling_settings
 
 log = logging.getLogger("studio")
@@ -440,7 +441,7 @@ def forward_tflop(duration: float) -> float:
 
 def _what_fits(work: Work) -> str:
     """Return a sentence with the most takes, steps or seconds that fit, each by itself; together where none does."""
-    ways = [_takes(work), _steps(work), _length(work)]
+    ways = [fewer_takes(work, _fits), _steps(work), _length(work)]
     ways = [way for way in ways if way]
     if not ways and work.takes > 1:
         one = replace(work, takes=1)
@@ -450,29 +451,22 @@ def _what_fits(work: Work) -> str:
     return f"It fits with {', or with '.join(ways)}."
 
 
-def _takes(work: Work) -> str:
-    most = _most(1, work.takes, lambda count: replace(work, takes=count))
-    return f"{most} take{'s' if most > 1 else ''}" if most else ""
-
-
 def _steps(work: Work) -> str:
     """Fewer steps, but not below those of a draft."""
-    most = _most(min(QUALITY_STEPS["draft"], work.steps), work.steps, lambda count: replace(work, steps=count))
-    return f"{most} steps" if most else ""
+    least = min(QUALITY_STEPS["draft"], work.steps)
+    steps = most(least, work.steps, lambda count: _fits(replace(work, steps=count)))
+    return f"{steps} steps" if steps else ""
 
 
 def _length(work: Work) -> str:
-    """A length in steps of 5 seconds; of a source only what the visitor can leave off."""
-    shortest = int(LIMITS["duration"].low) if not work.source else int(work.source) // 5 * 5 + 5
-    most = _most(shortest // 5, int(work.duration // 5), lambda fives: replace(work, duration=fives * 5.0))
-    if not most or work.mode == "edit" or work.mode == "cover":
+    """A shorter song; of a source only what the visitor can leave off."""
+    if work.mode in ("edit", "cover"):
         return ""
-    return f"{most * 5} seconds of music"
+    return shorter(work, _fits, int(work.source) // 5 * 5 + 5 if work.source else int(LIMITS["duration"].low))
 
 
-def _most(low: int, high: int, changed: Callable[[int], Work]) -> int:
-    """Return the largest whole number from `low` to `high` whose work fits, 0 where none does."""
-    return next((n for n in range(high, low - 1, -1) if seconds_needed(changed(n)) <= MOST_SECONDS), 0)
+def _fits(work: Work) -> bool:
+    return seconds_needed(work) <= MOST_SECONDS
 
 
 def _of(name: str) -> float:
