@@ -441,9 +441,7 @@ def problem_of(error: Exception) -> Problem:
         return disk_problem(error)
     if is_out_of_memory(error):
         models.free_memory()
-        return Problem(
-            "out_of_memory", "There was not enough memory for this song.", hint="Try fewer takes or seconds."
-        )
+        return memory.too_large(None)
     if isinstance(error, OSError):
         log.exception("a file operation failed")
         return disk_problem(error)

@@ -91,7 +91,7 @@ class Writer:
 
 
 def build_writer(weights: Weights, kind: models.Kind) -> Writer:
-    """Load the writer onto the device `kind` (MLX chooses its own); raises StudioError.
+    """Load the writer onto the device `kind` (MLX chooses its own); raises StudioError, a lack of memory as it comes.
 
     The tiny preview model is made first where it is not in the cache yet.
     """
@@ -101,46 +101,24 @@ def build_writer(weights: Weights, kind: models.Kind) -> Writer:
         built_in = weights.source == "preview"
         folder = preview_writers.language_model_folder("qwen2") if built_in else weights.folder
         tokenizer = load_tokenizer(folder)
-        if kind != "cuda" or weights.engine == "mlx":
-            _check_memory(weights, folder)
+        shared = kind != "cuda" or weights.engine == "mlx"
+        if shared and models.bytes_in(folder) > models.available_memory():
+            # On Linux the system would end the whole studio, not the loading.
+            raise MemoryError
         if weights.engine == "mlx":
             model, kind = MlxModel(weights.model_id, folder), "mps"
         else:
             model = TorchModel(folder, kind, tokenizer.eos_token_id)
-    except StudioError:
-        raise
     except Exception as error:
+        if isinstance(error, StudioError) or is_out_of_memory(error):
+            raise
         log.warning("the lyrics writer could not be loaded", exc_info=error)
-        failure = _load_failure(weights, error)
-    else:
-        return Writer(weights, tokenizer, model, kind)
-    # Only here is the exception gone, and with it what it held of the model: the song model needs the room.
-    models.free_memory()
-    raise failure
-
-
-def _load_failure(weights: Weights, error: Exception) -> StudioError:
-    if is_out_of_memory(error):
-        return _out_of_memory(weights)
-    return StudioError(
-        "weights_broken",
-        f"The lyrics writer {weights.model_id} could not be loaded: {first_line(error)}",
-        hint=f"Complete it, or name another one in {LYRICS_VARIABLE}.",
-    )
-
-
-def _check_memory(weights: Weights, folder: Path) -> None:
-    """Refuse what cannot fit: on Linux the system would end the whole studio, not the loading."""
-    if models.bytes_in(folder) > models.available_memory():
-        raise _out_of_memory(weights)
-
-
-def _out_of_memory(weights: Weights) -> StudioError:
-    return StudioError(
-        "out_of_memory",
-        f"The lyrics writer {weights.model_id} does not fit into the memory that is free.",
-        hint=f"Close other programs, or name a smaller model in {LYRICS_VARIABLE}.",
-    )
+        raise StudioError(
+            "weights_broken",
+            f"The lyrics writer {weights.model_id} could not be loaded: {first_line(error)}",
+            hint=f"Complete it, or name another one in {LYRICS_VARIABLE}.",
+        ) from None
+    return Writer(weights, tokenizer, model, kind)
 
 
 # --- the prompt ---------------------------------------------------------------------------------------------------

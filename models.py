@@ -128,7 +128,10 @@ class Models:
 
 
 class Slot:
-    """The planner or the lyrics writer: its `weights`, the model once it is loaded, or the `problem` of loading it."""
+    """The planner or the lyrics writer: its `weights`, the model once it is loaded, or the `problem` of loading it.
+
+    `smaller` is what to try where it does not fit into memory.
+    """
 
     def __init__(
         self,
@@ -136,8 +139,9 @@ class Slot:
         find: Callable[[], Any],
         build: Callable[[Any], Any],
         fetch: Callable[[Any], Iterator[Progress]],
+        smaller: str,
     ):
-        self.name, self._find, self._build, self._fetch = name, find, build, fetch
+        self.name, self._find, self._build, self._fetch, self._smaller = name, find, build, fetch, smaller
         self._building = threading.Lock()
         self._model: Any = None
         self.weights = find()
@@ -235,8 +239,7 @@ class Slot:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            message = f"{self.name} {self.weights.model_id} does not fit into the memory that is free."
-            return None, Problem("out_of_memory", message, hint="Close other programs, or name a smaller model.")
+            return None, _no_room(f"{self.name} {self.weights.model_id}", self._smaller)
 
 
 def pick_device(weights: Weights) -> Device:
@@ -282,14 +285,11 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
             take_turns(pipe, device.kind)
         else:
             pipe.to(device.kind)
-    except (torch.OutOfMemoryError, MemoryError):
-        free_memory()
-        raise StudioError(
-            "out_of_memory",
-            f"{weights.model_id} does not fit into this machine's memory ({device.kind}).",
-            hint="Close other programs that use it, and start the studio again.",
-        ) from None
     except Exception as error:
+        if is_out_of_memory(error):
+            free_memory()
+            hint = "Close other programs that use it, and start the studio again."
+            raise StudioError.of(_no_room(f"{weights.model_id} ({device.kind})", hint)) from None
         raise StudioError(
             "weights_broken",
             f"The model {weights.model_id} could not be loaded: {first_line(error)}",
@@ -303,6 +303,10 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
     return pipe
+
+
+def _no_room(name: str, hint: str) -> Problem:
+    return Problem("out_of_memory", f"{name} does not fit into the memory that is free.", hint=hint)
 
 
 def is_apart(kind: str) -> bool:

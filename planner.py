@@ -11,7 +11,6 @@ it before the next token.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import re
@@ -24,9 +23,9 @@ import yaml
 
 import preview
 import preview_writers
-from events import StudioError, first_line
+from events import StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
-from models import Device, free_memory, planner_dtype
+from models import Device, planner_dtype
 from planner_decoding import (
     LARGEST_CODE,
     MAX_CAPTION_TOKENS,
@@ -42,7 +41,7 @@ from planner_decoding import (
     typed,
     write,
 )
-from weights import PLANNER_VARIABLE, PREVIEW, PREVIEW_CODES, Weights, unusable
+from weights import PREVIEW, PREVIEW_CODES, Weights, unusable
 
 CODES_PER_SECOND = 5
 METADATA_ROOM = MAX_CAPTION_TOKENS + 128
@@ -198,30 +197,29 @@ def plan(
     """Plan the song of `brief`: metadata drawn from `seed` (the first take's where None), codes from each take's own.
 
     Phase 1 is left out where the visitor gave BPM, key and time signature and wants no other prompt.
-    Raises StudioError where it does not fit into the context or into memory.
+    Raises StudioError where it does not fit into the context.
     """
     seed = seeds[0] if seed is None else seed
     draw = Draw(settings.temperature, settings.top_p)
-    with _memory(planner):
-        found = given = _given(brief)
-        if settings.rewrite or not {"bpm", "keyscale", "timesignature"} <= given.keys():
-            grammar = planner.grammar.thoughts(given, settings.rewrite)
-            prompt = generate_prompt(planner.tokenizer, brief)
-            found = yield from _text(planner, prompt, grammar, "metadata", seed, draw, METADATA_ROOM)
-        caption = found.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
-        found = {**found, "caption": caption}
-        job = CodesJob(
-            conditional=planner.encode(codes_prompt(planner.tokenizer, brief, found)),
-            unconditional=planner.encode(codes_prompt(planner.tokenizer, brief, {})),
-            seeds=tuple(seeds),
-            count=codes_needed(brief.seconds),
-            draw=draw,
-            guidance=settings.cfg,
-        )
-        writer = CodeWriter(planner.model, planner.vocabulary.code_ids, job)
-        for count in writer.run(settings.cuda_graph):
-            yield PlanStep("codes", count, job.count)
-        codes = planner.vocabulary.codes[writer.indices()].tolist()
+    found = given = _given(brief)
+    if settings.rewrite or not {"bpm", "keyscale", "timesignature"} <= given.keys():
+        grammar = planner.grammar.thoughts(given, settings.rewrite)
+        prompt = generate_prompt(planner.tokenizer, brief)
+        found = yield from _text(planner, prompt, grammar, "metadata", seed, draw, METADATA_ROOM)
+    caption = found.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
+    found = {**found, "caption": caption}
+    job = CodesJob(
+        conditional=planner.encode(codes_prompt(planner.tokenizer, brief, found)),
+        unconditional=planner.encode(codes_prompt(planner.tokenizer, brief, {})),
+        seeds=tuple(seeds),
+        count=codes_needed(brief.seconds),
+        draw=draw,
+        guidance=settings.cfg,
+    )
+    writer = CodeWriter(planner.model, planner.vocabulary.code_ids, job)
+    for count in writer.run(settings.cuda_graph):
+        yield PlanStep("codes", count, job.count)
+    codes = planner.vocabulary.codes[writer.indices()].tolist()
     yield Plan(
         bpm=int(found["bpm"]),
         key=found["keyscale"],
@@ -269,8 +267,7 @@ def _sketch(
         return found, lyrics or clean_lyrics((yield from planner.grammar.text(MAX_LYRIC_TOKENS)))
 
     room = METADATA_ROOM + (0 if lyrics else MAX_LYRIC_TOKENS)
-    with _memory(planner):
-        found, lyrics = yield from _text(planner, prompt, everything(), "text", seed, draw, room)
+    found, lyrics = yield from _text(planner, prompt, everything(), "text", seed, draw, room)
     yield Sketch(
         caption=found["caption"][: TEXT_LIMITS["prompt"]].strip(),
         lyrics=lyrics,
@@ -314,29 +311,13 @@ def clean_lyrics(text: str) -> str:
     return text[: TEXT_LIMITS["lyrics"]].strip()
 
 
-@contextlib.contextmanager
-def _memory(planner: Planner) -> Iterator[None]:
-    """Turn a lack of memory into a sentence; what runs beside the planner survives it."""
-    import torch
-
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError):
-        free_memory()
-        raise StudioError(
-            "out_of_memory",
-            f"The planner ran out of memory ({planner.model.device.type}).",
-            hint="Make a shorter song or fewer takes, or switch planning off.",
-        ) from None
-
-
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
 def load_planner(weights: Weights, device: Device) -> Planner:
     """Load the planner of `weights` onto `device`, in the numbers that it computes in.
 
-    Raises StudioError where there is none, it cannot be loaded or used, or memory does not suffice.
+    Raises StudioError where there is none, or it cannot be loaded or used; a lack of memory as it comes.
     """
     if weights.folder is None:
         raise StudioError.of(weights.problem or unusable(weights.wanted, "there is no folder of it"))
@@ -362,14 +343,9 @@ def load_planner(weights: Weights, device: Device) -> Planner:
         return Planner(model, tokenizer, weights.model_id)
     except Unfit as error:
         raise StudioError.of(unusable(weights.model_id, str(error))) from None
-    except (torch.OutOfMemoryError, MemoryError):
-        free_memory()
-        raise StudioError(
-            "out_of_memory",
-            f"The planner {weights.model_id} does not fit into this machine's memory ({device.kind}).",
-            hint=f"Songs can be made without it; {PLANNER_VARIABLE}=ACE-Step/acestep-5Hz-lm-0.6B is smaller.",
-        ) from None
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise StudioError.of(unusable(weights.model_id, f"it could not be loaded: {first_line(error)}")) from error
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import audio
@@ -37,6 +37,7 @@ def planner_slot(device: Callable[[], Device]) -> Slot:
         find_planner,
         lambda weights: planner.load_planner(weights, device()),
         lambda weights: hub.download(weights.repo, lambda: False, hub.language_model(PLANNER_VARIABLE, weights.inside)),
+        f"Songs can be made without it; {PLANNER_VARIABLE}=ACE-Step/acestep-5Hz-lm-0.6B is smaller.",
     )
 
 
@@ -47,6 +48,7 @@ def lyrics_slot(device: Callable[[], Device]) -> Slot:
         find_writer,
         lambda weights: lyrics.build_writer(weights, device().kind),
         lambda weights: hub.download(weights.wanted, lambda: False, hub.language_model(LYRICS_VARIABLE)),
+        f"Close other programs, or name a smaller model in {LYRICS_VARIABLE}.",
     )
 
 
@@ -114,25 +116,16 @@ def _lyrics(models: Models, placing: Placing, job: Job) -> Iterator[Progress | D
     writer = yield from _loaded(models.lyrics, seconds)
     started, draft = time.monotonic(), None
     yield Progress("writing", 0, request.options.max_tokens)
-    try:
-        with closing(writer.write(request, job.seeds[0])) as drafts:
-            for draft in drafts:
-                yield draft
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        model = writer.weights.model_id
-    else:
-        seconds["writing"] = round(time.monotonic() - started, 3)
-        facts = {"text": draft.text, "end": draft.end, "tokens": draft.tokens}
-        yield Done((), record_of(models, job, models.lyrics.weights, seconds, facts))
-        return
-    free_memory()
-    raise StudioError(
-        "out_of_memory",
-        f"The lyrics writer {model} ran out of memory.",
-        hint=f"Lower Max length, or name a smaller model in {LYRICS_VARIABLE}.",
+    name, hint = (
+        f"The lyrics writer {writer.weights.model_id}",
+        f"Lower Max length, or name a smaller model in {LYRICS_VARIABLE}.",
     )
+    with _enough_memory(name, hint), closing(writer.write(request, job.seeds[0])) as drafts:
+        for draft in drafts:
+            yield draft
+    seconds["writing"] = round(time.monotonic() - started, 3)
+    facts = {"text": draft.text, "end": draft.end, "tokens": draft.tokens}
+    yield Done((), record_of(models, job, models.lyrics.weights, seconds, facts))
 
 
 def _sketch(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done | None]:
@@ -197,10 +190,23 @@ def _loaded(slot: Slot, seconds: dict[str, float]) -> Generator[Progress, None, 
     return model
 
 
+@contextmanager
+def _enough_memory(name: str, hint: str) -> Iterator[None]:
+    """Turn a lack of memory into a sentence about the model `name`; what runs beside it survives."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        free_memory()
+        raise StudioError("out_of_memory", f"{name} ran out of memory.", hint=hint) from None
+
+
 def _told(events: Iterator[PlanStep | Plan | Sketch]) -> Generator[Progress | None, None, Any]:
     """Yield a planner's steps as progress, some of them as None, and return its result."""
     told = 0.0
-    with closing(events):
+    hint = "Make a shorter song or fewer takes, or switch planning off."
+    with _enough_memory("The planner", hint), closing(events):
         for event in events:
             if not isinstance(event, PlanStep):
                 return event

@@ -198,18 +198,10 @@ def test_it_stops_within_one_token(planner, monkeypatch, after):
 
 
 def test_what_does_not_fit_is_a_sentence(planner, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(planner.model.config, "max_position_embeddings", 600)
-        with pytest.raises(StudioError, match="this planner reads 600") as caught:
-            make(planner, replace(BRIEF, seconds=200, **GIVEN))
-        assert caught.value.problem.code == "plan_too_long"
-
-    def full(**_):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(planner.model.get_decoder(), "forward", full)
-    with pytest.raises(StudioError, match="ran out of memory"):
-        list(planning.plan(planner, BRIEF, (1,)))
+    monkeypatch.setattr(planner.model.config, "max_position_embeddings", 600)
+    with pytest.raises(StudioError, match="this planner reads 600") as caught:
+        make(planner, replace(BRIEF, seconds=200, **GIVEN))
+    assert caught.value.problem.code == "plan_too_long"
 
 
 def test_codes_that_do_not_fit_the_song_are_an_error():

@@ -14,7 +14,9 @@ from huggingface_hub import constants
 import lyrics
 import models
 import preview_writers
+import writers
 from events import StudioError
+from tests.weights import CPU
 from weights import Weights, find_writer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -156,7 +158,9 @@ def test_a_model_that_does_not_fit_is_a_sentence(copy, monkeypatch):
     monkeypatch.setattr(lyrics, "TorchModel", full)
     for room in (10**12, 1_000):  # too little is known before anything is loaded
         monkeypatch.setattr(models, "available_memory", lambda room=room: room)
-        with pytest.raises(StudioError) as caught:
-            lyrics.build_writer(weights(copy), "cpu")
+        slot = writers.lyrics_slot(lambda: CPU)
+        slot.weights = weights(copy)
+        with pytest.raises(StudioError, match="my-writer does not fit into the memory") as caught:
+            slot.get()
         assert caught.value.problem.code == "out_of_memory"
         monkeypatch.setattr(lyrics, "TorchModel", lambda *_: pytest.fail("it was loaded"))
