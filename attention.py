@@ -19,9 +19,7 @@ size, C condition tokens.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,19 +73,6 @@ def use_windows(transformer: Any) -> None:
     transformer.__class__ = model
     for each in transformer.layers:
         each.__class__ = layer
-
-
-@contextlib.contextmanager
-def stock(transformer: Any) -> Iterator[None]:
-    """Let `transformer` compute as diffusers ships it, to compare with."""
-    model, layer = _classes()
-    transformer.__class__ = model.__base__
-    for each in transformer.layers:
-        each.__class__ = layer.__base__
-    try:
-        yield
-    finally:
-        use_windows(transformer)
 
 
 # --- the transformer ----------------------------------------------------------------------------------------------

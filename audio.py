@@ -19,9 +19,10 @@ import soundfile as sf
 import soxr
 
 from levels import peak_of
-from limits import SAMPLE_RATE
+from limits import MAX_SOURCE_SECONDS, SAMPLE_RATE
 
 MAX_UPLOAD_BYTES = 500_000_000
+LEAST_SECONDS = 1.0
 
 _RATES = (8_000, 192_000)
 _LOUDEST = 1000.0  # 60 dB over full scale: samples beyond it are integers or garbage, read as floats
@@ -61,9 +62,7 @@ class ForwardFile(sf.SoundFile):
         return False
 
 
-def decode(
-    path: str | Path, *, min_seconds: float = 1.0, max_seconds: float = 600.0, max_bytes: int = MAX_UPLOAD_BYTES
-) -> np.ndarray:
+def decode(path: str | Path) -> np.ndarray:
     """Read an audio file of any kind that libsndfile knows, as float32 [2, samples] at 48 kHz.
 
     Mono goes to both sides, surround is mixed down, other rates (8 to 192 kHz) are resampled with soxr's VHQ; at 48 kHz
@@ -74,7 +73,7 @@ def decode(
         AudioError: the file is missing, empty, too large, too short, too long, damaged, not audio, or holds samples
             that are not numbers.
     """
-    with _opened(Path(path), min_seconds, max_seconds, max_bytes) as file:
+    with _opened(Path(path)) as file:
         samples = np.zeros((2, round(file.frames * SAMPLE_RATE / file.samplerate)), np.float32)
         filled = 0
         for block in _at_studio_rate(_stereo_blocks(file), file.samplerate):
@@ -85,11 +84,9 @@ def decode(
     return samples[:, :filled] if filled < samples.shape[1] - 1 else samples
 
 
-def duration_of(
-    path: str | Path, *, min_seconds: float = 1.0, max_seconds: float = 600.0, max_bytes: int = MAX_UPLOAD_BYTES
-) -> float:
+def duration_of(path: str | Path) -> float:
     """Return the length in seconds that a file's header gives, under the limits and with the errors of `decode`."""
-    with _opened(Path(path), min_seconds, max_seconds, max_bytes) as file:
+    with _opened(Path(path)) as file:
         return file.frames / file.samplerate
 
 
@@ -132,9 +129,9 @@ _GAINS = {"L": (1, 0), "R": (0, 1), "C": (_HALF, _HALF), "l": (_HALF, 0), "r": (
 
 
 @contextmanager
-def _opened(path: Path, min_seconds: float, max_seconds: float, max_bytes: int) -> Iterator[sf.SoundFile]:
+def _opened(path: Path) -> Iterator[sf.SoundFile]:
     """Open a file after every check that needs no decoding; what fails while it is read is an `AudioError` too."""
-    head = _head(path, max_bytes)
+    head = _head(path)
     for offset, mark, kind in _FOREIGN:
         if head.startswith(mark, offset):
             raise AudioError(f"This is {kind}, which cannot be read as audio.", _EXPORT)
@@ -143,14 +140,14 @@ def _opened(path: Path, min_seconds: float, max_seconds: float, max_bytes: int) 
     except (sf.SoundFileError, OSError, TypeError) as error:  # TypeError: headerless, by the end of its name
         raise _unreadable(head) from error
     with file:
-        _check_header(file, head, min_seconds, max_seconds)
+        _check_header(file, head)
         try:
             yield file
         except (sf.SoundFileError, OSError) as error:
             raise AudioError("The file is damaged and cannot be read to its end.", _AGAIN) from error
 
 
-def _head(path: Path, max_bytes: int) -> bytes:
+def _head(path: Path) -> bytes:
     """Return the first bytes of a regular file that is neither empty nor too large."""
     try:
         size = path.stat().st_size
@@ -158,8 +155,8 @@ def _head(path: Path, max_bytes: int) -> bytes:
             raise AudioError("This is not a file.", _USABLE)
         if size == 0:
             raise AudioError("The file is empty.", _USABLE)
-        if size > max_bytes:
-            limit = f"{max_bytes / 1e6:.3g} MB"
+        if size > MAX_UPLOAD_BYTES:
+            limit = f"{MAX_UPLOAD_BYTES / 1e6:.3g} MB"
             raise AudioError(f"The file is too large: it may have up to {limit}.", "Save it as FLAC or MP3, or cut it.")
         with path.open("rb") as file:
             return file.read(4096)
@@ -180,7 +177,7 @@ def _unreadable(head: bytes) -> AudioError:
     return AudioError("This is not an audio file that can be read.", _USABLE)
 
 
-def _check_header(file: sf.SoundFile, head: bytes, min_seconds: float, max_seconds: float) -> None:
+def _check_header(file: sf.SoundFile, head: bytes) -> None:
     if file.format == "RAW":  # libsndfile guesses a headerless format from the end of the name and reads anything
         raise _unreadable(head)
     rate, frames = file.samplerate, file.frames
@@ -190,11 +187,13 @@ def _check_header(file: sf.SoundFile, head: bytes, min_seconds: float, max_secon
         raise AudioError("The file holds no sound.", _USABLE)
     if frames == _UNKNOWN_FRAMES:
         raise AudioError("The file does not say how long it is.", "Save it again as WAV, FLAC or MP3.")
-    if frames < min_seconds * rate:
-        hint = f"Choose one of at least {_spoken(min_seconds)}."
+    if frames < LEAST_SECONDS * rate:
+        hint = f"Choose one of at least {_spoken(LEAST_SECONDS)}."
         raise AudioError(f"The file is too short: {frames / rate:.3g} seconds.", hint)
-    if frames > max_seconds * rate:
-        raise AudioError(f"The file is too long: it may have up to {_spoken(max_seconds)}.", "Cut out a part of it.")
+    if frames > MAX_SOURCE_SECONDS * rate:
+        raise AudioError(
+            f"The file is too long: it may have up to {_spoken(MAX_SOURCE_SECONDS)}.", "Cut out a part of it."
+        )
 
 
 def _spoken(seconds: float) -> str:

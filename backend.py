@@ -28,6 +28,8 @@ import audio
 import bootstrap
 import hub
 import jobs
+import lora_layout
+import lora_sources
 import loras
 import memory
 import models
@@ -212,7 +214,7 @@ class Backend:
     def __init__(self):
         self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
         self.placing = Placing(self.models)
-        self._widths: tuple[Weights | None, loras.Widths | None] = None, None
+        self._widths: tuple[Weights | None, lora_layout.Widths | None] = None, None
 
     def device(self) -> models.Device:
         """Return the device that is used; the first call imports torch."""
@@ -223,14 +225,14 @@ class Backend:
         self.models.load_all()
         self.widths()
 
-    def widths(self) -> loras.Widths | None:
+    def widths(self) -> lora_layout.Widths | None:
         """Return the linear layers that a LoRA has to fit; None while the song model is not here.
 
         Read once: on ZeroGPU `spaces` deletes the files after it has packed the weights.
         """
         weights, (known_of, widths) = self.models.weights, self._widths
         if widths is None or known_of != weights:
-            widths = loras.widths_of(weights.folder) if weights.folder else None
+            widths = lora_layout.widths_of(weights.folder) if weights.folder else None
             self._widths = weights, widths
         return widths
 
@@ -347,7 +349,7 @@ class Backend:
         """Return the job with the files of its LoRAs, fetched where they come from the hub, and checked."""
         specs = []
         for choice in job.request.options.loras:
-            spec = yield from loras.prepare(
+            spec = yield from lora_sources.prepare(
                 choice.source,
                 choice.weight,
                 folder=Path(job.folder),

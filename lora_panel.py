@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-import loras
+import lora_sources
 import markup
 import theme
 import tooltips
@@ -63,7 +63,7 @@ def show(chosen: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     return [dict(each) if "name" in each else entry(each["source"], each["weight"]) for each in chosen or []]
 
 
-def entry(source: str, weight: float | None = None, info: loras.LoraInfo | None = None) -> dict[str, Any]:
+def entry(source: str, weight: float | None = None, info: lora_sources.LoraInfo | None = None) -> dict[str, Any]:
     """Return a LoRA for the list: its source and weight, its name, what is known of it, and what is missing.
 
     A preset is known by its name, also where a record has the repository that it stands for.
@@ -77,9 +77,11 @@ def entry(source: str, weight: float | None = None, info: loras.LoraInfo | None 
     return {"source": source, "weight": weight, "name": name, "facts": facts, "note": info.note if info else ""}
 
 
-def _preset(source: str) -> loras.Preset | None:
+def _preset(source: str) -> lora_sources.Preset | None:
     named = source.strip()
-    return next((each for each in loras.presets() if each.name.lower() == named.lower() or each.id == named), None)
+    return next(
+        (each for each in lora_sources.presets() if each.name.lower() == named.lower() or each.id == named), None
+    )
 
 
 def uploads_in(record: Any) -> int:
@@ -131,7 +133,7 @@ def lora_panel(form: Form) -> gr.Accordion:
 
 
 def _repository(form: Form) -> tuple[gr.Textbox, gr.Button] | None:
-    if not loras.hub_allowed():
+    if not lora_sources.hub_allowed():
         html(markup.remark(tooltips.LORA_HUB_OFF))
         return None
     with gr.Row(elem_classes=["lora-add"]):
@@ -148,7 +150,7 @@ def _repository(form: Form) -> tuple[gr.Textbox, gr.Button] | None:
 
 
 def _presets(form: Form) -> tuple[gr.Dropdown, gr.Button] | None:
-    if not (known := loras.presets()):
+    if not (known := lora_sources.presets()):
         return None
     with gr.Row(elem_classes=["lora-add"]):
         choices = [(", ".join([preset.name, *tooltips.preset_facts(preset)]), preset.name) for preset in known]
@@ -172,7 +174,7 @@ Added = tuple[list[dict[str, Any]], str, Any]
 def add_files(paths: Sequence[str] | None) -> Added:
     """Look at uploaded files; one that cannot be used is not added, and the line says why."""
     widths = widths_in_use()
-    infos = [(str(path), loras.inspect(path, widths)) for path in paths or []]
+    infos = [(str(path), lora_sources.inspect(path, widths)) for path in paths or []]
     entries = [entry(path, info=info) for path, info in infos if not info.problem]
     return entries, "".join(_said(info.problem.text()) for _, info in infos if info.problem), None
 

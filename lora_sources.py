@@ -126,16 +126,15 @@ def prepare(
     return LoraSpec(name, named, str(path), float(weight), info, config, revision)
 
 
-def inspect(path: str | Path, widths: Widths | None = None, name: str = "") -> LoraInfo:
+def inspect(path: str | Path, widths: Widths | None = None) -> LoraInfo:
     """Tell what the LoRA in `path` is: a safetensors file, a PEFT folder, or such a folder as a zip. Never raises."""
     path = Path(path)
-    name = name or path.name
     try:
-        with tempfile.TemporaryDirectory(prefix="ace-music-studio-lora-") as folder, about(name):
+        with tempfile.TemporaryDirectory(prefix="ace-music-studio-lora-") as folder, about(path.name):
             file, config = _opened(path, Path(folder))
-            return _described(file, name, config, widths)
+            return _described(file, path.name, config, widths)
     except StudioError as error:
-        return LoraInfo(name, fits=False, problem=error.problem)
+        return LoraInfo(path.name, fits=False, problem=error.problem)
 
 
 def presets() -> tuple[Preset, ...]:

@@ -18,29 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from events import StudioError
 from lora_files import FIELD, Refusal, about, broken, sha256_of
-from lora_layout import KNOWN_MODELS, Layer, Widths, model_name, read_layout, widths_of
-from lora_sources import LoraInfo, LoraSpec, Preset, hub_allowed, inspect, prepare, presets
+from lora_layout import Layer, Widths, read_layout
+from lora_sources import LoraSpec
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = [
-    "KNOWN_MODELS",
-    "LoraInfo",
-    "LoraSpec",
-    "Preset",
-    "Widths",
-    "active",
-    "facts",
-    "hub_allowed",
-    "inspect",
-    "model_name",
-    "prepare",
-    "presets",
-    "reconcile",
-    "widths_of",
-    "widths_of_pipe",
-]
 
 
 @dataclass(frozen=True)

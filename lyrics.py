@@ -56,12 +56,6 @@ class Writer:
                 yield Draft(tidy.add(piece), tokens)
         yield Draft(tidy.end(), tokens, "length" if tokens >= request.options.max_tokens else "stop")
 
-    def pieces(self, request: LyricsRequest, seed: int) -> Iterator[str]:
-        """Yield the model's reply as it comes, untidied; "" where a token ends inside a character, or to show life."""
-        with closing(self._pieces(request, seed)) as running:
-            for _, piece in running:
-                yield piece
-
     def close(self) -> None:
         """Let go of the model and its memory; this writer cannot be used any more."""
         self._model.close()

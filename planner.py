@@ -69,16 +69,12 @@ class Brief:
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """How a plan is drawn; `rewrite` lets the planner replace the prompt, `cfg` guides the codes (1: not at all).
-
-    `cuda_graph` replays captured steps on CUDA.
-    """
+    """How a plan is drawn; `rewrite` lets the planner replace the prompt, `cfg` guides the codes (1: not at all)."""
 
     temperature: float = 0.85
     top_p: float = 0.9
     cfg: float = 2.0
     rewrite: bool = False
-    cuda_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,7 +213,7 @@ def plan(
         guidance=settings.cfg,
     )
     writer = CodeWriter(planner.model, planner.vocabulary.code_ids, job)
-    for count in writer.run(settings.cuda_graph):
+    for count in writer.run():
         yield PlanStep("codes", count, job.count)
     codes = planner.vocabulary.codes[writer.indices()].tolist()
     yield Plan(

@@ -257,9 +257,6 @@ def encode_marked(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 # --- drawing -------------------------------------------------------------------------------------------------------
 
-WARM_STEPS = 3
-"""Steps before a CUDA graph is captured: the libraries set up their workspaces in them."""
-
 
 @dataclass(frozen=True)
 class Draw:
@@ -432,34 +429,18 @@ class CodeWriter:
         self._tokens = torch.zeros((len(prompts), 1), dtype=torch.long, device=device)
         self._decoder = Decoder(model, prompts, job.count)
 
-    def run(self, cuda_graph: bool = False) -> Iterator[int]:
-        """Draw code after code; yields how many each take has. Closing it stops before the next one.
-
-        `cuda_graph` replays one captured step instead of launching its kernels one by one, on CUDA.
-        """
-        import torch
-
-        device, graph = self._tokens.device, None
+    def run(self) -> Iterator[int]:
+        """Draw code after code; yields how many each take has. Closing it stops before the next one."""
         self._pick(self._decoder.hidden)
         yield 1
         for number in range(1, self._job.count):
-            if cuda_graph and device.type == "cuda" and number == WARM_STEPS:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    self._step()
-            if graph is None:
-                self._step()
-            else:
-                graph.replay()
-            _wait(device)
+            self._pick(self._decoder.feed(self._tokens))
+            _wait(self._tokens.device)
             yield number + 1
 
     def indices(self) -> torch.Tensor:
         """Return what was drawn as indices into the audio tokens, [takes, count], on the CPU."""
         return self._drawn.cpu()
-
-    def _step(self) -> None:
-        self._pick(self._decoder.feed(self._tokens))
 
     def _pick(self, hidden: torch.Tensor) -> None:
         """Draw one code a take from `hidden` [rows, size] and set it as the next token of both halves."""

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-import loras
+import lora_sources
 import markup
 import restore
 import tooltips
@@ -124,7 +124,7 @@ def _takes_any_text(field: Component | None) -> bool:
 def _named(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options with those LoRAs alone that have a name: an uploaded file may be gone by now."""
     chosen = request["options"].get("loras")
-    presets = {preset.name for preset in loras.presets()}
+    presets = {preset.name for preset in lora_sources.presets()}
     kept = [
         {name: each[name] for name in ("source", "weight") if name in each}
         for each in (chosen if isinstance(chosen, list) else [])

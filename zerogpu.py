@@ -25,7 +25,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from events import Draft, Problem, Progress, StudioError, first_line
 from limits import LIMITS, QUALITY_STEPS
@@ -321,25 +321,18 @@ LEAST_SECONDS, MOST_SECONDS = 60, 300
 """What is asked for at least, so that a busy card does not cut a short job off, and at most."""
 
 
-class Constant(NamedTuple):
-    """A number with its unit and where it comes from."""
-
-    value: float
-    unit: str
-    origin: str
-
-
+# Each with its unit and where it comes from.
 CONSTANTS = {
-    "tflop_per_second": Constant(390.0, "TFLOP/s", "assumed: 40 % of the 989 that an H200 has in bfloat16"),
-    "cold_seconds": Constant(20.0, "s", "assumed: 30 GB of packed weights at 2 GB/s, and 5 s for CUDA to start"),
-    "encode_per_minute": Constant(0.5, "s per minute of source", "assumed: half of decoding, whose FLOPs it has"),
-    "decode_per_minute": Constant(1.0, "s per minute and take", "assumed from 29 TFLOP for 240 s, bound by memory"),
-    "plan_tokens_per_second": Constant(40.0, "tokens/s", "assumed: a 1.7B model step by step in transformers"),
-    "plan_metadata_tokens": Constant(200.0, "tokens", "room that the planner has for its metadata"),
-    "codes_per_second": Constant(5.0, "tokens per second of music", "the planner's 5 Hz codes"),
-    "sketch_tokens": Constant(1_500.0, "tokens", "assumed: metadata and the lyrics of a long song"),
-    "writer_tokens_per_second": Constant(25.0, "tokens/s", "assumed: a 7B model step by step in transformers"),
-    "margin": Constant(1.5, "x", "assumed: real over counted; shared cards, first kernels"),
+    "tflop_per_second": 390.0,  # TFLOP/s; assumed: 40 % of the 989 that an H200 has in bfloat16
+    "cold_seconds": 20.0,  # s; assumed: 30 GB of packed weights at 2 GB/s, and 5 s for CUDA to start
+    "encode_per_minute": 0.5,  # s per minute of source; assumed: half of decoding, whose FLOPs it has
+    "decode_per_minute": 1.0,  # s per minute and take; assumed from 29 TFLOP for 240 s, bound by memory
+    "plan_tokens_per_second": 40.0,  # tokens/s; assumed: a 1.7B model step by step in transformers
+    "plan_metadata_tokens": 200.0,  # tokens; room that the planner has for its metadata
+    "codes_per_second": 5.0,  # tokens per second of music; the planner's 5 Hz codes
+    "sketch_tokens": 1_500.0,  # tokens; assumed: metadata and the lyrics of a long song
+    "writer_tokens_per_second": 25.0,  # tokens/s; assumed: a 7B model step by step in transformers
+    "margin": 1.5,  # x; assumed: real over counted; shared cards, first kernels
 }
 FORWARD_TFLOP = ((0, 0.0), (30, 3.33), (60, 6.59), (120, 13.6), (240, 29.3), (600, 90.6))
 """Seconds of music -> TFLOP of one forward pass: counted on XL's configuration with 600 condition tokens."""
@@ -371,7 +364,7 @@ def work_of(request: Any, *, turbo: bool = False, source: float = 0.0, planner: 
     Before there is a source, a mode that needs one is counted without it.
     """
     if not hasattr(request, "takes"):
-        tokens = getattr(getattr(request, "options", None), "max_tokens", int(_of("sketch_tokens")))
+        tokens = getattr(getattr(request, "options", None), "max_tokens", int(CONSTANTS["sketch_tokens"]))
         return Work(request.mode, source=source, tokens=tokens)
     settings, _ = sampling_settings(request, turbo)
     options, passes = request.options, 1.0
@@ -394,16 +387,16 @@ def seconds_needed(work: Work) -> float:
     """Return the seconds that `work` takes, as counted, without any bounds."""
     minutes = work.duration / 60
     forwards = work.steps * work.passes * work.takes * (2 if work.guidance > 1 else 1)
-    seconds = forwards * forward_tflop(work.duration) / _of("tflop_per_second")
-    seconds += work.takes * minutes * _of("decode_per_minute")
-    seconds += work.source / 60 * _of("encode_per_minute")
+    seconds = forwards * forward_tflop(work.duration) / CONSTANTS["tflop_per_second"]
+    seconds += work.takes * minutes * CONSTANTS["decode_per_minute"]
+    seconds += work.source / 60 * CONSTANTS["encode_per_minute"]
     if work.planner:
-        tokens = _of("plan_metadata_tokens") + work.duration * _of("codes_per_second")
-        seconds += tokens / _of("plan_tokens_per_second")
+        tokens = CONSTANTS["plan_metadata_tokens"] + work.duration * CONSTANTS["codes_per_second"]
+        seconds += tokens / CONSTANTS["plan_tokens_per_second"]
     if work.tokens:
         writer = "writer_tokens_per_second" if work.mode == "lyrics" else "plan_tokens_per_second"
-        seconds += work.tokens / _of(writer)
-    return _of("cold_seconds") + _of("margin") * seconds
+        seconds += work.tokens / CONSTANTS[writer]
+    return CONSTANTS["cold_seconds"] + CONSTANTS["margin"] * seconds
 
 
 def gpu_seconds(work: Work) -> int:
@@ -467,7 +460,3 @@ def _length(work: Work) -> str:
 
 def _fits(work: Work) -> bool:
     return seconds_needed(work) <= MOST_SECONDS
-
-
-def _of(name: str) -> float:
-    return CONSTANTS[name].value

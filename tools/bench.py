@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-import attention
 import backend
 import bootstrap
 import codec
@@ -64,14 +63,13 @@ def main() -> None:
     parser.add_argument("--shape", choices=bench_loop.SHAPES, default="middle", help="loop: the transformer's size")
     parser.add_argument("--layers", type=int, help="loop: the transformer's depth, where not the shape's own")
     parser.add_argument("--dimensions", choices=bench_planner.SHAPES, default="", help="planner: random weights, CUDA")
-    parser.add_argument("--graph", action="store_true", help="planner: replay a CUDA graph")
     arguments = parser.parse_args()
     tasks = arguments.tasks or ["generate"]
     if "loop" in tasks:
         bench_loop.bench(arguments.shape, arguments.layers, arguments.seconds, arguments.runs)
         tasks.remove("loop")
     if "planner" in tasks:
-        bench_planner.bench(arguments.dimensions, arguments.seconds, arguments.runs, arguments.graph)
+        bench_planner.bench(arguments.dimensions, arguments.seconds, arguments.runs)
         tasks.remove("planner")
     if "page" in tasks:
         bench_page.bench(arguments.runs)
@@ -140,7 +138,7 @@ def bare_song(pipe, task: str, request, seconds: float) -> None:
         "shift": 1.0,
         "latents": sampling.draw_noise(sampling.generators_for((request.seed,)), frames, channels),
     }
-    with attention.stock(pipe.transformer):
+    with bench_loop.stock(pipe.transformer):
         if task == "morph":
             pipe(**words, src_audio=more.pop("src_audio"), output_type="latent")
         pipe(**words, **more)

@@ -7,9 +7,10 @@ over the runs, the peak of memory above what was there before, what memory.py ex
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -138,6 +139,18 @@ def inputs_of(transformer: Any, frames: int, takes: int) -> Inputs:
     )
 
 
+@contextlib.contextmanager
+def stock(transformer: Any) -> Iterator[None]:
+    """Let `transformer` compute as diffusers ships it."""
+    transformer.__class__ = type(transformer).__base__
+    for layer in transformer.layers:
+        layer.__class__ = type(layer).__base__
+    try:
+        yield
+    finally:
+        attention.use_windows(transformer)
+
+
 def studio_step(transformer: Any, inputs: Inputs, guided: bool) -> torch.Tensor:
     """Return the velocities of a step of the studio's loop."""
     return call(transformer, inputs, inputs.condition, 1 + guided)
@@ -146,7 +159,7 @@ def studio_step(transformer: Any, inputs: Inputs, guided: bool) -> torch.Tensor:
 def stock_step(transformer: Any, inputs: Inputs, guided: bool) -> torch.Tensor:
     """Return the velocities of a step of the stock pipeline."""
     halves = 1 + guided
-    with attention.stock(transformer):
+    with stock(transformer):
         return call(transformer, inputs, inputs.condition.rows(halves * len(inputs.latents)), halves)
 
 

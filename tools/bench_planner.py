@@ -27,7 +27,7 @@ PROMPT_TOKENS = 600
 COPIES = 5
 
 
-def bench(dimensions: str, seconds: list[float], runs: int, cuda_graph: bool) -> None:
+def bench(dimensions: str, seconds: list[float], runs: int) -> None:
     """Print a row for each length: on the preview planner, or on `dimensions` with random weights (CUDA only)."""
     import torch
 
@@ -46,17 +46,17 @@ def bench(dimensions: str, seconds: list[float], runs: int, cuda_graph: bool) ->
     print(f"{'seconds':>8}{'takes':>7}{'steps/s':>10}{'tokens/s':>10}{'of limit':>10}")
     for length in seconds:
         for takes in (1, 4):
-            rate = steps_per_second(model, codes, planner.codes_needed(length), takes, runs, cuda_graph)
+            rate = steps_per_second(model, codes, planner.codes_needed(length), takes, runs)
             print(f"{length:>8g}{takes:>7}{rate:>10.1f}{rate * takes:>10.1f}{rate / limit:>10.1%}", flush=True)
 
 
-def steps_per_second(model: Any, codes: Any, count: int, takes: int, runs: int, cuda_graph: bool) -> float:
+def steps_per_second(model: Any, codes: Any, count: int, takes: int, runs: int) -> float:
     """Return the best of `runs` for the codes phase with guidance, without its prompt; one run before warms up."""
     prompt = list(range(PROMPT_TOKENS))
     job = CodesJob(prompt, prompt[: PROMPT_TOKENS // 2], tuple(range(takes)), count, Draw())
     rates = []
     for _ in range(runs + 1):
-        steps = CodeWriter(model, codes, job).run(cuda_graph)
+        steps = CodeWriter(model, codes, job).run()
         next(steps)
         started = time.perf_counter()
         made = sum(1 for _ in steps)

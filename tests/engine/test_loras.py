@@ -11,6 +11,8 @@ import torch
 
 import codec
 import conditions
+import lora_layout
+import lora_sources
 import loras
 import models
 import sampling
@@ -52,7 +54,7 @@ def spec(pipe, path, weight=WEIGHT):
     path = path / "adapter_model.safetensors" if path.is_dir() else path
     widths = loras.widths_of_pipe(pipe)
     uploads = [path.parent]
-    return run_to_end(loras.prepare(str(path), weight, folder=path.parent, widths=widths, uploads=uploads))
+    return run_to_end(lora_sources.prepare(str(path), weight, folder=path.parent, widths=widths, uploads=uploads))
 
 
 def song(pipe, words=WORDS):
@@ -99,7 +101,7 @@ def plain(pipe):
 def test_each_format_gives_what_the_dense_weights_give(pipe, plain, tmp_path, kind):
     write, name = FORMATS[kind]
     path, change = write(pipe, tmp_path)
-    info = loras.inspect(path, loras.widths_of_pipe(pipe))
+    info = lora_sources.inspect(path, loras.widths_of_pipe(pipe))
     assert (info.format, info.modules, info.fits, info.problem) == (name, len(MODULES), True, None)
     (fact,) = loras.reconcile(pipe, [spec(pipe, path)])
     with_lora = song(pipe)
@@ -114,7 +116,7 @@ def test_each_format_gives_what_the_dense_weights_give(pipe, plain, tmp_path, ki
 def test_every_usual_prefix_names_the_same_layers(pipe, tmp_path):
     for prefix in ("decoder.", "diffusion_model.", "base_model.model.decoder.", "transformer."):
         tensors = pairs(matrices(pipe), lambda m, p=prefix: p + upstream(m), "lora_A.weight", "lora_B.weight")
-        info = loras.inspect(put(tmp_path / "one.safetensors", tensors), loras.widths_of_pipe(pipe))
+        info = lora_sources.inspect(put(tmp_path / "one.safetensors", tensors), loras.widths_of_pipe(pipe))
         assert (info.modules, info.fits) == (len(MODULES), True), prefix
 
 
@@ -217,8 +219,8 @@ def test_a_lora_of_the_other_size_is_refused_with_the_places_that_differ(pipe, p
     problem = caught.value.problem
     assert (problem.code, problem.field) == ("lora_unfit", "options.loras")
     assert "96 by 96" in problem.message and "96 by 64" in problem.message and "condition_embedder" in problem.message
-    assert loras.inspect(path, loras.widths_of_pipe(pipe_xl)).problem == problem
-    assert loras.inspect(path, loras.widths_of_pipe(pipe)).fits is True
+    assert lora_sources.inspect(path, loras.widths_of_pipe(pipe_xl)).problem == problem
+    assert lora_sources.inspect(path, loras.widths_of_pipe(pipe)).fits is True
     # The worker looks itself.
     with pytest.raises(StudioError, match="96 by 64"):
         loras.reconcile(pipe_xl, [spec(pipe, path)])
@@ -264,9 +266,9 @@ def test_the_adapters_go_with_their_model(pipe, tiny, tmp_path):
 
 
 def test_the_widths_are_the_same_from_files_and_from_the_model(pipe, pipe_xl, tiny, tiny_xl):
-    assert loras.widths_of(tiny) == loras.widths_of_pipe(pipe)
-    assert loras.widths_of(tiny_xl) == loras.widths_of_pipe(pipe_xl)
-    assert loras.widths_of(Path("/not/there")) is None
+    assert lora_layout.widths_of(tiny) == loras.widths_of_pipe(pipe)
+    assert lora_layout.widths_of(tiny_xl) == loras.widths_of_pipe(pipe_xl)
+    assert lora_layout.widths_of(Path("/not/there")) is None
 
 
 @pytest.mark.parametrize("kind", ["XL", "2B"])
@@ -284,5 +286,5 @@ def test_the_known_models_are_those_of_the_reference(kind):
         )
     modules = model.named_modules()
     linear = {name: (m.out_features, m.in_features) for name, m in modules if isinstance(m, torch.nn.Linear)}
-    assert linear == loras.KNOWN_MODELS[kind]
-    assert kind in loras.model_name(linear)
+    assert linear == lora_layout.KNOWN_MODELS[kind]
+    assert kind in lora_layout.model_name(linear)

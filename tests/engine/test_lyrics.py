@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,16 @@ def request(brief: str = "rain on a tin roof", **options: Any) -> LyricsRequest:
     return parse_request("lyrics", {"brief": brief, "options": {"max_tokens": 16, **options}})
 
 
+def pieces_of(writer: lyrics.Writer, asked: LyricsRequest, seed: int) -> Iterator[str]:
+    """Yield the model's reply as it comes, untidied."""
+    with closing(writer._pieces(asked, seed)) as running:
+        for _, piece in running:
+            yield piece
+
+
 def text_of(writer: lyrics.Writer, asked: LyricsRequest, seed: int = 5) -> str:
     """Return the untidied reply."""
-    return "".join(writer.pieces(asked, seed))
+    return "".join(pieces_of(writer, asked, seed))
 
 
 def drawn(writer: lyrics.Writer, asked: LyricsRequest, seed: int) -> list[int]:
@@ -194,7 +203,7 @@ def test_temperature_zero_is_greedy_and_the_cache_changes_nothing(writer):
 def test_nothing_of_a_request_reaches_the_next(writer):
     first = text_of(writer, request("rain"))
     text_of(writer, request("a volcano", temperature=2), 9)
-    broken_off = writer.pieces(request("a volcano"), 9)
+    broken_off = pieces_of(writer, request("a volcano"), 9)
     for _ in range(5):
         next(broken_off)
     broken_off.close()
@@ -212,7 +221,7 @@ def test_the_last_draft_says_why_it_ended(writer, script):
 def test_a_long_brief_is_read_in_parts_that_can_be_stopped(writer, monkeypatch):
     calls, run = [], writer._model._scores
     monkeypatch.setattr(writer._model, "_scores", lambda ids, cache: calls.append(len(ids)) or run(ids, cache))
-    pieces = writer.pieces(request("fjord " * 333), 5)
+    pieces = pieces_of(writer, request("fjord " * 333), 5)
     assert next(pieces) == ""
     pieces.close()
     assert calls == [lyrics.PROMPT_CHUNK]
@@ -227,7 +236,7 @@ def test_no_piece_is_half_a_character(writer, script):
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert len(ids) > len(text)  # most characters take several tokens here
     script(*ids)
-    pieces = list(writer.pieces(request(max_tokens=len(ids) + 5), 5))
+    pieces = list(pieces_of(writer, request(max_tokens=len(ids) + 5), 5))
     assert "".join(pieces) == tokenizer.decode(ids) == text
     # The mark of half a character is shown where the text has it, and nowhere else.
     assert sum("\ufffd" in piece for piece in pieces) == 1

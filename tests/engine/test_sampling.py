@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import attention
 import codec
 import conditions
 import sampling
@@ -81,7 +80,7 @@ def test_text2music_equals_the_pipeline_bit_for_bit(pipe, guidance, shift):
 def test_a_long_song_equals_the_pipeline(pipe_xl, changes):
     ours = final(pipe_xl, a_run(pipe_xl, words=LONG, timbre_token=False, **changes))
     names = {"guidance": "guidance_scale", "cfg_start": "cfg_interval_start", "cfg_end": "cfg_interval_end"}
-    with attention.stock(pipe_xl.transformer):
+    with bench_loop.stock(pipe_xl.transformer):
         theirs = stock(pipe_xl, words=LONG, **{names.get(name, name): value for name, value in changes.items()})
     assert torch.allclose(ours, theirs, atol=1e-5)
 

@@ -141,7 +141,7 @@ def main() -> None:
     if least := os.environ.get("ZEROGPU_LEAST_SECONDS"):
         # A limit that a test can wait for.
         zerogpu.LEAST_SECONDS = int(least)
-        zerogpu.CONSTANTS["cold_seconds"] = zerogpu.CONSTANTS["cold_seconds"]._replace(value=0.0)
+        zerogpu.CONSTANTS["cold_seconds"] = 0.0
     misbehave()
     app.main()
 

@@ -17,7 +17,9 @@ import soundfile
 from playwright.sync_api import Locator, Page, expect
 
 import export
+import lora_layout
 import lora_panel
+import lora_sources
 import loras
 import preview
 from events import Failed, Problem
@@ -96,7 +98,7 @@ def panel(page: Page, tab, monkeypatch: pytest.MonkeyPatch) -> Panel:
 @pytest.fixture
 def xl(tmp_path: Path) -> Path:
     """Write a small LoRA for the XL model."""
-    return write(tmp_path / "xl.safetensors", loras.KNOWN_MODELS["XL"], MODULES[:1], rank=2)
+    return write(tmp_path / "xl.safetensors", lora_layout.KNOWN_MODELS["XL"], MODULES[:1], rank=2)
 
 
 def chosen(request: Any) -> list[tuple[str, float]]:
@@ -152,7 +154,7 @@ def test_uploads_and_repositories_are_added_in_order_with_their_weights(panel: P
 
 @pytest.mark.slow
 def test_hostile_names_and_facts_are_text(panel: Panel, monkeypatch: pytest.MonkeyPatch, xl: Path):
-    info = loras.LoraInfo(MARKUP, MARKUP, (4,), (), 2, 10, note=MARKUP)
+    info = lora_sources.LoraInfo(MARKUP, MARKUP, (4,), (), 2, 10, note=MARKUP)
     monkeypatch.setattr(loras, "inspect", lambda *_: info)
     panel.upload(xl)
     panel.has(MARKUP)
@@ -224,7 +226,7 @@ def test_the_list_fits_a_phone(visit, fake, fake_address, tab):
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_song_with_a_lora_and_the_one_without_it(studio: str, visit, tab, tmp_path: Path):
-    widths = loras.widths_of(preview.checkpoint_folder())
+    widths = lora_layout.widths_of(preview.checkpoint_folder())
     mine, wide = tmp_path / "mine.safetensors", tmp_path / "wide.safetensors"
     write(mine, widths)
     write(wide, {name: (out, into + 8) for name, (out, into) in widths.items()})

@@ -127,17 +127,20 @@ def test_samples_that_are_no_sound_are_refused(tmp_path):
             audio.decode(path)
 
 
-def test_the_limits_of_length_and_size_are_inclusive(tmp_path):
+def test_the_limits_of_length_and_size_are_inclusive(tmp_path, monkeypatch):
     path = save(tmp_path / "a.wav", tone(2.0), subtype="PCM_16")
     size = path.stat().st_size
-    assert audio.decode(path, min_seconds=2.0, max_seconds=2.0, max_bytes=size).shape == (2, 2 * RATE)
-    for read in (audio.decode, audio.duration_of):
-        with pytest.raises(audio.AudioError, match="short"):
-            read(path, min_seconds=2.01)
-        with pytest.raises(audio.AudioError, match="long"):
-            read(path, max_seconds=1.99)
-        with pytest.raises(audio.AudioError, match="too large"):
-            read(path, max_bytes=size - 1)
+    for name, at, beyond, said in (
+        ("LEAST_SECONDS", 2.0, 2.01, "short"),
+        ("MAX_SOURCE_SECONDS", 2.0, 1.99, "long"),
+        ("MAX_UPLOAD_BYTES", size, size - 1, "too large"),
+    ):
+        monkeypatch.setattr(audio, name, at)
+        assert audio.decode(path).shape == (2, 2 * RATE)
+        for read in (audio.decode, audio.duration_of):
+            with monkeypatch.context() as patch, pytest.raises(audio.AudioError, match=said):
+                patch.setattr(audio, name, beyond)
+                read(path)
 
 
 def test_a_long_file_is_refused_by_its_header(tmp_path):

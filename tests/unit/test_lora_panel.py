@@ -9,7 +9,6 @@ import pytest
 
 import lora_panel
 import lora_sources
-import loras
 import markup
 import tooltips
 from events import Problem
@@ -83,7 +82,9 @@ def test_a_list_from_a_record_says_what_each_one_is(preset):
 
 
 def test_what_undo_brings_back_keeps_what_is_known_of_it():
-    known = lora_panel.entry("/uploads/mine.safetensors", 0.5, loras.LoraInfo("mine.safetensors", "PEFT", (4,), (), 3))
+    known = lora_panel.entry(
+        "/uploads/mine.safetensors", 0.5, lora_sources.LoraInfo("mine.safetensors", "PEFT", (4,), (), 3)
+    )
     assert lora_panel.show([known]) == [known] and known["name"] == "mine.safetensors"
 
 
@@ -103,7 +104,7 @@ def test_a_preset_must_be_chosen_before_it_is_added(preset):
 
 
 def test_what_is_known_of_a_file_is_shown_in_few_words():
-    info = loras.LoraInfo("a", "PEFT", (8, 64), (128.0,), 192, 85_300_000, "", "XL", True)
+    info = lora_sources.LoraInfo("a", "PEFT", (8, 64), (128.0,), 192, 85_300_000, "", "XL", True)
     assert tooltips.lora_facts(info) == [
         *("PEFT", "rank 8 to 64", "alpha 128", "192 layers", "85.3 MB", "for XL", "fits this model")
     ]
