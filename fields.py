@@ -16,9 +16,14 @@ from pydantic_core import PydanticCustomError
 from limits import LIMITS, MAX_SOURCE_SECONDS, MOST_LORAS, TEXT_LABELS, TEXT_LIMITS, TIME_SIGNATURES, TRACKS, shown
 
 
-def wrong(kind: str, sentence: str) -> PydanticCustomError:
-    """Return the error that carries a sentence; an error of a whole model has its field's name as `kind`."""
-    return PydanticCustomError(kind, "{sentence}", {"sentence": sentence})
+def wrong(sentence: str) -> PydanticCustomError:
+    """Return the error that carries a sentence about the value of a field."""
+    return wrong_at("", sentence)
+
+
+def wrong_at(field: str, sentence: str) -> PydanticCustomError:
+    """Return the error of a whole model that carries a sentence and the path of the field it belongs to."""
+    return PydanticCustomError("wrong", "{sentence}", {"sentence": sentence, "field": field})
 
 
 def number(name: str) -> Any:
@@ -29,12 +34,12 @@ def number(name: str) -> Any:
         if value is None and limit.default is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise wrong("number", limit.sentence(value))
+            raise wrong(limit.sentence(value))
         # Before int(), which raises for NaN; and by comparing, because a huge int fits no float.
         if not limit.low <= value <= limit.high:
-            raise wrong("range", limit.sentence(value))
+            raise wrong(limit.sentence(value))
         if limit.integer and value != int(value):
-            raise wrong("integer", limit.sentence(value))
+            raise wrong(limit.sentence(value))
         return int(value) if limit.integer else float(value)
 
     kind = int if limit.integer else float
@@ -47,13 +52,13 @@ def text(name: str, wanted: str = "") -> Any:
 
     def check(value: object) -> str:
         if value is not None and not isinstance(value, str):
-            raise wrong("text", f"{label} must be text, not {shown(value)}.")
+            raise wrong(f"{label} must be text, not {shown(value)}.")
         value = value or ""
         if len(value) > most:
-            raise wrong("length", f"{label} may have up to {most:,} characters; this has {len(value):,}.")
+            raise wrong(f"{label} may have up to {most:,} characters; this has {len(value):,}.")
         kept = "".join(c for c in value if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")).strip()
         if wanted and not kept:
-            raise wrong("length", f"{label} must have from 1 to {most:,} characters: {wanted}.")
+            raise wrong(f"{label} must have from 1 to {most:,} characters: {wanted}.")
         return kept
 
     return Annotated[str, BeforeValidator(check)]
@@ -66,7 +71,7 @@ def choice(label: str, choices: Mapping[str, Any]) -> Any:
         if isinstance(value, str) and value.strip().lower() in choices:
             return value.strip().lower()
         listed = ", ".join(choices) if len(choices) <= 12 else f"one of the {len(choices)} listed codes"
-        raise wrong("choice", f"{label} must be {'one of ' if len(choices) <= 12 else ''}{listed}, not {shown(value)}.")
+        raise wrong(f"{label} must be {'one of ' if len(choices) <= 12 else ''}{listed}, not {shown(value)}.")
 
     return Annotated[str, BeforeValidator(check)]
 
@@ -83,7 +88,7 @@ def parse_key(value: object) -> str:
         r"(?i:([A-G])([#b]?)\s*(major|maj|minor|min))", written
     )
     if not isinstance(value, str) or not found:
-        raise wrong("key", f'Key must be a note from A to G with major or minor, like "F# minor", not {shown(value)}.')
+        raise wrong(f'Key must be a note from A to G with major or minor, like "F# minor", not {shown(value)}.')
     letter, accidental, scale = found.groups()
     minor = bool(scale) and (scale == "m" or scale.lower().startswith("min"))
     return f"{letter.upper()}{accidental.lower()} {'minor' if minor else 'major'}"
@@ -98,14 +103,14 @@ def parse_time_signature(value: object) -> str:
     written = by_name.get(written, written)
     if written in TIME_SIGNATURES and not isinstance(value, bool):
         return written
-    raise wrong("time_signature", f"Time signature must be 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8), not {shown(value)}.")
+    raise wrong(f"Time signature must be 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8), not {shown(value)}.")
 
 
 def source_path(value: object) -> str:
     """Return the path of a source; what is in the file is checked when it is read (audio.py)."""
     if isinstance(value, str) and value:
         return value
-    raise wrong("source", f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given.")
+    raise wrong(f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given.")
 
 
 def track_names(value: object) -> tuple[str, ...]:
@@ -114,11 +119,11 @@ def track_names(value: object) -> tuple[str, ...]:
         return ()
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise wrong("tracks", f"Tracks must be a list of names, not {shown(value)}.")
+        raise wrong(f"Tracks must be a list of names, not {shown(value)}.")
     cleaned = tuple(dict.fromkeys(name.strip().lower().replace(" ", "_") for name in names))
     for name in cleaned:
         if name not in TRACKS:
-            raise wrong("tracks", f"Tracks must be among {', '.join(TRACKS)}, not {shown(name)}.")
+            raise wrong(f"Tracks must be among {', '.join(TRACKS)}, not {shown(name)}.")
     return cleaned
 
 
@@ -128,7 +133,7 @@ def flag(label: str) -> Any:
     def check(value: object) -> bool:
         if isinstance(value, bool):
             return value
-        raise wrong("flag", f"{label} must be true or false, not {shown(value)}.")
+        raise wrong(f"{label} must be true or false, not {shown(value)}.")
 
     return Annotated[bool, BeforeValidator(check)]
 
@@ -147,9 +152,9 @@ def lora_choices(value: object) -> tuple[LoraChoice, ...]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
-        raise wrong("loras", f"LoRAs must be a list of objects with source and weight, not {shown(value)}.")
+        raise wrong(f"LoRAs must be a list of objects with source and weight, not {shown(value)}.")
     if len(value) > MOST_LORAS:
-        raise wrong("loras", f"LoRAs must be from 0 to {MOST_LORAS}, not {len(value)}.")
+        raise wrong(f"LoRAs must be from 0 to {MOST_LORAS}, not {len(value)}.")
     return tuple(_lora(place, item) for place, item in enumerate(value, 1))
 
 
@@ -159,14 +164,11 @@ def _lora(place: int, item: object) -> LoraChoice:
     item = {"source": item} if isinstance(item, str) else item
     if not isinstance(item, Mapping) or not isinstance(item.get("source"), str) or not item["source"].strip():
         raise wrong(
-            "loras",
             f'LoRA {place} must name its source: a preset, "org/repo", "org/repo:file" or an uploaded file.',
         )
     if unknown := sorted(map(str, item.keys() - {"source", "weight"})):
-        raise wrong("loras", f"{shown(unknown[0])} of LoRA {place} is not known here. Known: source, weight.")
+        raise wrong(f"{shown(unknown[0])} of LoRA {place} is not known here. Known: source, weight.")
     weight, limit = item.get("weight", LIMITS["lora_weight"].default), LIMITS["lora_weight"]
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not limit.low <= weight <= limit.high:
-        raise wrong(
-            "loras", f"The weight of LoRA {place} must be from {limit.low:g} to {limit.high:g}, not {shown(weight)}."
-        )
+        raise wrong(f"The weight of LoRA {place} must be from {limit.low:g} to {limit.high:g}, not {shown(weight)}.")
     return LoraChoice(source=item["source"].strip(), weight=float(weight))

@@ -23,7 +23,7 @@ from fields import (
     source_path,
     text,
     track_names,
-    wrong,
+    wrong_at,
 )
 from limits import (
     ACTIONS,
@@ -32,7 +32,6 @@ from limits import (
     LANGUAGES,
     LEAST_REGION_SECONDS,
     MAX_SEED,
-    MAX_SOURCE_SECONDS,
     MEMORY_PLANS,
     QUALITY_STEPS,
     REPAINT_MODES,
@@ -42,6 +41,9 @@ from limits import (
     samples_in,
     shown,
 )
+
+Source = Annotated[str, BeforeValidator(source_path), Field(validate_default=True)]
+"""A missing one gets the sentence of an empty one."""
 
 
 class Options(BaseModel):
@@ -67,7 +69,7 @@ class Options(BaseModel):
     @model_validator(mode="after")
     def _interval(self):
         if self.cfg_start > self.cfg_end:
-            raise wrong(
+            raise wrong_at(
                 "cfg_end",
                 f"Guidance ends at must not be below Guidance starts at ({self.cfg_start:g}), "
                 f"not {self.cfg_end:g}; both are from 0 to 1.",
@@ -95,7 +97,7 @@ class SongWords(BaseModel):
     def _needs_words(self) -> None:
         if not self.prompt and (self.instrumental or not self.lyrics):
             switched_off = "Say what the song sounds like: Instrumental switches the lyrics off."
-            raise wrong("prompt", switched_off if self.lyrics else "Say what the song sounds like, or add lyrics.")
+            raise wrong_at("prompt", switched_off if self.lyrics else "Say what the song sounds like, or add lyrics.")
 
 
 class SongRequest(SongWords):
@@ -109,7 +111,7 @@ class SongRequest(SongWords):
     @model_validator(mode="after")
     def _seeds_fit(self):
         if self.seed + self.takes - 1 > MAX_SEED:
-            raise wrong("seed", f"Seed must be from -1 to {MAX_SEED - self.takes + 1} for {self.takes} takes.")
+            raise wrong_at("seed", f"Seed must be from -1 to {MAX_SEED - self.takes + 1} for {self.takes} takes.")
         return self
 
     def song_seconds(self, source: float) -> float:
@@ -154,7 +156,7 @@ class CoverRequest(SongRequest):
     """A new version of `source`, as long as it; `strength` is the share of the steps that follow its melody."""
 
     mode: Literal["cover"] = "cover"
-    source: Annotated[str, BeforeValidator(source_path)]
+    source: Source = None
     reference: str | None = None
     strength: number("strength") = 0.8
     options: CoverOptions = Field(default_factory=CoverOptions)
@@ -175,7 +177,7 @@ class ExtendRequest(SongRequest):
     """`source` with `before` and `after` seconds of new music at its ends."""
 
     mode: Literal["extend"] = "extend"
-    source: Annotated[str, BeforeValidator(source_path)]
+    source: Source = None
     before: number("before") = 0.0
     after: number("after") = 30.0
     options: ExtendOptions = Field(default_factory=ExtendOptions)
@@ -187,7 +189,7 @@ class ExtendRequest(SongRequest):
     def _adds_something(self):
         self._needs_words()
         if not samples_in(self.before) + samples_in(self.after):
-            raise wrong("after", "Seconds before and Seconds after, each from 0 to 300, must not both be 0.")
+            raise wrong_at("after", "Seconds before and Seconds after, each from 0 to 300, must not both be 0.")
         return self
 
 
@@ -204,7 +206,7 @@ class EditOptions(Options):
     @model_validator(mode="after")
     def _morph_interval(self):
         if self.n_min >= self.n_max:
-            raise wrong(
+            raise wrong_at(
                 "n_max",
                 f"Morph ends at must be from 0 to 1 and above Morph starts at ({self.n_min:g}), not {self.n_max:g}.",
             )
@@ -230,7 +232,7 @@ class EditRequest(SongRequest):
     """A change to `source` that keeps its length; `end` 0 means the end of the file."""
 
     mode: Literal["edit"] = "edit"
-    source: Annotated[str, BeforeValidator(source_path)]
+    source: Source = None
     action: choice("Action", ACTIONS) = "repaint"
     start: number("start") = 0.0
     end: number("end") = 0.0
@@ -246,30 +248,30 @@ class EditRequest(SongRequest):
         specific = set().union(*ACTION_OPTIONS.values()) - ACTION_OPTIONS[self.action]
         for name in sorted(specific & self.options.model_fields_set):
             owner = next(action for action, names in ACTION_OPTIONS.items() if name in names)
-            raise wrong(f"options.{name}", f"{shown(name)} belongs to the action {owner}, not to {self.action}.")
+            raise wrong_at(f"options.{name}", f"{shown(name)} belongs to the action {owner}, not to {self.action}.")
         return self
 
     def _check_tracks(self) -> None:
         count = len(self.tracks)
         if self.action not in CHOOSE_TRACK:
             if count:
-                raise wrong("tracks", f"Tracks are for layer, extract and complete, not for {self.action}.")
+                raise wrong_at("tracks", f"Tracks are for layer, extract and complete, not for {self.action}.")
         elif not count:
-            raise wrong("tracks", CHOOSE_TRACK[self.action])
+            raise wrong_at("tracks", CHOOSE_TRACK[self.action])
         elif count > 1 and self.action != "complete":
             known = ", ".join(TRACKS)
-            raise wrong("tracks", f"Tracks must name exactly one track for {self.action}, not {count}: {known}.")
+            raise wrong_at("tracks", f"Tracks must name exactly one track for {self.action}, not {count}: {known}.")
 
     def _check_region(self) -> None:
         if self.action not in ("repaint", "layer"):
             if self.start or self.end:
                 field = "start" if self.start else "end"
-                raise wrong(
+                raise wrong_at(
                     field, f"Start and End choose a region for repaint and layer; {self.action} takes the whole file."
                 )
             return
         if self.end and samples_in(self.end) - samples_in(self.start) < samples_in(LEAST_REGION_SECONDS):
-            raise wrong(
+            raise wrong_at(
                 "end",
                 f"End must be at least {LEAST_REGION_SECONDS:g} seconds after Start ({self.start:g}) or 0, "
                 f"which means the end of the file, not {self.end:g}.",
@@ -332,7 +334,7 @@ class DescribeRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["describe"] = "describe"
-    source: Annotated[str, BeforeValidator(source_path)]
+    source: Source = None
     seed: number("seed") = -1
 
 
@@ -343,7 +345,7 @@ class AlignRequest(SongWords):
     """
 
     mode: Literal["align"] = "align"
-    source: Annotated[str, BeforeValidator(source_path)]
+    source: Source = None
     steps: number("steps") = None
     planned: flag("Planned") = False
     seed: number("seed") = -1
@@ -352,7 +354,7 @@ class AlignRequest(SongWords):
     def _is_sung(self):
         if self.sung_lyrics() == INSTRUMENTAL:
             most = TEXT_LIMITS["lyrics"]
-            raise wrong("lyrics", f"Lyrics must have from 1 to {most:,} characters: without them nothing is sung.")
+            raise wrong_at("lyrics", f"Lyrics must have from 1 to {most:,} characters: without them nothing is sung.")
         return self
 
 
@@ -389,28 +391,15 @@ def parse_request(mode: str, values: Mapping[str, Any]) -> Request:
 
 
 def _problem(mode: str, item: dict[str, Any]) -> Problem:
-    place = [str(part) for part in item["loc"]]
-    kind, request = item["type"], REQUESTS[mode]
-    # Errors of a whole model name the field they belong to in their type.
-    if not place or (place == ["options"] and kind != "extra_forbidden"):
-        place = [*place, *kind.split(".")]
-    name = ".".join(place)
-    if kind == "missing":
-        return Problem("invalid", _source_missing(name), name)
-    if kind == "extra_forbidden":
-        inside = place[0] == "options" and len(place) > 1
-        names = (request.model_fields["options"].annotation if inside else request).model_fields
+    told = item.get("ctx", {})
+    path = [*map(str, item["loc"]), *filter(None, [told.get("field")])]
+    name = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        fields = REQUESTS[mode].model_fields
+        names = fields["options"].annotation.model_fields if len(path) > 1 else fields
         known = ", ".join(sorted(names.keys() - {"mode"}))
         return Problem("invalid", f"{shown(name)} is not known here. Known: {known}.", name)
-    if "sentence" in item.get("ctx", {}):
-        return Problem("invalid", item["ctx"]["sentence"], name)
-    return Problem("invalid", f"{name} is not understood: {item['msg']}.", name)
-
-
-def _source_missing(name: str) -> str:
-    if name == "source":
-        return f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given."
-    return f"{name} is missing."
+    return Problem("invalid", told.get("sentence") or f"{name} is not understood: {item['msg']}.", name)
 
 
 # --- what the checkpoint makes of it ------------------------------------------------------------------------------
