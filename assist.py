@@ -21,7 +21,7 @@ from form import AT_ONCE, Form, Updates, available, html, reason
 from limits import INSTRUMENTAL
 from params import Request
 from result import RunBar, cancelled_box, progress_line
-from runs import connect_run, stream
+from runs import connect_run, stream_of
 
 # The fields that each request takes from a tab, and what they are called in it.
 USED = {
@@ -155,7 +155,7 @@ def _connect(form: Form, bar: Assist, mode: str, button: gr.Button, fields: Mapp
         return {**bar.idle(markup.line("done", tooltips.ASSIST_DONE)), bar.sketch: done.record["sketch"]}
 
     def make(*values: Any) -> Iterator[Updates]:
-        yield from stream(part, values, bar, done, failed)
+        yield from stream_of(lambda: part.request(values), bar, done, failed)
 
     def fill(sketch: dict[str, Any] | None, former: list[dict[str, Any]], *values: Any) -> Updates:
         there = dict(zip(fields, values, strict=True))
@@ -164,7 +164,7 @@ def _connect(form: Form, bar: Assist, mode: str, button: gr.Button, fields: Mapp
             return {bar.undo.former: former}
         return {**form.show(found), **bar.undo.keep(former, {name: there[name] for name in found})}
 
-    _, run = connect_run(part, button, bar, bar.problems, make, [bar.sketch], fresh={bar.sketch: None})
+    _, run = connect_run(part, bar, bar.problems, make, [bar.sketch], {bar.sketch: None}, go=button)
     # An event of its own: what is typed while the planner works is what Undo must bring back.
     run.success(fill, [bar.sketch, bar.undo.former, *fields.values()], [*fields.values(), *bar.undo.outputs], **AT_ONCE)
 

@@ -151,38 +151,44 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
         yield Progress("waiting")
     try:
         yield from _within_memory(backend, job)
+    except Exception as error:
+        if isinstance(error, StudioError) or not is_out_of_memory(error):
+            raise
+        models.free_memory()
+        raise backend.placing.too_large() from None
     finally:
         turn.release()
 
 
 def _within_memory(backend: Backend, job: Job) -> Iterator[Event | Outcome | None]:
     """Run `job` by the memory plan that fits; where memory runs out all the same, once more by the next lower one."""
+    placing, source = backend.placing, source_seconds(job)
+    plan = placing.begin(job.request, source)
+    try:
+        yield from _by_plan(backend, job, plan)
+        return
+    except Exception as error:
+        lower = placing.lower() if is_out_of_memory(error) else None
+        if lower is None:
+            raise
+    # Only here is the exception gone, and with it what it held on the device.
+    models.free_memory()
+    note = memory.fallback_note(plan, lower)
+    yield Progress("loading", note=note)
+    yield from _by_plan(backend, job, placing.begin(job.request, source, lower), (note,))
+
+
+def _by_plan(backend: Backend, job: Job, plan: str, notes: tuple[str, ...] = ()) -> Iterator[Event | Outcome | None]:
+    """Run `job`; what comes of it tells its memory plan, and begins with `notes`."""
     request = job.request
     run = _make_song if isinstance(request, SongRequest) else align.run if request.mode == "align" else writers.run
-    lower, notes = None, ()
-    while True:
-        plan = backend.placing.begin(job.request, source_seconds(job), lower)
-        try:
-            for event in run(backend.models, backend.placing, job):
-                if isinstance(event, Outcome):
-                    event.facts["memory_plan"] = plan
-                    event = replace(event, notes=(*notes, *event.notes))
-                elif isinstance(event, Done):
-                    event.record["memory_plan"] = plan
-                yield event
-            return
-        except Exception as error:
-            full = is_out_of_memory(error)
-            lower = backend.placing.lower() if full and not notes else None
-            if full and not lower and not isinstance(error, StudioError):
-                models.free_memory()
-                raise backend.placing.too_large() from None
-            if not lower:
-                raise
-        # Only here is the exception gone, and with it what it held on the device.
-        models.free_memory()
-        notes = (memory.fallback_note(plan, lower),)
-        yield Progress("loading", note=notes[0])
+    for event in run(backend.models, backend.placing, job):
+        if isinstance(event, Outcome):
+            event.facts["memory_plan"] = plan
+            event = replace(event, notes=(*notes, *event.notes))
+        elif isinstance(event, Done):
+            event.record["memory_plan"] = plan
+        yield event
 
 
 def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Progress | Outcome | None]:

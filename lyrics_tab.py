@@ -20,7 +20,7 @@ from form import AT_ONCE, QUIET, Form, Updates, add, add_number, add_slider, ava
 from limits import LANGUAGES, STRUCTURES
 from params import Request
 from result import RunBar, run_foot
-from runs import connect_run, stream
+from runs import connect_run, stream_of
 from tokens import lyric_tokens
 
 
@@ -87,7 +87,7 @@ def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPane
             sentence = tooltips.written(done.record["tokens"], time.monotonic() - began, done.record["end"])
             return {**bar.idle(markup.line("done", sentence)), panel.text: done.record["text"]}
 
-        yield from stream(form, values, bar, done, failed, draft)
+        yield from stream_of(lambda: form.request(values), bar, done, failed, draft)
 
     def remember(text: str, former: list[dict[str, Any]]) -> Updates:
         return panel.undo.keep(former, {"text": text}) if text.strip() else {panel.undo.former: former}
@@ -99,15 +99,9 @@ def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPane
             panel.use: gr.update(interactive=bool(text.strip())),
         }
 
+    outputs = [panel.text, panel.message]
     begin, run = connect_run(
-        form,
-        bar.go,
-        bar,
-        problems,
-        write,
-        [panel.text, panel.message],
-        fresh={panel.message: ""},
-        cancelled=tooltips.LYRICS_STOPPED,
+        form, bar, problems, write, outputs, {panel.message: ""}, cancelled=tooltips.LYRICS_STOPPED
     )
     begin.success(remember, [panel.text, panel.undo.former], panel.undo.outputs, **AT_ONCE)
     undone = connect_undo(panel.undo, {"text": panel.text})

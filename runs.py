@@ -42,56 +42,43 @@ def connect_song(form: Form, bar: RunBar, problems: gr.HTML, result: ResultPanel
         return {**bar.idle(made_line(request, done)), **result.show(request, done, timed=can_be_timed)}
 
     def make(*values: Any) -> Iterator[Updates]:
-        yield from stream(form, values, bar, done, failed)
+        yield from stream_of(lambda: form.request(values), bar, done, failed)
 
     outputs = [*result.outputs, *form.lines.values(), *form.folds]
-    fresh = dict.fromkeys([result.message, *form.lines.values()], "")
-    connect_run(form, bar.go, bar, problems, make, outputs, fresh)
+    connect_run(form, bar, problems, make, outputs, dict.fromkeys([result.message, *form.lines.values()], ""))
 
 
 def connect_run(
     form: Form,
-    go: gr.Button,
     bar: RunBar,
     problems: gr.HTML,
     make: Callable[..., Iterator[Updates]],
     outputs: Sequence[Any],
-    fresh: Updates | None = None,
+    fresh: Updates,
+    *,
+    go: gr.Button | None = None,
     cancelled: str = tooltips.CANCELLED,
 ) -> tuple[Any, Any]:
-    """Let `go` check the fields, wait for its turn and stream what `make` yields for them; `bar` shows and cancels it.
+    """Let `go` (the bar's own button) check the fields, wait for its turn and stream what `make` yields for them.
 
-    `fresh` are updates for the beginning. Returns the events of the beginning and of the run itself.
+    `fresh` are updates for the beginning, `outputs` what `make` changes beside the bar. Returns the events of the
+    beginning and of the run itself.
     """
-    fresh = fresh or {}
+    go = go or bar.go
+
+    def begin(*values: Any) -> Updates:
+        return {**bar.running(markup.line("running", tooltips.QUEUED)), **fresh}
+
     # A wrong field ends at the validator, with a sentence beside it; this says so at the button and unfolds the group.
     go.click(form.point_out, form.inputs, [*form.folds, problems], **AT_ONCE)
-    begin = go.click(
-        lambda *values: {**bar.running(markup.line("running", tooltips.QUEUED)), **fresh},
-        form.inputs,
-        [*bar.outputs, *fresh],
-        validator=form.validate,
-        concurrency_limit=None,
-        **QUIET,
-    )
+    checked = {"validator": form.validate, "concurrency_limit": None, **QUIET}
+    begun = go.click(begin, form.inputs, [*bar.outputs, *fresh], **checked)
     # The button is back with the song, a moment before its run has ended; "once" would swallow a click in between.
-    shown = [*bar.outputs, *outputs]
-    run = begin.success(make, form.inputs, shown, trigger_mode="multiple", **GPU_CONCURRENCY, **QUIET)
-    connect_cancel(bar, begin, run, cancelled)
+    running = {"trigger_mode": "multiple", **GPU_CONCURRENCY, **QUIET}
+    run = begun.success(make, form.inputs, [*bar.outputs, *outputs], **running)
+    connect_cancel(bar, begun, run, cancelled)
     form.runs.append(run)
-    return begin, run
-
-
-def stream(
-    form: Form,
-    values: Sequence[Any],
-    bar: RunBar,
-    done: Callable[[Request, Done], Updates],
-    failed: Callable[[Problem], Updates],
-    draft: Callable[[Draft], Updates] = lambda draft: {},
-) -> Iterator[Updates]:
-    """Run what a form's values ask for."""
-    yield from stream_of(lambda: form.request(values), bar, done, failed, draft)
+    return begun, run
 
 
 def stream_of(
