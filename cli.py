@@ -246,15 +246,16 @@ def device(studio: Any) -> Iterator[Finding]:
     """Yield the device with its reason, the memory, and how the weights would be placed in it."""
     import psutil
 
+    import memory
     import models
 
     facts = studio.capabilities()
     yield Finding("device", f"{facts['device']}, {facts['dtype']}. {facts['device_reason']}")
     free, total = size_text(models.available_memory()), size_text(psutil.virtual_memory().total)
-    memory = tooltips.CHECK_RAM.format(free=free, total=total)
-    if limit := models.vram_limit_for(facts["device"]):
-        memory += ", " + tooltips.CHECK_VRAM.format(total=size_text(limit))
-    yield Finding("memory", f"{memory}.")
+    room = tooltips.CHECK_RAM.format(free=free, total=total)
+    if limit := memory.vram_limit_for(facts["device"]):
+        room += ", " + tooltips.CHECK_VRAM.format(total=size_text(limit))
+    yield Finding("memory", f"{room}.")
     yield memory_plan(studio.models.weights, studio.device(), facts["memory_plan"])
 
 

@@ -22,6 +22,10 @@ REFERENCE_SECONDS = 30
 # Upstream never shows the transformer less than 5.12 s of a source.
 LEAST_SOURCE_FRAMES = 128
 REFUSING_DEVICE = "mps"
+# Before macOS 15.1 a convolution on Apple's GPU refuses outputs longer than this many samples.
+MPS_MOST_SAMPLES = 65_536
+# Frames that the VAE sees to each side of one.
+SEEN_FRAMES = 9
 
 # Copies on the processor of VAEs whose device refused a tile, and what it said.
 _stand_ins: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
@@ -46,6 +50,13 @@ def skip_idle_units(vae: Any) -> None:
     for unit in vae.modules():
         if isinstance(unit, OobleckResidualUnit) and not (unit.conv2.weight_g.any() or unit.conv2.bias.any()):
             unit.forward = _unchanged
+
+
+def use_short_tiles(vae: Any) -> None:
+    """Let `vae` work in the longest tiles of which no convolution is refused on Apple's GPU before macOS 15.1."""
+    frames = MPS_MOST_SAMPLES // vae.hop_length
+    vae.tile_latent_min_length, vae.tile_latent_overlap = frames, SEEN_FRAMES
+    vae.tile_sample_min_length, vae.tile_sample_overlap = frames * vae.hop_length, SEEN_FRAMES * vae.hop_length
 
 
 def _unchanged(hidden_state: torch.Tensor) -> torch.Tensor:

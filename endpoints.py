@@ -1,4 +1,4 @@
-"""The tables of the public endpoints: every parameter with its component, default, text and schema.
+"""The tables of the public endpoints: every parameter with its component, default, text and schema, and what fits it.
 
 They carry names, defaults and schemas: gradio reads an endpoint's defaults from its components (only None comes from
 the signature), and an MCP tool's texts from the handler's docstring. A new mode is one entry in `ENDPOINTS`.
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
+from gradio_client.utils import is_http_url_like
 
 from limits import (
     ACTIONS,
@@ -24,6 +25,7 @@ from limits import (
     STRUCTURES,
     TEXT_LIMITS,
     TRACKS,
+    shown,
 )
 from params import ACTION_OPTIONS, REQUESTS
 
@@ -316,3 +318,69 @@ ENDPOINTS = {
         "The lyrics. A streaming client gets what there is of them while they are written, at first nothing.",
     ),
 }
+
+
+# --- what a call holds --------------------------------------------------------------------------------------------
+
+NO_FETCH = "The studio fetches no addresses. Upload the file first, or send it as data:audio/...;base64,... over MCP."
+
+
+class Refused(Exception):
+    """A call that is not passed on: the status and the sentence."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(status, sentence)
+        self.status, self.sentence = status, sentence
+
+
+def check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
+    """Raise Refused where there is no such endpoint or function, or where its inputs do not fit."""
+    kind, _, name = route.partition("/")
+    if kind not in ("run", "api", "call", "queue"):
+        return
+    if kind == "call" and name.startswith("v2/"):
+        _check_names(_endpoint(blocks, name.removeprefix("v2/")), values)
+        return
+    index = values.get("fn_index") if kind != "call" else None
+    if kind == "queue" and not isinstance(index, int):
+        raise Refused(400, "fn_index must be the number of a function.")
+    function = _endpoint(blocks, name) if index is None else blocks.fns.get(index)
+    if function is None:
+        raise Refused(404, f"There is no function {shown(index)}.")
+    data = values.get("data")
+    counts = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}
+    if not function.cancels and (not isinstance(data, list) or len(data) not in counts):
+        raise Refused(422, f"data must be a list of {len(function.inputs)} values.")
+
+
+def _endpoint(blocks: Any, name: str) -> Any:
+    """Return the function behind a public endpoint."""
+    found = next((each for each in blocks.fns.values() if each.api_name == name.strip("/")), None)
+    if found is None:
+        names = ", ".join((*ENDPOINTS, "capabilities"))
+        raise Refused(404, f"There is no endpoint {shown(name)}. There are {names}.")
+    return found
+
+
+def _check_names(function: Any, values: dict[str, Any]) -> None:
+    """Raise Refused where a parameter is unknown, or a required one is missing."""
+    endpoint = ENDPOINTS.get(function.api_name)
+    if endpoint is None:
+        return
+    names = ", ".join(endpoint.names)
+    if unknown := [shown(name) for name in values if name not in (*endpoint.names, "oauth_token")]:
+        raise Refused(422, f"{unknown[0]} is not a parameter of /{function.api_name}. Its parameters are {names}.")
+    for parameter in endpoint.parameters:
+        if parameter.default is REQUIRED and parameter.name not in values:
+            raise Refused(422, f"The parameter {parameter.name} of /{function.api_name} is missing.")
+
+
+def check_tool(message: dict[str, Any]) -> None:
+    """Raise Refused where a tool's file is an address."""
+    params = message.get("params")
+    arguments = params.get("arguments") if isinstance(params, dict) else None
+    if message.get("method") != "tools/call" or not isinstance(arguments, dict):
+        return
+    for name in ("source", "reference"):
+        if isinstance(value := arguments.get(name), str) and is_http_url_like(value.strip().lower()):
+            raise Refused(422, f"{name}: {NO_FETCH}")

@@ -31,7 +31,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from endpoints import ENDPOINTS, REQUIRED
+from endpoints import NO_FETCH, Refused, check_call, check_tool
 from limits import shown
 
 log = logging.getLogger("studio")
@@ -75,7 +75,6 @@ NO_OBJECT = "The body must be a JSON object, sent as application/json."
 TOO_DEEP = f"A call's JSON may be at most {MAX_JSON_LEVELS} levels deep."
 BAD_UPLOAD = "The upload could not be read. Send multipart/form-data whose field files holds files with names."
 FAILED = "This failed because of an unexpected error. Please try again; the log of the studio has the details."
-NO_FETCH = "The studio fetches no addresses. Upload the file first, or send it as data:audio/...;base64,... over MCP."
 NOT_UNDERSTOOD = (
     "This call could not be understood: a value does not fit its parameter, or a file was not uploaded. "
     "docs/api.md and /gradio_api/info say what a call may hold."
@@ -182,14 +181,6 @@ def _without(scope: Scope, name: str) -> Scope:
 # --- calls --------------------------------------------------------------------------------------------------------
 
 
-class Refused(Exception):
-    """A call that is not passed on: the status and the sentence."""
-
-    def __init__(self, status: int, sentence: str):
-        super().__init__(status, sentence)
-        self.status, self.sentence = status, sentence
-
-
 @dataclass
 class Call:
     """A tool's call over MCP: the (session, event) that it waits for once there is one, and whether it was hung up."""
@@ -249,7 +240,7 @@ class Calls:
         else:
             body = await _body(receive)
             values = _read(body)
-            _check_call(scope["app"].get_blocks(), route, values)
+            check_call(scope["app"].get_blocks(), route, values)
             answer.rewrites = True
             receive = _again(body, receive)
             if route == "queue/join" or route.startswith("call/"):
@@ -297,7 +288,7 @@ class Calls:
         body = await _body(receive)
         try:
             message = _read(body)
-            _check_tool(message)
+            check_tool(message)
         except Refused as refused:
             _log_refusal(scope, refused.status, refused.sentence)
             await _mcp_refusal(body, refused)(scope, receive, answer.send)
@@ -438,59 +429,6 @@ def _read(body: bytes) -> dict[str, Any]:
         inner = value.values() if isinstance(value, dict) else value
         left += [(each, level + 1) for each in inner if isinstance(each, dict | list)]
     return values
-
-
-def _check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
-    """Raise Refused where there is no such endpoint or function, or where its inputs do not fit."""
-    kind, _, name = route.partition("/")
-    if kind not in ("run", "api", "call", "queue"):
-        return
-    if kind == "call" and name.startswith("v2/"):
-        _check_names(_endpoint(blocks, name.removeprefix("v2/")), values)
-        return
-    index = values.get("fn_index") if kind != "call" else None
-    if kind == "queue" and not isinstance(index, int):
-        raise Refused(400, "fn_index must be the number of a function.")
-    function = _endpoint(blocks, name) if index is None else blocks.fns.get(index)
-    if function is None:
-        raise Refused(404, f"There is no function {shown(index)}.")
-    data = values.get("data")
-    counts = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}
-    if not function.cancels and (not isinstance(data, list) or len(data) not in counts):
-        raise Refused(422, f"data must be a list of {len(function.inputs)} values.")
-
-
-def _endpoint(blocks: Any, name: str) -> Any:
-    """Return the function behind a public endpoint."""
-    found = next((each for each in blocks.fns.values() if each.api_name == name.strip("/")), None)
-    if found is None:
-        names = ", ".join((*ENDPOINTS, "capabilities"))
-        raise Refused(404, f"There is no endpoint {shown(name)}. There are {names}.")
-    return found
-
-
-def _check_names(function: Any, values: dict[str, Any]) -> None:
-    """Raise Refused where a parameter is unknown, or a required one is missing."""
-    endpoint = ENDPOINTS.get(function.api_name)
-    if endpoint is None:
-        return
-    names = ", ".join(endpoint.names)
-    if unknown := [shown(name) for name in values if name not in (*endpoint.names, "oauth_token")]:
-        raise Refused(422, f"{unknown[0]} is not a parameter of /{function.api_name}. Its parameters are {names}.")
-    for parameter in endpoint.parameters:
-        if parameter.default is REQUIRED and parameter.name not in values:
-            raise Refused(422, f"The parameter {parameter.name} of /{function.api_name} is missing.")
-
-
-def _check_tool(message: dict[str, Any]) -> None:
-    """Raise Refused where a tool's file is an address."""
-    params = message.get("params")
-    arguments = params.get("arguments") if isinstance(params, dict) else None
-    if message.get("method") != "tools/call" or not isinstance(arguments, dict):
-        return
-    for name in ("source", "reference"):
-        if isinstance(value := arguments.get(name), str) and is_http_url_like(value.strip().lower()):
-            raise Refused(422, f"{name}: {NO_FETCH}")
 
 
 def _is_closed(route: str) -> bool:

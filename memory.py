@@ -385,6 +385,18 @@ def room_for_models(kind: Kind) -> int | None:
     return int(free + torch.cuda.memory_reserved())
 
 
+def vram_limit_for(kind: Kind) -> int | None:
+    """Return the graphics memory in bytes that plans may count with; None where it is no limit of its own.
+
+    On MPS the GPU shares the machine's memory. On ZeroGPU each call gets the whole card, whatever torch reports here.
+    """
+    if kind != "cuda" or bootstrap.on_zerogpu():
+        return None
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
 # --- sentences ----------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import sys
 import threading
@@ -26,11 +25,6 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AceStepPipeline
 
-
-# Before macOS 15.1 a convolution on Apple's GPU refuses outputs longer than this many samples.
-MPS_MOST_SAMPLES = 65_536
-# Frames that the VAE sees to each side of one.
-SEEN_FRAMES = 9
 
 Kind = Literal["cuda", "mps", "cpu"]
 Plan = Literal["resident", "swap", "offload", "fp8"]
@@ -297,7 +291,7 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         ) from error
     pipe.vae.enable_tiling()
     if device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1):
-        use_short_tiles(pipe.vae)
+        codec.use_short_tiles(pipe.vae)
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
@@ -314,25 +308,6 @@ def is_apart(kind: str) -> bool:
     return "offload" in LADDERS[kind]
 
 
-def use_short_tiles(vae: Any) -> None:
-    """Let `vae` work in the longest tiles of which no convolution is refused on Apple's GPU before macOS 15.1."""
-    frames = MPS_MOST_SAMPLES // vae.hop_length
-    vae.tile_latent_min_length, vae.tile_latent_overlap = frames, SEEN_FRAMES
-    vae.tile_sample_min_length, vae.tile_sample_overlap = frames * vae.hop_length, SEEN_FRAMES * vae.hop_length
-
-
-def vram_limit_for(kind: Kind) -> int | None:
-    """Return the graphics memory in bytes that plans may count with; None where it is no limit of its own.
-
-    On MPS the GPU shares the machine's memory. On ZeroGPU each call gets the whole card, whatever torch reports here.
-    """
-    if kind != "cuda" or on_zerogpu():
-        return None
-    import torch
-
-    return int(torch.cuda.get_device_properties(0).total_memory)
-
-
 def planner_dtype(device: Device) -> str:
     """Return the numbers that the planner computes in: on MPS those of upstream, not the song model's."""
     return "float32" if device.kind == "mps" else device.dtype
@@ -344,13 +319,6 @@ def trim_memory(device: torch.device) -> None:
 
     if device.type == "mps" and torch.mps.driver_allocated_memory() > 1.5 * torch.mps.current_allocated_memory():
         torch.mps.empty_cache()
-
-
-def trim_heap() -> None:
-    """Give back to Linux what its C library keeps of a song's arrays, hundreds of MB in pieces between others."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
 
 
 def free_memory() -> None:

@@ -46,7 +46,7 @@ def samples():
 
 
 def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe, samples):
-    models.use_short_tiles(refusing.vae)
+    codec.use_short_tiles(refusing.vae)
     latents, sound = encoded(refusing, samples), decoded(refusing, encoded(pipe, samples).to(KIND))
     assert torch.allclose(latents.cpu(), encoded(pipe, samples), atol=1e-4)
     assert np.allclose(sound, decoded(pipe, encoded(pipe, samples)), atol=1e-4)

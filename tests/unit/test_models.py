@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import memory
 import models
 from events import StudioError
 from tests.weights import CPU, weights_in
@@ -53,7 +54,7 @@ def test_cuda_comes_first(machine):
     device, reason = device_of(REAL)
     assert device == ("cuda", *NARROW) and "NVIDIA H200" in reason and "bfloat16" in reason
     assert device_of(PREVIEW)[0] == ("cuda", *WIDE)
-    assert models.vram_limit_for("cuda") == 24 * 2**30
+    assert memory.vram_limit_for("cuda") == 24 * 2**30
     # An old card stores small and computes exactly.
     machine(cuda="Tesla T4", native=False)
     device, reason = device_of(REAL)
@@ -65,7 +66,7 @@ def test_apple(machine):
     machine(mps=True)
     assert device_of(REAL)[0] == ("mps", "bfloat16", "bfloat16", "float32")
     assert device_of(PREVIEW)[0] == ("mps", *WIDE)
-    assert models.vram_limit_for("mps") is None
+    assert memory.vram_limit_for("mps") is None
     machine(mps=True, macos=13)
     device, reason = device_of(REAL)
     assert device[1] == "float32" and "macOS 14" in reason
@@ -81,7 +82,7 @@ def test_the_processor_is_last_and_follows_the_memory(machine, monkeypatch):
     device, reason = device_of(REAL)
     assert device == ("cpu", "bfloat16", "bfloat16", "float32")
     assert "no NVIDIA or Apple GPU" in reason and "16 GB" in reason
-    assert models.vram_limit_for("cpu") is None
+    assert memory.vram_limit_for("cpu") is None
 
 
 def test_zerogpu_asks_nothing_of_a_card_that_is_not_there_yet(machine, monkeypatch):
@@ -89,7 +90,7 @@ def test_zerogpu_asks_nothing_of_a_card_that_is_not_there_yet(machine, monkeypat
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     device, reason = device_of(REAL)
     assert device == ("cuda", *NARROW) and "should not be asked" not in reason
-    assert models.vram_limit_for("cuda") is None
+    assert memory.vram_limit_for("cuda") is None
 
 
 def play(pipe, **changes):
