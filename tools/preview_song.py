@@ -57,7 +57,7 @@ REFERENCE_FRAMES = codec.REFERENCE_SECONDS * FRAMES_PER_SECOND
 FIRST_TRAINING_SEED = 20_000_000
 PIECES = {10: 500, 20: 1400, 30: 700, 60: 350}
 """How many pieces of how many seconds the codes and the song model learn from."""
-LENGTHS = (0.2, 0.45, 0.2, 0.15)
+LENGTHS = (0.15, 0.55, 0.22, 0.08)
 FIRST_LENGTHS = (0.6, 0.4, 0.0, 0.0)
 FIRST_SHARE = 0.3
 """The share of the flow's minutes that has short pieces and few tasks."""
