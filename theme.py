@@ -36,126 +36,57 @@ TOKENS = {
 
 # Theme variables by the token that colours them, in light and dark.
 COLOURS = {
-    "bg": ("body_background_fill", "background_fill_secondary"),
-    "surface": (
-        "background_fill_primary",
-        "block_background_fill",
-        "block_label_background_fill",
-        "panel_background_fill",
-        "table_even_background_fill",
-        "error_background_fill",
-    ),
-    "raised": (
-        "input_background_fill",
-        "input_background_fill_focus",
-        "input_background_fill_hover",
-        "checkbox_background_color",
-        "checkbox_background_color_focus",
-        "checkbox_background_color_hover",
-        "checkbox_label_background_fill",
-        "checkbox_label_background_fill_hover",
-        "checkbox_label_background_fill_selected",
-        "button_secondary_background_fill",
-        "button_cancel_background_fill",
-        "code_background_fill",
-        "color_accent_soft",
-        "table_odd_background_fill",
-        "table_row_focus",
-    ),
-    "ink": (
-        "body_text_color",
-        "accordion_text_color",
-        "table_text_color",
-        "button_secondary_text_color",
-        "button_secondary_text_color_hover",
-        "checkbox_label_text_color",
-        "checkbox_label_text_color_selected",
-    ),
-    "ink-2": ("block_title_text_color", "block_label_text_color"),
+    "bg": "body_background_fill background_fill_secondary",
+    "surface": """
+        background_fill_primary block_background_fill block_label_background_fill panel_background_fill
+        table_even_background_fill error_background_fill
+    """,
+    "raised": """
+        input_background_fill input_background_fill_focus input_background_fill_hover
+        checkbox_background_color checkbox_background_color_focus checkbox_background_color_hover
+        checkbox_label_background_fill checkbox_label_background_fill_hover
+        checkbox_label_background_fill_selected button_secondary_background_fill
+        button_cancel_background_fill code_background_fill color_accent_soft table_odd_background_fill
+        table_row_focus
+    """,
+    "ink": """
+        body_text_color accordion_text_color table_text_color button_secondary_text_color
+        button_secondary_text_color_hover checkbox_label_text_color checkbox_label_text_color_selected
+    """,
+    "ink-2": "block_title_text_color block_label_text_color",
     # neutral_400 is the players' buttons and times, neutral_200 the sliders' tracks.
-    "muted": ("body_text_color_subdued", "block_info_text_color", "input_placeholder_color", "neutral_400"),
-    "line": (
-        "neutral_200",
-        "border_color_primary",
-        "block_border_color",
-        "block_label_border_color",
-        "panel_border_color",
-        "table_border_color",
-        "button_secondary_background_fill_hover",
-        "button_cancel_background_fill_hover",
-    ),
-    "line-strong": (
-        "input_border_color",
-        "input_border_color_hover",
-        "checkbox_border_color",
-        "checkbox_border_color_hover",
-        "checkbox_label_border_color",
-        "checkbox_label_border_color_hover",
-        "button_secondary_border_color",
-        "button_secondary_border_color_hover",
-    ),
-    "accent": (
-        "color_accent",
-        "border_color_accent",
-        "border_color_accent_subdued",
-        "link_text_color",
-        "link_text_color_active",
-        "link_text_color_visited",
-        "loader_color",
-        "slider_color",
-        "stat_background_fill",
-        "checkbox_background_color_selected",
-        "checkbox_border_color_selected",
-        "checkbox_label_border_color_selected",
-        "button_primary_background_fill",
-        "button_primary_border_color",
-    ),
-    "accent-hover": (
-        "link_text_color_hover",
-        "button_primary_background_fill_hover",
-        "button_primary_border_color_hover",
-    ),
-    "on-accent": ("button_primary_text_color", "button_primary_text_color_hover"),
-    "danger": (
-        "error_border_color",
-        "error_icon_color",
-        "error_text_color",
-        "button_cancel_border_color",
-        "button_cancel_border_color_hover",
-        "button_cancel_text_color",
-        "button_cancel_text_color_hover",
-    ),
-    "focus": ("input_border_color_focus", "checkbox_border_color_focus"),
+    "muted": "body_text_color_subdued block_info_text_color input_placeholder_color neutral_400",
+    "line": """
+        neutral_200 border_color_primary block_border_color block_label_border_color panel_border_color
+        table_border_color button_secondary_background_fill_hover button_cancel_background_fill_hover
+    """,
+    "line-strong": """
+        input_border_color input_border_color_hover checkbox_border_color checkbox_border_color_hover
+        checkbox_label_border_color checkbox_label_border_color_hover button_secondary_border_color
+        button_secondary_border_color_hover
+    """,
+    "accent": """
+        color_accent border_color_accent border_color_accent_subdued link_text_color link_text_color_active
+        link_text_color_visited loader_color slider_color stat_background_fill
+        checkbox_background_color_selected checkbox_border_color_selected
+        checkbox_label_border_color_selected button_primary_background_fill button_primary_border_color
+    """,
+    "accent-hover": "link_text_color_hover button_primary_background_fill_hover button_primary_border_color_hover",
+    "on-accent": "button_primary_text_color button_primary_text_color_hover",
+    "danger": """
+        error_border_color error_icon_color error_text_color button_cancel_border_color
+        button_cancel_border_color_hover button_cancel_text_color button_cancel_text_color_hover
+    """,
+    "focus": "input_border_color_focus checkbox_border_color_focus",
 }
 
-STONE = Color(
-    "#FAF8F5",
-    "#F3EFEA",
-    "#DED7CF",
-    "#C9C2BA",
-    "#A8A097",
-    "#857C73",
-    "#665E57",
-    "#453F39",
-    "#26231F",
-    "#1C1A18",
-    "#131211",
-    name="stone",
-)
-JADE = Color(
-    "#E7F4F1",
-    "#CDEBE4",
-    "#9BE7D8",
-    "#7BD8C7",
-    "#5CC8B4",
-    "#0B6B5D",
-    "#095A4E",
-    "#08493F",
-    "#063A32",
-    "#06211C",
-    "#041712",
-    name="jade",
-)
+
+def _scale(name: str, colours: str) -> Color:
+    return Color(*colours.split(), name=name)
+
+
+STONE = _scale("stone", "#FAF8F5 #F3EFEA #DED7CF #C9C2BA #A8A097 #857C73 #665E57 #453F39 #26231F #1C1A18 #131211")
+JADE = _scale("jade", "#E7F4F1 #CDEBE4 #9BE7D8 #7BD8C7 #5CC8B4 #0B6B5D #095A4E #08493F #063A32 #06211C #041712")
 # Players draw on a canvas, which knows no theme: these two stand out from either surface.
 WAVEFORM = gr.WaveformOptions(waveform_color="#857C73", waveform_progress_color="#2E9485", skip_length=5)
 SPACING = Size("2px", "4px", "4px", "8px", "8px", "12px", "16px", name="studio_spacing")
@@ -200,7 +131,7 @@ def theme() -> gr.themes.Base:
     )
     for token, names in COLOURS.items():
         light, dark = TOKENS[token]
-        for name in names:
+        for name in names.split():
             # Not through set(): it knows no dark twin of some variables, and every attribute becomes a CSS variable.
             setattr(made, name, light)
             setattr(made, f"{name}_dark", dark)
