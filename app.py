@@ -136,7 +136,6 @@ def status_outputs(header: Header, forms: list[Form]) -> list[Any]:
 
 
 def status_updates(header: Header, forms: list[Form]) -> Updates:
-    """Return the updates for the backend's status as it is now."""
     facts = get_backend().status()
     updates = header.show(facts)
     for form in forms:

@@ -54,11 +54,9 @@ class Undo:
 
     @property
     def outputs(self) -> list[Component]:
-        """Return what `keep` updates."""
         return [self.button, self.former]
 
     def keep(self, former: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> Updates:
-        """Return the updates that remember `values` as well."""
         return {self.former: [*former, dict(values)][-MOST_UNDONE:], self.button: gr.update(visible=True)}
 
 
@@ -193,10 +191,8 @@ class Part(Form):
         self.numbers, self.folds, self.runs = form.numbers, form.folds, form.runs
 
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
-        """Return the values under the request's names, numbers as numbers."""
         return {self.names[name]: value for name, value in super().read(values).items()}
 
     def place(self, problem: Problem, values: Sequence[Any]) -> str:
-        """Return the field at which a problem with these values stands."""
         places = {used: name for name, used in self.names.items()}
         return places.get(problem.field, next(iter(self.fields)))

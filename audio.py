@@ -58,7 +58,6 @@ class ForwardFile(sf.SoundFile):
     """
 
     def seekable(self) -> bool:
-        """Say no, so that nothing seeks."""
         return False
 
 

@@ -228,7 +228,6 @@ class Backend:
         return self.models.device()
 
     def load_all(self) -> None:
-        """Load everything that is here now."""
         self.models.load_all()
         self.widths()
 

@@ -118,7 +118,6 @@ def _host(text: str) -> str:
 
 
 def is_port(text: str) -> bool:
-    """Tell whether `text` is the number of a port."""
     return bool(re.fullmatch(r"[0-9]{1,5}", text)) and 0 < int(text) < 65536
 
 
@@ -190,7 +189,6 @@ def check() -> int:
 
 
 def line(finding: Finding) -> str:
-    """Return a finding as a line of text."""
     return f"{tooltips.CHECK_LABELS[finding.name]:<15}{finding.text}"
 
 
@@ -394,5 +392,4 @@ def _cache_folder() -> Path:
 
 
 def free_text(folder: Path) -> str:
-    """Return the free room on the disk of `folder` as words."""
     return size_text(shutil.disk_usage(folder).free)

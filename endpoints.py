@@ -46,7 +46,6 @@ class Parameter:
     schema: Mapping[str, Any] | None = None
 
     def build(self) -> gr.components.Component:
-        """Make the component that carries the default and the schema."""
         value = None if self.default is REQUIRED else self.default
         component = self.component(label=self.name, value=value, visible=False)
         if self.schema is not None:
@@ -65,12 +64,10 @@ class Endpoint:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the parameters' names in order."""
         return tuple(parameter.name for parameter in self.parameters)
 
     @property
     def uploads(self) -> tuple[str, ...]:
-        """Return the names of the parameters that are files."""
         return tuple(parameter.name for parameter in self.parameters if parameter.component is _upload)
 
 
@@ -78,7 +75,6 @@ class Endpoint:
 
 
 def _range(name: str) -> str:
-    """Return the limits of a number as words."""
     low, high = (int(edge) if edge == int(edge) else edge for edge in (LIMITS[name].low, LIMITS[name].high))
     return f"from {low} to {high}"
 

@@ -39,7 +39,6 @@ class StudioError(Exception):
 
     @classmethod
     def of(cls, problem: Problem) -> StudioError:
-        """Return the exception that carries `problem`."""
         return StudioError(problem.code, problem.message, problem.field, problem.hint)
 
     def __str__(self) -> str:

@@ -52,7 +52,6 @@ class Form:
         self.runs: list[Any] = []
 
     def connect(self) -> None:
-        """Connect what follows fields that came after it."""
         for connect in self.later:
             connect()
 
@@ -95,7 +94,6 @@ class Form:
         return [field for field in self.fields.values() if not isinstance(field, gr.Audio)]
 
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
-        """Return the components' values by field, numbers as numbers."""
         return {name: self.parse(name, value) for name, value in zip(self.fields, values, strict=True)}
 
     def parse(self, name: str, value: Any) -> Any:
@@ -142,7 +140,6 @@ class Form:
         return found
 
     def place(self, problem: Problem, values: Sequence[Any]) -> str:
-        """Return the field at which a problem with these values stands."""
         return problem.field if problem.field in self.fields else next(iter(self.fields))
 
     def show(self, values: Mapping[str, Any]) -> Updates:
@@ -188,7 +185,6 @@ class Form:
         return {**folds, self.lines[problem.field]: markup.notice("", problem.message, problem.hint)}
 
     def label(self, name: str) -> str:
-        """Return a field's label."""
         return label(_key(name))
 
 
@@ -327,7 +323,6 @@ def checkpoint_updates(form: Form, turbo: bool) -> Updates:
 
 
 def qualities(turbo: bool) -> list[tuple[str, str]]:
-    """Return the choices of Quality."""
     return [
         (name if turbo else f"{name}, {QUALITY_STEPS[value]} steps", value)
         for value, name in tooltips.QUALITIES.items()

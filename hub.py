@@ -187,7 +187,6 @@ class Fetch:
         self._first_byte: float | None = None
 
     def seconds(self) -> float:
-        """Return the seconds since the start."""
         return time.monotonic() - self._started
 
     def progress(self) -> Progress:
@@ -202,7 +201,6 @@ class Fetch:
         return Progress("downloading", total if whole else done, total, round(self.seconds(), 1), left, note)
 
     def done(self) -> bool:
-        """Tell whether all of it is here."""
         return self._done >= self._total
 
     def run(self) -> None:

@@ -78,7 +78,6 @@ class Tag:
 
     @property
     def played(self) -> bool:
-        """Tell whether the section needs no words."""
         return self.name not in SUNG
 
 
@@ -197,7 +196,6 @@ def _empty(number: int, tag: Tag | None) -> Iterator[Advice]:
 
 
 def _line(number: int, line: str, language: str) -> Iterator[Advice]:
-    """Judge a line that is no section tag."""
     inside = _TAG.findall(line)
     alone = bool(inside) and not _TAG.sub("", line).strip()
     if alone and len(inside) > 1:
@@ -322,7 +320,6 @@ class Tidy:
         return "\n".join((*self._lines, self._open)).lstrip("\n")
 
     def end(self) -> str:
-        """Return the whole text."""
         return tidy_lyrics("\n".join((*self._lines, self._open)))
 
 

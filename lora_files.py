@@ -109,7 +109,6 @@ def read_header(path: str | Path, most: int = MAX_FILE_BYTES) -> Header:
 
 
 def read_number(path: str | Path, tensor: Tensor) -> float:
-    """Read a tensor that holds one number."""
     if math.prod(tensor.shape) != 1:
         raise broken("an alpha in it is not one number")
     with Path(path).open("rb") as file:
@@ -146,7 +145,6 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
 
 
 def broken(reason: str) -> Refusal:
-    """Return the refusal of a file that is damaged."""
     return Refusal("lora_broken", f"cannot be used: {reason}", "Download or export it again, as safetensors.")
 
 

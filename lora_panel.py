@@ -188,7 +188,6 @@ def add_repository(text: str | None) -> Added:
 
 
 def add_preset(name: str | None) -> Added:
-    """Take a preset by its name."""
     return ([entry(name)], "", None) if name else ([], _said(tooltips.LORA_NO_PRESET), None)
 
 

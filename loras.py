@@ -118,7 +118,6 @@ def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
 
 
 def active(pipe: Any) -> tuple[LoraSpec, ...]:
-    """Return the LoRAs that are loaded for the pipeline, in their order."""
     state = _states.get(pipe.transformer)
     return state.specs if state else ()
 

@@ -36,7 +36,6 @@ class LyricsPanel:
 
 
 def lyrics_tab() -> tuple[Form, LyricsPanel]:
-    """Build the tab that writes lyrics."""
     form = Form("lyrics")
     with gr.Tab(tooltips.TABS["lyrics"], id="lyrics", elem_id="lyrics-panel"):
         with gr.Row(elem_classes=["columns"], elem_id="lyrics-columns"):

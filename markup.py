@@ -75,12 +75,10 @@ def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
 
 
 def section(title: str) -> str:
-    """Return the heading of a part of the page."""
     return f"<h2>{escape(title)}</h2>"
 
 
 def caption(text: str) -> str:
-    """Return the small heading of a group of buttons."""
     return f'<p class="caption">{escape(text)}</p>'
 
 

@@ -169,7 +169,6 @@ def coding_bytes(song: Song) -> int:
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """Return the shape of a transformer with the configuration `config`."""
     size = config["head_dim"]
     return Shape(
         hidden=config["hidden_size"],

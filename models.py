@@ -72,7 +72,6 @@ class Models:
 
     @property
     def loaded(self) -> bool:
-        """Tell whether the pipeline is built."""
         return self._pipe is not None
 
     def pipeline(self) -> Any:
@@ -143,7 +142,6 @@ class Slot:
 
     @property
     def loaded(self) -> bool:
-        """Tell whether the model is in memory."""
         return self._model is not None
 
     def get(self) -> Any:

@@ -318,7 +318,6 @@ class Song:
         return noise
 
     def sigmas(self) -> tuple[float, ...]:
-        """Return the schedule of the run."""
         return sampling.schedule(self.settings.steps, self.settings.shift)
 
     def read_source(self, before: int = 0, after: int = 0) -> Iterator[Progress]:

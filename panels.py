@@ -251,8 +251,6 @@ def settings_file(form: Form) -> SettingsFile:
 
 
 def connect_settings_file(form: Form, dropped: SettingsFile) -> None:
-    """Let a dropped file fill the form."""
-
     def fill(path: str | None) -> Updates:
         return restored(form, dropped.line, path) if path else {dropped.line: ""}
 
@@ -284,7 +282,6 @@ class Header:
 
     @property
     def outputs(self) -> list[Any]:
-        """Return what `show` updates."""
         return [self.status, self.banner, self.notice, self.bar.go]
 
     def show(self, facts: Mapping[str, Any]) -> Updates:

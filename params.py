@@ -407,8 +407,6 @@ def _problem(mode: str, item: dict[str, Any]) -> Problem:
 
 @dataclass(frozen=True)
 class Sampling:
-    """The numbers of one run."""
-
     steps: int
     guidance: float
     shift: float

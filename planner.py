@@ -247,7 +247,6 @@ def polish(planner: Planner, brief: Brief, seed: int) -> Iterator[PlanStep | Ske
 
 
 def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[PlanStep | Sketch]:
-    """Describe a piece of music from its audio codes."""
     seconds, limit = len(codes) // CODES_PER_SECOND, LIMITS["duration"]
     given = _fields(duration=seconds if limit.low <= seconds <= limit.high else None)
     yield from _sketch(planner, describe_prompt(planner.tokenizer, codes), given, seed, SOBER, "")
@@ -381,13 +380,11 @@ def codes_prompt(tokenizer: Any, brief: Brief, found: Mapping[str, str]) -> str:
 
 
 def inspire_prompt(tokenizer: Any, idea: str, instrumental: bool) -> str:
-    """Return the prompt of `inspire`."""
     words = typed(idea.strip()) or NO_INPUT
     return _render(tokenizer, "inspire", f"{words}\n\ninstrumental: {str(instrumental).lower()}")
 
 
 def polish_prompt(tokenizer: Any, brief: Brief) -> str:
-    """Return the prompt of `polish`."""
     caption, lyrics = typed(brief.prompt.strip()) or NO_INPUT, typed(brief.lyrics.strip()) or INSTRUMENTAL
     return _render(tokenizer, "format", f"# Caption\n{caption}\n\n# Lyric\n{lyrics}")
 

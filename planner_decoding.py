@@ -87,14 +87,12 @@ class Vocabulary:
         self._sort({t: n for t, n in spelled.items() if t not in special and not AUDIO_CODE.fullmatch(t)})
 
     def ids(self, numbers: Iterable[int]) -> torch.Tensor:
-        """Return token ids as an index tensor."""
         import torch
 
         # Made here and moved: at import, ZeroGPU knows what goes to the card by its moves.
         return torch.tensor(list(numbers), dtype=torch.long).to(self._device)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Return the tokens of `text`."""
         return encode_marked(self.tokenizer, text)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -387,8 +385,6 @@ def write(model: Any, prompt: Sequence[int], grammar: Grammar, seed: int, draw: 
 
 @dataclass(frozen=True)
 class Written:
-    """What a grammar returned."""
-
     value: Any
 
 

@@ -24,7 +24,6 @@ class GenerateForm(Form):
         super().__init__("generate")
 
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
-        """Return the components' values by field, numbers as numbers."""
         read = super().read(values)
         unused = () if read["options.plan"] else OPTIONS
         return {name: value for name, value in read.items() if name not in unused}
@@ -37,7 +36,6 @@ class GenerateForm(Form):
 
 
 def add_plan(form: Form) -> None:
-    """Add the checkbox."""
     add(form, "options.plan", gr.Checkbox, value=True)
 
 

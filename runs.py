@@ -146,7 +146,6 @@ def connect_cancel(bar: RunBar, begin: Any, run: Any, cancelled: str) -> None:
 
 
 def made_line(request: SongRequest, done: Done) -> str:
-    """Return the line that says how a run ended."""
     record = done.record
     sentence = tooltips.done_sentence(len(record["takes"]), request.takes, sum(record["seconds"].values()))
     return markup.line("done", sentence)

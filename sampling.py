@@ -245,7 +245,6 @@ def schedule(steps: int, shift: float) -> tuple[float, ...]:
 
 
 def generators_for(seeds: tuple[int, ...]) -> tuple[torch.Generator, ...]:
-    """Return one CPU generator a seed."""
     import torch
 
     return tuple(torch.Generator("cpu").manual_seed(seed) for seed in seeds)

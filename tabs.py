@@ -56,7 +56,6 @@ class SongTab:
 
 
 def generate_tab() -> SongTab:
-    """Build the tab that makes a song from words."""
     form = GenerateForm()
     with _tab(form):
         with _columns(form):
@@ -83,7 +82,6 @@ def generate_tab() -> SongTab:
 
 
 def cover_tab() -> SongTab:
-    """Build the tab that makes a new version of a song."""
     form = Form("cover")
     with _tab(form):
         with _columns(form):
@@ -111,7 +109,6 @@ def cover_updates(bar: RunBar, why: gr.HTML, reason: str) -> Updates:
 
 
 def extend_tab() -> SongTab:
-    """Build the tab that adds music before and after a song."""
     form = Form("extend")
     with _tab(form):
         with _columns(form):
@@ -239,13 +236,11 @@ class EditForm(Form):
         return read
 
     def place(self, problem: Problem, values: Sequence[Any]) -> str:
-        """Return the field at which a problem with these values stands."""
         action = dict(zip(self.fields, values, strict=True))["action"]
         name = super().place(problem, values)
         return "track" if name == "tracks" and action in self.ONE_TRACK else name
 
     def show(self, values: Mapping[str, Any]) -> Updates:
-        """Return the updates that put checked values into their fields; others stay."""
         if "tracks" in values:
             values = {**values, "tracks": list(values["tracks"]), "track": next(iter(values["tracks"]), None)}
         if values.get("action") == "layer" and "start" in values and "end" in values:

@@ -95,7 +95,6 @@ TEXT = Size("12px", "13px", "14px", "16px", "17px", "22px", "28px", name="studio
 
 
 def theme() -> gr.themes.Base:
-    """Return the theme, light and dark."""
     made = gr.themes.Base(
         primary_hue=JADE,
         secondary_hue=JADE,
@@ -139,7 +138,6 @@ def theme() -> gr.themes.Base:
 
 
 def static(name: str) -> str:
-    """Return the text of one of our CSS and JavaScript files."""
     return (STATIC / name).read_text(encoding="utf-8")
 
 

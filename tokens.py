@@ -44,7 +44,6 @@ class TokenCounter:
         self._tokenizer.no_padding()
 
     def tokenizer(self, text: str) -> Any:
-        """Return the token ids of a text as `input_ids`."""
         return SimpleNamespace(input_ids=self._tokenizer.encode(text).ids)
 
     def _format_prompt(
@@ -143,7 +142,6 @@ def _checked(read: Any) -> Any:
 
 
 def budget_line(form: Form) -> gr.HTML:
-    """Make the place for the budget of a tab's prompt."""
     return html(elem_id=f"{form.mode}-tokens")
 
 
