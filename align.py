@@ -118,16 +118,7 @@ def _timed(
     lyrics, steps = request.sung_lyrics(), request.steps or QUALITY_STEPS["standard"]
     # A planned song was made of its plan's audio codes, which no record holds; those of the song itself are as near.
     planned = request.planned and conditions.has_audio_codes(pipe)
-    words = conditions.Words(
-        prompt=request.prompt,
-        lyrics=lyrics,
-        language=request.language,
-        seconds=seconds,
-        instruction=COVER if planned else TEXT2MUSIC,
-        bpm=request.bpm,
-        key=request.key,
-        time_signature=request.time_signature,
-    )
+    words = conditions.words_of(request, seconds, COVER if planned else TEXT2MUSIC)
     words = replace(words, prompt=conditions.fit_prompt(pipe, words)[0])
     where, tokens = lyric_slice(pipe, lyrics, request.language)
     context = conditions.cover_context(pipe, clean) if planned else conditions.silent_context(pipe, clean.shape[1])

@@ -270,30 +270,16 @@ class Backend:
 
     def capabilities(self) -> dict[str, Any]:
         """Return what this studio can do, for programs; picks the device, which imports torch once."""
-        device = self.device()
+        self.device()
         status = self.status()
-        return {
-            "studio": STUDIO_VERSION,
-            "model": status["model"],
-            "revision": status["revision"],
-            "engine": status["engine"],
-            "turbo": status["turbo"],
-            "problem": status["problem"],
-            "device": device.kind,
-            "device_reason": device.reason,
-            "dtype": device.dtype,
-            "memory_plan": status["memory_plan"],
-            "planner": status["planner"],
-            "lyrics": status["lyrics"],
-            "tasks": status["tasks"],
-            "unsupported": status["unsupported"],
-            "timed_lyrics": status["timed_lyrics"],
-            "limits": {
-                name: {"low": limit.low, "high": limit.high, "default": limit.default, "unit": limit.unit}
-                for name, limit in LIMITS.items()
-            },
-            "versions": versions(),
+        kept = ("model", "revision", "engine", "turbo", "problem", "device", "device_reason", "dtype", "memory_plan")
+        kept += ("planner", "lyrics", "tasks", "unsupported", "timed_lyrics")
+        limits = {
+            name: {"low": limit.low, "high": limit.high, "default": limit.default, "unit": limit.unit}
+            for name, limit in LIMITS.items()
         }
+        known = {name: status[name] for name in kept}
+        return {"studio": STUDIO_VERSION, **known, "limits": limits, "versions": versions()}
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Do what `request` asks: progress, then `Done` or `Failed`. Closing the generator cancels it."""
@@ -373,7 +359,8 @@ class Backend:
                 yield from hub.download(self.models.weights.wanted, lambda: False)
                 self.models.refresh()
             if self.models.weights.folder is None:
-                raise _missing(self.models.weights.problem)
+                nothing = Problem("no_weights", "The model's weights are not here.")
+                raise StudioError.of(self.models.weights.problem or nothing)
         if isinstance(request, CoverRequest) and not has_audio_codes(self.models.weights):
             raise StudioError("unsupported", NO_COVER, hint="Use a checkpoint that has both, such as XL SFT.")
         if isinstance(request, SongRequest):
@@ -466,10 +453,6 @@ def problem_of(error: Exception) -> Problem:
         f"It could not be made because of an unexpected error ({type(error).__name__}).",
         hint="Please try again; the log of the studio has the details.",
     )
-
-
-def _missing(problem: Problem | None) -> StudioError:
-    return StudioError.of(problem or Problem("no_weights", "The model's weights are not here."))
 
 
 if ON_ZEROGPU:

@@ -33,6 +33,20 @@ class Words:
     time_signature: str = ""
 
 
+def words_of(request: Any, seconds: float, instruction: str) -> Words:
+    """Return the words of a request for a song of `seconds`."""
+    return Words(
+        prompt=request.prompt,
+        lyrics=request.sung_lyrics(),
+        language=request.language,
+        seconds=seconds,
+        instruction=instruction,
+        bpm=request.bpm,
+        key=request.key,
+        time_signature=request.time_signature,
+    )
+
+
 @dataclass(frozen=True)
 class Condition:
     """What the transformer is told: `states` [1, L, D] of the encoders, and `context` [1 or B, T, 2C]: source, mask."""

@@ -262,19 +262,21 @@ def record_of(
 ) -> dict[str, Any]:
     """Return the record of a job that is no song: what was asked, what ran, and `facts`, which came of it."""
     return {
-        "studio": STUDIO_VERSION,
-        "mode": job.request.mode,
+        **_what_ran(job.request, weights, loaded.device()),
         "request": job.request.model_dump(mode="json", exclude={"mode", "source"}),
         "seed": job.seeds[0],
-        "model": {
-            "id": weights.model_id,
-            "revision": weights.revision,
-            "engine": weights.engine,
-        },
-        "device": loaded.device().kind,
-        "versions": versions(),
         "seconds": seconds,
         **facts,
+    }
+
+
+def _what_ran(request: Request, weights: Weights, device: models.Device) -> dict[str, Any]:
+    return {
+        "studio": STUDIO_VERSION,
+        "mode": request.mode,
+        "model": {"id": weights.model_id, "revision": weights.revision, "engine": weights.engine},
+        "device": device.kind,
+        "versions": versions(),
     }
 
 
@@ -287,16 +289,12 @@ def _record(
     # An uploaded file is "upload" here: its path is nobody's business.
     asked["options"]["loras"] = [{"source": lora.source, "weight": lora.weight} for lora in job.loras]
     return {
-        "studio": STUDIO_VERSION,
-        "mode": request.mode,
+        **_what_ran(request, weights, device),
         "request": asked,
         "audio": {name: {"name": path.name, "sha256": sha256(path)} for name, path in uploads.items()},
         "seeds": list(job.seeds),
         "variation_seeds": list(job.variation_seeds) if request.options.variation else [],
-        "model": {"id": weights.model_id, "revision": weights.revision, "engine": weights.engine},
-        "device": device.kind,
         "dtype": device.dtype,
-        "versions": versions(),
         "plan": None,
         "loras": [],
         "seconds": facts.pop("seconds"),

@@ -198,17 +198,10 @@ def layer(song: Song) -> Iterator[Progress]:
     return (yield from song.decode(latents, finish))
 
 
-def extract(song: Song) -> Iterator[Progress]:
-    """Take one track out of the source."""
-    return (yield from _from_source(song, EXTRACT.format(song.request.tracks[0].upper())))
-
-
-def complete(song: Song) -> Iterator[Progress]:
-    """Add the named tracks to the source."""
-    return (yield from _from_source(song, COMPLETE.format(" | ".join(track.upper() for track in song.request.tracks))))
-
-
-def _from_source(song: Song, instruction: str) -> Iterator[Progress]:
+def from_source(song: Song) -> Iterator[Progress]:
+    """Take one track out of the source, or add the named tracks to it."""
+    tracks = " | ".join(track.upper() for track in song.request.tracks)
+    instruction = (EXTRACT if song.request.action == "extract" else COMPLETE).format(tracks)
     source, clean = yield from song.read_source()
     everywhere = sampling.region(song.pipe, clean, [(0, source.shape[1])])
     condition = song.condition(instruction, source.shape[1] / SAMPLE_RATE, conditions.context_of(clean, everywhere))
@@ -216,7 +209,7 @@ def _from_source(song: Song, instruction: str) -> Iterator[Progress]:
     return (yield from song.decode(latents, lambda made, take: _whole(made[:, : source.shape[1]], take)))
 
 
-ACTIONS = {"repaint": repaint, "morph": morph, "layer": layer, "extract": extract, "complete": complete}
+ACTIONS = {"repaint": repaint, "morph": morph, "layer": layer, "extract": from_source, "complete": from_source}
 MODES = {
     "generate": generate,
     "cover": cover,
@@ -284,29 +277,17 @@ class Song:
         }
         return {"sampling": numbers, **self.facts, "seconds": self.seconds}
 
-    def condition(
-        self, instruction: str, seconds: float, context: Any, prompt: str | None = None, lyrics: str | None = None
-    ) -> conditions.Condition:
-        """Encode the request's words (or others) for `context`, cut to the model's token budget, which is noted."""
-        request = self.request
-        words = conditions.Words(
-            prompt=request.prompt if prompt is None else prompt,
-            lyrics=request.sung_lyrics() if lyrics is None else lyrics,
-            language=request.language,
-            seconds=seconds,
-            instruction=instruction,
-            bpm=request.bpm,
-            key=request.key,
-            time_signature=request.time_signature,
-        )
+    def condition(self, instruction: str, seconds: float, context: Any, **others: str) -> conditions.Condition:
+        """Encode the request's words (or `others`) for `context`, cut to the model's token budget, which is noted."""
+        words = replace(conditions.words_of(self.request, seconds, instruction), **others)
         kept, dropped = conditions.fit_prompt(self.pipe, words)
         words = replace(words, prompt=kept)
         tokens = conditions.lyric_tokens(self.pipe, words)
-        if prompt is None and "prompt_used" not in self.facts:
+        if not others and "prompt_used" not in self.facts:
             self._note_budget(dropped, tokens)
             self.facts |= {"prompt_used": kept, "prompt_dropped": dropped, "lyric_tokens": tokens}
             self.facts["instruction"] = instruction
-        return conditions.encode_condition(self.pipe, words, context, self._timbre, request.options.timbre_token)
+        return conditions.encode_condition(self.pipe, words, context, self._timbre, self.request.options.timbre_token)
 
     def noise(self, frames: int) -> Any:
         """Draw the takes' noise [B, frames, C], turned towards other seeds where a variation is asked."""

@@ -107,38 +107,27 @@ class Plan:
 
     def words(self) -> dict[str, Any]:
         """Return the fields of the request that the plan fills; what the visitor gave is what they were."""
-        return {
-            "prompt": self.caption,
-            "bpm": self.bpm,
-            "key": self.key,
-            "time_signature": self.time_signature,
-            "language": self.language,
-        }
+        return {"prompt": self.caption, **self._metadata()}
 
     def facts(self) -> dict[str, Any]:
         """Return what the record and the page say about the plan; the codes follow from it and the take's seed."""
-        return {
-            "bpm": self.bpm,
-            "key": self.key,
-            "time_signature": self.time_signature,
-            "language": self.language,
-            "caption": self.caption,
-            "rewritten": self.rewritten,
-            "seed": self.seed,
-        }
+        return {**self._metadata(), "caption": self.caption, "rewritten": self.rewritten, "seed": self.seed}
+
+    def _metadata(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("bpm", "key", "time_signature", "language")}
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """A song in words, to fill the form with: from an idea, a rough prompt, or a piece of audio."""
+    """A song in words, by the names of a request's fields: from an idea, a rough prompt, or a piece of audio."""
 
-    caption: str
+    prompt: str
     lyrics: str
     bpm: int
     key: str
     time_signature: str
     language: str
-    seconds: int
+    duration: int
 
 
 def codes_needed(seconds: float) -> int:
@@ -264,13 +253,13 @@ def _sketch(
     room = METADATA_ROOM + (0 if lyrics else MAX_LYRIC_TOKENS)
     found, lyrics = yield from _text(planner, prompt, everything(), "text", seed, draw, room)
     yield Sketch(
-        caption=found["caption"][: TEXT_LIMITS["prompt"]].strip(),
+        prompt=found["caption"][: TEXT_LIMITS["prompt"]].strip(),
         lyrics=lyrics,
         bpm=int(found["bpm"]),
         key=found["keyscale"],
         time_signature=found["timesignature"],
         language=found["language"],
-        seconds=int(found["duration"]),
+        duration=int(found["duration"]),
     )
 
 

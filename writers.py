@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import audio
@@ -139,16 +140,7 @@ def _sketch(models: Models, placing: Placing, job: Job) -> Iterator[Progress | D
     yield Progress("writing")
     sketch = yield from _told(_written(model, request, job.seeds[0], codes))
     seconds["writing"] = round(time.monotonic() - started, 3)
-    words = {
-        "prompt": sketch.caption,
-        "lyrics": sketch.lyrics,
-        "bpm": sketch.bpm,
-        "key": sketch.key,
-        "time_signature": sketch.time_signature,
-        "language": sketch.language,
-        "duration": sketch.seconds,
-    }
-    yield Done((), record_of(models, job, models.planner.weights, seconds, {"sketch": words}))
+    yield Done((), record_of(models, job, models.planner.weights, seconds, {"sketch": asdict(sketch)}))
 
 
 def _written(model: planner.Planner, request: Any, seed: int, codes: list[int]) -> Iterator[PlanStep | Sketch]:
