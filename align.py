@@ -24,12 +24,12 @@ import codec
 import conditions
 import loras
 import sampling
+from conditions import COVER, TEXT2MUSIC
 from events import Done, Job, Progress, StudioError
 from jobs import record_of
 from limits import MAX_LYRIC_TOKENS, QUALITY_STEPS, SAMPLE_RATE
 from memory import Placing
 from models import Models
-from modes import COVER, TEXT2MUSIC
 from params import AlignRequest
 from weights import Weights, read_json
 

@@ -17,7 +17,7 @@ import markup
 import restore
 import tooltips
 from events import Done, Problem
-from form import AT_ONCE, Form, Updates, available, html, reason
+from form import AT_ONCE, Form, Undo, Updates, available, connect_undo, html, reason, undo_button
 from limits import INSTRUMENTAL
 from params import Request
 from result import RunBar, cancelled_box, progress_line
@@ -39,42 +39,6 @@ FILLED = (
 )
 # A morph starts from what the song is now; what it becomes is the visitor's own.
 MORPHED = {"prompt": "source_prompt", "lyrics": "source_lyrics"}
-MOST_UNDONE = 20
-
-
-# --- undo ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Undo:
-    """The button that brings back what stood in fields before they were filled; `former` has it, the latest last."""
-
-    button: gr.Button
-    former: gr.State
-
-    @property
-    def outputs(self) -> list[Component]:
-        return [self.button, self.former]
-
-    def keep(self, former: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> Updates:
-        return {self.former: [*former, dict(values)][-MOST_UNDONE:], self.button: gr.update(visible=True)}
-
-
-def undo_button(name: str) -> Undo:
-    """Make the button, which appears when there is something to bring back."""
-    button = gr.Button(tooltips.UNDO, size="sm", min_width=0, visible=False, elem_id=f"{name}-undo")
-    return Undo(button, gr.State([]))
-
-
-def connect_undo(undo: Undo, fields: Mapping[str, Component]) -> Any:
-    """Let the button bring back the latest values of `fields`, then those before; returns the event."""
-
-    def back(former: list[dict[str, Any]]) -> Updates:
-        *earlier, values = former or [{}]
-        filled = {fields[name]: gr.update(value=value) for name, value in values.items()}
-        return {**filled, undo.former: earlier, undo.button: gr.update(visible=bool(earlier))}
-
-    return undo.button.click(back, undo.former, [*fields.values(), *undo.outputs], **AT_ONCE)
 
 
 # --- the buttons --------------------------------------------------------------------------------------------------

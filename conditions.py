@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     import torch
 
 
+# The instructions that the weights were trained with (upstream constants.py).
+TEXT2MUSIC = "Fill the audio semantic mask based on the given conditions:"
+COVER = "Generate audio semantic tokens based on the given conditions:"
+REPAINT = "Repaint the mask area based on the given conditions:"
+LAYER = "Generate the {} track based on the audio context:"
+EXTRACT = "Extract the {} track from the audio:"
+COMPLETE = "Complete the input track with {}:"
+
+
 @dataclass(frozen=True)
 class Words:
     """What the text encoder reads; `seconds` is the real length, of which the prompt shows the whole seconds."""

@@ -1,4 +1,4 @@
-"""The fields of a tab: how they are made, read, checked and filled.
+"""The fields of a tab: how they are made, read, checked, filled, and brought back.
 
 A tab collects its fields in a `Form`, under the names that its request has, so that validation, the request and the
 messages beside the fields all speak of the same thing. Optional numbers are text boxes: Gradio's number box turns a
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -29,6 +30,7 @@ Updates = dict[Any, Any]
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 # Short work that must not wait behind songs.
 AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}
+MOST_UNDONE = 20
 
 
 class Form:
@@ -274,6 +276,41 @@ def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = N
     """Make a place for HTML of ours; one that may be empty (it has none at first) takes no room then."""
     classes = ["text"] if value else ["text", "maybe"]
     return gr.HTML(value, elem_id=elem_id, elem_classes=classes, js_on_load=js_on_load, render=render)
+
+
+# --- undo ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Undo:
+    """The button that brings back what stood in fields before they were filled; `former` has it, the latest last."""
+
+    button: gr.Button
+    former: gr.State
+
+    @property
+    def outputs(self) -> list[Component]:
+        return [self.button, self.former]
+
+    def keep(self, former: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> Updates:
+        return {self.former: [*former, dict(values)][-MOST_UNDONE:], self.button: gr.update(visible=True)}
+
+
+def undo_button(name: str) -> Undo:
+    """Make the button, which appears when there is something to bring back."""
+    button = gr.Button(tooltips.UNDO, size="sm", min_width=0, visible=False, elem_id=f"{name}-undo")
+    return Undo(button, gr.State([]))
+
+
+def connect_undo(undo: Undo, fields: Mapping[str, Component]) -> Any:
+    """Let the button bring back the latest values of `fields`, then those before; returns the event."""
+
+    def back(former: list[dict[str, Any]]) -> Updates:
+        *earlier, values = former or [{}]
+        filled = {fields[name]: gr.update(value=value) for name, value in values.items()}
+        return {**filled, undo.former: earlier, undo.button: gr.update(visible=bool(earlier))}
+
+    return undo.button.click(back, undo.former, [*fields.values(), *undo.outputs], **AT_ONCE)
 
 
 # --- what the studio runs on --------------------------------------------------------------------------------------

@@ -14,9 +14,22 @@ import panels
 import remember
 import tooltips
 from advice import advice_line, advise
-from assist import Undo, connect_undo, undo_button
 from events import Done, Draft, Problem
-from form import AT_ONCE, QUIET, Form, Updates, add, add_number, add_slider, available, html, reason
+from form import (
+    AT_ONCE,
+    QUIET,
+    Form,
+    Undo,
+    Updates,
+    add,
+    add_number,
+    add_slider,
+    available,
+    connect_undo,
+    html,
+    reason,
+    undo_button,
+)
 from limits import LANGUAGES, STRUCTURES
 from params import Request
 from result import RunBar, run_foot

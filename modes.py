@@ -21,19 +21,13 @@ import export
 import levels
 import models
 import sampling
+from conditions import COMPLETE, COVER, EXTRACT, LAYER, REPAINT, TEXT2MUSIC
 from events import Job, Outcome, Problem, Progress, StudioError, Take
 from levels import match_level, splice
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, shown
 from params import sampling_settings
 from planner import Plan, check_codes
 
-# The instructions that the weights were trained with (upstream constants.py).
-TEXT2MUSIC = "Fill the audio semantic mask based on the given conditions:"
-COVER = "Generate audio semantic tokens based on the given conditions:"
-REPAINT = "Repaint the mask area based on the given conditions:"
-LAYER = "Generate the {} track based on the audio context:"
-EXTRACT = "Extract the {} track from the audio:"
-COMPLETE = "Complete the input track with {}:"
 # Repaint: the share of steps with injection, frames of the latent blend, seconds of crossfade; strength 0 to 1 goes
 # from the first to nothing. Upstream's aggressive mode splices nothing; here the source always survives, so that a
 # short crossfade stays.

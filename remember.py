@@ -18,9 +18,8 @@ import lora_sources
 import markup
 import restore
 import tooltips
-from assist import Undo, connect_undo, undo_button
 from backend import get_backend
-from form import AT_ONCE, Form, Updates, html
+from form import AT_ONCE, Form, Undo, Updates, connect_undo, html, undo_button
 from limits import KEPT_TEXT, TRACKS
 from lora_sources import hub_id
 

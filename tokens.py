@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 
 import conditions
 import markup
-import modes
 import tooltips
 from backend import get_backend
 from events import InvalidRequest
@@ -52,7 +51,7 @@ class TokenCounter:
         lyrics: str = "",
         vocal_language: str = "en",
         audio_duration: float = 60.0,
-        instruction: str = modes.TEXT2MUSIC,
+        instruction: str = conditions.TEXT2MUSIC,
         bpm: int | None = None,
         keyscale: str = "",
         timesignature: str = "",
@@ -111,14 +110,14 @@ def _instruction(mode: str, there: Mapping[str, Any]) -> str:
     action = there.get("action", mode)
     tracks = there.get("tracks") or ()
     by_action = {
-        "generate": modes.COVER if there.get("options.plan") else modes.TEXT2MUSIC,
-        "cover": modes.COVER,
-        "extend": modes.REPAINT,
-        "repaint": modes.REPAINT,
-        "morph": modes.TEXT2MUSIC,
-        "layer": modes.LAYER.format((there.get("track") or "").upper()),
-        "extract": modes.EXTRACT.format((there.get("track") or "").upper()),
-        "complete": modes.COMPLETE.format(" | ".join(track.upper() for track in tracks)),
+        "generate": conditions.COVER if there.get("options.plan") else conditions.TEXT2MUSIC,
+        "cover": conditions.COVER,
+        "extend": conditions.REPAINT,
+        "repaint": conditions.REPAINT,
+        "morph": conditions.TEXT2MUSIC,
+        "layer": conditions.LAYER.format((there.get("track") or "").upper()),
+        "extract": conditions.EXTRACT.format((there.get("track") or "").upper()),
+        "complete": conditions.COMPLETE.format(" | ".join(track.upper() for track in tracks)),
     }
     return by_action[action]
 

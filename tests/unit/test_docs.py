@@ -117,9 +117,8 @@ def number(value: float) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the modules that a file imports, wherever in it, but for those that only type checkers look at."""
-    tree = ast.parse(re.sub(r"^if TYPE_CHECKING:\n(?:    .*\n|\n)+", "", path.read_text(), flags=re.MULTILINE))
-    nodes = list(ast.walk(tree))
+    """Return the modules that a file imports, wherever in it, type-only imports included."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     return plain | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
 
