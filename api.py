@@ -207,14 +207,4 @@ def error_for(problem: Problem) -> gr.Error:
 def _docstring(endpoint: Endpoint) -> str:
     """Return a docstring as gradio reads it: a description, then one line for each parameter."""
     lines = [f"    {parameter.name}: {parameter.about}" for parameter in endpoint.parameters]
-    return "\n".join(
-        [
-            endpoint.about,
-            "",
-            "Args:",
-            *lines,
-            "",
-            "Returns:",
-            f"    {endpoint.returns}",
-        ]
-    )
+    return "\n".join([endpoint.about, "", "Args:", *lines, "", "Returns:", f"    {endpoint.returns}"])

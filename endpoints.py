@@ -281,12 +281,7 @@ def _song_endpoint(mode: str, about: str, *own: Parameter) -> Endpoint:
 
 
 LYRICS = (
-    Parameter(
-        "brief",
-        gr.Textbox,
-        REQUIRED,
-        f"What the song is about; up to {TEXT_LIMITS['brief']:,} characters.",
-    ),
+    Parameter("brief", gr.Textbox, REQUIRED, f"What the song is about; up to {TEXT_LIMITS['brief']:,} characters."),
     Parameter(
         "structure",
         gr.Textbox,

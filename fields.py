@@ -138,10 +138,14 @@ def flag(label: str) -> Any:
     return Annotated[bool, BeforeValidator(check)]
 
 
-class LoraChoice(BaseModel):
-    """A LoRA and how much it acts; `source` is a preset's name, "org/repo", "org/repo:file" or an uploaded file."""
+class Strict(BaseModel):
+    """Values that do not change any more; a name that is none of theirs is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraChoice(Strict):
+    """A LoRA and how much it acts; `source` is a preset's name, "org/repo", "org/repo:file" or an uploaded file."""
 
     source: str
     weight: float

@@ -22,18 +22,7 @@ import tooltips
 import uploads
 from advice import advice_line
 from events import InvalidRequest
-from form import (
-    AT_ONCE,
-    Form,
-    Updates,
-    add,
-    add_number,
-    add_slider,
-    checkpoint_updates,
-    help_text,
-    html,
-    qualities,
-)
+from form import AT_ONCE, Form, Updates, add, add_number, add_slider, checkpoint_updates, help_text, html, qualities
 from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, SAMPLERS, TIME_SIGNATURES
 from result import MOST_TAKES, RunBar, cancelled_box, run_bar
 

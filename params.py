@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from events import InvalidRequest, Problem
 from fields import (
     LoraChoice,
+    Strict,
     choice,
     flag,
     lora_choices,
@@ -46,10 +47,8 @@ Source = Annotated[str, BeforeValidator(source_path), Field(validate_default=Tru
 """A missing one gets the sentence of an empty one."""
 
 
-class Options(BaseModel):
+class Options(Strict):
     """The advanced settings of a song; None means the checkpoint's own default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: number("steps") = None
     guidance: number("guidance") = None
@@ -77,10 +76,10 @@ class Options(BaseModel):
         return self
 
 
-class SongWords(BaseModel):
+class SongWords(Strict):
     """A song in words; None, "" and the language "unknown" leave a field open."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    needs_words: ClassVar[bool] = True
 
     prompt: text("prompt") = ""
     lyrics: text("lyrics") = ""
@@ -94,10 +93,12 @@ class SongWords(BaseModel):
         """Return the lyrics the model gets: the instrumental switch wins, and no lyrics mean no singing."""
         return INSTRUMENTAL if self.instrumental or not self.lyrics else self.lyrics
 
-    def _needs_words(self) -> None:
-        if not self.prompt and (self.instrumental or not self.lyrics):
+    @model_validator(mode="after")
+    def _says_something(self):
+        if self.needs_words and not self.prompt and (self.instrumental or not self.lyrics):
             switched_off = "Say what the song sounds like: Instrumental switches the lyrics off."
             raise wrong_at("prompt", switched_off if self.lyrics else "Say what the song sounds like, or add lyrics.")
+        return self
 
 
 class SongRequest(SongWords):
@@ -140,11 +141,6 @@ class GenerateRequest(SongRequest):
     def song_seconds(self, source: float) -> float:
         return self.duration
 
-    @model_validator(mode="after")
-    def _says_something(self):
-        self._needs_words()
-        return self
-
 
 class CoverOptions(Options):
     """`noise_strength` 0 starts from noise alone, 1 from the source itself."""
@@ -160,11 +156,6 @@ class CoverRequest(SongRequest):
     reference: str | None = None
     strength: number("strength") = 0.8
     options: CoverOptions = Field(default_factory=CoverOptions)
-
-    @model_validator(mode="after")
-    def _says_something(self):
-        self._needs_words()
-        return self
 
 
 class ExtendOptions(Options):
@@ -187,7 +178,6 @@ class ExtendRequest(SongRequest):
 
     @model_validator(mode="after")
     def _adds_something(self):
-        self._needs_words()
         if not samples_in(self.before) + samples_in(self.after):
             raise wrong_at("after", "Seconds before and Seconds after, each from 0 to 300, must not both be 0.")
         return self
@@ -231,6 +221,7 @@ CHOOSE_TRACK = {
 class EditRequest(SongRequest):
     """A change to `source` that keeps its length; `end` 0 means the end of the file."""
 
+    needs_words: ClassVar[bool] = False
     mode: Literal["edit"] = "edit"
     source: Source = None
     action: choice("Action", ACTIONS) = "repaint"
@@ -278,20 +269,16 @@ class EditRequest(SongRequest):
             )
 
 
-class LyricsOptions(BaseModel):
+class LyricsOptions(Strict):
     """How the next word is chosen, and how many tokens there may be; `temperature` 0 always takes the likeliest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: number("temperature") = 0.8
     top_p: number("top_p") = 0.9
     max_tokens: number("max_tokens") = 1_024
 
 
-class LyricsRequest(BaseModel):
+class LyricsRequest(Strict):
     """Lyrics from a brief: `structure` is the name of a preset or free text, "" leaves it to the writer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["lyrics"] = "lyrics"
     # A missing brief gets the sentence of an empty one.
@@ -303,10 +290,8 @@ class LyricsRequest(BaseModel):
     options: LyricsOptions = Field(default_factory=LyricsOptions)
 
 
-class InspireRequest(BaseModel):
+class InspireRequest(Strict):
     """Prompt, lyrics and metadata from a plain `idea`, which may be empty."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["inspire"] = "inspire"
     idea: text("idea") = ""
@@ -322,16 +307,9 @@ class PolishRequest(SongWords):
     duration: number("duration") = 60.0
     seed: number("seed") = -1
 
-    @model_validator(mode="after")
-    def _says_something(self):
-        self._needs_words()
-        return self
 
-
-class DescribeRequest(BaseModel):
+class DescribeRequest(Strict):
     """What the recording `source` sounds like, in words."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["describe"] = "describe"
     source: Source = None
@@ -344,6 +322,7 @@ class AlignRequest(SongWords):
     `steps` is how many it was made in, None the checkpoint's usual number; `planned` whether its plan was used.
     """
 
+    needs_words: ClassVar[bool] = False
     mode: Literal["align"] = "align"
     source: Source = None
     steps: number("steps") = None
