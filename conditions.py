@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import codec
 import models
 from limits import MAX_TEXT_TOKENS
+from sampling import Condition
 
 if TYPE_CHECKING:
     import torch
@@ -54,14 +55,6 @@ def words_of(request: Any, seconds: float, instruction: str) -> Words:
         key=request.key,
         time_signature=request.time_signature,
     )
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What the transformer is told: `states` [1, L, D] of the encoders, and `context` [1 or B, T, 2C]: source, mask."""
-
-    states: torch.Tensor
-    context: torch.Tensor
 
 
 def encode_condition(

@@ -64,14 +64,14 @@ def loudness_lufs(samples: np.ndarray) -> float | None:
     return lufs if math.isfinite(lufs) else None
 
 
-def spectral_flatness(samples: np.ndarray, window: int = 2048) -> float:
+def spectral_flatness(samples: np.ndarray) -> float:
     """Return how much [channels, samples] resemble noise: near 0 for tones, about 0.56 for white noise.
 
     It is the geometric over the arithmetic mean of the power spectrum (Johnston 1988) in Hann windows without overlap,
     averaged over the windows that are not silent; 0 when all are. White noise stays under 1 because the spectrum of a
     single window is rough: its expected value is exp(-0.577).
     """
-    channels, length = samples.shape
+    (channels, length), window = samples.shape, 2048
     hann = np.hanning(window).astype(np.float32)
     total, count = 0.0, 0
     step = 128 * window

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import attention
-from conditions import Condition
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +28,14 @@ if TYPE_CHECKING:
 # Adaptive projected guidance as ACE-Step trains and ships it (APG, arXiv 2410.02416): momentum, eta 0, L2 threshold.
 APG_MOMENTUM = -0.75
 APG_THRESHOLD = 2.5
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the transformer is told: `states` [1, L, D] of the encoders, and `context` [1 or B, T, 2C]: source, mask."""
+
+    states: torch.Tensor
+    context: torch.Tensor
 
 
 @dataclass(frozen=True)
