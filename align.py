@@ -12,7 +12,6 @@ Shapes: H heads, L lyric tokens, F frames of the transformer (12.5 a second), T 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ import loras
 import sampling
 from conditions import COVER, TEXT2MUSIC
 from events import Done, Job, Progress, StudioError
-from jobs import record_of
+from jobs import record_of, timed
 from limits import MAX_LYRIC_TOKENS, QUALITY_STEPS, SAMPLE_RATE
 from memory import Placing
 from models import Models
@@ -91,23 +90,21 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]
     seconds: dict[str, float] = {}
     if not models.loaded:
         yield Progress("loading")
-    started = time.monotonic()
-    placing.for_song()
-    pipe, heads = models.pipeline(), _heads_of(models.weights)
-    if not heads:
-        raise StudioError("unsupported", support(models.weights)["reason"])
-    # The heads are known of the checkpoint as it was trained.
-    loras.reconcile(pipe, ())
-    seconds["loading"] = round(time.monotonic() - started, 3)
-    started, tiles = time.monotonic(), []
-    yield Progress("preparing")
-    samples = audio.read_wav(job.audio["source"])
-    for _, _, tile in codec.encode_samples(pipe, samples):
-        tiles.append(tile)
+    with timed(seconds, "loading"):
+        placing.for_song()
+        pipe, heads = models.pipeline(), _heads_of(models.weights)
+        if not heads:
+            raise StudioError("unsupported", support(models.weights)["reason"])
+        # The heads are known of the checkpoint as it was trained.
+        loras.reconcile(pipe, ())
+    with timed(seconds, "aligning"):
         yield Progress("preparing")
-    yield Progress("aligning")
-    facts = _timed(pipe, heads, job.request, job.seeds, codec.join(tiles), samples.shape[1] / SAMPLE_RATE)
-    seconds["aligning"] = round(time.monotonic() - started, 3)
+        samples, tiles = audio.read_wav(job.audio["source"]), []
+        for _, _, tile in codec.encode_samples(pipe, samples):
+            tiles.append(tile)
+            yield Progress("preparing")
+        yield Progress("aligning")
+        facts = _timed(pipe, heads, job.request, job.seeds, codec.join(tiles), samples.shape[1] / SAMPLE_RATE)
     yield Done((), record_of(models, job, models.weights, seconds, facts))
 
 

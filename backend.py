@@ -15,7 +15,6 @@ import ctypes
 import logging
 import queue
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +52,7 @@ from events import (
     is_disk_full,
     is_out_of_memory,
 )
-from jobs import Clock, decode_upload, disk_problem, finish, job_for, output_folder, source_seconds, versions
+from jobs import Clock, decode_upload, disk_problem, finish, job_for, output_folder, source_seconds, timed, versions
 from limits import LIMITS, STUDIO_VERSION
 from memory import Placing
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest
@@ -195,10 +194,10 @@ def _by_plan(backend: Backend, job: Job, plan: str, notes: tuple[str, ...] = ())
 def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Progress | Outcome | None]:
     if not loaded.loaded:
         yield Progress("loading")
-    started = time.monotonic()
-    placing.for_planning()
-    pipe = loaded.pipeline()
-    seconds = {"loading": round(time.monotonic() - started, 3)}
+    seconds: dict[str, float] = {}
+    with timed(seconds, "loading"):
+        placing.for_planning()
+        pipe = loaded.pipeline()
     plan, facts = yield from writers.plan_song(loaded, placing, job, pipe, seconds)
     placing.for_song()
     acting = loras.reconcile(pipe, job.loras)

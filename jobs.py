@@ -168,6 +168,14 @@ class Clock:
         return replace(event, elapsed=round(now - self._started, 1), left=left)
 
 
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add to `seconds` how long a stage takes that reaches its end."""
+    started = time.monotonic()
+    yield
+    seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 3)
+
+
 def _seeds(first: int, takes: int) -> tuple[int, ...]:
     """Return a seed a take: `first` + i, where -1 draws the first here, in the main process."""
     if first < 0:

@@ -18,7 +18,7 @@ import hub
 import lyrics
 import planner
 from events import Done, Draft, Job, Progress, StudioError, is_out_of_memory
-from jobs import record_of
+from jobs import record_of, timed
 from memory import Placing
 from models import Device, Models, Slot, free_memory
 from params import GenerateRequest, LyricsRequest, Request
@@ -82,14 +82,13 @@ def plan_song(
     seed = options.plan_seed if options.plan_seed >= 0 else job.seeds[0]
     try:
         model = yield from _loaded(models.planner, seconds)
-        started = time.monotonic()
-        yield Progress("planning")
-        plan = yield from _told(planner.plan(model, _brief(request), job.seeds, settings, seed))
+        with timed(seconds, "planning"):
+            yield Progress("planning")
+            plan = yield from _told(planner.plan(model, _brief(request), job.seeds, settings, seed))
     except StudioError as error:
         if error.problem.code == "out_of_memory" and placing.may_fall():
             raise
         return None, _unplanned(error.problem.message)
-    seconds["planning"] = round(time.monotonic() - started, 3)
     return plan, {
         "used": True,
         **plan.facts(),
@@ -115,16 +114,13 @@ def _lyrics(models: Models, placing: Placing, job: Job) -> Iterator[Progress | D
     request, seconds = job.request, {}
     placing.for_words(models.lyrics)
     writer = yield from _loaded(models.lyrics, seconds)
-    started, draft = time.monotonic(), None
-    yield Progress("writing", 0, request.options.max_tokens)
-    name, hint = (
-        f"The lyrics writer {writer.weights.model_id}",
-        f"Lower Max length, or name a smaller model in {LYRICS_VARIABLE}.",
-    )
-    with _enough_memory(name, hint), closing(writer.write(request, job.seeds[0])) as drafts:
-        for draft in drafts:
-            yield draft
-    seconds["writing"] = round(time.monotonic() - started, 3)
+    name = f"The lyrics writer {writer.weights.model_id}"
+    hint = f"Lower Max length, or name a smaller model in {LYRICS_VARIABLE}."
+    with timed(seconds, "writing"):
+        yield Progress("writing", 0, request.options.max_tokens)
+        with _enough_memory(name, hint), closing(writer.write(request, job.seeds[0])) as drafts:
+            for draft in drafts:
+                yield draft
     facts = {"text": draft.text, "end": draft.end, "tokens": draft.tokens}
     yield Done((), record_of(models, job, models.lyrics.weights, seconds, facts))
 
@@ -136,10 +132,9 @@ def _sketch(models: Models, placing: Placing, job: Job) -> Iterator[Progress | D
         codes = yield from _codes_of(models, job, seconds)
     placing.for_words(models.planner)
     model = yield from _loaded(models.planner, seconds)
-    started = time.monotonic()
-    yield Progress("writing")
-    sketch = yield from _told(_written(model, request, job.seeds[0], codes))
-    seconds["writing"] = round(time.monotonic() - started, 3)
+    with timed(seconds, "writing"):
+        yield Progress("writing")
+        sketch = yield from _told(_written(model, request, job.seeds[0], codes))
     yield Done((), record_of(models, job, models.planner.weights, seconds, {"sketch": asdict(sketch)}))
 
 
@@ -155,19 +150,17 @@ def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[
     """Return the source's audio codes; it is read by the song model's VAE and audio tokenizer."""
     if not models.loaded:
         yield Progress("loading")
-    started = time.monotonic()
-    pipe = models.pipeline()
-    seconds["loading"] = round(time.monotonic() - started, 3)
+    with timed(seconds, "loading"):
+        pipe = models.pipeline()
     if not conditions.has_audio_codes(pipe):
         raise StudioError("unsupported", "This checkpoint cannot describe audio: its audio tokenizer is missing.")
     yield Progress("reading")
-    started, tiles = time.monotonic(), []
-    for number, total, tile in codec.encode_samples(pipe, audio.read_wav(job.audio["source"])):
-        tiles.append(tile)
-        yield Progress("reading", number, total)
-    codes = conditions.audio_codes(pipe, codec.join(tiles))
-    seconds["reading"] = round(time.monotonic() - started, 3)
-    return codes
+    with timed(seconds, "reading"):
+        tiles = []
+        for number, total, tile in codec.encode_samples(pipe, audio.read_wav(job.audio["source"])):
+            tiles.append(tile)
+            yield Progress("reading", number, total)
+        return conditions.audio_codes(pipe, codec.join(tiles))
 
 
 # --- small parts --------------------------------------------------------------------------------------------------
@@ -176,10 +169,8 @@ def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[
 def _loaded(slot: Slot, seconds: dict[str, float]) -> Generator[Progress, None, Any]:
     if not slot.loaded:
         yield Progress("loading")
-    started = time.monotonic()
-    model = slot.get()
-    seconds["loading"] = round(seconds.get("loading", 0.0) + time.monotonic() - started, 3)
-    return model
+    with timed(seconds, "loading"):
+        return slot.get()
 
 
 @contextmanager
