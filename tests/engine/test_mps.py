@@ -88,3 +88,11 @@ def test_what_the_allocator_holds_without_need_is_given_back(monkeypatch, held, 
     assert len(calls) == given_back
     models.trim_memory(torch.device("cpu"))
     assert len(calls) == given_back
+
+
+def test_the_allocator_is_looked_at_after_each_step(pipe, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(models, "trim_memory", asked.append)
+    request = parse_request("generate", {"prompt": "calm piano", "duration": 10, "options": {"steps": 2}})
+    list(modes.run(pipe, Job(request, (7,), (8,), str(tmp_path), {}), True))
+    assert asked == [pipe._execution_device] * 2
