@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
     """Run the soak that the arguments ask for; print and return its lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--songs", type=int, default=500)
-    parser.add_argument("--visits", type=int, default=1500)
+    parser.add_argument("--visits", type=int, default=2000)
     parser.add_argument("--sessions", type=int, default=150, help="sessions that Gradio remembers (the studio's 150)")
     asked = parser.parse_args(arguments)
     lines = []
