@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import socket
@@ -14,6 +15,9 @@ import guard
 
 FILE = {"meta": {"_type": "gradio.FileData"}}
 DEEP = '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"
+
+
+get = functools.partial(httpx.get, timeout=60)
 
 
 def post(server: str, route: str, body: object = None, **headers: str) -> httpx.Response:
@@ -45,27 +49,27 @@ def test_an_address_inside_a_call_is_refused_and_never_asked(server, elsewhere, 
 
 @pytest.mark.parametrize("route", ["file=", "file/", "proxy="])
 def test_gradio_fetches_no_address_from_a_path(server, elsewhere, route):
-    answer = httpx.get(f"{server}/gradio_api/{route}{elsewhere.replace('http', 'HTTP')}")
+    answer = get(f"{server}/gradio_api/{route}{elsewhere.replace('http', 'HTTP')}")
     assert (answer.status_code, answer.json()) == (404, {"detail": "There is nothing here."})
 
 
 @pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info", "/gradio_api/mcp/"])
 def test_a_name_that_a_stranger_points_here_is_not_answered(server, path):
-    assert httpx.get(f"{server}{path}", headers={"host": "evil.example:7860"}).status_code == 400
+    assert get(f"{server}{path}", headers={"host": "evil.example:7860"}).status_code == 400
 
 
 @pytest.mark.parametrize("name", ["x-forwarded-host", "x-gradio-server"])
 def test_nobodys_headers_become_the_address_in_the_snippets_of_others(server, name):
     headers = {name: "http://evil.example" if name == "x-gradio-server" else "evil.example"}
     for path in ("/gradio_api/info", "/config", "/"):
-        assert "evil.example" not in httpx.get(f"{server}{path}", headers=headers).text
-    assert "evil.example" not in httpx.get(f"{server}/gradio_api/info").text
+        assert "evil.example" not in get(f"{server}{path}", headers=headers).text
+    assert "evil.example" not in get(f"{server}/gradio_api/info").text
 
 
 def test_each_caller_reads_the_address_it_came_by(server):
     port = server.rpartition(":")[2]
     for host in ("127.0.0.1", "localhost"):
-        info = httpx.get(f"{server}/gradio_api/info", headers={"host": f"{host}:{port}"}).text
+        info = get(f"{server}/gradio_api/info", headers={"host": f"{host}:{port}"}).text
         assert f"http://{host}:{port}" in info
         assert f"http://{'localhost' if host == '127.0.0.1' else '127.0.0.1'}:{port}" not in info
 
@@ -125,7 +129,7 @@ def test_a_refusal_is_a_short_sentence_and_a_line_in_the_log(server, caplog, cap
 def test_an_upload_without_a_name_is_a_sentence(server, capfd):
     body = '--x\r\nContent-Disposition: form-data; name="files"\r\n\r\nRIFF\r\n--x--\r\n'
     headers = {"content-type": "multipart/form-data; boundary=x"}
-    answer = httpx.post(f"{server}/gradio_api/upload", content=body, headers=headers)
+    answer = httpx.post(f"{server}/gradio_api/upload", content=body, headers=headers, timeout=60)
     assert answer.status_code in (200, 400) and len(answer.text) < 300
     assert (answer.json() == []) or "files with names" in answer.json()["detail"]
     assert "Traceback" not in capfd.readouterr().err
@@ -133,7 +137,7 @@ def test_an_upload_without_a_name_is_a_sentence(server, capfd):
 
 @pytest.mark.parametrize("path", ["/", "/config", "/theme.css", "/gradio_api/file=/etc/passwd", "/nothing"])
 def test_every_answer_has_the_security_headers(server, path):
-    headers = httpx.get(f"{server}{path}").headers
+    headers = get(f"{server}{path}").headers
     assert headers["x-content-type-options"] == "nosniff"
     policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'self'" and policy["object-src"] == "'none'"
@@ -145,8 +149,10 @@ def test_every_answer_has_the_security_headers(server, path):
 
 
 @pytest.mark.parametrize("index", [[], {}, "x", None])
-def test_a_strange_function_number_breaks_neither_a_call_nor_a_cancel(server, capfd, index):
+def test_a_strange_function_number_breaks_neither_a_call_nor_a_cancel(server, caplog, monkeypatch, index):
+    # An error after the answer has begun shows in the server's own log alone, which does not propagate.
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "handlers", [caplog.handler])
     assert post(server, "call/capabilities", {"data": [], "fn_index": index}).status_code == 200
     cancelled = post(server, "cancel", {"session_hash": "nobody", "fn_index": index, "event_id": None})
     assert cancelled.status_code in (200, 400)
-    assert "Traceback" not in capfd.readouterr().err
+    assert [record for record in caplog.records if record.exc_info] == []
