@@ -71,7 +71,8 @@ class DeviceAPI:
                     return
                 self.send_response_only(status, "x")
                 for name, value in {"Content-Type": "application/json", **headers}.items():
-                    self.send_header(name, value)
+                    if value:
+                        self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

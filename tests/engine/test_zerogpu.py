@@ -210,9 +210,17 @@ def test_a_card_that_is_not_lent_is_a_sentence_and_not_tried_again(space, refusa
     assert len(space.api.asked) == before + 1
 
 
+PAGE = (("Content-Type", "text/html"),)
 STRANGE = {
     "520": Raw(520),
+    "200 with a page": Raw(200, "<html>", PAGE),
+    "429 with a page": Raw(429, "<html>", PAGE),
+    "429 without a body": Raw(429),
+    "200 without a content type": Raw(200, "{}", ()),
     "200 with nothing in it": Raw(200, "{}"),
+    "an unknown approval": Raw(429, '{"left": 1, "wait": 1}', (("X-Approve-Result", "perhaps"),)),
+    "an unknown account": Raw(200, "{}", (("X-Authenticated", "team"),)),
+    "an unknown event": Raw(200, "event: news\n\n", (("Content-Type", "text/event-stream"),)),
     "a connection that drops": Raw(0),
     "a minute of silence": Queued(silent=7),
 }
@@ -259,6 +267,16 @@ def test_a_card_that_cannot_be_handed_back_costs_nobody_a_song(space):
 def test_a_crash_that_nobody_reports_is_a_sentence(space):
     space.api.faults["release"].append(500)
     assert failed(song(space.client(), "crash")).title == "gpu_silent"
+    assert made(song(space.client()))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", [500, 0], ids=["500", "a connection that drops"])
+def test_a_card_that_the_worker_may_not_have_is_a_sentence(space, answer):
+    space.api.evict()  # a warm worker has it already
+    space.api.faults["allow"].append(answer)
+    assert failed(song(space.client())).title == "gpu_failed"
+    assert not space.api.faults["allow"]
     assert made(song(space.client()))[0]
 
 
