@@ -5,6 +5,7 @@ The tags of a file that somebody chose are untrusted: little is read, and what i
 
 from __future__ import annotations
 
+import base64
 import errno
 import html
 import io
@@ -21,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 from mutagen import MutagenError
-from mutagen.flac import FLAC
-from mutagen.id3 import ID3, TIT2, TXXX
+from mutagen.flac import FLAC, Picture
+from mutagen.id3 import APIC, ID3, TIT2, TXXX, PictureType
 from mutagen.mp3 import MP3
 from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
@@ -34,6 +35,7 @@ from limits import SAMPLE_RATE
 
 MAX_RECORD_BYTES = 256_000
 RECORD_TAG = "ACE_STUDIO_RECORD"
+JPEG = "image/jpeg"
 FULL = "disk_full"
 PART = re.compile(r"\.[0-9a-f]{16}\.part")
 _parts: set[Path] = set()
@@ -77,8 +79,8 @@ def encode(samples: np.ndarray, path: str | Path, format: str) -> Path:
     return Path(path)
 
 
-def write_tags(path: str | Path, title: str, record: dict) -> None:
-    """Write a title and the record, as JSON, into a file that `encode` made; its samples stay as they are.
+def write_tags(path: str | Path, title: str, record: dict, picture: bytes = b"") -> None:
+    """Write a title, the record as JSON and a cover picture (JPEG) into a file that `encode` made, not its samples.
 
     The record goes into an ID3 TXXX frame (WAV, MP3) or a Vorbis comment (FLAC, OGG) called `RECORD_TAG`.
 
@@ -101,9 +103,13 @@ def write_tags(path: str | Path, title: str, record: dict) -> None:
         if isinstance(file.tags, ID3):
             file.tags.add(TIT2(encoding=3, text=title))
             file.tags.add(TXXX(encoding=3, desc=RECORD_TAG, text=text))
+            if picture:
+                file.tags.add(APIC(mime=JPEG, type=PictureType.COVER_FRONT, data=picture))
         else:
             file["title"] = title
             file[RECORD_TAG] = text
+            if picture:
+                _add_picture(file, picture)
         file.save()
 
 
@@ -200,6 +206,15 @@ def discard_parts() -> None:
     for part in list(_parts):
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _add_picture(file: FLAC | OggVorbis, data: bytes) -> None:
+    picture = Picture()
+    picture.mime, picture.type, picture.data = JPEG, PictureType.COVER_FRONT, data
+    if isinstance(file, FLAC):
+        file.add_picture(picture)
+    else:
+        file["metadata_block_picture"] = base64.b64encode(picture.write()).decode()
 
 
 def _unwritten(message: str, hint: str, error: Exception) -> AudioError:

@@ -32,6 +32,7 @@ from typing import IO, Any
 from gradio import processing_utils
 from gradio import utils as gradio_utils
 
+import artwork
 import audio
 import bootstrap
 import export
@@ -357,7 +358,8 @@ def _save(request: SongRequest, take: Take, samples: Any, record: dict[str, Any]
     output.mkdir(parents=True, exist_ok=True)  # it may have been removed since the song began
     with export.aside(output) as part:
         export.encode(samples, part, request.options.format)
-        export.write_tags(part, title=next(export.free_names(output / name)).stem, record=record)
+        title = next(export.free_names(output / name)).stem
+        export.write_tags(part, title, record, artwork.for_tags(samples, record))
         return export.claim(part, output / name)
 
 

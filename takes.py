@@ -15,6 +15,7 @@ import gradio as gr
 from gradio import processing_utils
 from gradio import utils as gradio_utils
 
+import artwork
 import audio
 import export
 import markup
@@ -92,9 +93,10 @@ def converted(made: Made, kind: str) -> str:
     record = export.read_record(made.file)
 
     def write(path: Path) -> None:
-        export.encode(audio.read_wav(made.file), path, kind)
+        samples = audio.read_wav(made.file)
+        export.encode(samples, path, kind)
         if record:
-            export.write_tags(path, title=path.stem, record=record)
+            export.write_tags(path, path.stem, record, artwork.for_tags(samples, {**made.record, "takes": [made.take]}))
 
     return cached(f"{Path(made.file).stem}.{kind}", write)
 

@@ -1,6 +1,8 @@
 """A song as a file: its samples, its tags with the record, its name; and what a hostile file's tags give."""
 
+import base64
 import contextlib
+import io
 import json
 import resource
 import tracemalloc
@@ -14,7 +16,9 @@ from mutagen.id3 import APIC, ID3, TIT2, TXXX
 from mutagen.mp3 import MP3
 from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
+from PIL import Image
 
+import artwork
 import audio
 import export
 from tests.unit.sounds import BAD_FILES, FORMATS, LOSSLESS, RATE, flac_bytes, folder_of, integers, noise, save, tone
@@ -150,6 +154,36 @@ def test_tags_bring_the_record_back_and_leave_the_samples(tmp_path, format):
     np.testing.assert_array_equal(sf.read(path, dtype="int32")[0], before)
     assert audio.decode(path).shape == (2, 3 * RATE)
     assert folder_of(tmp_path) == [f"a.{format}"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_tags_hold_the_picture_of_the_song(tmp_path, format):
+    samples = noise(3 * RATE)
+    path = export.encode(samples, tmp_path / f"a.{format}", format)
+    picture = artwork.for_tags(samples, RECORD)
+    export.write_tags(path, "Rain", RECORD, picture)
+    tags = mutagen.File(path)
+    if format in ("wav", "mp3"):
+        kept = tags.tags.getall("APIC")[0]
+    else:
+        packed = tags.get("metadata_block_picture")
+        kept = Picture(base64.b64decode(packed[0])) if packed else tags.pictures[0]
+    assert (kept.type, kept.mime, kept.data) == (3, "image/jpeg", picture)
+    assert Image.open(io.BytesIO(picture)).size == (512, 512)
+    assert export.read_record(path) == RECORD
+    assert audio.decode(path).shape == samples.shape
+
+
+def test_each_seed_and_key_has_its_own_picture():
+    def drawn(seed, key="", plan=None):
+        record = {"request": {"key": key}, "plan": plan, "takes": [{"seed": seed}]}
+        picture = Image.open(io.BytesIO(base64.b64decode(artwork.for_page(noise(RATE), record).partition(",")[2])))
+        return np.asarray(picture.convert("RGB"), float)
+
+    np.testing.assert_array_equal(drawn(7, "C major"), drawn(7, "C major"))
+    others = [drawn(8, "C major"), drawn(7, "F# major"), drawn(7, "C minor"), drawn(7)]
+    assert all(np.abs(drawn(7, "C major") - other).mean() > 5 for other in others)
+    np.testing.assert_array_equal(drawn(7, plan={"used": True, "key": "Eb minor"}), drawn(7, "Eb minor"))
 
 
 def test_a_record_survives_other_tag_editors(tmp_path):
