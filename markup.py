@@ -152,22 +152,31 @@ def banner(facts: Mapping[str, Any]) -> str:
 
 def takes(mode: str) -> str:
     """Return the frame of a tab's takes, for static/takes.js; it names no value, so that Gradio leaves it alone."""
-    texts = {**tooltips.TAKES, "empty": tooltips.EMPTY_RESULTS[mode]}
-    settings = json.dumps({"texts": texts, "uses": tooltips.USE_IN, "formats": list(FORMATS)}, ensure_ascii=False)
+    texts = {**tooltips.TAKES, "empty": tooltips.EMPTY_RESULTS[mode], "player": tooltips.PLAYER}
+    facts = {"texts": texts, "tab": tooltips.TABS[mode], "uses": tooltips.USE_IN, "formats": list(FORMATS)}
+    settings = json.dumps(facts, ensure_ascii=False)
     return f"""
 <div class="takes" data-mode="{mode}" data-settings="{escape(settings)}">
   <p class="empty" aria-live="polite"></p>
-  <div class="making" aria-hidden="true" hidden><div class="player"></div><p></p></div>
-  <div class="level" hidden>
-    <label><input type="checkbox" checked> {escape(tooltips.LEVEL)}</label>
-    <p class="remark">{escape(tooltips.LEVEL_HELP)}</p>
+  <div class="take making" aria-hidden="true" hidden>
+    <div class="cover"></div>
+    <div class="what"><p class="name">{escape(tooltips.MAKING)}</p><p class="stage"></p></div>
+    <div class="wave"></div>
   </div>
   <div class="list"></div>
+  <div class="level" hidden>
+    <label><input type="checkbox" checked> {escape(tooltips.LEVEL)}</label>
+    <p class="remark">{escape(tooltips.LEVEL_HELP)} <span class="keys">{escape(tooltips.DIGITS_HELP)}</span></p>
+  </div>
   <details class="earlier" hidden>
     <summary></summary>
     <p class="remark">{escape(tooltips.EARLIER_HELP)}</p>
     <ol></ol>
     <button type="button" class="clear">{escape(tooltips.FORGET)}</button>
+  </details>
+  <details class="record" id="{mode}-record" hidden>
+    <summary>{escape(tooltips.RECORD)}</summary>
+    <pre tabindex="0"></pre>
   </details>
 </div>
 """

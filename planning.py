@@ -12,7 +12,7 @@ import restore
 import tooltips
 from backend import get_backend
 from form import AT_ONCE, Form, Updates, add, add_number, add_slider, available, help_text, reason
-from result import ResultPanel
+from result import Made, ResultPanel
 
 OPTIONS = ("options.rewrite", "options.plan_temperature", "options.plan_cfg", "options.plan_seed")
 
@@ -69,9 +69,8 @@ def connect_keep(form: Form, fold: gr.Accordion, result: ResultPanel) -> None:
     """Let the next song have this one's plan: its seed goes into the form, and the group that holds it unfolds."""
     plan = result.plan
 
-    def keep(record: Any) -> Updates:
-        made = record.get("plan") if isinstance(record, dict) else None
-        seed = made.get("seed") if isinstance(made, dict) else None
+    def keep(made: list[Made]) -> Updates:
+        seed = (made[-1].record.get("plan") or {}).get("seed") if made else None
         options = {"plan": True, "plan_seed": seed}
         found = restore.settings("generate", {"request": {"options": options}}).values
         if "options.plan_seed" not in found:
@@ -79,4 +78,4 @@ def connect_keep(form: Form, fold: gr.Accordion, result: ResultPanel) -> None:
         said = tooltips.PLAN_KEPT.format(seed=found["options.plan_seed"])
         return {**form.show(found), fold: gr.Accordion(open=True), plan.kept: markup.said(said)}
 
-    plan.keep.click(keep, result.record, [*form.settings, fold, plan.kept], **AT_ONCE)
+    plan.keep.click(keep, result.made, [*form.settings, fold, plan.kept], **AT_ONCE)

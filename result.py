@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from gradio.components import Component
 
+import artwork
 import jobs
 import markup
 import region
@@ -151,7 +154,7 @@ class PlanLine:
 
 @dataclass
 class ResultPanel:
-    """Where takes appear: messages, the plan, the takes, the folded record.
+    """Where takes appear: messages, the plan, the takes with the record of their run.
 
     `takes` is drawn by static/takes.js, which keeps earlier takes in the visitor's browser. `made` is what stands there
     as a list of `Made`; `asked` the name of the button of a take that was pressed, and the take's number.
@@ -160,15 +163,13 @@ class ResultPanel:
     message: gr.HTML
     plan: PlanLine
     takes: gr.HTML
-    fold: gr.Accordion
-    record: gr.JSON
     made: gr.State
     asked: gr.State
 
     @property
     def outputs(self) -> list[Any]:
         """Return every component and container that a run may change."""
-        return [self.message, *self.plan.outputs, self.takes, self.fold, self.record, self.made]
+        return [self.message, *self.plan.outputs, self.takes, self.made]
 
     def show(
         self, request: SongRequest, done: Done, kept: Sequence[Made] = (), timed: Callable[[Made], bool] | None = None
@@ -184,9 +185,12 @@ class ResultPanel:
         return {
             self.message: markup.messages(done.record),
             **self.plan.show(done.record),
-            self.fold: gr.update(visible=True),
-            self.record: done.record,
-            self.takes: {"at": time.time_ns(), "takes": [card(each, bool(timed and timed(each))) for each in made]},
+            self.takes: {
+                "at": time.time_ns(),
+                "takes": [card(each, bool(timed and timed(each))) for each in made],
+                "kept": len(kept),
+                "record": done.record,
+            },
             self.made: made,
         }
 
@@ -205,19 +209,31 @@ def card(made: Made, timed: bool) -> dict[str, Any]:
     loudness = take.get("loudness_lufs")
     made_with = tooltips.song_facts(song["bpm"], song["key"], made.request.options.variation)
     kept = {name: record[name] for name in ("request", "plan", "seeds", "variation_seeds") if record.get(name)}
+    peaks = region.peaks(made.file)["peaks"]
+    waveform = np.frombuffer(base64.b64decode(peaks), np.int8)
     return {
+        "id": made.file,
         "seed": int(take["seed"]),
         "title": textwrap.shorten(made.request.prompt, 60, placeholder=" ..."),
-        "facts": [*tooltips.take_facts(dict(take)), *made_with],
+        "facts": [tooltips.clock(take["duration"]), *made_with],
+        "levels": tooltips.take_levels(dict(take)),
         "warnings": list(take["warnings"]),
         "lufs": None if loudness is None else float(loudness),
         "seconds": float(take["duration"]),
-        "peaks": region.peaks(made.file)["peaks"],
+        "peaks": peaks,
+        "art": artwork.for_page(waveform, {**record, "takes": [take]}),
         "path": made.file,
         "kind": made.kind,
+        "source": _source(made.request),
         "can_be_timed": timed,
         "settings": {**kept, "takes": [{"seed": take["seed"]}]},
     }
+
+
+def _source(request: SongRequest) -> dict[str, Any] | None:
+    """Return the file that a take was made from, and at which second of the take it begins."""
+    path = getattr(request, "source", None)
+    return {"path": path, "offset": getattr(request, "before", 0.0)} if path else None
 
 
 def result_panel(mode: str) -> ResultPanel:
@@ -232,13 +248,9 @@ def result_panel(mode: str) -> ResultPanel:
         elem_id=f"{mode}-takes-made",
         elem_classes=["takes-made"],
     )
-    with gr.Accordion(tooltips.RECORD, open=False, visible=False, elem_id=f"{mode}-record-fold") as fold:
-        record = gr.JSON(
-            label=tooltips.RECORD_LABEL, show_label=False, elem_id=f"{mode}-record", elem_classes=["record"]
-        )
     limits = jobs.keep()
     html(markup.remark(tooltips.kept_for(limits.days, limits.gb)), elem_id=f"{mode}-kept")
-    return ResultPanel(message, plan, takes, fold, record, gr.State([]), gr.State(None))
+    return ResultPanel(message, plan, takes, gr.State([]), gr.State(None))
 
 
 def _plan_line(mode: str) -> PlanLine:

@@ -340,11 +340,11 @@ def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr
 def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) -> None:
     """Let a take go to another tab: it becomes the source there, with its words and what else describes the song."""
 
-    def hand_over(pressed: gr.EventData, made: list[Made], record: Any) -> Updates:
+    def hand_over(pressed: gr.EventData, made: list[Made]) -> Updates:
         number, form = int(pressed.number), forms.get(pressed.use)
         if form is None or not 0 < number <= len(made):
             return {tabs: gr.skip()}
-        words = restore.song(record)
+        words = restore.song(made[number - 1].record)
         if form.mode == "edit":
             # A morph starts from what the song is now.
             words |= {f"source_{name}": words[name] for name in ("prompt", "lyrics")}
@@ -353,5 +353,5 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
     filled = [forms[mode] for mode in tooltips.USE_IN]
     names = (*restore.SONG, "source", "source_prompt", "source_lyrics", "action")
     fields = [form.fields[name] for form in filled for name in names if name in form.fields]
-    opened = result.takes.select(hand_over, [result.made, result.record], [tabs, *fields], **AT_ONCE)
+    opened = result.takes.select(hand_over, result.made, [tabs, *fields], **AT_ONCE)
     opened.then(None, js=TO_TOP, **AT_ONCE)

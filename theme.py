@@ -156,7 +156,10 @@ def css() -> str:
 def head() -> str:
     """Return what goes into the page's head: our scripts, inlined, so that they are there before anything is clicked.
 
-    With them goes the style that Gradio must not change.
+    With them go the styles that Gradio must not change, and that of the player, which stands outside its frame.
     """
-    scripts = "\n".join(static(f"{name}.js") for name in ("studio", "faces", "progress", "advice", "loras", "takes"))
-    return f"<script>\n{scripts}\n</script>\n<style>\n{static('motion.css')}</style>"
+    scripts = "\n".join(
+        static(f"{name}.js") for name in ("studio", "faces", "progress", "advice", "loras", "player", "takes")
+    )
+    styles = "\n".join(static(f"{name}.css") for name in ("player", "motion"))
+    return f"<script>\n{scripts}\n</script>\n<style>\n{styles}</style>"

@@ -175,7 +175,6 @@ CANCEL = "Cancel"
 STOP = "Stop"
 UNDO = "Undo"
 RECORD = "Record: everything needed to make this again"
-RECORD_LABEL = "Record"
 EMPTY_RESULTS = {
     "generate": "Your songs appear here. Describe one, or start from an example.",
     "cover": "Your covers appear here. Add a song: drop a file, or press Use in Cover under a take.",
@@ -465,12 +464,10 @@ def look_at(labels: list[str]) -> str:
     return f"Please check {listed}."
 
 
-def take_facts(take: dict[str, Any]) -> list[str]:
-    """Return a take's measured facts from its entry in the record: length, peak in dBFS, loudness in LUFS."""
-    facts = [clock(take["duration"]), f"peak {take['peak_dbfs']:.1f} dBFS"]
-    if take.get("loudness_lufs") is not None:
-        facts.append(f"{take['loudness_lufs']:.1f} LUFS")
-    return facts
+def take_levels(take: dict[str, Any]) -> list[str]:
+    """Return how loud a take is from its entry in the record: peak in dBFS, loudness in LUFS."""
+    loudness = take.get("loudness_lufs")
+    return [f"peak {take['peak_dbfs']:.1f} dBFS", *([] if loudness is None else [f"{loudness:.1f} LUFS"])]
 
 
 def song_facts(bpm: int | None, key: str, variation: float) -> list[str]:
@@ -481,10 +478,22 @@ def song_facts(bpm: int | None, key: str, variation: float) -> list[str]:
 # --- takes --------------------------------------------------------------------------------------------------------
 
 LEVEL = "Play at equal loudness"
-LEVEL_HELP = (
-    "Louder takes are turned down while you listen; the files do not change. Press 1 to 9 to switch takes "
-    "without losing your place."
-)
+LEVEL_HELP = "Louder takes are turned down while you listen; the files do not change."
+DIGITS_HELP = "Press 1 to 9 to switch takes without losing your place."
+# What static/player.js says.
+PLAYER = {
+    "player": "Player",
+    "play": "Play",
+    "pause": "Pause",
+    "position": "Position",
+    "volume": "Volume",
+    "speed": "Speed",
+    "switch": "Switch without losing your place",
+    "take": "Take {number}",
+    "source": "Source",
+    "source_help": "Hear the source at the same place (0)",
+    "close": "Close the player",
+}
 # What static/takes.js draws takes with.
 TAKES = {
     "title": "Take {number}",
@@ -493,19 +502,17 @@ TAKES = {
     "pause": "Pause take {number}",
     "play_earlier": "Play",
     "pause_earlier": "Pause",
-    "position": "Position in take {number}",
-    "volume": "Volume of take {number}",
-    "speed": "Speed of take {number}",
-    "listen": "Listen here",
+    "position": "Position",
+    "menu": "More",
     "seed": "Copy seed {seed}",
-    "seed_is": "seed {seed}",
     "copied": "Copied",
     "retake": "Retake",
     "more": "More like this",
     "timed": "Timed lyrics",
     "timed_title": "Lyrics of take {number}, line by line",
     "lrc": "Timed lyrics as LRC",
-    "format": "Format of take {number}",
+    "format": "Format",
+    "format_of": "Format of take {number}",
     "download": "Download {format}",
     "preparing": "Preparing {format} ...",
     "earlier": "Earlier takes ({count})",
@@ -513,6 +520,7 @@ TAKES = {
     "make": "Make it again",
     "remove": "Remove",
 }
+MAKING = "Making your song"
 EARLIER_HELP = "This list stays in your browser; the files are deleted after a day. Download what you want to keep."
 FORGET = "Remove all"
 FROM_LOSSY = "Converted from {source}, so it sounds no better than the {source} file."

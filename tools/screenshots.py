@@ -137,7 +137,7 @@ def walk(
     settle(page)
     yield "result"
     if mode != "lyrics":
-        part("record-fold").locator("button").first.click()
+        part("record").locator("summary").click()
         settle(page)
         yield "record"
 

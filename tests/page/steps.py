@@ -158,19 +158,33 @@ class Tab:
         """Return the place of a take."""
         return self.part(f"take-{number}")
 
+    def has(self, seed: int, number: int = 1) -> None:
+        """Wait until a take has this seed."""
+        expect(self.take(number)).to_have_attribute("data-seed", str(seed))
+
+    def way(self, name: str, number: int = 1) -> Locator:
+        """Open the menu of a take and return the button in it."""
+        menu = self.take(number).locator(".menu")
+        if menu.get_attribute("open") is None:
+            menu.locator("summary").click()
+        return menu.get_by_role("button", name=re.compile(rf"^{name}, take {number}$"))
+
+    def plays(self, name: str = "Pause") -> Locator:
+        """Return the player's button, which says Pause while it plays."""
+        return self.page.get_by_role("region", name="Player").get_by_role("button", name=name, exact=True)
+
     def made(self, fake: Any) -> Any:
         """Press the button and return the request that reached the fake backend."""
         seed = 100 * (fake.songs + 1)
         self.go.click()
-        expect(self.take().get_by_role("button", name=f"Copy seed {seed}", exact=True)).to_be_visible()
+        self.has(seed)
         return fake.requests[-1]
 
     def download(self, timeout: float = 90_000) -> Path:
         """Press the button, wait for a new first take, and return its downloaded file."""
-        copy = self.take().locator("[data-copy]")
-        former = copy.get_attribute("data-copy") if self.take().is_visible() else ""
+        former = self.take().get_attribute("data-seed") if self.take().is_visible() else ""
         self.go.click()
-        expect(copy).not_to_have_attribute("data-copy", former, timeout=timeout)
+        expect(self.take()).not_to_have_attribute("data-seed", former, timeout=timeout)
         with self.page.expect_download() as download:
             self.take().get_by_role("link", name=re.compile("^Download")).click()
         path = Path(download.value.path()).with_name(download.value.suggested_filename)

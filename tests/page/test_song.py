@@ -38,11 +38,12 @@ def test_a_song_goes_through_every_tab(studio: str, visit, tab):
     assert (info.samplerate, info.channels, info.frames, info.subtype) == (48_000, 2, 480_000, "PCM_24")
     expect(made.part("plan-line").locator("span").first).to_have_text("Plan:")
     made.take().get_by_role("button", name="Play take 1").click()
-    expect(made.take().locator(".time")).to_have_text(re.compile(r"0:0[1-9] / 0:10"))
+    player = page.get_by_role("region", name="Player")
+    expect(player.locator(".time")).to_have_text(re.compile(r"0:0[1-9] / 0:10"))
 
     files = {"generate": file}
     for mode in ("cover", "extend", "edit"):
-        made.take().get_by_role("button", name=f"Use in {mode.capitalize()}, take 1").click()
+        made.way(f"Use in {mode.capitalize()}").click()
         made = tab(page, mode)
         expect(made.field("source").locator("time").last).to_have_text(re.compile(r"0:1\d"))
         made.unfold()

@@ -125,7 +125,7 @@ def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
     generate.set("takes", "pick", "2")
     generate.made(fake)
     name = f"song-seed-{100 * fake.songs + 1}.wav"
-    generate.take(2).get_by_role("button", name=f"Use in {mode.capitalize()}").click()
+    generate.way(f"Use in {mode.capitalize()}", 2).click()
 
     expect(page.locator(f"#{mode}-go")).to_be_visible()
     expect(page.locator("#studio-tabs")).to_be_in_viewport()

@@ -80,59 +80,129 @@ def make(generate: Any, fake: Any, takes: int) -> Any:
     return generate.made(fake)
 
 
-def player(take: Locator) -> dict[str, Any]:
-    """Return what a take's player does."""
-    return take.locator("audio").evaluate("(p) => ({paused: p.paused, at: p.currentTime, volume: p.volume})")
+def player(page: Page) -> dict[str, Any]:
+    """Return what the one player of the page does."""
+    facts = "(p) => ({paused: p.paused, at: p.currentTime, volume: p.volume, rate: p.playbackRate, src: p.src})"
+    return page.locator("#studio-audio").evaluate(facts)
 
 
-def button(take: Locator, name: str) -> Locator:
-    return take.get_by_role("button", name=re.compile(f"^{name}(, take \\d)?$"))
+def play(take: Locator) -> Locator:
+    return take.locator(".play")
+
+
+def at_two_seconds(take: Locator) -> None:
+    """Put the player there, which plays nothing yet."""
+    wave = take.get_by_role("slider", name="Position")
+    for _ in range(2):
+        wave.press("ArrowRight")
+    expect(wave).to_have_attribute("aria-valuetext", "0:02 of 0:07")
 
 
 # --- listening ----------------------------------------------------------------------------------------------------
 
 
-def test_listening_goes_on_in_another_take_at_the_same_place_and_loudness(generate, fake):
+def test_keys_switch_takes_at_the_same_place_and_loudness(generate, fake):
+    page = generate.page
     make(generate, fake, 2)
-    first, second = generate.take(1), generate.take(2)
-    button(first, "Listen here").click()
-    expect(button(first, "Listen here")).to_have_attribute("aria-pressed", "true")
-    expect(first.locator(".time")).to_have_text("0:02 / 0:07")
-    generate.page.keyboard.press("2")
-    expect(button(second, "Listen here")).to_have_attribute("aria-pressed", "true")
-    expect(button(first, "Listen here")).to_have_attribute("aria-pressed", "false")
-    there, here = player(first), player(second)
-    assert there["paused"] and not here["paused"]
-    assert here["at"] >= there["at"] - 0.1 > 1.8
+    at_two_seconds(generate.take(1))
+    there = player(page)
+    page.keyboard.press("2")
+    expect(play(generate.take(2))).to_have_attribute("aria-label", "Pause take 2")
+    expect(play(generate.take(1))).to_have_attribute("aria-label", "Play take 1")
+    page.wait_for_function("document.querySelector('#studio-audio').currentTime > 2")
+    here = player(page)
+    assert there["src"] != here["src"]
     assert (there["volume"], here["volume"]) == (pytest.approx(10 ** (-6 / 20), abs=1e-3), 1)
+    generate.plays("Take 1").click()
+    expect(generate.plays("Take 1")).to_have_attribute("aria-pressed", "true")
     generate.part("panel").get_by_role("checkbox", name="Play at equal loudness").uncheck()
-    assert player(first)["volume"] == 1
+    assert player(page)["volume"] == 1
     generate.part("panel").get_by_role("checkbox", name="Play at equal loudness").check()
-    # A take's own button plays one alone, too; a digit that is typed plays nothing.
-    first.get_by_role("button", name="Play take 1").click()
-    expect(second.get_by_role("button", name="Play take 2")).to_be_visible()
-    first.get_by_role("button", name="Pause take 1").click()
+    # A digit that is typed switches nothing.
     generate.text("prompt").press("2")
-    assert player(second)["paused"]
+    expect(generate.plays("Take 1")).to_have_attribute("aria-pressed", "true")
+
+
+def test_the_song_goes_on_in_another_tab_and_beside_the_next_one(generate, fake, tab):
+    page = generate.page
+    make(generate, fake, 1)
+    play(generate.take()).click()
+    expect(generate.plays()).to_be_visible()
+    bar = page.get_by_role("region", name="Player")
+    at = player(page)["at"]
+    cover = tab(page, "cover")
+    page.wait_for_function("(at) => document.querySelector('#studio-audio').currentTime > at + 0.5", arg=at)
+    expect(bar).to_contain_text("Generate, take 1")
+    assert cover.go.bounding_box()["y"] + 44 <= bar.bounding_box()["y"]
+    src = player(page)["src"]
+    generate = tab(page, "generate")
+    generate.made(fake)
+    assert player(page)["src"] == src
+    expect(generate.take()).not_to_have_class(re.compile("current"))
+    bar.get_by_role("button", name="Close the player").click()
+    expect(bar).to_be_hidden()
+    assert player(page)["paused"]
+
+
+@pytest.mark.parametrize(("mode", "before"), [("cover", 0), ("extend", 2)])
+def test_a_take_is_compared_with_its_source_at_the_same_place(page: Page, fake, tab, song: Path, mode, before):
+    opened = tab(page, mode)
+    opened.set("source", "upload", song)
+    opened.set("prompt", "type", "brass band")
+    if mode == "extend":
+        opened.set("before", "type", str(before))
+    opened.made(fake)
+    at_two_seconds(opened.take())
+    taken = player(page)
+    page.keyboard.press("0")
+    source = opened.plays("Source")
+    expect(source).to_have_attribute("aria-pressed", "true")
+    heard = player(page)
+    assert heard["src"].endswith("song.wav") and heard["at"] >= 2 - before
+    assert before == 0 or heard["at"] < 2
+    source.click()
+    expect(source).to_have_attribute("aria-pressed", "false")
+    assert player(page)["src"] == taken["src"]
 
 
 def test_the_player_seeks_by_keys_and_by_clicking(generate, fake):
+    page = generate.page
     make(generate, fake, 1)
-    take = generate.take()
-    expect(button(take, "Listen here")).to_have_count(0)
-    wave = take.get_by_role("slider", name="Position in take 1")
+    wave = generate.take().get_by_role("slider", name="Position, take 1")
     for key, said in {"ArrowRight": "0:01", "PageUp": "0:06", "Shift+ArrowLeft": "0:01", "End": "0:07"}.items():
         wave.press(key)
         expect(wave).to_have_attribute("aria-valuetext", f"{said} of 0:07")
     wave.press("Home")
+    assert player(page)["paused"]
     box = wave.bounding_box()
     wave.click(position={"x": box["width"] / 2, "y": box["height"] / 2})
-    expect(wave).to_have_attribute("aria-valuetext", "0:03 of 0:07")
-    assert player(take)["at"] == pytest.approx(SECONDS / 2, abs=0.1)
-    take.get_by_label("Speed of take 1").select_option("1.5")
-    assert take.locator("audio").evaluate("(p) => p.playbackRate") == 1.5
-    for name in ("Volume of take 1", "Speed of take 1", "Format of take 1"):
-        assert take.get_by_label(name).bounding_box()["height"] >= 44, name
+    expect(wave).to_have_attribute("aria-valuetext", re.compile("0:0[34] of 0:07"))
+    assert player(page)["at"] == pytest.approx(SECONDS / 2, abs=0.9)
+    expect(generate.plays()).to_be_visible()
+    bar = page.get_by_role("region", name="Player")
+    bar.get_by_label("Speed").select_option("1.5")
+    assert player(page)["rate"] == 1.5
+    bar.get_by_label("Speed").select_option("1")
+    controls = [
+        *bar.get_by_role("button").all(),
+        bar.get_by_label("Speed"),
+        *generate.take().get_by_role("button").all(),
+    ]
+    for control in controls:
+        assert not control.is_visible() or control.bounding_box()["height"] >= 44, control
+
+
+def test_a_take_is_a_compact_card_with_its_picture(generate, fake):
+    make(generate, fake, 3)
+    cards = generate.part("panel").locator(".list > .take")
+    expect(cards).to_have_count(3)
+    pictures = [card.locator("img").get_attribute("src") for card in cards.all()]
+    assert len(set(pictures)) == 3 and all(each.startswith("data:image/webp;base64,") for each in pictures)
+    assert sum(card.bounding_box()["height"] for card in cards.all()) < 500
+    expect(generate.way("Retake", 3)).to_be_visible()
+    generate.page.keyboard.press("Escape")
+    expect(generate.take(3).locator(".sheet")).to_be_hidden()
+    expect(generate.take(3).locator("summary")).to_be_focused()
 
 
 # --- again --------------------------------------------------------------------------------------------------------
@@ -142,10 +212,12 @@ def test_more_like_a_take_stands_beside_it(generate, fake):
     fake.script = partial(songs, fake, plan=PLAN)
     make(generate, fake, 3)
     liked, new = 100 * fake.songs + 1, 100 * (fake.songs + 1)
-    button(generate.take(2), "More like this").click()
-    expect(button(generate.take(2), f"Copy seed {new}")).to_be_visible()
-    expect(button(generate.take(1), f"Copy seed {liked}")).to_be_visible()
+    generate.way("More like this", 2).click()
+    generate.has(new, 2)
+    generate.has(liked, 1)
     expect(generate.take(3)).to_have_count(0)
+    # The newest one is on top.
+    expect(generate.part("panel").locator(".list > .take").first).to_have_attribute("data-seed", str(new))
     asked = fake.requests[-1]
     assert (asked.seed, asked.takes, asked.options.plan_seed) == (liked, 1, 5)
     assert (asked.options.variation, asked.options.variation_seed) == (MORE_LIKE_THIS, -1)
@@ -158,23 +230,23 @@ def test_a_retake_has_the_settings_of_the_takes_and_leaves_the_form(generate, fa
     first = make(generate, fake, 2)
     generate.set("prompt", "type", "something else by now")
     seed = 100 * (fake.songs + 1)
-    button(generate.take(2), "Retake").click()
-    expect(button(generate.take(), f"Copy seed {seed}")).to_be_visible()
+    generate.way("Retake", 2).click()
+    generate.has(seed)
     again = fake.requests[-1]
     assert (first.seed, again) == (41, first.model_copy(update={"seed": -1}))
     expect(generate.text("prompt")).to_have_value("something else by now")
     expect(generate.part("message")).to_contain_text("a new seed")
     # It can be cancelled, and fail, and the takes stay.
     fake.script = fake.endless
-    button(generate.take(), "Retake").click()
+    generate.way("Retake").click()
     expect(generate.progress).to_contain_text("step 3 of 50")
     expect(generate.go).to_be_disabled()
-    expect(button(generate.take(), "Retake")).to_be_disabled()
+    expect(generate.way("Retake")).to_be_disabled()
     generate.part("cancel").click()
     expect(generate.progress).to_contain_text("Cancelled.")
     assert fake.closed.wait(90)
     fake.script = fake.fail
-    button(generate.take(), "Retake").click()
+    generate.way("Retake").click()
     expect(generate.part("message")).to_contain_text("There was <b>no memory</b> left.")
     expect(generate.take()).to_be_visible()
 
@@ -188,11 +260,11 @@ def test_the_upload_is_used_again_or_missed(lasting: Page, fake, song, tab):
     source = fake.requests[-1].source
     cover.clear("source")
     seed = 100 * (fake.songs + 1)
-    button(cover.take(), "Retake").click()
-    expect(button(cover.take(), f"Copy seed {seed}")).to_be_visible()
+    cover.way("Retake").click()
+    cover.has(seed)
     assert fake.requests[-1].source == source
     Path(source).unlink()
-    button(cover.take(), "More like this").click()
+    cover.way("More like this").click()
     expect(cover.part("message")).to_contain_text("The studio no longer has Source audio.")
     assert len(fake.requests) == 2
 
@@ -209,13 +281,13 @@ def test_earlier_takes_stay_in_the_browser_and_are_made_again(page: Page, fake, 
     generate.set("prompt", "type", "a <b>waltz</b>")
     generate.made(fake)
     earlier = generate.part("panel").locator(".earlier")
-    earlier.locator("summary").click()
-    expect(earlier.locator("summary")).to_have_text("Earlier takes (1)")
+    earlier.locator("> summary").click()
+    expect(earlier.locator("> summary")).to_have_text("Earlier takes (1)")
     expect(earlier.get_by_role("listitem")).to_contain_text(["sea shanty"])
     page.reload()
     expect(page.locator("#studio-status")).to_contain_text("Model:")
-    expect(earlier.locator("summary")).to_have_text("Earlier takes (2)")
-    earlier.locator("summary").click()
+    expect(earlier.locator("> summary")).to_have_text("Earlier takes (2)")
+    earlier.locator("> summary").click()
     rows = earlier.get_by_role("listitem")
     expect(rows).to_contain_text(["a <b>waltz</b>", "sea shanty"])
     with page.expect_download() as found:
@@ -223,13 +295,15 @@ def test_earlier_takes_stay_in_the_browser_and_are_made_again(page: Page, fake, 
     assert found.value.suggested_filename == f"song-seed-{seed}.wav"
     # The file of the other one is gone by now.
     Path(next(Path(gradio_utils.get_upload_folder()).glob(f"*/song-seed-{100 * fake.songs}.wav"))).unlink()
-    earlier.locator("summary").click()
-    earlier.locator("summary").click()
+    earlier.locator("> summary").click()
+    earlier.locator("> summary").click()
     expect(rows.nth(0)).to_contain_text("This file has been deleted.")
     expect(rows.nth(0).get_by_role("link")).to_have_count(0)
+    expect(rows.nth(0).get_by_role("button", name="Make it again: a <b>waltz</b>")).to_be_visible()
     # Made again with its settings, whatever the form holds by now.
     generate.set("prompt", "type", "something else")
     former = fake.songs
+    rows.nth(1).locator(".menu summary").click()
     rows.nth(1).get_by_role("button", name="Make it again: sea shanty").click()
     expect(generate.take()).to_be_visible()
     assert fake.songs == former + 1
@@ -238,7 +312,7 @@ def test_earlier_takes_stay_in_the_browser_and_are_made_again(page: Page, fake, 
     earlier.get_by_role("button", name="Remove all").click()
     expect(earlier).to_be_hidden()
     page.reload()
-    expect(earlier.locator("summary")).to_have_text("Earlier takes (1)")
+    expect(earlier.locator("> summary")).to_have_text("Earlier takes (1)")
 
 
 @pytest.mark.slow
@@ -249,7 +323,8 @@ def test_a_take_from_a_file_asks_for_the_file_again(page: Page, fake, tab, song:
     cover.made(fake)
     page.reload()
     cover = tab(page, "cover")
-    cover.part("panel").locator(".earlier summary").click()
+    cover.part("panel").locator(".earlier > summary").click()
+    cover.part("panel").locator(".earlier .menu summary").click()
     cover.part("panel").get_by_role("button", name="Make it again: brass band").click()
     expect(cover.part("problems")).to_contain_text("Please check Source audio.")
     expect(cover.text("prompt")).to_have_value("brass band")
@@ -281,12 +356,12 @@ def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(fake, 
     fake.script = fake.song
     page.evaluate("scrollTo(0, 0)")
     generate.go.press("Enter")
-    play = generate.take().locator(".player .play")
-    expect(play).to_be_focused()
-    expect(play).to_be_in_viewport()
-    assert play.bounding_box()["y"] + 44 <= generate.go.bounding_box()["y"]
-    play.press("Space")
-    expect(play).to_have_attribute("aria-label", "Pause take 1")
+    button = play(generate.take())
+    expect(button).to_be_focused()
+    expect(button).to_be_in_viewport()
+    assert button.bounding_box()["y"] + 44 <= generate.go.bounding_box()["y"]
+    button.press("Space")
+    expect(button).to_have_attribute("aria-label", "Pause take 1")
     expect(card).to_be_hidden()
 
 
@@ -295,6 +370,7 @@ def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(fake, 
 
 def download(generate: Any, kind: str) -> Path:
     take = generate.take()
+    expect(generate.way("Retake")).to_be_visible()
     take.get_by_label("Format of take 1").select_option(label=kind)
     link = take.get_by_role("link", name=f"Download {kind}, take 1")
     with generate.page.expect_download() as found:
@@ -342,10 +418,10 @@ def test_what_comes_from_an_mp3_says_so(generate, fake):
 def test_timed_lyrics_follow_the_song(generate, fake):
     make(generate, fake, 1)
     song = fake.requests[-1]
-    take, seed = generate.take(), 100 * fake.songs
-    take.get_by_role("button", name="Play take 1").click()
-    button(take, "Timed lyrics").click()
-    lines = take.locator(".timed button")
+    page, take, seed = generate.page, generate.take(), 100 * fake.songs
+    play(take).click()
+    generate.way("Timed lyrics").click()
+    lines = take.locator("ol.timed button")
     expect(lines).to_have_text([re.compile("0:01.*The <b>lamp</b> goes round"), re.compile("0:04.*Good night")])
     asked = fake.requests[-1]
     assert (asked.mode, asked.lyrics, asked.seed) == ("align", song.lyrics, seed)
@@ -354,30 +430,36 @@ def test_timed_lyrics_follow_the_song(generate, fake):
     expect(generate.progress).to_contain_text("2 lines timed.")
     lines.nth(1).click()
     expect(lines.nth(1)).to_have_attribute("aria-current", "true")
+    # The player lights the line as well, in whichever tab.
+    sung = page.get_by_role("region", name="Player").locator(".sung b")
+    expect(sung).to_have_text("Good night, good night")
+    expect(sung).to_have_class("lit")
     lines.nth(0).click()
     expect(lines.nth(0)).to_have_attribute("aria-current", "true")
     expect(lines.nth(1)).not_to_have_attribute("aria-current", "true")
-    with generate.page.expect_download() as found:
+    expect(sung).to_have_text("The <b>lamp</b> goes round")
+    with page.expect_download() as found:
         take.get_by_role("link", name="Timed lyrics as LRC").click()
     assert found.value.suggested_filename == f"song-seed-{seed}.lrc"
     assert Path(found.value.path()).read_text() == LRC
     # Another file format leaves them there; the next song has none yet, and an instrumental none to time.
+    expect(generate.way("Retake")).to_be_visible()
     take.get_by_label("Format of take 1").select_option(label="FLAC")
     expect(take.get_by_role("link", name="Download FLAC, take 1")).to_be_visible()
     expect(lines).to_have_count(2)
     generate.set("instrumental", "tick", True)
     generate.made(fake)
-    expect(take.locator(".timed")).to_have_count(0)
-    expect(button(take, "Timed lyrics")).to_have_count(0)
+    expect(take.locator("ol.timed")).to_have_count(0)
+    expect(generate.way("Timed lyrics")).to_have_count(0)
 
 
 @pytest.mark.slow
 def test_timing_that_fails_says_so_at_the_take(generate, fake):
     make(generate, fake, 1)
     fake.script = lambda request: iter([Failed(Problem("internal", "It <i>broke</i>.", hint="Try again."))])
-    button(generate.take(), "Timed lyrics").click()
+    generate.way("Timed lyrics").click()
     expect(generate.take().get_by_role("alert")).to_contain_text("It <i>broke</i>. Try again.")
     fake.facts = {"timed_lyrics": {"available": False, "reason": "There are no heads."}}
     fake.script = partial(songs, fake)
     make(generate, fake, 1)
-    expect(button(generate.take(), "Timed lyrics")).to_have_count(0)
+    expect(generate.way("Timed lyrics")).to_have_count(0)

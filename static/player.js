@@ -1,0 +1,265 @@
+// One player for the whole page, at the foot of the window, which goes on while tabs change. A track is {mode, number, card,
+// gain(), lost()}; `tracks` of a tab lists those that its digits and the player's buttons switch between. Whoever shows a
+// track hears "studio-player" on the document.
+(() => {
+  const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 2];
+  const BARS = 100;
+  const ICONS = { play: "M8 5v14l11-7z", pause: "M6 5h4v14H6zM14 5h4v14h-4z", download: "M11 4h2v8l3-3 1.4 1.4L12 15.8 6.6 10.4 8 9l3 3zM5 18h14v2H5z", menu: "M6 10a2 2 0 1 0 0 4 2 2 0 0 0 0-4zm6 0a2 2 0 1 0 0 4 2 2 0 0 0 0-4zm6 0a2 2 0 1 0 0 4 2 2 0 0 0 0-4z", close: "M6.4 5 12 10.6 17.6 5 19 6.4 13.4 12l5.6 5.6-1.4 1.4-5.6-5.6L6.4 19 5 17.6l5.6-5.6L5 6.4z" };
+  const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+  const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  const icon = (name) => `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${ICONS[name]}"></path></svg>`;
+
+  // Prompts and file names are set as text, never as HTML.
+  const make = (tag, settings = {}, children = []) => {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(settings))
+      if (name === "text") made.textContent = value;
+      else if (name === "icon") made.innerHTML = icon(value);
+      else if (typeof value === "function") made.addEventListener(name, value);
+      else if (value === true || value === false) made.toggleAttribute(name, value);
+      else if (value !== undefined) made.setAttribute(name, value);
+    made.append(...children.filter(Boolean));
+    return made;
+  };
+
+  const address = (path) => {
+    const { root = location.origin, api_prefix = "/gradio_api" } = window.gradio_config ?? {};
+    return `${root}${api_prefix}/file=${path.split("/").map(encodeURIComponent).join("/")}`;
+  };
+
+  // --- a waveform to seek in ---
+
+  const bars = (heights) => {
+    const path = heights.map((height, at) => `M${at + 0.5},${-height}V${height}`).join("");
+    return `<svg viewBox="0 -128 ${heights.length || 1} 256" preserveAspectRatio="none" aria-hidden="true"><path d="${path}"></path></svg>`;
+  };
+
+  const heights = (peaks) => {
+    const bytes = Uint8Array.from(atob(peaks || ""), (letter) => letter.charCodeAt(0));
+    const values = [...new Int8Array(bytes.buffer)];
+    const each = Math.max(values.length / BARS, 1);
+    const loudest = (_, at) => Math.max(4, ...values.slice(at * each, (at + 1) * each).map(Math.abs));
+    return Array.from({ length: BARS }, loudest);
+  };
+
+  const drawn = (heights) => `${bars(heights)}<div class="played">${bars(heights)}</div>`;
+
+  // What a song in the making looks like: no song's outline in particular.
+  const sketch = () => drawn(Array.from({ length: BARS }, (_, at) => 12 + 90 * Math.abs(Math.sin(at * 0.9) * Math.sin(at * 0.11 + 0.4))));
+
+  // `seek` gets seconds and whether they were pointed at; `show` of the returned element moves its playhead.
+  const wave = (label, card, seek, toggle) => {
+    let at = 0;
+    const made = make("div", {
+      class: "wave", role: "slider", tabindex: "0", "aria-label": label, "aria-valuemin": "0", "aria-valuemax": card.seconds.toFixed(1),
+    });
+    made.innerHTML = `${drawn(heights(card.peaks))}<div class="head"></div>`;
+    made.show = (seconds) => {
+      at = clamp(seconds, 0, card.seconds);
+      made.style.setProperty("--at", `${card.seconds ? (100 * at) / card.seconds : 0}%`);
+      made.setAttribute("aria-valuenow", at.toFixed(1));
+      made.setAttribute("aria-valuetext", `${clock(at)} of ${clock(card.seconds)}`);
+    };
+    const point = (event) => {
+      const box = made.getBoundingClientRect();
+      seek(clamp((event.clientX - box.left) / box.width, 0, 1) * card.seconds, true);
+    };
+    made.addEventListener("pointerdown", (event) => {
+      if (event.button) return;
+      made.setPointerCapture(event.pointerId);
+      point(event);
+    });
+    made.addEventListener("pointermove", (event) => made.hasPointerCapture(event.pointerId) && point(event));
+    made.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.altKey || event.metaKey) return;
+      const step = event.shiftKey ? 5 : 1;
+      const to = {
+        ArrowLeft: at - step, ArrowDown: at - step, ArrowRight: at + step, ArrowUp: at + step,
+        PageDown: at - 5, PageUp: at + 5, Home: 0, End: card.seconds,
+      }[event.key];
+      const press = event.key === " " || event.key === "Enter";
+      if (to === undefined && !press) return;
+      event.preventDefault();
+      if (press) toggle();
+      else seek(clamp(to, 0, card.seconds));
+    });
+    made.show(0);
+    return made;
+  };
+
+  // Which line is sung now, or is sung next.
+  const lineAt = (lines, now) => {
+    const next = lines.findIndex(({ end }) => now < end);
+    return { at: next, sung: next >= 0 && lines[next].start <= now };
+  };
+
+  // --- what plays ---
+
+  const audio = make("audio", { id: "studio-audio", preload: "none" });
+  // Some phones have one volume, set by their buttons alone.
+  audio.volume = 0.5;
+  document.documentElement.classList.toggle("one-volume", audio.volume !== 0.5);
+  const tracks = {}; // by tab: a function that lists them
+  let texts = {};
+  let track = null;
+  let source = false; // what the track was made from plays, in its place
+  let bar;
+  let parts = {};
+
+  const offset = () => (source ? track.card.source.offset : 0);
+  const now = () => (track ? audio.currentTime + offset() : 0);
+  const paused = () => audio.paused || audio.ended;
+  const is = (card) => track?.card.id === card.id;
+
+  const tell = () => {
+    if (track) show();
+    document.dispatchEvent(new CustomEvent("studio-player"));
+  };
+
+  const level = () => {
+    if (track) audio.volume = parts.volume.value * (source ? 1 : track.gain());
+  };
+
+  const open = (seconds, play) => {
+    audio.src = address(source ? track.card.source.path : track.card.path);
+    audio.preload = "metadata";
+    audio.currentTime = Math.max(seconds - offset(), 0);
+    audio.playbackRate = audio.defaultPlaybackRate = Number(parts.speed.value);
+    level();
+    if (play) audio.play().catch(() => {}); // a file that is gone says so by its error event
+    draw();
+    tell();
+  };
+
+  const load = (next, seconds = 0, play = true) => {
+    track = next;
+    source = false;
+    open(seconds, play);
+  };
+
+  const toggle = (next = track) => {
+    if (!is(next.card)) return load(next);
+    if (!paused()) return audio.pause();
+    audio.play().catch(() => {});
+  };
+
+  const seek = (next, seconds, play = false) => {
+    if (!is(next.card)) return load(next, seconds, play);
+    audio.currentTime = Math.max(seconds - offset(), 0);
+    if (play) audio.play().catch(() => {});
+    tell();
+  };
+
+  // The same place of another take, or of what the take was made from.
+  const goTo = (next) => is(next.card) && !source ? toggle(next) : load(next, Math.min(next.mode === track?.mode ? now() : 0, next.card.seconds));
+  const compare = () => {
+    const at = now();
+    source = !source;
+    open(at, true);
+  };
+
+  const close = () => {
+    audio.removeAttribute("src");
+    audio.load();
+    track = null;
+    bar.hidden = true;
+    tell();
+  };
+
+  // --- the bar ---
+
+  const build = () => {
+    const part = (name, tag, settings = {}) => (parts[name] = make(tag, { class: name, ...settings }));
+    part("volume", "input", { type: "range", min: "0", max: "1", step: "0.05", value: "1", "aria-label": texts.volume, input: level });
+    part("speed", "select", { "aria-label": texts.speed, change: () => (audio.playbackRate = audio.defaultPlaybackRate = Number(parts.speed.value)) });
+    parts.speed.append(...SPEEDS.map((rate) => make("option", { value: rate, selected: rate === 1, text: `${rate}×` })));
+    bar = make("section", { class: "foot-player", "aria-label": texts.player, hidden: true }, [
+      part("sung", "p", { "aria-hidden": "true" }),
+      part("art", "img", { alt: "" }),
+      part("what", "div"),
+      part("play", "button", { type: "button", click: () => toggle() }),
+      part("place", "div"),
+      part("time", "span"),
+      part("switch", "div", { role: "group", "aria-label": texts.switch }),
+      parts.volume,
+      parts.speed,
+      make("button", { type: "button", class: "close", icon: "close", "aria-label": texts.close, click: close }),
+    ]);
+    document.body.append(bar, audio);
+    // What sticks to the foot of the window stands above it.
+    const height = () => document.documentElement.style.setProperty("--studio-player", `${bar.hidden ? 0 : bar.offsetHeight}px`);
+    new ResizeObserver(height).observe(bar);
+  };
+
+  const draw = () => {
+    const { card, number, mode, name } = track;
+    bar.hidden = false;
+    parts.art.src = card.art || "";
+    parts.art.hidden = !card.art;
+    parts.what.replaceChildren(make("p", { class: "name", text: name, title: name }), make("p", { class: "where", text: track.where }));
+    parts.place.replaceChildren(wave(texts.position, card, (seconds, pointed) => seek(track, seconds, pointed), () => toggle()));
+    const all = number ? tracks[mode]() : [];
+    const choose = (each) =>
+      make("button", { type: "button", text: each.number, "aria-label": fill(texts.take, each), "aria-pressed": String(is(each.card) && !source), click: () => goTo(each) });
+    parts.switch.replaceChildren(
+      ...(all.length > 1 ? all.map(choose) : []),
+      ...(card.source ? [make("button", { type: "button", class: "source", text: texts.source, title: texts.source_help, "aria-pressed": String(source), click: compare })] : [])
+    );
+  };
+
+  const show = () => {
+    const { card } = track;
+    const state = paused() ? "play" : "pause";
+    if (parts.play.dataset.state !== state) {
+      parts.play.dataset.state = state;
+      parts.play.innerHTML = icon(state);
+      parts.play.setAttribute("aria-label", texts[state]);
+    }
+    parts.place.firstChild.show(now());
+    parts.time.textContent = `${clock(clamp(now(), 0, card.seconds))} / ${clock(card.seconds)}`;
+    const { at, sung } = lineAt(card.lines || [], now());
+    parts.sung.hidden = at < 0;
+    if (at >= 0) {
+      const words = [make("b", { text: card.lines[at].text, class: sung ? "lit" : "" }), make("span", { text: card.lines[at + 1]?.text ?? "" })];
+      if (parts.sung.textContent !== words.map((each) => each.textContent).join("") || parts.sung.firstChild.className !== words[0].className)
+        parts.sung.replaceChildren(...words);
+    }
+  };
+
+  for (const name of ["play", "pause", "ended", "timeupdate", "seeked"]) audio.addEventListener(name, tell);
+  audio.addEventListener("error", () => track && (source || track.lost()));
+
+  // 1 to 9 switch takes and 0 plays what they were made from, where nothing else has the focus.
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey || event.shiftKey || !/^\d$/.test(event.key)) return;
+    const { target } = event;
+    if (target !== document.body && !target.closest(".takes, .foot-player")) return;
+    if (target.matches("select, input:not([type=checkbox], [type=range])")) return;
+    const mode = target.closest(".takes")?.dataset.mode ?? track?.mode;
+    if (!mode) return;
+    const next = tracks[mode]().find(({ number }) => number === Number(event.key));
+    if (next) goTo(next);
+    else if (event.key === "0" && track?.card.source) compare();
+    else return;
+    event.preventDefault();
+  });
+
+  studio.tools = { address, clock, fill, icon, lineAt, make, sketch, wave };
+  studio.player = {
+    is, now, paused, level, toggle, seek,
+    add: (mode, list, said) => {
+      tracks[mode] = list;
+      texts = said;
+      if (!bar) build();
+    },
+    // Cards of a tab that have changed: the one that plays may be among them.
+    renew: (mode) => {
+      if (track?.mode !== mode) return;
+      track = tracks[mode]().find(({ card }) => is(card)) ?? { ...track, number: undefined };
+      level();
+      draw();
+      tell();
+    },
+  };
+})();
