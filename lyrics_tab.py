@@ -45,6 +45,7 @@ class LyricsPanel:
     text: gr.Textbox
     advice: gr.HTML
     use: gr.Button
+    sing: gr.Button
     undo: Undo
 
 
@@ -68,7 +69,13 @@ def lyrics_tab() -> tuple[Form, LyricsPanel]:
     return form, panel
 
 
-ENABLED_BY_TEXT = "(text) => ({__type__: 'update', interactive: Boolean(text && text.trim())})"
+# Lyrics that are there are to become a song: that button is then the main one, and writing comes second.
+LED_BY_TEXT = """(text) => {
+  const update = (changes) => ({ __type__: "update", ...changes });
+  const interactive = Boolean(text && text.trim());
+  const [sing, go] = interactive ? ["primary", "secondary"] : ["secondary", "primary"];
+  return [update({ interactive }), update({ interactive, variant: sing }), update({ variant: go })];
+}"""
 
 
 def writer_updates(bar: RunBar, why: gr.HTML, writer: Mapping[str, Any]) -> Updates:
@@ -104,12 +111,9 @@ def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPane
     def remember(text: str, former: list[dict[str, Any]]) -> Updates:
         return panel.undo.keep(former, {"text": text}) if text.strip() else {panel.undo.former: former}
 
-    def look(text: str, language: str) -> Updates:
+    def look(text: str, language: str) -> str:
         counted = lyric_tokens(text, language)
-        return {
-            panel.advice: advise(text, language, tokens=counted),
-            panel.use: gr.update(interactive=bool(text.strip())),
-        }
+        return advise(text, language, tokens=counted)
 
     outputs = [panel.text, panel.message]
     begin, run = connect_run(
@@ -117,13 +121,13 @@ def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPane
     )
     begin.success(remember, [panel.text, panel.undo.former], panel.undo.outputs, **AT_ONCE)
     undone = connect_undo(panel.undo, {"text": panel.text})
-    inputs, outputs = [panel.text, form.fields["language"]], [panel.advice, panel.use]
-    # Not at every change: a draft is one, too, and nobody is advised on lyrics that are still being written. What is
-    # pasted into an empty box is no input to Gradio, so the browser itself enables the button.
+    inputs = [panel.text, form.fields["language"]]
+    # Not at every change: a draft is one, too, and nobody is advised on lyrics that are still being written.
     typed = (panel.text.input, panel.text.blur)
     for event in (run.success, run.failure, undone.then, *typed, form.fields["language"].change):
-        event(look, inputs, outputs, **AT_ONCE)
-    panel.text.change(None, panel.text, panel.use, js=ENABLED_BY_TEXT, **QUIET)
+        event(look, inputs, panel.advice, **AT_ONCE)
+    # What is pasted into an empty box is no input to Gradio, so the browser itself enables the buttons.
+    panel.text.change(None, panel.text, [panel.use, panel.sing, bar.go], js=LED_BY_TEXT, **QUIET)
 
 
 # --- the parts of the tab -----------------------------------------------------------------------------------------
@@ -167,6 +171,7 @@ def _panel() -> LyricsPanel:
     )
     advice = advice_line("lyrics")
     with gr.Row(elem_classes=["uses"]):
+        sing = gr.Button(tooltips.MAKE_THIS_SONG, size="sm", min_width=96, interactive=False, elem_id="lyrics-sing")
         use = gr.Button(tooltips.USE_IN_GENERATE, size="sm", min_width=96, interactive=False, elem_id="lyrics-use")
         undo = undo_button("lyrics")
-    return LyricsPanel(message, text, advice, use, undo)
+    return LyricsPanel(message, text, advice, use, sing, undo)

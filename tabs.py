@@ -322,7 +322,7 @@ def connect_plan(form: Form, line: gr.HTML) -> None:
 
 
 def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr.Tabs) -> None:
-    """Let written lyrics go to Generate, with their language; Undo there brings back what they replaced."""
+    """Let written lyrics go to Generate, with their language, and become a song; Undo there brings back the former."""
     names = ("lyrics", "language", "instrumental")
     fields = [generate.form.fields[name] for name in names]
     undo = generate.assist.undo
@@ -333,8 +333,10 @@ def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr
         return {**generate.form.show(values), **kept, tabs: gr.Tabs(selected="generate")}
 
     inputs = [panel.text, lyrics.fields["language"], undo.former, *fields]
-    opened = panel.use.click(use, inputs, [tabs, *fields, *undo.outputs], **AT_ONCE)
-    opened.then(None, js=TO_TOP, **AT_ONCE)
+    outputs = [tabs, *fields, *undo.outputs]
+    panel.use.click(use, inputs, outputs, **AT_ONCE).then(None, js=TO_TOP, **AT_ONCE)
+    filled = panel.sing.click(use, inputs, outputs, **AT_ONCE)
+    filled.success(None, js="() => document.getElementById('generate-go').click()", **AT_ONCE)
 
 
 def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) -> None:

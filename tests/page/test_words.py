@@ -157,6 +157,22 @@ def test_lyrics_go_to_generate_with_their_language(lyrics: Tab, fake, tab):
     expect_plain(page)
 
 
+def test_written_lyrics_become_a_song(page: Page, fake, tab):
+    lyrics = tab(page, "lyrics")
+    sing = lyrics.part("sing")
+    expect(sing).to_be_disabled()
+    expect(lyrics.go).to_have_class(re.compile("primary"))
+    lyrics.text("text").fill("[Verse]\nmine")
+    expect(sing).to_have_class(re.compile("primary"))
+    expect(lyrics.go).to_have_class(re.compile("secondary"))
+    sing.click()
+    expect(page.locator("#generate-take-1")).to_be_visible()
+    assert fake.requests[-1].lyrics == "[Verse]\nmine"
+    tab(page, "lyrics").text("text").fill("")
+    expect(lyrics.go).to_have_class(re.compile("primary"))
+    expect(sing).to_be_disabled()
+
+
 @pytest.mark.slow
 def test_without_a_writer_the_tab_says_why(page: Page, fake, tab):
     fake.facts = {"lyrics": NONE_HERE}
