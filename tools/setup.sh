@@ -1,7 +1,7 @@
 # The set-up that run.sh and test.sh share; they set ROOT, then source this file.
 #
-#   set_up run|test   make or repair $VENV and install the requirement files (test: those of the tests too)
-#   find_browser      export ACE_STUDIO_CHROMIUM for the page tests
+#   set_up run|ray|test   make or repair $VENV and install the requirement files (ray: with Ray, test: the tests' too)
+#   find_browser          export ACE_STUDIO_CHROMIUM for the page tests
 #
 # Written for bash 3.2, which macOS ships: no associative arrays, and only options that Linux and macOS both know.
 
@@ -36,7 +36,7 @@ fail() {
     exit 1
 }
 
-set_up() { # run|test
+set_up() { # run|ray|test
     local began=$SECONDS
     choose_requirements "$1"
     venv_is_ready "$1" && return 0
@@ -71,19 +71,31 @@ find_browser() {
 
 # --- the virtual environment -----------------------------------------------------------------------------------------
 
-choose_requirements() { # run|test -> requirements (arguments of pip), wanted_by_run, wanted_by_test (hashes)
+choose_requirements() { # run|ray|test -> requirements (arguments of pip), names
     requirements=(-r "$ROOT/requirements.txt")
-    [ "$1" = run ] || requirements=("${requirements[@]}" -r "$ROOT/requirements-dev.txt")
-    wanted_by_run=$(cksum <"$ROOT/requirements.txt")
-    wanted_by_test=$(cat "$ROOT/requirements.txt" "$ROOT/requirements-dev.txt" | cksum)
+    names=requirements.txt
+    local more=""
+    case $1 in
+    ray) more=requirements-ray.txt ;;
+    test) more=requirements-dev.txt ;;
+    esac
+    [ -n "$more" ] || return 0
+    requirements=("${requirements[@]}" -r "$ROOT/$more")
+    names="$names and $more"
 }
 
-stamp_of() { printf '%s\n' "$VENV/ace-studio-$1.stamp"; } # run|test: what was installed, for which Python
+wanted_by() { # run|ray|test: a hash of its requirement files; those of the tests name Ray's
+    case $1 in
+    run) cksum <"$ROOT/requirements.txt" ;;
+    ray) cat "$ROOT/requirements.txt" "$ROOT/requirements-ray.txt" | cksum ;;
+    test) cat "$ROOT/requirements.txt" "$ROOT/requirements-ray.txt" "$ROOT/requirements-dev.txt" | cksum ;;
+    esac
+}
 
-venv_is_ready() { # run|test
-    local wanted=$wanted_by_run
-    [ "$1" = run ] || wanted=$wanted_by_test
-    inspect_venv && [ "$(cat "$(stamp_of "$1")" 2>/dev/null)" = "$venv_version $wanted" ]
+stamp_of() { printf '%s\n' "$VENV/ace-studio-$1.stamp"; } # run|ray|test: what was installed, for which Python
+
+venv_is_ready() { # run|ray|test
+    inspect_venv && [ "$(cat "$(stamp_of "$1")" 2>/dev/null)" = "$venv_version $(wanted_by "$1")" ]
 }
 
 inspect_venv() { # -> venv_version, venv_problem; true where pip can be trusted to bring it up to date
@@ -123,13 +135,13 @@ make_venv() {
     venv_version=$python_version
 }
 
-install_requirements() { # run|test
-    local quiet="" interrupted="" status=0
+install_requirements() { # run|ray|test
+    local quiet="" interrupted="" status=0 kind
     # Progress bars are for people; a log gets what went wrong only.
     [ -t 1 ] || quiet="-q"
     : >"$UNFINISHED" || fail "$VENV cannot be written."
-    rm -f "$(stamp_of run)" "$(stamp_of test)"
-    say "Installing the packages of $([ "$1" = run ] && echo requirements.txt || echo "requirements.txt and requirements-dev.txt")" \
+    rm -f "$(stamp_of run)" "$(stamp_of ray)" "$(stamp_of test)"
+    say "Installing the packages of $names" \
         "(the first time: minutes, and gigabytes on the disk)"
     # With a trap bash waits for pip before it ends, so the lock is held as long as pip writes.
     trap 'interrupted=yes' INT TERM HUP
@@ -144,8 +156,11 @@ install_requirements() { # run|test
     [ "$status" = 0 ] || fail "" \
         "Installing the packages failed; pip's own message is above. Usual reasons: the package index cannot be reached," \
         "or the disk is full ($(free_space) free here). Put that right and run the same command again."
-    printf '%s\n' "$venv_version $wanted_by_run" >"$(stamp_of run)"
-    [ "$1" = run ] || printf '%s\n' "$venv_version $wanted_by_test" >"$(stamp_of test)"
+    # A set-up does for those before it, too.
+    for kind in run ray test; do
+        printf '%s\n' "$venv_version $(wanted_by "$kind")" >"$(stamp_of "$kind")"
+        [ "$kind" != "$1" ] || break
+    done
 }
 
 free_space() {

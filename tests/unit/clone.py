@@ -70,6 +70,7 @@ class Clone:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / script, target)
         (self.root / "requirements.txt").write_text("torch\n")
+        (self.root / "requirements-ray.txt").write_text("ray\n")
         (self.root / "requirements-dev.txt").write_text("pytest\n")
         self.bin.mkdir()
         self.log_file.touch()

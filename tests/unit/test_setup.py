@@ -30,6 +30,21 @@ def test_run_installs_once_then_starts_the_studio_with_its_arguments(clone: Clon
 
 
 @pytest.mark.parametrize(
+    ("arguments", "environ"), [(["--ray"], {}), (["--ray=auto"], {}), ([], {"ACE_STUDIO_RAY": "local"})]
+)
+def test_ray_is_installed_where_it_is_asked_for_and_nowhere_else(
+    clone: Clone, arguments: list[str], environ: dict[str, str]
+) -> None:
+    clone.run("run.sh")
+    assert clone.log()[1] == clone.installing()
+    clone.run("run.sh", *arguments, **environ)
+    assert clone.log()[0] == f"{clone.installing()} -r {clone.root}/requirements-ray.txt"
+    for kept in (arguments, []):
+        clone.run("run.sh", *kept)
+        assert not [line for line in clone.log() if line.startswith("pip")]
+
+
+@pytest.mark.parametrize(
     ("installed", "chosen"),
     [
         ({"python3.11": "3.11.9", "python3.12": "3.12.4", "python3": "3.13.1"}, "python3.12"),
