@@ -39,7 +39,7 @@ import tabs
 import theme
 import tooltips
 from api import add_endpoints
-from backend import get_backend
+from backend import GPU_CONCURRENCY, get_backend, start_workers
 from cli import is_port
 from events import Done, Problem
 from form import AT_ONCE, QUIET, Form, Updates
@@ -120,8 +120,7 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
     known = demo.load(lambda: status_updates(header, forms), outputs=outputs, **AT_ONCE)
 
     def look() -> Updates:
-        get_backend().device()
-        return header.show(get_backend().status())
+        return header.show(get_backend().look())
 
     # The header alone: this takes seconds where torch is not loaded yet, and the visitor is filling in the form.
     known.then(look, outputs=header.outputs, **AT_ONCE)
@@ -216,12 +215,24 @@ def main() -> None:
         log.debug("cannot listen", exc_info=error)
         host = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
         sys.exit(tooltips.PORT_TAKEN.format(host=host, port=port) if port else tooltips.NO_PORT.format(host=host))
+    start_workers(lambda count: let_run(demo, count))
     for text in announcements(demo, url):
         print(text, flush=True)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopped.set())
     stopped.wait()
     stop(demo)
+
+
+def let_run(demo: gr.Blocks, songs: int) -> None:
+    """Let the queue of `demo` run that many songs at once, one at least."""
+    name, songs = GPU_CONCURRENCY["concurrency_id"], max(songs, 1)
+    # With every event Gradio lowers its queue's limit to that of the event's function.
+    for each in demo.fns.values():
+        if each.concurrency_id == name:
+            each.concurrency_limit = songs
+    if name in demo._queue.event_queue_per_concurrency_id:
+        demo._queue.event_queue_per_concurrency_id[name].concurrency_limit = songs
 
 
 def stop(demo: gr.Blocks) -> NoReturn:

@@ -13,9 +13,10 @@ import contextlib
 import contextvars
 import ctypes
 import logging
+import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from gradio import utils as gradio_utils
 import align
 import audio
 import bootstrap
+import cluster
 import hub
 import jobs
 import lora_layout
@@ -118,9 +120,33 @@ def gpu_entry(job: Job, seconds: int) -> Iterator[Progress | Draft | Outcome | D
 
 
 def _on_gpu(job: Job, seconds: int) -> Iterator[Progress | Draft | Outcome | Done | Failed]:
-    """Run `gpu_entry`; on ZeroGPU with an ear on the worker, whose death may go unreported."""
+    """Run `gpu_entry`: here, on a Ray worker, or on ZeroGPU, where a worker's death may go unreported."""
+    if cluster.wanted():
+        return cluster.run(on_worker, worker_status, job)
     events = gpu_entry(job, seconds)
     return zerogpu.heard(events, job.folder) if ON_ZEROGPU else events
+
+
+def on_worker(job: Job) -> Iterator[Event | Outcome]:
+    """Run `job` on a Ray worker, with the models that are on its machine or that it fetches."""
+    try:
+        yield from get_backend().gather(job.request)
+    except Exception as error:
+        yield Failed(problem_of(error))
+        return
+    yield from gpu_entry(job, 0)
+
+
+def start_workers(changed: Callable[[int], None]) -> None:
+    """Start the Ray workers where ACE_STUDIO_RAY asks for them; `changed` hears again and again how many there are."""
+    if cluster.wanted():
+        cluster.start(worker_status, changed)
+
+
+def worker_status() -> dict[str, Any]:
+    """Return what a Ray worker tells the studio about itself."""
+    get_backend().device()
+    return get_backend().status()
 
 
 def _drain(work: Iterator[Event | Outcome | None], job: Job, events: queue.Queue) -> None:
@@ -184,7 +210,9 @@ def _by_plan(backend: Backend, job: Job, plan: str, notes: tuple[str, ...] = ())
     run = _make_song if isinstance(request, SongRequest) else align.run if request.mode == "align" else writers.run
     for event in run(backend.models, backend.placing, job):
         if isinstance(event, Outcome):
-            event.facts["memory_plan"] = plan
+            device = backend.device()
+            ran = jobs.what_ran(backend.models.weights, device)
+            event.facts.update(ran, dtype=device.dtype, memory_plan=plan)
             event = replace(event, notes=(*notes, *event.notes))
         elif isinstance(event, Done):
             event.record["memory_plan"] = plan
@@ -242,7 +270,34 @@ class Backend:
         return widths
 
     def status(self) -> dict[str, Any]:
-        """Return facts for the status line, without loading anything; `device` is empty until it is known."""
+        """Return facts for the status line, without loading anything; `device` is empty until it is known.
+
+        Where songs are made on Ray workers the facts are those that one of them told last.
+        """
+        return {**(cluster.reported() or self._status_here()), "workers": self.workers()}
+
+    def look(self) -> dict[str, Any]:
+        """Return `status` with the device picked, which imports torch once; Ray workers pick their own."""
+        if not cluster.wanted():
+            self.device()
+        return self.status()
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return who makes the songs: this process, or the Ray workers that answer."""
+        if cluster.wanted():
+            return cluster.workers()
+        device = self.models.known_device
+        return [
+            {
+                "id": jobs.WORKER,
+                "node": "",
+                "pid": os.getpid(),
+                "device": device.kind if device else "",
+                "busy": self.models.turn.locked(),
+            }
+        ]
+
+    def _status_here(self) -> dict[str, Any]:
         weights, device = self.models.weights, self.models.known_device
         codes = has_audio_codes(weights)
         return {
@@ -269,10 +324,9 @@ class Backend:
 
     def capabilities(self) -> dict[str, Any]:
         """Return what this studio can do, for programs; picks the device, which imports torch once."""
-        self.device()
-        status = self.status()
+        status = self.look()
         kept = ("model", "revision", "engine", "turbo", "problem", "device", "device_reason", "dtype", "memory_plan")
-        kept += ("planner", "lyrics", "tasks", "unsupported", "timed_lyrics")
+        kept += ("planner", "lyrics", "tasks", "unsupported", "timed_lyrics", "workers")
         limits = {
             name: {"low": limit.low, "high": limit.high, "default": limit.default, "unit": limit.unit}
             for name, limit in LIMITS.items()
@@ -304,7 +358,8 @@ class Backend:
             gone.set()
 
     def _run(self, request: Request) -> Iterator[Event]:
-        yield from self._gather(request)
+        if not cluster.wanted():
+            yield from self.gather(request)
         output = output_folder() if isinstance(request, SongRequest) else None
         with job_for(request) as job:
             yield Progress("preparing")
@@ -332,7 +387,7 @@ class Backend:
             elif ON_ZEROGPU and isinstance(event, Done):
                 event.record["gpu"] = lending.facts()
             if isinstance(event, Outcome):
-                yield from finish(request, job, event, output, self.models.weights, self.device())
+                yield from finish(request, job, event, output, self.models.weights)
             else:
                 yield event
 
@@ -351,7 +406,7 @@ class Backend:
             specs.append(spec)
         return replace(job, loras=tuple(specs))
 
-    def _gather(self, request: Request) -> Iterator[Event]:
+    def gather(self, request: Request) -> Iterator[Event]:
         """Fetch the models that were named on purpose and are not here, and raise StudioError without a needed one."""
         if isinstance(request, SongRequest | DescribeRequest | AlignRequest):
             if self.models.weights.source == "hub":

@@ -37,6 +37,7 @@ VARIABLES = {
     "lyrics": "ACE_STUDIO_LYRICS",
     "output": "ACE_STUDIO_OUTPUT",
     "mcp": "GRADIO_MCP_SERVER",
+    "ray": "ACE_STUDIO_RAY",
 }
 
 
@@ -80,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
 
-    def value(name: str, metavar: str, check: Callable[[str], str]) -> None:
-        parser.add_argument(f"--{name}", metavar=metavar, type=check, help=tooltips.CLI_HELP[name])
+    def value(name: str, metavar: str, check: Callable[[str], str], **settings: object) -> None:
+        parser.add_argument(f"--{name}", metavar=metavar, type=check, help=tooltips.CLI_HELP[name], **settings)
 
     def switch(name: str, **settings: object) -> None:
         parser.add_argument(f"--{name}", action="store_const", const="true", help=tooltips.CLI_HELP[name], **settings)
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     value("lyrics", "MODEL", _model("preview", "off"))
     value("output", "FOLDER", _output)
     switch("mcp")
+    value("ray", "ADDRESS", _ray, nargs="?", const="local")
     switch("check")
     parser.add_argument("-h", "--help", action="help", help=tooltips.CLI_HELP["help"])
     return parser
@@ -124,6 +126,14 @@ def is_port(text: str) -> bool:
 def _port(text: str) -> str:
     if not is_port(text):
         raise _wrong(tooltips.CLI_PORT, value=text)
+    return text
+
+
+def _ray(text: str) -> str:
+    """Return one of the words, or the address of a head."""
+    host, _, port = text.removeprefix("ray://").rpartition(":")
+    if text not in ("local", "auto") and not (host and is_port(port)):
+        raise _wrong(tooltips.CLI_RAY, value=text)
     return text
 
 
@@ -224,6 +234,7 @@ def findings() -> Iterator[Finding]:
         ("lyrics", lyrics_writer),
         ("cache", cache),
         ("output", output),
+        ("workers", workers),
     ):
         yield from _tried(name, look)
 
@@ -247,6 +258,7 @@ def device(studio: Any) -> Iterator[Finding]:
     import memory
     import models
 
+    studio.device()
     facts = studio.capabilities()
     yield Finding("device", f"{facts['device']}, {facts['dtype']}. {facts['device_reason']}")
     free, total = size_text(models.available_memory()), size_text(psutil.virtual_memory().total)
@@ -294,6 +306,30 @@ def output() -> Iterator[Finding]:
             yield Finding("output", tooltips.CHECK_FULL.format(**words), stops=True)
             return
     yield Finding("output", tooltips.CHECK_FREE.format(folder=folder, free=free_text(folder)))
+
+
+def workers() -> Iterator[Finding]:
+    """Yield who would make the songs; a cluster is joined for it, and nothing is started."""
+    import cluster
+
+    where = cluster.wanted()
+    if not where:
+        yield Finding("workers", tooltips.CHECK_NO_RAY)
+        return
+    try:
+        import ray
+
+        if where == cluster.LOCAL:
+            count = cluster.count_wanted()
+            words = f"{count} worker{'' if count == 1 else 's'}" if count else "a worker for each card"
+            yield Finding("workers", tooltips.CHECK_RAY_LOCAL.format(version=ray.__version__, workers=words))
+            return
+        cluster.join(where)
+        found = ray.cluster_resources()
+        facts = {"nodes": f"{len(ray.nodes())} nodes", "cards": f"{found.get('GPU', 0):g} cards"}
+        yield Finding("workers", tooltips.CHECK_RAY.format(version=ray.__version__, **facts))
+    except Exception as error:
+        yield Finding("workers", cluster.problem_of(error).text(), stops=True)
 
 
 # --- weights ------------------------------------------------------------------------------------------------------

@@ -49,9 +49,7 @@ UPLOADS = {"source": "The source", "reference": "The reference audio"}
 @contextlib.contextmanager
 def job_for(request: Request) -> Iterator[Job]:
     """Give the request a folder of its own, seeds, and the uploads it names; the folder goes with the block."""
-    folder = _process_folder() / secrets.token_hex(16)
-    folder.mkdir(mode=0o700)
-    try:
+    with job_folder(secrets.token_hex(16)) as folder:
         song = isinstance(request, SongRequest)
         job = Job(
             request=request,
@@ -64,8 +62,22 @@ def job_for(request: Request) -> Iterator[Job]:
         if _stopping.is_set():
             raise StudioError("stopping", "The studio is being stopped.", hint="Try again when it is back.")
         yield job
+
+
+@contextlib.contextmanager
+def job_folder(name: str) -> Iterator[Path]:
+    """Make the folder of the job `name`; it goes with the block."""
+    folder = job_place(name)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def job_place(name: str) -> Path:
+    """Return where this process has, or would have, the folder `name`."""
+    return _process_folder() / name
 
 
 # --- the folder of this process -----------------------------------------------------------------------------------
@@ -186,18 +198,20 @@ def _seeds(first: int, takes: int) -> tuple[int, ...]:
 
 # --- what comes of a job -----------------------------------------------------------------------------------------
 
+WORKER = "here"
+"""The id of this process as a worker, where nothing else makes the songs."""
 PACKAGES = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")
 
 
 def finish(
-    request: SongRequest, job: Job, outcome: Outcome, output: Path, weights: Weights, device: models.Device
+    request: SongRequest, job: Job, outcome: Outcome, output: Path, weights: Weights
 ) -> Iterator[Progress | Done | Failed]:
     """Encode, tag and measure the good takes into `output`; ends with `Done`, or `Failed` where no take is good.
 
     The paths in `Done` are copies in Gradio's cache: the output folder itself is never served.
     """
     started = time.monotonic()
-    record = _record(request, job, outcome, weights, device)
+    record = _record(request, job, outcome, weights)
     files, made, problems = [], [], []
     for number, take in enumerate(outcome.takes, 1):
         yield Progress("finishing", number, len(outcome.takes))
@@ -261,6 +275,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def what_ran(weights: Weights, device: models.Device) -> dict[str, Any]:
+    """Return what a record says of the machine that did the work, which may be another one than this."""
+    return {
+        "model": {"id": weights.model_id, "revision": weights.revision, "engine": weights.engine},
+        "device": device.kind,
+        "versions": versions(),
+        "worker": WORKER,
+    }
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -271,39 +295,29 @@ def record_of(
 ) -> dict[str, Any]:
     """Return the record of a job that is no song: what was asked, what ran, and `facts`, which came of it."""
     return {
-        **_what_ran(job.request, weights, loaded.device()),
+        "studio": STUDIO_VERSION,
+        "mode": job.request.mode,
         "request": job.request.model_dump(mode="json", exclude={"mode", "source"}),
         "seed": job.seeds[0],
+        **what_ran(weights, loaded.device()),
         "seconds": seconds,
         **facts,
     }
 
 
-def _what_ran(request: Request, weights: Weights, device: models.Device) -> dict[str, Any]:
-    return {
-        "studio": STUDIO_VERSION,
-        "mode": request.mode,
-        "model": {"id": weights.model_id, "revision": weights.revision, "engine": weights.engine},
-        "device": device.kind,
-        "versions": versions(),
-    }
-
-
-def _record(
-    request: SongRequest, job: Job, outcome: Outcome, weights: Weights, device: models.Device
-) -> dict[str, Any]:
+def _record(request: SongRequest, job: Job, outcome: Outcome, weights: Weights) -> dict[str, Any]:
     facts = dict(outcome.facts)
     uploads = {name: Path(getattr(request, name)) for name in job.audio}
     asked = request.model_dump(mode="json", exclude={"mode", "source", "reference"})
     # An uploaded file is "upload" here: its path is nobody's business.
     asked["options"]["loras"] = [{"source": lora.source, "weight": lora.weight} for lora in job.loras]
     return {
-        **_what_ran(request, weights, device),
+        "studio": STUDIO_VERSION,
+        "mode": request.mode,
         "request": asked,
         "audio": {name: {"name": path.name, "sha256": sha256(path)} for name, path in uploads.items()},
         "seeds": list(job.seeds),
         "variation_seeds": list(job.variation_seeds) if request.options.variation else [],
-        "dtype": device.dtype,
         "plan": None,
         "loras": [],
         "seconds": facts.pop("seconds"),

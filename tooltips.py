@@ -564,6 +564,8 @@ PREVIEW_TEXT = "Everything works, but what you hear is noise, not music. The rea
 PROBLEM_TITLE = "The model cannot be used"
 GET_MODEL = "Get the real model ({gb:g} GB)"
 DEVICES = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
+NO_WORKERS = "no worker yet"
+WORKER_STATUS = "{id}: {device}, node {node}, process {pid}, {state}"
 HUB_STATUS = "Model: {model}, downloaded with the first song"
 
 
@@ -592,7 +594,21 @@ def status_line(status: Mapping[str, Any]) -> str:
     """Name the engine and, once it is known, the device."""
     engine = PREVIEW_TITLE if status["engine"] == "preview" else status["model"].rpartition("/")[2]
     device = DEVICES.get(status["device"], status["device"])
-    return " · ".join(filter(None, [engine, device]))
+    return " · ".join(filter(None, [engine, device, workers_text(status)]))
+
+
+def workers_text(status: Mapping[str, Any]) -> str:
+    """Return how many Ray workers there are; "" where this process makes the songs."""
+    found = status["workers"]
+    if len(found) == 1 and not found[0]["node"]:
+        return ""
+    return f"{len(found)} worker{'' if len(found) == 1 else 's'}" if found else NO_WORKERS
+
+
+def worker_fact(worker: Mapping[str, Any]) -> str:
+    """Return what the status says of one Ray worker."""
+    device = DEVICES.get(worker["device"], worker["device"])
+    return WORKER_STATUS.format(**{**worker, "device": device}, state="busy" if worker["busy"] else "idle")
 
 
 def status_parts(status: Mapping[str, Any]) -> list[str]:
@@ -604,6 +620,8 @@ def status_parts(status: Mapping[str, Any]) -> list[str]:
     else:
         parts = [f"Model: {status['model']}{', turbo' if status['turbo'] else ''}"]
     parts += writer_facts(status)
+    if workers_text(status):
+        parts += [worker_fact(worker) for worker in status["workers"]]
     if not status["device"]:
         return parts
     parts.append(f"Device: {DEVICES.get(status['device'], status['device'])}, {status['dtype']}")
@@ -646,10 +664,13 @@ CLI_HELP = {
     "(ACE_STUDIO_LYRICS, Qwen/Qwen2.5-7B-Instruct)",
     "output": "folder for finished songs (ACE_STUDIO_OUTPUT, outputs beside app.py)",
     "mcp": "serve the API as tools for assistants, too (GRADIO_MCP_SERVER)",
+    "ray": "make songs on Ray workers: local (where no address is given) starts one for each card of this machine, "
+    "auto joins the cluster that this machine is in, host:6379 another one (ACE_STUDIO_RAY)",
     "check": "tell what would run here, load and start nothing, and end with status 1 where no song could be made",
     "help": "show this and end",
 }
 CLI_HOST = 'A host is a name or an IP address such as 127.0.0.1 or 0.0.0.0, without http:// and port, not "{value}".'
+CLI_RAY = 'Ray is local, auto, or the address of a cluster\'s head such as 10.0.0.1:6379, not "{value}".'
 CLI_PORT = 'A port is a whole number from 1 to 65535, not "{value}".'
 CLI_NO_FOLDER = "There is no folder {value}."
 CLI_MODEL = 'A model is org/repo on Hugging Face, a folder, or {words}, not "{value}".'
@@ -667,6 +688,7 @@ CHECK_LABELS = {
     "lyrics": "Lyrics writer",
     "cache": "Model cache",
     "output": "Songs go to",
+    "workers": "Workers",
     "result": "Result",
 }
 CHECK_PACKAGE = "The packages are not all here: {reason}. ./run.sh installs them."
@@ -680,6 +702,9 @@ CHECK_NO_ROOM = "{size} are to be fetched, and {free} are free in {folder}."
 CHECK_FREE = "{folder}, {free} free."
 CHECK_FULL = "{folder} has {free} free; a song may need {least}."
 CHECK_CANNOT_CHECK = "This could not be checked: {reason}."
+CHECK_NO_RAY = "This process makes the songs."
+CHECK_RAY_LOCAL = "Ray {version} starts {workers} here with the studio."
+CHECK_RAY = "Ray {version}, a cluster of {nodes} with {cards}."
 CHECK_RAM = "{free} of {total} free"
 CHECK_VRAM = "{total} on the graphics card"
 CHECK_PLAN = "{plan}; the shortest song takes {need}."

@@ -84,11 +84,11 @@ choose_requirements() { # run|ray|test -> requirements (arguments of pip), names
     names="$names and $more"
 }
 
-wanted_by() { # run|ray|test: a hash of its requirement files; those of the tests name Ray's
+wanted_by() { # run|ray|test: a hash of its requirement files
     case $1 in
     run) cksum <"$ROOT/requirements.txt" ;;
     ray) cat "$ROOT/requirements.txt" "$ROOT/requirements-ray.txt" | cksum ;;
-    test) cat "$ROOT/requirements.txt" "$ROOT/requirements-ray.txt" "$ROOT/requirements-dev.txt" | cksum ;;
+    test) cat "$ROOT/requirements.txt" "$ROOT/requirements-dev.txt" | cksum ;;
     esac
 }
 

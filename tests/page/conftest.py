@@ -179,11 +179,13 @@ class FakeBackend:
             "unsupported": {},
             "timed_lyrics": {"available": True, "reason": ""},
             "memory_plans": memory.LADDERS["cpu"],
+            "workers": [{"id": "here", "node": "", "pid": 1, "device": "cpu", "busy": False}],
             **self.facts,
         }
 
-    def device(self) -> None:
-        """Know the device at once."""
+    def look(self) -> dict[str, Any]:
+        """Return the status: the device is known at once."""
+        return self.status()
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Play the script; `closed` is set when it is closed before its end."""

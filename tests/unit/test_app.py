@@ -85,6 +85,7 @@ def test_whatever_is_shown_is_escaped():
         **{"engine": "xl", "model": HOSTILE, "source": "cache", "turbo": False, "device": "cpu", "dtype": "float32"},
         **{"device_reason": HOSTILE, "problem": {"message": HOSTILE, "hint": HOSTILE}, "download_gb": 11.5},
         **{name: {"state": "loaded", "model": HOSTILE, "problem": None} for name in ("planner", "lyrics")},
+        "workers": [{"id": HOSTILE, "node": HOSTILE, "pid": 1, "device": HOSTILE, "busy": True}],
     }
     plan = {"used": True, "bpm": 90, "key": HOSTILE, "time_signature": HOSTILE, "language": HOSTILE}
     shown = [

@@ -1,0 +1,593 @@
+"""Where the GPU entry point runs: in this process, or on Ray workers, each an actor that holds one loaded studio.
+
+ACE_STUDIO_RAY decides: unset is this process. `run` takes a job to an idle worker and yields its events. Files travel
+as blocks of bytes through Ray's object store and land in the job's folder, so nothing needs a shared file system. A
+worker that dies is replaced, and the song that it was making is made once more on another one.
+
+ray is imported where it is used: a Space, and a studio without the variable, never import it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import bootstrap
+from events import Done, Job, Outcome, Problem, Progress, StudioError, first_line
+
+log = logging.getLogger("studio")
+
+RAY, WORKERS, CARDS = "ACE_STUDIO_RAY", "ACE_STUDIO_RAY_WORKERS", "ACE_STUDIO_RAY_GPUS"
+LOCAL = "local"
+# What decides which models a worker loads.
+MODELS = ("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS")
+ROOT = Path(__file__).resolve().parent
+# What a cluster's machines get of that folder is its code.
+NOT_SENT = [".git", ".venv", "models", "outputs", "tests", "docs", "*.log"]
+# Bytes: a file travels in blocks, so a small object store carries songs of any length.
+BLOCK_BYTES, STORE_BYTES = 8 * 2**20, 256 * 2**20
+# Seconds between two events at most, between two looks at the workers, and between two questions to an idle one.
+BEAT_SECONDS, LOOK_SECONDS, ASK_SECONDS = 0.4, 1.0, 5.0
+# Seconds that a worker may say nothing, and that a song waits where there is no worker.
+SILENT_SECONDS, NO_WORKER_SECONDS = 60.0, 300.0
+# Files of LoRAs that a worker keeps for its next songs.
+LORAS_KEPT = 8
+
+AGAIN = "The worker that was making this song is gone, so another one starts it again."
+
+
+def wanted() -> str:
+    """Return what ACE_STUDIO_RAY says: "" (this process), "local", "auto" or an address; a Space never uses Ray."""
+    return "" if os.environ.get("SPACE_ID") or bootstrap.on_zerogpu() else os.environ.get(RAY, "").strip()
+
+
+# --- a worker, in a process of its own ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """The next bytes of the file `name` in a job's folder."""
+
+    name: str
+    data: bytes
+
+
+class Worker:
+    """One loaded studio. `run` makes one song at a time; the other methods answer meanwhile."""
+
+    def __init__(self, name: str, environ: dict[str, str]):
+        # A worker has no workers of its own; and Ray would allow torch, which reads this later, a single thread.
+        for variable in (RAY, "OMP_NUM_THREADS"):
+            os.environ.pop(variable, None)
+        os.environ.update(environ)
+        bootstrap.bootstrap()
+        import jobs
+
+        jobs.sweep()
+        self._name, self._jobs = name, jobs
+        # By hash, the last used at the end.
+        self._loras: dict[str, Path] = {}
+        self._cancelled = ""
+
+    def hello(self, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what `look` says of the studio here, with the worker's node and process."""
+        import ray
+
+        return {**look(), "node": ray.get_runtime_context().get_node_id()[:12], "pid": os.getpid()}
+
+    def cancel(self, name: str) -> None:
+        """Let the job whose folder has that name be cancelled, even if it has not begun."""
+        self._cancelled = name
+        self._jobs.job_place(name).joinpath("running").unlink(missing_ok=True)
+
+    def run(
+        self, entry: Callable[[Job], Iterator[Any]], job: Job, files: dict[str, list[Any]], loras: dict[str, list[Any]]
+    ) -> Iterator[Any]:
+        """Yield the hashes of the LoRAs that are here, then the events of `entry(job)`, each after its files' blocks.
+
+        `files` (by name) and `loras` (by hash) hold references to the blocks of what the job reads.
+        """
+        name = Path(job.folder).name
+        with self._jobs.job_folder(name) as folder:
+            here = replace(job, folder=str(folder), audio={key: str(folder / f"{key}.wav") for key in job.audio})
+            here.running.touch()
+            if self._cancelled == name:
+                return
+            for key, blocks in files.items():
+                _write(Path(here.audio[key]), blocks)
+            here = replace(here, loras=tuple(self._at_hand(spec, loras) for spec in job.loras))
+            self._forget_loras(len(job.loras))
+            yield tuple(self._loras)
+            with contextlib.closing(entry(here)) as events:
+                for event in events:
+                    if here.cancelled():
+                        return
+                    if isinstance(event, Outcome):
+                        event.facts["worker"] = self._name
+                        for take in event.takes:
+                            for data in _blocks(take.file):
+                                yield Block(Path(take.file).name, data)
+                    elif isinstance(event, Done):
+                        event.record["worker"] = self._name
+                    yield event
+
+    def _at_hand(self, spec: Any, sent: dict[str, list[Any]]) -> Any:
+        """Return the LoRA `spec` with the place of its file here."""
+        key = spec.info.sha256
+        place = self._jobs.job_place("loras") / key
+        if key in sent:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            _write(place, sent[key])
+        self._loras.pop(key, None)
+        self._loras[key] = place
+        return replace(spec, path=str(place))
+
+    def _forget_loras(self, used: int) -> None:
+        while len(self._loras) > max(LORAS_KEPT, used):
+            self._loras.pop(next(iter(self._loras))).unlink(missing_ok=True)
+
+
+def _blocks(path: str) -> Iterator[bytes]:
+    if path:
+        with open(path, "rb") as file:
+            yield from iter(lambda: file.read(BLOCK_BYTES), b"")
+
+
+def _write(path: Path, blocks: list[Any]) -> None:
+    import ray
+
+    with path.open("wb") as file:
+        for block in blocks:
+            file.write(ray.get(block))
+
+
+# --- the workers, seen from the studio ------------------------------------------------------------------------------
+
+
+@dataclass
+class Slot:
+    """One worker: its actor, the answer that it owes (`asked` at), and `facts`, its last one; {} while it starts."""
+
+    name: str
+    actor: Any
+    answer: Any
+    asked: float
+    facts: dict[str, Any]
+    busy: bool = False
+    loras: frozenset[str] = frozenset()
+
+
+class Pool:
+    """The workers of this studio: started in the background, looked after once a second, lent to one song at a time."""
+
+    def __init__(self, address: str, look: Callable[[], dict[str, Any]], changed: Callable[[int], None]):
+        self.problem: Problem | None = None
+        self.status: dict[str, Any] = {}
+        self._address, self._look, self._changed = address, look, changed
+        self._slots: list[Slot] = []
+        self._tickets: list[object] = []
+        self._news = threading.Condition()
+        self._connected, self._made = False, 0
+        self._next_try = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="workers", daemon=True)
+        self._thread.start()
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return what is known of each worker that answers."""
+        with self._news:
+            return [
+                {
+                    "id": slot.name,
+                    **{name: slot.facts[name] for name in ("node", "pid", "device")},
+                    "busy": slot.busy,
+                }
+                for slot in self._slots
+                if slot.facts
+            ]
+
+    def take(self, loras: Collection[str]) -> Generator[Progress, None, Slot]:
+        """Return the idle worker that holds most of `loras`, first come first served; yields while it waits.
+
+        Raises StudioError where Ray cannot be used, or no worker came within `NO_WORKER_SECONDS`.
+        """
+        ticket, alone_since = object(), time.monotonic()
+        with self._news:
+            self._tickets.append(ticket)
+        try:
+            while True:
+                with self._news:
+                    idle = [slot for slot in self._slots if slot.facts and not slot.busy]
+                    if idle and self._tickets[0] is ticket:
+                        slot = max(idle, key=lambda each: (len(each.loras & set(loras)), -len(each.loras)))
+                        slot.busy = True
+                        return slot
+                    self._news.wait(BEAT_SECONDS)
+                    alone = not any(slot.facts for slot in self._slots)
+                    problem = self.problem
+                if not alone:
+                    alone_since = time.monotonic()
+                elif problem and (not self._connected or time.monotonic() - alone_since > NO_WORKER_SECONDS):
+                    raise StudioError.of(problem)
+                yield Progress("waiting", note=problem.text() if alone and problem else "")
+        finally:
+            with self._news:
+                self._tickets.remove(ticket)
+                self._news.notify_all()
+
+    def give_back(self, slot: Slot) -> None:
+        """Let the next song have `slot`."""
+        with self._news:
+            slot.busy = False
+            self._news.notify_all()
+
+    def drop(self, slot: Slot) -> None:
+        """Forget a worker that is gone; the next look makes another one."""
+        import ray
+
+        with self._news:
+            if slot in self._slots:
+                self._slots.remove(slot)
+                log.warning("%s is gone", slot.name)
+        with contextlib.suppress(Exception):
+            ray.kill(slot.actor)
+
+    def stop(self) -> None:
+        """Let the workers go and leave the cluster; one that was started here ends."""
+        self._stop.set()
+        self._thread.join(30)
+        self._leave()
+
+    # --- in the background ---------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        while not self._stop.is_set():
+            try:
+                if not self._connected:
+                    self._connect()
+                self._tend()
+            except Exception as error:
+                self._trouble(problem_of(error))
+            self._changed(len(self.workers()))
+            self._stop.wait(LOOK_SECONDS)
+
+    def _connect(self) -> None:
+        """Start Ray here or join the cluster; raises what Ray raises."""
+        if time.monotonic() < self._next_try:
+            return
+        self._next_try = time.monotonic() + ASK_SECONDS
+        ray = join(self._address)
+        self._connected, self.problem = True, None
+        log.info("Ray %s, %s", ray.__version__, "started here" if self._address == LOCAL else "joined the cluster")
+
+    def _leave(self) -> None:
+        with self._news:
+            self._slots.clear()
+            connected, self._connected = self._connected, False
+        if connected:
+            import ray
+
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+
+    def _trouble(self, problem: Problem) -> None:
+        if problem != self.problem:
+            log.warning("Ray: %s", problem.text())
+        self.problem = problem
+        if self._connected and problem.code in ("ray_head", "ray_unreachable"):
+            self._leave()
+
+    def _tend(self) -> None:
+        """Take the workers' answers, ask those again that have been idle, drop the dead, and make those that lack."""
+        if not self._connected:
+            return
+        import ray
+
+        now = time.monotonic()
+        for slot in list(self._slots):
+            if slot.answer is None:
+                if not slot.busy and now - slot.asked > ASK_SECONDS:
+                    slot.answer, slot.asked = slot.actor.hello.remote(self._look), now
+            elif ray.wait([slot.answer], timeout=0)[0]:
+                self._hear(slot)
+            elif slot.facts and not slot.busy and now - slot.asked > SILENT_SECONDS:
+                self.drop(slot)
+        cards, count = self._wanted(ray)
+        with self._news:
+            starting = [slot for slot in self._slots if not slot.facts]
+            missing = count - len(self._slots)
+            alone = not any(slot.facts for slot in self._slots)
+        for slot in starting[: max(-missing, 0)]:
+            self.drop(slot)
+        if now >= self._next_try:
+            for _ in range(missing):
+                self._make(ray, cards, count)
+        if not alone:
+            self.problem = None
+        elif self.problem is None and self.status:
+            self.problem = NO_WORKER  # there was one before
+
+    def _hear(self, slot: Slot) -> None:
+        """Take the answer of a worker; one that is dead, or that could not start, goes."""
+        import ray
+
+        try:
+            facts = ray.get(slot.answer)
+        except Exception as error:
+            self.drop(slot)
+            # What cannot start is not made again every second.
+            self._next_try = time.monotonic() + ASK_SECONDS
+            if not is_death(error):
+                self._trouble(problem_of(error))
+            return
+        with self._news:
+            slot.answer, slot.facts, self.status = None, facts, facts
+            self._news.notify_all()
+
+    def _wanted(self, ray: Any) -> tuple[float, int]:
+        """Return the cards that a worker gets, 0 for one on the processor, and how many workers there should be."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        found = sum(node.get("GPU", 0) for node in nodes)
+        cards = cards_wanted()
+        if cards is None:
+            cards = 1.0 if found else 0.0
+        if count := count_wanted():
+            return cards, count
+        if cards:
+            return cards, max(int(found / cards), 1)
+        return cards, 1 if self._address == LOCAL else max(sum("CPU" in node for node in nodes), 1)
+
+    def _make(self, ray: Any, cards: float, count: int) -> None:
+        cores = max((os.cpu_count() or 1) // count, 1) if self._address == LOCAL else 1
+        self._made += 1
+        name = f"worker-{self._made}"
+        environ = {variable: os.environ[variable] for variable in MODELS if variable in os.environ}
+        if not cards:
+            environ["OMP_NUM_THREADS"] = str(cores)
+        kind = ray.remote(num_gpus=cards, num_cpus=0 if cards else 1, concurrency_groups={"songs": 1, "cancels": 1})(
+            Worker
+        )
+        actor = kind.options(scheduling_strategy="SPREAD").remote(name, environ)
+        asked = actor.hello.remote(self._look)
+        with self._news:
+            self._slots.append(Slot(name, actor, asked, time.monotonic(), {}))
+
+
+# --- a job on a worker ----------------------------------------------------------------------------------------------
+
+_pool: Pool | None = None
+_making = threading.Lock()
+
+
+def start(look: Callable[[], dict[str, Any]], changed: Callable[[int], None] = lambda count: None) -> Pool:
+    """Return the pool of workers, made at the first call.
+
+    `look` is asked in each of them; `changed` hears once a second how many there are.
+    """
+    global _pool
+    with _making:
+        if _pool is None:
+            _pool = Pool(wanted(), look, changed)
+        return _pool
+
+
+def stop() -> None:
+    """End the workers, where there are any."""
+    global _pool
+    with _making:
+        pool, _pool = _pool, None
+    if pool:
+        pool.stop()
+
+
+def join(address: str) -> Any:
+    """Start Ray here (`address` "local") or join a cluster; returns the module ray, or raises what it raises."""
+    if address.startswith("ray://"):
+        raise StudioError.of(NO_CLIENT)
+    # Nothing is reported to anybody.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    # A connection that was lost may still be half there.
+    ray.shutdown()
+    settings: dict[str, Any] = {"runtime_env": {"working_dir": str(ROOT), "excludes": NOT_SENT}}
+    if address == LOCAL:
+        settings = {
+            "num_cpus": max(os.cpu_count() or 1, count_wanted()),
+            "object_store_memory": STORE_BYTES,
+            "include_dashboard": False,
+            "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}},
+        }
+    ray.init(address, log_to_driver=False, configure_logging=False, **settings)
+    return ray
+
+
+def workers() -> list[dict[str, Any]]:
+    """Return the workers that answer: id, node, pid, device, and whether each is busy."""
+    return _pool.workers() if _pool else []
+
+
+def reported() -> dict[str, Any]:
+    """Return the status that a worker told last; {} before there was one."""
+    return _pool.status if _pool else {}
+
+
+def run(entry: Callable[[Job], Iterator[Any]], look: Callable[[], dict[str, Any]], job: Job) -> Iterator[Any]:
+    """Yield the events of `entry(job)` on a worker; once more on another one where the first is gone.
+
+    Raises StudioError where it cannot be done. Closing the generator cancels the job.
+    """
+    pool = start(look)
+    hashes = {spec.info.sha256 for spec in job.loras}
+    for attempt in (1, 2):
+        slot = yield from pool.take(hashes)
+        try:
+            yield from _streamed(slot, entry, job)
+            return
+        except StudioError:
+            raise
+        except Exception as error:
+            if not is_death(error):
+                raise StudioError.of(problem_of(error)) from error
+            pool.drop(slot)
+            if attempt == 2:
+                raise StudioError.of(TWICE) from error
+        finally:
+            pool.give_back(slot)
+        yield Progress("waiting", note=AGAIN)
+
+
+def _streamed(slot: Slot, entry: Callable[[Job], Iterator[Any]], job: Job) -> Iterator[Any]:
+    import ray
+
+    folder, ended = Path(job.folder), False
+    files = {key: [ray.put(data) for data in _blocks(path)] for key, path in job.audio.items()}
+    loras = {spec.info.sha256: spec.path for spec in job.loras if spec.info.sha256 not in slot.loras}
+    sent = {key: [ray.put(data) for data in _blocks(path)] for key, path in loras.items()}
+    task = slot.actor.run.options(num_returns="streaming", concurrency_group="songs")
+    stream = task.remote(entry, job, files, sent)
+    latest, heard = Progress("preparing"), time.monotonic()
+    try:
+        with contextlib.ExitStack() as opened:
+            made: dict[str, Any] = {}
+            while True:
+                if job.cancelled():
+                    return
+                if not ray.wait([stream], timeout=BEAT_SECONDS)[0]:
+                    if time.monotonic() - heard > SILENT_SECONDS:
+                        raise TimeoutError(f"{slot.name} said nothing for {SILENT_SECONDS:g} s")
+                    yield latest
+                    continue
+                try:
+                    item = ray.get(next(stream))
+                except StopIteration:
+                    ended = True
+                    return
+                heard = time.monotonic()
+                if isinstance(item, tuple):
+                    slot.loras = frozenset(item)
+                elif isinstance(item, Block):
+                    if item.name not in made:
+                        made[item.name] = opened.enter_context((folder / Path(item.name).name).open("wb"))
+                    made[item.name].write(item.data)
+                else:
+                    if isinstance(item, Progress):
+                        latest = item
+                    elif isinstance(item, Outcome):
+                        opened.close()
+                        item = replace(item, takes=tuple(_here(take, folder) for take in item.takes))
+                    yield item
+    finally:
+        if not ended:
+            with contextlib.suppress(Exception):
+                slot.actor.cancel.options(concurrency_group="cancels").remote(folder.name)
+
+
+def _here(take: Any, folder: Path) -> Any:
+    return replace(take, file=str(folder / Path(take.file).name)) if take.file else take
+
+
+# --- settings and sentences ----------------------------------------------------------------------------------------
+
+
+def count_wanted() -> int:
+    """Return how many workers ACE_STUDIO_RAY_WORKERS asks for; 0 leaves it to the cards."""
+    text = os.environ.get(WORKERS, "").strip()
+    return int(text) if text.isdecimal() else 0
+
+
+def cards_wanted() -> float | None:
+    """Return the share of a card that a worker gets (ACE_STUDIO_RAY_GPUS); 0: the processor, None: not said."""
+    try:
+        return max(float(os.environ.get(CARDS, "").strip()), 0.0)
+    except ValueError:
+        return None
+
+
+# What Ray calls an actor that died in its constructor.
+AT_START = "creation task"
+NO_CLIENT = Problem(
+    "ray_client",
+    "Ray's client (ray://) cannot stream what a worker says.",
+    hint='Start the studio on a machine of the cluster with ACE_STUDIO_RAY=auto, or name the head as "host:6379".',
+)
+NO_WORKER = Problem(
+    "ray_no_worker",
+    "No worker of the Ray cluster is left.",
+    hint="The studio goes on waiting for one and uses it as soon as it is there.",
+)
+TWICE = Problem(
+    "ray_died",
+    "Two workers in a row died while they were making this song.",
+    hint="Try fewer takes or a shorter song; the logs of Ray tell why they died.",
+)
+
+
+def is_death(error: Exception) -> bool:
+    """Tell whether `error` says that a worker, its process or its machine is gone, or answers no more."""
+    import ray
+
+    gone = (
+        ray.exceptions.RayActorError,
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.ObjectLostError,
+        TimeoutError,
+    )
+    return isinstance(error, gone) and AT_START not in str(error)
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return the sentence for what Ray raises."""
+    if isinstance(error, StudioError):
+        return error.problem
+    if isinstance(error, ImportError):
+        return Problem("ray_missing", "Ray is not installed here.", hint="Start the studio with ./run.sh --ray.")
+    text = str(error)
+    if "ersion mismatch" in text:
+        return Problem(
+            "ray_versions",
+            f"This machine and the cluster have different versions of Ray or Python: {_versions(text)}",
+            hint="Install the same versions on all of them.",
+        )
+    kind = type(error).__name__
+    if AT_START in text:
+        return Problem(
+            "ray_start",
+            f"A worker could not start: {text.strip().splitlines()[-1]}",
+            hint="Each machine needs the packages of requirements.txt; the logs of Ray have the details.",
+        )
+    if kind in ("ObjectStoreFullError", "OutOfDiskError"):
+        return Problem(
+            "ray_full",
+            "The object store of the cluster is full.",
+            hint="Try again when fewer songs are being made, or give Ray more memory (--object-store-memory).",
+        )
+    if kind == "RuntimeEnvSetupError":
+        return Problem(
+            "ray_code", f"A worker could not get the studio's code: {first_line(error)}", hint="See the logs of Ray."
+        )
+    if isinstance(error, ConnectionError) or "GCS" in text or "gcs" in text:
+        return Problem(
+            "ray_unreachable",
+            "The head of the Ray cluster cannot be reached.",
+            hint="The studio tries again every few seconds. Look whether the head runs, and at ACE_STUDIO_RAY.",
+        )
+    log.error("Ray failed unexpectedly", exc_info=error)
+    return Problem(
+        "ray_failed",
+        f"A worker could not do its work ({kind}: {first_line(error)[:200]}).",
+        hint="The log of the studio and those of Ray have the details.",
+    )
+
+
+def _versions(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if "Ray:" in line or "Python:" in line]
+    return ", ".join(lines) or "they differ."

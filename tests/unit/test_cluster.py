@@ -1,0 +1,105 @@
+"""Ray where it is not used: when it is asked for, what its absence and its errors are called, the queue's limit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import app
+import backend
+import cluster
+import tooltips
+from events import Job, StudioError
+from tests.program import python
+
+
+@pytest.mark.parametrize(
+    ("environ", "found"),
+    [
+        ({}, ""),
+        ({"ACE_STUDIO_RAY": " auto "}, "auto"),
+        ({"ACE_STUDIO_RAY": "local", "SPACE_ID": "me/studio"}, ""),
+        ({"ACE_STUDIO_RAY": "local", "SPACES_ZERO_GPU": "true"}, ""),
+    ],
+)
+def test_a_space_never_uses_ray(monkeypatch, environ, found):
+    for name in ("ACE_STUDIO_RAY", "SPACE_ID", "SPACES_ZERO_GPU"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert cluster.wanted() == found
+
+
+def test_the_studio_does_not_import_ray_unless_it_is_asked_for():
+    told = python("-c", "import app, sys; app.build_app(); app.start_workers(print); print('ray' in sys.modules)")
+    assert told.stdout.split()[-1] == "False", told.stderr
+
+
+def test_a_studio_without_ray_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("ACE_STUDIO_RAY", "local")
+    (tmp_path / "running").touch()
+    job = Job(None, (1,), (), str(tmp_path))
+    try:
+        with pytest.raises(StudioError, match=r"Ray is not installed here. Start the studio with ./run.sh --ray."):
+            list(cluster.run(backend.on_worker, backend.worker_status, job))
+        assert backend.get_backend().workers() == []
+    finally:
+        cluster.stop()
+
+
+def test_the_address_of_rays_client_is_refused_with_a_way_out():
+    with pytest.raises(StudioError, match="ACE_STUDIO_RAY=auto"):
+        cluster.join("ray://head:10001")
+
+
+def test_versions_that_differ_are_named():
+    said = (
+        "Version mismatch: The cluster was started with:\n    Ray: 2.50.0\n    Python: 3.11.7\n"
+        "This process on node 10.0.0.2 was started with:\n    Ray: 2.60.0\n    Python: 3.12.1\n"
+    )
+    problem = cluster.problem_of(RuntimeError(said))
+    assert problem.code == "ray_versions"
+    assert "Ray: 2.50.0" in problem.message and "Python: 3.12.1" in problem.message
+
+
+@pytest.mark.parametrize(("text", "count"), [("", 0), ("3", 3), ("many", 0)])
+def test_workers_that_are_asked_for(monkeypatch, text, count):
+    monkeypatch.setenv("ACE_STUDIO_RAY_WORKERS", text)
+    assert cluster.count_wanted() == count
+
+
+def test_the_queue_runs_as_many_songs_as_there_are_workers():
+    demo = app.build_app()
+    songs = [each for each in demo.fns.values() if each.concurrency_id == "gpu"]
+    for workers, limit in ((3, 3), (0, 1), (2, 2)):
+        app.let_run(demo, workers)
+        for each in songs:
+            demo._queue.create_event_queue_for_fn(each)  # what an event does
+        assert demo._queue.event_queue_per_concurrency_id["gpu"].concurrency_limit == limit
+
+
+def test_the_status_tells_the_workers():
+    one = {"id": "worker-1", "node": "abc", "pid": 7, "device": "cuda", "busy": True}
+    assert tooltips.workers_text({"workers": [one, one]}) == "2 workers"
+    assert tooltips.worker_fact(one) == "worker-1: NVIDIA GPU, node abc, process 7, busy"
+    assert tooltips.workers_text({"workers": []}) == tooltips.NO_WORKERS
+    assert tooltips.workers_text({"workers": [{**one, "node": ""}]}) == ""
+
+
+def test_without_ray_this_process_is_the_one_worker(monkeypatch):
+    monkeypatch.delenv("ACE_STUDIO_RAY", raising=False)
+    (worker,) = backend.get_backend().status()["workers"]
+    assert worker["id"] == "here" and not worker["busy"]
+
+
+def test_a_file_travels_in_blocks(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(cluster, "BLOCK_BYTES", 1000)
+    path = tmp_path / "song.wav"
+    path.write_bytes(bytes(range(256)) * 10)
+    blocks = list(cluster._blocks(str(path)))
+    assert [len(block) for block in blocks] == [1000, 1000, 560]
+    assert b"".join(blocks) == path.read_bytes()
+    assert list(cluster._blocks("")) == []
