@@ -1,7 +1,6 @@
 """Songs on a real Ray cluster of two nodes on this machine: equal, cancelled, and made again when their node dies.
 
-They run where Ray is installed (pip install -r requirements-ray.txt), share one cluster, and stand in the order in which
-they use it up.
+They run where Ray is installed (requirements-ray.txt), share one cluster, and stand in the order in which they use it.
 """
 
 from __future__ import annotations
