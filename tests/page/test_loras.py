@@ -20,7 +20,6 @@ import export
 import lora_layout
 import lora_panel
 import lora_sources
-import loras
 import preview
 from events import Failed, Problem
 from tests.page.steps import MARKUP, Tab
@@ -155,7 +154,7 @@ def test_uploads_and_repositories_are_added_in_order_with_their_weights(panel: P
 @pytest.mark.slow
 def test_hostile_names_and_facts_are_text(panel: Panel, monkeypatch: pytest.MonkeyPatch, xl: Path):
     info = lora_sources.LoraInfo(MARKUP, MARKUP, (4,), (), 2, 10, note=MARKUP)
-    monkeypatch.setattr(loras, "inspect", lambda *_: info)
+    monkeypatch.setattr(lora_sources, "inspect", lambda *_: info)
     panel.upload(xl)
     panel.has(MARKUP)
     expect(panel.items.first.locator(".note")).to_have_text(MARKUP)
