@@ -15,6 +15,7 @@ import ctypes
 import logging
 import os
 import queue
+import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -55,7 +56,7 @@ from events import (
     is_out_of_memory,
 )
 from jobs import Clock, decode_upload, disk_problem, finish, job_for, output_folder, source_seconds, timed, versions
-from limits import LIMITS, STUDIO_VERSION
+from limits import KEYS, LIMITS, STUDIO_VERSION
 from memory import Placing
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest
 from weights import (
@@ -228,6 +229,9 @@ def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Pr
         pipe = loaded.pipeline()
     plan, facts = yield from writers.plan_song(loaded, placing, job, pipe, seconds)
     placing.for_song()
+    notes: tuple[str, ...] = ()
+    if plan is None and loaded.weights.engine == "preview" and not is_untrained(loaded.weights):
+        job, notes = _in_time(job)
     acting = loras.reconcile(pipe, job.loras)
     for event in modes.run(pipe, job, is_untrained(loaded.weights), plan):
         if isinstance(event, Outcome):
@@ -236,7 +240,20 @@ def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Pr
             if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
                 # Where there is no planner at all, the status says so and not every song.
                 event = replace(event, notes=(*event.notes, f"Made without a plan: {facts['reason']}"))
+            event = replace(event, notes=(*notes, *event.notes))
         yield event
+
+
+def _in_time(job: Job) -> tuple[Job, tuple[str, ...]]:
+    """Return `job` with a tempo and a key, and a note where the seed chose them: the built-in engine finds none."""
+    request = job.request
+    if request.mode != "generate" or (request.bpm and request.key):
+        return job, ()
+    chance = random.Random(job.seeds[0])
+    bpm, key = chance.randrange(76, 133), chance.choice(KEYS)
+    told = {"bpm": request.bpm or bpm, "key": request.key or key}
+    note = f"The built-in engine needs a tempo and a key: it was given {told['bpm']} BPM and {told['key']}."
+    return replace(job, request=request.model_copy(update=told)), (note,)
 
 
 # --- the backend --------------------------------------------------------------------------------------------------

@@ -560,7 +560,7 @@ def kept_for(days: float, gb: float) -> str:
 
 STATUS_PENDING = "Looking for the model ..."
 PREVIEW_TITLE = "Built-in engine"
-PREVIEW_TEXT = "Everything works, but what you hear is noise, not music. The real model is downloaded once."
+PREVIEW_TEXT = "a small model that plays simple instrumental music. For real songs with voices, get the real model."
 PROBLEM_TITLE = "The model cannot be used"
 GET_MODEL = "Get the real model ({gb:g} GB)"
 DEVICES = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
@@ -693,8 +693,8 @@ CHECK_LABELS = {
 }
 CHECK_PACKAGE = "The packages are not all here: {reason}. ./run.sh installs them."
 CHECK_FOUND = "{model}, {size}, in {folder}."
-CHECK_PREVIEW = "The built-in preview, made at the first song."
-CHECK_STANDS_IN = "The built-in preview stands in; its sound is not music. {problem}"
+CHECK_PREVIEW = "The built-in engine."
+CHECK_STANDS_IN = "The built-in engine stands in: simple instrumental music. {problem}"
 CHECK_SIZE = "It is {size} to fetch."
 CHECK_TO_FETCH = "{model} is not here and will be fetched before it is first used: {size}."
 CHECK_UNASKED = "{model} is not here, and Hugging Face could not be asked for it ({reason})."
@@ -709,5 +709,5 @@ CHECK_RAM = "{free} of {total} free"
 CHECK_VRAM = "{total} on the graphics card"
 CHECK_PLAN = "{plan}; the shortest song takes {need}."
 CHECK_GOOD = "A song can be made here."
-CHECK_GOOD_PREVIEW = "A song can be made here, by the built-in engine, whose sound is not music."
+CHECK_GOOD_PREVIEW = "A song can be made here, by the built-in engine: simple instrumental music, no voices."
 CHECK_BAD = "A song could not be made here: see {names}."

@@ -129,7 +129,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.slow
 def test_processes_and_threads_at_once_get_one_whole_checkpoint(cache, tiny):
-    code = "import preview; print(preview.checkpoint_folder())"
+    code = "import preview; print(preview.random_folder())"
     processes = [in_new_process(code) for _ in range(2)]
     folders: list[Path] = []
     threads = [threading.Thread(target=lambda: folders.append(preview.checkpoint_folder())) for _ in range(2)]

@@ -133,6 +133,10 @@ def main() -> None:
     import spaces  # noqa: F401
 
     patch_spaces()
+    import preview
+
+    # The tests compare with the random checkpoint; the studio loads its models as soon as it is imported.
+    preview.TRAINED = Path("nothing")
     import app
     import zerogpu
 

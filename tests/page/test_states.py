@@ -214,7 +214,7 @@ def test_the_header_is_one_line_with_its_facts_on_a_click(page: Page):
 def test_the_preview_banner_and_its_download(page: Page, fake):
     banner = page.locator("#studio-banner")
     expect(banner).to_contain_text("Built-in engine:")
-    expect(banner).to_contain_text("noise, not music")
+    expect(banner).to_contain_text("simple instrumental music")
     expect(page.locator("#studio-status")).to_contain_text("Device: CPU, float32")
     button = banner.get_by_role("button", name="Get the real model (11.5 GB)")
     button.click()

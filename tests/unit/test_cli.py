@@ -181,7 +181,10 @@ def test_the_song_model_is_named_or_stops_a_song(tmp_path):
     (found,) = cli.song_model(weights("models", tmp_path))
     assert found.text == f"org/song, 2.5 MB, in {tmp_path}." and not found.stops
     (found,) = cli.song_model(weights("preview", problem=MISSING))
-    assert all(words in found.text for words in ("not music", MISSING.message, "11.5 GB")) and not found.stops
+    assert (
+        all(words in found.text for words in ("simple instrumental music", MISSING.message, "11.5 GB"))
+        and not found.stops
+    )
     (found,) = cli.song_model(weights("none", problem=MISSING))
     assert found.stops and MISSING.message in found.text
 
@@ -216,7 +219,7 @@ def test_language_models_never_stop_a_song(monkeypatch):
     for variable, look in (("ACE_STUDIO_PLANNER", cli.planner), ("ACE_STUDIO_LYRICS", cli.lyrics_writer)):
         for value, words in (
             ("off", "switched off"),
-            ("preview", "built-in preview"),
+            ("preview", "built-in engine"),
             ("nobody/nothing", "nobody/nothing"),
             ("/nowhere", "/nowhere"),
         ):

@@ -1,0 +1,82 @@
+"""The built-in engine that ships: is what it plays music, and the music that was asked for?
+
+Every other test runs the random checkpoint, which is made for shapes. docs/preview-engine.md has the whole evaluation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import backend
+import preview
+import weights
+from limits import SAMPLE_RATE
+from params import parse_request
+from tools import evaluate_preview, listening
+from tools.band_sounds import render
+
+SHIPPED = Path(preview.__file__).with_name("assets") / "preview"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def engine() -> evaluate_preview.Engine:
+    """Return the shipped checkpoint as the studio runs it, at draft quality."""
+    return evaluate_preview.Engine(SHIPPED, "draft", None)
+
+
+def test_songs_have_the_tempo_and_the_key_that_were_asked_for(engine):
+    in_time = in_key = 0
+    for score in evaluate_preview.held_out(6, 20.0):
+        song = engine.make("generate", score, duration=20.0)
+        assert evaluate_preview.longest_gap(song) < evaluate_preview.GAP_SECONDS
+        assert evaluate_preview.clipped_share(song) < evaluate_preview.CLIPPED_SHARE
+        in_time += evaluate_preview.in_time(listening.tempo(song), score.bpm)
+        in_key += listening.key_match(listening.key_ranking(song)[0], score.key) in ("same", "relative")
+    assert in_time >= 4
+    assert in_key >= 3
+
+
+def test_a_repaint_plays_on_and_leaves_the_rest(engine):
+    score = evaluate_preview.held_out(2, 20.0)[1]
+    truth = render(score).mix
+    song = engine.make("edit", score, truth, action="repaint", start=6.0, end=14.0)
+    # The source was written in 24 bits, the take in floating point.
+    assert np.abs(between(song, 0, 5) - between(truth, 0, 5)).max() < 1e-4
+    assert np.abs(between(song, 7, 13) - between(truth, 7, 13)).max() > 0.01
+    assert evaluate_preview.longest_gap(between(song, 7, 13)) < evaluate_preview.GAP_SECONDS
+
+
+def test_a_song_of_words_alone_keeps_one_tempo_and_says_which(monkeypatch):
+    monkeypatch.setattr(preview, "TRAINED", SHIPPED)
+    studio = backend.Backend()
+    request = parse_request(
+        "generate", {"prompt": "funk with slap bass", "duration": 20, "seed": 5, "quality": "draft"}
+    )
+    *_, done = studio.stream(request)
+    (note,) = [note for note in done.record["notes"] if "needs a tempo and a key" in note]
+    bpm = int(note.split(" BPM")[0].rsplit(" ", 1)[1])
+    assert evaluate_preview.in_time(listening.tempo(soundfile.read(done.files[0], dtype="float32")[0].T), bpm)
+
+
+def between(samples: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Return the samples between two seconds."""
+    return samples[:, start * SAMPLE_RATE : end * SAMPLE_RATE]
+
+
+def test_music_survives_the_vae(engine):
+    lines = {line.name: line.value for line in evaluate_preview.measure_vae(engine, evaluate_preview.held_out(3, 20.0))}
+    assert lines["VAE, tempo"] == 1
+    assert lines["VAE, likeness of waves"] > 0.9
+
+
+def test_the_studio_takes_it_where_no_model_is_found(monkeypatch):
+    monkeypatch.setattr(preview, "TRAINED", SHIPPED)
+    assert preview.checkpoint_folder() == SHIPPED
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 41e6
+    assert max(path.stat().st_size for path in SHIPPED.rglob("*")) < 10e6
+    assert not weights.is_untrained(weights.Weights("preview", SHIPPED, "variable", "", "preview", None, "preview"))
