@@ -105,8 +105,8 @@ class Form:
         return number(value, LIMITS[_key(name)].default) if name in self.numbers else value
 
     def folded(self) -> dict[str, tuple[str, Any]]:
-        """Return label and default of each field in a folded group, but for those that the models here decide."""
-        names = {name for group in self.folds.values() for name in group} - {"options.plan", "quality"}
+        """Return label and default of each field in a folded group; a plan depends on the planner alone."""
+        names = {name for group in self.folds.values() for name in group} - {"options.plan"}
         return {name: (self.label(name), field.value) for name, field in self.fields.items() if name in names}
 
     def request(self, values: Iterable[Any]) -> Request:

@@ -51,7 +51,7 @@ def connect_reset(form: Form, button: gr.Button, undo: Undo) -> None:
     defaults = {name: field.value for name, field in fields.items()}
 
     def reset(former: list[dict[str, Any]], *values: Any) -> Updates:
-        return {**form.show({**defaults, **suited(form)}), **undo.keep(former, dict(zip(fields, values, strict=True)))}
+        return {**form.show(defaults), **undo.keep(former, dict(zip(fields, values, strict=True)))}
 
     button.click(reset, [undo.former, *fields.values()], [*fields.values(), *undo.outputs], **AT_ONCE)
     connect_undo(undo, fields)
@@ -81,15 +81,9 @@ def connect_memory(demo: gr.Blocks, forms: list[Form]) -> None:
 
 def put_back(form: Form, stored: Any) -> Updates:
     """Return the updates that put back what of `stored` the form allows, and what was typed, right or wrong."""
-    values = {**suited(form), **checked(form, stored)}
+    values = checked(form, stored)
     as_it_was = {**typed(form, stored), **{name: value for name, value in values.items() if name in OWN}}
     return {**form.show(values), **{form.fields[name]: gr.update(value=value) for name, value in as_it_was.items()}}
-
-
-def suited(form: Form) -> dict[str, Any]:
-    """Return what the engine in use begins with instead of a default: the built-in one has enough at draft quality."""
-    built_in = get_backend().status()["engine"] == "preview"
-    return {"quality": "draft"} if built_in and "quality" in form.fields else {}
 
 
 def typed(form: Form, stored: Any) -> dict[str, str]:

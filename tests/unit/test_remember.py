@@ -13,7 +13,7 @@ from form import Form
 from limits import KEPT_TEXT
 from lyrics_tab import lyrics_tab
 
-STATUS = {"engine": "xl", "memory_plans": ("resident", "swap"), "planner": {"state": "ready", "problem": None}}
+STATUS = {"memory_plans": ("resident", "swap"), "planner": {"state": "ready", "problem": None}}
 
 
 class Backend:
@@ -55,15 +55,6 @@ def test_the_defaults_come_back_as_they_are(forms: dict[str, Form], mode: str):
     back = values_of(form, remember.put_back(form, stored))
     assert {name: value for name, value in back.items() if (value or None) != (stored[name] or None)} == {}
     assert stored.keys() - back.keys() <= {"track", "brief"}  # which have no value that would be allowed
-
-
-def test_the_built_in_engine_begins_at_draft_quality_until_another_is_chosen(forms: dict[str, Form], monkeypatch):
-    form = forms["generate"]
-    assert "quality" not in values_of(form, remember.put_back(form, {}))
-    monkeypatch.setitem(STATUS, "engine", "preview")
-    assert values_of(form, remember.put_back(form, {}))["quality"] == "draft"
-    assert values_of(form, remember.put_back(form, {"quality": "best"}))["quality"] == "best"
-    assert "quality" not in values_of(forms["lyrics"], remember.put_back(forms["lyrics"], {}))
 
 
 def test_what_was_chosen_comes_back(forms: dict[str, Form]):
