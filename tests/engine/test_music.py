@@ -31,14 +31,14 @@ def engine() -> evaluate_preview.Engine:
 
 def test_songs_have_the_tempo_and_the_key_that_were_asked_for(engine):
     in_time = in_key = 0
-    for score in evaluate_preview.held_out(6, 20.0):
+    for score in evaluate_preview.held_out(4, 20.0):
         song = engine.make("generate", score, duration=20.0)
         assert evaluate_preview.longest_gap(song) < evaluate_preview.GAP_SECONDS
         assert evaluate_preview.clipped_share(song) < evaluate_preview.CLIPPED_SHARE
         in_time += evaluate_preview.in_time(listening.tempo(song), score.bpm)
         in_key += listening.key_match(listening.key_ranking(song)[0], score.key) in ("same", "relative")
-    assert in_time >= 4
-    assert in_key >= 3
+    assert in_time >= 3
+    assert in_key >= 2
 
 
 def test_a_repaint_plays_on_and_leaves_the_rest(engine):
@@ -69,7 +69,7 @@ def between(samples: np.ndarray, start: int, end: int) -> np.ndarray:
 
 
 def test_music_survives_the_vae(engine):
-    lines = {line.name: line.value for line in evaluate_preview.measure_vae(engine, evaluate_preview.held_out(3, 20.0))}
+    lines = {line.name: line.value for line in evaluate_preview.measure_vae(engine, evaluate_preview.held_out(2, 20.0))}
     assert lines["VAE, tempo"] == 1
     assert lines["VAE, likeness of waves"] > 0.9
 
