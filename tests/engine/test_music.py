@@ -56,6 +56,7 @@ def test_a_repaint_plays_on_and_leaves_the_rest(engine):
 def test_a_song_of_words_alone_keeps_one_tempo_and_says_which(monkeypatch):
     monkeypatch.setattr(preview, "TRAINED", SHIPPED)
     studio = backend.Backend()
+    monkeypatch.setattr(backend, "_backend", studio)
     request = parse_request(
         "generate", {"prompt": "funk with slap bass", "duration": 20, "seed": 5, "quality": "draft"}
     )
