@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 
@@ -141,15 +140,12 @@ def test_advice_on_anything_is_quick_and_points_at_a_line():
         tidy_lyrics(text)
 
 
-def test_ten_thousand_characters_take_no_time():
+def test_a_very_long_text_is_read_in_one_pass():
     for part in (*"[(a -é夜", "[a\n", "a-", "[verse] a  b\n", "[Verse 1]\n", "**a", "aa ", "#1", "```\n"):
-        text = (part * 10_000)[:10_000]
-        started = time.process_time()
-        advice = lint(text, seconds=10)
+        # A pattern that looks back at every character would take minutes here and run into the suite's time-out.
+        text = (part * 100_000)[:100_000]
         tidy_lyrics(text)
-        # A pattern that looks back at every character would take minutes.
-        assert time.process_time() - started < 1
-        assert len(advice) <= MOST_ADVICE
+        assert len(lint(text, seconds=10)) <= MOST_ADVICE
     assert "31 more" in lint("[foo]\n" * 80)[-1].message
 
 
