@@ -5,9 +5,10 @@ Shapes: n samples (48,000 a second), T latent frames (25 a second), C latent cha
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,10 @@ REFUSING_DEVICE = "mps"
 MPS_MOST_SAMPLES = 65_536
 # Frames that the VAE sees to each side of one.
 SEEN_FRAMES = 9
+# Samples that the layers at one rate see to each side of one: three residual units, and the VAE's outer convolution.
+SEEN_SAMPLES = 39 + 3
+# On a processor, tensors of more floats leave its caches, and Linux clears their memory anew for each operation.
+PIECE_FLOATS = 2**20
 
 # Copies on the processor of VAEs whose device refused a tile, and what it said.
 _stand_ins: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
@@ -52,11 +57,59 @@ def skip_idle_units(vae: Any) -> None:
             unit.forward = _unchanged
 
 
+def use_pieces(vae: Any) -> None:
+    """Let `vae` compute its widest layers, those at the full sample rate, piece by piece on a processor.
+
+    Each piece sees as much of its neighbours as these layers reach, so that the answer is the stock one's but for
+    rounding. Decoding is about twice as fast, and memory no longer grows with the tile.
+    """
+    vae.decoder.forward = functools.partial(_decoded, vae.decoder)
+    vae.encoder.forward = functools.partial(_encoded, vae.encoder)
+
+
 def use_short_tiles(vae: Any) -> None:
     """Let `vae` work in the longest tiles of which no convolution is refused on Apple's GPU before macOS 15.1."""
     frames = MPS_MOST_SAMPLES // vae.hop_length
     vae.tile_latent_min_length, vae.tile_latent_overlap = frames, SEEN_FRAMES
     vae.tile_sample_min_length, vae.tile_sample_overlap = frames * vae.hop_length, SEEN_FRAMES * vae.hop_length
+
+
+def _decoded(decoder: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Return the samples [B, 2, n] of `latents` [B, C, T]."""
+    x = decoder.conv1(latents)
+    for block in decoder.block[:-1]:
+        x = block(x)
+    block = decoder.block[-1]
+    hop = block.conv_t1.stride[0]
+    return _in_pieces(lambda part: decoder.conv2(decoder.snake1(block(part))), x, decoder.conv2.in_channels, hop, 1)
+
+
+def _encoded(encoder: Any, samples: torch.Tensor) -> torch.Tensor:
+    """Return the latents' means and spreads [B, 2C, T] of `samples` [B, 2, n]."""
+    block = encoder.block[0]
+    hop = block.conv1.stride[0]
+    x = _in_pieces(lambda part: block(encoder.conv1(part)), samples, encoder.conv1.out_channels, 1, hop)
+    for block in encoder.block[1:]:
+        x = block(x)
+    return encoder.conv2(encoder.snake1(x))
+
+
+def _in_pieces(
+    compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, channels: int, up: int, down: int
+) -> torch.Tensor:
+    """Return what `compute`, `channels` wide inside, makes of `x` [B, C, n]: `up` values for each `down` of it."""
+    import torch
+
+    if x.device.type != "cpu":
+        return compute(x)
+    hop = max(up, down)
+    frames, seen = max(PIECE_FLOATS // (channels * hop), 1), math.ceil(SEEN_SAMPLES / hop) + 2
+    parts, length = [], math.ceil(x.shape[-1] / down)
+    for start in range(0, length, frames):
+        first, end = max(start - seen, 0), start + frames
+        made = compute(x[..., first * down : (end + seen) * down])
+        parts.append(made[..., (start - first) * up : None if end >= length else (end - first) * up])
+    return torch.cat(parts, dim=-1)
 
 
 def _unchanged(hidden_state: torch.Tensor) -> torch.Tensor:

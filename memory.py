@@ -6,6 +6,7 @@ before anything is loaded; `Placing` carries it out. Sizes are bytes as the weig
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from hub import PARTS
 from limits import LIMITS
 from models import LADDERS, Device, Kind, Plan, bytes_in, is_apart
 from params import SongRequest, sampling_settings
-from weights import Weights, is_turbo, transformer_config
+from weights import Weights, checkpoint_kind, transformer_config
 
 TEXTS: dict[str, str] = {
     "resident": "everything resident",
@@ -331,7 +332,7 @@ class Placing:
     def _song_of(self, request: Any, source: float) -> Song | None:
         if not isinstance(request, SongRequest):
             return None
-        settings, _ = sampling_settings(request, is_turbo(self._models.weights))
+        settings, _ = sampling_settings(request, checkpoint_kind(self._models.weights))
         return self._song_for(request.song_seconds(source), request.takes, settings.guidance > 1)
 
     def _song_for(self, seconds: float, takes: int = 1, guided: bool = True) -> Song:
@@ -457,3 +458,10 @@ def shorter(work: Any, fits: Callable[[Any], bool], shortest: int) -> str:
 def most(low: int, high: int, fits: Callable[[int], bool]) -> int:
     """Return the largest whole number from `low` to `high` that fits, 0 where none does."""
     return next((number for number in range(high, low - 1, -1) if fits(number)), 0)
+
+
+def trim_heap() -> None:
+    """Give back to Linux what its C library keeps of a song's arrays, hundreds of MB in pieces between others."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
