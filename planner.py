@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
+import planner_layers
 import preview
 import preview_writers
 from events import StudioError, first_line, is_out_of_memory
@@ -322,6 +323,8 @@ def load_planner(weights: Weights, device: Device) -> Planner:
             use_safetensors=True,
         )
         model = model.to(device.kind).eval().requires_grad_(False)
+        if not planner_layers.fits(model):
+            raise Unfit("its layers are not Qwen3's")
         if not tokenizer.chat_template:
             raise Unfit("its tokenizer has no chat template")
         return Planner(model, tokenizer, weights.model_id)

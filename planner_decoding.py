@@ -22,6 +22,7 @@ import yaml
 
 from events import StudioError
 from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
+from planner_layers import Memory
 
 if TYPE_CHECKING:
     import torch
@@ -289,7 +290,7 @@ def chances(seeds: Sequence[int], count: int) -> torch.Tensor:
 
 
 class Decoder:
-    """Rows of tokens that grow together over one static cache; shorter prompts are padded on the left.
+    """Rows of tokens that grow together; shorter prompts are padded on the left.
 
     `room` is how many tokens may follow the prompts. After each call the last hidden states [rows, size] are returned;
     what they mean as logits is up to the caller, who may need but few of the vocabulary's rows.
@@ -297,59 +298,23 @@ class Decoder:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], room: int):
         import torch
-        from transformers import StaticCache
 
         longest = max(map(len, prompts))
-        self._length = longest + room
-        if self._length > model.config.max_position_embeddings:
+        length = longest + room
+        if length > model.config.max_position_embeddings:
             raise StudioError(
                 "plan_too_long",
-                f"Text and plan need {self._length:,} tokens; "
-                f"this planner reads {model.config.max_position_embeddings:,}.",
+                f"Text and plan need {length:,} tokens; this planner reads {model.config.max_position_embeddings:,}.",
                 hint="Shorten the text or the song.",
             )
-        self._body = model.get_decoder()
-        device = model.device
-        self._cache = StaticCache(config=model.config, max_cache_len=self._length)
         padding = [longest - len(prompt) for prompt in prompts]
+        self._memory = Memory(model, padding, length)
         tokens = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
-        pads = torch.tensor(padding, device=device)[:, None]
-        self._places = torch.arange(self._length, device=device)
-        self._real = (self._places >= pads)[:, None, None, :]
-        # The places that each row may look at; they open as they are written.
-        self._open = torch.zeros_like(self._real)
-        self._place = torch.zeros(1, dtype=torch.long, device=device)
-        self._position = -pads
-        self.hidden = self.feed(torch.tensor(tokens, device=device))
+        self.hidden = self.feed(torch.tensor(tokens, device=model.device))
 
     def feed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append `tokens` [rows, n]; returns the last hidden states [rows, size]. One token reuses all buffers."""
-        import torch
-
-        count = tokens.shape[1]
-        with torch.no_grad():
-            if count == 1:
-                mask, positions = self._open.index_fill_(3, self._place, True), self._position
-            else:
-                mask, positions = self._look_back(count), self._position + self._places[:count]
-            states = self._body(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions.clamp_min(0) if count > 1 else positions,
-                past_key_values=self._cache,
-                use_cache=True,
-            ).last_hidden_state
-            self._place += count
-            self._position += count
-        return states[:, -1]
-
-    def _look_back(self, count: int) -> torch.Tensor:
-        """Open the next `count` places; returns what each of them sees, [rows, 1, count, length]."""
-        written = self._place + self._places[:count]
-        self._open.index_fill_(3, written, True).logical_and_(self._real)
-        seen = self._open & (self._places <= written[:, None])
-        # A padded place would see nothing, and what a softmax over nothing gives would spread through the cache.
-        return seen | (self._places == written[:, None])
+        """Append `tokens` [rows, n]; returns the last hidden states [rows, size]."""
+        return self._memory.read(tokens)
 
 
 def write(model: Any, prompt: Sequence[int], grammar: Grammar, seed: int, draw: Draw, room: int) -> Iterator[Any]:

@@ -5,10 +5,11 @@ Runs inside the GPU entry point, as generators of progress; None marks an unrepo
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import audio
@@ -19,6 +20,7 @@ import lyrics
 import planner
 from events import Done, Draft, Job, Progress, StudioError, is_out_of_memory
 from jobs import record_of, timed
+from limits import KEYS
 from memory import Placing
 from models import Device, Models, Slot, free_memory
 from params import GenerateRequest, LyricsRequest, Request
@@ -212,3 +214,15 @@ def _brief(request: Any) -> Brief:
         time_signature=request.time_signature,
         language=request.language,
     )
+
+
+def in_time(job: Job) -> tuple[Job, tuple[str, ...]]:
+    """Return `job` with a tempo and a key, and a note where the seed chose them: the built-in engine finds none."""
+    request = job.request
+    if request.mode != "generate" or (request.bpm and request.key):
+        return job, ()
+    chance = random.Random(job.seeds[0])
+    bpm, key = chance.randrange(76, 133), chance.choice(KEYS)
+    told = {"bpm": request.bpm or bpm, "key": request.key or key}
+    note = f"The built-in engine needs a tempo and a key: it was given {told['bpm']} BPM and {told['key']}."
+    return replace(job, request=request.model_copy(update=told)), (note,)

@@ -18,6 +18,7 @@ from events import StudioError
 from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
 from planner import Brief, Plan, PlanSettings, PlanStep
 from planner_decoding import CUT, Draw
+from planner_layers import Memory
 from tests.weights import CPU
 from weights import find_planner
 
@@ -148,6 +149,20 @@ def test_batched_guidance_equals_the_same_computation_without_a_cache(planner, s
         assert codes == tuple(planner.vocabulary.codes[drawn].tolist())
 
 
+@pytest.mark.parametrize("pads", [(0, 0), (0, 3, 5)])
+def test_the_layers_give_what_transformers_gives(planner, pads):
+    """Read at once, token by token and in parts, rows with padding before them; each row alone is the oracle."""
+    tokens = torch.randint(0, 4_000, (len(pads), 12), generator=torch.Generator().manual_seed(3))
+    expected = []
+    for row, pad in zip(tokens, pads, strict=True):
+        with torch.no_grad():
+            expected.append(planner.model.get_decoder()(row[None, pad:]).last_hidden_state[0, -1])
+    for parts in ((12,), (8, 1, 1, 1, 1), (6, 4, 2)):
+        memory = Memory(planner.model, pads, 20)
+        *_, last = (memory.read(part) for part in tokens.split(parts, dim=1))
+        assert torch.allclose(last, torch.stack(expected), atol=1e-5), parts
+
+
 def test_every_setting_changes_the_codes(planner):
     brief = replace(BRIEF, **GIVEN)
     usual = make(planner, brief)
@@ -182,8 +197,8 @@ def test_draws_follow_the_shares_and_the_nucleus():
 @pytest.mark.parametrize("after", [2, 60], ids=["metadata", "codes"])
 def test_it_stops_within_one_token(planner, monkeypatch, after):
     expected, calls = make(planner), []
-    forward = planner.model.get_decoder().forward
-    monkeypatch.setattr(planner.model.get_decoder(), "forward", lambda **all: calls.append(1) or forward(**all))
+    read = Memory.read
+    monkeypatch.setattr(Memory, "read", lambda memory, tokens: calls.append(1) or read(memory, tokens))
     events = planning.plan(planner, replace(BRIEF, seconds=60), (1,))
     for _ in range(after):
         next(events)

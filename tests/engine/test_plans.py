@@ -46,6 +46,7 @@ def test_a_plan_is_used_and_stands_in_the_record(studio):
     assert json.loads(json.dumps(done.record)) == done.record
 
 
+@pytest.mark.slow
 def test_switched_off_the_song_is_the_one_of_a_studio_without_planner(studio, make_studio):
     off = song(studio, options={"plan": False, "rewrite": True})
     assert off.record["plan"] == {"used": False, "reason": "Plan the song first was off."}
@@ -134,6 +135,7 @@ def test_without_a_planner_the_song_is_made_and_says_so(no_language_models, make
     assert "no audio tokens" in song(studio).record["plan"]["reason"]
 
 
+@pytest.mark.slow
 def test_what_the_planner_or_the_checkpoint_cannot_read_costs_only_the_plan(studio, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(studio.models.pipeline(), "audio_token_detokenizer", None)
@@ -172,6 +174,7 @@ def test_out_of_memory_while_the_planner_is_loaded_leaves_the_song(make_studio, 
     assert studio.status()["planner"] == {"state": "ready", "model": "preview", "problem": None, "source": "preview"}
 
 
+@pytest.mark.slow
 def test_what_is_broken_is_not_loaded_at_every_song(make_studio, monkeypatch):
     calls = []
 
@@ -189,6 +192,7 @@ def test_what_is_broken_is_not_loaded_at_every_song(make_studio, monkeypatch):
     assert studio.status()["planner"]["state"] == "ready"
 
 
+@pytest.mark.slow
 def test_out_of_memory_while_planning_leaves_the_song_and_the_planner(studio, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("no room")
@@ -205,7 +209,7 @@ def test_out_of_memory_while_planning_leaves_the_song_and_the_planner(studio, mo
 
 
 def test_cancel_while_planning_stops_within_one_token(studio):
-    model = studio.models.planner.get().model.get_decoder()
+    model = studio.models.planner.get().model.get_decoder().embed_tokens
     assert_stops(
         studio, song_request(duration=60), model, lambda e: isinstance(e, Progress) and e.stage == "planning" and e.step
     )

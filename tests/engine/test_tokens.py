@@ -11,7 +11,7 @@ import pytest
 
 import conditions
 import modes
-import tokens
+import page_hints
 from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
 
 LONG = "warm tape hiss, brushed drums, Glühwürmchen, " * 40
@@ -19,9 +19,9 @@ PROMPTS = ("a song", "Lo-fi «Nacht»: 🌙 東京 <|endoftext|>", LONG, "x" * 2
 
 
 @pytest.fixture(scope="module")
-def counter(tiny: Path) -> tokens.TokenCounter:
+def counter(tiny: Path) -> page_hints.TokenCounter:
     """Return the counter of the preview's checkpoint."""
-    return tokens.TokenCounter(tiny / "tokenizer" / "tokenizer.json")
+    return page_hints.TokenCounter(tiny / "tokenizer" / "tokenizer.json")
 
 
 def test_words_are_counted_and_cut_as_in_the_pipeline(pipe: Any, counter):
@@ -46,21 +46,24 @@ def test_the_budget_follows_the_form(counter):
     ]:
         there = {"prompt": "a song", "bpm": "96", "key": "F#m", "time_signature": "3", **there}
         words = conditions.Words("a song", "", "en", seconds, instruction, 96, "F# minor", "3")
-        assert tokens.prompt_budget(counter, mode, there) == (conditions.prompt_tokens(counter, words, "a song"), "")
+        assert page_hints.prompt_budget(counter, mode, there) == (
+            conditions.prompt_tokens(counter, words, "a song"),
+            "",
+        )
 
 
 def test_nonsense_in_other_fields_does_not_matter(counter):
     for nonsense in ["fast", "nan", "9" * 400, "-1e999", None]:
         there = {"prompt": "a song", "bpm": nonsense, "key": nonsense, "time_signature": "", "duration": nonsense}
-        used, dropped = tokens.prompt_budget(counter, "generate", there)
+        used, dropped = page_hints.prompt_budget(counter, "generate", there)
         assert used > 20 and dropped in ("", "a song")
 
 
 def test_what_is_cut_is_named_and_a_book_is_counted_up_to_the_limit(counter):
-    used, dropped = tokens.prompt_budget(counter, "generate", {"prompt": LONG, "duration": "60"})
+    used, dropped = page_hints.prompt_budget(counter, "generate", {"prompt": LONG, "duration": "60"})
     assert used > MAX_TEXT_TOKENS
     assert dropped and LONG.strip().endswith(dropped)
-    used, _ = tokens.prompt_budget(counter, "generate", {"prompt": "word " * 100_000, "duration": "60"})
+    used, _ = page_hints.prompt_budget(counter, "generate", {"prompt": "word " * 100_000, "duration": "60"})
     assert used < 2 * TEXT_LIMITS["prompt"]
 
 
@@ -69,12 +72,12 @@ def test_before_there_is_a_tokenizer(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         folder = tmp_path / "none"
 
     studio = SimpleNamespace(models=SimpleNamespace(weights=Nowhere))
-    monkeypatch.setattr(tokens, "get_backend", lambda: studio)
-    assert tokens.token_counter() is None
-    assert tokens.lyric_tokens("la la", "en") is None
+    monkeypatch.setattr(page_hints, "get_backend", lambda: studio)
+    assert page_hints.token_counter() is None
+    assert page_hints.lyric_tokens("la la", "en") is None
     # One that is broken counts nothing either.
     (tmp_path / "none" / "tokenizer").mkdir(parents=True)
     (tmp_path / "none" / "tokenizer" / "tokenizer.json").write_text("{}")
-    assert tokens.token_counter() is None
+    assert page_hints.token_counter() is None
     Nowhere.folder = None
-    assert tokens.token_counter() is None
+    assert page_hints.token_counter() is None

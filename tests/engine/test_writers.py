@@ -55,6 +55,7 @@ def test_the_same_seed_writes_the_same_lyrics(studio):
     assert lyrics_of(drawn["seed"])["text"] == drawn["text"] != lyrics_of(drawn["seed"] ^ 1)["text"]
 
 
+@pytest.mark.slow
 def test_lyrics_do_not_load_the_song_model_nor_a_song_the_writer(make_studio):
     studio = make_studio(built=False)
     assert studio.status()["lyrics"] == {
@@ -97,6 +98,7 @@ def test_out_of_memory_while_the_writer_is_loaded_leaves_the_pipeline(make_studi
     assert isinstance(words(studio, "lyrics", brief="rain", options={"max_tokens": 16}), Done)
 
 
+@pytest.mark.slow
 def test_out_of_memory_while_writing_is_a_sentence_of_its_own(studio):
     def full(*_):
         raise torch.OutOfMemoryError("no room")
