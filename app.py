@@ -33,20 +33,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import guard
 import jobs
-import markup
-import panels
-import tabs
+import page_markup
+import page_panels
+import page_tabs
 import theme
 import tooltips
 from api import add_endpoints
 from backend import GPU_CONCURRENCY, get_backend, start_workers
 from cli import is_port
 from events import Done, Problem
-from form import AT_ONCE, QUIET, Form, Updates
 from lora_files import MAX_FILE_BYTES
-from panels import Header
-from remember import connect_memory
-from runs import connect_cancel, page_updates, unexpected
+from page_form import AT_ONCE, QUIET, Form, Updates
+from page_panels import Header
+from page_runs import connect_cancel, page_updates, unexpected
+from page_settings import connect_memory
 
 log = logging.getLogger("studio")
 
@@ -61,7 +61,7 @@ DELETE_CACHE = (3600, 24 * 3600)
 # A status in which nothing is here; it tells which parts of the page follow the status.
 NOTHING = {"state": "none", "model": "", "problem": None}
 NOTHING_KNOWN = {
-    "turbo": False,
+    "kind": "sft",
     "tasks": {},
     "unsupported": {},
     "planner": NOTHING,
@@ -75,8 +75,8 @@ def build_app() -> gr.Blocks:
     with gr.Blocks(
         title=tooltips.TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE, elem_id="studio", fill_width=True
     ) as demo:
-        header = panels.header()
-        forms = tabs.build_tabs()
+        header = page_panels.header()
+        forms = page_tabs.build_tabs()
         connect_status(demo, header, forms)
         connect_download(header, forms)
         connect_memory(demo, forms)
@@ -93,15 +93,15 @@ def connect_download(header: Header, forms: list[Form]) -> None:
     bar = header.bar
 
     def failed(problem: Problem) -> Updates:
-        return bar.idle(markup.line("failed", problem.text()))
+        return bar.idle(page_markup.line("failed", problem.text()))
 
     def done(_: Done) -> Updates:
         still_preview = get_backend().status()["engine"] == "preview"
         text = tooltips.DOWNLOAD_UNUSED if still_preview else tooltips.DOWNLOAD_DONE
-        return {**status_updates(header, forms), **bar.idle(markup.line("done", text))}
+        return {**status_updates(header, forms), **bar.idle(page_markup.line("done", text))}
 
     def fetch() -> Iterator[Updates]:
-        yield bar.running(markup.line("running", tooltips.DOWNLOAD_STARTING))
+        yield bar.running(page_markup.line("running", tooltips.DOWNLOAD_STARTING))
         try:
             with contextlib.closing(get_backend().download()) as events:
                 yield from page_updates(bar, events, done, failed)
@@ -126,7 +126,7 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
     known.then(look, outputs=header.outputs, **AT_ONCE)
     # A run may have loaded something, or have found that it cannot be loaded.
     for run in (run for form in forms for run in form.runs):
-        run.then(lambda: markup.heading(get_backend().status()), outputs=header.status, **AT_ONCE)
+        run.then(lambda: page_markup.heading(get_backend().status()), outputs=header.status, **AT_ONCE)
 
 
 def status_outputs(header: Header, forms: list[Form]) -> list[Any]:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import ctypes
 import logging
 import os
 import queue
-import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -56,7 +54,7 @@ from events import (
     is_out_of_memory,
 )
 from jobs import Clock, decode_upload, disk_problem, finish, job_for, output_folder, source_seconds, timed, versions
-from limits import KEYS, LIMITS, STUDIO_VERSION
+from limits import LIMITS, STUDIO_VERSION
 from memory import Placing
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest
 from weights import (
@@ -77,8 +75,6 @@ ON_ZEROGPU = bootstrap.on_zerogpu()
 # Off ZeroGPU one pipeline serves everybody in turn; there every call has a worker of its own.
 GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU else 1}
 HEARTBEAT_SECONDS = 0.4
-# Where "too long for one call" is shown: at the first of these fields that the request has.
-DURATION_FIELDS = ("duration", "after", "takes")
 
 
 # --- the GPU entry point ------------------------------------------------------------------------------------------
@@ -146,8 +142,7 @@ def start_workers(changed: Callable[[int], None]) -> None:
 
 def worker_status() -> dict[str, Any]:
     """Return what a Ray worker tells the studio about itself."""
-    get_backend().device()
-    return get_backend().status()
+    return get_backend().look()
 
 
 def _drain(work: Iterator[Event | Outcome | None], job: Job, events: queue.Queue) -> None:
@@ -231,9 +226,9 @@ def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Pr
     placing.for_song()
     notes: tuple[str, ...] = ()
     if plan is None and loaded.weights.engine == "preview" and not is_untrained(loaded.weights):
-        job, notes = _in_time(job)
+        job, notes = writers.in_time(job)
     acting = loras.reconcile(pipe, job.loras)
-    for event in modes.run(pipe, job, is_untrained(loaded.weights), plan):
+    for event in modes.run(pipe, job, is_untrained(loaded.weights), plan, checkpoint_kind(loaded.weights)):
         if isinstance(event, Outcome):
             event.facts["seconds"] = {**seconds, **event.facts["seconds"]}
             event.facts.update(plan=facts, loras=acting)
@@ -242,18 +237,6 @@ def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Pr
                 event = replace(event, notes=(*event.notes, f"Made without a plan: {facts['reason']}"))
             event = replace(event, notes=(*notes, *event.notes))
         yield event
-
-
-def _in_time(job: Job) -> tuple[Job, tuple[str, ...]]:
-    """Return `job` with a tempo and a key, and a note where the seed chose them: the built-in engine finds none."""
-    request = job.request
-    if request.mode != "generate" or (request.bpm and request.key):
-        return job, ()
-    chance = random.Random(job.seeds[0])
-    bpm, key = chance.randrange(76, 133), chance.choice(KEYS)
-    told = {"bpm": request.bpm or bpm, "key": request.key or key}
-    note = f"The built-in engine needs a tempo and a key: it was given {told['bpm']} BPM and {told['key']}."
-    return replace(job, request=request.model_copy(update=told)), (note,)
 
 
 # --- the backend --------------------------------------------------------------------------------------------------
@@ -303,16 +286,9 @@ class Backend:
         """Return who makes the songs: this process, or the Ray workers that answer."""
         if cluster.wanted():
             return cluster.workers()
-        device = self.models.known_device
-        return [
-            {
-                "id": jobs.WORKER,
-                "node": "",
-                "pid": os.getpid(),
-                "device": device.kind if device else "",
-                "busy": self.models.turn.locked(),
-            }
-        ]
+        device, busy = self.models.known_device, self.models.turn.locked()
+        here = {"id": jobs.WORKER, "node": "", "pid": os.getpid(), "device": device.kind if device else ""}
+        return [{**here, "busy": busy}]
 
     def _status_here(self) -> dict[str, Any]:
         weights, device = self.models.weights, self.models.known_device
@@ -328,6 +304,7 @@ class Backend:
             "memory_plan": self.placing.text() if device else "",
             "memory_plans": self.placing.plans(device),
             "loaded": self.models.loaded,
+            "kind": checkpoint_kind(weights),
             "turbo": is_turbo(weights),
             "problem": as_dict(weights.problem),
             "wanted": weights.wanted,
@@ -348,8 +325,12 @@ class Backend:
             name: {"low": limit.low, "high": limit.high, "default": limit.default, "unit": limit.unit}
             for name, limit in LIMITS.items()
         }
-        known = {name: status[name] for name in kept}
-        return {"studio": STUDIO_VERSION, **known, "limits": limits, "versions": versions()}
+        return {
+            "studio": STUDIO_VERSION,
+            **{name: status[name] for name in kept},
+            "limits": limits,
+            "versions": versions(),
+        }
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Do what `request` asks: progress, then `Done` or `Failed`. Closing the generator cancels it."""
@@ -360,7 +341,7 @@ class Backend:
         except Exception as error:
             yield Failed(problem_of(error))
         finally:
-            _trim_heap()
+            memory.trim_heap()
 
     def download(self) -> Iterator[Event]:
         """Fetch the real weights; the studio uses them from the next song on. Closing the generator stops the fetch."""
@@ -464,14 +445,7 @@ class Backend:
             # One forward pass; the estimate would count the tokens of a text.
             return Work("align", duration=source, steps=1, source=source)
         planned = self.models.planner.weights.folder is not None
-        return work_of(request, turbo=is_turbo(self.models.weights), source=source, planner=planned)
-
-
-def _trim_heap() -> None:
-    """Give back to Linux what its C library keeps of a song's arrays, hundreds of MB in pieces between others."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
+        return work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
 
 
 _backend: Backend | None = None
@@ -481,8 +455,6 @@ _backend_lock = threading.Lock()
 def get_backend() -> Backend:
     """Return the one backend, made at the first call; two first calls at once get the same."""
     global _backend
-    if _backend is not None:
-        return _backend
     with _backend_lock:
         if _backend is None:
             jobs.prune()
@@ -499,11 +471,8 @@ def check(request: Request) -> None:
     if not bootstrap.on_zerogpu():
         return
     if problem := refusal(get_backend().work_of(request, source)):
-        field = next((name for name in DURATION_FIELDS if hasattr(request, name)), "")
+        field = next((name for name in ("duration", "after", "takes") if hasattr(request, name)), "")
         raise InvalidRequest((Problem(problem.code, problem.message, field, problem.hint),))
-
-
-# --- problems ----------------------------------------------------------------------------------------
 
 
 def problem_of(error: Exception) -> Problem:

@@ -311,6 +311,7 @@ def output() -> Iterator[Finding]:
 def workers() -> Iterator[Finding]:
     """Yield who would make the songs; a cluster is joined for it, and nothing is started."""
     import cluster
+    import cluster_problems
 
     where = cluster.wanted()
     if not where:
@@ -329,7 +330,7 @@ def workers() -> Iterator[Finding]:
         facts = {"nodes": f"{len(ray.nodes())} nodes", "cards": f"{found.get('GPU', 0):g} cards"}
         yield Finding("workers", tooltips.CHECK_RAY.format(version=ray.__version__, **facts))
     except Exception as error:
-        yield Finding("workers", cluster.problem_of(error).text(), stops=True)
+        yield Finding("workers", cluster_problems.problem_of(error).text(), stops=True)
 
 
 # --- weights ------------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ SONG_PARAMETERS = (
         gr.Textbox,
         "standard",
         f"One of {', '.join(f'{name} ({steps} steps)' for name, steps in QUALITY_STEPS.items())}; "
-        "a turbo checkpoint makes each in 8.",
+        "a turbo checkpoint makes each in 8, the built-in engine in fewer.",
     ),
     Parameter(
         "seed",

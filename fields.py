@@ -145,7 +145,7 @@ class Strict(BaseModel):
 
 
 class LoraChoice(Strict):
-    """A LoRA and how much it acts; `source` is a preset's name, "org/repo", "org/repo:file" or an uploaded file."""
+    """A LoRA and how much it acts; `source` is "org/repo", "org/repo:file" or an uploaded file."""
 
     source: str
     weight: float
@@ -168,7 +168,7 @@ def _lora(place: int, item: object) -> LoraChoice:
     item = {"source": item} if isinstance(item, str) else item
     if not isinstance(item, Mapping) or not isinstance(item.get("source"), str) or not item["source"].strip():
         raise wrong(
-            f'LoRA {place} must name its source: a preset, "org/repo", "org/repo:file" or an uploaded file.',
+            f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.',
         )
     if unknown := sorted(map(str, item.keys() - {"source", "weight"})):
         raise wrong(f"{shown(unknown[0])} of LoRA {place} is not known here. Known: source, weight.")

@@ -100,7 +100,7 @@ def stop(seconds: float) -> None:
         if time.monotonic() > end:
             break
         time.sleep(0.05)
-    shutil.rmtree(_process[0], ignore_errors=True)
+    _leave(_process[0], os.getpid())
     export.discard_parts()
 
 

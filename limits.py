@@ -61,6 +61,8 @@ MEMORY_PLANS = {
     "fp8": "One part at a time, 8 bits",
 }
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
+PREVIEW_STEPS = {"draft": 10, "standard": 20, "best": 40}
+"""Of the built-in engine, whose songs gain nothing by more (docs/preview-engine.md)."""
 STRUCTURES = {
     "Verse-Chorus": "[Verse 1], [Chorus], [Verse 2], [Chorus], [Bridge], [Chorus], [Outro]",
     "Pop with pre-chorus": (

@@ -1,4 +1,4 @@
-"""Where a LoRA comes from: an upload (a safetensors file, or a PEFT folder as a zip), the list of presets, the hub.
+"""Where a LoRA comes from: an upload (a safetensors file, or a PEFT folder as a zip) or the hub.
 
 `prepare` works outside the GPU. It makes a `LoraSpec` of what a visitor asked for: a checked file of this machine and
 all that is known about it, picklable, so that it can be part of a job. Uploads and repositories are untrusted: nothing
@@ -7,7 +7,6 @@ is taken of a zip or a repository but one safetensors file and its json, and the
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -27,7 +26,6 @@ from limits import shown, size_text
 from lora_files import FIELD, MAX_FILE_BYTES, Refusal, about, is_inside, read_header, sha256_of
 from lora_layout import CONFIG_FILE, MAX_CONFIG_BYTES, PeftConfig, Widths, is_peft, read_config, read_layout
 
-PRESETS_FILE = Path(__file__).with_name("presets") / "loras.json"
 MAX_ENTRIES = 50
 
 NO_ALPHA = (
@@ -78,17 +76,6 @@ class LoraSpec:
     revision: str = ""
 
 
-@dataclass(frozen=True)
-class Preset:
-    """An entry of presets/loras.json; `purpose` is its "for"."""
-
-    name: str
-    id: str
-    purpose: str
-    licence: str
-    fits: str
-
-
 def prepare(
     source: str,
     weight: float,
@@ -98,7 +85,7 @@ def prepare(
     uploads: Sequence[Path] = (),
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress]:
-    """Make a `LoraSpec` of a preset's name, "org/repo", "org/repo:file" or an uploaded file; returns it.
+    """Make a `LoraSpec` of "org/repo", "org/repo:file" or an uploaded file; returns it.
 
     `folder` is the job's own, for what a zip holds; `widths` are the model's linear layers (None: not known yet). A
     file counts as uploaded only inside one of the folders `uploads`: whoever calls the API may write any path there.
@@ -107,11 +94,7 @@ def prepare(
     Raises:
         StudioError: with the field "options.loras", for everything that is wrong with the source or the file.
     """
-    preset = next((preset for preset in presets() if preset.name.lower() == source.strip().lower()), None)
-    if preset:
-        path, named, revision = yield from fetch(preset.id, cancelled)
-        name = preset.name
-    elif upload := _uploaded(source, uploads):
+    if upload := _uploaded(source, uploads):
         path, named, revision, name = upload, "upload", "", upload.name
     elif hub_id(source):
         check_hub_allowed()
@@ -137,28 +120,13 @@ def inspect(path: str | Path, widths: Widths | None = None) -> LoraInfo:
         return LoraInfo(path.name, fits=False, problem=error.problem)
 
 
-def presets() -> tuple[Preset, ...]:
-    """Return the entries of presets/loras.json; raises ValueError where one of them is not complete."""
-    try:
-        entries = json.loads(PRESETS_FILE.read_text(encoding="utf-8"))["loras"]
-        found = tuple(Preset(e["name"], e["id"], e["for"], e["licence"], e["fits"]) for e in entries)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{PRESETS_FILE.name} is not as its schema says: {error}") from None
-    if wrong := next((preset.name for preset in found if not hub_id(preset.id)), None):
-        raise ValueError(f"{PRESETS_FILE.name}: the id of {wrong} is not org/repo or org/repo:file")
-    return found
-
-
 def _unknown_source(source: str) -> StudioError:
     if os.path.isabs(source):
         return StudioError("lora_missing", "A LoRA that was uploaded is not here any more.", FIELD, "Add it again.")
-    known = ", ".join(preset.name for preset in presets())
     return StudioError(
         "lora_unknown",
-        f'A LoRA is an uploaded file, "org/repo" or "org/repo:file" on Hugging Face{", or a preset" if known else ""}, '
-        f"not {shown(source, 80)}.",
+        f'A LoRA is an uploaded file, "org/repo" or "org/repo:file" on Hugging Face, not {shown(source, 80)}.',
         FIELD,
-        f"Presets: {known}." if known else "",
     )
 
 

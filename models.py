@@ -266,6 +266,7 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         pipe = AceStepPipeline.from_pretrained(folder, dtype=dtypes, use_safetensors=True, local_files_only=True)
         attention.use_windows(pipe.transformer)
         codec.skip_idle_units(pipe.vae)
+        codec.use_pieces(pipe.vae)
         if device.storage_dtype != device.dtype:
             parts = [
                 part for part in pipe.components if part != "vae" and not (plan == "fp8" and part == "transformer")

@@ -35,12 +35,14 @@ CONSERVATIVE = (1.0, 25, 0.05)
 LEAST_CROSSFADE_SECONDS = 0.01
 
 
-def run(pipe: Any, job: Job, untrained: bool, plan: Plan | None = None) -> Iterator[Progress | Outcome]:
+def run(
+    pipe: Any, job: Job, untrained: bool, plan: Plan | None = None, kind: str = "sft"
+) -> Iterator[Progress | Outcome]:
     """Make the song of `job`; `untrained` says that the weights are random, so that noise is nothing to warn of.
 
-    A song from words follows the `plan`, where there is one.
+    A song from words follows the `plan`, where there is one. The `kind` of the checkpoint decides what is usual.
     """
-    song = Song(pipe, job, untrained, plan)
+    song = Song(pipe, job, untrained, plan, kind)
     yield Progress("reading")
     takes = yield from MODES[job.request.mode](song)
     yield Outcome(takes, song.all_facts(), tuple(song.notes))
@@ -249,10 +251,10 @@ NOISE_FLATNESS = 0.3
 class Song:
     """What every mode needs of one job: the pipeline, the numbers, what there is to say about it, and the clock."""
 
-    def __init__(self, pipe: Any, job: Job, untrained: bool, plan: Plan | None):
+    def __init__(self, pipe: Any, job: Job, untrained: bool, plan: Plan | None, kind: str):
         self.pipe, self.job, self.untrained, self.plan = pipe, job, untrained, plan
         self.request = job.request if plan is None else job.request.model_copy(update=plan.words())
-        self.settings, self.notes = sampling_settings(job.request, pipe.is_turbo)
+        self.settings, self.notes = sampling_settings(job.request, "turbo" if pipe.is_turbo else kind)
         self.facts: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self._since = time.monotonic()

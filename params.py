@@ -34,6 +34,7 @@ from limits import (
     LEAST_REGION_SECONDS,
     MAX_SEED,
     MEMORY_PLANS,
+    PREVIEW_STEPS,
     QUALITY_STEPS,
     REPAINT_MODES,
     SAMPLERS,
@@ -391,19 +392,21 @@ class Sampling:
     shift: float
 
 
-def usual_sampling(quality: str, turbo: bool) -> Sampling:
-    """Return the numbers of a run whose options name none.
+def usual_sampling(quality: str, kind: str = "sft") -> Sampling:
+    """Return the numbers of a run whose options name none, for a `weights.checkpoint_kind`.
 
     A turbo checkpoint has guidance distilled into its weights and an 8-step schedule of shift 3 (upstream's table).
     """
-    return Sampling(8, 1.0, 3.0) if turbo else Sampling(QUALITY_STEPS[quality], 7.0, 1.0)
+    if kind == "turbo":
+        return Sampling(8, 1.0, 3.0)
+    return Sampling((PREVIEW_STEPS if kind == "preview" else QUALITY_STEPS)[quality], 7.0, 1.0)
 
 
-def sampling_settings(request: SongRequest, turbo: bool) -> tuple[Sampling, list[str]]:
+def sampling_settings(request: SongRequest, kind: str = "sft") -> tuple[Sampling, list[str]]:
     """Resolve quality and options for a checkpoint; returns the numbers and sentences on what could not be followed."""
-    options, usual, notes = request.options, usual_sampling(request.quality, turbo), []
+    options, usual, notes = request.options, usual_sampling(request.quality, kind), []
     asked = {name: getattr(options, name) for name in ("steps", "guidance", "shift")}
-    if turbo:
+    if kind == "turbo":
         asked["guidance"] = None
         if options.guidance is not None and options.guidance > 1:
             notes.append("Guidance was left out: this turbo checkpoint has it built in.")

@@ -14,6 +14,11 @@ from gradio.themes.utils.colors import Color
 from gradio.themes.utils.sizes import Size
 
 STATIC = Path(__file__).with_name("static")
+# Those in the page's head; the first one makes the object that the others add to.
+SCRIPTS = (
+    *("studio", "folds", "faces", "progress", "advice", "loras", "player", "takes", "examples", "latest"),
+    *("listen", "zoom", "beats"),
+)
 
 # name: (light, dark)
 TOKENS = {
@@ -149,7 +154,7 @@ def script(name: str) -> str:
 def css() -> str:
     """Return our style sheet: the tokens as --studio-* variables, then the rules in static/."""
     sides = [";".join(f"--studio-{name}:{pair[side]}" for name, pair in TOKENS.items()) for side in (0, 1)]
-    rules = "\n".join(static(name) for name in ("studio.css", "faces.css", "takes.css"))
+    rules = "\n".join(static(name) for name in ("studio.css", "faces.css", "takes.css", "latest.css"))
     return f":root{{{sides[0]}}}\n:root.dark,:root .dark{{{sides[1]}}}\n{rules}"
 
 
@@ -158,8 +163,6 @@ def head() -> str:
 
     With them go the styles that Gradio must not change, and that of the player, which stands outside its frame.
     """
-    scripts = "\n".join(
-        static(f"{name}.js") for name in ("studio", "faces", "progress", "advice", "loras", "player", "takes")
-    )
+    scripts = "\n".join(static(f"{name}.js") for name in SCRIPTS)
     styles = "\n".join(static(f"{name}.css") for name in ("player", "motion"))
     return f"<script>\n{scripts}\n</script>\n<style>\n{styles}</style>"

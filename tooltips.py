@@ -160,6 +160,8 @@ RESULT = "Takes"
 DETAILS = "Song details"
 ADVANCED = "Advanced"
 EXAMPLES_LABEL = "Start from an example"
+SONGS_LABEL = "Start from an example: a click plays it"
+EXAMPLE_SONG = "Example, played by the built-in engine"
 GO = {
     "generate": "Generate",
     "cover": "Make the cover",
@@ -200,6 +202,7 @@ ACTION_HELP = {
     "extract": "Takes one track out of the song.",
     "complete": "Takes a single track, such as a voice or a riff, and adds a band to it.",
 }
+MORE_ACTIONS = "More"
 EXPERIMENTAL = "{name} (experimental)"
 EXPERIMENTAL_HELP = "This checkpoint was not trained for this, so results may be poor."
 TRACKS = {"fx": "FX"}
@@ -216,6 +219,16 @@ def length_in_all(source: float, before: float, after: float) -> str:
     total = before + source + after
     return f"Total length {clock(total)} ({' + '.join(filter(None, parts))} = {total:.6g} s)."
 
+
+# What static/timeline.js shows of an extension.
+TIMELINE = {
+    "title": "Timeline",
+    "before": "New music before the source",
+    "after": "New music after the source",
+    "help": "Drag an end outwards to add new music there.",
+    "keys": "Keys: arrows move an end by 1 s, Shift and arrows by 10 s.",
+}
+NEW_SECONDS = "{seconds} s"
 
 # --- help with the words ------------------------------------------------------------------------------------------
 
@@ -285,8 +298,6 @@ LORA_NOT_HUB = (
     "Write it as org/repo, or org/repo:file.safetensors for one of its files."
 )
 LORA_NO_HUB = "Which one? Write the repository as org/repo, or org/repo:file.safetensors for one of its files."
-LORA_PRESET = "LoRA from the list"
-LORA_NO_PRESET = "Choose one from the list first."
 LORA_LATER = "downloaded from Hugging Face when the song is made"
 # What the list of the LoRAs says; a text under "up_of" is how a screen reader calls the button "up".
 LORA_LIST = {
@@ -321,11 +332,6 @@ def lora_facts(info: Any) -> list[str]:
         "fits this model" if info.fits else "",
     ]
     return [fact for fact in facts if fact]
-
-
-def preset_facts(preset: Any) -> list[str]:
-    """Return what the list of presets says of one: what it is for, its licence, its model (`preset` is a Preset)."""
-    return [preset.purpose, preset.licence, f"for {preset.fits}"]
 
 
 def lora_acted(lora: dict[str, Any]) -> str:
@@ -522,13 +528,15 @@ TAKES = {
     "remove": "Remove",
 }
 MAKING = "Making your song"
+LATEST_TAKES = "Your latest takes"
+USE_TAKE = "Use {name}, {length}, as the source"
 EARLIER_HELP = "This list stays in your browser; the files are deleted after a day. Download what you want to keep."
 FORGET = "Remove all"
 FROM_LOSSY = "Converted from {source}, so it sounds no better than the {source} file."
 TAKE_GONE = "The studio no longer has this take. Make it again to go on."
 UPLOAD_GONE = "The studio no longer has {label}."
 UPLOAD_GONE_HINT = "Choose the file again in the form and press its button."
-VARIED = "Take 2 is a variation of take 1 ({amount:.0%}). Your form has not changed."
+VARIED = "Take 2 is a variation of take 1 ({percent:.0f} %). Your form has not changed."
 RETAKEN = "Made again with the same settings and a new seed. Your form has not changed."
 NOTHING_SUNG = "The lyrics have no line to sing."
 NOTHING_ELSE_KEPT = "Uploads are deleted after a day. Nothing else about you is kept."

@@ -154,11 +154,14 @@ def has_audio_codes(weights: Weights) -> bool:
 
 
 def checkpoint_kind(weights: Weights) -> Literal["base", "sft", "turbo", "preview"]:
-    """Tell which tasks the checkpoint was trained for; the name decides between base and sft, else its config."""
-    if weights.engine == "preview":
-        return "preview"
+    """Tell what the checkpoint was trained for; the name decides between base and sft, else its config.
+
+    The random weights that tests run are no engine of their own and count as sft.
+    """
     if is_turbo(weights):
         return "turbo"
+    if weights.engine == "preview":
+        return "sft" if is_untrained(weights) else "preview"
     version = str(transformer_config(weights).get("model_version") or "")
     name = weights.model_id.lower()
     return next((kind for text in (name, version) for kind in ("sft", "base") if kind in text), "sft")

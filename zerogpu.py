@@ -358,7 +358,7 @@ class Work:
     passes: float = 1.0
 
 
-def work_of(request: Any, *, turbo: bool = False, source: float = 0.0, planner: bool = False) -> Work:
+def work_of(request: Any, *, kind: str = "sft", source: float = 0.0, planner: bool = False) -> Work:
     """Return the work of any request; `source` is the length of its source in seconds, `planner` whether one is here.
 
     Before there is a source, a mode that needs one is counted without it.
@@ -366,7 +366,7 @@ def work_of(request: Any, *, turbo: bool = False, source: float = 0.0, planner: 
     if not hasattr(request, "takes"):
         tokens = getattr(getattr(request, "options", None), "max_tokens", int(CONSTANTS["sketch_tokens"]))
         return Work(request.mode, source=source, tokens=tokens)
-    settings, _ = sampling_settings(request, turbo)
+    settings, _ = sampling_settings(request, kind)
     options, passes = request.options, 1.0
     if getattr(request, "action", "") == "morph":
         # Source and target both run in every averaged draw; after it the target alone.

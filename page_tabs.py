@@ -9,24 +9,24 @@ from typing import Any
 
 import gradio as gr
 
-import markup
-import panels
-import region
-import remember
-import restore
+import page_form
+import page_markup
+import page_panels
+import page_region
+import page_settings
+import page_timeline
 import theme
 import tooltips
-from advice import advice_line, connect_advice
-from assist import Assist, assist, connect_assist
 from events import Problem
-from form import AT_ONCE, QUIET, Form, Updates, add, add_number, add_slider, html, lengths
 from limits import ACTIONS, LIMITS, REPAINT_MODES, TRACKS
-from lyrics_tab import LyricsPanel, lyrics_tab
+from page_form import AT_ONCE, QUIET, Form, Updates, add, add_number, add_slider, html, lengths
+from page_hints import advice_line, connect_advice
+from page_lyrics import LyricsPanel, lyrics_tab
+from page_panels import GenerateForm, add_plan, add_plan_options, connect_keep
+from page_results import Made, ResultPanel, RunBar, result_panel
+from page_runs import Assist, assist, connect_assist, connect_song, run_foot
+from page_takes import connect_takes
 from params import ACTION_OPTIONS
-from planning import GenerateForm, add_plan, add_plan_options, connect_keep
-from result import Made, ResultPanel, RunBar, result_panel, run_foot
-from runs import connect_song
-from takes import connect_takes
 
 TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"
 
@@ -60,23 +60,26 @@ def generate_tab() -> SongTab:
     with _tab(form):
         with _columns(form):
             with _essentials():
-                html(markup.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
-                panels.examples(form, blank={**restore.SONG, "duration": LIMITS["duration"].default})
-                panels.prompt(form)
+                html(page_markup.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
+                blank = {**page_form.SONG, "duration": LIMITS["duration"].default}
+                page_panels.examples(form, caption=tooltips.SONGS_LABEL, blank=blank, songs=True)
+                page_panels.prompt(form)
                 helper = assist(form, "inspire", "polish")
-                advice = panels.lyrics(form, "duration")
-                html(markup.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
+                advice = page_panels.lyrics(form, "duration")
+                html(page_markup.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
             result = _result(form)
             with _details(form):
-                with panels.song_details(form, own=add_plan):
-                    dropped = panels.settings_file(form)
-                fold = panels.advanced(form, add_plan_options)
-        also = html(markup.also(form.folded()), elem_id="generate-also", js_on_load=theme.script("faces"), render=False)
+                with page_panels.song_details(form, own=add_plan):
+                    dropped = page_panels.settings_file(form)
+                fold = page_panels.advanced(form, add_plan_options)
+        also = html(
+            page_markup.also(form.folded()), elem_id="generate-also", js_on_load=theme.script("faces"), render=False
+        )
         run = run_foot(form, above=also)
     # No event of the settings: files are not kept.
     reference = form.fields["reference"]
     reference.change(None, reference, js='(reference) => void studio.kept("generate", { reference })', **QUIET)
-    panels.connect_settings_file(form, dropped)
+    page_panels.connect_settings_file(form, dropped)
     connect_keep(form, fold, result)
     return _song_tab(form, run, result, helper, advice)
 
@@ -86,26 +89,26 @@ def cover_tab() -> SongTab:
     with _tab(form):
         with _columns(form):
             with _essentials():
-                offer = panels.source(form)
+                offer = page_panels.source(form)
                 helper = assist(form, "describe")
-                panels.examples(form)
-                panels.prompt(form)
-                advice = panels.lyrics(form)
+                page_panels.examples(form)
+                page_panels.prompt(form)
+                advice = page_panels.lyrics(form)
                 add_slider(form, "strength")
             result = _result(form)
             with _details(form):
-                panels.song_details(form)
-                panels.advanced(form, lambda form: add_slider(form, "options.noise_strength"))
+                page_panels.song_details(form)
+                page_panels.advanced(form, lambda form: add_slider(form, "options.noise_strength"))
         why = html(elem_id="cover-why", render=False)
         bar, problems = run_foot(form, above=why)
-    panels.connect_offer(form, offer)
+    page_panels.connect_offer(form, offer)
     form.watchers.append(lambda facts: cover_updates(bar, why, facts["unsupported"].get("cover", "")))
     return _song_tab(form, (bar, problems), result, helper, advice)
 
 
 def cover_updates(bar: RunBar, why: gr.HTML, reason: str) -> Updates:
     """Return what the tab says about covers: where the checkpoint makes none there is nothing to press."""
-    return {bar.go: gr.update(interactive=not reason), why: markup.remark(reason) if reason else ""}
+    return {bar.go: gr.update(interactive=not reason), why: page_markup.remark(reason) if reason else ""}
 
 
 def extend_tab() -> SongTab:
@@ -113,21 +116,23 @@ def extend_tab() -> SongTab:
     with _tab(form):
         with _columns(form):
             with _essentials():
-                offer = panels.source(form)
-                helper = assist(form, "describe")
+                offer = page_panels.source(form)
+                shown = page_timeline.timeline("extend-timeline")
                 with gr.Row(equal_height=True):
                     add_number(form, "before")
                     add_number(form, "after")
                 total = html(elem_id="extend-total")
-                panels.examples(form, kept=["prompt"])
-                panels.prompt(form)
-                advice = panels.lyrics(form)
+                helper = assist(form, "describe")
+                page_panels.examples(form, kept=["prompt"])
+                page_panels.prompt(form)
+                advice = page_panels.lyrics(form)
             result = _result(form)
             with _details(form):
-                panels.song_details(form, reference=False)
-                panels.advanced(form, lambda form: add_slider(form, "options.overlap"))
+                page_panels.song_details(form, reference=False)
+                page_panels.advanced(form, lambda form: add_slider(form, "options.overlap"))
         run = run_foot(form)
-    panels.connect_offer(form, offer)
+    page_timeline.connect(shown, *(form.fields[name] for name in ("source", "before", "after")))
+    page_panels.connect_offer(form, offer)
     connect_total(form, total)
     return _song_tab(form, run, result, helper, advice)
 
@@ -138,24 +143,25 @@ def edit_tab() -> SongTab:
     with _tab(form):
         with _columns(form):
             with _essentials():
-                offer = panels.source(form)
-                helper = assist(form, "describe")
-                panels.examples(form, kept=["prompt"])
+                offer = page_panels.source(form)
+                selector = page_region.region_selector("edit-region")
                 _actions(form)
-                selector = _region(form)
+                _region(form)
                 with gr.Column(elem_classes=["morph-only"]):
                     _words_of_the_source(form)
-                    panels.examples(form, "morph", tooltips.MORPHS_LABEL)
+                    page_panels.examples(form, "morph", tooltips.MORPHS_LABEL)
                     plan = html(elem_id="edit-morph-plan")
-                panels.prompt(form)
-                advice = panels.lyrics(form)
+                helper = assist(form, "describe")
+                page_panels.examples(form, kept=["prompt"])
+                page_panels.prompt(form)
+                advice = page_panels.lyrics(form)
             result = _result(form)
             with _details(form):
-                panels.song_details(form, reference=False)
-                panels.advanced(form, _morph_numbers)
+                page_panels.song_details(form, reference=False)
+                page_panels.advanced(form, _morph_numbers)
         run = run_foot(form)
-    shown = region.follow(selector, *(form.fields[name] for name in ("source", "start", "end")))
-    panels.connect_offer(form, offer, shown)
+    shown = page_region.connect(selector, *(form.fields[name] for name in ("source", "start", "end", "bpm")))
+    page_panels.connect_offer(form, offer, shown)
     connect_plan(form, plan)
     return _song_tab(form, run, result, helper, advice)
 
@@ -190,7 +196,7 @@ def _essentials() -> gr.Column:
 def _details(form: Form) -> Iterator[None]:
     with gr.Column(elem_classes=["details"]):
         yield
-        remember.foot(form)
+        page_settings.foot(form)
 
 
 def _result(form: Form) -> ResultPanel:
@@ -251,7 +257,7 @@ class EditForm(Form):
         """Return what the form says about the checkpoint in use: which actions are experiments."""
         tasks = facts["tasks"]
         choices = gr.update(choices=_action_choices(tasks))
-        return {self.fields["action"]: choices, self.hints: markup.actions(tasks)}
+        return {self.fields["action"]: choices, self.hints: page_markup.actions(tasks)}
 
 
 def _action_choices(tasks: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -264,7 +270,7 @@ def _action_choices(tasks: Mapping[str, str]) -> list[tuple[str, str]]:
 def _actions(form: EditForm) -> None:
     """Add the choice of an action, what it does, and what each action has in front of the words."""
     add(form, "action", gr.Radio, choices=_action_choices({}), value="repaint")
-    form.hints = html(markup.actions({}), elem_id="edit-hints")
+    form.hints = html(page_markup.actions({}), elem_id="edit-hints", js_on_load=theme.script("folds"))
     named = [(tooltips.track(name), name) for name in TRACKS]
     with gr.Column(elem_classes=["tracks-only"]):
         add(form, "track", gr.Radio, extra=["track-only"], choices=named, value=None)
@@ -274,19 +280,15 @@ def _actions(form: EditForm) -> None:
         add(form, "part", gr.Checkbox, value=False, min_width=160)
 
 
-def _region(form: EditForm) -> gr.HTML:
-    """Add the region on the waveform with its two numbers, and how freely it is repainted."""
-    with gr.Column(elem_classes=["region-only"]):
-        start, end = (add_number(form, name, render=False) for name in ("start", "end"))
-        selector = region.region_selector(start, end, elem_id="edit-region")
-        with gr.Row(equal_height=True):
-            start.render()
-            end.render()
+def _region(form: EditForm) -> None:
+    """Add the two numbers of the region, and how freely it is repainted."""
+    with gr.Row(equal_height=True, elem_classes=["region-only"]):
+        add_number(form, "start")
+        add_number(form, "end")
     with gr.Column(elem_classes=["repaint-only"]):
         modes = [(name, mode) for mode, name in REPAINT_MODES.items()]
         add(form, "options.repaint_mode", gr.Radio, choices=modes, value="balanced")
         add_slider(form, "options.repaint_strength", extra=["balanced-only"])
-    return selector
 
 
 def _words_of_the_source(form: EditForm) -> None:
@@ -310,7 +312,7 @@ def connect_total(form: Form, line: gr.HTML) -> None:
 
     def total(there: dict[str, Any]) -> str:
         found = lengths(there)
-        return "" if None in found.values() else markup.said(tooltips.length_in_all(**found))
+        return "" if None in found.values() else page_markup.said(tooltips.length_in_all(**found))
 
     form.follow(line, ("source", "before", "after"), total)
 
@@ -318,7 +320,7 @@ def connect_total(form: Form, line: gr.HTML) -> None:
 def connect_plan(form: Form, line: gr.HTML) -> None:
     """Say in one line what the numbers of a morph do."""
     names = [f"options.{name}" for name in ("n_min", "n_max", "n_avg")]
-    form.follow(line, names, lambda there: markup.said(tooltips.morph_plan(*there.values())))
+    form.follow(line, names, lambda there: page_markup.said(tooltips.morph_plan(*there.values())))
 
 
 def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr.Tabs) -> None:
@@ -346,14 +348,14 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
         number, form = int(pressed.number), forms.get(pressed.use)
         if form is None or not 0 < number <= len(made):
             return {tabs: gr.skip()}
-        words = restore.song(made[number - 1].record)
+        words = page_form.song(made[number - 1].record)
         if form.mode == "edit":
             # A morph starts from what the song is now.
             words |= {f"source_{name}": words[name] for name in ("prompt", "lyrics")}
         return {**form.show(words), form.fields["source"]: made[number - 1].file, tabs: gr.Tabs(selected=form.mode)}
 
     filled = [forms[mode] for mode in tooltips.USE_IN]
-    names = (*restore.SONG, "source", "source_prompt", "source_lyrics", "action")
+    names = (*page_form.SONG, "source", "source_prompt", "source_lyrics", "action")
     fields = [form.fields[name] for form in filled for name in names if name in form.fields]
     opened = result.takes.select(hand_over, result.made, [tabs, *fields], **AT_ONCE)
     opened.then(None, js=TO_TOP, **AT_ONCE)

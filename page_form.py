@@ -3,26 +3,31 @@
 A tab collects its fields in a `Form`, under the names that its request has, so that validation, the request and the
 messages beside the fields all speak of the same thing. Optional numbers are text boxes: Gradio's number box turns a
 blank into 0 whenever it is drawn anew, and here a blank means the checkpoint's default.
+
+A record that comes back from a file is a stranger's. Each value passes the same check as a request's own, by itself, so
+that one bad value costs only itself; what is unknown or wrong is counted and never shown.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any
 
 import gradio as gr
 from gradio.components import Component
+from pydantic import TypeAdapter, ValidationError
 
-import markup
-import restore
+import page_markup
 import tooltips
 import uploads
 from backend import check
 from events import InvalidRequest, Problem
 from limits import LIMITS, QUALITY_STEPS
-from params import Request, parse_request, usual_sampling
+from params import REQUESTS, Request, parse_request, usual_sampling
 
 Updates = dict[Any, Any]
 # Events of the page: nothing a program should call, nothing that shows Gradio's own progress. With every message of a
@@ -155,7 +160,7 @@ class Form:
     def _shown(self, name: str, value: Any) -> Any:
         if name in self.showers:
             return self.showers[name](value)
-        return restore.as_text(value) if name in self.numbers and not isinstance(value, str) else value
+        return as_text(value) if name in self.numbers and not isinstance(value, str) else value
 
     def show_status(self, facts: Mapping[str, Any]) -> Updates:
         """Return what the tab says about what the studio runs on; the same components whatever the facts."""
@@ -177,14 +182,14 @@ class Form:
         if not problems:
             return [*opened, ""]
         at_fields = {self.fields[name].elem_id: text for name, text in problems.items()}
-        return [*opened, markup.wrong_fields(tooltips.look_at([self.label(name) for name in problems]), at_fields)]
+        return [*opened, page_markup.wrong_fields(tooltips.look_at([self.label(name) for name in problems]), at_fields)]
 
     def point_at(self, problem: Problem) -> Updates:
         """Return the updates that show at its field what a run found wrong with it, where it has a line for that."""
         if problem.field not in self.lines:
             return {}
         folds = {fold: gr.Accordion(open=True) for fold, names in self.folds.items() if problem.field in names}
-        return {**folds, self.lines[problem.field]: markup.notice("", problem.message, problem.hint)}
+        return {**folds, self.lines[problem.field]: page_markup.notice("", problem.message, problem.hint)}
 
     def label(self, name: str) -> str:
         return label(_key(name))
@@ -334,10 +339,10 @@ def reason(writer: Mapping[str, Any], hint: bool = True) -> str:
     return f"{problem['message']} {problem['hint'] if hint else ''}".strip()
 
 
-def checkpoint_updates(form: Form, turbo: bool) -> Updates:
+def checkpoint_updates(form: Form, kind: str) -> Updates:
     """Return what the form says about the checkpoint in use: its defaults, and what a turbo one has no use for."""
-    by_quality = {name: usual_sampling(name, turbo) for name in QUALITY_STEPS}
-    standard = by_quality["standard"]
+    by_quality = {name: usual_sampling(name, kind) for name in QUALITY_STEPS}
+    standard, turbo = by_quality["standard"], kind == "turbo"
     shift, guidance = f"{standard.shift:g}", f"{standard.guidance:g}"
     if turbo:
         quality, steps = tooltips.TURBO_QUALITY.format(steps=standard.steps), str(standard.steps)
@@ -345,7 +350,7 @@ def checkpoint_updates(form: Form, turbo: bool) -> Updates:
         listed = ", ".join(f"{name} {numbers.steps}" for name, numbers in by_quality.items())
         quality, steps = help_text("quality"), tooltips.STEPS_BY_QUALITY.format(steps=listed)
     updates = {
-        "quality": {"choices": qualities(turbo), "info": quality},
+        "quality": {"choices": qualities(kind), "info": quality},
         "options.steps": {"info": help_text("steps", steps)},
         "options.shift": {"info": help_text("shift", shift), "placeholder": shift},
         "options.guidance": {"info": help_text("guidance", guidance), "placeholder": guidance},
@@ -359,8 +364,108 @@ def checkpoint_updates(form: Form, turbo: bool) -> Updates:
     return {form.fields[name]: gr.update(**changes) for name, changes in updates.items()}
 
 
-def qualities(turbo: bool) -> list[tuple[str, str]]:
+def qualities(kind: str) -> list[tuple[str, str]]:
     return [
-        (name if turbo else f"{name}, {QUALITY_STEPS[value]} steps", value)
+        (name if kind == "turbo" else f"{name}, {usual_sampling(value, kind).steps} steps", value)
         for value, name in tooltips.QUALITIES.items()
     ]
+
+
+# --- back from a record -----------------------------------------------------------------------------------------------
+
+# Files are no settings, and each tab is a mode of its own.
+NOT_SETTINGS = {"mode", "source", "reference", "options"}
+# What describes the song itself, whatever is made of it, with the values of a blank form.
+SONG = {
+    "prompt": "",
+    "lyrics": "",
+    "instrumental": False,
+    "bpm": None,
+    "key": "",
+    "time_signature": "",
+    "language": "unknown",
+}
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Checked `values` under the names of a form's fields, such as "options.steps"; `left_out` counts the others.
+
+    `reference` tells that the song had a reference audio, which no record holds.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    left_out: int = 0
+    reference: bool = False
+
+
+def settings(mode: str, record: Any) -> Restored:
+    """Return what of `record` fits the form of `mode`; a take's file gets the seed of this very take."""
+    request = _mapping(_mapping(record).get("request"))
+    found = {name: value for name, value in request.items() if name != "options"}
+    found |= {f"options.{name}": value for name, value in _mapping(request.get("options")).items()}
+    checks = _checks(mode)
+    values, left_out = {}, 0
+    for name, value in found.items():
+        try:
+            values[name] = checks[name].validate_python(value)
+        except (ValidationError, KeyError):
+            left_out += 1
+    if (chosen := values.get("options.loras")) is not None:
+        # No record holds an uploaded file.
+        values["options.loras"] = kept = [lora.model_dump() for lora in chosen if lora.source != "upload"]
+        left_out += len(chosen) - len(kept)
+    reference = "reference" in REQUESTS[mode].model_fields and "reference" in _mapping(_mapping(record).get("audio"))
+    return Restored(values | _seeds(record, checks), left_out, reference)
+
+
+def song(record: Any) -> dict[str, Any]:
+    """Return the words and musical facts of a record, blank where it has none: what a take takes along to a tab."""
+    values = settings("cover", record).values
+    return {name: values.get(name, blank) for name, blank in SONG.items()}
+
+
+def as_text(value: float | int | None) -> str:
+    """Write a number as a visitor would type it, blank where there is none."""
+    if value is None:
+        return ""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+@cache
+def _checks(mode: str) -> dict[str, TypeAdapter]:
+    """Return the check of each setting, such as "options.steps", as the request of `mode` makes it."""
+    fields = REQUESTS[mode].model_fields
+    options = fields["options"].annotation.model_fields
+    settings = {name: info for name, info in fields.items() if name not in NOT_SETTINGS}
+    settings |= {f"options.{name}": info for name, info in options.items()}
+    return {name: TypeAdapter(Annotated[info.annotation, *info.metadata, None]) for name, info in settings.items()}
+
+
+def _seeds(record: Any, checks: Mapping[str, TypeAdapter]) -> dict[str, Any]:
+    """Return the drawn seeds of the one take that a file's record names; a record of several keeps its own.
+
+    The plan's is that of the first take, of which the file's own take may not know.
+    """
+    takes, seeds, others = (_mapping(record).get(name) for name in ("takes", "seeds", "variation_seeds"))
+    if not isinstance(takes, list) or len(takes) != 1:
+        return {}
+    try:
+        values = {
+            "takes": int(LIMITS["takes"].low),
+            "seed": checks["seed"].validate_python(_mapping(takes[0]).get("seed")),
+        }
+    except ValidationError:
+        return {}
+    plan = _mapping(_mapping(record).get("plan"))
+    if plan.get("used") is True and "options.plan_seed" in checks:
+        with contextlib.suppress(ValidationError):
+            values["options.plan_seed"] = checks["options.plan_seed"].validate_python(plan.get("seed"))
+    with contextlib.suppress(ValidationError, AttributeError, IndexError, TypeError, ValueError):
+        at = seeds.index(values["seed"])
+        values["options.variation_seed"] = checks["options.variation_seed"].validate_python(others[at])
+    return values

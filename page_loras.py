@@ -14,13 +14,13 @@ from typing import Any
 import gradio as gr
 
 import lora_sources
-import markup
+import page_markup
 import theme
 import tooltips
 from backend import get_backend
-from form import AT_ONCE, Form, help_text, html
 from limits import LIMITS, shown
 from lora_sources import hub_id
+from page_form import AT_ONCE, Form, help_text, html
 
 FIELD = "options.loras"
 # Appends in the browser, where the list is: looking at a large file takes a while, and the list may change meanwhile.
@@ -64,24 +64,11 @@ def show(chosen: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
 
 
 def entry(source: str, weight: float | None = None, info: lora_sources.LoraInfo | None = None) -> dict[str, Any]:
-    """Return a LoRA for the list: its source and weight, its name, what is known of it, and what is missing.
-
-    A preset is known by its name, also where a record has the repository that it stands for.
-    """
+    """Return a LoRA for the list: its source and weight, its name, what is known of it, and what is missing."""
     weight = LIMITS["lora_weight"].default if weight is None else weight
-    if preset := _preset(source):
-        source, name, facts = preset.name, preset.name, tooltips.preset_facts(preset)
-    else:
-        name = info.name if info else source
-        facts = tooltips.lora_facts(info) if info else [tooltips.LORA_LATER]
-    return {"source": source, "weight": weight, "name": name, "facts": facts, "note": info.note if info else ""}
-
-
-def _preset(source: str) -> lora_sources.Preset | None:
-    named = source.strip()
-    return next(
-        (each for each in lora_sources.presets() if each.name.lower() == named.lower() or each.id == named), None
-    )
+    facts = tooltips.lora_facts(info) if info else [tooltips.LORA_LATER]
+    known = {"name": info.name if info else source, "facts": facts, "note": info.note if info else ""}
+    return {"source": source, "weight": weight, **known}
 
 
 def uploads_in(record: Any) -> int:
@@ -98,12 +85,11 @@ def uploads_in(record: Any) -> int:
 def lora_panel(form: Form) -> gr.Accordion:
     """Add the folded panel: where LoRAs come from, a line that says what is wrong, and those that were added."""
     with gr.Accordion(tooltips.LABELS["loras"], open=False, elem_id=f"{form.mode}-loras-fold") as fold:
-        html(markup.remark(help_text("loras")))
+        html(page_markup.remark(help_text("loras")))
         # Without file types: phones offer no file at all for an ending they do not know, and a sentence says more.
         file = gr.File(label=tooltips.LORA_FILE, file_count="multiple", height=140, elem_id=f"{form.mode}-lora-file")
         gr.Markdown(tooltips.LORA_FILE_HELP, elem_classes=["help"])
         repository = _repository(form)
-        preset = _presets(form)
         line = html(elem_id=f"{form.mode}-lora-line")
         chosen = lora_list(form.identify(FIELD))
         added = gr.JSON([], visible="hidden")
@@ -126,15 +112,12 @@ def lora_panel(form: Form) -> gr.Accordion:
         box, button = repository
         connect(button.click, add_repository, box)
         connect(box.submit, add_repository, box)
-    if preset:
-        box, button = preset
-        connect(button.click, add_preset, box)
     return fold
 
 
 def _repository(form: Form) -> tuple[gr.Textbox, gr.Button] | None:
     if not lora_sources.hub_allowed():
-        html(markup.remark(tooltips.LORA_HUB_OFF))
+        html(page_markup.remark(tooltips.LORA_HUB_OFF))
         return None
     with gr.Row(elem_classes=["lora-add"]):
         box = gr.Textbox(
@@ -147,22 +130,6 @@ def _repository(form: Form) -> tuple[gr.Textbox, gr.Button] | None:
             elem_classes=["words"],
         )
         return box, gr.Button(tooltips.ADD, scale=0, min_width=88, elem_id=f"{form.mode}-lora-hub-add")
-
-
-def _presets(form: Form) -> tuple[gr.Dropdown, gr.Button] | None:
-    if not (known := lora_sources.presets()):
-        return None
-    with gr.Row(elem_classes=["lora-add"]):
-        choices = [(", ".join([preset.name, *tooltips.preset_facts(preset)]), preset.name) for preset in known]
-        box = gr.Dropdown(
-            choices,
-            value=None,
-            label=tooltips.LORA_PRESET,
-            min_width=160,
-            elem_id=f"{form.mode}-lora-preset",
-            elem_classes=["field"],
-        )
-        return box, gr.Button(tooltips.ADD, scale=0, min_width=88, elem_id=f"{form.mode}-lora-preset-add")
 
 
 # --- adding -------------------------------------------------------------------------------------------------------
@@ -187,17 +154,13 @@ def add_repository(text: str | None) -> Added:
     return [entry(text)], "", ""
 
 
-def add_preset(name: str | None) -> Added:
-    return ([entry(name)], "", None) if name else ([], _said(tooltips.LORA_NO_PRESET), None)
-
-
 def widths_in_use() -> Any:
     """Return the linear layers of the model that makes the songs, None where it is not here yet."""
     return get_backend().widths()
 
 
 def _said(text: str) -> str:
-    return markup.notice("", text)
+    return page_markup.notice("", text)
 
 
 # It names no value, so that Gradio never draws it anew over the script's work.

@@ -16,14 +16,13 @@ from gradio.components import Component
 
 import artwork
 import jobs
-import markup
-import region
+import page_markup
+import page_region
 import theme
 import tooltips
 from events import Done, Problem
-from form import Form, Updates, html
-from gpu_time import connect_seconds
 from limits import LIMITS
+from page_form import Updates, html
 from params import SongRequest
 
 MOST_TAKES = int(LIMITS["takes"].high)
@@ -84,21 +83,6 @@ def run_bar(
     return RunBar(go, stop, line, cancelled)
 
 
-def run_foot(form: Form, cancel: str = tooltips.CANCEL, above: gr.HTML | None = None) -> tuple[RunBar, gr.HTML]:
-    """Make the foot of a tab, which stays in sight: the line for wrong fields, ZeroGPU's seconds and the run bar.
-
-    `above` is a line of the tab's own, not rendered yet. Returns the run bar and the line for wrong fields.
-    """
-    with gr.Row(elem_classes=["run-bar"]):
-        if above:
-            above.render()
-        problems = html(elem_id=f"{form.mode}-problems")
-        seconds = html(elem_id=f"{form.mode}-seconds")
-        bar = run_bar(form.mode, tooltips.GO[form.mode], cancelled_box(form.mode), cancel=cancel)
-    form.later.append(lambda: connect_seconds(form, seconds))
-    return bar, problems
-
-
 def progress_line(name: str) -> gr.HTML:
     """Make the line that says where a run is."""
     return html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
@@ -148,7 +132,7 @@ class PlanLine:
         plan = record.get("plan")
         planned = bool(plan and plan["used"])
         noted = not planned and plan and tooltips.UNPLANNED.format(reason=plan["reason"]) in record["notes"]
-        line = markup.plan(plan) if plan and not noted else ""
+        line = page_markup.plan(plan) if plan and not noted else ""
         return {self.line: line, self.keep: gr.update(visible=planned), self.kept: ""}
 
 
@@ -183,7 +167,7 @@ class ResultPanel:
         # Gradio deletes old copies of what it knows of.
         self.takes.temp_files.update(each.file for each in made)
         return {
-            self.message: markup.messages(done.record),
+            self.message: page_markup.messages(done.record),
             **self.plan.show(done.record),
             self.takes: {
                 "at": time.time_ns(),
@@ -200,7 +184,7 @@ class ResultPanel:
 
     def fail(self, problem: Problem) -> Updates:
         """Return the updates that say what went wrong and what to try; takes of an earlier run stay."""
-        return {self.message: markup.notice(tooltips.FAILED_TITLE, problem.message, problem.hint)}
+        return {self.message: page_markup.notice(tooltips.FAILED_TITLE, problem.message, problem.hint)}
 
 
 def card(made: Made, timed: bool) -> dict[str, Any]:
@@ -209,7 +193,7 @@ def card(made: Made, timed: bool) -> dict[str, Any]:
     loudness = take.get("loudness_lufs")
     made_with = tooltips.song_facts(song["bpm"], song["key"], made.request.options.variation)
     kept = {name: record[name] for name in ("request", "plan", "seeds", "variation_seeds") if record.get(name)}
-    peaks = region.peaks(made.file)["peaks"]
+    peaks = page_region.peaks(made.file)["peaks"]
     waveform = np.frombuffer(base64.b64decode(peaks), np.int8)
     return {
         "id": made.file,
@@ -238,18 +222,18 @@ def _source(request: SongRequest) -> dict[str, Any] | None:
 
 def result_panel(mode: str) -> ResultPanel:
     """Make the result panel of a tab, empty."""
-    html(markup.section(tooltips.RESULT))
+    html(page_markup.section(tooltips.RESULT))
     message = html(elem_id=f"{mode}-message")
     plan = _plan_line(mode)
     takes = gr.HTML(
-        html_template=markup.takes(mode),
+        html_template=page_markup.takes(mode),
         js_on_load=theme.script("takes"),
         apply_default_css=False,
         elem_id=f"{mode}-takes-made",
         elem_classes=["takes-made"],
     )
     limits = jobs.keep()
-    html(markup.remark(tooltips.kept_for(limits.days, limits.gb)), elem_id=f"{mode}-kept")
+    html(page_markup.remark(tooltips.kept_for(limits.days, limits.gb)), elem_id=f"{mode}-kept")
     return ResultPanel(message, plan, takes, gr.State([]), gr.State(None))
 
 

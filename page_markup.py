@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import tooltips
@@ -105,6 +106,21 @@ def remark(text: str) -> str:
     return f'<p class="shown remark">{escape(text)}</p>'
 
 
+def songs(text: str, cards: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+    """Return the caption of examples that play, with what static/examples.js has to know of their songs in `folder`."""
+    played = {
+        name: {
+            **card,
+            "id": f"example {name}",
+            "path": str(folder / card["sound"]),
+            "art": str(folder / card["picture"]),
+        }
+        for name, card in cards.items()
+    }
+    data = escape(json.dumps({"cards": played, "where": tooltips.EXAMPLE_SONG}, ensure_ascii=False))
+    return f'<div data-songs="{data}">{caption(text)}</div>'
+
+
 def advice(found: Sequence[Advice]) -> str:
     """Return the linter's advice as a list, folded where it is long; nothing where there is none."""
     items = "".join(f"<li>{escape(tooltips.advice(each.line, each.message))}</li>" for each in found)
@@ -127,7 +143,10 @@ def plan(facts: Mapping[str, Any]) -> str:
 
 
 def actions(tasks: Mapping[str, str]) -> str:
-    """Return what each action of the Edit tab does; the style sheet shows the paragraph of the chosen one."""
+    """Return what each action of the Edit tab does; the style sheet shows the paragraph of the chosen one.
+
+    Experiments are shown while the fold, which holds nothing itself, is open.
+    """
     paragraphs = []
     for action, text in tooltips.ACTION_HELP.items():
         warning = tooltips.EXPERIMENTAL_HELP if tasks.get(action) == "experimental" else ""
@@ -135,11 +154,16 @@ def actions(tasks: Mapping[str, str]) -> str:
             f'<p class="{action}-only">{escape(text)}'
             f"{f' <span class=warning>{escape(warning)}</span>' if warning else ''}</p>"
         )
-    return f'<div class="shown">{"".join(paragraphs)}</div>'
+    experiments = " ".join(action for action in tooltips.ACTION_HELP if tasks.get(action) == "experimental")
+    fold = f'<details class="more {experiments}"><summary>{escape(tooltips.MORE_ACTIONS)}</summary></details>'
+    return f'<div class="shown">{fold if experiments else ""}{"".join(paragraphs)}</div>'
 
 
 def banner(facts: Mapping[str, Any]) -> str:
-    """Return why the real model is not in use: what the built-in engine is, what is wrong, how to get the weights."""
+    """Return why the real model is not in use: a line that is cut where it is too long, and on a click all of it.
+
+    The built-in engine says what it is; what is wrong, and how to get the weights, comes after it.
+    """
     problem = facts["problem"]
     preview = facts["engine"] == "preview"
     texts = [tooltips.PREVIEW_TEXT] if preview else []
@@ -147,7 +171,8 @@ def banner(facts: Mapping[str, Any]) -> str:
         texts.append(f"{problem['message']} {problem['hint']}".strip())
     title = tooltips.PREVIEW_TITLE if preview else tooltips.PROBLEM_TITLE
     paragraphs = "".join(f"<p>{escape(text)}</p>" for text in texts[1:])
-    return f"<p class='shown'><strong>{escape(title)}:</strong> {escape(''.join(texts[:1]))}</p>{paragraphs}"
+    line = f"<span><strong>{escape(title)}:</strong> {escape(''.join(texts[:1]))}</span>"
+    return f'<details class="shown"><summary>{line}</summary>{paragraphs}</details>'
 
 
 def takes(mode: str) -> str:
@@ -179,6 +204,17 @@ def takes(mode: str) -> str:
     <pre tabindex="0"></pre>
   </details>
 </div>
+"""
+
+
+def latest() -> str:
+    """Return the frame of the latest takes to choose a source from, for static/latest.js."""
+    settings = json.dumps({"texts": {"use": tooltips.USE_TAKE}, "modes": list(tooltips.GO)}, ensure_ascii=False)
+    return f"""
+<section class="latest" data-settings="{escape(settings)}" hidden>
+  <p>{escape(tooltips.LATEST_TAKES)}</p>
+  <ul></ul>
+</section>
 """
 
 

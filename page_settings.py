@@ -14,14 +14,13 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-import lora_sources
-import markup
-import restore
+import page_form
+import page_markup
 import tooltips
 from backend import get_backend
-from form import AT_ONCE, Form, Undo, Updates, connect_undo, html, undo_button
 from limits import KEPT_TEXT, TRACKS
 from lora_sources import hub_id
+from page_form import AT_ONCE, Form, Undo, Updates, connect_undo, html, undo_button
 
 STORAGE = "ace-music-studio"
 # Fields of the page that no request has by these names.
@@ -39,7 +38,7 @@ def foot(form: Form, cancel: str = tooltips.CANCEL) -> None:
     `cancel` is what the tab's second button says.
     """
     with gr.Row(elem_classes=["foot"]):
-        html(markup.keys(tooltips.GO[form.mode], cancel))
+        html(page_markup.keys(tooltips.GO[form.mode], cancel))
         reset = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
         undo = undo_button(f"{form.mode}-reset")
     form.later.append(lambda: connect_reset(form, reset, undo))
@@ -109,7 +108,7 @@ def checked(form: Form, stored: Any) -> dict[str, Any]:
     for name, value in known.items():
         group, _, key = name.rpartition(".")
         (request[group] if group else request)[key] = form.parse(name, value)
-    values = restore.settings(form.mode, {"request": {**request, **_named(request)}}).values
+    values = page_form.settings(form.mode, {"request": {**request, **_named(request)}}).values
     plans = ("auto", *get_backend().status()["memory_plans"])
     if values.get("options.memory_plan", "auto") not in plans:
         del values["options.memory_plan"]
@@ -123,12 +122,9 @@ def _takes_any_text(field: Component | None) -> bool:
 def _named(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options with those LoRAs alone that have a name: an uploaded file may be gone by now."""
     chosen = request["options"].get("loras")
-    presets = {preset.name for preset in lora_sources.presets()}
     kept = [
         {name: each[name] for name in ("source", "weight") if name in each}
         for each in (chosen if isinstance(chosen, list) else [])
-        if isinstance(each, Mapping)
-        and isinstance(source := each.get("source"), str)
-        and (source in presets or hub_id(source))
+        if isinstance(each, Mapping) and isinstance(source := each.get("source"), str) and hub_id(source)
     ]
     return {"options": {**request["options"], "loras": kept}}

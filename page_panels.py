@@ -1,11 +1,11 @@
 """Groups of components that the tabs share: the source, the essentials, song details, advanced settings, examples,
-settings that come from a file, and the top of the page.
+settings that come from a file, the top of the page, and the planner's controls, which Generate alone has.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,58 @@ from typing import Any
 import gradio as gr
 
 import export
-import lora_panel
-import markup
-import restore
+import page_form
+import page_hints
+import page_loras
+import page_markup
 import theme
-import tokens
 import tooltips
 import uploads
-from advice import advice_line
+from backend import get_backend
 from events import InvalidRequest
-from form import AT_ONCE, Form, Updates, add, add_number, add_slider, checkpoint_updates, help_text, html, qualities
 from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, SAMPLERS, TIME_SIGNATURES
-from result import MOST_TAKES, RunBar, cancelled_box, run_bar
+from page_form import (
+    AT_ONCE,
+    Form,
+    Updates,
+    add,
+    add_number,
+    add_slider,
+    available,
+    checkpoint_updates,
+    help_text,
+    html,
+    qualities,
+    reason,
+)
+from page_hints import advice_line
+from page_results import MOST_TAKES, Made, ResultPanel, RunBar, cancelled_box, run_bar
 
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = json.loads(
     Path(__file__).with_name("presets").joinpath("examples.json").read_text(encoding="utf-8")
 )
 """By tab, or "morph", and by what the button says: the values of a form's fields."""
 
+SOUNDS = Path(__file__).with_name("assets") / "examples"
+"""The songs of Generate's examples, their pictures, and `cards.json` (tools/make_examples.py)."""
+
 # --- groups of fields ---------------------------------------------------------------------------------------------
 
 
 def source(form: Form) -> Offer:
-    """Add the source audio, and the line below it that says what a file carries."""
-    _add_audio(form, "source")
+    """Add the source audio with the visitor's latest takes beside it, and below them what a file carries."""
+    with gr.Row(elem_classes=["source"]):
+        _audio(form, "source")
+        latest = gr.HTML(
+            html_template=page_markup.latest(),
+            js_on_load=theme.script("latest"),
+            apply_default_css=False,
+            elem_id=f"{form.mode}-latest",
+            elem_classes=["latest-takes"],
+        )
+    # The file that the browser names is asked for as every upload is: Gradio looks whether it is one of its own copies.
+    latest.input(None, latest, form.fields["source"], js="(file) => file", **AT_ONCE)
+    _file_help(form, "source")
     with gr.Row(elem_classes=["offer"]):
         line = html(elem_id=f"{form.mode}-offer")
         button = gr.Button(tooltips.RESTORE, size="sm", visible=False, min_width=160, elem_id=f"{form.mode}-restore")
@@ -46,8 +74,8 @@ def source(form: Form) -> Offer:
 def prompt(form: Form) -> None:
     """Add the prompt, and the line below it that tells how much of it the model reads."""
     _words(form, "prompt", lines=3, max_lines=8)
-    line = tokens.budget_line(form)
-    form.later.append(lambda: tokens.connect_budget(form, line))
+    line = page_hints.budget_line(form)
+    form.later.append(lambda: page_hints.connect_budget(form, line))
 
 
 def lyrics(form: Form, *numbers: str) -> gr.HTML:
@@ -92,10 +120,11 @@ def song_details(form: Form, reference: bool = True, own: Callable[[Form], None]
         add(form, "time_signature", gr.Radio, choices=metres, value="")
         add(form, "language", gr.Dropdown, choices=_swapped(LANGUAGES), value="unknown")
         add(form, "takes", gr.Radio, choices=list(range(1, MOST_TAKES + 1)), value=int(LIMITS["takes"].default))
-        add(form, "quality", gr.Radio, choices=qualities(turbo=False), value="standard")
+        add(form, "quality", gr.Radio, choices=qualities("sft"), value="standard")
         add_number(form, "seed")
         if reference:
-            _add_audio(form, "reference")
+            _audio(form, "reference")
+            _file_help(form, "reference")
     form.folds[fold] = tuple(form.fields.keys() - before)
     return fold
 
@@ -106,9 +135,12 @@ def _keys() -> list[tuple[str, str]]:
     return [(tooltips.AUTOMATIC, ""), *((minor.get(key, key), key) for key in KEYS)]
 
 
-def _add_audio(form: Form, name: str) -> None:
+def _audio(form: Form, name: str) -> None:
     looks = {"editable": False, "buttons": [], "waveform_options": theme.WAVEFORM}
     add(form, name, gr.Audio, extra=["file"], sources=["upload"], type="filepath", **looks)
+
+
+def _file_help(form: Form, name: str) -> None:
     gr.Markdown(help_text(name, task=form.mode), elem_classes=["help"])
 
 
@@ -133,10 +165,10 @@ def advanced(form: Form, own: Callable[[Form], None] = lambda form: None) -> gr.
             add_slider(form, "options.variation")
             add_number(form, "options.variation_seed")
         add(form, "options.timbre_token", gr.Checkbox, value=True)
-        lora_panel.lora_panel(form)
+        page_loras.lora_panel(form)
         add(form, "options.memory_plan", gr.Dropdown, choices=_swapped(MEMORY_PLANS), value="auto")
     form.folds[fold] = tuple(form.fields.keys() - before)
-    form.watchers.append(lambda facts: checkpoint_updates(form, facts["turbo"]))
+    form.watchers.append(lambda facts: checkpoint_updates(form, facts["kind"]))
     form.watchers.append(lambda facts: _memory_plans(form, facts["memory_plans"]))
     return fold
 
@@ -157,13 +189,19 @@ def examples(
     caption: str = tooltips.EXAMPLES_LABEL,
     kept: Sequence[str] = (),
     blank: Mapping[str, Any] | None = None,
+    songs: bool = False,
 ) -> None:
     """Add a button for each of the `EXAMPLES` called `name` (the tab's own where it is empty), which fills the form.
 
-    A visitor's own texts in the fields named by `kept` stay. Fields of `blank` get that value from an example that does
-    not name them.
+    With `songs` it plays its song as well. A visitor's own texts in the fields named by `kept` stay. Fields of `blank`
+    get that value from an example that does not name them.
     """
-    html(markup.caption(caption))
+    if songs:
+        gr.set_static_paths([SOUNDS])
+        cards = json.loads((SOUNDS / "cards.json").read_text(encoding="utf-8"))
+        html(page_markup.songs(caption, cards, SOUNDS), js_on_load=theme.script("examples"))
+    else:
+        html(page_markup.caption(caption))
     named = EXAMPLES[name or form.mode]
     with gr.Row(elem_classes=["chips"]):
         chips = [gr.Button(text, size="sm", min_width=0, elem_classes=["chip"]) for text in named]
@@ -209,10 +247,10 @@ def connect_offer(form: Form, offer: Offer, shown: Any = None) -> None:
         try:
             uploads.seconds_of(path)
         except InvalidRequest as error:
-            return {offer.line: markup.notice("", error.problem.text()), offer.button: hidden}
-        if not restore.settings(form.mode, export.read_record(path)).values:
+            return {offer.line: page_markup.notice("", error.problem.text()), offer.button: hidden}
+        if not page_form.settings(form.mode, export.read_record(path)).values:
             return {offer.line: "", offer.button: hidden}
-        return {offer.line: markup.said(tooltips.RESTORE_OFFER), offer.button: gr.update(visible=True)}
+        return {offer.line: page_markup.said(tooltips.RESTORE_OFFER), offer.button: gr.update(visible=True)}
 
     def fill(path: str | None) -> Updates:
         return {**restored(form, offer.line, path), offer.button: hidden}
@@ -249,12 +287,12 @@ def connect_settings_file(form: Form, dropped: SettingsFile) -> None:
 def restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
     """Return the updates that fill the form with what fits of the record in a file, and say so on the line."""
     record = export.read_record(path) if path else None
-    found = restore.settings(form.mode, record)
+    found = page_form.settings(form.mode, record)
     if not found.values:
-        return {line: markup.said(tooltips.NOTHING_TO_RESTORE)}
-    uploads_lost = lora_panel.uploads_in(record) if lora_panel.FIELD in found.values else 0
+        return {line: page_markup.said(tooltips.NOTHING_TO_RESTORE)}
+    uploads_lost = page_loras.uploads_in(record) if page_loras.FIELD in found.values else 0
     sentence = tooltips.restored(len(found.values), found.left_out - uploads_lost, found.reference, uploads_lost)
-    return {**form.show(found.values), line: markup.said(sentence)}
+    return {**form.show(found.values), line: page_markup.said(sentence)}
 
 
 # --- the header ---------------------------------------------------------------------------------------------------
@@ -277,18 +315,87 @@ class Header:
         """Return the updates for what the backend says about itself."""
         preview = facts["engine"] == "preview"
         return {
-            self.status: markup.heading(facts),
+            self.status: page_markup.heading(facts),
             self.banner: gr.update(visible=preview or bool(facts["problem"])),
-            self.notice: markup.banner(facts),
+            self.notice: page_markup.banner(facts),
             self.bar.go: gr.update(visible=preview, value=tooltips.GET_MODEL.format(gb=facts["download_gb"])),
         }
 
 
 def header() -> Header:
     """Make the top of the page: one line with the status, and the banner, which appears where there is a need."""
-    status = html(markup.heading(), elem_id="studio-status")
+    status = html(page_markup.heading(), elem_id="studio-status", js_on_load=theme.script("folds"))
     cancelled = cancelled_box("download")
     with gr.Row(visible=False, elem_id="studio-banner") as banner:
-        notice = html(elem_id="studio-notice")
+        notice = html(elem_id="studio-notice", js_on_load=theme.script("folds"))
         bar = run_bar("download", tooltips.GET_MODEL.format(gb=0), cancelled, variant="secondary")
     return Header(status, banner, notice, bar)
+
+
+# --- plan the song first ----------------------------------------------------------------------------------------------
+
+PLAN_OPTIONS = ("options.rewrite", "options.plan_temperature", "options.plan_cfg", "options.plan_seed")
+
+
+class GenerateForm(Form):
+    """The form of the Generate tab. Its request says nothing about how to plan where nothing is planned."""
+
+    def __init__(self):
+        super().__init__("generate")
+
+    def read(self, values: Iterable[Any]) -> dict[str, Any]:
+        read = super().read(values)
+        unused = () if read["options.plan"] else PLAN_OPTIONS
+        return {name: value for name, value in read.items() if name not in unused}
+
+    def show(self, values: Mapping[str, Any]) -> Updates:
+        """Return the updates that put checked values into their fields; a plan is asked for where one can be made."""
+        if values.get("options.plan") and not available(get_backend().status()["planner"]):
+            values = {**values, "options.plan": False}
+        return super().show(values)
+
+
+def add_plan(form: Form) -> None:
+    add(form, "options.plan", gr.Checkbox, value=True)
+
+
+def add_plan_options(form: Form) -> None:
+    """Add how a plan is made, which has an effect where one is."""
+    add(form, "options.rewrite", gr.Checkbox, value=False)
+    with gr.Row(equal_height=True):
+        add_slider(form, "options.plan_temperature")
+        add_slider(form, "options.plan_cfg")
+    add_number(form, "options.plan_seed")
+    fields = [form.fields[name] for name in PLAN_OPTIONS]
+    plan = form.fields["options.plan"]
+    plan.change(lambda on: [gr.update(interactive=on) for _ in fields], plan, fields, **AT_ONCE)
+    form.watchers.append(lambda facts: plan_updates(form, facts["planner"]))
+
+
+def plan_updates(form: Form, planner: Mapping[str, Any]) -> Updates:
+    """Return what the form says about the planner: without one nothing is planned, and each control says why."""
+    names = ("options.plan", *PLAN_OPTIONS)
+    if not available(planner):
+        why = {"options.plan": tooltips.NO_PLAN.format(reason=reason(planner))}
+        updates = {name: {"info": why.get(name, tooltips.NO_PLANNER), "interactive": False} for name in names}
+        updates["options.plan"]["value"] = False
+    else:
+        updates = {name: {"info": help_text(name.rpartition(".")[2])} for name in names}
+        updates["options.plan"]["interactive"] = True
+    return {form.fields[name]: gr.update(**changes) for name, changes in updates.items()}
+
+
+def connect_keep(form: Form, fold: gr.Accordion, result: ResultPanel) -> None:
+    """Let the next song have this one's plan: its seed goes into the form, and the group that holds it unfolds."""
+    plan = result.plan
+
+    def keep(made: list[Made]) -> Updates:
+        seed = (made[-1].record.get("plan") or {}).get("seed") if made else None
+        options = {"plan": True, "plan_seed": seed}
+        found = page_form.settings("generate", {"request": {"options": options}}).values
+        if "options.plan_seed" not in found:
+            return {plan.kept: ""}
+        said = tooltips.PLAN_KEPT.format(seed=found["options.plan_seed"])
+        return {**form.show(found), fold: gr.Accordion(open=True), plan.kept: page_markup.said(said)}
+
+    plan.keep.click(keep, result.made, [*form.settings, fold, plan.kept], **AT_ONCE)

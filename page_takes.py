@@ -18,17 +18,17 @@ from gradio import utils as gradio_utils
 import artwork
 import audio
 import export
-import markup
-import restore
+import page_form
+import page_markup
 import tooltips
 import uploads
 from backend import GPU_CONCURRENCY
 from events import Done, Problem, StudioError
-from form import AT_ONCE, QUIET, Form, Updates
 from limits import FORMATS, MORE_LIKE_THIS
+from page_form import AT_ONCE, QUIET, Form, Updates
+from page_results import Made, ResultPanel, RunBar
+from page_runs import can_be_timed, connect_cancel, made_line, stream_of
 from params import AlignRequest, Request, SongRequest, parse_request
-from result import Made, ResultPanel, RunBar
-from runs import can_be_timed, connect_cancel, made_line, stream_of
 
 LOSSY = ("mp3", "ogg")
 
@@ -118,13 +118,13 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
     connect_again(form, result)
 
     def begin(pressed: gr.EventData) -> Updates:
-        waiting = bar.running(markup.line("running", tooltips.QUEUED))
+        waiting = bar.running(page_markup.line("running", tooltips.QUEUED))
         return {**waiting, result.message: "", result.asked: (str(pressed.name), int(pressed.number))}
 
     def make(asked: tuple[str, int], made: list[Made]) -> Iterator[Updates]:
         name, number = asked
         run = _Run(bar, result, made, number)
-        yield from stream_of(*{"retake": run.retake, "more": run.more, "timed": run.timed}[name]())
+        yield from {"retake": run.retake, "more": run.more, "timed": run.timed}[name]()
 
     began = result.takes.submit(
         begin, outputs=[*bar.outputs, result.message, result.asked], concurrency_limit=None, **QUIET
@@ -136,34 +136,34 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
 
 
 class _Run:
-    """What pressing a button of take `number` of `made` runs: each method returns the arguments of `stream_of`."""
+    """What pressing a button of take `number` of `made` runs: each method streams updates."""
 
     def __init__(self, bar: RunBar, result: ResultPanel, made: list[Made], number: int):
         self.bar, self.result, self.made, self.number = bar, result, made, number
 
-    def retake(self) -> tuple[Any, ...]:
+    def retake(self) -> Iterator[Updates]:
         """Make new takes in place of these."""
 
         def done(request: SongRequest, done: Done) -> Updates:
             return self._shown(request, done, [], tooltips.RETAKEN)
 
-        return lambda: self._song(retake), self.bar, done, self._failed
+        return stream_of(lambda: self._song(retake), self.bar, done, self._failed)
 
-    def more(self) -> tuple[Any, ...]:
+    def more(self) -> Iterator[Updates]:
         """Make one more beside the chosen take."""
 
         def done(request: SongRequest, done: Done) -> Updates:
-            said = tooltips.VARIED.format(amount=request.options.variation)
+            said = tooltips.VARIED.format(percent=100 * request.options.variation)
             return self._shown(request, done, [self.made[self.number - 1]], said)
 
-        return lambda: self._song(more), self.bar, done, self._failed
+        return stream_of(lambda: self._song(more), self.bar, done, self._failed)
 
-    def timed(self) -> tuple[Any, ...]:
+    def timed(self) -> Iterator[Updates]:
         """Time the lines of the take."""
 
         def failed(problem: Problem) -> Updates:
             said = self.result.change(self.number, note=problem.text(), wrong=True)
-            return {**self.bar.idle(markup.line("failed", problem.message)), **said}
+            return {**self.bar.idle(page_markup.line("failed", problem.message)), **said}
 
         def done(request: Request, done: Done) -> Updates:
             record, made = done.record, self.made[self.number - 1]
@@ -174,11 +174,11 @@ class _Run:
             lines = [{name: line[name] for name in ("start", "end", "text")} for line in record["lines"]]
             news = {"lines": lines, "lrc": file, "alignment": tooltips.alignment(record["score"]), "note": ""}
             return {
-                **self.bar.idle(markup.line("done", tooltips.timed(len(lines)))),
+                **self.bar.idle(page_markup.line("done", tooltips.timed(len(lines)))),
                 **self.result.change(self.number, **news),
             }
 
-        return lambda: timing(_chosen(self.made, self.number)), self.bar, done, failed
+        return stream_of(lambda: timing(_chosen(self.made, self.number)), self.bar, done, failed)
 
     def _song(self, ask: Callable[[Made], SongRequest]) -> SongRequest:
         request = ask(_chosen(self.made, self.number))
@@ -187,11 +187,11 @@ class _Run:
 
     def _shown(self, request: SongRequest, done: Done, kept: list[Made], said: str) -> Updates:
         shown = self.result.show(request, done, kept, can_be_timed)
-        message = markup.said(said) + shown[self.result.message]
+        message = page_markup.said(said) + shown[self.result.message]
         return {**self.bar.idle(made_line(request, done)), **shown, self.result.message: message}
 
     def _failed(self, problem: Problem) -> Updates:
-        return {**self.bar.idle(markup.line("failed", tooltips.FAILED_TITLE)), **self.result.fail(problem)}
+        return {**self.bar.idle(page_markup.line("failed", tooltips.FAILED_TITLE)), **self.result.fail(problem)}
 
 
 def connect_formats(result: ResultPanel) -> None:
@@ -223,7 +223,7 @@ def connect_again(form: Form, result: ResultPanel) -> None:
     defaults = {name: field.value for name, field in form.fields.items() if not isinstance(field, gr.Audio)}
 
     def fill(pressed: gr.EventData) -> Updates:
-        return form.show({**defaults, **restore.settings(form.mode, pressed.settings).values})
+        return form.show({**defaults, **page_form.settings(form.mode, pressed.settings).values})
 
     filled = result.takes.retry(fill, None, form.settings, **AT_ONCE)
     filled.success(None, js=f"() => document.getElementById('{form.mode}-go').click()", **AT_ONCE)

@@ -9,13 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-import markup
-import panels
-import remember
+import page_markup
+import page_panels
+import page_settings
 import tooltips
-from advice import advice_line, advise
 from events import Done, Draft, Problem
-from form import (
+from limits import LANGUAGES, STRUCTURES
+from page_form import (
     AT_ONCE,
     QUIET,
     Form,
@@ -30,11 +30,10 @@ from form import (
     reason,
     undo_button,
 )
-from limits import LANGUAGES, STRUCTURES
+from page_hints import advice_line, advise, lyric_tokens
+from page_results import RunBar
+from page_runs import connect_run, run_foot, stream_of
 from params import Request
-from result import RunBar, run_foot
-from runs import connect_run, stream_of
-from tokens import lyric_tokens
 
 
 @dataclass
@@ -54,13 +53,13 @@ def lyrics_tab() -> tuple[Form, LyricsPanel]:
     with gr.Tab(tooltips.TABS["lyrics"], id="lyrics", elem_id="lyrics-panel"):
         with gr.Row(elem_classes=["columns"], elem_id="lyrics-columns"):
             with gr.Column(elem_classes=["essentials"]):
-                panels.examples(form)
+                page_panels.examples(form)
                 _essentials(form)
             with gr.Column(elem_classes=["result"]):
                 panel = _panel()
             with gr.Column(elem_classes=["details"]):
                 _advanced(form)
-                remember.foot(form, tooltips.STOP)
+                page_settings.foot(form, tooltips.STOP)
         why = html(elem_id="lyrics-why", render=False)
         bar, problems = run_foot(form, tooltips.STOP, why)
     form.watchers.append(lambda facts: writer_updates(bar, why, facts["lyrics"]))
@@ -84,27 +83,29 @@ def writer_updates(bar: RunBar, why: gr.HTML, writer: Mapping[str, Any]) -> Upda
     said = reason(writer)
     if writer["state"] == "none":
         said = f"{tooltips.NO_SONGWRITER} {said}".strip()
-    return {bar.go: gr.update(interactive=usable), why: markup.remark(said) if said else ""}
+    return {bar.go: gr.update(interactive=usable), why: page_markup.remark(said) if said else ""}
 
 
 def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPanel) -> None:
     """Let the button write lyrics into the box; Stop keeps what is written, Undo brings back what stood there."""
 
     def failed(problem: Problem) -> Updates:
-        notice = markup.notice(tooltips.LYRICS_FAILED, problem.message, problem.hint)
-        return {**bar.idle(markup.line("failed", tooltips.LYRICS_FAILED)), panel.message: notice}
+        notice = page_markup.notice(tooltips.LYRICS_FAILED, problem.message, problem.hint)
+        return {**bar.idle(page_markup.line("failed", tooltips.LYRICS_FAILED)), panel.message: notice}
 
     def write(*values: Any) -> Iterator[Updates]:
         began = time.monotonic()
 
         def draft(event: Draft) -> Updates:
             elapsed = time.monotonic() - began
-            line = markup.line("running", tooltips.writing(event.tokens, elapsed), heard="writing", elapsed=elapsed)
+            line = page_markup.line(
+                "running", tooltips.writing(event.tokens, elapsed), heard="writing", elapsed=elapsed
+            )
             return {bar.line: line, panel.text: event.text}
 
         def done(request: Request, done: Done) -> Updates:
             sentence = tooltips.written(done.record["tokens"], time.monotonic() - began, done.record["end"])
-            return {**bar.idle(markup.line("done", sentence)), panel.text: done.record["text"]}
+            return {**bar.idle(page_markup.line("done", sentence)), panel.text: done.record["text"]}
 
         yield from stream_of(lambda: form.request(values), bar, done, failed, draft)
 
@@ -156,8 +157,8 @@ def _advanced(form: Form) -> None:
 
 
 def _panel() -> LyricsPanel:
-    html(markup.section(tooltips.WRITTEN))
-    html(markup.remark(tooltips.WRITTEN_HELP))
+    html(page_markup.section(tooltips.WRITTEN))
+    html(page_markup.remark(tooltips.WRITTEN_HELP))
     message = html(elem_id="lyrics-message")
     text = gr.Textbox(
         label=tooltips.WRITTEN,
