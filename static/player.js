@@ -28,6 +28,18 @@
     return `${root}${api_prefix}/file=${path.split("/").map(encodeURIComponent).join("/")}`;
   };
 
+  // The outline of int8 [columns, 2], the lowest and the highest sample of each column, in base64.
+  const outline = (picture, peaks) => {
+    const bytes = Uint8Array.from(atob(peaks || ""), (letter) => letter.charCodeAt(0));
+    const values = new Int8Array(bytes.buffer);
+    const columns = values.length / 2;
+    const points = [];
+    for (let at = 0; at < columns; at++) points.push(`${at + 0.5},${-values[2 * at + 1]}`);
+    for (let at = columns - 1; at >= 0; at--) points.push(`${at + 0.5},${-values[2 * at]}`);
+    picture.setAttribute("viewBox", `0 -128 ${columns || 1} 256`);
+    picture.firstElementChild.setAttribute("d", points.length ? `M${points.join("L")}Z` : "");
+  };
+
   // --- a waveform to seek in ---
 
   const bars = (heights) => {
@@ -245,13 +257,13 @@
     event.preventDefault();
   });
 
-  studio.tools = { address, clock, fill, icon, lineAt, make, sketch, wave };
+  studio.tools = { address, clock, fill, icon, lineAt, make, outline, sketch, wave };
   studio.player = {
     is, now, paused, level, toggle, seek,
     add: (mode, list, said) => {
       tracks[mode] = list;
-      texts = said;
-      if (!bar) build();
+      texts = said ?? texts;
+      if (!bar && said) build();
     },
     // Cards of a tab that have changed: the one that plays may be among them.
     renew: (mode) => {

@@ -1,5 +1,6 @@
 // The region on a waveform. Gradio runs this text as the body of a function whenever it builds the component, with
 // `element`, `props`, `trigger` and `watch`. Listeners stay on the component's own elements, so they go when it goes.
+// static/listen.js plays it, static/zoom.js has the closer look, static/beats.js knows where the beats are.
 const STEP = 0.1;
 const LEAP = 1;
 const CLICK_PIXELS = 3; // a press that moves less is a click, which chooses nothing
@@ -7,6 +8,7 @@ const KEYS_REST_MS = 200; // after the last key press the fields are written
 const SAY_AFTER_MS = 500;
 
 const find = (selector) => element.querySelector(selector);
+const { fill } = studio.tools;
 const stage = find(".stage");
 const track = find(".track");
 const handles = { start: find(".handle.start"), end: find(".handle.end") };
@@ -19,6 +21,8 @@ let drag = null;
 let own = false; // the region is the visitor's, not the one that a new file begins with
 let keysRest = 0; // a timer while key presses are not written yet
 let saying = 0;
+let counted = ""; // the source and the tempo that the beats are of
+let beats = []; // seconds, none where the tempo is not known
 
 // --- time ---
 
@@ -27,8 +31,13 @@ const floor = (seconds) => Math.floor(seconds * 10 + 1e-6) / 10;
 const ceil = (seconds) => Math.ceil(seconds * 10 - 1e-6) / 10;
 const exact = (seconds) => Math.round(seconds * 1000) / 1000;
 
-// To a tenth of a second, or to the end of the file, which is seldom at a tenth.
-const snap = (seconds) => (seconds >= length - STEP / 2 ? length : Math.max(Math.round(seconds * 10) / 10, 0));
+// To a tenth of a second, or to the end of the file, which is seldom at a tenth; to a beat where that is wanted.
+const snap = (seconds) => {
+  if (snaps()) return [0, ...beats, length].reduce((one, other) => (Math.abs(other - seconds) < Math.abs(one - seconds) ? other : one));
+  return seconds >= length - STEP / 2 ? length : Math.max(Math.round(seconds * 10) / 10, 0);
+};
+const snapper = find(".snap");
+const snaps = () => beats.length > 0 && snapper.getAttribute("aria-pressed") === "true";
 
 const clock = (seconds) => {
   const tenths = Math.round(seconds * 10);
@@ -62,15 +71,38 @@ const take = () => {
   find(".empty").textContent = props.value ? props.texts.unreadable : props.texts.empty;
   find(".empty").hidden = length > 0;
   find(".chooser").hidden = !length;
+  listen.open(value.path);
   if (value.peaks !== drawn) {
     own = false;
     began = `${value.start} ${value.end}`;
     draw(value.peaks);
+    zoom.open(length);
   } else if (`${value.start} ${value.end}` !== began) own = true;
   const found = chosen();
   region = found.region;
+  count();
   show(found.fits);
+  listen.rest();
 };
+
+// What the visitor typed is the tempo, else what the record of the file says.
+const count = () => {
+  const { typed, bpm, onsets, path } = props.value || {};
+  const tempo = number(typed) >= 30 && number(typed) <= 300 ? number(typed) : bpm;
+  if (counted === `${path} ${tempo}`) return;
+  counted = `${path} ${tempo}`;
+  beats = studio.beats(onsets, length, tempo);
+  snapper.hidden = !beats.length;
+  find(".tempo").hidden = beats.length > 0;
+  snapper.textContent = fill(props.texts.snap, { bpm: tempo });
+  const ticks = beats.map((seconds) => `M${seconds},0V1`).join("");
+  find(".beats").setAttribute("viewBox", `0 0 ${length || 1} 1`);
+  find(".beats path").setAttribute("d", ticks);
+  tick();
+};
+
+// Beats that would stand closer than this are not drawn.
+const tick = () => (find(".beats").style.display = snaps() && track.clientWidth > 5 * beats.length ? "" : "none");
 
 const write = () => {
   own = true;
@@ -79,22 +111,14 @@ const write = () => {
   const { start, end } = region;
   props.value = { ...props.value, start, end: end >= length ? 0 : end };
   trigger("input");
+  listen.renew();
 };
 
 // --- what is seen and heard ---
 
 const draw = (peaks) => {
   drawn = peaks;
-  const bytes = Uint8Array.from(atob(peaks || ""), (letter) => letter.charCodeAt(0));
-  const values = new Int8Array(bytes.buffer);
-  const columns = values.length / 2;
-  const points = [];
-  for (let at = 0; at < columns; at++) points.push(`${at + 0.5},${-values[2 * at + 1]}`);
-  for (let at = columns - 1; at >= 0; at--) points.push(`${at + 0.5},${-values[2 * at]}`);
-  for (const wave of element.querySelectorAll(".wave")) {
-    wave.setAttribute("viewBox", `0 -128 ${columns || 1} 256`);
-    wave.firstElementChild.setAttribute("d", points.length ? `M${points.join("L")}Z` : "");
-  }
+  for (const wave of element.querySelectorAll(".wave, .overview svg")) studio.tools.outline(wave, peaks);
 };
 
 const show = (fits = true) => {
@@ -111,15 +135,13 @@ const show = (fits = true) => {
     for (const [name, value] of Object.entries(said))
       handles[part].setAttribute(`aria-value${name}`, name === "text" ? value : exact(value));
   }
-  const shown = { start, end, length: end - start, seconds: length };
+  const shown = { start, end, length: end - start };
   for (const [name, seconds] of Object.entries(shown)) find(`[data-shows="${name}"]`).textContent = clock(seconds);
   const wrong = find(".wrong");
   find(".facts").hidden = !fits;
   wrong.hidden = fits;
   wrong.textContent = fits ? "" : fill(props.texts.wrong, { seconds: floor(length), least: props.least });
 };
-
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 
 // For screen readers, once things rest. Key presses need none of it: a slider says its own value.
 const say = () => {
@@ -132,6 +154,9 @@ const say = () => {
 };
 
 // --- changing the region ---
+
+// Whether there is a region at all: the page may have a use for the waveform alone.
+const marks = () => handles.start.offsetParent !== null;
 
 // A region with hardly any room to move: a drag inside of it marks another one, as in one that nobody has chosen yet.
 const full = () => region.end - region.start > 0.9 * length;
@@ -160,7 +185,7 @@ const choose = (anchor, seconds) => {
     if (seconds < anchor) start = end - props.least;
     end = start + props.least;
   }
-  start = clamp(floor(start), 0, Math.max(floor(length - props.least), 0));
+  start = clamp(exact(start), 0, Math.max(floor(length - props.least), 0));
   region = { start, end: clamp(snap(end), Math.min(ceil(start + props.least), length), length) };
 };
 
@@ -170,6 +195,7 @@ stage.addEventListener("pointerdown", (event) => {
   if (!event.isPrimary || event.button || !length) return;
   const { part } = event.target.dataset;
   drag = { part: part === "middle" && (full() || !own) ? undefined : part, at: timeAt(event), x: event.clientX, from: region };
+  if (!marks()) drag.part = "none";
   stage.setPointerCapture(event.pointerId);
 });
 
@@ -177,24 +203,28 @@ stage.addEventListener("pointermove", (event) => {
   if (!drag || !event.isPrimary || (!drag.moved && Math.abs(event.clientX - drag.x) < CLICK_PIXELS)) return;
   drag.moved = true;
   stage.classList.toggle("dragging", drag.part === "middle");
+  zoom.push(event);
   const seconds = timeAt(event);
   if (!drag.part) choose(drag.at, seconds);
   else if (drag.part === "middle") moveMiddle(drag.from, drag.from.start + seconds - drag.at);
-  else moveHandle(drag.part, drag.from[drag.part] + seconds - drag.at);
+  else if (handles[drag.part]) moveHandle(drag.part, drag.from[drag.part] + seconds - drag.at);
   show();
 });
 
 const drop = (keep) => {
   if (!drag) return;
-  const { moved, part } = drag;
+  const { moved, part, at } = drag;
   drag = null;
   stage.classList.remove("dragging");
   // The capture keeps the browser from doing it. What was dragged can now be fine-tuned by keys.
-  if (keep) handles[part]?.focus({ preventScroll: true });
-  if (moved && keep) {
+  if (keep) (handles[part] ?? (marks() ? handles.start : find(".play"))).focus({ preventScroll: true });
+  if (moved && keep && marks()) {
     write();
     say();
-  } else take();
+  } else {
+    take();
+    if (keep && !handles[part]) listen.seek(at);
+  }
 };
 
 stage.addEventListener("pointerup", (event) => event.isPrimary && drop(true));
@@ -205,13 +235,16 @@ stage.addEventListener("pointercancel", (event) => event.isPrimary && drop(false
 
 const keyed = (part, event) => {
   const [low, high] = range(part);
-  const step = event.shiftKey ? LEAP : STEP;
   const now = region[part];
+  const step = event.shiftKey ? LEAP : STEP;
+  const byBeat = snaps() && !event.shiftKey;
+  const less = byBeat ? (beats.findLast((beat) => beat < now - 1e-6) ?? 0) : now - step;
+  const more = byBeat ? (beats.find((beat) => beat > now + 1e-6) ?? length) : now + step;
   return {
-    ArrowLeft: now - step,
-    ArrowDown: now - step,
-    ArrowRight: now + step,
-    ArrowUp: now + step,
+    ArrowLeft: less,
+    ArrowDown: less,
+    ArrowRight: more,
+    ArrowUp: more,
     PageDown: now - LEAP,
     PageUp: now + LEAP,
     Home: low,
@@ -226,6 +259,7 @@ for (const [part, handle] of Object.entries(handles)) {
     event.preventDefault();
     moveHandle(part, seconds);
     show();
+    zoom.bring(region[part]);
     clearTimeout(saying);
     find(".said").textContent = "";
     clearTimeout(keysRest);
@@ -233,6 +267,30 @@ for (const [part, handle] of Object.entries(handles)) {
   });
   for (const name of ["keyup", "blur"]) handle.addEventListener(name, () => keysRest && write());
 }
+
+// --- hearing it, and looking closer ---
+
+const listen = studio.listen(find(".region"), props.texts, {
+  part: () => (marks() && !stage.classList.contains("unfit") ? [region.start, region.end] : [0, length]),
+  moved: (seconds, playing) => {
+    stage.style.setProperty("--head", `${length ? (100 * seconds) / length : 0}%`);
+    find('[data-shows="now"]').textContent = clock(seconds);
+    if (playing && !drag) zoom.bring(seconds);
+  },
+});
+const zoom = studio.zoom(find(".region"), props.texts, { clock, pinched: () => drop(false), viewed: () => tick() });
+
+snapper.addEventListener("click", () => {
+  snapper.setAttribute("aria-pressed", String(!snaps()));
+  tick();
+});
+
+// The space bar plays wherever the selector has the focus; a button of its own is pressed by it.
+find(".region").addEventListener("keydown", (event) => {
+  if (event.key !== " " || event.target.closest("button") || event.ctrlKey || event.altKey || event.metaKey) return;
+  event.preventDefault();
+  if (!event.repeat) listen.toggle();
+});
 
 // --- the page ---
 

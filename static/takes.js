@@ -3,6 +3,7 @@
 // plays them all.
 (() => {
   const MOST_EARLIER = 50;
+  const STORAGE = "ace-music-studio-takes";
   const { address, clock, fill, icon, lineAt, make, sketch, wave } = studio.tools;
   const { player } = studio;
 
@@ -19,11 +20,20 @@
     }
   });
 
+  // The takes of a tab that this browser knows of, the newest first.
+  studio.remembered = (mode) => {
+    try {
+      const found = JSON.parse(localStorage.getItem(`${STORAGE}-${mode}`));
+      return Array.isArray(found) ? found.filter((each) => typeof each?.path === "string").map((each) => ({ id: each.path, ...each })) : [];
+    } catch {
+      return [];
+    }
+  };
+
   studio.takes = (element, props, trigger, watch) => {
     const find = (selector) => element.querySelector(selector);
     const { texts, uses, formats, tab } = JSON.parse(find(".takes").dataset.settings);
     const { mode } = find(".takes").dataset;
-    const storage = `ace-music-studio-takes-${mode}`;
     const list = find(".list");
     const fold = find(".earlier");
     let cards = [];
@@ -237,23 +247,18 @@
 
     // --- earlier takes ---
 
-    const stored = () => {
-      try {
-        const found = JSON.parse(localStorage.getItem(storage));
-        return Array.isArray(found) ? found.filter((each) => typeof each?.path === "string").map((each) => ({ id: each.path, ...each })) : [];
-      } catch {
-        return [];
-      }
-    };
+    const stored = () => studio.remembered(mode);
     const keep = (all) => {
       try {
-        localStorage.setItem(storage, JSON.stringify(all.slice(0, MOST_EARLIER)));
+        localStorage.setItem(`${STORAGE}-${mode}`, JSON.stringify(all.slice(0, MOST_EARLIER)));
       } catch {
         // A browser that keeps nothing, or has no room left, shows the takes of this run alone.
       }
+      document.dispatchEvent(new CustomEvent("studio-remembered"));
     };
-    const KEPT = ["id", "seed", "title", "seconds", "path", "kind", "facts", "peaks", "art", "lines", "lrc", "alignment", "settings"];
+    const KEPT = ["id", "at", "seed", "title", "seconds", "path", "kind", "facts", "peaks", "art", "lines", "lrc", "alignment", "settings"];
     const remember = () => {
+      for (const card of order) card.at ??= Date.now();
       const brief = order.map((card) => Object.fromEntries(KEPT.map((name) => [name, card[name]])));
       const here = new Set(brief.map(({ id }) => id));
       keep([...brief, ...stored().filter(({ id }) => !here.has(id))]);

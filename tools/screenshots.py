@@ -107,7 +107,7 @@ def walk(
     if mode != "lyrics":
         if mode != "generate":
             part("source").locator("input[type=file]").set_input_files(song)
-            part("source").locator("time").last.wait_for()
+            part("source").locator("time").last.wait_for(state="attached")
         fold(page, mode, opened=False)
     part("panel").get_by_role("button", name=CHIPS[mode], exact=True).click()
     if mode == "edit":
