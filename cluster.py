@@ -1,8 +1,8 @@
 """Where the GPU entry point runs: in this process, or on Ray workers, each an actor that holds one loaded studio.
 
-ACE_STUDIO_RAY decides: unset is this process. `run` takes a job to an idle worker and yields its events. Files travel
-as blocks of bytes through Ray's object store and land in the job's folder, so nothing needs a shared file system. A
-worker that dies is replaced, and the song that it was making is made once more on another one.
+ACE_STUDIO_RAY decides: unset is this process. `run` takes a job to an idle worker (cluster_worker.py) and yields its
+events. Files travel as blocks of bytes through Ray's object store and land in the job's folder, so nothing needs a
+shared file system. A worker that dies is replaced, and the song that it was making is made once more on another one.
 
 ray is imported where it is used: a Space, and a studio without the variable, never import it.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import bootstrap
-from events import Done, Job, Outcome, Problem, Progress, StudioError, first_line
+from cluster_problems import AGAIN, NO_CLIENT, NO_WORKER, TWICE, UNREACHABLE, is_death, problem_of
+from cluster_worker import Block, Worker, blocks_of
+from events import Job, Outcome, Problem, Progress, StudioError
 
 log = logging.getLogger("studio")
 
@@ -31,16 +34,16 @@ MODELS = ("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS")
 ROOT = Path(__file__).resolve().parent
 # What a cluster's machines get of that folder is its code.
 NOT_SENT = [".git", ".venv", "models", "outputs", "tests", "docs", "*.log"]
-# Bytes: a file travels in blocks, so a small object store carries songs of any length.
-BLOCK_BYTES, STORE_BYTES = 8 * 2**20, 256 * 2**20
+# Of the object store of a cluster that is started here.
+STORE_BYTES = 256 * 2**20
 # Seconds between two events at most, between two looks at the workers, and between two questions to an idle one.
 BEAT_SECONDS, LOOK_SECONDS, ASK_SECONDS = 0.4, 1.0, 5.0
 # Seconds that a worker may say nothing, and that a song waits where there is no worker.
 SILENT_SECONDS, NO_WORKER_SECONDS = 60.0, 300.0
-# Files of LoRAs that a worker keeps for its next songs.
-LORAS_KEPT = 8
-
-AGAIN = "The worker that was making this song is gone, so another one starts it again."
+# Seconds without the head after which the studio leaves the cluster: Ray would end this process after 60. Songs have
+# the second number to notice it.
+HEAD_SECONDS, LEAVE_SECONDS = 20.0, 5.0
+PROBE_SECONDS = 2.0
 
 
 def wanted() -> str:
@@ -48,112 +51,15 @@ def wanted() -> str:
     return "" if os.environ.get("SPACE_ID") or bootstrap.on_zerogpu() else os.environ.get(RAY, "").strip()
 
 
-# --- a worker, in a process of its own ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Block:
-    """The next bytes of the file `name` in a job's folder."""
-
-    name: str
-    data: bytes
-
-
-class Worker:
-    """One loaded studio. `run` makes one song at a time; the other methods answer meanwhile."""
-
-    def __init__(self, name: str, environ: dict[str, str]):
-        # A worker has no workers of its own; and Ray would allow torch, which reads this later, a single thread.
-        for variable in (RAY, "OMP_NUM_THREADS"):
-            os.environ.pop(variable, None)
-        os.environ.update(environ)
-        bootstrap.bootstrap()
-        import jobs
-
-        jobs.sweep()
-        self._name, self._jobs = name, jobs
-        # By hash, the last used at the end.
-        self._loras: dict[str, Path] = {}
-        self._cancelled = ""
-
-    def hello(self, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what `look` says of the studio here, with the worker's node and process."""
-        import ray
-
-        return {**look(), "node": ray.get_runtime_context().get_node_id()[:12], "pid": os.getpid()}
-
-    def cancel(self, name: str) -> None:
-        """Let the job whose folder has that name be cancelled, even if it has not begun."""
-        self._cancelled = name
-        self._jobs.job_place(name).joinpath("running").unlink(missing_ok=True)
-
-    def run(
-        self, entry: Callable[[Job], Iterator[Any]], job: Job, files: dict[str, list[Any]], loras: dict[str, list[Any]]
-    ) -> Iterator[Any]:
-        """Yield the hashes of the LoRAs that are here, then the events of `entry(job)`, each after its files' blocks.
-
-        `files` (by name) and `loras` (by hash) hold references to the blocks of what the job reads.
-        """
-        name = Path(job.folder).name
-        with self._jobs.job_folder(name) as folder:
-            here = replace(job, folder=str(folder), audio={key: str(folder / f"{key}.wav") for key in job.audio})
-            here.running.touch()
-            if self._cancelled == name:
-                return
-            for key, blocks in files.items():
-                _write(Path(here.audio[key]), blocks)
-            here = replace(here, loras=tuple(self._at_hand(spec, loras) for spec in job.loras))
-            self._forget_loras(len(job.loras))
-            yield tuple(self._loras)
-            with contextlib.closing(entry(here)) as events:
-                for event in events:
-                    if here.cancelled():
-                        return
-                    if isinstance(event, Outcome):
-                        event.facts["worker"] = self._name
-                        for take in event.takes:
-                            for data in _blocks(take.file):
-                                yield Block(Path(take.file).name, data)
-                    elif isinstance(event, Done):
-                        event.record["worker"] = self._name
-                    yield event
-
-    def _at_hand(self, spec: Any, sent: dict[str, list[Any]]) -> Any:
-        """Return the LoRA `spec` with the place of its file here."""
-        key = spec.info.sha256
-        place = self._jobs.job_place("loras") / key
-        if key in sent:
-            place.parent.mkdir(mode=0o700, exist_ok=True)
-            _write(place, sent[key])
-        self._loras.pop(key, None)
-        self._loras[key] = place
-        return replace(spec, path=str(place))
-
-    def _forget_loras(self, used: int) -> None:
-        while len(self._loras) > max(LORAS_KEPT, used):
-            self._loras.pop(next(iter(self._loras))).unlink(missing_ok=True)
-
-
-def _blocks(path: str) -> Iterator[bytes]:
-    if path:
-        with open(path, "rb") as file:
-            yield from iter(lambda: file.read(BLOCK_BYTES), b"")
-
-
-def _write(path: Path, blocks: list[Any]) -> None:
-    import ray
-
-    with path.open("wb") as file:
-        for block in blocks:
-            file.write(ray.get(block))
-
-
 # --- the workers, seen from the studio ------------------------------------------------------------------------------
 
 
 @dataclass
 class Slot:
-    """One worker: its actor, the answer that it owes (`asked` at), and `facts`, its last one; {} while it starts."""
+    """One worker: its actor, the answer that it owes (`asked` at), and `facts`, its last one; {} while it starts.
+
+    It is `lost` once the studio has left the cluster.
+    """
 
     name: str
     actor: Any
@@ -161,6 +67,7 @@ class Slot:
     asked: float
     facts: dict[str, Any]
     busy: bool = False
+    lost: bool = False
     loras: frozenset[str] = frozenset()
 
 
@@ -175,6 +82,8 @@ class Pool:
         self._tickets: list[object] = []
         self._news = threading.Condition()
         self._connected, self._made = False, 0
+        # The address of the head, once it is known, and when it last answered.
+        self._head, self._heard = "", 0.0
         self._next_try = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="workers", daemon=True)
@@ -252,7 +161,8 @@ class Pool:
             try:
                 if not self._connected:
                     self._connect()
-                self._tend()
+                if self._connected and self._head_answers():
+                    self._tend()
             except Exception as error:
                 self._trouble(problem_of(error))
             self._changed(len(self.workers()))
@@ -263,14 +173,28 @@ class Pool:
         if time.monotonic() < self._next_try:
             return
         self._next_try = time.monotonic() + ASK_SECONDS
-        ray = join(self._address)
+        ray = join(self._head if self._address != LOCAL and self._head else self._address)
+        self._head, self._heard = ray.get_runtime_context().gcs_address, time.monotonic()
         self._connected, self.problem = True, None
         log.info("Ray %s, %s", ray.__version__, "started here" if self._address == LOCAL else "joined the cluster")
 
+    def _head_answers(self) -> bool:
+        """Tell whether the head can be asked now; raises StudioError where it could not for `HEAD_SECONDS`."""
+        if answers(self._head):
+            self._heard = time.monotonic()
+            return True
+        if time.monotonic() - self._heard > HEAD_SECONDS:
+            raise StudioError.of(UNREACHABLE)
+        return False
+
     def _leave(self) -> None:
         with self._news:
-            self._slots.clear()
+            left, self._slots = self._slots, []
+            for slot in left:
+                slot.lost = True
             connected, self._connected = self._connected, False
+            # Ray must not go while a song is asking it.
+            self._news.wait_for(lambda: not any(slot.busy for slot in left), LEAVE_SECONDS)
         if connected:
             import ray
 
@@ -281,13 +205,11 @@ class Pool:
         if problem != self.problem:
             log.warning("Ray: %s", problem.text())
         self.problem = problem
-        if self._connected and problem.code in ("ray_head", "ray_unreachable"):
+        if self._connected and problem == UNREACHABLE:
             self._leave()
 
     def _tend(self) -> None:
         """Take the workers' answers, ask those again that have been idle, drop the dead, and make those that lack."""
-        if not self._connected:
-            return
         import ray
 
         now = time.monotonic()
@@ -391,8 +313,12 @@ def join(address: str) -> Any:
     """Start Ray here (`address` "local") or join a cluster; returns the module ray, or raises what it raises."""
     if address.startswith("ray://"):
         raise StudioError.of(NO_CLIENT)
-    # Nothing is reported to anybody.
+    # Ray waits minutes for a head that is not there.
+    if address not in (LOCAL, "auto") and not answers(address):
+        raise StudioError.of(UNREACHABLE)
+    # Nothing is reported to anybody, and Ray never starts on its own.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     # A connection that was lost may still be half there.
@@ -407,6 +333,16 @@ def join(address: str) -> Any:
         }
     ray.init(address, log_to_driver=False, configure_logging=False, **settings)
     return ray
+
+
+def answers(address: str) -> bool:
+    """Tell whether somebody listens at `address`, a host and a port."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def workers() -> list[dict[str, Any]]:
@@ -448,9 +384,9 @@ def _streamed(slot: Slot, entry: Callable[[Job], Iterator[Any]], job: Job) -> It
     import ray
 
     folder, ended = Path(job.folder), False
-    files = {key: [ray.put(data) for data in _blocks(path)] for key, path in job.audio.items()}
+    files = {key: [ray.put(data) for data in blocks_of(path)] for key, path in job.audio.items()}
     loras = {spec.info.sha256: spec.path for spec in job.loras if spec.info.sha256 not in slot.loras}
-    sent = {key: [ray.put(data) for data in _blocks(path)] for key, path in loras.items()}
+    sent = {key: [ray.put(data) for data in blocks_of(path)] for key, path in loras.items()}
     task = slot.actor.run.options(num_returns="streaming", concurrency_group="songs")
     stream = task.remote(entry, job, files, sent)
     latest, heard = Progress("preparing"), time.monotonic()
@@ -460,6 +396,8 @@ def _streamed(slot: Slot, entry: Callable[[Job], Iterator[Any]], job: Job) -> It
             while True:
                 if job.cancelled():
                     return
+                if slot.lost:
+                    raise StudioError.of(UNREACHABLE)
                 if not ray.wait([stream], timeout=BEAT_SECONDS)[0]:
                     if time.monotonic() - heard > SILENT_SECONDS:
                         raise TimeoutError(f"{slot.name} said nothing for {SILENT_SECONDS:g} s")
@@ -494,7 +432,7 @@ def _here(take: Any, folder: Path) -> Any:
     return replace(take, file=str(folder / Path(take.file).name)) if take.file else take
 
 
-# --- settings and sentences ----------------------------------------------------------------------------------------
+# --- settings ----------------------------------------------------------------------------------------
 
 
 def count_wanted() -> int:
@@ -509,85 +447,3 @@ def cards_wanted() -> float | None:
         return max(float(os.environ.get(CARDS, "").strip()), 0.0)
     except ValueError:
         return None
-
-
-# What Ray calls an actor that died in its constructor.
-AT_START = "creation task"
-NO_CLIENT = Problem(
-    "ray_client",
-    "Ray's client (ray://) cannot stream what a worker says.",
-    hint='Start the studio on a machine of the cluster with ACE_STUDIO_RAY=auto, or name the head as "host:6379".',
-)
-NO_WORKER = Problem(
-    "ray_no_worker",
-    "No worker of the Ray cluster is left.",
-    hint="The studio goes on waiting for one and uses it as soon as it is there.",
-)
-TWICE = Problem(
-    "ray_died",
-    "Two workers in a row died while they were making this song.",
-    hint="Try fewer takes or a shorter song; the logs of Ray tell why they died.",
-)
-
-
-def is_death(error: Exception) -> bool:
-    """Tell whether `error` says that a worker, its process or its machine is gone, or answers no more."""
-    import ray
-
-    gone = (
-        ray.exceptions.RayActorError,
-        ray.exceptions.WorkerCrashedError,
-        ray.exceptions.NodeDiedError,
-        ray.exceptions.ObjectLostError,
-        TimeoutError,
-    )
-    return isinstance(error, gone) and AT_START not in str(error)
-
-
-def problem_of(error: Exception) -> Problem:
-    """Return the sentence for what Ray raises."""
-    if isinstance(error, StudioError):
-        return error.problem
-    if isinstance(error, ImportError):
-        return Problem("ray_missing", "Ray is not installed here.", hint="Start the studio with ./run.sh --ray.")
-    text = str(error)
-    if "ersion mismatch" in text:
-        return Problem(
-            "ray_versions",
-            f"This machine and the cluster have different versions of Ray or Python: {_versions(text)}",
-            hint="Install the same versions on all of them.",
-        )
-    kind = type(error).__name__
-    if AT_START in text:
-        return Problem(
-            "ray_start",
-            f"A worker could not start: {text.strip().splitlines()[-1]}",
-            hint="Each machine needs the packages of requirements.txt; the logs of Ray have the details.",
-        )
-    if kind in ("ObjectStoreFullError", "OutOfDiskError"):
-        return Problem(
-            "ray_full",
-            "The object store of the cluster is full.",
-            hint="Try again when fewer songs are being made, or give Ray more memory (--object-store-memory).",
-        )
-    if kind == "RuntimeEnvSetupError":
-        return Problem(
-            "ray_code", f"A worker could not get the studio's code: {first_line(error)}", hint="See the logs of Ray."
-        )
-    if isinstance(error, ConnectionError) or "GCS" in text or "gcs" in text:
-        return Problem(
-            "ray_unreachable",
-            "The head of the Ray cluster cannot be reached.",
-            hint="The studio tries again every few seconds. Look whether the head runs, and at ACE_STUDIO_RAY.",
-        )
-    log.error("Ray failed unexpectedly", exc_info=error)
-    return Problem(
-        "ray_failed",
-        f"A worker could not do its work ({kind}: {first_line(error)[:200]}).",
-        hint="The log of the studio and those of Ray have the details.",
-    )
-
-
-def _versions(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if "Ray:" in line or "Python:" in line]
-    return ", ".join(lines) or "they differ."

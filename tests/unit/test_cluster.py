@@ -10,9 +10,11 @@ import pytest
 import app
 import backend
 import cluster
+import cluster_problems
+import cluster_worker
 import tooltips
 from events import Job, StudioError
-from tests.program import python
+from tests.program import free_port, python
 
 
 @pytest.mark.parametrize(
@@ -60,9 +62,21 @@ def test_versions_that_differ_are_named():
         "Version mismatch: The cluster was started with:\n    Ray: 2.50.0\n    Python: 3.11.7\n"
         "This process on node 10.0.0.2 was started with:\n    Ray: 2.60.0\n    Python: 3.12.1\n"
     )
-    problem = cluster.problem_of(RuntimeError(said))
+    problem = cluster_problems.problem_of(RuntimeError(said))
     assert problem.code == "ray_versions"
     assert "Ray: 2.50.0" in problem.message and "Python: 3.12.1" in problem.message
+
+
+def test_a_machine_on_which_ray_does_not_start_is_no_head_that_is_away():
+    said = "The current node timed out during startup. This could happen because the GCS has become overloaded."
+    assert cluster_problems.problem_of(Exception(said)).message == "Ray did not start on this machine in time."
+
+
+def test_a_head_that_is_not_there_is_told_at_once(monkeypatch):
+    """Ray itself would try for minutes."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(StudioError, match="The head of the Ray cluster cannot be reached"):
+        cluster.join(f"127.0.0.1:{free_port()}")
 
 
 @pytest.mark.parametrize(("text", "count"), [("", 0), ("3", 3), ("many", 0)])
@@ -96,10 +110,10 @@ def test_without_ray_this_process_is_the_one_worker(monkeypatch):
 
 
 def test_a_file_travels_in_blocks(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(cluster, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(cluster_worker, "BLOCK_BYTES", 1000)
     path = tmp_path / "song.wav"
     path.write_bytes(bytes(range(256)) * 10)
-    blocks = list(cluster._blocks(str(path)))
+    blocks = list(cluster_worker.blocks_of(str(path)))
     assert [len(block) for block in blocks] == [1000, 1000, 560]
     assert b"".join(blocks) == path.read_bytes()
-    assert list(cluster._blocks("")) == []
+    assert list(cluster_worker.blocks_of("")) == []

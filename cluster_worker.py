@@ -1,0 +1,119 @@
+"""A Ray worker: one loaded studio in a process of its own, on any machine of a cluster.
+
+It runs the studio's one GPU entry point on a folder of its own. Files come and go as blocks of bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import bootstrap
+from events import Done, Job, Outcome
+
+# Bytes: a file travels in blocks, so a small object store carries songs of any length.
+BLOCK_BYTES = 8 * 2**20
+# Files of LoRAs that a worker keeps for its next songs.
+LORAS_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Block:
+    """The next bytes of the file `name` in a job's folder."""
+
+    name: str
+    data: bytes
+
+
+class Worker:
+    """One loaded studio. `run` makes one song at a time; the other methods answer meanwhile."""
+
+    def __init__(self, name: str, environ: dict[str, str]):
+        # A worker has no workers of its own; and Ray would allow torch, which reads this later, a single thread.
+        for variable in ("ACE_STUDIO_RAY", "OMP_NUM_THREADS"):
+            os.environ.pop(variable, None)
+        os.environ.update(environ)
+        bootstrap.bootstrap()
+        import jobs
+
+        jobs.sweep()
+        self._name, self._jobs = name, jobs
+        # By hash, the last used at the end.
+        self._loras: dict[str, Path] = {}
+        self._cancelled = ""
+
+    def hello(self, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what `look` says of the studio here, with the worker's node and process."""
+        import ray
+
+        return {**look(), "node": ray.get_runtime_context().get_node_id()[:12], "pid": os.getpid()}
+
+    def cancel(self, name: str) -> None:
+        """Let the job whose folder has that name be cancelled, even if it has not begun."""
+        self._cancelled = name
+        self._jobs.job_place(name).joinpath("running").unlink(missing_ok=True)
+
+    def run(
+        self, entry: Callable[[Job], Iterator[Any]], job: Job, files: dict[str, list[Any]], loras: dict[str, list[Any]]
+    ) -> Iterator[Any]:
+        """Yield the hashes of the LoRAs that are here, then the events of `entry(job)`, each after its files' blocks.
+
+        `files` (by name) and `loras` (by hash) hold references to the blocks of what the job reads.
+        """
+        name = Path(job.folder).name
+        with self._jobs.job_folder(name) as folder:
+            here = replace(job, folder=str(folder), audio={key: str(folder / f"{key}.wav") for key in job.audio})
+            here.running.touch()
+            if self._cancelled == name:
+                return
+            for key, blocks in files.items():
+                _write(Path(here.audio[key]), blocks)
+            here = replace(here, loras=tuple(self._at_hand(spec, loras) for spec in job.loras))
+            self._forget_loras(len(job.loras))
+            yield tuple(self._loras)
+            with contextlib.closing(entry(here)) as events:
+                for event in events:
+                    if here.cancelled():
+                        return
+                    if isinstance(event, Outcome):
+                        event.facts["worker"] = self._name
+                        for take in event.takes:
+                            for data in blocks_of(take.file):
+                                yield Block(Path(take.file).name, data)
+                    elif isinstance(event, Done):
+                        event.record["worker"] = self._name
+                    yield event
+
+    def _at_hand(self, spec: Any, sent: dict[str, list[Any]]) -> Any:
+        """Return the LoRA `spec` with the place of its file here."""
+        key = spec.info.sha256
+        place = self._jobs.job_place("loras") / key
+        if key in sent:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            _write(place, sent[key])
+        self._loras.pop(key, None)
+        self._loras[key] = place
+        return replace(spec, path=str(place))
+
+    def _forget_loras(self, used: int) -> None:
+        while len(self._loras) > max(LORAS_KEPT, used):
+            self._loras.pop(next(iter(self._loras))).unlink(missing_ok=True)
+
+
+def blocks_of(path: str) -> Iterator[bytes]:
+    """Yield the bytes of a file, nothing where `path` is ""."""
+    if path:
+        with open(path, "rb") as file:
+            yield from iter(lambda: file.read(BLOCK_BYTES), b"")
+
+
+def _write(path: Path, blocks: list[Any]) -> None:
+    import ray
+
+    with path.open("wb") as file:
+        for block in blocks:
+            file.write(ray.get(block))
