@@ -1,8 +1,8 @@
-"""The built-in tiny checkpoints: the real classes in the real layout on disk, with seeded instead of learnt weights.
+"""The built-in engine: where its trained checkpoint lies, and random ones of the same classes that tests run.
 
-`checkpoint_folder` is the "built-in engine": what the studio runs until the real weights are there, and what the tests
-run. Every part of a song passes through it as through the real model (tokens, conditions, guidance, steps, tiles), but
-its sound is not music. About one million parameters, made in seconds, the same bytes every time.
+Every part of a song passes through a random checkpoint as through the real model (tokens, conditions, guidance, steps,
+tiles), but its sound is not music. About one million parameters, made in seconds, the same bytes every time. The studio
+itself runs one only where the trained checkpoint is missing or damaged, and says so.
 
 The weights are uniform draws of a private generator, scaled so that signals keep their size from layer to layer; no
 global random state is read or written. Two numbers are measured on the fresh VAE and rounded before they are used,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 WORDS = Path(__file__).with_name("assets") / "words.txt"
 TRAINED = Path(__file__).with_name("assets") / "preview"
-"""Where a trained checkpoint would lie (docs/preview-engine.md), in the same layout, with its list of hashes."""
+"""The trained checkpoint (docs/preview-engine.md), with its list of hashes."""
 
 MANIFEST = "files.json"
 DECODED_DBFS = -20.0

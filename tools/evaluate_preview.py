@@ -107,7 +107,8 @@ class Engine:
                 export.write_wav(sounds["source"], source)
             job = Job(parse_request(mode, words), (score.seed,), (0,), folder, sounds)
             job.running.touch()
-            *_, outcome = (event for event in modes.run(self.pipe, job, True) if not isinstance(event, Progress))
+            events = modes.run(self.pipe, job, False, kind="preview")
+            *_, outcome = (event for event in events if not isinstance(event, Progress))
             take = outcome.takes[0]
             return audio.read_wav(take.file) if take.file else None
 
@@ -126,14 +127,22 @@ def rendered(scores: list[Score]) -> Iterator[np.ndarray]:
 # --- measuring ----------------------------------------------------------------------------------------------------
 
 
-def style_classifier(count: int, seconds: float) -> listening.Classifier:
-    """Train the classifier on `count` rendered pieces that are neither trained on nor asked for."""
+def style_classifier(engine: Engine, count: int, seconds: float) -> listening.Classifier:
+    """Train the classifier on `count` rendered pieces that are neither trained on nor asked for.
+
+    It hears half of them as they come out of the engine's VAE: one that knows clean renderings alone judges by what
+    the VAE adds, and takes even perfect latents for another style in every second case.
+    """
     names = list(STYLES)
     scores = [
         compose(FIRST_CLASSIFIER_SEED + number, style=names[number % len(names)], seconds=seconds)
         for number in range(count)
     ]
-    features = np.stack([listening.traits(samples) for samples in rendered(scores)])
+    sounds = (
+        through_vae(engine, samples) if number // len(names) % 2 else samples
+        for number, samples in enumerate(rendered(scores))
+    )
+    features = np.stack([listening.traits(samples) for samples in sounds])
     return listening.train_classifier(features, [score.style for score in scores])
 
 
@@ -221,15 +230,20 @@ def clipped_share(samples: np.ndarray) -> float:
     return float((np.abs(samples) >= 0.999 * peak).mean()) if peak else 0.0
 
 
+def through_vae(engine: Engine, samples: np.ndarray) -> np.ndarray:
+    """Return samples [2, n] as they come back from the latents."""
+    clean = codec.join([latents for _, _, latents in codec.encode_samples(engine.pipe, samples)])
+    back = np.concatenate([part.numpy() for *_, part in codec.decode_latents(engine.pipe, clean)], axis=1)
+    return back[:, : samples.shape[1]]
+
+
 def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
     """Measure what is lost between a rendered piece and its way through the latents and back."""
     import librosa
 
     distances, drifts, likeness, tempos, keys = [], [], [], [], []
     for score, samples in zip(scores, rendered(scores), strict=True):
-        clean = codec.join([latents for _, _, latents in codec.encode_samples(engine.pipe, samples)])
-        back = np.concatenate([part.numpy() for *_, part in codec.decode_latents(engine.pipe, clean)], axis=1)
-        back = back[:, : samples.shape[1]]
+        back = through_vae(engine, samples)
         loud = [
             librosa.power_to_db(librosa.feature.melspectrogram(y=x.mean(axis=0), sr=SAMPLE_RATE, n_mels=80), top_db=60)
             for x in (samples, back)
@@ -293,7 +307,7 @@ def measure_edits(engine: Engine, scores: list[Score]) -> tuple[list[Line], list
 def evaluate(engine: Engine, prompts: int, edits: int, pieces: int, seconds: float) -> tuple[list[Line], dict]:
     """Run every measurement; returns the lines and what was heard song by song."""
     scores = held_out(prompts, seconds)
-    classifier = style_classifier(pieces, seconds)
+    classifier = style_classifier(engine, pieces, seconds)
     lines, songs = measure_songs(engine, scores, classifier)
     lines += measure_vae(engine, scores[:edits])
     more, changed = measure_edits(engine, scores[:edits])
@@ -315,9 +329,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="default: the one that the built-in engine runs")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--edits", type=int, default=16, help="pieces that are repainted and extended")
-    parser.add_argument("--pieces", type=int, default=240, help="rendered pieces that the style classifier learns from")
+    parser.add_argument("--pieces", type=int, default=160, help="rendered pieces that the style classifier learns from")
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--quality", default="draft")
+    parser.add_argument("--quality", default="standard")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--card", action="store_true", help="add the table to the checkpoint's README.md")
     parser.add_argument("--gate", action="store_true", help=f"fail where one of {', '.join(GATE)} does")

@@ -37,6 +37,7 @@ from tools.preview_latents import (
     FEATURES,
     FRAME_TICKS,
     FRAMES_PER_SECOND,
+    HITS,
     LATENTS,
     PITCH_CLASSES,
     PLAYERS,
@@ -57,17 +58,25 @@ REFERENCE_FRAMES = codec.REFERENCE_SECONDS * FRAMES_PER_SECOND
 FIRST_TRAINING_SEED = 20_000_000
 PIECES = {10: 500, 20: 1400, 30: 700, 60: 350}
 """How many pieces of how many seconds the codes and the song model learn from."""
-LENGTHS = (0.15, 0.55, 0.22, 0.08)
+LENGTHS = (0.1, 0.5, 0.32, 0.08)
 FIRST_LENGTHS = (0.6, 0.4, 0.0, 0.0)
 FIRST_SHARE = 0.3
 """The share of the flow's minutes that has short pieces and few tasks."""
 NEARLY_NOISE = (0.9, 0.5)
 """The share of examples that are nearly pure noise, at the start and at the end."""
 LONGER = {10: 20, 20: 30, 30: 60, 60: 60}
-TASKS = {"text2music": 0.6, "repaint": 0.22, "cover": 0.05, "lego": 0.07, "extract": 0.04, "complete": 0.02}
+TASKS = {"text2music": 0.48, "repaint": 0.34, "cover": 0.05, "lego": 0.07, "extract": 0.04, "complete": 0.02}
 FIRST_TASKS = {"text2music": 0.85, "repaint": 0.15}
 NO_CONDITION = 0.12
 WITH_REFERENCE = 0.12
+FROM_BEGINNING = {"repaint": 0.9}
+"""How many examples of a task are not cut out of a longer piece, where the clock tells nothing of the beat."""
+HEARD_NOISE = 0.3
+"""Spread of the noise on some sources at most: the studio's come from the encoder, which misses a little."""
+CHANNELS = torch.ones(LATENTS)
+"""What an error of each latent counts: styles are told apart by who plays, and by the drums."""
+CHANNELS[HITS], CHANNELS[PLAYERS] = 2.0, 4.0
+CHANNELS /= CHANNELS.mean()
 
 
 # --- pieces -------------------------------------------------------------------------------------------------------
@@ -414,7 +423,8 @@ class SongStage:
         layers = saved["layers"] if saved else 6
         self._build(layers, folder)
         if saved:
-            self.module.load_state_dict(saved["live"])
+            # A checkpoint has no helpers.
+            self.module.load_state_dict(saved["live"], strict=not saved.get("begun"))
         self.facts = {"base": self.base, "layers": layers}
 
     def _standard(self, latents: np.ndarray) -> torch.Tensor:
@@ -501,13 +511,17 @@ class SongStage:
         length = seconds if task == "text2music" else LONGER[seconds]
         score, latents, features = self.pool[length][int(rng.integers(len(self.pool[length])))]
         start = 0
-        if length > seconds and rng.random() >= 0.4:
+        if length > seconds and rng.random() >= FROM_BEGINNING.get(task, 0.4):
             start = int(rng.integers(0, len(latents) - frames + 1))
         here = slice(start, start + frames)
         target, features = latents[here], (features[here] - self.usual) / self.unusual
         if start:
             features = torch.full_like(features, float("nan"))
         target, source, mask, instruction = self._context(rng, task, score, target, here)
+        if task != "text2music" and rng.random() < 0.5:
+            source = source + HEARD_NOISE * rng.random() * torch.from_numpy(
+                rng.standard_normal(source.shape, np.float32)
+            )
         text, lyrics, said = words_for(score, rng, instruction, float(seconds))
         reference = None
         if rng.random() < WITH_REFERENCE:
@@ -587,13 +601,14 @@ class SongStage:
         missed = torch.where(known, (told - features.nan_to_num()).square(), torch.zeros((), device=device))
         planned = times[:, None, None] ** 12
         by_feature = (missed * planned).sum((0, 1)) / (known * planned).sum((0, 1)).clamp(min=1e-3)
-        return functional.mse_loss(velocity, noise - target), by_feature, read, right
+        error = (velocity - (noise - target)).square() * CHANNELS.to(device)
+        return error.mean(), by_feature, read, right
 
 
 def _new_region(rng: np.random.Generator, frames: int) -> torch.Tensor:
     """Return a mask [frames, 1] that is 1 in a middle, at the end (extend) or at the start."""
     length, where = int(frames * rng.uniform(0.15, 0.7)), rng.random()
-    start = int(rng.integers(frames - length + 1)) if where < 0.5 else frames - length if where < 0.85 else 0
+    start = int(rng.integers(frames - length + 1)) if where < 0.35 else frames - length if where < 0.9 else 0
     mask = torch.zeros(frames, 1)
     mask[start : start + length] = 1
     return mask
@@ -607,6 +622,29 @@ def silent_latent(centre: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
 
 
 # --- the checkpoint -----------------------------------------------------------------------------------------------
+
+
+def begin(checkpoint: Path, folder: Path) -> None:
+    """Write the song model and the codes of a checkpoint into `folder` as states that a training goes on from."""
+    if (folder / "song.pt").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    preview.quiet_libraries()
+    pipe = AceStepPipeline.from_pretrained(checkpoint, dtype=torch.float32)
+    codes = {name: getattr(pipe, name).state_dict() for name in build_codes()}
+    torch.save(
+        {f"{name}.{key}": value for name, part in codes.items() for key, value in part.items()}, folder / "codes.pt"
+    )
+    layers = len(pipe.transformer.layers)
+    parts = build_parts(layers)
+    mean = {}
+    for name, part in parts.items():
+        given = getattr(pipe, name).state_dict()
+        mean |= {f"{name}.{key}": given[key] for key, _ in part.named_parameters()}
+    live = {f"parts.{key}": value for key, value in mean.items()}
+    torch.save(
+        {"live": live, "mean": mean, "layers": layers, "step": 0, "spent": 0.0, "begun": True}, folder / "song.pt"
+    )
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderOobleck
 
 from tools import preview_song, preview_vae
 
@@ -31,6 +32,8 @@ SAVE_SECONDS = 90
 LOG_SECONDS = 30
 WARMUP_STEPS = 30
 SMOKE_STEPS = 2
+HELPERS_STEPS = 100
+"""How many steps the helpers, which no checkpoint has, train alone before a checkpoint's parts train on."""
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -131,14 +134,17 @@ class Training:
         if held:
             self.mean = {n: held["mean"][n].to(self.device) for n in self.mean}
             self.step, self.spent = held["step"], held["spent"]
+        self.begun = bool(held and held.get("begun"))
+        if held and "opt" in held:
             self.optimizer.load_state_dict(held["opt"])
         self.half = self.stage.name != "codes" and half_pays(self.device)
         self.figures: dict[str, list[float]] = {}
 
     @property
     def share(self) -> float:
-        """How much of the training is done, 0 to 1."""
-        return share_of(self.step, self.spent, self.minutes, self.steps)
+        """How much of the training is done, 0 to 1; one that goes on from a checkpoint begins at half."""
+        share = share_of(self.step, self.spent, self.minutes, self.steps)
+        return (1 + share) / 2 if self.begun else share
 
     def run(self) -> None:
         """Train to the end, saving now and then, also when interrupted."""
@@ -167,6 +173,9 @@ class Training:
             loss, figures = self.stage.loss(self.step, share)
         self.optimizer.zero_grad()
         loss.backward()
+        if self.begun and self.step < HELPERS_STEPS:
+            for parameter in self.stage.averaged.values():
+                parameter.grad = None
         torch.nn.utils.clip_grad_norm_(list(self.stage.trained.values()), self.stage.clip)
         self.optimizer.step(self._factor(share))
         kept = min(self.stage.keep, (1 + self.step) / (10 + self.step))
@@ -203,6 +212,7 @@ class Training:
             "opt": self.optimizer.state_dict(),
             "step": self.step,
             "spent": self.spent,
+            "begun": self.begun,
             **self.stage.facts,
         }
         aside = self.path.with_suffix(".tmp")
@@ -246,14 +256,24 @@ def half_pays(device: torch.device) -> bool:
 # --- what comes of it ---------------------------------------------------------------------------------------------
 
 
-def export(state: Path, folder: Path) -> Path:
-    """Write the states of all stages as a checkpoint that the studio loads. Raises ValueError where one is missing."""
+def export(state: Path, folder: Path, begin: Path | None = None) -> Path:
+    """Write the states of all stages as a checkpoint that the studio loads; the VAE is that of `begin` if given.
+
+    Raises ValueError where a state is missing.
+    """
     held = {name: read_state(state, name) for name in STAGES}
-    missing = [name for name, found in held.items() if found is None]
+    needed = [name for name in STAGES if not begin or name in ("codes", "song")]
+    missing = [name for name in needed if held[name] is None]
     if missing or not (state / "norm.pt").exists():
         raise ValueError(f"Nothing to export: train {', '.join(missing) or 'codes'} first.")
-    norm = torch.load(state / "norm.pt")
-    vae = preview_vae.oobleck(held["decoder"], held["encoder"], norm["mu"], norm["sd"])
+    if begin:
+        given = AutoencoderOobleck.from_pretrained(begin / "vae")
+        # A copy, which does not remember the folder that it came from.
+        vae = AutoencoderOobleck(**{name: value for name, value in given.config.items() if not name.startswith("_")})
+        vae.load_state_dict(given.state_dict())
+    else:
+        norm = torch.load(state / "norm.pt")
+        vae = preview_vae.oobleck(held["decoder"], held["encoder"], norm["mu"], norm["sd"])
     parts = {"vae": vae, **preview_song.trained_parts(held["song"], held["codes"])}
     counts = preview_song.count_parameters(parts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -273,7 +293,7 @@ def card(counts: dict[str, int], held: dict[str, Any]) -> str:
     """Return the model card of an exported checkpoint."""
     rows = "\n".join(
         f"| {stage} | {', '.join(parts)} | {sum(counts[part] for part in parts) / 1e6:.2f} M "
-        f"| {held[stage]['step']:,} | {_minutes(held[stage]['spent'])} |"
+        f"| {_trained(held[stage])} |"
         for stage, parts in PARTS.items()
     )
     return f"""---
@@ -304,8 +324,11 @@ Licence: MIT, the project's own.
 """
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f}" if math.isfinite(seconds) else "-"
+def _trained(held: dict[str, Any] | None) -> str:
+    """Return the steps and minutes of a stage's state as two cells, which are empty for a checkpoint's own part."""
+    if not held or not math.isfinite(held["spent"]) or not held["step"]:
+        return "- | -"
+    return f"{held['step']:,} | {held['spent'] / 60:.1f}"
 
 
 def draw_curve(folder: Path, name: str) -> Path | None:
@@ -346,20 +369,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="default: as many as torch chooses")
     parser.add_argument("--device", default="cpu", help='"cuda" for a GPU')
     parser.add_argument("--smoke", action="store_true", help="two steps of every stage on a few pieces: does it run?")
+    parser.add_argument(
+        "--begin", type=Path, help="train the song model of this checkpoint on, and keep its other parts"
+    )
     parser.add_argument("--export", type=Path, help="write the checkpoint here at the end")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
 
     steps = SMOKE_STEPS if arguments.smoke else None
+    stages = list(STAGES)
+    if arguments.begin:
+        stages = ["song"]
+        preview_song.begin(arguments.begin, arguments.state)
     try:
-        for name in [arguments.stage] if arguments.stage else STAGES:
+        for name in [arguments.stage] if arguments.stage else stages:
             minutes, held = arguments.minutes or STAGES[name].minutes, read_state(arguments.state, name)
             if not held or share_of(held["step"], held["spent"], minutes, steps) < 1:
                 Training(name, arguments.state, minutes, steps, arguments.device, arguments.smoke).run()
                 draw_curve(arguments.state, name)
         if arguments.export:
-            print(export(arguments.state, arguments.export))
+            print(export(arguments.state, arguments.export, arguments.begin))
     except ValueError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

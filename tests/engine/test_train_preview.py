@@ -16,6 +16,7 @@ from tools.band_score import DRUMS, INSTRUMENTS, KITS, LOWEST, ROLES, compose
 from tools.band_sounds import MIX_GAIN, STEMS, render
 from tools.preview_latents import BASS, CHORDS, HITS, LEAD, MOMENT, PLAYER_NUMBERS, Events, latents_of
 
+pytestmark = pytest.mark.slow
 FRAME_TICKS = preview_latents.FRAME_TICKS
 
 
@@ -188,7 +189,6 @@ def test_a_resumed_training_has_the_numbers_of_one_that_was_not_stopped(tmp_path
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monkeypatch, capsys):
     state, folder = tmp_path / "state", tmp_path / "checkpoint"
     arguments = ["train_preview", "--smoke", "--state", str(state), "--export", str(folder)]
@@ -209,6 +209,14 @@ def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monke
     ]
     assert [made.shape[1] for made in songs] == [480_000, 480_000, 960_000, 480_000]
     assert all(np.isfinite(made).all() and made.std() > 1e-5 for made in songs)
+    # Going on from it, the helpers train first, so that the parts are still the same.
+    again = tmp_path / "again"
+    more = ["--begin", str(folder), "--state", str(tmp_path / "more"), "--export", str(again)]
+    monkeypatch.setattr("sys.argv", ["train_preview", "--smoke", *more])
+    train_preview.main()
+    hashes = [json.loads((place / preview.MANIFEST).read_text()) for place in (folder, again)]
+    assert len(hashes[0]) > 8
+    assert all(hashes[0][name] == hashes[1][name] for name in hashes[0] if name != "README.md")
 
 
 # --- the measurements ---------------------------------------------------------------------------------------------

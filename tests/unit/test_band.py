@@ -13,6 +13,7 @@ from tools import band_score, band_sounds, render_band
 from tools.band_score import INSTRUMENTS, LOWEST, ROLES, SCALES, Score, compose, parse_key, sections
 from tools.band_styles import INSTRUMENT_WORDS, KIT_WORDS, STYLES
 
+pytestmark = pytest.mark.slow
 KEYS = [f"{names[-1]} {scale}" for names in band_score.NOTE_NAMES for scale in SCALES]
 TAGS = "[Intro]\n\n[Verse 1]\nwords do not matter\n[Chorus - anthemic]\n[Bridge]\n[Chorus]\n[Outro]"
 
