@@ -1,19 +1,26 @@
-"""What the studio costs on top of the bare pipeline: python -m tools.bench [task ...]
+"""How fast the studio is beside stock diffusers: python -m tools.bench [what ...], all of it by default
 
-Runs a whole request (uploads, loop, decoding, WAV, tags, record) and the same song through the stock pipeline (same
-noise, steps, guidance, tiling, dtype; nothing written), in turn, and prints the ratio of the medians. Ratios within one
-run mean something on a noisy machine; seconds do not. The first pair warms up and is not counted. The stock
-pipeline has no morph: that one is measured against an encoded source and two songs from words, which cost the same.
+Both sides make the same thing in turn within one run, and what is printed is the ratio of each pair: its median, and
+its least and most. Ratios within one run mean something on a noisy machine; seconds do not. The first pair warms up and
+is not counted. On a shared machine: OMP_NUM_THREADS=1 taskset -c 0 python -m tools.bench --processor-time.
+
+generate and the other modes: a whole request of the studio (uploads, loop, decoding, WAV, tags, record) against the
+stock pipeline's call (same noise, steps, guidance, tiling and numbers; nothing written). The stock pipeline has no
+morph: that one is measured against an encoded source and two songs from words, which cost the same.
+vae: decoding and encoding. first: a new process up to its first song, with loading. loop: a guided step of a
+transformer of any size. planner: tokens a second. page: until it can be used.
 """
 
 import argparse
 import resource
-import statistics
+import subprocess
 import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -21,11 +28,15 @@ import soundfile
 import backend
 import bootstrap
 import codec
+import models
+import preview
 import sampling
 from events import Done
 from limits import SAMPLE_RATE
 from params import parse_request
-from tools import bench_loop, bench_page, bench_planner
+from tools import bench_loop, bench_page, bench_planner, bench_ray, bench_rows
+from tools.bench_rows import Row
+from weights import find_weights
 
 PROMPT = "warm lofi piano with soft drums and a mellow bass"
 LYRICS = "[Verse]\nslow light on the window\n[Chorus]\nstay a while"
@@ -51,64 +62,135 @@ BARE = {
 }
 
 
+PARTS = ("vae", "first", "loop", "planner", "page")
+VAE_SECONDS = 10
+FIRST = "import bootstrap; bootstrap.bootstrap(); from tools import bench; bench.first_{}({}, {})"
+ROOT = Path(__file__).parents[1]
+
+
 def main() -> None:
-    """Print a row for each task and length."""
+    """Measure what was asked, print a row each, and write the file and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "tasks", nargs="*", metavar="task", help=f"any of {', '.join(TASKS)}, loop, planner, page; generate by default"
-    )
+    parser.add_argument("what", nargs="*", help=f"any of {', '.join((*TASKS, *PARTS))}, all by default; or ray")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10, 60, 240], help="lengths of the song or source")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--shape", choices=bench_loop.SHAPES, default="middle", help="loop: the transformer's size")
+    parser.add_argument("--shape", choices=bench_loop.CHOICES, default="preview", help="loop: the transformer's size")
     parser.add_argument("--layers", type=int, help="loop: the transformer's depth, where not the shape's own")
-    parser.add_argument("--dimensions", choices=bench_planner.SHAPES, default="", help="planner: random weights, CUDA")
-    arguments = parser.parse_args()
-    tasks = arguments.tasks or ["generate"]
-    if "loop" in tasks:
-        bench_loop.bench(arguments.shape, arguments.layers, arguments.seconds, arguments.runs)
-        tasks.remove("loop")
-    if "planner" in tasks:
-        bench_planner.bench(arguments.dimensions, arguments.seconds, arguments.runs)
-        tasks.remove("planner")
-    if "page" in tasks:
-        bench_page.bench(arguments.runs)
-        tasks.remove("page")
-    if not tasks:
+    parser.add_argument("--dimensions", choices=bench_planner.SHAPES, default="", help="planner: random weights")
+    parser.add_argument("--processor-time", action="store_true", help="count the processor's time, not the clock's")
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--picture", type=Path, help="draw the ratios there (matplotlib)")
+    given = parser.parse_args()
+    if given.what == ["ray"]:
+        bench_ray.main(given)
         return
-    if unknown := set(tasks) - TASKS.keys():
-        parser.error(f"unknown task: {', '.join(sorted(unknown))}")
-    studio = backend.get_backend()
-    timed(studio.models.pipeline)
-    engine, device = studio.models.weights.engine, studio.device()
-    print(f"engine {engine}, {device.kind}, {device.dtype}, {arguments.steps} steps")
-    print(f"{'task':<10}{'seconds':>8}{'bare':>9}{'studio':>9}{'ratio':>8}{'peak MB':>9}")
-    with tempfile.TemporaryDirectory() as folder:
-        for task in tasks:
-            for seconds in arguments.seconds:
-                bare, whole = compare(studio, task, seconds, arguments.steps, arguments.runs, Path(folder))
-                row = f"{task:<10}{seconds:>8g}{bare:>8.2f}s{whole:>8.2f}s{whole / bare:>8.3f}{peak_memory_mb():>9.0f}"
-                print(row, flush=True)
+    wanted = given.what or [*TASKS, *PARTS]
+    if unknown := set(wanted) - {*TASKS, *PARTS}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    bench_rows.use_processor_time(given.processor_time)
+    rows = []
+    print(bench_rows.HEAD)
+    for row in measured(wanted, given):
+        rows.append(row)
+        print(row.text(), flush=True)
+        # Each time, so that a run that is stopped leaves what it measured.
+        if given.json:
+            bench_rows.write(given.json, rows)
+    if given.picture:
+        bench_rows.draw(given.picture, rows)
 
 
-def compare(
-    studio: backend.Backend, task: str, seconds: float, steps: int, runs: int, folder: Path
-) -> tuple[float, float]:
-    """Return the median seconds of the bare pipeline and of the studio, measured in turn."""
+def measured(wanted: list[str], given: argparse.Namespace) -> Iterator[Row]:
+    """Yield a row for each thing and length. Modes but generate are measured at the least length alone."""
+    for what in wanted:
+        if what == "loop":
+            yield from bench_loop.bench(given.shape, given.layers, given.seconds, given.runs)
+        elif what == "planner":
+            yield from bench_planner.bench(given.dimensions, given.seconds, given.runs)
+        elif what == "page":
+            yield from bench_page.bench(given.runs)
+        elif what == "vae":
+            yield from vae_rows(backend.get_backend().models.pipeline(), given.runs)
+        elif what == "first":
+            yield first_row(min(given.seconds), given.steps, given.runs)
+        else:
+            for seconds in given.seconds if what == "generate" or given.what else given.seconds[:1]:
+                yield compare(backend.get_backend(), what, seconds, given.steps, given.runs)
+
+
+def compare(studio: backend.Backend, task: str, seconds: float, steps: int, runs: int) -> Row:
+    """Compare a request of the studio with the bare pipeline's call."""
     mode, values = TASKS[task]
     values = {**WORDS, **values, "seed": 7, "options": {"steps": steps}}
     if mode == "generate":
         values["duration"] = seconds
         # The bare pipeline makes no plan.
         values["options"]["plan"] = False
-    else:
-        values["source"] = str(write_source(folder, seconds))
-    request = parse_request(mode, values)
-    bare, whole = [], []
-    for _ in range(runs + 1):
-        bare.append(timed(lambda: bare_song(studio.models.pipeline(), task, request, seconds)))
-        whole.append(timed(lambda: studio_song(studio, request)))
-    return statistics.median(bare[1:]), statistics.median(whole[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        if mode != "generate":
+            values["source"] = str(write_source(Path(folder), seconds))
+        request = parse_request(mode, values)
+        row = Row.of(
+            f"{task}, {steps} steps",
+            seconds,
+            lambda: bare_song(studio.models.pipeline(), task, request, seconds),
+            lambda: studio_song(studio, request),
+            runs,
+        )
+    return replace(row, more={"peak MB so far": round(peak_memory_mb())})
+
+
+def vae_rows(pipe: Any, runs: int) -> Iterator[Row]:
+    """Compare decoding and encoding of audio in tiles with the stock VAE's."""
+    import torch
+
+    hop, channels = pipe.vae.hop_length, pipe.vae.config.decoder_input_channels
+    latents = torch.randn(1, VAE_SECONDS * SAMPLE_RATE // hop, channels)
+    samples = 0.1 * np.random.default_rng(1).standard_normal((2, VAE_SECONDS * SAMPLE_RATE)).astype(np.float32)
+    sides = {
+        "decode": lambda: deque(codec.decode_latents(pipe, latents.to(pipe._execution_device)), 0),
+        "encode": lambda: deque(codec.encode_samples(pipe, samples), 0),
+    }
+    for name, ours in sides.items():
+
+        def stock(work: Any = ours) -> None:
+            with bench_loop.stock_vae(pipe.vae):
+                work()
+
+        yield Row.of(f"VAE, {name}", VAE_SECONDS, stock, ours, runs)
+
+
+def first_row(seconds: float, steps: int, runs: int) -> Row:
+    """Compare new processes up to their first song."""
+
+    def started(side: str) -> None:
+        command = [sys.executable, "-c", FIRST.format(side, seconds, steps)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"The first song ({side}) failed: {done.stderr[-2000:]}")
+
+    return Row.of("first song, with loading", seconds, lambda: started("stock"), lambda: started("studio"), runs)
+
+
+def first_stock(seconds: float, steps: int) -> None:
+    """Load the stock pipeline and make a song."""
+    import torch
+    from diffusers import AceStepPipeline
+
+    weights = find_weights()
+    folder = preview.checkpoint_folder() if weights.engine == "preview" else weights.folder
+    device = models.pick_device(weights)
+    pipe = AceStepPipeline.from_pretrained(folder, dtype=getattr(torch, device.dtype)).to(device.kind)
+    pipe.vae.enable_tiling()
+    pipe(prompt=PROMPT, lyrics=LYRICS, audio_duration=seconds, num_inference_steps=steps, guidance_scale=7.0, shift=1.0)
+
+
+def first_studio(seconds: float, steps: int) -> None:
+    """Load the studio and make a song."""
+    options = {"steps": steps, "plan": False}
+    values = {**WORDS, "duration": seconds, "seed": 7, "options": options}
+    studio_song(backend.get_backend(), parse_request("generate", values))
 
 
 def bare_song(pipe, task: str, request, seconds: float) -> None:
@@ -138,7 +220,7 @@ def bare_song(pipe, task: str, request, seconds: float) -> None:
         "shift": 1.0,
         "latents": sampling.draw_noise(sampling.generators_for((request.seed,)), frames, channels),
     }
-    with bench_loop.stock(pipe.transformer):
+    with bench_loop.stock(pipe.transformer), bench_loop.stock_vae(pipe.vae):
         if task == "morph":
             pipe(**words, src_audio=more.pop("src_audio"), output_type="latent")
         pipe(**words, **more)
@@ -149,18 +231,6 @@ def studio_song(studio: backend.Backend, request) -> None:
     *_, last = studio.stream(request)
     if not isinstance(last, Done):
         sys.exit(f"the studio failed: {last.problem.text()}")
-
-
-def timed(work) -> float:
-    """Return the seconds that `work` takes in a thread of its own, where the studio's songs run as well.
-
-    OpenMP keeps a team of threads for each thread that computes; two teams, the main thread's being one, outnumber the
-    cores, and libgomp then lets all of them sleep at every barrier, which doubles the time of a small model's steps.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        started = time.perf_counter()
-        thread.submit(work).result()
-        return time.perf_counter() - started
 
 
 def write_source(folder: Path, seconds: float) -> Path:

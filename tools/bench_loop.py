@@ -1,17 +1,15 @@
 """A guided step of the song model: the studio's against the stock one. Called by python -m tools.bench loop.
 
-The transformer has random weights, so that no download is needed, and the proportions of XL: half of the layers see 128
-tokens to each side. Both sides compute the same inputs in turn. Printed are the ratio of their seconds with its spread
-over the runs, the peak of memory above what was there before, what memory.py expects, and how far the results differ.
+The transformer is the built-in engine's, or has random weights, so that no download is needed, and the proportions of
+XL: half of the layers see 128 tokens to each side. Both sides compute the same inputs in turn.
 """
 
 from __future__ import annotations
 
 import contextlib
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -19,6 +17,8 @@ import torch
 
 import attention
 import memory
+import preview
+from tools.bench_rows import Row, timed
 
 # Dimensions of the transformer: the real ones, ones that a processor can carry, and ones for tests.
 SHAPES = {
@@ -48,6 +48,8 @@ SHAPES = {
     },
 }
 LAYERS = {"xl": 32, "middle": 8, "small": 4}
+PREVIEW = "preview"
+CHOICES = (*SHAPES, PREVIEW)
 CONDITION_TOKENS, FRAMES_PER_SECOND = 600, 25
 
 
@@ -60,49 +62,72 @@ class Inputs:
     condition: attention.CachedCondition
 
 
-def bench(shape: str, layers: int | None, seconds: list[float], runs: int) -> None:
-    """Print a row for each length."""
+def bench(shape: str, layers: int | None, seconds: list[float], runs: int) -> Iterator[Row]:
+    """Yield a row for each length: peaks above what was there before, what memory.py expects, how far results differ.
+
+    On CUDA also the share of the card's arithmetic that the step uses, and the kernels that take longest.
+    """
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     torch.manual_seed(0)
     transformer = build(shape, layers, device, dtype)
-    name = torch.cuda.get_device_name(0) if device == "cuda" else device
-    print(f"{name}, torch {torch.__version__}, {dtype}, {shape}, {len(transformer.layers)} layers, one guided step")
-    print(
-        f"{'seconds':>8}{'stock':>9}{'studio':>9}{'ratio':>8}{'spread':>14}"
-        f"{'stock MB':>10}{'studio MB':>11}{'expected':>10}{'differ':>9}",
-        flush=True,
-    )
     for length in seconds:
         inputs = inputs_of(transformer, round(length * FRAMES_PER_SECOND), 1)
-        sides = {"stock": lambda given=inputs: stock_step(transformer, given, True)}
-        sides["studio"] = lambda given=inputs: studio_step(transformer, given, True)
+        sides = {
+            "stock": partial(stock_step, transformer, inputs, True),
+            "studio": partial(studio_step, transformer, inputs, True),
+        }
         results = {side: step() for side, step in sides.items()}
         far = float((results["studio"] - results["stock"]).abs().max() / results["stock"].abs().max())
-        times: dict[str, list[float]] = {side: [] for side in sides}
-        for _ in range(runs):
-            for side, step in sides.items():
-                times[side].append(_timed(step, device))
+        row = Row.of(
+            f"loop, {shape}, {len(transformer.layers)} layers, a step",
+            length,
+            *(partial(_whole, step, device) for step in sides.values()),
+            runs,
+            differ=f"{far:.0e}",
+        )
+        if device == "cuda":
+            row.more.update(cuda_facts(sides["studio"], row.studio))
         inputs.condition = attention.CachedCondition(inputs.condition.states, inputs.condition.null, 1)
-        peaks = {side: peak_bytes(step) / 1e6 for side, step in sides.items()}
+        row.more["peak MB"] = " / ".join(f"{peak_bytes(step) / 1e6:.0f}" for step in sides.values())
         song = memory.Song(
             length, shape=memory.shape_of(transformer.config), wide=dtype == torch.float32, condition=CONDITION_TOKENS
         )
-        expected = memory.song_bytes(song)
-        ratios = [studio / stock for stock, studio in zip(*times.values(), strict=True)]
-        stock, studio = (statistics.median(times[side]) for side in sides)
-        print(
-            f"{length:>8g}{stock:>8.2f}s{studio:>8.2f}s{statistics.median(ratios):>8.3f}"
-            f"{f'{min(ratios):.3f}-{max(ratios):.3f}':>14}{peaks['stock']:>10.0f}{peaks['studio']:>11.0f}"
-            f"{expected / 1e6:>10.0f}{far:>9.0e}",
-            flush=True,
-        )
+        row.more["expected MB"] = round(memory.song_bytes(song) / 1e6)
+        yield row
+
+
+def cuda_facts(step: Callable[[], Any], seconds: float) -> dict[str, Any]:
+    """Return how much of the card's arithmetic a step uses (MFU), and its five longest kernels.
+
+    The card's arithmetic is what a large product of matrices reaches in the same run.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    side = 8192
+    square = torch.randn(side, side, device="cuda", dtype=torch.bfloat16)
+    times = [timed(partial(_whole, partial(torch.mm, square, square), "cuda")) for _ in range(5)]
+    with FlopCounterMode(display=False) as counter:
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        _whole(step, "cuda")
+    longest = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)[:5]
+    return {
+        "MFU": f"{counter.get_total_flops() / seconds / (2 * side**3 / min(times)):.0%}",
+        "kernels": ", ".join(f"{event.key[:60]} {event.self_device_time_total / 1e3:.1f} ms" for event in longest),
+    }
 
 
 def build(shape: str, layers: int | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """Return a transformer in windows with random weights, made on the device itself."""
     from diffusers import AceStepTransformer1DModel
 
+    if shape == PREVIEW:
+        preview.quiet_libraries()
+        folder = preview.checkpoint_folder() / "transformer"
+        transformer = AceStepTransformer1DModel.from_pretrained(folder, torch_dtype=dtype).to(device)
+        attention.use_windows(transformer)
+        return transformer.eval().requires_grad_(False)
     sizes = dict(SHAPES[shape])
     (heads, key_heads), channels = sizes.pop("heads"), sizes.pop("channels")
     before = torch.get_default_dtype()
@@ -151,6 +176,17 @@ def stock(transformer: Any) -> Iterator[None]:
         attention.use_windows(transformer)
 
 
+@contextlib.contextmanager
+def stock_vae(vae: Any) -> Iterator[None]:
+    """Let `vae` compute as diffusers ships it."""
+    ours = {module: vars(module).pop("forward") for module in vae.modules() if "forward" in vars(module)}
+    try:
+        yield
+    finally:
+        for module, forward in ours.items():
+            module.forward = forward
+
+
 def studio_step(transformer: Any, inputs: Inputs, guided: bool) -> torch.Tensor:
     """Return the velocities of a step of the studio's loop."""
     return call(transformer, inputs, inputs.condition, 1 + guided)
@@ -194,12 +230,10 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     return max(accumulate(changes, initial=0))
 
 
-def _timed(step: Callable[[], Any], device: str) -> float:
+def _whole(step: Callable[[], Any], device: str) -> None:
     _wait(device)
-    started = time.perf_counter()
     step()
     _wait(device)
-    return time.perf_counter() - started
 
 
 def _wait(device: str) -> None:

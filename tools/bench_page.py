@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from tools.bench_rows import Row
 from tools.screenshots import FLAGS, Studio, chromium, settle
 
 
-def bench(runs: int) -> None:
-    """Print a row for a first visit and one for a second, the medians of `runs`."""
+def bench(runs: int) -> Iterator[Row]:
+    """Yield a row for a first visit and one for a second, the medians of `runs`."""
     from playwright.sync_api import sync_playwright
 
-    print(f"{'visit':<8}{'usable':>9}{'ready':>9}{'requests':>10}{'transferred':>13}{'unpacked':>12}")
     with Studio() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         rows: dict[str, list[tuple[float, ...]]] = {"first": [], "second": []}
@@ -30,8 +31,9 @@ def bench(runs: int) -> None:
     for visit, measures in rows.items():
         # The first run warms up.
         usable, ready, requests, sent, unpacked = map(statistics.median, zip(*measures[1:], strict=True))
-        kilobytes = f"{sent / 1e3:>10,.0f} kB{unpacked / 1e3:>9,.0f} kB"
-        print(f"{visit:<8}{usable:>8.2f}s{ready:>8.2f}s{requests:>10.0f}{kilobytes}", flush=True)
+        more = {"ready": f"{ready:.2f} s", "requests": round(requests)}
+        more |= {"transferred": f"{sent / 1e3:,.0f} kB", "unpacked": f"{unpacked / 1e3:,.0f} kB"}
+        yield Row(f"page, {visit} visit, until usable", 0, usable, more=more)
 
 
 def measured(context: Any, url: str) -> tuple[float, ...]:

@@ -7,13 +7,19 @@ python -m tools.bench planner.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import statistics
 import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import models
 import planner
+import planner_decoding
 from planner_decoding import CodesJob, CodeWriter, Draw
+from tools.bench_rows import Row, timed
 from weights import PLANNER_VARIABLE, PREVIEW, find_planner
 
 # Qwen3's configurations, and ACE-Step's vocabulary (rounded up as the checkpoints do).
@@ -27,41 +33,74 @@ PROMPT_TOKENS = 600
 COPIES = 5
 
 
-def bench(dimensions: str, seconds: list[float], runs: int) -> None:
-    """Print a row for each length: on the preview planner, or on `dimensions` with random weights (CUDA only)."""
+def bench(dimensions: str, seconds: list[float], runs: int) -> Iterator[Row]:
+    """Yield rows of tokens a second on the preview planner, or on `dimensions` with random weights.
+
+    Stock is transformers' own forward over its growing cache, with the same sampling.
+    """
     import torch
 
-    cuda = torch.cuda.is_available()
-    if dimensions and not cuda:
-        raise SystemExit("--dimensions needs CUDA: random weights of that size say nothing about this processor.")
-    device = models.Device("cuda" if cuda else "cpu", "bfloat16" if dimensions else "float32", "", "", "")
-    model, codes = _random(dimensions) if dimensions else _preview(device)
-    bandwidth = copy_bandwidth(device.kind)
-    read = weights_read(model, len(codes))
-    limit = bandwidth / read
-    print(
-        f"planner {dimensions or 'preview'}, {device.kind}, {device.dtype}; {read / 1e6:,.1f} MB of weights a step, "
-        f"{bandwidth / 1e9:,.1f} GB/s: {limit:,.0f} steps/s at most"
-    )
-    print(f"{'seconds':>8}{'takes':>7}{'steps/s':>10}{'tokens/s':>10}{'of limit':>10}")
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    model, codes = _random(dimensions, kind) if dimensions else _preview(kind)
+    limit = copy_bandwidth(kind) / weights_read(model, len(codes))
     for length in seconds:
         for takes in (1, 4):
-            rate = steps_per_second(model, codes, planner.codes_needed(length), takes, runs)
-            print(f"{length:>8g}{takes:>7}{rate:>10.1f}{rate * takes:>10.1f}{rate / limit:>10.1%}", flush=True)
+            pairs, count = [], planner.codes_needed(length)
+            for _ in range(runs + 1):
+                with _stock():
+                    theirs = steps_per_second(model, codes, count, takes)
+                pairs.append((theirs, steps_per_second(model, codes, count, takes)))
+            stock, studio = (takes * statistics.median(side) for side in zip(*pairs[1:], strict=True))
+            ratios = tuple(ours / theirs for theirs, ours in pairs[1:])
+            more = {"of the bandwidth's limit": f"{studio / takes / limit:.1%}"}
+            name = f"planner {dimensions or 'preview'}, takes: {takes}"
+            yield Row(name, length, studio, stock, ratios, "tokens/s", more)
 
 
-def steps_per_second(model: Any, codes: Any, count: int, takes: int, runs: int) -> float:
-    """Return the best of `runs` for the codes phase with guidance, without its prompt; one run before warms up."""
+def steps_per_second(model: Any, codes: Any, count: int, takes: int) -> float:
+    """Return the steps of the codes phase with guidance, without its prompt, by the rows' clock."""
     prompt = list(range(PROMPT_TOKENS))
-    job = CodesJob(prompt, prompt[: PROMPT_TOKENS // 2], tuple(range(takes)), count, Draw())
-    rates = []
-    for _ in range(runs + 1):
-        steps = CodeWriter(model, codes, job).run()
-        next(steps)
-        started = time.perf_counter()
-        made = sum(1 for _ in steps)
-        rates.append(made / (time.perf_counter() - started))
-    return max(rates[1:])
+    steps = CodeWriter(
+        model, codes, CodesJob(prompt, prompt[: PROMPT_TOKENS // 2], tuple(range(takes)), count, Draw())
+    ).run()
+    next(steps)
+    return (count - 1) / timed(lambda: deque(steps, 0))
+
+
+class StockMemory:
+    """What `planner_layers.Memory` does, by transformers' own layers, masks and cache."""
+
+    def __init__(self, model: Any, pads: Sequence[int], length: int):
+        import torch
+        from transformers import DynamicCache
+
+        self._body, self._cache, self._read = model.get_decoder(), DynamicCache(config=model.config), 0
+        self._places = torch.arange(length, device=model.device)
+        self._pads = torch.tensor(pads, device=model.device)[:, None]
+
+    def read(self, tokens: Any) -> Any:
+        """Read `tokens` [rows, n]; returns the last hidden states [rows, size]."""
+        import torch
+
+        begin, self._read = self._read, self._read + tokens.shape[1]
+        with torch.no_grad():
+            states = self._body(
+                input_ids=tokens,
+                attention_mask=self._places[: self._read] >= self._pads,
+                position_ids=(self._places[begin : self._read] - self._pads).clamp_min(0),
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        return states.last_hidden_state[:, -1]
+
+
+@contextlib.contextmanager
+def _stock() -> Iterator[None]:
+    ours, planner_decoding.Memory = planner_decoding.Memory, StockMemory
+    try:
+        yield
+    finally:
+        planner_decoding.Memory = ours
 
 
 def weights_read(model: Any, codes: int) -> int:
@@ -88,13 +127,14 @@ def copy_bandwidth(kind: str) -> float:
     return best
 
 
-def _preview(device: models.Device) -> tuple[Any, Any]:
+def _preview(kind: str) -> tuple[Any, Any]:
+    device = models.Device(kind, "float32", "", "", "")
     os.environ[PLANNER_VARIABLE] = PREVIEW
     loaded = planner.load_planner(find_planner(), device)
     return loaded.model, loaded.vocabulary.code_ids
 
 
-def _random(dimensions: str) -> tuple[Any, Any]:
+def _random(dimensions: str, kind: str) -> tuple[Any, Any]:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -104,15 +144,15 @@ def _random(dimensions: str) -> tuple[Any, Any]:
         head_dim=128,
         tie_word_embeddings=True,
         max_position_embeddings=40_960,
-        dtype="bfloat16",
+        dtype="bfloat16" if kind == "cuda" else "float32",
         **SHAPES[dimensions],
     )
     config._attn_implementation = "sdpa"
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(torch.bfloat16 if kind == "cuda" else torch.float32)
     try:
-        with torch.device("cuda"):
+        with torch.device(kind):
             model = Qwen3ForCausalLM(config).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(default)
-    return model, torch.arange(FIRST_CODE, FIRST_CODE + CODES, device="cuda")
+    return model, torch.arange(FIRST_CODE, FIRST_CODE + CODES, device=kind)
