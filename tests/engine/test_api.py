@@ -45,7 +45,9 @@ def test_plain_http_makes_a_song(server):
 # --- work on existing audio ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=() if task in ("extend", "mix") else pytest.mark.slow) for task in TASKS]
+)
 def test_every_task_makes_its_takes_in_the_exact_length(work, source, task):
     files, record = work(task, source, takes=2)
     longer = TASKS[task][1].get("before", 0) + TASKS[task][1].get("after", 0)

@@ -16,7 +16,7 @@ import export
 import jobs
 import levels
 import models
-import tabs
+import page_tabs
 from events import Done, Failed, Progress
 from hub import INDEX
 from params import parse_request
@@ -89,24 +89,24 @@ def test_loudness_and_fade_out_shape_the_file(studio, output):
     assert np.abs(samples[:, -50:]).max() < 0.01
 
 
+CHANGES = [
+    {"lyrics": "[Verse]\nla la"},
+    {"language": "de", "lyrics": "[Verse]\nla la"},
+    {"bpm": 140},
+    {"key": "Am"},
+    {"time_signature": "3"},
+    {"options": {"steps": 3}},
+    {"options": {"guidance": 2.0}},
+    {"options": {"shift": 3.0}},
+    {"options": {"sampler": "sde"}},
+    {"options": {"cfg_start": 0.4}},
+    {"options": {"cfg_end": 0.4}},
+    {"options": {"variation": 0.3, "variation_seed": 5}},
+]
+
+
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"prompt": "harsh techno"},
-        {"lyrics": "[Verse]\nla la"},
-        {"language": "de", "lyrics": "[Verse]\nla la"},
-        {"bpm": 140},
-        {"key": "Am"},
-        {"time_signature": "3"},
-        {"options": {"steps": 3}},
-        {"options": {"guidance": 2.0}},
-        {"options": {"shift": 3.0}},
-        {"options": {"sampler": "sde"}},
-        {"options": {"cfg_start": 0.4}},
-        {"options": {"cfg_end": 0.4}},
-        {"options": {"variation": 0.3, "variation_seed": 5}},
-    ],
-    ids=str,
+    "change", [{"prompt": "harsh techno"}, *(pytest.param(one, marks=pytest.mark.slow) for one in CHANGES)], ids=str
 )
 def test_each_setting_changes_the_song(studio, plain, change):
     (before,), (changed,) = samples_of(plain), samples_of(run(studio, **change))
@@ -236,6 +236,7 @@ def test_a_song_leaves_nothing_in_the_temporary_folder(studio, output, tmp_path,
     assert left == []
 
 
+@pytest.mark.slow
 def test_two_first_requests_build_one_pipeline(output, monkeypatch):
     built, build = [], models.build_pipeline
     monkeypatch.setattr(models, "build_pipeline", lambda *args: built.append(1) or build(*args))
@@ -251,19 +252,24 @@ def test_two_first_requests_build_one_pipeline(output, monkeypatch):
     assert all(isinstance(result, Done) for result in results)
 
 
-def test_events_come_twice_a_second_while_the_model_is_silent(studio, output, monkeypatch):
+def test_events_come_while_the_model_is_silent(studio, output):
     """A slow step must not keep a closed page's song alive: there is an event to close at."""
-    hook = studio.models.pipeline().transformer.register_forward_hook(lambda *_: time.sleep(1.5))
-    gaps, last = [], time.monotonic()
+    begun, enough = threading.Event(), threading.Event()
+
+    def silent(*_):
+        begun.set()
+        assert enough.wait(60)
+
+    hook = studio.models.pipeline().transformer.register_forward_hook(silent)
+    heard = 0
     try:
         for _ in studio.stream(song_request(options={"steps": 1, "guidance": 1})):
-            now = time.monotonic()
-            gaps.append(now - last)
-            last = now
+            heard += begun.is_set() and not enough.is_set()
+            if heard == 4:
+                enough.set()
     finally:
         hook.remove()
-    # 0.4 s is the heartbeat; a busy machine may be late.
-    assert max(gaps) < 1.2
+    assert heard == 4
 
 
 def test_progress_tells_stage_step_and_time(studio, output):
@@ -289,6 +295,7 @@ def test_an_unwritable_output_folder_is_a_sentence_before_anything_runs(studio, 
     assert "ACE_STUDIO_OUTPUT" in events[0].problem.text()
 
 
+@pytest.mark.slow
 def test_old_songs_leave_with_the_next_one(studio, output, monkeypatch):
     monkeypatch.setenv("ACE_STUDIO_KEEP_GB", "0.000001")
     first = run(studio)
@@ -320,17 +327,15 @@ def codeless(tiny, tmp_path, monkeypatch):
     return backend.Backend()
 
 
-def test_without_audio_tokenizer_a_cover_is_refused_before_anything_is_loaded(codeless, output, tone):
+def test_without_audio_tokenizer_there_is_no_cover_and_nothing_is_loaded(codeless, output, tone):
     facts = codeless.capabilities()
     assert (facts["tasks"]["cover"], facts["tasks"]["extend"]) == ("unsupported", "official")
     assert "audio tokenizer" in facts["unsupported"]["cover"]
     failed = list(codeless.stream(parse_request("cover", {"prompt": "calm piano", "source": str(tone)})))[-1]
     assert failed.problem.code == "unsupported" and "audio tokenizer" in failed.problem.message
     assert not codeless.models.loaded
-
-
-def test_the_cover_tab_says_that_there_is_no_cover_and_why(codeless):
+    # The tab says so too.
     with gr.Blocks():
-        form = tabs.cover_tab().form
+        form = page_tabs.cover_tab().form
     updates = {part.elem_id: update for part, update in form.show_status(codeless.status()).items()}
     assert not updates["cover-go"]["interactive"] and "audio tokenizer" in updates["cover-why"]

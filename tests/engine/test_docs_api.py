@@ -1,12 +1,10 @@
-"""docs/api.md against a running studio: every snippet runs, and what it promises about errors and endpoints is so."""
+"""docs/api.md against a running studio: every snippet runs."""
 
-import json
 import re
 import shutil
 import subprocess
 import sys
 
-import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -51,23 +49,3 @@ def test_the_snippets_run(mcp_server, tmp_path, monkeypatch, language, code):
         assert "preview" in text
     if "lyrics" in code:
         assert text.strip()
-
-
-# --- errors -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_what_is_no_wrong_value_is_an_error_with_a_title(server, monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "file" / "songs"))
-    fast = {"prompt": "x", "duration": 10, "options": {"steps": 1, "plan": False}}
-    event = httpx.post(f"{server}/gradio_api/call/v2/generate", json=fast).json()["event_id"]
-    heard = httpx.get(f"{server}/gradio_api/call/v2/generate/{event}", timeout=60).text
-    said = json.loads(re.search(r"^event: error\ndata: (.*)$", heard, re.MULTILINE)[1])
-    assert said["title"] == "disk"
-    assert "output folder" in said["error"]
-
-
-def test_unknown_and_missing_parameters_are_refused(server):
-    for body in ({"prompt": "x", "wobble": 1}, {}):
-        assert httpx.post(f"{server}/gradio_api/call/v2/generate", json=body).status_code == 422

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 import backend
 import export
+import page_form
 import params
-import restore
 from events import Failed, InvalidRequest
 from tests.engine.adapters import write_adapter
 from tests.engine.songs import samples_of
@@ -67,7 +67,7 @@ def test_the_record_and_the_tags_say_what_loaded_and_no_path(studio, adapter):
     assert gradio_utils.get_upload_folder() not in json.dumps(done.record)
     # Uploads are not restored, and counted as left out.
     done.record["request"]["options"]["loras"].append({"source": "org/name:a.safetensors", "weight": 0.5})
-    found = restore.settings("generate", done.record)
+    found = page_form.settings("generate", done.record)
     assert found.values["options.loras"] == [{"source": "org/name:a.safetensors", "weight": 0.5}]
     assert found.left_out == 2
 

@@ -36,6 +36,7 @@ from tests.weights import weights_in
 WORDS = conditions.Words("warm lofi piano", "[Verse]\nla la la", "en", 2.0, "Fill the audio semantic mask:")
 LONG = replace(WORDS, seconds=22.0)
 WEIGHT = 0.7
+FAST_FORMATS = ("PEFT folder", "kohya", "LoKr with DoRA")
 # Latents of about unit spread after three guided steps: the LoRAs move them by 2 to 4, and float32 rounds the hooks and
 # the dense matrices apart by 1e-5 (measured on a CPU).
 TOLERANCE = 1e-4
@@ -97,7 +98,9 @@ def plain(pipe):
     return song(pipe)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in FAST_FORMATS else pytest.mark.slow) for kind in FORMATS]
+)
 def test_each_format_gives_what_the_dense_weights_give(pipe, plain, tmp_path, kind):
     write, name = FORMATS[kind]
     path, change = write(pipe, tmp_path)
@@ -120,6 +123,7 @@ def test_every_usual_prefix_names_the_same_layers(pipe, tmp_path):
         assert (info.modules, info.fits) == (len(MODULES), True), prefix
 
 
+@pytest.mark.slow
 def test_every_linear_layer_can_be_adapted(pipe_xl, tmp_path):
     """On the XL shape, whose queries are wider than its hidden states, in a song with attention in windows."""
     modules = tuple(loras.widths_of_pipe(pipe_xl))
@@ -234,7 +238,10 @@ def build(folder, dtype, plan="resident"):
 
 @pytest.mark.parametrize(
     "dtype, plan",
-    [("bfloat16", "resident"), ("float32", "fp8"), pytest.param("float32", "turns", marks=pytest.mark.slow)],
+    [
+        ("bfloat16", "resident"),
+        *(pytest.param("float32", plan, marks=pytest.mark.slow) for plan in ("fp8", "turns")),
+    ],
 )
 def test_narrow_numbers_and_parts_that_take_turns_work_as_before(pipe, plain, tiny, tmp_path, dtype, plan):
     """The LoRA adds no more error than the narrow weights make without one, and is gone exactly when it is removed."""
@@ -254,6 +261,7 @@ def test_narrow_numbers_and_parts_that_take_turns_work_as_before(pipe, plain, ti
     assert {name: parameter.dtype for name, parameter in other.transformer.named_parameters()} == kept
 
 
+@pytest.mark.slow
 def test_the_adapters_go_with_their_model(pipe, tiny, tmp_path):
     path, _ = peft(pipe, tmp_path)
     other = build(tiny, "float32")
@@ -271,6 +279,7 @@ def test_the_widths_are_the_same_from_files_and_from_the_model(pipe, pipe_xl, ti
     assert lora_layout.widths_of(Path("/not/there")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["XL", "2B"])
 def test_the_known_models_are_those_of_the_reference(kind):
     """The names and widths of the real transformers, built without memory."""

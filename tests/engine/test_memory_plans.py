@@ -109,6 +109,7 @@ def test_one_part_at_a_time_is_on_the_device(tiny, card):
     assert pipe._execution_device == torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_eight_bits_halve_the_transformer_and_make_nearly_the_same_song(tiny, pipe, tmp_path):
     device = models.Device("cpu", "float32", "float16", "float32", "a test")
     small = models.build_pipeline(weights_in(tiny), device, "fp8")
@@ -232,6 +233,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(studio, monkeypa
     assert not studio.models.loaded
 
 
+@pytest.mark.slow
 def test_one_model_at_a_time_is_loaded(studio):
     ask(studio, "lyrics", brief="rain", options={"max_tokens": 16})
     assert studio.models.lyrics.loaded

@@ -40,6 +40,7 @@ SOURCES = {
     "mp3": ("mp3", 44_100, 2, 0.5, None),
 }
 KINDS = list(SOURCES)[:2]
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def assert_smooth(result, border, old, fade):
 # --- repaint ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(KINDS[0], marks=SLOW), KINDS[1]])
 def test_repaint_changes_the_region_and_nothing_else(studio, make_source, kind):
     source = make_source(kind)
     old = as_saved(audio.decode(source))
@@ -99,6 +100,7 @@ def test_repaint_changes_the_region_and_nothing_else(studio, make_source, kind):
     assert_smooth(new[:, ::-1], new.shape[1] - end, old[:, end:], fade)
 
 
+@pytest.mark.slow
 def test_the_modes_differ_in_how_much_they_hold_on_to(studio, make_source):
     source, regions = make_source(), []
     old = as_saved(audio.decode(source))
@@ -116,6 +118,7 @@ def test_the_modes_differ_in_how_much_they_hold_on_to(studio, make_source):
     assert not np.allclose(regions[1], regions[2], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_level_inside_fits_the_surroundings(studio, tmp_path):
     path = tmp_path / "level.wav"
     soundfile.write(path, tune(RATE, level=0.02), RATE, subtype="PCM_24")
@@ -127,7 +130,7 @@ def test_the_level_inside_fits_the_surroundings(studio, tmp_path):
     assert levels.rms_dbfs(inside) == pytest.approx(levels.rms_dbfs(outside), abs=4)
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 1.0), (3.0, 0)])
+@pytest.mark.parametrize(("start", "end"), [(0, 1.0), pytest.param(3.0, 0, marks=SLOW)])
 def test_a_region_may_touch_an_end_of_the_file(studio, make_source, start, end):
     source = make_source()
     old, new = as_saved(audio.decode(source)), song(run(studio, "edit", source, start=start, end=end))
@@ -148,7 +151,11 @@ def test_loudness_in_a_repaint_says_what_it_costs(studio, make_source):
 
 @pytest.mark.parametrize(
     ("kind", "before", "after"),
-    [("48 kHz stereo at full scale", 0, 3.21), ("44.1 kHz mono", 2.5, 0), ("mp3", 1.11, 2.22)],
+    [
+        pytest.param("48 kHz stereo at full scale", 0, 3.21, marks=SLOW),
+        pytest.param("44.1 kHz mono", 2.5, 0, marks=SLOW),
+        ("mp3", 1.11, 2.22),
+    ],
 )
 def test_extend_adds_exactly_the_asked_seconds(studio, make_source, kind, before, after):
     source = make_source(kind)
@@ -164,6 +171,7 @@ def test_extend_adds_exactly_the_asked_seconds(studio, make_source, kind, before
         assert_smooth(new[:, ::-1], new.shape[1] - lead - overlap, old, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.0, 3.0])
 def test_silence_and_a_short_clip_can_be_extended(studio, tmp_path, seconds):
     path = tmp_path / "short.wav"
@@ -193,6 +201,7 @@ def test_a_cover_at_strength_0_is_text2music(studio, tmp_path):
     assert np.array_equal(song(run(studio, "cover", str(path), strength=0)), song(plain))
 
 
+@pytest.mark.slow
 def test_strength_is_a_switch_at_a_step(studio, make_source):
     source = make_source()
     done = [run(studio, "cover", source, strength=strength, options={"steps": 5}) for strength in (0, 0.5, 0.8, 1)]
@@ -214,7 +223,8 @@ def test_noise_strength_shortens_the_schedule(studio, make_source):
 
 
 @pytest.mark.parametrize(
-    ("name", "seconds", "frames"), [("cover", 2.0, 128), ("repaint", 2.0, 128), ("cover", 5.2, 130)]
+    ("name", "seconds", "frames"),
+    [("cover", 2.0, 128), *(pytest.param(*row, marks=SLOW) for row in (("repaint", 2.0, 128), ("cover", 5.2, 130)))],
 )
 def test_the_model_never_sees_less_than_128_frames_of_a_source(studio, make_source, name, seconds, frames):
     mode, values = CALLS[name]
@@ -247,6 +257,7 @@ def test_a_morph_between_equal_ends_is_the_vaes_reconstruction(studio, make_sour
     assert np.allclose(new, reconstruction(studio, source), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_morph_moves_towards_its_target(studio, make_source):
     source = make_source()
     options = {"steps": 5, "n_min": 0.2, "n_max": 0.4, "n_avg": 3}
@@ -282,7 +293,8 @@ def test_a_layer_in_a_region_is_silent_elsewhere(studio, make_source):
 
 
 @pytest.mark.parametrize(
-    ("action", "one", "other"), [("extract", ["drums"], ["vocals"]), ("complete", ["drums"], ["drums", "bass"])]
+    ("action", "one", "other"),
+    [("extract", ["drums"], ["vocals"]), pytest.param("complete", ["drums"], ["drums", "bass"], marks=SLOW)],
 )
 def test_tracks_are_named_to_the_model(studio, make_source, action, one, other):
     source = make_source()

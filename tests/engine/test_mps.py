@@ -53,6 +53,7 @@ def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe, s
     assert codec.refusal(refusing) == ""
 
 
+@pytest.mark.slow
 def test_what_is_refused_all_the_same_the_processor_does_and_the_record_says_so(refusing, tmp_path, monkeypatch):
     request = parse_request("generate", {"prompt": "calm piano", "duration": 10, "options": {"steps": 1}})
     job = Job(request, (7,), (8,), str(tmp_path), {})

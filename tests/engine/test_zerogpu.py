@@ -133,7 +133,7 @@ def test_every_mode_and_the_lyrics_writer_use_one_task(space, tmp_path):
 @pytest.mark.slow
 def test_four_visitors_at_once_get_four_songs_side_by_side(space):
     before = len(space.facts())
-    jobs = [song(space.client(), "slowly 2", options={"steps": 6}) for _ in range(4)]
+    jobs = [song(space.client(), "together 4") for _ in range(4)]
     songs = [made(job) for job in jobs]
     facts = space.facts()[before:]
     assert len({each["pid"] for each in facts}) == 4
@@ -210,16 +210,10 @@ def test_a_card_that_is_not_lent_is_a_sentence_and_not_tried_again(space, refusa
     assert len(space.api.asked) == before + 1
 
 
-PAGE = (("Content-Type", "text/html"),)
+# Whatever else `spaces` cannot read ends the same way (tests/unit/test_zerogpu.py).
 STRANGE = {
-    "520": Raw(520),
-    "200 with a page": Raw(200, "<html>", PAGE),
-    "429 with a page": Raw(429, "<html>", PAGE),
+    "200 with a page": Raw(200, "<html>", (("Content-Type", "text/html"),)),
     "429 without a body": Raw(429),
-    "200 without a content type": Raw(200, "{}", ()),
-    "200 with nothing in it": Raw(200, "{}"),
-    "an unknown approval": Raw(429, '{"left": 1, "wait": 1}', (("X-Approve-Result", "perhaps"),)),
-    "an unknown account": Raw(200, "{}", (("X-Authenticated", "team"),)),
     "an unknown event": Raw(200, "event: news\n\n", (("Content-Type", "text/event-stream"),)),
     "a connection that drops": Raw(0),
     "a minute of silence": Queued(silent=7),

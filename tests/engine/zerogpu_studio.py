@@ -1,7 +1,8 @@
 """Starts the studio as ZeroGPU would, on a machine without a card: python -m tests.engine.zerogpu_studio
 
 The `spaces` package is the real one in its ZeroGPU mode: forked workers, packed weights, queues, pickling, progress.
-What touches CUDA itself is put in its place. Words in a prompt make the worker misbehave: "slowly", "crash", "raise".
+What touches CUDA itself is put in its place. Words in a prompt make the worker misbehave: "slowly", "crash", "raise";
+with "together 4" it waits for three others that do.
 Each song leaves a file with what the worker saw in the folder ZEROGPU_FACTS.
 """
 
@@ -18,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tests.program import ROOT
+from tests.waiting import until
 
 MADE_FOR = "0.51.3"
 
@@ -107,7 +109,7 @@ def misbehave() -> None:
     """Let words in the prompt decide what goes wrong in the worker; the models and the loop stay the real ones."""
     import modes
 
-    real = modes.run
+    real, facts_folder = modes.run, Path(os.environ["ZEROGPU_FACTS"])
 
     def run(pipe, job, *args, **kwargs):
         begun, prompt = time.time(), getattr(job.request, "prompt", "")
@@ -115,6 +117,9 @@ def misbehave() -> None:
             if getattr(event, "stage", "") == "steps":
                 if slow := re.search(r"slowly ([\d.]+)", prompt):
                     time.sleep(float(slow[1]))
+                if others := re.search(r"together (\d+)", prompt):
+                    (facts_folder / f"{os.getpid()}.together").touch()
+                    until(lambda: len([*facts_folder.glob("*.together")]) >= int(others[1]), 110)
                 if "crash" in prompt:
                     os._exit(3)
                 if "raise" in prompt:
@@ -122,7 +127,7 @@ def misbehave() -> None:
             yield event
         facts = {"pid": os.getpid(), "seed": job.seeds[0], "begun": begun, "ended": time.time()}
         facts |= {"device": str(next(pipe.transformer.parameters()).device), "transformer": digest(pipe.transformer)}
-        Path(os.environ["ZEROGPU_FACTS"], f"{time.time_ns()}.json").write_text(json.dumps(facts))
+        (facts_folder / f"{time.time_ns()}.json").write_text(json.dumps(facts))
 
     modes.run = run
 

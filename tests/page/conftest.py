@@ -15,14 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import soundfile
 from gradio import processing_utils
 from gradio import utils as gradio_utils
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 import memory
 import weights
@@ -39,6 +39,11 @@ LOCAL = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob|about):")
 # Where the browser keeps which face of Generate is shown.
 FACE = "ace-music-studio-face"
 FORGIVEN = ("status of 422", "signal is aborted")
+
+AS_NEW = """([name, face]) => {
+  for (const storage of [localStorage, sessionStorage]) storage.clear();
+  localStorage.setItem(name, face);
+}"""
 
 # A fact that is waited for may come late on a busy machine.
 WAIT_MS = 90_000
@@ -64,42 +69,61 @@ def look(pytestconfig: pytest.Config) -> dict[str, Any]:
     return {"width": width, "height": 900 if width > 640 else 844, "theme": pytestconfig.getoption("theme")}
 
 
-@contextlib.contextmanager
-def visitor(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterator[Callable[..., Page]]:
-    """Lend a function that opens an address in a browser of its own; at the end nothing may have gone wrong there.
+class Visits:
+    """Opens addresses in a browser; at the end nothing may have gone wrong there.
 
+    A visitor who has left lends the browser's cache to the next one, and nothing else: what they stored is cleared.
     `forgiven` has texts that may stand in the console; `look` is the window where a test asks for no other.
     """
-    wrong, contexts = [], []
 
-    def said(message: Any) -> None:
-        if message.type == "error" and not any(text in message.text for text in forgiven):
-            wrong.append(f"console: {message.text}")
+    free: ClassVar[list[BrowserContext]] = []
 
-    def asked(request: Any) -> None:
-        if not LOCAL.match(request.url):
-            wrong.append(f"asked another machine: {request.url}")
+    def __init__(self, browser: Browser, forgiven: list[str], look: dict[str, Any]):
+        self.browser, self.forgiven, self.look = browser, forgiven, look
+        self.wrong: list[str] = []
+        self.pages: list[Page] = []
 
-    def visit(url: str, width: int = look["width"], height: int = look["height"], face: str = "custom") -> Page:
-        size = {"width": width, "height": height}
-        chosen = {"origin": "/".join(url.split("/")[:3]), "localStorage": [{"name": FACE, "value": face}]}
-        storage = {"cookies": [], "origins": [chosen]}
-        looks = {"viewport": size, "color_scheme": look["theme"]}
-        context = browser.new_context(**looks, storage_state=storage, accept_downloads=True)
-        contexts.append(context)
+    def __call__(self, url: str, width: int = 0, height: int = 0, face: str = "custom") -> Page:
+        """Open an address in a window of its own, as a visitor who has not been here."""
+        context = self.free.pop() if self.free else self.browser.new_context(color_scheme=self.look["theme"])
         context.set_default_timeout(WAIT_MS)
         page = context.new_page()
-        page.on("request", asked)
-        page.on("console", said)
-        page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
+        self.pages.append(page)
+        page.set_viewport_size({"width": width or self.look["width"], "height": height or self.look["height"]})
+        page.goto("/".join([*url.split("/")[:3], "theme.css"]))
+        page.evaluate(AS_NEW, [FACE, face])
+        page.on("request", self._asked)
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self.wrong.append(f"script: {error}"))
         page.goto(url)
         expect(page.locator("#studio-status")).to_contain_text("Model:")
         return page
 
-    yield visit
-    for context in contexts:
-        context.close()
-    assert not wrong, wrong
+    def _said(self, message: Any) -> None:
+        if message.type == "error" and not any(text in message.text for text in self.forgiven):
+            self.wrong.append(f"console: {message.text}")
+
+    def _asked(self, request: Any) -> None:
+        if not LOCAL.match(request.url):
+            self.wrong.append(f"asked another machine: {request.url}")
+
+    def leave(self) -> None:
+        """Close every window, and fail where something went wrong in one of them."""
+        for page in self.pages:
+            context = page.context
+            page.close()
+            context.clear_permissions()
+            context.clear_cookies()
+            self.free.append(context)
+        assert not self.wrong, self.wrong
+
+
+@contextlib.contextmanager
+def visitor(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterator[Visits]:
+    """Lend visits, and end them."""
+    visits = Visits(browser, forgiven, look)
+    yield visits
+    visits.leave()
 
 
 @pytest.fixture
@@ -123,11 +147,16 @@ def visit(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterat
 
 # The shipped engine is heard in tests/engine/test_music.py; here two steps have to be enough for a sound.
 RANDOM = "import pathlib, preview; preview.TRAINED = pathlib.Path('nothing'); import app; app.main()"
+# The modules of the page that ask for the backend.
+ASKING = ("app", "page_panels", "page_settings", "page_runs")
 
 
 @pytest.fixture(scope="session")
 def studio() -> Iterator[str]:
-    """Start the studio on the random checkpoint in a process of its own; return its address."""
+    """Start the studio on the random checkpoint in a process of its own; return its address.
+
+    In the tests' process the songs would wait for the browser's driver, and it for them.
+    """
     environ = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
     environ |= {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
     environ.pop("GRADIO_SERVER_PORT", None)
@@ -177,7 +206,8 @@ class FakeBackend:
         """Return the status of a built-in engine, but for `facts`."""
         return {
             **{"engine": "preview", "model": "preview", "revision": "", "source": "preview", "loaded": True},
-            **{"device": "cpu", "device_reason": "A test runs here.", "dtype": "float32", "turbo": False},
+            **{"device": "cpu", "device_reason": "A test runs here.", "dtype": "float32"},
+            **{"kind": "sft", "turbo": False},
             **{"problem": None, "wanted": "org/model", "download_gb": 11.5},
             **{name: {"state": "ready", "model": "preview", "problem": None} for name in ("planner", "lyrics")},
             "tasks": weights.task_support("preview"),
@@ -253,14 +283,11 @@ class FakeBackend:
 def fake_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, FakeBackend]]:
     """Serve the page on a fake backend from this process."""
     import app
-    import planning
-    import remember
-    import runs
 
     backend = FakeBackend(tmp_path_factory.mktemp("fake"))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (app, planning, remember, runs):
-            patch.setattr(module, "get_backend", lambda: backend)
+        for module in ASKING:
+            patch.setattr(f"{module}.get_backend", lambda: backend)
         demo = app.build_app()
         yield app.launch(demo), backend
         demo.close()

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-import remember
-import tokens
+import page_hints
+import page_settings
 from events import Progress
 from tests.page.conftest import FakeBackend
 from tests.page.steps import SHARED, Tab
@@ -99,10 +99,14 @@ def reload(page: Page, opened: Tab) -> None:
     page.get_by_role("tab", name=opened.mode.capitalize(), exact=True).click()
 
 
+KINDS = ("prompt", "lyrics", "instrumental", "bpm", "key", "takes", "seed", "options.fade_out", "options.loras")
+
+
 @pytest.mark.slow
 def test_settings_survive_a_reload_and_can_be_reset(page: Page, fake, tab):
     opened = tab(page, "generate")
-    opened.set_all(SHARED)
+    # One control of each kind; tests/unit/test_remember.py has them all.
+    opened.set_all({name: SHARED[name] for name in KINDS})
     opened.set("duration", "type", "90")
     before = opened.made(fake)
     reload(page, opened)
@@ -166,7 +170,7 @@ def test_what_is_typed_early_is_not_overwritten(page: Page, fake, tab, monkeypat
         held.wait(60)
         return fake
 
-    monkeypatch.setattr(remember, "get_backend", late)
+    monkeypatch.setattr(page_settings, "get_backend", late)
     page.reload()
     opened.text("prompt").fill("typed at once")
     assert looked.wait(60)
@@ -188,13 +192,13 @@ def test_the_page_is_sent_compressed(fake_address):
 def test_the_budget_is_told_while_it_is_typed(page: Page, fake, tab, tiny, monkeypatch: pytest.MonkeyPatch):
     opened = tab(page, "generate")
     line = opened.part("tokens")
-    monkeypatch.setattr(tokens, "token_counter", lambda: None)
+    monkeypatch.setattr(page_hints, "token_counter", lambda: None)
     opened.text("prompt").fill("a song")
     expect(line).to_contain_text("once the model is downloaded")
-    counter = tokens.TokenCounter(tiny / "tokenizer" / "tokenizer.json")
-    monkeypatch.setattr(tokens, "token_counter", lambda: counter)
+    counter = page_hints.TokenCounter(tiny / "tokenizer" / "tokenizer.json")
+    monkeypatch.setattr(page_hints, "token_counter", lambda: counter)
     opened.text("prompt").fill("a long song")
-    used, _ = tokens.prompt_budget(counter, "generate", {"prompt": "a long song", "options.plan": True})
+    used, _ = page_hints.prompt_budget(counter, "generate", {"prompt": "a long song", "options.plan": True})
     expect(line).to_have_text(f"{used} of 256 tokens, song details included.")
     opened.unfold()
     opened.set("key", "choose", "F# minor")

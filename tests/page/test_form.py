@@ -10,12 +10,12 @@ import pytest
 import soundfile
 from playwright.sync_api import Page, expect
 
-import lyrics_tab
-import panels
-import restore
-import tabs
-from form import label
+import page_form
+import page_lyrics
+import page_panels
+import page_tabs
 from limits import INSTRUMENTAL
+from page_form import label
 from params import REQUESTS, SONG_REQUESTS, parse_request
 from tests.page.steps import SHARED, Tab, read
 
@@ -67,7 +67,7 @@ def test_each_control_changes_the_request(form: Tab, fake, tmp_path: Path):
 @pytest.mark.parametrize("mode", REQUESTS_OF_TABS)
 def test_every_field_of_a_request_has_a_control(mode: str):
     with gr.Blocks():
-        form = lyrics_tab.lyrics_tab()[0] if mode == "lyrics" else getattr(tabs, f"{mode}_tab")().form
+        form = page_lyrics.lyrics_tab()[0] if mode == "lyrics" else getattr(page_tabs, f"{mode}_tab")().form
     fields = REQUESTS[mode].model_fields
     options = {f"options.{name}" for name in fields["options"].annotation.model_fields}
     own = {"track", "part"} if mode == "edit" else set()
@@ -119,15 +119,17 @@ def test_instrumental_switches_the_lyrics_off_and_keeps_them(page: Page, fake, t
 
 
 @pytest.mark.slow
-def test_an_example_fills_the_form_and_makes_a_song(page: Page, fake, tab):
+def test_an_example_plays_fills_the_form_and_makes_a_song(page: Page, fake, tab):
     opened = tab(page, "generate")
     opened.unfold()
     opened.set("bpm", "type", "200")
-    for name, example in panels.EXAMPLES["generate"].items():
+    for name, example in page_panels.EXAMPLES["generate"].items():
         page.get_by_role("button", name=name).click()
         expect(opened.text("prompt")).to_have_value(example["prompt"])
+        expect(page.locator(".foot-player")).to_contain_text(name)
+        page.wait_for_function("() => document.querySelector('#studio-audio').currentTime > 0")
         request = opened.made(fake)
-        for field, value in {**restore.SONG, "duration": 60, **example}.items():
+        for field, value in {**page_form.SONG, "duration": 60, **example}.items():
             expected = int(value) if field == "bpm" and value else value
             assert (read(request, field) or "") == (expected or ""), field
 
@@ -139,7 +141,7 @@ def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(page: Page, fak
     expect(opened.field("options.steps")).to_contain_text("draft 20, standard 50, best 80")
     for name, value in {"guidance": "7", "shift": "1"}.items():
         expect(opened.text(name)).to_have_attribute("placeholder", value)
-    fake.facts = {"turbo": True}
+    fake.facts = {"kind": "turbo", "turbo": True}
     page.reload()
     opened.unfold()
     expect(opened.field("options.guidance").locator("input")).to_be_disabled()

@@ -77,6 +77,7 @@ def test_the_seconds_are_told_before_the_click_and_follow_the_form(space: Space,
     expect(line).to_have_text(sentences[-1])
 
 
+@pytest.mark.slow
 def test_elsewhere_nobody_is_asked_and_nothing_is_told(page, tab):
     opened = tab(page, "generate")
     opened.set("duration", "type", "240")

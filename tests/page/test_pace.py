@@ -15,7 +15,7 @@ from events import Draft, Event, Progress
 SLOW = pytest.mark.slow
 # Two things stream in a tab for songs: the song, and help with the words.
 STREAMS = [
-    ("generate", "go", "cancel"),
+    pytest.param("generate", "go", "cancel", marks=SLOW),
     *(pytest.param(mode, "go", "cancel", marks=pytest.mark.long) for mode in ("cover", "extend")),
     pytest.param("edit", "go", "cancel", marks=SLOW),
     pytest.param("generate", "inspire", "assist-cancel", marks=pytest.mark.long),

@@ -12,16 +12,28 @@ import pytest
 import soundfile
 from playwright.sync_api import Locator, Page, expect
 
-import region
+import page_region
 import theme
+from tests.page.steps import violations
 
 SECONDS = 30
+FIELDS = {"Start": "0", "End": "0", "BPM": ""}
 
 
 def song(path: Path, seconds: float) -> str:
     """Write a file of that length with something to see in it."""
     time = np.arange(round(seconds * 44_100)) / 44_100
     soundfile.write(path, 0.6 * np.sin(2 * np.pi * 220 * time) * np.abs(np.sin(2 * time)), 44_100)
+    return str(path)
+
+
+def clicks(path: Path, bpm: float, first: float) -> str:
+    """Write half a minute of short bursts, one a beat, the first at a time in seconds."""
+    samples = np.random.default_rng(1).normal(0, 0.001, SECONDS * 44_100)
+    for beat in np.arange(first, SECONDS - 0.05, 60 / bpm):
+        at = round(beat * 44_100)
+        samples[at : at + 1000] += 0.6 * np.sin(np.arange(1000) * 0.4) * np.linspace(1, 0, 1000)
+    soundfile.write(path, samples, 44_100)
     return str(path)
 
 
@@ -32,6 +44,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "words.wav").write_text("no audio at all")
     lengths = {"song": SECONDS, "other": 12, "odd": 12.3456}
     made = {name: song(folder / f"{name}.wav", seconds) for name, seconds in lengths.items()}
+    made["clicks"] = clicks(folder / "clicks.wav", 99.5, 0.23)
     return {**made, "words": str(folder / "words.wav")}
 
 
@@ -45,15 +58,16 @@ def address(songs: dict[str, str]) -> Iterator[str]:
         with gr.Column() as place:
             pass
         with gr.Row():
-            fields = [gr.Textbox("0", label=name, elem_id=name.lower()) for name in ("Start", "End")]
+            fields = [gr.Textbox(value, label=name, elem_id=name.lower()) for name, value in FIELDS.items()]
         with place:
-            selector = region.region_selector(*fields)
-        region.follow(selector, source, *fields)
+            selector = page_region.region_selector()
+        page_region.connect(selector, source, *fields)
         hand_over.click(lambda: songs["other"], None, source)
     _, url, _ = demo.launch(
         server_name="127.0.0.1",
         theme=theme.theme(),
         css=theme.css(),
+        head=theme.head(),
         ssr_mode=False,
         quiet=True,
         prevent_thread_lock=True,
@@ -72,6 +86,8 @@ class Region:
         self.start = self.root.get_by_role("slider", name="Start of the region")
         self.end = self.root.get_by_role("slider", name="End of the region")
         self.facts = self.root.locator(".facts")
+        self.stage, self.track = (self.root.locator(name) for name in (".stage", ".track"))
+        self.overview = self.root.get_by_role("slider", name="Part in view")
         self.seconds = SECONDS
 
     def at(self, seconds: float) -> tuple[float, float]:
@@ -129,7 +145,7 @@ def open_page(visit: Callable[..., Page], address: str, songs: dict[str, str]) -
         if source:
             choose(page, songs[source])
             expect(shown.start).to_be_visible()
-        if source == "song":
+        if source in ("song", "clicks"):
             shown.says("10", "15", label=("0:10.0", "0:15.0", "0:05.0"))
         return shown
 
@@ -334,3 +350,165 @@ def test_edges_are_big_enough_to_touch_wherever_they_are(open_page: Callable[...
             assert box["x"] >= stage["x"]
             assert box["x"] + box["width"] <= stage["x"] + stage["width"]
     assert shown.page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+# --- hearing it ---------------------------------------------------------------------------------------------------
+
+
+def heard(shown: Region) -> dict[str, float | bool]:
+    """Return what the selector's player does."""
+    return shown.root.locator("audio").evaluate("(p) => ({at: p.currentTime, paused: p.paused})")
+
+
+def test_the_region_plays_once_or_round_and_round(region_on: Region):
+    page = region_on.page
+    region_on.type("10", "11")
+    region_on.says("10", "11", label=("0:10.0", "0:11.0", "0:01.0"))
+    play = region_on.root.get_by_role("button", name="Play region")
+    region_on.start.press("Space")
+    expect(region_on.root.get_by_role("button", name="Pause")).to_be_visible()
+    # The playhead moves.
+    page.wait_for_function(
+        """() => {
+          const [head, track] = [".head", ".track"].map((name) => document.querySelector(name).getBoundingClientRect());
+          const seconds = ((head.left + 1 - track.left) * 30) / track.width;
+          return seconds > 10.2 && seconds < 11.1;
+        }"""
+    )
+    # It ends where the region ends, and is ready to begin again.
+    expect(play).to_be_visible()
+    assert heard(region_on) == {"at": 10, "paused": True}
+    loop = region_on.root.get_by_role("button", name="Loop")
+    loop.click()
+    expect(loop).to_have_attribute("aria-pressed", "true")
+    page.evaluate(ROUNDS)
+    play.click()
+    page.wait_for_function("() => window.rounds.length >= 2")
+    assert max(page.evaluate("window.furthest")) < 11.3
+    region_on.end.press("Space")
+    expect(play).to_be_visible()
+    # A click puts the playhead there, and the next press begins there.
+    page.mouse.click(*region_on.at(20))
+    expect(region_on.root.locator(".now")).to_have_text(re.compile(r"0:(19\.9|20\.[01])"))
+    region_on.says("10", "11")
+    page.keyboard.press("Space")
+    page.wait_for_function("() => document.querySelector('#region audio').currentTime > 20.2")
+    page.keyboard.press("Space")
+
+
+# Notes how often the player jumps back, and how far it comes.
+ROUNDS = """() => {
+  const audio = document.querySelector("#region audio");
+  [window.rounds, window.furthest, window.last] = [[], [], 0];
+  const look = () => {
+    if (audio.currentTime < window.last - 0.3) window.rounds.push(window.last);
+    window.furthest.push(audio.currentTime);
+    window.last = audio.currentTime;
+    requestAnimationFrame(look);
+  };
+  look();
+}"""
+
+
+# --- a closer look ------------------------------------------------------------------------------------------------
+
+
+def view(shown: Region) -> tuple[float, float]:
+    """Return the seconds that the stage shows."""
+    stage, track = (each.bounding_box() for each in (shown.stage, shown.track))
+    start = (stage["x"] - track["x"]) * SECONDS / track["width"]
+    return start, start + stage["width"] * SECONDS / track["width"]
+
+
+def test_it_is_zoomed_by_buttons_keys_and_the_wheel(region_on: Region):
+    page, stage = region_on.page, region_on.stage
+    assert violations(page) == []
+    expect(region_on.overview).to_be_hidden()
+    less, more = (region_on.root.get_by_role("button", name=name) for name in ("Zoom out", "Zoom in"))
+    expect(less).to_have_attribute("aria-disabled", "true")
+    width = region_on.track.bounding_box()["width"]
+    more.click()
+    assert region_on.track.bounding_box()["width"] == pytest.approx(2 * width, rel=0.01)
+    region_on.start.press("+")
+    assert region_on.track.bounding_box()["width"] == pytest.approx(4 * width, rel=0.01)
+    # What is under the pointer stays there, and the page does not zoom.
+    x, y = stage.bounding_box()["x"] + 100, stage.bounding_box()["y"] + 12
+    page.mouse.move(x, y)
+    there = (x - region_on.track.bounding_box()["x"]) / region_on.track.bounding_box()["width"]
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -50)
+    page.keyboard.up("Control")
+    page.wait_for_function("(width) => document.querySelector('.track').clientWidth > 5 * width", arg=width)
+    box = region_on.track.bounding_box()
+    assert (x - box["x"]) / box["width"] == pytest.approx(there, abs=0.005)
+    # The overview moves what is in view, by keys and by pointing.
+    assert violations(page) == []
+    region_on.overview.press("Home")
+    expect(region_on.root.locator(".scale")).to_contain_text("0:00.0")
+    region_on.overview.press("ArrowRight")
+    assert view(region_on)[0] > 0.5
+    region_on.overview.press("End")
+    assert view(region_on)[1] == pytest.approx(SECONDS, abs=0.7)
+    expect(region_on.overview).to_have_attribute("aria-valuetext", re.compile("to 0:30.0"))
+    # An edge that is moved by keys comes into view, and a drag marks what it covers.
+    region_on.start.press("ArrowRight")
+    start, end = view(region_on)
+    assert start < 10.1 < end
+    region_on.type("0", "0.5")
+    region_on.overview.press("End")
+    region_on.drag(28, 29)
+    region_on.says("28", "29")
+    for _ in range(4):
+        region_on.end.press("-")
+    expect(region_on.overview).to_be_hidden()
+    assert region_on.track.bounding_box()["width"] == pytest.approx(width)
+    for button in region_on.root.get_by_role("button").all():
+        assert not button.is_visible() or min(button.bounding_box()["width"], button.bounding_box()["height"]) >= 44
+
+
+@pytest.mark.slow
+def test_two_fingers_zoom_and_mark_nothing(open_page: Callable[..., Region]):
+    shown = open_page(width=390)
+    shown.root.scroll_into_view_if_needed()
+    width = shown.track.bounding_box()["width"]
+    session = shown.page.context.new_cdp_session(shown.page)
+    y = shown.at(15)[1]
+    for kind, apart in (
+        ("touchStart", 20),
+        ("touchMove", 40),
+        ("touchMove", 60),
+        ("touchMove", 80),
+        ("touchEnd", None),
+    ):
+        points = [{"x": 195 - apart, "y": y, "id": 0}, {"x": 195 + apart, "y": y, "id": 1}] if apart else []
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    shown.page.wait_for_function("(width) => document.querySelector('.track').clientWidth > 3 * width", arg=width)
+    shown.says("10", "15")
+
+
+# --- beats --------------------------------------------------------------------------------------------------------
+
+
+def test_edges_snap_to_the_beats_of_a_known_tempo(open_page: Callable[..., Region]):
+    shown = open_page("clicks", width=1280)
+    beats = [0.23 + each * 60 / 99.5 for each in range(49)]
+    snap = shown.root.get_by_role("button", name="Snap to beats")
+    expect(snap).to_be_hidden()
+    expect(shown.root).to_contain_text("Enter BPM under Song details to snap to beats.")
+    # The tempo that was typed is a little off.
+    shown.page.locator("#bpm textarea, #bpm input").fill("100")
+    expect(snap).to_have_text("Snap to beats (100 BPM)")
+    shown.drag(20.05, 22.1)
+    shown.says("20.1", "22.1")
+    snap.click()
+    expect(shown.root.locator(".beats")).to_be_visible()
+    for start, end in ((3.1, 6.2), (22.3, 26.9)):
+        shown.drag(start, end)
+        for asked, field in zip((start, end), shown.fields, strict=True):
+            nearest = min(beats, key=lambda beat: abs(beat - asked))
+            assert float(field.input_value()) == pytest.approx(nearest, abs=0.03)
+    at = next(index for index, beat in enumerate(beats) if beat > 22)
+    first = float(shown.fields[0].input_value())
+    shown.start.press("ArrowRight")
+    expect(shown.fields[0]).not_to_have_value(f"{first:g}")
+    assert float(shown.fields[0].input_value()) - first == pytest.approx(beats[at + 1] - beats[at], abs=0.05)

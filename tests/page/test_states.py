@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 import tooltips
 from events import Event, Progress
@@ -28,7 +28,17 @@ def expect_idle(page: Page) -> None:
     expect(page.locator("#generate-cancel")).to_be_disabled()
 
 
-def test_while_a_song_is_made_and_cancelled(page: Page, fake):
+def made(page: Page, fake: Any, prompt: str = "a song") -> Locator:
+    """Ask for a song and return its first take once it is there."""
+    seed = 100 * (fake.songs + 1)
+    start(page, prompt)
+    take = page.locator("#generate-take-1")
+    expect(take).to_have_attribute("data-seed", str(seed))
+    return take
+
+
+def test_while_a_song_is_made_and_cancelled(lasting: Page, fake):
+    page = lasting
     fake.script = fake.endless
     start(page)
     line = page.locator("#generate-progress")
@@ -40,8 +50,7 @@ def test_while_a_song_is_made_and_cancelled(page: Page, fake):
     expect_idle(page)
     assert fake.closed.wait(90)
     fake.script = fake.song
-    start(page)
-    expect(page.locator("#generate-take-1")).to_be_visible()
+    made(page, fake)
     expect_idle(page)
 
 
@@ -62,16 +71,20 @@ def test_a_song_that_waits_can_be_cancelled(page: Page, fake, fake_address, visi
     expect_idle(other)
 
 
-def test_the_next_song_can_be_asked_for_while_the_last_one_tidies_up(page: Page, fake):
+def test_the_next_song_can_be_asked_for_while_the_last_one_tidies_up(lasting: Page, fake):
+    asked = threading.Event()
+
     def slow_to_end(request):
         yield from fake.song(request)
-        time.sleep(3)
+        assert asked.wait(60)
 
     fake.script = slow_to_end
-    for _ in range(2):
-        seed = 100 * (fake.songs + 1)
-        start(page)
-        expect(page.locator("#generate-take-1")).to_have_attribute("data-seed", str(seed), timeout=30_000)
+    made(lasting, fake)
+    seed = 100 * (fake.songs + 1)
+    start(lasting)
+    expect(lasting.locator("#generate-progress")).to_contain_text("Waiting for its turn")
+    asked.set()
+    expect(lasting.locator("#generate-take-1")).to_have_attribute("data-seed", str(seed))
 
 
 # Lets the page's calls reach the queue, or their answers the page, a second late.
@@ -147,32 +160,32 @@ def crash(request: Any) -> Iterator[Event]:
     raise RuntimeError("secret detail")
 
 
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [("fail", "There was <b>no memory</b> left."), (crash, "Something unexpected went wrong.")],
-    ids=["failed", "crashed"],
-)
-def test_an_error_says_what_happened_and_keeps_the_form(page: Page, fake, script: Any, words: str):
-    fake.script = getattr(fake, script) if isinstance(script, str) else script
+def test_an_error_says_what_happened_and_keeps_the_form(lasting: Page, fake):
+    page = lasting
     page.locator("#generate-lyrics textarea").fill("[Verse]\nkept")
-    start(page, MARKUP)
     message = page.locator("#generate-message").get_by_role("alert")
-    expect(message).to_contain_text("Generation failed")
-    expect(message).to_contain_text(words)
-    expect(message).to_contain_text("Try" if script == "fail" else "try again")
-    expect(message).not_to_contain_text("secret detail")
-    expect_idle(page)
-    expect(page.locator("#generate-prompt textarea")).to_have_value(MARKUP)
-    expect(page.locator("#generate-lyrics textarea")).to_have_value("[Verse]\nkept")
+    for script, words, hint in (
+        (fake.fail, "There was <b>no memory</b> left.", "Try"),
+        (crash, "Something unexpected went wrong.", "try again"),
+    ):
+        fake.script = script
+        start(page, MARKUP)
+        expect(message).to_contain_text(words)
+        expect(message).to_contain_text("Generation failed")
+        expect(message).to_contain_text(hint)
+        expect(message).not_to_contain_text("secret detail")
+        expect_idle(page)
+        expect(page.locator("#generate-prompt textarea")).to_have_value(MARKUP)
+        expect(page.locator("#generate-lyrics textarea")).to_have_value("[Verse]\nkept")
     # The next run takes the message away.
     fake.script = fake.song
-    page.locator("#generate-go").click()
-    expect(page.locator("#generate-take-1")).to_be_visible()
+    made(page, fake, MARKUP)
     expect(message).to_have_count(0)
 
 
 @pytest.mark.slow
-def test_notes_warnings_and_failed_takes_are_shown_as_text(page: Page, fake):
+def test_notes_warnings_and_failed_takes_are_shown_as_text(lasting: Page, fake):
+    page = lasting
     take = {"seed": 9, "name": "a.wav", "sha256": "", "duration": 1.0, "peak_dbfs": -1.04, "loudness_lufs": None}
     errors = [{"take": 2, "seed": 8, "message": f"Silent {MARKUP}."}]
     fake.script = partial(fake.song, takes=[{**take, "warnings": [MARKUP]}], notes=[f"Cut {MARKUP}."], errors=errors)
@@ -189,17 +202,18 @@ def test_notes_warnings_and_failed_takes_are_shown_as_text(page: Page, fake):
 
 
 @pytest.mark.slow
-def test_a_seed_is_copied(page: Page, fake):
+def test_a_seed_is_copied(lasting: Page, fake):
+    page = lasting
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     seed = 100 * (fake.songs + 1)
-    start(page)
-    page.locator("#generate-take-1 .menu summary").click()
+    made(page, fake).locator(".menu summary").click()
     page.get_by_role("button", name=f"Copy seed {seed}").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == str(seed)
 
 
-def test_the_header_is_one_line_with_its_facts_on_a_click(page: Page):
+def test_the_header_is_one_line_with_its_facts_on_a_click(lasting: Page):
+    page = lasting
     status = page.locator("#studio-status")
     line, facts = status.locator("summary"), status.get_by_role("listitem")
     expect(line).to_have_text("Built-in engine · CPU")
@@ -211,7 +225,48 @@ def test_the_header_is_one_line_with_its_facts_on_a_click(page: Page):
     expect(facts.first).to_be_visible()
 
 
-def test_the_preview_banner_and_its_download(page: Page, fake):
+def test_the_facts_stay_open_when_the_status_is_told_anew(page: Page, fake):
+    line = page.locator("#studio-status summary")
+    line.press("Enter")
+    facts = page.locator("#studio-status").get_by_role("listitem")
+    expect(facts.first).to_be_visible()
+    start(page)
+    expect(page.locator("#generate-take-1")).to_be_visible()
+    # Each run tells the status once more, with what it has loaded.
+    fake.facts = {"planner": {"state": "loaded", "model": "org/planner-after-the-song", "problem": None}}
+    line.focus()
+    seed = 100 * (fake.songs + 1)
+    page.locator("#generate-go").evaluate("(button) => button.click()")
+    expect(page.locator("#generate-take-1")).to_have_attribute("data-seed", str(seed))
+    expect(page.locator("#studio-status")).to_contain_text("planner-after-the-song")
+    expect(facts.first).to_be_visible()
+    expect(line).to_be_focused()
+    line.press("Enter")
+    expect(facts.first).to_be_hidden()
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
+def test_the_banner_is_a_strip_with_its_text_on_a_click(fake, fake_address, visit, width: int, height: int):
+    missing = "The model ACE-Step/acestep-v15-xl-sft-diffusers is not on this machine."
+    fake.facts = {"problem": {"code": "weights_missing", "message": missing, "hint": "Get it, or name a folder."}}
+    page = visit(fake_address[0], width, height)
+    banner, status = page.locator("#studio-banner"), page.locator("#studio-status")
+    expect(banner.get_by_role("button", name="Get the real model (11.5 GB)")).to_be_visible()
+    assert banner.bounding_box()["height"] <= 60
+    assert status.bounding_box()["height"] <= 48
+    expect(banner.get_by_text(missing)).to_be_hidden()
+    line = banner.locator("summary")
+    assert line.bounding_box()["height"] >= 44
+    line.press("Enter")
+    expect(banner.get_by_text(missing)).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert violations(page) == []
+    line.press("Enter")
+    assert banner.bounding_box()["height"] <= 60
+
+
+def test_the_preview_banner_and_its_download(lasting: Page, fake):
+    page = lasting
     banner = page.locator("#studio-banner")
     expect(banner).to_contain_text("Built-in engine:")
     expect(banner).to_contain_text("simple instrumental music")
@@ -227,15 +282,12 @@ def test_the_preview_banner_and_its_download(page: Page, fake):
 
 
 @pytest.mark.slow
-def test_the_real_model_has_no_banner(page: Page, fake):
+def test_the_banner_tells_of_the_engine_and_of_a_problem_with_the_weights(fake, fake_address, visit):
     fake.facts = {"engine": "xl", "source": "cache", "model": "ACE-Step/acestep-v15-xl-sft-diffusers"}
-    page.reload()
+    page = visit(fake_address[0])
     expect(page.locator("#studio-status")).to_contain_text("Model: ACE-Step/acestep-v15-xl-sft-diffusers")
     expect(page.locator("#studio-banner")).to_be_hidden()
 
-
-@pytest.mark.slow
-def test_a_problem_with_the_weights_is_told(page: Page, fake):
     problem = {"code": "weights_broken", "message": "The copy in ./models broke off.", "hint": "Fetch it <b>again</b>."}
     fake.facts = {"problem": problem}
     page.reload()
@@ -274,7 +326,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+@pytest.mark.parametrize(("width", "height"), [pytest.param(1280, 900, marks=pytest.mark.slow), (390, 844)])
 def test_the_run_bar_stays_in_sight(fake, fake_address, visit, tab, width: int, height: int):
     page = visit(fake_address[0], width, height)
     for mode in tooltips.TABS:
@@ -296,7 +348,7 @@ SEEN = """(id) => {
 
 
 @pytest.mark.slow
-def test_a_refused_song_puts_the_buttons_back(page: Page, fake, forgiven):
+def test_a_refused_song_puts_the_buttons_back(page: Page, forgiven):
     forgiven.append("status of 503")
     page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "Queue is full."}))
     start(page)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from gradio import utils as gradio_utils
 from playwright.sync_api import Page, expect
 
 import export
 from limits import SAMPLE_RATE
 from params import parse_request
-from tests.page.steps import MARKUP, SHARED, read
+from tests.page.steps import MARKUP, SHARED, read, violations
 
 OWN = {
     "cover": {"strength": ("slide", "0.35", 0.35), "options.noise_strength": ("slide", "0.15", 0.15)},
@@ -95,6 +97,41 @@ def test_extend_says_how_long_the_song_gets(lasting: Page, fake, tab, song: Path
     opened.set("before", "type", "0")
 
 
+def test_the_ends_of_an_extension_are_dragged(page: Page, fake, tab, song: Path):
+    opened = tab(page, "extend")
+    before, after = (page.get_by_role("slider", name=f"New music {side} the source") for side in ("before", "after"))
+    expect(after).to_be_hidden()
+    opened.set("source", "upload", song)
+    opened.set("after", "type", "20")
+    expect(after).to_have_attribute("aria-valuetext", "20 s")
+    assert violations(page) == []
+    # Dragged outwards and inwards; the fields follow when it is dropped.
+    places = [page.locator(f"#extend-timeline .{name}").bounding_box() for name in ("part.after", "grip.after")]
+    second = places[0]["width"] / 20
+    x, y = places[1]["x"] + 20, places[1]["y"] + 20
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 5 * second, y, steps=4)
+    expect(after).to_have_attribute("aria-valuetext", "25 s")
+    expect(opened.text("after")).to_have_value("20")
+    page.mouse.up()
+    expect(opened.text("after")).to_have_value("25")
+    expect(page.locator("#extend-total")).to_contain_text("Total length 0:28")
+    for key, seconds in (("ArrowLeft", "1"), ("Shift+ArrowLeft", "11"), ("ArrowRight", "10"), ("PageUp", "20")):
+        before.press(key)
+        expect(opened.text("before")).to_have_value(seconds)
+    # As far as it may be: 300 seconds.
+    before.press("End")
+    expect(opened.text("before")).to_have_value("300")
+    opened.set("before", "type", "2.5")
+    expect(before).to_have_attribute("aria-valuetext", "2.5 s")
+    for grip in (before, after):
+        assert min(grip.bounding_box()["width"], grip.bounding_box()["height"]) >= 44
+    opened.set("prompt", "type", "a song")
+    request = opened.made(fake)
+    assert (request.before, request.after) == (2.5, 25)
+
+
 @pytest.mark.slow
 def test_an_example_leaves_the_words_of_an_extended_song(lasting: Page, tab):
     opened = tab(lasting, "extend")
@@ -140,6 +177,36 @@ def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
     assert Path(request.source).name == name
     assert (request.prompt, request.bpm, request.key, request.takes) == (MARKUP, 90, "A minor", 1)
     expect(page).to_have_title("ACE Music Studio")
+
+
+def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, forgiven):
+    forgiven.append("status of 403")
+    generate, latest = tab(page, "generate"), page.locator("#cover-latest").get_by_role("button")
+    cover = tab(page, "cover")
+    expect(latest).to_have_count(0)
+    for prompt in ("sea shanty", "a <b>waltz</b>"):
+        generate = tab(page, "generate")
+        generate.set("prompt", "type", prompt)
+        generate.made(fake)
+    shanty = 100 * (fake.songs - 1)
+    cover = tab(page, "cover")
+    expect(latest).to_have_text([re.compile("a <b>waltz</b>"), re.compile("sea shanty")])
+    box = latest.first.bounding_box()
+    assert box["height"] >= 44
+    assert box["x"] + box["width"] <= page.locator("#cover-columns .essentials").bounding_box()["width"] + 30
+    assert violations(page) == []
+    latest.nth(1).click()
+    expect(cover.field("source").locator("time").last).to_have_text("0:01")
+    cover.set("prompt", "type", "brass band")
+    assert Path(cover.made(fake).source).name == f"song-seed-{shanty}.wav"
+    # With the next visit those are there whose files are.
+    Path(next(Path(gradio_utils.get_upload_folder()).glob(f"*/song-seed-{shanty}.wav"))).unlink()
+    page.reload()
+    edit, latest = tab(page, "edit"), page.locator("#edit-latest").get_by_role("button")
+    expect(latest).to_have_text([re.compile("brass band"), re.compile("waltz")])
+    latest.nth(1).press("Enter")
+    expect(edit.text("start")).to_have_value("0.3")
+    expect(latest).to_have_count(0)
 
 
 # --- settings that come back --------------------------------------------------------------------------------------

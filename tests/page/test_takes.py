@@ -144,9 +144,10 @@ def test_the_song_goes_on_in_another_tab_and_beside_the_next_one(generate, fake,
     assert player(page)["paused"]
 
 
-@pytest.mark.parametrize(("mode", "before"), [("cover", 0), ("extend", 2)])
-def test_a_take_is_compared_with_its_source_at_the_same_place(page: Page, fake, tab, song: Path, mode, before):
-    opened = tab(page, mode)
+@pytest.mark.parametrize(("mode", "before"), [pytest.param("cover", 0, marks=pytest.mark.slow), ("extend", 2)])
+def test_a_take_is_compared_with_its_source_at_the_same_place(lasting: Page, fake, tab, song: Path, mode, before):
+    page, opened = lasting, tab(lasting, mode)
+    opened.clear("source")
     opened.set("source", "upload", song)
     opened.set("prompt", "type", "brass band")
     if mode == "extend":
@@ -221,7 +222,7 @@ def test_more_like_a_take_stands_beside_it(generate, fake):
     asked = fake.requests[-1]
     assert (asked.seed, asked.takes, asked.options.plan_seed) == (liked, 1, 5)
     assert (asked.options.variation, asked.options.variation_seed) == (MORE_LIKE_THIS, -1)
-    expect(generate.part("message")).to_contain_text("Take 2 is a variation of take 1 (25%).")
+    expect(generate.part("message")).to_contain_text("Take 2 is a variation of take 1 (25 %).")
 
 
 @pytest.mark.slow
@@ -330,29 +331,20 @@ def test_a_take_from_a_file_asks_for_the_file_again(page: Page, fake, tab, song:
     expect(cover.text("prompt")).to_have_value("brass band")
 
 
-def test_while_a_song_is_made_nobody_says_that_there_is_none(page: Page, fake, tab):
-    generate = tab(page, "generate")
-    said = generate.part("panel").locator(".takes .empty")
-    expect(said).to_contain_text("Your songs appear here.")
-    fake.script = fake.endless
-    generate.set("prompt", "type", "a song")
-    generate.go.click()
-    expect(said).to_have_text("Your song is being made and will appear here.")
-    generate.part("cancel").click()
-    expect(said).to_contain_text("Your songs appear here.")
-
-
 def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(fake, fake_address, visit, tab):
     page = visit(fake_address[0], 390, 844)
     generate = tab(page, "generate")
-    card = generate.part("panel").locator(".making")
+    card, said = (generate.part("panel").locator(place) for place in (".making", ".takes .empty"))
     expect(card).to_be_hidden()
+    expect(said).to_contain_text("Your songs appear here.")
     fake.script = fake.endless
     generate.set("prompt", "type", "a song")
     generate.go.press("Enter")
     expect(card).to_contain_text(re.compile(r"step 3 of 50, .* left\."))
+    expect(said).to_have_text("Your song is being made and will appear here.")
     generate.part("cancel").press("Enter")
     expect(card).to_be_hidden()
+    expect(said).to_contain_text("Your songs appear here.")
     fake.script = fake.song
     page.evaluate("scrollTo(0, 0)")
     generate.go.press("Enter")

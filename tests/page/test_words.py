@@ -54,12 +54,27 @@ def expect_plain(page: Page) -> None:
 # --- the Lyrics tab -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def lyrics(page: Page, tab) -> Tab:
-    """Open the Lyrics tab with a brief in it."""
-    opened = tab(page, "lyrics")
-    opened.set("brief", "type", "a song")
+def as_new(opened: Tab, name: str) -> Tab:
+    """Give a tab its defaults, and "a song" as its first words."""
+    opened.set(name, "type", "old")
+    opened.part("reset").click()
+    expect(opened.text(name)).to_have_value("")
+    opened.set(name, "type", "a song")
     return opened
+
+
+@pytest.fixture
+def lyrics(lasting: Page, tab) -> Tab:
+    """Open the Lyrics tab with a brief in it and nothing written."""
+    opened = as_new(tab(lasting, "lyrics"), "brief")
+    opened.text("text").fill("")
+    return opened
+
+
+@pytest.fixture
+def generate(lasting: Page, tab) -> Tab:
+    """Open the Generate tab with a prompt in it."""
+    return as_new(tab(lasting, "generate"), "prompt")
 
 
 def written(opened: Tab, fake: Any) -> Any:
@@ -107,28 +122,28 @@ def test_lyrics_come_as_they_are_written_and_stop_keeps_them(lyrics: Tab, fake):
     expect(text).to_have_value(f"{kept}\nmine")
 
 
+WRONG = [
+    ("brief", "", "Brief must have from 1 to 2,000 characters: say what the song is about."),
+    ("options.max_tokens", "0", "Max length must be a whole number from 16 to 2048"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "value", "sentence"),
-    [
-        ("brief", "", "Brief must have from 1 to 2,000 characters: say what the song is about."),
-        ("options.max_tokens", "0", "Max length must be a whole number from 16 to 2048"),
-    ],
-)
-def test_a_wrong_value_is_told_beside_its_field(lyrics: Tab, fake, name: str, value: str, sentence: str):
-    lyrics.unfold()
-    lyrics.set(name, "type", value)
-    lyrics.unfold(False)
-    lyrics.go.click()
-    expect(lyrics.field(name)).to_contain_text(sentence)
-    expect(lyrics.field(name)).to_be_visible()
-    expect(lyrics.part("problems")).to_contain_text("Please check")
-    expect(lyrics.go).to_be_enabled()
-    assert fake.requests == []
-    lyrics.set("tone", "type", "warm")
-    expect(lyrics.part("problems")).to_be_hidden()
-    lyrics.go.click()
-    expect(lyrics.part("problems")).to_be_visible()
+def test_a_wrong_value_is_told_beside_its_field(lyrics: Tab, fake):
+    for name, value, sentence in WRONG:
+        lyrics.unfold()
+        before = lyrics.set(name, "type", value)
+        lyrics.unfold(False)
+        lyrics.go.click()
+        expect(lyrics.field(name)).to_contain_text(sentence)
+        expect(lyrics.field(name)).to_be_visible()
+        expect(lyrics.part("problems")).to_contain_text("Please check")
+        expect(lyrics.go).to_be_enabled()
+        lyrics.set("tone", "type", f"warm, like {name}")
+        expect(lyrics.part("problems")).to_be_hidden()
+        lyrics.go.click()
+        expect(lyrics.part("problems")).to_be_visible()
+        lyrics.set(name, "type", before)
     assert fake.requests == []
 
 
@@ -157,26 +172,26 @@ def test_lyrics_go_to_generate_with_their_language(lyrics: Tab, fake, tab):
     expect_plain(page)
 
 
-def test_written_lyrics_become_a_song(page: Page, fake, tab):
-    lyrics = tab(page, "lyrics")
+def test_written_lyrics_become_a_song(lyrics: Tab, fake, tab):
     sing = lyrics.part("sing")
     expect(sing).to_be_disabled()
     expect(lyrics.go).to_have_class(re.compile("primary"))
     lyrics.text("text").fill("[Verse]\nmine")
     expect(sing).to_have_class(re.compile("primary"))
     expect(lyrics.go).to_have_class(re.compile("secondary"))
+    seed = 100 * (fake.songs + 1)
     sing.click()
-    expect(page.locator("#generate-take-1")).to_be_visible()
+    expect(lyrics.page.locator("#generate-take-1")).to_have_attribute("data-seed", str(seed))
     assert fake.requests[-1].lyrics == "[Verse]\nmine"
-    tab(page, "lyrics").text("text").fill("")
+    tab(lyrics.page, "lyrics").text("text").fill("")
     expect(lyrics.go).to_have_class(re.compile("primary"))
     expect(sing).to_be_disabled()
 
 
 @pytest.mark.slow
-def test_without_a_writer_the_tab_says_why(page: Page, fake, tab):
+def test_without_a_writer_the_tab_says_why(fake, fake_address, visit, tab):
     fake.facts = {"lyrics": NONE_HERE}
-    page.reload()
+    page = visit(fake_address[0])
     lyrics = tab(page, "lyrics")
     expect(lyrics.go).to_be_disabled()
     expect(lyrics.part("why")).to_have_text(
@@ -198,9 +213,7 @@ PLAN = {
 }
 
 
-def test_a_plan_is_shown_and_kept(page: Page, fake, tab):
-    generate = tab(page, "generate")
-    generate.set("prompt", "type", "a song")
+def test_a_plan_is_shown_and_kept(generate: Tab, fake):
     fake.script = partial(fake.song, plan=PLAN)
     generate.made(fake)
     line = generate.part("plan-line")
@@ -221,13 +234,11 @@ def test_a_plan_is_shown_and_kept(page: Page, fake, tab):
     fake.script = fake.song
     generate.made(fake)
     expect(line).to_have_text("")
-    expect_plain(page)
+    expect_plain(generate.page)
 
 
 @pytest.mark.slow
-def test_a_song_without_a_plan_says_nothing_about_how_to_plan(page: Page, fake, tab):
-    generate = tab(page, "generate")
-    generate.set("prompt", "type", "a song")
+def test_a_song_without_a_plan_says_nothing_about_how_to_plan(generate: Tab, fake):
     generate.unfold()
     generate.set("options.plan_seed", "type", "1.5")
     generate.set("options.plan", "tick", False)
@@ -241,9 +252,9 @@ def test_a_song_without_a_plan_says_nothing_about_how_to_plan(page: Page, fake, 
 
 
 @pytest.mark.slow
-def test_without_a_planner_nothing_can_be_asked_of_it(page: Page, fake, tab):
+def test_without_a_planner_nothing_can_be_asked_of_it(fake, fake_address, visit, tab):
     fake.facts = {"planner": NONE_HERE}
-    page.reload()
+    page = visit(fake_address[0])
     expect(page.locator("#studio-status")).to_contain_text("Planner: not installed")
     generate = tab(page, "generate")
     generate.unfold()
@@ -270,6 +281,7 @@ def test_without_a_planner_nothing_can_be_asked_of_it(page: Page, fake, tab):
 
 
 def test_surprise_me_fills_the_form_and_undo_takes_it_back(page: Page, fake, tab):
+    # Of a page whose Undo has nothing to undo yet.
     generate = tab(page, "generate")
     generate.set("prompt", "type", "an idea")
     generate.unfold()
@@ -298,12 +310,11 @@ def test_surprise_me_fills_the_form_and_undo_takes_it_back(page: Page, fake, tab
     fake.script = fake.play
     request = generate.made(fake)
     assert request == parse_request("generate", {"prompt": "an idea", "language": "fr", "bpm": 61})
-    expect_plain(page)
+    expect_plain(generate.page)
 
 
 @pytest.mark.slow
-def test_help_is_cancelled_and_what_is_typed_meanwhile_comes_back(page: Page, fake, tab):
-    generate = tab(page, "generate")
+def test_help_is_cancelled_and_what_is_typed_meanwhile_comes_back(generate: Tab, fake):
     generate.set("prompt", "type", "an idea")
     fake.script = fake.endless
     generate.part("inspire").click()
@@ -332,9 +343,8 @@ def test_help_is_cancelled_and_what_is_typed_meanwhile_comes_back(page: Page, fa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["edit"])
-def test_a_source_is_described(page: Page, fake, tab, song: Path, mode: str):
-    opened = tab(page, mode)
+def test_a_source_is_described(lasting: Page, fake, tab, song: Path):
+    opened = tab(lasting, "edit")
     opened.set("source", "upload", song)
     opened.set("lyrics", "type", "mine")
     opened.unfold()
@@ -354,8 +364,7 @@ def test_a_source_is_described(page: Page, fake, tab, song: Path, mode: str):
 FLAWED = "[Vers]\nla  la\n[Foo]\n[Chorus]"
 
 
-def test_advice_follows_the_lyrics(page: Page, fake, tab):
-    generate = tab(page, "generate")
+def test_advice_follows_the_lyrics(generate: Tab, fake):
     advice = generate.part("advice")
     text = generate.text("lyrics")
     text.fill("[Verse]\nla la\n[Chorus]")
@@ -376,7 +385,7 @@ def test_advice_follows_the_lyrics(page: Page, fake, tab):
     generate.set("instrumental", "tick", True)
     expect(advice).to_have_text("")
     expect(advice.locator("[aria-live=polite]")).to_have_count(1)
-    expect_plain(page)
+    expect_plain(generate.page)
 
 
 # --- on the built-in engine ----------------------------------------------------------------------------------------

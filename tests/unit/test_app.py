@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import bootstrap
-import form
-import markup
+import page_form
+import page_markup
 import theme
 import tooltips
 from events import Progress
@@ -63,8 +63,8 @@ def test_a_port_in_use_ends_with_a_sentence():
 
 def test_a_number_box_is_read():
     read = {"90": 90, "2,5": 2.5, "": None, None: None, " 12.5 ": 12.5, 7: 7, "fast": "fast", "1,2,3": "1,2,3"}
-    assert {text: form.number(text, None) for text in read} == read
-    assert form.number("9" * 100_000, None) in ("9" * 100_000, float("inf"))
+    assert {text: page_form.number(text, None) for text in read} == read
+    assert page_form.number("9" * 100_000, None) in ("9" * 100_000, float("inf"))
 
 
 @pytest.mark.parametrize(
@@ -82,25 +82,33 @@ def test_progress_is_one_sentence(event: Progress, words: str):
 def test_whatever_is_shown_is_escaped():
     record = {"errors": [{"take": 1, "seed": 2, "message": HOSTILE}], "notes": [HOSTILE]}
     facts = {
-        **{"engine": "xl", "model": HOSTILE, "source": "cache", "turbo": False, "device": "cpu", "dtype": "float32"},
+        **{
+            "engine": "xl",
+            "model": HOSTILE,
+            "source": "cache",
+            "kind": "sft",
+            "turbo": False,
+            "device": "cpu",
+            "dtype": "float32",
+        },
         **{"device_reason": HOSTILE, "problem": {"message": HOSTILE, "hint": HOSTILE}, "download_gb": 11.5},
         **{name: {"state": "loaded", "model": HOSTILE, "problem": None} for name in ("planner", "lyrics")},
         "workers": [{"id": HOSTILE, "node": HOSTILE, "pid": 1, "device": HOSTILE, "busy": True}],
     }
     plan = {"used": True, "bpm": 90, "key": HOSTILE, "time_signature": HOSTILE, "language": HOSTILE}
     shown = [
-        markup.messages(record),
-        markup.heading(facts),
-        markup.plan({**plan, "rewritten": True, "caption": HOSTILE}),
-        markup.plan({"used": False, "reason": HOSTILE}),
-        markup.advice([Advice(1, HOSTILE)]),
-        markup.advice([Advice(1, HOSTILE)] * 3),
-        markup.remark(HOSTILE),
-        markup.banner(facts),
-        markup.notice(HOSTILE, HOSTILE, HOSTILE),
-        markup.wrong_fields(HOSTILE, {"generate-prompt": HOSTILE}),
-        markup.progress(Progress("steps", note=HOSTILE), HOSTILE),
-        markup.line("failed", HOSTILE),
+        page_markup.messages(record),
+        page_markup.heading(facts),
+        page_markup.plan({**plan, "rewritten": True, "caption": HOSTILE}),
+        page_markup.plan({"used": False, "reason": HOSTILE}),
+        page_markup.advice([Advice(1, HOSTILE)]),
+        page_markup.advice([Advice(1, HOSTILE)] * 3),
+        page_markup.remark(HOSTILE),
+        page_markup.banner(facts),
+        page_markup.notice(HOSTILE, HOSTILE, HOSTILE),
+        page_markup.wrong_fields(HOSTILE, {"generate-prompt": HOSTILE}),
+        page_markup.progress(Progress("steps", note=HOSTILE), HOSTILE),
+        page_markup.line("failed", HOSTILE),
     ]
     for text in shown:
         assert "<script" not in text

@@ -49,7 +49,7 @@ def test_a_song_of_any_mode_has_its_length_steps_takes_and_guidance(mode, length
 
 
 def test_a_turbo_checkpoint_takes_8_steps_without_guidance_and_lyrics_their_tokens():
-    found = work("generate", {"turbo": True})
+    found = work("generate", {"kind": "turbo"})
     assert (found.steps, found.guidance) == (8, 1.0)
     assert work("lyrics", brief="x", options={"max_tokens": 64}).tokens == 64
 

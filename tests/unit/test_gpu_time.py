@@ -15,11 +15,11 @@ import soundfile
 import api
 import backend
 import bootstrap
-import gpu_time
-import tabs
+import page_hints
+import page_tabs
 import zerogpu
 from events import InvalidRequest
-from form import Form
+from page_form import Form
 from params import parse_request
 
 BACKEND = SimpleNamespace(work_of=lambda request, source=0.0: zerogpu.work_of(request, source=source, planner=True))
@@ -29,14 +29,14 @@ BACKEND = SimpleNamespace(work_of=lambda request, source=0.0: zerogpu.work_of(re
 def on_zerogpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Be on ZeroGPU, as far as the page asks."""
     monkeypatch.setattr(bootstrap, "on_zerogpu", lambda: True)
-    for module in (backend, gpu_time):
+    for module in (backend, page_hints):
         monkeypatch.setattr(module, "get_backend", lambda: BACKEND)
 
 
 def build(mode: str) -> tuple[Form, dict[str, Any]]:
     """Return the form of a tab and its defaults."""
     with gr.Blocks():
-        form = getattr(tabs, f"{mode}_tab")().form if mode != "lyrics" else tabs.lyrics_tab()[0]
+        form = getattr(page_tabs, f"{mode}_tab")().form if mode != "lyrics" else page_tabs.lyrics_tab()[0]
     return form, {name: field.value for name, field in form.fields.items()}
 
 
@@ -49,7 +49,7 @@ def test_nobody_is_asked_elsewhere():
 @pytest.mark.parametrize("mode", ["generate", "cover", "extend", "edit", "lyrics"])
 def test_an_empty_form_tells_what_its_defaults_take(on_zerogpu, mode: str):
     form, values = build(mode)
-    text = gpu_time.seconds_text(form, values.values())
+    text = page_hints.seconds_text(form, values.values())
     seconds = int(re.fullmatch(r"This asks ZeroGPU for (\d+) seconds of GPU time\.", text)[1])
     assert zerogpu.LEAST_SECONDS <= seconds < zerogpu.MOST_SECONDS
 
@@ -60,10 +60,10 @@ def test_the_seconds_are_those_of_the_call(on_zerogpu):
     request = form.request(values.values())
     asked = zerogpu.gpu_seconds(BACKEND.work_of(request))
     assert asked > zerogpu.LEAST_SECONDS
-    assert f" {asked} seconds" in gpu_time.seconds_text(form, values.values())
+    assert f" {asked} seconds" in page_hints.seconds_text(form, values.values())
     assert form.problems([*values.values()]) == {}
     # While a field is wrong, nothing is claimed.
-    assert gpu_time.seconds_text(form, {**values, "duration": "9"}.values()) == ""
+    assert page_hints.seconds_text(form, {**values, "duration": "9"}.values()) == ""
 
 
 def test_the_source_counts(on_zerogpu, tmp_path: Path):
@@ -71,8 +71,8 @@ def test_the_source_counts(on_zerogpu, tmp_path: Path):
     soundfile.write(path, np.zeros((8_000 * 300, 1)), 8_000)
     form, values = build("cover")
     values |= {"takes": 4}
-    before = gpu_time.seconds_text(form, values.values())
-    assert gpu_time.seconds_text(form, {**values, "source": str(path)}.values()) != before
+    before = page_hints.seconds_text(form, values.values())
+    assert page_hints.seconds_text(form, {**values, "source": str(path)}.values()) != before
 
 
 def test_what_does_not_fit_is_refused_beside_the_length(on_zerogpu):
@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused_beside_the_length(on_zerogpu):
     values |= {"prompt": "a song", "duration": "600", "takes": 4, "quality": "best"}
     text = form.problems([*values.values()])["duration"]
     assert "seconds of GPU time; one call gets up to 300." in text and "It fits with" in text
-    assert gpu_time.seconds_text(form, values.values()) == text
+    assert page_hints.seconds_text(form, values.values()) == text
     with pytest.raises(InvalidRequest):
         backend.check(form.request(values.values()))
 

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import json
-
 import gradio as gr
-import pytest
 
-import lora_panel
 import lora_sources
-import markup
+import page_loras
+import page_markup
 import tooltips
 from events import Problem
-from form import Form
+from page_form import Form
 from params import parse_request
 
-PRESET = {"name": "Jazz voice", "id": "org/jazz:a.safetensors", "for": "a smoky voice", "licence": "MIT", "fits": "XL"}
 HOSTILE = "<script>alert(1)</script>"
-
-
-@pytest.fixture
-def preset(tmp_path, monkeypatch):
-    path = tmp_path / "loras.json"
-    path.write_text(json.dumps({"loras": [PRESET]}))
-    monkeypatch.setattr(lora_sources, "PRESETS_FILE", path)
 
 
 def built():
     with gr.Blocks() as demo:
         form = Form("cover")
-        lora_panel.lora_panel(form)
+        page_loras.lora_panel(form)
     return form, {block.elem_id for block in demo.blocks.values() if block.elem_id}
 
 
@@ -43,11 +32,8 @@ def test_the_panel_is_a_field_in_a_fold_with_a_line_of_its_own():
     assert form.point_at(Problem("out_of_memory", "No memory.")) == {}
 
 
-def test_presets_and_the_hub_are_offered_where_there_are_some(preset, monkeypatch, tmp_path):
-    assert {"cover-lora-preset", "cover-lora-preset-add"} <= built()[1]
-    monkeypatch.setattr(lora_sources, "PRESETS_FILE", tmp_path / "loras.json")
-    (tmp_path / "loras.json").write_text('{"loras": []}')
-    offered = {"cover-lora-file", "cover-lora-hub", "cover-lora-preset"}
+def test_the_hub_is_offered_where_it_is_allowed(monkeypatch):
+    offered = {"cover-lora-file", "cover-lora-hub"}
     assert offered & built()[1] == {"cover-lora-file", "cover-lora-hub"}
     monkeypatch.setenv("SPACE_ID", "org/space")
     monkeypatch.delenv(lora_sources.HUB_VARIABLE, raising=False)
@@ -60,32 +46,28 @@ def test_a_list_from_the_browser_is_what_a_request_holds():
     sent = [{"source": "org/a", "weight": 0.5, "name": HOSTILE, "facts": [HOSTILE], "note": ""}]
     form, _ = built()
     assert form.parse("options.loras", sent) == [{"source": "org/a", "weight": 0.5}]
-    assert lora_panel.parse(None) == lora_panel.parse("") == []
-    assert lora_panel.parse(["org/a"]) == ["org/a"]
-    sent = lora_panel.parse([*sent, {"source": "org/b", "weight": 2, "path": "/x"}])
+    assert page_loras.parse(None) == page_loras.parse("") == []
+    assert page_loras.parse(["org/a"]) == ["org/a"]
+    sent = page_loras.parse([*sent, {"source": "org/b", "weight": 2, "path": "/x"}])
     request = parse_request("generate", {"prompt": "x", "options": {"loras": sent}})
     assert [(lora.source, lora.weight) for lora in request.options.loras] == [("org/a", 0.5), ("org/b", 2.0)]
 
 
-def test_a_list_from_a_record_says_what_each_one_is(preset):
+def test_a_list_from_a_record_says_what_each_one_is():
     form, _ = built()
-    given = [{"source": source, "weight": 0.25} for source in ("org/other", "jazz voice", "org/jazz:a.safetensors")]
-    ((field, update),) = form.show({"options.loras": given}).items()
-    other, *same = update["value"]
+    ((field, update),) = form.show({"options.loras": [{"source": "org/other", "weight": 0.25}]}).items()
+    (other,) = update["value"]
     assert field is form.fields["options.loras"]
     assert (other["source"], other["name"], other["weight"]) == ("org/other", "org/other", 0.25)
     assert other["facts"] == [tooltips.LORA_LATER]
-    # A Space that fetches no repository fetches its presets: what the record has is the preset again.
-    expected = {"source": "Jazz voice", "name": "Jazz voice", "facts": ["a smoky voice", "MIT", "for XL"]}
-    assert same == [{**expected, "weight": 0.25, "note": ""}] * 2
-    assert lora_panel.show(None) == lora_panel.show([]) == []
+    assert page_loras.show(None) == page_loras.show([]) == []
 
 
 def test_what_undo_brings_back_keeps_what_is_known_of_it():
-    known = lora_panel.entry(
+    known = page_loras.entry(
         "/uploads/mine.safetensors", 0.5, lora_sources.LoraInfo("mine.safetensors", "PEFT", (4,), (), 3)
     )
-    assert lora_panel.show([known]) == [known] and known["name"] == "mine.safetensors"
+    assert page_loras.show([known]) == [known] and known["name"] == "mine.safetensors"
 
 
 def test_the_uploads_of_a_record_are_counted_whatever_it_is():
@@ -94,13 +76,7 @@ def test_the_uploads_of_a_record_are_counted_whatever_it_is():
         ({"request": {"options": {"loras": "upload"}}}, 0),
         (None, 0),
     ]:
-        assert lora_panel.uploads_in(record) == count
-
-
-def test_a_preset_must_be_chosen_before_it_is_added(preset):
-    assert lora_panel.add_preset(None)[0] == [] and "alert" in lora_panel.add_preset(None)[1]
-    (added,), line, field = lora_panel.add_preset("Jazz voice")
-    assert (added["source"], added["weight"], line, field) == ("Jazz voice", 1, "", None)
+        assert page_loras.uploads_in(record) == count
 
 
 def test_what_is_known_of_a_file_is_shown_in_few_words():
@@ -112,6 +88,6 @@ def test_what_is_known_of_a_file_is_shown_in_few_words():
 
 def test_the_result_says_what_acted():
     acted = [{"name": HOSTILE, "weight": 0.8, "modules": 192}, {"name": "b", "weight": 0.0, "modules": 192}]
-    told = markup.messages({"errors": [], "notes": ["A note."], "loras": acted})
+    told = page_markup.messages({"errors": [], "notes": ["A note."], "loras": acted})
     assert "LoRA &lt;script&gt;" in told and "weight 0.8, acted on 192 layers." in told
     assert "LoRA b: weight 0, so it had no effect." in told

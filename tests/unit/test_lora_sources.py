@@ -1,7 +1,6 @@
-"""Where LoRAs come from: zips, uploads, presets, and a hub of our own, 127.0.0.1. None of it needs torch."""
+"""Where LoRAs come from: zips, uploads, and a hub of our own, 127.0.0.1. None of it needs torch."""
 
 import io
-import json
 import random
 import struct
 import threading
@@ -141,15 +140,6 @@ def test_only_uploads_are_files(lora, tmp_path):
     assert problem_of(str(path)).code == "lora_missing"
 
 
-def test_the_presets_are_as_their_schema_says(tmp_path, monkeypatch):
-    assert all(preset.fits in ("XL", "2B") and preset.licence for preset in lora_sources.presets())
-    monkeypatch.setattr(lora_sources, "PRESETS_FILE", tmp_path / "loras.json")
-    for text in ('{"loras": [{"name": "a"}]}', "[]", "{"):
-        (tmp_path / "loras.json").write_text(text)
-        with pytest.raises(ValueError, match=r"loras\.json"):
-            lora_sources.presets()
-
-
 HUB_IDS = {
     "org/repo": ("org/repo", ""),
     " org/repo:a/b.safetensors ": ("org/repo", "a/b.safetensors"),
@@ -257,18 +247,11 @@ def test_a_fetch_can_be_cancelled(server):
     assert prepared(REPO).info.ranks == (200,)
 
 
-def test_a_space_fetches_for_visitors_only_where_its_owner_says_so(server, tmp_path, monkeypatch):
+def test_a_space_fetches_for_visitors_only_where_its_owner_says_so(server, monkeypatch):
     monkeypatch.setenv("SPACE_ID", "someone/studio")
     problem = problem_of(REPO)
     assert problem.code == "lora_hub_off" and "ACE_STUDIO_HUB_LORAS=1" in problem.hint
     assert not server.asked and not lora_sources.hub_allowed()
-    # What the owner put into the presets is fetched.
-    entry = {"name": "Style", "id": REPO, "for": "a test", "licence": "MIT", "fits": "XL"}
-    monkeypatch.setattr(lora_sources, "PRESETS_FILE", tmp_path / "loras.json")
-    (tmp_path / "loras.json").write_text(json.dumps({"loras": [entry]}))
-    spec = prepared("style")
-    assert (spec.name, spec.source) == ("Style", f"{REPO}:adapter_model.safetensors")
-    assert "Presets: Style" in problem_of("nonsense").hint
     monkeypatch.setenv("ACE_STUDIO_HUB_LORAS", "1")
     assert prepared(REPO).revision == COMMIT
 

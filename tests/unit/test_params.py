@@ -137,17 +137,18 @@ def test_requests_and_errors_can_be_pickled():
 
 def test_a_turbo_checkpoint_has_its_own_defaults_and_says_what_it_cannot_follow():
     request = parse_request("generate", {"prompt": "x"})
-    assert params.sampling_settings(request, turbo=False) == (params.Sampling(50, 7.0, 1.0), [])
-    assert params.sampling_settings(request, turbo=True) == (params.Sampling(8, 1.0, 3.0), [])
+    assert params.sampling_settings(request, "sft") == (params.Sampling(50, 7.0, 1.0), [])
+    assert params.sampling_settings(request, "turbo") == (params.Sampling(8, 1.0, 3.0), [])
     request = parse_request("generate", {"prompt": "x", "quality": "best", "options": {"guidance": 4}})
-    settings, notes = params.sampling_settings(request, turbo=True)
+    settings, notes = params.sampling_settings(request, "turbo")
     assert settings == params.Sampling(8, 1.0, 3.0)
     assert len(notes) == 2
 
 
 def test_quality_is_a_number_of_steps():
-    for quality, steps in [("draft", 20), ("standard", 50), ("best", 80)]:
+    for quality, steps, built_in in [("draft", 20, 10), ("standard", 50, 20), ("best", 80, 40)]:
         request = parse_request("generate", {"prompt": "x", "quality": quality})
-        assert params.sampling_settings(request, turbo=False)[0].steps == steps
+        assert params.sampling_settings(request, "sft")[0].steps == steps
+        assert params.sampling_settings(request, "preview")[0].steps == built_in
         asked = parse_request("generate", {"prompt": "x", "quality": quality, "options": {"steps": 33}})
-        assert params.sampling_settings(asked, turbo=False)[0].steps == 33
+        assert params.sampling_settings(asked, "sft")[0].steps == 33

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import restore
+import page_form
 from params import SONG_REQUESTS, parse_request
 
 FULL = {
@@ -59,7 +59,7 @@ def as_request(mode: str, values: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("mode", SONG_REQUESTS)
 def test_a_files_own_record_makes_its_take_again(mode: str):
-    found = restore.settings(mode, record_of(mode))
+    found = page_form.settings(mode, record_of(mode))
     assert found.left_out == 0
     again = as_request(mode, found.values)
     assert (again.seed, again.takes) == (42, 1)
@@ -67,7 +67,7 @@ def test_a_files_own_record_makes_its_take_again(mode: str):
 
 
 def test_another_tab_takes_what_it_knows():
-    found = restore.settings("extend", record_of("cover"))
+    found = page_form.settings("extend", record_of("cover"))
     assert found.left_out == 2  # strength and noise_strength
     assert found.values["prompt"] == "brass band" and found.values["options.steps"] == 8
     assert not {"strength", "options.noise_strength"} & found.values.keys()
@@ -75,28 +75,28 @@ def test_another_tab_takes_what_it_knows():
 
 def test_a_varied_take_keeps_its_second_seed():
     record = record_of("generate") | {"variation_seeds": [7, 8, 9]}
-    assert restore.settings("generate", record).values["options.variation_seed"] == 8
+    assert page_form.settings("generate", record).values["options.variation_seed"] == 8
 
 
 def test_a_planned_take_keeps_the_seed_of_its_plan():
     record = record_of("generate") | {"plan": {"used": True, "seed": 41, "bpm": 90}}
-    found = restore.settings("generate", record)
+    found = page_form.settings("generate", record)
     assert (found.values["seed"], found.values["options.plan_seed"]) == (42, 41)
-    assert "options.plan_seed" not in restore.settings("cover", record).values
+    assert "options.plan_seed" not in page_form.settings("cover", record).values
     for plan in ({"used": False, "reason": "x"}, {"used": True, "seed": "<b>"}, {"used": 1, "seed": 6}, None, "x"):
-        found = restore.settings("generate", record | {"plan": plan})
+        found = page_form.settings("generate", record | {"plan": plan})
         assert (found.values["seed"], found.values["options.plan_seed"]) == (42, 5), plan
 
 
 def test_a_reference_is_said_to_be_missing_where_there_is_a_field_for_it():
     record = record_of("generate") | {"audio": {"reference": {"name": "a.wav", "sha256": ""}}}
-    assert restore.settings("cover", record).reference
-    assert not restore.settings("extend", record).reference
+    assert page_form.settings("cover", record).reference
+    assert not page_form.settings("extend", record).reference
 
 
 def test_a_record_without_settings_gives_none():
     for record in [None, [], {}, {"request": []}, {"request": {"options": [1]}}, {"takes": 1}]:
-        assert restore.settings("generate", record).values == {}
+        assert page_form.settings("generate", record).values == {}
 
 
 def test_bad_values_cost_only_themselves():
@@ -105,23 +105,23 @@ def test_bad_values_cost_only_themselves():
         **{"language": "xx", "takes": 10**400, "duration": float("inf"), "__class__": 1, "source": "/etc/passwd"},
         "options": {"steps": True, "format": "exe", "shift": 2, "loudness": "<b>", "path": "/etc", "variation": -1},
     }
-    found = restore.settings("generate", {"request": bad | {"quality": "draft"}, "takes": [{"seed": "<i>"}]})
+    found = page_form.settings("generate", {"request": bad | {"quality": "draft"}, "takes": [{"seed": "<i>"}]})
     assert found.values == {"quality": "draft", "options.shift": 2.0}
     assert found.left_out == 16
 
 
 def test_seeds_that_are_none_are_left_out():
     for takes in (None, 1, [], [None], [{"seed": "<i>"}], [{"seed": 10**400}]):
-        assert restore.settings("generate", {"takes": takes, "seeds": 5}).values == {}
+        assert page_form.settings("generate", {"takes": takes, "seeds": 5}).values == {}
     for others in (None, 5, [], ["<b>"], [10**400]):
         record = {"takes": [{"seed": 4}], "seeds": [4], "variation_seeds": others}
-        assert restore.settings("generate", record).values == {"takes": 1, "seed": 4}
+        assert page_form.settings("generate", record).values == {"takes": 1, "seed": 4}
 
 
 def test_a_song_of_any_record_has_all_of_its_fields():
     for record in (None, {"request": [1]}, record_of("edit")):
-        assert set(restore.song(record)) == set(restore.SONG)
+        assert set(page_form.song(record)) == set(page_form.SONG)
 
 
 def test_numbers_are_written_as_people_write_them():
-    assert [restore.as_text(value) for value in (None, 60.0, 12.345)] == ["", "60", "12.345"]
+    assert [page_form.as_text(value) for value in (None, 60.0, 12.345)] == ["", "60", "12.345"]

@@ -29,6 +29,7 @@ def test_run_installs_once_then_starts_the_studio_with_its_arguments(clone: Clon
     assert clone.log()[0] == clone.installing()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "environ"), [(["--ray"], {}), (["--ray=auto"], {}), ([], {"ACE_STUDIO_RAY": "local"})]
 )
@@ -60,6 +61,7 @@ def test_python_that_is_chosen(bare: Clone, installed: dict[str, str], chosen: s
     assert bare.log()[0] == f"venv {chosen}"
 
 
+@pytest.mark.slow
 def test_what_does_not_do_is_passed_over(clone: Clone, tmp_path: Path) -> None:
     shim = clone.command("python3.12", 'echo "pyenv: python3.12: command not found" >&2; exit 127')
     clone.python("python3.11", "3.11.9", lacks=("venv", "ensurepip"))
@@ -88,6 +90,7 @@ def test_python_without_ensurepip_names_the_package(bare: Clone) -> None:
     assert code == 1 and "python3-venv" in said
 
 
+@pytest.mark.slow
 def test_mac_needs_apple_silicon_and_a_python_for_it(clone: Clone) -> None:
     clone.mac("x86_64")
     clone.python("python3.12", "3.12.4", machine="x86_64")
@@ -108,6 +111,7 @@ def test_windows_shell_is_sent_to_wsl(clone: Clone) -> None:
     assert code == 1 and "WSL" in said
 
 
+@pytest.mark.slow
 def test_named_python_wins_and_may_be_relative_to_where_one_stands(clone: Clone, tmp_path: Path) -> None:
     clone.python("mine", "3.13.1", folder=tmp_path / "elsewhere")
     clone.run("run.sh")
@@ -138,6 +142,7 @@ def test_failed_install_says_so_and_is_tried_again(clone: Clone) -> None:
     assert clone.log()[:2] == [clone.installing(), f"cwd {clone.root}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mishap", ["stop-venv", "interrupt-pip"])
 def test_interrupted_set_up_begins_again(clone: Clone, mishap: str) -> None:
     clone.switch(mishap)
@@ -154,6 +159,7 @@ def test_interrupted_set_up_begins_again(clone: Clone, mishap: str) -> None:
     assert not list(clone.root.glob(".venv-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["dangling", "no pip"])
 def test_damaged_environment_is_made_again(clone: Clone, damage: str) -> None:
     clone.run("run.sh")
@@ -169,6 +175,7 @@ def test_damaged_environment_is_made_again(clone: Clone, damage: str) -> None:
     assert clone.log()[:2] == ["venv python3.12", clone.installing()]
 
 
+@pytest.mark.slow
 def test_two_at_once_install_once(clone: Clone) -> None:
     clone.switch("hold-pip")
     first = clone.start("run.sh")
