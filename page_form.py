@@ -44,6 +44,8 @@ class Form:
     def __init__(self, mode: str):
         self.mode = mode
         self.fields: dict[str, Component] = {}
+        # What stands in for a field as a trigger and as an input of what follows it.
+        self.copies: dict[str, Component] = {}
         self.folds: dict[gr.Accordion, tuple[str, ...]] = {}
         self.numbers: set[str] = set()
         # How a field's value becomes a request's, and the other way round, for fields whose value says more.
@@ -79,7 +81,7 @@ class Form:
 
         It follows every change, except of those `unheard`, and each run where that may have loaded what `say` needs.
         """
-        followed = {name: self.fields[name] for name in names if name in self.fields}
+        followed = {name: self.followed(name) for name in names if name in self.fields}
         inputs = [*followed.values()]
 
         def look(*values: Any) -> str:
@@ -89,6 +91,10 @@ class Form:
         gr.on(changes, look, inputs, line, trigger_mode="always_last", **AT_ONCE)
         for run in self.runs if after_runs else ():
             run.then(look, inputs, line, **AT_ONCE)
+
+    def followed(self, name: str) -> Component:
+        """Return the component whose changes are those of a field."""
+        return self.copies.get(name, self.fields[name])
 
     @property
     def inputs(self) -> list[Component]:

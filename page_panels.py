@@ -62,6 +62,10 @@ def source(form: Form) -> Offer:
             elem_id=f"{form.mode}-latest",
             elem_classes=["latest-takes"],
         )
+    # Gradio calls an audio field changed whenever an event that has it among its inputs is answered: what follows it
+    # would go in circles. The copy, which is never drawn, changes with the file alone.
+    form.copies["source"] = copy = gr.Audio(type="filepath", visible=False)
+    form.fields["source"].change(None, form.fields["source"], copy, js="(file) => file", **AT_ONCE)
     # The file that the browser names is asked for as every upload is: Gradio looks whether it is one of its own copies.
     latest.input(None, latest, form.fields["source"], js="(file) => file", **AT_ONCE)
     _file_help(form, "source")
@@ -238,7 +242,7 @@ def connect_offer(form: Form, offer: Offer, shown: Any = None) -> None:
 
     Where the source has a waveform, `shown` is the event that shows it: it chooses a region, so settings come after it.
     """
-    source = form.fields["source"]
+    source = form.followed("source")
     hidden = gr.update(visible=False)
 
     def look(path: str | None) -> Updates:

@@ -90,10 +90,9 @@ class Tab:
             if self.field(inside).is_visible() != opened:
                 self.page.locator(f"#{self.mode}-{name} > button").click()
                 expect(self.field(inside)).to_be_visible(visible=opened)
-                # What is typed while Gradio still builds the group is lost. A source that came from another tab keeps
-                # Extend busy for good (a fault of the page that is known), so that this has an end.
-                twice = "requestIdleCallback(() => requestIdleCallback(done, limit), limit)"
-                self.page.evaluate(f"(limit) => new Promise((done) => {twice})", {"timeout": 1000})
+                # What is typed while Gradio still builds the group is lost. A page that never rests never gets past this.
+                twice = "new Promise((done) => requestIdleCallback(() => requestIdleCallback(done)))"
+                self.page.evaluate(twice)
 
     def set(self, name: str, how: str, value: Any) -> Any:
         """Set a control; returns what it was before, to set it back."""
