@@ -171,7 +171,7 @@ def banner(facts: Mapping[str, Any]) -> str:
         texts.append(f"{problem['message']} {problem['hint']}".strip())
     title = tooltips.PREVIEW_TITLE if preview else tooltips.PROBLEM_TITLE
     paragraphs = "".join(f"<p>{escape(text)}</p>" for text in texts[1:])
-    line = f"<span><strong>{escape(title)}:</strong> {escape(''.join(texts[:1]))}</span>"
+    line = f"<span><strong>{escape(title)}:</strong> <span>{escape(''.join(texts[:1]))}</span></span>"
     return f'<details class="shown"><summary>{line}</summary>{paragraphs}</details>'
 
 

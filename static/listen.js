@@ -1,12 +1,13 @@
 // Plays a part of a file: a button, a loop, and a playhead that is told of at every frame. Nothing else plays meanwhile.
 (() => {
-  document.addEventListener(
-    "play",
-    ({ target }) => {
-      for (const other of document.querySelectorAll("audio")) if (other !== target) other.pause();
-    },
-    true
-  );
+  // The source's player is Gradio's, in a shadow tree that no event of it leaves.
+  const { play: start } = HTMLMediaElement.prototype;
+  let latest = null;
+  HTMLMediaElement.prototype.play = function () {
+    if (latest !== this) latest?.pause();
+    latest = this;
+    return start.call(this);
+  };
 
   // `part` returns the seconds to play, from and to; `moved` hears where the playhead is.
   studio.listen = (element, texts, { part, moved }) => {

@@ -364,7 +364,8 @@ def test_a_studio_that_starts_ray_itself_makes_a_song_and_leaves_nothing(tmp_pat
     finally:
         process.kill()
         process.stdout.close()
-    _, alive = psutil.wait_procs(family, timeout=20)
+    # Ray's agents look for their parent every few seconds.
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE)
     assert not alive, alive
     left = {path.name for path in (tmp_path / "tmp").glob("ace-music-studio-jobs-*/*")}
     assert all(name.endswith(".lock") for name in left), left

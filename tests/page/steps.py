@@ -90,7 +90,7 @@ class Tab:
             if self.field(inside).is_visible() != opened:
                 self.page.locator(f"#{self.mode}-{name} > button").click()
                 expect(self.field(inside)).to_be_visible(visible=opened)
-                # What is typed while Gradio still builds the group is lost. A page that never rests never gets past this.
+                # What is typed while Gradio still builds the group is lost. A page without rest never gets past this.
                 twice = "new Promise((done) => requestIdleCallback(() => requestIdleCallback(done)))"
                 self.page.evaluate(twice)
 

@@ -153,6 +153,15 @@ def test_a_take_is_compared_with_its_source_at_the_same_place(lasting: Page, fak
     if mode == "extend":
         opened.set("before", "type", str(before))
     opened.made(fake)
+    # The source's own player and ours never sound at once.
+    listened = opened.field("source").get_by_role("button", name="Play", exact=True)
+    listened.click()
+    expect(listened).to_have_count(0)
+    play(opened.take()).click()
+    expect(listened).to_have_count(1)
+    opened.field("source").get_by_role("button", name="Play", exact=True).click()
+    expect(play(opened.take())).to_have_attribute("aria-label", "Play take 1")
+    opened.field("source").get_by_role("button", name="Pause", exact=True).click()
     at_two_seconds(opened.take())
     taken = player(page)
     page.keyboard.press("0")
