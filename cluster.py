@@ -152,6 +152,13 @@ class Pool:
         """Let the workers go and leave the cluster; one that was started here ends."""
         self._stop.set()
         self._thread.join(30)
+        if self._connected:
+            import ray
+
+            with contextlib.suppress(Exception):
+                # So they remove their folders, which a worker that is killed does not.
+                ended = [slot.actor.__ray_terminate__.remote() for slot in self._slots]
+                ray.wait(ended, num_returns=len(ended), timeout=LEAVE_SECONDS)
         self._leave()
 
     # --- in the background ---------------------------------------------------------------------------------------
