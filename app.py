@@ -16,6 +16,7 @@ if _arguments:
 _bootstrap()
 
 import contextlib
+import functools
 import io
 import logging
 import multiprocessing
@@ -31,6 +32,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import cluster
 import guard
 import jobs
 import page_markup
@@ -245,9 +247,12 @@ def stop(demo: gr.Blocks) -> NoReturn:
         signal.signal(each, signal.SIG_DFL)
     jobs.stop(STOP_SECONDS)
     demo.server.config.timeout_graceful_shutdown = 1
-    closing = threading.Thread(target=demo.close, kwargs={"verbose": False}, daemon=True)
-    closing.start()
-    closing.join(1.5)
+    ways = (cluster.dismiss, functools.partial(demo.close, verbose=False))
+    closing = [threading.Thread(target=way, daemon=True) for way in ways]
+    for each in closing:
+        each.start()
+    for each in closing:
+        each.join(1)
     # ZeroGPU's workers would outlive their parent.
     for worker in multiprocessing.active_children():
         worker.kill()

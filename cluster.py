@@ -148,17 +148,20 @@ class Pool:
         with contextlib.suppress(Exception):
             ray.kill(slot.actor)
 
-    def stop(self) -> None:
-        """Let the workers go and leave the cluster; one that was started here ends."""
-        self._stop.set()
-        self._thread.join(30)
+    def dismiss(self) -> None:
+        """Let the workers end by themselves, within some seconds: one that is killed leaves its folder behind."""
         if self._connected:
             import ray
 
             with contextlib.suppress(Exception):
-                # So they remove their folders, which a worker that is killed does not.
                 ended = [slot.actor.__ray_terminate__.remote() for slot in self._slots]
                 ray.wait(ended, num_returns=len(ended), timeout=LEAVE_SECONDS)
+
+    def stop(self) -> None:
+        """Let the workers go and leave the cluster; one that was started here ends."""
+        self._stop.set()
+        self._thread.join(30)
+        self.dismiss()
         self._leave()
 
     # --- in the background ---------------------------------------------------------------------------------------
@@ -314,6 +317,12 @@ def stop() -> None:
         pool, _pool = _pool, None
     if pool:
         pool.stop()
+
+
+def dismiss() -> None:
+    """Let the workers end, where there are any, while this process is about to."""
+    if _pool:
+        _pool.dismiss()
 
 
 def join(address: str) -> Any:
