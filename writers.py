@@ -216,13 +216,31 @@ def _brief(request: Any) -> Brief:
     )
 
 
+# What the built-in engine has learnt under these words: BPM, lowest and highest. The first that is there counts.
+_TEMPOS = {
+    **{"slow": (60, 84), "fast": (136, 172), "quick": (136, 172)},
+    **{"lofi": (68, 96), "lo-fi": (68, 96), "ambient": (60, 92), "techno": (124, 146), "house": (116, 130)},
+    **{"chiptune": (116, 172), "8-bit": (116, 172), "waltz": (84, 160), "funk": (88, 120), "rock": (96, 156)},
+}
+_ANY_TEMPO = (76, 132)
+_SCALES = {
+    **dict.fromkeys(("minor", "sad", "dark", "moody", "melanchol"), "minor"),
+    **dict.fromkeys(("major", "happy", "bright", "cheerful", "sunny"), "major"),
+}
+
+
 def in_time(job: Job) -> tuple[Job, tuple[str, ...]]:
-    """Return `job` with a tempo and a key, and a note where the seed chose them: the built-in engine finds none."""
+    """Return `job` with a tempo and a key, and a note where they were chosen: the built-in engine finds none itself.
+
+    The words of the prompt narrow both down, and the seed chooses.
+    """
     request = job.request
     if request.mode != "generate" or (request.bpm and request.key):
         return job, ()
     chance = random.Random(job.seeds[0])
-    bpm, key = chance.randrange(76, 133), chance.choice(KEYS)
-    told = {"bpm": request.bpm or bpm, "key": request.key or key}
+    words = request.prompt.lower()
+    bpm = chance.randint(*next((span for word, span in _TEMPOS.items() if word in words), _ANY_TEMPO))
+    scale = next((scale for word, scale in _SCALES.items() if word in words), "")
+    told = {"bpm": request.bpm or bpm, "key": request.key or chance.choice([key for key in KEYS if scale in key])}
     note = f"The built-in engine needs a tempo and a key: it was given {told['bpm']} BPM and {told['key']}."
     return replace(job, request=request.model_copy(update=told)), (note,)
