@@ -90,10 +90,7 @@ def cover_tab() -> SongTab:
         with _columns(form):
             with _essentials():
                 offer = page_panels.source(form)
-                helper = assist(form, "describe")
-                page_panels.examples(form)
-                page_panels.prompt(form)
-                advice = page_panels.lyrics(form)
+                helper, advice = _words(form)
                 add_slider(form, "strength")
             result = _result(form)
             with _details(form):
@@ -122,10 +119,7 @@ def extend_tab() -> SongTab:
                     add_number(form, "before")
                     add_number(form, "after")
                 total = html(elem_id="extend-total")
-                helper = assist(form, "describe")
-                page_panels.examples(form, kept=["prompt"])
-                page_panels.prompt(form)
-                advice = page_panels.lyrics(form)
+                helper, advice = _words(form, kept=["prompt"])
             result = _result(form)
             with _details(form):
                 page_panels.song_details(form, reference=False)
@@ -151,10 +145,7 @@ def edit_tab() -> SongTab:
                     _words_of_the_source(form)
                     page_panels.examples(form, "morph", tooltips.MORPHS_LABEL)
                     plan = html(elem_id="edit-morph-plan")
-                helper = assist(form, "describe")
-                page_panels.examples(form, kept=["prompt"])
-                page_panels.prompt(form)
-                advice = page_panels.lyrics(form)
+                helper, advice = _words(form, kept=["prompt"])
             result = _result(form)
             with _details(form):
                 page_panels.song_details(form, reference=False)
@@ -167,6 +158,14 @@ def edit_tab() -> SongTab:
 
 
 # --- the parts of a tab -------------------------------------------------------------------------------------------
+
+
+def _words(form: Form, kept: Sequence[str] = ()) -> tuple[Assist, gr.HTML]:
+    """Add the words of a tab that works on a source; returns what helps with them, and the line of advice."""
+    helper = assist(form, "describe")
+    page_panels.examples(form, kept=kept)
+    page_panels.prompt(form)
+    return helper, page_panels.lyrics(form)
 
 
 def _song_tab(form: Form, run: tuple[RunBar, gr.HTML], result: ResultPanel, helper: Assist, advice: gr.HTML) -> SongTab:
