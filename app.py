@@ -43,7 +43,7 @@ import tooltips
 from api import add_endpoints
 from backend import GPU_CONCURRENCY, get_backend, start_workers
 from cli import is_port
-from events import Done, Problem
+from events import Done, Problem, StudioError
 from lora_files import MAX_FILE_BYTES
 from page_form import AT_ONCE, QUIET, Form, Updates
 from page_panels import Header
@@ -124,8 +124,15 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
     def look() -> Updates:
         return header.show(get_backend().look())
 
+    def prepare() -> None:
+        # What cannot be loaded is told with the first song.
+        with contextlib.suppress(StudioError):
+            if not cluster.wanted():
+                get_backend().models.prepare()
+
     # The header alone: this takes seconds where torch is not loaded yet, and the visitor is filling in the form.
-    known.then(look, outputs=header.outputs, **AT_ONCE)
+    seen = known.then(look, outputs=header.outputs, **AT_ONCE)
+    seen.then(prepare, **AT_ONCE)
     # A run may have loaded something, or have found that it cannot be loaded.
     for run in (run for form in forms for run in form.runs):
         run.then(lambda: page_markup.heading(get_backend().status()), outputs=header.status, **AT_ONCE)

@@ -170,7 +170,7 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
     while not turn.acquire(timeout=HEARTBEAT_SECONDS):
         if job.cancelled():
             return
-        yield Progress("waiting")
+        yield Progress("loading" if backend.models.preparing else "waiting")
     try:
         yield from _within_memory(backend, job)
     except Exception as error:
@@ -286,7 +286,7 @@ class Backend:
         """Return who makes the songs: this process, or the Ray workers that answer."""
         if cluster.wanted():
             return cluster.workers()
-        device, busy = self.models.known_device, self.models.turn.locked()
+        device, busy = self.models.known_device, self.models.turn.locked() and not self.models.preparing
         here = {"id": jobs.WORKER, "node": "", "pid": os.getpid(), "device": device.kind if device else ""}
         return [{**here, "busy": busy}]
 

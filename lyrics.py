@@ -26,7 +26,7 @@ from limits import LANGUAGES, STRUCTURES
 from lint import Tidy
 from params import LyricsRequest
 from planner_decoding import encode_marked, typed
-from weights import LYRICS_VARIABLE, Weights, missing_writer, read_json
+from weights import LYRICS_VARIABLE, Weights, bytes_in, missing_writer, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ def build_writer(weights: Weights, kind: models.Kind) -> Writer:
         folder = preview_writers.language_model_folder("qwen2") if built_in else weights.folder
         tokenizer = load_tokenizer(folder)
         shared = kind != "cuda" or weights.engine == "mlx"
-        if shared and models.bytes_in(folder) > models.available_memory():
+        if shared and bytes_in(folder) > models.available_memory():
             # On Linux the system would end the whole studio, not the loading.
             raise MemoryError
         if weights.engine == "mlx":

@@ -18,9 +18,9 @@ import models
 from events import Problem, StudioError
 from hub import PARTS
 from limits import LIMITS
-from models import LADDERS, Device, Kind, Plan, bytes_in, is_apart
+from models import LADDERS, Device, Kind, Plan, is_apart
 from params import SongRequest, sampling_settings
-from weights import Weights, checkpoint_kind, transformer_config
+from weights import Weights, bytes_in, checkpoint_kind, transformer_config
 
 TEXTS: dict[str, str] = {
     "resident": "everything resident",

@@ -18,8 +18,7 @@ import codec
 import preview
 from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, as_dict, first_line, is_out_of_memory
-from hub import PARTS
-from weights import DEFAULT_MODEL_GB, Weights, find_weights, missing_model
+from weights import Weights, find_weights, missing_model, stored_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +60,7 @@ class Models:
 
     def __init__(self, planner: Callable[[Callable[[], Device]], Slot], lyrics: Callable[[Callable[[], Device]], Slot]):
         self.turn = threading.Lock()
+        self.preparing = False
         self._building = threading.Lock()
         self._picking = threading.Lock()
         self.known_device: Device | None = None
@@ -105,6 +105,20 @@ class Models:
         for slot in (self.planner, self.lyrics):
             with contextlib.suppress(StudioError):
                 slot.get()
+
+    def prepare(self) -> None:
+        """Load the built-in engine, and import what loads another one, while the visitor fills in the form."""
+        if self.loaded or not self.turn.acquire(blocking=False):
+            return
+        self.preparing = True
+        try:
+            if self.weights.engine == "preview":
+                self.pipeline()
+            else:
+                from diffusers import AceStepPipeline  # noqa: F401
+        finally:
+            self.preparing = False
+            self.turn.release()
 
     def refresh(self) -> None:
         """Look for all weights again; a change lets go of the model once the job that uses it is done."""
@@ -369,7 +383,7 @@ def _cpu(weights: Weights, small: bool) -> Device:
     if small:
         return Device("cpu", "float32", "float32", "float32", reason)
     # The checkpoint is bfloat16; float32 takes twice its size, and a song needs some room beside it.
-    needed = 2 * _stored_bytes(weights) + 4 * 10**9
+    needed = 2 * stored_bytes(weights) + 4 * 10**9
     available = available_memory()
     if available < needed:
         reason += (
@@ -378,17 +392,6 @@ def _cpu(weights: Weights, small: bool) -> Device:
         )
         return Device("cpu", "bfloat16", "bfloat16", "float32", reason)
     return Device("cpu", "float32", "float32", "float32", f"{reason} In float32. A song takes very long here.")
-
-
-def _stored_bytes(weights: Weights) -> int:
-    if weights.folder is None:
-        return int(DEFAULT_MODEL_GB * 10**9)
-    return sum(bytes_in(weights.folder / part) for part in PARTS)
-
-
-def bytes_in(folder: Path | None) -> int:
-    """Return the size of the weights in `folder`, 0 without one."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
 
 
 def available_memory() -> int:

@@ -246,6 +246,18 @@ def looks_like_folder(text: str) -> bool:
     return text.startswith(("/", "./", "../", "~")) or text in (".", "..") or os.path.lexists(text)
 
 
+def stored_bytes(weights: Weights) -> int:
+    """Return the size of a checkpoint's weights; what is not here counts as the default model."""
+    if weights.folder is None:
+        return int(DEFAULT_MODEL_GB * 10**9)
+    return sum(bytes_in(weights.folder / part) for part in PARTS)
+
+
+def bytes_in(folder: Path | None) -> int:
+    """Return the size of the weights in `folder`, 0 without one."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
+
+
 def missing_model(wanted: str) -> Problem:
     """Say that the song model `wanted` is not here, and how it gets here."""
     hint = f"Fetch it from Hugging Face, or put it into models/{wanted}/ beside app.py."

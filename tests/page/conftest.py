@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -198,9 +199,10 @@ class FakeBackend:
     def reset(self) -> None:
         """Forget everything, and make songs of one second at once."""
         self.requests: list[Request] = []
-        self.closed = threading.Event()
+        self.closed, self.prepared = threading.Event(), threading.Event()
         self.script: Callable[[Request], Iterator[Event]] = self.play
         self.facts: dict[str, Any] = {}
+        self.models = SimpleNamespace(prepare=self.prepared.set)
 
     def status(self) -> dict[str, Any]:
         """Return the status of a built-in engine, but for `facts`."""
