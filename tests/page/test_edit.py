@@ -72,6 +72,7 @@ def edit(lasting: Page, tab, song: Path) -> Any:
 # --- the form -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_action_shows_its_controls_and_sends_no_others(edit, fake):
     every = {name for controls in CONTROLS.values() for name in controls}
     edit.unfold()

@@ -107,6 +107,7 @@ LATE = """(where) => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["call", pytest.param("answer", marks=pytest.mark.long)])
 def test_a_cancel_is_heard_before_the_page_knows_its_run(page: Page, fake, where):
     page.evaluate(LATE, where)
@@ -251,6 +252,7 @@ def test_the_facts_stay_open_when_the_status_is_told_anew(page: Page, fake):
     expect(facts.first).to_be_hidden()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
 def test_the_banner_is_a_strip_with_its_text_on_a_click(fake, fake_address, visit, width: int, height: int):
     missing = "The model ACE-Step/acestep-v15-xl-sft-diffusers is not on this machine."
@@ -332,7 +334,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize(("width", "height"), [pytest.param(1280, 900, marks=pytest.mark.slow), (390, 844)])
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), pytest.param(390, 844, marks=pytest.mark.slow)])
 def test_the_run_bar_stays_in_sight(fake, fake_address, visit, tab, width: int, height: int):
     page = visit(fake_address[0], width, height)
     for mode in tooltips.TABS:

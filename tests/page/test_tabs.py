@@ -97,6 +97,7 @@ def test_extend_says_how_long_the_song_gets(lasting: Page, fake, tab, song: Path
     opened.set("before", "type", "0")
 
 
+@pytest.mark.slow
 def test_the_ends_of_an_extension_are_dragged(page: Page, fake, tab, song: Path):
     opened = tab(page, "extend")
     before, after = (page.get_by_role("slider", name=f"New music {side} the source") for side in ("before", "after"))
@@ -179,6 +180,7 @@ def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
     expect(page).to_have_title("ACE Music Studio")
 
 
+@pytest.mark.slow
 def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, forgiven):
     forgiven.append("status of 403")
     generate, latest = tab(page, "generate"), page.locator("#cover-latest").get_by_role("button")
@@ -222,6 +224,7 @@ def made_here(song: Path) -> Path:
     return song
 
 
+@pytest.mark.slow
 def test_a_source_with_settings_offers_them(page: Page, fake, tab, made_here: Path):
     opened = tab(page, "cover")
     opened.set("prompt", "type", "mine")

@@ -218,6 +218,7 @@ def test_a_take_is_a_compact_card_with_its_picture(generate, fake):
 # --- again --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_more_like_a_take_stands_beside_it(generate, fake):
     fake.script = partial(songs, fake, plan=PLAN)
     make(generate, fake, 3)
@@ -381,6 +382,7 @@ def download(generate: Any, kind: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "subtype"),
     [
@@ -416,6 +418,7 @@ def test_what_comes_from_an_mp3_says_so(generate, fake):
 # --- timed lyrics -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_timed_lyrics_follow_the_song(generate, fake):
     make(generate, fake, 1)
     song = fake.requests[-1]
