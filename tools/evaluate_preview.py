@@ -328,7 +328,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="default: the one that the built-in engine runs")
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--edits", type=int, default=16, help="pieces that are repainted and extended")
+    parser.add_argument("--edits", type=int, default=48, help="pieces that are repainted and extended")
     parser.add_argument("--pieces", type=int, default=320, help="rendered pieces that the style classifier learns from")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--quality", default="standard")
