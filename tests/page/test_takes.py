@@ -383,14 +383,7 @@ def download(generate: Any, kind: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "subtype"),
-    [
-        ("FLAC", "PCM_24"),
-        pytest.param("MP3", "MPEG_LAYER_III", marks=pytest.mark.slow),
-        pytest.param("OGG", "VORBIS", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("kind", "subtype"), [("FLAC", "PCM_24"), ("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS")])
 def test_a_take_is_downloaded_in_another_format(generate, fake, kind, subtype):
     make(generate, fake, 1)
     seed = 100 * fake.songs
