@@ -45,6 +45,7 @@ def samples():
     return np.random.default_rng(1).standard_normal((2, SECONDS * 48_000)).astype(np.float32) * 0.1
 
 
+@pytest.mark.slow
 def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe, samples):
     codec.use_short_tiles(refusing.vae)
     latents, sound = encoded(refusing, samples), decoded(refusing, encoded(pipe, samples).to(KIND))

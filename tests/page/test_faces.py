@@ -20,7 +20,8 @@ def length(page: Page, name: str):
     return page.locator("#generate-lengths").get_by_role("button", name=name, exact=True)
 
 
-@pytest.mark.parametrize(("width", "height"), [pytest.param(1280, 900, marks=pytest.mark.slow), (390, 844)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
 def test_simple_fits_on_the_first_screen(fake, fake_address, visit, width: int, height: int):
     page = visit(fake_address[0], width, height, face="simple")
     opened = Tab(page, "generate")

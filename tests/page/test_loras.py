@@ -108,6 +108,7 @@ def chosen(request: Any) -> list[tuple[str, float]]:
 # --- the list -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_uploads_and_repositories_are_added_in_order_with_their_weights(panel: Panel, fake, xl: Path, tmp_path: Path):
     expect(panel.list).to_contain_text("No LoRAs added")
     panel.upload(xl)

@@ -360,6 +360,7 @@ def heard(shown: Region) -> dict[str, float | bool]:
     return shown.root.locator("audio").evaluate("(p) => ({at: p.currentTime, paused: p.paused})")
 
 
+@pytest.mark.slow
 def test_the_region_plays_once_or_round_and_round(region_on: Region):
     page = region_on.page
     region_on.type("10", "11")
@@ -420,6 +421,7 @@ def view(shown: Region) -> tuple[float, float]:
     return start, start + stage["width"] * SECONDS / track["width"]
 
 
+@pytest.mark.slow
 def test_it_is_zoomed_by_buttons_keys_and_the_wheel(region_on: Region):
     page, stage = region_on.page, region_on.stage
     assert violations(page) == []
@@ -489,6 +491,7 @@ def test_two_fingers_zoom_and_mark_nothing(open_page: Callable[..., Region]):
 # --- beats --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_edges_snap_to_the_beats_of_a_known_tempo(open_page: Callable[..., Region]):
     shown = open_page("clicks", width=1280)
     beats = [0.23 + each * 60 / 99.5 for each in range(49)]

@@ -334,7 +334,8 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), pytest.param(390, 844, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
 def test_the_run_bar_stays_in_sight(fake, fake_address, visit, tab, width: int, height: int):
     page = visit(fake_address[0], width, height)
     for mode in tooltips.TABS:

@@ -283,6 +283,7 @@ def test_the_upload_is_used_again_or_missed(lasting: Page, fake, song, tab):
 # --- earlier takes ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_earlier_takes_stay_in_the_browser_and_are_made_again(page: Page, fake, tab, forgiven):
     forgiven.append("status of 403")
     generate = tab(page, "generate")

@@ -213,6 +213,7 @@ PLAN = {
 }
 
 
+@pytest.mark.slow
 def test_a_plan_is_shown_and_kept(generate: Tab, fake):
     fake.script = partial(fake.song, plan=PLAN)
     generate.made(fake)
@@ -280,6 +281,7 @@ def test_without_a_planner_nothing_can_be_asked_of_it(fake, fake_address, visit,
 # --- help with the words ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_surprise_me_fills_the_form_and_undo_takes_it_back(page: Page, fake, tab):
     # Of a page whose Undo has nothing to undo yet.
     generate = tab(page, "generate")

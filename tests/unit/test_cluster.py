@@ -34,6 +34,7 @@ def test_a_space_never_uses_ray(monkeypatch, environ, found):
     assert cluster.wanted() == found
 
 
+@pytest.mark.slow
 def test_the_studio_does_not_import_ray_unless_it_is_asked_for():
     told = python("-c", "import app, sys; app.build_app(); app.start_workers(print); print('ray' in sys.modules)")
     assert told.stdout.split()[-1] == "False", told.stderr
