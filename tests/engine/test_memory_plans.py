@@ -74,7 +74,7 @@ def test_parts_that_take_turns_make_the_same_song_in_every_mode(other_card, tiny
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", ["offload", "swap", "fp8"])
+@pytest.mark.parametrize("plan", ["offload", pytest.param("swap", marks=pytest.mark.long), "fp8"])
 def test_weights_are_on_the_card_when_they_are_used(other_card, studio, tmp_path, plan):
     wave = 0.3 * np.sin(np.arange(240_000) * 0.03, dtype=np.float32)
     export.write_wav(tmp_path / "source.wav", np.stack([wave, wave]))

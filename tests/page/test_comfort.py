@@ -246,6 +246,7 @@ def test_a_screen_reader_hears_stages_and_quarters(page: Page, fake, tab):
     assert len([sentence for sentence in heard if sentence.startswith("Making the music")]) <= 5 + 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_another_tab_may_be_used_while_a_song_is_made(page: Page, fake, tab):
     generate = tab(page, "generate")

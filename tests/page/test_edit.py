@@ -105,6 +105,7 @@ def test_a_request_has_only_what_its_action_uses(action: str):
     assert request.options.model_fields_set & set().union(*ACTION_OPTIONS.values()) == ACTION_OPTIONS[action]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_actions_that_the_checkpoint_was_not_trained_for_are_marked(page: Page, fake, tab):
     opened = tab(page, "edit")

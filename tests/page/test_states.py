@@ -368,6 +368,7 @@ def test_a_refused_song_puts_the_buttons_back(page: Page, forgiven):
 # --- what is wrong ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_is_wrong_stays_beside_its_field_while_a_song_is_made_elsewhere(fake, fake_address, visit, tab):
     page = visit(fake_address[0], 390)

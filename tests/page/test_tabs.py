@@ -148,7 +148,7 @@ def test_an_example_leaves_the_words_of_an_extended_song(lasting: Page, tab):
 # --- a take goes to another tab -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["cover", pytest.param("edit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["cover", pytest.param("edit", marks=pytest.mark.long)])
 def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
     page = lasting
     words = {"prompt": MARKUP, "lyrics": "[Verse]\nla", "bpm": 90, "key": "A minor", "strength": "high"}

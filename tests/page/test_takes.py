@@ -327,6 +327,7 @@ def test_earlier_takes_stay_in_the_browser_and_are_made_again(page: Page, fake, 
     expect(earlier.locator("> summary")).to_have_text("Earlier takes (1)")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_take_from_a_file_asks_for_the_file_again(page: Page, fake, tab, song: Path):
     cover = tab(page, "cover")
