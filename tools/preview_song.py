@@ -624,27 +624,19 @@ def silent_latent(centre: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
 # --- the checkpoint -----------------------------------------------------------------------------------------------
 
 
-def begin(checkpoint: Path, folder: Path) -> None:
-    """Write the song model and the codes of a checkpoint into `folder` as states that a training goes on from."""
-    if (folder / "song.pt").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    preview.quiet_libraries()
-    pipe = AceStepPipeline.from_pretrained(checkpoint, dtype=torch.float32)
-    codes = {name: getattr(pipe, name).state_dict() for name in build_codes()}
-    torch.save(
-        {f"{name}.{key}": value for name, part in codes.items() for key, value in part.items()}, folder / "codes.pt"
-    )
-    layers = len(pipe.transformer.layers)
-    parts = build_parts(layers)
-    mean = {}
-    for name, part in parts.items():
+def states_of(
+    pipe: AceStepPipeline, centre: torch.Tensor, spread: torch.Tensor
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the weights and facts of a checkpoint's codes and song model, so that they can train on."""
+    codes = {
+        f"{name}.{key}": value for name in build_codes() for key, value in getattr(pipe, name).state_dict().items()
+    }
+    layers, mean = len(pipe.transformer.layers), {}
+    for name, part in build_parts(layers).items():
         given = getattr(pipe, name).state_dict()
         mean |= {f"{name}.{key}": given[key] for key, _ in part.named_parameters()}
     live = {f"parts.{key}": value for key, value in mean.items()}
-    torch.save(
-        {"live": live, "mean": mean, "layers": layers, "step": 0, "spent": 0.0, "begun": True}, folder / "song.pt"
-    )
+    return {"live": codes}, {"live": live, "mean": mean, "layers": layers, "base": silent_latent(centre, spread)}
 
 
 @torch.no_grad()
@@ -652,7 +644,7 @@ def trained_parts(song: dict[str, Any], codes: dict[str, Any]) -> dict[str, nn.M
     """Return the parts with the running means of their weights, and the silence with its clock."""
     parts, back = build_parts(song["layers"]), build_codes()
     live = {n.removeprefix("parts."): value for n, value in song["live"].items() if n.startswith("parts.")}
-    parts.load_state_dict(live | song["mean"])
+    parts.load_state_dict(parts.state_dict() | live | song["mean"])
     back.load_state_dict(codes["live"] | codes["mean"])
     silence = song["base"].cpu() + torch.from_numpy(clock(preview.SILENCE_FRAMES))
     parts["condition_encoder"].silence_latent = silence[None].contiguous()

@@ -588,6 +588,72 @@ def _write_encoder(
     _put(real.conv2, weight, bias)
 
 
+@torch.no_grad()
+def states_of(vae: nn.Module, centre: torch.Tensor, spread: torch.Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the weights and facts of the decoder and the encoder that `oobleck` wrote, so that they can train on."""
+    (low, middle, last), first = vae.decoder.block, vae.decoder.conv1
+    decoder = Decoder(first.out_channels, low.conv_t1.out_channels)
+    _take(decoder.inp, first)
+    taps = decoder.inp.weight.reshape(first.kernel_size[0], LATENTS, -1) / spread[:, None]
+    decoder.inp.weight.copy_(taps.reshape(decoder.inp.weight.shape))
+    decoder.inp.bias.sub_((taps * centre[:, None]).sum((0, 1)))
+    _take_snake(decoder.sn1, low.snake1)
+    _take(decoder.up4, low.conv_t1)
+    _take_units(decoder.u100, low)
+    _take_snake(decoder.sn2, middle.snake1)
+    _take(decoder.up8, middle.conv_t1)
+    _take_units(decoder.u800, middle)
+    _take_snake(decoder.sn3, last.snake1)
+
+    encoder = Encoder()
+    high, middle, low = vae.encoder.block
+    _take_units(encoder.u800, middle)
+    _take_snake(encoder.sn1, middle.snake1)
+    _take(encoder.down8, middle.conv1)
+    _take_units(encoder.u100, low)
+    _take_snake(encoder.sn2, low.snake1)
+    _take(encoder.down4, low.conv1)
+    _take_snake(encoder.sn3, vae.encoder.snake1)
+    _take(encoder.out, vae.encoder.conv2)
+    encoder.out.bias.add_(centre / spread)
+    level = MIX_GAIN / GAIN
+    return (
+        {"live": decoder.state_dict(), "scale": _sizes_of(last.conv_t1) / level},
+        {"live": encoder.state_dict(), "std": spread, "inscale": 1 / (_sizes_of(high.conv1) * level)},
+    )
+
+
+def _sizes_of(layer: nn.Module) -> torch.Tensor:
+    """Return the sizes [96] with which `_filters` wrote the bank into a layer."""
+    plain = _filters(layer.weight_v, torch.ones(COEFFICIENTS))[:COEFFICIENTS].flatten(1).norm(dim=1)
+    return layer.weight_g.flatten()[:COEFFICIENTS] / plain
+
+
+def _take(fast: nn.Module, real: nn.Module) -> None:
+    """Take over what `_put` wrote (the direction is the weight) but for the channels that the fast one lacks."""
+    weight = torch.where(real.weight_g == 0, 0.0, real.weight_v)
+    if isinstance(fast, Up):
+        weight = weight.permute(0, 2, 1)
+    else:
+        outputs, inputs = fast.weight.shape[1], fast.weight.shape[0] // weight.shape[2]
+        weight = weight[:outputs, :inputs].permute(2, 1, 0)
+    fast.weight.copy_(weight.reshape(fast.weight.shape))
+    fast.bias.copy_(real.bias[: len(fast.bias)])
+
+
+def _take_snake(fast: Snake, real: nn.Module) -> None:
+    fast.alpha.copy_(real.alpha.flatten()[: len(fast.alpha)])
+    fast.beta.copy_(real.beta.flatten()[: len(fast.beta)])
+
+
+def _take_units(units: Sequence[Unit], block: nn.Module) -> None:
+    for fast, real in zip(units, (block.res_unit1, block.res_unit2, block.res_unit3), strict=False):
+        _take_snake(fast.snake1, real.snake1)
+        _take_snake(fast.snake2, real.snake2)
+        _take(fast.conv1, real.conv1)
+        _take(fast.conv2, real.conv2)
+
+
 def _filters(like: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """Return the bank as the kernel of a strided layer: its first two channels are the waves, left and right."""
     kernel, rows = torch.zeros_like(like), torch.from_numpy(bank()) * 2**-0.5

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderOobleck
+from diffusers import AceStepPipeline
 
+import preview
 from tools import preview_song, preview_vae
 
 STAGES = {
@@ -173,7 +174,7 @@ class Training:
             loss, figures = self.stage.loss(self.step, share)
         self.optimizer.zero_grad()
         loss.backward()
-        if self.begun and self.step < HELPERS_STEPS:
+        if self.begun and self.step < HELPERS_STEPS and self.stage.averaged is not self.stage.trained:
             for parameter in self.stage.averaged.values():
                 parameter.grad = None
         torch.nn.utils.clip_grad_norm_(list(self.stage.trained.values()), self.stage.clip)
@@ -256,24 +257,30 @@ def half_pays(device: torch.device) -> bool:
 # --- what comes of it ---------------------------------------------------------------------------------------------
 
 
-def export(state: Path, folder: Path, begin: Path | None = None) -> Path:
-    """Write the states of all stages as a checkpoint that the studio loads; the VAE is that of `begin` if given.
+def begin(checkpoint: Path, folder: Path, smoke: bool = False) -> None:
+    """Write the parts of a checkpoint into `folder` as states that a training goes on from, if it holds none yet."""
+    if (folder / "song.pt").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    preview.quiet_libraries()
+    pipe = AceStepPipeline.from_pretrained(checkpoint, dtype=torch.float32)
+    norm = preview_song.latent_norm(folder, preview_song.make_pool(folder, smoke))
+    states = *preview_vae.states_of(pipe.vae, *norm), *preview_song.states_of(pipe, *norm)
+    for name, state in zip(STAGES, states, strict=True):
+        torch.save({"mean": state["live"], **state, "step": 0, "spent": 0.0, "begun": True}, folder / f"{name}.pt")
+
+
+def export(state: Path, folder: Path) -> Path:
+    """Write the states of all stages as a checkpoint that the studio loads.
 
     Raises ValueError where a state is missing.
     """
     held = {name: read_state(state, name) for name in STAGES}
-    needed = [name for name in STAGES if not begin or name in ("codes", "song")]
-    missing = [name for name in needed if held[name] is None]
+    missing = [name for name in STAGES if held[name] is None]
     if missing or not (state / "norm.pt").exists():
         raise ValueError(f"Nothing to export: train {', '.join(missing) or 'codes'} first.")
-    if begin:
-        given = AutoencoderOobleck.from_pretrained(begin / "vae")
-        # A copy, which does not remember the folder that it came from.
-        vae = AutoencoderOobleck(**{name: value for name, value in given.config.items() if not name.startswith("_")})
-        vae.load_state_dict(given.state_dict())
-    else:
-        norm = torch.load(state / "norm.pt")
-        vae = preview_vae.oobleck(held["decoder"], held["encoder"], norm["mu"], norm["sd"])
+    norm = torch.load(state / "norm.pt")
+    vae = preview_vae.oobleck(held["decoder"], held["encoder"], norm["mu"], norm["sd"])
     parts = {"vae": vae, **preview_song.trained_parts(held["song"], held["codes"])}
     counts = preview_song.count_parameters(parts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -370,7 +377,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help='"cuda" for a GPU')
     parser.add_argument("--smoke", action="store_true", help="two steps of every stage on a few pieces: does it run?")
     parser.add_argument(
-        "--begin", type=Path, help="train the song model of this checkpoint on, and keep its other parts"
+        "--begin", type=Path, help="train a stage of this checkpoint on (default: song), and keep its other parts"
     )
     parser.add_argument("--export", type=Path, help="write the checkpoint here at the end")
     arguments = parser.parse_args()
@@ -378,18 +385,17 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
 
     steps = SMOKE_STEPS if arguments.smoke else None
-    stages = list(STAGES)
+    stages = [arguments.stage] if arguments.stage else ["song"] if arguments.begin else list(STAGES)
     if arguments.begin:
-        stages = ["song"]
-        preview_song.begin(arguments.begin, arguments.state)
+        begin(arguments.begin, arguments.state, arguments.smoke)
     try:
-        for name in [arguments.stage] if arguments.stage else stages:
+        for name in stages:
             minutes, held = arguments.minutes or STAGES[name].minutes, read_state(arguments.state, name)
             if not held or share_of(held["step"], held["spent"], minutes, steps) < 1:
                 Training(name, arguments.state, minutes, steps, arguments.device, arguments.smoke).run()
                 draw_curve(arguments.state, name)
         if arguments.export:
-            print(export(arguments.state, arguments.export, arguments.begin))
+            print(export(arguments.state, arguments.export))
     except ValueError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
