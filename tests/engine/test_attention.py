@@ -73,8 +73,8 @@ def test_no_call_of_attention_is_one_that_fast_kernels_refuse(transformer, monke
     assert max(masks) <= shared * 256 * 384
 
 
-# Both lengths: memory grows with the length, and not with its square.
-@pytest.mark.parametrize("seconds", [60, pytest.param(240, marks=pytest.mark.slow)])
+# Memory grows with the length, and not with its square.
+@pytest.mark.parametrize("seconds", [60, *(pytest.param(longer, marks=pytest.mark.slow) for longer in (240, 600))])
 def test_the_memory_estimate_is_what_a_step_takes(transformer, seconds):
     shape = memory.shape_of(transformer.config)
     song = memory.Song(seconds, TAKES, shape=shape, wide=True, condition=bench_loop.CONDITION_TOKENS)
