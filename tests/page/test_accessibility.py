@@ -68,6 +68,7 @@ FOCUSED = """() => {
 }"""
 
 
+@pytest.mark.slow
 def test_the_focus_is_seen_and_follows_the_page(page: Page, fake, tab):
     opened = tab(page, "generate")
     page.locator('#studio-tabs [data-tab-id="generate"]').focus()
@@ -88,6 +89,7 @@ def test_the_focus_is_seen_and_follows_the_page(page: Page, fake, tab):
 PARTS = ("prompt", "lyrics", "instrumental", "duration", "details", "advanced", "reset", "go")
 
 
+@pytest.mark.slow
 def test_the_focus_goes_to_cancel_and_comes_back(page: Page, fake, tab):
     fake.script = fake.endless
     opened = tab(page, "generate")

@@ -159,6 +159,7 @@ def test_each_tab_keeps_its_own_settings(page: Page, fake, tab, song, mode: str)
     expect(page.locator("#generate-prompt textarea")).to_have_value("")
 
 
+@pytest.mark.slow
 def test_what_is_typed_early_is_not_overwritten(page: Page, fake, tab, monkeypatch: pytest.MonkeyPatch):
     opened = tab(page, "generate")
     opened.set("prompt", "type", "of the last visit")

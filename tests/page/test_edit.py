@@ -130,6 +130,7 @@ def test_actions_that_the_checkpoint_was_not_trained_for_are_marked(page: Page, 
     expect(page.locator("#edit-hints")).not_to_contain_text("was not trained")
 
 
+@pytest.mark.slow
 def test_a_region_is_dragged_and_typed(edit, fake):
     drag(edit.page, 0.2, 0.6)
     expect(edit.text("start")).to_have_value("0.6")

@@ -69,6 +69,7 @@ def test_the_faces_are_one_form(page: Page, fake, tab):
     expect(opened.part("details")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_wrong_field_that_simple_hides_is_shown(page: Page, fake, tab):
     opened = tab(page, "generate")
     opened.unfold()

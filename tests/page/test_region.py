@@ -230,6 +230,7 @@ def test_its_edges_and_its_middle_are_dragged(region_on: Region):
         region_on.reset()
 
 
+@pytest.mark.slow
 def test_fields_are_written_when_the_drag_ends_and_nothing_is_asked_of_the_server(region_on: Region):
     asked: list[str] = []
     region_on.page.on("request", lambda request: asked.append(request.url))
@@ -288,6 +289,7 @@ def test_a_finger_marks_sideways_and_scrolls_up_and_down(open_page: Callable[...
 # --- typing -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_typing_moves_the_region_and_what_is_none_is_said(region_on: Region):
     region_on.fields[0].fill("4.25")
     region_on.says("4.25", "15", label=("0:04.3", "0:15.0", "0:10.8"))

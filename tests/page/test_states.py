@@ -232,6 +232,7 @@ def test_the_header_is_one_line_with_its_facts_on_a_click(lasting: Page):
     expect(facts.first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_the_facts_stay_open_when_the_status_is_told_anew(page: Page, fake):
     line = page.locator("#studio-status summary")
     line.press("Enter")

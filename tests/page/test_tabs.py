@@ -81,6 +81,7 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, tmp_path: Path, for
     assert fake.requests == []
 
 
+@pytest.mark.slow
 def test_extend_says_how_long_the_song_gets(lasting: Page, fake, tab, song: Path):
     opened = tab(lasting, "extend")
     total = lasting.locator("#extend-total")
