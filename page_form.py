@@ -132,15 +132,30 @@ class Form:
         """Return what is wrong, a text for each wrong field; what belongs to none stands at the first.
 
         Of the files only the headers are read. Some checks are not reached before others pass: they are made with the
-        defaults of the fields that are wrong.
+        defaults of the fields that are wrong, and with the name of a file where there is none.
         """
-        found: dict[str, str] = {}
-        values = list(values)
+
+        def tried(name: str, component: Component, value: Any) -> Any:
+            if name not in found:
+                return value
+            return value or "nothing" if isinstance(component, gr.Audio) else component.value
+
+        found, values = self._unusable_files(values), list(values)
         while new := {name: text for name, text in self._flaws(values).items() if name not in found}:
             found |= new
-            there = zip(self.fields.items(), values, strict=True)
-            values = [field.value if name in found else value for (name, field), value in there]
+            values = [tried(*item, value) for item, value in zip(self.fields.items(), values, strict=True)]
         return {name: found[name] for name in self.fields if name in found}
+
+    def _unusable_files(self, values: Sequence[Any]) -> dict[str, str]:
+        """Return what is wrong with files by themselves: a request that is wrong elsewhere never gets to them."""
+        found: dict[str, str] = {}
+        for (name, component), path in zip(self.fields.items(), values, strict=True):
+            if isinstance(component, gr.Audio) and path:
+                try:
+                    uploads.seconds_of(path, name)
+                except InvalidRequest as error:
+                    found[name] = error.problem.text()
+        return found
 
     def _flaws(self, values: Sequence[Any]) -> dict[str, str]:
         found: dict[str, str] = {}

@@ -1,9 +1,11 @@
 """What is said of an upload before anything is queued: whether it is audio, how long it is, what fits into it."""
 
+import gradio as gr
 import numpy as np
 import pytest
 import soundfile
 
+import page_tabs
 import uploads
 from events import InvalidRequest
 from params import parse_request
@@ -48,3 +50,16 @@ def test_a_file_that_is_no_audio_is_told_at_its_field(song, tmp_path):
 def test_the_length_of_a_source_is_1_to_600_seconds(song):
     for seconds, sentence in [(0.99, "too short"), (600.1, "too long")]:
         assert sentence in problems("cover", source=song(samples=round(seconds * 8_000), rate=8_000))["source"]
+
+
+def test_the_page_names_a_bad_file_beside_whatever_else_is_wrong(tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    with gr.Blocks():
+        form = page_tabs.cover_tab().form
+    wrong = {"source": str(tmp_path / "bad.wav"), "reference": str(tmp_path / "bad.wav"), "bpm": "fast"}
+    values = {name: wrong.get(name, field.value) for name, field in form.fields.items()}
+    found = form.problems([*values.values()])
+    assert found.keys() == {"source", "reference", "prompt", "bpm"}
+    assert "audio" in found["source"] and "Say what" in found["prompt"]
+    none = form.problems([*{**values, "source": None, "reference": None}.values()])
+    assert none.keys() == {"source", "prompt", "bpm"} and "none was given" in none["source"]
