@@ -46,6 +46,7 @@ CLIPPED_SHARE = 1e-3
 GAP_SECONDS = 2.0
 GATE = ("silent", "clipped", "tempo", "key", "style", "speed", "repaint, tempo", "extend, tempo", "extend, key")
 """The lines that decide whether weights may be shipped."""
+SHOWN = 8
 MEASURED = "## Measured"
 
 
@@ -179,6 +180,33 @@ def measure_songs(engine: Engine, scores: list[Score], classifier: listening.Cla
     note = f"seconds a second of music, {engine.device.kind}, the first song left out"
     lines.append(Line("speed", float(np.median(took[1:] or took)), at_most=0.15, note=note))
     return lines, heard
+
+
+def draw_songs(engine: Engine, songs: list[tuple[Score, dict[str, Any]]], path: Path) -> None:
+    """Draw the spectrograms of songs, made once more, under what was asked and what `describe` heard."""
+    import librosa
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(-(-len(songs) // 2), 2, figsize=(14, 2.4 * -(-len(songs) // 2)), squeeze=False)
+    for axis, (score, heard) in zip(axes.flat, songs, strict=False):
+        mono = engine.make("generate", score, duration=score.seconds).mean(axis=0)
+        mel = librosa.power_to_db(
+            librosa.feature.melspectrogram(y=mono, sr=SAMPLE_RATE, n_mels=96), ref=np.max, top_db=70
+        )
+        axis.imshow(mel, origin="lower", aspect="auto", cmap="magma", extent=(0, score.seconds, 0, len(mel)))
+        axis.set_title(
+            f"{score.style}, seed {score.seed}: asked {score.bpm} BPM, {score.key}; "
+            f"heard {heard['tempo']:g} BPM, {heard['key']}",
+            fontsize=9,
+        )
+        axis.set_yticks([])
+    figure.supxlabel("seconds")
+    figure.tight_layout()
+    figure.savefig(path, dpi=70)
+    pyplot.close(figure)
 
 
 def describe(samples: np.ndarray | None, score: Score, classifier: listening.Classifier) -> dict[str, Any]:
@@ -333,6 +361,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--quality", default="standard")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--picture", type=Path, help="draw the spectrograms of the first eight songs here (PNG)")
     parser.add_argument("--card", action="store_true", help="add the table to the checkpoint's README.md")
     parser.add_argument("--gate", action="store_true", help=f"fail where one of {', '.join(GATE)} does")
     parser.add_argument("--smoke", action="store_true", help="two prompts, two steps: does it run?")
@@ -351,6 +380,9 @@ def main() -> None:
         figures = [{**vars(line), "passed": line.passed} for line in lines]
         told = {"checkpoint": folder.name, "sizes": sizes, "lines": figures, **details}
         arguments.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    if arguments.picture:
+        scores = held_out(min(sizes[0], SHOWN), sizes[-1])
+        draw_songs(engine, [*zip(scores, details["songs"], strict=False)], arguments.picture)
     if arguments.card:
         write_card(folder, rows)
     failed = [line.name for line in lines if line.name in GATE and line.passed is False]
