@@ -43,6 +43,7 @@ class Form:
 
     def __init__(self, mode: str):
         self.mode = mode
+        self.tab: gr.Tab | None = None
         self.fields: dict[str, Component] = {}
         # What stands in for a field as a trigger and as an input of what follows it.
         self.copies: dict[str, Component] = {}

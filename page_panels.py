@@ -48,13 +48,15 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = json.loads(
 SOUNDS = Path(__file__).with_name("assets") / "examples"
 """The songs of Generate's examples, their pictures, and `cards.json` (tools/make_examples.py)."""
 
+DRAWN = '() => ({ __type__: "update", visible: true })'
+
 # --- groups of fields ---------------------------------------------------------------------------------------------
 
 
 def source(form: Form) -> Offer:
     """Add the source audio with the visitor's latest takes beside it, and below them what a file carries."""
     with gr.Row(elem_classes=["source"]):
-        _audio(form, "source")
+        _audio(form, "source", form.tab.select)
         latest = gr.HTML(
             html_template=page_markup.latest(),
             js_on_load=theme.script("latest"),
@@ -127,7 +129,7 @@ def song_details(form: Form, reference: bool = True, own: Callable[[Form], None]
         add(form, "quality", gr.Radio, choices=qualities("sft"), value="standard")
         add_number(form, "seed")
         if reference:
-            _audio(form, "reference")
+            _audio(form, "reference", fold.expand)
             _file_help(form, "reference")
     form.folds[fold] = tuple(form.fields.keys() - before)
     return fold
@@ -139,9 +141,11 @@ def _keys() -> list[tuple[str, str]]:
     return [(tooltips.AUTOMATIC, ""), *((minor.get(key, key), key) for key in KEYS)]
 
 
-def _audio(form: Form, name: str) -> None:
-    looks = {"editable": False, "buttons": [], "waveform_options": theme.WAVEFORM}
-    add(form, name, gr.Audio, extra=["file"], sources=["upload"], type="filepath", **looks)
+def _audio(form: Form, name: str, opened: Callable[..., Any]) -> None:
+    """Add a field for a file, which is drawn once it is `opened`: Gradio's player is a quarter of a first visit."""
+    looks = {"editable": False, "buttons": [], "waveform_options": theme.WAVEFORM, "visible": False}
+    field = add(form, name, gr.Audio, extra=["file"], sources=["upload"], type="filepath", **looks)
+    opened(None, None, field, js=DRAWN, **AT_ONCE)
 
 
 def _file_help(form: Form, name: str) -> None:

@@ -180,7 +180,8 @@ def _song_tab(form: Form, run: tuple[RunBar, gr.HTML], result: ResultPanel, help
 
 
 def _tab(form: Form) -> gr.Tab:
-    return gr.Tab(tooltips.TABS[form.mode], id=form.mode, elem_id=f"{form.mode}-panel")
+    form.tab = gr.Tab(tooltips.TABS[form.mode], id=form.mode, elem_id=f"{form.mode}-panel")
+    return form.tab
 
 
 def _columns(form: Form) -> gr.Row:

@@ -1,4 +1,7 @@
-"""A slow machine: the page keeps up with what streams, so that Cancel and Stop act at once in every tab."""
+"""A slow machine: the page keeps up with what streams, so that Cancel and Stop act at once in every tab.
+
+And a slow line: what a first visit transfers is bounded.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,20 @@ def drafts(request: Any) -> Iterator[Event]:
     for count in range(1, 100_000):
         yield Draft("[Verse]\n" + "\n".join(f"word {each}" for each in range(max(1, count - 200), count + 1)), count)
         time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_first_visit_transfers_at_most_700_kb(browser, fake_address):
+    context = browser.new_context()
+    page = context.new_page()
+    cdp, sizes = context.new_cdp_session(page), []
+    cdp.send("Network.enable")
+    cdp.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    page.goto(fake_address[0])
+    expect(page.locator("#studio-status")).to_contain_text("Model:")
+    page.wait_for_timeout(1000)
+    context.close()
+    assert 200_000 < sum(sizes) <= 700_000
 
 
 @pytest.mark.parametrize("rate", [4, pytest.param(6, marks=pytest.mark.long)])

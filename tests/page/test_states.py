@@ -40,7 +40,7 @@ def made(page: Page, fake: Any, prompt: str = "a song") -> Locator:
 def test_an_opened_page_lets_the_studio_get_ready_for_the_first_song(fake, fake_address, visit):
     fake.reset()
     visit(fake_address[0])
-    assert fake.prepared.wait(30)
+    assert fake.prepared.wait(90)
 
 
 def test_while_a_song_is_made_and_cancelled(lasting: Page, fake):
