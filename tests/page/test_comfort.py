@@ -105,7 +105,7 @@ KINDS = ("prompt", "lyrics", "instrumental", "bpm", "key", "takes", "seed", "opt
 @pytest.mark.slow
 def test_settings_survive_a_reload_and_can_be_reset(page: Page, fake, tab):
     opened = tab(page, "generate")
-    # One control of each kind; tests/unit/test_remember.py has them all.
+    # One control of each kind; tests/unit/test_page_settings.py has them all.
     opened.set_all({name: SHARED[name] for name in KINDS})
     opened.set("duration", "type", "90")
     before = opened.made(fake)
