@@ -374,7 +374,7 @@ def _stacked(rows: list[tuple[np.ndarray, ...]], device: torch.device) -> list[t
 class DecoderStage:
     """Latents to coefficients; three quarters of the crops are random events, often of few stems."""
 
-    name, minutes = "decoder", 25.0
+    name, minutes = "decoder", 60.0
     rate, adam_rate, floor, clip, keep = 0.015, 2e-3, 0.04, 2.0, 0.99
     newton_steps, inputs_first = 5, True
 
@@ -435,7 +435,7 @@ class DecoderStage:
 class EncoderStage:
     """Coefficients to latents, at levels of -6 to +4 dB, of pieces, their stems and random events."""
 
-    name, minutes = "encoder", 22.0
+    name, minutes = "encoder", 60.0
     rate, adam_rate, floor, clip, keep = 0.008, 2e-3, 0.05, 2.0, 0.99
     newton_steps, inputs_first = 5, True
 

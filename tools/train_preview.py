@@ -2,7 +2,7 @@
 
 Four stages, each independent of the ones before: "decoder" (latents to sound), "encoder" (sound to latents), "codes"
 (latents to five codes a second and back) and "song" (words to latents). Without --stage they run in order, for about
-three hours of one CPU core, or minutes on a GPU. The state is saved every 90 s and on Ctrl-C, and the same command
+four hours of one CPU core, or minutes on a GPU. The state is saved every 90 s and on Ctrl-C, and the same command
 resumes it. Progress is one JSON object per line; at the end of a stage its curve is drawn into the state folder. The
 learning rate falls as a cosine over the stage's minutes (CPU time, or real time on a GPU).
 """
@@ -351,7 +351,9 @@ def draw_curve(folder: Path, name: str) -> Path | None:
     from matplotlib import pyplot
 
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    names = [key for key in dict.fromkeys(key for line in lines for key in line) if key not in ("stage", "seconds")]
+    names = [
+        key for key in dict.fromkeys(key for line in lines for key in line) if key not in ("stage", "step", "seconds")
+    ]
     figure, axes = pyplot.subplots(math.ceil(len(names) / 4), 4, figsize=(14, 2.6 * math.ceil(len(names) / 4)))
     for axis, key in zip(axes.flat, names, strict=False):
         points = [(line["seconds"] / 60, line[key]) for line in lines if key in line]
