@@ -28,8 +28,8 @@ from params import Request, parse_request
 
 
 def add_endpoints() -> None:
-    """Register every public endpoint; call it once, inside the Blocks context of the page."""
-    # Each component is hidden by itself: inside a hidden Column the page would still fetch their code.
+    """Register every public endpoint; call it once, inside a container of the page that is never rendered."""
+    # Each component is hidden by itself as well: the page would wait for what it never builds.
     for mode, endpoint in ENDPOINTS.items():
         outputs: list[gr.components.Component] = [gr.Textbox(label="text", visible=False)]
         if mode != "lyrics":

@@ -82,7 +82,9 @@ def build_app() -> gr.Blocks:
         connect_status(demo, header, forms)
         connect_download(header, forms)
         connect_memory(demo, forms)
-        add_endpoints()
+        # Never rendered, so that the page builds nothing for it; a compact one adds no groups of its own.
+        with gr.Column(variant="compact", render=False):
+            add_endpoints()
     # Without api_open a program cannot start a song past the queue and its validation.
     return demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4, api_open=False)
 

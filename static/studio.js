@@ -1,6 +1,15 @@
 // What Gradio does not do by itself. Everything is delegated from the document: Gradio draws its elements anew at will.
 window.studio = {};
 
+// Gradio watches every object of the page's description, and goes through all events for each component, twice: half a
+// second of a first visit. Svelte watches plain objects and arrays alone, and events never change.
+(() => {
+  class Events extends Array {}
+  const { dependencies } = window.gradio_config;
+  for (const event of dependencies) Object.setPrototypeOf(event, Object.create(Object.prototype));
+  Object.setPrototypeOf(dependencies, Events.prototype);
+})();
+
 // What a visitor did something with, before the settings of the last visit are back: a field, or a button that fills some.
 (() => {
   const touched = new Set();

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -70,3 +71,18 @@ def test_the_page_keeps_up(page: Page, fake, tab, song: Path, mode, go, cancel, 
     closed = time.monotonic() - clicked
     expect(opened.part(go)).to_be_enabled()
     print(f"{mode} {go} at {rate}x: closed after {closed:.1f} s")
+
+
+def test_what_a_visit_costs_does_not_grow_with_the_api(fake_address):
+    page = httpx.get(f"{fake_address[0]}config").raise_for_status().json()
+
+    def ids(part: dict[str, Any]) -> set[int]:
+        return {part["id"]}.union(*map(ids, part.get("children", ())))
+
+    built = ids(page["layout"])
+    by_id = {each["id"]: each for each in page["components"]}
+    # Nothing is built for the API.
+    public = [each for each in page["dependencies"] if each["api_visibility"] == "public"]
+    assert len(public) == 6 and not built & {part for each in public for part in [*each["inputs"], *each["outputs"]]}
+    # And what is not built must be hidden: the page waits for everything else.
+    assert all(each["props"].get("visible") is False for number, each in by_id.items() if number not in built)
