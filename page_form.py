@@ -38,6 +38,15 @@ AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}
 MOST_UNDONE = 20
 
 
+@dataclass(frozen=True)
+class Follower:
+    """A line that says something of the values of the fields `names`, which `say` gets by name."""
+
+    line: gr.HTML
+    names: tuple[str, ...]
+    say: Callable[[dict[str, Any]], str]
+
+
 class Form:
     """The fields of one tab, in the order they were added; an option of the request is called "options.steps"."""
 
@@ -56,6 +65,8 @@ class Form:
         self.lines: dict[str, gr.HTML] = {}
         # What follows the backend's status: each returns updates of the same components, whatever the facts.
         self.watchers: list[Callable[[Mapping[str, Any]], Updates]] = []
+        # The lines that follow what the fields hold (page_settings.connect_changes).
+        self.followers: list[Follower] = []
         # What is connected when all fields are there.
         self.later: list[Callable[[], None]] = []
         # The runs that the tab's buttons start.
@@ -69,29 +80,9 @@ class Form:
         """Return the element id of a field, such as "generate-cfg-start"."""
         return f"{self.mode}-{name.rpartition('.')[2]}".replace("_", "-")
 
-    def follow(
-        self,
-        line: gr.HTML,
-        names: Iterable[str],
-        say: Callable[[dict[str, Any]], str],
-        *,
-        unheard: Iterable[str] = (),
-        after_runs: bool = False,
-    ) -> None:
-        """Keep `line` at what `say` makes of the values of these fields, as far as the form has them.
-
-        It follows every change, except of those `unheard`, and each run where that may have loaded what `say` needs.
-        """
-        followed = {name: self.followed(name) for name in names if name in self.fields}
-        inputs = [*followed.values()]
-
-        def look(*values: Any) -> str:
-            return say(dict(zip(followed, values, strict=True)))
-
-        changes = [field.change for name, field in followed.items() if name not in unheard]
-        gr.on(changes, look, inputs, line, trigger_mode="always_last", **AT_ONCE)
-        for run in self.runs if after_runs else ():
-            run.then(look, inputs, line, **AT_ONCE)
+    def follow(self, line: gr.HTML, names: Iterable[str], say: Callable[[dict[str, Any]], str]) -> None:
+        """Keep `line` at what `say` makes of the values of these fields, as far as the form has them."""
+        self.followers.append(Follower(line, tuple(name for name in names if name in self.fields), say))
 
     def followed(self, name: str) -> Component:
         """Return the component whose changes are those of a field."""

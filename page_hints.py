@@ -161,8 +161,7 @@ def connect_budget(form: Form, line: gr.HTML) -> None:
             return page_markup.remark(tooltips.TOKENS_UNKNOWN.format(most=MAX_TEXT_TOKENS))
         return page_markup.budget(*prompt_budget(counter, form.mode, there), MAX_TEXT_TOKENS)
 
-    # The first run may have made or fetched the tokenizer.
-    form.follow(line, BUDGET_FOLLOWS, say, after_runs=True)
+    form.follow(line, BUDGET_FOLLOWS, say)
 
 
 # --- GPU seconds ------------------------------------------------------------------------------------------------------
@@ -198,7 +197,7 @@ def connect_seconds(form: Form, line: gr.HTML) -> None:
 
     blank = {name: field.value for name, field in form.fields.items()}
     form.watchers.append(lambda facts: {line: say(blank)})
-    form.follow(line, form.fields, say, unheard=WORDS)
+    form.follow(line, form.fields, say)
 
 
 def _source_seconds(request: Request) -> float:

@@ -1,6 +1,6 @@
 """What a visitor chose, kept in the visitor's own browser for the next visit, and the way back to the defaults.
 
-The browser writes the values of a tab's settings, without files, into its own storage at every change; the server
+The browser writes the values of a tab's settings, without files, into its own storage after every change; the server
 keeps nothing. What comes back with the next visit is untrusted: each value passes the check of a request's own, but for
 what is typed into a box, where anything can be typed and is judged at the click.
 """
@@ -16,6 +16,7 @@ from gradio.components import Component
 
 import page_form
 import page_markup
+import theme
 import tooltips
 from backend import get_backend
 from limits import KEPT_TEXT, TRACKS
@@ -73,9 +74,30 @@ def connect_memory(demo: gr.Blocks, forms: list[Form]) -> None:
     looked = demo.load(back, kept, found, **AT_ONCE)
     looked.then(None, found, fields, js=_BACK.format(ids=json.dumps([field.elem_id for field in fields])), **AT_ONCE)
     for form, state in zip(forms, kept, strict=True):
-        names = [name for name, field in form.fields.items() if not isinstance(field, gr.Audio)]
-        script = _KEEP.format(mode=form.mode, names=json.dumps(names), most=KEPT_TEXT)
-        gr.on([field.change for field in form.settings], None, form.settings, state, js=script, **AT_ONCE)
+        connect_changes(form, state)
+
+
+def connect_changes(form: Form, kept: gr.BrowserState) -> None:
+    """Let what depends on a tab's values follow them: what the browser keeps, and the lines that the server writes.
+
+    Gradio searches the page for each input of each event. So a change asks for none, and a moment after the last one
+    everything is asked for once (static/changes.js), as it is after a run, which may have loaded the tokenizer.
+    """
+    changed = gr.HTML(visible="hidden", js_on_load=theme.script("changes"), elem_id=f"{form.mode}-changed")
+    changes = [field.change for field in [*form.settings, *form.copies.values()]]
+    gr.on(changes, None, js=f'() => studio.changed("{form.mode}")', **AT_ONCE)
+    names = [name for name, field in form.fields.items() if not isinstance(field, gr.Audio)]
+    keep = _KEEP.format(mode=form.mode, names=json.dumps(names), most=KEPT_TEXT)
+    changed.input(None, form.settings, kept, js=keep, **AT_ONCE)
+    followed = {name: form.followed(name) for each in form.followers for name in each.names}
+
+    def look(*values: Any) -> Updates:
+        there = dict(zip(followed, values, strict=True))
+        return {each.line: each.say({name: there[name] for name in each.names}) for each in form.followers}
+
+    if followed:
+        lines = [each.line for each in form.followers]
+        changed.input(look, [*followed.values()], lines, trigger_mode="always_last", **AT_ONCE)
 
 
 def put_back(form: Form, stored: Any) -> Updates:

@@ -16,8 +16,8 @@ from gradio.themes.utils.sizes import Size
 STATIC = Path(__file__).with_name("static")
 # Those in the page's head; the first one makes the object that the others add to.
 SCRIPTS = (
-    *("studio", "folds", "faces", "progress", "advice", "loras", "player", "takes", "examples", "latest"),
-    *("listen", "zoom", "beats"),
+    *("studio", "folds", "changes", "faces", "progress", "advice", "loras", "player", "takes", "examples"),
+    *("latest", "listen", "zoom", "beats"),
 )
 
 # name: (light, dark)

@@ -73,7 +73,7 @@ def test_the_page_keeps_up(page: Page, fake, tab, song: Path, mode, go, cancel, 
     print(f"{mode} {go} at {rate}x: closed after {closed:.1f} s")
 
 
-def test_what_a_visit_costs_does_not_grow_with_the_api(fake_address):
+def test_what_a_visit_and_a_key_cost_does_not_grow_with_the_page(fake_address):
     page = httpx.get(f"{fake_address[0]}config").raise_for_status().json()
 
     def ids(part: dict[str, Any]) -> set[int]:
@@ -86,3 +86,9 @@ def test_what_a_visit_costs_does_not_grow_with_the_api(fake_address):
     assert len(public) == 6 and not built & {part for each in public for part in [*each["inputs"], *each["outputs"]]}
     # And what is not built must be hidden: the page waits for everything else.
     assert all(each["props"].get("visible") is False for number, each in by_id.items() if number not in built)
+    # Gradio searches the whole page for each input of an event: a letter in the prompt asks for none.
+    (prompt,) = [
+        number for number in built if by_id.get(number, {}).get("props", {}).get("elem_id") == "generate-prompt"
+    ]
+    heard = [each for each in page["dependencies"] if [prompt, "change"] in each["targets"]]
+    assert len(heard) == 1 and not heard[0]["inputs"] and not heard[0]["backend_fn"]

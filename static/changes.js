@@ -1,0 +1,18 @@
+// A tab's fields have changed, or its run has ended: what depends on them is asked for once, a moment after the last change.
+(() => {
+  const ask = {};
+  const soon = {};
+
+  studio.changes = (element, props, trigger) => {
+    ask[element.closest("[id$=-changed]").id.split("-")[0]] = () => trigger("input");
+  };
+
+  studio.changed = (mode) => {
+    clearTimeout(soon[mode]);
+    soon[mode] = setTimeout(() => ask[mode]?.(), 100);
+  };
+
+  document.addEventListener("studio-run", ({ detail }) => {
+    if (!detail.running) studio.changed(detail.id.split("-")[0]);
+  });
+})();
