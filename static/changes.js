@@ -3,14 +3,22 @@
   const ask = {};
   const soon = {};
 
+  const now = (mode) => {
+    clearTimeout(soon[mode]);
+    delete soon[mode];
+    ask[mode]?.();
+  };
+
   studio.changes = (element, props, trigger) => {
     ask[element.closest("[id$=-changed]").id.split("-")[0]] = () => trigger("input");
   };
 
   studio.changed = (mode) => {
     clearTimeout(soon[mode]);
-    soon[mode] = setTimeout(() => ask[mode]?.(), 100);
+    soon[mode] = setTimeout(now, 100, mode);
   };
+
+  addEventListener("pagehide", () => Object.keys(soon).forEach(now));
 
   document.addEventListener("studio-run", ({ detail }) => {
     if (!detail.running) studio.changed(detail.id.split("-")[0]);

@@ -132,6 +132,13 @@ def test_settings_survive_a_reload_and_can_be_reset(page: Page, fake, tab):
     expect(opened.text("prompt")).to_have_value("")
 
 
+def test_what_is_typed_last_survives_a_reload_at_once(page: Page, fake, tab):
+    opened = tab(page, "generate")
+    opened.text("lyrics").fill("la la")
+    reload(page, opened)
+    expect(opened.text("lyrics")).to_have_value("la la")
+
+
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["edit", "lyrics"])
