@@ -1,6 +1,6 @@
 # The set-up that run.sh and test.sh share; they set ROOT, then source this file.
 #
-#   set_up run|ray|test   make or repair $VENV and install the requirement files (ray: with Ray, test: the tests' too)
+#   set_up run|ray|test   make or repair $VENV and install the requirement files (ray: with Ray, test: with the tests', too)
 #   find_browser          export ACE_STUDIO_CHROMIUM for the page tests
 #
 # Written for bash 3.2, which macOS ships: no associative arrays, and only options that Linux and macOS both know.
@@ -74,21 +74,19 @@ find_browser() {
 choose_requirements() { # run|ray|test -> requirements (arguments of pip), names
     requirements=(-r "$ROOT/requirements.txt")
     names=requirements.txt
-    local more=""
-    case $1 in
-    ray) more=requirements-ray.txt ;;
-    test) more=requirements-dev.txt ;;
-    esac
-    [ -n "$more" ] || return 0
-    requirements=("${requirements[@]}" -r "$ROOT/$more")
-    names="$names and $more"
+    [ "$1" != run ] || return 0
+    requirements=("${requirements[@]}" -r "$ROOT/requirements-ray.txt")
+    names="$names and requirements-ray.txt"
+    [ "$1" != ray ] || return 0
+    requirements=("${requirements[@]}" -r "$ROOT/requirements-dev.txt")
+    names="requirements.txt, requirements-ray.txt and requirements-dev.txt"
 }
 
 wanted_by() { # run|ray|test: a hash of its requirement files
     case $1 in
     run) cksum <"$ROOT/requirements.txt" ;;
     ray) cat "$ROOT/requirements.txt" "$ROOT/requirements-ray.txt" | cksum ;;
-    test) cat "$ROOT/requirements.txt" "$ROOT/requirements-dev.txt" | cksum ;;
+    test) cat "$ROOT/requirements.txt" "$ROOT/requirements-ray.txt" "$ROOT/requirements-dev.txt" | cksum ;;
     esac
 }
 

@@ -147,7 +147,7 @@ class Clone:
         self.log_file.write_text("")
         return lines
 
-    def installing(self, *, tests: bool = False) -> str:
-        """Return what the log says of installing the requirements, those of the tests too where asked."""
-        run = f"pip install -q -r {self.root}/requirements.txt"
-        return f"{run} -r {self.root}/requirements-dev.txt" if tests else run
+    def installing(self, *more: str) -> str:
+        """Return what the log says of installing the requirements, `more` ("ray", "dev") after the studio's."""
+        names = ["requirements.txt", *(f"requirements-{each}.txt" for each in more)]
+        return " ".join(["pip install -q", *(f"-r {self.root}/{name}" for name in names)])

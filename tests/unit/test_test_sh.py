@@ -16,7 +16,7 @@ PYTEST = "pytest -rs --durations 10 -n logical --maxprocesses 4 --dist loadfile 
 def test_tests_run_after_the_linter_and_say_what_ran(clone: Clone) -> None:
     code, said = clone.run("test.sh")
     assert code == 0
-    assert clone.log()[1:] == [clone.installing(tests=True), "ruff check .", "ruff format --check .", PYTEST]
+    assert clone.log()[1:] == [clone.installing("ray", "dev"), "ruff check .", "ruff format --check .", PYTEST]
     assert "the fast tests. Not the slow tests" in said
 
 
