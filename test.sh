@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks ACE Music Studio: set-up, ruff check, ruff format --check, and the tests.
-#   ./test.sh             the fast tests: about 5 minutes of pytest on two cores
+#   ./test.sh             the fast tests: about 4 minutes of pytest on two cores
 #   ./test.sh --slow      the slow ones too, as in CI: about 15 minutes
 #   ./test.sh --all       those marked long as well: every tab in every theme and width
 #   ./test.sh -k key      other arguments go to pytest

@@ -1,6 +1,6 @@
 """Songs on a real Ray cluster of two nodes on this machine: equal, cancelled, and made again when their node dies.
 
-They run where Ray is installed (requirements-ray.txt), share one cluster, and stand in the order in which they use it.
+They share one cluster, and stand in the order in which they use it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ os.environ |= {
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_worker_niceness": "0",
 }
-ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STORE_BYTES = 100 * 2**20
 PROMPTS = ("calm piano", "harsh techno", "slow strings", "bright brass")
@@ -89,6 +88,8 @@ def page(studio: backend.Backend) -> Iterator[gr.Blocks]:
 @pytest.fixture(scope="module")
 def machines(alone: Any, page: gr.Blocks) -> Iterator[Any]:
     """Start a head and two nodes with room for one worker each, and let the studio use them."""
+    import ray
+
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.MonkeyPatch.context() as patch, new_cluster(nodes=2) as found:
         patch.setenv("ACE_STUDIO_RAY", found.address)
@@ -131,6 +132,8 @@ def at_once(*songs: Callable[[], Any]) -> list[Any]:
 
 def ask(worker: str, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Call `look` in the process of a worker."""
+    import ray
+
     (slot,) = [slot for slot in cluster._pool._slots if slot.name == worker]
     return ray.get(slot.actor.hello.remote(look), timeout=PATIENCE)
 
@@ -184,6 +187,7 @@ def test_four_visitors_at_once_get_the_songs_of_a_single_process(studio, alone, 
     assert {(worker["device"], worker["busy"]) for worker in found} == {("cpu", False)}
 
 
+@pytest.mark.long
 def test_a_source_and_a_lora_travel_and_its_worker_is_asked_again(studio, machines, output, tmp_path, monkeypatch):
     first = Path(song(studio).files[0])
     monkeypatch.setattr(backend.gradio_utils, "get_upload_folder", lambda: str(tmp_path))
@@ -288,6 +292,7 @@ def test_without_a_node_there_is_a_sentence_and_a_new_one_brings_the_studio_back
 # --- the head that dies -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_without_the_head_there_is_a_sentence_and_its_return_brings_the_studio_back(
     studio, alone, machines, output, monkeypatch
 ):
@@ -325,6 +330,7 @@ def test_rays_client_still_cannot_stream():
 # --- as people start it -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_studio_that_starts_ray_itself_makes_a_song_and_leaves_nothing(tmp_path, tiny):
     environ = {name: value for name, value in os.environ.items() if not name.startswith("ACE_STUDIO_RAY")}
     environ.pop("GRADIO_TEMP_DIR")
