@@ -127,11 +127,13 @@ def walk(
     ended = part("progress").locator('[data-state="stopped"], [data-state="done"]')
     ended.wait_for()
     # A quick writer may be done by then.
-    if ended.get_attribute("data-state") == "stopped":
+    if stopped := ended.get_attribute("data-state") == "stopped":
+        settle(page)
         yield "cancelled"
     fast(page, mode)
     part("go").click()
-    part("progress").locator('[data-state="running"]').wait_for()
+    if not stopped:
+        part("progress").locator('[data-state="running"]').wait_for()
     part("progress").locator('[data-state="done"]').wait_for()
     fold(page, mode, opened=False)
     settle(page)
