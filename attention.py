@@ -13,6 +13,8 @@ unconditional half, whose tokens are all equal: attention to equal tokens is the
 
 Up to two windows (256 tokens, 20 s) there is nothing to gain, and the stock code computes, bit for bit.
 
+On request a layer's arithmetic is compiled by torch (`Compiled`), in the background and between songs.
+
 Shapes: R rows (takes, twice with guidance), L tokens (12.5 a second), K key heads, G query heads a key head, D their
 size, C condition tokens.
 """
@@ -20,11 +22,19 @@ size, C condition tokens.
 from __future__ import annotations
 
 import functools
+import logging
+import os
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bootstrap import on_zerogpu
+
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("studio")
 
 # Where a kernel may write all scores out, queries come in parts that keep them below this many.
 MOST_SCORES = {"mps": 2**27}
@@ -44,6 +54,7 @@ class CachedCondition:
     embedded: tuple[torch.Tensor, torch.Tensor] | None = None
     heads: dict[Any, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     tables: Tables | None = None
+    compute: Callable[..., torch.Tensor] | None = None
 
     def rows(self, count: int) -> torch.Tensor:
         """Return the states of `count` rows [count, C, E], as the stock code wants them."""
@@ -73,6 +84,18 @@ def use_windows(transformer: Any) -> None:
     transformer.__class__ = model
     for each in transformer.layers:
         each.__class__ = layer
+
+
+def compile_where_asked(transformer: Any) -> None:
+    """Let the layers of `transformer` be compiled where ACE_STUDIO_COMPILE is 1; ZeroGPU's workers live too briefly."""
+    if os.environ.get("ACE_STUDIO_COMPILE") == "1" and not on_zerogpu():
+        transformer.compiled = Compiled(transformer)
+
+
+def warm_up(transformer: Any) -> None:
+    """Compile what the songs so far could have used, in the background, where that was asked for."""
+    if compiled := getattr(transformer, "compiled", None):
+        compiled.warm_up()
 
 
 # --- the transformer ----------------------------------------------------------------------------------------------
@@ -150,6 +173,8 @@ def _forward(
             condition.embedded = embed(condition.states), embed(condition.null)
             condition.tables = _tables(transformer, x)
         tables = condition.tables
+        compiled = getattr(transformer, "compiled", None)
+        condition.compute = compiled.pick(*x.shape[:2], condition.takes) if compiled else _computed
     else:
         condition, tables = transformer.condition_embedder(condition), _tables(transformer, x)
     for layer in transformer.layers:
@@ -194,24 +219,15 @@ def _band(queries: range, keys: range, window: int, like: torch.Tensor) -> torch
 
 
 def _layer(layer: Any, x: torch.Tensor, tables: Tables, temb: torch.Tensor, condition: Any) -> torch.Tensor:
-    import torch
-
-    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (layer.scale_shift_table + temb).chunk(6, dim=1)
-    x = torch.addcmul(x, _self(layer.self_attn, _modulated(layer.self_attn_norm, x, scale, shift), tables), gate)
     if isinstance(condition, CachedCondition):
-        x = _cross(layer, x, condition)
-    else:
-        x = x + layer.cross_attn(hidden_states=layer.cross_attn_norm(x), encoder_hidden_states=condition)
-    hidden = _modulated(layer.mlp_norm, x, mlp_scale, mlp_shift)
-    wide = torch.nn.functional.silu(layer.mlp.gate_proj(hidden), inplace=True).mul_(layer.mlp.up_proj(hidden))
-    return torch.addcmul(x, layer.mlp.down_proj(wide), mlp_gate)
+        return condition.compute(layer, x, tables, temb, _heads(layer, condition), condition.takes)
+    return _computed(layer, x, tables, temb, condition)
 
 
-def _cross(layer: Any, x: torch.Tensor, condition: CachedCondition) -> torch.Tensor:
-    """Add cross-attention to `x` [R, L, E] in place: the condition's for the takes, one token's for the other rows."""
-    attn = layer.cross_attn
+def _heads(layer: Any, condition: CachedCondition) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the condition's keys and values [1, K, C, D] for a layer, and the answer [1, 1, E] to one null token."""
     if layer not in condition.heads:
-        states, null = condition.embedded
+        attn, (states, null) = layer.cross_attn, condition.embedded
         key, value = attn.to_k(states).unflatten(-1, (attn.kv_heads, -1)), attn.to_v(states)
         shared = attn.heads // attn.kv_heads
         answer = attn.to_v(null).unflatten(-1, (attn.kv_heads, 1, -1)).expand(-1, -1, -1, shared, -1).flatten(2)
@@ -220,14 +236,43 @@ def _cross(layer: Any, x: torch.Tensor, condition: CachedCondition) -> torch.Ten
             value.unflatten(-1, (attn.kv_heads, -1)).transpose(1, 2),
             attn.to_out[0](answer),
         )
-    key, value, answer = condition.heads[layer]
-    takes = x[: condition.takes]
+    return condition.heads[layer]
+
+
+def _computed(
+    layer: Any,
+    x: torch.Tensor,
+    tables: Tables,
+    temb: torch.Tensor,
+    condition: torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    takes: int = 0,
+) -> torch.Tensor:
+    """Return what a layer makes of `x` [R, L, E]; `condition` are the encoder's states, or a cached one's heads."""
+    import torch
+
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (layer.scale_shift_table + temb).chunk(6, dim=1)
+    x = torch.addcmul(x, _self(layer.self_attn, _modulated(layer.self_attn_norm, x, scale, shift), tables), gate)
+    if isinstance(condition, tuple):
+        x = _cross(layer, x, condition, takes)
+    else:
+        x = x + layer.cross_attn(hidden_states=layer.cross_attn_norm(x), encoder_hidden_states=condition)
+    hidden = _modulated(layer.mlp_norm, x, mlp_scale, mlp_shift)
+    wide = torch.nn.functional.silu(layer.mlp.gate_proj(hidden), inplace=True).mul_(layer.mlp.up_proj(hidden))
+    return torch.addcmul(x, layer.mlp.down_proj(wide), mlp_gate)
+
+
+def _cross(
+    layer: Any, x: torch.Tensor, heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor], count: int
+) -> torch.Tensor:
+    """Add cross-attention to `x` [R, L, E] in place: the condition's for `count` takes, one token's for the others."""
+    attn, (key, value, answer) = layer.cross_attn, heads
+    takes = x[:count]
     query = attn.to_q(_normed(layer.cross_attn_norm, takes)).unflatten(-1, (attn.kv_heads, -1, attn.head_dim))
     query = _normed(attn.norm_q, query).permute(0, 2, 3, 1, 4)
     rows = query.shape[0]
     out = _full(query, key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1))
     takes += attn.to_out[0](out)
-    x[condition.takes :] += answer
+    x[count:] += answer
     return x
 
 
@@ -320,3 +365,78 @@ def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import rms_norm
 
     return rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
+
+
+# --- compiled -----------------------------------------------------------------------------------------------------
+
+
+class Compiled:
+    """A transformer's layers compiled by torch, one graph for those in windows and one for the others, at any length.
+
+    Compiling takes a minute or more, and no song waits for it: `pick` hands out the plain code for a number of rows and
+    takes that it was not done for, and `warm_up`, called after a song, does it in the background.
+    """
+
+    def __init__(self, transformer: Any):
+        import torch
+
+        # A graph for each pair of rows and takes, guided or not, one to four takes, in two kinds of layers.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+        self._transformer = transformer
+        self._layer = torch.compile(_computed, dynamic=True, fullgraph=True)
+        self._lock = threading.Lock()
+        self._wanted: set[tuple[int, int]] = set()
+        # Whether it worked; what failed once is not tried again.
+        self._compiled: dict[tuple[int, int], bool] = {}
+
+    def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
+        """Return what computes a layer of `rows` rows of `tokens` tokens, of which `takes` are conditional."""
+        # Below, there are no whole blocks, or one. A LoRA, or weights that come when they are used, are hooks.
+        if tokens < 4 * self._transformer.config.sliding_window or _is_hooked(self._transformer):
+            return _computed
+        if (worked := self._compiled.get((rows, takes))) is None:
+            self._wanted.add((rows, takes))
+        return self._layer if worked else _computed
+
+    def warm_up(self) -> threading.Thread | None:
+        """Compile what was picked since the last call, in a thread of its own; None where there is nothing to do."""
+        if not self._wanted or self._lock.locked():
+            return None
+        thread = threading.Thread(target=self._compile, name="compile", daemon=True)
+        thread.start()
+        return thread
+
+    def _compile(self) -> None:
+        with self._lock:
+            while self._wanted:
+                rows, takes = self._wanted.pop()
+                worked = False
+                try:
+                    self._run(rows, takes)
+                    worked = True
+                except Exception as error:
+                    # No compiler, no memory, or the model has been sent away: songs go on as they are.
+                    log.warning("The layers are not compiled: %s", str(error).partition("\n")[0])
+                self._compiled[rows, takes] = worked
+
+    def _run(self, rows: int, takes: int) -> None:
+        """Send noise through a layer of each kind."""
+        import torch
+
+        transformer = self._transformer
+        config, like = transformer.config, transformer.scale_shift_table
+        with torch.no_grad():
+            x = torch.randn(rows, 5 * config.sliding_window + 1, config.hidden_size).to(like)
+            tables, temb = _tables(transformer, x), torch.randn(rows, 6, config.hidden_size).to(like)
+            condition = CachedCondition(x[:1], x[:1, :1], takes, embedded=(x[:1, :100], x[:1, :1]))
+            for layer in {each.self_attn.sliding_window: each for each in transformer.layers}.values():
+                self._layer(layer, x, tables, temb, _heads(layer, condition), takes)
+
+
+def _is_hooked(transformer: Any) -> bool:
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        for layer in transformer.layers
+        for module in layer.modules()
+        if module is not layer
+    )

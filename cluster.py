@@ -29,8 +29,8 @@ log = logging.getLogger("studio")
 
 RAY, WORKERS, CARDS = "ACE_STUDIO_RAY", "ACE_STUDIO_RAY_WORKERS", "ACE_STUDIO_RAY_GPUS"
 LOCAL = "local"
-# What decides which models a worker loads.
-MODELS = ("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS")
+# What decides which models a worker loads, and whether it compiles them.
+MODELS = ("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS", "ACE_STUDIO_COMPILE")
 ROOT = Path(__file__).resolve().parent
 # What a cluster's machines get of that folder is its code.
 NOT_SENT = [".git", ".venv", "models", "outputs", "tests", "docs", "*.log"]

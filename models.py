@@ -279,6 +279,7 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         folder = preview.checkpoint_folder() if weights.engine == "preview" else weights.folder
         pipe = AceStepPipeline.from_pretrained(folder, dtype=dtypes, use_safetensors=True, local_files_only=True)
         attention.use_windows(pipe.transformer)
+        attention.compile_where_asked(pipe.transformer)
         codec.skip_idle_units(pipe.vae)
         codec.use_pieces(pipe.vae)
         if device.storage_dtype != device.dtype:

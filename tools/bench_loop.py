@@ -62,15 +62,18 @@ class Inputs:
     condition: attention.CachedCondition
 
 
-def bench(shape: str, layers: int | None, seconds: list[float], runs: int) -> Iterator[Row]:
+def bench(shape: str, layers: int | None, seconds: list[float], runs: int, compiled: bool = False) -> Iterator[Row]:
     """Yield a row for each length: peaks above what was there before, what memory.py expects, how far results differ.
 
-    On CUDA also the share of the card's arithmetic that the step uses, and the kernels that take longest.
+    With `compiled` the studio's layers are compiled, which is not counted. On CUDA also the share of the card's
+    arithmetic that the step uses, and the kernels that take longest.
     """
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     torch.manual_seed(0)
     transformer = build(shape, layers, device, dtype)
+    if compiled:
+        transformer.compiled = attention.Compiled(transformer)
     for length in seconds:
         inputs = inputs_of(transformer, round(length * FRAMES_PER_SECOND), 1)
         sides = {
@@ -78,9 +81,12 @@ def bench(shape: str, layers: int | None, seconds: list[float], runs: int) -> It
             "studio": partial(studio_step, transformer, inputs, True),
         }
         results = {side: step() for side, step in sides.items()}
+        if compiled and (thread := transformer.compiled.warm_up()):
+            thread.join()
+            results["studio"] = studio_step(transformer, inputs, True)
         far = float((results["studio"] - results["stock"]).abs().max() / results["stock"].abs().max())
         row = Row.of(
-            f"loop, {shape}, {len(transformer.layers)} layers, a step",
+            f"loop, {shape}, {len(transformer.layers)} layers, a {'compiled ' if compiled else ''}step",
             length,
             *(partial(_whole, step, device) for step in sides.values()),
             runs,
