@@ -371,7 +371,7 @@ def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 class Compiled:
-    """A transformer's layers compiled by torch, one graph for those in windows and one for the others, at any length.
+    """A transformer's layers compiled by torch, one graph for those in windows and one for the others, for most lengths.
 
     Compiling takes a minute or more, and no song waits for it: `pick` hands out the plain code for a number of rows and
     takes that it was not done for, and `warm_up`, called after a song, does it in the background.
@@ -391,8 +391,10 @@ class Compiled:
 
     def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
         """Return what computes a layer of `rows` rows of `tokens` tokens, of which `takes` are conditional."""
-        # Below, there are no whole blocks, or one. A LoRA, or weights that come when they are used, are hooks.
-        if tokens < 4 * self._transformer.config.sliding_window or _is_hooked(self._transformer):
+        # torch would compile anew for few blocks, and where none is cut off. A LoRA, or weights that come when they are
+        # used, are hooks.
+        window = self._transformer.config.sliding_window
+        if tokens < 4 * window or tokens % window == 0 or _is_hooked(self._transformer):
             return _computed
         if (worked := self._compiled.get((rows, takes))) is None:
             self._wanted.add((rows, takes))
