@@ -371,7 +371,7 @@ def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 class Compiled:
-    """A transformer's layers compiled by torch, one graph for those in windows and one for the others, for most lengths.
+    """A transformer's layers compiled by torch, one graph for those in windows and one for others, for most lengths.
 
     Compiling takes a minute or more, and no song waits for it: `pick` hands out the plain code for a number of rows and
     takes that it was not done for, and `warm_up`, called after a song, does it in the background.
