@@ -33,6 +33,8 @@ FIELDS = ("bpm", "caption", "duration", "keyscale", "language", "timesignature")
 LARGEST_CODE = 63_999
 """The codebook has 8 * 8 * 8 * 5 * 5 * 5 entries; the tokenizer has slots beyond them that mean nothing."""
 MAX_CAPTION_TOKENS = 512
+# Codes that may be on their way to a device before it is waited for.
+AHEAD = 8
 AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
 # How a byte-level vocabulary spells a space and a line end; its other characters below 0x120 are control characters.
@@ -396,7 +398,8 @@ class CodeWriter:
         yield 1
         for number in range(1, self._job.count):
             self._pick(self._decoder.feed(self._tokens))
-            _wait(self._tokens.device)
+            if number % AHEAD == 0:
+                _wait(self._tokens.device)
             yield number + 1
 
     def indices(self) -> torch.Tensor:
@@ -427,7 +430,7 @@ def _rows(head: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | No
 
 
 def _wait(device: torch.device) -> None:
-    """Wait for the device, so that a step that was announced has been made and nothing more is on its way."""
+    """Wait for the device, so that what was announced has been made and nothing more is on its way."""
     import torch
 
     if device.type == "cuda":

@@ -101,6 +101,13 @@ def test_there_are_exactly_as_many_codes_as_the_length_needs(planner):
             planning.check_codes(codes, seconds)
 
 
+def test_a_device_is_waited_for_every_few_codes(planner, monkeypatch):
+    waits: list[torch.device] = []
+    monkeypatch.setattr(planner_decoding, "_wait", waits.append)
+    (codes,) = make(planner).codes
+    assert 0 < len(waits) <= len(codes) / planner_decoding.AHEAD
+
+
 def test_only_codes_of_the_codebook_are_drawn():
     names = ["<think>", "</think>", "<|im_end|>", "a", "Ġb", "<|audio_code_63999|>", "<|audio_code_64000|>"]
     names += ["<|audio_code_2|>", "<|audio_code_65534|>", "<|audio_code_7|>"]
