@@ -73,6 +73,23 @@ window.studio = {};
     next.click();
   });
 
+  // Browsers drop a click whose button moved away beneath the pointer: a line that comes in above is enough for that.
+  let pressed;
+  document.addEventListener(
+    "pointerdown",
+    (event) => (pressed = event.pointerType === "mouse" && event.button === 0 ? event : undefined),
+    true
+  );
+  document.addEventListener(
+    "pointerup",
+    (event) => {
+      const button = pressed?.target.closest?.("button");
+      if (!button || button.contains(event.target)) return;
+      if (Math.hypot(event.clientX - pressed.clientX, event.clientY - pressed.clientY) < 8) button.click();
+    },
+    true
+  );
+
   const shown = (element) => element.offsetParent !== null;
 
   // A button that is switched off loses the focus: at the start of a run it goes to Cancel, at the end back again.

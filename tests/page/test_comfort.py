@@ -43,6 +43,42 @@ def test_keys_start_and_cancel_a_run(page: Page, fake, tab):
     expect(opened.take()).to_be_visible()
 
 
+def test_a_press_counts_though_the_page_moves_beneath_the_pointer(page: Page, fake, tab):
+    opened = tab(page, "generate")
+    opened.set("prompt", "type", "a song")
+
+    def press(by: float, move: str) -> None:
+        box = opened.go.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.evaluate(move)
+        page.mouse.move(x + by, y)
+        page.mouse.up()
+
+    page.add_style_tag(content="#generate-go { transition: none; } .moved #generate-go { translate: 0 -200px; }")
+    away, back = (f"document.body.classList.{how}('moved')" for how in ("add", "remove"))
+    # Who drags the pointer off a button thinks better of it.
+    press(600, back)
+    press(600, away)
+    page.evaluate(back)
+    assert fake.requests == []
+    fake.script = fake.endless
+    press(1, away)
+    page.evaluate(back)
+    expect(opened.part("cancel")).to_be_enabled()
+    opened.part("cancel").click()
+    assert fake.closed.wait(60)
+    # A button that stayed where it was is pressed once.
+    fake.closed.clear()
+    expect(opened.go).to_be_enabled()
+    press(1, back)
+    expect(opened.part("cancel")).to_be_enabled()
+    opened.part("cancel").click()
+    assert fake.closed.wait(60)
+    assert len(fake.requests) == 2
+
+
 @pytest.mark.slow
 def test_keys_belong_to_an_open_list(page: Page, fake, tab):
     opened = tab(page, "generate")
