@@ -13,8 +13,6 @@ unconditional half, whose tokens are all equal: attention to equal tokens is the
 
 Up to two windows (256 tokens, 20 s) there is nothing to gain, and the stock code computes, bit for bit.
 
-On request a layer's arithmetic is compiled by torch (`Compiled`), in the background and between songs.
-
 Shapes: R rows (takes, twice with guidance), L tokens (12.5 a second), K key heads, G query heads a key head, D their
 size, C condition tokens.
 """
@@ -22,19 +20,12 @@ size, C condition tokens.
 from __future__ import annotations
 
 import functools
-import logging
-import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bootstrap import on_zerogpu
-
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger("studio")
 
 # Where a kernel may write all scores out, queries come in parts that keep them below this many.
 MOST_SCORES = {"mps": 2**27}
@@ -84,18 +75,6 @@ def use_windows(transformer: Any) -> None:
     transformer.__class__ = model
     for each in transformer.layers:
         each.__class__ = layer
-
-
-def compile_where_asked(transformer: Any) -> None:
-    """Let the layers of `transformer` be compiled where ACE_STUDIO_COMPILE is 1; ZeroGPU's workers live too briefly."""
-    if os.environ.get("ACE_STUDIO_COMPILE") == "1" and not on_zerogpu():
-        transformer.compiled = Compiled(transformer)
-
-
-def warm_up(transformer: Any) -> None:
-    """Compile what the songs so far could have used, in the background, where that was asked for."""
-    if compiled := getattr(transformer, "compiled", None):
-        compiled.warm_up()
 
 
 # --- the transformer ----------------------------------------------------------------------------------------------
@@ -171,12 +150,12 @@ def _forward(
         if condition.embedded is None:
             embed = transformer.condition_embedder
             condition.embedded = embed(condition.states), embed(condition.null)
-            condition.tables = _tables(transformer, x)
+            condition.tables = tables_for(transformer, x)
         tables = condition.tables
         compiled = getattr(transformer, "compiled", None)
-        condition.compute = compiled.pick(*x.shape[:2], condition.takes) if compiled else _computed
+        condition.compute = compiled.pick(*x.shape[:2], condition.takes) if compiled else compute_layer
     else:
-        condition, tables = transformer.condition_embedder(condition), _tables(transformer, x)
+        condition, tables = transformer.condition_embedder(condition), tables_for(transformer, x)
     for layer in transformer.layers:
         x = layer(hidden_states=x, position_embeddings=tables, temb=modulation, encoder_hidden_states=condition)
     shift, scale = (transformer.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
@@ -184,7 +163,7 @@ def _forward(
     return transformer.proj_out_conv(x.transpose(1, 2)).transpose(1, 2)[:, :frames]
 
 
-def _tables(transformer: Any, x: torch.Tensor) -> Tables:
+def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
     from diffusers.models.transformers.ace_step_transformer import _ace_step_rotary_freqs
 
     config, length = transformer.config, x.shape[1]
@@ -220,11 +199,11 @@ def _band(queries: range, keys: range, window: int, like: torch.Tensor) -> torch
 
 def _layer(layer: Any, x: torch.Tensor, tables: Tables, temb: torch.Tensor, condition: Any) -> torch.Tensor:
     if isinstance(condition, CachedCondition):
-        return condition.compute(layer, x, tables, temb, _heads(layer, condition), condition.takes)
-    return _computed(layer, x, tables, temb, condition)
+        return condition.compute(layer, x, tables, temb, condition_heads(layer, condition), condition.takes)
+    return compute_layer(layer, x, tables, temb, condition)
 
 
-def _heads(layer: Any, condition: CachedCondition) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def condition_heads(layer: Any, condition: CachedCondition) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the condition's keys and values [1, K, C, D] for a layer, and the answer [1, 1, E] to one null token."""
     if layer not in condition.heads:
         attn, (states, null) = layer.cross_attn, condition.embedded
@@ -239,7 +218,7 @@ def _heads(layer: Any, condition: CachedCondition) -> tuple[torch.Tensor, torch.
     return condition.heads[layer]
 
 
-def _computed(
+def compute_layer(
     layer: Any,
     x: torch.Tensor,
     tables: Tables,
@@ -365,80 +344,3 @@ def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import rms_norm
 
     return rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
-
-
-# --- compiled -----------------------------------------------------------------------------------------------------
-
-
-class Compiled:
-    """A transformer's layers compiled by torch, one graph for those in windows and one for others, for most lengths.
-
-    Compiling takes a minute or more, and no song waits for it: `pick` hands out the plain code for a number of rows and
-    takes that it was not done for, and `warm_up`, called after a song, does it in the background.
-    """
-
-    def __init__(self, transformer: Any):
-        import torch
-
-        # A graph for each pair of rows and takes, guided or not, one to four takes, in two kinds of layers.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
-        self._transformer = transformer
-        self._layer = torch.compile(_computed, dynamic=True, fullgraph=True)
-        self._lock = threading.Lock()
-        self._wanted: set[tuple[int, int]] = set()
-        # Whether it worked; what failed once is not tried again.
-        self._compiled: dict[tuple[int, int], bool] = {}
-
-    def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
-        """Return what computes a layer of `rows` rows of `tokens` tokens, of which `takes` are conditional."""
-        # torch would compile anew for few blocks, and where none is cut off. A LoRA, or weights that come when they are
-        # used, are hooks.
-        window = self._transformer.config.sliding_window
-        if tokens < 4 * window or tokens % window == 0 or _is_hooked(self._transformer):
-            return _computed
-        if (worked := self._compiled.get((rows, takes))) is None:
-            self._wanted.add((rows, takes))
-        return self._layer if worked else _computed
-
-    def warm_up(self) -> threading.Thread | None:
-        """Compile what was picked since the last call, in a thread of its own; None where there is nothing to do."""
-        if not self._wanted or self._lock.locked():
-            return None
-        thread = threading.Thread(target=self._compile, name="compile", daemon=True)
-        thread.start()
-        return thread
-
-    def _compile(self) -> None:
-        with self._lock:
-            while self._wanted:
-                rows, takes = self._wanted.pop()
-                worked = False
-                try:
-                    self._run(rows, takes)
-                    worked = True
-                except Exception as error:
-                    # No compiler, no memory, or the model has been sent away: songs go on as they are.
-                    log.warning("The layers are not compiled: %s", str(error).partition("\n")[0])
-                self._compiled[rows, takes] = worked
-
-    def _run(self, rows: int, takes: int) -> None:
-        """Send noise through a layer of each kind."""
-        import torch
-
-        transformer = self._transformer
-        config, like = transformer.config, transformer.scale_shift_table
-        with torch.no_grad():
-            x = torch.randn(rows, 5 * config.sliding_window + 1, config.hidden_size).to(like)
-            tables, temb = _tables(transformer, x), torch.randn(rows, 6, config.hidden_size).to(like)
-            condition = CachedCondition(x[:1], x[:1, :1], takes, embedded=(x[:1, :100], x[:1, :1]))
-            for layer in {each.self_attn.sliding_window: each for each in transformer.layers}.values():
-                self._layer(layer, x, tables, temb, _heads(layer, condition), takes)
-
-
-def _is_hooked(transformer: Any) -> bool:
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        for layer in transformer.layers
-        for module in layer.modules()
-        if module is not layer
-    )

@@ -15,6 +15,7 @@ import psutil
 
 import attention
 import codec
+import compilation
 import preview
 from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, as_dict, first_line, is_out_of_memory
@@ -279,7 +280,7 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         folder = preview.checkpoint_folder() if weights.engine == "preview" else weights.folder
         pipe = AceStepPipeline.from_pretrained(folder, dtype=dtypes, use_safetensors=True, local_files_only=True)
         attention.use_windows(pipe.transformer)
-        attention.compile_where_asked(pipe.transformer)
+        compilation.set_up(pipe.transformer)
         codec.skip_idle_units(pipe.vae)
         codec.use_pieces(pipe.vae)
         if device.storage_dtype != device.dtype:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-import attention
 import audio
 import codec
+import compilation
 import conditions
 import export
 import levels
@@ -47,7 +47,7 @@ def run(
     yield Progress("reading")
     takes = yield from MODES[job.request.mode](song)
     yield Outcome(takes, song.all_facts(), tuple(song.notes))
-    attention.warm_up(pipe.transformer)
+    compilation.warm_up(pipe.transformer)
 
 
 # --- the modes ----------------------------------------------------------------------------------------------------

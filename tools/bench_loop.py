@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import attention
+import compilation
 import memory
 import preview
 from tools.bench_rows import Row, timed
@@ -73,7 +74,7 @@ def bench(shape: str, layers: int | None, seconds: list[float], runs: int, compi
     torch.manual_seed(0)
     transformer = build(shape, layers, device, dtype)
     if compiled:
-        transformer.compiled = attention.Compiled(transformer)
+        transformer.compiled = compilation.Compiled(transformer)
     for length in seconds:
         inputs = inputs_of(transformer, round(length * FRAMES_PER_SECOND), 1)
         sides = {

@@ -8,6 +8,7 @@ import torch
 
 import attention
 import backend
+import compilation
 from tests.engine.songs import samples_of, song
 from tests.waiting import until
 from tools import bench_loop
@@ -17,7 +18,7 @@ from tools import bench_loop
 def transformer():
     torch.manual_seed(0)
     made = bench_loop.build("small", 3)
-    made.compiled = attention.Compiled(made)
+    made.compiled = compilation.Compiled(made)
     return made
 
 
@@ -33,7 +34,7 @@ def test_what_is_changed_by_hooks_is_not_compiled(transformer):
     compiled._compiled[2, 1] = True
     assert compiled.pick(2, 513, 1) is compiled._layer
     hook = transformer.layers[1].mlp.up_proj.register_forward_hook(lambda *_: None)
-    assert compiled.pick(2, 513, 1) is attention._computed
+    assert compiled.pick(2, 513, 1) is attention.compute_layer
     hook.remove()
     assert compiled.pick(2, 513, 1) is compiled._layer
 
@@ -67,9 +68,9 @@ def test_a_studio_that_is_asked_to_compiles_after_its_first_song_and_for_every_l
     plain, first, later = (samples_of(each)[0] for each in songs)
     assert np.array_equal(plain, first) and np.allclose(plain, later, atol=1e-3)
     # Shorter songs, whole blocks, and more takes are not what it was compiled for.
-    assert compiled.pick(2, 513, 1) is not attention._computed
+    assert compiled.pick(2, 513, 1) is not attention.compute_layer
     for rows, tokens, takes in ((2, 511, 1), (2, 640, 1), (4, 513, 2)):
-        assert compiled.pick(rows, tokens, takes) is attention._computed
+        assert compiled.pick(rows, tokens, takes) is attention.compute_layer
     with torch._dynamo.config.patch(error_on_recompile=True):
         for frames in (1000, 1026, 1280, 1500, 1537, 3000):
             assert differ(transformer, frames) < 1e-5
