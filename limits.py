@@ -59,6 +59,7 @@ MEMORY_PLANS = {
     "swap": "One model at a time",
     "offload": "One part of a model at a time",
     "fp8": "One part at a time, 8 bits",
+    "fast8": "Computed in 8 bits: faster, less exact",
 }
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
 PREVIEW_STEPS = {"draft": 10, "standard": 20, "best": 40}

@@ -18,7 +18,7 @@ import models
 from events import Problem, StudioError
 from hub import PARTS
 from limits import LIMITS
-from models import LADDERS, Device, Kind, Plan, is_apart
+from models import FAST8, LADDERS, Device, Kind, Plan, is_apart
 from params import SongRequest, sampling_settings
 from weights import Weights, bytes_in, checkpoint_kind, transformer_config
 
@@ -27,8 +27,9 @@ TEXTS: dict[str, str] = {
     "swap": "one model at a time",
     "offload": "one part of a model at a time",
     "fp8": "one part of a model at a time, the transformer in 8 bits",
+    "fast8": "the transformer computed in 8 bits",
 }
-"""From the fastest to the one that needs least; how status and capabilities call it."""
+"""What status and capabilities call each plan."""
 
 XL_PARTS_GB = {
     **{"transformer": 8.34, "condition_encoder": 1.22, "text_encoder": 1.19, "vae": 0.34},
@@ -37,6 +38,8 @@ XL_PARTS_GB = {
 """In bfloat16, by the number of parameters."""
 
 GB = 10**9
+# The plans by which the song model moves as a whole.
+WHOLE = ("swap", FAST8)
 # The song that the status describes before there was a job.
 USUAL_SECONDS = 60.0
 TOKENS_PER_SECOND = 12.5
@@ -105,15 +108,12 @@ class Choice:
 def choose(kind: str, free: int | None, sizes: Sizes, song: Song | None, forced: str = "auto") -> Choice:
     """Choose the fastest plan that fits into `free` bytes of the device `kind`; None bytes are no limit.
 
-    `free` is what there would be without our own models. `song` is None for a job that only writes words. `forced`
-    names a plan that is taken whether it fits or not; one that the device does not know is a problem.
+    `free` counts our own models as free memory. `song` is None for a job that only writes words. `forced` names a
+    plan that is taken whether it fits or not.
     """
-    ladder = LADDERS[kind]
     if forced != "auto":
-        problem = None if forced in ladder else _unknown(kind, forced)
-        plan = forced if problem is None else ladder[0]
-        return Choice(plan, needed(plan, sizes, song), problem)
-    for plan in ladder:
+        return Choice(forced, needed(forced, sizes, song))
+    for plan in LADDERS[kind]:
         need = needed(plan, sizes, song)
         if free is None or need <= free:
             return Choice(plan, need)
@@ -123,6 +123,8 @@ def choose(kind: str, free: int | None, sizes: Sizes, song: Song | None, forced:
 def lower(kind: str, plan: str) -> Plan | None:
     """Return the plan that needs less than `plan`, None below the last one."""
     ladder = LADDERS[kind]
+    if plan == FAST8:
+        return ladder[-1]
     place = ladder.index(plan) + 1 if plan in ladder else len(ladder)
     return ladder[place] if place < len(ladder) else None
 
@@ -130,7 +132,7 @@ def lower(kind: str, plan: str) -> Plan | None:
 def not_above(kind: str, plan: Plan, limit: str) -> Plan:
     """Return `plan`, or `limit` where that one needs less: what ran out of memory once is not tried again."""
     ladder = LADDERS[kind]
-    return limit if limit in ladder and ladder.index(limit) > ladder.index(plan) else plan
+    return limit if limit in ladder and (plan == FAST8 or ladder.index(limit) > ladder.index(plan)) else plan
 
 
 def needed(plan: str, sizes: Sizes, song: Song | None) -> int:
@@ -144,6 +146,7 @@ def needed(plan: str, sizes: Sizes, song: Song | None) -> int:
     # Where parts take turns, the transformer is gone while the VAE, one of the others, works.
     parts = {
         "swap": sizes.pipeline + max(loop, coding),
+        FAST8: sizes.pipeline - sizes.transformer // 2 + max(loop, coding),
         "offload": max(sizes.transformer + loop, sizes.largest + coding),
         "fp8": max(sizes.transformer // 2 + loop, sizes.largest + coding),
     }
@@ -167,6 +170,11 @@ def song_bytes(song: Song) -> int:
 def coding_bytes(song: Song) -> int:
     """Return the working memory of the VAE, which works tile by tile; a smaller model has a smaller one."""
     return int(CODING_NUMBERS * song.shape.hidden / XL.hidden * (4 if song.wide else 2))
+
+
+def _work_bytes(song: Song | None) -> int:
+    """Return the working memory of a whole song: the loop's or the VAE's, whichever is more."""
+    return max(song_bytes(song), coding_bytes(song)) + SPARE_BYTES if song else 0
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
@@ -208,9 +216,7 @@ class Placing:
     @staticmethod
     def plans(device: models.Device | None) -> tuple[str, ...]:
         """Return the plans that may be asked for on `device`; all of them before it is known."""
-        if bootstrap.on_zerogpu():
-            return ("resident",)
-        return LADDERS[device.kind] if device else tuple(TEXTS)
+        return models.plans_on(device) if device or bootstrap.on_zerogpu() else tuple(TEXTS)
 
     def begin(self, request: Any, source: float, at_most: str | None = None) -> str:
         """Choose and take the plan for `request`, whose source has `source` seconds; returns its name.
@@ -220,17 +226,17 @@ class Placing:
         self._fell = at_most is not None
         self._song = self._song_of(request, source)
         forced = getattr(getattr(request, "options", None), "memory_plan", "auto")
+        device = self._models.device()
+        if forced not in ("auto", *self.plans(device)):
+            raise StudioError.of(_unknown(device.kind, forced, self.plans(device)))
         if bootstrap.on_zerogpu():
-            if forced not in ("auto", "resident"):
-                message = f"Memory plan must be auto or resident on ZeroGPU, not {forced}."
-                raise StudioError("unsupported", message, "options.memory_plan")
             self._models.plan = "resident"
             return self._models.plan
         choice = self._choice(self._song, forced)
         if choice.problem and not at_most:
             raise StudioError.of(choice.problem)
         limit = at_most or (self._limit if forced == "auto" else "")
-        self._take(not_above(self._models.device().kind, choice.plan, limit))
+        self._take(not_above(device.kind, choice.plan, limit))
         return self._models.plan
 
     def lower(self) -> str | None:
@@ -253,18 +259,16 @@ class Placing:
         if not self._moves():
             return
         self._models.lyrics.let_go()
-        kind = self._models.device().kind
-        room = room_for_models(kind)
-        both = self._sizes.pipeline + self._sizes.planner + planner_bytes(self._song)
         # Elsewhere the song model would have to be read again for every song.
-        if self._models.plan == "swap" and is_apart(kind) and room is not None and both > room:
+        if self._models.plan in WHOLE and is_apart(self._models.device().kind) and not self._both_fit():
             self._send_away()
 
     def for_song(self) -> None:
         """Give the device to the song model alone."""
         if self._moves():
             self._models.lyrics.let_go()
-            self._models.planner.let_go()
+            if self._models.plan != FAST8 or not self._both_fit():
+                self._models.planner.let_go()
         self._bring_back()
 
     def for_words(self, slot: models.Slot) -> None:
@@ -284,6 +288,14 @@ class Placing:
     def _moves(self) -> bool:
         return self._models.plan not in ("", "resident")
 
+    def _both_fit(self) -> bool:
+        """Tell whether the planner fits beside the song model as the plan in force keeps it."""
+        room, sizes, song = room_for_models(self._models.device().kind), self._sizes, self._song
+        work = planner_bytes(song)
+        if self._models.plan == FAST8:
+            sizes, work = replace(sizes, pipeline=sizes.pipeline - sizes.transformer // 2), max(work, _work_bytes(song))
+        return room is None or sizes.pipeline + sizes.planner + work <= room
+
     def _take(self, plan: str) -> None:
         """Take `plan`; a pipeline that was built for other places or numbers is let go and built again at its use."""
         alike = ("", "resident", "swap")
@@ -298,7 +310,7 @@ class Placing:
             return
         if not is_apart(self._models.device().kind):
             self._models.let_go_of_pipeline()
-        elif self._models.plan == "swap":
+        elif self._models.plan in WHOLE:
             self._models.pipeline().to("cpu")
             self._away = True
             models.free_memory()
@@ -412,10 +424,12 @@ def too_large(song: Song | None) -> Problem:
     return Problem("out_of_memory", "There was not enough memory for this.", hint=hint)
 
 
-def _unknown(kind: str, plan: str) -> Problem:
-    known = ", ".join(("auto", *LADDERS[kind]))
-    device = {"cuda": "an NVIDIA card", "mps": "Apple's GPU", "cpu": "the processor"}[kind]
-    return Problem("unsupported", f"Memory plan on {device} must be one of {known}, not {plan}.", "options.memory_plan")
+def _unknown(kind: str, plan: str, known: tuple[str, ...]) -> Problem:
+    devices = {"cuda": "this NVIDIA card", "mps": "Apple's GPU", "cpu": "the processor"}
+    device = "ZeroGPU" if bootstrap.on_zerogpu() else devices[kind]
+    message = f"Memory plan on {device} must be one of {', '.join(('auto', *known))}, not {plan}."
+    hint = "Use an NVIDIA card of the Ada, Hopper or Blackwell generation, or another plan." if plan == FAST8 else ""
+    return Problem("unsupported", message, "options.memory_plan", hint)
 
 
 def _too_small(kind: str, free: int, need: int, sizes: Sizes, song: Song | None) -> Problem:

@@ -16,6 +16,7 @@ import psutil
 import attention
 import codec
 import compilation
+import float8
 import preview
 from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, as_dict, first_line, is_out_of_memory
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 Kind = Literal["cuda", "mps", "cpu"]
-Plan = Literal["resident", "swap", "offload", "fp8"]
+Plan = Literal["resident", "swap", "offload", "fp8", "fast8"]
 
 # What a plan can do there: on MPS and the CPU a part that leaves the device would stay in the same memory, and MPS has
 # no 8-bit floating-point numbers.
@@ -36,6 +37,8 @@ LADDERS: dict[str, tuple[Plan, ...]] = {
     "mps": ("resident", "swap"),
     "cpu": ("resident", "swap", "fp8"),
 }
+# Computes in 8 bits, so it is never chosen, only asked for.
+FAST8 = "fast8"
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,8 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
     """Load the pipeline of `weights` onto `device`: VAE tiling on, evaluation only, no progress bars of its own.
 
     `plan` is a memory plan: with "offload" its parts take turns on the device, with "fp8" the transformer's layers
-    are kept in 8 bits as well, which the processor, where nothing can take turns, does alone.
+    are kept in 8 bits as well, which the processor, where nothing can take turns, does alone. With "fast8" they are
+    computed in 8 bits.
 
     Raises StudioError where there are no weights, they cannot be loaded, or memory does not suffice.
     """
@@ -290,6 +294,8 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
             _cast_when_used(pipe, parts, getattr(torch, device.storage_dtype), getattr(torch, device.dtype))
         if plan == "fp8":
             _cast_when_used(pipe, ["transformer"], torch.float8_e4m3fn, getattr(torch, device.dtype))
+        if plan == FAST8:
+            float8.use(pipe.transformer.layers, device.kind)
         if plan in ("offload", "fp8") and is_apart(device.kind):
             take_turns(pipe, device.kind)
         else:
@@ -316,6 +322,14 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
 
 def _no_room(name: str, hint: str) -> Problem:
     return Problem("out_of_memory", f"{name} does not fit into the memory that is free.", hint=hint)
+
+
+def plans_on(device: Device) -> tuple[str, ...]:
+    """Return the memory plans that can be carried out on `device`."""
+    if on_zerogpu():
+        return ("resident",)
+    fast = device.kind == "cuda" and float8.is_supported()
+    return (*LADDERS[device.kind], *((FAST8,) if fast else ()))
 
 
 def is_apart(kind: str) -> bool:

@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=bench_loop.CHOICES, default="preview", help="loop: the transformer's size")
     parser.add_argument("--layers", type=int, help="loop: the transformer's depth, where not the shape's own")
     parser.add_argument("--compiled", action="store_true", help="loop: the studio's layers compiled (a minute or two)")
+    parser.add_argument("--float8", action="store_true", help="loop: the studio's layers computed in 8 bits")
     parser.add_argument("--dimensions", choices=bench_planner.SHAPES, default="", help="planner: random weights")
     parser.add_argument("--processor-time", action="store_true", help="count the processor's time, not the clock's")
     parser.add_argument("--json", type=Path, help="write the rows there")
@@ -106,7 +107,9 @@ def measured(wanted: list[str], given: argparse.Namespace) -> Iterator[Row]:
     """Yield a row for each thing and length. Modes but generate are measured at the least length alone."""
     for what in wanted:
         if what == "loop":
-            yield from bench_loop.bench(given.shape, given.layers, given.seconds, given.runs, given.compiled)
+            yield from bench_loop.bench(
+                given.shape, given.layers, given.seconds, given.runs, given.compiled, given.float8
+            )
         elif what == "planner":
             yield from bench_planner.bench(given.dimensions, given.seconds, given.runs)
         elif what == "page":

@@ -7,6 +7,7 @@ XL: half of the layers see 128 tokens to each side. Both sides compute the same 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import torch
 
 import attention
 import compilation
+import float8
 import memory
 import preview
 from tools.bench_rows import Row, timed
@@ -63,22 +65,27 @@ class Inputs:
     condition: attention.CachedCondition
 
 
-def bench(shape: str, layers: int | None, seconds: list[float], runs: int, compiled: bool = False) -> Iterator[Row]:
+def bench(
+    shape: str, layers: int | None, seconds: list[float], runs: int, compiled: bool = False, in_float8: bool = False
+) -> Iterator[Row]:
     """Yield a row for each length: peaks above what was there before, what memory.py expects, how far results differ.
 
-    With `compiled` the studio's layers are compiled, which is not counted. On CUDA also the share of the card's
-    arithmetic that the step uses, and the kernels that take longest.
+    With `in_float8` the studio's layers multiply in 8 bits; with `compiled` they are compiled, which is not counted.
+    On CUDA also the share of the card's arithmetic that the step uses, and the kernels that take longest.
     """
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     torch.manual_seed(0)
-    transformer = build(shape, layers, device, dtype)
+    plain = transformer = build(shape, layers, device, dtype)
+    if in_float8:
+        transformer = copy.deepcopy(plain)
+        float8.use(transformer.layers, device)
     if compiled:
         transformer.compiled = compilation.Compiled(transformer)
     for length in seconds:
         inputs = inputs_of(transformer, round(length * FRAMES_PER_SECOND), 1)
         sides = {
-            "stock": partial(stock_step, transformer, inputs, True),
+            "stock": partial(stock_step, plain, inputs, True),
             "studio": partial(studio_step, transformer, inputs, True),
         }
         results = {side: step() for side, step in sides.items()}
@@ -87,7 +94,7 @@ def bench(shape: str, layers: int | None, seconds: list[float], runs: int, compi
             results["studio"] = studio_step(transformer, inputs, True)
         far = float((results["studio"] - results["stock"]).abs().max() / results["stock"].abs().max())
         row = Row.of(
-            f"loop, {shape}, {len(transformer.layers)} layers, a {'compiled ' if compiled else ''}step",
+            f"loop, {shape}, {len(plain.layers)} layers, a {'float8 ' * in_float8}{'compiled ' * compiled}step",
             length,
             *(partial(_whole, step, device) for step in sides.values()),
             runs,

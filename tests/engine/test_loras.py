@@ -240,6 +240,7 @@ def build(folder, dtype, plan="resident"):
     "dtype, plan",
     [
         ("bfloat16", "resident"),
+        ("bfloat16", "fast8"),
         *(pytest.param("float32", plan, marks=pytest.mark.slow) for plan in ("fp8", "turns")),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import audio
 import backend
 import bootstrap
 import export
+import float8
 import memory
 import models
 import modes
@@ -122,6 +124,62 @@ def test_eight_bits_halve_the_transformer_and_make_nearly_the_same_song(tiny, pi
     assert not np.array_equal(made, exact)
     # Of a random checkpoint no more can be said than that it follows the exact one.
     assert np.corrcoef(made.ravel(), exact.ravel())[0, 1] > 0.9
+
+
+@pytest.fixture
+def float8_card(card, monkeypatch):
+    """Let the processor stand in for a card with float8 arithmetic, which torch computes on it as well."""
+    monkeypatch.setattr(models, "plans_on", lambda device: (*models.LADDERS["cuda"], "fast8"))
+
+
+@pytest.mark.slow
+def test_a_song_computed_in_8_bits_is_nearly_the_same(studio, float8_card):
+    exact, done = ask(studio)[-1], ask(studio, options={"memory_plan": "fast8", "plan": True})[-1]
+    assert isinstance(done, Done), done
+    assert done.record["memory_plan"] == "fast8" and done.record["plan"]["used"]
+    transformer = studio.models.pipeline().transformer
+    layer = transformer.layers[0].mlp.up_proj
+    assert layer.codes.dtype == torch.float8_e4m3fn and transformer.proj_out_conv.weight.dtype == torch.float32
+    # The planner stays beside the song model, which takes half of its room.
+    assert studio.models.planner.loaded
+    made, plain = ask(studio, options={"memory_plan": "fast8"})[-1], audio.decode(exact.files[0])
+    song = audio.decode(made.files[0])
+    assert not np.array_equal(song, plain) and np.corrcoef(song.ravel(), plain.ravel())[0, 1] > 0.9
+    assert ask(studio)[-1].record["memory_plan"] == "resident"
+    assert not hasattr(studio.models.pipeline().transformer.layers[0].mlp.up_proj, "codes")
+
+
+def test_8_bit_layers_answer_within_a_few_percent_and_take_half_the_memory():
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(96, 192), torch.nn.Linear(192, 20)).to(torch.bfloat16)
+    layers, x = copy.deepcopy(plain), torch.randn(2, 50, 96).to(torch.bfloat16)
+    float8.use(layers, "cpu")
+    with torch.no_grad():
+        assert layers[0].codes.nbytes == plain[0].weight.nbytes / 2
+        for ours, theirs in ((layers[0](x), plain[0](x)), (layers[0].weight, plain[0].weight)):
+            assert ours.dtype == torch.bfloat16
+            assert (ours - theirs).norm() < 0.05 * theirs.norm()
+        assert torch.equal(layers[0](torch.zeros_like(x)), plain[0](torch.zeros_like(x)))
+    # Its 20 rows are no whole multiple of 16.
+    assert type(layers[1]) is torch.nn.Linear
+
+
+def test_8_bits_are_refused_where_the_card_cannot_compute_them(studio):
+    failed = ask(studio, options={"memory_plan": "fast8"})[-1]
+    assert isinstance(failed, Failed) and failed.problem.field == "options.memory_plan"
+    assert "must be one of auto, resident, swap, offload, fp8, not fast8" in failed.problem.message
+    assert "Hopper" in failed.problem.hint
+    assert "fast8" not in studio.status()["memory_plans"]
+
+
+@pytest.mark.slow
+def test_after_a_lack_of_memory_in_8_bits_the_smallest_plan_is_next(studio, float8_card, monkeypatch):
+    monkeypatch.setattr(memory, "room_for_models", lambda kind: None)
+    tried = runs_out(monkeypatch, "fast8")
+    done = ask(studio, options={"memory_plan": "fast8"})[-1]
+    assert isinstance(done, Done), done
+    assert tried == ["fast8", "fp8"]
+    assert memory.fallback_note("fast8", "fp8") in done.record["notes"]
 
 
 def test_sizes_are_those_of_the_files(tiny):

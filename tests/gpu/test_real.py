@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import audio
+import float8
 import levels
 from tests.program import ROOT
 
@@ -181,10 +182,12 @@ def test_lyrics(studio):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("plan", ["swap", "offload", "fp8"])
+@pytest.mark.parametrize("plan", ["swap", "offload", "fp8", "fast8"])
 def test_every_memory_plan_makes_a_song(studio, plan):
     if studio.facts["device"] != "cuda" and plan != "swap":
         pytest.skip("only an NVIDIA card has this plan")
+    if plan == "fast8" and not float8.is_supported():
+        pytest.skip("this card has no float8 arithmetic")
     answer = studio.ask("generate", **WORDS, duration=30, seed=7, options={"memory_plan": plan})
     assert answer["record"]["memory_plan"] == plan
     heard(answer["files"][0], 30)

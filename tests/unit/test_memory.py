@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import memory
+import models
 from memory import GB, Sizes, Song
 from tests.weights import CPU
 from weights import DEFAULT_MODEL, Weights
@@ -77,14 +78,19 @@ def test_words_alone_need_their_own_model_and_no_song():
 def test_a_plan_can_be_forced_unless_the_device_cannot_carry_it_out():
     forced = memory.Choice("swap", memory.needed("swap", ALL, Song(600, 4)))
     assert memory.choose("cuda", 1, ALL, Song(600, 4), "swap") == forced
-    problem = memory.choose("mps", 100 * GB, ALL, Song(60), "fp8").problem
-    assert problem.field == "options.memory_plan"
-    assert "resident" in problem.message and "fp8" in problem.message
+    assert models.plans_on(CPU) == ("resident", "swap", "fp8")
 
 
 def test_after_a_lack_of_memory_comes_the_next_plan_and_none_after_the_last():
     assert [memory.lower("cuda", plan) for plan in memory.LADDERS["cuda"]] == ["swap", "offload", "fp8", None]
     assert [memory.lower("mps", plan) for plan in memory.LADDERS["mps"]] == ["swap", None]
+
+
+def test_the_plan_that_computes_in_8_bits_needs_less_than_a_whole_model_and_falls_to_the_smallest():
+    assert memory.needed("fast8", PLANNED, Song(60)) < memory.needed("swap", PLANNED, Song(60))
+    assert memory.lower("cuda", "fast8") == memory.not_above("cuda", "fast8", "fp8") == "fp8"
+    for free in (8, 80):
+        assert memory.choose("cuda", free * GB, ALL, Song(60)).plan != "fast8"
 
 
 def test_what_ran_out_of_memory_is_not_tried_again():
