@@ -1,15 +1,23 @@
-"""The song model's layers compiled by `torch.compile`, on request (ACE_STUDIO_COMPILE=1), in the background."""
+"""The song model's layers compiled, on request (ACE_STUDIO_COMPILE).
+
+`1` lets `torch.compile` do it in the background after a song (`Compiled`). A ZeroGPU worker does not live long enough
+for that: there the name of a Hugging Face repository loads packages that `tools.compile_layers` made ahead of time
+(`Packages`). Both need a graph for each kind of layer (in windows or not) and each number of rows and takes; it serves
+nearly all lengths. Songs never wait for compiling and never fail because of it: the plain code is always there.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attention import CachedCondition, Tables, compute_layer, condition_heads, tables_for
 from bootstrap import on_zerogpu
+from events import first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -20,24 +28,36 @@ SETTING = "ACE_STUDIO_COMPILE"
 
 
 def set_up(transformer: Any) -> None:
-    """Prepare `transformer` for compiling if the setting asks for it."""
-    # A ZeroGPU worker does not live long enough.
-    if os.environ.get(SETTING) == "1" and not on_zerogpu():
-        transformer.compiled = Compiled(transformer)
+    """Prepare `transformer` as the setting asks; a failure is a warning in the log."""
+    asked = os.environ.get(SETTING, "").strip()
+    if "/" not in asked:
+        if asked == "1" and on_zerogpu():
+            log.warning("%s=1 has no effect on ZeroGPU. Name a repository with compiled layers instead.", SETTING)
+        elif asked == "1":
+            transformer.compiled = Compiled(transformer)
+    elif on_zerogpu():
+        import spaces
+
+        try:
+            spaces.aoti_load(transformer, asked, aoti_loader=use_packages)
+        except Exception as error:
+            log.warning("The compiled layers of %s are not used: %s", asked, first_line(error))
+    else:
+        log.warning("%s names compiled layers for ZeroGPU, which are not used here. Set it to 1.", SETTING)
 
 
 def warm_up(transformer: Any) -> None:
     """Compile in the background what the songs so far could have used, if compiling is set up."""
-    if compiled := getattr(transformer, "compiled", None):
+    compiled = getattr(transformer, "compiled", None)
+    if isinstance(compiled, Compiled):
         compiled.warm_up()
 
 
-class Compiled:
-    """The layers of `transformer` as `torch.compile` makes them.
+# --- in the background --------------------------------------------------------------------------------------------
 
-    One graph for the layers in windows and one for the others serve most lengths. Compiling takes a minute or more, and
-    no song waits for it: `pick` returns the plain code until `warm_up`, called after a song, has compiled that case.
-    """
+
+class Compiled:
+    """The layers of `transformer` as `torch.compile` makes them, which takes a minute or more."""
 
     def __init__(self, transformer: Any):
         import torch
@@ -81,15 +101,109 @@ class Compiled:
                             self._layer(layer, x, tables, temb, condition_heads(layer, condition), condition.takes)
                     worked = True
                 except Exception as error:
-                    # No compiler, no memory, or the model has left the device: songs use the plain code.
-                    log.warning("The layers are not compiled: %s", str(error).partition("\n")[0])
+                    # No compiler, no memory, or the model has left the device.
+                    log.warning("The layers are not compiled: %s", first_line(error))
                 self._compiled[case] = worked
 
 
-def _is_suitable(transformer: Any, tokens: int) -> bool:
-    """Return whether one graph for most lengths serves `tokens` tokens.
+# --- ahead of time ------------------------------------------------------------------------------------------------
 
-    It does not serve few blocks or whole blocks only, and a hook (a LoRA, weights cast on use) is not part of it.
+
+def use_packages(transformer: Any, folder: str) -> None:
+    """Let `transformer` compute with the packages in `folder`; spaces.aoti_load calls this after the download."""
+    transformer.compiled = Packages(transformer, Path(folder))
+
+
+class Packages:
+    """Layers compiled ahead of time, one package for all layers of a kind; each call gets its layer's own weights."""
+
+    def __init__(self, transformer: Any, folder: Path):
+        from spaces.zero.torch.aoti import LazyAOTIModel
+
+        self._transformer = transformer
+        paths = {place.name: place / "package.pt2" for place in (folder / "submodules").iterdir()}
+        self._models = {name: LazyAOTIModel(path) for name, path in paths.items()}
+        self._layers: dict[tuple[Any, str], Callable[..., Any]] = {}
+        self._broken = False
+
+    def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
+        """Return what computes a layer for `rows` rows of `tokens` tokens, the first `takes` of them conditional."""
+        names = {package_name(kind, rows, takes) for kind in _kinds(self._transformer)}
+        usable = names <= self._models.keys() and not self._broken and _is_suitable(self._transformer, tokens)
+        return self._compute if usable else compute_layer
+
+    def _compute(self, layer: Any, x: torch.Tensor, tables: Tables, temb: torch.Tensor, heads: Any, takes: int) -> Any:
+        if not self._broken:
+            try:
+                return self._run(
+                    layer, package_name(_is_windowed(layer), len(x), takes), _inputs(x, tables, temb, heads)
+                )
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                self._broken = True
+                log.warning("The compiled layers cannot be used: %s", first_line(error))
+        return compute_layer(layer, x, tables, temb, heads, takes)
+
+    def _run(self, layer: Any, name: str, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if (layer, name) not in self._layers:
+            # Here and not before: in a ZeroGPU worker the weights have only now arrived on the card.
+            weights = {f"layer.{key}": tensor for key, tensor in layer.state_dict().items()}
+            self._layers[layer, name] = self._models[name].with_weights(weights)
+        return self._layers[layer, name](*inputs)
+
+
+def package_name(windowed: bool, rows: int, takes: int) -> str:
+    return f"{'windows' if windowed else 'full'}-{rows}-{takes}"
+
+
+def export_layers(transformer: Any, rows: int, takes: int) -> Iterator[tuple[str, torch.export.ExportedProgram]]:
+    """Yield the name and the program of each package that songs of `takes` takes in `rows` rows need."""
+    import torch
+
+    x, tables, temb, condition = _sample(transformer, rows, takes)
+    some = torch.export.Dim.AUTO
+    lengths = ({1: some}, {0: some}, {0: some}, None, None, {0: some, 1: some}, None, {2: some}, {2: some}, None)
+    for windowed, layer in _kinds(transformer).items():
+        inputs = _inputs(x, tables, temb, condition_heads(layer, condition))
+        with torch.no_grad():
+            program = torch.export.export(
+                _exportable(layer, tables.window, takes),
+                inputs,
+                dynamic_shapes=(lengths,),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        yield package_name(windowed, rows, takes), program
+
+
+def _exportable(layer: Any, window: int, takes: int) -> torch.nn.Module:
+    import torch
+
+    class Exportable(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            x, cos, sin, first, inner, last, temb, *heads = inputs
+            tables = Tables(window, cos, sin, first, inner, last)
+            return compute_layer(self.layer, x, tables, temb, tuple(heads), takes)
+
+    return Exportable().eval()
+
+
+def _inputs(x: torch.Tensor, tables: Tables, temb: torch.Tensor, heads: Any) -> tuple[torch.Tensor, ...]:
+    return x, tables.cos, tables.sin, tables.first, tables.inner, tables.last, temb, *heads
+
+
+# --- the layers ---------------------------------------------------------------------------------------------------
+
+
+def _is_suitable(transformer: Any, tokens: int) -> bool:
+    """Return whether the graph for most lengths serves `tokens` tokens.
+
+    It does not serve few blocks, nor whole blocks only, and no hook (a LoRA, weights cast on use) is part of it.
     """
     window = transformer.config.sliding_window
     return tokens >= 4 * window and tokens % window != 0 and not _is_hooked(transformer)
@@ -104,13 +218,17 @@ def _is_hooked(transformer: Any) -> bool:
     )
 
 
+def _is_windowed(layer: Any) -> bool:
+    return layer.self_attn.sliding_window is not None
+
+
 def _kinds(transformer: Any) -> dict[bool, Any]:
-    """Return a layer of each kind: True for those in windows."""
-    return {layer.self_attn.sliding_window is not None: layer for layer in transformer.layers}
+    """Return a layer in windows (True) and one without."""
+    return {_is_windowed(layer): layer for layer in transformer.layers}
 
 
 def _sample(transformer: Any, rows: int, takes: int) -> tuple[torch.Tensor, Tables, torch.Tensor, CachedCondition]:
-    """Return noise in the shapes of a song: what `compute_layer` takes, for lengths that are no special case."""
+    """Return noise in the shapes of a song, none of which is a special case."""
     import torch
 
     config, like = transformer.config, transformer.scale_shift_table

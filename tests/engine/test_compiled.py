@@ -1,6 +1,10 @@
-"""Layers compiled by torch on request: after a first song, at any length, with the plain code's result."""
+"""Layers compiled on request, in the background or ahead of time: at any length, with the plain code's result."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ import attention
 import backend
 import compilation
 from tests.engine.songs import samples_of, song
+from tests.program import ROOT
 from tests.waiting import until
 from tools import bench_loop
 
@@ -20,6 +25,77 @@ def transformer():
     made = bench_loop.build("small", 3)
     made.compiled = compilation.Compiled(made)
     return made
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_zerogpu", "said"),
+    [
+        ("1", True, "has no effect on ZeroGPU"),
+        ("someone/layers", False, "names compiled layers for ZeroGPU"),
+        ("someone/layers", True, "compiled layers of someone/layers are not used"),
+    ],
+)
+def test_a_setting_that_cannot_be_followed_is_a_warning_and_changes_nothing(
+    monkeypatch, caplog, asked, on_zerogpu, said
+):
+    made = bench_loop.build("small", 1)
+    monkeypatch.setenv("ACE_STUDIO_COMPILE", asked)
+    monkeypatch.setattr(compilation, "on_zerogpu", lambda: on_zerogpu)
+    compilation.set_up(made)
+    assert said in caplog.text and not hasattr(made, "compiled")
+
+
+AHEAD = r"""
+import logging, sys
+from pathlib import Path
+from tests.engine.zerogpu_studio import patch_torch
+patch_torch()
+import huggingface_hub, spaces, torch
+import attention, compilation
+from tools import bench_loop, compile_layers
+
+folder = Path(sys.argv[1])
+torch.manual_seed(0)
+made = bench_loop.build("small", 4)
+compile_layers.write(made, folder, (1,))
+huggingface_hub.snapshot_download = lambda repo_id, **_: folder
+compilation.on_zerogpu = lambda: True
+compilation.set_up(made)
+
+def differ(frames, takes=1, guided=True):
+    inputs = bench_loop.inputs_of(made, frames, takes)
+    stock = bench_loop.stock_step(made, inputs, guided)
+    return float((bench_loop.studio_step(made, inputs, guided) - stock).abs().max())
+
+# Every layer has weights of its own; in turn, at three lengths, guided and not.
+for _ in range(2):
+    for frames in (1026, 1500, 3000):
+        assert differ(frames) < 1e-5 and differ(frames, guided=False) < 1e-5
+assert len(made.compiled._layers) == 2 * len(made.layers)
+# More takes than were compiled, short songs and LoRAs get the plain code.
+for rows, tokens, takes in ((4, 750, 2), (2, 511, 1), (2, 640, 1)):
+    assert made.compiled.pick(rows, tokens, takes) is attention.compute_layer
+hook = made.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)
+assert made.compiled.pick(2, 750, 1) is attention.compute_layer
+hook.remove()
+# A package that is damaged costs no song.
+for package in folder.rglob("*.pt2"):
+    package.write_bytes(b"no package")
+compilation.set_up(made)
+assert differ(1500) < 1e-5 and made.compiled._broken
+print("all equal")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_packages_compiled_ahead_of_time_compute_every_layer_with_its_own_weights(tmp_path):
+    """In a process of its own, which makes `spaces` believe that torch is built for CUDA."""
+    command = [sys.executable, "-c", AHEAD, str(tmp_path)]
+    environ = {**os.environ, "ACE_STUDIO_COMPILE": "someone/layers"}
+    result = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1:] == ["all equal"], result.stderr[-3000:]
+    assert "The compiled layers cannot be used" in result.stderr
 
 
 def differ(transformer, frames: int, takes: int = 1, guided: bool = True) -> float:

@@ -1,0 +1,54 @@
+"""Compile the song model's layers for a ZeroGPU Space: python -m tools.compile_layers FOLDER
+
+Run it on a card of the Space's kind, with the packages of requirements.txt. It writes FOLDER/package; upload FOLDER as
+a model repository and set ACE_STUDIO_COMPILE to its name on the Space:
+
+    hf upload OWNER/NAME FOLDER
+
+A package holds machine code: load only your own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import bootstrap
+
+TAKES = (1, 2, 3, 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the packages go")
+    parser.add_argument("--takes", type=int, nargs="+", default=TAKES, choices=TAKES, help="all four by default")
+    given = parser.parse_args()
+    bootstrap.bootstrap()
+    import models
+    import weights
+
+    found = weights.find_weights()
+    if found.engine != "preview" and found.folder is None:
+        parser.error((found.problem or weights.missing_model(found.wanted)).text())
+    device = models.pick_device(found)
+    if device.kind != "cuda":
+        parser.error("there is no NVIDIA card here; compile on one of the Space's kind.")
+    write(models.build_pipeline(found, device).transformer, given.folder, given.takes)
+
+
+def write(transformer: Any, folder: Path, takes: tuple[int, ...]) -> None:
+    """Write a package for each kind of layer and number of takes, guided and not, under `folder`/package."""
+    import spaces
+
+    import compilation
+
+    for count in takes:
+        for rows in (2 * count, count):
+            for name, program in compilation.export_layers(transformer, rows, count):
+                print(f"compiling {name}", flush=True)
+                spaces.aoti_compile_and_save(folder / "package", program, submodule=name)
+
+
+if __name__ == "__main__":
+    main()
