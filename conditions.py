@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import codec
-import models
+import offload
 from limits import MAX_TEXT_TOKENS
 from sampling import Condition
 
@@ -167,7 +167,7 @@ def codes_context(pipe: Any, codes: Sequence[Sequence[int]]) -> torch.Tensor:
     quantizers = pipe.audio_tokenizer.config.fsq_input_num_quantizers
     indices = torch.tensor(codes, dtype=torch.long, device=device)[..., None]
     indices = torch.nn.functional.pad(indices, (0, quantizers - 1))
-    models.enter(pipe, "audio_tokenizer")
+    offload.bring(pipe, "audio_tokenizer")
     with torch.no_grad():
         quantized = pipe.audio_tokenizer.quantizer.get_output_from_indices(indices).to(dtype)
         source = pipe.audio_token_detokenizer(quantized).to(dtype)

@@ -1,7 +1,7 @@
-"""The memory plan: which of the three models lie on the device while a job runs, and in how many bits.
+"""The memory plan: which of the three models are on the device during a job, and in how many bits.
 
 A 24 GB card cannot hold the song model, the planner and the lyrics writer at once. `choose` decides from numbers alone,
-before anything is loaded; `Placing` carries it out. Sizes are bytes as the weights lie in memory.
+before anything is loaded; `Placing` moves the models accordingly. Sizes are bytes in memory.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import psutil
 
 import bootstrap
 import models
+import offload
 from events import Problem, StudioError
 from hub import PARTS
 from limits import LIMITS
@@ -29,25 +30,25 @@ TEXTS: dict[str, str] = {
     "fp8": "one part of a model at a time, the transformer in 8 bits",
     "fast8": "the transformer computed in 8 bits",
 }
-"""What status and capabilities call each plan."""
+"""The plans, as status and capabilities name them."""
 
 XL_PARTS_GB = {
     **{"transformer": 8.34, "condition_encoder": 1.22, "text_encoder": 1.19, "vae": 0.34},
     **{"audio_tokenizer": 0.21, "audio_token_detokenizer": 0.21},
 }
-"""In bfloat16, by the number of parameters."""
+"""In bfloat16, from the parameter counts."""
 
 GB = 10**9
-# The plans by which the song model moves as a whole.
+# Plans that move the song model as a whole.
 WHOLE = ("swap", FAST8)
-# The song that the status describes before there was a job.
+# The song that the status assumes before the first job.
 USUAL_SECONDS = 60.0
 TOKENS_PER_SECOND = 12.5
 # The longest condition: lyrics, timbre and prompt.
 CONDITION_TOKENS = 2_305
 # The VAE encodes 30 s at a time, with 5 tensors of 128 channels at once; it decodes 20 s at a time, with 4.5 (counted).
 CODING_NUMBERS = 30 * 48_000 * 128 * 5
-# What kernels and the allocator take beside the tensors (assumed).
+# Kernels and the allocator's overhead (assumed).
 SPARE_BYTES = GB // 4
 # A token in the planner's cache: 28 layers of 8 heads of 128, keys and values, 2 bytes.
 PLANNER_TOKEN_BYTES, PLANNER_PROMPT_TOKENS = 115_000, 1_000
@@ -56,7 +57,7 @@ WRITER_WORK_BYTES = 1 * GB
 
 @dataclass(frozen=True)
 class Sizes:
-    """What each model takes: the song `pipeline`, its `transformer`, the `largest` of its other parts; 0: not here."""
+    """Bytes of the song `pipeline`, its `transformer`, the `largest` other part, and the other models (0: missing)."""
 
     pipeline: int
     transformer: int
@@ -67,7 +68,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Shape:
-    """The transformer's widths: of its hidden states, its feed-forward layers, all query heads and all key heads."""
+    """The transformer's widths; `queries` and `keys` count all heads together."""
 
     hidden: int
     intermediate: int
@@ -83,9 +84,9 @@ PREVIEW = Shape(hidden=96, intermediate=192, queries=96, keys=48, layers=2, chan
 
 @dataclass(frozen=True)
 class Song:
-    """What a song costs beside the weights; `shape` is the transformer's, `wide` means 32-bit numbers.
+    """What a song's working memory depends on; `wide` means 32-bit numbers.
 
-    `condition` are the tokens whose keys and values every layer keeps for all steps.
+    Every layer keeps the keys and values of `condition` tokens for all steps.
     """
 
     duration: float
@@ -98,7 +99,7 @@ class Song:
 
 @dataclass(frozen=True)
 class Choice:
-    """The plan, or the problem where none fits; `need` are the bytes that it takes at its height."""
+    """A plan and its peak memory `need` in bytes, with a problem if not even the smallest plan fits."""
 
     plan: Plan
     need: int
@@ -106,10 +107,10 @@ class Choice:
 
 
 def choose(kind: str, free: int | None, sizes: Sizes, song: Song | None, forced: str = "auto") -> Choice:
-    """Choose the fastest plan that fits into `free` bytes of the device `kind`; None bytes are no limit.
+    """Choose the fastest plan that fits into `free` bytes of the device `kind`; None means no limit.
 
-    `free` counts our own models as free memory. `song` is None for a job that only writes words. `forced` names a
-    plan that is taken whether it fits or not.
+    `free` is the free memory, not counting our own models. `song` is None for a job that only writes text. A `forced`
+    plan is taken whether it fits or not.
     """
     if forced != "auto":
         return Choice(forced, needed(forced, sizes, song))
@@ -121,7 +122,7 @@ def choose(kind: str, free: int | None, sizes: Sizes, song: Song | None, forced:
 
 
 def lower(kind: str, plan: str) -> Plan | None:
-    """Return the plan that needs less than `plan`, None below the last one."""
+    """Return the next smaller plan, None below the smallest."""
     ladder = LADDERS[kind]
     if plan == FAST8:
         return ladder[-1]
@@ -130,20 +131,20 @@ def lower(kind: str, plan: str) -> Plan | None:
 
 
 def not_above(kind: str, plan: Plan, limit: str) -> Plan:
-    """Return `plan`, or `limit` where that one needs less: what ran out of memory once is not tried again."""
+    """Return `plan`, or `limit` if that needs less."""
     ladder = LADDERS[kind]
     return limit if limit in ladder and (plan == FAST8 or ladder.index(limit) > ladder.index(plan)) else plan
 
 
 def needed(plan: str, sizes: Sizes, song: Song | None) -> int:
-    """Return the bytes that `plan` takes at its height."""
+    """Return the peak memory of `plan` in bytes."""
     loop = song_bytes(song) + SPARE_BYTES if song else 0
     coding = coding_bytes(song) + SPARE_BYTES if song else 0
     writing = WRITER_WORK_BYTES if sizes.writer else 0
     planning = planner_bytes(song) if sizes.planner else 0
     if plan == "resident":
         return sizes.pipeline + sizes.planner + sizes.writer + max(loop, coding, planning, writing)
-    # Where parts take turns, the transformer is gone while the VAE, one of the others, works.
+    # With offloading, the transformer is away while the VAE works.
     parts = {
         "swap": sizes.pipeline + max(loop, coding),
         FAST8: sizes.pipeline - sizes.transformer // 2 + max(loop, coding),
@@ -151,14 +152,14 @@ def needed(plan: str, sizes: Sizes, song: Song | None) -> int:
         "fp8": max(sizes.transformer // 2 + loop, sizes.largest + coding),
     }
     at_once = [sizes.planner + planning, parts[plan]]
-    # The writer runs by itself, so a song does not have to leave it room.
+    # The writer never runs during a song.
     return max(at_once) if song else max(sizes.planner + planning, sizes.writer + writing)
 
 
 def song_bytes(song: Song) -> int:
-    """Return the working memory of the loop, counted; attention in windows adds nothing that grows by the square."""
+    """Return the loop's working memory, counted by tensor; attention in windows adds nothing quadratic."""
     shape, size = song.shape, 4 if song.wide else 2
-    # A layer's input and residual stay while its feed-forward part, or its attention in windows, has the most tensors.
+    # The peak is in the feed-forward part or in the attention in windows, with the layer's input and residual.
     feed_forward = 3 * shape.hidden + 2 * shape.intermediate
     windows = 2 * shape.hidden + 3 * shape.queries + 8 * shape.keys
     token = max(feed_forward, windows) + 7 * shape.channels
@@ -168,12 +169,12 @@ def song_bytes(song: Song) -> int:
 
 
 def coding_bytes(song: Song) -> int:
-    """Return the working memory of the VAE, which works tile by tile; a smaller model has a smaller one."""
+    """Return the working memory of the VAE for a tile, scaled with the size of the model."""
     return int(CODING_NUMBERS * song.shape.hidden / XL.hidden * (4 if song.wide else 2))
 
 
 def _work_bytes(song: Song | None) -> int:
-    """Return the working memory of a whole song: the loop's or the VAE's, whichever is more."""
+    """Return the working memory of a song: the loop's or the VAE's, whichever is larger."""
     return max(song_bytes(song), coding_bytes(song)) + SPARE_BYTES if song else 0
 
 
@@ -190,16 +191,16 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 
 
 def planner_bytes(song: Song | None) -> int:
-    """Return the planner's cache for a song: a row for each take, and one more where it is guided."""
+    """Return the planner's cache for a song: two rows a take, since plans are guided."""
     takes, seconds = (song.takes, song.duration) if song else (1, 0.0)
     return int(2 * takes * (PLANNER_PROMPT_TOKENS + 5 * seconds) * PLANNER_TOKEN_BYTES)
 
 
-# --- carried out ---------------------------------------------------------------------------------------------------
+# --- moving the models ----------------------------------------------------------------------------------------------
 
 
 class Placing:
-    """Chooses the memory plan of each job, and moves the models of the studio as it says."""
+    """Chooses the memory plan of each job and moves the models accordingly."""
 
     def __init__(self, loaded: models.Models):
         self._models = loaded
@@ -210,18 +211,18 @@ class Placing:
         self._song: Song | None = None
 
     def text(self) -> str:
-        """Return the plan in words; before the first job the one that a usual song would get."""
+        """Return the plan in words; before the first job, the one for a typical song."""
         return TEXTS[self._models.plan or self._choice(self._song_for(USUAL_SECONDS), "auto").plan]
 
     @staticmethod
     def plans(device: models.Device | None) -> tuple[str, ...]:
-        """Return the plans that may be asked for on `device`; all of them before it is known."""
+        """Return the plans that can be forced on `device`, or all of them while it is unknown."""
         return models.plans_on(device) if device or bootstrap.on_zerogpu() else tuple(TEXTS)
 
     def begin(self, request: Any, source: float, at_most: str | None = None) -> str:
-        """Choose and take the plan for `request`, whose source has `source` seconds; returns its name.
+        """Choose and adopt the plan for `request`, whose source is `source` seconds long; return its name.
 
-        `at_most` is the best plan that may still be taken. Raises StudioError where nothing fits.
+        `at_most` is the largest plan still allowed. Raises StudioError if nothing fits.
         """
         self._fell = at_most is not None
         self._song = self._song_of(request, source)
@@ -240,35 +241,35 @@ class Placing:
         return self._models.plan
 
     def lower(self) -> str | None:
-        """Return the next plan below the one in force, to which later jobs keep as well; None where there is none."""
+        """Return the next smaller plan, None if there is none. Later jobs will not use a larger one."""
         lower = self._lower()
         if lower:
             self._limit = lower
         return lower
 
     def may_fall(self) -> bool:
-        """Tell whether a lack of memory in this job leads to a second try by a lower plan."""
+        """Return whether running out of memory in this job leads to a retry with a smaller plan."""
         return not self._fell and self._lower() is not None
 
     def too_large(self) -> StudioError:
-        """Return what is said where memory ran out and there is no lower plan: what would fit."""
+        """Return the error for a job that ran out of memory under the smallest plan, with what would fit."""
         return StudioError.of(too_large(self._song))
 
     def for_planning(self) -> None:
-        """Make room for the planner beside the song model, or in its place where both do not fit."""
+        """Make room for the planner next to the song model, or in its place if both do not fit."""
         if not self._moves():
             return
-        self._models.lyrics.let_go()
-        # Elsewhere the song model would have to be read again for every song.
+        self._models.lyrics.unload()
+        # On a shared-memory device the song model would have to be loaded again for every song.
         if self._models.plan in WHOLE and is_apart(self._models.device().kind) and not self._both_fit():
             self._send_away()
 
     def for_song(self) -> None:
         """Give the device to the song model alone."""
         if self._moves():
-            self._models.lyrics.let_go()
+            self._models.lyrics.unload()
             if self._models.plan != FAST8 or not self._both_fit():
-                self._models.planner.let_go()
+                self._models.planner.unload()
         self._bring_back()
 
     def for_words(self, slot: models.Slot) -> None:
@@ -277,10 +278,8 @@ class Placing:
             return
         for other in (self._models.planner, self._models.lyrics):
             if other is not slot:
-                other.let_go()
+                other.unload()
         self._send_away()
-
-    # --- what comes and goes ----------------------------------------------------------------------------------
 
     def _lower(self) -> str | None:
         return None if bootstrap.on_zerogpu() else lower(self._models.device().kind, self._models.plan)
@@ -289,7 +288,7 @@ class Placing:
         return self._models.plan not in ("", "resident")
 
     def _both_fit(self) -> bool:
-        """Tell whether the planner fits beside the song model as the plan in force keeps it."""
+        """Return whether the planner fits next to the song model under the current plan."""
         room, sizes, song = room_for_models(self._models.device().kind), self._sizes, self._song
         work = planner_bytes(song)
         if self._models.plan == FAST8:
@@ -297,39 +296,37 @@ class Placing:
         return room is None or sizes.pipeline + sizes.planner + work <= room
 
     def _take(self, plan: str) -> None:
-        """Take `plan`; a pipeline that was built for other places or numbers is let go and built again at its use."""
+        """Adopt `plan`; a pipeline that was built differently is unloaded and built again on its next use."""
         alike = ("", "resident", "swap")
         if plan != self._models.plan and not (plan in alike and self._models.plan in alike):
-            self._models.let_go_of_pipeline()
+            self._models.unload_pipeline()
             self._away = False
         self._models.plan = plan
 
     def _send_away(self) -> None:
-        """Take the song model off the device: to the machine's own memory, or, where that is the same, altogether."""
+        """Move the song model to the machine's memory, or unload it if the device shares that memory."""
         if not self._models.loaded or self._away:
             return
         if not is_apart(self._models.device().kind):
-            self._models.let_go_of_pipeline()
+            self._models.unload_pipeline()
         elif self._models.plan in WHOLE:
             self._models.pipeline().to("cpu")
             self._away = True
-            models.free_memory()
         else:
-            models.leave(self._models.pipeline())
+            offload.send_away(self._models.pipeline())
+        models.free_memory()
 
     def _bring_back(self) -> None:
         if self._away:
             self._away = False
             self._models.pipeline().to(self._models.device().kind)
 
-    # --- numbers ----------------------------------------------------------------------------------------------
-
     def _choice(self, song: Song | None, forced: str) -> Choice:
         device, weights = self._models.device(), self._models.weights
         if bootstrap.on_zerogpu():
             return Choice("resident", 0)
         sizes = sizes_of(weights, device)
-        # A planner's weights are in bfloat16, the built-in one's in float32.
+        # Planner checkpoints are bfloat16, the built-in one float32.
         planner = self._models.planner.weights
         factor = 2 if models.planner_dtype(device) == "float32" and planner.source != "preview" else 1
         self._sizes = Sizes(
@@ -355,14 +352,14 @@ class Placing:
 
 
 def sizes_of(weights: Weights, device: Device) -> Sizes:
-    """Return the bytes that the pipeline of `weights` takes on `device`, as far as its files tell."""
+    """Return the bytes of the pipeline of `weights` on `device`, from the sizes of its files."""
     if weights.folder is None or not weights.folder.exists():
-        # Not here yet: XL's, or the preview's, which are nothing.
+        # Not downloaded yet: XL's sizes, or next to nothing for the preview.
         share = 0.001 if weights.engine == "preview" else 1.0
         parts = {name: int(share * size * 10**9) for name, size in XL_PARTS_GB.items()}
     else:
         parts = {part: bytes_in(weights.folder / part) for part in PARTS}
-    # The checkpoint is in bfloat16; the built-in one is in float32 already.
+    # Checkpoints are bfloat16, the built-in one float32.
     factor = 2 if device.storage_dtype == "float32" and weights.engine != "preview" else 1
     parts = {part: size * factor for part, size in parts.items()}
     largest = max(size for part, size in parts.items() if part != "transformer")
@@ -370,19 +367,18 @@ def sizes_of(weights: Weights, device: Device) -> Sizes:
 
 
 def song_of(weights: Weights, device: Device, duration: float, takes: int, guided: bool) -> Song:
-    """Return what the memory plan has to know about a song that `weights` make on `device`."""
     try:
         shape = shape_of(transformer_config(weights))
     except KeyError:
-        # Not here yet; the built-in checkpoint is small in any case.
+        # Not downloaded yet.
         shape = PREVIEW if weights.engine == "preview" else XL
     return Song(duration, takes, guided, shape, wide=device.dtype == "float32")
 
 
 def room_for_models(kind: Kind) -> int | None:
-    """Return the bytes that our models may take together on the device: what is free, and what they have already.
+    """Return the bytes that our models may use on the device: the free memory and what they use already.
 
-    None on ZeroGPU, where each call gets the whole card, whatever torch reports in the main process.
+    None on ZeroGPU, where each call gets a whole card that the main process cannot see.
     """
     if bootstrap.on_zerogpu():
         return None
@@ -391,17 +387,14 @@ def room_for_models(kind: Kind) -> int | None:
     import torch
 
     if kind == "mps":
-        # Apple's GPU shares the machine's memory; this is the part of it that one process may have.
+        # The share of the machine's memory that one process may use.
         return int(torch.mps.recommended_max_memory())
     free, _ = torch.cuda.mem_get_info()
     return int(free + torch.cuda.memory_reserved())
 
 
 def vram_limit_for(kind: Kind) -> int | None:
-    """Return the graphics memory in bytes that plans may count with; None where it is no limit of its own.
-
-    On MPS the GPU shares the machine's memory. On ZeroGPU each call gets the whole card, whatever torch reports here.
-    """
+    """Return the card's memory in bytes; None if the device shares the machine's, and on ZeroGPU."""
     if kind != "cuda" or bootstrap.on_zerogpu():
         return None
     import torch
@@ -413,15 +406,15 @@ def vram_limit_for(kind: Kind) -> int | None:
 
 
 def fallback_note(before: str, after: str) -> str:
-    """Return what page and record say after a lack of memory."""
-    return f"The memory was full with {TEXTS[before]}, so it was made again with {TEXTS[after]}."
+    """Return the note for page and record after a retry with a smaller plan."""
+    return f"Memory ran out with {TEXTS[before]}, so the studio tried again with {TEXTS[after]}."
 
 
 def too_large(song: Song | None) -> Problem:
-    """Return what is said of a job that ran out of memory for good, with what needs half as much beside the weights."""
+    """Return the problem of a job that ran out of memory for good; the hint halves its working memory."""
     fits = _smaller(song, lambda smaller: song_bytes(smaller) <= song_bytes(song) / 2) if song else []
     hint = f"It should fit with {', or with '.join(fits)}." if fits else "Make a shorter song or fewer takes."
-    return Problem("out_of_memory", "There was not enough memory for this.", hint=hint)
+    return Problem("out_of_memory", "There was not enough memory.", hint=hint)
 
 
 def _unknown(kind: str, plan: str, known: tuple[str, ...]) -> Problem:
@@ -435,18 +428,18 @@ def _unknown(kind: str, plan: str, known: tuple[str, ...]) -> Problem:
 def _too_small(kind: str, free: int, need: int, sizes: Sizes, song: Song | None) -> Problem:
     return Problem(
         "out_of_memory",
-        f"This needs {need / GB:.1f} GB of memory at least, and {free / GB:.1f} GB are free ({kind}).",
+        f"This needs at least {need / GB:.1f} GB of memory; {free / GB:.1f} GB are free ({kind}).",
         hint=_what_fits(LADDERS[kind][-1], free, sizes, song),
     )
 
 
 def _what_fits(plan: Plan, free: int, sizes: Sizes, song: Song | None) -> str:
-    """Return a sentence with the most takes or seconds that fit by themselves, or that the model does not."""
+    """Return a sentence that names the most takes or seconds that fit, if any do."""
     if song is None:
-        return "Close other programs, or name a smaller model."
+        return "Close other programs, or choose a smaller model."
     ways = _smaller(song, lambda smaller: needed(plan, sizes, smaller) <= free)
     if not ways:
-        return "Close other programs that use it, or use a smaller checkpoint."
+        return "Close other programs, or use a smaller checkpoint."
     return f"It fits with {', or with '.join(ways)}."
 
 
@@ -458,24 +451,24 @@ def _smaller(song: Song, fits: Callable[[Song], bool]) -> list[str]:
 
 
 def fewer_takes(work: Any, fits: Callable[[Any], bool]) -> str:
-    """Return the most `takes` with which `work` fits, as a sentence names them; "" where none does."""
+    """Return the most takes with which `work` fits, as "2 takes", or "" if none do."""
     takes = most(1, work.takes, lambda count: fits(replace(work, takes=count)))
     return f"{takes} take{'s' if takes > 1 else ''}" if takes else ""
 
 
 def shorter(work: Any, fits: Callable[[Any], bool], shortest: int) -> str:
-    """Return the longest `duration` from `shortest` on, in steps of 5 seconds, with which `work` fits."""
+    """Return the longest duration in steps of 5 s, at least `shortest`, with which `work` fits, or ""."""
     fives = most(shortest // 5, int(work.duration // 5), lambda count: fits(replace(work, duration=count * 5.0)))
     return f"{fives * 5} seconds of music" if fives else ""
 
 
 def most(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest whole number from `low` to `high` that fits, 0 where none does."""
+    """Return the largest whole number from `low` to `high` that fits, 0 if none does."""
     return next((number for number in range(high, low - 1, -1) if fits(number)), 0)
 
 
 def trim_heap() -> None:
-    """Give back to Linux what its C library keeps of a song's arrays, hundreds of MB in pieces between others."""
+    """Let glibc return a song's freed arrays to the system, which it otherwise keeps: hundreds of MB."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)

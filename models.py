@@ -1,4 +1,4 @@
-"""The models of the studio: on which device and in which numbers they run, and each one once it is loaded."""
+"""The studio's models: the device and number formats they run in, and each model once it is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ import attention
 import codec
 import compilation
 import float8
+import offload
 import preview
 from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, as_dict, first_line, is_out_of_memory
@@ -30,22 +31,22 @@ if TYPE_CHECKING:
 Kind = Literal["cuda", "mps", "cpu"]
 Plan = Literal["resident", "swap", "offload", "fp8", "fast8"]
 
-# What a plan can do there: on MPS and the CPU a part that leaves the device would stay in the same memory, and MPS has
-# no 8-bit floating-point numbers.
+# From the fastest to the one that needs least. Offloading frees nothing where the device shares the machine's memory
+# (MPS, CPU), and MPS has no 8-bit floats.
 LADDERS: dict[str, tuple[Plan, ...]] = {
     "cuda": ("resident", "swap", "offload", "fp8"),
     "mps": ("resident", "swap"),
     "cpu": ("resident", "swap", "fp8"),
 }
-# Computes in 8 bits, so it is never chosen, only asked for.
+# Computes in 8 bits, which changes the song, so it is never chosen automatically.
 FAST8 = "fast8"
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where and in which numbers the model runs; dtypes are torch's names, `reason` is a sentence for people.
+    """Where the song model runs and in which dtypes (torch's names); `reason` explains the choice to the user.
 
-    `dtype` is what is computed in, `storage_dtype` how the weights lie in memory, `vae_dtype` the VAE's.
+    `dtype` is the compute dtype, `storage_dtype` that of the weights in memory, `vae_dtype` the VAE's.
     """
 
     kind: Kind
@@ -56,10 +57,10 @@ class Device:
 
 
 class Models:
-    """The song model's weights, the device, and each model once it is loaded; `turn` is held while a job uses them.
+    """The song model, the planner and the lyrics writer. A job holds `turn` while it uses them.
 
-    `plan` is the memory plan in force, "" before the first job. `planner` and `lyrics` make the slots of the two
-    language models for a device that is picked later.
+    `plan` is the memory plan in force, "" before the first job. The arguments make the slots of the two language
+    models; they get a function, because the device is picked later.
     """
 
     def __init__(self, planner: Callable[[Callable[[], Device]], Slot], lyrics: Callable[[Callable[[], Device]], Slot]):
@@ -79,8 +80,8 @@ class Models:
         return self._pipe is not None
 
     def pipeline(self) -> Any:
-        """Return the pipeline, built at the first call however many ask for it at once."""
-        # A ZeroGPU worker may have been forked while another thread held the lock, so what is there needs none.
+        """Return the pipeline; the first call builds it, once for all callers."""
+        # No lock if it is there: a ZeroGPU worker may have been forked while another thread held the lock.
         if (pipe := self._pipe) is not None:
             return pipe
         with self._building:
@@ -88,14 +89,14 @@ class Models:
                 self._pipe = build_pipeline(self.weights, self.device(), self.plan or "resident")
             return self._pipe
 
-    def let_go_of_pipeline(self) -> None:
-        """Give the pipeline's memory back; the next use builds it again."""
+    def unload_pipeline(self) -> None:
+        """Free the pipeline's memory; the next use builds it again."""
         with self._building:
             self._pipe = None
         free_memory()
 
     def device(self) -> Device:
-        """Return the device that is used; the first call imports torch."""
+        """Return the device in use; the first call imports torch."""
         if (device := self.known_device) is not None:
             return device
         with self._picking:
@@ -104,7 +105,7 @@ class Models:
             return self.known_device
 
     def load_all(self) -> None:
-        """Load everything that is here now; a planner or a writer that cannot be loaded says so in the status."""
+        """Load every model now; the status reports a planner or a lyrics writer that cannot be loaded."""
         self.pipeline()
         for slot in (self.planner, self.lyrics):
             with contextlib.suppress(StudioError):
@@ -125,23 +126,23 @@ class Models:
             self.turn.release()
 
     def refresh(self) -> None:
-        """Look for all weights again; a change lets go of the model once the job that uses it is done."""
+        """Look for all weights again; models whose weights changed are unloaded once the current job ends."""
         weights = find_weights()
         if weights != self.weights:
             with self.turn:
                 with self._building:
                     self.weights, self._pipe, self.known_device = weights, None, None
-                # They may have been loaded in the numbers that suited the old weights.
-                self.planner.let_go()
-                self.lyrics.let_go()
+                # Their dtype may have depended on the old weights.
+                self.planner.unload()
+                self.lyrics.unload()
         self.planner.refresh(self.turn)
         self.lyrics.refresh(self.turn)
 
 
 class Slot:
-    """The planner or the lyrics writer: its `weights`, the model once it is loaded, or the `problem` of loading it.
+    """The planner or the lyrics writer: its `weights`, and the model once loaded or the `problem` that prevented it.
 
-    `smaller` is what to try where it does not fit into memory.
+    `smaller` is the advice for a model that does not fit into memory.
     """
 
     def __init__(
@@ -163,11 +164,10 @@ class Slot:
         return self._model is not None
 
     def get(self) -> Any:
-        """Return the model, loaded at the first call; raises StudioError where it is not here or cannot be loaded.
+        """Return the model, loaded at the first call; raises StudioError if it is missing or cannot be loaded.
 
-        What failed is not tried again before `refresh`, except for a lack of memory, which may be gone by now.
+        A failure is final until `refresh`, except for a lack of memory, which may have passed.
         """
-        # A ZeroGPU worker may have been forked while another thread held the lock, so what is there needs none.
         if (model := self._model) is not None:
             return model
         with self._building:
@@ -177,13 +177,13 @@ class Slot:
                     raise StudioError.of(problem)
                 self._model, self.problem = self._load()
                 if self.problem:
-                    # Out here the exception is gone, and with it what it held of the model.
+                    # The exception, which held parts of the model, is gone by now.
                     free_memory()
                     raise StudioError.of(self.problem)
             return self._model
 
     def fetch(self) -> Iterator[Progress]:
-        """Fetch what was named on purpose and is not here yet; the caller looks again afterwards."""
+        """Download weights that the user named; the caller must `refresh` afterwards."""
         if self.weights.source != "hub":
             return
         try:
@@ -193,22 +193,22 @@ class Slot:
             raise
 
     def check(self) -> None:
-        """Raise StudioError where the weights are not on this machine."""
+        """Raise StudioError if the weights are not on this machine."""
         if problem := self._missing():
             raise StudioError.of(problem)
 
     def refresh(self, turn: threading.Lock) -> None:
-        """Look for the weights again and forget what failed; others let go of the model, once `turn` is free."""
+        """Look for the weights again and forget failures; if they changed, unload the model once `turn` is free."""
         found = self._find()
         if found == self.weights:
             self.problem = None
             return
         with turn:
-            self.let_go()
+            self.unload()
             self.weights, self.problem = found, None
 
-    def let_go(self) -> None:
-        """Give the model's memory back; the next use loads it again."""
+    def unload(self) -> None:
+        """Free the model's memory; the next use loads it again."""
         with self._building:
             if close := getattr(self._model, "close", None):
                 close()
@@ -216,7 +216,7 @@ class Slot:
         free_memory()
 
     def status(self) -> dict[str, Any]:
-        """Return whether it is "off", not here ("none"), "ready" to be loaded, "loaded" or "failed", and why."""
+        """Return the state ("off", "none" for missing, "ready", "loaded" or "failed") and the reason."""
         weights, state = self.weights, "ready"
         to_fetch = weights.source == "hub" and not self.problem
         if weights.source == "off":
@@ -253,7 +253,7 @@ class Slot:
 
 
 def pick_device(weights: Weights) -> Device:
-    """Choose CUDA, else MPS, else the CPU, and the numbers that suit it and `weights`."""
+    """Choose CUDA, else MPS, else the CPU, and the dtypes that suit it and `weights`."""
     import torch
 
     small = weights.engine == "preview"
@@ -265,13 +265,12 @@ def pick_device(weights: Weights) -> Device:
 
 
 def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> AceStepPipeline:
-    """Load the pipeline of `weights` onto `device`: VAE tiling on, evaluation only, no progress bars of its own.
+    """Load the pipeline of `weights` onto `device`, with VAE tiling and without progress bars.
 
-    `plan` is a memory plan: with "offload" its parts take turns on the device, with "fp8" the transformer's layers
-    are kept in 8 bits as well, which the processor, where nothing can take turns, does alone. With "fast8" they are
-    computed in 8 bits.
+    `plan` is a memory plan. "offload" keeps one part at a time on a device with its own memory; "fp8" also stores the
+    transformer's layers in 8 bits, and does so on a processor, too; "fast8" computes them in 8 bits.
 
-    Raises StudioError where there are no weights, they cannot be loaded, or memory does not suffice.
+    Raises StudioError if the weights are missing or cannot be loaded, or if memory runs out.
     """
     if weights.engine != "preview" and weights.folder is None:
         raise StudioError.of(weights.problem or missing_model(weights.wanted))
@@ -287,28 +286,27 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         compilation.set_up(pipe.transformer)
         codec.skip_idle_units(pipe.vae)
         codec.use_pieces(pipe.vae)
+        compute = getattr(torch, device.dtype)
         if device.storage_dtype != device.dtype:
-            parts = [
-                part for part in pipe.components if part != "vae" and not (plan == "fp8" and part == "transformer")
-            ]
-            _cast_when_used(pipe, parts, getattr(torch, device.storage_dtype), getattr(torch, device.dtype))
+            parts = set(pipe.components) - {"vae"} - ({"transformer"} if plan == "fp8" else set())
+            offload.cast_on_use(pipe, parts, getattr(torch, device.storage_dtype), compute)
         if plan == "fp8":
-            _cast_when_used(pipe, ["transformer"], torch.float8_e4m3fn, getattr(torch, device.dtype))
+            offload.cast_on_use(pipe, ["transformer"], torch.float8_e4m3fn, compute)
         if plan == FAST8:
             float8.use(pipe.transformer.layers, device.kind)
         if plan in ("offload", "fp8") and is_apart(device.kind):
-            take_turns(pipe, device.kind)
+            offload.offload_parts(pipe, device.kind)
         else:
             pipe.to(device.kind)
     except Exception as error:
         if is_out_of_memory(error):
             free_memory()
-            hint = "Close other programs that use it, and start the studio again."
+            hint = "Close other programs that use it, then restart the studio."
             raise StudioError.of(_no_room(f"{weights.model_id} ({device.kind})", hint)) from None
         raise StudioError(
             "weights_broken",
             f"The model {weights.model_id} could not be loaded: {first_line(error)}",
-            hint=f"Look at the folder {weights.folder}, or remove it and fetch the model again.",
+            hint=f"Check the folder {weights.folder}, or delete it and download the model again.",
         ) from error
     pipe.vae.enable_tiling()
     if device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1):
@@ -321,11 +319,11 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
 
 
 def _no_room(name: str, hint: str) -> Problem:
-    return Problem("out_of_memory", f"{name} does not fit into the memory that is free.", hint=hint)
+    return Problem("out_of_memory", f"{name} does not fit into the free memory.", hint=hint)
 
 
 def plans_on(device: Device) -> tuple[str, ...]:
-    """Return the memory plans that can be carried out on `device`."""
+    """Return the memory plans that `device` supports."""
     if on_zerogpu():
         return ("resident",)
     fast = device.kind == "cuda" and float8.is_supported()
@@ -333,17 +331,17 @@ def plans_on(device: Device) -> tuple[str, ...]:
 
 
 def is_apart(kind: str) -> bool:
-    """Tell whether the device has memory of its own, so that what leaves it can wait in the machine's."""
+    """Return whether the device has its own memory, so that models can wait in the machine's."""
     return "offload" in LADDERS[kind]
 
 
 def planner_dtype(device: Device) -> str:
-    """Return the numbers that the planner computes in: on MPS those of upstream, not the song model's."""
+    """Return the planner's dtype: on MPS upstream's, not the song model's."""
     return "float32" if device.kind == "mps" else device.dtype
 
 
 def trim_memory(device: torch.device) -> None:
-    """Give back between two steps what the allocator of Apple's GPU holds beyond half of what is in use."""
+    """Shrink the cache of Apple's GPU allocator if it exceeds half of the memory in use; called between steps."""
     import torch
 
     if device.type == "mps" and torch.mps.driver_allocated_memory() > 1.5 * torch.mps.current_allocated_memory():
@@ -351,7 +349,7 @@ def trim_memory(device: torch.device) -> None:
 
 
 def free_memory() -> None:
-    """Give back what Python and the GPU's allocator hold without need; imports nothing."""
+    """Collect garbage and empty the GPU allocator's cache; imports nothing."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is None:
@@ -367,18 +365,18 @@ def free_memory() -> None:
 
 def _cuda(torch: Any, small: bool) -> Device:
     if on_zerogpu():
-        # The card comes with each call; there is nothing to ask here.
+        # There is no card outside a call.
         name, native = "a ZeroGPU card", True
     else:
         name = torch.cuda.get_device_name(0)
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     if small:
-        return Device("cuda", "float32", "float32", "float32", f"Runs on {name}, in float32: the preview is small.")
+        return Device("cuda", "float32", "float32", "float32", f"Runs on {name} in float32: the preview is small.")
     if native:
-        return Device("cuda", "bfloat16", "bfloat16", "bfloat16", f"Runs on {name}, in bfloat16.")
+        return Device("cuda", "bfloat16", "bfloat16", "bfloat16", f"Runs on {name} in bfloat16.")
     reason = (
-        f"Runs on {name}, which has no bfloat16 of its own: the weights are kept in float16 and computed in float32, "
-        "which is slower and exact."
+        f"Runs on {name}, which has no native bfloat16: weights are stored in float16 and computed in float32, "
+        "which is slower but exact."
     )
     return Device("cuda", "float32", "float16", "float32", reason)
 
@@ -386,11 +384,11 @@ def _cuda(torch: Any, small: bool) -> Device:
 def _mps(torch: Any, small: bool) -> Device:
     name = "the Apple GPU (MPS)"
     if small:
-        return Device("mps", "float32", "float32", "float32", f"Runs on {name}, in float32: the preview is small.")
+        return Device("mps", "float32", "float32", "float32", f"Runs on {name} in float32: the preview is small.")
     if not torch.backends.mps.is_macos_or_newer(14, 0):
-        reason = f"Runs on {name}, in float32: bfloat16 needs macOS 14. That takes twice the memory."
+        reason = f"Runs on {name} in float32, which takes twice the memory: bfloat16 needs macOS 14."
         return Device("mps", "float32", "float32", "float32", reason)
-    reason = f"Runs on {name}, in bfloat16; the VAE, which turns latents into sound, in float32."
+    reason = f"Runs on {name} in bfloat16; the VAE, which turns latents into sound, in float32."
     return Device("mps", "bfloat16", "bfloat16", "float32", reason)
 
 
@@ -398,20 +396,20 @@ def _cpu(weights: Weights, small: bool) -> Device:
     reason = "Runs on the processor: no NVIDIA or Apple GPU was found."
     if small:
         return Device("cpu", "float32", "float32", "float32", reason)
-    # The checkpoint is bfloat16; float32 takes twice its size, and a song needs some room beside it.
+    # float32 takes twice the size of the bfloat16 checkpoint; a song needs 4 GB more.
     needed = 2 * stored_bytes(weights) + 4 * 10**9
     available = available_memory()
     if available < needed:
         reason += (
-            f" In bfloat16, because float32 would need {needed / 10**9:.0f} GB of memory and "
-            f"{available / 10**9:.0f} GB are free. A song takes very long here."
+            f" Uses bfloat16, because float32 needs {needed / 10**9:.0f} GB of memory and "
+            f"{available / 10**9:.0f} GB are free. Songs take very long here."
         )
         return Device("cpu", "bfloat16", "bfloat16", "float32", reason)
-    return Device("cpu", "float32", "float32", "float32", f"{reason} In float32. A song takes very long here.")
+    return Device("cpu", "float32", "float32", "float32", f"{reason} Uses float32. Songs take very long here.")
 
 
 def available_memory() -> int:
-    """Return the free memory in bytes; a container's own limit counts where it is lower than the machine's."""
+    """Return the free memory in bytes, of the container if its limit is lower than the machine's."""
     available, container = psutil.virtual_memory().available, _container_memory()
     return available if container is None else min(available, container)
 
@@ -422,94 +420,3 @@ def _container_memory() -> int | None:
         return limit - int(Path("/sys/fs/cgroup/memory.current").read_text())
     except (OSError, ValueError):
         return None
-
-
-# --- building -----------------------------------------------------------------------------------------------------
-
-
-class Turns:
-    """Lets the parts of a pipeline take turns on the device: one is there, the others wait in the machine's memory.
-
-    A part comes when it, or a module right inside it, is called; the loop calls some of those by themselves, which
-    the hooks of accelerate, on whole parts, would not see. What uses weights without calling a module, as reading audio
-    codes does, which diffusers' group offloading would miss as well, says so with `enter`. What reads the device from
-    the pipeline gets the true one.
-    """
-
-    def __init__(self, parts: dict[str, torch.nn.Module], device: str):
-        import torch
-
-        self.execution_device = torch.device(device)
-        self.inside = ""
-        self._parts = parts
-        for name, part in parts.items():
-            part.to("cpu")
-            # Where diffusers looks for the device.
-            part._hf_hook = self
-            embeddings = [part.get_input_embeddings()] if hasattr(part, "get_input_embeddings") else []
-            for module in (part, *part.children(), *embeddings):
-                module.register_forward_pre_hook(lambda *_, name=name: self.enter(name))
-
-    def enter(self, name: str) -> None:
-        """Bring the part `name` onto the device and send the one that is there away."""
-        if name == self.inside:
-            return
-        if self.inside:
-            self._parts[self.inside].to("cpu")
-        self.inside = name
-        self._parts[name].to(self.execution_device)
-
-    def leave(self) -> None:
-        """Send the part that is on the device away."""
-        if self.inside:
-            self._parts[self.inside].to("cpu")
-            self.inside = ""
-
-
-def take_turns(pipe: AceStepPipeline, device: str) -> Turns:
-    """Keep one part of `pipe` on `device` at a time; returns who has the turn."""
-    import torch
-
-    return Turns({name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}, device)
-
-
-def enter(pipe: AceStepPipeline, name: str) -> None:
-    """Bring the part `name` of `pipe` onto the device where parts take turns."""
-    if turns := _turns(pipe):
-        turns.enter(name)
-
-
-def leave(pipe: AceStepPipeline) -> None:
-    """Take the part of `pipe` that has the turn off the device."""
-    if turns := _turns(pipe):
-        turns.leave()
-        free_memory()
-
-
-def _turns(pipe: AceStepPipeline) -> Turns | None:
-    turns = getattr(pipe.transformer, "_hf_hook", None)
-    return turns if isinstance(turns, Turns) else None
-
-
-def _cast_when_used(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtype, compute: torch.dtype) -> None:
-    """Keep the large layers' weights of `parts` in `storage` and widen each to `compute` while it works.
-
-    What is no layer of its own (norms, learnt tokens, the latent of silence) is small and held in `compute`.
-    """
-    import torch
-    from diffusers.hooks import apply_layerwise_casting
-
-    layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.ConvTranspose1d, torch.nn.Embedding)
-    for name in parts:
-        part = pipe.components[name]
-        if not isinstance(part, torch.nn.Module):
-            continue
-        apply_layerwise_casting(part, storage, compute, skip_modules_pattern=())
-        for module in part.modules():
-            if isinstance(module, layers):
-                continue
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(compute)
-            for key, buffer in list(module.named_buffers(recurse=False)):
-                if buffer.is_floating_point():
-                    setattr(module, key, buffer.to(compute))

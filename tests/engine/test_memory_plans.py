@@ -101,7 +101,7 @@ def test_one_part_at_a_time_is_on_the_device(tiny, card):
             part.to = lambda place, name=name: moves.append((name, "away" if place == "cpu" else "in"))
     turns = pipe.transformer._hf_hook
     for name in ("text_encoder", "transformer", "transformer", "vae"):
-        turns.enter(name)
+        turns.bring(name)
     assert moves == [
         ("text_encoder", "in"),
         ("text_encoder", "away"),

@@ -160,7 +160,7 @@ def test_a_model_that_does_not_fit_is_a_sentence(copy, monkeypatch):
         monkeypatch.setattr(models, "available_memory", lambda room=room: room)
         slot = writers.lyrics_slot(lambda: CPU)
         slot.weights = weights(copy)
-        with pytest.raises(StudioError, match="my-writer does not fit into the memory") as caught:
+        with pytest.raises(StudioError, match="my-writer does not fit into the free memory") as caught:
             slot.get()
         assert caught.value.problem.code == "out_of_memory"
         monkeypatch.setattr(lyrics, "TorchModel", lambda *_: pytest.fail("it was loaded"))

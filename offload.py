@@ -1,0 +1,93 @@
+"""A pipeline in less memory: one part at a time on the device, and weights stored in fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AceStepPipeline
+
+
+class Offload:
+    """Keeps one part of a pipeline on the device while the others wait in the machine's memory.
+
+    A part is brought in when it, or a direct child of it, is called. accelerate's hooks miss the children that the loop
+    calls on their own. Code that uses weights without calling a module, such as the reading of audio codes, has to call
+    `bring`; diffusers' group offloading would miss that as well. The pipeline still reports the true device.
+    """
+
+    def __init__(self, parts: dict[str, torch.nn.Module], device: str):
+        import torch
+
+        self.execution_device = torch.device(device)
+        self.inside = ""
+        self._parts = parts
+        for name, part in parts.items():
+            part.to("cpu")
+            # diffusers looks here for the device.
+            part._hf_hook = self
+            embeddings = [part.get_input_embeddings()] if hasattr(part, "get_input_embeddings") else []
+            for module in (part, *part.children(), *embeddings):
+                module.register_forward_pre_hook(lambda *_, name=name: self.bring(name))
+
+    def bring(self, name: str) -> None:
+        if name == self.inside:
+            return
+        self.send_away()
+        self.inside = name
+        self._parts[name].to(self.execution_device)
+
+    def send_away(self) -> None:
+        if self.inside:
+            self._parts[self.inside].to("cpu")
+            self.inside = ""
+
+
+def offload_parts(pipe: AceStepPipeline, device: str) -> None:
+    """Keep one part of `pipe` at a time on `device` from now on."""
+    import torch
+
+    Offload({name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}, device)
+
+
+def bring(pipe: AceStepPipeline, name: str) -> None:
+    """Bring the part `name` of `pipe` onto the device, if parts are offloaded."""
+    if offload := _offload_of(pipe):
+        offload.bring(name)
+
+
+def send_away(pipe: AceStepPipeline) -> None:
+    """Take every part of `pipe` off the device, if parts are offloaded."""
+    if offload := _offload_of(pipe):
+        offload.send_away()
+
+
+def _offload_of(pipe: AceStepPipeline) -> Offload | None:
+    hook = getattr(pipe.transformer, "_hf_hook", None)
+    return hook if isinstance(hook, Offload) else None
+
+
+def cast_on_use(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtype, compute: torch.dtype) -> None:
+    """Store the large layers of `parts` in `storage` and cast each to `compute` while it works.
+
+    Everything else (norms, learnt tokens, the silence latent) is small and stays in `compute`.
+    """
+    import torch
+    from diffusers.hooks import apply_layerwise_casting
+
+    layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.ConvTranspose1d, torch.nn.Embedding)
+    for name in parts:
+        part: Any = pipe.components[name]
+        if not isinstance(part, torch.nn.Module):
+            continue
+        apply_layerwise_casting(part, storage, compute, skip_modules_pattern=())
+        for module in part.modules():
+            if isinstance(module, layers):
+                continue
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(compute)
+            for key, buffer in list(module.named_buffers(recurse=False)):
+                if buffer.is_floating_point():
+                    setattr(module, key, buffer.to(compute))
