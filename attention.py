@@ -1,19 +1,19 @@
-"""How the transformer computes: attention in windows, and what stays the same in all steps computed once.
+"""The transformer with attention in windows, and with everything that is constant over a run's steps computed once.
 
-Half of the transformer's layers see 128 tokens to each side. diffusers expresses that as a dense mask, which costs
-memory and time by the square of the length, and which PyTorch's fast kernels refuse together with shared key heads.
-Here these layers work in blocks of 128 queries against three blocks of keys, so that both costs grow linearly.
+Half of the layers see 128 tokens to each side. diffusers expresses that as a dense mask: memory and time grow with the
+square of the length, and PyTorch's fast kernels refuse a mask together with shared key heads. Here these layers work on
+blocks of 128 queries and three blocks of keys, so both grow linearly.
 
-The query heads that share a key head are folded into the query axis. So no kernel has to know of shared heads, and
-`scaled_dot_product_attention` finds a fast one on every device: flash in the full layers in 16 bits, memory-efficient
-in windows and in 32 bits.
+Query heads that share a key head are folded into the query axis. No kernel needs to know about shared heads then, and
+`scaled_dot_product_attention` finds a fast one on every device: flash for full layers in 16 bits, memory-efficient for
+windows and for 32 bits.
 
-A `CachedCondition` serves all steps of a run: its keys and values are projected once, and so is the answer of the
-unconditional half, whose tokens are all equal: attention to equal tokens is their value, whatever the query.
+A `CachedCondition` serves all steps of a run. Its keys and values are projected once. So is the attention of the
+unconditional half, whose condition tokens are all equal: attention to equal tokens is their value, whatever the query.
 
-Up to two windows (256 tokens, 20 s) there is nothing to gain, and the stock code computes, bit for bit.
+Up to two windows (256 tokens, 20 s) there is nothing to gain, and the stock code runs, bit for bit.
 
-Shapes: R rows (takes, twice with guidance), L tokens (12.5 a second), K key heads, G query heads a key head, D their
+Shapes: R rows (takes, twice with guidance), L tokens (12.5 a second), K key heads, G query heads per key head, D head
 size, C condition tokens.
 """
 
@@ -27,16 +27,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# Where a kernel may write all scores out, queries come in parts that keep them below this many.
+# Devices whose kernel may materialise all scores: queries are split to stay below this many.
 MOST_SCORES = {"mps": 2**27}
 
 
 @dataclass
 class CachedCondition:
-    """A condition for all steps of a run, given to the transformer in the place of the encoder's states.
+    """A condition for all steps of a run, passed to the transformer instead of the encoder's states.
 
-    `states` [1, C, E] are those of the first `takes` rows; rows beyond are unconditional and see `null` [1, 1, E].
-    What depends on these alone is computed at the first step and kept. After a change of LoRAs a new one is needed.
+    The first `takes` rows see `states` [1, C, E]; the others are unconditional and see `null` [1, 1, E]. The first step
+    fills in what depends on these alone, so a change of LoRAs needs a new object.
     """
 
     states: torch.Tensor
@@ -48,7 +48,7 @@ class CachedCondition:
     compute: Callable[..., torch.Tensor] | None = None
 
     def rows(self, count: int) -> torch.Tensor:
-        """Return the states of `count` rows [count, C, E], as the stock code wants them."""
+        """Return the states of `count` rows [count, C, E], in the stock code's form."""
         import torch
 
         states = self.states.expand(self.takes, -1, -1)
@@ -59,7 +59,7 @@ class CachedCondition:
 
 @dataclass(frozen=True)
 class Tables:
-    """What depends on the length alone: rotary `cos` and `sin` [L, 1, D], and the masks [G * queries, keys]."""
+    """Tensors that depend on the length alone: rotary `cos` and `sin` [L, 1, D], masks [G * queries, keys]."""
 
     window: int
     cos: torch.Tensor
@@ -70,7 +70,7 @@ class Tables:
 
 
 def use_windows(transformer: Any) -> None:
-    """Let `transformer` compute in windows and accept a `CachedCondition`."""
+    """Make `transformer` compute in windows and accept a `CachedCondition`."""
     model, layer = _classes()
     transformer.__class__ = model
     for each in transformer.layers:
@@ -84,7 +84,7 @@ def use_windows(transformer: Any) -> None:
 def _classes() -> tuple[type, type]:
     """Return the classes of a transformer in windows and of its layers.
 
-    They are called as the stock ones are, so that hooks on either (parts that take turns on a device) still see it.
+    Both are called like the stock ones, so hooks on them (offloading, alignment) keep working.
     """
     from diffusers import AceStepTransformer1DModel
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -134,7 +134,7 @@ def _forward(
     condition: torch.Tensor | CachedCondition,
     context: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the velocity [R, T, C] as the stock code does, for more than two windows."""
+    """Return the stock code's velocity [R, T, C], for more than two windows."""
     import torch
 
     temb_t, modulation_t = transformer.time_embed(timestep)
@@ -144,7 +144,7 @@ def _forward(
     x = torch.cat([context, latents], dim=-1)
     if frames % patch:
         x = torch.nn.functional.pad(x, (0, 0, 0, -frames % patch))
-    # The convolution's transposed layout would stay through all layers, and slows their products and norms down.
+    # Otherwise the convolution's transposed layout persists through all layers and slows them down.
     x = transformer.proj_in_conv(x.transpose(1, 2)).transpose(1, 2).contiguous()
     if isinstance(condition, CachedCondition):
         if condition.embedded is None:
@@ -204,7 +204,7 @@ def _layer(layer: Any, x: torch.Tensor, tables: Tables, temb: torch.Tensor, cond
 
 
 def condition_heads(layer: Any, condition: CachedCondition) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the condition's keys and values [1, K, C, D] for a layer, and the answer [1, 1, E] to one null token."""
+    """Return the condition's keys and values [1, K, C, D] for a layer, and the attention [1, 1, E] to a null token."""
     if layer not in condition.heads:
         attn, (states, null) = layer.cross_attn, condition.embedded
         key, value = attn.to_k(states).unflatten(-1, (attn.kv_heads, -1)), attn.to_v(states)
@@ -226,7 +226,7 @@ def compute_layer(
     condition: torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     takes: int = 0,
 ) -> torch.Tensor:
-    """Return what a layer makes of `x` [R, L, E]; `condition` are the encoder's states, or a cached one's heads."""
+    """Run a layer on `x` [R, L, E]; `condition` holds the encoder's states, or `condition_heads` of a cached one."""
     import torch
 
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (layer.scale_shift_table + temb).chunk(6, dim=1)
@@ -243,7 +243,7 @@ def compute_layer(
 def _cross(
     layer: Any, x: torch.Tensor, heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor], count: int
 ) -> torch.Tensor:
-    """Add cross-attention to `x` [R, L, E] in place: the condition's for `count` takes, one token's for the others."""
+    """Add cross-attention to `x` [R, L, E] in place: `count` takes see the condition, the others a null token."""
     attn, (key, value, answer) = layer.cross_attn, heads
     takes = x[:count]
     query = attn.to_q(_normed(layer.cross_attn_norm, takes)).unflatten(-1, (attn.kv_heads, -1, attn.head_dim))
@@ -256,7 +256,7 @@ def _cross(
 
 
 def _self(attn: Any, x: torch.Tensor, tables: Tables) -> torch.Tensor:
-    """Return self-attention [R, L, E] of `x`, in windows where the layer has one."""
+    """Return the self-attention [R, L, E] of `x`, in windows if the layer has one."""
     query = _normed(attn.norm_q, attn.to_q(x).unflatten(-1, (attn.heads, attn.head_dim)))
     key = _normed(attn.norm_k, attn.to_k(x).unflatten(-1, (attn.kv_heads, attn.head_dim)))
     query = _rotated(query, tables).unflatten(2, (attn.kv_heads, -1)).permute(0, 2, 3, 1, 4)
@@ -285,7 +285,7 @@ def _full(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.
 def _windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables: Tables) -> torch.Tensor:
     """Return attention [R, L, K*G*D] of `query` [R, K, G, L, D] to the keys up to a window away.
 
-    The first and the last queries lack neighbours on one side and have masks of their own.
+    The first and the last block lack a neighbour and have their own masks.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention as attend
@@ -310,7 +310,7 @@ def _windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables
 def _blocks(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Return attention [R, L, K*G*D] of whole blocks of queries, each to its own keys and those of both neighbours."""
+    """Return attention [R, L, K*G*D] of whole blocks of queries, each to its own and both neighbouring blocks."""
     from torch.nn.functional import scaled_dot_product_attention as attend
 
     rows, heads, shared, length, size = query.shape
@@ -326,7 +326,7 @@ def _blocks(
 
 
 def _rotated(heads: torch.Tensor, tables: Tables) -> torch.Tensor:
-    """Return `heads` [R, L, H, D] turned by their places (rotary embedding of halves)."""
+    """Apply the rotary embedding to `heads` [R, L, H, D]."""
     import torch
 
     first, second = heads.chunk(2, dim=-1)

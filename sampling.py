@@ -1,14 +1,13 @@
 """The denoising loop: from noise to latents, over the pipeline's own components, one step at a time.
 
-`denoise` is a generator, so that progress, cancel and everything that has to happen between two steps stand in one
-place. On text2music it equals `AceStepPipeline.__call__` in float32, bit for bit up to 256 tokens (20 s) and to 1e-5
-beyond, where attention works in windows (tests/engine/test_sampling.py). It leaves the stock pipeline in three points,
-each on purpose:
+`denoise` is a generator, so progress, cancelling and everything else between two steps is in one place. On text2music
+it equals `AceStepPipeline.__call__` in float32: bit for bit up to 256 tokens (20 s), to 1e-5 beyond, where attention
+works in windows (tests/engine/test_sampling.py). It differs from the stock pipeline in three points, on purpose:
 
-- latents stay in float32 between the steps; only what the transformer reads is cast to its dtype;
-- noise is drawn on the CPU in float32 from each take's own generator, SDE noise too: a seed means the same start on
-  every device;
-- an XL checkpoint gets the timbre token that its weights were trained with (`conditions.encode_condition`).
+- latents stay in float32 between steps; only the transformer's input is cast to its dtype;
+- each take's generator draws its noise, SDE noise included, on the CPU in float32: a seed means the same start on every
+  device;
+- an XL checkpoint gets the timbre token that it was trained with (`conditions.encode_condition`).
 
 Shapes: B takes, T latent frames (25 a second), C latent channels (64 in the real model), L condition tokens.
 """
@@ -32,7 +31,7 @@ APG_THRESHOLD = 2.5
 
 @dataclass(frozen=True)
 class Condition:
-    """What the transformer is told: `states` [1, L, D] of the encoders, and `context` [1 or B, T, 2C]: source, mask."""
+    """The transformer's inputs: the encoders' `states` [1, L, D], and `context` [1 or B, T, 2C]: source and mask."""
 
     states: torch.Tensor
     context: torch.Tensor
@@ -40,7 +39,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Switch:
-    """From step `step` (from 0) on, `condition` takes the place of the run's own (upstream's cover strength)."""
+    """Replace the run's condition from step `step` (0-based) on (upstream's cover strength)."""
 
     step: int
     condition: Condition
@@ -48,10 +47,10 @@ class Switch:
 
 @dataclass(frozen=True)
 class Keep:
-    """Hold a source outside a region: after each of the first `steps` steps, latents where `new` is False are put back.
+    """Preserve a source outside a region, after each of the first `steps` steps (upstream's repaint injection).
 
-    They are put back as the source would be at that time: t * noise + (1 - t) * clean, with the run's initial noise
-    (upstream's repaint injection). `new` [1, T, 1] bool, `clean` [1, T, C].
+    Where `new` [1, T, 1] bool is False, latents become t * noise + (1 - t) * `clean` [1, T, C], with the run's initial
+    noise: the source as it would be at that time.
     """
 
     new: torch.Tensor
@@ -63,8 +62,8 @@ class Keep:
 class Morph:
     """Flow edit (upstream, v0.1.8): move `clean` [1, T, C] by the difference of two velocities.
 
-    The first `first` steps are skipped, up to step `last` source and target run side by side, averaged over `averages`
-    draws of noise; the rest is the target's alone. `source` is what the source is said to be.
+    Steps before `first` are skipped; up to `last`, source and target run side by side, averaged over `averages` draws
+    of noise; the rest follows the target alone. `source` is the condition that describes the source.
     """
 
     source: Condition
@@ -78,10 +77,9 @@ class Morph:
 class Run:
     """One run of the loop for B takes.
 
-    `start` [B, T, C] float32 is the noise it starts from (a morph starts from its clean source instead);
-    `generators` (one a take, those that drew the noise) go on to draw what noise is needed later. `sigmas` are the N
-    shifted timesteps from 1 down, without the final 0. Guidance acts where the progress 1 - t lies within `cfg_start`
-    to `cfg_end`.
+    `start` [B, T, C] float32 is the initial noise (for a morph: the clean source); `generators`, one per take, drew it
+    and draw any later noise. `sigmas` are the N shifted timesteps from 1 down, without the final 0. Guidance acts while
+    the progress 1 - t is within `cfg_start` to `cfg_end`.
     """
 
     condition: Condition
@@ -117,7 +115,7 @@ def denoise(pipe: Any, run: Run) -> Iterator[Step]:
     device = pipe._execution_device
     pipe.scheduler.set_timesteps(sigmas=list(run.sigmas), device=device)
     sigmas, total = pipe.scheduler.sigmas, len(run.sigmas)
-    # Numbers for the branches below: reading a device's tensor in every step would wait for it.
+    # As Python floats: reading the device's tensor in every step would synchronise.
     times = sigmas.tolist()
     momentum, source_momentum = MomentumBuffer(momentum=APG_MOMENTUM), MomentumBuffer(momentum=APG_MOMENTUM)
     start = latents = run.start.to(device)
@@ -149,7 +147,7 @@ def denoise(pipe: Any, run: Run) -> Iterator[Step]:
 
 
 class _Model:
-    """The transformer under one condition, which it reads once for all steps."""
+    """The transformer under one condition."""
 
     def __init__(self, pipe: Any, condition: Condition, takes: int):
         states = condition.states
@@ -159,7 +157,7 @@ class _Model:
         self._context = condition.context.expand(takes, -1, -1)
 
     def velocity(self, latents: torch.Tensor, t: torch.Tensor, guidance: float, momentum: Any) -> torch.Tensor:
-        """Return the velocity [B, T, C] in float32 at time `t`, guided by APG where `guidance` is over 1."""
+        """Return the velocity [B, T, C] in float32 at time `t`, guided by APG if `guidance` is over 1."""
         import torch
         from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
 
@@ -207,9 +205,9 @@ def _morph_velocity(
     momentum: Any,
     source_momentum: Any,
 ) -> torch.Tensor:
-    """Return the mean over the draws of (target velocity - source velocity), each at its own noisy place [B, T, C].
+    """Return the mean over the draws of target velocity minus source velocity [B, T, C], each at its own noisy point.
 
-    Every draw starts from the same two momentum buffers; afterwards they advance once, by the mean.
+    Every draw starts from the same two momentum buffers, which then advance once, by the mean.
     """
     clean = run.morph.clean.float()
     target_before, source_before = momentum.running_average, source_momentum.running_average
@@ -229,19 +227,19 @@ def _morph_velocity(
 
 
 def _leave_source(run: Run, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Return the edited latents made noisy once more, from where the target goes on alone."""
+    """Return the edited latents with new noise, the start of the target's own steps."""
     clean = run.morph.clean.float()
     noise = draw_noise(run.generators, latents.shape[1], latents.shape[2]).to(latents.device)
     return (1.0 - t) * clean + t * noise + (latents - clean)
 
 
-# --- what goes in -------------------------------------------------------------------------------------------------
+# --- inputs of a run ----------------------------------------------------------------------------------------------
 
 
 def schedule(steps: int, shift: float) -> tuple[float, ...]:
-    """Return the N timesteps from 1 down, t = 1 - i/N, shifted to s*t / (1 + (s - 1)*t); the final 0 is left out.
+    """Return the N timesteps t = 1 - i/N, shifted to s*t / (1 + (s - 1)*t), without the final 0.
 
-    Computed in float32 like the pipeline's own, whose values it equals.
+    Computed in float32, so that they equal the pipeline's.
     """
     import torch
 
@@ -258,20 +256,20 @@ def generators_for(seeds: tuple[int, ...]) -> tuple[torch.Generator, ...]:
 
 
 def draw_noise(generators: tuple[torch.Generator, ...], frames: int, channels: int) -> torch.Tensor:
-    """Return noise [B, frames, channels], float32 on the CPU, one draw from each take's generator."""
+    """Return noise [B, frames, channels], float32 on the CPU, one row from each take's generator."""
     import torch
 
     return torch.cat([torch.randn((1, frames, channels), generator=g, dtype=torch.float32) for g in generators])
 
 
 def vary(noise: torch.Tensor, other: torch.Tensor, amount: float) -> torch.Tensor:
-    """Turn `noise` towards `other` by a quarter circle times `amount` (0 to 1), which keeps its variance (retake)."""
+    """Rotate `noise` towards `other` by `amount` (0 to 1) of a quarter circle, which keeps the variance (retake)."""
     angle = amount * math.pi / 2
     return math.cos(angle) * noise + math.sin(angle) * other
 
 
 def region(pipe: Any, clean: torch.Tensor, spans: list[tuple[int, int]]) -> torch.Tensor:
-    """Return a bool mask [1, T, 1], True on each frame that a span (start, end) in samples touches."""
+    """Return a bool mask [1, T, 1], True for each frame that a span (start, end) in samples touches."""
     import torch
 
     hop = pipe.sample_rate / pipe.latents_per_second
@@ -282,20 +280,20 @@ def region(pipe: Any, clean: torch.Tensor, spans: list[tuple[int, int]]) -> torc
 
 
 def from_nearest(sigmas: tuple[float, ...], level: float) -> tuple[float, ...]:
-    """Return the rest of the schedule from the entry nearest to `level` (0 to 1) on."""
+    """Return the schedule from the entry nearest to `level` (0 to 1) on."""
     first = min(range(len(sigmas)), key=lambda i: abs(sigmas[i] - level))
     return sigmas[first:]
 
 
 def noised(clean: torch.Tensor, noise: torch.Tensor, t: float) -> torch.Tensor:
-    """Return `clean` [1, T, C] as it is at time `t` of the flow, for each take's `noise` [B, T, C]."""
+    """Return `clean` [1, T, C] at time `t` of the flow, for each take's `noise` [B, T, C]."""
     return t * noise.to(clean.device) + (1.0 - t) * clean.float()
 
 
 def blend(latents: torch.Tensor, clean: torch.Tensor, new: torch.Tensor, frames: int) -> torch.Tensor:
-    """Put `clean` back outside `new`, with linear ramps of `frames` frames that reach into the kept side.
+    """Restore `clean` outside `new`, with linear ramps of `frames` frames on the kept side.
 
-    Without frames the latents stay as they are (upstream's aggressive mode).
+    With 0 frames, return the latents unchanged (upstream's aggressive mode).
     """
     import torch
 
