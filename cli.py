@@ -1,6 +1,6 @@
 """The command line of app.py: arguments become environment variables, set before anything reads them; `--check`.
 
-Only the standard library, limits and texts are imported with it: gradio and huggingface_hub look at their variables
+Of our modules only bootstrap, limits and texts are imported with it: gradio and huggingface_hub look at their variables
 while they are imported, and `--help` and a wrong value should not wait for them. `check` looks at packages, device,
 weights and disks; it imports torch, reads no weights and downloads nothing. Of a model that was named on purpose and is
 not here it asks the hub for the size, once, for at most 5 seconds.

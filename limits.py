@@ -1,11 +1,20 @@
-"""The limits of every field, and the words that a field may hold.
+"""The limits of every field, the words that a field may hold, and the checks of single fields.
 
 Every limit stands once, in `LIMITS` and `TEXT_LIMITS`; sliders, validators, help texts and documents read it from here.
+A check returns the value as the model reads it, or a sentence that names the field and the allowed range;
+`params.parse_request` turns it into a `Problem`.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 
 STUDIO_VERSION = "0.1.0"
 SAMPLE_RATE = 48_000
@@ -169,3 +178,121 @@ TEXT_LABELS = {
     "tone": "Tone",
     "idea": "Idea",
 }
+
+
+# --- checks of single fields ----------------------------------------------------------------------------------------
+
+
+def wrong(sentence: str) -> PydanticCustomError:
+    """Return the error that carries a sentence about the value of a field."""
+    return wrong_at("", sentence)
+
+
+def wrong_at(field: str, sentence: str) -> PydanticCustomError:
+    """Return the error of a whole model that carries a sentence and the path of the field it belongs to."""
+    return PydanticCustomError("wrong", "{sentence}", {"sentence": sentence, "field": field})
+
+
+def number(name: str) -> Any:
+    """Return the type of a number within `LIMITS[name]`; None is allowed where the limit has no default."""
+    limit = LIMITS[name]
+
+    def check(value: object) -> float | int | None:
+        if value is None and limit.default is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise wrong(limit.sentence(value))
+        # Before int(), which raises for NaN; and by comparing, because a huge int fits no float.
+        if not limit.low <= value <= limit.high:
+            raise wrong(limit.sentence(value))
+        if limit.integer and value != int(value):
+            raise wrong(limit.sentence(value))
+        return int(value) if limit.integer else float(value)
+
+    kind = int if limit.integer else float
+    return Annotated[kind | None if limit.default is None else kind, BeforeValidator(check)]
+
+
+def text(name: str, wanted: str = "") -> Any:
+    """Return the type of a text within `TEXT_LIMITS[name]`; `wanted` tells what one that must not be empty is for."""
+    label, most = TEXT_LABELS[name], TEXT_LIMITS[name]
+
+    def check(value: object) -> str:
+        if value is not None and not isinstance(value, str):
+            raise wrong(f"{label} must be text, not {shown(value)}.")
+        value = value or ""
+        if len(value) > most:
+            raise wrong(f"{label} may have up to {most:,} characters; this has {len(value):,}.")
+        kept = "".join(c for c in value if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")).strip()
+        if wanted and not kept:
+            raise wrong(f"{label} must have from 1 to {most:,} characters: {wanted}.")
+        return kept
+
+    return Annotated[str, BeforeValidator(check)]
+
+
+def choice(label: str, choices: Mapping[str, Any]) -> Any:
+    """Return the type of a word that is one of the keys of `choices`, in small letters."""
+
+    def check(value: object) -> str:
+        if isinstance(value, str) and value.strip().lower() in choices:
+            return value.strip().lower()
+        listed = ", ".join(choices) if len(choices) <= 12 else f"one of the {len(choices)} listed codes"
+        raise wrong(f"{label} must be {'one of ' if len(choices) <= 12 else ''}{listed}, not {shown(value)}.")
+
+    return Annotated[str, BeforeValidator(check)]
+
+
+def parse_key(value: object) -> str:
+    """Return a key as the model reads it, such as "F# minor"; "Am", "Bb", "c Major" and "E♭ min" are understood.
+
+    Raises PydanticCustomError where it is no key of the 42 (7 letters, natural, sharp or flat, major or minor).
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    written = str(value).strip().replace("♯", "#").replace("♭", "b")
+    found = re.fullmatch(r"([A-Ga-g])([#b]?)\s*(major|maj|minor|min|M|m)?", written) or re.fullmatch(
+        r"(?i:([A-G])([#b]?)\s*(major|maj|minor|min))", written
+    )
+    if not isinstance(value, str) or not found:
+        raise wrong(f'Key must be a note from A to G with major or minor, like "F# minor", not {shown(value)}.')
+    letter, accidental, scale = found.groups()
+    minor = bool(scale) and (scale == "m" or scale.lower().startswith("min"))
+    return f"{letter.upper()}{accidental.lower()} {'minor' if minor else 'major'}"
+
+
+def parse_time_signature(value: object) -> str:
+    """Return "2", "3", "4" or "6" (2/4, 3/4, 4/4, 6/8), or "" where none is given; "4/4" and 4 are understood."""
+    if value is None or value == "":
+        return ""
+    written = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    by_name = {name: beats for beats, name in TIME_SIGNATURES.items()}
+    written = by_name.get(written, written)
+    if written in TIME_SIGNATURES and not isinstance(value, bool):
+        return written
+    raise wrong(f"Time signature must be 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8), not {shown(value)}.")
+
+
+def track_names(value: object) -> tuple[str, ...]:
+    """Return names of `TRACKS`, each once, from a list or a single name; spaces count as underscores."""
+    if value is None:
+        return ()
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise wrong(f"Tracks must be a list of names, not {shown(value)}.")
+    cleaned = tuple(dict.fromkeys(name.strip().lower().replace(" ", "_") for name in names))
+    for name in cleaned:
+        if name not in TRACKS:
+            raise wrong(f"Tracks must be among {', '.join(TRACKS)}, not {shown(name)}.")
+    return cleaned
+
+
+def flag(label: str) -> Any:
+    """Return the type of a switch: true or false, and nothing that only counts as one."""
+
+    def check(value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        raise wrong(f"{label} must be true or false, not {shown(value)}.")
+
+    return Annotated[bool, BeforeValidator(check)]

@@ -27,8 +27,7 @@ import uploads
 import zerogpu
 from backend import get_backend
 from events import InvalidRequest
-from fields import parse_key
-from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
+from limits import MAX_TEXT_TOKENS, TEXT_LIMITS, parse_key
 from page_form import Form, html, lengths, number
 from params import Request
 

@@ -9,40 +9,86 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from events import InvalidRequest, Problem
-from fields import (
-    LoraChoice,
-    Strict,
-    choice,
-    flag,
-    lora_choices,
-    number,
-    parse_key,
-    parse_time_signature,
-    source_path,
-    text,
-    track_names,
-    wrong_at,
-)
 from limits import (
     ACTIONS,
     FORMATS,
     INSTRUMENTAL,
     LANGUAGES,
     LEAST_REGION_SECONDS,
+    LIMITS,
     MAX_SEED,
+    MAX_SOURCE_SECONDS,
     MEMORY_PLANS,
+    MOST_LORAS,
     PREVIEW_STEPS,
     QUALITY_STEPS,
     REPAINT_MODES,
     SAMPLERS,
     TEXT_LIMITS,
     TRACKS,
+    choice,
+    flag,
+    number,
+    parse_key,
+    parse_time_signature,
     samples_in,
     shown,
+    text,
+    track_names,
+    wrong,
+    wrong_at,
 )
+
+
+def source_path(value: object) -> str:
+    """Return the path of a source; what is in the file is checked when it is read (audio.py)."""
+    if isinstance(value, str) and value:
+        return value
+    raise wrong(f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given.")
+
+
+class Strict(BaseModel):
+    """Values that do not change any more; a name that is none of theirs is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraChoice(Strict):
+    """A LoRA and how much it acts; `source` is "org/repo", "org/repo:file" or an uploaded file."""
+
+    source: str
+    weight: float
+
+
+def lora_choices(value: object) -> tuple[LoraChoice, ...]:
+    """Return up to `MOST_LORAS` LoRAs in their order, from objects with source and weight or from sources alone."""
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise wrong(f"LoRAs must be a list of objects with source and weight, not {shown(value)}.")
+    if len(value) > MOST_LORAS:
+        raise wrong(f"LoRAs must be from 0 to {MOST_LORAS}, not {len(value)}.")
+    return tuple(_lora(place, item) for place, item in enumerate(value, 1))
+
+
+def _lora(place: int, item: object) -> LoraChoice:
+    if isinstance(item, LoraChoice):
+        return item
+    item = {"source": item} if isinstance(item, str) else item
+    if not isinstance(item, Mapping) or not isinstance(item.get("source"), str) or not item["source"].strip():
+        raise wrong(
+            f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.',
+        )
+    if unknown := sorted(map(str, item.keys() - {"source", "weight"})):
+        raise wrong(f"{shown(unknown[0])} of LoRA {place} is not known here. Known: source, weight.")
+    weight, limit = item.get("weight", LIMITS["lora_weight"].default), LIMITS["lora_weight"]
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not limit.low <= weight <= limit.high:
+        raise wrong(f"The weight of LoRA {place} must be from {limit.low:g} to {limit.high:g}, not {shown(weight)}.")
+    return LoraChoice(source=item["source"].strip(), weight=float(weight))
+
 
 Source = Annotated[str, BeforeValidator(source_path), Field(validate_default=True)]
 """A missing one gets the sentence of an empty one."""

@@ -26,7 +26,7 @@ import psutil
 import soundfile
 from gradio_client import Client, handle_file
 
-from fields import parse_key
+from limits import parse_key
 from tools.listening import rank_keys, tempo_error
 
 URL = "http://127.0.0.1:7860"

@@ -9,7 +9,7 @@ from typing import Any
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
-from fields import LoraChoice
+from params import LoraChoice
 
 MARKUP = '<img src=x onerror="document.title=1"> <b>bold</b> {{value}} ${1+1}'
 # How a visitor sets each control that all song tabs have, and what the request has then.
