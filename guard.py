@@ -31,7 +31,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from endpoints import NO_FETCH, Refused, check_call, check_tool
+from api import NO_FETCH, Refused, check_call, check_tool
 from limits import shown
 
 log = logging.getLogger("studio")

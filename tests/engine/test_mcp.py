@@ -14,8 +14,8 @@ import soundfile
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
+import api
 import app
-import endpoints
 import modes
 
 RATE = 48_000
@@ -95,7 +95,7 @@ def test_the_tools_are_the_public_endpoints(mcp_server):
         async with connected(mcp_server) as session:
             return [tool.name for tool in (await session.list_tools()).tools]
 
-    assert set(finished(go())) == {*endpoints.ENDPOINTS, "capabilities"}
+    assert set(finished(go())) == {*api.ENDPOINTS, "capabilities"}
 
 
 def test_nothing_is_served_unless_it_is_asked_for(monkeypatch):

@@ -12,7 +12,6 @@ from gradio.mcp import GradioMCPServer
 from gradio.utils import get_upload_folder
 
 import api
-import endpoints
 import events
 import params
 from events import Done, Draft, Failed, Problem, Progress
@@ -65,12 +64,12 @@ def values(mode="generate", **given):
     full = {name: None if default is REQUIRED else default for name, default in CONTRACT[mode].items()}
     full |= {"brief": "rain"} if mode == "lyrics" else {"prompt": "calm piano"}
     full |= given
-    return [full[name] for name in endpoints.ENDPOINTS[mode].names]
+    return [full[name] for name in api.ENDPOINTS[mode].names]
 
 
 def verdicts(mode="generate", **given):
     """Return what the validator of an endpoint says against each parameter."""
-    endpoint = endpoints.ENDPOINTS[mode]
+    endpoint = api.ENDPOINTS[mode]
     found = api.validator_of(mode)(*values(mode, **given))
     assert len(found) == len(endpoint.names)
     return {name: one["message"] for name, one in zip(endpoint.names, found, strict=True) if not one["is_valid"]}
@@ -102,7 +101,7 @@ def test_an_mcp_tool_has_a_described_typed_schema(blocks, mode):
     about, described = server.get_fn_description(server.get_block_fn_from_endpoint_name(f"/{mode}"), mode)
     schema, files = server.get_input_schema(mode, described)
     properties = schema["properties"]
-    assert about.startswith(endpoints.ENDPOINTS[mode].about)
+    assert about.startswith(api.ENDPOINTS[mode].about)
     assert set(schema["required"]) == {name for name, default in CONTRACT[mode].items() if default is REQUIRED}
     assert set(properties) == set(CONTRACT[mode])
     assert all(one["description"] and (one.get("type") or one["anyOf"]) for one in properties.values())
@@ -114,7 +113,7 @@ def test_an_mcp_tool_has_a_described_typed_schema(blocks, mode):
 def test_the_text_about_options_names_those_of_the_mode_and_no_other():
     own = {mode: set(params.REQUESTS[mode].model_fields["options"].annotation.model_fields) for mode in CONTRACT}
     for mode, names in own.items():
-        (about,) = (one.about for one in endpoints.ENDPOINTS[mode].parameters if one.name == "options")
+        (about,) = (one.about for one in api.ENDPOINTS[mode].parameters if one.name == "options")
         assert set(re.findall(r"\w+", about)) & set().union(*own.values()) == names
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import api
 import cli
-import endpoints
 from limits import LIMITS, TEXT_LIMITS
 from params import REQUESTS
 from tests.program import ROOT
@@ -86,15 +86,15 @@ SHARED = rows(section("Parameters of every song endpoint"), "parameter")
 OPTIONS = rows(section("Options"), "option")
 
 
-@pytest.mark.parametrize("mode", endpoints.ENDPOINTS)
+@pytest.mark.parametrize("mode", api.ENDPOINTS)
 def test_the_tables_have_every_parameter_and_option_with_default_and_limits(mode):
     own, options = (rows(section(f"`/{mode}`"), column) for column in ("parameter", "option"))
     if mode != "lyrics":
         own, options = {**SHARED, **own}, {**OPTIONS, **options}
-    assert set(own) == set(endpoints.ENDPOINTS[mode].names)
-    for parameter in endpoints.ENDPOINTS[mode].parameters:
+    assert set(own) == set(api.ENDPOINTS[mode].names)
+    for parameter in api.ENDPOINTS[mode].parameters:
         cell, _ = own[parameter.name]
-        if parameter.default is endpoints.REQUIRED:
+        if parameter.default is api.REQUIRED:
             assert cell == "required", parameter.name
         else:
             assert default_of(cell) == parameter.default, parameter.name
