@@ -35,7 +35,6 @@ import loras
 import memory
 import models
 import modes
-import uploads
 import writers
 import zerogpu
 from events import (
@@ -56,7 +55,7 @@ from events import (
 from jobs import Clock, decode_upload, disk_problem, finish, job_for, output_folder, source_seconds, timed, versions
 from limits import LIMITS, STUDIO_VERSION
 from memory import Placing
-from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest
+from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest, check_audio, check_source
 from weights import (
     DEFAULT_MODEL_GB,
     NO_COVER,
@@ -364,7 +363,7 @@ class Backend:
             for name in job.audio:
                 seconds = decode_upload(job, name, getattr(request, name))
                 if name == "source":
-                    uploads.check_source(request, seconds)
+                    check_source(request, seconds)
                 yield Progress("preparing")
             seconds = self._gpu_seconds(request, job)
             if isinstance(request, SongRequest):
@@ -467,7 +466,7 @@ def check(request: Request) -> None:
 
     Page and API ask before anything is queued; of the files only the headers are read. Raises InvalidRequest.
     """
-    source = uploads.check(request)
+    source = check_audio(request)
     if not bootstrap.on_zerogpu():
         return
     if problem := refusal(get_backend().work_of(request, source)):

@@ -23,11 +23,10 @@ from pydantic import TypeAdapter, ValidationError
 
 import page_markup
 import tooltips
-import uploads
 from backend import check
 from events import InvalidRequest, Problem
 from limits import LIMITS, QUALITY_STEPS
-from params import REQUESTS, Request, parse_request, usual_sampling
+from params import REQUESTS, Request, parse_request, upload_seconds, usual_sampling
 
 Updates = dict[Any, Any]
 # Events of the page: nothing a program should call, nothing that shows Gradio's own progress. With every message of a
@@ -144,7 +143,7 @@ class Form:
         for (name, component), path in zip(self.fields.items(), values, strict=True):
             if isinstance(component, gr.Audio) and path:
                 try:
-                    uploads.seconds_of(path, name)
+                    upload_seconds(path, name)
                 except InvalidRequest as error:
                     found[name] = error.problem.text()
         return found
@@ -227,7 +226,7 @@ def lengths(there: Mapping[str, Any]) -> dict[str, float | None]:
     def seconds(name: str) -> float | None:
         try:
             if name == "source":
-                return uploads.seconds_of(there[name]) if there[name] else None
+                return upload_seconds(there[name]) if there[name] else None
             length = float(number(there[name], LIMITS[name].default))
             return length if math.isfinite(length) else None
         except (ValueError, OverflowError, InvalidRequest):

@@ -23,13 +23,12 @@ import lint
 import page_markup
 import theme
 import tooltips
-import uploads
 import zerogpu
 from backend import get_backend
 from events import InvalidRequest
 from limits import MAX_TEXT_TOKENS, TEXT_LIMITS, parse_key
 from page_form import Form, html, lengths, number
-from params import Request
+from params import Request, upload_seconds
 
 # --- the tokens that the words take -----------------------------------------------------------------------------------
 
@@ -201,7 +200,7 @@ def connect_seconds(form: Form, line: gr.HTML) -> None:
 
 def _source_seconds(request: Request) -> float:
     source = getattr(request, "source", "")
-    return uploads.seconds_of(source) if source and source != NO_FILE else 0.0
+    return upload_seconds(source) if source and source != NO_FILE else 0.0
 
 
 # --- advice on lyrics -------------------------------------------------------------------------------------------------

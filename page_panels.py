@@ -19,7 +19,6 @@ import page_loras
 import page_markup
 import theme
 import tooltips
-import uploads
 from backend import get_backend
 from events import InvalidRequest
 from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, SAMPLERS, TIME_SIGNATURES
@@ -39,6 +38,7 @@ from page_form import (
 )
 from page_hints import advice_line
 from page_results import MOST_TAKES, Made, ResultPanel, RunBar, cancelled_box, run_bar
+from params import upload_seconds
 
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = json.loads(
     Path(__file__).with_name("presets").joinpath("examples.json").read_text(encoding="utf-8")
@@ -253,7 +253,7 @@ def connect_offer(form: Form, offer: Offer, shown: Any = None) -> None:
         if not path:
             return {offer.line: "", offer.button: hidden}
         try:
-            uploads.seconds_of(path)
+            upload_seconds(path)
         except InvalidRequest as error:
             return {offer.line: page_markup.notice("", error.problem.text()), offer.button: hidden}
         if not page_form.settings(form.mode, export.read_record(path)).values:

@@ -21,14 +21,13 @@ import export
 import page_form
 import page_markup
 import tooltips
-import uploads
 from backend import GPU_CONCURRENCY
 from events import Done, Problem, StudioError
 from limits import FORMATS, MORE_LIKE_THIS
 from page_form import AT_ONCE, QUIET, Form, Updates
 from page_results import Made, ResultPanel, RunBar
 from page_runs import can_be_timed, connect_cancel, made_line, stream_of
-from params import AlignRequest, Request, SongRequest, parse_request
+from params import AUDIO_FIELDS, AlignRequest, Request, SongRequest, parse_request
 
 LOSSY = ("mp3", "ogg")
 
@@ -69,7 +68,7 @@ def timing(made: Made) -> AlignRequest:
 
 def check_uploads(request: SongRequest) -> None:
     """Raise StudioError where a file that the visitor uploaded for the request is gone."""
-    for name in uploads.FIELDS:
+    for name in AUDIO_FIELDS:
         path = getattr(request, name, None)
         if path and not Path(path).is_file():
             message = tooltips.UPLOAD_GONE.format(label=tooltips.LABELS[name])

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+import audio
 from events import InvalidRequest, Problem
 from limits import (
     ACTIONS,
@@ -26,6 +27,7 @@ from limits import (
     PREVIEW_STEPS,
     QUALITY_STEPS,
     REPAINT_MODES,
+    SAMPLE_RATE,
     SAMPLERS,
     TEXT_LIMITS,
     TRACKS,
@@ -426,6 +428,77 @@ def _problem(mode: str, item: dict[str, Any]) -> Problem:
         known = ", ".join(sorted(names.keys() - {"mode"}))
         return Problem("invalid", f"{shown(name)} is not known here. Known: {known}.", name)
     return Problem("invalid", told.get("sentence") or f"{name} is not understood: {item['msg']}.", name)
+
+
+# --- uploads ----------------------------------------------------------------------------------------------------------
+
+AUDIO_FIELDS = ("source", "reference")
+
+
+def upload_seconds(path: str, field: str = "source") -> float:
+    """Return how long the file is once it is decoded, in whole samples at 48 kHz.
+
+    Raises InvalidRequest at `field` where the file is not audio, is damaged, or is too short, too long or too large.
+    """
+    try:
+        return round(audio.duration_of(path) * SAMPLE_RATE) / SAMPLE_RATE
+    except audio.AudioError as error:
+        raise InvalidRequest((Problem("bad_audio", error.message, field, error.hint),)) from None
+
+
+def check_audio(request: Request) -> float:
+    """Check the files that a request names, and the request against its source, whose seconds are returned (or 0).
+
+    Raises InvalidRequest with a problem for each file that cannot be used, or else for what does not fit the source.
+    """
+    seconds: dict[str, float] = {}
+    problems: list[Problem] = []
+    for field in AUDIO_FIELDS:
+        path = getattr(request, field, None)
+        if not path:
+            continue
+        try:
+            seconds[field] = upload_seconds(path, field)
+        except InvalidRequest as error:
+            problems += error.problems
+    if problems:
+        raise InvalidRequest(tuple(problems))
+    if "source" in seconds:
+        check_source(request, seconds["source"])
+    return seconds.get("source", 0.0)
+
+
+def check_source(request: Request, seconds: float) -> None:
+    """Check what depends on the source's length in seconds; raises InvalidRequest with the field and the range.
+
+    Times are compared as samples: a length that a client computed, or that was resampled, may be off by a fraction.
+    """
+    length, total = f"{seconds:.6g}", samples_in(seconds)
+    if isinstance(request, ExtendRequest):
+        room = MAX_SOURCE_SECONDS - seconds
+        if samples_in(request.before) + total + samples_in(request.after) > samples_in(MAX_SOURCE_SECONDS):
+            field = "after" if request.after >= request.before else "before"
+            message = (
+                f"Seconds before and after together must be from 0 to {max(room, 0):.6g} for a source of {length} "
+                f"seconds (a song lasts up to {MAX_SOURCE_SECONDS}), not {request.before + request.after:g}."
+            )
+            raise InvalidRequest((Problem("invalid", message, field),))
+    if isinstance(request, EditRequest) and request.action in ("repaint", "layer"):
+        start, end = samples_in(request.start), samples_in(request.end) or total
+        problem = None
+        if start > total - samples_in(LEAST_REGION_SECONDS):
+            latest = max(seconds - LEAST_REGION_SECONDS, 0)
+            problem = "start", f"Start must be from 0 to {latest:.6g} seconds in this source, not {request.start:g}."
+        elif end > total:
+            problem = "end", f"End must be from 0 to {length} seconds, the length of this source, not {request.end:g}."
+        elif request.action == "repaint" and start == 0 and end == total:
+            problem = (
+                "end",
+                f"Start and End must leave some of the source (0 to {length} seconds) as it is; to change all of it, "
+                "use Cover or Morph.",
+            )
+        if problem:
+            raise InvalidRequest((Problem("invalid", problem[1], problem[0]),))
 
 
 # --- what the checkpoint makes of it ------------------------------------------------------------------------------

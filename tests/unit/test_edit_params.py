@@ -3,8 +3,7 @@
 import pytest
 
 from events import InvalidRequest
-from params import parse_request
-from uploads import check_source
+from params import check_source, parse_request
 
 SOURCE = {"source": "song.wav"}
 

@@ -6,9 +6,8 @@ import pytest
 import soundfile
 
 import page_tabs
-import uploads
 from events import InvalidRequest
-from params import parse_request
+from params import check_audio, parse_request, upload_seconds
 from tests.unit.sounds import NO_AUDIO
 
 
@@ -25,14 +24,14 @@ def song(tmp_path):
 
 def problems(mode, **values):
     with pytest.raises(InvalidRequest) as caught:
-        uploads.check(parse_request(mode, {"prompt": "calm piano", **values}))
+        check_audio(parse_request(mode, {"prompt": "calm piano", **values}))
     return {problem.field: problem.text() for problem in caught.value.problems}
 
 
 def test_the_length_is_that_of_the_song_at_48_khz(song):
     for rate in [8_000, 44_100, 48_000, 96_000]:
         path = song(samples=100_006, rate=rate)
-        assert uploads.seconds_of(path) * 48_000 == round(100_006 * 48_000 / rate)
+        assert upload_seconds(path) * 48_000 == round(100_006 * 48_000 / rate)
 
 
 def test_a_file_that_is_no_audio_is_told_at_its_field(song, tmp_path):
