@@ -459,7 +459,7 @@ def uploaded_path(name: str, value: Any) -> str:
             return str(found)
     wrong = path if isinstance(path, str) else value
     message = f"{name.capitalize()} must be an uploaded audio file, not {shown(wrong)}."
-    raise InvalidRequest((Problem("invalid", message, name),))
+    raise InvalidRequest(Problem("invalid", message, name))
 
 
 def _run(mode: str, values: Iterable[Any]) -> Iterator[Event]:

@@ -471,7 +471,7 @@ def check(request: Request) -> None:
         return
     if problem := refusal(get_backend().work_of(request, source)):
         field = next((name for name in ("duration", "after", "takes") if hasattr(request, name)), "")
-        raise InvalidRequest((Problem(problem.code, problem.message, field, problem.hint),))
+        raise InvalidRequest(Problem(problem.code, problem.message, field, problem.hint))
 
 
 def problem_of(error: Exception) -> Problem:

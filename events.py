@@ -1,6 +1,6 @@
-"""What goes to the GPU and what comes back: the job, its progress and outcome, and what went wrong.
+"""The job that goes to the GPU, its progress and outcome, and problems.
 
-All of it is plain picklable data, because it crosses the border between the GPU worker and the page.
+All of it is plain picklable data that crosses process borders.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that went wrong, for a person: `code` for programs, `field` where it belongs, `message`, `hint`."""
+    """One thing that went wrong: a code for programs, the field it concerns, message and hint for people."""
 
     code: str
     message: str
@@ -21,17 +21,15 @@ class Problem:
     hint: str = ""
 
     def text(self) -> str:
-        """Return the message and, where there is one, the hint."""
         return f"{self.message} {self.hint}".strip()
 
 
 def as_dict(problem: Problem | None) -> dict[str, str] | None:
-    """Return `problem` as a status shows it."""
     return None if problem is None else {"code": problem.code, "message": problem.message, "hint": problem.hint}
 
 
 class StudioError(Exception):
-    """Carries a `Problem` up to the border where it becomes a value."""
+    """Carries a `Problem` to the place that turns it into a value."""
 
     def __init__(self, code: str, message: str, field: str = "", hint: str = ""):
         super().__init__(code, message, field, hint)
@@ -46,24 +44,24 @@ class StudioError(Exception):
 
 
 class InvalidRequest(StudioError):
-    """Some fields hold what they may not; `problems` has one entry for each."""
+    """A request with wrong fields, at least one; `problems` has one entry for each."""
 
-    def __init__(self, problems: tuple[Problem, ...]):
+    def __init__(self, *problems: Problem):
         first = problems[0]
         super().__init__(first.code, first.message, first.field, first.hint)
         self.problems = problems
 
     def __reduce__(self):
-        return InvalidRequest, (self.problems,)
+        return InvalidRequest, self.problems
 
 
 def first_line(error: Exception) -> str:
-    """Return what an exception says, in a line: its text's first one, or the name of its kind."""
+    """Return the first line of an exception's text, or else its type's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Tell whether `error`, or one that it was raised for or carries, says that a disk or a quota is full."""
+    """Tell whether `error`, its cause or an error in its arguments means a full disk or quota."""
     while error is not None:
         inside = next((each for each in error.args if isinstance(each, OSError)), error)
         if isinstance(inside, OSError) and inside.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -73,13 +71,13 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether `error` is a lack of memory: Python's, torch's (not imported for it), or one that became a value."""
+    """Tell whether Python, torch (compared by name to avoid its import) or a `Problem` ran out of memory."""
     if isinstance(error, StudioError):
         return error.problem.code == "out_of_memory"
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-# --- what a run says ----------------------------------------------------------------------------------------------
+# --- events of a run ----------------------------------------------------------------------------------------------
 
 Stage = Literal[
     *("waiting", "lending", "downloading", "loading", "preparing", "writing", "planning"),
@@ -89,9 +87,9 @@ Stage = Literal[
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: `step` of `steps` within `stage`; `elapsed` and `left` in seconds (None: not known yet).
+    """Step `step` of `steps` within `stage`; `elapsed` and `left` in seconds, `left` None if still unknown.
 
-    `note` says something once that the visitor should know, such as why the model is loaded again.
+    `note` tells the visitor something once, such as why the model is loaded again.
     """
 
     stage: Stage
@@ -104,10 +102,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Draft:
-    """The lyrics so far: `text`, the number of `tokens` drawn, and why it ended: "" not yet, "stop" or "length".
-
-    "stop" is the model's own end; at "length" the lyrics were cut after `max_tokens`.
-    """
+    """The lyrics so far, and why they ended: "" not yet, "stop" by the model, "length" cut off after `max_tokens`."""
 
     text: str
     tokens: int
@@ -116,7 +111,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished run: paths of the audio files, one per good take, and the record; words alone have no files."""
+    """A finished run: the paths of the audio files, one per good take (none for words), and the record."""
 
     files: tuple[str, ...]
     record: dict[str, Any]
@@ -124,8 +119,6 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A run that ended without a song."""
-
     problem: Problem
 
 
@@ -137,10 +130,10 @@ Event = Progress | Draft | Done | Failed
 
 @dataclass(frozen=True)
 class Job:
-    """One picklable piece of GPU work: the request, a seed a take, and the folder that it reads from and writes to.
+    """One picklable piece of GPU work: the request, one seed per take, and the folder for its files.
 
-    `audio` maps a field ("reference") to a float WAV in `folder`. The job counts as cancelled once `folder/running` is
-    gone, which a ZeroGPU worker in another process sees as well. `loras` are LoraSpecs, in the order in which they act.
+    `audio` maps a field ("reference") to a float WAV in `folder`. Deleting `folder/running` cancels the job, also
+    across processes. `loras` are LoraSpecs in the order they are applied.
     """
 
     request: Any
@@ -152,17 +145,15 @@ class Job:
 
     @property
     def running(self) -> Path:
-        """The file that stands as long as the job is wanted."""
         return Path(self.folder, "running")
 
     def cancelled(self) -> bool:
-        """Tell whether nobody waits for the job any more."""
         return not self.running.exists()
 
 
 @dataclass(frozen=True)
 class Take:
-    """One take: its seed and either the float WAV that it was written to or the problem that it ended with."""
+    """One take: its seed, and either the path of its float WAV or the problem that ended it."""
 
     seed: int
     file: str = ""
@@ -172,7 +163,7 @@ class Take:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run made: the takes, what really ran (`facts`, for the record), and sentences for the visitor."""
+    """The takes, what really ran (`facts`, for the record), and notes for the visitor."""
 
     takes: tuple[Take, ...]
     facts: dict[str, Any]

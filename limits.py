@@ -1,8 +1,7 @@
-"""The limits of every field, the words that a field may hold, and the checks of single fields.
+"""The limits of every field, the words it may hold, and the check of its value.
 
-Every limit stands once, in `LIMITS` and `TEXT_LIMITS`; sliders, validators, help texts and documents read it from here.
-A check returns the value as the model reads it, or a sentence that names the field and the allowed range;
-`params.parse_request` turns it into a `Problem`.
+Sliders, validators, help texts and documents read `LIMITS` and `TEXT_LIMITS`. A check returns the value as the model
+reads it, or raises a sentence that names the field and the allowed range.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ MAX_SOURCE_SECONDS = 600
 LEAST_REGION_SECONDS = 0.5
 MOST_LORAS = 50
 MAX_TEXT_TOKENS, MAX_LYRIC_TOKENS = 256, 2_048
-"""What the song model reads of the rendered prompt, song details included, and of the rendered lyrics."""
+"""The song model's budgets for the rendered prompt with its song details, and for the rendered lyrics."""
 MORE_LIKE_THIS = 0.25
-"""The variation of one more song like a given one: its own noise stays the greater part."""
+"""The variation of "More like this": most of the noise stays that of the original."""
 INSTRUMENTAL = "[Instrumental]"
 
 # ACE-Step 1.5 constants: BPM, duration, time signatures, keys, languages (acestep/constants.py upstream).
@@ -56,9 +55,9 @@ ACTIONS = {
     "complete": "Complete with tracks",
 }
 REPAINT_MODES = {
-    "conservative": "Conservative: stay close to the old",
+    "conservative": "Conservative: stay close to the source",
     "balanced": "Balanced",
-    "aggressive": "Aggressive: start afresh",
+    "aggressive": "Aggressive: start from scratch",
 }
 FORMATS = {"wav": "WAV, 24 bit", "flac": "FLAC, 24 bit", "mp3": "MP3, 320 kbit/s", "ogg": "OGG Vorbis"}
 SAMPLERS = {"ode": "Straight (ODE)", "sde": "With fresh noise (SDE)"}
@@ -72,7 +71,7 @@ MEMORY_PLANS = {
 }
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
 PREVIEW_STEPS = {"draft": 10, "standard": 20, "best": 40}
-"""Of the built-in engine, whose songs gain nothing by more (docs/preview-engine.md)."""
+"""For the built-in engine; more steps do not improve its songs (docs/preview-engine.md)."""
 STRUCTURES = {
     "Verse-Chorus": "[Verse 1], [Chorus], [Verse 2], [Chorus], [Bridge], [Chorus], [Outro]",
     "Pop with pre-chorus": (
@@ -86,11 +85,11 @@ STRUCTURES = {
     "Blues": "[Verse 1], [Verse 2], [Guitar Solo], [Verse 3], [Outro], the first line of each verse sung twice",
     "Short (jingle)": "[Verse], [Chorus]",
 }
-"""Presets of lyrics: what the page shows, and what the writer is asked for."""
+"""Lyrics presets: the name on the page, and the sections that the writer is asked for."""
 
 
 def shown(value: object, most: int = 40) -> str:
-    """Quote a wrong value briefly: numbers as they are, text cut to `most` characters, control characters dropped."""
+    """Quote a value in a message: text is cut to `most` characters, control characters become spaces."""
     if isinstance(value, bool | int | float):
         return str(value)
     text = "".join(c if c.isprintable() else " " for c in str(value))
@@ -98,18 +97,17 @@ def shown(value: object, most: int = 40) -> str:
 
 
 def samples_in(seconds: float) -> int:
-    """Return how many samples at 48 kHz last `seconds`."""
     return round(seconds * SAMPLE_RATE)
 
 
 def size_text(size: int) -> str:
-    """Return bytes as words, in units of 1000."""
+    """Format bytes as decimal MB or GB."""
     return f"{size / 10**9:.1f} GB" if size >= 10**8 else f"{size / 10**6:.1f} MB"
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The range of a number: `low` to `high` in `unit`, with the page's `step`; `default` None means "not given"."""
+    """The range of a number, with the slider's `step`; `default` None means that the field may stay empty."""
 
     label: str
     low: float
@@ -119,21 +117,23 @@ class Limit:
     unit: str = ""
     integer: bool = False
 
-    def sentence(self, value: object) -> str:
-        """Say what is allowed here and what came instead."""
-        whole = "a whole number " if self.integer else ""
-        unit = f" {self.unit}" if self.unit else ""
-        return f"{self.label} must be {whole}from {self.low:g} to {self._high()}{unit}, not {shown(value)}."
+    def allows(self, value: object) -> bool:
+        # NaN is in no range, and int() would raise for it.
+        in_range = isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+        return in_range and (not self.integer or value == int(value))
 
-    def _high(self) -> str:
-        return str(int(self.high)) if self.integer else f"{self.high:g}"
+    def sentence(self, value: object) -> str:
+        whole = "a whole number " if self.integer else ""
+        high = self.high if self.integer else f"{self.high:g}"
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.label} must be {whole}from {self.low:g} to {high}{unit}, not {shown(value)}."
 
 
 LIMITS = {
     "duration": Limit("Length", 10, 600, 60, 1, "seconds"),
-    "bpm": Limit("BPM", 30, 300, None, 1, "beats a minute", integer=True),
+    "bpm": Limit("BPM", 30, 300, None, 1, "beats per minute", integer=True),
     "takes": Limit("Takes", 1, 4, 1, 1, integer=True),
-    "seed": Limit("Seed", -1, MAX_SEED, -1, 1, "(-1 draws one)", integer=True),
+    "seed": Limit("Seed", -1, MAX_SEED, -1, 1, "(-1 picks one at random)", integer=True),
     "steps": Limit("Steps", 1, 200, None, 1, integer=True),
     "guidance": Limit("Guidance", 1, 15, None, 0.5),
     "shift": Limit("Shift", 1, 5, None, 0.1),
@@ -154,11 +154,11 @@ LIMITS = {
     "n_avg": Limit("Morph averages", 1, 8, 1, 1, integer=True),
     "lora_weight": Limit("Weight of a LoRA", 0, 2, 1, 0.05),
     "variation": Limit("Variation", 0, 1, 0, 0.05),
-    "variation_seed": Limit("Variation seed", -1, MAX_SEED, -1, 1, "(-1 draws one)", integer=True),
-    "plan_seed": Limit("Plan seed", -1, MAX_SEED, -1, 1, "(-1 takes the first take's)", integer=True),
-    "plan_temperature": Limit("Plan temperature", 0, 2, 0.85, 0.05, "(0 always takes the likeliest)"),
+    "variation_seed": Limit("Variation seed", -1, MAX_SEED, -1, 1, "(-1 picks one at random)", integer=True),
+    "plan_seed": Limit("Plan seed", -1, MAX_SEED, -1, 1, "(-1 uses the first take's)", integer=True),
+    "plan_temperature": Limit("Plan temperature", 0, 2, 0.85, 0.05, "(0 always picks the likeliest)"),
     "plan_cfg": Limit("Plan guidance", 1, 5, 2, 0.1),
-    "temperature": Limit("Temperature", 0, 2, 0.8, 0.05, "(0 always takes the likeliest word)"),
+    "temperature": Limit("Temperature", 0, 2, 0.8, 0.05, "(0 always picks the likeliest word)"),
     "top_p": Limit("Top-p", 0.05, 1, 0.9, 0.05),
     "max_tokens": Limit("Max length", 16, 2_048, 1_024, 16, "tokens", integer=True),
 }
@@ -166,7 +166,7 @@ TEXT_LIMITS = {
     **{"prompt": 2_000, "lyrics": 10_000, "source_prompt": 2_000, "source_lyrics": 10_000},
     **{"brief": 2_000, "structure": 500, "tone": 200, "idea": 2_000},
 }
-# The longest text that the browser keeps for a reload, where a visitor may still be cutting it down to what is allowed.
+# The longest text that the browser keeps across reloads: room for a text that still has to be shortened.
 KEPT_TEXT = 4 * max(TEXT_LIMITS.values())
 TEXT_LABELS = {
     "prompt": "Prompt",
@@ -183,38 +183,28 @@ TEXT_LABELS = {
 # --- checks of single fields ----------------------------------------------------------------------------------------
 
 
-def wrong(sentence: str) -> PydanticCustomError:
-    """Return the error that carries a sentence about the value of a field."""
-    return wrong_at("", sentence)
-
-
-def wrong_at(field: str, sentence: str) -> PydanticCustomError:
-    """Return the error of a whole model that carries a sentence and the path of the field it belongs to."""
+def wrong(sentence: str, field: str = "") -> PydanticCustomError:
+    """Return an error with a sentence for people; a validator of a whole model names the `field` it is about."""
     return PydanticCustomError("wrong", "{sentence}", {"sentence": sentence, "field": field})
 
 
 def number(name: str) -> Any:
-    """Return the type of a number within `LIMITS[name]`; None is allowed where the limit has no default."""
+    """Return the type of a number within `LIMITS[name]`; None is allowed if the limit has no default."""
     limit = LIMITS[name]
+    kind = int if limit.integer else float
 
     def check(value: object) -> float | int | None:
         if value is None and limit.default is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not limit.allows(value):
             raise wrong(limit.sentence(value))
-        # Before int(), which raises for NaN; and by comparing, because a huge int fits no float.
-        if not limit.low <= value <= limit.high:
-            raise wrong(limit.sentence(value))
-        if limit.integer and value != int(value):
-            raise wrong(limit.sentence(value))
-        return int(value) if limit.integer else float(value)
+        return kind(value)
 
-    kind = int if limit.integer else float
     return Annotated[kind | None if limit.default is None else kind, BeforeValidator(check)]
 
 
 def text(name: str, wanted: str = "") -> Any:
-    """Return the type of a text within `TEXT_LIMITS[name]`; `wanted` tells what one that must not be empty is for."""
+    """Return the type of a text within `TEXT_LIMITS[name]`; if `wanted` asks for it, the text must not be empty."""
     label, most = TEXT_LABELS[name], TEXT_LIMITS[name]
 
     def check(value: object) -> str:
@@ -232,49 +222,58 @@ def text(name: str, wanted: str = "") -> Any:
 
 
 def choice(label: str, choices: Mapping[str, Any]) -> Any:
-    """Return the type of a word that is one of the keys of `choices`, in small letters."""
+    """Return the type of a key of `choices`, in any case."""
+    listed = f"one of {', '.join(choices)}" if len(choices) <= 12 else f"one of the {len(choices)} listed codes"
 
     def check(value: object) -> str:
         if isinstance(value, str) and value.strip().lower() in choices:
             return value.strip().lower()
-        listed = ", ".join(choices) if len(choices) <= 12 else f"one of the {len(choices)} listed codes"
-        raise wrong(f"{label} must be {'one of ' if len(choices) <= 12 else ''}{listed}, not {shown(value)}.")
+        raise wrong(f"{label} must be {listed}, not {shown(value)}.")
 
     return Annotated[str, BeforeValidator(check)]
 
 
-def parse_key(value: object) -> str:
-    """Return a key as the model reads it, such as "F# minor"; "Am", "Bb", "c Major" and "E♭ min" are understood.
+def flag(label: str) -> Any:
+    """Return the type of true or false; unlike pydantic's bool it takes nothing else, such as 1 or "yes"."""
 
-    Raises PydanticCustomError where it is no key of the 42 (7 letters, natural, sharp or flat, major or minor).
+    def check(value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        raise wrong(f"{label} must be true or false, not {shown(value)}.")
+
+    return Annotated[bool, BeforeValidator(check)]
+
+
+def parse_key(value: object) -> str:
+    """Return a key as the model reads it, such as "F# minor"; accepts "Am", "Bb", "c Major" and "E♭ min".
+
+    Raises PydanticCustomError unless it is one of the 42 keys (7 letters, natural, sharp or flat, major or minor).
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return ""
     written = str(value).strip().replace("♯", "#").replace("♭", "b")
-    found = re.fullmatch(r"([A-Ga-g])([#b]?)\s*(major|maj|minor|min|M|m)?", written) or re.fullmatch(
-        r"(?i:([A-G])([#b]?)\s*(major|maj|minor|min))", written
-    )
+    # Only a lone M or m tells major from minor by its case.
+    found = re.fullmatch(r"((?i:[A-G]))([#bB]?)\s*(M|m|(?i:major|maj|minor|min))?", written)
     if not isinstance(value, str) or not found:
         raise wrong(f'Key must be a note from A to G with major or minor, like "F# minor", not {shown(value)}.')
-    letter, accidental, scale = found.groups()
-    minor = bool(scale) and (scale == "m" or scale.lower().startswith("min"))
+    letter, accidental, scale = found.groups("")
+    minor = scale == "m" or scale.lower().startswith("min")
     return f"{letter.upper()}{accidental.lower()} {'minor' if minor else 'major'}"
 
 
 def parse_time_signature(value: object) -> str:
-    """Return "2", "3", "4" or "6" (2/4, 3/4, 4/4, 6/8), or "" where none is given; "4/4" and 4 are understood."""
+    """Return "2", "3", "4" or "6" (2/4, 3/4, 4/4, 6/8), or "" if none is given; accepts "4/4" and 4 as well."""
     if value is None or value == "":
         return ""
     written = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-    by_name = {name: beats for beats, name in TIME_SIGNATURES.items()}
-    written = by_name.get(written, written)
-    if written in TIME_SIGNATURES and not isinstance(value, bool):
-        return written
+    for beats, name in TIME_SIGNATURES.items():
+        if written in (beats, name):
+            return beats
     raise wrong(f"Time signature must be 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8), not {shown(value)}.")
 
 
 def track_names(value: object) -> tuple[str, ...]:
-    """Return names of `TRACKS`, each once, from a list or a single name; spaces count as underscores."""
+    """Return names of `TRACKS` without repeats, from a list or a single name; spaces count as underscores."""
     if value is None:
         return ()
     names = [value] if isinstance(value, str) else value
@@ -285,14 +284,3 @@ def track_names(value: object) -> tuple[str, ...]:
         if name not in TRACKS:
             raise wrong(f"Tracks must be among {', '.join(TRACKS)}, not {shown(name)}.")
     return cleaned
-
-
-def flag(label: str) -> Any:
-    """Return the type of a switch: true or false, and nothing that only counts as one."""
-
-    def check(value: object) -> bool:
-        if isinstance(value, bool):
-            return value
-        raise wrong(f"{label} must be true or false, not {shown(value)}.")
-
-    return Annotated[bool, BeforeValidator(check)]

@@ -1,4 +1,4 @@
-"""What a request may say: one request type a mode and its validation.
+"""One request type per mode, and whether the uploads fit it.
 
 A wrong value becomes a `Problem`: a sentence that names the field and the allowed range.
 """
@@ -6,8 +6,7 @@ A wrong value becomes a `Problem`: a sentence that names the field and the allow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -41,38 +40,30 @@ from limits import (
     text,
     track_names,
     wrong,
-    wrong_at,
 )
 
 
-def source_path(value: object) -> str:
-    """Return the path of a source; what is in the file is checked when it is read (audio.py)."""
-    if isinstance(value, str) and value:
-        return value
-    raise wrong(f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given.")
-
-
 class Strict(BaseModel):
-    """Values that do not change any more; a name that is none of theirs is an error."""
+    """Frozen, and an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class LoraChoice(Strict):
-    """A LoRA and how much it acts; `source` is "org/repo", "org/repo:file" or an uploaded file."""
+    """A LoRA and its weight; `source` is "org/repo", "org/repo:file" or an uploaded file."""
 
     source: str
     weight: float
 
 
 def lora_choices(value: object) -> tuple[LoraChoice, ...]:
-    """Return up to `MOST_LORAS` LoRAs in their order, from objects with source and weight or from sources alone."""
+    """Return up to `MOST_LORAS` LoRAs in order, from objects with source and weight or from sources alone."""
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
         raise wrong(f"LoRAs must be a list of objects with source and weight, not {shown(value)}.")
     if len(value) > MOST_LORAS:
-        raise wrong(f"LoRAs must be from 0 to {MOST_LORAS}, not {len(value)}.")
+        raise wrong(f"The number of LoRAs must be from 0 to {MOST_LORAS}, not {len(value)}.")
     return tuple(_lora(place, item) for place, item in enumerate(value, 1))
 
 
@@ -81,19 +72,24 @@ def _lora(place: int, item: object) -> LoraChoice:
         return item
     item = {"source": item} if isinstance(item, str) else item
     if not isinstance(item, Mapping) or not isinstance(item.get("source"), str) or not item["source"].strip():
-        raise wrong(
-            f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.',
-        )
+        raise wrong(f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.')
     if unknown := sorted(map(str, item.keys() - {"source", "weight"})):
-        raise wrong(f"{shown(unknown[0])} of LoRA {place} is not known here. Known: source, weight.")
-    weight, limit = item.get("weight", LIMITS["lora_weight"].default), LIMITS["lora_weight"]
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not limit.low <= weight <= limit.high:
+        raise wrong(f"{shown(unknown[0])} is not a setting of LoRA {place}. Settings: source, weight.")
+    limit = LIMITS["lora_weight"]
+    weight = item.get("weight", limit.default)
+    if not limit.allows(weight):
         raise wrong(f"The weight of LoRA {place} must be from {limit.low:g} to {limit.high:g}, not {shown(weight)}.")
     return LoraChoice(source=item["source"].strip(), weight=float(weight))
 
 
-Source = Annotated[str, BeforeValidator(source_path), Field(validate_default=True)]
-"""A missing one gets the sentence of an empty one."""
+def _source(value: object) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise wrong(f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given.")
+
+
+# The default is validated, so that a missing source gets the sentence of an empty one.
+Source = Annotated[str, BeforeValidator(_source), Field(validate_default=True)]
 
 
 class Options(Strict):
@@ -115,13 +111,10 @@ class Options(Strict):
     loras: Annotated[tuple[LoraChoice, ...], BeforeValidator(lora_choices)] = ()
 
     @model_validator(mode="after")
-    def _interval(self):
-        if self.cfg_start > self.cfg_end:
-            raise wrong_at(
-                "cfg_end",
-                f"Guidance ends at must not be below Guidance starts at ({self.cfg_start:g}), "
-                f"not {self.cfg_end:g}; both are from 0 to 1.",
-            )
+    def _check_interval(self):
+        start, end = self.cfg_start, self.cfg_end
+        if start > end:
+            raise wrong(f"Guidance ends at must be from {start:g} (Guidance starts at) to 1, not {end:g}.", "cfg_end")
         return self
 
 
@@ -139,38 +132,38 @@ class SongWords(Strict):
     language: choice("Language", LANGUAGES) = "unknown"
 
     def sung_lyrics(self) -> str:
-        """Return the lyrics the model gets: the instrumental switch wins, and no lyrics mean no singing."""
+        """Return the lyrics the model gets: "[Instrumental]" if the switch is on or there are none."""
         return INSTRUMENTAL if self.instrumental or not self.lyrics else self.lyrics
 
     @model_validator(mode="after")
-    def _says_something(self):
-        if self.needs_words and not self.prompt and (self.instrumental or not self.lyrics):
-            switched_off = "Say what the song sounds like: Instrumental switches the lyrics off."
-            raise wrong_at("prompt", switched_off if self.lyrics else "Say what the song sounds like, or add lyrics.")
+    def _check_words(self):
+        if self.needs_words and not self.prompt and self.sung_lyrics() == INSTRUMENTAL:
+            if self.lyrics:
+                raise wrong("Prompt is empty, and Instrumental turns the lyrics off. Describe the song.", "prompt")
+            raise wrong("Prompt is empty. Describe the song, or add lyrics.", "prompt")
         return self
 
 
 class SongRequest(SongWords):
-    """What every song endpoint takes (design: the contract)."""
-
     takes: number("takes") = 1
     quality: choice("Quality", QUALITY_STEPS) = "standard"
     seed: number("seed") = -1
     options: Options = Field(default_factory=Options)
 
     @model_validator(mode="after")
-    def _seeds_fit(self):
-        if self.seed + self.takes - 1 > MAX_SEED:
-            raise wrong_at("seed", f"Seed must be from -1 to {MAX_SEED - self.takes + 1} for {self.takes} takes.")
+    def _check_seeds(self):
+        most = MAX_SEED - self.takes + 1
+        if self.seed > most:
+            raise wrong(f"Seed must be from -1 to {most} for {self.takes} takes, not {self.seed}.", "seed")
         return self
 
     def song_seconds(self, source: float) -> float:
-        """Return the length of the whole song, for a source of `source` seconds."""
+        """Return the length of the finished song for a source of `source` seconds."""
         return source
 
 
 class GenerateOptions(Options):
-    """`plan` lets the planner write metadata and audio codes first, `rewrite` the prompt too, where there is one."""
+    """`plan` lets the planner write metadata and audio codes first; `rewrite` lets it rewrite the prompt too."""
 
     plan: flag("Plan the song first") = True
     plan_seed: number("plan_seed") = -1
@@ -180,7 +173,7 @@ class GenerateOptions(Options):
 
 
 class GenerateRequest(SongRequest):
-    """A song from words: `duration` in seconds, `reference` an optional audio file that lends its timbre."""
+    """A song from words; `reference` is an optional audio file whose timbre it takes on."""
 
     mode: Literal["generate"] = "generate"
     duration: number("duration") = 60.0
@@ -192,13 +185,13 @@ class GenerateRequest(SongRequest):
 
 
 class CoverOptions(Options):
-    """`noise_strength` 0 starts from noise alone, 1 from the source itself."""
+    """`noise_strength` 0 starts from pure noise, 1 from the source itself."""
 
     noise_strength: number("noise_strength") = 0.0
 
 
 class CoverRequest(SongRequest):
-    """A new version of `source`, as long as it; `strength` is the share of the steps that follow its melody."""
+    """A new version of `source` with its length; `strength` is the share of the steps that follow its melody."""
 
     mode: Literal["cover"] = "cover"
     source: Source = None
@@ -208,14 +201,12 @@ class CoverRequest(SongRequest):
 
 
 class ExtendOptions(Options):
-    """`overlap`: seconds of the source at each new end that are made anew and faded into."""
+    """`overlap`: seconds of the source that are regenerated and crossfaded at each new end."""
 
     overlap: number("overlap") = 2.0
 
 
 class ExtendRequest(SongRequest):
-    """`source` with `before` and `after` seconds of new music at its ends."""
-
     mode: Literal["extend"] = "extend"
     source: Source = None
     before: number("before") = 0.0
@@ -226,15 +217,13 @@ class ExtendRequest(SongRequest):
         return self.before + source + self.after
 
     @model_validator(mode="after")
-    def _adds_something(self):
+    def _check_length(self):
         if not samples_in(self.before) + samples_in(self.after):
-            raise wrong_at("after", "Seconds before and Seconds after, each from 0 to 300, must not both be 0.")
+            raise wrong("Seconds before and Seconds after, each from 0 to 300, must not both be 0.", "after")
         return self
 
 
 class EditOptions(Options):
-    """Repaint: `repaint_mode`, `repaint_strength`. Morph: `n_min`, `n_max`, `n_avg`. Layer: `mix` adds the source."""
-
     repaint_mode: choice("Repaint mode", REPAINT_MODES) = "balanced"
     repaint_strength: number("repaint_strength") = 0.5
     n_min: number("n_min") = 0.0
@@ -243,16 +232,14 @@ class EditOptions(Options):
     mix: flag("Mix") = False
 
     @model_validator(mode="after")
-    def _morph_interval(self):
-        if self.n_min >= self.n_max:
-            raise wrong_at(
-                "n_max",
-                f"Morph ends at must be from 0 to 1 and above Morph starts at ({self.n_min:g}), not {self.n_max:g}.",
-            )
+    def _check_morph_interval(self):
+        start, end = self.n_min, self.n_max
+        if start >= end:
+            raise wrong(f"Morph ends at must be up to 1 and above Morph starts at ({start:g}), not {end:g}.", "n_max")
         return self
 
 
-# An option that another action would ignore is refused rather than dropped.
+# An option that another action would ignore is an error.
 ACTION_OPTIONS = {
     "repaint": {"repaint_mode", "repaint_strength"},
     "morph": {"n_min", "n_max", "n_avg"},
@@ -282,44 +269,38 @@ class EditRequest(SongRequest):
     options: EditOptions = Field(default_factory=EditOptions)
 
     @model_validator(mode="after")
-    def _fits_its_action(self):
+    def _check_action(self):
         self._check_tracks()
         self._check_region()
-        specific = set().union(*ACTION_OPTIONS.values()) - ACTION_OPTIONS[self.action]
-        for name in sorted(specific & self.options.model_fields_set):
-            owner = next(action for action, names in ACTION_OPTIONS.items() if name in names)
-            raise wrong_at(f"options.{name}", f"{shown(name)} belongs to the action {owner}, not to {self.action}.")
+        for action, names in ACTION_OPTIONS.items():
+            for name in sorted(names & self.options.model_fields_set - ACTION_OPTIONS[self.action]):
+                raise wrong(f"{shown(name)} belongs to the action {action}, not to {self.action}.", f"options.{name}")
         return self
 
     def _check_tracks(self) -> None:
-        count = len(self.tracks)
+        count, sentence = len(self.tracks), ""
         if self.action not in CHOOSE_TRACK:
-            if count:
-                raise wrong_at("tracks", f"Tracks are for layer, extract and complete, not for {self.action}.")
+            sentence = f"Tracks are for layer, extract and complete, not for {self.action}." if count else ""
         elif not count:
-            raise wrong_at("tracks", CHOOSE_TRACK[self.action])
+            sentence = CHOOSE_TRACK[self.action]
         elif count > 1 and self.action != "complete":
-            known = ", ".join(TRACKS)
-            raise wrong_at("tracks", f"Tracks must name exactly one track for {self.action}, not {count}: {known}.")
+            sentence = f"Tracks must name exactly one track for {self.action}, not {count}: {', '.join(TRACKS)}."
+        if sentence:
+            raise wrong(sentence, "tracks")
 
     def _check_region(self) -> None:
+        start, end, least = self.start, self.end, LEAST_REGION_SECONDS
         if self.action not in ("repaint", "layer"):
-            if self.start or self.end:
-                field = "start" if self.start else "end"
-                raise wrong_at(
-                    field, f"Start and End choose a region for repaint and layer; {self.action} takes the whole file."
-                )
-            return
-        if self.end and samples_in(self.end) - samples_in(self.start) < samples_in(LEAST_REGION_SECONDS):
-            raise wrong_at(
-                "end",
-                f"End must be at least {LEAST_REGION_SECONDS:g} seconds after Start ({self.start:g}) or 0, "
-                f"which means the end of the file, not {self.end:g}.",
-            )
+            if start or end:
+                sentence = f"Start and End select a region for repaint and layer; {self.action} uses the whole file."
+                raise wrong(sentence, "start" if start else "end")
+        elif end and samples_in(end) - samples_in(start) < samples_in(least):
+            sentence = f"End must be at least {least:g} seconds after Start ({start:g}), or 0 for the end of the file"
+            raise wrong(f"{sentence}, not {end:g}.", "end")
 
 
 class LyricsOptions(Strict):
-    """How the next word is chosen, and how many tokens there may be; `temperature` 0 always takes the likeliest."""
+    """How words are sampled; `temperature` 0 always picks the likeliest."""
 
     temperature: number("temperature") = 0.8
     top_p: number("top_p") = 0.9
@@ -327,10 +308,9 @@ class LyricsOptions(Strict):
 
 
 class LyricsRequest(Strict):
-    """Lyrics from a brief: `structure` is the name of a preset or free text, "" leaves it to the writer."""
+    """Lyrics from a brief; `structure` is a preset's name or free text, "" leaves it to the writer."""
 
     mode: Literal["lyrics"] = "lyrics"
-    # A missing brief gets the sentence of an empty one.
     brief: text("brief", wanted="say what the song is about") = Field(default="", validate_default=True)
     structure: text("structure") = ""
     language: choice("Language", LANGUAGES) = "en"
@@ -340,7 +320,7 @@ class LyricsRequest(Strict):
 
 
 class InspireRequest(Strict):
-    """Prompt, lyrics and metadata from a plain `idea`, which may be empty."""
+    """Prompt, lyrics and metadata from an `idea`, which may be empty."""
 
     mode: Literal["inspire"] = "inspire"
     idea: text("idea") = ""
@@ -350,7 +330,7 @@ class InspireRequest(Strict):
 
 
 class PolishRequest(SongWords):
-    """The same song in the words that the song model knows; given fields stay."""
+    """The same song in the model's style; fields that are set stay."""
 
     mode: Literal["polish"] = "polish"
     duration: number("duration") = 60.0
@@ -358,7 +338,7 @@ class PolishRequest(SongWords):
 
 
 class DescribeRequest(Strict):
-    """What the recording `source` sounds like, in words."""
+    """A description of the recording `source`."""
 
     mode: Literal["describe"] = "describe"
     source: Source = None
@@ -366,9 +346,9 @@ class DescribeRequest(Strict):
 
 
 class AlignRequest(SongWords):
-    """When each line of `lyrics` is sung in the finished song `source`; the rest is what its record says of it.
+    """When each line of `lyrics` is sung in the finished song `source`; the other fields come from its record.
 
-    `steps` is how many it was made in, None the checkpoint's usual number; `planned` whether its plan was used.
+    `steps` None means the checkpoint's default; `planned` says whether a plan was used.
     """
 
     needs_words: ClassVar[bool] = False
@@ -379,20 +359,14 @@ class AlignRequest(SongWords):
     seed: number("seed") = -1
 
     @model_validator(mode="after")
-    def _is_sung(self):
+    def _check_lyrics(self):
         if self.sung_lyrics() == INSTRUMENTAL:
-            most = TEXT_LIMITS["lyrics"]
-            raise wrong_at("lyrics", f"Lyrics must have from 1 to {most:,} characters: without them nothing is sung.")
+            raise wrong(f"Lyrics must have from 1 to {TEXT_LIMITS['lyrics']:,} characters of sung text.", "lyrics")
         return self
 
 
 Request = SongRequest | LyricsRequest | InspireRequest | PolishRequest | DescribeRequest | AlignRequest
-SONG_REQUESTS: dict[str, type[SongRequest]] = {
-    "generate": GenerateRequest,
-    "cover": CoverRequest,
-    "extend": ExtendRequest,
-    "edit": EditRequest,
-}
+SONG_REQUESTS = {"generate": GenerateRequest, "cover": CoverRequest, "extend": ExtendRequest, "edit": EditRequest}
 REQUESTS: dict[str, type[Request]] = {
     **SONG_REQUESTS,
     "lyrics": LyricsRequest,
@@ -406,113 +380,105 @@ REQUESTS: dict[str, type[Request]] = {
 def parse_request(mode: str, values: Mapping[str, Any]) -> Request:
     """Build the request of `mode`; raises InvalidRequest with one sentence for each wrong field."""
     values = dict(values)
-    if "options" in REQUESTS[mode].model_fields:
-        options = values.get("options")
-        if options is None:
-            values["options"] = {}
-        elif not isinstance(options, Mapping | REQUESTS[mode].model_fields["options"].annotation):
-            raise InvalidRequest((Problem("invalid", f"Options must be an object, not {shown(options)}.", "options"),))
+    options = values.get("options")
+    if options is None:
+        values.pop("options", None)
+    elif not isinstance(options, Mapping | Strict):
+        raise InvalidRequest(Problem("invalid", f"Options must be an object, not {shown(options)}.", "options"))
     try:
         return REQUESTS[mode].model_validate(values)
     except ValidationError as error:
-        raise InvalidRequest(tuple(_problem(mode, item) for item in error.errors())) from None
+        raise InvalidRequest(*(_problem(mode, item) for item in error.errors())) from None
 
 
 def _problem(mode: str, item: dict[str, Any]) -> Problem:
-    told = item.get("ctx", {})
-    path = [*map(str, item["loc"]), *filter(None, [told.get("field")])]
-    name = ".".join(path)
+    context = item.get("ctx", {})
+    name = ".".join(filter(None, (*map(str, item["loc"]), context.get("field"))))
+    sentence = context.get("sentence") or f"{name} is not valid: {item['msg']}."
     if item["type"] == "extra_forbidden":
-        fields = REQUESTS[mode].model_fields
-        names = fields["options"].annotation.model_fields if len(path) > 1 else fields
-        known = ", ".join(sorted(names.keys() - {"mode"}))
-        return Problem("invalid", f"{shown(name)} is not known here. Known: {known}.", name)
-    return Problem("invalid", told.get("sentence") or f"{name} is not understood: {item['msg']}.", name)
+        fields, what = REQUESTS[mode].model_fields, "a parameter here. Parameters"
+        if len(item["loc"]) > 1:
+            fields, what = fields["options"].annotation.model_fields, "an option here. Options"
+        sentence = f"{shown(name)} is not {what}: {', '.join(sorted(fields.keys() - {'mode'}))}."
+    return Problem("invalid", sentence, name)
 
 
-# --- uploads ----------------------------------------------------------------------------------------------------------
+# --- uploads ------------------------------------------------------------------------------------------------------
 
 AUDIO_FIELDS = ("source", "reference")
 
 
 def upload_seconds(path: str, field: str = "source") -> float:
-    """Return how long the file is once it is decoded, in whole samples at 48 kHz.
+    """Return the file's length after decoding, in whole samples at 48 kHz; only its header is read.
 
-    Raises InvalidRequest at `field` where the file is not audio, is damaged, or is too short, too long or too large.
+    Raises InvalidRequest at `field` if the file is not audio, is damaged, or is too short, too long or too large.
     """
     try:
-        return round(audio.duration_of(path) * SAMPLE_RATE) / SAMPLE_RATE
+        return samples_in(audio.duration_of(path)) / SAMPLE_RATE
     except audio.AudioError as error:
-        raise InvalidRequest((Problem("bad_audio", error.message, field, error.hint),)) from None
+        raise InvalidRequest(Problem("bad_audio", error.message, field, error.hint)) from None
 
 
 def check_audio(request: Request) -> float:
-    """Check the files that a request names, and the request against its source, whose seconds are returned (or 0).
+    """Check the request's files, then the request against its source; returns the source's seconds (0: no source).
 
-    Raises InvalidRequest with a problem for each file that cannot be used, or else for what does not fit the source.
+    Raises InvalidRequest with a problem for each unusable file, or else for what does not fit the source.
     """
     seconds: dict[str, float] = {}
     problems: list[Problem] = []
     for field in AUDIO_FIELDS:
-        path = getattr(request, field, None)
-        if not path:
-            continue
-        try:
-            seconds[field] = upload_seconds(path, field)
-        except InvalidRequest as error:
-            problems += error.problems
+        if path := getattr(request, field, None):
+            try:
+                seconds[field] = upload_seconds(path, field)
+            except InvalidRequest as error:
+                problems += error.problems
     if problems:
-        raise InvalidRequest(tuple(problems))
+        raise InvalidRequest(*problems)
     if "source" in seconds:
         check_source(request, seconds["source"])
     return seconds.get("source", 0.0)
 
 
 def check_source(request: Request, seconds: float) -> None:
-    """Check what depends on the source's length in seconds; raises InvalidRequest with the field and the range.
+    """Check what depends on the source's length; raises InvalidRequest with the field and the range.
 
-    Times are compared as samples: a length that a client computed, or that was resampled, may be off by a fraction.
+    Compares samples: a length that a client computed, or that was resampled, may be off by a fraction.
     """
-    length, total = f"{seconds:.6g}", samples_in(seconds)
+    field, message = "", ""
+    total, most, least = samples_in(seconds), MAX_SOURCE_SECONDS, LEAST_REGION_SECONDS
     if isinstance(request, ExtendRequest):
-        room = MAX_SOURCE_SECONDS - seconds
-        if samples_in(request.before) + total + samples_in(request.after) > samples_in(MAX_SOURCE_SECONDS):
+        if samples_in(request.before) + total + samples_in(request.after) > samples_in(most):
             field = "after" if request.after >= request.before else "before"
             message = (
-                f"Seconds before and after together must be from 0 to {max(room, 0):.6g} for a source of {length} "
-                f"seconds (a song lasts up to {MAX_SOURCE_SECONDS}), not {request.before + request.after:g}."
+                f"Seconds before and after together must be from 0 to {max(most - seconds, 0):.6g} for a source of "
+                f"{seconds:.6g} seconds (a song lasts up to {most}), not {request.before + request.after:g}."
             )
-            raise InvalidRequest((Problem("invalid", message, field),))
-    if isinstance(request, EditRequest) and request.action in ("repaint", "layer"):
+    elif isinstance(request, EditRequest) and request.action in ("repaint", "layer"):
         start, end = samples_in(request.start), samples_in(request.end) or total
-        problem = None
-        if start > total - samples_in(LEAST_REGION_SECONDS):
-            latest = max(seconds - LEAST_REGION_SECONDS, 0)
-            problem = "start", f"Start must be from 0 to {latest:.6g} seconds in this source, not {request.start:g}."
+        if start > total - samples_in(least):
+            field, latest = "start", max(seconds - least, 0)
+            message = f"Start must be from 0 to {latest:.6g} seconds in this source, not {request.start:g}."
         elif end > total:
-            problem = "end", f"End must be from 0 to {length} seconds, the length of this source, not {request.end:g}."
+            field, given = "end", request.end
+            message = f"End must be from 0 to {seconds:.6g} seconds, the length of this source, not {given:g}."
         elif request.action == "repaint" and start == 0 and end == total:
-            problem = (
-                "end",
-                f"Start and End must leave some of the source (0 to {length} seconds) as it is; to change all of it, "
-                "use Cover or Morph.",
-            )
-        if problem:
-            raise InvalidRequest((Problem("invalid", problem[1], problem[0]),))
+            field, advice = "end", "To change all of it, use Cover or Morph."
+            message = f"Start and End must leave some of the source (0 to {seconds:.6g} seconds) unchanged. {advice}"
+    if message:
+        raise InvalidRequest(Problem("invalid", message, field))
 
 
 # --- what the checkpoint makes of it ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Sampling:
+class Sampling(NamedTuple):
     steps: int
     guidance: float
     shift: float
 
 
 def usual_sampling(quality: str, kind: str = "sft") -> Sampling:
-    """Return the numbers of a run whose options name none, for a `weights.checkpoint_kind`.
+    """Return the defaults of a `weights.checkpoint_kind`.
 
     A turbo checkpoint has guidance distilled into its weights and an 8-step schedule of shift 3 (upstream's table).
     """
@@ -522,13 +488,12 @@ def usual_sampling(quality: str, kind: str = "sft") -> Sampling:
 
 
 def sampling_settings(request: SongRequest, kind: str = "sft") -> tuple[Sampling, list[str]]:
-    """Resolve quality and options for a checkpoint; returns the numbers and sentences on what could not be followed."""
-    options, usual, notes = request.options, usual_sampling(request.quality, kind), []
-    asked = {name: getattr(options, name) for name in ("steps", "guidance", "shift")}
+    """Resolve quality and options for a checkpoint; returns the settings and a note on each one it ignores."""
+    options, notes = request.options, []
+    given = options.model_dump(include={"steps", "guidance", "shift"}, exclude_none=True)
     if kind == "turbo":
-        asked["guidance"] = None
-        if options.guidance is not None and options.guidance > 1:
-            notes.append("Guidance was left out: this turbo checkpoint has it built in.")
+        if given.pop("guidance", 1) > 1:
+            notes.append("Guidance was ignored: this turbo checkpoint has it built in.")
         if options.steps is None and request.quality != "standard":
-            notes.append("A turbo checkpoint makes every quality in 8 steps; Steps under Advanced changes that.")
-    return replace(usual, **{name: value for name, value in asked.items() if value is not None}), notes
+            notes.append("A turbo checkpoint takes 8 steps at every quality; Steps under Advanced changes that.")
+    return usual_sampling(request.quality, kind)._replace(**given), notes

@@ -93,7 +93,7 @@ def test_wrong_choices_are_sentences_at_the_field():
         ("mine", "LoRAs must be a list"),
         ([{}], "LoRA 1 must name its source"),
         (["a/b", {"source": "a/b", "weight": 2.5}], "The weight of LoRA 2 must be from 0 to 2, not 2.5"),
-        ([{"source": "a/b", "scale": 1}], '"scale" of LoRA 1 is not known here'),
+        ([{"source": "a/b", "scale": 1}], '"scale" is not a setting of LoRA 1'),
         (["a/b"] * 51, "from 0 to 50"),
     ]:
         with pytest.raises(InvalidRequest) as caught:

@@ -142,7 +142,7 @@ def test_a_strange_option_is_quoted_short_and_clean():
 
 def test_a_problem_of_no_parameter_is_still_told(monkeypatch):
     def parse(mode, values):
-        raise events.InvalidRequest((Problem("invalid", "This cannot be."),))
+        raise events.InvalidRequest(Problem("invalid", "This cannot be."))
 
     monkeypatch.setattr(api, "parse_request", parse)
     assert verdicts() == {"prompt": "This cannot be."}

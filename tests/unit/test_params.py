@@ -1,24 +1,69 @@
-"""What a request may say: defaults of the contract, understood spellings, and a sentence for everything else."""
+"""Requests: the contract's defaults, accepted spellings, a sentence for every wrong value, and files that fit."""
 
 import math
 import pickle
 
+import gradio as gr
+import numpy as np
 import pytest
+import soundfile
 
 import limits
+import page_tabs
 import params
 from events import InvalidRequest
-from params import parse_request
+from params import check_source, parse_request, upload_seconds
+from tests.unit.sounds import NO_AUDIO
+
+PROMPT = {"prompt": "calm piano"}
+SOURCE = {**PROMPT, "source": "song.wav"}
 
 
-def problems(**values):
+def problems(mode="generate", values=PROMPT, seconds=60.0):
+    """Return the sentences by field that `values` get, for a source of so many seconds."""
     with pytest.raises(InvalidRequest) as caught:
-        parse_request("generate", {"prompt": "calm piano", **values})
+        check_source(parse_request(mode, values), seconds)
     return {problem.field: problem.message for problem in caught.value.problems}
 
 
-def test_wrong_requests_for_words_get_a_sentence():
-    for mode, values, field, part in [
+@pytest.mark.parametrize(
+    ("mode", "values", "field", "words"),
+    [
+        *(
+            ("generate", {**PROMPT, field: value}, field, words)
+            for field, value, words in [
+                ("duration", 9, "from 10 to 600 seconds"),
+                ("duration", math.nan, "from 10 to 600 seconds"),
+                ("duration", True, "from 10 to 600 seconds"),
+                ("bpm", 120.5, "a whole number from 30 to 300"),
+                ("key", "H major", "from A to G"),
+                ("time_signature", "5", "2, 3, 4 or 6"),
+                ("language", "klingon", "51 listed codes"),
+                ("quality", "ultra", "draft, standard, best"),
+                ("seed", -2, "from -1 to 4294967295"),
+                ("instrumental", "yes", "true or false"),
+                ("prompt", "x" * 100_000, "up to 2,000 characters; this has 100,000"),
+                ("prompt", "", "or add lyrics"),
+                ("prompt", " \n", "Prompt is empty"),
+                ("mood", "blue", "not a parameter"),
+                ("source", "song.wav", "not a parameter"),
+            ]
+        ),
+        *(
+            ("generate", {**PROMPT, "options": {name: value}}, f"options.{name}", words)
+            for name, value, words in [
+                ("steps", 0, "from 1 to 200"),
+                ("guidance", 0.5, "from 1 to 15"),
+                ("sampler", "heun", "ode, sde"),
+                ("loudness", 0, "from -30 to -6 LUFS"),
+                ("timbre_token", 1, "true or false"),
+                ("stepps", 20, "steps"),
+                ("repaint_mode", "balanced", "not an option"),
+            ]
+        ),
+        ("generate", {**PROMPT, "options": {"cfg_start": 0.8, "cfg_end": 0.2}}, "options.cfg_end", "from 0.8"),
+        ("generate", {**PROMPT, "seed": limits.MAX_SEED, "takes": 2}, "seed", "from -1 to 4294967294"),
+        ("generate", {"lyrics": "la", "instrumental": True}, "prompt", "Instrumental turns the lyrics off"),
         ("lyrics", {}, "brief", "from 1 to 2,000 characters: say what the song is about"),
         ("lyrics", {"brief": "x" * 50_000}, "brief", "up to 2,000 characters; this has 50,000"),
         ("lyrics", {"brief": "x", "structure": "x" * 501}, "structure", "up to 500 characters"),
@@ -26,129 +71,191 @@ def test_wrong_requests_for_words_get_a_sentence():
         ("lyrics", {"brief": "x", "options": {"temperature": 2.1}}, "options.temperature", "from 0 to 2"),
         ("lyrics", {"brief": "x", "options": {"plan": True}}, "options.plan", "max_tokens, temperature, top_p"),
         ("lyrics", {"brief": "x", "options": 3}, "options", "must be an object"),
-        ("inspire", {"options": {}}, "options", "not known here"),
+        ("inspire", {"options": {}}, "options", "not a parameter"),
         ("inspire", {"seed": 1.5}, "seed", "a whole number"),
         ("polish", {}, "prompt", "or add lyrics"),
-        ("polish", {"lyrics": "la", "instrumental": True}, "prompt", "Instrumental switches the lyrics off"),
         ("describe", {}, "source", "none was given"),
-    ]:
-        with pytest.raises(InvalidRequest) as caught:
-            parse_request(mode, values)
-        (problem,) = caught.value.problems
-        assert problem.field == field
-        assert part in problem.message and problem.message.endswith(".")
+        ("align", {**SOURCE, "lyrics": ""}, "lyrics", "from 1 to 10,000 characters"),
+        ("cover", PROMPT, "source", "none was given"),
+        ("cover", {**SOURCE, "prompt": ""}, "prompt", "or add lyrics"),
+        *(
+            ("edit", {**SOURCE, **values}, field, words)
+            for values, field, words in [
+                ({"start": 50, "end": 10}, "end", "after Start (50)"),
+                ({"start": 0, "end": 9999}, "end", "from 0 to 600"),
+                ({"start": 10, "end": 10.4}, "end", "at least 0.5 seconds"),
+                ({"start": 5, "end": 61}, "end", "from 0 to 60 seconds"),
+                ({"start": 59.8}, "start", "from 0 to 59.5 seconds"),
+                ({}, "end", "leave some of the source"),
+                ({"action": "layer"}, "tracks", "Choose the track to add."),
+                ({"action": "complete"}, "tracks", "Choose the tracks to add."),
+                ({"action": "layer", "tracks": ["kazoo"]}, "tracks", '"kazoo"'),
+                ({"action": "layer", "tracks": ["bass", "drums"]}, "tracks", "exactly one track"),
+                ({"action": "layer", "tracks": {"drums": True}}, "tracks", "a list of names"),
+                ({"tracks": ["drums"]}, "tracks", "not for repaint"),
+                ({"action": "morph", "start": 3}, "start", "for repaint and layer"),
+                ({"action": "remix"}, "action", "repaint, morph, layer, extract, complete"),
+                ({"options": {"n_min": 0.2}}, "options.n_min", "belongs to the action morph"),
+                ({"action": "morph", "options": {"n_min": 0.7, "n_max": 0.6}}, "options.n_max", "above Morph"),
+            ]
+        ),
+        ("extend", {**SOURCE, "before": 0, "after": 0}, "after", "must not both be 0"),
+        ("extend", {**SOURCE, "before": 280, "after": 270}, "before", "from 0 to 540"),
+        ("extend", {**SOURCE, "before": 270, "after": 280}, "after", "from 0 to 540"),
+    ],
+)
+def test_a_wrong_value_gets_a_short_sentence_at_its_field(mode, values, field, words):
+    found = problems(mode, values)
+    assert list(found) == [field]
+    assert words in found[field] and found[field].endswith(".")
+    assert len(found[field]) < 300
 
 
-def test_a_wrong_value_is_a_sentence_that_names_field_and_range():
-    for field, value, part in [
-        ("duration", 9, "from 10 to 600 seconds"),
-        ("duration", math.nan, "from 10 to 600 seconds"),
-        ("duration", True, "from 10 to 600 seconds"),
-        ("bpm", 120.5, "a whole number from 30 to 300"),
-        ("key", "H major", "from A to G"),
-        ("time_signature", "5", "2, 3, 4 or 6"),
-        ("language", "klingon", "51 listed codes"),
-        ("quality", "ultra", "draft, standard, best"),
-        ("seed", -2, "from -1 to 4294967295"),
-        ("instrumental", "yes", "true or false"),
-        ("prompt", "x" * 100_000, "up to 2,000 characters; this has 100,000"),
-        ("mood", "blue", "not known here"),
-    ]:
-        found = problems(**{field: value})
-        assert list(found) == [field]
-        assert part in found[field]
-        assert len(found[field]) < 300
+def test_all_wrong_fields_are_reported_at_once():
+    values = {**PROMPT, "duration": 9, "bpm": 0, "options": {"steps": 0}}
+    assert set(problems(values=values)) == {"duration", "bpm", "options.steps"}
 
 
-def test_options_are_checked_like_fields():
-    for name, value, part in [
-        ("steps", 0, "from 1 to 200"),
-        ("guidance", 0.5, "from 1 to 15"),
-        ("sampler", "heun", "ode, sde"),
-        ("loudness", 0, "from -30 to -6 LUFS"),
-        ("timbre_token", 1, "true or false"),
-        ("stepps", 20, "steps"),
-        ("repaint_mode", "balanced", "not known here"),
-    ]:
-        found = problems(options={name: value})
-        assert list(found) == [f"options.{name}"]
-        assert part in found[f"options.{name}"]
+def test_defaults_are_those_of_the_contract():
+    cover = parse_request("cover", SOURCE)
+    assert (cover.strength, cover.reference, cover.options.noise_strength) == (0.8, None, 0.0)
+    extend = parse_request("extend", SOURCE)
+    assert (extend.before, extend.after, extend.options.overlap) == (0, 30, 2)
+    edit = parse_request("edit", {"source": "song.wav"})
+    assert (edit.action, edit.start, edit.end, edit.prompt, edit.tracks) == ("repaint", 0, 0, "", ())
+    assert (edit.options.repaint_mode, edit.options.repaint_strength) == ("balanced", 0.5)
 
 
-def test_every_wrong_field_is_told_at_once():
-    assert set(problems(duration=9, bpm=0, options={"steps": 0})) == {"duration", "bpm", "options.steps"}
-    assert "0.8" in problems(options={"cfg_start": 0.8, "cfg_end": 0.2})["options.cfg_end"]
+@pytest.mark.parametrize(
+    ("mode", "values"),
+    [
+        ("edit", {"start": 10, "end": 20}),
+        ("edit", {"start": 10}),
+        ("edit", {"action": "layer", "tracks": ["bass"], "start": 4, "end": 8, "options": {"mix": True}}),
+        ("edit", {"action": "complete", "tracks": ["bass", "Backing Vocals"]}),
+        ("edit", {"action": "morph", "options": {"n_min": 0.2, "n_max": 0.4, "n_avg": 3}}),
+        ("extend", {"before": 240, "after": 300}),
+        ("generate", {"seed": limits.MAX_SEED}),
+    ],
+)
+def test_valid_requests_pass(mode, values):
+    check_source(parse_request(mode, {**(PROMPT if mode == "generate" else SOURCE), **values}), 60.0)
 
 
-def test_a_song_needs_words():
-    for values in [{"prompt": ""}, {"prompt": " \n"}, {"prompt": "", "lyrics": "la", "instrumental": True}]:
-        assert "Say what the song sounds like" in problems(**values)["prompt"]
-
-
-def test_what_is_sung():
-    for values, sung in (
+@pytest.mark.parametrize(
+    ("values", "sung"),
+    [
         ({"prompt": "", "lyrics": "[Verse]\nla la"}, "[Verse]\nla la"),
         ({"prompt": "x", "lyrics": "la la", "instrumental": True}, "[Instrumental]"),
         ({"prompt": "x"}, "[Instrumental]"),
-    ):
-        assert parse_request("generate", values).sung_lyrics() == sung
+    ],
+)
+def test_sung_lyrics(values, sung):
+    assert parse_request("generate", values).sung_lyrics() == sung
 
 
-def test_keys_are_understood():
-    for text, key in [
-        ("Am", "A minor"),
-        ("c", "C major"),
-        ("F#", "F# major"),
-        ("E♭ minor", "Eb minor"),
-        ("bb", "Bb major"),
-        ("", ""),
-        (None, ""),
-    ]:
-        assert parse_request("generate", {"prompt": "x", "key": text}).key == key
-        assert key in (*limits.KEYS, "")
-
-
-def test_control_characters_and_lone_surrogates_are_dropped():
-    request = parse_request("generate", {"prompt": "a\x00b\ud800c", "lyrics": "line\n\tnext\x1b"})
-    assert (request.prompt, request.lyrics) == ("abc", "line\n\tnext")
-
-
-def test_numbers_and_spaces_are_understood():
-    request = parse_request("generate", {"prompt": "x", "bpm": 120.0, "seed": 7.0})
-    assert (request.bpm, request.seed) == (120, 7)
-    assert isinstance(request.bpm, int)
-    for value in ("4/4", "4", 4, 4.0):
-        assert parse_request("generate", {"prompt": "x", "time_signature": value}).time_signature == "4"
-    assert parse_request("lyrics", {"brief": " rain ", "options": None}) == parse_request("lyrics", {"brief": "rain"})
-
-
-def test_the_seed_of_every_take_must_fit():
-    assert problems(seed=limits.MAX_SEED, takes=2).keys() == {"seed"}
-    assert parse_request("generate", {"prompt": "x", "seed": limits.MAX_SEED}).seed == limits.MAX_SEED
+@pytest.mark.parametrize(
+    ("name", "given", "parsed"),
+    [
+        ("key", "Am", "A minor"),
+        ("key", "c", "C major"),
+        ("key", "F#", "F# major"),
+        ("key", "E♭ minor", "Eb minor"),
+        ("key", "EB MINOR", "Eb minor"),
+        ("key", "bb", "Bb major"),
+        ("key", "CM", "C major"),
+        ("key", None, ""),
+        ("bpm", 120.0, 120),
+        ("seed", 7.0, 7),
+        *(("time_signature", value, "4") for value in ("4/4", "4", 4, 4.0)),
+        ("prompt", "a\x00b\ud800c", "abc"),
+        ("lyrics", " line\n\tnext\x1b", "line\n\tnext"),
+        ("options", None, params.GenerateOptions()),
+    ],
+)
+def test_other_spellings_are_understood(name, given, parsed):
+    found = getattr(parse_request("generate", {**PROMPT, name: given}), name)
+    assert found == parsed and type(found) is type(parsed)
+    assert name != "key" or found in (*limits.KEYS, "")
 
 
 def test_requests_and_errors_can_be_pickled():
-    request = parse_request("generate", {"prompt": "x", "options": {"steps": 3}})
+    request = parse_request("generate", {**PROMPT, "options": {"steps": 3}})
     assert pickle.loads(pickle.dumps(request)) == request
     with pytest.raises(InvalidRequest) as caught:
-        parse_request("generate", {"prompt": "x", "duration": 1})
+        parse_request("generate", {"duration": 1})
     assert pickle.loads(pickle.dumps(caught.value)).problems == caught.value.problems
 
 
-def test_a_turbo_checkpoint_has_its_own_defaults_and_says_what_it_cannot_follow():
-    request = parse_request("generate", {"prompt": "x"})
-    assert params.sampling_settings(request, "sft") == (params.Sampling(50, 7.0, 1.0), [])
-    assert params.sampling_settings(request, "turbo") == (params.Sampling(8, 1.0, 3.0), [])
-    request = parse_request("generate", {"prompt": "x", "quality": "best", "options": {"guidance": 4}})
+def test_a_turbo_checkpoint_has_its_own_defaults_and_notes_what_it_ignores():
+    assert params.sampling_settings(parse_request("generate", PROMPT), "turbo") == (params.Sampling(8, 1.0, 3.0), [])
+    request = parse_request("generate", {**PROMPT, "quality": "best", "options": {"guidance": 4}})
     settings, notes = params.sampling_settings(request, "turbo")
     assert settings == params.Sampling(8, 1.0, 3.0)
     assert len(notes) == 2
 
 
-def test_quality_is_a_number_of_steps():
-    for quality, steps, built_in in [("draft", 20, 10), ("standard", 50, 20), ("best", 80, 40)]:
-        request = parse_request("generate", {"prompt": "x", "quality": quality})
-        assert params.sampling_settings(request, "sft")[0].steps == steps
-        assert params.sampling_settings(request, "preview")[0].steps == built_in
-        asked = parse_request("generate", {"prompt": "x", "quality": quality, "options": {"steps": 33}})
-        assert params.sampling_settings(asked, "sft")[0].steps == 33
+@pytest.mark.parametrize(("quality", "steps", "built_in"), [("draft", 20, 10), ("standard", 50, 20), ("best", 80, 40)])
+def test_quality_sets_the_steps(quality, steps, built_in):
+    request = parse_request("generate", {**PROMPT, "quality": quality})
+    assert params.sampling_settings(request, "sft") == (params.Sampling(steps, 7.0, 1.0), [])
+    assert params.sampling_settings(request, "preview")[0].steps == built_in
+    request = parse_request("generate", {**PROMPT, "quality": quality, "options": {"steps": 33}})
+    assert params.sampling_settings(request, "sft")[0].steps == 33
+
+
+# --- uploads ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def song(tmp_path):
+    """Return a function that writes a silent file and returns its path."""
+
+    def write(name="song.wav", samples=192_000, rate=48_000):
+        soundfile.write(tmp_path / name, np.zeros(samples), rate)
+        return str(tmp_path / name)
+
+    return write
+
+
+def audio_problems(**files):
+    with pytest.raises(InvalidRequest) as caught:
+        params.check_audio(parse_request("cover", {**PROMPT, **files}))
+    return {problem.field: problem.text() for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000, 96_000])
+def test_an_uploads_length_is_in_whole_samples_at_48_khz(song, rate):
+    assert upload_seconds(song(samples=100_006, rate=rate)) * 48_000 == round(100_006 * 48_000 / rate)
+
+
+@pytest.mark.parametrize("kind", NO_AUDIO)
+def test_a_file_that_is_not_audio_is_reported_at_its_field(song, tmp_path, kind):
+    data, sentence = NO_AUDIO[kind]
+    (tmp_path / "bad.wav").write_bytes(data)
+    for field in ("source", "reference"):
+        found = audio_problems(**{"source": song(), field: str(tmp_path / "bad.wav")})
+        assert set(found) == {field}
+        assert found[field].startswith(sentence)
+
+
+def test_unusable_uploads_are_reported_together(tmp_path):
+    assert set(audio_problems(source=str(tmp_path / "gone.wav"), reference=str(tmp_path))) == {"source", "reference"}
+
+
+@pytest.mark.parametrize(("seconds", "sentence"), [(0.99, "too short"), (600.1, "too long")])
+def test_a_source_is_1_to_600_seconds_long(song, seconds, sentence):
+    assert sentence in audio_problems(source=song(samples=round(seconds * 8_000), rate=8_000))["source"]
+
+
+def test_the_page_reports_a_bad_file_together_with_other_errors(tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    with gr.Blocks():
+        form = page_tabs.cover_tab().form
+    wrong = {"source": str(tmp_path / "bad.wav"), "reference": str(tmp_path / "bad.wav"), "bpm": "fast"}
+    values = {name: wrong.get(name, field.value) for name, field in form.fields.items()}
+    found = form.problems([*values.values()])
+    assert found.keys() == {"source", "reference", "prompt", "bpm"}
+    assert "audio" in found["source"] and "Prompt is empty" in found["prompt"]
+    none = form.problems([*{**values, "source": None, "reference": None}.values()])
+    assert none.keys() == {"source", "prompt", "bpm"} and "none was given" in none["source"]
