@@ -1,14 +1,13 @@
-"""The middleware between callers and Gradio: which hosts are answered, what is refused and how, security headers.
+"""The middleware in front of Gradio: known hosts, refusals, security headers, the queue's limit, MCP hang-ups.
 
-`middleware` is handed to the app that Gradio serves. Gradio answers some malformed calls with a bare 500 and a long
-traceback, fetches addresses that a caller names inside JSON, and lets calls that arrive together past its queue limit;
-here each of these ends as a status below 500 with one sentence, in the log as one line.
+Gradio answers some malformed calls with a bare 500 and a long traceback, fetches URLs that a caller puts into JSON, and
+lets simultaneous calls past its queue limit. Here each of these ends as a status below 500 with one sentence, and one
+line in the log.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import json
 import logging
@@ -32,6 +31,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import NO_FETCH, Refused, check_call, check_tool
+from events import is_disk_full
 from limits import shown
 
 log = logging.getLogger("studio")
@@ -40,7 +40,7 @@ HOSTS = "ACE_STUDIO_HOSTS"
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 EVERYWHERE = ("0.0.0.0", "::", "[::]")
 
-# Gradio's page runs inline scripts and compiles code; everything comes from the studio itself.
+# Gradio's page needs inline scripts and eval; everything is served by the studio itself.
 FRAMES = "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
 POLICY = {
     "default-src": "'self'",
@@ -68,22 +68,22 @@ MAX_JSON_LEVELS = 32
 CALL_HEADER = "x-studio-call"
 
 MAX_CALLS = 500
-# How long the join of a run may take that was cancelled before the page knew its event.
+# A run that is cancelled before the page knows its event is still cancelled if it joins the queue within this time.
 JOIN_SECONDS = 5.0
 
 NO_OBJECT = "The body must be a JSON object, sent as application/json."
 TOO_DEEP = f"A call's JSON may be at most {MAX_JSON_LEVELS} levels deep."
-BAD_UPLOAD = "The upload could not be read. Send multipart/form-data whose field files holds files with names."
-FAILED = "This failed because of an unexpected error. Please try again; the log of the studio has the details."
+BAD_UPLOAD = "The upload could not be read. Send multipart/form-data with named files in the field files."
+FAILED = "The call failed with an unexpected error. Please try again; the studio's log has the details."
 NOT_UNDERSTOOD = (
     "This call could not be understood: a value does not fit its parameter, or a file was not uploaded. "
-    "docs/api.md and /gradio_api/info say what a call may hold."
+    "See docs/api.md or /gradio_api/info for the parameters."
 )
-TOO_LONG = f"A call may hold at most {MAX_JSON_BYTES // 1024**2} MiB of JSON. Upload files instead."
+TOO_LONG = f"A call can have at most {MAX_JSON_BYTES // 1024**2} MiB of JSON. Upload files instead."
 
 
 def middleware(environ: Mapping[str, str] = os.environ) -> list[Middleware]:
-    """Return what `launch` gives to the app, the outermost first."""
+    """Return the middleware for Gradio's app, the outermost first."""
     return [
         Middleware(SecurityHeaders),
         Middleware(KnownHosts, hosts=known_hosts(environ), any_address=listens_everywhere(environ)),
@@ -95,8 +95,6 @@ def middleware(environ: Mapping[str, str] = os.environ) -> list[Middleware]:
 
 
 class SecurityHeaders:
-    """Adds `HEADERS` to every response that does not have them."""
-
     def __init__(self, app: ASGIApp):
         self.app = app
 
@@ -115,12 +113,11 @@ class SecurityHeaders:
 
 
 def listens_everywhere(environ: Mapping[str, str]) -> bool:
-    """Tell whether the studio listens on all addresses of this machine."""
     return environ.get("GRADIO_SERVER_NAME", "") in EVERYWHERE
 
 
 def known_hosts(environ: Mapping[str, str]) -> list[str]:
-    """Return the host names that the studio was started for; "*.example.com" stands for all names below one."""
+    """Return the host names that the studio answers to; "*.example.com" stands for every name under example.com."""
     hosts = [*LOOPBACK, *environ.get(HOSTS, "").replace(",", " ").split()]
     if listens_everywhere(environ):
         name = socket.gethostname()
@@ -136,7 +133,7 @@ def known_hosts(environ: Mapping[str, str]) -> list[str]:
 
 
 def _host_of(text: str) -> str:
-    """Return the host of an address or a Host header, without its port; "" where there is none."""
+    """Return the host of a URL or a Host header, without its port; "" if there is none."""
     try:
         return urlsplit(text if "//" in text else f"//{text}").hostname or ""
     except ValueError:
@@ -144,9 +141,9 @@ def _host_of(text: str) -> str:
 
 
 class KnownHosts:
-    """Answers only to `hosts`, and to any IP address where `any_address`: a name can be pointed here by a stranger.
+    """Answers only to `hosts`, and with `any_address` to any IP address, as protection against DNS rebinding.
 
-    Gradio builds addresses from forwarding headers as well; those that name another host are dropped.
+    Gradio also builds URLs from forwarding headers, so those that name an unknown host are dropped.
     """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str], any_address: bool):
@@ -165,7 +162,6 @@ class KnownHosts:
         await (self.app if self._is_address(host) else self.trusted)(scope, receive, send)
 
     def knows(self, host: str) -> bool:
-        """Tell whether `host`, without its port, is one that is answered."""
         return self._is_address(host) or any(fnmatch(host, pattern) for pattern in self.hosts)
 
     def _is_address(self, host: str) -> bool:
@@ -182,28 +178,28 @@ def _without(scope: Scope, name: str) -> Scope:
 
 
 @dataclass
-class Call:
-    """A tool's call over MCP: the (session, event) that it waits for once there is one, and whether it was hung up."""
+class ToolCall:
+    """A tool's call over MCP: its (session, event) once it has joined the queue, and whether the client hung up."""
 
     event: tuple[str, str] | None = None
     gone: bool = False
 
 
 class Calls:
-    """Passes on what Gradio can work with, one join of the queue at a time, and ends the song of an MCP call hung up.
+    """Passes on valid calls, joins the queue one at a time, and cancels the run of an MCP client that hangs up.
 
-    Gradio compares its queue's length with the limit, waits for the validator, and appends only then: calls that arrive
-    together would all pass. An MCP tool calls the studio again through the queue, with the headers that it came with.
+    Gradio compares its queue's length with the limit, waits for the validator, and appends only then, so simultaneous
+    calls would all pass. For an MCP tool Gradio calls the studio again through the queue, with the same headers.
     """
 
     def __init__(self, app: ASGIApp):
         self.app = app
         self.joining = asyncio.Lock()
-        self.calls: dict[str, Call] = {}
+        self.tool_calls: dict[str, ToolCall] = {}
         self.cancelling: set[asyncio.Task] = set()
-        # By (session, function): the event that joined last, and until when one that joins is to be cancelled.
+        # By (session, function): the event that joined last, and until when a joining one is cancelled.
         self.joined: dict[tuple[str, int], str] = {}
-        self.unwanted: dict[tuple[str, int], float] = {}
+        self.cancel_until: dict[tuple[str, int], float] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -214,24 +210,21 @@ class Calls:
         answer = Answer(send, scope)
         try:
             await self._pass_on(scope, receive, answer, route)
-        except Refused as refused:
-            _log_refusal(scope, refused.status, refused.sentence)
-            await _refusal(refused)(scope, receive, send)
         except Exception as error:
-            if answer.begun:
+            if answer.started:
                 raise
-            refused = _meaning_of(error, route)
+            refused = error if isinstance(error, Refused) else _refusal_of(error, route)
             if refused.status == 500:
                 log.error("%s failed unexpectedly", _named(scope), exc_info=error)
             else:
-                _log_refusal(scope, refused.status, type(error).__name__)
-            await _refusal(refused)(scope, receive, send)
+                _log_refusal(scope, refused.status, refused.sentence if error is refused else type(error).__name__)
+            await JSONResponse({"detail": refused.sentence}, refused.status)(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, answer: Answer, route: str) -> None:
         if _is_closed(route):
             raise Refused(404, "There is nothing here.")
         if route == "info" and b"page=" not in scope["query_string"]:
-            # Without a page Gradio remembers the first caller's address for everybody.
+            # Without a page Gradio caches the first caller's URL for everybody.
             scope = {**scope, "query_string": scope["query_string"] + b"&page="}
         if scope["method"] != "POST" or not route or route == "upload" or route.startswith("stream/"):
             await self.app(scope, receive, answer.send)
@@ -239,10 +232,10 @@ class Calls:
             await self._mcp(scope, receive, answer)
         else:
             body = await _body(receive)
-            values = _read(body)
+            values = _parsed(body)
             check_call(scope["app"].get_blocks(), route, values)
             answer.rewrites = True
-            receive = _again(body, receive)
+            receive = _replayed(body, receive)
             if route == "queue/join" or route.startswith("call/"):
                 async with self.joining:
                     await self._join(scope, receive, answer, values)
@@ -254,32 +247,32 @@ class Calls:
                 await self.app(scope, receive, answer.send)
 
     async def _join(self, scope: Scope, receive: Receive, answer: Answer, values: dict[str, Any]) -> None:
-        app, call = scope["app"], self.calls.get(Headers(scope=scope).get(CALL_HEADER, ""))
+        app, call = scope["app"], self.tool_calls.get(Headers(scope=scope).get(CALL_HEADER, ""))
         await self.app(_without(scope, CALL_HEADER), receive, answer.send)
         if not (event := answer.event()):
             return
         session = str(values.get("session_hash"))
         if call:
             call.event = session, event
-        unwanted = False
+        cancelled = bool(call and call.gone)
         if isinstance(index := values.get("fn_index"), int):
             _remember(self.joined, (session, index), event)
-            unwanted = self.unwanted.pop((session, index), 0.0) > time.monotonic()
-        if unwanted or (call and call.gone):
+            cancelled |= self.cancel_until.pop((session, index), 0.0) > time.monotonic()
+        if cancelled:
             self._cancel(app, session, event)
 
     async def _cancel_nameless(self, app: Any, values: dict[str, Any]) -> None:
-        """Cancel a run whose event the page does not know yet: it joins the queue now, or in a moment."""
+        """Cancel a run whose event the page does not know yet: it is joining the queue, or will in a moment."""
         session, index = str(values.get("session_hash")), values.get("fn_index")
         async with self.joining:
             event = self.joined.pop((session, index), "")
             if event in app.get_blocks()._queue.pending_event_ids_session.get(session, ()):
                 self._cancel(app, session, event)
             else:
-                _remember(self.unwanted, (session, index), time.monotonic() + JOIN_SECONDS)
+                _remember(self.cancel_until, (session, index), time.monotonic() + JOIN_SECONDS)
 
     def _cancel(self, app: Any, session: str, event: str) -> None:
-        """Cancel in a task of its own: the one that hears of a hang-up is about to be cancelled itself."""
+        # In its own task: the one that notices a hang-up is about to be cancelled itself.
         task = asyncio.get_running_loop().create_task(_cancel(app, session, event))
         self.cancelling.add(task)
         task.add_done_callback(self.cancelling.discard)
@@ -287,19 +280,18 @@ class Calls:
     async def _mcp(self, scope: Scope, receive: Receive, answer: Answer) -> None:
         body = await _body(receive)
         try:
-            message = _read(body)
-            check_tool(message)
+            check_tool(_parsed(body))
         except Refused as refused:
             _log_refusal(scope, refused.status, refused.sentence)
             await _mcp_refusal(body, refused)(scope, receive, answer.send)
             return
         app = scope["app"]  # a mounted app puts itself there
-        token, call = secrets.token_hex(16), Call()
-        _remember(self.calls, token, call)
-        again = _again(body, receive)
+        token, call = secrets.token_hex(16), ToolCall()
+        _remember(self.tool_calls, token, call)
+        replayed = _replayed(body, receive)
 
         async def watched() -> Message:
-            message = await again()
+            message = await replayed()
             if message["type"] == "http.disconnect" and not answer.complete and not call.gone:
                 call.gone = True
                 if call.event:
@@ -311,13 +303,13 @@ class Calls:
         try:
             await self.app(scope, watched, answer.send)
         finally:
-            # One that was hung up before it had joined the queue is cancelled when it does.
+            # A call that hung up before it joined the queue is cancelled when it joins.
             if call.event or not call.gone:
-                self.calls.pop(token, None)
+                self.tool_calls.pop(token, None)
 
 
 def _remember(known: dict, key: Any, value: Any) -> None:
-    """Keep a value, and at most `MAX_CALLS` of them."""
+    """Store a value, and drop the oldest ones beyond `MAX_CALLS`."""
     known.pop(key, None)
     while len(known) >= MAX_CALLS:
         del known[next(iter(known))]
@@ -325,31 +317,32 @@ def _remember(known: dict, key: Any, value: Any) -> None:
 
 
 class Answer:
-    """The response on its way out: whether it has begun and is complete; an error of a call gets a sentence.
+    """The response on its way out. If `rewrites` is set, the errors of Gradio and FastAPI become a sentence.
 
-    The errors of Gradio and FastAPI repeat the body, or are the text of an exception. What a validator says stays.
+    Theirs repeat the body or the text of an exception. A validator's verdicts pass unchanged.
     """
 
     def __init__(self, send: Send, scope: Scope):
         self._send, self._scope = send, scope
-        self.begun = self.complete = self.rewrites = False
+        self.started = self.complete = self.rewrites = False
         self._start: Message | None = None
         self._body = b""
 
     async def send(self, message: Message) -> None:
-        """Pass a message on; what may be rewritten waits until it is whole."""
+        """Pass a message on; JSON that may be rewritten is held back until it is complete."""
         kind = message["type"]
         if kind == "http.response.start" and self.rewrites:
             self._start = message
             if Headers(raw=message["headers"]).get("content-type", "").startswith("application/json"):
                 return
-        if kind == "http.response.body" and self.rewrites and not self.begun:
+        if kind == "http.response.body" and self.rewrites and not self.started:
             self._body += message.get("body", b"")
             if message.get("more_body"):
                 return
-            message = self._sentence()
+            self._rewrite()
+            message = {"type": kind, "body": self._body}
             await self._send(self._start)
-        self.begun = True
+        self.started = True
         await self._send(message)
         self.complete = kind == "http.response.body" and not message.get("more_body", False)
 
@@ -358,30 +351,26 @@ class Answer:
         found = _json(self._body)
         return str(found.get("event_id", "")) if isinstance(found, dict) else ""
 
-    def _sentence(self) -> Message:
-        """Return the body's message, with a sentence in the place of an error that has none."""
+    def _rewrite(self) -> None:
         status = self._start["status"]
         detail = found.get("detail") if isinstance(found := _json(self._body), dict) else None
-        said = isinstance(detail, list) and all(isinstance(each, dict) and "is_valid" in each for each in detail)
-        if status in (400, 500) or (status == 422 and not said):
+        verdicts = isinstance(detail, list) and all(isinstance(each, dict) and "is_valid" in each for each in detail)
+        if status in (400, 500) or (status == 422 and not verdicts):
             _log_refusal(self._scope, status, shown(detail, 100))
-            status = 400 if status == 422 else status
-            self._start["status"] = status
+            self._start["status"] = 400 if status == 422 else status
             self._body = json.dumps({"detail": FAILED if status == 500 else NOT_UNDERSTOOD}).encode()
             MutableHeaders(scope=self._start)["content-length"] = str(len(self._body))
-        return {"type": "http.response.body", "body": self._body}
 
 
-# --- what a call holds --------------------------------------------------------------------------------------------
+# --- bodies -------------------------------------------------------------------------------------------------------
 
 
 async def _body(receive: Receive) -> bytes:
-    """Return a request's body; raises Refused where it is too long."""
     body, more = bytearray(), True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Refused(400, "The connection ended before the call was whole.")
+            raise Refused(400, "The connection closed before the whole body arrived.")
         body += message.get("body", b"")
         if len(body) > MAX_JSON_BYTES:
             raise Refused(413, TOO_LONG)
@@ -389,18 +378,14 @@ async def _body(receive: Receive) -> bytes:
     return bytes(body)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives `body` once more."""
-    given = False
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that first gives the `body` that has been read already."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
 
-    return again
+    return replayed
 
 
 def _json(body: bytes) -> Any:
@@ -409,8 +394,8 @@ def _json(body: bytes) -> Any:
     return None
 
 
-def _read(body: bytes) -> dict[str, Any]:
-    """Return the object that `body` holds; raises Refused where it is none, too deep, or names a file to fetch."""
+def _parsed(body: bytes) -> dict[str, Any]:
+    """Return the object in `body`; raises Refused if it is not one, is too deep, or has the URL of a file."""
     try:
         values = json.loads(body)
     except RecursionError:
@@ -431,20 +416,20 @@ def _read(body: bytes) -> dict[str, Any]:
     return values
 
 
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
 def _is_closed(route: str) -> bool:
-    """Tell whether a route of Gradio's fetches an address for the caller, or serves nothing that the studio has."""
+    """Tell whether a route of Gradio's fetches a URL for the caller, or belongs to a feature the studio lacks."""
     if route in ("deep_link", "process_recording") or route.startswith("proxy="):
         return True
     return route.startswith(("file=", "file/")) and is_http_url_like(route[5:].strip().lower())
 
 
-# --- refusals -----------------------------------------------------------------------------------------------------
-
-
-def _meaning_of(error: Exception, route: str) -> Refused:
-    """Return what an exception of Gradio's says of a request."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Refused(507, "The disk of the studio is full. Try again later.")
+def _refusal_of(error: Exception, route: str) -> Refused:
+    """Return the refusal for an exception that Gradio raised."""
+    if is_disk_full(error):
+        return Refused(507, "The studio's disk is full. Try again later.")
     if route == "upload":
         return Refused(400, BAD_UPLOAD)
     if route and isinstance(error, KeyError | TypeError | ValueError | AttributeError | RecursionError | OSError):
@@ -452,12 +437,8 @@ def _meaning_of(error: Exception, route: str) -> Refused:
     return Refused(500, FAILED)
 
 
-def _refusal(refused: Refused) -> JSONResponse:
-    return JSONResponse({"detail": refused.sentence}, refused.status)
-
-
 def _mcp_refusal(body: bytes, refused: Refused) -> JSONResponse:
-    """Return a refusal as MCP says it: a failed tool's result, or an error where the message cannot be read."""
+    """Return a refusal in MCP's form: a failed tool's result, or an error if the message cannot be read."""
     message = _json(body)
     if isinstance(message, dict) and message.get("method") == "tools/call":
         result = {"isError": True, "content": [{"type": "text", "text": refused.sentence}]}
@@ -475,9 +456,9 @@ def _log_refusal(scope: Scope, status: int, reason: str) -> None:
 
 
 async def _cancel(app: Any, session: str, event: str) -> None:
-    """End one event: take it out of the queue, or stop its handler, and tell the client that waits for it.
+    """End one event: take it out of the queue, or stop its handler, and tell the waiting client.
 
-    Gradio's route for cancelling ends all events of a session's function; none has the number -1.
+    Gradio's own route would cancel all events of the session's function, so it gets the number of none, -1.
     """
     await app.get_blocks()._queue.clean_events(event_id=event)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:

@@ -156,7 +156,7 @@ def test_only_data_uris_are_taken_as_files(call):
         assert failed
     failed, (text,) = call("cover", prompt="calm piano", source="https://example.com/song.wav", options=FAST)
     assert failed
-    assert text.startswith("source: The studio fetches no addresses.")
+    assert text.startswith("source: The studio does not fetch URLs.")
 
 
 @pytest.mark.slow
