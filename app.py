@@ -1,22 +1,18 @@
-"""The door: prepares the process, builds the page, connects its events, and serves it."""
+"""Entry point: prepares the process, builds the page, connects its events, and serves it."""
 
 from __future__ import annotations
 
-from bootstrap import bootstrap as _bootstrap
-from cli import check as _check
-from cli import read_arguments as _read_arguments
-from cli import say_why_it_cannot_start as _say_why_it_cannot_start
+from bootstrap import bootstrap
+from cli import check, is_port, read_arguments, shorten_errors
 
-# Arguments are variables, too, and the libraries below read theirs while they are imported.
-_arguments = _read_arguments() if __name__ == "__main__" else None
-if _arguments and _arguments.check:
-    raise SystemExit(_check())
-if _arguments:
-    _say_why_it_cannot_start()
-_bootstrap()
+# Arguments become environment variables, and the libraries below read theirs while they are imported.
+if __name__ == "__main__":
+    if read_arguments().check:
+        raise SystemExit(check())
+    shorten_errors()
+bootstrap()
 
 import contextlib
-import functools
 import io
 import logging
 import multiprocessing
@@ -42,7 +38,6 @@ import theme
 import tooltips
 from api import add_endpoints
 from backend import GPU_CONCURRENCY, get_backend, start_workers
-from cli import is_port
 from events import Done, Problem, StudioError
 from lora_files import MAX_FILE_BYTES
 from page_form import AT_ONCE, QUIET, Form, Updates
@@ -52,28 +47,20 @@ from page_settings import connect_memory
 
 log = logging.getLogger("studio")
 
-# Songs that may wait at once, those of the API included; the next visitor is told that the studio is busy.
-QUEUE_SIZE = 32
-# Visits and API calls that Gradio remembers at once; who comes back after so many others has lost Undo, nothing else.
-SESSIONS = 150
-# Seconds that running songs have to end when the studio is stopped.
-STOP_SECONDS = 3
-# Seconds: how often Gradio looks for old uploads and copies of takes, and how old they get.
-DELETE_CACHE = (3600, 24 * 3600)
-# A status in which nothing is here; it tells which parts of the page follow the status.
-NOTHING = {"state": "none", "model": "", "problem": None}
-NOTHING_KNOWN = {
-    "kind": "sft",
-    "tasks": {},
-    "unsupported": {},
-    "planner": NOTHING,
-    "lyrics": NOTHING,
-    "memory_plans": (),
+QUEUE_SIZE = 32  # waiting songs, those of the API included; the next visitor gets a message that the studio is busy
+SESSIONS = 150  # visits and API calls that Gradio remembers; an older visit only loses its Undo
+STOP_SECONDS = 3  # for running songs to end when the studio stops
+DELETE_CACHE = (3600, 24 * 3600)  # seconds between clean-ups of uploads and copies of takes, and their greatest age
+# A status without any model, to find out which parts of the page follow the status.
+NO_WRITER = {"state": "none", "model": "", "problem": None}
+NO_STATUS = {
+    **{"kind": "sft", "tasks": {}, "unsupported": {}, "memory_plans": ()},
+    **{"planner": NO_WRITER, "lyrics": NO_WRITER},
 }
 
 
 def build_app() -> gr.Blocks:
-    """Build the page and the public endpoints; nothing is loaded or looked for before a visitor comes."""
+    """Build the page and the public endpoints without looking for or loading any model."""
     with gr.Blocks(
         title=tooltips.TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE, elem_id="studio", fill_width=True
     ) as demo:
@@ -82,10 +69,10 @@ def build_app() -> gr.Blocks:
         connect_status(demo, header, forms)
         connect_download(header, forms)
         connect_memory(demo, forms)
-        # Never rendered, so that the page builds nothing for it; a compact one adds no groups of its own.
+        # Never rendered, so that the page does not build it; compact, so that it adds no groups.
         with gr.Column(variant="compact", render=False):
             add_endpoints()
-    # Without api_open a program cannot start a song past the queue and its validation.
+    # With api_open a program could start songs past the queue and its validation.
     return demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4, api_open=False)
 
 
@@ -93,7 +80,7 @@ def build_app() -> gr.Blocks:
 
 
 def connect_download(header: Header, forms: list[Form]) -> None:
-    """Let the banner's button fetch the real model and show what the studio runs on afterwards."""
+    """Let the banner's button download the real model and update the status afterwards."""
     bar = header.bar
 
     def failed(problem: Problem) -> Updates:
@@ -119,30 +106,26 @@ def connect_download(header: Header, forms: list[Form]) -> None:
 
 
 def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
-    """Show, whenever a page is opened, what the studio runs on: at once what is known, then the device."""
+    """Show on every visit what the studio runs on: at once what is known, then the device."""
     outputs = status_outputs(header, forms)
     known = demo.load(lambda: status_updates(header, forms), outputs=outputs, **AT_ONCE)
 
-    def look() -> Updates:
-        return header.show(get_backend().look())
-
     def prepare() -> None:
-        # What cannot be loaded is told with the first song.
+        # The first song reports what could not be loaded.
         with contextlib.suppress(StudioError):
             if not cluster.wanted():
                 get_backend().models.prepare()
 
-    # The header alone: this takes seconds where torch is not loaded yet, and the visitor is filling in the form.
-    seen = known.then(look, outputs=header.outputs, **AT_ONCE)
+    # Only the header: this takes seconds if torch is not loaded yet, and the visitor is filling in the form.
+    seen = known.then(lambda: header.show(get_backend().look()), outputs=header.outputs, **AT_ONCE)
     seen.then(prepare, **AT_ONCE)
-    # A run may have loaded something, or have found that it cannot be loaded.
+    # A run may have loaded a model, or failed to.
     for run in (run for form in forms for run in form.runs):
         run.then(lambda: page_markup.heading(get_backend().status()), outputs=header.status, **AT_ONCE)
 
 
 def status_outputs(header: Header, forms: list[Form]) -> list[Any]:
-    """Return what the status of the backend changes on the page."""
-    return [*header.outputs, *(each for form in forms for each in form.show_status(NOTHING_KNOWN))]
+    return [*header.outputs, *(each for form in forms for each in form.show_status(NO_STATUS))]
 
 
 def status_updates(header: Header, forms: list[Form]) -> Updates:
@@ -157,9 +140,9 @@ def status_updates(header: Header, forms: list[Form]) -> Updates:
 
 
 class CompressedPage:
-    """Compresses the page and its description, the largest of all, which Gradio does not."""
+    """Compresses the page and its description: the largest responses, apart from songs, which do not shrink."""
 
-    # Songs do not shrink, and streams must not wait.
+    # No streams, which must not wait.
     pages = ("", "/", "/config", "/gradio_api/info")
 
     def __init__(self, app: ASGIApp):
@@ -171,11 +154,11 @@ class CompressedPage:
 
 
 def launch(demo: gr.Blocks, port: int | None = None) -> str:
-    """Serve `demo` on GRADIO_SERVER_NAME (127.0.0.1 unless set) and return its address; raises OSError.
+    """Serve `demo` on GRADIO_SERVER_NAME (default 127.0.0.1) and return its URL; raises OSError.
 
-    `port` None takes the first free port from 7860 on. The output folder is not served: only copies in Gradio's cache.
+    `port` None means the first free port from 7860. Only copies in Gradio's cache are served, not the output folder.
     """
-    # Gradio announces its MCP server and public link in its own way; `main` says what came of both.
+    # Gradio prints its own lines about MCP and the public link; `announcements` replaces them.
     with contextlib.redirect_stdout(io.StringIO()):
         _, url, _ = demo.launch(
             server_name=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1",
@@ -187,14 +170,14 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
             run_history=False,
             show_error=False,
             enable_monitoring=False,
-            # A LoRA may be larger than a song, for which audio.py has a limit of its own.
+            # LoRAs may be larger than songs, which have their own limit in audio.py.
             max_file_size=MAX_FILE_BYTES,
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,
-            # Gradio would give the page 3 seconds to answer, which a busy machine may not keep.
+            # With it Gradio gives up if the page does not answer in 3 seconds, as on a busy machine.
             _frontend=False,
-            # Gradio keeps a copy of the whole page's settings for every session: about 2 MB each.
+            # Gradio keeps a copy of the page's settings for every session, about 2 MB each.
             state_session_capacity=SESSIONS,
             app_kwargs={"middleware": [*guard.middleware(), Middleware(CompressedPage)]},
         )
@@ -202,7 +185,7 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
 
 
 def wanted_port() -> int | None:
-    """Return the port that GRADIO_SERVER_PORT names, None where it names none; exits with a sentence on nonsense."""
+    """Return GRADIO_SERVER_PORT, None if it is not set; exits with a sentence if it is not a port."""
     port = os.environ.get("GRADIO_SERVER_PORT", "").strip()
     if not port:
         return None
@@ -212,7 +195,7 @@ def wanted_port() -> int | None:
 
 
 def main() -> None:
-    """Serve the studio until it is stopped; a port that cannot be had ends with a sentence and status 1."""
+    """Serve the studio until it is stopped; exits with a sentence and status 1 if the port is not available."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     stopped = threading.Event()
@@ -236,9 +219,9 @@ def main() -> None:
 
 
 def let_run(demo: gr.Blocks, songs: int) -> None:
-    """Let the queue of `demo` run that many songs at once, one at least."""
+    """Let the queue of `demo` run so many songs at once, at least one."""
     name, songs = GPU_CONCURRENCY["concurrency_id"], max(songs, 1)
-    # With every event Gradio lowers its queue's limit to that of the event's function.
+    # With every event Gradio lowers the queue's limit to that of the event's function.
     for each in demo.fns.values():
         if each.concurrency_id == name:
             each.concurrency_limit = songs
@@ -247,22 +230,24 @@ def let_run(demo: gr.Blocks, songs: int) -> None:
 
 
 def stop(demo: gr.Blocks) -> NoReturn:
-    """End the process within 5 seconds, with status 0: running songs are cancelled, and nothing half-made is left.
+    """Cancel running songs, clean up, and end the process within 5 seconds with status 0.
 
-    It leaves by os._exit: a thread inside torch would abort the interpreter's own way out.
+    It uses os._exit, because a thread inside torch would abort a normal exit.
     """
     print(tooltips.STOPPING, flush=True)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_DFL)
     jobs.stop(STOP_SECONDS)
     demo.server.config.timeout_graceful_shutdown = 1
-    ways = (cluster.dismiss, functools.partial(demo.close, verbose=False))
-    closing = [threading.Thread(target=way, daemon=True) for way in ways]
-    for each in closing:
-        each.start()
-    for each in closing:
-        each.join(1)
-    # ZeroGPU's workers would outlive their parent.
+    closing = [
+        threading.Thread(target=cluster.dismiss, daemon=True),
+        threading.Thread(target=demo.close, kwargs={"verbose": False}, daemon=True),
+    ]
+    for thread in closing:
+        thread.start()
+    for thread in closing:
+        thread.join(1)
+    # ZeroGPU's workers would outlive this process.
     for worker in multiprocessing.active_children():
         worker.kill()
     logging.shutdown()
@@ -270,17 +255,16 @@ def stop(demo: gr.Blocks) -> NoReturn:
 
 
 def announcements(demo: gr.Blocks, url: str) -> Iterator[str]:
-    """Yield what the terminal is told of a studio at `url`: its address, its MCP tools, its public link."""
+    """Yield the lines for the terminal: URL, MCP tools, public link."""
+
+    def is_on(variable: str) -> bool:
+        return os.environ.get(variable, "").lower() == "true"  # Gradio's rule
+
     yield tooltips.READY.format(url=url)
-    if _wanted("GRADIO_MCP_SERVER"):
+    if is_on("GRADIO_MCP_SERVER"):
         yield tooltips.MCP_READY.format(url=url) if demo.mcp_server else tooltips.MCP_MISSING
-    if _wanted("GRADIO_SHARE"):
+    if is_on("GRADIO_SHARE"):
         yield tooltips.SHARED.format(url=demo.share_url) if demo.share_url else tooltips.NOT_SHARED
-
-
-def _wanted(variable: str) -> bool:
-    """Tell whether a switch of Gradio's is on, by its own rule."""
-    return os.environ.get(variable, "").lower() == "true"
 
 
 if __name__ == "__main__":

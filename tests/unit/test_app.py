@@ -1,4 +1,4 @@
-"""The door and what the page is made of: imports, environment, port, texts, colours, escaping."""
+"""The entry point and the look of the page: imports, environment, port, texts, colours, escaping."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 def test_nothing_heavy_is_loaded_until_a_song_is_made():
-    """Not by the page, nor by looking for models, uploads and LoRAs, nor by advice on lyrics."""
     heavy = ("torch", "diffusers", "transformers", "peft", "scipy", "pyloudnorm")
     code = (
         "import app, sys, audio, levels, lint, lyrics, loras, planner, weights; app.build_app();"
@@ -41,7 +40,7 @@ def test_the_environment_is_set_before_anything_reads_it():
     assert Path(environ["GRADIO_TEMP_DIR"]).is_absolute()
     first = next(line for line in (ROOT / "app.py").read_text().splitlines() if re.match("import|from (?!__)", line))
     assert first.startswith("from bootstrap import")
-    # What the user set stays.
+    # The user's own settings win.
     mine = {"GRADIO_TEMP_DIR": "/somewhere", "PYTORCH_ENABLE_MPS_FALLBACK": "0"}
     environ = dict(mine)
     bootstrap.bootstrap(environ)
@@ -79,19 +78,12 @@ def test_progress_is_one_sentence(event: Progress, words: str):
     assert tooltips.progress_sentence(event).startswith(words)
 
 
-def test_whatever_is_shown_is_escaped():
+def test_the_page_escapes_every_text():
     record = {"errors": [{"take": 1, "seed": 2, "message": HOSTILE}], "notes": [HOSTILE]}
     facts = {
-        **{
-            "engine": "xl",
-            "model": HOSTILE,
-            "source": "cache",
-            "kind": "sft",
-            "turbo": False,
-            "device": "cpu",
-            "dtype": "float32",
-        },
-        **{"device_reason": HOSTILE, "problem": {"message": HOSTILE, "hint": HOSTILE}, "download_gb": 11.5},
+        **{"engine": "xl", "model": HOSTILE, "source": "cache", "kind": "sft", "turbo": False, "device": "cpu"},
+        **{"dtype": "float32", "device_reason": HOSTILE, "download_gb": 11.5},
+        "problem": {"message": HOSTILE, "hint": HOSTILE},
         **{name: {"state": "loaded", "model": HOSTILE, "problem": None} for name in ("planner", "lyrics")},
         "workers": [{"id": HOSTILE, "node": HOSTILE, "pid": 1, "device": HOSTILE, "busy": True}],
     }
@@ -123,7 +115,7 @@ def luminance(colour: str) -> float:
 
 
 def contrast(one: str, other: str) -> float:
-    """Return the contrast ratio of two colours, from 1 to 21."""
+    """Return the contrast ratio of two colours, from 1 to 21 (WCAG 2)."""
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
 
@@ -137,12 +129,12 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["light", "dark"])
-def test_colours_can_be_told_apart(side: int):
+def test_colours_have_enough_contrast(side: int):
     for front, back, least in PAIRS:
         assert contrast(theme.TOKENS[front][side], theme.TOKENS[back][side]) >= least, (front, back)
 
 
-def test_the_theme_asks_no_other_machine_for_anything():
+def test_the_theme_loads_nothing_from_other_servers():
     made = theme.theme()
     assert not [sheet for sheet in made._stylesheets if sheet]
     styles = made._get_theme_css() + theme.css()

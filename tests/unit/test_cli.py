@@ -1,4 +1,4 @@
-"""The command line: arguments become variables before anything reads them, and --check tells what would run."""
+"""The command line: arguments become variables before anything reads them, and --check reports what would run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import cli
 import memory
 import models
 import tooltips
+from api import ENDPOINTS
 from events import Problem, StudioError
 from tests.program import ROOT, free_port, python
 from tests.unit.fake_hub import serving
@@ -54,24 +55,23 @@ def test_without_arguments_nothing_changes():
     assert environ == {"GRADIO_SERVER_PORT": "1234"}
 
 
-RIGHT = [
-    ("--host", "::1"),
-    ("--host", "localhost"),
-    ("--port", "65535"),
-    ("--model", "ACE-Step/acestep-v15-xl-sft-diffusers"),
-    ("--model", str(ROOT)),
-    ("--planner", "ACE-Step/Ace-Step1.5/acestep-5Hz-lm-1.7B"),
-    ("--planner", "OFF"),
-    ("--lyrics", "Qwen/Qwen2.5-7B-Instruct"),
-]
-
-
-def test_a_right_value_is_taken():
-    for arguments in RIGHT:
-        environ: dict[str, str] = {}
-        cli.read_arguments(arguments, environ)
-        (value,) = environ.values()
-        assert value.lower() == arguments[1].lower()
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("--host", "::1"),
+        ("--host", "localhost"),
+        ("--port", "65535"),
+        ("--model", "ACE-Step/acestep-v15-xl-sft-diffusers"),
+        ("--model", str(ROOT)),
+        ("--planner", "ACE-Step/Ace-Step1.5/acestep-5Hz-lm-1.7B"),
+        ("--planner", "OFF"),
+        ("--lyrics", "Qwen/Qwen2.5-7B-Instruct"),
+    ],
+)
+def test_a_valid_value_is_accepted(name, given):
+    environ: dict[str, str] = {}
+    cli.read_arguments([name, given], environ)
+    assert [value.lower() for value in environ.values()] == [given.lower()]
 
 
 WRONG = [
@@ -99,14 +99,14 @@ WRONG = [
 ]
 
 
-def test_a_wrong_value_is_told_in_a_sentence(capsys):
-    for arguments, sentence in WRONG:
-        environ: dict[str, str] = {}
-        with pytest.raises(SystemExit) as ended:
-            cli.read_arguments(arguments, environ)
-        assert ended.value.code == 2
-        assert sentence in " ".join(capsys.readouterr().err.split())
-        assert environ == {}
+@pytest.mark.parametrize(("arguments", "sentence"), WRONG)
+def test_a_wrong_value_gets_a_sentence(capsys, arguments, sentence):
+    environ: dict[str, str] = {}
+    with pytest.raises(SystemExit) as ended:
+        cli.read_arguments(arguments, environ)
+    assert ended.value.code == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert environ == {}
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, capsys, monkeypatch):
@@ -139,29 +139,22 @@ def test_a_wrong_value_ends_the_program_with_status_2_before_anything_is_importe
 def test_the_studio_starts_as_the_arguments_say(tmp_path):
     port, songs = free_port(), tmp_path / "songs"
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--model", "preview", "--output", str(songs), "--mcp"]
-    # The variables name what must not be used.
+    # The arguments win over these.
     environ = {**os.environ, "GRADIO_SERVER_PORT": "1", "ACE_STUDIO_MODEL": "nobody/nothing"}
     studio = subprocess.Popen(
         [sys.executable, "app.py", *arguments], cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True
     )
     try:
-        said = [studio.stdout.readline(), studio.stdout.readline()]
-        assert f"http://127.0.0.1:{port}/" in said[0]
-        assert said[1].strip().endswith(f"http://127.0.0.1:{port}/gradio_api/mcp/")
+        ready, mcp = studio.stdout.readline(), studio.stdout.readline()
+        assert f"http://127.0.0.1:{port}/" in ready
+        assert mcp.strip().endswith(f"http://127.0.0.1:{port}/gradio_api/mcp/")
         address = f"http://127.0.0.1:{port}/gradio_api"
         facts = httpx.post(f"{address}/run/capabilities", json={"data": []}, timeout=60).json()["data"][0]
         assert facts["engine"] == "preview"
-        assert len(httpx.get(f"{address}/mcp/schema").json()) == len(facts_of_the_tools())
+        assert len(httpx.get(f"{address}/mcp/schema").json()) == len(ENDPOINTS) + 1  # and capabilities
     finally:
         studio.terminate()
         studio.wait(20)
-
-
-def facts_of_the_tools() -> list[str]:
-    """Return the names of the public endpoints."""
-    import app
-
-    return [one.api_name for one in app.build_app().fns.values() if one.api_visibility == "public"]
 
 
 # --- --check ------------------------------------------------------------------------------------------------------
@@ -178,14 +171,12 @@ MISSING = Problem("weights_missing", "The model org/song is not on this machine.
 def test_the_song_model_is_named_or_stops_a_song(tmp_path):
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "model.safetensors").write_bytes(bytes(2_500_000))
-    (found,) = cli.song_model(weights("models", tmp_path))
+    found = cli.song_model(weights("models", tmp_path))
     assert found.text == f"org/song, 2.5 MB, in {tmp_path}." and not found.stops
-    (found,) = cli.song_model(weights("preview", problem=MISSING))
-    assert (
-        all(words in found.text for words in ("simple instrumental music", MISSING.message, "11.5 GB"))
-        and not found.stops
-    )
-    (found,) = cli.song_model(weights("none", problem=MISSING))
+    found = cli.song_model(weights("preview", problem=MISSING))
+    assert not found.stops
+    assert all(words in found.text for words in ("simple instrumental music", MISSING.message, "11.5 GB"))
+    found = cli.song_model(weights("none", problem=MISSING))
     assert found.stops and MISSING.message in found.text
 
 
@@ -200,35 +191,35 @@ def hub_of(monkeypatch):
         yield hold
 
 
-def test_what_is_to_be_fetched_is_asked_of_the_hub(hub_of, monkeypatch):
+def test_the_hub_is_asked_for_the_size_of_a_download(hub_of, monkeypatch):
     hub_of({"model_index.json": 1_000, "vae/config.json": 250_000_000, "README": 7_000_000_000})
-    (found,) = cli.song_model(weights("hub"))
+    found = cli.song_model(weights("hub"))
     assert "will be fetched" in found.text and "0.3 GB" in found.text and not found.stops
     hub_of({"model_index.json": 10**15})
-    (found,) = cli.song_model(weights("hub"))
+    found = cli.song_model(weights("hub"))
     assert "1000000.0 GB are to be fetched" in found.text and found.stops
     hub_of({"README": 1})
-    (found,) = cli.song_model(weights("hub"))
+    found = cli.song_model(weights("hub"))
     assert "model_index.json is missing there" in found.text and found.stops
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    (found,) = cli.song_model(weights("hub"))
+    found = cli.song_model(weights("hub"))
     assert "could not be asked" in found.text and found.stops
 
 
-def test_language_models_never_stop_a_song(monkeypatch):
-    for variable, look in (("ACE_STUDIO_PLANNER", cli.planner), ("ACE_STUDIO_LYRICS", cli.lyrics_writer)):
-        for value, words in (
-            ("off", "switched off"),
-            ("preview", "built-in engine"),
-            ("nobody/nothing", "nobody/nothing"),
-            ("/nowhere", "/nowhere"),
-        ):
-            monkeypatch.setenv(variable, value)
-            (found,) = look()
-            assert words in found.text
-            assert not found.stops
-    monkeypatch.delenv("ACE_STUDIO_PLANNER")
-    (found,) = cli.planner()
+@pytest.mark.parametrize(
+    ("variable", "look"), [("ACE_STUDIO_PLANNER", cli.planner), ("ACE_STUDIO_LYRICS", cli.lyrics_writer)]
+)
+def test_language_models_never_stop_a_song(monkeypatch, variable, look):
+    named = {"off": "switched off", "preview": "built-in engine", "nobody/nothing": "nobody/nothing", "/no": "/no"}
+    for value, words in named.items():
+        monkeypatch.setenv(variable, value)
+        found = look()
+        assert words in found.text and not found.stops
+
+
+def test_the_missing_planner_is_named_with_its_size(monkeypatch):
+    monkeypatch.delenv("ACE_STUDIO_PLANNER", raising=False)
+    found = cli.planner()
     assert "not on this machine" in found.text and f"{cli.PLANNER_GB} GB" in found.text
 
 
@@ -244,35 +235,34 @@ def test_too_little_memory_for_the_shortest_song_stops_it(monkeypatch):
 
 def test_an_output_folder_that_cannot_be_used_stops_a_song(tmp_path, monkeypatch):
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path))
-    (found,) = cli.output()
+    found = cli.output()
     assert str(tmp_path) in found.text and "free" in found.text and not found.stops
     with monkeypatch.context() as patch:
         full = shutil.disk_usage(tmp_path)._replace(free=10**8)
         patch.setattr(shutil, "disk_usage", lambda _: full)
-        (found,) = cli.output()
+        found = cli.output()
         assert "0.1 GB free" in found.text and found.stops
     (tmp_path / "file").touch()
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "file"))
-    (found,) = cli.output()
+    found = cli.output()
     assert found.stops
 
 
-def test_whatever_goes_wrong_while_looking_is_a_line_and_stops():
+def test_an_error_during_the_check_is_a_line_and_stops():
     def broken():
         raise StudioError("odd", "Something odd.")
-        yield
 
-    (found,) = cli._tried("cache", broken)
+    found = cli.tried("cache", broken)
     assert found.stops and "could not be checked" in found.text
     verdict = cli.verdict_of([cli.Finding("model", "Gone.", True), found])
     assert verdict.stops and verdict.text.endswith("see Song model, Model cache.")
 
 
 @pytest.mark.slow
-def test_check_tells_what_would_run_and_loads_nothing(tmp_path):
-    told = run("--check", "--output", str(tmp_path / "songs"), ACE_STUDIO_CACHE=str(tmp_path / "cache"))
-    assert told.returncode == 0, told.stdout + told.stderr
-    lines = {line[:15].strip(): line[15:] for line in told.stdout.splitlines()}
+def test_check_reports_what_would_run_and_loads_nothing(tmp_path):
+    checked = run("--check", "--output", str(tmp_path / "songs"), ACE_STUDIO_CACHE=str(tmp_path / "cache"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    lines = {line[:15].strip(): line[15:] for line in checked.stdout.splitlines()}
     assert list(lines) == list(tooltips.CHECK_LABELS.values())
     assert lines["Device"].startswith(("cpu", "cuda", "mps"))
     assert "built-in engine" in lines["Result"]
@@ -280,8 +270,8 @@ def test_check_tells_what_would_run_and_loads_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_check_fails_where_no_song_could_be_made():
-    told = run("--check", "--model", "nobody/nothing")
-    assert told.returncode == 1
-    assert "A song could not be made here: see " in told.stdout and "Song model." in told.stdout.splitlines()[-1]
-    assert "Traceback" not in told.stderr
+def test_check_fails_if_no_song_could_be_made():
+    checked = run("--check", "--model", "nobody/nothing")
+    assert checked.returncode == 1
+    assert "A song could not be made here: see " in checked.stdout and "Song model." in checked.stdout.splitlines()[-1]
+    assert "Traceback" not in checked.stderr
