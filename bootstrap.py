@@ -1,8 +1,8 @@
-"""The process environment and the model caches, set before any library that reads them is imported.
+"""The process environment and the model caches, prepared before any library reads them.
 
-gradio, huggingface_hub, transformers and torch look at their variables while they are imported, so `app.py` calls
-`bootstrap` ahead of its other imports. What the user has set is left as it is. Nothing here ends the studio: what
-could not be done is a line in the log.
+gradio, huggingface_hub, transformers and torch read their variables when they are imported, so `app.py` calls
+`bootstrap` before its other imports. The user's own settings win. A failure is a line in the log and never ends the
+studio.
 """
 
 from __future__ import annotations
@@ -19,21 +19,17 @@ from pathlib import Path
 log = logging.getLogger("studio")
 
 DEFAULTS = {
-    # Operations that Apple's GPU lacks run on the CPU instead of failing.
-    "PYTORCH_ENABLE_MPS_FALLBACK": "1",
-    # Nothing is reported to anybody.
+    "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # operations that Apple's GPU lacks run on the CPU instead of failing
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    # Spaces switch this on; it would make songs at start.
-    "GRADIO_CACHE_EXAMPLES": "false",
-    # Gradio asks matplotlib for its backend around every call; unnamed, it is looked for by importing, and two calls
-    # that do so at once fail.
+    "GRADIO_CACHE_EXAMPLES": "false",  # Spaces enable it, which would make songs at start
+    # Gradio asks matplotlib for its backend around every call. Without a name matplotlib tries imports, and two calls
+    # at once fail.
     "MPLBACKEND": "agg",
-    # Seconds; a proxy that closes a silent connection must not meet one.
-    "GRADIO_HEARTBEAT_INTERVAL": "10",
+    "GRADIO_HEARTBEAT_INTERVAL": "10",  # seconds: proxies close connections that stay silent
 }
 
-# Variable -> the repositories that its model is looked for in, where the variable is not set.
+# Variable -> default repositories of its model.
 REPOSITORIES = {
     "ACE_STUDIO_MODEL": ("ACE-Step/acestep-v15-xl-sft-diffusers",),
     "ACE_STUDIO_PLANNER": ("ACE-Step/Ace-Step1.5",),
@@ -48,37 +44,37 @@ NO_REPOSITORY = ("preview", "off")
 def bootstrap(
     environ: MutableMapping[str, str] = os.environ, home: Path | None = None, studio: Path | None = None
 ) -> None:
-    """Set our defaults in `environ`, make the caches usable, and link the models that are in them beside `app.py`.
+    """Set defaults in `environ`, make the model caches writable, and link cached models below `models/`.
 
-    `home` and `studio` are the user's home and the folder of `app.py`. Running it again changes nothing.
+    `home` and `studio` default to the user's home and the folder of `app.py`. A second call changes nothing.
     """
     for name, value in DEFAULTS.items():
         environ.setdefault(name, value)
-    _spare_loopback_the_proxy(environ)
+    _bypass_proxy_for_loopback(environ)
     if not environ.get("GRADIO_TEMP_DIR"):
         environ["GRADIO_TEMP_DIR"] = str(private_folder("page"))
     home, studio = home or Path.home(), studio or Path(__file__).resolve().parent
-    # A Space preloads into this one, whatever HF_HOME says.
+    # A Space preloads into the second one, whatever HF_HOME says.
     caches = list(dict.fromkeys([hub_cache(environ, home), home / ".cache" / "huggingface" / "hub"]))
     if not _writable(caches[0]):
         caches.insert(0, _use_writable_cache(environ, home, caches))
     environ.setdefault("HF_MODULES_CACHE", str(_modules_folder(environ, home)))
     for repository in wanted_repositories(environ):
-        with _logged(f"the model {repository} was not linked beside app.py"):
+        with _logged(f"cannot link the model {repository} beside app.py"):
             _link_snapshot(repository, caches, studio / "models")
 
 
 def private_folder(purpose: str) -> Path:
-    """Return a temporary folder of this user's own, made where missing, that no other account may look into.
+    """Return a temporary folder that only this user can read, created if missing.
 
-    "page" is where Gradio keeps uploads and the copies of takes that the page plays. A name that another account has
-    taken is left to it.
+    "page" holds Gradio's uploads and the copies of takes that the page plays. If another account owns the usual name,
+    the folder gets a random one.
     """
     usual = _own_temporary(purpose)
     try:
         usual.mkdir(mode=0o700, exist_ok=True)
-        facts = usual.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        found = usual.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             return Path(tempfile.mkdtemp(prefix=f"{usual.name}-"))
         usual.chmod(0o700)
     except OSError as error:
@@ -86,19 +82,19 @@ def private_folder(purpose: str) -> Path:
     return usual
 
 
-def _spare_loopback_the_proxy(environ: MutableMapping[str, str]) -> None:
-    """Let no proxy be asked for this machine itself: Gradio calls its own server while it starts."""
+def _bypass_proxy_for_loopback(environ: MutableMapping[str, str]) -> None:
+    # Gradio calls its own server while it starts.
     if not any(environ.get(name) or environ.get(name.lower()) for name in PROXIES):
         return
     names = ("NO_PROXY", "no_proxy")
-    spared = [*(environ.get(name, "") for name in names), *LOOPBACK, environ.get("GRADIO_SERVER_NAME", "")]
-    parts = [part.strip() for text in spared for part in text.split(",")]
+    hosts = [*(environ.get(name, "") for name in names), *LOOPBACK, environ.get("GRADIO_SERVER_NAME", "")]
+    parts = [part.strip() for text in hosts for part in text.split(",")]
     for name in names:
         environ[name] = ",".join(dict.fromkeys(filter(None, parts)))
 
 
 def hub_cache(environ: MutableMapping[str, str], home: Path) -> Path:
-    """Return the folder in which huggingface_hub keeps repositories, by its own rules."""
+    """Return the folder of huggingface_hub's cache by its own rules."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if environ.get(name):
             return _expanded(environ[name], home)
@@ -106,7 +102,7 @@ def hub_cache(environ: MutableMapping[str, str], home: Path) -> Path:
 
 
 def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
-    """Return the repositories on the hub that the studio may load from: those named in its variables, or its own."""
+    """Return the hub repositories that the studio's variables name, or the defaults."""
     wanted: list[str] = []
     for variable, standard in REPOSITORIES.items():
         asked = environ.get(variable, "").strip()
@@ -118,35 +114,35 @@ def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
     return wanted
 
 
-# --- a cache that can be written to -------------------------------------------------------------------------------
+# --- a writable cache ---------------------------------------------------------------------------------------------
 
 
 def _use_writable_cache(environ: MutableMapping[str, str], home: Path, caches: list[Path]) -> Path:
-    """Mirror `caches` into a cache of our own and point the libraries there; returns its hub folder."""
+    """Mirror `caches` into our own cache and point the libraries to it; returns its hub folder."""
     before, ours = _hf_home(environ, home), home / WRITABLE_CACHE
     for cache in caches:
-        with _logged(f"the cache {cache} was not mirrored"):
+        with _logged(f"cannot mirror the cache {cache}"):
             mirror(cache, ours / "hub")
     if not (ours / "hub").is_dir() or not _writable(ours / "hub"):
-        log.warning("%s cannot be written to, so nothing can be downloaded", ours)
+        log.warning("%s is not writable, so nothing can be downloaded", ours)
         return ours / "hub"
-    # The token stays where it is: a copy would be one more place to guard.
+    # The token stays in its place: a copy would be one more secret to protect.
     environ.setdefault("HF_TOKEN_PATH", str(before / "token"))
     environ["HF_HOME"], environ["HF_HUB_CACHE"] = str(ours), str(ours / "hub")
     return ours / "hub"
 
 
 def mirror(cache: Path, into: Path) -> None:
-    """Make `into` a cache that shows what `cache` holds: blobs hard-linked, or symlinked where that is not allowed.
+    """Mirror `cache` in `into`: blobs become hard links, or symbolic ones if those are not allowed.
 
-    Snapshots keep their own relative links, and refs are copied. What is there already stays.
+    Snapshots keep their relative links, and refs are copied. Existing files stay unchanged.
     """
     into.mkdir(parents=True, exist_ok=True)
     if not cache.is_dir() or cache.resolve() == into.resolve():
         return
     for repository in sorted(cache.iterdir()):
         if "--" in repository.name and repository.is_dir():
-            with _logged(f"{repository} was mirrored in part"):
+            with _logged(f"{repository} was mirrored only in part"):
                 _mirror_repository(repository, into / repository.name)
 
 
@@ -170,11 +166,11 @@ def _mirror_repository(source: Path, target: Path) -> None:
                 else:
                     _link(path, place)
     if broken:
-        log.warning("%s has %d broken links, which were left out", source, broken)
+        log.warning("%s has %d broken links, which were skipped", source, broken)
 
 
 def _files(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield every file and link under `source` with its place under `target`, but not what was cut off."""
+    """Yield every file and link in `source` with its place in `target`, except partial downloads."""
     for folder, _, names in os.walk(source):
         for name in sorted(names):
             path = Path(folder, name)
@@ -185,15 +181,12 @@ def _files(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
 def _link(path: Path, place: Path) -> None:
     try:
         os.link(path, place)
-    except FileExistsError:
-        raise
-    except OSError:
-        # Another device, or a system that lets only the owner link.
+    except OSError:  # another file system, or one that lets only the owner link
         place.symlink_to(path.resolve())
 
 
 def _modules_folder(environ: MutableMapping[str, str], home: Path) -> Path:
-    """Return where transformers may keep Python modules that come with models."""
+    """Return the folder for Python modules that come with models."""
     usual = _hf_home(environ, home) / "modules"
     return usual if _writable(usual) else private_folder("modules")
 
@@ -202,9 +195,9 @@ def _modules_folder(environ: MutableMapping[str, str], home: Path) -> Path:
 
 
 def _link_snapshot(repository: str, caches: list[Path], models: Path) -> None:
-    """Let models/<org>/<repo> lead to the newest snapshot in the first of `caches` that has one.
+    """Link models/<org>/<repo> to the newest snapshot in the first of `caches` that has one.
 
-    A folder, and a link that leads to something that is no snapshot, are the user's own and stay.
+    A folder, or a link to something other than a snapshot, belongs to the user and stays.
     """
     place = models.joinpath(*repository.split("/"))
     if place.is_symlink():
@@ -221,7 +214,7 @@ def _link_snapshot(repository: str, caches: list[Path], models: Path) -> None:
     if place.is_symlink() and os.readlink(place) == str(snapshot):
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    # Made aside and renamed: another process that starts at the same time never finds a gap.
+    # Renamed into place, so that another process that starts at the same time always finds a link.
     aside = place.with_name(f".{place.name}.{os.getpid()}")
     aside.unlink(missing_ok=True)
     aside.symlink_to(snapshot, target_is_directory=True)
@@ -229,7 +222,7 @@ def _link_snapshot(repository: str, caches: list[Path], models: Path) -> None:
 
 
 def newest_snapshot(storage: Path) -> Path | None:
-    """Return the snapshot of `storage` that its branch main names, otherwise the youngest; None where there is none."""
+    """Return the snapshot of `storage` that its branch main names, or else the youngest, if any."""
     with contextlib.suppress(OSError):
         named = storage / "snapshots" / (storage / "refs" / "main").read_text().strip()
         if named.is_dir() and named.parent.name == "snapshots":
@@ -260,9 +253,9 @@ def _own_temporary(purpose: str) -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    """Tell whether files can be made in `folder`, or in the first folder above it that exists.
+    """Tell whether `folder`, or the first existing folder above it, is writable.
 
-    Of a cache the repositories count as well: what another user preloaded cannot be added to.
+    In a cache every repository must be writable too, because another user may have preloaded it.
     """
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -284,5 +277,5 @@ def _logged(what: str) -> Iterator[None]:
 
 
 def on_zerogpu() -> bool:
-    """Tell whether this is a ZeroGPU Space, by the rule of the `spaces` package."""
+    """Tell whether this is a ZeroGPU Space, by the rule of `spaces`."""
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")

@@ -1,4 +1,4 @@
-"""The environment and the caches before anything is imported, on homes made up for it."""
+"""The environment and the model caches, on temporary homes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,14 @@ import pytest
 
 import bootstrap
 from tests.program import ROOT
-from weights import (
-    DEFAULT_MLX_WRITER,
-    DEFAULT_WRITER,
-    UMBRELLA,
-    snapshot_revision,
-)
+from weights import DEFAULT_MLX_WRITER, DEFAULT_WRITER, UMBRELLA, snapshot_revision
 
 REPO, COMMIT, BLOB = "ACE-Step/acestep-v15-xl-sft-diffusers", "a" * 40, "b" * 64
 FOLDER = f"models--{REPO.replace('/', '--')}"
 
 
 def preload(hub: Path, repo: str = REPO, commit: str = COMMIT, text: str = "weights") -> Path:
-    """Lay a repository with two files into `hub` as huggingface_hub does; returns its snapshot."""
+    """Put a repository with two files into `hub` as huggingface_hub does; returns its snapshot."""
     storage = hub / f"models--{repo.replace('/', '--')}"
     for folder in ("blobs", "refs", f"snapshots/{commit}/vae"):
         (storage / folder).mkdir(parents=True, exist_ok=True)
@@ -39,7 +34,7 @@ def preload(hub: Path, repo: str = REPO, commit: str = COMMIT, text: str = "weig
 
 
 def tree(folder: Path) -> dict[str, tuple]:
-    """Return everything below `folder`: links with their target, files with their inode and time."""
+    """Return everything in `folder`: links with their targets, files with inode and time."""
     found = {}
     for path in sorted(folder.rglob("*")):
         facts = path.lstat()
@@ -63,14 +58,14 @@ def run(home: Path, **environ: str) -> dict[str, str]:
 
 @pytest.fixture
 def closed(monkeypatch):
-    """Make everything below a home's .cache unwritable, for root as well, to whom permissions mean nothing."""
+    """Make a home's .cache unwritable, also for root, who ignores permissions."""
     access = os.access
     monkeypatch.setattr(
         os, "access", lambda path, mode: access(path, mode) and not (mode & os.W_OK and ".cache" in Path(path).parts)
     )
 
 
-def test_a_home_without_any_cache_stays_as_it_is_and_so_does_what_the_user_set(home):
+def test_a_home_without_a_cache_and_the_users_settings_stay_unchanged(home):
     environ = run(home)
     assert environ["HF_MODULES_CACHE"] == str(home / ".cache" / "huggingface" / "modules")
     assert not {"HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH"} & environ.keys()
@@ -79,7 +74,7 @@ def test_a_home_without_any_cache_stays_as_it_is_and_so_does_what_the_user_set(h
     assert run(home, **mine).items() >= mine.items()
 
 
-def test_a_cache_that_can_be_written_to_is_not_mirrored_and_its_snapshot_stands_beside_the_app(home):
+def test_a_writable_cache_is_not_mirrored_and_its_snapshot_is_linked(home):
     snapshot = preload(home / ".cache" / "huggingface" / "hub")
     assert not {"HF_HOME", "HF_HUB_CACHE"} & run(home).keys()
     assert not (home / "hf-cache-rw").exists()
@@ -89,7 +84,7 @@ def test_a_cache_that_can_be_written_to_is_not_mirrored_and_its_snapshot_stands_
     assert snapshot_revision(link) == COMMIT
 
 
-def test_another_cache_by_the_rules_of_the_hub_and_the_preloaded_one_are_both_looked_in(home):
+def test_both_the_users_cache_and_the_preloaded_one_are_searched(home):
     elsewhere = preload(home / "disk" / "hub")
     preloaded = preload(home / ".cache" / "huggingface" / "hub", UMBRELLA)
     run(home, HF_HOME=str(home / "disk"))
@@ -99,7 +94,7 @@ def test_another_cache_by_the_rules_of_the_hub_and_the_preloaded_one_are_both_lo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"])
-def test_the_place_of_the_cache_is_that_of_huggingface_hub(tmp_path, variable):
+def test_the_cache_folder_is_that_of_huggingface_hub(tmp_path, variable):
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE", "XDG"))}
     environ |= {"HOME": str(tmp_path), variable: str(tmp_path / "x")}
     code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
@@ -107,7 +102,7 @@ def test_the_place_of_the_cache_is_that_of_huggingface_hub(tmp_path, variable):
     assert str(bootstrap.hub_cache(environ, tmp_path)) == theirs.stdout.strip()
 
 
-def test_the_link_follows_the_branch_else_the_youngest_snapshot_until_all_are_gone(home):
+def test_the_link_follows_main_or_the_youngest_snapshot_until_all_are_gone(home):
     hub, link = home / ".cache" / "huggingface" / "hub", home / "studio" / "models" / REPO
     old = preload(hub)
     run(home)
@@ -123,7 +118,7 @@ def test_the_link_follows_the_branch_else_the_youngest_snapshot_until_all_are_go
     assert not os.path.lexists(link)
 
 
-def test_a_model_that_the_user_put_there_stays(home):
+def test_the_users_own_models_stay(home):
     hub = home / ".cache" / "huggingface" / "hub"
     preload(hub)
     preload(hub, DEFAULT_WRITER)
@@ -136,7 +131,7 @@ def test_a_model_that_the_user_put_there_stays(home):
     assert tree(home / "studio") == before
 
 
-def test_models_named_in_the_variables_are_linked_and_switched_off_ones_are_not(home):
+def test_models_named_in_the_variables_are_linked_unless_switched_off(home):
     hub = home / ".cache" / "huggingface" / "hub"
     preload(hub)
     preload(hub, "me/other")
@@ -150,7 +145,7 @@ def test_models_named_in_the_variables_are_linked_and_switched_off_ones_are_not(
         assert bootstrap.wanted_repositories(dict.fromkeys(bootstrap.REPOSITORIES, value)) == []
 
 
-def test_a_closed_cache_is_mirrored_and_takes_its_place(home, closed):
+def test_a_closed_cache_is_replaced_by_a_mirror(home, closed):
     hub = home / ".cache" / "huggingface" / "hub"
     preload(hub)
     environ = run(home)
@@ -169,7 +164,7 @@ def test_a_closed_cache_is_mirrored_and_takes_its_place(home, closed):
     assert os.readlink(home / "studio" / "models" / REPO) == str(snapshot)
 
 
-def test_running_it_again_changes_nothing_and_keeps_what_was_downloaded_since(home, closed):
+def test_a_second_run_changes_nothing_and_keeps_later_downloads(home, closed):
     preload(home / ".cache" / "huggingface" / "hub")
     assert run(home, HF_TOKEN_PATH="/secret")["HF_TOKEN_PATH"] == "/secret"
     environ = run(home)
@@ -183,7 +178,7 @@ def test_running_it_again_changes_nothing_and_keeps_what_was_downloaded_since(ho
     assert reference.read_text() == "d" * 40
 
 
-def test_broken_links_and_half_files_are_left_out_and_said(home, closed, caplog):
+def test_broken_links_and_partial_downloads_are_skipped_with_a_warning(home, closed, caplog):
     hub = home / ".cache" / "huggingface" / "hub"
     snapshot = preload(hub)
     (snapshot / "lost.json").symlink_to("../../blobs/gone")
@@ -192,11 +187,11 @@ def test_broken_links_and_half_files_are_left_out_and_said(home, closed, caplog)
     ours = home / "hf-cache-rw" / "hub" / FOLDER
     assert not os.path.lexists(ours / "snapshots" / COMMIT / "lost.json")
     assert [path.name for path in (ours / "blobs").iterdir()] == [BLOB]
-    assert f"{hub / FOLDER} has 1 broken links, which were left out" in [record.message for record in caplog.records]
+    assert f"{hub / FOLDER} has 1 broken links, which were skipped" in [record.message for record in caplog.records]
 
 
 @pytest.mark.parametrize("trouble", ["models is a file", "the mirror is a file"])
-def test_trouble_is_a_line_in_the_log_and_not_the_end(home, closed, caplog, trouble):
+def test_a_failure_is_a_line_in_the_log(home, closed, caplog, trouble):
     preload(home / ".cache" / "huggingface" / "hub")
     (home / ("hf-cache-rw" if "mirror" in trouble else "studio/models")).write_text("")
     environ = run(home)
@@ -205,8 +200,8 @@ def test_trouble_is_a_line_in_the_log_and_not_the_end(home, closed, caplog, trou
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can run as another user")
-def test_a_tree_that_belongs_to_the_build_user():
-    """As on a Space: the cache may be read and not written, and permissions are those of the system."""
+def test_a_cache_that_belongs_to_another_user():
+    """As on a Space: the cache is readable but not writable, with real permissions."""
     nobody = pwd.getpwnam("nobody")
     with tempfile.TemporaryDirectory(prefix="ace-studio-home-") as folder:
         home = Path(folder)
