@@ -58,7 +58,8 @@ def bootstrap(
     caches = list(dict.fromkeys([hub_cache(environ, home), home / ".cache" / "huggingface" / "hub"]))
     if not _writable(caches[0]):
         caches.insert(0, _use_writable_cache(environ, home, caches))
-    environ.setdefault("HF_MODULES_CACHE", str(_modules_folder(environ, home)))
+    modules = _hf_home(environ, home) / "modules"
+    environ.setdefault("HF_MODULES_CACHE", str(modules if _writable(modules) else private_folder("modules")))
     for repository in wanted_repositories(environ):
         with _logged(f"cannot link the model {repository} beside app.py"):
             _link_snapshot(repository, caches, studio / "models")
@@ -150,15 +151,17 @@ def _mirror_repository(source: Path, target: Path) -> None:
     broken = 0
     for kind in ("blobs", "snapshots", "refs"):
         (target / kind).mkdir(parents=True, exist_ok=True)
-        for path, place in _files(source / kind, target / kind):
-            if place.exists():
+        for path in sorted((source / kind).rglob("*")):
+            place = target / path.relative_to(source)
+            folder = path.is_dir() and not path.is_symlink()
+            if folder or place.exists() or path.suffix == ".incomplete":
                 continue
             if not path.exists():
                 broken += 1
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError):  # another process was faster
                 if path.is_symlink():
                     place.symlink_to(os.readlink(path))
                 elif kind == "refs":
@@ -169,26 +172,11 @@ def _mirror_repository(source: Path, target: Path) -> None:
         log.warning("%s has %d broken links, which were skipped", source, broken)
 
 
-def _files(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield every file and link in `source` with its place in `target`, except partial downloads."""
-    for folder, _, names in os.walk(source):
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.suffix != ".incomplete":
-                yield path, target / path.relative_to(source)
-
-
 def _link(path: Path, place: Path) -> None:
     try:
         os.link(path, place)
     except OSError:  # another file system, or one that lets only the owner link
         place.symlink_to(path.resolve())
-
-
-def _modules_folder(environ: MutableMapping[str, str], home: Path) -> Path:
-    """Return the folder for Python modules that come with models."""
-    usual = _hf_home(environ, home) / "modules"
-    return usual if _writable(usual) else private_folder("modules")
 
 
 # --- models beside app.py -----------------------------------------------------------------------------------------
@@ -248,8 +236,7 @@ def _expanded(text: str, home: Path) -> Path:
 
 
 def _own_temporary(purpose: str) -> Path:
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    return Path(tempfile.gettempdir(), f"ace-music-studio-{purpose}-{user}")
+    return Path(tempfile.gettempdir(), f"ace-music-studio-{purpose}-{os.getuid()}")
 
 
 def _writable(folder: Path) -> bool:
