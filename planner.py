@@ -24,9 +24,10 @@ import yaml
 import planner_layers
 import preview
 import preview_writers
+from bootstrap import on_zerogpu
 from events import StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
-from models import Device, planner_dtype
+from models import Device, free_memory, planner_dtype
 from planner_decoding import (
     LARGEST_CODE,
     MAX_CAPTION_TOKENS,
@@ -325,6 +326,10 @@ def load_planner(weights: Weights, device: Device) -> Planner:
         model = model.to(device.kind).eval().requires_grad_(False)
         if not planner_layers.fits(model):
             raise Unfit("its layers are not Qwen3's")
+        if not on_zerogpu():
+            # There, weights are stand-ins until a card is attached; `CachedLayers` joins them then.
+            planner_layers.join_weights(model)
+            free_memory()
         if not tokenizer.chat_template:
             raise Unfit("its tokenizer has no chat template")
         return Planner(model, tokenizer, weights.model_id)

@@ -22,7 +22,7 @@ import yaml
 
 from events import StudioError
 from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
-from planner_layers import Memory
+from planner_layers import CachedLayers
 
 if TYPE_CHECKING:
     import torch
@@ -310,13 +310,13 @@ class Decoder:
                 hint="Shorten the text or the song.",
             )
         padding = [longest - len(prompt) for prompt in prompts]
-        self._memory = Memory(model, padding, length)
+        self._layers = CachedLayers(model, padding, length)
         tokens = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
         self.hidden = self.feed(torch.tensor(tokens, device=model.device))
 
     def feed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append `tokens` [rows, n]; returns the last hidden states [rows, size]."""
-        return self._memory.read(tokens)
+        return self._layers.read(tokens)
 
 
 def write(model: Any, prompt: Sequence[int], grammar: Grammar, seed: int, draw: Draw, room: int) -> Iterator[Any]:

@@ -1,109 +1,258 @@
-"""The planner's layers (Qwen3) over a memory of what they read, with as few calls as their arithmetic needs.
+"""The planner's layers (Qwen3) over a static key-value cache, in as few operations as their arithmetic needs.
 
-One token a step is little work, so that the calls around it cost more than the products: transformers makes about sixty
-for a layer, this file about twenty. The heads that share a key are folded into the query's places, so that keys and
-values are not repeated, and only the places that were written are looked at.
+One token per step is little arithmetic, so calls cost more than products: transformers makes about sixty per layer,
+this file about twenty. Query heads that share a key are folded into one product, so keys and values are not repeated.
+The cache holds keys and values transposed, so that products of a single token run along the positions.
 
-Shapes: R rows, n tokens read at once, K key heads, G query heads a key head, D their size.
+Shapes: R rows, n tokens read at once, H query heads, K key heads, G = H / K, D their size, L layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+STRETCH = 256
+"""Recorded steps see the cache in multiples of this many positions."""
 
 
 def fits(model: Any) -> bool:
     """Tell whether `model` is built of the layers that this file computes."""
     config = model.config
     return (
-        config.model_type == "qwen3" and config.hidden_act == "silu" and set(config.layer_types) == {"full_attention"}
+        config.model_type == "qwen3"
+        and config.hidden_act == "silu"
+        and set(config.layer_types) == {"full_attention"}
+        and not config.attention_bias
     )
 
 
-class Memory:
-    """What a model's layers remember of `rows` of tokens, up to `length` each; `pads` [R] come before the first."""
+def join_weights(model: Any) -> None:
+    """Join the weights that each layer multiplies with the same input; the parameters become views of the result."""
+    for layer in model.get_decoder().layers:
+        _joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+        _joined(layer.mlp.gate_proj, layer.mlp.up_proj)
+
+
+class CachedLayers:
+    """A model's layers with a cache for R rows of up to `length` tokens; `pads` [R] counts the padding on the left.
+
+    `position` is how many tokens were read.
+    """
 
     def __init__(self, model: Any, pads: Sequence[int], length: int):
         import torch
 
-        self._body, config = model.get_decoder(), model.config
-        self._heads, self._size = (config.num_key_value_heads, config.num_attention_heads), config.head_dim
-        shape = (config.num_hidden_layers, len(pads), self._heads[0], length, self._size)
-        self._keys, self._values = (torch.zeros(shape, device=model.device, dtype=model.dtype) for _ in range(2))
-        self._places = torch.arange(length, device=model.device)
-        self._pads = torch.tensor(pads, device=model.device)[:, None]
-        self._cos, sin = (table[0] for table in self._body.rotary_emb(self._keys, self._places[None]))
-        # The turned half is the second one with its sign changed; the sign stands in the table.
-        self._sin = torch.cat([-sin[:, : self._size // 2], sin[:, self._size // 2 :]], dim=-1)
-        # Padding can be looked at by nobody; without any, no mask is needed for a single token.
-        self._real = (self._places >= self._pads)[:, None, None] if any(pads) else None
-        self._norms = [
-            torch.cat([norm.weight.expand(heads, -1) for norm, heads in zip(norms, self._heads[::-1], strict=True)])
-            for norms in ((layer.self_attn.q_norm, layer.self_attn.k_norm) for layer in self._body.layers)
-        ]
-        self._read = 0
+        body, config = model.get_decoder(), model.config
+        device, rows, self._size = model.device, len(pads), config.head_dim
+        self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
+        length = stretch_end(length - 1)
+        shape = (config.num_hidden_layers, rows, self._groups, self._size, length)
+        self._keys, self._values = (torch.zeros(shape, device=device, dtype=model.dtype) for _ in range(2))
+        self._embedding, self._norm = body.embed_tokens.weight, _Norm(body.norm)
+        self._layers = [_Layer.of(*parts) for parts in zip(body.layers, self._keys, self._values, strict=True)]
+        self._unit = _Norm(body.layers[0].self_attn.q_norm)
+
+        # The norms' weights are part of the rotary tables: [2, L, 1, H + K, D] for the cosine and the sine.
+        norms = torch.stack([self._head_norms(layer.self_attn) for layer in body.layers])[:, None]
+        self._norms = torch.stack([norms, norms.roll(self._size // 2, dims=-1)]) * self._unit.gain
+        self._positions = torch.arange(length, device=device)
+        cos, sin = (table[0] for table in body.rotary_emb(self._keys, self._positions[None]))
+        # The rotated half changes its sign.
+        sin = torch.cat([-sin[:, : self._size // 2], sin[:, self._size // 2 :]], dim=-1)
+        self._rotary = torch.stack([cos, sin])
+
+        self._pads = torch.tensor(pads, device=device)[:, None]
+        self._real = (self._positions >= self._pads)[:, None, None]
+        mask = torch.zeros(rows, length, device=device).masked_fill_(self._positions < self._pads, -math.inf)
+        self._mask = mask.repeat_interleave(self._groups, dim=0)[:, None]
+        self.position = 0
+        self._place = torch.zeros(1, dtype=torch.long, device=device)
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
         """Read `tokens` [R, n] after those before; returns the last hidden states [R, size]."""
         import torch
 
-        span = slice(self._read, self._read + tokens.shape[1])
-        self._read = span.stop
+        begin, self.position = self.position, self.position + tokens.shape[1]
+        end = self.position
         with torch.no_grad():
-            mask = self._mask(span)
-            positions = (self._places[span] - self._pads).clamp_min_(0)
-            cos, sin = self._cos[positions][:, :, None], self._sin[positions][:, :, None]
-            x = self._body.embed_tokens(tokens)
-            for index, layer in enumerate(self._body.layers):
-                x = x + self._attention(index, layer, x, cos, sin, span, mask)
-                hidden = _normed(layer.post_attention_layernorm, x)
-                wide = torch.nn.functional.silu(layer.mlp.gate_proj(hidden)).mul_(layer.mlp.up_proj(hidden))
-                x = x + layer.mlp.down_proj(wide)
-            return _normed(self._body.norm, x[:, -1])
+            place = self._positions[begin:end]
+            # In half precision the products of `step` need a card that returns them in float32.
+            alone = tokens.shape[1] == 1 and self._keys.dtype == torch.float32
+            return self._forward(tokens, place, end, self._mask[..., :end] if alone else None)
 
-    def _mask(self, span: slice) -> torch.Tensor | None:
-        """Return which places each of the tokens of `span` sees, [R, 1, G * n or 1, places], None for all."""
-        real = None if self._real is None else self._real[..., : span.stop]
-        if span.stop - span.start == 1:
-            return real
-        places, written = self._places[: span.stop], self._places[span, None]
-        seen = places <= written if real is None else real & (places <= written)
-        # A padded place would see nothing, and what a softmax over nothing gives would spread.
-        seen = (seen | (places == written)).expand(len(self._pads), 1, -1, -1)
-        return seen.repeat(1, 1, self._heads[1] // self._heads[0], 1)
+    def begin_stretch(self) -> None:
+        """Let `step` go on from where `read` ended."""
+        self._place.fill_(self.position)
+
+    def step(self, tokens: torch.Tensor, end: int) -> torch.Tensor:
+        """Read one token [R, 1] at a position below `end` that a device tensor holds, and advance that tensor.
+
+        No Python number changes from step to step, so this can be recorded and replayed. The caller counts `position`.
+        """
+        import torch
+
+        with torch.no_grad():
+            mask = self._mask[..., :end].masked_fill(self._positions[:end] > self._place, -math.inf)
+            hidden = self._forward(tokens, self._place, end, mask)
+            self._place += 1
+        return hidden
+
+    def _forward(self, tokens: torch.Tensor, place: torch.Tensor, end: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """Read `tokens` at the positions `place` [n]; a `mask` [R * K, 1, end] is for a single token only."""
+        import torch
+        from torch.nn.functional import silu
+
+        rows, heads = tokens.shape[0], self._heads
+        x = self._embedding[tokens.flatten()]
+        keys, values = self._keys[..., :end].flatten(1, 2).unbind(), self._values[..., :end].flatten(1, 2).unbind()
+        for index, (layer, (cos, sin)) in enumerate(zip(self._layers, self._turns(place), strict=True)):
+            # All heads are normed: leaving out the values would take a copy of the others.
+            mixed = torch.mm(layer.before_attention(x), layer.qkv).unflatten(-1, (-1, self._size))
+            both = self._unit.unit(mixed)[:, : cos.shape[1]]
+            both = torch.addcmul(both * cos, both.roll(self._size // 2, dims=-1), sin)
+            layer.keys.index_copy_(3, place, _by_head(both[:, heads:], rows))
+            layer.values.index_copy_(3, place, _by_head(mixed[:, cos.shape[1] :], rows))
+            query = both[:, :heads]
+            if mask is None:
+                out = self._attention(query, keys[index], values[index], place)
+            else:
+                out = self._single(query, keys[index], values[index], mask)
+            x.addmm_(out, layer.out)
+            gate, up = torch.mm(layer.before_mlp(x), layer.gate_up).chunk(2, dim=-1)
+            x.addmm_(silu(gate).mul_(up), layer.down)
+        return self._norm(x.view(rows, -1, x.shape[-1])[:, -1])
+
+    def _turns(self, place: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:
+        """Return cosine and sine for each layer, both [R * n, H + K, D]."""
+        positions = (place - self._pads).clamp_min_(0).flatten()
+        rotary = self._rotary.index_select(1, positions)[:, :, None]
+        if len(place) == 1:
+            cos, sin = (self._norms * rotary[:, None]).unbind()
+            return zip(cos.unbind(), sin.unbind(), strict=True)
+        # For long prompts, all layers at once would need too much memory.
+        return ((norms * rotary).unbind() for norms in self._norms.unbind(1))
+
+    def _single(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the attention [R, H * D] of single tokens [R, H, D] to `keys` and `values` [R * K, D, positions]."""
+        import torch
+
+        folded = query.reshape(len(keys), -1, self._size)
+        in_float = {} if keys.dtype == torch.float32 else {"out_dtype": torch.float32}
+        scores = torch.baddbmm(mask, folded, keys, alpha=self._size**-0.5, **in_float)
+        return torch.bmm(scores.softmax(dim=-1).to(keys.dtype), values.transpose(1, 2)).view(len(query), -1)
 
     def _attention(
-        self,
-        index: int,
-        layer: Any,
-        x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        span: slice,
-        mask: torch.Tensor | None,
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, place: torch.Tensor
     ) -> torch.Tensor:
+        """Return the attention [R * n, H * D] of any tokens [R * n, H, D]."""
+        from torch.nn.functional import scaled_dot_product_attention
+
+        rows, group = len(self._pads), self._heads // self._groups
+        query = query.unflatten(0, (rows, -1)).unflatten(2, (self._groups, group)).permute(0, 2, 3, 1, 4)
+        seen, new = self._positions[: keys.shape[-1]], place[:, None]
+        # A padded position sees itself: a softmax over nothing gives NaN, which would spread.
+        mask = (self._real[..., : len(seen)] & (seen <= new)) | (seen == new)
+        keys, values = (part.mT.contiguous().unflatten(0, (rows, -1)) for part in (keys, values))
+        out = scaled_dot_product_attention(query.flatten(2, 3), keys, values, attn_mask=mask.repeat(1, 1, group, 1))
+        return out.unflatten(2, (group, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1)
+
+    def _head_norms(self, attention: Any) -> torch.Tensor:
         import torch
-        from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-        attn, (shared, heads) = layer.self_attn, self._heads
-        hidden = _normed(layer.input_layernorm, x)
-        both = torch.cat([attn.q_proj(hidden), attn.k_proj(hidden)], dim=-1).unflatten(-1, (-1, self._size))
-        both = rms_norm(both, (self._size,), None, attn.q_norm.variance_epsilon).mul_(self._norms[index])
-        both = torch.addcmul(both * cos, both.roll(self._size // 2, dims=-1), sin)
-        keys, values = self._keys[index], self._values[index]
-        keys[:, :, span] = both[:, :, heads:].transpose(1, 2)
-        values[:, :, span] = attn.v_proj(hidden).unflatten(-1, (shared, -1)).transpose(1, 2)
-        query = both[:, :, :heads].unflatten(2, (shared, -1)).permute(0, 2, 3, 1, 4)
-        folded, seen = query.flatten(2, 3), slice(span.stop)
-        out = scaled_dot_product_attention(folded, keys[:, :, seen], values[:, :, seen], attn_mask=mask)
-        return attn.o_proj(out.unflatten(2, query.shape[2:4]).permute(0, 3, 1, 2, 4).flatten(2))
+        query, key = attention.q_norm.weight, attention.k_norm.weight
+        return torch.cat([query.expand(self._heads, -1), key.expand(self._groups, -1)])
 
 
-def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    from torch.nn.functional import rms_norm
+def stretch_end(position: int) -> int:
+    """Return the end of the stretch of cache positions that `position` lies in."""
+    return (position // STRETCH + 1) * STRETCH
 
-    return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One layer's weights, transposed for products from the right, and its cache [R, K, D, length]."""
+
+    before_attention: _Norm
+    qkv: torch.Tensor
+    out: torch.Tensor
+    before_mlp: _Norm
+    gate_up: torch.Tensor
+    down: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, layer: Any, keys: torch.Tensor, values: torch.Tensor) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        return cls(
+            _Norm(layer.input_layernorm),
+            _joined(attention.q_proj, attention.k_proj, attention.v_proj).T,
+            attention.o_proj.weight.T,
+            _Norm(layer.post_attention_layernorm),
+            _joined(mlp.gate_proj, mlp.up_proj).T,
+            mlp.down_proj.weight.T,
+            keys,
+            values,
+        )
+
+
+class _Norm:
+    """RMS norm. torch splits its own into nine operations on a CPU, this one takes four there.
+
+    On a CPU `unit` returns vectors of length 1, and `gain`, the root of the size, is part of the weight.
+    """
+
+    def __init__(self, norm: Any):
+        import torch
+
+        self._shape, self._epsilon = norm.weight.shape, norm.variance_epsilon
+        size = self._shape[0]
+        self._by_hand = norm.weight.device.type == "cpu" and norm.weight.dtype == torch.float32
+        self.gain = math.sqrt(size) if self._by_hand else 1.0
+        self._weight = norm.weight * self.gain if self._by_hand else norm.weight
+        self._least = torch.tensor(math.sqrt(self._epsilon * size))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._by_hand:
+            return self.unit(x).mul_(self._weight)
+        from torch.nn.functional import rms_norm
+
+        return rms_norm(x, self._shape, self._weight, self._epsilon)
+
+    def unit(self, x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if self._by_hand:
+            return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self._least)
+        return torch.nn.functional.rms_norm(x, self._shape, None, self._epsilon)
+
+
+def _by_head(part: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return keys or values [R * n, K, D] as the cache holds them, [R, K, D, n]."""
+    if len(part) == rows:
+        return part[..., None]
+    return part.unflatten(0, (rows, -1)).permute(0, 2, 3, 1)
+
+
+def _joined(*linears: Any) -> torch.Tensor:
+    """Return the weights of `linears` as one tensor, of which they are views from now on."""
+    import torch
+
+    weights = [linear.weight for linear in linears]
+    first, size = weights[0], sum(weight.numel() for weight in weights)
+    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
+    storages = {weight.untyped_storage().data_ptr() for weight in weights}
+    if len(storages) == 1 and ends[:-1] == [weight.data_ptr() for weight in weights[1:]]:
+        return first.data.as_strided((size // first.shape[1], first.shape[1]), first.stride())
+    whole = torch.cat([weight.data for weight in weights])
+    for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+        weight.data = part
+    return whole

@@ -67,8 +67,8 @@ def steps_per_second(model: Any, codes: Any, count: int, takes: int) -> float:
     return (count - 1) / timed(lambda: deque(steps, 0))
 
 
-class StockMemory:
-    """What `planner_layers.Memory` does, by transformers' own layers, masks and cache."""
+class StockLayers:
+    """What `planner_layers.CachedLayers` does, by transformers' own layers, masks and cache."""
 
     def __init__(self, model: Any, pads: Sequence[int], length: int):
         import torch
@@ -96,11 +96,11 @@ class StockMemory:
 
 @contextlib.contextmanager
 def _stock() -> Iterator[None]:
-    ours, planner_decoding.Memory = planner_decoding.Memory, StockMemory
+    ours, planner_decoding.CachedLayers = planner_decoding.CachedLayers, StockLayers
     try:
         yield
     finally:
-        planner_decoding.Memory = ours
+        planner_decoding.CachedLayers = ours
 
 
 def weights_read(model: Any, codes: int) -> int:

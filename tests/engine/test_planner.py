@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen3ForCausalLM
 
 import planner as planning
 import planner_decoding
@@ -18,7 +19,7 @@ from events import StudioError
 from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
 from planner import Brief, Plan, PlanSettings, PlanStep
 from planner_decoding import CUT, Draw
-from planner_layers import Memory
+from planner_layers import CachedLayers, join_weights
 from tests.weights import CPU
 from weights import find_planner
 
@@ -158,16 +159,49 @@ def test_batched_guidance_equals_the_same_computation_without_a_cache(planner, s
 
 @pytest.mark.parametrize("pads", [(0, 0), (0, 3, 5)])
 def test_the_layers_give_what_transformers_gives(planner, pads):
-    """Read at once, token by token and in parts, rows with padding before them; each row alone is the oracle."""
+    """Read at once, token by token, in parts, and by recordable steps; each row alone is the oracle."""
     tokens = torch.randint(0, 4_000, (len(pads), 12), generator=torch.Generator().manual_seed(3))
     expected = []
     for row, pad in zip(tokens, pads, strict=True):
         with torch.no_grad():
             expected.append(planner.model.get_decoder()(row[None, pad:]).last_hidden_state[0, -1])
     for parts in ((12,), (8, 1, 1, 1, 1), (6, 4, 2)):
-        memory = Memory(planner.model, pads, 20)
-        *_, last = (memory.read(part) for part in tokens.split(parts, dim=1))
+        layers = CachedLayers(planner.model, pads, 20)
+        *_, last = (layers.read(part) for part in tokens.split(parts, dim=1))
         assert torch.allclose(last, torch.stack(expected), atol=1e-5), parts
+    layers = CachedLayers(planner.model, pads, 20)
+    layers.read(tokens[:, :8])
+    layers.begin_stretch()
+    *_, last = (layers.step(token, 16) for token in tokens[:, 8:].split(1, dim=1))
+    assert torch.allclose(last, torch.stack(expected), atol=1e-5)
+
+
+def test_joined_weights_keep_their_values_and_take_no_more_memory(planner):
+    model = Qwen3ForCausalLM(planner.model.config).eval()
+    model.load_state_dict(planner.model.state_dict())
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+
+    def memory() -> int:
+        storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+        return sum(storages.values())
+
+    size = memory()
+    for _ in range(2):
+        join_weights(model)
+        assert memory() == size
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    for layer in (*model.model.layers, *planner.model.model.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        for joined in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
+            assert len({linear.weight.untyped_storage().data_ptr() for linear in joined}) == 1
+    # A move to another device or dtype takes them apart; the layers join what they get.
+    moved = model.double().float()
+    assert memory() == size
+    layers = CachedLayers(moved, (0,), 20)
+    tokens = torch.arange(9)[None]
+    assert memory() == size
+    with torch.no_grad():
+        assert torch.allclose(layers.read(tokens), moved.model(tokens).last_hidden_state[:, -1], atol=1e-5)
 
 
 def test_every_setting_changes_the_codes(planner):
@@ -204,8 +238,8 @@ def test_draws_follow_the_shares_and_the_nucleus():
 @pytest.mark.parametrize("after", [2, 60], ids=["metadata", "codes"])
 def test_it_stops_within_one_token(planner, monkeypatch, after):
     expected, calls = make(planner), []
-    read = Memory.read
-    monkeypatch.setattr(Memory, "read", lambda memory, tokens: calls.append(1) or read(memory, tokens))
+    read = CachedLayers.read
+    monkeypatch.setattr(CachedLayers, "read", lambda memory, tokens: calls.append(1) or read(memory, tokens))
     events = planning.plan(planner, replace(BRIEF, seconds=60), (1,))
     for _ in range(after):
         next(events)
