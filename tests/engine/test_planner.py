@@ -232,6 +232,22 @@ def test_draws_follow_the_shares_and_the_nucleus():
         assert Draw(0.85, 0.9)(lone, torch.tensor([[chance]])).tolist() == [1]
 
 
+@pytest.mark.parametrize("size", [1_000, 64_000])
+def test_the_nucleus_is_that_of_a_full_sort(size):
+    generator = torch.Generator().manual_seed(1)
+    for sharpness in (0.1, 1.0, 4.0):
+        # Rounded, so that many have equal shares.
+        logits = torch.randn(8, size, generator=generator).mul(sharpness).mul(8).round().div(8)
+        chances = 1.0 - torch.rand(8, 1, generator=generator)
+        shares = torch.softmax(logits / 0.85, dim=-1)
+        ranked = shares.sort(dim=-1, descending=True).values
+        kept = ranked.cumsum(dim=-1) - ranked < 0.9
+        least = ranked.masked_fill(~kept, 2.0).amin(dim=-1, keepdim=True)
+        reached = shares.masked_fill(shares < least, 0.0).cumsum(dim=-1)
+        expected = (reached < chances * reached[:, -1:]).sum(dim=-1)
+        assert torch.equal(Draw(0.85, 0.9)(logits, chances), expected)
+
+
 # --- stopping and limits ------------------------------------------------------------------------------------------
 
 
