@@ -52,7 +52,18 @@ from events import (
     is_disk_full,
     is_out_of_memory,
 )
-from jobs import Clock, decode_upload, disk_problem, finish, job_for, output_folder, source_seconds, timed, versions
+from jobs import (
+    HEARTBEAT_SECONDS,
+    Clock,
+    decode_upload,
+    disk_problem,
+    finish,
+    job_for,
+    output_folder,
+    source_seconds,
+    timed,
+    versions,
+)
 from limits import LIMITS, STUDIO_VERSION
 from memory import Placing
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest, check_audio, check_source
@@ -73,7 +84,6 @@ log = logging.getLogger("studio")
 ON_ZEROGPU = bootstrap.on_zerogpu()
 # Off ZeroGPU one pipeline serves everybody in turn; there every call has a worker of its own.
 GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU else 1}
-HEARTBEAT_SECONDS = 0.4
 
 
 # --- the GPU entry point ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,11 +61,11 @@ def write_wav(path: str | Path, samples: np.ndarray) -> None:
 # --- writing ------------------------------------------------------------------------------------------------------
 
 
-def encode(samples: np.ndarray, path: str | Path, format: str) -> Path:
+def encode(samples: np.ndarray, path: str | Path, format: str, check: Callable[[], None] = lambda: None) -> Path:
     """Write [channels, samples] at 48 kHz as "wav" or "flac" (24 bits), "mp3" (320 kbit/s) or "ogg"; return the path.
 
     All four keep the count of samples. Samples beyond full scale are clipped, never wrapped. The file appears whole or
-    not at all.
+    not at all. `check` is called before each second of the song; an exception that it raises ends the encoding.
 
     Raises:
         AudioError: the format is unknown, a sample is not a number, or the file could not be written.
@@ -75,7 +75,7 @@ def encode(samples: np.ndarray, path: str | Path, format: str) -> Path:
     if not all(np.isfinite(block).all() for block in seconds_of(samples)):
         raise AudioError("The song holds samples that are not numbers.", "Make it again with another seed.")
     with written_aside(Path(path)) as part:
-        _write(part, samples, _ENCODINGS[format])
+        _write(part, samples, _ENCODINGS[format], check)
     return Path(path)
 
 
@@ -239,7 +239,7 @@ class _Remembering(io.FileIO):
         return written
 
 
-def _write(path: Path, samples: np.ndarray, encoding: dict) -> None:
+def _write(path: Path, samples: np.ndarray, encoding: dict, check: Callable[[], None] = lambda: None) -> None:
     """Write [channels, samples] in blocks of a second: one large write of Vorbis ends the process (libsndfile)."""
     exact = encoding["subtype"] == "FLOAT"
     prepare = (
@@ -249,6 +249,7 @@ def _write(path: Path, samples: np.ndarray, encoding: dict) -> None:
         try:
             with sf.SoundFile(target, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
                 for block in seconds_of(samples):
+                    check()
                     file.write(prepare(block))
         except (sf.SoundFileError, AssertionError) as error:
             raise target.failure or error from None

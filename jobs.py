@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent import futures
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +40,7 @@ import export
 import levels
 import models
 from events import Done, Failed, Job, Outcome, Problem, Progress, StudioError, Take, is_disk_full
-from limits import MAX_SEED, SAMPLE_RATE, STUDIO_VERSION
+from limits import LIMITS, MAX_SEED, SAMPLE_RATE, STUDIO_VERSION
 from params import Request, SongRequest
 from weights import Weights, checkpoint_kind, task_support
 
@@ -200,42 +201,86 @@ def _seeds(first: int, takes: int) -> tuple[int, ...]:
 
 WORKER = "here"
 """The id of this process as a worker, where nothing else makes the songs."""
+HEARTBEAT_SECONDS = 0.4
+"""The longest time between two events, so that closing a run takes effect."""
 PACKAGES = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A take in the output folder, its copy in Gradio's cache, and its entry in the record."""
+
+    path: Path
+    copy: str
+    entry: dict[str, Any]
 
 
 def finish(
     request: SongRequest, job: Job, outcome: Outcome, output: Path, weights: Weights
 ) -> Iterator[Progress | Done | Failed]:
-    """Encode, tag and measure the good takes into `output`; ends with `Done`, or `Failed` where no take is good.
+    """Measure, encode and tag the good takes into `output`; ends with `Done`, or `Failed` if no take could be saved.
 
+    Takes are saved side by side. Closing the generator stops that: nothing is written afterwards.
     The paths in `Done` are copies in Gradio's cache: the output folder itself is never served.
     """
     started = time.monotonic()
     record = _record(request, job, outcome, weights)
-    files, made, problems = [], [], []
-    for number, take in enumerate(outcome.takes, 1):
-        yield Progress("finishing", number, len(outcome.takes))
-        problem = take.problem
-        if not problem:
-            facts, samples = _measure(request, take)
-            try:
-                path = _save(request, take, samples, {**record, "takes": [facts]}, output)
-                made.append(path)
-                files.append(processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder()))
-                record["takes"].append({**facts, "name": path.name, "sha256": sha256(path)})
-            except (audio.AudioError, OSError) as error:
-                problem = disk_problem(error)
-        if problem:
-            problems.append(problem)
+    at_once = takes_at_once(len(outcome.takes), request.song_seconds(source_seconds(job)))
+    closed = threading.Event()
+    threads = futures.ThreadPoolExecutor(at_once, "take")
+
+    def check() -> None:
+        if closed.is_set():
+            raise futures.CancelledError
+
+    def save(take: Take) -> futures.Future[Saved | Problem]:
+        return threads.submit(_save, request, take, record, output, check)
+
+    try:
+        saving = [save(take) for take in outcome.takes]
+        yield from _finishing(saving)
+        # Takes that are written together may fill a disk that has room for some of them: retry one by one.
+        for number, take in enumerate(outcome.takes if at_once > 1 else ()):
+            if not take.problem and _is_full(saving[number].result()):
+                saving[number] = save(take)
+                yield from _finishing(saving)
+    finally:
+        closed.set()
+        threads.shutdown(cancel_futures=True)
+    results = [each.result() for each in saving]
+    saved = [each for each in results if isinstance(each, Saved)]
+    problems = [each for each in results if isinstance(each, Problem)]
+    record["takes"] = [each.entry for each in saved]
+    for number, (take, problem) in enumerate(zip(outcome.takes, results, strict=True), 1):
+        if isinstance(problem, Problem):
             record["errors"].append({"take": number, "seed": take.seed, "message": problem.text()})
-    if files and any(problem.code == export.FULL for problem in problems):
-        record["notes"].append(f"The disk is full: {len(files)} of {len(outcome.takes)} takes could be saved.")
-    prune(made)
+    if saved and any(map(_is_full, problems)):
+        record["notes"].append(f"The disk is full: {len(saved)} of {len(results)} takes could be saved.")
+    prune([each.path for each in saved])
     record["seconds"]["finishing"] = round(time.monotonic() - started, 3)
-    if files:
-        yield Done(tuple(files), record)
+    if saved:
+        yield Done(tuple(each.copy for each in saved), record)
     else:
         yield Failed(problems[0])
+
+
+def takes_at_once(takes: int, seconds: float) -> int:
+    """Return how many takes of `seconds` are saved at once: one a core, together no longer than the longest song."""
+    return max(min(takes, core_count(), int(LIMITS["duration"].high / seconds)), 1)
+
+
+def core_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _finishing(saving: list[futures.Future]) -> Iterator[Progress]:
+    """Yield progress at least every `HEARTBEAT_SECONDS` until all takes are done."""
+    while True:
+        left = [each for each in saving if not each.done()]
+        yield Progress("finishing", min(len(saving) - len(left) + 1, len(saving)), len(saving))
+        if not left:
+            return
+        futures.wait(left, HEARTBEAT_SECONDS, futures.FIRST_COMPLETED)
 
 
 def disk_problem(error: audio.AudioError | OSError) -> Problem:
@@ -366,15 +411,36 @@ def _measure(request: SongRequest, take: Take) -> tuple[dict[str, Any], Any]:
     return facts, samples
 
 
-def _save(request: SongRequest, take: Take, samples: Any, record: dict[str, Any], output: Path) -> Path:
-    """Encode and tag a take under a name that nothing else has; a failure leaves no file behind."""
-    name = export.file_name(request.prompt, take.seed, request.options.format, request.mode)
-    output.mkdir(parents=True, exist_ok=True)  # it may have been removed since the song began
-    with export.aside(output) as part:
-        export.encode(samples, part, request.options.format)
-        title = next(export.free_names(output / name)).stem
-        export.write_tags(part, title, record, artwork.for_tags(samples, record))
-        return export.claim(part, output / name)
+def _save(
+    request: SongRequest, take: Take, record: dict[str, Any], output: Path, check: Callable[[], None]
+) -> Saved | Problem:
+    """Save a take under a name that nothing else has; a failure, or an exception from `check`, leaves no file."""
+    if take.problem:
+        return take.problem
+    kind = request.options.format
+    name = export.file_name(request.prompt, take.seed, kind, request.mode)
+    try:
+        facts, samples = _measure(request, take)
+        output.mkdir(parents=True, exist_ok=True)  # it may have been removed since the song began
+        with export.aside(output) as part:
+            export.encode(samples, part, kind, check)
+            title = next(export.free_names(output / name)).stem
+            tags = {**record, "takes": [facts]}
+            export.write_tags(part, title, tags, artwork.for_tags(samples, tags))
+            path = export.claim(part, output / name)
+        try:
+            copy = processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder())
+        except OSError as error:
+            if is_disk_full(error):
+                path.unlink()  # another take may fit in its place
+            raise
+        return Saved(path, copy, {**facts, "name": path.name, "sha256": sha256(path)})
+    except (audio.AudioError, OSError) as error:
+        return disk_problem(error)
+
+
+def _is_full(result: Saved | Problem) -> bool:
+    return isinstance(result, Problem) and result.code == export.FULL
 
 
 # --- the output folder ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gradio as gr
@@ -308,6 +309,79 @@ def test_old_songs_leave_with_the_next_one(studio, output, monkeypatch):
     assert {path.name for path in output.iterdir()} == {"mine.wav", *kept}
     # What the page shows are copies.
     assert all(os.path.exists(path) for path in first.files)
+
+
+# --- saving takes -------------------------------------------------------------------------------------------------
+
+
+def test_takes_are_finished_side_by_side_and_come_in_their_order(studio, output, monkeypatch):
+    encode, both, second_is_saved = export.encode, threading.Barrier(2), threading.Event()
+    names, claim = [], export.claim
+
+    def wait_for_both(*args):
+        both.wait(100)
+        return encode(*args)
+
+    def second_first(part, path):
+        if path.stem.endswith("seed-7"):
+            assert second_is_saved.wait(100)
+        names.append(path.name)
+        try:
+            return claim(part, path)
+        finally:
+            second_is_saved.set()
+
+    monkeypatch.setattr(jobs, "core_count", lambda: 2)
+    monkeypatch.setattr(export, "encode", wait_for_both)
+    monkeypatch.setattr(export, "claim", second_first)
+    *progress, done = studio.stream(song_request(takes=2))
+    assert isinstance(done, Done), done
+    assert names == ["calm-piano-seed-8.wav", "calm-piano-seed-7.wav"]
+    assert [Path(path).name for path in done.files] == names[::-1]
+    assert [(take["seed"], take["name"]) for take in done.record["takes"]] == [(7, names[1]), (8, names[0])]
+    steps = [(event.step, event.steps) for event in progress if event.stage == "finishing"]
+    assert steps[0] == (1, 2) and steps[-1] == (2, 2) and steps == sorted(steps)
+
+
+@pytest.mark.parametrize(("seconds", "at_once"), [(60, 4), (150, 4), (151, 3), (240, 2), (301, 1), (900, 1)])
+def test_no_more_is_in_memory_at_once_than_the_longest_song(monkeypatch, seconds, at_once):
+    monkeypatch.setattr(jobs, "core_count", lambda: 8)
+    assert jobs.takes_at_once(4, seconds) == at_once
+    monkeypatch.setattr(jobs, "core_count", lambda: 1)
+    assert jobs.takes_at_once(4, seconds) == 1
+
+
+def test_cancel_while_takes_are_saved_leaves_no_file_and_no_thread(studio, output, monkeypatch):
+    write, begun = export._Remembering.write, threading.Event()
+
+    def write_slowly(self, data):
+        if output in Path(self.name).parents:
+            begun.set()
+            time.sleep(0.1)
+        return write(self, data)
+
+    monkeypatch.setattr(export._Remembering, "write", write_slowly)
+    events = studio.stream(song_request(takes=3, duration=30))
+    for event in events:
+        if event.stage == "finishing" and begun.is_set():
+            break
+    events.close()
+    assert list(output.iterdir()) == []
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("take")]
+
+
+def test_songs_that_claim_one_name_at_once_each_get_their_own(tmp_path):
+    def claim(number):
+        part = tmp_path / f"{number}.part"
+        part.write_text(str(number))
+        together.wait(100)
+        return export.claim(part, tmp_path / "song.wav")
+
+    together = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as threads:
+        paths = list(threads.map(claim, range(8)))
+    assert [path.read_text() for path in paths] == list("01234567")
+    assert {path.name for path in paths} == {"song.wav", *(f"song-{number}.wav" for number in range(2, 9))}
 
 
 # --- a checkpoint without audio codes -----------------------------------------------------------------------------
