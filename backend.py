@@ -176,10 +176,14 @@ def _drain(work: Iterator[Event | Outcome | None], job: Job, events: queue.Queue
 def _work(job: Job) -> Iterator[Event | Outcome | None]:
     backend = get_backend()
     turn = backend.models.turn
-    while not turn.acquire(timeout=HEARTBEAT_SECONDS):
+    while True:
+        # Read before trying: the load may end while this waits for it.
+        stage = "loading" if backend.models.preparing else "waiting"
+        if turn.acquire(timeout=HEARTBEAT_SECONDS):
+            break
         if job.cancelled():
             return
-        yield Progress("loading" if backend.models.preparing else "waiting")
+        yield Progress(stage)
     try:
         yield from _within_memory(backend, job)
     except Exception as error:

@@ -112,18 +112,22 @@ class Models:
                 slot.get()
 
     def prepare(self) -> None:
-        """Load the built-in engine, and import what loads another one, while the visitor fills in the form."""
-        if self.loaded or not self.turn.acquire(blocking=False):
+        """Load the built-in engine, or import what loads another one, while the visitor fills in the form."""
+        if self.loaded or self.preparing:
             return
+        # True from before the turn is taken until after its release: a waiting song must not take this for a song.
         self.preparing = True
         try:
-            if self.weights.engine == "preview":
-                self.pipeline()
-            else:
-                from diffusers import AceStepPipeline  # noqa: F401
+            if self.turn.acquire(blocking=False):
+                try:
+                    if self.weights.engine == "preview":
+                        self.pipeline()
+                    else:
+                        from diffusers import AceStepPipeline  # noqa: F401
+                finally:
+                    self.turn.release()
         finally:
             self.preparing = False
-            self.turn.release()
 
     def refresh(self) -> None:
         """Look for all weights again; models whose weights changed are unloaded once the current job ends."""
