@@ -23,7 +23,7 @@ def samples_of(done: Event) -> list[np.ndarray]:
 
 def wait_for_turn(studio: backend.Backend) -> None:
     """Wait until the studio is free for the next song; one that stays locked fails."""
-    assert studio.models.turn.acquire(timeout=20), "the lock was not freed"
+    assert studio.models.turn.acquire(timeout=100), "the lock was not freed"
     studio.models.turn.release()
 
 

@@ -77,4 +77,4 @@ def open_space(folder: Path, **environ: str) -> Iterator[Space]:
         finally:
             # Its workers would outlive it.
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(20)
+            process.wait(100)

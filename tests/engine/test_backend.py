@@ -259,7 +259,7 @@ def test_events_come_while_the_model_is_silent(studio, output):
 
     def silent(*_):
         begun.set()
-        assert enough.wait(60)
+        assert enough.wait(100)
 
     hook = studio.models.pipeline().transformer.register_forward_hook(silent)
     heard = 0

@@ -366,7 +366,7 @@ def test_a_studio_that_starts_ray_itself_makes_a_song_and_leaves_nothing(tmp_pat
         assert name == "complete", data
         assert data[1]["worker"] == worker["id"] and data[1]["device"] == worker["device"] == "cpu"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     finally:
         process.kill()
         process.stdout.close()

@@ -231,7 +231,7 @@ def test_a_studio_behind_a_proxy_starts_and_stops_in_a_song_without_leaving_anyt
             studio = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         values = {"prompt": "calm piano", "duration": 60, "options": {"steps": 200, "plan": False}}
         address = ready.split()[-1]
-        httpx.post(f"{address}gradio_api/call/v2/generate", json=values, trust_env=False, timeout=60)
+        httpx.post(f"{address}gradio_api/call/v2/generate", json=values, trust_env=False, timeout=100)
         until(lambda: list((tmp_path / "tmp").rglob("running")))
         os.kill(studio, signal.SIGINT if way == "SIGINT" else signal.SIGTERM)
         assert process.wait(100) == 0

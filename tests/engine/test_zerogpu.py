@@ -253,7 +253,7 @@ def test_a_card_that_cannot_be_handed_back_costs_nobody_a_song(space):
     assert made(song(space.client()))[0]
     assert not space.api.faults["release"]
     # Not the 20 minutes that `spaces` waits.
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 300
     assert made(song(space.client()))[0]
 
 
@@ -284,12 +284,12 @@ def test_a_warm_worker_that_is_evicted_is_replaced(space):
 
 @pytest.mark.slow
 def test_cancel_frees_the_card_within_seconds(space):
-    job = song(space.client(), "slowly 0.3", options={"steps": 100})
+    job = song(space.client(), "slowly 1", options={"steps": 200, "plan": False})
     until(lambda: any(out[1].get("progress", {}).get("step", 0) >= 2 for out in job.outputs()))
     lease = space.api.leases[-1]
     assert lease.ended is None
     job.cancel()
-    until(lambda: lease.ended, 10)
+    until(lambda: lease.ended, 100)  # the song itself would take longer
     assert not lease.failed and not lease.killed
     made(song(space.client()))
 

@@ -150,7 +150,7 @@ def test_a_worker_whose_death_nobody_tells_is_missed_by_its_beat(tmp_path, monke
     def call(seconds):
         yield Progress("steps", 1)
         zerogpu.Beat(tmp_path).at("steps", 1)
-        dead.wait(20)
+        dead.wait(100)
 
     lending = zerogpu.Lending(lambda seconds: zerogpu.heard(call(seconds), tmp_path), tmp_path, 60)
     with pytest.raises(StudioError) as raised:
@@ -165,7 +165,7 @@ def test_a_visitor_can_leave_while_the_card_is_being_lent(tmp_path):
     ended = threading.Event()
 
     def call():
-        lent.wait(20)
+        lent.wait(100)
         try:
             yield Progress("steps", 1)
         finally:
@@ -176,7 +176,7 @@ def test_a_visitor_can_leave_while_the_card_is_being_lent(tmp_path):
     events.close()
     assert not ended.is_set()
     lent.set()
-    assert ended.wait(20)
+    assert ended.wait(100)
 
 
 def test_a_beat_tells_when_the_time_began_and_where_the_work_is(tmp_path, monkeypatch):
