@@ -320,7 +320,7 @@ def output() -> Finding:
 def workers() -> Finding:
     """Return the Ray workers; joins a cluster to count its cards, but starts nothing."""
     import cluster
-    import cluster_problems
+    import cluster_worker
 
     where = cluster.wanted()
     if not where:
@@ -337,7 +337,7 @@ def workers() -> Finding:
         facts = {"nodes": f"{len(ray.nodes())} nodes", "cards": f"{found.get('GPU', 0):g} cards"}
         return Finding("workers", tooltips.CHECK_RAY.format(version=ray.__version__, **facts))
     except Exception as error:
-        return Finding("workers", cluster_problems.problem_of(error).text(), stops=True)
+        return Finding("workers", cluster_worker.problem_of(error).text(), stops=True)
 
 
 # --- weights ------------------------------------------------------------------------------------------------------

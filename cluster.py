@@ -21,8 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import bootstrap
-from cluster_problems import AGAIN, NO_CLIENT, NO_WORKER, TWICE, UNREACHABLE, is_death, problem_of
-from cluster_worker import Block, Worker, blocks_of
+from cluster_worker import (
+    AGAIN,
+    NO_CLIENT,
+    NO_WORKER,
+    TWICE,
+    UNREACHABLE,
+    Block,
+    Worker,
+    blocks_of,
+    is_death,
+    problem_of,
+)
 from events import Job, Outcome, Problem, Progress, StudioError
 
 log = logging.getLogger("studio")

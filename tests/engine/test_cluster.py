@@ -27,7 +27,6 @@ import pytest
 import app
 import backend
 import cluster
-import cluster_problems
 import cluster_worker
 import export
 import jobs
@@ -262,7 +261,7 @@ def test_a_node_killed_in_mid_song_costs_no_song(studio, alone, machines, output
     (busy,) = [worker["id"] for worker in cluster.workers() if worker["busy"]]
     machines.remove_node(node_of(machines, busy), allow_graceful=False)
     *told, done = stream
-    assert cluster_problems.AGAIN in {event.note for event in told if isinstance(event, Progress)}
+    assert cluster_worker.AGAIN in {event.note for event in told if isinstance(event, Progress)}
     assert isinstance(done, Done) and done.record["worker"] != busy
     assert same(samples_of(done), alone[0])
     assert [path.name for path in output.iterdir()] == [take["name"] for take in done.record["takes"]]
@@ -307,7 +306,7 @@ def test_without_the_head_there_is_a_sentence_and_its_return_brings_the_studio_b
     until(lambda: not cluster.workers(), PATIENCE)
     *_, refused = studio.stream(song_request())
     for last in (ended, refused):
-        assert isinstance(last, Failed) and last.problem == cluster_problems.UNREACHABLE, last
+        assert isinstance(last, Failed) and last.problem == cluster_worker.UNREACHABLE, last
     assert studio.capabilities()["workers"] == [] and not [*output.rglob("*")]
     machines.shutdown()
     port = int(os.environ["ACE_STUDIO_RAY"].rpartition(":")[2])

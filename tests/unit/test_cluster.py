@@ -10,7 +10,6 @@ import pytest
 import app
 import backend
 import cluster
-import cluster_problems
 import cluster_worker
 import tooltips
 from events import Job, StudioError
@@ -63,14 +62,14 @@ def test_versions_that_differ_are_named():
         "Version mismatch: The cluster was started with:\n    Ray: 2.50.0\n    Python: 3.11.7\n"
         "This process on node 10.0.0.2 was started with:\n    Ray: 2.60.0\n    Python: 3.12.1\n"
     )
-    problem = cluster_problems.problem_of(RuntimeError(said))
+    problem = cluster_worker.problem_of(RuntimeError(said))
     assert problem.code == "ray_versions"
     assert "Ray: 2.50.0" in problem.message and "Python: 3.12.1" in problem.message
 
 
 def test_a_machine_on_which_ray_does_not_start_is_no_head_that_is_away():
     said = "The current node timed out during startup. This could happen because the GCS has become overloaded."
-    assert cluster_problems.problem_of(Exception(said)).message == "Ray did not start on this machine in time."
+    assert cluster_worker.problem_of(Exception(said)).message == "Ray did not start on this machine in time."
 
 
 def test_a_head_that_is_not_there_is_told_at_once(monkeypatch):
