@@ -117,7 +117,7 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
                 get_backend().models.prepare()
 
     # Only the header: this takes seconds if torch is not loaded yet, and the visitor is filling in the form.
-    seen = known.then(lambda: header.show(get_backend().look()), outputs=header.outputs, **AT_ONCE)
+    seen = known.then(lambda: header.show(get_backend().full_status()), outputs=header.outputs, **AT_ONCE)
     seen.then(prepare, **AT_ONCE)
     # A run may have loaded a model, or failed to.
     for run in (run for form in forms for run in form.runs):

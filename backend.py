@@ -1,10 +1,9 @@
-"""The one way to the model: requests in, events out, one song at a time on one pipeline.
+"""Requests in, events out: one song at a time on one pipeline.
 
-`Backend.stream` prepares a request outside the GPU (uploads, seeds, folders), hands one picklable `Job` to `gpu_entry`,
-and lets `finish` make files of what comes back. `gpu_entry` is the only function that may touch the
-models. It runs them in a thread of its own and yields at least twice a second whatever they do, so that closing the
-generator always works: closing takes the job's `running` file away, which the work looks for at every step, tile and
-token.
+`Backend.stream` prepares a request outside the GPU (uploads, seeds, folder), passes one picklable `Job` to `gpu_entry`,
+and turns the result into files with `jobs.finish`. Only `gpu_entry` may touch the models. It runs them in a separate
+thread and yields an event at least twice a second, so that it can be closed at any time. Closing it deletes the job's
+`running` file, which the models' code checks at every step, tile and token.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ import writers
 import zerogpu
 from events import (
     Done,
-    Draft,
     Event,
     Failed,
     InvalidRequest,
@@ -51,18 +49,6 @@ from events import (
     as_dict,
     is_disk_full,
     is_out_of_memory,
-)
-from jobs import (
-    HEARTBEAT_SECONDS,
-    Clock,
-    decode_upload,
-    disk_problem,
-    finish,
-    job_for,
-    output_folder,
-    source_seconds,
-    timed,
-    versions,
 )
 from limits import LIMITS, STUDIO_VERSION
 from memory import Placing
@@ -77,12 +63,11 @@ from weights import (
     is_untrained,
     task_support,
 )
-from zerogpu import Work, clamped, gpu_seconds, refusal, work_of
 
 log = logging.getLogger("studio")
 
 ON_ZEROGPU = bootstrap.on_zerogpu()
-# Off ZeroGPU one pipeline serves everybody in turn; there every call has a worker of its own.
+# Off ZeroGPU all requests share one pipeline; there each call has its own worker.
 GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU else 1}
 
 
@@ -90,16 +75,16 @@ GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU
 
 
 def _seconds(job: Job, seconds: int, *args: Any, **kwargs: Any) -> int:
-    """Tell ZeroGPU how long the job takes; gradio may pass more arguments than the job's own."""
-    return clamped(seconds)
+    """Return the seconds to ask ZeroGPU for; Gradio may pass further arguments."""
+    return zerogpu.clamped(seconds)
 
 
 @spaces.GPU(duration=_seconds)
-def gpu_entry(job: Job, seconds: int) -> Iterator[Progress | Draft | Outcome | Done | Failed]:
-    """Run `job` on the models; the last event is its `Outcome`, `Done` or `Failed`, unless it was cancelled."""
+def gpu_entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
+    """Run `job` on the models; unless it is cancelled, the last event is its `Outcome`, `Done` or `Failed`."""
     events: queue.Queue = queue.Queue()
     thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(_drain, _work(job), job, events), name="song", daemon=True
+        target=contextvars.copy_context().run, args=(_forward, _work(job), job, events), name="song", daemon=True
     )
     thread.start()
     latest = Progress("preparing")
@@ -107,7 +92,7 @@ def gpu_entry(job: Job, seconds: int) -> Iterator[Progress | Draft | Outcome | D
     try:
         while True:
             try:
-                event = events.get(timeout=HEARTBEAT_SECONDS)
+                event = events.get(timeout=jobs.HEARTBEAT_SECONDS)
             except queue.Empty:
                 event = latest
             if event is None:
@@ -119,22 +104,22 @@ def gpu_entry(job: Job, seconds: int) -> Iterator[Progress | Draft | Outcome | D
             yield event
     finally:
         job.running.unlink(missing_ok=True)
-        # A ZeroGPU worker hands its card back when this returns; elsewhere the lock keeps the next song waiting, and
-        # the event loop, which may be what closes this generator, must not.
+        # ZeroGPU takes the card back when this returns. Elsewhere the lock holds back the next song, and this must not
+        # block: the event loop may be closing it.
         if ON_ZEROGPU:
             thread.join()
 
 
-def _on_gpu(job: Job, seconds: int) -> Iterator[Progress | Draft | Outcome | Done | Failed]:
-    """Run `gpu_entry`: here, on a Ray worker, or on ZeroGPU, where a worker's death may go unreported."""
+def _on_gpu(job: Job, seconds: int) -> Iterator[Event | Outcome]:
+    """Run `gpu_entry` here, on a Ray worker, or on ZeroGPU, where nobody may report a worker's death."""
     if cluster.wanted():
         return cluster.run(on_worker, worker_status, job)
     events = gpu_entry(job, seconds)
-    return zerogpu.heard(events, job.folder) if ON_ZEROGPU else events
+    return zerogpu.watched(events, job.folder) if ON_ZEROGPU else events
 
 
 def on_worker(job: Job) -> Iterator[Event | Outcome]:
-    """Run `job` on a Ray worker, with the models that are on its machine or that it fetches."""
+    """Run `job` in a Ray worker, which uses the models on its machine and downloads missing ones."""
     try:
         yield from get_backend().gather(job.request)
     except Exception as error:
@@ -144,20 +129,20 @@ def on_worker(job: Job) -> Iterator[Event | Outcome]:
 
 
 def start_workers(changed: Callable[[int], None]) -> None:
-    """Start the Ray workers where ACE_STUDIO_RAY asks for them; `changed` hears again and again how many there are."""
+    """Start Ray workers if ACE_STUDIO_RAY is set; `changed` is called every second with their number."""
     if cluster.wanted():
         cluster.start(worker_status, changed)
 
 
 def worker_status() -> dict[str, Any]:
-    """Return what a Ray worker tells the studio about itself."""
-    return get_backend().look()
+    """Return the status of a Ray worker; it runs there."""
+    return get_backend().full_status()
 
 
-def _drain(work: Iterator[Event | Outcome | None], job: Job, events: queue.Queue) -> None:
-    """Put what `work` yields into `events`, then None; stop as soon as the job is cancelled.
+def _forward(work: Iterator[Event | Outcome | None], job: Job, events: queue.Queue) -> None:
+    """Put what `work` yields into `events`, then None; stop once the job is cancelled.
 
-    A None among it has nothing to tell.
+    None from `work` is not an event, only a point to cancel at.
     """
     try:
         with contextlib.closing(work):
@@ -179,13 +164,13 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
     while True:
         # Read before trying: the load may end while this waits for it.
         stage = "loading" if backend.models.preparing else "waiting"
-        if turn.acquire(timeout=HEARTBEAT_SECONDS):
+        if turn.acquire(timeout=jobs.HEARTBEAT_SECONDS):
             break
         if job.cancelled():
             return
         yield Progress(stage)
     try:
-        yield from _within_memory(backend, job)
+        yield from _with_fallback(backend, job)
     except Exception as error:
         if isinstance(error, StudioError) or not is_out_of_memory(error):
             raise
@@ -195,33 +180,35 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
         turn.release()
 
 
-def _within_memory(backend: Backend, job: Job) -> Iterator[Event | Outcome | None]:
-    """Run `job` by the memory plan that fits; where memory runs out all the same, once more by the next lower one."""
-    placing, source = backend.placing, source_seconds(job)
-    plan = placing.begin(job.request, source)
+def _with_fallback(backend: Backend, job: Job) -> Iterator[Event | Outcome | None]:
+    """Run `job` with the best memory plan that fits; if memory runs out, retry once with the next lower plan."""
+    placing, source = backend.placing, jobs.source_seconds(job)
+    plan, lower = placing.begin(job.request, source), None
     try:
-        yield from _by_plan(backend, job, plan)
-        return
+        yield from _run_with_plan(backend, job, plan)
     except Exception as error:
         lower = placing.lower() if is_out_of_memory(error) else None
         if lower is None:
             raise
-    # Only here is the exception gone, and with it what it held on the device.
-    models.free_memory()
-    note = memory.fallback_note(plan, lower)
-    yield Progress("loading", note=note)
-    yield from _by_plan(backend, job, placing.begin(job.request, source, lower), (note,))
+    if lower is not None:
+        # Not within `except`: until its end the exception keeps tensors on the device.
+        models.free_memory()
+        note = memory.fallback_note(plan, lower)
+        yield Progress("loading", note=note)
+        yield from _run_with_plan(backend, job, placing.begin(job.request, source, lower), (note,))
 
 
-def _by_plan(backend: Backend, job: Job, plan: str, notes: tuple[str, ...] = ()) -> Iterator[Event | Outcome | None]:
-    """Run `job`; what comes of it tells its memory plan, and begins with `notes`."""
+def _run_with_plan(
+    backend: Backend, job: Job, plan: str, notes: tuple[str, ...] = ()
+) -> Iterator[Event | Outcome | None]:
+    """Run `job`; its result gets the name of the memory plan, and `notes` before its own."""
     request = job.request
     run = _make_song if isinstance(request, SongRequest) else align.run if request.mode == "align" else writers.run
     for event in run(backend.models, backend.placing, job):
         if isinstance(event, Outcome):
             device = backend.device()
-            ran = jobs.what_ran(backend.models.weights, device)
-            event.facts.update(ran, dtype=device.dtype, memory_plan=plan)
+            facts = jobs.runtime_facts(backend.models.weights, device)
+            event.facts.update(facts, dtype=device.dtype, memory_plan=plan)
             event = replace(event, notes=(*notes, *event.notes))
         elif isinstance(event, Done):
             event.record["memory_plan"] = plan
@@ -232,7 +219,7 @@ def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Pr
     if not loaded.loaded:
         yield Progress("loading")
     seconds: dict[str, float] = {}
-    with timed(seconds, "loading"):
+    with jobs.timed(seconds, "loading"):
         placing.for_planning()
         pipe = loaded.pipeline()
     plan, facts = yield from writers.plan_song(loaded, placing, job, pipe, seconds)
@@ -246,7 +233,7 @@ def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Pr
             event.facts["seconds"] = {**seconds, **event.facts["seconds"]}
             event.facts.update(plan=facts, loras=acting)
             if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
-                # Where there is no planner at all, the status says so and not every song.
+                # Not if there is no planner at all: the status says so once.
                 event = replace(event, notes=(*event.notes, f"Made without a plan: {facts['reason']}"))
             event = replace(event, notes=(*notes, *event.notes))
         yield event
@@ -256,15 +243,13 @@ def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Pr
 
 
 class Backend:
-    """Requests in, events out; `models` and `placing` are what the jobs work with."""
-
     def __init__(self):
         self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
         self.placing = Placing(self.models)
         self._widths: tuple[Weights | None, lora_layout.Widths | None] = None, None
 
     def device(self) -> models.Device:
-        """Return the device that is used; the first call imports torch."""
+        """Return the device in use; the first call imports torch."""
         return self.models.device()
 
     def load_all(self) -> None:
@@ -272,36 +257,36 @@ class Backend:
         self.widths()
 
     def widths(self) -> lora_layout.Widths | None:
-        """Return the linear layers that a LoRA has to fit; None while the song model is not here.
+        """Return the linear layers that a LoRA must fit; None until the song model has been downloaded.
 
-        Read once: on ZeroGPU `spaces` deletes the files after it has packed the weights.
+        Read only once: on ZeroGPU `spaces` deletes the files once it has packed the weights.
         """
-        weights, (known_of, widths) = self.models.weights, self._widths
-        if widths is None or known_of != weights:
+        weights, (read_from, widths) = self.models.weights, self._widths
+        if widths is None or read_from != weights:
             widths = lora_layout.widths_of(weights.folder) if weights.folder else None
             self._widths = weights, widths
         return widths
 
     def status(self) -> dict[str, Any]:
-        """Return facts for the status line, without loading anything; `device` is empty until it is known.
+        """Return facts for the status line without loading anything; `device` is "" until it is known.
 
-        Where songs are made on Ray workers the facts are those that one of them told last.
+        With Ray workers these are the latest facts of one of them.
         """
         return {**(cluster.reported() or self._status_here()), "workers": self.workers()}
 
-    def look(self) -> dict[str, Any]:
-        """Return `status` with the device picked, which imports torch once; Ray workers pick their own."""
+    def full_status(self) -> dict[str, Any]:
+        """Return `status` with the device, which imports torch; with Ray only the workers do."""
         if not cluster.wanted():
             self.device()
         return self.status()
 
     def workers(self) -> list[dict[str, Any]]:
-        """Return who makes the songs: this process, or the Ray workers that answer."""
+        """Return the workers that make songs: this process, or the Ray workers that answer."""
         if cluster.wanted():
             return cluster.workers()
         device, busy = self.models.known_device, self.models.turn.locked() and not self.models.preparing
-        here = {"id": jobs.WORKER, "node": "", "pid": os.getpid(), "device": device.kind if device else ""}
-        return [{**here, "busy": busy}]
+        kind = device.kind if device else ""
+        return [{"id": jobs.WORKER, "node": "", "pid": os.getpid(), "device": kind, "busy": busy}]
 
     def _status_here(self) -> dict[str, Any]:
         weights, device = self.models.weights, self.models.known_device
@@ -330,24 +315,24 @@ class Backend:
         }
 
     def capabilities(self) -> dict[str, Any]:
-        """Return what this studio can do, for programs; picks the device, which imports torch once."""
-        status = self.look()
-        kept = ("model", "revision", "engine", "turbo", "problem", "device", "device_reason", "dtype", "memory_plan")
-        kept += ("planner", "lyrics", "tasks", "unsupported", "timed_lyrics", "workers")
+        """Return what this studio can do, for API clients; the first call imports torch."""
+        status = self.full_status()
+        names = ("model", "revision", "engine", "turbo", "problem", "device", "device_reason", "dtype", "memory_plan")
+        names += ("planner", "lyrics", "tasks", "unsupported", "timed_lyrics", "workers")
         limits = {
             name: {"low": limit.low, "high": limit.high, "default": limit.default, "unit": limit.unit}
             for name, limit in LIMITS.items()
         }
         return {
             "studio": STUDIO_VERSION,
-            **{name: status[name] for name in kept},
+            **{name: status[name] for name in names},
             "limits": limits,
-            "versions": versions(),
+            "versions": jobs.versions(),
         }
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """Do what `request` asks: progress, then `Done` or `Failed`. Closing the generator cancels it."""
-        clock = Clock()
+        """Run `request`: yield progress, then `Done` or `Failed`. Closing the generator cancels it."""
+        clock = jobs.Clock()
         try:
             for event in self._run(request):
                 yield clock.stamp(event) if isinstance(event, Progress) else event
@@ -357,25 +342,25 @@ class Backend:
             memory.trim_heap()
 
     def download(self) -> Iterator[Event]:
-        """Fetch the real weights; the studio uses them from the next song on. Closing the generator stops the fetch."""
-        gone = threading.Event()
+        """Download the real weights for the next songs. Closing the generator stops the download."""
+        closed = threading.Event()
         try:
-            yield from hub.download(self.models.weights.wanted, gone.is_set)
+            yield from hub.download(self.models.weights.wanted, closed.is_set)
             self.models.refresh()
             yield Done((), {})
         except Exception as error:
             yield Failed(problem_of(error))
         finally:
-            gone.set()
+            closed.set()
 
     def _run(self, request: Request) -> Iterator[Event]:
         if not cluster.wanted():
             yield from self.gather(request)
-        output = output_folder() if isinstance(request, SongRequest) else None
-        with job_for(request) as job:
+        output = jobs.output_folder() if isinstance(request, SongRequest) else None
+        with jobs.job_for(request) as job:
             yield Progress("preparing")
             for name in job.audio:
-                seconds = decode_upload(job, name, getattr(request, name))
+                seconds = jobs.decode_upload(job, name, getattr(request, name))
                 if name == "source":
                     check_source(request, seconds)
                 yield Progress("preparing")
@@ -386,24 +371,24 @@ class Backend:
             if ON_ZEROGPU:
                 yield Progress("lending")
             with contextlib.closing(lending.events()) as events:
-                # Its last event ends the reading: what ZeroGPU does when it takes the card back may fail or never end.
+                # Nothing is read after the result: ZeroGPU's return of the card may fail or never end.
                 for event in events:
                     if isinstance(event, Outcome | Done | Failed):
                         break
                     yield event
                 else:
-                    raise StudioError("cancelled", "It was cancelled before it was done.")
+                    raise StudioError("cancelled", "Cancelled before it was done.")
             if ON_ZEROGPU and isinstance(event, Outcome):
                 event.facts["gpu"] = lending.facts()
             elif ON_ZEROGPU and isinstance(event, Done):
                 event.record["gpu"] = lending.facts()
             if isinstance(event, Outcome):
-                yield from finish(request, job, event, output, self.models.weights)
+                yield from jobs.finish(request, job, event, output, self.models.weights)
             else:
                 yield event
 
     def _with_loras(self, job: Job) -> Iterator[Event]:
-        """Return the job with the files of its LoRAs, fetched where they come from the hub, and checked."""
+        """Return the job with its LoRAs, downloaded if they come from the hub, and checked."""
         specs = []
         for choice in job.request.options.loras:
             spec = yield from lora_sources.prepare(
@@ -418,47 +403,47 @@ class Backend:
         return replace(job, loras=tuple(specs))
 
     def gather(self, request: Request) -> Iterator[Event]:
-        """Fetch the models that were named on purpose and are not here, and raise StudioError without a needed one."""
+        """Download missing models that were named explicitly; raises StudioError if a required one is missing."""
         if isinstance(request, SongRequest | DescribeRequest | AlignRequest):
             if self.models.weights.source == "hub":
                 yield from hub.download(self.models.weights.wanted, lambda: False)
                 self.models.refresh()
             if self.models.weights.folder is None:
-                nothing = Problem("no_weights", "The model's weights are not here.")
-                raise StudioError.of(self.models.weights.problem or nothing)
+                missing = Problem("no_weights", "The model's weights are missing.")
+                raise StudioError.of(self.models.weights.problem or missing)
         if isinstance(request, CoverRequest) and not has_audio_codes(self.models.weights):
             raise StudioError("unsupported", NO_COVER, hint="Use a checkpoint that has both, such as XL SFT.")
-        if isinstance(request, SongRequest):
-            slot = self.models.planner if writers.wants_plan(request) and not self.models.planner.problem else None
-        elif isinstance(request, AlignRequest):
-            slot = None
-        else:
-            slot = self.models.lyrics if request.mode == "lyrics" else self.models.planner
-        if slot and slot.weights.source == "hub":
+        if isinstance(request, AlignRequest):
+            return
+        song = isinstance(request, SongRequest)
+        slot = self.models.lyrics if request.mode == "lyrics" else self.models.planner
+        if song and (slot.problem or not writers.wants_plan(request)):
+            return
+        if slot.weights.source == "hub":
             try:
                 yield from slot.fetch()
                 self.models.refresh()
             except StudioError:
-                # A song is made without its plan, and its record says why.
-                if not isinstance(request, SongRequest):
+                # A song is made without a plan then, and its record says why.
+                if not song:
                     raise
-        if slot and not isinstance(request, SongRequest):
+        if not song:
             slot.check()
 
     def _gpu_seconds(self, request: Request, job: Job) -> int:
-        """Return the seconds to ask ZeroGPU for; raises StudioError there where one call cannot last that long."""
-        work = self.work_of(request, source_seconds(job))
-        if ON_ZEROGPU and (problem := refusal(work)):
+        """Return the seconds to ask ZeroGPU for; raises StudioError on ZeroGPU if one call cannot last that long."""
+        work = self.work_of(request, jobs.source_seconds(job))
+        if ON_ZEROGPU and (problem := zerogpu.refusal(work)):
             raise StudioError.of(problem)
-        return gpu_seconds(work)
+        return zerogpu.gpu_seconds(work)
 
-    def work_of(self, request: Request, source: float = 0.0) -> Work:
-        """Return what `request` asks of the GPU; `source` is the length of its source in seconds."""
+    def work_of(self, request: Request, source: float = 0.0) -> zerogpu.Work:
+        """Return the GPU work of `request`; `source` is the length of its source in seconds."""
         if isinstance(request, AlignRequest):
-            # One forward pass; the estimate would count the tokens of a text.
-            return Work("align", duration=source, steps=1, source=source)
+            # One forward pass, while `zerogpu.work_of` would count tokens to write.
+            return zerogpu.Work("align", duration=source, steps=1, source=source)
         planned = self.models.planner.weights.folder is not None
-        return work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
+        return zerogpu.work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
 
 
 _backend: Backend | None = None
@@ -466,7 +451,7 @@ _backend_lock = threading.Lock()
 
 
 def get_backend() -> Backend:
-    """Return the one backend, made at the first call; two first calls at once get the same."""
+    """Return the shared backend, created by the first call."""
     global _backend
     with _backend_lock:
         if _backend is None:
@@ -476,38 +461,38 @@ def get_backend() -> Backend:
 
 
 def check(request: Request) -> None:
-    """Check what the fields of `request` do not tell: its files, and whether one call to ZeroGPU lasts long enough.
+    """Check the files of `request`, and that one call to ZeroGPU is long enough for it; raises InvalidRequest.
 
-    Page and API ask before anything is queued; of the files only the headers are read. Raises InvalidRequest.
+    Page and API call this before they queue anything; only file headers are read.
     """
     source = check_audio(request)
     if not bootstrap.on_zerogpu():
         return
-    if problem := refusal(get_backend().work_of(request, source)):
+    if problem := zerogpu.refusal(get_backend().work_of(request, source)):
         field = next((name for name in ("duration", "after", "takes") if hasattr(request, name)), "")
         raise InvalidRequest(Problem(problem.code, problem.message, field, problem.hint))
 
 
 def problem_of(error: Exception) -> Problem:
-    """Turn any exception into a value that tells a person what happened; the unexpected goes to the log in full."""
+    """Return a problem that explains `error` to a person; unexpected errors are logged with their traceback."""
     if isinstance(error, StudioError):
         return error.problem
     if isinstance(error, audio.AudioError) or is_disk_full(error):
-        return disk_problem(error)
+        return jobs.disk_problem(error)
     if is_out_of_memory(error):
         models.free_memory()
         return memory.too_large(None)
     if isinstance(error, OSError):
         log.exception("a file operation failed")
-        return disk_problem(error)
+        return jobs.disk_problem(error)
     log.error("a job failed unexpectedly", exc_info=error)
     return Problem(
         "internal",
-        f"It could not be made because of an unexpected error ({type(error).__name__}).",
-        hint="Please try again; the log of the studio has the details.",
+        f"An unexpected error occurred ({type(error).__name__}).",
+        hint="Please try again; the studio's log has the details.",
     )
 
 
 if ON_ZEROGPU:
-    # Weights moved to "cuda" in a handler's thread are not intercepted there; at import, on the main thread, they are.
+    # `spaces` only intercepts weights moved to "cuda" at import, on the main thread, not in a handler's thread.
     get_backend().load_all()

@@ -59,7 +59,7 @@ class Worker:
     def cancel(self, name: str) -> None:
         """Let the job whose folder has that name be cancelled, even if it has not begun."""
         self._cancelled = name
-        self._jobs.job_place(name).joinpath("running").unlink(missing_ok=True)
+        self._jobs.job_path(name).joinpath("running").unlink(missing_ok=True)
 
     def run(
         self, entry: Callable[[Job], Iterator[Any]], job: Job, files: dict[str, list[Any]], loras: dict[str, list[Any]]
@@ -95,7 +95,7 @@ class Worker:
     def _at_hand(self, spec: Any, sent: dict[str, list[Any]]) -> Any:
         """Return the LoRA `spec` with the place of its file here."""
         key = spec.info.sha256
-        place = self._jobs.job_place("loras") / key
+        place = self._jobs.job_path("loras") / key
         if key in sent:
             place.parent.mkdir(mode=0o700, exist_ok=True)
             _write(place, sent[key])

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,21 +62,22 @@ def write_wav(path: str | Path, samples: np.ndarray) -> None:
 # --- writing ------------------------------------------------------------------------------------------------------
 
 
-def encode(samples: np.ndarray, path: str | Path, format: str, check: Callable[[], None] = lambda: None) -> Path:
+def encode(samples: np.ndarray, path: str | Path, format: str, cancelled: Callable[[], bool] = lambda: False) -> Path:
     """Write [channels, samples] at 48 kHz as "wav" or "flac" (24 bits), "mp3" (320 kbit/s) or "ogg"; return the path.
 
     All four keep the count of samples. Samples beyond full scale are clipped, never wrapped. The file appears whole or
-    not at all. `check` is called before each second of the song; an exception that it raises ends the encoding.
+    not at all. `cancelled` is asked before each second of the song.
 
     Raises:
         AudioError: the format is unknown, a sample is not a number, or the file could not be written.
+        CancelledError: `cancelled()` was true.
     """
     if format not in _ENCODINGS:
         raise AudioError("A song can be saved as wav, flac, mp3 or ogg.", "Choose one of these formats.")
     if not all(np.isfinite(block).all() for block in seconds_of(samples)):
         raise AudioError("The song holds samples that are not numbers.", "Make it again with another seed.")
     with written_aside(Path(path)) as part:
-        _write(part, samples, _ENCODINGS[format], check)
+        _write(part, samples, _ENCODINGS[format], cancelled)
     return Path(path)
 
 
@@ -239,7 +241,7 @@ class _Remembering(io.FileIO):
         return written
 
 
-def _write(path: Path, samples: np.ndarray, encoding: dict, check: Callable[[], None] = lambda: None) -> None:
+def _write(path: Path, samples: np.ndarray, encoding: dict, cancelled: Callable[[], bool] = lambda: False) -> None:
     """Write [channels, samples] in blocks of a second: one large write of Vorbis ends the process (libsndfile)."""
     exact = encoding["subtype"] == "FLOAT"
     prepare = (
@@ -249,7 +251,8 @@ def _write(path: Path, samples: np.ndarray, encoding: dict, check: Callable[[], 
         try:
             with sf.SoundFile(target, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
                 for block in seconds_of(samples):
-                    check()
+                    if cancelled():
+                        raise CancelledError
                     file.write(prepare(block))
         except (sf.SoundFileError, AssertionError) as error:
             raise target.failure or error from None

@@ -232,8 +232,7 @@ def result_panel(mode: str) -> ResultPanel:
         elem_id=f"{mode}-takes-made",
         elem_classes=["takes-made"],
     )
-    limits = jobs.keep()
-    html(page_markup.remark(tooltips.kept_for(limits.days, limits.gb)), elem_id=f"{mode}-kept")
+    html(page_markup.remark(tooltips.kept_for(*jobs.retention())), elem_id=f"{mode}-kept")
     return ResultPanel(message, plan, takes, gr.State([]), gr.State(None))
 
 

@@ -1,12 +1,12 @@
-"""ZeroGPU from the studio's side: the seconds to ask for, a worker's beat, the one retry, and errors as sentences.
+"""ZeroGPU: the seconds to ask for, the worker's heartbeat, the one retry, and its errors as sentences.
 
-"GPU task aborted" is all that ZeroGPU says when a worker dies, whatever it died of. So a worker leaves a beat in its
-job's folder, a file that tells when its time began. Only where that time was used up is the job tried again, with
-twice the seconds. Nothing here imports gradio or spaces: their errors are known by title and text.
+When a worker dies, ZeroGPU only says "GPU task aborted", whatever the cause. So a worker keeps a heartbeat file in its
+job's folder, which tells when its time began. Only if that time is used up is the job retried, with twice the seconds.
+Nothing here imports gradio or spaces: their errors are recognized by title and text.
 
-How long a job takes is counted and estimated, not measured; each number stands in one table with its origin, to be
-replaced by a measurement (docs/performance.md). Call, page and record all ask here. Seconds are those of an H200, in
-which ZeroGPU counts; it gives slower cards more real time by itself.
+The duration of a job is counted and estimated, not measured. Each number is in one table with its origin, until it is
+measured (docs/performance.md). Seconds are those of an H200, in which ZeroGPU counts; on slower cards it gives more
+real time by itself.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from params import sampling_settings
 log = logging.getLogger("studio")
 
 BEAT = "beat.json"
-# A worker that lived for this share of its seconds was ended by the limit; the platform's own clock starts earlier.
+# A worker that lived for this share of its seconds was stopped by the limit: the platform's clock starts earlier.
 LIMIT_SHARE = 0.9
-# Seconds: how often the parent looks for news, how long a working worker may leave no beat (it leaves one every 0.4
-# seconds), and how long a queue and a cold start may last before the first.
+# Seconds between two checks by the parent, without a heartbeat until a worker counts as dead (it writes one every 0.4
+# seconds), and until the first heartbeat, which has to wait for the queue and a cold start.
 LISTEN_SECONDS, SILENT_SECONDS, START_SECONDS = 0.5, 30.0, 240.0
 ABORTED = "GPU task aborted"
 SIGN_IN = "Sign in to Hugging Face for more GPU time"
 
-# When this process was forked, until its first job has used that; None in the main process.
+# Fork time of this process; consumed by its first job. None in the main process.
 _forked_at: float | None = None
 
 
@@ -57,7 +57,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Beat:
-    """Written by the worker: when its time began, and where it is. The time of a fresh worker began with its fork."""
+    """The heartbeat that a worker writes. A fresh worker's time began with its fork."""
 
     def __init__(self, folder: str | Path):
         global _forked_at
@@ -65,16 +65,16 @@ class Beat:
         self._began, _forked_at = _forked_at or time.time(), None
 
     def at(self, stage: str, step: int = 0) -> None:
-        """Note where the work is; a folder that is gone means that nobody waits for it any more."""
+        """Write a heartbeat, unless the folder is gone because the job was abandoned."""
         text = json.dumps({"began": self._began, "now": time.time(), "stage": stage, "step": step})
-        aside = self._path.with_suffix(".new")
+        new = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):
-            aside.write_text(text)
-            aside.replace(self._path)
+            new.write_text(text)
+            new.replace(self._path)
 
 
 def used_up(folder: str | Path, seconds: int) -> bool:
-    """Tell whether the worker whose beat is in `folder`, and that died just now, had used its `seconds` up."""
+    """Whether the worker with its heartbeat in `folder`, which just died, had used up its `seconds`."""
     try:
         began = float(json.loads(Path(folder, BEAT).read_text())["began"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -82,14 +82,13 @@ def used_up(folder: str | Path, seconds: int) -> bool:
     return time.time() - began >= LIMIT_SHARE * seconds
 
 
-def heard(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
-    """Yield `events` as they come; raises queue.Empty once the worker whose beat is in `folder` has fallen silent.
+def watched(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
+    """Yield `events`; raises queue.Empty once the worker with its heartbeat in `folder` has fallen silent.
 
-    They are read in a thread: where a card cannot be handed back, `spaces` says nothing of a worker's death or end for
-    20 minutes. Until the card is there it says that it is being lent, so that closing works. Closing waits for a worker
-    that is at work.
+    A thread reads them, because `spaces` may not report a worker's death or end for 20 minutes if the card cannot be
+    returned. Until the worker starts this yields progress, so that it can be closed. Closing waits for a busy worker.
     """
-    coming: queue.Queue = queue.Queue()
+    pending: queue.Queue = queue.Queue()
     left = threading.Event()
 
     def read() -> None:
@@ -98,10 +97,10 @@ def heard(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
                 for event in events:
                     if left.is_set():
                         break
-                    coming.put((event, None))
-            coming.put((None, None))
+                    pending.put((event, None))
+            pending.put((None, None))
         except Exception as error:
-            coming.put((None, error))
+            pending.put((None, error))
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(read,), name="card", daemon=True)
     thread.start()
@@ -110,7 +109,7 @@ def heard(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
     try:
         while True:
             try:
-                event, error = coming.get(timeout=LISTEN_SECONDS)
+                event, error = pending.get(timeout=LISTEN_SECONDS)
             except queue.Empty:
                 if _silent(folder, began):
                     working = False
@@ -131,7 +130,7 @@ def heard(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
 
 
 def _silent(folder: str | Path, began: float) -> bool:
-    """Tell whether the worker has left no beat for too long; before its first, since `began`."""
+    """Whether the last heartbeat, or `began` before the first one, is too long ago."""
     try:
         return time.time() - Path(folder, BEAT).stat().st_mtime > SILENT_SECONDS
     except OSError:
@@ -139,9 +138,9 @@ def _silent(folder: str | Path, began: float) -> bool:
 
 
 class Lending:
-    """One job on a card that ZeroGPU lends: `first` are the seconds of the first try, `asked` those of the last.
+    """One job on a card lent by ZeroGPU: `first` are the seconds of the first try, `asked` those of the last.
 
-    `call(seconds)` starts the job. Off ZeroGPU nothing is ever raised that leads to a second try.
+    `call(seconds)` starts the job.
     """
 
     def __init__(self, call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int):
@@ -149,11 +148,11 @@ class Lending:
         self.asked, self.tries = seconds, 0
 
     def facts(self) -> dict[str, int]:
-        """Return what the record says about it."""
+        """Return the record's entry."""
         return {"estimated": self.first, "asked": self.asked, "tries": self.tries}
 
     def events(self) -> Iterator[Any]:
-        """Yield the job's events; raises StudioError with a sentence for every error that ZeroGPU has."""
+        """Yield the job's events; raises StudioError for all of ZeroGPU's errors."""
         while True:
             self.tries += 1
             Path(self._folder, BEAT).unlink(missing_ok=True)
@@ -172,39 +171,34 @@ class Lending:
                 if problem is None and begun:
                     raise
                 if problem is None:
-                    # `spaces` takes ZeroGPU's answers apart without a look at whether they are whole.
+                    # `spaces` parses ZeroGPU's answers without checking that they are complete.
                     log.warning("ZeroGPU's answer could not be read: %s", first_line(error))
                     problem = UNREACHABLE
             if not spent or self.tries > 1 or self.first >= MOST_SECONDS:
                 raise StudioError.of(problem)
             self.asked = clamped(2 * self.first)
-            yield Progress("lending", note=retry_note(self.first, self.asked))
-
-
-def retry_note(first: int, second: int) -> str:
-    """Return what the page says when it tries again."""
-    return f"{first} seconds on the GPU were not enough, so it is tried once more with {second}."
+            note = f"{self.first} seconds on the GPU were not enough, so the studio tries once more with {self.asked}."
+            yield Progress("lending", note=note)
 
 
 def is_abort(error: Exception) -> bool:
-    """Tell whether `error` says that a worker died."""
+    """Whether `error` means that a worker died."""
     return getattr(error, "title", "") == "ZeroGPU worker error" and _text(error) == ABORTED
 
 
-# --- sentences ----------------------------------------------------------------------------------------------------
+# --- problems -----------------------------------------------------------------------------------------------------
 
 
 def problem_of(error: Exception) -> Problem | None:
-    """Return the sentence for an error of ZeroGPU; None where it is not one of its own."""
-    sentence = SENTENCES.get(str(getattr(error, "title", "")))
-    if sentence:
-        return sentence(_text(error))
+    """Return the problem behind an error of ZeroGPU, None for any other error."""
+    if found := PROBLEMS.get(str(getattr(error, "title", ""))):
+        return found(_text(error))
     text = str(error)
     if isinstance(error, queue.Empty):
         return Problem(
             "gpu_silent",
             "The GPU worker stopped answering.",
-            hint="Please try again; if it happens again, try fewer takes or a shorter song.",
+            hint=AGAIN_OR_LESS,
         )
     if isinstance(error, RuntimeError) and text.startswith("Connection closed by visitor"):
         return Problem("cancelled", "The page was closed while the song waited for a GPU.")
@@ -215,6 +209,7 @@ def problem_of(error: Exception) -> Problem | None:
     return None
 
 
+AGAIN_OR_LESS = "Please try again; if it happens again, try fewer takes or a shorter song."
 UNREACHABLE = Problem("gpu_unreachable", "ZeroGPU could not be asked for a GPU.", hint="Please try again in a minute.")
 RECONNECTED = "Error while re-trying after queue disconnect"
 
@@ -223,7 +218,7 @@ def _time_is_up(seconds: int, tries: int) -> Problem:
     again = " It was tried twice." if tries > 1 else ""
     return Problem(
         "gpu_time",
-        f"This took longer than the {seconds} seconds that a GPU was lent for.{again}",
+        f"This took longer than the {seconds} seconds of GPU time that it was given.{again}",
         hint="Try fewer steps, fewer takes or a shorter song.",
     )
 
@@ -233,7 +228,7 @@ def _worker(text: str) -> Problem:
         return Problem(
             "gpu_aborted",
             "The GPU worker ended unexpectedly, maybe because its memory was full.",
-            hint="Please try again; if it happens again, try fewer takes or a shorter song.",
+            hint=AGAIN_OR_LESS,
         )
     return Problem(
         "gpu_failed",
@@ -244,10 +239,10 @@ def _worker(text: str) -> Problem:
 
 def _illegal_duration(text: str) -> Problem:
     found = re.search(r"\((\d+)s\)", text)
-    asked = f"{found[1]} seconds of GPU time at once" if found else "so much GPU time at once"
+    asked = f"{found[1]} seconds of GPU time at once" if found else "that much GPU time at once"
     return Problem(
         "gpu_duration",
-        f"ZeroGPU does not lend {asked} to this visitor.",
+        f"ZeroGPU does not give you {asked}.",
         hint="Try fewer steps, fewer takes or a shorter song. A PRO account on Hugging Face gets more at once.",
     )
 
@@ -258,7 +253,7 @@ def _quota(text: str) -> Problem:
     if "Space app has reached its GPU limit" in text:
         return Problem(
             "gpu_quota",
-            "The GPU time that this Space has for visitors without an account is used up for now.",
+            "This Space has used up its GPU time for visitors without an account.",
             hint=f"{SIGN_IN}, or come back later.",
         )
     if "runs limit" in text:
@@ -266,42 +261,39 @@ def _quota(text: str) -> Problem:
     numbers = re.search(r"\((\d+)s requested vs\. (-?\d+)s left\)", text)
     wait = re.search(r"Try again in ([^.]*\d)", text)
     left = f" This needs {numbers[1]} seconds, and {numbers[2]} are left." if numbers else ""
-    when = f"Try again in {wait[1]}, or make a shorter song." if wait else "Make a shorter song, or try again tomorrow."
-    return Problem("gpu_quota", f"Your GPU time on ZeroGPU is used up for now.{left}", hint=when)
-
-
-def _credits(text: str) -> Problem:
-    return Problem(
-        "gpu_credits",
-        "Too many of your ZeroGPU credits are held by songs that are still being made.",
-        hint="Wait until one of them is done.",
-    )
+    hint = f"Try again in {wait[1]}, or make a shorter song." if wait else "Make a shorter song, or try again tomorrow."
+    return Problem("gpu_quota", f"Your GPU time on ZeroGPU is used up for now.{left}", hint=hint)
 
 
 def _queue(text: str) -> Problem:
     return Problem(
         "gpu_busy",
         "No GPU became free within 60 seconds.",
-        hint=f"Please try again in a minute. {SIGN_IN} and a better place.",
+        hint=f"Please try again in a minute. {SIGN_IN} and queue priority.",
     )
 
 
 def _client(text: str) -> Problem:
     if "token" in text:
         return Problem(
-            "gpu_session", "Hugging Face does not know this visit any more.", hint="Reload the page and try again."
+            "gpu_session", "Your session with Hugging Face has expired.", hint="Reload the page and try again."
         )
     if "No GPU" in text:
         return Problem("gpu_busy", "No GPU is free at the moment.", hint="Please try again in a minute.")
-    return Problem("gpu_unreachable", "ZeroGPU could not be asked for a GPU.", hint="Reload the page and try again.")
+    return replace(UNREACHABLE, hint="Reload the page and try again.")
 
 
-# The titles that ZeroGPU's errors have.
-SENTENCES: dict[str, Callable[[str], Problem]] = {
+CREDITS = Problem(
+    "gpu_credits",
+    "Your other songs in progress hold too many of your ZeroGPU credits.",
+    hint="Wait until one of them is done.",
+)
+# By the titles of ZeroGPU's errors.
+PROBLEMS: dict[str, Callable[[str], Problem]] = {
     "ZeroGPU worker error": _worker,
     "ZeroGPU illegal duration": _illegal_duration,
     "ZeroGPU quota exceeded": _quota,
-    "ZeroGPU pending credits exceeded": _credits,
+    "ZeroGPU pending credits exceeded": lambda text: CREDITS,
     "ZeroGPU queue timeout": _queue,
     "ZeroGPU client error": _client,
 }
@@ -318,17 +310,16 @@ def _is_http(error: Exception) -> bool:
 # --- the seconds to ask for ------------------------------------------------------------------------------------------
 
 LEAST_SECONDS, MOST_SECONDS = 60, 300
-"""What is asked for at least, so that a busy card does not cut a short job off, and at most."""
+"""The least to ask for, so that a busy card does not cut a short job off, and the most."""
 
-
-# Each with its unit and where it comes from.
+# Each with its unit and origin.
 CONSTANTS = {
     "tflop_per_second": 390.0,  # TFLOP/s; assumed: 40 % of the 989 that an H200 has in bfloat16
     "cold_seconds": 20.0,  # s; assumed: 30 GB of packed weights at 2 GB/s, and 5 s for CUDA to start
     "encode_per_minute": 0.5,  # s per minute of source; assumed: half of decoding, whose FLOPs it has
     "decode_per_minute": 1.0,  # s per minute and take; assumed from 29 TFLOP for 240 s, bound by memory
     "plan_tokens_per_second": 40.0,  # tokens/s; assumed: a 1.7B model step by step in transformers
-    "plan_metadata_tokens": 200.0,  # tokens; room that the planner has for its metadata
+    "plan_metadata_tokens": 200.0,  # tokens; the planner's budget for metadata
     "codes_per_second": 5.0,  # tokens per second of music; the planner's 5 Hz codes
     "sketch_tokens": 1_500.0,  # tokens; assumed: metadata and the lyrics of a long song
     "writer_tokens_per_second": 25.0,  # tokens/s; assumed: a 7B model step by step in transformers
@@ -340,11 +331,11 @@ FORWARD_TFLOP = ((0, 0.0), (30, 3.33), (60, 6.59), (120, 13.6), (240, 29.3), (60
 
 @dataclass(frozen=True)
 class Work:
-    """What a job does on the GPU, as far as it costs time.
+    """The GPU work of a job, as far as it costs time.
 
-    `duration` in seconds is the whole length that is denoised, `source` that of the uploads that are read. A step is
-    `passes` forward passes, twice as many with guidance. `planner` tells whether the song is planned, `tokens` how many
-    a language model may write for a text. The weights always have to come onto the card first.
+    `duration` is the length in seconds to denoise, `source` that of the uploads to encode. A step is `passes` forward
+    passes, twice as many with guidance. `planner`: the song is planned first. `tokens`: the most that a language model
+    may write for a text. Loading the weights onto the card is always added.
     """
 
     mode: str
@@ -359,9 +350,9 @@ class Work:
 
 
 def work_of(request: Any, *, kind: str = "sft", source: float = 0.0, planner: bool = False) -> Work:
-    """Return the work of any request; `source` is the length of its source in seconds, `planner` whether one is here.
+    """Return the work of any request; `source` is the length of its source in seconds (0 while there is none).
 
-    Before there is a source, a mode that needs one is counted without it.
+    `planner`: there is a planner to plan the song.
     """
     if not hasattr(request, "takes"):
         tokens = getattr(getattr(request, "options", None), "max_tokens", int(CONSTANTS["sketch_tokens"]))
@@ -369,7 +360,7 @@ def work_of(request: Any, *, kind: str = "sft", source: float = 0.0, planner: bo
     settings, _ = sampling_settings(request, kind)
     options, passes = request.options, 1.0
     if getattr(request, "action", "") == "morph":
-        # Source and target both run in every averaged draw; after it the target alone.
+        # Every averaged draw runs source and target, later steps the target alone.
         passes = (options.n_max - options.n_min) * 2 * options.n_avg + (1 - options.n_max)
     return Work(
         mode=request.mode,
@@ -384,7 +375,7 @@ def work_of(request: Any, *, kind: str = "sft", source: float = 0.0, planner: bo
 
 
 def seconds_needed(work: Work) -> float:
-    """Return the seconds that `work` takes, as counted, without any bounds."""
+    """Return the estimated seconds for `work`, without bounds."""
     minutes = work.duration / 60
     forwards = work.steps * work.passes * work.takes * (2 if work.guidance > 1 else 1)
     seconds = forwards * forward_tflop(work.duration) / CONSTANTS["tflop_per_second"]
@@ -400,17 +391,17 @@ def seconds_needed(work: Work) -> float:
 
 
 def gpu_seconds(work: Work) -> int:
-    """Return the seconds to ask for: whole, from 60 to 300."""
+    """Return the seconds to ask for, from 60 to 300."""
     return clamped(seconds_needed(work))
 
 
 def clamped(seconds: float) -> int:
-    """Return `seconds` as a plain int from 60 to 300: ZeroGPU takes no numpy number and wraps a negative one around."""
+    """Return `seconds` as an int from 60 to 300: ZeroGPU refuses numpy numbers and wraps negative ones around."""
     return int(min(max(float(seconds), LEAST_SECONDS), MOST_SECONDS))
 
 
 def refusal(work: Work) -> Problem | None:
-    """Say why `work` cannot be done in one call, and what would fit; None where it can."""
+    """Return the problem if `work` is too much for one call, with what would fit as its hint."""
     needed = seconds_needed(work)
     if needed <= MOST_SECONDS:
         return None
@@ -422,7 +413,7 @@ def refusal(work: Work) -> Problem | None:
 
 
 def forward_tflop(duration: float) -> float:
-    """Return the TFLOP of one forward pass for `duration` seconds of music, linear between the counted lengths."""
+    """Return the TFLOP of one forward pass over `duration` seconds of music, by linear interpolation."""
     lengths = [length for length, _ in FORWARD_TFLOP]
     right = min(max(bisect_left(lengths, duration), 1), len(lengths) - 1)
     (x0, y0), (x1, y1) = FORWARD_TFLOP[right - 1], FORWARD_TFLOP[right]
@@ -433,7 +424,7 @@ def forward_tflop(duration: float) -> float:
 
 
 def _what_fits(work: Work) -> str:
-    """Return a sentence with the most takes, steps or seconds that fit, each by itself; together where none does."""
+    """Return a sentence with the most takes, steps or seconds that would fit, each alone; combined if none would."""
     ways = [fewer_takes(work, _fits), _steps(work), _length(work)]
     ways = [way for way in ways if way]
     if not ways and work.takes > 1:
@@ -445,16 +436,14 @@ def _what_fits(work: Work) -> str:
 
 
 def _steps(work: Work) -> str:
-    """Fewer steps, but not below those of a draft."""
     least = min(QUALITY_STEPS["draft"], work.steps)
     steps = most(least, work.steps, lambda count: _fits(replace(work, steps=count)))
     return f"{steps} steps" if steps else ""
 
 
 def _length(work: Work) -> str:
-    """A shorter song; of a source only what the visitor can leave off."""
     if work.mode in ("edit", "cover"):
-        return ""
+        return ""  # the source decides
     return shorter(work, _fits, int(work.source) // 5 * 5 + 5 if work.source else int(LIMITS["duration"].low))
 
 

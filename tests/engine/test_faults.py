@@ -83,7 +83,7 @@ def test_a_disk_that_fills_between_takes_keeps_and_delivers_the_finished_ones(st
             monkeypatch.setattr(
                 jobs.export,
                 "encode",
-                lambda samples, path, kind, check: soundfile.write(path, samples.T, 48_000, format=kind),
+                lambda samples, path, kind, cancelled: soundfile.write(path, samples.T, 48_000, format=kind),
             )
         done = run(studio)
     assert isinstance(done, Done), done
@@ -119,7 +119,7 @@ def test_as_many_takes_are_saved_as_fit_on_the_disk(studio, output, monkeypatch,
             together.abort()  # the second tries come alone
         return encode(*args)
 
-    monkeypatch.setattr(jobs, "core_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
     monkeypatch.setattr(export._Remembering, "write", full)
     monkeypatch.setattr(export, "encode", wait_for_all)
     ended = run(studio, takes=4)

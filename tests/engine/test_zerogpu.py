@@ -305,7 +305,7 @@ def test_a_song_that_runs_into_its_limit_gets_twice_the_seconds_once(hasty):
     assert soundfile.info(files[0]["path"]).frames == 480_000
     assert record["gpu"] == {"estimated": 4, "asked": 8, "tries": 2}
     notes = [out[1]["progress"]["note"] for out in job.outputs()[:-1]]
-    assert any("tried once more with 8" in note for note in notes)
+    assert any("tries once more with 8" in note for note in notes)
 
 
 def test_the_declared_seconds_are_a_plain_int_whatever_else_gradio_passes():

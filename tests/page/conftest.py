@@ -220,7 +220,7 @@ class FakeBackend:
             **self.facts,
         }
 
-    def look(self) -> dict[str, Any]:
+    def full_status(self) -> dict[str, Any]:
         """Return the status: the device is known at once."""
         return self.status()
 

@@ -11,7 +11,6 @@ import pytest
 
 import export
 import jobs
-from jobs import Keep
 
 DAY = 86_400
 NOW = 1_700_000_000
@@ -105,11 +104,11 @@ def test_what_was_just_made_stays_however_large(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("days", "gb", "space", "expected"),
     [
-        ("", "", False, Keep(30, 20)),
-        ("", "", True, Keep(1, 2)),
-        ("off", "OFF", True, Keep(math.inf, math.inf)),
-        ("soon", "-1", False, Keep(30, 20)),
-        ("0", "nan", False, Keep(30, 20)),
+        ("", "", False, (30, 20)),
+        ("", "", True, (1, 2)),
+        ("off", "OFF", True, (math.inf, math.inf)),
+        ("soon", "-1", False, (30, 20)),
+        ("0", "nan", False, (30, 20)),
     ],
 )
 def test_the_limits_come_from_the_environment(monkeypatch, days, gb, space, expected):
@@ -117,7 +116,7 @@ def test_the_limits_come_from_the_environment(monkeypatch, days, gb, space, expe
     monkeypatch.setenv(jobs.KEEP_GB, gb)
     if space:
         monkeypatch.setenv("SPACE_ID", "somebody/studio")
-    assert jobs.keep() == expected
+    assert jobs.retention() == expected
 
 
 def test_a_missing_folder_and_a_file_that_cannot_go_are_no_errors(folder, monkeypatch, caplog):

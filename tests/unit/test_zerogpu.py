@@ -152,7 +152,7 @@ def test_a_worker_whose_death_nobody_tells_is_missed_by_its_beat(tmp_path, monke
         zerogpu.Beat(tmp_path).at("steps", 1)
         dead.wait(100)
 
-    lending = zerogpu.Lending(lambda seconds: zerogpu.heard(call(seconds), tmp_path), tmp_path, 60)
+    lending = zerogpu.Lending(lambda seconds: zerogpu.watched(call(seconds), tmp_path), tmp_path, 60)
     with pytest.raises(StudioError) as raised:
         list(lending.events())
     assert raised.value.problem.code == "gpu_silent"
@@ -171,7 +171,7 @@ def test_a_visitor_can_leave_while_the_card_is_being_lent(tmp_path):
         finally:
             ended.set()
 
-    events = zerogpu.heard(call(), tmp_path)
+    events = zerogpu.watched(call(), tmp_path)
     assert next(events).stage == "lending"
     events.close()
     assert not ended.is_set()
