@@ -1,12 +1,12 @@
-"""A real Chromium on the real page: once on the built-in engine, once on a backend that plays what a test tells it.
+"""A real Chromium on the real page, on the built-in engine or on a fake backend that plays a test's script.
 
-Chromium is the one that ACE_STUDIO_CHROMIUM names, or the first one that is found; without one these tests are skipped.
-Every request to another machine is refused and fails the test, and so does every error in the browser's console.
+ACE_STUDIO_CHROMIUM names the browser; without a browser these tests are skipped. A request to another machine fails the
+test, and so does an error in the browser's console.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
 import re
 import subprocess
@@ -25,29 +25,30 @@ from gradio import processing_utils
 from gradio import utils as gradio_utils
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+import export
 import memory
 import weights
 from events import Done, Draft, Event, Failed, Problem, Progress
 from limits import SAMPLE_RATE
 from params import Request
+from tests.page.steps import Tab
 from tests.program import ROOT
 from tools import screenshots
 
-# Nothing on another machine has an address.
+# No other machine has an address.
 FLAGS = [*screenshots.FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 LOCAL = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob|about):")
 
-# Where the browser keeps which face of Generate is shown.
-FACE = "ace-music-studio-face"
+# Chromium logs a rejected field (HTTP 422), and Gradio the stream that a reload cuts.
 FORGIVEN = ("status of 422", "signal is aborted")
 
-AS_NEW = """([name, face]) => {
+FIRST_VISIT = """(face) => {
   for (const storage of [localStorage, sessionStorage]) storage.clear();
-  localStorage.setItem(name, face);
+  localStorage.setItem("ace-music-studio-face", face);
 }"""
 
-# A fact that is waited for may come late on a busy machine.
-WAIT_MS = 90_000
+# Generous, for busy machines.
+WAIT_MS = 100_000
 expect.set_options(timeout=WAIT_MS)
 
 
@@ -65,16 +66,15 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def look(pytestconfig: pytest.Config) -> dict[str, Any]:
-    """Return the window and the theme that --width and --theme ask for."""
     width = pytestconfig.getoption("width")
     return {"width": width, "height": 900 if width > 640 else 844, "theme": pytestconfig.getoption("theme")}
 
 
 class Visits:
-    """Opens addresses in a browser; at the end nothing may have gone wrong there.
+    """Opens addresses in a browser, and fails at the end if anything went wrong there.
 
-    A visitor who has left lends the browser's cache to the next one, and nothing else: what they stored is cleared.
-    `forgiven` has texts that may stand in the console; `look` is the window where a test asks for no other.
+    Visitors share the browser's cache and nothing else. `forgiven` lists texts allowed in the console; `look` is the
+    default window.
     """
 
     free: ClassVar[list[BrowserContext]] = []
@@ -85,14 +85,14 @@ class Visits:
         self.pages: list[Page] = []
 
     def __call__(self, url: str, width: int = 0, height: int = 0, face: str = "custom") -> Page:
-        """Open an address in a window of its own, as a visitor who has not been here."""
+        """Open an address in a new window, as a first-time visitor."""
         context = self.free.pop() if self.free else self.browser.new_context(color_scheme=self.look["theme"])
         context.set_default_timeout(WAIT_MS)
         page = context.new_page()
         self.pages.append(page)
         page.set_viewport_size({"width": width or self.look["width"], "height": height or self.look["height"]})
         page.goto("/".join([*url.split("/")[:3], "theme.css"]))
-        page.evaluate(AS_NEW, [FACE, face])
+        page.evaluate(FIRST_VISIT, face)
         page.on("request", self._asked)
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.wrong.append(f"script: {error}"))
@@ -108,8 +108,10 @@ class Visits:
         if not LOCAL.match(request.url):
             self.wrong.append(f"asked another machine: {request.url}")
 
-    def leave(self) -> None:
-        """Close every window, and fail where something went wrong in one of them."""
+    def __enter__(self) -> Visits:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for page in self.pages:
             context = page.context
             page.close()
@@ -119,65 +121,54 @@ class Visits:
         assert not self.wrong, self.wrong
 
 
-@contextlib.contextmanager
-def visitor(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterator[Visits]:
-    """Lend visits, and end them."""
-    visits = Visits(browser, forgiven, look)
-    yield visits
-    visits.leave()
-
-
 @pytest.fixture
 def forgiven() -> list[str]:
-    """Return what may stand in the console; a test may add to it.
-
-    Chromium notes a wrong field (HTTP 422) by itself, and Gradio the stream that a reload cuts.
-    """
+    """Return texts allowed in the console; a test may add to it."""
     return [*FORGIVEN]
 
 
 @pytest.fixture
 def visit(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterator[Callable[..., Page]]:
-    """Return the function that opens an address, for one test."""
-    with visitor(browser, forgiven, look) as visit:
+    """Return the function that opens an address."""
+    with Visits(browser, forgiven, look) as visit:
         yield visit
 
 
 # --- the studio as people start it --------------------------------------------------------------------------------
 
 
-# The shipped engine is heard in tests/engine/test_music.py; here two steps have to be enough for a sound.
+# tests/engine/test_music.py hears the shipped engine; here two steps must be enough for a sound.
 RANDOM = "import pathlib, preview; preview.TRAINED = pathlib.Path('nothing'); import app; app.main()"
-# The modules of the page that ask for the backend.
-ASKING = ("app", "page_panels", "page_settings", "page_runs")
+BACKEND_USERS = ("app", "page_panels", "page_settings", "page_runs")
 
 
 @pytest.fixture(scope="session")
 def studio() -> Iterator[str]:
-    """Start the studio on the random checkpoint in a process of its own; return its address.
-
-    In the tests' process the songs would wait for the browser's driver, and it for them.
-    """
+    """Start the studio on the random checkpoint in its own process; return its address."""
     environ = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
     environ |= {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
     environ.pop("GRADIO_SERVER_PORT", None)
-    command = [sys.executable, "-c", RANDOM]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", RANDOM], cwd=ROOT, env=environ, text=True, **pipes)
     try:
         ready = process.stdout.readline()
         assert "ready at http" in ready, f"the studio did not start: {ready!r}"
         yield ready.split()[-1]
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=120)
 
 
 # --- the page alone -----------------------------------------------------------------------------------------------
 
 
 LYRICS = "[Verse]\nThe lamp goes round\n\n[Chorus]\nGood night, good night"
+LINES = [
+    {"start": 1.0, "end": 3.0, "text": "The <b>lamp</b> goes round"},
+    {"start": 4.0, "end": 6.0, "text": "Good night, good night"},
+]
+LRC = "[00:01.00]The lamp goes round\n[00:04.00]Good night, good night\n"
+LOUDNESS = (-14.0, -20.0, -8.0, -14.0)
 SKETCHES = ("inspire", "polish", "describe")
 SKETCH = {
     **{"prompt": "sea shanty, male choir", "lyrics": "[Verse]\nHeave away", "bpm": 96, "key": "D minor"},
@@ -186,9 +177,9 @@ SKETCH = {
 
 
 class FakeBackend:
-    """Plays `script`, a function from a request to events, and keeps what it was asked.
+    """Plays `script`, a function from a request to events, and records the requests.
 
-    The takes of its n-th song have the seeds 100 n, 100 n + 1 and so on, so that a test knows its song on the page.
+    The takes of its n-th song have the seeds 100 n, 100 n + 1 and so on, so that a test can tell songs apart.
     """
 
     def __init__(self, folder: Path):
@@ -197,15 +188,14 @@ class FakeBackend:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, and make songs of one second at once."""
         self.requests: list[Request] = []
+        self.seconds = 1
         self.closed, self.prepared = threading.Event(), threading.Event()
         self.script: Callable[[Request], Iterator[Event]] = self.play
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}  # overrides of the status
         self.models = SimpleNamespace(prepare=self.prepared.set)
 
     def status(self) -> dict[str, Any]:
-        """Return the status of a built-in engine, but for `facts`."""
         return {
             **{"engine": "preview", "model": "preview", "revision": "", "source": "preview", "loaded": True},
             **{"device": "cpu", "device_reason": "A test runs here.", "dtype": "float32"},
@@ -220,12 +210,10 @@ class FakeBackend:
             **self.facts,
         }
 
-    def full_status(self) -> dict[str, Any]:
-        """Return the status: the device is known at once."""
-        return self.status()
+    full_status = status
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """Play the script; `closed` is set when it is closed before its end."""
+        """Play the script; `closed` is set if it is closed early."""
         self.requests.append(request)
         self.songs += 1
         try:
@@ -234,16 +222,12 @@ class FakeBackend:
             self.closed.set()
             raise
 
-    def download(self) -> Iterator[Event]:
-        """Download nothing, for as long as somebody waits."""
-        yield from self.endless(None)
-
     def play(self, request: Request) -> Iterator[Event]:
-        """Do what the request asks for."""
-        return {"lyrics": self.lyrics, **dict.fromkeys(SKETCHES, self.sketch)}.get(request.mode, self.song)(request)
+        words = {"lyrics": self.lyrics, "align": self.align, **dict.fromkeys(SKETCHES, self.sketch)}
+        return words.get(request.mode, self.song)(request)
 
     def lyrics(self, request: Request, text: str = LYRICS, end: str = "stop") -> Iterator[Event]:
-        """Write `text`, a line at a time; the n-th run says that it took 100 n tokens."""
+        """Write `text` line by line; the n-th run reports 100 n tokens."""
         yield Progress("loading")
         lines = text.split("\n")
         for count in range(1, len(lines) + 1):
@@ -252,43 +236,49 @@ class FakeBackend:
         yield Done((), {"mode": "lyrics", "text": text, "tokens": 100 * self.songs, "end": end, "seed": 1, "model": {}})
 
     def sketch(self, request: Request, **words: Any) -> Iterator[Event]:
-        """Write the same sketch for everything, but for `words`."""
         yield Progress("writing", 120)
         yield Done((), {"mode": request.mode, "sketch": {**SKETCH, **words}, "seed": 1, "model": {}})
 
-    def song(self, request: Request, /, **record: Any) -> Iterator[Event]:
-        """Make every take of the request, with `record` over what the record says."""
+    def song(self, request: Request, /, kind: str = "wav", **record: Any) -> Iterator[Event]:
+        """Make takes of `seconds`, as loud as LOUDNESS says, with the record overridden by `record`."""
         yield Progress("steps", 1, 2, 0.5, 0.5)
+        asked = request.model_dump(mode="json", include={"prompt", "lyrics", "bpm", "duration"})
         files, takes = [], []
-        for seed in range(100 * self.songs, 100 * self.songs + request.takes):
-            path = self.folder / f"song-seed-{seed}.wav"
-            tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) * 2 * np.pi * 220 / SAMPLE_RATE)
-            soundfile.write(path, np.stack([tone, tone], axis=1), SAMPLE_RATE, subtype="PCM_24")
+        for number, loudness in enumerate(LOUDNESS[: request.takes]):
+            seed = 100 * self.songs + number
+            path = self.folder / f"song-seed-{seed}.{kind}"
+            tone = 0.3 * np.sin(np.arange(self.seconds * SAMPLE_RATE) * (0.03 + 0.007 * number))
+            export.encode(np.stack([tone, tone]).astype(np.float32), path, kind)
+            facts = {"seed": seed, "name": path.name, "sha256": "0" * 64, "duration": float(self.seconds)}
+            takes.append({**facts, "peak_dbfs": -1.0, "loudness_lufs": loudness, "warnings": []})
+            export.write_tags(path, path.stem, {"mode": "generate", "takes": takes[-1:], "request": asked})
             files.append(processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder()))
-            facts = {"seed": seed, "name": path.name, "sha256": "0" * 64, "duration": 1.0}
-            takes.append({**facts, "peak_dbfs": -1.0, "loudness_lufs": -14.0, "warnings": []})
-        words = {"request": {"prompt": request.prompt}, "takes": takes, "errors": [], "notes": []}
-        yield Done(tuple(files), {"mode": "generate", **words, "seconds": {"steps": 1.0}, **record})
+        own = {"request": asked, "takes": takes, "errors": [], "notes": [], "seconds": {"steps": 1.0}}
+        yield Done(tuple(files), {"mode": request.mode, **own, **record})
+
+    def align(self, request: Request) -> Iterator[Event]:
+        yield Progress("aligning")
+        yield Done((), {"mode": "align", "lines": LINES, "lrc": LRC, "score": 0.834, "seconds": {}})
 
     def fail(self, request: Request) -> Iterator[Event]:
-        """End without a song."""
         yield Failed(Problem("out_of_memory", "There was <b>no memory</b> left.", hint="Try fewer takes."))
 
-    def endless(self, request: Request | None) -> Iterator[Event]:
-        """Be at step 3 of 50 until somebody closes it."""
-        while True:
+    def endless(self, request: Request | None = None) -> Iterator[Event]:
+        """Stay at step 3 of 50 until closed, counting the events that were taken."""
+        for self.taken in itertools.count():
             yield Progress("steps", 3, 50, 1.0, 19.0)
             time.sleep(0.05)
+
+    download = endless
 
 
 @pytest.fixture(scope="session")
 def fake_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, FakeBackend]]:
-    """Serve the page on a fake backend from this process."""
     import app
 
     backend = FakeBackend(tmp_path_factory.mktemp("fake"))
     with pytest.MonkeyPatch.context() as patch:
-        for module in ASKING:
+        for module in BACKEND_USERS:
             patch.setattr(f"{module}.get_backend", lambda: backend)
         demo = app.build_app()
         yield app.launch(demo), backend
@@ -297,21 +287,20 @@ def fake_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str
 
 @pytest.fixture
 def fake(fake_address: tuple[str, FakeBackend]) -> FakeBackend:
-    """Return the fake backend, as new."""
     fake_address[1].reset()
     return fake_address[1]
 
 
 @pytest.fixture(scope="module")
 def lasting_page(fake_address: tuple[str, FakeBackend], browser: Browser, look: dict[str, Any]) -> Iterator[Page]:
-    """Open the page on the fake backend for a whole file of tests that put back what they change."""
-    with visitor(browser, [*FORGIVEN], look) as visit:
+    """Open the page on the fake backend once for a file of tests that restore what they change."""
+    with Visits(browser, [*FORGIVEN], look) as visit:
         yield visit(fake_address[0])
 
 
 @pytest.fixture
 def lasting(lasting_page: Page, fake: FakeBackend, request: Any) -> Iterator[Page]:
-    """Return a page that keeps what earlier tests put into it; anew after a test that failed half-way."""
+    """Return the page of the whole file, reloaded if the test before failed."""
     if getattr(request.module, "used", False):
         lasting_page.reload()
     request.module.used = True
@@ -321,13 +310,13 @@ def lasting(lasting_page: Page, fake: FakeBackend, request: Any) -> Iterator[Pag
 
 @pytest.fixture
 def page(fake: FakeBackend, fake_address: tuple[str, FakeBackend], visit: Callable[..., Page]) -> Page:
-    """Open the page on the fake backend; a test that wants other facts sets them and reloads."""
+    """Open the page on the fake backend; a test that needs other facts sets them and reloads."""
     return visit(fake_address[0])
 
 
 @pytest.fixture
 def song(tmp_path: Path) -> Path:
-    """Write a song of three seconds: 48 kHz, stereo, 16 bit, no two seconds alike."""
+    """Write three seconds of noise that grows louder: 48 kHz, stereo, 16 bit."""
     path = tmp_path / "song.wav"
     noise = np.random.default_rng(1).uniform(-0.2, 0.2, (3 * SAMPLE_RATE, 2))
     soundfile.write(path, noise * np.linspace(0.3, 1, len(noise))[:, None], SAMPLE_RATE, subtype="PCM_16")
@@ -335,8 +324,5 @@ def song(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tab() -> type:
-    """Return the class that opens a tab of a page: `tab(page, "cover")`."""
-    from tests.page.steps import Tab
-
+def tab() -> type[Tab]:
     return Tab

@@ -1,4 +1,4 @@
-"""What a visitor does on a tab, and what the tests of all tabs share."""
+"""A visitor's actions on a tab, and checks that all tabs share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 from params import LoraChoice
 
 MARKUP = '<img src=x onerror="document.title=1"> <b>bold</b> {{value}} ${1+1}'
-# How a visitor sets each control that all song tabs have, and what the request has then.
+# The controls of every song tab: how a visitor sets each, and the value in the request.
 SHARED = {
     "prompt": ("type", "brass band", "brass band"),
     "lyrics": ("type", "[Verse]\nla la", "[Verse]\nla la"),
@@ -39,13 +39,9 @@ SHARED = {
     "options.memory_plan": ("choose", "One model at a time", "swap"),
     "options.loras": ("name", "org/jazz:a.safetensors", (LoraChoice(source="org/jazz:a.safetensors", weight=1),)),
 }
-# A field in each folded group, by which to see whether it is open.
+# Each folded group, with a field that shows whether it is open.
 FOLDS = {"details": "takes", "advanced": "options.timbre_token"}
 LYRICS_FOLDS = {"advanced": "seed"}
-
-# Rules that Gradio breaks and we cannot mend, by the start of the selector; each with its reason.
-ALLOWED: dict[str, tuple[str, ...]] = {}
-IMPACTS = ("serious", "critical")
 
 
 def read(request: Any, name: str) -> Any:
@@ -56,18 +52,41 @@ def read(request: Any, name: str) -> Any:
 
 
 def violations(page: Page) -> list[str]:
-    """Return what axe-core calls serious or critical and is not allowed, a line for each element."""
-    found = []
-    for rule in Axe().run(page).response["violations"]:
-        for node in rule["nodes"] if rule["impact"] in IMPACTS else ():
-            target = " ".join(map(str, node["target"]))
-            if not target.startswith(ALLOWED.get(rule["id"], ())) or rule["id"] not in ALLOWED:
-                found.append(f"{rule['id']} at {target}: {node['html'][:120]}")
-    return found
+    """Return what axe-core calls serious or critical, a line for each element."""
+    return [
+        f"{rule['id']} at {' '.join(map(str, node['target']))}: {node['html'][:120]}"
+        for rule in Axe().run(page).response["violations"]
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+
+
+def fits(page: Page) -> bool:
+    """Tell whether nothing is wider than the window."""
+    return page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+
+
+def expect_tappable(*controls: Locator) -> None:
+    """Expect each control that is visible to be big enough for a finger."""
+    for control in filter(Locator.is_visible, controls):
+        box = control.bounding_box()
+        assert min(box["width"], box["height"]) >= 44, control
+
+
+def expect_plain(page: Page) -> None:
+    """Expect that no foreign text became an element of the page."""
+    expect(page).to_have_title("ACE Music Studio")
+    # The region on a waveform has bold numbers of its own.
+    expect(page.locator(".gradio-container b:not([data-shows]), .gradio-container img[src=x]")).to_have_count(0)
+
+
+def reload(page: Page) -> None:
+    page.reload()
+    expect(page.locator("#studio-status")).to_contain_text("Model:")
 
 
 class Tab:
-    """A tab of an open page, used as a visitor would."""
+    """A tab of an open page."""
 
     def __init__(self, page: Page, mode: str):
         self.page, self.mode = page, mode
@@ -77,7 +96,7 @@ class Tab:
         expect(self.go).to_be_visible()
 
     def part(self, name: str) -> Locator:
-        """Return a part of the tab by the end of its id, such as "offer" or "plan-line"."""
+        """Return a part of the tab by the end of its id, such as "plan-line"."""
         return self.page.locator(f"#{self.mode}-{name}")
 
     def field(self, name: str) -> Locator:
@@ -90,12 +109,12 @@ class Tab:
             if self.field(inside).is_visible() != opened:
                 self.page.locator(f"#{self.mode}-{name} > button").click()
                 expect(self.field(inside)).to_be_visible(visible=opened)
-                # What is typed while Gradio still builds the group is lost. A page without rest never gets past this.
+                # Gradio loses text typed while it builds the group. A page that is never idle hangs here.
                 twice = "new Promise((done) => requestIdleCallback(() => requestIdleCallback(done)))"
                 self.page.evaluate(twice)
 
     def set(self, name: str, how: str, value: Any) -> Any:
-        """Set a control; returns what it was before, to set it back."""
+        """Set a control; return its former value."""
         field, before = self.field(name), None
         if how in ("type", "slide"):
             control = field.locator("textarea, input" if how == "type" else "input[type=number]")
@@ -125,7 +144,7 @@ class Tab:
         return before
 
     def name_lora(self, name: str | None) -> None:
-        """Add a LoRA of the hub to those that are there, or remove the only one."""
+        """Add a LoRA of the hub, or remove the only one."""
         if not self.part("loras").is_visible():
             self.part("loras-fold").locator("> button").click()
         loras = self.part("loras").get_by_role("listitem")
@@ -138,8 +157,8 @@ class Tab:
             expect(loras.last).to_contain_text(name)
 
     def clear(self, name: str) -> None:
-        """Take the file out of an audio field, if there is one."""
-        # A wrong file has a second one, over it, for the sentence.
+        """Take the file out of an audio field, if it has one."""
+        # The message at a wrong file has a second button, over the first.
         button = self.field(name).locator("button[title=Clear]").last
         if button.is_visible():
             button.click()
@@ -156,7 +175,6 @@ class Tab:
         return self.field(name).locator("textarea, input")
 
     def take(self, number: int = 1) -> Locator:
-        """Return the place of a take."""
         return self.part(f"take-{number}")
 
     def has(self, seed: int, number: int = 1) -> None:
@@ -174,6 +192,24 @@ class Tab:
         """Return the player's button, which says Pause while it plays."""
         return self.page.get_by_role("region", name="Player").get_by_role("button", name=name, exact=True)
 
+    def start(self, words: str = "a song") -> None:
+        """Type the prompt or brief, and press the button."""
+        self.text("brief" if self.mode == "lyrics" else "prompt").fill(words)
+        self.go.click()
+
+    def runs(self) -> None:
+        """Expect the run of `FakeBackend.endless`."""
+        expect(self.progress).to_contain_text("step 3 of 50")
+
+    def cancel(self) -> None:
+        self.part("cancel").click()
+        self.idle()
+
+    def idle(self) -> None:
+        """Expect the buttons as they are between runs."""
+        expect(self.go).to_be_enabled()
+        expect(self.part("cancel")).to_be_disabled()
+
     def made(self, fake: Any) -> Any:
         """Press the button and return the request that reached the fake backend."""
         seed = 100 * (fake.songs + 1)
@@ -181,7 +217,7 @@ class Tab:
         self.has(seed)
         return fake.requests[-1]
 
-    def download(self, timeout: float = 90_000) -> Path:
+    def download(self, timeout: float = 100_000) -> Path:
         """Press the button, wait for a new first take, and return its downloaded file."""
         former = self.take().get_attribute("data-seed") if self.take().is_visible() else ""
         self.go.click()
