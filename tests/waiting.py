@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 
 
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until `true()` holds; fail where it does not within `seconds`."""
+def until(true: Callable[[], object], seconds: float = 120) -> None:
+    """Wait until `true()` holds; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"it did not happen in {seconds:g} s"

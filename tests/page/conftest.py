@@ -189,7 +189,7 @@ class FakeBackend:
 
     def reset(self) -> None:
         self.requests: list[Request] = []
-        self.seconds = 1
+        self.seconds, self.taken = 1, 0
         self.closed, self.prepared = threading.Event(), threading.Event()
         self.script: Callable[[Request], Iterator[Event]] = self.play
         self.facts: dict[str, Any] = {}  # overrides of the status

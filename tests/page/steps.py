@@ -143,6 +143,14 @@ class Tab:
                 expect(field.locator("time").last).to_have_text(re.compile(r"\d:\d\d"))
         return before
 
+    def choose(self, action: str) -> None:
+        """Choose an action of Edit, from More if it is there."""
+        option = self.field("action").locator(f"label:has(input[value={action}])")
+        expect(self.part("hints")).to_contain_text("Replaces a region.")
+        if not option.is_visible():
+            self.part("hints").locator("summary").click()
+        option.click()
+
     def name_lora(self, name: str | None) -> None:
         """Add a LoRA of the hub, or remove the only one."""
         if not self.part("loras").is_visible():

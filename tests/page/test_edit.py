@@ -14,7 +14,7 @@ import page_panels
 import page_tabs
 from limits import ACTIONS
 from params import ACTION_OPTIONS
-from tests.page.steps import read
+from tests.page.steps import read, reload
 
 # What each action adds to the form: how a visitor sets it, and what the request has then.
 CONTROLS = {
@@ -44,20 +44,11 @@ CONTROLS = {
 LEAST = {"layer": {"tracks": ["drums"]}, "extract": {"tracks": ["drums"]}, "complete": {"tracks": ["bass"]}}
 
 
-def choose(page: Page, action: str) -> None:
-    """Choose an action, from More if it is there."""
-    option = page.locator(f"#edit-action label:has(input[value={action}])")
-    expect(page.locator("#edit-hints")).to_contain_text("Replaces a region.")
-    if not option.is_visible():
-        page.locator("#edit-hints").get_by_text("More", exact=True).click()
-    option.click()
-
-
 @pytest.fixture
 def edit(lasting: Page, tab, song: Path) -> Any:
-    """Open the Edit tab with a new song to repaint in it, and no words."""
+    """Open the Edit tab with a new song to repaint, and no words."""
     opened = tab(lasting, "edit")
-    choose(lasting, "repaint")
+    opened.choose("repaint")
     opened.clear("source")
     expect(opened.text("start")).to_have_value("0")
     opened.field("instrumental").get_by_role("checkbox").uncheck()
@@ -69,15 +60,12 @@ def edit(lasting: Page, tab, song: Path) -> Any:
     return opened
 
 
-# --- the form -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_each_action_shows_its_controls_and_sends_no_others(edit, fake):
     every = {name for controls in CONTROLS.values() for name in controls}
     edit.unfold()
     for action, controls in CONTROLS.items():
-        choose(edit.page, action)
+        edit.choose(action)
         for name, (how, value, _) in controls.items():
             edit.set(name, how, value)
         for name in every:
@@ -86,8 +74,8 @@ def test_each_action_shows_its_controls_and_sends_no_others(edit, fake):
         for name, (_, _, expected) in controls.items():
             assert name == "part" or read(request, name) == expected, (action, name)
         assert request.options.model_fields_set & set().union(*ACTION_OPTIONS.values()) == ACTION_OPTIONS[action]
-    # What was set for an action is there when a visitor comes back to it.
-    choose(edit.page, "layer")
+    # An action's settings are still there when a visitor comes back to it.
+    edit.choose("layer")
     expect(edit.field("track").get_by_label("Vocals", exact=True)).to_be_checked()
     expect(edit.field("part").get_by_role("checkbox")).to_be_checked()
 
@@ -96,7 +84,7 @@ def test_each_action_shows_its_controls_and_sends_no_others(edit, fake):
 def test_a_request_has_only_what_its_action_uses(action: str):
     with gr.Blocks():
         form = page_tabs.edit_tab().form
-    # As if a visitor had set everything before.
+    # As if a visitor had used every action.
     there = {**LEAST.get(action, {}), "source": "a.wav", "action": action, "start": "1", "end": "2", "part": True}
     there |= {"tracks": ["bass"], "track": "drums", "source_prompt": "a", "source_lyrics": "b", "options.mix": True}
     values = [there.get(name, field.value) for name, field in form.fields.items()]
@@ -112,22 +100,23 @@ def test_actions_that_the_checkpoint_was_not_trained_for_are_marked(page: Page, 
     layer = opened.field("action").locator("label", has_text="Add a layer (experimental)")
     expect(opened.field("action").locator("label", has_text="Morph into something else")).to_be_visible()
     expect(layer).to_be_hidden()
-    more = page.locator("#edit-hints summary")
+    hints = opened.part("hints")
+    more = hints.locator("summary")
     more.press("Enter")
     expect(layer).to_be_visible()
     layer.click()
-    # The chosen one stays in sight.
+    # The chosen action stays visible.
     more.press("Enter")
     expect(layer).to_be_visible()
     expect(opened.field("action").locator("label", has_text="Extract a track")).to_be_hidden()
-    expect(page.locator("#edit-hints")).to_contain_text("This checkpoint was not trained for this")
+    expect(hints).to_contain_text("This checkpoint was not trained for this")
     fake.facts = {"tasks": dict.fromkeys(ACTIONS, "official")}
-    page.reload()
+    reload(page)
     opened = tab(page, "edit")
     expect(opened.field("action").locator("label", has_text="Add a layer")).to_be_visible()
-    expect(page.locator("#edit-hints summary")).to_have_count(0)
-    choose(page, "layer")
-    expect(page.locator("#edit-hints")).not_to_contain_text("was not trained")
+    expect(more).to_have_count(0)
+    opened.choose("layer")
+    expect(hints).not_to_contain_text("was not trained")
 
 
 @pytest.mark.slow
@@ -148,29 +137,29 @@ def test_the_waveform_comes_first_and_plays_for_every_action(page: Page, fake, t
     edit.set("source", "upload", song)
     region, snap = edit.part("region"), page.get_by_role("button", name="Snap to beats (120 BPM)")
     expect(snap).to_be_visible()
-    # One player for the source, above what can be done with it.
+    # The source has one player, above the actions.
     expect(edit.field("source").locator("[data-testid=waveform-controls]")).to_be_hidden()
     assert region.bounding_box()["y"] < edit.field("action").bounding_box()["y"]
     edit.unfold()
     edit.set("bpm", "type", "96")
     expect(page.get_by_role("button", name="Snap to beats (96 BPM)")).to_be_visible()
-    choose(page, "morph")
+    edit.choose("morph")
     expect(region.get_by_role("slider")).to_have_count(0)
     region.get_by_role("button", name="Play", exact=True).click()
     page.wait_for_function("() => document.querySelector('#edit-region audio').currentTime > 0.1")
-    choose(page, "repaint")
+    edit.choose("repaint")
     expect(region.get_by_role("slider")).to_have_count(2)
     edit.clear("source")
     expect(edit.field("source").get_by_text("Drop Audio Here")).to_be_visible()
 
 
 def drag(page: Page, start: float, end: float) -> None:
-    """Mark a region on the waveform, from and to a share of its width, outside of the present one."""
-    page.get_by_role("slider", name="Start of the region").scroll_into_view_if_needed()
-    handle = page.get_by_role("slider", name="Start of the region")
-    # To the whole file first, so that a drag marks a new region.
-    handle.press("Home")
-    page.get_by_role("slider", name="End of the region").press("End")
+    """Mark a new region on the waveform, between two shares of its width."""
+    first, last = (page.get_by_role("slider", name=f"{edge} of the region") for edge in ("Start", "End"))
+    first.scroll_into_view_if_needed()
+    # The whole file first, so that a drag marks a new region.
+    first.press("Home")
+    last.press("End")
     expect(page.locator("#edit-end input, #edit-end textarea")).to_have_value("0")
     box = page.locator("#edit-region .track").bounding_box()
     height = box["y"] + 20
@@ -189,17 +178,15 @@ WRONG = [
 
 
 @pytest.mark.slow
-def test_wrong_values_are_told_beside_their_fields(page: Page, fake, tab, song: Path):
+def test_wrong_values_have_messages_beside_their_fields(page: Page, fake, tab, song: Path):
     edit = tab(page, "edit")
     edit.set("source", "upload", song)
     expect(edit.text("start")).to_have_value("1")
     edit.set("prompt", "type", "kept")
     for action, values, field, sentence in WRONG:
-        choose(edit.page, action)
+        edit.choose(action)
         for name, value in values.items():
             edit.set(name, "type", value)
-        for name, value in values.items():
-            expect(edit.text(name)).to_have_value(value)
         edit.go.click()
         expect(edit.field(field)).to_contain_text(sentence)
         for name, value in values.items():
@@ -210,7 +197,7 @@ def test_wrong_values_are_told_beside_their_fields(page: Page, fake, tab, song: 
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_examples_and_presets_choose_what_they_say(edit, fake):
+def test_examples_and_presets_fill_in_the_form(edit, fake):
     for name, example in page_panels.EXAMPLES["edit"].items():
         edit.page.get_by_role("button", name=name).click()
         expect(edit.text("prompt")).to_have_value(example.get("prompt", ""))
@@ -218,7 +205,7 @@ def test_examples_and_presets_choose_what_they_say(edit, fake):
         assert request.action == example["action"]
         assert request.tracks == ((example["track"],) if "track" in example else ())
     edit.set("prompt", "type", "in another style")
-    choose(edit.page, "morph")
+    edit.choose("morph")
     for name, numbers in page_panels.EXAMPLES["morph"].items():
         edit.page.get_by_role("button", name=name).click()
         expect(edit.page.locator("#edit-morph-plan")).to_contain_text(f"from {numbers['options.n_min']:.0%}")
