@@ -1,7 +1,8 @@
-"""Everybody can use the page: axe-core in every state, the keyboard, labels, zoom, no motion where none is wanted."""
+"""Everybody can use the page: axe-core in every state, keyboard focus, labels, zoom, reduced motion."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import tooltips
-from tests.page.steps import violations
+from tests.page.steps import fits, violations
 from tools.screenshots import TABS, THEMES, WIDTHS, walk
 
 
 def check_states(page: Page, fake: Any, mode: str, song: Path) -> None:
-    """Take a tab through its states and let axe-core look at each one."""
+    """Run axe-core on each state of a tab."""
     wrong: dict[str, list[str]] = {}
 
     def last(page: Page, mode: str) -> None:
@@ -27,30 +28,23 @@ def check_states(page: Page, fake: Any, mode: str, song: Path) -> None:
     for state in walk(page, mode, song, last, end):
         if found := violations(page):
             wrong[state] = found
-        assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"], state
+        assert fits(page), state
     assert not wrong, wrong
 
 
+# A window of 640 px is one of 1280 px at 200 % zoom.
+LOOKS = [*itertools.product(WIDTHS, (900,), THEMES), (640, 450, "light")]
+STATES = [
+    pytest.param(mode, *look, marks=() if (mode, look) == ("generate", (1280, 900, "light")) else pytest.mark.long)
+    for mode in TABS
+    for look in LOOKS
+]
+
+
 @pytest.mark.slow
-def test_axe_finds_nothing_on_generate(page: Page, fake, song: Path):
-    check_states(page, fake, "generate", song)
-
-
-@pytest.mark.long
-@pytest.mark.slow
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("mode", TABS)
-def test_axe_finds_nothing_in_any_state(fake, fake_address, visit, song: Path, mode: str, width: int, theme: str):
-    check_states(visit(f"{fake_address[0]}?__theme={theme}", width), fake, mode, song)
-
-
-@pytest.mark.long
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", TABS)
-def test_nothing_is_lost_at_twice_the_size(fake, fake_address, visit, song: Path, mode: str):
-    # 200 % zoom of a window of 1280 px is a window of 640 px.
-    check_states(visit(fake_address[0], 640, 450), fake, mode, song)
+@pytest.mark.parametrize(("mode", "width", "height", "theme"), STATES)
+def test_axe_finds_nothing_in_any_state(fake, fake_address, visit, song: Path, mode, width, height, theme):
+    check_states(visit(f"{fake_address[0]}?__theme={theme}", width, height), fake, mode, song)
 
 
 FOCUSED = """() => {
@@ -69,7 +63,7 @@ FOCUSED = """() => {
 
 
 @pytest.mark.slow
-def test_the_focus_is_seen_and_follows_the_page(page: Page, fake, tab):
+def test_the_focus_is_visible_and_follows_the_page(page: Page, fake, tab):
     opened = tab(page, "generate")
     page.locator('#studio-tabs [data-tab-id="generate"]').focus()
     order = []
@@ -101,23 +95,6 @@ def test_the_focus_goes_to_cancel_and_comes_back(page: Page, fake, tab):
         expect(start).to_be_focused()
 
 
-def test_a_check_that_fails_leads_to_the_first_wrong_field(page: Page, fake, tab):
-    opened = tab(page, "generate")
-    opened.unfold()
-    opened.set("bpm", "type", "9")
-    opened.set("options.steps", "type", "999")
-    opened.unfold(False)
-    opened.go.click()
-    expect(opened.part("problems")).to_contain_text("Please check Prompt, BPM and Steps.")
-    expect(opened.text("prompt")).to_be_focused()
-    opened.set("prompt", "type", "a song")
-    opened.unfold(False)
-    opened.go.click()
-    expect(opened.text("bpm")).to_be_focused()
-    expect(opened.text("bpm")).to_be_in_viewport()
-    assert fake.requests == []
-
-
 @pytest.mark.slow
 def test_arrows_move_between_tabs(page: Page):
     tabs = page.get_by_role("tab")
@@ -145,13 +122,12 @@ MOVING = """() => [...document.querySelectorAll("*")].filter((each) => {
 
 
 @pytest.mark.slow
-def test_nothing_moves_where_no_motion_is_wanted(page: Page, fake, tab):
+def test_nothing_moves_with_reduced_motion(page: Page, fake, tab):
     page.emulate_media(reduced_motion="reduce")
     opened = tab(page, "generate")
     fake.script = fake.endless
-    opened.text("prompt").fill("a song")
-    opened.go.click()
-    expect(opened.progress).to_contain_text("step 3 of 50")
+    opened.start()
+    opened.runs()
     assert page.evaluate(MOVING) == []
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.page.steps import Tab, violations
+from tests.page.steps import Tab, fits, violations
 
 
 def choose(page: Page, face: str) -> None:
-    """Press the button of a face."""
     button = page.locator("#generate-faces").get_by_role("button", name=face)
     button.click()
     expect(button).to_have_attribute("aria-pressed", "true")
 
 
 def length(page: Page, name: str):
-    """Return the chip of a length."""
     return page.locator("#generate-lengths").get_by_role("button", name=name, exact=True)
 
 
@@ -33,7 +31,7 @@ def test_simple_fits_on_the_first_screen(fake, fake_address, visit, width: int, 
     for hidden in ("lyrics", "duration", "details", "advanced", "polish", "reset"):
         expect(opened.part(hidden)).to_be_hidden()
     assert page.evaluate("scrollY") == 0
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert fits(page)
     assert violations(page) == []
 
 
@@ -61,7 +59,7 @@ def test_the_faces_are_one_form(page: Page, fake, tab):
     opened.set("lyrics", "type", "[Verse]\nla")
     choose(page, "Simple")
     expect(opened.text("lyrics")).to_have_value("[Verse]\nla")
-    # The choice is kept, like the settings.
+    # The choice of the face is kept too.
     page.reload()
     expect(length(page, "1:15")).to_have_attribute("aria-pressed", "true")
     expect(opened.text("lyrics")).to_be_visible()
@@ -70,7 +68,7 @@ def test_the_faces_are_one_form(page: Page, fake, tab):
 
 
 @pytest.mark.slow
-def test_a_wrong_field_that_simple_hides_is_shown(page: Page, fake, tab):
+def test_a_wrong_field_hidden_in_simple_is_shown(page: Page, fake, tab):
     opened = tab(page, "generate")
     opened.unfold()
     opened.set("prompt", "type", "a song")

@@ -1,4 +1,4 @@
-"""The form: every control reaches the request, wrong values are told beside their field, examples fill it in."""
+"""The form: every control reaches the request, wrong values have messages beside their fields, examples fill it in."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ import page_form
 import page_lyrics
 import page_panels
 import page_tabs
+import tooltips
 from limits import INSTRUMENTAL
-from page_form import label
 from params import REQUESTS, SONG_REQUESTS, parse_request
-from tests.page.steps import SHARED, Tab, read
+from tests.page.steps import SHARED, Tab, read, reload
 
-SLOW = pytest.mark.slow
 REQUESTS_OF_TABS = (*SONG_REQUESTS, "lyrics")
-# How a visitor sets each control, and what the request has then.
 CONTROLS = {
     **SHARED,
     "duration": ("type", "12.345", 12.345),
@@ -35,10 +33,9 @@ CONTROLS = {
 
 @pytest.fixture
 def form(lasting: Page, tab) -> Tab:
-    """Return the tab with its defaults and "a song" as the prompt."""
+    """Return the Generate tab with its defaults and "a song" as the prompt."""
     opened = tab(lasting, "generate")
-    if opened.text("prompt").input_value() != "a song":
-        opened.set("prompt", "type", "a song")
+    opened.set("prompt", "type", "a song")
     return opened
 
 
@@ -46,7 +43,7 @@ def test_each_control_changes_the_request(form: Tab, fake, tmp_path: Path):
     plain = parse_request("generate", {"prompt": "a song"})
     voice = tmp_path / "voice.wav"
     soundfile.write(voice, np.zeros((96_000, 2)), 48_000)
-    # What switches others off comes last.
+    # These two switch others off.
     last = {name: CONTROLS.pop(name) for name in ("instrumental", "options.plan")}
     form.unfold()
     form.set("reference", "upload", voice)
@@ -74,47 +71,51 @@ def test_every_field_of_a_request_has_a_control(mode: str):
     assert set(form.fields) == set(fields) - {"mode", "options"} | options | own
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "sentence"),
-    [
-        ("duration", "9", "Length must be from 10 to 600 seconds, not 9."),
-        pytest.param("prompt", "x" * 100_000, "Prompt may have up to 2,000 characters; this has 100,000.", marks=SLOW),
-        pytest.param("bpm", "9-9", 'not "9-9".', marks=SLOW),
-        pytest.param("options.steps", "201", "Steps must be a whole number from 1 to 200", marks=SLOW),
-    ],
-)
-def test_a_wrong_value_is_told_beside_its_field(form: Tab, fake, name: str, value: str, sentence: str):
+WRONG = {
+    "prompt": ("x" * 100_000, "Prompt may have up to 2,000 characters; this has 100,000."),
+    "duration": ("9", "Length must be from 10 to 600 seconds, not 9."),
+    "bpm": ("9-9", 'not "9-9".'),
+    "options.steps": ("201", "Steps must be a whole number from 1 to 200"),
+}
+
+
+def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_focus(form: Tab, fake):
     form.unfold()
-    field = form.text(name)
-    before = field.input_value()
-    field.fill(value)
-    field.blur()
+    before = {name: form.set(name, "type", value) for name, (value, _) in WRONG.items()}
     form.unfold(False)
     form.go.click()
-
-    # The group of the field opens by itself, and the line at the button names it.
-    expect(form.field(name).get_by_text(sentence)).to_be_visible()
-    expect(form.part("problems")).to_contain_text(f"Please check {label(name.rpartition('.')[2])}.")
-    expect(field).to_have_value(value)
+    # The groups open by themselves, and the line at the button names the fields.
+    for name, (value, sentence) in WRONG.items():
+        expect(form.field(name).get_by_text(sentence)).to_be_visible()
+        expect(form.text(name)).to_have_value(value)
+    expect(form.part("problems")).to_contain_text("Please check Prompt, Length, BPM and Steps.")
+    expect(form.text("prompt")).to_be_focused()
+    form.set("prompt", "type", before["prompt"])
+    form.set("duration", "type", before["duration"])
+    form.unfold(False)
+    form.go.click()
+    expect(form.part("problems")).to_contain_text("Please check BPM and Steps.")
+    expect(form.text("bpm")).to_be_focused()
+    expect(form.text("bpm")).to_be_in_viewport()
     expect(form.go).to_be_enabled()
     assert fake.requests == []
-    # Put right, it works.
-    field.fill(before)
-    field.blur()
-    assert form.made(fake) == parse_request("generate", {"prompt": before if name == "prompt" else "a song"})
-    expect(form.field(name).get_by_text(sentence)).to_have_count(0)
+    for name in ("bpm", "options.steps"):
+        form.set(name, "type", before[name])
+    assert form.made(fake) == parse_request("generate", {"prompt": "a song"})
+    for name, (_, sentence) in WRONG.items():
+        expect(form.field(name).get_by_text(sentence)).to_have_count(0)
     expect(form.part("problems").get_by_role("alert")).to_have_count(0)
 
 
 @pytest.mark.slow
 def test_instrumental_switches_the_lyrics_off_and_keeps_them(page: Page, fake, tab):
     opened = tab(page, "generate")
-    lyrics = opened.field("lyrics").locator("textarea")
+    lyrics = opened.text("lyrics")
     lyrics.fill("[Verse]\nla la")
-    opened.field("instrumental").get_by_role("checkbox").check()
+    opened.set("instrumental", "tick", True)
     expect(lyrics).to_be_disabled()
     expect(lyrics).to_have_value("[Verse]\nla la")
-    opened.field("instrumental").get_by_role("checkbox").uncheck()
+    opened.set("instrumental", "tick", False)
     expect(lyrics).to_be_enabled()
 
 
@@ -142,10 +143,10 @@ def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(page: Page, fak
     for name, value in {"guidance": "7", "shift": "1"}.items():
         expect(opened.text(name)).to_have_attribute("placeholder", value)
     fake.facts = {"kind": "turbo", "turbo": True}
-    page.reload()
+    reload(page)
     opened.unfold()
-    expect(opened.field("options.guidance").locator("input")).to_be_disabled()
-    expect(opened.field("options.guidance")).to_contain_text("this turbo checkpoint has guidance built in")
+    expect(opened.text("options.guidance")).to_be_disabled()
+    expect(opened.field("options.guidance")).to_contain_text(tooltips.TURBO_GUIDANCE)
     expect(opened.field("options.cfg_end").locator("input[type=number]")).to_be_disabled()
     expect(opened.field("options.steps")).to_contain_text("Blank: 8.")
-    expect(opened.field("options.shift").locator("input")).to_have_attribute("placeholder", "3")
+    expect(opened.text("options.shift")).to_have_attribute("placeholder", "3")

@@ -1,4 +1,4 @@
-"""The GPU seconds before the click, on the page of a Space: the real `spaces` package on a fake device API."""
+"""The GPU seconds shown before the click on a Space: the real `spaces` package on a fake device API."""
 
 from __future__ import annotations
 
@@ -13,50 +13,48 @@ import tooltips
 import zerogpu
 from params import parse_request
 from tests.engine.space import Space, open_space
-from tests.page.steps import Tab, violations
+from tests.page.steps import Tab, fits, violations
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ZeroGPU's workers need Linux")
-# What a visitor sets, one after the other; the first two cost more, the last one less.
-CHANGES = (
-    {"duration": ("type", "240", 240)},
-    {"takes": ("pick", "3", 3)},
-    {"quality": ("pick", "Draft, 20 steps", "draft")},
-)
+# A visitor's changes in order: the first two cost more, the last one less.
+CHANGES = {
+    "duration": ("type", "240", 240),
+    "takes": ("pick", "3", 3),
+    "quality": ("pick", "Draft, 20 steps", "draft"),
+}
 
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
-    """Start the studio as a Space."""
     yield from open_space(tmp_path_factory.mktemp("space"))
 
 
-def told(mode: str, **values: Any) -> str:
-    """Return the sentence for a request, by the number that the call itself asks for."""
-    work = zerogpu.work_of(parse_request(mode, values), planner=True)
+def sentence(**values: Any) -> str:
+    """Return the sentence with the seconds that the call itself asks for."""
+    work = zerogpu.work_of(parse_request("generate", values), planner=True)
     return tooltips.GPU_SECONDS.format(seconds=zerogpu.gpu_seconds(work))
 
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_the_seconds_are_told_before_the_click_and_follow_the_form(space: Space, visit, tab):
+def test_the_seconds_are_shown_before_the_click_and_follow_the_form(space: Space, visit, tab):
     page = visit(space.url, 390)
     opened: Tab = tab(page, "generate")
     line, values = opened.part("seconds"), {"prompt": "a song"}
-    expect(line).to_have_text(told("generate", **values))
+    sentences = [sentence(**values)]
+    expect(line).to_have_text(sentences[0])
     opened.unfold()
-    sentences = [told("generate", **values)]
-    for change in CHANGES:
-        for name, (how, shown, value) in change.items():
-            opened.set(name, how, shown)
-            values[name] = value
-        sentences.append(told("generate", **values))
+    for name, (how, shown, value) in CHANGES.items():
+        opened.set(name, how, shown)
+        values[name] = value
+        sentences.append(sentence(**values))
         expect(line).to_have_text(sentences[-1])
     assert len({*sentences}) == len(sentences), sentences
-    # It stands beside the button, inside the window.
+    # It is beside the button, inside the window.
     assert 0 < opened.go.bounding_box()["y"] - line.bounding_box()["y"] < 100
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert fits(page)
     assert violations(page) == []
-    # Too much for one call is told before the click, and refused at it; no card is asked for.
+    # Too much for one call is announced before the click and refused after it, without a call for a card.
     asked = len(space.api.asked)
     opened.set("duration", "type", "600")
     opened.set("quality", "pick", "Best, 80 steps")
@@ -66,7 +64,7 @@ def test_the_seconds_are_told_before_the_click_and_follow_the_form(space: Space,
     expect(opened.field("duration")).to_contain_text("one call gets up to 300")
     assert violations(page) == []
     assert len(space.api.asked) == asked
-    # While a field is wrong nothing is claimed.
+    # It shows nothing while a field is wrong.
     opened.set("duration", "type", "9")
     expect(line.locator(".shown")).to_have_count(0)
     opened.set("duration", "type", "240")
@@ -78,7 +76,7 @@ def test_the_seconds_are_told_before_the_click_and_follow_the_form(space: Space,
 
 
 @pytest.mark.slow
-def test_elsewhere_nobody_is_asked_and_nothing_is_told(page, tab):
+def test_elsewhere_no_seconds_are_shown(page, tab):
     opened = tab(page, "generate")
     opened.set("duration", "type", "240")
     expect(opened.part("seconds")).to_be_hidden()

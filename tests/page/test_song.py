@@ -1,4 +1,4 @@
-"""A visitor makes songs on the built-in engine: the whole way from a brief to files, through every tab."""
+"""Songs on the built-in engine: all the way from a brief to files, through every tab."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from playwright.sync_api import Page, expect
 
 import export
 from limits import SAMPLE_RATE
+from tests.page.steps import Tab
 
 SONG_MS = 120_000
 
 
-def test_a_song_is_made_and_heard(studio: str, visit, tab):
+def fill_in(opened: Tab, **values: str) -> Tab:
+    """Ask for a short song in two steps, unless `values` say otherwise."""
+    opened.unfold()
+    for name, value in {"prompt": "warm lo-fi piano", "duration": "10", "steps": "2", **values}.items():
+        opened.set(name, "type", value)
+    return opened
+
+
+def test_a_song_is_made_and_played(studio: str, visit, tab):
     page: Page = visit(studio)
-    made = tab(page, "generate")
-    made.unfold()
-    for name, value in {"prompt": "warm lo-fi piano", "duration": "10", "steps": "2"}.items():
-        made.set(name, "type", value)
+    made = fill_in(tab(page, "generate"))
     made.set("options.plan", "tick", False)
     file = made.download(SONG_MS)
     assert re.fullmatch(r"warm-lo-fi-piano-seed-\d+\.wav", file.name)
@@ -46,9 +52,7 @@ def test_a_song_goes_through_every_tab(studio: str, visit, tab):
 
     made = tab(page, "generate")
     expect(made.text("lyrics")).to_have_value(words)
-    made.unfold()
-    for name, value in {"prompt": "warm lo-fi piano", "duration": "10", "steps": "2"}.items():
-        made.set(name, "type", value)
+    fill_in(made)
     files = {"generate": made.download(SONG_MS)}
     expect(made.part("plan-line").locator("span").first).to_have_text("Plan:")
     for mode in ("cover", "extend", "edit"):
@@ -77,15 +81,10 @@ def test_a_song_goes_through_every_tab(studio: str, visit, tab):
 @pytest.mark.long
 @pytest.mark.slow
 def test_cancel_and_the_next_song(studio: str, visit, tab):
-    generate = tab(visit(studio), "generate")
-    generate.unfold()
-    for name, value in {"prompt": "a song", "duration": "600", "steps": "200"}.items():
-        generate.set(name, "type", value)
+    generate = fill_in(tab(visit(studio), "generate"), duration="600", steps="200")
     generate.go.click()
     expect(generate.progress).to_contain_text("of 200", timeout=SONG_MS)
     generate.part("cancel").click()
     expect(generate.progress).to_contain_text("Cancelled")
-    expect(generate.text("prompt")).to_have_value("a song")
-    for name, value in {"duration": "10", "steps": "2"}.items():
-        generate.set(name, "type", value)
-    generate.download(SONG_MS)
+    expect(generate.text("prompt")).to_have_value("warm lo-fi piano")
+    fill_in(generate).download(SONG_MS)
