@@ -1,4 +1,4 @@
-"""The loop against the stock pipeline, and each thing that it adds. Latents are compared on the tiny checkpoint."""
+"""The loop against the stock pipeline on the tiny checkpoint, and everything that the loop adds."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ LONG = dataclasses.replace(WORDS, seconds=30.1)
 
 
 def a_run(pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, timbre=None, **changes):
-    """Return a guided run of text2music; `changes` replace its fields."""
+    """Return a guided text2music run; `changes` replace its fields."""
     frames = codec.frames_for(pipe, words.seconds)
     generators = sampling.generators_for(seeds)
     condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames), timbre, timbre_token)
@@ -70,10 +70,11 @@ def stock(pipe, seeds=(7,), words=WORDS, **changes):
     return pipe(**{**arguments, **changes}).audios
 
 
-@pytest.mark.parametrize(("guidance", "shift"), [(1.0, 3.0), (7.0, 1.0)])
-def test_text2music_equals_the_pipeline_bit_for_bit(pipe, guidance, shift):
-    ours = final(pipe, a_run(pipe, guidance=guidance, shift=shift))
-    assert torch.equal(ours, stock(pipe, guidance_scale=guidance, shift=shift))
+def test_text2music_equals_the_pipeline_bit_for_bit(pipe, pipe_xl):
+    for guidance, shift in ((1.0, 3.0), (7.0, 1.0)):
+        ours = final(pipe, a_run(pipe, guidance=guidance, shift=shift))
+        assert torch.equal(ours, stock(pipe, guidance_scale=guidance, shift=shift))
+    assert torch.equal(final(pipe_xl, a_run(pipe_xl, timbre_token=False)), stock(pipe_xl))
 
 
 @pytest.mark.parametrize("changes", [{"guidance": 1.0}, {"cfg_start": 0.2, "cfg_end": 0.7, "seeds": (7, 8)}])
@@ -85,43 +86,28 @@ def test_a_long_song_equals_the_pipeline(pipe_xl, changes):
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_an_xl_checkpoint_without_the_timbre_token_equals_the_pipeline(pipe_xl):
-    ours = final(pipe_xl, a_run(pipe_xl, timbre_token=False))
-    assert torch.equal(ours, stock(pipe_xl))
-
-
-def test_the_timbre_token_is_the_position_that_is_pooled(pipe, pipe_xl):
-    """With the token, the encoder's answer follows the token; without it, it does not."""
+def test_the_condition_follows_the_timbre_token_only_if_it_is_used(pipe, pipe_xl, monkeypatch):
     assert conditions.is_xl(pipe_xl) and not conditions.is_xl(pipe)
+    context = conditions.silent_context(pipe_xl, 10)
     encoder = pipe_xl.condition_encoder.timbre_encoder
-    token = encoder.special_token.data.clone()
 
-    def states(timbre_token):
-        context = conditions.silent_context(pipe_xl, 10)
-        return conditions.encode_condition(pipe_xl, WORDS, context, timbre_token=timbre_token).states
+    def states():
+        return [conditions.encode_condition(pipe_xl, WORDS, context, timbre_token=use).states for use in (True, False)]
 
-    with_token, without = states(True), states(False)
-    try:
-        encoder.special_token.data += 1.0
-        assert not torch.allclose(states(True), with_token, atol=1e-4)
-        assert torch.equal(states(False), without)
-    finally:
-        encoder.special_token.data.copy_(token)
-    assert torch.equal(states(True), with_token)
-    assert with_token.shape == without.shape
+    with_token, without = states()
+    monkeypatch.setattr(encoder.special_token, "data", encoder.special_token.data + 1.0)
+    changed, unchanged = states()
+    assert not torch.allclose(changed, with_token, atol=1e-4)
+    assert torch.equal(unchanged, without) and with_token.shape == without.shape
 
 
-def test_sde_uses_each_takes_own_generator(pipe):
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = final(pipe, a_run(pipe, seeds=(7, 8), sampler="sde"))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.allclose(first[1], final(pipe, a_run(pipe, seeds=(8,), sampler="sde"))[0], atol=1e-4)
-    assert not torch.allclose(first, final(pipe, a_run(pipe, seeds=(7, 8))), atol=0.01)
-
-
-def test_sde_follows_the_formula(pipe):
+def test_sde_uses_each_takes_own_generator_and_follows_the_formula(pipe):
     """x = t' * noise + (1 - t') * (x - t * v), with the next schedule value and the take's second draw."""
+    state = torch.get_rng_state()
+    both = final(pipe, a_run(pipe, seeds=(7, 8), sampler="sde"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.allclose(both[1], final(pipe, a_run(pipe, seeds=(8,), sampler="sde"))[0], atol=1e-4)
+    assert not torch.allclose(both, final(pipe, a_run(pipe, seeds=(7, 8))), atol=0.01)
     run = a_run(pipe, steps=3, shift=2.0, sampler="sde", guidance=1.0)
     first = next(sampling.denoise(pipe, run)).latents
     euler = next(sampling.denoise(pipe, a_run(pipe, steps=3, shift=2.0, guidance=1.0))).latents
@@ -150,7 +136,7 @@ def test_variation_turns_from_one_noise_to_the_other():
 
 
 def a_source(pipe):
-    """Return the latents of a little tune, [1, T, C], and its samples [2, n]."""
+    """Return the latents of a short tune, [1, T, C], and its samples [2, n]."""
     count = round(WORDS.seconds * 48_000)
     wave = 0.3 * np.sin(np.arange(count) * 2 * np.pi * 220 / 48_000)
     samples = np.stack([wave, wave * 0.5]).astype(np.float32)
@@ -163,19 +149,14 @@ def other_condition(pipe, words=WORDS):
     return conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames))
 
 
-def test_a_switch_in_a_long_song_equals_two_chained_runs(pipe):
-    other = other_condition(pipe, LONG)
-    run = a_run(pipe, guidance=1.0, words=LONG)
+def test_a_switch_equals_two_runs(pipe):
+    other, run = other_condition(pipe, LONG), a_run(pipe, guidance=1.0, words=LONG)
     switched = final(pipe, dataclasses.replace(run, switch=sampling.Switch(2, other)))
     loop = sampling.denoise(pipe, run)
-    next(loop)
-    middle = next(loop).latents
+    _, middle = next(loop), next(loop).latents
     rest = dataclasses.replace(run, condition=other, start=middle, sigmas=run.sigmas[2:])
     assert torch.equal(switched, final(pipe, rest))
-
-
-def test_a_switch_equals_two_calls_of_the_pipeline(pipe):
-    """The split of a run through `pipe._interrupt` (reference 2.13) is the oracle, at guidance 1."""
+    # The stock pipeline can be split in two with `pipe._interrupt`.
     run = a_run(pipe, guidance=1.0, switch=sampling.Switch(3, other_condition(pipe)))
 
     def stop(pipeline, index, timestep, tensors):
@@ -186,9 +167,7 @@ def test_a_switch_equals_two_calls_of_the_pipeline(pipe):
     other = dataclasses.replace(WORDS, prompt="loud techno", lyrics="[Instrumental]")
     second = stock(pipe, words=other, guidance_scale=1.0, latents=first, timesteps=list(run.sigmas[3:]))
     assert torch.equal(final(pipe, run), second)
-
-
-def test_a_switch_at_the_start_or_the_end_is_one_condition_alone(pipe):
+    # At the start or at the end it leaves one condition.
     other, run = other_condition(pipe), a_run(pipe)
     at_start = final(pipe, dataclasses.replace(run, switch=sampling.Switch(0, other)))
     assert torch.equal(at_start, final(pipe, dataclasses.replace(run, condition=other)))
@@ -196,7 +175,7 @@ def test_a_switch_at_the_start_or_the_end_is_one_condition_alone(pipe):
     assert torch.equal(at_end, final(pipe, run))
 
 
-def test_injection_equals_the_pipelines_with_a_callback(pipe):
+def test_injection_equals_the_pipelines_with_a_callback(pipe, monkeypatch):
     clean, samples = a_source(pipe)
     new = sampling.region(pipe, clean, [(48_000, 96_000)])
     words = dataclasses.replace(WORDS, instruction="Repaint the mask area based on the given conditions:")
@@ -211,24 +190,11 @@ def test_injection_equals_the_pipelines_with_a_callback(pipe):
             tensors["latents"] = torch.where(new, tensors["latents"], source)
         return tensors
 
-    def mode_of(posterior, generator=None):
-        return posterior.mode()
-
     kind = type(pipe.vae.encode(torch.zeros(1, 2, 1920)).latent_dist)
-    sample, kind.sample = kind.sample, mode_of
-    try:
-        padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, -samples.shape[1] % 1920))
-        expected = stock(
-            pipe,
-            task_type="repaint",
-            src_audio=padded,
-            repainting_start=1.0,
-            repainting_end=2.0,
-            latents=run.start,
-            callback_on_step_end=inject,
-        )
-    finally:
-        kind.sample = sample
+    monkeypatch.setattr(kind, "sample", lambda posterior, generator=None: posterior.mode())
+    padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, -samples.shape[1] % 1920))
+    region = {"task_type": "repaint", "src_audio": padded, "repainting_start": 1.0, "repainting_end": 2.0}
+    expected = stock(pipe, **region, latents=run.start, callback_on_step_end=inject)
     assert torch.equal(final(pipe, run), expected)
 
 
@@ -238,7 +204,7 @@ def test_a_region_touches_every_frame_it_reaches(pipe):
     assert sampling.region(pipe, clean, [(0, 1920), (3840, 3841)])[0, :, 0].nonzero().flatten().tolist() == [0, 2]
 
 
-def test_the_blend_of_a_long_song_takes_little_memory():
+def test_blending_a_long_song_takes_little_memory():
     clean, new = torch.zeros(1, 15_000, 1), torch.ones(1, 15_000, 1, dtype=torch.bool)
     new[:, :500] = new[:, 7_000:7_003] = False
     blended = []
@@ -248,7 +214,7 @@ def test_the_blend_of_a_long_song_takes_little_memory():
 
 
 def test_a_morph_follows_upstreams_formula(pipe):
-    """Written out once more, step by step, at guidance 1: skipped steps, two averaged draws, the target alone."""
+    """Step by step, at guidance 1: skipped steps, two averaged draws, the target alone."""
     clean, _ = a_source(pipe)
     run, source = a_run(pipe, guidance=1.0), other_condition(pipe)
     plan = sampling.Morph(source, clean, 1, 3, 2)
@@ -276,7 +242,7 @@ def test_a_morph_follows_upstreams_formula(pipe):
     assert torch.allclose(ours, x, atol=1e-4)
 
 
-def test_a_late_start_in_the_schedule_starts_from_the_noised_source(pipe):
+def test_a_late_start_begins_with_the_noised_source():
     sigmas = sampling.schedule(10, 1.0)
     assert sampling.from_nearest(sigmas, 0.61) == sigmas[4:]
     assert sampling.from_nearest(sigmas, 1.0) == sigmas
@@ -285,7 +251,7 @@ def test_a_late_start_in_the_schedule_starts_from_the_noised_source(pipe):
     assert torch.equal(sampling.noised(clean, noise, 0.25), torch.full((3, 4, 2), 1.75))
 
 
-def test_the_cover_context_is_the_pipelines(pipe):
+def test_the_context_of_a_cover_is_the_pipelines_and_that_of_its_codes(pipe):
     clean, _ = a_source(pipe)
     with torch.no_grad():
         silence = pipe.condition_encoder.silence_latent
@@ -295,14 +261,9 @@ def test_the_cover_context_is_the_pipelines(pipe):
     channels = clean.shape[-1]
     assert torch.equal(context[..., :channels], expected)
     assert context[..., channels:].eq(1).all()
-
-
-def test_codes_of_audio_are_those_that_a_cover_hears(pipe):
-    clean, _ = a_source(pipe)
     codes = conditions.audio_codes(pipe, clean)
     assert len(codes) == math.ceil(clean.shape[1] / 5)
-    heard = conditions.cover_context(pipe, clean)
-    assert torch.allclose(conditions.codes_context(pipe, [codes])[:, : clean.shape[1]], heard, atol=1e-5)
+    assert torch.allclose(conditions.codes_context(pipe, [codes])[:, : clean.shape[1]], context, atol=1e-5)
 
 
 # --- token budget -------------------------------------------------------------------------------------------------
@@ -322,20 +283,16 @@ def test_a_long_prompt_is_cut_at_a_word_and_keeps_the_metadata(pipe):
     assert "bpm: 90" not in read_by_the_model(pipe, long)
     kept, dropped = conditions.fit_prompt(pipe, long)
     fitted = read_by_the_model(pipe, dataclasses.replace(long, prompt=kept))
-    assert "bpm: 90" in fitted
-    assert "keyscale: A minor" in fitted
-    assert "duration: 3 seconds\n<|endoftext|>" in fitted
+    for fact in ("bpm: 90", "keyscale: A minor", "duration: 3 seconds\n<|endoftext|>"):
+        assert fact in fitted
     assert f"{kept} {dropped}" == long.prompt.strip()
-    # One more word would not have fitted.
+    # One more word would not fit.
     more = f"{kept} {dropped.split()[0]}"
     assert conditions.prompt_tokens(pipe, long, more) > 256
-
-
-def test_a_prompt_without_spaces_is_cut_at_a_character(pipe):
+    # Without spaces, it is cut at a character.
     long = dataclasses.replace(WORDS, prompt="古典鋼琴與弦樂" * 100)
     kept, dropped = conditions.fit_prompt(pipe, long)
-    assert kept + dropped == long.prompt
-    assert len(kept) > 10
+    assert kept + dropped == long.prompt and len(kept) > 10
     assert "bpm: 90" in read_by_the_model(pipe, dataclasses.replace(long, prompt=kept))
 
 
