@@ -1,4 +1,4 @@
-"""The repository, a Python of its own for tests of what a fresh process does, and a port for it."""
+"""The repository, and a fresh Python process in it with a free port."""
 
 import os
 import socket
@@ -10,20 +10,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def python(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
-    """Run Python in the repository with `environ` over the test's own environment."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    """Run Python in the repository, with `environ` added to the test's environment."""
+    command, env = [sys.executable, *arguments], {**os.environ, **environ}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens at."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Calls of the API over gradio_client and plain HTTP, and what comes back."""
+"""Calls of the API over gradio_client and plain HTTP, and their answers."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from gradio_client.exceptions import ValidationError
 FAST = {"steps": 2}
 RATE = 48_000
 SECONDS = 3.0
-# What each task takes besides a source; the result lasts as long as the source, `before` and `after`.
+# What each task takes besides a source; the result is as long as the source, `before` and `after` together.
 TASKS = {
     "cover": ("/cover", {}),
     "extend": ("/extend", {"before": 0.75, "after": 1.25}),
@@ -28,7 +28,7 @@ def samples(path):
 
 
 def post(server, endpoint="generate", **named):
-    """Start a song over plain HTTP as curl does; numbers that JSON does not know go out as NaN and Infinity."""
+    """Start a song over plain HTTP as curl does, with NaN and Infinity as JSON does not allow them."""
     length = {"duration": 10} if endpoint == "generate" else {}
     return httpx.post(
         f"{server}/gradio_api/call/v2/{endpoint}",
@@ -38,13 +38,13 @@ def post(server, endpoint="generate", **named):
 
 
 def refused(response):
-    """Return the sentences of a 422 by parameter."""
+    """Return the messages of a 422 by parameter."""
     assert response.status_code == 422, response.text
     return {one["parameter_name"]: one["message"] for one in response.json()["detail"] if not one["is_valid"]}
 
 
 def listen(server, event):
-    """Return the (event, data) pairs of a call until its end, heartbeats left out."""
+    """Return the (event, data) pairs of a call until its end, without heartbeats."""
     heard = []
     with httpx.stream("GET", f"{server}/gradio_api/call/v2/generate/{event}", timeout=120) as stream:
         for line in stream.iter_lines():
@@ -56,12 +56,11 @@ def listen(server, event):
 
 
 def told(client, endpoint, **given):
-    """Return the sentences of a gradio_client's ValidationError by parameter."""
+    """Return the messages of a gradio_client's ValidationError by parameter."""
     with pytest.raises(ValidationError) as caught:
         client.predict(**given, api_name=endpoint)
     return dict(re.findall(r"^- (\w+): (.*)$", str(caught.value), re.MULTILINE))
 
 
 def steps_seen(job):
-    """Tell whether a job has begun its steps."""
     return any(record["progress"]["stage"] == "steps" for files, record in job.outputs() if files is None)

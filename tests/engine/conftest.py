@@ -1,4 +1,4 @@
-"""What the tests of the engine share: the one backend, models that end early, and a client of the API."""
+"""Fixtures of the engine's tests: the one backend, language models that end early, a client of the API."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ON = {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
 
 @pytest.fixture(scope="session")
 def studio() -> backend.Backend:
-    """Return the backend on the built-in checkpoint that all tests of a process share."""
+    """Return the backend that all tests of a process share."""
     return backend.get_backend()
 
 
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder that songs go to; it is made with the first one."""
+    """Return the songs' folder, which the first song makes."""
     folder = tmp_path / "songs"
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(folder))
     return folder
@@ -39,13 +39,12 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def pipeline() -> Any:
-    """Return the pipeline of the shared backend."""
     return backend.get_backend().models.pipeline()
 
 
 @pytest.fixture
 def make_studio(monkeypatch: pytest.MonkeyPatch, pipeline: Any) -> Callable[..., backend.Backend]:
-    """Return a function that makes the one backend anew, with variables of its own and the pipeline built already."""
+    """Return a function that replaces the one backend by a fresh one with these variables and the built pipeline."""
 
     def make(built: bool = True, **variables: str) -> backend.Backend:
         for name, value in {**ON, **variables}.items():
@@ -60,7 +59,7 @@ def make_studio(monkeypatch: pytest.MonkeyPatch, pipeline: Any) -> Callable[...,
 
 @pytest.fixture(scope="session")
 def writers(pipeline: Any) -> backend.Backend:
-    """Return a backend with both language models, loaded once, and the pipeline of the shared one."""
+    """Return a backend with both language models loaded and the shared pipeline."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ON.items():
             patch.setenv(name, value)
@@ -73,21 +72,20 @@ def writers(pipeline: Any) -> backend.Backend:
 
 @pytest.fixture
 def writing(writers: backend.Backend, monkeypatch: pytest.MonkeyPatch) -> backend.Backend:
-    """Put the backend with both language models in the place of the shared one, and return it."""
+    """Let the backend with both language models be the shared one."""
     monkeypatch.setattr(backend, "_backend", writers)
     return writers
 
 
 @pytest.fixture
 def brief_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let captions and lyrics end early: a random model hardly ever ends them itself."""
+    """Limit captions and lyrics: a random model hardly ever ends them itself."""
     monkeypatch.setattr(planner_decoding, "MAX_CAPTION_TOKENS", 30)
     monkeypatch.setattr(planner, "MAX_LYRIC_TOKENS", 30)
 
 
 @pytest.fixture
 def no_language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Be a machine without language models."""
     monkeypatch.setattr("weights.MODELS_FOLDER", tmp_path / "models")
 
 
@@ -96,7 +94,6 @@ def no_language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def client(server, tmp_path_factory) -> Iterator[Client]:
-    """Return a client of the studio in this process."""
     client = Client(server, verbose=False, analytics_enabled=False, download_files=tmp_path_factory.mktemp("downloads"))
     yield client
     client.close()
@@ -104,7 +101,7 @@ def client(server, tmp_path_factory) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def mcp_server() -> Iterator[str]:
-    """Serve the API as MCP tools too, with both language models; return the address."""
+    """Serve the API as MCP tools too, with both language models."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**ON, "GRADIO_MCP_SERVER": "true"}.items():
             patch.setenv(name, value)
@@ -117,7 +114,7 @@ def mcp_server() -> Iterator[str]:
 
 @pytest.fixture
 def caller(server) -> Iterator[Client]:
-    """Return a client for a call that is cancelled: gradio_client then closes the stream that all its calls share."""
+    """Return a client to cancel calls with, which closes the stream that all its calls share."""
     client = Client(server, verbose=False, analytics_enabled=False)
     yield client
     client.close()
@@ -125,7 +122,7 @@ def caller(server) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def generate(client) -> Callable[..., Any]:
-    """Return a function that makes 10 s of a song in two steps, unless told otherwise."""
+    """Return a function that makes a song, by default 10 s in two steps."""
 
     def call(prompt="calm piano", **given):
         options = {**FAST, **given.pop("options", {})}
@@ -137,7 +134,7 @@ def generate(client) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def tune() -> np.ndarray:
-    """Return three quiet seconds of a chord with a little noise, as a 16-bit file holds them, int16 [n, 2]."""
+    """Return three quiet seconds of a chord with a little noise, int16 [n, 2]."""
     time = np.arange(round(SECONDS * RATE)) / RATE
     chord = sum(np.sin(2 * np.pi * hertz * time) for hertz in (220.0, 277.2, 329.6)) / 30
     noise = np.random.default_rng(1).standard_normal((time.size, 2)) * 0.005
@@ -146,14 +143,13 @@ def tune() -> np.ndarray:
 
 @pytest.fixture
 def source(tune, tmp_path) -> Any:
-    """Return a source as gradio_client takes it: a file on disk."""
     soundfile.write(tmp_path / "tune.wav", tune, RATE, subtype="PCM_16")
     return handle_file(str(tmp_path / "tune.wav"))
 
 
 @pytest.fixture(scope="session")
 def work(client, generate) -> Callable[..., Any]:
-    """Return a function that runs a task of `TASKS` in two steps, unless told otherwise."""
+    """Return a function that runs a task of `TASKS`, by default in two steps."""
 
     def call(task, source, **given):
         endpoint, own = TASKS[task]

@@ -1,4 +1,4 @@
-"""Asking the backend for songs and words, and hearing what it made."""
+"""Asking the backend for songs and words, and checking them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from events import Done, Draft, Event, Progress
 
 
 def samples_of(done: Event) -> list[np.ndarray]:
-    """Return the samples [2, n] of each take; what is no finished song fails."""
+    """Return the samples [2, n] of each take; fail if the song is not finished."""
     assert isinstance(done, Done), done
     return [audio.decode(path) for path in done.files]
 
 
 def wait_for_turn(studio: backend.Backend) -> None:
-    """Wait until the studio is free for the next song; one that stays locked fails."""
-    assert studio.models.turn.acquire(timeout=100), "the lock was not freed"
+    """Wait until the studio is free for the next song."""
+    assert studio.models.turn.acquire(timeout=120), "the lock was not freed"
     studio.models.turn.release()
 
 
@@ -35,14 +35,13 @@ def song_request(**values: Any) -> params.Request:
 
 
 def song(studio: backend.Backend, **values: Any) -> Done:
-    """Make the song of `song_request`; fail where it ends with a problem."""
     *_, last = studio.stream(song_request(**values))
     assert isinstance(last, Done), last
     return last
 
 
 def words(studio: backend.Backend, mode: str, **values: Any) -> Event:
-    """Let the language models work; return the last event."""
+    """Run a language model; return the last event."""
     *events, last = studio.stream(params.parse_request(mode, {"seed": 7, **values}))
     assert all(isinstance(event, Progress | Draft) for event in events)
     return last
@@ -50,7 +49,7 @@ def words(studio: backend.Backend, mode: str, **values: Any) -> Event:
 
 @contextlib.contextmanager
 def _slow_tokens(model: Any) -> Iterator[list[int]]:
-    """Make each forward pass of a language model take 50 ms longer; yields a list that grows by one a pass."""
+    """Make each forward pass of a language model 50 ms slower; yields a list that grows by one per pass."""
     calls = []
     hook = model.register_forward_pre_hook(lambda *_: calls.append(1) or time.sleep(0.05))
     try:
@@ -62,7 +61,7 @@ def _slow_tokens(model: Any) -> Iterator[list[int]]:
 def assert_stops(
     studio: backend.Backend, request: params.Request, model: Any, reached: Callable[[Event], bool]
 ) -> None:
-    """Close a run once `reached` holds of an event; fail where the model takes more than the token in hand."""
+    """Close a run once `reached(event)`; fail if the model computes more than the token it is at."""
     with _slow_tokens(model) as calls:
         events = studio.stream(request)
         for event in events:
@@ -78,7 +77,7 @@ def assert_stops(
 
 
 def assert_no_files(value: Any) -> None:
-    """Fail where an object in a record looks like a file to a client, which would try to fetch it."""
+    """Fail if an object in a record looks like a file, which a client would try to fetch."""
     if isinstance(value, dict):
         assert not {"path", "url", "meta"} & value.keys()
         value = list(value.values())

@@ -1,4 +1,4 @@
-"""A Space on ZeroGPU without the platform: the studio in a process of its own, and the fake API that lends it cards."""
+"""A Space on ZeroGPU without the platform: the studio in its own process, and the fake API that lends it cards."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ from tests.program import ROOT
 
 
 class Space:
-    """The studio as a Space: its address, the API that lends it cards, and what its workers saw."""
-
     def __init__(self, url: str, api: DeviceAPI, folder: Path):
         self.url, self.api, self.folder = url, api, folder
 
     def client(self, token: str = "") -> Client:
-        """Return a visitor, signed in with `token` where there is one."""
+        """Return a visitor, signed in if there is a `token`."""
         return Client(self.url, verbose=False, headers={"x-ip-token": token} if token else {}, download_files=False)
 
     def facts(self) -> list[dict]:
-        """Return what the workers saw, a song each, in the order of their ends."""
+        """Return what the workers noted for each song, in the order of their ends."""
         return [json.loads(path.read_text()) for path in sorted((self.folder / "facts").glob("*.json"))]
 
 
 def start(folder: Path, api: DeviceAPI, **environ: str) -> tuple[subprocess.Popen, str]:
-    """Start the studio on ZeroGPU; returns its process and its address."""
+    """Start the studio on ZeroGPU; return its process and its address."""
     (folder / "facts").mkdir()
     environ = {
         **os.environ,
@@ -69,7 +67,7 @@ def start(folder: Path, api: DeviceAPI, **environ: str) -> tuple[subprocess.Pope
 def open_space(folder: Path, **environ: str) -> Iterator[Space]:
     """Yield a Space whose files are in `folder`, and end it with its workers."""
     with DeviceAPI() as api:
-        # A busy machine may take its time; the tests of the limit set their own.
+        # Generous, for busy machines; the tests of the limit set their own.
         api.second = 30
         process, url = start(folder, api, **environ)
         try:
@@ -77,4 +75,4 @@ def open_space(folder: Path, **environ: str) -> Iterator[Space]:
         finally:
             # Its workers would outlive it.
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(100)
+            process.wait(120)

@@ -1,4 +1,4 @@
-"""The API as a client meets it: a running server, files on disk, songs, lyrics, records."""
+"""Songs, lyrics and records through the API of a running server."""
 
 from pathlib import Path
 
@@ -13,10 +13,8 @@ import backend
 from tests.engine.calls import RATE, SECONDS, TASKS, listen, post, samples
 from tests.engine.songs import assert_no_files
 
-# --- songs --------------------------------------------------------------------------------------------------------
 
-
-def test_a_song_has_the_asked_length_and_a_record_without_files(generate, tmp_path):
+def test_a_song_has_the_requested_length_and_a_record_without_files(generate, tmp_path):
     soundfile.write(tmp_path / "voice.wav", 0.1 * np.random.default_rng(0).standard_normal((96_000, 2)), RATE)
     reference = handle_file(str(tmp_path / "voice.wav"))
     prompt = "<img src=x onerror=alert(1)>"
@@ -42,9 +40,6 @@ def test_plain_http_makes_a_song(server):
     assert song.content[:4] == b"RIFF"
 
 
-# --- work on existing audio ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "task", [pytest.param(task, marks=() if task in ("extend", "mix") else pytest.mark.slow) for task in TASKS]
 )
@@ -62,16 +57,11 @@ def test_every_task_makes_its_takes_in_the_exact_length(work, source, task):
     assert record["mode"] == endpoint.strip("/")
     assert record["audio"]["source"]["name"] == "tune.wav"
     given = {name: value for name, value in own.items() if name != "options"}
-    assert {name: record["request"][name] for name in given} == given
-    assert record["errors"] == []
-
-
-# --- lyrics and plans ---------------------------------------------------------------------------------------------
+    assert given.items() <= record["request"].items() and record["errors"] == []
 
 
 @pytest.fixture
 def writers_on(monkeypatch):
-    """Give the studio the tiny language models."""
     for name in ("ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS"):
         monkeypatch.setenv(name, "preview")
     studio = backend.get_backend()

@@ -1,4 +1,4 @@
-"""What the API refuses, how a call is cancelled, and what must stay closed."""
+"""What the API refuses, how a call is cancelled, and what stays private."""
 
 import os
 from pathlib import Path
@@ -19,11 +19,7 @@ from tests.waiting import until
 # --- wrong values -------------------------------------------------------------------------------------------------
 
 WRONG = [
-    (
-        "/generate",
-        {"duration": 601, "bpm": 0},
-        {"duration": "from 10 to 600 seconds, not 601.", "bpm": "from 30 to 300"},
-    ),
+    ("/generate", {"duration": 601, "bpm": 0}, {"duration": "from 10 to 600 seconds, not 601.", "bpm": "from 30 to"}),
     ("/generate", {"options": {"path": "/etc/passwd"}}, {"options": "options.path"}),
     ("/cover", {"source": "/etc/passwd"}, {"source": "must be an uploaded audio file"}),
     ("/extend", {"before": 299, "after": 300}, {"after": "from 0 to 597 for a source of 3 seconds"}),
@@ -31,7 +27,7 @@ WRONG = [
 ]
 
 
-def test_a_wrong_value_is_a_validation_error_with_its_name_and_sentence(server, client, source):
+def test_a_wrong_value_is_a_validation_error_with_name_and_message(server, client, source):
     for endpoint, given, expected in WRONG:
         own = {} if endpoint == "/generate" else {"source": source}
         answers = [told(client, endpoint, **{"prompt": "calm piano", **own, **given})]
@@ -43,7 +39,7 @@ def test_a_wrong_value_is_a_validation_error_with_its_name_and_sentence(server, 
                 assert sentence in said[name]
 
 
-def test_numbers_that_are_none_get_the_sentence(server):
+def test_nan_and_infinity_get_the_message(server):
     for number in [float("nan"), float("inf"), float("-inf")]:
         said = refused(
             post(server, bpm=number, duration=number, takes=number, seed=number, options={"guidance": number})
@@ -53,7 +49,7 @@ def test_numbers_that_are_none_get_the_sentence(server):
 
 
 def test_any_other_error_has_a_code_a_message_and_a_hint(work, tune, tmp_path):
-    # The header is whole, so that the damage shows only when the file is read.
+    # With a whole header, the damage shows only when the file is read.
     soundfile.write(tmp_path / "torn.flac", tune, RATE)
     data = (tmp_path / "torn.flac").read_bytes()
     (tmp_path / "torn.flac").write_bytes(data[: len(data) // 2])
@@ -69,21 +65,21 @@ def test_any_other_error_has_a_code_a_message_and_a_hint(work, tune, tmp_path):
 
 def test_cancel_frees_the_studio_and_the_next_call_works(caller, generate):
     job = caller.submit("calm piano", duration=60, options={"steps": 200}, api_name="/generate")
-    until(lambda: steps_seen(job), 60)
+    until(lambda: steps_seen(job))
     job.cancel()
-    until(lambda: not backend.get_backend().models.turn.locked(), 5)
+    until(lambda: not backend.get_backend().models.turn.locked())
     assert generate()[0]
 
 
 def test_hanging_up_frees_the_studio(server, generate):
     event = post(server, duration=60, options={"steps": 200}).json()["event_id"]
-    with httpx.stream("GET", f"{server}/gradio_api/call/generate/{event}", timeout=60) as stream:
+    with httpx.stream("GET", f"{server}/gradio_api/call/generate/{event}", timeout=120) as stream:
         assert any('"steps"' in line and '"step": 2' in line for line in stream.iter_lines())
-    until(lambda: not backend.get_backend().models.turn.locked(), 10)
+    until(lambda: not backend.get_backend().models.turn.locked())
     assert generate()[0]
 
 
-# --- what stays closed --------------------------------------------------------------------------------------------
+# --- what stays private -------------------------------------------------------------------------------------------
 
 
 def test_everything_else_on_the_page_is_private():
@@ -99,7 +95,7 @@ def test_a_file_that_was_not_uploaded_is_refused(server, tmp_path, endpoint, fie
     soundfile.write(secret, np.zeros((96_000, 2)), 48_000)
     meta = {"meta": {"_type": "gradio.FileData"}}
     around = os.path.join(get_upload_folder(), os.path.relpath(secret, get_upload_folder()))
-    # With gradio's mark, gradio refuses it; without, the studio does.
+    # With Gradio's mark Gradio refuses it; without, the studio does.
     for path in (str(secret), around):
         answer = post(server, endpoint, **{field: {"path": path, **meta}})
         assert answer.status_code == 400

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.program import ROOT
+from tests.program import python
 from tools import full_size
 
 MILLIONS = {
@@ -32,9 +29,9 @@ def test_the_parts_are_as_large_as_the_real_ones():
 @pytest.mark.long
 @pytest.mark.slow
 def test_every_stage_runs_by_every_plan_at_two_layers(tmp_path):
-    command = [sys.executable, "-m", "tools.full_size", str(tmp_path), "--layers", "2", "--planner"]
-    command += ["--seconds", "10", "--steps", "2"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    size = ("--layers", "2", "--planner", "--seconds", "10", "--steps", "2")
+    result = python("-m", "tools.full_size", str(tmp_path), *size)
+    assert result.returncode == 0, result.stderr
     rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")][1:]
     stages = {plan: [row[1] for row in rows if row[0] == plan] for plan in ("resident", "swap", "fp8")}
     assert set(map(tuple, stages.values())) == {("load", "song", "planned song", "cover", "extend", "edit")}

@@ -1,4 +1,4 @@
-"""The tools for assistants, called with the official MCP client over HTTP: listed, called, their audio fetched."""
+"""The tools for assistants, through the official MCP client over HTTP."""
 
 import ast
 import asyncio
@@ -17,20 +17,17 @@ from mcp.client.streamable_http import streamable_http_client
 import api
 import app
 import modes
-
-RATE = 48_000
-FAST = {"steps": 2}
+from tests.engine.calls import FAST, RATE
 
 
 def finished(coroutine):
-    """Run a coroutine to its end in a thread of its own: the browser's driver leaves a running loop in the main one."""
+    """Run a coroutine in a new thread: the browser's driver leaves a running loop in the main one."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
 
 
 @asynccontextmanager
 async def connected(server):
-    """Open a session as an assistant does."""
     address = f"{server}/gradio_api/mcp/"
     async with streamable_http_client(address) as (read, write, *_), ClientSession(read, write) as session:
         await session.initialize()
@@ -39,7 +36,7 @@ async def connected(server):
 
 @pytest.fixture(scope="module")
 def call(mcp_server):
-    """Return a function that calls a tool and returns whether it failed and the texts of its answer."""
+    """Return a function that calls a tool and returns whether it failed, and its texts."""
 
     def called(tool, progress=None, **arguments):
         async def go():
@@ -54,12 +51,12 @@ def call(mcp_server):
 
 @pytest.fixture(scope="module")
 def song(call):
-    """Return a function that calls a song's tool and returns its files and its record."""
+    """Return a function that makes a song and returns its files and its record."""
 
     def made(tool, **arguments):
         failed, texts = call(tool, **{"prompt": "calm piano", "seed": 7, "options": FAST, **arguments})
         assert not failed, texts
-        # One text with both, or one for each where the client asked for progress.
+        # One text with both, or one each if the client asked for progress.
         found = [ast.literal_eval(text) for text in texts]
         return found[0] if len(found) == 1 else found
 
@@ -67,7 +64,6 @@ def song(call):
 
 
 def tune(kind="FLAC", seconds=3):
-    """Return a file of noise as bytes."""
     file = io.BytesIO()
     noise = np.random.default_rng(1).standard_normal((seconds * RATE, 2)) * 0.05
     soundfile.write(file, noise, RATE, format=kind)
@@ -79,15 +75,12 @@ def data_uri(content, kind="audio/flac"):
 
 
 def fetched(file):
-    """Fetch the audio behind the URL in an answer; float64 [n, 2]."""
+    """Return the samples behind the URL in an answer, float64 [n, 2]."""
     answer = httpx.get(file["url"])
     assert answer.status_code == 200
     samples, rate = soundfile.read(io.BytesIO(answer.content), always_2d=True)
     assert rate == RATE
     return samples
-
-
-# --- what is offered ----------------------------------------------------------------------------------------------
 
 
 def test_the_tools_are_the_public_endpoints(mcp_server):
@@ -98,7 +91,7 @@ def test_the_tools_are_the_public_endpoints(mcp_server):
     assert set(finished(go())) == {*api.ENDPOINTS, "capabilities"}
 
 
-def test_nothing_is_served_unless_it_is_asked_for(monkeypatch):
+def test_no_tools_are_served_by_default(monkeypatch):
     monkeypatch.delenv("GRADIO_MCP_SERVER", raising=False)
     demo = app.build_app()
     url = app.launch(demo)
@@ -106,9 +99,6 @@ def test_nothing_is_served_unless_it_is_asked_for(monkeypatch):
         assert httpx.post(f"{url}gradio_api/mcp/", json={}).status_code in (404, 405)
     finally:
         demo.close()
-
-
-# --- calls --------------------------------------------------------------------------------------------------------
 
 
 def test_a_song_is_made_and_its_audio_fetched(song):
@@ -119,7 +109,7 @@ def test_a_song_is_made_and_its_audio_fetched(song):
     assert record["takes"][0]["seed"] == 7
 
 
-def test_a_source_goes_in_as_a_data_uri_and_a_repaint_keeps_what_lies_outside(song):
+def test_a_source_goes_in_as_a_data_uri_and_a_repaint_keeps_the_rest(song):
     heard = []
 
     async def progress(done, total, message):
@@ -136,27 +126,20 @@ def test_a_source_goes_in_as_a_data_uri_and_a_repaint_keeps_what_lies_outside(so
     assert "Processing" in heard
 
 
-def test_a_wrong_value_is_an_error_with_its_name_and_sentence(call):
-    failed, (text,) = call("generate", prompt="calm piano", duration=5)
-    assert failed
-    assert "- duration: Length must be from 10 to 600 seconds, not 5." in text
+WRONG = {
+    "a wrong value": ({"source": data_uri(tune()), "strength": 5}, "- strength: "),
+    "a damaged file": ({"source": data_uri(tune()[:20_000])}, "The source: The file is damaged"),
+    "a path": ({"source": "/etc/hostname"}, ""),
+    "bare base64": ({"source": "bGEgbGEgbGE="}, ""),
+    "a file's address": ({"source": "file:///etc/hosts"}, ""),
+    "an address": ({"source": "https://example.com/song.wav"}, "source: The studio does not fetch URLs."),
+}
 
 
-def test_any_other_error_has_its_message_and_hint(call):
-    torn = tune()
-    failed, (text,) = call("cover", prompt="calm piano", source=data_uri(torn[: len(torn) // 2]), options=FAST)
-    assert failed
-    assert text.startswith("The source: The file is damaged")
-    assert text.endswith("Export or download it again.")
-
-
-def test_only_data_uris_are_taken_as_files(call):
-    for source in ("/etc/hostname", "bGEgbGEgbGE=", "file:///etc/hosts"):
-        failed, _ = call("cover", prompt="calm piano", source=source, options=FAST)
-        assert failed
-    failed, (text,) = call("cover", prompt="calm piano", source="https://example.com/song.wav", options=FAST)
-    assert failed
-    assert text.startswith("source: The studio does not fetch URLs.")
+@pytest.mark.parametrize(("given", "words"), WRONG.values(), ids=WRONG)
+def test_an_error_is_a_text(call, given, words):
+    failed, (text,) = call("cover", prompt="calm piano", options=FAST, **given)
+    assert failed and words in text
 
 
 @pytest.mark.slow

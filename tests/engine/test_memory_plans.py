@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 
 import numpy as np
@@ -11,47 +10,46 @@ import pytest
 import torch
 
 import audio
-import backend
 import bootstrap
 import export
 import float8
 import memory
 import models
 import modes
-from events import Done, Failed, Job, Outcome, Progress
+from events import Done, Failed, Job, Progress
 from params import parse_request
 from tests.card import KIND
-from tests.program import ROOT
+from tests.program import python
 from tests.weights import CPU, weights_in
 
 
 @pytest.fixture
 def card(monkeypatch):
-    """Let the processor stand in for a card, so that parts take turns on it."""
+    """Give the processor a card's memory plans."""
     monkeypatch.setitem(memory.LADDERS, "cpu", memory.LADDERS["cuda"])
 
 
 def song(pipe, folder, mode="generate", **values):
-    """Run a song and return its samples."""
-    values = {"prompt": "calm piano", "duration": 10, **values}
-    if mode != "generate":
-        values.pop("duration")
-        source = folder / "source.wav"
-        wave = 0.3 * np.sin(np.arange(480_000) * 0.03, dtype=np.float32)
-        export.write_wav(source, np.stack([wave, wave]))
-        values["source"] = str(source)
-    request = parse_request(mode, {**values, "options": {"steps": 2, **values.pop("options", {})}})
-    job = Job(request, (7,), (8,), str(folder), {"source": values["source"]} if "source" in values else {})
-    *_, outcome = modes.run(pipe, job, True)
-    assert isinstance(outcome, Outcome)
+    """Make a song without the studio; return its samples."""
+    files = {} if mode == "generate" else {"source": a_source(folder, 10)}
+    length = {} if files else {"duration": 10}
+    request = parse_request(mode, {"prompt": "calm piano", **length, **files, "options": {"steps": 2}, **values})
+    *_, outcome = modes.run(pipe, Job(request, (7,), (8,), str(folder), files), True)
     (take,) = outcome.takes
     assert take.problem is None, take.problem
     return audio.read_wav(take.file)
 
 
+def a_source(folder, seconds):
+    """Write a tone; return its path."""
+    wave = 0.3 * np.sin(np.arange(seconds * 48_000) * 0.03, dtype=np.float32)
+    export.write_wav(folder / "source.wav", np.stack([wave, wave]))
+    return str(folder / "source.wav")
+
+
 @pytest.fixture
 def other_card(monkeypatch):
-    """Let there be a card whose tensors refuse those of the processor; returns the device."""
+    """Add a card whose tensors refuse those of the processor; return the device."""
     monkeypatch.setitem(memory.LADDERS, KIND, memory.LADDERS["cuda"])
     monkeypatch.setattr(memory, "room_for_models", lambda kind: None)
     device = models.Device(KIND, "float32", "float32", "float32", "a test")
@@ -68,19 +66,16 @@ def other_card(monkeypatch):
     ],
     ids=["generate", "cover", "morph"],
 )
-def test_parts_that_take_turns_make_the_same_song_in_every_mode(other_card, tiny, pipe, tmp_path, mode, values):
-    taking_turns = models.build_pipeline(weights_in(tiny), other_card, "offload")
-    made = song(taking_turns, tmp_path, mode, **values)
-    # Off the processor torch attends by the formula instead of its own kernel.
+def test_offloading_makes_the_same_song_in_every_mode(other_card, tiny, pipe, tmp_path, mode, values):
+    made = song(models.build_pipeline(weights_in(tiny), other_card, "offload"), tmp_path, mode, **values)
+    # On other devices torch computes attention by the formula, without its own kernel.
     assert np.allclose(made, song(pipe, tmp_path, mode, **values), atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", ["offload", pytest.param("swap", marks=pytest.mark.long), "fp8"])
 def test_weights_are_on_the_card_when_they_are_used(other_card, studio, tmp_path, plan):
-    wave = 0.3 * np.sin(np.arange(240_000) * 0.03, dtype=np.float32)
-    export.write_wav(tmp_path / "source.wav", np.stack([wave, wave]))
-    source, options = str(tmp_path / "source.wav"), {"memory_plan": plan}
+    source, options = a_source(tmp_path, 5), {"memory_plan": plan}
     known = {"bpm": 120, "key": "A minor", "time_signature": "4"}
     planned = ask(studio, **known, options={**options, "plan": True})[-1]
     assert isinstance(planned, Done), planned
@@ -98,17 +93,10 @@ def test_one_part_at_a_time_is_on_the_device(tiny, card):
     moves = []
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            part.to = lambda place, name=name: moves.append((name, "away" if place == "cpu" else "in"))
-    turns = pipe.transformer._hf_hook
+            part.to = lambda place, name=name: moves.append(f"{name} {'out' if place == 'cpu' else 'in'}")
     for name in ("text_encoder", "transformer", "transformer", "vae"):
-        turns.bring(name)
-    assert moves == [
-        ("text_encoder", "in"),
-        ("text_encoder", "away"),
-        ("transformer", "in"),
-        ("transformer", "away"),
-        ("vae", "in"),
-    ]
+        pipe.transformer._hf_hook.bring(name)
+    assert moves == ["text_encoder in", "text_encoder out", "transformer in", "transformer out", "vae in"]
     assert pipe._execution_device == torch.device("cpu")
 
 
@@ -118,11 +106,9 @@ def test_eight_bits_halve_the_transformer_and_make_nearly_the_same_song(tiny, pi
     small = models.build_pipeline(weights_in(tiny), device, "fp8")
     layer = small.transformer.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.float8_e4m3fn
-    assert small.transformer.dtype == torch.float32
-    assert small.transformer.scale_shift_table.dtype == torch.float32
+    assert small.transformer.dtype == small.transformer.scale_shift_table.dtype == torch.float32
     made, exact = song(small, tmp_path), song(pipe, tmp_path)
     assert not np.array_equal(made, exact)
-    # Of a random checkpoint no more can be said than that it follows the exact one.
     assert np.corrcoef(made.ravel(), exact.ravel())[0, 1] > 0.9
 
 
@@ -182,15 +168,11 @@ def test_after_a_lack_of_memory_in_8_bits_the_smallest_plan_is_next(studio, floa
     assert memory.fallback_note("fast8", "fp8") in done.record["notes"]
 
 
-def test_sizes_are_those_of_the_files(tiny):
+def test_sizes_follow_the_files_and_room_is_free_memory_and_our_own(tiny, monkeypatch):
     sizes = memory.sizes_of(weights_in(tiny), models.Device("cuda", "bfloat16", "bfloat16", "bfloat16", ""))
     files = sum(path.stat().st_size for path in tiny.rglob("*.safetensors"))
     assert sizes.pipeline == files > sizes.transformer > 0
-    doubled = memory.sizes_of(weights_in(tiny), CPU)
-    assert doubled.pipeline == 2 * files
-
-
-def test_the_room_for_models_is_what_is_free_and_what_we_have(monkeypatch):
+    assert memory.sizes_of(weights_in(tiny), CPU).pipeline == 2 * files
     import psutil
 
     assert memory.room_for_models("cpu") > psutil.Process().memory_info().rss
@@ -202,14 +184,10 @@ def test_the_room_for_models_is_what_is_free_and_what_we_have(monkeypatch):
 
 
 @pytest.fixture
-def studio(monkeypatch, tmp_path, card):
-    """A fresh studio on a device that is a card to the memory plan; `room` sets its bytes."""
+def studio(monkeypatch, tmp_path, card, make_studio):
+    """Return a fresh studio with both language models and a card's memory plans."""
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "songs"))
-    monkeypatch.setenv("ACE_STUDIO_PLANNER", "preview")
-    monkeypatch.setenv("ACE_STUDIO_LYRICS", "preview")
-    studio = backend.Backend()
-    monkeypatch.setattr(backend, "_backend", studio)
-    return studio
+    return make_studio(built=False)
 
 
 def ask(studio, mode="generate", **values):
@@ -220,7 +198,7 @@ def ask(studio, mode="generate", **values):
 
 
 def runs_out(monkeypatch, *plans):
-    """Let building the pipeline by one of `plans` fail as on a card that is too small; returns the plans tried."""
+    """Let pipelines of these plans run out of memory; return the plans tried."""
     tried, build = [], models.build_pipeline
 
     def built(weights, device, plan="resident"):
@@ -239,7 +217,7 @@ def runs_out(monkeypatch, *plans):
 
 
 @pytest.mark.slow
-def test_a_forced_plan_changes_what_lies_in_memory_and_not_the_song(studio):
+def test_a_forced_plan_changes_the_memory_and_not_the_song(studio):
     assert studio.status()["memory_plan"] == ""
     assert studio.capabilities()["memory_plan"] == "everything resident"
     whole = ask(studio)[-1]
@@ -257,9 +235,9 @@ def test_a_forced_plan_changes_what_lies_in_memory_and_not_the_song(studio):
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_after_a_lack_of_memory_the_song_is_made_one_plan_lower_and_that_is_said(studio, monkeypatch):
+def test_out_of_memory_the_song_is_made_one_plan_lower_with_a_note(studio, monkeypatch):
     monkeypatch.setattr(memory, "room_for_models", lambda kind: None)
-    # Everything resident fails by itself, as does one model at a time, which has the same pipeline.
+    # "swap" has the same pipeline as "resident", so it fails too.
     runs_out(monkeypatch, "swap", "resident")
     *progress, failed = ask(studio)
     assert isinstance(failed, Failed) and failed.problem.code == "out_of_memory"
@@ -273,7 +251,7 @@ def test_after_a_lack_of_memory_the_song_is_made_one_plan_lower_and_that_is_said
     assert again.record["memory_plan"] == "offload" and again.record["notes"] == []
 
 
-def test_on_zerogpu_a_lack_of_memory_is_told_at_once_with_what_would_fit(studio, monkeypatch):
+def test_on_zerogpu_out_of_memory_is_an_error_with_what_would_fit(studio, monkeypatch):
     monkeypatch.setattr(bootstrap, "on_zerogpu", lambda: True)
     tried, computed = runs_out(monkeypatch, "resident"), []
     studio.models.pipeline().transformer.register_forward_pre_hook(lambda *_: computed.append(1), prepend=True)
@@ -284,7 +262,7 @@ def test_on_zerogpu_a_lack_of_memory_is_told_at_once_with_what_would_fit(studio,
     assert tried == ["resident"] and len(computed) == 1
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_loaded(studio, monkeypatch):
+def test_a_song_that_does_not_fit_is_refused_before_loading(studio, monkeypatch):
     monkeypatch.setattr(memory, "room_for_models", lambda kind: 1_000_000)
     failed = ask(studio)[-1]
     assert isinstance(failed, Failed) and failed.problem.code == "out_of_memory"
@@ -293,7 +271,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(studio, monkeypa
 
 
 @pytest.mark.slow
-def test_one_model_at_a_time_is_loaded(studio):
+def test_swap_keeps_one_model_loaded(studio):
     ask(studio, "lyrics", brief="rain", options={"max_tokens": 16})
     assert studio.models.lyrics.loaded
     done = ask(studio, options={"memory_plan": "swap", "plan": True})[-1]
@@ -322,8 +300,8 @@ print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
 @pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is there on Linux only")
 def test_the_longest_song_runs_in_bounded_memory():
-    command = [sys.executable, "-c", PEAK, "600"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = python("-c", PEAK, "600")
+    assert result.returncode == 0, result.stderr
     peak = int(result.stdout.split()[-1])
     print(f"600 s: {peak:,} MB")
     assert peak < 3_400
