@@ -1,7 +1,7 @@
-"""A copy of the set-up scripts in a temporary folder whose PATH holds nothing but fakes and plain tools.
+"""A copy of the set-up scripts in a temporary folder whose PATH holds only fakes and plain tools.
 
-A fake Python answers for the version it is said to have, makes virtual environments that hold a copy of itself, and
-writes down what pip, app.py, ruff and pytest were asked to do. The choices are those of the scripts.
+A fake Python has the version and modules that a test gives it, makes virtual environments with a copy of itself, and
+logs the calls of pip, app.py, ruff and pytest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOOLS = (
 )
 BASH = shutil.which("bash") or "/bin/bash"
 
-# $here is the fake's own folder: bin/ or .venv/bin. The probe runs in the Python of these tests, told what to be.
+# The probe of the scripts runs in these tests' Python, with another version, machine and set of modules.
 FAKE_PYTHON = """#!{bash}
 case "$1 ${{2:-}}" in
 "-c "*)
@@ -59,7 +59,7 @@ esac
 
 
 class Clone:
-    """A copy of the scripts in `root`, with a PATH of its own and a log of what the fakes were asked to do."""
+    """A copy of the scripts in `root`, with its own PATH and a log of the fakes' calls."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a clone with spaces"
@@ -96,25 +96,21 @@ class Clone:
         machine: str = "x86_64",
         folder: Path | None = None,
     ) -> Path:
-        """Put a fake Python on the PATH, or into `folder`, that lacks these modules; return its path."""
+        """Put a fake Python without the modules `lacks` on the PATH, or into `folder`; return its path."""
         path = (folder or self.bin) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        numbers = tuple(int(part) for part in version.split("."))
-        text = FAKE_PYTHON.format(
-            bash=BASH, real=shlex.quote(sys.executable), version=numbers, machine=machine, lacks=lacks, name=path.name
-        )
-        path.write_text(text)
+        facts = {"version": tuple(map(int, version.split("."))), "machine": machine, "lacks": lacks, "name": name}
+        path.write_text(FAKE_PYTHON.format(bash=BASH, real=shlex.quote(sys.executable), **facts))
         path.chmod(0o755)
         return path
 
     def mac(self, machine: str) -> None:
-        """Make this a Mac with that processor."""
         self.command("uname", f'case "$1" in -s) echo Darwin ;; *) echo {machine} ;; esac')
         self.command("sysctl", "exit 1")
         self.command("xcode-select", "exit 2")
 
     def start(self, script: str, *args: str, cwd: Path | None = None, path: str = "", **env: str) -> subprocess.Popen:
-        """Start a script with nothing of this process's environment."""
+        """Start a script without this process's environment."""
         return subprocess.Popen(
             [str(self.root / script), *args],
             cwd=cwd or self.root,
@@ -123,31 +119,28 @@ class Clone:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Tests that run in the background inherit an ignored SIGINT, which no script could trap.
+            # In the background tests inherit an ignored SIGINT, which no script can trap.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, script: str, *args: str, **options) -> tuple[int, str]:
-        """Run a script to its end; return its exit status and what it said."""
+        """Run a script to its end; return its exit status and its output."""
         process = self.start(script, *args, **options)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=120)
         return process.returncode, said
 
     def switch(self, name: str, on: bool = True) -> None:
         """Turn one of the fakes' mishaps on or off."""
         flag = self.log_file.with_name(f"{self.log_file.name}.{name}")
-        if on:
-            flag.touch()
-        else:
-            flag.unlink()
+        flag.touch() if on else flag.unlink()
 
     def log(self) -> list[str]:
-        """Return what the fakes were asked to do since the last call."""
+        """Return the fakes' calls since the last look at the log."""
         lines = self.log_file.read_text().splitlines()
         self.log_file.write_text("")
         return lines
 
     def installing(self, *more: str) -> str:
-        """Return what the log says of installing the requirements, `more` ("ray", "dev") after the studio's."""
+        """Return the log's line for installing the studio's requirements and `more` ("ray", "dev")."""
         names = ["requirements.txt", *(f"requirements-{each}.txt" for each in more)]
         return " ".join(["pip install -q", *(f"-r {self.root}/{name}" for name in names)])
