@@ -32,7 +32,6 @@ from typing import IO, Any
 from gradio import processing_utils
 from gradio import utils as gradio_utils
 
-import artwork
 import audio
 import bootstrap
 import export
@@ -370,7 +369,7 @@ def _save(
             export.encode(samples, part, kind, cancelled)
             title = next(export.free_names(output / name)).stem
             tags = {**record, "takes": [facts]}
-            export.write_tags(part, title, tags, artwork.for_tags(samples, tags))
+            export.write_tags(part, title, tags, export.picture_for_tags(samples, tags))
             path = export.claim(part, output / name)
         try:
             copy = processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder())

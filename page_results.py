@@ -14,7 +14,7 @@ import gradio as gr
 import numpy as np
 from gradio.components import Component
 
-import artwork
+import export
 import jobs
 import page_markup
 import page_region
@@ -205,7 +205,7 @@ def card(made: Made, timed: bool) -> dict[str, Any]:
         "lufs": None if loudness is None else float(loudness),
         "seconds": float(take["duration"]),
         "peaks": peaks,
-        "art": artwork.for_page(waveform, {**record, "takes": [take]}),
+        "art": export.picture_for_page(waveform, {**record, "takes": [take]}),
         "path": made.file,
         "kind": made.kind,
         "source": _source(made.request),

@@ -15,7 +15,6 @@ import gradio as gr
 from gradio import processing_utils
 from gradio import utils as gradio_utils
 
-import artwork
 import audio
 import export
 import page_form
@@ -95,7 +94,9 @@ def converted(made: Made, kind: str) -> str:
         samples = audio.read_wav(made.file)
         export.encode(samples, path, kind)
         if record:
-            export.write_tags(path, path.stem, record, artwork.for_tags(samples, {**made.record, "takes": [made.take]}))
+            export.write_tags(
+                path, path.stem, record, export.picture_for_tags(samples, {**made.record, "takes": [made.take]})
+            )
 
     return cached(f"{Path(made.file).stem}.{kind}", write)
 

@@ -16,9 +16,9 @@ import unicodedata
 import numpy as np
 import soundfile
 
-import artwork
 import audio
 import bootstrap
+import export
 from backend import get_backend
 from events import Done
 from limits import SAMPLE_RATE
@@ -43,7 +43,7 @@ def make(name: str) -> dict[str, object]:
     soundfile.write(sound, samples.mean(axis=0), SAMPLE_RATE, **MP3)
     if sound.stat().st_size > MOST_BYTES:
         raise ValueError(f"{sound.name} has {sound.stat().st_size:,} bytes, more than {MOST_BYTES:,}.")
-    picture.write_bytes(base64.b64decode(artwork.for_page(samples, done.record).partition(",")[2]))
+    picture.write_bytes(base64.b64decode(export.picture_for_page(samples, done.record).partition(",")[2]))
     parts = np.array_split(samples, COLUMNS, axis=1)
     lows_and_highs = np.array([(part.min(), part.max()) for part in parts]) * 127 / np.abs(samples).max()
     peaks = base64.b64encode(np.rint(lows_and_highs).astype(np.int8).tobytes()).decode()

@@ -18,7 +18,6 @@ from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 from PIL import Image
 
-import artwork
 import audio
 import export
 from tests.unit.sounds import BAD_FILES, FORMATS, LOSSLESS, RATE, flac_bytes, folder_of, integers, noise, save, tone
@@ -160,7 +159,7 @@ def test_tags_bring_the_record_back_and_leave_the_samples(tmp_path, format):
 def test_tags_hold_the_picture_of_the_song(tmp_path, format):
     samples = noise(3 * RATE)
     path = export.encode(samples, tmp_path / f"a.{format}", format)
-    picture = artwork.for_tags(samples, RECORD)
+    picture = export.picture_for_tags(samples, RECORD)
     export.write_tags(path, "Rain", RECORD, picture)
     tags = mutagen.File(path)
     if format in ("wav", "mp3"):
@@ -177,7 +176,9 @@ def test_tags_hold_the_picture_of_the_song(tmp_path, format):
 def test_each_seed_and_key_has_its_own_picture():
     def drawn(seed, key="", plan=None):
         record = {"request": {"key": key}, "plan": plan, "takes": [{"seed": seed}]}
-        picture = Image.open(io.BytesIO(base64.b64decode(artwork.for_page(noise(RATE), record).partition(",")[2])))
+        picture = Image.open(
+            io.BytesIO(base64.b64decode(export.picture_for_page(noise(RATE), record).partition(",")[2]))
+        )
         return np.asarray(picture.convert("RGB"), float)
 
     np.testing.assert_array_equal(drawn(7, "C major"), drawn(7, "C major"))
