@@ -16,7 +16,6 @@ import psutil
 import attention
 import codec
 import compilation
-import float8
 import offload
 import preview
 from bootstrap import on_zerogpu
@@ -297,7 +296,7 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         if plan == "fp8":
             offload.cast_on_use(pipe, ["transformer"], torch.float8_e4m3fn, compute)
         if plan == FAST8:
-            float8.use(pipe.transformer.layers, device.kind)
+            offload.use_float8(pipe.transformer.layers, device.kind)
         if plan in ("offload", "fp8") and is_apart(device.kind):
             offload.offload_parts(pipe, device.kind)
         else:
@@ -330,7 +329,7 @@ def plans_on(device: Device) -> tuple[str, ...]:
     """Return the memory plans that `device` supports."""
     if on_zerogpu():
         return ("resident",)
-    fast = device.kind == "cuda" and float8.is_supported()
+    fast = device.kind == "cuda" and offload.float8_is_supported()
     return (*LADDERS[device.kind], *((FAST8,) if fast else ()))
 
 

@@ -18,8 +18,8 @@ import torch
 
 import attention
 import compilation
-import float8
 import memory
+import offload
 import preview
 from tools.bench_rows import Row, timed
 
@@ -79,7 +79,7 @@ def bench(
     plain = transformer = build(shape, layers, device, dtype)
     if in_float8:
         transformer = copy.deepcopy(plain)
-        float8.use(transformer.layers, device)
+        offload.use_float8(transformer.layers, device)
     if compiled:
         transformer.compiled = compilation.Compiled(transformer)
     for length in seconds:

@@ -12,10 +12,10 @@ import torch
 import audio
 import bootstrap
 import export
-import float8
 import memory
 import models
 import modes
+import offload
 from events import Done, Failed, Job, Progress
 from params import parse_request
 from tests.card import KIND
@@ -139,7 +139,7 @@ def test_8_bit_layers_answer_within_a_few_percent_and_take_half_the_memory():
     torch.manual_seed(0)
     plain = torch.nn.Sequential(torch.nn.Linear(96, 192), torch.nn.Linear(192, 20)).to(torch.bfloat16)
     layers, x = copy.deepcopy(plain), torch.randn(2, 50, 96).to(torch.bfloat16)
-    float8.use(layers, "cpu")
+    offload.use_float8(layers, "cpu")
     with torch.no_grad():
         assert layers[0].codes.nbytes == plain[0].weight.nbytes / 2
         for ours, theirs in ((layers[0](x), plain[0](x)), (layers[0].weight, plain[0].weight)):

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import audio
-import float8
 import levels
+import offload
 from tests.program import ROOT
 
 pytestmark = pytest.mark.gpu
@@ -186,7 +186,7 @@ def test_lyrics(studio):
 def test_every_memory_plan_makes_a_song(studio, plan):
     if studio.facts["device"] != "cuda" and plan != "swap":
         pytest.skip("only an NVIDIA card has this plan")
-    if plan == "fast8" and not float8.is_supported():
+    if plan == "fast8" and not offload.float8_is_supported():
         pytest.skip("this card has no float8 arithmetic")
     answer = studio.ask("generate", **WORDS, duration=30, seed=7, options={"memory_plan": plan})
     assert answer["record"]["memory_plan"] == plan
