@@ -39,7 +39,7 @@ import tooltips
 from api import add_endpoints
 from backend import GPU_CONCURRENCY, get_backend, start_workers
 from events import Done, Problem, StudioError
-from lora_files import MAX_FILE_BYTES
+from lora_format import MAX_FILE_BYTES
 from page_form import AT_ONCE, QUIET, Form, Updates
 from page_panels import Header
 from page_runs import connect_cancel, page_updates, unexpected

@@ -28,7 +28,7 @@ import bootstrap
 import cluster
 import hub
 import jobs
-import lora_layout
+import lora_format
 import lora_sources
 import loras
 import memory
@@ -246,7 +246,7 @@ class Backend:
     def __init__(self):
         self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
         self.placing = Placing(self.models)
-        self._widths: tuple[Weights | None, lora_layout.Widths | None] = None, None
+        self._widths: tuple[Weights | None, lora_format.Widths | None] = None, None
 
     def device(self) -> models.Device:
         """Return the device in use; the first call imports torch."""
@@ -256,14 +256,14 @@ class Backend:
         self.models.load_all()
         self.widths()
 
-    def widths(self) -> lora_layout.Widths | None:
+    def widths(self) -> lora_format.Widths | None:
         """Return the linear layers that a LoRA must fit; None until the song model has been downloaded.
 
         Read only once: on ZeroGPU `spaces` deletes the files once it has packed the weights.
         """
         weights, (read_from, widths) = self.models.weights, self._widths
         if widths is None or read_from != weights:
-            widths = lora_layout.widths_of(weights.folder) if weights.folder else None
+            widths = lora_format.widths_of(weights.folder) if weights.folder else None
             self._widths = weights, widths
         return widths
 

@@ -23,8 +23,22 @@ from huggingface_hub import constants
 import hub
 from events import Problem, Progress, StudioError
 from limits import shown, size_text
-from lora_files import FIELD, MAX_FILE_BYTES, Refusal, about, is_inside, read_header, sha256_of
-from lora_layout import CONFIG_FILE, MAX_CONFIG_BYTES, PeftConfig, Widths, is_peft, read_config, read_layout
+from lora_format import (
+    CONFIG_FILE,
+    FIELD,
+    MAX_CONFIG_BYTES,
+    MAX_FILE_BYTES,
+    PeftConfig,
+    Refusal,
+    Widths,
+    about,
+    is_inside,
+    is_peft,
+    read_config,
+    read_header,
+    read_layout,
+    sha256_of,
+)
 
 MAX_ENTRIES = 50
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from events import StudioError
-from lora_files import FIELD, Refusal, about, broken, sha256_of
-from lora_layout import Layer, Widths, read_layout
+from lora_format import FIELD, Layer, Refusal, Widths, about, broken, read_layout, sha256_of
 from lora_sources import LoraSpec
 
 if TYPE_CHECKING:

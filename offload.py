@@ -96,7 +96,7 @@ def cast_on_use(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtyp
 
 # --- 8-bit products -------------------------------------------------------------------------------------------------
 # Weights are stored as float8 with one scale per output row; activations are scaled token by token as they arrive, and
-# products are summed in 32 bits by torch's own `scaled_mm`. torchao would do the same, but diffusers imports it at every
+# products are summed in 32 bits by torch's `scaled_mm`. torchao would do the same, but diffusers imports it at every
 # start once it is installed. A product differs by 4 %, a song's latents by 20 to 30 % (docs/performance.md).
 
 # `scaled_mm` wants both dimensions of the weight in whole multiples of this.

@@ -11,7 +11,7 @@ import torch
 
 import codec
 import conditions
-import lora_layout
+import lora_format
 import lora_sources
 import loras
 import models
@@ -276,9 +276,9 @@ def test_the_adapters_go_with_their_model(pipe, tiny, tmp_path):
 
 
 def test_the_widths_are_the_same_from_files_and_from_the_model(pipe, pipe_xl, tiny, tiny_xl):
-    assert lora_layout.widths_of(tiny) == loras.widths_of_pipe(pipe)
-    assert lora_layout.widths_of(tiny_xl) == loras.widths_of_pipe(pipe_xl)
-    assert lora_layout.widths_of(Path("/not/there")) is None
+    assert lora_format.widths_of(tiny) == loras.widths_of_pipe(pipe)
+    assert lora_format.widths_of(tiny_xl) == loras.widths_of_pipe(pipe_xl)
+    assert lora_format.widths_of(Path("/not/there")) is None
 
 
 @pytest.mark.slow
@@ -297,5 +297,5 @@ def test_the_known_models_are_those_of_the_reference(kind):
         )
     modules = model.named_modules()
     linear = {name: (m.out_features, m.in_features) for name, m in modules if isinstance(m, torch.nn.Linear)}
-    assert linear == lora_layout.KNOWN_MODELS[kind]
-    assert kind in lora_layout.model_name(linear)
+    assert linear == lora_format.KNOWN_MODELS[kind]
+    assert kind in lora_format.model_name(linear)

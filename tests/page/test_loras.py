@@ -17,7 +17,7 @@ import soundfile
 from playwright.sync_api import Locator, Page, expect
 
 import export
-import lora_layout
+import lora_format
 import lora_sources
 import page_loras
 import preview
@@ -97,7 +97,7 @@ def panel(page: Page, tab, monkeypatch: pytest.MonkeyPatch) -> Panel:
 @pytest.fixture
 def xl(tmp_path: Path) -> Path:
     """Write a small LoRA for the XL model."""
-    return write(tmp_path / "xl.safetensors", lora_layout.KNOWN_MODELS["XL"], MODULES[:1], rank=2)
+    return write(tmp_path / "xl.safetensors", lora_format.KNOWN_MODELS["XL"], MODULES[:1], rank=2)
 
 
 def chosen(request: Any) -> list[tuple[str, float]]:
@@ -226,7 +226,7 @@ def test_the_list_fits_a_phone(visit, fake, fake_address, tab):
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_song_with_a_lora_and_the_one_without_it(studio: str, visit, tab, tmp_path: Path):
-    widths = lora_layout.widths_of(preview.checkpoint_folder())
+    widths = lora_format.widths_of(preview.checkpoint_folder())
     mine, wide = tmp_path / "mine.safetensors", tmp_path / "wide.safetensors"
     write(mine, widths)
     write(wide, {name: (out, into + 8) for name, (out, into) in widths.items()})

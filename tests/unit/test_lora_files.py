@@ -7,10 +7,9 @@ import struct
 
 import pytest
 
-import lora_files
+import lora_format
 import lora_sources
-from lora_files import Refusal, read_header
-from lora_layout import KNOWN_MODELS, PeftConfig, read_config, read_layout
+from lora_format import KNOWN_MODELS, PeftConfig, Refusal, read_config, read_header, read_layout
 from tests.unit.lora_bytes import attention, blob, wrap
 
 Q_PROJ = "base_model.model.layers.0.self_attn.q_proj"
@@ -56,7 +55,7 @@ BROKEN = {
     "metadata of numbers": wrap(b'{"__metadata__":{"a":1}}'),
     "metadata that is a list": wrap(b'{"__metadata__":[]}'),
     "a name of a thousand letters": blob({"a" * 1000: (2,)}),
-    "too many tensors": blob({str(i): (0,) for i in range(lora_files.MAX_TENSORS + 1)}),
+    "too many tensors": blob({str(i): (0,) for i in range(lora_format.MAX_TENSORS + 1)}),
 }
 
 
@@ -89,7 +88,7 @@ def test_a_header_of_640_bytes_is_no_pickle(lora):
 def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "large.safetensors"
     with path.open("wb") as file:
-        file.truncate(lora_files.MAX_FILE_BYTES + 1)  # a hole: no disk is used
+        file.truncate(lora_format.MAX_FILE_BYTES + 1)  # a hole: no disk is used
     problem = lora_sources.inspect(path).problem
     assert problem.code == "lora_too_large" and "2.0 GB; up to 2 GB" in problem.message
 

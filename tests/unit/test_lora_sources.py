@@ -14,7 +14,7 @@ from huggingface_hub import constants, utils
 import hub
 import lora_sources
 from events import StudioError
-from lora_layout import KNOWN_MODELS
+from lora_format import KNOWN_MODELS
 from tests.unit.fake_hub import COMMIT, serving, use_hub
 from tests.unit.lora_bytes import attention, blob
 
