@@ -20,7 +20,6 @@ import numpy as np
 import bootstrap
 import models
 import preview
-import preview_writers
 from events import Draft, StudioError, first_line, is_out_of_memory
 from limits import LANGUAGES, STRUCTURES
 from lint import Tidy
@@ -93,7 +92,7 @@ def build_writer(weights: Weights, kind: models.Kind) -> Writer:
         raise StudioError.of(weights.problem or missing_writer(weights.wanted))
     try:
         built_in = weights.source == "preview"
-        folder = preview_writers.language_model_folder("qwen2") if built_in else weights.folder
+        folder = preview.language_model_folder("qwen2") if built_in else weights.folder
         tokenizer = load_tokenizer(folder)
         shared = kind != "cuda" or weights.engine == "mlx"
         if shared and bytes_in(folder) > models.available_memory():

@@ -23,7 +23,6 @@ import yaml
 
 import planner_layers
 import preview
-import preview_writers
 from bootstrap import on_zerogpu
 from events import StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
@@ -314,7 +313,7 @@ def load_planner(weights: Weights, device: Device) -> Planner:
     try:
         folder = weights.folder
         if weights.source == PREVIEW:
-            folder = preview_writers.language_model_folder("qwen3", PREVIEW_CODES)
+            folder = preview.language_model_folder("qwen3", PREVIEW_CODES)
         tokenizer = _tokenizer(folder, tuple(path.stat().st_mtime_ns for path in sorted(folder.glob("*token*"))))
         model = AutoModelForCausalLM.from_pretrained(
             folder,

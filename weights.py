@@ -21,7 +21,6 @@ from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 import preview
-import preview_writers
 from bootstrap import REPOSITORIES, on_zerogpu
 from events import Problem
 from hub import INDEX, PARTS, is_repo_id
@@ -91,7 +90,7 @@ def find_planner() -> Weights:
         problem = Problem("planner_off", f"The planner is switched off ({PLANNER_VARIABLE}=off).")
         return Weights(OFF, None, "off", "", "transformers", problem, OFF)
     if asked.lower() == PREVIEW:
-        folder = preview_writers.expected_language_model_folder("qwen3", PREVIEW_CODES)
+        folder = preview.expected_language_model_folder("qwen3", PREVIEW_CODES)
         return Weights(PREVIEW, folder, "preview", "", "transformers", None, PREVIEW)
     wanted = asked or DEFAULT_PLANNER
     repo, inside = _on_the_hub(wanted)
@@ -119,7 +118,7 @@ def find_writer() -> Weights:
         problem = Problem("writer_off", f"The lyrics writer is switched off ({LYRICS_VARIABLE}=off).")
         return Weights("", None, "off", "", engine, problem, "")
     if asked.lower() == PREVIEW:
-        folder = preview_writers.expected_language_model_folder("qwen2")
+        folder = preview.expected_language_model_folder("qwen2")
         return Weights(PREVIEW, folder, "preview", "", "transformers", None, PREVIEW)
     if asked and (looks_like_folder(asked) or not is_repo_id(asked)):
         folder = _folder_named(asked)

@@ -27,7 +27,6 @@ import bootstrap
 import memory
 import models
 import preview
-import preview_writers
 from hub import INDEX, PARTS
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def write_planner(folder: Path, layers: int) -> None:
         tie_word_embeddings=True,
     )
     codes = (f"<|audio_code_{number}|>" for number in range(AUDIO_CODES))
-    _write_language_model(folder, lambda: Qwen3ForCausalLM(config), "qwen3", (*preview_writers.THINK, *codes))
+    _write_language_model(folder, lambda: Qwen3ForCausalLM(config), "qwen3", (*preview.THINK, *codes))
 
 
 def write_songwriter(folder: Path, layers: int) -> None:
@@ -197,12 +196,12 @@ def write_songwriter(folder: Path, layers: int) -> None:
 
 
 def _write_language_model(
-    folder: Path, build: Callable[[], nn.Module], family: preview_writers.Family, marks: tuple[str, ...]
+    folder: Path, build: Callable[[], nn.Module], family: preview.Family, marks: tuple[str, ...]
 ) -> None:
     import torch
 
     turn_end = preview.SPECIAL_TOKENS[2]
-    template = preview_writers.TEMPLATES[family]
+    template = preview.TEMPLATES[family]
     tokenizer = preview.make_tokenizer(marks, closed=False, eos_token=turn_end, chat_template=template)
     model = filled(build, torch.Generator().manual_seed(0))
     if model.config.tie_word_embeddings:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lyrics
-import preview_writers
+import preview
 from events import StudioError
 from limits import STRUCTURES
 from lyrics import SYSTEM, Sampler, prompt_ids, user_prompt
@@ -22,7 +22,7 @@ from weights import Weights
 @pytest.fixture(scope="session")
 def folder() -> Path:
     """The folder of the tiny Qwen2."""
-    return preview_writers.language_model_folder("qwen2")
+    return preview.language_model_folder("qwen2")
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +130,7 @@ def test_a_prompt_beyond_the_context_is_a_sentence(writer, monkeypatch):
 
 
 def test_a_model_that_thinks_is_told_not_to():
-    thinker = lyrics.build_writer(weights(preview_writers.language_model_folder("qwen3")), "cpu")
+    thinker = lyrics.build_writer(weights(preview.language_model_folder("qwen3")), "cpu")
     prompt = thinker._tokenizer.decode(prompt_ids(thinker._tokenizer, SYSTEM, "Rain."))
     assert prompt.endswith("<think>\n\n</think>\n\n")
     assert text_of(thinker, request())

@@ -16,7 +16,6 @@ import soundfile
 from gradio_client import Client
 
 import preview
-import preview_writers
 from tests.program import ROOT, free_port
 from weights import (
     DEFAULT_MLX_WRITER,
@@ -78,8 +77,8 @@ def carried(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, folder / name)
     preview.make_checkpoint(folder / "models" / DEFAULT_MODEL, xl=True)
     planner = folder / "models" / DEFAULT_PLANNER
-    preview_writers.make_language_model(planner, family="qwen3", audio_codes=PREVIEW_CODES)
-    preview_writers.make_language_model(folder / "models" / DEFAULT_WRITER, family="qwen2")
+    preview.make_language_model(planner, family="qwen3", audio_codes=PREVIEW_CODES)
+    preview.make_language_model(folder / "models" / DEFAULT_WRITER, family="qwen2")
     return folder
 
 

@@ -14,7 +14,7 @@ from transformers import Qwen3ForCausalLM
 
 import planner as planning
 import planner_decoding
-import preview_writers
+import preview
 from events import StudioError
 from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
 from planner import Brief, Plan, PlanSettings, PlanStep
@@ -361,7 +361,7 @@ def test_lyrics_lose_their_headers():
 
 def test_a_tokenizer_with_all_audio_codes_is_read_once_and_without_comparing_them(tmp_path, monkeypatch):
     folder, slots = tmp_path / "planner", 65_535
-    preview_writers.make_language_model(folder, family="qwen3", audio_codes=slots)
+    preview.make_language_model(folder, family="qwen3", audio_codes=slots)
     # As on the hub: every code is a special token, and stands in the configuration once more.
     words = json.loads((folder / "tokenizer.json").read_text())
     words["added_tokens"] = [{**token, "special": True} for token in words["added_tokens"]]

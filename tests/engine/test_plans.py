@@ -12,7 +12,7 @@ import codec
 import export
 import modes
 import planner
-import preview_writers
+import preview
 from events import Done, Failed, Progress, StudioError
 from limits import LIMITS
 from memory import Placing
@@ -130,7 +130,7 @@ def test_without_a_planner_the_song_is_made_and_says_so(no_language_models, make
     record = song(studio).record
     assert record["plan"] == {"used": False, "reason": f"The planner {status['model']} is not on this machine."}
     # A folder that is no planner gets a sentence too.
-    studio = make_studio(ACE_STUDIO_PLANNER=str(preview_writers.language_model_folder("qwen2")))
+    studio = make_studio(ACE_STUDIO_PLANNER=str(preview.language_model_folder("qwen2")))
     assert "no audio tokens" in studio.status()["planner"]["problem"]["message"]
     assert "no audio tokens" in song(studio).record["plan"]["reason"]
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 import lyrics
 import models
-import preview_writers
+import preview
 import writers
 from events import StudioError
 from tests.weights import CPU
@@ -25,7 +25,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def copy(tmp_path) -> Path:
     """Return a copy of the tiny Qwen2 that a test may break."""
-    return Path(shutil.copytree(preview_writers.language_model_folder("qwen2"), tmp_path / "my-writer"))
+    return Path(shutil.copytree(preview.language_model_folder("qwen2"), tmp_path / "my-writer"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import audio
 import codec
 import lyrics
 import planner
-import preview_writers
+import preview
 from events import Done, Draft, Failed, Progress, StudioError
 from params import parse_request
 from tests.engine.songs import assert_stops, samples_of, song, wait_for_turn, words
@@ -207,7 +207,7 @@ def test_other_weights_take_the_place_of_the_loaded_ones(make_studio, monkeypatc
     studio.models.refresh()
     assert (studio.models.planner.loaded, studio.models.lyrics.loaded) == (True, True)
     monkeypatch.setenv("ACE_STUDIO_PLANNER", "off")
-    monkeypatch.setenv("ACE_STUDIO_LYRICS", str(preview_writers.language_model_folder("qwen2")))
+    monkeypatch.setenv("ACE_STUDIO_LYRICS", str(preview.language_model_folder("qwen2")))
     studio.models.refresh()
     assert (studio.models.planner.loaded, studio.models.lyrics.loaded) == (False, False)
     assert (studio.status()["planner"]["state"], studio.status()["lyrics"]["state"]) == ("off", "ready")

@@ -17,7 +17,7 @@ from huggingface_hub import constants, snapshot_download
 import backend
 import hub
 import models
-import preview_writers
+import preview
 from events import Progress, StudioError
 from params import parse_request
 from tests.unit.fake_hub import COMMIT, PIECE, FakeHub, serving, use_hub
@@ -79,7 +79,7 @@ def test_a_download_brings_what_the_pipeline_needs_and_is_found(server, home, mo
 @pytest.fixture
 def planner_on_the_hub(server, home, monkeypatch) -> FakeHub:
     """Put a planner into a folder of the hub's repository, beside what nobody needs."""
-    folder = preview_writers.language_model_folder("qwen3", 64)
+    folder = preview.language_model_folder("qwen3", 64)
     files = {f"lm/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()}
     server.files |= files | {"lm/README.md": b"# LM", "lm/onnx/model.onnx": b"", "lmx/config.json": b"{}"}
     monkeypatch.setenv("ACE_STUDIO_PLANNER", f"{REPO}/lm")

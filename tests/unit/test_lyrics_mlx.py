@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import lyrics
-import preview_writers
+import preview
 from events import StudioError
 from params import LyricsRequest, parse_request
 from weights import Weights, find_writer
@@ -125,7 +125,7 @@ class FakeMlx:
 @pytest.fixture(scope="module")
 def weights() -> Weights:
     """The tiny model, called one for MLX; transformers is imported here, before it could take the fake for MLX."""
-    folder = preview_writers.language_model_folder("qwen2")
+    folder = preview.language_model_folder("qwen2")
     importlib.import_module("transformers")
     return Weights("studio/mlx", folder, "models", "", "mlx", None, "studio/mlx")
 

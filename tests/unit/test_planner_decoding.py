@@ -9,7 +9,7 @@ import yaml
 from transformers import AutoTokenizer
 
 import planner_decoding
-import preview_writers
+import preview
 from limits import KEYS, LANGUAGES, LIMITS
 from planner_decoding import Forced, MetadataGrammar, Vocabulary, tidy_caption
 
@@ -25,7 +25,7 @@ CAPTIONS = (
 @pytest.fixture(scope="module")
 def grammar() -> MetadataGrammar:
     """Return the grammar of a tokenizer with 64 audio codes."""
-    tokenizer = AutoTokenizer.from_pretrained(preview_writers.language_model_folder("qwen3", 64))
+    tokenizer = AutoTokenizer.from_pretrained(preview.language_model_folder("qwen3", 64))
     return MetadataGrammar(Vocabulary(tokenizer, len(tokenizer), "cpu"))
 
 
