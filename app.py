@@ -31,7 +31,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import cluster
 import guard
 import jobs
-import page_markup
 import page_panels
 import page_tabs
 import theme
@@ -84,15 +83,15 @@ def connect_download(header: Header, forms: list[Form]) -> None:
     bar = header.bar
 
     def failed(problem: Problem) -> Updates:
-        return bar.idle(page_markup.line("failed", problem.text()))
+        return bar.idle(theme.line("failed", problem.text()))
 
     def done(_: Done) -> Updates:
         still_preview = get_backend().status()["engine"] == "preview"
         text = tooltips.DOWNLOAD_UNUSED if still_preview else tooltips.DOWNLOAD_DONE
-        return {**status_updates(header, forms), **bar.idle(page_markup.line("done", text))}
+        return {**status_updates(header, forms), **bar.idle(theme.line("done", text))}
 
     def fetch() -> Iterator[Updates]:
-        yield bar.running(page_markup.line("running", tooltips.DOWNLOAD_STARTING))
+        yield bar.running(theme.line("running", tooltips.DOWNLOAD_STARTING))
         try:
             with contextlib.closing(get_backend().download()) as events:
                 yield from page_updates(bar, events, done, failed)
@@ -121,7 +120,7 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
     seen.then(prepare, **AT_ONCE)
     # A run may have loaded a model, or failed to.
     for run in (run for form in forms for run in form.runs):
-        run.then(lambda: page_markup.heading(get_backend().status()), outputs=header.status, **AT_ONCE)
+        run.then(lambda: theme.heading(get_backend().status()), outputs=header.status, **AT_ONCE)
 
 
 def status_outputs(header: Header, forms: list[Form]) -> list[Any]:

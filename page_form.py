@@ -21,7 +21,7 @@ import gradio as gr
 from gradio.components import Component
 from pydantic import TypeAdapter, ValidationError
 
-import page_markup
+import theme
 import tooltips
 from backend import check
 from events import InvalidRequest, Problem
@@ -194,14 +194,14 @@ class Form:
         if not problems:
             return [*opened, ""]
         at_fields = {self.fields[name].elem_id: text for name, text in problems.items()}
-        return [*opened, page_markup.wrong_fields(tooltips.look_at([self.label(name) for name in problems]), at_fields)]
+        return [*opened, theme.wrong_fields(tooltips.look_at([self.label(name) for name in problems]), at_fields)]
 
     def point_at(self, problem: Problem) -> Updates:
         """Return the updates that show at its field what a run found wrong with it, where it has a line for that."""
         if problem.field not in self.lines:
             return {}
         folds = {fold: gr.Accordion(open=True) for fold, names in self.folds.items() if problem.field in names}
-        return {**folds, self.lines[problem.field]: page_markup.notice("", problem.message, problem.hint)}
+        return {**folds, self.lines[problem.field]: theme.notice("", problem.message, problem.hint)}
 
     def label(self, name: str) -> str:
         return label(_key(name))

@@ -20,7 +20,6 @@ from tokenizers import Tokenizer
 import bootstrap
 import conditions
 import lint
-import page_markup
 import theme
 import tooltips
 import zerogpu
@@ -156,8 +155,8 @@ def connect_budget(form: Form, line: gr.HTML) -> None:
             return ""
         counter = token_counter()
         if counter is None:
-            return page_markup.remark(tooltips.TOKENS_UNKNOWN.format(most=MAX_TEXT_TOKENS))
-        return page_markup.budget(*prompt_budget(counter, form.mode, there), MAX_TEXT_TOKENS)
+            return theme.remark(tooltips.TOKENS_UNKNOWN.format(most=MAX_TEXT_TOKENS))
+        return theme.budget(*prompt_budget(counter, form.mode, there), MAX_TEXT_TOKENS)
 
     form.follow(line, BUDGET_FOLLOWS, say)
 
@@ -191,7 +190,7 @@ def connect_seconds(form: Form, line: gr.HTML) -> None:
 
     def say(there: dict[str, Any]) -> str:
         text = seconds_text(form, there.values())
-        return page_markup.remark(text) if text else ""
+        return theme.remark(text) if text else ""
 
     blank = {name: field.value for name, field in form.fields.items()}
     form.watchers.append(lambda facts: {line: say(blank)})
@@ -220,7 +219,7 @@ def advice_line(name: str) -> gr.HTML:
 def advise(lyrics: str | None, language: str | None, seconds: float | None = None, tokens: int | None = None) -> str:
     """Return the advice on lyrics as HTML; what is longer than lyrics may be is looked at up to there."""
     text = (lyrics or "")[: TEXT_LIMITS["lyrics"]]
-    return page_markup.advice(lint.lint(text, seconds=seconds, language=language or "unknown", tokens=tokens))
+    return theme.advice(lint.lint(text, seconds=seconds, language=language or "unknown", tokens=tokens))
 
 
 def connect_advice(form: Form, line: gr.HTML, box: str = "lyrics") -> None:

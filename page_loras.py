@@ -14,7 +14,6 @@ from typing import Any
 import gradio as gr
 
 import lora_sources
-import page_markup
 import theme
 import tooltips
 from backend import get_backend
@@ -85,7 +84,7 @@ def uploads_in(record: Any) -> int:
 def lora_panel(form: Form) -> gr.Accordion:
     """Add the folded panel: where LoRAs come from, a line that says what is wrong, and those that were added."""
     with gr.Accordion(tooltips.LABELS["loras"], open=False, elem_id=f"{form.mode}-loras-fold") as fold:
-        html(page_markup.remark(help_text("loras")))
+        html(theme.remark(help_text("loras")))
         # Without file types: phones offer no file at all for an ending they do not know, and a sentence says more.
         file = gr.File(label=tooltips.LORA_FILE, file_count="multiple", height=140, elem_id=f"{form.mode}-lora-file")
         gr.Markdown(tooltips.LORA_FILE_HELP, elem_classes=["help"])
@@ -117,7 +116,7 @@ def lora_panel(form: Form) -> gr.Accordion:
 
 def _repository(form: Form) -> tuple[gr.Textbox, gr.Button] | None:
     if not lora_sources.hub_allowed():
-        html(page_markup.remark(tooltips.LORA_HUB_OFF))
+        html(theme.remark(tooltips.LORA_HUB_OFF))
         return None
     with gr.Row(elem_classes=["lora-add"]):
         box = gr.Textbox(
@@ -160,7 +159,7 @@ def widths_in_use() -> Any:
 
 
 def _said(text: str) -> str:
-    return page_markup.notice("", text)
+    return theme.notice("", text)
 
 
 # It names no value, so that Gradio never draws it anew over the script's work.

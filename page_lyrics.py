@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-import page_markup
 import page_panels
 import page_settings
+import theme
 import tooltips
 from events import Done, Draft, Problem
 from limits import LANGUAGES, STRUCTURES
@@ -83,29 +83,27 @@ def writer_updates(bar: RunBar, why: gr.HTML, writer: Mapping[str, Any]) -> Upda
     said = reason(writer)
     if writer["state"] == "none":
         said = f"{tooltips.NO_SONGWRITER} {said}".strip()
-    return {bar.go: gr.update(interactive=usable), why: page_markup.remark(said) if said else ""}
+    return {bar.go: gr.update(interactive=usable), why: theme.remark(said) if said else ""}
 
 
 def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPanel) -> None:
     """Let the button write lyrics into the box; Stop keeps what is written, Undo brings back what stood there."""
 
     def failed(problem: Problem) -> Updates:
-        notice = page_markup.notice(tooltips.LYRICS_FAILED, problem.message, problem.hint)
-        return {**bar.idle(page_markup.line("failed", tooltips.LYRICS_FAILED)), panel.message: notice}
+        notice = theme.notice(tooltips.LYRICS_FAILED, problem.message, problem.hint)
+        return {**bar.idle(theme.line("failed", tooltips.LYRICS_FAILED)), panel.message: notice}
 
     def write(*values: Any) -> Iterator[Updates]:
         began = time.monotonic()
 
         def draft(event: Draft) -> Updates:
             elapsed = time.monotonic() - began
-            line = page_markup.line(
-                "running", tooltips.writing(event.tokens, elapsed), heard="writing", elapsed=elapsed
-            )
+            line = theme.line("running", tooltips.writing(event.tokens, elapsed), heard="writing", elapsed=elapsed)
             return {bar.line: line, panel.text: event.text}
 
         def done(request: Request, done: Done) -> Updates:
             sentence = tooltips.written(done.record["tokens"], time.monotonic() - began, done.record["end"])
-            return {**bar.idle(page_markup.line("done", sentence)), panel.text: done.record["text"]}
+            return {**bar.idle(theme.line("done", sentence)), panel.text: done.record["text"]}
 
         yield from stream_of(lambda: form.request(values), bar, done, failed, draft)
 
@@ -157,8 +155,8 @@ def _advanced(form: Form) -> None:
 
 
 def _panel() -> LyricsPanel:
-    html(page_markup.section(tooltips.WRITTEN))
-    html(page_markup.remark(tooltips.WRITTEN_HELP))
+    html(theme.section(tooltips.WRITTEN))
+    html(theme.remark(tooltips.WRITTEN_HELP))
     message = html(elem_id="lyrics-message")
     text = gr.Textbox(
         label=tooltips.WRITTEN,

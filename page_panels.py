@@ -16,7 +16,6 @@ import export
 import page_form
 import page_hints
 import page_loras
-import page_markup
 import theme
 import tooltips
 from backend import get_backend
@@ -58,7 +57,7 @@ def source(form: Form) -> Offer:
     with gr.Row(elem_classes=["source"]):
         _audio(form, "source", form.tab.select)
         latest = gr.HTML(
-            html_template=page_markup.latest(),
+            html_template=theme.latest(),
             js_on_load=theme.script("latest"),
             apply_default_css=False,
             elem_id=f"{form.mode}-latest",
@@ -207,9 +206,9 @@ def examples(
     if songs:
         gr.set_static_paths([SOUNDS])
         cards = json.loads((SOUNDS / "cards.json").read_text(encoding="utf-8"))
-        html(page_markup.songs(caption, cards, SOUNDS), js_on_load=theme.script("examples"))
+        html(theme.songs(caption, cards, SOUNDS), js_on_load=theme.script("examples"))
     else:
-        html(page_markup.caption(caption))
+        html(theme.caption(caption))
     named = EXAMPLES[name or form.mode]
     with gr.Row(elem_classes=["chips"]):
         chips = [gr.Button(text, size="sm", min_width=0, elem_classes=["chip"]) for text in named]
@@ -255,10 +254,10 @@ def connect_offer(form: Form, offer: Offer, shown: Any = None) -> None:
         try:
             upload_seconds(path)
         except InvalidRequest as error:
-            return {offer.line: page_markup.notice("", error.problem.text()), offer.button: hidden}
+            return {offer.line: theme.notice("", error.problem.text()), offer.button: hidden}
         if not page_form.settings(form.mode, export.read_record(path)).values:
             return {offer.line: "", offer.button: hidden}
-        return {offer.line: page_markup.said(tooltips.RESTORE_OFFER), offer.button: gr.update(visible=True)}
+        return {offer.line: theme.said(tooltips.RESTORE_OFFER), offer.button: gr.update(visible=True)}
 
     def fill(path: str | None) -> Updates:
         return {**restored(form, offer.line, path), offer.button: hidden}
@@ -297,10 +296,10 @@ def restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
     record = export.read_record(path) if path else None
     found = page_form.settings(form.mode, record)
     if not found.values:
-        return {line: page_markup.said(tooltips.NOTHING_TO_RESTORE)}
+        return {line: theme.said(tooltips.NOTHING_TO_RESTORE)}
     uploads_lost = page_loras.uploads_in(record) if page_loras.FIELD in found.values else 0
     sentence = tooltips.restored(len(found.values), found.left_out - uploads_lost, found.reference, uploads_lost)
-    return {**form.show(found.values), line: page_markup.said(sentence)}
+    return {**form.show(found.values), line: theme.said(sentence)}
 
 
 # --- the header ---------------------------------------------------------------------------------------------------
@@ -323,16 +322,16 @@ class Header:
         """Return the updates for what the backend says about itself."""
         preview = facts["engine"] == "preview"
         return {
-            self.status: page_markup.heading(facts),
+            self.status: theme.heading(facts),
             self.banner: gr.update(visible=preview or bool(facts["problem"])),
-            self.notice: page_markup.banner(facts),
+            self.notice: theme.banner(facts),
             self.bar.go: gr.update(visible=preview, value=tooltips.GET_MODEL.format(gb=facts["download_gb"])),
         }
 
 
 def header() -> Header:
     """Make the top of the page: one line with the status, and the banner, which appears where there is a need."""
-    status = html(page_markup.heading(), elem_id="studio-status", js_on_load=theme.script("folds"))
+    status = html(theme.heading(), elem_id="studio-status", js_on_load=theme.script("folds"))
     cancelled = cancelled_box("download")
     with gr.Row(visible=False, elem_id="studio-banner") as banner:
         notice = html(elem_id="studio-notice", js_on_load=theme.script("folds"))
@@ -404,6 +403,6 @@ def connect_keep(form: Form, fold: gr.Accordion, result: ResultPanel) -> None:
         if "options.plan_seed" not in found:
             return {plan.kept: ""}
         said = tooltips.PLAN_KEPT.format(seed=found["options.plan_seed"])
-        return {**form.show(found), fold: gr.Accordion(open=True), plan.kept: page_markup.said(said)}
+        return {**form.show(found), fold: gr.Accordion(open=True), plan.kept: theme.said(said)}
 
     plan.keep.click(keep, result.made, [*form.settings, fold, plan.kept], **AT_ONCE)

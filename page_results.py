@@ -16,7 +16,6 @@ from gradio.components import Component
 
 import export
 import jobs
-import page_markup
 import page_region
 import theme
 import tooltips
@@ -132,7 +131,7 @@ class PlanLine:
         plan = record.get("plan")
         planned = bool(plan and plan["used"])
         noted = not planned and plan and tooltips.UNPLANNED.format(reason=plan["reason"]) in record["notes"]
-        line = page_markup.plan(plan) if plan and not noted else ""
+        line = theme.plan(plan) if plan and not noted else ""
         return {self.line: line, self.keep: gr.update(visible=planned), self.kept: ""}
 
 
@@ -167,7 +166,7 @@ class ResultPanel:
         # Gradio deletes old copies of what it knows of.
         self.takes.temp_files.update(each.file for each in made)
         return {
-            self.message: page_markup.messages(done.record),
+            self.message: theme.messages(done.record),
             **self.plan.show(done.record),
             self.takes: {
                 "at": time.time_ns(),
@@ -184,7 +183,7 @@ class ResultPanel:
 
     def fail(self, problem: Problem) -> Updates:
         """Return the updates that say what went wrong and what to try; takes of an earlier run stay."""
-        return {self.message: page_markup.notice(tooltips.FAILED_TITLE, problem.message, problem.hint)}
+        return {self.message: theme.notice(tooltips.FAILED_TITLE, problem.message, problem.hint)}
 
 
 def card(made: Made, timed: bool) -> dict[str, Any]:
@@ -222,17 +221,17 @@ def _source(request: SongRequest) -> dict[str, Any] | None:
 
 def result_panel(mode: str) -> ResultPanel:
     """Make the result panel of a tab, empty."""
-    html(page_markup.section(tooltips.RESULT))
+    html(theme.section(tooltips.RESULT))
     message = html(elem_id=f"{mode}-message")
     plan = _plan_line(mode)
     takes = gr.HTML(
-        html_template=page_markup.takes(mode),
+        html_template=theme.takes(mode),
         js_on_load=theme.script("takes"),
         apply_default_css=False,
         elem_id=f"{mode}-takes-made",
         elem_classes=["takes-made"],
     )
-    html(page_markup.remark(tooltips.kept_for(*jobs.retention())), elem_id=f"{mode}-kept")
+    html(theme.remark(tooltips.kept_for(*jobs.retention())), elem_id=f"{mode}-kept")
     return ResultPanel(message, plan, takes, gr.State([]), gr.State(None))
 
 

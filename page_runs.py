@@ -18,7 +18,7 @@ import gradio as gr
 from gradio.components import Component
 
 import page_form
-import page_markup
+import theme
 import tooltips
 from backend import GPU_CONCURRENCY, get_backend
 from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
@@ -57,7 +57,7 @@ def connect_song(form: Form, bar: RunBar, problems: gr.HTML, result: ResultPanel
 
     def failed(problem: Problem) -> Updates:
         return {
-            **bar.idle(page_markup.line("failed", tooltips.FAILED_TITLE)),
+            **bar.idle(theme.line("failed", tooltips.FAILED_TITLE)),
             **result.fail(problem),
             **form.point_at(problem),
         }
@@ -91,7 +91,7 @@ def connect_run(
     go = go or bar.go
 
     def begin(*values: Any) -> Updates:
-        return {**bar.running(page_markup.line("running", tooltips.QUEUED)), **fresh}
+        return {**bar.running(theme.line("running", tooltips.QUEUED)), **fresh}
 
     # A wrong field ends at the validator, with a sentence beside it; this says so at the button and unfolds the group.
     go.click(form.point_out, form.inputs, [*form.folds, problems], **AT_ONCE)
@@ -114,7 +114,7 @@ def stream_of(
 ) -> Iterator[Updates]:
     """Run the request that `ask` makes; it may raise StudioError where there is none."""
     # The first yield comes before any work: Gradio can only close a generator that has yielded.
-    yield bar.running(page_markup.line("running", tooltips.STARTING))
+    yield bar.running(theme.line("running", tooltips.STARTING))
     try:
         request = ask()
         with contextlib.closing(get_backend().stream(request)) as events:
@@ -145,7 +145,7 @@ def page_updates(
                 stage, note = event.stage, event.note or note
                 if news or time.monotonic() - told >= PROGRESS_SECONDS:
                     told = time.monotonic()
-                    yield {bar.line: page_markup.progress(event, note)}
+                    yield {bar.line: theme.progress(event, note)}
             case Draft():
                 # A fast writer would keep the browser busy with nothing but drawing.
                 if time.monotonic() - drafted >= DRAFT_SECONDS:
@@ -161,7 +161,7 @@ def connect_cancel(bar: RunBar, begin: Any, run: Any, cancelled: str) -> None:
     """Let Cancel close the run, and put the buttons back however it ended early."""
 
     def stopped(asked: bool) -> Updates:
-        return bar.idle(page_markup.line("stopped", cancelled if asked else tooltips.STOPPED))
+        return bar.idle(theme.line("stopped", cancelled if asked else tooltips.STOPPED))
 
     bar.cancel.click(None, None, bar.cancelled, js="() => true", cancels=[run], **QUIET)
     # Gradio calls this for an error and for a cancelled run alike, but not after a run that reached its end.
@@ -172,7 +172,7 @@ def connect_cancel(bar: RunBar, begin: Any, run: Any, cancelled: str) -> None:
 def made_line(request: SongRequest, done: Done) -> str:
     record = done.record
     sentence = tooltips.done_sentence(len(record["takes"]), request.takes, sum(record["seconds"].values()))
-    return page_markup.line("done", sentence)
+    return theme.line("done", sentence)
 
 
 def can_be_timed(made: Made) -> bool:
@@ -234,7 +234,7 @@ class Assist(RunBar):
             names = [tooltips.ASSIST[mode] for mode in self.buttons]
             said = tooltips.needs_planner(names, reason(planner, hint=False))
         buttons = {button: gr.update(interactive=usable) for button in self.starters}
-        return {**buttons, self.help: page_markup.remark(said)}
+        return {**buttons, self.help: theme.remark(said)}
 
 
 def assist(form: Form, *modes: str) -> Assist:
@@ -269,7 +269,7 @@ def connect_assist(form: Form, bar: Assist) -> None:
     for mode, button in bar.buttons.items():
         _connect(form, bar, mode, button, fields)
     undone = connect_undo(bar.undo, fields)
-    undone.then(lambda: page_markup.line("done", tooltips.UNDONE), outputs=bar.line, **AT_ONCE)
+    undone.then(lambda: theme.line("done", tooltips.UNDONE), outputs=bar.line, **AT_ONCE)
     form.watchers.append(bar.show)
 
 
@@ -277,10 +277,10 @@ def _connect(form: Form, bar: Assist, mode: str, button: gr.Button, fields: Mapp
     part = Part(form, mode)
 
     def failed(problem: Problem) -> Updates:
-        return bar.idle(page_markup.line("failed", problem.text()))
+        return bar.idle(theme.line("failed", problem.text()))
 
     def done(request: Request, done: Done) -> Updates:
-        return {**bar.idle(page_markup.line("done", tooltips.ASSIST_DONE)), bar.sketch: done.record["sketch"]}
+        return {**bar.idle(theme.line("done", tooltips.ASSIST_DONE)), bar.sketch: done.record["sketch"]}
 
     def make(*values: Any) -> Iterator[Updates]:
         yield from stream_of(lambda: part.request(values), bar, done, failed)

@@ -15,7 +15,6 @@ import gradio as gr
 from gradio.components import Component
 
 import page_form
-import page_markup
 import theme
 import tooltips
 from backend import get_backend
@@ -39,7 +38,7 @@ def foot(form: Form, cancel: str = tooltips.CANCEL) -> None:
     `cancel` is what the tab's second button says.
     """
     with gr.Row(elem_classes=["foot"]):
-        html(page_markup.keys(tooltips.GO[form.mode], cancel))
+        html(theme.keys(tooltips.GO[form.mode], cancel))
         reset = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
         undo = undo_button(f"{form.mode}-reset")
     form.later.append(lambda: connect_reset(form, reset, undo))

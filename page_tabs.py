@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 
 import page_form
-import page_markup
 import page_panels
 import page_region
 import page_settings
@@ -60,21 +59,19 @@ def generate_tab() -> SongTab:
     with _tab(form):
         with _columns(form):
             with _essentials():
-                html(page_markup.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
+                html(theme.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
                 blank = {**page_form.SONG, "duration": LIMITS["duration"].default}
                 page_panels.examples(form, caption=tooltips.SONGS_LABEL, blank=blank, songs=True)
                 page_panels.prompt(form)
                 helper = assist(form, "inspire", "polish")
                 advice = page_panels.lyrics(form, "duration")
-                html(page_markup.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
+                html(theme.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
             result = _result(form)
             with _details(form):
                 with page_panels.song_details(form, own=add_plan):
                     dropped = page_panels.settings_file(form)
                 fold = page_panels.advanced(form, add_plan_options)
-        also = html(
-            page_markup.also(form.folded()), elem_id="generate-also", js_on_load=theme.script("faces"), render=False
-        )
+        also = html(theme.also(form.folded()), elem_id="generate-also", js_on_load=theme.script("faces"), render=False)
         run = run_foot(form, above=also)
     # No event of the settings: files are not kept.
     reference = form.fields["reference"]
@@ -105,7 +102,7 @@ def cover_tab() -> SongTab:
 
 def cover_updates(bar: RunBar, why: gr.HTML, reason: str) -> Updates:
     """Return what the tab says about covers: where the checkpoint makes none there is nothing to press."""
-    return {bar.go: gr.update(interactive=not reason), why: page_markup.remark(reason) if reason else ""}
+    return {bar.go: gr.update(interactive=not reason), why: theme.remark(reason) if reason else ""}
 
 
 def extend_tab() -> SongTab:
@@ -257,7 +254,7 @@ class EditForm(Form):
         """Return what the form says about the checkpoint in use: which actions are experiments."""
         tasks = facts["tasks"]
         choices = gr.update(choices=_action_choices(tasks))
-        return {self.fields["action"]: choices, self.hints: page_markup.actions(tasks)}
+        return {self.fields["action"]: choices, self.hints: theme.actions(tasks)}
 
 
 def _action_choices(tasks: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -270,7 +267,7 @@ def _action_choices(tasks: Mapping[str, str]) -> list[tuple[str, str]]:
 def _actions(form: EditForm) -> None:
     """Add the choice of an action, what it does, and what each action has in front of the words."""
     add(form, "action", gr.Radio, choices=_action_choices({}), value="repaint")
-    form.hints = html(page_markup.actions({}), elem_id="edit-hints", js_on_load=theme.script("folds"))
+    form.hints = html(theme.actions({}), elem_id="edit-hints", js_on_load=theme.script("folds"))
     named = [(tooltips.track(name), name) for name in TRACKS]
     with gr.Column(elem_classes=["tracks-only"]):
         add(form, "track", gr.Radio, extra=["track-only"], choices=named, value=None)
@@ -312,7 +309,7 @@ def connect_total(form: Form, line: gr.HTML) -> None:
 
     def total(there: dict[str, Any]) -> str:
         found = lengths(there)
-        return "" if None in found.values() else page_markup.said(tooltips.length_in_all(**found))
+        return "" if None in found.values() else theme.said(tooltips.length_in_all(**found))
 
     form.follow(line, ("source", "before", "after"), total)
 
@@ -320,7 +317,7 @@ def connect_total(form: Form, line: gr.HTML) -> None:
 def connect_plan(form: Form, line: gr.HTML) -> None:
     """Say in one line what the numbers of a morph do."""
     names = [f"options.{name}" for name in ("n_min", "n_max", "n_avg")]
-    form.follow(line, names, lambda there: page_markup.said(tooltips.morph_plan(*there.values())))
+    form.follow(line, names, lambda there: theme.said(tooltips.morph_plan(*there.values())))
 
 
 def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr.Tabs) -> None:

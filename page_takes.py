@@ -18,7 +18,7 @@ from gradio import utils as gradio_utils
 import audio
 import export
 import page_form
-import page_markup
+import theme
 import tooltips
 from backend import GPU_CONCURRENCY
 from events import Done, Problem, StudioError
@@ -118,7 +118,7 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
     connect_again(form, result)
 
     def begin(pressed: gr.EventData) -> Updates:
-        waiting = bar.running(page_markup.line("running", tooltips.QUEUED))
+        waiting = bar.running(theme.line("running", tooltips.QUEUED))
         return {**waiting, result.message: "", result.asked: (str(pressed.name), int(pressed.number))}
 
     def make(asked: tuple[str, int], made: list[Made]) -> Iterator[Updates]:
@@ -163,7 +163,7 @@ class _Run:
 
         def failed(problem: Problem) -> Updates:
             said = self.result.change(self.number, note=problem.text(), wrong=True)
-            return {**self.bar.idle(page_markup.line("failed", problem.message)), **said}
+            return {**self.bar.idle(theme.line("failed", problem.message)), **said}
 
         def done(request: Request, done: Done) -> Updates:
             record, made = done.record, self.made[self.number - 1]
@@ -174,7 +174,7 @@ class _Run:
             lines = [{name: line[name] for name in ("start", "end", "text")} for line in record["lines"]]
             news = {"lines": lines, "lrc": file, "alignment": tooltips.alignment(record["score"]), "note": ""}
             return {
-                **self.bar.idle(page_markup.line("done", tooltips.timed(len(lines)))),
+                **self.bar.idle(theme.line("done", tooltips.timed(len(lines)))),
                 **self.result.change(self.number, **news),
             }
 
@@ -187,11 +187,11 @@ class _Run:
 
     def _shown(self, request: SongRequest, done: Done, kept: list[Made], said: str) -> Updates:
         shown = self.result.show(request, done, kept, can_be_timed)
-        message = page_markup.said(said) + shown[self.result.message]
+        message = theme.said(said) + shown[self.result.message]
         return {**self.bar.idle(made_line(request, done)), **shown, self.result.message: message}
 
     def _failed(self, problem: Problem) -> Updates:
-        return {**self.bar.idle(page_markup.line("failed", tooltips.FAILED_TITLE)), **self.result.fail(problem)}
+        return {**self.bar.idle(theme.line("failed", tooltips.FAILED_TITLE)), **self.result.fail(problem)}
 
 
 def connect_formats(result: ResultPanel) -> None:

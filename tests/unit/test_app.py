@@ -10,7 +10,6 @@ import pytest
 
 import bootstrap
 import page_form
-import page_markup
 import theme
 import tooltips
 from events import Progress
@@ -89,18 +88,18 @@ def test_the_page_escapes_every_text():
     }
     plan = {"used": True, "bpm": 90, "key": HOSTILE, "time_signature": HOSTILE, "language": HOSTILE}
     shown = [
-        page_markup.messages(record),
-        page_markup.heading(facts),
-        page_markup.plan({**plan, "rewritten": True, "caption": HOSTILE}),
-        page_markup.plan({"used": False, "reason": HOSTILE}),
-        page_markup.advice([Advice(1, HOSTILE)]),
-        page_markup.advice([Advice(1, HOSTILE)] * 3),
-        page_markup.remark(HOSTILE),
-        page_markup.banner(facts),
-        page_markup.notice(HOSTILE, HOSTILE, HOSTILE),
-        page_markup.wrong_fields(HOSTILE, {"generate-prompt": HOSTILE}),
-        page_markup.progress(Progress("steps", note=HOSTILE), HOSTILE),
-        page_markup.line("failed", HOSTILE),
+        theme.messages(record),
+        theme.heading(facts),
+        theme.plan({**plan, "rewritten": True, "caption": HOSTILE}),
+        theme.plan({"used": False, "reason": HOSTILE}),
+        theme.advice([Advice(1, HOSTILE)]),
+        theme.advice([Advice(1, HOSTILE)] * 3),
+        theme.remark(HOSTILE),
+        theme.banner(facts),
+        theme.notice(HOSTILE, HOSTILE, HOSTILE),
+        theme.wrong_fields(HOSTILE, {"generate-prompt": HOSTILE}),
+        theme.progress(Progress("steps", note=HOSTILE), HOSTILE),
+        theme.line("failed", HOSTILE),
     ]
     for text in shown:
         assert "<script" not in text

@@ -6,7 +6,7 @@ import gradio as gr
 
 import lora_sources
 import page_loras
-import page_markup
+import theme
 import tooltips
 from events import Problem
 from page_form import Form
@@ -88,6 +88,6 @@ def test_what_is_known_of_a_file_is_shown_in_few_words():
 
 def test_the_result_says_what_acted():
     acted = [{"name": HOSTILE, "weight": 0.8, "modules": 192}, {"name": "b", "weight": 0.0, "modules": 192}]
-    told = page_markup.messages({"errors": [], "notes": ["A note."], "loras": acted})
+    told = theme.messages({"errors": [], "notes": ["A note."], "loras": acted})
     assert "LoRA &lt;script&gt;" in told and "weight 0.8, acted on 192 layers." in told
     assert "LoRA b: weight 0, so it had no effect." in told
