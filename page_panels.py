@@ -15,7 +15,7 @@ import gradio as gr
 import export
 import page_form
 import page_hints
-import page_loras
+import page_widgets
 import theme
 import tooltips
 from backend import get_backend
@@ -172,7 +172,7 @@ def advanced(form: Form, own: Callable[[Form], None] = lambda form: None) -> gr.
             add_slider(form, "options.variation")
             add_number(form, "options.variation_seed")
         add(form, "options.timbre_token", gr.Checkbox, value=True)
-        page_loras.lora_panel(form)
+        page_widgets.lora_panel(form)
         add(form, "options.memory_plan", gr.Dropdown, choices=_swapped(MEMORY_PLANS), value="auto")
     form.folds[fold] = tuple(form.fields.keys() - before)
     form.watchers.append(lambda facts: checkpoint_updates(form, facts["kind"]))
@@ -297,7 +297,7 @@ def restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
     found = page_form.settings(form.mode, record)
     if not found.values:
         return {line: theme.said(tooltips.NOTHING_TO_RESTORE)}
-    uploads_lost = page_loras.uploads_in(record) if page_loras.FIELD in found.values else 0
+    uploads_lost = page_widgets.uploads_in(record) if page_widgets.LORAS in found.values else 0
     sentence = tooltips.restored(len(found.values), found.left_out - uploads_lost, found.reference, uploads_lost)
     return {**form.show(found.values), line: theme.said(sentence)}
 

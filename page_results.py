@@ -16,7 +16,7 @@ from gradio.components import Component
 
 import export
 import jobs
-import page_region
+import page_widgets
 import theme
 import tooltips
 from events import Done, Problem
@@ -192,7 +192,7 @@ def card(made: Made, timed: bool) -> dict[str, Any]:
     loudness = take.get("loudness_lufs")
     made_with = tooltips.song_facts(song["bpm"], song["key"], made.request.options.variation)
     kept = {name: record[name] for name in ("request", "plan", "seeds", "variation_seeds") if record.get(name)}
-    peaks = page_region.peaks(made.file)["peaks"]
+    peaks = page_widgets.peaks(made.file)["peaks"]
     waveform = np.frombuffer(base64.b64decode(peaks), np.int8)
     return {
         "id": made.file,

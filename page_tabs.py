@@ -11,9 +11,8 @@ import gradio as gr
 
 import page_form
 import page_panels
-import page_region
 import page_settings
-import page_timeline
+import page_widgets
 import theme
 import tooltips
 from events import Problem
@@ -111,7 +110,7 @@ def extend_tab() -> SongTab:
         with _columns(form):
             with _essentials():
                 offer = page_panels.source(form)
-                shown = page_timeline.timeline("extend-timeline")
+                shown = page_widgets.timeline("extend-timeline")
                 with gr.Row(equal_height=True):
                     add_number(form, "before")
                     add_number(form, "after")
@@ -122,7 +121,7 @@ def extend_tab() -> SongTab:
                 page_panels.song_details(form, reference=False)
                 page_panels.advanced(form, lambda form: add_slider(form, "options.overlap"))
         run = run_foot(form)
-    page_timeline.connect(shown, *(form.followed(name) for name in ("source", "before", "after")))
+    page_widgets.connect_timeline(shown, *(form.followed(name) for name in ("source", "before", "after")))
     page_panels.connect_offer(form, offer)
     connect_total(form, total)
     return _song_tab(form, run, result, helper, advice)
@@ -135,7 +134,7 @@ def edit_tab() -> SongTab:
         with _columns(form):
             with _essentials():
                 offer = page_panels.source(form)
-                selector = page_region.region_selector("edit-region")
+                selector = page_widgets.region_selector("edit-region")
                 _actions(form)
                 _region(form)
                 with gr.Column(elem_classes=["morph-only"]):
@@ -148,7 +147,7 @@ def edit_tab() -> SongTab:
                 page_panels.song_details(form, reference=False)
                 page_panels.advanced(form, _morph_numbers)
         run = run_foot(form)
-    shown = page_region.connect(selector, *(form.followed(name) for name in ("source", "start", "end", "bpm")))
+    shown = page_widgets.connect_region(selector, *(form.followed(name) for name in ("source", "start", "end", "bpm")))
     page_panels.connect_offer(form, offer, shown)
     connect_plan(form, plan)
     return _song_tab(form, run, result, helper, advice)

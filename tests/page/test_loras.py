@@ -19,7 +19,7 @@ from playwright.sync_api import Locator, Page, expect
 import export
 import lora_format
 import lora_sources
-import page_loras
+import page_widgets
 import preview
 from events import Failed, Problem
 from tests.page.steps import MARKUP, Tab
@@ -88,7 +88,7 @@ class Panel:
 @pytest.fixture
 def panel(page: Page, tab, monkeypatch: pytest.MonkeyPatch) -> Panel:
     """Return the panel of Generate on the fake backend, whose model is not here yet."""
-    monkeypatch.setattr(page_loras, "widths_in_use", lambda: None)
+    monkeypatch.setattr(page_widgets, "widths_in_use", lambda: None)
     opened = tab(page, "generate")
     opened.set("prompt", "type", "a song")
     return Panel(opened)
@@ -192,7 +192,7 @@ def test_the_panel_is_worked_by_keys(panel: Panel, fake):
 
 @pytest.mark.slow
 def test_what_a_run_finds_wrong_stands_at_the_panel_too(panel: Panel, fake):
-    problem = Problem("lora_unknown", "There is no <b>org/none</b>.", page_loras.FIELD, "Look at its name.")
+    problem = Problem("lora_unknown", "There is no <b>org/none</b>.", page_widgets.LORAS, "Look at its name.")
     fake.script = lambda request: iter([Failed(problem)])
     panel.name("org/none")
     panel.has("org/none")

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from playwright.sync_api import Locator, Page, expect
 
-import page_region
+import page_widgets
 import theme
 from tests.page.steps import expect_tappable, fits, violations
 
@@ -59,8 +59,8 @@ def address(songs: dict[str, Path]) -> Iterator[str]:
         with gr.Row():
             fields = [gr.Textbox(value, label=name, elem_id=name.lower()) for name, value in FIELDS.items()]
         with place:
-            selector = page_region.region_selector()
-        page_region.connect(selector, source, *fields)
+            selector = page_widgets.region_selector()
+        page_widgets.connect_region(selector, source, *fields)
         hand_over.click(lambda: str(songs["other"]), None, source)
     looks = {"theme": theme.theme(), "css": theme.css(), "head": theme.head(), "ssr_mode": False}
     yield demo.launch(server_name="127.0.0.1", quiet=True, prevent_thread_lock=True, **looks)[1]

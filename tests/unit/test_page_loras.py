@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 import lora_sources
-import page_loras
+import page_widgets
 import theme
 import tooltips
 from events import Problem
@@ -18,7 +18,7 @@ HOSTILE = "<script>alert(1)</script>"
 def built():
     with gr.Blocks() as demo:
         form = Form("cover")
-        page_loras.lora_panel(form)
+        page_widgets.lora_panel(form)
     return form, {block.elem_id for block in demo.blocks.values() if block.elem_id}
 
 
@@ -46,9 +46,9 @@ def test_a_list_from_the_browser_is_what_a_request_holds():
     sent = [{"source": "org/a", "weight": 0.5, "name": HOSTILE, "facts": [HOSTILE], "note": ""}]
     form, _ = built()
     assert form.parse("options.loras", sent) == [{"source": "org/a", "weight": 0.5}]
-    assert page_loras.parse(None) == page_loras.parse("") == []
-    assert page_loras.parse(["org/a"]) == ["org/a"]
-    sent = page_loras.parse([*sent, {"source": "org/b", "weight": 2, "path": "/x"}])
+    assert page_widgets.parse_loras(None) == page_widgets.parse_loras("") == []
+    assert page_widgets.parse_loras(["org/a"]) == ["org/a"]
+    sent = page_widgets.parse_loras([*sent, {"source": "org/b", "weight": 2, "path": "/x"}])
     request = parse_request("generate", {"prompt": "x", "options": {"loras": sent}})
     assert [(lora.source, lora.weight) for lora in request.options.loras] == [("org/a", 0.5), ("org/b", 2.0)]
 
@@ -60,14 +60,14 @@ def test_a_list_from_a_record_says_what_each_one_is():
     assert field is form.fields["options.loras"]
     assert (other["source"], other["name"], other["weight"]) == ("org/other", "org/other", 0.25)
     assert other["facts"] == [tooltips.LORA_LATER]
-    assert page_loras.show(None) == page_loras.show([]) == []
+    assert page_widgets.show_loras(None) == page_widgets.show_loras([]) == []
 
 
 def test_what_undo_brings_back_keeps_what_is_known_of_it():
-    known = page_loras.entry(
+    known = page_widgets.lora_entry(
         "/uploads/mine.safetensors", 0.5, lora_sources.LoraInfo("mine.safetensors", "PEFT", (4,), (), 3)
     )
-    assert page_loras.show([known]) == [known] and known["name"] == "mine.safetensors"
+    assert page_widgets.show_loras([known]) == [known] and known["name"] == "mine.safetensors"
 
 
 def test_the_uploads_of_a_record_are_counted_whatever_it_is():
@@ -76,7 +76,7 @@ def test_the_uploads_of_a_record_are_counted_whatever_it_is():
         ({"request": {"options": {"loras": "upload"}}}, 0),
         (None, 0),
     ]:
-        assert page_loras.uploads_in(record) == count
+        assert page_widgets.uploads_in(record) == count
 
 
 def test_what_is_known_of_a_file_is_shown_in_few_words():
