@@ -310,8 +310,6 @@ def connect_timeline(shown: gr.HTML, source: gr.Audio, before: gr.Textbox, after
     source.change(show, source, shown, **AT_ONCE).then(**joined)
 
 
-# --- helpers of the region selector --------------------------------------------------------------------------------
-
 _TIMELINE_HTML = """
 <div class="timeline" role="group" aria-label="{title}" hidden>
   <p class="title" aria-hidden="true">{title}</p>

@@ -11,7 +11,6 @@ import soundfile
 from playwright.sync_api import Page, expect
 
 import page_form
-import page_lyrics
 import page_panels
 import page_tabs
 import tooltips
@@ -64,7 +63,7 @@ def test_each_control_changes_the_request(form: Tab, fake, tmp_path: Path):
 @pytest.mark.parametrize("mode", REQUESTS_OF_TABS)
 def test_every_field_of_a_request_has_a_control(mode: str):
     with gr.Blocks():
-        form = page_lyrics.lyrics_tab()[0] if mode == "lyrics" else getattr(page_tabs, f"{mode}_tab")().form
+        form = page_tabs.lyrics_tab()[0] if mode == "lyrics" else getattr(page_tabs, f"{mode}_tab")().form
     fields = REQUESTS[mode].model_fields
     options = {f"options.{name}" for name in fields["options"].annotation.model_fields}
     own = {"track", "part"} if mode == "edit" else set()

@@ -11,7 +11,7 @@ import page_settings
 import page_tabs
 from limits import KEPT_TEXT
 from page_form import Form
-from page_lyrics import lyrics_tab
+from page_tabs import lyrics_tab
 
 STATUS = {"memory_plans": ("resident", "swap"), "planner": {"state": "ready", "problem": None}}
 
