@@ -9,6 +9,7 @@ Shapes: R rows, n tokens read at once, H query heads, K key heads, G = H / K, D 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -247,12 +248,12 @@ def _joined(*linears: Any) -> torch.Tensor:
     import torch
 
     weights = [linear.weight for linear in linears]
-    first, size = weights[0], sum(weight.numel() for weight in weights)
-    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
-    storages = {weight.untyped_storage().data_ptr() for weight in weights}
-    if len(storages) == 1 and ends[:-1] == [weight.data_ptr() for weight in weights[1:]]:
-        return first.data.as_strided((size // first.shape[1], first.shape[1]), first.stride())
+    first, sizes = weights[0].data, [len(weight) for weight in weights]
+    with contextlib.suppress(RuntimeError):  # raised if the storage ends before the last one would
+        whole = first.as_strided((sum(sizes), first.shape[1]), first.stride())
+        if all(weight.data.is_set_to(part) for weight, part in zip(weights, whole.split(sizes), strict=True)):
+            return whole
     whole = torch.cat([weight.data for weight in weights])
-    for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+    for weight, part in zip(weights, whole.split(sizes), strict=True):
         weight.data = part
     return whole
