@@ -2,8 +2,8 @@
 
 Inside the studio a song is a float32 array of shape [channels, samples], two channels at 48 kHz, full scale at 1.0. A
 48 kHz source of 16 or 24 bits keeps every bit on its way through `decode` and the job folder to a WAV or FLAC file.
-Uploads are untrusted: sizes are checked before anything is read, files are read in blocks, and whatever is wrong
-becomes an `AudioError`, which is a sentence for the person who chose the file.
+Uploads are untrusted: sizes are checked before anything is read, files are read in blocks, and every fault becomes an
+`AudioError` with a sentence for the person who chose the file.
 """
 
 from __future__ import annotations
@@ -25,36 +25,28 @@ MAX_UPLOAD_BYTES = 500_000_000
 LEAST_SECONDS = 1.0
 
 _RATES = (8_000, 192_000)
-_LOUDEST = 1000.0  # 60 dB over full scale: samples beyond it are integers or garbage, read as floats
+_LOUDEST = 1000.0  # 60 dB over full scale: larger samples are integers or garbage, read as floats
 _MISSING_SECONDS = 0.1  # an MP3 without a length header may be wrong by a few frames of 26 ms
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's count for a FLAC that was streamed; it cannot read one
 _BLOCK = 2**18  # samples of all channels read at once
 
 
 class AudioError(ValueError):
-    """A file cannot be used or written: `message` says what is wrong, `hint` what to do; both are sentences.
-
-    `code` is that of the problem it becomes.
-    """
+    """A file cannot be used or written: `message` says why, `hint` what to do; `code` is that of its problem."""
 
     def __init__(self, message: str, hint: str = "", code: str = "audio"):
         super().__init__(message, hint, code)
-        self.message = message
-        self.hint = hint
-        self.code = code
+        self.message, self.hint, self.code = message, hint, code
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
 class ForwardFile(sf.SoundFile):
-    """A file that is read once, from its start to its end.
+    """A file that is read once, from start to end.
 
     soundfile seeks after every read of a seekable file, and a seek costs an MP3 of variable bit rate the frames that
-    its next ones refer to: what follows decodes as noise or silence.
+    its next ones refer to: they decode as noise or silence.
     """
 
     def seekable(self) -> bool:
@@ -65,8 +57,8 @@ def decode(path: str | Path) -> np.ndarray:
     """Read an audio file of any kind that libsndfile knows, as float32 [2, samples] at 48 kHz.
 
     Mono goes to both sides, surround is mixed down, other rates (8 to 192 kHz) are resampled with soxr's VHQ; at 48 kHz
-    the samples of a file of up to 24 bits come through exactly. The limits are inclusive. Memory stays near the size
-    of the result, however large the source is.
+    the samples of a file of up to 24 bits are exact. The limits are inclusive. Memory stays near the size of the
+    result, however large the source is.
 
     Raises:
         AudioError: the file is missing, empty, too large, too short, too long, damaged, not audio, or holds samples
@@ -79,12 +71,12 @@ def decode(path: str | Path) -> np.ndarray:
             block = block[: samples.shape[1] - filled]
             samples[:, filled : filled + len(block)] = block.T
             filled += len(block)
-    # The resampler may end one sample early; more is missing only where the file is shorter than its header says.
+    # The resampler may end one sample early; more is missing only if the file is shorter than its header says.
     return samples[:, :filled] if filled < samples.shape[1] - 1 else samples
 
 
 def duration_of(path: str | Path) -> float:
-    """Return the length in seconds that a file's header gives, under the limits and with the errors of `decode`."""
+    """Return the length in seconds that a file's header gives, with the limits and errors of `decode`."""
     with _opened(Path(path)) as file:
         return file.frames / file.samplerate
 
@@ -98,13 +90,13 @@ def read_wav(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(samples, (2, samples.shape[1])))
 
 
-# --- reading: helpers ---------------------------------------------------------------------------------------------
+# --- helpers ------------------------------------------------------------------------------------------------------
 
 _USABLE = "Choose a WAV, FLAC, MP3, OGG or AIFF file."
 _AGAIN = "Export or download it again."
 _EXPORT = "Save its sound as WAV, FLAC, MP3, OGG or AIFF and choose that file."
 
-# Where a file of another kind has its mark; libsndfile reads none of these, but takes some of them for noise.
+# Offset and mark of other kinds of files; libsndfile reads none of these, but takes some of them for noise.
 _FOREIGN = (
     (4, b"ftypM4A", "an M4A file"),
     (4, b"ftyp", "a video file (MP4 or MOV)"),
@@ -118,10 +110,10 @@ _FOREIGN = (
 )
 _AUDIO_MARKS = (b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd")
 
-# Order of channels by their number, in WAV, FLAC and AIFF, and in Vorbis (Vorbis I, 4.3.9; libsndfile keeps its order):
-# left, right, centre, l and r surround, b back centre, x low frequencies.
-_LAYOUTS = {3: "LRC", 4: "LRlr", 5: "LRClr", 6: "LRCxlr", 7: "LRCxblr", 8: "LRCxlrlr"}
-_VORBIS_LAYOUTS = {3: "LCR", 4: "LRlr", 5: "LCRlr", 6: "LCRlrx", 7: "LCRlrbx", 8: "LCRlrlrx"}
+# Channels by their number, in WAV, FLAC and AIFF, and in Vorbis (Vorbis I, 4.3.9; libsndfile keeps its order): left,
+# right, centre, l and r surround, b back centre, x low frequencies.
+_LAYOUTS = {2: "LR", 3: "LRC", 4: "LRlr", 5: "LRClr", 6: "LRCxlr", 7: "LRCxblr", 8: "LRCxlrlr"}
+_VORBIS_LAYOUTS = {2: "LR", 3: "LCR", 4: "LRlr", 5: "LCRlr", 6: "LCRlrx", 7: "LCRlrbx", 8: "LCRlrlrx"}
 # Gains to left and right, ITU-R BS.775-4, table 2; low frequencies are left out, as there.
 _HALF = math.sqrt(0.5)
 _GAINS = {"L": (1, 0), "R": (0, 1), "C": (_HALF, _HALF), "l": (_HALF, 0), "r": (0, _HALF), "b": (0.5, 0.5), "x": (0, 0)}
@@ -129,7 +121,7 @@ _GAINS = {"L": (1, 0), "R": (0, 1), "C": (_HALF, _HALF), "l": (_HALF, 0), "r": (
 
 @contextmanager
 def _opened(path: Path) -> Iterator[sf.SoundFile]:
-    """Open a file after every check that needs no decoding; what fails while it is read is an `AudioError` too."""
+    """Open a file after every check that needs no decoding; failures while it is read become `AudioError` too."""
     head = _head(path)
     for offset, mark, kind in _FOREIGN:
         if head.startswith(mark, offset):
@@ -139,7 +131,9 @@ def _opened(path: Path) -> Iterator[sf.SoundFile]:
     except (sf.SoundFileError, OSError, TypeError) as error:  # TypeError: headerless, by the end of its name
         raise _unreadable(head) from error
     with file:
-        _check_header(file, head)
+        if file.format == "RAW":  # libsndfile guesses a headerless format from the end of the name and reads anything
+            raise _unreadable(head)
+        _check_header(file.samplerate, file.frames)
         try:
             yield file
         except (sf.SoundFileError, OSError) as error:
@@ -155,67 +149,56 @@ def _head(path: Path) -> bytes:
         if size == 0:
             raise AudioError("The file is empty.", _USABLE)
         if size > MAX_UPLOAD_BYTES:
-            limit = f"{MAX_UPLOAD_BYTES / 1e6:.3g} MB"
-            raise AudioError(f"The file is too large: it may have up to {limit}.", "Save it as FLAC or MP3, or cut it.")
+            message = f"The file is too large: it may have up to {MAX_UPLOAD_BYTES / 1e6:.3g} MB."
+            raise AudioError(message, "Save it as FLAC or MP3, or cut it.")
         with path.open("rb") as file:
             return file.read(4096)
-    except FileNotFoundError as error:
-        raise AudioError("The file was not found.", "Choose it again.") from error
     except OSError as error:
-        raise AudioError("The file could not be opened.", "Choose it again.") from error
+        problem = "was not found" if isinstance(error, FileNotFoundError) else "could not be opened"
+        raise AudioError(f"The file {problem}.", "Choose it again.") from error
 
 
 def _unreadable(head: bytes) -> AudioError:
-    """Say why libsndfile does not know a file that starts with these bytes."""
+    """Return why libsndfile does not know a file that starts with these bytes."""
     if head.startswith(_AUDIO_MARKS):
         return AudioError("The file is damaged: its header cannot be read.", _AGAIN)
     with suppress(UnicodeDecodeError):
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # a letter cut at the end is no error to it
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # which accepts a letter cut at the end
         if all(c.isprintable() or c.isspace() for c in text.removeprefix("\ufeff")):
             return AudioError("This is a text file, not audio.", _USABLE)
     return AudioError("This is not an audio file that can be read.", _USABLE)
 
 
-def _check_header(file: sf.SoundFile, head: bytes) -> None:
-    if file.format == "RAW":  # libsndfile guesses a headerless format from the end of the name and reads anything
-        raise _unreadable(head)
-    rate, frames = file.samplerate, file.frames
+def _check_header(rate: int, frames: int) -> None:
     if not _RATES[0] <= rate <= _RATES[1]:
         raise AudioError(f"The sample rate is {rate / 1000:g} kHz; it may be 8 to 192 kHz.", "Resample the file.")
     if frames <= 0:
-        raise AudioError("The file holds no sound.", _USABLE)
+        raise AudioError("The file contains no sound.", _USABLE)
     if frames == _UNKNOWN_FRAMES:
         raise AudioError("The file does not say how long it is.", "Save it again as WAV, FLAC or MP3.")
     if frames < LEAST_SECONDS * rate:
-        hint = f"Choose one of at least {_spoken(LEAST_SECONDS)}."
+        hint = f"Choose one of at least {LEAST_SECONDS:g} second."
         raise AudioError(f"The file is too short: {frames / rate:.3g} seconds.", hint)
     if frames > MAX_SOURCE_SECONDS * rate:
-        raise AudioError(
-            f"The file is too long: it may have up to {_spoken(MAX_SOURCE_SECONDS)}.", "Cut out a part of it."
-        )
-
-
-def _spoken(seconds: float) -> str:
-    amount, unit = (seconds / 60, "minute") if seconds >= 60 else (seconds, "second")
-    return f"{amount:.3g} {unit}{'' if amount == 1 else 's'}"
+        message = f"The file is too long: it may have up to {MAX_SOURCE_SECONDS / 60:.3g} minutes."
+        raise AudioError(message, "Cut out a part of it.")
 
 
 def _stereo_blocks(file: sf.SoundFile) -> Iterator[np.ndarray]:
     """Yield the file as float32 blocks [samples, 2]."""
     layouts = _VORBIS_LAYOUTS if file.format == "OGG" else _LAYOUTS
-    # More than eight channels have no known places: all of them go to both sides.
+    # Mono, and more than eight channels, which have no known positions, go to both sides.
     gains = np.array([_GAINS[place] for place in layouts.get(file.channels, "C" * file.channels)], np.float32)
     gains /= gains.sum(axis=0)  # so that full scale in every channel cannot pass full scale
     done = 0
     while len(block := file.read(max(_BLOCK // file.channels, 1), dtype="float32", always_2d=True)):
         done += len(block)
         if not peak_of(block) <= _LOUDEST:  # also false for NaN
-            raise AudioError("The file holds samples that are not numbers or far beyond full scale.", _AGAIN)
-        yield block if file.channels == 2 else np.repeat(block, 2, axis=1) if file.channels == 1 else block @ gains
+            raise AudioError("The file contains samples that are not numbers or far beyond full scale.", _AGAIN)
+        yield block @ gains
     if file.frames - done > _MISSING_SECONDS * file.samplerate:
-        said, found = file.frames / file.samplerate, done / file.samplerate
-        message = f"The file is damaged: it ends after {found:.1f} of {said:.1f} seconds."
-        raise AudioError(message, _AGAIN)
+        found, expected = done / file.samplerate, file.frames / file.samplerate
+        raise AudioError(f"The file is damaged: it ends after {found:.1f} of {expected:.1f} seconds.", _AGAIN)
 
 
 def _at_studio_rate(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:

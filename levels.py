@@ -1,4 +1,4 @@
-"""How loud a song is and how it gets as loud as asked, and how new audio is joined with old.
+"""How loud a song is, how it gets as loud as asked, and how new audio is joined to old.
 
 Samples are float arrays of shape [channels, samples] at 48 kHz, full scale at 1.0.
 """
@@ -13,32 +13,30 @@ import soxr
 
 from limits import SAMPLE_RATE
 
-FLOOR_DBFS = -200.0  # what digital silence reads: a number, because JSON has no minus infinity
+FLOOR_DBFS = -200.0  # the level of digital silence: a number, because JSON has no minus infinity
 _SILENCE_DBFS = -60.0
 _LOUDNESS_SECONDS = 0.4  # the gating block of BS.1770; shorter clips have no loudness
-
 
 # --- measuring ----------------------------------------------------------------------------------------------------
 
 
 def peak_dbfs(samples: np.ndarray) -> float:
-    """Return the largest sample of [channels, samples] in dBFS, at least `FLOOR_DBFS`."""
+    """Return the largest absolute sample in dBFS, at least `FLOOR_DBFS`."""
     return _decibels(peak_of(samples))
 
 
 def rms_dbfs(samples: np.ndarray) -> float:
-    """Return the root mean square of [channels, samples] over all channels in dBFS, at least `FLOOR_DBFS`."""
-    energy = sum(float(np.square(block, dtype=np.float64).sum()) for block in seconds_of(samples))
-    return _decibels(math.sqrt(energy / max(samples.size, 1)))
+    """Return the root mean square over all channels in dBFS, at least `FLOOR_DBFS`."""
+    return _decibels(_rms(samples))
 
 
 def is_silent(samples: np.ndarray) -> bool:
-    """Whether [channels, samples] have an RMS below -60 dBFS."""
+    """Return whether the RMS is below -60 dBFS."""
     return rms_dbfs(samples) < _SILENCE_DBFS
 
 
 def true_peak_dbtp(samples: np.ndarray) -> float:
-    """Return the peak of the waveform between the samples of [channels, samples], in dBTP (ITU-R BS.1770-5, annex 2).
+    """Return the peak of the waveform between the samples, in dBTP (ITU-R BS.1770-5, annex 2).
 
     The signal is oversampled four times as one stream, in blocks of a second, so that no peak hides at a border.
     """
@@ -51,9 +49,9 @@ def true_peak_dbtp(samples: np.ndarray) -> float:
 
 
 def loudness_lufs(samples: np.ndarray) -> float | None:
-    """Return the integrated loudness of [channels, samples] in LUFS (ITU-R BS.1770-4, gated).
+    """Return the integrated loudness in LUFS (ITU-R BS.1770-4, gated).
 
-    None where there is none: under 0.4 s, or nothing above the absolute gate of -70 LUFS.
+    None under 0.4 s, or if nothing is above the absolute gate of -70 LUFS.
     """
     if samples.shape[1] < _LOUDNESS_SECONDS * SAMPLE_RATE:
         return None
@@ -65,10 +63,10 @@ def loudness_lufs(samples: np.ndarray) -> float | None:
 
 
 def spectral_flatness(samples: np.ndarray) -> float:
-    """Return how much [channels, samples] resemble noise: near 0 for tones, about 0.56 for white noise.
+    """Return how much the sound resembles noise: near 0 for tones, about 0.56 for white noise.
 
     It is the geometric over the arithmetic mean of the power spectrum (Johnston 1988) in Hann windows without overlap,
-    averaged over the windows that are not silent; 0 when all are. White noise stays under 1 because the spectrum of a
+    averaged over the windows that are not silent; 0 if all are. White noise stays under 1 because the spectrum of a
     single window is rough: its expected value is exp(-0.577).
     """
     (channels, length), window = samples.shape, 2048
@@ -85,20 +83,44 @@ def spectral_flatness(samples: np.ndarray) -> float:
     return total / count if count else 0.0
 
 
+def seconds_of(samples: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield blocks of one second."""
+    return (samples[:, at : at + SAMPLE_RATE] for at in range(0, samples.shape[1], SAMPLE_RATE))
+
+
+def rows_of(block: np.ndarray) -> np.ndarray:
+    """Return the float32 [samples, channels] that soxr and libsndfile take."""
+    return np.ascontiguousarray(block.T, dtype=np.float32)
+
+
+def peak_of(samples: np.ndarray) -> float:
+    """Return the largest absolute value; NaN if there is one."""
+    return max(float(samples.max(initial=0)), -float(samples.min(initial=0)))
+
+
+def _rms(samples: np.ndarray) -> float:
+    energy = sum(float(np.square(block, dtype=np.float64).sum()) for block in seconds_of(samples))
+    return math.sqrt(energy / max(samples.size, 1))
+
+
+def _decibels(level: float) -> float:
+    return max(20 * math.log10(level), FLOOR_DBFS) if level > 0 else FLOOR_DBFS
+
+
 # --- levels and fades ---------------------------------------------------------------------------------------------
 
 
-def scale_to_peak(samples: np.ndarray, dbfs: float = -1.0) -> np.ndarray:
-    """Return [channels, samples] with their peak at `dbfs`; unchanged where the peak is under -60 dBFS."""
+def scale_to_peak(samples: np.ndarray, dbfs: float) -> np.ndarray:
+    """Return the samples with their peak at `dbfs`; unchanged if the peak is under -60 dBFS."""
     peak = peak_dbfs(samples)
     return samples if peak < _SILENCE_DBFS else _with_gain(samples, dbfs - peak)
 
 
 def scale_to_loudness(samples: np.ndarray, lufs: float, ceiling_dbtp: float = -1.0) -> np.ndarray:
-    """Return [channels, samples] with one gain, at `lufs` or as near as a true peak of `ceiling_dbtp` allows.
+    """Return the samples with one gain, at `lufs` or as near as a true peak of `ceiling_dbtp` allows.
 
-    Nothing is clipped or compressed: where the peak would pass the ceiling, the song stays quieter than asked. Silence
-    (`is_silent`) and clips under 0.4 s come back unchanged.
+    Nothing is clipped or compressed: a song whose peak would pass the ceiling stays quieter than asked. Silence
+    (`is_silent`) and clips under 0.4 s are unchanged.
     """
     measured = None if is_silent(samples) else loudness_lufs(samples)
     if measured is None:
@@ -107,7 +129,7 @@ def scale_to_loudness(samples: np.ndarray, lufs: float, ceiling_dbtp: float = -1
 
 
 def fade_out(samples: np.ndarray, seconds: float) -> np.ndarray:
-    """Return a copy of [channels, samples] whose last `seconds` follow half a cosine down to exactly 0."""
+    """Return a copy whose last `seconds` follow half a cosine down to exactly 0."""
     faded = samples.astype(np.float32)
     length = min(round(seconds * SAMPLE_RATE), samples.shape[1])
     if length > 0:
@@ -115,33 +137,14 @@ def fade_out(samples: np.ndarray, seconds: float) -> np.ndarray:
     return faded
 
 
-def seconds_of(samples: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield [channels, samples] in blocks of one second."""
-    return (samples[:, at : at + SAMPLE_RATE] for at in range(0, samples.shape[1], SAMPLE_RATE))
-
-
-def rows_of(block: np.ndarray) -> np.ndarray:
-    """Return [channels, samples] as the float32 [samples, channels] that soxr and libsndfile take."""
-    return np.ascontiguousarray(block.T, dtype=np.float32)
-
-
-def peak_of(samples: np.ndarray) -> float:
-    """Return the largest absolute value; NaN where there is one."""
-    return max(float(samples.max(initial=0)), -float(samples.min(initial=0)))
-
-
-def _decibels(level: float) -> float:
-    return max(20 * math.log10(level), FLOOR_DBFS) if level > 0 else FLOOR_DBFS
-
-
 def _with_gain(samples: np.ndarray, decibels: float) -> np.ndarray:
     return samples.astype(np.float32) * np.float32(10 ** (decibels / 20))
 
 
-# --- splices -----------------------------------------------------------------------------------------------------
+# --- splices ------------------------------------------------------------------------------------------------------
 
 SURROUNDINGS_SECONDS = 3.0
-# A verse may be softer than the chorus beside it; further apart than this, a new part sounds foreign.
+# A verse may be softer than the chorus next to it; with a larger difference, a new part sounds out of place.
 LEVEL_TOLERANCE_DB = 3.0
 SILENCE_RMS = 1e-3
 FULL_SCALE = 0.9999  # below 1 by more than float32 rounds
@@ -150,38 +153,32 @@ FULL_SCALE = 0.9999  # below 1 by more than float32 rounds
 def splice(old: np.ndarray, new: np.ndarray, start: int, end: int, fade: int) -> np.ndarray:
     """Return `old` with `new` in samples `start` to `end`, joined by linear crossfades of `fade` samples.
 
-    The crossfades lie outside the region, on the kept side, and end where the file does; further out every sample of
-    `old` stays as it is. The ramp rule is upstream's: linspace(0, 1, fade + 2) without its ends.
+    The crossfades lie outside the region and end with the file; every sample of `old` beyond them is unchanged. The
+    ramp is upstream's: linspace(0, 1, fade + 2) without its ends.
     """
     ramp = np.linspace(0, 1, fade + 2, dtype=np.float32)[1:-1]
-    joined = old.copy()
-    joined[:, start:end] = new[:, start:end]
-    for place, weight in ((slice(start - fade, start), ramp), (slice(end, end + fade), ramp[::-1])):
-        low, high = max(place.start, 0), min(place.stop, old.shape[1])
-        if high > low:
-            w = weight[low - place.start : high - place.start]
-            joined[:, low:high] = old[:, low:high] * (1 - w) + new[:, low:high] * w
-    return joined
+    weight = np.zeros(old.shape[1], np.float32)
+    weight[start:end] = 1
+    before, after = min(fade, start), min(fade, old.shape[1] - end)
+    weight[start - before : start], weight[end : end + after] = ramp[fade - before :], ramp[::-1][:after]
+    # Products with 0 and 1 are exact.
+    return np.where(weight == 0, old, old * (1 - weight) + new * weight)
 
 
 def match_level(new: np.ndarray, old: np.ndarray, start: int, end: int, fade: int = 0) -> np.ndarray:
-    """Return `new` scaled so that its region `start` to `end` is as loud as `old` right around it.
+    """Return `new` scaled so that its region `start` to `end` is about as loud as `old` right around it.
 
-    First divided by its peak if that is over 1, then brought to within 3 dB (RMS) of up to 3 s of `old` on each side,
-    but never over full scale; silent surroundings say nothing and change nothing. Only the region and the `fade`
-    samples around it count, because no more of `new` is used.
+    First it is divided by its peak if that is over 1, then brought to within 3 dB (RMS) of up to 3 s of `old` on each
+    side, but never over full scale. Silent surroundings change nothing. Only the region and the `fade` samples around
+    it count, because the rest of `new` is not used.
     """
-    peak = float(np.abs(new[:, max(start - fade, 0) : end + fade]).max(initial=0.0))
+    peak = peak_of(new[:, max(start - fade, 0) : end + fade])
     new, peak = new / max(peak, 1.0), min(peak, 1.0)
     reach = round(SURROUNDINGS_SECONDS * SAMPLE_RATE)
     around = np.concatenate([old[:, max(start - reach, 0) : start], old[:, end : end + reach]], axis=1)
     outer, inner = _rms(around), _rms(new[:, start:end])
     if outer < SILENCE_RMS or inner < SILENCE_RMS:
         return new
-    difference = 20 * np.log10(outer / inner)
-    gain = 10 ** (np.sign(difference) * max(abs(difference) - LEVEL_TOLERANCE_DB, 0.0) / 20)
-    return (new * min(gain, FULL_SCALE / peak)).astype(np.float32)
-
-
-def _rms(samples: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if samples.size else 0.0
+    difference = _decibels(outer) - _decibels(inner)
+    gain = math.copysign(max(abs(difference) - LEVEL_TOLERANCE_DB, 0.0), difference)
+    return (new * min(10 ** (gain / 20), FULL_SCALE / peak)).astype(np.float32)

@@ -62,8 +62,6 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     samples[0, 5] = np.nan
     with pytest.raises(audio.AudioError, match="not numbers"):
         export.encode(samples, tmp_path / "a.wav", "wav")
-    with pytest.raises(audio.AudioError, match="wav, flac, mp3 or ogg"):
-        export.encode(tone(1.0), tmp_path / "a", "m4a")
     assert folder_of(tmp_path) == []
 
 
