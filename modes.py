@@ -1,7 +1,7 @@
-"""From a request to a run of the loop: what each mode feeds into it and what it makes of the latents.
+"""The modes: each turns a request into a run of the denoising loop, and the latents into takes.
 
-`run` works inside the GPU entry point. It reads and writes float WAV in the job's folder and yields `Progress` until it
-yields its one `Outcome`; tensors never leave it.
+`run` works inside the GPU entry point. It reads and writes float WAV in the job's folder and yields `Progress`, then
+one `Outcome`; tensors never leave it.
 """
 
 from __future__ import annotations
@@ -29,24 +29,34 @@ from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, s
 from params import sampling_settings
 from planner import Plan, check_codes
 
-# Repaint: the share of steps with injection, frames of the latent blend, seconds of crossfade; strength 0 to 1 goes
-# from the first to nothing. Upstream's aggressive mode splices nothing; here the source always survives, so that a
-# short crossfade stays.
+# The conservative repaint: share of steps with injection, frames of the latent blend, seconds of crossfade. Other
+# repaints use less of each; the shortest crossfade stays, so that the source is always unchanged (upstream's aggressive
+# mode splices nothing).
 CONSERVATIVE = (1.0, 25, 0.05)
 LEAST_CROSSFADE_SECONDS = 0.01
+SILENT_LATENTS_STD = 1e-3
+# Music stays well under this; white noise has 0.56 on average, wind noise over 0.3.
+NOISE_FLATNESS = 0.3
 
 
 def run(
     pipe: Any, job: Job, untrained: bool, plan: Plan | None = None, kind: str = "sft"
 ) -> Iterator[Progress | Outcome]:
-    """Make the song of `job`; `untrained` says that the weights are random, so that noise is nothing to warn of.
+    """Make the song of `job`, according to `plan` if there is one.
 
-    A song from words follows the `plan`, where there is one. The `kind` of the checkpoint decides what is usual.
+    `untrained` means random weights, which make noise: no warning then. `kind` is the checkpoint's, which has its own
+    defaults.
     """
     song = Song(pipe, job, untrained, plan, kind)
     yield Progress("reading")
-    takes = yield from MODES[job.request.mode](song)
-    yield Outcome(takes, song.all_facts(), tuple(song.notes))
+    takes = yield from MODES[getattr(song.request, "action", job.request.mode)](song)
+    numbers = {
+        **{"steps": song.settings.steps, "guidance": song.settings.guidance, "shift": song.settings.shift},
+        "sampler": song.request.options.sampler,
+        "timbre_token": song.request.options.timbre_token and conditions.is_xl(pipe),
+        "turbo": pipe.is_turbo,
+    }
+    yield Outcome(takes, {"sampling": numbers, **song.facts, "seconds": song.seconds}, tuple(song.notes))
     compilation.warm_up(pipe.transformer)
 
 
@@ -55,26 +65,26 @@ def run(
 
 
 def generate(song: Song) -> Iterator[Progress]:
-    """Make a song from words, or from words and each take's own audio codes, where it was planned."""
+    """Make a song from words, or from words and each take's planned audio codes."""
     duration, plan = song.request.duration, song.plan
     if plan is None:
         frames = codec.frames_for(song.pipe, duration)
         condition = song.condition(TEXT2MUSIC, duration, conditions.silent_context(song.pipe, frames))
     else:
-        # As the stock pipeline does with `audio_codes`: a cover of what they say. The last may reach past the end.
+        # As the stock pipeline does with `audio_codes`: a cover of them. The last may reach past the end.
         for codes in plan.codes:
             check_codes(codes, duration)
         context = conditions.codes_context(song.pipe, plan.codes)
         frames, condition = context.shape[1], song.condition(COVER, duration, context)
     latents = yield from song.denoise(condition, song.noise(frames))
-    return (yield from song.decode(latents, lambda made, take: _loud(made[:, : samples_in(duration)], take)))
+    return (yield from song.decode(latents, samples_in(duration), _loud))
 
 
 def cover(song: Song) -> Iterator[Progress]:
-    """Sing the source anew: its audio codes are the context for the first `strength` of the steps, silence after.
+    """Make a new version of the source: its audio codes are the context for the first `strength` of the steps.
 
-    The hard switch is upstream's; diffusers blends unguided velocities instead, which keeps less of either. With
-    `noise_strength` the run starts in mid-schedule from the noised source itself.
+    After that the context is silence. The hard switch is upstream's; diffusers blends unguided velocities instead,
+    which keeps less of either. With `noise_strength` the run starts in mid-schedule from the noised source itself.
     """
     request, pipe = song.request, song.pipe
     source, clean = yield from song.read_source()
@@ -84,80 +94,77 @@ def cover(song: Song) -> Iterator[Progress]:
     if request.options.noise_strength > 0:
         sigmas = sampling.from_nearest(sigmas, 1.0 - request.options.noise_strength)
         start = sampling.noised(clean, start, sigmas[0])
-    step = int(len(sigmas) * request.strength)
-    switch = None
+    switch, step = None, int(len(sigmas) * request.strength)
     if step < len(sigmas):
         plain = song.condition(TEXT2MUSIC, seconds, conditions.silent_context(pipe, frames))
         switch = sampling.Switch(step, plain)
     song.facts["switch_step"] = step
     latents = yield from song.denoise(condition, start, sigmas=sigmas, switch=switch)
-    return (yield from song.decode(latents, lambda made, take: _loud(made[:, : source.shape[1]], take)))
+    return (yield from song.decode(latents, source.shape[1], _loud))
 
 
 def extend(song: Song) -> Iterator[Progress]:
-    """Add music before and after the source; its samples stay, but for the overlap at each new end."""
-    request, pipe = song.request, song.pipe
+    """Add music before and after the source, which is unchanged except for the overlap at each new end."""
+    request = song.request
     before, after = samples_in(request.before), samples_in(request.after)
     source, clean = yield from song.read_source(before, after)
-    total, kept = source.shape[1], source.shape[1] - before - after
+    total = source.shape[1]
+    end = total - after
     # A short clip keeps at least half of itself.
-    overlap = min(samples_in(request.options.overlap), kept // 2)
-    parts = [(0, before)] if before else []
-    parts += [(total - after, total)] if after else []
-    masked = [
-        (max(start - (overlap if start else 0), 0), min(end + (0 if start else overlap), total)) for start, end in parts
-    ]
-    new = sampling.region(pipe, clean, masked)
-    condition = song.condition(REPAINT, total / SAMPLE_RATE, conditions.masked_context(pipe, clean, new))
-    latents = yield from song.denoise(
-        condition, song.noise(clean.shape[1]), keep=sampling.Keep(new, clean, song.settings.steps)
-    )
-
-    def finish(made: np.ndarray, take: int) -> np.ndarray:
-        extended = source
-        for start, end in parts:
-            _not_silent(made[:, start:end], take)
-            fitted = match_level(made[:, :total], source, start, end, overlap)
-            extended = splice(extended, fitted, start, end, overlap)
-        return extended
-
-    return (yield from song.decode(latents, finish))
+    overlap = min(samples_in(request.options.overlap), (end - before) // 2)
+    parts = [(0, before)] * bool(before) + [(end, total)] * bool(after)
+    spans = [(0, before + overlap)] * bool(before) + [(end - overlap, total)] * bool(after)
+    return (yield from _remake(song, source, clean, parts, spans, overlap, song.settings.steps, 0))
 
 
 def repaint(song: Song) -> Iterator[Progress]:
-    """Make a region of the source anew; outside of it and its crossfade every sample stays (reference 2.5)."""
-    request, pipe = song.request, song.pipe
+    """Replace a region of the source; every sample outside it and its crossfade is unchanged (reference 2.5)."""
+    options = song.request.options
     source, clean = yield from song.read_source()
-    start, end = song.region_of(source)
-    share, blend, fade = (value * _closeness(request) for value in CONSERVATIVE)
+    region = song.region_of(source)
+    strength = {"conservative": 0.0, "aggressive": 1.0}.get(options.repaint_mode, options.repaint_strength)
+    share, blend, fade = (value * (1.0 - strength) for value in CONSERVATIVE)
     fade = samples_in(max(fade, LEAST_CROSSFADE_SECONDS))
-    new = sampling.region(pipe, clean, [(start, end)])
-    condition = song.condition(REPAINT, source.shape[1] / SAMPLE_RATE, conditions.masked_context(pipe, clean, new))
-    keep = sampling.Keep(new, clean, round(share * song.settings.steps))
+    steps = round(share * song.settings.steps)
+    return (yield from _remake(song, source, clean, [region], [region], fade, steps, round(blend)))
+
+
+def _remake(
+    song: Song, source: np.ndarray, clean: Any, parts: list, spans: list, fade: int, steps: int, blend: int
+) -> Iterator[Progress]:
+    """Make the samples of `parts` new, each crossfaded into the source [2, n] over `fade` samples.
+
+    The model makes the `spans` new; the latents around them are injected for `steps` steps and then blended with
+    `clean`, the source's, over `blend` frames.
+    """
+    new = sampling.region(song.pipe, clean, spans)
+    context = conditions.masked_context(song.pipe, clean, new)
+    condition = song.condition(REPAINT, source.shape[1] / SAMPLE_RATE, context)
+    keep = sampling.Keep(new, clean, steps)
     latents = yield from song.denoise(condition, song.noise(clean.shape[1]), keep=keep)
-    latents = sampling.blend(latents, clean, new, round(blend))
 
     def finish(made: np.ndarray, take: int) -> np.ndarray:
-        _not_silent(made[:, start:end], take)
-        fitted = match_level(made[:, : source.shape[1]], source, start, end, fade)
-        return splice(source, fitted, start, end, fade)
+        joined = source
+        for start, end in parts:
+            _not_silent(made[:, start:end], take)
+            joined = splice(joined, match_level(made, source, start, end, fade), start, end, fade)
+        return joined
 
-    return (yield from song.decode(latents, finish))
+    return (yield from song.decode(sampling.blend(latents, clean, new, blend), source.shape[1], finish))
 
 
 def morph(song: Song) -> Iterator[Progress]:
-    """Move the source from what it is said to be to the new prompt and lyrics (flow edit, reference 2.10)."""
+    """Move the source from its own description to the new prompt and lyrics (flow edit, reference 2.10)."""
     request, pipe = song.request, song.pipe
     if pipe.is_turbo:
         raise StudioError("unsupported", "Morph needs a checkpoint with guidance; this turbo checkpoint has none.")
     source, clean = yield from song.read_source()
-    frames, seconds = clean.shape[1], source.shape[1] / SAMPLE_RATE
-    context = conditions.silent_context(pipe, frames)
-    was = {"prompt": request.source_prompt, "lyrics": request.source_lyrics or request.sung_lyrics()}
+    seconds, context = source.shape[1] / SAMPLE_RATE, conditions.silent_context(pipe, clean.shape[1])
+    before = {"prompt": request.source_prompt, "lyrics": request.source_lyrics or request.sung_lyrics()}
     target = song.condition(TEXT2MUSIC, seconds, context)
     steps, options = song.settings.steps, request.options
     plan = sampling.Morph(
-        source=song.condition(TEXT2MUSIC, seconds, context, **was),
+        source=song.condition(TEXT2MUSIC, seconds, context, **before),
         clean=clean,
         first=int(steps * options.n_min),
         last=int(steps * options.n_max),
@@ -165,93 +172,67 @@ def morph(song: Song) -> Iterator[Progress]:
     )
     start = clean.float().expand(len(song.job.seeds), -1, -1)
     latents = yield from song.denoise(target, start, morph=plan)
-    return (yield from song.decode(latents, lambda made, take: _whole(made[:, : source.shape[1]], take)))
+    return (yield from song.decode(latents, source.shape[1], _whole))
 
 
-def layer(song: Song) -> Iterator[Progress]:
-    """Make one more track for the source, or for a region of it; returns the stem, or the mix where asked."""
-    request, pipe = song.request, song.pipe
+def with_tracks(song: Song) -> Iterator[Progress]:
+    """Layer a track over the source or a region of it, extract one from it, or complete it with the named ones.
+
+    A layer is returned as a stem, or mixed with the source if asked.
+    """
+    request = song.request
     source, clean = yield from song.read_source()
     start, end = song.region_of(source)
-    new = sampling.region(pipe, clean, [(start, end)])
-    instruction = LAYER.format(request.tracks[0].upper())
+    instruction = {"layer": LAYER, "extract": EXTRACT, "complete": COMPLETE}[request.action]
+    instruction = instruction.format(" | ".join(track.upper() for track in request.tracks))
+    new = sampling.region(song.pipe, clean, [(start, end)])
     condition = song.condition(instruction, source.shape[1] / SAMPLE_RATE, conditions.context_of(clean, new))
     latents = yield from song.denoise(condition, song.noise(clean.shape[1]))
 
     def finish(made: np.ndarray, take: int) -> np.ndarray:
-        stem = _whole(made[:, : source.shape[1]], take)
+        stem = _whole(made, take)
         if (start, end) != (0, source.shape[1]):
             stem = splice(np.zeros_like(stem), stem, start, end, samples_in(CONSERVATIVE[2]))
         if not request.options.mix:
             return stem
         mix = source + stem
-        if float(np.abs(mix).max()) > 1.0:
-            raise StudioError(
-                "too_loud",
-                f"Take {take}: source and new layer together go {levels.peak_dbfs(mix):.1f} dB over full scale.",
-                hint="Take the stem alone (mix off) and mix it yourself, or use a quieter source.",
-            )
+        if levels.peak_of(mix) > 1.0:
+            message = f"Take {take}: source and new layer together are {levels.peak_dbfs(mix):.1f} dB over full scale."
+            hint = "Turn mix off and mix the stem yourself, or use a quieter source."
+            raise StudioError("too_loud", message, hint=hint)
         return mix
 
-    return (yield from song.decode(latents, finish))
+    return (yield from song.decode(latents, source.shape[1], finish))
 
 
-def from_source(song: Song) -> Iterator[Progress]:
-    """Take one track out of the source, or add the named tracks to it."""
-    tracks = " | ".join(track.upper() for track in song.request.tracks)
-    instruction = (EXTRACT if song.request.action == "extract" else COMPLETE).format(tracks)
-    source, clean = yield from song.read_source()
-    everywhere = sampling.region(song.pipe, clean, [(0, source.shape[1])])
-    condition = song.condition(instruction, source.shape[1] / SAMPLE_RATE, conditions.context_of(clean, everywhere))
-    latents = yield from song.denoise(condition, song.noise(clean.shape[1]))
-    return (yield from song.decode(latents, lambda made, take: _whole(made[:, : source.shape[1]], take)))
-
-
-ACTIONS = {"repaint": repaint, "morph": morph, "layer": layer, "extract": from_source, "complete": from_source}
 MODES = {
-    "generate": generate,
-    "cover": cover,
-    "extend": extend,
-    "edit": lambda song: ACTIONS[song.request.action](song),
+    **{"generate": generate, "cover": cover, "extend": extend, "repaint": repaint, "morph": morph},
+    **dict.fromkeys(("layer", "extract", "complete"), with_tracks),
 }
-
-
-# --- small parts --------------------------------------------------------------------------------------------------
-
-
-def _closeness(request: Any) -> float:
-    """Return how much of the conservative repaint is left: 1 conservative, 0 aggressive."""
-    return {"conservative": 1.0, "aggressive": 0.0}.get(
-        request.options.repaint_mode, 1.0 - request.options.repaint_strength
-    )
 
 
 def _not_silent(made: np.ndarray, number: int) -> None:
     if levels.is_silent(made):
-        raise StudioError("bad_take", f"Take {number} came out silent.", hint="Try another seed or more steps.")
+        raise StudioError("bad_take", f"Take {number} is silent.", hint="Try another seed or more steps.")
 
 
 def _loud(made: np.ndarray, number: int) -> np.ndarray:
-    """End at a peak of -1 dBFS, as upstream does; what is silent is an error instead of amplified nothing."""
+    """Scale to a peak of -1 dBFS, as upstream does."""
     _not_silent(made, number)
     return levels.scale_to_peak(made, -1.0)
 
 
 def _whole(made: np.ndarray, number: int) -> np.ndarray:
-    """Leave the level as the model made it, unless its peak is over full scale."""
+    """Keep the level, unless its peak is over full scale."""
     _not_silent(made, number)
-    return made / max(float(np.abs(made).max()), 1.0)
+    return made / max(levels.peak_of(made), 1.0)
 
 
-# --- a song in the making -----------------------------------------------------------------------------------------
-
-SILENT_LATENTS_STD = 1e-3
-# Music measured with scipy's definition stays well under this; white noise has 0.56 on average, wind noise over 0.3.
-NOISE_FLATNESS = 0.3
+# --- a song -------------------------------------------------------------------------------------------------------
 
 
 class Song:
-    """What every mode needs of one job: the pipeline, the numbers, what there is to say about it, and the clock."""
+    """What every mode needs for one job: pipeline, settings, facts and notes for the record, and the clock."""
 
     def __init__(self, pipe: Any, job: Job, untrained: bool, plan: Plan | None, kind: str):
         self.pipe, self.job, self.untrained, self.plan = pipe, job, untrained, plan
@@ -263,32 +244,32 @@ class Song:
         self._generators = sampling.generators_for(job.seeds)
         self._timbre = self._read_reference()
 
-    def all_facts(self) -> dict[str, Any]:
-        """Return what really ran, for the record."""
-        numbers = {
-            "steps": self.settings.steps,
-            "guidance": self.settings.guidance,
-            "shift": self.settings.shift,
-            "sampler": self.request.options.sampler,
-            "timbre_token": self.request.options.timbre_token and conditions.is_xl(self.pipe),
-            "turbo": self.pipe.is_turbo,
-        }
-        return {"sampling": numbers, **self.facts, "seconds": self.seconds}
-
     def condition(self, instruction: str, seconds: float, context: Any, **others: str) -> conditions.Condition:
-        """Encode the request's words (or `others`) for `context`, cut to the model's token budget, which is noted."""
+        """Encode the request's words (or `others`) for `context`, within the model's token budget.
+
+        The first call notes in the record what was cut.
+        """
         words = replace(conditions.words_of(self.request, seconds, instruction), **others)
         kept, dropped = conditions.fit_prompt(self.pipe, words)
         words = replace(words, prompt=kept)
-        tokens = conditions.lyric_tokens(self.pipe, words)
         if not others and "prompt_used" not in self.facts:
-            self._note_budget(dropped, tokens)
+            tokens = conditions.lyric_tokens(self.pipe, words)
             self.facts |= {"prompt_used": kept, "prompt_dropped": dropped, "lyric_tokens": tokens}
             self.facts["instruction"] = instruction
+            if dropped:
+                self.notes.append(
+                    f"The prompt was longer than the {MAX_TEXT_TOKENS} tokens the model reads; "
+                    f"it was cut before {shown(dropped)} so that BPM, key and length still count."
+                )
+            if tokens > MAX_LYRIC_TOKENS:
+                self.notes.append(
+                    f"The lyrics have {tokens:,} tokens; the model reads the first {MAX_LYRIC_TOKENS:,}, "
+                    "so the end of the lyrics was not used."
+                )
         return conditions.encode_condition(self.pipe, words, context, self._timbre, self.request.options.timbre_token)
 
     def noise(self, frames: int) -> Any:
-        """Draw the takes' noise [B, frames, C], turned towards other seeds where a variation is asked."""
+        """Draw the takes' noise [B, frames, C], rotated towards other seeds if a variation is requested."""
         channels, options = self.pipe.transformer.config.audio_acoustic_hidden_dim, self.request.options
         noise = sampling.draw_noise(self._generators, frames, channels)
         if options.variation > 0:
@@ -321,15 +302,9 @@ class Song:
         self._stop_clock("reading")
         options = self.request.options
         run = sampling.Run(
-            condition=condition,
-            start=start,
-            generators=self._generators,
-            sigmas=more.pop("sigmas", None) or self.sigmas(),
-            guidance=self.settings.guidance,
-            cfg_start=options.cfg_start,
-            cfg_end=options.cfg_end,
-            sampler=options.sampler,
-            **more,
+            **{"condition": condition, "start": start, "generators": self._generators},
+            **{"guidance": self.settings.guidance, "cfg_start": options.cfg_start, "cfg_end": options.cfg_end},
+            **{"sampler": options.sampler, "sigmas": self.sigmas(), **more},
         )
         yield Progress("steps", 0, len(run.sigmas))
         latents = start
@@ -340,33 +315,36 @@ class Song:
         self._stop_clock("steps")
         return latents
 
-    def decode(self, latents: Any, finish: Callable[[np.ndarray, int], np.ndarray]) -> Iterator[Progress]:
-        """Decode each take and write what `finish(samples, number)` makes of it; returns the takes.
+    def decode(self, latents: Any, length: int, finish: Callable[[np.ndarray, int], np.ndarray]) -> Iterator[Progress]:
+        """Decode each take to `length` samples and write `finish(samples, number)`; returns the takes.
 
-        A take that is not finite, constant, or that `finish` refuses with a StudioError keeps its problem; the others
-        are not touched by it.
+        A take that is not finite, constant, or refused by `finish` keeps its problem; the others are not affected.
         """
         takes = []
         for number, seed in enumerate(self.job.seeds, 1):
             try:
-                take = yield from self._decode_take(latents[number - 1 : number], number, finish)
+                take = yield from self._decode_take(latents[number - 1 : number], length, number, finish)
             except StudioError as error:
                 take = Take(seed, problem=error.problem)
             except audio.AudioError as error:  # the folder for work in progress is full: earlier takes are there
                 take = Take(seed, problem=Problem(error.code, error.message, hint=error.hint))
             takes.append(take)
-        if said := codec.refusal(self.pipe):
-            self.notes.append(f"The VAE ran on the processor, because the GPU refused it: {said}")
+        if refusal := codec.refusal(self.pipe):
+            self.notes.append(f"The VAE ran on the processor, because the GPU refused it: {refusal}")
         self._stop_clock("decoding")
         return tuple(takes)
 
-    def _decode_take(self, latents: Any, number: int, finish: Callable) -> Iterator[Progress]:
-        _check_latents(latents, number)
+    def _decode_take(self, latents: Any, length: int, number: int, finish: Callable) -> Iterator[Progress]:
+        if not bool(latents.isfinite().all()):
+            message = f"Take {number} failed: the model returned numbers that are not finite."
+            raise StudioError("bad_take", message, hint="Try another seed or lower guidance.")
+        if float(latents.std()) < SILENT_LATENTS_STD:
+            raise StudioError("bad_take", f"Take {number} is empty.", hint="Try another seed.")
         tiles = []
         for tile, total, decoded in codec.decode_latents(self.pipe, latents):
             tiles.append(decoded.numpy())
             yield Progress("decoding", (number - 1) * total + tile, len(self.job.seeds) * total)
-        made = finish(np.concatenate(tiles, axis=1), number)
+        made = finish(np.concatenate(tiles, axis=1)[:, :length], number)
         warnings = ()
         if not self.untrained and levels.spectral_flatness(made) > NOISE_FLATNESS:
             warnings = (f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",)
@@ -375,39 +353,16 @@ class Song:
         return Take(self.job.seeds[number - 1], path, warnings=warnings)
 
     def _read_reference(self) -> Any:
-        """Return the timbre latents of the reference, or None where there is none or a silent one."""
+        """Return the timbre latents of the reference, or None without one or if it is silent."""
         if "reference" not in self.job.audio:
             return None
         samples = audio.read_wav(self.job.audio["reference"])
         if levels.is_silent(samples):
-            self.notes.append("The reference audio is silent, so it was left out.")
+            self.notes.append("The reference audio is silent, so it was not used.")
             return None
         return codec.reference_latents(self.pipe, samples)
-
-    def _note_budget(self, dropped: str, tokens: int) -> None:
-        if dropped:
-            self.notes.append(
-                f"The prompt was longer than the {MAX_TEXT_TOKENS} tokens the model reads; "
-                f"it was cut before {shown(dropped)} so that BPM, key and length still count."
-            )
-        if tokens > MAX_LYRIC_TOKENS:
-            self.notes.append(
-                f"The lyrics have {tokens:,} tokens; the model reads the first {MAX_LYRIC_TOKENS:,}, "
-                "so the end of the lyrics was not used."
-            )
 
     def _stop_clock(self, stage: str) -> None:
         now = time.monotonic()
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._since, 3)
         self._since = now
-
-
-def _check_latents(latents: Any, number: int) -> None:
-    if not bool(latents.isfinite().all()):
-        raise StudioError(
-            "bad_take",
-            f"Take {number} broke off: the model returned numbers that are not finite.",
-            hint="Try another seed or lower guidance.",
-        )
-    if float(latents.std()) < SILENT_LATENTS_STD:
-        raise StudioError("bad_take", f"Take {number} came out empty.", hint="Try another seed.")

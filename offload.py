@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Offload:
     """Keeps one part of a pipeline on the device while the others wait in the machine's memory.
 
-    A part is brought in when it, or a direct child of it, is called. accelerate's hooks miss the children that the loop
-    calls on their own. Code that uses weights without calling a module, such as the reading of audio codes, has to call
+    A part is moved in when it, or a direct child of it, is called. accelerate's hooks miss the children that the loop
+    calls directly. Code that uses weights without calling a module, such as the reading of audio codes, must call
     `bring`; diffusers' group offloading would miss that as well. The pipeline still reports the true device.
     """
 
@@ -54,20 +54,15 @@ def offload_parts(pipe: AceStepPipeline, device: str) -> None:
 
 
 def bring(pipe: AceStepPipeline, name: str) -> None:
-    """Bring the part `name` of `pipe` onto the device, if parts are offloaded."""
-    if offload := _offload_of(pipe):
+    """Move the part `name` of `pipe` onto the device, if parts are offloaded."""
+    if offload := getattr(pipe.transformer, "_hf_hook", None):
         offload.bring(name)
 
 
 def send_away(pipe: AceStepPipeline) -> None:
-    """Take every part of `pipe` off the device, if parts are offloaded."""
-    if offload := _offload_of(pipe):
+    """Move every part of `pipe` off the device, if parts are offloaded."""
+    if offload := getattr(pipe.transformer, "_hf_hook", None):
         offload.send_away()
-
-
-def _offload_of(pipe: AceStepPipeline) -> Offload | None:
-    hook = getattr(pipe.transformer, "_hf_hook", None)
-    return hook if isinstance(hook, Offload) else None
 
 
 def cast_on_use(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtype, compute: torch.dtype) -> None:
@@ -84,9 +79,7 @@ def cast_on_use(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtyp
         if not isinstance(part, torch.nn.Module):
             continue
         apply_layerwise_casting(part, storage, compute, skip_modules_pattern=())
-        for module in part.modules():
-            if isinstance(module, layers):
-                continue
+        for module in (each for each in part.modules() if not isinstance(each, layers)):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(compute)
             for key, buffer in list(module.named_buffers(recurse=False)):
@@ -96,10 +89,10 @@ def cast_on_use(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtyp
 
 # --- 8-bit products -------------------------------------------------------------------------------------------------
 # Weights are stored as float8 with one scale per output row; activations are scaled token by token as they arrive, and
-# products are summed in 32 bits by torch's `scaled_mm`. torchao would do the same, but diffusers imports it at every
-# start once it is installed. A product differs by 4 %, a song's latents by 20 to 30 % (docs/performance.md).
+# torch's `scaled_mm` sums products in 32 bits. torchao does the same, but once it is installed, diffusers imports it at
+# every start. A product differs by 4 %, a song's latents by 20 to 30 % (docs/performance.md).
 
-# `scaled_mm` wants both dimensions of the weight in whole multiples of this.
+# `scaled_mm` needs both dimensions of the weight to be multiples of this.
 MULTIPLE = 16
 
 
@@ -111,22 +104,17 @@ def float8_is_supported() -> bool:
 
 
 def use_float8(layers: torch.nn.Module, device: str) -> None:
-    """Turn the linear layers in `layers` into 8-bit ones on `device`, one by one, so that no more is needed there."""
+    """Turn the linear layers in `layers` into 8-bit ones on `device`, one by one to need little memory there."""
     import torch
 
-    for module in layers.modules():
-        if type(module) is torch.nn.Linear and not (module.in_features % MULTIPLE or module.out_features % MULTIPLE):
-            _convert(module, device)
-
-
-def _convert(linear: Any, device: str) -> None:
-    weight = linear.weight.detach().to(device)
-    del linear.weight
-    codes, scale = _scaled(weight)
-    linear.register_buffer("codes", codes)
-    linear.register_buffer("scale", scale)
-    linear.weight_dtype = weight.dtype
-    linear.__class__ = _linear_class()
+    for linear in layers.modules():
+        if type(linear) is torch.nn.Linear and not (linear.in_features % MULTIPLE or linear.out_features % MULTIPLE):
+            weight = linear.weight.detach().to(device)
+            del linear.weight
+            for name, tensor in zip(("codes", "scale"), _scaled(weight), strict=True):
+                linear.register_buffer(name, tensor)
+            linear.weight_dtype = weight.dtype
+            linear.__class__ = _linear_class()
 
 
 def _scaled(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,11 +135,11 @@ def _linear_class() -> type:
     from torch.nn.functional import ScalingType, scaled_mm
 
     class Float8Linear(torch.nn.Linear):
-        """`codes` [out, in] float8 times `scale` [out, 1] is the weight."""
+        """A linear layer whose weight is `codes` [out, in] float8 times `scale` [out, 1]."""
 
         @property
         def weight(self) -> torch.Tensor:
-            """The weight in the numbers that it had, [out, in]: for a DoRA."""
+            """The weight in its original dtype, [out, in]: for a DoRA."""
             return (self.codes.float() * self.scale).to(self.weight_dtype)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
