@@ -36,6 +36,12 @@ class OnCard(torch.Tensor):
     def tolist(self) -> list:
         return self.held.tolist()
 
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.held.untyped_storage()
+
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         # Lets nn.Module exchange whole parameters, `held` included, instead of setting their data.
         return ["held"], None

@@ -1,22 +1,32 @@
-"""Timed lyrics: the heads' attention is the transformer's own, and times follow from it."""
+"""Timed lyrics: the heads' attention is the transformer's own, times follow from it, and the backend gives them."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 import align
+import audio
+import backend
+import codec
 import conditions
+import export
 import sampling
 from align import Line, Token
-from limits import MAX_LYRIC_TOKENS
+from events import Done, Failed, InvalidRequest, Progress
+from limits import MAX_LYRIC_TOKENS, SAMPLE_RATE
+from params import parse_request
 
 LYRICS = "[Verse 1]\nslow light on the window\n\n[Chorus - soft]\nstay (ooh) a while\n"
 HEADS = {0: (1,), 1: (0, 1)}
 SONG = slice(2, 7)
+SECONDS = 12
 
 
 def test_the_config_names_the_heads(pipe):
@@ -31,22 +41,17 @@ def test_the_config_names_the_heads(pipe):
         assert align.alignment_heads(official)[layer] == heads
 
 
-def test_attention_is_what_the_transformer_attends_to(pipe, monkeypatch):
+def test_attention_is_what_the_transformer_attends_to_and_leaves_nothing_behind(pipe, monkeypatch):
     condition, latents, noise = _song(pipe, 61)
+    before = _forward(pipe, condition, latents)
     heard = align.attention(pipe, condition, latents, noise, 0.02, HEADS, SONG)
+    assert torch.equal(_forward(pipe, condition, latents), before)
+    assert not any(layer.cross_attn._forward_pre_hooks for layer in pipe.transformer.layers)
     everything = _eager(pipe, condition, latents, noise, 0.02, monkeypatch)
     expected = np.stack([everything[layer][head][:, SONG].T for layer in HEADS for head in HEADS[layer]])
     assert heard.shape == (3, 5, 31)
     np.testing.assert_allclose(heard, expected, atol=1e-3)
     assert heard.astype(np.float32).std() > 0
-
-
-def test_listening_leaves_nothing_behind(pipe):
-    condition, latents, noise = _song(pipe, 60)
-    before = _forward(pipe, condition, latents)
-    align.attention(pipe, condition, latents, noise, 0.02, HEADS, SONG)
-    assert torch.equal(_forward(pipe, condition, latents), before)
-    assert not any(layer.cross_attn._forward_pre_hooks for layer in pipe.transformer.layers)
 
 
 def test_tokens_know_their_lines_and_what_is_sung(pipe):
@@ -63,7 +68,7 @@ def test_tokens_know_their_lines_and_what_is_sung(pipe):
         for number, line in enumerate(lyrics.split("\n")):
             sung = any(token.sung for token in tokens if token.line == number)
             reached = number <= lines[-1]
-            assert sung == (bool(align.re.sub(r"\[[^\]]*\]", "", line).strip()) and reached)
+            assert sung == (bool(re.sub(r"\[[^\]]*\]", "", line).strip()) and reached)
 
 
 def test_the_warp_is_the_cheapest_way():
@@ -102,9 +107,7 @@ def test_the_score_tells_singing_from_noise():
 
 
 def _song(pipe, frames):
-    words = conditions.Words(
-        "piano", LYRICS, "en", frames / 25, "Fill the audio semantic mask based on the given conditions:"
-    )
+    words = conditions.Words("piano", LYRICS, "en", frames / 25, conditions.TEXT2MUSIC)
     condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames))
     generators = sampling.generators_for((1, 2))
     channels = pipe.transformer.config.audio_acoustic_hidden_dim
@@ -144,3 +147,96 @@ def _cheapest(cost):
         before = [total[i - 1, j - 1]] * (i > 0 and j > 0) + [total[i - 1, j]] * (i > 0) + [total[i, j - 1]] * (j > 0)
         total[i, j] = cost[i, j] + (min(before) if before else 0)
     return total[-1, -1]
+
+
+# --- through the backend ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def studio(tiny, tmp_path_factory):
+    """Return a backend on a copy of the tiny checkpoint whose transformer names the heads that follow the lyrics."""
+    copy = shutil.copytree(tiny, tmp_path_factory.mktemp("checkpoints") / "with-heads")
+    place = copy / "transformer" / "config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), align.CONFIG_KEY: {"0": [1], "1": [0]}}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACE_STUDIO_MODEL", str(copy))
+        fresh = backend.Backend()
+        patch.setattr(backend, "_backend", fresh)
+        yield fresh
+
+
+@pytest.fixture(scope="module")
+def take(tmp_path_factory):
+    path = tmp_path_factory.mktemp("songs") / "take.wav"
+    times = np.arange(SECONDS * SAMPLE_RATE) / SAMPLE_RATE
+    tone = 0.4 * np.sin(2 * np.pi * (200 + 20 * times) * times)
+    export.encode(np.stack([tone * (times < 6), tone * (times >= 6)]), path, "wav")
+    return str(path)
+
+
+def ask(take, **values):
+    words = {"source": take, "prompt": "calm piano", "lyrics": LYRICS, "language": "en", "bpm": 90, "seed": 7}
+    return parse_request("align", {**words, **values})
+
+
+def timed(studio, take, **values):
+    *progress, last = studio.stream(ask(take, **values))
+    assert {"preparing", "aligning"} <= {event.stage for event in progress if isinstance(event, Progress)}
+    assert isinstance(last, Done) and not last.files, last
+    return json.loads(json.dumps(last.record))
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_every_sung_line_has_its_time(studio, take, planned):
+    record = timed(studio, take, planned=planned, steps=20)
+    lines = record["lines"]
+    assert [line["text"] for line in lines] == ["slow light on the window", "stay (ooh) a while"]
+    assert 0 <= lines[0]["start"] <= lines[0]["end"] <= lines[1]["end"] <= SECONDS
+    assert lines[0]["start"] <= lines[1]["start"]
+    assert record["lrc"].splitlines()[1].endswith("]stay (ooh) a while")
+    assert 0 <= record["score"] <= 1
+    assert record["seconds"]["aligning"] > 0 and record["model"]["id"]
+    assert not {"source", "path"} & set(record["request"])
+
+
+def test_the_times_repeat_and_follow_the_song(studio, take, tmp_path):
+    first, again = (timed(studio, take) for _ in range(2))
+    assert (first["lines"], first["score"]) == (again["lines"], again["score"])
+    backwards = str(tmp_path / "backwards.wav")
+    export.encode(audio.decode(take)[:, ::-1], backwards, "wav")
+    assert timed(studio, backwards)["score"] != first["score"]
+
+
+def test_what_is_heard_are_the_heads_of_the_noisy_song(studio, take, monkeypatch):
+    heard = {}
+
+    def attention(pipe, condition, latents, noise, t, heads, tokens):
+        heard.update(t=t, heads=heads, latents=latents, noise=noise, tokens=tokens)
+        return whole(pipe, condition, latents, noise, t, heads, tokens)
+
+    whole = align.attention
+    monkeypatch.setattr(align, "attention", attention)
+    timed(studio, take, steps=25)
+    pipe = studio.models.pipeline()
+    assert (heard["t"], heard["heads"]) == (1 / 25, {0: (1,), 1: (0,)})
+    assert heard["latents"].shape[1] == codec.frames_for(pipe, SECONDS)
+    drawn = sampling.draw_noise(sampling.generators_for((7,)), *heard["latents"].shape[1:])
+    assert bool((heard["noise"] == drawn).all())
+    assert heard["tokens"] == align.lyric_slice(pipe, LYRICS.strip(), "en")[0]
+
+
+def test_a_song_without_words_cannot_be_asked_for(take):
+    for values in ({"lyrics": ""}, {"instrumental": True}, {"lyrics": "[Instrumental]"}):
+        with pytest.raises(InvalidRequest, match="sung text"):
+            ask(take, **values)
+
+
+def test_a_checkpoint_without_heads_says_so(studio, take, monkeypatch):
+    assert studio.status()["timed_lyrics"] == {"available": True, "reason": ""}
+    monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
+    fresh = backend.Backend()
+    monkeypatch.setattr(backend, "_backend", fresh)
+    facts = fresh.capabilities()["timed_lyrics"]
+    assert not facts["available"] and "no attention heads" in facts["reason"]
+    *_, last = fresh.stream(ask(take))
+    assert isinstance(last, Failed) and last.problem.code == "unsupported"
