@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -53,6 +54,15 @@ SPARE_BYTES = GB // 4
 # A token in the planner's cache: 28 layers of 8 heads of 128, keys and values, 2 bytes.
 PLANNER_TOKEN_BYTES, PLANNER_PROMPT_TOKENS = 115_000, 1_000
 WRITER_WORK_BYTES = 1 * GB
+# The transformers' widths and depths, for checkpoints that are not here yet.
+XL = {
+    **{"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 32, "audio_acoustic_hidden_dim": 64},
+    **{"head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 8},
+}
+PREVIEW = {
+    **{"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2, "audio_acoustic_hidden_dim": 6},
+    **{"head_dim": 48, "num_attention_heads": 2, "num_key_value_heads": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -67,24 +77,8 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The transformer's widths; `queries` and `keys` count all heads together."""
-
-    hidden: int
-    intermediate: int
-    queries: int
-    keys: int
-    layers: int
-    channels: int
-
-
-XL = Shape(hidden=2560, intermediate=9728, queries=4096, keys=1024, layers=32, channels=64)
-PREVIEW = Shape(hidden=96, intermediate=192, queries=96, keys=48, layers=2, channels=6)
-
-
-@dataclass(frozen=True)
 class Song:
-    """What a song's working memory depends on; `wide` means 32-bit numbers.
+    """What a song's working memory depends on; `config` is the transformer's, `wide` means 32-bit numbers.
 
     Every layer keeps the keys and values of `condition` tokens for all steps.
     """
@@ -92,7 +86,7 @@ class Song:
     duration: float
     takes: int = 1
     guided: bool = True
-    shape: Shape = XL
+    config: Mapping[str, Any] = field(default_factory=XL.copy)
     wide: bool = False
     condition: int = CONDITION_TOKENS
 
@@ -110,7 +104,7 @@ def choose(kind: str, free: int | None, sizes: Sizes, song: Song | None, forced:
     """Choose the fastest plan that fits into `free` bytes of the device `kind`; None means no limit.
 
     `free` is the free memory, not counting our own models. `song` is None for a job that only writes text. A `forced`
-    plan is taken whether it fits or not.
+    plan is used whether it fits or not.
     """
     if forced != "auto":
         return Choice(forced, needed(forced, sizes, song))
@@ -118,85 +112,67 @@ def choose(kind: str, free: int | None, sizes: Sizes, song: Song | None, forced:
         need = needed(plan, sizes, song)
         if free is None or need <= free:
             return Choice(plan, need)
-    return Choice(plan, need, _too_small(kind, free, need, sizes, song))
+    hint = "Close other programs, or choose a smaller model."
+    if song and (ways := _smaller(song, lambda smaller: needed(plan, sizes, smaller) <= free)):
+        hint = f"It fits with {ways}."
+    message = f"This needs at least {need / GB:.1f} GB of memory; {free / GB:.1f} GB are free ({kind})."
+    return Choice(plan, need, Problem("out_of_memory", message, hint=hint))
 
 
 def lower(kind: str, plan: str) -> Plan | None:
-    """Return the next smaller plan, None below the smallest."""
     ladder = LADDERS[kind]
-    if plan == FAST8:
-        return ladder[-1]
-    place = ladder.index(plan) + 1 if plan in ladder else len(ladder)
-    return ladder[place] if place < len(ladder) else None
+    return ladder[-1] if plan == FAST8 else dict(pairwise(ladder)).get(plan)
 
 
 def not_above(kind: str, plan: Plan, limit: str) -> Plan:
     """Return `plan`, or `limit` if that needs less."""
-    ladder = LADDERS[kind]
-    return limit if limit in ladder and (plan == FAST8 or ladder.index(limit) > ladder.index(plan)) else plan
+    order = (FAST8, *LADDERS[kind])
+    return max(plan, limit, key=order.index) if limit in order else plan
 
 
 def needed(plan: str, sizes: Sizes, song: Song | None) -> int:
     """Return the peak memory of `plan` in bytes."""
-    loop = song_bytes(song) + SPARE_BYTES if song else 0
-    coding = coding_bytes(song) + SPARE_BYTES if song else 0
+    loop, coding = (count(song) + SPARE_BYTES if song else 0 for count in (song_bytes, coding_bytes))
     writing = WRITER_WORK_BYTES if sizes.writer else 0
     planning = planner_bytes(song) if sizes.planner else 0
     if plan == "resident":
         return sizes.pipeline + sizes.planner + sizes.writer + max(loop, coding, planning, writing)
-    # With offloading, the transformer is away while the VAE works.
-    parts = {
-        "swap": sizes.pipeline + max(loop, coding),
-        FAST8: sizes.pipeline - sizes.transformer // 2 + max(loop, coding),
-        "offload": max(sizes.transformer + loop, sizes.largest + coding),
-        "fp8": max(sizes.transformer // 2 + loop, sizes.largest + coding),
-    }
-    at_once = [sizes.planner + planning, parts[plan]]
+    if song is None:
+        return max(sizes.planner + planning, sizes.writer + writing)
     # The writer never runs during a song.
-    return max(at_once) if song else max(sizes.planner + planning, sizes.writer + writing)
+    transformer = sizes.transformer // 2 if plan in ("fp8", FAST8) else sizes.transformer
+    if plan in WHOLE:
+        own = sizes.pipeline - sizes.transformer + transformer + max(loop, coding)
+    else:
+        # The transformer is away while the VAE works.
+        own = max(transformer + loop, sizes.largest + coding)
+    return max(sizes.planner + planning, own)
 
 
 def song_bytes(song: Song) -> int:
     """Return the loop's working memory, counted by tensor; attention in windows adds nothing quadratic."""
-    shape, size = song.shape, 4 if song.wide else 2
+    config, hidden = song.config, song.config["hidden_size"]
+    queries, keys = (config["head_dim"] * config[f"num_{name}_heads"] for name in ("attention", "key_value"))
     # The peak is in the feed-forward part or in the attention in windows, with the layer's input and residual.
-    feed_forward = 3 * shape.hidden + 2 * shape.intermediate
-    windows = 2 * shape.hidden + 3 * shape.queries + 8 * shape.keys
-    token = max(feed_forward, windows) + 7 * shape.channels
+    widest = max(3 * hidden + 2 * config["intermediate_size"], 2 * hidden + 3 * queries + 8 * keys)
+    token = widest + 7 * config["audio_acoustic_hidden_dim"]
     rows = song.takes * (2 if song.guided else 1)
-    kept = 2 * shape.layers * shape.keys * song.condition
-    return int(size * (rows * TOKENS_PER_SECOND * song.duration * token + kept))
+    kept = 2 * config["num_hidden_layers"] * keys * song.condition
+    return int((4 if song.wide else 2) * (rows * TOKENS_PER_SECOND * song.duration * token + kept))
 
 
 def coding_bytes(song: Song) -> int:
     """Return the working memory of the VAE for a tile, scaled with the size of the model."""
-    return int(CODING_NUMBERS * song.shape.hidden / XL.hidden * (4 if song.wide else 2))
-
-
-def _work_bytes(song: Song | None) -> int:
-    """Return the working memory of a song: the loop's or the VAE's, whichever is larger."""
-    return max(song_bytes(song), coding_bytes(song)) + SPARE_BYTES if song else 0
-
-
-def shape_of(config: Mapping[str, Any]) -> Shape:
-    size = config["head_dim"]
-    return Shape(
-        hidden=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        queries=size * config["num_attention_heads"],
-        keys=size * config["num_key_value_heads"],
-        layers=config["num_hidden_layers"],
-        channels=config["audio_acoustic_hidden_dim"],
-    )
+    return int(CODING_NUMBERS * song.config["hidden_size"] / XL["hidden_size"] * (4 if song.wide else 2))
 
 
 def planner_bytes(song: Song | None) -> int:
-    """Return the planner's cache for a song: two rows a take, since plans are guided."""
+    """Return the planner's cache for a song: two rows per take, since plans are guided."""
     takes, seconds = (song.takes, song.duration) if song else (1, 0.0)
     return int(2 * takes * (PLANNER_PROMPT_TOKENS + 5 * seconds) * PLANNER_TOKEN_BYTES)
 
 
-# --- moving the models ----------------------------------------------------------------------------------------------
+# --- moving the models --------------------------------------------------------------------------------------------
 
 
 class Placing:
@@ -212,7 +188,8 @@ class Placing:
 
     def text(self) -> str:
         """Return the plan in words; before the first job, the one for a typical song."""
-        return TEXTS[self._models.plan or self._choice(self._song_for(USUAL_SECONDS), "auto").plan]
+        loaded = self._models
+        return TEXTS[loaded.plan or self._choice(song_of(loaded.weights, loaded.device(), USUAL_SECONDS), "auto").plan]
 
     @staticmethod
     def plans(device: models.Device | None) -> tuple[str, ...]:
@@ -222,30 +199,35 @@ class Placing:
     def begin(self, request: Any, source: float, at_most: str | None = None) -> str:
         """Choose and adopt the plan for `request`, whose source is `source` seconds long; return its name.
 
-        `at_most` is the largest plan still allowed. Raises StudioError if nothing fits.
+        `at_most` is the largest plan still allowed. A pipeline that was built for a different plan is unloaded and
+        built again on its next use. Raises StudioError if nothing fits.
         """
-        self._fell = at_most is not None
-        self._song = self._song_of(request, source)
+        loaded, device = self._models, self._models.device()
+        self._fell, self._song = at_most is not None, None
+        if isinstance(request, SongRequest):
+            guided = sampling_settings(request, checkpoint_kind(loaded.weights))[0].guidance > 1
+            self._song = song_of(loaded.weights, device, request.song_seconds(source), request.takes, guided)
         forced = getattr(getattr(request, "options", None), "memory_plan", "auto")
-        device = self._models.device()
         if forced not in ("auto", *self.plans(device)):
             raise StudioError.of(_unknown(device.kind, forced, self.plans(device)))
         if bootstrap.on_zerogpu():
-            self._models.plan = "resident"
-            return self._models.plan
+            loaded.plan = "resident"
+            return loaded.plan
         choice = self._choice(self._song, forced)
         if choice.problem and not at_most:
             raise StudioError.of(choice.problem)
-        limit = at_most or (self._limit if forced == "auto" else "")
-        self._take(not_above(device.kind, choice.plan, limit))
-        return self._models.plan
+        plan = not_above(device.kind, choice.plan, at_most or (self._limit if forced == "auto" else ""))
+        if plan != loaded.plan and not {plan, loaded.plan} <= {"", "resident", "swap"}:
+            loaded.unload_pipeline()
+            self._away = False
+        loaded.plan = plan
+        return plan
 
     def lower(self) -> str | None:
         """Return the next smaller plan, None if there is none. Later jobs will not use a larger one."""
-        lower = self._lower()
-        if lower:
-            self._limit = lower
-        return lower
+        found = self._lower()
+        self._limit = found or self._limit
+        return found
 
     def may_fall(self) -> bool:
         """Return whether running out of memory in this job leads to a retry with a smaller plan."""
@@ -270,16 +252,15 @@ class Placing:
             self._models.lyrics.unload()
             if self._models.plan != FAST8 or not self._both_fit():
                 self._models.planner.unload()
-        self._bring_back()
+        if self._away:
+            self._away = False
+            self._models.pipeline().to(self._models.device().kind)
 
     def for_words(self, slot: models.Slot) -> None:
         """Give the device to the language model of `slot` alone."""
-        if not self._moves():
-            return
-        for other in (self._models.planner, self._models.lyrics):
-            if other is not slot:
-                other.unload()
-        self._send_away()
+        if self._moves():
+            (self._models.lyrics if slot is self._models.planner else self._models.planner).unload()
+            self._send_away()
 
     def _lower(self) -> str | None:
         return None if bootstrap.on_zerogpu() else lower(self._models.device().kind, self._models.plan)
@@ -290,18 +271,11 @@ class Placing:
     def _both_fit(self) -> bool:
         """Return whether the planner fits next to the song model under the current plan."""
         room, sizes, song = room_for_models(self._models.device().kind), self._sizes, self._song
-        work = planner_bytes(song)
+        pipeline, work = sizes.pipeline, planner_bytes(song)
         if self._models.plan == FAST8:
-            sizes, work = replace(sizes, pipeline=sizes.pipeline - sizes.transformer // 2), max(work, _work_bytes(song))
-        return room is None or sizes.pipeline + sizes.planner + work <= room
-
-    def _take(self, plan: str) -> None:
-        """Adopt `plan`; a pipeline that was built differently is unloaded and built again on its next use."""
-        alike = ("", "resident", "swap")
-        if plan != self._models.plan and not (plan in alike and self._models.plan in alike):
-            self._models.unload_pipeline()
-            self._away = False
-        self._models.plan = plan
+            pipeline -= sizes.transformer // 2
+            work = max(work, needed(FAST8, Sizes(0, 0, 0), song))
+        return room is None or pipeline + sizes.planner + work <= room
 
     def _send_away(self) -> None:
         """Move the song model to the machine's memory, or unload it if the device shares that memory."""
@@ -316,39 +290,18 @@ class Placing:
             offload.send_away(self._models.pipeline())
         models.free_memory()
 
-    def _bring_back(self) -> None:
-        if self._away:
-            self._away = False
-            self._models.pipeline().to(self._models.device().kind)
-
     def _choice(self, song: Song | None, forced: str) -> Choice:
-        device, weights = self._models.device(), self._models.weights
         if bootstrap.on_zerogpu():
             return Choice("resident", 0)
-        sizes = sizes_of(weights, device)
+        device, planner = self._models.device(), self._models.planner.weights
         # Planner checkpoints are bfloat16, the built-in one float32.
-        planner = self._models.planner.weights
         factor = 2 if models.planner_dtype(device) == "float32" and planner.source != "preview" else 1
-        self._sizes = Sizes(
-            sizes.pipeline,
-            sizes.transformer,
-            sizes.largest,
-            planner=factor * bytes_in(planner.folder),
-            writer=bytes_in(self._models.lyrics.weights.folder),
-        )
+        words = factor * bytes_in(planner.folder), bytes_in(self._models.lyrics.weights.folder)
+        self._sizes = replace(sizes_of(self._models.weights, device), planner=words[0], writer=words[1])
         return choose(device.kind, room_for_models(device.kind), self._sizes, song, forced)
 
-    def _song_of(self, request: Any, source: float) -> Song | None:
-        if not isinstance(request, SongRequest):
-            return None
-        settings, _ = sampling_settings(request, checkpoint_kind(self._models.weights))
-        return self._song_for(request.song_seconds(source), request.takes, settings.guidance > 1)
 
-    def _song_for(self, seconds: float, takes: int = 1, guided: bool = True) -> Song:
-        return song_of(self._models.weights, self._models.device(), seconds, takes, guided)
-
-
-# --- what there is -------------------------------------------------------------------------------------------------
+# --- sizes on this machine ----------------------------------------------------------------------------------------
 
 
 def sizes_of(weights: Weights, device: Device) -> Sizes:
@@ -361,18 +314,13 @@ def sizes_of(weights: Weights, device: Device) -> Sizes:
         parts = {part: bytes_in(weights.folder / part) for part in PARTS}
     # Checkpoints are bfloat16, the built-in one float32.
     factor = 2 if device.storage_dtype == "float32" and weights.engine != "preview" else 1
-    parts = {part: size * factor for part, size in parts.items()}
-    largest = max(size for part, size in parts.items() if part != "transformer")
-    return Sizes(sum(parts.values()), parts["transformer"], largest)
+    transformer, others = factor * parts.pop("transformer"), [factor * size for size in parts.values()]
+    return Sizes(transformer + sum(others), transformer, max(others))
 
 
-def song_of(weights: Weights, device: Device, duration: float, takes: int, guided: bool) -> Song:
-    try:
-        shape = shape_of(transformer_config(weights))
-    except KeyError:
-        # Not downloaded yet.
-        shape = PREVIEW if weights.engine == "preview" else XL
-    return Song(duration, takes, guided, shape, wide=device.dtype == "float32")
+def song_of(weights: Weights, device: Device, duration: float, takes: int = 1, guided: bool = True) -> Song:
+    usual = PREVIEW if weights.engine == "preview" else XL
+    return Song(duration, takes, guided, {**usual, **transformer_config(weights)}, wide=device.dtype == "float32")
 
 
 def room_for_models(kind: Kind) -> int | None:
@@ -402,18 +350,20 @@ def vram_limit_for(kind: Kind) -> int | None:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
-# --- sentences ----------------------------------------------------------------------------------------------------
+def trim_heap() -> None:
+    """Return a song's freed arrays, hundreds of MB that glibc would keep, to the system."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def fallback_note(before: str, after: str) -> str:
-    """Return the note for page and record after a retry with a smaller plan."""
     return f"Memory ran out with {TEXTS[before]}, so the studio tried again with {TEXTS[after]}."
 
 
 def too_large(song: Song | None) -> Problem:
     """Return the problem of a job that ran out of memory for good; the hint halves its working memory."""
-    fits = _smaller(song, lambda smaller: song_bytes(smaller) <= song_bytes(song) / 2) if song else []
-    hint = f"It should fit with {', or with '.join(fits)}." if fits else "Make a shorter song or fewer takes."
+    ways = _smaller(song, lambda smaller: song_bytes(smaller) <= song_bytes(song) / 2) if song else ""
+    hint = f"It should fit with {ways}." if ways else "Make a shorter song or fewer takes."
     return Problem("out_of_memory", "There was not enough memory.", hint=hint)
 
 
@@ -425,29 +375,10 @@ def _unknown(kind: str, plan: str, known: tuple[str, ...]) -> Problem:
     return Problem("unsupported", message, "options.memory_plan", hint)
 
 
-def _too_small(kind: str, free: int, need: int, sizes: Sizes, song: Song | None) -> Problem:
-    return Problem(
-        "out_of_memory",
-        f"This needs at least {need / GB:.1f} GB of memory; {free / GB:.1f} GB are free ({kind}).",
-        hint=_what_fits(LADDERS[kind][-1], free, sizes, song),
-    )
-
-
-def _what_fits(plan: Plan, free: int, sizes: Sizes, song: Song | None) -> str:
-    """Return a sentence that names the most takes or seconds that fit, if any do."""
-    if song is None:
-        return "Close other programs, or choose a smaller model."
-    ways = _smaller(song, lambda smaller: needed(plan, sizes, smaller) <= free)
-    if not ways:
-        return "Close other programs, or use a smaller checkpoint."
-    return f"It fits with {', or with '.join(ways)}."
-
-
-def _smaller(song: Song, fits: Callable[[Song], bool]) -> list[str]:
-    return [way for way in (fewer_takes(song, fits), shorter(song, fits, int(LIMITS["duration"].low))) if way]
-
-
-# --- what would fit ------------------------------------------------------------------------------------------------
+def _smaller(song: Song, fits: Callable[[Song], bool]) -> str:
+    """Return the most takes and the longest duration that fit: "2 takes, or with 30 seconds of music", or ""."""
+    ways = fewer_takes(song, fits), shorter(song, fits, int(LIMITS["duration"].low))
+    return ", or with ".join(filter(None, ways))
 
 
 def fewer_takes(work: Any, fits: Callable[[Any], bool]) -> str:
@@ -465,10 +396,3 @@ def shorter(work: Any, fits: Callable[[Any], bool], shortest: int) -> str:
 def most(low: int, high: int, fits: Callable[[int], bool]) -> int:
     """Return the largest whole number from `low` to `high` that fits, 0 if none does."""
     return next((number for number in range(high, low - 1, -1) if fits(number)), 0)
-
-
-def trim_heap() -> None:
-    """Let glibc return a song's freed arrays to the system, which it otherwise keeps: hundreds of MB."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)

@@ -47,7 +47,6 @@ class Offload:
 
 
 def offload_parts(pipe: AceStepPipeline, device: str) -> None:
-    """Keep one part of `pipe` at a time on `device` from now on."""
     import torch
 
     Offload({name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}, device)

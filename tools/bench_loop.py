@@ -104,9 +104,8 @@ def bench(
             row.more.update(cuda_facts(sides["studio"], row.studio))
         inputs.condition = attention.CachedCondition(inputs.condition.states, inputs.condition.null, 1)
         row.more["peak MB"] = " / ".join(f"{peak_bytes(step) / 1e6:.0f}" for step in sides.values())
-        song = memory.Song(
-            length, shape=memory.shape_of(transformer.config), wide=dtype == torch.float32, condition=CONDITION_TOKENS
-        )
+        wide = dtype == torch.float32
+        song = memory.Song(length, config=transformer.config, wide=wide, condition=CONDITION_TOKENS)
         row.more["expected MB"] = round(memory.song_bytes(song) / 1e6)
         yield row
 

@@ -76,8 +76,8 @@ def test_no_call_of_attention_is_one_that_fast_kernels_refuse(transformer, monke
 # Memory grows with the length, and not with its square.
 @pytest.mark.parametrize("seconds", [60, *(pytest.param(longer, marks=pytest.mark.slow) for longer in (240, 600))])
 def test_the_memory_estimate_is_what_a_step_takes(transformer, seconds):
-    shape = memory.shape_of(transformer.config)
-    song = memory.Song(seconds, TAKES, shape=shape, wide=True, condition=bench_loop.CONDITION_TOKENS)
+    config = transformer.config
+    song = memory.Song(seconds, TAKES, config=config, wide=True, condition=bench_loop.CONDITION_TOKENS)
     measured = bench_loop.peak_bytes(lambda: step(transformer, 25 * seconds))
     assert memory.song_bytes(song) == pytest.approx(measured, rel=0.25)
 

@@ -6,6 +6,7 @@ import copy
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ import offload
 from events import Done, Failed, Job, Progress
 from params import parse_request
 from tests.card import KIND
+from tests.engine.songs import samples_of
 from tests.program import python
 from tests.weights import CPU, weights_in
 
@@ -57,19 +59,56 @@ def other_card(monkeypatch):
     return device
 
 
+@pytest.fixture
+def studio(monkeypatch, tmp_path, card, make_studio):
+    """Return a fresh studio with both language models and a card's memory plans."""
+    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "songs"))
+    return make_studio(built=False)
+
+
+def ask(studio, mode="generate", **values):
+    if mode == "generate":
+        options = {"steps": 2, "plan": False, **values.pop("options", {})}
+        values = {"prompt": "calm piano", "duration": 10, "seed": 7, **values, "options": options}
+    return list(studio.stream(parse_request(mode, values)))
+
+
+def done(studio, mode="generate", **values):
+    last = ask(studio, mode, **values)[-1]
+    assert isinstance(last, Done), last
+    return last
+
+
+def runs_out(monkeypatch, *plans):
+    """Let pipelines of these plans run out of memory; return the plans tried."""
+    tried, build = [], models.build_pipeline
+
+    def built(weights, device, plan="resident"):
+        tried.append(plan)
+        pipe = build(weights, device, plan)
+        if plan in plans:
+            pipe.transformer.register_forward_pre_hook(out_of_memory)
+        return pipe
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(models, "build_pipeline", built)
+    return tried
+
+
+MORPH = {"action": "morph", "source_prompt": "loud drums"}
+
+
 @pytest.mark.parametrize(
-    ("mode", "values"),
-    [
-        ("generate", {}),
-        pytest.param("cover", {}, marks=pytest.mark.slow),
-        pytest.param("edit", {"action": "morph", "source_prompt": "loud drums"}, marks=pytest.mark.slow),
-    ],
-    ids=["generate", "cover", "morph"],
+    "tasks", [{"generate": {}}, pytest.param({"cover": {}, "edit": MORPH}, marks=pytest.mark.slow)], ids=" and ".join
 )
-def test_offloading_makes_the_same_song_in_every_mode(other_card, tiny, pipe, tmp_path, mode, values):
-    made = song(models.build_pipeline(weights_in(tiny), other_card, "offload"), tmp_path, mode, **values)
-    # On other devices torch computes attention by the formula, without its own kernel.
-    assert np.allclose(made, song(pipe, tmp_path, mode, **values), atol=1e-4)
+def test_offloading_makes_the_same_song_in_every_mode(other_card, tiny, pipe, tmp_path, tasks):
+    apart = models.build_pipeline(weights_in(tiny), other_card, "offload")
+    for mode, values in tasks.items():
+        made = song(apart, tmp_path, mode, **values)
+        # On other devices torch computes attention by the formula, without its own kernel.
+        assert np.allclose(made, song(pipe, tmp_path, mode, **values), atol=1e-4), mode
 
 
 @pytest.mark.slow
@@ -77,15 +116,13 @@ def test_offloading_makes_the_same_song_in_every_mode(other_card, tiny, pipe, tm
 def test_weights_are_on_the_card_when_they_are_used(other_card, studio, tmp_path, plan):
     source, options = a_source(tmp_path, 5), {"memory_plan": plan}
     known = {"bpm": 120, "key": "A minor", "time_signature": "4"}
-    planned = ask(studio, **known, options={**options, "plan": True})[-1]
-    assert isinstance(planned, Done), planned
+    planned = done(studio, **known, options={**options, "plan": True})
     assert planned.record["plan"]["used"] and planned.record["memory_plan"] == plan
     for mode, values in (
         ("cover", {"prompt": "calm piano", "source": source, "options": {**options, "steps": 2}}),
         ("lyrics", {"brief": "rain", "options": {"max_tokens": 16}}),
     ):
-        done = ask(studio, mode, **values)[-1]
-        assert isinstance(done, Done), (mode, done)
+        done(studio, mode, **values)
 
 
 def test_one_part_at_a_time_is_on_the_device(tiny, card):
@@ -120,18 +157,16 @@ def float8_card(card, monkeypatch):
 
 @pytest.mark.slow
 def test_a_song_computed_in_8_bits_is_nearly_the_same(studio, float8_card):
-    exact, done = ask(studio)[-1], ask(studio, options={"memory_plan": "fast8", "plan": True})[-1]
-    assert isinstance(done, Done), done
-    assert done.record["memory_plan"] == "fast8" and done.record["plan"]["used"]
+    exact, planned = done(studio), done(studio, options={"memory_plan": "fast8", "plan": True})
+    assert planned.record["memory_plan"] == "fast8" and planned.record["plan"]["used"]
     transformer = studio.models.pipeline().transformer
     layer = transformer.layers[0].mlp.up_proj
     assert layer.codes.dtype == torch.float8_e4m3fn and transformer.proj_out_conv.weight.dtype == torch.float32
     # The planner stays beside the song model, which takes half of its room.
     assert studio.models.planner.loaded
-    made, plain = ask(studio, options={"memory_plan": "fast8"})[-1], audio.decode(exact.files[0])
-    song = audio.decode(made.files[0])
-    assert not np.array_equal(song, plain) and np.corrcoef(song.ravel(), plain.ravel())[0, 1] > 0.9
-    assert ask(studio)[-1].record["memory_plan"] == "resident"
+    made, plain = (samples_of(each)[0] for each in (done(studio, options={"memory_plan": "fast8"}), exact))
+    assert not np.array_equal(made, plain) and np.corrcoef(made.ravel(), plain.ravel())[0, 1] > 0.9
+    assert done(studio).record["memory_plan"] == "resident"
     assert not hasattr(studio.models.pipeline().transformer.layers[0].mlp.up_proj, "codes")
 
 
@@ -162,10 +197,9 @@ def test_8_bits_are_refused_where_the_card_cannot_compute_them(studio):
 def test_after_a_lack_of_memory_in_8_bits_the_smallest_plan_is_next(studio, float8_card, monkeypatch):
     monkeypatch.setattr(memory, "room_for_models", lambda kind: None)
     tried = runs_out(monkeypatch, "fast8")
-    done = ask(studio, options={"memory_plan": "fast8"})[-1]
-    assert isinstance(done, Done), done
+    record = done(studio, options={"memory_plan": "fast8"}).record
     assert tried == ["fast8", "fp8"]
-    assert memory.fallback_note("fast8", "fp8") in done.record["notes"]
+    assert memory.fallback_note("fast8", "fp8") in record["notes"]
 
 
 def test_sizes_follow_the_files_and_room_is_free_memory_and_our_own(tiny, monkeypatch):
@@ -173,63 +207,25 @@ def test_sizes_follow_the_files_and_room_is_free_memory_and_our_own(tiny, monkey
     files = sum(path.stat().st_size for path in tiny.rglob("*.safetensors"))
     assert sizes.pipeline == files > sizes.transformer > 0
     assert memory.sizes_of(weights_in(tiny), CPU).pipeline == 2 * files
-    import psutil
-
     assert memory.room_for_models("cpu") > psutil.Process().memory_info().rss
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     assert memory.room_for_models("cuda") is None
-
-
-# --- through the studio -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def studio(monkeypatch, tmp_path, card, make_studio):
-    """Return a fresh studio with both language models and a card's memory plans."""
-    monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "songs"))
-    return make_studio(built=False)
-
-
-def ask(studio, mode="generate", **values):
-    if mode == "generate":
-        options = {"steps": 2, "plan": False, **values.pop("options", {})}
-        values = {"prompt": "calm piano", "duration": 10, "seed": 7, **values, "options": options}
-    return list(studio.stream(parse_request(mode, values)))
-
-
-def runs_out(monkeypatch, *plans):
-    """Let pipelines of these plans run out of memory; return the plans tried."""
-    tried, build = [], models.build_pipeline
-
-    def built(weights, device, plan="resident"):
-        tried.append(plan)
-        pipe = build(weights, device, plan)
-        if plan in plans:
-
-            def full(*_):
-                raise torch.OutOfMemoryError("CUDA out of memory")
-
-            pipe.transformer.register_forward_pre_hook(full)
-        return pipe
-
-    monkeypatch.setattr(models, "build_pipeline", built)
-    return tried
 
 
 @pytest.mark.slow
 def test_a_forced_plan_changes_the_memory_and_not_the_song(studio):
     assert studio.status()["memory_plan"] == ""
     assert studio.capabilities()["memory_plan"] == "everything resident"
-    whole = ask(studio)[-1]
+    whole = done(studio)
     assert not hasattr(studio.models.pipeline().transformer, "_hf_hook")
-    parts = ask(studio, options={"memory_plan": "offload"})[-1]
+    parts = done(studio, options={"memory_plan": "offload"})
     assert parts.record["memory_plan"] == "offload"
     assert studio.status()["memory_plan"] == memory.TEXTS["offload"]
     assert studio.models.pipeline().transformer._hf_hook.inside == "vae"
-    assert np.array_equal(audio.decode(whole.files[0]), audio.decode(parts.files[0]))
-    ask(studio, options={"memory_plan": "fp8"})
+    assert np.array_equal(*samples_of(whole), *samples_of(parts))
+    done(studio, options={"memory_plan": "fp8"})
     assert studio.models.pipeline().transformer.layers[0].mlp.up_proj.weight.dtype == torch.float8_e4m3fn
-    ask(studio)
+    done(studio)
     assert not hasattr(studio.models.pipeline().transformer, "_hf_hook")
 
 
@@ -241,14 +237,14 @@ def test_out_of_memory_the_song_is_made_one_plan_lower_with_a_note(studio, monke
     runs_out(monkeypatch, "swap", "resident")
     *progress, failed = ask(studio)
     assert isinstance(failed, Failed) and failed.problem.code == "out_of_memory"
-    *progress, done = ask(studio)
-    assert isinstance(done, Done), done
-    assert done.record["memory_plan"] == "offload"
+    *progress, last = ask(studio)
+    assert isinstance(last, Done), last
+    assert last.record["memory_plan"] == "offload"
     note = memory.fallback_note("swap", "offload")
-    assert note in done.record["notes"]
+    assert note in last.record["notes"]
     assert note in [event.note for event in progress if isinstance(event, Progress)]
-    again = ask(studio)[-1]
-    assert again.record["memory_plan"] == "offload" and again.record["notes"] == []
+    again = done(studio).record
+    assert again["memory_plan"] == "offload" and again["notes"] == []
 
 
 def test_on_zerogpu_out_of_memory_is_an_error_with_what_would_fit(studio, monkeypatch):
@@ -272,14 +268,12 @@ def test_a_song_that_does_not_fit_is_refused_before_loading(studio, monkeypatch)
 
 @pytest.mark.slow
 def test_swap_keeps_one_model_loaded(studio):
-    ask(studio, "lyrics", brief="rain", options={"max_tokens": 16})
+    done(studio, "lyrics", brief="rain", options={"max_tokens": 16})
     assert studio.models.lyrics.loaded
-    done = ask(studio, options={"memory_plan": "swap", "plan": True})[-1]
-    assert isinstance(done, Done), done
-    assert done.record["plan"]["used"]
+    assert done(studio, options={"memory_plan": "swap", "plan": True}).record["plan"]["used"]
     assert (studio.models.loaded, studio.models.planner.loaded, studio.models.lyrics.loaded) == (True, False, False)
-    done = ask(studio, "lyrics", brief="rain", options={"max_tokens": 16})[-1]
-    assert done.record["memory_plan"] == "resident"
+    again = done(studio, "lyrics", brief="rain", options={"max_tokens": 16})
+    assert again.record["memory_plan"] == "resident"
 
 
 PEAK = r"""

@@ -14,7 +14,10 @@ from params import parse_request
 from tests.card import KIND, OnCard
 from tests.weights import CPU, weights_in
 
-SECONDS = 6
+
+def job(folder, steps):
+    values = {"prompt": "calm piano", "duration": 10, "options": {"steps": steps}}
+    return Job(parse_request("generate", values), (7,), (8,), str(folder), {})
 
 
 @pytest.fixture
@@ -40,28 +43,22 @@ def decoded(pipe, latents):
     return np.concatenate([tile.numpy() for _, _, tile in codec.decode_latents(pipe, latents)], axis=1)
 
 
-@pytest.fixture(scope="module")
-def samples():
-    return np.random.default_rng(1).standard_normal((2, SECONDS * 48_000)).astype(np.float32) * 0.1
-
-
 @pytest.mark.slow
-def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe, samples):
+def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe):
+    samples = np.random.default_rng(1).standard_normal((2, 6 * 48_000)).astype(np.float32) * 0.1
     codec.use_short_tiles(refusing.vae)
-    latents, sound = encoded(refusing, samples), decoded(refusing, encoded(pipe, samples).to(KIND))
-    assert torch.allclose(latents.cpu(), encoded(pipe, samples), atol=1e-4)
-    assert np.allclose(sound, decoded(pipe, encoded(pipe, samples)), atol=1e-4)
+    expected = encoded(pipe, samples)
+    assert torch.allclose(encoded(refusing, samples).cpu(), expected, atol=1e-4)
+    assert np.allclose(decoded(refusing, expected.to(KIND)), decoded(pipe, expected), atol=1e-4)
     assert codec.refusal(refusing) == ""
 
 
 @pytest.mark.slow
-def test_what_is_refused_all_the_same_the_processor_does_and_the_record_says_so(refusing, tmp_path, monkeypatch):
-    request = parse_request("generate", {"prompt": "calm piano", "duration": 10, "options": {"steps": 1}})
-    job = Job(request, (7,), (8,), str(tmp_path), {})
+def test_the_processor_does_what_is_refused_all_the_same_and_a_note_says_so(refusing, tmp_path, monkeypatch):
     with pytest.raises(NotImplementedError):
-        list(modes.run(refusing, job, True))
+        list(modes.run(refusing, job(tmp_path, 1), True))
     monkeypatch.setattr(codec, "REFUSING_DEVICE", torch.device(KIND).type)
-    *_, outcome = modes.run(refusing, job, True)
+    *_, outcome = modes.run(refusing, job(tmp_path, 1), True)
     assert outcome.takes[0].problem is None
     assert [note for note in outcome.notes if "processor" in note and "65536" in note]
     assert refusing._execution_device == torch.device(KIND)
@@ -80,21 +77,16 @@ def test_the_planner_computes_in_32_bits_on_apples_gpu():
     assert models.planner_dtype(device) == "float32"
 
 
-@pytest.mark.parametrize(("held", "given_back"), [(2_000, 1), (1_200, 0)])
-def test_what_the_allocator_holds_without_need_is_given_back(monkeypatch, held, given_back):
-    calls = []
-    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: held)
-    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 1_000)
-    monkeypatch.setattr(torch.mps, "empty_cache", lambda: calls.append(1))
-    models.trim_memory(torch.device("mps"))
-    assert len(calls) == given_back
-    models.trim_memory(torch.device("cpu"))
-    assert len(calls) == given_back
-
-
-def test_the_allocator_is_looked_at_after_each_step(pipe, tmp_path, monkeypatch):
+def test_memory_that_the_allocator_holds_without_need_is_freed_after_each_step(pipe, tmp_path, monkeypatch):
+    for held, freed in ((2_000, 1), (1_200, 0)):
+        calls = []
+        monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda held=held: held)
+        monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 1_000)
+        monkeypatch.setattr(torch.mps, "empty_cache", lambda calls=calls: calls.append(1))
+        models.trim_memory(torch.device("mps"))
+        models.trim_memory(torch.device("cpu"))
+        assert len(calls) == freed, held
     asked = []
     monkeypatch.setattr(models, "trim_memory", asked.append)
-    request = parse_request("generate", {"prompt": "calm piano", "duration": 10, "options": {"steps": 2}})
-    list(modes.run(pipe, Job(request, (7,), (8,), str(tmp_path), {}), True))
+    list(modes.run(pipe, job(tmp_path, 2), True))
     assert asked == [pipe._execution_device] * 2

@@ -60,7 +60,7 @@ def test_every_plan_needs_less_than_the_one_before():
         assert needs == sorted(needs, reverse=True) and len(set(needs)) == len(needs)
 
 
-def test_a_song_grows_with_its_length_its_takes_and_guidance_and_in_32_bits_doubles():
+def test_a_songs_memory_grows_with_its_length_its_takes_and_guidance_and_in_32_bits_doubles():
     song, kept = Song(120), memory.song_bytes(Song(0))
     once = memory.song_bytes(song) - kept
     for change in ({"duration": 240}, {"takes": 2}):
@@ -84,18 +84,14 @@ def test_a_plan_can_be_forced_unless_the_device_cannot_carry_it_out():
 def test_after_a_lack_of_memory_comes_the_next_plan_and_none_after_the_last():
     assert [memory.lower("cuda", plan) for plan in memory.LADDERS["cuda"]] == ["swap", "offload", "fp8", None]
     assert [memory.lower("mps", plan) for plan in memory.LADDERS["mps"]] == ["swap", None]
-
-
-def test_the_plan_that_computes_in_8_bits_needs_less_than_a_whole_model_and_falls_to_the_smallest():
+    # What ran out of memory is not tried again.
+    assert memory.not_above("cuda", "resident", "offload") == "offload"
+    assert memory.not_above("cuda", "swap", "") == "swap"
+    # Computing in 8 bits needs less than a whole model, is never chosen, and falls to the smallest plan.
     assert memory.needed("fast8", PLANNED, Song(60)) < memory.needed("swap", PLANNED, Song(60))
     assert memory.lower("cuda", "fast8") == memory.not_above("cuda", "fast8", "fp8") == "fp8"
     for free in (8, 80):
         assert memory.choose("cuda", free * GB, ALL, Song(60)).plan != "fast8"
-
-
-def test_what_ran_out_of_memory_is_not_tried_again():
-    assert memory.not_above("cuda", "resident", "offload") == "offload"
-    assert memory.not_above("cuda", "swap", "") == "swap"
 
 
 def test_the_built_in_checkpoint_is_small_before_it_is_made(tmp_path):
