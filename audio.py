@@ -90,13 +90,11 @@ def read_wav(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(samples, (2, samples.shape[1])))
 
 
-# --- helpers ------------------------------------------------------------------------------------------------------
-
 _USABLE = "Choose a WAV, FLAC, MP3, OGG or AIFF file."
 _AGAIN = "Export or download it again."
 _EXPORT = "Save its sound as WAV, FLAC, MP3, OGG or AIFF and choose that file."
 
-# Offset and mark of other kinds of files; libsndfile reads none of these, but takes some of them for noise.
+# Offset and mark of other kinds of files, none of which libsndfile reads, though it takes some of them for noise.
 _FOREIGN = (
     (4, b"ftypM4A", "an M4A file"),
     (4, b"ftyp", "a video file (MP4 or MOV)"),

@@ -98,9 +98,6 @@ def is_xl(pipe: Any) -> bool:
     return config.encoder_hidden_size is not None and config.encoder_hidden_size != config.hidden_size
 
 
-# --- the source ---------------------------------------------------------------------------------------------------
-
-
 def context_of(source: torch.Tensor, new: torch.Tensor | None = None) -> torch.Tensor:
     """Return the context of `source` [B, T, C]; its mask is 1 where `new` [1, T, 1] is True, or everywhere."""
     import torch

@@ -55,8 +55,6 @@ _ENCODINGS = {
     "ogg": {"format": "OGG", "subtype": "VORBIS", "compression_level": 0.2},
 }
 
-# --- writing ------------------------------------------------------------------------------------------------------
-
 
 def write_wav(path: str | Path, samples: np.ndarray) -> None:
     """Write float32 [channels, samples] as a float WAV, every value exactly; raises `AudioError`."""
@@ -194,14 +192,14 @@ class _Remembering(io.FileIO):
     failure: OSError | None = None
 
     def write(self, data: bytes, /) -> int:
-        written = 0
         try:
             written = super().write(data)
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return written
         except OSError as error:
-            self.failure = error
-        if written < len(data):
-            self.failure = self.failure or OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return written
+            self.failure = self.failure or error
+            return 0
 
 
 def _write(path: Path, samples: np.ndarray, encoding: dict, cancelled: Callable[[], bool] = lambda: False) -> None:
@@ -213,21 +211,14 @@ def _write(path: Path, samples: np.ndarray, encoding: dict, cancelled: Callable[
                 for block in seconds_of(samples):
                     if cancelled():
                         raise CancelledError
-                    block = block if kind == "FLOAT" else np.clip(block, -1, 1)
-                    file.write(_as_24_bits(block) if kind == "PCM_24" else rows_of(block))
+                    rows = rows_of(block if kind == "FLOAT" else np.clip(block, -1, 1))
+                    if kind == "PCM_24":  # as the upper bytes of int32: libsndfile truncates floats for WAV
+                        rows = np.minimum(np.rint(rows * 2.0**23), 2**23 - 1).astype(np.int32) << 8
+                    file.write(rows)
         except (sf.SoundFileError, AssertionError) as error:
             raise target.failure or error from None
         if target.failure:
             raise target.failure
-
-
-def _as_24_bits(block: np.ndarray) -> np.ndarray:
-    """Return [channels, samples] rounded to 24 bits, as the upper bytes of int32 [samples, channels].
-
-    libsndfile itself truncates floats for WAV and rounds them for FLAC.
-    """
-    whole = np.minimum(np.rint(block.T * 2.0**23), 2**23 - 1)
-    return np.ascontiguousarray(whole.astype(np.int32) << 8)
 
 
 def _clean(text: str) -> str:
@@ -320,7 +311,7 @@ TAG_PIXELS, PAGE_PIXELS = 512, 144
 
 
 def picture_for_tags(samples: np.ndarray, record: Mapping[str, Any]) -> bytes:
-    """Return the picture of a song [..., samples] with the record of one take, as JPEG."""
+    """Return the cover picture of a song [..., samples] with the record of one take, as JPEG."""
     return _picture(samples, record, TAG_PIXELS, "JPEG")
 
 

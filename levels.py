@@ -13,25 +13,23 @@ import soxr
 
 from limits import SAMPLE_RATE
 
-FLOOR_DBFS = -200.0  # the level of digital silence: a number, because JSON has no minus infinity
+FLOOR_DBFS = -200.0  # what digital silence reads: a number, because JSON has no minus infinity
 _SILENCE_DBFS = -60.0
 _LOUDNESS_SECONDS = 0.4  # the gating block of BS.1770; shorter clips have no loudness
+
 
 # --- measuring ----------------------------------------------------------------------------------------------------
 
 
 def peak_dbfs(samples: np.ndarray) -> float:
-    """Return the largest absolute sample in dBFS, at least `FLOOR_DBFS`."""
     return _decibels(peak_of(samples))
 
 
 def rms_dbfs(samples: np.ndarray) -> float:
-    """Return the root mean square over all channels in dBFS, at least `FLOOR_DBFS`."""
     return _decibels(_rms(samples))
 
 
 def is_silent(samples: np.ndarray) -> bool:
-    """Return whether the RMS is below -60 dBFS."""
     return rms_dbfs(samples) < _SILENCE_DBFS
 
 
@@ -40,18 +38,17 @@ def true_peak_dbtp(samples: np.ndarray) -> float:
 
     The signal is oversampled four times as one stream, in blocks of a second, so that no peak hides at a border.
     """
-    channels = samples.shape[0]
-    stream = soxr.ResampleStream(SAMPLE_RATE, 4 * SAMPLE_RATE, channels, "float32", "HQ")
+    stream = soxr.ResampleStream(SAMPLE_RATE, 4 * SAMPLE_RATE, len(samples), "float32", "HQ")
     peak = peak_of(samples)  # the resampler's low-pass may take a little off a click
-    for block in seconds_of(samples):
-        peak = max(peak, peak_of(stream.resample_chunk(rows_of(block))))
-    return _decibels(max(peak, peak_of(stream.resample_chunk(np.zeros((0, channels), np.float32), last=True))))
+    for block in (*seconds_of(samples), samples[:, :0]):
+        peak = max(peak, peak_of(stream.resample_chunk(rows_of(block), last=not block.size)))
+    return _decibels(peak)
 
 
 def loudness_lufs(samples: np.ndarray) -> float | None:
-    """Return the integrated loudness in LUFS (ITU-R BS.1770-4, gated).
+    """Return the integrated loudness of [channels, samples] in LUFS (ITU-R BS.1770-4, gated).
 
-    None under 0.4 s, or if nothing is above the absolute gate of -70 LUFS.
+    None where there is none: under 0.4 s, or nothing above the absolute gate of -70 LUFS.
     """
     if samples.shape[1] < _LOUDNESS_SECONDS * SAMPLE_RATE:
         return None
@@ -72,9 +69,8 @@ def spectral_flatness(samples: np.ndarray) -> float:
     (channels, length), window = samples.shape, 2048
     hann = np.hanning(window).astype(np.float32)
     total, count = 0.0, 0
-    step = 128 * window
-    for at in range(0, length, step):
-        block = samples[:, at : at + step]
+    for at in range(0, length, 128 * window):
+        block = samples[:, at : at + 128 * window]
         block = np.pad(block, ((0, 0), (0, -block.shape[1] % window))).reshape(channels, -1, window)
         block = block[:, np.sqrt(np.mean(np.square(block), axis=(0, 2))) > 10 ** (_SILENCE_DBFS / 20)]
         power = np.mean(np.abs(np.fft.rfft(block * hann)[..., 1:]) ** 2, axis=0) + 1e-20
@@ -84,7 +80,6 @@ def spectral_flatness(samples: np.ndarray) -> float:
 
 
 def seconds_of(samples: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield blocks of one second."""
     return (samples[:, at : at + SAMPLE_RATE] for at in range(0, samples.shape[1], SAMPLE_RATE))
 
 
@@ -105,9 +100,6 @@ def _rms(samples: np.ndarray) -> float:
 
 def _decibels(level: float) -> float:
     return max(20 * math.log10(level), FLOOR_DBFS) if level > 0 else FLOOR_DBFS
-
-
-# --- levels and fades ---------------------------------------------------------------------------------------------
 
 
 def scale_to_peak(samples: np.ndarray, dbfs: float) -> np.ndarray:

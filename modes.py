@@ -121,7 +121,7 @@ def repaint(song: Song) -> Iterator[Progress]:
     """Replace a region of the source; every sample outside it and its crossfade is unchanged (reference 2.5)."""
     options = song.request.options
     source, clean = yield from song.read_source()
-    region = song.region_of(source)
+    region = song.region_in(source.shape[1])
     strength = {"conservative": 0.0, "aggressive": 1.0}.get(options.repaint_mode, options.repaint_strength)
     share, blend, fade = (value * (1.0 - strength) for value in CONSERVATIVE)
     fade = samples_in(max(fade, LEAST_CROSSFADE_SECONDS))
@@ -163,13 +163,9 @@ def morph(song: Song) -> Iterator[Progress]:
     before = {"prompt": request.source_prompt, "lyrics": request.source_lyrics or request.sung_lyrics()}
     target = song.condition(TEXT2MUSIC, seconds, context)
     steps, options = song.settings.steps, request.options
-    plan = sampling.Morph(
-        source=song.condition(TEXT2MUSIC, seconds, context, **before),
-        clean=clean,
-        first=int(steps * options.n_min),
-        last=int(steps * options.n_max),
-        averages=options.n_avg,
-    )
+    first, last = int(steps * options.n_min), int(steps * options.n_max)
+    source_words = song.condition(TEXT2MUSIC, seconds, context, **before)
+    plan = sampling.Morph(source_words, clean, first, last, averages=options.n_avg)
     start = clean.float().expand(len(song.job.seeds), -1, -1)
     latents = yield from song.denoise(target, start, morph=plan)
     return (yield from song.decode(latents, source.shape[1], _whole))
@@ -182,7 +178,7 @@ def with_tracks(song: Song) -> Iterator[Progress]:
     """
     request = song.request
     source, clean = yield from song.read_source()
-    start, end = song.region_of(source)
+    start, end = song.region_in(source.shape[1])
     instruction = {"layer": LAYER, "extract": EXTRACT, "complete": COMPLETE}[request.action]
     instruction = instruction.format(" | ".join(track.upper() for track in request.tracks))
     new = sampling.region(song.pipe, clean, [(start, end)])
@@ -228,9 +224,6 @@ def _whole(made: np.ndarray, number: int) -> np.ndarray:
     return made / max(levels.peak_of(made), 1.0)
 
 
-# --- a song -------------------------------------------------------------------------------------------------------
-
-
 class Song:
     """What every mode needs for one job: pipeline, settings, facts and notes for the record, and the clock."""
 
@@ -242,7 +235,13 @@ class Song:
         self.seconds: dict[str, float] = {}
         self._since = time.monotonic()
         self._generators = sampling.generators_for(job.seeds)
-        self._timbre = self._read_reference()
+        self._timbre = None
+        if "reference" in job.audio:
+            samples = audio.read_wav(job.audio["reference"])
+            if levels.is_silent(samples):
+                self.notes.append("The reference audio is silent, so it was not used.")
+            else:
+                self._timbre = codec.reference_latents(pipe, samples)
 
     def condition(self, instruction: str, seconds: float, context: Any, **others: str) -> conditions.Condition:
         """Encode the request's words (or `others`) for `context`, within the model's token budget.
@@ -292,10 +291,9 @@ class Song:
             yield Progress("reading", number, total)
         return samples, codec.long_enough(self.pipe, codec.join(latents))
 
-    def region_of(self, source: np.ndarray) -> tuple[int, int]:
-        """Return the request's start and end in samples; an end of 0 is that of the source [2, n]."""
-        start, end = samples_in(self.request.start), samples_in(self.request.end)
-        return start, min(end or source.shape[1], source.shape[1])
+    def region_in(self, total: int) -> tuple[int, int]:
+        """Return the request's start and end in samples of a source of `total`; an end of 0 is that of the source."""
+        return samples_in(self.request.start), min(samples_in(self.request.end) or total, total)
 
     def denoise(self, condition: conditions.Condition, start: Any, **more: Any) -> Iterator[Progress]:
         """Run the loop from `start` [B, T, C]; returns the final latents. `more` are further fields of the `Run`."""
@@ -351,16 +349,6 @@ class Song:
         path = str(Path(self.job.folder, f"take-{number}.wav"))
         export.write_wav(path, made)
         return Take(self.job.seeds[number - 1], path, warnings=warnings)
-
-    def _read_reference(self) -> Any:
-        """Return the timbre latents of the reference, or None without one or if it is silent."""
-        if "reference" not in self.job.audio:
-            return None
-        samples = audio.read_wav(self.job.audio["reference"])
-        if levels.is_silent(samples):
-            self.notes.append("The reference audio is silent, so it was not used.")
-            return None
-        return codec.reference_latents(self.pipe, samples)
 
     def _stop_clock(self, stage: str) -> None:
         now = time.monotonic()

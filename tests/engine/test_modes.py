@@ -13,42 +13,45 @@ import audio
 import codec
 import levels
 from events import Failed
+from limits import SAMPLE_RATE as RATE
 from params import parse_request
 from tests.engine.songs import samples_of, wait_for_turn
 from tests.engine.songs import song as made_song
 
-RATE = 48_000
 SECONDS = 4.0
-
-
+SLOW = pytest.mark.slow
 pytestmark = pytest.mark.usefixtures("output")
-
-
-def tune(rate, seconds=SECONDS, channels=2, level=0.5):
-    """A chord with a beat and a little noise, [n, channels]."""
-    time = np.arange(round(seconds * rate)) / rate
-    chord = sum(np.sin(2 * np.pi * f * time) for f in (220.0, 277.2, 329.6)) / 3
-    beat = 0.5 + 0.5 * np.cos(2 * np.pi * 2 * time) ** 8
-    noise = np.random.default_rng(1).standard_normal((time.size, channels)) * 0.02
-    wave = (chord * beat)[:, None] * np.linspace(1, 0.7, channels)[None] + noise
-    return wave / np.abs(wave).max() * level
-
 
 SOURCES = {
     "44.1 kHz mono": ("wav", 44_100, 1, 0.5, "PCM_16"),
     "48 kHz stereo at full scale": ("wav", 48_000, 2, 1.0, "PCM_16"),
+    "quiet mono": ("wav", 44_100, 1, 0.05, "PCM_16"),
+    "quieter stereo": ("wav", 48_000, 2, 0.02, "PCM_24"),
     "mp3": ("mp3", 44_100, 2, 0.5, None),
 }
-KINDS = list(SOURCES)[:2]
-SLOW = pytest.mark.slow
+CALLS = {
+    "cover": ("cover", {}),
+    "extend": ("extend", {"after": 1}),
+    "repaint": ("edit", {"start": 1, "end": 2}),
+    "morph": ("edit", {"action": "morph", "source_prompt": "old words"}),
+    "layer": ("edit", {"action": "layer", "tracks": ["drums"]}),
+    "extract": ("edit", {"action": "extract", "tracks": ["drums"]}),
+    "complete": ("edit", {"action": "complete", "tracks": ["drums"]}),
+}
 
 
 @pytest.fixture
 def make_source(tmp_path):
     def make(kind="48 kHz stereo at full scale", seconds=SECONDS):
+        """Write a chord with a beat and a little noise; return its path."""
         suffix, rate, channels, level, subtype = SOURCES[kind]
+        time = np.arange(round(seconds * rate)) / rate
+        chord = sum(np.sin(2 * np.pi * f * time) for f in (220.0, 277.2, 329.6)) / 3
+        beat = 0.5 + 0.5 * np.cos(2 * np.pi * 2 * time) ** 8
+        noise = np.random.default_rng(1).standard_normal((time.size, channels)) * 0.02
+        wave = (chord * beat)[:, None] * np.linspace(1, 0.7, channels)[None] + noise
         path = tmp_path / f"source.{suffix}"
-        soundfile.write(path, tune(rate, seconds, channels, level), rate, subtype=subtype)
+        soundfile.write(path, wave / np.abs(wave).max() * level, rate, subtype=subtype)
         return str(path)
 
     return make
@@ -65,45 +68,47 @@ def song(done):
     return samples_of(done)[0]
 
 
-def as_saved(samples):
-    """What a 24-bit file holds of samples."""
-    return np.clip(np.round(samples.astype(np.float64) * 2**23), -(2**23), 2**23 - 1).astype(np.float32) / 2**23
+def read(source):
+    """Return a source as a 24-bit file holds it."""
+    whole = np.round(audio.decode(source).astype(np.float64) * 2**23)
+    return np.clip(whole, -(2**23), 2**23 - 1).astype(np.float32) / 2**23
 
 
-def largest_step(samples):
-    return float(np.abs(np.diff(samples, axis=1)).max()) if samples.shape[1] > 1 else 0.0
+def samples_at(*seconds):
+    return [round(each * RATE) for each in seconds]
 
 
 def assert_smooth(result, border, old, fade):
     """No step around a border is larger than the larger of its two sides' own steps."""
-    around = result[:, border - fade - 2 : border + fade + 2]
-    inside, outside = result[:, border + fade : border + fade + RATE // 2], old
-    assert largest_step(around) <= max(largest_step(inside), largest_step(outside)) * 1.001
+    around, inside = (
+        result[:, border - fade - 2 : border + fade + 2],
+        result[:, border + fade : border + fade + RATE // 2],
+    )
+    largest = [float(np.abs(np.diff(part, axis=1)).max(initial=0)) for part in (around, inside, old)]
+    assert largest[0] <= max(largest[1:]) * 1.001
 
 
 # --- repaint ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [pytest.param(KINDS[0], marks=SLOW), KINDS[1]])
+@pytest.mark.parametrize("kind", [pytest.param("44.1 kHz mono", marks=SLOW), "48 kHz stereo at full scale"])
 def test_repaint_changes_the_region_and_nothing_else(studio, make_source, kind):
     source = make_source(kind)
-    old = as_saved(audio.decode(source))
-    done = run(studio, "edit", source, start=1.3, end=2.7, options={"repaint_mode": "balanced"})
-    new = song(done)
+    old = read(source)
+    new = song(run(studio, "edit", source, start=1.3, end=2.7, options={"repaint_mode": "balanced"}))
     assert new.shape == old.shape
-    start, end, fade = round(1.3 * RATE), round(2.7 * RATE), round(0.05 * RATE)
+    start, end, fade = samples_at(1.3, 2.7, 0.05)
     assert np.array_equal(new[:, : start - fade], old[:, : start - fade])
     assert np.array_equal(new[:, end + fade :], old[:, end + fade :])
-    inside = np.abs(new[:, start:end] - old[:, start:end])
-    assert inside.max() > 0.05
+    assert np.abs(new - old)[:, start:end].max() > 0.05
     assert_smooth(new, start, old[:, :start], fade)
     assert_smooth(new[:, ::-1], new.shape[1] - end, old[:, end:], fade)
 
 
-@pytest.mark.slow
-def test_the_modes_differ_in_how_much_they_hold_on_to(studio, make_source):
+@SLOW
+def test_the_repaint_modes_differ_in_how_much_they_keep(studio, make_source):
     source, regions = make_source(), []
-    old = as_saved(audio.decode(source))
+    old = read(source)
     for options, fade in (
         ({"repaint_mode": "conservative"}, 0.05),
         ({"repaint_mode": "balanced", "repaint_strength": 0.5}, 0.025),
@@ -114,26 +119,21 @@ def test_the_modes_differ_in_how_much_they_hold_on_to(studio, make_source):
         assert RATE - round(fade * RATE) <= changed[0] < RATE
         assert 2 * RATE <= changed[-1] < 2 * RATE + round(fade * RATE)
         regions.append(new[:, RATE : 2 * RATE])
-    assert not np.allclose(regions[0], regions[1], atol=1e-3)
-    assert not np.allclose(regions[1], regions[2], atol=1e-3)
+    for one, other in itertools.pairwise(regions):
+        assert not np.allclose(one, other, atol=1e-3)
 
 
-@pytest.mark.slow
-def test_the_level_inside_fits_the_surroundings(studio, tmp_path):
-    path = tmp_path / "level.wav"
-    soundfile.write(path, tune(RATE, level=0.02), RATE, subtype="PCM_24")
-    new = song(run(studio, "edit", str(path), start=1.5, end=2.5))
-    inside, outside = (
-        new[:, int(1.55 * RATE) : int(2.45 * RATE)],
-        np.delete(new, np.s_[int(1.4 * RATE) : int(2.6 * RATE)], 1),
-    )
+@SLOW
+def test_the_level_inside_fits_the_surroundings(studio, make_source):
+    new = song(run(studio, "edit", make_source("quieter stereo"), start=1.5, end=2.5))
+    inside, outside = new[:, slice(*samples_at(1.55, 2.45))], np.delete(new, slice(*samples_at(1.4, 2.6)), 1)
     assert levels.rms_dbfs(inside) == pytest.approx(levels.rms_dbfs(outside), abs=4)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 1.0), pytest.param(3.0, 0, marks=SLOW)])
 def test_a_region_may_touch_an_end_of_the_file(studio, make_source, start, end):
     source = make_source()
-    old, new = as_saved(audio.decode(source)), song(run(studio, "edit", source, start=start, end=end))
+    old, new = read(source), song(run(studio, "edit", source, start=start, end=end))
     assert new.shape == old.shape
     kept = slice(round((end + 0.05) * RATE), None) if start == 0 else slice(0, round((start - 0.05) * RATE))
     assert np.array_equal(new[:, kept], old[:, kept])
@@ -146,7 +146,7 @@ def test_loudness_in_a_repaint_says_what_it_costs(studio, make_source):
     assert any("whole file" in note for note in done.record["notes"])
 
 
-# --- extend -------------------------------------------------------------------------------------------------------
+# --- extend and cover ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -159,9 +159,9 @@ def test_loudness_in_a_repaint_says_what_it_costs(studio, make_source):
 )
 def test_extend_adds_exactly_the_asked_seconds(studio, make_source, kind, before, after):
     source = make_source(kind)
-    old = as_saved(audio.decode(source))
+    old = read(source)
     new = song(run(studio, "extend", source, before=before, after=after, options={"overlap": 0.5}))
-    lead, tail, overlap = round(before * RATE), round(after * RATE), RATE // 2
+    lead, tail, overlap = samples_at(before, after, 0.5)
     assert new.shape[1] == lead + old.shape[1] + tail
     kept = slice(overlap if before else 0, old.shape[1] - (overlap if after else 0))
     assert np.array_equal(new[:, lead:][:, kept], old[:, kept])
@@ -171,19 +171,16 @@ def test_extend_adds_exactly_the_asked_seconds(studio, make_source, kind, before
         assert_smooth(new[:, ::-1], new.shape[1] - lead - overlap, old, 10)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [1.0, 3.0])
-def test_silence_and_a_short_clip_can_be_extended(studio, tmp_path, seconds):
-    path = tmp_path / "short.wav"
-    samples = np.zeros((round(seconds * RATE), 2)) if seconds == 3.0 else tune(RATE, seconds)
-    soundfile.write(path, samples, RATE, subtype="PCM_16")
-    new = song(run(studio, "extend", str(path), before=1, after=2))
+@SLOW
+@pytest.mark.parametrize("seconds", [1.0, 3.0], ids=["a short clip", "silence"])
+def test_silence_and_a_short_clip_can_be_extended(studio, make_source, seconds):
+    source = make_source(seconds=seconds)
+    if seconds == 3.0:
+        soundfile.write(source, np.zeros((3 * RATE, 2)), RATE)
+    new = song(run(studio, "extend", source, before=1, after=2))
     assert new.shape[1] == round((seconds + 3) * RATE)
     assert not levels.is_silent(new[:, :RATE])
     assert not levels.is_silent(new[:, -2 * RATE :])
-
-
-# --- cover --------------------------------------------------------------------------------------------------------
 
 
 def test_a_cover_is_as_long_as_its_source(studio, make_source):
@@ -193,16 +190,10 @@ def test_a_cover_is_as_long_as_its_source(studio, make_source):
     assert levels.peak_dbfs(new) == pytest.approx(-1, abs=0.01)
 
 
-@pytest.mark.slow
-def test_a_cover_at_strength_0_is_text2music(studio, tmp_path):
-    path = tmp_path / "ten.wav"
-    soundfile.write(path, tune(RATE, 10.0), RATE)
+@SLOW
+def test_strength_is_a_switch_at_a_step_and_0_is_text2music(studio, make_source):
     plain = made_song(studio, prompt="calm piano", options={"plan": False})
-    assert np.array_equal(song(run(studio, "cover", str(path), strength=0)), song(plain))
-
-
-@pytest.mark.slow
-def test_strength_is_a_switch_at_a_step(studio, make_source):
+    assert np.array_equal(song(run(studio, "cover", make_source(seconds=10.0), strength=0)), song(plain))
     source = make_source()
     done = [run(studio, "cover", source, strength=strength, options={"steps": 5}) for strength in (0, 0.5, 0.8, 1)]
     assert [each.record["switch_step"] for each in done] == [0, 2, 4, 5]
@@ -210,7 +201,7 @@ def test_strength_is_a_switch_at_a_step(studio, make_source):
         assert not np.allclose(one, other, atol=1e-3)
 
 
-@pytest.mark.slow
+@SLOW
 def test_noise_strength_shortens_the_schedule(studio, make_source):
     source = make_source()
     done = run(studio, "cover", source, options={"steps": 10, "noise_strength": 0.6})
@@ -220,24 +211,6 @@ def test_noise_strength_shortens_the_schedule(studio, make_source):
 
 
 # --- morph, layer, extract, complete ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "seconds", "frames"),
-    [("cover", 2.0, 128), *(pytest.param(*row, marks=SLOW) for row in (("repaint", 2.0, 128), ("cover", 5.2, 130)))],
-)
-def test_the_model_never_sees_less_than_128_frames_of_a_source(studio, make_source, name, seconds, frames):
-    mode, values = CALLS[name]
-    source, seen = make_source(seconds=seconds), []
-    hook = studio.models.pipeline().transformer.register_forward_pre_hook(
-        lambda module, args, named: seen.append(named["hidden_states"].shape[1]), with_kwargs=True
-    )
-    try:
-        made = song(run(studio, mode, source, **values))
-    finally:
-        hook.remove()
-    assert set(seen) == {frames}
-    assert made.shape == audio.decode(source).shape
 
 
 def reconstruction(studio, source):
@@ -257,7 +230,7 @@ def test_a_morph_between_equal_ends_is_the_vaes_reconstruction(studio, make_sour
     assert np.allclose(new, reconstruction(studio, source), atol=2e-6)
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_morph_moves_towards_its_target(studio, make_source):
     source = make_source()
     options = {"steps": 5, "n_min": 0.2, "n_max": 0.4, "n_avg": 3}
@@ -266,23 +239,18 @@ def test_a_morph_moves_towards_its_target(studio, make_source):
     assert not np.allclose(new, reconstruction(studio, source), atol=1e-2)
 
 
-def test_a_layer_is_a_stem_as_long_as_the_source_or_the_mix(studio, tmp_path):
-    path = tmp_path / "quiet.wav"
-    soundfile.write(path, tune(44_100, channels=1, level=0.05), 44_100)
-    old = audio.decode(path)
-    done = run(studio, "edit", str(path), action="layer", tracks=["drums"])
+def test_a_layer_is_a_stem_as_long_as_the_source_or_the_mix_which_must_not_clip(studio, make_source):
+    source, mode, values = make_source("quiet mono"), *CALLS["layer"]
+    old = audio.decode(source)
+    done = run(studio, mode, source, **values)
     stem = song(done)
     assert stem.shape == old.shape
-    mixed = song(run(studio, "edit", str(path), action="layer", tracks=["drums"], options={"mix": True}))
+    mixed = song(run(studio, mode, source, **values, options={"mix": True}))
     assert np.allclose(mixed, old + stem, atol=1e-6)
     assert any("experimental" in note for note in done.record["notes"])
-
-
-def test_a_mix_over_full_scale_is_an_error_with_a_hint(studio, make_source):
-    failed = run(studio, "edit", make_source(), action="layer", tracks=["drums"], options={"mix": True})
+    failed = run(studio, mode, make_source(), **values, options={"mix": True})
     assert isinstance(failed, Failed)
-    assert "over full scale" in failed.problem.message
-    assert "stem" in failed.problem.hint
+    assert "over full scale" in failed.problem.message and "stem" in failed.problem.hint
 
 
 def test_a_layer_in_a_region_is_silent_elsewhere(studio, make_source):
@@ -306,37 +274,39 @@ def test_tracks_are_named_to_the_model(studio, make_source, action, one, other):
 
 # --- all of them --------------------------------------------------------------------------------------------------
 
-CALLS = {
-    "cover": ("cover", {}),
-    "extend": ("extend", {"after": 1}),
-    "repaint": ("edit", {"start": 1, "end": 2}),
-    "morph": ("edit", {"action": "morph", "source_prompt": "old words"}),
-    "layer": ("edit", {"action": "layer", "tracks": ["drums"]}),
-    "extract": ("edit", {"action": "extract", "tracks": ["drums"]}),
-    "complete": ("edit", {"action": "complete", "tracks": ["drums"]}),
-}
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "frames"),
+    [("cover", 2.0, 128), *(pytest.param(*row, marks=SLOW) for row in (("repaint", 2.0, 128), ("cover", 5.2, 130)))],
+)
+def test_the_model_never_sees_less_than_128_frames_of_a_source(studio, make_source, name, seconds, frames):
+    mode, values = CALLS[name]
+    source, seen = make_source(seconds=seconds), []
+    with studio.models.pipeline().transformer.register_forward_pre_hook(
+        lambda module, args, named: seen.append(named["hidden_states"].shape[1]), with_kwargs=True
+    ):
+        made = song(run(studio, mode, source, **values))
+    assert set(seen) == {frames}
+    assert made.shape == audio.decode(source).shape
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("name", ["cover", "extend", "morph", "layer"])
 def test_a_takes_seed_alone_gives_the_same_take_and_a_mode_stops_within_a_step(studio, make_source, name):
     mode, values = CALLS[name]
     source = make_source("mp3")
-    done = run(studio, mode, source, takes=2, **values)
-    first, second = (audio.decode(path) for path in done.files)
+    first, second = samples_of(run(studio, mode, source, takes=2, **values))
     alone = song(run(studio, mode, source, seed=8, **values))
     assert np.allclose(second, alone, atol=1e-4) and not np.allclose(first, alone, atol=1e-3)
     request = parse_request(mode, {"prompt": "x", **values, "source": source, "options": {"steps": 50}})
     events = studio.stream(request)
-    for event in events:
-        if event.stage == "steps" and event.step == 1:
-            break
+    next(event for event in events if event.stage == "steps" and event.step == 1)
     events.close()
     wait_for_turn(studio)
 
 
 @pytest.mark.long
-@pytest.mark.slow
+@SLOW
 def test_no_state_of_one_mode_leaks_into_another(studio, make_source):
     source = make_source("mp3")
 

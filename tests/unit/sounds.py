@@ -1,4 +1,4 @@
-"""Sounds and files for the tests of audio: tones, noise, and everything that is no audio."""
+"""Sounds and files for the tests of audio: tones, noise, and everything that is not audio."""
 
 import numpy as np
 import soundfile as sf
@@ -38,9 +38,6 @@ def folder_of(path):
     return sorted(entry.name for entry in path.iterdir())
 
 
-MP4 = b"\0\0\0\x20ftypisom\0\0\x02\0isomiso2avc1mp41" + bytes(4000)
-
-
 def wav_bytes(tmp_path, samples, subtype="PCM_16", rate=RATE):
     """Return what a WAV file of these samples holds."""
     return save(tmp_path / "whole.wav", samples, rate, subtype=subtype).read_bytes()
@@ -51,34 +48,37 @@ def flac_bytes(tmp_path, seconds=2.0):
     return save(tmp_path / "whole.flac", noise(round(seconds * RATE)), format="FLAC").read_bytes()
 
 
+def mp3_bytes(tmp_path):
+    return save(tmp_path / "whole.mp3", noise(4 * RATE), format="MP3").read_bytes()
+
+
+def half(data):
+    return data[: len(data) // 2]
+
+
 def broken(data):
     """Return the data with 2 kB in the middle replaced."""
-    middle = len(data) // 2
-    return data[:middle] + np.random.default_rng(5).bytes(2000) + data[middle + 2000 :]
+    return half(data) + np.random.default_rng(5).bytes(2000) + data[len(data) // 2 + 2000 :]
 
 
-# Files that cannot be used: the name, a function that makes the bytes in a folder, and words of what is said of it.
+# Files that cannot be used: the name, a function that makes the bytes in a folder, and words from the message.
 BAD_FILES = {
     "empty": ("a.wav", lambda t: b"", "is empty"),
     "text": ("a.wav", lambda t: "Verse 1: the café\n".encode() * 500, "text file"),
     "text in a headerless format": ("a.vox", lambda t: b"hello world\n" * 50_000, "text file"),
     "noise": ("a.wav", lambda t: np.random.default_rng(0).bytes(200_000), "not an audio file"),
-    "mp4": ("a.mp4", lambda t: MP4, "video"),
+    "mp4": ("a.mp4", lambda t: b"\0\0\0\x20ftypisom" + bytes(4000), "video"),
     "m4a": ("a.m4a", lambda t: b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(4000), "M4A"),
     "half a header": ("a.wav", lambda t: wav_bytes(t, tone(2.0))[:20], "damaged"),
     "header alone": ("a.wav", lambda t: wav_bytes(t, tone(2.0))[:44], "no sound"),
-    "half a flac": ("a.flac", lambda t: (d := flac_bytes(t))[: len(d) // 2], "damaged"),
+    "half a flac": ("a.flac", lambda t: half(flac_bytes(t)), "damaged"),
     "flac with a hole": ("a.flac", lambda t: broken(flac_bytes(t)), "damaged"),
-    "half an mp3": (
-        "a.mp3",
-        lambda t: (d := save(t / "w", noise(4 * RATE), format="MP3").read_bytes())[: len(d) // 2],
-        "ends",
-    ),
+    "half an mp3": ("a.mp3", lambda t: half(mp3_bytes(t)), "ends"),
     "too short": ("a.wav", lambda t: wav_bytes(t, tone(0.5)), "0.5 seconds"),
     "fast rate": ("a.wav", lambda t: wav_bytes(t, tone(1.0, 384_000), rate=384_000), "384 kHz"),
 }
 
-# Uploads that are no audio: the bytes, and how what is said of them begins.
+# Uploads that are not audio: the bytes, and the start of the message.
 NO_AUDIO = {
     "empty": (b"", "The file is empty."),
     "text": (b"la la la\n" * 100, "This is a text file, not audio."),

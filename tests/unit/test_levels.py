@@ -1,11 +1,13 @@
-"""How loud samples are and become: peaks, loudness, silence, noise, gains and fades."""
+"""How loud samples are and become: peaks, loudness, silence, noise, gains, fades; and how new audio joins old."""
 
+import itertools
 import tracemalloc
 
 import numpy as np
 import pytest
 
 import levels
+from levels import match_level, splice
 from modes import NOISE_FLATNESS
 from tests.unit.sounds import RATE, noise, tone
 
@@ -37,16 +39,13 @@ def test_true_peak_sees_between_the_samples():
         wave = 0.5 * np.sin(2 * np.pi * n / 4 + np.radians(phase)) * np.sin(np.pi * n / RATE) ** 2
         samples = np.stack([np.zeros(RATE), wave]).astype(np.float32)
         assert levels.true_peak_dbtp(samples) == pytest.approx(-6.02, abs=0.1)
-
-
-def test_true_peak_is_right_wherever_the_peak_falls():
-    """A pulse half way between two samples, put at whole seconds, where borders of blocks are likely."""
+    # A pulse half way between two samples, at whole seconds, where blocks have their borders.
     for at in (0.5, 1.0, 10.0, 30.0):
         n = np.arange(31 * RATE) - at * RATE + 0.5
         pulse = np.where(np.abs(n) < 100, np.sinc(0.8 * n) * np.cos(np.pi * n / 200) ** 2, 0)
         samples = np.stack([pulse, -pulse]).astype(np.float32)
         assert levels.peak_dbfs(samples) < -2
-        assert levels.true_peak_dbtp(samples) == pytest.approx(0.0, abs=0.1)
+        assert levels.true_peak_dbtp(samples) == pytest.approx(0.0, abs=0.1), at
 
 
 def test_flatness_tells_noise_from_tones():
@@ -69,24 +68,17 @@ def test_scale_to_peak():
     np.testing.assert_array_equal(levels.scale_to_peak(quiet, -6.0), quiet)
 
 
-def test_scale_to_loudness_reaches_the_target():
+def test_scale_to_loudness_reaches_the_target_and_keeps_peaks_under_the_ceiling_without_clipping():
     for level in (0.02, 0.9):
         scaled = levels.scale_to_loudness(tone(3.0, hertz=300, level=level), -23.0)
         assert scaled.dtype == np.float32
         assert levels.loudness_lufs(scaled) == pytest.approx(-23.0, abs=0.05)
-
-
-def test_scale_to_loudness_keeps_peaks_under_the_ceiling_without_clipping():
     samples = noise(3 * RATE, level=0.02)
     samples[:, 70_000:70_002] = 0.7  # the true peak lies between the two
     scaled = levels.scale_to_loudness(samples, -10.0, -3.0)
     assert levels.true_peak_dbtp(scaled) == pytest.approx(-3.0, abs=0.01)
-    gain = scaled[0, 70_000] / samples[0, 70_000]
-    np.testing.assert_allclose(scaled, samples * gain, rtol=1e-5)
-
-
-def test_scale_to_loudness_leaves_silence_and_short_clips_alone():
-    for samples in (noise(RATE, level=0), tone(3.0, level=6e-4), tone(0.3), noise(0)):
+    np.testing.assert_allclose(scaled, samples * scaled[0, 70_000] / samples[0, 70_000], rtol=1e-5)
+    for samples in (noise(RATE, level=0), tone(3.0, level=6e-4), tone(0.3), noise(0)):  # silence and short clips
         np.testing.assert_array_equal(levels.scale_to_loudness(samples, -14.0), samples)
 
 
@@ -96,8 +88,7 @@ def test_fade_out_ends_in_silence_and_touches_only_the_end():
     np.testing.assert_array_equal(faded[:, : -RATE // 2], samples[:, : -RATE // 2])
     ramp = faded[0, -RATE // 2 :]
     assert (np.diff(ramp) <= 0).all()
-    assert ramp[0] > 0.999
-    assert ramp[-1] == 0.0
+    assert ramp[0] > 0.999 and ramp[-1] == 0.0
     assert samples.min() == 1.0
     assert levels.fade_out(samples, 0.0)[0, -1] == 1.0
     assert levels.fade_out(samples, 9.0).shape == samples.shape
@@ -114,3 +105,41 @@ def test_ten_minutes_are_measured_in_bounded_memory():
     assert tracemalloc.get_traced_memory()[1] < 4 * samples.nbytes
     tracemalloc.stop()
     assert np.isfinite([*measured, loudness, flatness]).all()
+
+
+# --- splices ------------------------------------------------------------------------------------------------------
+
+
+def test_old_samples_stay_outside_the_region_and_its_fades_which_are_linear():
+    old, new = noise(5000), noise(5000, seed=2)
+    for (start, end), fade in itertools.product([(1000, 2000), (0, 2000), (1000, 5000), (30, 4980)], (0, 1, 100)):
+        joined = splice(old, new, start, end, fade)
+        assert np.array_equal(joined[:, : max(start - fade, 0)], old[:, : max(start - fade, 0)])
+        assert np.array_equal(joined[:, end + fade :], old[:, end + fade :])
+        assert np.array_equal(joined[:, start:end], new[:, start:end])
+    joined = splice(np.zeros((2, 12), np.float32), np.ones((2, 12), np.float32), 5, 7, 3)
+    assert joined[0] == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0, 0])
+    joined = splice(np.zeros((2, 6), np.float32), np.ones((2, 6), np.float32), 1, 4, 3)
+    assert joined[0] == pytest.approx([0.75, 1, 1, 1, 0.75, 0.5])
+
+
+def test_the_level_comes_within_3_db_of_the_surroundings_or_is_left_alone():
+    for inside, around in [(0.5, 0.01), (0.01, 0.2), (0.1, 0.1)]:
+        old, new = noise(4 * RATE, around), noise(4 * RATE, inside, seed=2)
+        matched = match_level(new, old, RATE, 2 * RATE)[:, RATE : 2 * RATE]
+        assert abs(20 * np.log10(matched.std() / around)) < 3.1
+    new = noise(4 * RATE, seed=2)
+    for old in (noise(4 * RATE, 0.12), np.zeros_like(new)):  # a level that fits, and silence, which asks for none
+        assert np.array_equal(match_level(new, old, RATE, 2 * RATE), new)
+
+
+def test_the_new_part_never_goes_over_full_scale_and_a_peak_that_is_not_used_does_not_count():
+    spiky = noise(4 * RATE, 0.01)
+    spiky[:, RATE + 10] = 0.9
+    matched = match_level(spiky, noise(4 * RATE, 0.5), RATE, 2 * RATE)
+    assert np.abs(matched[:, RATE : 2 * RATE]).max() <= 1.0
+    used = slice(RATE - 100, 2 * RATE + 100)
+    assert np.abs(match_level(noise(4 * RATE, 3.0), noise(4 * RATE, 0.5), RATE, 2 * RATE, 100)[:, used]).max() <= 1.0
+    far = noise(4 * RATE)
+    far[:, 3 * RATE] = 5.0
+    assert np.array_equal(match_level(far, noise(4 * RATE, seed=2), RATE, 2 * RATE)[:, :RATE], far[:, :RATE])
