@@ -53,8 +53,8 @@ class Words:
 
 
 def words_of(request: Any, seconds: float, instruction: str) -> Words:
-    lyrics, language, details = request.sung_lyrics(), request.language, (request.bpm, request.key)
-    return Words(request.prompt, lyrics, language, seconds, instruction, *details, request.time_signature)
+    details = request.bpm, request.key, request.time_signature
+    return Words(request.prompt, request.sung_lyrics(), request.language, seconds, instruction, *details)
 
 
 def encode_condition(

@@ -112,34 +112,35 @@ def extend(song: Song) -> Iterator[Progress]:
     end = total - after
     # A short clip keeps at least half of itself.
     overlap = min(samples_in(request.options.overlap), (end - before) // 2)
-    parts = [(0, before)] * bool(before) + [(end, total)] * bool(after)
-    spans = [(0, before + overlap)] * bool(before) + [(end - overlap, total)] * bool(after)
-    return (yield from _remake(song, source, clean, parts, spans, overlap, song.settings.steps, 0))
+    parts = [(start, stop) for start, stop in ((0, before), (end, total)) if start < stop]
+    return (yield from _replace(song, source, clean, parts, overlap, overlap, song.settings.steps))
 
 
 def repaint(song: Song) -> Iterator[Progress]:
     """Replace a region of the source; every sample outside it and its crossfade is unchanged (reference 2.5)."""
     options = song.request.options
     source, clean = yield from song.read_source()
-    region = song.region_in(source.shape[1])
+    parts = [song.region_in(source.shape[1])]
     strength = {"conservative": 0.0, "aggressive": 1.0}.get(options.repaint_mode, options.repaint_strength)
     share, blend, fade = (value * (1.0 - strength) for value in CONSERVATIVE)
     fade = samples_in(max(fade, LEAST_CROSSFADE_SECONDS))
     steps = round(share * song.settings.steps)
-    return (yield from _remake(song, source, clean, [region], [region], fade, steps, round(blend)))
+    return (yield from _replace(song, source, clean, parts, 0, fade, steps, round(blend)))
 
 
-def _remake(
-    song: Song, source: np.ndarray, clean: Any, parts: list, spans: list, fade: int, steps: int, blend: int
+def _replace(
+    song: Song, source: np.ndarray, clean: Any, parts: list, margin: int, fade: int, steps: int, blend: int = 0
 ) -> Iterator[Progress]:
-    """Make the samples of `parts` new, each crossfaded into the source [2, n] over `fade` samples.
+    """Replace `parts`, (start, end) in samples, of the source [2, n] with its latents `clean` [1, T, C].
 
-    The model makes the `spans` new; the latents around them are injected for `steps` steps and then blended with
-    `clean`, the source's, over `blend` frames.
+    The model replaces them with a `margin` around, of which a crossfade of `fade` samples is used. Outside, the
+    source's latents are injected for `steps` steps, and blended with the final ones over `blend` frames.
     """
+    total = source.shape[1]
+    spans = [(max(start - margin, 0), min(end + margin, total)) for start, end in parts]
     new = sampling.region(song.pipe, clean, spans)
     context = conditions.masked_context(song.pipe, clean, new)
-    condition = song.condition(REPAINT, source.shape[1] / SAMPLE_RATE, context)
+    condition = song.condition(REPAINT, total / SAMPLE_RATE, context)
     keep = sampling.Keep(new, clean, steps)
     latents = yield from song.denoise(condition, song.noise(clean.shape[1]), keep=keep)
 
@@ -150,7 +151,7 @@ def _remake(
             joined = splice(joined, match_level(made, source, start, end, fade), start, end, fade)
         return joined
 
-    return (yield from song.decode(sampling.blend(latents, clean, new, blend), source.shape[1], finish))
+    return (yield from song.decode(sampling.blend(latents, clean, new, blend), total, finish))
 
 
 def morph(song: Song) -> Iterator[Progress]:
