@@ -1,13 +1,13 @@
-"""The built-in engine: where its trained checkpoint lies, and random ones of the same classes that tests run.
+"""The built-in engine: the trained checkpoint in `assets/preview`, and random ones of the same classes for tests.
 
-Every part of a song passes through a random checkpoint as through the real model (tokens, conditions, guidance, steps,
-tiles), but its sound is not music. About one million parameters, made in seconds, the same bytes every time. The studio
-itself runs one only where the trained checkpoint is missing or damaged, and says so.
+A song passes through a random checkpoint exactly as through the real model (tokens, conditions, guidance, steps,
+tiles), but does not sound like music. It has about one million parameters, takes seconds to make, and always has the
+same bytes. The studio itself runs one only if the trained checkpoint is missing or damaged, and says so.
 
-The weights are uniform draws of a private generator, scaled so that signals keep their size from layer to layer; no
-global random state is read or written. Two numbers are measured on the fresh VAE and rounded before they are used,
-so that a last bit of rounding on another processor does not change the files: the gains that bring a decoded random
-latent to -20 dBFS and an encoded tone to a spread of one, and the latent of silence.
+The weights are uniform draws from a private generator, scaled so that signals keep their size from layer to layer; the
+global random state is neither read nor written. Two values are measured on the fresh VAE: the gains that bring a
+decoded random latent to -20 dBFS and an encoded tone to a spread of one, and the latent of silence. They are rounded,
+so that the last bit of another processor's arithmetic does not change the files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from filelock import FileLock
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PretrainedConfig, Qwen2Tokenizer, Qwen3Config
+    from transformers import Qwen2Tokenizer, Qwen3Config
 
 WORDS = Path(__file__).with_name("assets") / "words.txt"
 TRAINED = Path(__file__).with_name("assets") / "preview"
@@ -45,48 +45,35 @@ VOCABULARY = 4_200
 LATENT_CHANNELS = 6
 SILENCE_FRAMES = 15_000
 DOWNSAMPLING = (2, 4, 4, 6, 10)
-TEXT_SIZE = 48
+SIZE, TEXT_SIZE = 96, 48
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 _lock = threading.Lock()
 
 
 def checkpoint_folder() -> Path:
-    """Return the folder of the preview checkpoint: the trained one where it is there and whole, else a random one."""
+    """Return the folder of the trained checkpoint if it is there and intact, else that of a random one."""
     return TRAINED if _is_whole(TRAINED) else random_folder()
 
 
 def random_folder() -> Path:
-    """Return the folder of the random checkpoint; make it in the cache where it is missing or damaged.
+    """Return the folder of the random checkpoint, which is made in the cache if missing or damaged.
 
     The cache is the folder that ACE_STUDIO_CACHE names, else ~/.cache/ace-music-studio. Any number of threads and
-    processes may ask at once: one makes it, aside, and renames it. Where the cache cannot be written the checkpoint
-    is made in a temporary folder that lasts as long as this process. Raises OSError where that is impossible too.
+    processes may call this at once. If the cache is not writable, the checkpoint is made in a temporary folder that
+    lasts as long as this process. Raises OSError if that fails, too.
     """
-    return kept_folder("preview", make_checkpoint)
+    return _kept_folder("preview", make_checkpoint)
 
 
 def expected_folder(name: str = "preview") -> Path:
-    """Return where `checkpoint_folder` (or `kept_folder`) will be if the cache can be written; makes nothing."""
-    if name == "preview" and _is_whole(TRAINED):
-        return TRAINED
-    return _cache() / f"{name}-{_version()}"
-
-
-def kept_folder(name: str, make: Callable[[Path], object]) -> Path:
-    """Return the folder `name` of the cache, by the rules of `random_folder`; `make` fills it where it is missing.
-
-    `make` ends with `write_manifest`.
-    """
-    with _lock:
-        try:
-            return _in_cache(_cache(), f"{name}-{_version()}", make)
-        except (OSError, NotImplementedError):  # a file system without locks raises the latter
-            return _in_cache(_temporary_cache(), f"{name}-{_version()}", make)
+    """Return the folder that `checkpoint_folder` will return if the cache is writable; makes nothing."""
+    return TRAINED if name == "preview" and _is_whole(TRAINED) else _cache() / f"{name}-{_version()}"
 
 
 def quiet_libraries() -> None:
-    """Keep progress bars, and a warning about old weight norms that nobody here can heed, off the console."""
+    """Keep progress bars, and a warning about old weight norms that no visitor can act on, off the console."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -98,33 +85,29 @@ def quiet_libraries() -> None:
 def make_checkpoint(folder: Path, *, xl: bool = False, turbo: bool = False, seed: int = 0) -> Path:
     """Write a tiny ACE-Step checkpoint in diffusers layout into `folder` and return it.
 
-    The plain one is shaped like the 2B models (the conditions are as wide as the transformer); `xl` gives the shape of
-    the XL models, whose conditions are narrower. `turbo` marks it as distilled. Equal arguments give equal bytes.
+    By default it has the shape of the 2B models, whose conditions are as wide as the transformer; with `xl` that of the
+    XL models, whose conditions are narrower. `turbo` marks it as distilled. Equal arguments give equal bytes.
     """
     import torch
     from diffusers import AceStepPipeline, FlowMatchEulerDiscreteScheduler
 
     quiet_libraries()
-    folder = Path(folder)
     generator = torch.Generator("cpu").manual_seed(seed)
+    condition_size = 64 if xl else SIZE
     with torch.no_grad():
+        # Drawn in this order.
         vae, silence = _vae(generator)
         tokenizer = make_tokenizer()
-        text_encoder = _text_encoder(generator, len(tokenizer))
-        condition_encoder = _condition_encoder(generator, _condition_size(xl), silence)
-        transformer = _transformer(generator, xl, turbo)
-        audio_tokenizer, detokenizer = _audio_tokenizers(generator)
-    pipeline = AceStepPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        transformer=transformer,
-        condition_encoder=condition_encoder,
-        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
-        audio_tokenizer=audio_tokenizer,
-        audio_token_detokenizer=detokenizer,
-    )
-    pipeline.save_pretrained(folder, safe_serialization=True)
+        parts = {
+            "vae": vae,
+            "tokenizer": tokenizer,
+            "text_encoder": _text_encoder(generator, len(tokenizer)),
+            "condition_encoder": _condition_encoder(generator, condition_size, silence),
+            "transformer": _transformer(generator, xl, turbo, condition_size),
+            **_audio_tokenizers(generator),
+        }
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0)
+    AceStepPipeline(**parts, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
     write_manifest(folder)
     return folder
 
@@ -132,8 +115,8 @@ def make_checkpoint(folder: Path, *, xl: bool = False, turbo: bool = False, seed
 def make_tokenizer(marks: tuple[str, ...] = (), closed: bool = True, **settings: Any) -> Qwen2Tokenizer:
     """Build a byte-level BPE tokenizer with Qwen's splitting rules.
 
-    `marks` are further tokens that stand for themselves without being special, as <think> in Qwen3. `closed` ends every
-    text with <|endoftext|>, as Qwen3-Embedding's does. `settings` replace the tokenizer's own.
+    `marks` are tokens that stand for themselves without being special, as <think> in Qwen3. `closed` ends every text
+    with <|endoftext|>, as Qwen3-Embedding's does. `settings` override the tokenizer's defaults.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
     from tokenizers.models import BPE
@@ -143,9 +126,8 @@ def make_tokenizer(marks: tuple[str, ...] = (), closed: bool = True, **settings:
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    whole_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, whole_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -161,18 +143,15 @@ def make_tokenizer(marks: tuple[str, ...] = (), closed: bool = True, **settings:
         )
     tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
     defaults = {
-        "eos_token": end,
-        "pad_token": end,
-        "unk_token": None,
+        **{"eos_token": end, "pad_token": end, "unk_token": None},
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
-        "padding_side": "right",
-        "model_max_length": 131_072,
+        **{"padding_side": "right", "model_max_length": 131_072},
     }
     return Qwen2Tokenizer(tokenizer_object=tokenizer, **{**defaults, **settings})
 
 
 def filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
-    """Build a model without drawing from the global generator, then give each parameter its seeded values."""
+    """Build a model without drawing from the global generator, then fill it with values drawn from `generator`."""
     import torch
 
     with torch.device("meta"):
@@ -184,18 +163,18 @@ def filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Mod
 
 
 def write_manifest(folder: Path) -> None:
-    """List every file with its hash; written last, so a folder that has it was finished."""
+    """List every file with its hash. Written last: a folder with a manifest is complete."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     (folder / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
 
 
-# --- where it is kept ---------------------------------------------------------------------------------------------
+# --- the cache ----------------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def _version() -> str:
-    """Hash of all that decides the bytes: this file, the words, the libraries that write their versions."""
+    """Return a hash of all that decides the bytes: this file, the words, the libraries."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (Path(__file__), WORDS)))
     for package in ("torch", "diffusers", "transformers", "tokenizers", "safetensors"):
         digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
@@ -206,6 +185,15 @@ def _cache() -> Path:
     return Path(os.path.expanduser(os.environ.get("ACE_STUDIO_CACHE") or "~/.cache/ace-music-studio")).absolute()
 
 
+def _kept_folder(name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder of the cache as `random_folder` does; `make` fills it, with its manifest last."""
+    with _lock:
+        try:
+            return _in_cache(_cache(), f"{name}-{_version()}", make)
+        except (OSError, NotImplementedError):  # the latter from a file system without locks
+            return _in_cache(_temporary_cache(), f"{name}-{_version()}", make)
+
+
 def _in_cache(cache: Path, name: str, make: Callable[[Path], object]) -> Path:
     folder = cache / name
     if _is_intact(folder):
@@ -214,25 +202,21 @@ def _in_cache(cache: Path, name: str, make: Callable[[Path], object]) -> Path:
     with FileLock(cache / "preview.lock"):
         if _is_intact(folder):
             return folder
-        # Nobody else makes one while we hold the lock: whatever lies aside was left by a process that died.
+        # We hold the lock, so these were left behind by a process that died.
         for leftover in cache.glob(".preview-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        aside = Path(tempfile.mkdtemp(prefix=".preview-", dir=cache))
-        try:
-            make(aside)
+        with tempfile.TemporaryDirectory(prefix=".preview-", dir=cache, ignore_cleanup_errors=True) as aside:
+            made, damaged = Path(aside, "made"), Path(aside, "damaged")
+            make(made)
             if folder.exists() or folder.is_symlink():
-                folder.rename(cache / f".preview-damaged-{os.getpid()}")
-            aside.rename(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.rmtree(cache / f".preview-damaged-{os.getpid()}", ignore_errors=True)
+                folder.rename(damaged)
+            made.rename(folder)
     return folder
 
 
 @functools.cache
 def _temporary_cache() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="ace-music-studio-"))
-    owner = os.getpid()
+    folder, owner = Path(tempfile.mkdtemp(prefix="ace-music-studio-")), os.getpid()
 
     def remove() -> None:
         # A forked worker runs its parent's exit handlers as well; the folder is the parent's.
@@ -243,12 +227,6 @@ def _temporary_cache() -> Path:
     return folder
 
 
-@functools.cache
-def _is_whole(folder: Path) -> bool:
-    """Tell once a process whether `folder` is intact: its files are many megabytes, and nothing changes them."""
-    return _is_intact(folder)
-
-
 def _is_intact(folder: Path) -> bool:
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -257,13 +235,18 @@ def _is_intact(folder: Path) -> bool:
         return False
 
 
+# For the trained checkpoint, which is many megabytes and does not change while the studio runs.
+_is_whole = functools.cache(_is_intact)
+
+
 # --- the parts ----------------------------------------------------------------------------------------------------
 
 
 def _training_text() -> list[str]:
-    """The words as prompts hold them: mostly after a space, sometimes at the start of a line, sometimes capitalised.
+    """Return the words as prompts have them: mostly after a space, some at the start of a line, some capitalised.
 
-    The list opens with the words that count most; they weigh more. Qwen has tokens for punctuation before a line's end.
+    The list opens with the most important words, which weigh more. Like Qwen's, the tokenizer gets tokens for
+    punctuation before a line's end.
     """
     text = [mark + line_end for mark in ("", ":", "]", ".", ",", ")", "!", "?") for line_end in ("\n\n", "\n")] * 20
     for rank, word in enumerate(WORDS.read_text(encoding="utf-8").split()):
@@ -272,96 +255,59 @@ def _training_text() -> list[str]:
     return text
 
 
+def _qwen_shape(vocabulary: int, size: int, layers: int) -> dict[str, Any]:
+    shape = {"vocab_size": vocabulary, "hidden_size": size, "intermediate_size": 2 * size, "num_hidden_layers": layers}
+    return {**shape, **ATTENTION, "max_position_embeddings": 32_768, "rope_theta": 1_000_000.0, "dtype": "float32"}
+
+
 def text_config(vocabulary: int, size: int, layers: int, head_dim: int) -> Qwen3Config:
-    """Return the shape of a small text encoder that is in all else Qwen3-Embedding's."""
+    """Return the configuration of a small text encoder that otherwise equals Qwen3-Embedding."""
     from transformers import Qwen3Config
 
-    return Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=size,
-        intermediate_size=2 * size,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=head_dim,
-        max_position_embeddings=32_768,
-        rope_theta=1_000_000.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-        tie_word_embeddings=True,
-        dtype="float32",
-    )
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    return Qwen3Config(**_qwen_shape(vocabulary, size, layers), **ids, head_dim=head_dim, tie_word_embeddings=True)
 
 
 def _text_encoder(generator: torch.Generator, vocabulary: int) -> nn.Module:
     from transformers import Qwen3Model
 
-    config = text_config(vocabulary, TEXT_SIZE, layers=2, head_dim=16)
-    return filled(lambda: Qwen3Model(config), generator)
-
-
-def _condition_size(xl: bool) -> int:
-    return 64 if xl else 96
+    return filled(lambda: Qwen3Model(text_config(vocabulary, TEXT_SIZE, layers=2, head_dim=16)), generator)
 
 
 def _condition_encoder(generator: torch.Generator, size: int, silence: torch.Tensor) -> nn.Module:
     from diffusers.pipelines.ace_step import AceStepConditionEncoder
 
-    encoder = filled(
-        lambda: AceStepConditionEncoder(
-            hidden_size=size,
-            intermediate_size=2 * size,
-            text_hidden_dim=TEXT_SIZE,
-            timbre_hidden_dim=LATENT_CHANNELS,
-            num_lyric_encoder_hidden_layers=2,
-            num_timbre_encoder_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-        ),
-        generator,
-    )
+    shape = {
+        **{"hidden_size": size, "intermediate_size": 2 * size, "text_hidden_dim": TEXT_SIZE},
+        **{"timbre_hidden_dim": LATENT_CHANNELS, **ATTENTION, "head_dim": 16},
+        **{"num_lyric_encoder_hidden_layers": 2, "num_timbre_encoder_hidden_layers": 2},
+    }
+    encoder = filled(lambda: AceStepConditionEncoder(**shape), generator)
     encoder.silence_latent = silence.expand(1, SILENCE_FRAMES, LATENT_CHANNELS).contiguous()
     return encoder
 
 
-def _transformer(generator: torch.Generator, xl: bool, turbo: bool) -> nn.Module:
+def _transformer(generator: torch.Generator, xl: bool, turbo: bool, condition_size: int) -> nn.Module:
     from diffusers import AceStepTransformer1DModel
 
-    size = 96
-    return filled(
-        lambda: AceStepTransformer1DModel(
-            hidden_size=size,
-            intermediate_size=2 * size,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=64 if xl else 48,  # the XL models' queries are wider than their hidden states
-            in_channels=3 * LATENT_CHANNELS,
-            audio_acoustic_hidden_dim=LATENT_CHANNELS,
-            encoder_hidden_size=_condition_size(xl),
-            is_turbo=turbo,
-            model_version="turbo" if turbo else "sft",
-        ),
-        generator,
-    )
+    shape = {
+        **{"hidden_size": SIZE, "intermediate_size": 2 * SIZE, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1},
+        "head_dim": 64 if xl else 48,  # the XL models' queries are wider than their hidden states
+        **{"in_channels": 3 * LATENT_CHANNELS, "audio_acoustic_hidden_dim": LATENT_CHANNELS},
+        **{"encoder_hidden_size": condition_size, "is_turbo": turbo, "model_version": "turbo" if turbo else "sft"},
+    }
+    return filled(lambda: AceStepTransformer1DModel(**shape), generator)
 
 
-def _audio_tokenizers(generator: torch.Generator) -> tuple[nn.Module, nn.Module]:
+def _audio_tokenizers(generator: torch.Generator) -> dict[str, nn.Module]:
     from diffusers.pipelines.ace_step import AceStepAudioTokenDetokenizer, AceStepAudioTokenizer
 
-    shape = {
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "audio_acoustic_hidden_dim": LATENT_CHANNELS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
+    shape = {"hidden_size": 48, "intermediate_size": 96, "audio_acoustic_hidden_dim": LATENT_CHANNELS, "head_dim": 16}
+    return {
+        "audio_tokenizer": filled(lambda: AceStepAudioTokenizer(fsq_dim=48, **shape, **ATTENTION), generator),
+        "audio_token_detokenizer": filled(lambda: AceStepAudioTokenDetokenizer(**shape, **ATTENTION), generator),
     }
-    tokenizer = filled(lambda: AceStepAudioTokenizer(fsq_dim=48, **shape), generator)
-    detokenizer = filled(lambda: AceStepAudioTokenDetokenizer(**shape), generator)
-    return tokenizer, detokenizer
 
 
 def _vae(generator: torch.Generator) -> tuple[nn.Module, torch.Tensor]:
@@ -369,19 +315,14 @@ def _vae(generator: torch.Generator) -> tuple[nn.Module, torch.Tensor]:
     import torch
     from diffusers import AutoencoderOobleck
 
-    vae = filled(
-        lambda: AutoencoderOobleck(
-            encoder_hidden_size=2 * LATENT_CHANNELS,  # its last layer gives a mean and a spread for each channel
-            downsampling_ratios=list(DOWNSAMPLING),
-            channel_multiples=[1, 2, 2, 4, 4],
-            decoder_channels=4,
-            decoder_input_channels=LATENT_CHANNELS,
-            audio_channels=2,
-            sampling_rate=48_000,
-        ),
-        generator,
-    )
-    # Kernels whose taps sum to zero let no constant through: a steady offset would count as sound and be silence.
+    shape = {
+        "encoder_hidden_size": 2 * LATENT_CHANNELS,  # its last layer gives a mean and a spread for each channel
+        **{"downsampling_ratios": list(DOWNSAMPLING), "channel_multiples": [1, 2, 2, 4, 4]},
+        **{"decoder_channels": 4, "decoder_input_channels": LATENT_CHANNELS},
+        **{"audio_channels": 2, "sampling_rate": 48_000},
+    }
+    vae = filled(lambda: AutoencoderOobleck(**shape), generator)
+    # Kernels whose taps sum to zero block constants: a steady offset would count as sound but be inaudible.
     last = vae.decoder.conv2
     last.weight_v -= last.weight_v.mean(dim=2, keepdim=True)
     latent = _uniform((1, LATENT_CHANNELS, 128), 1.0, generator)
@@ -417,156 +358,110 @@ def _values(model: nn.Module, name: str, parameter: torch.Tensor, generator: tor
         # The norms of queries and keys set how sharply attention picks; flat attention would average a BPM away.
         return torch.full(shape, 2.0 if owner_name.endswith(("q_norm", "k_norm", "norm_q", "norm_k")) else 1.0)
     if leaf == "weight_g":
-        return torch.full(shape, _gain(owner))
+        # The norm of a weight-normalised kernel whose outputs are as large as its inputs. A plain convolution is normed
+        # per output channel, a transposed one per input channel, of whose `kernel` taps only kernel / stride fall on
+        # one output sample. The two branches of a residual unit add up; the second is kept small.
+        if kind == "ConvTranspose1d":
+            return torch.full(shape, (owner.out_channels * owner.stride[0] / owner.in_channels) ** 0.5)
+        return torch.full(shape, 0.5 if owner.kernel_size == (1,) else 1.0)
     if leaf in ("alpha", "beta"):
         # Snake adds sin(e^alpha x)^2 / e^beta; a large beta keeps the VAE near linear, else its offset drowns the song.
         return _uniform(shape, 0.3, generator) + (1.0 if leaf == "beta" else 0.0)
     if leaf == "bias":
-        return _uniform(shape, 0.02 if kind.startswith("Conv") else 0.1, generator)
-    if leaf == "scale_shift_table":
-        return _uniform(shape, 0.3, generator)
-    if kind == "Embedding" or leaf in ("special_token", "special_tokens", "null_condition_emb"):
-        return _uniform(shape, 1.0, generator)
-    if kind == "ConvTranspose1d":
-        return _uniform(shape, (shape[0] * shape[2] / owner.stride[0]) ** -0.5, generator)
-    fan_in = parameter[0].numel()
-    return _uniform(shape, fan_in**-0.5, generator)
-
-
-def _gain(owner: nn.Module) -> float:
-    """Norm of a weight-normalised kernel for outputs as large as the inputs.
-
-    A plain convolution is normed per output channel, a transposed one per input channel, of whose `kernel` taps only
-    kernel / stride fall on one output sample. The two branches of a residual unit add; the second is kept small.
-    """
-    if type(owner).__name__ == "ConvTranspose1d":
-        return (owner.out_channels * owner.stride[0] / owner.in_channels) ** 0.5
-    return 0.5 if owner.kernel_size == (1,) else 1.0
+        spread = 0.02 if kind.startswith("Conv") else 0.1
+    elif leaf == "scale_shift_table":
+        spread = 0.3
+    elif kind == "Embedding" or leaf in ("special_token", "special_tokens", "null_condition_emb"):
+        spread = 1.0
+    elif kind == "ConvTranspose1d":
+        spread = (shape[0] * shape[2] / owner.stride[0]) ** -0.5
+    else:
+        spread = parameter[0].numel() ** -0.5
+    return _uniform(shape, spread, generator)
 
 
 def _uniform(shape: tuple[int, ...], spread: float, generator: torch.Generator) -> torch.Tensor:
-    """Uniform draws around zero with standard deviation `spread`; exact on every processor, as normal draws are not."""
+    """Draw uniformly around zero with standard deviation `spread`: equal on every processor, unlike normal draws."""
     import torch
 
     edge = 3**0.5 * spread
     return torch.empty(shape).uniform_(-edge, edge, generator=generator)
 
 
-# --- language models for the writers --------------------------------------------------------------------------------
-# Qwen's real classes, tokenizer rules and chat templates with seeded weights: a "qwen2" stands in for the songwriter, a
+# --- tiny language models -----------------------------------------------------------------------------------------
+# Qwen's real classes, tokenizer rules and chat templates with seeded weights: "qwen2" stands in for the songwriter,
 # "qwen3" with audio codes for the planner. They write nonsense, but every token takes the real path.
 
 Family = Literal["qwen2", "qwen3"]
-WRITER_SIZE, WRITER_CONTEXT = 48, 32_768
 THINK = ("<think>", "</think>")
-DEFAULT_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 
-# Qwen's templates without their branches for tools. Version 2.5 puts in a system prompt where the first message is
-# none; version 3 does not, takes the thoughts out of earlier answers and sets those of the last one in two lines.
+# Qwen's templates without their branches for tools. Version 2.5 adds a system prompt if the first message is none.
+# Version 3 does not; it removes the thoughts from earlier answers and sets those of the last one in two lines.
 TEMPLATES: dict[Family, str] = {
     "qwen2": (
         "{%- if messages[0]['role'] != 'system' %}"
-        "{{- '<|im_start|>system\\n" + DEFAULT_SYSTEM + "<|im_end|>\\n' }}"
-        "{%- endif %}"
-        "{%- for message in messages %}"
+        "{{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' "
+        "}}{%- endif %}{%- for message in messages %}"
         "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-        "{%- endfor %}"
-        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+        "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
     ),
     "qwen3": (
-        "{%- set found = namespace(question=messages|length - 1) %}"
-        "{%- for message in messages %}"
+        "{%- set found = namespace(question=messages|length - 1) %}{%- for message in messages %}"
         "{%- if message.role == 'user' %}{%- set found.question = loop.index0 %}{%- endif %}"
-        "{%- endfor %}"
-        "{%- for message in messages %}"
-        "{%- set content = message.content %}"
-        "{%- if message.role == 'assistant' %}"
-        "{%- set thoughts = '' %}"
-        "{%- if '</think>' in content %}"
+        "{%- endfor %}{%- for message in messages %}{%- set content = message.content %}"
+        "{%- if message.role == 'assistant' %}{%- set thoughts = '' %}{%- if '</think>' in content %}"
         "{%- set thoughts = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}"
         "{%- set content = content.split('</think>')[-1].lstrip('\\n') %}"
-        "{%- endif %}"
-        "{%- if loop.index0 > found.question and (loop.last or thoughts) %}"
+        "{%- endif %}{%- if loop.index0 > found.question and (loop.last or thoughts) %}"
         "{%- set content = '<think>\\n' + thoughts.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') %}"
-        "{%- endif %}"
-        "{%- endif %}"
-        "{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}"
-        "{%- endfor %}"
-        "{%- if add_generation_prompt %}"
-        "{{- '<|im_start|>assistant\\n' }}"
-        "{%- if enable_thinking is defined and enable_thinking is false %}"
-        "{{- '<think>\\n\\n</think>\\n\\n' }}"
-        "{%- endif %}"
-        "{%- endif %}"
+        "{%- endif %}{%- endif %}{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}"
+        "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+        "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
+        "{%- endif %}{%- endif %}"
     ),
 }
 
 
 def language_model_folder(family: Family, audio_codes: int = 0) -> Path:
-    """Return the folder of a tiny language model, made once in the cache by the rules of `py`."""
-    return kept_folder(
-        _name(family, audio_codes),
-        lambda folder: make_language_model(folder, family=family, audio_codes=audio_codes),
-    )
+    """Return the folder of a tiny language model, made in the cache as `random_folder` does."""
+    make = functools.partial(make_language_model, family=family, audio_codes=audio_codes)
+    return _kept_folder(f"preview-{family}-{audio_codes}", make)
 
 
 def expected_language_model_folder(family: Family, audio_codes: int = 0) -> Path:
-    """Return where `language_model_folder` will be, without making anything."""
-    return expected_folder(_name(family, audio_codes))
+    """Return the folder that `language_model_folder` will return if the cache is writable; makes nothing."""
+    return expected_folder(f"preview-{family}-{audio_codes}")
 
 
 def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0, seed: int = 0) -> Path:
     """Write a tiny causal language model with its tokenizer into `folder` and return it.
 
-    Its tokens are those of a byte-level BPE, <|endoftext|>, <|im_start|>, <|im_end|> and, after them, <think>, </think>
-    and <|audio_code_0|> to <|audio_code_N-1|> for N = `audio_codes`. Equal arguments give equal bytes.
+    Its tokens are those of a byte-level BPE, <|endoftext|>, <|im_start|>, <|im_end|>, then <think>, </think> and
+    <|audio_code_0|> to <|audio_code_N-1|> for N = `audio_codes`. Equal arguments give equal bytes.
     """
     import torch
-    from transformers import Qwen2ForCausalLM, Qwen3ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     quiet_libraries()
-    folder = Path(folder)
     end, _, turn_end = SPECIAL_TOKENS
-    tokenizer = make_tokenizer(
-        (*THINK, *(f"<|audio_code_{number}|>" for number in range(audio_codes))),
-        closed=False,
-        eos_token=turn_end,
-        chat_template=TEMPLATES[family],
-    )
+    marks = (*THINK, *(f"<|audio_code_{number}|>" for number in range(audio_codes)))
+    tokenizer = make_tokenizer(marks, closed=False, eos_token=turn_end, chat_template=TEMPLATES[family])
     pad, eos = tokenizer.convert_tokens_to_ids([end, turn_end])
-    config = _config(family, vocab_size=len(tokenizer), bos_token_id=pad, pad_token_id=None, eos_token_id=eos)
-    build = {"qwen2": Qwen2ForCausalLM, "qwen3": Qwen3ForCausalLM}[family]
+    shape = _qwen_shape(len(tokenizer), TEXT_SIZE, layers=2)
+    # If input and output shared one matrix, a model without learnt layers would repeat its last token.
+    shape |= {"bos_token_id": pad, "pad_token_id": None, "eos_token_id": eos, "tie_word_embeddings": False}
+    # Qwen's own settings: both ends stop a text, and the two families sample differently.
+    settings = {"eos_token_id": [eos, pad], "pad_token_id": pad, "do_sample": True, "top_k": 20}
+    if family == "qwen2":
+        build = functools.partial(Qwen2ForCausalLM, Qwen2Config(**shape))
+        settings |= {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05}
+    else:
+        build = functools.partial(Qwen3ForCausalLM, Qwen3Config(**shape, head_dim=16))
+        settings |= {"temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.0}
     with torch.no_grad():
-        model = filled(lambda: build(config), torch.Generator("cpu").manual_seed(seed))
-    # What Qwen ships: both ends stop a text, and sampling has settings of its own.
-    model.generation_config.update(eos_token_id=[eos, pad], pad_token_id=pad, do_sample=True, top_k=20)
-    own = {"qwen2": (0.7, 0.8, 1.05), "qwen3": (0.6, 0.95, 1.0)}[family]
-    model.generation_config.update(**dict(zip(("temperature", "top_p", "repetition_penalty"), own, strict=True)))
+        model = filled(build, torch.Generator("cpu").manual_seed(seed))
+    model.generation_config.update(**settings)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_manifest(folder)
     return folder
-
-
-def _name(family: Family, audio_codes: int) -> str:
-    return f"preview-{family}-{audio_codes}"
-
-
-def _config(family: Family, **ids: Any) -> PretrainedConfig:
-    from transformers import Qwen2Config, Qwen3Config
-
-    shape = {
-        "hidden_size": WRITER_SIZE,
-        "intermediate_size": 2 * WRITER_SIZE,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": WRITER_CONTEXT,
-        "rope_theta": 1_000_000.0,
-        # With one matrix for both ends a model without learnt layers would repeat its last token.
-        "tie_word_embeddings": False,
-        "dtype": "float32",
-    }
-    if family == "qwen2":
-        return Qwen2Config(**shape, **ids)
-    return Qwen3Config(**shape, head_dim=16, **ids)
