@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -17,46 +16,28 @@ import torch
 import preview
 from tests.program import ROOT
 
-LYRICS = (
-    "[Verse 1]\nSoft notes in the morning light\nEvery window learns to shine\n[Chorus]\nMusic fills the air tonight"
-)
-SONG = {
-    "prompt": "warm lofi piano with soft drums",
-    "lyrics": LYRICS,
-    "vocal_language": "en",
-    "bpm": 90,
-    "keyscale": "C major",
-}
+LYRICS = "[Verse 1]\nSoft notes in the morning light\n[Chorus]\nMusic fills the air tonight"
+WORDS = {"prompt": "warm lofi piano with soft drums", "lyrics": LYRICS, "vocal_language": "en"}
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Return the hash of every file below `folder`."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def in_new_process(code: str, **environment: str) -> subprocess.Popen:
+def in_new_process(code: str) -> subprocess.Popen:
     """Start Python on `code` in the repository's root."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def song(pipe, seconds: float = 10.0, steps: int = 20, guidance: float = 7.0, seed: int = 0, **changes) -> torch.Tensor:
+def song(pipe, seconds: float, steps: int) -> torch.Tensor:
     """Return the latents [1, frames, channels] of a song."""
     torch.manual_seed(0)  # the VAE draws from the global generator when it encodes
     return pipe(
-        audio_duration=seconds,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=torch.Generator().manual_seed(seed),
+        **{**WORDS, "bpm": 90, "keyscale": "C major", "audio_duration": seconds},
+        **{"num_inference_steps": steps, "guidance_scale": 7.0, "shift": 1.0},
+        generator=torch.Generator().manual_seed(0),
         output_type="latent",
-        **{"shift": 1.0, **SONG, **changes},
     ).audios
 
 
@@ -83,31 +64,6 @@ def test_it_has_the_real_layout_and_stays_small(tiny):
     assert vae["encoder_hidden_size"] == 2 * vae["decoder_input_channels"]
 
 
-@pytest.mark.long
-@pytest.mark.slow
-def test_two_processes_and_two_folders_give_equal_bytes(tiny, tmp_path):
-    code = f"import pathlib, preview; preview.make_checkpoint(pathlib.Path({str(tmp_path / 'elsewhere' / 'b')!r}))"
-    other = in_new_process(code)
-    preview.make_checkpoint(tmp_path / "a")
-    assert other.wait(120) == 0, other.stderr.read()
-    assert hashes(tmp_path / "a") == hashes(tmp_path / "elsewhere" / "b") == hashes(tiny)
-    text = "".join(path.read_text() for path in tiny.rglob("*.json"))
-    assert str(tmp_path) not in text and str(tiny.parent) not in text and "_name_or_path" not in text
-
-
-@pytest.mark.slow
-def test_seed_and_turbo_are_in_the_files_and_the_global_generator_is_left_alone(tiny, tmp_path):
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    preview.make_checkpoint(tmp_path / "seed", seed=1)
-    preview.make_checkpoint(tmp_path / "turbo", turbo=True)
-    assert torch.equal(torch.get_rng_state(), state)
-    weights = "transformer/diffusion_pytorch_model.safetensors"
-    assert hashes(tmp_path / "seed")[weights] != hashes(tiny)[weights]
-    config = json.loads((tmp_path / "turbo" / "transformer" / "config.json").read_text())
-    assert config["is_turbo"] and config["model_version"] == "turbo"
-
-
 def test_the_xl_shape_has_narrower_conditions(pipe, pipe_xl):
     def widths(pipeline) -> tuple[int, int]:
         return pipeline.transformer.config.hidden_size, pipeline.transformer.config.encoder_hidden_size
@@ -117,12 +73,31 @@ def test_the_xl_shape_has_narrower_conditions(pipe, pipe_xl):
     assert song(pipe_xl, 2, steps=2).isfinite().all()
 
 
+@pytest.mark.slow
+def test_equal_arguments_give_equal_bytes_and_seed_and_turbo_others(tiny, tmp_path):
+    code = f"import pathlib, preview; preview.make_checkpoint(pathlib.Path({str(tmp_path / 'elsewhere' / 'a')!r}))"
+    other = in_new_process(code)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    preview.make_checkpoint(tmp_path / "seed", seed=1)
+    preview.make_checkpoint(tmp_path / "turbo", turbo=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert hashes(tmp_path / "seed")[weights] != hashes(tiny)[weights]
+    config = json.loads((tmp_path / "turbo" / "transformer" / "config.json").read_text())
+    assert config["is_turbo"] and config["model_version"] == "turbo"
+    assert other.wait(240) == 0
+    assert hashes(tmp_path / "elsewhere" / "a") == hashes(tiny)
+    text = "".join(path.read_text() for path in tiny.rglob("*.json"))
+    assert str(tiny.parent) not in text and "_name_or_path" not in text
+
+
 # --- in the cache -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache."""
+    """Return an empty cache."""
     monkeypatch.setenv("ACE_STUDIO_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -136,39 +111,30 @@ def test_processes_and_threads_at_once_get_one_whole_checkpoint(cache, tiny):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(240)
     for process in processes:
-        out, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        folders.append(Path(out.strip()))
+        folders.append(Path(process.communicate(timeout=240)[0].strip()))
+        assert process.returncode == 0
     assert len(folders) == 4 and len(set(folders)) == 1
     assert hashes(folders[0]) == hashes(tiny)
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [folders[0].name]
 
 
-def damage_cut(folder: Path) -> None:
-    """Cut a weights file off."""
-    os.truncate(folder / "transformer" / "diffusion_pytorch_model.safetensors", 1000)
-
-
-def damage_flip(folder: Path) -> None:
-    """Change one byte in the middle of the weights."""
+def flip_one_byte(folder: Path) -> None:
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
 
 
-def damage_half(folder: Path) -> None:
-    """Leave what a process that died in the middle might leave."""
+def leave_half(folder: Path) -> None:
+    """Leave what a process that died halfway might leave."""
     (folder / preview.MANIFEST).unlink()
     (folder / "model_index.json").unlink()
 
 
-@pytest.mark.parametrize(
-    "damage", [damage_flip, *(pytest.param(one, marks=pytest.mark.slow) for one in (damage_cut, damage_half))]
-)
-def test_a_damaged_checkpoint_is_made_anew(cache, tiny, damage):
+@pytest.mark.parametrize("damage", [flip_one_byte, pytest.param(leave_half, marks=pytest.mark.slow)])
+def test_a_damaged_checkpoint_is_replaced(cache, tiny, damage):
     folder = preview.checkpoint_folder()
     assert folder == preview.expected_folder() and folder.is_relative_to(cache)
     damage(folder)
@@ -204,25 +170,20 @@ def test_songs_of_every_length_are_sound(pipe, seconds, steps):
 
 
 @pytest.mark.slow
-def test_random_latents_are_heard_and_differ(pipe):
+def test_random_latents_are_heard_and_differ_and_silence_has_a_latent(pipe):
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(2, pipe.transformer.config.audio_acoustic_hidden_dim, 250, generator=generator)
     with torch.no_grad():
         sounds = pipe.vae.decode(latents).sample
+        silence = pipe.vae.encode(torch.zeros(1, 2, 480_000)).latent_dist.mode()
     assert sounds.shape == (2, 2, 480_000)
     for sound in sounds:
         assert -22 < decibels(sound) < -18
         assert abs(float(sound.mean())) < 1e-4
     # No hum that all songs share, and two channels that are not one.
-    assert abs(float(torch.corrcoef(sounds.flatten(1))[0, 1])) < 0.4
-    assert abs(float(torch.corrcoef(sounds[0])[0, 1])) < 0.4
-
-
-@pytest.mark.slow
-def test_the_silence_latent_is_what_the_vae_makes_of_silence(pipe):
-    with torch.no_grad():
-        encoded = pipe.vae.encode(torch.zeros(1, 2, 480_000)).latent_dist.mode()
+    for one in (sounds.flatten(1), sounds[0]):
+        assert abs(float(torch.corrcoef(one)[0, 1])) < 0.4
     held = pipe.condition_encoder.silence_latent
     assert held.shape[1] == 15_000
     assert float(held.std()) > 0.1
-    assert float((encoded[0, :, 10:-10].T - held[0, :230]).abs().max()) < 0.01
+    assert float((silence[0, :, 10:-10].T - held[0, :230]).abs().max()) < 0.01

@@ -1,4 +1,4 @@
-"""The token budget on the page: counted and cut exactly as the pipeline does, by the tokenizer alone."""
+"""The token budget on the page: counted and cut by the tokenizer alone, exactly as in the pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ PROMPTS = ("a song", "Lo-fi «Nacht»: 🌙 東京 <|endoftext|>", LONG, "x" * 2
 
 @pytest.fixture(scope="module")
 def counter(tiny: Path) -> page_hints.TokenCounter:
-    """Return the counter of the preview's checkpoint."""
     return page_hints.TokenCounter(tiny / "tokenizer" / "tokenizer.json")
 
 
@@ -46,17 +45,13 @@ def test_the_budget_follows_the_form(counter):
     ]:
         there = {"prompt": "a song", "bpm": "96", "key": "F#m", "time_signature": "3", **there}
         words = conditions.Words("a song", "", "en", seconds, instruction, 96, "F# minor", "3")
-        assert page_hints.prompt_budget(counter, mode, there) == (
-            conditions.prompt_tokens(counter, words, "a song"),
-            "",
-        )
-
-
-def test_nonsense_in_other_fields_does_not_matter(counter):
+        expected = conditions.prompt_tokens(counter, words, "a song"), ""
+        assert page_hints.prompt_budget(counter, mode, there) == expected, there
+    # Nonsense in other fields does not matter.
     for nonsense in ["fast", "nan", "9" * 400, "-1e999", None]:
         there = {"prompt": "a song", "bpm": nonsense, "key": nonsense, "time_signature": "", "duration": nonsense}
         used, dropped = page_hints.prompt_budget(counter, "generate", there)
-        assert used > 20 and dropped in ("", "a song")
+        assert used > 20 and dropped in ("", "a song"), nonsense
 
 
 def test_what_is_cut_is_named_and_a_book_is_counted_up_to_the_limit(counter):
@@ -68,16 +63,13 @@ def test_what_is_cut_is_named_and_a_book_is_counted_up_to_the_limit(counter):
 
 
 def test_before_there_is_a_tokenizer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    class Nowhere:
-        folder = tmp_path / "none"
-
-    studio = SimpleNamespace(models=SimpleNamespace(weights=Nowhere))
-    monkeypatch.setattr(page_hints, "get_backend", lambda: studio)
+    place = SimpleNamespace(folder=tmp_path / "none")
+    monkeypatch.setattr(page_hints, "get_backend", lambda: SimpleNamespace(models=SimpleNamespace(weights=place)))
     assert page_hints.token_counter() is None
     assert page_hints.lyric_tokens("la la", "en") is None
-    # One that is broken counts nothing either.
+    # A broken one counts nothing either.
     (tmp_path / "none" / "tokenizer").mkdir(parents=True)
     (tmp_path / "none" / "tokenizer" / "tokenizer.json").write_text("{}")
     assert page_hints.token_counter() is None
-    Nowhere.folder = None
+    place.folder = None
     assert page_hints.token_counter() is None

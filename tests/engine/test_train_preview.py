@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,13 +45,13 @@ def read_latents(latents: np.ndarray) -> Events:
     return Events(notes, hits, players, KITS[round(last[PLAYER_NUMBERS["drums"]][0]) + 1])
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_latents_hold_everything_that_sounds(seed):
-    score = compose(seed, seconds=12.0)
-    back = read_latents(latents_of(preview_latents.events_of(score), 1200))
-    for found, truth in [(back.hits, score.hits), *((back.notes[role], score.notes[role]) for role in ROLES)]:
-        assert sorted(map(tuple, found)) == sorted(map(tuple, truth))
-    assert (back.instruments, back.kit) == (score.instruments, score.kit)
+def test_latents_hold_everything_that_sounds():
+    for seed in range(4):
+        score = compose(seed, seconds=12.0)
+        back = read_latents(latents_of(preview_latents.events_of(score), 1200))
+        for found, truth in [(back.hits, score.hits), *((back.notes[role], score.notes[role]) for role in ROLES)]:
+            assert sorted(map(tuple, found)) == sorted(map(tuple, truth)), seed
+        assert (back.instruments, back.kit) == (score.instruments, score.kit)
 
 
 def test_coefficients_are_those_of_the_sound():
@@ -71,19 +72,19 @@ def test_the_exported_vae_computes_what_the_fast_one_does():
     # With another centre the class pads the ends with the mean latent instead of with nothing.
     centre, spread = torch.zeros(32), torch.rand(32) + 0.5
     std, inscale = torch.rand(32) + 0.5, preview_vae.usual_sizes() ** 0.7
-    vae = preview_vae.oobleck(
+    parts = (
         {"mean": decoder.state_dict(), "scale": scale},
         {"mean": encoder.state_dict(), "std": std, "inscale": inscale},
-        centre,
-        spread,
     )
+    vae = preview_vae.oobleck(*parts, centre, spread)
+    mix = render(compose(1, seconds=4.0)).mix
     latents = torch.randn(1, 12, 32)
     with torch.no_grad():
         sound = vae.decode(latents.transpose(1, 2)).sample[0]
         made = decoder(latents * spread + centre) * scale * (MIX_GAIN / preview_vae.GAIN)
-        heard = torch.from_numpy(preview_vae.coefficients(render(compose(1, seconds=4.0)).mix))[None]
+        heard = torch.from_numpy(preview_vae.coefficients(mix))[None]
         read = (encoder(heard / (inscale * MIX_GAIN / preview_vae.GAIN)) * std - centre) / spread
-        encoded = vae.encode(torch.from_numpy(render(compose(1, seconds=4.0)).mix)[None]).latent_dist.mode()
+        encoded = vae.encode(torch.from_numpy(mix)[None]).latent_dist.mode()
         codec.skip_idle_units(vae)
         assert torch.equal(vae.decode(latents.transpose(1, 2)).sample[0], sound)
     # What was written can train on: read back and written again, it is the same network.
@@ -91,9 +92,8 @@ def test_the_exported_vae_computes_what_the_fast_one_does():
     with torch.no_grad():
         again = preview_vae.oobleck(*held, centre, spread)
         assert torch.allclose(again.decode(latents.transpose(1, 2)).sample[0], sound, atol=1e-5)
-        assert torch.allclose(
-            again.encode(sound[None]).latent_dist.mode(), vae.encode(sound[None]).latent_dist.mode(), atol=1e-4
-        )
+        coded = [each.encode(sound[None]).latent_dist.mode() for each in (again, vae)]
+        assert torch.allclose(*coded, atol=1e-4)
     # Of the three units at 48 kHz none does anything, of those at 800 Hz one does.
     assert sum("forward" in vars(unit) for unit in vae.modules()) == 10
     # The bank is orthogonal: what it takes apart is what it was put together from, but for the ends.
@@ -103,7 +103,6 @@ def test_the_exported_vae_computes_what_the_fast_one_does():
 
 
 def test_tone_wheels_turn_at_their_own_pitch():
-    """A wheel that is pushed once plays, through the fresh decoder, a tone of its frequency that dies away."""
     decoder = preview_vae.Decoder()
     preview_vae.start_as_tone_wheels(decoder, torch.ones(96))
     x = torch.zeros(1, 40, decoder.up8.weight.shape[0])
@@ -129,7 +128,6 @@ def test_codes_in_training_are_those_of_the_class_and_learnable():
 
 @pytest.fixture(scope="module")
 def song(tmp_path_factory: pytest.TempPathFactory) -> preview_song.SongStage:
-    """Return the song stage at its start, with untrained codes."""
     folder = tmp_path_factory.mktemp("training")
     torch.save(preview_song.build_codes().state_dict(), folder / "codes.pt")
     return preview_song.SongStage(torch.device("cpu"), True, None, folder)
@@ -168,7 +166,7 @@ def test_a_step_of_the_song_stage_reaches_every_part(song):
     parts = song.module["parts"]
     torch.nn.init.normal_(parts["transformer"].proj_out_conv.weight, std=0.1)
     figures = {}
-    # What is said of the key, and asked for, is drawn anew in each.
+    # Each step draws what its prompt says about the key.
     for step in range(4):
         loss, found = song.loss(step, 0.5)
         loss.backward()
@@ -204,10 +202,14 @@ def test_a_resumed_training_has_the_numbers_of_one_that_was_not_stopped(tmp_path
 
 @pytest.mark.long
 def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monkeypatch, capsys):
-    state, folder = tmp_path / "state", tmp_path / "checkpoint"
-    arguments = ["train_preview", "--smoke", "--state", str(state), "--export", str(folder)]
-    monkeypatch.setattr("sys.argv", arguments)
-    train_preview.main()
+    folder, again = tmp_path / "checkpoint", tmp_path / "again"
+
+    def train(*arguments: str, state: str, export: Path) -> None:
+        where = ["--state", str(tmp_path / state), "--export", str(export)]
+        monkeypatch.setattr("sys.argv", ["train_preview", "--smoke", *arguments, *where])
+        train_preview.main()
+
+    train(state="state", export=folder)
     logged = [json.loads(line) for line in capsys.readouterr().out.splitlines()[:-1]]
     assert [(line["stage"], line["step"]) for line in logged] == [(name, 2) for name in train_preview.STAGES]
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
@@ -223,18 +225,13 @@ def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monke
     ]
     assert [made.shape[1] for made in songs] == [480_000, 480_000, 960_000, 480_000]
     assert all(np.isfinite(made).all() and made.std() > 1e-5 for made in songs)
-    # Going on from it, the helpers train first, so that the parts are still the same.
-    again = tmp_path / "again"
-    more = ["--begin", str(folder), "--state", str(tmp_path / "more"), "--export", str(again)]
-    monkeypatch.setattr("sys.argv", ["train_preview", "--smoke", *more])
-    train_preview.main()
+    # Continued from it, the helpers train first, so the parts are still the same.
+    train("--begin", str(folder), state="more", export=again)
     hashes = [json.loads((place / preview.MANIFEST).read_text()) for place in (folder, again)]
     parts = [name for name in hashes[0] if name.endswith("safetensors") and not name.startswith("vae")]
     assert len(parts) >= 5 and all(hashes[0][name] == hashes[1][name] for name in parts)
-    # So does a stage that has none, from where it stood.
-    line = ["--begin", str(folder), "--stage", "encoder", "--state", str(tmp_path / "one"), "--export", str(again)]
-    monkeypatch.setattr("sys.argv", ["train_preview", "--smoke", *line])
-    train_preview.main()
+    # A stage without any continues from where it was.
+    train("--begin", str(folder), "--stage", "encoder", state="one", export=again)
     hashes[1] = json.loads((again / preview.MANIFEST).read_text())
     assert all(hashes[0][name] == hashes[1][name] for name in parts)
     voices = [AutoencoderOobleck.from_pretrained(place / "vae") for place in (folder, again)]
