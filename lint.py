@@ -1,16 +1,16 @@
-"""What the song model stumbles over in lyrics, as advice: it never blocks, and it never raises on any text.
+"""Advice on lyrics that the song model would stumble over. It never blocks, and never raises on any text.
 
 ACE-Step reads section tags on lines of their own, sings best at 6 to 10 syllables a line, and takes 2,048 tokens of
-lyrics (its guide's "Tutorial.md"; ACE-Step-1.5 #1153 on odd tags and double spaces, which make it skip lines). The
-songwriter reads its tags from here, so that what it writes passes.
+lyrics (its guide's "Tutorial.md"; ACE-Step-1.5 #1153: odd tags and double spaces make it skip lines).
 
-`Tidy` turns a chat model's reply into lyrics as ACE-Step reads them. Only headings that are known sections are
-rewritten; every other bracket stays. What frames the lyrics (a greeting, code fences, a title, an offer to change them)
-is removed only where it clearly is a frame.
+`tidy_lyrics` turns a chat model's reply into lyrics as ACE-Step reads them. Only headings that are known sections are
+rewritten; every other bracket stays. What surrounds the lyrics (a greeting, code fences, a title, an offer to change
+them) is removed only if it clearly is no part of them.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import unicodedata
@@ -45,9 +45,9 @@ DELIVERY = (
     *("raspy vocal", "whispered", "falsetto", "powerful belting", "spoken word", "harmonies", "ad-lib"),
     *("high energy", "low energy", "building energy", "explosive", "melancholic", "euphoric", "dreamy", "aggressive"),
 )
-"""How something is sung: these tags stand anywhere and open no section."""
+"""How something is sung: these tags may appear anywhere and open no section."""
 
-# Only these are taken for a heading without square brackets: "(drop)" and "(break)" are sung by backing vocals.
+# Only these count as headings without square brackets: "(drop)" and "(break)" are sung by backing vocals.
 HEADINGS = (
     *("Verse", "Pre-Chorus", "Chorus", "Post-Chorus", "Final Chorus", "Refrain", "Bridge", "Intro", "Outro"),
     *("Interlude", "Hook", "Instrumental", "Instrumental Break", "Guitar Solo"),
@@ -76,18 +76,14 @@ class Tag:
         words = f"{self.name} {self.number}".strip()
         return f"[{words} - {self.modifier}]" if self.modifier else f"[{words}]"
 
-    @property
-    def played(self) -> bool:
-        return self.name not in SUNG
-
 
 def lint(
     lyrics: str, *, seconds: float | None = None, language: str = "unknown", tokens: int | None = None
 ) -> list[Advice]:
-    """Return advice on `lyrics`: first what concerns all of them, then line by line.
+    """Return up to 50 pieces of advice on `lyrics`: first on the whole text, then line by line.
 
-    `seconds` is the length of the song and `tokens` that of the lyrics in the song model's own tokens; what is not
-    given is not judged. `language` is a code of `limits.LANGUAGES`. Of a long list the first 50 entries come back.
+    `seconds` is the length of the song and `tokens` that of the lyrics in the song model's own tokens; None leaves them
+    out. `language` is a code of `limits.LANGUAGES`.
     """
     lines = (lyrics or "").split("\n")
     advice = [*_whole(lines, seconds, tokens), *sorted(_lines(lines, language), key=lambda found: found.line)]
@@ -98,29 +94,25 @@ def lint(
 
 
 def parse_tag(text: str) -> Tag | None:
-    """Read what stands inside a tag's brackets, such as "verse 1: soft"; None where it is no section we know."""
+    """Parse what is inside a tag's brackets, such as "verse 1: soft"; None if it is no known section."""
     if len(text) > LONGEST_HEADING:
         return None
-    name, modifier = text, ""
+    name, modifier, number = text, "", ""
     if found := _MODIFIER.search(text):
         name, modifier = text[: found.start()], found[0].lstrip(" -–—:|,(").rstrip(" )")
     words = " ".join(name.replace("_", " ").split()).lower()
     if (numbered := _NUMBERED.fullmatch(words)) and _key(words) not in _SECTIONS:
         words, number = numbered.groups()
-    else:
-        number = ""
     known = _SECTIONS.get(_key(words))
     return Tag(known, number.upper(), modifier) if known else None
 
 
 def parse_heading(line: str) -> Tag | None:
-    """Read a line that is nothing but a heading, in any of the ways chat models write one; None where it is none.
+    """Parse a line that is nothing but a heading, in any of the ways chat models write one, else return None.
 
-    Understood: "[verse 1]", "**Verse 1:**", "### Chorus", "(Chorus)", "Bridge:", "[Chorus]:", "**[Outro]**", "Verse 2".
+    Examples: "[verse 1]", "**Verse 1:**", "### Chorus", "(Chorus)", "Bridge:", "[Chorus]:", "**[Outro]**", "Verse 2".
     """
     text = line.strip()
-    if len(text) > LONGEST_HEADING:
-        return None
     bare = text.strip("*_#: \t")
     tag = None
     if bare[:1] in ("[", "【") and bare[-1:] in ("]", "】"):
@@ -128,19 +120,20 @@ def parse_heading(line: str) -> Tag | None:
         return None if set(inner) & set("[]【】") else parse_tag(inner.strip("*_: \t"))
     if bare[:1] == "(" and bare[-1:] == ")":
         tag = parse_tag(bare[1:-1])
-    elif bare != text or re.search(r"\d$", bare):
+    elif bare != text or bare[-1:].isdecimal():
         tag = parse_tag(bare)
     # A comma continues a sung line, as in "*Chorus, oh chorus*"; only square brackets make it a modifier.
     return tag if tag and tag.name in HEADINGS and "," not in bare else None
 
 
 def syllables(line: str, language: str = "unknown") -> int | None:
-    """Estimate the syllables of a sung line; None where it is in a script that we cannot judge.
+    """Estimate the syllables of a sung line; None if any of it is in a script whose syllables we cannot count.
 
     A Latin word counts its groups of vowels and a Cyrillic one its vowels; a Chinese or Japanese character and a Korean
-    block count one. Words in parentheses are backing vocals and do not count where others stand beside them.
+    block count one. Words in parentheses are backing vocals and do not count unless they are the whole line.
     """
-    text = _without_asides(line)
+    without_asides = _ASIDE.sub(" ", line)
+    text = without_asides if any(map(str.isalpha, without_asides)) else line
     if any(character.isalpha() and not _script(character) for character in set(text)):
         return None
     characters = sum(_script(character) == "cjk" and character not in _SMALL_KANA for character in text)
@@ -174,13 +167,14 @@ def _lines(lines: list[str], language: str) -> Iterator[Advice]:
             yield Advice(number, "Two spaces in a row make the model skip words; leave one.")
         tag = _heading(line)
         if tag is None:
-            open_tag = None if _is_sung(line) else open_tag
+            if any(map(str.isalnum, _TAG.sub("", line))):
+                open_tag = None
             yield from _line(number, line, language)
             continue
         if not _TAG.fullmatch(line):
             yield Advice(number, f"{_shown(line)} would be sung; write the section as {tag}.")
         if open_tag == tag:
-            yield Advice(number, f"{tag} stands here twice; leave one.")
+            yield Advice(number, f"{tag} appears twice in a row; keep one.")
         else:
             yield from _empty(open_at, open_tag)
             if tag.number and tag in used:
@@ -191,8 +185,8 @@ def _lines(lines: list[str], language: str) -> Iterator[Advice]:
 
 
 def _empty(number: int, tag: Tag | None) -> Iterator[Advice]:
-    if tag and not tag.played:
-        yield Advice(number, f"{tag} has no lines; give it some, or take it out.")
+    if tag and tag.name in SUNG:
+        yield Advice(number, f"{tag} has no lines; write some, or remove it.")
 
 
 def _line(number: int, line: str, language: str) -> Iterator[Advice]:
@@ -201,7 +195,7 @@ def _line(number: int, line: str, language: str) -> Iterator[Advice]:
     if alone and len(inside) > 1:
         yield Advice(number, "Several tags in one line; keep one and put the rest behind a dash: [Chorus - anthemic].")
     elif alone and _key(inside[0]) not in _DELIVERY:
-        yield Advice(number, f"{_shown(line)} is no tag the model knows; those are like [Verse], [Chorus], [Bridge].")
+        yield Advice(number, f"The model does not know {_shown(line)}; use tags such as [Verse], [Chorus], [Bridge].")
     elif any(parse_tag(text) for text in inside):
         yield Advice(number, "A section tag needs a line of its own.")
     elif line.count("[") != line.count("]"):
@@ -218,21 +212,11 @@ def _heading(line: str) -> Tag | None:
     return parse_tag(found[1]) if found else parse_heading(line)
 
 
-def _is_sung(line: str) -> bool:
-    return any(character.isalnum() for character in _TAG.sub("", line))
-
-
-def _without_asides(line: str) -> str:
-    rest = _ASIDE.sub(" ", line)
-    return rest if any(character.isalpha() for character in rest) else line
-
-
 def _words(line: str) -> float:
     """Count words; three Chinese or Japanese characters weigh as much as two words, a Korean word as one."""
     text = _TAG.sub(" ", line)
     spaced = "".join(" " if _is_ideograph(character) else character for character in text)
-    words = sum(any(character.isalnum() for character in word) for word in spaced.split())
-    return words + sum(map(_is_ideograph, text)) / 1.5
+    return sum(any(map(str.isalnum, word)) for word in spaced.split()) + sum(map(_is_ideograph, text)) / 1.5
 
 
 # --- tables and patterns ------------------------------------------------------------------------------------------
@@ -255,12 +239,8 @@ def _key(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name.lower())
 
 
-def _section_names() -> dict[str, str]:
-    names = [*SUNG, *PLAYED, *INSTRUMENTS, *(f"{who} {what}" for who in INSTRUMENTS for what in PLAYED)]
-    return {_key(name): name for name in names} | {"inst": "Instrumental"}
-
-
-_SECTIONS = _section_names()
+_NAMES = (*SUNG, *PLAYED, *INSTRUMENTS, *(f"{who} {what}" for who in INSTRUMENTS for what in PLAYED))
+_SECTIONS = {_key(name): name for name in _NAMES} | {"inst": "Instrumental"}
 _DELIVERY = frozenset(map(_key, DELIVERY))
 
 
@@ -271,11 +251,7 @@ def _script(character: str) -> str:
         return "latin"
     if 0x400 <= point <= 0x52F:
         return "cyrillic"
-    return "cjk" if _is_ideograph(character) or _is_hangul(character) else ""
-
-
-def _is_hangul(character: str) -> bool:
-    return "\uac00" <= character <= "\ud7a3"
+    return "cjk" if _is_ideograph(character) or "\uac00" <= character <= "\ud7a3" else ""
 
 
 def _is_ideograph(character: str) -> bool:
@@ -284,19 +260,18 @@ def _is_ideograph(character: str) -> bool:
 
 
 def _word_syllables(word: str, language: str) -> int:
-    """Count what is not CJK in a word; each digit is read out."""
+    """Count what is not CJK in a word; digits are read out one by one."""
     letters = [character for character in word.lower() if _script(character) != "cjk"]
-    digits = sum(character.isdigit() for character in letters)
-    cyrillic = sum(character in _CYRILLIC_VOWELS for character in letters)
-    latin = [c for c in unicodedata.normalize("NFD", "".join(letters)) if c.isalpha() and _script(c) == "latin"]
-    if not latin:
-        return digits + cyrillic
-    plain = "".join(latin)
+    count = sum(character.isdigit() or character in _CYRILLIC_VOWELS for character in letters)
+    decomposed = unicodedata.normalize("NFD", "".join(letters))
+    plain = "".join(letter for letter in decomposed if letter.isalpha() and _script(letter) == "latin")
+    if not plain:
+        return count
     groups = len(_VOWELS.findall(plain))
     # "love" and "loved" have one syllable, "table", "wanted" and "roses" two.
     if language in ("en", "fr", "unknown") and groups > 1 and _SILENT_E.search(plain) and not _SOUNDED_E.search(plain):
         groups -= 1
-    return digits + cyrillic + max(groups, 1)
+    return count + max(groups, 1)
 
 
 def _shown(text: str) -> str:
@@ -306,34 +281,21 @@ def _shown(text: str) -> str:
 # --- tidying a reply ---------------------------------------------------------------------------------------------
 
 
-class Tidy:
-    """Brings a reply into ACE-Step's form while it comes: whole lines at once, the reply's frame at the end."""
-
-    def __init__(self):
-        self._lines: list[str] = []
-        self._open = ""
-
-    def add(self, piece: str) -> str:
-        """Take the next piece and return the text so far."""
-        *done, self._open = (self._open + piece).split("\n")
-        self._lines += map(tidy_line, done)
-        return "\n".join((*self._lines, self._open)).lstrip("\n")
-
-    def end(self) -> str:
-        return tidy_lyrics("\n".join((*self._lines, self._open)))
+def tidy_draft(text: str) -> str:
+    """Tidy the complete lines of a reply that is still being written."""
+    *done, unfinished = text.split("\n")
+    return "\n".join((*map(tidy_line, done), unfinished)).lstrip("\n")
 
 
+@functools.lru_cache(maxsize=512)
 def tidy_line(line: str) -> str:
-    """Write a known section heading as ACE-Step reads it ("**Verse 1:**" as "[Verse 1]"); of others take extra spaces.
-
-    Brackets that are no known section stay as they are.
-    """
+    """Write a known section heading as ACE-Step reads it ("**Verse 1:**" as "[Verse 1]"); remove extra spaces."""
     tag = parse_heading(line)
     return str(tag) if tag else re.sub("[ \t\u00a0]+", " ", line).strip()
 
 
 def tidy_lyrics(text: str) -> str:
-    """Tidy all lines, and take away the frame: code fences, rules, a title, the chat around the lyrics."""
+    """Tidy all lines, and remove what surrounds the lyrics: code fences, rules, a title, greeting and farewell."""
     lines = _unfenced([tidy_line(line) for line in text.split("\n")])
     lines = [line for line in lines if not _RULE.fullmatch(line)]
     lines = _without_farewell(_without_greeting(lines))
@@ -355,14 +317,13 @@ _ABOUT_THE_LYRICS = re.compile(r"(?i)\b(?:lyrics?|songs?|let me know|feel free|a
 
 
 def _unfenced(lines: list[str]) -> list[str]:
-    """Return what stands between the code fences where all sections do; an opening one alone was cut off."""
+    """Return what is between the code fences if all sections are there; without a closing fence the reply was cut."""
     fences = [place for place, line in enumerate(lines) if _FENCE.fullmatch(line)]
     if not fences or len(fences) > 2:
         return lines
     first, last = fences[0], fences[1] if len(fences) == 2 else len(lines)
-    outside = [*lines[:first], *lines[last + 1 :]]
     inside = lines[first + 1 : last]
-    if not any(inside) or any(map(parse_heading, outside)):
+    if not any(inside) or any(map(parse_heading, [*lines[:first], *lines[last + 1 :]])):
         return [line for line in lines if not _FENCE.fullmatch(line)]
     return inside
 
@@ -372,8 +333,8 @@ def _without_greeting(lines: list[str]) -> list[str]:
     if start is None:
         first = next((place for place, line in enumerate(lines) if line), None)
         return lines[first + 1 :] if first is not None and _is_greeting(lines[first]) else lines
-    frame = [line for line in lines[:start] if line]
-    return lines[start:] if all(_is_greeting(line) or _TITLE.fullmatch(line) for line in frame) else lines
+    before = [line for line in lines[:start] if line]
+    return lines[start:] if all(_is_greeting(line) or _TITLE.fullmatch(line) for line in before) else lines
 
 
 def _is_greeting(line: str) -> bool:
@@ -381,7 +342,7 @@ def _is_greeting(line: str) -> bool:
 
 
 def _without_farewell(lines: list[str]) -> list[str]:
-    """Take away a last paragraph that speaks about the lyrics."""
+    """Remove a last paragraph that is about the lyrics."""
     kept = "\n".join(lines).rstrip().split("\n")
     start = max((place for place, line in enumerate(kept) if not line), default=0)
     if start and _FAREWELL.fullmatch(kept[start + 1]) and _ABOUT_THE_LYRICS.search(" ".join(kept[start + 1 :])):

@@ -213,8 +213,6 @@ class Slot:
     def unload(self) -> None:
         """Free the model's memory; the next use loads it again."""
         with self._building:
-            if close := getattr(self._model, "close", None):
-                close()
             self._model = None
         free_memory()
 

@@ -1,4 +1,4 @@
-"""Lyrics and sketches through the backend, on tiny language models: what they say, cancel, turns, errors."""
+"""Planned songs, lyrics and sketches through the backend, on tiny language models: results, errors, cancel."""
 
 from __future__ import annotations
 
@@ -11,20 +11,203 @@ import torch
 
 import audio
 import codec
+import export
 import lyrics
+import modes
 import planner
 import preview
 from events import Done, Draft, Failed, Progress, StudioError
+from limits import LIMITS
+from memory import Placing
 from params import parse_request
-from tests.engine.songs import assert_stops, samples_of, song, wait_for_turn, words
+from tests.engine.songs import assert_stops, samples_of, song, song_request, wait_for_turn, words
+from weights import DEFAULT_PLANNER
 
 pytestmark = pytest.mark.usefixtures("output", "brief_words")
+SHORT = {"max_tokens": 16}
+GIVEN = {"bpm": 92, "key": "F# minor", "time_signature": "3", "language": "de"}
 
 
 @pytest.fixture
 def studio(writing):
     """Return the studio with both language models."""
     return writing
+
+
+def no_room(*_, **__):
+    raise torch.OutOfMemoryError("no room")
+
+
+def loaded(studio) -> tuple[bool, bool, bool]:
+    """Tell whether the song model, the planner and the lyrics writer are loaded."""
+    return studio.models.loaded, studio.models.planner.loaded, studio.models.lyrics.loaded
+
+
+# --- planned songs ------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_used_and_in_the_record(studio):
+    *events, done = studio.stream(song_request(duration=12.345, takes=2))
+    assert any(event.stage == "planning" and event.steps == 62 for event in events)
+    plan = done.record["plan"]
+    assert plan["used"] is True and plan["rewritten"] is False
+    assert (plan["model"], plan["temperature"], plan["cfg"], plan["seed"]) == ("preview", 0.85, 2.0, 7)
+    assert LIMITS["bpm"].low <= plan["bpm"] <= LIMITS["bpm"].high
+    assert done.record["instruction"] == modes.COVER
+    assert {"loading", "planning"} <= set(done.record["seconds"])
+    assert all(take.shape == (2, 592_560) for take in samples_of(done))
+    assert export.read_record(done.files[1])["plan"] == plan
+    assert json.loads(json.dumps(done.record)) == done.record
+
+
+def test_a_rewritten_prompt_is_used_and_what_the_visitor_gave_stays(studio):
+    record = song(studio, **GIVEN, options={"rewrite": True}).record
+    assert {name: record["plan"][name] for name in GIVEN} == GIVEN
+    assert {name: record["request"][name] for name in GIVEN} == GIVEN
+    assert record["plan"]["rewritten"] and record["plan"]["caption"] != "calm piano"
+    assert record["prompt_used"] == record["plan"]["caption"]
+    assert record["request"]["prompt"] == "calm piano"
+    assert record["takes"][0]["name"].startswith("calm-piano")
+
+
+@pytest.mark.slow
+def test_each_setting_of_the_plan_changes_the_song_and_off_means_no_planner(studio, make_studio):
+    (planned,) = samples_of(song(studio))
+    for change in ({"plan_temperature": 0.2}, {"plan_cfg": 4.0}, {"plan_seed": 99}, {"plan": False}):
+        (changed,) = samples_of(song(studio, options=change))
+        assert not np.allclose(planned, changed, atol=1e-4), change
+    off = song(studio, options={"plan": False, "rewrite": True})
+    assert off.record["plan"] == {"used": False, "reason": "Plan the song first was off."}
+    assert off.record["prompt_used"] == "calm piano" and off.record["instruction"] == modes.TEXT2MUSIC
+    without = song(make_studio(ACE_STUDIO_PLANNER="off"))
+    assert without.record["plan"]["used"] is False
+    assert without.record["plan"]["reason"] == "The planner is switched off (ACE_STUDIO_PLANNER=off)."
+    assert without.record["notes"] == []
+    assert np.array_equal(samples_of(off)[0], samples_of(without)[0])
+
+
+@pytest.mark.slow
+def test_a_take_alone_with_the_same_plan_seed_is_the_same_song(studio):
+    together = song(studio, takes=2)
+    for seed, take in zip((7, 8), samples_of(together), strict=True):
+        alone = song(studio, seed=seed, options={"plan_seed": 7})
+        assert alone.record["plan"] == together.record["plan"]
+        assert np.allclose(take, samples_of(alone)[0], atol=1e-4)
+
+
+def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, monkeypatch):
+    made, plans = [], []
+    decode, write_plan = codec.decode_latents, planner.plan
+
+    def plan_spy(*arguments):
+        for event in write_plan(*arguments):
+            plans.append(event)
+            yield event
+
+    monkeypatch.setattr(codec, "decode_latents", lambda pipe, latents: made.append(latents) or decode(pipe, latents))
+    monkeypatch.setattr(planner, "plan", plan_spy)
+    song(studio, duration=10.05, lyrics="[Verse]\nla la", options={"steps": 4})
+    plan = plans[-1]
+    assert len(plan.codes[0]) == 51
+    stock = studio.models.pipeline()(
+        prompt="calm piano",
+        lyrics="[Verse]\nla la",
+        audio_duration=10.05,
+        vocal_language=plan.language,
+        bpm=plan.bpm,
+        keyscale=plan.key,
+        timesignature=plan.time_signature,
+        generator=torch.Generator("cpu").manual_seed(7),
+        num_inference_steps=4,
+        guidance_scale=7.0,
+        shift=1.0,
+        audio_codes=planner.codes_text(plan.codes[0]),
+        output_type="latent",
+    ).audios
+    assert torch.equal(made[0], stock)
+
+
+# --- songs without their plan -------------------------------------------------------------------------------------
+
+
+def test_without_a_planner_the_song_is_made_and_the_record_says_why(no_language_models, make_studio):
+    studio = make_studio(ACE_STUDIO_PLANNER="")
+    status = studio.status()["planner"]
+    assert (status["state"], status["model"]) == ("none", DEFAULT_PLANNER)
+    assert status["problem"]["code"] == "planner_missing" and "hf download" in status["problem"]["hint"]
+    record = song(studio).record
+    assert record["plan"] == {"used": False, "reason": f"The planner {status['model']} is not on this machine."}
+    # So does a folder that is not a planner.
+    studio = make_studio(ACE_STUDIO_PLANNER=str(preview.language_model_folder("qwen2")))
+    assert "no audio tokens" in studio.status()["planner"]["problem"]["message"]
+    assert "no audio tokens" in song(studio).record["plan"]["reason"]
+
+
+@pytest.mark.slow
+def test_a_plan_that_fails_costs_only_the_plan(studio, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(studio.models.pipeline(), "audio_token_detokenizer", None)
+        done = song(studio)
+    assert "cannot read a plan" in done.record["plan"]["reason"]
+    assert done.record["notes"] == [f"Made without a plan: {done.record['plan']['reason']}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(studio.models.planner.get().model.config, "max_position_embeddings", 100)
+        assert "this planner reads 100" in song(studio).record["plan"]["reason"]
+    assert studio.status()["planner"]["state"] == "loaded"
+    monkeypatch.setattr(planner, "CodeWriter", no_room)
+    monkeypatch.setattr(studio, "placing", Placing(studio.models))
+    assert "The planner ran out of memory" in song(studio).record["plan"]["reason"]
+    # A lower memory plan was tried first, by which the planner makes room for the song.
+    assert studio.status()["planner"]["state"] == "ready"
+
+
+@pytest.mark.slow
+def test_a_broken_planner_is_not_loaded_again_until_refresh(make_studio, monkeypatch):
+    calls = []
+
+    def broken(*_):
+        calls.append(1)
+        raise StudioError("planner_unfit", "It is broken.")
+
+    studio = make_studio()
+    monkeypatch.setattr(planner, "load_planner", broken)
+    studio.load_all()
+    assert loaded(studio) == (True, False, True)
+    for _ in range(2):
+        assert song(studio).record["plan"] == {"used": False, "reason": "It is broken."}
+    assert calls == [1]
+    status = studio.status()["planner"]
+    assert (status["state"], status["problem"]["message"]) == ("failed", "It is broken.")
+    studio.models.refresh()
+    assert studio.status()["planner"]["state"] == "ready"
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_out_of_memory_while_a_language_model_is_loaded_leaves_the_song(make_studio, monkeypatch):
+    studio = make_studio()
+    expected = samples_of(song(studio, options={"plan": False}))[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(planner, "load_planner", no_room)
+        patch.setattr(lyrics, "build_writer", no_room)
+        failed = words(studio, "lyrics", brief="rain")
+        assert failed.problem.code == "out_of_memory" and "lyrics writer" in failed.problem.message
+        assert studio.status()["lyrics"]["state"] == "failed"
+        done = song(studio)
+        assert np.array_equal(samples_of(done)[0], expected)
+        assert "does not fit into the memory" in done.record["plan"]["reason"]
+        # A lower memory plan is tried first.
+        assert done.record["memory_plan"] == "swap"
+        assert done.record["notes"][1:] == [f"Made without a plan: {done.record['plan']['reason']}"]
+        status = studio.status()["planner"]
+        assert (status["state"], status["problem"]["code"]) == ("failed", "out_of_memory")
+        failed = words(studio, "inspire", idea="rain")
+        assert isinstance(failed, Failed) and failed.problem.code == "out_of_memory"
+    # The next job tries again: others may have freed their memory.
+    assert isinstance(words(studio, "lyrics", brief="rain", options=SHORT), Done)
+    assert song(studio).record["plan"]["used"] is True
+    # By that plan the planner makes room for the song again.
+    assert studio.status()["planner"] == {"state": "ready", "model": "preview", "problem": None, "source": "preview"}
 
 
 # --- lyrics -------------------------------------------------------------------------------------------------------
@@ -34,8 +217,7 @@ def test_lyrics_are_streamed_and_end_with_a_record(studio):
     request = parse_request("lyrics", {"brief": "rain", "seed": 5, "options": {"max_tokens": 24}})
     *events, done = studio.stream(request)
     drafts = [event for event in events if isinstance(event, Draft)]
-    assert [draft.tokens for draft in drafts if not draft.end][-1] == 24
-    assert len({draft.tokens for draft in drafts}) >= 24
+    assert {draft.tokens for draft in drafts if not draft.end} >= set(range(1, 25))
     assert drafts[-1].end == "length"
     assert [event.stage for event in events if isinstance(event, Progress)][-1] == "writing"
     assert done.files == () and done.record["text"] == drafts[-1].text
@@ -48,69 +230,55 @@ def test_lyrics_are_streamed_and_end_with_a_record(studio):
 
 def test_the_same_seed_writes_the_same_lyrics(studio):
     def lyrics_of(seed):
-        return words(studio, "lyrics", brief="rain", seed=seed, options={"max_tokens": 16}).record
+        return words(studio, "lyrics", brief="rain", seed=seed, options=SHORT).record
 
     drawn = lyrics_of(-1)
     assert drawn["seed"] >= 0
     assert lyrics_of(drawn["seed"])["text"] == drawn["text"] != lyrics_of(drawn["seed"] ^ 1)["text"]
 
 
-@pytest.mark.slow
-def test_lyrics_do_not_load_the_song_model_nor_a_song_the_writer(make_studio):
-    studio = make_studio(built=False)
-    assert studio.status()["lyrics"] == {
-        "state": "ready", "model": "preview", "source": "preview", "problem": None, "engine": "transformers",
-    }  # fmt: skip
-    assert isinstance(words(studio, "lyrics", brief="rain", options={"max_tokens": 16}), Done)
-    assert (studio.models.loaded, studio.models.planner.loaded, studio.models.lyrics.loaded) == (False, False, True)
-    assert studio.status()["lyrics"]["state"] == "loaded"
-    studio = make_studio(built=False)
-    song(studio)
-    assert (studio.models.loaded, studio.models.planner.loaded, studio.models.lyrics.loaded) == (True, True, False)
-    assert studio.capabilities()["planner"]["state"] == "loaded"
-
-
-def test_without_a_writer_there_is_a_sentence(no_language_models, make_studio):
+def test_without_a_writer_there_is_an_error(no_language_models, make_studio):
     failed = words(make_studio(ACE_STUDIO_LYRICS=""), "lyrics", brief="rain")
     assert failed.problem.code == "weights_missing" and "is not on this machine" in failed.problem.message
     studio = make_studio(ACE_STUDIO_LYRICS="off")
-    failed = words(studio, "lyrics", brief="rain")
-    assert failed.problem.code == "writer_off"
+    assert words(studio, "lyrics", brief="rain").problem.code == "writer_off"
     status = studio.status()["lyrics"]
     assert (status["state"], status["model"], status["problem"]["code"]) == ("off", "", "writer_off")
 
 
-@pytest.mark.long
 @pytest.mark.slow
-def test_out_of_memory_while_the_writer_is_loaded_leaves_the_pipeline(make_studio, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("no room")
-
-    studio = make_studio()
-    before = samples_of(song(studio))[0]
-    build = lyrics.build_writer
-    monkeypatch.setattr(lyrics, "build_writer", full)
-    failed = words(studio, "lyrics", brief="rain")
-    assert failed.problem.code == "out_of_memory" and "lyrics writer" in failed.problem.message
-    assert studio.status()["lyrics"]["state"] == "failed"
-    assert np.array_equal(samples_of(song(studio))[0], before)
-    monkeypatch.setattr(lyrics, "build_writer", build)
-    assert isinstance(words(studio, "lyrics", brief="rain", options={"max_tokens": 16}), Done)
-
-
-@pytest.mark.slow
-def test_out_of_memory_while_writing_is_a_sentence_of_its_own(studio):
-    def full(*_):
-        raise torch.OutOfMemoryError("no room")
-
-    hook = studio.models.lyrics.get()._model._model.register_forward_pre_hook(full)
+def test_out_of_memory_while_writing_is_an_error_of_its_own(studio):
+    hook = studio.models.lyrics.get().model._model.register_forward_pre_hook(no_room)
     try:
         failed = words(studio, "lyrics", brief="rain")
     finally:
         hook.remove()
     assert failed.problem.code == "out_of_memory" and "Max length" in failed.problem.hint
     wait_for_turn(studio)
-    assert isinstance(words(studio, "lyrics", brief="rain", options={"max_tokens": 16}), Done)
+    assert isinstance(words(studio, "lyrics", brief="rain", options=SHORT), Done)
+
+
+@pytest.mark.slow
+def test_only_the_models_that_a_job_needs_are_loaded_and_changed_ones_are_unloaded(make_studio, monkeypatch):
+    studio = make_studio(built=False)
+    assert studio.status()["lyrics"] == {
+        "state": "ready", "model": "preview", "source": "preview", "problem": None, "engine": "transformers",
+    }  # fmt: skip
+    assert isinstance(words(studio, "lyrics", brief="rain", options=SHORT), Done)
+    assert loaded(studio) == (False, False, True)
+    assert studio.status()["lyrics"]["state"] == "loaded"
+    studio = make_studio(built=False)
+    song(studio)
+    assert loaded(studio) == (True, True, False)
+    assert studio.capabilities()["planner"]["state"] == "loaded"
+    words(studio, "lyrics", brief="rain", options=SHORT)
+    studio.models.refresh()
+    assert loaded(studio) == (True, True, True)
+    monkeypatch.setenv("ACE_STUDIO_PLANNER", "off")
+    monkeypatch.setenv("ACE_STUDIO_LYRICS", str(preview.language_model_folder("qwen2")))
+    studio.models.refresh()
+    assert loaded(studio) == (True, False, False)
+    assert (studio.status()["planner"]["state"], studio.status()["lyrics"]["state"]) == ("off", "ready")
 
 
 # --- sketches -----------------------------------------------------------------------------------------------------
@@ -139,30 +307,24 @@ def test_an_idea_becomes_a_song_in_words(studio):
     assert words(studio, "inspire", idea="a song of rain", language="fr").record["sketch"] == sketch
     assert words(studio, "inspire", idea="a song of rain", language="fr", seed=8).record["sketch"] != sketch
     assert words(studio, "inspire", instrumental=True).record["sketch"]["lyrics"] == "[Instrumental]"
-    # What it writes is understood by the song's own request.
+    # It fits the request of a song.
     assert parse_request("generate", sketch).bpm == sketch["bpm"]
 
 
 def test_a_polished_song_keeps_what_was_given(studio):
-    given = {"bpm": 92, "key": "F# minor", "time_signature": "3", "language": "de", "duration": 42}
+    given = {**GIVEN, "duration": 42}
     sketch = words(studio, "polish", prompt="rock", lyrics="[Verse]\nla", **given).record["sketch"]
     assert {name: sketch[name] for name in given} == given
     assert sketch["prompt"] != "rock"
 
 
 @pytest.mark.slow
-def test_a_recording_is_described_from_its_own_codes(studio, tune):
+def test_a_recording_is_described_from_its_own_codes(studio, tune, monkeypatch):
     seen, real = [], planner.describe
-
-    def spy(model, codes, seed):
-        seen.append(codes)
-        return real(model, codes, seed)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "describe", spy)
-        for number in (1, 2):
-            record = words(studio, "describe", source=tune(number)).record
-    assert set(record["sketch"]) == FIELDS and "source" not in record["request"]
+    monkeypatch.setattr(planner, "describe", lambda model, codes, seed: seen.append(codes) or real(model, codes, seed))
+    for number in (1, 2):
+        record = words(studio, "describe", source=tune(number)).record
+        assert set(record["sketch"]) == FIELDS and "source" not in record["request"]
     pipe = studio.models.pipeline()
     clean = codec.join([tile for _, _, tile in codec.encode_samples(pipe, audio.decode(tune(1)))])
     _, codes = pipe.audio_tokenizer.tokenize(clean, pipe.condition_encoder.silence_latent)
@@ -174,40 +336,19 @@ def test_sketches_need_a_planner(make_studio, tune):
     studio = make_studio(ACE_STUDIO_PLANNER="off")
     for mode, given in (("inspire", {}), ("polish", {"prompt": "x"}), ("describe", {"source": tune(1)})):
         failed = words(studio, mode, **given)
-        assert isinstance(failed, Failed) and failed.problem.code == "planner_off"
+        assert isinstance(failed, Failed) and failed.problem.code == "planner_off", mode
 
 
-# --- cancel, turns, processes -------------------------------------------------------------------------------------
+# --- cancel -------------------------------------------------------------------------------------------------------
 
 
-def test_cancel_while_writing_stops_within_one_token(studio):
+def test_cancel_stops_a_plan_and_lyrics_within_one_token(studio):
+    model = studio.models.planner.get().model.get_decoder().embed_tokens
+    assert_stops(
+        studio, song_request(duration=60), model, lambda e: isinstance(e, Progress) and e.stage == "planning" and e.step
+    )
+    assert isinstance(song(studio), Done)
     request = parse_request("lyrics", {"brief": "rain", "options": {"max_tokens": 1_000}})
-    model = studio.models.lyrics.get()._model._model
+    model = studio.models.lyrics.get().model._model
     assert_stops(studio, request, model, lambda event: isinstance(event, Draft) and event.tokens == 3)
-    assert isinstance(words(studio, "lyrics", brief="rain", options={"max_tokens": 16}), Done)
-
-
-@pytest.mark.slow
-def test_loading_all_survives_a_planner_that_cannot_be_loaded(make_studio, monkeypatch):
-    def broken(*_):
-        raise StudioError("planner_unfit", "It is broken.")
-
-    monkeypatch.setattr(planner, "load_planner", broken)
-    studio = make_studio()
-    studio.load_all()
-    assert (studio.models.loaded, studio.models.planner.loaded, studio.models.lyrics.loaded) == (True, False, True)
-    assert studio.status()["planner"]["problem"]["message"] == "It is broken."
-
-
-@pytest.mark.slow
-def test_other_weights_take_the_place_of_the_loaded_ones(make_studio, monkeypatch):
-    studio = make_studio()
-    assert song(studio).record["plan"]["used"]
-    words(studio, "lyrics", brief="rain", options={"max_tokens": 16})
-    studio.models.refresh()
-    assert (studio.models.planner.loaded, studio.models.lyrics.loaded) == (True, True)
-    monkeypatch.setenv("ACE_STUDIO_PLANNER", "off")
-    monkeypatch.setenv("ACE_STUDIO_LYRICS", str(preview.language_model_folder("qwen2")))
-    studio.models.refresh()
-    assert (studio.models.planner.loaded, studio.models.lyrics.loaded) == (False, False)
-    assert (studio.status()["planner"]["state"], studio.status()["lyrics"]["state"]) == ("off", "ready")
+    assert isinstance(words(studio, "lyrics", brief="rain", options=SHORT), Done)

@@ -1,4 +1,4 @@
-"""The linter's advice on lyrics, and the tidying of what a chat model wrote."""
+"""Advice on lyrics, and the tidying of a chat model's reply."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import pytest
 
 from limits import STRUCTURES
-from lint import MOST_ADVICE, Advice, Tidy, lint, parse_heading, syllables, tidy_line, tidy_lyrics
+from lint import MOST_ADVICE, lint, parse_heading, syllables, tidy_draft, tidy_line, tidy_lyrics
 
 GOOD = """\
 [Intro]
@@ -24,71 +24,61 @@ UNTIL THE RIVER COMES ALIVE
 
 [Outro]
 [Fade Out]"""
+LONG_LINE = "I never could imagine that the melody would carry us so far beyond the river"
+TAGS = ("[verse 2]", "[Chorus x2]", "[Bridge: soft]", "[Verse 1 (Male)]", "[Final Chorus]")
+PLAYED = ("[Build-Up]", "[Piano Interlude]", "[SAXOPHONE SOLO]", "[Strings]")
+FORMS = [[part[: part.index("]") + 1] for part in form.split(", ") if part[0] == "["] for form in STRUCTURES.values()]
 
 
-def lines(advice: list[Advice], *words: str) -> list[int]:
-    """Return the lines of the advice that has all of `words`."""
-    return [entry.line for entry in advice if all(word in entry.message for word in words)]
+def test_well_made_lyrics_get_no_advice():
+    for text in (
+        *(GOOD, None, " \n\n", "[Instrumental]", "[Verse]\n[whispered]\nCome closer"),
+        *(f"{tag}\nA line of words" for tag in TAGS),
+        *(f"[Verse]\nA line\n\n{tag}\n\n[Chorus]\nA line" for tag in PLAYED),
+        *("\n".join(f"{tag}\nla la" for tag in form) for form in FORMS),
+        "[Verse]\nThe window that you opened in the morning light",
+        # Scripts whose syllables we cannot count.
+        *(f"[Verse]\n{line * 5}" for line in ("ฉันรักเธอมากกว่าใครในโลกนี้", "hello שלום")),
+    ):
+        assert lint(text, seconds=60, language="en", tokens=200) == [], text
 
 
-def test_well_made_lyrics_and_empty_ones_get_no_advice():
-    assert lint(GOOD, seconds=60, language="en", tokens=200) == []
-    for text in (None, " \n\n", "[Instrumental]", "[Verse]\n[whispered]\nCome closer"):
-        assert lint(text, seconds=10, tokens=5) == []
+def test_advice_names_the_line_and_the_reason():
+    for text, *expected in (
+        ("[Verse]\nHello\n\n[Guitarish thing]\nHello again", (4, "[Guitarish thing]")),
+        ("[Verse 1]\n\n[Chorus]\nSing it\n\n[Bridge]", (1, "[Verse 1] has no lines"), (6, "has no lines")),
+        ("[Verse]\n[whispered]\n[Chorus]\nSing", (1, "has no lines")),
+        ("[Chorus]\n[chorus]\nSing it", (2, "twice")),
+        ("[Verse 1]\nOne\n\n[Chorus]\nTwo\n\n[Verse 1]\nThree\n\n[Chorus]\nTwo", (7, "line 1 already")),
+        *((f"{line}\nThe words", (1, "sung; write")) for line in ("**Verse 1:**", "(Chorus)", "### Bridge", "Outro:")),
+        ("Chorus\nThe words", (1, "as [Chorus]")),
+        ("[Verse]\nOne\n[Chorus] Let it rain", (3, "line of its own")),
+        ("[Verse]\nOne\n[Chorus][Anthemic]\nTwo", (3, "Several tags")),
+        ("[Verse]\nOne\n[Chorus Let it rain", (3, "no partner")),
+        ("[Verse]\nOne\nLet it  rain", (3, "Two spaces")),
+        (f"[Verse]\nA short line\n{LONG_LINE}", (3, "syllables")),
+        ("[Verse]\n" + "夜" * 20, (2, "About 20")),
+    ):
+        advice = lint(text, language="en")
+        assert [entry.line for entry in advice] == [line for line, _ in expected], text
+        for entry, (_, words) in zip(advice, expected, strict=True):
+            assert words in entry.message
 
 
-def test_an_unknown_tag_is_named():
-    assert lines(lint("[Verse]\nHello\n\n[Guitarish thing]\nHello again"), "[Guitarish thing]") == [4]
-
-
-def test_known_sections_in_all_their_spellings():
-    for tag in ["[verse 2]", "[Chorus x2]", "[Bridge: soft]", "[Verse 1 (Male)]", "[Final Chorus]"]:
-        assert lint(f"{tag}\nA line of words") == []
-    for tag in ["[Build-Up]", "[Piano Interlude]", "[SAXOPHONE SOLO]", "[Strings]"]:  # nobody sings in these
-        assert lint(f"[Verse]\nA line\n\n{tag}\n\n[Chorus]\nA line") == []
-
-
-def test_an_empty_section_is_marked_where_it_stands():
-    advice = lint("[Verse 1]\n\n[Chorus]\nSing it\n\n[Bridge]")
-    assert lines(advice, "has no lines") == [1, 6]
-    assert "[Verse 1]" in advice[0].message
-    # A tag of delivery does not fill it.
-    assert lines(lint("[Verse]\n[whispered]\n[Chorus]\nSing"), "has no lines") == [1]
-
-
-def test_a_doubled_tag_and_a_repeated_number_are_told_and_a_repeated_chorus_is_not():
-    (entry,) = lint("[Chorus]\n[chorus]\nSing it")
-    assert entry.line == 2 and "twice" in entry.message
-    (entry,) = lint("[Verse 1]\nOne\n\n[Chorus]\nTwo\n\n[Verse 1]\nThree\n\n[Chorus]\nTwo")
-    assert entry.line == 7 and "line 1" in entry.message
-
-
-def test_a_heading_that_would_be_sung():
-    for line in ["**Verse 1:**", "(Chorus)", "### Bridge", "Outro:", "Chorus"]:
-        advice = lint(f"{line}\nThe words")
-        assert lines(advice, "would be sung", "[") == [1]
-
-
-def test_slips_within_a_line():
-    for line, words in [
-        ("[Chorus] Let it rain", "line of its own"),
-        ("[Chorus][Anthemic]", "Several tags"),
-        ("[Chorus Let it rain", "no partner"),
-        ("Let it  rain", "Two spaces"),
-    ]:
-        assert lines(lint(f"[Verse]\nOne\n{line}\nTwo"), words) == [3]
-
-
-def test_every_structure_that_is_offered_passes_the_linter():
-    for structure in STRUCTURES.values():
-        tags = [part[: part.index("]") + 1] for part in structure.split(", ") if part.startswith("[")]
-        assert tags
-        # The songs' own words come after each tag; the numbers of repeated sections are the writer's.
-        assert lint("\n".join(f"{tag}\nla la" for tag in tags)) == [], structure
+def test_more_words_or_tokens_than_the_song_can_hold():
+    words = "[Verse]\n" + "la la la la\n" * 30
+    assert lint(words, seconds=120) == []
+    (entry,) = lint(words, seconds=20)
+    assert entry.line == 0 and "120 words" in entry.message and "20 seconds" in entry.message
+    for unknown in (None, 0, float("nan"), float("inf")):
+        assert lint(words * 10, seconds=unknown) == []
+    assert lint("[Verse]\nla", tokens=2_048) == []
+    (entry,) = lint("[Verse]\nla", tokens=2_049)
+    assert entry.line == 0 and "2,049" in entry.message and "2,048" in entry.message
 
 
 def test_syllables():
-    for line, language, count in [
+    for line, language, count in (
         ("The fire keeps burning through the night", "en", 8),
         ("Mi corazón late por ti", "es", 8),
         ("trời mưa", "vi", 2),
@@ -97,36 +87,11 @@ def test_syllables():
         ("我爱你", "zh", 3),
         ("사랑해요 baby", "ko", 6),
         ("We rise (we rise up)", "en", 2),
-    ]:
-        assert syllables(line, language) == pytest.approx(count, abs=1 if language in ("en", "es") else 0)
+    ):
+        assert syllables(line, language) == pytest.approx(count, abs=1 if language in ("en", "es") else 0), line
 
 
-def test_scripts_that_we_cannot_judge():
-    for line in ["ฉันรักเธอมากกว่าใครในโลกนี้", "hello שלום"]:
-        assert syllables(line) is None
-        assert lint(f"[Verse]\n{line * 5}") == []
-
-
-def test_a_line_far_over_ten_syllables():
-    long = "I never could imagine that the melody would carry us so far beyond the river"
-    advice = lint(f"[Verse]\nA short line\n{long}")
-    assert lines(advice, "syllables") == [3]
-    assert lint("[Verse]\nThe window that you opened in the morning light") == []
-    # Chinese lines are counted by characters.
-    assert lines(lint("[Verse]\n" + "夜" * 20, language="zh"), "About 20") == [2]
-
-
-def test_more_words_or_tokens_than_the_song_can_hold():
-    words = "[Verse]\n" + "la la la la\n" * 30
-    assert lint(words, seconds=120) == []
-    assert lines(lint(words, seconds=20), "120 words", "20 seconds") == [0]
-    for seconds in (None, 0, float("nan"), float("inf")):  # not known
-        assert lint(words * 10, seconds=seconds) == []
-    assert lint("[Verse]\nla", tokens=2_048) == []
-    assert lines(lint("[Verse]\nla", tokens=2_049), "2,049", "2,048") == [0]
-
-
-def test_advice_on_anything_is_quick_and_points_at_a_line():
+def test_advice_on_anything_points_at_a_line():
     parts = [
         *("[", "]", "(", ")", "【", "verse", "Verse 1", "chorus", " - ", ":", "**", "#", "\n", "\r\n", "  ", "\t"),
         *("é", "夜", "한", "ا", "\u0301", "\ud800", "\x00", "\u2028", "🎵", "1999", "x2", "a" * 300, "🏳️‍🌈", "ﬁ"),
@@ -149,62 +114,42 @@ def test_a_very_long_text_is_read_in_one_pass():
     assert "31 more" in lint("[foo]\n" * 80)[-1].message
 
 
-def test_known_headings_get_the_form_that_the_model_reads():
-    for line, tidied in [
+def test_headings_are_written_as_the_model_reads_them():
+    for line, tidied in (
         ("**Verse 1:**", "[Verse 1]"),
         ("(Chorus)", "[Chorus]"),
         ("[VERSE 2: soft]", "[Verse 2 - soft]"),
         ("### Pre-Chorus", "[Pre-Chorus]"),
         ("**[Outro]**", "[Outro]"),
         ("[Chorus (x2)]", "[Chorus - x2]"),
-    ]:
-        assert tidy_line(line) == tidied
-        assert tidy_line(tidied) == tidied
-    assert tidy_line(" let  it\train ") == "let it rain"
-
-
-def test_other_lines_stay_as_they_are():
-    lines_kept = (
-        "[Strophe 1] | [whispered] | (drop) | (ooh, ooh) | (Chorus of angels) | *Chorus, oh chorus* | Chorus"
-        " | Bridge over the water | I said: verse | [Verse] and more | Let it rain (let it rain)"
-    )
-    for line in lines_kept.split(" | "):
+        (" let  it\train ", "let it rain"),
+    ):
+        assert tidy_line(line) == tidied == tidy_line(tidied)
+    for line in (
+        *("[Strophe 1]", "[whispered]", "(drop)", "(ooh, ooh)", "(Chorus of angels)", "*Chorus, oh chorus*", "Chorus"),
+        *("Bridge over the water", "I said: verse", "[Verse] and more", "Let it rain (let it rain)"),
+    ):
         assert tidy_line(line) == line
-        assert parse_heading(line) is None
+        assert parse_heading(line) is None, line
 
 
-BODY = "[Verse 1]\nLet it rain\n\n[Chorus]\nOh"
-
-
-def test_the_frame_of_a_reply_goes():
-    for reply in [
-        BODY,
-        f"Sure! Here's a song about the rain:\n\n---\n\n{BODY}",
-        f"Here are your lyrics:\n```text\n{BODY}\n```\nLet me know if you would like changes!",
-        f"# The Rain\n\n{BODY}\n\n---\n\nI hope you like these lyrics!",
-        f"{BODY}\n\nFeel free to adjust the words.\nThey are yours.",
+def test_what_surrounds_the_lyrics_is_removed_and_what_may_be_sung_stays():
+    body = "[Verse 1]\nLet it rain\n\n[Chorus]\nOh"
+    for reply in (
+        body,
+        f"Sure! Here's a song about the rain:\n\n---\n\n{body}",
+        f"Here are your lyrics:\n```text\n{body}\n```\nLet me know if you would like changes!",
+        f"# The Rain\n\n{body}\n\n---\n\nI hope you like these lyrics!",
+        f"{body}\n\nFeel free to adjust the words.\nThey are yours.",
         "**Verse 1:**\nLet it rain\n\n\n\n(Chorus)\nOh\n\n",
-    ]:
-        assert tidy_lyrics(reply) == BODY
-
-
-def test_what_may_be_sung_stays():
-    for reply in [
+    ):
+        assert tidy_lyrics(reply) == body, reply
+    for reply in (
         "Sure, I'll be fine\n\n[Verse 1]\nLet it rain",
         "Here is my heart\n[Chorus]\nTake it",
         "[Verse 1]\nLet it rain\n\n[Outro]\nLet me know your song",
         "Here are the days we lost\nAnd here the nights",
-    ]:
+    ):
         assert tidy_lyrics(reply) == reply
-
-
-def test_a_reply_in_pieces_is_tidied_like_a_whole():
-    for size in [1, 7, 1_000]:
-        reply = f"Here are the lyrics:\n\n**Verse 1:**\nLet  it rain\n\n(Chorus)\nOh\n\n```\n{BODY[:9]}"
-        tidy, shown = Tidy(), ""
-        for start in range(0, len(reply), size):
-            shown = tidy.add(reply[start : start + size])
-            if "Let it rain\n" in shown:
-                assert "[Verse 1]\nLet it rain" in shown  # whole lines are tidied while the rest comes
-        assert tidy.end() == tidy_lyrics(reply)
-        assert Tidy().end() == ""
+    # While it is written, complete lines are tidied and the last one is left.
+    assert tidy_draft("\n**Verse 1:**\nLet  it rain\n(Cho") == "[Verse 1]\nLet it rain\n(Cho"
