@@ -1,12 +1,12 @@
 """The planner: ACE-Step's 5 Hz language model turns a prompt into metadata and audio codes before a song is made.
 
-Phase 1 writes the metadata that the visitor left open, token by token along a grammar (`planner_decoding.py`); phase 2
-draws exactly ceil(5 * seconds) audio codes for each take (`planner_decoding.py`), which the pipeline takes as
-`audio_codes`. The same model expands an idea (`inspire`), words a prompt better (`polish`) and describes audio codes
-(`describe`). Prompts and phases follow upstream's LLMHandler; the reference's sections 3.2 to 3.7 give them exactly.
+Phase 1 writes the metadata that the visitor left open, token by token along a grammar; phase 2 draws exactly
+ceil(5 * seconds) audio codes for each take, which the pipeline takes as `audio_codes`. The same model expands an idea
+(`inspire`), improves a prompt (`polish`) and describes audio codes (`describe`). Prompts and phases follow upstream's
+LLMHandler; `planner_decoding.py` draws the tokens.
 
-What works for a while is a generator: it yields a `PlanStep` for every token and, last, its result. Closing it stops
-it before the next token.
+Long operations are generators: they yield a `PlanStep` for every token and, last, their result. Closing one stops it
+before the next token.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ from weights import PREVIEW, PREVIEW_CODES, Weights, unusable
 CODES_PER_SECOND = 5
 METADATA_ROOM = MAX_CAPTION_TOKENS + 128
 FREE, SOBER = Draw(), Draw(temperature=0.3)
+METADATA = ("bpm", "key", "time_signature", "language")
 
 
-# --- what is asked and what comes of it ---------------------------------------------------------------------------
+# --- requests and results -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,20 @@ class Brief:
     time_signature: str = ""
     language: str = "unknown"
 
+    def given(self) -> dict[str, str]:
+        """Return the fields that the visitor filled in, with the planner's names and spelling."""
+        return _fields(
+            bpm=self.bpm,
+            duration=int(self.seconds) or None,
+            keyscale=self.key,
+            language=self.language,
+            timesignature=self.time_signature,
+        )
+
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """How a plan is drawn; `rewrite` lets the planner replace the prompt, `cfg` guides the codes (1: not at all)."""
+    """How a plan is drawn; `rewrite` lets the planner replace the prompt, `cfg` guides the codes (1: no guidance)."""
 
     temperature: float = 0.85
     top_p: float = 0.9
@@ -80,7 +91,7 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class PlanStep:
-    """Where the planner is: tokens written, of how many (0: not known)."""
+    """Progress: tokens written, out of `steps` (0 if unknown)."""
 
     stage: Literal["metadata", "codes", "text"]
     step: int
@@ -89,46 +100,28 @@ class PlanStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned song: one set of metadata and, for each of `seeds`, its audio codes (5 a second).
+    """A planned song: one set of metadata, and the audio codes of each take (5 per second).
 
-    `caption` is the prompt to make the song from; `rewritten` tells whether the planner worded it. `seed` is the one
-    that the metadata was drawn with: the same brief, settings and seed give the same metadata.
+    `caption` is the prompt for the song; `rewritten` tells whether the planner wrote it. `seed` is the one of the
+    metadata: the same brief, settings and seed give the same metadata.
     """
 
-    bpm: int | None
+    bpm: int
     key: str
     time_signature: str
     language: str
     caption: str
     rewritten: bool
-    seconds: float
     seed: int
-    seeds: tuple[int, ...]
     codes: tuple[tuple[int, ...], ...]
 
     def words(self) -> dict[str, Any]:
-        """Return the fields of the request that the plan fills; what the visitor gave is what they were."""
-        return {"prompt": self.caption, **self._metadata()}
+        """Return the request's fields after planning; those that the visitor filled in are unchanged."""
+        return {"prompt": self.caption, **{name: getattr(self, name) for name in METADATA}}
 
     def facts(self) -> dict[str, Any]:
-        """Return what the record and the page say about the plan; the codes follow from it and the take's seed."""
-        return {**self._metadata(), "caption": self.caption, "rewritten": self.rewritten, "seed": self.seed}
-
-    def _metadata(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("bpm", "key", "time_signature", "language")}
-
-
-@dataclass(frozen=True)
-class Sketch:
-    """A song in words, by the names of a request's fields: from an idea, a rough prompt, or a piece of audio."""
-
-    prompt: str
-    lyrics: str
-    bpm: int
-    key: str
-    time_signature: str
-    language: str
-    duration: int
+        """Return the plan for the record and the page; the codes follow from it and the take's seed."""
+        return {name: getattr(self, name) for name in (*METADATA, "caption", "rewritten", "seed")}
 
 
 def codes_needed(seconds: float) -> int:
@@ -160,7 +153,7 @@ def check_codes(codes: Sequence[int], seconds: float) -> None:
 
 
 class Planner:
-    """A loaded planner: the language model, its tokenizer, and what is worked out from both once."""
+    """A loaded planner: the language model, its tokenizer, and what is derived from them once."""
 
     def __init__(self, model: Any, tokenizer: Any, model_id: str):
         self.model, self.tokenizer, self.model_id = model, tokenizer, model_id
@@ -169,7 +162,7 @@ class Planner:
         self.grammar = MetadataGrammar(self.vocabulary)
 
     def encode(self, prompt: str) -> tuple[int, ...]:
-        """Return the tokens of a rendered prompt, in which typed text was marked by `typed`."""
+        """Return the tokens of a rendered prompt, in which `typed` marked the typed text."""
         return encode_marked(self.tokenizer, prompt)
 
 
@@ -180,14 +173,14 @@ def plan(
     settings: PlanSettings = PlanSettings(),
     seed: int | None = None,
 ) -> Iterator[PlanStep | Plan]:
-    """Plan the song of `brief`: metadata drawn from `seed` (the first take's where None), codes from each take's own.
+    """Plan a song: the metadata is drawn from `seed` (by default the first of `seeds`), each take's codes from its own.
 
-    Phase 1 is left out where the visitor gave BPM, key and time signature and wants no other prompt.
-    Raises StudioError where it does not fit into the context.
+    Phase 1 is skipped if the visitor gave BPM, key and time signature and keeps the prompt. Raises StudioError if the
+    plan does not fit into the model's context.
     """
     seed = seeds[0] if seed is None else seed
     draw = Draw(settings.temperature, settings.top_p)
-    found = given = _given(brief)
+    found = given = brief.given()
     if settings.rewrite or not {"bpm", "keyscale", "timesignature"} <= given.keys():
         grammar = planner.grammar.thoughts(given, settings.rewrite)
         prompt = generate_prompt(planner.tokenizer, brief)
@@ -206,37 +199,26 @@ def plan(
     for count in writer.run():
         yield PlanStep("codes", count, job.count)
     codes = planner.vocabulary.codes[writer.indices()].tolist()
-    yield Plan(
-        bpm=int(found["bpm"]),
-        key=found["keyscale"],
-        time_signature=found["timesignature"],
-        language=found.get("language", brief.language),
-        caption=caption or brief.prompt,
-        rewritten=bool(caption),
-        seconds=brief.seconds,
-        seed=seed,
-        seeds=tuple(seeds),
-        codes=tuple(map(tuple, codes)),
-    )
+    language = found.get("language", brief.language)
+    metadata = int(found["bpm"]), found["keyscale"], found["timesignature"], language
+    yield Plan(*metadata, caption or brief.prompt, bool(caption), seed, tuple(map(tuple, codes)))
 
 
 def inspire(
     planner: Planner, idea: str, seed: int, *, instrumental: bool = False, language: str = "unknown"
-) -> Iterator[PlanStep | Sketch]:
-    """Make prompt, lyrics and metadata out of a plain idea, which may be empty."""
-    given = _fields(language=language)
+) -> Iterator[PlanStep | dict[str, Any]]:
+    """Turn a plain idea, which may be empty, into prompt, lyrics and metadata."""
     prompt = inspire_prompt(planner.tokenizer, idea, instrumental)
-    lyrics = INSTRUMENTAL if instrumental else ""
-    yield from _sketch(planner, prompt, given, seed, FREE, lyrics)
+    yield from _sketch(planner, prompt, _fields(language=language), seed, FREE, INSTRUMENTAL if instrumental else "")
 
 
-def polish(planner: Planner, brief: Brief, seed: int) -> Iterator[PlanStep | Sketch]:
-    """Word the prompt and the lyrics of `brief` as the song model knows them; its given fields stay as they are."""
+def polish(planner: Planner, brief: Brief, seed: int) -> Iterator[PlanStep | dict[str, Any]]:
+    """Rewrite the prompt and the lyrics of `brief` in the song model's style; its other fields stay if given."""
     lyrics = INSTRUMENTAL if brief.lyrics in ("", INSTRUMENTAL) else ""
-    yield from _sketch(planner, polish_prompt(planner.tokenizer, brief), _given(brief), seed, FREE, lyrics)
+    yield from _sketch(planner, polish_prompt(planner.tokenizer, brief), brief.given(), seed, FREE, lyrics)
 
 
-def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[PlanStep | Sketch]:
+def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[PlanStep | dict[str, Any]]:
     seconds, limit = len(codes) // CODES_PER_SECOND, LIMITS["duration"]
     given = _fields(duration=seconds if limit.low <= seconds <= limit.high else None)
     yield from _sketch(planner, describe_prompt(planner.tokenizer, codes), given, seed, SOBER, "")
@@ -244,8 +226,8 @@ def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[Plan
 
 def _sketch(
     planner: Planner, prompt: str, given: Mapping[str, str], seed: int, draw: Draw, lyrics: str
-) -> Iterator[PlanStep | Sketch]:
-    """Write all metadata and, unless they are known, the lyrics."""
+) -> Iterator[PlanStep | dict[str, Any]]:
+    """Write all metadata and, if `lyrics` is empty, lyrics as well; ends with a request's fields."""
 
     def everything() -> Grammar:
         found = yield from planner.grammar.thoughts(given, caption=True)
@@ -253,37 +235,22 @@ def _sketch(
 
     room = METADATA_ROOM + (0 if lyrics else MAX_LYRIC_TOKENS)
     found, lyrics = yield from _text(planner, prompt, everything(), "text", seed, draw, room)
-    yield Sketch(
-        prompt=found["caption"][: TEXT_LIMITS["prompt"]].strip(),
-        lyrics=lyrics,
-        bpm=int(found["bpm"]),
-        key=found["keyscale"],
-        time_signature=found["timesignature"],
-        language=found["language"],
-        duration=int(found["duration"]),
-    )
+    yield {
+        "prompt": found["caption"][: TEXT_LIMITS["prompt"]].strip(),
+        "lyrics": lyrics,
+        **{"bpm": int(found["bpm"]), "key": found["keyscale"], "time_signature": found["timesignature"]},
+        **{"language": found["language"], "duration": int(found["duration"])},
+    }
 
 
 def _text(
     planner: Planner, prompt: str, grammar: Grammar, stage: str, seed: int, draw: Draw, room: int
 ) -> Iterator[PlanStep]:
-    """Write along `grammar`; yields steps and returns what it returned."""
+    """Write along `grammar`: yields steps and returns the grammar's result."""
     for event in write(planner.model, planner.encode(prompt), grammar, seed, draw, room):
-        if isinstance(event, Written):
-            return event.value
-        yield PlanStep(stage, event)
-    raise AssertionError("the decoder ended without a result")
-
-
-def _given(brief: Brief) -> dict[str, str]:
-    """Return the fields that the visitor filled, as the planner spells them."""
-    return _fields(
-        bpm=brief.bpm,
-        duration=int(brief.seconds) or None,
-        keyscale=brief.key,
-        language=brief.language,
-        timesignature=brief.time_signature,
-    )
+        if not isinstance(event, Written):
+            yield PlanStep(stage, event)
+    return event.value
 
 
 def _fields(**values: object) -> dict[str, str]:
@@ -300,20 +267,19 @@ def clean_lyrics(text: str) -> str:
 
 
 def load_planner(weights: Weights, device: Device) -> Planner:
-    """Load the planner of `weights` onto `device`, in the numbers that it computes in.
+    """Load the planner onto `device`, in the dtype that it computes in.
 
-    Raises StudioError where there is none, or it cannot be loaded or used; a lack of memory as it comes.
+    Raises StudioError if it is missing or cannot be loaded or used, and whatever a lack of memory raises.
     """
     if weights.folder is None:
-        raise StudioError.of(weights.problem or unusable(weights.wanted, "there is no folder of it"))
+        raise StudioError.of(weights.problem or unusable(weights.wanted, "its folder is missing"))
     import torch
     from transformers import AutoModelForCausalLM
 
     preview.quiet_libraries()
     try:
-        folder = weights.folder
-        if weights.source == PREVIEW:
-            folder = preview.language_model_folder("qwen3", PREVIEW_CODES)
+        built_in = weights.source == PREVIEW
+        folder = preview.language_model_folder("qwen3", PREVIEW_CODES) if built_in else weights.folder
         tokenizer = _tokenizer(folder, tuple(path.stat().st_mtime_ns for path in sorted(folder.glob("*token*"))))
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -326,26 +292,25 @@ def load_planner(weights: Weights, device: Device) -> Planner:
         if not planner_layers.fits(model):
             raise Unfit("its layers are not Qwen3's")
         if not on_zerogpu():
-            # There, weights are stand-ins until a card is attached; `CachedLayers` joins them then.
+            # On ZeroGPU weights are stand-ins until a card is attached; `CachedLayers` joins them then.
             planner_layers.join_weights(model)
             free_memory()
         if not tokenizer.chat_template:
             raise Unfit("its tokenizer has no chat template")
         return Planner(model, tokenizer, weights.model_id)
-    except Unfit as error:
-        raise StudioError.of(unusable(weights.model_id, str(error))) from None
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise StudioError.of(unusable(weights.model_id, f"it could not be loaded: {first_line(error)}")) from error
+        reason = str(error) if isinstance(error, Unfit) else f"it could not be loaded: {first_line(error)}"
+        raise StudioError.of(unusable(weights.model_id, reason)) from error
 
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(folder: Path, changed: tuple[int, ...]) -> Any:
-    """Load the tokenizer in `folder`, which stays when the model goes; `changed` is when its files did.
+    """Load the tokenizer in `folder`, which is kept when the model is unloaded; `changed` is when its files changed.
 
-    The 65,535 audio codes are special tokens in tokenizer.json already. Listed once more, transformers 5.23 compares
-    each of them with all others, which takes minutes; without the list every token has the same id.
+    tokenizer.json already has the 65,535 audio codes as special tokens. If they are listed a second time, transformers
+    5.23 compares each of them with all others, which takes minutes; the ids are the same without that list.
     """
     from transformers import AutoTokenizer
 
@@ -365,12 +330,12 @@ INSTRUCTIONS = {
 
 
 def generate_prompt(tokenizer: Any, brief: Brief) -> str:
-    """Return the prompt of phase 1, after which the model thinks."""
+    """Return the prompt of phase 1; the model's thoughts follow."""
     return _render(tokenizer, "generate", _song_words(brief))
 
 
 def codes_prompt(tokenizer: Any, brief: Brief, found: Mapping[str, str]) -> str:
-    """Return the prompt of phase 2, after which the codes come; without `found` the unconditional one."""
+    """Return the prompt of phase 2; the codes follow. With an empty `found` it is the unconditional one."""
     prompt = _render(tokenizer, "generate", _song_words(brief), thoughts(found))
     return prompt if prompt.endswith("\n") else f"{prompt}\n"
 
@@ -391,7 +356,7 @@ def describe_prompt(tokenizer: Any, codes: Sequence[int]) -> str:
 
 
 def thoughts(found: Mapping[str, str]) -> str:
-    """Return metadata as the model was trained to think it: sorted YAML, numbers as numbers, open fields left out."""
+    """Return metadata as in the model's training: sorted YAML, numbers as numbers, without open fields."""
     values = {name: int(value) if value.isdigit() else value for name, value in found.items() if value}
     lines = yaml.dump(values, allow_unicode=True, sort_keys=True).strip() + "\n" if values else ""
     return f"<think>\n{typed(lines)}</think>"

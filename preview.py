@@ -12,7 +12,6 @@ so that the last bit of another processor's arithmetic does not change the files
 
 from __future__ import annotations
 
-import atexit
 import functools
 import hashlib
 import importlib.metadata
@@ -191,7 +190,7 @@ def _kept_folder(name: str, make: Callable[[Path], object]) -> Path:
         try:
             return _in_cache(_cache(), f"{name}-{_version()}", make)
         except (OSError, NotImplementedError):  # the latter from a file system without locks
-            return _in_cache(_temporary_cache(), f"{name}-{_version()}", make)
+            return _in_cache(Path(_temporary_cache().name), f"{name}-{_version()}", make)
 
 
 def _in_cache(cache: Path, name: str, make: Callable[[Path], object]) -> Path:
@@ -215,16 +214,8 @@ def _in_cache(cache: Path, name: str, make: Callable[[Path], object]) -> Path:
 
 
 @functools.cache
-def _temporary_cache() -> Path:
-    folder, owner = Path(tempfile.mkdtemp(prefix="ace-music-studio-")), os.getpid()
-
-    def remove() -> None:
-        # A forked worker runs its parent's exit handlers as well; the folder is the parent's.
-        if os.getpid() == owner:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    return folder
+def _temporary_cache() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="ace-music-studio-")
 
 
 def _is_intact(folder: Path) -> bool:

@@ -1,6 +1,6 @@
-"""The language models beside the song pipeline: plans of songs, lyrics, and a song's words from an idea or a recording.
+"""Runs the language models inside the GPU entry point: plans of songs, lyrics, and a song in words from an idea.
 
-Runs inside the GPU entry point, as generators of progress; None marks an unreported token: a point to cancel at.
+All of it are generators of progress; None marks an unreported token: a point to cancel at.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import audio
@@ -23,18 +23,16 @@ from jobs import record_of, timed
 from limits import KEYS
 from memory import Placing
 from models import Device, Models, Slot, free_memory
-from params import GenerateRequest, LyricsRequest, Request
-from planner import Brief, Plan, PlanSettings, PlanStep, Sketch
+from params import GenerateRequest, Request
+from planner import Brief, Plan, PlanSettings, PlanStep
 from weights import LYRICS_VARIABLE, PLANNER_VARIABLE, find_planner, find_writer
 
-TELL_SECONDS = 0.1
+REPORT_SECONDS = 0.1
 """Between two progress events of a planner, which writes faster than anybody reads."""
-
-# --- the slots -----------------------------------------------------------------------------------------------------
 
 
 def planner_slot(device: Callable[[], Device]) -> Slot:
-    """Return the slot of the planner (ACE_STUDIO_PLANNER), which is loaded onto `device`."""
+    """Return the slot of the planner, to be loaded onto `device`."""
     return Slot(
         "The planner",
         find_planner,
@@ -45,7 +43,7 @@ def planner_slot(device: Callable[[], Device]) -> Slot:
 
 
 def lyrics_slot(device: Callable[[], Device]) -> Slot:
-    """Return the slot of the lyrics writer (ACE_STUDIO_LYRICS), which is loaded onto `device`."""
+    """Return the slot of the lyrics writer, to be loaded onto `device`."""
     return Slot(
         "The lyrics writer",
         find_writer,
@@ -55,27 +53,26 @@ def lyrics_slot(device: Callable[[], Device]) -> Slot:
     )
 
 
-# --- planning a song ----------------------------------------------------------------------------------------------
+# --- plans --------------------------------------------------------------------------------------------------------
 
 
 def wants_plan(request: Request) -> bool:
-    """Tell whether `request` is a song that is to be planned first."""
     return isinstance(request, GenerateRequest) and request.options.plan
 
 
 def plan_song(
     models: Models, placing: Placing, job: Job, pipe: Any, seconds: dict[str, float]
 ) -> Generator[Progress | None, None, tuple[Plan | None, dict[str, Any] | None]]:
-    """Plan the song of `job`; returns the plan and what the record says about it, and adds to `seconds`.
+    """Plan the song of `job`; return the plan and its part of the record, and add to `seconds`.
 
-    Where there is no planner, or it fails, the song is made without a plan, and the record says why. Other modes have
-    no plan.
+    Without a planner, or if it fails, the song is made without a plan and the record says why. Modes other than
+    generate have no plan.
     """
     request, options = job.request, job.request.options
     if not isinstance(request, GenerateRequest):
         return None, None
     if not options.plan:
-        # Where there is no planner the page has switched the control off, not the visitor.
+        # Without a planner it was the page that switched the control off, not the visitor.
         missing = models.planner.weights.problem if models.planner.weights.folder is None else None
         return None, _unplanned(missing.message if missing else "Plan the song first was off.")
     if not conditions.has_audio_codes(pipe):
@@ -86,18 +83,13 @@ def plan_song(
         model = yield from _loaded(models.planner, seconds)
         with timed(seconds, "planning"):
             yield Progress("planning")
-            plan = yield from _told(planner.plan(model, _brief(request), job.seeds, settings, seed))
+            plan = yield from _result_of(planner.plan(model, _brief(request), job.seeds, settings, seed))
     except StudioError as error:
         if error.problem.code == "out_of_memory" and placing.may_fall():
             raise
         return None, _unplanned(error.problem.message)
-    return plan, {
-        "used": True,
-        **plan.facts(),
-        "model": model.model_id,
-        "temperature": settings.temperature,
-        "cfg": settings.cfg,
-    }
+    facts = {"model": model.model_id, "temperature": settings.temperature, "cfg": settings.cfg}
+    return plan, {"used": True, **plan.facts(), **facts}
 
 
 def _unplanned(reason: str) -> dict[str, Any]:
@@ -108,8 +100,8 @@ def _unplanned(reason: str) -> dict[str, Any]:
 
 
 def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft | Done | None]:
-    """Write what `job` asks for: lyrics, or a song in words (the record's "sketch"); ends with `Done`."""
-    yield from (_lyrics if isinstance(job.request, LyricsRequest) else _sketch)(models, placing, job)
+    """Write lyrics, or a song in words (the record's "sketch"); ends with `Done`."""
+    yield from (_lyrics if job.request.mode == "lyrics" else _sketch)(models, placing, job)
 
 
 def _lyrics(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft | Done]:
@@ -128,7 +120,7 @@ def _lyrics(models: Models, placing: Placing, job: Job) -> Iterator[Progress | D
 
 
 def _sketch(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done | None]:
-    request, seconds, codes = job.request, {}, []
+    request, seed, seconds = job.request, job.seeds[0], {}
     if request.mode == "describe":
         placing.for_song()
         codes = yield from _codes_of(models, job, seconds)
@@ -136,20 +128,19 @@ def _sketch(models: Models, placing: Placing, job: Job) -> Iterator[Progress | D
     model = yield from _loaded(models.planner, seconds)
     with timed(seconds, "writing"):
         yield Progress("writing")
-        sketch = yield from _told(_written(model, request, job.seeds[0], codes))
-    yield Done((), record_of(models, job, models.planner.weights, seconds, {"sketch": asdict(sketch)}))
-
-
-def _written(model: planner.Planner, request: Any, seed: int, codes: list[int]) -> Iterator[PlanStep | Sketch]:
-    if request.mode == "inspire":
-        return planner.inspire(model, request.idea, seed, instrumental=request.instrumental, language=request.language)
-    if request.mode == "polish":
-        return planner.polish(model, _brief(request), seed)
-    return planner.describe(model, codes, seed)
+        if request.mode == "inspire":
+            settings = {"instrumental": request.instrumental, "language": request.language}
+            events = planner.inspire(model, request.idea, seed, **settings)
+        elif request.mode == "polish":
+            events = planner.polish(model, _brief(request), seed)
+        else:
+            events = planner.describe(model, codes, seed)
+        sketch = yield from _result_of(events)
+    yield Done((), record_of(models, job, models.planner.weights, seconds, {"sketch": sketch}))
 
 
 def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[Progress, None, list[int]]:
-    """Return the source's audio codes; it is read by the song model's VAE and audio tokenizer."""
+    """Return the audio codes of the source, as the song model's VAE and audio tokenizer read them."""
     if not models.loaded:
         yield Progress("loading")
     with timed(seconds, "loading"):
@@ -177,7 +168,7 @@ def _loaded(slot: Slot, seconds: dict[str, float]) -> Generator[Progress, None, 
 
 @contextmanager
 def _enough_memory(name: str, hint: str) -> Iterator[None]:
-    """Turn a lack of memory into a sentence about the model `name`; what runs beside it survives."""
+    """Turn a lack of memory into a StudioError about the model `name`."""
     try:
         yield
     except Exception as error:
@@ -187,36 +178,29 @@ def _enough_memory(name: str, hint: str) -> Iterator[None]:
         raise StudioError("out_of_memory", f"{name} ran out of memory.", hint=hint) from None
 
 
-def _told(events: Iterator[PlanStep | Plan | Sketch]) -> Generator[Progress | None, None, Any]:
-    """Yield a planner's steps as progress, some of them as None, and return its result."""
-    told = 0.0
+def _result_of(events: Iterator[Any]) -> Generator[Progress | None, None, Any]:
+    """Yield a planner's steps as progress, most of them as None, and return its result."""
+    reported = 0.0
     hint = "Make a shorter song or fewer takes, or switch planning off."
     with _enough_memory("The planner", hint), closing(events):
         for event in events:
             if not isinstance(event, PlanStep):
-                return event
+                continue
             now = time.monotonic()
-            if now - told < TELL_SECONDS and event.step != event.steps:
+            if now - reported < REPORT_SECONDS and event.step != event.steps:
                 yield None
                 continue
-            told = now
+            reported = now
             yield Progress("writing" if event.stage == "text" else "planning", event.step, event.steps)
-    raise AssertionError("the planner ended without a result")
+    return event
 
 
 def _brief(request: Any) -> Brief:
-    return Brief(
-        prompt=request.prompt,
-        lyrics=request.sung_lyrics(),
-        seconds=request.duration,
-        bpm=request.bpm,
-        key=request.key,
-        time_signature=request.time_signature,
-        language=request.language,
-    )
+    words = request.prompt, request.sung_lyrics(), request.duration
+    return Brief(*words, request.bpm, request.key, request.time_signature, request.language)
 
 
-# What the built-in engine has learnt under these words: BPM, lowest and highest. The first that is there counts.
+# BPM, lowest and highest, that the built-in engine has learnt for these words. The first one found counts.
 _TEMPOS = {
     **{"slow": (60, 84), "fast": (136, 172), "quick": (136, 172)},
     **{"lofi": (68, 96), "lo-fi": (68, 96), "ambient": (60, 92), "techno": (124, 146), "house": (116, 130)},
@@ -230,17 +214,16 @@ _SCALES = {
 
 
 def in_time(job: Job) -> tuple[Job, tuple[str, ...]]:
-    """Return `job` with a tempo and a key, and a note where they were chosen: the built-in engine finds none itself.
+    """Return `job` with a tempo and a key, which the built-in engine cannot choose itself, and a note if any was added.
 
     The words of the prompt narrow both down, and the seed chooses.
     """
     request = job.request
     if request.mode != "generate" or (request.bpm and request.key):
         return job, ()
-    chance = random.Random(job.seeds[0])
-    words = request.prompt.lower()
+    chance, words = random.Random(job.seeds[0]), request.prompt.lower()
     bpm = chance.randint(*next((span for word, span in _TEMPOS.items() if word in words), _ANY_TEMPO))
     scale = next((scale for word, scale in _SCALES.items() if word in words), "")
-    told = {"bpm": request.bpm or bpm, "key": request.key or chance.choice([key for key in KEYS if scale in key])}
-    note = f"The built-in engine needs a tempo and a key: it was given {told['bpm']} BPM and {told['key']}."
-    return replace(job, request=request.model_copy(update=told)), (note,)
+    chosen = {"bpm": request.bpm or bpm, "key": request.key or chance.choice([key for key in KEYS if scale in key])}
+    note = f"The built-in engine needs a tempo and a key: it was given {chosen['bpm']} BPM and {chosen['key']}."
+    return replace(job, request=request.model_copy(update=chosen)), (note,)
