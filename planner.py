@@ -198,10 +198,8 @@ def plan(
     writer = CodeWriter(planner.model, planner.vocabulary.code_ids, job)
     for count in writer.run():
         yield PlanStep("codes", count, job.count)
-    codes = planner.vocabulary.codes[writer.indices()].tolist()
-    language = found.get("language", brief.language)
-    metadata = int(found["bpm"]), found["keyscale"], found["timesignature"], language
-    yield Plan(*metadata, caption or brief.prompt, bool(caption), seed, tuple(map(tuple, codes)))
+    codes = tuple(map(tuple, planner.vocabulary.codes[writer.indices()].tolist()))
+    yield Plan(**_metadata(found), caption=caption or brief.prompt, rewritten=bool(caption), seed=seed, codes=codes)
 
 
 def inspire(
@@ -235,12 +233,8 @@ def _sketch(
 
     room = METADATA_ROOM + (0 if lyrics else MAX_LYRIC_TOKENS)
     found, lyrics = yield from _text(planner, prompt, everything(), "text", seed, draw, room)
-    yield {
-        "prompt": found["caption"][: TEXT_LIMITS["prompt"]].strip(),
-        "lyrics": lyrics,
-        **{"bpm": int(found["bpm"]), "key": found["keyscale"], "time_signature": found["timesignature"]},
-        **{"language": found["language"], "duration": int(found["duration"])},
-    }
+    prompt = found["caption"][: TEXT_LIMITS["prompt"]].strip()
+    yield {"prompt": prompt, "lyrics": lyrics, **_metadata(found), "duration": int(found["duration"])}
 
 
 def _text(
@@ -251,6 +245,12 @@ def _text(
         if not isinstance(event, Written):
             yield PlanStep(stage, event)
     return event.value
+
+
+def _metadata(found: Mapping[str, str]) -> dict[str, Any]:
+    """Return the planner's fields by a request's names; the language may have been left open."""
+    named = {"key": found["keyscale"], "time_signature": found["timesignature"]}
+    return {"bpm": int(found["bpm"]), **named, "language": found.get("language", "unknown")}
 
 
 def _fields(**values: object) -> dict[str, str]:
