@@ -92,19 +92,12 @@ def make_checkpoint(folder: Path, *, xl: bool = False, turbo: bool = False, seed
 
     quiet_libraries()
     generator = torch.Generator("cpu").manual_seed(seed)
-    condition_size = 64 if xl else SIZE
+    tokenizer = make_tokenizer()
     with torch.no_grad():
-        # Drawn in this order.
         vae, silence = _vae(generator)
-        tokenizer = make_tokenizer()
-        parts = {
-            "vae": vae,
-            "tokenizer": tokenizer,
-            "text_encoder": _text_encoder(generator, len(tokenizer)),
-            "condition_encoder": _condition_encoder(generator, condition_size, silence),
-            "transformer": _transformer(generator, xl, turbo, condition_size),
-            **_audio_tokenizers(generator),
-        }
+        parts = _parts(generator, len(tokenizer), xl, turbo)
+    parts["condition_encoder"].silence_latent = silence.expand(1, SILENCE_FRAMES, LATENT_CHANNELS).contiguous()
+    parts |= {"vae": vae, "tokenizer": tokenizer}
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0)
     AceStepPipeline(**parts, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
     write_manifest(folder)
@@ -259,46 +252,35 @@ def text_config(vocabulary: int, size: int, layers: int, head_dim: int) -> Qwen3
     return Qwen3Config(**_qwen_shape(vocabulary, size, layers), **ids, head_dim=head_dim, tie_word_embeddings=True)
 
 
-def _text_encoder(generator: torch.Generator, vocabulary: int) -> nn.Module:
+def _parts(generator: torch.Generator, vocabulary: int, xl: bool, turbo: bool) -> dict[str, nn.Module]:
+    """Build all models but the VAE."""
+    from diffusers import AceStepTransformer1DModel
+    from diffusers.pipelines import ace_step
     from transformers import Qwen3Model
 
-    return filled(lambda: Qwen3Model(text_config(vocabulary, TEXT_SIZE, layers=2, head_dim=16)), generator)
-
-
-def _condition_encoder(generator: torch.Generator, size: int, silence: torch.Tensor) -> nn.Module:
-    from diffusers.pipelines.ace_step import AceStepConditionEncoder
-
-    shape = {
-        **{"hidden_size": size, "intermediate_size": 2 * size, "text_hidden_dim": TEXT_SIZE},
+    condition_size = 64 if xl else SIZE
+    conditions = {
+        **{"hidden_size": condition_size, "intermediate_size": 2 * condition_size, "text_hidden_dim": TEXT_SIZE},
         **{"timbre_hidden_dim": LATENT_CHANNELS, **ATTENTION, "head_dim": 16},
         **{"num_lyric_encoder_hidden_layers": 2, "num_timbre_encoder_hidden_layers": 2},
     }
-    encoder = filled(lambda: AceStepConditionEncoder(**shape), generator)
-    encoder.silence_latent = silence.expand(1, SILENCE_FRAMES, LATENT_CHANNELS).contiguous()
-    return encoder
-
-
-def _transformer(generator: torch.Generator, xl: bool, turbo: bool, condition_size: int) -> nn.Module:
-    from diffusers import AceStepTransformer1DModel
-
-    shape = {
+    transformer = {
         **{"hidden_size": SIZE, "intermediate_size": 2 * SIZE, "num_hidden_layers": 2},
         **{"num_attention_heads": 2, "num_key_value_heads": 1},
         "head_dim": 64 if xl else 48,  # the XL models' queries are wider than their hidden states
         **{"in_channels": 3 * LATENT_CHANNELS, "audio_acoustic_hidden_dim": LATENT_CHANNELS},
         **{"encoder_hidden_size": condition_size, "is_turbo": turbo, "model_version": "turbo" if turbo else "sft"},
     }
-    return filled(lambda: AceStepTransformer1DModel(**shape), generator)
-
-
-def _audio_tokenizers(generator: torch.Generator) -> dict[str, nn.Module]:
-    from diffusers.pipelines.ace_step import AceStepAudioTokenDetokenizer, AceStepAudioTokenizer
-
-    shape = {"hidden_size": 48, "intermediate_size": 96, "audio_acoustic_hidden_dim": LATENT_CHANNELS, "head_dim": 16}
-    return {
-        "audio_tokenizer": filled(lambda: AceStepAudioTokenizer(fsq_dim=48, **shape, **ATTENTION), generator),
-        "audio_token_detokenizer": filled(lambda: AceStepAudioTokenDetokenizer(**shape, **ATTENTION), generator),
+    codes = {"hidden_size": 48, "intermediate_size": 96, "audio_acoustic_hidden_dim": LATENT_CHANNELS, "head_dim": 16}
+    builds = {
+        "text_encoder": lambda: Qwen3Model(text_config(vocabulary, TEXT_SIZE, layers=2, head_dim=16)),
+        "condition_encoder": lambda: ace_step.AceStepConditionEncoder(**conditions),
+        "transformer": lambda: AceStepTransformer1DModel(**transformer),
+        "audio_tokenizer": lambda: ace_step.AceStepAudioTokenizer(fsq_dim=48, **codes, **ATTENTION),
+        "audio_token_detokenizer": lambda: ace_step.AceStepAudioTokenDetokenizer(**codes, **ATTENTION),
     }
+    # Drawn in this order.
+    return {name: filled(build, generator) for name, build in builds.items()}
 
 
 def _vae(generator: torch.Generator) -> tuple[nn.Module, torch.Tensor]:
