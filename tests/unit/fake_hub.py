@@ -29,7 +29,7 @@ class FakeHub(ThreadingHTTPServer):
     `asked` lists (file, first byte) of each fetch, `tokens` the Authorization of each request.
     `breaks` holds, for a file, how many bytes each of the next answers sends before the connection breaks; `pause` is
     waited between the pieces of a file; `status` and `headers` replace the answer about the model, `more` is added to
-    it, and `sizes` tells another size of a file than it has.
+    it, and `sizes` claims another size of a file than it has.
     """
 
     daemon_threads = True
@@ -42,14 +42,12 @@ class FakeHub(ThreadingHTTPServer):
         self.breaks: dict[str, list[int]] = {}
         self.sizes: dict[str, int] = {}
         self.more: dict[str, Any] = {}
-        self.pause = 0.0
-        self.ranges = True
+        self.pause, self.ranges = 0.0, True
         self.status, self.headers = 200, {}
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     @property
     def fetched(self) -> list[str]:
-        """Return the files that were asked for, in order."""
         return [name for name, _ in self.asked]
 
     def model(self) -> dict[str, Any]:
@@ -57,7 +55,8 @@ class FakeHub(ThreadingHTTPServer):
         siblings = []
         for name, content in self.files.items():
             size = self.sizes.get(name, len(content))
-            entry = {"rfilename": name, "size": size, "blobId": _git_hash(content)}
+            blob_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            entry = {"rfilename": name, "size": size, "blobId": blob_id}
             if name.endswith(".safetensors"):
                 entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": size, "pointerSize": 134}
             siblings.append(entry)
@@ -73,10 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeHub
 
     def log_message(self, *args) -> None:
-        """Say nothing."""
+        pass
 
     def do_GET(self) -> None:
-        """Answer one of the two routes."""
         hub_server, path = self.server, self.path.split("?")[0]
         hub_server.tokens.append(self.headers.get("Authorization"))
         if path == f"/api/models/{hub_server.repo}":
@@ -89,9 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         if (asked := self.headers.get("Range")) and hub_server.ranges:
             start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
         hub_server.asked.append((name, start))
-        content = hub_server.files[name][start:]
-        breaks = hub_server.breaks.get(name, [])
-        self.answer(206 if start else 200, content, {}, breaks.pop(0) if breaks else None)
+        breaks = hub_server.breaks.get(name)
+        self.answer(206 if start else 200, hub_server.files[name][start:], {}, breaks.pop(0) if breaks else None)
 
     def answer(self, status: int, body: bytes, headers: dict[str, str], most: int | None = None) -> None:
         """Send `body`, or its first `most` bytes and then hang up."""
@@ -109,17 +106,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
-def _git_hash(content: bytes) -> str:
-    """Return the id of a git blob."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
 def use_hub(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Point huggingface_hub at `url`, as HF_ENDPOINT does when it is imported; nothing is known of it yet."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_silent_since", {})
+    monkeypatch.setattr(hub, "_silent_until", {})
 
 
 @contextlib.contextmanager
