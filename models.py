@@ -20,7 +20,8 @@ import offload
 import preview
 from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, as_dict, first_line, is_out_of_memory
-from weights import Weights, find_weights, missing_model, stored_bytes
+from hub import PARTS
+from weights import DEFAULT_MODEL_GB, Weights, bytes_in, find_weights, missing_model
 
 if TYPE_CHECKING:
     import torch
@@ -64,9 +65,8 @@ class Models:
 
     def __init__(self, planner: Callable[[Callable[[], Device]], Slot], lyrics: Callable[[Callable[[], Device]], Slot]):
         self.turn = threading.Lock()
+        self._building = threading.RLock()
         self.preparing = False
-        self._building = threading.Lock()
-        self._picking = threading.Lock()
         self.known_device: Device | None = None
         self._pipe: Any = None
         self.plan = ""
@@ -79,7 +79,7 @@ class Models:
         return self._pipe is not None
 
     def pipeline(self) -> Any:
-        """Return the pipeline; the first call builds it, once for all callers."""
+        """Return the pipeline; the first call builds it."""
         # No lock if it is there: a ZeroGPU worker may have been forked while another thread held the lock.
         if (pipe := self._pipe) is not None:
             return pipe
@@ -98,7 +98,7 @@ class Models:
         """Return the device in use; the first call imports torch."""
         if (device := self.known_device) is not None:
             return device
-        with self._picking:
+        with self._building:
             if self.known_device is None:
                 self.known_device = pick_device(self.weights)
             return self.known_device
@@ -114,7 +114,7 @@ class Models:
         """Load the built-in engine, or import what loads another one, while the visitor fills in the form."""
         if self.loaded or self.preparing:
             return
-        # True from before the turn is taken until after its release: a waiting song must not take this for a song.
+        # Set before the turn is taken and until after its release: a waiting song must not mistake this for a song.
         self.preparing = True
         try:
             if self.turn.acquire(blocking=False):
@@ -167,7 +167,7 @@ class Slot:
         return self._model is not None
 
     def get(self) -> Any:
-        """Return the model, loaded at the first call; raises StudioError if it is missing or cannot be loaded.
+        """Return the model, loaded by the first call; raises StudioError if it is missing or cannot be loaded.
 
         A failure is final until `refresh`, except for a lack of memory, which may have passed.
         """
@@ -175,10 +175,16 @@ class Slot:
             return model
         with self._building:
             if self._model is None:
-                problem = self._missing() or self.problem
-                if problem and problem.code != "out_of_memory":
-                    raise StudioError.of(problem)
-                self._model, self.problem = self._load()
+                self.check()
+                if self.problem and self.problem.code != "out_of_memory":
+                    raise StudioError.of(self.problem)
+                try:
+                    self._model, self.problem = self._build(self.weights), None
+                except Exception as error:
+                    if not isinstance(error, StudioError) and not is_out_of_memory(error):
+                        raise
+                    no_room = _no_room(f"{self.name} {self.weights.model_id}", self._smaller)
+                    self.problem = error.problem if isinstance(error, StudioError) else no_room
                 if self.problem:
                     # The exception, which held parts of the model, is gone by now.
                     free_memory()
@@ -186,9 +192,7 @@ class Slot:
             return self._model
 
     def fetch(self) -> Iterator[Progress]:
-        """Download weights that the user named; the caller must `refresh` afterwards."""
-        if self.weights.source != "hub":
-            return
+        """Download weights that the user named (source "hub"); the caller must `refresh` afterwards."""
         try:
             yield from self._fetch(self.weights)
         except StudioError as error:
@@ -197,8 +201,8 @@ class Slot:
 
     def check(self) -> None:
         """Raise StudioError if the weights are not on this machine."""
-        if problem := self._missing():
-            raise StudioError.of(problem)
+        if self.weights.folder is None:
+            raise StudioError.of(self.problem or self.weights.problem)
 
     def refresh(self, turn: threading.Lock) -> None:
         """Look for the weights again and forget failures; if they changed, unload the model once `turn` is free."""
@@ -218,16 +222,13 @@ class Slot:
 
     def status(self) -> dict[str, Any]:
         """Return the state ("off", "none" for missing, "ready", "loaded" or "failed") and the reason."""
-        weights, state = self.weights, "ready"
-        to_fetch = weights.source == "hub" and not self.problem
+        weights, to_fetch = self.weights, self.weights.source == "hub" and not self.problem
         if weights.source == "off":
             state = "off"
-        elif self.loaded:
-            state = "loaded"
-        elif self.problem:
-            state = "failed"
-        elif weights.folder is None and not to_fetch:
-            state = "none"
+        elif self.loaded or self.problem:
+            state = "loaded" if self.loaded else "failed"
+        else:
+            state = "ready" if weights.folder or to_fetch else "none"
         return {
             "state": state,
             "model": "" if state == "off" else weights.model_id,
@@ -235,41 +236,52 @@ class Slot:
             "problem": None if to_fetch else as_dict(self.problem or weights.problem),
         }
 
-    def _missing(self) -> Problem | None:
-        if self.weights.folder is not None:
-            return None
-        return (
-            self.problem or self.weights.problem or Problem("weights_missing", f"{self.name} is not on this machine.")
-        )
-
-    def _load(self) -> tuple[Any, Problem | None]:
-        try:
-            return self._build(self.weights), None
-        except StudioError as error:
-            return None, error.problem
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            return None, _no_room(f"{self.name} {self.weights.model_id}", self._smaller)
-
 
 def pick_device(weights: Weights) -> Device:
     """Choose CUDA, else MPS, else the CPU, and the dtypes that suit it and `weights`."""
     import torch
 
     small = weights.engine == "preview"
+    narrow, wide = ("bfloat16",) * 3, ("float32",) * 3
     if on_zerogpu() or torch.cuda.is_available():
-        return _cuda(torch, small)
+        # Outside a call, ZeroGPU has no card to ask.
+        name = "a ZeroGPU card" if on_zerogpu() else torch.cuda.get_device_name(0)
+        if small:
+            return Device("cuda", *wide, f"Runs on {name} in float32: the preview is small.")
+        if on_zerogpu() or torch.cuda.is_bf16_supported(including_emulation=False):
+            return Device("cuda", *narrow, f"Runs on {name} in bfloat16.")
+        reason = (
+            f"Runs on {name}, which has no native bfloat16: weights are stored in float16 and computed exactly, but "
+        )
+        return Device("cuda", "float32", "float16", "float32", f"{reason}slower, in float32.")
     if torch.backends.mps.is_available():
-        return _mps(torch, small)
-    return _cpu(weights, small)
+        name = "the Apple GPU (MPS)"
+        if small:
+            return Device("mps", *wide, f"Runs on {name} in float32: the preview is small.")
+        if not torch.backends.mps.is_macos_or_newer(14, 0):
+            reason = f"Runs on {name} in float32, which takes twice the memory: bfloat16 needs macOS 14."
+            return Device("mps", *wide, reason)
+        reason = f"Runs on {name} in bfloat16; the VAE, which turns latents into sound, in float32."
+        return Device("mps", "bfloat16", "bfloat16", "float32", reason)
+    reason = "Runs on the processor: no NVIDIA or Apple GPU was found."
+    if small:
+        return Device("cpu", *wide, reason)
+    stored = DEFAULT_MODEL_GB * 10**9
+    if weights.folder is not None:
+        stored = sum(bytes_in(weights.folder / part) for part in PARTS)
+    # float32 takes twice the size of the bfloat16 checkpoint; a song needs 4 GB more.
+    needed, available = 2 * stored + 4 * 10**9, available_memory()
+    if available >= needed:
+        return Device("cpu", *wide, f"{reason} Uses float32. Songs take very long here.")
+    reason += f" Uses bfloat16, because float32 needs {needed / 10**9:.0f} GB of memory and {available / 10**9:.0f} GB "
+    return Device("cpu", "bfloat16", "bfloat16", "float32", f"{reason}are free. Songs take very long here.")
 
 
 def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> AceStepPipeline:
     """Load the pipeline of `weights` onto `device`, with VAE tiling and without progress bars.
 
-    `plan` is a memory plan. "offload" keeps one part at a time on a device with its own memory; "fp8" also stores the
-    transformer's layers in 8 bits, and does so on a processor, too; "fast8" computes them in 8 bits.
+    `plan` is a memory plan: "offload" keeps one part at a time on a device that has its own memory, "fp8" also stores
+    the transformer's layers in 8 bits, on a processor too, and "fast8" computes them in 8 bits.
 
     Raises StudioError if the weights are missing or cannot be loaded, or if memory runs out.
     """
@@ -304,11 +316,9 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
             free_memory()
             hint = "Close other programs that use it, then restart the studio."
             raise StudioError.of(_no_room(f"{weights.model_id} ({device.kind})", hint)) from None
-        raise StudioError(
-            "weights_broken",
-            f"The model {weights.model_id} could not be loaded: {first_line(error)}",
-            hint=f"Check the folder {weights.folder}, or delete it and download the model again.",
-        ) from error
+        message = f"The model {weights.model_id} could not be loaded: {first_line(error)}"
+        hint = f"Check the folder {weights.folder}, or delete it and download the model again."
+        raise StudioError("weights_broken", message, hint=hint) from error
     pipe.vae.enable_tiling()
     if device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1):
         codec.use_short_tiles(pipe.vae)
@@ -361,63 +371,10 @@ def free_memory() -> None:
         torch.mps.empty_cache()
 
 
-# --- devices ------------------------------------------------------------------------------------------------------
-
-
-def _cuda(torch: Any, small: bool) -> Device:
-    if on_zerogpu():
-        # There is no card outside a call.
-        name, native = "a ZeroGPU card", True
-    else:
-        name = torch.cuda.get_device_name(0)
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    if small:
-        return Device("cuda", "float32", "float32", "float32", f"Runs on {name} in float32: the preview is small.")
-    if native:
-        return Device("cuda", "bfloat16", "bfloat16", "bfloat16", f"Runs on {name} in bfloat16.")
-    reason = (
-        f"Runs on {name}, which has no native bfloat16: weights are stored in float16 and computed in float32, "
-        "which is slower but exact."
-    )
-    return Device("cuda", "float32", "float16", "float32", reason)
-
-
-def _mps(torch: Any, small: bool) -> Device:
-    name = "the Apple GPU (MPS)"
-    if small:
-        return Device("mps", "float32", "float32", "float32", f"Runs on {name} in float32: the preview is small.")
-    if not torch.backends.mps.is_macos_or_newer(14, 0):
-        reason = f"Runs on {name} in float32, which takes twice the memory: bfloat16 needs macOS 14."
-        return Device("mps", "float32", "float32", "float32", reason)
-    reason = f"Runs on {name} in bfloat16; the VAE, which turns latents into sound, in float32."
-    return Device("mps", "bfloat16", "bfloat16", "float32", reason)
-
-
-def _cpu(weights: Weights, small: bool) -> Device:
-    reason = "Runs on the processor: no NVIDIA or Apple GPU was found."
-    if small:
-        return Device("cpu", "float32", "float32", "float32", reason)
-    # float32 takes twice the size of the bfloat16 checkpoint; a song needs 4 GB more.
-    needed = 2 * stored_bytes(weights) + 4 * 10**9
-    available = available_memory()
-    if available < needed:
-        reason += (
-            f" Uses bfloat16, because float32 needs {needed / 10**9:.0f} GB of memory and "
-            f"{available / 10**9:.0f} GB are free. Songs take very long here."
-        )
-        return Device("cpu", "bfloat16", "bfloat16", "float32", reason)
-    return Device("cpu", "float32", "float32", "float32", f"{reason} Uses float32. Songs take very long here.")
-
-
 def available_memory() -> int:
     """Return the free memory in bytes, of the container if its limit is lower than the machine's."""
-    available, container = psutil.virtual_memory().available, _container_memory()
-    return available if container is None else min(available, container)
-
-
-def _container_memory() -> int | None:
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        return limit - int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return None
+    available = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current"))
+        available = min(available, limit - used)
+    return available

@@ -1,8 +1,8 @@
 """Where the weights of the song model, the planner and the lyrics writer are, and what they are.
 
-They are looked for without torch and without the network: the folder that the model's variable names, ./models beside
-this file, the Hugging Face cache. What is found is checked before it is used, down to the length of every weights file,
-so that a truncated copy is noticed before minutes are spent on loading it. `hub.py` fetches what is not here.
+They are looked for without torch and without the network: in the folder that the model's variable names, in ./models
+next to this file, in the Hugging Face cache. What is found is checked, down to the length of every weights file, so
+that a truncated copy is noticed before minutes are spent on loading it. `hub.py` downloads what is missing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PREVIEW, OFF = "preview", "off"
 DEFAULT_MODEL_GB = 11.5
 (UMBRELLA,) = REPOSITORIES[PLANNER_VARIABLE]
 SUBFOLDER = "acestep-5Hz-lm-1.7B"
-"""The umbrella holds other models too; its planner is in a folder of its own, which need not be named."""
+"""The umbrella repository holds other models too; its planner is in this folder, which need not be named."""
 DEFAULT_PLANNER = f"{UMBRELLA}/{SUBFOLDER}"
 DEFAULT_WRITER, DEFAULT_MLX_WRITER = REPOSITORIES[LYRICS_VARIABLE]
 WRITER_GB = {DEFAULT_WRITER: 15.2, DEFAULT_MLX_WRITER: 4.3}
@@ -40,16 +40,19 @@ MODELS_FOLDER = Path(__file__).with_name("models")
 OPTIONAL_PARTS = ("audio_tokenizer", "audio_token_detokenizer")
 PREVIEW_CODES = 1_000
 TOKEN_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
+NO_COVER = "This checkpoint has no audio tokenizer and detokenizer, which a cover needs."
+_NO_FOLDER = "there is no such folder"
+_NAMES = {MODEL_VARIABLE: "model", PLANNER_VARIABLE: "planner", LYRICS_VARIABLE: "lyrics writer"}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Which weights a model has: `wanted` is what was asked for, `problem` tells why that is not what runs.
+    """The weights of one model: `wanted` is what was asked for, `problem` says why something else runs, or nothing.
 
-    `source` is where `folder` comes from: the folder that the variable names, ./models, the cache, or the built-in
-    "preview", whose folder is made when it is loaded; "hub" is still to be downloaded, "off" was switched off, "none"
-    cannot be had, and all three have no folder. `revision` is the commit on the hub, where it is known. The planner may
-    be in a folder `inside` its `repo`.
+    `source` says where `folder` is: named by the variable, in ./models, in the cache, or the built-in "preview", whose
+    folder is made when it is loaded. The other three have no folder: "hub" is still to be downloaded, "off" is switched
+    off, "none" is missing. `revision` is the commit on the hub, if known. The planner may be in a folder `inside` its
+    `repo`.
     """
 
     model_id: str
@@ -66,70 +69,35 @@ class Weights:
 def find_weights() -> Weights:
     """Look for the song model that ACE_STUDIO_MODEL names (a folder, a hub id, "preview"; by default XL SFT).
 
-    Where nobody asked for a certain model and the default one is not here, the preview stands in, with the problem.
-    What was asked for by name is never replaced, nor is anything on ZeroGPU.
+    Without the variable the preview stands in for missing weights, with the problem. What was asked for by name is
+    never replaced, nor is anything on ZeroGPU.
     """
-    asked = os.environ.get(MODEL_VARIABLE, "").strip()
+    asked = _asked(MODEL_VARIABLE)
     if asked.lower() == PREVIEW:
         return _preview(None)
-    if asked and (looks_like_folder(asked) or not is_repo_id(asked)):
-        folder = _folder_named(asked)
-        return _from_variable(asked, folder, "xl", _flaw(folder), MODEL_VARIABLE, DEFAULT_MODEL)
-    wanted = asked or DEFAULT_MODEL
-    nothing = Weights(wanted, None, "none", "", "xl", missing_model(wanted), wanted, wanted)
-    found = _search(nothing, INDEX, _flaw, asked)
-    if asked and found.problem and found.problem.code == "weights_missing":
-        return replace(found, source="hub", problem=None)
+    found = _find(MODEL_VARIABLE, DEFAULT_MODEL, "xl", _model_flaw)
+    if found.source == "hub":
+        return replace(found, problem=None)
     return found if found.folder or asked or on_zerogpu() else _preview(found.problem)
 
 
 def find_planner() -> Weights:
     """Look for the planner that ACE_STUDIO_PLANNER names: "org/repo", "org/repo/folder", a folder, "preview", "off"."""
-    asked = os.environ.get(PLANNER_VARIABLE, "").strip()
-    if asked.lower() == OFF:
-        problem = Problem("planner_off", f"The planner is switched off ({PLANNER_VARIABLE}=off).")
-        return Weights(OFF, None, "off", "", "transformers", problem, OFF)
-    if asked.lower() == PREVIEW:
-        folder = preview.expected_language_model_folder("qwen3", PREVIEW_CODES)
-        return Weights(PREVIEW, folder, "preview", "", "transformers", None, PREVIEW)
-    wanted = asked or DEFAULT_PLANNER
-    repo, inside = _on_the_hub(wanted)
-    if not repo or looks_like_folder(asked):
-        folder = _folder_named(asked)
-        if not (folder / "config.json").exists() and (folder / SUBFOLDER).is_dir():
-            folder /= SUBFOLDER
-        flaw = _reason_against_planner(folder)
-        problem = unusable(f"The folder {asked}", flaw) if flaw else None
-        return _from_variable(asked, folder, "transformers", problem, PLANNER_VARIABLE, DEFAULT_PLANNER)
-
-    def unfit(folder: Path) -> Problem | None:
-        reason = _reason_against_planner(folder)
-        beside = folder.is_relative_to(MODELS_FOLDER)
-        return unusable(f"{MODELS_FOLDER.name}/{repo}/{inside}" if beside else wanted, reason) if reason else None
-
-    nothing = Weights(wanted, None, "none", "", "transformers", _missing_planner(repo, inside), wanted, repo, inside)
-    return _search(nothing, "config.json", unfit, asked)
+    tiny = preview.expected_language_model_folder("qwen3", PREVIEW_CODES)
+    switched = _switched(PLANNER_VARIABLE, "planner_off", tiny)
+    return switched or _find(PLANNER_VARIABLE, DEFAULT_PLANNER, "transformers", _planner_flaw)
 
 
 def find_writer() -> Weights:
     """Look for the lyrics writer that ACE_STUDIO_LYRICS names: a folder, a hub id, "preview", "off"."""
-    asked, engine = os.environ.get(LYRICS_VARIABLE, "").strip(), _writer_engine()
-    if asked.lower() == OFF:
-        problem = Problem("writer_off", f"The lyrics writer is switched off ({LYRICS_VARIABLE}=off).")
-        return Weights("", None, "off", "", engine, problem, "")
-    if asked.lower() == PREVIEW:
-        folder = preview.expected_language_model_folder("qwen2")
-        return Weights(PREVIEW, folder, "preview", "", "transformers", None, PREVIEW)
-    if asked and (looks_like_folder(asked) or not is_repo_id(asked)):
-        folder = _folder_named(asked)
-        return _from_variable(asked, folder, engine, _writer_flaw(folder, engine), LYRICS_VARIABLE, DEFAULT_WRITER)
-    wanted = asked or (DEFAULT_MLX_WRITER if engine == "mlx" else DEFAULT_WRITER)
-    nothing = Weights(wanted, None, "none", "", engine, missing_writer(wanted), wanted, wanted)
-    return _search(nothing, "config.json", lambda folder: _writer_flaw(folder, engine), asked)
+    engine, tiny = _writer_engine(), preview.expected_language_model_folder("qwen2")
+    default = DEFAULT_MLX_WRITER if engine == "mlx" else DEFAULT_WRITER
+    switched = _switched(LYRICS_VARIABLE, "writer_off", tiny)
+    return switched or _find(LYRICS_VARIABLE, default, engine, lambda folder: _writer_flaw(folder, engine))
 
 
 def snapshot_revision(folder: Path) -> str:
-    """Return the commit of the snapshot that `folder` is, lies in or leads to; "" where it is none."""
+    """Return the commit of the snapshot that contains `folder`, links resolved; "" if there is none."""
     parts = folder.resolve().parts
     for storage, name, commit in zip(parts, parts[1:], parts[2:], strict=False):
         if storage.startswith("models--") and name == "snapshots":
@@ -138,24 +106,21 @@ def snapshot_revision(folder: Path) -> str:
 
 
 def is_turbo(weights: Weights) -> bool:
-    """Tell whether the checkpoint is distilled (8 steps, no guidance), as its transformer's config says."""
+    """Return whether the checkpoint is distilled (8 steps, no guidance), from its transformer's config."""
     config = transformer_config(weights)
     return bool(config.get("is_turbo")) or config.get("model_version") == "turbo"
 
 
 def has_audio_codes(weights: Weights) -> bool:
-    """Tell whether the checkpoint has the parts that make audio codes and read them; the XL turbo one has not.
-
-    True of weights that are not here yet.
-    """
+    """Return whether the checkpoint can make and read audio codes; XL turbo cannot. Assumed of missing weights."""
     index = read_json(weights.folder / INDEX) if weights.folder else None
     return index is None or all(_is_listed(index, part) for part in OPTIONAL_PARTS)
 
 
 def checkpoint_kind(weights: Weights) -> Literal["base", "sft", "turbo", "preview"]:
-    """Tell what the checkpoint was trained for; the name decides between base and sft, else its config.
+    """Return what the checkpoint was trained for; its name decides between base and sft, else its config.
 
-    The random weights that tests run are no engine of their own and count as sft.
+    The random weights that the tests use count as sft.
     """
     if is_turbo(weights):
         return "turbo"
@@ -167,19 +132,15 @@ def checkpoint_kind(weights: Weights) -> Literal["base", "sft", "turbo", "previe
 
 
 def is_untrained(weights: Weights) -> bool:
-    """Tell whether these are the built-in engine's random weights, which play noise."""
+    """Return whether these are the built-in engine's random weights, which play noise."""
     return weights.engine == "preview" and weights.folder != preview.TRAINED
 
 
-NO_COVER = "This checkpoint has no audio tokenizer and detokenizer, which a cover needs."
-
-
 def task_support(kind: str, codes: bool = True) -> dict[str, str]:
-    """Tell for each task whether a checkpoint of `kind` (base, sft, turbo, preview) supports it officially.
+    """Return for each task whether a checkpoint of `kind` (base, sft, turbo, preview) supports it officially.
 
-    Only the base checkpoints were trained to layer, extract and complete, and morph needs guidance (upstream's task
-    table); what is not official still runs, as an experiment. Without the parts for audio codes a cover is
-    "unsupported" (`NO_COVER`).
+    Only base was trained to layer, extract and complete, and morph needs guidance (upstream's task table); other tasks
+    run as experiments. Without the parts for audio codes a cover is "unsupported" (`NO_COVER`).
     """
     official = {"generate", "cover", "extend", "repaint"}
     official |= {"layer", "extract", "complete"} if kind == "base" else set()
@@ -192,64 +153,237 @@ def task_support(kind: str, codes: bool = True) -> dict[str, str]:
 # --- finding ------------------------------------------------------------------------------------------------------
 
 
-def _search(nothing: Weights, index: str, flaw: Callable[[Path], Problem | None], asked: str) -> Weights:
-    """Look into ./models and the cache for what `nothing` wants; returns it with the reason where neither has it.
+def _asked(variable: str) -> str:
+    return os.environ.get(variable, "").strip()
 
-    What was `asked` for by name, and is not here, is to be downloaded, except on ZeroGPU.
+
+def _find(variable: str, default: str, engine: str, flaw: Callable[[Path], str | None]) -> Weights:
+    """Look for a model in the folder that its variable names, else in ./models and the cache.
+
+    `flaw` returns what is wrong with a folder. Weights that are not found have a problem; if the variable names a
+    repository, they are to be downloaded, except on ZeroGPU.
     """
-    repo, problem = nothing.repo, nothing.problem
-    index = f"{nothing.inside}/{index}".lstrip("/")
-    cached = try_to_load_from_cache(repo, index, cache_dir=constants.HF_HUB_CACHE)
-    places = (
-        ("models", MODELS_FOLDER.joinpath(*repo.split("/"), nothing.inside)),
-        ("cache", Path(cached).parent if isinstance(cached, str) else None),
-    )
-    for source, folder in places:
-        if folder is None or not os.path.lexists(folder):
+    asked = _asked(variable)
+    wanted, index = asked or default, INDEX if variable == MODEL_VARIABLE else "config.json"
+    repo, inside = wanted if is_repo_id(wanted) else "", ""
+    if variable == PLANNER_VARIABLE:
+        repo, inside = _on_the_hub(wanted)
+    problem = missing = _missing(variable, repo, inside)
+    nothing = Weights(wanted, None, "none", "", engine, missing, wanted, repo, inside)
+    if asked and (_looks_like_folder(asked) or not repo):
+        folder = Path(os.path.expanduser(asked)).absolute()  # unlike Path.expanduser, keeps an unknown ~user
+        if variable == PLANNER_VARIABLE and not (folder / index).exists() and (folder / SUBFOLDER).is_dir():
+            folder /= SUBFOLDER
+        if reason := flaw(folder):
+            problem = _unfit(variable, str(folder), reason)
+            if not _looks_like_folder(asked):
+                others = ", or preview" if variable == MODEL_VARIABLE else ", preview or off"
+                named = f'a folder, a model on Hugging Face like "{default}"{others}'
+                problem = _gone(variable, f"{variable} must be {named}, not {shown(asked)}.")
+            return replace(nothing, problem=problem)
+        return Weights(folder.name, folder, "variable", "", engine, None, folder.name)
+    cached = try_to_load_from_cache(repo, f"{inside}/{index}".lstrip("/"), cache_dir=constants.HF_HUB_CACHE)
+    places = {"models": MODELS_FOLDER.joinpath(*repo.split("/"), inside)}
+    if isinstance(cached, str):
+        places["cache"] = Path(cached).parent
+    for source, folder in places.items():
+        if not os.path.lexists(folder):
             continue
-        found = flaw(folder)
-        if found is None:
+        reason = flaw(folder)
+        if reason is None:
             return replace(nothing, folder=folder, source=source, revision=snapshot_revision(folder), problem=None)
         # A download completes an incomplete copy in the cache.
         if source == "models" or not asked:
-            problem = found
-    to_fetch = asked and problem is nothing.problem and not on_zerogpu()
-    return replace(nothing, source="hub" if to_fetch else "none", problem=problem)
+            place = wanted if source == "cache" else str(folder.relative_to(MODELS_FOLDER.parent))
+            problem = _unfit(variable, place, reason)
+    to_download = asked and problem is missing and not on_zerogpu()
+    return replace(nothing, source="hub" if to_download else "none", problem=problem)
 
 
-def _folder_named(asked: str) -> Path:
-    return Path(os.path.expanduser(asked)).absolute()  # unlike Path.expanduser, lets an unknown ~user stand
-
-
-def _from_variable(
-    asked: str, folder: Path, engine: str, problem: Problem | None, variable: str, default: str
-) -> Weights:
-    """Return the weights in a `folder` that `variable` names, or the `problem` with it."""
-    if problem and not looks_like_folder(asked):
-        words = ", or preview" if variable == MODEL_VARIABLE else ", preview or off"
-        problem = Problem(
-            "planner_missing" if variable == PLANNER_VARIABLE else "weights_missing",
-            f'{variable} must be a folder, a model on Hugging Face like "{default}"{words}, not {shown(asked)}.',
-        )
-    if problem:
-        return Weights(asked, None, "none", "", engine, problem, asked)
-    return Weights(folder.name, folder, "variable", "", engine, None, folder.name)
+def _switched(variable: str, code: str, tiny: Path) -> Weights | None:
+    """Return the weights of a language model that is "off" or the tests' "preview"."""
+    asked = _asked(variable).lower()
+    if asked == OFF:
+        problem = Problem(code, f"The {_NAMES[variable]} is switched off ({variable}=off).")
+        return Weights(OFF, None, "off", "", "transformers", problem, OFF)
+    return Weights(PREVIEW, tiny, "preview", "", "transformers", None, PREVIEW) if asked == PREVIEW else None
 
 
 def _preview(problem: Problem | None) -> Weights:
     return Weights(PREVIEW, preview.expected_folder(), "preview", "", "preview", problem, DEFAULT_MODEL)
 
 
-def looks_like_folder(text: str) -> bool:
-    """Tell whether `text` means a folder, not a model on the hub."""
+def _looks_like_folder(text: str) -> bool:
     return text.startswith(("/", "./", "../", "~")) or text in (".", "..") or os.path.lexists(text)
 
 
-def stored_bytes(weights: Weights) -> int:
-    """Return the size of a checkpoint's weights; what is not here counts as the default model."""
-    if weights.folder is None:
-        return int(DEFAULT_MODEL_GB * 10**9)
-    return sum(bytes_in(weights.folder / part) for part in PARTS)
+def _on_the_hub(text: str) -> tuple[str, str]:
+    """Split "org/repo/folder" into repository and folder; two empty strings if it is not such a name."""
+    parts = text.split("/")
+    repo, inside = "/".join(parts[:2]), parts[2:]
+    if not is_repo_id(repo) or any(part in ("", ".", "..") for part in inside):
+        return "", ""
+    return repo, "/".join(inside) or (SUBFOLDER if repo == UMBRELLA else "")
+
+
+def _writer_engine() -> Literal["transformers", "mlx"]:
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    return "mlx" if apple and importlib.util.find_spec("mlx_lm") else "transformers"
+
+
+# --- problems -----------------------------------------------------------------------------------------------------
+
+
+def missing_model(wanted: str) -> Problem:
+    return _missing(MODEL_VARIABLE, wanted)
+
+
+def missing_writer(wanted: str) -> Problem:
+    return _missing(LYRICS_VARIABLE, wanted)
+
+
+def _missing(variable: str, repo: str, inside: str = "") -> Problem:
+    """Say that a model is not on this machine, and how to get it there."""
+    name = f"{repo}/{inside}".rstrip("/")
+    size = f" ({WRITER_GB[name]:g} GB)" if name in WRITER_GB else ""
+    hint = f"Download it with: hf download {repo}" + (f' --include "{inside}/*"' if inside else "")
+    hint += f", or put it into models/{name}/ next to app.py."
+    if on_zerogpu():
+        hint = f"Add it to preload_from_hub in the Space's README.md: {repo}."
+    return _gone(variable, f"The {_NAMES[variable]} {name}{size} is not on this machine.", hint)
+
+
+def _gone(variable: str, message: str, hint: str = "") -> Problem:
+    return Problem("planner_missing" if variable == PLANNER_VARIABLE else "weights_missing", message, hint=hint)
+
+
+def _unfit(variable: str, place: str, reason: str) -> Problem:
+    """Say why the weights in `place` cannot be used."""
+    if variable == PLANNER_VARIABLE:
+        return unusable(place, reason)
+    if reason == _NO_FOLDER:
+        return Problem("weights_missing", f"There is no folder {place}.", hint=f"Check {variable}.")
+    hint = f"Complete it, delete it and download it again, or name another one in {variable}."
+    return Problem("weights_broken", f"The {_NAMES[variable]} {place} cannot be used: {reason}.", hint=hint)
+
+
+def unusable(name: str, reason: str) -> Problem:
+    """Say why the model `name` cannot be the planner."""
+    hint = f"The planner is the 5 Hz language model of ACE-Step 1.5, such as {DEFAULT_PLANNER}."
+    return Problem("planner_unfit", f"{name} cannot be the planner: {reason}.", hint=hint)
+
+
+# --- checks: each returns what is wrong with a folder, or None ----------------------------------------------------
+
+
+def _folder_flaw(folder: Path) -> str | None:
+    if folder.is_dir():
+        return None
+    if folder.is_symlink() and not folder.exists():
+        return f"it is a link to {os.readlink(folder)}, which does not exist"
+    return "it is not a folder" if folder.exists() else _NO_FOLDER
+
+
+def _model_flaw(folder: Path) -> str | None:
+    """Check an ACE-Step checkpoint in diffusers layout."""
+    if flaw := _folder_flaw(folder):
+        return flaw
+    index = read_json(folder / INDEX)
+    if index is None:
+        state = "cannot be read" if (folder / INDEX).is_file() else "is missing"
+        return f"{INDEX} {state}; a checkpoint in diffusers layout is needed"
+    if index.get("_class_name") != "AceStepPipeline":
+        return f"{INDEX} describes {shown(index.get('_class_name'))}, not AceStepPipeline"
+    for part in PARTS:
+        if not _is_listed(index, part):
+            if part in OPTIONAL_PARTS:
+                continue
+            return f"{INDEX} does not list {part}"
+        if flaw := _part_flaw(folder / part):
+            return f"{part}/{flaw}"
+    return None
+
+
+def _part_flaw(folder: Path) -> str | None:
+    part = folder.name
+    config = f"{part}_config.json" if part in ("scheduler", "tokenizer") else "config.json"
+    if read_json(folder / config) is None:
+        return f"{config} is missing or cannot be read"
+    if part == "tokenizer" and not _has_tokenizer(folder):
+        return "tokenizer.json is missing"
+    if part in ("scheduler", "tokenizer"):
+        return None
+    return _weights_flaw(folder, "model" if part == "text_encoder" else "diffusion_pytorch_model")
+
+
+def _planner_flaw(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return _NO_FOLDER
+    config = read_json(folder / "config.json")
+    if config is None or not config.get("model_type"):
+        return "its config.json is missing or cannot be read, so it is no language model in transformers layout"
+    # A base model's class is fine: the output layer is the embedding's matrix.
+    kinds = config.get("architectures") or ["ForCausalLM"]
+    if not any(str(kind).endswith(("ForCausalLM", "Model")) for kind in kinds):
+        return f"it is a {shown(kinds[0])}, not a causal language model"
+    files = [folder / name for name in TOKEN_FILES]
+    if not any(b"<|audio_code_0|>" in path.read_bytes() for path in files if path.is_file()):
+        return "its tokenizer has no audio tokens (<|audio_code_0|> and so on)"
+    return _weights_flaw(folder)
+
+
+def _writer_flaw(folder: Path, engine: str) -> str | None:
+    """Check a chat model."""
+    if flaw := _folder_flaw(folder):
+        return flaw
+    config = read_json(folder / "config.json")
+    if config is None:
+        return "config.json is missing or cannot be read"
+    architectures = config.get("architectures")
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        return f"it is no language model that writes text (config.json says {shown(', '.join(names) or 'nothing')})"
+    if engine == "transformers" and "quantization" in config and "quantization_config" not in config:
+        return "its weights are made for MLX, which needs a Mac with Apple Silicon"
+    if not _has_tokenizer(folder) and not (folder / "tokenizer.model").is_file():
+        return "its tokenizer is missing (tokenizer.json)"
+    inside = (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
+    if not inside and not (folder / "chat_template.jinja").is_file():
+        return "its tokenizer has no chat template; an instruct or chat model is needed"
+    return _weights_flaw(folder)
+
+
+def _is_listed(index: Mapping[str, Any], part: str) -> bool:
+    return isinstance(index.get(part), list) and all(index[part])
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    whole = (folder / "tokenizer.json").is_file()
+    return whole or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+
+
+def _weights_flaw(folder: Path, stem: str = "model") -> str | None:
+    """Check the safetensors file called `stem`, or the shards that its index lists; no tensor is read."""
+    names, index = [f"{stem}.safetensors"], folder / f"{stem}.safetensors.index.json"
+    if index.exists():
+        shards = (read_json(index) or {}).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            return f"{index.name} cannot be read"
+        names = sorted({str(name) for name in shards.values()})
+    for name in names:
+        try:
+            with (folder / name).open("rb") as file:
+                if file.read(8) == b"version ":
+                    return f"{name} is a Git LFS pointer, not the weights (git lfs pull downloads them)"
+            with safe_open(folder / name, "np"):
+                pass
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror or error})"
+        except SafetensorError:
+            return f"{name} is damaged or incomplete"
+    return None
 
 
 def bytes_in(folder: Path | None) -> int:
@@ -257,102 +391,8 @@ def bytes_in(folder: Path | None) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
 
 
-def missing_model(wanted: str) -> Problem:
-    """Say that the song model `wanted` is not here, and how it gets here."""
-    hint = f"Fetch it from Hugging Face, or put it into models/{wanted}/ beside app.py."
-    if on_zerogpu():
-        hint = f"Name it under preload_from_hub in the Space's README.md: {wanted}."
-    return Problem("weights_missing", f"The model {wanted} is not on this machine.", hint=hint)
-
-
-def _flaw(folder: Path) -> Problem | None:
-    """Return what keeps `folder` from being a whole ACE-Step checkpoint in diffusers layout, or None."""
-    if folder.is_symlink() and not folder.exists():
-        return _broken(folder, f"it is a link to {os.readlink(folder)}, and nothing is there")
-    if not folder.exists():
-        return Problem("weights_missing", f"There is no folder {folder}.", hint=f"Check {MODEL_VARIABLE}.")
-    if not folder.is_dir():
-        return _broken(folder, "it is not a folder")
-    index = read_json(folder / INDEX)
-    if index is None:
-        missing = f"{INDEX} is missing" if not (folder / INDEX).is_file() else f"{INDEX} cannot be read"
-        return _broken(folder, f"{missing}; a checkpoint in diffusers layout is needed")
-    if index.get("_class_name") != "AceStepPipeline":
-        return _broken(folder, f"{INDEX} describes {shown(index.get('_class_name'))}, not AceStepPipeline")
-    for part in PARTS:
-        listed = _is_listed(index, part)
-        if not listed and part in OPTIONAL_PARTS:
-            continue
-        reason = _part_flaw(folder, part) if listed else f"{INDEX} does not list {part}"
-        if reason:
-            return _broken(folder, reason)
-    return None
-
-
-def _is_listed(index: Mapping[str, Any], part: str) -> bool:
-    return isinstance(index.get(part), list) and all(index[part])
-
-
-def _broken(folder: Path, reason: str) -> Problem:
-    return Problem(
-        "weights_broken",
-        f"The model in {place_of(folder)} cannot be used: {reason}.",
-        hint="Complete it, or remove it and fetch the model again.",
-    )
-
-
-def place_of(folder: Path) -> str:
-    """Return the folder as a visitor may see it: relative to the studio where it lies inside."""
-    home = MODELS_FOLDER.parent
-    return str(folder.relative_to(home)) if folder.is_relative_to(home) else str(folder)
-
-
-def _part_flaw(folder: Path, part: str) -> str | None:
-    config = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(part, "config.json")
-    if read_json(folder / part / config) is None:
-        return f"{part}/{config} is missing or cannot be read"
-    if part == "scheduler":
-        return None
-    if part == "tokenizer":
-        spellings = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-        whole = any(all((folder / part / name).is_file() for name in names) for names in spellings)
-        return None if whole else f"{part}/tokenizer.json is missing"
-    flaw = weights_flaw(folder / part, "model" if part == "text_encoder" else "diffusion_pytorch_model")
-    return f"{part}/{flaw}" if flaw else None
-
-
-def weights_flaw(folder: Path, stem: str = "model") -> str | None:
-    """Return what is wrong with the weights in `folder`: one file called `stem`, or the shards that its index lists.
-
-    None where all of them are whole; else a clause that begins with the file's name.
-    """
-    names, index = [f"{stem}.safetensors"], folder / f"{stem}.safetensors.index.json"
-    if index.exists():
-        shards = (read_json(index) or {}).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            return f"{index.name} cannot be read"
-        names = sorted({str(name) for name in shards.values()})
-    return next((f"{name} {flaw}" for name in names if (flaw := _file_flaw(folder / name))), None)
-
-
-def _file_flaw(path: Path) -> str | None:
-    """Return what is wrong with the header or the length of a safetensors file; no tensor is read."""
-    try:
-        with path.open("rb") as file:
-            if file.read(8) == b"version ":
-                return "is a Git LFS pointer, not the weights (git lfs pull fetches them)"
-        with safe_open(path, "np"):
-            return None
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    except SafetensorError:
-        return "is damaged or incomplete"
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file; None where there is none."""
+    """Return the object in a JSON file, None if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -361,111 +401,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def transformer_config(weights: Weights) -> dict[str, Any]:
-    """Return the transformer's config.json, empty where it cannot be read; what the name tells of weights not here."""
+    """Return the transformer's config.json, {} if it cannot be read; for missing weights what their name tells."""
     if weights.folder is None:
         return {"is_turbo": "turbo" in weights.model_id.lower()}
     return read_json(weights.folder / "transformer" / "config.json") or {}
-
-
-# --- the planner ---------------------------------------------------------------------------------------------------
-
-
-def unusable(name: str, reason: str) -> Problem:
-    """Say why the model `name` cannot be the planner."""
-    return Problem(
-        "planner_unfit",
-        f"{name} cannot be the planner: {reason}.",
-        hint=f"The planner is the 5 Hz language model of ACE-Step 1.5, such as {DEFAULT_PLANNER}.",
-    )
-
-
-def _on_the_hub(text: str) -> tuple[str, str]:
-    """Split "org/repo/folder" into repository and folder inside it; two empty strings where it is no such name."""
-    parts = text.split("/")
-    repo, inside = "/".join(parts[:2]), parts[2:]
-    if not is_repo_id(repo) or any(part in ("", ".", "..") for part in inside):
-        return "", ""
-    return repo, "/".join(inside) or (SUBFOLDER if repo == UMBRELLA else "")
-
-
-def _missing_planner(repo: str, subfolder: str) -> Problem:
-    name = f"{repo}/{subfolder}".rstrip("/")
-    hint = f"Fetch it with: hf download {repo}" + (f' --include "{subfolder}/*"' if subfolder else "")
-    hint += f", or put it into {MODELS_FOLDER.name}/{name}/ beside app.py."
-    if on_zerogpu():
-        hint = f"Name it under preload_from_hub in the Space's README.md: {repo}."
-    return Problem("planner_missing", f"The planner {name} is not on this machine.", hint=hint)
-
-
-def _reason_against_planner(folder: Path) -> str | None:
-    """Return what keeps `folder` from being a planner, or None."""
-    if not folder.is_dir():
-        return "there is no such folder"
-    config = read_json(folder / "config.json")
-    if config is None or not config.get("model_type"):
-        return "its config.json is missing or cannot be read, so it is no language model in transformers layout"
-    # A base model's class is fine: the output layer is the embedding's matrix.
-    kinds = config.get("architectures") or ["ForCausalLM"]
-    if not any(str(kind).endswith(("ForCausalLM", "Model")) for kind in kinds):
-        return f"it is a {shown(kinds[0])}, not a causal language model"
-    if not any(b"<|audio_code_0|>" in _bytes(folder / name) for name in TOKEN_FILES):
-        return "its tokenizer has no audio tokens (<|audio_code_0|> and so on)"
-    return weights_flaw(folder)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
-# --- the lyrics writer ---------------------------------------------------------------------------------------------
-
-
-def _writer_engine() -> Literal["transformers", "mlx"]:
-    apple = sys.platform == "darwin" and platform.machine() == "arm64"
-    return "mlx" if apple and importlib.util.find_spec("mlx_lm") else "transformers"
-
-
-def missing_writer(wanted: str) -> Problem:
-    size = f" ({WRITER_GB[wanted]:g} GB)" if wanted in WRITER_GB else ""
-    hint = f"Fetch it from Hugging Face, or put it into models/{wanted}/ beside app.py."
-    if on_zerogpu():
-        hint = f"Name it under preload_from_hub in the Space's README.md: {wanted}."
-    return Problem("weights_missing", f"The lyrics writer {wanted}{size} is not on this machine.", hint=hint)
-
-
-def _writer_flaw(folder: Path, engine: str) -> Problem | None:
-    """Return what keeps `folder` from being a whole chat model, or None."""
-    if not folder.exists() and not folder.is_symlink():
-        return Problem("weights_missing", f"There is no folder {folder}.", hint=f"Check {LYRICS_VARIABLE}.")
-    reason = _reason_against_writer(folder, engine)
-    if reason is None:
-        return None
-    return Problem(
-        "weights_broken",
-        f"The lyrics writer in {place_of(folder)} cannot be used: {reason}.",
-        hint=f"Complete it, or name another one in {LYRICS_VARIABLE}.",
-    )
-
-
-def _reason_against_writer(folder: Path, engine: str) -> str | None:
-    if not folder.is_dir():
-        return "it is not a folder"
-    config = read_json(folder / "config.json")
-    if config is None:
-        return "config.json is missing or cannot be read"
-    architectures = config.get("architectures")
-    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
-    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
-        return f"it is no language model that writes text (its config.json says {shown(', '.join(names) or 'nothing')})"
-    if engine == "transformers" and "quantization" in config and "quantization_config" not in config:
-        return "its weights are made for MLX, which needs a Mac with Apple Silicon"
-    spellings = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
-    if not any(all((folder / name).is_file() for name in names) for names in spellings):
-        return "its tokenizer is missing (tokenizer.json)"
-    inside = (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
-    if not inside and not (folder / "chat_template.jinja").is_file():
-        return "its tokenizer has no chat template; an instruct or chat model is needed"
-    return weights_flaw(folder)

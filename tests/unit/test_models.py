@@ -12,85 +12,50 @@ from events import StudioError
 from tests.weights import CPU, weights_in
 from weights import Weights
 
-
-@pytest.fixture
-def machine(home, monkeypatch):
-    """Return a function that gives this machine other hardware, as far as torch tells."""
-    import torch
-
-    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-
-    def become(cuda: str = "", native: bool = True, mps: bool = False, macos: int = 15) -> None:
-        def bf16(including_emulation: bool = True) -> bool:
-            return native or including_emulation
-
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: cuda)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", bf16)
-        card = SimpleNamespace(total_memory=24 * 2**30)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index=0: card)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: (macos, 0) >= (major, minor))
-
-    return become
-
-
 REAL = Weights("real", None, "hub", "", "xl", None, "real")
 PREVIEW = Weights("preview", None, "preview", "", "preview", None, "real")
+NARROW, WIDE = ("bfloat16",) * 3, ("float32",) * 3
+GIB = 2**30
+
+# The hardware, the weights, the free memory in GB; the device with its three dtypes, and words of the reason.
+DEVICES = {
+    "cuda first": ({"cuda": "NVIDIA H200", "mps": True}, REAL, 0, ("cuda", *NARROW), ("NVIDIA H200", "bfloat16")),
+    "cuda preview": ({"cuda": "NVIDIA H200"}, PREVIEW, 0, ("cuda", *WIDE), ("preview",)),
+    "old card": (
+        *({"cuda": "Tesla T4", "native": False}, REAL, 0),
+        *(("cuda", "float32", "float16", "float32"), ("Tesla T4", "float16", "float32")),
+    ),
+    "zerogpu": ({"cuda": "not asked", "native": False, "zerogpu": True}, REAL, 0, ("cuda", *NARROW), ("ZeroGPU",)),
+    "apple": ({"mps": True}, REAL, 0, ("mps", "bfloat16", "bfloat16", "float32"), ("Apple",)),
+    "apple preview": ({"mps": True}, PREVIEW, 0, ("mps", *WIDE), ("preview",)),
+    "old macOS": ({"mps": True, "macos": 13}, REAL, 0, ("mps", *WIDE), ("macOS 14",)),
+    "processor preview": ({}, PREVIEW, 0, ("cpu", *WIDE), ("no NVIDIA or Apple GPU",)),
+    "processor": ({}, REAL, 64, ("cpu", *WIDE), ("float32",)),
+    "little memory": ({}, REAL, 16, ("cpu", "bfloat16", "bfloat16", "float32"), ("no NVIDIA or Apple GPU", "16 GB")),
+}
 
 
-def device_of(weights) -> tuple[tuple[str, str, str, str], str]:
-    """Return the device that is picked for weights: its kind and three number formats, and why."""
-    device = models.pick_device(weights)
-    return (device.kind, device.dtype, device.storage_dtype, device.vae_dtype), device.reason
+@pytest.mark.parametrize("hardware, weights, free, device, words", DEVICES.values(), ids=DEVICES.keys())
+def test_the_device_follows_the_hardware_and_the_weights(home, monkeypatch, hardware, weights, free, device, words):
+    import torch
 
-
-NARROW = ("bfloat16",) * 3
-WIDE = ("float32",) * 3
-
-
-def test_cuda_comes_first(machine):
-    machine(cuda="NVIDIA H200", mps=True)
-    device, reason = device_of(REAL)
-    assert device == ("cuda", *NARROW) and "NVIDIA H200" in reason and "bfloat16" in reason
-    assert device_of(PREVIEW)[0] == ("cuda", *WIDE)
-    assert memory.vram_limit_for("cuda") == 24 * 2**30
-    # An old card stores small and computes exactly.
-    machine(cuda="Tesla T4", native=False)
-    device, reason = device_of(REAL)
-    assert device == ("cuda", "float32", "float16", "float32")
-    assert all(words in reason for words in ("Tesla T4", "float16", "float32"))
-
-
-def test_apple(machine):
-    machine(mps=True)
-    assert device_of(REAL)[0] == ("mps", "bfloat16", "bfloat16", "float32")
-    assert device_of(PREVIEW)[0] == ("mps", *WIDE)
-    assert memory.vram_limit_for("mps") is None
-    machine(mps=True, macos=13)
-    device, reason = device_of(REAL)
-    assert device[1] == "float32" and "macOS 14" in reason
-
-
-def test_the_processor_is_last_and_follows_the_memory(machine, monkeypatch):
-    machine()
-    assert device_of(PREVIEW)[0] == ("cpu", *WIDE)
-    monkeypatch.setattr(models, "_container_memory", lambda: None)
-    monkeypatch.setattr(models.psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * 10**9))
-    assert device_of(REAL)[0] == ("cpu", *WIDE)
-    monkeypatch.setattr(models.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * 10**9))
-    device, reason = device_of(REAL)
-    assert device == ("cpu", "bfloat16", "bfloat16", "float32")
-    assert "no NVIDIA or Apple GPU" in reason and "16 GB" in reason
-    assert memory.vram_limit_for("cpu") is None
-
-
-def test_zerogpu_asks_nothing_of_a_card_that_is_not_there_yet(machine, monkeypatch):
-    machine(cuda="should not be asked", native=False)
-    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    device, reason = device_of(REAL)
-    assert device == ("cuda", *NARROW) and "should not be asked" not in reason
-    assert memory.vram_limit_for("cuda") is None
+    here = {"cuda": "", "native": True, "mps": False, "macos": 15, "zerogpu": False, **hardware}
+    if here["zerogpu"]:
+        monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(here["cuda"]))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: here["cuda"])
+    native = here["native"]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index=0: SimpleNamespace(total_memory=24 * GIB))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: here["mps"])
+    newer = (here["macos"], 0)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: newer >= (major, minor))
+    monkeypatch.setattr(models, "available_memory", lambda: free * 10**9)
+    picked = models.pick_device(weights)
+    assert (picked.kind, picked.dtype, picked.storage_dtype, picked.vae_dtype) == device
+    assert all(word in picked.reason for word in words) and "not asked" not in picked.reason
+    card = device[0] == "cuda" and not here["zerogpu"]
+    assert memory.vram_limit_for(device[0]) == (24 * GIB if card else None)
 
 
 def play(pipe, **changes):
@@ -102,14 +67,7 @@ def play(pipe, **changes):
     return pipe(**{**words, **changes}, generator=generator, output_type="latent").audios
 
 
-def test_the_pipeline_tiles_and_says_nothing(pipe, capfd):
-    assert pipe.vae.use_tiling
-    assert not any(parameter.requires_grad for parameter in pipe.transformer.parameters())
-    play(pipe)
-    assert "it/s" not in capfd.readouterr().err
-
-
-def test_narrow_storage_computes_in_float32_and_sounds_alike(pipe, tiny):
+def test_narrow_storage_computes_in_float32_and_sounds_alike(pipe, tiny, capfd):
     import torch
 
     narrow = models.build_pipeline(weights_in(tiny), models.Device("cpu", "float32", "float16", "float32", ""))
@@ -121,6 +79,9 @@ def test_narrow_storage_computes_in_float32_and_sounds_alike(pipe, tiny):
     assert float((wide - close).square().mean().sqrt() / wide.std()) < 0.005
     sounds = {"task_type": "cover", "src_audio": 0.1 * torch.randn(2, 48_000)}
     assert play(narrow, **sounds).isfinite().all()
+    assert pipe.vae.use_tiling
+    assert not any(parameter.requires_grad for parameter in pipe.transformer.parameters())
+    assert "it/s" not in capfd.readouterr().err  # no progress bar
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_an_error_in_words(checkpoint):

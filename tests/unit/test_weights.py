@@ -12,8 +12,8 @@ import pytest
 import models
 from events import StudioError
 from tests.unit.fake_hub import COMMIT
-from tests.weights import CPU
-from weights import DEFAULT_MODEL, Weights, checkpoint_kind, find_weights, is_turbo
+from tests.weights import CPU, weights_in
+from weights import DEFAULT_MODEL, checkpoint_kind, find_weights, is_turbo
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -25,17 +25,22 @@ def put(checkpoint: Path, folder: Path) -> Path:
 
 
 def put_into_cache(checkpoint: Path, home: Path, repo: str) -> Path:
-    """Lay `checkpoint` into the cache as huggingface_hub does."""
+    """Put `checkpoint` into the cache as huggingface_hub does."""
     storage = home / "hub" / f"models--{repo.replace('/', '--')}"
     (storage / "refs").mkdir(parents=True)
     (storage / "refs" / "main").write_text(COMMIT)
     return put(checkpoint, storage / "snapshots" / COMMIT)
 
 
-def test_a_bare_machine_gets_the_preview_and_is_told_why(home):
+def test_a_bare_machine_gets_the_preview_and_is_told_why_but_not_on_zerogpu(home, monkeypatch):
     weights = find_weights()
     assert (weights.engine, weights.source, weights.wanted) == ("preview", "preview", DEFAULT_MODEL)
     assert weights.problem.code == "weights_missing" and DEFAULT_MODEL in weights.problem.message
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    weights = find_weights()
+    assert (weights.engine, weights.source, weights.problem.code) == ("xl", "none", "weights_missing")
+    monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
+    assert find_weights().engine == "preview"
 
 
 def test_the_preview_can_be_forced_though_the_real_model_is_here(home, checkpoint, monkeypatch):
@@ -46,60 +51,70 @@ def test_the_preview_can_be_forced_though_the_real_model_is_here(home, checkpoin
     assert weights.wanted == DEFAULT_MODEL
 
 
-def test_the_variable_may_name_a_folder(home, checkpoint, monkeypatch):
-    for spelling in ["{folder}", "my-model", "./my-model", "~/my-model"]:
-        monkeypatch.setenv("HOME", str(home))
-        monkeypatch.setenv("ACE_STUDIO_MODEL", spelling.format(folder=checkpoint))
-        weights = find_weights()
-        assert (weights.engine, weights.source, weights.folder, weights.problem) == ("xl", "variable", checkpoint, None)
-        assert weights.model_id == "my-model"  # records travel: they carry no path of this machine
+@pytest.mark.parametrize("spelling", ["{folder}", "my-model", "./my-model", "~/my-model"])
+def test_the_variable_may_name_a_folder(home, checkpoint, monkeypatch, spelling):
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("ACE_STUDIO_MODEL", spelling.format(folder=checkpoint))
+    weights = find_weights()
+    assert (weights.engine, weights.source, weights.folder, weights.problem) == ("xl", "variable", checkpoint, None)
+    assert weights.model_id == "my-model"  # records travel: they carry no path of this machine
 
 
-def test_the_order_is_models_then_cache(home, tiny, monkeypatch):
-    repo = DEFAULT_MODEL
-    in_cache = put_into_cache(Path(shutil.copytree(tiny, home / "one")), home, repo)
+def test_the_order_is_models_then_cache(home, tiny):
+    in_cache = put_into_cache(Path(shutil.copytree(tiny, home / "one")), home, DEFAULT_MODEL)
     weights = find_weights()
     assert (weights.source, weights.folder, weights.revision) == ("cache", in_cache, COMMIT)
-    in_models = put(Path(shutil.copytree(tiny, home / "two")), home / "models" / repo)
+    in_models = put(Path(shutil.copytree(tiny, home / "two")), home / "models" / DEFAULT_MODEL)
     weights = find_weights()
-    assert (weights.source, weights.folder, weights.model_id, weights.problem) == ("models", in_models, repo, None)
+    assert (weights.source, weights.folder, weights.problem) == ("models", in_models, None)
+    assert weights.model_id == DEFAULT_MODEL
     (in_models / "vae" / "config.json").unlink()
     assert find_weights().source == "cache"
 
 
-def test_a_named_model_is_to_be_fetched_and_never_replaced(home, monkeypatch):
+def test_a_named_model_is_downloaded_and_never_replaced(home, monkeypatch):
     monkeypatch.setenv("ACE_STUDIO_MODEL", "somebody/else")
     weights = find_weights()
     assert (weights.engine, weights.source, weights.folder, weights.problem) == ("xl", "hub", None, None)
     assert weights.wanted == "somebody/else"
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    weights = find_weights()
+    assert weights.source == "none" and "preload_from_hub" in weights.problem.hint
 
 
-def test_a_wrong_variable_is_a_problem_and_not_the_preview(home, monkeypatch):
-    for asked in ["nonsense", "a/b/c", "../elsewhere", "/not/there", "who/what--ever", "~none/x"]:
-        monkeypatch.setenv("ACE_STUDIO_MODEL", asked)
-        weights = find_weights()
-        assert (weights.engine, weights.source, weights.folder) == ("xl", "none", None)
-        assert weights.problem.code == "weights_missing"
-        with pytest.raises(StudioError) as caught:
-            models.build_pipeline(weights, CPU)
-        assert caught.value.problem == weights.problem
+@pytest.mark.parametrize("asked", ["nonsense", "a/b/c", "../elsewhere", "/not/there", "who/what--ever", "~none/x"])
+def test_a_wrong_variable_is_a_problem_and_not_the_preview(home, monkeypatch, asked):
+    monkeypatch.setenv("ACE_STUDIO_MODEL", asked)
+    weights = find_weights()
+    assert (weights.engine, weights.source, weights.folder) == ("xl", "none", None)
+    assert weights.problem.code == "weights_missing"
+    with pytest.raises(StudioError) as caught:
+        models.build_pipeline(weights, CPU)
+    assert caught.value.problem == weights.problem
 
 
-def cut(path: Path) -> None:
-    """Cut the last byte off, as a copy that ran out of disk does."""
-    os.truncate(path, path.stat().st_size - 1)
+def as_link(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to(folder / "gone")
+
+
+def changed(path: Path, **values) -> None:
+    """Change entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 DAMAGED = f"{TRANSFORMER} is damaged or incomplete"
 DAMAGES = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
     "another pipeline": (lambda f: (f / "model_index.json").write_text('{"_class_name": "Flux"}'), "Flux"),
+    "an unlisted part": (lambda f: changed(f / "model_index.json", vae=[None, None]), "does not list vae"),
     "no vae": (lambda f: shutil.rmtree(f / "vae"), "vae/config.json is missing"),
     "no weights": (lambda f: (f / TRANSFORMER).unlink(), f"{TRANSFORMER} is missing"),
-    "cut weights": (lambda f: cut(f / TRANSFORMER), DAMAGED),
+    "cut weights": (lambda f: os.truncate(f / TRANSFORMER, (f / TRANSFORMER).stat().st_size - 1), DAMAGED),
     "empty weights": (lambda f: (f / TRANSFORMER).write_bytes(b""), DAMAGED),
     "lfs pointer": (lambda f: (f / TRANSFORMER).write_text("version https://git-lfs.github.com"), "Git LFS pointer"),
     "no tokenizer": (lambda f: (f / "tokenizer/tokenizer.json").unlink(), "tokenizer/tokenizer.json is missing"),
+    "a link to nowhere": (as_link, "it is a link to"),
 }
 
 
@@ -110,7 +125,8 @@ def test_a_broken_folder_is_named_with_what_is_wrong(home, checkpoint, monkeypat
     weights = find_weights()
     assert weights.engine == "preview"
     assert weights.problem.code == "weights_broken"
-    assert DEFAULT_MODEL in weights.problem.message and said in weights.problem.message
+    assert f"models/{DEFAULT_MODEL}" in weights.problem.message and said in weights.problem.message
+    assert str(home) not in weights.problem.message.replace(f"{folder}/gone", "")
     monkeypatch.setenv("ACE_STUDIO_MODEL", str(folder))
     weights = find_weights()
     assert (weights.engine, weights.source, weights.folder) == ("xl", "none", None)
@@ -123,16 +139,15 @@ def shard(folder: Path, stem: str) -> list[Path]:
 
     whole = folder / f"{stem}.safetensors"
     tensors = load_file(whole)
-    names = sorted(tensors)
-    weight_map, paths = {}, []
+    whole.unlink()
+    names, weight_map = sorted(tensors), {}
     for number, part in enumerate((names[::2], names[1::2]), 1):
-        paths.append(folder / f"{stem}-{number:05}-of-00002.safetensors")
-        save_file({name: tensors[name] for name in part}, paths[-1], {"format": "pt"})
-        weight_map |= dict.fromkeys(part, paths[-1].name)
+        path = folder / f"{stem}-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, path, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, path.name)
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
-    whole.unlink()
-    return paths
+    return sorted(folder.glob("*-of-*"))
 
 
 def test_sharded_weights_are_whole_only_with_every_shard(home, checkpoint, monkeypatch):
@@ -140,50 +155,32 @@ def test_sharded_weights_are_whole_only_with_every_shard(home, checkpoint, monke
     monkeypatch.setenv("ACE_STUDIO_MODEL", str(checkpoint))
     weights = find_weights()
     assert weights.problem is None
-    assert models.build_pipeline(weights, models.pick_device(weights)).transformer.config.model_version == "sft"
+    assert models.build_pipeline(weights, CPU).transformer.config.model_version == "sft"
     shards[1].unlink()
     assert shards[1].name in find_weights().problem.message
-
-
-def test_a_link_to_nowhere_is_a_problem(home):
-    link = home / "models" / DEFAULT_MODEL
-    link.parent.mkdir(parents=True)
-    link.symlink_to(home / "gone")
-    weights = find_weights()
-    assert weights.engine == "preview"
-    assert f"models/{DEFAULT_MODEL}" in weights.problem.message and "link" in weights.problem.message
 
 
 def test_a_download_that_another_program_left_half_done_is_a_problem_or_goes_on(home, checkpoint, monkeypatch):
     folder = put_into_cache(checkpoint, home, DEFAULT_MODEL)
     (folder / TRANSFORMER).unlink()
     weights = find_weights()
-    assert weights.engine == "preview" and TRANSFORMER in weights.problem.message
+    assert weights.engine == "preview" and f"{DEFAULT_MODEL} cannot be used: {TRANSFORMER}" in weights.problem.message
     monkeypatch.setenv("ACE_STUDIO_MODEL", DEFAULT_MODEL)
     assert find_weights().source == "hub"
-
-
-def test_zerogpu_has_no_preview_unless_it_is_asked_for(home, monkeypatch):
-    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    weights = find_weights()
-    assert (weights.engine, weights.source, weights.problem.code) == ("xl", "none", "weights_missing")
-    monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
-    assert find_weights().engine == "preview"
 
 
 @pytest.mark.parametrize(
     ("name", "config", "kind"),
     [
-        ("a/xl-sft-diffusers", {"model_version": "base"}, "sft"),
-        ("a/xl-base-diffusers", {"model_version": None}, "base"),
+        ("xl-sft-diffusers", {"model_version": "base"}, "sft"),
+        ("xl-base-diffusers", {"model_version": None}, "base"),
         ("mine", {"model_version": "base"}, "base"),
         ("mine", {"model_version": "odd"}, "sft"),
         ("mine", {"is_turbo": True}, "turbo"),
     ],
 )
 def test_kinds_of_checkpoint(checkpoint, name, config, kind):
-    path = checkpoint / "transformer" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    weights = Weights(name, checkpoint, "variable", "", "xl", None, name)
+    changed(checkpoint / "transformer" / "config.json", **config)
+    weights = weights_in(checkpoint.rename(checkpoint.with_name(name)))
     assert checkpoint_kind(weights) == kind
     assert is_turbo(weights) == (kind == "turbo")
