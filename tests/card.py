@@ -1,7 +1,7 @@
-"""A card that is none: tensors that say they lie on another device, and refuse to meet those of the processor.
+"""A pretend card: tensors that claim to be on another device and refuse to meet those of the processor.
 
-Their values are held and computed by the processor. The rule is CUDA's: all operands of an operation lie on one device,
-except for a number (no dimensions) from the processor, and copies. torch knows the device as "privateuseone".
+The processor holds and computes their values. The rule is CUDA's: all operands of an operation are on one device,
+except for copies and a number (no dimensions) from the processor. torch knows the device as "privateuseone".
 """
 
 from __future__ import annotations

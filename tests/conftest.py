@@ -1,4 +1,4 @@
-"""What every test stands on: an environment of its own, without network, and the tiny checkpoints.
+"""For every test: an environment of its own, without network, and the tiny checkpoints.
 
 The environment is set while this file is imported, before gradio, huggingface_hub or torch read it.
 """
@@ -40,14 +40,13 @@ for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "SPACES_ZERO_
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --slow, and the window and the theme of the page tests."""
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
     parser.addoption("--width", type=int, default=1280, help="pixels of the window that page tests open (1280)")
     parser.addoption("--theme", choices=("light", "dark"), default="light", help="the browser's theme in page tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the pages first, and skip slow tests unless they are asked for."""
+    # The page tests go first.
     items.sort(key=lambda item: item.path.parent.name != "page")
     if config.getoption("--slow"):
         return
@@ -57,7 +56,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_unconfigure() -> None:
-    """Remove what the tests left."""
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
@@ -69,7 +67,7 @@ _trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
-    """Give freed memory back: glibc keeps what songs of many lengths leave, and fits little else into it."""
+    # glibc keeps what songs of many lengths leave, and fits little else into it.
     _trim(0)
 
 
@@ -79,25 +77,23 @@ def _peak_mb() -> int:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Note the peak memory of this process; a worker sends it to the process that prints."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["peak_mb"] = _peak_mb()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take the peak memory of a worker that has ended; one that crashed sent none."""
+    # A worker that crashed sent none.
     _peaks.append(getattr(node, "workeroutput", {}).get("peak_mb", 0))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the peak memory."""
     terminalreporter.write_line(f"Peak memory of a test process: {max(_peaks, default=_peak_mb()):,} MB")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ports() -> None:
-    """Let each worker's servers take ports of their own."""
+    """Give each worker's servers ports of their own."""
     if _worker:
         from gradio import http_server
 
@@ -106,7 +102,7 @@ def ports() -> None:
 
 @pytest.fixture(scope="session")
 def server(ports: None) -> Iterator[str]:
-    """Serve the page and the API on the built-in engine from this process; return the address."""
+    """The address of the page and the API on the built-in engine, served from this process."""
     import app
 
     demo = app.build_app()
@@ -116,7 +112,7 @@ def server(ports: None) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def tiny() -> Path:
-    """Return the folder of the 2B-shaped tiny checkpoint with random weights."""
+    """The folder of the 2B-shaped tiny checkpoint with random weights."""
     import preview
 
     return preview.random_folder()
@@ -124,7 +120,7 @@ def tiny() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let the built-in engine of this process be the random one, which is smaller than a trained one."""
+    """Make the built-in engine of this process the random one, which is smaller than the trained one."""
     import preview
 
     trained, preview.TRAINED = preview.TRAINED, tmp_path_factory.mktemp("nothing") / "preview"
@@ -134,7 +130,6 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of an XL-shaped tiny checkpoint."""
     import preview
 
     return preview.make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-xl-sft", xl=True)
@@ -142,13 +137,12 @@ def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pipe(tiny: Path) -> Any:
-    """Return the pipeline of the 2B-shaped checkpoint on the CPU in float32; tests leave it as they found it."""
+    """The pipeline of the 2B-shaped checkpoint on the CPU in float32; tests leave it as they found it."""
     return _pipeline(tiny)
 
 
 @pytest.fixture(scope="session")
 def pipe_xl(tiny_xl: Path) -> Any:
-    """Return the pipeline of the XL-shaped checkpoint on the CPU in float32."""
     return _pipeline(tiny_xl)
 
 

@@ -22,13 +22,13 @@ ON = {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
 
 @pytest.fixture(scope="session")
 def studio() -> backend.Backend:
-    """Return the backend that all tests of a process share."""
+    """The backend that all tests of a process share."""
     return backend.get_backend()
 
 
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the songs' folder, which the first song makes."""
+    """The songs' folder, which the first song makes."""
     folder = tmp_path / "songs"
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(folder))
     return folder
@@ -59,7 +59,7 @@ def make_studio(monkeypatch: pytest.MonkeyPatch, pipeline: Any) -> Callable[...,
 
 @pytest.fixture(scope="session")
 def writers(pipeline: Any) -> backend.Backend:
-    """Return a backend with both language models loaded and the shared pipeline."""
+    """A backend with both language models loaded and the shared pipeline."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ON.items():
             patch.setenv(name, value)
@@ -72,7 +72,7 @@ def writers(pipeline: Any) -> backend.Backend:
 
 @pytest.fixture
 def writing(writers: backend.Backend, monkeypatch: pytest.MonkeyPatch) -> backend.Backend:
-    """Let the backend with both language models be the shared one."""
+    """Make the backend with both language models the shared one."""
     monkeypatch.setattr(backend, "_backend", writers)
     return writers
 
@@ -114,7 +114,7 @@ def mcp_server() -> Iterator[str]:
 
 @pytest.fixture
 def caller(server) -> Iterator[Client]:
-    """Return a client to cancel calls with, which closes the stream that all its calls share."""
+    """A client to cancel calls with; cancelling closes the stream that all its calls share."""
     client = Client(server, verbose=False, analytics_enabled=False)
     yield client
     client.close()
@@ -134,7 +134,7 @@ def generate(client) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def tune() -> np.ndarray:
-    """Return three quiet seconds of a chord with a little noise, int16 [n, 2]."""
+    """Three quiet seconds of a chord with a little noise, int16 [n, 2]."""
     time = np.arange(round(SECONDS * RATE)) / RATE
     chord = sum(np.sin(2 * np.pi * hertz * time) for hertz in (220.0, 277.2, 329.6)) / 30
     noise = np.random.default_rng(1).standard_normal((time.size, 2)) * 0.005

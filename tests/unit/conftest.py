@@ -1,4 +1,4 @@
-"""What several unit tests stand on: a machine without weights, a checkpoint to break, LoRA files, fake programs."""
+"""Fixtures of the unit tests: a machine without weights, a checkpoint to break, LoRA files, fake programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.lora_bytes import blob
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Be a machine without any weights (no variable, an empty ./models, an empty hub cache); return its folder."""
+    """The folder of a machine without any weights: no variable, an empty ./models, an empty hub cache."""
     monkeypatch.delenv("ACE_STUDIO_MODEL", raising=False)
     monkeypatch.setattr("weights.MODELS_FOLDER", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -25,13 +25,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def checkpoint(tiny: Path, tmp_path: Path) -> Path:
-    """Return a whole checkpoint that a test may break."""
+    """A whole checkpoint that a test may break."""
     return Path(shutil.copytree(tiny, tmp_path / "my-model"))
 
 
 @pytest.fixture
 def lora(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a LoRA file of these bytes, or of these tensors."""
+    """A function that writes a LoRA file of these bytes, or of these tensors."""
 
     def write(content: bytes | dict, name: str = "my-lora.safetensors") -> Path:
         path = tmp_path / name
@@ -44,12 +44,12 @@ def lora(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Clone:
-    """Return a copy of the set-up scripts among fake programs, without a Python."""
+    """A copy of the set-up scripts among fake programs, without a Python."""
     return Clone(tmp_path)
 
 
 @pytest.fixture
 def clone(bare: Clone) -> Clone:
-    """Return a copy of the set-up scripts among fake programs, with Python 3.12."""
+    """A copy of the set-up scripts among fake programs, with Python 3.12."""
     bare.python("python3.12", "3.12.4")
     return bare
