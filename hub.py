@@ -24,15 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
-from huggingface_hub import HfApi, constants, get_session, hf_hub_url
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
 from events import Progress, StudioError
@@ -140,7 +132,7 @@ def is_repo_id(text: str) -> bool:
     """Return whether `text` is "org/repo" in the hub's spelling."""
     try:
         validate_repo_id(text)
-    except HFValidationError:
+    except errors.HFValidationError:
         return False
     return text.count("/") == 1
 
@@ -162,6 +154,10 @@ class RepoFile:
     hash: str
 
 
+Chooser = Callable[[list[RepoFile], bool], list[RepoFile]]
+"""Picks from all files of a repository; also gets whether it is private or gated. Raises StudioError."""
+
+
 class _Stop(Exception):
     """Ends the worker; nobody waits for its result any more."""
 
@@ -169,18 +165,11 @@ class _Stop(Exception):
 class Fetch:
     """One download, in a thread of its own so that a network that hangs does not block whoever watches.
 
-    `choose` picks the files; it also gets whether the repository is private or gated. `variable` names the setting that
-    names the model. With `token` False the owner's token is not used. `files` and `commit` are known once the hub has
-    answered.
+    `variable` is the setting that names the model. With `token` False the owner's token is not used. `files` and
+    `commit` are known once the hub has answered.
     """
 
-    def __init__(
-        self,
-        repo_id: str,
-        choose: Callable[[list[RepoFile], bool], list[RepoFile]],
-        variable: str,
-        token: Literal[False] | None = None,
-    ):
+    def __init__(self, repo_id: str, choose: Chooser, variable: str, token: Literal[False] | None = None):
         self.repo_id, self.storage = repo_id, storage_of(repo_id)
         self._choose, self._variable, self._token = choose, variable, token
         self.stop, self.answered = threading.Event(), threading.Event()
@@ -292,11 +281,11 @@ class Fetch:
         while (before := _size(partial)) != file.size:
             try:
                 self._stream(file, partial)
-            except HfHubHTTPError as error:
+            except errors.HfHubHTTPError as error:
                 # A refusal, unless the server says that it is only busy.
                 if error.response.status_code not in (408, 429, 500, 502, 503, 504):
                     raise
-            except HTTPError as error:
+            except errors.HTTPError as error:
                 log.info("the download of %s broke off: %s", file.name, error)
             fruitless = 0 if _size(partial) > before else fruitless + 1
             if fruitless > RETRIES:
@@ -359,19 +348,19 @@ class Fetch:
         match error:
             case StudioError():
                 return error
-            case GatedRepoError():
+            case errors.GatedRepoError():
                 code, message = "model_guarded", f"{name} is only for people who accepted its terms."
                 hint = f"Accept them at {constants.ENDPOINT}/{name}, and start the studio with HF_TOKEN set."
-            case RepositoryNotFoundError():
+            case errors.RepositoryNotFoundError():
                 code, message = "model_unknown", f"Hugging Face does not know {name}, or it is private."
                 hint = f"Check {self._variable}; a private one needs HF_TOKEN."
-            case OfflineModeIsEnabled():
+            case errors.OfflineModeIsEnabled():
                 code, message = "offline", "Nothing is downloaded from Hugging Face, because HF_HUB_OFFLINE is set."
                 hint = "Start the studio without it."
-            case HfHubHTTPError():
+            case errors.HfHubHTTPError():
                 code, message = "hub_refused", f"Hugging Face answered with error {error.response.status_code}."
                 hint = "Please try again later."
-            case HTTPError() | ValueError() if not self.commit:
+            case errors.HTTPError() | ValueError() if not self.commit:
                 return _unreachable(type(error).__name__)
             case OSError(errno=errno.ENOSPC | errno.EDQUOT):
                 code, message = "disk_full", f"The model could not be stored in {cache}: {error.strerror}."

@@ -92,11 +92,9 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """Read and check the header of a safetensors file; the tensors are not read.
+    """Read and check the header of a safetensors file, but not the tensors.
 
-    Raises:
-        Refusal: the file is too large, cut off, not safetensors, or its header contradicts itself or the file.
-        OSError: the file cannot be opened.
+    Raises Refusal if the file is too large, cut off, not safetensors, or its header contradicts itself or the file.
     """
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -347,9 +345,7 @@ def read_layout(path: str | Path, widths: Widths | None, config: PeftConfig | No
     `config` comes from the file next to it. An alpha in the file itself comes first, then the config, then what
     diffusers writes into the metadata; without any the factor is 1, as in other programs.
 
-    Raises:
-        Refusal: it is damaged, of a kind that cannot be applied, or made for another model.
-        OSError: it cannot be opened.
+    Raises Refusal if the file is damaged, of a kind that cannot be applied, or made for another model.
     """
     header = read_header(path)
     if config is None:

@@ -102,10 +102,8 @@ def prepare(
     """Return the `LoraSpec` for "org/repo", "org/repo:file" or an uploaded file; yield progress, mostly of downloads.
 
     `folder` is the job's own, for what a zip holds; `widths` are the model's linear layers, None if unknown. A file
-    counts as uploaded only within one of the folders `uploads`, because an API call may name any path.
-
-    Raises:
-        StudioError: with the field "options.loras", for everything that is wrong with the source or the file.
+    counts as uploaded only within one of the folders `uploads`, because an API call may name any path. Raises
+    StudioError with the field "options.loras" for everything that is wrong with the source or the file.
     """
     if upload := _uploaded(source, uploads):
         path, named, revision, name = upload, "upload", "", upload.name

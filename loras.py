@@ -84,10 +84,8 @@ _states: weakref.WeakKeyDictionary[Any, _State] = weakref.WeakKeyDictionary()
 def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
     """Make exactly `wanted` act on the pipeline, in this order; return what the record says of each.
 
-    Loaded adapters are not read again, and a weight of 0 loads without acting. After an error the previous set acts.
-
-    Raises:
-        StudioError: with the field "options.loras", if a file changed or does not fit, or memory runs out.
+    Loaded adapters are not read again, and a weight of 0 loads without acting. Raises StudioError with the field
+    "options.loras" if a file changed or does not fit, or memory runs out; then the previous set acts.
     """
     transformer = pipe.transformer
     state = _states.setdefault(transformer, _State())
@@ -113,14 +111,9 @@ def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
     ]
     return [
         {
-            "name": spec.name,
-            "source": spec.source,
-            "revision": spec.revision,
-            "sha256": spec.info.sha256,
-            "weight": spec.weight,
-            "format": spec.info.format,
-            "ranks": list(spec.info.ranks),
-            "alphas": list(spec.info.alphas),
+            **{"name": spec.name, "source": spec.source, "revision": spec.revision, "weight": spec.weight},
+            **{"sha256": spec.info.sha256, "format": spec.info.format},
+            **{"ranks": list(spec.info.ranks), "alphas": list(spec.info.alphas)},
             "modules": len(adapters[_key(spec)]),
         }
         for spec in wanted

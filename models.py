@@ -152,8 +152,8 @@ class Slot:
         self,
         name: str,
         find: Callable[[], Any],
-        build: Callable[[Any], Any],
-        fetch: Callable[[Any], Iterator[Progress]],
+        build: Callable,
+        fetch: Callable[..., Iterator[Progress]],
         smaller: str,
     ):
         self.name, self._find, self._build, self._fetch, self._smaller = name, find, build, fetch, smaller

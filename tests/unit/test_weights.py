@@ -43,14 +43,6 @@ def test_a_bare_machine_gets_the_preview_and_is_told_why_but_not_on_zerogpu(home
     assert find_weights().engine == "preview"
 
 
-def test_the_preview_can_be_forced_though_the_real_model_is_here(home, checkpoint, monkeypatch):
-    put(checkpoint, home / "models" / DEFAULT_MODEL)
-    monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
-    weights = find_weights()
-    assert (weights.engine, weights.model_id, weights.problem) == ("preview", "preview", None)
-    assert weights.wanted == DEFAULT_MODEL
-
-
 @pytest.mark.parametrize("spelling", ["{folder}", "my-model", "./my-model", "~/my-model"])
 def test_the_variable_may_name_a_folder(home, checkpoint, monkeypatch, spelling):
     monkeypatch.setenv("HOME", str(home))
@@ -60,7 +52,7 @@ def test_the_variable_may_name_a_folder(home, checkpoint, monkeypatch, spelling)
     assert weights.model_id == "my-model"  # records travel: they carry no path of this machine
 
 
-def test_the_order_is_models_then_cache(home, tiny):
+def test_the_order_is_models_then_cache_unless_the_preview_is_asked_for(home, tiny, monkeypatch):
     in_cache = put_into_cache(Path(shutil.copytree(tiny, home / "one")), home, DEFAULT_MODEL)
     weights = find_weights()
     assert (weights.source, weights.folder, weights.revision) == ("cache", in_cache, COMMIT)
@@ -70,6 +62,10 @@ def test_the_order_is_models_then_cache(home, tiny):
     assert weights.model_id == DEFAULT_MODEL
     (in_models / "vae" / "config.json").unlink()
     assert find_weights().source == "cache"
+    monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
+    weights = find_weights()
+    assert (weights.engine, weights.model_id, weights.problem) == ("preview", "preview", None)
+    assert weights.wanted == DEFAULT_MODEL
 
 
 def test_a_named_model_is_downloaded_and_never_replaced(home, monkeypatch):
