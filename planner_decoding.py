@@ -1,90 +1,74 @@
-"""How the planner writes: along a grammar of what fits where, and with seeds that mean the same on every device.
+"""How the planner writes: along a grammar, and with seeds that mean the same on every device.
 
-A grammar is a Python generator. It yields `Forced` tokens, which are written as they are, or a `Choice`, for which it
-is sent the token that was drawn; it returns what was written. Values are walked along prefix trees of the tokenizer's
-own tokens for the whole line ("bpm: 120\\n"), so that merged digits, spaces and line ends come out as in training
-(upstream constrained_logits_processor.py). The vocabulary is sorted once, when the planner is loaded.
+A grammar is a Python generator. It yields a tuple of tokens to write as they are, or an index tensor of tokens to
+choose from, in return for which it is sent the token that was drawn; it returns its result. Values are walked along
+prefix trees of the tokenizer's own tokens for the whole line ("bpm: 120\\n"), so that merged digits, spaces and line
+ends come out as in training (upstream constrained_logits_processor.py).
 
-Every draw inverts a distribution's running sum at a number of the take's own CPU generator, in the order of the token
-ids. Unlike `torch.multinomial` that gives the same token for the same seed on every device and in every batch, but for
-the last bits of the model's own numbers.
+Every draw looks up a number from the take's own CPU generator in the running sum of the probabilities, in the order of
+the token ids. Unlike `torch.multinomial`, that gives the same token for the same seed on every device and in every
+batch, except where rounding of the model's own numbers decides.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
-from events import StudioError
+from events import StudioError, first_line
 from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
-from planner_layers import CachedLayers
+from planner_layers import CachedLayers, stretch_end
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger("studio")
+
 # --- the grammar ---------------------------------------------------------------------------------------------------
 
 FIELDS = ("bpm", "caption", "duration", "keyscale", "language", "timesignature")
+# The codebook has 8 * 8 * 8 * 5 * 5 * 5 entries; the tokenizer has slots beyond them that mean nothing.
 LARGEST_CODE = 63_999
-"""The codebook has 8 * 8 * 8 * 5 * 5 * 5 entries; the tokenizer has slots beyond them that mean nothing."""
 MAX_CAPTION_TOKENS = 512
-# Codes that may be on their way to a device before it is waited for.
-AHEAD = 8
 AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
-# How a byte-level vocabulary spells a space and a line end; its other characters below 0x120 are control characters.
+# A byte-level vocabulary's spelling of a space and a line end; its other characters below 0x120 are control characters.
 SPACE, LINE_END = "Ġ", "Ċ"
 CONTROL = re.compile("[\u0100-\u011f]")
-
-
-@dataclass(frozen=True)
-class Forced:
-    """Tokens that stand here whatever the model thinks."""
-
-    tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The model draws one token among `ids`, an index tensor."""
-
-    ids: torch.Tensor
 
 
 class Unfit(ValueError):
     """The model or its tokenizer cannot plan; the message completes "it cannot be the planner: ..."."""
 
 
-Grammar = Generator[Forced | Choice, int | None, Any]
+Grammar = Generator["tuple[int, ...] | torch.Tensor", int | None, Any]
 
 
 class Vocabulary:
-    """The tokens by their use, as index tensors on `device`; `rows` is how many the model has weights for."""
+    """The tokens by their use, as index tensors on `device`; the model has weights for `rows` tokens."""
 
     def __init__(self, tokenizer: Any, rows: int, device: torch.device | str):
         import torch
 
-        self.tokenizer = tokenizer
-        self._device = device
+        self.tokenizer, self._device = tokenizer, device
         spelled = {token: number for token, number in tokenizer.get_vocab().items() if number < rows}
-        self.think, self.think_end, self.end = (
-            _required(spelled, token) for token in ("<think>", "</think>", "<|im_end|>")
-        )
-        codes = sorted(
-            (int(found[1]), number)
-            for token, number in spelled.items()
-            if (found := AUDIO_CODE.fullmatch(token)) and int(found[1]) <= LARGEST_CODE
-        )
+        for token in (marks := ("<think>", "</think>", "<|im_end|>")):
+            if token not in spelled:
+                raise Unfit(f"its tokenizer has no {token}")
+        self.think, self.think_end, self.end = (spelled[token] for token in marks)
+        found = ((AUDIO_CODE.fullmatch(token), number) for token, number in spelled.items())
+        codes = sorted((int(code[1]), number) for code, number in found if code and int(code[1]) <= LARGEST_CODE)
         if not codes:
             raise Unfit("its tokenizer has no audio tokens (<|audio_code_0|> and so on)")
         self.codes = torch.tensor([code for code, _ in codes])
-        """Which code each audio token stands for [N]; `code_ids` are their token ids."""
+        """The code of each audio token [N]; `code_ids` are their token ids."""
         self.code_ids = self.ids(number for _, number in codes)
         self.ends = {self.end, spelled.get("<|endoftext|>", self.end)}
         special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
@@ -93,145 +77,118 @@ class Vocabulary:
     def ids(self, numbers: Iterable[int]) -> torch.Tensor:
         import torch
 
-        # Made here and moved: at import, ZeroGPU knows what goes to the card by its moves.
+        # Made here and moved: at import, ZeroGPU learns from its moves what goes to the card.
         return torch.tensor(list(numbers), dtype=torch.long).to(self._device)
 
     def encode(self, text: str) -> tuple[int, ...]:
         return encode_marked(self.tokenizer, text)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`; what is no whole character (a byte of a cut one) is left out."""
+        """Return the text of `tokens` without incomplete characters."""
         return self.tokenizer.decode(list(tokens)).replace("\ufffd", "")
 
     def _sort(self, plain: Mapping[str, int]) -> None:
-        # Lyrics may break lines anywhere; a caption only at the end of a token, which the rule for the next line needs.
+        # Lyrics may break lines anywhere; a caption only at the end of a token, as `_caption` requires.
         text = {t: n for t, n in plain.items() if not CONTROL.search(t.replace(LINE_END, ""))}
         words = {t: n for t, n in text.items() if "`" not in t and LINE_END not in t}
-        breaks = {t: n for t, n in text.items() if "`" not in t and t.find(LINE_END) == len(t) - 1}
-        # A value begins with a space, which stands alone before a digit ("80s synthwave").
-        opening = {t: n for t, n in words.items() if t[0] == SPACE and t[1:2] != SPACE}
+        breaks = {n for t, n in text.items() if "`" not in t and t.find(LINE_END) == len(t) - 1}
         self.text = self.ids(sorted({*text.values(), *self.ends}))
-        self.words = self.ids(sorted({*words.values(), *breaks.values()}))
-        self.opening = self.ids(sorted(opening.values()))
-        self.indents = sorted(n for t, n in words.items() if t.startswith(2 * SPACE) and t.strip(SPACE))
+        self.words = self.ids(sorted({*words.values(), *breaks}))
+        # A value begins with a space, which is a token of its own before a digit ("80s synthwave").
+        self.opening = self.ids(sorted(n for t, n in words.items() if t[0] == SPACE and t[1:2] != SPACE))
+        self.indents = [n for t, n in words.items() if t.startswith(2 * SPACE) and t.strip(SPACE)]
         self.space = plain.get(SPACE)
-        self.breaks = frozenset(breaks.values())
+        self.breaks = frozenset(breaks)
 
 
 class MetadataGrammar:
-    """The planner's thoughts: `<think>`, one line a field in the order of the alphabet, `</think>`."""
+    """The planner's thoughts: `<think>`, one line per field in alphabetical order, `</think>`."""
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
         self._names = {field: vocabulary.encode(f"{field}:") for field in FIELDS}
         self._line_end = vocabulary.encode("\n")
-        bpm, duration = LIMITS["bpm"], LIMITS["duration"]
-        values = {
-            "bpm": range(int(bpm.low), int(bpm.high) + 1),
-            "duration": range(int(duration.low), int(duration.high) + 1),
-            "keyscale": KEYS,
-            "language": LANGUAGES,
-            "timesignature": TIME_SIGNATURES,
-        }
-        self._trees = {field: self._tree(field, [str(v) for v in allowed]) for field, allowed in values.items()}
+        values = {"keyscale": KEYS, "language": LANGUAGES, "timesignature": TIME_SIGNATURES}
+        for field in ("bpm", "duration"):
+            values[field] = range(int(LIMITS[field].low), int(LIMITS[field].high) + 1)
+        self._trees = {field: self._tree(field, map(str, allowed)) for field, allowed in values.items()}
 
     def thoughts(self, given: Mapping[str, str], caption: bool) -> Grammar:
-        """Write the fields; those in `given` are forced. Without `caption` that field is left out. Returns a dict."""
+        """Write the fields, with the values in `given`; `caption` includes that field. Returns a dict."""
         fields = [field for field in FIELDS if caption or field != "caption"]
-        yield Forced((self.vocabulary.think, *self._line_end))
+        yield (self.vocabulary.think, *self._line_end)
         found, begun = dict(given), False
         for number, field in enumerate(fields):
-            yield Forced(self._names[field][1:] if begun else self._names[field])
+            yield self._names[field][1:] if begun else self._names[field]
             begun = False
             if field in given:
-                yield Forced(self._value(field, given[field]))
+                yield self._value(field, given[field])
             elif field == "caption":
                 found[field], begun = yield from self._caption(self._names[fields[number + 1]][0])
             else:
                 found[field] = yield from self._walk(self._trees[field])
-        yield Forced((self.vocabulary.think_end,))
+        yield (self.vocabulary.think_end,)
         return found
 
     def text(self, limit: int) -> Grammar:
-        """Write free text of up to `limit` tokens, until the model ends it; audio codes are no text. Returns it."""
+        """Write free text of up to `limit` tokens, without audio codes, until the model ends it. Returns it."""
         written: list[int] = []
-        choice = Choice(self.vocabulary.text)
         while len(written) < limit:
-            token = yield choice
+            token = yield self.vocabulary.text
             if token in self.vocabulary.ends:
                 break
             written.append(token)
         return self.vocabulary.decode(written)
 
     def _value(self, field: str, value: str) -> tuple[int, ...]:
-        """Return the tokens that follow the field's name, line end included."""
+        """Return the tokens after the field's name, line end included."""
         name = self._names[field]
         line = self.vocabulary.encode(f"{field}: {value}\n")
         if line[: len(name)] != name:
             raise Unfit("its tokenizer joins a field's name with its value")
         return line[len(name) :]
 
-    def _tree(self, field: str, values: Iterable[str]) -> _Node:
-        root = _Node()
+    def _tree(self, field: str, values: Iterable[str]) -> dict:
+        """Return the prefix tree of the values' tokens, in which the key None marks a whole value."""
+        root: dict = {}
         for value in values:
             node = root
             for token in self._value(field, value):
-                node = node.children.setdefault(token, _Node())
-            node.value = value
+                node = node.setdefault(token, {})
+            node[None] = value
         return root
 
-    def _walk(self, node: _Node) -> Grammar:
-        while node.value is None:
-            if node.choice is None:
-                node.choice = Choice(self.vocabulary.ids(sorted(node.children)))
-            token = yield node.choice
-            node = node.children[token]
-        return node.value
+    def _walk(self, node: dict) -> Grammar:
+        while None not in node:
+            node = node[(yield self.vocabulary.ids(sorted(node)))]
+        return node[None]
 
     def _caption(self, following: int) -> Grammar:
         """Write the caption; returns it and whether `following`, the next field's first token, is already written.
 
-        A new line either goes on with it, indented by two spaces as YAML does, or begins the next field.
+        A new line either continues it, indented by two spaces as YAML does, or begins the next field.
         """
         vocabulary, written = self.vocabulary, []
-        words = Choice(vocabulary.words)
         indents = [*vocabulary.indents, *([] if vocabulary.space is None else [vocabulary.space])]
-        new_line = Choice(vocabulary.ids(sorted({following, *indents})))
-        opening = choice = Choice(vocabulary.opening)
+        new_line = vocabulary.ids(sorted({following, *indents}))
+        choice = vocabulary.opening
         while len(written) < MAX_CAPTION_TOKENS:
             token = yield choice
             if choice is new_line and token == following:
                 return tidy_caption(vocabulary.decode(written)), True
             written.append(token)
-            if choice is new_line:
+            if choice is new_line and token == vocabulary.space:
                 # Qwen splits two spaces and a word into a space and a word with a space.
-                choice = opening if token == vocabulary.space else words
+                choice = vocabulary.opening
             else:
-                choice = new_line if token in vocabulary.breaks else words
+                choice = new_line if token in vocabulary.breaks else vocabulary.words
         if written[-1] not in vocabulary.breaks:
-            yield Forced(self._line_end)
+            yield self._line_end
         return tidy_caption(vocabulary.decode(written)), False
 
 
-class _Node:
-    """One step of a prefix tree; `value` is set where a whole value was read."""
-
-    __slots__ = ("children", "choice", "value")
-
-    def __init__(self) -> None:
-        self.children: dict[int, _Node] = {}
-        self.choice: Choice | None = None
-        self.value: str | None = None
-
-
-def _required(spelled: Mapping[str, int], token: str) -> int:
-    if token not in spelled:
-        raise Unfit(f"its tokenizer has no {token}")
-    return spelled[token]
-
-
 def tidy_caption(written: str) -> str:
-    """Return a caption as one line, without the folding and the quotes of YAML; a quote left open is dropped."""
+    """Return a caption as one line, without the folding and the quotes of YAML; an unclosed quote is dropped."""
     text = " ".join(written.split())
     if len(text) > 1 and text[0] in "'\"" and text[0] == text[-1]:
         with contextlib.suppress(yaml.YAMLError):
@@ -241,18 +198,18 @@ def tidy_caption(written: str) -> str:
 
 # --- typed text ----------------------------------------------------------------------------------------------------
 
+# A private character at which text is cut, and which is dropped, before it becomes tokens.
 CUT = "\ue000"
-"""A private character, at which text is cut before it becomes tokens, and which is dropped then."""
 
 
 def typed(text: str, starts: Iterable[str] = "<") -> str:
-    """Mark typed text so that "<|im_end|>" in it stays text; `starts` are what the tokenizer's own marks begin with."""
+    """Mark typed text so that "<|im_end|>" in it stays text; `starts` are the first characters of special tokens."""
     marks = str.maketrans({start: f"{start}{CUT}" for start in starts})
     return text.replace(CUT, "").translate(marks)
 
 
 def encode_marked(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Return the tokens of `text`, parts of which `typed` marked; the tokenizer adds none of its own."""
+    """Return the tokens of `text`, parts of which `typed` marked, without any that the tokenizer would add."""
     parts = [part for part in text.split(CUT) if part]
     return tuple(token for part in parts for token in tokenizer(part, add_special_tokens=False).input_ids)
 
@@ -262,13 +219,13 @@ def encode_marked(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Draw:
-    """How tokens are drawn: `temperature` 0 takes the likeliest; `top_p` 1 leaves all in."""
+    """How tokens are drawn: `temperature` 0 takes the likeliest; `top_p` 1 keeps all."""
 
     temperature: float = 0.85
     top_p: float = 0.9
 
     def __call__(self, logits: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-        """Return one index [B] for each row of float32 `logits` [B, N] at `chance` [B, 1], which is in (0, 1]."""
+        """Return one index [B] per row of float32 `logits` [B, N] at `chance` [B, 1], which is in (0, 1]."""
         import torch
 
         if self.temperature <= 0:
@@ -301,59 +258,44 @@ def chances(seeds: Sequence[int], count: int) -> torch.Tensor:
     return torch.stack(rows)
 
 
-class Decoder:
-    """Rows of tokens that grow together; shorter prompts are padded on the left.
+def _read(model: Any, prompts: Sequence[Sequence[int]], room: int) -> tuple[CachedLayers, torch.Tensor]:
+    """Return layers with `room` after `prompts`, which are padded on the left, and the prompts' last hidden states."""
+    import torch
 
-    `room` is how many tokens may follow the prompts. After each call the last hidden states [rows, size] are returned;
-    what they mean as logits is up to the caller, who may need but few of the vocabulary's rows.
-    """
-
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], room: int):
-        import torch
-
-        longest = max(map(len, prompts))
-        length = longest + room
-        if length > model.config.max_position_embeddings:
-            raise StudioError(
-                "plan_too_long",
-                f"Text and plan need {length:,} tokens; this planner reads {model.config.max_position_embeddings:,}.",
-                hint="Shorten the text or the song.",
-            )
-        padding = [longest - len(prompt) for prompt in prompts]
-        self._layers = CachedLayers(model, padding, length)
-        tokens = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
-        self.hidden = self.feed(torch.tensor(tokens, device=model.device))
-
-    def feed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append `tokens` [rows, n]; returns the last hidden states [rows, size]."""
-        return self._layers.read(tokens)
+    longest = max(map(len, prompts))
+    if longest + room > model.config.max_position_embeddings:
+        raise StudioError(
+            "plan_too_long",
+            f"The text and the plan need {longest + room:,} tokens; "
+            f"this planner reads {model.config.max_position_embeddings:,}.",
+            hint="Shorten the text or the song.",
+        )
+    padding = [longest - len(prompt) for prompt in prompts]
+    layers = CachedLayers(model, padding, longest + room)
+    tokens = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
+    return layers, layers.read(torch.tensor(tokens, device=model.device))
 
 
 def write(model: Any, prompt: Sequence[int], grammar: Grammar, seed: int, draw: Draw, room: int) -> Iterator[Any]:
-    """Let the model write after `prompt` what `grammar` allows; yields the count of tokens so far, then the result.
-
-    `room` is the most tokens that the grammar can write. The result is yielded as a `Written`.
-    """
+    """Write after `prompt` along `grammar`, up to `room` tokens; yields the count so far, then a `Written`."""
     import torch
 
     head, luck = model.get_output_embeddings(), chances([seed], room).to(model.device)
-    decoder, pending, count = Decoder(model, [prompt], room), [], 0
-    hidden = decoder.hidden
+    layers, hidden = _read(model, [prompt], room)
+    pending, count = [], 0
     try:
         demand = next(grammar)
         while True:
-            if isinstance(demand, Forced):
-                pending += demand.tokens
+            if isinstance(demand, tuple):
+                pending += demand
                 demand = next(grammar)
                 continue
             if pending:
-                hidden = decoder.feed(torch.tensor([pending], device=model.device))
+                hidden = layers.read(torch.tensor([pending], device=model.device))
                 count += len(pending)
                 yield count
-            with torch.no_grad():
-                logits = head(hidden).float().index_select(1, demand.ids)
-                chosen = draw(logits, luck[:, count : count + 1])
-                token = int(demand.ids[chosen])
+            logits = head(hidden).float().index_select(1, demand)
+            token = int(demand[draw(logits, luck[:, count : count + 1])])
             pending = [token]
             demand = grammar.send(token)
     except StopIteration as end:
@@ -365,11 +307,19 @@ class Written:
     value: Any
 
 
+# --- audio codes ---------------------------------------------------------------------------------------------------
+
+# Codes that may be queued on a device before the next wait for it.
+AHEAD = 8
+# Devices on which a step is recorded and replayed; one on which that fails is dropped.
+RECORDED = {"cuda"}
+
+
 @dataclass(frozen=True)
 class CodesJob:
-    """What the codes of some takes are drawn from: token ids of the prompts, one seed a take, `count` codes each.
+    """Token ids of the prompts, one seed per take, and `count` codes per take.
 
-    `unconditional` is the prompt that `guidance` leads away from; 1 needs none.
+    `guidance` leads away from the prompt `unconditional`; 1 is none.
     """
 
     conditional: Sequence[int]
@@ -383,56 +333,101 @@ class CodesJob:
 class CodeWriter:
     """Draws the audio codes of all takes together: conditional rows first, unconditional ones after them.
 
-    Guidance is `u + s * (c - u)` in float32 on the logits of the audio tokens. The end of the text has no column
-    there: it is barred until the last code and certain after it (reference 3.3), so that it is never drawn.
+    Guidance is `u + s * (c - u)` in float32 on the logits of the audio tokens. The end of the text is not among them:
+    it is barred until the last code and certain after it (reference 3.3).
     """
 
     def __init__(self, model: Any, code_ids: torch.Tensor, job: CodesJob):
         import torch
 
-        self._job, self._takes = job, len(job.seeds)
-        guided = job.guidance != 1
-        prompts = [job.conditional] * self._takes + ([job.unconditional] * self._takes if guided else [])
-        self._guided, self._code_ids = guided, code_ids
+        self._job, self._takes, self._guided = job, len(job.seeds), job.guidance != 1
+        prompts = [job.conditional] * self._takes + [job.unconditional] * (self._takes if self._guided else 0)
+        self._code_ids, device = code_ids, model.device
         self._weight, self._bias = _rows(model.get_output_embeddings(), code_ids)
-        device = model.device
         self._chances = chances(job.seeds, job.count).to(device)
         self._drawn = torch.zeros((self._takes, job.count), dtype=torch.long, device=device)
         self._number = torch.zeros(1, dtype=torch.long, device=device)
         self._tokens = torch.zeros((len(prompts), 1), dtype=torch.long, device=device)
-        self._decoder = Decoder(model, prompts, job.count)
+        self._layers, self._hidden = _read(model, prompts, job.count)
+        self._before_codes, self._end, self._replay = self._layers.position - 1, 0, None
 
     def run(self) -> Iterator[int]:
-        """Draw code after code; yields how many each take has. Closing it stops before the next one."""
-        self._pick(self._decoder.hidden)
+        """Draw code after code; yields the codes per take so far. Closing it stops before the next one."""
+        self._pick(self._hidden)
         yield 1
         for number in range(1, self._job.count):
-            self._pick(self._decoder.feed(self._tokens))
+            self._advance()
             if number % AHEAD == 0:
                 _wait(self._tokens.device)
             yield number + 1
 
     def indices(self) -> torch.Tensor:
-        """Return what was drawn as indices into the audio tokens, [takes, count], on the CPU."""
+        """Return the drawn codes as indices into the audio tokens, [takes, count], on the CPU."""
         return self._drawn.cpu()
 
+    def _advance(self) -> None:
+        """Read the latest codes and draw the next ones."""
+        if (device := self._tokens.device.type) in RECORDED:
+            try:
+                self._advance_recorded()
+                return
+            except Exception as error:
+                RECORDED.discard(device)
+                log.warning("The planner takes plain steps, because recording failed: %s", first_line(error))
+        self._pick(self._layers.read(self._tokens))
+
+    def _advance_recorded(self) -> None:
+        """Advance by a graph for each stretch of the cache: its first step warms up, its second is recorded."""
+        end = stretch_end(self._layers.position)
+        if end != self._end:
+            self._end, self._replay = end, None
+            warm_up(self._step)
+        else:
+            self._replay = self._replay or record(self._step)
+            self._replay()
+        self._layers.position += 1
+
+    def _step(self) -> None:
+        # Positions are counted on the device: a replay would repeat Python's.
+        self._pick(self._layers.step(self._tokens, self._number + self._before_codes))
+
     def _pick(self, hidden: torch.Tensor) -> None:
-        """Draw one code a take from `hidden` [rows, size] and set it as the next token of both halves."""
+        """Draw one code per take from `hidden` [rows, size]; it becomes the next token of both halves."""
         import torch
 
-        with torch.no_grad():
-            logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float()
-            if self._guided:
-                wanted, plain = logits.chunk(2)
-                logits = plain.lerp(wanted, self._job.guidance)
-            drawn = self._job.draw(logits, self._chances.index_select(1, self._number))
-            self._drawn.index_copy_(1, self._number, drawn[:, None])
-            self._tokens.view(-1, self._takes).copy_(self._code_ids[drawn])
-            self._number += 1
+        logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float()
+        if self._guided:
+            wanted, plain = logits.chunk(2)
+            logits = plain.lerp(wanted, self._job.guidance)
+        drawn = self._job.draw(logits, self._chances.index_select(1, self._number))
+        self._drawn.index_copy_(1, self._number, drawn[:, None])
+        self._tokens.view(-1, self._takes).copy_(self._code_ids[drawn])
+        self._number += 1
+
+
+def warm_up(work: Callable[[], None]) -> None:
+    """Do `work` on a stream of its own, which CUDA needs before it can record it."""
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+def record(work: Callable[[], None]) -> Callable[[], None]:
+    """Return a CUDA graph's replay of `work`, which is recorded but not done here."""
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        work()
+    return graph.replay
 
 
 def _rows(head: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the rows `ids` of an output layer's weight and bias: a view where they follow one another."""
+    """Return the rows `ids` of an output layer's weight and bias: a view if the rows are consecutive."""
     first, last = int(ids[0]), int(ids[-1])
     together = last - first + 1 == len(ids) and bool((ids.diff() == 1).all())
     which = slice(first, last + 1) if together else ids
@@ -440,7 +435,7 @@ def _rows(head: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | No
 
 
 def _wait(device: torch.device) -> None:
-    """Wait for the device, so that what was announced has been made and nothing more is on its way."""
+    """Wait for the device, so that the codes reported so far exist and few more are queued."""
     import torch
 
     if device.type == "cuda":

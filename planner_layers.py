@@ -4,7 +4,7 @@ One token per step is little arithmetic, so calls cost more than products: trans
 this file about twenty. Query heads that share a key are folded into one product, so keys and values are not repeated.
 The cache holds keys and values transposed, so that products of a single token run along the positions.
 
-Shapes: R rows, n tokens read at once, H query heads, K key heads, G = H / K, D their size, L layers.
+Shapes: R rows, n tokens read at once, H query heads, K key heads, D their size, L layers.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
 
 STRETCH = 256
-"""Recorded steps see the cache in multiples of this many positions."""
+"""A recorded step serves as many positions as lie in one stretch of the cache."""
 
 
 def fits(model: Any) -> bool:
-    """Tell whether `model` is built of the layers that this file computes."""
+    """Return whether this file can compute the layers of `model`."""
     config = model.config
     return (
         config.model_type == "qwen3"
@@ -40,23 +39,27 @@ def join_weights(model: Any) -> None:
         _joined(layer.mlp.gate_proj, layer.mlp.up_proj)
 
 
+def stretch_end(position: int) -> int:
+    """Return the end of the stretch of cache positions that contains `position`."""
+    return (position // STRETCH + 1) * STRETCH
+
+
 class CachedLayers:
     """A model's layers with a cache for R rows of up to `length` tokens; `pads` [R] counts the padding on the left.
 
-    `position` is how many tokens were read.
+    `position` is the number of tokens read so far. The model's parameters must not require gradients.
     """
 
     def __init__(self, model: Any, pads: Sequence[int], length: int):
         import torch
 
-        body, config = model.get_decoder(), model.config
-        device, rows, self._size = model.device, len(pads), config.head_dim
-        self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
+        body, config, device = model.get_decoder(), model.config, model.device
+        self._heads, self._groups, self._size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         length = stretch_end(length - 1)
-        shape = (config.num_hidden_layers, rows, self._groups, self._size, length)
+        shape = (config.num_hidden_layers, len(pads), self._groups, self._size, length)
         self._keys, self._values = (torch.zeros(shape, device=device, dtype=model.dtype) for _ in range(2))
         self._embedding, self._norm = body.embed_tokens.weight, _Norm(body.norm)
-        self._layers = [_Layer.of(*parts) for parts in zip(body.layers, self._keys, self._values, strict=True)]
+        self._layers = [_layer(*parts) for parts in zip(body.layers, self._keys, self._values, strict=True)]
         self._unit = _Norm(body.layers[0].self_attn.q_norm)
 
         # The norms' weights are part of the rotary tables: [2, L, 1, H + K, D] for the cosine and the sine.
@@ -69,40 +72,31 @@ class CachedLayers:
         self._rotary = torch.stack([cos, sin])
 
         self._pads = torch.tensor(pads, device=device)[:, None]
-        self._real = (self._positions >= self._pads)[:, None, None]
-        mask = torch.zeros(rows, length, device=device).masked_fill_(self._positions < self._pads, -math.inf)
+        padding = self._positions < self._pads
+        self._real = ~padding[:, None, None]
+        mask = torch.zeros(padding.shape, device=device).masked_fill_(padding, -math.inf)
         self._mask = mask.repeat_interleave(self._groups, dim=0)[:, None]
         self.position = 0
-        self._place = torch.zeros(1, dtype=torch.long, device=device)
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read `tokens` [R, n] after those before; returns the last hidden states [R, size]."""
+        """Append `tokens` [R, n]; returns the last hidden states [R, size]."""
         import torch
 
         begin, self.position = self.position, self.position + tokens.shape[1]
-        end = self.position
-        with torch.no_grad():
-            place = self._positions[begin:end]
-            # In half precision the products of `step` need a card that returns them in float32.
-            alone = tokens.shape[1] == 1 and self._keys.dtype == torch.float32
-            return self._forward(tokens, place, end, self._mask[..., :end] if alone else None)
+        # In half precision the products of a single token need a card that returns them in float32.
+        alone = tokens.shape[1] == 1 and self._keys.dtype == torch.float32
+        mask = self._mask[..., : self.position] if alone else None
+        return self._forward(tokens, self._positions[begin : self.position], self.position, mask)
 
-    def begin_stretch(self) -> None:
-        """Let `step` go on from where `read` ended."""
-        self._place.fill_(self.position)
+    def step(self, tokens: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """Read one token [R, 1] at `place` [1]; returns the hidden states [R, size].
 
-    def step(self, tokens: torch.Tensor, end: int) -> torch.Tensor:
-        """Read one token [R, 1] at a position below `end` that a device tensor holds, and advance that tensor.
-
-        No Python number changes from step to step, so this can be recorded and replayed. The caller counts `position`.
+        No Python number changes within a stretch, so the call can be recorded and replayed. The caller counts
+        `position`.
         """
-        import torch
-
-        with torch.no_grad():
-            mask = self._mask[..., :end].masked_fill(self._positions[:end] > self._place, -math.inf)
-            hidden = self._forward(tokens, self._place, end, mask)
-            self._place += 1
-        return hidden
+        end = stretch_end(self.position)
+        mask = self._mask[..., :end].masked_fill(self._positions[:end] > place, -math.inf)
+        return self._forward(tokens, place, end, mask)
 
     def _forward(self, tokens: torch.Tensor, place: torch.Tensor, end: int, mask: torch.Tensor | None) -> torch.Tensor:
         """Read `tokens` at the positions `place` [n]; a `mask` [R * K, 1, end] is for a single token only."""
@@ -111,7 +105,7 @@ class CachedLayers:
 
         rows, heads = tokens.shape[0], self._heads
         x = self._embedding[tokens.flatten()]
-        keys, values = self._keys[..., :end].flatten(1, 2).unbind(), self._values[..., :end].flatten(1, 2).unbind()
+        keys, values = (cache[..., :end].flatten(1, 2).unbind() for cache in (self._keys, self._values))
         for index, (layer, (cos, sin)) in enumerate(zip(self._layers, self._turns(place), strict=True)):
             # All heads are normed: leaving out the values would take a copy of the others.
             mixed = torch.mm(layer.before_attention(x), layer.qkv).unflatten(-1, (-1, self._size))
@@ -130,7 +124,7 @@ class CachedLayers:
         return self._norm(x.view(rows, -1, x.shape[-1])[:, -1])
 
     def _turns(self, place: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:
-        """Return cosine and sine for each layer, both [R * n, H + K, D]."""
+        """Return each layer's cosine and sine, both [R * n, H + K, D]."""
         positions = (place - self._pads).clamp_min_(0).flatten()
         rotary = self._rotary.index_select(1, positions)[:, :, None]
         if len(place) == 1:
@@ -153,7 +147,7 @@ class CachedLayers:
     def _attention(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, place: torch.Tensor
     ) -> torch.Tensor:
-        """Return the attention [R * n, H * D] of any tokens [R * n, H, D]."""
+        """Return the attention [R * n, H * D] of `query` [R * n, H, D]."""
         from torch.nn.functional import scaled_dot_product_attention
 
         rows, group = len(self._pads), self._heads // self._groups
@@ -172,14 +166,8 @@ class CachedLayers:
         return torch.cat([query.expand(self._heads, -1), key.expand(self._groups, -1)])
 
 
-def stretch_end(position: int) -> int:
-    """Return the end of the stretch of cache positions that `position` lies in."""
-    return (position // STRETCH + 1) * STRETCH
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """One layer's weights, transposed for products from the right, and its cache [R, K, D, length]."""
+class _Layer(NamedTuple):
+    """A layer's weights, transposed for products from the right, and its cache [R, K, D, length]."""
 
     before_attention: _Norm
     qkv: torch.Tensor
@@ -190,61 +178,53 @@ class _Layer:
     keys: torch.Tensor
     values: torch.Tensor
 
-    @classmethod
-    def of(cls, layer: Any, keys: torch.Tensor, values: torch.Tensor) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-        return cls(
-            _Norm(layer.input_layernorm),
-            _joined(attention.q_proj, attention.k_proj, attention.v_proj).T,
-            attention.o_proj.weight.T,
-            _Norm(layer.post_attention_layernorm),
-            _joined(mlp.gate_proj, mlp.up_proj).T,
-            mlp.down_proj.weight.T,
-            keys,
-            values,
-        )
+
+def _layer(layer: Any, keys: torch.Tensor, values: torch.Tensor) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj).T
+    norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+    gate_up, down = _joined(mlp.gate_proj, mlp.up_proj).T, mlp.down_proj.weight.T
+    return _Layer(norms[0], qkv, attention.o_proj.weight.T, norms[1], gate_up, down, keys, values)
 
 
 class _Norm:
-    """RMS norm. torch splits its own into nine operations on a CPU, this one takes four there.
+    """RMS norm. On a CPU torch splits its own into nine operations; this one takes four.
 
-    On a CPU `unit` returns vectors of length 1, and `gain`, the root of the size, is part of the weight.
+    There `unit` returns vectors of length 1, and the weight contains `gain`, the root of the size.
     """
 
     def __init__(self, norm: Any):
         import torch
 
-        self._shape, self._epsilon = norm.weight.shape, norm.variance_epsilon
-        size = self._shape[0]
+        self._shape, self._epsilon, size = norm.weight.shape, norm.variance_epsilon, len(norm.weight)
         self._by_hand = norm.weight.device.type == "cpu" and norm.weight.dtype == torch.float32
         self.gain = math.sqrt(size) if self._by_hand else 1.0
         self._weight = norm.weight * self.gain if self._by_hand else norm.weight
         self._least = torch.tensor(math.sqrt(self._epsilon * size))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._by_hand:
-            return self.unit(x).mul_(self._weight)
-        from torch.nn.functional import rms_norm
-
-        return rms_norm(x, self._shape, self._weight, self._epsilon)
+        return self.unit(x).mul_(self._weight) if self._by_hand else self._stock(x, self._weight)
 
     def unit(self, x: torch.Tensor) -> torch.Tensor:
         import torch
 
         if self._by_hand:
             return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self._least)
-        return torch.nn.functional.rms_norm(x, self._shape, None, self._epsilon)
+        return self._stock(x, None)
+
+    def _stock(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        from torch.nn.functional import rms_norm
+
+        return rms_norm(x, self._shape, weight, self._epsilon)
 
 
 def _by_head(part: torch.Tensor, rows: int) -> torch.Tensor:
     """Return keys or values [R * n, K, D] as the cache holds them, [R, K, D, n]."""
-    if len(part) == rows:
-        return part[..., None]
-    return part.unflatten(0, (rows, -1)).permute(0, 2, 3, 1)
+    return part[..., None] if len(part) == rows else part.unflatten(0, (rows, -1)).permute(0, 2, 3, 1)
 
 
 def _joined(*linears: Any) -> torch.Tensor:
-    """Return the weights of `linears` as one tensor, of which they are views from now on."""
+    """Return the weights of `linears` as one tensor, of which they become views unless they already are."""
     import torch
 
     weights = [linear.weight for linear in linears]

@@ -96,11 +96,12 @@ class StockLayers:
 
 @contextlib.contextmanager
 def _stock() -> Iterator[None]:
-    ours, planner_decoding.CachedLayers = planner_decoding.CachedLayers, StockLayers
+    ours = planner_decoding.CachedLayers, planner_decoding.RECORDED
+    planner_decoding.CachedLayers, planner_decoding.RECORDED = StockLayers, set()
     try:
         yield
     finally:
-        planner_decoding.CachedLayers = ours
+        planner_decoding.CachedLayers, planner_decoding.RECORDED = ours
 
 
 def weights_read(model: Any, codes: int) -> int:

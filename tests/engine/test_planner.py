@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import Qwen3ForCausalLM
 
 import planner as planning
@@ -102,6 +104,61 @@ def test_there_are_exactly_as_many_codes_as_the_length_needs(planner):
             planning.check_codes(codes, seconds)
 
 
+class Recording(TorchDispatchMode):
+    """What a CUDA graph does: operations recorded once and repeated on the same tensors, with the same numbers."""
+
+    def __init__(self, work):
+        super().__init__()
+        self._calls, self._done = [], True
+        with self:
+            work()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self._calls.append((function, args, kwargs or {}, result))
+        return result
+
+    def __call__(self):
+        # Recording on the processor has already done the work once.
+        if self._done:
+            self._done = False
+            return
+        for function, args, kwargs, recorded in self._calls:
+            result = function(*args, **kwargs)
+            for new, old in zip(tree_leaves(result), tree_leaves(recorded), strict=True):
+                if new.untyped_storage().data_ptr() != old.untyped_storage().data_ptr():
+                    old.copy_(new)
+
+
+def drawn_by_recording(monkeypatch, record):
+    """Let steps be recorded on the processor as on CUDA; the sort in NumPy cannot be seen by the recording."""
+    monkeypatch.setattr(planner_decoding, "RECORDED", {"cpu"})
+    monkeypatch.setattr(planner_decoding, "warm_up", lambda work: work())
+    monkeypatch.setattr(planner_decoding, "record", record)
+    monkeypatch.setattr(planner_decoding, "_ranked", lambda shares: shares.sort(dim=-1, descending=True).values)
+
+
+@pytest.mark.parametrize("cfg", [2.0, 1.0])
+def test_replayed_steps_draw_the_same_codes(planner, monkeypatch, cfg):
+    brief, recordings = replace(BRIEF, seconds=60, **GIVEN), []
+    plain = make(planner, brief, seeds=(5, 6), cfg=cfg)
+    drawn_by_recording(monkeypatch, lambda work: recordings.append(Recording(work)) or recordings[-1])
+    assert make(planner, brief, seeds=(5, 6), cfg=cfg) == plain
+    assert len(recordings) > 1, "300 codes do not fit in one stretch of the cache"
+
+
+def test_where_recording_fails_plain_steps_draw_the_same_codes(planner, monkeypatch, caplog):
+    plain, tried = make(planner), []
+
+    def refuse(work):
+        tried.append(work)
+        raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+
+    drawn_by_recording(monkeypatch, refuse)
+    assert [make(planner), make(planner)] == [plain, plain]
+    assert len(tried) == 1 and caplog.text.count("recording failed: operation not permitted") == 1
+
+
 def test_a_device_is_waited_for_every_few_codes(planner, monkeypatch):
     waits: list[torch.device] = []
     monkeypatch.setattr(planner_decoding, "_wait", waits.append)
@@ -171,13 +228,14 @@ def test_the_layers_give_what_transformers_gives(planner, pads):
         assert torch.allclose(last, torch.stack(expected), atol=1e-5), parts
     layers = CachedLayers(planner.model, pads, 20)
     layers.read(tokens[:, :8])
-    layers.begin_stretch()
-    *_, last = (layers.step(token, 16) for token in tokens[:, 8:].split(1, dim=1))
+    for place in range(8, 12):
+        last = layers.step(tokens[:, place : place + 1], torch.tensor([place]))
+        layers.position += 1
     assert torch.allclose(last, torch.stack(expected), atol=1e-5)
 
 
 def test_joined_weights_keep_their_values_and_take_no_more_memory(planner):
-    model = Qwen3ForCausalLM(planner.model.config).eval()
+    model = Qwen3ForCausalLM(planner.model.config).eval().requires_grad_(False)
     model.load_state_dict(planner.model.state_dict())
     before = {name: weight.clone() for name, weight in model.named_parameters()}
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 import planner_decoding
 import preview
 from limits import KEYS, LANGUAGES, LIMITS
-from planner_decoding import Forced, MetadataGrammar, Vocabulary, tidy_caption
+from planner_decoding import MetadataGrammar, Vocabulary, tidy_caption
 
 CAPTIONS = (
     "A warm acoustic folk song with fingerpicked guitar, soft brushes and a close, breathy voice. It builds slowly "
@@ -36,10 +36,10 @@ def written(grammar: MetadataGrammar, run, choose) -> tuple[list[int], object]:
         while True:
             demand = run.send(send)
             send = None
-            if isinstance(demand, Forced):
-                tokens += demand.tokens
+            if isinstance(demand, tuple):
+                tokens += demand
             else:
-                send = choose(demand.ids.tolist(), len(tokens))
+                send = choose(demand.tolist(), len(tokens))
                 tokens.append(send)
     except StopIteration as end:
         return tokens, end.value
@@ -108,7 +108,7 @@ def test_free_text_stops_where_the_model_ends_it(grammar):
     assert text == "[Verse 1]\nhello\n\nrain" and tokens == script
     _, text = written(grammar, grammar.text(3), lambda allowed, place: script[place])
     assert text == vocabulary.decode(script[:3])
-    assert set(vocabulary.code_ids.tolist()).isdisjoint(next(grammar.text(1)).ids.tolist())
+    assert set(vocabulary.code_ids.tolist()).isdisjoint(next(grammar.text(1)).tolist())
 
 
 def test_captions_lose_their_yaml():
