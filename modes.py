@@ -306,11 +306,9 @@ class Song:
             **{"sampler": options.sampler, "sigmas": self.sigmas(), **more},
         )
         yield Progress("steps", 0, len(run.sigmas))
-        latents = start
-        for step in sampling.denoise(self.pipe, run):
-            latents = step.latents
+        for index, latents in enumerate(sampling.denoise(self.pipe, run), 1):
             models.trim_memory(latents.device)
-            yield Progress("steps", step.index, step.total)
+            yield Progress("steps", index, len(run.sigmas))
         self._stop_clock("steps")
         return latents
 

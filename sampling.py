@@ -1,8 +1,9 @@
 """The denoising loop: from noise to latents, over the pipeline's own components, one step at a time.
 
-`denoise` is a generator, so progress, cancelling and everything else between two steps is in one place. On text2music
-it equals `AceStepPipeline.__call__` in float32: bit for bit up to 256 tokens (20 s), to 1e-5 beyond, where attention
-works in windows (tests/engine/test_sampling.py). It differs from the stock pipeline in three points, on purpose:
+`denoise` is a generator, so that progress, cancelling and everything else between two steps happens in one place. On
+text2music it equals `AceStepPipeline.__call__` in float32: bit for bit up to 256 tokens (20 s), to 1e-5 beyond, where
+attention works in windows (tests/engine/test_sampling.py). It differs from the stock pipeline in three points, on
+purpose:
 
 - latents stay in float32 between steps; only the transformer's input is cast to its dtype;
 - each take's generator draws its noise, SDE noise included, on the CPU in float32: a seed means the same start on every
@@ -95,142 +96,116 @@ class Run:
     morph: Morph | None = None
 
 
-@dataclass(frozen=True)
-class Step:
-    """The state after step `index` (from 1) of `total`: `latents` [B, T, C] float32 on the pipeline's device."""
-
-    index: int
-    total: int
-    latents: torch.Tensor
-
-
 # --- the loop -----------------------------------------------------------------------------------------------------
 
 
-def denoise(pipe: Any, run: Run) -> Iterator[Step]:
-    """Yield the latents after each step of `run`; closing the generator ends the run between two steps."""
-    import torch
-    from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
+def denoise(pipe: Any, run: Run) -> Iterator[torch.Tensor]:
+    """Yield the latents [B, T, C] after each step of `run`, in float32 on the pipeline's device.
 
-    device = pipe._execution_device
+    Closing the generator ends the run between two steps.
+    """
+    import torch
+
+    device, morph, keep = pipe._execution_device, run.morph, run.keep
     pipe.scheduler.set_timesteps(sigmas=list(run.sigmas), device=device)
-    sigmas, total = pipe.scheduler.sigmas, len(run.sigmas)
+    sigmas = pipe.scheduler.sigmas
     # As Python floats: reading the device's tensor in every step would synchronise.
     times = sigmas.tolist()
-    momentum, source_momentum = MomentumBuffer(momentum=APG_MOMENTUM), MomentumBuffer(momentum=APG_MOMENTUM)
     start = latents = run.start.to(device)
     model = _Model(pipe, run.condition, len(start))
-    source = _Model(pipe, run.morph.source, len(start)) if run.morph else None
-    for index in range(total):
+    source = _Model(pipe, morph.source, len(start)) if morph else None
+    for index in range(len(run.sigmas)):
         t, t_next = sigmas[index], sigmas[index + 1]
         guided = run.guidance > 1.0 and run.cfg_start <= 1.0 - times[index] <= run.cfg_end
         guidance = run.guidance if guided else 1.0
         if run.switch and index == run.switch.step:
-            model = _Model(pipe, run.switch.condition, len(start))
+            model = _Model(pipe, run.switch.condition, len(start), model.momentum)
         with torch.no_grad():
-            if run.morph and index < run.morph.last:
-                if index >= run.morph.first:
-                    change = _morph_velocity(model, source, run, latents, t, guidance, momentum, source_momentum)
+            if morph and index < morph.last:
+                if index >= morph.first:
+                    change = _morph_velocity(model, source, run, latents, t, guidance)
                     latents = latents + (t_next - t) * change
             else:
-                if run.morph and index == run.morph.last:
-                    latents = _leave_source(run, latents, t)
-                velocity = model.velocity(latents, t, guidance, momentum)
+                if morph and index == morph.last:
+                    latents = noised(morph.clean, _fresh(run, latents), t) + (latents - morph.clean)
+                velocity = model.velocity(latents, t, guidance)
                 if run.sampler == "sde" and times[index + 1] > 0.0:
-                    latents = _sde_step(latents, velocity, t, t_next, run.generators)
+                    # To the clean estimate and back up with fresh noise (upstream's SDE, next schedule value).
+                    latents = noised(latents - t * velocity, _fresh(run, latents), t_next)
                 else:
                     latents = latents + (t_next - t) * velocity
-            if run.keep and index < run.keep.steps:
-                source = t_next * start + (1.0 - t_next) * run.keep.clean.float()
-                latents = torch.where(run.keep.new, latents, source)
-        yield Step(index + 1, total, latents)
+            if keep and index < keep.steps:
+                latents = torch.where(keep.new, latents, noised(keep.clean, start, t_next))
+        yield latents
 
 
 class _Model:
-    """The transformer under one condition."""
+    """The transformer under one condition, with the memory of its guidance."""
 
-    def __init__(self, pipe: Any, condition: Condition, takes: int):
+    def __init__(self, pipe: Any, condition: Condition, takes: int, momentum: Any = None):
+        from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
+
         states = condition.states
         null = pipe.condition_encoder.null_condition_emb.to(device=states.device, dtype=states.dtype)
-        self._pipe, self._takes = pipe, takes
+        self._transformer, self._takes = pipe.transformer, takes
         self._condition = attention.CachedCondition(states, null, takes)
-        self._context = condition.context.expand(takes, -1, -1)
+        # For both halves of guidance; steps without it take the first.
+        self._context = condition.context.expand(takes, -1, -1).repeat(2, 1, 1)
+        self.momentum = momentum or MomentumBuffer(momentum=APG_MOMENTUM)
 
-    def velocity(self, latents: torch.Tensor, t: torch.Tensor, guidance: float, momentum: Any) -> torch.Tensor:
+    def velocity(self, latents: torch.Tensor, t: torch.Tensor, guidance: float) -> torch.Tensor:
         """Return the velocity [B, T, C] in float32 at time `t`, guided by APG if `guidance` is over 1."""
-        import torch
         from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
 
-        transformer, halves = self._pipe.transformer, 2 if guidance > 1.0 else 1
-        time = t.to(transformer.dtype).expand(halves * self._takes)
-        velocity = transformer(
-            hidden_states=torch.cat([latents.to(transformer.dtype)] * halves),
+        halves, dtype = 2 if guidance > 1.0 else 1, self._transformer.dtype
+        time = t.to(dtype).expand(halves * self._takes)
+        velocity = self._transformer(
+            hidden_states=latents.to(dtype).repeat(halves, 1, 1),
             timestep=time,
             timestep_r=time,
             encoder_hidden_states=self._condition,
-            context_latents=torch.cat([self._context] * halves),
+            context_latents=self._context[: len(time)],
             return_dict=False,
         )[0]
-        if guidance > 1.0:
-            conditional, unconditional = velocity.chunk(2)
-            velocity = normalized_guidance(
-                pred_cond=conditional,
-                pred_uncond=unconditional,
-                guidance_scale=guidance - 1.0,
-                momentum_buffer=momentum,
-                eta=0.0,
-                norm_threshold=APG_THRESHOLD,
-                use_original_formulation=True,
-                norm_dim=(1,),
-            )
-        return velocity.float()
-
-
-def _sde_step(
-    latents: torch.Tensor, velocity: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor, generators: tuple
-) -> torch.Tensor:
-    """Step to the clean estimate and back up to `t_next` with fresh noise (upstream's SDE, next schedule value)."""
-    clean = latents - t * velocity
-    fresh = draw_noise(generators, latents.shape[1], latents.shape[2]).to(latents.device)
-    return t_next * fresh + (1.0 - t_next) * clean
+        if halves == 1:
+            return velocity.float()
+        conditional, unconditional = velocity.chunk(2)
+        return normalized_guidance(
+            pred_cond=conditional,
+            pred_uncond=unconditional,
+            guidance_scale=guidance - 1.0,
+            momentum_buffer=self.momentum,
+            eta=0.0,
+            norm_threshold=APG_THRESHOLD,
+            use_original_formulation=True,
+            norm_dim=(1,),
+        ).float()
 
 
 def _morph_velocity(
-    model: _Model,
-    source_model: _Model,
-    run: Run,
-    latents: torch.Tensor,
-    t: torch.Tensor,
-    guidance: float,
-    momentum: Any,
-    source_momentum: Any,
+    model: _Model, source: _Model, run: Run, latents: torch.Tensor, t: torch.Tensor, guidance: float
 ) -> torch.Tensor:
     """Return the mean over the draws of target velocity minus source velocity [B, T, C], each at its own noisy point.
 
     Every draw starts from the same two momentum buffers, which then advance once, by the mean.
     """
-    clean = run.morph.clean.float()
-    target_before, source_before = momentum.running_average, source_momentum.running_average
-    change, target_after, source_after = 0.0, 0.0, 0.0
+    both, clean, change = (model, source), run.morph.clean, 0.0
+    before, after = [each.momentum.running_average for each in both], [0.0, 0.0]
     for _ in range(run.morph.averages):
-        momentum.running_average, source_momentum.running_average = target_before, source_before
-        noise = draw_noise(run.generators, latents.shape[1], latents.shape[2]).to(latents.device)
-        noisy_source = (1.0 - t) * clean + t * noise
-        noisy_target = noisy_source + (latents - clean)
-        source = source_model.velocity(noisy_source, t, guidance, source_momentum)
-        target = model.velocity(noisy_target, t, guidance, momentum)
-        change = change + (target - source) / run.morph.averages
-        target_after = target_after + momentum.running_average / run.morph.averages
-        source_after = source_after + source_momentum.running_average / run.morph.averages
-    momentum.running_average, source_momentum.running_average = target_after, source_after
+        noisy = noised(clean, _fresh(run, latents), t)
+        for each, average in zip(both, before, strict=True):
+            each.momentum.running_average = average
+        away = source.velocity(noisy, t, guidance)
+        change = change + (model.velocity(noisy + (latents - clean), t, guidance) - away) / run.morph.averages
+        after = [a + each.momentum.running_average / run.morph.averages for a, each in zip(after, both, strict=True)]
+    for each, average in zip(both, after, strict=True):
+        each.momentum.running_average = average
     return change
 
 
-def _leave_source(run: Run, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Return the edited latents with new noise, the start of the target's own steps."""
-    clean = run.morph.clean.float()
-    noise = draw_noise(run.generators, latents.shape[1], latents.shape[2]).to(latents.device)
-    return (1.0 - t) * clean + t * noise + (latents - clean)
+def _fresh(run: Run, latents: torch.Tensor) -> torch.Tensor:
+    """Return the takes' next noise, in the shape and on the device of `latents`."""
+    return draw_noise(run.generators, *latents.shape[1:]).to(latents.device)
 
 
 # --- inputs of a run ----------------------------------------------------------------------------------------------
@@ -285,8 +260,8 @@ def from_nearest(sigmas: tuple[float, ...], level: float) -> tuple[float, ...]:
     return sigmas[first:]
 
 
-def noised(clean: torch.Tensor, noise: torch.Tensor, t: float) -> torch.Tensor:
-    """Return `clean` [1, T, C] at time `t` of the flow, for each take's `noise` [B, T, C]."""
+def noised(clean: torch.Tensor, noise: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
+    """Return `clean` [1 or B, T, C] at time `t` of the flow, for each take's `noise` [B, T, C]."""
     return t * noise.to(clean.device) + (1.0 - t) * clean.float()
 
 

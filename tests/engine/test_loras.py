@@ -52,8 +52,8 @@ def song(pipe, words=WORDS):
     condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames))
     start = sampling.draw_noise(generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim)
     run = sampling.Run(condition, start, generators, sampling.schedule(3, 1.0), guidance=7.0)
-    *_, last = sampling.denoise(pipe, run)
-    return last.latents
+    *_, latents = sampling.denoise(pipe, run)
+    return latents
 
 
 def dense(pipe, *changes, words=WORDS):
