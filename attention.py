@@ -1,4 +1,4 @@
-"""The transformer with attention in windows, and with everything that is constant over a run's steps computed once.
+"""The transformer with windowed attention, and with everything that is constant over a run's steps computed once.
 
 Half of the layers see 128 tokens to each side. diffusers expresses that as a dense mask: memory and time grow with the
 square of the length, and PyTorch's fast kernels refuse a mask together with shared key heads. Here these layers work on
@@ -20,12 +20,15 @@ size, C condition tokens.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
+
+    Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 # Devices whose kernel may materialise all scores: queries are split to stay below this many.
 MOST_SCORES = {"mps": 2**27}
@@ -36,14 +39,14 @@ class CachedCondition:
     """A condition for all steps of a run, passed to the transformer instead of the encoder's states.
 
     The first `takes` rows see `states` [1, C, E]; the others are unconditional and see `null` [1, 1, E]. The first step
-    fills in what depends on these alone, so a change of LoRAs needs a new object.
+    fills in what depends only on these, so a change of LoRAs needs a new object.
     """
 
     states: torch.Tensor
     null: torch.Tensor
     takes: int
     embedded: tuple[torch.Tensor, torch.Tensor] | None = None
-    heads: dict[Any, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    heads: dict[Any, Heads] = field(default_factory=dict)
     tables: Tables | None = None
     compute: Callable[..., torch.Tensor] | None = None
 
@@ -52,14 +55,11 @@ class CachedCondition:
         import torch
 
         states = self.states.expand(self.takes, -1, -1)
-        if count == self.takes:
-            return states
-        return torch.cat([states, self.null.expand_as(states)])
+        return states if count == self.takes else torch.cat([states, self.null.expand_as(states)])
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Tensors that depend on the length alone: rotary `cos` and `sin` [L, 1, D], masks [G * queries, keys]."""
+class Tables(NamedTuple):
+    """Tensors that depend only on the length: rotary `cos` and `sin` [L, 1, D], masks [G * queries, keys]."""
 
     window: int
     cos: torch.Tensor
@@ -71,8 +71,7 @@ class Tables:
 
 def use_windows(transformer: Any) -> None:
     """Make `transformer` compute in windows and accept a `CachedCondition`."""
-    model, layer = _classes()
-    transformer.__class__ = model
+    transformer.__class__, layer = _classes()
     for each in transformer.layers:
         each.__class__ = layer
 
@@ -101,27 +100,23 @@ def _classes() -> tuple[type, type]:
             attention_kwargs: dict | None = None,
             return_dict: bool = True,
         ) -> Any:
-            tokens = -(-hidden_states.shape[1] // self.config.patch_size)
+            inputs = hidden_states, timestep, timestep_r, encoder_hidden_states, context_latents
+            tokens = math.ceil(hidden_states.shape[1] / self.config.patch_size)
             if tokens > 2 * self.config.sliding_window and not attention_kwargs:
-                sample = _forward(self, hidden_states, timestep, timestep_r, encoder_hidden_states, context_latents)
+                sample = _forward(self, *inputs)
                 return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
             if isinstance(encoder_hidden_states, CachedCondition):
-                encoder_hidden_states = encoder_hidden_states.rows(hidden_states.shape[0])
-            return super().forward(
-                hidden_states=hidden_states,
-                timestep=timestep,
-                timestep_r=timestep_r,
-                encoder_hidden_states=encoder_hidden_states,
-                context_latents=context_latents,
-                attention_kwargs=attention_kwargs,
-                return_dict=return_dict,
-            )
+                inputs = *inputs[:3], encoder_hidden_states.rows(len(hidden_states)), context_latents
+            return super().forward(*inputs, attention_kwargs=attention_kwargs, return_dict=return_dict)
 
     class Layer(AceStepTransformerBlock):
         def forward(self, hidden_states: torch.Tensor, position_embeddings: Any, temb: torch.Tensor, **rest: Any):
-            if isinstance(position_embeddings, Tables):
-                return _layer(self, hidden_states, position_embeddings, temb, rest["encoder_hidden_states"])
-            return super().forward(hidden_states, position_embeddings, temb, **rest)
+            if not isinstance(position_embeddings, Tables):
+                return super().forward(hidden_states, position_embeddings, temb, **rest)
+            inputs, condition = (self, hidden_states, position_embeddings, temb), rest["encoder_hidden_states"]
+            if isinstance(condition, CachedCondition):
+                return condition.compute(*inputs, condition_heads(self, condition), condition.takes)
+            return compute_layer(*inputs, condition)
 
     return Transformer, Layer
 
@@ -134,7 +129,7 @@ def _forward(
     condition: torch.Tensor | CachedCondition,
     context: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the stock code's velocity [R, T, C], for more than two windows."""
+    """Return the velocity [R, T, C] as the stock code does, for more than two windows."""
     import torch
 
     temb_t, modulation_t = transformer.time_embed(timestep)
@@ -164,6 +159,7 @@ def _forward(
 
 
 def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
+    import torch
     from diffusers.models.transformers.ace_step_transformer import _ace_step_rotary_freqs
 
     config, length = transformer.config, x.shape[1]
@@ -172,59 +168,39 @@ def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
     start = (length // window - 1) * window
 
     def mask(queries: range, keys: range) -> torch.Tensor:
-        return _band(queries, keys, window, x).repeat(shared, 1)
+        """Return 0 for keys up to a window away from a query, else minus infinity."""
+        rows, columns = (torch.arange(each.start, each.stop, device=x.device) for each in (queries, keys))
+        near = (rows[:, None] - columns).abs() <= window
+        return torch.zeros_like(near, dtype=x.dtype).masked_fill_(~near, -math.inf).repeat(shared, 1)
 
     return Tables(
-        window=window,
-        cos=cos[:, None],
-        sin=sin[:, None],
+        window,
+        cos[:, None],
+        sin[:, None],
         first=mask(range(window), range(2 * window)),
         inner=mask(range(window, 2 * window), range(3 * window)),
         last=mask(range(start, length), range(start - window, length)),
     )
 
 
-def _band(queries: range, keys: range, window: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the additive mask [queries, keys]: 0 up to `window` tokens apart, else minus infinity."""
-    import torch
-
-    rows = torch.arange(queries.start, queries.stop, device=like.device)
-    columns = torch.arange(keys.start, keys.stop, device=like.device)
-    hidden = (rows[:, None] - columns).abs() > window
-    return torch.zeros(hidden.shape, device=like.device, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
-
-
 # --- a layer ------------------------------------------------------------------------------------------------------
 
 
-def _layer(layer: Any, x: torch.Tensor, tables: Tables, temb: torch.Tensor, condition: Any) -> torch.Tensor:
-    if isinstance(condition, CachedCondition):
-        return condition.compute(layer, x, tables, temb, condition_heads(layer, condition), condition.takes)
-    return compute_layer(layer, x, tables, temb, condition)
-
-
-def condition_heads(layer: Any, condition: CachedCondition) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def condition_heads(layer: Any, condition: CachedCondition) -> Heads:
     """Return the condition's keys and values [1, K, C, D] for a layer, and the attention [1, 1, E] to a null token."""
     if layer not in condition.heads:
         attn, (states, null) = layer.cross_attn, condition.embedded
-        key, value = attn.to_k(states).unflatten(-1, (attn.kv_heads, -1)), attn.to_v(states)
-        shared = attn.heads // attn.kv_heads
-        answer = attn.to_v(null).unflatten(-1, (attn.kv_heads, 1, -1)).expand(-1, -1, -1, shared, -1).flatten(2)
-        condition.heads[layer] = (
-            _normed(attn.norm_k, key).transpose(1, 2),
-            value.unflatten(-1, (attn.kv_heads, -1)).transpose(1, 2),
-            attn.to_out[0](answer),
+        key, value, answer = (
+            project(each).unflatten(-1, (attn.kv_heads, -1))
+            for project, each in ((attn.to_k, states), (attn.to_v, states), (attn.to_v, null))
         )
+        answer = attn.to_out[0](answer.repeat_interleave(attn.heads // attn.kv_heads, dim=2).flatten(2))
+        condition.heads[layer] = _normed(attn.norm_k, key).transpose(1, 2), value.transpose(1, 2), answer
     return condition.heads[layer]
 
 
 def compute_layer(
-    layer: Any,
-    x: torch.Tensor,
-    tables: Tables,
-    temb: torch.Tensor,
-    condition: torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    takes: int = 0,
+    layer: Any, x: torch.Tensor, tables: Tables, temb: torch.Tensor, condition: torch.Tensor | Heads, takes: int = 0
 ) -> torch.Tensor:
     """Run a layer on `x` [R, L, E]; `condition` holds the encoder's states, or `condition_heads` of a cached one."""
     import torch
@@ -240,17 +216,13 @@ def compute_layer(
     return torch.addcmul(x, layer.mlp.down_proj(wide), mlp_gate)
 
 
-def _cross(
-    layer: Any, x: torch.Tensor, heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor], count: int
-) -> torch.Tensor:
+def _cross(layer: Any, x: torch.Tensor, heads: Heads, count: int) -> torch.Tensor:
     """Add cross-attention to `x` [R, L, E] in place: `count` takes see the condition, the others a null token."""
     attn, (key, value, answer) = layer.cross_attn, heads
     takes = x[:count]
     query = attn.to_q(_normed(layer.cross_attn_norm, takes)).unflatten(-1, (attn.kv_heads, -1, attn.head_dim))
     query = _normed(attn.norm_q, query).permute(0, 2, 3, 1, 4)
-    rows = query.shape[0]
-    out = _full(query, key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1))
-    takes += attn.to_out[0](out)
+    takes += attn.to_out[0](_full(query, key.expand(count, -1, -1, -1), value.expand(count, -1, -1, -1)))
     x[count:] += answer
     return x
 
@@ -269,17 +241,21 @@ def _self(attn: Any, x: torch.Tensor, tables: Tables) -> torch.Tensor:
 def _full(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Return attention [R, L, K*G*D] of `query` [R, K, G, L, D] to all of `key` and `value` [R, K, C, D]."""
     import torch
-    from torch.nn.functional import scaled_dot_product_attention as attend
 
-    rows, heads, shared, length, _ = query.shape
-    folded = query.flatten(2, 3)
+    rows, heads = query.shape[:2]
     most = MOST_SCORES.get(query.device.type)
-    if most:
-        part = max(1, most // (rows * heads * key.shape[2]))
-        out = torch.cat([attend(some, key, value) for some in folded.split(part, dim=2)], dim=2)
-    else:
-        out = attend(folded, key, value)
-    return out.unflatten(2, (shared, length)).permute(0, 3, 1, 2, 4).flatten(2)
+    if not most:
+        return _attend(query, key, value)
+    part = max(1, most // (rows * heads * query.shape[2] * key.shape[2]))
+    return torch.cat([_attend(some, key, value) for some in query.split(part, dim=3)], dim=1)
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any = None) -> torch.Tensor:
+    """Return what one kernel makes of `query` [R, K, G, L, D], as [R, L, K*G*D]."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    out = scaled_dot_product_attention(query.flatten(2, 3), key, value, attn_mask=mask)
+    return out.unflatten(2, query.shape[2:4]).permute(0, 3, 1, 2, 4).flatten(2)
 
 
 def _windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables: Tables) -> torch.Tensor:
@@ -288,22 +264,16 @@ def _windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables
     The first and the last block lack a neighbour and have their own masks.
     """
     import torch
-    from torch.nn.functional import scaled_dot_product_attention as attend
 
-    window, blocks = tables.window, query.shape[3] // tables.window - 2
-    start = window * (blocks + 1)
-
-    def edge(queries: slice, keys: slice, mask: torch.Tensor) -> torch.Tensor:
-        some = query[..., queries, :]
-        out = attend(some.flatten(2, 3), key[..., keys, :], value[..., keys, :], attn_mask=mask)
-        return out.unflatten(2, some.shape[2:4]).permute(0, 3, 1, 2, 4).flatten(2)
-
-    parts = [edge(slice(window), slice(2 * window), tables.first)]
-    if blocks:
+    window, length = tables.window, query.shape[3]
+    start = (length // window - 1) * window
+    first, last = slice(2 * window), slice(start - window, None)
+    parts = [_attend(query[..., :window, :], key[..., first, :], value[..., first, :], tables.first)]
+    if start > window:
         reached = slice(start + window)
         near = query[..., window:start, :], key[..., reached, :], value[..., reached, :]
         parts.append(_blocks(*near, window, tables.inner))
-    parts.append(edge(slice(start, None), slice(start - window, None), tables.last))
+    parts.append(_attend(query[..., start:, :], key[..., last, :], value[..., last, :], tables.last))
     return torch.cat(parts, dim=1)
 
 
@@ -311,18 +281,13 @@ def _blocks(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, mask: torch.Tensor
 ) -> torch.Tensor:
     """Return attention [R, L, K*G*D] of whole blocks of queries, each to its own and both neighbouring blocks."""
-    from torch.nn.functional import scaled_dot_product_attention as attend
-
-    rows, heads, shared, length, size = query.shape
-    blocks = length // window
+    rows, length = query.shape[0], query.shape[3]
 
     def near(each: torch.Tensor) -> torch.Tensor:
-        spans = each.unfold(2, 3 * window, window).permute(0, 2, 1, 4, 3)
-        return spans.reshape(rows * blocks, heads, 3 * window, size)
+        return each.unfold(2, 3 * window, window).permute(0, 2, 1, 4, 3).flatten(0, 1)
 
-    folded = query.unflatten(3, (blocks, window)).permute(0, 3, 1, 2, 4, 5)
-    out = attend(folded.reshape(rows * blocks, heads, shared * window, size), near(key), near(value), attn_mask=mask)
-    return out.view(rows, blocks, heads, shared, window, size).permute(0, 1, 4, 2, 3, 5).reshape(rows, length, -1)
+    blocks = query.unflatten(3, (-1, window)).permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
+    return _attend(blocks, near(key), near(value), mask).view(rows, length, -1)
 
 
 def _rotated(heads: torch.Tensor, tables: Tables) -> torch.Tensor:
@@ -330,8 +295,7 @@ def _rotated(heads: torch.Tensor, tables: Tables) -> torch.Tensor:
     import torch
 
     first, second = heads.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return torch.addcmul(heads * tables.cos, turned, tables.sin)
+    return torch.addcmul(heads * tables.cos, torch.cat([-second, first], dim=-1), tables.sin)
 
 
 def _modulated(norm: Any, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """The song model's layers compiled, on request (ACE_STUDIO_COMPILE).
 
-`1` lets `torch.compile` do it in the background after a song (`Compiled`). A ZeroGPU worker does not live long enough
-for that: there the name of a Hugging Face repository loads packages that `tools.compile_layers` made ahead of time
-(`Packages`). Both need a graph for each kind of layer (in windows or not) and each number of rows and takes; it serves
-nearly all lengths. Songs never wait for compiling and never fail because of it: the plain code is always there.
+`1` has `torch.compile` do it in the background after a song (`Compiled`). A ZeroGPU worker does not live long enough
+for that: there the setting names a Hugging Face repository with packages that `tools.compile_layers` made ahead of time
+(`Packages`). Both need a graph for each kind of layer (in windows or not) and each number of rows and takes; a graph
+serves nearly all lengths. Songs never wait for compiling and never fail because of it: the plain code remains.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SETTING = "ACE_STUDIO_COMPILE"
 
 
 def set_up(transformer: Any) -> None:
-    """Prepare `transformer` as the setting asks; a failure is a warning in the log."""
+    """Prepare `transformer` as the setting asks; a failure is only logged."""
     asked = os.environ.get(SETTING, "").strip()
     if "/" not in asked:
         if asked == "1" and on_zerogpu():
@@ -47,9 +47,8 @@ def set_up(transformer: Any) -> None:
 
 
 def warm_up(transformer: Any) -> None:
-    """Compile in the background what the songs so far could have used, if compiling is set up."""
-    compiled = getattr(transformer, "compiled", None)
-    if isinstance(compiled, Compiled):
+    """Compile in the background what the songs so far could have used, if the setting asks for it."""
+    if isinstance(compiled := getattr(transformer, "compiled", None), Compiled):
         compiled.warm_up()
 
 
@@ -57,7 +56,7 @@ def warm_up(transformer: Any) -> None:
 
 
 class Compiled:
-    """The layers of `transformer` as `torch.compile` makes them, which takes a minute or more."""
+    """The layers of `transformer`, compiled by `torch.compile`, which takes a minute or more."""
 
     def __init__(self, transformer: Any):
         import torch
@@ -68,11 +67,11 @@ class Compiled:
         self._layer = torch.compile(compute_layer, dynamic=True, fullgraph=True)
         self._lock = threading.Lock()
         self._wanted: set[tuple[int, int]] = set()
-        # Whether compiling succeeded; a failure is not retried.
+        # Whether each case compiled; a failure is not retried.
         self._compiled: dict[tuple[int, int], bool] = {}
 
     def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
-        """Return what computes a layer for `rows` rows of `tokens` tokens, the first `takes` of them conditional."""
+        """Return the function that computes a layer on `rows` rows, the first `takes` of them conditional."""
         if not _is_suitable(self._transformer, tokens):
             return compute_layer
         if (worked := self._compiled.get((rows, takes))) is None:
@@ -92,8 +91,7 @@ class Compiled:
 
         with self._lock:
             while self._wanted:
-                case = self._wanted.pop()
-                worked = False
+                case, worked = self._wanted.pop(), False
                 try:
                     x, tables, temb, condition = _sample(self._transformer, *case)
                     with torch.no_grad():
@@ -110,7 +108,7 @@ class Compiled:
 
 
 def use_packages(transformer: Any, folder: str) -> None:
-    """Let `transformer` compute with the packages in `folder`; spaces.aoti_load calls this after the download."""
+    """Make `transformer` compute with the packages in `folder`; spaces.aoti_load calls this after the download."""
     transformer.compiled = Packages(transformer, Path(folder))
 
 
@@ -127,7 +125,7 @@ class Packages:
         self._broken = False
 
     def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
-        """Return what computes a layer for `rows` rows of `tokens` tokens, the first `takes` of them conditional."""
+        """Return the function that computes a layer on `rows` rows, the first `takes` of them conditional."""
         names = {package_name(kind, rows, takes) for kind in _kinds(self._transformer)}
         usable = names <= self._models.keys() and not self._broken and _is_suitable(self._transformer, tokens)
         return self._compute if usable else compute_layer
@@ -135,8 +133,8 @@ class Packages:
     def _compute(self, layer: Any, x: torch.Tensor, tables: Tables, temb: torch.Tensor, heads: Any, takes: int) -> Any:
         if not self._broken:
             try:
-                return self._run(
-                    layer, package_name(_is_windowed(layer), len(x), takes), _inputs(x, tables, temb, heads)
+                return self._load(layer, package_name(_is_windowed(layer), len(x), takes))(
+                    *_inputs(x, tables, temb, heads)
                 )
             except Exception as error:
                 if is_out_of_memory(error):
@@ -145,12 +143,12 @@ class Packages:
                 log.warning("The compiled layers cannot be used: %s", first_line(error))
         return compute_layer(layer, x, tables, temb, heads, takes)
 
-    def _run(self, layer: Any, name: str, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _load(self, layer: Any, name: str) -> Callable[..., Any]:
         if (layer, name) not in self._layers:
-            # Here and not before: in a ZeroGPU worker the weights have only now arrived on the card.
+            # Not earlier: in a ZeroGPU worker the weights have only now arrived on the card.
             weights = {f"layer.{key}": tensor for key, tensor in layer.state_dict().items()}
             self._layers[layer, name] = self._models[name].with_weights(weights)
-        return self._layers[layer, name](*inputs)
+        return self._layers[layer, name]
 
 
 def package_name(windowed: bool, rows: int, takes: int) -> str:
@@ -158,7 +156,7 @@ def package_name(windowed: bool, rows: int, takes: int) -> str:
 
 
 def export_layers(transformer: Any, rows: int, takes: int) -> Iterator[tuple[str, torch.export.ExportedProgram]]:
-    """Yield the name and the program of each package that songs of `takes` takes in `rows` rows need."""
+    """Yield the name and the program of each package for songs of `takes` takes in `rows` rows."""
     import torch
 
     x, tables, temb, condition = _sample(transformer, rows, takes)
@@ -186,36 +184,28 @@ def _exportable(layer: Any, window: int, takes: int) -> torch.nn.Module:
             self.layer = layer
 
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            x, cos, sin, first, inner, last, temb, *heads = inputs
-            tables = Tables(window, cos, sin, first, inner, last)
-            return compute_layer(self.layer, x, tables, temb, tuple(heads), takes)
+            x, *tables, temb, key, value, answer = inputs
+            return compute_layer(self.layer, x, Tables(window, *tables), temb, (key, value, answer), takes)
 
     return Exportable().eval()
 
 
 def _inputs(x: torch.Tensor, tables: Tables, temb: torch.Tensor, heads: Any) -> tuple[torch.Tensor, ...]:
-    return x, tables.cos, tables.sin, tables.first, tables.inner, tables.last, temb, *heads
+    return x, *tables[1:], temb, *heads
 
 
 # --- the layers ---------------------------------------------------------------------------------------------------
 
 
 def _is_suitable(transformer: Any, tokens: int) -> bool:
-    """Return whether the graph for most lengths serves `tokens` tokens.
+    """Return whether the graph serves `tokens` tokens: several blocks, not only whole ones.
 
-    It does not serve few blocks, nor whole blocks only, and no hook (a LoRA, weights cast on use) is part of it.
+    Hooks (a LoRA, weights cast on use) are not part of it.
     """
     window = transformer.config.sliding_window
-    return tokens >= 4 * window and tokens % window != 0 and not _is_hooked(transformer)
-
-
-def _is_hooked(transformer: Any) -> bool:
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        for layer in transformer.layers
-        for module in layer.modules()
-        if module is not layer
-    )
+    parts = (module for layer in transformer.layers for module in layer.modules() if module is not layer)
+    hooked = any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts)
+    return tokens >= 4 * window and tokens % window != 0 and not hooked
 
 
 def _is_windowed(layer: Any) -> bool:
@@ -228,7 +218,7 @@ def _kinds(transformer: Any) -> dict[bool, Any]:
 
 
 def _sample(transformer: Any, rows: int, takes: int) -> tuple[torch.Tensor, Tables, torch.Tensor, CachedCondition]:
-    """Return noise in the shapes of a song, none of which is a special case."""
+    """Return noise in the shapes of a typical song."""
     import torch
 
     config, like = transformer.config, transformer.scale_shift_table
