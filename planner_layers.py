@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ class CachedLayers:
         shape = (config.num_hidden_layers, len(pads), self._groups, self._size, length)
         self._keys, self._values = (torch.zeros(shape, device=device, dtype=model.dtype) for _ in range(2))
         self._embedding, self._norm = body.embed_tokens.weight, _Norm(body.norm)
-        self._layers = [_layer(*parts) for parts in zip(body.layers, self._keys, self._values, strict=True)]
+        self._layers = [_weights(layer) for layer in body.layers]
         self._unit = _Norm(body.layers[0].self_attn.q_norm)
 
         # The norms' weights are part of the rotary tables: [2, L, 1, H + K, D] for the cosine and the sine.
@@ -105,22 +105,20 @@ class CachedLayers:
 
         rows, heads = tokens.shape[0], self._heads
         x = self._embedding[tokens.flatten()]
-        keys, values = (cache[..., :end].flatten(1, 2).unbind() for cache in (self._keys, self._values))
-        for index, (layer, (cos, sin)) in enumerate(zip(self._layers, self._turns(place), strict=True)):
+        seen = zip(*(cache[..., :end].flatten(1, 2).unbind() for cache in (self._keys, self._values)), strict=True)
+        caches = zip(self._keys.unbind(), self._values.unbind(), seen, strict=True)
+        for weights, (keys, values, cached), (cos, sin) in zip(self._layers, caches, self._turns(place), strict=True):
+            before_attention, qkv, out, before_mlp, gate_up, down = weights
             # All heads are normed: leaving out the values would take a copy of the others.
-            mixed = torch.mm(layer.before_attention(x), layer.qkv).unflatten(-1, (-1, self._size))
+            mixed = torch.mm(before_attention(x), qkv).unflatten(-1, (-1, self._size))
             both = self._unit.unit(mixed)[:, : cos.shape[1]]
             both = torch.addcmul(both * cos, both.roll(self._size // 2, dims=-1), sin)
-            layer.keys.index_copy_(3, place, _by_head(both[:, heads:], rows))
-            layer.values.index_copy_(3, place, _by_head(mixed[:, cos.shape[1] :], rows))
-            query = both[:, :heads]
-            if mask is None:
-                out = self._attention(query, keys[index], values[index], place)
-            else:
-                out = self._single(query, keys[index], values[index], mask)
-            x.addmm_(out, layer.out)
-            gate, up = torch.mm(layer.before_mlp(x), layer.gate_up).chunk(2, dim=-1)
-            x.addmm_(silu(gate).mul_(up), layer.down)
+            keys.index_copy_(3, place, _by_head(both[:, heads:], rows))
+            values.index_copy_(3, place, _by_head(mixed[:, cos.shape[1] :], rows))
+            attend, how = (self._attention, place) if mask is None else (self._single, mask)
+            x.addmm_(attend(both[:, :heads], *cached, how), out)
+            gate, up = torch.mm(before_mlp(x), gate_up).chunk(2, dim=-1)
+            x.addmm_(silu(gate).mul_(up), down)
         return self._norm(x.view(rows, -1, x.shape[-1])[:, -1])
 
     def _turns(self, place: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:
@@ -166,25 +164,13 @@ class CachedLayers:
         return torch.cat([query.expand(self._heads, -1), key.expand(self._groups, -1)])
 
 
-class _Layer(NamedTuple):
-    """A layer's weights, transposed for products from the right, and its cache [R, K, D, length]."""
-
-    before_attention: _Norm
-    qkv: torch.Tensor
-    out: torch.Tensor
-    before_mlp: _Norm
-    gate_up: torch.Tensor
-    down: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-
-
-def _layer(layer: Any, keys: torch.Tensor, values: torch.Tensor) -> _Layer:
+def _weights(layer: Any) -> tuple[Any, ...]:
+    """Return a layer's norms and weights in the order of their use, transposed for products from the right."""
     attention, mlp = layer.self_attn, layer.mlp
     qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj).T
-    norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-    gate_up, down = _joined(mlp.gate_proj, mlp.up_proj).T, mlp.down_proj.weight.T
-    return _Layer(norms[0], qkv, attention.o_proj.weight.T, norms[1], gate_up, down, keys, values)
+    first, second = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+    gate_up = _joined(mlp.gate_proj, mlp.up_proj).T
+    return first, qkv, attention.o_proj.weight.T, second, gate_up, mlp.down_proj.weight.T
 
 
 class _Norm:

@@ -49,12 +49,11 @@ def test_a_bare_machine_has_none_and_says_how_to_get_one():
 
 def test_models_beside_the_app_come_before_the_cache(folder, tmp_path, monkeypatch):
     in_cache(folder, tmp_path, "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B")
-    weights = find_planner()
-    assert (weights.source, weights.revision) == ("cache", "a" * 40)
+    assert (find_planner().source, find_planner().revision) == ("cache", "a" * 40)
     # The umbrella repository needs no folder named.
-    monkeypatch.setenv(PLANNER_VARIABLE, "ACE-Step/Ace-Step1.5")
-    assert find_planner().folder.name == "acestep-5Hz-lm-1.7B"
-    monkeypatch.delenv(PLANNER_VARIABLE)
+    with monkeypatch.context() as patch:
+        patch.setenv(PLANNER_VARIABLE, "ACE-Step/Ace-Step1.5")
+        assert find_planner().folder.name == "acestep-5Hz-lm-1.7B"
     beside = shutil.copytree(folder, tmp_path / "models/ACE-Step/Ace-Step1.5/acestep-5Hz-lm-1.7B")
     weights = find_planner()
     assert (weights.source, weights.folder, weights.problem) == ("models", Path(beside), None)
@@ -102,15 +101,18 @@ def test_a_folder_is_used_as_it_is_or_by_the_planner_inside_it(folder, tmp_path,
 
 
 def damage_config(folder: Path, **changes) -> None:
-    """Change entries of the model's configuration."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 def cut(folder: Path) -> None:
-    """Cut the weights off."""
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:100_000])
+
+
+def without_think(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace("<think>", "<other>"))
 
 
 DAMAGES = {
@@ -138,9 +140,7 @@ def test_a_folder_that_is_no_planner_gets_its_sentence(folder, monkeypatch, sent
 LOADING = {
     "could not be loaded": lambda folder: damage_config(folder, hidden_size=64),
     "no chat template": lambda folder: (folder / "chat_template.jinja").unlink(),
-    "no <think>": lambda folder: (folder / "tokenizer.json").write_text(
-        (folder / "tokenizer.json").read_text().replace("<think>", "<other>")
-    ),
+    "no <think>": without_think,
 }
 
 
@@ -153,8 +153,8 @@ def test_what_only_loading_shows_gets_its_sentence(folder, monkeypatch, sentence
     assert caught.value.problem.code == "planner_unfit"
 
 
-def test_what_names_nothing_gets_a_sentence(monkeypatch):
-    for asked in ["just words", "a/../../etc", "org/repo/"]:
-        monkeypatch.setenv(PLANNER_VARIABLE, asked)
-        weights = find_planner()
-        assert weights.source == "none" and PLANNER_VARIABLE in weights.problem.message
+@pytest.mark.parametrize("asked", ["just words", "a/../../etc", "org/repo/"])
+def test_a_setting_that_names_nothing_gets_a_sentence(monkeypatch, asked):
+    monkeypatch.setenv(PLANNER_VARIABLE, asked)
+    weights = find_planner()
+    assert weights.source == "none" and PLANNER_VARIABLE in weights.problem.message
