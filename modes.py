@@ -97,7 +97,7 @@ def cover(song: Song) -> Iterator[Progress]:
     switch, step = None, int(len(sigmas) * request.strength)
     if step < len(sigmas):
         plain = song.condition(TEXT2MUSIC, seconds, conditions.silent_context(pipe, frames))
-        switch = sampling.Switch(step, plain)
+        switch = step, plain
     song.facts["switch_step"] = step
     latents = yield from song.denoise(condition, start, sigmas=sigmas, switch=switch)
     return (yield from song.decode(latents, source.shape[1], _loud))

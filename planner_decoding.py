@@ -411,8 +411,9 @@ def record(work: Callable[[], None]) -> Callable[[], None]:
     """Return a CUDA graph's replay of `work`, which is recorded but not done here."""
     import torch
 
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    # The outer block goes back to this stream even if recording fails.
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
     return graph.replay
 

@@ -39,14 +39,6 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Switch:
-    """Replace the run's condition from step `step` (0-based) on (upstream's cover strength)."""
-
-    step: int
-    condition: Condition
-
-
-@dataclass(frozen=True)
 class Keep:
     """Preserve a source outside a region, after each of the first `steps` steps (upstream's repaint injection).
 
@@ -80,7 +72,8 @@ class Run:
 
     `start` [B, T, C] float32 is the initial noise (for a morph: the clean source); `generators`, one per take, drew it
     and draw any later noise. `sigmas` are the N shifted timesteps from 1 down, without the final 0. Guidance acts while
-    the progress 1 - t is within `cfg_start` to `cfg_end`.
+    the progress 1 - t is within `cfg_start` to `cfg_end`. `switch` names the step (from 0) at which another condition
+    replaces the first (upstream's cover strength).
     """
 
     condition: Condition
@@ -91,7 +84,7 @@ class Run:
     cfg_start: float = 0.0
     cfg_end: float = 1.0
     sampler: str = "ode"
-    switch: Switch | None = None
+    switch: tuple[int, Condition] | None = None
     keep: Keep | None = None
     morph: Morph | None = None
 
@@ -118,8 +111,8 @@ def denoise(pipe: Any, run: Run) -> Iterator[torch.Tensor]:
         t, t_next = sigmas[index], sigmas[index + 1]
         guided = run.guidance > 1.0 and run.cfg_start <= 1.0 - times[index] <= run.cfg_end
         guidance = run.guidance if guided else 1.0
-        if run.switch and index == run.switch.step:
-            model = _Model(pipe, run.switch.condition, len(start), model.momentum)
+        if run.switch and index == run.switch[0]:
+            model = _Model(pipe, run.switch[1], len(start), model.momentum)
         with torch.no_grad():
             if morph and index < morph.last:
                 if index >= morph.first:

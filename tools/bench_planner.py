@@ -74,7 +74,7 @@ class StockLayers:
         import torch
         from transformers import DynamicCache
 
-        self._body, self._cache, self._read = model.get_decoder(), DynamicCache(config=model.config), 0
+        self._body, self._cache, self.position = model.get_decoder(), DynamicCache(config=model.config), 0
         self._places = torch.arange(length, device=model.device)
         self._pads = torch.tensor(pads, device=model.device)[:, None]
 
@@ -82,12 +82,12 @@ class StockLayers:
         """Read `tokens` [rows, n]; returns the last hidden states [rows, size]."""
         import torch
 
-        begin, self._read = self._read, self._read + tokens.shape[1]
+        begin, self.position = self.position, self.position + tokens.shape[1]
         with torch.no_grad():
             states = self._body(
                 input_ids=tokens,
-                attention_mask=self._places[: self._read] >= self._pads,
-                position_ids=(self._places[begin : self._read] - self._pads).clamp_min(0),
+                attention_mask=self._places[: self.position] >= self._pads,
+                position_ids=(self._places[begin : self.position] - self._pads).clamp_min(0),
                 past_key_values=self._cache,
                 use_cache=True,
             )

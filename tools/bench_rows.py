@@ -46,7 +46,8 @@ class Row:
 
     def text(self) -> str:
         """Return the row of the table."""
-        numbers = "".join(" " * 10 if n is None else f"{n:>8.3g} {self.unit[:1]}" for n in (self.stock, self.studio))
+        sides = (n if n is None else f"{n:,.0f}" if n >= 100 else f"{n:.3g}" for n in (self.stock, self.studio))
+        numbers = "".join(" " * 10 if n is None else f"{n:>8} {self.unit[:1]}" for n in sides)
         text = f"{self.what:<34}{self.seconds:>8g}{numbers}"
         if self.ratios:
             text += f"{statistics.median(self.ratios):>7.2f}{f'{min(self.ratios):.2f}-{max(self.ratios):.2f}':>14}"

@@ -127,6 +127,20 @@ def test_replayed_steps_draw_the_same_codes(planner, monkeypatch, cfg):
     assert len(recordings) > 1, "300 codes do not fit in one stretch of the cache"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA card")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_card_replays_the_same_codes(monkeypatch, dtype):
+    monkeypatch.setenv("ACE_STUDIO_PLANNER", "preview")
+    brief, loaded = replace(BRIEF, seconds=60, **GIVEN), planning.load_planner(find_planner(), CPU)
+    loaded.model.to("cuda", getattr(torch, dtype))
+    on_card = planning.Planner(loaded.model, loaded.tokenizer, "preview")
+    replayed = make(on_card, brief, seeds=(5, 6))
+    assert "cuda" in planner_decoding.RECORDED, "recording failed; the log says why"
+    monkeypatch.setattr(planner_decoding, "record", lambda work: work)
+    assert make(on_card, brief, seeds=(5, 6)) == replayed
+
+
 def test_where_recording_fails_plain_steps_draw_the_same_codes(planner, monkeypatch, caplog):
     plain, tried = make(planner), []
 

@@ -137,7 +137,7 @@ def a_source(pipe):
 
 
 def test_a_switch_equals_the_pipeline_in_two_halves(pipe):
-    run = a_run(pipe, guidance=1.0, switch=sampling.Switch(3, condition_of(pipe, OTHER)))
+    run = a_run(pipe, guidance=1.0, switch=(3, condition_of(pipe, OTHER)))
 
     def stop(pipeline, index, timestep, tensors):
         pipeline._interrupt = index == 2
