@@ -1,17 +1,9 @@
 """The transformer with windowed attention, and with everything that is constant over a run's steps computed once.
 
-Half of the layers see 128 tokens to each side. diffusers expresses that as a dense mask: memory and time grow with the
-square of the length, and PyTorch's fast kernels refuse a mask together with shared key heads. Here these layers work on
-blocks of 128 queries and three blocks of keys, so both grow linearly.
-
-Query heads that share a key head are folded into the query axis. No kernel needs to know about shared heads then, and
-`scaled_dot_product_attention` finds a fast one on every device: flash for full layers in 16 bits, memory-efficient for
-windows and for 32 bits.
-
-A `CachedCondition` serves all steps of a run. Its keys and values are projected once. So is the attention of the
-unconditional half, whose condition tokens are all equal: attention to equal tokens is their value, whatever the query.
-
-Up to two windows (256 tokens, 20 s) there is nothing to gain, and the stock code runs, bit for bit.
+Half of the layers see 128 tokens to each side. Instead of diffusers' dense mask, they work on blocks of 128 queries and
+three blocks of keys, so memory and time grow linearly with the length. Query heads that share a key head are folded
+into the query axis, so that every device has a fast kernel (docs/decisions.md). A `CachedCondition` serves all steps of
+a run. Up to two windows (256 tokens, 20 s) there is nothing to gain, and the stock code runs, bit for bit.
 
 Shapes: R rows (takes, twice with guidance), L tokens (12.5 a second), K key heads, G query heads per key head, D head
 size, C condition tokens.
@@ -187,7 +179,10 @@ def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
 
 
 def condition_heads(layer: Any, condition: CachedCondition) -> Heads:
-    """Return the condition's keys and values [1, K, C, D] for a layer, and the attention [1, 1, E] to a null token."""
+    """Return the condition's keys and values [1, K, C, D] for a layer, and the attention [1, 1, E] to null tokens.
+
+    They are all equal, and attention to equal tokens is their value, whatever the query.
+    """
     if layer not in condition.heads:
         attn, (states, null) = layer.cross_attn, condition.embedded
         key, value, answer = (

@@ -1,9 +1,9 @@
 """The song model's layers compiled, on request (ACE_STUDIO_COMPILE).
 
 `1` has `torch.compile` do it in the background after a song (`Compiled`). A ZeroGPU worker does not live long enough
-for that: there the setting names a Hugging Face repository with packages that `tools.compile_layers` made ahead of time
-(`Packages`). Both need a graph for each kind of layer (in windows or not) and each number of rows and takes; a graph
-serves nearly all lengths. Songs never wait for compiling and never fail because of it: the plain code remains.
+for that, so there the setting names a Hugging Face repository with packages from `tools.compile_layers` (`Packages`).
+Both need a graph for each kind of layer (in windows or not) and each number of rows and takes; it serves nearly all
+lengths. Songs neither wait for compiling nor fail because of it.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Vocabulary:
         return encode_marked(self.tokenizer, text)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens` without incomplete characters."""
+        """Return the text of `tokens`, without incomplete characters."""
         return self.tokenizer.decode(list(tokens)).replace("\ufffd", "")
 
     def _sort(self, plain: Mapping[str, int]) -> None:

@@ -1,14 +1,9 @@
 """The denoising loop: from noise to latents, over the pipeline's own components, one step at a time.
 
-`denoise` is a generator, so that progress, cancelling and everything else between two steps happens in one place. On
-text2music it equals `AceStepPipeline.__call__` in float32: bit for bit up to 256 tokens (20 s), to 1e-5 beyond, where
-attention works in windows (tests/engine/test_sampling.py). It differs from the stock pipeline in three points, on
-purpose:
-
-- latents stay in float32 between steps; only the transformer's input is cast to its dtype;
-- each take's generator draws its noise, SDE noise included, on the CPU in float32: a seed means the same start on every
-  device;
-- an XL checkpoint gets the timbre token that it was trained with (`conditions.encode_condition`).
+On text2music it equals `AceStepPipeline.__call__` in float32: bit for bit up to 256 tokens (20 s), to 1e-5 beyond,
+where attention works in windows. It differs from it on purpose in three points: latents stay in float32 between steps;
+each take's generator draws all of its noise on the CPU in float32, so that a seed means the same on every device; and
+an XL checkpoint gets the timbre token that it was trained with (`conditions.encode_condition`).
 
 Shapes: B takes, T latent frames (25 a second), C latent channels (64 in the real model), L condition tokens.
 """
