@@ -9,12 +9,11 @@ thread and yields an event at least twice a second, so that it can be closed at 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,6 @@ from events import (
     is_out_of_memory,
 )
 from limits import LIMITS, STUDIO_VERSION
-from memory import Placing
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest, check_audio, check_source
 from weights import (
     DEFAULT_MODEL_GB,
@@ -74,33 +72,29 @@ GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU
 # --- the GPU entry point ------------------------------------------------------------------------------------------
 
 
-def _seconds(job: Job, seconds: int, *args: Any, **kwargs: Any) -> int:
-    """Return the seconds to ask ZeroGPU for; Gradio may pass further arguments."""
+def _seconds(job: Job, seconds: int, *args: Any, **kwargs: Any) -> int:  # Gradio may pass further arguments
     return zerogpu.clamped(seconds)
 
 
 @spaces.GPU(duration=_seconds)
 def gpu_entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
     """Run `job` on the models; unless it is cancelled, the last event is its `Outcome`, `Done` or `Failed`."""
-    events: queue.Queue = queue.Queue()
-    thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(_forward, _work(job), job, events), name="song", daemon=True
-    )
-    thread.start()
+    pending, thread = zerogpu.in_thread(_work(job), "song", job.cancelled)
     latest = Progress("preparing")
     beat = zerogpu.Beat(job.folder) if ON_ZEROGPU else None
     try:
         while True:
             try:
-                event = events.get(timeout=jobs.HEARTBEAT_SECONDS)
+                event, error = pending.get(timeout=jobs.HEARTBEAT_SECONDS)
             except queue.Empty:
-                event = latest
+                event, error = latest, None
+            if error and not job.cancelled():
+                yield Failed(problem_of(error))
             if event is None:
                 return
-            if isinstance(event, Progress):
-                latest = event
+            latest = event if isinstance(event, Progress) else latest
             if beat:
-                beat.at(latest.stage, latest.step)
+                beat.write()
             yield event
     finally:
         job.running.unlink(missing_ok=True)
@@ -108,14 +102,6 @@ def gpu_entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
         # block: the event loop may be closing it.
         if ON_ZEROGPU:
             thread.join()
-
-
-def _on_gpu(job: Job, seconds: int) -> Iterator[Event | Outcome]:
-    """Run `gpu_entry` here, on a Ray worker, or on ZeroGPU, where nobody may report a worker's death."""
-    if cluster.wanted():
-        return cluster.run(on_worker, worker_status, job)
-    events = gpu_entry(job, seconds)
-    return zerogpu.watched(events, job.folder) if ON_ZEROGPU else events
 
 
 def on_worker(job: Job) -> Iterator[Event | Outcome]:
@@ -139,32 +125,14 @@ def worker_status() -> dict[str, Any]:
     return get_backend().full_status()
 
 
-def _forward(work: Iterator[Event | Outcome | None], job: Job, events: queue.Queue) -> None:
-    """Put what `work` yields into `events`, then None; stop once the job is cancelled.
-
-    None from `work` is not an event, only a point to cancel at.
-    """
-    try:
-        with contextlib.closing(work):
-            for event in work:
-                if job.cancelled():
-                    break
-                if event is not None:
-                    events.put(event)
-    except Exception as error:
-        if not job.cancelled():
-            events.put(Failed(problem_of(error)))
-    finally:
-        events.put(None)
-
-
 def _work(job: Job) -> Iterator[Event | Outcome | None]:
+    """Wait for the models' turn and run `job`; None is not an event, only a point to cancel at."""
     backend = get_backend()
-    turn = backend.models.turn
+    loaded = backend.models
     while True:
         # Read before trying: the load may end while this waits for it.
-        stage = "loading" if backend.models.preparing else "waiting"
-        if turn.acquire(timeout=jobs.HEARTBEAT_SECONDS):
+        stage = "loading" if loaded.preparing else "waiting"
+        if loaded.turn.acquire(timeout=jobs.HEARTBEAT_SECONDS):
             break
         if job.cancelled():
             return
@@ -177,7 +145,7 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
         models.free_memory()
         raise backend.placing.too_large() from None
     finally:
-        turn.release()
+        loaded.turn.release()
 
 
 def _with_fallback(backend: Backend, job: Job) -> Iterator[Event | Outcome | None]:
@@ -195,27 +163,24 @@ def _with_fallback(backend: Backend, job: Job) -> Iterator[Event | Outcome | Non
         models.free_memory()
         note = memory.fallback_note(plan, lower)
         yield Progress("loading", note=note)
-        yield from _run_with_plan(backend, job, placing.begin(job.request, source, lower), (note,))
+        yield from _run_with_plan(backend, job, placing.begin(job.request, source, lower), note)
 
 
-def _run_with_plan(
-    backend: Backend, job: Job, plan: str, notes: tuple[str, ...] = ()
-) -> Iterator[Event | Outcome | None]:
+def _run_with_plan(backend: Backend, job: Job, plan: str, *notes: str) -> Iterator[Event | Outcome | None]:
     """Run `job`; its result gets the name of the memory plan, and `notes` before its own."""
-    request = job.request
+    request, loaded = job.request, backend.models
     run = _make_song if isinstance(request, SongRequest) else align.run if request.mode == "align" else writers.run
-    for event in run(backend.models, backend.placing, job):
+    for event in run(loaded, backend.placing, job):
         if isinstance(event, Outcome):
-            device = backend.device()
-            facts = jobs.runtime_facts(backend.models.weights, device)
-            event.facts.update(facts, dtype=device.dtype, memory_plan=plan)
+            device = loaded.device()
+            event.facts.update(jobs.runtime_facts(loaded.weights, device), dtype=device.dtype, memory_plan=plan)
             event = replace(event, notes=(*notes, *event.notes))
         elif isinstance(event, Done):
             event.record["memory_plan"] = plan
         yield event
 
 
-def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Progress | Outcome | None]:
+def _make_song(loaded: models.Models, placing: memory.Placing, job: Job) -> Iterator[Progress | Outcome | None]:
     if not loaded.loaded:
         yield Progress("loading")
     seconds: dict[str, float] = {}
@@ -224,18 +189,16 @@ def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Pr
         pipe = loaded.pipeline()
     plan, facts = yield from writers.plan_song(loaded, placing, job, pipe, seconds)
     placing.for_song()
-    notes: tuple[str, ...] = ()
-    if plan is None and loaded.weights.engine == "preview" and not is_untrained(loaded.weights):
-        job, notes = writers.in_time(job)
+    untrained, before, after = is_untrained(loaded.weights), (), ()
+    if plan is None and loaded.weights.engine == "preview" and not untrained:
+        job, before = writers.in_time(job)
+    if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
+        after = (f"Made without a plan: {facts['reason']}",)  # the status says it if there is no planner at all
     acting = loras.reconcile(pipe, job.loras)
-    for event in modes.run(pipe, job, is_untrained(loaded.weights), plan, checkpoint_kind(loaded.weights)):
+    for event in modes.run(pipe, job, untrained, plan, checkpoint_kind(loaded.weights)):
         if isinstance(event, Outcome):
-            event.facts["seconds"] = {**seconds, **event.facts["seconds"]}
-            event.facts.update(plan=facts, loras=acting)
-            if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
-                # Not if there is no planner at all: the status says so once.
-                event = replace(event, notes=(*event.notes, f"Made without a plan: {facts['reason']}"))
-            event = replace(event, notes=(*notes, *event.notes))
+            event.facts.update(plan=facts, loras=acting, seconds={**seconds, **event.facts["seconds"]})
+            event = replace(event, notes=(*before, *event.notes, *after))
         yield event
 
 
@@ -245,7 +208,7 @@ def _make_song(loaded: models.Models, placing: Placing, job: Job) -> Iterator[Pr
 class Backend:
     def __init__(self):
         self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
-        self.placing = Placing(self.models)
+        self.placing = memory.Placing(self.models)
         self._widths: tuple[Weights | None, lora_format.Widths | None] = None, None
 
     def device(self) -> models.Device:
@@ -290,7 +253,7 @@ class Backend:
 
     def _status_here(self) -> dict[str, Any]:
         weights, device = self.models.weights, self.models.known_device
-        codes = has_audio_codes(weights)
+        codes, kind = has_audio_codes(weights), checkpoint_kind(weights)
         return {
             "engine": weights.engine,
             "model": weights.model_id,
@@ -302,14 +265,14 @@ class Backend:
             "memory_plan": self.placing.text() if device else "",
             "memory_plans": self.placing.plans(device),
             "loaded": self.models.loaded,
-            "kind": checkpoint_kind(weights),
+            "kind": kind,
             "turbo": is_turbo(weights),
             "problem": as_dict(weights.problem),
             "wanted": weights.wanted,
             "planner": self.models.planner.status(),
             "lyrics": {**self.models.lyrics.status(), "engine": self.models.lyrics.weights.engine},
             "download_gb": DEFAULT_MODEL_GB,
-            "tasks": task_support(checkpoint_kind(weights), codes),
+            "tasks": task_support(kind, codes),
             "unsupported": {} if codes else {"cover": NO_COVER},
             "timed_lyrics": align.support(weights),
         }
@@ -319,23 +282,18 @@ class Backend:
         status = self.full_status()
         names = ("model", "revision", "engine", "turbo", "problem", "device", "device_reason", "dtype", "memory_plan")
         names += ("planner", "lyrics", "tasks", "unsupported", "timed_lyrics", "workers")
-        limits = {
-            name: {"low": limit.low, "high": limit.high, "default": limit.default, "unit": limit.unit}
-            for name, limit in LIMITS.items()
-        }
+        shown = ("low", "high", "default", "unit")
         return {
             "studio": STUDIO_VERSION,
             **{name: status[name] for name in names},
-            "limits": limits,
+            "limits": {name: {part: getattr(limit, part) for part in shown} for name, limit in LIMITS.items()},
             "versions": jobs.versions(),
         }
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Run `request`: yield progress, then `Done` or `Failed`. Closing the generator cancels it."""
-        clock = jobs.Clock()
         try:
-            for event in self._run(request):
-                yield clock.stamp(event) if isinstance(event, Progress) else event
+            yield from jobs.with_times(self._run(request))
         except Exception as error:
             yield Failed(problem_of(error))
         finally:
@@ -364,13 +322,23 @@ class Backend:
                 if name == "source":
                     check_source(request, seconds)
                 yield Progress("preparing")
-            seconds = self._gpu_seconds(request, job)
+            work = self.work_of(request, jobs.source_seconds(job))
+            if ON_ZEROGPU and (problem := zerogpu.refusal(work)):
+                raise StudioError.of(problem)
             if isinstance(request, SongRequest):
                 job = yield from self._with_loras(job)
-            lending = zerogpu.Lending(lambda seconds: _on_gpu(job, seconds), job.folder, seconds)
-            if ON_ZEROGPU:
+            lending = None
+            if cluster.wanted():
+                events = cluster.run(on_worker, worker_status, job)
+            elif ON_ZEROGPU:
+                lending = zerogpu.Lending(
+                    lambda seconds: gpu_entry(job, seconds), job.folder, zerogpu.gpu_seconds(work)
+                )
+                events = lending.events()
                 yield Progress("lending")
-            with contextlib.closing(lending.events()) as events:
+            else:
+                events = gpu_entry(job, 0)
+            with contextlib.closing(events):
                 # Nothing is read after the result: ZeroGPU's return of the card may fail or never end.
                 for event in events:
                     if isinstance(event, Outcome | Done | Failed):
@@ -378,16 +346,15 @@ class Backend:
                     yield event
                 else:
                     raise StudioError("cancelled", "Cancelled before it was done.")
-            if ON_ZEROGPU and isinstance(event, Outcome):
-                event.facts["gpu"] = lending.facts()
-            elif ON_ZEROGPU and isinstance(event, Done):
-                event.record["gpu"] = lending.facts()
+            if lending and not isinstance(event, Failed):
+                record = event.facts if isinstance(event, Outcome) else event.record
+                record["gpu"] = lending.facts()
             if isinstance(event, Outcome):
                 yield from jobs.finish(request, job, event, output, self.models.weights)
             else:
                 yield event
 
-    def _with_loras(self, job: Job) -> Iterator[Event]:
+    def _with_loras(self, job: Job) -> Generator[Event, None, Job]:
         """Return the job with its LoRAs, downloaded if they come from the hub, and checked."""
         specs = []
         for choice in job.request.options.loras:
@@ -404,44 +371,31 @@ class Backend:
 
     def gather(self, request: Request) -> Iterator[Event]:
         """Download missing models that were named explicitly; raises StudioError if a required one is missing."""
-        if isinstance(request, SongRequest | DescribeRequest | AlignRequest):
-            if self.models.weights.source == "hub":
-                yield from hub.download(self.models.weights.wanted, lambda: False)
-                self.models.refresh()
-            if self.models.weights.folder is None:
+        loaded, song = self.models, isinstance(request, SongRequest)
+        if song or isinstance(request, DescribeRequest | AlignRequest):
+            if loaded.weights.source == "hub":
+                yield from hub.download(loaded.weights.wanted, lambda: False)
+                loaded.refresh()
+            if loaded.weights.folder is None:
                 missing = Problem("no_weights", "The model's weights are missing.")
-                raise StudioError.of(self.models.weights.problem or missing)
-        if isinstance(request, CoverRequest) and not has_audio_codes(self.models.weights):
+                raise StudioError.of(loaded.weights.problem or missing)
+        if isinstance(request, CoverRequest) and not has_audio_codes(loaded.weights):
             raise StudioError("unsupported", NO_COVER, hint="Use a checkpoint that has both, such as XL SFT.")
-        if isinstance(request, AlignRequest):
-            return
-        song = isinstance(request, SongRequest)
-        slot = self.models.lyrics if request.mode == "lyrics" else self.models.planner
-        if song and (slot.problem or not writers.wants_plan(request)):
+        slot = loaded.lyrics if request.mode == "lyrics" else loaded.planner
+        if isinstance(request, AlignRequest) or (song and (slot.problem or not writers.wants_plan(request))):
             return
         if slot.weights.source == "hub":
             try:
                 yield from slot.fetch()
-                self.models.refresh()
+                loaded.refresh()
             except StudioError:
-                # A song is made without a plan then, and its record says why.
-                if not song:
+                if not song:  # which is made without a plan then, and its record says why
                     raise
         if not song:
             slot.check()
 
-    def _gpu_seconds(self, request: Request, job: Job) -> int:
-        """Return the seconds to ask ZeroGPU for; raises StudioError on ZeroGPU if one call cannot last that long."""
-        work = self.work_of(request, jobs.source_seconds(job))
-        if ON_ZEROGPU and (problem := zerogpu.refusal(work)):
-            raise StudioError.of(problem)
-        return zerogpu.gpu_seconds(work)
-
     def work_of(self, request: Request, source: float = 0.0) -> zerogpu.Work:
         """Return the GPU work of `request`; `source` is the length of its source in seconds."""
-        if isinstance(request, AlignRequest):
-            # One forward pass, while `zerogpu.work_of` would count tokens to write.
-            return zerogpu.Work("align", duration=source, steps=1, source=source)
         planned = self.models.planner.weights.folder is not None
         return zerogpu.work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
 
@@ -477,20 +431,16 @@ def problem_of(error: Exception) -> Problem:
     """Return a problem that explains `error` to a person; unexpected errors are logged with their traceback."""
     if isinstance(error, StudioError):
         return error.problem
-    if isinstance(error, audio.AudioError) or is_disk_full(error):
-        return jobs.disk_problem(error)
     if is_out_of_memory(error):
         models.free_memory()
         return memory.too_large(None)
-    if isinstance(error, OSError):
-        log.exception("a file operation failed")
+    if isinstance(error, OSError) and not is_disk_full(error):
+        log.error("a file operation failed", exc_info=error)
+    if isinstance(error, audio.AudioError | OSError) or is_disk_full(error):
         return jobs.disk_problem(error)
     log.error("a job failed unexpectedly", exc_info=error)
-    return Problem(
-        "internal",
-        f"An unexpected error occurred ({type(error).__name__}).",
-        hint="Please try again; the studio's log has the details.",
-    )
+    message = f"An unexpected error occurred ({type(error).__name__})."
+    return Problem("internal", message, hint="Please try again; the studio's log has the details.")
 
 
 if ON_ZEROGPU:

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent import futures
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -37,10 +37,12 @@ import bootstrap
 import export
 import levels
 import models
-from events import Done, Failed, Job, Outcome, Problem, Progress, StudioError, Take, is_disk_full
+from events import Done, Event, Failed, Job, Outcome, Problem, Progress, StudioError, Take, is_disk_full
 from limits import LIMITS, MAX_SEED, SAMPLE_RATE, STUDIO_VERSION
 from params import Request, SongRequest
 from weights import Weights, checkpoint_kind, task_support
+
+log = logging.getLogger("studio")
 
 UPLOADS = {"source": "The source", "reference": "The reference audio"}
 
@@ -78,6 +80,13 @@ def job_path(name: str) -> Path:
     return _process_folder() / name
 
 
+def _seeds(first: int, takes: int) -> tuple[int, ...]:
+    """Return a seed for each take: `first` + i. -1 draws the first here, in the main process."""
+    if first < 0:
+        first = secrets.randbelow(MAX_SEED - takes + 2)
+    return tuple((first + i) % (MAX_SEED + 1) for i in range(takes))
+
+
 # --- the folder of this process -----------------------------------------------------------------------------------
 
 LOCK = ".lock"
@@ -96,17 +105,16 @@ def stop(seconds: float) -> None:
         for running in folder.glob("*/running"):
             running.unlink(missing_ok=True)
         time.sleep(0.05)
-    _delete_folder(folder, os.getpid())
+    _delete_folder(folder)
     export.discard_parts()
 
 
 def sweep() -> None:
     """Delete the folders of processes that were killed."""
-    root = bootstrap.private_folder("jobs")
-    with _locked(root / LOCK):
-        for folder in root.glob("*/"):
-            with contextlib.suppress(OSError), _locked(folder.with_suffix(LOCK), wait=False):
-                _delete_folder(folder, os.getpid())
+    for folder in bootstrap.private_folder("jobs").glob("*/"):
+        with folder.with_suffix(LOCK).open("w") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _delete_folder(folder)
 
 
 def _process_folder() -> Path:
@@ -114,29 +122,19 @@ def _process_folder() -> Path:
     global _process
     with _creating:
         if _process is None or not _process[0].is_dir():
-            root = bootstrap.private_folder("jobs")
-            with _locked(root / LOCK):
-                folder = root / secrets.token_hex(8)
-                lock = folder.with_suffix(LOCK).open("w")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                folder.mkdir(mode=0o700)
+            folder = bootstrap.private_folder("jobs") / secrets.token_hex(8)
+            lock = folder.with_suffix(LOCK).open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)  # before `sweep` can see the folder
+            folder.mkdir(mode=0o700)
             _process = folder, lock
             atexit.register(_delete_folder, folder, os.getpid())
         return _process[0]
 
 
-def _delete_folder(folder: Path, pid: int) -> None:
-    if os.getpid() == pid:  # not in a forked worker
+def _delete_folder(folder: Path, owner: int = 0) -> None:
+    if owner in (0, os.getpid()):  # a forked worker inherits the exit handler
         shutil.rmtree(folder, ignore_errors=True)
         folder.with_suffix(LOCK).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock file `path`; without `wait`, raises BlockingIOError if another process holds it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
 
 
 # --- inputs and progress ------------------------------------------------------------------------------------------
@@ -157,22 +155,20 @@ def source_seconds(job: Job) -> float:
     return audio.duration_of(job.audio["source"]) if "source" in job.audio else 0.0
 
 
-class Clock:
-    """Adds to progress the seconds since the start and, from the pace so far, the seconds left in its stage."""
-
-    def __init__(self):
-        self._started = self._stage_started = time.monotonic()
-        self._stage, self._first = "", 0
-
-    def stamp(self, event: Progress) -> Progress:
-        """Return `event` with both times; its own `left` has precedence."""
-        now = time.monotonic()
-        if event.stage != self._stage:
-            self._stage, self._stage_started, self._first = event.stage, now, event.step
-        done, left = event.step - self._first, event.left
-        if left is None and done > 0 and event.steps:
-            left = round((now - self._stage_started) / done * (event.steps - event.step), 1)
-        return replace(event, elapsed=round(now - self._started, 1), left=left)
+def with_times(events: Iterator[Event]) -> Iterator[Event]:
+    """Yield `events`; add to progress the seconds since the start and, at the pace so far, those left in its stage."""
+    started = stage_started = time.monotonic()
+    stage, first = "", 0
+    for event in events:
+        if isinstance(event, Progress):
+            now = time.monotonic()
+            if event.stage != stage:
+                stage, stage_started, first = event.stage, now, event.step
+            left, done = event.left, event.step - first
+            if left is None and done > 0 and event.steps:
+                left = round((now - stage_started) / done * (event.steps - event.step), 1)
+            event = replace(event, elapsed=round(now - started, 1), left=left)
+        yield event
 
 
 @contextlib.contextmanager
@@ -183,19 +179,10 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 3)
 
 
-def _seeds(first: int, takes: int) -> tuple[int, ...]:
-    """Return a seed for each take: `first` + i. -1 draws the first here, in the main process."""
-    if first < 0:
-        first = secrets.randbelow(MAX_SEED - takes + 2)
-    return tuple((first + i) % (MAX_SEED + 1) for i in range(takes))
-
-
 # --- saving takes ------------------------------------------------------------------------------------------------
 
-WORKER = "here"
-"""The worker's id if songs are made in this process."""
-HEARTBEAT_SECONDS = 0.4
-"""The longest time between two events, so that closing a run takes effect."""
+WORKER = "here"  # the worker's id if songs are made in this process
+HEARTBEAT_SECONDS = 0.4  # the longest time between two events, so that closing a run takes effect
 
 
 def finish(
@@ -209,8 +196,8 @@ def finish(
     record = _record(request, job, outcome, weights)
     at_once = takes_at_once(len(outcome.takes), request.song_seconds(source_seconds(job)))
     results = yield from _save_all(outcome.takes, at_once, functools.partial(_save, request, record, output))
-    saved = [each for each in results if isinstance(each, _Saved)]
-    record["takes"] = [each.entry for each in saved]
+    saved = [each for each in results if not isinstance(each, Problem)]
+    record["takes"] = [entry for _, entry in saved]
     record["errors"] = [
         {"take": number, "seed": take.seed, "message": result.text()}
         for number, (take, result) in enumerate(zip(outcome.takes, results, strict=True), 1)
@@ -218,115 +205,15 @@ def finish(
     ]
     if saved and any(map(_is_full, results)):
         record["notes"].append(f"The disk is full: {len(saved)} of {len(results)} takes could be saved.")
-    prune([output / each.entry["name"] for each in saved])
+    prune([output / entry["name"] for _, entry in saved])
     record["seconds"]["finishing"] = round(time.monotonic() - started, 3)
-    yield Done(tuple(each.copy for each in saved), record) if saved else Failed(results[0])
+    yield Done(tuple(copy for copy, _ in saved), record) if saved else Failed(results[0])
 
 
 def takes_at_once(takes: int, seconds: float) -> int:
     """Return how many takes of `seconds` to save at once: one per core, in total no longer than the longest song."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(min(takes, cores, int(LIMITS["duration"].high / seconds)), 1)
-
-
-def disk_problem(error: audio.AudioError | OSError) -> Problem:
-    """Return the problem behind a failure to read or write a file; its code is "disk_full" if the disk is."""
-    if isinstance(error, audio.AudioError):
-        return Problem(error.code, error.message, hint=error.hint)
-    if is_disk_full(error):
-        return Problem(export.FULL, "The disk is full.", hint="Free some space and try again.")
-    return Problem("disk", f"A file could not be read or written: {error.strerror or error}.")
-
-
-def output_folder() -> Path:
-    """Return the folder for finished songs, created if missing; raises StudioError if it cannot be written to."""
-    folder = songs_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"\0")
-    except OSError as error:
-        raise StudioError(
-            export.FULL if is_disk_full(error) else "disk",
-            f"The output folder {folder} cannot be written to: {error.strerror or error}.",
-            hint="Free some space or name another folder in ACE_STUDIO_OUTPUT.",
-        ) from None
-    return folder
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that affect the sound."""
-    packages = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
-
-
-def runtime_facts(weights: Weights, device: models.Device) -> dict[str, Any]:
-    """Return the record's entries on model, device, versions and worker; call it on the machine that does the work."""
-    return {
-        "model": {"id": weights.model_id, "revision": weights.revision, "engine": weights.engine},
-        "device": device.kind,
-        "versions": versions(),
-        "worker": WORKER,
-    }
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def record_of(
-    loaded: models.Models, job: Job, weights: Weights, seconds: dict[str, float], facts: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the record of a job other than a song; `facts` is its result."""
-    return {
-        "studio": STUDIO_VERSION,
-        "mode": job.request.mode,
-        "request": job.request.model_dump(mode="json", exclude={"mode", "source"}),
-        "seed": job.seeds[0],
-        **runtime_facts(weights, loaded.device()),
-        "seconds": seconds,
-        **facts,
-    }
-
-
-def _record(request: SongRequest, job: Job, outcome: Outcome, weights: Weights) -> dict[str, Any]:
-    uploads = {name: Path(getattr(request, name)) for name in job.audio}
-    asked = request.model_dump(mode="json", exclude={"mode", "source", "reference"})
-    # Uploads have the source "upload" here, so that no path is published.
-    asked["options"]["loras"] = [{"source": lora.source, "weight": lora.weight} for lora in job.loras]
-    return {
-        "studio": STUDIO_VERSION,
-        "mode": request.mode,
-        "request": asked,
-        "audio": {name: {"name": path.name, "sha256": sha256(path)} for name, path in uploads.items()},
-        "seeds": list(job.seeds),
-        "variation_seeds": list(job.variation_seeds) if request.options.variation else [],
-        "plan": None,
-        "loras": [],
-        **outcome.facts,
-        "notes": [*outcome.notes, *_notes(request, checkpoint_kind(weights))],
-        "errors": [],  # filled in with the takes once these are saved
-        "takes": [],
-    }
-
-
-def _notes(request: SongRequest, kind: str) -> list[str]:
-    notes, options = [], request.options
-    task = getattr(request, "action", request.mode)
-    if task in ("extend", "repaint", "layer") and (options.loudness is not None or options.fade_out):
-        notes.append("Loudness and fade-out change the whole file, including the samples of the source.")
-    if task_support(kind)[task] != "official":
-        notes.append(f"{task.capitalize()} is experimental with this checkpoint: use a base checkpoint for it.")
-    return notes
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """A take in the output folder: the path of its copy in Gradio's cache, and its entry in the record."""
-
-    copy: str
-    entry: dict[str, Any]
 
 
 def _save_all(takes: tuple[Take, ...], at_once: int, save: Callable) -> Generator[Progress, None, list[Any]]:
@@ -356,8 +243,11 @@ def _until_done(saving: list[futures.Future]) -> Iterator[Progress]:
 
 def _save(
     request: SongRequest, record: dict[str, Any], output: Path, take: Take, cancelled: Callable[[], bool]
-) -> _Saved | Problem:
-    """Save a take under a unique name; a failure leaves no file behind. Raises CancelledError."""
+) -> tuple[str, dict[str, Any]] | Problem:
+    """Save a take under a unique name; returns the path of its copy in Gradio's cache, and its entry in the record.
+
+    A failure leaves no file behind. Raises CancelledError.
+    """
     if take.problem:
         return take.problem
     kind = request.options.format
@@ -377,12 +267,12 @@ def _save(
             if is_disk_full(error):
                 path.unlink()  # another take may fit in its place
             raise
-        return _Saved(copy, {**facts, "name": path.name, "sha256": sha256(path)})
+        return copy, {**facts, "name": path.name, "sha256": sha256(path)}
     except (audio.AudioError, OSError) as error:
         return disk_problem(error)
 
 
-def _is_full(result: _Saved | Problem) -> bool:
+def _is_full(result: Any) -> bool:
     return isinstance(result, Problem) and result.code == export.FULL
 
 
@@ -404,9 +294,81 @@ def _measure(request: SongRequest, take: Take) -> tuple[dict[str, Any], Any]:
     }, samples
 
 
-# --- the output folder ----------------------------------------------------------------------------------------------
+def disk_problem(error: audio.AudioError | OSError) -> Problem:
+    """Return the problem behind a failure to read or write a file; its code is "disk_full" if the disk is."""
+    if isinstance(error, audio.AudioError):
+        return Problem(error.code, error.message, hint=error.hint)
+    if is_disk_full(error):
+        return Problem(export.FULL, "The disk is full.", hint="Free some space and try again.")
+    return Problem("disk", f"A file could not be read or written: {error.strerror or error}.")
 
-log = logging.getLogger("studio")
+
+# --- the record -----------------------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that affect the sound."""
+    packages = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def runtime_facts(weights: Weights, device: models.Device) -> dict[str, Any]:
+    """Return the record's entries on model, device, versions and worker; call it on the machine that does the work."""
+    return {
+        "model": {"id": weights.model_id, "revision": weights.revision, "engine": weights.engine},
+        "device": device.kind,
+        "versions": versions(),
+        "worker": WORKER,
+    }
+
+
+def record_of(
+    loaded: models.Models, job: Job, weights: Weights, seconds: dict[str, float], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the record of a job other than a song; `facts` is its result."""
+    return {
+        "studio": STUDIO_VERSION,
+        "mode": job.request.mode,
+        "request": job.request.model_dump(mode="json", exclude={"mode", "source"}),
+        "seed": job.seeds[0],
+        **runtime_facts(weights, loaded.device()),
+        "seconds": seconds,
+        **facts,
+    }
+
+
+def _record(request: SongRequest, job: Job, outcome: Outcome, weights: Weights) -> dict[str, Any]:
+    uploads = {name: Path(getattr(request, name)) for name in job.audio}
+    options, task, notes = request.options, getattr(request, "action", request.mode), list(outcome.notes)
+    if task in ("extend", "repaint", "layer") and (options.loudness is not None or options.fade_out):
+        notes.append("Loudness and fade-out change the whole file, including the samples of the source.")
+    if task_support(checkpoint_kind(weights))[task] != "official":
+        notes.append(f"{task.capitalize()} is experimental with this checkpoint: use a base checkpoint for it.")
+    asked = request.model_dump(mode="json", exclude={"mode", "source", "reference"})
+    # Uploads have the source "upload" here, so that no path is published.
+    asked["options"]["loras"] = [{"source": lora.source, "weight": lora.weight} for lora in job.loras]
+    return {
+        "studio": STUDIO_VERSION,
+        "mode": request.mode,
+        "request": asked,
+        "audio": {name: {"name": path.name, "sha256": sha256(path)} for name, path in uploads.items()},
+        "seeds": list(job.seeds),
+        "variation_seeds": list(job.variation_seeds) if options.variation else [],
+        "plan": None,
+        "loras": [],
+        **outcome.facts,
+        "notes": notes,
+        "errors": [],  # filled in with the takes once these are saved
+        "takes": [],
+    }
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- the output folder ----------------------------------------------------------------------------------------------
 
 KEEP_DAYS, KEEP_GB = "ACE_STUDIO_KEEP_DAYS", "ACE_STUDIO_KEEP_GB"
 # (days, gigabytes): on a private machine, and on a Space, which everyone shares.
@@ -420,6 +382,22 @@ def songs_folder() -> Path:
     return Path(os.environ.get("ACE_STUDIO_OUTPUT") or Path(__file__).with_name("outputs")).expanduser().resolve()
 
 
+def output_folder() -> Path:
+    """Return the folder for finished songs, created if missing; raises StudioError if it cannot be written to."""
+    folder = songs_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise StudioError(
+            export.FULL if is_disk_full(error) else "disk",
+            f"The output folder {folder} cannot be written to: {error.strerror or error}.",
+            hint="Free some space or name another folder in ACE_STUDIO_OUTPUT.",
+        ) from None
+    return folder
+
+
 def retention() -> tuple[float, float]:
     """Return for how many days, and up to how many gigabytes (10^9 bytes) in total, finished songs are kept.
 
@@ -429,39 +407,32 @@ def retention() -> tuple[float, float]:
     return _limit(KEEP_DAYS, days), _limit(KEEP_GB, gb)
 
 
-def prune(made: Collection[Path] = (), now: float | None = None) -> list[Path]:
-    """Delete songs that are too old, then the oldest until the rest fits; returns the deleted ones.
-
-    The files just `made` stay, as does a file that cannot be deleted, which is logged.
-    """
-    sweep_songs(now)
-    (days, gb), deleted = retention(), []
-    oldest = (time.time() if now is None else now) - days * 86_400
-
-    def exceed_limits(songs: list[tuple[Path, os.stat_result]]) -> bool:
-        size = sum(facts.st_size for _, facts in songs)
-        return bool(songs) and (songs[0][1].st_mtime < oldest or size > gb * 1e9)
-
-    songs = [each for each in _files() if SONG_NAME.fullmatch(each[0].name)]
-    songs.sort(key=lambda song: song[1].st_mtime)
-    if exceed_limits(songs):  # only then are tags read
-        songs = [song for song in songs if _is_ours(song[0])]
-    while exceed_limits(songs):
-        path, _ = songs.pop(0)
+def prune(made: Collection[Path] = ()) -> None:
+    """Delete songs that are too old, then the oldest until the rest fits, but none of those just `made`."""
+    sweep_songs()
+    days, gb = retention()
+    oldest, most = time.time() - days * 86_400, gb * 1e9
+    songs = sorted((song for song in _files() if SONG_NAME.fullmatch(song[0].name)), key=lambda song: song[1].st_mtime)
+    if not songs or (songs[0][1].st_mtime >= oldest and sum(facts.st_size for _, facts in songs) <= most):
+        return
+    songs = [song for song in songs if _is_ours(song[0])]  # reads their tags
+    size = sum(facts.st_size for _, facts in songs)
+    for path, facts in songs:
+        if facts.st_mtime >= oldest and size <= most:
+            break
+        size -= facts.st_size
         if path in made:
             continue
         try:
             path.unlink(missing_ok=True)
-            deleted.append(path)
             log.info("deleted an old song from the output folder")
         except OSError as error:
             log.warning("the old song %s cannot be deleted: %s", path, error)
-    return deleted
 
 
-def sweep_songs(now: float | None = None) -> None:
+def sweep_songs() -> None:
     """Delete what a killed studio left half-written: empty songs and abandoned part files."""
-    oldest = (time.time() if now is None else now) - ABANDONED_SECONDS
+    oldest = time.time() - ABANDONED_SECONDS
     for path, facts in _files():
         half = export.PART.fullmatch(path.name) or (SONG_NAME.fullmatch(path.name) and not facts.st_size)
         if half and facts.st_mtime < oldest:

@@ -1,18 +1,25 @@
-"""What ZeroGPU's errors become, and when a job is tried again."""
+"""ZeroGPU: what its errors become, when a job is tried again, and the seconds that it is asked for."""
 
 from __future__ import annotations
 
-import json
-import queue
+import re
 import threading
 import time
+from dataclasses import replace
 
 import gradio as gr
 import httpx
+import numpy as np
 import pytest
 
 import zerogpu
 from events import Progress, StudioError
+from limits import LIMITS
+from params import parse_request
+from zerogpu import Work
+
+QUOTA = "ZeroGPU quota exceeded"
+NO_GPU = "No GPU was available after 60s. <a>Retry later</a>"
 
 
 def said(title: str, message: str) -> gr.Error:
@@ -20,81 +27,76 @@ def said(title: str, message: str) -> gr.Error:
 
 
 ABORTED = said("ZeroGPU worker error", "GPU task aborted")
-QUOTA = "ZeroGPU quota exceeded"
-NO_GPU = "No GPU was available after 60s. <a>Retry later</a>"
-# Every row of the reference's table: the error, the code, and words that its sentence must have.
-ROWS = [
-    (ABORTED, "gpu_aborted", "ended unexpectedly"),
-    (said("ZeroGPU worker error", "OutOfMemoryError"), "gpu_failed", "OutOfMemoryError"),
-    (said("ZeroGPU illegal duration", "The requested GPU duration (300s) is larger"), "gpu_duration", "300 seconds"),
-    (said(QUOTA, "Space app has reached its GPU limit. Try re-running outside of examples"), "gpu_quota", "Sign in"),
-    (
-        said(QUOTA, "You have exceeded your free ZeroGPU quota (90s requested vs. 30s left). Try again in 1:02:03. "),
-        "gpu_quota",
-        "needs 90 seconds, and 30 are left. Try again in 1:02:03,",
-    ),
-    (said(QUOTA, "You have exceeded your ZeroGPU runs limit. "), "gpu_quota", "runs"),
-    (said(QUOTA, NO_GPU), "gpu_busy", "60 seconds"),
-    (said("ZeroGPU pending credits exceeded", "You have too many ZeroGPU credits"), "gpu_credits", "credits"),
-    (said("ZeroGPU queue timeout", NO_GPU), "gpu_busy", "60 seconds"),
-    (said("ZeroGPU client error", "No GPU was available"), "gpu_busy", "No GPU is free"),
-    (said("ZeroGPU client error", "Expired ZeroGPU proxy token"), "gpu_session", "Reload the page"),
-    (said("ZeroGPU client error", "Internal Gradio error"), "gpu_unreachable", "Reload the page"),
-    (RuntimeError("ZeroGPU API /schedule error: 500"), "gpu_unreachable", "could not be asked"),
-    (RuntimeError("Unexpected end of stream"), "gpu_queue", "queue was lost"),
-    (RuntimeError("Error while re-trying after queue disconnect"), "gpu_queue", "queue was lost"),
-    (RuntimeError("Connection closed by visitor while queueing"), "cancelled", "closed"),
-    (httpx.ConnectError("refused"), "gpu_unreachable", "could not be asked"),
-    (queue.Empty(), "gpu_silent", "stopped answering"),
-]
 
 
-def test_every_error_has_a_sentence_of_its_own():
-    for error, code, words in ROWS:
-        problem = zerogpu.problem_of(error)
-        assert problem.code == code, error
-        assert words in problem.text() and "<" not in problem.text()
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ABORTED, "gpu_aborted", "ended unexpectedly"),
+        (said("ZeroGPU worker error", "OutOfMemoryError"), "gpu_failed", "OutOfMemoryError"),
+        (said("ZeroGPU illegal duration", "The requested GPU duration (300s) is larger"), "gpu_duration", "300 sec"),
+        (said(QUOTA, "Space app has reached its GPU limit. Try re-running"), "gpu_quota", "Sign in"),
+        (
+            *(said(QUOTA, "You have exceeded your quota (90s requested vs. 30s left). Try again in 1:02:03. "),),
+            *("gpu_quota", "needs 90 seconds, and 30 are left. Try again in 1:02:03,"),
+        ),
+        (said(QUOTA, "You have exceeded your ZeroGPU runs limit. "), "gpu_quota", "runs"),
+        (said(QUOTA, "in words that nobody knows yet"), "gpu_quota", "used up"),
+        (said(QUOTA, NO_GPU), "gpu_busy", "60 seconds"),
+        (said("ZeroGPU pending credits exceeded", "You have too many ZeroGPU credits"), "gpu_credits", "credits"),
+        (said("ZeroGPU queue timeout", NO_GPU), "gpu_busy", "60 seconds"),
+        (said("ZeroGPU client error", "No GPU was available"), "gpu_busy", "No GPU is free"),
+        (said("ZeroGPU client error", "Expired ZeroGPU proxy token"), "gpu_session", "Reload the page"),
+        (said("ZeroGPU client error", "Internal Gradio error"), "gpu_unreachable", "Reload the page"),
+        (RuntimeError("ZeroGPU API /schedule error: 500"), "gpu_unreachable", "could not be asked"),
+        (RuntimeError("Unexpected end of stream"), "gpu_queue", "queue was lost"),
+        (RuntimeError("Error while re-trying after queue disconnect"), "gpu_queue", "queue was lost"),
+        (RuntimeError("Connection closed by visitor while queueing"), "cancelled", "closed"),
+        (httpx.ConnectError("refused"), "gpu_unreachable", "could not be asked"),
+        (RuntimeError("x"), None, ""),
+        (gr.Error("ours", title="too_loud"), None, ""),
+    ],
+    ids=str,
+)
+def test_every_error_of_zerogpu_has_a_sentence_and_others_have_none(error, code, words):
+    problem = zerogpu.problem_of(error)
+    assert (problem and problem.code) == code
+    assert problem is None or (words in problem.text() and "<" not in problem.text())
 
 
-def test_other_errors_are_nobodys():
-    for error in (RuntimeError("x"), gr.Error("ours", title="too_loud")):
-        assert zerogpu.problem_of(error) is None
+# --- one job ------------------------------------------------------------------------------------------------------
 
 
-class Card:
-    """A card whose calls end one after the other in `endings`: an error, or None for a song."""
+def lend(folder, *endings, seconds=100, lived=0.0, stage="steps"):
+    """Run a job whose calls end one after the other in `endings` (None: a song) after `lived` times their seconds.
 
-    def __init__(self, folder, *endings, lived=0.0):
-        self.folder, self.endings, self.lived, self.asked = folder, list(endings), lived, []
+    Returns the seconds of each call, the last event or error, the notes, and the record's entry.
+    """
+    asked, notes = [], []
 
-    def call(self, seconds):
-        self.asked.append(seconds)
-        ending = self.endings.pop(0)
-        yield Progress("steps", len(self.asked))
-        if self.lived:
-            beat = {"began": time.time() - self.lived * seconds}
-            (self.folder / zerogpu.BEAT).write_text(json.dumps(beat))
-        if ending:
+    def call(seconds):
+        asked.append(seconds)
+        yield Progress(stage)
+        if lived:
+            (folder / zerogpu.BEAT).write_text(str(time.time() - lived * seconds))
+        if ending := endings[len(asked) - 1]:
             raise ending
         yield "song"
 
+    lending = zerogpu.Lending(call, folder, seconds)
+    try:
+        for last in lending.events():
+            notes += [last.note] if getattr(last, "note", "") else []
+    except Exception as error:
+        last = error
+    return asked, last, notes, lending.facts()
 
-def lend(card, seconds=100):
-    lending = zerogpu.Lending(card.call, card.folder, seconds)
-    return lending, list(lending.events())
 
-
-def test_a_job_that_ran_into_its_limit_is_tried_once_more_with_twice_the_seconds(tmp_path):
-    card = Card(tmp_path, ABORTED, None, lived=1.0)
-    lending, events = lend(card)
-    assert card.asked == [100, 200]
-    assert (lending.asked, lending.tries) == (200, 2)
-    assert events[-1] == "song"
-    (note,) = (event.note for event in events if isinstance(event, Progress) and event.note)
-    assert "100 seconds" in note and "200" in note
-    card = Card(tmp_path, ABORTED, None, lived=1.0)
-    lend(card, 200)
-    assert card.asked == [200, 300]
+def test_a_job_that_used_up_its_seconds_is_tried_once_more_with_twice_of_them(tmp_path):
+    asked, last, (note,), facts = lend(tmp_path, ABORTED, None, lived=1.0)
+    assert (asked, last) == ([100, 200], "song") and "100 " in note and "200" in note
+    assert facts == {"estimated": 100, "asked": 200, "tries": 2}
+    assert lend(tmp_path, ABORTED, None, seconds=200, lived=1.0)[0] == [200, 300]
 
 
 @pytest.mark.parametrize(
@@ -107,71 +109,58 @@ def test_a_job_that_ran_into_its_limit_is_tried_once_more_with_twice_the_seconds
     ],
 )
 def test_nothing_else_is_tried_again(tmp_path, endings, seconds, lived, tries, code):
-    card = Card(tmp_path, *endings, lived=lived)
-    with pytest.raises(StudioError) as raised:
-        lend(card, seconds)
-    assert raised.value.problem.code == code
-    assert len(card.asked) == tries
+    asked, error, _, _ = lend(tmp_path, *endings, seconds=seconds, lived=lived)
+    assert (len(asked), error.problem.code) == (tries, code)
 
 
-def test_a_beat_of_the_first_try_says_nothing_about_the_second(tmp_path):
+def test_an_error_of_the_studio_passes_but_not_one_before_the_work_began(tmp_path):
+    for error in (ValueError("ours"), StudioError("disk", "full")):
+        assert lend(tmp_path, error)[1] is error
+    # An answer that `spaces` cannot read.
+    assert lend(tmp_path, KeyError("content-type"), stage="lending")[1].problem.code == "gpu_unreachable"
+
+
+def test_a_heartbeat_of_the_first_try_says_nothing_about_the_second(tmp_path):
+    tried = []
+
     def call(seconds):
-        if not (tmp_path / "tried").exists():
-            (tmp_path / zerogpu.BEAT).write_text(json.dumps({"began": time.time() - seconds}))
-        (tmp_path / "tried").touch()
+        if not tried:
+            (tmp_path / zerogpu.BEAT).write_text(str(time.time() - seconds))
+        tried.append(seconds)
         yield Progress("steps", 1)
         raise ABORTED
 
     with pytest.raises(StudioError) as raised:
         list(zerogpu.Lending(call, tmp_path, 100).events())
-    assert raised.value.problem.code == "gpu_aborted"
+    assert raised.value.problem.code == "gpu_aborted" and len(tried) == 2
 
 
-def test_an_error_of_the_studio_itself_passes(tmp_path):
-    for error in (ValueError("ours"), StudioError("disk", "full")):
-        with pytest.raises(type(error), match=str(error)):
-            lend(Card(tmp_path, error))
-
-
-def test_whatever_fails_before_the_first_event_is_an_answer_of_zerogpu_that_cannot_be_read(tmp_path):
-    def call(seconds):
-        yield Progress("lending")
-        raise KeyError("content-type")
-
-    with pytest.raises(StudioError) as raised:
-        list(zerogpu.Lending(call, tmp_path, 60).events())
-    assert raised.value.problem.code == "gpu_unreachable"
-
-
-def test_a_worker_whose_death_nobody_tells_is_missed_by_its_beat(tmp_path, monkeypatch):
+def test_a_worker_whose_death_nobody_reports_is_missed_by_its_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(zerogpu, "SILENT_SECONDS", 0.2)
-    dead = threading.Event()
+    over = threading.Event()
 
     def call(seconds):
         yield Progress("steps", 1)
-        zerogpu.Beat(tmp_path).at("steps", 1)
-        dead.wait(100)
+        zerogpu.Beat(tmp_path).write()
+        over.wait(100)
 
-    lending = zerogpu.Lending(lambda seconds: zerogpu.watched(call(seconds), tmp_path), tmp_path, 60)
     with pytest.raises(StudioError) as raised:
-        list(lending.events())
-    assert raised.value.problem.code == "gpu_silent"
-    assert not dead.is_set()
-    dead.set()
+        list(zerogpu.Lending(call, tmp_path, 60).events())
+    assert raised.value.problem.code == "gpu_silent" and not over.is_set()
+    over.set()
 
 
 def test_a_visitor_can_leave_while_the_card_is_being_lent(tmp_path):
-    lent = threading.Event()
-    ended = threading.Event()
+    lent, ended = threading.Event(), threading.Event()
 
-    def call():
+    def call(seconds):
         lent.wait(100)
         try:
             yield Progress("steps", 1)
         finally:
             ended.set()
 
-    events = zerogpu.watched(call(), tmp_path)
+    events = zerogpu.Lending(call, tmp_path, 60).events()
     assert next(events).stage == "lending"
     events.close()
     assert not ended.is_set()
@@ -179,21 +168,88 @@ def test_a_visitor_can_leave_while_the_card_is_being_lent(tmp_path):
     assert ended.wait(100)
 
 
-def test_a_beat_tells_when_the_time_began_and_where_the_work_is(tmp_path, monkeypatch):
+def test_a_heartbeat_tells_when_the_time_began(tmp_path, monkeypatch):
     monkeypatch.setattr(zerogpu, "_forked_at", time.time() - 50)
-    fresh = zerogpu.Beat(tmp_path)
-    fresh.at("steps", 3)
-    found = json.loads((tmp_path / zerogpu.BEAT).read_text())
-    assert (found["stage"], found["step"]) == ("steps", 3)
+    zerogpu.Beat(tmp_path).write()
     assert zerogpu.used_up(tmp_path, 50) and not zerogpu.used_up(tmp_path, 60)
     # The fork is long ago for the second job of a warm worker.
-    zerogpu.Beat(tmp_path).at("steps")
+    zerogpu.Beat(tmp_path).write()
     assert not zerogpu.used_up(tmp_path, 50)
-    zerogpu.Beat(tmp_path / "gone").at("steps")  # nobody waits for it any more
-
-
-def test_a_beat_that_cannot_be_read_counts_as_none(tmp_path):
+    zerogpu.Beat(tmp_path / "gone").write()  # nobody waits for it any more
+    (tmp_path / zerogpu.BEAT).write_text("")
     assert not zerogpu.used_up(tmp_path, 1)
-    for text in ("{", "[]", '{"began": "x"}', '{"began": null}'):
-        (tmp_path / zerogpu.BEAT).write_text(text)
-        assert not zerogpu.used_up(tmp_path, 1)
+
+
+# --- the seconds --------------------------------------------------------------------------------------------------
+
+SONG = Work("generate", duration=240, steps=100, takes=2, guidance=7.0)
+
+
+def test_seconds_are_a_whole_number_from_60_to_300():
+    for value in (-5, 59.9, 123.7, np.float64(123.7), 1e9):
+        assert type(zerogpu.clamped(value)) is int and 60 <= zerogpu.clamped(value) <= 300
+
+
+def test_more_work_takes_longer():
+    needed = zerogpu.seconds_needed
+    more = ({"duration": 300}, {"steps": 120}, {"takes": 3}, {"planner": True}, {"tokens": 500}, {"source": 240})
+    for change in (*more, {"passes": 2}):
+        assert needed(replace(SONG, **change)) > needed(SONG), change
+    assert needed(replace(SONG, guidance=1.0)) < needed(SONG)
+
+
+def work(mode, facts=None, **values):
+    if mode in ("generate", "cover", "extend", "edit"):
+        values = {"prompt": "x", **({} if mode == "generate" else {"source": "/source.wav"}), **values}
+    return zerogpu.work_of(parse_request(mode, values), **(facts or {}))
+
+
+@pytest.mark.parametrize(("mode", "length"), [("generate", 60), ("cover", 90), ("extend", 120), ("edit", 90)])
+def test_a_song_of_any_mode_has_its_length_steps_takes_and_guidance(mode, length):
+    region = {"end": 5} if mode == "edit" else {}
+    found = work(mode, {"source": 90.0}, takes=3, options={"steps": 42, "guidance": 5}, **region)
+    assert (found.duration, found.steps, found.takes, found.guidance) == (length, 42, 3, 5)
+
+
+def test_turbo_takes_8_steps_without_guidance_lyrics_their_tokens_and_a_plan_counts_if_wanted():
+    turbo = work("generate", {"kind": "turbo"})
+    assert (turbo.steps, turbo.guidance) == (8, 1.0)
+    assert work("lyrics", brief="x", options={"max_tokens": 64}).tokens == 64
+    assert work("generate", {"planner": True}).planner
+    assert not work("generate", {"planner": False}).planner
+    assert not work("generate", {"planner": True}, options={"plan": False}).planner
+    assert not work("cover", {"planner": True, "source": 60.0}).planner
+
+
+def test_a_morph_runs_source_and_target_in_every_draw():
+    values = {"action": "morph", "source_prompt": "y"}
+    assert work("edit", **values).passes == 2
+    found = work("edit", **values, options={"n_min": 0.25, "n_max": 0.75, "n_avg": 4})
+    assert found.passes == pytest.approx(0.5 * 8 + 0.25)
+
+
+def test_every_standard_song_fits():
+    for takes in (1, 4):
+        assert zerogpu.refusal(work("generate", duration=LIMITS["duration"].high, takes=takes)) is None
+
+
+ALONE = {"generate": {"takes", "steps", "duration"}, "cover": {"takes", "steps"}}
+
+
+@pytest.mark.parametrize(("mode", "alone"), ALONE.items())
+def test_what_does_not_fit_is_refused_with_the_most_that_would_fit(mode, alone):
+    song = Work(mode, duration=600, source=0 if mode == "generate" else 600, steps=200, takes=4, guidance=7.0)
+    problem = zerogpu.refusal(song)
+    assert "300" in problem.message and f"{zerogpu.seconds_needed(song):,.0f}" in problem.message
+    names = {"take": "takes", "seconds": "duration"}
+    ways = {names.get(what, what): int(n) for n, what in re.findall(r"(\d+) (takes?|steps|seconds)", problem.hint)}
+    assert set(ways) == alone
+    for name, number in ways.items():
+        assert zerogpu.seconds_needed(replace(song, **{name: number})) <= 300
+        more = number + (5 if name == "duration" else 1)
+        assert zerogpu.seconds_needed(replace(song, **{name: more})) > 300
+    # Where nothing alone helps, what to lower together.
+    song = Work("edit", duration=600, source=600, steps=200, takes=4, guidance=7.0, passes=16)
+    steps = int(re.search(r"1 take and (\d+) steps", zerogpu.refusal(song).hint)[1])
+    assert zerogpu.seconds_needed(replace(song, takes=1, steps=steps)) <= 300
+    assert "morph averages" in zerogpu.refusal(replace(song, passes=80)).hint
