@@ -2,7 +2,7 @@
 
 ACE_STUDIO_RAY decides: unset is this process. `run` takes a job to an idle worker (cluster_worker.py) and yields its
 events. Files travel as blocks of bytes through Ray's object store and land in the job's folder, so nothing needs a
-shared file system. A worker that dies is replaced, and the song that it was making is made once more on another one.
+shared file system. A worker that dies is replaced, and its song is made once more on another one.
 
 ray is imported where it is used: a Space, and a studio without the variable, never import it.
 """
@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +39,30 @@ log = logging.getLogger("studio")
 
 RAY, WORKERS, CARDS = "ACE_STUDIO_RAY", "ACE_STUDIO_RAY_WORKERS", "ACE_STUDIO_RAY_GPUS"
 LOCAL = "local"
-# What decides which models a worker loads, and whether it compiles them.
+# These decide which models a worker loads, and whether it compiles them.
 MODELS = ("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS", "ACE_STUDIO_COMPILE")
 ROOT = Path(__file__).resolve().parent
-# What a cluster's machines get of that folder is its code.
-NOT_SENT = [".git", ".venv", "models", "outputs", "tests", "docs", "*.log"]
-# Of the object store of a cluster that is started here.
-STORE_BYTES = 256 * 2**20
-# Seconds between two events at most, between two looks at the workers, and between two questions to an idle one.
+NOT_SENT = [".git", ".venv", "models", "outputs", "tests", "docs", "*.log"]  # of ROOT to the cluster's machines
+STORE_BYTES = 256 * 2**20  # the object store of a cluster that is started here
+# Seconds between two events at most, between two checks of the workers, and between two questions to an idle one.
 BEAT_SECONDS, LOOK_SECONDS, ASK_SECONDS = 0.4, 1.0, 5.0
-# Seconds that a worker may say nothing, and that a song waits where there is no worker.
+# Seconds that a worker may stay silent, and that a song waits while there is no worker.
 SILENT_SECONDS, NO_WORKER_SECONDS = 60.0, 300.0
-# Seconds without the head after which the studio leaves the cluster: Ray would end this process after 60. Songs have
-# the second number to notice it.
+# Seconds without the head after which the studio leaves the cluster (Ray would end this process after 60), and that
+# songs and workers get to end then.
 HEAD_SECONDS, LEAVE_SECONDS = 20.0, 5.0
 PROBE_SECONDS = 2.0
 
 
 def wanted() -> str:
-    """Return what ACE_STUDIO_RAY says: "" (this process), "local", "auto" or an address; a Space never uses Ray."""
+    """Return ACE_STUDIO_RAY: "" (this process), "local", "auto" or an address; a Space never uses Ray."""
     return "" if os.environ.get("SPACE_ID") or bootstrap.on_zerogpu() else os.environ.get(RAY, "").strip()
+
+
+def count_wanted() -> int:
+    """Return the number of workers in ACE_STUDIO_RAY_WORKERS; 0 leaves it to the number of cards."""
+    text = os.environ.get(WORKERS, "").strip()
+    return int(text) if text.isdecimal() else 0
 
 
 # --- the workers, seen from the studio ------------------------------------------------------------------------------
@@ -66,7 +70,7 @@ def wanted() -> str:
 
 @dataclass
 class Slot:
-    """One worker: its actor, the answer that it owes (`asked` at), and `facts`, its last one; {} while it starts.
+    """One worker: its actor, the `answer` that it owes since `asked`, and its latest `facts`, {} while it starts.
 
     It is `lost` once the studio has left the cluster.
     """
@@ -75,14 +79,14 @@ class Slot:
     actor: Any
     answer: Any
     asked: float
-    facts: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
     busy: bool = False
     lost: bool = False
     loras: frozenset[str] = frozenset()
 
 
 class Pool:
-    """The workers of this studio: started in the background, looked after once a second, lent to one song at a time."""
+    """The workers of this studio: started in the background, checked every second, lent to one song at a time."""
 
     def __init__(self, address: str, look: Callable[[], dict[str, Any]], changed: Callable[[int], None]):
         self.problem: Problem | None = None
@@ -91,23 +95,18 @@ class Pool:
         self._slots: list[Slot] = []
         self._tickets: list[object] = []
         self._news = threading.Condition()
-        self._connected, self._made = False, 0
-        # The address of the head, once it is known, and when it last answered.
-        self._head, self._heard = "", 0.0
-        self._next_try = 0.0
+        self._ray: Any = None  # the module while connected
+        self._head, self._heard = "", 0.0  # the head's address once known, and when it last answered
+        self._made, self._next_try = 0, 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="workers", daemon=True)
         self._thread.start()
 
     def workers(self) -> list[dict[str, Any]]:
-        """Return what is known of each worker that answers."""
+        """Return the facts of each worker that answers."""
         with self._news:
             return [
-                {
-                    "id": slot.name,
-                    **{name: slot.facts[name] for name in ("node", "pid", "device")},
-                    "busy": slot.busy,
-                }
+                {"id": slot.name, **{name: slot.facts[name] for name in ("node", "pid", "device")}, "busy": slot.busy}
                 for slot in self._slots
                 if slot.facts
             ]
@@ -115,7 +114,7 @@ class Pool:
     def take(self, loras: Collection[str]) -> Generator[Progress, None, Slot]:
         """Return the idle worker that holds most of `loras`, first come first served; yields while it waits.
 
-        Raises StudioError where Ray cannot be used, or no worker came within `NO_WORKER_SECONDS`.
+        Raises StudioError if Ray cannot be used, or no worker came within `NO_WORKER_SECONDS`.
         """
         ticket, alone_since = object(), time.monotonic()
         with self._news:
@@ -129,11 +128,10 @@ class Pool:
                         slot.busy = True
                         return slot
                     self._news.wait(BEAT_SECONDS)
-                    alone = not any(slot.facts for slot in self._slots)
-                    problem = self.problem
+                    alone, problem = self._alone(), self.problem
                 if not alone:
                     alone_since = time.monotonic()
-                elif problem and (not self._connected or time.monotonic() - alone_since > NO_WORKER_SECONDS):
+                elif problem and (not self._ray or time.monotonic() - alone_since > NO_WORKER_SECONDS):
                     raise StudioError.of(problem)
                 yield Progress("waiting", note=problem.text() if alone and problem else "")
         finally:
@@ -148,40 +146,34 @@ class Pool:
             self._news.notify_all()
 
     def drop(self, slot: Slot) -> None:
-        """Forget a worker that is gone; the next look makes another one."""
-        import ray
-
+        """Forget a worker that is gone; the next check makes another one."""
         with self._news:
             if slot in self._slots:
                 self._slots.remove(slot)
                 log.warning("%s is gone", slot.name)
         with contextlib.suppress(Exception):
-            ray.kill(slot.actor)
-
-    def dismiss(self) -> None:
-        """Let the workers end by themselves, within some seconds: one that is killed leaves its folder behind."""
-        if self._connected:
-            import ray
-
-            with contextlib.suppress(Exception):
-                ended = [slot.actor.__ray_terminate__.remote() for slot in self._slots]
-                ray.wait(ended, num_returns=len(ended), timeout=LEAVE_SECONDS)
+            self._ray.kill(slot.actor)
 
     def stop(self) -> None:
-        """Let the workers go and leave the cluster; one that was started here ends."""
+        """Let the workers end by themselves (a killed one leaves its folder behind), then leave the cluster."""
         self._stop.set()
+        with contextlib.suppress(Exception):
+            ended = [slot.actor.__ray_terminate__.remote() for slot in self._slots]
+            self._ray.wait(ended, num_returns=len(ended), timeout=LEAVE_SECONDS)
         self._thread.join(30)
-        self.dismiss()
         self._leave()
+
+    def _alone(self) -> bool:
+        return not any(slot.facts for slot in self._slots)
 
     # --- in the background ---------------------------------------------------------------------------------------
 
     def _keep(self) -> None:
         while not self._stop.is_set():
             try:
-                if not self._connected:
+                if not self._ray and time.monotonic() >= self._next_try:
                     self._connect()
-                if self._connected and self._head_answers():
+                if self._ray and self._head_answers():
                     self._tend()
             except Exception as error:
                 self._trouble(problem_of(error))
@@ -189,17 +181,15 @@ class Pool:
             self._stop.wait(LOOK_SECONDS)
 
     def _connect(self) -> None:
-        """Start Ray here or join the cluster; raises what Ray raises."""
-        if time.monotonic() < self._next_try:
-            return
+        """Start Ray here or join the cluster; raises Ray's errors."""
         self._next_try = time.monotonic() + ASK_SECONDS
         ray = join(self._head if self._address != LOCAL and self._head else self._address)
         self._head, self._heard = ray.get_runtime_context().gcs_address, time.monotonic()
-        self._connected, self.problem = True, None
+        self._ray, self.problem = ray, None
         log.info("Ray %s, %s", ray.__version__, "started here" if self._address == LOCAL else "joined the cluster")
 
     def _head_answers(self) -> bool:
-        """Tell whether the head can be asked now; raises StudioError where it could not for `HEAD_SECONDS`."""
+        """Whether the head answers now; raises StudioError if it has not for `HEAD_SECONDS`."""
         if answers(self._head):
             self._heard = time.monotonic()
             return True
@@ -212,12 +202,10 @@ class Pool:
             left, self._slots = self._slots, []
             for slot in left:
                 slot.lost = True
-            connected, self._connected = self._connected, False
-            # Ray must not go while a song is asking it.
+            ray, self._ray = self._ray, None
+            # Ray must not be shut down while a song is calling it.
             self._news.wait_for(lambda: not any(slot.busy for slot in left), LEAVE_SECONDS)
-        if connected:
-            import ray
-
+        if ray:
             with contextlib.suppress(Exception):
                 ray.shutdown()
 
@@ -225,47 +213,38 @@ class Pool:
         if problem != self.problem:
             log.warning("Ray: %s", problem.text())
         self.problem = problem
-        if self._connected and problem == UNREACHABLE:
+        if self._ray and problem == UNREACHABLE:
             self._leave()
 
     def _tend(self) -> None:
-        """Take the workers' answers, ask those again that have been idle, drop the dead, and make those that lack."""
-        import ray
-
+        """Take the workers' answers, ask idle ones again, drop the dead, and make those that are missing."""
         now = time.monotonic()
         for slot in list(self._slots):
             if slot.answer is None:
                 if not slot.busy and now - slot.asked > ASK_SECONDS:
                     slot.answer, slot.asked = slot.actor.hello.remote(self._look), now
-            elif ray.wait([slot.answer], timeout=0)[0]:
+            elif self._ray.wait([slot.answer], timeout=0)[0]:
                 self._hear(slot)
             elif slot.facts and not slot.busy and now - slot.asked > SILENT_SECONDS:
                 self.drop(slot)
-        cards, count = self._wanted(ray)
-        with self._news:
-            starting = [slot for slot in self._slots if not slot.facts]
-            missing = count - len(self._slots)
-            alone = not any(slot.facts for slot in self._slots)
-        for slot in starting[: max(-missing, 0)]:
+        cards, count = self._size()
+        missing = count - len(self._slots)
+        for slot in [slot for slot in self._slots if not slot.facts][: max(-missing, 0)]:
             self.drop(slot)
-        if now >= self._next_try:
-            for _ in range(missing):
-                self._make(ray, cards, count)
-        if not alone:
+        for _ in range(missing if now >= self._next_try else 0):
+            self._make(cards, count)
+        if not self._alone():
             self.problem = None
         elif self.problem is None and self.status:
             self.problem = NO_WORKER  # there was one before
 
     def _hear(self, slot: Slot) -> None:
-        """Take the answer of a worker; one that is dead, or that could not start, goes."""
-        import ray
-
+        """Take the answer of a worker; drop one that is dead or could not start."""
         try:
-            facts = ray.get(slot.answer)
+            facts = self._ray.get(slot.answer)
         except Exception as error:
             self.drop(slot)
-            # What cannot start is not made again every second.
-            self._next_try = time.monotonic() + ASK_SECONDS
+            self._next_try = time.monotonic() + ASK_SECONDS  # one that cannot start is not made again every second
             if not is_death(error):
                 self._trouble(problem_of(error))
             return
@@ -273,33 +252,29 @@ class Pool:
             slot.answer, slot.facts, self.status = None, facts, facts
             self._news.notify_all()
 
-    def _wanted(self, ray: Any) -> tuple[float, int]:
-        """Return the cards that a worker gets, 0 for one on the processor, and how many workers there should be."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    def _size(self) -> tuple[float, int]:
+        """Return the cards per worker (ACE_STUDIO_RAY_GPUS; 0 for the processor) and the number of workers."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         found = sum(node.get("GPU", 0) for node in nodes)
-        cards = cards_wanted()
-        if cards is None:
+        try:
+            cards = max(float(os.environ.get(CARDS, "").strip()), 0.0)
+        except ValueError:
             cards = 1.0 if found else 0.0
-        if count := count_wanted():
-            return cards, count
-        if cards:
-            return cards, max(int(found / cards), 1)
-        return cards, 1 if self._address == LOCAL else max(sum("CPU" in node for node in nodes), 1)
+        count = found / cards if cards else 1 if self._address == LOCAL else sum("CPU" in node for node in nodes)
+        return cards, count_wanted() or max(int(count), 1)
 
-    def _make(self, ray: Any, cards: float, count: int) -> None:
-        cores = max((os.cpu_count() or 1) // count, 1) if self._address == LOCAL else 1
+    def _make(self, cards: float, count: int) -> None:
         self._made += 1
         name = f"worker-{self._made}"
         environ = {variable: os.environ[variable] for variable in MODELS if variable in os.environ}
         if not cards:
-            environ["OMP_NUM_THREADS"] = str(cores)
-        kind = ray.remote(num_gpus=cards, num_cpus=0 if cards else 1, concurrency_groups={"songs": 1, "cancels": 1})(
-            Worker
-        )
-        actor = kind.options(scheduling_strategy="SPREAD").remote(name, environ)
+            environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // count, 1) if self._address == LOCAL else 1)
+        room = {"num_gpus": cards, "num_cpus": 0 if cards else 1, "scheduling_strategy": "SPREAD"}
+        kind = self._ray.remote(concurrency_groups={"songs": 1, "cancels": 1}, **room)(Worker)
+        actor = kind.remote(name, environ)
         asked = actor.hello.remote(self._look)
         with self._news:
-            self._slots.append(Slot(name, actor, asked, time.monotonic(), {}))
+            self._slots.append(Slot(name, actor, asked, time.monotonic()))
 
 
 # --- a job on a worker ----------------------------------------------------------------------------------------------
@@ -309,9 +284,9 @@ _making = threading.Lock()
 
 
 def start(look: Callable[[], dict[str, Any]], changed: Callable[[int], None] = lambda count: None) -> Pool:
-    """Return the pool of workers, made at the first call.
+    """Return the pool of workers, made by the first call.
 
-    `look` is asked in each of them; `changed` hears once a second how many there are.
+    `look` returns the status of the worker that it runs in; `changed` gets the number of workers every second.
     """
     global _pool
     with _making:
@@ -321,7 +296,7 @@ def start(look: Callable[[], dict[str, Any]], changed: Callable[[int], None] = l
 
 
 def stop() -> None:
-    """End the workers, where there are any."""
+    """End the workers and leave the cluster, if there is one."""
     global _pool
     with _making:
         pool, _pool = _pool, None
@@ -329,17 +304,11 @@ def stop() -> None:
         pool.stop()
 
 
-def dismiss() -> None:
-    """Let the workers end, where there are any, while this process is about to."""
-    if _pool:
-        _pool.dismiss()
-
-
 def join(address: str) -> Any:
-    """Start Ray here (`address` "local") or join a cluster; returns the module ray, or raises what it raises."""
+    """Start Ray here (`address` "local") or join a cluster; returns the module ray. Raises its errors."""
     if address.startswith("ray://"):
         raise StudioError.of(NO_CLIENT)
-    # Ray waits minutes for a head that is not there.
+    # Ray would wait minutes for a head that is not there.
     if address not in (LOCAL, "auto") and not answers(address):
         raise StudioError.of(UNREACHABLE)
     # Nothing is reported to anybody, and Ray never starts on its own.
@@ -347,8 +316,7 @@ def join(address: str) -> Any:
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
-    # A connection that was lost may still be half there.
-    ray.shutdown()
+    ray.shutdown()  # a lost connection may still be half there
     settings: dict[str, Any] = {"runtime_env": {"working_dir": str(ROOT), "excludes": NOT_SENT}}
     if address == LOCAL:
         settings = {
@@ -362,7 +330,7 @@ def join(address: str) -> Any:
 
 
 def answers(address: str) -> bool:
-    """Tell whether somebody listens at `address`, a host and a port."""
+    """Whether something listens at `address`, a host and a port."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
@@ -377,19 +345,18 @@ def workers() -> list[dict[str, Any]]:
 
 
 def reported() -> dict[str, Any]:
-    """Return the status that a worker told last; {} before there was one."""
+    """Return the latest status from a worker, {} before the first."""
     return _pool.status if _pool else {}
 
 
 def run(entry: Callable[[Job], Iterator[Any]], look: Callable[[], dict[str, Any]], job: Job) -> Iterator[Any]:
-    """Yield the events of `entry(job)` on a worker; once more on another one where the first is gone.
+    """Yield the events of `entry(job)` on a worker, and if that dies, once more on another one.
 
-    Raises StudioError where it cannot be done. Closing the generator cancels the job.
+    Raises StudioError. Closing the generator cancels the job.
     """
     pool = start(look)
-    hashes = {spec.info.sha256 for spec in job.loras}
     for attempt in (1, 2):
-        slot = yield from pool.take(hashes)
+        slot = yield from pool.take({spec.info.sha256 for spec in job.loras})
         try:
             yield from _streamed(slot, entry, job)
             return
@@ -409,24 +376,23 @@ def run(entry: Callable[[Job], Iterator[Any]], look: Callable[[], dict[str, Any]
 def _streamed(slot: Slot, entry: Callable[[Job], Iterator[Any]], job: Job) -> Iterator[Any]:
     import ray
 
+    def sent(paths: dict[str, str]) -> dict[str, list[Any]]:
+        return {key: [ray.put(data) for data in blocks_of(path)] for key, path in paths.items()}
+
     folder, ended = Path(job.folder), False
-    files = {key: [ray.put(data) for data in blocks_of(path)] for key, path in job.audio.items()}
     loras = {spec.info.sha256: spec.path for spec in job.loras if spec.info.sha256 not in slot.loras}
-    sent = {key: [ray.put(data) for data in blocks_of(path)] for key, path in loras.items()}
     task = slot.actor.run.options(num_returns="streaming", concurrency_group="songs")
-    stream = task.remote(entry, job, files, sent)
+    stream = task.remote(entry, job, sent(job.audio), sent(loras))
     latest, heard = Progress("preparing"), time.monotonic()
     try:
         with contextlib.ExitStack() as opened:
-            made: dict[str, Any] = {}
-            while True:
-                if job.cancelled():
-                    return
+            files: dict[str, Any] = {}
+            while not job.cancelled():
                 if slot.lost:
                     raise StudioError.of(UNREACHABLE)
                 if not ray.wait([stream], timeout=BEAT_SECONDS)[0]:
                     if time.monotonic() - heard > SILENT_SECONDS:
-                        raise TimeoutError(f"{slot.name} said nothing for {SILENT_SECONDS:g} s")
+                        raise TimeoutError(f"{slot.name} was silent for {SILENT_SECONDS:g} s")
                     yield latest
                     continue
                 try:
@@ -437,39 +403,20 @@ def _streamed(slot: Slot, entry: Callable[[Job], Iterator[Any]], job: Job) -> It
                 heard = time.monotonic()
                 if isinstance(item, tuple):
                     slot.loras = frozenset(item)
-                elif isinstance(item, Block):
-                    if item.name not in made:
-                        made[item.name] = opened.enter_context((folder / Path(item.name).name).open("wb"))
-                    made[item.name].write(item.data)
-                else:
-                    if isinstance(item, Progress):
-                        latest = item
-                    elif isinstance(item, Outcome):
-                        opened.close()
-                        item = replace(item, takes=tuple(_here(take, folder) for take in item.takes))
-                    yield item
+                    continue
+                if isinstance(item, Block):
+                    if item.name not in files:
+                        files[item.name] = opened.enter_context((folder / Path(item.name).name).open("wb"))
+                    files[item.name].write(item.data)
+                    continue
+                if isinstance(item, Progress):
+                    latest = item
+                elif isinstance(item, Outcome):
+                    opened.close()
+                    names = {take.file: str(folder / Path(take.file).name) for take in item.takes if take.file}
+                    item = replace(item, takes=tuple(replace(t, file=names.get(t.file, "")) for t in item.takes))
+                yield item
     finally:
         if not ended:
             with contextlib.suppress(Exception):
                 slot.actor.cancel.options(concurrency_group="cancels").remote(folder.name)
-
-
-def _here(take: Any, folder: Path) -> Any:
-    return replace(take, file=str(folder / Path(take.file).name)) if take.file else take
-
-
-# --- settings ----------------------------------------------------------------------------------------
-
-
-def count_wanted() -> int:
-    """Return how many workers ACE_STUDIO_RAY_WORKERS asks for; 0 leaves it to the cards."""
-    text = os.environ.get(WORKERS, "").strip()
-    return int(text) if text.isdecimal() else 0
-
-
-def cards_wanted() -> float | None:
-    """Return the share of a card that a worker gets (ACE_STUDIO_RAY_GPUS); 0: the processor, None: not said."""
-    try:
-        return max(float(os.environ.get(CARDS, "").strip()), 0.0)
-    except ValueError:
-        return None

@@ -1,7 +1,7 @@
 """A Ray worker: one loaded studio in its own process, on any machine of a cluster; and Ray's errors as sentences.
 
-It runs the studio's GPU entry point in its own folder. Files come and go as blocks of bytes. ray is imported where it
-is used.
+It runs the studio's GPU entry point in its own folder. Files travel as blocks of bytes. ray is imported where it is
+used.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from events import Done, Job, Outcome, Problem, StudioError, first_line
 
 log = logging.getLogger("studio")
 
-# Bytes: a file travels in blocks, so a small object store carries songs of any length.
-BLOCK_BYTES = 8 * 2**20
-# Files of LoRAs that a worker keeps for its next songs.
-LORAS_KEPT = 8
+BLOCK_BYTES = 8 * 2**20  # small enough for a small object store to carry songs of any length
+LORAS_KEPT = 8  # files of LoRAs that a worker keeps for its next songs
 
 
 @dataclass(frozen=True)
@@ -46,25 +44,24 @@ class Worker:
 
         jobs.sweep()
         self._name, self._jobs = name, jobs
-        # By hash, the last used at the end.
-        self._loras: dict[str, Path] = {}
+        self._loras: dict[str, Path] = {}  # by hash, the most recently used last
         self._cancelled = ""
 
     def hello(self, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what `look` says of the studio here, with the worker's node and process."""
+        """Return the studio's status here, which is `look()`, with the worker's node and process."""
         import ray
 
         return {**look(), "node": ray.get_runtime_context().get_node_id()[:12], "pid": os.getpid()}
 
     def cancel(self, name: str) -> None:
-        """Let the job whose folder has that name be cancelled, even if it has not begun."""
+        """Cancel the job whose folder has that name, even if it has not begun."""
         self._cancelled = name
         self._jobs.job_path(name).joinpath("running").unlink(missing_ok=True)
 
     def run(
         self, entry: Callable[[Job], Iterator[Any]], job: Job, files: dict[str, list[Any]], loras: dict[str, list[Any]]
     ) -> Iterator[Any]:
-        """Yield the hashes of the LoRAs that are here, then the events of `entry(job)`, each after its files' blocks.
+        """Yield the hashes of the LoRAs kept here, then the events of `entry(job)`, each after its files' blocks.
 
         `files` (by name) and `loras` (by hash) hold references to the blocks of what the job reads.
         """
@@ -76,8 +73,9 @@ class Worker:
                 return
             for key, blocks in files.items():
                 _write(Path(here.audio[key]), blocks)
-            here = replace(here, loras=tuple(self._at_hand(spec, loras) for spec in job.loras))
-            self._forget_loras(len(job.loras))
+            here = replace(here, loras=tuple(self._local(spec, loras) for spec in job.loras))
+            while len(self._loras) > max(LORAS_KEPT, len(job.loras)):
+                self._loras.pop(next(iter(self._loras))).unlink(missing_ok=True)
             yield tuple(self._loras)
             with contextlib.closing(entry(here)) as events:
                 for event in events:
@@ -92,24 +90,20 @@ class Worker:
                         event.record["worker"] = self._name
                     yield event
 
-    def _at_hand(self, spec: Any, sent: dict[str, list[Any]]) -> Any:
-        """Return the LoRA `spec` with the place of its file here."""
+    def _local(self, spec: Any, sent: dict[str, list[Any]]) -> Any:
+        """Return the LoRA `spec` with the path of its file here."""
         key = spec.info.sha256
-        place = self._jobs.job_path("loras") / key
+        path = self._jobs.job_path("loras") / key
         if key in sent:
-            place.parent.mkdir(mode=0o700, exist_ok=True)
-            _write(place, sent[key])
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            _write(path, sent[key])
         self._loras.pop(key, None)
-        self._loras[key] = place
-        return replace(spec, path=str(place))
-
-    def _forget_loras(self, used: int) -> None:
-        while len(self._loras) > max(LORAS_KEPT, used):
-            self._loras.pop(next(iter(self._loras))).unlink(missing_ok=True)
+        self._loras[key] = path
+        return replace(spec, path=str(path))
 
 
 def blocks_of(path: str) -> Iterator[bytes]:
-    """Yield the bytes of a file, nothing where `path` is ""."""
+    """Yield the bytes of a file; nothing if `path` is ""."""
     if path:
         with open(path, "rb") as file:
             yield from iter(lambda: file.read(BLOCK_BYTES), b"")
@@ -126,91 +120,61 @@ def _write(path: Path, blocks: list[Any]) -> None:
 # --- problems -----------------------------------------------------------------------------------------------------
 
 AGAIN = "The worker that was making this song is gone, so another one starts it again."
-# What Ray calls an actor that died in its constructor.
-AT_START = "creation task"
+AT_START = "creation task"  # what Ray calls the constructor of an actor
+RETRIED = "The studio tries again every few seconds."
+LOGS = "The log of the studio and those of Ray have the details."
 NO_CLIENT = Problem(
-    "ray_client",
-    "Ray's client (ray://) cannot stream what a worker says.",
+    *("ray_client", "Ray's client (ray://) cannot stream what a worker returns."),
     hint='Start the studio on a machine of the cluster with ACE_STUDIO_RAY=auto, or name the head as "host:6379".',
 )
 UNREACHABLE = Problem(
-    "ray_unreachable",
-    "The head of the Ray cluster cannot be reached.",
-    hint="The studio tries again every few seconds. Check that the head is running, and what ACE_STUDIO_RAY names.",
+    *("ray_unreachable", "The head of the Ray cluster cannot be reached."),
+    hint=f"{RETRIED} Check that the head is running, and what ACE_STUDIO_RAY names.",
 )
 SLOW_START = Problem(
-    "ray_start",
-    "Ray did not start on this machine in time.",
-    hint="The studio tries again every few seconds. A busy machine may need RAY_raylet_start_wait_time_s=120.",
+    *("ray_start", "Ray did not start on this machine in time."),
+    hint=f"{RETRIED} A busy machine may need RAY_raylet_start_wait_time_s=120.",
 )
 NO_WORKER = Problem(
-    "ray_no_worker",
-    "No worker of the Ray cluster is left.",
-    hint="The studio goes on waiting for one and uses it as soon as it is there.",
+    *("ray_no_worker", "No worker of the Ray cluster is left."),
+    hint="The studio keeps waiting for one and uses it as soon as it is there.",
 )
 TWICE = Problem(
-    "ray_died",
-    "Two workers in a row died while they were making this song.",
+    *("ray_died", "Two workers in a row died while they were making this song."),
     hint="Try fewer takes or a shorter song; the logs of Ray tell why they died.",
 )
 
 
 def is_death(error: Exception) -> bool:
-    """Tell whether `error` says that a worker, its process or its machine is gone, or answers no more."""
-    import ray
+    """Whether `error` means that a worker, its process or its machine is gone or no longer answers."""
+    from ray import exceptions as ray
 
-    gone = (
-        ray.exceptions.RayActorError,
-        ray.exceptions.WorkerCrashedError,
-        ray.exceptions.NodeDiedError,
-        ray.exceptions.ObjectLostError,
-        TimeoutError,
-    )
+    gone = (ray.RayActorError, ray.WorkerCrashedError, ray.NodeDiedError, ray.ObjectLostError, TimeoutError)
     return isinstance(error, gone) and AT_START not in str(error)
 
 
 def problem_of(error: Exception) -> Problem:
-    """Return the sentence for what Ray raises."""
+    """Return the problem behind an error of Ray; unexpected errors are logged."""
+    text, kind = str(error), type(error).__name__
     if isinstance(error, StudioError):
         return error.problem
     if isinstance(error, ImportError):
         return Problem("ray_missing", "Ray is not installed here.", hint="Start the studio with ./run.sh --ray.")
-    text = str(error)
     if "ersion mismatch" in text:
-        return Problem(
-            "ray_versions",
-            f"This machine and the cluster have different versions of Ray or Python: {_versions(text)}",
-            hint="Install the same versions on all of them.",
-        )
-    kind = type(error).__name__
+        found = ", ".join(line.strip() for line in text.splitlines() if "Ray:" in line or "Python:" in line)
+        message = f"This machine and the cluster have different versions of Ray or Python: {found}"
+        return Problem("ray_versions", message, hint="Install the same versions on all of them.")
     if AT_START in text:
-        return Problem(
-            "ray_start",
-            f"A worker could not start: {text.strip().splitlines()[-1]}",
-            hint="Each machine needs the packages of requirements.txt; the logs of Ray have the details.",
-        )
+        hint = "Each machine needs the packages of requirements.txt; the logs of Ray have the details."
+        return Problem("ray_start", f"A worker could not start: {text.strip().splitlines()[-1]}", hint=hint)
     if kind in ("ObjectStoreFullError", "OutOfDiskError"):
-        return Problem(
-            "ray_full",
-            "The object store of the cluster is full.",
-            hint="Try again when fewer songs are being made, or give Ray more memory (--object-store-memory).",
-        )
+        hint = "Try again when fewer songs are being made, or give Ray more memory (--object-store-memory)."
+        return Problem("ray_full", "The object store of the cluster is full.", hint=hint)
     if kind == "RuntimeEnvSetupError":
-        return Problem(
-            "ray_code", f"A worker could not get the studio's code: {first_line(error)}", hint="See the logs of Ray."
-        )
+        return Problem("ray_code", f"A worker could not get the studio's code: {first_line(error)}", hint=LOGS)
     if "timed out during startup" in text:
         return SLOW_START
-    if isinstance(error, ConnectionError) or "GCS" in text or "gcs" in text:
+    if isinstance(error, ConnectionError) or "gcs" in text.lower():
         return UNREACHABLE
     log.error("Ray failed unexpectedly", exc_info=error)
-    return Problem(
-        "ray_failed",
-        f"A worker could not do its work ({kind}: {first_line(error)[:200]}).",
-        hint="The log of the studio and those of Ray have the details.",
-    )
-
-
-def _versions(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if "Ray:" in line or "Python:" in line]
-    return ", ".join(lines) or "they differ."
+    return Problem("ray_failed", f"A worker could not do its work ({kind}: {first_line(error)[:200]}).", hint=LOGS)

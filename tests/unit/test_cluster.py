@@ -33,6 +33,12 @@ def test_a_space_never_uses_ray(monkeypatch, environ, found):
     assert cluster.wanted() == found
 
 
+@pytest.mark.parametrize(("text", "count"), [("", 0), ("3", 3), ("many", 0)])
+def test_workers_that_are_asked_for(monkeypatch, text, count):
+    monkeypatch.setenv("ACE_STUDIO_RAY_WORKERS", text)
+    assert cluster.count_wanted() == count
+
+
 @pytest.mark.slow
 def test_the_studio_does_not_import_ray_unless_it_is_asked_for():
     told = python("-c", "import app, sys; app.build_app(); app.start_workers(print); print('ray' in sys.modules)")
@@ -52,37 +58,32 @@ def test_a_studio_without_ray_says_how_to_get_it(monkeypatch, tmp_path):
         cluster.stop()
 
 
-def test_the_address_of_rays_client_is_refused_with_a_way_out():
+def test_an_address_that_cannot_work_is_refused_at_once(monkeypatch):
     with pytest.raises(StudioError, match="ACE_STUDIO_RAY=auto"):
         cluster.join("ray://head:10001")
-
-
-def test_versions_that_differ_are_named():
-    said = (
-        "Version mismatch: The cluster was started with:\n    Ray: 2.50.0\n    Python: 3.11.7\n"
-        "This process on node 10.0.0.2 was started with:\n    Ray: 2.60.0\n    Python: 3.12.1\n"
-    )
-    problem = cluster_worker.problem_of(RuntimeError(said))
-    assert problem.code == "ray_versions"
-    assert "Ray: 2.50.0" in problem.message and "Python: 3.12.1" in problem.message
-
-
-def test_a_machine_on_which_ray_does_not_start_is_no_head_that_is_away():
-    said = "The current node timed out during startup. This could happen because the GCS has become overloaded."
-    assert cluster_worker.problem_of(Exception(said)).message == "Ray did not start on this machine in time."
-
-
-def test_a_head_that_is_not_there_is_told_at_once(monkeypatch):
-    """Ray itself would try for minutes."""
-    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)  # which would try for minutes
     with pytest.raises(StudioError, match="The head of the Ray cluster cannot be reached"):
         cluster.join(f"127.0.0.1:{free_port()}")
 
 
-@pytest.mark.parametrize(("text", "count"), [("", 0), ("3", 3), ("many", 0)])
-def test_workers_that_are_asked_for(monkeypatch, text, count):
-    monkeypatch.setenv("ACE_STUDIO_RAY_WORKERS", text)
-    assert cluster.count_wanted() == count
+@pytest.mark.parametrize(
+    ("said", "code", "words"),
+    [
+        (
+            "Version mismatch: The cluster was started with:\n    Ray: 2.50.0\n    Python: 3.11.7\n"
+            "This process on node 10.0.0.2 was started with:\n    Ray: 2.60.0\n    Python: 3.12.1\n",
+            *("ray_versions", "Ray: 2.50.0, Python: 3.11.7, Ray: 2.60.0, Python: 3.12.1"),
+        ),
+        ("timed out during startup. The GCS may have become overloaded.", "ray_start", "on this machine in time"),
+        ("failed to connect to GCS", "ray_unreachable", "cannot be reached"),
+        ("The actor died in its creation task:\nModuleNotFoundError: no torch", "ray_start", "no torch"),
+        ("something else", "ray_failed", "something else"),
+    ],
+    ids=["versions", "slow", "no head", "no packages", "unknown"],
+)
+def test_an_error_of_ray_is_a_sentence(said, code, words):
+    problem = cluster_worker.problem_of(RuntimeError(said))
+    assert problem.code == code and words in problem.message
 
 
 def test_the_queue_runs_as_many_songs_as_there_are_workers():
@@ -95,15 +96,12 @@ def test_the_queue_runs_as_many_songs_as_there_are_workers():
         assert demo._queue.event_queue_per_concurrency_id["gpu"].concurrency_limit == limit
 
 
-def test_the_status_tells_the_workers():
+def test_the_status_names_the_workers_and_without_ray_this_process(monkeypatch):
     one = {"id": "worker-1", "node": "abc", "pid": 7, "device": "cuda", "busy": True}
     assert tooltips.workers_text({"workers": [one, one]}) == "2 workers"
     assert tooltips.worker_fact(one) == "worker-1: NVIDIA GPU, node abc, process 7, busy"
     assert tooltips.workers_text({"workers": []}) == tooltips.NO_WORKERS
     assert tooltips.workers_text({"workers": [{**one, "node": ""}]}) == ""
-
-
-def test_without_ray_this_process_is_the_one_worker(monkeypatch):
     monkeypatch.delenv("ACE_STUDIO_RAY", raising=False)
     (worker,) = backend.get_backend().status()["workers"]
     assert worker["id"] == "here" and not worker["busy"]
