@@ -1,14 +1,13 @@
 """ZeroGPU's device API, played on loopback: it lends cards that do not exist and ends workers that keep them too long.
 
-Only what `spaces` asks for is there: four POSTs with query parameters. What HF's scheduler decides by itself is told to
-it by the test: `refusals` for the next calls, `faults` of the other routes, `evict` warm workers, make a second last
-`second` real ones.
+Only what `spaces` asks for is there: four POSTs with query parameters. The test tells it what HF's scheduler decides by
+itself: `answers` to the next calls for a card, `faults` of the other routes, `evict` warm workers, and how many real
+seconds a `second` lasts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -16,11 +15,71 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.waiting import until
+
+STREAM = "text/event-stream"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to any call; a `status` of 0 is a connection that drops."""
+
+    status: int = 200
+    body: str = ""
+    type: str = "application/json"
+    result: str = ""
+
+    def send(self, handler: BaseHTTPRequestHandler) -> None:
+        if not self.status:
+            handler.close_connection = True
+            return
+        handler.send_response_only(self.status, "x")
+        headers = {"Content-Type": self.type, "X-Approve-Result": self.result, "Content-Length": str(len(self.body))}
+        for name, value in headers.items():
+            if value:
+                handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(self.body.encode())
+
+
+def no_quota(left: int = 0, wait: float = 0.0, result: str = "") -> Answer:
+    """Refuse a card for lack of quota; `wait` below 0 means that the duration is illegal."""
+    return Answer(429, json.dumps({"left": left, "wait": wait}), result=result)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """An answer that queues the visitor: `pings`, `silent` seconds, then a card, or a connection that `drops`."""
+
+    pings: int = 2
+    drops: bool = False
+    silent: float = 0.0
+    lend: Callable[[], Answer] | None = None
+
+    def send(self, handler: BaseHTTPRequestHandler) -> None:
+        """Stream the queue's events; a visitor who hangs up ends it."""
+        handler.send_response(200)
+        handler.send_header("Content-Type", STREAM)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+
+        def say(text: str) -> None:
+            handler.wfile.write(f"{len(text):x}\r\n{text}\r\n".encode())
+            handler.wfile.flush()
+            time.sleep(0.2)  # an event a packet, as `spaces` reads them
+
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            for _ in range(self.pings):
+                say("event: ping\n\n")
+            time.sleep(self.silent)
+            if not self.drops:
+                say(f"event: succeeded\ndata: {self.lend().body}\n\n")
+                handler.wfile.write(b"0\r\n\r\n")
 
 
 @dataclass
@@ -30,25 +89,21 @@ class Lease:
     token: str
     index: int
     seconds: float
-    params: dict[str, str]
-    begun: float = field(default_factory=time.monotonic)
     ended: float | None = None
     failed: bool = False
     killed: bool = False
 
 
 class DeviceAPI:
-    """Serves until the block ends; `leases` are in the order of the calls, `refusals` the answers to the next ones."""
+    """Serves until the block ends; `leases` are in the order of the calls."""
 
     def __init__(self):
         self.leases: list[Lease] = []
         self.asked: list[dict[str, str]] = []
         self.reports = 0
-        self.refusals: list[Refusal | Raw | Queued] = []
-        # Route -> the answers to its next calls: a status, or 0 for a connection that drops.
-        self.faults: dict[str, list[int]] = {"release": [], "allow": []}
+        self.answers: list[Answer | Queued] = []
+        self.faults: dict[str, list[Answer]] = {"release": [], "allow": []}
         self.second = 1.0
-        self.reuse = True
         self._pids: dict[int, int] = {}
         self._warm: set[int] = set()
         self._lock = threading.Lock()
@@ -61,21 +116,11 @@ class DeviceAPI:
 
             def do_POST(self):
                 url = urlsplit(self.path)
-                answer = api.answer(url.path, dict(parse_qsl(url.query)))
-                if callable(answer):
-                    answer(self)
-                    return
-                status, body, headers = answer
-                if not status:
-                    self.close_connection = True
-                    return
-                self.send_response_only(status, "x")
-                for name, value in {"Content-Type": "application/json", **headers}.items():
-                    if value:
-                        self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                name, params = url.path.strip("/").replace("-", "_"), dict(parse_qsl(url.query))
+                with api._lock:
+                    fault = api.faults.get(name)
+                    answer = fault.pop(0) if fault else getattr(api, f"_{name}")(params)
+                answer.send(self)
 
             def log_message(self, *args):
                 pass
@@ -83,24 +128,12 @@ class DeviceAPI:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
         return self
 
     def __exit__(self, *_):
         self._server.shutdown()
         self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def answer(self, path: str, params: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
-        """Return status, body and headers."""
-        name = path.strip("/").replace("-", "_")
-        with self._lock:
-            if self.faults.get(name):
-                return self.faults[name].pop(0), b"", {}
-            return getattr(self, f"_{name}")(params)
 
     def evict(self) -> None:
         """End the warm workers, as ZeroGPU does for another Space; returns once their parent has noticed."""
@@ -109,45 +142,41 @@ class DeviceAPI:
                 os.kill(self._pids[index], signal.SIGKILL)
             until(lambda pid=self._pids[index]: not os.path.exists(f"/proc/{pid}"))
 
-    def _startup_report(self, params):
+    def _startup_report(self, params) -> Answer:
         self.reports += 1
-        return 200, b"", {}
+        return Answer()
 
-    def _schedule(self, params):
+    def _schedule(self, params) -> Answer | Queued:
         self.asked.append(params)
-        if self.refusals:
-            refusal = self.refusals.pop(0)
-            if not isinstance(refusal, Queued):
-                return refusal.answer()
-            return functools.partial(refusal.answer, lambda: self._lend(params))
-        return self._lend(params)
+        answer = self.answers.pop(0) if self.answers else self._lend(params)
+        return replace(answer, lend=lambda: self._lend(params)) if isinstance(answer, Queued) else answer
 
-    def _lend(self, params):
+    def _lend(self, params) -> Answer:
         taken = {lease.index for lease in self.leases if lease.ended is None}
         index = next(number for number in range(100) if number not in taken)
-        lease = Lease(uuid.uuid4().hex, index, float(params["durationSeconds"]), params)
+        lease = Lease(uuid.uuid4().hex, index, float(params["durationSeconds"]))
         self.leases.append(lease)
-        warm = index in self._warm and self.reuse
+        warm = index in self._warm
         if warm:
             self._watch(lease)
         body = {"idle": warm, "nvidiaIndex": index, "nvidiaUUID": f"card-{index}", "allowToken": lease.token}
-        return 200, json.dumps(body).encode(), {}
+        return Answer(body=json.dumps(body))
 
-    def _allow(self, params):
-        lease = self._of(params)
+    def _allow(self, params) -> Answer:
+        lease = self._lease_of(params)
         self._pids[lease.index] = int(params["pid"])
         self._watch(lease)
-        return 200, b"", {}
+        return Answer()
 
-    def _release(self, params):
-        lease = self._of(params)
+    def _release(self, params) -> Answer:
+        lease = self._lease_of(params)
         if lease is None:
-            return 404, b"", {}
+            return Answer(404)
         lease.ended, lease.failed = time.monotonic(), params.get("fail") == "true"
         (self._warm.discard if lease.failed else self._warm.add)(lease.index)
-        return 200, b"", {}
+        return Answer()
 
-    def _of(self, params) -> Lease | None:
+    def _lease_of(self, params) -> Lease | None:
         return next((lease for lease in self.leases if lease.token == params["allowToken"]), None)
 
     def _watch(self, lease: Lease) -> None:
@@ -162,68 +191,3 @@ class DeviceAPI:
         timer = threading.Timer(lease.seconds * self.second, kill)
         timer.daemon = True
         timer.start()
-
-
-@dataclass(frozen=True)
-class Raw:
-    """An answer to /schedule as it goes over the wire, whatever it is."""
-
-    status: int
-    body: str = ""
-    headers: tuple[tuple[str, str], ...] = (("Content-Type", "application/json"),)
-
-    def answer(self) -> tuple[int, bytes, dict[str, str]]:
-        """Return status, body and headers."""
-        return self.status, self.body.encode(), {"Content-Type": "", **dict(self.headers)}
-
-
-@dataclass(frozen=True)
-class Queued:
-    """An answer to /schedule that queues the visitor: `pings`, then a card, or a connection that `drops`.
-
-    `silent` waits that many seconds before the end.
-    """
-
-    pings: int = 2
-    drops: bool = False
-    silent: float = 0.0
-
-    def answer(self, lend: Callable, handler: BaseHTTPRequestHandler) -> None:
-        """Stream the queue's events; a visitor who hangs up ends it."""
-        handler.send_response(200)
-        handler.send_header("Content-Type", "text/event-stream")
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-
-        def say(text: str) -> None:
-            handler.wfile.write(f"{len(text):x}\r\n{text}\r\n".encode())
-            handler.wfile.flush()
-            # An event a packet, as `spaces` reads them.
-            time.sleep(0.2)
-
-        handler.close_connection = True
-        with contextlib.suppress(OSError):
-            for _ in range(self.pings):
-                say("event: ping\n\n")
-            time.sleep(self.silent)
-            if not self.drops:
-                say(f"event: succeeded\ndata: {lend()[1].decode()}\n\n")
-                handler.wfile.write(b"0\r\n\r\n")
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """An answer to /schedule that lends nothing; `wait` below 0 means that the duration is illegal."""
-
-    status: int
-    left: int = 0
-    wait: float = 0.0
-    result: str = ""
-    stream: str = ""
-
-    def answer(self) -> tuple[int, bytes, dict[str, str]]:
-        """Return status, body and headers."""
-        if self.stream:
-            return 200, self.stream.encode(), {"Content-Type": "text/event-stream"}
-        headers = {"X-Approve-Result": self.result} if self.result else {}
-        return self.status, json.dumps({"left": self.left, "wait": self.wait}).encode(), headers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from itertools import combinations
 
@@ -16,7 +15,7 @@ from gradio_client.exceptions import AppError, ValidationError
 import zerogpu
 from params import parse_request
 from tests.engine.adapters import write_adapter
-from tests.engine.fake_device_api import Queued, Raw, Refusal
+from tests.engine.fake_device_api import STREAM, Answer, Queued, no_quota
 from tests.engine.space import Space, open_space
 from tests.engine.zerogpu_studio import MADE_FOR, digest
 from tests.program import ROOT
@@ -24,6 +23,7 @@ from tests.waiting import until
 
 TOKEN = "e30.e30.e30"
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ZeroGPU's workers need Linux")
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,13 @@ def song(client: Client, prompt: str = "calm piano", **changed):
 
 def made(job) -> tuple[list[dict], dict]:
     """Return the files and the record of a song that is done."""
-    return job.result(timeout=120)
+    return job.result(timeout=250)
 
 
 def failed(job) -> AppError:
     """Return the error that a song ended with."""
     with pytest.raises(AppError) as raised:
-        job.result(timeout=120)
+        job.result(timeout=250)
     return raised.value
 
 
@@ -68,8 +68,8 @@ def samples(files: list[dict]):
 # --- a song -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_song_arrives_with_the_packed_weights_the_visitors_token_and_the_estimators_seconds(space, pipe):
+@slow
+def test_a_song_arrives_with_the_packed_weights_and_the_visitors_token(space, pipe):
     job = song(space.client(TOKEN), seed=7)
     files, record = made(job)
     assert soundfile.info(files[0]["path"]).frames == 480_000
@@ -78,10 +78,7 @@ def test_a_song_arrives_with_the_packed_weights_the_visitors_token_and_the_estim
     told = [output[1]["progress"] for output in job.outputs()[:-1]]
     assert {"lending", "steps", "decoding"} <= {progress["stage"] for progress in told}
     assert ("steps", 2, 2) in {(progress["stage"], progress["step"], progress["steps"]) for progress in told}
-    asked = space.api.asked[-1]
-    assert asked["token"] == TOKEN
-    request = parse_request("generate", values(seed=7))
-    assert int(asked["durationSeconds"]) == zerogpu.gpu_seconds(zerogpu.work_of(request, planner=True))
+    assert space.api.asked[-1]["token"] == TOKEN
     # In the main process the weights are gone after packing, so these can only be the packed ones.
     (facts,) = (facts for facts in space.facts() if facts["seed"] == 7)
     assert facts["transformer"] == digest(pipe.transformer)
@@ -90,25 +87,21 @@ def test_a_song_arrives_with_the_packed_weights_the_visitors_token_and_the_estim
     assert lease.ended and not lease.failed
 
 
-@pytest.mark.slow
-def test_the_declared_seconds_are_those_of_the_estimator(space):
+@slow
+def test_the_declared_seconds_are_those_of_the_estimator_and_too_many_are_refused_unasked(space):
     changed = {"duration": 240, "takes": 4, "options": {"steps": 50, "plan": False}}
-    space.api.refusals.append(Refusal(429, wait=-1))
+    space.api.answers.append(no_quota(wait=-1))
     failed(song(space.client(TOKEN), **changed))
     expected = zerogpu.gpu_seconds(zerogpu.work_of(parse_request("generate", values(**changed)), planner=True))
     assert expected > 60
     assert int(space.api.asked[-1]["durationSeconds"]) == expected
-
-
-@pytest.mark.slow
-def test_what_does_not_fit_into_a_call_is_refused_before_a_card_is_asked_for(space):
     before = len(space.api.asked)
     with pytest.raises(ValidationError, match=r"duration: .* 300[.] It fits with"):
-        song(space.client(), duration=600, takes=4, options={"steps": 200}).result(timeout=120)
+        song(space.client(), duration=600, takes=4, options={"steps": 200}).result(timeout=250)
     assert len(space.api.asked) == before
 
 
-@pytest.mark.slow
+@slow
 def test_every_mode_and_the_lyrics_writer_use_one_task(space, tmp_path):
     client = space.client()
     path = tmp_path / "tone.wav"
@@ -120,30 +113,26 @@ def test_every_mode_and_the_lyrics_writer_use_one_task(space, tmp_path):
     made(client.submit(**source, api_name="/cover"))
     made(client.submit(**source, after=5, api_name="/extend"))
     made(client.submit(**source, action="repaint", start=2, end=5, api_name="/edit"))
-    text = made(client.submit(brief="rain in May", options={"max_tokens": 16}, api_name="/lyrics"))
-    assert text
+    assert made(client.submit(brief="rain in May", options={"max_tokens": 16}, api_name="/lyrics"))
     asked = space.api.asked[before:]
-    assert len(asked) == 5
-    assert len({each["taskId"] for each in asked}) == 1
+    assert len(asked) == 5 and len({each["taskId"] for each in asked}) == 1
 
 
 # --- visitors side by side ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@slow
 def test_four_visitors_at_once_get_four_songs_side_by_side(space):
     before = len(space.facts())
     jobs = [song(space.client(), "together 4") for _ in range(4)]
-    songs = [made(job) for job in jobs]
+    sounds = [samples(made(job)[0]) for job in jobs]
     facts = space.facts()[before:]
-    assert len({each["pid"] for each in facts}) == 4
+    assert len({each["pid"] for each in facts}) == len({each["seed"] for each in facts}) == 4
     assert max(each["begun"] for each in facts) < min(each["ended"] for each in facts)
-    assert len({each["seed"] for each in facts}) == 4
-    sounds = [samples(files) for files, _ in songs]
     assert not any(np.allclose(a, b, atol=1e-2) for a, b in combinations(sounds, 2))
 
 
-@pytest.mark.slow
+@slow
 def test_visitors_with_different_loras_at_once_hear_their_own(space, pipe, tmp_path):
     uploads = [write_adapter(tmp_path / f"{seed}.safetensors", pipe, seed) for seed in (1, 2)]
 
@@ -154,13 +143,10 @@ def test_visitors_with_different_loras_at_once_hear_their_own(space, pipe, tmp_p
         jobs = [song(space.client(), seed=7, options=options(upload)) for upload in choices]
         return [made(job) for job in jobs]
 
-    (first, one), (second, two), (plain, none) = together(*uploads, None)
-    assert [[lora["name"] for lora in record["loras"]] for record in (one, two, none)] == [
-        ["1.safetensors"],
-        ["2.safetensors"],
-        [],
-    ]
-    songs = [samples(files) for files in (first, second, plain)]
+    found = together(*uploads, None)
+    names = [[lora["name"] for lora in record["loras"]] for _, record in found]
+    assert names == [["1.safetensors"], ["2.safetensors"], []]
+    songs = [samples(files) for files, _ in found]
     assert not any(np.array_equal(a, b) for a, b in combinations(songs, 2))
     # Again one by one, in workers that another visitor's LoRA may have passed through.
     for upload, before in zip((*uploads, None), songs, strict=True):
@@ -170,7 +156,7 @@ def test_visitors_with_different_loras_at_once_hear_their_own(space, pipe, tmp_p
 # --- what goes wrong ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@slow
 def test_an_error_in_the_worker_is_a_sentence_and_the_worker_stays_warm(space):
     client = space.client()
     made(song(client))
@@ -181,121 +167,93 @@ def test_an_error_in_the_worker_is_a_sentence_and_the_worker_stays_warm(space):
     assert before["pid"] == after["pid"]
 
 
-@pytest.mark.slow
-def test_a_crash_is_a_sentence_and_not_tried_again(space):
+@slow
+def test_a_crash_is_a_sentence_and_not_tried_again_even_if_nobody_reports_it(space):
     before = len(space.api.asked)
     assert "ended unexpectedly" in str(failed(song(space.client(), "crash")))
-    assert len(space.api.asked) == before + 1
     assert space.api.leases[-1].failed
+    space.api.faults["release"].append(Answer(500))
+    assert failed(song(space.client(), "crash")).title == "gpu_silent"
+    assert len(space.api.asked) == before + 2
     made(song(space.client()))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("refusal", "token", "words"),
-    [
-        (Refusal(429, left=30, wait=3723), True, "needs 60 seconds, and 30 are left. Try again in 1:02:03"),
-        (Refusal(429, left=0, wait=100), False, "for visitors without an account"),
-        (Refusal(429, wait=5, result="pending-overquota-exceeded"), True, "credits"),
-        (Refusal(503), True, "No GPU is free"),
-        (Refusal(401), True, "Reload the page"),
-        (Refusal(200, stream="event: failed\n\n"), True, "No GPU became free within 60 seconds"),
-    ],
-    ids=lambda value: value[:30] if isinstance(value, str) else "",
-)
-def test_a_card_that_is_not_lent_is_a_sentence_and_not_tried_again(space, refusal, token, words):
-    before = len(space.api.asked)
-    space.api.refusals.append(refusal)
-    assert words in str(failed(song(space.client(TOKEN if token else ""))))
-    assert len(space.api.asked) == before + 1
-
-
-# Whatever else `spaces` cannot read ends the same way (tests/unit/test_zerogpu.py).
-STRANGE = {
-    "200 with a page": Raw(200, "<html>", (("Content-Type", "text/html"),)),
-    "429 without a body": Raw(429),
-    "an unknown event": Raw(200, "event: news\n\n", (("Content-Type", "text/event-stream"),)),
-    "a connection that drops": Raw(0),
-    "a minute of silence": Queued(silent=7),
+# Whatever else `spaces` cannot read ends like these (tests/unit/test_zerogpu.py).
+UNREAD = "could not be asked for a GPU"
+REFUSALS = {
+    "quota": (no_quota(30, 3723), True, "needs 60 seconds, and 30 are left. Try again in 1:02:03"),
+    "visitors": (no_quota(0, 100), False, "for visitors without an account"),
+    "credits": (no_quota(wait=5, result="pending-overquota-exceeded"), True, "credits"),
+    "no card": (Answer(503), True, "No GPU is free"),
+    "session": (Answer(401), True, "Reload the page"),
+    "queue": (Answer(body="event: failed\n\n", type=STREAM), True, "No GPU became free within 60 seconds"),
+    "200 with a page": (Answer(body="<html>", type="text/html"), True, UNREAD),
+    "429 without a body": (Answer(429), True, UNREAD),
+    "an unknown event": (Answer(body="event: news\n\n", type=STREAM), True, UNREAD),
+    "a connection that drops": (Answer(0), True, UNREAD),
+    "a minute of silence": (Queued(silent=7), True, UNREAD),
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("answer", STRANGE)
-def test_an_answer_that_cannot_be_read_is_a_sentence(space, answer):
-    space.api.refusals.append(STRANGE[answer])
-    error = failed(song(space.client(TOKEN)))
-    assert error.title == "gpu_unreachable"
-    assert "could not be asked for a GPU" in error.message
+@slow
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_card_that_is_not_lent_is_a_sentence_and_not_tried_again(space, refusal):
+    answer, signed_in, words = REFUSALS[refusal]
+    before = len(space.api.asked)
+    space.api.answers.append(answer)
+    assert words in str(failed(song(space.client(TOKEN if signed_in else ""))))
+    assert len(space.api.asked) == before + 1
 
 
-@pytest.mark.slow
-def test_a_card_comes_through_the_queue_even_after_a_drop(space):
-    space.api.refusals += [Queued(drops=True), Queued()]
+@slow
+def test_a_card_comes_through_the_queue_even_after_a_drop_and_goes_back_if_the_visitor_leaves(space):
+    space.api.answers += [Queued(drops=True), Queued()]
     assert made(song(space.client(TOKEN)))[0]
-
-
-@pytest.mark.slow
-def test_a_visitor_leaves_the_queue_and_the_card_goes_back(space):
-    space.api.refusals.append(Queued(pings=1, silent=2))
+    space.api.answers.append(Queued(pings=1, silent=2))
     before = len(space.api.leases)
     job = song(space.client())
-    until(lambda: not space.api.refusals)
+    until(lambda: not space.api.answers)
     job.cancel()
     until(lambda: len(space.api.leases) > before and space.api.leases[-1].ended)
     assert made(song(space.client()))[0]
 
 
-@pytest.mark.slow
+@slow
 def test_a_card_that_cannot_be_handed_back_costs_nobody_a_song(space):
-    space.api.faults["release"].append(500)
-    begun = time.monotonic()
+    space.api.faults["release"].append(Answer(500))
+    # `spaces` waits 20 minutes for this card.
     assert made(song(space.client()))[0]
     assert not space.api.faults["release"]
-    # Not the 20 minutes that `spaces` waits.
-    assert time.monotonic() - begun < 300
     assert made(song(space.client()))[0]
 
 
-@pytest.mark.slow
-def test_a_crash_that_nobody_reports_is_a_sentence(space):
-    space.api.faults["release"].append(500)
-    assert failed(song(space.client(), "crash")).title == "gpu_silent"
-    assert made(song(space.client()))[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("answer", [500, 0], ids=["500", "a connection that drops"])
-def test_a_card_that_the_worker_may_not_have_is_a_sentence(space, answer):
-    space.api.evict()  # a warm worker has it already
-    space.api.faults["allow"].append(answer)
-    assert failed(song(space.client())).title == "gpu_failed"
-    assert not space.api.faults["allow"]
-    assert made(song(space.client()))[0]
-
-
-@pytest.mark.slow
-def test_a_warm_worker_that_is_evicted_is_replaced(space):
+@slow
+def test_a_warm_worker_that_is_evicted_is_replaced_and_one_that_may_not_have_the_card_is_a_sentence(space):
     client = space.client()
+    for answer in (None, Answer(500), Answer(0)):
+        made(song(client))
+        space.api.evict()  # or the worker would have the card already
+        if answer:
+            space.api.faults["allow"].append(answer)
+            assert failed(song(client)).title == "gpu_failed"
+            assert not space.api.faults["allow"]
     made(song(client))
-    space.api.evict()
-    assert made(song(client))[0]
 
 
-@pytest.mark.slow
-def test_cancel_frees_the_card_within_seconds(space):
+@slow
+def test_cancel_frees_the_card_in_mid_song(space):
     job = song(space.client(), "slowly 1", options={"steps": 200, "plan": False})
     until(lambda: any(out[1].get("progress", {}).get("step", 0) >= 2 for out in job.outputs()))
     lease = space.api.leases[-1]
     assert lease.ended is None
     job.cancel()
-    until(lambda: lease.ended, 100)  # the song itself would take longer
+    until(lambda: lease.ended, 150)  # the song itself would take longer
     assert not lease.failed and not lease.killed
     made(song(space.client()))
 
 
+@slow
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_song_that_runs_into_its_limit_gets_twice_the_seconds_once(hasty):
     job = song(hasty.client(), "slowly 0.5", options={"steps": 10, "plan": False})
     files, record = made(job)
@@ -305,7 +263,7 @@ def test_a_song_that_runs_into_its_limit_gets_twice_the_seconds_once(hasty):
     assert soundfile.info(files[0]["path"]).frames == 480_000
     assert record["gpu"] == {"estimated": 4, "asked": 8, "tries": 2}
     notes = [out[1]["progress"]["note"] for out in job.outputs()[:-1]]
-    assert any("tries once more with 8" in note for note in notes)
+    assert any("tries again with 8" in note for note in notes)
 
 
 def test_the_declared_seconds_are_a_plain_int_whatever_else_gradio_passes():
@@ -314,9 +272,7 @@ def test_the_declared_seconds_are_a_plain_int_whatever_else_gradio_passes():
     for seconds in (100, 100.7, np.int64(100)):
         declared = backend._seconds(None, seconds, object(), progress=object())
         assert type(declared) is int and declared == 100
-    assert [backend._seconds(None, seconds) for seconds in (-5, 0, 100_000)] == [60, 60, 300]
 
 
 def test_the_patches_are_made_for_the_spaces_version_that_is_named():
-    lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
-    assert f"spaces=={MADE_FOR}" in lines
+    assert f"spaces=={MADE_FOR}" in (ROOT / "requirements-dev.txt").read_text().splitlines()

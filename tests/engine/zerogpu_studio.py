@@ -1,9 +1,8 @@
 """Starts the studio as ZeroGPU would, on a machine without a card: python -m tests.engine.zerogpu_studio
 
 The `spaces` package is the real one in its ZeroGPU mode: forked workers, packed weights, queues, pickling, progress.
-What touches CUDA itself is put in its place. Words in a prompt make the worker misbehave: "slowly", "crash", "raise";
-with "together 4" it waits for three others that do.
-Each song leaves a file with what the worker saw in the folder ZEROGPU_FACTS.
+What touches CUDA itself is replaced. Words in a prompt make the worker misbehave: "slowly", "crash", "raise"; with
+"together 4" it waits for three others that do. Each song leaves a file with what the worker saw in ZEROGPU_FACTS.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ def patch_torch() -> None:
 
     torch.version.cuda = "13.0"
     torch._C._cuda_init = lambda: None
-
     # `spaces` sends it to another process by its name.
     _is_in_bad_fork.__module__ = "torch.cuda"
     torch.cuda._is_in_bad_fork = _is_in_bad_fork
@@ -42,24 +40,21 @@ def _is_in_bad_fork() -> bool:
 
 def patch_spaces() -> None:
     """Let a worker read the packed weights back into the processor's memory instead of streaming them onto a card."""
-    installed = metadata.version("spaces")
     try:
         import spaces.zero.torch as zero
+        from spaces.zero import client
         from spaces.zero.torch import patching
 
         assert callable(zero.init) and callable(zero.move) and isinstance(patching.tensor_packs, list)
     except Exception as error:
+        installed = metadata.version("spaces")
         sys.exit(f"The patches are made for spaces {MADE_FOR} and do not fit {installed}: {error!r}")
-    zero.init = lambda uuid: None
 
     def move(callback=None):
         read_packs(patching.tensor_packs)
         forget_cuda()
 
-    zero.move = move
-
-    from spaces.zero import client
-
+    zero.init, zero.move = lambda uuid: None, move
     ask = client.api_client
 
     def hasty():
@@ -126,7 +121,7 @@ def misbehave() -> None:
                     raise ValueError("a secret of the worker")
             yield event
         facts = {"pid": os.getpid(), "seed": job.seeds[0], "begun": begun, "ended": time.time()}
-        facts |= {"device": str(next(pipe.transformer.parameters()).device), "transformer": digest(pipe.transformer)}
+        facts["transformer"] = digest(pipe.transformer)
         (facts_folder / f"{time.time_ns()}.json").write_text(json.dumps(facts))
 
     modes.run = run
@@ -145,8 +140,7 @@ def main() -> None:
     import app
     import zerogpu
 
-    zerogpu.SILENT_SECONDS = 8.0
-
+    zerogpu.SILENT_SECONDS = 15.0
     if least := os.environ.get("ZEROGPU_LEAST_SECONDS"):
         # A limit that a test can wait for.
         zerogpu.LEAST_SECONDS = int(least)
