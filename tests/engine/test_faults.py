@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ import export
 import jobs
 from events import Done, Failed
 from params import parse_request
-from tests.program import ROOT, python
+from tests.program import python, serving
 from tests.waiting import until
 
 
@@ -208,30 +207,17 @@ def test_a_studio_behind_a_proxy_starts_and_stops_in_a_song_without_leaving_anyt
         file.parent.mkdir(parents=True)
         file.touch()
     os.utime(half, (1, 1))
-    environ = {
-        **{name: value for name, value in os.environ.items() if name not in ("GRADIO_TEMP_DIR", "GRADIO_SERVER_PORT")},
-        **{"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"},
-        **{"TMPDIR": str(tmp_path / "tmp"), "ACE_STUDIO_OUTPUT": str(tmp_path / "songs")},
-    }
-    command = ["unshare", "-p", "-f"] * contained + [sys.executable, "app.py"]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=log, text=True)
-    studio = process.pid
-    try:
-        ready = process.stdout.readline()
-        assert "ready at http" in ready, (tmp_path / "log").read_text()
+    dead_proxy = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    prefix = ("unshare", "-p", "-f", "--kill-child") if contained else ()
+    with serving(tmp_path, prefix=prefix, **dead_proxy) as (process, address):
+        studio = process.pid
         if contained:
             studio = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         values = {"prompt": "calm piano", "duration": 60, "options": {"steps": 200, "plan": False}}
-        address = ready.split()[-1]
         httpx.post(f"{address}gradio_api/call/v2/generate", json=values, trust_env=False, timeout=100)
         until(lambda: list((tmp_path / "tmp").rglob("running")))
         os.kill(studio, signal.SIGINT if way == "SIGINT" else signal.SIGTERM)
         assert process.wait(100) == 0
-    finally:
-        if process.poll() is None:
-            os.kill(studio, signal.SIGKILL)
-        process.stdout.close()
     left = [path for path in tmp_path.rglob("*") if (path.is_file() and path.suffix) or path.name == "running"]
     assert left == [], left
     assert not re.search("Traceback|abort|Abort", (tmp_path / "log").read_text())

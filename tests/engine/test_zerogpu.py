@@ -161,7 +161,7 @@ def test_an_error_in_the_worker_is_a_sentence_and_the_worker_stays_warm(space):
     client = space.client()
     made(song(client))
     error = failed(song(client, "raise"))
-    assert "unexpected error (ValueError)" in str(error) and "secret" not in str(error)
+    assert "unexpected error occurred (ValueError)" in str(error) and "secret" not in str(error)
     made(song(client))
     before, after = space.facts()[-2:]
     assert before["pid"] == after["pid"]
