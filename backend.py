@@ -22,7 +22,6 @@ import spaces
 from gradio import utils as gradio_utils
 
 import align
-import audio
 import bootstrap
 import cluster
 import hub
@@ -46,21 +45,11 @@ from events import (
     Progress,
     StudioError,
     as_dict,
-    is_disk_full,
     is_out_of_memory,
 )
 from limits import LIMITS, STUDIO_VERSION
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest, check_audio, check_source
-from weights import (
-    DEFAULT_MODEL_GB,
-    NO_COVER,
-    Weights,
-    checkpoint_kind,
-    has_audio_codes,
-    is_turbo,
-    is_untrained,
-    task_support,
-)
+from weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, is_untrained, task_support
 
 log = logging.getLogger("studio")
 
@@ -209,7 +198,7 @@ class Backend:
     def __init__(self):
         self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
         self.placing = memory.Placing(self.models)
-        self._widths: tuple[Weights | None, lora_format.Widths | None] = None, None
+        self._widths: dict[Path, lora_format.Widths] = {}
 
     def device(self) -> models.Device:
         """Return the device in use; the first call imports torch."""
@@ -224,11 +213,10 @@ class Backend:
 
         Read only once: on ZeroGPU `spaces` deletes the files once it has packed the weights.
         """
-        weights, (read_from, widths) = self.models.weights, self._widths
-        if widths is None or read_from != weights:
-            widths = lora_format.widths_of(weights.folder) if weights.folder else None
-            self._widths = weights, widths
-        return widths
+        folder = self.models.weights.folder
+        if folder and folder not in self._widths and (found := lora_format.widths_of(folder)):
+            self._widths[folder] = found
+        return self._widths.get(folder)
 
     def status(self) -> dict[str, Any]:
         """Return facts for the status line without loading anything; `device` is "" until it is known.
@@ -434,10 +422,8 @@ def problem_of(error: Exception) -> Problem:
     if is_out_of_memory(error):
         models.free_memory()
         return memory.too_large(None)
-    if isinstance(error, OSError) and not is_disk_full(error):
-        log.error("a file operation failed", exc_info=error)
-    if isinstance(error, audio.AudioError | OSError) or is_disk_full(error):
-        return jobs.disk_problem(error)
+    if problem := jobs.disk_problem(error):
+        return problem
     log.error("a job failed unexpectedly", exc_info=error)
     message = f"An unexpected error occurred ({type(error).__name__})."
     return Problem("internal", message, hint="Please try again; the studio's log has the details.")

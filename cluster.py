@@ -21,18 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import bootstrap
-from cluster_worker import (
-    AGAIN,
-    NO_CLIENT,
-    NO_WORKER,
-    TWICE,
-    UNREACHABLE,
-    Block,
-    Worker,
-    blocks_of,
-    is_death,
-    problem_of,
-)
+from cluster_worker import NO_CLIENT, NO_WORKER, TWICE, UNREACHABLE, Block, Worker, blocks_of, is_death, problem_of
 from events import Job, Outcome, Problem, Progress, StudioError
 
 log = logging.getLogger("studio")
@@ -52,6 +41,7 @@ SILENT_SECONDS, NO_WORKER_SECONDS = 60.0, 300.0
 # songs and workers get to end then.
 HEAD_SECONDS, LEAVE_SECONDS = 20.0, 5.0
 PROBE_SECONDS = 2.0
+AGAIN = "The worker that was making this song is gone, so another one starts it again."
 
 
 def wanted() -> str:

@@ -119,7 +119,6 @@ def _write(path: Path, blocks: list[Any]) -> None:
 
 # --- problems -----------------------------------------------------------------------------------------------------
 
-AGAIN = "The worker that was making this song is gone, so another one starts it again."
 AT_START = "creation task"  # what Ray calls the constructor of an actor
 RETRIED = "The studio tries again every few seconds."
 LOGS = "The log of the studio and those of Ray have the details."

@@ -294,12 +294,15 @@ def _measure(request: SongRequest, take: Take) -> tuple[dict[str, Any], Any]:
     }, samples
 
 
-def disk_problem(error: audio.AudioError | OSError) -> Problem:
-    """Return the problem behind a failure to read or write a file; its code is "disk_full" if the disk is."""
+def disk_problem(error: Exception) -> Problem | None:
+    """Return the problem behind a failure to read or write a file ("disk_full" if the disk is), None for others."""
     if isinstance(error, audio.AudioError):
         return Problem(error.code, error.message, hint=error.hint)
     if is_disk_full(error):
         return Problem(export.FULL, "The disk is full.", hint="Free some space and try again.")
+    if not isinstance(error, OSError):
+        return None
+    log.error("a file operation failed", exc_info=error)
     return Problem("disk", f"A file could not be read or written: {error.strerror or error}.")
 
 
