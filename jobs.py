@@ -112,7 +112,7 @@ def stop(seconds: float) -> None:
 def sweep() -> None:
     """Delete the folders of processes that were killed."""
     for folder in bootstrap.private_folder("jobs").glob("*/"):
-        with folder.with_suffix(LOCK).open("w") as lock, contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError), folder.with_suffix(LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _delete_folder(folder)
 

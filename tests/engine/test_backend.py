@@ -228,6 +228,38 @@ def test_two_first_requests_build_one_pipeline(output, monkeypatch):
     assert all(isinstance(result, Done) for result in results)
 
 
+class Turn:
+    """The models' lock; somebody else has it at the first `failures` tries, and lets the load end during the first."""
+
+    def __init__(self, models, failures):
+        self.models, self.failures, self.preparing = models, failures, []
+
+    def acquire(self, blocking=True, timeout=-1):
+        self.preparing.append(self.models.preparing)
+        self.failures -= 1
+        self.models.preparing &= self.failures < 0
+        return self.failures < 0
+
+    def release(self):
+        self.preparing.append(self.models.preparing)
+
+    def locked(self):
+        return True
+
+
+def test_a_first_song_waits_for_the_engine_that_is_being_loaded_and_not_for_another_song(output, monkeypatch):
+    studio = backend.Backend()
+    monkeypatch.setattr(backend, "_backend", studio)
+    turn = studio.models.turn = Turn(studio.models, 0)
+    studio.models.prepare()
+    assert turn.preparing == [True, True] and studio.models.loaded and not studio.models.preparing
+    studio.models.turn, studio.models.preparing = Turn(studio.models, 1), True
+    assert not studio.workers()[0]["busy"]
+    *progress, done = studio.stream(song_request(options={"steps": 1}))
+    stages = [event.stage for event in progress]
+    assert isinstance(done, Done) and "loading" in stages and "waiting" not in stages
+
+
 # --- the output folder --------------------------------------------------------------------------------------------
 
 
