@@ -239,7 +239,7 @@ def stop(demo: gr.Blocks) -> NoReturn:
     jobs.stop(STOP_SECONDS)
     demo.server.config.timeout_graceful_shutdown = 1
     closing = [
-        threading.Thread(target=cluster.stop, daemon=True),
+        threading.Thread(target=cluster.dismiss, daemon=True),
         threading.Thread(target=demo.close, kwargs={"verbose": False}, daemon=True),
     ]
     for thread in closing:

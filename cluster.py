@@ -144,12 +144,16 @@ class Pool:
         with contextlib.suppress(Exception):
             self._ray.kill(slot.actor)
 
-    def stop(self) -> None:
-        """Let the workers end by themselves (a killed one leaves its folder behind), then leave the cluster."""
+    def dismiss(self) -> None:
+        """Let the workers delete their folders: they are killed, and cannot do it then, once this process ends."""
         self._stop.set()
         with contextlib.suppress(Exception):
-            ended = [slot.actor.__ray_terminate__.remote() for slot in self._slots]
-            self._ray.wait(ended, num_returns=len(ended), timeout=LEAVE_SECONDS)
+            calls = [slot.actor.close.options(concurrency_group="cancels") for slot in self._slots if slot.facts]
+            self._ray.wait([call.remote() for call in calls], num_returns=len(calls), timeout=LEAVE_SECONDS)
+
+    def stop(self) -> None:
+        """End the workers and leave the cluster; one that was started here ends."""
+        self.dismiss()
         self._thread.join(30)
         self._leave()
 
@@ -283,6 +287,12 @@ def start(look: Callable[[], dict[str, Any]], changed: Callable[[int], None] = l
         if _pool is None:
             _pool = Pool(wanted(), look, changed)
         return _pool
+
+
+def dismiss() -> None:
+    """Let the workers clean up, if there are any, because this process is about to end."""
+    if _pool:
+        _pool.dismiss()
 
 
 def stop() -> None:

@@ -58,6 +58,10 @@ class Worker:
         self._cancelled = name
         self._jobs.job_path(name).joinpath("running").unlink(missing_ok=True)
 
+    def close(self) -> None:
+        """Cancel the song in progress and delete this process's folder."""
+        self._jobs.stop(0)
+
     def run(
         self, entry: Callable[[Job], Iterator[Any]], job: Job, files: dict[str, list[Any]], loras: dict[str, list[Any]]
     ) -> Iterator[Any]:
