@@ -171,7 +171,7 @@ def test_a_silent_take_is_an_error(studio, output, hooked):
 
 STOPS = {
     "a step": ("steps", 3, lambda pipe: pipe.transformer, {"options": {"steps": 50, "guidance": 1}}),
-    "a tile": ("decoding", 0, lambda pipe: pipe.vae.decoder, {"duration": 60, "options": {"steps": 1, "guidance": 1}}),
+    "a tile": ("decoding", 1, lambda pipe: pipe.vae.decoder, {"duration": 60, "options": {"steps": 1, "guidance": 1}}),
 }
 
 
@@ -190,9 +190,10 @@ def test_cancel_stops_at_once_frees_the_studio_and_leaves_nothing(
     (tmp_path / "temporary").mkdir()
     hooked(part, count)
     events = studio.stream(song_request(**values))
-    next(event for event in events if event.stage == stage and event.step >= step)
+    event = next(event for event in events if event.stage == stage and event.step >= step)
     events.close()
     left.set()
+    assert event.steps > step + 1
     wait_for_turn(studio)
     assert len(passes) <= step + 1
     found = [*output.iterdir(), *(tmp_path / "temporary").rglob("*")]
