@@ -1,7 +1,7 @@
 """The public endpoints: one per song mode, /lyrics and /capabilities, for gradio_client, plain HTTP and MCP.
 
 `ENDPOINTS` describes them; a new mode is one more entry. Each has its own components, which the page never draws:
-gradio reads defaults and schemas from them, and the texts of MCP tools from the handler's docstring. Values reach the
+Gradio reads defaults and schemas from them, and the texts of MCP tools from the handler's docstring. Values reach the
 handlers as the client sent them (`preprocess=False`): a Textbox would turn a list into lyrics.
 """
 
@@ -11,8 +11,8 @@ import contextlib
 import html
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,10 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 from gradio_client.utils import is_http_url_like
 
+import limits
 from backend import GPU_CONCURRENCY, check, get_backend, problem_of
-from events import Done, Draft, Event, Failed, InvalidRequest, Problem, Progress
-from limits import (
-    ACTIONS,
-    FORMATS,
-    LEAST_REGION_SECONDS,
-    LIMITS,
-    MAX_SOURCE_SECONDS,
-    QUALITY_STEPS,
-    REPAINT_MODES,
-    STRUCTURES,
-    TEXT_LIMITS,
-    TRACKS,
-    shown,
-)
+from events import Done, Draft, Event, Failed, InvalidRequest, Problem, Progress, StudioError
+from limits import LIMITS, MAX_SOURCE_SECONDS, TEXT_LIMITS, shown
 from params import ACTION_OPTIONS, REQUESTS, Request, parse_request
 
 REQUIRED = inspect.Parameter.empty
@@ -45,10 +34,10 @@ class Parameter:
     """One input of an endpoint; `schema` replaces the component's own JSON schema."""
 
     name: str
-    component: Callable[..., gr.components.Component]
-    default: Any
     about: str
-    schema: Mapping[str, Any] | None = None
+    default: Any
+    component: Callable[..., gr.components.Component]
+    schema: Mapping[str, Any] | None
 
     def build(self) -> gr.components.Component:
         value = None if self.default is REQUIRED else self.default
@@ -69,176 +58,139 @@ class Endpoint:
     def names(self) -> tuple[str, ...]:
         return tuple(parameter.name for parameter in self.parameters)
 
-    @property
-    def uploads(self) -> tuple[str, ...]:
-        return tuple(parameter.name for parameter in self.parameters if parameter.component is _upload)
-
 
 # --- the tables ---------------------------------------------------------------------------------------------------
 
-WHOLE = {"type": "integer"}
-WHOLE_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
-TEXT_OR_NUMBER = {"anyOf": [{"type": "string"}, {"type": "number"}]}
-# gr.JSON's own schema has the type {}, which fails every MCP call.
-OBJECT = {"type": "object", "additionalProperties": True}
-TEXTS = {"type": "array", "items": {"type": "string"}}
-
-
-def _text(name: str, about: str, default: Any = "", schema: Mapping[str, Any] | None = None) -> Parameter:
-    """Return a text parameter; `about` ends with its longest length if it has one."""
-    length = f"; up to {TEXT_LIMITS[name]:,} characters" if name in TEXT_LIMITS else ""
-    return Parameter(name, gr.Textbox, default, about.format(length=length), schema)
-
-
-def _number(name: str, about: str, schema: Mapping[str, Any] | None = None) -> Parameter:
-    return Parameter(name, gr.Number, LIMITS[name].default, about.format(range=_range(name)), schema)
-
-
-def _range(name: str) -> str:
-    low, high = (int(edge) if edge == int(edge) else edge for edge in (LIMITS[name].low, LIMITS[name].high))
-    return f"from {low} to {high}"
-
-
-def _options(mode: str) -> Parameter:
-    known = REQUESTS[mode].model_fields["options"].annotation.model_fields
-    about = f"Advanced settings as an object with any of {', '.join(known)}."
-    if "format" in known:
-        about += f" format is one of {', '.join(FORMATS)}."
-    if "plan" in known:
-        about += " plan false skips the planner; rewrite true lets it rewrite the prompt."
-    if mode == "edit":
-        owned = "; ".join(
-            f"{', '.join(sorted(names))} to {action}" for action, names in ACTION_OPTIONS.items() if names
-        )
-        about += f" Some belong to one action: {owned}. repaint_mode is one of {', '.join(REPAINT_MODES)}."
-    return Parameter("options", gr.JSON, {}, about, OBJECT)
-
 
 def _upload(**settings: Any) -> gr.Audio:
-    """Make an audio input whose value `uploaded_path` checks: gradio's own check ends as a 400 without a parameter."""
+    """Make an audio input whose value `uploaded_path` checks: Gradio's own check ends as a 400 without a parameter."""
     upload = gr.Audio(type="filepath", sources=["upload"], **settings)
     upload.api_info()  # caches the schema, which is made from the data model
     upload.data_model = None
     return upload
 
 
-PROMPT = _text(
-    "prompt",
-    "What the song sounds like: genre, mood, instruments, voice{length}. May be empty if there are lyrics.",
-    REQUIRED,
-)
+# Component and schema of the parameters that are neither plain texts nor plain numbers.
+KINDS = {
+    **dict.fromkeys(LIMITS, (gr.Number, None)),
+    **dict.fromkeys(("source", "reference"), (_upload, None)),
+    **dict.fromkeys(("takes", "seed"), (gr.Number, {"type": "integer"})),
+    "bpm": (gr.Number, {"anyOf": [{"type": "integer"}, {"type": "null"}]}),
+    "time_signature": (gr.Textbox, {"anyOf": [{"type": "string"}, {"type": "number"}]}),
+    "instrumental": (gr.Checkbox, None),
+    # gr.JSON's own schema has the type {}, which fails every MCP call.
+    "options": (gr.JSON, {"type": "object", "additionalProperties": True}),
+    "tracks": (gr.JSON, {"type": "array", "items": {"type": "string"}}),
+}
+
+
+def _parameters(mode: str, abouts: Mapping[str, str]) -> tuple[Parameter, ...]:
+    """Return the parameters, required ones first; texts may hold {length}, the longest text, or a number's {range}."""
+    required = {"source", "brief", *(() if mode == "edit" else ("prompt",))}
+    found = []
+    for name, about in abouts.items():
+        default = {"options": {}, "tracks": []}.get(name, REQUESTS[mode].model_fields[name].default)
+        if limit := LIMITS.get(name):
+            default, about = limit.default, about.format(range=f"from {limit.low:.12g} to {limit.high:.12g}")
+        elif name in TEXT_LIMITS:
+            about = about.format(length=f"; up to {TEXT_LIMITS[name]:,} characters")
+        found.append(
+            Parameter(name, about, REQUIRED if name in required else default, *KINDS.get(name, (gr.Textbox, None)))
+        )
+    return tuple(sorted(found, key=lambda parameter: parameter.default is not REQUIRED))
+
+
+def _about_options(mode: str) -> str:
+    known = REQUESTS[mode].model_fields["options"].annotation.model_fields
+    about = f"Advanced settings as an object with any of {', '.join(known)}."
+    if "format" in known:
+        about += f" format is one of {', '.join(limits.FORMATS)}."
+    if "plan" in known:
+        about += " plan false skips the planner; rewrite true lets it rewrite the prompt."
+    if mode == "edit":
+        owned = "; ".join(f"{', '.join(sorted(own))} to {action}" for action, own in ACTION_OPTIONS.items() if own)
+        about += f" Some belong to one action: {owned}. repaint_mode is one of {', '.join(limits.REPAINT_MODES)}."
+    return about
+
+
 WORDS = "with section tags such as [Verse] and [Chorus] on lines of their own{length}. Leave empty for an instrumental."
-SEED = _number("seed", "The same seed gives the same song, {range}; -1 picks one, which the record reports.", WHOLE)
-LANGUAGE = _text("language", 'Language of the lyrics as a code such as "en", "ja" or "yue", or "unknown".', "unknown")
-SONG_PARAMETERS = (
-    PROMPT,
-    _text("lyrics", f"The words to sing, {WORDS}"),
-    Parameter("instrumental", gr.Checkbox, False, "If true, nothing is sung, whatever lyrics holds."),
-    _number("bpm", "Tempo in beats per minute, {range}; null lets the model decide.", WHOLE_OR_NULL),
-    _text("key", 'Key such as "A minor", "F# major" or "Bbm"; empty lets the model decide.'),
-    _text(
-        "time_signature",
-        "Beats per bar: 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8); empty lets the model decide.",
-        schema=TEXT_OR_NUMBER,
-    ),
-    LANGUAGE,
-    _number("takes", "How many songs to make from the one request, {range}; take i uses seed + i.", WHOLE),
-    _text(
-        "quality",
-        f"One of {', '.join(f'{name} ({steps} steps)' for name, steps in QUALITY_STEPS.items())}; "
-        "a turbo checkpoint always takes 8, the built-in engine fewer.",
-        "standard",
-    ),
-    SEED,
-)
-
-DURATION = _number("duration", "Length in seconds, {range}.")
-REFERENCE = Parameter("reference", _upload, None, "An audio file whose timbre the song takes on.")
-SOURCE = Parameter(
-    "source",
-    _upload,
-    REQUIRED,
-    f"The song to work on: a WAV, FLAC, MP3, OGG or AIFF file of 1 to {MAX_SOURCE_SECONDS} seconds.",
-)
-COVER = (
-    SOURCE,
-    REFERENCE,
-    _number("strength", "Share of the steps that follow the source, {range}; 0 makes the song from the words alone."),
-)
-EXTEND = (
-    _text("lyrics", f"The words to sing in the new part, {WORDS}"),
-    SOURCE,
-    _number("before", "Seconds of new music before the source, {range}; not 0 if after is 0."),
-    _number(
-        "after",
-        "Seconds of new music after the source, {range}; before, source and after together last up to "
-        f"{MAX_SOURCE_SECONDS} seconds.",
-    ),
-)
-EDIT = (
-    _text(
-        "prompt",
-        "What the new part, the changed song or the track sounds like: genre, mood, instruments, voice{length}. "
-        "May be empty.",
-    ),
-    SOURCE,
-    _text(
-        "action",
-        f"One of {', '.join(ACTIONS)}. repaint replaces start to end and keeps the rest; morph turns the whole song "
-        "into that of the new prompt and lyrics; layer makes one more track (with options.mix, mixed with the source); "
-        "extract isolates one track; complete adds tracks.",
-        "repaint",
-    ),
-    _number("start", "Start of the region for repaint or layer, in seconds, {range}."),
-    _number(
-        "end",
-        f"End of that region, in seconds, {{range}}, at least {LEAST_REGION_SECONDS:g} after start; 0 means the end of "
-        "the file. A repaint must leave some of the file unchanged.",
-    ),
-    _text("source_prompt", "For morph: what the source sounds like now{length}."),
-    _text("source_lyrics", "For morph: what the source sings now{length}. Leave empty if it is the same as lyrics."),
-    Parameter(
-        "tracks",
-        gr.JSON,
-        [],
-        f"For layer and extract exactly one, for complete one or more of {', '.join(TRACKS)}.",
-        TEXTS,
-    ),
-)
-LYRICS = (
-    _text("brief", "What the song is about{length}.", REQUIRED),
-    _text(
-        "structure",
-        f"The sections: one of {', '.join(STRUCTURES)}, or your own words{{length}}. Empty leaves them to the writer.",
-    ),
-    replace(LANGUAGE, default="en", about='Language to write in as a code such as "en", "ja" or "yue".'),
-    _text("tone", "The mood, such as wistful or playful{length}."),
-    replace(SEED, about=f"The same seed gives the same lyrics, {_range('seed')}; -1 picks one."),
-    _options("lyrics"),
-)
+QUALITIES = ", ".join(f"{name} ({steps} steps)" for name, steps in limits.QUALITY_STEPS.items())
+SONG = {
+    "prompt": "What the song sounds like: genre, mood, instruments, voice{length}. May be empty if there are lyrics.",
+    "lyrics": f"The words to sing, {WORDS}",
+    "instrumental": "If true, nothing is sung, whatever lyrics holds.",
+    "bpm": "Tempo in beats per minute, {range}; null lets the model decide.",
+    "key": 'Key such as "A minor", "F# major" or "Bbm"; empty lets the model decide.',
+    "time_signature": "Beats per bar: 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8); empty lets the model decide.",
+    "language": 'Language of the lyrics as a code such as "en", "ja" or "yue", or "unknown".',
+    "takes": "How many songs to make from the one request, {range}; take i uses seed + i.",
+    "quality": f"One of {QUALITIES}; a turbo checkpoint always takes 8, the built-in engine fewer.",
+    "seed": "The same seed gives the same song, {range}; -1 picks one, which the record reports.",
+}
+REFERENCE = "An audio file whose timbre the song takes on."
+SOURCE = f"The song to work on: a WAV, FLAC, MP3, OGG or AIFF file of 1 to {MAX_SOURCE_SECONDS} seconds."
 
 
-def _song_endpoint(mode: str, about: str, *own: Parameter) -> Endpoint:
-    """Return an endpoint with the shared parameters and its `own`, which win; the required ones come first."""
-    parameters = {parameter.name: parameter for parameter in (*SONG_PARAMETERS, _options(mode), *own)}
+def _song_endpoint(mode: str, about: str, **own: str) -> Endpoint:
+    """Return an endpoint with the shared parameters and its `own`, whose texts win."""
     return Endpoint(
         about,
-        tuple(sorted(parameters.values(), key=lambda parameter: parameter.default is not REQUIRED)),
+        _parameters(mode, {**SONG, "options": _about_options(mode), **own}),
         "The audio files, one per take, and a record with everything needed to make them again. During the run a "
         'streaming client gets no files and {"progress": {"stage", "step", "steps", "elapsed", "left", "note"}}.',
     )
 
 
 ENDPOINTS = {
-    "generate": _song_endpoint("generate", "Make songs from words.", DURATION, REFERENCE),
-    "cover": _song_endpoint("cover", "Make new versions of a song, with its length and another sound.", *COVER),
-    "extend": _song_endpoint("extend", "Add new music before and after a song, which stays unchanged.", *EXTEND),
+    "generate": _song_endpoint(
+        "generate", "Make songs from words.", duration="Length in seconds, {range}.", reference=REFERENCE
+    ),
+    "cover": _song_endpoint(
+        "cover",
+        "Make new versions of a song, with its length and another sound.",
+        source=SOURCE,
+        reference=REFERENCE,
+        strength="Share of the steps that follow the source, {range}; 0 makes the song from the words alone.",
+    ),
+    "extend": _song_endpoint(
+        "extend",
+        "Add new music before and after a song, which stays unchanged.",
+        lyrics=f"The words to sing in the new part, {WORDS}",
+        source=SOURCE,
+        before="Seconds of new music before the source, {range}; not 0 if after is 0.",
+        after="Seconds of new music after the source, {range}; before, source and after together last up to "
+        f"{MAX_SOURCE_SECONDS} seconds.",
+    ),
     "edit": _song_endpoint(
-        "edit", "Change a song: repaint a region, morph the whole, add a layer, extract or complete tracks.", *EDIT
+        "edit",
+        "Change a song: repaint a region, morph the whole, add a layer, extract or complete tracks.",
+        prompt="What the new part, the changed song or the track sounds like: genre, mood, instruments, voice{length}. "
+        "May be empty.",
+        source=SOURCE,
+        action=f"One of {', '.join(limits.ACTIONS)}. repaint replaces start to end and keeps the rest; morph turns the "
+        "whole song into that of the new prompt and lyrics; layer makes one more track (with options.mix, mixed with "
+        "the source); extract isolates one track; complete adds tracks.",
+        start="Start of the region for repaint or layer, in seconds, {range}.",
+        end=f"End of that region, in seconds, {{range}}, at least {limits.LEAST_REGION_SECONDS:g} after start; 0 means "
+        "the end of the file. A repaint must leave some of the file unchanged.",
+        source_prompt="For morph: what the source sounds like now{length}.",
+        source_lyrics="For morph: what the source sings now{length}. Leave empty if it is the same as lyrics.",
+        tracks=f"For layer and extract exactly one, for complete one or more of {', '.join(limits.TRACKS)}.",
     ),
     "lyrics": Endpoint(
         "Write the lyrics of a song, with section tags that /generate understands.",
-        LYRICS,
+        _parameters(
+            "lyrics",
+            {
+                "brief": "What the song is about{length}.",
+                "structure": f"The sections: one of {', '.join(limits.STRUCTURES)}, or your own words{{length}}. Empty "
+                "leaves them to the writer.",
+                "language": 'Language to write in as a code such as "en", "ja" or "yue".',
+                "tone": "The mood, such as wistful or playful{length}.",
+                "seed": "The same seed gives the same lyrics, {range}; -1 picks one.",
+                "options": _about_options("lyrics"),
+            },
+        ),
         "The lyrics. A streaming client gets the text so far while they are written.",
     ),
 }
@@ -249,19 +201,14 @@ ENDPOINTS = {
 
 def add_endpoints() -> None:
     """Register every public endpoint; call it once, inside a container of the page that is never rendered."""
-    # Each component is hidden as well: the page would wait for one that is never built.
+    # Nothing on the page triggers them, and each component is hidden: the page would wait for one that is never built.
     for mode, endpoint in ENDPOINTS.items():
-        outputs: list[gr.components.Component] = [gr.Textbox(label="text", visible=False)]
-        if mode != "lyrics":
-            outputs = [
-                gr.File(label="files", file_count="multiple", visible=False),
-                gr.JSON(label="record", visible=False),
-            ]
+        files = gr.File(label="files", file_count="multiple", visible=False), gr.JSON(label="record", visible=False)
         gr.on(
-            [],  # nothing on the page triggers it
+            [],
             handler_of(mode),
             inputs=[parameter.build() for parameter in endpoint.parameters],
-            outputs=outputs,
+            outputs=[gr.Textbox(label="text", visible=False)] if mode == "lyrics" else list(files),
             api_name=mode,
             api_visibility="public",
             preprocess=False,
@@ -292,7 +239,7 @@ def capabilities() -> dict[str, Any]:
 
 
 def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
-    """Return the handler of an endpoint: a generator with the name, signature and docstring for gradio and MCP.
+    """Return the handler of an endpoint: a generator with the name, signature and docstring for Gradio and MCP.
 
     For songs it yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) during the run and
     (paths, record) at the end; for lyrics the text so far. It raises gr.Error titled with the problem's code. Closing
@@ -300,27 +247,18 @@ def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
     """
     endpoint = ENDPOINTS[mode]
 
-    def songs(*values: Any) -> Iterator[tuple[list[str] | None, dict[str, Any]]]:
+    def handler(*values: Any) -> Iterator[Any]:
+        words = ""
         with contextlib.closing(_run(mode, values)) as events:
             for event in events:
                 match event:
                     case Progress():
-                        yield None, {"progress": asdict(event)}
+                        yield words if mode == "lyrics" else (None, {"progress": asdict(event)})
+                    case Draft(words):
+                        yield words
                     case Done(files, record):
-                        yield list(files), record
+                        yield record["text"] if mode == "lyrics" else (list(files), record)
 
-    def text(*values: Any) -> Iterator[str]:
-        written = ""
-        with contextlib.closing(_run(mode, values)) as events:
-            for event in events:
-                match event:
-                    case Draft(draft):
-                        written = draft
-                    case Done(_, record):
-                        written = record["text"]
-                yield written
-
-    handler = text if mode == "lyrics" else songs
     handler.__name__ = handler.__qualname__ = mode
     arguments = [f"    {parameter.name}: {parameter.about}" for parameter in endpoint.parameters]
     handler.__doc__ = "\n".join([endpoint.about, "", "Args:", *arguments, "", "Returns:", f"    {endpoint.returns}"])
@@ -329,6 +267,24 @@ def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
         for parameter in endpoint.parameters
     )
     return handler
+
+
+def _run(mode: str, values: tuple[Any, ...]) -> Iterator[Event]:
+    """Yield the events of a call; raises gr.Error if its values are wrong or the run fails."""
+    try:
+        request = read_request(mode, values)
+        # Gradio can cancel a run only after its first value.
+        yield Progress("waiting")
+        with contextlib.closing(get_backend().stream(request)) as events:
+            for event in events:
+                if isinstance(event, Failed):
+                    raise StudioError.of(event.problem)
+                yield event
+    except Exception as error:
+        problem = problem_of(error)
+        # A page shows the text as HTML.
+        text = html.escape(sentence(problem), quote=False)
+        raise gr.Error(text, title=problem.code, print_exception=False) from None
 
 
 def validator_of(mode: str) -> Callable[..., list[dict[str, Any]]]:
@@ -342,7 +298,7 @@ def validator_of(mode: str) -> Callable[..., list[dict[str, Any]]]:
     def validate(*values: Any) -> list[dict[str, Any]]:
         sentences: dict[str, list[str]] = {}
         try:
-            check(read_request(mode, dict(zip(names, values, strict=True))))
+            check(read_request(mode, values))
         except InvalidRequest as error:
             for problem in error.problems:
                 name = problem.field.split(".")[0]
@@ -352,13 +308,16 @@ def validator_of(mode: str) -> Callable[..., list[dict[str, Any]]]:
     return validate
 
 
-def read_request(mode: str, values: Mapping[str, Any]) -> Request:
-    """Build a request from raw API values; raises InvalidRequest, also for a file that is not an upload."""
-    if isinstance(options := values.get("options"), Mapping) and isinstance(options.get("loras"), list):
-        chosen = [_uploaded_lora(each) for each in options["loras"]]
-        values = {**values, "options": {**options, "loras": chosen}}
-    paths = {name: uploaded_path(name, values[name]) for name in ENDPOINTS[mode].uploads if values[name] is not None}
-    return parse_request(mode, {**values, **paths})
+def read_request(mode: str, values: tuple[Any, ...]) -> Request:
+    """Build a request from a call's raw values; raises InvalidRequest, also for a file that is not an upload."""
+    given = dict(zip(ENDPOINTS[mode].names, values, strict=True))
+    options = given.get("options")
+    if isinstance(options, Mapping) and isinstance(options.get("loras"), list):
+        given["options"] = {**options, "loras": [_uploaded_lora(choice) for choice in options["loras"]]}
+    for parameter in ENDPOINTS[mode].parameters:
+        if parameter.component is _upload and given[parameter.name] is not None:
+            given[parameter.name] = uploaded_path(parameter.name, given[parameter.name])
+    return parse_request(mode, given)
 
 
 def _uploaded_lora(choice: Any) -> Any:
@@ -385,36 +344,11 @@ def uploaded_path(name: str, value: Any) -> str:
     raise InvalidRequest(Problem("invalid", message, name))
 
 
-def _run(mode: str, values: Iterable[Any]) -> Iterator[Event]:
-    """Yield the events of a call; raises gr.Error if its values are wrong or the run fails."""
-    try:
-        request = read_request(mode, dict(zip(ENDPOINTS[mode].names, values, strict=True)))
-    except InvalidRequest as error:
-        raise error_for(error.problem) from None
-    # Gradio can cancel a run only after its first value.
-    yield Progress("waiting")
-    try:
-        with contextlib.closing(get_backend().stream(request)) as events:
-            for event in events:
-                if isinstance(event, Failed):
-                    raise error_for(event.problem)
-                yield event
-    except gr.Error:
-        raise
-    except Exception as error:
-        raise error_for(problem_of(error)) from None
-
-
 def sentence(problem: Problem) -> str:
     """Return the problem's text, with the field in front if it is inside a parameter, such as `options.steps`."""
     field, text = problem.field, problem.text()
     # The sentence about an unknown name quotes it already, cut and cleaned.
     return f"{field}: {text}" if "." in field and shown(field) not in text else text
-
-
-def error_for(problem: Problem) -> gr.Error:
-    """Return the error for a client: its title is the code, its text is escaped because a page shows it as HTML."""
-    return gr.Error(html.escape(sentence(problem), quote=False), title=problem.code, print_exception=False)
 
 
 # --- checks of calls ------------------------------------------------------------------------------------------------
@@ -423,7 +357,7 @@ NO_FETCH = "The studio does not fetch URLs. Upload the file first, or send it as
 
 
 class Refused(Exception):
-    """A call that is not passed on."""
+    """A call that is not passed on to Gradio."""
 
     def __init__(self, status: int, sentence: str):
         super().__init__(status, sentence)
@@ -435,40 +369,37 @@ def check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
     kind, _, name = route.partition("/")
     if kind not in ("run", "api", "call", "queue"):
         return
-    if kind == "call" and name.startswith("v2/"):
-        _check_names(_endpoint(blocks, name.removeprefix("v2/")), values)
-        return
     index = values.get("fn_index") if kind != "call" else None
     if kind == "queue" and not isinstance(index, int):
         raise Refused(400, "fn_index must be the number of a function.")
-    function = _endpoint(blocks, name) if index is None else blocks.fns.get(index)
-    if function is None:
-        raise Refused(404, f"There is no function {shown(index)}.")
+    if index is not None:
+        if (function := blocks.fns.get(index)) is None:
+            raise Refused(404, f"There is no function {shown(index)}.")
+    else:
+        endpoint = name.removeprefix("v2/").strip("/")
+        function = next((each for each in blocks.fns.values() if each.api_name == endpoint), None)
+        if function is None:
+            names = ", ".join((*ENDPOINTS, "capabilities"))
+            raise Refused(404, f"There is no endpoint {shown(endpoint)}. The endpoints are {names}.")
+    if kind == "call" and name.startswith("v2/"):
+        _check_names(function.api_name, values)
+        return
     data = values.get("data")
     counts = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}
     if not function.cancels and (not isinstance(data, list) or len(data) not in counts):
         raise Refused(422, f"data must be a list of {len(function.inputs)} values.")
 
 
-def _endpoint(blocks: Any, name: str) -> Any:
-    found = next((each for each in blocks.fns.values() if each.api_name == name.strip("/")), None)
-    if found is None:
-        names = ", ".join((*ENDPOINTS, "capabilities"))
-        raise Refused(404, f"There is no endpoint {shown(name)}. The endpoints are {names}.")
-    return found
-
-
-def _check_names(function: Any, values: dict[str, Any]) -> None:
-    """Raise Refused if a parameter is unknown, or if a required one is missing."""
-    endpoint = ENDPOINTS.get(function.api_name)
-    if endpoint is None:
+def _check_names(name: str, values: dict[str, Any]) -> None:
+    """Raise Refused if a parameter of the endpoint `name` is unknown, or if a required one is missing."""
+    if name not in ENDPOINTS:
         return
-    names = ", ".join(endpoint.names)
-    if unknown := [shown(name) for name in values if name not in (*endpoint.names, "oauth_token")]:
-        raise Refused(422, f"{unknown[0]} is not a parameter of /{function.api_name}. Its parameters are {names}.")
-    for parameter in endpoint.parameters:
+    known = ENDPOINTS[name].names
+    if unknown := [shown(each) for each in values if each not in (*known, "oauth_token")]:
+        raise Refused(422, f"{unknown[0]} is not a parameter of /{name}. Its parameters are {', '.join(known)}.")
+    for parameter in ENDPOINTS[name].parameters:
         if parameter.default is REQUIRED and parameter.name not in values:
-            raise Refused(422, f"The parameter {parameter.name} of /{function.api_name} is missing.")
+            raise Refused(422, f"The parameter {parameter.name} of /{name} is missing.")
 
 
 def check_tool(message: dict[str, Any]) -> None:
