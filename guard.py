@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -27,6 +27,7 @@ from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,59 +37,38 @@ from limits import shown
 
 log = logging.getLogger("studio")
 
-HOSTS = "ACE_STUDIO_HOSTS"
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
-EVERYWHERE = ("0.0.0.0", "::", "[::]")
-
-# Gradio's page needs inline scripts and eval; everything is served by the studio itself.
-FRAMES = "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
-POLICY = {
-    "default-src": "'self'",
-    "script-src": "'self' 'unsafe-inline' 'unsafe-eval' blob:",
-    "style-src": "'self' 'unsafe-inline'",
-    "img-src": "'self' data: blob:",
-    "media-src": "'self' data: blob:",
-    "font-src": "'self' data:",
-    "connect-src": "'self' data: blob:",
-    "worker-src": "'self' blob:",
-    "object-src": "'none'",
-    "base-uri": "'self'",
-    "form-action": "'self'",
-    "frame-ancestors": FRAMES,
-}
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "strict-origin-when-cross-origin",
-    "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in POLICY.items()),
-}
-
 API = "/gradio_api"
 MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_JSON_LEVELS = 32
 CALL_HEADER = "x-studio-call"
-
 MAX_CALLS = 500
 # A run that is cancelled before the page knows its event is still cancelled if it joins the queue within this time.
 JOIN_SECONDS = 5.0
 
-NO_OBJECT = "The body must be a JSON object, sent as application/json."
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "strict-origin-when-cross-origin",
+    # Gradio's page needs inline scripts and eval; everything is served by the studio itself.
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
+        "connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
+        "form-action 'self'; frame-ancestors 'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
+    ),
+}
+
 TOO_DEEP = f"A call's JSON may be at most {MAX_JSON_LEVELS} levels deep."
-BAD_UPLOAD = "The upload could not be read. Send multipart/form-data with named files in the field files."
+TOO_LONG = f"A call can have at most {MAX_JSON_BYTES // 1024**2} MiB of JSON. Upload files instead."
 FAILED = "The call failed with an unexpected error. Please try again; the studio's log has the details."
 NOT_UNDERSTOOD = (
     "This call could not be understood: a value does not fit its parameter, or a file was not uploaded. "
     "See docs/api.md or /gradio_api/info for the parameters."
 )
-TOO_LONG = f"A call can have at most {MAX_JSON_BYTES // 1024**2} MiB of JSON. Upload files instead."
 
 
 def middleware(environ: Mapping[str, str] = os.environ) -> list[Middleware]:
     """Return the middleware for Gradio's app, the outermost first."""
-    return [
-        Middleware(SecurityHeaders),
-        Middleware(KnownHosts, hosts=known_hosts(environ), any_address=listens_everywhere(environ)),
-        Middleware(Calls),
-    ]
+    return [Middleware(SecurityHeaders), Middleware(KnownHosts, environ=environ), Middleware(Calls)]
 
 
 # --- headers ------------------------------------------------------------------------------------------------------
@@ -112,26 +92,6 @@ class SecurityHeaders:
 # --- hosts --------------------------------------------------------------------------------------------------------
 
 
-def listens_everywhere(environ: Mapping[str, str]) -> bool:
-    return environ.get("GRADIO_SERVER_NAME", "") in EVERYWHERE
-
-
-def known_hosts(environ: Mapping[str, str]) -> list[str]:
-    """Return the host names that the studio answers to; "*.example.com" stands for every name under example.com."""
-    hosts = [*LOOPBACK, *environ.get(HOSTS, "").replace(",", " ").split()]
-    if listens_everywhere(environ):
-        name = socket.gethostname()
-        hosts += [name, f"{name}.local"]
-    elif environ.get("GRADIO_SERVER_NAME"):
-        hosts.append(environ["GRADIO_SERVER_NAME"])
-    if environ.get("SPACE_ID"):
-        hosts.append("*.hf.space")
-    if environ.get("GRADIO_SHARE", "").lower() == "true":
-        hosts.append("*.gradio.live")
-    hosts += [_host_of(environ.get(variable, "")) for variable in ("SPACE_HOST", "GRADIO_ROOT_PATH")]
-    return list(dict.fromkeys(host.lower() for host in hosts if host))
-
-
 def _host_of(text: str) -> str:
     """Return the host of a URL or a Host header, without its port; "" if there is none."""
     try:
@@ -141,13 +101,29 @@ def _host_of(text: str) -> str:
 
 
 class KnownHosts:
-    """Answers only to `hosts`, and with `any_address` to any IP address, as protection against DNS rebinding.
+    """Answers only to the host names it was started for, as protection against DNS rebinding.
 
-    Gradio also builds URLs from forwarding headers, so those that name an unknown host are dropped.
+    "*.example.com" stands for every name under example.com. A studio that listens on every address answers to any IP
+    address. Gradio also builds URLs from forwarding headers, so those that name an unknown host are dropped.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str], any_address: bool):
-        self.app, self.hosts, self.any_address = app, list(hosts), any_address
+    def __init__(self, app: ASGIApp, environ: Mapping[str, str]):
+        address = environ.get("GRADIO_SERVER_NAME", "")
+        self.app, self.any_address = app, address in ("0.0.0.0", "::", "[::]")
+        hosts = [
+            "127.0.0.1",
+            "localhost",
+            "::1",
+            "[::1]",
+            *environ.get("ACE_STUDIO_HOSTS", "").replace(",", " ").split(),
+        ]
+        hosts += [socket.gethostname(), f"{socket.gethostname()}.local"] if self.any_address else [address]
+        if environ.get("SPACE_ID"):
+            hosts.append("*.hf.space")
+        if environ.get("GRADIO_SHARE", "").lower() == "true":
+            hosts.append("*.gradio.live")
+        hosts += [_host_of(environ.get(variable, "")) for variable in ("SPACE_HOST", "GRADIO_ROOT_PATH")]
+        self.hosts = [host.lower() for host in hosts if host]
         self.trusted = TrustedHostMiddleware(app, allowed_hosts=self.hosts, www_redirect=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -228,23 +204,24 @@ class Calls:
             scope = {**scope, "query_string": scope["query_string"] + b"&page="}
         if scope["method"] != "POST" or not route or route == "upload" or route.startswith("stream/"):
             await self.app(scope, receive, answer.send)
-        elif route.split("/")[0] == "mcp":
-            await self._mcp(scope, receive, answer)
+            return
+        body = await _body(scope, receive)
+        receive = _replayed(body, receive)
+        if route.split("/")[0] == "mcp":
+            await self._mcp(scope, body, receive, answer)
+            return
+        values = _parsed(body)
+        check_call(scope["app"].get_blocks(), route, values)
+        answer.rewrites = True
+        if route == "queue/join" or route.startswith("call/"):
+            async with self.joining:
+                await self._join(scope, receive, answer, values)
+        elif route in ("cancel", "reset") and values.get("event_id", "") is None:
+            if route == "cancel":
+                await self._cancel_nameless(scope["app"], values)
+            await JSONResponse({"success": True})(scope, receive, answer.send)
         else:
-            body = await _body(receive)
-            values = _parsed(body)
-            check_call(scope["app"].get_blocks(), route, values)
-            answer.rewrites = True
-            receive = _replayed(body, receive)
-            if route == "queue/join" or route.startswith("call/"):
-                async with self.joining:
-                    await self._join(scope, receive, answer, values)
-            elif route in ("cancel", "reset") and values.get("event_id", "") is None:
-                if route == "cancel":
-                    await self._cancel_nameless(scope["app"], values)
-                await JSONResponse({"success": True})(scope, receive, answer.send)
-            else:
-                await self.app(scope, receive, answer.send)
+            await self.app(scope, receive, answer.send)
 
     async def _join(self, scope: Scope, receive: Receive, answer: Answer, values: dict[str, Any]) -> None:
         app, call = scope["app"], self.tool_calls.get(Headers(scope=scope).get(CALL_HEADER, ""))
@@ -272,26 +249,31 @@ class Calls:
                 _remember(self.cancel_until, (session, index), time.monotonic() + JOIN_SECONDS)
 
     def _cancel(self, app: Any, session: str, event: str) -> None:
+        """Take an event out of the queue, or stop its handler, and tell the waiting client."""
+
+        async def cancel() -> None:
+            await app.get_blocks()._queue.clean_events(event_id=event)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+                # Gradio's route would cancel all events of the session's function, so it gets the number of none, -1.
+                await client.post(f"{API}/cancel", json={"session_hash": session, "fn_index": -1, "event_id": event})
+
         # In its own task: the one that notices a hang-up is about to be cancelled itself.
-        task = asyncio.get_running_loop().create_task(_cancel(app, session, event))
+        task = asyncio.get_running_loop().create_task(cancel())
         self.cancelling.add(task)
         task.add_done_callback(self.cancelling.discard)
 
-    async def _mcp(self, scope: Scope, receive: Receive, answer: Answer) -> None:
-        body = await _body(receive)
+    async def _mcp(self, scope: Scope, body: bytes, receive: Receive, answer: Answer) -> None:
         try:
             check_tool(_parsed(body))
         except Refused as refused:
             _log_refusal(scope, refused.status, refused.sentence)
             await _mcp_refusal(body, refused)(scope, receive, answer.send)
             return
-        app = scope["app"]  # a mounted app puts itself there
-        token, call = secrets.token_hex(16), ToolCall()
+        app, token, call = scope["app"], secrets.token_hex(16), ToolCall()  # a mounted app replaces scope["app"]
         _remember(self.tool_calls, token, call)
-        replayed = _replayed(body, receive)
 
         async def watched() -> Message:
-            message = await replayed()
+            message = await receive()
             if message["type"] == "http.disconnect" and not answer.complete and not call.gone:
                 call.gone = True
                 if call.event:
@@ -299,7 +281,7 @@ class Calls:
             return message
 
         scope = _without(scope, CALL_HEADER)
-        scope = {**scope, "headers": [*scope["headers"], (CALL_HEADER.encode(), token.encode())]}
+        scope["headers"].append((CALL_HEADER.encode(), token.encode()))
         try:
             await self.app(scope, watched, answer.send)
         finally:
@@ -325,7 +307,7 @@ class Answer:
     def __init__(self, send: Send, scope: Scope):
         self._send, self._scope = send, scope
         self.started = self.complete = self.rewrites = False
-        self._start: Message | None = None
+        self._start: Message = {}
         self._body = b""
 
     async def send(self, message: Message) -> None:
@@ -348,12 +330,10 @@ class Answer:
 
     def event(self) -> str:
         """Return the id of the event that was queued, or an empty string."""
-        found = _json(self._body)
-        return str(found.get("event_id", "")) if isinstance(found, dict) else ""
+        return str(_object(self._body).get("event_id", ""))
 
     def _rewrite(self) -> None:
-        status = self._start["status"]
-        detail = found.get("detail") if isinstance(found := _json(self._body), dict) else None
+        status, detail = self._start["status"], _object(self._body).get("detail")
         verdicts = isinstance(detail, list) and all(isinstance(each, dict) and "is_valid" in each for each in detail)
         if status in (400, 500) or (status == 422 and not verdicts):
             _log_refusal(self._scope, status, shown(detail, 100))
@@ -365,16 +345,15 @@ class Answer:
 # --- bodies -------------------------------------------------------------------------------------------------------
 
 
-async def _body(receive: Receive) -> bytes:
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Refused(400, "The connection closed before the whole body arrived.")
-        body += message.get("body", b"")
-        if len(body) > MAX_JSON_BYTES:
-            raise Refused(413, TOO_LONG)
-        more = message.get("more_body", False)
+async def _body(scope: Scope, receive: Receive) -> bytes:
+    body = bytearray()
+    try:
+        async for part in Request(scope, receive).stream():
+            body += part
+            if len(body) > MAX_JSON_BYTES:
+                raise Refused(413, TOO_LONG)
+    except ClientDisconnect:
+        raise Refused(400, "The connection closed before the whole body arrived.") from None
     return bytes(body)
 
 
@@ -388,10 +367,12 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _json(body: bytes) -> Any:
+def _object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in `body`, empty if there is none."""
     with suppress(ValueError, RecursionError):
-        return json.loads(body)
-    return None
+        if isinstance(found := json.loads(body), dict):
+            return found
+    return {}
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
@@ -401,9 +382,9 @@ def _parsed(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise Refused(400, TOO_DEEP) from None
     except ValueError:
-        raise Refused(400, NO_OBJECT) from None
+        values = None
     if not isinstance(values, dict):
-        raise Refused(400, NO_OBJECT)
+        raise Refused(400, "The body must be a JSON object, sent as application/json.")
     left = [(values, 1)]
     while left:
         value, level = left.pop()
@@ -431,7 +412,9 @@ def _refusal_of(error: Exception, route: str) -> Refused:
     if is_disk_full(error):
         return Refused(507, "The studio's disk is full. Try again later.")
     if route == "upload":
-        return Refused(400, BAD_UPLOAD)
+        return Refused(
+            400, "The upload could not be read. Send multipart/form-data with named files in the field files."
+        )
     if route and isinstance(error, KeyError | TypeError | ValueError | AttributeError | RecursionError | OSError):
         return Refused(400, NOT_UNDERSTOOD)
     return Refused(500, FAILED)
@@ -439,8 +422,8 @@ def _refusal_of(error: Exception, route: str) -> Refused:
 
 def _mcp_refusal(body: bytes, refused: Refused) -> JSONResponse:
     """Return a refusal in MCP's form: a failed tool's result, or an error if the message cannot be read."""
-    message = _json(body)
-    if isinstance(message, dict) and message.get("method") == "tools/call":
+    message = _object(body)
+    if message.get("method") == "tools/call":
         result = {"isError": True, "content": [{"type": "text", "text": refused.sentence}]}
         return JSONResponse({"jsonrpc": "2.0", "id": message.get("id"), "result": result})
     error = {"code": -32600, "message": refused.sentence}
@@ -453,13 +436,3 @@ def _named(scope: Scope) -> str:
 
 def _log_refusal(scope: Scope, status: int, reason: str) -> None:
     log.warning("%s was refused with %d: %s", _named(scope), status, reason)
-
-
-async def _cancel(app: Any, session: str, event: str) -> None:
-    """End one event: take it out of the queue, or stop its handler, and tell the waiting client.
-
-    Gradio's own route would cancel all events of the session's function, so it gets the number of none, -1.
-    """
-    await app.get_blocks()._queue.clean_events(event_id=event)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-        await client.post(f"{API}/cancel", json={"session_hash": session, "fn_index": -1, "event_id": event})

@@ -87,7 +87,7 @@ def test_each_caller_reads_the_address_it_came_by(server):
     ids=str,
 )
 def test_the_names_that_are_answered_are_those_it_was_started_for(environ, known, unknown):
-    hosts = guard.KnownHosts(lambda *_: None, guard.known_hosts(environ), guard.listens_everywhere(environ))
+    hosts = guard.KnownHosts(lambda *_: None, environ)
     assert [host for host in known if not hosts.knows(host)] == []
     assert [host for host in unknown if hosts.knows(host)] == []
 
