@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 STUDIO_VERSION = "0.1.0"
@@ -29,8 +29,12 @@ INSTRUMENTAL = "[Instrumental]"
 
 # ACE-Step 1.5 constants: BPM, duration, time signatures, keys, languages (acestep/constants.py upstream).
 TIME_SIGNATURES = {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"}
-KEY_NOTES = tuple(f"{letter}{accidental}" for letter in "ABCDEFG" for accidental in ("", "#", "b"))
-KEYS = tuple(f"{note} {scale}" for scale in ("major", "minor") for note in KEY_NOTES)
+KEYS = tuple(
+    f"{letter}{accidental} {scale}"
+    for scale in ("major", "minor")
+    for letter in "ABCDEFG"
+    for accidental in ("", "#", "b")
+)
 LANGUAGES = {
     "unknown": "Let the model decide",
     **{"en": "English", "zh": "Chinese", "ja": "Japanese", "es": "Spanish", "de": "German", "fr": "French"},
@@ -124,17 +128,16 @@ class Limit:
 
     def sentence(self, value: object) -> str:
         whole = "a whole number " if self.integer else ""
-        high = self.high if self.integer else f"{self.high:g}"
         unit = f" {self.unit}" if self.unit else ""
-        return f"{self.label} must be {whole}from {self.low:g} to {high}{unit}, not {shown(value)}."
+        return f"{self.label} must be {whole}from {self.low:g} to {self.high:.12g}{unit}, not {shown(value)}."
 
 
 LIMITS = {
     "duration": Limit("Length", 10, 600, 60, 1, "seconds"),
     "bpm": Limit("BPM", 30, 300, None, 1, "beats per minute", integer=True),
-    "takes": Limit("Takes", 1, 4, 1, 1, integer=True),
+    "takes": Limit("Takes", 1, 4, 1, integer=True),
     "seed": Limit("Seed", -1, MAX_SEED, -1, 1, "(-1 picks one at random)", integer=True),
-    "steps": Limit("Steps", 1, 200, None, 1, integer=True),
+    "steps": Limit("Steps", 1, 200, None, integer=True),
     "guidance": Limit("Guidance", 1, 15, None, 0.5),
     "shift": Limit("Shift", 1, 5, None, 0.1),
     "cfg_start": Limit("Guidance starts at", 0, 1, 0, 0.05),
@@ -151,7 +154,7 @@ LIMITS = {
     "repaint_strength": Limit("Repaint strength", 0, 1, 0.5, 0.05),
     "n_min": Limit("Morph starts at", 0, 1, 0, 0.05),
     "n_max": Limit("Morph ends at", 0, 1, 1, 0.05),
-    "n_avg": Limit("Morph averages", 1, 8, 1, 1, integer=True),
+    "n_avg": Limit("Morph averages", 1, 8, 1, integer=True),
     "lora_weight": Limit("Weight of a LoRA", 0, 2, 1, 0.05),
     "variation": Limit("Variation", 0, 1, 0, 0.05),
     "variation_seed": Limit("Variation seed", -1, MAX_SEED, -1, 1, "(-1 picks one at random)", integer=True),
@@ -168,16 +171,6 @@ TEXT_LIMITS = {
 }
 # The longest text that the browser keeps across reloads: room for a text that still has to be shortened.
 KEPT_TEXT = 4 * max(TEXT_LIMITS.values())
-TEXT_LABELS = {
-    "prompt": "Prompt",
-    "lyrics": "Lyrics",
-    "source_prompt": "Prompt of the source",
-    "source_lyrics": "Lyrics of the source",
-    "brief": "Brief",
-    "structure": "Structure",
-    "tone": "Tone",
-    "idea": "Idea",
-}
 
 
 # --- checks of single fields ----------------------------------------------------------------------------------------
@@ -189,23 +182,26 @@ def wrong(sentence: str, field: str = "") -> PydanticCustomError:
 
 
 def number(name: str) -> Any:
-    """Return the type of a number within `LIMITS[name]`; None is allowed if the limit has no default."""
+    """Return the type of a number within `LIMITS[name]` with its default; if that is None, None is allowed."""
     limit = LIMITS[name]
     kind = int if limit.integer else float
+    optional = limit.default is None
 
     def check(value: object) -> float | int | None:
-        if value is None and limit.default is None:
+        if value is None and optional:
             return None
         if not limit.allows(value):
             raise wrong(limit.sentence(value))
         return kind(value)
 
-    return Annotated[kind | None if limit.default is None else kind, BeforeValidator(check)]
+    default = Field(default=None if optional else kind(limit.default))
+    return Annotated[kind | None if optional else kind, BeforeValidator(check), default]
 
 
 def text(name: str, wanted: str = "") -> Any:
     """Return the type of a text within `TEXT_LIMITS[name]`; if `wanted` asks for it, the text must not be empty."""
-    label, most = TEXT_LABELS[name], TEXT_LIMITS[name]
+    part, most = name.removeprefix("source_").capitalize(), TEXT_LIMITS[name]
+    label = f"{part} of the source" if name.startswith("source_") else part
 
     def check(value: object) -> str:
         if value is not None and not isinstance(value, str):
@@ -265,7 +261,7 @@ def parse_time_signature(value: object) -> str:
     """Return "2", "3", "4" or "6" (2/4, 3/4, 4/4, 6/8), or "" if none is given; accepts "4/4" and 4 as well."""
     if value is None or value == "":
         return ""
-    written = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    written = str(value).strip().removesuffix(".0")
     for beats, name in TIME_SIGNATURES.items():
         if written in (beats, name):
             return beats

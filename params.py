@@ -11,42 +11,23 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 import audio
+import limits
 from events import InvalidRequest, Problem
-from limits import (
-    ACTIONS,
-    FORMATS,
-    INSTRUMENTAL,
-    LANGUAGES,
-    LEAST_REGION_SECONDS,
-    LIMITS,
-    MAX_SEED,
-    MAX_SOURCE_SECONDS,
-    MEMORY_PLANS,
-    MOST_LORAS,
-    PREVIEW_STEPS,
-    QUALITY_STEPS,
-    REPAINT_MODES,
-    SAMPLE_RATE,
-    SAMPLERS,
-    TEXT_LIMITS,
-    TRACKS,
-    choice,
-    flag,
-    number,
-    parse_key,
-    parse_time_signature,
-    samples_in,
-    shown,
-    text,
-    track_names,
-    wrong,
-)
+from limits import INSTRUMENTAL, LIMITS, MAX_SOURCE_SECONDS, choice, flag, number, samples_in, shown, text, wrong
 
 
 class Strict(BaseModel):
     """Frozen, and an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def check(self) -> None:
+        """Raise `wrong` if the fields do not fit together; called once each of them is valid."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        self.check()
+        return self
 
 
 class LoraChoice(Strict):
@@ -62,8 +43,8 @@ def lora_choices(value: object) -> tuple[LoraChoice, ...]:
         return ()
     if not isinstance(value, list | tuple):
         raise wrong(f"LoRAs must be a list of objects with source and weight, not {shown(value)}.")
-    if len(value) > MOST_LORAS:
-        raise wrong(f"The number of LoRAs must be from 0 to {MOST_LORAS}, not {len(value)}.")
+    if len(value) > limits.MOST_LORAS:
+        raise wrong(f"The number of LoRAs must be from 0 to {limits.MOST_LORAS}, not {len(value)}.")
     return tuple(_lora(place, item) for place, item in enumerate(value, 1))
 
 
@@ -95,27 +76,25 @@ Source = Annotated[str, BeforeValidator(_source), Field(validate_default=True)]
 class Options(Strict):
     """The advanced settings of a song; None means the checkpoint's own default."""
 
-    steps: number("steps") = None
-    guidance: number("guidance") = None
-    shift: number("shift") = None
-    sampler: choice("Sampler", SAMPLERS) = "ode"
-    cfg_start: number("cfg_start") = 0.0
-    cfg_end: number("cfg_end") = 1.0
-    format: choice("Format", FORMATS) = "wav"
-    loudness: number("loudness") = None
-    fade_out: number("fade_out") = 0.0
-    variation: number("variation") = 0.0
-    variation_seed: number("variation_seed") = -1
+    steps: number("steps")
+    guidance: number("guidance")
+    shift: number("shift")
+    sampler: choice("Sampler", limits.SAMPLERS) = "ode"
+    cfg_start: number("cfg_start")
+    cfg_end: number("cfg_end")
+    format: choice("Format", limits.FORMATS) = "wav"
+    loudness: number("loudness")
+    fade_out: number("fade_out")
+    variation: number("variation")
+    variation_seed: number("variation_seed")
     timbre_token: flag("Timbre token") = True
-    memory_plan: choice("Memory plan", MEMORY_PLANS) = "auto"
+    memory_plan: choice("Memory plan", limits.MEMORY_PLANS) = "auto"
     loras: Annotated[tuple[LoraChoice, ...], BeforeValidator(lora_choices)] = ()
 
-    @model_validator(mode="after")
-    def _check_interval(self):
+    def check(self) -> None:
         start, end = self.cfg_start, self.cfg_end
         if start > end:
             raise wrong(f"Guidance ends at must be from {start:g} (Guidance starts at) to 1, not {end:g}.", "cfg_end")
-        return self
 
 
 class SongWords(Strict):
@@ -126,36 +105,33 @@ class SongWords(Strict):
     prompt: text("prompt") = ""
     lyrics: text("lyrics") = ""
     instrumental: flag("Instrumental") = False
-    bpm: number("bpm") = None
-    key: Annotated[str, BeforeValidator(parse_key)] = ""
-    time_signature: Annotated[str, BeforeValidator(parse_time_signature)] = ""
-    language: choice("Language", LANGUAGES) = "unknown"
+    bpm: number("bpm")
+    key: Annotated[str, BeforeValidator(limits.parse_key)] = ""
+    time_signature: Annotated[str, BeforeValidator(limits.parse_time_signature)] = ""
+    language: choice("Language", limits.LANGUAGES) = "unknown"
 
     def sung_lyrics(self) -> str:
         """Return the lyrics the model gets: "[Instrumental]" if the switch is on or there are none."""
         return INSTRUMENTAL if self.instrumental or not self.lyrics else self.lyrics
 
-    @model_validator(mode="after")
-    def _check_words(self):
+    def check(self) -> None:
         if self.needs_words and not self.prompt and self.sung_lyrics() == INSTRUMENTAL:
             if self.lyrics:
                 raise wrong("Prompt is empty, and Instrumental turns the lyrics off. Describe the song.", "prompt")
             raise wrong("Prompt is empty. Describe the song, or add lyrics.", "prompt")
-        return self
 
 
 class SongRequest(SongWords):
-    takes: number("takes") = 1
-    quality: choice("Quality", QUALITY_STEPS) = "standard"
-    seed: number("seed") = -1
+    takes: number("takes")
+    quality: choice("Quality", limits.QUALITY_STEPS) = "standard"
+    seed: number("seed")
     options: Options = Field(default_factory=Options)
 
-    @model_validator(mode="after")
-    def _check_seeds(self):
-        most = MAX_SEED - self.takes + 1
+    def check(self) -> None:
+        super().check()
+        most = limits.MAX_SEED - self.takes + 1
         if self.seed > most:
             raise wrong(f"Seed must be from -1 to {most} for {self.takes} takes, not {self.seed}.", "seed")
-        return self
 
     def song_seconds(self, source: float) -> float:
         """Return the length of the finished song for a source of `source` seconds."""
@@ -166,9 +142,9 @@ class GenerateOptions(Options):
     """`plan` lets the planner write metadata and audio codes first; `rewrite` lets it rewrite the prompt too."""
 
     plan: flag("Plan the song first") = True
-    plan_seed: number("plan_seed") = -1
-    plan_temperature: number("plan_temperature") = 0.85
-    plan_cfg: number("plan_cfg") = 2.0
+    plan_seed: number("plan_seed")
+    plan_temperature: number("plan_temperature")
+    plan_cfg: number("plan_cfg")
     rewrite: flag("Let it rewrite my prompt") = False
 
 
@@ -176,7 +152,7 @@ class GenerateRequest(SongRequest):
     """A song from words; `reference` is an optional audio file whose timbre it takes on."""
 
     mode: Literal["generate"] = "generate"
-    duration: number("duration") = 60.0
+    duration: number("duration")
     reference: str | None = None
     options: GenerateOptions = Field(default_factory=GenerateOptions)
 
@@ -187,7 +163,7 @@ class GenerateRequest(SongRequest):
 class CoverOptions(Options):
     """`noise_strength` 0 starts from pure noise, 1 from the source itself."""
 
-    noise_strength: number("noise_strength") = 0.0
+    noise_strength: number("noise_strength")
 
 
 class CoverRequest(SongRequest):
@@ -196,47 +172,45 @@ class CoverRequest(SongRequest):
     mode: Literal["cover"] = "cover"
     source: Source = None
     reference: str | None = None
-    strength: number("strength") = 0.8
+    strength: number("strength")
     options: CoverOptions = Field(default_factory=CoverOptions)
 
 
 class ExtendOptions(Options):
     """`overlap`: seconds of the source that are regenerated and crossfaded at each new end."""
 
-    overlap: number("overlap") = 2.0
+    overlap: number("overlap")
 
 
 class ExtendRequest(SongRequest):
     mode: Literal["extend"] = "extend"
     source: Source = None
-    before: number("before") = 0.0
-    after: number("after") = 30.0
+    before: number("before")
+    after: number("after")
     options: ExtendOptions = Field(default_factory=ExtendOptions)
 
     def song_seconds(self, source: float) -> float:
         return self.before + source + self.after
 
-    @model_validator(mode="after")
-    def _check_length(self):
+    def check(self) -> None:
+        super().check()
         if not samples_in(self.before) + samples_in(self.after):
             raise wrong("Seconds before and Seconds after, each from 0 to 300, must not both be 0.", "after")
-        return self
 
 
 class EditOptions(Options):
-    repaint_mode: choice("Repaint mode", REPAINT_MODES) = "balanced"
-    repaint_strength: number("repaint_strength") = 0.5
-    n_min: number("n_min") = 0.0
-    n_max: number("n_max") = 1.0
-    n_avg: number("n_avg") = 1
+    repaint_mode: choice("Repaint mode", limits.REPAINT_MODES) = "balanced"
+    repaint_strength: number("repaint_strength")
+    n_min: number("n_min")
+    n_max: number("n_max")
+    n_avg: number("n_avg")
     mix: flag("Mix") = False
 
-    @model_validator(mode="after")
-    def _check_morph_interval(self):
+    def check(self) -> None:
+        super().check()
         start, end = self.n_min, self.n_max
         if start >= end:
             raise wrong(f"Morph ends at must be up to 1 and above Morph starts at ({start:g}), not {end:g}.", "n_max")
-        return self
 
 
 # An option that another action would ignore is an error.
@@ -260,51 +234,42 @@ class EditRequest(SongRequest):
     needs_words: ClassVar[bool] = False
     mode: Literal["edit"] = "edit"
     source: Source = None
-    action: choice("Action", ACTIONS) = "repaint"
-    start: number("start") = 0.0
-    end: number("end") = 0.0
+    action: choice("Action", limits.ACTIONS) = "repaint"
+    start: number("start")
+    end: number("end")
     source_prompt: text("source_prompt") = ""
     source_lyrics: text("source_lyrics") = ""
-    tracks: Annotated[tuple[str, ...], BeforeValidator(track_names)] = ()
+    tracks: Annotated[tuple[str, ...], BeforeValidator(limits.track_names)] = ()
     options: EditOptions = Field(default_factory=EditOptions)
 
-    @model_validator(mode="after")
-    def _check_action(self):
-        self._check_tracks()
-        self._check_region()
-        for action, names in ACTION_OPTIONS.items():
-            for name in sorted(names & self.options.model_fields_set - ACTION_OPTIONS[self.action]):
-                raise wrong(f"{shown(name)} belongs to the action {action}, not to {self.action}.", f"options.{name}")
-        return self
-
-    def _check_tracks(self) -> None:
-        count, sentence = len(self.tracks), ""
-        if self.action not in CHOOSE_TRACK:
-            sentence = f"Tracks are for layer, extract and complete, not for {self.action}." if count else ""
-        elif not count:
-            sentence = CHOOSE_TRACK[self.action]
-        elif count > 1 and self.action != "complete":
-            sentence = f"Tracks must name exactly one track for {self.action}, not {count}: {', '.join(TRACKS)}."
-        if sentence:
-            raise wrong(sentence, "tracks")
-
-    def _check_region(self) -> None:
-        start, end, least = self.start, self.end, LEAST_REGION_SECONDS
-        if self.action not in ("repaint", "layer"):
-            if start or end:
-                sentence = f"Start and End select a region for repaint and layer; {self.action} uses the whole file."
-                raise wrong(sentence, "start" if start else "end")
-        elif end and samples_in(end) - samples_in(start) < samples_in(least):
+    def check(self) -> None:
+        super().check()
+        action, count = self.action, len(self.tracks)
+        if action not in CHOOSE_TRACK and count:
+            raise wrong(f"Tracks are for layer, extract and complete, not for {action}.", "tracks")
+        if action in CHOOSE_TRACK and not count:
+            raise wrong(CHOOSE_TRACK[action], "tracks")
+        if count > 1 and action != "complete":
+            names = ", ".join(limits.TRACKS)
+            raise wrong(f"Tracks must name exactly one track for {action}, not {count}: {names}.", "tracks")
+        start, end, least = self.start, self.end, limits.LEAST_REGION_SECONDS
+        if action not in ("repaint", "layer") and (start or end):
+            sentence = f"Start and End select a region for repaint and layer; {action} uses the whole file."
+            raise wrong(sentence, "start" if start else "end")
+        if end and samples_in(end) - samples_in(start) < samples_in(least):
             sentence = f"End must be at least {least:g} seconds after Start ({start:g}), or 0 for the end of the file"
             raise wrong(f"{sentence}, not {end:g}.", "end")
+        for other, names in ACTION_OPTIONS.items():
+            for name in sorted(names & self.options.model_fields_set - ACTION_OPTIONS[action]):
+                raise wrong(f"{shown(name)} belongs to the action {other}, not to {action}.", f"options.{name}")
 
 
 class LyricsOptions(Strict):
     """How words are sampled; `temperature` 0 always picks the likeliest."""
 
-    temperature: number("temperature") = 0.8
-    top_p: number("top_p") = 0.9
-    max_tokens: number("max_tokens") = 1_024
+    temperature: number("temperature")
+    top_p: number("top_p")
+    max_tokens: number("max_tokens")
 
 
 class LyricsRequest(Strict):
@@ -313,9 +278,9 @@ class LyricsRequest(Strict):
     mode: Literal["lyrics"] = "lyrics"
     brief: text("brief", wanted="say what the song is about") = Field(default="", validate_default=True)
     structure: text("structure") = ""
-    language: choice("Language", LANGUAGES) = "en"
+    language: choice("Language", limits.LANGUAGES) = "en"
     tone: text("tone") = ""
-    seed: number("seed") = -1
+    seed: number("seed")
     options: LyricsOptions = Field(default_factory=LyricsOptions)
 
 
@@ -325,16 +290,16 @@ class InspireRequest(Strict):
     mode: Literal["inspire"] = "inspire"
     idea: text("idea") = ""
     instrumental: flag("Instrumental") = False
-    language: choice("Language", LANGUAGES) = "unknown"
-    seed: number("seed") = -1
+    language: choice("Language", limits.LANGUAGES) = "unknown"
+    seed: number("seed")
 
 
 class PolishRequest(SongWords):
     """The same song in the model's style; fields that are set stay."""
 
     mode: Literal["polish"] = "polish"
-    duration: number("duration") = 60.0
-    seed: number("seed") = -1
+    duration: number("duration")
+    seed: number("seed")
 
 
 class DescribeRequest(Strict):
@@ -342,7 +307,7 @@ class DescribeRequest(Strict):
 
     mode: Literal["describe"] = "describe"
     source: Source = None
-    seed: number("seed") = -1
+    seed: number("seed")
 
 
 class AlignRequest(SongWords):
@@ -354,36 +319,30 @@ class AlignRequest(SongWords):
     needs_words: ClassVar[bool] = False
     mode: Literal["align"] = "align"
     source: Source = None
-    steps: number("steps") = None
+    steps: number("steps")
     planned: flag("Planned") = False
-    seed: number("seed") = -1
+    seed: number("seed")
 
-    @model_validator(mode="after")
-    def _check_lyrics(self):
+    def check(self) -> None:
         if self.sung_lyrics() == INSTRUMENTAL:
-            raise wrong(f"Lyrics must have from 1 to {TEXT_LIMITS['lyrics']:,} characters of sung text.", "lyrics")
-        return self
+            most = limits.TEXT_LIMITS["lyrics"]
+            raise wrong(f"Lyrics must have from 1 to {most:,} characters of sung text.", "lyrics")
 
 
 Request = SongRequest | LyricsRequest | InspireRequest | PolishRequest | DescribeRequest | AlignRequest
 SONG_REQUESTS = {"generate": GenerateRequest, "cover": CoverRequest, "extend": ExtendRequest, "edit": EditRequest}
 REQUESTS: dict[str, type[Request]] = {
     **SONG_REQUESTS,
-    "lyrics": LyricsRequest,
-    "inspire": InspireRequest,
-    "polish": PolishRequest,
-    "describe": DescribeRequest,
-    "align": AlignRequest,
+    **{"lyrics": LyricsRequest, "inspire": InspireRequest, "polish": PolishRequest},
+    **{"describe": DescribeRequest, "align": AlignRequest},
 }
 
 
 def parse_request(mode: str, values: Mapping[str, Any]) -> Request:
     """Build the request of `mode`; raises InvalidRequest with one sentence for each wrong field."""
-    values = dict(values)
-    options = values.get("options")
-    if options is None:
-        values.pop("options", None)
-    elif not isinstance(options, Mapping | Strict):
+    # None means no options; pydantic would call it a wrong type.
+    values = {name: value for name, value in values.items() if name != "options" or value is not None}
+    if not isinstance(options := values.get("options", {}), Mapping | Strict):
         raise InvalidRequest(Problem("invalid", f"Options must be an object, not {shown(options)}.", "options"))
     try:
         return REQUESTS[mode].model_validate(values)
@@ -414,7 +373,7 @@ def upload_seconds(path: str, field: str = "source") -> float:
     Raises InvalidRequest at `field` if the file is not audio, is damaged, or is too short, too long or too large.
     """
     try:
-        return samples_in(audio.duration_of(path)) / SAMPLE_RATE
+        return samples_in(audio.duration_of(path)) / limits.SAMPLE_RATE
     except audio.AudioError as error:
         raise InvalidRequest(Problem("bad_audio", error.message, field, error.hint)) from None
 
@@ -445,7 +404,7 @@ def check_source(request: Request, seconds: float) -> None:
     Compares samples: a length that a client computed, or that was resampled, may be off by a fraction.
     """
     field, message = "", ""
-    total, most, least = samples_in(seconds), MAX_SOURCE_SECONDS, LEAST_REGION_SECONDS
+    total, most, least = samples_in(seconds), MAX_SOURCE_SECONDS, limits.LEAST_REGION_SECONDS
     if isinstance(request, ExtendRequest):
         if samples_in(request.before) + total + samples_in(request.after) > samples_in(most):
             field = "after" if request.after >= request.before else "before"
@@ -484,7 +443,7 @@ def usual_sampling(quality: str, kind: str = "sft") -> Sampling:
     """
     if kind == "turbo":
         return Sampling(8, 1.0, 3.0)
-    return Sampling((PREVIEW_STEPS if kind == "preview" else QUALITY_STEPS)[quality], 7.0, 1.0)
+    return Sampling((limits.PREVIEW_STEPS if kind == "preview" else limits.QUALITY_STEPS)[quality], 7.0, 1.0)
 
 
 def sampling_settings(request: SongRequest, kind: str = "sft") -> tuple[Sampling, list[str]]:
