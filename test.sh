@@ -38,9 +38,10 @@ say "ruff check"
 say "ruff format --check"
 "$VENV/bin/python" -m ruff format --check . || failed="$failed, ruff format --check"
 say "pytest"
-# -rs lists every skipped test with its reason. A worker for each core, up to four, takes file after file.
+# -rsfE lists at the end what was skipped, and last of all what failed. A worker for each core, up to four, takes file
+# after file.
 status=0
-"$VENV/bin/python" -m pytest -rs --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" ||
+"$VENV/bin/python" -m pytest -rsfE --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" ||
     status=$?
 case $status in
 0) ;;

@@ -11,15 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.program import ROOT
 
 SCRIPTS = ("run.sh", "test.sh", ".ci/run", "tools/setup.sh")
-TOOLS = (
-    *("cat", "chmod", "cksum", "cp", "dirname", "env", "grep", "id", "ln", "mkdir", "mv", "rm", "rmdir"),
-    *("sleep", "touch"),
-)
+TOOLS = "cat chmod cksum cp dirname env grep id ln mkdir mv rm rmdir sleep touch"
 BASH = shutil.which("bash") or "/bin/bash"
 
 # The probe of the scripts runs in these tests' Python, with another version, machine and set of modules.
@@ -69,12 +67,11 @@ class Clone:
             target = self.root / script
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / script, target)
-        (self.root / "requirements.txt").write_text("torch\n")
-        (self.root / "requirements-ray.txt").write_text("ray\n")
-        (self.root / "requirements-dev.txt").write_text("pytest\n")
+        for name in ("", "-ray", "-dev"):
+            (self.root / f"requirements{name}.txt").write_text("torch\n")
         self.bin.mkdir()
         self.log_file.touch()
-        for tool in TOOLS:
+        for tool in TOOLS.split():
             (self.bin / tool).symlink_to(shutil.which(tool))
         (self.bin / "bash").symlink_to(BASH)
         self.command("uname", 'case "$1" in -s) echo Linux ;; *) echo x86_64 ;; esac')
@@ -83,23 +80,23 @@ class Clone:
     def command(self, name: str, body: str) -> Path:
         """Put a fake program on the PATH."""
         path = self.bin / name
+        path.unlink(missing_ok=True)  # it may be a link to the real one
         path.write_text(f"#!{BASH}\n{body}\n")
         path.chmod(0o755)
         return path
 
     def python(
-        self,
-        name: str,
-        version: str,
-        *,
-        lacks: tuple[str, ...] = (),
-        machine: str = "x86_64",
-        folder: Path | None = None,
+        self, name: str, version: str, *, lacks: Sequence[str] = (), machine: str = "x86_64", folder: Path | None = None
     ) -> Path:
         """Put a fake Python without the modules `lacks` on the PATH, or into `folder`; return its path."""
         path = (folder or self.bin) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"version": tuple(map(int, version.split("."))), "machine": machine, "lacks": lacks, "name": name}
+        facts = {
+            "version": tuple(map(int, version.split("."))),
+            "machine": machine,
+            "lacks": tuple(lacks),
+            "name": name,
+        }
         path.write_text(FAKE_PYTHON.format(bash=BASH, real=shlex.quote(sys.executable), **facts))
         path.chmod(0o755)
         return path

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.clone import BASH, Clone
 
-PYTEST = "pytest -rs --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
+PYTEST = "pytest -rsfE --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
 
 
 def test_the_linter_runs_first_and_the_size_and_other_arguments_reach_pytest(clone: Clone) -> None:
@@ -43,41 +43,35 @@ def test_ci_runs_the_slow_tests_without_a_terminal(clone: Clone, tmp_path: Path)
         clone.switch("fail-pytest")
 
 
-def show_browser(clone: Clone) -> None:
-    """Log the browser that pytest was given."""
+def browser(clone: Clone, **environ: str) -> tuple[str, str]:
+    """Run test.sh; return the browser that pytest was given, and the output."""
     path = clone.bin / "python3.12"
     path.write_text(path.read_text().replace('echo "${*:2}"', 'echo "${*:2} browser=${ACE_STUDIO_CHROMIUM:-none}"'))
+    code, said = clone.run("test.sh", **environ)
+    assert code == 0, said
+    return clone.log()[-1].rpartition("browser=")[2], said
 
 
 def test_the_named_browser_or_one_that_runs_is_passed_to_the_tests(clone: Clone) -> None:
-    show_browser(clone)
+    assert browser(clone, ACE_STUDIO_CHROMIUM="/my/browser")[0] == "/my/browser"
     clone.command("chromium", "exit 1")
     chrome = clone.command("google-chrome", "exit 0")
-    clone.run("test.sh")
-    assert clone.log()[-1] == f"{PYTEST} browser={chrome}"
-    clone.run("test.sh", ACE_STUDIO_CHROMIUM="/my/browser")
-    assert clone.log()[-1] == f"{PYTEST} browser=/my/browser"
+    assert browser(clone)[0] == str(chrome)
 
 
 def test_root_on_debian_installs_chromium(clone: Clone) -> None:
-    show_browser(clone)
     (clone.bin / "chromium").unlink()
-    (clone.bin / "id").unlink()
     clone.command("id", "echo 0")
     install = f"ln -s {shutil.which('true')} {clone.bin}/chromium"
-    clone.command("apt-get", f'echo "apt-get $*" >>"$LOG"; [[ "$*" != *" install "*chromium* ]] || {install}')
-    clone.run("test.sh")
-    assert clone.log()[-1] == f"{PYTEST} browser={clone.bin}/chromium"
+    clone.command("apt-get", f'[[ "$*" != *" install "*chromium* ]] || {install}')
+    assert browser(clone)[0] == f"{clone.bin}/chromium"
 
 
 @pytest.mark.parametrize(("user", "hint"), [("0", "apt-get could not install"), ("1000", "install")])
 def test_the_tests_run_without_a_browser_too(clone: Clone, user: str, hint: str) -> None:
-    show_browser(clone)
+    (clone.bin / "chromium").unlink()
     # Without an answer from grep, which reads /etc/os-release, this machine is not Ubuntu.
-    for name in ("chromium", "id", "grep"):
-        (clone.bin / name).unlink()
     for name, body in (("id", f"echo {user}"), ("grep", "exit 1"), ("apt-get", "exit 100")):
         clone.command(name, body)
-    code, said = clone.run("test.sh")
-    assert code == 0 and hint in said and "The page tests had no browser" in said
-    assert clone.log()[-1] == f"{PYTEST} browser=none"
+    used, said = browser(clone)
+    assert used == "none" and hint in said and "The page tests had no browser" in said
