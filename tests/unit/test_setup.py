@@ -30,11 +30,10 @@ def test_run_installs_once_then_starts_the_studio_with_its_arguments(clone: Clon
     assert clone.log()[0] == clone.installing()
 
 
-RAY = [(["--ray"], {}), (["--ray=auto"], {}), ([], {"ACE_STUDIO_RAY": "local"})]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "environ"), RAY)
+@pytest.mark.parametrize(
+    ("arguments", "environ"), [(["--ray"], {}), (["--ray=auto"], {}), ([], {"ACE_STUDIO_RAY": "local"})]
+)
 def test_ray_is_installed_on_request_only(clone: Clone, arguments: list[str], environ: dict[str, str]) -> None:
     clone.run("run.sh")
     assert clone.log()[1] == clone.installing()
@@ -61,17 +60,7 @@ def test_the_best_python_is_chosen(bare: Clone, installed: dict[str, str], chose
     assert bare.log()[0] == f"venv {chosen}"
 
 
-@pytest.mark.slow
-def test_an_unfit_python_is_passed_over(clone: Clone, tmp_path: Path) -> None:
-    shim = clone.command("python3.12", 'echo "pyenv: python3.12: command not found" >&2; exit 127')
-    clone.python("python3.11", "3.11.9", lacks=("venv", "ensurepip"))
-    clone.python("python3.12", "3.12.4", folder=tmp_path / "later")
-    code, said = clone.run("run.sh", path=f"{clone.bin}:{tmp_path / 'later'}")
-    assert code == 0 and clone.log()[0] == "venv python3.12"
-    assert str(shim) not in said
-
-
-def test_without_a_fit_python_each_one_is_named_with_its_reason(bare: Clone) -> None:
+def test_without_a_fit_python_each_one_is_named_with_its_reason(bare: Clone, tmp_path: Path) -> None:
     code, said = bare.run("run.sh")
     assert code == 1 and "3.11 to 3.14" in said
     bare.command("apt-get", "exit 1")
@@ -79,12 +68,16 @@ def test_without_a_fit_python_each_one_is_named_with_its_reason(bare: Clone) -> 
         bare.python("python3", "3.9.6"): "too old",
         bare.python("python3.14", "3.15.0"): "too new",
         bare.python("python3.11", "3.11.2", lacks=("ensurepip",)): "python3-venv",
-        bare.command("python3.13", "exit 127"): "does not run",
+        bare.command("python3.12", "exit 127"): "does not run",
     }
     code, said = bare.run("run.sh")
     assert code == 1 and bare.log() == []
     for path, reason in unfit.items():
         assert str(path) in said and reason in said
+    # They are passed over for one that fits.
+    bare.python("python3.12", "3.12.4", folder=tmp_path / "later")
+    code, said = bare.run("run.sh", path=f"{bare.bin}:{tmp_path / 'later'}")
+    assert code == 0 and bare.log()[0] == "venv python3.12" and str(bare.bin) not in said
 
 
 @pytest.mark.slow
@@ -107,22 +100,19 @@ def test_a_windows_shell_is_sent_to_wsl(clone: Clone) -> None:
     assert code == 1 and "WSL" in said
 
 
-@pytest.mark.slow
-def test_a_named_python_wins_and_may_be_relative_to_the_current_folder(clone: Clone, tmp_path: Path) -> None:
+def test_a_named_python_wins_or_is_an_error(clone: Clone, tmp_path: Path) -> None:
+    clone.python("python3.9", "3.9.6")
+    for named, reason in (("nowhere", "no such program"), ("python3.9", "too old")):
+        code, said = clone.run("run.sh", ACE_STUDIO_PYTHON=named)
+        assert code == 1 and f"'{named}'" in said and reason in said
+    assert clone.log() == []
+    # A path may be relative to the current folder.
     clone.python("mine", "3.13.1", folder=tmp_path / "elsewhere")
     clone.run("run.sh")
     clone.log()
     _, said = clone.run("run.sh", cwd=tmp_path, ACE_STUDIO_PYTHON="elsewhere/mine")
     assert "ACE_STUDIO_PYTHON is 3.13.1" in said
     assert clone.log()[:2] == ["venv mine", clone.installing()]
-
-
-@pytest.mark.parametrize(("named", "reason"), [("nowhere", "no such program"), ("python3.9", "too old")])
-def test_an_unfit_named_python_is_an_error(clone: Clone, named: str, reason: str) -> None:
-    clone.python("python3.9", "3.9.6")
-    code, said = clone.run("run.sh", ACE_STUDIO_PYTHON=named)
-    assert code == 1 and f"'{named}'" in said and reason in said
-    assert clone.log() == []
 
 
 def test_a_failed_installation_is_an_error_and_is_retried(clone: Clone) -> None:

@@ -26,17 +26,20 @@ def card() -> dict:
     return yaml.safe_load(matter)
 
 
-def requirements(python: str) -> dict[str, Requirement]:
-    """Return the requirements that hold on Linux with `python`."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+def requirements(file: str, python: str, machine: str = "x86_64") -> list[Requirement]:
+    """Return the requirements of a file that hold on Linux."""
+    lines = (ROOT / file).read_text().splitlines()
     found = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
-    place = {"python_version": python, "sys_platform": "linux", "platform_machine": "x86_64"}
-    return {each.name: each for each in found if each.marker is None or each.marker.evaluate(place)}
+    place = {"python_version": python, "sys_platform": "linux", "platform_machine": machine}
+    return [each for each in found if each.marker is None or each.marker.evaluate(place)]
+
+
+PACKAGES = {each.name: each for each in requirements("requirements.txt", "3.12")}
 
 
 def test_the_card_is_one_that_the_hub_takes(card):
     assert card["sdk"] == "gradio" and card["license"] == "mit"
-    assert card["sdk_version"] in requirements("3.12")["gradio"].specifier
+    assert card["sdk_version"] in PACKAGES["gradio"].specifier
     # Unquoted, YAML would make the number 3.12 of it, and 3.1 of a 3.10.
     assert card["python_version"] == "3.12"
     assert (ROOT / card["app_file"]).is_file()
@@ -62,9 +65,8 @@ def test_the_three_models_are_preloaded_and_of_the_umbrella_repository_the_plann
 
 
 def test_torch_is_one_that_zerogpu_takes_and_what_it_brings_along_is_not_pinned():
-    found = requirements("3.12")
-    (pin,) = found["torch"].specifier
+    (pin,) = PACKAGES["torch"].specifier
     assert (pin.operator, pin.version) in {("==", version) for version in ZEROGPU_TORCH}
-    assert not [name for name in BROUGHT_ALONG & found.keys() if found[name].specifier]
+    assert not [name for name in BROUGHT_ALONG & PACKAGES.keys() if PACKAGES[name].specifier]
     # These have to match torch and declare no dependency on it.
-    assert not {"torchaudio", "torchvision", "torchcodec"} & found.keys()
+    assert not {"torchaudio", "torchvision", "torchcodec"} & PACKAGES.keys()
