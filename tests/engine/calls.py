@@ -34,6 +34,7 @@ def post(server, endpoint="generate", **named):
         f"{server}/gradio_api/call/v2/{endpoint}",
         content=json.dumps({"prompt": "calm piano", **length, "options": FAST, **named}),
         headers={"content-type": "application/json"},
+        timeout=60,
     )
 
 
@@ -60,7 +61,3 @@ def told(client, endpoint, **given):
     with pytest.raises(ValidationError) as caught:
         client.predict(**given, api_name=endpoint)
     return dict(re.findall(r"^- (\w+): (.*)$", str(caught.value), re.MULTILINE))
-
-
-def steps_seen(job):
-    return any(record["progress"]["stage"] == "steps" for files, record in job.outputs() if files is None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from gradio_client import Client
 
 from tests.engine.fake_device_api import DeviceAPI
 from tests.program import ROOT
+from tests.waiting import until
 
 
 class Space:
@@ -31,48 +32,30 @@ class Space:
         return [json.loads(path.read_text()) for path in sorted((self.folder / "facts").glob("*.json"))]
 
 
-def start(folder: Path, api: DeviceAPI, **environ: str) -> tuple[subprocess.Popen, str]:
-    """Start the studio on ZeroGPU; return its process and its address."""
-    (folder / "facts").mkdir()
-    environ = {
-        **os.environ,
-        "ACE_STUDIO_LYRICS": "preview",
-        "ACE_STUDIO_PLANNER": "preview",
-        "ACE_STUDIO_OUTPUT": str(folder / "output"),
-        "GRADIO_TEMP_DIR": str(folder / "page"),
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "HOME": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "SPACES_ZERO_DEVICE_API_URL": api.url,
-        "SPACES_ZERO_GPU": "true",
-        "TMPDIR": str(folder),
-        "ZEROGPU_FACTS": str(folder / "facts"),
-        "ZEROGPU_OFFLOAD_DIR": str(folder / "packed"),
-        **environ,
-    }
-    log = (folder / "log").open("w")
-    command = [sys.executable, "-m", "tests.engine.zerogpu_studio"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        text = (folder / "log").read_text()
-        if found := re.search(r"http://127\.0\.0\.1:\d+", text.split("Ready")[-1] if "Ready" in text else text):
-            return process, found[0]
-        assert process.poll() is None, text
-        time.sleep(0.1)
-    process.kill()
-    raise AssertionError((folder / "log").read_text())
-
-
 def open_space(folder: Path, **environ: str) -> Iterator[Space]:
     """Yield a Space whose files are in `folder`, and end it with its workers."""
-    with DeviceAPI() as api:
+    (folder / "facts").mkdir()
+    log = folder / "log"
+    with DeviceAPI() as api, log.open("w") as output:
         # Generous, for busy machines; the tests of the limit set their own.
         api.second = 30
-        process, url = start(folder, api, **environ)
+        environ = {
+            **os.environ,
+            **{"ACE_STUDIO_LYRICS": "preview", "ACE_STUDIO_PLANNER": "preview", "GRADIO_SERVER_NAME": "127.0.0.1"},
+            **{"ACE_STUDIO_OUTPUT": str(folder / "output"), "GRADIO_TEMP_DIR": str(folder / "page")},
+            **{"HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
+            **{"SPACES_ZERO_DEVICE_API_URL": api.url, "SPACES_ZERO_GPU": "true"},
+            **{"ZEROGPU_FACTS": str(folder / "facts"), "ZEROGPU_OFFLOAD_DIR": str(folder / "packed")},
+            **environ,
+        }
+        command = [sys.executable, "-m", "tests.engine.zerogpu_studio"]
+        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=output, stderr=output, start_new_session=True)
         try:
-            yield Space(url, api, folder)
+            until(lambda: "ready at " in log.read_text() or process.poll() is not None)
+            assert process.poll() is None, log.read_text()
+            yield Space(re.search(r"ready at (http://[\d.:]+)", log.read_text())[1], api, folder)
         finally:
             # Its workers would outlive it.
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait(120)

@@ -13,38 +13,23 @@ from gradio_client.exceptions import AppError
 
 import app
 import backend
-from tests.engine.calls import RATE, post, refused, steps_seen, told
+from tests.engine.calls import RATE, post, refused, told
 from tests.waiting import until
-
-# --- wrong values -------------------------------------------------------------------------------------------------
-
-WRONG = [
-    ("/generate", {"duration": 601, "bpm": 0}, {"duration": "from 10 to 600 seconds, not 601.", "bpm": "from 30 to"}),
-    ("/generate", {"options": {"path": "/etc/passwd"}}, {"options": "options.path"}),
-    ("/cover", {"source": "/etc/passwd"}, {"source": "must be an uploaded audio file"}),
-    ("/extend", {"before": 299, "after": 300}, {"after": "from 0 to 597 for a source of 3 seconds"}),
-    ("/edit", {"start": 1, "end": 3.1}, {"end": "from 0 to 3 seconds"}),
-]
 
 
 def test_a_wrong_value_is_a_validation_error_with_name_and_message(server, client, source):
-    for endpoint, given, expected in WRONG:
-        own = {} if endpoint == "/generate" else {"source": source}
-        answers = [told(client, endpoint, **{"prompt": "calm piano", **own, **given})]
-        if endpoint == "/generate":
-            answers.append(refused(post(server, **given)))
-        for said in answers:
-            assert set(said) == set(expected), (endpoint, given)
-            for name, sentence in expected.items():
-                assert sentence in said[name]
-
-
-def test_nan_and_infinity_get_the_message(server):
-    for number in [float("nan"), float("inf"), float("-inf")]:
-        said = refused(
-            post(server, bpm=number, duration=number, takes=number, seed=number, options={"guidance": number})
-        )
-        assert set(said) == {"bpm", "duration", "takes", "seed", "options"}
+    wrong = {"duration": 601, "bpm": 0, "options": {"path": "/etc/passwd"}}
+    for said in (told(client, "/generate", prompt="x", **wrong), refused(post(server, **wrong))):
+        assert set(said) == set(wrong) and "options.path" in said["options"]
+        assert "from 10 to 600 seconds, not 601." in said["duration"]
+    said = told(client, "/extend", prompt="x", source=source, before=299, after=300)
+    assert set(said) == {"after"} and "from 0 to 597 for a source of 3 seconds" in said["after"]
+    assert set(told(client, "/cover", prompt="x", source="/etc/passwd")) == {"source"}
+    # JSON does not allow these, but clients send them.
+    for number in (float("nan"), float("inf"), float("-inf")):
+        numbers = dict.fromkeys(("bpm", "duration", "takes", "seed"), number)
+        said = refused(post(server, **numbers, options={"guidance": number}))
+        assert set(said) == {*numbers, "options"}
         assert said["options"].startswith("options.guidance: Guidance must be from 1 to 15, not ")
 
 
@@ -60,26 +45,16 @@ def test_any_other_error_has_a_code_a_message_and_a_hint(work, tune, tmp_path):
     assert caught.value.message.endswith("Export or download it again.")
 
 
-# --- cancel -------------------------------------------------------------------------------------------------------
-
-
-def test_cancel_frees_the_studio_and_the_next_call_works(caller, generate):
+def test_cancel_and_hanging_up_free_the_studio(server, caller, generate):
     job = caller.submit("calm piano", duration=60, options={"steps": 200}, api_name="/generate")
-    until(lambda: steps_seen(job))
+    until(lambda: any(record.get("progress", {}).get("stage") == "steps" for _, record in job.outputs()))
     job.cancel()
     until(lambda: not backend.get_backend().models.turn.locked())
-    assert generate()[0]
-
-
-def test_hanging_up_frees_the_studio(server, generate):
     event = post(server, duration=60, options={"steps": 200}).json()["event_id"]
     with httpx.stream("GET", f"{server}/gradio_api/call/generate/{event}", timeout=120) as stream:
         assert any('"steps"' in line and '"step": 2' in line for line in stream.iter_lines())
     until(lambda: not backend.get_backend().models.turn.locked())
     assert generate()[0]
-
-
-# --- what stays private -------------------------------------------------------------------------------------------
 
 
 def test_everything_else_on_the_page_is_private():
@@ -92,16 +67,14 @@ def test_everything_else_on_the_page_is_private():
 @pytest.mark.parametrize(("endpoint", "field"), [("generate", "reference"), ("edit", "source")])
 def test_a_file_that_was_not_uploaded_is_refused(server, tmp_path, endpoint, field):
     secret = tmp_path / "secret.wav"
-    soundfile.write(secret, np.zeros((96_000, 2)), 48_000)
-    meta = {"meta": {"_type": "gradio.FileData"}}
+    soundfile.write(secret, np.zeros((96_000, 2)), RATE)
+    mark = {"meta": {"_type": "gradio.FileData"}}
     around = os.path.join(get_upload_folder(), os.path.relpath(secret, get_upload_folder()))
     # With Gradio's mark Gradio refuses it; without, the studio does.
     for path in (str(secret), around):
-        answer = post(server, endpoint, **{field: {"path": path, **meta}})
-        assert answer.status_code == 400
-        assert "was not uploaded" in answer.text
+        answer = post(server, endpoint, **{field: {"path": path, **mark}})
+        assert answer.status_code == 400 and "was not uploaded" in answer.text
         assert set(refused(post(server, endpoint, **{field: {"path": path}}))) == {field}
-    assert post(server, endpoint, **{field: {"path": "http://127.0.0.1/secret.wav", **meta}}).status_code == 422
 
 
 def test_the_output_folder_is_not_served(server, generate, output):
@@ -109,7 +82,7 @@ def test_the_output_folder_is_not_served(server, generate, output):
     kept = output / record["takes"][0]["name"]
     assert kept.read_bytes() == Path(path).read_bytes()
     for address in (kept, output):
-        assert httpx.get(f"{server}/gradio_api/file={address}").status_code in (403, 404)
+        assert httpx.get(f"{server}/gradio_api/file={address}", timeout=60).status_code in (403, 404)
 
 
 def test_a_call_past_the_queue_starts_no_song(server):

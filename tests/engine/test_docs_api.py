@@ -20,24 +20,19 @@ LENGTHS = {"song.wav": 10, "cover.wav": SECONDS, "longer.wav": SECONDS + 3, "edi
 MADE = {"/generate": {10, 12.5}, "/cover": {SECONDS}, "/extend": {SECONDS + 3}, "/edit": {SECONDS}}
 
 
-def printed_by(language, code):
-    """Run a snippet in the current folder, and in a process of its own as a caller would; return what it prints."""
-    command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euo", "pipefail", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("language", "code"), BLOCKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)])
-def test_the_snippets_run(mcp_server, tmp_path, monkeypatch, language, code):
+def test_the_snippets_run(mcp_server, tmp_path, language, code):
     if language == "bash" and not shutil.which("curl"):
         pytest.skip("curl is not installed")
     noise = np.random.default_rng(1).standard_normal((SECONDS * RATE, 2)) * 0.05
     for name in ("voice.wav", "demo.wav"):
         soundfile.write(tmp_path / name, noise, RATE)
-    monkeypatch.chdir(tmp_path)
-    text = printed_by(language, code.replace("http://127.0.0.1:7860", mcp_server))
+    command = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    code = code.replace("http://127.0.0.1:7860", mcp_server)
+    done = subprocess.run([*command, code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
     for name in LENGTHS.keys() & set(re.findall(r"\w+\.wav", code)):
         info = soundfile.info(tmp_path / name)
         assert (info.frames, info.samplerate) == (LENGTHS[name] * RATE, RATE), name
