@@ -51,10 +51,9 @@ SESSIONS = 150  # visits and API calls that Gradio remembers; an older visit onl
 STOP_SECONDS = 3  # for running songs to end when the studio stops
 DELETE_CACHE = (3600, 24 * 3600)  # seconds between clean-ups of uploads and copies of takes, and their greatest age
 # A status without any model, to find out which parts of the page follow the status.
-NO_WRITER = {"state": "none", "model": "", "problem": None}
 NO_STATUS = {
     **{"kind": "sft", "tasks": {}, "unsupported": {}, "memory_plans": ()},
-    **{"planner": NO_WRITER, "lyrics": NO_WRITER},
+    **{name: {"state": "none", "model": "", "problem": None} for name in ("planner", "lyrics")},
 }
 
 
@@ -139,16 +138,17 @@ def status_updates(header: Header, forms: list[Form]) -> Updates:
 
 
 class CompressedPage:
-    """Compresses the page and its description: the largest responses, apart from songs, which do not shrink."""
+    """Compresses the page and its description: the largest responses, apart from songs, which do not shrink.
 
-    # No streams, which must not wait.
-    pages = ("", "/", "/config", "/gradio_api/info")
+    Streams must not wait for it.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app, self.compressed = app, GZipMiddleware(app, minimum_size=1000)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        page = scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) in self.pages
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        page = scope["type"] == "http" and path in ("", "/", "/config", "/gradio_api/info")
         await (self.compressed if page else self.app)(scope, receive, send)
 
 
@@ -157,10 +157,10 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
 
     `port` None means the first free port from 7860. Only copies in Gradio's cache are served, not the output folder.
     """
-    # Gradio prints its own lines about MCP and the public link; `announcements` replaces them.
+    # Gradio prints its own lines about MCP and the public link; `main` prints ours.
     with contextlib.redirect_stdout(io.StringIO()):
         _, url, _ = demo.launch(
-            server_name=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1",
+            server_name=_address(),
             server_port=port,
             theme=theme.theme(),
             css=theme.css(),
@@ -183,14 +183,8 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
     return url
 
 
-def wanted_port() -> int | None:
-    """Return GRADIO_SERVER_PORT, None if it is not set; exits with a sentence if it is not a port."""
-    port = os.environ.get("GRADIO_SERVER_PORT", "").strip()
-    if not port:
-        return None
-    if not is_port(port):
-        sys.exit(tooltips.BAD_PORT.format(port=port))
-    return int(port)
+def _address() -> str:
+    return os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
 
 
 def main() -> None:
@@ -198,19 +192,19 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     stopped = threading.Event()
-    port = wanted_port()
+    port = os.environ.get("GRADIO_SERVER_PORT", "").strip()
+    if port and not is_port(port):
+        sys.exit(tooltips.BAD_PORT.format(port=port))
     jobs.sweep()
     jobs.sweep_songs()
     demo = build_app()
     try:
-        url = launch(demo, port)
+        url = launch(demo, int(port) if port else None)
     except OSError as error:
         log.debug("cannot listen", exc_info=error)
-        host = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
-        sys.exit(tooltips.PORT_TAKEN.format(host=host, port=port) if port else tooltips.NO_PORT.format(host=host))
+        sys.exit((tooltips.PORT_TAKEN if port else tooltips.NO_PORT).format(host=_address(), port=port))
     start_workers(lambda count: let_run(demo, count))
-    for text in announcements(demo, url):
-        print(text, flush=True)
+    announce(demo, url)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopped.set())
     stopped.wait()
@@ -238,10 +232,7 @@ def stop(demo: gr.Blocks) -> NoReturn:
         signal.signal(each, signal.SIG_DFL)
     jobs.stop(STOP_SECONDS)
     demo.server.config.timeout_graceful_shutdown = 1
-    closing = [
-        threading.Thread(target=cluster.dismiss, daemon=True),
-        threading.Thread(target=demo.close, kwargs={"verbose": False}, daemon=True),
-    ]
+    closing = [threading.Thread(target=each, daemon=True) for each in (cluster.dismiss, lambda: demo.close(False))]
     for thread in closing:
         thread.start()
     for thread in closing:
@@ -253,17 +244,15 @@ def stop(demo: gr.Blocks) -> NoReturn:
     os._exit(0)
 
 
-def announcements(demo: gr.Blocks, url: str) -> Iterator[str]:
-    """Yield the lines for the terminal: URL, MCP tools, public link."""
-
-    def is_on(variable: str) -> bool:
-        return os.environ.get(variable, "").lower() == "true"  # Gradio's rule
-
-    yield tooltips.READY.format(url=url)
-    if is_on("GRADIO_MCP_SERVER"):
-        yield tooltips.MCP_READY.format(url=url) if demo.mcp_server else tooltips.MCP_MISSING
-    if is_on("GRADIO_SHARE"):
-        yield tooltips.SHARED.format(url=demo.share_url) if demo.share_url else tooltips.NOT_SHARED
+def announce(demo: gr.Blocks, url: str) -> None:
+    """Print the lines for the terminal: URL, MCP tools, public link."""
+    said = [tooltips.READY.format(url=url)]
+    # "true" is Gradio's rule.
+    if os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true":
+        said.append(tooltips.MCP_READY.format(url=url) if demo.mcp_server else tooltips.MCP_MISSING)
+    if os.environ.get("GRADIO_SHARE", "").lower() == "true":
+        said.append(tooltips.SHARED.format(url=demo.share_url) if demo.share_url else tooltips.NOT_SHARED)
+    print("\n".join(said), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """The command line of app.py: arguments become environment variables before anything reads them; `--check`.
 
-gradio and huggingface_hub read their variables when they are imported, so only bootstrap, limits and texts are imported
-with it. `check` looks at packages, device, weights and disks: it imports torch, but reads no weights and downloads
-nothing. It only asks the hub, once and for at most 5 seconds, for the size of a model that is to be downloaded.
+gradio and huggingface_hub read their variables when they are imported, so nothing imported here may import them.
+`--check` looks at packages, device, weights and disks: it imports torch, but reads no weights and downloads nothing. It
+only asks the hub, once and for at most 5 seconds, for the size of a model that is to be downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import os
 import platform
@@ -18,26 +19,15 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import bootstrap
 import tooltips
+from events import StudioError
 from limits import LIMITS, STUDIO_VERSION, size_text
-
-VARIABLES = {
-    "host": "GRADIO_SERVER_NAME",
-    "port": "GRADIO_SERVER_PORT",
-    "share": "GRADIO_SHARE",
-    "model": "ACE_STUDIO_MODEL",
-    "planner": "ACE_STUDIO_PLANNER",
-    "lyrics": "ACE_STUDIO_LYRICS",
-    "output": "ACE_STUDIO_OUTPUT",
-    "mcp": "GRADIO_MCP_SERVER",
-    "ray": "ACE_STUDIO_RAY",
-}
 
 
 def read_arguments(
@@ -47,11 +37,25 @@ def read_arguments(
 
     A wrong value ends the process with a sentence and status 2.
     """
-    given = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
-    for name, variable in VARIABLES.items():
-        value = getattr(given, name)
-        if value is not None:
-            environ[variable] = str(value)
+    about = {"prog": "app.py", "description": tooltips.CLI_ABOUT, "epilog": tooltips.CLI_END}
+    parser = argparse.ArgumentParser(**about, add_help=False, allow_abbrev=False)
+    switch = {"action": "store_const", "const": "true"}
+    for name, variable, settings in (
+        ("host", "GRADIO_SERVER_NAME", {"metavar": "NAME", "type": _host}),
+        ("port", "GRADIO_SERVER_PORT", {"metavar": "NUMBER", "type": _port}),
+        ("share", "GRADIO_SHARE", switch),
+        ("model", "ACE_STUDIO_MODEL", {"metavar": "MODEL", "type": _model("preview")}),
+        ("planner", "ACE_STUDIO_PLANNER", {"metavar": "MODEL", "type": _model("preview", "off", inside=True)}),
+        ("lyrics", "ACE_STUDIO_LYRICS", {"metavar": "MODEL", "type": _model("preview", "off")}),
+        ("output", "ACE_STUDIO_OUTPUT", {"metavar": "FOLDER", "type": _output}),
+        ("mcp", "GRADIO_MCP_SERVER", switch),
+        ("ray", "ACE_STUDIO_RAY", {"metavar": "ADDRESS", "type": _ray, "nargs": "?", "const": "local"}),
+        ("check", "check", switch),
+    ):
+        parser.add_argument(f"--{name}", dest=variable, help=tooltips.CLI_HELP[name], **settings)
+    parser.add_argument("-h", "--help", action="help", help=tooltips.CLI_HELP["help"])
+    given = parser.parse_args(arguments)
+    environ.update({variable: value for variable, value in vars(given).items() if value and variable != "check"})
     return given
 
 
@@ -59,51 +63,17 @@ def shorten_errors() -> None:
     """Replace the traceback of an error at start with one sentence, and let SIGTERM end the process quietly."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            return
-        frame = traceback.extract_tb(trace)[-1]
-        place = f"{Path(frame.filename).name}, line {frame.lineno}"
-        print(
-            tooltips.CANNOT_START.format(reason=" ".join(_reason(error).split()), place=place),
-            file=sys.stderr,
-            flush=True,
-        )
+        if not issubclass(kind, KeyboardInterrupt):
+            frame = traceback.extract_tb(trace)[-1]
+            place = f"{Path(frame.filename).name}, line {frame.lineno}"
+            print(tooltips.CANNOT_START.format(reason=_reason(error), place=place), file=sys.stderr, flush=True)
 
     sys.excepthook = hook
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="app.py",
-        description=tooltips.CLI_ABOUT,
-        epilog=tooltips.CLI_END,
-        add_help=False,
-        allow_abbrev=False,
-    )
-
-    def value(name: str, metavar: str, check: Callable[[str], str], **settings: object) -> None:
-        parser.add_argument(f"--{name}", metavar=metavar, type=check, help=tooltips.CLI_HELP[name], **settings)
-
-    def switch(name: str, **settings: object) -> None:
-        parser.add_argument(f"--{name}", action="store_const", const="true", help=tooltips.CLI_HELP[name], **settings)
-
-    value("host", "NAME", _host)
-    value("port", "NUMBER", _port)
-    switch("share")
-    value("model", "MODEL", _model("preview"))
-    value("planner", "MODEL", _model("preview", "off", inside=True))
-    value("lyrics", "MODEL", _model("preview", "off"))
-    value("output", "FOLDER", _output)
-    switch("mcp")
-    value("ray", "ADDRESS", _ray, nargs="?", const="local")
-    switch("check")
-    parser.add_argument("-h", "--help", action="help", help=tooltips.CLI_HELP["help"])
-    return parser
+    return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
 
 
 # --- values -------------------------------------------------------------------------------------------------------
@@ -114,10 +84,8 @@ def _wrong(sentence: str, **values: object) -> argparse.ArgumentTypeError:
 
 
 def _host(text: str) -> str:
-    try:
+    with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(text.strip("[]")))
-    except ValueError:
-        pass
     if not re.fullmatch(r"(?!-)[A-Za-z0-9.-]*[A-Za-z0-9]\.?", text) or re.fullmatch(r"[\d.]+", text):
         raise _wrong(tooltips.CLI_HOST, value=text)
     return text
@@ -150,8 +118,7 @@ def _model(*words: str, inside: bool = False) -> Callable[[str], str]:
         if text.startswith(("/", "./", "../", "~")) or text in (".", "..") or os.path.lexists(text):
             if not os.path.isdir(os.path.expanduser(text)):
                 raise _wrong(tooltips.CLI_NO_FOLDER, value=text)
-            return text
-        if not re.fullmatch(spelling, text):
+        elif not re.fullmatch(spelling, text):
             raise _wrong(tooltips.CLI_MODEL, value=text, words=" or ".join(words))
         return text
 
@@ -160,14 +127,17 @@ def _model(*words: str, inside: bool = False) -> Callable[[str], str]:
 
 def _output(text: str) -> str:
     # The folder may not exist yet: the first one above it that does must be writable.
-    place = Path(os.path.expanduser(text)).absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    place = _existing(Path(os.path.expanduser(text)))
     if not text or not place.is_dir():
         raise _wrong(tooltips.CLI_OUTPUT_FILE, value=text, place=place)
     if not os.access(place, os.W_OK | os.X_OK):
         raise _wrong(tooltips.CLI_OUTPUT_CLOSED, value=text, place=place)
     return text
+
+
+def _existing(path: Path) -> Path:
+    """Return `path`, or the first folder above it that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 # --- check --------------------------------------------------------------------------------------------------------
@@ -192,74 +162,78 @@ class Finding:
 def check() -> int:
     """Print what would run here; return the exit status, 1 if no song can be made."""
     bootstrap.bootstrap()
-    found: list[Finding] = []
+    bad = []
     for finding in findings():
-        found.append(finding)
         print(finding, flush=True)
-    verdict = verdict_of(found)
-    print(verdict)
-    return int(verdict.stops)
-
-
-def verdict_of(found: list[Finding]) -> Finding:
-    """Return the last line: whether a song can be made, or why not."""
-    bad = dict.fromkeys(tooltips.CHECK_LABELS[finding.name] for finding in found if finding.stops)
+        if finding.stops:
+            bad.append(tooltips.CHECK_LABELS[finding.name])
     if bad:
-        return Finding("result", tooltips.CHECK_BAD.format(names=", ".join(bad)), stops=True)
+        print(Finding("result", tooltips.CHECK_BAD.format(names=", ".join(bad))))
+        return 1
     import backend
 
     preview = backend.get_backend().status()["engine"] == "preview"
-    return Finding("result", tooltips.CHECK_GOOD_PREVIEW if preview else tooltips.CHECK_GOOD)
+    print(Finding("result", tooltips.CHECK_GOOD_PREVIEW if preview else tooltips.CHECK_GOOD))
+    return 0
 
 
 def findings() -> Iterator[Finding]:
     """Yield the findings in the order that a start needs them; ends early if packages are missing."""
-    system = f"{platform.system()} {platform.machine()}"
-    yield Finding("studio", f"{STUDIO_VERSION}, Python {platform.python_version()}, {system}")
-    try:
-        from diffusers import AceStepPipeline  # noqa: F401
-
-        import backend
-        from jobs import versions
-    except ImportError as error:
-        yield Finding("packages", tooltips.CHECK_PACKAGE.format(reason=error), stops=True)
+    machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield Finding("studio", f"{STUDIO_VERSION}, {machine}")
+    yield (found := finding_of("packages", packages))
+    if found.stops:
         return
-    packages = [f"{name} {version}" for name, version in versions().items() if name != "python"]
-    yield Finding("packages", ", ".join(packages))
+    import backend
+    from weights import find_planner, find_writer
+
     studio = backend.get_backend()
     steps = {
         "device": lambda: device(studio),
         "memory": lambda: memory_room(studio),
         "plan": lambda: memory_plan(studio.models.weights, studio.device(), studio.capabilities()["memory_plan"]),
         "model": lambda: song_model(studio.models.weights),
-        "planner": planner,
-        "lyrics": lyrics_writer,
+        "planner": lambda: planner(find_planner()),
+        "lyrics": lambda: lyrics_writer(find_writer()),
         "cache": cache,
         "output": output,
         "workers": workers,
     }
     for name, step in steps.items():
-        yield tried(name, step)
+        yield finding_of(name, step)
 
 
-def tried(name: str, step: Callable[[], Finding]) -> Finding:
-    """Return what `step` finds; an exception becomes a finding that stops."""
+def finding_of(name: str, step: Callable[[], str]) -> Finding:
+    """Return what `step` reports, or what it raises as a finding that stops."""
     try:
-        return step()
+        return Finding(name, step())
+    except StudioError as error:
+        return Finding(name, str(error), stops=True)
     except Exception as error:
         return Finding(name, tooltips.CHECK_CANNOT_CHECK.format(reason=_reason(error)), stops=True)
+
+
+def packages() -> str:
+    try:
+        from diffusers import AceStepPipeline  # noqa: F401
+
+        import backend  # noqa: F401
+        from jobs import versions
+    except ImportError as error:
+        raise StudioError("packages", tooltips.CHECK_PACKAGE.format(reason=error)) from None
+    return ", ".join(f"{name} {version}" for name, version in versions().items() if name != "python")
 
 
 # --- the machine --------------------------------------------------------------------------------------------------
 
 
-def device(studio: Any) -> Finding:
+def device(studio: Any) -> str:
     studio.device()
     facts = studio.capabilities()
-    return Finding("device", f"{facts['device']}, {facts['dtype']}. {facts['device_reason']}")
+    return f"{facts['device']}, {facts['dtype']}. {facts['device_reason']}"
 
 
-def memory_room(studio: Any) -> Finding:
+def memory_room(studio: Any) -> str:
     import psutil
 
     import memory
@@ -269,11 +243,11 @@ def memory_room(studio: Any) -> Finding:
     room = tooltips.CHECK_RAM.format(free=free, total=total)
     if limit := memory.vram_limit_for(studio.device().kind):
         room += ", " + tooltips.CHECK_VRAM.format(total=size_text(limit))
-    return Finding("memory", f"{room}.")
+    return f"{room}."
 
 
-def memory_plan(weights: Any, where: Any, usual: str) -> Finding:
-    """Return the plan for a `usual` song and the memory of the shortest one; it stops if that does not fit."""
+def memory_plan(weights: Any, where: Any, usual: str) -> str:
+    """Return the plan for a `usual` song and the memory that the shortest one needs, which must fit."""
     import memory
     from weights import is_turbo
 
@@ -281,112 +255,106 @@ def memory_plan(weights: Any, where: Any, usual: str) -> Finding:
     room = memory.room_for_models(where.kind)
     choice = memory.choose(where.kind, room, memory.sizes_of(weights, where), shortest)
     if choice.problem:
-        return Finding("plan", choice.problem.text(), stops=True)
-    return Finding("plan", tooltips.CHECK_PLAN.format(plan=usual, need=size_text(choice.need)))
+        raise StudioError.of(choice.problem)
+    return tooltips.CHECK_PLAN.format(plan=usual, need=size_text(choice.need))
 
 
-def cache() -> Finding:
+def cache() -> str:
     from huggingface_hub import constants
 
-    free = size_text(_free_in_cache())
-    return Finding("cache", tooltips.CHECK_FREE.format(folder=constants.HF_HUB_CACHE, free=free))
+    return tooltips.CHECK_FREE.format(folder=constants.HF_HUB_CACHE, free=size_text(_free_in_cache()))
 
 
 def _free_in_cache() -> int:
-    """Return the free bytes of the model cache, or of the first existing folder above it."""
     from huggingface_hub import constants
 
-    folder = Path(constants.HF_HUB_CACHE).absolute()
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    return shutil.disk_usage(_existing(Path(constants.HF_HUB_CACHE))).free
 
 
-def output() -> Finding:
-    """Return the output folder; it stops if that or the temporary folder has no room for another song."""
-    from events import StudioError
+def output() -> str:
+    """Return the output folder; it and the temporary folder must have room for another song."""
     from jobs import output_folder
 
-    try:
-        folder = output_folder()
-    except StudioError as error:
-        return Finding("output", error.problem.text(), stops=True)
+    folder = output_folder()
     for place in (Path(tempfile.gettempdir()), folder):
         free = shutil.disk_usage(place).free
         if free < SONG_BYTES:
             words = {"folder": place, "free": size_text(free), "least": size_text(SONG_BYTES)}
-            return Finding("output", tooltips.CHECK_FULL.format(**words), stops=True)
-    return Finding("output", tooltips.CHECK_FREE.format(folder=folder, free=size_text(free)))
+            raise StudioError("disk_full", tooltips.CHECK_FULL.format(**words))
+    return tooltips.CHECK_FREE.format(folder=folder, free=size_text(free))
 
 
-def workers() -> Finding:
+def workers() -> str:
     """Return the Ray workers; joins a cluster to count its cards, but starts nothing."""
     import cluster
     import cluster_worker
 
     where = cluster.wanted()
     if not where:
-        return Finding("workers", tooltips.CHECK_NO_RAY)
+        return tooltips.CHECK_NO_RAY
     try:
         import ray
 
         if where == cluster.LOCAL:
             count = cluster.count_wanted()
             words = f"{count} worker{'' if count == 1 else 's'}" if count else "a worker for each card"
-            return Finding("workers", tooltips.CHECK_RAY_LOCAL.format(version=ray.__version__, workers=words))
+            return tooltips.CHECK_RAY_LOCAL.format(version=ray.__version__, workers=words)
         cluster.join(where)
-        found = ray.cluster_resources()
-        facts = {"nodes": f"{len(ray.nodes())} nodes", "cards": f"{found.get('GPU', 0):g} cards"}
-        return Finding("workers", tooltips.CHECK_RAY.format(version=ray.__version__, **facts))
+        cards = ray.cluster_resources().get("GPU", 0)
+        facts = {"nodes": f"{len(ray.nodes())} nodes", "cards": f"{cards:g} cards"}
+        return tooltips.CHECK_RAY.format(version=ray.__version__, **facts)
     except Exception as error:
-        return Finding("workers", cluster_worker.problem_of(error).text(), stops=True)
+        raise StudioError.of(cluster_worker.problem_of(error)) from error
 
 
 # --- weights ------------------------------------------------------------------------------------------------------
 
 
-def song_model(weights: Any) -> Finding:
+def song_model(weights: Any) -> str:
     import hub
     from weights import DEFAULT_MODEL_GB
 
     if weights.source == "preview" and weights.problem:
         size = tooltips.CHECK_SIZE.format(size=f"{DEFAULT_MODEL_GB} GB")
-        return Finding("model", f"{tooltips.CHECK_STANDS_IN.format(problem=weights.problem.text())} {size}")
-    return _finding("model", weights, weights.wanted, hub.PIPELINE, needed=True)
+        return f"{tooltips.CHECK_STANDS_IN.format(problem=weights.problem.text())} {size}"
+    text, here = _model_report(weights, weights.wanted, hub.PIPELINE)
+    if not here:
+        raise StudioError("weights_missing", text)
+    return text
 
 
-def planner() -> Finding:
+def planner(weights: Any) -> str:
     import hub
-    from weights import DEFAULT_PLANNER, PLANNER_VARIABLE, find_planner
+    from weights import DEFAULT_PLANNER, PLANNER_VARIABLE
 
-    weights = find_planner()
-    found = _finding("planner", weights, weights.repo, hub.language_model(PLANNER_VARIABLE, weights.inside))
+    text, _ = _model_report(weights, weights.repo, hub.language_model(PLANNER_VARIABLE, weights.inside))
     if weights.source == "none" and weights.wanted == DEFAULT_PLANNER:
-        found = replace(found, text=f"{found.text} {tooltips.CHECK_SIZE.format(size=f'{PLANNER_GB} GB')}")
-    return found
+        text += " " + tooltips.CHECK_SIZE.format(size=f"{PLANNER_GB} GB")
+    return text
 
 
-def lyrics_writer() -> Finding:
+def lyrics_writer(weights: Any) -> str:
     import hub
-    from weights import LYRICS_VARIABLE, find_writer
+    from weights import LYRICS_VARIABLE
 
-    weights = find_writer()
-    return _finding("lyrics", weights, weights.wanted, hub.language_model(LYRICS_VARIABLE))
+    return _model_report(weights, weights.wanted, hub.language_model(LYRICS_VARIABLE))[0]
 
 
-def _finding(name: str, weights: Any, repo: str, selection: Any, needed: bool = False) -> Finding:
-    """Return what a model is and how large; if it is `needed`, it stops without it."""
+def _model_report(weights: Any, repo: str, selection: Any) -> tuple[str, bool]:
+    """Return what a model is and how large, and whether it is here or can be downloaded."""
     if weights.source == "hub":
-        return _download(name, weights.wanted, repo, selection, needed)
+        return _download_report(weights.wanted, repo, selection)
     if weights.source == "preview":
-        return Finding(name, tooltips.CHECK_PREVIEW)
+        return tooltips.CHECK_PREVIEW, True
     if weights.folder is None:
-        return Finding(name, weights.problem.text() if weights.problem else str(weights.wanted), needed)
+        return weights.problem.text() if weights.problem else weights.wanted, False
     size = sum(path.stat().st_size for path in Path(weights.folder).rglob("*") if path.is_file())
     words = {"model": weights.model_id, "size": size_text(size), "folder": weights.folder}
-    return Finding(name, tooltips.CHECK_FOUND.format(**words))
+    return tooltips.CHECK_FOUND.format(**words), True
 
 
-def _download(name: str, wanted: str, repo: str, selection: Any, needed: bool) -> Finding:
-    """Return the size that the hub reports for a download, compared with the free disk space."""
+def _download_report(wanted: str, repo: str, selection: Any) -> tuple[str, bool]:
+    """Return the size that the hub reports for a download, and whether the disk has room for it."""
     from huggingface_hub import HfApi, constants
 
     import hub
@@ -395,15 +363,14 @@ def _download(name: str, wanted: str, repo: str, selection: Any, needed: bool) -
         api = HfApi(endpoint=constants.ENDPOINT)
         files = api.model_info(repo, files_metadata=True, timeout=hub.ASK_SECONDS).siblings or []
     except Exception as error:
-        return Finding(name, tooltips.CHECK_UNASKED.format(model=wanted, reason=type(error).__name__), needed)
+        return tooltips.CHECK_UNASKED.format(model=wanted, reason=type(error).__name__), False
     chosen = set(selection.choose(file.rfilename for file in files))
     if selection.index not in chosen:
-        reason = f"{selection.index} is missing there"
-        return Finding(name, tooltips.CHECK_UNASKED.format(model=wanted, reason=reason), needed)
+        return tooltips.CHECK_UNASKED.format(model=wanted, reason=f"{selection.index} is missing there"), False
     size = sum(file.size or 0 for file in files if file.rfilename in chosen)
     text = tooltips.CHECK_TO_FETCH.format(model=wanted, size=size_text(size))
     free = _free_in_cache()
     if size + hub.SPARE_BYTES > free:
         words = {"size": size_text(size), "free": size_text(free), "folder": constants.HF_HUB_CACHE}
-        return Finding(name, f"{text} {tooltips.CHECK_NO_ROOM.format(**words)}", needed)
-    return Finding(name, text)
+        return f"{text} {tooltips.CHECK_NO_ROOM.format(**words)}", False
+    return text, True
