@@ -35,10 +35,6 @@ REPOSITORIES = {
     "ACE_STUDIO_PLANNER": ("ACE-Step/Ace-Step1.5",),
     "ACE_STUDIO_LYRICS": ("Qwen/Qwen2.5-7B-Instruct", "mlx-community/Qwen2.5-7B-Instruct-4bit"),
 }
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-WRITABLE_CACHE = "hf-cache-rw"
-NO_REPOSITORY = ("preview", "off")
 
 
 def bootstrap(
@@ -85,13 +81,12 @@ def private_folder(purpose: str) -> Path:
 
 def _bypass_proxy_for_loopback(environ: MutableMapping[str, str]) -> None:
     # Gradio calls its own server while it starts.
-    if not any(environ.get(name) or environ.get(name.lower()) for name in PROXIES):
-        return
-    names = ("NO_PROXY", "no_proxy")
-    hosts = [*(environ.get(name, "") for name in names), *LOOPBACK, environ.get("GRADIO_SERVER_NAME", "")]
-    parts = [part.strip() for text in hosts for part in text.split(",")]
-    for name in names:
-        environ[name] = ",".join(dict.fromkeys(filter(None, parts)))
+    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    if any(environ.get(name) or environ.get(name.lower()) for name in proxies):
+        own = [environ.get(name, "") for name in ("NO_PROXY", "no_proxy")]
+        hosts = ",".join([*own, "127.0.0.1", "localhost", "::1", environ.get("GRADIO_SERVER_NAME", "")])
+        bypassed = dict.fromkeys(host.strip() for host in hosts.split(",") if host.strip())
+        environ["NO_PROXY"] = environ["no_proxy"] = ",".join(bypassed)
 
 
 def hub_cache(environ: MutableMapping[str, str], home: Path) -> Path:
@@ -110,7 +105,7 @@ def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
         parts = asked.split("/")
         if not asked:
             wanted += standard
-        elif asked.lower() not in NO_REPOSITORY and len(parts) > 1 and all(parts) and parts[0][0] not in ".~":
+        elif asked.lower() not in ("preview", "off") and len(parts) > 1 and all(parts) and parts[0][0] not in ".~":
             wanted.append("/".join(parts[:2]))
     return wanted
 
@@ -120,7 +115,7 @@ def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
 
 def _use_writable_cache(environ: MutableMapping[str, str], home: Path, caches: list[Path]) -> Path:
     """Mirror `caches` into our own cache and point the libraries to it; returns its hub folder."""
-    before, ours = _hf_home(environ, home), home / WRITABLE_CACHE
+    before, ours = _hf_home(environ, home), home / "hf-cache-rw"
     for cache in caches:
         with _logged(f"cannot mirror the cache {cache}"):
             mirror(cache, ours / "hub")
@@ -134,10 +129,7 @@ def _use_writable_cache(environ: MutableMapping[str, str], home: Path, caches: l
 
 
 def mirror(cache: Path, into: Path) -> None:
-    """Mirror `cache` in `into`: blobs become hard links, or symbolic ones if those are not allowed.
-
-    Snapshots keep their relative links, and refs are copied. Existing files stay unchanged.
-    """
+    """Mirror `cache` in `into` without changing files that are there already."""
     into.mkdir(parents=True, exist_ok=True)
     if not cache.is_dir() or cache.resolve() == into.resolve():
         return
@@ -148,6 +140,7 @@ def mirror(cache: Path, into: Path) -> None:
 
 
 def _mirror_repository(source: Path, target: Path) -> None:
+    """Hard-link the blobs, or symlink them if that is not allowed; copy the refs and the snapshots' links."""
     broken = 0
     for kind in ("blobs", "snapshots", "refs"):
         (target / kind).mkdir(parents=True, exist_ok=True)
@@ -167,16 +160,12 @@ def _mirror_repository(source: Path, target: Path) -> None:
                 elif kind == "refs":
                     shutil.copyfile(path, place)
                 else:
-                    _link(path, place)
+                    try:
+                        os.link(path, place)
+                    except OSError:  # another file system, or one that lets only the owner link
+                        place.symlink_to(path.resolve())
     if broken:
         log.warning("%s has %d broken links, which were skipped", source, broken)
-
-
-def _link(path: Path, place: Path) -> None:
-    try:
-        os.link(path, place)
-    except OSError:  # another file system, or one that lets only the owner link
-        place.symlink_to(path.resolve())
 
 
 # --- models beside app.py -----------------------------------------------------------------------------------------
@@ -188,18 +177,14 @@ def _link_snapshot(repository: str, caches: list[Path], models: Path) -> None:
     A folder, or a link to something other than a snapshot, belongs to the user and stays.
     """
     place = models.joinpath(*repository.split("/"))
-    if place.is_symlink():
-        if Path(os.readlink(place)).parent.name != "snapshots":
-            return
-    elif place.exists():
+    linked = Path(os.readlink(place)) if place.is_symlink() else None
+    if linked.parent.name != "snapshots" if linked else place.exists():
         return
     folder = f"models--{repository.replace('/', '--')}"
     snapshot = next(filter(None, (newest_snapshot(cache / folder) for cache in caches)), None)
-    if snapshot is None:
-        if place.is_symlink() and not place.exists():
-            place.unlink()
-        return
-    if place.is_symlink() and os.readlink(place) == str(snapshot):
+    if snapshot is None and linked and not place.exists():
+        place.unlink()
+    if snapshot is None or snapshot == linked:
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     # Renamed into place, so that another process that starts at the same time always finds a link.
@@ -226,9 +211,7 @@ def newest_snapshot(storage: Path) -> Path | None:
 def _hf_home(environ: MutableMapping[str, str], home: Path) -> Path:
     if environ.get("HF_HOME"):
         return _expanded(environ["HF_HOME"], home)
-    if environ.get("XDG_CACHE_HOME"):
-        return _expanded(environ["XDG_CACHE_HOME"], home) / "huggingface"
-    return home / ".cache" / "huggingface"
+    return _expanded(environ.get("XDG_CACHE_HOME") or "~/.cache", home) / "huggingface"
 
 
 def _expanded(text: str, home: Path) -> Path:

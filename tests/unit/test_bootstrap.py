@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -20,12 +21,12 @@ REPO, COMMIT, BLOB = "ACE-Step/acestep-v15-xl-sft-diffusers", "a" * 40, "b" * 64
 FOLDER = f"models--{REPO.replace('/', '--')}"
 
 
-def preload(hub: Path, repo: str = REPO, commit: str = COMMIT, text: str = "weights") -> Path:
+def preload(hub: Path, repo: str = REPO, commit: str = COMMIT) -> Path:
     """Put a repository with two files into `hub` as huggingface_hub does; returns its snapshot."""
     storage = hub / f"models--{repo.replace('/', '--')}"
     for folder in ("blobs", "refs", f"snapshots/{commit}/vae"):
         (storage / folder).mkdir(parents=True, exist_ok=True)
-    (storage / "blobs" / BLOB).write_text(text)
+    (storage / "blobs" / BLOB).write_text("weights")
     (storage / "refs" / "main").write_text(commit)
     snapshot = storage / "snapshots" / commit
     (snapshot / "model_index.json").symlink_to(f"../../blobs/{BLOB}")
@@ -35,19 +36,22 @@ def preload(hub: Path, repo: str = REPO, commit: str = COMMIT, text: str = "weig
 
 def tree(folder: Path) -> dict[str, tuple]:
     """Return everything in `folder`: links with their targets, files with inode and time."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        facts = path.lstat()
-        found[str(path.relative_to(folder))] = (
-            os.readlink(path) if path.is_symlink() else (facts.st_ino, facts.st_mtime_ns, path.is_dir())
-        )
-    return found
+    facts = {path: path.lstat() for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else (fact.st_ino, fact.st_mtime_ns)
+        for path, fact in facts.items()
+    }
 
 
 @pytest.fixture
 def home(tmp_path) -> Path:
     (tmp_path / "studio").mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def hub(home) -> Path:
+    return home / ".cache" / "huggingface" / "hub"
 
 
 def run(home: Path, **environ: str) -> dict[str, str]:
@@ -65,17 +69,29 @@ def closed(monkeypatch):
     )
 
 
-def test_a_home_without_a_cache_and_the_users_settings_stay_unchanged(home):
+def test_the_environment_is_set_before_anything_reads_it_and_the_users_settings_win(home):
     environ = run(home)
+    assert environ.items() >= bootstrap.DEFAULTS.items()
+    assert Path(environ["GRADIO_TEMP_DIR"]).is_absolute()
     assert environ["HF_MODULES_CACHE"] == str(home / ".cache" / "huggingface" / "modules")
     assert not {"HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH"} & environ.keys()
     assert tree(home).keys() == {"studio"}
-    mine = {"HF_MODULES_CACHE": "/mine", "HF_HOME": str(home / "mine")}
+    mine = {"HF_MODULES_CACHE": "/mine", "HF_HOME": str(home / "mine"), "GRADIO_TEMP_DIR": "/somewhere"}
+    mine |= {"PYTORCH_ENABLE_MPS_FALLBACK": "0"}
     assert run(home, **mine).items() >= mine.items()
+    first = next(line for line in (ROOT / "app.py").read_text().splitlines() if re.match("import|from (?!__)", line))
+    assert first == "from bootstrap import bootstrap"
 
 
-def test_a_writable_cache_is_not_mirrored_and_its_snapshot_is_linked(home):
-    snapshot = preload(home / ".cache" / "huggingface" / "hub")
+def test_a_proxy_is_not_asked_for_this_machine(home):
+    assert not {"NO_PROXY", "no_proxy"} & run(home).keys()
+    environ = run(home, https_proxy="http://proxy.example:3128", no_proxy="internal.example")
+    for name in ("NO_PROXY", "no_proxy"):
+        assert environ[name].split(",") == ["internal.example", "127.0.0.1", "localhost", "::1"]
+
+
+def test_a_writable_cache_is_not_mirrored_and_its_snapshot_is_linked(home, hub):
+    snapshot = preload(hub)
     assert not {"HF_HOME", "HF_HUB_CACHE"} & run(home).keys()
     assert not (home / "hf-cache-rw").exists()
     link = home / "studio" / "models" / REPO
@@ -84,9 +100,8 @@ def test_a_writable_cache_is_not_mirrored_and_its_snapshot_is_linked(home):
     assert snapshot_revision(link) == COMMIT
 
 
-def test_both_the_users_cache_and_the_preloaded_one_are_searched(home):
-    elsewhere = preload(home / "disk" / "hub")
-    preloaded = preload(home / ".cache" / "huggingface" / "hub", UMBRELLA)
+def test_both_the_users_cache_and_the_preloaded_one_are_searched(home, hub):
+    elsewhere, preloaded = preload(home / "disk" / "hub"), preload(hub, UMBRELLA)
     run(home, HF_HOME=str(home / "disk"))
     assert os.readlink(home / "studio" / "models" / REPO) == str(elsewhere)
     assert os.readlink(home / "studio" / "models" / UMBRELLA) == str(preloaded)
@@ -102,8 +117,8 @@ def test_the_cache_folder_is_that_of_huggingface_hub(tmp_path, variable):
     assert str(bootstrap.hub_cache(environ, tmp_path)) == theirs.stdout.strip()
 
 
-def test_the_link_follows_main_or_the_youngest_snapshot_until_all_are_gone(home):
-    hub, link = home / ".cache" / "huggingface" / "hub", home / "studio" / "models" / REPO
+def test_the_link_follows_main_or_the_youngest_snapshot_until_all_are_gone(home, hub):
+    link = home / "studio" / "models" / REPO
     old = preload(hub)
     run(home)
     newer = preload(hub, commit="c" * 40)
@@ -118,8 +133,7 @@ def test_the_link_follows_main_or_the_youngest_snapshot_until_all_are_gone(home)
     assert not os.path.lexists(link)
 
 
-def test_the_users_own_models_stay(home):
-    hub = home / ".cache" / "huggingface" / "hub"
+def test_the_users_own_models_stay(home, hub):
     preload(hub)
     preload(hub, DEFAULT_WRITER)
     models = home / "studio" / "models"
@@ -131,12 +145,9 @@ def test_the_users_own_models_stay(home):
     assert tree(home / "studio") == before
 
 
-def test_models_named_in_the_variables_are_linked_unless_switched_off(home):
-    hub = home / ".cache" / "huggingface" / "hub"
-    preload(hub)
-    preload(hub, "me/other")
-    preload(hub, "me/planners")
-    preload(hub, DEFAULT_WRITER)
+def test_models_named_in_the_variables_are_linked_unless_switched_off(home, hub):
+    for repo in (REPO, "me/other", "me/planners", DEFAULT_WRITER):
+        preload(hub, repo)
     run(home, ACE_STUDIO_MODEL="me/other", ACE_STUDIO_PLANNER="me/planners/small", ACE_STUDIO_LYRICS="off")
     models = home / "studio" / "models"
     assert sorted(models.glob("*/*")) == [models / "me" / "other", models / "me" / "planners"]
@@ -145,15 +156,12 @@ def test_models_named_in_the_variables_are_linked_unless_switched_off(home):
         assert bootstrap.wanted_repositories(dict.fromkeys(bootstrap.REPOSITORIES, value)) == []
 
 
-def test_a_closed_cache_is_replaced_by_a_mirror(home, closed):
-    hub = home / ".cache" / "huggingface" / "hub"
+def test_a_closed_cache_is_replaced_by_a_mirror_which_keeps_later_downloads(home, hub, closed):
     preload(hub)
-    environ = run(home)
-    ours = home / "hf-cache-rw"
-    assert environ["HF_HOME"] == str(ours)
-    assert environ["HF_HUB_CACHE"] == str(ours / "hub")
-    assert environ["HF_MODULES_CACHE"] == str(ours / "modules")
-    assert environ["HF_TOKEN_PATH"] == str(home / ".cache" / "huggingface" / "token")
+    environ, ours = run(home), home / "hf-cache-rw"
+    expected = {"HF_HOME": ours, "HF_HUB_CACHE": ours / "hub", "HF_MODULES_CACHE": ours / "modules"}
+    expected |= {"HF_TOKEN_PATH": home / ".cache" / "huggingface" / "token"}
+    assert environ.items() >= {name: str(path) for name, path in expected.items()}.items()
     blob = ours / "hub" / FOLDER / "blobs" / BLOB
     assert blob.samefile(hub / FOLDER / "blobs" / BLOB) and not blob.is_symlink()
     snapshot = ours / "hub" / FOLDER / "snapshots" / COMMIT
@@ -162,24 +170,16 @@ def test_a_closed_cache_is_replaced_by_a_mirror(home, closed):
     reference = ours / "hub" / FOLDER / "refs" / "main"
     assert reference.read_text() == COMMIT and not reference.samefile(hub / FOLDER / "refs" / "main")
     assert os.readlink(home / "studio" / "models" / REPO) == str(snapshot)
-
-
-def test_a_second_run_changes_nothing_and_keeps_later_downloads(home, closed):
-    preload(home / ".cache" / "huggingface" / "hub")
-    assert run(home, HF_TOKEN_PATH="/secret")["HF_TOKEN_PATH"] == "/secret"
-    environ = run(home)
+    # A second run changes nothing.
     before = tree(home)
-    assert run(home) == environ
-    assert run(home, **environ) == environ
+    assert run(home) == run(home, **environ) == environ
     assert tree(home) == before
-    reference = home / "hf-cache-rw" / "hub" / FOLDER / "refs" / "main"
     reference.write_text("d" * 40)
-    run(home)
+    assert run(home, HF_TOKEN_PATH="/secret")["HF_TOKEN_PATH"] == "/secret"
     assert reference.read_text() == "d" * 40
 
 
-def test_broken_links_and_partial_downloads_are_skipped_with_a_warning(home, closed, caplog):
-    hub = home / ".cache" / "huggingface" / "hub"
+def test_broken_links_and_partial_downloads_are_skipped_with_a_warning(home, hub, closed, caplog):
     snapshot = preload(hub)
     (snapshot / "lost.json").symlink_to("../../blobs/gone")
     (hub / FOLDER / "blobs" / "half.incomplete").write_text("half")
@@ -191,8 +191,8 @@ def test_broken_links_and_partial_downloads_are_skipped_with_a_warning(home, clo
 
 
 @pytest.mark.parametrize("trouble", ["models is a file", "the mirror is a file"])
-def test_a_failure_is_a_line_in_the_log(home, closed, caplog, trouble):
-    preload(home / ".cache" / "huggingface" / "hub")
+def test_a_failure_is_a_line_in_the_log(home, hub, closed, caplog, trouble):
+    preload(hub)
     (home / ("hf-cache-rw" if "mirror" in trouble else "studio/models")).write_text("")
     environ = run(home)
     assert [record for record in caplog.records if record.levelname == "WARNING"]

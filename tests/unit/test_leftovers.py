@@ -91,13 +91,3 @@ def test_no_job_begins_once_the_studio_is_being_stopped(temporary, monkeypatch):
             pass
         monkeypatch.undo()
         assert one.running.exists()
-
-
-def test_a_proxy_is_not_asked_for_this_machine(tmp_path):
-    environ = {"GRADIO_TEMP_DIR": str(tmp_path)}
-    bootstrap.bootstrap(environ, home=tmp_path, studio=tmp_path)
-    assert not {"NO_PROXY", "no_proxy"} & set(environ)
-    environ |= {"https_proxy": "http://proxy.example:3128", "no_proxy": "internal.example"}
-    bootstrap.bootstrap(environ, home=tmp_path, studio=tmp_path)
-    for name in ("NO_PROXY", "no_proxy"):
-        assert environ[name].split(",") == ["internal.example", "127.0.0.1", "localhost", "::1"]
