@@ -1,7 +1,4 @@
-"""The job that goes to the GPU, its progress and outcome, and problems.
-
-All of it is plain picklable data that crosses process borders.
-"""
+"""The job that goes to the GPU, its progress and outcome, and problems: plain picklable data."""
 
 from __future__ import annotations
 

@@ -110,13 +110,8 @@ class KnownHosts:
     def __init__(self, app: ASGIApp, environ: Mapping[str, str]):
         address = environ.get("GRADIO_SERVER_NAME", "")
         self.app, self.any_address = app, address in ("0.0.0.0", "::", "[::]")
-        hosts = [
-            "127.0.0.1",
-            "localhost",
-            "::1",
-            "[::1]",
-            *environ.get("ACE_STUDIO_HOSTS", "").replace(",", " ").split(),
-        ]
+        hosts = ["127.0.0.1", "localhost", "::1", "[::1]"]
+        hosts += environ.get("ACE_STUDIO_HOSTS", "").replace(",", " ").split()
         hosts += [socket.gethostname(), f"{socket.gethostname()}.local"] if self.any_address else [address]
         if environ.get("SPACE_ID"):
             hosts.append("*.hf.space")
@@ -190,10 +185,8 @@ class Calls:
             if answer.started:
                 raise
             refused = error if isinstance(error, Refused) else _refusal_of(error, route)
-            if refused.status == 500:
-                log.error("%s failed unexpectedly", _named(scope), exc_info=error)
-            else:
-                _log_refusal(scope, refused.status, refused.sentence if error is refused else type(error).__name__)
+            reason = refused.sentence if error is refused else type(error).__name__
+            _log_refusal(scope, refused.status, reason, error if refused.status == 500 else None)
             await JSONResponse({"detail": refused.sentence}, refused.status)(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, answer: Answer, route: str) -> None:
@@ -430,9 +423,6 @@ def _mcp_refusal(body: bytes, refused: Refused) -> JSONResponse:
     return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, refused.status)
 
 
-def _named(scope: Scope) -> str:
-    return f"{scope['method']} {shown(scope['path'], 80)}"
-
-
-def _log_refusal(scope: Scope, status: int, reason: str) -> None:
-    log.warning("%s was refused with %d: %s", _named(scope), status, reason)
+def _log_refusal(scope: Scope, status: int, reason: str, error: Exception | None = None) -> None:
+    place, level = f"{scope['method']} {shown(scope['path'], 80)}", logging.ERROR if error else logging.WARNING
+    log.log(level, "%s was refused with %d: %s", place, status, reason, exc_info=error)

@@ -30,10 +30,7 @@ INSTRUMENTAL = "[Instrumental]"
 # ACE-Step 1.5 constants: BPM, duration, time signatures, keys, languages (acestep/constants.py upstream).
 TIME_SIGNATURES = {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"}
 KEYS = tuple(
-    f"{letter}{accidental} {scale}"
-    for scale in ("major", "minor")
-    for letter in "ABCDEFG"
-    for accidental in ("", "#", "b")
+    f"{letter}{sign} {scale}" for scale in ("major", "minor") for letter in "ABCDEFG" for sign in ("", "#", "b")
 )
 LANGUAGES = {
     "unknown": "Let the model decide",
