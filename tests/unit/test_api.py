@@ -46,17 +46,12 @@ def info(blocks):
     return blocks.get_api_info()["named_endpoints"]
 
 
-@pytest.fixture(scope="module")
-def upload():
-    """Return a function that puts an audio file into the upload cache and returns what a client names it by."""
-
-    def put(name="song.wav", seconds=4.0, rate=48_000):
-        path = Path(get_upload_folder(), "unit", name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, np.zeros(round(seconds * rate)), rate)
-        return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
-
-    return put
+def upload(name="song.wav", seconds=4.0, rate=48_000):
+    """Put an audio file into the upload cache and return what a client names it by."""
+    path = Path(get_upload_folder(), "unit", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.zeros(round(seconds * rate)), rate)
+    return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
 
 def values(mode="generate", **given):
@@ -69,20 +64,16 @@ def values(mode="generate", **given):
 
 def verdicts(mode="generate", **given):
     """Return what the validator of an endpoint says against each parameter."""
-    endpoint = api.ENDPOINTS[mode]
     found = api.validator_of(mode)(*values(mode, **given))
-    assert len(found) == len(endpoint.names)
-    return {name: one["message"] for name, one in zip(endpoint.names, found, strict=True) if not one["is_valid"]}
-
-
-def test_exactly_the_endpoints_of_the_contract_are_offered(blocks, info):
-    assert set(info) == {*(f"/{mode}" for mode in CONTRACT), "/capabilities"}
-    assert info["/capabilities"]["parameters"] == []
-    assert set(GradioMCPServer(blocks).tool_to_endpoint) == {*CONTRACT, "capabilities"}
+    return {
+        name: one["message"] for name, one in zip(api.ENDPOINTS[mode].names, found, strict=True) if not one["is_valid"]
+    }
 
 
 @pytest.mark.parametrize("mode", CONTRACT)
-def test_an_endpoint_is_that_of_the_contract(info, mode):
+def test_an_endpoint_is_that_of_the_contract_and_there_is_no_other(info, mode):
+    assert set(info) == {*(f"/{mode}" for mode in CONTRACT), "/capabilities"}
+    assert info["/capabilities"]["parameters"] == []
     offered = {
         one["parameter_name"]: one["parameter_default"] if one["parameter_has_default"] else REQUIRED
         for one in info[f"/{mode}"]["parameters"]
@@ -98,6 +89,7 @@ def test_an_endpoint_is_that_of_the_contract(info, mode):
 @pytest.mark.parametrize("mode", CONTRACT)
 def test_an_mcp_tool_has_a_described_typed_schema(blocks, mode):
     server = GradioMCPServer(blocks)
+    assert set(server.tool_to_endpoint) == {*CONTRACT, "capabilities"}
     about, described = server.get_fn_description(server.get_block_fn_from_endpoint_name(f"/{mode}"), mode)
     schema, files = server.get_input_schema(mode, described)
     properties = schema["properties"]
@@ -117,12 +109,9 @@ def test_the_text_about_options_names_those_of_the_mode_and_no_other():
         assert set(re.findall(r"\w+", about)) & set().union(*own.values()) == names
 
 
-def test_a_good_request_passes():
+def test_each_wrong_value_gets_its_sentence_under_its_name(monkeypatch):
     assert verdicts() == verdicts("lyrics") == {}
     assert verdicts(time_signature=4, key="Am", bpm=120, prompt="", lyrics="la la", options=None) == {}
-
-
-def test_each_wrong_value_gets_its_sentence_under_its_name():
     said = verdicts(bpm=0, seed=-2, takes=float("nan"), duration=float("inf"), lyrics=["verse"])
     assert set(said) == {"bpm", "seed", "takes", "duration", "lyrics"}
     assert "from 30 to 300" in said["bpm"] and "must be text" in said["lyrics"]
@@ -131,24 +120,16 @@ def test_each_wrong_value_gets_its_sentence_under_its_name():
     assert "options.steps: Steps must be a whole number from 1 to 200, not 500." in said["options"]
     assert "options.wobble" in said["options"]
     assert set(verdicts("lyrics", brief="", seed=1.5, options={"max_tokens": 0})) == {"brief", "seed", "options"}
-
-
-def test_a_strange_option_is_quoted_short_and_clean():
     for name in ("x" * 100_000, "\ud800", "a\0b", "path"):
-        (said,) = verdicts(options={name: 1}).values()
-        assert len(said) < 500 and said.isprintable()
-        said.encode()
-
-
-def test_a_problem_of_no_parameter_is_still_told(monkeypatch):
-    def parse(mode, values):
-        raise events.InvalidRequest(Problem("invalid", "This cannot be."))
-
-    monkeypatch.setattr(api, "parse_request", parse)
+        (quoted,) = verdicts(options={name: 1}).values()
+        assert len(quoted) < 500 and quoted.isprintable() and quoted.encode()
+    # A problem with no parameter in particular is reported too.
+    wrong = events.InvalidRequest(Problem("invalid", "This cannot be."))
+    monkeypatch.setattr(api, "parse_request", lambda *_: (_ for _ in ()).throw(wrong))
     assert verdicts() == {"prompt": "This cannot be."}
 
 
-def test_a_source_is_measured_before_anything_is_queued(upload):
+def test_a_source_is_measured_before_anything_is_queued():
     song, text = upload(), upload("text.wav")
     Path(text["path"]).write_text("la la la")
     assert verdicts("cover", source=song) == verdicts("edit", source=song, prompt="", start=1, end=4) == {}
@@ -157,7 +138,7 @@ def test_a_source_is_measured_before_anything_is_queued(upload):
     assert set(verdicts("cover", source=text, reference=text)) == {"source", "reference"}
 
 
-def test_a_region_may_reach_the_length_that_a_client_measured(upload):
+def test_a_region_may_reach_the_length_that_a_client_measured():
     # 100,006 samples at 44.1 kHz become 108,850 at 48 kHz, which is a little shorter.
     song = upload("odd.wav", seconds=100_006 / 44_100, rate=44_100)
     assert verdicts("edit", source=song, start=1, end=100_006 / 44_100) == {}
@@ -184,8 +165,10 @@ def test_only_files_of_the_upload_cache_are_taken(tmp_path, monkeypatch):
 class Studio:
     """Stands in for the backend: plays `events` and remembers the request and whether the stream was closed."""
 
+    request, closed = None, False
+
     def __init__(self, *events):
-        self.events, self.request, self.closed = events, None, False
+        self.events = events
 
     def stream(self, request):
         self.request = request
@@ -199,6 +182,13 @@ def generate(monkeypatch, *events, mode="generate", **given):
     studio = Studio(*events)
     monkeypatch.setattr(api, "get_backend", lambda: studio)
     return studio, api.handler_of(mode)(*values(mode, **given))
+
+
+def error_of(run):
+    with pytest.raises(gr.Error) as caught:
+        list(run)
+    assert not caught.value.print_exception
+    return caught.value.title, caught.value.message
 
 
 def test_progress_comes_first_and_the_song_last(monkeypatch):
@@ -218,9 +208,7 @@ def test_lyrics_come_as_they_are_written_or_are_an_error(monkeypatch):
     assert (studio.request.mode, studio.request.seed, studio.request.options.temperature) == ("lyrics", 3, 0.0)
     assert studio.closed
     _, run = generate(monkeypatch, Failed(Problem("writer_off", "It is off.")), mode="lyrics")
-    with pytest.raises(gr.Error) as caught:
-        list(run)
-    assert (caught.value.title, caught.value.message) == ("writer_off", "It is off.")
+    assert error_of(run) == ("writer_off", "It is off.")
 
 
 def test_hanging_up_closes_the_stream(monkeypatch):
@@ -233,20 +221,12 @@ def test_hanging_up_closes_the_stream(monkeypatch):
 
 def test_a_failure_is_an_error_with_code_message_and_hint(monkeypatch):
     _, run = generate(monkeypatch, Failed(Problem("disk", "The <b>disk</b> is full.", hint="Free some space.")))
-    with pytest.raises(gr.Error) as caught:
-        list(run)
-    expected = ("disk", "The &lt;b&gt;disk&lt;/b&gt; is full. Free some space.", False)
-    assert (caught.value.title, caught.value.message, caught.value.print_exception) == expected
+    assert error_of(run) == ("disk", "The &lt;b&gt;disk&lt;/b&gt; is full. Free some space.")
+    # A value that slips past the validator starts nothing.
+    studio, run = generate(monkeypatch, bpm=0)
+    code, text = error_of(run)
+    assert code == "invalid" and "BPM must be" in text and studio.request is None
     _, run = generate(monkeypatch)
     monkeypatch.setattr(api, "get_backend", lambda: 1 / 0)
-    next(run)
-    with pytest.raises(gr.Error, match="unexpected error") as caught:
-        next(run)
-    assert caught.value.title == "internal"
-
-
-def test_a_wrong_value_that_slips_past_the_validator_starts_nothing(monkeypatch):
-    studio, run = generate(monkeypatch, bpm=0)
-    with pytest.raises(gr.Error, match="BPM must be"):
-        next(run)
-    assert studio.request is None
+    code, text = error_of(run)
+    assert code == "internal" and "unexpected error" in text

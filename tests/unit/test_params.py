@@ -116,16 +116,6 @@ def test_all_wrong_fields_are_reported_at_once():
     assert set(problems(values=values)) == {"duration", "bpm", "options.steps"}
 
 
-def test_defaults_are_those_of_the_contract():
-    cover = parse_request("cover", SOURCE)
-    assert (cover.strength, cover.reference, cover.options.noise_strength) == (0.8, None, 0.0)
-    extend = parse_request("extend", SOURCE)
-    assert (extend.before, extend.after, extend.options.overlap) == (0, 30, 2)
-    edit = parse_request("edit", {"source": "song.wav"})
-    assert (edit.action, edit.start, edit.end, edit.prompt, edit.tracks) == ("repaint", 0, 0, "", ())
-    assert (edit.options.repaint_mode, edit.options.repaint_strength) == ("balanced", 0.5)
-
-
 @pytest.mark.parametrize(
     ("mode", "values"),
     [
@@ -142,29 +132,24 @@ def test_valid_requests_pass(mode, values):
     check_source(parse_request(mode, {**(PROMPT if mode == "generate" else SOURCE), **values}), 60.0)
 
 
-@pytest.mark.parametrize(
-    ("values", "sung"),
-    [
+def test_without_lyrics_or_with_the_switch_a_song_is_instrumental():
+    for values, sung in (
         ({"prompt": "", "lyrics": "[Verse]\nla la"}, "[Verse]\nla la"),
         ({"prompt": "x", "lyrics": "la la", "instrumental": True}, "[Instrumental]"),
         ({"prompt": "x"}, "[Instrumental]"),
-    ],
-)
-def test_sung_lyrics(values, sung):
-    assert parse_request("generate", values).sung_lyrics() == sung
+    ):
+        assert parse_request("generate", values).sung_lyrics() == sung
 
 
 @pytest.mark.parametrize(
     ("name", "given", "parsed"),
     [
-        ("key", "Am", "A minor"),
-        ("key", "c", "C major"),
-        ("key", "F#", "F# major"),
-        ("key", "E♭ minor", "Eb minor"),
-        ("key", "EB MINOR", "Eb minor"),
-        ("key", "bb", "Bb major"),
-        ("key", "CM", "C major"),
-        ("key", None, ""),
+        *(("key", value, "C major") for value in ("c", "CM")),
+        *(("key", value, "Eb minor") for value in ("E♭ minor", "EB MINOR")),
+        *(
+            ("key", value, key)
+            for value, key in (("Am", "A minor"), ("F#", "F# major"), ("bb", "Bb major"), (None, ""))
+        ),
         ("bpm", 120.0, 120),
         ("seed", 7.0, 7),
         *(("time_signature", value, "4") for value in ("4/4", "4", 4, 4.0)),
@@ -187,21 +172,18 @@ def test_requests_and_errors_can_be_pickled():
     assert pickle.loads(pickle.dumps(caught.value)).problems == caught.value.problems
 
 
-def test_a_turbo_checkpoint_has_its_own_defaults_and_notes_what_it_ignores():
-    assert params.sampling_settings(parse_request("generate", PROMPT), "turbo") == (params.Sampling(8, 1.0, 3.0), [])
-    request = parse_request("generate", {**PROMPT, "quality": "best", "options": {"guidance": 4}})
-    settings, notes = params.sampling_settings(request, "turbo")
-    assert settings == params.Sampling(8, 1.0, 3.0)
-    assert len(notes) == 2
+def test_quality_and_checkpoint_set_the_steps():
+    def settings(kind, **given):
+        return params.sampling_settings(parse_request("generate", {**PROMPT, **given}), kind)
 
-
-@pytest.mark.parametrize(("quality", "steps", "built_in"), [("draft", 20, 10), ("standard", 50, 20), ("best", 80, 40)])
-def test_quality_sets_the_steps(quality, steps, built_in):
-    request = parse_request("generate", {**PROMPT, "quality": quality})
-    assert params.sampling_settings(request, "sft") == (params.Sampling(steps, 7.0, 1.0), [])
-    assert params.sampling_settings(request, "preview")[0].steps == built_in
-    request = parse_request("generate", {**PROMPT, "quality": quality, "options": {"steps": 33}})
-    assert params.sampling_settings(request, "sft")[0].steps == 33
+    for quality, steps, built_in in (("draft", 20, 10), ("standard", 50, 20), ("best", 80, 40)):
+        assert settings("sft", quality=quality) == (params.Sampling(steps, 7.0, 1.0), [])
+        assert settings("preview", quality=quality)[0].steps == built_in
+        assert settings("sft", quality=quality, options={"steps": 33})[0].steps == 33
+    # A turbo checkpoint has its own, and notes what it ignores.
+    assert settings("turbo") == (params.Sampling(8, 1.0, 3.0), [])
+    chosen, notes = settings("turbo", quality="best", options={"guidance": 4})
+    assert chosen == params.Sampling(8, 1.0, 3.0) and len(notes) == 2
 
 
 # --- uploads ------------------------------------------------------------------------------------------------------
@@ -224,9 +206,9 @@ def audio_problems(**files):
     return {problem.field: problem.text() for problem in caught.value.problems}
 
 
-@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000, 96_000])
-def test_an_uploads_length_is_in_whole_samples_at_48_khz(song, rate):
-    assert upload_seconds(song(samples=100_006, rate=rate)) * 48_000 == round(100_006 * 48_000 / rate)
+def test_an_uploads_length_is_in_whole_samples_at_48_khz(song):
+    for rate in (8_000, 44_100, 48_000, 96_000):
+        assert upload_seconds(song(samples=100_006, rate=rate)) * 48_000 == round(100_006 * 48_000 / rate)
 
 
 @pytest.mark.parametrize("kind", NO_AUDIO)
@@ -239,13 +221,10 @@ def test_a_file_that_is_not_audio_is_reported_at_its_field(song, tmp_path, kind)
         assert found[field].startswith(sentence)
 
 
-def test_unusable_uploads_are_reported_together(tmp_path):
+def test_a_source_is_1_to_600_seconds_long_and_unusable_uploads_are_reported_together(song, tmp_path):
+    for seconds, sentence in ((0.99, "too short"), (600.1, "too long")):
+        assert sentence in audio_problems(source=song(samples=round(seconds * 8_000), rate=8_000))["source"]
     assert set(audio_problems(source=str(tmp_path / "gone.wav"), reference=str(tmp_path))) == {"source", "reference"}
-
-
-@pytest.mark.parametrize(("seconds", "sentence"), [(0.99, "too short"), (600.1, "too long")])
-def test_a_source_is_1_to_600_seconds_long(song, seconds, sentence):
-    assert sentence in audio_problems(source=song(samples=round(seconds * 8_000), rate=8_000))["source"]
 
 
 def test_the_page_reports_a_bad_file_together_with_other_errors(tmp_path):
