@@ -376,7 +376,7 @@ def check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
         if (function := blocks.fns.get(index)) is None:
             raise Refused(404, f"There is no function {shown(index)}.")
     else:
-        endpoint = name.removeprefix("v2/").strip("/")
+        endpoint = name.removeprefix("v2/" if kind == "call" else "").strip("/")
         function = next((each for each in blocks.fns.values() if each.api_name == endpoint), None)
         if function is None:
             names = ", ".join((*ENDPOINTS, "capabilities"))
