@@ -1,11 +1,9 @@
-"""The fields of a tab: how they are made, read, checked, filled, and brought back.
+"""The fields of a tab: how they are made, read, checked, filled, and restored from a record.
 
-A tab collects its fields in a `Form`, under the names that its request has, so that validation, the request and the
-messages beside the fields all speak of the same thing. Optional numbers are text boxes: Gradio's number box turns a
-blank into 0 whenever it is drawn anew, and here a blank means the checkpoint's default.
-
-A record that comes back from a file is a stranger's. Each value passes the same check as a request's own, by itself, so
-that one bad value costs only itself; what is unknown or wrong is counted and never shown.
+A `Form` names its fields as its request does, so that validation, the request and messages agree. Optional numbers are
+text boxes: Gradio's number box turns a blank into 0 whenever it is redrawn, and here a blank means the checkpoint's
+default. A record from a file is untrusted: each value passes the request's own check by itself, and a bad one is
+counted, never shown.
 """
 
 from __future__ import annotations
@@ -13,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import gradio as gr
 from gradio.components import Component
@@ -29,21 +27,12 @@ from limits import LIMITS, QUALITY_STEPS
 from params import REQUESTS, Request, parse_request, upload_seconds, usual_sampling
 
 Updates = dict[Any, Any]
-# Events of the page: nothing a program should call, nothing that shows Gradio's own progress. With every message of a
-# run Gradio goes through all components whose progress it ever had to show, so it must have none to show.
+# Private events without Gradio's own progress. With every message of a run Gradio goes through all components that ever
+# had progress to show, so none must.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 # Short work that must not wait behind songs.
 AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}
 MOST_UNDONE = 20
-
-
-@dataclass(frozen=True)
-class Follower:
-    """A line that says something of the values of the fields `names`, which `say` gets by name."""
-
-    line: gr.HTML
-    names: tuple[str, ...]
-    say: Callable[[dict[str, Any]], str]
 
 
 class Form:
@@ -53,21 +42,23 @@ class Form:
         self.mode = mode
         self.tab: gr.Tab | None = None
         self.fields: dict[str, Component] = {}
-        # What stands in for a field as a trigger and as an input of what follows it.
+        # Hidden components that change when a field does, and stand in for it as triggers and inputs.
         self.copies: dict[str, Component] = {}
         self.folds: dict[gr.Accordion, tuple[str, ...]] = {}
         self.numbers: set[str] = set()
-        # How a field's value becomes a request's, and the other way round, for fields whose value says more.
+        # Conversions for fields whose widget value differs from the request's: to the request, and back.
         self.parsers: dict[str, Callable[[Any], Any]] = {}
         self.showers: dict[str, Callable[[Any], Any]] = {}
-        # Where what only a run can find wrong with a field stands at it, by field.
+        # Per-field slots for run-time errors.
         self.lines: dict[str, gr.HTML] = {}
-        # What follows the backend's status: each returns updates of the same components, whatever the facts.
+        # From the backend's status to updates, of the same components whatever the status.
         self.watchers: list[Callable[[Mapping[str, Any]], Updates]] = []
-        # The lines that follow what the fields hold (page_settings.connect_changes).
-        self.followers: list[Follower] = []
-        # What is connected when all fields are there.
+        # A line, fields that it depends on, and how its text is made of their values (page_settings.connect_changes).
+        self.followers: list[tuple[gr.HTML, tuple[str, ...], Callable[[dict[str, Any]], str]]] = []
+        # What to connect once all fields exist.
         self.later: list[Callable[[], None]] = []
+        # The event that draws the source on a waveform, if there is one.
+        self.drawn: Any = None
         # The runs that the tab's buttons start.
         self.runs: list[Any] = []
 
@@ -77,11 +68,11 @@ class Form:
 
     def identify(self, name: str) -> str:
         """Return the element id of a field, such as "generate-cfg-start"."""
-        return f"{self.mode}-{name.rpartition('.')[2]}".replace("_", "-")
+        return f"{self.mode}-{_key(name)}".replace("_", "-")
 
     def follow(self, line: gr.HTML, names: Iterable[str], say: Callable[[dict[str, Any]], str]) -> None:
-        """Keep `line` at what `say` makes of the values of these fields, as far as the form has them."""
-        self.followers.append(Follower(line, tuple(name for name in names if name in self.fields), say))
+        """Keep `line` at what `say` makes of the values of these fields, by name, as far as the form has them."""
+        self.followers.append((line, tuple(names), say))
 
     def followed(self, name: str) -> Component:
         """Return the component whose changes are those of a field."""
@@ -89,56 +80,41 @@ class Form:
 
     @property
     def inputs(self) -> list[Component]:
-        """Return the components in the order in which handlers get their values."""
         return list(self.fields.values())
 
     @property
     def settings(self) -> list[Component]:
         """Return the components whose values a record may hold: all but the files."""
-        return [field for field in self.fields.values() if not isinstance(field, gr.Audio)]
+        return list(self.saved.values())
+
+    @property
+    def saved(self) -> dict[str, Component]:
+        return {name: field for name, field in self.fields.items() if not isinstance(field, gr.Audio)}
 
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
+        """Return the fields' values as the request has them; subclasses leave out what the request must not have."""
         return {name: self.parse(name, value) for name, value in zip(self.fields, values, strict=True)}
 
     def parse(self, name: str, value: Any) -> Any:
-        """Return a field's value as a request has it: a number's text as a number."""
         if name in self.parsers:
             return self.parsers[name](value)
         return number(value, LIMITS[_key(name)].default) if name in self.numbers else value
 
     def folded(self) -> dict[str, tuple[str, Any]]:
-        """Return label and default of each field in a folded group; a plan depends on the planner alone."""
+        """Return label and default of each field in a folded group, except Plan, which depends on the planner."""
         names = {name for group in self.folds.values() for name in group} - {"options.plan"}
         return {name: (self.label(name), field.value) for name, field in self.fields.items() if name in names}
 
     def request(self, values: Iterable[Any]) -> Request:
         """Build the request from the components' values; raises InvalidRequest."""
-        read: dict[str, Any] = {}
-        for name, value in self.read(values).items():
-            group, _, key = name.rpartition(".")
-            (read.setdefault(group, {}) if group else read)[key] = value
-        return parse_request(self.mode, read)
+        return parse_request(self.mode, grouped(self.read(values)))
 
     def problems(self, values: Sequence[Any]) -> dict[str, str]:
-        """Return what is wrong, a text for each wrong field; what belongs to none stands at the first.
+        """Return a message for each wrong field; one that belongs to no field is put at the first.
 
-        Of the files only the headers are read. Some checks are not reached before others pass: they are made with the
-        defaults of the fields that are wrong, and with the name of a file where there is none.
+        Only the headers of files are read. Some checks are not reached before others pass: they are made with the
+        defaults of the fields that are wrong, and with any name where a file is missing.
         """
-
-        def tried(name: str, component: Component, value: Any) -> Any:
-            if name not in found:
-                return value
-            return value or "nothing" if isinstance(component, gr.Audio) else component.value
-
-        found, values = self._unusable_files(values), list(values)
-        while new := {name: text for name, text in self._flaws(values).items() if name not in found}:
-            found |= new
-            values = [tried(*item, value) for item, value in zip(self.fields.items(), values, strict=True)]
-        return {name: found[name] for name in self.fields if name in found}
-
-    def _unusable_files(self, values: Sequence[Any]) -> dict[str, str]:
-        """Return what is wrong with files by themselves: a request that is wrong elsewhere never gets to them."""
         found: dict[str, str] = {}
         for (name, component), path in zip(self.fields.items(), values, strict=True):
             if isinstance(component, gr.Audio) and path:
@@ -146,7 +122,13 @@ class Form:
                     upload_seconds(path, name)
                 except InvalidRequest as error:
                     found[name] = error.problem.text()
-        return found
+        values = list(values)
+        while new := {name: text for name, text in self._flaws(values).items() if name not in found}:
+            found |= new
+            for at, (name, component) in enumerate(self.fields.items()):
+                if name in found:
+                    values[at] = values[at] or "nothing" if isinstance(component, gr.Audio) else component.value
+        return {name: found[name] for name in self.fields if name in found}
 
     def _flaws(self, values: Sequence[Any]) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -159,15 +141,13 @@ class Form:
         return found
 
     def place(self, problem: Problem, values: Sequence[Any]) -> str:
+        """Return the field at which a problem is shown."""
         return problem.field if problem.field in self.fields else next(iter(self.fields))
 
     def show(self, values: Mapping[str, Any]) -> Updates:
-        """Return the updates that put checked values into their fields; others stay."""
-        return {
-            self.fields[name]: gr.update(value=self._shown(name, value))
-            for name, value in values.items()
-            if name in self.fields
-        }
+        """Return the updates that put checked values into their fields; others keep theirs."""
+        known = {name: value for name, value in values.items() if name in self.fields}
+        return {self.fields[name]: gr.update(value=self._shown(name, value)) for name, value in known.items()}
 
     def _shown(self, name: str, value: Any) -> Any:
         if name in self.showers:
@@ -175,7 +155,7 @@ class Form:
         return as_text(value) if name in self.numbers and not isinstance(value, str) else value
 
     def show_status(self, facts: Mapping[str, Any]) -> Updates:
-        """Return what the tab says about what the studio runs on; the same components whatever the facts."""
+        """Return the updates for the backend's status, of the same components whatever the status."""
         return {part: update for watcher in self.watchers for part, update in watcher(facts).items()}
 
     def validate(self, *values: Any) -> list[dict[str, Any]] | dict[str, Any]:
@@ -186,42 +166,55 @@ class Form:
         return verdicts if len(verdicts) > 1 else verdicts[0]
 
     def point_out(self, *values: Any) -> list[Any]:
-        """Open the folded groups that hold a wrong field, and name the wrong fields for the line at the button."""
+        """Open the folded groups that hold a wrong field, and name the wrong fields on the line at the button."""
         problems = self.problems(values)
-        opened = [
-            gr.Accordion(open=True) if problems.keys() & set(names) else gr.skip() for names in self.folds.values()
-        ]
+        opened = [gr.Accordion(open=True) if problems.keys() & {*names} else gr.skip() for names in self.folds.values()]
         if not problems:
             return [*opened, ""]
         at_fields = {self.fields[name].elem_id: text for name, text in problems.items()}
         return [*opened, theme.wrong_fields(tooltips.look_at([self.label(name) for name in problems]), at_fields)]
 
     def point_at(self, problem: Problem) -> Updates:
-        """Return the updates that show at its field what a run found wrong with it, where it has a line for that."""
+        """Return the updates that show a run-time error at its field, if that has a slot for it."""
         if problem.field not in self.lines:
             return {}
         folds = {fold: gr.Accordion(open=True) for fold, names in self.folds.items() if problem.field in names}
         return {**folds, self.lines[problem.field]: theme.notice("", problem.message, problem.hint)}
 
     def label(self, name: str) -> str:
-        return label(_key(name))
+        key = _key(name)
+        return LIMITS[key].label if key in LIMITS else tooltips.LABELS.get(key, key.replace("_", " ").capitalize())
+
+
+def grouped(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the names of fields into those of a request: "options.steps" becomes "steps" in "options"."""
+    request: dict[str, Any] = {}
+    for name, value in values.items():
+        group, _, key = name.rpartition(".")
+        (request.setdefault(group, {}) if group else request)[key] = value
+    return request
 
 
 def number(value: Any, default: float | None) -> Any:
-    """Return a box's text as a number, the default where it is blank, or the text itself where it is no number."""
+    """Return a box's text as a number, the default if it is blank, the text itself if it is not a number."""
     text = str(value if value is not None else "").strip()
     if not text:
         return default
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(text.replace(",", ".") if text.count(",") == 1 else text)
-        except ValueError:
-            continue
     return text
 
 
+def as_text(value: float | int | None) -> str:
+    """Write a number as a visitor would type it, blank for None."""
+    if value is None:
+        return ""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
 def lengths(there: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the seconds that a tab's song is made of, by field, for the fields that the tab has; None: not known."""
+    """Return the seconds that add up to a tab's song, by field, for the fields that the tab has; None if unknown."""
 
     def seconds(name: str) -> float | None:
         try:
@@ -235,13 +228,8 @@ def lengths(there: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: seconds(name) for name in ("source", "duration", "before", "after") if name in there}
 
 
-def label(name: str) -> str:
-    """Return the label of a field; numbers have theirs in the table of limits."""
-    return LIMITS[name].label if name in LIMITS else tooltips.LABELS[name]
-
-
 def help_text(name: str, default: str = "", task: str = "") -> str:
-    """Return the help of a field with its limits filled in, the one for the task where it has one of its own."""
+    """Return the help of a field, the task's own if it has one, with the limits filled in."""
     limit = LIMITS.get(name)
     low, high = (f"{limit.low:g}", f"{limit.high:g}") if limit else ("", "")
     text = tooltips.HELP.get(f"{task}.{name}") or tooltips.HELP[name]
@@ -254,43 +242,37 @@ def _key(name: str) -> str:
 
 
 def add(form: Form, name: str, kind: type[Component], extra: Sequence[str] = (), **settings: Any) -> Any:
-    """Add a field; `extra` has classes of its own."""
+    """Add a field, with the `extra` CSS classes."""
     key = _key(name)
     if kind is not gr.Audio:
         settings.setdefault("info", help_text(key, task=form.mode))
+    if key in tooltips.PLACEHOLDERS:
+        settings["placeholder"] = tooltips.PLACEHOLDERS[key]
     classes = ["numeric" if name in form.numbers else "words" if kind is gr.Textbox else "field", *extra]
     if name in form.numbers and LIMITS[key].low < 0:
         classes.append("signed")  # the digit pad of a phone has no minus
-    form.fields[name] = kind(label=label(key), elem_id=form.identify(name), elem_classes=classes, **settings)
+    form.fields[name] = kind(label=form.label(name), elem_id=form.identify(name), elem_classes=classes, **settings)
     return form.fields[name]
 
 
 def add_number(form: Form, name: str, placeholder: str = "", **settings: Any) -> gr.Textbox:
     """Add a number as a text box; blank is its default."""
     default = LIMITS[_key(name)].default
+    value = "" if default is None else f"{default:g}"
     form.numbers.add(name)
-    return add(
-        form,
-        name,
-        gr.Textbox,
-        value="" if default is None else f"{default:g}",
-        placeholder=placeholder or (tooltips.AUTOMATIC if default is None else f"{default:g}"),
-        max_lines=1,
-        min_width=120,
-        **settings,
-    )
+    looks = {"placeholder": placeholder or value or tooltips.AUTOMATIC, "max_lines": 1, "min_width": 120}
+    return add(form, name, gr.Textbox, value=value, **looks, **settings)
 
 
 def add_slider(form: Form, name: str, **settings: Any) -> gr.Slider:
     """Add a number as a slider over its whole range."""
     limit = LIMITS[_key(name)]
-    return add(
-        form, name, gr.Slider, minimum=limit.low, maximum=limit.high, value=limit.default, step=limit.step, **settings
-    )
+    settings |= {"minimum": limit.low, "maximum": limit.high, "value": limit.default, "step": limit.step}
+    return add(form, name, gr.Slider, **settings)
 
 
 def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = None, render: bool = True) -> gr.HTML:
-    """Make a place for HTML of ours; one that may be empty (it has none at first) takes no room then."""
+    """Make a place for our HTML; one that may be empty takes no room then."""
     classes = ["text"] if value else ["text", "maybe"]
     return gr.HTML(value, elem_id=elem_id, elem_classes=classes, js_on_load=js_on_load, render=render)
 
@@ -300,7 +282,7 @@ def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = N
 
 @dataclass
 class Undo:
-    """The button that brings back what stood in fields before they were filled; `former` has it, the latest last."""
+    """The button that restores what fields held before they were filled; `former` has those values, the latest last."""
 
     button: gr.Button
     former: gr.State
@@ -314,13 +296,13 @@ class Undo:
 
 
 def undo_button(name: str) -> Undo:
-    """Make the button, which appears when there is something to bring back."""
+    """Make the button, which appears once there is something to undo."""
     button = gr.Button(tooltips.UNDO, size="sm", min_width=0, visible=False, elem_id=f"{name}-undo")
     return Undo(button, gr.State([]))
 
 
 def connect_undo(undo: Undo, fields: Mapping[str, Component]) -> Any:
-    """Let the button bring back the latest values of `fields`, then those before; returns the event."""
+    """Let the button restore the latest values of `fields`, then those before; returns the event."""
 
     def back(former: list[dict[str, Any]]) -> Updates:
         *earlier, values = former or [{}]
@@ -334,7 +316,7 @@ def connect_undo(undo: Undo, fields: Mapping[str, Component]) -> Any:
 
 
 def available(writer: Mapping[str, Any]) -> bool:
-    """Tell from the status of the planner or of the lyrics writer whether there is one to ask.
+    """Tell from the status of the planner or the lyrics writer whether it can be used.
 
     One that did not fit into memory may fit the next time.
     """
@@ -344,15 +326,13 @@ def available(writer: Mapping[str, Any]) -> bool:
 
 
 def reason(writer: Mapping[str, Any], hint: bool = True) -> str:
-    """Say what is wrong with the planner or the lyrics writer and, where wanted, what to do about it."""
+    """Say what is wrong with the planner or the lyrics writer and, with `hint`, what to do about it."""
     problem = writer["problem"]
-    if not problem:
-        return ""
-    return f"{problem['message']} {problem['hint'] if hint else ''}".strip()
+    return f"{problem['message']} {problem['hint'] if hint else ''}".strip() if problem else ""
 
 
 def checkpoint_updates(form: Form, kind: str) -> Updates:
-    """Return what the form says about the checkpoint in use: its defaults, and what a turbo one has no use for."""
+    """Return the updates for the checkpoint in use: its defaults, and what a turbo one does not use."""
     by_quality = {name: usual_sampling(name, kind) for name in QUALITY_STEPS}
     standard, turbo = by_quality["standard"], kind == "turbo"
     shift, guidance = f"{standard.shift:g}", f"{standard.guidance:g}"
@@ -361,18 +341,15 @@ def checkpoint_updates(form: Form, kind: str) -> Updates:
     else:
         listed = ", ".join(f"{name} {numbers.steps}" for name, numbers in by_quality.items())
         quality, steps = help_text("quality"), tooltips.STEPS_BY_QUALITY.format(steps=listed)
+    guiding = {"interactive": not turbo} | ({"info": tooltips.TURBO_GUIDANCE} if turbo else {})
     updates = {
         "quality": {"choices": qualities(kind), "info": quality},
         "options.steps": {"info": help_text("steps", steps)},
         "options.shift": {"info": help_text("shift", shift), "placeholder": shift},
-        "options.guidance": {"info": help_text("guidance", guidance), "placeholder": guidance},
-        "options.cfg_start": {"info": help_text("cfg_start")},
-        "options.cfg_end": {"info": help_text("cfg_end")},
+        "options.guidance": {"info": help_text("guidance", guidance), "placeholder": guidance, **guiding},
+        "options.cfg_start": {"info": help_text("cfg_start"), **guiding},
+        "options.cfg_end": {"info": help_text("cfg_end"), **guiding},
     }
-    for name in ("options.guidance", "options.cfg_start", "options.cfg_end"):
-        updates[name]["interactive"] = not turbo
-        if turbo:
-            updates[name]["info"] = tooltips.TURBO_GUIDANCE
     return {form.fields[name]: gr.update(**changes) for name, changes in updates.items()}
 
 
@@ -383,74 +360,62 @@ def qualities(kind: str) -> list[tuple[str, str]]:
     ]
 
 
-# --- back from a record -----------------------------------------------------------------------------------------------
+# --- restored from a record ---------------------------------------------------------------------------------------
 
-# Files are no settings, and each tab is a mode of its own.
+# Files are not settings, and each tab is a mode of its own.
 NOT_SETTINGS = {"mode", "source", "reference", "options"}
 # What describes the song itself, whatever is made of it, with the values of a blank form.
 SONG = {
-    "prompt": "",
-    "lyrics": "",
-    "instrumental": False,
-    "bpm": None,
-    "key": "",
-    "time_signature": "",
-    "language": "unknown",
+    **{"prompt": "", "lyrics": "", "instrumental": False, "bpm": None},
+    **{"key": "", "time_signature": "", "language": "unknown"},
 }
 
 
-@dataclass(frozen=True)
-class Restored:
-    """Checked `values` under the names of a form's fields, such as "options.steps"; `left_out` counts the others.
+class Restored(NamedTuple):
+    """Checked `values` by field, how many others were left out, and whether the song had a reference audio."""
 
-    `reference` tells that the song had a reference audio, which no record holds.
-    """
-
-    values: dict[str, Any] = field(default_factory=dict)
-    left_out: int = 0
-    reference: bool = False
+    values: dict[str, Any]
+    left_out: int
+    reference: bool
 
 
 def settings(mode: str, record: Any) -> Restored:
-    """Return what of `record` fits the form of `mode`; a take's file gets the seed of this very take."""
-    request = _mapping(_mapping(record).get("request"))
+    """Return what of `record` fits the form of `mode`; the file of a take gets the seed of that take."""
+    record = _mapping(record)
+    request = _mapping(record.get("request"))
     found = {name: value for name, value in request.items() if name != "options"}
     found |= {f"options.{name}": value for name, value in _mapping(request.get("options")).items()}
-    checks = _checks(mode)
-    values, left_out = {}, 0
-    for name, value in found.items():
-        try:
-            values[name] = checks[name].validate_python(value)
-        except (ValidationError, KeyError):
-            left_out += 1
+    values = _valid(mode, found)
+    left_out = len(found) - len(values)
     if (chosen := values.get("options.loras")) is not None:
         # No record holds an uploaded file.
         values["options.loras"] = kept = [lora.model_dump() for lora in chosen if lora.source != "upload"]
         left_out += len(chosen) - len(kept)
-    reference = "reference" in REQUESTS[mode].model_fields and "reference" in _mapping(_mapping(record).get("audio"))
-    return Restored(values | _seeds(record, checks), left_out, reference)
+    reference = "reference" in REQUESTS[mode].model_fields and "reference" in _mapping(record.get("audio"))
+    return Restored(values | _seeds(mode, record), left_out, reference)
 
 
 def song(record: Any) -> dict[str, Any]:
-    """Return the words and musical facts of a record, blank where it has none: what a take takes along to a tab."""
+    """Return the words and musical facts of a record, blank if it has none: what a take brings to another tab."""
     values = settings("cover", record).values
     return {name: values.get(name, blank) for name, blank in SONG.items()}
-
-
-def as_text(value: float | int | None) -> str:
-    """Write a number as a visitor would type it, blank where there is none."""
-    if value is None:
-        return ""
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def _valid(mode: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    valid = {}
+    for name, value in found.items():
+        with contextlib.suppress(ValidationError, KeyError):
+            valid[name] = _checks(mode)[name].validate_python(value)
+    return valid
+
+
 @cache
 def _checks(mode: str) -> dict[str, TypeAdapter]:
-    """Return the check of each setting, such as "options.steps", as the request of `mode` makes it."""
+    """Return the request's check of each setting, such as "options.steps"."""
     fields = REQUESTS[mode].model_fields
     options = fields["options"].annotation.model_fields
     settings = {name: info for name, info in fields.items() if name not in NOT_SETTINGS}
@@ -458,26 +423,15 @@ def _checks(mode: str) -> dict[str, TypeAdapter]:
     return {name: TypeAdapter(Annotated[info.annotation, *info.metadata, None]) for name, info in settings.items()}
 
 
-def _seeds(record: Any, checks: Mapping[str, TypeAdapter]) -> dict[str, Any]:
-    """Return the drawn seeds of the one take that a file's record names; a record of several keeps its own.
-
-    The plan's is that of the first take, of which the file's own take may not know.
-    """
-    takes, seeds, others = (_mapping(record).get(name) for name in ("takes", "seeds", "variation_seeds"))
+def _seeds(mode: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the drawn seeds if the record is of a single take; the plan's seed is that of its run's first take."""
+    takes, plan = record.get("takes"), _mapping(record.get("plan"))
     if not isinstance(takes, list) or len(takes) != 1:
         return {}
-    try:
-        values = {
-            "takes": int(LIMITS["takes"].low),
-            "seed": checks["seed"].validate_python(_mapping(takes[0]).get("seed")),
-        }
-    except ValidationError:
-        return {}
-    plan = _mapping(_mapping(record).get("plan"))
-    if plan.get("used") is True and "options.plan_seed" in checks:
-        with contextlib.suppress(ValidationError):
-            values["options.plan_seed"] = checks["options.plan_seed"].validate_python(plan.get("seed"))
-    with contextlib.suppress(ValidationError, AttributeError, IndexError, TypeError, ValueError):
-        at = seeds.index(values["seed"])
-        values["options.variation_seed"] = checks["options.variation_seed"].validate_python(others[at])
-    return values
+    found = {"takes": 1, "seed": _mapping(takes[0]).get("seed")}
+    if plan.get("used") is True:
+        found["options.plan_seed"] = plan.get("seed")
+    with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
+        found["options.variation_seed"] = record["variation_seeds"][record["seeds"].index(found["seed"])]
+    valid = _valid(mode, found)
+    return valid if "seed" in valid else {}

@@ -1,9 +1,8 @@
-"""What is told before a click: the tokens that the words take, advice on the lyrics, the GPU seconds on ZeroGPU.
+"""Hints before the click: the prompt's token count, advice on the lyrics, the GPU seconds on ZeroGPU.
 
-The model reads 256 tokens of the prompt, in which its instruction, BPM, key, metre and length count, and 2,048 of the
-lyrics. `TokenCounter` stands in for the pipeline in the functions of `conditions` that cut the prompt, so that the page
-names exactly what the song leaves out; neither torch nor transformers is loaded for it. Advice blocks nothing. Only on
-ZeroGPU is there a line of seconds; the numbers are zerogpu.py's.
+The model reads 256 tokens of the prompt, including instruction, BPM, key, metre and length, and 2,048 of the lyrics.
+`TokenCounter` stands in for the pipeline in the functions of `conditions` that cut the prompt, so that the page names
+exactly what the song leaves out, without loading torch or transformers. Hints block nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from backend import get_backend
 from events import InvalidRequest
 from limits import MAX_TEXT_TOKENS, TEXT_LIMITS, parse_key
 from page_form import Form, html, lengths, number
-from params import Request, upload_seconds
+from params import upload_seconds
 
-# --- the tokens that the words take -----------------------------------------------------------------------------------
+# --- tokens -------------------------------------------------------------------------------------------------------
 
-# What the rendered prompt depends on, where a tab has it.
+# The fields that the rendered prompt depends on, where a tab has them.
 BUDGET_FOLLOWS = (
     *("prompt", "bpm", "key", "time_signature", "duration", "before", "after", "source"),
     *("action", "track", "tracks", "options.plan"),
@@ -41,7 +40,7 @@ SOME_SECONDS = 60.0
 
 
 class TokenCounter:
-    """Counts tokens as the pipeline whose `tokenizer.json` is read; has the parts of it that `conditions` asks for."""
+    """Counts tokens as the pipeline does whose `tokenizer.json` is read; has the parts of it that `conditions` uses."""
 
     def __init__(self, file: Path):
         self._tokenizer = Tokenizer.from_file(str(file))
@@ -51,28 +50,16 @@ class TokenCounter:
     def tokenizer(self, text: str) -> Any:
         return SimpleNamespace(input_ids=self._tokenizer.encode(text).ids)
 
-    def _format_prompt(
-        self,
-        prompt: str,
-        lyrics: str = "",
-        vocal_language: str = "en",
-        audio_duration: float = 60.0,
-        instruction: str = conditions.TEXT2MUSIC,
-        bpm: int | None = None,
-        keyscale: str = "",
-        timesignature: str = "",
-    ) -> tuple[str, str]:
+    def _format_prompt(self, prompt: str, lyrics: str = "", vocal_language: str = "en", **song: Any) -> tuple[str, str]:
         """Return prompt and lyrics as the text encoder reads them (diffusers 0.42.1, AceStepPipeline)."""
-        metas = (
-            f"- bpm: {bpm or 'N/A'}\n- timesignature: {timesignature or 'N/A'}\n- keyscale: {keyscale or 'N/A'}\n"
-            f"- duration: {int(audio_duration)} seconds\n"
-        )
-        text = f"# Instruction\n{instruction}\n\n# Caption\n{prompt}\n\n# Metas\n{metas}<|endoftext|>\n"
+        metas = "".join(f"- {name}: {song.get(name) or 'N/A'}\n" for name in ("bpm", "timesignature", "keyscale"))
+        metas += f"- duration: {int(song.get('audio_duration', SOME_SECONDS))} seconds\n"
+        text = f"# Instruction\n{song.get('instruction')}\n\n# Caption\n{prompt}\n\n# Metas\n{metas}<|endoftext|>\n"
         return text, f"# Languages\n{vocal_language}\n\n# Lyric\n{lyrics}<|endoftext|>"
 
 
 def token_counter() -> TokenCounter | None:
-    """Return the counter of the checkpoint in use, None before its tokenizer is here or where it cannot be read."""
+    """Return the counter of the checkpoint in use, None if its tokenizer is missing or unreadable."""
     folder = get_backend().models.weights.folder
     file = Path(folder or "", "tokenizer", "tokenizer.json")
     try:
@@ -87,12 +74,13 @@ def _load(file: Path, changed: int) -> TokenCounter:
 
 
 def prompt_budget(counter: TokenCounter, mode: str, there: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the tokens of the rendered prompt of a tab's values `there`, and what of the prompt is not read."""
+    """Return the tokens of the rendered prompt of a tab's values, and the words of the prompt that are not read."""
+    seconds = lengths(there).values()
     words = conditions.Words(
         prompt=(there.get("prompt") or "")[: TEXT_LIMITS["prompt"]].strip(),
         lyrics="",
         language="en",
-        seconds=_seconds(there),
+        seconds=SOME_SECONDS if None in seconds else sum(seconds) or SOME_SECONDS,
         instruction=_instruction(mode, there),
         bpm=_checked(lambda: int(number(there.get("bpm"), None) or 0)) or None,
         key=_checked(lambda: parse_key(there.get("key"))) or "",
@@ -103,7 +91,7 @@ def prompt_budget(counter: TokenCounter, mode: str, there: Mapping[str, Any]) ->
 
 
 def lyric_tokens(lyrics: str, language: str) -> int | None:
-    """Return the tokens of the rendered lyrics, None before there is a tokenizer."""
+    """Return the tokens of the rendered lyrics, None without a tokenizer."""
     counter = token_counter()
     if counter is None:
         return None
@@ -112,71 +100,55 @@ def lyric_tokens(lyrics: str, language: str) -> int | None:
 
 
 def _instruction(mode: str, there: Mapping[str, Any]) -> str:
-    """Return what the model is told to do, as `modes` does."""
-    action = there.get("action", mode)
-    tracks = there.get("tracks") or ()
-    by_action = {
+    """Return the model's instruction, as `modes` does."""
+    track, tracks = there.get("track") or "", there.get("tracks") or ()
+    return {
         "generate": conditions.COVER if there.get("options.plan") else conditions.TEXT2MUSIC,
         "cover": conditions.COVER,
         "extend": conditions.REPAINT,
         "repaint": conditions.REPAINT,
         "morph": conditions.TEXT2MUSIC,
-        "layer": conditions.LAYER.format((there.get("track") or "").upper()),
-        "extract": conditions.EXTRACT.format((there.get("track") or "").upper()),
+        "layer": conditions.LAYER.format(track.upper()),
+        "extract": conditions.EXTRACT.format(track.upper()),
         "complete": conditions.COMPLETE.format(" | ".join(track.upper() for track in tracks)),
-    }
-    return by_action[action]
-
-
-def _seconds(there: Mapping[str, Any]) -> float:
-    found = lengths(there).values()
-    return SOME_SECONDS if None in found else sum(found) or SOME_SECONDS
+    }[there.get("action", mode)]
 
 
 def _checked(read: Any) -> Any:
-    """Return what `read` finds, None where a field holds what it may not: validation says so elsewhere."""
+    """Return what `read` finds, None if a field holds something invalid, which validation reports elsewhere."""
     try:
-        found = read()
-        int(found) if isinstance(found, float) else None  # not for nan and inf
-        return found
+        return read()
     except (ValueError, OverflowError, TypeError, InvalidRequest):
         return None
 
 
-def budget_line(form: Form) -> gr.HTML:
-    return html(elem_id=f"{form.mode}-tokens")
-
-
-def connect_budget(form: Form, line: gr.HTML) -> None:
-    """Keep the budget up to date with all that the rendered prompt holds."""
+def add_budget(form: Form) -> None:
+    """Add the token count of the prompt, which follows the form."""
 
     def say(there: dict[str, Any]) -> str:
         if not (there["prompt"] or "").strip():
             return ""
         counter = token_counter()
         if counter is None:
-            return theme.remark(tooltips.TOKENS_UNKNOWN.format(most=MAX_TEXT_TOKENS))
+            return theme.remark(tooltips.TOKENS_UNKNOWN)
         return theme.budget(*prompt_budget(counter, form.mode, there), MAX_TEXT_TOKENS)
 
-    form.follow(line, BUDGET_FOLLOWS, say)
+    form.follow(html(elem_id=f"{form.mode}-tokens"), BUDGET_FOLLOWS, say)
 
 
-# --- GPU seconds ------------------------------------------------------------------------------------------------------
+# --- GPU seconds --------------------------------------------------------------------------------------------------
 
-# Fields without a say in how long it takes, of which some may still be empty: any words do, and any file.
-WORDS = {"prompt": "a song", "brief": "a song"}
-NO_FILE = "none yet"
+# Fields that do not affect the duration, and what stands in for them while they are empty.
+STAND_INS = {"prompt": "a song", "brief": "a song", "source": "none yet"}
 
 
 def seconds_text(form: Form, values: Any) -> str:
-    """Return what the line says for a tab's values: the seconds, or why there are too many; "" while one is wrong."""
+    """Return the GPU seconds of a tab's values, or why they are too many; "" while a value is wrong."""
     read = dict(zip(form.fields, values, strict=True))
-    read |= {name: text for name, text in WORDS.items() if name in read and not (read[name] or "").strip()}
-    if "source" in read and not read["source"]:
-        read["source"] = NO_FILE
+    source = read.get("source")
+    read |= {name: text for name, text in STAND_INS.items() if name in read and not (read[name] or "").strip()}
     try:
-        request = form.request(read.values())
-        work = get_backend().work_of(request, _source_seconds(request))
+        work = get_backend().work_of(form.request(read.values()), upload_seconds(source) if source else 0.0)
     except InvalidRequest:
         return ""
     problem = zerogpu.refusal(work)
@@ -184,7 +156,7 @@ def seconds_text(form: Form, values: Any) -> str:
 
 
 def connect_seconds(form: Form, line: gr.HTML) -> None:
-    """Keep the line up to date with the form, on ZeroGPU."""
+    """Keep the GPU seconds up to date with the form, on ZeroGPU."""
     if not bootstrap.on_zerogpu():
         return
 
@@ -197,14 +169,9 @@ def connect_seconds(form: Form, line: gr.HTML) -> None:
     form.follow(line, form.fields, say)
 
 
-def _source_seconds(request: Request) -> float:
-    source = getattr(request, "source", "")
-    return upload_seconds(source) if source and source != NO_FILE else 0.0
+# --- advice on lyrics ---------------------------------------------------------------------------------------------
 
-
-# --- advice on lyrics -------------------------------------------------------------------------------------------------
-
-# What the advice on a box of lyrics depends on, where a tab has it; a source sings its own, Instrumental or not.
+# The fields that advice depends on, where a tab has them; a source sings its own lyrics, Instrumental or not.
 ADVICE_FOLLOWS = {
     "lyrics": ("instrumental", "language", "duration", "before", "after", "source"),
     "source_lyrics": ("language", "source"),
@@ -212,30 +179,27 @@ ADVICE_FOLLOWS = {
 
 
 def advice_line(name: str) -> gr.HTML:
-    """Make the place for advice; `name` begins its element id."""
     return html(elem_id=f"{name}-advice", js_on_load=theme.script("advice"))
 
 
-def advise(lyrics: str | None, language: str | None, seconds: float | None = None, tokens: int | None = None) -> str:
-    """Return the advice on lyrics as HTML; what is longer than lyrics may be is looked at up to there."""
-    text = (lyrics or "")[: TEXT_LIMITS["lyrics"]]
-    return theme.advice(lint.lint(text, seconds=seconds, language=language or "unknown", tokens=tokens))
-
-
-def connect_advice(form: Form, line: gr.HTML, box: str = "lyrics") -> None:
-    """Keep the advice on the lyrics in a song tab's `box` up to date; lyrics that are switched off get none."""
+def add_advice(form: Form, box: str = "lyrics") -> None:
+    """Add the advice on the lyrics in `box`, which follows the form; lyrics that are switched off get none."""
 
     def say(there: dict[str, Any]) -> str:
-        if there.get("instrumental"):
-            return ""
-        counted = lyric_tokens(there[box] or "", there["language"])
-        return advise(there[box], there["language"], sung_seconds(there), counted)
+        return "" if there.get("instrumental") else advise(there[box], there["language"], sung_seconds(there))
 
+    line = advice_line(form.mode if box == "lyrics" else form.identify(box))
     form.follow(line, (box, *ADVICE_FOLLOWS[box]), say)
 
 
+def advise(lyrics: str | None, language: str | None, seconds: float | None = None) -> str:
+    """Return the advice on lyrics as HTML; `seconds` are those that they are sung in."""
+    text, language = (lyrics or "")[: TEXT_LIMITS["lyrics"]], language or "unknown"
+    return theme.advice(lint.lint(text, seconds=seconds, language=language, tokens=lyric_tokens(text, language)))
+
+
 def sung_seconds(there: dict[str, Any]) -> float | None:
-    """Return the seconds that a tab's lyrics are sung in, None where they are not known (yet).
+    """Return the seconds that a tab's lyrics are sung in, None if unknown.
 
     The lyrics of an extension are those of its new part, the others those of the whole song.
     """

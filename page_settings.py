@@ -1,8 +1,8 @@
-"""What a visitor chose, kept in the visitor's own browser for the next visit, and the way back to the defaults.
+"""A visitor's settings, kept in their browser for the next visit, and the reset to the defaults.
 
-The browser writes the values of a tab's settings, without files, into its own storage after every change; the server
-keeps nothing. What comes back with the next visit is untrusted: each value passes the check of a request's own, but for
-what is typed into a box, where anything can be typed and is judged at the click.
+The browser stores a tab's settings, without files, after every change; the server keeps nothing. What comes back with
+the next visit is untrusted: each value is validated like a request, except for text boxes, whose text is restored as it
+was typed and judged at the click.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tooltips
 from backend import get_backend
 from limits import KEPT_TEXT, TRACKS
 from lora_sources import hub_id
-from page_form import AT_ONCE, Form, Undo, Updates, connect_undo, html, undo_button
+from page_form import AT_ONCE, Form, Updates, connect_undo, html, undo_button
 
 STORAGE = "ace-music-studio"
 # Fields of the page that no request has by these names.
@@ -33,35 +33,30 @@ _BACK = "(found) => {ids}.map((id) => (studio.touched(id) ? undefined : found[id
 
 
 def foot(form: Form, cancel: str = tooltips.CANCEL) -> None:
-    """Add what stands below a tab's fields: the keys, the way back to the defaults and back again.
-
-    `cancel` is what the tab's second button says.
-    """
+    """Add the foot of a tab: its keys (`cancel` is the label of its second button), and the reset with its Undo."""
     with gr.Row(elem_classes=["foot"]):
         html(theme.keys(tooltips.GO[form.mode], cancel))
-        reset = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
+        button = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
         undo = undo_button(f"{form.mode}-reset")
-    form.later.append(lambda: connect_reset(form, reset, undo))
 
+    def connect() -> None:
+        fields = form.saved
+        defaults = {name: field.value for name, field in fields.items()}
 
-def connect_reset(form: Form, button: gr.Button, undo: Undo) -> None:
-    """Let the button put the defaults in, but for files, and Undo bring back what they replaced."""
-    fields = {name: field for name, field in form.fields.items() if not isinstance(field, gr.Audio)}
-    defaults = {name: field.value for name, field in fields.items()}
+        def reset(former: list[dict[str, Any]], *values: Any) -> Updates:
+            return {**form.show(defaults), **undo.keep(former, dict(zip(fields, values, strict=True)))}
 
-    def reset(former: list[dict[str, Any]], *values: Any) -> Updates:
-        return {**form.show(defaults), **undo.keep(former, dict(zip(fields, values, strict=True)))}
+        button.click(reset, [undo.former, *fields.values()], [*fields.values(), *undo.outputs], **AT_ONCE)
+        connect_undo(undo, fields)
 
-    button.click(reset, [undo.former, *fields.values()], [*fields.values(), *undo.outputs], **AT_ONCE)
-    connect_undo(undo, fields)
+    form.later.append(connect)
 
 
 def connect_memory(demo: gr.Blocks, forms: list[Form]) -> None:
-    """Keep each tab's settings in the browser, and put them back when the page is opened again."""
-    # A key of its own for each tab, so that one change writes one tab. The secret hides nothing from anybody: with a
-    # random one, as Gradio has it, every restart of the studio would lose what is kept.
+    """Keep each tab's settings in the browser, and restore them when the page is opened again."""
+    # A key for each tab, so that one change writes one tab. The secret hides nothing: with a random one, which is
+    # Gradio's default, every restart of the studio would lose the settings.
     kept = [gr.BrowserState({}, storage_key=f"{STORAGE}-{form.mode}", secret=STORAGE) for form in forms]
-
     found = gr.JSON({}, visible=False)
     fields = [field for form in forms for field in form.settings]
 
@@ -69,7 +64,7 @@ def connect_memory(demo: gr.Blocks, forms: list[Form]) -> None:
         pairs = zip(forms, stored, strict=True)
         return {each.elem_id: update["value"] for form, one in pairs for each, update in put_back(form, one).items()}
 
-    # The visitor may be typing by the time they are back: the browser alone knows which fields are untouched.
+    # The visitor may already be typing by then: only the browser knows which fields are untouched.
     looked = demo.load(back, kept, found, **AT_ONCE)
     looked.then(None, found, fields, js=_BACK.format(ids=json.dumps([field.elem_id for field in fields])), **AT_ONCE)
     for form, state in zip(forms, kept, strict=True):
@@ -77,7 +72,7 @@ def connect_memory(demo: gr.Blocks, forms: list[Form]) -> None:
 
 
 def connect_changes(form: Form, kept: gr.BrowserState) -> None:
-    """Let what depends on a tab's values follow them: what the browser keeps, and the lines that the server writes.
+    """Store a tab's values in the browser when they change, and update the lines that depend on them.
 
     Gradio searches the page for each input of each event. So a change asks for none, and a moment after the last one
     everything is asked for once (static/changes.js), as it is after a run, which may have loaded the tokenizer.
@@ -85,53 +80,51 @@ def connect_changes(form: Form, kept: gr.BrowserState) -> None:
     changed = gr.HTML(visible="hidden", js_on_load=theme.script("changes"), elem_id=f"{form.mode}-changed")
     changes = [field.change for field in [*form.settings, *form.copies.values()]]
     gr.on(changes, None, js=f'() => studio.changed("{form.mode}")', **AT_ONCE)
-    names = [name for name, field in form.fields.items() if not isinstance(field, gr.Audio)]
-    keep = _KEEP.format(mode=form.mode, names=json.dumps(names), most=KEPT_TEXT)
+    keep = _KEEP.format(mode=form.mode, names=json.dumps([*form.saved]), most=KEPT_TEXT)
     changed.input(None, form.settings, kept, js=keep, **AT_ONCE)
-    followed = {name: form.followed(name) for each in form.followers for name in each.names}
+    followed = {name: form.followed(name) for _, names, _ in form.followers for name in names if name in form.fields}
 
     def look(*values: Any) -> Updates:
         there = dict(zip(followed, values, strict=True))
-        return {each.line: each.say({name: there[name] for name in each.names}) for each in form.followers}
+        return {
+            line: say({name: there[name] for name in names if name in there}) for line, names, say in form.followers
+        }
 
     if followed:
-        lines = [each.line for each in form.followers]
+        lines = [line for line, _, _ in form.followers]
         changed.input(look, [*followed.values()], lines, trigger_mode="always_last", **AT_ONCE)
 
 
 def put_back(form: Form, stored: Any) -> Updates:
-    """Return the updates that put back what of `stored` the form allows, and what was typed, right or wrong."""
+    """Return the updates that restore what of `stored` the form allows, and what was typed, right or wrong."""
+    stored = stored if isinstance(stored, Mapping) else {}
     values = checked(form, stored)
     as_it_was = {**typed(form, stored), **{name: value for name, value in values.items() if name in OWN}}
     return {**form.show(values), **{form.fields[name]: gr.update(value=value) for name, value in as_it_was.items()}}
 
 
-def typed(form: Form, stored: Any) -> dict[str, str]:
-    """Return the texts of `stored` for the boxes of a form, whatever they say; validation speaks at the next click."""
-    if not isinstance(stored, Mapping):
-        return {}
-    texts = {name: text for name, text in stored.items() if _takes_any_text(form.fields.get(name))}
+def typed(form: Form, stored: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts of `stored` for text boxes, whatever they say."""
     return {
-        # Half a character, as JSON may have it, could not be sent to the page.
+        # Half a surrogate pair, which JSON may hold, could not be sent to the page.
         name: text.encode("utf-8", "ignore").decode("utf-8")
-        for name, text in texts.items()
-        if isinstance(text, str) and len(text) <= KEPT_TEXT
+        for name, text in stored.items()
+        if _takes_any_text(form.fields.get(name)) and isinstance(text, str) and len(text) <= KEPT_TEXT
     }
 
 
-def checked(form: Form, stored: Any) -> dict[str, Any]:
+def checked(form: Form, stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of `stored` that pass the checks of the form's request, each by itself."""
-    if not isinstance(stored, Mapping):
-        return {}
     known = {name: value for name, value in stored.items() if name in form.fields}
     own = {name: value for name, value in known.items() if name in OWN and OWN[name](value)}
-    request: dict[str, Any] = {"options": {}}
-    for name, value in known.items():
-        group, _, key = name.rpartition(".")
-        (request[group] if group else request)[key] = form.parse(name, value)
-    values = page_form.settings(form.mode, {"request": {**request, **_named(request)}}).values
-    plans = ("auto", *get_backend().status()["memory_plans"])
-    if values.get("options.memory_plan", "auto") not in plans:
+    request = page_form.grouped({name: form.parse(name, value) for name, value in known.items()})
+    options = request.get("options", {})
+    # An uploaded LoRA may be gone by now: only those with a name come back.
+    loras = options.get("loras")
+    loras = [each for each in (loras if isinstance(loras, list) else []) if isinstance(each, dict) and _named(each)]
+    record = {"request": {**request, "options": {**options, "loras": loras}}}
+    values = page_form.settings(form.mode, record).values
+    if values.get("options.memory_plan", "auto") not in ("auto", *get_backend().status()["memory_plans"]):
         del values["options.memory_plan"]
     return {**values, **own}
 
@@ -140,12 +133,5 @@ def _takes_any_text(field: Component | None) -> bool:
     return isinstance(field, gr.Textbox) or bool(getattr(field, "allow_custom_value", False))
 
 
-def _named(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with those LoRAs alone that have a name: an uploaded file may be gone by now."""
-    chosen = request["options"].get("loras")
-    kept = [
-        {name: each[name] for name in ("source", "weight") if name in each}
-        for each in (chosen if isinstance(chosen, list) else [])
-        if isinstance(each, Mapping) and isinstance(source := each.get("source"), str) and hub_id(source)
-    ]
-    return {"options": {**request["options"], "loras": kept}}
+def _named(lora: Mapping[str, Any]) -> bool:
+    return isinstance(lora.get("source"), str) and bool(hub_id(lora["source"]))

@@ -11,37 +11,23 @@ from typing import Any
 import gradio as gr
 
 import page_form
+import page_hints
 import page_panels
 import page_settings
 import page_widgets
 import theme
 import tooltips
 from events import Done, Draft, Problem
-from limits import ACTIONS, LANGUAGES, LIMITS, REPAINT_MODES, STRUCTURES, TRACKS
-from page_form import (
-    AT_ONCE,
-    QUIET,
-    Form,
-    Undo,
-    Updates,
-    add,
-    add_number,
-    add_slider,
-    available,
-    connect_undo,
-    html,
-    lengths,
-    reason,
-    undo_button,
-)
-from page_hints import advice_line, advise, connect_advice, lyric_tokens
-from page_panels import GenerateForm, add_plan, add_plan_options, connect_keep
+from limits import ACTIONS, LANGUAGES, REPAINT_MODES, STRUCTURES, TRACKS
+from page_form import AT_ONCE, QUIET, Form, Undo, Updates, add, add_number, add_slider, html
+from page_panels import fold, swapped
 from page_results import Made, ResultPanel, RunBar, result_panel
 from page_runs import Assist, assist, connect_assist, connect_run, connect_song, run_foot, stream_of
 from page_takes import connect_takes
 from params import ACTION_OPTIONS, Request
 
 TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"
+MORPH_NUMBERS = ("options.n_min", "options.n_max", "options.n_avg")
 
 
 def build_tabs() -> list[Form]:
@@ -58,9 +44,8 @@ def build_tabs() -> list[Form]:
 
 @dataclass
 class SongTab:
-    """A tab that makes songs: its fields, where they appear, and the help with its words."""
-
     form: Form
+    bar: RunBar
     result: ResultPanel
     assist: Assist
 
@@ -69,145 +54,122 @@ class SongTab:
 
 
 def generate_tab() -> SongTab:
-    form = GenerateForm()
+    form = page_panels.GenerateForm("generate")
     with _tab(form):
-        with _columns(form):
-            with _essentials():
-                html(theme.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
-                blank = {**page_form.SONG, "duration": LIMITS["duration"].default}
-                page_panels.examples(form, caption=tooltips.SONGS_LABEL, blank=blank, songs=True)
-                page_panels.prompt(form)
-                helper = assist(form, "inspire", "polish")
-                advice = page_panels.lyrics(form, "duration")
-                html(theme.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
-            result = _result(form)
-            with _details(form):
-                with page_panels.song_details(form, own=add_plan):
-                    dropped = page_panels.settings_file(form)
-                fold = page_panels.advanced(form, add_plan_options)
-        also = html(theme.also(form.folded()), elem_id="generate-also", js_on_load=theme.script("faces"), render=False)
-        run = run_foot(form, above=also)
-    # No event of the settings: files are not kept.
+        with _essentials():
+            html(theme.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
+            page_panels.examples(form)
+            page_panels.prompt(form)
+            helper = assist(form, "inspire", "polish")
+            page_panels.lyrics(form, "duration")
+            html(theme.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
+        result = _result(form)
+        with _details(form):
+            with page_panels.song_details(form, own=lambda form: add(form, "options.plan", gr.Checkbox, value=True)):
+                page_panels.settings_file(form)
+            advanced = page_panels.advanced(form, page_panels.add_plan_options)
+    also = html(theme.also(form.folded()), elem_id="generate-also", js_on_load=theme.script("faces"), render=False)
+    # Not with the settings' own event: files are not kept.
     reference = form.fields["reference"]
     reference.change(None, reference, js='(reference) => void studio.kept("generate", { reference })', **QUIET)
-    page_panels.connect_settings_file(form, dropped)
-    connect_keep(form, fold, result)
-    return _song_tab(form, run, result, helper, advice)
+    page_panels.connect_keep(form, advanced, result)
+    return _song_tab(form, result, helper, also)
 
 
 def cover_tab() -> SongTab:
     form = Form("cover")
     with _tab(form):
-        with _columns(form):
-            with _essentials():
-                offer = page_panels.source(form)
-                helper, advice = _words(form)
-                add_slider(form, "strength")
-            result = _result(form)
-            with _details(form):
-                page_panels.song_details(form)
-                page_panels.advanced(form, lambda form: add_slider(form, "options.noise_strength"))
-        why = html(elem_id="cover-why", render=False)
-        bar, problems = run_foot(form, above=why)
-    page_panels.connect_offer(form, offer)
-    form.watchers.append(lambda facts: cover_updates(bar, why, facts["unsupported"].get("cover", "")))
-    return _song_tab(form, (bar, problems), result, helper, advice)
+        with _essentials():
+            page_panels.source(form)
+            helper = _words(form)
+            add_slider(form, "strength")
+        result = _result(form)
+        with _details(form):
+            page_panels.song_details(form)
+            page_panels.advanced(form, lambda form: add_slider(form, "options.noise_strength"))
+    why = html(elem_id="cover-why", render=False)
+    tab = _song_tab(form, result, helper, why)
 
+    def show(facts: Mapping[str, Any]) -> Updates:
+        reason = facts["unsupported"].get("cover", "")
+        return {tab.bar.go: gr.update(interactive=not reason), why: theme.remark(reason) if reason else ""}
 
-def cover_updates(bar: RunBar, why: gr.HTML, reason: str) -> Updates:
-    """Return what the tab says about covers: where the checkpoint makes none there is nothing to press."""
-    return {bar.go: gr.update(interactive=not reason), why: theme.remark(reason) if reason else ""}
+    form.watchers.append(show)
+    return tab
 
 
 def extend_tab() -> SongTab:
     form = Form("extend")
     with _tab(form):
-        with _columns(form):
-            with _essentials():
-                offer = page_panels.source(form)
-                shown = page_widgets.timeline("extend-timeline")
-                with gr.Row(equal_height=True):
-                    add_number(form, "before")
-                    add_number(form, "after")
-                total = html(elem_id="extend-total")
-                helper, advice = _words(form, kept=["prompt"])
-            result = _result(form)
-            with _details(form):
-                page_panels.song_details(form, reference=False)
-                page_panels.advanced(form, lambda form: add_slider(form, "options.overlap"))
-        run = run_foot(form)
-    page_widgets.connect_timeline(shown, *(form.followed(name) for name in ("source", "before", "after")))
-    page_panels.connect_offer(form, offer)
-    connect_total(form, total)
-    return _song_tab(form, run, result, helper, advice)
+        with _essentials():
+            page_panels.source(form)
+            timeline = page_widgets.timeline("extend-timeline")
+            with gr.Row(equal_height=True):
+                add_number(form, "before")
+                add_number(form, "after")
+            total = html(elem_id="extend-total")
+            helper = _words(form, kept=["prompt"])
+        result = _result(form)
+        with _details(form):
+            page_panels.song_details(form, reference=False)
+            page_panels.advanced(form, lambda form: add_slider(form, "options.overlap"))
+    page_widgets.connect_timeline(timeline, *(form.followed(name) for name in ("source", "before", "after")))
+
+    def say_length(there: dict[str, Any]) -> str:
+        found = page_form.lengths(there)
+        return "" if None in found.values() else theme.said(tooltips.length_in_all(**found))
+
+    form.follow(total, ("source", "before", "after"), say_length)
+    return _song_tab(form, result, helper)
 
 
 def edit_tab() -> SongTab:
-    """Build the tab that changes a song; its actions share the page, and the style sheet shows what each one needs."""
-    form = EditForm()
+    """Build the tab that changes a song; the style sheet shows what the chosen action needs."""
+    form = EditForm("edit")
     with _tab(form):
-        with _columns(form):
-            with _essentials():
-                offer = page_panels.source(form)
-                selector = page_widgets.region_selector("edit-region")
-                _actions(form)
-                _region(form)
-                with gr.Column(elem_classes=["morph-only"]):
-                    _words_of_the_source(form)
-                    page_panels.examples(form, "morph", tooltips.MORPHS_LABEL)
-                    plan = html(elem_id="edit-morph-plan")
-                helper, advice = _words(form, kept=["prompt"])
-            result = _result(form)
-            with _details(form):
-                page_panels.song_details(form, reference=False)
-                page_panels.advanced(form, _morph_numbers)
-        run = run_foot(form)
-    shown = page_widgets.connect_region(selector, *(form.followed(name) for name in ("source", "start", "end", "bpm")))
-    page_panels.connect_offer(form, offer, shown)
-    connect_plan(form, plan)
-    return _song_tab(form, run, result, helper, advice)
+        with _essentials():
+            page_panels.source(form)
+            selector = page_widgets.region_selector("edit-region")
+            _actions(form)
+            with gr.Column(elem_classes=["morph-only"]):
+                add(form, "source_prompt", gr.Textbox, lines=2, max_lines=8)
+                add(form, "source_lyrics", gr.Textbox, lines=4, max_lines=18)
+                page_hints.add_advice(form, "source_lyrics")
+                page_panels.examples(form, "morph")
+                plan = html(elem_id="edit-morph-plan")
+            helper = _words(form, kept=["prompt"])
+        result = _result(form)
+        with _details(form):
+            page_panels.song_details(form, reference=False)
+            page_panels.advanced(form, _morph_numbers)
+    followed = (form.followed(name) for name in ("source", "start", "end", "bpm"))
+    form.drawn = page_widgets.connect_region(selector, *followed)
+    form.follow(plan, MORPH_NUMBERS, lambda there: theme.said(tooltips.morph_plan(*there.values())))
+    return _song_tab(form, result, helper)
 
 
 # --- the parts of a tab -------------------------------------------------------------------------------------------
 
 
-def _words(form: Form, kept: Sequence[str] = ()) -> tuple[Assist, gr.HTML]:
-    """Add the words of a tab that works on a source; returns what helps with them, and the line of advice."""
-    helper = assist(form, "describe")
-    page_panels.examples(form, kept=kept)
-    page_panels.prompt(form)
-    return helper, page_panels.lyrics(form)
-
-
-def _song_tab(form: Form, run: tuple[RunBar, gr.HTML], result: ResultPanel, helper: Assist, advice: gr.HTML) -> SongTab:
-    """Connect what all tabs for songs have."""
-    connect_assist(form, helper)
-    connect_advice(form, advice)
-    bar, problems = run
-    connect_song(form, bar, problems, result)
-    connect_takes(form, bar, result)
-    form.connect()
-    return SongTab(form, result, helper)
-
-
-def _tab(form: Form) -> gr.Tab:
+@contextlib.contextmanager
+def _tab(form: Form) -> Iterator[None]:
+    """Begin a tab with the row of its columns; the foot is added below it later."""
     form.tab = gr.Tab(tooltips.TABS[form.mode], id=form.mode, elem_id=f"{form.mode}-panel")
-    return form.tab
-
-
-def _columns(form: Form) -> gr.Row:
-    return gr.Row(elem_classes=["columns"], elem_id=f"{form.mode}-columns")
+    with form.tab, gr.Row(elem_classes=["columns"], elem_id=f"{form.mode}-columns"):
+        yield
 
 
 def _essentials() -> gr.Column:
     return gr.Column(elem_classes=["essentials"])
 
 
-@contextlib.contextmanager
-def _details(form: Form) -> Iterator[None]:
-    with gr.Column(elem_classes=["details"]):
-        yield
-        page_settings.foot(form)
+def _words(form: Form, kept: Sequence[str] = ()) -> Assist:
+    """Add the words of a tab that works on a source; returns what helps with them."""
+    helper = assist(form, "describe")
+    page_panels.examples(form, kept=kept)
+    page_panels.prompt(form)
+    page_panels.lyrics(form)
+    return helper
 
 
 def _result(form: Form) -> ResultPanel:
@@ -215,11 +177,29 @@ def _result(form: Form) -> ResultPanel:
         return result_panel(form.mode)
 
 
+@contextlib.contextmanager
+def _details(form: Form, cancel: str = tooltips.CANCEL) -> Iterator[None]:
+    with gr.Column(elem_classes=["details"]):
+        yield
+        page_settings.foot(form, cancel)
+
+
+def _song_tab(form: Form, result: ResultPanel, helper: Assist, above: gr.HTML | None = None) -> SongTab:
+    """Add the foot, with the line `above` it, and connect what all tabs for songs have."""
+    with form.tab:
+        bar, problems = run_foot(form, above=above)
+    connect_assist(form, helper)
+    connect_song(form, bar, problems, result)
+    connect_takes(form, bar, result)
+    form.connect()
+    return SongTab(form, bar, result, helper)
+
+
 # --- edit ---------------------------------------------------------------------------------------------------------
 
 
 class EditForm(Form):
-    """The form of the Edit tab. Its request has what the chosen action uses, and nothing else.
+    """The form of the Edit tab. Its request has only what the chosen action uses.
 
     Two fields are its own: "track" is the one track of layer and extract, "part" says whether layer has a region.
     """
@@ -227,13 +207,7 @@ class EditForm(Form):
     ONE_TRACK = ("layer", "extract")
     OF_ACTIONS = ("source_prompt", "source_lyrics", "start", "end", "tracks", "track", "part")
 
-    def __init__(self):
-        super().__init__("edit")
-        self.hints: gr.HTML | None = None
-        self.watchers.append(self._show_tasks)
-
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
-        """Return what the chosen action uses, under the request's names."""
         read = super().read(values)
         own = {name: read.pop(name) for name in self.OF_ACTIONS}
         action = read["action"]
@@ -264,24 +238,11 @@ class EditForm(Form):
             values = {**values, "part": bool(values["start"] or values["end"])}
         return super().show(values)
 
-    def _show_tasks(self, facts: Mapping[str, Any]) -> Updates:
-        """Return what the form says about the checkpoint in use: which actions are experiments."""
-        tasks = facts["tasks"]
-        choices = gr.update(choices=_action_choices(tasks))
-        return {self.fields["action"]: choices, self.hints: theme.actions(tasks)}
-
-
-def _action_choices(tasks: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [
-        (tooltips.EXPERIMENTAL.format(name=name) if tasks.get(action) == "experimental" else name, action)
-        for action, name in ACTIONS.items()
-    ]
-
 
 def _actions(form: EditForm) -> None:
-    """Add the choice of an action, what it does, and what each action has in front of the words."""
-    add(form, "action", gr.Radio, choices=_action_choices({}), value="repaint")
-    form.hints = html(theme.actions({}), elem_id="edit-hints", js_on_load=theme.script("folds"))
+    """Add the choice of an action, what it does, and the fields that only some actions have."""
+    actions = add(form, "action", gr.Radio, choices=swapped(ACTIONS), value="repaint")
+    hints = html(theme.actions({}), elem_id="edit-hints", js_on_load=theme.script("folds"))
     named = [(tooltips.track(name), name) for name in TRACKS]
     with gr.Column(elem_classes=["tracks-only"]):
         add(form, "track", gr.Radio, extra=["track-only"], choices=named, value=None)
@@ -289,53 +250,54 @@ def _actions(form: EditForm) -> None:
     with gr.Row(elem_classes=["layer-only"]):
         add(form, "options.mix", gr.Checkbox, value=True, min_width=160)
         add(form, "part", gr.Checkbox, value=False, min_width=160)
-
-
-def _region(form: EditForm) -> None:
-    """Add the two numbers of the region, and how freely it is repainted."""
     with gr.Row(equal_height=True, elem_classes=["region-only"]):
         add_number(form, "start")
         add_number(form, "end")
     with gr.Column(elem_classes=["repaint-only"]):
-        modes = [(name, mode) for mode, name in REPAINT_MODES.items()]
-        add(form, "options.repaint_mode", gr.Radio, choices=modes, value="balanced")
+        add(form, "options.repaint_mode", gr.Radio, choices=swapped(REPAINT_MODES), value="balanced")
         add_slider(form, "options.repaint_strength", extra=["balanced-only"])
 
+    def mark_experiments(facts: Mapping[str, Any]) -> Updates:
+        tasks = facts["tasks"]
+        texts = {
+            action: tooltips.EXPERIMENTAL if tasks.get(action) == "experimental" else "{name}" for action in ACTIONS
+        }
+        choices = [(texts[action].format(name=name), action) for action, name in ACTIONS.items()]
+        return {actions: gr.update(choices=choices), hints: theme.actions(tasks)}
 
-def _words_of_the_source(form: EditForm) -> None:
-    add(form, "source_prompt", gr.Textbox, lines=2, max_lines=8)
-    add(form, "source_lyrics", gr.Textbox, lines=4, max_lines=18)
-    advice = advice_line(form.identify("source_lyrics"))
-    form.later.append(lambda: connect_advice(form, advice, "source_lyrics"))
+    form.watchers.append(mark_experiments)
 
 
 def _morph_numbers(form: Form) -> None:
     with gr.Row(equal_height=True, elem_classes=["morph-only"]):
-        for name in ("n_min", "n_max", "n_avg"):
-            add_slider(form, f"options.{name}", min_width=160)
+        for name in MORPH_NUMBERS:
+            add_slider(form, name, min_width=160)
 
 
-# --- events -------------------------------------------------------------------------------------------------------
+# --- the ways between tabs ----------------------------------------------------------------------------------------
 
 
-def connect_total(form: Form, line: gr.HTML) -> None:
-    """Say how long the song gets, as soon as there is a source and whenever a number changes."""
+def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) -> None:
+    """Let a take become the source in another tab, with its words and musical facts."""
 
-    def total(there: dict[str, Any]) -> str:
-        found = lengths(there)
-        return "" if None in found.values() else theme.said(tooltips.length_in_all(**found))
+    def hand_over(pressed: gr.EventData, made: list[Made]) -> Updates:
+        number, form = int(pressed.number), forms.get(pressed.use)
+        if form is None or not 0 < number <= len(made):
+            return {tabs: gr.skip()}
+        words = page_form.song(made[number - 1].record)
+        if form.mode == "edit":
+            # A morph starts from what the song is now.
+            words |= {f"source_{name}": words[name] for name in ("prompt", "lyrics")}
+        return {**form.show(words), form.fields["source"]: made[number - 1].file, tabs: gr.Tabs(selected=form.mode)}
 
-    form.follow(line, ("source", "before", "after"), total)
-
-
-def connect_plan(form: Form, line: gr.HTML) -> None:
-    """Say in one line what the numbers of a morph do."""
-    names = [f"options.{name}" for name in ("n_min", "n_max", "n_avg")]
-    form.follow(line, names, lambda there: theme.said(tooltips.morph_plan(*there.values())))
+    names = (*page_form.SONG, "source", "source_prompt", "source_lyrics", "action")
+    fields = [forms[mode].fields[name] for mode in tooltips.USE_IN for name in names if name in forms[mode].fields]
+    opened = result.takes.select(hand_over, result.made, [tabs, *fields], **AT_ONCE)
+    opened.then(None, js=TO_TOP, **AT_ONCE)
 
 
 def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr.Tabs) -> None:
-    """Let written lyrics go to Generate, with their language, and become a song; Undo there brings back the former."""
+    """Let written lyrics go to Generate with their language, and become a song; Undo there restores the former ones."""
     names = ("lyrics", "language", "instrumental")
     fields = [generate.form.fields[name] for name in names]
     undo = generate.assist.undo
@@ -352,32 +314,12 @@ def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr
     filled.success(None, js="() => document.getElementById('generate-go').click()", **AT_ONCE)
 
 
-def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) -> None:
-    """Let a take go to another tab: it becomes the source there, with its words and what else describes the song."""
-
-    def hand_over(pressed: gr.EventData, made: list[Made]) -> Updates:
-        number, form = int(pressed.number), forms.get(pressed.use)
-        if form is None or not 0 < number <= len(made):
-            return {tabs: gr.skip()}
-        words = page_form.song(made[number - 1].record)
-        if form.mode == "edit":
-            # A morph starts from what the song is now.
-            words |= {f"source_{name}": words[name] for name in ("prompt", "lyrics")}
-        return {**form.show(words), form.fields["source"]: made[number - 1].file, tabs: gr.Tabs(selected=form.mode)}
-
-    filled = [forms[mode] for mode in tooltips.USE_IN]
-    names = (*page_form.SONG, "source", "source_prompt", "source_lyrics", "action")
-    fields = [form.fields[name] for form in filled for name in names if name in form.fields]
-    opened = result.takes.select(hand_over, result.made, [tabs, *fields], **AT_ONCE)
-    opened.then(None, js=TO_TOP, **AT_ONCE)
-
-
-# --- the Lyrics tab -------------------------------------------------------------------------------------------------
+# --- the Lyrics tab -----------------------------------------------------------------------------------------------
 
 
 @dataclass
 class LyricsPanel:
-    """Where lyrics appear: the message, the text to edit, the advice on it, and what can be done with it."""
+    """Where lyrics appear: the message, the text to edit, its advice, and what can be done with it."""
 
     message: gr.HTML
     text: gr.Textbox
@@ -389,25 +331,56 @@ class LyricsPanel:
 
 def lyrics_tab() -> tuple[Form, LyricsPanel]:
     form = Form("lyrics")
-    with gr.Tab(tooltips.TABS["lyrics"], id="lyrics", elem_id="lyrics-panel"):
-        with gr.Row(elem_classes=["columns"], elem_id="lyrics-columns"):
-            with gr.Column(elem_classes=["essentials"]):
-                page_panels.examples(form)
-                _brief(form)
-            with gr.Column(elem_classes=["result"]):
-                panel = _lyrics_panel()
-            with gr.Column(elem_classes=["details"]):
-                _sampling(form)
-                page_settings.foot(form, tooltips.STOP)
-        why = html(elem_id="lyrics-why", render=False)
+    with _tab(form):
+        with _essentials():
+            page_panels.examples(form)
+            add(form, "brief", gr.Textbox, lines=4, max_lines=10)
+            structures = [(tooltips.AUTOMATIC, ""), *((name, name) for name in STRUCTURES)]
+            with gr.Row(equal_height=True):
+                add(form, "structure", gr.Dropdown, choices=structures, value="", allow_custom_value=True)
+                add(form, "language", gr.Dropdown, choices=swapped(LANGUAGES), value="en")
+            add(form, "tone", gr.Textbox, max_lines=1)
+        with gr.Column(elem_classes=["result"]):
+            panel = _lyrics_panel()
+        with _details(form, tooltips.STOP), fold(form, tooltips.ADVANCED, "advanced"):
+            with gr.Row(equal_height=True):
+                add_slider(form, "options.temperature")
+                add_slider(form, "options.top_p")
+            with gr.Row(equal_height=True):
+                add_number(form, "options.max_tokens")
+                add_number(form, "seed")
+    why = html(elem_id="lyrics-why", render=False)
+    with form.tab:
         bar, problems = run_foot(form, tooltips.STOP, why)
-    form.watchers.append(lambda facts: writer_updates(bar, why, facts["lyrics"]))
+
+    def show(facts: Mapping[str, Any]) -> Updates:
+        writer = facts["lyrics"]
+        missing = [tooltips.NO_SONGWRITER] if writer["state"] == "none" else []
+        said = " ".join(filter(None, [*missing, page_form.reason(writer)]))
+        usable = gr.update(interactive=page_form.available(writer))
+        return {bar.go: usable, why: theme.remark(said) if said else ""}
+
+    form.watchers.append(show)
     connect_writer(form, bar, problems, panel)
     form.connect()
     return form, panel
 
 
-# Lyrics that are there are to become a song: that button is then the main one, and writing comes second.
+def _lyrics_panel() -> LyricsPanel:
+    html(theme.section(tooltips.WRITTEN))
+    html(theme.remark(tooltips.WRITTEN_HELP))
+    message = html(elem_id="lyrics-message")
+    looks = {"show_label": False, "container": False, "lines": 12, "max_lines": 18, "elem_classes": ["words"]}
+    text = gr.Textbox(label=tooltips.WRITTEN, placeholder=tooltips.WRITTEN_EMPTY, elem_id="lyrics-text", **looks)
+    advice = page_hints.advice_line("lyrics")
+    with gr.Row(elem_classes=["uses"]):
+        sing = gr.Button(tooltips.MAKE_THIS_SONG, size="sm", min_width=96, interactive=False, elem_id="lyrics-sing")
+        use = gr.Button(tooltips.USE_IN_GENERATE, size="sm", min_width=96, interactive=False, elem_id="lyrics-use")
+        undo = page_form.undo_button("lyrics")
+    return LyricsPanel(message, text, advice, use, sing, undo)
+
+
+# Once there are lyrics, the main button is the one that makes them a song.
 LED_BY_TEXT = """(text) => {
   const update = (changes) => ({ __type__: "update", ...changes });
   const interactive = Boolean(text && text.trim());
@@ -416,17 +389,8 @@ LED_BY_TEXT = """(text) => {
 }"""
 
 
-def writer_updates(bar: RunBar, why: gr.HTML, writer: Mapping[str, Any]) -> Updates:
-    """Return what the tab says about the lyrics writer: without one there is nothing to press, and it says why."""
-    usable = available(writer)
-    said = reason(writer)
-    if writer["state"] == "none":
-        said = f"{tooltips.NO_SONGWRITER} {said}".strip()
-    return {bar.go: gr.update(interactive=usable), why: theme.remark(said) if said else ""}
-
-
 def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPanel) -> None:
-    """Let the button write lyrics into the box; Stop keeps what is written, Undo brings back what stood there."""
+    """Let the button write lyrics into the box; Stop keeps the text so far, Undo restores what was there before."""
 
     def failed(problem: Problem) -> Updates:
         notice = theme.notice(tooltips.LYRICS_FAILED, problem.message, problem.hint)
@@ -449,67 +413,14 @@ def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPane
     def remember(text: str, former: list[dict[str, Any]]) -> Updates:
         return panel.undo.keep(former, {"text": text}) if text.strip() else {panel.undo.former: former}
 
-    def look(text: str, language: str) -> str:
-        counted = lyric_tokens(text, language)
-        return advise(text, language, tokens=counted)
-
-    outputs = [panel.text, panel.message]
-    begin, run = connect_run(
-        form, bar, problems, write, outputs, {panel.message: ""}, cancelled=tooltips.LYRICS_STOPPED
-    )
+    outputs, fresh = [panel.text, panel.message], {panel.message: ""}
+    begin, run = connect_run(form, bar, problems, write, outputs, fresh, cancelled=tooltips.LYRICS_STOPPED)
     begin.success(remember, [panel.text, panel.undo.former], panel.undo.outputs, **AT_ONCE)
-    undone = connect_undo(panel.undo, {"text": panel.text})
-    inputs = [panel.text, form.fields["language"]]
-    # Not at every change: a draft is one, too, and nobody is advised on lyrics that are still being written.
+    undone = page_form.connect_undo(panel.undo, {"text": panel.text})
+    language = form.fields["language"]
+    # Not at every change of the text: there is no advice on lyrics that are still being written.
     typed = (panel.text.input, panel.text.blur)
-    for event in (run.success, run.failure, undone.then, *typed, form.fields["language"].change):
-        event(look, inputs, panel.advice, **AT_ONCE)
-    # What is pasted into an empty box is no input to Gradio, so the browser itself enables the buttons.
+    for event in (run.success, run.failure, undone.then, *typed, language.change):
+        event(page_hints.advise, [panel.text, language], panel.advice, **AT_ONCE)
+    # Gradio does not call a paste into an empty box an input, so the browser itself enables the buttons.
     panel.text.change(None, panel.text, [panel.use, panel.sing, bar.go], js=LED_BY_TEXT, **QUIET)
-
-
-# --- the parts of the tab -----------------------------------------------------------------------------------------
-
-
-def _brief(form: Form) -> None:
-    add(form, "brief", gr.Textbox, placeholder=tooltips.PLACEHOLDERS["brief"], lines=4, max_lines=10)
-    structures = [(tooltips.AUTOMATIC, ""), *((name, name) for name in STRUCTURES)]
-    with gr.Row(equal_height=True):
-        add(form, "structure", gr.Dropdown, choices=structures, value="", allow_custom_value=True)
-        languages = [(name, code) for code, name in LANGUAGES.items()]
-        add(form, "language", gr.Dropdown, choices=languages, value="en")
-    add(form, "tone", gr.Textbox, placeholder=tooltips.PLACEHOLDERS["tone"], max_lines=1)
-
-
-def _sampling(form: Form) -> None:
-    before = set(form.fields)
-    with gr.Accordion(tooltips.ADVANCED, open=False, elem_id="lyrics-advanced") as fold:
-        with gr.Row(equal_height=True):
-            add_slider(form, "options.temperature")
-            add_slider(form, "options.top_p")
-        with gr.Row(equal_height=True):
-            add_number(form, "options.max_tokens")
-            add_number(form, "seed")
-    form.folds[fold] = tuple(form.fields.keys() - before)
-
-
-def _lyrics_panel() -> LyricsPanel:
-    html(theme.section(tooltips.WRITTEN))
-    html(theme.remark(tooltips.WRITTEN_HELP))
-    message = html(elem_id="lyrics-message")
-    text = gr.Textbox(
-        label=tooltips.WRITTEN,
-        show_label=False,
-        container=False,
-        placeholder=tooltips.WRITTEN_EMPTY,
-        lines=12,
-        max_lines=18,
-        elem_id="lyrics-text",
-        elem_classes=["words"],
-    )
-    advice = advice_line("lyrics")
-    with gr.Row(elem_classes=["uses"]):
-        sing = gr.Button(tooltips.MAKE_THIS_SONG, size="sm", min_width=96, interactive=False, elem_id="lyrics-sing")
-        use = gr.Button(tooltips.USE_IN_GENERATE, size="sm", min_width=96, interactive=False, elem_id="lyrics-use")
-        undo = undo_button("lyrics")
-    return LyricsPanel(message, text, advice, use, sing, undo)

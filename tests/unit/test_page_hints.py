@@ -1,4 +1,4 @@
-"""ZeroGPU's seconds on the page: told before the click, refused where one call cannot last that long."""
+"""The GPU seconds on ZeroGPU: shown before the click, and refused on the page and by the API if they are too many."""
 
 from __future__ import annotations
 
@@ -23,72 +23,71 @@ from page_form import Form
 from params import parse_request
 
 BACKEND = SimpleNamespace(work_of=lambda request, source=0.0: zerogpu.work_of(request, source=source, planner=True))
+TOO_MUCH = {"prompt": "a song", "duration": "600", "takes": 4, "quality": "best"}
 
 
 @pytest.fixture
 def on_zerogpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Be on ZeroGPU, as far as the page asks."""
     monkeypatch.setattr(bootstrap, "on_zerogpu", lambda: True)
     for module in (backend, page_hints):
         monkeypatch.setattr(module, "get_backend", lambda: BACKEND)
 
 
-def build(mode: str) -> tuple[Form, dict[str, Any]]:
-    """Return the form of a tab and its defaults."""
+def build() -> dict[str, tuple[Form, dict[str, Any]]]:
+    """Return each tab's form and its defaults."""
     with gr.Blocks():
-        form = getattr(page_tabs, f"{mode}_tab")().form if mode != "lyrics" else page_tabs.lyrics_tab()[0]
-    return form, {name: field.value for name, field in form.fields.items()}
+        forms = page_tabs.build_tabs()
+    return {form.mode: (form, {name: field.value for name, field in form.fields.items()}) for form in forms}
 
 
-def test_nobody_is_asked_elsewhere():
-    backend.check(parse_request("generate", {"prompt": "a song", "duration": 600, "takes": 4}))
-    form, values = build("generate")
-    assert form.problems([*{**values, "prompt": "a song", "duration": "600", "takes": 4}.values()]) == {}
+def shows_seconds(form: Form) -> bool:
+    return f"{form.mode}-seconds" in [line.elem_id for line, _, _ in form.followers]
 
 
-@pytest.mark.parametrize("mode", ["generate", "cover", "extend", "edit", "lyrics"])
-def test_an_empty_form_tells_what_its_defaults_take(on_zerogpu, mode: str):
-    form, values = build(mode)
-    text = page_hints.seconds_text(form, values.values())
-    seconds = int(re.fullmatch(r"This asks ZeroGPU for (\d+) seconds of GPU time\.", text)[1])
-    assert zerogpu.LEAST_SECONDS <= seconds < zerogpu.MOST_SECONDS
+def test_elsewhere_nothing_is_shown_or_refused():
+    form, values = build()["generate"]
+    assert not shows_seconds(form)
+    assert form.problems([*{**values, **TOO_MUCH}.values()]) == {}
+    backend.check(parse_request("generate", {**TOO_MUCH, "duration": 600}))
 
 
-def test_the_seconds_are_those_of_the_call(on_zerogpu):
-    form, values = build("generate")
+def test_the_seconds_are_those_of_the_call(on_zerogpu, tmp_path: Path):
+    built = build()
+    for mode, (form, values) in built.items():
+        assert shows_seconds(form), mode
+        text = page_hints.seconds_text(form, values.values())
+        seconds = int(re.fullmatch(r"This asks ZeroGPU for (\d+) seconds of GPU time\.", text)[1])
+        assert zerogpu.LEAST_SECONDS <= seconds < zerogpu.MOST_SECONDS, mode
+    form, values = built["generate"]
     values |= {"prompt": "a song", "duration": "240", "takes": 2, "quality": "best"}
-    request = form.request(values.values())
-    asked = zerogpu.gpu_seconds(BACKEND.work_of(request))
+    asked = zerogpu.gpu_seconds(BACKEND.work_of(form.request(values.values())))
     assert asked > zerogpu.LEAST_SECONDS
     assert f" {asked} seconds" in page_hints.seconds_text(form, values.values())
     assert form.problems([*values.values()]) == {}
-    # While a field is wrong, nothing is claimed.
+    # Nothing is claimed while a field is wrong.
     assert page_hints.seconds_text(form, {**values, "duration": "9"}.values()) == ""
-
-
-def test_the_source_counts(on_zerogpu, tmp_path: Path):
+    # The source counts.
     path = tmp_path / "song.wav"
     soundfile.write(path, np.zeros((8_000 * 300, 1)), 8_000)
-    form, values = build("cover")
-    values |= {"takes": 4}
-    before = page_hints.seconds_text(form, values.values())
-    assert page_hints.seconds_text(form, {**values, "source": str(path)}.values()) != before
+    form, values = built["cover"]
+    texts = {page_hints.seconds_text(form, {**values, "takes": 4, "source": each}.values()) for each in ("", str(path))}
+    assert len(texts) == 2
 
 
-def test_what_does_not_fit_is_refused_beside_the_length(on_zerogpu):
-    form, values = build("generate")
-    values |= {"prompt": "a song", "duration": "600", "takes": 4, "quality": "best"}
+def test_what_does_not_fit_is_refused_at_the_length(on_zerogpu):
+    form, values = build()["generate"]
+    values |= TOO_MUCH
     text = form.problems([*values.values()])["duration"]
     assert "seconds of GPU time; one call gets up to 300." in text and "It fits with" in text
     assert page_hints.seconds_text(form, values.values()) == text
     with pytest.raises(InvalidRequest):
         backend.check(form.request(values.values()))
-
-
-def test_the_api_refuses_it_before_anything_is_queued(on_zerogpu):
+    given = {**TOO_MUCH, "duration": 600}
     parameters = api.ENDPOINTS["generate"].parameters
-    given = {"prompt": "a song", "duration": 600, "takes": 4, "quality": "best"}
-    values = [given.get(each.name, each.default) for each in parameters]
-    verdicts = dict(zip((each.name for each in parameters), api.validator_of("generate")(*values), strict=True))
-    assert [name for name, verdict in verdicts.items() if not verdict["is_valid"]] == ["duration"]
-    assert "It fits with" in verdicts["duration"]["message"]
+    verdicts = api.validator_of("generate")(*(given.get(each.name, each.default) for each in parameters))
+    wrong = {
+        each.name: verdict["message"]
+        for each, verdict in zip(parameters, verdicts, strict=True)
+        if not verdict["is_valid"]
+    }
+    assert list(wrong) == ["duration"] and "It fits with" in wrong["duration"]
