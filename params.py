@@ -145,7 +145,7 @@ class GenerateOptions(Options):
     plan_seed: number("plan_seed")
     plan_temperature: number("plan_temperature")
     plan_cfg: number("plan_cfg")
-    rewrite: flag("Let it rewrite my prompt") = False
+    rewrite: flag("Rewrite my prompt") = False
 
 
 class GenerateRequest(SongRequest):

@@ -1,7 +1,7 @@
-"""Every text that the page shows: labels, help, progress sentences, messages; examples are in presets/.
+"""Every text of the page and of the command line: labels, help, messages. Examples are in presets/.
 
-A field stands under the name it has in a request. `{low}`, `{high}` and `{default}` in a help text are filled in from
-the table of limits, so that no number stands twice. Nothing here is escaped: whoever puts a text into HTML does that.
+`{low}`, `{high}` and `{default}` in a help text come from the table of limits. Nothing here is escaped: whoever puts a
+text into HTML does that.
 """
 
 from __future__ import annotations
@@ -14,46 +14,23 @@ TITLE = "ACE Music Studio"
 
 # --- fields -------------------------------------------------------------------------------------------------------
 
-# Fields with a number take their label from limits.LIMITS, so that a message names the field as the page does.
+# Where the label is not simply the field's name. Numbers have theirs in limits.LIMITS, for their messages.
 LABELS = {
-    "prompt": "Prompt",
-    "lyrics": "Lyrics",
-    "instrumental": "Instrumental",
-    "key": "Key",
-    "time_signature": "Time signature",
-    "language": "Language",
-    "quality": "Quality",
-    "reference": "Reference audio",
-    "sampler": "Sampler",
-    "format": "Format",
-    "timbre_token": "Timbre token",
-    "memory_plan": "Memory plan",
-    "source": "Source audio",
-    "action": "What to do",
-    "source_prompt": "Prompt of the source",
-    "source_lyrics": "Lyrics of the source",
-    "repaint_mode": "How much to change",
-    "track": "Track",
-    "tracks": "Tracks",
-    "part": "Only in a region",
-    "mix": "Mix with the source",
-    "plan": "Plan the song first",
-    "rewrite": "Let it rewrite my prompt",
-    "brief": "What the song is about",
-    "structure": "Structure",
-    "tone": "Tone",
-    "loras": "LoRAs",
+    **{"reference": "Reference audio", "source": "Source audio", "action": "What to do"},
+    **{"source_prompt": "Prompt of the source", "source_lyrics": "Lyrics of the source"},
+    **{"repaint_mode": "How much to change", "part": "Only in a region", "mix": "Mix with the source"},
+    **{"plan": "Plan the song first", "rewrite": "Rewrite my prompt", "brief": "What the song is about"},
+    **{"loras": "LoRAs"},
 }
 
 UPLOAD = "WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes, up to 500 MB"
 # A text under "cover.prompt" or "repaint.lyrics" is the one for that tab or action.
 HELP = {
     "prompt": "Describe your song: genre, mood, instruments, voice.",
-    "lyrics": "The words to sing. Mark sections with [Verse], [Chorus], [Bridge] on a line of their own. "
-    "Leave empty for an instrumental.",
+    "lyrics": "The words to sing, with tags such as [Verse] on lines of their own. Leave empty for an instrumental.",
     "instrumental": "No singing; the lyrics are kept but not used.",
     "duration": "Seconds, {low} to {high}. The song will be exactly this long.",
-    "bpm": "Tempo in beats per minute, {low} to {high}. Leave blank to let the model decide.",
+    "bpm": "Tempo in beats per minute, {low} to {high}. Leave empty to let the model decide.",
     "key": "Type to search, for example F# major or Bbm. Automatic lets the model decide.",
     "time_signature": "Beats per bar.",
     "language": "The language of the lyrics.",
@@ -62,23 +39,21 @@ HELP = {
     "seed": "The same seed and settings give the same song. -1 picks a new one.",
     "reference": "Optional: a recording whose sound and voice the song borrows. Its melody is not used.",
     "steps": "How many times the sound is refined, {low} to {high}. Blank: {default}.",
-    "guidance": "How closely the song follows prompt and lyrics, {low} to {high} (classifier-free guidance). "
-    "Blank: {default}.",
-    "shift": "Higher values spend more steps on structure, fewer on detail, {low} to {high} (timestep shift). "
-    "Blank: {default}.",
+    "guidance": "How closely to follow your words, {low} to {high} (classifier-free guidance). Blank: {default}.",
+    "shift": "Higher: more steps for structure, fewer for detail, {low} to {high} (timestep shift). Blank: {default}.",
     "sampler": "ODE gives the same result every time; SDE adds fresh noise at every step and varies the texture.",
     "cfg_start": "Where guidance starts: 0 is the first step.",
     "cfg_end": "Where guidance stops: 1 is the last step.",
     "format": "File format for downloads.",
     "loudness": "LUFS, {low} to {high}; streaming services play at -14. Blank: the loudest peak is at -1 dBFS.",
     "fade_out": "Length of the fade-out, in seconds.",
-    "variation": "Blends in a second seed: 0 keeps the song of the first seed, 1 is the song of the second.",
+    "variation": "Blends in a second seed: 0 is the first seed's song, 1 is the second's.",
     "variation_seed": "The second seed, used when Variation is above 0. -1 picks one.",
-    "timbre_token": "A token that the largest checkpoint was trained with. Off: the same as in diffusers.",
-    "memory_plan": "What is kept in GPU memory at the same time. Less is slower; changing this reloads the model.",
+    "timbre_token": "Adds the token that the largest checkpoint was trained with. Off: as in diffusers.",
+    "memory_plan": "How much stays in GPU memory at once. Less is slower; changing this reloads the model.",
     "cover.source": f"The song to cover: {UPLOAD}. The cover has the same length.",
-    "extend.source": f"The song to extend: {UPLOAD}. It stays unchanged except for the overlap at each new end.",
-    "edit.source": f"The song to change: {UPLOAD}. It keeps its length.",
+    "extend.source": f"The song to extend: {UPLOAD}. Unchanged except for the overlap.",
+    "edit.source": f"The song to change: {UPLOAD}. Its length stays the same.",
     "cover.prompt": "Describe the cover: genre, mood, instruments, voice.",
     "cover.lyrics": "The words to sing, from the source or new. Leave empty for an instrumental.",
     "strength": "How closely the cover follows the source: 1 keeps its melody throughout, 0 follows your words alone.",
@@ -87,37 +62,35 @@ HELP = {
     "extend.lyrics": "The lyrics for the new part. Leave empty for no singing.",
     "before": "New music before the source, {low} to {high} seconds.",
     "after": "New music after the source, {low} to {high} seconds.",
-    "overlap": "Seconds of the source that are remade at each new end, so that old and new blend.",
+    "overlap": "Seconds of the source to remake at each join, so that old and new blend.",
     "action": "",
-    "repaint.prompt": "What the region sounds like. Leave blank for whatever fits.",
+    "repaint.prompt": "What the region should sound like. Leave empty for whatever fits.",
     "repaint.lyrics": "The lyrics of the whole song, with the new words in place.",
-    "morph.prompt": "What the song turns into.",
+    "morph.prompt": "What the song should become.",
     "morph.lyrics": "The new lyrics; keep the lines that do not change. Leave empty for an instrumental.",
-    "layer.prompt": "What the song sounds like with its new track. Optional.",
+    "layer.prompt": "What the song sounds like with the new track. Optional.",
     "layer.lyrics": "What the voice sings, if the track is a voice. Optional.",
-    "extract.prompt": "What the song sounds like; helps to tell the track from the others. Optional.",
+    "extract.prompt": "What the song sounds like; this helps to separate the track. Optional.",
     "extract.lyrics": "The lyrics of the song, if you know them. Optional.",
     "complete.prompt": "What the completed song sounds like. Optional.",
     "complete.lyrics": "What the voice sings, if one of the tracks is a voice. Optional.",
     "source_prompt": "What the song sounds like now.",
-    "source_lyrics": "Its present lyrics. Leave blank if they do not change.",
+    "source_lyrics": "The current lyrics. Leave empty if they do not change.",
     "start": "Seconds from the beginning.",
     "end": "Seconds from the beginning; 0 is the end of the file.",
-    "repaint_mode": "How much of the old music can still be heard in the region.",
+    "repaint_mode": "How much of the old music stays audible in the region.",
     "repaint_strength": "0 stays close to the old music, 1 starts from scratch.",
     "n_min": "How much of the run is skipped: higher values keep more of the song's structure.",
     "n_max": "Where the source stops leading: lower values give the new words more freedom.",
-    "n_avg": "How many draws are averaged in every step: more is steadier and slower.",
-    "track": "The track to add or to take out.",
+    "n_avg": "How many noise samples are averaged per step: more is steadier and slower.",
+    "track": "The track to add or extract.",
     "tracks": "The tracks to add.",
     "part": "Off: the track plays throughout the song.",
-    "mix": "Off: the new track on its own, for your own mix.",
-    "extend.loudness": "LUFS, {low} to {high}. Blank: the source keeps its level. "
-    "A number changes the level of the whole song.",
-    "edit.loudness": "LUFS, {low} to {high}. Blank: the unchanged part keeps its level. "
-    "A number changes the level of the whole song.",
+    "mix": "Off: you get the new track alone, to mix yourself.",
+    "extend.loudness": "LUFS, {low} to {high}, for the whole song. Blank: the source keeps its level.",
+    "edit.loudness": "LUFS, {low} to {high}, for the whole song. Blank: the unchanged part keeps its level.",
     "extend.fade_out": "Length of the fade-out at the end of the extended song, in seconds.",
-    "plan": "ACE-Step's planner, a language model, lays out the song before it is made. It keeps what you filled in.",
+    "plan": "The planner, a language model, lays out the song first. It keeps what you filled in.",
     "rewrite": "The planner rewrites your prompt in more detail, and the song follows the new prompt.",
     "plan_temperature": "How freely the planner chooses: 0 is predictable, {high} is wild.",
     "plan_cfg": "How closely the plan follows prompt and lyrics; {low} switches this off.",
@@ -125,14 +98,12 @@ HELP = {
     "brief": "A story, a feeling, an image, and any names or words that must appear.",
     "structure": "Choose a preset or type your own.",
     "tone": "The mood of the words: tender, angry, funny, like an old folk song.",
-    "lyrics.language": "The language of the lyrics.",
     "temperature": "How freely words are chosen: 0 is predictable, {high} is wild.",
-    "top_p": "Only the likeliest words, up to this total probability, are considered.",
+    "top_p": "Considers only the likeliest words, up to this total probability.",
     "max_tokens": "In tokens, {low} to {high}; a word is one or two. The song model reads up to 2,048.",
     "lyrics.seed": "The same seed and settings give the same lyrics. -1 picks a new one.",
-    "loras": "Small files that teach the model a style or a voice. All of them act together.",
+    "loras": "Small add-on files that teach the model a style or a voice. They all act together.",
 }
-
 PLACEHOLDERS = {
     "prompt": "warm lo-fi hip hop, dusty piano, soft drums, late evening",
     "lyrics": "[Verse]\nYour first line\n\n[Chorus]\nThe line everybody sings",
@@ -144,7 +115,6 @@ AUTOMATIC = "Automatic"
 LOUDNESS_OFF = "Off"
 QUALITIES = {"draft": "Draft", "standard": "Standard", "best": "Best"}
 LYRICS_OFF = "Switched off by Instrumental."
-
 TURBO_GUIDANCE = "Not used: this turbo checkpoint has guidance built in."
 TURBO_QUALITY = "This turbo checkpoint makes every quality in {steps} steps."
 
@@ -160,10 +130,10 @@ RESULT = "Takes"
 DETAILS = "Song details"
 ADVANCED = "Advanced"
 EXAMPLES_LABEL = "Start from an example"
-SONGS_LABEL = "Start from an example: a click plays it"
+SONGS_LABEL = "Start from an example (click to play)"
 EXAMPLE_SONG = "Example, played by the built-in engine"
-GO = {
-    "generate": "Generate",
+MORPHS_LABEL = "What changes"
+GO = TABS | {
     "cover": "Make the cover",
     "extend": "Extend the song",
     "edit": "Make the change",
@@ -180,47 +150,23 @@ RECORD = "Record: everything needed to make this again"
 EMPTY_RESULTS = {
     "generate": "Your songs appear here. Describe one, or start from an example.",
     "cover": "Your covers appear here. Add a song: drop a file, or press Use in Cover under a take.",
-    "extend": "Your longer songs appear here. Add a song: drop a file, or press Use in Extend under a take.",
+    "extend": "Your extended songs appear here. Add a song: drop a file, or press Use in Extend under a take.",
     "edit": "Your edited songs appear here. Add a song: drop a file, or press Use in Edit under a take.",
 }
 
-MORPHS_LABEL = "What changes"
-
-
-def morph_plan(n_min: float, n_max: float, n_avg: int) -> str:
-    """Say in one line what a morph's numbers do."""
-    draws = "one draw a step" if n_avg == 1 else f"{n_avg} draws a step"
-    return f"Morphs from {n_min:.0%} to {n_max:.0%} of the run, {draws} (under Advanced)."
-
-
-# --- actions ------------------------------------------------------------------------------------------------------
+# --- edit and extend ----------------------------------------------------------------------------------------------
 
 ACTION_HELP = {
     "repaint": "Replaces a region. Nothing outside it changes.",
     "morph": "Turns the whole song from one description into another.",
     "layer": "Adds a track that fits the song.",
     "extract": "Takes one track out of the song.",
-    "complete": "Takes a single track, such as a voice or a riff, and adds a band to it.",
+    "complete": "Adds a band to a single track, such as a voice or a riff.",
 }
 MORE_ACTIONS = "More"
 EXPERIMENTAL = "{name} (experimental)"
 EXPERIMENTAL_HELP = "This checkpoint was not trained for this, so results may be poor."
-TRACKS = {"fx": "FX"}
-
-
-def track(name: str) -> str:
-    """Return how a track is called on the page."""
-    return TRACKS.get(name, name.replace("_", " ").capitalize())
-
-
-def length_in_all(source: float, before: float, after: float) -> str:
-    """Say how long an extended song gets; all in seconds."""
-    parts = [f"{before:g} s" if before else "", f"{source:.6g} s of source", f"{after:g} s" if after else ""]
-    total = before + source + after
-    return f"Total length {clock(total)} ({' + '.join(filter(None, parts))} = {total:.6g} s)."
-
-
-# What static/timeline.js shows of an extension.
+# For static/timeline.js.
 TIMELINE = {
     "title": "Timeline",
     "before": "New music before the source",
@@ -230,57 +176,66 @@ TIMELINE = {
 }
 NEW_SECONDS = "{seconds} s"
 
-# --- help with the words ------------------------------------------------------------------------------------------
 
-TOKENS = "{used} of {most} tokens, song details included."
+def track(name: str) -> str:
+    return "FX" if name == "fx" else name.replace("_", " ").capitalize()
+
+
+def morph_plan(n_min: float, n_max: float, n_avg: int) -> str:
+    samples = "one noise sample" if n_avg == 1 else f"{n_avg} noise samples"
+    return f"Morphs from {n_min:.0%} to {n_max:.0%} of the run with {samples} per step (under Advanced)."
+
+
+def length_in_all(source: float, before: float, after: float) -> str:
+    """Return how long an extended song will be; all in seconds."""
+    parts = [f"{before:g} s" if before else "", f"{source:.6g} s of source", f"{after:g} s" if after else ""]
+    total = before + source + after
+    return f"Total length {clock(total)} ({' + '.join(filter(None, parts))} = {total:.6g} s)."
+
+
+# --- help with the words, the plan --------------------------------------------------------------------------------
+
+TOKENS = "{used} of {most} tokens, including the song details."
 TOKENS_UNKNOWN = "The token count appears once the model is downloaded."
-
-
-def tokens_over(used: int, most: int, dropped: str) -> str:
-    """Say that a prompt is too long, in tokens, and which words at its end are not read."""
-    said = f'The model does not read "{dropped}".' if dropped else "The model does not read all of it."
-    return f"{used} of {most} tokens, song details included. {said}"
-
-
 ASSIST = {"inspire": "Surprise me", "polish": "Polish", "describe": "Describe this audio"}
 ASSIST_HELP = {
     "inspire": "Surprise me turns the idea in Prompt into a whole song.",
     "polish": "Polish rewrites prompt and lyrics in the model's style.",
     "describe": "Describe this audio listens to it and fills in the prompt and the song details.",
 }
-ASSIST_DONE = "Done. Undo brings back your own words."
+ASSIST_DONE = "Done. Undo restores your own words."
 UNDONE = "Undone."
+NO_PLAN = "The planner is not available, so songs are made without a plan. {reason}"
+NO_PLANNER = "Not used: the planner is not available."
+PLANNED = "Plan:"
+UNPLANNED = "Made without a plan: {reason}"
+REWRITTEN = "The planner's prompt: {caption}"
+KEEP_PLAN = "Keep this plan"
+PLAN_KEPT = "Plan seed {seed} is saved under Advanced: the next song from the same words gets the same plan."
+
+
+def tokens_over(used: int, most: int, dropped: str) -> str:
+    """Say that the prompt is too long, and which words at its end (`dropped`) the model does not read."""
+    unread = f'"{dropped}"' if dropped else "all of it"
+    return f"{TOKENS.format(used=used, most=most)} The model does not read {unread}."
 
 
 def needs_planner(names: list[str], reason: str) -> str:
-    """Say why buttons with these names cannot be pressed."""
+    """Say why the buttons with these names are disabled."""
     verb = "needs" if len(names) == 1 else "need"
     return f"{' and '.join(names)} {verb} the planner. {reason}".strip()
 
 
 def remarks(count: int) -> str:
-    """Return the title of a list of advice."""
     return f"{count} remarks on the lyrics"
 
 
 def advice(line: int, message: str) -> str:
-    """Return one piece of the linter's advice; line 0 means all of the lyrics."""
+    """Return one remark of the linter; line 0 means all of the lyrics."""
     return f"Line {line}: {message}" if line else message
 
 
-# --- the plan -----------------------------------------------------------------------------------------------------
-
-NO_PLAN = "There is no planner here, so songs are made without a plan. {reason}"
-NO_PLANNER = "Not used: there is no planner here."
-PLANNED = "Plan:"
-UNPLANNED = "Made without a plan: {reason}"
-REWRITTEN = "The planner's prompt: {caption}"
-KEEP_PLAN = "Keep this plan"
-PLAN_KEPT = "The plan's seed {seed} is saved under Advanced; the next song from the same words gets the same plan."
-
-
 def plan_facts(bpm: int | None, key: str, metre: str, language: str) -> list[str]:
-    """Return what was planned, without what was left open."""
     return [part for part in (f"{bpm} BPM" if bpm else "", key, metre, language) if part]
 
 
@@ -290,43 +245,28 @@ ADD = "Add"
 LORA_FILE = "LoRA files"
 LORA_FILE_HELP = "A .safetensors file, or a PEFT folder as a .zip, up to 2 GB."
 LORA_HUB = "LoRA on Hugging Face"
-LORA_HUB_HELP = "org/repo, or org/repo:file where it has several files."
+LORA_HUB_HELP = "org/repo, or org/repo:file if it has several files."
 LORA_HUB_PLACEHOLDER = "org/repo"
 LORA_HUB_OFF = "This Space does not download LoRAs from Hugging Face. Upload the file instead."
-LORA_NOT_HUB = (
-    "{text} is not a repository on Hugging Face. "
-    "Write it as org/repo, or org/repo:file.safetensors for one of its files."
-)
-LORA_NO_HUB = "Which one? Write the repository as org/repo, or org/repo:file.safetensors for one of its files."
+LORA_NO_HUB = "Enter a repository as org/repo, or org/repo:file.safetensors for one of its files."
+LORA_NOT_HUB = f"{{text}} is not a repository on Hugging Face. {LORA_NO_HUB}"
 LORA_LATER = "downloaded from Hugging Face when the song is made"
-# What the list of the LoRAs says; a text under "up_of" is how a screen reader calls the button "up".
+# For static/loras.js; a text under "up_of" is what a screen reader calls the button "up".
 LORA_LIST = {
-    "title": "Added, in the order in which they act",
-    "empty": "No LoRAs added.",
-    "clear": "Remove all",
-    "weight": "Weight",
-    "weight_of": "Weight of {name}",
-    "up": "Up",
-    "up_of": "Move up {name}",
-    "down": "Down",
-    "down_of": "Move down {name}",
-    "remove": "Remove",
-    "remove_of": "Remove {name}",
-    "added": "Added {name}.",
-    "moved": "{name} is now at place {place}.",
-    "removed": "Removed {name}.",
-    "cleared": "Removed all.",
-    "one": "There is 1 LoRA.",
-    "several": "There are {count} LoRAs.",
+    **{"title": "Added, in the order in which they act", "empty": "No LoRAs added.", "clear": "Remove all"},
+    **{"weight": "Weight", "weight_of": "Weight of {name}", "up": "Up", "up_of": "Move up {name}", "down": "Down"},
+    **{"down_of": "Move down {name}", "remove": "Remove", "remove_of": "Remove {name}", "added": "Added {name}."},
+    **{"moved": "{name} is now number {place}.", "removed": "Removed {name}.", "cleared": "Removed all."},
+    **{"one": "There is 1 LoRA.", "several": "There are {count} LoRAs."},
 }
 
 
 def lora_facts(info: Any) -> list[str]:
-    """Return what is known of a LoRA from its file: format, rank, alpha, layers, size, fit (`info` is a LoraInfo)."""
+    """Return what a LoRA's file says of it (`info` is a LoraInfo)."""
     facts = [
         info.format,
         *(f"{name} {_span(values)}" for name, values in (("rank", info.ranks), ("alpha", info.alphas)) if values),
-        "1 layer" if info.modules == 1 else f"{info.modules} layers",
+        _count(info.modules, "layer"),
         f"{info.size / 1e6:,.1f} MB" if info.size >= 50_000 else f"{info.size / 1e3:,.1f} kB",
         f"for {info.made_for}" if info.made_for else "",
         "fits this model" if info.fits else "",
@@ -338,39 +278,27 @@ def lora_acted(lora: dict[str, Any]) -> str:
     """Say what a LoRA did in a song, from its entry in the record."""
     if not lora["weight"]:
         return f"LoRA {lora['name']}: weight 0, so it had no effect."
-    layers = "1 layer" if lora["modules"] == 1 else f"{lora['modules']} layers"
-    return f"LoRA {lora['name']}: weight {lora['weight']:g}, acted on {layers}."
+    return f"LoRA {lora['name']}: weight {lora['weight']:g}, acted on {_count(lora['modules'], 'layer')}."
 
 
 def _span(values: Sequence[float]) -> str:
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
 
 
-# --- lyrics -------------------------------------------------------------------------------------------------------
+def _count(count: float, noun: str) -> str:
+    return f"{count:g} {noun}{'' if count == 1 else 's'}"
+
+
+# --- the Lyrics tab, settings from a file -------------------------------------------------------------------------
 
 WRITTEN = "Lyrics"
 WRITTEN_HELP = "Edit freely. A section starts with a tag such as [Verse] on its own line."
-WRITTEN_EMPTY = "Say what the song is about, and watch the lyrics being written here. Or write your own."
+WRITTEN_EMPTY = "Say what the song is about, and the lyrics appear here as they are written. Or write your own."
 USE_IN_GENERATE = "Use in Generate"
 MAKE_THIS_SONG = "Make this song"
 NO_SONGWRITER = "The songwriter is not installed here. You can still write your own lyrics."
 LYRICS_FAILED = "Writing failed"
 LYRICS_STOPPED = "Stopped. The text so far is kept."
-
-
-def writing(tokens: int, seconds: float) -> str:
-    """Say how far the lyrics are."""
-    return f"Writing, {tokens:,} tokens, {clock(seconds)} so far."
-
-
-def written(tokens: int, seconds: float, end: str) -> str:
-    """Say how the lyrics ended: by themselves ("stop") or at the most tokens that were asked for ("length")."""
-    cut = " They were cut off at Max length (under Advanced)." if end == "length" else ""
-    return f"{tokens:,} tokens written in {clock(seconds)}.{cut}"
-
-
-# --- settings from a file -----------------------------------------------------------------------------------------
-
 RESTORE = "Restore its settings"
 RESTORE_OFFER = "This file was made in ACE Music Studio and carries its settings."
 SETTINGS_FILE = "Settings from a song"
@@ -378,58 +306,56 @@ SETTINGS_FILE_HELP = "Drop a file made in this studio to fill the form with its 
 NOTHING_TO_RESTORE = "This file carries no settings."
 
 
+def writing(tokens: int, seconds: float) -> str:
+    return f"Writing, {tokens:,} tokens, {clock(seconds)} so far."
+
+
+def written(tokens: int, seconds: float, end: str) -> str:
+    """Say that the lyrics are done; `end` is "length" if they hit the most tokens that were asked for."""
+    cut = " They were cut off at Max length (under Advanced)." if end == "length" else ""
+    return f"{tokens:,} tokens written in {clock(seconds)}.{cut}"
+
+
 def restored(count: int, left_out: int, reference: bool, loras: int = 0) -> str:
-    """Say how many settings came back, how many did not, and what no file carries: the reference, uploaded `loras`."""
-    kept = "1 setting restored" if count == 1 else f"{count} settings restored"
+    """Say how many settings were restored, and what no file carries: the reference, uploaded `loras`."""
     lost = f"; {left_out} not available in this tab" if left_out else ""
     missing = " Its reference audio is not in the file: add it again." if reference else ""
     if loras:
-        named, it = ("1 uploaded LoRA is", "it") if loras == 1 else (f"{loras} uploaded LoRAs are", "them")
-        missing += f" {named} not in the file: add {it} again."
-    return f"{kept}{lost}.{missing}"
+        verb, them = ("is", "it") if loras == 1 else ("are", "them")
+        missing += f" {_count(loras, 'uploaded LoRA')} {verb} not in the file: add {them} again."
+    return f"{_count(count, 'setting')} restored{lost}.{missing}"
 
 
 # --- progress -----------------------------------------------------------------------------------------------------
 
 STAGES = {
-    "waiting": "Waiting for another song to finish",
-    "lending": "Waiting for a ZeroGPU card",
-    "downloading": "Downloading the model",
-    "loading": "Loading the model",
-    "preparing": "Preparing",
-    "writing": "Writing",
-    "planning": "Planning the song",
-    "reading": "Reading your words",
-    "steps": "Making the music",
-    "decoding": "Turning it into sound",
-    "finishing": "Saving the takes",
-    "aligning": "Finding where each line is sung",
+    **{"waiting": "Waiting for another song to finish", "lending": "Waiting for a GPU from ZeroGPU"},
+    **{"downloading": "Downloading the model", "loading": "Loading the model", "preparing": "Preparing"},
+    **{"writing": "Writing", "planning": "Planning the song", "reading": "Reading your words"},
+    **{"steps": "Making the music", "decoding": "Turning it into sound", "finishing": "Saving the takes"},
+    **{"aligning": "Finding where each line is sung"},
 }
 COUNTED = {"planning": "code", "steps": "step", "decoding": "part", "finishing": "take"}
 STARTING = "Starting ..."
-QUEUED = "Waiting for its turn ..."
+QUEUED = "Waiting in the queue ..."
 CANCELLED = "Cancelled. Your settings are still here."
 STOPPED = "The run stopped early. Your settings are still here; please try again."
-DOWNLOAD_STARTING = "Asking the hub for the model ..."
-DOWNLOAD_CANCELLED = "Cancelled. What has arrived is kept, and the next download goes on from there."
+DOWNLOAD_STARTING = "Contacting Hugging Face ..."
+DOWNLOAD_CANCELLED = "Cancelled. The next download continues from here."
 DOWNLOAD_DONE = "The model is ready. The next song will use it."
-DOWNLOAD_UNUSED = (
-    "The model is ready, but ACE_STUDIO_MODEL asks for the preview. Restart the studio without it to use the model."
-)
-
-
-# A shorter time left is not counted down.
-ALMOST_DONE_SECONDS = 10
+DOWNLOAD_UNUSED = "The model is ready, but ACE_STUDIO_MODEL is set to preview. Unset it and restart the studio."
+ALMOST_DONE_SECONDS = 10  # less than this is not counted down
+OPEN_ENDED = ("steps", "planning", "loading", "preparing")  # stages before others that nobody knows the length of
 
 
 def clock(seconds: float) -> str:
-    """Return seconds as minutes and seconds, such as 1:05."""
+    """Format seconds as minutes and seconds, such as 1:05."""
     whole = max(int(seconds + 0.5), 0)
     return f"{whole // 60}:{whole % 60:02d}"
 
 
 def progress_sentence(event: Any) -> str:
-    """Say in one sentence where a run is: stage, step n of N, elapsed, left (`event` is an events.Progress)."""
+    """Return stage, step n of N, time so far and time left of a run (`event` is an events.Progress)."""
     parts = [STAGES[event.stage]]
     if event.steps and event.stage == "downloading":
         parts.append(f"{event.step / 1000:.1f} of {event.steps / 1000:.1f} GB")
@@ -437,95 +363,44 @@ def progress_sentence(event: Any) -> str:
         parts.append(f"{event.step:,} tokens")
     elif event.steps and event.stage in COUNTED:
         parts.append(f"{COUNTED[event.stage]} {event.step} of {event.steps}")
-    return ", ".join([*parts, f"{clock(event.elapsed)} so far", *filter(None, [time_left(event)])]) + "."
-
-
-def time_left(event: Any) -> str:
-    """Say how long a run takes yet: no less than is known, and nothing where too little is."""
-    if event.left is None:
-        return ""
-    if event.stage in ("steps", "planning", "loading", "preparing"):
-        # Other stages follow, and nobody knows how long they take.
-        return f"at least {clock(event.left)} left" if event.left >= ALMOST_DONE_SECONDS else ""
-    return f"about {clock(event.left)} left" if event.left >= ALMOST_DONE_SECONDS else "almost done"
+    parts.append(f"{clock(event.elapsed)} so far")
+    if event.left is not None and event.left >= ALMOST_DONE_SECONDS:
+        parts.append(f"{'at least' if event.stage in OPEN_ENDED else 'about'} {clock(event.left)} left")
+    elif event.left is not None and event.stage not in OPEN_ENDED:
+        parts.append("almost done")
+    return f"{', '.join(parts)}."
 
 
 def done_sentence(takes: int, asked: int, seconds: float) -> str:
-    """Say how a run ended, such as "3 takes made in 0:12."."""
-    made = "1 take" if takes == 1 else f"{takes} takes"
-    return f"{made}{f' of {asked}' if takes < asked else ''} made in {clock(seconds)}."
-
-
-# --- result -------------------------------------------------------------------------------------------------------
-
-FAILED_TITLE = "Generation failed"
-UNEXPECTED = "Something unexpected went wrong."
-UNEXPECTED_HINT = "Please try again; the log of the studio has the details."
-TAKE_FAILED = "Take {take} (seed {seed}) failed: {message}"
-
-
-def look_at(labels: list[str]) -> str:
-    """Point at the fields that keep a song from being made."""
-    *others, last = labels
-    listed = f"{', '.join(others)} and {last}" if others else last
-    return f"Please check {listed}."
-
-
-def take_levels(take: dict[str, Any]) -> list[str]:
-    """Return how loud a take is from its entry in the record: peak in dBFS, loudness in LUFS."""
-    loudness = take.get("loudness_lufs")
-    return [f"peak {take['peak_dbfs']:.1f} dBFS", *([] if loudness is None else [f"{loudness:.1f} LUFS"])]
-
-
-def song_facts(bpm: int | None, key: str, variation: float) -> list[str]:
-    """Return what a take was made with, without what was left to the model."""
-    return [*plan_facts(bpm, key, "", ""), *([f"variation {variation:g}"] if variation else [])]
+    return f"{_count(takes, 'take')}{f' of {asked}' if takes < asked else ''} made in {clock(seconds)}."
 
 
 # --- takes --------------------------------------------------------------------------------------------------------
 
+FAILED_TITLE = "Generation failed"
+UNEXPECTED = "Something unexpected went wrong."
+UNEXPECTED_HINT = "Please try again; the studio's log has the details."
+TAKE_FAILED = "Take {take} (seed {seed}) failed: {message}"
 LEVEL = "Play at equal loudness"
 LEVEL_HELP = "Louder takes are turned down while you listen; the files do not change."
 DIGITS_HELP = "Press 1 to 9 to switch takes without losing your place."
-# What static/player.js says.
+# For static/player.js.
 PLAYER = {
-    "player": "Player",
-    "play": "Play",
-    "pause": "Pause",
-    "position": "Position",
-    "volume": "Volume",
-    "speed": "Speed",
-    "switch": "Switch without losing your place",
-    "take": "Take {number}",
-    "source": "Source",
-    "source_help": "Hear the source at the same place (0)",
-    "close": "Close the player",
+    **{"player": "Player", "play": "Play", "pause": "Pause", "position": "Position", "volume": "Volume"},
+    **{"speed": "Speed", "switch": "Switch without losing your place", "take": "Take {number}", "source": "Source"},
+    **{"source_help": "Hear the source at the same place (0)", "close": "Close the player"},
 }
-# What static/takes.js draws takes with.
+# For static/takes.js; without double quotes, which its frame cannot hold.
 TAKES = {
-    "title": "Take {number}",
-    "making": "Your song is being made and will appear here.",
-    "play": "Play take {number}",
-    "pause": "Pause take {number}",
-    "play_earlier": "Play",
-    "pause_earlier": "Pause",
-    "position": "Position",
-    "menu": "More",
-    "seed": "Copy seed {seed}",
-    "copied": "Copied",
-    "retake": "Retake",
-    "more": "More like this",
-    "timed": "Timed lyrics",
-    "timed_title": "Lyrics of take {number}, line by line",
-    "lrc": "Timed lyrics as LRC",
-    "format": "Format",
-    "format_of": "Format of take {number}",
-    "download": "Download {format}",
-    "preparing": "Preparing {format} ...",
-    "earlier": "Earlier takes ({count})",
-    "gone": "This file has been deleted. Make it again brings the song back with the same seed.",
-    "make": "Make it again",
-    "remove": "Remove",
+    **{"title": "Take {number}", "making": "Your song is being made and will appear here."},
+    **{"play": "Play take {number}", "pause": "Pause take {number}", "play_earlier": "Play"},
+    **{"pause_earlier": "Pause", "position": "Position", "menu": "More", "seed": "Copy seed {seed}"},
+    **{"copied": "Copied", "retake": "Retake", "more": "More like this", "timed": "Timed lyrics"},
+    **{"timed_title": "Lyrics of take {number}, line by line", "lrc": "Timed lyrics as LRC", "format": "Format"},
+    **{"format_of": "Format of take {number}", "download": "Download {format}"},
+    **{"preparing": "Preparing {format} ...", "earlier": "Earlier takes ({count})"},
+    **{"gone": "This file has been deleted. Press Make it again for the same song."},
+    **{"make": "Make it again", "remove": "Remove"},
 }
 MAKING = "Making your song"
 LATEST_TAKES = "Your latest takes"
@@ -533,35 +408,46 @@ USE_TAKE = "Use {name}, {length}, as the source"
 EARLIER_HELP = "This list stays in your browser; the files are deleted after a day. Download what you want to keep."
 FORGET = "Remove all"
 FROM_LOSSY = "Converted from {source}, so it sounds no better than the {source} file."
-TAKE_GONE = "The studio no longer has this take. Make it again to go on."
+TAKE_GONE = "The studio no longer has this take. Make it again to continue."
 UPLOAD_GONE = "The studio no longer has {label}."
 UPLOAD_GONE_HINT = "Choose the file again in the form and press its button."
-VARIED = "Take 2 is a variation of take 1 ({percent:.0f} %). Your form has not changed."
+VARIED = "Take 2 is a variation of take 1 ({percent:.0f}%). Your form has not changed."
 RETAKEN = "Made again with the same settings and a new seed. Your form has not changed."
-NOTHING_SUNG = "The lyrics have no line to sing."
+NOTHING_SUNG = "The lyrics have no lines to sing."
 NOTHING_ELSE_KEPT = "Uploads are deleted after a day. Nothing else about you is kept."
 
 
+def look_at(labels: list[str]) -> str:
+    """Name the fields that keep a song from being made."""
+    *others, last = labels
+    return f"Please check {', '.join(others)} and {last}." if others else f"Please check {last}."
+
+
+def take_levels(take: dict[str, Any]) -> list[str]:
+    """Return how loud a take is, from its entry in the record."""
+    loudness = take.get("loudness_lufs")
+    return [f"peak {take['peak_dbfs']:.1f} dBFS", *([] if loudness is None else [f"{loudness:.1f} LUFS"])]
+
+
+def song_facts(bpm: int | None, key: str, variation: float) -> list[str]:
+    return [*plan_facts(bpm, key, "", ""), *([f"variation {variation:g}"] if variation else [])]
+
+
 def timed(lines: int) -> str:
-    """Say how many lines got their times."""
-    return f"{'1 line' if lines == 1 else f'{lines} lines'} timed."
+    return f"{_count(lines, 'line')} timed."
 
 
 def alignment(score: float) -> str:
     """Say how far the times can be trusted (`score` from 0 to 1)."""
-    return f"Alignment score {score:.2f} of 1: how clearly the model follows these words in the song."
+    return f"Alignment score {score:.2f} of 1: how clearly the song follows these words."
 
 
 def kept_for(days: float, gb: float) -> str:
     """Say how long finished songs stay in the output folder; infinite is no limit."""
-    limits = [
-        f"for {'1 day' if days == 1 else f'{days:g} days'}" if days < math.inf else "",
-        f"up to {gb:g} GB in all" if gb < math.inf else "",
-    ]
-    said = ", ".join(filter(None, limits))
-    if not said:
-        return f"Finished songs are kept. {NOTHING_ELSE_KEPT}"
-    return f"Finished songs are kept {said}; the oldest are deleted first. {NOTHING_ELSE_KEPT}"
+    limits = [f"for {_count(days, 'day')}"] if days < math.inf else []
+    limits += [f"up to {gb:g} GB in all"] if gb < math.inf else []
+    kept = f" {', '.join(limits)}; the oldest are deleted first" if limits else ""
+    return f"Finished songs are kept{kept}. {NOTHING_ELSE_KEPT}"
 
 
 # --- header -------------------------------------------------------------------------------------------------------
@@ -575,8 +461,6 @@ DEVICES = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
 NO_WORKERS = "no worker yet"
 WORKER_STATUS = "{id}: {device}, node {node}, process {pid}, {state}"
 HUB_STATUS = "Model: {model}, downloaded with the first song"
-
-
 WRITERS = {"planner": "Planner", "lyrics": "Lyrics writer"}
 WRITER_STATES = {
     "off": "off",
@@ -588,35 +472,10 @@ WRITER_STATES = {
 WRITER_FETCHED = "{model} (downloaded when needed)"
 
 
-def writer_facts(status: Mapping[str, Any]) -> list[str]:
-    """Return the facts of the status line on the planner and the lyrics writer."""
-    facts = []
-    for name, title in WRITERS.items():
-        writer = status[name]
-        state = WRITER_FETCHED if writer.get("source") == "hub" else WRITER_STATES[writer["state"]]
-        facts.append(f"{title}: {state.format(model=writer['model'].rpartition('/')[2])}")
-    return facts
-
-
 def status_line(status: Mapping[str, Any]) -> str:
     """Name the engine and, once it is known, the device."""
     engine = PREVIEW_TITLE if status["engine"] == "preview" else status["model"].rpartition("/")[2]
-    device = DEVICES.get(status["device"], status["device"])
-    return " · ".join(filter(None, [engine, device, workers_text(status)]))
-
-
-def workers_text(status: Mapping[str, Any]) -> str:
-    """Return how many Ray workers there are; "" where this process makes the songs."""
-    found = status["workers"]
-    if len(found) == 1 and not found[0]["node"]:
-        return ""
-    return f"{len(found)} worker{'' if len(found) == 1 else 's'}" if found else NO_WORKERS
-
-
-def worker_fact(worker: Mapping[str, Any]) -> str:
-    """Return what the status says of one Ray worker."""
-    device = DEVICES.get(worker["device"], worker["device"])
-    return WORKER_STATUS.format(**{**worker, "device": device}, state="busy" if worker["busy"] else "idle")
+    return " · ".join(filter(None, [engine, _device(status), workers_text(status)]))
 
 
 def status_parts(status: Mapping[str, Any]) -> list[str]:
@@ -627,86 +486,84 @@ def status_parts(status: Mapping[str, Any]) -> list[str]:
         parts = [HUB_STATUS.format(model=status["model"])]
     else:
         parts = [f"Model: {status['model']}{', turbo' if status['turbo'] else ''}"]
-    parts += writer_facts(status)
+    for name, title in WRITERS.items():
+        writer = status[name]
+        state = WRITER_FETCHED if writer.get("source") == "hub" else WRITER_STATES[writer["state"]]
+        parts.append(f"{title}: {state.format(model=writer['model'].rpartition('/')[2])}")
     if workers_text(status):
         parts += [worker_fact(worker) for worker in status["workers"]]
-    if not status["device"]:
-        return parts
-    parts.append(f"Device: {DEVICES.get(status['device'], status['device'])}, {status['dtype']}")
-    return [*parts, status["device_reason"]] if status["device_reason"] else parts
+    if status["device"]:
+        parts += filter(None, [f"Device: {_device(status)}, {status['dtype']}", status["device_reason"]])
+    return parts
 
 
-# --- the door -----------------------------------------------------------------------------------------------------
+def workers_text(status: Mapping[str, Any]) -> str:
+    """Return how many Ray workers there are; "" if this process makes the songs."""
+    found = status["workers"]
+    if len(found) == 1 and not found[0]["node"]:
+        return ""
+    return _count(len(found), "worker") if found else NO_WORKERS
 
-CANNOT_START = (
-    "ACE Music Studio cannot start: {reason} ({place}). ./run.sh --check tells what is missing; "
-    "docs/troubleshooting.md helps further."
-)
+
+def worker_fact(worker: Mapping[str, Any]) -> str:
+    return WORKER_STATUS.format(**{**worker, "device": _device(worker)}, state="busy" if worker["busy"] else "idle")
+
+
+def _device(status: Mapping[str, Any]) -> str:
+    return DEVICES.get(status["device"], status["device"])
+
+
+# --- the terminal -------------------------------------------------------------------------------------------------
+
+CANNOT_START = "ACE Music Studio cannot start: {reason} ({place}). See ./run.sh --check and docs/troubleshooting.md."
 STOPPING = "ACE Music Studio is stopping."
 READY = "ACE Music Studio is ready at {url}"
-PORT_TAKEN = (
-    "ACE Music Studio cannot listen on {host}, port {port}: the port is in use or not allowed. "
-    "Name another one with --port or GRADIO_SERVER_PORT."
-)
-NO_PORT = (
-    "ACE Music Studio found no free port on {host} from 7860 on. Name a free one with --port or GRADIO_SERVER_PORT."
-)
+CHOOSE_PORT = "Choose another one with --port or GRADIO_SERVER_PORT."
+PORT_TAKEN = f"The studio cannot listen on {{host}}, port {{port}}: it is in use or not allowed. {CHOOSE_PORT}"
+NO_PORT = f"The studio found no free port on {{host}} from 7860 up. {CHOOSE_PORT}"
 BAD_PORT = 'GRADIO_SERVER_PORT must be a whole number from 1 to 65535, not "{port}".'
 MCP_READY = "Its tools for assistants (MCP) are at {url}gradio_api/mcp/"
-MCP_MISSING = "The tools for assistants (MCP) are not served: the package mcp is missing. pip install 'gradio[mcp]'"
+MCP_MISSING = "There are no tools for assistants (MCP): the package mcp is missing. pip install 'gradio[mcp]'"
 SHARED = "Anyone who has this link can use the studio: {url}"
-NOT_SHARED = "No public link was made: the service for it could not be reached."
-
-# --- the command line ---------------------------------------------------------------------------------------------
+NOT_SHARED = "No public link was made: Gradio's service for it could not be reached."
 
 CLI_ABOUT = "Starts ACE Music Studio, a web studio for making songs, and prints its address."
-CLI_END = "An argument wins over its variable. Models are named as on Hugging Face, or by a folder. docs/ has the rest."
+CLI_END = "An argument overrides its variable. Models are named as on Hugging Face, or by a folder. See docs/ for more."
 CLI_HELP = {
     "host": "address to listen on; 0.0.0.0 opens the studio to the network (GRADIO_SERVER_NAME, 127.0.0.1)",
     "port": "port to listen on (GRADIO_SERVER_PORT, the first free one from 7860)",
     "share": "make a public link through Gradio's servers: anyone who has it can use the studio (GRADIO_SHARE)",
     "model": "song model: org/repo, a folder, or preview (ACE_STUDIO_MODEL, ACE-Step/acestep-v15-xl-sft-diffusers)",
-    "planner": "language model that plans songs: org/repo or org/repo/folder, a folder, preview or off "
-    "(ACE_STUDIO_PLANNER, ACE-Step/Ace-Step1.5)",
-    "lyrics": "language model that writes lyrics: org/repo, a folder, preview or off "
-    "(ACE_STUDIO_LYRICS, Qwen/Qwen2.5-7B-Instruct)",
+    "planner": "planning model: org/repo[/folder], a folder, preview or off (ACE_STUDIO_PLANNER, ACE-Step/Ace-Step1.5)",
+    "lyrics": "lyrics model: org/repo, a folder, preview or off (ACE_STUDIO_LYRICS, Qwen/Qwen2.5-7B-Instruct)",
     "output": "folder for finished songs (ACE_STUDIO_OUTPUT, outputs beside app.py)",
-    "mcp": "serve the API as tools for assistants, too (GRADIO_MCP_SERVER)",
-    "ray": "make songs on Ray workers: local (where no address is given) starts one for each card of this machine, "
-    "auto joins the cluster that this machine is in, host:6379 another one (ACE_STUDIO_RAY)",
-    "check": "tell what would run here, load and start nothing, and end with status 1 where no song could be made",
-    "help": "show this and end",
+    "mcp": "also serve the API as tools for assistants (GRADIO_MCP_SERVER)",
+    "ray": "make songs on Ray workers: local (if no address is given) starts one for each GPU of this machine, "
+    "auto joins the cluster of this machine, host:6379 another one (ACE_STUDIO_RAY)",
+    "check": "show what would run here without loading or starting anything; exit with 1 if no song can be made",
+    "help": "show this help and exit",
 }
 CLI_HOST = 'A host is a name or an IP address such as 127.0.0.1 or 0.0.0.0, without http:// and port, not "{value}".'
 CLI_RAY = 'Ray is local, auto, or the address of a cluster\'s head such as 10.0.0.1:6379, not "{value}".'
 CLI_PORT = 'A port is a whole number from 1 to 65535, not "{value}".'
 CLI_NO_FOLDER = "There is no folder {value}."
 CLI_MODEL = 'A model is org/repo on Hugging Face, a folder, or {words}, not "{value}".'
-CLI_OUTPUT_FILE = "Songs cannot be kept in {value}: {place} is a file, not a folder."
-CLI_OUTPUT_CLOSED = "Songs cannot be kept in {value}: {place} cannot be written to."
+CLI_OUTPUT_FILE = "Songs cannot be saved in {value}: {place} is a file, not a folder."
+CLI_OUTPUT_CLOSED = "Songs cannot be saved in {value}: {place} cannot be written to."
 
 CHECK_LABELS = {
-    "studio": "Studio",
-    "packages": "Packages",
-    "device": "Device",
-    "memory": "Memory",
-    "plan": "Memory plan",
-    "model": "Song model",
-    "planner": "Planner",
-    "lyrics": "Lyrics writer",
-    "cache": "Model cache",
-    "output": "Songs go to",
-    "workers": "Workers",
-    "result": "Result",
+    **{"studio": "Studio", "packages": "Packages", "device": "Device", "memory": "Memory", "plan": "Memory plan"},
+    **{"model": "Song model", "planner": "Planner", "lyrics": "Lyrics writer", "cache": "Model cache"},
+    **{"output": "Songs go to", "workers": "Workers", "result": "Result"},
 }
-CHECK_PACKAGE = "The packages are not all here: {reason}. ./run.sh installs them."
+CHECK_PACKAGE = "Some packages are missing: {reason}. ./run.sh installs them."
 CHECK_FOUND = "{model}, {size}, in {folder}."
 CHECK_PREVIEW = "The built-in engine."
-CHECK_STANDS_IN = "The built-in engine stands in: simple instrumental music. {problem}"
-CHECK_SIZE = "It is {size} to fetch."
-CHECK_TO_FETCH = "{model} is not here and will be fetched before it is first used: {size}."
-CHECK_UNASKED = "{model} is not here, and Hugging Face could not be asked for it ({reason})."
-CHECK_NO_ROOM = "{size} are to be fetched, and {free} are free in {folder}."
+CHECK_STANDS_IN = "The built-in engine is used instead: simple instrumental music. {problem}"
+CHECK_SIZE = "The download is {size}."
+CHECK_TO_FETCH = "{model} will be downloaded before it is first used: {size}."
+CHECK_UNASKED = "{model} is not on this machine, and could not be looked up on Hugging Face ({reason})."
+CHECK_NO_ROOM = "The download needs {size}, and {folder} has {free} free."
 CHECK_FREE = "{folder}, {free} free."
 CHECK_FULL = "{folder} has {free} free; a song may need {least}."
 CHECK_CANNOT_CHECK = "This could not be checked: {reason}."
@@ -718,4 +575,4 @@ CHECK_VRAM = "{total} on the graphics card"
 CHECK_PLAN = "{plan}; the shortest song takes {need}."
 CHECK_GOOD = "A song can be made here."
 CHECK_GOOD_PREVIEW = "A song can be made here, by the built-in engine: simple instrumental music, no voices."
-CHECK_BAD = "A song could not be made here: see {names}."
+CHECK_BAD = "No song can be made here: see {names}."

@@ -175,7 +175,7 @@ def test_the_panel_is_worked_by_keys(panel: Panel, fake):
     panel.list.get_by_role("slider", name="Weight of org/one").press("ArrowLeft")
     expect(panel.weight("org/one")).to_have_value("0.95")
     panel.list.get_by_role("button", name="Move down org/one").press("Enter")
-    expect(panel.said).to_have_text("org/one is now at place 2. There are 3 LoRAs.")
+    expect(panel.said).to_have_text("org/one is now number 2. There are 3 LoRAs.")
     # The focus goes with it, and to the other way at the end.
     keyboard.press("Enter")
     panel.has("org/two", "org/three", "org/one")
