@@ -316,11 +316,8 @@ def connect_undo(undo: Undo, fields: Mapping[str, Component]) -> Any:
 
 
 def available(writer: Mapping[str, Any]) -> bool:
-    """Tell from the status of the planner or the lyrics writer whether it can be used.
-
-    One that did not fit into memory may fit the next time.
-    """
-    if writer["state"] == "failed":
+    """Tell from the status of the planner or the lyrics writer whether it can be used."""
+    if writer["state"] == "failed":  # for lack of memory: it may fit the next time
         return writer["problem"]["code"] == "out_of_memory"
     return writer["state"] in ("ready", "loaded")
 

@@ -1,33 +1,31 @@
-"""The form: every control reaches the request, wrong values have messages beside their fields, examples fill it in."""
+"""The form of Generate: its controls, messages at wrong values, examples, and its two faces."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import gradio as gr
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 import page_form
 import page_panels
-import page_tabs
-import tooltips
 from limits import INSTRUMENTAL
-from params import REQUESTS, SONG_REQUESTS, parse_request
-from tests.page.steps import SHARED, Tab, read, reload
+from params import parse_request
+from tests.page.steps import SHARED, Tab, fits, read, violations
 
-REQUESTS_OF_TABS = (*SONG_REQUESTS, "lyrics")
+# Letters typed into a number are dropped.
 CONTROLS = {
     **SHARED,
-    "duration": ("type", "12.345", 12.345),
-    "options.plan": ("tick", False, False),
+    "bpm": ("type", "about 90 bpm", 90),
+    "duration": ("type", "12,345 s", 12.345),
     "options.rewrite": ("tick", True, True),
     "options.plan_temperature": ("slide", "0.5", 0.5),
     "options.plan_cfg": ("slide", "3.5", 3.5),
     "options.plan_seed": ("type", "0", 0),
 }
+SWITCHES = {"instrumental": CONTROLS.pop("instrumental"), "options.plan": ("tick", False, False)}
 
 
 @pytest.fixture
@@ -38,36 +36,41 @@ def form(lasting: Page, tab) -> Tab:
     return opened
 
 
+def choose(page: Page, face: str) -> None:
+    button = page.locator("#generate-faces").get_by_role("button", name=face)
+    button.click()
+    expect(button).to_have_attribute("aria-pressed", "true")
+
+
+def length(page: Page, name: str) -> Locator:
+    return page.locator("#generate-lengths").get_by_role("button", name=name, exact=True)
+
+
 def test_each_control_changes_the_request(form: Tab, fake, tmp_path: Path):
     plain = parse_request("generate", {"prompt": "a song"})
     voice = tmp_path / "voice.wav"
     soundfile.write(voice, np.zeros((96_000, 2)), 48_000)
-    # These two switch others off.
-    last = {name: CONTROLS.pop(name) for name in ("instrumental", "options.plan")}
     form.unfold()
+    form.text("bpm").press_sequentially("9x6")
+    expect(form.text("bpm")).to_have_value("96")
     form.set("reference", "upload", voice)
-    for controls in (CONTROLS, last):
+    for controls in (CONTROLS, SWITCHES):
         form.set_all(controls)
         request = form.made(fake)
         for name, (_, _, expected) in controls.items():
             assert read(request, name) == expected != read(plain, name), name
     assert Path(request.reference).read_bytes() == voice.read_bytes()
     assert request.sung_lyrics() == INSTRUMENTAL
+    for name in ("lyrics", "options.plan_seed"):
+        expect(form.text(name)).to_be_disabled()
+    form.set("instrumental", "tick", False)
+    expect(form.text("lyrics")).to_be_enabled()
+    expect(form.text("lyrics")).to_have_value("[Verse]\nla la")
     form.part("reset").click()
     expect(form.text("prompt")).to_have_value("")
     form.clear("reference")
     form.set("prompt", "type", "a song")
     assert form.made(fake) == plain
-
-
-@pytest.mark.parametrize("mode", REQUESTS_OF_TABS)
-def test_every_field_of_a_request_has_a_control(mode: str):
-    with gr.Blocks():
-        form = page_tabs.lyrics_tab()[0] if mode == "lyrics" else getattr(page_tabs, f"{mode}_tab")().form
-    fields = REQUESTS[mode].model_fields
-    options = {f"options.{name}" for name in fields["options"].annotation.model_fields}
-    own = {"track", "part"} if mode == "edit" else set()
-    assert set(form.fields) == set(fields) - {"mode", "options"} | options | own
 
 
 WRONG = {
@@ -92,6 +95,8 @@ def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_f
     form.set("prompt", "type", before["prompt"])
     form.set("duration", "type", before["duration"])
     form.unfold(False)
+    # A wrong field that Simple hides is shown, too.
+    choose(form.page, "Simple")
     form.go.click()
     expect(form.part("problems")).to_contain_text("Please check BPM and Steps.")
     expect(form.text("bpm")).to_be_focused()
@@ -104,18 +109,6 @@ def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_f
     for name, (_, sentence) in WRONG.items():
         expect(form.field(name).get_by_text(sentence)).to_have_count(0)
     expect(form.part("problems").get_by_role("alert")).to_have_count(0)
-
-
-@pytest.mark.slow
-def test_instrumental_switches_the_lyrics_off_and_keeps_them(page: Page, fake, tab):
-    opened = tab(page, "generate")
-    lyrics = opened.text("lyrics")
-    lyrics.fill("[Verse]\nla la")
-    opened.set("instrumental", "tick", True)
-    expect(lyrics).to_be_disabled()
-    expect(lyrics).to_have_value("[Verse]\nla la")
-    opened.set("instrumental", "tick", False)
-    expect(lyrics).to_be_enabled()
 
 
 @pytest.mark.slow
@@ -134,18 +127,52 @@ def test_an_example_plays_fills_the_form_and_makes_a_song(page: Page, fake, tab)
             assert (read(request, field) or "") == (expected or ""), field
 
 
+# --- two faces ----------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.slow
-def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(page: Page, fake, tab):
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_simple_fits_on_the_first_screen(fake, fake_address, visit, width: int, height: int):
+    page = visit(fake_address[0], width, height, face="simple")
+    opened = Tab(page, "generate")
+    expect(length(page, "1 min")).to_have_attribute("aria-pressed", "true")
+    foot = opened.go.bounding_box()["y"]
+    for part in (opened.text("prompt"), opened.field("instrumental"), length(page, "30 s"), length(page, "3 min")):
+        box = part.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= foot
+    for hidden in ("lyrics", "duration", "details", "advanced", "polish", "reset"):
+        expect(opened.part(hidden)).to_be_hidden()
+    assert page.evaluate("scrollY") == 0
+    assert fits(page)
+    assert violations(page) == []
+
+
+def test_the_faces_are_one_form(page: Page, fake, tab):
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     opened = tab(page, "generate")
+    choose(page, "Simple")
+    choose(page, "Custom")
+    assert [url for url in asked if "queue/join" in url] == []
     opened.unfold()
-    expect(opened.field("options.steps")).to_contain_text("draft 20, standard 50, best 80")
-    for name, value in {"guidance": "7", "shift": "1"}.items():
-        expect(opened.text(name)).to_have_attribute("placeholder", value)
-    fake.facts = {"kind": "turbo", "turbo": True}
-    reload(page)
-    opened.unfold()
-    expect(opened.text("options.guidance")).to_be_disabled()
-    expect(opened.field("options.guidance")).to_contain_text(tooltips.TURBO_GUIDANCE)
-    expect(opened.field("options.cfg_end").locator("input[type=number]")).to_be_disabled()
-    expect(opened.field("options.steps")).to_contain_text("Blank: 8.")
-    expect(opened.text("options.shift")).to_have_attribute("placeholder", "3")
+    opened.set("bpm", "type", "90")
+    opened.set("takes", "pick", "2")
+    choose(page, "Simple")
+    expect(opened.part("also")).to_have_text("Set in Custom: BPM, Takes.")
+    opened.set("prompt", "type", "a song")
+    length(page, "2 min").click()
+    expect(length(page, "2 min")).to_have_attribute("aria-pressed", "true")
+    request = opened.made(fake)
+    assert (request.prompt, request.duration, request.bpm, request.takes) == ("a song", 120, 90, 2)
+    choose(page, "Custom")
+    expect(opened.text("duration")).to_have_value("120")
+    opened.set("duration", "type", "75")
+    opened.set("lyrics", "type", "[Verse]\nla")
+    choose(page, "Simple")
+    expect(opened.text("lyrics")).to_have_value("[Verse]\nla")
+    # The choice of the face is kept, too.
+    page.reload()
+    expect(length(page, "1:15")).to_have_attribute("aria-pressed", "true")
+    expect(opened.text("lyrics")).to_be_visible()
+    expect(opened.part("also")).to_have_text("Set in Custom: BPM, Takes.")
+    expect(opened.part("details")).to_be_hidden()

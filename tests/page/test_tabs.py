@@ -12,59 +12,41 @@ from playwright.sync_api import Page, expect
 
 import export
 from params import parse_request
-from tests.page.steps import MARKUP, SHARED, expect_plain, expect_tappable, read, reload, violations
-
-OWN = {
-    "cover": {"strength": ("slide", "0.35", 0.35), "options.noise_strength": ("slide", "0.15", 0.15)},
-    "extend": {
-        "before": ("type", "1.5", 1.5),
-        "after": ("type", "2,25", 2.25),
-        "options.overlap": ("slide", "0.7", 0.7),
-    },
-}
-
-
-# --- the forms ----------------------------------------------------------------------------------------------------
+from tests.page.steps import MARKUP, expect_plain, expect_tappable, reload, violations
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["cover", pytest.param("extend", marks=pytest.mark.long)])
-def test_each_control_changes_its_part_of_the_request(page: Page, fake, tab, song: Path, mode: str):
-    opened = tab(page, mode)
+def test_a_cover_is_made_of_a_source_and_a_reference(page: Page, fake, tab, song: Path):
+    opened = tab(page, "cover")
     opened.set("source", "upload", song)
     opened.set("prompt", "type", "a song")
     plain = opened.made(fake)
-    assert plain == parse_request(mode, {"source": plain.source, "prompt": "a song"})
+    assert plain == parse_request("cover", {"source": plain.source, "prompt": "a song"})
     assert Path(plain.source).read_bytes() == song.read_bytes()
-
-    controls = {**SHARED, **OWN[mode]}
-    opened.set_all(controls | ({"reference": ("upload", song, None)} if mode == "cover" else {}))
+    opened.unfold()
+    opened.set("strength", "slide", "0.35")
+    opened.set("options.noise_strength", "slide", "0.15")
+    opened.set("reference", "upload", song)
     request = opened.made(fake)
-    for name, (_, _, expected) in controls.items():
-        assert read(request, name) == expected != read(plain, name), name
-    if mode == "cover":
-        assert Path(request.reference).read_bytes() == song.read_bytes()
-
-
-WRONG_SOURCES = {
-    "none": "Source must be an audio file of 1 to 600 seconds; none was given.",
-    "text": "This is a text file, not audio.",
-    "empty": "The file is empty",
-}
+    assert (request.strength, request.options.noise_strength) == (0.35, 0.15)
+    assert Path(request.reference).read_bytes() == song.read_bytes()
 
 
 @pytest.mark.slow
 def test_a_source_that_cannot_be_used(page: Page, fake, tab, tmp_path: Path, forgiven):
-    # The browser's player logs it too.
+    # The browser's player logs it, too.
     forgiven += ["Waveform load error", "RANGE_NOT_SATISFIABLE", "status of 416"]
-    for name, content in {"text": b"These are words. " * 99, "empty": b""}.items():
-        (tmp_path / f"{name}.wav").write_bytes(content)
     opened = tab(page, "cover")
     opened.set("prompt", "type", "a song")
-    for wrong, sentence in WRONG_SOURCES.items():
-        if wrong != "none":
+    for content, sentence in {
+        None: "Source must be an audio file of 1 to 600 seconds; none was given.",
+        b"These are words. " * 99: "This is a text file, not audio.",
+        b"": "The file is empty",
+    }.items():
+        if content is not None:
+            (tmp_path / "wrong.wav").write_bytes(content)
             opened.clear("source")
-            opened.field("source").locator("input[type=file]").set_input_files(tmp_path / f"{wrong}.wav")
+            opened.field("source").locator("input[type=file]").set_input_files(tmp_path / "wrong.wav")
             # The message appears right after the upload.
             expect(opened.part("offer")).to_contain_text(sentence)
         opened.go.click()
@@ -76,31 +58,19 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, tmp_path: Path, for
 
 
 @pytest.mark.slow
-def test_extend_shows_the_total_length_and_an_example_keeps_the_words(lasting: Page, tab, song: Path):
-    opened = tab(lasting, "extend")
+def test_an_extension_is_set_in_numbers_and_by_dragging_its_ends(page: Page, fake, tab, song: Path):
+    opened = tab(page, "extend")
     total = opened.part("total")
-    opened.clear("source")
-    opened.set("before", "type", "")
-    opened.set("after", "type", "")
+    before, after = (page.get_by_role("slider", name=f"New music {side} the source") for side in ("before", "after"))
     expect(total).to_have_text("")
+    expect(after).to_be_hidden()
     opened.set("source", "upload", song)
     expect(total).to_have_text("Total length 0:33 (3 s of source + 30 s = 33 s).")
     opened.set("before", "type", "12.5")
     expect(total).to_have_text("Total length 0:46 (12.5 s + 3 s of source + 30 s = 45.5 s).")
     opened.set("before", "type", "1.2.3")
     expect(total).to_have_text("")
-    opened.set("prompt", "type", "my own song")
-    lasting.get_by_role("button", name="An intro").click()
-    expect(opened.text("before")).to_have_value("15")
-    expect(opened.text("prompt")).to_have_value("my own song")
-
-
-@pytest.mark.slow
-def test_the_ends_of_an_extension_are_dragged(page: Page, fake, tab, song: Path):
-    opened = tab(page, "extend")
-    before, after = (page.get_by_role("slider", name=f"New music {side} the source") for side in ("before", "after"))
-    expect(after).to_be_hidden()
-    opened.set("source", "upload", song)
+    opened.set("before", "type", "")
     opened.set("after", "type", "20")
     expect(after).to_have_attribute("aria-valuetext", "20 s")
     assert violations(page) == []
@@ -115,18 +85,25 @@ def test_the_ends_of_an_extension_are_dragged(page: Page, fake, tab, song: Path)
     expect(opened.text("after")).to_have_value("20")
     page.mouse.up()
     expect(opened.text("after")).to_have_value("25")
-    expect(page.locator("#extend-total")).to_contain_text("Total length 0:28")
+    expect(total).to_contain_text("Total length 0:28")
     for key, seconds in (("ArrowLeft", "1"), ("Shift+ArrowLeft", "11"), ("ArrowRight", "10"), ("PageUp", "20")):
         before.press(key)
         expect(opened.text("before")).to_have_value(seconds)
     before.press("End")
     expect(opened.text("before")).to_have_value("300")
-    opened.set("before", "type", "2.5")
+    opened.set("before", "type", "2,5")
     expect(before).to_have_attribute("aria-valuetext", "2.5 s")
     expect_tappable(before, after)
     opened.set("prompt", "type", "a song")
+    opened.unfold()
+    opened.set("options.overlap", "slide", "0.7")
     request = opened.made(fake)
-    assert (request.before, request.after) == (2.5, 25)
+    assert (request.before, request.after, request.options.overlap) == (2.5, 25, 0.7)
+    assert Path(request.source).read_bytes() == song.read_bytes()
+    # An example keeps the visitor's own words.
+    page.get_by_role("button", name="An intro").click()
+    expect(opened.text("before")).to_have_value("15")
+    expect(opened.text("prompt")).to_have_value("a song")
 
 
 # --- a take goes to another tab -----------------------------------------------------------------------------------
@@ -134,20 +111,18 @@ def test_the_ends_of_an_extension_are_dragged(page: Page, fake, tab, song: Path)
 
 @pytest.mark.parametrize("mode", ["cover", pytest.param("edit", marks=pytest.mark.long)])
 def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
-    page = lasting
     words = {"prompt": MARKUP, "lyrics": "[Verse]\nla", "bpm": 90, "key": "A minor", "strength": "high"}
     fake.script = partial(fake.song, request=words)
-    generate = tab(page, "generate")
+    generate = tab(lasting, "generate")
     generate.unfold()
     generate.set("prompt", "type", "a song")
     generate.set("takes", "pick", "2")
     generate.made(fake)
     name = f"song-seed-{100 * fake.songs + 1}.wav"
     generate.way(f"Use in {mode.capitalize()}", 2).click()
-
-    expect(page.locator(f"#{mode}-go")).to_be_visible()
-    opened = tab(page, mode)
-    expect(page.locator("#studio-tabs")).to_be_in_viewport()
+    expect(lasting.locator(f"#{mode}-go")).to_be_visible()
+    opened = tab(lasting, mode)
+    expect(lasting.locator("#studio-tabs")).to_be_in_viewport()
     expect(opened.text("prompt")).to_have_value(MARKUP)
     expect(opened.text("lyrics")).to_have_value("[Verse]\nla")
     expect(opened.field("source").locator("time").last).to_have_text("0:01")
@@ -157,14 +132,14 @@ def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
     request = opened.made(fake)
     assert Path(request.source).name == name
     assert (request.prompt, request.bpm, request.key, request.takes) == (MARKUP, 90, "A minor", 1)
-    expect_plain(page)
+    expect_plain(lasting)
 
 
 @pytest.mark.slow
 def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, forgiven):
     forgiven.append("status of 403")
-    generate, latest = tab(page, "generate"), page.locator("#cover-latest").get_by_role("button")
-    cover = tab(page, "cover")
+    latest = page.locator("#cover-latest").get_by_role("button")
+    tab(page, "cover")
     expect(latest).to_have_count(0)
     for prompt in ("sea shanty", "a <b>waltz</b>"):
         generate = tab(page, "generate")
@@ -191,34 +166,26 @@ def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, 
     expect(latest).to_have_count(0)
 
 
-# --- restored settings --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def made_here(song: Path) -> Path:
+@pytest.mark.slow
+def test_a_source_with_settings_offers_them(page: Page, fake, tab, song: Path):
     request = {"prompt": MARKUP, "lyrics": "la", "bpm": 90, "time_signature": "3", "language": "fr", "strength": 0.3}
     request |= {"options": {"steps": 7, "loudness": -14.0, "noise_strength": 9}, "unheard-of": MARKUP}
     record = {"mode": "cover", "request": request, "takes": [{"seed": 4294967295}], "audio": {"reference": {}}}
     export.write_tags(song, MARKUP, record)
-    return song
-
-
-@pytest.mark.slow
-def test_a_source_with_settings_offers_them(page: Page, fake, tab, made_here: Path):
     opened = tab(page, "cover")
     opened.set("prompt", "type", "mine")
-    button = page.get_by_role("button", name="Restore its settings")
+    button, offer = page.get_by_role("button", name="Restore its settings"), opened.part("offer")
     expect(button).to_have_count(0)
-    opened.set("source", "upload", made_here)
-    expect(page.locator("#cover-offer")).to_contain_text("carries its settings")
+    opened.set("source", "upload", song)
+    expect(offer).to_contain_text("carries its settings")
     # The form changes only when the button is pressed.
     expect(opened.text("prompt")).to_have_value("mine")
     button.click()
-    expect(page.locator("#cover-offer")).to_contain_text("10 settings restored; 2 not available")
-    expect(page.locator("#cover-offer")).to_contain_text("reference audio is not in the file")
+    expect(offer).to_contain_text("10 settings restored; 2 not available")
+    expect(offer).to_contain_text("reference audio is not in the file")
     expect(button).to_have_count(0)
     request = opened.made(fake)
-    assert Path(request.source).read_bytes() == made_here.read_bytes()
+    assert Path(request.source).read_bytes() == song.read_bytes()
     assert (request.prompt, request.lyrics, request.bpm, request.strength) == (MARKUP, "la", 90, 0.3)
     assert (request.time_signature, request.language) == ("3", "fr")
     assert (request.seed, request.takes, request.options.steps, request.options.loudness) == (4294967295, 1, 7, -14.0)

@@ -227,7 +227,7 @@ def test_more_like_a_take_appears_beside_it(generate, fake):
     asked = fake.requests[-1]
     assert (asked.seed, asked.takes, asked.options.plan_seed) == (liked, 1, 5)
     assert (asked.options.variation, asked.options.variation_seed) == (MORE_LIKE_THIS, -1)
-    expect(generate.part("message")).to_contain_text("Take 2 is a variation of take 1 (25 %).")
+    expect(generate.part("message")).to_contain_text("Take 2 is a variation of take 1 (25%).")
 
 
 @pytest.mark.slow

@@ -19,11 +19,6 @@ from limits import LIMITS
 from params import parse_request
 from tests.page.steps import MARKUP, Tab, expect_plain, read
 
-MISSING = {
-    "state": "none",
-    "model": "org/a-model",
-    "problem": {"code": "missing", "message": "It is <b>not</b> on this machine.", "hint": "Fetch it first."},
-}
 LYRICS_CONTROLS = {
     "brief": ("type", "a lighthouse", "a lighthouse"),
     "structure": ("choose", "Ballad", "Ballad"),
@@ -34,7 +29,6 @@ LYRICS_CONTROLS = {
     "options.max_tokens": ("type", "64", 64),
     "seed": ("type", "0", 0),
 }
-PLAN_NUMBERS = ("options.plan_seed", "options.plan_temperature", "options.plan_cfg")
 
 
 def endless_lyrics(request: Any) -> Iterator[Event]:
@@ -74,26 +68,42 @@ def written(opened: Tab, fake: Any) -> Any:
     """Press the button and return the request that reached the backend."""
     tokens = 100 * (fake.songs + 1)
     opened.go.click()
-    expect(opened.progress).to_contain_text(f"{tokens:,} tokens written in 0:0")
+    expect(opened.progress).to_contain_text(f"{tokens:,} tokens written in 0:")
     expect(opened.go).to_be_enabled()
     return fake.requests[-1]
 
 
 @pytest.mark.slow
-def test_each_lyrics_control_reaches_the_request(lyrics: Tab, fake):
+def test_each_lyrics_control_reaches_the_request_and_a_wrong_value_has_its_message(lyrics: Tab, fake):
     plain = written(lyrics, fake)
     assert plain == parse_request("lyrics", {"brief": "a song"})
     lyrics.set_all(LYRICS_CONTROLS)
     request = written(lyrics, fake)
     for name, (_, _, expected) in LYRICS_CONTROLS.items():
         assert read(request, name) == expected != read(plain, name), name
+    asked = len(fake.requests)
+    lyrics.set("brief", "type", "")
+    lyrics.set("options.max_tokens", "type", "0")
+    lyrics.unfold(False)
+    lyrics.go.click()
+    expect(lyrics.field("brief")).to_contain_text("Brief must have from 1 to 2,000 characters: say what")
+    expect(lyrics.field("options.max_tokens")).to_contain_text("Max length must be a whole number from 16 to 2048")
+    expect(lyrics.field("options.max_tokens")).to_be_visible()
+    expect(lyrics.part("problems")).to_contain_text("Please check What the song is about and Max length.")
+    expect(lyrics.go).to_be_enabled()
+    # The line goes with the next change, and comes back with the next press.
+    lyrics.set("tone", "type", "warm")
+    expect(lyrics.part("problems")).to_be_hidden()
+    lyrics.go.click()
+    expect(lyrics.part("problems")).to_be_visible()
+    assert len(fake.requests) == asked
 
 
 def test_lyrics_appear_as_they_are_written_and_stop_keeps_them(lyrics: Tab, fake):
     fake.script = endless_lyrics
     text = lyrics.text("text")
     lyrics.go.click()
-    expect(lyrics.progress).to_contain_text(re.compile(r"Writing, \d+ tokens, 0:0\d so far\."))
+    expect(lyrics.progress).to_contain_text(re.compile(r"Writing, \d+ tokens, 0:\d\d so far\."))
     expect(text).to_have_value(re.compile("line 40"))
     # The box scrolls along.
     hidden = "(box) => box.scrollHeight - box.clientHeight - box.scrollTop"
@@ -113,31 +123,6 @@ def test_lyrics_appear_as_they_are_written_and_stop_keeps_them(lyrics: Tab, fake
     expect(text).to_have_value(re.compile("The lamp goes round"))
     lyrics.part("undo").click()
     expect(text).to_have_value(f"{kept}\nmine")
-
-
-WRONG = [
-    ("brief", "", "Brief must have from 1 to 2,000 characters: say what the song is about."),
-    ("options.max_tokens", "0", "Max length must be a whole number from 16 to 2048"),
-]
-
-
-@pytest.mark.slow
-def test_a_wrong_value_has_its_message_beside_its_field(lyrics: Tab, fake):
-    for name, value, sentence in WRONG:
-        lyrics.unfold()
-        before = lyrics.set(name, "type", value)
-        lyrics.unfold(False)
-        lyrics.go.click()
-        expect(lyrics.field(name)).to_contain_text(sentence)
-        expect(lyrics.field(name)).to_be_visible()
-        expect(lyrics.part("problems")).to_contain_text("Please check")
-        expect(lyrics.go).to_be_enabled()
-        lyrics.set("tone", "type", f"warm, like {name}")
-        expect(lyrics.part("problems")).to_be_hidden()
-        lyrics.go.click()
-        expect(lyrics.part("problems")).to_be_visible()
-        lyrics.set(name, "type", before)
-    assert fake.requests == []
 
 
 @pytest.mark.slow
@@ -181,19 +166,20 @@ def test_written_lyrics_become_a_song(lyrics: Tab, fake, tab):
     expect(sing).to_be_disabled()
 
 
-# --- without the models -------------------------------------------------------------------------------------------
+# --- the planner --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visit, tab):
-    fake.facts = {"lyrics": MISSING, "planner": MISSING}
+    problem = {"code": "missing", "message": "It is <b>not</b> on this machine.", "hint": "Fetch it first."}
+    missing = {"state": "none", "model": "org/a-model", "problem": problem}
+    fake.facts = {"lyrics": missing, "planner": missing}
     page = visit(fake_address[0])
     expect(page.locator("#studio-status")).to_contain_text("Lyrics writer: not installed")
     expect(page.locator("#studio-status")).to_contain_text("Planner: not installed")
-    why = "It is <b>not</b> on this machine. Fetch it first."
     lyrics = tab(page, "lyrics")
     expect(lyrics.go).to_be_disabled()
-    expect(lyrics.part("why")).to_have_text(f"{tooltips.NO_SONGWRITER} {why}")
+    expect(lyrics.part("why")).to_have_text(f"{tooltips.NO_SONGWRITER} {problem['message']} {problem['hint']}")
     # The visitor's own lyrics need no writer.
     lyrics.text("text").fill("[Verse]\nmine")
     lyrics.part("use").click()
@@ -202,25 +188,25 @@ def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visi
     generate.unfold()
     plan = generate.field("options.plan")
     expect(plan.get_by_role("checkbox")).not_to_be_checked()
-    expect(plan.get_by_role("checkbox")).to_be_disabled()
-    expect(plan).to_contain_text(why)
-    expect(generate.field("options.rewrite").get_by_role("checkbox")).to_be_disabled()
-    for name in PLAN_NUMBERS:
-        expect(generate.text(name).first).to_be_disabled()
-        expect(generate.field(name)).to_contain_text(tooltips.NO_PLANNER)
-    for name in ("inspire", "polish"):
-        expect(generate.part(name)).to_be_disabled()
-    expect(generate.part("assist-help")).to_contain_text("It is <b>not</b> on")
+    expect(plan).to_contain_text(f"{problem['message']} {problem['hint']}")
+    for name in (
+        "options.plan",
+        "options.rewrite",
+        "options.plan_seed",
+        "options.plan_temperature",
+        "options.plan_cfg",
+    ):
+        expect(generate.field(name).locator("input, textarea").first).to_be_disabled()
+    expect(generate.field("options.plan_seed")).to_contain_text(tooltips.NO_PLANNER)
+    expect(generate.part("polish")).to_be_disabled()
     generate.set("prompt", "type", "a song")
     assert not generate.made(fake).options.plan
-    for mode in ("cover", "extend", "edit"):
+    for mode, button in (("generate", "inspire"), ("cover", "describe"), ("extend", "describe"), ("edit", "describe")):
         opened = tab(page, mode)
-        expect(opened.part("describe")).to_be_disabled()
+        expect(opened.part(button)).to_be_disabled()
         expect(opened.part("assist-help")).to_contain_text("It is <b>not</b> on")
     expect_plain(page)
 
-
-# --- the plan -----------------------------------------------------------------------------------------------------
 
 PLAN = {
     **{"used": True, "bpm": 92, "key": "G# minor", "time_signature": "6", "language": "en", "rewritten": False},
@@ -251,23 +237,6 @@ def test_a_plan_is_shown_and_kept(generate: Tab, fake):
     generate.made(fake)
     expect(line).to_have_text("")
     expect_plain(generate.page)
-
-
-@pytest.mark.slow
-def test_a_song_without_a_plan_has_no_options_for_it(generate: Tab, fake):
-    generate.unfold()
-    generate.set("options.plan_seed", "type", "1.5")
-    generate.set("options.plan", "tick", False)
-    for name in PLAN_NUMBERS:
-        expect(generate.text(name).first).to_be_disabled()
-    assert generate.made(fake) == parse_request("generate", {"prompt": "a song", "options": {"plan": False}})
-    generate.set("options.plan", "tick", True)
-    expect(generate.text("plan_seed")).to_be_enabled()
-    generate.go.click()
-    expect(generate.field("options.plan_seed")).to_contain_text("Plan seed must be a whole number")
-
-
-# --- help with the words ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -2,43 +2,77 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
 
+import app
 import page_form
+import page_panels
 import page_tabs
+import tooltips
 from params import REQUESTS, SONG_REQUESTS, parse_request
 
 FULL = {
     **{"prompt": "brass band", "lyrics": "[Verse]\nla", "instrumental": True, "bpm": 90, "key": "F# minor"},
     **{"time_signature": "3", "language": "ja", "takes": 3, "quality": "best", "seed": 41},
-    "options": {"steps": 8, "guidance": 3.5, "loudness": -14.0, "format": "flac", "timbre_token": False},
 }
-PLAN = {"plan": False, "plan_seed": 5, "plan_temperature": 0.5, "plan_cfg": 3.0, "rewrite": True}
+OPTIONS = {
+    **{"steps": 8, "guidance": 3.5, "shift": 2.5, "sampler": "sde", "cfg_start": 0.25, "cfg_end": 0.75},
+    **{"loudness": -14.0, "fade_out": 2.5, "format": "flac", "timbre_token": False, "memory_plan": "swap"},
+    **{"variation": 0.3, "variation_seed": 11, "loras": [{"source": "org/jazz:a.safetensors", "weight": 0.5}]},
+}
+PLAN = {"plan": True, "plan_seed": 5, "plan_temperature": 0.5, "plan_cfg": 3.0, "rewrite": True}
 OWN = {
     "generate": {"duration": 12.5, "options": PLAN},
     "cover": {"source": "a.wav", "strength": 0.3, "options": {"noise_strength": 0.2}},
     "extend": {"source": "a.wav", "before": 2.5, "after": 0.0, "options": {"overlap": 1.0}},
     "edit": {"source": "a.wav", "action": "morph", "source_prompt": "b", "options": {"n_min": 0.6, "n_avg": 3}},
 }
-NOT_OF_MORPH = ("repaint_mode", "repaint_strength", "mix")
+STATUS = {"memory_plans": ("resident", "swap"), "planner": {"state": "ready", "problem": None}}
 
 
-def test_every_field_of_a_request_has_a_control():
+@pytest.fixture(scope="module")
+def forms() -> dict[str, page_form.Form]:
     with gr.Blocks():
-        forms = page_tabs.build_tabs()
-    assert [form.mode for form in forms] == [*SONG_REQUESTS, "lyrics"]
-    for form in forms:
-        fields = REQUESTS[form.mode].model_fields
+        return {form.mode: form for form in page_tabs.build_tabs()}
+
+
+def test_every_field_of_a_request_has_a_control(forms):
+    assert list(forms) == [*SONG_REQUESTS, "lyrics"]
+    for mode, form in forms.items():
+        fields = REQUESTS[mode].model_fields
         options = {f"options.{name}" for name in fields["options"].annotation.model_fields}
-        own = {"track", "part"} if form.mode == "edit" else set()
-        assert set(form.fields) == set(fields) - {"mode", "options"} | options | own, form.mode
+        own = {"track", "part"} if mode == "edit" else set()
+        assert set(form.fields) == set(fields) - {"mode", "options"} | options | own, mode
+
+
+def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(forms):
+    def shown(kind: str, name: str) -> dict[str, Any]:
+        return forms["generate"].show_status({**app.NO_STATUS, "kind": kind})[forms["generate"].fields[name]]
+
+    assert "draft 20, standard 50, best 80" in shown("sft", "options.steps")["info"]
+    assert [shown("sft", f"options.{name}")["placeholder"] for name in ("guidance", "shift")] == ["7", "1"]
+    assert "Blank: 8." in shown("turbo", "options.steps")["info"]
+    assert shown("turbo", "options.shift")["placeholder"] == "3"
+    for name in ("options.guidance", "options.cfg_start", "options.cfg_end"):
+        assert shown("sft", name)["interactive"] and not shown("turbo", name)["interactive"], name
+        assert shown("turbo", name)["info"] == tooltips.TURBO_GUIDANCE, name
+
+
+def test_a_song_without_a_plan_has_no_options_for_it(forms):
+    form = forms["generate"]
+    values = {name: field.value for name, field in form.fields.items()}
+    values |= {"prompt": "a song", "options.plan_seed": "1.5", "options.rewrite": True}
+    assert list(form.problems([*values.values()])) == ["options.plan_seed"]
+    made = form.request({**values, "options.plan": False}.values())
+    assert made == parse_request("generate", {"prompt": "a song", "options": {"plan": False}})
 
 
 def asked(mode: str) -> Any:
-    return parse_request(mode, {**FULL, **OWN[mode], "options": {**FULL["options"], **OWN[mode]["options"]}})
+    return parse_request(mode, {**FULL, **OWN[mode], "options": {**OPTIONS, **OWN[mode]["options"]}})
 
 
 def record_of(mode: str) -> dict[str, Any]:
@@ -48,13 +82,14 @@ def record_of(mode: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", SONG_REQUESTS)
-def test_the_record_of_a_file_makes_its_take_again(mode: str):
-    found = page_form.settings(mode, record_of(mode))
+def test_the_record_of_a_file_fills_the_form_and_makes_its_take_again(forms, monkeypatch, mode: str):
+    monkeypatch.setattr(page_panels, "get_backend", lambda: SimpleNamespace(status=lambda: STATUS))
+    form, found = forms[mode], page_form.settings(mode, record_of(mode))
     assert found.left_out == 0
-    again = page_form.grouped(found.values)
-    if mode == "edit":
-        again["options"] = {name: value for name, value in again["options"].items() if name not in NOT_OF_MORPH}
-    again = parse_request(mode, again | ({"source": "a.wav"} if mode != "generate" else {}))
+    names = {field: name for name, field in form.fields.items()}
+    shown = {names[field]: update["value"] for field, update in form.show(found.values).items()}
+    values = {name: field.value for name, field in form.fields.items()} | shown
+    again = form.request({name: "a.wav" if name == "source" else value for name, value in values.items()}.values())
     assert (again.seed, again.takes) == (42, 1)
     assert again.model_copy(update={"seed": 41, "takes": 3}) == asked(mode)
 
