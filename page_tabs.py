@@ -401,8 +401,8 @@ def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPane
 
         def draft(event: Draft) -> Updates:
             elapsed = time.monotonic() - began
-            line = theme.line("running", tooltips.writing(event.tokens, elapsed), heard="writing", elapsed=elapsed)
-            return {bar.line: line, panel.text: event.text}
+            said = tooltips.WRITING.format(tokens=event.tokens, time=tooltips.clock(elapsed))
+            return {bar.line: theme.line("running", said, heard="writing", elapsed=elapsed), panel.text: event.text}
 
         def done(request: Request, done: Done) -> Updates:
             sentence = tooltips.written(done.record["tokens"], time.monotonic() - began, done.record["end"])
@@ -411,12 +411,12 @@ def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPane
         yield from stream_of(lambda: form.request(values), bar, done, failed, draft)
 
     def remember(text: str, former: list[dict[str, Any]]) -> Updates:
-        return panel.undo.keep(former, {"text": text}) if text.strip() else {panel.undo.former: former}
+        return undo.keep(former, {"text": text}) if text.strip() else {undo.former: former}
 
-    outputs, fresh = [panel.text, panel.message], {panel.message: ""}
+    undo, outputs, fresh = panel.undo, [panel.text, panel.message], {panel.message: ""}
     begin, run = connect_run(form, bar, problems, write, outputs, fresh, cancelled=tooltips.LYRICS_STOPPED)
-    begin.success(remember, [panel.text, panel.undo.former], panel.undo.outputs, **AT_ONCE)
-    undone = page_form.connect_undo(panel.undo, {"text": panel.text})
+    begin.success(remember, [panel.text, undo.former], undo.outputs, **AT_ONCE)
+    undone = page_form.connect_undo(undo, {"text": panel.text})
     language = form.fields["language"]
     # Not at every change of the text: there is no advice on lyrics that are still being written.
     typed = (panel.text.input, panel.text.blur)

@@ -297,6 +297,7 @@ WRITTEN_EMPTY = "Say what the song is about, and the lyrics appear here as they 
 USE_IN_GENERATE = "Use in Generate"
 MAKE_THIS_SONG = "Make this song"
 NO_SONGWRITER = "The songwriter is not installed here. You can still write your own lyrics."
+WRITING = "Writing, {tokens:,} tokens, {time} so far."
 LYRICS_FAILED = "Writing failed"
 LYRICS_STOPPED = "Stopped. The text so far is kept."
 RESTORE = "Restore its settings"
@@ -304,10 +305,6 @@ RESTORE_OFFER = "This file was made in ACE Music Studio and carries its settings
 SETTINGS_FILE = "Settings from a song"
 SETTINGS_FILE_HELP = "Drop a file made in this studio to fill the form with its settings."
 NOTHING_TO_RESTORE = "This file carries no settings."
-
-
-def writing(tokens: int, seconds: float) -> str:
-    return f"Writing, {tokens:,} tokens, {clock(seconds)} so far."
 
 
 def written(tokens: int, seconds: float, end: str) -> str:
@@ -459,17 +456,11 @@ PROBLEM_TITLE = "The model cannot be used"
 GET_MODEL = "Get the real model ({gb:g} GB)"
 DEVICES = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
 NO_WORKERS = "no worker yet"
-WORKER_STATUS = "{id}: {device}, node {node}, process {pid}, {state}"
-HUB_STATUS = "Model: {model}, downloaded with the first song"
 WRITERS = {"planner": "Planner", "lyrics": "Lyrics writer"}
 WRITER_STATES = {
-    "off": "off",
-    "none": "not installed",
-    "ready": "{model} (not loaded yet)",
-    "loaded": "{model}",
-    "failed": "could not be loaded",
+    **{"off": "off", "none": "not installed", "ready": "{model} (not loaded yet)", "loaded": "{model}"},
+    **{"failed": "could not be loaded", "hub": "{model} (downloaded when needed)"},
 }
-WRITER_FETCHED = "{model} (downloaded when needed)"
 
 
 def status_line(status: Mapping[str, Any]) -> str:
@@ -483,12 +474,12 @@ def status_parts(status: Mapping[str, Any]) -> list[str]:
     if status["engine"] == "preview":
         parts = ["Model: built in"]
     elif status.get("source") == "hub":
-        parts = [HUB_STATUS.format(model=status["model"])]
+        parts = [f"Model: {status['model']}, downloaded with the first song"]
     else:
         parts = [f"Model: {status['model']}{', turbo' if status['turbo'] else ''}"]
     for name, title in WRITERS.items():
         writer = status[name]
-        state = WRITER_FETCHED if writer.get("source") == "hub" else WRITER_STATES[writer["state"]]
+        state = WRITER_STATES["hub" if writer.get("source") == "hub" else writer["state"]]
         parts.append(f"{title}: {state.format(model=writer['model'].rpartition('/')[2])}")
     if workers_text(status):
         parts += [worker_fact(worker) for worker in status["workers"]]
@@ -506,7 +497,8 @@ def workers_text(status: Mapping[str, Any]) -> str:
 
 
 def worker_fact(worker: Mapping[str, Any]) -> str:
-    return WORKER_STATUS.format(**{**worker, "device": _device(worker)}, state="busy" if worker["busy"] else "idle")
+    place = f"{_device(worker)}, node {worker['node']}, process {worker['pid']}"
+    return f"{worker['id']}: {place}, {'busy' if worker['busy'] else 'idle'}"
 
 
 def _device(status: Mapping[str, Any]) -> str:
