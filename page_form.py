@@ -382,7 +382,7 @@ def settings(mode: str, record: Any) -> Restored:
     request = _mapping(record.get("request"))
     found = {name: value for name, value in request.items() if name != "options"}
     found |= {f"options.{name}": value for name, value in _mapping(request.get("options")).items()}
-    values = _valid(mode, found)
+    values = valid(mode, found)
     left_out = len(found) - len(values)
     if (chosen := values.get("options.loras")) is not None:
         # No record holds an uploaded file.
@@ -402,12 +402,13 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _valid(mode: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    valid = {}
+def valid(mode: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that pass the checks of a request of `mode`, each by itself."""
+    passed = {}
     for name, value in found.items():
         with contextlib.suppress(ValidationError, KeyError):
-            valid[name] = _checks(mode)[name].validate_python(value)
-    return valid
+            passed[name] = _checks(mode)[name].validate_python(value)
+    return passed
 
 
 @cache
@@ -430,5 +431,5 @@ def _seeds(mode: str, record: Mapping[str, Any]) -> dict[str, Any]:
         found["options.plan_seed"] = plan.get("seed")
     with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
         found["options.variation_seed"] = record["variation_seeds"][record["seeds"].index(found["seed"])]
-    valid = _valid(mode, found)
-    return valid if "seed" in valid else {}
+    passed = valid(mode, found)
+    return passed if "seed" in passed else {}

@@ -24,8 +24,8 @@ import tooltips
 import zerogpu
 from backend import get_backend
 from events import InvalidRequest
-from limits import MAX_TEXT_TOKENS, TEXT_LIMITS, parse_key
-from page_form import Form, html, lengths, number
+from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
+from page_form import Form, html, lengths, number, valid
 from params import upload_seconds
 
 # --- tokens -------------------------------------------------------------------------------------------------------
@@ -75,16 +75,15 @@ def _load(file: Path, changed: int) -> TokenCounter:
 
 def prompt_budget(counter: TokenCounter, mode: str, there: Mapping[str, Any]) -> tuple[int, str]:
     """Return the tokens of the rendered prompt of a tab's values, and the words of the prompt that are not read."""
-    seconds = lengths(there).values()
+    prompt, seconds = there.get("prompt") or "", lengths(there).values()
+    facts = {name: there.get(name) for name in ("key", "time_signature")} | {"bpm": number(there.get("bpm"), None)}
     words = conditions.Words(
-        prompt=(there.get("prompt") or "")[: TEXT_LIMITS["prompt"]].strip(),
+        prompt=prompt[: TEXT_LIMITS["prompt"]].strip(),
         lyrics="",
         language="en",
         seconds=SOME_SECONDS if None in seconds else sum(seconds) or SOME_SECONDS,
         instruction=_instruction(mode, there),
-        bpm=_checked(lambda: int(number(there.get("bpm"), None) or 0)) or None,
-        key=_checked(lambda: parse_key(there.get("key"))) or "",
-        time_signature=there.get("time_signature") or "",
+        **valid("generate", facts),
     )
     _, dropped = conditions.fit_prompt(counter, words)
     return conditions.prompt_tokens(counter, words, words.prompt), dropped
@@ -112,14 +111,6 @@ def _instruction(mode: str, there: Mapping[str, Any]) -> str:
         "extract": conditions.EXTRACT.format(track.upper()),
         "complete": conditions.COMPLETE.format(" | ".join(track.upper() for track in tracks)),
     }[there.get("action", mode)]
-
-
-def _checked(read: Any) -> Any:
-    """Return what `read` finds, None if a field holds something invalid, which validation reports elsewhere."""
-    try:
-        return read()
-    except (ValueError, OverflowError, TypeError, InvalidRequest):
-        return None
 
 
 def add_budget(form: Form) -> None:

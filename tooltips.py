@@ -168,9 +168,7 @@ EXPERIMENTAL = "{name} (experimental)"
 EXPERIMENTAL_HELP = "This checkpoint was not trained for this, so results may be poor."
 # For static/timeline.js.
 TIMELINE = {
-    "title": "Timeline",
-    "before": "New music before the source",
-    "after": "New music after the source",
+    **{"title": "Timeline", "before": "New music before the source", "after": "New music after the source"},
     "help": "Drag an end outwards to add new music there.",
     "keys": "Keys: arrows move an end by 1 s, Shift and arrows by 10 s.",
 }
