@@ -23,7 +23,8 @@ from backend import get_backend
 from events import InvalidRequest
 from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, SAMPLERS, TIME_SIGNATURES
 from page_form import AT_ONCE, Form, Updates, add, add_number, add_slider, help_text, html
-from page_results import MOST_TAKES, Made, ResultPanel, RunBar, cancelled_box, run_bar
+from page_results import Made, ResultPanel
+from page_runs import RunBar, cancelled_box, run_bar
 from params import upload_seconds
 
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = json.loads(
@@ -113,7 +114,8 @@ def song_details(form: Form, reference: bool = True, own: Callable[[Form], None]
         metres = [(tooltips.AUTOMATIC, ""), *swapped(TIME_SIGNATURES)]
         add(form, "time_signature", gr.Radio, choices=metres, value="")
         add(form, "language", gr.Dropdown, choices=swapped(LANGUAGES), value="unknown")
-        add(form, "takes", gr.Radio, choices=list(range(1, MOST_TAKES + 1)), value=int(LIMITS["takes"].default))
+        most, usual = int(LIMITS["takes"].high), int(LIMITS["takes"].default)
+        add(form, "takes", gr.Radio, choices=list(range(1, most + 1)), value=usual)
         add(form, "quality", gr.Radio, choices=page_form.qualities("sft"), value="standard")
         add_number(form, "seed")
         if reference:

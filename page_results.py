@@ -1,98 +1,47 @@
-"""Where a run and what comes of it are shown: the run bar with its button and its line, and the takes."""
+"""Takes on the page: how a run makes them appear, and what their buttons do.
+
+static/takes.js draws them and keeps earlier ones in the visitor's browser. Every button starts from the request and the
+record that its take was made with, whatever the form holds by now.
+"""
 
 from __future__ import annotations
 
 import base64
+import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
-from gradio.components import Component
+from gradio import processing_utils
+from gradio import utils as gradio_utils
 
+import audio
 import export
 import jobs
+import page_form
 import page_widgets
 import theme
 import tooltips
-from events import Done, Problem
-from limits import LIMITS
-from page_form import Updates, html
-from params import SongRequest
+from backend import GPU_CONCURRENCY, get_backend
+from events import Done, Problem, StudioError
+from limits import FORMATS, INSTRUMENTAL, MORE_LIKE_THIS
+from page_form import AT_ONCE, QUIET, Form, Updates, html
+from page_runs import RunBar, connect_cancel, connect_run, stream_of
+from params import AUDIO_FIELDS, AlignRequest, Request, SongRequest, parse_request
 
-MOST_TAKES = int(LIMITS["takes"].high)
-
-
-# --- the run bar --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class RunBar:
-    """The button, the one that cancels, the line that says where a run is.
-
-    `cancelled` is a hidden box that Cancel ticks in the browser, so that a run that ended early can say why.
-    """
-
-    go: gr.Button
-    cancel: gr.Button
-    line: gr.HTML
-    cancelled: gr.Checkbox
-
-    @property
-    def starters(self) -> list[gr.Button]:
-        """Return the buttons of the bar that start a run, of which there is one at a time."""
-        return [self.go]
-
-    @property
-    def outputs(self) -> list[Component]:
-        """Return what the handlers of a run write to."""
-        return [*self.starters, self.cancel, self.line, self.cancelled]
-
-    def running(self, line: str) -> Updates:
-        """Return the updates for the time of a run."""
-        return {
-            **{button: gr.update(interactive=False) for button in self.starters},
-            self.cancel: gr.update(interactive=True),
-            self.line: line,
-            self.cancelled: False,
-        }
-
-    def idle(self, line: str) -> Updates:
-        """Return the updates for the time between runs."""
-        free = {button: gr.update(interactive=True) for button in self.starters}
-        return {**free, self.cancel: gr.update(interactive=False), self.line: line}
-
-
-def cancelled_box(name: str) -> gr.Checkbox:
-    """Make the hidden box of a run bar. Showing a container shows what is in it, so keep it out of those that come."""
-    return gr.Checkbox(visible="hidden", elem_id=f"{name}-cancelled")
-
-
-def run_bar(
-    name: str, text: str, cancelled: gr.Checkbox, variant: str = "primary", cancel: str = tooltips.CANCEL
-) -> RunBar:
-    """Make the parts of a run bar; `text` and `cancel` are what its buttons say, `name` begins its element ids."""
-    line = progress_line(name)
-    go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
-    stop = gr.Button(cancel, variant="stop", elem_id=f"{name}-cancel", scale=1, min_width=96, interactive=False)
-    return RunBar(go, stop, line, cancelled)
-
-
-def progress_line(name: str) -> gr.HTML:
-    """Make the line that says where a run is."""
-    return html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
-
-
-# --- the result ---------------------------------------------------------------------------------------------------
+LOSSY = ("mp3", "ogg")
+# The actions that sing all of their lyrics; an extension sings them in its new part, a layer in one of its tracks.
+WHOLE_SONG = ("generate", "cover", "repaint", "morph")
 
 
 @dataclass(frozen=True)
 class Made:
-    """A take on the page: the request it came from, uploads included, that run's record, its own entry, its file."""
+    """A take on the page: its request, uploads included, the record of its run, its own entry in that, its file."""
 
     request: SongRequest
     record: Mapping[str, Any]
@@ -104,43 +53,43 @@ class Made:
         """Return the format of the file, such as "wav"."""
         return Path(self.file).suffix.removeprefix(".").lower()
 
-    def song(self) -> dict[str, Any]:
-        """Return what the song was made with: the fields that the plan fills, the visitor's own where there is none."""
-        own = {name: getattr(self.request, name) for name in ("prompt", "bpm", "key", "time_signature", "language")}
+    @property
+    def plan(self) -> Mapping[str, Any]:
+        """Return the plan that the song was made with, or an empty mapping."""
         plan = self.record.get("plan") or {}
-        if not plan.get("used"):
+        return plan if plan.get("used") else {}
+
+    def song(self) -> dict[str, Any]:
+        """Return what the song was made with: the plan's values, or the visitor's own if there was no plan."""
+        own = {name: getattr(self.request, name) for name in ("prompt", "bpm", "key", "time_signature", "language")}
+        if not self.plan:
             return own
-        return {**own, **{name: plan[name] for name in own if name in plan}, "prompt": plan.get("caption", "")}
+        return {**own, **{name: self.plan[name] for name in own if name in self.plan}, "prompt": self.plan["caption"]}
+
+    def can_be_timed(self) -> bool:
+        """Tell whether the take sings the whole of its lyrics and the checkpoint can tell when."""
+        whole = getattr(self.request, "action", self.request.mode) in WHOLE_SONG
+        sung = whole and self.request.sung_lyrics() != INSTRUMENTAL
+        return sung and get_backend().status()["timed_lyrics"]["available"]
 
 
-@dataclass
-class PlanLine:
-    """What a song was planned like, or why it was not; `keep` takes its seed along, and `kept` says so."""
+# --- the panel ----------------------------------------------------------------------------------------------------
+
+
+class PlanLine(NamedTuple):
+    """How the song was planned, or why not; `keep` reuses the plan's seed, and `kept` says so."""
 
     line: gr.HTML
     keep: gr.Button
     kept: gr.HTML
-
-    @property
-    def outputs(self) -> list[Component]:
-        """Return what `show` updates."""
-        return [self.line, self.keep, self.kept]
-
-    def show(self, record: Mapping[str, Any]) -> Updates:
-        """Return the updates for the plan of a record; what its notes say already is not said again."""
-        plan = record.get("plan")
-        planned = bool(plan and plan["used"])
-        noted = not planned and plan and tooltips.UNPLANNED.format(reason=plan["reason"]) in record["notes"]
-        line = theme.plan(plan) if plan and not noted else ""
-        return {self.line: line, self.keep: gr.update(visible=planned), self.kept: ""}
 
 
 @dataclass
 class ResultPanel:
     """Where takes appear: messages, the plan, the takes with the record of their run.
 
-    `takes` is drawn by static/takes.js, which keeps earlier takes in the visitor's browser. `made` is what stands there
-    as a list of `Made`; `asked` the name of the button of a take that was pressed, and the take's number.
+    `made` lists the takes that `takes` shows; `asked` is the name of a take's button that was pressed, and the take's
+    number.
     """
 
     message: gr.HTML
@@ -151,42 +100,60 @@ class ResultPanel:
 
     @property
     def outputs(self) -> list[Any]:
-        """Return every component and container that a run may change."""
-        return [self.message, *self.plan.outputs, self.takes, self.made]
+        return [self.message, *self.plan, self.takes, self.made]
 
-    def show(
-        self, request: SongRequest, done: Done, kept: Sequence[Made] = (), timed: Callable[[Made], bool] | None = None
-    ) -> Updates:
-        """Return the updates that show a finished run, after the takes that are `kept`.
-
-        `timed` tells whether the lyrics of a take could be timed.
-        """
+    def show(self, request: SongRequest, done: Done, kept: Sequence[Made] = ()) -> Updates:
+        """Return the updates that show a finished run, after the takes that are `kept`."""
         new = zip(done.record["takes"], done.files, strict=True)
         made = [*kept, *(Made(request, done.record, take, file) for take, file in new)]
-        # Gradio deletes old copies of what it knows of.
+        # Gradio deletes old copies of files that it knows of.
         self.takes.temp_files.update(each.file for each in made)
+        cards = {"at": time.time_ns(), "takes": [card(each) for each in made], "kept": len(kept), "record": done.record}
         return {
             self.message: theme.messages(done.record),
-            **self.plan.show(done.record),
-            self.takes: {
-                "at": time.time_ns(),
-                "takes": [card(each, bool(timed and timed(each))) for each in made],
-                "kept": len(kept),
-                "record": done.record,
-            },
+            **self._show_plan(done.record),
+            self.takes: cards,
             self.made: made,
         }
+
+    def _show_plan(self, record: Mapping[str, Any]) -> Updates:
+        """Return the updates for a record's plan; what its notes say already is not repeated."""
+        plan = record.get("plan")
+        planned = bool(plan and plan["used"])
+        noted = not planned and plan and tooltips.UNPLANNED.format(reason=plan["reason"]) in record["notes"]
+        line = theme.plan(plan) if plan and not noted else ""
+        return {self.plan.line: line, self.plan.keep: gr.update(visible=planned), self.plan.kept: ""}
 
     def change(self, number: int, **news: Any) -> Updates:
         """Return the update that changes the card of one take."""
         return {self.takes: {"at": time.time_ns(), "number": number, "change": news}}
 
     def fail(self, problem: Problem) -> Updates:
-        """Return the updates that say what went wrong and what to try; takes of an earlier run stay."""
+        """Return the updates that say what went wrong and what to try; earlier takes stay."""
         return {self.message: theme.notice(tooltips.FAILED_TITLE, problem.message, problem.hint)}
 
 
-def card(made: Made, timed: bool) -> dict[str, Any]:
+def result_panel(mode: str) -> ResultPanel:
+    """Make the result panel of a tab, empty."""
+    html(theme.section(tooltips.RESULT))
+    message = html(elem_id=f"{mode}-message")
+    small = {"size": "sm", "min_width": 0, "scale": 0, "visible": False}
+    with gr.Column(elem_classes=["plan"]):
+        line = html(elem_id=f"{mode}-plan-line")
+        keep = gr.Button(tooltips.KEEP_PLAN, elem_id=f"{mode}-keep-plan", **small)
+        kept = html(elem_id=f"{mode}-plan-kept")
+    takes = gr.HTML(
+        html_template=theme.takes(mode),
+        js_on_load=theme.script("takes"),
+        apply_default_css=False,
+        elem_id=f"{mode}-takes-made",
+        elem_classes=["takes-made"],
+    )
+    html(theme.remark(tooltips.kept_for(*jobs.retention())), elem_id=f"{mode}-kept")
+    return ResultPanel(message, PlanLine(line, keep, kept), takes, gr.State([]), gr.State(None))
+
+
+def card(made: Made) -> dict[str, Any]:
     """Return what the page shows of a take, and the record from which its settings come back."""
     song, take, record = made.song(), made.take, made.record
     loudness = take.get("loudness_lufs")
@@ -194,6 +161,8 @@ def card(made: Made, timed: bool) -> dict[str, Any]:
     kept = {name: record[name] for name in ("request", "plan", "seeds", "variation_seeds") if record.get(name)}
     peaks = page_widgets.peaks(made.file)["peaks"]
     waveform = np.frombuffer(base64.b64decode(peaks), np.int8)
+    # `offset` is where the source begins in the take, in seconds.
+    source = getattr(made.request, "source", None)
     return {
         "id": made.file,
         "seed": int(take["seed"]),
@@ -207,39 +176,203 @@ def card(made: Made, timed: bool) -> dict[str, Any]:
         "art": export.picture_for_page(waveform, {**record, "takes": [take]}),
         "path": made.file,
         "kind": made.kind,
-        "source": _source(made.request),
-        "can_be_timed": timed,
+        "source": {"path": source, "offset": getattr(made.request, "before", 0.0)} if source else None,
+        "can_be_timed": made.can_be_timed(),
         "settings": {**kept, "takes": [{"seed": take["seed"]}]},
     }
 
 
-def _source(request: SongRequest) -> dict[str, Any] | None:
-    """Return the file that a take was made from, and at which second of the take it begins."""
-    path = getattr(request, "source", None)
-    return {"path": path, "offset": getattr(request, "before", 0.0)} if path else None
+# --- songs --------------------------------------------------------------------------------------------------------
 
 
-def result_panel(mode: str) -> ResultPanel:
-    """Make the result panel of a tab, empty."""
-    html(theme.section(tooltips.RESULT))
-    message = html(elem_id=f"{mode}-message")
-    plan = _plan_line(mode)
-    takes = gr.HTML(
-        html_template=theme.takes(mode),
-        js_on_load=theme.script("takes"),
-        apply_default_css=False,
-        elem_id=f"{mode}-takes-made",
-        elem_classes=["takes-made"],
+def connect_song(form: Form, bar: RunBar, problems: gr.HTML, result: ResultPanel) -> None:
+    """Let the button make songs; Cancel and errors leave the form unchanged."""
+
+    def failed(problem: Problem) -> Updates:
+        return {**_failed(bar, result, problem), **form.point_at(problem)}
+
+    def done(request: Request, done: Done) -> Updates:
+        return {**bar.idle(made_line(request, done)), **result.show(request, done)}
+
+    def make(*values: Any) -> Iterator[Updates]:
+        yield from stream_of(lambda: form.request(values), bar, done, failed)
+
+    outputs = [*result.outputs, *form.lines.values(), *form.folds]
+    connect_run(form, bar, problems, make, outputs, dict.fromkeys([result.message, *form.lines.values()], ""))
+
+
+def made_line(request: SongRequest, done: Done) -> str:
+    record = done.record
+    sentence = tooltips.done_sentence(len(record["takes"]), request.takes, sum(record["seconds"].values()))
+    return theme.line("done", sentence)
+
+
+def _failed(bar: RunBar, result: ResultPanel, problem: Problem) -> Updates:
+    return {**bar.idle(theme.line("failed", tooltips.FAILED_TITLE)), **result.fail(problem)}
+
+
+# --- the buttons of a take ----------------------------------------------------------------------------------------
+
+
+def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
+    """Connect the buttons of the takes; those that start a run share the tab's run bar."""
+    connect_formats(result)
+    connect_again(form, result)
+
+    def begin(pressed: gr.EventData) -> Updates:
+        waiting = bar.running(theme.line("running", tooltips.QUEUED))
+        return {**waiting, result.message: "", result.asked: (str(pressed.name), int(pressed.number))}
+
+    def make(asked: tuple[str, int], made: list[Made]) -> Iterator[Updates]:
+        name, number = asked
+        if name == "timed":
+            yield from time_lines(bar, result, made, number)
+        else:
+            yield from make_songs(bar, result, made, number, variation=name == "more")
+
+    began = result.takes.submit(
+        begin, outputs=[*bar.outputs, result.message, result.asked], concurrency_limit=None, **QUIET
     )
-    html(theme.remark(tooltips.kept_for(*jobs.retention())), elem_id=f"{mode}-kept")
-    return ResultPanel(message, plan, takes, gr.State([]), gr.State(None))
+    outputs = [*bar.outputs, *result.outputs]
+    run = began.success(make, [result.asked, result.made], outputs, **GPU_CONCURRENCY, **QUIET)
+    connect_cancel(bar, began, run, tooltips.CANCELLED)
+    form.runs.append(run)
 
 
-def _plan_line(mode: str) -> PlanLine:
-    with gr.Column(elem_classes=["plan"]):
-        line = html(elem_id=f"{mode}-plan-line")
-        keep = gr.Button(
-            tooltips.KEEP_PLAN, size="sm", min_width=0, scale=0, visible=False, elem_id=f"{mode}-keep-plan"
-        )
-        kept = html(elem_id=f"{mode}-plan-kept")
-    return PlanLine(line, keep, kept)
+def make_songs(bar: RunBar, result: ResultPanel, made: list[Made], number: int, variation: bool) -> Iterator[Updates]:
+    """Replace the takes by new ones, or by take `number` and a variation of it."""
+
+    def ask() -> SongRequest:
+        request = (more if variation else retake)(_chosen(made, number))
+        check_uploads(request)
+        return request
+
+    def done(request: SongRequest, done: Done) -> Updates:
+        said = tooltips.VARIED.format(percent=100 * request.options.variation) if variation else tooltips.RETAKEN
+        shown = result.show(request, done, [made[number - 1]] if variation else [])
+        message = theme.said(said) + shown[result.message]
+        return {**bar.idle(made_line(request, done)), **shown, result.message: message}
+
+    return stream_of(ask, bar, done, lambda problem: _failed(bar, result, problem))
+
+
+def time_lines(bar: RunBar, result: ResultPanel, made: list[Made], number: int) -> Iterator[Updates]:
+    """Find out when the lines of a take are sung."""
+
+    def failed(problem: Problem) -> Updates:
+        said = result.change(number, note=problem.text(), wrong=True)
+        return {**bar.idle(theme.line("failed", problem.message)), **said}
+
+    def done(request: Request, done: Done) -> Updates:
+        record, name = done.record, f"{Path(made[number - 1].file).stem}.lrc"
+        if not record["lines"]:
+            return failed(Problem("unsung", tooltips.NOTHING_SUNG))
+        file = cached(name, lambda path: path.write_text(record["lrc"], encoding="utf-8"))
+        result.takes.temp_files.add(file)
+        lines = [{name: line[name] for name in ("start", "end", "text")} for line in record["lines"]]
+        news = {"lines": lines, "lrc": file, "alignment": tooltips.alignment(record["score"]), "note": ""}
+        return {**bar.idle(theme.line("done", tooltips.timed(len(lines)))), **result.change(number, **news)}
+
+    return stream_of(lambda: timing(_chosen(made, number)), bar, done, failed)
+
+
+def connect_formats(result: ResultPanel) -> None:
+    """Let the chosen format become the download's."""
+
+    def convert(chosen: gr.EventData, made: list[Made]) -> Updates:
+        number, kind = int(chosen.number), chosen.kind
+        if kind not in FORMATS:
+            return result.change(number, note="")
+        try:
+            one = _chosen(made, number)
+            file = converted(one, kind)
+        except (StudioError, audio.AudioError) as error:
+            return result.change(number, note=str(error), wrong=True)
+        result.takes.temp_files.add(file)
+        lossy = one.kind in LOSSY and kind != one.kind
+        said = tooltips.FROM_LOSSY.format(source=one.kind.upper()) if lossy else ""
+        return result.change(number, path=file, kind=kind, note=said, wrong=False)
+
+    # Encoding needs no GPU, so it does not wait for songs.
+    result.takes.input(convert, result.made, result.takes, concurrency_id="encoding", concurrency_limit=2, **QUIET)
+
+
+def connect_again(form: Form, result: ResultPanel) -> None:
+    """Let an earlier take be made again: the settings that the browser kept fill the form, and the button is pressed.
+
+    No file is kept; the form's check asks for a missing one.
+    """
+    defaults = {name: field.value for name, field in form.fields.items() if not isinstance(field, gr.Audio)}
+
+    def fill(pressed: gr.EventData) -> Updates:
+        return form.show({**defaults, **page_form.settings(form.mode, pressed.settings).values})
+
+    filled = result.takes.retry(fill, None, form.settings, **AT_ONCE)
+    filled.success(None, js=f"() => document.getElementById('{form.mode}-go').click()", **AT_ONCE)
+
+
+# --- their requests and files -------------------------------------------------------------------------------------
+
+
+def retake(made: Made) -> SongRequest:
+    """Return the request with a new seed."""
+    return made.request.model_copy(update={"seed": -1})
+
+
+def more(made: Made) -> SongRequest:
+    """Return the request for one take whose noise is this take's, turned partway to another's (reference 2.7).
+
+    The whole run shared one plan, which is kept. The request's own Variation, if set, says how far the noise turns.
+    """
+    changes: dict[str, Any] = {"variation": made.request.options.variation or MORE_LIKE_THIS, "variation_seed": -1}
+    if made.plan:
+        changes["plan_seed"] = made.plan["seed"]
+    varied = made.request.options.model_copy(update=changes)
+    return made.request.model_copy(update={"seed": made.take["seed"], "takes": 1, "options": varied})
+
+
+def timing(made: Made) -> AlignRequest:
+    """Return the request that times the lines of a take."""
+    words = {**made.song(), "lyrics": made.request.lyrics, "instrumental": made.request.instrumental}
+    ran = {"source": made.file, "seed": made.take["seed"], "planned": bool(made.plan)}
+    return parse_request("align", {**words, **ran, "steps": made.record.get("sampling", {}).get("steps")})
+
+
+def check_uploads(request: SongRequest) -> None:
+    """Raise StudioError if a file that the visitor uploaded for the request is gone."""
+    for name in AUDIO_FIELDS:
+        path = getattr(request, name, None)
+        if path and not Path(path).is_file():
+            message = tooltips.UPLOAD_GONE.format(label=tooltips.LABELS[name])
+            raise StudioError("upload_gone", message, name, tooltips.UPLOAD_GONE_HINT)
+
+
+def _chosen(made: Sequence[Made], number: int) -> Made:
+    """Return take `number`; raises StudioError if it or its file is gone."""
+    if number > len(made) or not Path(made[number - 1].file).is_file():
+        raise StudioError("take_gone", tooltips.TAKE_GONE)
+    return made[number - 1]
+
+
+def converted(made: Made, kind: str) -> str:
+    """Return the path of the take in another format with the same tags, in Gradio's cache."""
+    if kind == made.kind:
+        return made.file
+    record = export.read_record(made.file)
+
+    def write(path: Path) -> None:
+        samples = audio.read_wav(made.file)
+        export.encode(samples, path, kind)
+        if record:
+            picture = export.picture_for_tags(samples, {**made.record, "takes": [made.take]})
+            export.write_tags(path, path.stem, record, picture)
+
+    return cached(f"{Path(made.file).stem}.{kind}", write)
+
+
+def cached(name: str, write: Callable[[Path], None]) -> str:
+    """Return the path of the file that `write` writes, in Gradio's cache, from which it can be downloaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        write(path)
+        return processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder())

@@ -1,8 +1,7 @@
-"""A run on the page: what the backend says while it works becomes updates, and Cancel ends it.
+"""A run on the page: its buttons and progress line, events of the backend turned into updates, and Cancel.
 
-Help with the words is a run too: the planner makes a whole song of an idea, words one better, or describes a recording.
-What it wrote goes into the form at once, and Undo brings back what was there. A tab has one `Assist`, with the buttons
-that make sense there.
+Help with the words is a run too: the planner turns an idea into a whole song, rewrites the words, or describes a
+recording. The result fills the form, and Undo brings back what it replaced.
 """
 
 from __future__ import annotations
@@ -25,22 +24,67 @@ from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
 from limits import INSTRUMENTAL
 from page_form import AT_ONCE, QUIET, Form, Undo, Updates, available, connect_undo, html, reason, undo_button
 from page_hints import connect_seconds
-from page_results import Made, ResultPanel, RunBar, cancelled_box, progress_line, run_bar
-from params import Request, SongRequest
+from params import Request
 
 log = logging.getLogger("studio")
 
-# Between two drafts, and between two steps, that the page shows.
+# The least time between two updates of the page.
 DRAFT_SECONDS = 0.5
 PROGRESS_SECONDS = 1.0
-# What sings all of its lyrics; an extension sings them in its new part, a layer in one of its tracks.
-WHOLE_SONG = ("generate", "cover", "repaint", "morph")
+
+
+# --- the run bar --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RunBar:
+    """The buttons of a run and its progress line.
+
+    Cancel ticks the hidden box `cancelled` in the browser, so that a run that ended early can say why.
+    """
+
+    go: gr.Button
+    cancel: gr.Button
+    line: gr.HTML
+    cancelled: gr.Checkbox
+
+    @property
+    def starters(self) -> list[gr.Button]:
+        """Return the buttons that start a run; only one run goes on at a time."""
+        return [self.go]
+
+    @property
+    def outputs(self) -> list[Component]:
+        return [*self.starters, self.cancel, self.line, self.cancelled]
+
+    def running(self, line: str) -> Updates:
+        starters = {button: gr.update(interactive=False) for button in self.starters}
+        return {**starters, self.cancel: gr.update(interactive=True), self.line: line, self.cancelled: False}
+
+    def idle(self, line: str) -> Updates:
+        starters = {button: gr.update(interactive=True) for button in self.starters}
+        return {**starters, self.cancel: gr.update(interactive=False), self.line: line}
+
+
+def cancelled_box(name: str) -> gr.Checkbox:
+    """Make the hidden box. Not inside a container that is hidden at first: showing that would show the box as well."""
+    return gr.Checkbox(visible="hidden", elem_id=f"{name}-cancelled")
+
+
+def run_bar(
+    name: str, text: str, cancelled: gr.Checkbox, variant: str = "primary", cancel: str = tooltips.CANCEL
+) -> RunBar:
+    """Make a run bar; `text` and `cancel` label its buttons, `name` prefixes its element ids."""
+    line = html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
+    go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
+    stop = gr.Button(cancel, variant="stop", elem_id=f"{name}-cancel", scale=1, min_width=96, interactive=False)
+    return RunBar(go, stop, line, cancelled)
 
 
 def run_foot(form: Form, cancel: str = tooltips.CANCEL, above: gr.HTML | None = None) -> tuple[RunBar, gr.HTML]:
-    """Make the foot of a tab, which stays in sight: the line for wrong fields, ZeroGPU's seconds and the run bar.
+    """Make the foot of a tab, which stays in sight; returns the run bar and the line that names the wrong fields.
 
-    `above` is a line of the tab's own, not rendered yet. Returns the run bar and the line for wrong fields.
+    `above` is a line of the tab's own, not rendered yet.
     """
     with gr.Row(elem_classes=["run-bar"]):
         if above:
@@ -52,24 +96,7 @@ def run_foot(form: Form, cancel: str = tooltips.CANCEL, above: gr.HTML | None = 
     return bar, problems
 
 
-def connect_song(form: Form, bar: RunBar, problems: gr.HTML, result: ResultPanel) -> None:
-    """Let the button make songs; Cancel and errors leave the form as it was."""
-
-    def failed(problem: Problem) -> Updates:
-        return {
-            **bar.idle(theme.line("failed", tooltips.FAILED_TITLE)),
-            **result.fail(problem),
-            **form.point_at(problem),
-        }
-
-    def done(request: Request, done: Done) -> Updates:
-        return {**bar.idle(made_line(request, done)), **result.show(request, done, timed=can_be_timed)}
-
-    def make(*values: Any) -> Iterator[Updates]:
-        yield from stream_of(lambda: form.request(values), bar, done, failed)
-
-    outputs = [*result.outputs, *form.lines.values(), *form.folds]
-    connect_run(form, bar, problems, make, outputs, dict.fromkeys([result.message, *form.lines.values()], ""))
+# --- events -------------------------------------------------------------------------------------------------------
 
 
 def connect_run(
@@ -83,10 +110,10 @@ def connect_run(
     go: gr.Button | None = None,
     cancelled: str = tooltips.CANCELLED,
 ) -> tuple[Any, Any]:
-    """Let `go` (the bar's own button) check the fields, wait for its turn and stream what `make` yields for them.
+    """Let `go` (default: the bar's own button) check the fields, wait in the queue, and stream the updates of `make`.
 
-    `fresh` are updates for the beginning, `outputs` what `make` changes beside the bar. Returns the events of the
-    beginning and of the run itself.
+    `outputs` are what `make` changes beside the bar, `fresh` the updates at the start. Returns the events of the start
+    and of the run.
     """
     go = go or bar.go
 
@@ -97,7 +124,7 @@ def connect_run(
     go.click(form.point_out, form.inputs, [*form.folds, problems], **AT_ONCE)
     checked = {"validator": form.validate, "concurrency_limit": None, **QUIET}
     begun = go.click(begin, form.inputs, [*bar.outputs, *fresh], **checked)
-    # The button is back with the song, a moment before its run has ended; "once" would swallow a click in between.
+    # The song and the enabled button arrive a moment before the run ends; "once" would swallow a click in between.
     running = {"trigger_mode": "multiple", **GPU_CONCURRENCY, **QUIET}
     run = begun.success(make, form.inputs, [*bar.outputs, *outputs], **running)
     connect_cancel(bar, begun, run, cancelled)
@@ -112,7 +139,7 @@ def stream_of(
     failed: Callable[[Problem], Updates],
     draft: Callable[[Draft], Updates] = lambda draft: {},
 ) -> Iterator[Updates]:
-    """Run the request that `ask` makes; it may raise StudioError where there is none."""
+    """Run the request that `ask` builds; `ask` raises StudioError if there is none."""
     # The first yield comes before any work: Gradio can only close a generator that has yielded.
     yield bar.running(theme.line("running", tooltips.STARTING))
     try:
@@ -133,21 +160,21 @@ def page_updates(
     failed: Callable[[Problem], Updates],
     draft: Callable[[Draft], Updates] = lambda draft: {},
 ) -> Iterator[Updates]:
-    """Turn the events of a run into updates of the page; what the run says once (a note) stays beside its progress."""
+    """Turn the events of a run into updates of the page; a note stays beside the progress until the next note."""
     stage, note, told, drafted = "", "", 0.0, 0.0
     for event in events:
         match event:
             case Progress() if drafted:
                 pass  # the heartbeat between two tokens knows less than the draft
             case Progress():
-                # Gradio looks through the whole page at every update, and a small model makes dozens of steps a second.
+                # Gradio searches the whole page at every update, and a small model makes dozens of steps a second.
                 news = (event.stage, event.note or note) != (stage, note)
                 stage, note = event.stage, event.note or note
                 if news or time.monotonic() - told >= PROGRESS_SECONDS:
                     told = time.monotonic()
                     yield {bar.line: theme.progress(event, note)}
             case Draft():
-                # A fast writer would keep the browser busy with nothing but drawing.
+                # A fast writer would keep the browser busy with drawing alone.
                 if time.monotonic() - drafted >= DRAFT_SECONDS:
                     drafted = time.monotonic()
                     yield draft(event)
@@ -158,7 +185,7 @@ def page_updates(
 
 
 def connect_cancel(bar: RunBar, begin: Any, run: Any, cancelled: str) -> None:
-    """Let Cancel close the run, and put the buttons back however it ended early."""
+    """Let Cancel close the run, and reset the buttons however it ended early."""
 
     def stopped(asked: bool) -> Updates:
         return bar.idle(theme.line("stopped", cancelled if asked else tooltips.STOPPED))
@@ -169,50 +196,29 @@ def connect_cancel(bar: RunBar, begin: Any, run: Any, cancelled: str) -> None:
         event.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
 
 
-def made_line(request: SongRequest, done: Done) -> str:
-    record = done.record
-    sentence = tooltips.done_sentence(len(record["takes"]), request.takes, sum(record["seconds"].values()))
-    return theme.line("done", sentence)
-
-
-def can_be_timed(made: Made) -> bool:
-    """Tell whether the lyrics of a take can be timed: they are those of the whole song, and the checkpoint can."""
-    request = made.request
-    whole = getattr(request, "action", request.mode) in WHOLE_SONG
-    return whole and request.sung_lyrics() != INSTRUMENTAL and get_backend().status()["timed_lyrics"]["available"]
-
-
 def unexpected() -> Problem:
-    """Return the problem for an error that nobody foresaw; the log has it in full."""
+    """Return the problem for an error that nobody foresaw; the log has the details."""
     return Problem("internal", tooltips.UNEXPECTED, hint=tooltips.UNEXPECTED_HINT)
 
 
-# --- help with the words ----------------------------------------------------------------------------------------------
+# --- help with the words ------------------------------------------------------------------------------------------
 
-# The fields that each request takes from a tab, and what they are called in it.
+WORDS = ("prompt", "lyrics", "bpm", "key", "time_signature", "language", "duration")
+# By mode: the fields of a tab that the request takes, and their names in it.
 USED = {
     "inspire": {"prompt": "idea", "instrumental": "instrumental", "language": "language"},
-    "polish": {
-        name: name
-        for name in ("prompt", "lyrics", "instrumental", "bpm", "key", "time_signature", "language", "duration")
-    },
+    "polish": {name: name for name in (*WORDS, "instrumental")},
     "describe": {"source": "source"},
 }
-# The fields that a sketch of a song may fill, or that say where it goes.
-FILLED = (
-    *("prompt", "lyrics", "bpm", "key", "time_signature", "language", "duration"),
-    *("instrumental", "action", "source_prompt", "source_lyrics"),
-)
-# A morph starts from what the song is now; what it becomes is the visitor's own.
+# The fields that a result may fill, or that decide where it goes.
+FILLED = (*WORDS, "instrumental", "action", "source_prompt", "source_lyrics")
+# In a morph a description fills the words of the source; what the song turns into is the visitor's own.
 MORPHED = {"prompt": "source_prompt", "lyrics": "source_lyrics"}
-
-
-# --- the buttons --------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Assist(RunBar):
-    """A run bar with a button for each way to be helped, by mode; `sketch` is what the latest run wrote."""
+    """A run bar with a button for each kind of help, by mode; `sketch` is the latest result."""
 
     buttons: dict[str, gr.Button]
     help: gr.HTML
@@ -222,60 +228,45 @@ class Assist(RunBar):
 
     @property
     def starters(self) -> list[gr.Button]:
-        """Return the buttons that start a run, of which there is one at a time."""
         return list(self.buttons.values())
 
     def show(self, facts: Mapping[str, Any]) -> Updates:
-        """Return the updates for the backend's status: without a planner nothing here works, and it says why."""
+        """Return the updates for the backend's status; without a planner the buttons are off, and a line says why."""
         planner = facts["planner"]
         usable = available(planner)
         said = " ".join(tooltips.ASSIST_HELP[mode] for mode in self.buttons)
         if not usable:
             names = [tooltips.ASSIST[mode] for mode in self.buttons]
             said = tooltips.needs_planner(names, reason(planner, hint=False))
-        buttons = {button: gr.update(interactive=usable) for button in self.starters}
-        return {**buttons, self.help: theme.remark(said)}
+        return {**{each: gr.update(interactive=usable) for each in self.starters}, self.help: theme.remark(said)}
 
 
 def assist(form: Form, *modes: str) -> Assist:
     """Make the buttons of `modes` ("inspire", "polish", "describe"), their line, Cancel and Undo."""
-    cancelled = cancelled_box(f"{form.mode}-assist")
+    name = f"{form.mode}-assist"
+    cancelled = cancelled_box(name)
+    small = {"size": "sm", "min_width": 0, "interactive": False}
     with gr.Row(elem_classes=["assist"]):
-        buttons = {
-            mode: gr.Button(
-                tooltips.ASSIST[mode], size="sm", min_width=0, interactive=False, elem_id=f"{form.mode}-{mode}"
-            )
-            for mode in modes
-        }
+        buttons = {mode: gr.Button(tooltips.ASSIST[mode], elem_id=f"{form.mode}-{mode}", **small) for mode in modes}
         undo = undo_button(form.mode)
-        cancel = gr.Button(
-            tooltips.CANCEL,
-            variant="stop",
-            size="sm",
-            min_width=0,
-            interactive=False,
-            elem_id=f"{form.mode}-assist-cancel",
-            elem_classes=["while-running"],
-        )
-    said = html(elem_id=f"{form.mode}-assist-help")
-    problems = html(elem_id=f"{form.mode}-assist-problems")
-    line = progress_line(f"{form.mode}-assist")
+        looks = {"variant": "stop", "elem_id": f"{name}-cancel", "elem_classes": ["while-running"], **small}
+        cancel = gr.Button(tooltips.CANCEL, **looks)
+    said, problems = html(elem_id=f"{name}-help"), html(elem_id=f"{name}-problems")
+    line = html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
     return Assist(buttons[modes[0]], cancel, line, cancelled, buttons, said, problems, gr.State(None), undo)
 
 
 def connect_assist(form: Form, bar: Assist) -> None:
-    """Let the buttons fill the form, and Undo take it back; without a planner they cannot be pressed."""
+    """Let the buttons fill the form, and Undo restore it."""
     fields = {name: form.fields[name] for name in FILLED if name in form.fields}
     for mode, button in bar.buttons.items():
-        _connect(form, bar, mode, button, fields)
+        _connect_help(Part(form, mode), form, bar, button, fields)
     undone = connect_undo(bar.undo, fields)
     undone.then(lambda: theme.line("done", tooltips.UNDONE), outputs=bar.line, **AT_ONCE)
     form.watchers.append(bar.show)
 
 
-def _connect(form: Form, bar: Assist, mode: str, button: gr.Button, fields: Mapping[str, Component]) -> None:
-    part = Part(form, mode)
-
+def _connect_help(part: Part, form: Form, bar: Assist, button: gr.Button, fields: Mapping[str, Component]) -> None:
     def failed(problem: Problem) -> Updates:
         return bar.idle(theme.line("failed", problem.text()))
 
@@ -287,20 +278,20 @@ def _connect(form: Form, bar: Assist, mode: str, button: gr.Button, fields: Mapp
 
     def fill(sketch: dict[str, Any] | None, former: list[dict[str, Any]], *values: Any) -> Updates:
         there = dict(zip(fields, values, strict=True))
-        found = filling(form.mode, mode, sketch, there) if sketch else {}
+        found = filling(form.mode, part.mode, sketch, there) if sketch else {}
         if not found:
             return {bar.undo.former: former}
         return {**form.show(found), **bar.undo.keep(former, {name: there[name] for name in found})}
 
     _, run = connect_run(part, bar, bar.problems, make, [bar.sketch], {bar.sketch: None}, go=button)
-    # An event of its own: what is typed while the planner works is what Undo must bring back.
+    # A separate event, so that Undo also brings back what is typed while the planner works.
     run.success(fill, [bar.sketch, bar.undo.former, *fields.values()], [*fields.values(), *bar.undo.outputs], **AT_ONCE)
 
 
 def filling(tab: str, mode: str, sketch: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that a sketch puts into the fields of `tab`, where `there` is what they hold.
+    """Return the values that a result puts into the fields of `tab`; `there` are their present values.
 
-    Lyrics that are switched off stay, and so do lyrics that were there before a recording was described.
+    Lyrics that are switched off are kept, as are the visitor's own when a recording is described.
     """
     found = page_form.settings(tab, {"request": sketch}).values
     places = MORPHED if there.get("action") == "morph" else {}
@@ -312,7 +303,7 @@ def filling(tab: str, mode: str, sketch: Mapping[str, Any], there: Mapping[str, 
 
 
 class Part(Form):
-    """The fields of a tab's form that a request of another mode uses, under the names that they have there."""
+    """The fields of a tab's form that a request of another mode uses, under their names in the tab."""
 
     def __init__(self, form: Form, mode: str):
         super().__init__(mode)

@@ -21,9 +21,8 @@ from events import Done, Draft, Problem
 from limits import ACTIONS, LANGUAGES, REPAINT_MODES, STRUCTURES, TRACKS
 from page_form import AT_ONCE, QUIET, Form, Undo, Updates, add, add_number, add_slider, html
 from page_panels import fold, swapped
-from page_results import Made, ResultPanel, RunBar, result_panel
-from page_runs import Assist, assist, connect_assist, connect_run, connect_song, run_foot, stream_of
-from page_takes import connect_takes
+from page_results import Made, ResultPanel, connect_song, connect_takes, result_panel
+from page_runs import Assist, RunBar, assist, connect_assist, connect_run, run_foot, stream_of
 from params import ACTION_OPTIONS, Request
 
 TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"

@@ -1,12 +1,11 @@
 """Our own widgets, each a `gr.HTML` with a script: a region on a waveform, the timeline of an extension, a LoRA list.
 
-The value of the region selector is what `waveform` returns, with the contents of the fields beside it as "start", "end"
-and "typed", the tempo; that of the timeline is what `peaks` returns, with both fields beside it. Dragging, playing and
-typing stay in the browser: the page writes the fields when a drag or a key press ends, and asks the server for one
-thing only, what a new source looks like.
+Dragging, playing and typing stay in the browser: a script writes the fields beside its widget when a drag or a key
+press ends, and asks the server for one thing only, the waveform of a new source. The values of the first two widgets
+are what `waveform` and `peaks` return, with the contents of those fields.
 
-The LoRAs that were added live in the browser, as the value of `lora_list`; the server keeps nothing between two songs
-but the uploaded files themselves. A file is looked at as soon as it is there, a repository only when a song is made.
+The list of LoRAs lives in the browser; the server keeps nothing between two songs but the uploaded files themselves.
+A file is inspected when it is uploaded, a repository only when a song is made.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ from lora_sources import hub_id
 from page_form import AT_ONCE, Form, help_text, html
 
 COLUMNS = 800  # of the waveform: enough for any width at which it is shown
-CLOSE_COLUMNS = 20  # a second, for a closer look
+CLOSE_COLUMNS = 20  # per second, for a closer look
 MOST_COLUMNS = 6000
-ONSETS = 50  # a second
-QUIETEST_DBFS = -40.0  # quieter sources are drawn as if their peak were here, so that noise does not fill the picture
+ONSETS = 50  # per second
+QUIETEST_DBFS = -40.0  # the least full scale of a picture, so that the noise of a quiet file does not fill it
 
 REGION_TEXTS = {
     "title": "Region",
@@ -60,78 +59,75 @@ REGION_TEXTS = {
     "start": "Start",
     "end": "End",
     "length": "Length",
-    "start_handle": "Start of the region",
-    "end_handle": "End of the region",
+    "start_edge": "Start of the region",
+    "end_edge": "End of the region",
     "said": "Region from {start} to {end}, {length} long.",
-    "wrong": "Start and End are no region of this file: they are from 0 to {seconds} seconds, End at least {least} "
-    "seconds after Start, or 0 for the end of the file.",
+    "wrong": "Start and End do not mark a region of this file: both are from 0 to {seconds} seconds, and End is at "
+    "least {least} seconds after Start, or 0 for the end of the file.",
 }
 
 
 def region_selector(elem_id: str = "region") -> gr.HTML:
     """Make the waveform; `connect_region` gives it a source and fields."""
     return gr.HTML(
-        html_template=_region_html(),
+        html_template=_filled(_REGION_HTML, REGION_TEXTS),
         css_template=theme.static("region.css"),
         js_on_load=theme.static("region.js"),
         apply_default_css=False,
         container=True,
         elem_id=elem_id,
-        texts={
-            name: REGION_TEXTS[name]
-            for name in ("unreadable", "empty", "said", "wrong", "play", "pause", "snap", "view")
-        },
+        texts=REGION_TEXTS,
         least=LEAST_REGION_SECONDS,
     )
 
 
 def connect_region(
-    selector: gr.HTML,
-    source: gr.Audio | gr.File,
-    start: gr.Number | gr.Textbox,
-    end: gr.Number | gr.Textbox,
-    bpm: gr.Textbox,
+    selector: gr.HTML, source: gr.Audio | gr.File, start: gr.Textbox, end: gr.Textbox, bpm: gr.Textbox
 ) -> Any:
     """Show the waveform of `source` (its value is a path), and keep it in step with the fields.
 
-    `start` and `end` are in seconds; an end of 0 is the end of the file. What is typed is never changed: where
-    the two are no region of the file, the component says so, and validation reports it at the field. A tempo in `bpm`
-    lets edges snap to beats. For a new source a middle part is chosen, and no source clears both fields; a source that
-    is already there keeps its region, however often the page sends it. Returns the event that shows the waveform.
+    `start` and `end` are in seconds; an end of 0 is the end of the file. What is typed is never changed: where the two
+    do not mark a region of the file, the widget says so, and validation reports it at the field. A tempo in `bpm` lets
+    edges snap to beats. A new source starts with a region in its middle, no source clears both fields, and a source
+    that is already there keeps its region, however often the page sends it. Returns the event that shows the waveform.
     """
-    # The script triggers "input" for what a visitor does on the waveform and for nothing else, so nothing goes in
-    # circles. Without a Python function these events never leave the browser.
-    written = ", ".join("String({})" if isinstance(field, gr.Textbox) else "{}" for field in (start, end))
-    written = written.format("value.start", "value.end")
-    selector.input(None, selector, [start, end], js=f"(value) => [{written}]", **AT_ONCE)
-    # The tempo may be typed while the server reads the source, so the browser alone says what is in that field.
-    joined = {
-        "fn": None,
-        "inputs": [start, end, bpm, selector],
-        "outputs": selector,
-        "js": "(start, end, typed, value) => value ? {...value, start, end, typed} : value",
-        **AT_ONCE,
-    }
-    gr.on([start.change, end.change, bpm.change], **joined)
+    # The script triggers "input" only for what a visitor does on the waveform, so that nothing goes in circles.
+    selector.input(None, selector, [start, end], js="(value) => [String(value.start), String(value.end)]", **AT_ONCE)
+    joined = _joined(selector, start=start, end=end, typed=bpm)
 
     def show(path: str | None, shown: dict[str, Any] | None) -> list[Any]:
         value = waveform(path) if path else None
         if value and shown and value["peaks"] == shown["peaks"]:
             return [gr.skip()] * 3
         first, last = middle(value["seconds"]) if value else (0.0, 0.0)
-        written = [f"{at:g}" if isinstance(field, gr.Textbox) else at for field, at in ((start, first), (end, last))]
-        return [value and {**value, "start": first, "end": last}, *written]
+        return [value and {**value, "start": first, "end": last}, f"{first:g}", f"{last:g}"]
 
     read = source.change(show, [source, selector], [selector, start, end], **AT_ONCE)
     read.then(**joined)
     return read
 
 
-def waveform(path: str | Path) -> dict[str, Any]:
-    """Return all that the selector knows of a file: `peaks` for a closer look, "path", "onsets", and "bpm" or None.
+def _joined(widget: gr.HTML, **fields: gr.Textbox) -> dict[str, Any]:
+    """Put the contents of `fields` into the widget's value whenever they change; returns the event's arguments.
 
-    "onsets" is base64 of uint8 [ONSETS a second], how suddenly it gets louder there; "bpm" is what a record in the file
-    says, which is checked like a request's.
+    They may change while the server reads the source, so this happens in the browser.
+    """
+    names = ", ".join(fields)
+    js = f"({names}, value) => value ? {{...value, {names}}} : value"
+    joined = {"fn": None, "inputs": [*fields.values(), widget], "outputs": widget, "js": js, **AT_ONCE}
+    gr.on([field.change for field in fields.values()], **joined)
+    return joined
+
+
+def _filled(template: str, texts: Mapping[str, str]) -> str:
+    """Return HTML with `texts` in place. It names no value, so that Gradio never redraws it over the script's work."""
+    return template.format_map({name: escape(text) for name, text in texts.items()})
+
+
+def waveform(path: str | Path) -> dict[str, Any]:
+    """Return what the selector shows of a file: `peaks` for a closer look, "path", "onsets", and "bpm" or None.
+
+    "onsets" is base64 of uint8 [ONSETS per second], how suddenly it gets louder; "bpm" comes from the file's record.
     """
     found = peaks(path, CLOSE_COLUMNS)
     if not found["seconds"]:
@@ -141,26 +137,26 @@ def waveform(path: str | Path) -> dict[str, Any]:
 
 
 def tempo(record: Any) -> int | None:
-    """Return the BPM that a stranger's record says the song has: the plan's where it was planned."""
-    parts = [record.get(name) for name in ("plan", "request")] if isinstance(record, Mapping) else []
+    """Return the BPM in a record, the plan's if there is one, or None; the record may hold anything."""
     limit = LIMITS["bpm"]
-    for part in parts:
+    for name in ("plan", "request"):
+        part = record.get(name) if isinstance(record, Mapping) else None
         bpm = part.get("bpm") if isinstance(part, Mapping) else None
         if type(bpm) is int and limit.low <= bpm <= limit.high:
             return bpm
     return None
 
 
-def peaks(path: str | Path, a_second: int = 0) -> dict[str, Any]:
-    """Return a file's length as {"seconds": float, "peaks": str} with what its waveform looks like.
+def peaks(path: str | Path, per_second: int = 0) -> dict[str, Any]:
+    """Return a file's length and picture as {"seconds": float, "peaks": str}; 0 and "" if it cannot be read.
 
     "peaks" is base64 of int8 [columns, 2]: the lowest and the highest sample of every column over all channels, where
-    127 is the loudest sample of the file. There are COLUMNS of them, or `a_second` as long as those are more and not
-    over MOST_COLUMNS. A file that cannot be read has 0 seconds and no peaks.
+    127 is the loudest sample of the file. There are COLUMNS of them, or `per_second`, up to MOST_COLUMNS, if that is
+    more.
     """
     try:
         seconds = audio.duration_of(path)
-        lows_and_highs = _lows_and_highs(path, min(max(COLUMNS, round(seconds * a_second)), MOST_COLUMNS))
+        lows_and_highs = _lows_and_highs(path, min(max(COLUMNS, round(seconds * per_second)), MOST_COLUMNS))
     except (audio.AudioError, sf.SoundFileError, OSError):
         return {"seconds": 0.0, "peaks": ""}
     scale = 127 / max(float(np.abs(lows_and_highs).max()), 10 ** (QUIETEST_DBFS / 20))
@@ -169,20 +165,17 @@ def peaks(path: str | Path, a_second: int = 0) -> dict[str, Any]:
 
 
 def middle(seconds: float) -> tuple[float, float]:
-    """Return the start and end in seconds of the region that a new file begins with: from a third to half of it."""
+    """Return the region in seconds that a new file starts with: from a third to half of it."""
     if not seconds:
         return 0.0, 0.0
     start = round(seconds / 3, 1)
     return start, round(max(seconds / 2, start + LEAST_REGION_SECONDS), 1)
 
 
-# --- helpers of the region selector --------------------------------------------------------------------------------
-
-
 def _onsets(path: str | Path, seconds: float) -> np.ndarray:
-    """Return uint8 [ONSETS * seconds]: how many decibels louder each moment is than the loudest of the two before it.
+    """Return uint8 [ONSETS * seconds]: how many decibels each moment is louder than the louder of the two before it.
 
-    255 is 30 dB or more. What is quieter than -60 dBFS does not count.
+    255 is 30 dB or more. Anything below -60 dBFS counts as silence.
     """
     levels = np.zeros(max(round(seconds * ONSETS), 1))
     with audio.ForwardFile(path) as file:
@@ -212,11 +205,6 @@ def _lows_and_highs(path: str | Path, columns: int) -> np.ndarray:
     return found
 
 
-def _region_html() -> str:
-    """Return the component's HTML. It names no value, so that Gradio never draws it anew over the script's work."""
-    return _REGION_HTML.format(**{name: escape(text) for name, text in REGION_TEXTS.items() if "{" not in text})
-
-
 _REGION_HTML = """
 <div class="region" role="group" aria-label="{group}">
   <p class="title marks" aria-hidden="true">{title}</p>
@@ -229,10 +217,8 @@ _REGION_HTML = """
           <svg class="beats marks" preserveAspectRatio="none" aria-hidden="true"><path></path></svg>
           <div class="chosen marks" data-part="middle"></div>
           <svg class="wave inside marks" preserveAspectRatio="none" aria-hidden="true"><path></path></svg>
-          <div class="handle start marks" role="slider" tabindex="0" data-part="start" aria-label="{start_handle}">
-          </div>
-          <div class="handle end marks" role="slider" tabindex="0" data-part="end" aria-label="{end_handle}">
-          </div>
+          <div class="handle start marks" role="slider" tabindex="0" data-part="start" aria-label="{start_edge}"></div>
+          <div class="handle end marks" role="slider" tabindex="0" data-part="end" aria-label="{end_edge}"></div>
           <div class="edge start marks"></div>
           <div class="edge end marks"></div>
           <div class="head"></div>
@@ -277,7 +263,7 @@ _REGION_HTML = """
 def timeline(elem_id: str) -> gr.HTML:
     """Make the timeline, which appears with a source; `connect_timeline` gives it one, and fields."""
     return gr.HTML(
-        html_template=_TIMELINE_HTML.format(**{name: escape(text) for name, text in tooltips.TIMELINE.items()}),
+        html_template=_filled(_TIMELINE_HTML, tooltips.TIMELINE),
         css_template=theme.static("timeline.css"),
         js_on_load=theme.static("timeline.js"),
         apply_default_css=False,
@@ -294,20 +280,8 @@ def connect_timeline(shown: gr.HTML, source: gr.Audio, before: gr.Textbox, after
     """Show `source` on the timeline and keep its ends in step with the fields, both in seconds."""
     written = "(value) => [String(value.before), String(value.after)]"
     shown.input(None, shown, [before, after], js=written, **AT_ONCE)
-    # The fields may change while the server reads the source, so the browser alone says what is in them.
-    joined = {
-        "fn": None,
-        "inputs": [before, after, shown],
-        "outputs": shown,
-        "js": "(before, after, value) => value ? {...value, before, after} : value",
-        **AT_ONCE,
-    }
-    gr.on([before.change, after.change], **joined)
-
-    def show(path: str | None) -> dict[str, Any] | None:
-        return peaks(path) if path else None
-
-    source.change(show, source, shown, **AT_ONCE).then(**joined)
+    joined = _joined(shown, before=before, after=after)
+    source.change(lambda path: peaks(path) if path else None, source, shown, **AT_ONCE).then(**joined)
 
 
 _TIMELINE_HTML = """
@@ -329,23 +303,57 @@ _TIMELINE_HTML = """
 # --- the LoRAs of a song --------------------------------------------------------------------------------------------
 
 LORAS = "options.loras"
-# Appends in the browser, where the list is: looking at a large file takes a while, and the list may change meanwhile.
+# Appends in the browser, where the list is: inspecting a large file takes a while, and the list may change meanwhile.
 _APPEND = "(added, now) => [[], [...(Array.isArray(now) ? now : []), ...(added || [])]]"
+# What a button adds: the entries to append, the text of the line, and what stays in the field.
+Added = tuple[list[dict[str, Any]], str, Any]
+
+
+def lora_panel(form: Form) -> gr.Accordion:
+    """Add the folded panel: where LoRAs come from, a line for errors, and the list."""
+    with gr.Accordion(tooltips.LABELS["loras"], open=False, elem_id=f"{form.mode}-loras-fold") as fold:
+        html(theme.remark(help_text("loras")))
+        # Without file types: phones offer no file at all if they do not know the ending.
+        file = gr.File(label=tooltips.LORA_FILE, file_count="multiple", height=140, elem_id=f"{form.mode}-lora-file")
+        gr.Markdown(tooltips.LORA_FILE_HELP, elem_classes=["help"])
+        sources = [(file, file.upload, add_files)]
+        if lora_sources.hub_allowed():
+            with gr.Row(elem_classes=["lora-add"]):
+                box = gr.Textbox(
+                    label=tooltips.LORA_HUB,
+                    info=tooltips.LORA_HUB_HELP,
+                    placeholder=tooltips.LORA_HUB_PLACEHOLDER,
+                    max_lines=1,
+                    min_width=160,
+                    elem_id=f"{form.mode}-lora-hub",
+                    elem_classes=["words"],
+                )
+                button = gr.Button(tooltips.ADD, scale=0, min_width=88, elem_id=f"{form.mode}-lora-hub-add")
+            sources += [(box, button.click, add_repository), (box, box.submit, add_repository)]
+        else:
+            html(theme.remark(tooltips.LORA_HUB_OFF))
+        line = html(elem_id=f"{form.mode}-lora-line")
+        chosen = lora_list(form.identify(LORAS))
+        added = gr.JSON([], visible="hidden")
+    form.fields[LORAS] = chosen
+    form.parsers[LORAS], form.showers[LORAS] = parse_loras, show_loras
+    form.folds[fold] = (LORAS,)
+    form.lines[LORAS] = line
+    for field, event, add in sources:
+        done = event(add, field, [added, line, field], **AT_ONCE)
+        done.then(None, [added, chosen], [added, chosen], js=_APPEND, **AT_ONCE)
+    return fold
 
 
 def lora_list(elem_id: str) -> gr.HTML:
-    """Make the list of the LoRAs that were added, in the order in which they act, each with its weight.
-
-    Its value is a list of what `lora_entry` returns.
-    """
+    """Make the list of LoRAs, in the order in which they act; its value is a list of `lora_entry`."""
     limit = LIMITS["lora_weight"]
     # In the document, not as props: Gradio empties a component's props when it updates one that is not drawn yet.
-    settings = {"texts": tooltips.LORA_LIST, "weight": {"min": limit.low, "max": limit.high, "step": limit.step}}
-    texts = {name: tooltips.LORA_LIST[name] for name in ("title", "clear", "empty")}
-    filled = {**texts, **{name: json.dumps(each) for name, each in settings.items()}}
+    weight = json.dumps({"min": limit.low, "max": limit.high, "step": limit.step})
+    texts = {**tooltips.LORA_LIST, "texts": json.dumps(tooltips.LORA_LIST), "weight": weight}
     return gr.HTML(
         [],
-        html_template=_LORAS_HTML.format(**{name: escape(text) for name, text in filled.items()}),
+        html_template=_filled(_LORAS_HTML, texts),
         css_template=theme.static("loras.css"),
         js_on_load=theme.script("loras"),
         apply_default_css=False,
@@ -355,8 +363,34 @@ def lora_list(elem_id: str) -> gr.HTML:
     )
 
 
+def add_files(paths: Sequence[str] | None) -> Added:
+    """Inspect uploaded files; one that cannot be used is not added, and the line says why."""
+    widths = get_backend().widths()
+    infos = [(str(path), lora_sources.inspect(path, widths)) for path in paths or []]
+    wrong = "".join(theme.notice("", info.problem.text()) for _, info in infos if info.problem)
+    return [lora_entry(path, info=info) for path, info in infos if not info.problem], wrong, None
+
+
+def add_repository(text: str | None) -> Added:
+    """Add a repository by its id, which is all that is checked."""
+    text = (text or "").strip()
+    if hub_id(text):
+        return [lora_entry(text)], "", ""
+    wrong = tooltips.LORA_NOT_HUB.format(text=shown(text, 80)) if text else tooltips.LORA_NO_HUB
+    return [], theme.notice("", wrong), text
+
+
+def lora_entry(source: str, weight: float | None = None, info: lora_sources.LoraInfo | None = None) -> dict[str, Any]:
+    """Return an entry of the list: source and weight, and the name, facts and note to show."""
+    weight = LIMITS["lora_weight"].default if weight is None else weight
+    if not info:
+        return {"source": source, "weight": weight, "name": source, "facts": [tooltips.LORA_LATER], "note": ""}
+    facts = tooltips.lora_facts(info)
+    return {"source": source, "weight": weight, "name": info.name, "facts": facts, "note": info.note}
+
+
 def parse_loras(value: Any) -> Any:
-    """Return what a request holds of the list's value; what is no list stays, for validation to refuse."""
+    """Return the list's value as a request has it; anything but a list is left to validation to refuse."""
     if not isinstance(value, list):
         return value or []
     return [
@@ -365,111 +399,18 @@ def parse_loras(value: Any) -> Any:
 
 
 def show_loras(chosen: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Return the list's value for LoRAs of a request or a record; what came from a list before stays as it is."""
+    """Return the list's value for the LoRAs of a record; entries of a list, which have a name, are left unchanged."""
     return [dict(each) if "name" in each else lora_entry(each["source"], each["weight"]) for each in chosen or []]
 
 
-def lora_entry(source: str, weight: float | None = None, info: lora_sources.LoraInfo | None = None) -> dict[str, Any]:
-    """Return a LoRA for the list: its source and weight, its name, what is known of it, and what is missing."""
-    weight = LIMITS["lora_weight"].default if weight is None else weight
-    facts = tooltips.lora_facts(info) if info else [tooltips.LORA_LATER]
-    known = {"name": info.name if info else source, "facts": facts, "note": info.note if info else ""}
-    return {"source": source, "weight": weight, **known}
-
-
 def uploads_in(record: Any) -> int:
-    """Count the LoRAs of a record that were uploaded files, which no record holds."""
+    """Count the uploaded LoRAs of a record, which does not hold the files; the record may hold anything."""
     for name in ("request", "options", "loras"):
         record = record.get(name) if isinstance(record, Mapping) else None
     chosen = record if isinstance(record, list) else []
     return sum(isinstance(each, Mapping) and each.get("source") == "upload" for each in chosen)
 
 
-# --- the panel ----------------------------------------------------------------------------------------------------
-
-
-def lora_panel(form: Form) -> gr.Accordion:
-    """Add the folded panel: where LoRAs come from, a line that says what is wrong, and those that were added."""
-    with gr.Accordion(tooltips.LABELS["loras"], open=False, elem_id=f"{form.mode}-loras-fold") as fold:
-        html(theme.remark(help_text("loras")))
-        # Without file types: phones offer no file at all for an ending they do not know, and a sentence says more.
-        file = gr.File(label=tooltips.LORA_FILE, file_count="multiple", height=140, elem_id=f"{form.mode}-lora-file")
-        gr.Markdown(tooltips.LORA_FILE_HELP, elem_classes=["help"])
-        repository = _repository(form)
-        line = html(elem_id=f"{form.mode}-lora-line")
-        chosen = lora_list(form.identify(LORAS))
-        added = gr.JSON([], visible="hidden")
-    form.fields[LORAS] = chosen
-    form.parsers[LORAS], form.showers[LORAS] = parse_loras, show_loras
-    form.folds[fold] = (LORAS,)
-    form.lines[LORAS] = line
-
-    def connect(event: Any, add: Any, source: gr.components.Component, *others: gr.components.Component) -> None:
-        done = event(
-            lambda value: dict(zip((added, line, source), add(value), strict=True)),
-            [source, *others],
-            [added, line, source],
-            **AT_ONCE,
-        )
-        done.then(None, [added, chosen], [added, chosen], js=_APPEND, **AT_ONCE)
-
-    connect(file.upload, add_files, file)
-    if repository:
-        box, button = repository
-        connect(button.click, add_repository, box)
-        connect(box.submit, add_repository, box)
-    return fold
-
-
-def _repository(form: Form) -> tuple[gr.Textbox, gr.Button] | None:
-    if not lora_sources.hub_allowed():
-        html(theme.remark(tooltips.LORA_HUB_OFF))
-        return None
-    with gr.Row(elem_classes=["lora-add"]):
-        box = gr.Textbox(
-            label=tooltips.LORA_HUB,
-            info=tooltips.LORA_HUB_HELP,
-            placeholder=tooltips.LORA_HUB_PLACEHOLDER,
-            max_lines=1,
-            min_width=160,
-            elem_id=f"{form.mode}-lora-hub",
-            elem_classes=["words"],
-        )
-        return box, gr.Button(tooltips.ADD, scale=0, min_width=88, elem_id=f"{form.mode}-lora-hub-add")
-
-
-# --- adding -------------------------------------------------------------------------------------------------------
-
-Added = tuple[list[dict[str, Any]], str, Any]
-"""The entries to append, what the line says, and what stays in the field that they came from."""
-
-
-def add_files(paths: Sequence[str] | None) -> Added:
-    """Look at uploaded files; one that cannot be used is not added, and the line says why."""
-    widths = widths_in_use()
-    infos = [(str(path), lora_sources.inspect(path, widths)) for path in paths or []]
-    entries = [lora_entry(path, info=info) for path, info in infos if not info.problem]
-    return entries, "".join(_said(info.problem.text()) for _, info in infos if info.problem), None
-
-
-def add_repository(text: str | None) -> Added:
-    """Take a repository by its id, as far as that is one."""
-    text = (text or "").strip()
-    if not hub_id(text):
-        return [], _said(tooltips.LORA_NOT_HUB.format(text=shown(text, 80)) if text else tooltips.LORA_NO_HUB), text
-    return [lora_entry(text)], "", ""
-
-
-def widths_in_use() -> Any:
-    """Return the linear layers of the model that makes the songs, None where it is not here yet."""
-    return get_backend().widths()
-
-
-def _said(text: str) -> str:
-    return theme.notice("", text)
-
-
-# It names no value, so that Gradio never draws it anew over the script's work.
 _LORAS_HTML = """
 <div class="loras" role="group" aria-label="{title}" data-texts="{texts}" data-weight="{weight}">
   <div class="head">

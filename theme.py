@@ -1,7 +1,7 @@
-"""How the studio looks: warm stone neutrals with one jade accent, as a Gradio theme and a few rules of our own.
+"""How the studio looks: warm stone neutrals with one jade accent, as a Gradio theme, style sheets and pieces of HTML.
 
-Every colour stands once, in `TOKENS`; theme variables and the style sheet take them from there. Fonts come with Gradio,
-so that no page asks another machine for one. Every text passes through `html.escape` here, whoever wrote it.
+Each colour is written once, in `TOKENS`; theme variables and style sheets refer to it. The fonts are Gradio's own, so
+that no page asks another machine for one. Every text that goes into HTML is escaped here, wherever it comes from.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from limits import FORMATS, LANGUAGES, TIME_SIGNATURES
 from lint import Advice
 
 STATIC = Path(__file__).with_name("static")
-# Those in the page's head; the first one makes the object that the others add to.
+# In the head of the page; the first one makes the object that the others add to.
 SCRIPTS = (
     *("studio", "folds", "changes", "faces", "progress", "advice", "loras", "player", "takes", "examples"),
     *("latest", "listen", "zoom", "beats"),
 )
 
-# name: (light, dark)
+# Light and dark.
 TOKENS = {
     "bg": ("#FAF8F5", "#131211"),
     "surface": ("#FFFFFF", "#1C1A18"),
@@ -49,104 +49,87 @@ TOKENS = {
     "focus": ("#0B6B5D", "#9BE7D8"),
 }
 
-# Theme variables by the token that colours them, in light and dark.
+# Theme variables by the token that colours them.
 COLOURS = {
     "bg": "body_background_fill background_fill_secondary",
     "surface": """
         background_fill_primary block_background_fill block_label_background_fill panel_background_fill
-        table_even_background_fill error_background_fill
-    """,
+        table_even_background_fill error_background_fill""",
     "raised": """
-        input_background_fill input_background_fill_focus input_background_fill_hover
-        checkbox_background_color checkbox_background_color_focus checkbox_background_color_hover
-        checkbox_label_background_fill checkbox_label_background_fill_hover
-        checkbox_label_background_fill_selected button_secondary_background_fill
+        input_background_fill input_background_fill_focus input_background_fill_hover checkbox_background_color
+        checkbox_background_color_focus checkbox_background_color_hover checkbox_label_background_fill
+        checkbox_label_background_fill_hover checkbox_label_background_fill_selected button_secondary_background_fill
         button_cancel_background_fill code_background_fill color_accent_soft table_odd_background_fill
-        table_row_focus
-    """,
+        table_row_focus""",
     "ink": """
         body_text_color accordion_text_color table_text_color button_secondary_text_color
-        button_secondary_text_color_hover checkbox_label_text_color checkbox_label_text_color_selected
-    """,
+        button_secondary_text_color_hover checkbox_label_text_color checkbox_label_text_color_selected""",
     "ink-2": "block_title_text_color block_label_text_color",
     # neutral_400 is the players' buttons and times, neutral_200 the sliders' tracks.
     "muted": "body_text_color_subdued block_info_text_color input_placeholder_color neutral_400",
     "line": """
         neutral_200 border_color_primary block_border_color block_label_border_color panel_border_color
-        table_border_color button_secondary_background_fill_hover button_cancel_background_fill_hover
-    """,
+        table_border_color button_secondary_background_fill_hover button_cancel_background_fill_hover""",
     "line-strong": """
         input_border_color input_border_color_hover checkbox_border_color checkbox_border_color_hover
         checkbox_label_border_color checkbox_label_border_color_hover button_secondary_border_color
-        button_secondary_border_color_hover
-    """,
+        button_secondary_border_color_hover""",
     "accent": """
         color_accent border_color_accent border_color_accent_subdued link_text_color link_text_color_active
-        link_text_color_visited loader_color slider_color stat_background_fill
-        checkbox_background_color_selected checkbox_border_color_selected
-        checkbox_label_border_color_selected button_primary_background_fill button_primary_border_color
-    """,
+        link_text_color_visited loader_color slider_color stat_background_fill checkbox_background_color_selected
+        checkbox_border_color_selected checkbox_label_border_color_selected button_primary_background_fill
+        button_primary_border_color""",
     "accent-hover": "link_text_color_hover button_primary_background_fill_hover button_primary_border_color_hover",
     "on-accent": "button_primary_text_color button_primary_text_color_hover",
     "danger": """
         error_border_color error_icon_color error_text_color button_cancel_border_color
-        button_cancel_border_color_hover button_cancel_text_color button_cancel_text_color_hover
-    """,
+        button_cancel_border_color_hover button_cancel_text_color button_cancel_text_color_hover""",
     "focus": "input_border_color_focus checkbox_border_color_focus",
 }
+# Theme variables by their value.
+SIZES = {
+    "*text_xs": "block_info_text_size",
+    "*text_sm": """
+        block_title_text_size block_label_text_size checkbox_label_text_size button_medium_text_size
+        button_small_text_size""",
+    "*text_md": "button_large_text_size",
+    "*radius_sm": "input_radius button_large_radius button_medium_radius button_small_radius",
+    "*radius_lg": "block_radius",
+    "600": "block_title_text_weight",
+    "1px": "input_border_width button_border_width",
+    "4px": "checkbox_border_radius",
+    "11px 14px": "checkbox_label_padding",
+    "11px 16px": "button_medium_padding",
+    "8px 14px": "button_small_padding",
+}
 
-
-def _scale(name: str, colours: str) -> Color:
-    return Color(*colours.split(), name=name)
-
-
-STONE = _scale("stone", "#FAF8F5 #F3EFEA #DED7CF #C9C2BA #A8A097 #857C73 #665E57 #453F39 #26231F #1C1A18 #131211")
-JADE = _scale("jade", "#E7F4F1 #CDEBE4 #9BE7D8 #7BD8C7 #5CC8B4 #0B6B5D #095A4E #08493F #063A32 #06211C #041712")
-# Players draw on a canvas, which knows no theme: these two stand out from either surface.
+STONE = "#FAF8F5 #F3EFEA #DED7CF #C9C2BA #A8A097 #857C73 #665E57 #453F39 #26231F #1C1A18 #131211"
+JADE = "#E7F4F1 #CDEBE4 #9BE7D8 #7BD8C7 #5CC8B4 #0B6B5D #095A4E #08493F #063A32 #06211C #041712"
+# Players draw on a canvas, which ignores the theme: these two stand out from either surface.
 WAVEFORM = gr.WaveformOptions(waveform_color="#857C73", waveform_progress_color="#2E9485", skip_length=5)
-SPACING = Size("2px", "4px", "4px", "8px", "8px", "12px", "16px", name="studio_spacing")
-RADIUS = Size("2px", "4px", "8px", "8px", "12px", "12px", "16px", name="studio_radius")
-TEXT = Size("12px", "13px", "14px", "16px", "17px", "22px", "28px", name="studio_text")
 
 
 def theme() -> gr.themes.Base:
+    accent = Color(*JADE.split(), name="jade")
     made = gr.themes.Base(
-        primary_hue=JADE,
-        secondary_hue=JADE,
-        neutral_hue=STONE,
-        spacing_size=SPACING,
-        radius_size=RADIUS,
-        text_size=TEXT,
-        # Not 600: the semibold files that Gradio brings lack most letters.
+        primary_hue=accent,
+        secondary_hue=accent,
+        neutral_hue=Color(*STONE.split(), name="stone"),
+        spacing_size=Size("2px", "4px", "4px", "8px", "8px", "12px", "16px", name="studio_spacing"),
+        radius_size=Size("2px", "4px", "8px", "8px", "12px", "12px", "16px", name="studio_radius"),
+        text_size=Size("12px", "13px", "14px", "16px", "17px", "22px", "28px", name="studio_text"),
+        # Not 600: Gradio's semibold files lack most letters.
         font=(fonts.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif"),
         font_mono=(fonts.LocalFont("IBM Plex Mono", weights=(400,)), "ui-monospace", "monospace"),
     )
     made.name = "ace-music-studio"
-    made.set(
-        block_radius="*radius_lg",
-        block_title_text_size="*text_sm",
-        block_title_text_weight="600",
-        block_label_text_size="*text_sm",
-        block_info_text_size="*text_xs",
-        checkbox_border_radius="4px",
-        checkbox_label_text_size="*text_sm",
-        checkbox_label_padding="11px 14px",
-        input_radius="*radius_sm",
-        input_border_width="1px",
-        button_border_width="1px",
-        button_large_radius="*radius_sm",
-        button_large_text_size="*text_md",
-        button_medium_radius="*radius_sm",
-        button_medium_padding="11px 16px",
-        button_medium_text_size="*text_sm",
-        button_small_radius="*radius_sm",
-        button_small_padding="8px 14px",
-        button_small_text_size="*text_sm",
-    )
+    # Not through set(), which does not know the dark twin of some variables. Attributes become CSS variables.
+    for value, names in SIZES.items():
+        for name in names.split():
+            setattr(made, name, value)
     for token, names in COLOURS.items():
         light, dark = TOKENS[token]
         for name in names.split():
-            # Not through set(): it knows no dark twin of some variables, and every attribute becomes a CSS variable.
             setattr(made, name, light)
             setattr(made, f"{name}_dark", dark)
     return made
@@ -157,35 +140,64 @@ def static(name: str) -> str:
 
 
 def script(name: str) -> str:
-    """Return what a component runs when it is built, for one of our scripts in the page's head."""
+    """Return the JavaScript that starts one of the head's scripts for a component."""
     return f"studio.{name}(element, props, trigger, watch)"
 
 
 def css() -> str:
-    """Return our style sheet: the tokens as --studio-* variables, then the rules in static/."""
+    """Return the style sheet: the tokens as --studio-* variables, then the rules in static/."""
     sides = [";".join(f"--studio-{name}:{pair[side]}" for name, pair in TOKENS.items()) for side in (0, 1)]
     rules = "\n".join(static(name) for name in ("studio.css", "faces.css", "takes.css", "latest.css"))
     return f":root{{{sides[0]}}}\n:root.dark,:root .dark{{{sides[1]}}}\n{rules}"
 
 
 def head() -> str:
-    """Return what goes into the page's head: our scripts, inlined, so that they are there before anything is clicked.
-
-    With them go the styles that Gradio must not change, and that of the player, which stands outside its frame.
+    """Return the page's head: the scripts, inlined, so that they are there before anything is clicked, and the styles
+    that Gradio must not rewrite or that apply outside its frame.
     """
     scripts = "\n".join(static(f"{name}.js") for name in SCRIPTS)
     styles = "\n".join(static(f"{name}.css") for name in ("player", "motion"))
     return f"<script>\n{scripts}\n</script>\n<style>\n{styles}</style>"
 
 
-# --- small pieces of HTML -------------------------------------------------------------------------------------------
+# --- one line -----------------------------------------------------------------------------------------------------
 
-# Of the linter's advice; what is longer folds.
-MOST_UNFOLDED = 2
+
+def section(title: str) -> str:
+    return f"<h2>{escape(title)}</h2>"
+
+
+def caption(text: str) -> str:
+    return f'<p class="caption">{escape(text)}</p>'
+
+
+def remark(text: str) -> str:
+    """Return a line of help."""
+    return f'<p class="shown remark">{escape(text)}</p>'
+
+
+def said(text: str) -> str:
+    """Return the answer to something the visitor did; a screen reader speaks it when it is free."""
+    return f'<p class="shown said" role="status">{escape(text)}</p>'
+
+
+def notice(title: str, message: str, hint: str = "") -> str:
+    """Return a message with a title, what happened and what to try; a screen reader speaks it at once."""
+    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in (message, hint) if text)
+    return f'<div class="shown notice" role="alert">{f"<h3>{escape(title)}</h3>" if title else ""}{paragraphs}</div>'
+
+
+def wrong_fields(message: str, at_fields: Mapping[str, str]) -> str:
+    """Return the message at the button, and for static/studio.js what is wrong, by element id.
+
+    The time makes no two alike, so that the page takes each one for news.
+    """
+    told = escape(json.dumps(at_fields))
+    return f'{notice("", message)}<div hidden class="telling" data-told="{told}" data-at="{time.monotonic_ns()}"></div>'
 
 
 def progress(event: Progress, note: str = "") -> str:
-    """Return the line of a running job: where it is, a bar, and what the run had to say so far."""
+    """Return the line of a running job: the stage, a bar, and a note of the run."""
     share = min(100 * event.step // event.steps, 100) if event.steps else 0
     bar = f'<div class="bar"><div style="width:{share}%"></div></div>' if event.steps else ""
     said = f"<span>{escape(note)}</span>" if note else ""
@@ -194,10 +206,10 @@ def progress(event: Progress, note: str = "") -> str:
 
 
 def line(state: str, sentence: str, more: str = "", heard: str = "", elapsed: float | None = None) -> str:
-    """Return a progress line; `state` is running, done, failed or stopped, and the script asks for it on leaving.
+    """Return a progress line; `state` is running, done, failed or stopped. While running, leaving the page asks first.
 
-    The sentence is read out where `heard` differs from the line before, for which a running job has its stage, the
-    quarter of it that is done, and the note. `elapsed` are the seconds that the sentence says, which tick on the page.
+    A screen reader speaks the sentence when `heard` changes: for a job its stage, the quarter it has reached, and its
+    note. The `elapsed` seconds in the sentence tick on the page.
     """
     marks = f'data-state="{state}" data-heard="{escape(heard or sentence)}"'
     text = escape(sentence)
@@ -207,14 +219,51 @@ def line(state: str, sentence: str, more: str = "", heard: str = "", elapsed: fl
     return f'<div class="shown progress-line" {marks}><span>{text}</span>{more}</div>'
 
 
+def budget(used: int, dropped: str, most: int) -> str:
+    """Return how many of the `most` tokens the prompt takes, and which words at its end are not read."""
+    if not dropped and used <= most:
+        return remark(tooltips.TOKENS.format(used=used, most=most))
+    return f'<p class="shown remark over">{escape(tooltips.tokens_over(used, most, dropped))}</p>'
+
+
+def keys(go: str, cancel: str) -> str:
+    """Return the keys that press a tab's two buttons."""
+    first, then = (f"<kbd>{escape(key)}</kbd>" for key in (tooltips.KEY_GO, tooltips.KEY_CANCEL))
+    return f'<p class="shown remark keys"><span>{first} {escape(go)}</span><span>{then} {escape(cancel)}</span></p>'
+
+
+def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
+    """Return the line that names the fields not at their default; `defaults` has label and value by name."""
+    known = escape(json.dumps(defaults))
+    return f'<p class="remark also" data-text="{escape(tooltips.ALSO)}" data-defaults="{known}"></p>'
+
+
+# --- larger pieces ------------------------------------------------------------------------------------------------
+
+# Longer advice is folded.
+MOST_UNFOLDED = 2
+
+
 def heading(status: Mapping[str, Any] | None = None) -> str:
-    """Return the page's one h1 and, beside it, engine and device, which unfold into all that `status` says."""
+    """Return the page's only h1 beside engine and device, which unfold into everything that `status` says."""
     title = f"<h1>{escape(tooltips.TITLE)}</h1>"
     if status is None:
         return f'<div class="heading">{title}<p>{escape(tooltips.STATUS_PENDING)}</p></div>'
-    facts = "".join(f"<li>{escape(fact)}</li>" for fact in tooltips.status_parts(status))
     summary = f"<summary><span>{escape(tooltips.status_line(status))}</span></summary>"
-    return f'<div class="heading">{title}<details>{summary}<ul>{facts}</ul></details></div>'
+    return f'<div class="heading">{title}<details>{summary}{_list(tooltips.status_parts(status))}</details></div>'
+
+
+def banner(facts: Mapping[str, Any]) -> str:
+    """Return why the real model is not in use: one line, cut if too long, that unfolds into the rest."""
+    problem = facts["problem"]
+    preview = facts["engine"] == "preview"
+    texts = [tooltips.PREVIEW_TEXT] if preview else []
+    if problem:
+        texts.append(f"{problem['message']} {problem['hint']}".strip())
+    title = tooltips.PREVIEW_TITLE if preview else tooltips.PROBLEM_TITLE
+    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in texts[1:])
+    line = f"<span><strong>{escape(title)}:</strong> <span>{escape(''.join(texts[:1]))}</span></span>"
+    return f'<details class="shown"><summary>{line}</summary>{paragraphs}</details>'
 
 
 def faces() -> str:
@@ -227,7 +276,7 @@ def faces() -> str:
 
 
 def lengths() -> str:
-    """Return the chips that set the length, the last one for a length that has none of its own."""
+    """Return the buttons that set the length; the last one, hidden at first, is for any other length."""
     chip = '<button type="button" data-seconds="{}" aria-pressed="{}"{}>{}</button>'
     chips = [chip.format(seconds, "false", "", escape(name)) for seconds, name in tooltips.LENGTHS.items()]
     other = chip.format("", "true", ' class="other" hidden', "")
@@ -235,51 +284,12 @@ def lengths() -> str:
     return f'<div class="lengths" role="group" aria-label="{label}"><p>{label}</p>{"".join(chips)}{other}</div>'
 
 
-def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
-    """Return the line that names what is not at its default; `defaults` are label and value by name."""
-    known = escape(json.dumps(defaults))
-    return f'<p class="remark also" data-text="{escape(tooltips.ALSO)}" data-defaults="{known}"></p>'
-
-
-def section(title: str) -> str:
-    return f"<h2>{escape(title)}</h2>"
-
-
-def caption(text: str) -> str:
-    return f'<p class="caption">{escape(text)}</p>'
-
-
-def said(text: str) -> str:
-    """Return a sentence that answers what a visitor did, and is read out when there is time."""
-    return f'<p class="shown said" role="status">{escape(text)}</p>'
-
-
-def budget(used: int, dropped: str, most: int) -> str:
-    """Return how many tokens the prompt takes of those that are read, and the words that are not."""
-    if not dropped and used <= most:
-        return remark(tooltips.TOKENS.format(used=used, most=most))
-    return f'<p class="shown remark over">{escape(tooltips.tokens_over(used, most, dropped))}</p>'
-
-
-def keys(go: str, cancel: str) -> str:
-    """Return which keys press a tab's two buttons."""
-    first, then = (f"<kbd>{escape(key)}</kbd>" for key in (tooltips.KEY_GO, tooltips.KEY_CANCEL))
-    return f'<p class="shown remark keys"><span>{first} {escape(go)}</span><span>{then} {escape(cancel)}</span></p>'
-
-
-def remark(text: str) -> str:
-    """Return a sentence of help that stands by itself."""
-    return f'<p class="shown remark">{escape(text)}</p>'
-
-
 def songs(text: str, cards: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
-    """Return the caption of examples that play, with what static/examples.js has to know of their songs in `folder`."""
+    """Return the caption of examples that play, with the songs in `folder` for static/examples.js."""
     played = {
         name: {
-            **card,
-            "id": f"example {name}",
-            "path": str(folder / card["sound"]),
-            "art": str(folder / card["picture"]),
+            **{**card, "id": f"example {name}"},
+            **{"path": str(folder / card["sound"]), "art": str(folder / card["picture"])},
         }
         for name, card in cards.items()
     }
@@ -288,61 +298,59 @@ def songs(text: str, cards: Mapping[str, Mapping[str, Any]], folder: Path) -> st
 
 
 def advice(found: Sequence[Advice]) -> str:
-    """Return the linter's advice as a list, folded where it is long; nothing where there is none."""
-    items = "".join(f"<li>{escape(tooltips.advice(each.line, each.message))}</li>" for each in found)
-    if len(found) <= MOST_UNFOLDED:
-        return f'<ul class="shown advice">{items}</ul>' if found else ""
-    title = escape(tooltips.remarks(len(found)))
-    return f'<details class="shown advice"><summary>{title}</summary><ul>{items}</ul></details>'
+    """Return the advice on lyrics as a list, folded if it is long."""
+    texts = [tooltips.advice(each.line, each.message) for each in found]
+    if len(texts) <= MOST_UNFOLDED:
+        return _list(texts, ' class="shown advice"')
+    title = escape(tooltips.remarks(len(texts)))
+    return f'<details class="shown advice"><summary>{title}</summary>{_list(texts)}</details>'
 
 
 def plan(facts: Mapping[str, Any]) -> str:
-    """Return what the record says about the plan of a song: what was planned, or why nothing was."""
+    """Return a record's plan of a song: what was planned, or why nothing was."""
     if not facts["used"]:
-        return f'<p class="shown remark">{escape(tooltips.UNPLANNED.format(reason=facts["reason"]))}</p>'
+        return remark(tooltips.UNPLANNED.format(reason=facts["reason"]))
     metre = TIME_SIGNATURES.get(facts["time_signature"], facts["time_signature"])
     language = LANGUAGES.get(facts["language"], facts["language"]) if facts["language"] != "unknown" else ""
     parts = [tooltips.PLANNED, *tooltips.plan_facts(facts["bpm"], facts["key"], metre, language)]
-    caption = tooltips.REWRITTEN.format(caption=facts["caption"]) if facts["rewritten"] else ""
-    rewritten = f'<p class="remark">{escape(caption)}</p>' if caption else ""
-    return f'<p class="shown facts">{_spans(parts)}</p>{rewritten}'
+    spans = "".join(f"<span>{escape(text)}</span>" for text in parts)
+    rewritten = tooltips.REWRITTEN.format(caption=facts["caption"]) if facts["rewritten"] else ""
+    return f'<p class="shown facts">{spans}</p>{f"<p class=remark>{escape(rewritten)}</p>" if rewritten else ""}'
 
 
 def actions(tasks: Mapping[str, str]) -> str:
     """Return what each action of the Edit tab does; the style sheet shows the paragraph of the chosen one.
 
-    Experiments are shown while the fold, which holds nothing itself, is open.
+    The choices of experimental actions are shown while the fold, which is empty itself, is open.
     """
-    paragraphs = []
-    for action, text in tooltips.ACTION_HELP.items():
-        warning = tooltips.EXPERIMENTAL_HELP if tasks.get(action) == "experimental" else ""
-        paragraphs.append(
-            f'<p class="{action}-only">{escape(text)}'
-            f"{f' <span class=warning>{escape(warning)}</span>' if warning else ''}</p>"
-        )
-    experiments = " ".join(action for action in tooltips.ACTION_HELP if tasks.get(action) == "experimental")
-    fold = f'<details class="more {experiments}"><summary>{escape(tooltips.MORE_ACTIONS)}</summary></details>'
-    return f'<div class="shown">{fold if experiments else ""}{"".join(paragraphs)}</div>'
+    experiments = [action for action in tooltips.ACTION_HELP if tasks.get(action) == "experimental"]
+    warning = f" <span class=warning>{escape(tooltips.EXPERIMENTAL_HELP)}</span>"
+    paragraphs = "".join(
+        f'<p class="{action}-only">{escape(text)}{warning if action in experiments else ""}</p>'
+        for action, text in tooltips.ACTION_HELP.items()
+    )
+    summary = f"<summary>{escape(tooltips.MORE_ACTIONS)}</summary>"
+    fold = f'<details class="more {" ".join(experiments)}">{summary}</details>' if experiments else ""
+    return f'<div class="shown">{fold}{paragraphs}</div>'
 
 
-def banner(facts: Mapping[str, Any]) -> str:
-    """Return why the real model is not in use: a line that is cut where it is too long, and on a click all of it.
+def messages(record: Mapping[str, Any]) -> str:
+    """Return a run's failed takes, the effect of its LoRAs, and its notes as a list."""
+    failed = [tooltips.TAKE_FAILED.format(**error) for error in record["errors"]]
+    loras = [tooltips.lora_acted(lora) for lora in record.get("loras", [])]
+    return _list([*failed, *loras, *record["notes"]], ' class="shown notes" role="status"')
 
-    The built-in engine says what it is; what is wrong, and how to get the weights, comes after it.
-    """
-    problem = facts["problem"]
-    preview = facts["engine"] == "preview"
-    texts = [tooltips.PREVIEW_TEXT] if preview else []
-    if problem:
-        texts.append(f"{problem['message']} {problem['hint']}".strip())
-    title = tooltips.PREVIEW_TITLE if preview else tooltips.PROBLEM_TITLE
-    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in texts[1:])
-    line = f"<span><strong>{escape(title)}:</strong> <span>{escape(''.join(texts[:1]))}</span></span>"
-    return f'<details class="shown"><summary>{line}</summary>{paragraphs}</details>'
+
+def _list(texts: Sequence[str], attributes: str = "") -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f"<ul{attributes}>{items}</ul>" if items else ""
+
+
+# The two below name no value, so that Gradio never redraws them over the script's work.
 
 
 def takes(mode: str) -> str:
-    """Return the frame of a tab's takes, for static/takes.js; it names no value, so that Gradio leaves it alone."""
+    """Return the frame of a tab's takes, for static/takes.js."""
     texts = {**tooltips.TAKES, "empty": tooltips.EMPTY_RESULTS[mode], "player": tooltips.PLAYER}
     facts = {"texts": texts, "tab": tooltips.TABS[mode], "uses": tooltips.USE_IN, "formats": list(FORMATS)}
     settings = json.dumps(facts, ensure_ascii=False)
@@ -382,30 +390,3 @@ def latest() -> str:
   <ul></ul>
 </section>
 """
-
-
-def messages(record: Mapping[str, Any]) -> str:
-    """Return a run's failed takes, the LoRAs that acted, and its notes as a list, or nothing."""
-    failed = [tooltips.TAKE_FAILED.format(**error) for error in record["errors"]]
-    loras = [tooltips.lora_acted(lora) for lora in record.get("loras", [])]
-    items = "".join(f"<li>{escape(text)}</li>" for text in [*failed, *loras, *record["notes"]])
-    return f'<ul class="shown notes" role="status">{items}</ul>' if items else ""
-
-
-def notice(title: str, message: str, hint: str = "") -> str:
-    """Return a message that is read out at once: a title, what happened, what to try."""
-    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in (message, hint) if text)
-    return f'<div class="shown notice" role="alert">{f"<h3>{escape(title)}</h3>" if title else ""}{paragraphs}</div>'
-
-
-def wrong_fields(message: str, at_fields: Mapping[str, str]) -> str:
-    """Return the message at a button that started nothing, with what is wrong by element id for static/studio.js.
-
-    No two are equal, so that the page takes each one for news.
-    """
-    told = escape(json.dumps(at_fields))
-    return f'{notice("", message)}<div hidden class="telling" data-told="{told}" data-at="{time.monotonic_ns()}"></div>'
-
-
-def _spans(texts: list[str]) -> str:
-    return "".join(f"<span>{escape(text)}</span>" for text in texts)

@@ -1,7 +1,7 @@
-"""A real Chromium on the real page, on the built-in engine or on a fake backend that plays a test's script.
+"""A real Chromium on the real page, on the built-in engine or on a fake backend that plays a script.
 
-ACE_STUDIO_CHROMIUM names the browser; without a browser these tests are skipped. A request to another machine fails the
-test, and so does an error in the browser's console.
+ACE_STUDIO_CHROMIUM names the browser; these tests are skipped without one. A request to another machine fails the test,
+and so does an error in the browser's console.
 """
 
 from __future__ import annotations
@@ -35,26 +35,21 @@ from tests.page.steps import Tab
 from tests.program import ROOT
 from tools import screenshots
 
-# No other machine has an address.
+# Other machines have no address.
 FLAGS = [*screenshots.FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 LOCAL = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob|about):")
-
 # Chromium logs a rejected field (HTTP 422), and Gradio the stream that a reload cuts.
 FORGIVEN = ("status of 422", "signal is aborted")
-
 FIRST_VISIT = """(face) => {
   for (const storage of [localStorage, sessionStorage]) storage.clear();
   localStorage.setItem("ace-music-studio-face", face);
 }"""
-
-# Generous, for busy machines.
 WAIT_MS = 100_000
 expect.set_options(timeout=WAIT_MS)
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Start Chromium, or skip with the reason."""
     path = screenshots.find_chromium()
     if not path:
         pytest.skip("no Chromium: install it, or name it in ACE_STUDIO_CHROMIUM")
@@ -71,10 +66,9 @@ def look(pytestconfig: pytest.Config) -> dict[str, Any]:
 
 
 class Visits:
-    """Opens addresses in a browser, and fails at the end if anything went wrong there.
+    """Opens pages as first-time visitors, who share the browser's cache alone; fails on leaving if anything went wrong.
 
-    Visitors share the browser's cache and nothing else. `forgiven` lists texts allowed in the console; `look` is the
-    default window.
+    `forgiven` lists texts allowed in the console; `look` is the default window.
     """
 
     free: ClassVar[list[BrowserContext]] = []
@@ -85,7 +79,6 @@ class Visits:
         self.pages: list[Page] = []
 
     def __call__(self, url: str, width: int = 0, height: int = 0, face: str = "custom") -> Page:
-        """Open an address in a new window, as a first-time visitor."""
         context = self.free.pop() if self.free else self.browser.new_context(color_scheme=self.look["theme"])
         context.set_default_timeout(WAIT_MS)
         page = context.new_page()
@@ -94,15 +87,15 @@ class Visits:
         page.goto("/".join([*url.split("/")[:3], "theme.css"]))
         page.evaluate(FIRST_VISIT, face)
         page.on("request", self._asked)
-        page.on("console", self._said)
+        page.on("console", lambda message: self._said(message.type, message.text))
         page.on("pageerror", lambda error: self.wrong.append(f"script: {error}"))
         page.goto(url)
         expect(page.locator("#studio-status")).to_contain_text("Model:")
         return page
 
-    def _said(self, message: Any) -> None:
-        if message.type == "error" and not any(text in message.text for text in self.forgiven):
-            self.wrong.append(f"console: {message.text}")
+    def _said(self, kind: str, text: str) -> None:
+        if kind == "error" and not any(allowed in text for allowed in self.forgiven):
+            self.wrong.append(f"console: {text}")
 
     def _asked(self, request: Any) -> None:
         if not LOCAL.match(request.url):
@@ -123,23 +116,20 @@ class Visits:
 
 @pytest.fixture
 def forgiven() -> list[str]:
-    """Return texts allowed in the console; a test may add to it."""
+    """Return the texts allowed in the console; a test may add to it."""
     return [*FORGIVEN]
 
 
 @pytest.fixture
 def visit(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterator[Callable[..., Page]]:
-    """Return the function that opens an address."""
     with Visits(browser, forgiven, look) as visit:
         yield visit
 
 
 # --- the studio as people start it --------------------------------------------------------------------------------
 
-
 # tests/engine/test_music.py hears the shipped engine; here two steps must be enough for a sound.
 RANDOM = "import pathlib, preview; preview.TRAINED = pathlib.Path('nothing'); import app; app.main()"
-BACKEND_USERS = ("app", "page_panels", "page_settings", "page_runs")
 
 
 @pytest.fixture(scope="session")
@@ -159,9 +149,9 @@ def studio() -> Iterator[str]:
         process.wait(timeout=120)
 
 
-# --- the page alone -----------------------------------------------------------------------------------------------
+# --- the page on a script -----------------------------------------------------------------------------------------
 
-
+BACKEND_USERS = ("app", "page_panels", "page_results", "page_runs", "page_settings", "page_widgets")
 LYRICS = "[Verse]\nThe lamp goes round\n\n[Chorus]\nGood night, good night"
 LINES = [
     {"start": 1.0, "end": 3.0, "text": "The <b>lamp</b> goes round"},
@@ -212,6 +202,9 @@ class FakeBackend:
 
     full_status = status
 
+    def widths(self) -> None:
+        """Return None: the model is not downloaded yet."""
+
     def stream(self, request: Request) -> Iterator[Event]:
         """Play the script; `closed` is set if it is closed early."""
         self.requests.append(request)
@@ -227,12 +220,10 @@ class FakeBackend:
         return words.get(request.mode, self.song)(request)
 
     def lyrics(self, request: Request, text: str = LYRICS, end: str = "stop") -> Iterator[Event]:
-        """Write `text` line by line; the n-th run reports 100 n tokens."""
+        """Write `text` in two drafts; the n-th run reports 100 n tokens."""
         yield Progress("loading")
-        lines = text.split("\n")
-        for count in range(1, len(lines) + 1):
-            yield Draft("\n".join(lines[:count]), count)
-            time.sleep(0.02)
+        yield Draft(text[: len(text) // 2], 1)
+        yield Draft(text, 2)
         yield Done((), {"mode": "lyrics", "text": text, "tokens": 100 * self.songs, "end": end, "seed": 1, "model": {}})
 
     def sketch(self, request: Request, **words: Any) -> Iterator[Event]:
@@ -240,7 +231,7 @@ class FakeBackend:
         yield Done((), {"mode": request.mode, "sketch": {**SKETCH, **words}, "seed": 1, "model": {}})
 
     def song(self, request: Request, /, kind: str = "wav", **record: Any) -> Iterator[Event]:
-        """Make takes of `seconds`, as loud as LOUDNESS says, with the record overridden by `record`."""
+        """Make takes of `seconds`, as loud as LOUDNESS says; `record` overrides their record."""
         yield Progress("steps", 1, 2, 0.5, 0.5)
         asked = request.model_dump(mode="json", include={"prompt", "lyrics", "bpm", "duration"})
         files, takes = [], []
@@ -293,7 +284,7 @@ def fake(fake_address: tuple[str, FakeBackend]) -> FakeBackend:
 
 @pytest.fixture(scope="module")
 def lasting_page(fake_address: tuple[str, FakeBackend], browser: Browser, look: dict[str, Any]) -> Iterator[Page]:
-    """Open the page on the fake backend once for a file of tests that restore what they change."""
+    """Open the page on the fake backend once for a file of tests, which restore what they change."""
     with Visits(browser, [*FORGIVEN], look) as visit:
         yield visit(fake_address[0])
 
@@ -316,7 +307,7 @@ def page(fake: FakeBackend, fake_address: tuple[str, FakeBackend], visit: Callab
 
 @pytest.fixture
 def song(tmp_path: Path) -> Path:
-    """Write three seconds of noise that grows louder: 48 kHz, stereo, 16 bit."""
+    """Write three seconds of noise that grows louder."""
     path = tmp_path / "song.wav"
     noise = np.random.default_rng(1).uniform(-0.2, 0.2, (3 * SAMPLE_RATE, 2))
     soundfile.write(path, noise * np.linspace(0.3, 1, len(noise))[:, None], SAMPLE_RATE, subtype="PCM_16")

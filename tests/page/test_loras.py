@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from playwright.sync_api import Locator, Page, expect
+from safetensors.numpy import save_file
 
 import export
 import lora_format
@@ -22,29 +20,20 @@ import lora_sources
 import page_widgets
 import preview
 from events import Failed, Problem
-from tests.page.steps import MARKUP, Tab
+from tests.page.steps import MARKUP, Tab, fits
 
 MODULES = ("layers.0.self_attn.to_q", "layers.0.mlp.down_proj", "layers.1.cross_attn.to_k")
 
 
-def write(path: Path, widths: Any, modules: Sequence[str] = MODULES, seed: int = 0, rank: int = 4) -> Path:
-    """Write an adapter for these modules as a safetensors file, without torch."""
-    random = np.random.default_rng(seed)
-    header, body = {}, b""
+def write(path: Path, widths: Any, modules: Sequence[str] = MODULES, rank: int = 4) -> Path:
+    """Write an adapter for these modules as a safetensors file."""
+    random, tensors = np.random.default_rng(0), {}
     for module in modules:
         out, into = widths[module]
-        down = random.standard_normal((rank, into)) / math.sqrt(into)
-        for name, values in (("lora_A", down), ("lora_B", random.standard_normal((out, rank)))):
-            data = values.astype("<f4").tobytes()
-            place = [len(body), len(body) + len(data)]
-            header[f"diffusion_model.{module}.{name}.weight"] = {
-                "dtype": "F32",
-                "shape": list(values.shape),
-                "data_offsets": place,
-            }
-            body += data
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+        for name, shape, scale in (("lora_A", (rank, into), into**-0.5), ("lora_B", (out, rank), 1)):
+            values = (scale * random.standard_normal(shape)).astype(np.float32)
+            tensors[f"diffusion_model.{module}.{name}.weight"] = values
+    save_file(tensors, path)
     return path
 
 
@@ -53,21 +42,19 @@ class Panel:
 
     def __init__(self, tab: Tab):
         self.tab, self.page, self.list = tab, tab.page, tab.part("loras")
-        self.items = self.list.get_by_role("listitem")
-        self.line = tab.part("lora-line")
-        self.said = self.list.locator(".said")
+        self.items, self.said = self.list.get_by_role("listitem"), self.list.locator(".said")
+        self.line, self.box = tab.part("lora-line"), tab.part("lora-hub").locator("input, textarea")
         tab.unfold()
         if not self.list.is_visible():
             tab.part("loras-fold").locator("> button").click()
         expect(self.list).to_be_visible()
 
     def upload(self, *paths: Path) -> None:
-        """Drop files onto the field."""
         self.tab.part("lora-file").locator("input[type=file]").set_input_files(paths)
 
     def name(self, text: str) -> None:
         """Type a repository and press Add."""
-        self.tab.part("lora-hub").locator("input, textarea").fill(text)
+        self.box.fill(text)
         self.tab.part("lora-hub-add").click()
 
     def has(self, *names: str) -> None:
@@ -75,23 +62,24 @@ class Panel:
         expect(self.items.locator(".name")).to_have_text([*names])
 
     def weight(self, name: str) -> Locator:
-        """Return the box with the weight of a LoRA."""
         return self.list.get_by_role("spinbutton", name=f"Weight of {name}", exact=True)
 
-    def press(self, action: str, name: str) -> Locator:
+    def press(self, action: str, name: str) -> None:
         """Press "Move up", "Move down" or "Remove" of a LoRA."""
-        button = self.list.get_by_role("button", name=f"{action} {name}", exact=True)
-        button.click()
-        return button
+        self.list.get_by_role("button", name=f"{action} {name}", exact=True).click()
 
 
 @pytest.fixture
-def panel(page: Page, tab, monkeypatch: pytest.MonkeyPatch) -> Panel:
-    """Return the panel of Generate on the fake backend, whose model is not here yet."""
-    monkeypatch.setattr(page_widgets, "widths_in_use", lambda: None)
-    opened = tab(page, "generate")
+def panel(lasting: Page, tab) -> Panel:
+    """Open the panel of Generate on the fake backend, empty."""
+    opened = tab(lasting, "generate")
     opened.set("prompt", "type", "a song")
-    return Panel(opened)
+    panel = Panel(opened)
+    clear = panel.list.get_by_role("button", name="Remove all")
+    if clear.is_visible():
+        clear.click()
+    expect(panel.items).to_have_count(0)
+    return panel
 
 
 @pytest.fixture
@@ -101,7 +89,6 @@ def xl(tmp_path: Path) -> Path:
 
 
 def chosen(request: Any) -> list[tuple[str, float]]:
-    """Return the names and weights of a request's LoRAs."""
     return [(Path(lora.source).name, lora.weight) for lora in request.options.loras]
 
 
@@ -120,7 +107,7 @@ def test_uploads_and_repositories_are_added_in_order_with_their_weights(panel: P
     panel.has("xl.safetensors", "org/jazz")
     panel.name("org/choir:high.safetensors")
     panel.has("xl.safetensors", "org/jazz", "org/choir:high.safetensors")
-    expect(panel.tab.part("lora-hub").locator("input, textarea")).to_have_value("")
+    expect(panel.box).to_have_value("")
     archive = tmp_path / "folder.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.write(xl, "adapter_model.safetensors")
@@ -145,7 +132,6 @@ def test_uploads_and_repositories_are_added_in_order_with_their_weights(panel: P
     panel.list.get_by_role("button", name="Remove all").click()
     expect(panel.items).to_have_count(0)
     expect(panel.said).to_have_text("Removed all. There are 0 LoRAs.")
-    assert panel.tab.made(fake).options.loras == ()
     # What was removed can be added again.
     panel.upload(xl)
     panel.has("xl.safetensors")
@@ -164,13 +150,11 @@ def test_hostile_names_and_facts_are_text(panel: Panel, monkeypatch: pytest.Monk
     expect(panel.page).to_have_title("ACE Music Studio")
 
 
-@pytest.mark.slow
 def test_the_panel_is_worked_by_keys(panel: Panel, fake):
     keyboard = panel.page.keyboard
-    box = panel.tab.part("lora-hub").locator("input, textarea")
     for name in ("org/one", "org/two", "org/three"):
-        box.fill(name)
-        box.press("Enter")
+        panel.box.fill(name)
+        panel.box.press("Enter")
         expect(panel.items.last).to_contain_text(name)
     panel.list.get_by_role("slider", name="Weight of org/one").press("ArrowLeft")
     expect(panel.weight("org/one")).to_have_value("0.95")
@@ -183,7 +167,8 @@ def test_the_panel_is_worked_by_keys(panel: Panel, fake):
     panel.list.get_by_role("button", name="Remove org/two").press("Space")
     expect(panel.said).to_have_text("Removed org/two. There are 2 LoRAs.")
     expect(panel.list.get_by_role("button", name="Remove org/three")).to_be_focused()
-    keyboard.press("Enter")
+    assert chosen(panel.tab.made(fake)) == [("three", 1.0), ("one", 0.95)]
+    panel.list.get_by_role("button", name="Remove org/three").press("Enter")
     keyboard.press("Enter")
     expect(panel.items).to_have_count(0)
     expect(panel.list.locator(".empty")).to_be_focused()
@@ -208,16 +193,18 @@ def test_what_a_run_finds_wrong_stands_at_the_panel_too(panel: Panel, fake):
 
 
 @pytest.mark.slow
-def test_the_list_fits_a_phone(visit, fake, fake_address, tab):
-    opened = Panel(tab(visit(fake_address[0], width=390), "generate"))
-    opened.name("organization/" + "a-very-long-name-" * 4 + "x")
-    expect(opened.items).to_have_count(1)
-    assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
-    item = opened.items.first.bounding_box()
-    for control in opened.items.first.locator("button, input").all():
+def test_the_list_fits_a_phone(panel: Panel):
+    panel.name("organization/" + "a-very-long-name-" * 4 + "x")
+    expect(panel.items).to_have_count(1)
+    size = panel.page.viewport_size
+    panel.page.set_viewport_size({"width": 390, "height": 844})
+    assert fits(panel.page)
+    item = panel.items.first.bounding_box()
+    for control in panel.items.first.locator("button, input").all():
         box = control.bounding_box()
         assert box["height"] >= 44
         assert item["x"] < box["x"] and box["x"] + box["width"] < item["x"] + item["width"] - 8
+    panel.page.set_viewport_size(size)
 
 
 # --- on the built-in engine ----------------------------------------------------------------------------------------
@@ -236,13 +223,7 @@ def test_a_song_with_a_lora_and_the_one_without_it(studio: str, visit, tab, tmp_
     opened.tab.set("options.plan", "tick", False)
 
     def made() -> tuple[np.ndarray, list[dict[str, Any]]]:
-        opened.tab.go.click()
-        expect(opened.tab.progress.locator("[data-state=running]")).to_be_visible()
-        expect(opened.tab.progress).to_contain_text("1 take made", timeout=90_000)
-        with opened.page.expect_download() as download:
-            opened.tab.take().get_by_role("link", name=re.compile("^Download WAV")).click()
-        path = tmp_path / download.value.suggested_filename
-        download.value.save_as(path)
+        path = opened.tab.download()
         return soundfile.read(path)[0], export.read_record(path)["loras"]
 
     plain, none = made()

@@ -1,0 +1,108 @@
+"""The requests and files behind the buttons of a take."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import audio
+import export
+import page_results
+import tooltips
+from events import StudioError
+from limits import MORE_LIKE_THIS, SAMPLE_RATE
+from page_results import Made
+from params import SONG_REQUESTS, parse_request
+
+LYRICS = "[Verse]\nla la"
+PLAN = {"used": True, "bpm": 104, "key": "D minor", "time_signature": "4", "language": "en", "caption": "a waltz"}
+OWN = {
+    "generate": {},
+    "cover": {"source": "song.wav"},
+    "extend": {"source": "song.wav", "after": 10},
+    "edit": {"source": "song.wav", "action": "repaint", "start": 1, "end": 2, "options": {"repaint_strength": 0.3}},
+}
+
+
+def made(mode: str = "generate", plan: Any = None, file: str = "take.wav", **values: Any) -> Made:
+    request = parse_request(mode, {"prompt": "a song", "lyrics": LYRICS, "takes": 3, "seed": 5, **OWN[mode], **values})
+    return Made(request, {"plan": plan, "sampling": {"steps": 20}}, {"seed": 7}, file)
+
+
+@pytest.mark.parametrize("mode", SONG_REQUESTS)
+def test_a_retake_and_one_more_like_a_take_change_the_seed_alone(mode: str):
+    take = made(mode)
+    again = page_results.retake(take)
+    assert again.seed == -1
+    assert again.model_copy(update={"seed": 5}) == take.request
+    varied = page_results.more(take)
+    assert (varied.seed, varied.takes) == (7, 1)
+    assert (varied.options.variation, varied.options.variation_seed) == (MORE_LIKE_THIS, -1)
+    back = varied.options.model_copy(update={"variation": 0.0})
+    assert varied.model_copy(update={"seed": 5, "takes": 3, "options": back}) == take.request
+
+
+def test_one_more_like_a_take_keeps_its_plan_and_its_variation():
+    assert page_results.more(made(options={"variation": 0.6})).options.variation == 0.6
+    assert page_results.more(made(plan={**PLAN, "seed": 5})).options.plan_seed == 5
+    assert page_results.more(made(plan={"used": False, "reason": "It was off."})).options.plan_seed == -1
+
+
+def test_the_words_that_are_timed_are_those_that_were_sung():
+    asked = page_results.timing(made(plan={**PLAN, "seed": 5}, bpm=90))
+    assert (asked.prompt, asked.bpm, asked.key, asked.language) == ("a waltz", 104, "D minor", "en")
+    assert (asked.source, asked.lyrics, asked.seed) == ("take.wav", LYRICS, 7)
+    assert (asked.steps, asked.planned) == (20, True)
+    plain = page_results.timing(made(bpm=90))
+    assert (plain.prompt, plain.bpm, plain.planned) == ("a song", 90, False)
+
+
+def test_only_what_sings_all_of_its_lyrics_can_be_timed(monkeypatch: pytest.MonkeyPatch):
+    studio = SimpleNamespace(status=lambda: {"timed_lyrics": {"available": True, "reason": ""}})
+    monkeypatch.setattr(page_results, "get_backend", lambda: studio)
+    assert all(made(mode).can_be_timed() for mode in ("generate", "cover", "edit"))
+    extracted = made("edit", action="extract", tracks=["vocals"], start=0, end=0, options={})
+    for take in (made("extend"), extracted, made(instrumental=True), made(lyrics="")):
+        assert not take.can_be_timed(), take
+
+
+def test_an_upload_that_is_gone_is_named(tmp_path: Path):
+    here = tmp_path / "song.wav"
+    here.touch()
+    page_results.check_uploads(made("cover", source=str(here)).request)
+    with pytest.raises(StudioError, match="Reference audio"):
+        page_results.check_uploads(made("cover", source=str(here), reference=str(tmp_path / "gone.wav")).request)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("flac", "PCM_24"), ("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS")])
+def test_a_take_in_another_format_has_the_same_sound_and_tags(tmp_path: Path, kind: str, subtype: str):
+    path = tmp_path / "song-seed-7.wav"
+    tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) * 0.03).astype(np.float32)
+    export.encode(np.stack([tone, tone]), path, "wav")
+    export.write_tags(path, path.stem, {"mode": "generate", "takes": [{"seed": 7}]})
+    take = made(file=str(path))
+    assert page_results.converted(take, "wav") == str(path)
+    other = Path(page_results.converted(take, kind))
+    assert (other.name, soundfile.info(other).subtype) == (f"song-seed-7.{kind}", subtype)
+    assert export.read_record(other)["takes"] == [{"seed": 7}]
+    before, after = audio.decode(path), audio.decode(other)
+    assert after.shape == before.shape
+    assert np.abs(after - before).max() < (1e-6 if kind == "flac" else 0.1)
+
+
+@pytest.mark.parametrize(
+    ("days", "gb", "said"),
+    [
+        (30, 20, "for 30 days, up to 20 GB in all; the oldest are deleted first."),
+        (1, math.inf, "for 1 day; the oldest are deleted first."),
+        (math.inf, math.inf, "Finished songs are kept. Uploads"),
+    ],
+)
+def test_the_page_says_what_leaves_the_output_folder(days: float, gb: float, said: str):
+    assert said in tooltips.kept_for(days, gb)
