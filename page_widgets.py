@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +66,22 @@ REGION_TEXTS = {
 }
 
 
-def region_selector(elem_id: str = "region") -> gr.HTML:
-    """Make the waveform; `connect_region` gives it a source and fields."""
+def _widget(name: str, filled: Mapping[str, str], elem_id: str, **props: Any) -> gr.HTML:
+    """Make a widget of the HTML, CSS and JavaScript called `name` in static/."""
     return gr.HTML(
-        html_template=_filled(_REGION_HTML, REGION_TEXTS),
-        css_template=theme.static("region.css"),
-        js_on_load=theme.static("region.js"),
+        html_template=theme.template(name, filled),
+        css_template=theme.static(f"{name}.css"),
+        js_on_load=theme.static(f"{name}.js"),
         apply_default_css=False,
         container=True,
         elem_id=elem_id,
-        texts=REGION_TEXTS,
-        least=LEAST_REGION_SECONDS,
+        **props,
     )
+
+
+def region_selector(elem_id: str = "region") -> gr.HTML:
+    """Make the waveform; `connect_region` gives it a source and fields."""
+    return _widget("region", REGION_TEXTS, elem_id, texts=REGION_TEXTS, least=LEAST_REGION_SECONDS)
 
 
 def connect_region(
@@ -117,11 +120,6 @@ def _joined(widget: gr.HTML, **fields: gr.Textbox) -> dict[str, Any]:
     joined = {"fn": None, "inputs": [*fields.values(), widget], "outputs": widget, "js": js, **AT_ONCE}
     gr.on([field.change for field in fields.values()], **joined)
     return joined
-
-
-def _filled(template: str, texts: Mapping[str, str]) -> str:
-    """Return HTML with `texts` in place. It names no value, so that Gradio never redraws it over the script's work."""
-    return template.format_map({name: escape(text) for name, text in texts.items()})
 
 
 def waveform(path: str | Path) -> dict[str, Any]:
@@ -205,75 +203,14 @@ def _lows_and_highs(path: str | Path, columns: int) -> np.ndarray:
     return found
 
 
-_REGION_HTML = """
-<div class="region" role="group" aria-label="{group}">
-  <p class="title marks" aria-hidden="true">{title}</p>
-  <p class="empty">{empty}</p>
-  <div class="chooser" hidden>
-    <div class="stage">
-      <div class="lane">
-        <div class="track">
-          <svg class="wave" preserveAspectRatio="none" aria-hidden="true"><path></path></svg>
-          <svg class="beats marks" preserveAspectRatio="none" aria-hidden="true"><path></path></svg>
-          <div class="chosen marks" data-part="middle"></div>
-          <svg class="wave inside marks" preserveAspectRatio="none" aria-hidden="true"><path></path></svg>
-          <div class="handle start marks" role="slider" tabindex="0" data-part="start" aria-label="{start_edge}"></div>
-          <div class="handle end marks" role="slider" tabindex="0" data-part="end" aria-label="{end_edge}"></div>
-          <div class="edge start marks"></div>
-          <div class="edge end marks"></div>
-          <div class="head"></div>
-        </div>
-      </div>
-    </div>
-    <div class="overview" role="slider" tabindex="0" aria-label="{overview}" aria-valuemin="0" hidden>
-      <svg preserveAspectRatio="none" aria-hidden="true"><path></path></svg>
-      <div class="window"></div>
-    </div>
-    <div class="scale" aria-hidden="true"><span></span><span></span></div>
-    <div class="tools">
-      <button type="button" class="play">
-        <svg></svg><span class="word"></span><span class="marks">{region}</span>
-      </button>
-      <span class="now" data-shows="now" aria-hidden="true"></span>
-      <button type="button" class="loop" aria-pressed="false">{loop}</button>
-      <button type="button" class="snap marks" aria-pressed="false" hidden></button>
-      <span class="zooms">
-        <button type="button" class="less" aria-label="{less}">&minus;</button>
-        <button type="button" class="more" aria-label="{more}">+</button>
-      </span>
-      <audio preload="none"></audio>
-    </div>
-    <p class="facts marks">
-      <span>{start} <b data-shows="start"></b></span>
-      <span>{end} <b data-shows="end"></b></span>
-      <span>{length} <b data-shows="length"></b></span>
-    </p>
-    <p class="wrong marks" hidden></p>
-    <p class="unheard" role="status" hidden>{unheard}</p>
-    <p class="help tempo marks">{tempo}</p>
-    <p class="help marks">{help} <span class="keys">{keys}</span></p>
-  </div>
-  <p class="said" aria-live="polite"></p>
-</div>
-"""
-
 # --- the timeline of an extension -----------------------------------------------------------------------------------
 
 
 def timeline(elem_id: str) -> gr.HTML:
     """Make the timeline, which appears with a source; `connect_timeline` gives it one, and fields."""
-    return gr.HTML(
-        html_template=_filled(_TIMELINE_HTML, tooltips.TIMELINE),
-        css_template=theme.static("timeline.css"),
-        js_on_load=theme.static("timeline.js"),
-        apply_default_css=False,
-        container=True,
-        elem_id=elem_id,
-        texts={"seconds": tooltips.NEW_SECONDS},
-        most=LIMITS["after"].high,
-        longest=MAX_SOURCE_SECONDS,
-        usual={name: LIMITS[name].default for name in ("before", "after")},
-    )
+    usual = {name: LIMITS[name].default for name in ("before", "after")}
+    props = {"texts": {"seconds": tooltips.NEW_SECONDS}, "most": LIMITS["after"].high, "longest": MAX_SOURCE_SECONDS}
+    return _widget("timeline", tooltips.TIMELINE, elem_id, usual=usual, **props)
 
 
 def connect_timeline(shown: gr.HTML, source: gr.Audio, before: gr.Textbox, after: gr.Textbox) -> None:
@@ -283,22 +220,6 @@ def connect_timeline(shown: gr.HTML, source: gr.Audio, before: gr.Textbox, after
     joined = _joined(shown, before=before, after=after)
     source.change(lambda path: peaks(path) if path else None, source, shown, **AT_ONCE).then(**joined)
 
-
-_TIMELINE_HTML = """
-<div class="timeline" role="group" aria-label="{title}" hidden>
-  <p class="title" aria-hidden="true">{title}</p>
-  <div class="lane">
-    <div class="track">
-      <div class="part before"><span aria-hidden="true"></span></div>
-      <div class="part source"><svg class="wave" preserveAspectRatio="none" aria-hidden="true"><path></path></svg></div>
-      <div class="part after"><span aria-hidden="true"></span></div>
-      <div class="grip before" role="slider" tabindex="0" aria-label="{before}"></div>
-      <div class="grip after" role="slider" tabindex="0" aria-label="{after}"></div>
-    </div>
-  </div>
-  <p class="help">{help} <span class="keys">{keys}</span></p>
-</div>
-"""
 
 # --- the LoRAs of a song --------------------------------------------------------------------------------------------
 
@@ -353,7 +274,7 @@ def lora_list(elem_id: str) -> gr.HTML:
     texts = {**tooltips.LORA_LIST, "texts": json.dumps(tooltips.LORA_LIST), "weight": weight}
     return gr.HTML(
         [],
-        html_template=_filled(_LORAS_HTML, texts),
+        html_template=theme.template("loras", texts),
         css_template=theme.static("loras.css"),
         js_on_load=theme.script("loras"),
         apply_default_css=False,
@@ -409,16 +330,3 @@ def uploads_in(record: Any) -> int:
         record = record.get(name) if isinstance(record, Mapping) else None
     chosen = record if isinstance(record, list) else []
     return sum(isinstance(each, Mapping) and each.get("source") == "upload" for each in chosen)
-
-
-_LORAS_HTML = """
-<div class="loras" role="group" aria-label="{title}" data-texts="{texts}" data-weight="{weight}">
-  <div class="head">
-    <p class="title">{title}</p>
-    <button type="button" class="clear" hidden>{clear}</button>
-  </div>
-  <p class="empty" tabindex="-1">{empty}</p>
-  <ol></ol>
-  <p class="said" aria-live="polite"></p>
-</div>
-"""

@@ -49,49 +49,34 @@ TOKENS = {
     "focus": ("#0B6B5D", "#9BE7D8"),
 }
 
-# Theme variables by the token that colours them.
+# Theme variables by the token that colours them; Gradio derives the others from these.
 COLOURS = {
     "bg": "body_background_fill background_fill_secondary",
-    "surface": """
-        background_fill_primary block_background_fill block_label_background_fill panel_background_fill
-        table_even_background_fill error_background_fill""",
-    "raised": """
-        input_background_fill input_background_fill_focus input_background_fill_hover checkbox_background_color
-        checkbox_background_color_focus checkbox_background_color_hover checkbox_label_background_fill
-        checkbox_label_background_fill_hover checkbox_label_background_fill_selected button_secondary_background_fill
-        button_cancel_background_fill code_background_fill color_accent_soft table_odd_background_fill
-        table_row_focus""",
-    "ink": """
-        body_text_color accordion_text_color table_text_color button_secondary_text_color
-        button_secondary_text_color_hover checkbox_label_text_color checkbox_label_text_color_selected""",
+    "surface": "background_fill_primary block_background_fill block_label_background_fill panel_background_fill "
+    "table_even_background_fill error_background_fill",
+    "raised": "input_background_fill input_background_fill_focus checkbox_background_color color_accent_soft "
+    "checkbox_label_background_fill_hover button_secondary_background_fill table_odd_background_fill",
+    "ink": "body_text_color button_secondary_text_color",
     "ink-2": "block_title_text_color block_label_text_color",
     # neutral_400 is the players' buttons and times, neutral_200 the sliders' tracks.
-    "muted": "body_text_color_subdued block_info_text_color input_placeholder_color neutral_400",
-    "line": """
-        neutral_200 border_color_primary block_border_color block_label_border_color panel_border_color
-        table_border_color button_secondary_background_fill_hover button_cancel_background_fill_hover""",
-    "line-strong": """
-        input_border_color input_border_color_hover checkbox_border_color checkbox_border_color_hover
-        checkbox_label_border_color checkbox_label_border_color_hover button_secondary_border_color
-        button_secondary_border_color_hover""",
-    "accent": """
-        color_accent border_color_accent border_color_accent_subdued link_text_color link_text_color_active
-        link_text_color_visited loader_color slider_color stat_background_fill checkbox_background_color_selected
-        checkbox_border_color_selected checkbox_label_border_color_selected button_primary_background_fill
-        button_primary_border_color""",
+    "muted": "input_placeholder_color neutral_400",
+    "line": "neutral_200 border_color_primary table_border_color button_secondary_background_fill_hover",
+    "line-strong": "input_border_color checkbox_border_color checkbox_border_color_hover checkbox_label_border_color "
+    "button_secondary_border_color button_secondary_border_color_hover",
+    "accent": "color_accent border_color_accent link_text_color link_text_color_active link_text_color_visited "
+    "loader_color slider_color stat_background_fill checkbox_label_border_color_selected "
+    "button_primary_background_fill button_primary_border_color",
     "accent-hover": "link_text_color_hover button_primary_background_fill_hover button_primary_border_color_hover",
-    "on-accent": "button_primary_text_color button_primary_text_color_hover",
-    "danger": """
-        error_border_color error_icon_color error_text_color button_cancel_border_color
-        button_cancel_border_color_hover button_cancel_text_color button_cancel_text_color_hover""",
+    "on-accent": "button_primary_text_color",
+    "danger": "error_border_color error_icon_color error_text_color button_cancel_border_color "
+    "button_cancel_border_color_hover button_cancel_text_color button_cancel_text_color_hover",
     "focus": "input_border_color_focus checkbox_border_color_focus",
 }
 # Theme variables by their value.
 SIZES = {
     "*text_xs": "block_info_text_size",
-    "*text_sm": """
-        block_title_text_size block_label_text_size checkbox_label_text_size button_medium_text_size
-        button_small_text_size""",
+    "*text_sm": "block_title_text_size block_label_text_size checkbox_label_text_size button_medium_text_size "
+    "button_small_text_size",
     "*text_md": "button_large_text_size",
     "*radius_sm": "input_radius button_large_radius button_medium_radius button_small_radius",
     "*radius_lg": "block_radius",
@@ -137,6 +122,14 @@ def theme() -> gr.themes.Base:
 
 def static(name: str) -> str:
     return (STATIC / name).read_text(encoding="utf-8")
+
+
+def template(name: str, texts: Mapping[str, str]) -> str:
+    """Return an HTML file of static/ with `texts` in place.
+
+    It names no value of its component, so that Gradio never redraws it over the script's work.
+    """
+    return static(f"{name}.html").format_map({key: escape(text) for key, text in texts.items()})
 
 
 def script(name: str) -> str:
@@ -346,47 +339,17 @@ def _list(texts: Sequence[str], attributes: str = "") -> str:
     return f"<ul{attributes}>{items}</ul>" if items else ""
 
 
-# The two below name no value, so that Gradio never redraws them over the script's work.
-
-
 def takes(mode: str) -> str:
     """Return the frame of a tab's takes, for static/takes.js."""
     texts = {**tooltips.TAKES, "empty": tooltips.EMPTY_RESULTS[mode], "player": tooltips.PLAYER}
     facts = {"texts": texts, "tab": tooltips.TABS[mode], "uses": tooltips.USE_IN, "formats": list(FORMATS)}
+    shown = {"making": tooltips.MAKING, "level": tooltips.LEVEL, "level_help": tooltips.LEVEL_HELP}
+    shown |= {"digits": tooltips.DIGITS_HELP, "earlier": tooltips.EARLIER_HELP, "forget": tooltips.FORGET}
     settings = json.dumps(facts, ensure_ascii=False)
-    return f"""
-<div class="takes" data-mode="{mode}" data-settings="{escape(settings)}">
-  <p class="empty" aria-live="polite"></p>
-  <div class="take making" aria-hidden="true" hidden>
-    <div class="cover"></div>
-    <div class="what"><p class="name">{escape(tooltips.MAKING)}</p><p class="stage"></p></div>
-    <div class="wave"></div>
-  </div>
-  <div class="list"></div>
-  <div class="level" hidden>
-    <label><input type="checkbox" checked> {escape(tooltips.LEVEL)}</label>
-    <p class="remark">{escape(tooltips.LEVEL_HELP)} <span class="keys">{escape(tooltips.DIGITS_HELP)}</span></p>
-  </div>
-  <details class="earlier" hidden>
-    <summary></summary>
-    <p class="remark">{escape(tooltips.EARLIER_HELP)}</p>
-    <ol></ol>
-    <button type="button" class="clear">{escape(tooltips.FORGET)}</button>
-  </details>
-  <details class="record" id="{mode}-record" hidden>
-    <summary>{escape(tooltips.RECORD)}</summary>
-    <pre tabindex="0"></pre>
-  </details>
-</div>
-"""
+    return template("takes", {**shown, "mode": mode, "settings": settings, "record": tooltips.RECORD})
 
 
 def latest() -> str:
     """Return the frame of the latest takes to choose a source from, for static/latest.js."""
     settings = json.dumps({"texts": {"use": tooltips.USE_TAKE}, "modes": list(tooltips.GO)}, ensure_ascii=False)
-    return f"""
-<section class="latest" data-settings="{escape(settings)}" hidden>
-  <p>{escape(tooltips.LATEST_TAKES)}</p>
-  <ul></ul>
-</section>
-"""
+    return template("latest", {"settings": settings, "title": tooltips.LATEST_TAKES})
