@@ -39,7 +39,7 @@ from tools import screenshots
 FLAGS = [*screenshots.FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 LOCAL = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob|about):")
 # Chromium logs a rejected field (HTTP 422), and Gradio the stream that a reload cuts.
-FORGIVEN = ("status of 422", "signal is aborted")
+FORGIVEN = ("status of 422", "signal is aborted", "Connection errored out")
 FIRST_VISIT = """(face) => {
   for (const storage of [localStorage, sessionStorage]) storage.clear();
   localStorage.setItem("ace-music-studio-face", face);

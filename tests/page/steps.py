@@ -55,7 +55,7 @@ def violations(page: Page) -> list[str]:
     """Return what axe-core calls serious or critical, one line per element."""
     return [
         f"{rule['id']} at {' '.join(map(str, node['target']))}: {node['html'][:120]}"
-        for rule in Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        for rule in Axe().run(page).response["violations"]
         if rule["impact"] in ("serious", "critical")
         for node in rule["nodes"]
     ]
@@ -110,6 +110,15 @@ class Tab:
                 # Gradio loses text typed while it builds the group. A page that is never idle hangs here.
                 twice = "new Promise((done) => requestIdleCallback(() => requestIdleCallback(done)))"
                 self.page.evaluate(twice)
+
+    def reset(self) -> Tab:
+        """Put in the defaults, but for files, and "a song" as the first words."""
+        words = self.text("brief" if self.mode == "lyrics" else "prompt")
+        words.fill("old")
+        self.part("reset").click()
+        expect(words).to_have_value("")
+        words.fill("a song")
+        return self
 
     def set(self, name: str, how: str, value: Any) -> Any:
         """Set a control; return its former value."""

@@ -32,29 +32,22 @@ CONTROLS = {
         "options.n_avg": ("slide", "3", 3),
     },
     "layer": {
-        "track": ("pick", "Strings", ("strings",)),
-        "options.mix": ("tick", True, True),
-        "part": ("tick", True, None),
-        "start": ("type", "1", 1.0),
-        "end": ("type", "2", 2.0),
+        **{"track": ("pick", "Strings", ("strings",)), "options.mix": ("tick", True, True)},
+        **{"part": ("tick", True, None), "start": ("type", "1", 1.0), "end": ("type", "2", 2.0)},
     },
     "extract": {"track": ("pick", "Vocals", ("vocals",))},
     "complete": {"tracks": ("pick", "FX", ("fx",))},
 }
-LEAST = {"layer": {"tracks": ["drums"]}, "extract": {"tracks": ["drums"]}, "complete": {"tracks": ["bass"]}}
 
 
 @pytest.fixture
 def edit(lasting: Page, tab, song: Path) -> Any:
     """Open the Edit tab with a new song to repaint, and no words."""
     opened = tab(lasting, "edit")
-    opened.choose("repaint")
     opened.clear("source")
     expect(opened.text("start")).to_have_value("0")
-    opened.field("instrumental").get_by_role("checkbox").uncheck()
-    expect(opened.text("lyrics")).to_be_enabled()
-    for name in ("prompt", "lyrics"):
-        opened.set(name, "type", "")
+    opened.reset()
+    opened.set("prompt", "type", "")
     opened.set("source", "upload", song)
     expect(opened.text("start")).to_have_value("1")
     return opened
@@ -80,58 +73,61 @@ def test_each_action_shows_its_controls_and_sends_no_others(edit, fake):
     expect(edit.field("part").get_by_role("checkbox")).to_be_checked()
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-def test_a_request_has_only_what_its_action_uses(action: str):
+@pytest.fixture(scope="module")
+def form() -> Any:
     with gr.Blocks():
-        form = page_tabs.edit_tab().form
+        return page_tabs.edit_tab().form
+
+
+def request_of(form: Any, **there: Any) -> Any:
+    """Return the request of the defaults with the values `there`."""
+    there = {"source": "a.wav", "start": "1", "end": "2", **there}
+    return form.request([there.get(name, field.value) for name, field in form.fields.items()])
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_request_has_only_what_its_action_uses(form, action: str):
     # As if a visitor had used every action.
-    there = {**LEAST.get(action, {}), "source": "a.wav", "action": action, "start": "1", "end": "2", "part": True}
-    there |= {"tracks": ["bass"], "track": "drums", "source_prompt": "a", "source_lyrics": "b", "options.mix": True}
-    values = [there.get(name, field.value) for name, field in form.fields.items()]
-    request = form.request(values)
+    every = {"part": True, "tracks": ["bass"], "track": "drums", "source_prompt": "a", "source_lyrics": "b"}
+    request = request_of(form, action=action, **every)
     assert request.action == action
     assert request.options.model_fields_set & set().union(*ACTION_OPTIONS.values()) == ACTION_OPTIONS[action]
 
 
-@pytest.mark.long
+def test_every_example_is_a_request_of_its_action(form):
+    for name, example in page_panels.EXAMPLES["edit"].items():
+        request = request_of(form, **example)
+        assert request.action == example["action"], name
+        assert request.tracks == ((example["track"],) if "track" in example else ()), name
+    for name, numbers in page_panels.EXAMPLES["morph"].items():
+        request = request_of(form, action="morph", prompt="a waltz", source_prompt="a march", **numbers)
+        assert {key: read(request, key) for key in numbers} == numbers, name
+
+
 @pytest.mark.slow
 def test_actions_that_the_checkpoint_was_not_trained_for_are_marked(page: Page, fake, tab):
     opened = tab(page, "edit")
-    layer = opened.field("action").locator("label", has_text="Add a layer (experimental)")
-    expect(opened.field("action").locator("label", has_text="Morph into something else")).to_be_visible()
+    actions, hints = opened.field("action"), opened.part("hints")
+    layer, more = actions.locator("label", has_text="Add a layer (experimental)"), hints.locator("summary")
+    expect(actions.locator("label", has_text="Morph into something else")).to_be_visible()
     expect(layer).to_be_hidden()
-    hints = opened.part("hints")
-    more = hints.locator("summary")
     more.press("Enter")
-    expect(layer).to_be_visible()
     layer.click()
     # The chosen action stays visible.
     more.press("Enter")
     expect(layer).to_be_visible()
-    expect(opened.field("action").locator("label", has_text="Extract a track")).to_be_hidden()
+    expect(actions.locator("label", has_text="Extract a track")).to_be_hidden()
     expect(hints).to_contain_text("This checkpoint was not trained for this")
     fake.facts = {"tasks": dict.fromkeys(ACTIONS, "official")}
     reload(page)
     opened = tab(page, "edit")
-    expect(opened.field("action").locator("label", has_text="Add a layer")).to_be_visible()
+    expect(actions.locator("label", has_text="Add a layer")).to_be_visible()
     expect(more).to_have_count(0)
     opened.choose("layer")
     expect(hints).not_to_contain_text("was not trained")
 
 
-@pytest.mark.slow
-def test_a_region_is_dragged_and_typed(edit, fake):
-    drag(edit.page, 0.2, 0.6)
-    expect(edit.text("start")).to_have_value("0.6")
-    expect(edit.text("end")).to_have_value("1.8")
-    request = edit.made(fake)
-    assert (request.start, request.end) == (0.6, 1.8)
-    edit.set("end", "type", "1.5")
-    expect(edit.page.get_by_role("slider", name="End of the region")).to_have_attribute("aria-valuenow", "1.5")
-    assert edit.made(fake).end == 1.5
-
-
-def test_the_waveform_comes_first_and_plays_for_every_action(page: Page, fake, tab, song: Path):
+def test_the_waveform_comes_first_marks_a_region_and_plays_for_every_action(page: Page, fake, tab, song: Path):
     export.write_tags(song, "a song", {"request": {"bpm": 90}, "plan": {"used": True, "bpm": 120}})
     edit = tab(page, "edit")
     edit.set("source", "upload", song)
@@ -140,6 +136,16 @@ def test_the_waveform_comes_first_and_plays_for_every_action(page: Page, fake, t
     # The source has one player, above the actions.
     expect(edit.field("source").locator("[data-testid=waveform-controls]")).to_be_hidden()
     assert region.bounding_box()["y"] < edit.field("action").bounding_box()["y"]
+    region.locator(".stage").scroll_into_view_if_needed()
+    box = region.locator(".track").bounding_box()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 12)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 12, steps=5)
+    page.mouse.up()
+    expect(edit.text("start")).to_have_value("1.8")
+    expect(edit.text("end")).to_have_value("2.4")
+    request = edit.made(fake)
+    assert (request.start, request.end) == (1.8, 2.4)
     edit.unfold()
     edit.set("bpm", "type", "96")
     expect(page.get_by_role("button", name="Snap to beats (96 BPM)")).to_be_visible()
@@ -153,22 +159,6 @@ def test_the_waveform_comes_first_and_plays_for_every_action(page: Page, fake, t
     expect(edit.field("source").get_by_text("Drop Audio Here")).to_be_visible()
 
 
-def drag(page: Page, start: float, end: float) -> None:
-    """Mark a new region on the waveform, between two shares of its width."""
-    first, last = (page.get_by_role("slider", name=f"{edge} of the region") for edge in ("Start", "End"))
-    first.scroll_into_view_if_needed()
-    # The whole file first, so that a drag marks a new region.
-    first.press("Home")
-    last.press("End")
-    expect(page.locator("#edit-end input, #edit-end textarea")).to_have_value("0")
-    box = page.locator("#edit-region .track").bounding_box()
-    height = box["y"] + 20
-    page.mouse.move(box["x"] + start * box["width"], height)
-    page.mouse.down()
-    page.mouse.move(box["x"] + end * box["width"], height, steps=5)
-    page.mouse.up()
-
-
 WRONG = [
     ("repaint", {"start": "50", "end": "10"}, "end", "End must be at least 0.5 seconds after Start (50)"),
     ("repaint", {"start": "1", "end": "5"}, "end", "End must be from 0 to 3 seconds, the length of this source"),
@@ -178,10 +168,7 @@ WRONG = [
 
 
 @pytest.mark.slow
-def test_wrong_values_have_messages_beside_their_fields(page: Page, fake, tab, song: Path):
-    edit = tab(page, "edit")
-    edit.set("source", "upload", song)
-    expect(edit.text("start")).to_have_value("1")
+def test_wrong_values_have_messages_beside_their_fields(edit, fake):
     edit.set("prompt", "type", "kept")
     for action, values, field, sentence in WRONG:
         edit.choose(action)
@@ -193,22 +180,3 @@ def test_wrong_values_have_messages_beside_their_fields(page: Page, fake, tab, s
             expect(edit.text(name)).to_have_value(value)
     expect(edit.text("prompt")).to_have_value("kept")
     assert fake.requests == []
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_examples_and_presets_fill_in_the_form(edit, fake):
-    for name, example in page_panels.EXAMPLES["edit"].items():
-        edit.page.get_by_role("button", name=name).click()
-        expect(edit.text("prompt")).to_have_value(example.get("prompt", ""))
-        request = edit.made(fake)
-        assert request.action == example["action"]
-        assert request.tracks == ((example["track"],) if "track" in example else ())
-    edit.set("prompt", "type", "in another style")
-    edit.choose("morph")
-    for name, numbers in page_panels.EXAMPLES["morph"].items():
-        edit.page.get_by_role("button", name=name).click()
-        expect(edit.page.locator("#edit-morph-plan")).to_contain_text(f"from {numbers['options.n_min']:.0%}")
-        request = edit.made(fake)
-        assert {key: read(request, key) for key in numbers} == numbers
-        assert request.prompt == "in another style"

@@ -72,12 +72,7 @@ class Panel:
 @pytest.fixture
 def panel(lasting: Page, tab) -> Panel:
     """Open the panel of Generate on the fake backend, empty."""
-    opened = tab(lasting, "generate")
-    opened.set("prompt", "type", "a song")
-    panel = Panel(opened)
-    clear = panel.list.get_by_role("button", name="Remove all")
-    if clear.is_visible():
-        clear.click()
+    panel = Panel(tab(lasting, "generate").reset())
     expect(panel.items).to_have_count(0)
     return panel
 
