@@ -18,7 +18,6 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from levels import peak_of
 from limits import MAX_SOURCE_SECONDS, SAMPLE_RATE
 
 MAX_UPLOAD_BYTES = 500_000_000
@@ -208,3 +207,20 @@ def _at_studio_rate(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndar
     for block in blocks:
         yield stream.resample_chunk(np.ascontiguousarray(block))
     yield stream.resample_chunk(np.zeros((0, 2), np.float32), last=True)
+
+
+# --- small parts that levels.py and export.py share -----------------------------------------------------------------
+
+
+def peak_of(samples: np.ndarray) -> float:
+    """Return the largest absolute value; NaN if there is one."""
+    return max(float(samples.max(initial=0)), -float(samples.min(initial=0)))
+
+
+def seconds_of(samples: np.ndarray) -> Iterator[np.ndarray]:
+    return (samples[:, at : at + SAMPLE_RATE] for at in range(0, samples.shape[1], SAMPLE_RATE))
+
+
+def rows_of(block: np.ndarray) -> np.ndarray:
+    """Return the float32 [samples, channels] that soxr and libsndfile take."""
+    return np.ascontiguousarray(block.T, dtype=np.float32)

@@ -33,9 +33,8 @@ from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 from PIL import Image, ImageDraw
 
-from audio import AudioError
+from audio import AudioError, rows_of, seconds_of
 from events import is_disk_full
-from levels import rows_of, seconds_of
 from limits import SAMPLE_RATE
 
 MAX_RECORD_BYTES = 256_000

@@ -6,11 +6,11 @@ Samples are float arrays of shape [channels, samples] at 48 kHz, full scale at 1
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import soxr
 
+from audio import peak_of, rows_of, seconds_of
 from limits import SAMPLE_RATE
 
 FLOOR_DBFS = -200.0  # what digital silence reads: a number, because JSON has no minus infinity
@@ -77,20 +77,6 @@ def spectral_flatness(samples: np.ndarray) -> float:
         total += float((np.exp(np.log(power).mean(axis=-1)) / power.mean(axis=-1)).sum())
         count += len(power)
     return total / count if count else 0.0
-
-
-def seconds_of(samples: np.ndarray) -> Iterator[np.ndarray]:
-    return (samples[:, at : at + SAMPLE_RATE] for at in range(0, samples.shape[1], SAMPLE_RATE))
-
-
-def rows_of(block: np.ndarray) -> np.ndarray:
-    """Return the float32 [samples, channels] that soxr and libsndfile take."""
-    return np.ascontiguousarray(block.T, dtype=np.float32)
-
-
-def peak_of(samples: np.ndarray) -> float:
-    """Return the largest absolute value; NaN if there is one."""
-    return max(float(samples.max(initial=0)), -float(samples.min(initial=0)))
 
 
 def _rms(samples: np.ndarray) -> float:

@@ -193,7 +193,7 @@ def with_tracks(song: Song) -> Iterator[Progress]:
         if not request.options.mix:
             return stem
         mix = source + stem
-        if levels.peak_of(mix) > 1.0:
+        if audio.peak_of(mix) > 1.0:
             message = f"Take {take}: source and new layer together are {levels.peak_dbfs(mix):.1f} dB over full scale."
             hint = "Turn mix off and mix the stem yourself, or use a quieter source."
             raise StudioError("too_loud", message, hint=hint)
@@ -222,7 +222,7 @@ def _loud(made: np.ndarray, number: int) -> np.ndarray:
 def _whole(made: np.ndarray, number: int) -> np.ndarray:
     """Keep the level, unless its peak is over full scale."""
     _not_silent(made, number)
-    return made / max(levels.peak_of(made), 1.0)
+    return made / max(audio.peak_of(made), 1.0)
 
 
 class Song:

@@ -146,18 +146,22 @@ def seconds_text(form: Form, values: Any) -> str:
     return problem.text() if problem else tooltips.GPU_SECONDS.format(seconds=zerogpu.gpu_seconds(work))
 
 
-def connect_seconds(form: Form, line: gr.HTML) -> None:
-    """Keep the GPU seconds up to date with the form, on ZeroGPU."""
-    if not bootstrap.on_zerogpu():
-        return
+def seconds_line(form: Form) -> gr.HTML:
+    """Make the line with the GPU seconds, not rendered yet; on ZeroGPU it follows the form."""
+    line = html(elem_id=f"{form.mode}-seconds", render=False)
 
     def say(there: dict[str, Any]) -> str:
         text = seconds_text(form, there.values())
         return theme.remark(text) if text else ""
 
-    blank = {name: field.value for name, field in form.fields.items()}
-    form.watchers.append(lambda facts: {line: say(blank)})
-    form.follow(line, form.fields, say)
+    def connect() -> None:
+        blank = {name: field.value for name, field in form.fields.items()}
+        form.watchers.append(lambda facts: {line: say(blank)})
+        form.follow(line, form.fields, say)
+
+    if bootstrap.on_zerogpu():
+        form.later.append(connect)
+    return line
 
 
 # --- advice on lyrics ---------------------------------------------------------------------------------------------

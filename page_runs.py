@@ -23,7 +23,6 @@ from backend import GPU_CONCURRENCY, get_backend
 from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
 from limits import INSTRUMENTAL
 from page_form import AT_ONCE, QUIET, Form, Undo, Updates, available, connect_undo, html, reason, undo_button
-from page_hints import connect_seconds
 from params import Request
 
 log = logging.getLogger("studio")
@@ -81,18 +80,16 @@ def run_bar(
     return RunBar(go, stop, line, cancelled)
 
 
-def run_foot(form: Form, cancel: str = tooltips.CANCEL, above: gr.HTML | None = None) -> tuple[RunBar, gr.HTML]:
+def run_foot(form: Form, above: Sequence[gr.HTML], cancel: str = tooltips.CANCEL) -> tuple[RunBar, gr.HTML]:
     """Make the foot of a tab, which stays in sight; returns the run bar and the line that names the wrong fields.
 
-    `above` is a line of the tab's own, not rendered yet.
+    `above` are lines of the tab's own, not rendered yet.
     """
     with gr.Row(elem_classes=["run-bar"]):
-        if above:
-            above.render()
+        for line in above:
+            line.render()
         problems = html(elem_id=f"{form.mode}-problems")
-        seconds = html(elem_id=f"{form.mode}-seconds")
         bar = run_bar(form.mode, tooltips.GO[form.mode], cancelled_box(form.mode), cancel=cancel)
-    form.later.append(lambda: connect_seconds(form, seconds))
     return bar, problems
 
 

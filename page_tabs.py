@@ -183,10 +183,10 @@ def _details(form: Form, cancel: str = tooltips.CANCEL) -> Iterator[None]:
         page_settings.foot(form, cancel)
 
 
-def _song_tab(form: Form, result: ResultPanel, helper: Assist, above: gr.HTML | None = None) -> SongTab:
-    """Add the foot, with the line `above` it, and connect what all tabs for songs have."""
+def _song_tab(form: Form, result: ResultPanel, helper: Assist, *above: gr.HTML) -> SongTab:
+    """Add the foot, with the lines `above` it, and connect what all tabs for songs have."""
     with form.tab:
-        bar, problems = run_foot(form, above=above)
+        bar, problems = run_foot(form, [*above, page_hints.seconds_line(form)])
     connect_assist(form, helper)
     connect_song(form, bar, problems, result)
     connect_takes(form, bar, result)
@@ -350,7 +350,7 @@ def lyrics_tab() -> tuple[Form, LyricsPanel]:
                 add_number(form, "seed")
     why = html(elem_id="lyrics-why", render=False)
     with form.tab:
-        bar, problems = run_foot(form, tooltips.STOP, why)
+        bar, problems = run_foot(form, [why, page_hints.seconds_line(form)], tooltips.STOP)
 
     def show(facts: Mapping[str, Any]) -> Updates:
         writer = facts["lyrics"]
