@@ -363,12 +363,11 @@ def free_memory() -> None:
     """Collect garbage and empty the GPU allocator's cache; imports nothing."""
     gc.collect()
     torch = sys.modules.get("torch")
-    if torch is None:
-        return
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
+    with contextlib.suppress(AttributeError):  # not imported, or another thread is still importing it
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        if torch.backends.mps.is_available():
+            torch.mps.empty_cache()
 
 
 def available_memory() -> int:
