@@ -140,7 +140,7 @@ def status_updates(header: Header, forms: list[Form]) -> Updates:
 class CompressedPage:
     """Compresses the page and its description: the largest responses, apart from songs, which do not shrink.
 
-    Streams must not wait for it.
+    Streams bypass it.
     """
 
     def __init__(self, app: ASGIApp):

@@ -78,7 +78,8 @@ def gpu_entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
             except queue.Empty:
                 event, error = latest, None
             if error and not job.cancelled():
-                yield Failed(problem_of(error))
+                failed, error = Failed(problem_of(error)), None  # the error holds the song's tensors
+                yield failed
             if event is None:
                 return
             latest = event if isinstance(event, Progress) else latest

@@ -165,7 +165,7 @@ def problem_of(error: Exception) -> Problem:
         return Problem("ray_missing", "Ray is not installed here.", hint="Start the studio with ./run.sh --ray.")
     if "ersion mismatch" in text:
         found = ", ".join(line.strip() for line in text.splitlines() if "Ray:" in line or "Python:" in line)
-        message = f"This machine and the cluster have different versions of Ray or Python: {found}"
+        message = f"This machine and the cluster have different versions of Ray or Python: {found or 'they differ.'}"
         return Problem("ray_versions", message, hint="Install the same versions on all of them.")
     if AT_START in text:
         hint = "Each machine needs the packages of requirements.txt; the logs of Ray have the details."

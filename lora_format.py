@@ -143,6 +143,8 @@ def _read_number(path: str | Path, tensor: Tensor) -> float:
     with Path(path).open("rb") as file:
         file.seek(tensor.start)
         data = file.read(tensor.end - tensor.start)
+    if len(data) != tensor.end - tensor.start:
+        raise broken("it was cut off while it was read")
     if tensor.dtype == "BF16":  # the upper half of a float32
         return struct.unpack("<f", b"\0\0" + data)[0]
     if tensor.dtype not in _NUMBERS:

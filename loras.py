@@ -134,14 +134,17 @@ def _key(spec: LoraSpec) -> tuple[Any, ...]:
 
 def _load(pipe: Any, spec: LoraSpec) -> Adapter:
     """Read an adapter onto the pipeline's device in the transformer's dtype, from the very file that was checked."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     with about(spec.name):
         if sha256_of(spec.path) != spec.info.sha256:
             raise Refusal("lora_changed", "has changed since it was chosen", "Add it again.")
         layout = read_layout(spec.path, widths_of_pipe(pipe), spec.config)
-        with safe_open(spec.path, "pt", device="cpu") as file:
-            adapter = {layer.module: _change(pipe, layer, file) for layer in layout.layers}
+        try:
+            with safe_open(spec.path, "pt", device="cpu") as file:
+                adapter = {layer.module: _change(pipe, layer, file) for layer in layout.layers}
+        except SafetensorError:
+            raise broken("its tensors cannot be read") from None
         # A factor that is all zero changes nothing, such as B before training.
         if not any(all(bool(m.any()) for factor in c.factors for m in factor) for c in adapter.values()):
             raise Refusal("lora_empty", "changes nothing: all its weights are zero", "It may never have been trained.")

@@ -83,9 +83,10 @@ class Models:
         # No lock if it is there: a ZeroGPU worker may have been forked while another thread held the lock.
         if (pipe := self._pipe) is not None:
             return pipe
+        device = self.device()  # first, so that a page that asks for it need not wait for the pipeline
         with self._building:
             if self._pipe is None:
-                self._pipe = build_pipeline(self.weights, self.device(), self.plan or "resident")
+                self._pipe = build_pipeline(self.weights, device, self.plan or "resident")
             return self._pipe
 
     def unload_pipeline(self) -> None:

@@ -227,7 +227,7 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
         name, number = asked
         if name == "timed":
             yield from time_lines(bar, result, made, number)
-        else:
+        elif name in ("retake", "more"):
             yield from make_songs(bar, result, made, number, variation=name == "more")
 
     began = result.takes.submit(

@@ -13,6 +13,7 @@ batch, except where rounding of the model's own numbers decides.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from events import StudioError, first_line
+from events import StudioError, first_line, is_out_of_memory
 from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
 from planner_layers import CachedLayers, stretch_end
 
@@ -363,6 +364,9 @@ class CodeWriter:
                 self._advance_recorded()
                 return
             except Exception as error:
+                self._replay = None
+                if is_out_of_memory(error):
+                    raise
                 RECORDED.discard(device)
                 log.warning("The planner takes plain steps, because recording failed: %s", first_line(error))
         self._pick(self._layers.read(self._tokens))
@@ -400,11 +404,21 @@ def warm_up(work: Callable[[], None]) -> None:
     """Do `work` on a stream of its own, which CUDA needs before it can record it."""
     import torch
 
-    side = torch.cuda.Stream()
+    side = _side_stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            work()
+    finally:
+        torch.cuda.current_stream().wait_stream(side)
+
+
+@functools.cache
+def _side_stream() -> Any:
+    """Return the one stream for this: cuBLAS keeps memory for each that it has worked on."""
+    import torch
+
+    return torch.cuda.Stream()
 
 
 def record(work: Callable[[], None]) -> Callable[[], None]:

@@ -340,7 +340,7 @@ DOWNLOAD_CANCELLED = "Cancelled. The next download continues from here."
 DOWNLOAD_DONE = "The model is ready. The next song will use it."
 DOWNLOAD_UNUSED = "The model is ready, but ACE_STUDIO_MODEL is set to preview. Unset it and restart the studio."
 ALMOST_DONE_SECONDS = 10  # less than this is not counted down
-OPEN_ENDED = ("steps", "planning", "loading", "preparing")  # stages before others that nobody knows the length of
+OPEN_ENDED = ("steps", "planning", "loading", "preparing")  # stages followed by others of unknown length
 
 
 def clock(seconds: float) -> str:
@@ -508,9 +508,11 @@ def _device(status: Mapping[str, Any]) -> str:
 CANNOT_START = "ACE Music Studio cannot start: {reason} ({place}). See ./run.sh --check and docs/troubleshooting.md."
 STOPPING = "ACE Music Studio is stopping."
 READY = "ACE Music Studio is ready at {url}"
-CHOOSE_PORT = "Choose another one with --port or GRADIO_SERVER_PORT."
-PORT_TAKEN = f"The studio cannot listen on {{host}}, port {{port}}: it is in use or not allowed. {CHOOSE_PORT}"
-NO_PORT = f"The studio found no free port on {{host}} from 7860 up. {CHOOSE_PORT}"
+PORT_TAKEN = (
+    "The studio cannot listen on {host}, port {port}: it is in use or not allowed. "
+    "Choose another one with --port or GRADIO_SERVER_PORT."
+)
+NO_PORT = "The studio found no free port on {host} from 7860 up. Name a free one with --port or GRADIO_SERVER_PORT."
 BAD_PORT = 'GRADIO_SERVER_PORT must be a whole number from 1 to 65535, not "{port}".'
 MCP_READY = "Its tools for assistants (MCP) are at {url}gradio_api/mcp/"
 MCP_MISSING = "There are no tools for assistants (MCP): the package mcp is missing. pip install 'gradio[mcp]'"

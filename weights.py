@@ -326,8 +326,11 @@ def _planner_flaw(folder: Path) -> str | None:
     kinds = config.get("architectures") or ["ForCausalLM"]
     if not any(str(kind).endswith(("ForCausalLM", "Model")) for kind in kinds):
         return f"it is a {shown(kinds[0])}, not a causal language model"
-    files = [folder / name for name in TOKEN_FILES]
-    if not any(b"<|audio_code_0|>" in path.read_bytes() for path in files if path.is_file()):
+    try:
+        read = [(folder / name).read_bytes() for name in TOKEN_FILES if (folder / name).is_file()]
+    except OSError as error:
+        return f"its tokenizer cannot be read: {error.strerror or error}"
+    if not any(b"<|audio_code_0|>" in data for data in read):
         return "its tokenizer has no audio tokens (<|audio_code_0|> and so on)"
     return _weights_flaw(folder)
 

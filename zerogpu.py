@@ -169,9 +169,9 @@ def in_thread(
                         break
                     if event is not None:
                         pending.put((event, None))
-            pending.put((None, None))
         except Exception as error:
             pending.put((None, error))
+        finally:
             pending.put((None, None))
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(read,), name=name, daemon=True)
@@ -193,6 +193,7 @@ AGAIN = "Please try again"
 LESS_WORK = "Try fewer steps, fewer takes or a shorter song"
 AGAIN_OR_LESS = f"{AGAIN}; if it happens again, try fewer takes or a shorter song."
 RELOAD = "Reload the page and try again."
+PRO = "A PRO account on Hugging Face gets more at once."
 SIGN_IN = "Sign in to Hugging Face for more GPU time"
 SILENT = Problem("gpu_silent", "The GPU worker stopped answering.", hint=AGAIN_OR_LESS)
 UNREACHABLE = Problem("gpu_unreachable", "ZeroGPU could not be asked for a GPU.", hint=f"{AGAIN} in a minute.")
@@ -209,8 +210,10 @@ ERRORS = (
      f"{AGAIN}; the log of the Space has the details."),
     (r"ZeroGPU illegal duration: .*?\((\d+)s\)",
      "gpu_duration", "ZeroGPU does not give you {0} seconds of GPU time at once.",
-     f"{LESS_WORK}. A PRO account on Hugging Face gets more at once."),
-    ("ZeroGPU (quota exceeded|queue timeout): No GPU was available", *BUSY),
+     f"{LESS_WORK}. {PRO}"),
+    ("ZeroGPU illegal duration",
+     "gpu_duration", "ZeroGPU does not give you that much GPU time at once.", f"{LESS_WORK}. {PRO}"),
+    ("ZeroGPU (quota exceeded: .*No GPU was available|queue timeout)", *BUSY),
     ("ZeroGPU quota exceeded: Space app has reached its GPU limit",
      "gpu_quota", "This Space has used up its GPU time for visitors without an account.",
      f"{SIGN_IN}, or come back later."),
