@@ -285,8 +285,9 @@ def write(model: Any, prompt: Sequence[int], grammar: Grammar, seed: int, draw: 
                 hidden = layers.read(torch.tensor([pending], device=model.device))
                 count += len(pending)
                 yield count
-            logits = head(hidden).float().index_select(1, demand)
-            token = int(demand[draw(logits, luck[:, count : count + 1])])
+            with torch.no_grad():
+                logits = head(hidden).float().index_select(1, demand)
+                token = int(demand[draw(logits, luck[:, count : count + 1])])
             pending = [token]
             demand = grammar.send(token)
     except StopIteration as end:
@@ -390,14 +391,15 @@ class CodeWriter:
         """Draw one code per take from `hidden` [rows, size]; it becomes the next token of both halves."""
         import torch
 
-        logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float()
-        if self._guided:
-            wanted, plain = logits.chunk(2)
-            logits = plain.lerp(wanted, self._job.guidance)
-        drawn = self._job.draw(logits, self._chances.index_select(1, self._number))
-        self._drawn.index_copy_(1, self._number, drawn[:, None])
-        self._tokens.view(-1, self._takes).copy_(self._code_ids[drawn])
-        self._number += 1
+        with torch.no_grad():
+            logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float()
+            if self._guided:
+                wanted, plain = logits.chunk(2)
+                logits = plain.lerp(wanted, self._job.guidance)
+            drawn = self._job.draw(logits, self._chances.index_select(1, self._number))
+            self._drawn.index_copy_(1, self._number, drawn[:, None])
+            self._tokens.view(-1, self._takes).copy_(self._code_ids[drawn])
+            self._number += 1
 
 
 def warm_up(work: Callable[[], None]) -> None:

@@ -86,7 +86,8 @@ class CachedLayers:
         # In half precision the products of a single token need a card that returns them in float32.
         alone = tokens.shape[1] == 1 and self._keys.dtype == torch.float32
         mask = self._mask[..., : self.position] if alone else None
-        return self._forward(tokens, self._positions[begin : self.position], self.position, mask)
+        with torch.no_grad():
+            return self._forward(tokens, self._positions[begin : self.position], self.position, mask)
 
     def step(self, tokens: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
         """Read one token [R, 1] at `place` [1]; returns the hidden states [R, size].
@@ -94,9 +95,12 @@ class CachedLayers:
         No Python number changes within a stretch, so the call can be recorded and replayed. The caller counts
         `position`.
         """
+        import torch
+
         end = stretch_end(self.position)
-        mask = self._mask[..., :end].masked_fill(self._positions[:end] > place, -math.inf)
-        return self._forward(tokens, place, end, mask)
+        with torch.no_grad():
+            mask = self._mask[..., :end].masked_fill(self._positions[:end] > place, -math.inf)
+            return self._forward(tokens, place, end, mask)
 
     def _forward(self, tokens: torch.Tensor, place: torch.Tensor, end: int, mask: torch.Tensor | None) -> torch.Tensor:
         """Read `tokens` at the positions `place` [n]; a `mask` [R * K, 1, end] is for a single token only."""
