@@ -204,10 +204,12 @@ def main() -> None:
         log.debug("cannot listen", exc_info=error)
         sys.exit((tooltips.PORT_TAKEN if port else tooltips.NO_PORT).format(host=_address(), port=port))
     start_workers(lambda count: let_run(demo, count))
-    announce(demo, url)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopped.set())
-    stopped.wait()
+    announce(demo, url)
+    # Python may miss a signal that arrives just before a wait without an end.
+    while not stopped.wait(1):
+        pass
     stop(demo)
 
 
