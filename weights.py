@@ -238,10 +238,6 @@ def missing_model(wanted: str) -> Problem:
     return _missing(MODEL_VARIABLE, wanted)
 
 
-def missing_writer(wanted: str) -> Problem:
-    return _missing(LYRICS_VARIABLE, wanted)
-
-
 def _missing(variable: str, repo: str, inside: str = "") -> Problem:
     """Say that a model is not on this machine, and how to get it there."""
     name = f"{repo}/{inside}".rstrip("/")
