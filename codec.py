@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +25,9 @@ LEAST_SOURCE_FRAMES = 128
 REFUSING_DEVICE = "mps"
 # Before macOS 15.1 a convolution on Apple's GPU refuses outputs longer than this many samples.
 MPS_MOST_SAMPLES = 65_536
-# The VAE's receptive field: frames to each side of one, and samples to each side at one of its rates (three residual
-# units and the outer convolution).
-SEEN_FRAMES, SEEN_SAMPLES = 9, 39 + 3
+# How far the VAE's layers see to each side, in values at their own rate: the three residual units of a block, and the
+# outer convolution.
+SEEN_BY_UNITS, SEEN_BY_OUTER = 39, 3
 # On a processor, larger tensors (in floats) leave its caches, and Linux clears their memory again for each operation.
 PIECE_FLOATS = 2**20
 
@@ -62,34 +62,73 @@ def use_pieces(vae: Any) -> None:
     """Make `vae` compute its widest layers, those at the full sample rate, piece by piece on a processor.
 
     Each piece sees as much of its neighbours as these layers reach, so the result differs from the stock VAE's only by
-    rounding. Decoding is about twice as fast, and memory no longer grows with the tile.
+    rounding. Decoding is about twice as fast, and memory no longer grows with the tile. Channels that carry nothing are
+    left out.
     """
-    vae.decoder.forward = functools.partial(_decoded, vae.decoder)
-    vae.encoder.forward = functools.partial(_encoded, vae.encoder)
+    import torch
+
+    encoder, decoder = vae.encoder, vae.decoder
+    first, last = encoder.block[0], decoder.block[-1]
+    head = torch.nn.Sequential(encoder.conv1, first)
+    tail = torch.nn.Sequential(last, decoder.snake1, decoder.conv2)
+    live = _live_channels(first, _gains(encoder.conv1), _gains(first.conv1).transpose(0, 1))
+    encoder.forward = functools.partial(_encoded, encoder, _narrowed(head, HEAD, live), len(live))
+    live = _live_channels(last, _gains(last.conv_t1).transpose(0, 1), _gains(decoder.conv2).transpose(0, 1))
+    decoder.forward = functools.partial(_decoded, decoder, _narrowed(tail, TAIL, live), len(live))
 
 
-def use_short_tiles(vae: Any) -> None:
-    """Make `vae` work in the longest tiles whose convolutions Apple's GPU accepts before macOS 15.1."""
-    frames = MPS_MOST_SAMPLES // vae.hop_length
-    vae.tile_latent_min_length, vae.tile_latent_overlap = frames, SEEN_FRAMES
-    vae.tile_sample_min_length, vae.tile_sample_overlap = frames * vae.hop_length, SEEN_FRAMES * vae.hop_length
+# The parameters of the layers at the full sample rate, and in which of their dimensions the channels lie.
+HEAD = {
+    **{"0.weight_g": 0, "0.weight_v": 0, "0.bias": 0},
+    **{"1.snake1.alpha": 1, "1.snake1.beta": 1, "1.conv1.weight_v": 1},
+}
+TAIL = {"0.conv_t1.weight_v": 1, "0.conv_t1.bias": 0, "1.alpha": 1, "1.beta": 1, "2.weight_v": 1}
 
 
-def _decoded(decoder: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Return the samples [B, 2, n] of `latents` [B, C, T]."""
+def _gains(layer: Any) -> torch.Tensor:
+    """Return a weight-normed layer's weight, apart from the scale of its rows."""
+    return layer.weight_v * layer.weight_g
+
+
+def _live_channels(block: Any, made: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """Return the channels that one layer makes or the other reads; all of them if `block` has a working unit.
+
+    The built-in VAE uses two of its 48 and 64.
+    """
+    import torch
+
+    if not all("forward" in vars(unit) for unit in (block.res_unit1, block.res_unit2, block.res_unit3)):
+        return torch.arange(len(made))
+    return (made.flatten(1).any(dim=1) | read.flatten(1).any(dim=1)).nonzero()[:, 0]
+
+
+def _narrowed(layers: Any, dims: dict[str, int], live: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what computes `layers` with the channels `live` alone."""
+    import torch
+
+    name, dim = next(iter(dims.items()))
+    if len(live) == layers.get_parameter(name).shape[dim]:
+        return layers
+
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        channels = live.to(x.device)
+        chosen = {name: layers.get_parameter(name).index_select(dim, channels) for name, dim in dims.items()}
+        return torch.func.functional_call(layers, chosen, (x,))
+
+    return compute
+
+
+def _decoded(decoder: Any, tail: Callable, channels: int, latents: torch.Tensor) -> torch.Tensor:
+    """Return the samples [B, 2, n] of `latents` [B, C, T]; `tail` computes from the last block on."""
     x = decoder.conv1(latents)
     for block in decoder.block[:-1]:
         x = block(x)
-    block = decoder.block[-1]
-    hop = block.conv_t1.stride[0]
-    return _in_pieces(lambda part: decoder.conv2(decoder.snake1(block(part))), x, decoder.conv2.in_channels, hop, 1)
+    return _in_pieces(tail, x, channels, decoder.block[-1].conv_t1.stride[0], 1)
 
 
-def _encoded(encoder: Any, samples: torch.Tensor) -> torch.Tensor:
-    """Return the latents' means and spreads [B, 2C, T] of `samples` [B, 2, n]."""
-    block = encoder.block[0]
-    hop = block.conv1.stride[0]
-    x = _in_pieces(lambda part: block(encoder.conv1(part)), samples, encoder.conv1.out_channels, 1, hop)
+def _encoded(encoder: Any, head: Callable, channels: int, samples: torch.Tensor) -> torch.Tensor:
+    """Return the latents' means and spreads [B, 2C, T] of `samples` [B, 2, n]; `head` computes the first block."""
+    x = _in_pieces(head, samples, channels, 1, encoder.block[0].conv1.stride[0])
     for block in encoder.block[1:]:
         x = block(x)
     return encoder.conv2(encoder.snake1(x))
@@ -104,7 +143,7 @@ def _in_pieces(
     if x.device.type != "cpu":
         return compute(x)
     hop = max(up, down)
-    frames, seen = max(PIECE_FLOATS // (channels * hop), 1), math.ceil(SEEN_SAMPLES / hop) + 2
+    frames, seen = max(PIECE_FLOATS // (channels * hop), 1), math.ceil((SEEN_BY_UNITS + SEEN_BY_OUTER) / hop) + 2
     parts, length = [], math.ceil(x.shape[-1] / down)
     for start in range(0, length, frames):
         first, end = max(start - seen, 0), start + frames
@@ -116,11 +155,32 @@ def _in_pieces(
 # --- tiles --------------------------------------------------------------------------------------------------------
 
 
+def use_tiles(vae: Any, short: bool = False) -> None:
+    """Make `vae` work tile by tile with no more overlap than its layers see: the stock VAE's is 64 frames of 512.
+
+    `short` tiles are the longest whose convolutions Apple's GPU accepts before macOS 15.1.
+    """
+    vae.enable_tiling()
+    hop, overlap = vae.hop_length, seen_frames(vae.config.downsampling_ratios)
+    if short:
+        vae.tile_latent_min_length = MPS_MOST_SAMPLES // hop
+        vae.tile_sample_min_length = vae.tile_latent_min_length * hop
+    vae.tile_latent_overlap, vae.tile_sample_overlap = overlap, overlap * hop
+
+
+def seen_frames(strides: Sequence[int]) -> int:
+    """Return how many frames to each side a VAE sees of one: in its decoder, which sees more than its encoder."""
+    rate, seen = 1, SEEN_BY_OUTER
+    for stride in reversed(strides):
+        seen += (1 + SEEN_BY_UNITS / stride) / rate
+        rate *= stride
+    return math.ceil(seen + SEEN_BY_OUTER / rate)
+
+
 def encode_samples(pipe: Any, samples: np.ndarray) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Yield (tile, tiles, latents [1, t, C]) of `samples` [2, n] (48 kHz); joined they cover n, padded with silence.
 
-    Takes the mode of the posterior: `latent_dist.sample()` would draw from the global generator. The tiles are those of
-    the VAE's own tiling.
+    Takes the mode of the posterior: `latent_dist.sample()` would draw from the global generator.
     """
     import torch
 
@@ -139,8 +199,7 @@ def encode_samples(pipe: Any, samples: np.ndarray) -> Iterator[tuple[int, int, t
 def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Yield (tile, tiles, samples [2, n] float32 on the CPU) for `latents` [1, T, C]; joined they are the whole song.
 
-    The tiles are those of the VAE's own tiling, which is exact to 4e-7 here; one by one, memory does not grow with the
-    song.
+    Tile by tile, memory does not grow with the song; the result is exact to 4e-7.
     """
     vae = pipe.vae
     z = latents.transpose(1, 2).to(vae.dtype)

@@ -320,9 +320,7 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         message = f"The model {weights.model_id} could not be loaded: {first_line(error)}"
         hint = f"Check the folder {weights.folder}, or delete it and download the model again."
         raise StudioError("weights_broken", message, hint=hint) from error
-    pipe.vae.enable_tiling()
-    if device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1):
-        codec.use_short_tiles(pipe.vae)
+    codec.use_tiles(pipe.vae, short=device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1))
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
