@@ -191,11 +191,14 @@ def stock(transformer: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stock_vae(vae: Any) -> Iterator[None]:
-    """Let `vae` compute as diffusers ships it."""
+    """Let `vae` compute as diffusers ships it, in tiles that overlap as far."""
     ours = {module: vars(module).pop("forward") for module in vae.modules() if "forward" in vars(module)}
+    overlaps = vae.tile_latent_overlap, vae.tile_sample_overlap
+    vae.tile_latent_overlap, vae.tile_sample_overlap = 64, 2 * vae.config.sampling_rate
     try:
         yield
     finally:
+        vae.tile_latent_overlap, vae.tile_sample_overlap = overlaps
         for module, forward in ours.items():
             module.forward = forward
 
