@@ -24,9 +24,6 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import gradio as gr
-from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 import cluster
 import guard
@@ -137,21 +134,6 @@ def status_updates(header: Header, forms: list[Form]) -> Updates:
 # --- serving ------------------------------------------------------------------------------------------------------
 
 
-class CompressedPage:
-    """Compresses the page and its description: the largest responses, apart from songs, which do not shrink.
-
-    Streams bypass it.
-    """
-
-    def __init__(self, app: ASGIApp):
-        self.app, self.compressed = app, GZipMiddleware(app, minimum_size=1000)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        page = scope["type"] == "http" and path in ("", "/", "/config", "/gradio_api/info")
-        await (self.compressed if page else self.app)(scope, receive, send)
-
-
 def launch(demo: gr.Blocks, port: int | None = None) -> str:
     """Serve `demo` on GRADIO_SERVER_NAME (default 127.0.0.1) and return its URL; raises OSError.
 
@@ -178,7 +160,7 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
             _frontend=False,
             # Gradio keeps a copy of the page's settings for every session, about 2 MB each.
             state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": [*guard.middleware(), Middleware(CompressedPage)]},
+            app_kwargs={"middleware": guard.middleware()},
         )
     return url
 

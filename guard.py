@@ -26,6 +26,7 @@ import httpx
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
@@ -66,9 +67,12 @@ NOT_UNDERSTOOD = (
 )
 
 
-def middleware(environ: Mapping[str, str] = os.environ) -> list[Middleware]:
+def middleware() -> list[Middleware]:
     """Return the middleware for Gradio's app, the outermost first."""
-    return [Middleware(SecurityHeaders), Middleware(KnownHosts, environ=environ), Middleware(Calls)]
+    # Neither streams nor songs; a song's type may be unknown where the system lacks a table of types.
+    excluded = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
+    gzip = Middleware(GZipMiddleware, minimum_size=1000, exclude_content_types=excluded)
+    return [Middleware(SecurityHeaders), Middleware(KnownHosts, environ=os.environ), gzip, Middleware(Calls)]
 
 
 # --- headers ------------------------------------------------------------------------------------------------------
