@@ -18,7 +18,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
-from gradio_client.utils import is_http_url_like
+from starlette.exceptions import HTTPException
 
 import limits
 from backend import GPU_CONCURRENCY, check, get_backend, problem_of
@@ -353,61 +353,40 @@ def sentence(problem: Problem) -> str:
 
 # --- checks of calls ------------------------------------------------------------------------------------------------
 
-NO_FETCH = "The studio does not fetch URLs. Upload the file first, or send it as data:audio/...;base64,... over MCP."
-
-
-class Refused(Exception):
-    """A call that is not passed on to Gradio."""
-
-    def __init__(self, status: int, sentence: str):
-        super().__init__(status, sentence)
-        self.status, self.sentence = status, sentence
-
 
 def check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
-    """Raise Refused if there is no such endpoint or function, or if the call's inputs do not fit it."""
+    """Raise HTTPException if there is no such endpoint or function, or if the call's inputs do not fit it."""
     kind, _, name = route.partition("/")
     if kind not in ("run", "api", "call", "queue"):
         return
     index = values.get("fn_index") if kind != "call" else None
     if kind == "queue" and not isinstance(index, int):
-        raise Refused(400, "fn_index must be the number of a function.")
+        raise HTTPException(400, "fn_index must be the number of a function.")
     if index is not None:
         if (function := blocks.fns.get(index)) is None:
-            raise Refused(404, f"There is no function {shown(index)}.")
+            raise HTTPException(404, f"There is no function {shown(index)}.")
     else:
         endpoint = name.removeprefix("v2/" if kind == "call" else "").strip("/")
         function = next((each for each in blocks.fns.values() if each.api_name == endpoint), None)
         if function is None:
             names = ", ".join((*ENDPOINTS, "capabilities"))
-            raise Refused(404, f"There is no endpoint {shown(endpoint)}. The endpoints are {names}.")
+            raise HTTPException(404, f"There is no endpoint {shown(endpoint)}. The endpoints are {names}.")
     if kind == "call" and name.startswith("v2/"):
         _check_names(function.api_name, values)
         return
     data = values.get("data")
     counts = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}
     if not function.cancels and (not isinstance(data, list) or len(data) not in counts):
-        raise Refused(422, f"data must be a list of {len(function.inputs)} values.")
+        raise HTTPException(422, f"data must be a list of {len(function.inputs)} values.")
 
 
 def _check_names(name: str, values: dict[str, Any]) -> None:
-    """Raise Refused if a parameter of the endpoint `name` is unknown, or if a required one is missing."""
+    """Raise HTTPException if a parameter of the endpoint `name` is unknown, or if a required one is missing."""
     if name not in ENDPOINTS:
         return
     known = ENDPOINTS[name].names
     if unknown := [shown(each) for each in values if each not in (*known, "oauth_token")]:
-        raise Refused(422, f"{unknown[0]} is not a parameter of /{name}. Its parameters are {', '.join(known)}.")
+        raise HTTPException(422, f"{unknown[0]} is not a parameter of /{name}. Its parameters are {', '.join(known)}.")
     for parameter in ENDPOINTS[name].parameters:
         if parameter.default is REQUIRED and parameter.name not in values:
-            raise Refused(422, f"The parameter {parameter.name} of /{name} is missing.")
-
-
-def check_tool(message: dict[str, Any]) -> None:
-    """Raise Refused if a file of a tool's call is a URL."""
-    params = message.get("params")
-    arguments = params.get("arguments") if isinstance(params, dict) else None
-    if message.get("method") != "tools/call" or not isinstance(arguments, dict):
-        return
-    for name in ("source", "reference"):
-        if isinstance(value := arguments.get(name), str) and is_http_url_like(value.strip().lower()):
-            raise Refused(422, f"{name}: {NO_FETCH}")
+            raise HTTPException(422, f"The parameter {parameter.name} of /{name} is missing.")

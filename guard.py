@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import httpx
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -32,7 +33,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import NO_FETCH, Refused, check_call, check_tool
+from api import check_call
 from events import is_disk_full
 from limits import shown
 
@@ -58,6 +59,7 @@ HEADERS = {
     ),
 }
 
+NO_FETCH = "The studio does not fetch URLs. Upload the file first, or send it as data:audio/...;base64,... over MCP."
 TOO_DEEP = f"A call's JSON may be at most {MAX_JSON_LEVELS} levels deep."
 TOO_LONG = f"A call can have at most {MAX_JSON_BYTES // 1024**2} MiB of JSON. Upload files instead."
 FAILED = "The call failed with an unexpected error. Please try again; the studio's log has the details."
@@ -188,22 +190,21 @@ class Calls:
         except Exception as error:
             if answer.started:
                 raise
-            refused = error if isinstance(error, Refused) else _refusal_of(error, route)
-            reason = refused.sentence if error is refused else type(error).__name__
-            _log_refusal(scope, refused.status, reason, error if refused.status == 500 else None)
-            await JSONResponse({"detail": refused.sentence}, refused.status)(scope, receive, send)
+            refused = error if isinstance(error, HTTPException) else _refusal_of(error, route)
+            reason = refused.detail if error is refused else type(error).__name__
+            _log_refusal(scope, refused.status_code, reason, error if refused.status_code == 500 else None)
+            await JSONResponse({"detail": refused.detail}, refused.status_code)(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, answer: Answer, route: str) -> None:
         if _is_closed(route):
-            raise Refused(404, "There is nothing here.")
+            raise HTTPException(404, "There is nothing here.")
         if route == "info" and b"page=" not in scope["query_string"]:
             # Without a page Gradio caches the first caller's URL for everybody.
             scope = {**scope, "query_string": scope["query_string"] + b"&page="}
         if scope["method"] != "POST" or not route or route == "upload" or route.startswith("stream/"):
             await self.app(scope, receive, answer.send)
             return
-        body = await _body(scope, receive)
-        receive = _replayed(body, receive)
+        body, receive = await _read(scope, receive)
         if route.split("/")[0] == "mcp":
             await self._mcp(scope, body, receive, answer)
             return
@@ -261,9 +262,9 @@ class Calls:
 
     async def _mcp(self, scope: Scope, body: bytes, receive: Receive, answer: Answer) -> None:
         try:
-            check_tool(_parsed(body))
-        except Refused as refused:
-            _log_refusal(scope, refused.status, refused.sentence)
+            _check_tool(_parsed(body))
+        except HTTPException as refused:
+            _log_refusal(scope, refused.status_code, refused.detail)
             await _mcp_refusal(body, refused)(scope, receive, answer.send)
             return
         app, token, call = scope["app"], secrets.token_hex(16), ToolCall()  # a mounted app replaces scope["app"]
@@ -308,22 +309,21 @@ class Answer:
         self._body = b""
 
     async def send(self, message: Message) -> None:
-        """Pass a message on; JSON that may be rewritten is held back until it is complete."""
-        kind = message["type"]
-        if kind == "http.response.start" and self.rewrites:
-            self._start = message
-            if Headers(raw=message["headers"]).get("content-type", "").startswith("application/json"):
-                return
-        if kind == "http.response.body" and self.rewrites and not self.started:
+        """Pass a message on; one that may be rewritten is held back until the response is complete."""
+        start = message["type"] == "http.response.start"
+        last = not start and not message.get("more_body")
+        if self.rewrites:
+            if start:
+                self._start = message
             self._body += message.get("body", b"")
-            if message.get("more_body"):
+            if not last:
                 return
             self._rewrite()
-            message = {"type": kind, "body": self._body}
             await self._send(self._start)
+            message = {**message, "body": self._body}
         self.started = True
         await self._send(message)
-        self.complete = kind == "http.response.body" and not message.get("more_body", False)
+        self.complete = last
 
     def event(self) -> str:
         """Return the id of the event that was queued, or an empty string."""
@@ -342,26 +342,22 @@ class Answer:
 # --- bodies -------------------------------------------------------------------------------------------------------
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes:
+async def _read(scope: Scope, receive: Receive) -> tuple[bytes, Receive]:
+    """Return the body, and a `receive` that gives it again."""
     body = bytearray()
     try:
         async for part in Request(scope, receive).stream():
             body += part
             if len(body) > MAX_JSON_BYTES:
-                raise Refused(413, TOO_LONG)
+                raise HTTPException(413, TOO_LONG)
     except ClientDisconnect:
-        raise Refused(400, "The connection closed before the whole body arrived.") from None
-    return bytes(body)
+        raise HTTPException(400, "The connection closed before the whole body arrived.") from None
+    messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that first gives the `body` that has been read already."""
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
+    async def again() -> Message:
         return messages.pop() if messages else await receive()
 
-    return replayed
+    return bytes(body), again
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -373,25 +369,36 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
-    """Return the object in `body`; raises Refused if it is not one, is too deep, or has the URL of a file."""
+    """Return the object in `body`; raises HTTPException if it is not one, is too deep, or has the URL of a file."""
     try:
         values = json.loads(body)
     except RecursionError:
-        raise Refused(400, TOO_DEEP) from None
+        raise HTTPException(400, TOO_DEEP) from None
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        raise Refused(400, "The body must be a JSON object, sent as application/json.")
+        raise HTTPException(400, "The body must be a JSON object, sent as application/json.")
     left = [(values, 1)]
     while left:
         value, level = left.pop()
         if level > MAX_JSON_LEVELS:
-            raise Refused(400, TOO_DEEP)
+            raise HTTPException(400, TOO_DEEP)
         if is_file_obj_with_meta(value) and is_http_url_like(value["path"].strip().lower()):
-            raise Refused(422, NO_FETCH)
+            raise HTTPException(422, NO_FETCH)
         inner = value.values() if isinstance(value, dict) else value
         left += [(each, level + 1) for each in inner if isinstance(each, dict | list)]
     return values
+
+
+def _check_tool(message: dict[str, Any]) -> None:
+    """Raise HTTPException if a file of an MCP tool's call is a URL."""
+    params = message.get("params")
+    arguments = params.get("arguments") if isinstance(params, dict) else None
+    if message.get("method") != "tools/call" or not isinstance(arguments, dict):
+        return
+    for name in ("source", "reference"):
+        if isinstance(value := arguments.get(name), str) and is_http_url_like(value.strip().lower()):
+            raise HTTPException(422, f"{name}: {NO_FETCH}")
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
@@ -404,27 +411,27 @@ def _is_closed(route: str) -> bool:
     return route.startswith(("file=", "file/")) and is_http_url_like(route[5:].strip().lower())
 
 
-def _refusal_of(error: Exception, route: str) -> Refused:
+def _refusal_of(error: Exception, route: str) -> HTTPException:
     """Return the refusal for an exception that Gradio raised."""
     if is_disk_full(error):
-        return Refused(507, "The studio's disk is full. Try again later.")
+        return HTTPException(507, "The studio's disk is full. Try again later.")
     if route == "upload":
-        return Refused(
+        return HTTPException(
             400, "The upload could not be read. Send multipart/form-data with named files in the field files."
         )
     if route and isinstance(error, KeyError | TypeError | ValueError | AttributeError | RecursionError | OSError):
-        return Refused(400, NOT_UNDERSTOOD)
-    return Refused(500, FAILED)
+        return HTTPException(400, NOT_UNDERSTOOD)
+    return HTTPException(500, FAILED)
 
 
-def _mcp_refusal(body: bytes, refused: Refused) -> JSONResponse:
+def _mcp_refusal(body: bytes, refused: HTTPException) -> JSONResponse:
     """Return a refusal in MCP's form: a failed tool's result, or an error if the message cannot be read."""
     message = _object(body)
     if message.get("method") == "tools/call":
-        result = {"isError": True, "content": [{"type": "text", "text": refused.sentence}]}
+        result = {"isError": True, "content": [{"type": "text", "text": refused.detail}]}
         return JSONResponse({"jsonrpc": "2.0", "id": message.get("id"), "result": result})
-    error = {"code": -32600, "message": refused.sentence}
-    return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, refused.status)
+    error = {"code": -32600, "message": refused.detail}
+    return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, refused.status_code)
 
 
 def _log_refusal(scope: Scope, status: int, reason: str, error: Exception | None = None) -> None:
