@@ -31,20 +31,16 @@ REQUIRED = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Parameter:
-    """One input of an endpoint; `schema` replaces the component's own JSON schema."""
-
     name: str
     about: str
     default: Any
-    component: Callable[..., gr.components.Component]
-    schema: Mapping[str, Any] | None
 
     def build(self) -> gr.components.Component:
-        value = None if self.default is REQUIRED else self.default
-        component = self.component(label=self.name, value=value, visible=False)
-        if self.schema is not None:
+        kind, schema = KINDS.get(self.name, (gr.Textbox, None))
+        component = kind(label=self.name, value=None if self.default is REQUIRED else self.default, visible=False)
+        if schema:
             # Set on the instance: for a subclass of a component the page would request frontend files.
-            component.api_info = lambda: dict(self.schema)
+            component.api_info = lambda: dict(schema)
         return component
 
 
@@ -70,10 +66,11 @@ def _upload(**settings: Any) -> gr.Audio:
     return upload
 
 
-# Component and schema of the parameters that are neither plain texts nor plain numbers.
+UPLOADS = ("source", "reference")
+# The component of each parameter that is not a plain text, and the JSON schema that replaces the component's own.
 KINDS = {
     **dict.fromkeys(LIMITS, (gr.Number, None)),
-    **dict.fromkeys(("source", "reference"), (_upload, None)),
+    **dict.fromkeys(UPLOADS, (_upload, None)),
     **dict.fromkeys(("takes", "seed"), (gr.Number, {"type": "integer"})),
     "bpm": (gr.Number, {"anyOf": [{"type": "integer"}, {"type": "null"}]}),
     "time_signature": (gr.Textbox, {"anyOf": [{"type": "string"}, {"type": "number"}]}),
@@ -82,22 +79,6 @@ KINDS = {
     "options": (gr.JSON, {"type": "object", "additionalProperties": True}),
     "tracks": (gr.JSON, {"type": "array", "items": {"type": "string"}}),
 }
-
-
-def _parameters(mode: str, abouts: Mapping[str, str]) -> tuple[Parameter, ...]:
-    """Return the parameters, required ones first; texts may hold {length}, the longest text, or a number's {range}."""
-    required = {"source", "brief", *(() if mode == "edit" else ("prompt",))}
-    found = []
-    for name, about in abouts.items():
-        default = {"options": {}, "tracks": []}.get(name, REQUESTS[mode].model_fields[name].default)
-        if limit := LIMITS.get(name):
-            default, about = limit.default, about.format(range=f"from {limit.low:.12g} to {limit.high:.12g}")
-        elif name in TEXT_LIMITS:
-            about = about.format(length=f"; up to {TEXT_LIMITS[name]:,} characters")
-        found.append(
-            Parameter(name, about, REQUIRED if name in required else default, *KINDS.get(name, (gr.Textbox, None)))
-        )
-    return tuple(sorted(found, key=lambda parameter: parameter.default is not REQUIRED))
 
 
 def _about_options(mode: str) -> str:
@@ -127,32 +108,53 @@ SONG = {
     "quality": f"One of {QUALITIES}; a turbo checkpoint always takes 8, the built-in engine fewer.",
     "seed": "The same seed gives the same song, {range}; -1 picks one, which the record reports.",
 }
+LYRICS = {
+    "brief": "What the song is about{length}.",
+    "structure": f"The sections: one of {', '.join(limits.STRUCTURES)}, or your own words{{length}}. Empty "
+    "leaves them to the writer.",
+    "language": 'Language to write in as a code such as "en", "ja" or "yue".',
+    "tone": "The mood, such as wistful or playful{length}.",
+    "seed": "The same seed gives the same lyrics, {range}; -1 picks one.",
+}
 REFERENCE = "An audio file whose timbre the song takes on."
 SOURCE = f"The song to work on: a WAV, FLAC, MP3, OGG or AIFF file of 1 to {MAX_SOURCE_SECONDS} seconds."
 
 
-def _song_endpoint(mode: str, about: str, **own: str) -> Endpoint:
-    """Return an endpoint with the shared parameters and its `own`, whose texts win."""
-    return Endpoint(
-        about,
-        _parameters(mode, {**SONG, "options": _about_options(mode), **own}),
-        "The audio files, one per take, and a record with everything needed to make them again. During the run a "
-        'streaming client gets no files and {"progress": {"stage", "step", "steps", "elapsed", "left", "note"}}.',
-    )
+SONGS = (
+    "The audio files, one per take, and a record with everything needed to make them again. During the run a "
+    'streaming client gets no files and {"progress": {"stage", "step", "steps", "elapsed", "left", "note"}}.'
+)
+
+
+def _endpoint(mode: str, about: str, shared: Mapping[str, str] = SONG, returns: str = SONGS, **own: str) -> Endpoint:
+    """Return an endpoint with the `shared` parameters, options, and its `own`, whose texts win; required ones first.
+
+    The text of a parameter may hold {length}, the longest text, or {range}, that of a number.
+    """
+    required = {"source", "brief", *(() if mode == "edit" else ("prompt",))}
+    parameters = []
+    for name, text in {**shared, "options": _about_options(mode), **own}.items():
+        default = {"options": {}, "tracks": []}.get(name, REQUESTS[mode].model_fields[name].default)
+        if limit := LIMITS.get(name):
+            default, text = limit.default, text.format(range=f"from {limit.low:.12g} to {limit.high:.12g}")
+        elif name in TEXT_LIMITS:
+            text = text.format(length=f"; up to {TEXT_LIMITS[name]:,} characters")
+        parameters.append(Parameter(name, text, REQUIRED if name in required else default))
+    return Endpoint(about, tuple(sorted(parameters, key=lambda each: each.default is not REQUIRED)), returns)
 
 
 ENDPOINTS = {
-    "generate": _song_endpoint(
+    "generate": _endpoint(
         "generate", "Make songs from words.", duration="Length in seconds, {range}.", reference=REFERENCE
     ),
-    "cover": _song_endpoint(
+    "cover": _endpoint(
         "cover",
         "Make new versions of a song, with its length and another sound.",
         source=SOURCE,
         reference=REFERENCE,
         strength="Share of the steps that follow the source, {range}; 0 makes the song from the words alone.",
     ),
-    "extend": _song_endpoint(
+    "extend": _endpoint(
         "extend",
         "Add new music before and after a song, which stays unchanged.",
         lyrics=f"The words to sing in the new part, {WORDS}",
@@ -161,7 +163,7 @@ ENDPOINTS = {
         after="Seconds of new music after the source, {range}; before, source and after together last up to "
         f"{MAX_SOURCE_SECONDS} seconds.",
     ),
-    "edit": _song_endpoint(
+    "edit": _endpoint(
         "edit",
         "Change a song: repaint a region, morph the whole, add a layer, extract or complete tracks.",
         prompt="What the new part, the changed song or the track sounds like: genre, mood, instruments, voice{length}. "
@@ -177,20 +179,10 @@ ENDPOINTS = {
         source_lyrics="For morph: what the source sings now{length}. Leave empty if it is the same as lyrics.",
         tracks=f"For layer and extract exactly one, for complete one or more of {', '.join(limits.TRACKS)}.",
     ),
-    "lyrics": Endpoint(
+    "lyrics": _endpoint(
+        "lyrics",
         "Write the lyrics of a song, with section tags that /generate understands.",
-        _parameters(
-            "lyrics",
-            {
-                "brief": "What the song is about{length}.",
-                "structure": f"The sections: one of {', '.join(limits.STRUCTURES)}, or your own words{{length}}. Empty "
-                "leaves them to the writer.",
-                "language": 'Language to write in as a code such as "en", "ja" or "yue".',
-                "tone": "The mood, such as wistful or playful{length}.",
-                "seed": "The same seed gives the same lyrics, {range}; -1 picks one.",
-                "options": _about_options("lyrics"),
-            },
-        ),
+        LYRICS,
         "The lyrics. A streaming client gets the text so far while they are written.",
     ),
 }
@@ -314,9 +306,9 @@ def read_request(mode: str, values: tuple[Any, ...]) -> Request:
     options = given.get("options")
     if isinstance(options, Mapping) and isinstance(options.get("loras"), list):
         given["options"] = {**options, "loras": [_uploaded_lora(choice) for choice in options["loras"]]}
-    for parameter in ENDPOINTS[mode].parameters:
-        if parameter.component is _upload and given[parameter.name] is not None:
-            given[parameter.name] = uploaded_path(parameter.name, given[parameter.name])
+    for name in UPLOADS:
+        if given.get(name) is not None:
+            given[name] = uploaded_path(name, given[name])
     return parse_request(mode, given)
 
 
@@ -375,8 +367,7 @@ def check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
         _check_names(function.api_name, values)
         return
     data = values.get("data")
-    counts = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}
-    if not function.cancels and (not isinstance(data, list) or len(data) not in counts):
+    if not function.cancels and (not isinstance(data, list) or len(data) != len(function.inputs)):
         raise HTTPException(422, f"data must be a list of {len(function.inputs)} values.")
 
 

@@ -33,7 +33,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import check_call
+from api import UPLOADS, check_call
 from events import is_disk_full
 from limits import shown
 
@@ -396,7 +396,7 @@ def _check_tool(message: dict[str, Any]) -> None:
     arguments = params.get("arguments") if isinstance(params, dict) else None
     if message.get("method") != "tools/call" or not isinstance(arguments, dict):
         return
-    for name in ("source", "reference"):
+    for name in UPLOADS:
         if isinstance(value := arguments.get(name), str) and is_http_url_like(value.strip().lower()):
             raise HTTPException(422, f"{name}: {NO_FETCH}")
 
