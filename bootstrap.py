@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -67,15 +66,12 @@ def private_folder(purpose: str) -> Path:
     "page" holds Gradio's uploads and the copies of takes that the page plays. If another account owns the usual name,
     the folder gets a random one.
     """
-    usual = _own_temporary(purpose)
-    try:
+    usual = Path(tempfile.gettempdir(), f"ace-music-studio-{purpose}-{os.getuid()}")
+    with _logged(f"cannot use {usual}"):
         usual.mkdir(mode=0o700, exist_ok=True)
-        found = usual.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        if usual.lstat().st_uid != os.getuid():
             return Path(tempfile.mkdtemp(prefix=f"{usual.name}-"))
         usual.chmod(0o700)
-    except OSError as error:
-        log.warning("%s cannot be used: %s", usual, error)
     return usual
 
 
@@ -91,10 +87,8 @@ def _bypass_proxy_for_loopback(environ: MutableMapping[str, str]) -> None:
 
 def hub_cache(environ: MutableMapping[str, str], home: Path) -> Path:
     """Return the folder of huggingface_hub's cache by its own rules."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if environ.get(name):
-            return _expanded(environ[name], home)
-    return _hf_home(environ, home) / "hub"
+    named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
+    return _expanded(named, home) if named else _hf_home(environ, home) / "hub"
 
 
 def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
@@ -116,32 +110,26 @@ def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
 def _use_writable_cache(environ: MutableMapping[str, str], home: Path, caches: list[Path]) -> Path:
     """Mirror `caches` into our own cache and point the libraries to it; returns its hub folder."""
     before, ours = _hf_home(environ, home), home / "hf-cache-rw"
+    hub = ours / "hub"
     for cache in caches:
         with _logged(f"cannot mirror the cache {cache}"):
-            mirror(cache, ours / "hub")
-    if not (ours / "hub").is_dir() or not _writable(ours / "hub"):
+            for repository in cache.glob("*--*"):
+                with _logged(f"{repository} was mirrored only in part"):
+                    _mirror(repository, hub / repository.name)
+    if not _writable(hub):
         log.warning("%s is not writable, so nothing can be downloaded", ours)
-        return ours / "hub"
+        return hub
     # The token stays in its place: a copy would be one more secret to protect.
     environ.setdefault("HF_TOKEN_PATH", str(before / "token"))
-    environ["HF_HOME"], environ["HF_HUB_CACHE"] = str(ours), str(ours / "hub")
-    return ours / "hub"
+    environ["HF_HOME"], environ["HF_HUB_CACHE"] = str(ours), str(hub)
+    return hub
 
 
-def mirror(cache: Path, into: Path) -> None:
-    """Mirror `cache` in `into` without changing files that are there already."""
-    into.mkdir(parents=True, exist_ok=True)
-    if not cache.is_dir() or cache.resolve() == into.resolve():
-        return
-    for repository in sorted(cache.iterdir()):
-        if "--" in repository.name and repository.is_dir():
-            with _logged(f"{repository} was mirrored only in part"):
-                _mirror_repository(repository, into / repository.name)
+def _mirror(source: Path, target: Path) -> None:
+    """Mirror a repository of a cache without changing files that are in `target` already.
 
-
-def _mirror_repository(source: Path, target: Path) -> None:
-    """Hard-link the blobs, or symlink them if that is not allowed; copy the refs and the snapshots' links."""
-    broken = 0
+    Blobs are hard-linked, or symlinked if that is not allowed; the refs and the snapshots' links are copied.
+    """
     for kind in ("blobs", "snapshots", "refs"):
         (target / kind).mkdir(parents=True, exist_ok=True)
         for path in sorted((source / kind).rglob("*")):
@@ -150,7 +138,7 @@ def _mirror_repository(source: Path, target: Path) -> None:
             if folder or place.exists() or path.suffix == ".incomplete":
                 continue
             if not path.exists():
-                broken += 1
+                log.warning("%s is a broken link, which was skipped", path)
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)
@@ -164,8 +152,6 @@ def _mirror_repository(source: Path, target: Path) -> None:
                         os.link(path, place)
                     except OSError:  # another file system, or one that lets only the owner link
                         place.symlink_to(path.resolve())
-    if broken:
-        log.warning("%s has %d broken links, which were skipped", source, broken)
 
 
 # --- models beside app.py -----------------------------------------------------------------------------------------
@@ -209,17 +195,17 @@ def newest_snapshot(storage: Path) -> Path | None:
 
 
 def _hf_home(environ: MutableMapping[str, str], home: Path) -> Path:
-    if environ.get("HF_HOME"):
-        return _expanded(environ["HF_HOME"], home)
-    return _expanded(environ.get("XDG_CACHE_HOME") or "~/.cache", home) / "huggingface"
+    named = environ.get("HF_HOME")
+    return _expanded(named or f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface", home)
 
 
 def _expanded(text: str, home: Path) -> Path:
     return home / text[2:] if text.startswith("~/") else Path(os.path.expandvars(text)).absolute()
 
 
-def _own_temporary(purpose: str) -> Path:
-    return Path(tempfile.gettempdir(), f"ace-music-studio-{purpose}-{os.getuid()}")
+def existing(folder: Path) -> Path:
+    """Return `folder`, or the first folder above it that exists."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 
 def _writable(folder: Path) -> bool:
@@ -227,14 +213,10 @@ def _writable(folder: Path) -> bool:
 
     In a cache every repository must be writable too, because another user may have preloaded it.
     """
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return False
+    folder = existing(folder)
     with contextlib.suppress(OSError):
-        repositories = [path for path in folder.glob("models--*") if path.is_dir()]
-        inner = [path / kind for path in repositories for kind in ("blobs", "snapshots", "refs")]
-        return all(os.access(path, os.W_OK | os.X_OK) for path in (*repositories, *inner) if path.exists())
+        places = (folder, *folder.glob("models--*/"), *folder.glob("models--*/*/"))
+        return all(os.access(place, os.W_OK | os.X_OK) for place in places)
     return False
 
 

@@ -45,17 +45,17 @@ def test_nobody_else_looks_into_uploads_and_jobs(temporary):
         os.umask(old)
 
 
-def test_a_name_that_another_account_has_taken_is_left_to_it(temporary, monkeypatch):
-    with job():
-        pass
-    before = set(temporary.iterdir())
-    name = bootstrap._own_temporary("jobs")
+@pytest.mark.parametrize("how", ["a folder", "a link to a folder"])
+def test_a_name_that_another_account_has_taken_is_left_to_it(temporary, tmp_path, monkeypatch, how):
     mine = os.getuid()
+    taken = temporary / f"ace-music-studio-jobs-{mine + 1}"
+    if how == "a folder":
+        taken.mkdir()
+    else:
+        taken.symlink_to(tmp_path)
     monkeypatch.setattr(os, "getuid", lambda: mine + 1)
-    monkeypatch.setattr(bootstrap, "_own_temporary", lambda purpose: name)
-    monkeypatch.setattr(jobs, "_process", None)
     with job() as one:
-        assert not any(folder in before for folder in (temporary / one.folder).parents if folder.parent == temporary)
+        assert Path(one.folder).is_relative_to(temporary) and not list(taken.iterdir())
 
 
 def test_the_next_start_removes_the_jobs_of_a_dead_process_alone(temporary):
