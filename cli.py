@@ -19,7 +19,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,13 +40,14 @@ def read_arguments(
     about = {"prog": "app.py", "description": tooltips.CLI_ABOUT, "epilog": tooltips.CLI_END}
     parser = argparse.ArgumentParser(**about, add_help=False, allow_abbrev=False)
     switch = {"action": "store_const", "const": "true"}
+    language_model = partial(_model, ["preview", "off"])
     for name, variable, settings in (
         ("host", "GRADIO_SERVER_NAME", {"metavar": "NAME", "type": _host}),
         ("port", "GRADIO_SERVER_PORT", {"metavar": "NUMBER", "type": _port}),
         ("share", "GRADIO_SHARE", switch),
-        ("model", "ACE_STUDIO_MODEL", {"metavar": "MODEL", "type": _model("preview")}),
-        ("planner", "ACE_STUDIO_PLANNER", {"metavar": "MODEL", "type": _model("preview", "off", inside=True)}),
-        ("lyrics", "ACE_STUDIO_LYRICS", {"metavar": "MODEL", "type": _model("preview", "off")}),
+        ("model", "ACE_STUDIO_MODEL", {"metavar": "MODEL", "type": partial(_model, ["preview"])}),
+        ("planner", "ACE_STUDIO_PLANNER", {"metavar": "MODEL", "type": partial(language_model, inside=True)}),
+        ("lyrics", "ACE_STUDIO_LYRICS", {"metavar": "MODEL", "type": language_model}),
         ("output", "ACE_STUDIO_OUTPUT", {"metavar": "FOLDER", "type": _output}),
         ("mcp", "GRADIO_MCP_SERVER", switch),
         ("ray", "ACE_STUDIO_RAY", {"metavar": "ADDRESS", "type": _ray, "nargs": "?", "const": "local"}),
@@ -79,15 +80,11 @@ def _reason(error: BaseException) -> str:
 # --- values -------------------------------------------------------------------------------------------------------
 
 
-def _wrong(sentence: str, **values: object) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(sentence.format(**values))
-
-
 def _host(text: str) -> str:
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(text.strip("[]")))
     if not re.fullmatch(r"(?!-)[A-Za-z0-9.-]*[A-Za-z0-9]\.?", text) or re.fullmatch(r"[\d.]+", text):
-        raise _wrong(tooltips.CLI_HOST, value=text)
+        raise argparse.ArgumentTypeError(tooltips.CLI_HOST.format(value=text))
     return text
 
 
@@ -97,47 +94,37 @@ def is_port(text: str) -> bool:
 
 def _port(text: str) -> str:
     if not is_port(text):
-        raise _wrong(tooltips.CLI_PORT, value=text)
+        raise argparse.ArgumentTypeError(tooltips.CLI_PORT.format(value=text))
     return text
 
 
 def _ray(text: str) -> str:
     host, _, port = text.removeprefix("ray://").rpartition(":")
     if text not in ("local", "auto") and not (host and is_port(port)):
-        raise _wrong(tooltips.CLI_RAY, value=text)
+        raise argparse.ArgumentTypeError(tooltips.CLI_RAY.format(value=text))
     return text
 
 
-def _model(*words: str, inside: bool = False) -> Callable[[str], str]:
-    """Return a check for one of `words`, an existing folder, or org/repo; with `inside` also org/repo/folder."""
-    spelling = r"[A-Za-z0-9][\w.-]*/[\w.-]+" + (r"(/[\w.-]+)*" if inside else "")
-
-    def check(text: str) -> str:
-        if text.lower() in words:
-            return text.lower()
-        if text.startswith(("/", "./", "../", "~")) or text in (".", "..") or os.path.lexists(text):
-            if not os.path.isdir(os.path.expanduser(text)):
-                raise _wrong(tooltips.CLI_NO_FOLDER, value=text)
-        elif not re.fullmatch(spelling, text):
-            raise _wrong(tooltips.CLI_MODEL, value=text, words=" or ".join(words))
-        return text
-
-    return check
+def _model(words: Sequence[str], text: str, inside: bool = False) -> str:
+    """Check for one of `words`, an existing folder, or org/repo; with `inside` also org/repo/folder."""
+    if text.lower() in words:
+        return text.lower()
+    if text.startswith(("/", "./", "../", "~")) or text in (".", "..") or os.path.lexists(text):
+        if not os.path.isdir(os.path.expanduser(text)):
+            raise argparse.ArgumentTypeError(tooltips.CLI_NO_FOLDER.format(value=text))
+    elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+" + (r"(/[\w.-]+)*" if inside else ""), text):
+        raise argparse.ArgumentTypeError(tooltips.CLI_MODEL.format(value=text, words=" or ".join(words)))
+    return text
 
 
 def _output(text: str) -> str:
     # The folder may not exist yet: the first one above it that does must be writable.
-    place = _existing(Path(os.path.expanduser(text)))
+    place = bootstrap.existing(Path(os.path.expanduser(text)))
     if not text or not place.is_dir():
-        raise _wrong(tooltips.CLI_OUTPUT_FILE, value=text, place=place)
+        raise argparse.ArgumentTypeError(tooltips.CLI_OUTPUT_FILE.format(value=text, place=place))
     if not os.access(place, os.W_OK | os.X_OK):
-        raise _wrong(tooltips.CLI_OUTPUT_CLOSED, value=text, place=place)
+        raise argparse.ArgumentTypeError(tooltips.CLI_OUTPUT_CLOSED.format(value=text, place=place))
     return text
-
-
-def _existing(path: Path) -> Path:
-    """Return `path`, or the first folder above it that exists."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 # --- check --------------------------------------------------------------------------------------------------------
@@ -145,72 +132,61 @@ def _existing(path: Path) -> Path:
 SONG_BYTES = 1_500_000_000
 """The disk space of four takes of ten minutes: float32 in the job's folder, 24 bit twice."""
 PLANNER_GB = 3.8
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the check: `name` as in tooltips.CHECK_LABELS; if it `stops`, no song can be made."""
-
-    name: str
-    text: str
-    stops: bool = False
-
-    def __str__(self) -> str:
-        return f"{tooltips.CHECK_LABELS[self.name]:<15}{self.text}"
+# The models without which songs are made all the same.
+LANGUAGE_MODELS = ("planner", "lyrics")
 
 
 def check() -> int:
     """Print what would run here; return the exit status, 1 if no song can be made."""
     bootstrap.bootstrap()
     bad = []
-    for finding in findings():
-        print(finding, flush=True)
-        if finding.stops:
-            bad.append(tooltips.CHECK_LABELS[finding.name])
-    if bad:
-        print(Finding("result", tooltips.CHECK_BAD.format(names=", ".join(bad))))
-        return 1
-    import backend
+    for name, step in steps():
+        text, stops = finding(name, step)
+        print(f"{tooltips.CHECK_LABELS[name]:<15}{text}", flush=True)
+        if stops:
+            bad.append(tooltips.CHECK_LABELS[name])
+        if stops and name == "packages":
+            break
+    result = tooltips.CHECK_BAD.format(names=", ".join(bad))
+    if not bad:
+        import backend
 
-    preview = backend.get_backend().status()["engine"] == "preview"
-    print(Finding("result", tooltips.CHECK_GOOD_PREVIEW if preview else tooltips.CHECK_GOOD))
-    return 0
+        preview = backend.get_backend().status()["engine"] == "preview"
+        result = tooltips.CHECK_GOOD_PREVIEW if preview else tooltips.CHECK_GOOD
+    print(f"{tooltips.CHECK_LABELS['result']:<15}{result}")
+    return 1 if bad else 0
 
 
-def findings() -> Iterator[Finding]:
-    """Yield the findings in the order that a start needs them; ends early if packages are missing."""
+def finding(name: str, step: Callable[[], str]) -> tuple[str, bool]:
+    """Return what `step` reports or raises, and whether no song can be made because of it."""
+    try:
+        return step(), False
+    except StudioError as error:
+        return str(error), name not in LANGUAGE_MODELS
+    except Exception as error:
+        return tooltips.CHECK_CANNOT_CHECK.format(reason=_reason(error)), True
+
+
+def steps() -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield the steps in the order that a start needs them; those after the packages need these."""
     machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    yield Finding("studio", f"{STUDIO_VERSION}, {machine}")
-    yield (found := finding_of("packages", packages))
-    if found.stops:
-        return
+    yield "studio", lambda: f"{STUDIO_VERSION}, {machine}"
+    yield "packages", packages
     import backend
-    from weights import find_planner, find_writer
+    import hub
+    from weights import LYRICS_VARIABLE, PLANNER_VARIABLE
 
     studio = backend.get_backend()
-    steps = {
-        "device": lambda: device(studio),
-        "memory": lambda: memory_room(studio),
-        "plan": lambda: memory_plan(studio.models.weights, studio.device(), studio.capabilities()["memory_plan"]),
-        "model": lambda: song_model(studio.models.weights),
-        "planner": lambda: planner(find_planner()),
-        "lyrics": lambda: lyrics_writer(find_writer()),
-        "cache": cache,
-        "output": output,
-        "workers": workers,
-    }
-    for name, step in steps.items():
-        yield finding_of(name, step)
-
-
-def finding_of(name: str, step: Callable[[], str]) -> Finding:
-    """Return what `step` reports, or what it raises as a finding that stops."""
-    try:
-        return Finding(name, step())
-    except StudioError as error:
-        return Finding(name, str(error), stops=True)
-    except Exception as error:
-        return Finding(name, tooltips.CHECK_CANNOT_CHECK.format(reason=_reason(error)), stops=True)
+    weights, planner, lyrics = studio.models.weights, studio.models.planner.weights, studio.models.lyrics.weights
+    yield "device", lambda: device(studio)
+    yield "memory", lambda: memory_room(studio)
+    yield "plan", lambda: memory_plan(weights, studio.device(), studio.capabilities()["memory_plan"])
+    yield "model", lambda: model(weights, hub.PIPELINE)
+    yield "planner", lambda: model(planner, hub.language_model(PLANNER_VARIABLE, planner.inside))
+    yield "lyrics", lambda: model(lyrics, hub.language_model(LYRICS_VARIABLE))
+    yield "cache", cache
+    yield "output", output
+    yield "workers", workers
 
 
 def packages() -> str:
@@ -262,13 +238,12 @@ def memory_plan(weights: Any, where: Any, usual: str) -> str:
 def cache() -> str:
     from huggingface_hub import constants
 
-    return tooltips.CHECK_FREE.format(folder=constants.HF_HUB_CACHE, free=size_text(_free_in_cache()))
+    return tooltips.CHECK_FREE.format(folder=constants.HF_HUB_CACHE, free=size_text(_free(constants.HF_HUB_CACHE)))
 
 
-def _free_in_cache() -> int:
-    from huggingface_hub import constants
-
-    return shutil.disk_usage(_existing(Path(constants.HF_HUB_CACHE))).free
+def _free(folder: Path | str) -> int:
+    """Return the free bytes where `folder` is or will be."""
+    return shutil.disk_usage(bootstrap.existing(Path(folder))).free
 
 
 def output() -> str:
@@ -277,7 +252,7 @@ def output() -> str:
 
     folder = output_folder()
     for place in (Path(tempfile.gettempdir()), folder):
-        free = shutil.disk_usage(place).free
+        free = _free(place)
         if free < SONG_BYTES:
             words = {"folder": place, "free": size_text(free), "least": size_text(SONG_BYTES)}
             raise StudioError("disk_full", tooltips.CHECK_FULL.format(**words))
@@ -310,67 +285,45 @@ def workers() -> str:
 # --- weights ------------------------------------------------------------------------------------------------------
 
 
-def song_model(weights: Any) -> str:
-    import hub
-    from weights import DEFAULT_MODEL_GB
+def model(weights: Any, selection: Any) -> str:
+    """Return what a model is and how large; raises StudioError if it is neither here nor can be downloaded."""
+    from weights import DEFAULT_MODEL_GB, DEFAULT_PLANNER
 
+    if weights.source == "hub":
+        return download(weights, selection)
     if weights.source == "preview" and weights.problem:
         size = tooltips.CHECK_SIZE.format(size=f"{DEFAULT_MODEL_GB} GB")
         return f"{tooltips.CHECK_STANDS_IN.format(problem=weights.problem.text())} {size}"
-    text, here = _model_report(weights, weights.wanted, hub.PIPELINE)
-    if not here:
-        raise StudioError("weights_missing", text)
-    return text
-
-
-def planner(weights: Any) -> str:
-    import hub
-    from weights import DEFAULT_PLANNER, PLANNER_VARIABLE
-
-    text, _ = _model_report(weights, weights.repo, hub.language_model(PLANNER_VARIABLE, weights.inside))
-    if weights.source == "none" and weights.wanted == DEFAULT_PLANNER:
-        text += " " + tooltips.CHECK_SIZE.format(size=f"{PLANNER_GB} GB")
-    return text
-
-
-def lyrics_writer(weights: Any) -> str:
-    import hub
-    from weights import LYRICS_VARIABLE
-
-    return _model_report(weights, weights.wanted, hub.language_model(LYRICS_VARIABLE))[0]
-
-
-def _model_report(weights: Any, repo: str, selection: Any) -> tuple[str, bool]:
-    """Return what a model is and how large, and whether it is here or can be downloaded."""
-    if weights.source == "hub":
-        return _download_report(weights.wanted, repo, selection)
     if weights.source == "preview":
-        return tooltips.CHECK_PREVIEW, True
+        return tooltips.CHECK_PREVIEW
     if weights.folder is None:
-        return weights.problem.text() if weights.problem else weights.wanted, False
-    size = sum(path.stat().st_size for path in Path(weights.folder).rglob("*") if path.is_file())
-    words = {"model": weights.model_id, "size": size_text(size), "folder": weights.folder}
-    return tooltips.CHECK_FOUND.format(**words), True
+        text = weights.problem.text()
+        if weights.source == "none" and weights.wanted == DEFAULT_PLANNER:
+            text += " " + tooltips.CHECK_SIZE.format(size=f"{PLANNER_GB} GB")
+        raise StudioError("weights_missing", text)
+    size = sum(path.stat().st_size for path in weights.folder.rglob("*") if path.is_file())
+    return tooltips.CHECK_FOUND.format(model=weights.model_id, size=size_text(size), folder=weights.folder)
 
 
-def _download_report(wanted: str, repo: str, selection: Any) -> tuple[str, bool]:
-    """Return the size that the hub reports for a download, and whether the disk has room for it."""
+def download(weights: Any, selection: Any) -> str:
+    """Return the size that the hub reports for a download; raises StudioError if there is none or no room for it."""
     from huggingface_hub import HfApi, constants
 
     import hub
 
+    api, reason = HfApi(endpoint=constants.ENDPOINT), ""
     try:
-        api = HfApi(endpoint=constants.ENDPOINT)
-        files = api.model_info(repo, files_metadata=True, timeout=hub.ASK_SECONDS).siblings or []
+        files = api.model_info(weights.repo, files_metadata=True, timeout=hub.ASK_SECONDS).siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in files}
+        if selection.index not in sizes:
+            reason = f"{selection.index} is missing there"
     except Exception as error:
-        return tooltips.CHECK_UNASKED.format(model=wanted, reason=type(error).__name__), False
-    chosen = set(selection.choose(file.rfilename for file in files))
-    if selection.index not in chosen:
-        return tooltips.CHECK_UNASKED.format(model=wanted, reason=f"{selection.index} is missing there"), False
-    size = sum(file.size or 0 for file in files if file.rfilename in chosen)
-    text = tooltips.CHECK_TO_FETCH.format(model=wanted, size=size_text(size))
-    free = _free_in_cache()
+        reason = type(error).__name__
+    if reason:
+        raise StudioError("weights_missing", tooltips.CHECK_UNASKED.format(model=weights.wanted, reason=reason))
+    size, free = sum(sizes[name] for name in selection.choose(sizes)), _free(constants.HF_HUB_CACHE)
+    text = tooltips.CHECK_TO_FETCH.format(model=weights.wanted, size=size_text(size))
     if size + hub.SPARE_BYTES > free:
         words = {"size": size_text(size), "free": size_text(free), "folder": constants.HF_HUB_CACHE}
-        return f"{text} {tooltips.CHECK_NO_ROOM.format(**words)}", False
-    return text, True
+        raise StudioError("disk_full", f"{text} {tooltips.CHECK_NO_ROOM.format(**words)}")
+    return text

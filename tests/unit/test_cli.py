@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 import cli
+import hub
 import memory
 import models
 import tooltips
@@ -136,13 +137,12 @@ def test_the_studio_starts_as_the_arguments_say(tmp_path):
 
 def weights(source: str, folder: Path | None = None, problem: Problem | None = None) -> Weights:
     engine = "preview" if source == "preview" else "xl"
-    return Weights("org/song", folder, source, "", engine, problem, "org/song")
+    return Weights("org/song", folder, source, "", engine, problem, "org/song", "org/song")
 
 
-def found(step, *given) -> tuple[str, bool]:
+def found(step, *given, name: str = "model") -> tuple[str, bool]:
     """Return what a step of the check says, and whether it stops a song."""
-    finding = cli.finding_of("model", lambda: step(*given))
-    return finding.text, finding.stops
+    return cli.finding(name, lambda: step(*given))
 
 
 MISSING = Problem("weights_missing", "The model org/song is not on this machine.", hint="Fetch it.")
@@ -151,36 +151,36 @@ MISSING = Problem("weights_missing", "The model org/song is not on this machine.
 def test_the_song_model_is_named_or_stops_a_song(tmp_path):
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "model.safetensors").write_bytes(bytes(2_500_000))
-    assert found(cli.song_model, weights("models", tmp_path)) == (f"org/song, 2.5 MB, in {tmp_path}.", False)
-    assert found(cli.song_model, weights("none", problem=MISSING)) == (MISSING.text(), True)
-    text, stops = found(cli.song_model, weights("preview", problem=MISSING))
+    assert found(cli.model, weights("models", tmp_path), hub.PIPELINE) == (f"org/song, 2.5 MB, in {tmp_path}.", False)
+    assert found(cli.model, weights("none", problem=MISSING), hub.PIPELINE) == (MISSING.text(), True)
+    text, stops = found(cli.model, weights("preview", problem=MISSING), hub.PIPELINE)
     assert MISSING.message in text and "11.5 GB" in text and not stops
 
 
 def test_the_hub_is_asked_for_the_size_of_a_download(monkeypatch):
-    with serving(monkeypatch, "org/song", {}) as hub:
+    with serving(monkeypatch, "org/song", {}) as server:
         for sizes, words, expected in (
             ({"model_index.json": 1_000, "vae/config.json": 250_000_000, "README": 7_000_000_000}, "0.3 GB", False),
             ({"model_index.json": 10**15}, "1000000.0 GB", True),
             ({"README": 1}, "model_index.json is missing there", True),
         ):
-            hub.files, hub.sizes = dict.fromkeys(sizes, b""), sizes
-            text, stops = found(cli.song_model, weights("hub"))
+            server.files, server.sizes = dict.fromkeys(sizes, b""), sizes
+            text, stops = found(cli.model, weights("hub"), hub.PIPELINE)
             assert words in text and stops == expected
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-        text, stops = found(cli.song_model, weights("hub"))
+        text, stops = found(cli.model, weights("hub"), hub.PIPELINE)
         assert "org/song" in text and "Error" in text and stops
 
 
 @pytest.mark.parametrize("name", ["PLANNER", "LYRICS"])
 def test_language_models_never_stop_a_song(monkeypatch, name):
-    step, find = {"PLANNER": (cli.planner, find_planner), "LYRICS": (cli.lyrics_writer, find_writer)}[name]
+    find, selection = {"PLANNER": find_planner, "LYRICS": find_writer}[name], hub.language_model("")
     for value, words in (("off", "=off"), ("preview", tooltips.CHECK_PREVIEW), ("nobody/nothing",) * 2, ("/no",) * 2):
         monkeypatch.setenv(f"ACE_STUDIO_{name}", value)
-        text, stops = found(step, find())
+        text, stops = found(cli.model, find(), selection, name=name.lower())
         assert words in text and not stops
     monkeypatch.delenv("ACE_STUDIO_PLANNER", raising=False)
-    text, _ = found(cli.planner, find_planner())
+    text, _ = found(cli.model, find_planner(), selection, name="planner")
     assert DEFAULT_PLANNER in text and f"{cli.PLANNER_GB} GB" in text
 
 
