@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import html
 import inspect
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from starlette.exceptions import HTTPException
 
 import limits
 from backend import GPU_CONCURRENCY, check, get_backend, problem_of
-from events import Done, Draft, Event, Failed, InvalidRequest, Problem, Progress, StudioError
+from events import Done, Draft, Failed, InvalidRequest, Problem, Progress, StudioError
 from limits import LIMITS, MAX_SOURCE_SECONDS, TEXT_LIMITS, shown
 from params import ACTION_OPTIONS, REQUESTS, Request, parse_request
 
@@ -241,15 +242,24 @@ def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
 
     def handler(*values: Any) -> Iterator[Any]:
         words = ""
-        with contextlib.closing(_run(mode, values)) as events:
-            for event in events:
-                match event:
-                    case Progress():
-                        yield words if mode == "lyrics" else (None, {"progress": asdict(event)})
-                    case Draft(words):
-                        yield words
-                    case Done(files, record):
-                        yield record["text"] if mode == "lyrics" else (list(files), record)
+        try:
+            with contextlib.closing(get_backend().stream(read_request(mode, values))) as events:
+                # Gradio can cancel a run only after its first value.
+                for event in itertools.chain([Progress("waiting")], events):
+                    match event:
+                        case Progress():
+                            yield words if mode == "lyrics" else (None, {"progress": asdict(event)})
+                        case Draft(words):
+                            yield words
+                        case Done(files, record):
+                            yield record["text"] if mode == "lyrics" else (list(files), record)
+                        case Failed(problem):
+                            raise StudioError.of(problem)
+        except Exception as error:
+            problem = problem_of(error)
+            # A page shows the text as HTML.
+            text = html.escape(sentence(problem), quote=False)
+            raise gr.Error(text, title=problem.code, print_exception=False) from None
 
     handler.__name__ = handler.__qualname__ = mode
     arguments = [f"    {parameter.name}: {parameter.about}" for parameter in endpoint.parameters]
@@ -259,24 +269,6 @@ def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
         for parameter in endpoint.parameters
     )
     return handler
-
-
-def _run(mode: str, values: tuple[Any, ...]) -> Iterator[Event]:
-    """Yield the events of a call; raises gr.Error if its values are wrong or the run fails."""
-    try:
-        request = read_request(mode, values)
-        # Gradio can cancel a run only after its first value.
-        yield Progress("waiting")
-        with contextlib.closing(get_backend().stream(request)) as events:
-            for event in events:
-                if isinstance(event, Failed):
-                    raise StudioError.of(event.problem)
-                yield event
-    except Exception as error:
-        problem = problem_of(error)
-        # A page shows the text as HTML.
-        text = html.escape(sentence(problem), quote=False)
-        raise gr.Error(text, title=problem.code, print_exception=False) from None
 
 
 def validator_of(mode: str) -> Callable[..., list[dict[str, Any]]]:
