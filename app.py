@@ -34,11 +34,11 @@ import theme
 import tooltips
 from api import add_endpoints
 from backend import GPU_CONCURRENCY, get_backend, start_workers
-from events import Done, Problem, StudioError
+from events import Done, StudioError
 from lora_format import MAX_FILE_BYTES
 from page_form import AT_ONCE, QUIET, Form, Updates
 from page_panels import Header
-from page_runs import connect_cancel, page_updates, unexpected
+from page_runs import connect_cancel, page_updates
 from page_settings import connect_memory
 
 log = logging.getLogger("studio")
@@ -61,8 +61,7 @@ def build_app() -> gr.Blocks:
     ) as demo:
         header = page_panels.header()
         forms = page_tabs.build_tabs()
-        connect_status(demo, header, forms)
-        connect_download(header, forms)
+        connect_status(demo, header, forms, connect_download(header))
         connect_memory(demo, forms)
         # Never rendered, so that the page does not build it; compact, so that it adds no groups.
         with gr.Column(variant="compact", render=False):
@@ -74,36 +73,35 @@ def build_app() -> gr.Blocks:
 # --- events -------------------------------------------------------------------------------------------------------
 
 
-def connect_download(header: Header, forms: list[Form]) -> None:
-    """Let the banner's button download the real model and update the status afterwards."""
+def connect_download(header: Header) -> Any:
+    """Let the banner's button download the real model; returns the event of the run."""
     bar = header.bar
-
-    def failed(problem: Problem) -> Updates:
-        return bar.idle(theme.line("failed", problem.text()))
 
     def done(_: Done) -> Updates:
         still_preview = get_backend().status()["engine"] == "preview"
         text = tooltips.DOWNLOAD_UNUSED if still_preview else tooltips.DOWNLOAD_DONE
-        return {**status_updates(header, forms), **bar.idle(theme.line("done", text))}
+        return bar.idle(theme.line("done", text))
 
     def fetch() -> Iterator[Updates]:
         yield bar.running(theme.line("running", tooltips.DOWNLOAD_STARTING))
-        try:
-            with contextlib.closing(get_backend().download()) as events:
-                yield from page_updates(bar, events, done, failed)
-        except Exception:
-            log.exception("the download failed unexpectedly")
-            yield failed(unexpected())
+        with contextlib.closing(get_backend().download()) as events:
+            yield from page_updates(bar, events, done, lambda problem: bar.idle(theme.line("failed", problem.text())))
 
-    outputs = [*bar.outputs, *status_outputs(header, forms)]
-    run = bar.go.click(fetch, outputs=outputs, concurrency_id="download", concurrency_limit=1, **QUIET)
+    run = bar.go.click(fetch, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **QUIET)
     connect_cancel(bar, run, run, tooltips.DOWNLOAD_CANCELLED)
+    return run
 
 
-def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
-    """Show on every visit what the studio runs on: at once what is known, then the device."""
-    outputs = status_outputs(header, forms)
-    known = demo.load(lambda: status_updates(header, forms), outputs=outputs, **AT_ONCE)
+def connect_status(demo: gr.Blocks, header: Header, forms: list[Form], download: Any) -> None:
+    """Show what the studio runs on: on every visit at once what is known, then the device; and after a download."""
+    outputs = [*header.outputs, *(part for form in forms for part in form.show_status(NO_STATUS))]
+
+    def updates() -> Updates:
+        facts = get_backend().status()
+        shown = header.show(facts)
+        for form in forms:
+            shown |= form.show_status(facts)
+        return shown
 
     def prepare() -> None:
         # The first song reports what could not be loaded.
@@ -111,24 +109,14 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form]) -> None:
             if not cluster.wanted():
                 get_backend().models.prepare()
 
+    known = demo.load(updates, outputs=outputs, **AT_ONCE)
+    download.success(updates, outputs=outputs, **AT_ONCE)
     # Only the header: this takes seconds if torch is not loaded yet, and the visitor is filling in the form.
     seen = known.then(lambda: header.show(get_backend().full_status()), outputs=header.outputs, **AT_ONCE)
     seen.then(prepare, **AT_ONCE)
     # A run may have loaded a model, or failed to.
     for run in (run for form in forms for run in form.runs):
         run.then(lambda: theme.heading(get_backend().status()), outputs=header.status, **AT_ONCE)
-
-
-def status_outputs(header: Header, forms: list[Form]) -> list[Any]:
-    return [*header.outputs, *(each for form in forms for each in form.show_status(NO_STATUS))]
-
-
-def status_updates(header: Header, forms: list[Form]) -> Updates:
-    facts = get_backend().status()
-    updates = header.show(facts)
-    for form in forms:
-        updates |= form.show_status(facts)
-    return updates
 
 
 # --- serving ------------------------------------------------------------------------------------------------------
@@ -188,7 +176,13 @@ def main() -> None:
     start_workers(lambda count: let_run(demo, count))
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopped.set())
-    announce(demo, url)
+    print(tooltips.READY.format(url=url), flush=True)
+    # "true" is Gradio's rule.
+    if os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true":
+        print(tooltips.MCP_READY.format(url=url) if demo.mcp_server else tooltips.MCP_MISSING, flush=True)
+    if os.environ.get("GRADIO_SHARE", "").lower() == "true":
+        said = tooltips.SHARED.format(url=demo.share_url) if demo.share_url else tooltips.NOT_SHARED
+        print(said, flush=True)
     # Python may miss a signal that arrives just before a wait without an end.
     while not stopped.wait(1):
         pass
@@ -226,17 +220,6 @@ def stop(demo: gr.Blocks) -> NoReturn:
         worker.kill()
     logging.shutdown()
     os._exit(0)
-
-
-def announce(demo: gr.Blocks, url: str) -> None:
-    """Print the lines for the terminal: URL, MCP tools, public link."""
-    said = [tooltips.READY.format(url=url)]
-    # "true" is Gradio's rule.
-    if os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true":
-        said.append(tooltips.MCP_READY.format(url=url) if demo.mcp_server else tooltips.MCP_MISSING)
-    if os.environ.get("GRADIO_SHARE", "").lower() == "true":
-        said.append(tooltips.SHARED.format(url=demo.share_url) if demo.share_url else tooltips.NOT_SHARED)
-    print("\n".join(said), flush=True)
 
 
 if __name__ == "__main__":
