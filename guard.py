@@ -1,4 +1,4 @@
-"""The middleware in front of Gradio: known hosts, refusals, security headers, the queue's limit, MCP hang-ups.
+"""The middleware in front of Gradio: known hosts, refusals, security headers, gzip, the queue's limit, MCP hang-ups.
 
 Gradio answers some malformed calls with a bare 500 and a long traceback, fetches URLs that a caller puts into JSON, and
 lets simultaneous calls past its queue limit. Here each of these ends as a status below 500 with one sentence, and one
@@ -28,9 +28,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import UPLOADS, check_call
@@ -116,7 +115,7 @@ class KnownHosts:
     def __init__(self, app: ASGIApp, environ: Mapping[str, str]):
         address = environ.get("GRADIO_SERVER_NAME", "")
         self.app, self.any_address = app, address in ("0.0.0.0", "::", "[::]")
-        hosts = ["127.0.0.1", "localhost", "::1", "[::1]"]
+        hosts = ["127.0.0.1", "localhost", "::1"]
         hosts += environ.get("ACE_STUDIO_HOSTS", "").replace(",", " ").split()
         hosts += [socket.gethostname(), f"{socket.gethostname()}.local"] if self.any_address else [address]
         if environ.get("SPACE_ID"):
@@ -124,8 +123,7 @@ class KnownHosts:
         if environ.get("GRADIO_SHARE", "").lower() == "true":
             hosts.append("*.gradio.live")
         hosts += [_host_of(environ.get(variable, "")) for variable in ("SPACE_HOST", "GRADIO_ROOT_PATH")]
-        self.hosts = [host.lower() for host in hosts if host]
-        self.trusted = TrustedHostMiddleware(app, allowed_hosts=self.hosts, www_redirect=False)
+        self.hosts = [host.lower().strip("[]") for host in hosts if host]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -135,16 +133,14 @@ class KnownHosts:
             for value in Headers(scope=scope).getlist(name):
                 if not all(self.knows(_host_of(part.strip())) for part in value.split(",")):
                     scope = _without(scope, name)
-        host = _host_of(Headers(scope=scope).get("host", ""))
-        await (self.app if self._is_address(host) else self.trusted)(scope, receive, send)
+        known = self.knows(_host_of(Headers(scope=scope).get("host", "")))
+        await (self.app if known else PlainTextResponse("Invalid host header", 400))(scope, receive, send)
 
     def knows(self, host: str) -> bool:
-        return self._is_address(host) or any(fnmatch(host, pattern) for pattern in self.hosts)
-
-    def _is_address(self, host: str) -> bool:
         with suppress(ValueError):
-            return self.any_address and bool(ipaddress.ip_address(host))
-        return False
+            if self.any_address and ipaddress.ip_address(host):
+                return True
+        return any(fnmatch(host, pattern) for pattern in self.hosts)
 
 
 def _without(scope: Scope, name: str) -> Scope:
@@ -196,7 +192,9 @@ class Calls:
             await JSONResponse({"detail": refused.detail}, refused.status_code)(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, answer: Answer, route: str) -> None:
-        if _is_closed(route):
+        fetches = route.startswith(("file=", "file/")) and is_http_url_like(route[5:].strip().lower())
+        if fetches or route.startswith("proxy=") or route in ("deep_link", "process_recording"):
+            # They fetch a URL for the caller, or belong to a feature that the studio lacks.
             raise HTTPException(404, "There is nothing here.")
         if route == "info" and b"page=" not in scope["query_string"]:
             # Without a page Gradio caches the first caller's URL for everybody.
@@ -224,7 +222,7 @@ class Calls:
     async def _join(self, scope: Scope, receive: Receive, answer: Answer, values: dict[str, Any]) -> None:
         app, call = scope["app"], self.tool_calls.get(Headers(scope=scope).get(CALL_HEADER, ""))
         await self.app(_without(scope, CALL_HEADER), receive, answer.send)
-        if not (event := answer.event()):
+        if not (event := str(_object(answer.body).get("event_id", ""))):
             return
         session = str(values.get("session_hash"))
         if call:
@@ -306,7 +304,7 @@ class Answer:
         self._send, self._scope = send, scope
         self.started = self.complete = self.rewrites = False
         self._start: Message = {}
-        self._body = b""
+        self.body = b""
 
     async def send(self, message: Message) -> None:
         """Pass a message on; one that may be rewritten is held back until the response is complete."""
@@ -315,28 +313,24 @@ class Answer:
         if self.rewrites:
             if start:
                 self._start = message
-            self._body += message.get("body", b"")
+            self.body += message.get("body", b"")
             if not last:
                 return
             self._rewrite()
             await self._send(self._start)
-            message = {**message, "body": self._body}
+            message = {**message, "body": self.body}
         self.started = True
         await self._send(message)
         self.complete = last
 
-    def event(self) -> str:
-        """Return the id of the event that was queued, or an empty string."""
-        return str(_object(self._body).get("event_id", ""))
-
     def _rewrite(self) -> None:
-        status, detail = self._start["status"], _object(self._body).get("detail")
+        status, detail = self._start["status"], _object(self.body).get("detail")
         verdicts = isinstance(detail, list) and all(isinstance(each, dict) and "is_valid" in each for each in detail)
         if status in (400, 500) or (status == 422 and not verdicts):
             _log_refusal(self._scope, status, shown(detail, 100))
             self._start["status"] = 400 if status == 422 else status
-            self._body = json.dumps({"detail": FAILED if status == 500 else NOT_UNDERSTOOD}).encode()
-            MutableHeaders(scope=self._start)["content-length"] = str(len(self._body))
+            self.body = json.dumps({"detail": FAILED if status == 500 else NOT_UNDERSTOOD}).encode()
+            MutableHeaders(scope=self._start)["content-length"] = str(len(self.body))
 
 
 # --- bodies -------------------------------------------------------------------------------------------------------
@@ -402,13 +396,6 @@ def _check_tool(message: dict[str, Any]) -> None:
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
-
-
-def _is_closed(route: str) -> bool:
-    """Tell whether a route of Gradio's fetches a URL for the caller, or belongs to a feature the studio lacks."""
-    if route in ("deep_link", "process_recording") or route.startswith("proxy="):
-        return True
-    return route.startswith(("file=", "file/")) and is_http_url_like(route[5:].strip().lower())
 
 
 def _refusal_of(error: Exception, route: str) -> HTTPException:

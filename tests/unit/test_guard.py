@@ -74,6 +74,7 @@ def test_each_caller_reads_the_address_it_came_by_and_nobody_sets_that_of_others
     [
         ({}, ["localhost", "127.0.0.1", "::1"], ["192.168.1.5", "studio.local", "a.hf.space"]),
         ({"GRADIO_SERVER_NAME": "192.168.1.5"}, ["192.168.1.5", "localhost"], ["192.168.1.6"]),
+        ({"GRADIO_SERVER_NAME": "[2001:db8::1]"}, ["2001:db8::1", "::1"], ["2001:db8::2"]),
         ({"GRADIO_SERVER_NAME": "0.0.0.0"}, ["192.168.1.5", "2001:db8::1"], ["evil.example"]),
         ({"SPACE_ID": "me/song", "SPACE_HOST": "me-song.hf.space"}, ["me-song.hf.space"], ["hf.space.evil.example"]),
         ({"ACE_STUDIO_HOSTS": "a.example, *.b.example"}, ["a.example", "x.b.example"], ["b.example.org"]),
