@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import tooltips
-from events import Event, Progress
+from events import Done, Event, Progress
 from tests.page.steps import MARKUP, Tab, expect_plain, expect_tappable, fits, reload, violations
 
 PHONE, DESK = (390, 844), (1280, 900)
@@ -262,6 +262,18 @@ def test_the_banner_of_the_built_in_engine_and_its_download(lasting: Page, fake,
     banner.get_by_role("button", name="Cancel").click()
     expect(banner).not_to_contain_text("step 3 of 50")
     expect(button).to_be_enabled()
+
+
+@pytest.mark.slow
+def test_a_finished_download_changes_the_status(page: Page, fake, monkeypatch):
+    def download() -> Iterator[Event]:
+        fake.facts = {"engine": "xl", "source": "cache", "model": "org/model"}
+        yield Done((), {})
+
+    monkeypatch.setattr(fake, "download", download)
+    page.get_by_role("button", name="Get the real model (11.5 GB)").click()
+    expect(page.locator("#studio-status")).to_contain_text("Model: org/model")
+    expect(page.locator("#studio-banner")).to_be_hidden()
 
 
 @pytest.mark.slow
