@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -34,19 +33,7 @@ import models
 import modes
 import writers
 import zerogpu
-from events import (
-    Done,
-    Event,
-    Failed,
-    InvalidRequest,
-    Job,
-    Outcome,
-    Problem,
-    Progress,
-    StudioError,
-    as_dict,
-    is_out_of_memory,
-)
+from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError, is_out_of_memory
 from limits import LIMITS, STUDIO_VERSION
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest, check_audio, check_source
 from weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, is_untrained, task_support
@@ -68,24 +55,15 @@ def _seconds(job: Job, seconds: int, *args: Any, **kwargs: Any) -> int:  # Gradi
 @spaces.GPU(duration=_seconds)
 def gpu_entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
     """Run `job` on the models; unless it is cancelled, the last event is its `Outcome`, `Done` or `Failed`."""
-    pending, thread = zerogpu.in_thread(_work(job), "song", job.cancelled)
+    events, thread = zerogpu.in_thread(_work(job), "song", job.cancelled, jobs.HEARTBEAT_SECONDS)
     latest = Progress("preparing")
     beat = zerogpu.Beat(job.folder) if ON_ZEROGPU else None
     try:
-        while True:
-            try:
-                event, error = pending.get(timeout=jobs.HEARTBEAT_SECONDS)
-            except queue.Empty:
-                event, error = latest, None
-            if error and not job.cancelled():
-                failed, error = Failed(problem_of(error)), None  # the error holds the song's tensors
-                yield failed
-            if event is None:
-                return
+        for event in events:
             latest = event if isinstance(event, Progress) else latest
             if beat:
                 beat.write()
-            yield event
+            yield event or latest
     finally:
         job.running.unlink(missing_ok=True)
         # ZeroGPU takes the card back when this returns. Elsewhere the lock holds back the next song, and this must not
@@ -127,47 +105,47 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
         if job.cancelled():
             return
         yield Progress(stage)
+    problem = None
     try:
         yield from _with_fallback(backend, job)
     except Exception as error:
-        if isinstance(error, StudioError) or not is_out_of_memory(error):
-            raise
-        models.free_memory()
-        raise backend.placing.too_large() from None
+        if not job.cancelled():
+            too_large = is_out_of_memory(error) and not isinstance(error, StudioError)
+            problem = problem_of(backend.placing.too_large() if too_large else error)
     finally:
         loaded.turn.release()
+    if problem:
+        # Not within `except`: until its end the exception keeps tensors on the device.
+        models.free_memory()
+        yield Failed(problem)
 
 
 def _with_fallback(backend: Backend, job: Job) -> Iterator[Event | Outcome | None]:
-    """Run `job` with the best memory plan that fits; if memory runs out, retry once with the next lower plan."""
-    placing, source = backend.placing, jobs.source_seconds(job)
-    plan, lower = placing.begin(job.request, source), None
-    try:
-        yield from _run_with_plan(backend, job, plan)
-    except Exception as error:
-        lower = placing.lower() if is_out_of_memory(error) else None
-        if lower is None:
-            raise
-    if lower is not None:
-        # Not within `except`: until its end the exception keeps tensors on the device.
-        models.free_memory()
-        note = memory.fallback_note(plan, lower)
-        yield Progress("loading", note=note)
-        yield from _run_with_plan(backend, job, placing.begin(job.request, source, lower), note)
+    """Run `job` with the best memory plan that fits; if memory runs out, retry once with the next lower plan.
 
-
-def _run_with_plan(backend: Backend, job: Job, plan: str, *notes: str) -> Iterator[Event | Outcome | None]:
-    """Run `job`; its result gets the name of the memory plan, and `notes` before its own."""
-    request, loaded = job.request, backend.models
+    Its result gets the name of the memory plan, and a note about the retry.
+    """
+    request, loaded, placing = job.request, backend.models, backend.placing
     run = _make_song if isinstance(request, SongRequest) else align.run if request.mode == "align" else writers.run
-    for event in run(loaded, backend.placing, job):
-        if isinstance(event, Outcome):
-            device = loaded.device()
-            event.facts.update(jobs.runtime_facts(loaded.weights, device), dtype=device.dtype, memory_plan=plan)
-            event = replace(event, notes=(*notes, *event.notes))
-        elif isinstance(event, Done):
-            event.record["memory_plan"] = plan
-        yield event
+    source, lower, notes = jobs.source_seconds(job), None, ()
+    while True:
+        plan = placing.begin(request, source, lower)
+        try:
+            for event in run(loaded, placing, job):
+                if isinstance(event, Outcome | Done):
+                    event.record["memory_plan"] = plan
+                if isinstance(event, Outcome):
+                    event = replace(event, notes=(*notes, *event.notes))
+                yield event
+            return
+        except Exception as error:
+            lower = placing.lower() if is_out_of_memory(error) and not notes else None
+            if lower is None:
+                raise
+        # Not within `except`, see above.
+        models.free_memory()
+        notes = (memory.fallback_note(plan, lower),)
+        yield Progress("loading", note=notes[0])
 
 
 def _make_song(loaded: models.Models, placing: memory.Placing, job: Job) -> Iterator[Progress | Outcome | None]:
@@ -187,7 +165,9 @@ def _make_song(loaded: models.Models, placing: memory.Placing, job: Job) -> Iter
     acting = loras.reconcile(pipe, job.loras)
     for event in modes.run(pipe, job, untrained, plan, checkpoint_kind(loaded.weights)):
         if isinstance(event, Outcome):
-            event.facts.update(plan=facts, loras=acting, seconds={**seconds, **event.facts["seconds"]})
+            device = loaded.device()
+            event.record.update(jobs.runtime_facts(loaded.weights, device), dtype=device.dtype, plan=facts)
+            event.record.update(loras=acting, seconds={**seconds, **event.record["seconds"]})
             event = replace(event, notes=(*before, *event.notes, *after))
         yield event
 
@@ -200,14 +180,6 @@ class Backend:
         self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
         self.placing = memory.Placing(self.models)
         self._widths: dict[Path, lora_format.Widths] = {}
-
-    def device(self) -> models.Device:
-        """Return the device in use; the first call imports torch."""
-        return self.models.device()
-
-    def load_all(self) -> None:
-        self.models.load_all()
-        self.widths()
 
     def widths(self) -> lora_format.Widths | None:
         """Return the linear layers that a LoRA must fit; None until the song model has been downloaded.
@@ -229,7 +201,7 @@ class Backend:
     def full_status(self) -> dict[str, Any]:
         """Return `status` with the device, which imports torch; with Ray only the workers do."""
         if not cluster.wanted():
-            self.device()
+            self.models.device()
         return self.status()
 
     def workers(self) -> list[dict[str, Any]]:
@@ -256,7 +228,7 @@ class Backend:
             "loaded": self.models.loaded,
             "kind": kind,
             "turbo": is_turbo(weights),
-            "problem": as_dict(weights.problem),
+            "problem": weights.problem and weights.problem.facts(),
             "wanted": weights.wanted,
             "planner": self.models.planner.status(),
             "lyrics": {**self.models.lyrics.status(), "engine": self.models.lyrics.weights.engine},
@@ -316,15 +288,11 @@ class Backend:
                 raise StudioError.of(problem)
             if isinstance(request, SongRequest):
                 job = yield from self._with_loras(job)
-            lending = None
             if cluster.wanted():
                 events = cluster.run(on_worker, worker_status, job)
             elif ON_ZEROGPU:
-                lending = zerogpu.Lending(
-                    lambda seconds: gpu_entry(job, seconds), job.folder, zerogpu.gpu_seconds(work)
-                )
-                events = lending.events()
                 yield Progress("lending")
+                events = zerogpu.lent(lambda seconds: gpu_entry(job, seconds), job.folder, zerogpu.gpu_seconds(work))
             else:
                 events = gpu_entry(job, 0)
             with contextlib.closing(events):
@@ -335,9 +303,6 @@ class Backend:
                     yield event
                 else:
                     raise StudioError("cancelled", "Cancelled before it was done.")
-            if lending and not isinstance(event, Failed):
-                record = event.facts if isinstance(event, Outcome) else event.record
-                record["gpu"] = lending.facts()
             if isinstance(event, Outcome):
                 yield from jobs.finish(request, job, event, output, self.models.weights)
             else:
@@ -413,7 +378,7 @@ def check(request: Request) -> None:
         return
     if problem := zerogpu.refusal(get_backend().work_of(request, source)):
         field = next((name for name in ("duration", "after", "takes") if hasattr(request, name)), "")
-        raise InvalidRequest(Problem(problem.code, problem.message, field, problem.hint))
+        raise InvalidRequest(replace(problem, field=field))
 
 
 def problem_of(error: Exception) -> Problem:
@@ -432,4 +397,5 @@ def problem_of(error: Exception) -> Problem:
 
 if ON_ZEROGPU:
     # `spaces` only intercepts weights moved to "cuda" at import, on the main thread, not in a handler's thread.
-    get_backend().load_all()
+    get_backend().models.load_all()
+    get_backend().widths()

@@ -180,7 +180,7 @@ def steps() -> Iterator[tuple[str, Callable[[], str]]]:
     weights, planner, lyrics = studio.models.weights, studio.models.planner.weights, studio.models.lyrics.weights
     yield "device", lambda: device(studio)
     yield "memory", lambda: memory_room(studio)
-    yield "plan", lambda: memory_plan(weights, studio.device(), studio.capabilities()["memory_plan"])
+    yield "plan", lambda: memory_plan(weights, studio.models.device(), studio.capabilities()["memory_plan"])
     yield "model", lambda: model(weights, hub.PIPELINE)
     yield "planner", lambda: model(planner, hub.language_model(PLANNER_VARIABLE, planner.inside))
     yield "lyrics", lambda: model(lyrics, hub.language_model(LYRICS_VARIABLE))
@@ -204,7 +204,7 @@ def packages() -> str:
 
 
 def device(studio: Any) -> str:
-    studio.device()
+    studio.models.device()
     facts = studio.capabilities()
     return f"{facts['device']}, {facts['dtype']}. {facts['device_reason']}"
 
@@ -217,7 +217,7 @@ def memory_room(studio: Any) -> str:
 
     free, total = size_text(models.available_memory()), size_text(psutil.virtual_memory().total)
     room = tooltips.CHECK_RAM.format(free=free, total=total)
-    if limit := memory.vram_limit_for(studio.device().kind):
+    if limit := memory.vram_limit_for(studio.models.device().kind):
         room += ", " + tooltips.CHECK_VRAM.format(total=size_text(limit))
     return f"{room}."
 

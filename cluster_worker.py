@@ -86,7 +86,7 @@ class Worker:
                     if here.cancelled():
                         return
                     if isinstance(event, Outcome):
-                        event.facts["worker"] = self._name
+                        event.record["worker"] = self._name
                         for take in event.takes:
                             for data in blocks_of(take.file):
                                 yield Block(Path(take.file).name, data)

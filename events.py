@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +20,8 @@ class Problem:
     def text(self) -> str:
         return f"{self.message} {self.hint}".strip()
 
-
-def as_dict(problem: Problem | None) -> dict[str, str] | None:
-    return None if problem is None else {"code": problem.code, "message": problem.message, "hint": problem.hint}
+    def facts(self) -> dict[str, str]:
+        return {"code": self.code, "message": self.message, "hint": self.hint}
 
 
 class StudioError(Exception):
@@ -34,7 +33,7 @@ class StudioError(Exception):
 
     @classmethod
     def of(cls, problem: Problem) -> StudioError:
-        return StudioError(problem.code, problem.message, problem.field, problem.hint)
+        return StudioError(*astuple(problem))
 
     def __str__(self) -> str:
         return self.problem.text()
@@ -44,8 +43,7 @@ class InvalidRequest(StudioError):
     """A request with wrong fields, at least one; `problems` has one entry for each."""
 
     def __init__(self, *problems: Problem):
-        first = problems[0]
-        super().__init__(first.code, first.message, first.field, first.hint)
+        super().__init__(*astuple(problems[0]))
         self.problems = problems
 
     def __reduce__(self):
@@ -160,8 +158,8 @@ class Take:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The takes, what really ran (`facts`, for the record), and notes for the visitor."""
+    """The takes, the record of what really ran, and notes for the visitor."""
 
     takes: tuple[Take, ...]
-    facts: dict[str, Any]
+    record: dict[str, Any]
     notes: tuple[str, ...]

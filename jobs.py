@@ -359,7 +359,7 @@ def _record(request: SongRequest, job: Job, outcome: Outcome, weights: Weights) 
         "variation_seeds": list(job.variation_seeds) if options.variation else [],
         "plan": None,
         "loras": [],
-        **outcome.facts,
+        **outcome.record,
         "notes": notes,
         "errors": [],  # filled in with the takes once these are saved
         "takes": [],

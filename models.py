@@ -19,7 +19,7 @@ import compilation
 import offload
 import preview
 from bootstrap import on_zerogpu
-from events import Problem, Progress, StudioError, as_dict, first_line, is_out_of_memory
+from events import Problem, Progress, StudioError, first_line, is_out_of_memory
 from hub import PARTS
 from weights import DEFAULT_MODEL_GB, Weights, bytes_in, find_weights, missing_model
 
@@ -224,6 +224,7 @@ class Slot:
     def status(self) -> dict[str, Any]:
         """Return the state ("off", "none" for missing, "ready", "loaded" or "failed") and the reason."""
         weights, to_fetch = self.weights, self.weights.source == "hub" and not self.problem
+        problem = None if to_fetch else self.problem or weights.problem
         if weights.source == "off":
             state = "off"
         elif self.loaded or self.problem:
@@ -234,7 +235,7 @@ class Slot:
             "state": state,
             "model": "" if state == "off" else weights.model_id,
             "source": weights.source,
-            "problem": None if to_fetch else as_dict(self.problem or weights.problem),
+            "problem": problem and problem.facts(),
         }
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from events import Draft, Problem, Progress, StudioError, first_line
+from events import Done, Draft, Outcome, Problem, Progress, StudioError, first_line
 from limits import LIMITS, QUALITY_STEPS
 from memory import fewer_takes, most, shorter
 from params import sampling_settings
@@ -74,50 +74,44 @@ def used_up(folder: str | Path, seconds: int) -> bool:
         return False
 
 
-class Lending:
-    """One job on a card lent by ZeroGPU, started by `call(seconds)`; `asked` are the seconds of the last try."""
+def lent(call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int) -> Iterator[Any]:
+    """Yield the events of a job that `call(seconds)` starts on a card lent by ZeroGPU; its record gets what was asked.
 
-    def __init__(self, call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int):
-        self._call, self._folder, self._estimated = call, folder, seconds
-        self.asked, self.tries = seconds, 0
-
-    def facts(self) -> dict[str, int]:
-        """Return the record's entry."""
-        return {"estimated": self._estimated, "asked": self.asked, "tries": self.tries}
-
-    def events(self) -> Iterator[Any]:
-        """Yield the job's events; raises StudioError for all of ZeroGPU's errors."""
-        while True:
-            self.tries += 1
-            Path(self._folder, BEAT).unlink(missing_ok=True)
-            begun = False
-            try:
-                with contextlib.closing(_watched(self._call(self.asked), self._folder)) as events:
-                    for event in events:
-                        begun = begun or getattr(event, "stage", "") != "lending"
-                        yield event
-                return
-            except (StudioError, pickle.PicklingError):
+    Raises StudioError for all of ZeroGPU's errors.
+    """
+    asked = seconds
+    for tries in (1, 2):
+        Path(folder, BEAT).unlink(missing_ok=True)
+        begun = False
+        try:
+            with contextlib.closing(_watched(call(asked), folder)) as events:
+                for event in events:
+                    begun = begun or getattr(event, "stage", "") != "lending"
+                    if isinstance(event, Outcome | Done):
+                        event.record["gpu"] = {"estimated": seconds, "asked": asked, "tries": tries}
+                    yield event
+            return
+        except (StudioError, pickle.PicklingError):
+            raise
+        except Exception as error:
+            problem = problem_of(error)
+            if problem is None and begun:
                 raise
-            except Exception as error:
-                problem = problem_of(error)
-                if problem is None and begun:
-                    raise
-                if problem is None:
-                    # `spaces` parses ZeroGPU's answers without checking that they are complete.
-                    log.warning("ZeroGPU's answer could not be read: %s", first_line(error))
-                    problem = UNREACHABLE
-            spent = problem.code == "gpu_aborted" and used_up(self._folder, self.asked)
-            if spent and self.tries == 1 and self.asked < MOST_SECONDS:
-                self.asked = clamped(2 * self._estimated)
-                note = f"{self._estimated} GPU seconds were not enough, so the studio tries again with {self.asked}."
-                yield Progress("lending", note=note)
-                continue
-            if spent:
-                again = " It was tried twice." if self.tries > 1 else ""
-                message = f"This took longer than the {self.asked} seconds of GPU time that it was given.{again}"
-                problem = Problem("gpu_time", message, hint=f"{LESS_WORK}.")
-            raise StudioError.of(problem)
+            if problem is None:
+                # `spaces` parses ZeroGPU's answers without checking that they are complete.
+                log.warning("ZeroGPU's answer could not be read: %s", first_line(error))
+                problem = UNREACHABLE
+        spent = problem.code == "gpu_aborted" and used_up(folder, asked)
+        if spent and tries == 1 and asked < MOST_SECONDS:
+            asked = clamped(2 * seconds)
+            note = f"{seconds} GPU seconds were not enough, so the studio tries again with {asked}."
+            yield Progress("lending", note=note)
+            continue
+        if spent:
+            again = " It was tried twice." if tries > 1 else ""
+            message = f"This took longer than the {asked} seconds of GPU time that it was given.{again}"
+            problem = Problem("gpu_time", message, hint=f"{LESS_WORK}.")
+        raise StudioError.of(problem)
 
 
 def _watched(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
@@ -127,25 +121,18 @@ def _watched(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
     returned. Until the worker starts this yields progress, so that it can be closed. Closing waits for a busy worker.
     """
     left = threading.Event()
-    pending, thread = in_thread(events, "card", left.is_set)
+    read, thread = in_thread(events, "card", left.is_set, LISTEN_SECONDS)
     began, working = time.time(), False
     try:
-        while True:
-            try:
-                event, error = pending.get(timeout=LISTEN_SECONDS)
-            except queue.Empty:
-                if _silent(folder, began):
-                    working = False
-                    raise StudioError.of(SILENT) from None
-                if not working:
-                    yield Progress("lending")
-                continue
-            working = isinstance(event, Progress | Draft)
-            if error:
-                raise error
-            if event is None:
-                return
-            yield event
+        for event in read:
+            if event is not None:
+                working = isinstance(event, Progress | Draft)
+                yield event
+            elif _silent(folder, began):
+                working = False
+                raise StudioError.of(SILENT)
+            elif not working:
+                yield Progress("lending")
     finally:
         left.set()
         if working:
@@ -153,15 +140,16 @@ def _watched(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
 
 
 def in_thread(
-    events: Iterator[Any], name: str, stopped: Callable[[], bool]
-) -> tuple[queue.Queue[tuple[Any, Exception | None]], threading.Thread]:
-    """Read `events` in a new thread until `stopped()`; Nones among them are only points to stop at.
+    events: Iterator[Any], name: str, stopped: Callable[[], bool], beat: float
+) -> tuple[Iterator[Any], threading.Thread]:
+    """Read `events` in a new thread until `stopped()`; return an iterator of them, and the thread.
 
-    The queue gets each as (event, None), (None, error) if one is raised, and (None, None) at the end.
+    The iterator yields None after each `beat` seconds without an event, and raises what the thread did. Nones among
+    `events` are only points to stop at.
     """
-    pending: queue.Queue = queue.Queue()
+    pending: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
 
-    def read() -> None:
+    def work() -> None:
         try:
             with contextlib.closing(events):
                 for event in events:
@@ -174,9 +162,22 @@ def in_thread(
         finally:
             pending.put((None, None))
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(read,), name=name, daemon=True)
+    def read() -> Iterator[Any]:
+        while True:
+            try:
+                event, error = pending.get(timeout=beat)
+            except queue.Empty:
+                yield None
+                continue
+            if error:
+                raise error
+            if event is None:
+                return
+            yield event
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True)
     thread.start()
-    return pending, thread
+    return read(), thread
 
 
 def _silent(folder: str | Path, began: float) -> bool:

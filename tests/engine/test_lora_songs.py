@@ -101,7 +101,8 @@ def test_a_lora_of_the_wrong_size_is_refused_before_the_gpu_though_the_weights_a
     for name in ("ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS"):
         monkeypatch.setenv(name, "off")
     studio = backend.Backend()
-    studio.load_all()
+    studio.models.load_all()
+    studio.widths()
     for path in folder.rglob("*.safetensors"):
         path.unlink()
     monkeypatch.setattr(backend, "gpu_entry", lambda job, seconds: pytest.fail("a GPU was lent"))

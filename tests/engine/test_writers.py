@@ -171,7 +171,7 @@ def test_a_broken_planner_is_not_loaded_again_until_refresh(make_studio, monkeyp
 
     studio = make_studio()
     monkeypatch.setattr(planner, "load_planner", broken)
-    studio.load_all()
+    studio.models.load_all()
     assert loaded(studio) == (True, False, True)
     for _ in range(2):
         assert song(studio).record["plan"] == {"used": False, "reason": "It is broken."}

@@ -37,7 +37,7 @@ import backend, events, params
 studio = backend.get_backend()
 weights = studio.models.weights
 facts = {"engine": weights.engine, "problem": weights.problem and weights.problem.text()}
-facts |= {"device": studio.device().kind, "planner": studio.status()["planner"], "lyrics": studio.status()["lyrics"]}
+facts |= {"device": studio.models.device().kind, **{name: studio.status()[name] for name in ("planner", "lyrics")}}
 print(json.dumps(facts), flush=True)
 for line in sys.stdin:
     mode, values = json.loads(line)

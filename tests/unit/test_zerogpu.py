@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import zerogpu
-from events import Progress, StudioError
+from events import Done, Progress, StudioError
 from limits import LIMITS
 from params import parse_request
 from zerogpu import Work
@@ -70,7 +70,7 @@ def test_every_error_of_zerogpu_has_a_sentence_and_others_have_none(error, code,
 def lend(folder, *endings, seconds=100, lived=0.0, stage="steps"):
     """Run a job whose calls end one after the other in `endings` (None: a song) after `lived` times their seconds.
 
-    Returns the seconds of each call, the last event or error, the notes, and the record's entry.
+    Returns the seconds of each call, the last event or error, and the notes.
     """
     asked, notes = [], []
 
@@ -81,21 +81,20 @@ def lend(folder, *endings, seconds=100, lived=0.0, stage="steps"):
             (folder / zerogpu.BEAT).write_text(str(time.time() - lived * seconds))
         if ending := endings[len(asked) - 1]:
             raise ending
-        yield "song"
+        yield Done((), {})
 
-    lending = zerogpu.Lending(call, folder, seconds)
     try:
-        for last in lending.events():
+        for last in zerogpu.lent(call, folder, seconds):
             notes += [last.note] if getattr(last, "note", "") else []
     except Exception as error:
         last = error
-    return asked, last, notes, lending.facts()
+    return asked, last, notes
 
 
 def test_a_job_that_used_up_its_seconds_is_tried_once_more_with_twice_of_them(tmp_path):
-    asked, last, (note,), facts = lend(tmp_path, ABORTED, None, lived=1.0)
-    assert (asked, last) == ([100, 200], "song") and "100 " in note and "200" in note
-    assert facts == {"estimated": 100, "asked": 200, "tries": 2}
+    asked, last, (note,) = lend(tmp_path, ABORTED, None, lived=1.0)
+    assert asked == [100, 200] and "100 " in note and "200" in note
+    assert last.record["gpu"] == {"estimated": 100, "asked": 200, "tries": 2}
     assert lend(tmp_path, ABORTED, None, seconds=200, lived=1.0)[0] == [200, 300]
 
 
@@ -109,7 +108,7 @@ def test_a_job_that_used_up_its_seconds_is_tried_once_more_with_twice_of_them(tm
     ],
 )
 def test_nothing_else_is_tried_again(tmp_path, endings, seconds, lived, tries, code):
-    asked, error, _, _ = lend(tmp_path, *endings, seconds=seconds, lived=lived)
+    asked, error, _ = lend(tmp_path, *endings, seconds=seconds, lived=lived)
     assert (len(asked), error.problem.code) == (tries, code)
 
 
@@ -131,7 +130,7 @@ def test_a_heartbeat_of_the_first_try_says_nothing_about_the_second(tmp_path):
         raise ABORTED
 
     with pytest.raises(StudioError) as raised:
-        list(zerogpu.Lending(call, tmp_path, 100).events())
+        list(zerogpu.lent(call, tmp_path, 100))
     assert raised.value.problem.code == "gpu_aborted" and len(tried) == 2
 
 
@@ -145,7 +144,7 @@ def test_a_worker_whose_death_nobody_reports_is_missed_by_its_heartbeat(tmp_path
         over.wait(100)
 
     with pytest.raises(StudioError) as raised:
-        list(zerogpu.Lending(call, tmp_path, 60).events())
+        list(zerogpu.lent(call, tmp_path, 60))
     assert raised.value.problem.code == "gpu_silent" and not over.is_set()
     over.set()
 
@@ -160,7 +159,7 @@ def test_a_visitor_can_leave_while_the_card_is_being_lent(tmp_path):
         finally:
             ended.set()
 
-    events = zerogpu.Lending(call, tmp_path, 60).events()
+    events = zerogpu.lent(call, tmp_path, 60)
     assert next(events).stage == "lending"
     events.close()
     assert not ended.is_set()
