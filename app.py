@@ -210,7 +210,7 @@ def stop(demo: gr.Blocks) -> NoReturn:
         signal.signal(each, signal.SIG_DFL)
     jobs.stop(STOP_SECONDS)
     demo.server.config.timeout_graceful_shutdown = 1
-    closing = [threading.Thread(target=each, daemon=True) for each in (cluster.dismiss, lambda: demo.close(False))]
+    closing = [threading.Thread(target=each, daemon=True) for each in (cluster.pool.dismiss, lambda: demo.close(False))]
     for thread in closing:
         thread.start()
     for thread in closing:

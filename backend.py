@@ -85,7 +85,7 @@ def on_worker(job: Job) -> Iterator[Event | Outcome]:
 def start_workers(changed: Callable[[int], None]) -> None:
     """Start Ray workers if ACE_STUDIO_RAY is set; `changed` is called every second with their number."""
     if cluster.wanted():
-        cluster.start(worker_status, changed)
+        cluster.pool.start(worker_status, changed)
 
 
 def worker_status() -> dict[str, Any]:
@@ -194,9 +194,12 @@ class Backend:
     def status(self) -> dict[str, Any]:
         """Return facts for the status line without loading anything; `device` is "" until it is known.
 
-        With Ray workers these are the latest facts of one of them.
+        `workers` are those that make songs: this process, or the Ray workers that answer; the other facts are then the
+        latest of one of them.
         """
-        return {**(cluster.reported() or self._status_here()), "workers": self.workers()}
+        if not cluster.wanted():
+            return self._status_here()
+        return {**(cluster.pool.status or self._status_here()), "workers": cluster.pool.workers()}
 
     def full_status(self) -> dict[str, Any]:
         """Return `status` with the device, which imports torch; with Ray only the workers do."""
@@ -204,23 +207,16 @@ class Backend:
             self.models.device()
         return self.status()
 
-    def workers(self) -> list[dict[str, Any]]:
-        """Return the workers that make songs: this process, or the Ray workers that answer."""
-        if cluster.wanted():
-            return cluster.workers()
-        device, busy = self.models.known_device, self.models.turn.locked() and not self.models.preparing
-        kind = device.kind if device else ""
-        return [{"id": jobs.WORKER, "node": "", "pid": os.getpid(), "device": kind, "busy": busy}]
-
     def _status_here(self) -> dict[str, Any]:
         weights, device = self.models.weights, self.models.known_device
-        codes, kind = has_audio_codes(weights), checkpoint_kind(weights)
+        codes, kind, where = has_audio_codes(weights), checkpoint_kind(weights), device.kind if device else ""
+        busy = self.models.turn.locked() and not self.models.preparing
         return {
             "engine": weights.engine,
             "model": weights.model_id,
             "revision": weights.revision,
             "source": weights.source,
-            "device": device.kind if device else "",
+            "device": where,
             "device_reason": device.reason if device else "",
             "dtype": device.dtype if device else "",
             "memory_plan": self.placing.text() if device else "",
@@ -236,6 +232,7 @@ class Backend:
             "tasks": task_support(kind, codes),
             "unsupported": {} if codes else {"cover": NO_COVER},
             "timed_lyrics": align.support(weights),
+            "workers": [{"id": jobs.WORKER, "node": "", "pid": os.getpid(), "device": where, "busy": busy}],
         }
 
     def capabilities(self) -> dict[str, Any]:

@@ -76,12 +76,15 @@ class Slot:
 
 
 class Pool:
-    """The workers of this studio: started in the background, checked every second, lent to one song at a time."""
+    """The workers of this studio: started in the background, checked every second, lent to one song at a time.
 
-    def __init__(self, address: str, look: Callable[[], dict[str, Any]], changed: Callable[[int], None]):
+    `status` is the latest from a worker, {} before the first.
+    """
+
+    def __init__(self):
         self.problem: Problem | None = None
         self.status: dict[str, Any] = {}
-        self._address, self._look, self._changed = address, look, changed
+        self._changed: Callable[[int], None] = lambda count: None
         self._slots: list[Slot] = []
         self._tickets: list[object] = []
         self._news = threading.Condition()
@@ -89,11 +92,22 @@ class Pool:
         self._head, self._heard = "", 0.0  # the head's address once known, and when it last answered
         self._made, self._next_try = 0, 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="workers", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+
+    def start(self, look: Callable[[], dict[str, Any]], changed: Callable[[int], None] | None = None) -> None:
+        """Start the workers, unless that was done before.
+
+        `look` returns the status of the worker that it runs in; `changed` gets the number of workers every second.
+        """
+        with self._news:
+            self._changed = changed or self._changed
+            if not self._thread:
+                self._address, self._look = wanted(), look
+                self._thread = threading.Thread(target=self._keep, name="workers", daemon=True)
+                self._thread.start()
 
     def workers(self) -> list[dict[str, Any]]:
-        """Return the facts of each worker that answers."""
+        """Return the workers that answer: id, node, pid, device, and whether each is busy."""
         with self._news:
             return [
                 {"id": slot.name, **{name: slot.facts[name] for name in ("node", "pid", "device")}, "busy": slot.busy}
@@ -145,17 +159,11 @@ class Pool:
             self._ray.kill(slot.actor)
 
     def dismiss(self) -> None:
-        """Let the workers delete their folders: they are killed, and cannot do it then, once this process ends."""
+        """Let the workers delete their folders, because this process is about to end, and they are killed with it."""
         self._stop.set()
         with contextlib.suppress(Exception):
             calls = [slot.actor.close.options(concurrency_group="cancels") for slot in self._slots if slot.facts]
             self._ray.wait([call.remote() for call in calls], num_returns=len(calls), timeout=LEAVE_SECONDS)
-
-    def stop(self) -> None:
-        """End the workers and leave the cluster; one that was started here ends."""
-        self.dismiss()
-        self._thread.join(30)
-        self._leave()
 
     def _alone(self) -> bool:
         return not any(slot.facts for slot in self._slots)
@@ -167,8 +175,11 @@ class Pool:
             try:
                 if not self._ray and time.monotonic() >= self._next_try:
                     self._connect()
-                if self._ray and self._head_answers():
+                if self._ray and answers(self._head):
+                    self._heard = time.monotonic()
                     self._tend()
+                elif self._ray and time.monotonic() - self._heard > HEAD_SECONDS:
+                    raise StudioError.of(UNREACHABLE)
             except Exception as error:
                 self._trouble(problem_of(error))
             self._changed(len(self.workers()))
@@ -182,15 +193,6 @@ class Pool:
         self._ray, self.problem = ray, None
         log.info("Ray %s, %s", ray.__version__, "started here" if self._address == LOCAL else "joined the cluster")
 
-    def _head_answers(self) -> bool:
-        """Whether the head answers now; raises StudioError if it has not for `HEAD_SECONDS`."""
-        if answers(self._head):
-            self._heard = time.monotonic()
-            return True
-        if time.monotonic() - self._heard > HEAD_SECONDS:
-            raise StudioError.of(UNREACHABLE)
-        return False
-
     def _leave(self) -> None:
         with self._news:
             left, self._slots = self._slots, []
@@ -199,9 +201,8 @@ class Pool:
             ray, self._ray = self._ray, None
             # Ray must not be shut down while a song is calling it.
             self._news.wait_for(lambda: not any(slot.busy for slot in left), LEAVE_SECONDS)
-        if ray:
-            with contextlib.suppress(Exception):
-                ray.shutdown()
+        with contextlib.suppress(Exception):
+            ray.shutdown()
 
     def _trouble(self, problem: Problem) -> None:
         if problem != self.problem:
@@ -273,35 +274,7 @@ class Pool:
 
 # --- a job on a worker ----------------------------------------------------------------------------------------------
 
-_pool: Pool | None = None
-_making = threading.Lock()
-
-
-def start(look: Callable[[], dict[str, Any]], changed: Callable[[int], None] = lambda count: None) -> Pool:
-    """Return the pool of workers, made by the first call.
-
-    `look` returns the status of the worker that it runs in; `changed` gets the number of workers every second.
-    """
-    global _pool
-    with _making:
-        if _pool is None:
-            _pool = Pool(wanted(), look, changed)
-        return _pool
-
-
-def dismiss() -> None:
-    """Let the workers clean up, if there are any, because this process is about to end."""
-    if _pool:
-        _pool.dismiss()
-
-
-def stop() -> None:
-    """End the workers and leave the cluster, if there is one."""
-    global _pool
-    with _making:
-        pool, _pool = _pool, None
-    if pool:
-        pool.stop()
+pool = Pool()
 
 
 def join(address: str) -> Any:
@@ -339,29 +312,17 @@ def answers(address: str) -> bool:
     return True
 
 
-def workers() -> list[dict[str, Any]]:
-    """Return the workers that answer: id, node, pid, device, and whether each is busy."""
-    return _pool.workers() if _pool else []
-
-
-def reported() -> dict[str, Any]:
-    """Return the latest status from a worker, {} before the first."""
-    return _pool.status if _pool else {}
-
-
 def run(entry: Callable[[Job], Iterator[Any]], look: Callable[[], dict[str, Any]], job: Job) -> Iterator[Any]:
     """Yield the events of `entry(job)` on a worker, and if that dies, once more on another one.
 
     Raises StudioError. Closing the generator cancels the job.
     """
-    pool = start(look)
+    pool.start(look)
     for attempt in (1, 2):
         slot = yield from pool.take({spec.info.sha256 for spec in job.loras})
         try:
             yield from _streamed(slot, entry, job)
             return
-        except StudioError:
-            raise
         except Exception as error:
             if not is_death(error):
                 raise StudioError.of(problem_of(error)) from error

@@ -36,11 +36,11 @@ def main(arguments: argparse.Namespace) -> None:
     os.environ.update({cluster.RAY: cluster.LOCAL, cluster.WORKERS: str(WORKERS)})
     # Ray lets its workers give way to everything else on a busy machine.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    pool = cluster.start(backend.worker_status)
+    cluster.pool.start(backend.worker_status)
     try:
-        while len(cluster.workers()) < WORKERS:
-            if pool.problem:
-                sys.exit(pool.problem.text())
+        while len(cluster.pool.workers()) < WORKERS:
+            if problem := cluster.pool.problem:
+                sys.exit(problem.text())
             time.sleep(0.2)
         print(f"{arguments.steps} steps, {WORKERS} workers with one thread each")
         print(f"{'':<14}{'seconds':>8}{'ratio':>8}{'spread':>16}")
@@ -51,7 +51,7 @@ def main(arguments: argparse.Namespace) -> None:
             show("in CPU time", seconds, [computed for _, computed in pairs])
             show("throughput", seconds, [throughput(seconds, arguments.steps) for _ in range(arguments.runs + 1)][1:])
     finally:
-        cluster.stop()
+        cluster.pool.dismiss()
 
 
 def show(name: str, seconds: float, ratios: list[float]) -> None:
@@ -71,18 +71,17 @@ def overhead(seconds: float, steps: int) -> tuple[float, float]:
 
 def cpu_seconds() -> float:
     """Return how long this process and the workers have computed so far."""
-    processes = [psutil.Process(pid) for pid in (os.getpid(), *(worker["pid"] for worker in cluster.workers()))]
+    processes = [psutil.Process(pid) for pid in (os.getpid(), *(worker["pid"] for worker in cluster.pool.workers()))]
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def throughput(seconds: float, steps: int) -> float:
     """Return the time of `SONGS` songs on one worker over that on all of them."""
-    pool = cluster.start(backend.worker_status)
-    *_, held = with_return(pool.take(()))
+    *_, held = with_return(cluster.pool.take(()))
     try:
         one = time_of(SONGS, seconds, steps)
     finally:
-        pool.give_back(held)
+        cluster.pool.give_back(held)
     return one / time_of(SONGS, seconds, steps)
 
 

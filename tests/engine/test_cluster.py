@@ -85,6 +85,7 @@ def machines(alone: Any, page: gr.Blocks) -> Iterator[Any]:
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.MonkeyPatch.context() as patch, new_cluster(nodes=2) as found:
+        patch.setattr(cluster, "pool", cluster.Pool())
         patch.setenv("ACE_STUDIO_RAY", found.address)
         patch.setenv("ACE_STUDIO_RAY_WORKERS", "2")
         app.start_workers(lambda count: app.let_run(page, count))
@@ -92,7 +93,16 @@ def machines(alone: Any, page: gr.Blocks) -> Iterator[Any]:
             wait_for_workers(2)
             yield found
         finally:
-            cluster.stop()
+            leave()
+
+
+def leave() -> None:
+    """End the workers and leave the cluster, as the end of the process would."""
+    import ray
+
+    cluster.pool.dismiss()
+    cluster.pool._thread.join(30)
+    ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -114,14 +124,14 @@ def add_node(machines: Any) -> Any:
 
 
 def wait_for_workers(count: int) -> None:
-    until(lambda: len(cluster.workers()) == count, PATIENCE)
+    until(lambda: len(cluster.pool.workers()) == count, PATIENCE)
 
 
 def ask(worker: str, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Call `look` in the process of a worker."""
     import ray
 
-    (slot,) = [slot for slot in cluster._pool._slots if slot.name == worker]
+    (slot,) = [slot for slot in cluster.pool._slots if slot.name == worker]
     return ray.get(slot.actor.hello.remote(look), timeout=PATIENCE)
 
 
@@ -204,7 +214,7 @@ def test_cancel_reaches_the_right_worker_within_one_step(studio, alone, machines
         ask(name, hold)
     left = studio.stream(song_request(options={"steps": 50, "guidance": 1}))
     next(event for event in left if event.stage == "steps" and event.step == 1)
-    (busy,) = [worker["id"] for worker in cluster.workers() if worker["busy"]]
+    (busy,) = [worker["id"] for worker in cluster.pool.workers() if worker["busy"]]
     (other,) = {*names} - {busy}
     with ThreadPoolExecutor(1) as threads:
         song_of_other = threads.submit(song, studio, prompt=PROMPTS[1])
@@ -239,23 +249,23 @@ def test_fifty_visitors_at_once_each_get_their_own_song(page, machines, output):
             assert (each["request"]["prompt"], each["seeds"]) == (f"song {number}", [number])
         assert jobs.sha256(Path(file["path"])) == record["takes"][0]["sha256"]
     assert len({record["takes"][0]["sha256"] for _, record in made}) == len(list(output.iterdir())) == 50
-    assert {record["worker"] for _, record in made} == {worker["id"] for worker in cluster.workers()}
+    assert {record["worker"] for _, record in made} == {worker["id"] for worker in cluster.pool.workers()}
 
 
 # --- nodes that die -----------------------------------------------------------------------------------------------
 
 
 def node_of(machines: Any, worker: str) -> Any:
-    (node,) = [each["node"] for each in cluster.workers() if each["id"] == worker]
+    (node,) = [each["node"] for each in cluster.pool.workers() if each["id"] == worker]
     return next(each for each in machines.worker_nodes if each.node_id.startswith(node))
 
 
 def test_a_node_killed_in_mid_song_costs_no_song(studio, alone, machines, output):
-    for worker in cluster.workers():
+    for worker in cluster.pool.workers():
         ask(worker["id"], slow_down)
     stream = studio.stream(song_request(options={"steps": 2}))
     next(event for event in stream if event.stage == "steps")
-    (busy,) = [worker["id"] for worker in cluster.workers() if worker["busy"]]
+    (busy,) = [worker["id"] for worker in cluster.pool.workers() if worker["busy"]]
     machines.remove_node(node_of(machines, busy), allow_graceful=False)
     *told, done = stream
     assert cluster.AGAIN in {event.note for event in told if isinstance(event, Progress)}
@@ -284,14 +294,14 @@ def test_without_the_head_there_is_a_sentence_and_its_return_brings_the_studio_b
     studio, alone, machines, output, monkeypatch
 ):
     monkeypatch.setattr(cluster, "HEAD_SECONDS", 3.0)
-    for worker in cluster.workers():
+    for worker in cluster.pool.workers():
         ask(worker["id"], slow_down)
     stream = studio.stream(song_request(options={"steps": 50}))
     next(event for event in stream if event.stage == "steps")
     machines.head_node.kill_gcs_server()
     # The song in the making, and one that is asked for while the head is away.
     *_, ended = stream
-    until(lambda: not cluster.workers(), PATIENCE)
+    until(lambda: not cluster.pool.workers(), PATIENCE)
     *_, refused = studio.stream(song_request())
     for last in (ended, refused):
         assert isinstance(last, Failed) and last.problem == cluster_worker.UNREACHABLE, last
@@ -301,7 +311,7 @@ def test_without_the_head_there_is_a_sentence_and_its_return_brings_the_studio_b
     with new_cluster(nodes=1, gcs_server_port=port):
         wait_for_workers(1)
         assert same(samples_of(song(studio)), alone[0])
-        cluster.stop()
+        leave()
 
 
 def test_rays_client_still_cannot_stream():

@@ -48,14 +48,15 @@ def test_the_studio_does_not_import_ray_unless_it_is_asked_for():
 def test_a_studio_without_ray_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setenv("ACE_STUDIO_RAY", "local")
+    monkeypatch.setattr(cluster, "pool", cluster.Pool())
     (tmp_path / "running").touch()
     job = Job(None, (1,), (), str(tmp_path))
     try:
         with pytest.raises(StudioError, match=r"Ray is not installed here. Start the studio with ./run.sh --ray."):
             list(cluster.run(backend.on_worker, backend.worker_status, job))
-        assert backend.get_backend().workers() == []
+        assert backend.get_backend().status()["workers"] == []
     finally:
-        cluster.stop()
+        cluster.pool.dismiss()
 
 
 def test_an_address_that_cannot_work_is_refused_at_once(monkeypatch):
