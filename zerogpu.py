@@ -11,7 +11,6 @@ import contextlib
 import contextvars
 import logging
 import os
-import pickle
 import queue
 import re
 import threading
@@ -37,26 +36,17 @@ LIMIT_SHARE = 0.9
 # seconds), and until the first heartbeat, which has to wait for the queue and a cold start.
 LISTEN_SECONDS, SILENT_SECONDS, START_SECONDS = 0.5, 30.0, 240.0
 
-# Fork time of this process; consumed by its first job. None in the main process.
-_forked_at: float | None = None
-
-
-def _remember_the_fork() -> None:
-    global _forked_at
-    _forked_at = time.time()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_remember_the_fork)
+# When this process was forked, until its first job consumes that; empty in the main process.
+_forked_at: list[float] = []
+os.register_at_fork(after_in_child=lambda: _forked_at.append(time.time()))
 
 
 class Beat:
     """A worker's heartbeat: a file that holds when its time began, which for a fresh worker is its fork."""
 
     def __init__(self, folder: str | Path):
-        global _forked_at
         self._path = Path(folder, BEAT)
-        self._began, _forked_at = _forked_at or time.time(), None
+        self._began = _forked_at.pop() if _forked_at else time.time()
 
     def write(self) -> None:
         """Write a heartbeat, unless the folder is gone because the job was abandoned."""
@@ -91,13 +81,12 @@ def lent(call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int)
                         event.record["gpu"] = {"estimated": seconds, "asked": asked, "tries": tries}
                     yield event
             return
-        except (StudioError, pickle.PicklingError):
+        except StudioError:
             raise
         except Exception as error:
-            problem = problem_of(error)
-            if problem is None and begun:
-                raise
-            if problem is None:
+            if (problem := problem_of(error)) is None:
+                if begun:
+                    raise
                 # `spaces` parses ZeroGPU's answers without checking that they are complete.
                 log.warning("ZeroGPU's answer could not be read: %s", first_line(error))
                 problem = UNREACHABLE

@@ -168,7 +168,7 @@ def test_a_visitor_can_leave_while_the_card_is_being_lent(tmp_path):
 
 
 def test_a_heartbeat_tells_when_the_time_began(tmp_path, monkeypatch):
-    monkeypatch.setattr(zerogpu, "_forked_at", time.time() - 50)
+    monkeypatch.setattr(zerogpu, "_forked_at", [time.time() - 50])
     zerogpu.Beat(tmp_path).write()
     assert zerogpu.used_up(tmp_path, 50) and not zerogpu.used_up(tmp_path, 60)
     # The fork is long ago for the second job of a warm worker.
