@@ -33,7 +33,7 @@ import page_tabs
 import theme
 import tooltips
 from api import add_endpoints
-from backend import GPU_CONCURRENCY, get_backend, start_workers
+from backend import GPU_CONCURRENCY, get_backend, worker_status
 from events import Done, StudioError
 from lora_format import MAX_FILE_BYTES
 from page_form import AT_ONCE, QUIET, Form, Updates
@@ -173,7 +173,7 @@ def main() -> None:
     except OSError as error:
         log.debug("cannot listen", exc_info=error)
         sys.exit((tooltips.PORT_TAKEN if port else tooltips.NO_PORT).format(host=_address(), port=port))
-    start_workers(lambda count: let_run(demo, count))
+    cluster.pool.start(worker_status, lambda count: let_run(demo, count))
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopped.set())
     print(tooltips.READY.format(url=url), flush=True)

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,7 @@ GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU
 # --- the GPU entry point ------------------------------------------------------------------------------------------
 
 
-def _seconds(job: Job, seconds: int, *args: Any, **kwargs: Any) -> int:  # Gradio may pass further arguments
-    return zerogpu.clamped(seconds)
-
-
-@spaces.GPU(duration=_seconds)
+@spaces.GPU(duration=lambda job, seconds: seconds)
 def gpu_entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
     """Run `job` on the models; unless it is cancelled, the last event is its `Outcome`, `Done` or `Failed`."""
     events, thread = zerogpu.in_thread(_work(job), "song", job.cancelled, jobs.HEARTBEAT_SECONDS)
@@ -76,16 +72,9 @@ def on_worker(job: Job) -> Iterator[Event | Outcome]:
     """Run `job` in a Ray worker, which uses the models on its machine and downloads missing ones."""
     try:
         yield from get_backend().gather(job.request)
+        yield from gpu_entry(job, 0)
     except Exception as error:
         yield Failed(problem_of(error))
-        return
-    yield from gpu_entry(job, 0)
-
-
-def start_workers(changed: Callable[[int], None]) -> None:
-    """Start Ray workers if ACE_STUDIO_RAY is set; `changed` is called every second with their number."""
-    if cluster.wanted():
-        cluster.pool.start(worker_status, changed)
 
 
 def worker_status() -> dict[str, Any]:
@@ -102,8 +91,6 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
         stage = "loading" if loaded.preparing else "waiting"
         if loaded.turn.acquire(timeout=jobs.HEARTBEAT_SECONDS):
             break
-        if job.cancelled():
-            return
         yield Progress(stage)
     problem = None
     try:
@@ -221,11 +208,9 @@ class Backend:
             "dtype": device.dtype if device else "",
             "memory_plan": self.placing.text() if device else "",
             "memory_plans": self.placing.plans(device),
-            "loaded": self.models.loaded,
             "kind": kind,
             "turbo": is_turbo(weights),
             "problem": weights.problem and weights.problem.facts(),
-            "wanted": weights.wanted,
             "planner": self.models.planner.status(),
             "lyrics": {**self.models.lyrics.status(), "engine": self.models.lyrics.weights.engine},
             "download_gb": DEFAULT_MODEL_GB,
@@ -259,15 +244,12 @@ class Backend:
 
     def download(self) -> Iterator[Event]:
         """Download the real weights for the next songs. Closing the generator stops the download."""
-        closed = threading.Event()
         try:
-            yield from hub.download(self.models.weights.wanted, closed.is_set)
+            yield from hub.download(self.models.weights.wanted, lambda: False)
             self.models.refresh()
             yield Done((), {})
         except Exception as error:
             yield Failed(problem_of(error))
-        finally:
-            closed.set()
 
     def _run(self, request: Request) -> Iterator[Event]:
         if not cluster.wanted():
@@ -276,7 +258,7 @@ class Backend:
         with jobs.job_for(request) as job:
             yield Progress("preparing")
             for name in job.audio:
-                seconds = jobs.decode_upload(job, name, getattr(request, name))
+                seconds = jobs.decode_upload(job, name)
                 if name == "source":
                     check_source(request, seconds)
                 yield Progress("preparing")
@@ -301,7 +283,7 @@ class Backend:
                 else:
                     raise StudioError("cancelled", "Cancelled before it was done.")
             if isinstance(event, Outcome):
-                yield from jobs.finish(request, job, event, output, self.models.weights)
+                yield from jobs.finish(job, event, output, self.models.weights)
             else:
                 yield event
 
@@ -336,13 +318,10 @@ class Backend:
         if isinstance(request, AlignRequest) or (song and (slot.problem or not writers.wants_plan(request))):
             return
         if slot.weights.source == "hub":
-            try:
+            with contextlib.suppress(StudioError):  # which the slot remembers
                 yield from slot.fetch()
                 loaded.refresh()
-            except StudioError:
-                if not song:  # which is made without a plan then, and its record says why
-                    raise
-        if not song:
+        if not song:  # which is made without a plan then, and its record says why
             slot.check()
 
     def work_of(self, request: Request, source: float = 0.0) -> zerogpu.Work:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import bootstrap
-from cluster_worker import NO_CLIENT, NO_WORKER, TWICE, UNREACHABLE, Block, Worker, blocks_of, is_death, problem_of
+from cluster_worker import NO_WORKER, UNREACHABLE, Block, Worker, blocks_of, is_death, problem_of
 from events import Job, Outcome, Problem, Progress, StudioError
 
 log = logging.getLogger("studio")
@@ -86,7 +86,6 @@ class Pool:
         self.status: dict[str, Any] = {}
         self._changed: Callable[[int], None] = lambda count: None
         self._slots: list[Slot] = []
-        self._tickets: list[object] = []
         self._news = threading.Condition()
         self._ray: Any = None  # the module while connected
         self._head, self._heard = "", 0.0  # the head's address once known, and when it last answered
@@ -95,13 +94,13 @@ class Pool:
         self._thread: threading.Thread | None = None
 
     def start(self, look: Callable[[], dict[str, Any]], changed: Callable[[int], None] | None = None) -> None:
-        """Start the workers, unless that was done before.
+        """Start the workers if ACE_STUDIO_RAY is set, unless that was done before.
 
         `look` returns the status of the worker that it runs in; `changed` gets the number of workers every second.
         """
         with self._news:
             self._changed = changed or self._changed
-            if not self._thread:
+            if wanted() and not self._thread:
                 self._address, self._look = wanted(), look
                 self._thread = threading.Thread(target=self._keep, name="workers", daemon=True)
                 self._thread.start()
@@ -116,32 +115,25 @@ class Pool:
             ]
 
     def take(self, loras: Collection[str]) -> Generator[Progress, None, Slot]:
-        """Return the idle worker that holds most of `loras`, first come first served; yields while it waits.
+        """Return the idle worker that holds most of `loras`; yields while it waits.
 
         Raises StudioError if Ray cannot be used, or no worker came within `NO_WORKER_SECONDS`.
         """
-        ticket, alone_since = object(), time.monotonic()
-        with self._news:
-            self._tickets.append(ticket)
-        try:
-            while True:
-                with self._news:
-                    idle = [slot for slot in self._slots if slot.facts and not slot.busy]
-                    if idle and self._tickets[0] is ticket:
-                        slot = max(idle, key=lambda each: (len(each.loras & set(loras)), -len(each.loras)))
-                        slot.busy = True
-                        return slot
-                    self._news.wait(BEAT_SECONDS)
-                    alone, problem = self._alone(), self.problem
-                if not alone:
-                    alone_since = time.monotonic()
-                elif problem and (not self._ray or time.monotonic() - alone_since > NO_WORKER_SECONDS):
-                    raise StudioError.of(problem)
-                yield Progress("waiting", note=problem.text() if alone and problem else "")
-        finally:
+        alone_since = time.monotonic()
+        while True:
             with self._news:
-                self._tickets.remove(ticket)
-                self._news.notify_all()
+                idle = [slot for slot in self._slots if slot.facts and not slot.busy]
+                if idle:
+                    slot = max(idle, key=lambda each: (len(each.loras & set(loras)), -len(each.loras)))
+                    slot.busy = True
+                    return slot
+                self._news.wait(BEAT_SECONDS)
+                alone, problem = self._alone(), self.problem
+            if not alone:
+                alone_since = time.monotonic()
+            elif problem and (not self._ray or time.monotonic() - alone_since > NO_WORKER_SECONDS):
+                raise StudioError.of(problem)
+            yield Progress("waiting", note=problem.text() if alone and problem else "")
 
     def give_back(self, slot: Slot) -> None:
         """Let the next song have `slot`."""
@@ -193,7 +185,13 @@ class Pool:
         self._ray, self.problem = ray, None
         log.info("Ray %s, %s", ray.__version__, "started here" if self._address == LOCAL else "joined the cluster")
 
-    def _leave(self) -> None:
+    def _trouble(self, problem: Problem) -> None:
+        """Remember `problem`, and leave the cluster if its head cannot be reached."""
+        if problem != self.problem:
+            log.warning("Ray: %s", problem.text())
+        self.problem = problem
+        if not self._ray or problem != UNREACHABLE:
+            return
         with self._news:
             left, self._slots = self._slots, []
             for slot in left:
@@ -203,13 +201,6 @@ class Pool:
             self._news.wait_for(lambda: not any(slot.busy for slot in left), LEAVE_SECONDS)
         with contextlib.suppress(Exception):
             ray.shutdown()
-
-    def _trouble(self, problem: Problem) -> None:
-        if problem != self.problem:
-            log.warning("Ray: %s", problem.text())
-        self.problem = problem
-        if self._ray and problem == UNREACHABLE:
-            self._leave()
 
     def _tend(self) -> None:
         """Take the workers' answers, ask idle ones again, drop the dead, and make those that are missing."""
@@ -280,7 +271,8 @@ pool = Pool()
 def join(address: str) -> Any:
     """Start Ray here (`address` "local") or join a cluster; returns the module ray. Raises its errors."""
     if address.startswith("ray://"):
-        raise StudioError.of(NO_CLIENT)
+        hint = 'Start the studio on a machine of the cluster with ACE_STUDIO_RAY=auto, or name the head as "host:6379".'
+        raise StudioError("ray_client", "Ray's client (ray://) cannot stream what a worker returns.", hint=hint)
     # Ray would wait minutes for a head that is not there.
     if address not in (LOCAL, "auto") and not answers(address):
         raise StudioError.of(UNREACHABLE)
@@ -328,7 +320,9 @@ def run(entry: Callable[[Job], Iterator[Any]], look: Callable[[], dict[str, Any]
                 raise StudioError.of(problem_of(error)) from error
             pool.drop(slot)
             if attempt == 2:
-                raise StudioError.of(TWICE) from error
+                message = "Two workers in a row died while they were making this song."
+                hint = "Try fewer takes or a shorter song; the logs of Ray tell why they died."
+                raise StudioError("ray_died", message, hint=hint) from error
         finally:
             pool.give_back(slot)
         yield Progress("waiting", note=AGAIN)
@@ -337,47 +331,37 @@ def run(entry: Callable[[Job], Iterator[Any]], look: Callable[[], dict[str, Any]
 def _streamed(slot: Slot, entry: Callable[[Job], Iterator[Any]], job: Job) -> Iterator[Any]:
     import ray
 
-    def sent(paths: dict[str, str]) -> dict[str, list[Any]]:
-        return {key: [ray.put(data) for data in blocks_of(path)] for key, path in paths.items()}
-
-    folder, ended = Path(job.folder), False
-    loras = {spec.info.sha256: spec.path for spec in job.loras if spec.info.sha256 not in slot.loras}
-    task = slot.actor.run.options(num_returns="streaming", concurrency_group="songs")
-    stream = task.remote(entry, job, sent(job.audio), sent(loras))
+    folder = Path(job.folder)
+    paths = {**job.audio, **{spec.info.sha256: spec.path for spec in job.loras if spec.info.sha256 not in slot.loras}}
+    files = {key: [ray.put(data) for data in blocks_of(path)] for key, path in paths.items()}
+    run_there = slot.actor.run.options(num_returns="streaming", concurrency_group="songs")
+    stream = run_there.remote(entry, job, files)
     latest, heard = Progress("preparing"), time.monotonic()
     try:
-        with contextlib.ExitStack() as opened:
-            files: dict[str, Any] = {}
-            while not job.cancelled():
-                if slot.lost:
-                    raise StudioError.of(UNREACHABLE)
-                if not ray.wait([stream], timeout=BEAT_SECONDS)[0]:
-                    if time.monotonic() - heard > SILENT_SECONDS:
-                        raise TimeoutError(f"{slot.name} was silent for {SILENT_SECONDS:g} s")
-                    yield latest
-                    continue
-                try:
-                    item = ray.get(next(stream))
-                except StopIteration:
-                    ended = True
-                    return
-                heard = time.monotonic()
-                if isinstance(item, tuple):
-                    slot.loras = frozenset(item)
-                    continue
-                if isinstance(item, Block):
-                    if item.name not in files:
-                        files[item.name] = opened.enter_context((folder / Path(item.name).name).open("wb"))
-                    files[item.name].write(item.data)
-                    continue
-                if isinstance(item, Progress):
-                    latest = item
-                elif isinstance(item, Outcome):
-                    opened.close()
-                    names = {take.file: str(folder / Path(take.file).name) for take in item.takes if take.file}
-                    item = replace(item, takes=tuple(replace(t, file=names.get(t.file, "")) for t in item.takes))
+        while not job.cancelled():
+            if slot.lost:
+                raise StudioError.of(UNREACHABLE)
+            if not ray.wait([stream], timeout=BEAT_SECONDS)[0]:
+                if time.monotonic() - heard > SILENT_SECONDS:
+                    raise TimeoutError(f"{slot.name} was silent for {SILENT_SECONDS:g} s")
+                yield latest
+                continue
+            try:
+                item = ray.get(next(stream))
+            except StopIteration:
+                return
+            heard = time.monotonic()
+            if isinstance(item, tuple):
+                slot.loras = frozenset(item)
+            elif isinstance(item, Block):
+                with (folder / Path(item.name).name).open("ab" if item.follows else "wb") as file:
+                    file.write(item.data)
+            elif isinstance(item, Outcome):
+                takes = (replace(take, file=take.file and str(folder / Path(take.file).name)) for take in item.takes)
+                yield replace(item, takes=tuple(takes))
+            else:
+                latest = item if isinstance(item, Progress) else latest
                 yield item
     finally:
-        if not ended:
-            with contextlib.suppress(Exception):
-                slot.actor.cancel.options(concurrency_group="cancels").remote(folder.name)
+        with contextlib.suppress(Exception):
+            slot.actor.cancel.options(concurrency_group="cancels").remote(folder.name)

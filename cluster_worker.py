@@ -1,8 +1,4 @@
-"""A Ray worker: one loaded studio in its own process, on any machine of a cluster; and Ray's errors as sentences.
-
-It runs the studio's GPU entry point in its own folder. Files travel as blocks of bytes. ray is imported where it is
-used.
-"""
+"""A Ray worker: one loaded studio in its own process, on any machine of a cluster; and Ray's errors as sentences."""
 
 from __future__ import annotations
 
@@ -25,10 +21,11 @@ LORAS_KEPT = 8  # files of LoRAs that a worker keeps for its next songs
 
 @dataclass(frozen=True)
 class Block:
-    """The next bytes of the file `name` in a job's folder."""
+    """The next bytes of the file `name` in a job's folder; `follows` is False for the first ones."""
 
     name: str
     data: bytes
+    follows: bool
 
 
 class Worker:
@@ -44,7 +41,7 @@ class Worker:
 
         jobs.sweep()
         self._name, self._jobs = name, jobs
-        self._loras: dict[str, Path] = {}  # by hash, the most recently used last
+        self._loras: list[str] = []  # hashes of the files kept here, the most recently used last
         self._cancelled = ""
 
     def hello(self, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -56,54 +53,44 @@ class Worker:
     def cancel(self, name: str) -> None:
         """Cancel the job whose folder has that name, even if it has not begun."""
         self._cancelled = name
-        self._jobs.job_path(name).joinpath("running").unlink(missing_ok=True)
+        Path(self._jobs.process_folder(), name, "running").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Cancel the song in progress and delete this process's folder."""
         self._jobs.stop(0)
 
-    def run(
-        self, entry: Callable[[Job], Iterator[Any]], job: Job, files: dict[str, list[Any]], loras: dict[str, list[Any]]
-    ) -> Iterator[Any]:
+    def run(self, entry: Callable[[Job], Iterator[Any]], job: Job, files: dict[str, list[Any]]) -> Iterator[Any]:
         """Yield the hashes of the LoRAs kept here, then the events of `entry(job)`, each after its files' blocks.
 
-        `files` (by name) and `loras` (by hash) hold references to the blocks of what the job reads.
+        `files` has references to the blocks of what the job reads: audio by name, LoRAs that are not here yet by hash.
         """
         name = Path(job.folder).name
+        kept = self._jobs.process_folder() / "loras"
+        kept.mkdir(mode=0o700, exist_ok=True)
         with self._jobs.job_folder(name) as folder:
-            here = replace(job, folder=str(folder), audio={key: str(folder / f"{key}.wav") for key in job.audio})
+            audio = {key: str(folder / f"{key}.wav") for key in job.audio}
+            loras = tuple(replace(spec, path=str(kept / spec.info.sha256)) for spec in job.loras)
+            here = replace(job, folder=str(folder), audio=audio, loras=loras)
             here.running.touch()
             if self._cancelled == name:
                 return
             for key, blocks in files.items():
-                _write(Path(here.audio[key]), blocks)
-            here = replace(here, loras=tuple(self._local(spec, loras) for spec in job.loras))
-            while len(self._loras) > max(LORAS_KEPT, len(job.loras)):
-                self._loras.pop(next(iter(self._loras))).unlink(missing_ok=True)
+                _write(Path(audio.get(key, kept / key)), blocks)
+            used = list(dict.fromkeys(spec.info.sha256 for spec in loras))
+            self._loras = [key for key in self._loras if key not in used] + used
+            while len(self._loras) > max(LORAS_KEPT, len(used)):
+                (kept / self._loras.pop(0)).unlink(missing_ok=True)
             yield tuple(self._loras)
             with contextlib.closing(entry(here)) as events:
                 for event in events:
                     if here.cancelled():
                         return
-                    if isinstance(event, Outcome):
+                    if isinstance(event, Outcome | Done):
                         event.record["worker"] = self._name
-                        for take in event.takes:
-                            for data in blocks_of(take.file):
-                                yield Block(Path(take.file).name, data)
-                    elif isinstance(event, Done):
-                        event.record["worker"] = self._name
+                    for take in event.takes if isinstance(event, Outcome) else ():
+                        for number, data in enumerate(blocks_of(take.file)):
+                            yield Block(Path(take.file).name, data, number > 0)
                     yield event
-
-    def _local(self, spec: Any, sent: dict[str, list[Any]]) -> Any:
-        """Return the LoRA `spec` with the path of its file here."""
-        key = spec.info.sha256
-        path = self._jobs.job_path("loras") / key
-        if key in sent:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            _write(path, sent[key])
-        self._loras.pop(key, None)
-        self._loras[key] = path
-        return replace(spec, path=str(path))
 
 
 def blocks_of(path: str) -> Iterator[bytes]:
@@ -126,25 +113,13 @@ def _write(path: Path, blocks: list[Any]) -> None:
 AT_START = "creation task"  # what Ray calls the constructor of an actor
 RETRIED = "The studio tries again every few seconds."
 LOGS = "The log of the studio and those of Ray have the details."
-NO_CLIENT = Problem(
-    *("ray_client", "Ray's client (ray://) cannot stream what a worker returns."),
-    hint='Start the studio on a machine of the cluster with ACE_STUDIO_RAY=auto, or name the head as "host:6379".',
-)
 UNREACHABLE = Problem(
     *("ray_unreachable", "The head of the Ray cluster cannot be reached."),
     hint=f"{RETRIED} Check that the head is running, and what ACE_STUDIO_RAY names.",
 )
-SLOW_START = Problem(
-    *("ray_start", "Ray did not start on this machine in time."),
-    hint=f"{RETRIED} A busy machine may need RAY_raylet_start_wait_time_s=120.",
-)
 NO_WORKER = Problem(
     *("ray_no_worker", "No worker of the Ray cluster is left."),
     hint="The studio keeps waiting for one and uses it as soon as it is there.",
-)
-TWICE = Problem(
-    *("ray_died", "Two workers in a row died while they were making this song."),
-    hint="Try fewer takes or a shorter song; the logs of Ray tell why they died.",
 )
 
 
@@ -176,7 +151,8 @@ def problem_of(error: Exception) -> Problem:
     if kind == "RuntimeEnvSetupError":
         return Problem("ray_code", f"A worker could not get the studio's code: {first_line(error)}", hint=LOGS)
     if "timed out during startup" in text:
-        return SLOW_START
+        hint = f"{RETRIED} A busy machine may need RAY_raylet_start_wait_time_s=120."
+        return Problem("ray_start", "Ray did not start on this machine in time.", hint=hint)
     if isinstance(error, ConnectionError) or "gcs" in text.lower():
         return UNREACHABLE
     log.error("Ray failed unexpectedly", exc_info=error)

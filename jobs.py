@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent import futures
 from dataclasses import replace
 from importlib import metadata
@@ -68,16 +68,12 @@ def job_for(request: Request) -> Iterator[Job]:
 @contextlib.contextmanager
 def job_folder(name: str) -> Iterator[Path]:
     """Create the folder of the job `name`, and delete it on exit."""
-    folder = job_path(name)
+    folder = process_folder() / name
     folder.mkdir(mode=0o700)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def job_path(name: str) -> Path:
-    return _process_folder() / name
 
 
 def _seeds(first: int, takes: int) -> tuple[int, ...]:
@@ -117,7 +113,7 @@ def sweep() -> None:
             _delete_folder(folder)
 
 
-def _process_folder() -> Path:
+def process_folder() -> Path:
     """Return the folder for this process's jobs; a lock file next to it tells `sweep` that the process is alive."""
     global _process
     with _creating:
@@ -127,23 +123,22 @@ def _process_folder() -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)  # before `sweep` can see the folder
             folder.mkdir(mode=0o700)
             _process = folder, lock
-            atexit.register(_delete_folder, folder, os.getpid())
+            atexit.register(_delete_folder, folder)
         return _process[0]
 
 
-def _delete_folder(folder: Path, owner: int = 0) -> None:
-    if owner in (0, os.getpid()):  # a forked worker inherits the exit handler
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.with_suffix(LOCK).unlink(missing_ok=True)
+def _delete_folder(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.with_suffix(LOCK).unlink(missing_ok=True)
 
 
 # --- inputs and progress ------------------------------------------------------------------------------------------
 
 
-def decode_upload(job: Job, name: str, upload: str) -> float:
-    """Write the upload into the job's folder as float WAV at 48 kHz; returns its length in seconds."""
+def decode_upload(job: Job, name: str) -> float:
+    """Write the upload `name` into the job's folder as float WAV at 48 kHz; returns its length in seconds."""
     try:
-        samples = audio.decode(upload)
+        samples = audio.decode(getattr(job.request, name))
     except audio.AudioError as error:
         raise StudioError("bad_audio", f"{UPLOADS[name]}: {error.message}", name, error.hint) from None
     export.write_wav(job.audio[name], samples)
@@ -185,22 +180,34 @@ WORKER = "here"  # the worker's id if songs are made in this process
 HEARTBEAT_SECONDS = 0.4  # the longest time between two events, so that closing a run takes effect
 
 
-def finish(
-    request: SongRequest, job: Job, outcome: Outcome, output: Path, weights: Weights
-) -> Iterator[Progress | Done | Failed]:
+def finish(job: Job, outcome: Outcome, output: Path, weights: Weights) -> Iterator[Progress | Done | Failed]:
     """Measure, encode and tag the good takes into `output` in parallel; ends with `Done`, or `Failed` without any.
 
     `Done` has paths in Gradio's cache: the output folder is never served. Closing the generator ends the writing.
     """
-    started = time.monotonic()
-    record = _record(request, job, outcome, weights)
-    at_once = takes_at_once(len(outcome.takes), request.song_seconds(source_seconds(job)))
-    results = yield from _save_all(outcome.takes, at_once, functools.partial(_save, request, record, output))
+    started, request, takes = time.monotonic(), job.request, outcome.takes
+    record = _record(job, outcome, weights)
+    at_once = takes_at_once(len(takes), request.song_seconds(source_seconds(job)))
+    closed = threading.Event()
+    threads = futures.ThreadPoolExecutor(at_once, "take")
+    save = functools.partial(threads.submit, _save, request, record, output, closed.is_set)
+    try:
+        saving = [save(take) for take in takes]
+        yield from _until_done(saving)
+        # Takes written in parallel may fill a disk that has room for some of them: retry one by one.
+        for number, take in enumerate(takes if at_once > 1 else ()):
+            if _is_full(saving[number].result()):
+                saving[number] = save(take)
+                yield from _until_done(saving)
+    finally:
+        closed.set()
+        threads.shutdown(cancel_futures=True)
+    results = [each.result() for each in saving]
     saved = [each for each in results if not isinstance(each, Problem)]
     record["takes"] = [entry for _, entry in saved]
     record["errors"] = [
         {"take": number, "seed": take.seed, "message": result.text()}
-        for number, (take, result) in enumerate(zip(outcome.takes, results, strict=True), 1)
+        for number, (take, result) in enumerate(zip(takes, results, strict=True), 1)
         if isinstance(result, Problem)
     ]
     if saved and any(map(_is_full, results)):
@@ -216,24 +223,6 @@ def takes_at_once(takes: int, seconds: float) -> int:
     return max(min(takes, cores, int(LIMITS["duration"].high / seconds)), 1)
 
 
-def _save_all(takes: tuple[Take, ...], at_once: int, save: Callable) -> Generator[Progress, None, list[Any]]:
-    """Return `save(take, cancelled)` for each take; `cancelled()` is true once this generator is closed."""
-    closed = threading.Event()
-    threads = futures.ThreadPoolExecutor(at_once, "take")
-    try:
-        saving = [threads.submit(save, take, closed.is_set) for take in takes]
-        yield from _until_done(saving)
-        # Takes written in parallel may fill a disk that has room for some of them: retry one by one.
-        for number, take in enumerate(takes if at_once > 1 else ()):
-            if _is_full(saving[number].result()):
-                saving[number] = threads.submit(save, take, closed.is_set)
-                yield from _until_done(saving)
-    finally:
-        closed.set()
-        threads.shutdown(cancel_futures=True)
-    return [each.result() for each in saving]
-
-
 def _until_done(saving: list[futures.Future]) -> Iterator[Progress]:
     left = {each for each in saving if not each.done()}
     while left:
@@ -242,7 +231,7 @@ def _until_done(saving: list[futures.Future]) -> Iterator[Progress]:
 
 
 def _save(
-    request: SongRequest, record: dict[str, Any], output: Path, take: Take, cancelled: Callable[[], bool]
+    request: SongRequest, record: dict[str, Any], output: Path, cancelled: Callable[[], bool], take: Take
 ) -> tuple[str, dict[str, Any]] | Problem:
     """Save a take under a unique name; returns the path of its copy in Gradio's cache, and its entry in the record.
 
@@ -340,7 +329,8 @@ def record_of(
     }
 
 
-def _record(request: SongRequest, job: Job, outcome: Outcome, weights: Weights) -> dict[str, Any]:
+def _record(job: Job, outcome: Outcome, weights: Weights) -> dict[str, Any]:
+    request = job.request
     uploads = {name: Path(getattr(request, name)) for name in job.audio}
     options, task, notes = request.options, getattr(request, "action", request.mode), list(outcome.notes)
     if task in ("extend", "repaint", "layer") and (options.loudness is not None or options.fade_out):
@@ -416,14 +406,14 @@ def prune(made: Collection[Path] = ()) -> None:
     days, gb = retention()
     oldest, most = time.time() - days * 86_400, gb * 1e9
     songs = sorted((song for song in _files() if SONG_NAME.fullmatch(song[0].name)), key=lambda song: song[1].st_mtime)
-    if not songs or (songs[0][1].st_mtime >= oldest and sum(facts.st_size for _, facts in songs) <= most):
-        return
-    songs = [song for song in songs if _is_ours(song[0])]  # reads their tags
-    size = sum(facts.st_size for _, facts in songs)
-    for path, facts in songs:
-        if facts.st_mtime >= oldest and size <= most:
-            break
-        size -= facts.st_size
+
+    def are_too_many() -> bool:
+        return bool(songs) and (songs[0][1].st_mtime < oldest or sum(facts.st_size for _, facts in songs) > most)
+
+    if are_too_many():
+        songs = [song for song in songs if _is_ours(song[0])]  # reads their tags
+    while are_too_many():
+        path, _ = songs.pop(0)
         if path in made:
             continue
         try:

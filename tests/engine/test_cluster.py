@@ -88,7 +88,7 @@ def machines(alone: Any, page: gr.Blocks) -> Iterator[Any]:
         patch.setattr(cluster, "pool", cluster.Pool())
         patch.setenv("ACE_STUDIO_RAY", found.address)
         patch.setenv("ACE_STUDIO_RAY_WORKERS", "2")
-        app.start_workers(lambda count: app.let_run(page, count))
+        cluster.pool.start(backend.worker_status, lambda count: app.let_run(page, count))
         try:
             wait_for_workers(2)
             yield found
@@ -155,7 +155,7 @@ def hold() -> dict[str, Any]:
 
     def wait(*_):
         backend.steps += 1
-        while backend.steps > 1 and not backend.go and list(jobs._process_folder().glob("*/running")):
+        while backend.steps > 1 and not backend.go and list(jobs.process_folder().glob("*/running")):
             time.sleep(0.02)
 
     backend.steps, backend.go = 0, False

@@ -266,13 +266,5 @@ def test_a_song_that_runs_into_its_limit_gets_twice_the_seconds_once(hasty):
     assert any("tries again with 8" in note for note in notes)
 
 
-def test_the_declared_seconds_are_a_plain_int_whatever_else_gradio_passes():
-    import backend
-
-    for seconds in (100, 100.7, np.int64(100)):
-        declared = backend._seconds(None, seconds, object(), progress=object())
-        assert type(declared) is int and declared == 100
-
-
 def test_the_patches_are_made_for_the_spaces_version_that_is_named():
     assert f"spaces=={MADE_FOR}" in (ROOT / "requirements-dev.txt").read_text().splitlines()
