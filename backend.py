@@ -181,8 +181,7 @@ class Backend:
     def status(self) -> dict[str, Any]:
         """Return facts for the status line without loading anything; `device` is "" until it is known.
 
-        `workers` are those that make songs: this process, or the Ray workers that answer; the other facts are then the
-        latest of one of them.
+        With Ray workers these are the latest facts of one of them, and `workers` are those that answer.
         """
         if not cluster.wanted():
             return self._status_here()

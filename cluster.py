@@ -128,7 +128,7 @@ class Pool:
                     slot.busy = True
                     return slot
                 self._news.wait(BEAT_SECONDS)
-                alone, problem = self._alone(), self.problem
+                alone, problem = not any(slot.facts for slot in self._slots), self.problem
             if not alone:
                 alone_since = time.monotonic()
             elif problem and (not self._ray or time.monotonic() - alone_since > NO_WORKER_SECONDS):
@@ -156,9 +156,6 @@ class Pool:
         with contextlib.suppress(Exception):
             calls = [slot.actor.close.options(concurrency_group="cancels") for slot in self._slots if slot.facts]
             self._ray.wait([call.remote() for call in calls], num_returns=len(calls), timeout=LEAVE_SECONDS)
-
-    def _alone(self) -> bool:
-        return not any(slot.facts for slot in self._slots)
 
     # --- in the background ---------------------------------------------------------------------------------------
 
@@ -219,7 +216,7 @@ class Pool:
             self.drop(slot)
         for _ in range(missing if now >= self._next_try else 0):
             self._make(cards, count)
-        if not self._alone():
+        if any(slot.facts for slot in self._slots):
             self.problem = None
         elif self.problem is None and self.status:
             self.problem = NO_WORKER  # there was one before
