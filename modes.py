@@ -27,7 +27,7 @@ from events import Job, Outcome, Problem, Progress, StudioError, Take
 from levels import match_level, splice
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, shown
 from params import sampling_settings
-from planner import Plan, check_codes
+from planner import Plan
 
 # The conservative repaint: share of steps with injection, frames of the latent blend, seconds of crossfade. Other
 # repaints use less of each; the shortest crossfade stays, so that the source is always unchanged (upstream's aggressive
@@ -72,8 +72,6 @@ def generate(song: Song) -> Iterator[Progress]:
         condition = song.condition(TEXT2MUSIC, duration, conditions.silent_context(song.pipe, frames))
     else:
         # As the stock pipeline does with `audio_codes`: a cover of them. The last may reach past the end.
-        for codes in plan.codes:
-            check_codes(codes, duration)
         context = conditions.codes_context(song.pipe, plan.codes)
         frames, condition = context.shape[1], song.condition(COVER, duration, context)
     latents = yield from song.denoise(condition, song.noise(frames))

@@ -28,7 +28,6 @@ from events import StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
 from models import Device, free_memory, planner_dtype
 from planner_decoding import (
-    LARGEST_CODE,
     MAX_CAPTION_TOKENS,
     CodesJob,
     CodeWriter,
@@ -132,21 +131,6 @@ def codes_needed(seconds: float) -> int:
 def codes_text(codes: Sequence[int]) -> str:
     """Write audio codes as the text that the pipeline and the planner read."""
     return "".join(f"<|audio_code_{code}|>" for code in codes)
-
-
-def check_codes(codes: Sequence[int], seconds: float) -> None:
-    """Raise StudioError unless there are exactly as many `codes` as `seconds` need, all legal.
-
-    The pipeline itself would clamp a wrong code and make a shorter or longer song.
-    """
-    if wrong := [code for code in codes if not 0 <= code <= LARGEST_CODE]:
-        raise StudioError("codes", f"Audio codes go from 0 to {LARGEST_CODE}; the plan has {wrong[0]}.")
-    if len(codes) != codes_needed(seconds):
-        raise StudioError(
-            "codes",
-            f"A song of {seconds:g} seconds needs {codes_needed(seconds)} audio codes; the plan has {len(codes)}.",
-            hint="Plan the song again for this length.",
-        )
 
 
 # --- planning -----------------------------------------------------------------------------------------------------

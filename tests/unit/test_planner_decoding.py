@@ -14,7 +14,6 @@ from transformers import AutoTokenizer
 import planner
 import planner_decoding
 import preview
-from events import StudioError
 from limits import KEYS, LANGUAGES, LIMITS
 from planner_decoding import Draw, MetadataGrammar, Vocabulary, tidy_caption
 
@@ -159,17 +158,6 @@ def test_draws_follow_the_shares_and_the_nucleus():
     lone = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
     for chance in (2.0**-24, 1.0):
         assert Draw(0.85, 0.9)(lone, torch.tensor([[chance]])).tolist() == [1]
-
-
-def test_codes_that_do_not_fit_the_song_are_an_error():
-    for codes, sentence in [
-        ([1] * 49, "needs 50 audio codes; the plan has 49"),
-        ([1] * 51, "needs 50 audio codes; the plan has 51"),
-        ([], "the plan has 0"),
-        ([1] * 49 + [64_000], "from 0 to 63999"),
-    ]:
-        with pytest.raises(StudioError, match=sentence):
-            planner.check_codes(codes, 10.0)
 
 
 def test_lyrics_lose_their_headers():
