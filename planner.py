@@ -5,8 +5,8 @@ ceil(5 * seconds) audio codes for each take, which the pipeline takes as `audio_
 (`inspire`), improves a prompt (`polish`) and describes audio codes (`describe`). Prompts and phases follow upstream's
 LLMHandler; `planner_decoding.py` draws the tokens.
 
-Long operations are generators: they yield a `PlanStep` for every token and, last, their result. Closing one stops it
-before the next token.
+Long operations are generators: they yield `Progress` for every token (`steps` is 0 if unknown) and, last, their result.
+Closing one stops it before the next token.
 """
 
 from __future__ import annotations
@@ -17,26 +17,24 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 import planner_layers
 import preview
 from bootstrap import on_zerogpu
-from events import StudioError, first_line, is_out_of_memory
+from events import Progress, StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
 from models import Device, free_memory, planner_dtype
 from planner_decoding import (
     MAX_CAPTION_TOKENS,
-    CodesJob,
     CodeWriter,
     Draw,
     Grammar,
     MetadataGrammar,
     Unfit,
     Vocabulary,
-    Written,
     encode_marked,
     typed,
     write,
@@ -86,15 +84,6 @@ class PlanSettings:
     top_p: float = 0.9
     cfg: float = 2.0
     rewrite: bool = False
-
-
-@dataclass(frozen=True)
-class PlanStep:
-    """Progress: tokens written, out of `steps` (0 if unknown)."""
-
-    stage: Literal["metadata", "codes", "text"]
-    step: int
-    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,7 +145,7 @@ def plan(
     seeds: Sequence[int],
     settings: PlanSettings = PlanSettings(),
     seed: int | None = None,
-) -> Iterator[PlanStep | Plan]:
+) -> Iterator[Progress | Plan]:
     """Plan a song: the metadata is drawn from `seed` (by default the first of `seeds`), each take's codes from its own.
 
     Phase 1 is skipped if the visitor gave BPM, key and time signature and keeps the prompt. Raises StudioError if the
@@ -167,40 +156,32 @@ def plan(
     found = given = brief.given()
     if settings.rewrite or not {"bpm", "keyscale", "timesignature"} <= given.keys():
         grammar = planner.grammar.thoughts(given, settings.rewrite)
-        prompt = generate_prompt(planner.tokenizer, brief)
-        found = yield from _text(planner, prompt, grammar, "metadata", seed, draw, METADATA_ROOM)
+        tokens = planner.encode(generate_prompt(planner.tokenizer, brief))
+        found = yield from write(planner.model, tokens, grammar, "planning", seed, draw, METADATA_ROOM)
     caption = found.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
     found = {**found, "caption": caption}
-    job = CodesJob(
-        conditional=planner.encode(codes_prompt(planner.tokenizer, brief, found)),
-        unconditional=planner.encode(codes_prompt(planner.tokenizer, brief, {})),
-        seeds=tuple(seeds),
-        count=codes_needed(brief.seconds),
-        draw=draw,
-        guidance=settings.cfg,
-    )
-    writer = CodeWriter(planner.model, planner.vocabulary.code_ids, job)
-    for count in writer.run():
-        yield PlanStep("codes", count, job.count)
-    codes = tuple(map(tuple, planner.vocabulary.codes[writer.indices()].tolist()))
+    prompts = tuple(planner.encode(codes_prompt(planner.tokenizer, brief, values)) for values in (found, {}))
+    count, code_ids = codes_needed(brief.seconds), planner.vocabulary.code_ids
+    drawn = yield from CodeWriter(planner.model, code_ids, prompts, seeds, count, draw, settings.cfg).run()
+    codes = tuple(map(tuple, planner.vocabulary.codes[drawn].tolist()))
     yield Plan(**_metadata(found), caption=caption or brief.prompt, rewritten=bool(caption), seed=seed, codes=codes)
 
 
 def inspire(
     planner: Planner, idea: str, seed: int, *, instrumental: bool = False, language: str = "unknown"
-) -> Iterator[PlanStep | dict[str, Any]]:
+) -> Iterator[Progress | dict[str, Any]]:
     """Turn a plain idea, which may be empty, into prompt, lyrics and metadata."""
     prompt = inspire_prompt(planner.tokenizer, idea, instrumental)
     yield from _sketch(planner, prompt, _fields(language=language), seed, FREE, INSTRUMENTAL if instrumental else "")
 
 
-def polish(planner: Planner, brief: Brief, seed: int) -> Iterator[PlanStep | dict[str, Any]]:
+def polish(planner: Planner, brief: Brief, seed: int) -> Iterator[Progress | dict[str, Any]]:
     """Rewrite the prompt and the lyrics of `brief` in the song model's style; its other fields stay if given."""
     lyrics = INSTRUMENTAL if brief.lyrics in ("", INSTRUMENTAL) else ""
     yield from _sketch(planner, polish_prompt(planner.tokenizer, brief), brief.given(), seed, FREE, lyrics)
 
 
-def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[PlanStep | dict[str, Any]]:
+def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[Progress | dict[str, Any]]:
     seconds, limit = len(codes) // CODES_PER_SECOND, LIMITS["duration"]
     given = _fields(duration=seconds if limit.low <= seconds <= limit.high else None)
     yield from _sketch(planner, describe_prompt(planner.tokenizer, codes), given, seed, SOBER, "")
@@ -208,7 +189,7 @@ def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[Plan
 
 def _sketch(
     planner: Planner, prompt: str, given: Mapping[str, str], seed: int, draw: Draw, lyrics: str
-) -> Iterator[PlanStep | dict[str, Any]]:
+) -> Iterator[Progress | dict[str, Any]]:
     """Write all metadata and, if `lyrics` is empty, lyrics as well; ends with a request's fields."""
 
     def everything() -> Grammar:
@@ -216,19 +197,10 @@ def _sketch(
         return found, lyrics or clean_lyrics((yield from planner.grammar.text(MAX_LYRIC_TOKENS)))
 
     room = METADATA_ROOM + (0 if lyrics else MAX_LYRIC_TOKENS)
-    found, lyrics = yield from _text(planner, prompt, everything(), "text", seed, draw, room)
+    tokens = planner.encode(prompt)
+    found, lyrics = yield from write(planner.model, tokens, everything(), "writing", seed, draw, room)
     prompt = found["caption"][: TEXT_LIMITS["prompt"]].strip()
     yield {"prompt": prompt, "lyrics": lyrics, **_metadata(found), "duration": int(found["duration"])}
-
-
-def _text(
-    planner: Planner, prompt: str, grammar: Grammar, stage: str, seed: int, draw: Draw, room: int
-) -> Iterator[PlanStep]:
-    """Write along `grammar`: yields steps and returns the grammar's result."""
-    for event in write(planner.model, planner.encode(prompt), grammar, seed, draw, room):
-        if not isinstance(event, Written):
-            yield PlanStep(stage, event)
-    return event.value
 
 
 def _metadata(found: Mapping[str, str]) -> dict[str, Any]:

@@ -16,13 +16,13 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from events import StudioError, first_line, is_out_of_memory
+from events import Progress, Stage, StudioError, first_line, is_out_of_memory
 from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
 from planner_layers import CachedLayers, stretch_end
 
@@ -70,7 +70,17 @@ class Vocabulary:
         self.code_ids = self.ids(number for _, number in codes)
         self.ends = {self.end, spelled.get("<|endoftext|>", self.end)}
         special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-        self._sort({t: n for t, n in spelled.items() if t not in special and not AUDIO_CODE.fullmatch(t)})
+        plain = {t: n for t, n in spelled.items() if t not in special and not AUDIO_CODE.fullmatch(t)}
+        # Lyrics may break lines anywhere; a caption only at the end of a token, as `_caption` requires.
+        text = {t: n for t, n in plain.items() if not CONTROL.search(t.replace(LINE_END, ""))}
+        words = {t: n for t, n in text.items() if "`" not in t and LINE_END not in t}
+        self.breaks = {n for t, n in text.items() if "`" not in t and t.find(LINE_END) == len(t) - 1}
+        self.text = self.ids(sorted({*text.values(), *self.ends}))
+        self.words = self.ids(sorted({*words.values(), *self.breaks}))
+        # A value begins with a space, which is a token of its own before a digit ("80s synthwave").
+        self.opening = self.ids(sorted(n for t, n in words.items() if t[0] == SPACE and t[1:2] != SPACE))
+        self.indents = [n for t, n in words.items() if t.startswith(2 * SPACE) and t.strip(SPACE)]
+        self.space = plain.get(SPACE)
 
     def ids(self, numbers: Iterable[int]) -> torch.Tensor:
         import torch
@@ -84,19 +94,6 @@ class Vocabulary:
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, without incomplete characters."""
         return self.tokenizer.decode(list(tokens)).replace("\ufffd", "")
-
-    def _sort(self, plain: Mapping[str, int]) -> None:
-        # Lyrics may break lines anywhere; a caption only at the end of a token, as `_caption` requires.
-        text = {t: n for t, n in plain.items() if not CONTROL.search(t.replace(LINE_END, ""))}
-        words = {t: n for t, n in text.items() if "`" not in t and LINE_END not in t}
-        breaks = {n for t, n in text.items() if "`" not in t and t.find(LINE_END) == len(t) - 1}
-        self.text = self.ids(sorted({*text.values(), *self.ends}))
-        self.words = self.ids(sorted({*words.values(), *breaks}))
-        # A value begins with a space, which is a token of its own before a digit ("80s synthwave").
-        self.opening = self.ids(sorted(n for t, n in words.items() if t[0] == SPACE and t[1:2] != SPACE))
-        self.indents = [n for t, n in words.items() if t.startswith(2 * SPACE) and t.strip(SPACE)]
-        self.space = plain.get(SPACE)
-        self.breaks = frozenset(breaks)
 
 
 class MetadataGrammar:
@@ -124,7 +121,10 @@ class MetadataGrammar:
             elif field == "caption":
                 found[field], begun = yield from self._caption(self._names[fields[number + 1]][0])
             else:
-                found[field] = yield from self._walk(self._trees[field])
+                node = self._trees[field]
+                while None not in node:
+                    node = node[(yield self.vocabulary.ids(sorted(node)))]
+                found[field] = node[None]
         yield (self.vocabulary.think_end,)
         return found
 
@@ -151,11 +151,6 @@ class MetadataGrammar:
                 node = node.setdefault(token, {})
             node[None] = value
         return root
-
-    def _walk(self, node: dict) -> Grammar:
-        while None not in node:
-            node = node[(yield self.vocabulary.ids(sorted(node)))]
-        return node[None]
 
     def _caption(self, following: int) -> Grammar:
         """Write the caption; returns it and whether `following`, the next field's first token, is already written.
@@ -261,8 +256,10 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], room: int) -> tuple[Cach
     return layers, layers.read(torch.tensor(tokens, device=model.device))
 
 
-def write(model: Any, prompt: Sequence[int], grammar: Grammar, seed: int, draw: Draw, room: int) -> Iterator[Any]:
-    """Write after `prompt` along `grammar`, up to `room` tokens; yields the count so far, then a `Written`."""
+def write(
+    model: Any, prompt: Sequence[int], grammar: Grammar, stage: Stage, seed: int, draw: Draw, room: int
+) -> Generator[Progress, None, Any]:
+    """Write after `prompt` along `grammar`, up to `room` tokens; returns the grammar's result."""
     import torch
 
     head, luck = model.get_output_embeddings(), chances([seed], room).to(model.device)
@@ -278,19 +275,14 @@ def write(model: Any, prompt: Sequence[int], grammar: Grammar, seed: int, draw: 
             if pending:
                 hidden = layers.read(torch.tensor([pending], device=model.device))
                 count += len(pending)
-                yield count
+                yield Progress(stage, count)
             with torch.no_grad():
                 logits = head(hidden).float().index_select(1, demand)
                 token = int(demand[draw(logits, luck[:, count : count + 1])])
             pending = [token]
             demand = grammar.send(token)
     except StopIteration as end:
-        yield Written(end.value)
-
-
-@dataclass(frozen=True)
-class Written:
-    value: Any
+        return end.value
 
 
 # --- audio codes ---------------------------------------------------------------------------------------------------
@@ -301,55 +293,50 @@ AHEAD = 8
 RECORDED = {"cuda"}
 
 
-@dataclass(frozen=True)
-class CodesJob:
-    """Token ids of the prompts, one seed per take, and `count` codes per take.
-
-    `guidance` leads away from the prompt `unconditional`; 1 is none.
-    """
-
-    conditional: Sequence[int]
-    unconditional: Sequence[int]
-    seeds: tuple[int, ...]
-    count: int
-    draw: Draw
-    guidance: float = 2.0
-
-
 class CodeWriter:
     """Draws the audio codes of all takes together: conditional rows first, unconditional ones after them.
 
     Guidance is `u + s * (c - u)` in float32 on the logits of the audio tokens. The end of the text is not among them:
-    it is barred until the last code and certain after it (reference 3.3).
+    it is barred until the last code and certain after it (reference 3.3). `prompts` are the conditional and the
+    unconditional one; `guidance` 1 is none and leaves out the second.
     """
 
-    def __init__(self, model: Any, code_ids: torch.Tensor, job: CodesJob):
+    def __init__(
+        self,
+        model: Any,
+        code_ids: torch.Tensor,
+        prompts: tuple[Sequence[int], Sequence[int]],
+        seeds: Sequence[int],
+        count: int,
+        draw: Draw,
+        guidance: float = 2.0,
+    ):
         import torch
 
-        self._job, self._takes, self._guided = job, len(job.seeds), job.guidance != 1
-        prompts = [job.conditional] * self._takes + [job.unconditional] * (self._takes if self._guided else 0)
+        self._draw, self._guidance, self._takes, self._count = draw, guidance, len(seeds), count
+        rows = [prompt for prompt in (prompts if guidance != 1 else prompts[:1]) for _ in seeds]
         self._code_ids, device = code_ids, model.device
         self._weight, self._bias = _rows(model.get_output_embeddings(), code_ids)
-        self._chances = chances(job.seeds, job.count).to(device)
-        self._drawn = torch.zeros((self._takes, job.count), dtype=torch.long, device=device)
+        self._chances = chances(seeds, count).to(device)
+        self._drawn = torch.zeros((self._takes, count), dtype=torch.long, device=device)
         self._number = torch.zeros(1, dtype=torch.long, device=device)
-        self._tokens = torch.zeros((len(prompts), 1), dtype=torch.long, device=device)
-        self._layers, self._hidden = _read(model, prompts, job.count)
+        self._tokens = torch.zeros((len(rows), 1), dtype=torch.long, device=device)
+        self._layers, self._hidden = _read(model, rows, count)
         self._before_codes, self._end, self._replay = self._layers.position - 1, 0, None
 
-    def run(self) -> Iterator[int]:
-        """Draw code after code; yields the codes per take so far. Closing it stops before the next one."""
+    def run(self) -> Generator[Progress, None, torch.Tensor]:
+        """Draw code after code; returns them as indices into the audio tokens, [takes, count], on the CPU.
+
+        Closing it stops before the next one.
+        """
         self._pick(self._hidden)
-        yield 1
-        for number in range(1, self._job.count):
+        yield Progress("planning", 1, self._count)
+        for number in range(1, self._count):
             self._advance()
             if number % AHEAD == 0:
                 # Waits for the device, so that the codes reported so far exist and few more are queued.
                 self._number.item()
-            yield number + 1
-
-    def indices(self) -> torch.Tensor:
-        """Return the drawn codes as indices into the audio tokens, [takes, count], on the CPU."""
+            yield Progress("planning", number + 1, self._count)
         return self._drawn.cpu()
 
     def _advance(self) -> None:
@@ -387,10 +374,10 @@ class CodeWriter:
 
         with torch.no_grad():
             logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float()
-            if self._guided:
+            if self._guidance != 1:
                 wanted, plain = logits.chunk(2)
-                logits = plain.lerp(wanted, self._job.guidance)
-            drawn = self._job.draw(logits, self._chances.index_select(1, self._number))
+                logits = plain.lerp(wanted, self._guidance)
+            drawn = self._draw(logits, self._chances.index_select(1, self._number))
             self._drawn.index_copy_(1, self._number, drawn[:, None])
             self._tokens.view(-1, self._takes).copy_(self._code_ids[drawn])
             self._number += 1

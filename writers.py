@@ -24,7 +24,7 @@ from limits import KEYS
 from memory import Placing
 from models import Device, Models, Slot, free_memory
 from params import GenerateRequest, Request
-from planner import Brief, Plan, PlanSettings, PlanStep
+from planner import Brief, Plan, PlanSettings
 from weights import LYRICS_VARIABLE, PLANNER_VARIABLE, find_planner, find_writer
 
 REPORT_SECONDS = 0.1
@@ -184,14 +184,14 @@ def _result_of(events: Iterator[Any]) -> Generator[Progress | None, None, Any]:
     hint = "Make a shorter song or fewer takes, or switch planning off."
     with _enough_memory("The planner", hint), closing(events):
         for event in events:
-            if not isinstance(event, PlanStep):
+            if not isinstance(event, Progress):
                 continue
             now = time.monotonic()
             if now - reported < REPORT_SECONDS and event.step != event.steps:
                 yield None
                 continue
             reported = now
-            yield Progress("writing" if event.stage == "text" else "planning", event.step, event.steps)
+            yield event
     return event
 
 

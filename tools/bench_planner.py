@@ -18,7 +18,7 @@ from typing import Any
 import models
 import planner
 import planner_decoding
-from planner_decoding import CodesJob, CodeWriter, Draw
+from planner_decoding import CodeWriter, Draw
 from tools.bench_rows import Row, timed
 from weights import PLANNER_VARIABLE, PREVIEW, find_planner
 
@@ -60,9 +60,7 @@ def bench(dimensions: str, seconds: list[float], runs: int) -> Iterator[Row]:
 def steps_per_second(model: Any, codes: Any, count: int, takes: int) -> float:
     """Return the steps of the codes phase with guidance, without its prompt, by the rows' clock."""
     prompt = list(range(PROMPT_TOKENS))
-    steps = CodeWriter(
-        model, codes, CodesJob(prompt, prompt[: PROMPT_TOKENS // 2], tuple(range(takes)), count, Draw())
-    ).run()
+    steps = CodeWriter(model, codes, (prompt, prompt[: PROMPT_TOKENS // 2]), range(takes), count, Draw()).run()
     next(steps)
     return (count - 1) / timed(lambda: deque(steps, 0))
 
