@@ -27,6 +27,7 @@ from bootstrap import on_zerogpu
 from events import Progress, StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
 from models import Device, free_memory, planner_dtype
+from params import GenerateRequest, InspireRequest, PolishRequest
 from planner_decoding import (
     MAX_CAPTION_TOKENS,
     CodeWriter,
@@ -35,7 +36,6 @@ from planner_decoding import (
     MetadataGrammar,
     Unfit,
     Vocabulary,
-    encode_marked,
     typed,
     write,
 )
@@ -43,55 +43,14 @@ from weights import PREVIEW, PREVIEW_CODES, Weights, unusable
 
 CODES_PER_SECOND = 5
 METADATA_ROOM = MAX_CAPTION_TOKENS + 128
-FREE, SOBER = Draw(), Draw(temperature=0.3)
 METADATA = ("bpm", "key", "time_signature", "language")
-
-
-# --- requests and results -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Brief:
-    """The song to plan, as the visitor described it; None, "" and the language "unknown" leave a field open.
-
-    `lyrics` is what will be sung, "[Instrumental]" included.
-    """
-
-    prompt: str
-    lyrics: str
-    seconds: float
-    bpm: int | None = None
-    key: str = ""
-    time_signature: str = ""
-    language: str = "unknown"
-
-    def given(self) -> dict[str, str]:
-        """Return the fields that the visitor filled in, with the planner's names and spelling."""
-        return _fields(
-            bpm=self.bpm,
-            duration=int(self.seconds) or None,
-            keyscale=self.key,
-            language=self.language,
-            timesignature=self.time_signature,
-        )
-
-
-@dataclass(frozen=True)
-class PlanSettings:
-    """How a plan is drawn; `rewrite` lets the planner replace the prompt, `cfg` guides the codes (1: no guidance)."""
-
-    temperature: float = 0.85
-    top_p: float = 0.9
-    cfg: float = 2.0
-    rewrite: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
     """A planned song: one set of metadata, and the audio codes of each take (5 per second).
 
-    `caption` is the prompt for the song; `rewritten` tells whether the planner wrote it. `seed` is the one of the
-    metadata: the same brief, settings and seed give the same metadata.
+    `caption` is the prompt for the song; `rewritten` tells whether the planner wrote it; `seed` is the metadata's.
     """
 
     bpm: int
@@ -134,61 +93,60 @@ class Planner:
         self.vocabulary = Vocabulary(tokenizer, rows, model.device)
         self.grammar = MetadataGrammar(self.vocabulary)
 
-    def encode(self, prompt: str) -> tuple[int, ...]:
-        """Return the tokens of a rendered prompt, in which `typed` marked the typed text."""
-        return encode_marked(self.tokenizer, prompt)
 
-
-def plan(
-    planner: Planner,
-    brief: Brief,
-    seeds: Sequence[int],
-    settings: PlanSettings = PlanSettings(),
-    seed: int | None = None,
-) -> Iterator[Progress | Plan]:
-    """Plan a song: the metadata is drawn from `seed` (by default the first of `seeds`), each take's codes from its own.
+def plan(planner: Planner, request: GenerateRequest, seeds: Sequence[int]) -> Iterator[Progress | Plan]:
+    """Plan a song: each take's codes are drawn from its seed, the metadata from `plan_seed` or the first of `seeds`.
 
     Phase 1 is skipped if the visitor gave BPM, key and time signature and keeps the prompt. Raises StudioError if the
     plan does not fit into the model's context.
     """
-    seed = seeds[0] if seed is None else seed
-    draw = Draw(settings.temperature, settings.top_p)
-    found = given = brief.given()
-    if settings.rewrite or not {"bpm", "keyscale", "timesignature"} <= given.keys():
-        grammar = planner.grammar.thoughts(given, settings.rewrite)
-        tokens = planner.encode(generate_prompt(planner.tokenizer, brief))
+    options, encode = request.options, planner.vocabulary.encode
+    seed = options.plan_seed if options.plan_seed >= 0 else seeds[0]
+    draw = Draw(options.plan_temperature)
+    found = given = _given(request)
+    if options.rewrite or not {"bpm", "keyscale", "timesignature"} <= given.keys():
+        grammar = planner.grammar.thoughts(given, options.rewrite)
+        tokens = encode(song_prompt(planner.tokenizer, request))
         found = yield from write(planner.model, tokens, grammar, "planning", seed, draw, METADATA_ROOM)
     caption = found.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
     found = {**found, "caption": caption}
-    prompts = tuple(planner.encode(codes_prompt(planner.tokenizer, brief, values)) for values in (found, {}))
-    count, code_ids = codes_needed(brief.seconds), planner.vocabulary.code_ids
-    drawn = yield from CodeWriter(planner.model, code_ids, prompts, seeds, count, draw, settings.cfg).run()
+    prompts = tuple(encode(song_prompt(planner.tokenizer, request, values)) for values in (found, {}))
+    count, code_ids = codes_needed(request.duration), planner.vocabulary.code_ids
+    drawn = yield from CodeWriter(planner.model, code_ids, prompts, seeds, count, draw, options.plan_cfg).run()
     codes = tuple(map(tuple, planner.vocabulary.codes[drawn].tolist()))
-    yield Plan(**_metadata(found), caption=caption or brief.prompt, rewritten=bool(caption), seed=seed, codes=codes)
+    yield Plan(**_metadata(found), caption=caption or request.prompt, rewritten=bool(caption), seed=seed, codes=codes)
 
 
-def inspire(
-    planner: Planner, idea: str, seed: int, *, instrumental: bool = False, language: str = "unknown"
-) -> Iterator[Progress | dict[str, Any]]:
+def inspire(planner: Planner, request: InspireRequest, seed: int) -> Iterator[Progress | dict[str, Any]]:
     """Turn a plain idea, which may be empty, into prompt, lyrics and metadata."""
-    prompt = inspire_prompt(planner.tokenizer, idea, instrumental)
-    yield from _sketch(planner, prompt, _fields(language=language), seed, FREE, INSTRUMENTAL if instrumental else "")
+    words = f"{typed(request.idea) or NO_INPUT}\n\ninstrumental: {str(request.instrumental).lower()}"
+    lyrics = INSTRUMENTAL if request.instrumental else ""
+    yield from _sketch(planner, "inspire", words, _filled(language=request.language), seed, lyrics)
 
 
-def polish(planner: Planner, brief: Brief, seed: int) -> Iterator[Progress | dict[str, Any]]:
-    """Rewrite the prompt and the lyrics of `brief` in the song model's style; its other fields stay if given."""
-    lyrics = INSTRUMENTAL if brief.lyrics in ("", INSTRUMENTAL) else ""
-    yield from _sketch(planner, polish_prompt(planner.tokenizer, brief), brief.given(), seed, FREE, lyrics)
+def polish(planner: Planner, request: PolishRequest, seed: int) -> Iterator[Progress | dict[str, Any]]:
+    """Rewrite the prompt and the lyrics of `request` in the song model's style; its other fields stay if given."""
+    lyrics = request.sung_lyrics()
+    words = f"# Caption\n{typed(request.prompt) or NO_INPUT}\n\n# Lyric\n{typed(lyrics)}"
+    kept = INSTRUMENTAL if lyrics == INSTRUMENTAL else ""
+    yield from _sketch(planner, "polish", words, _given(request), seed, kept)
 
 
 def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[Progress | dict[str, Any]]:
+    """Describe audio codes, which become tokens of their own, as prompt, lyrics and metadata."""
     seconds, limit = len(codes) // CODES_PER_SECOND, LIMITS["duration"]
-    given = _fields(duration=seconds if limit.low <= seconds <= limit.high else None)
-    yield from _sketch(planner, describe_prompt(planner.tokenizer, codes), given, seed, SOBER, "")
+    given = _filled(duration=seconds if limit.low <= seconds <= limit.high else None)
+    yield from _sketch(planner, "describe", codes_text(codes) or NO_INPUT, given, seed, "", temperature=0.3)
 
 
 def _sketch(
-    planner: Planner, prompt: str, given: Mapping[str, str], seed: int, draw: Draw, lyrics: str
+    planner: Planner,
+    task: str,
+    words: str,
+    given: Mapping[str, str],
+    seed: int,
+    lyrics: str,
+    temperature: float = Draw.temperature,
 ) -> Iterator[Progress | dict[str, Any]]:
     """Write all metadata and, if `lyrics` is empty, lyrics as well; ends with a request's fields."""
 
@@ -197,8 +155,8 @@ def _sketch(
         return found, lyrics or clean_lyrics((yield from planner.grammar.text(MAX_LYRIC_TOKENS)))
 
     room = METADATA_ROOM + (0 if lyrics else MAX_LYRIC_TOKENS)
-    tokens = planner.encode(prompt)
-    found, lyrics = yield from write(planner.model, tokens, everything(), "writing", seed, draw, room)
+    tokens = planner.vocabulary.encode(_render(planner.tokenizer, task, words))
+    found, lyrics = yield from write(planner.model, tokens, everything(), "writing", seed, Draw(temperature), room)
     prompt = found["caption"][: TEXT_LIMITS["prompt"]].strip()
     yield {"prompt": prompt, "lyrics": lyrics, **_metadata(found), "duration": int(found["duration"])}
 
@@ -209,7 +167,18 @@ def _metadata(found: Mapping[str, str]) -> dict[str, Any]:
     return {"bpm": int(found["bpm"]), **named, "language": found.get("language", "unknown")}
 
 
-def _fields(**values: object) -> dict[str, str]:
+def _given(request: GenerateRequest | PolishRequest) -> dict[str, str]:
+    """Return the fields that the visitor filled in, with the planner's names and spelling."""
+    return _filled(
+        bpm=request.bpm,
+        duration=int(request.duration),
+        keyscale=request.key,
+        language=request.language,
+        timesignature=request.time_signature,
+    )
+
+
+def _filled(**values: object) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value not in (None, "", "unknown")}
 
 
@@ -225,10 +194,8 @@ def clean_lyrics(text: str) -> str:
 def load_planner(weights: Weights, device: Device) -> Planner:
     """Load the planner onto `device`, in the dtype that it computes in.
 
-    Raises StudioError if it is missing or cannot be loaded or used, and whatever a lack of memory raises.
+    Raises StudioError if it cannot be loaded or used, and whatever a lack of memory raises.
     """
-    if weights.folder is None:
-        raise StudioError.of(weights.problem or unusable(weights.wanted, "its folder is missing"))
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -279,47 +246,25 @@ def _tokenizer(folder: Path, changed: tuple[int, ...]) -> Any:
 NO_INPUT = "NO USER INPUT"
 INSTRUCTIONS = {
     "generate": "Generate audio semantic tokens based on the given conditions:",
-    "understand": "Understand the given musical conditions and describe the audio semantics accordingly:",
     "inspire": "Expand the user's input into a more detailed and specific musical description:",
-    "format": "Format the user's input into a more detailed and specific musical description:",
+    "polish": "Format the user's input into a more detailed and specific musical description:",
+    "describe": "Understand the given musical conditions and describe the audio semantics accordingly:",
 }
 
 
-def generate_prompt(tokenizer: Any, brief: Brief) -> str:
-    """Return the prompt of phase 1; the model's thoughts follow."""
-    return _render(tokenizer, "generate", _song_words(brief))
+def song_prompt(tokenizer: Any, request: GenerateRequest, found: Mapping[str, str] | None = None) -> str:
+    """Return the prompt of phase 1, which the model's thoughts follow, or of phase 2, which the codes follow.
 
-
-def codes_prompt(tokenizer: Any, brief: Brief, found: Mapping[str, str]) -> str:
-    """Return the prompt of phase 2; the codes follow. With an empty `found` it is the unconditional one."""
-    prompt = _render(tokenizer, "generate", _song_words(brief), thoughts(found))
-    return prompt if prompt.endswith("\n") else f"{prompt}\n"
-
-
-def inspire_prompt(tokenizer: Any, idea: str, instrumental: bool) -> str:
-    words = typed(idea.strip()) or NO_INPUT
-    return _render(tokenizer, "inspire", f"{words}\n\ninstrumental: {str(instrumental).lower()}")
-
-
-def polish_prompt(tokenizer: Any, brief: Brief) -> str:
-    caption, lyrics = typed(brief.prompt.strip()) or NO_INPUT, typed(brief.lyrics.strip()) or INSTRUMENTAL
-    return _render(tokenizer, "format", f"# Caption\n{caption}\n\n# Lyric\n{lyrics}")
-
-
-def describe_prompt(tokenizer: Any, codes: Sequence[int]) -> str:
-    """Return the prompt of `describe`; the codes become tokens, not text."""
-    return _render(tokenizer, "understand", codes_text(codes) or NO_INPUT)
-
-
-def thoughts(found: Mapping[str, str]) -> str:
-    """Return metadata as in the model's training: sorted YAML, numbers as numbers, without open fields."""
+    Phase 2 has `found`, an empty one for the unconditional prompt: as in the model's training, sorted YAML, numbers as
+    numbers, without open fields.
+    """
+    words = f"# Caption\n{typed(request.prompt)}\n\n# Lyric\n{typed(request.sung_lyrics())}\n"
+    if found is None:
+        return _render(tokenizer, "generate", words)
     values = {name: int(value) if value.isdigit() else value for name, value in found.items() if value}
-    lines = yaml.dump(values, allow_unicode=True, sort_keys=True).strip() + "\n" if values else ""
-    return f"<think>\n{typed(lines)}</think>"
-
-
-def _song_words(brief: Brief) -> str:
-    return f"# Caption\n{typed(brief.prompt)}\n\n# Lyric\n{typed(brief.lyrics)}\n"
+    thoughts = yaml.dump(values, allow_unicode=True, sort_keys=True) if values else ""
+    prompt = _render(tokenizer, "generate", words, f"<think>\n{typed(thoughts)}</think>")
+    return prompt if prompt.endswith("\n") else f"{prompt}\n"
 
 
 def _render(tokenizer: Any, task: str, words: str, answer: str = "") -> str:

@@ -24,7 +24,7 @@ from limits import KEYS
 from memory import Placing
 from models import Device, Models, Slot, free_memory
 from params import GenerateRequest, Request
-from planner import Brief, Plan, PlanSettings
+from planner import Plan
 from weights import LYRICS_VARIABLE, PLANNER_VARIABLE, find_planner, find_writer
 
 REPORT_SECONDS = 0.1
@@ -77,18 +77,16 @@ def plan_song(
         return None, _unplanned(missing.message if missing else "Plan the song first was off.")
     if not conditions.has_audio_codes(pipe):
         return None, _unplanned("This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing.")
-    settings = PlanSettings(options.plan_temperature, cfg=options.plan_cfg, rewrite=options.rewrite)
-    seed = options.plan_seed if options.plan_seed >= 0 else job.seeds[0]
     try:
         model = yield from _loaded(models.planner, seconds)
         with timed(seconds, "planning"):
             yield Progress("planning")
-            plan = yield from _result_of(planner.plan(model, _brief(request), job.seeds, settings, seed))
+            plan = yield from _result_of(planner.plan(model, request, job.seeds))
     except StudioError as error:
         if error.problem.code == "out_of_memory" and placing.may_fall():
             raise
         return None, _unplanned(error.problem.message)
-    facts = {"model": model.model_id, "temperature": settings.temperature, "cfg": settings.cfg}
+    facts = {"model": model.model_id, "temperature": options.plan_temperature, "cfg": options.plan_cfg}
     return plan, {"used": True, **plan.facts(), **facts}
 
 
@@ -129,10 +127,9 @@ def _sketch(models: Models, placing: Placing, job: Job) -> Iterator[Progress | D
     with timed(seconds, "writing"):
         yield Progress("writing")
         if request.mode == "inspire":
-            settings = {"instrumental": request.instrumental, "language": request.language}
-            events = planner.inspire(model, request.idea, seed, **settings)
+            events = planner.inspire(model, request, seed)
         elif request.mode == "polish":
-            events = planner.polish(model, _brief(request), seed)
+            events = planner.polish(model, request, seed)
         else:
             events = planner.describe(model, codes, seed)
         sketch = yield from _result_of(events)
@@ -193,11 +190,6 @@ def _result_of(events: Iterator[Any]) -> Generator[Progress | None, None, Any]:
             reported = now
             yield event
     return event
-
-
-def _brief(request: Any) -> Brief:
-    words = request.prompt, request.sung_lyrics(), request.duration
-    return Brief(*words, request.bpm, request.key, request.time_signature, request.language)
 
 
 # BPM, lowest and highest, that the built-in engine has learnt for these words. The first one found counts.
