@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,23 +50,6 @@ BACKWARD_FRAMES = 9
 TAG = re.compile(r"\[[^\]\n]*\]")
 
 Heads = Mapping[int, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One sung line, from `start` to `end` in seconds."""
-
-    start: float
-    end: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Token:
-    """One lyric token: the number of its line (from 0) and whether it is sung; tags and line breaks are not."""
-
-    line: int
-    sung: bool
 
 
 class _Enough(Exception):
@@ -114,7 +97,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]
         steps = request.steps or QUALITY_STEPS["standard"]
         found = attention(pipe, condition, clean, noise, 1 / steps, heads, place)
         lines = timed_lines(found, tokens, lyrics, length)
-    facts = {"lines": [asdict(line) for line in lines], "lrc": lrc(lines), "score": score(found, tokens)}
+    facts = {"lines": lines, "lrc": lrc(lines), "score": score(found, tokens)}
     yield Done((), record_of(models, job, models.weights, seconds, facts))
 
 
@@ -184,9 +167,10 @@ def _attend(module: Any, states: torch.Tensor, encoded: torch.Tensor, head: int)
     return (query.float() @ key.float().T * module.scaling).softmax(dim=-1)
 
 
-def lyric_slice(pipe: Any, lyrics: str, language: str) -> tuple[slice, list[Token]]:
-    """Return the position of the lyrics' own tokens in the condition, and what each of them is.
+def lyric_slice(pipe: Any, lyrics: str, language: str) -> tuple[slice, np.ndarray]:
+    """Return the position of the lyrics' own tokens in the condition, and the line of each [L], from 0.
 
+    Tokens that are not sung, which are tags and line breaks, have -1.
     The condition begins with the rendered lyrics, cut to 2,048 tokens; the slice excludes their headers and end mark.
     """
     _, text = pipe._format_prompt(prompt="", lyrics=lyrics, vocal_language=language)
@@ -198,29 +182,32 @@ def lyric_slice(pipe: Any, lyrics: str, language: str) -> tuple[slice, list[Toke
         if end > begin and start < begin + length
     }
     sung = TAG.sub(lambda tag: " " * len(tag[0]), lyrics)
-    tokens = []
+    lines = []
     for start, end in inside.values():
         # The first sung character decides to which line a token belongs.
         place = next((i for i in range(start, end) if not sung[i].isspace()), None)
-        tokens.append(Token(lyrics.count("\n", 0, end - 1 if place is None else place), place is not None))
-    return slice(min(inside, default=0), max(inside, default=-1) + 1), tokens
+        lines.append(-1 if place is None else lyrics.count("\n", 0, place))
+    return slice(min(inside), max(inside) + 1), np.array(lines)
 
 
 # --- from attention to times --------------------------------------------------------------------------------------
 
 
-def timed_lines(heads: np.ndarray, tokens: Sequence[Token], lyrics: str, seconds: float) -> tuple[Line, ...]:
-    """Return the sung lines of `lyrics` with their times, from attention [H, L, F] over `seconds` of song."""
+def timed_lines(heads: np.ndarray, tokens: np.ndarray, lyrics: str, seconds: float) -> list[dict[str, Any]]:
+    """Return the sung lines of `lyrics` with start and end in seconds, from attention [H, L, F] over `seconds` of song.
+
+    `tokens` [L] has the line of each token, -1 for none.
+    """
     rows, frames = warp(-sharpened(heads))
     frame_seconds, lines = seconds / heads.shape[2], []
     for number, text in enumerate(lyrics.split("\n")):
-        text = " ".join(TAG.sub(" ", text).split())
-        sung = [row for row, token in enumerate(tokens) if token.line == number and token.sung]
-        if sung and text:
+        sung = np.flatnonzero(tokens == number)
+        if len(sung):
             start = float(frames[rows == sung[0]].min() * frame_seconds)
             end = float((frames[rows == sung[-1]].max() + 1) * frame_seconds)
-            lines.append(Line(round(start, 2), round(min(end, seconds), 2), text))
-    return tuple(lines)
+            text = " ".join(TAG.sub(" ", text).split())
+            lines.append({"start": round(start, 2), "end": round(min(end, seconds), 2), "text": text})
+    return lines
 
 
 def sharpened(heads: np.ndarray) -> np.ndarray:
@@ -245,30 +232,22 @@ def sharpened(heads: np.ndarray) -> np.ndarray:
 def warp(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the cheapest path (rows, columns) from the first cell of `cost` [L, F] to the last: down, right or both.
 
-    Cells of one anti-diagonal do not depend on each other, so each is one operation on an array.
+    A row costs its running sum less what was summed up before it was entered from above.
     """
-    rows, columns = cost.shape
-    came = np.zeros((rows, columns), np.int8)  # 0 from both, 1 from above, 2 from the left
-    before = np.full(rows + 1, np.inf)  # before[i + 1] is row i of the last anti-diagonal; before[0] stays infinite
-    twice = before.copy()
-    for d in range(rows + columns - 1):
-        low, high = max(0, d - columns + 1), min(rows, d + 1)
-        i = np.arange(low, high)
-        options = np.stack([twice[low:high], before[low:high], before[low + 1 : high + 1]])
-        if d == 0:
-            options[0] = 0.0
-        came[i, d - i] = options.argmin(axis=0)
-        twice, before = before, np.full(rows + 1, np.inf)
-        before[low + 1 : high + 1] = cost[i, d - i] + options.min(axis=0)
-    path = [(rows - 1, columns - 1)]
-    while path[-1] != (0, 0):
-        row, column = path[-1]
-        step = came[row, column]
-        path.append((row - int(step != 2), column - int(step != 1)))
-    return tuple(np.array(path[::-1]).T)
+    total = np.full(np.add(cost.shape, 1), np.inf)  # total[i + 1, j + 1] is the cost of the path to cell i, j
+    total[0, 0] = 0.0
+    for i, row in enumerate(cost):
+        sums = row.cumsum(dtype=np.float64)
+        entered = np.minimum(total[i, :-1], total[i, 1:]) - (sums - row)
+        total[i + 1, 1:] = sums + np.minimum.accumulate(entered)
+    path = [cost.shape]
+    while path[-1] != (1, 1):
+        i, j = path[-1]
+        path.append(min((i - 1, j - 1), (i - 1, j), (i, j - 1), key=total.__getitem__))
+    return tuple(np.array(path[::-1]).T - 1)
 
 
-def score(heads: np.ndarray, tokens: Sequence[Token]) -> float:
+def score(heads: np.ndarray, tokens: np.ndarray) -> float:
     """Return how well the attention [H, L, F] follows the lyrics, 0 to 1: coverage^2 * monotonicity^2 * confidence.
 
     Coverage is the share of sung tokens that stand out anywhere, monotonicity the share of neighbours that do not go
@@ -277,7 +256,7 @@ def score(heads: np.ndarray, tokens: Sequence[Token]) -> float:
     energy = np.mean(heads, axis=0, dtype=np.float32)
     energy = (energy - energy.min()) / ((energy.max() - energy.min()) or 1.0)
     rows, frames = warp(-(energy**2))
-    sung = np.array([token.sung for token in tokens], bool)
+    sung = tokens >= 0
     if not sung.any():
         return 0.0
     coverage = float((energy[sung].max(axis=1) > LEAST_ENERGY).mean())
@@ -294,6 +273,6 @@ def _softmax(a: np.ndarray, axis: int) -> np.ndarray:
     return e / e.sum(axis=axis, keepdims=True)
 
 
-def lrc(lines: Sequence[Line]) -> str:
+def lrc(lines: Sequence[Mapping[str, Any]]) -> str:
     """Return the lines as an LRC file: "[mm:ss.xx]text"."""
-    return "".join("[{:02.0f}:{:05.2f}]{}\n".format(*divmod(line.start, 60), line.text) for line in lines)
+    return "".join("[{:02.0f}:{:05.2f}]{}\n".format(*divmod(line["start"], 60), line["text"]) for line in lines)

@@ -18,7 +18,6 @@ import codec
 import conditions
 import export
 import sampling
-from align import Line, Token
 from events import Done, Failed, InvalidRequest, Progress
 from limits import MAX_LYRIC_TOKENS, SAMPLE_RATE
 from params import parse_request
@@ -63,11 +62,10 @@ def test_tokens_know_their_lines_and_what_is_sung(pipe):
         assert pipe.tokenizer.decode(ids[: where.start]).endswith("# Lyric\n")
         written = pipe.tokenizer.decode(ids[where]).removesuffix("<|endoftext|>")
         assert lyrics.startswith(written) or written.strip() == lyrics.strip()
-        lines = [token.line for token in tokens]
+        lines = tokens[tokens >= 0].tolist()
         assert lines == sorted(lines)
         for number, line in enumerate(lyrics.split("\n")):
-            sung = any(token.sung for token in tokens if token.line == number)
-            reached = number <= lines[-1]
+            sung, reached = number in lines, number <= lines[-1]
             assert sung == (bool(re.sub(r"\[[^\]]*\]", "", line).strip()) and reached)
 
 
@@ -83,18 +81,18 @@ def test_the_warp_is_the_cheapest_way():
 
 def test_lines_are_timed_where_the_attention_is():
     lyrics = "[Verse]\nfirst line\nsecond line"
-    tokens = [Token(0, False), Token(1, True), Token(1, True), Token(1, False), Token(2, True), Token(2, True)]
+    tokens = np.array([-1, 1, 1, -1, 2, 2])
     borders = [0, 5, 10, 20, 22, 30, 40]
     heads = np.random.default_rng(0).uniform(0, 0.02, (3, 6, 40))
     for row, (start, end) in enumerate(itertools.pairwise(borders)):
         heads[:, row, start:end] += 0.9
     lines = align.timed_lines(heads, tokens, lyrics, 8.0)
-    assert lines == (Line(1.0, 4.0, "first line"), Line(4.4, 8.0, "second line"))
+    assert [tuple(line.values()) for line in lines] == [(1.0, 4.0, "first line"), (4.4, 8.0, "second line")]
     assert align.lrc(lines) == "[00:01.00]first line\n[00:04.40]second line\n"
 
 
 def test_the_score_tells_singing_from_noise():
-    tokens = [Token(0, False), *[Token(1, True)] * 9]
+    tokens = np.array([-1, *[1] * 9])
     diagonal = np.full((2, 10, 200), 0.01)
     for row in range(10):
         diagonal[:, row, row * 20 : row * 20 + 20] = 0.8
@@ -102,7 +100,7 @@ def test_the_score_tells_singing_from_noise():
     assert align.score(diagonal, tokens) > 0.9
     assert align.score(diagonal[:, ::-1], tokens) < 0.2
     assert align.score(noise, tokens) < align.score(diagonal, tokens) - 0.2
-    assert align.score(diagonal, [Token(0, False)] * 10) == 0.0
+    assert align.score(diagonal, np.full(10, -1)) == 0.0
     assert align.score(np.zeros((1, 10, 200)), tokens) == 0.0
 
 
