@@ -146,7 +146,7 @@ def syllables(line: str, language: str = "unknown") -> int | None:
 def _whole(lines: list[str], seconds: float | None, tokens: int | None) -> Iterator[Advice]:
     if tokens is not None and tokens > MAX_LYRIC_TOKENS:
         yield Advice(0, f"The lyrics have {tokens:,} tokens; the model reads the first {MAX_LYRIC_TOKENS:,}.")
-    if not seconds or not math.isfinite(seconds) or seconds < 0:
+    if seconds is None or not 0 < seconds < math.inf:
         return
     words = round(sum(_words(line) for line in lines if not _heading(line.strip())))
     fit = int(seconds * MOST_WORDS_A_SECOND)
@@ -297,8 +297,8 @@ def tidy_line(line: str) -> str:
 def tidy_lyrics(text: str) -> str:
     """Tidy all lines, and remove what surrounds the lyrics: code fences, rules, a title, greeting and farewell."""
     lines = _unfenced([tidy_line(line) for line in text.split("\n")])
-    lines = [line for line in lines if not _RULE.fullmatch(line)]
-    lines = _without_farewell(_without_greeting(lines))
+    kept = "\n".join(line for line in lines if not _RULE.fullmatch(line)).strip()
+    lines = _without_farewell(_without_greeting(kept.split("\n")))
     return re.sub("\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
@@ -331,20 +331,18 @@ def _unfenced(lines: list[str]) -> list[str]:
 def _without_greeting(lines: list[str]) -> list[str]:
     start = next((place for place, line in enumerate(lines) if parse_heading(line)), None)
     if start is None:
-        first = next((place for place, line in enumerate(lines) if line), None)
-        return lines[first + 1 :] if first is not None and _is_greeting(lines[first]) else lines
+        return lines[1:] if _is_greeting(lines[0]) else lines
     before = [line for line in lines[:start] if line]
     return lines[start:] if all(_is_greeting(line) or _TITLE.fullmatch(line) for line in before) else lines
 
 
 def _is_greeting(line: str) -> bool:
-    return bool(_GREETING.fullmatch(line)) and bool(line.endswith(":") or _ABOUT_THE_LYRICS.search(line))
+    return bool(_GREETING.fullmatch(line) and (line.endswith(":") or _ABOUT_THE_LYRICS.search(line)))
 
 
 def _without_farewell(lines: list[str]) -> list[str]:
     """Remove a last paragraph that is about the lyrics."""
-    kept = "\n".join(lines).rstrip().split("\n")
-    start = max((place for place, line in enumerate(kept) if not line), default=0)
-    if start and _FAREWELL.fullmatch(kept[start + 1]) and _ABOUT_THE_LYRICS.search(" ".join(kept[start + 1 :])):
-        return kept[:start]
-    return kept
+    start = max((place for place, line in enumerate(lines) if not line), default=0)
+    if start and _FAREWELL.fullmatch(lines[start + 1]) and _ABOUT_THE_LYRICS.search(" ".join(lines[start + 1 :])):
+        return lines[:start]
+    return lines
