@@ -206,10 +206,14 @@ class TorchModel:
 
         preview.quiet_libraries()
         # Straight onto the device, so that the host needs no room for it; ZeroGPU intercepts only `to`.
-        direct = kind != "cpu" and not bootstrap.on_zerogpu()
+        on_zerogpu = bootstrap.on_zerogpu()
+        direct = kind != "cpu" and not on_zerogpu
+        # As stored, but in float16 if the device has no bfloat16.
+        old_card = kind == "cuda" and not on_zerogpu and not torch.cuda.is_bf16_supported(including_emulation=False)
+        old_mac = kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=_dtype(kind),
+            dtype=torch.float16 if old_card or old_mac else "auto",
             device_map={"": kind} if direct else None,
             local_files_only=True,
             use_safetensors=True,
@@ -247,17 +251,6 @@ class TorchModel:
             batch = torch.tensor([ids], device=self._device)
             logits = self._model(input_ids=batch, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
             return logits[0, -1].float().cpu().numpy()
-
-
-def _dtype(kind: models.Kind) -> Any:
-    """Return the dtype to load with: as stored, but float16 if the device has no bfloat16."""
-    import torch
-
-    if kind == "cuda":
-        old = not bootstrap.on_zerogpu() and not torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        old = kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
-    return torch.float16 if old else "auto"
 
 
 class MlxModel:
