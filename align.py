@@ -102,8 +102,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]
 
 
 def _heads_of(weights: Weights) -> Heads:
-    config = read_json(weights.folder / "transformer" / "config.json") if weights.folder else None
-    return alignment_heads(config or {})
+    return alignment_heads(read_json(weights.folder / "transformer" / "config.json") or {})
 
 
 def alignment_heads(config: Mapping[str, Any]) -> Heads:
@@ -265,7 +264,7 @@ def score(heads: np.ndarray, tokens: np.ndarray) -> float:
     centroids = (weights[heard] @ np.arange(energy.shape[1])) / weights[heard].sum(axis=1)
     monotonic = float((np.diff(centroids) >= -BACKWARD_FRAMES).mean()) if len(centroids) > 1 else 1.0
     confidence = float(energy[rows, frames][sung[rows]].mean())
-    return round(min(max(coverage**2 * monotonic**2 * confidence, 0.0), 1.0), 4)
+    return round(coverage**2 * monotonic**2 * confidence, 4)
 
 
 def _softmax(a: np.ndarray, axis: int) -> np.ndarray:
