@@ -43,20 +43,17 @@ from weights import PREVIEW, PREVIEW_CODES, Weights, unusable
 
 CODES_PER_SECOND = 5
 METADATA_ROOM = MAX_CAPTION_TOKENS + 128
-METADATA = ("bpm", "key", "time_signature", "language")
 
 
 @dataclass(frozen=True)
 class Plan:
     """A planned song: one set of metadata, and the audio codes of each take (5 per second).
 
-    `caption` is the prompt for the song; `rewritten` tells whether the planner wrote it; `seed` is the metadata's.
+    `metadata` has a request's names, and `seed` is the one it was drawn from. `caption` is the prompt for the song;
+    `rewritten` tells whether the planner wrote it.
     """
 
-    bpm: int
-    key: str
-    time_signature: str
-    language: str
+    metadata: dict[str, Any]
     caption: str
     rewritten: bool
     seed: int
@@ -64,21 +61,16 @@ class Plan:
 
     def words(self) -> dict[str, Any]:
         """Return the request's fields after planning; those that the visitor filled in are unchanged."""
-        return {"prompt": self.caption, **{name: getattr(self, name) for name in METADATA}}
+        return {"prompt": self.caption, **self.metadata}
 
     def facts(self) -> dict[str, Any]:
         """Return the plan for the record and the page; the codes follow from it and the take's seed."""
-        return {name: getattr(self, name) for name in (*METADATA, "caption", "rewritten", "seed")}
+        return {**self.metadata, "caption": self.caption, "rewritten": self.rewritten, "seed": self.seed}
 
 
 def codes_needed(seconds: float) -> int:
     """Return how many codes hold `seconds` of song; the last one may reach past the end."""
     return math.ceil(CODES_PER_SECOND * seconds)
-
-
-def codes_text(codes: Sequence[int]) -> str:
-    """Write audio codes as the text that the pipeline and the planner read."""
-    return "".join(f"<|audio_code_{code}|>" for code in codes)
 
 
 # --- planning -----------------------------------------------------------------------------------------------------
@@ -114,7 +106,7 @@ def plan(planner: Planner, request: GenerateRequest, seeds: Sequence[int]) -> It
     count, code_ids = codes_needed(request.duration), planner.vocabulary.code_ids
     drawn = yield from CodeWriter(planner.model, code_ids, prompts, seeds, count, draw, options.plan_cfg).run()
     codes = tuple(map(tuple, planner.vocabulary.codes[drawn].tolist()))
-    yield Plan(**_metadata(found), caption=caption or request.prompt, rewritten=bool(caption), seed=seed, codes=codes)
+    yield Plan(_metadata(found), caption or request.prompt, bool(caption), seed, codes)
 
 
 def inspire(planner: Planner, request: InspireRequest, seed: int) -> Iterator[Progress | dict[str, Any]]:
@@ -136,7 +128,8 @@ def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[Prog
     """Describe audio codes, which become tokens of their own, as prompt, lyrics and metadata."""
     seconds, limit = len(codes) // CODES_PER_SECOND, LIMITS["duration"]
     given = _filled(duration=seconds if limit.low <= seconds <= limit.high else None)
-    yield from _sketch(planner, "describe", codes_text(codes) or NO_INPUT, given, seed, "", temperature=0.3)
+    words = "".join(f"<|audio_code_{code}|>" for code in codes)
+    yield from _sketch(planner, "describe", words, given, seed, "", temperature=0.3)
 
 
 def _sketch(

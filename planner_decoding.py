@@ -263,24 +263,21 @@ def write(
     import torch
 
     head, luck = model.get_output_embeddings(), chances([seed], room).to(model.device)
-    layers, hidden = _read(model, [prompt], room)
-    pending, count = [], 0
+    layers, _ = _read(model, [prompt], room)
+    pending, count, token = [], 0, None
     try:
-        demand = next(grammar)
         while True:
+            demand, token = grammar.send(token), None
             if isinstance(demand, tuple):
                 pending += demand
-                demand = next(grammar)
                 continue
-            if pending:
-                hidden = layers.read(torch.tensor([pending], device=model.device))
-                count += len(pending)
-                yield Progress(stage, count)
+            hidden = layers.read(torch.tensor([pending], device=model.device))
+            count += len(pending)
+            yield Progress(stage, count)
             with torch.no_grad():
                 logits = head(hidden).float().index_select(1, demand)
                 token = int(demand[draw(logits, luck[:, count : count + 1])])
             pending = [token]
-            demand = grammar.send(token)
     except StopIteration as end:
         return end.value
 
@@ -321,15 +318,15 @@ class CodeWriter:
         self._drawn = torch.zeros((self._takes, count), dtype=torch.long, device=device)
         self._number = torch.zeros(1, dtype=torch.long, device=device)
         self._tokens = torch.zeros((len(rows), 1), dtype=torch.long, device=device)
-        self._layers, self._hidden = _read(model, rows, count)
+        self._layers, hidden = _read(model, rows, count)
         self._before_codes, self._end, self._replay = self._layers.position - 1, 0, None
+        self._pick(hidden)
 
     def run(self) -> Generator[Progress, None, torch.Tensor]:
         """Draw code after code; returns them as indices into the audio tokens, [takes, count], on the CPU.
 
         Closing it stops before the next one.
         """
-        self._pick(self._hidden)
         yield Progress("planning", 1, self._count)
         for number in range(1, self._count):
             self._advance()
