@@ -63,7 +63,9 @@ class CachedLayers:
         self._unit = _Norm(body.layers[0].self_attn.q_norm)
 
         # The norms' weights are part of the rotary tables: [2, L, 1, H + K, D] for the cosine and the sine.
-        norms = torch.stack([self._head_norms(layer.self_attn) for layer in body.layers])[:, None]
+        pairs = ((layer.self_attn.q_norm.weight, layer.self_attn.k_norm.weight) for layer in body.layers)
+        norms = [torch.cat([q.expand(self._heads, -1), k.expand(self._groups, -1)]) for q, k in pairs]
+        norms = torch.stack(norms)[:, None]
         self._norms = torch.stack([norms, norms.roll(self._size // 2, dims=-1)]) * self._unit.gain
         self._positions = torch.arange(length, device=device)
         cos, sin = (table[0] for table in body.rotary_emb(self._keys, self._positions[None]))
@@ -160,12 +162,6 @@ class CachedLayers:
         keys, values = (part.mT.contiguous().unflatten(0, (rows, -1)) for part in (keys, values))
         out = scaled_dot_product_attention(query.flatten(2, 3), keys, values, attn_mask=mask.repeat(1, 1, group, 1))
         return out.unflatten(2, (group, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1)
-
-    def _head_norms(self, attention: Any) -> torch.Tensor:
-        import torch
-
-        query, key = attention.q_norm.weight, attention.k_norm.weight
-        return torch.cat([query.expand(self._heads, -1), key.expand(self._groups, -1)])
 
 
 def _weights(layer: Any) -> tuple[Any, ...]:
