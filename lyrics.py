@@ -7,11 +7,11 @@ Nothing is downloaded here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ class Writer:
         ids: list[int] = []
         text = ""
         # Closed at once, not when it is collected: an exception that is kept somewhere would keep it running.
-        with closing(self.model.tokens(prompt, sampler, options.max_tokens)) as running:
+        with contextlib.closing(self.model.tokens(prompt, sampler, options.max_tokens)) as running:
             for token in running:
                 if token is not None:
                     ids.append(token)
@@ -138,27 +138,19 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> li
     "<|im_end|>" in the question is ten characters of text and closes no turn. Raises StudioError if the template
     cannot be used.
     """
-    user = typed(user, {token[0] for token in tokenizer.get_added_vocab() if len(token) > 1})
-    rendered = _render(tokenizer, {"system": system, "user": user})
-    if system not in rendered or user not in rendered:
-        # Some templates have no system turn.
-        user = f"{system}\n\n{user}"
-        rendered = _render(tokenizer, {"user": user})
-    if user not in rendered:
-        raise StudioError("weights_unfit", "This model's chat template cannot be used.")
-    return list(encode_marked(tokenizer, rendered))
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, turns: dict[str, str]) -> str:
     from jinja2 import TemplateError
 
-    messages = [{"role": role, "content": content} for role, content in turns.items()]
-    # Without it Qwen 3 would think aloud first; other templates ignore it.
+    user = typed(user, {token[0] for token in tokenizer.get_added_vocab() if len(token) > 1})
+    # Without the switch Qwen 3 would think aloud first; other templates ignore it.
     settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-    try:
-        return tokenizer.apply_chat_template(messages, **settings)
-    except TemplateError:
-        return ""
+    # Some templates have no system turn.
+    for turns in ({"system": system, "user": user}, {"user": f"{system}\n\n{user}"}):
+        with contextlib.suppress(TemplateError):
+            messages = [{"role": role, "content": content} for role, content in turns.items()]
+            rendered = tokenizer.apply_chat_template(messages, **settings)
+            if all(content in rendered for content in turns.values()):
+                return list(encode_marked(tokenizer, rendered))
+    raise StudioError("weights_unfit", "This model's chat template cannot be used.")
 
 
 class Sampler:
