@@ -194,8 +194,7 @@ def load_planner(weights: Weights, device: Device) -> Planner:
 
     preview.quiet_libraries()
     try:
-        built_in = weights.source == PREVIEW
-        folder = preview.language_model_folder("qwen3", PREVIEW_CODES) if built_in else weights.folder
+        folder = preview.language_model_folder("qwen3", PREVIEW_CODES) if weights.source == PREVIEW else weights.folder
         tokenizer = _tokenizer(folder, tuple(path.stat().st_mtime_ns for path in sorted(folder.glob("*token*"))))
         model = AutoModelForCausalLM.from_pretrained(
             folder,

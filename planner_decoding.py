@@ -158,8 +158,7 @@ class MetadataGrammar:
         A new line either continues it, indented by two spaces as YAML does, or begins the next field.
         """
         vocabulary, written = self.vocabulary, []
-        indents = [*vocabulary.indents, *([] if vocabulary.space is None else [vocabulary.space])]
-        new_line = vocabulary.ids(sorted({following, *indents}))
+        new_line = vocabulary.ids(sorted({following, vocabulary.space, *vocabulary.indents}))
         choice = vocabulary.opening
         while len(written) < MAX_CAPTION_TOKENS:
             token = yield choice

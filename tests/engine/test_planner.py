@@ -320,18 +320,17 @@ def test_the_prompts_of_the_other_tasks(planner, read):
             "Understand the given musical conditions and describe the audio semantics accordingly:",
         ),
     )
-    rain, instrumental = request("inspire", idea="rain ", instrumental=True), request("polish", prompt="", lyrics="-")
+    rain = request("inspire", idea="rain ", instrumental=True)
     for operation, given, expected in (
         (planning.inspire, rain, f"{inspire}rain\n\ninstrumental: true"),
         (planning.inspire, request("inspire"), f"{inspire}NO USER INPUT\n\ninstrumental: false"),
         (planning.polish, request("polish"), f"{polish}{WORDS}"),
-        (planning.polish, instrumental, f"{polish}# Caption\nNO USER INPUT\n\n# Lyric\n-"),
+        (planning.polish, request("polish", prompt=""), f"{polish}{WORDS}".replace("warm lofi piano", "NO USER INPUT")),
+        (planning.polish, request("polish", instrumental=True), f"{polish}{WORDS}".replace(LYRICS, "[Instrumental]")),
         (planning.describe, [1, 2], f"{describe}<|audio_code_1|><|audio_code_2|>"),
     ):
-        tokens = read(operation, given)
-        assert planner.tokenizer.decode(tokens) == expected + ANSWER
-    codes = set(planner.vocabulary.code_ids[[1, 2]].tolist())
-    assert codes <= set(read(planning.describe, [1, 2]))
+        assert planner.tokenizer.decode(read(operation, given)) == expected + ANSWER
+    assert set(planner.vocabulary.code_ids[[1, 2]].tolist()) <= set(read(planning.describe, [1, 2]))
 
 
 def test_marks_that_were_typed_stay_text(planner, read):
