@@ -176,7 +176,7 @@ def _enough_memory(name: str, hint: str) -> Iterator[None]:
 
 
 def _result_of(events: Iterator[Any]) -> Generator[Progress | None, None, Any]:
-    """Yield a planner's steps as progress, most of them as None, and return its result."""
+    """Yield a planner's progress, most of it as None, and return its result."""
     reported = 0.0
     hint = "Make a shorter song or fewer takes, or switch planning off."
     with _enough_memory("The planner", hint), closing(events):
