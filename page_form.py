@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, NamedTuple
 
@@ -280,36 +279,26 @@ def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = N
 # --- undo ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class Undo:
     """The button that restores what fields held before they were filled; `former` has those values, the latest last."""
 
-    button: gr.Button
-    former: gr.State
-
-    @property
-    def outputs(self) -> list[Component]:
-        return [self.button, self.former]
+    def __init__(self, name: str):
+        self.button = gr.Button(tooltips.UNDO, size="sm", min_width=0, visible=False, elem_id=f"{name}-undo")
+        self.former = gr.State([])
+        self.outputs = [self.button, self.former]
 
     def keep(self, former: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> Updates:
         return {self.former: [*former, dict(values)][-MOST_UNDONE:], self.button: gr.update(visible=True)}
 
+    def connect(self, fields: Mapping[str, Component]) -> Any:
+        """Let the button restore the latest values of `fields`, then those before; returns the event."""
 
-def undo_button(name: str) -> Undo:
-    """Make the button, which appears once there is something to undo."""
-    button = gr.Button(tooltips.UNDO, size="sm", min_width=0, visible=False, elem_id=f"{name}-undo")
-    return Undo(button, gr.State([]))
+        def back(former: list[dict[str, Any]]) -> Updates:
+            *earlier, values = former or [{}]
+            filled = {fields[name]: gr.update(value=value) for name, value in values.items()}
+            return {**filled, self.former: earlier, self.button: gr.update(visible=bool(earlier))}
 
-
-def connect_undo(undo: Undo, fields: Mapping[str, Component]) -> Any:
-    """Let the button restore the latest values of `fields`, then those before; returns the event."""
-
-    def back(former: list[dict[str, Any]]) -> Updates:
-        *earlier, values = former or [{}]
-        filled = {fields[name]: gr.update(value=value) for name, value in values.items()}
-        return {**filled, undo.former: earlier, undo.button: gr.update(visible=bool(earlier))}
-
-    return undo.button.click(back, undo.former, [*fields.values(), *undo.outputs], **AT_ONCE)
+        return self.button.click(back, self.former, [*fields.values(), *self.outputs], **AT_ONCE)
 
 
 # --- what the studio runs on --------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import tooltips
 from backend import GPU_CONCURRENCY, get_backend
 from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
 from limits import INSTRUMENTAL
-from page_form import AT_ONCE, QUIET, Form, Undo, Updates, available, connect_undo, html, reason, undo_button
+from page_form import AT_ONCE, QUIET, Form, Undo, Updates, available, html, reason
 from params import Request
 
 log = logging.getLogger("studio")
@@ -245,7 +245,7 @@ def assist(form: Form, *modes: str) -> Assist:
     small = {"size": "sm", "min_width": 0, "interactive": False}
     with gr.Row(elem_classes=["assist"]):
         buttons = {mode: gr.Button(tooltips.ASSIST[mode], elem_id=f"{form.mode}-{mode}", **small) for mode in modes}
-        undo = undo_button(form.mode)
+        undo = Undo(form.mode)
         looks = {"variant": "stop", "elem_id": f"{name}-cancel", "elem_classes": ["while-running"], **small}
         cancel = gr.Button(tooltips.CANCEL, **looks)
     said, problems = html(elem_id=f"{name}-help"), html(elem_id=f"{name}-problems")
@@ -258,7 +258,7 @@ def connect_assist(form: Form, bar: Assist) -> None:
     fields = {name: form.fields[name] for name in FILLED if name in form.fields}
     for mode, button in bar.buttons.items():
         _connect_help(Part(form, mode), form, bar, button, fields)
-    undone = connect_undo(bar.undo, fields)
+    undone = bar.undo.connect(fields)
     undone.then(lambda: theme.line("done", tooltips.UNDONE), outputs=bar.line, **AT_ONCE)
     form.watchers.append(bar.show)
 

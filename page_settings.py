@@ -20,7 +20,7 @@ import tooltips
 from backend import get_backend
 from limits import KEPT_TEXT, TRACKS
 from lora_sources import hub_id
-from page_form import AT_ONCE, Form, Updates, connect_undo, html, undo_button
+from page_form import AT_ONCE, Form, Undo, Updates, html
 
 STORAGE = "ace-music-studio"
 # Fields of the page that no request has by these names.
@@ -37,7 +37,7 @@ def foot(form: Form, cancel: str = tooltips.CANCEL) -> None:
     with gr.Row(elem_classes=["foot"]):
         html(theme.keys(tooltips.GO[form.mode], cancel))
         button = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
-        undo = undo_button(f"{form.mode}-reset")
+        undo = Undo(f"{form.mode}-reset")
 
     def connect() -> None:
         fields = form.saved
@@ -47,7 +47,7 @@ def foot(form: Form, cancel: str = tooltips.CANCEL) -> None:
             return {**form.show(defaults), **undo.keep(former, dict(zip(fields, values, strict=True)))}
 
         button.click(reset, [undo.former, *fields.values()], [*fields.values(), *undo.outputs], **AT_ONCE)
-        connect_undo(undo, fields)
+        undo.connect(fields)
 
     form.later.append(connect)
 

@@ -375,7 +375,7 @@ def _lyrics_panel() -> LyricsPanel:
     with gr.Row(elem_classes=["uses"]):
         sing = gr.Button(tooltips.MAKE_THIS_SONG, size="sm", min_width=96, interactive=False, elem_id="lyrics-sing")
         use = gr.Button(tooltips.USE_IN_GENERATE, size="sm", min_width=96, interactive=False, elem_id="lyrics-use")
-        undo = page_form.undo_button("lyrics")
+        undo = Undo("lyrics")
     return LyricsPanel(message, text, advice, use, sing, undo)
 
 
@@ -415,7 +415,7 @@ def connect_writer(form: Form, bar: RunBar, problems: gr.HTML, panel: LyricsPane
     undo, outputs, fresh = panel.undo, [panel.text, panel.message], {panel.message: ""}
     begin, run = connect_run(form, bar, problems, write, outputs, fresh, cancelled=tooltips.LYRICS_STOPPED)
     begin.success(remember, [panel.text, undo.former], undo.outputs, **AT_ONCE)
-    undone = page_form.connect_undo(undo, {"text": panel.text})
+    undone = undo.connect({"text": panel.text})
     language = form.fields["language"]
     # Not at every change of the text: there is no advice on lyrics that are still being written.
     typed = (panel.text.input, panel.text.blur)
