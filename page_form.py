@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, NamedTuple
 
 import gradio as gr
@@ -44,7 +44,6 @@ class Form:
         # Hidden components that change when a field does, and stand in for it as triggers and inputs.
         self.copies: dict[str, Component] = {}
         self.folds: dict[gr.Accordion, tuple[str, ...]] = {}
-        self.numbers: set[str] = set()
         # Conversions for fields whose widget value differs from the request's: to the request, and back.
         self.parsers: dict[str, Callable[[Any], Any]] = {}
         self.showers: dict[str, Callable[[Any], Any]] = {}
@@ -83,11 +82,11 @@ class Form:
 
     @property
     def settings(self) -> list[Component]:
-        """Return the components whose values a record may hold: all but the files."""
         return list(self.saved.values())
 
     @property
     def saved(self) -> dict[str, Component]:
+        """Return the fields whose values a record may hold: all but the files."""
         return {name: field for name, field in self.fields.items() if not isinstance(field, gr.Audio)}
 
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
@@ -95,9 +94,7 @@ class Form:
         return {name: self.parse(name, value) for name, value in zip(self.fields, values, strict=True)}
 
     def parse(self, name: str, value: Any) -> Any:
-        if name in self.parsers:
-            return self.parsers[name](value)
-        return number(value, LIMITS[_key(name)].default) if name in self.numbers else value
+        return self.parsers[name](value) if name in self.parsers else value
 
     def folded(self) -> dict[str, tuple[str, Any]]:
         """Return label and default of each field in a folded group, except Plan, which depends on the planner."""
@@ -145,13 +142,11 @@ class Form:
 
     def show(self, values: Mapping[str, Any]) -> Updates:
         """Return the updates that put checked values into their fields; others keep theirs."""
-        known = {name: value for name, value in values.items() if name in self.fields}
-        return {self.fields[name]: gr.update(value=self._shown(name, value)) for name, value in known.items()}
-
-    def _shown(self, name: str, value: Any) -> Any:
-        if name in self.showers:
-            return self.showers[name](value)
-        return as_text(value) if name in self.numbers and not isinstance(value, str) else value
+        return {
+            self.fields[name]: gr.update(value=self.showers[name](value) if name in self.showers else value)
+            for name, value in values.items()
+            if name in self.fields
+        }
 
     def show_status(self, facts: Mapping[str, Any]) -> Updates:
         """Return the updates for the backend's status, of the same components whatever the status."""
@@ -205,10 +200,10 @@ def number(value: Any, default: float | None) -> Any:
     return text
 
 
-def as_text(value: float | int | None) -> str:
-    """Write a number as a visitor would type it, blank for None."""
-    if value is None:
-        return ""
+def as_text(value: float | str | None) -> str:
+    """Write a number as a visitor would type it, blank for None; a text is left unchanged."""
+    if value is None or isinstance(value, str):
+        return value or ""
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
@@ -240,27 +235,27 @@ def _key(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def add(form: Form, name: str, kind: type[Component], extra: Sequence[str] = (), **settings: Any) -> Any:
-    """Add a field, with the `extra` CSS classes."""
+def add(form: Form, name: str, kind: type[Component], classes: Sequence[str] = (), **settings: Any) -> Any:
+    """Add a field; without `classes` it has the usual CSS class of its kind."""
     key = _key(name)
     if kind is not gr.Audio:
         settings.setdefault("info", help_text(key, task=form.mode))
     if key in tooltips.PLACEHOLDERS:
         settings["placeholder"] = tooltips.PLACEHOLDERS[key]
-    classes = ["numeric" if name in form.numbers else "words" if kind is gr.Textbox else "field", *extra]
-    if name in form.numbers and LIMITS[key].low < 0:
-        classes.append("signed")  # the digit pad of a phone has no minus
+    classes = classes or ["words" if kind is gr.Textbox else "field"]
     form.fields[name] = kind(label=form.label(name), elem_id=form.identify(name), elem_classes=classes, **settings)
     return form.fields[name]
 
 
 def add_number(form: Form, name: str, placeholder: str = "", **settings: Any) -> gr.Textbox:
     """Add a number as a text box; blank is its default."""
-    default = LIMITS[_key(name)].default
-    value = "" if default is None else f"{default:g}"
-    form.numbers.add(name)
+    limit = LIMITS[_key(name)]
+    value = as_text(limit.default)
+    form.parsers[name], form.showers[name] = partial(number, default=limit.default), as_text
+    # The digit pad of a phone has no minus.
+    classes = ["numeric", "signed"] if limit.low < 0 else ["numeric"]
     looks = {"placeholder": placeholder or value or tooltips.AUTOMATIC, "max_lines": 1, "min_width": 120}
-    return add(form, name, gr.Textbox, value=value, **looks, **settings)
+    return add(form, name, gr.Textbox, classes, value=value, **looks, **settings)
 
 
 def add_slider(form: Form, name: str, **settings: Any) -> gr.Slider:

@@ -133,7 +133,7 @@ def _keys() -> list[tuple[str, str]]:
 def _audio(form: Form, name: str, opened: Callable[..., Any]) -> None:
     """Add a field for a file, drawn once its group is `opened`: Gradio's player is a quarter of a first visit."""
     looks = {"editable": False, "buttons": [], "waveform_options": theme.WAVEFORM, "visible": False}
-    field = add(form, name, gr.Audio, extra=["file"], sources=["upload"], type="filepath", **looks)
+    field = add(form, name, gr.Audio, classes=["field", "file"], sources=["upload"], type="filepath", **looks)
     opened(None, None, field, js=DRAWN, **AT_ONCE)
 
 

@@ -306,7 +306,7 @@ class Part(Form):
         super().__init__(mode)
         self.names = {name: used for name, used in USED[mode].items() if name in form.fields}
         self.fields = {name: form.fields[name] for name in self.names}
-        self.numbers, self.folds, self.runs = form.numbers, form.folds, form.runs
+        self.parsers, self.folds, self.runs = form.parsers, form.folds, form.runs
 
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
         return {self.names[name]: value for name, value in super().read(values).items()}

@@ -244,8 +244,8 @@ def _actions(form: EditForm) -> None:
     hints = html(theme.actions({}), elem_id="edit-hints", js_on_load=theme.script("folds"))
     named = [(tooltips.track(name), name) for name in TRACKS]
     with gr.Column(elem_classes=["tracks-only"]):
-        add(form, "track", gr.Radio, extra=["track-only"], choices=named, value=None)
-        add(form, "tracks", gr.CheckboxGroup, extra=["complete-only"], choices=named, value=[])
+        add(form, "track", gr.Radio, classes=["field", "track-only"], choices=named, value=None)
+        add(form, "tracks", gr.CheckboxGroup, classes=["field", "complete-only"], choices=named, value=[])
     with gr.Row(elem_classes=["layer-only"]):
         add(form, "options.mix", gr.Checkbox, value=True, min_width=160)
         add(form, "part", gr.Checkbox, value=False, min_width=160)
@@ -254,7 +254,7 @@ def _actions(form: EditForm) -> None:
         add_number(form, "end")
     with gr.Column(elem_classes=["repaint-only"]):
         add(form, "options.repaint_mode", gr.Radio, choices=swapped(REPAINT_MODES), value="balanced")
-        add_slider(form, "options.repaint_strength", extra=["balanced-only"])
+        add_slider(form, "options.repaint_strength", classes=["field", "balanced-only"])
 
     def mark_experiments(facts: Mapping[str, Any]) -> Updates:
         tasks = facts["tasks"]
