@@ -23,7 +23,7 @@ from page_form import AT_ONCE, QUIET, Form, Undo, Updates, add, add_number, add_
 from page_panels import fold, swapped
 from page_results import Made, ResultPanel, connect_song, connect_takes, result_panel
 from page_runs import Assist, RunBar, assist, connect_assist, connect_run, run_foot, stream_of
-from params import ACTION_OPTIONS, Request
+from params import ACTION_OPTIONS, CHOOSE_TRACK, Request
 
 TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"
 MORPH_NUMBERS = ("options.n_min", "options.n_max", "options.n_avg")
@@ -204,26 +204,26 @@ class EditForm(Form):
     """
 
     ONE_TRACK = ("layer", "extract")
-    OF_ACTIONS = ("source_prompt", "source_lyrics", "start", "end", "tracks", "track", "part")
+    OF_ACTIONS = (
+        *("source_prompt", "source_lyrics", "start", "end", "tracks", "track", "part"),
+        *(f"options.{name}" for names in ACTION_OPTIONS.values() for name in names),
+    )
 
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
         read = super().read(values)
-        own = {name: read.pop(name) for name in self.OF_ACTIONS}
         action = read["action"]
         used = {f"options.{name}" for name in ACTION_OPTIONS[action]}
         if read["options.repaint_mode"] != "balanced":
             used.discard("options.repaint_strength")
-        for name in {f"options.{name}" for names in ACTION_OPTIONS.values() for name in names} - used:
-            del read[name]
         if action == "morph":
-            read |= {name: own[name] for name in ("source_prompt", "source_lyrics")}
-        if action == "repaint" or (action == "layer" and own["part"]):
-            read |= {name: own[name] for name in ("start", "end")}
+            used |= {"source_prompt", "source_lyrics"}
+        if action == "repaint" or (action == "layer" and read["part"]):
+            used |= {"start", "end"}
+        if action in CHOOSE_TRACK:
+            used.add("tracks")
         if action in self.ONE_TRACK:
-            read["tracks"] = [own["track"]] if own["track"] else []
-        elif action == "complete":
-            read["tracks"] = own["tracks"]
-        return read
+            read["tracks"] = [read["track"]] if read["track"] else []
+        return {name: value for name, value in read.items() if name in used or name not in self.OF_ACTIONS}
 
     def place(self, problem: Problem, values: Sequence[Any]) -> str:
         action = dict(zip(self.fields, values, strict=True))["action"]
