@@ -89,15 +89,6 @@ def prompt_budget(counter: TokenCounter, mode: str, there: Mapping[str, Any]) ->
     return conditions.prompt_tokens(counter, words, words.prompt), dropped
 
 
-def lyric_tokens(lyrics: str, language: str) -> int | None:
-    """Return the tokens of the rendered lyrics, None without a tokenizer."""
-    counter = token_counter()
-    if counter is None:
-        return None
-    words = conditions.Words("", lyrics[: TEXT_LIMITS["lyrics"]], language, SOME_SECONDS, "")
-    return conditions.lyric_tokens(counter, words)
-
-
 def _instruction(mode: str, there: Mapping[str, Any]) -> str:
     """Return the model's instruction, as `modes` does."""
     track, tracks = there.get("track") or "", there.get("tracks") or ()
@@ -147,30 +138,24 @@ def seconds_text(form: Form, values: Any) -> str:
 
 
 def seconds_line(form: Form) -> gr.HTML:
-    """Make the line with the GPU seconds, not rendered yet; on ZeroGPU it follows the form."""
+    """Make the line with the GPU seconds, not rendered yet; on ZeroGPU it follows the fields, which all exist."""
     line = html(elem_id=f"{form.mode}-seconds", render=False)
 
     def say(there: dict[str, Any]) -> str:
         text = seconds_text(form, there.values())
         return theme.remark(text) if text else ""
 
-    def connect() -> None:
+    if bootstrap.on_zerogpu():
         blank = {name: field.value for name, field in form.fields.items()}
         form.watchers.append(lambda facts: {line: say(blank)})
         form.follow(line, form.fields, say)
-
-    if bootstrap.on_zerogpu():
-        form.later.append(connect)
     return line
 
 
 # --- advice on lyrics ---------------------------------------------------------------------------------------------
 
-# The fields that advice depends on, where a tab has them; a source sings its own lyrics, Instrumental or not.
-ADVICE_FOLLOWS = {
-    "lyrics": ("instrumental", "language", "duration", "before", "after", "source"),
-    "source_lyrics": ("language", "source"),
-}
+# The fields that advice depends on, where a tab has them.
+ADVICE_FOLLOWS = ("instrumental", "language", "duration", "before", "after", "source")
 
 
 def advice_line(name: str) -> gr.HTML:
@@ -181,25 +166,23 @@ def add_advice(form: Form, box: str = "lyrics") -> None:
     """Add the advice on the lyrics in `box`, which follows the form; lyrics that are switched off get none."""
 
     def say(there: dict[str, Any]) -> str:
-        return "" if there.get("instrumental") else advise(there[box], there["language"], sung_seconds(there))
+        # A source sings its own lyrics, Instrumental or not.
+        if box == "lyrics" and there["instrumental"]:
+            return ""
+        seconds = lengths(there)
+        # The lyrics of an extension are those of its new part, the others those of the whole song.
+        if "after" in seconds:
+            del seconds["source"]
+        sung = None if None in seconds.values() else sum(seconds.values())
+        return advise(there[box], there["language"], sung)
 
     line = advice_line(form.mode if box == "lyrics" else form.identify(box))
-    form.follow(line, (box, *ADVICE_FOLLOWS[box]), say)
+    form.follow(line, (box, *ADVICE_FOLLOWS), say)
 
 
 def advise(lyrics: str | None, language: str | None, seconds: float | None = None) -> str:
     """Return the advice on lyrics as HTML; `seconds` are those that they are sung in."""
     text, language = (lyrics or "")[: TEXT_LIMITS["lyrics"]], language or "unknown"
-    return theme.advice(lint.lint(text, seconds=seconds, language=language, tokens=lyric_tokens(text, language)))
-
-
-def sung_seconds(there: dict[str, Any]) -> float | None:
-    """Return the seconds that a tab's lyrics are sung in, None if unknown.
-
-    The lyrics of an extension are those of its new part, the others those of the whole song.
-    """
-    found = lengths(there)
-    source = found.pop("source", None)
-    if not found:
-        return source
-    return None if None in found.values() else sum(found.values())
+    words, counter = conditions.Words("", text, language, SOME_SECONDS, ""), token_counter()
+    tokens = conditions.lyric_tokens(counter, words) if counter else None
+    return theme.advice(lint.lint(text, seconds=seconds, language=language, tokens=tokens))

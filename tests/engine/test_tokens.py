@@ -66,7 +66,7 @@ def test_before_there_is_a_tokenizer(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     place = SimpleNamespace(folder=tmp_path / "none")
     monkeypatch.setattr(page_hints, "get_backend", lambda: SimpleNamespace(models=SimpleNamespace(weights=place)))
     assert page_hints.token_counter() is None
-    assert page_hints.lyric_tokens("la la", "en") is None
+    assert "tokens" not in page_hints.advise("la la la la\n" * 800, "en")
     # A broken one counts nothing either.
     (tmp_path / "none" / "tokenizer").mkdir(parents=True)
     (tmp_path / "none" / "tokenizer" / "tokenizer.json").write_text("{}")
