@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
 import page_form
 import theme
@@ -33,23 +32,22 @@ _BACK = "(found) => {ids}.map((id) => (studio.touched(id) ? undefined : found[id
 
 
 def foot(form: Form, cancel: str = tooltips.CANCEL) -> None:
-    """Add the foot of a tab: its keys (`cancel` is the label of its second button), and the reset with its Undo."""
+    """Add the foot of a tab that has all its fields: its keys, and the reset with its Undo.
+
+    `cancel` is the label of the tab's second button.
+    """
     with gr.Row(elem_classes=["foot"]):
         html(theme.keys(tooltips.GO[form.mode], cancel))
         button = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
         undo = Undo(f"{form.mode}-reset")
+    fields = form.saved
+    defaults = {name: field.value for name, field in fields.items()}
 
-    def connect() -> None:
-        fields = form.saved
-        defaults = {name: field.value for name, field in fields.items()}
+    def reset(former: list[dict[str, Any]], *values: Any) -> Updates:
+        return {**form.show(defaults), **undo.keep(former, dict(zip(fields, values, strict=True)))}
 
-        def reset(former: list[dict[str, Any]], *values: Any) -> Updates:
-            return {**form.show(defaults), **undo.keep(former, dict(zip(fields, values, strict=True)))}
-
-        button.click(reset, [undo.former, *fields.values()], [*fields.values(), *undo.outputs], **AT_ONCE)
-        undo.connect(fields)
-
-    form.later.append(connect)
+    button.click(reset, [undo.former, *fields.values()], [*fields.values(), *undo.outputs], **AT_ONCE)
+    undo.connect(fields)
 
 
 def connect_memory(demo: gr.Blocks, forms: list[Form]) -> None:
@@ -98,40 +96,19 @@ def connect_changes(form: Form, kept: gr.BrowserState) -> None:
 def put_back(form: Form, stored: Any) -> Updates:
     """Return the updates that restore what of `stored` the form allows, and what was typed, right or wrong."""
     stored = stored if isinstance(stored, Mapping) else {}
-    values = checked(form, stored)
-    as_it_was = {**typed(form, stored), **{name: value for name, value in values.items() if name in OWN}}
-    return {**form.show(values), **{form.fields[name]: gr.update(value=value) for name, value in as_it_was.items()}}
-
-
-def typed(form: Form, stored: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts of `stored` for text boxes, whatever they say."""
-    return {
-        # Half a surrogate pair, which JSON may hold, could not be sent to the page.
-        name: text.encode("utf-8", "ignore").decode("utf-8")
-        for name, text in stored.items()
-        if _takes_any_text(form.fields.get(name)) and isinstance(text, str) and len(text) <= KEPT_TEXT
-    }
-
-
-def checked(form: Form, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of `stored` that pass the checks of the form's request, each by itself."""
-    known = {name: value for name, value in stored.items() if name in form.fields}
-    own = {name: value for name, value in known.items() if name in OWN and OWN[name](value)}
-    request = page_form.grouped({name: form.parse(name, value) for name, value in known.items()})
-    options = request.get("options", {})
-    # An uploaded LoRA may be gone by now: only those with a name come back.
-    loras = options.get("loras")
-    loras = [each for each in (loras if isinstance(loras, list) else []) if isinstance(each, dict) and _named(each)]
-    record = {"request": {**request, "options": {**options, "loras": loras}}}
-    values = page_form.settings(form.mode, record).values
+    stored = {name: value for name, value in stored.items() if name in form.fields}
+    request = {name: form.parse(name, value) for name, value in stored.items()}
+    if isinstance(loras := request.get("options.loras"), list):
+        # An uploaded LoRA may be gone by now: only those with a name come back.
+        request["options.loras"] = [each for each in loras if isinstance(each, dict) and hub_id(str(each["source"]))]
+    values = page_form.settings(form.mode, {"request": page_form.grouped(request)}).values
     if values.get("options.memory_plan", "auto") not in ("auto", *get_backend().status()["memory_plans"]):
         del values["options.memory_plan"]
-    return {**values, **own}
-
-
-def _takes_any_text(field: Component | None) -> bool:
-    return isinstance(field, gr.Textbox) or bool(getattr(field, "allow_custom_value", False))
-
-
-def _named(lora: Mapping[str, Any]) -> bool:
-    return isinstance(lora.get("source"), str) and bool(hub_id(lora["source"]))
+    as_it_was = {name: value for name, value in stored.items() if name in OWN and OWN[name](value)}
+    for name, text in stored.items():
+        box = form.fields[name]
+        takes_any_text = isinstance(box, gr.Textbox) or getattr(box, "allow_custom_value", False)
+        if takes_any_text and isinstance(text, str) and len(text) <= KEPT_TEXT:
+            # Half a surrogate pair, which JSON may hold, could not be sent to the page.
+            as_it_was[name] = text.encode("utf-8", "ignore").decode("utf-8")
+    return {**form.show(values), **{form.fields[name]: gr.update(value=value) for name, value in as_it_was.items()}}

@@ -83,5 +83,5 @@ def test_what_does_not_fit_is_left_out(forms: dict[str, Form]):
 def test_loras_with_a_name_come_back(forms: dict[str, Form]):
     entry = {"name": "<i>x</i>", "facts": ["<script>"], "note": "x", "weight": 0.5}
     stored = [{**entry, "source": "org/repo:style.safetensors"}, {**entry, "source": "/tmp/gradio/1/style.safetensors"}]
-    values = page_settings.checked(forms["generate"], {"options.loras": [*stored, "x", None, {"source": 3}]})
-    assert values["options.loras"] == [{"source": "org/repo:style.safetensors", "weight": 0.5}]
+    (kept,) = back(forms["generate"], {"options.loras": [*stored, "x", None, {"source": 3}]})["options.loras"]
+    assert (kept["source"], kept["name"], kept["weight"]) == (*["org/repo:style.safetensors"] * 2, 0.5)
