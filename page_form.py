@@ -22,8 +22,8 @@ import theme
 import tooltips
 from backend import check
 from events import InvalidRequest, Problem
-from limits import LIMITS, QUALITY_STEPS
-from params import REQUESTS, Request, parse_request, upload_seconds, usual_sampling
+from limits import LIMITS
+from params import REQUESTS, Request, parse_request, upload_seconds
 
 Updates = dict[Any, Any]
 # Private events without Gradio's own progress. With every message of a run Gradio goes through all components that ever
@@ -312,35 +312,6 @@ def reason(writer: Mapping[str, Any], hint: bool = True) -> str:
     return f"{problem['message']} {problem['hint'] if hint else ''}".strip() if problem else ""
 
 
-def checkpoint_updates(form: Form, kind: str) -> Updates:
-    """Return the updates for the checkpoint in use: its defaults, and what a turbo one does not use."""
-    by_quality = {name: usual_sampling(name, kind) for name in QUALITY_STEPS}
-    standard, turbo = by_quality["standard"], kind == "turbo"
-    shift, guidance = f"{standard.shift:g}", f"{standard.guidance:g}"
-    if turbo:
-        quality, steps = tooltips.TURBO_QUALITY.format(steps=standard.steps), str(standard.steps)
-    else:
-        listed = ", ".join(f"{name} {numbers.steps}" for name, numbers in by_quality.items())
-        quality, steps = help_text("quality"), tooltips.STEPS_BY_QUALITY.format(steps=listed)
-    guiding = {"interactive": not turbo} | ({"info": tooltips.TURBO_GUIDANCE} if turbo else {})
-    updates = {
-        "quality": {"choices": qualities(kind), "info": quality},
-        "options.steps": {"info": help_text("steps", steps)},
-        "options.shift": {"info": help_text("shift", shift), "placeholder": shift},
-        "options.guidance": {"info": help_text("guidance", guidance), "placeholder": guidance, **guiding},
-        "options.cfg_start": {"info": help_text("cfg_start"), **guiding},
-        "options.cfg_end": {"info": help_text("cfg_end"), **guiding},
-    }
-    return {form.fields[name]: gr.update(**changes) for name, changes in updates.items()}
-
-
-def qualities(kind: str) -> list[tuple[str, str]]:
-    return [
-        (name if kind == "turbo" else f"{name}, {usual_sampling(value, kind).steps} steps", value)
-        for value, name in tooltips.QUALITIES.items()
-    ]
-
-
 # --- restored from a record ---------------------------------------------------------------------------------------
 
 # Files are not settings, and each tab is a mode of its own.
@@ -353,10 +324,14 @@ SONG = {
 
 
 class Restored(NamedTuple):
-    """Checked `values` by field, how many others were left out, and whether the song had a reference audio."""
+    """Checked `values` by field, and how many others were left out.
+
+    No record holds files: `uploads` counts the uploaded LoRAs; `reference` tells whether there was a reference audio.
+    """
 
     values: dict[str, Any]
     left_out: int
+    uploads: int
     reference: bool
 
 
@@ -367,13 +342,12 @@ def settings(mode: str, record: Any) -> Restored:
     found = {name: value for name, value in request.items() if name != "options"}
     found |= {f"options.{name}": value for name, value in _mapping(request.get("options")).items()}
     values = valid(mode, found)
-    left_out = len(found) - len(values)
+    left_out, uploads = len(found) - len(values), 0
     if (chosen := values.get("options.loras")) is not None:
-        # No record holds an uploaded file.
         values["options.loras"] = kept = [lora.model_dump() for lora in chosen if lora.source != "upload"]
-        left_out += len(chosen) - len(kept)
+        uploads = len(chosen) - len(kept)
     reference = "reference" in REQUESTS[mode].model_fields and "reference" in _mapping(record.get("audio"))
-    return Restored(values | _seeds(mode, record), left_out, reference)
+    return Restored(values | _seeds(mode, record), left_out, uploads, reference)
 
 
 def song(record: Any) -> dict[str, Any]:

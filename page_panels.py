@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,11 @@ import theme
 import tooltips
 from backend import get_backend
 from events import InvalidRequest
-from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, SAMPLERS, TIME_SIGNATURES
+from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, QUALITY_STEPS, SAMPLERS, TIME_SIGNATURES
 from page_form import AT_ONCE, Form, Updates, add, add_number, add_slider, help_text, html
 from page_results import Made, ResultPanel
 from page_runs import RunBar, cancelled_box, run_bar
-from params import upload_seconds
+from params import upload_seconds, usual_sampling
 
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = json.loads(
     Path(__file__).with_name("presets").joinpath("examples.json").read_text(encoding="utf-8")
@@ -66,7 +68,7 @@ def source(form: Form) -> None:
     form.fields["source"].change(None, form.fields["source"], copy, js="(file) => file", **AT_ONCE)
     # The browser names the file, and Gradio checks, as for every upload, that it is one of its own copies.
     latest.input(None, latest, form.fields["source"], js="(file) => file", **AT_ONCE)
-    _file_help(form, "source")
+    gr.Markdown(help_text("source", task=form.mode), elem_classes=["help"])
     with gr.Row(elem_classes=["offer"]):
         line = html(elem_id=f"{form.mode}-offer")
         button = gr.Button(tooltips.RESTORE, size="sm", visible=False, min_width=160, elem_id=f"{form.mode}-restore")
@@ -110,24 +112,20 @@ def song_details(form: Form, reference: bool = True, own: Callable[[Form], None]
         own(form)
         with gr.Row(equal_height=True):
             add_number(form, "bpm")
-            add(form, "key", gr.Dropdown, choices=_keys(), value="")
-        metres = [(tooltips.AUTOMATIC, ""), *swapped(TIME_SIGNATURES)]
+            # A minor key is found as "Am", too.
+            keys = {key: re.sub("(.+) minor", r"\g<0> (\1m)", key) for key in KEYS}
+            add(form, "key", gr.Dropdown, choices=swapped({"": tooltips.AUTOMATIC, **keys}), value="")
+        metres = swapped({"": tooltips.AUTOMATIC, **TIME_SIGNATURES})
         add(form, "time_signature", gr.Radio, choices=metres, value="")
         add(form, "language", gr.Dropdown, choices=swapped(LANGUAGES), value="unknown")
         most, usual = int(LIMITS["takes"].high), int(LIMITS["takes"].default)
         add(form, "takes", gr.Radio, choices=list(range(1, most + 1)), value=usual)
-        add(form, "quality", gr.Radio, choices=page_form.qualities("sft"), value="standard")
+        add(form, "quality", gr.Radio, choices=qualities("sft"), value="standard")
         add_number(form, "seed")
         if reference:
             _audio(form, "reference", details.expand)
-            _file_help(form, "reference")
+            gr.Markdown(help_text("reference"), elem_classes=["help"])
     return details
-
-
-def _keys() -> list[tuple[str, str]]:
-    """Return the choices of Key; a minor key is found as "Am", too."""
-    minor = {key: f"{key} ({key.removesuffix(' minor')}m)" for key in KEYS if key.endswith(" minor")}
-    return [(tooltips.AUTOMATIC, ""), *((minor.get(key, key), key) for key in KEYS)]
 
 
 def _audio(form: Form, name: str, opened: Callable[..., Any]) -> None:
@@ -135,10 +133,6 @@ def _audio(form: Form, name: str, opened: Callable[..., Any]) -> None:
     looks = {"editable": False, "buttons": [], "waveform_options": theme.WAVEFORM, "visible": False}
     field = add(form, name, gr.Audio, classes=["field", "file"], sources=["upload"], type="filepath", **looks)
     opened(None, None, field, js=DRAWN, **AT_ONCE)
-
-
-def _file_help(form: Form, name: str) -> None:
-    gr.Markdown(help_text(name, task=form.mode), elem_classes=["help"])
 
 
 def advanced(form: Form, own: Callable[[Form], None] = lambda form: None) -> gr.Accordion:
@@ -161,15 +155,41 @@ def advanced(form: Form, own: Callable[[Form], None] = lambda form: None) -> gr.
             add_number(form, "options.variation_seed")
         add(form, "options.timbre_token", gr.Checkbox, value=True)
         page_widgets.lora_panel(form)
-        plans = add(form, "options.memory_plan", gr.Dropdown, choices=swapped(MEMORY_PLANS), value="auto")
-
-    def offer_plans(facts: Mapping[str, Any]) -> Updates:
-        known = ("auto", *facts["memory_plans"])
-        return {plans: gr.update(choices=[each for each in swapped(MEMORY_PLANS) if each[1] in known])}
-
-    form.watchers.append(lambda facts: page_form.checkpoint_updates(form, facts["kind"]))
-    form.watchers.append(offer_plans)
+        add(form, "options.memory_plan", gr.Dropdown, choices=swapped(MEMORY_PLANS), value="auto")
+    form.watchers.append(lambda facts: model_updates(form, facts))
     return group
+
+
+def model_updates(form: Form, facts: Mapping[str, Any]) -> Updates:
+    """Return the updates for the model and device in use: defaults, memory plans, and what a turbo one does not use."""
+    kind, turbo = facts["kind"], facts["kind"] == "turbo"
+    by_quality = {name: usual_sampling(name, kind) for name in QUALITY_STEPS}
+    standard = by_quality["standard"]
+    shift, guidance = f"{standard.shift:g}", f"{standard.guidance:g}"
+    if turbo:
+        quality, steps = tooltips.TURBO_QUALITY.format(steps=standard.steps), str(standard.steps)
+    else:
+        listed = ", ".join(f"{name} {numbers.steps}" for name, numbers in by_quality.items())
+        quality, steps = help_text("quality"), tooltips.STEPS_BY_QUALITY.format(steps=listed)
+    guiding = {"interactive": not turbo} | ({"info": tooltips.TURBO_GUIDANCE} if turbo else {})
+    plans = {name: text for name, text in MEMORY_PLANS.items() if name in ("auto", *facts["memory_plans"])}
+    updates = {
+        "quality": {"choices": qualities(kind), "info": quality},
+        "options.steps": {"info": help_text("steps", steps)},
+        "options.shift": {"info": help_text("shift", shift), "placeholder": shift},
+        "options.guidance": {"info": help_text("guidance", guidance), "placeholder": guidance, **guiding},
+        "options.cfg_start": {"info": help_text("cfg_start"), **guiding},
+        "options.cfg_end": {"info": help_text("cfg_end"), **guiding},
+        "options.memory_plan": {"choices": swapped(plans)},
+    }
+    return {form.fields[name]: gr.update(**changes) for name, changes in updates.items()}
+
+
+def qualities(kind: str) -> list[tuple[str, str]]:
+    return [
+        (name if kind == "turbo" else f"{name}, {usual_sampling(value, kind).steps} steps", value)
+        for value, name in tooltips.QUALITIES.items()
+    ]
 
 
 def swapped(names: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -214,24 +234,25 @@ def examples(form: Form, name: str = "", kept: Sequence[str] = ()) -> None:
 def _connect_offer(form: Form, line: gr.HTML, button: gr.Button) -> None:
     """Say at once what is wrong with a source, and offer to restore the settings that it carries."""
     source = form.followed("source")
-    hidden = gr.update(visible=False)
 
     def look(path: str | None) -> Updates:
-        if not path:
-            return {line: "", button: hidden}
+        said, offered = "", False
         try:
-            upload_seconds(path)
+            if path:
+                upload_seconds(path)
+                offered = bool(page_form.settings(form.mode, export.read_record(path)).values)
+                said = theme.said(tooltips.RESTORE_OFFER) if offered else ""
         except InvalidRequest as error:
-            return {line: theme.notice("", error.problem.text()), button: hidden}
-        if not page_form.settings(form.mode, export.read_record(path)).values:
-            return {line: "", button: hidden}
-        return {line: theme.said(tooltips.RESTORE_OFFER), button: gr.update(visible=True)}
+            said = theme.notice("", error.problem.text())
+        return {line: said, button: gr.update(visible=offered)}
+
+    def restore(path: str | None) -> Updates:
+        return {**_restored(form, line, path), button: gr.update(visible=False)}
 
     # A waveform selects a region when it is drawn, so settings come after it.
     looked_at = form.drawn.then if form.drawn else source.change
     looked_at(look, source, [line, button], **AT_ONCE)
-    filled = [*form.settings, line, button]
-    button.click(lambda path: {**_restored(form, line, path), button: hidden}, source, filled, **AT_ONCE)
+    button.click(restore, source, [*form.settings, line, button], **AT_ONCE)
 
 
 def settings_file(form: Form) -> None:
@@ -240,21 +261,18 @@ def settings_file(form: Form) -> None:
     file = gr.File(label=tooltips.SETTINGS_FILE, file_types=["audio"], **looks)
     gr.Markdown(tooltips.SETTINGS_FILE_HELP, elem_classes=["help"])
     line = html(elem_id=f"{form.mode}-offer")
-
-    def fill(path: str | None) -> Updates:
-        return _restored(form, line, path) if path else {line: ""}
-
+    fill = partial(_restored, form, line)
     form.later.append(lambda: file.change(fill, file, [*form.settings, line], **AT_ONCE))
 
 
 def _restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
     """Return the updates that fill the form with what fits of a file's record, and say so on the line."""
-    record = export.read_record(path) if path else None
-    found = page_form.settings(form.mode, record)
+    if not path:
+        return {line: ""}
+    found = page_form.settings(form.mode, export.read_record(path))
     if not found.values:
         return {line: theme.said(tooltips.NOTHING_TO_RESTORE)}
-    uploads_lost = page_widgets.uploads_in(record) if page_widgets.LORAS in found.values else 0
-    sentence = tooltips.restored(len(found.values), found.left_out - uploads_lost, found.reference, uploads_lost)
+    sentence = tooltips.restored(len(found.values), found.left_out, found.reference, found.uploads)
     return {**form.show(found.values), line: theme.said(sentence)}
 
 

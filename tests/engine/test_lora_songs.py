@@ -58,11 +58,11 @@ def test_loras_change_the_song_are_in_its_record_and_leave_no_trace(studio, adap
     assert len(one["sha256"]) == 64 and one["sha256"] != two["sha256"]
     assert export.read_record(done.files[0])["loras"] == done.record["loras"]
     assert gradio_utils.get_upload_folder() not in json.dumps(done.record)
-    # Uploads are not restored, and counted as left out.
+    # Uploads are not restored, and counted.
     done.record["request"]["options"]["loras"].append({"source": "org/name:a.safetensors", "weight": 0.5})
     found = page_form.settings("generate", done.record)
     assert found.values["options.loras"] == [{"source": "org/name:a.safetensors", "weight": 0.5}]
-    assert found.left_out == 2
+    assert (found.uploads, found.left_out) == (2, 0)
     failed = run(studio, mine, adapter("wide.safetensors", wider=8))
     assert isinstance(failed, Failed) and failed.problem.field == "options.loras"
     assert "wide.safetensors" in failed.problem.message
