@@ -28,7 +28,6 @@ import gradio as gr
 import cluster
 import guard
 import jobs
-import page_panels
 import page_tabs
 import theme
 import tooltips
@@ -59,7 +58,7 @@ def build_app() -> gr.Blocks:
     with gr.Blocks(
         title=tooltips.TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE, elem_id="studio", fill_width=True
     ) as demo:
-        header = page_panels.header()
+        header = Header()
         forms = page_tabs.build_tabs()
         connect_status(demo, header, forms, connect_download(header))
         connect_memory(demo, forms)

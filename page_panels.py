@@ -8,7 +8,6 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from events import InvalidRequest
 from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, QUALITY_STEPS, SAMPLERS, TIME_SIGNATURES
 from page_form import AT_ONCE, Form, Updates, add, add_number, add_slider, help_text, html
 from page_results import Made, ResultPanel
-from page_runs import RunBar, cancelled_box, run_bar
+from page_runs import cancelled_box, run_bar
 from params import upload_seconds, usual_sampling
 
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = json.loads(
@@ -279,18 +278,19 @@ def _restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
 # --- the header ---------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class Header:
-    """The heading with the status, and the banner with the button for the real model, which is a run bar of its own."""
+    """The top of the page: one line with the status, and the banner, which appears when needed.
 
-    status: gr.HTML
-    banner: gr.Row
-    notice: gr.HTML
-    bar: RunBar
+    The banner's button for the real model is a run bar of its own.
+    """
 
-    @property
-    def outputs(self) -> list[Any]:
-        return [self.status, self.banner, self.notice, self.bar.go]
+    def __init__(self):
+        self.status = html(theme.heading(), elem_id="studio-status", js_on_load=theme.script("folds"))
+        cancelled = cancelled_box("download")
+        with gr.Row(visible=False, elem_id="studio-banner") as self.banner:
+            self.notice = html(elem_id="studio-notice", js_on_load=theme.script("folds"))
+            self.bar = run_bar("download", tooltips.GET_MODEL.format(gb=0), cancelled, variant="secondary")
+        self.outputs = [self.status, self.banner, self.notice, self.bar.go]
 
     def show(self, facts: Mapping[str, Any]) -> Updates:
         """Return the updates for the backend's status."""
@@ -301,16 +301,6 @@ class Header:
             self.notice: theme.banner(facts),
             self.bar.go: gr.update(visible=preview, value=tooltips.GET_MODEL.format(gb=facts["download_gb"])),
         }
-
-
-def header() -> Header:
-    """Make the top of the page: one line with the status, and the banner, which appears when needed."""
-    status = html(theme.heading(), elem_id="studio-status", js_on_load=theme.script("folds"))
-    cancelled = cancelled_box("download")
-    with gr.Row(visible=False, elem_id="studio-banner") as banner:
-        notice = html(elem_id="studio-notice", js_on_load=theme.script("folds"))
-        bar = run_bar("download", tooltips.GET_MODEL.format(gb=0), cancelled, variant="secondary")
-    return Header(status, banner, notice, bar)
 
 
 # --- plan the song first ------------------------------------------------------------------------------------------
