@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -41,21 +40,13 @@ def build_tabs() -> list[Form]:
     return [*forms.values(), lyrics]
 
 
-@dataclass
-class SongTab:
-    form: Form
-    bar: RunBar
-    result: ResultPanel
-    assist: Assist
-
-
 # --- tabs ---------------------------------------------------------------------------------------------------------
 
 
 def generate_tab() -> SongTab:
     form = page_panels.GenerateForm("generate")
     with _tab(form):
-        with _essentials():
+        with gr.Column(elem_classes=["essentials"]):
             html(theme.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
             page_panels.examples(form)
             page_panels.prompt(form)
@@ -72,13 +63,13 @@ def generate_tab() -> SongTab:
     reference = form.fields["reference"]
     reference.change(None, reference, js='(reference) => void studio.kept("generate", { reference })', **QUIET)
     page_panels.connect_keep(form, advanced, result)
-    return _song_tab(form, result, helper, also)
+    return SongTab(form, result, helper, also)
 
 
 def cover_tab() -> SongTab:
     form = Form("cover")
     with _tab(form):
-        with _essentials():
+        with gr.Column(elem_classes=["essentials"]):
             page_panels.source(form)
             helper = _words(form)
             add_slider(form, "strength")
@@ -87,7 +78,7 @@ def cover_tab() -> SongTab:
             page_panels.song_details(form)
             page_panels.advanced(form, lambda form: add_slider(form, "options.noise_strength"))
     why = html(elem_id="cover-why", render=False)
-    tab = _song_tab(form, result, helper, why)
+    tab = SongTab(form, result, helper, why)
 
     def show(facts: Mapping[str, Any]) -> Updates:
         reason = facts["unsupported"].get("cover", "")
@@ -100,7 +91,7 @@ def cover_tab() -> SongTab:
 def extend_tab() -> SongTab:
     form = Form("extend")
     with _tab(form):
-        with _essentials():
+        with gr.Column(elem_classes=["essentials"]):
             page_panels.source(form)
             timeline = page_widgets.timeline("extend-timeline")
             with gr.Row(equal_height=True):
@@ -119,14 +110,14 @@ def extend_tab() -> SongTab:
         return "" if None in found.values() else theme.said(tooltips.length_in_all(**found))
 
     form.follow(total, ("source", "before", "after"), say_length)
-    return _song_tab(form, result, helper)
+    return SongTab(form, result, helper)
 
 
 def edit_tab() -> SongTab:
     """Build the tab that changes a song; the style sheet shows what the chosen action needs."""
     form = EditForm("edit")
     with _tab(form):
-        with _essentials():
+        with gr.Column(elem_classes=["essentials"]):
             page_panels.source(form)
             selector = page_widgets.region_selector("edit-region")
             _actions(form)
@@ -144,7 +135,7 @@ def edit_tab() -> SongTab:
     followed = (form.followed(name) for name in ("source", "start", "end", "bpm"))
     form.drawn = page_widgets.connect_region(selector, *followed)
     form.follow(plan, MORPH_NUMBERS, lambda there: theme.said(tooltips.morph_plan(*there.values())))
-    return _song_tab(form, result, helper)
+    return SongTab(form, result, helper)
 
 
 # --- the parts of a tab -------------------------------------------------------------------------------------------
@@ -156,10 +147,6 @@ def _tab(form: Form) -> Iterator[None]:
     form.tab = gr.Tab(tooltips.TABS[form.mode], id=form.mode, elem_id=f"{form.mode}-panel")
     with form.tab, gr.Row(elem_classes=["columns"], elem_id=f"{form.mode}-columns"):
         yield
-
-
-def _essentials() -> gr.Column:
-    return gr.Column(elem_classes=["essentials"])
 
 
 def _words(form: Form, kept: Sequence[str] = ()) -> Assist:
@@ -183,15 +170,17 @@ def _details(form: Form, cancel: str = tooltips.CANCEL) -> Iterator[None]:
         page_settings.foot(form, cancel)
 
 
-def _song_tab(form: Form, result: ResultPanel, helper: Assist, *above: gr.HTML) -> SongTab:
-    """Add the foot, with the lines `above` it, and connect what all tabs for songs have."""
-    with form.tab:
-        bar, problems = run_foot(form, [*above, page_hints.seconds_line(form)])
-    connect_assist(form, helper)
-    connect_song(form, bar, problems, result)
-    connect_takes(form, bar, result)
-    form.connect()
-    return SongTab(form, bar, result, helper)
+class SongTab:
+    """A tab for songs, with its foot and the lines `above` that; connects what all such tabs have."""
+
+    def __init__(self, form: Form, result: ResultPanel, helper: Assist, *above: gr.HTML):
+        self.form, self.result, self.assist = form, result, helper
+        with form.tab:
+            self.bar, problems = run_foot(form, [*above, page_hints.seconds_line(form)])
+        connect_assist(form, helper)
+        connect_song(form, self.bar, problems, result)
+        connect_takes(form, self.bar, result)
+        form.connect()
 
 
 # --- edit ---------------------------------------------------------------------------------------------------------
@@ -258,10 +247,10 @@ def _actions(form: EditForm) -> None:
 
     def mark_experiments(facts: Mapping[str, Any]) -> Updates:
         tasks = facts["tasks"]
-        texts = {
-            action: tooltips.EXPERIMENTAL if tasks.get(action) == "experimental" else "{name}" for action in ACTIONS
-        }
-        choices = [(texts[action].format(name=name), action) for action, name in ACTIONS.items()]
+        choices = [
+            (tooltips.EXPERIMENTAL.format(name=name) if tasks.get(action) == "experimental" else name, action)
+            for action, name in ACTIONS.items()
+        ]
         return {actions: gr.update(choices=choices), hints: theme.actions(tasks)}
 
     form.watchers.append(mark_experiments)
@@ -316,31 +305,37 @@ def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr
 # --- the Lyrics tab -----------------------------------------------------------------------------------------------
 
 
-@dataclass
 class LyricsPanel:
     """Where lyrics appear: the message, the text to edit, its advice, and what can be done with it."""
 
-    message: gr.HTML
-    text: gr.Textbox
-    advice: gr.HTML
-    use: gr.Button
-    sing: gr.Button
-    undo: Undo
+    def __init__(self):
+        html(theme.section(tooltips.WRITTEN))
+        html(theme.remark(tooltips.WRITTEN_HELP))
+        self.message = html(elem_id="lyrics-message")
+        looks = {"show_label": False, "container": False, "lines": 12, "max_lines": 18, "elem_classes": ["words"]}
+        looks |= {"label": tooltips.WRITTEN, "placeholder": tooltips.WRITTEN_EMPTY, "elem_id": "lyrics-text"}
+        self.text = gr.Textbox(**looks)
+        self.advice = page_hints.advice_line("lyrics")
+        small = {"size": "sm", "min_width": 96, "interactive": False}
+        with gr.Row(elem_classes=["uses"]):
+            self.sing = gr.Button(tooltips.MAKE_THIS_SONG, elem_id="lyrics-sing", **small)
+            self.use = gr.Button(tooltips.USE_IN_GENERATE, elem_id="lyrics-use", **small)
+            self.undo = Undo("lyrics")
 
 
 def lyrics_tab() -> tuple[Form, LyricsPanel]:
     form = Form("lyrics")
     with _tab(form):
-        with _essentials():
+        with gr.Column(elem_classes=["essentials"]):
             page_panels.examples(form)
             add(form, "brief", gr.Textbox, lines=4, max_lines=10)
-            structures = [(tooltips.AUTOMATIC, ""), *((name, name) for name in STRUCTURES)]
+            structures = swapped({"": tooltips.AUTOMATIC, **{name: name for name in STRUCTURES}})
             with gr.Row(equal_height=True):
                 add(form, "structure", gr.Dropdown, choices=structures, value="", allow_custom_value=True)
                 add(form, "language", gr.Dropdown, choices=swapped(LANGUAGES), value="en")
             add(form, "tone", gr.Textbox, max_lines=1)
         with gr.Column(elem_classes=["result"]):
-            panel = _lyrics_panel()
+            panel = LyricsPanel()
         with _details(form, tooltips.STOP), fold(form, tooltips.ADVANCED, "advanced"):
             with gr.Row(equal_height=True):
                 add_slider(form, "options.temperature")
@@ -354,8 +349,8 @@ def lyrics_tab() -> tuple[Form, LyricsPanel]:
 
     def show(facts: Mapping[str, Any]) -> Updates:
         writer = facts["lyrics"]
-        missing = [tooltips.NO_SONGWRITER] if writer["state"] == "none" else []
-        said = " ".join(filter(None, [*missing, page_form.reason(writer)]))
+        missing = tooltips.NO_SONGWRITER if writer["state"] == "none" else ""
+        said = f"{missing} {page_form.reason(writer)}".strip()
         usable = gr.update(interactive=page_form.available(writer))
         return {bar.go: usable, why: theme.remark(said) if said else ""}
 
@@ -363,20 +358,6 @@ def lyrics_tab() -> tuple[Form, LyricsPanel]:
     connect_writer(form, bar, problems, panel)
     form.connect()
     return form, panel
-
-
-def _lyrics_panel() -> LyricsPanel:
-    html(theme.section(tooltips.WRITTEN))
-    html(theme.remark(tooltips.WRITTEN_HELP))
-    message = html(elem_id="lyrics-message")
-    looks = {"show_label": False, "container": False, "lines": 12, "max_lines": 18, "elem_classes": ["words"]}
-    text = gr.Textbox(label=tooltips.WRITTEN, placeholder=tooltips.WRITTEN_EMPTY, elem_id="lyrics-text", **looks)
-    advice = page_hints.advice_line("lyrics")
-    with gr.Row(elem_classes=["uses"]):
-        sing = gr.Button(tooltips.MAKE_THIS_SONG, size="sm", min_width=96, interactive=False, elem_id="lyrics-sing")
-        use = gr.Button(tooltips.USE_IN_GENERATE, size="sm", min_width=96, interactive=False, elem_id="lyrics-use")
-        undo = Undo("lyrics")
-    return LyricsPanel(message, text, advice, use, sing, undo)
 
 
 # Once there are lyrics, the main button is the one that makes them a song.
