@@ -23,7 +23,7 @@ import tooltips
 from backend import check
 from events import InvalidRequest, Problem
 from limits import LIMITS
-from params import REQUESTS, Request, parse_request, upload_seconds
+from params import REQUESTS, Request, SongWords, parse_request, upload_seconds
 
 Updates = dict[Any, Any]
 # Private events without Gradio's own progress. With every message of a run Gradio goes through all components that ever
@@ -265,6 +265,13 @@ def add_slider(form: Form, name: str, **settings: Any) -> gr.Slider:
     return add(form, name, gr.Slider, **settings)
 
 
+def add_row(form: Form, add_one: Callable[..., Any], *names: str, classes: Sequence[str] = (), **settings: Any) -> None:
+    """Add fields side by side, with `add_number` or `add_slider`; `classes` are the row's."""
+    with gr.Row(equal_height=True, elem_classes=classes):
+        for name in names:
+            add_one(form, name, **settings)
+
+
 def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = None, render: bool = True) -> gr.HTML:
     """Make a place for our HTML; one that may be empty takes no room then."""
     classes = ["text"] if value else ["text", "maybe"]
@@ -317,10 +324,7 @@ def reason(writer: Mapping[str, Any], hint: bool = True) -> str:
 # Files are not settings, and each tab is a mode of its own.
 NOT_SETTINGS = {"mode", "source", "reference", "options"}
 # What describes the song itself, whatever is made of it, with the values of a blank form.
-SONG = {
-    **{"prompt": "", "lyrics": "", "instrumental": False, "bpm": None},
-    **{"key": "", "time_signature": "", "language": "unknown"},
-}
+SONG = {name: field.default for name, field in SongWords.model_fields.items()}
 
 
 class Restored(NamedTuple):

@@ -158,10 +158,6 @@ def seconds_line(form: Form) -> gr.HTML:
 ADVICE_FOLLOWS = ("instrumental", "language", "duration", "before", "after", "source")
 
 
-def advice_line(name: str) -> gr.HTML:
-    return html(elem_id=f"{name}-advice", js_on_load=theme.script("advice"))
-
-
 def add_advice(form: Form, box: str = "lyrics") -> None:
     """Add the advice on the lyrics in `box`, which follows the form; lyrics that are switched off get none."""
 
@@ -176,7 +172,8 @@ def add_advice(form: Form, box: str = "lyrics") -> None:
         sung = None if None in seconds.values() else sum(seconds.values())
         return advise(there[box], there["language"], sung)
 
-    line = advice_line(form.mode if box == "lyrics" else form.identify(box))
+    name = form.mode if box == "lyrics" else form.identify(box)
+    line = html(elem_id=f"{name}-advice", js_on_load=theme.script("advice"))
     form.follow(line, (box, *ADVICE_FOLLOWS), say)
 
 

@@ -23,7 +23,7 @@ import tooltips
 from backend import get_backend
 from events import InvalidRequest
 from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, QUALITY_STEPS, SAMPLERS, TIME_SIGNATURES
-from page_form import AT_ONCE, Form, Updates, add, add_number, add_slider, help_text, html
+from page_form import AT_ONCE, Form, Updates, add, add_number, add_row, add_slider, help_text, html
 from page_results import Made, ResultPanel
 from page_runs import cancelled_box, run_bar
 from params import upload_seconds, usual_sampling
@@ -35,8 +35,6 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = json.loads(
 
 SOUNDS = Path(__file__).with_name("assets") / "examples"
 """The songs of Generate's examples, their pictures, and `cards.json` (tools/make_examples.py)."""
-
-DRAWN = '() => ({ __type__: "update", visible: true })'
 
 # --- groups of fields ---------------------------------------------------------------------------------------------
 
@@ -131,20 +129,16 @@ def _audio(form: Form, name: str, opened: Callable[..., Any]) -> None:
     """Add a field for a file, drawn once its group is `opened`: Gradio's player is a quarter of a first visit."""
     looks = {"editable": False, "buttons": [], "waveform_options": theme.WAVEFORM, "visible": False}
     field = add(form, name, gr.Audio, classes=["field", "file"], sources=["upload"], type="filepath", **looks)
-    opened(None, None, field, js=DRAWN, **AT_ONCE)
+    opened(None, None, field, js='() => ({ __type__: "update", visible: true })', **AT_ONCE)
 
 
 def advanced(form: Form, own: Callable[[Form], None] = lambda form: None) -> gr.Accordion:
     """Add the folded group of the third level: the tab's `own` options, then those of all tabs."""
     with fold(form, tooltips.ADVANCED, "advanced") as group:
         own(form)
-        with gr.Row(equal_height=True):
-            for name in ("steps", "guidance", "shift"):
-                add_number(form, f"options.{name}", info="")
+        add_row(form, add_number, "options.steps", "options.guidance", "options.shift", info="")
         add(form, "options.sampler", gr.Radio, choices=swapped(SAMPLERS), value="ode")
-        with gr.Row(equal_height=True):
-            add_slider(form, "options.cfg_start")
-            add_slider(form, "options.cfg_end")
+        add_row(form, add_slider, "options.cfg_start", "options.cfg_end")
         add(form, "options.format", gr.Radio, choices=swapped(FORMATS), value="wav")
         with gr.Row(equal_height=True):
             add_number(form, "options.loudness", placeholder=tooltips.LOUDNESS_OFF)
@@ -325,9 +319,7 @@ class GenerateForm(Form):
 def add_plan_options(form: Form) -> None:
     """Add how a plan is made, which is enabled while one is asked for."""
     add(form, "options.rewrite", gr.Checkbox, value=False)
-    with gr.Row(equal_height=True):
-        add_slider(form, "options.plan_temperature")
-        add_slider(form, "options.plan_cfg")
+    add_row(form, add_slider, "options.plan_temperature", "options.plan_cfg")
     add_number(form, "options.plan_seed")
     plan, *fields = (form.fields[name] for name in ("options.plan", *PLAN_OPTIONS))
     plan.change(lambda on: [gr.update(interactive=on) for _ in fields], plan, fields, **AT_ONCE)
@@ -335,13 +327,11 @@ def add_plan_options(form: Form) -> None:
     def show(facts: Mapping[str, Any]) -> Updates:
         """Enable the controls, or let each say why it is off."""
         if page_form.available(facts["planner"]):
-            updates = [{"info": help_text(name.rpartition(".")[2])} for name in ("options.plan", *PLAN_OPTIONS)]
-            updates[0]["interactive"] = True
-        else:
-            why = tooltips.NO_PLAN.format(reason=page_form.reason(facts["planner"]))
-            updates = [{"info": why, "interactive": False, "value": False}]
-            updates += [{"info": tooltips.NO_PLANNER, "interactive": False}] * len(fields)
-        return {part: gr.update(**changes) for part, changes in zip((plan, *fields), updates, strict=True)}
+            usual = {each: gr.update(info=each.info) for each in fields}
+            return {plan: gr.update(info=plan.info, interactive=True), **usual}
+        why = tooltips.NO_PLAN.format(reason=page_form.reason(facts["planner"]))
+        off = {each: gr.update(info=tooltips.NO_PLANNER, interactive=False) for each in fields}
+        return {plan: gr.update(info=why, interactive=False, value=False), **off}
 
     form.watchers.append(show)
 

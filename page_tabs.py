@@ -18,7 +18,7 @@ import theme
 import tooltips
 from events import Done, Draft, Problem
 from limits import ACTIONS, LANGUAGES, REPAINT_MODES, STRUCTURES, TRACKS
-from page_form import AT_ONCE, QUIET, Form, Undo, Updates, add, add_number, add_slider, html
+from page_form import AT_ONCE, QUIET, Form, Undo, Updates, add, add_number, add_row, add_slider, html
 from page_panels import fold, swapped
 from page_results import Made, ResultPanel, connect_song, connect_takes, result_panel
 from page_runs import Assist, RunBar, assist, connect_assist, connect_run, run_foot, stream_of
@@ -94,9 +94,7 @@ def extend_tab() -> SongTab:
         with gr.Column(elem_classes=["essentials"]):
             page_panels.source(form)
             timeline = page_widgets.timeline("extend-timeline")
-            with gr.Row(equal_height=True):
-                add_number(form, "before")
-                add_number(form, "after")
+            add_row(form, add_number, "before", "after")
             total = html(elem_id="extend-total")
             helper = _words(form, kept=["prompt"])
         result = _result(form)
@@ -131,7 +129,8 @@ def edit_tab() -> SongTab:
         result = _result(form)
         with _details(form):
             page_panels.song_details(form, reference=False)
-            page_panels.advanced(form, _morph_numbers)
+            looks = {"classes": ["morph-only"], "min_width": 160}
+            page_panels.advanced(form, lambda form: add_row(form, add_slider, *MORPH_NUMBERS, **looks))
     followed = (form.followed(name) for name in ("source", "start", "end", "bpm"))
     form.drawn = page_widgets.connect_region(selector, *followed)
     form.follow(plan, MORPH_NUMBERS, lambda there: theme.said(tooltips.morph_plan(*there.values())))
@@ -238,9 +237,7 @@ def _actions(form: EditForm) -> None:
     with gr.Row(elem_classes=["layer-only"]):
         add(form, "options.mix", gr.Checkbox, value=True, min_width=160)
         add(form, "part", gr.Checkbox, value=False, min_width=160)
-    with gr.Row(equal_height=True, elem_classes=["region-only"]):
-        add_number(form, "start")
-        add_number(form, "end")
+    add_row(form, add_number, "start", "end", classes=["region-only"])
     with gr.Column(elem_classes=["repaint-only"]):
         add(form, "options.repaint_mode", gr.Radio, choices=swapped(REPAINT_MODES), value="balanced")
         add_slider(form, "options.repaint_strength", classes=["field", "balanced-only"])
@@ -254,12 +251,6 @@ def _actions(form: EditForm) -> None:
         return {actions: gr.update(choices=choices), hints: theme.actions(tasks)}
 
     form.watchers.append(mark_experiments)
-
-
-def _morph_numbers(form: Form) -> None:
-    with gr.Row(equal_height=True, elem_classes=["morph-only"]):
-        for name in MORPH_NUMBERS:
-            add_slider(form, name, min_width=160)
 
 
 # --- the ways between tabs ----------------------------------------------------------------------------------------
@@ -315,7 +306,7 @@ class LyricsPanel:
         looks = {"show_label": False, "container": False, "lines": 12, "max_lines": 18, "elem_classes": ["words"]}
         looks |= {"label": tooltips.WRITTEN, "placeholder": tooltips.WRITTEN_EMPTY, "elem_id": "lyrics-text"}
         self.text = gr.Textbox(**looks)
-        self.advice = page_hints.advice_line("lyrics")
+        self.advice = html(elem_id="lyrics-advice", js_on_load=theme.script("advice"))
         small = {"size": "sm", "min_width": 96, "interactive": False}
         with gr.Row(elem_classes=["uses"]):
             self.sing = gr.Button(tooltips.MAKE_THIS_SONG, elem_id="lyrics-sing", **small)
@@ -337,12 +328,8 @@ def lyrics_tab() -> tuple[Form, LyricsPanel]:
         with gr.Column(elem_classes=["result"]):
             panel = LyricsPanel()
         with _details(form, tooltips.STOP), fold(form, tooltips.ADVANCED, "advanced"):
-            with gr.Row(equal_height=True):
-                add_slider(form, "options.temperature")
-                add_slider(form, "options.top_p")
-            with gr.Row(equal_height=True):
-                add_number(form, "options.max_tokens")
-                add_number(form, "seed")
+            add_row(form, add_slider, "options.temperature", "options.top_p")
+            add_row(form, add_number, "options.max_tokens", "seed")
     why = html(elem_id="lyrics-why", render=False)
     with form.tab:
         bar, problems = run_foot(form, [why, page_hints.seconds_line(form)], tooltips.STOP)
@@ -351,8 +338,8 @@ def lyrics_tab() -> tuple[Form, LyricsPanel]:
         writer = facts["lyrics"]
         missing = tooltips.NO_SONGWRITER if writer["state"] == "none" else ""
         said = f"{missing} {page_form.reason(writer)}".strip()
-        usable = gr.update(interactive=page_form.available(writer))
-        return {bar.go: usable, why: theme.remark(said) if said else ""}
+        go = gr.update(interactive=page_form.available(writer))
+        return {bar.go: go, why: theme.remark(said) if said else ""}
 
     form.watchers.append(show)
     connect_writer(form, bar, problems, panel)
