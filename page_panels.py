@@ -112,8 +112,7 @@ def song_details(form: Form, reference: bool = True, own: Callable[[Form], None]
             # A minor key is found as "Am", too.
             keys = {key: re.sub("(.+) minor", r"\g<0> (\1m)", key) for key in KEYS}
             add(form, "key", gr.Dropdown, choices=swapped({"": tooltips.AUTOMATIC, **keys}), value="")
-        metres = swapped({"": tooltips.AUTOMATIC, **TIME_SIGNATURES})
-        add(form, "time_signature", gr.Radio, choices=metres, value="")
+        add(form, "time_signature", gr.Radio, choices=swapped({"": tooltips.AUTOMATIC, **TIME_SIGNATURES}), value="")
         add(form, "language", gr.Dropdown, choices=swapped(LANGUAGES), value="unknown")
         most, usual = int(LIMITS["takes"].high), int(LIMITS["takes"].default)
         add(form, "takes", gr.Radio, choices=list(range(1, most + 1)), value=usual)
@@ -132,7 +131,7 @@ def _audio(form: Form, name: str, opened: Callable[..., Any]) -> None:
     opened(None, None, field, js='() => ({ __type__: "update", visible: true })', **AT_ONCE)
 
 
-def advanced(form: Form, own: Callable[[Form], None] = lambda form: None) -> gr.Accordion:
+def advanced(form: Form, own: Callable[[Form], None]) -> gr.Accordion:
     """Add the folded group of the third level: the tab's `own` options, then those of all tabs."""
     with fold(form, tooltips.ADVANCED, "advanced") as group:
         own(form)
@@ -156,14 +155,11 @@ def advanced(form: Form, own: Callable[[Form], None] = lambda form: None) -> gr.
 def model_updates(form: Form, facts: Mapping[str, Any]) -> Updates:
     """Return the updates for the model and device in use: defaults, memory plans, and what a turbo one does not use."""
     kind, turbo = facts["kind"], facts["kind"] == "turbo"
-    by_quality = {name: usual_sampling(name, kind) for name in QUALITY_STEPS}
-    standard = by_quality["standard"]
+    standard = usual_sampling("standard", kind)
     shift, guidance = f"{standard.shift:g}", f"{standard.guidance:g}"
-    if turbo:
-        quality, steps = tooltips.TURBO_QUALITY.format(steps=standard.steps), str(standard.steps)
-    else:
-        listed = ", ".join(f"{name} {numbers.steps}" for name, numbers in by_quality.items())
-        quality, steps = help_text("quality"), tooltips.STEPS_BY_QUALITY.format(steps=listed)
+    listed = ", ".join(f"{name} {usual_sampling(name, kind).steps}" for name in QUALITY_STEPS)
+    steps = str(standard.steps) if turbo else tooltips.STEPS_BY_QUALITY.format(steps=listed)
+    quality = tooltips.TURBO_QUALITY.format(steps=steps) if turbo else help_text("quality")
     guiding = {"interactive": not turbo} | ({"info": tooltips.TURBO_GUIDANCE} if turbo else {})
     plans = {name: text for name, text in MEMORY_PLANS.items() if name in ("auto", *facts["memory_plans"])}
     updates = {
@@ -273,10 +269,7 @@ def _restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
 
 
 class Header:
-    """The top of the page: one line with the status, and the banner, which appears when needed.
-
-    The banner's button for the real model is a run bar of its own.
-    """
+    """The top of the page: the status, and a banner whose button for the real model is a run bar of its own."""
 
     def __init__(self):
         self.status = html(theme.heading(), elem_id="studio-status", js_on_load=theme.script("folds"))
@@ -307,8 +300,7 @@ class GenerateForm(Form):
 
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
         read = super().read(values)
-        unused = () if read["options.plan"] else PLAN_OPTIONS
-        return {name: value for name, value in read.items() if name not in unused}
+        return {name: value for name, value in read.items() if read["options.plan"] or name not in PLAN_OPTIONS}
 
     def show(self, values: Mapping[str, Any]) -> Updates:
         if values.get("options.plan") and not page_form.available(get_backend().status()["planner"]):
