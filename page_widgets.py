@@ -322,11 +322,3 @@ def parse_loras(value: Any) -> Any:
 def show_loras(chosen: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     """Return the list's value for the LoRAs of a record; entries of a list, which have a name, are left unchanged."""
     return [dict(each) if "name" in each else lora_entry(each["source"], each["weight"]) for each in chosen or []]
-
-
-def uploads_in(record: Any) -> int:
-    """Count the uploaded LoRAs of a record, which does not hold the files; the record may hold anything."""
-    for name in ("request", "options", "loras"):
-        record = record.get(name) if isinstance(record, Mapping) else None
-    chosen = record if isinstance(record, list) else []
-    return sum(isinstance(each, Mapping) and each.get("source") == "upload" for each in chosen)

@@ -163,15 +163,6 @@ def test_a_list_from_a_record_or_from_undo_says_what_each_one_is():
     assert page_widgets.show_loras(None) == []
 
 
-def test_the_uploads_of_a_record_are_counted_whatever_it_is():
-    for record, count in [
-        ({"request": {"options": {"loras": [{"source": "upload"}, {"source": "a/b"}, {"source": "upload"}]}}}, 2),
-        ({"request": {"options": {"loras": "upload"}}}, 0),
-        (None, 0),
-    ]:
-        assert page_widgets.uploads_in(record) == count
-
-
 def test_facts_and_effect_of_a_lora_are_told_in_few_words():
     info = lora_sources.LoraInfo("a", "PEFT", (8, 64), (128.0,), 192, 85_300_000, "", "XL", True)
     facts = ["PEFT", "rank 8 to 64", "alpha 128", "192 layers", "85.3 MB", "for XL", "fits this model"]
