@@ -23,7 +23,7 @@ import tooltips
 from backend import check
 from events import InvalidRequest, Problem
 from limits import LIMITS
-from params import REQUESTS, Request, SongWords, parse_request, upload_seconds
+from params import AUDIO_FIELDS, REQUESTS, Request, SongWords, parse_request, upload_seconds
 
 Updates = dict[Any, Any]
 # Private events without Gradio's own progress. With every message of a run Gradio goes through all components that ever
@@ -51,8 +51,9 @@ class Form:
         self.lines: dict[str, gr.HTML] = {}
         # From the backend's status to updates, of the same components whatever the status.
         self.watchers: list[Callable[[Mapping[str, Any]], Updates]] = []
-        # A line, fields that it depends on, and how its text is made of their values (page_settings.connect_changes).
-        self.followers: list[tuple[gr.HTML, tuple[str, ...], Callable[[dict[str, Any]], str]]] = []
+        # Lines that follow fields, and how the text of each is made of values by name (page_settings.connect_changes).
+        self.followers: dict[gr.HTML, Callable[[dict[str, Any]], str]] = {}
+        self.followed_names: set[str] = set()
         # What to connect once all fields exist.
         self.later: list[Callable[[], None]] = []
         # The event that draws the source on a waveform, if there is one.
@@ -69,8 +70,9 @@ class Form:
         return f"{self.mode}-{_key(name)}".replace("_", "-")
 
     def follow(self, line: gr.HTML, names: Iterable[str], say: Callable[[dict[str, Any]], str]) -> None:
-        """Keep `line` at what `say` makes of the values of these fields, by name, as far as the form has them."""
-        self.followers.append((line, tuple(names), say))
+        """Keep `line` at what `say` makes of values by name: those of these fields that the form has, among others."""
+        self.followers[line] = say
+        self.followed_names.update(names)
 
     def followed(self, name: str) -> Component:
         """Return the component whose changes are those of a field."""
@@ -321,8 +323,6 @@ def reason(writer: Mapping[str, Any], hint: bool = True) -> str:
 
 # --- restored from a record ---------------------------------------------------------------------------------------
 
-# Files are not settings, and each tab is a mode of its own.
-NOT_SETTINGS = {"mode", "source", "reference", "options"}
 # What describes the song itself, whatever is made of it, with the values of a blank form.
 SONG = {name: field.default for name, field in SongWords.model_fields.items()}
 
@@ -378,7 +378,8 @@ def _checks(mode: str) -> dict[str, TypeAdapter]:
     """Return the request's check of each setting, such as "options.steps"."""
     fields = REQUESTS[mode].model_fields
     options = fields["options"].annotation.model_fields
-    settings = {name: info for name, info in fields.items() if name not in NOT_SETTINGS}
+    # Files are not settings, and each tab is a mode of its own.
+    settings = {name: info for name, info in fields.items() if name not in ("mode", "options", *AUDIO_FIELDS)}
     settings |= {f"options.{name}": info for name, info in options.items()}
     return {name: TypeAdapter(Annotated[info.annotation, *info.metadata, None]) for name, info in settings.items()}
 

@@ -110,10 +110,9 @@ def add_budget(form: Form) -> None:
     def say(there: dict[str, Any]) -> str:
         if not (there["prompt"] or "").strip():
             return ""
-        counter = token_counter()
-        if counter is None:
-            return theme.remark(tooltips.TOKENS_UNKNOWN)
-        return theme.budget(*prompt_budget(counter, form.mode, there), MAX_TEXT_TOKENS)
+        if counter := token_counter():
+            return theme.budget(*prompt_budget(counter, form.mode, there), MAX_TEXT_TOKENS)
+        return theme.remark(tooltips.TOKENS_UNKNOWN)
 
     form.follow(html(elem_id=f"{form.mode}-tokens"), BUDGET_FOLLOWS, say)
 

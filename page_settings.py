@@ -80,17 +80,14 @@ def connect_changes(form: Form, kept: gr.BrowserState) -> None:
     gr.on(changes, None, js=f'() => studio.changed("{form.mode}")', **AT_ONCE)
     keep = _KEEP.format(mode=form.mode, names=json.dumps([*form.saved]), most=KEPT_TEXT)
     changed.input(None, form.settings, kept, js=keep, **AT_ONCE)
-    followed = {name: form.followed(name) for _, names, _ in form.followers for name in names if name in form.fields}
+    followed = {name: form.followed(name) for name in form.fields if name in form.followed_names}
 
     def look(*values: Any) -> Updates:
         there = dict(zip(followed, values, strict=True))
-        return {
-            line: say({name: there[name] for name in names if name in there}) for line, names, say in form.followers
-        }
+        return {line: say(there) for line, say in form.followers.items()}
 
     if followed:
-        lines = [line for line, _, _ in form.followers]
-        changed.input(look, [*followed.values()], lines, trigger_mode="always_last", **AT_ONCE)
+        changed.input(look, [*followed.values()], [*form.followers], trigger_mode="always_last", **AT_ONCE)
 
 
 def put_back(form: Form, stored: Any) -> Updates:

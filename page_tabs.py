@@ -133,7 +133,7 @@ def edit_tab() -> SongTab:
             page_panels.advanced(form, lambda form: add_row(form, add_slider, *MORPH_NUMBERS, **looks))
     followed = (form.followed(name) for name in ("source", "start", "end", "bpm"))
     form.drawn = page_widgets.connect_region(selector, *followed)
-    form.follow(plan, MORPH_NUMBERS, lambda there: theme.said(tooltips.morph_plan(*there.values())))
+    form.follow(plan, MORPH_NUMBERS, lambda there: theme.said(tooltips.morph_plan(*map(there.get, MORPH_NUMBERS))))
     return SongTab(form, result, helper)
 
 

@@ -41,7 +41,7 @@ def build() -> dict[str, tuple[Form, dict[str, Any]]]:
 
 
 def shows_seconds(form: Form) -> bool:
-    return f"{form.mode}-seconds" in [line.elem_id for line, _, _ in form.followers]
+    return f"{form.mode}-seconds" in [line.elem_id for line in form.followers]
 
 
 def test_elsewhere_nothing_is_shown_or_refused():
