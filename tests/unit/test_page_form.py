@@ -126,6 +126,9 @@ def test_bad_values_cost_only_themselves():
     found = page_form.settings("generate", {"request": bad | {"quality": "draft"}, "takes": [{"seed": "<i>"}]})
     assert found.values == {"quality": "draft", "options.shift": 2.0}
     assert found.left_out == 16
+    loras = [{"source": "upload"}, {"source": "a/b"}, {"source": "upload"}]
+    found = page_form.settings("generate", {"request": {"options": {"loras": loras}}})
+    assert (found.uploads, found.left_out) == (2, 0)
     for takes in (None, 1, [], [None], [{"seed": "<i>"}], [{"seed": 10**400}]):
         assert page_form.settings("generate", {"takes": takes, "seeds": 5}).values == {}
     for others in (None, 5, [], {}, ["<b>"], [10**400]):
