@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +89,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]
         planned = request.planned and conditions.has_audio_codes(pipe)
         context = conditions.cover_context(pipe, clean) if planned else conditions.silent_context(pipe, clean.shape[1])
         words = conditions.words_of(request, length, COVER if planned else TEXT2MUSIC)
-        words = replace(words, prompt=conditions.fit_prompt(pipe, words)[0])
+        words["prompt"], _ = conditions.fit_prompt(pipe, words)
         condition = conditions.encode_condition(pipe, words, context)
         noise = sampling.draw_noise(sampling.generators_for(job.seeds), clean.shape[1], clean.shape[2])
         place, tokens = lyric_slice(pipe, lyrics, request.language)

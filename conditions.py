@@ -10,7 +10,6 @@ import bisect
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import codec
@@ -29,32 +28,17 @@ LAYER = "Generate the {} track based on the audio context:"
 EXTRACT = "Extract the {} track from the audio:"
 COMPLETE = "Complete the input track with {}:"
 
-
-@dataclass(frozen=True)
-class Words:
-    """What the text encoder reads; `seconds` is the exact length, which the prompt shows in whole seconds."""
-
-    prompt: str
-    lyrics: str
-    language: str
-    seconds: float
-    instruction: str
-    bpm: int | None = None
-    key: str = ""
-    time_signature: str = ""
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the words under the names of the pipeline's parameters."""
-        return {
-            **{"prompt": self.prompt, "lyrics": self.lyrics, "vocal_language": self.language},
-            **{"audio_duration": self.seconds, "instruction": self.instruction},
-            **{"bpm": self.bpm, "keyscale": self.key, "timesignature": self.time_signature},
-        }
+# What the text encoder reads, by the names of the pipeline's parameters.
+Words = dict[str, Any]
 
 
 def words_of(request: Any, seconds: float, instruction: str) -> Words:
-    details = request.bpm, request.key, request.time_signature
-    return Words(request.prompt, request.sung_lyrics(), request.language, seconds, instruction, *details)
+    """Return the words of `request`; `seconds` is the exact length, which the prompt shows in whole seconds."""
+    return {
+        **{"prompt": request.prompt, "lyrics": request.sung_lyrics(), "vocal_language": request.language},
+        **{"audio_duration": seconds, "instruction": instruction},
+        **{"bpm": request.bpm, "keyscale": request.key, "timesignature": request.time_signature},
+    }
 
 
 def encode_condition(
@@ -80,7 +64,7 @@ def encode_condition(
     with torch.no_grad(), contextlib.ExitStack() as hooks:
         if timbre_token and is_xl(pipe):
             hooks.enter_context(encoder.embed_tokens.register_forward_hook(prepend_token))
-        text, text_mask, lyrics, lyrics_mask = pipe.encode_prompt(device=device, **words.arguments())
+        text, text_mask, lyrics, lyrics_mask = pipe.encode_prompt(device=device, **words)
         states, _ = pipe.condition_encoder(
             text_hidden_states=text,
             text_attention_mask=text_mask,
@@ -165,10 +149,10 @@ def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
     The tokenizer would cut from the right, and so drop BPM, key and length after a long prompt. A prompt without
     spaces is cut at a character.
     """
-    prompt = words.prompt
+    prompt = words["prompt"]
 
     def too_long(end: int) -> bool:
-        return prompt_tokens(pipe, words, prompt[:end]) > MAX_TEXT_TOKENS
+        return count_tokens(pipe, {**words, "prompt": prompt[:end]})[0] > MAX_TEXT_TOKENS
 
     if not too_long(len(prompt)):
         return prompt, ""
@@ -177,11 +161,6 @@ def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
     return prompt[:end].rstrip(), prompt[end:].strip()
 
 
-def prompt_tokens(pipe: Any, words: Words, prompt: str) -> int:
-    """Count the tokens of the rendered prompt, metadata included, with `prompt` in place of the words' own."""
-    return len(pipe.tokenizer(pipe._format_prompt(**{**words.arguments(), "prompt": prompt})[0]).input_ids)
-
-
-def lyric_tokens(pipe: Any, words: Words) -> int:
-    """Count the tokens of the rendered lyrics; the model reads the first 2,048."""
-    return len(pipe.tokenizer(pipe._format_prompt(**words.arguments())[1]).input_ids)
+def count_tokens(pipe: Any, words: Words) -> list[int]:
+    """Count the tokens of the rendered prompt, metadata included, and of the rendered lyrics."""
+    return [len(pipe.tokenizer(text).input_ids) for text in pipe._format_prompt(**words)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,12 +246,11 @@ class Song:
 
         The first call notes in the record what was cut.
         """
-        words = replace(conditions.words_of(self.request, seconds, instruction), **others)
-        kept, dropped = conditions.fit_prompt(self.pipe, words)
-        words = replace(words, prompt=kept)
+        words = {**conditions.words_of(self.request, seconds, instruction), **others}
+        words["prompt"], dropped = conditions.fit_prompt(self.pipe, words)
         if not others and "prompt_used" not in self.facts:
-            tokens = conditions.lyric_tokens(self.pipe, words)
-            self.facts |= {"prompt_used": kept, "prompt_dropped": dropped, "lyric_tokens": tokens}
+            _, tokens = conditions.count_tokens(self.pipe, words)
+            self.facts |= {"prompt_used": words["prompt"], "prompt_dropped": dropped, "lyric_tokens": tokens}
             self.facts["instruction"] = instruction
             if dropped:
                 self.notes.append(

@@ -77,16 +77,15 @@ def prompt_budget(counter: TokenCounter, mode: str, there: Mapping[str, Any]) ->
     """Return the tokens of the rendered prompt of a tab's values, and the words of the prompt that are not read."""
     prompt, seconds = there.get("prompt") or "", lengths(there).values()
     facts = {name: there.get(name) for name in ("key", "time_signature")} | {"bpm": number(there.get("bpm"), None)}
-    words = conditions.Words(
-        prompt=prompt[: TEXT_LIMITS["prompt"]].strip(),
-        lyrics="",
-        language="en",
-        seconds=SOME_SECONDS if None in seconds else sum(seconds) or SOME_SECONDS,
-        instruction=_instruction(mode, there),
-        **valid("generate", facts),
-    )
+    facts = valid("generate", facts)
+    words = {
+        "prompt": prompt[: TEXT_LIMITS["prompt"]].strip(),
+        "audio_duration": SOME_SECONDS if None in seconds else sum(seconds) or SOME_SECONDS,
+        "instruction": _instruction(mode, there),
+        **{"bpm": facts.get("bpm"), "keyscale": facts.get("key"), "timesignature": facts.get("time_signature")},
+    }
     _, dropped = conditions.fit_prompt(counter, words)
-    return conditions.prompt_tokens(counter, words, words.prompt), dropped
+    return conditions.count_tokens(counter, words)[0], dropped
 
 
 def _instruction(mode: str, there: Mapping[str, Any]) -> str:
@@ -179,6 +178,6 @@ def add_advice(form: Form, box: str = "lyrics") -> None:
 def advise(lyrics: str | None, language: str | None, seconds: float | None = None) -> str:
     """Return the advice on lyrics as HTML; `seconds` are those that they are sung in."""
     text, language = (lyrics or "")[: TEXT_LIMITS["lyrics"]], language or "unknown"
-    words, counter = conditions.Words("", text, language, SOME_SECONDS, ""), token_counter()
-    tokens = conditions.lyric_tokens(counter, words) if counter else None
+    words, counter = {"prompt": "", "lyrics": text, "vocal_language": language}, token_counter()
+    tokens = conditions.count_tokens(counter, words)[1] if counter else None
     return theme.advice(lint.lint(text, seconds=seconds, language=language, tokens=tokens))

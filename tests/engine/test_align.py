@@ -105,7 +105,7 @@ def test_the_score_tells_singing_from_noise():
 
 
 def _song(pipe, frames):
-    words = conditions.Words("piano", LYRICS, "en", frames / 25, conditions.TEXT2MUSIC)
+    words = {"prompt": "piano", "lyrics": LYRICS, "audio_duration": frames / 25}
     condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames))
     generators = sampling.generators_for((1, 2))
     channels = pipe.transformer.config.audio_acoustic_hidden_dim

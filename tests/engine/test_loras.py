@@ -3,7 +3,6 @@
 import gc
 import math
 import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,8 @@ from events import StudioError
 from tests.engine.adapters import FORMATS, MODULES, RANK, deltas, lokr, lora, matrices, pairs, peft, put
 from tests.weights import weights_in
 
-WORDS = conditions.Words("warm lofi piano", "[Verse]\nla la la", "en", 2.0, "Fill the audio semantic mask:")
-LONG = replace(WORDS, seconds=22.0)
+WORDS = {"prompt": "warm lofi piano", "lyrics": "[Verse]\nla la la", "audio_duration": 2.0}
+LONG = {**WORDS, "audio_duration": 22.0}
 WEIGHT = 0.7
 FAST_FORMATS = ("PEFT folder", "kohya", "LoKr with DoRA")
 # Latents of about unit spread after three guided steps: the LoRAs move them by 2 to 4, and float32 rounds the hooks and
@@ -47,7 +46,7 @@ def spec(pipe, path, weight=WEIGHT):
 
 def song(pipe, words=WORDS):
     """Return the final latents [1, T, C] of a guided run."""
-    frames = codec.frames_for(pipe, words.seconds)
+    frames = codec.frames_for(pipe, words["audio_duration"])
     generators = sampling.generators_for((7,))
     condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames))
     start = sampling.draw_noise(generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim)

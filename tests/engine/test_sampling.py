@@ -13,23 +13,24 @@ import sampling
 from tools import bench_loop
 
 FRAME = 1920
-WORDS = conditions.Words(
-    prompt="warm lofi piano with soft drums",
-    lyrics="[Verse]\nla la la",
-    language="en",
-    seconds=3.3,
-    instruction="Fill the audio semantic mask based on the given conditions:",
-    bpm=90,
-    key="A minor",
-    time_signature="4",
-)
-OTHER = dataclasses.replace(WORDS, prompt="loud techno", lyrics="[Instrumental]")
+SECONDS = 3.3
+WORDS = {
+    "prompt": "warm lofi piano with soft drums",
+    "lyrics": "[Verse]\nla la la",
+    "vocal_language": "en",
+    "audio_duration": SECONDS,
+    "instruction": "Fill the audio semantic mask based on the given conditions:",
+    "bpm": 90,
+    "keyscale": "A minor",
+    "timesignature": "4",
+}
+OTHER = {**WORDS, "prompt": "loud techno", "lyrics": "[Instrumental]"}
 # More than 256 tokens, where attention works in windows.
-LONG = dataclasses.replace(WORDS, seconds=30.1)
+LONG = {**WORDS, "audio_duration": 30.1}
 
 
 def condition_of(pipe, words, timbre=None, timbre_token=True):
-    context = conditions.silent_context(pipe, codec.frames_for(pipe, words.seconds))
+    context = conditions.silent_context(pipe, codec.frames_for(pipe, words["audio_duration"]))
     return conditions.encode_condition(pipe, words, context, timbre, timbre_token)
 
 
@@ -39,7 +40,7 @@ def a_run(pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, 
     channels = pipe.transformer.config.audio_acoustic_hidden_dim
     run = sampling.Run(
         condition=condition_of(pipe, words, timbre, timbre_token),
-        start=sampling.draw_noise(generators, codec.frames_for(pipe, words.seconds), channels),
+        start=sampling.draw_noise(generators, codec.frames_for(pipe, words["audio_duration"]), channels),
         generators=generators,
         sigmas=sampling.schedule(steps, shift),
         guidance=7.0,
@@ -57,13 +58,10 @@ def final(pipe, run):
 def stock(pipe, seeds=(7,), words=WORDS, **changes):
     """Return the latents of the pipeline's own call for the same run."""
     arguments = {
-        "prompt": [words.prompt] * len(seeds),
-        "lyrics": [words.lyrics] * len(seeds),
-        "audio_duration": words.seconds,
-        "vocal_language": words.language,
-        "bpm": words.bpm,
-        "keyscale": words.key,
-        "timesignature": words.time_signature,
+        **words,
+        "instruction": None,  # the task's own
+        "prompt": [words["prompt"]] * len(seeds),
+        "lyrics": [words["lyrics"]] * len(seeds),
         "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         "num_inference_steps": 6,
         "guidance_scale": 7.0,
@@ -131,7 +129,7 @@ def test_variation_turns_from_one_noise_to_the_other():
 
 def a_source(pipe):
     """Return the latents of a short tune, [1, T, C], and its samples [2, n]."""
-    wave = 0.3 * np.sin(np.arange(round(WORDS.seconds * 48_000)) * 2 * np.pi * 220 / 48_000)
+    wave = 0.3 * np.sin(np.arange(round(SECONDS * 48_000)) * 2 * np.pi * 220 / 48_000)
     samples = np.stack([wave, wave * 0.5]).astype(np.float32)
     return codec.join([latents for *_, latents in codec.encode_samples(pipe, samples)]), samples
 
@@ -151,7 +149,7 @@ def test_a_switch_equals_the_pipeline_in_two_halves(pipe):
 def test_injection_equals_the_pipelines_with_a_callback(pipe, monkeypatch):
     clean, samples = a_source(pipe)
     new = sampling.region(pipe, clean, [(48_000, 96_000)])
-    words = dataclasses.replace(WORDS, instruction="Repaint the mask area based on the given conditions:")
+    words = {**WORDS, "instruction": conditions.REPAINT}
     condition = conditions.encode_condition(pipe, words, conditions.masked_context(pipe, clean, new))
     run = a_run(pipe, words=words, keep=sampling.Keep(new, clean, 4), condition=condition)
 
@@ -239,24 +237,21 @@ def test_the_context_of_a_cover_is_the_pipelines_and_that_of_its_codes(pipe):
 
 
 def read_by_the_model(pipe, words):
-    text, _ = pipe._format_prompt(
-        prompt=words.prompt, audio_duration=words.seconds, instruction=words.instruction, bpm=words.bpm,
-        keyscale=words.key, timesignature=words.time_signature,
-    )  # fmt: skip
+    text, _ = pipe._format_prompt(**words)
     return pipe.tokenizer.decode(pipe.tokenizer(text, truncation=True, max_length=256).input_ids)
 
 
 @pytest.mark.parametrize(("piece", "joint"), [("bright acoustic guitar with strings ", " "), ("古典鋼琴與弦樂", "")])
 def test_a_long_prompt_is_cut_at_a_word_or_a_character_and_keeps_the_metadata(pipe, piece, joint):
-    long = dataclasses.replace(WORDS, prompt=piece * 100)
+    long = {**WORDS, "prompt": piece * 100}
     assert "bpm: 90" not in read_by_the_model(pipe, long)
     kept, dropped = conditions.fit_prompt(pipe, long)
-    fitted = read_by_the_model(pipe, dataclasses.replace(long, prompt=kept))
+    fitted = read_by_the_model(pipe, {**long, "prompt": kept})
     for fact in ("bpm: 90", "keyscale: A minor", "duration: 3 seconds\n<|endoftext|>"):
         assert fact in fitted
-    assert f"{kept}{joint}{dropped}" == long.prompt.strip() and len(kept) > 10
+    assert f"{kept}{joint}{dropped}" == long["prompt"].strip() and len(kept) > 10
     # One more word would not fit.
-    assert not joint or conditions.prompt_tokens(pipe, long, f"{kept} {dropped.split()[0]}") > 256
+    assert not joint or conditions.count_tokens(pipe, {**long, "prompt": f"{kept} {dropped.split()[0]}"})[0] > 256
 
 
 # --- audio in and out of latents ----------------------------------------------------------------------------------

@@ -24,12 +24,12 @@ def counter(tiny: Path) -> page_hints.TokenCounter:
 
 
 def test_words_are_counted_and_cut_as_in_the_pipeline(pipe: Any, counter):
-    for prompt, facts in itertools.product(PROMPTS, ({}, {"bpm": 96, "key": "F# minor", "time_signature": "6"})):
-        words = conditions.Words(prompt, "", "en", 123.9, modes.REPAINT, **facts)
-        assert conditions.prompt_tokens(counter, words, prompt) == conditions.prompt_tokens(pipe, words, prompt)
+    for prompt, facts in itertools.product(PROMPTS, ({}, {"bpm": 96, "keyscale": "F# minor", "timesignature": "6"})):
+        words = {"prompt": prompt, "audio_duration": 123.9, "instruction": modes.REPAINT, **facts}
+        assert conditions.count_tokens(counter, words) == conditions.count_tokens(pipe, words)
         assert conditions.fit_prompt(counter, words) == conditions.fit_prompt(pipe, words)
-    words = conditions.Words("", "[Verse]\nTourne, tourne, ô nuit légère\n" * 30, "fr", 60, "")
-    assert conditions.lyric_tokens(counter, words) == conditions.lyric_tokens(pipe, words)
+    words = {"prompt": "", "lyrics": "[Verse]\nTourne, tourne, ô nuit légère\n" * 30, "vocal_language": "fr"}
+    assert conditions.count_tokens(counter, words)[1] == conditions.count_tokens(pipe, words)[1] > 100
 
 
 def test_the_budget_follows_the_form(counter):
@@ -44,8 +44,9 @@ def test_the_budget_follows_the_form(counter):
         ("edit", {"action": "complete", "tracks": ["drums", "bass"]}, modes.COMPLETE.format("DRUMS | BASS"), 60),
     ]:
         there = {"prompt": "a song", "bpm": "96", "key": "F#m", "time_signature": "3", **there}
-        words = conditions.Words("a song", "", "en", seconds, instruction, 96, "F# minor", "3")
-        expected = conditions.prompt_tokens(counter, words, "a song"), ""
+        words = {"prompt": "a song", "audio_duration": seconds, "instruction": instruction}
+        words |= {"bpm": 96, "keyscale": "F# minor", "timesignature": "3"}
+        expected = conditions.count_tokens(counter, words)[0], ""
         assert page_hints.prompt_budget(counter, mode, there) == expected, there
     # Nonsense in other fields does not matter.
     for nonsense in ["fast", "nan", "9" * 400, "-1e999", None]:
