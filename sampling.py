@@ -38,12 +38,13 @@ class Keep:
     """Preserve a source outside a region, after each of the first `steps` steps (upstream's repaint injection).
 
     Where `new` [1, T, 1] bool is False, latents become t * noise + (1 - t) * `clean` [1, T, C], with the run's initial
-    noise: the source as it would be at that time.
+    noise: the source as it would be at that time. `frames` are those of the final `blend`.
     """
 
     new: torch.Tensor
     clean: torch.Tensor
     steps: int
+    frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -253,20 +254,20 @@ def noised(clean: torch.Tensor, noise: torch.Tensor, t: float | torch.Tensor) ->
     return t * noise.to(clean.device) + (1.0 - t) * clean.float()
 
 
-def blend(latents: torch.Tensor, clean: torch.Tensor, new: torch.Tensor, frames: int) -> torch.Tensor:
-    """Restore `clean` outside `new`, with linear ramps of `frames` frames on the kept side.
+def blend(latents: torch.Tensor, keep: Keep) -> torch.Tensor:
+    """Restore the source outside the region of `keep`, with linear ramps of its `frames` on the kept side.
 
     With 0 frames, return the latents unchanged (upstream's aggressive mode).
     """
     import torch
 
-    if not frames:
+    if not keep.frames:
         return latents
-    places = torch.arange(clean.shape[1])
-    inside = new[0, :, 0].cpu().nonzero()[:, 0]
+    places = torch.arange(latents.shape[1])
+    inside = keep.new[0, :, 0].cpu().nonzero()[:, 0]
     # The region's nearest frames, at or before each place and after it.
     after = torch.searchsorted(inside, places, right=True)
     before, after = inside[(after - 1).clamp(min=0)], inside[after.clamp(max=len(inside) - 1)]
     distance = torch.minimum((places - before).abs(), (after - places).abs())
-    weight = (1.0 - distance / (frames + 1)).clamp(min=0.0)[None, :, None].to(clean.device)
-    return weight * latents + (1.0 - weight) * clean.float()
+    weight = (1.0 - distance / (keep.frames + 1)).clamp(min=0.0)[None, :, None].to(latents.device)
+    return weight * latents + (1.0 - weight) * keep.clean.float()

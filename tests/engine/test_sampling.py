@@ -177,8 +177,8 @@ def test_a_region_touches_every_frame_it_reaches(pipe):
 def test_blending_a_long_song_takes_little_memory():
     clean, new = torch.zeros(1, 15_000, 1), torch.ones(1, 15_000, 1, dtype=torch.bool)
     new[:, :500] = new[:, 7_000:7_003] = False
-    blended = []
-    assert bench_loop.peak_bytes(lambda: blended.append(sampling.blend(clean + 1, clean, new, 3))) < 5e6
+    keep, blended = sampling.Keep(new, clean, 0, 3), []
+    assert bench_loop.peak_bytes(lambda: blended.append(sampling.blend(clean + 1, keep))) < 5e6
     assert blended[0][0, 495:501, 0].tolist() == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1])
     assert blended[0][0, 6_999:7_004, 0].tolist() == pytest.approx([1, 0.75, 0.5, 0.75, 1])
 
