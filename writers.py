@@ -78,7 +78,7 @@ def plan_song(
     if not conditions.has_audio_codes(pipe):
         return None, _unplanned("This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing.")
     try:
-        model = yield from _loaded(models.planner, seconds)
+        model = yield from _loaded(models.planner.loaded, models.planner.get, seconds)
         with timed(seconds, "planning"):
             yield Progress("planning")
             plan = yield from _result_of(planner.plan(model, request, job.seeds))
@@ -99,49 +99,37 @@ def _unplanned(reason: str) -> dict[str, Any]:
 
 def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft | Done | None]:
     """Write lyrics, or a song in words (the record's "sketch"); ends with `Done`."""
-    yield from (_lyrics if job.request.mode == "lyrics" else _sketch)(models, placing, job)
-
-
-def _lyrics(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft | Done]:
-    request, seconds = job.request, {}
-    placing.for_words(models.lyrics)
-    writer = yield from _loaded(models.lyrics, seconds)
-    name = f"The lyrics writer {writer.weights.model_id}"
-    hint = f"Lower Max length, or name a smaller model in {LYRICS_VARIABLE}."
-    with timed(seconds, "writing"):
-        yield Progress("writing", 0, request.options.max_tokens)
-        with _enough_memory(name, hint), closing(writer.write(request, job.seeds[0])) as drafts:
-            for draft in drafts:
-                yield draft
-    facts = {"text": draft.text, "end": draft.end, "tokens": draft.tokens}
-    yield Done((), record_of(models, job, models.lyrics.weights, seconds, facts))
-
-
-def _sketch(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done | None]:
     request, seed, seconds = job.request, job.seeds[0], {}
     if request.mode == "describe":
         placing.for_song()
         codes = yield from _codes_of(models, job, seconds)
-    placing.for_words(models.planner)
-    model = yield from _loaded(models.planner, seconds)
+    slot = models.lyrics if request.mode == "lyrics" else models.planner
+    placing.for_words(slot)
+    model = yield from _loaded(slot.loaded, slot.get, seconds)
     with timed(seconds, "writing"):
-        yield Progress("writing")
-        if request.mode == "inspire":
-            events = planner.inspire(model, request, seed)
-        elif request.mode == "polish":
-            events = planner.polish(model, request, seed)
+        if request.mode == "lyrics":
+            yield Progress("writing", 0, request.options.max_tokens)
+            name = f"The lyrics writer {model.weights.model_id}"
+            hint = f"Lower Max length, or name a smaller model in {LYRICS_VARIABLE}."
+            with _enough_memory(name, hint), closing(model.write(request, seed)) as drafts:
+                for draft in drafts:
+                    yield draft
+            facts = {"text": draft.text, "end": draft.end, "tokens": draft.tokens}
         else:
-            events = planner.describe(model, codes, seed)
-        sketch = yield from _result_of(events)
-    yield Done((), record_of(models, job, models.planner.weights, seconds, {"sketch": sketch}))
+            yield Progress("writing")
+            if request.mode == "inspire":
+                events = planner.inspire(model, request, seed)
+            elif request.mode == "polish":
+                events = planner.polish(model, request, seed)
+            else:
+                events = planner.describe(model, codes, seed)
+            facts = {"sketch": (yield from _result_of(events))}
+    yield Done((), record_of(models, job, slot.weights, seconds, facts))
 
 
 def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[Progress, None, list[int]]:
     """Return the audio codes of the source, as the song model's VAE and audio tokenizer read them."""
-    if not models.loaded:
-        yield Progress("loading")
-    with timed(seconds, "loading"):
-        pipe = models.pipeline()
+    pipe = yield from _loaded(models.loaded, models.pipeline, seconds)
     if not conditions.has_audio_codes(pipe):
         raise StudioError("unsupported", "This checkpoint cannot describe audio: its audio tokenizer is missing.")
     yield Progress("reading")
@@ -156,11 +144,11 @@ def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[
 # --- small parts --------------------------------------------------------------------------------------------------
 
 
-def _loaded(slot: Slot, seconds: dict[str, float]) -> Generator[Progress, None, Any]:
-    if not slot.loaded:
+def _loaded(loaded: bool, get: Callable[[], Any], seconds: dict[str, float]) -> Generator[Progress, None, Any]:
+    if not loaded:
         yield Progress("loading")
     with timed(seconds, "loading"):
-        return slot.get()
+        return get()
 
 
 @contextmanager
@@ -181,14 +169,10 @@ def _result_of(events: Iterator[Any]) -> Generator[Progress | None, None, Any]:
     hint = "Make a shorter song or fewer takes, or switch planning off."
     with _enough_memory("The planner", hint), closing(events):
         for event in events:
-            if not isinstance(event, Progress):
-                continue
-            now = time.monotonic()
-            if now - reported < REPORT_SECONDS and event.step != event.steps:
-                yield None
-                continue
-            reported = now
-            yield event
+            if isinstance(event, Progress):
+                due = time.monotonic() - reported >= REPORT_SECONDS or event.step == event.steps
+                reported = time.monotonic() if due else reported
+                yield event if due else None
     return event
 
 
