@@ -118,15 +118,17 @@ class Limit:
     unit: str = ""
     integer: bool = False
 
-    def allows(self, value: object) -> bool:
+    def parse(self, value: object) -> float | int | None:
+        """Return the number `value`, or None if the field may stay empty; raises `wrong` if it is out of range."""
+        if value is None and self.default is None:
+            return None
         # NaN is in no range, and int() would raise for it.
         in_range = isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
-        return in_range and (not self.integer or value == int(value))
-
-    def sentence(self, value: object) -> str:
+        if in_range and (not self.integer or value == int(value)):
+            return int(value) if self.integer else float(value)
         whole = "a whole number " if self.integer else ""
         unit = f" {self.unit}" if self.unit else ""
-        return f"{self.label} must be {whole}from {self.low:g} to {self.high:.12g}{unit}, not {shown(value)}."
+        raise wrong(f"{self.label} must be {whole}from {self.low:g} to {self.high:.12g}{unit}, not {shown(value)}.")
 
 
 LIMITS = {
@@ -182,17 +184,9 @@ def number(name: str) -> Any:
     """Return the type of a number within `LIMITS[name]` with its default; if that is None, None is allowed."""
     limit = LIMITS[name]
     kind = int if limit.integer else float
-    optional = limit.default is None
-
-    def check(value: object) -> float | int | None:
-        if value is None and optional:
-            return None
-        if not limit.allows(value):
-            raise wrong(limit.sentence(value))
-        return kind(value)
-
-    default = Field(default=None if optional else kind(limit.default))
-    return Annotated[kind | None if optional else kind, BeforeValidator(check), default]
+    if limit.default is None:
+        return Annotated[kind | None, BeforeValidator(limit.parse), Field(default=None)]
+    return Annotated[kind, BeforeValidator(limit.parse), Field(default=kind(limit.default))]
 
 
 def text(name: str, wanted: str = "") -> Any:

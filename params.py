@@ -6,6 +6,7 @@ A wrong value becomes a `Problem`: a sentence that names the field and the allow
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -56,11 +57,8 @@ def _lora(place: int, item: object) -> LoraChoice:
         raise wrong(f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.')
     if unknown := sorted(map(str, item.keys() - {"source", "weight"})):
         raise wrong(f"{shown(unknown[0])} is not a setting of LoRA {place}. Settings: source, weight.")
-    limit = LIMITS["lora_weight"]
-    weight = item.get("weight", limit.default)
-    if not limit.allows(weight):
-        raise wrong(f"The weight of LoRA {place} must be from {limit.low:g} to {limit.high:g}, not {shown(weight)}.")
-    return LoraChoice(source=item["source"].strip(), weight=float(weight))
+    limit = replace(LIMITS["lora_weight"], label=f"The weight of LoRA {place}")
+    return LoraChoice(source=item["source"].strip(), weight=limit.parse(item.get("weight", limit.default)))
 
 
 def _source(value: object) -> str:
