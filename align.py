@@ -79,12 +79,10 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]
         loras.reconcile(pipe, ())
     with timed(seconds, "aligning"):
         yield Progress("preparing")
-        samples, tiles = audio.read_wav(job.audio["source"]), []
-        for _, _, tile in codec.encode_samples(pipe, samples):
-            tiles.append(tile)
-            yield Progress("preparing")
+        samples = audio.read_wav(job.audio["source"])
+        clean = yield from codec.encode(pipe, samples, "preparing")
         yield Progress("aligning")
-        clean, length, lyrics = codec.join(tiles), samples.shape[1] / SAMPLE_RATE, request.sung_lyrics()
+        length, lyrics = samples.shape[1] / SAMPLE_RATE, request.sung_lyrics()
         # A planned song was made from its plan's audio codes, which no record holds; the song's own come as close.
         planned = request.planned and conditions.has_audio_codes(pipe)
         context = conditions.cover_context(pipe, clean) if planned else conditions.silent_context(pipe, clean.shape[1])

@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from events import first_line, is_out_of_memory
+from events import Progress, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -177,18 +177,20 @@ def seen_frames(strides: Sequence[int]) -> int:
     return math.ceil(seen + SEEN_BY_OUTER / rate)
 
 
-def encode_samples(pipe: Any, samples: np.ndarray) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Yield (tile, tiles, latents [1, t, C]) of `samples` [2, n] (48 kHz); joined they cover n, padded with silence.
+def encode(pipe: Any, samples: np.ndarray, stage: str) -> Generator[Progress, None, torch.Tensor]:
+    """Return the latents [1, T, C] of `samples` [2, n] (48 kHz), padded with silence; yields the progress of `stage`.
 
     Takes the mode of the posterior: `latent_dist.sample()` would draw from the global generator.
     """
     import torch
 
-    size, overlap = pipe.vae.tile_sample_min_length, pipe.vae.tile_sample_overlap
+    tiles, size, overlap = [], pipe.vae.tile_sample_min_length, pipe.vae.tile_sample_overlap
     padding = -samples.shape[-1] % int(pipe.sample_rate / pipe.latents_per_second)
     waveform = torch.nn.functional.pad(torch.from_numpy(samples), (0, padding))
     for number, total, latents in _tiled(pipe, "encode", waveform[None], size, overlap):
-        yield number, total, latents.transpose(1, 2).to(pipe._execution_device, pipe.transformer.dtype)
+        tiles.append(latents.transpose(1, 2).to(pipe._execution_device, pipe.transformer.dtype))
+        yield Progress(stage, number, total)
+    return torch.cat(tiles, dim=1)
 
 
 def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
@@ -243,20 +245,15 @@ def _compute(pipe: Any, method: str, tile: torch.Tensor) -> torch.Tensor:
 # --- sources and references ---------------------------------------------------------------------------------------
 
 
-def join(latents: list[torch.Tensor]) -> torch.Tensor:
-    """Return tiles [1, t, C] as one [1, T, C]."""
-    import torch
-
-    return torch.cat(latents, dim=1)
-
-
 def long_enough(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
     """Return a source's latents [1, T, C], followed by the model's silence up to the least length (upstream)."""
+    import torch
+
     missing = LEAST_SOURCE_FRAMES - latents.shape[1]
-    return join([latents, silence(pipe, missing)]) if missing > 0 else latents
+    return torch.cat([latents, silence(pipe, missing)], dim=1) if missing > 0 else latents
 
 
-def reference_latents(pipe: Any, samples: np.ndarray) -> torch.Tensor:
+def reference_latents(pipe: Any, samples: np.ndarray) -> Generator[Progress, None, torch.Tensor]:
     """Return timbre latents [1, 750, C] of a reference [2, n] at 48 kHz, repeated if it is shorter than 30 s.
 
     Three slices of 10 s, at the front, a third in and the back, at fixed places (diffusers; upstream draws them).
@@ -266,4 +263,4 @@ def reference_latents(pipe: Any, samples: np.ndarray) -> torch.Tensor:
         samples = np.tile(samples, (1, math.ceil(whole / samples.shape[-1])))
     length = samples.shape[-1]
     slices = [samples[:, start : start + part] for start in (0, length // 3, length - part)]
-    return join([latents for *_, latents in encode_samples(pipe, np.concatenate(slices, axis=1))])
+    return (yield from encode(pipe, np.concatenate(slices, axis=1), "reading"))

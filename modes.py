@@ -215,18 +215,15 @@ class Song:
             if levels.is_silent(samples):
                 self.notes.append("The reference audio is silent, so it was not used.")
             else:
-                self._timbre = codec.reference_latents(pipe, samples)
+                self._timbre = yield from codec.reference_latents(pipe, samples)
         if "source" not in files:
             self.duration, self.length = request.duration, samples_in(request.duration)
             self.frames = codec.frames_for(pipe, self.duration)
             return
-        self.source, tiles = audio.read_wav(files["source"]), []
+        self.source = audio.read_wav(files["source"])
         if request.mode == "extend":
             self.source = np.pad(self.source, ((0, 0), (samples_in(request.before), samples_in(request.after))))
-        for number, total, tile in codec.encode_samples(pipe, self.source):
-            tiles.append(tile)
-            yield Progress("reading", number, total)
-        self.clean = codec.long_enough(pipe, codec.join(tiles))
+        self.clean = codec.long_enough(pipe, (yield from codec.encode(pipe, self.source, "reading")))
         self.length, self.frames = self.source.shape[1], self.clean.shape[1]
         self.duration = self.length / SAMPLE_RATE
 

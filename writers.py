@@ -134,11 +134,8 @@ def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[
         raise StudioError("unsupported", "This checkpoint cannot describe audio: its audio tokenizer is missing.")
     yield Progress("reading")
     with timed(seconds, "reading"):
-        tiles = []
-        for number, total, tile in codec.encode_samples(pipe, audio.read_wav(job.audio["source"])):
-            tiles.append(tile)
-            yield Progress("reading", number, total)
-        return conditions.audio_codes(pipe, codec.join(tiles))
+        clean = yield from codec.encode(pipe, audio.read_wav(job.audio["source"]), "reading")
+        return conditions.audio_codes(pipe, clean)
 
 
 # --- small parts --------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def vae_rows(pipe: Any, runs: int) -> Iterator[Row]:
     samples = 0.1 * np.random.default_rng(1).standard_normal((2, VAE_SECONDS * SAMPLE_RATE)).astype(np.float32)
     sides = {
         "decode": lambda: deque(codec.decode_latents(pipe, latents.to(pipe._execution_device)), 0),
-        "encode": lambda: deque(codec.encode_samples(pipe, samples), 0),
+        "encode": lambda: deque(codec.encode(pipe, samples, "reading"), 0),
     }
     for name, ours in sides.items():
 

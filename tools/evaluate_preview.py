@@ -260,7 +260,11 @@ def clipped_share(samples: np.ndarray) -> float:
 
 def through_vae(engine: Engine, samples: np.ndarray) -> np.ndarray:
     """Return samples [2, n] as they come back from the latents."""
-    clean = codec.join([latents for _, _, latents in codec.encode_samples(engine.pipe, samples)])
+
+    def encoded() -> Iterator[Any]:
+        yield (yield from codec.encode(engine.pipe, samples, "reading"))
+
+    *_, clean = encoded()
     back = np.concatenate([part.numpy() for *_, part in codec.decode_latents(engine.pipe, clean)], axis=1)
     return back[:, : samples.shape[1]]
 

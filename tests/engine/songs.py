@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,16 @@ def samples_of(done: Event) -> list[np.ndarray]:
     """Return the samples [2, n] of each take; fail if the song is not finished."""
     assert isinstance(done, Done), done
     return [audio.decode(path) for path in done.files]
+
+
+def result_of(events: Generator[Any, None, Any]) -> Any:
+    """Run a generator to its end and return its result."""
+
+    def ending() -> Iterator[Any]:
+        yield (yield from events)
+
+    *_, result = ending()
+    return result
 
 
 def wait_for_turn(studio: backend.Backend) -> None:

@@ -15,7 +15,7 @@ import levels
 from events import Failed
 from limits import SAMPLE_RATE as RATE
 from params import parse_request
-from tests.engine.songs import samples_of, wait_for_turn
+from tests.engine.songs import result_of, samples_of, wait_for_turn
 from tests.engine.songs import song as made_song
 
 SECONDS = 4.0
@@ -216,7 +216,7 @@ def test_noise_strength_shortens_the_schedule(studio, make_source):
 def reconstruction(studio, source):
     """The VAE's own idea of the source, in the length of the source."""
     samples, pipe = audio.decode(source), studio.models.pipeline()
-    latents = codec.long_enough(pipe, codec.join([tile for _, _, tile in codec.encode_samples(pipe, samples)]))
+    latents = codec.long_enough(pipe, result_of(codec.encode(pipe, samples, "reading")))
     decoded = np.concatenate([tile.numpy() for _, _, tile in codec.decode_latents(pipe, latents.float())], axis=1)
     decoded = decoded[:, : samples.shape[1]]
     return decoded / max(np.abs(decoded).max(), 1.0)

@@ -12,6 +12,7 @@ import modes
 from events import Job
 from params import parse_request
 from tests.card import KIND, OnCard
+from tests.engine.songs import result_of
 from tests.weights import CPU, weights_in
 
 
@@ -36,7 +37,7 @@ def refusing(tiny):
 
 
 def encoded(pipe, samples):
-    return codec.join([tile for _, _, tile in codec.encode_samples(pipe, samples)])
+    return result_of(codec.encode(pipe, samples, "reading"))
 
 
 def decoded(pipe, latents):

@@ -10,6 +10,7 @@ import torch
 import codec
 import conditions
 import sampling
+from tests.engine.songs import result_of
 from tools import bench_loop
 
 FRAME = 1920
@@ -131,7 +132,7 @@ def a_source(pipe):
     """Return the latents of a short tune, [1, T, C], and its samples [2, n]."""
     wave = 0.3 * np.sin(np.arange(round(SECONDS * 48_000)) * 2 * np.pi * 220 / 48_000)
     samples = np.stack([wave, wave * 0.5]).astype(np.float32)
-    return codec.join([latents for *_, latents in codec.encode_samples(pipe, samples)]), samples
+    return result_of(codec.encode(pipe, samples, "reading")), samples
 
 
 def test_a_switch_equals_the_pipeline_in_two_halves(pipe):
@@ -271,7 +272,7 @@ def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(47.3, marks=pytest.mark.long)])
 def test_encoding_takes_the_mode_and_equals_the_vaes_own_tiling(pipe, seconds):
     samples = np.random.default_rng(3).standard_normal((2, round(48_000 * seconds)), np.float32) * 0.3
-    ours = codec.join([latents for *_, latents in codec.encode_samples(pipe, samples)])
+    ours = result_of(codec.encode(pipe, samples, "reading"))
     padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, -samples.shape[1] % FRAME))
     with torch.no_grad():
         whole = pipe.vae.encode(padded[None]).latent_dist.mode().transpose(1, 2)
@@ -288,6 +289,6 @@ def test_silence_reaches_past_its_600_seconds(pipe):
 @pytest.mark.parametrize("seconds", [2, pytest.param(31, marks=pytest.mark.slow)])
 def test_a_reference_becomes_thirty_seconds_of_timbre(pipe, seconds):
     wave = 0.4 * np.sin(np.arange(seconds * 48_000, dtype=np.float32) * 2 * math.pi * 220 / 48_000)
-    timbre = codec.reference_latents(pipe, np.stack([wave, wave]))
+    timbre = result_of(codec.reference_latents(pipe, np.stack([wave, wave])))
     assert timbre.shape[1] == 750
     assert not torch.equal(final(pipe, a_run(pipe, steps=2, timbre=timbre)), final(pipe, a_run(pipe, steps=2)))

@@ -20,7 +20,7 @@ from events import Done, Draft, Failed, Progress, StudioError
 from limits import LIMITS
 from memory import Placing
 from params import parse_request
-from tests.engine.songs import assert_stops, samples_of, song, song_request, wait_for_turn, words
+from tests.engine.songs import assert_stops, result_of, samples_of, song, song_request, wait_for_turn, words
 from weights import DEFAULT_PLANNER
 
 pytestmark = pytest.mark.usefixtures("output", "brief_words")
@@ -329,7 +329,7 @@ def test_a_recording_is_described_from_its_own_codes(studio, tune, monkeypatch):
         record = words(studio, "describe", source=tune(number)).record
         assert set(record["sketch"]) == FIELDS and "source" not in record["request"]
     pipe = studio.models.pipeline()
-    clean = codec.join([tile for _, _, tile in codec.encode_samples(pipe, audio.decode(tune(1)))])
+    clean = result_of(codec.encode(pipe, audio.decode(tune(1)), "reading"))
     _, codes = pipe.audio_tokenizer.tokenize(clean, pipe.condition_encoder.silence_latent)
     assert seen[0] == codes[0, :, 0].tolist() and codes.shape[1] == planner.codes_needed(3)
     assert seen[0] != seen[1]
