@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 import audio
 import limits
@@ -18,17 +18,9 @@ from limits import INSTRUMENTAL, LIMITS, MAX_SOURCE_SECONDS, choice, flag, numbe
 
 
 class Strict(BaseModel):
-    """Frozen, and an unknown name is an error."""
+    """Frozen, and an unknown name is an error; `model_post_init` checks whether valid fields fit together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def check(self) -> None:
-        """Raise `wrong` if the fields do not fit together; called once each of them is valid."""
-
-    @model_validator(mode="after")
-    def _check(self):
-        self.check()
-        return self
 
 
 class LoraChoice(Strict):
@@ -46,19 +38,16 @@ def lora_choices(value: object) -> tuple[LoraChoice, ...]:
         raise wrong(f"LoRAs must be a list of objects with source and weight, not {shown(value)}.")
     if len(value) > limits.MOST_LORAS:
         raise wrong(f"The number of LoRAs must be from 0 to {limits.MOST_LORAS}, not {len(value)}.")
-    return tuple(_lora(place, item) for place, item in enumerate(value, 1))
-
-
-def _lora(place: int, item: object) -> LoraChoice:
-    if isinstance(item, LoraChoice):
-        return item
-    item = {"source": item} if isinstance(item, str) else item
-    if not isinstance(item, Mapping) or not isinstance(item.get("source"), str) or not item["source"].strip():
-        raise wrong(f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.')
-    if unknown := sorted(map(str, item.keys() - {"source", "weight"})):
-        raise wrong(f"{shown(unknown[0])} is not a setting of LoRA {place}. Settings: source, weight.")
-    limit = replace(LIMITS["lora_weight"], label=f"The weight of LoRA {place}")
-    return LoraChoice(source=item["source"].strip(), weight=limit.parse(item.get("weight", limit.default)))
+    choices, limit = [], LIMITS["lora_weight"]
+    for place, item in enumerate(value, 1):
+        item = {"source": item} if isinstance(item, str) else item
+        if not isinstance(item, Mapping) or not isinstance(item.get("source"), str) or not item["source"].strip():
+            raise wrong(f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.')
+        if unknown := sorted(map(str, item.keys() - {"source", "weight"})):
+            raise wrong(f"{shown(unknown[0])} is not a setting of LoRA {place}. Settings: source, weight.")
+        weight = replace(limit, label=f"The weight of LoRA {place}").parse(item.get("weight", limit.default))
+        choices.append(LoraChoice(source=item["source"].strip(), weight=weight))
+    return tuple(choices)
 
 
 def _source(value: object) -> str:
@@ -89,7 +78,7 @@ class Options(Strict):
     memory_plan: choice("Memory plan", limits.MEMORY_PLANS) = "auto"
     loras: Annotated[tuple[LoraChoice, ...], BeforeValidator(lora_choices)] = ()
 
-    def check(self) -> None:
+    def model_post_init(self, context: Any) -> None:
         start, end = self.cfg_start, self.cfg_end
         if start > end:
             raise wrong(f"Guidance ends at must be from {start:g} (Guidance starts at) to 1, not {end:g}.", "cfg_end")
@@ -112,7 +101,7 @@ class SongWords(Strict):
         """Return the lyrics the model gets: "[Instrumental]" if the switch is on or there are none."""
         return INSTRUMENTAL if self.instrumental or not self.lyrics else self.lyrics
 
-    def check(self) -> None:
+    def model_post_init(self, context: Any) -> None:
         if self.needs_words and not self.prompt and self.sung_lyrics() == INSTRUMENTAL:
             if self.lyrics:
                 raise wrong("Prompt is empty, and Instrumental turns the lyrics off. Describe the song.", "prompt")
@@ -125,8 +114,8 @@ class SongRequest(SongWords):
     seed: number("seed")
     options: Options = Field(default_factory=Options)
 
-    def check(self) -> None:
-        super().check()
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
         most = limits.MAX_SEED - self.takes + 1
         if self.seed > most:
             raise wrong(f"Seed must be from -1 to {most} for {self.takes} takes, not {self.seed}.", "seed")
@@ -190,8 +179,8 @@ class ExtendRequest(SongRequest):
     def song_seconds(self, source: float) -> float:
         return self.before + source + self.after
 
-    def check(self) -> None:
-        super().check()
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
         if not samples_in(self.before) + samples_in(self.after):
             raise wrong("Seconds before and Seconds after, each from 0 to 300, must not both be 0.", "after")
 
@@ -204,8 +193,8 @@ class EditOptions(Options):
     n_avg: number("n_avg")
     mix: flag("Mix") = False
 
-    def check(self) -> None:
-        super().check()
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
         start, end = self.n_min, self.n_max
         if start >= end:
             raise wrong(f"Morph ends at must be up to 1 and above Morph starts at ({start:g}), not {end:g}.", "n_max")
@@ -240,8 +229,8 @@ class EditRequest(SongRequest):
     tracks: Annotated[tuple[str, ...], BeforeValidator(limits.track_names)] = ()
     options: EditOptions = Field(default_factory=EditOptions)
 
-    def check(self) -> None:
-        super().check()
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
         action, count = self.action, len(self.tracks)
         if action not in CHOOSE_TRACK and count:
             raise wrong(f"Tracks are for layer, extract and complete, not for {action}.", "tracks")
@@ -314,14 +303,13 @@ class AlignRequest(SongWords):
     `steps` None means the checkpoint's default; `planned` says whether a plan was used.
     """
 
-    needs_words: ClassVar[bool] = False
     mode: Literal["align"] = "align"
     source: Source = None
     steps: number("steps")
     planned: flag("Planned") = False
     seed: number("seed")
 
-    def check(self) -> None:
+    def model_post_init(self, context: Any) -> None:
         if self.sung_lyrics() == INSTRUMENTAL:
             most = limits.TEXT_LIMITS["lyrics"]
             raise wrong(f"Lyrics must have from 1 to {most:,} characters of sung text.", "lyrics")
@@ -340,8 +328,6 @@ def parse_request(mode: str, values: Mapping[str, Any]) -> Request:
     """Build the request of `mode`; raises InvalidRequest with one sentence for each wrong field."""
     # None means no options; pydantic would call it a wrong type.
     values = {name: value for name, value in values.items() if name != "options" or value is not None}
-    if not isinstance(options := values.get("options", {}), Mapping | Strict):
-        raise InvalidRequest(Problem("invalid", f"Options must be an object, not {shown(options)}.", "options"))
     try:
         return REQUESTS[mode].model_validate(values)
     except ValidationError as error:
@@ -352,7 +338,9 @@ def _problem(mode: str, item: dict[str, Any]) -> Problem:
     context = item.get("ctx", {})
     name = ".".join(filter(None, (*map(str, item["loc"]), context.get("field"))))
     sentence = context.get("sentence") or f"{name} is not valid: {item['msg']}."
-    if item["type"] == "extra_forbidden":
+    if item["type"] == "model_type":
+        sentence = f"Options must be an object, not {shown(item['input'])}."
+    elif item["type"] == "extra_forbidden":
         fields, what = REQUESTS[mode].model_fields, "a parameter here. Parameters"
         if len(item["loc"]) > 1:
             fields, what = fields["options"].annotation.model_fields, "an option here. Options"
