@@ -321,7 +321,7 @@ def record_of(
     return {
         "studio": STUDIO_VERSION,
         "mode": job.request.mode,
-        "request": job.request.model_dump(mode="json", exclude={"mode", "source"}),
+        "request": job.request.model_dump(mode="json", exclude={"source"}),
         "seed": job.seeds[0],
         **runtime_facts(weights, loaded.device()),
         "seconds": seconds,
@@ -337,7 +337,7 @@ def _record(job: Job, outcome: Outcome, weights: Weights) -> dict[str, Any]:
         notes.append("Loudness and fade-out change the whole file, including the samples of the source.")
     if task_support(checkpoint_kind(weights))[task] != "official":
         notes.append(f"{task.capitalize()} is experimental with this checkpoint: use a base checkpoint for it.")
-    asked = request.model_dump(mode="json", exclude={"mode", "source", "reference"})
+    asked = request.model_dump(mode="json", exclude={"source", "reference"})
     # Uploads have the source "upload" here, so that no path is published.
     asked["options"]["loras"] = [{"source": lora.source, "weight": lora.weight} for lora in job.loras]
     return {

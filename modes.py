@@ -37,7 +37,6 @@ SILENT_LATENTS_STD = 1e-3
 # Music stays well under this; white noise has 0.56 on average, wind noise over 0.3.
 NOISE_FLATNESS = 0.3
 
-
 Finish = Callable[[np.ndarray, int], np.ndarray]
 """Makes a take of the decoded samples [2, n] and its number; raises StudioError if it is unusable."""
 
@@ -65,12 +64,9 @@ def run(
             latents = sampling.blend(latents, loop.keep)
     with timed(seconds, "decoding"):
         takes = yield from _decoded(song, latents, finish)
-    numbers = {
-        **{"steps": song.settings.steps, "guidance": song.settings.guidance, "shift": song.settings.shift},
-        "sampler": song.request.options.sampler,
-        "timbre_token": song.request.options.timbre_token and conditions.is_xl(pipe),
-        "turbo": pipe.is_turbo,
-    }
+    options = song.request.options
+    numbers = {**song.settings._asdict(), "sampler": options.sampler}
+    numbers |= {"timbre_token": options.timbre_token and conditions.is_xl(pipe), "turbo": pipe.is_turbo}
     yield Outcome(takes, {"sampling": numbers, **song.facts, "seconds": seconds}, tuple(song.notes))
     compilation.warm_up(pipe.transformer)
 
@@ -154,7 +150,7 @@ def morph(song: Song) -> tuple[sampling.Run, Finish]:
     target = song.text2music()
     before = song.text2music(prompt=request.source_prompt, lyrics=request.source_lyrics or request.sung_lyrics())
     first, last = int(steps * options.n_min), int(steps * options.n_max)
-    plan = sampling.Morph(before, song.clean, first, last, averages=options.n_avg)
+    plan = sampling.Morph(before, song.clean, first, last, options.n_avg)
     return song.run_of(target, song.clean.float().expand(len(song.job.seeds), -1, -1), morph=plan), _whole
 
 

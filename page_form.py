@@ -379,7 +379,7 @@ def _checks(mode: str) -> dict[str, TypeAdapter]:
     fields = REQUESTS[mode].model_fields
     options = fields["options"].annotation.model_fields
     # Files are not settings, and each tab is a mode of its own.
-    settings = {name: info for name, info in fields.items() if name not in ("mode", "options", *AUDIO_FIELDS)}
+    settings = {name: info for name, info in fields.items() if name not in ("options", *AUDIO_FIELDS)}
     settings |= {f"options.{name}": info for name, info in options.items()}
     return {name: TypeAdapter(Annotated[info.annotation, *info.metadata, None]) for name, info in settings.items()}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,20 @@ class Strict(BaseModel):
     """Frozen, and an unknown name is an error; `model_post_init` checks whether valid fields fit together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Request(Strict):
+    """What a visitor asks for; a subclass names its `mode`."""
+
+    mode: ClassVar[str]
+    seed: number("seed")
+
+    def __init_subclass__(cls, mode: str = "") -> None:
+        if mode:
+            cls.mode, REQUESTS[mode] = mode, cls
+
+
+REQUESTS: dict[str, type[Request]] = {}
 
 
 class LoraChoice(Strict):
@@ -84,7 +98,7 @@ class Options(Strict):
             raise wrong(f"Guidance ends at must be from {start:g} (Guidance starts at) to 1, not {end:g}.", "cfg_end")
 
 
-class SongWords(Strict):
+class SongWords(Request):
     """A song in words; None, "" and the language "unknown" leave a field open."""
 
     needs_words: ClassVar[bool] = True
@@ -111,7 +125,6 @@ class SongWords(Strict):
 class SongRequest(SongWords):
     takes: number("takes")
     quality: choice("Quality", limits.QUALITY_STEPS) = "standard"
-    seed: number("seed")
     options: Options = Field(default_factory=Options)
 
     def model_post_init(self, context: Any) -> None:
@@ -135,10 +148,9 @@ class GenerateOptions(Options):
     rewrite: flag("Rewrite my prompt") = False
 
 
-class GenerateRequest(SongRequest):
+class GenerateRequest(SongRequest, mode="generate"):
     """A song from words; `reference` is an optional audio file whose timbre it takes on."""
 
-    mode: Literal["generate"] = "generate"
     duration: number("duration")
     reference: str | None = None
     options: GenerateOptions = Field(default_factory=GenerateOptions)
@@ -153,10 +165,9 @@ class CoverOptions(Options):
     noise_strength: number("noise_strength")
 
 
-class CoverRequest(SongRequest):
+class CoverRequest(SongRequest, mode="cover"):
     """A new version of `source` with its length; `strength` is the share of the steps that follow its melody."""
 
-    mode: Literal["cover"] = "cover"
     source: Source = None
     reference: str | None = None
     strength: number("strength")
@@ -169,8 +180,7 @@ class ExtendOptions(Options):
     overlap: number("overlap")
 
 
-class ExtendRequest(SongRequest):
-    mode: Literal["extend"] = "extend"
+class ExtendRequest(SongRequest, mode="extend"):
     source: Source = None
     before: number("before")
     after: number("after")
@@ -215,11 +225,10 @@ CHOOSE_TRACK = {
 }
 
 
-class EditRequest(SongRequest):
+class EditRequest(SongRequest, mode="edit"):
     """A change to `source` that keeps its length; `end` 0 means the end of the file."""
 
     needs_words: ClassVar[bool] = False
-    mode: Literal["edit"] = "edit"
     source: Source = None
     action: choice("Action", limits.ACTIONS) = "repaint"
     start: number("start")
@@ -259,69 +268,50 @@ class LyricsOptions(Strict):
     max_tokens: number("max_tokens")
 
 
-class LyricsRequest(Strict):
+class LyricsRequest(Request, mode="lyrics"):
     """Lyrics from a brief; `structure` is a preset's name or free text, "" leaves it to the writer."""
 
-    mode: Literal["lyrics"] = "lyrics"
     brief: text("brief", wanted="say what the song is about") = Field(default="", validate_default=True)
     structure: text("structure") = ""
     language: choice("Language", limits.LANGUAGES) = "en"
     tone: text("tone") = ""
-    seed: number("seed")
     options: LyricsOptions = Field(default_factory=LyricsOptions)
 
 
-class InspireRequest(Strict):
+class InspireRequest(Request, mode="inspire"):
     """Prompt, lyrics and metadata from an `idea`, which may be empty."""
 
-    mode: Literal["inspire"] = "inspire"
     idea: text("idea") = ""
     instrumental: flag("Instrumental") = False
     language: choice("Language", limits.LANGUAGES) = "unknown"
-    seed: number("seed")
 
 
-class PolishRequest(SongWords):
+class PolishRequest(SongWords, mode="polish"):
     """The same song in the model's style; fields that are set stay."""
 
-    mode: Literal["polish"] = "polish"
     duration: number("duration")
-    seed: number("seed")
 
 
-class DescribeRequest(Strict):
+class DescribeRequest(Request, mode="describe"):
     """A description of the recording `source`."""
 
-    mode: Literal["describe"] = "describe"
     source: Source = None
-    seed: number("seed")
 
 
-class AlignRequest(SongWords):
+class AlignRequest(SongWords, mode="align"):
     """When each line of `lyrics` is sung in the finished song `source`; the other fields come from its record.
 
     `steps` None means the checkpoint's default; `planned` says whether a plan was used.
     """
 
-    mode: Literal["align"] = "align"
     source: Source = None
     steps: number("steps")
     planned: flag("Planned") = False
-    seed: number("seed")
 
     def model_post_init(self, context: Any) -> None:
         if self.sung_lyrics() == INSTRUMENTAL:
             most = limits.TEXT_LIMITS["lyrics"]
             raise wrong(f"Lyrics must have from 1 to {most:,} characters of sung text.", "lyrics")
-
-
-Request = SongRequest | LyricsRequest | InspireRequest | PolishRequest | DescribeRequest | AlignRequest
-SONG_REQUESTS = {"generate": GenerateRequest, "cover": CoverRequest, "extend": ExtendRequest, "edit": EditRequest}
-REQUESTS: dict[str, type[Request]] = {
-    **SONG_REQUESTS,
-    **{"lyrics": LyricsRequest, "inspire": InspireRequest, "polish": PolishRequest},
-    **{"describe": DescribeRequest, "align": AlignRequest},
-}
 
 
 def parse_request(mode: str, values: Mapping[str, Any]) -> Request:
@@ -344,7 +334,7 @@ def _problem(mode: str, item: dict[str, Any]) -> Problem:
         fields, what = REQUESTS[mode].model_fields, "a parameter here. Parameters"
         if len(item["loc"]) > 1:
             fields, what = fields["options"].annotation.model_fields, "an option here. Options"
-        sentence = f"{shown(name)} is not {what}: {', '.join(sorted(fields.keys() - {'mode'}))}."
+        sentence = f"{shown(name)} is not {what}: {', '.join(sorted(fields))}."
     return Problem("invalid", sentence, name)
 
 

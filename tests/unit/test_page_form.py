@@ -13,7 +13,7 @@ import page_form
 import page_panels
 import page_tabs
 import tooltips
-from params import REQUESTS, SONG_REQUESTS, parse_request
+from params import REQUESTS, parse_request
 
 FULL = {
     **{"prompt": "brass band", "lyrics": "[Verse]\nla", "instrumental": True, "bpm": 90, "key": "F# minor"},
@@ -41,12 +41,12 @@ def forms() -> dict[str, page_form.Form]:
 
 
 def test_every_field_of_a_request_has_a_control(forms):
-    assert list(forms) == [*SONG_REQUESTS, "lyrics"]
+    assert list(forms) == [*OWN, "lyrics"]
     for mode, form in forms.items():
         fields = REQUESTS[mode].model_fields
         options = {f"options.{name}" for name in fields["options"].annotation.model_fields}
         own = {"track", "part"} if mode == "edit" else set()
-        assert set(form.fields) == set(fields) - {"mode", "options"} | options | own, mode
+        assert set(form.fields) == set(fields) - {"options"} | options | own, mode
 
 
 def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(forms):
@@ -81,7 +81,7 @@ def record_of(mode: str) -> dict[str, Any]:
     return {"mode": mode, "request": kept, "seeds": [41, 42, 43], "takes": [{"seed": 42}]}
 
 
-@pytest.mark.parametrize("mode", SONG_REQUESTS)
+@pytest.mark.parametrize("mode", OWN)
 def test_the_record_of_a_file_fills_the_form_and_makes_its_take_again(forms, monkeypatch, mode: str):
     monkeypatch.setattr(page_panels, "get_backend", lambda: SimpleNamespace(status=lambda: STATUS))
     form, found = forms[mode], page_form.settings(mode, record_of(mode))
