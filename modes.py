@@ -94,7 +94,9 @@ def cover(song: Song) -> tuple[sampling.Run, Finish]:
     request, sigmas, start = song.request, song.sigmas, None
     condition = song.condition(COVER, conditions.cover_context(song.pipe, song.clean))
     if request.options.noise_strength > 0:
-        sigmas = sampling.from_nearest(sigmas, 1.0 - request.options.noise_strength)
+        level = 1.0 - request.options.noise_strength
+        nearest = min(range(len(sigmas)), key=lambda step: abs(sigmas[step] - level))
+        sigmas = sigmas[nearest:]
         start = sampling.noised(song.clean, song.noise(song.frames), sigmas[0])
     step = int(len(sigmas) * request.strength)
     switch = (step, song.text2music()) if step < len(sigmas) else None

@@ -243,12 +243,6 @@ def region(pipe: Any, clean: torch.Tensor, spans: list[tuple[int, int]]) -> torc
     return mask
 
 
-def from_nearest(sigmas: tuple[float, ...], level: float) -> tuple[float, ...]:
-    """Return the schedule from the entry nearest to `level` (0 to 1) on."""
-    first = min(range(len(sigmas)), key=lambda i: abs(sigmas[i] - level))
-    return sigmas[first:]
-
-
 def noised(clean: torch.Tensor, noise: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
     """Return `clean` [1 or B, T, C] at time `t` of the flow, for each take's `noise` [B, T, C]."""
     return t * noise.to(clean.device) + (1.0 - t) * clean.float()

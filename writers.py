@@ -32,7 +32,6 @@ REPORT_SECONDS = 0.1
 
 
 def planner_slot(device: Callable[[], Device]) -> Slot:
-    """Return the slot of the planner, to be loaded onto `device`."""
     return Slot(
         "The planner",
         find_planner,
@@ -43,7 +42,6 @@ def planner_slot(device: Callable[[], Device]) -> Slot:
 
 
 def lyrics_slot(device: Callable[[], Device]) -> Slot:
-    """Return the slot of the lyrics writer, to be loaded onto `device`."""
     return Slot(
         "The lyrics writer",
         find_writer,
