@@ -12,7 +12,6 @@ never dropped: a LoRA that acts in part, or not at all, must not look as if it w
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import os
@@ -280,9 +279,11 @@ _ODD = (
     (re.compile(r"\.(diff|diff_b|modules_to_save)\b"), "holds whole layers"),
     (re.compile(r"\.(bias|lora_bias)$"), "changes biases"),
 )
-_PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.", "decoder.", "module.")
-_FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_", "lora_decoder_")
-_UPSTREAM = ((".to_q", ".q_proj"), (".to_k", ".k_proj"), (".to_v", ".v_proj"), (".to_out.0", ".o_proj"))
+# What programs put before a module's name; kohya and LyCORIS flatten the dots.
+_PREFIX = re.compile(
+    r"(lora_(unet|transformer|decoder)_|lycoris_)?"
+    r"((base_model[._]model|diffusion_model|transformer|model|decoder|module)[._])*"
+)
 _ENCODERS = re.compile(
     r"(lora_te\d?_|condition_|text_)?(encoder[._]|lyric_encoder|timbre_encoder|text_projector)|lora_te"
 )
@@ -379,21 +380,16 @@ def _by_module(header: Header, widths: Widths | None) -> dict[str, tuple[str, di
 def _spellings(widths: Widths | None) -> dict[str, str]:
     """Return each spelling of a module's name, with dots or flattened as kohya does, with the name itself."""
     known = {}
-    for module in dict.fromkeys(name for model in (widths or {}, *KNOWN_MODELS.values()) for name in model):
-        upstream = functools.reduce(lambda name, pair: name.replace(*pair), _UPSTREAM, module)
-        for name in (module, upstream):
-            known[name] = known[name.replace(".", "_")] = module
+    for model in (widths or {}, *KNOWN_MODELS.values()):
+        for module in model:
+            upstream = re.sub(r"\.to_([qkv])$", r".\1_proj", module).replace(".to_out.0", ".o_proj")
+            for name in (module, upstream):
+                known[name] = known[name.replace(".", "_")] = module
     return known
 
 
 def _bare(name: str) -> str:
-    """Strip what programs put before a module's name."""
-    flat = next((prefix for prefix in _FLAT_PREFIXES if name.startswith(prefix)), "")
-    prefixes = tuple(prefix.replace(".", "_") for prefix in _PREFIXES) if flat else _PREFIXES
-    name = name.removeprefix(flat)
-    while prefix := next((prefix for prefix in prefixes if name.startswith(prefix)), None):
-        name = name.removeprefix(prefix)
-    return name
+    return name[_PREFIX.match(name).end() :]
 
 
 def _format(header: Header) -> str:
