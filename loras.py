@@ -11,9 +11,10 @@ entry point and depends only on the job's specs, so that a fresh worker and a wa
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from events import StudioError, is_out_of_memory
@@ -52,9 +53,7 @@ class _Change:
         """Return this change as a DoRA that gives the rows or columns of the module's `weight` these `lengths`."""
         import torch
 
-        delta, *others = (_dense(factor) for factor in self.factors)
-        for other in others:
-            delta = torch.kron(delta, other)
+        delta = functools.reduce(torch.kron, map(_dense, self.factors))
         whole = weight.float() + self.scale * delta.to(weight.device)
         length = whole.norm(dim=1 if lengths.shape[1] == 1 else 0, keepdim=True) + torch.finfo(torch.float32).eps
         return replace(self, stretch=(lengths.float().to(length.device) / length - 1).to(delta.device))
@@ -70,15 +69,8 @@ class _Change:
 Adapter = dict[str, _Change]
 
 
-@dataclass
-class _State:
-    """What is loaded for one transformer, and the hooks that make it act."""
-
-    adapters: dict[Any, Adapter] = field(default_factory=dict)
-    hooks: list[Any] = field(default_factory=list)
-
-
-_states: weakref.WeakKeyDictionary[Any, _State] = weakref.WeakKeyDictionary()
+# For each transformer what is loaded for it, and the hooks that make it act.
+_acting: weakref.WeakKeyDictionary[Any, tuple[dict[Any, Adapter], list[Any]]] = weakref.WeakKeyDictionary()
 
 
 def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
@@ -88,12 +80,12 @@ def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
     "options.loras" if a file changed or does not fit, or memory runs out; then the previous set acts.
     """
     transformer = pipe.transformer
-    state = _states.setdefault(transformer, _State())
+    loaded, hooks = _acting.get(transformer, ({}, []))
     adapters: dict[Any, Adapter] = {}
     try:
         for spec in wanted:
             key = _key(spec)
-            adapters[key] = adapters.get(key) or state.adapters.get(key) or _load(pipe, spec)
+            adapters[key] = adapters.get(key) or loaded.get(key) or _load(pipe, spec)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -103,12 +95,10 @@ def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
     for spec in wanted:
         for module, change in adapters[_key(spec)].items() if spec.weight else ():
             changes.setdefault(module, []).append((change, spec.weight))
-    for hook in state.hooks:
+    for hook in hooks:
         hook.remove()
-    state.adapters = adapters
-    state.hooks = [
-        transformer.get_submodule(module).register_forward_hook(_adding(found)) for module, found in changes.items()
-    ]
+    hooks = [transformer.get_submodule(name).register_forward_hook(_adding(found)) for name, found in changes.items()]
+    _acting[transformer] = adapters, hooks
     return [
         {
             **{"name": spec.name, "source": spec.source, "revision": spec.revision, "weight": spec.weight},
@@ -180,10 +170,7 @@ def _adding(changes: Sequence[tuple[_Change, float]]) -> Any:
 
 def _dense(factor: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the product of matrices that are applied one after the other, in float32."""
-    first, *others = (matrix.float() for matrix in factor)
-    for other in others:
-        first = other @ first
-    return first
+    return functools.reduce(lambda first, then: then @ first, (matrix.float() for matrix in factor))
 
 
 def _chain(matrices: Iterable[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
