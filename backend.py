@@ -244,7 +244,7 @@ class Backend:
     def download(self) -> Iterator[Event]:
         """Download the real weights for the next songs. Closing the generator stops the download."""
         try:
-            yield from hub.download(self.models.weights.wanted, lambda: False)
+            yield from hub.download(self.models.weights.wanted)
             self.models.refresh()
             yield Done((), {})
         except Exception as error:
@@ -296,7 +296,6 @@ class Backend:
                 folder=Path(job.folder),
                 widths=self.widths(),
                 uploads=(Path(gradio_utils.get_upload_folder()),),
-                cancelled=job.cancelled,
             )
             specs.append(spec)
         return replace(job, loras=tuple(specs))
@@ -306,7 +305,7 @@ class Backend:
         loaded, song = self.models, isinstance(request, SongRequest)
         if song or isinstance(request, DescribeRequest | AlignRequest):
             if loaded.weights.source == "hub":
-                yield from hub.download(loaded.weights.wanted, lambda: False)
+                yield from hub.download(loaded.weights.wanted)
                 loaded.refresh()
             if loaded.weights.folder is None:
                 missing = Problem("no_weights", "The model's weights are missing.")

@@ -39,7 +39,6 @@ SILENCE_SECONDS = 600.0
 READ_SECONDS = 20.0
 TICK_SECONDS = 0.4
 RETRIES, RETRY_SECONDS = 5, 1.0
-CHUNK_BYTES = 1 << 20
 SPARE_BYTES = 256_000_000
 
 PARTS = (
@@ -85,14 +84,14 @@ def language_model(variable: str, folder: str = "") -> Selection:
     return Selection(pattern, f"{start}config.json", "language model", variable)
 
 
-def download(repo_id: str, cancelled: Callable[[], bool], selection: Selection = PIPELINE) -> Iterator[Progress]:
+def download(repo_id: str, selection: Selection = PIPELINE) -> Iterator[Progress]:
     """Download a model from `repo_id` into the Hugging Face cache, continuing what an earlier download left.
 
     Yields an event at least every half second, `step` of `steps` in MB (10^6 bytes); one has a note with the size.
-    `cancelled` is asked at every event; closing the generator stops it too.
+    Closing the generator stops the download.
 
-    Raises StudioError if the hub cannot be reached, does not know the model or guards it, if the disk is too small, if
-    the network fails for good, and when it is stopped.
+    Raises StudioError if the hub cannot be reached, does not know the model or guards it, if the disk is too small, and
+    if the network fails for good.
     """
     if not is_repo_id(repo_id):
         raise StudioError("model_unknown", f'A model on Hugging Face is named "org/model", not {shown(repo_id)}.')
@@ -104,10 +103,10 @@ def download(repo_id: str, cancelled: Callable[[], bool], selection: Selection =
             raise StudioError("weights_unfit", missing)
         return [file for file in there if file.name in chosen]
 
-    yield from watched(Fetch(repo_id, choose, selection.variable), cancelled)
+    yield from watched(Fetch(repo_id, choose, selection.variable))
 
 
-def watched(fetch: Fetch, cancelled: Callable[[], bool]) -> Iterator[Progress]:
+def watched(fetch: Fetch) -> Iterator[Progress]:
     """Run `fetch` in a thread and yield its progress; events, closing and errors are those of `download`."""
     if _silent_until.get(constants.ENDPOINT, 0.0) > time.monotonic():
         raise _unreachable("it did not answer before")
@@ -115,9 +114,7 @@ def watched(fetch: Fetch, cancelled: Callable[[], bool]) -> Iterator[Progress]:
     worker.start()
     try:
         while worker.is_alive():
-            if cancelled():
-                raise _stopped()
-            if not fetch.answered.is_set() and fetch.seconds() > ASK_SECONDS:
+            if not fetch.commit and fetch.seconds() > ASK_SECONDS:
                 raise _unreachable("no answer")
             yield fetch.progress()
             worker.join(TICK_SECONDS)
@@ -158,10 +155,6 @@ Chooser = Callable[[list[RepoFile], bool], list[RepoFile]]
 """Picks from all files of a repository; also gets whether it is private or gated. Raises StudioError."""
 
 
-class _Stop(Exception):
-    """Ends the worker; nobody waits for its result any more."""
-
-
 class Fetch:
     """One download, in a thread of its own so that a network that hangs does not block whoever watches.
 
@@ -172,7 +165,7 @@ class Fetch:
     def __init__(self, repo_id: str, choose: Chooser, variable: str, token: Literal[False] | None = None):
         self.repo_id, self.storage = repo_id, storage_of(repo_id)
         self._choose, self._variable, self._token = choose, variable, token
-        self.stop, self.answered = threading.Event(), threading.Event()
+        self.stop = threading.Event()
         self.error: StudioError | None = None
         self.files: list[RepoFile] = []
         self.commit = self._note = ""
@@ -201,17 +194,12 @@ class Fetch:
                 for file in self.files:
                     self._fetch(file)
                 self._link()
-        except _Stop:
-            self.error = _stopped()
         except Exception as error:
             self.error = self._explained(error)
 
     def _ask(self) -> None:
-        try:
-            api = HfApi(endpoint=constants.ENDPOINT, token=self._token)
-            info = api.model_info(self.repo_id, files_metadata=True, timeout=ASK_SECONDS)
-        finally:
-            self.answered.set()
+        api = HfApi(endpoint=constants.ENDPOINT, token=self._token)
+        info = api.model_info(self.repo_id, files_metadata=True, timeout=ASK_SECONDS)
         there = [
             RepoFile(s.rfilename, s.lfs.size if s.lfs else s.size or 0, (s.lfs.sha256 if s.lfs else s.blob_id) or "")
             for s in info.siblings or []
@@ -239,7 +227,7 @@ class Fetch:
 
     def _pause(self, seconds: float = 0.0) -> None:
         if self.stop.wait(seconds):
-            raise _Stop
+            raise StudioError("cancelled", "The download was stopped.", hint=_STOPPED)
 
     def _measure(self) -> None:
         """Add up the download; raises StudioError if the disk has no room for it."""
@@ -265,20 +253,15 @@ class Fetch:
         return self._blob(file).with_name(f"{file.hash}.incomplete")
 
     def _present(self, file: RepoFile) -> int:
-        if _size(self._blob(file)) == file.size:
-            return file.size
-        have = _size(self._partial(file))
-        return have if have <= file.size else 0
+        return min(_size(self._blob(file)) or _size(self._partial(file)), file.size)
 
     def _fetch(self, file: RepoFile) -> None:
         if _size(self._blob(file)) == file.size:
             return
         partial, fruitless = self._partial(file), 0
         partial.parent.mkdir(parents=True, exist_ok=True)
-        if _size(partial) > file.size:
-            partial.unlink()
         partial.touch()
-        while (before := _size(partial)) != file.size:
+        while (before := _size(partial)) < file.size:
             try:
                 self._stream(file, partial)
             except errors.HfHubHTTPError as error:
@@ -291,7 +274,7 @@ class Fetch:
             if fruitless > RETRIES:
                 broke = f"The download broke off after {size_text(self._done)} of {size_text(self._total)}."
                 raise StudioError("download_broken", broke, hint=_STOPPED)
-            if _size(partial) != file.size:
+            if _size(partial) < file.size:
                 self._pause(RETRY_SECONDS)
         self._check(file, partial)
         partial.replace(self._blob(file))
@@ -322,9 +305,7 @@ class Fetch:
         if len(file.hash) == 40:
             digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
         with path.open("rb") as source:
-            while chunk := source.read(CHUNK_BYTES):
-                self._pause()
-                digest.update(chunk)
+            hashlib.file_digest(source, lambda: digest)
         if digest.hexdigest() != file.hash:
             path.unlink()
             damaged = f"{file.name} was damaged on the way."
@@ -335,7 +316,7 @@ class Fetch:
         for file in self.files:
             pointer = snapshot / file.name
             pointer.parent.mkdir(parents=True, exist_ok=True)
-            if _size(pointer) != file.size or not pointer.exists():
+            if not pointer.exists():
                 pointer.unlink(missing_ok=True)
                 pointer.symlink_to(os.path.relpath(self._blob(file), pointer.parent))
         reference = self.storage / "refs" / constants.DEFAULT_REVISION
@@ -383,10 +364,6 @@ def _unreachable(reason: str) -> StudioError:
     message = f"Hugging Face ({constants.ENDPOINT}) cannot be reached: {reason}."
     hint = f"Check this machine's network. The studio asks again from {when}, or after a restart."
     return StudioError("hub_unreachable", message, hint=hint)
-
-
-def _stopped() -> StudioError:
-    return StudioError("cancelled", "The download was stopped.", hint=_STOPPED)
 
 
 def _size(path: Path) -> int:

@@ -16,7 +16,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -95,7 +95,6 @@ def prepare(
     folder: Path,
     widths: Widths | None = None,
     uploads: Sequence[Path] = (),
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress]:
     """Return the `LoraSpec` for "org/repo", "org/repo:file" or an uploaded file; yield progress, mostly of downloads.
 
@@ -106,7 +105,7 @@ def prepare(
     if upload := _uploaded(source, uploads):
         path, named, revision, name = upload, "upload", "", upload.name
     elif hub_id(source):
-        path, named, revision = yield from _fetch(source, cancelled)
+        path, named, revision = yield from _fetch(source)
         name = named
     elif os.path.isabs(source):
         raise StudioError("lora_missing", "An uploaded LoRA is no longer here.", FIELD, "Add it again.")
@@ -266,7 +265,7 @@ def hub_allowed() -> bool:
     return not _on_space() or os.environ.get(HUB_VARIABLE, "") == "1"
 
 
-def _fetch(wanted: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
+def _fetch(wanted: str) -> Iterator[Progress]:
     """Download one LoRA into the Hugging Face cache; return (its path, "org/repo:file", the commit).
 
     If the hub cannot be reached, an earlier download is used.
@@ -280,7 +279,7 @@ def _fetch(wanted: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
     token = False if _on_space() else None
     running = hub.Fetch(repo_id, functools.partial(_choose_files, repo_id, file), "its name", token)
     try:
-        yield from hub.watched(running, cancelled)
+        yield from hub.watched(running)
         name, commit = running.files[0].name, running.commit
     except StudioError as error:
         problem = error.problem

@@ -36,7 +36,7 @@ def planner_slot(device: Callable[[], Device]) -> Slot:
         "The planner",
         find_planner,
         lambda weights: planner.load_planner(weights, device()),
-        lambda weights: hub.download(weights.repo, lambda: False, hub.language_model(PLANNER_VARIABLE, weights.inside)),
+        lambda weights: hub.download(weights.repo, hub.language_model(PLANNER_VARIABLE, weights.inside)),
         f"Songs can be made without it; {PLANNER_VARIABLE}=ACE-Step/acestep-5Hz-lm-0.6B is smaller.",
     )
 
@@ -46,7 +46,7 @@ def lyrics_slot(device: Callable[[], Device]) -> Slot:
         "The lyrics writer",
         find_writer,
         lambda weights: lyrics.build_writer(weights, device().kind),
-        lambda weights: hub.download(weights.wanted, lambda: False, hub.language_model(LYRICS_VARIABLE)),
+        lambda weights: hub.download(weights.wanted, hub.language_model(LYRICS_VARIABLE)),
         f"Close other programs, or name a smaller model in {LYRICS_VARIABLE}.",
     )
 
