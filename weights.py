@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -98,11 +99,8 @@ def find_writer() -> Weights:
 
 def snapshot_revision(folder: Path) -> str:
     """Return the commit of the snapshot that contains `folder`, links resolved; "" if there is none."""
-    parts = folder.resolve().parts
-    for storage, name, commit in zip(parts, parts[1:], parts[2:], strict=False):
-        if storage.startswith("models--") and name == "snapshots":
-            return commit
-    return ""
+    found = re.search("/models--[^/]*/snapshots/([^/]+)", folder.resolve().as_posix())
+    return found[1] if found else ""
 
 
 def is_turbo(weights: Weights) -> bool:
@@ -160,40 +158,37 @@ def _asked(variable: str) -> str:
 def _find(variable: str, default: str, engine: str, flaw: Callable[[Path], str | None]) -> Weights:
     """Look for a model in the folder that its variable names, else in ./models and the cache.
 
-    `flaw` returns what is wrong with a folder. Weights that are not found have a problem; if the variable names a
-    repository, they are to be downloaded, except on ZeroGPU.
+    `flaw` returns what is wrong with an existing folder. Weights that are not found have a problem; if the variable
+    names a repository, they are to be downloaded, except on ZeroGPU.
     """
     asked = _asked(variable)
     wanted, index = asked or default, INDEX if variable == MODEL_VARIABLE else "config.json"
     repo, inside = wanted if is_repo_id(wanted) else "", ""
     if variable == PLANNER_VARIABLE:
         repo, inside = _on_the_hub(wanted)
-    problem = missing = _missing(variable, repo, inside)
+    problem = missing = missing_model(repo, inside, variable)
     nothing = Weights(wanted, None, "none", "", engine, missing, wanted, repo, inside)
-    if asked and (_looks_like_folder(asked) or not repo):
+    if asked.startswith(("/", "./", "../", "~")) or asked in (".", "..") or (asked and os.path.lexists(asked)):
         folder = Path(os.path.expanduser(asked)).absolute()  # unlike Path.expanduser, keeps an unknown ~user
         if variable == PLANNER_VARIABLE and not (folder / index).exists() and (folder / SUBFOLDER).is_dir():
             folder /= SUBFOLDER
-        if reason := flaw(folder):
-            problem = _unfit(variable, str(folder), reason)
-            if not _looks_like_folder(asked):
-                others = ", or preview" if variable == MODEL_VARIABLE else ", preview or off"
-                named = f'a folder, a model on Hugging Face like "{default}"{others}'
-                problem = _gone(variable, f"{variable} must be {named}, not {shown(asked)}.")
-            return replace(nothing, problem=problem)
+        if reason := _folder_flaw(folder) or flaw(folder):
+            return replace(nothing, problem=_unfit(variable, str(folder), reason))
         return Weights(folder.name, folder, "variable", "", engine, None, folder.name)
+    if not repo:
+        others = ", or preview" if variable == MODEL_VARIABLE else ", preview or off"
+        named = f'a folder, a model on Hugging Face like "{default}"{others}'
+        return replace(nothing, problem=_gone(variable, f"{variable} must be {named}, not {shown(asked)}."))
     cached = try_to_load_from_cache(repo, f"{inside}/{index}".lstrip("/"), cache_dir=constants.HF_HUB_CACHE)
     places = {"models": MODELS_FOLDER.joinpath(*repo.split("/"), inside)}
     if isinstance(cached, str):
         places["cache"] = Path(cached).parent
     for source, folder in places.items():
-        if not os.path.lexists(folder):
-            continue
-        reason = flaw(folder)
+        reason = _folder_flaw(folder) or flaw(folder)
         if reason is None:
             return replace(nothing, folder=folder, source=source, revision=snapshot_revision(folder), problem=None)
         # A download completes an incomplete copy in the cache.
-        if source == "models" or not asked:
+        if reason != _NO_FOLDER and (source == "models" or not asked):
             place = wanted if source == "cache" else str(folder.relative_to(MODELS_FOLDER.parent))
             problem = _unfit(variable, place, reason)
     to_download = asked and problem is missing and not on_zerogpu()
@@ -213,10 +208,6 @@ def _preview(problem: Problem | None) -> Weights:
     return Weights(PREVIEW, preview.expected_folder(), "preview", "", "preview", problem, DEFAULT_MODEL)
 
 
-def _looks_like_folder(text: str) -> bool:
-    return text.startswith(("/", "./", "../", "~")) or text in (".", "..") or os.path.lexists(text)
-
-
 def _on_the_hub(text: str) -> tuple[str, str]:
     """Split "org/repo/folder" into repository and folder; two empty strings if it is not such a name."""
     parts = text.split("/")
@@ -234,11 +225,7 @@ def _writer_engine() -> Literal["transformers", "mlx"]:
 # --- problems -----------------------------------------------------------------------------------------------------
 
 
-def missing_model(wanted: str) -> Problem:
-    return _missing(MODEL_VARIABLE, wanted)
-
-
-def _missing(variable: str, repo: str, inside: str = "") -> Problem:
+def missing_model(repo: str, inside: str = "", variable: str = MODEL_VARIABLE) -> Problem:
     """Say that a model is not on this machine, and how to get it there."""
     name = f"{repo}/{inside}".rstrip("/")
     size = f" ({WRITER_GB[name]:g} GB)" if name in WRITER_GB else ""
@@ -273,17 +260,15 @@ def unusable(name: str, reason: str) -> Problem:
 
 
 def _folder_flaw(folder: Path) -> str | None:
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return None
-    if folder.is_symlink() and not folder.exists():
-        return f"it is a link to {os.readlink(folder)}, which does not exist"
-    return "it is not a folder" if folder.exists() else _NO_FOLDER
+    if os.path.exists(folder):
+        return "it is not a folder"
+    return f"it is a link to {os.readlink(folder)}, which does not exist" if os.path.islink(folder) else _NO_FOLDER
 
 
 def _model_flaw(folder: Path) -> str | None:
     """Check an ACE-Step checkpoint in diffusers layout."""
-    if flaw := _folder_flaw(folder):
-        return flaw
     index = read_json(folder / INDEX)
     if index is None:
         state = "cannot be read" if (folder / INDEX).is_file() else "is missing"
@@ -291,12 +276,11 @@ def _model_flaw(folder: Path) -> str | None:
     if index.get("_class_name") != "AceStepPipeline":
         return f"{INDEX} describes {shown(index.get('_class_name'))}, not AceStepPipeline"
     for part in PARTS:
-        if not _is_listed(index, part):
-            if part in OPTIONAL_PARTS:
-                continue
+        if _is_listed(index, part):
+            if flaw := _part_flaw(folder / part):
+                return f"{part}/{flaw}"
+        elif part not in OPTIONAL_PARTS:
             return f"{INDEX} does not list {part}"
-        if flaw := _part_flaw(folder / part):
-            return f"{part}/{flaw}"
     return None
 
 
@@ -313,8 +297,6 @@ def _part_flaw(folder: Path) -> str | None:
 
 
 def _planner_flaw(folder: Path) -> str | None:
-    if not folder.is_dir():
-        return _NO_FOLDER
     config = read_json(folder / "config.json")
     if config is None or not config.get("model_type"):
         return "its config.json is missing or cannot be read, so it is no language model in transformers layout"
@@ -333,8 +315,6 @@ def _planner_flaw(folder: Path) -> str | None:
 
 def _writer_flaw(folder: Path, engine: str) -> str | None:
     """Check a chat model."""
-    if flaw := _folder_flaw(folder):
-        return flaw
     config = read_json(folder / "config.json")
     if config is None:
         return "config.json is missing or cannot be read"
