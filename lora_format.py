@@ -80,17 +80,8 @@ class Tensor:
     end: int
 
 
-@dataclass(frozen=True)
-class Header:
-    """The tensors by name, the file's `metadata`, and its `size` in bytes."""
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    size: int
-
-
-def read_header(path: str | Path) -> Header:
-    """Read and check the header of a safetensors file, but not the tensors.
+def read_header(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read and check the header of a safetensors file, not its tensors; return the entries and the metadata.
 
     Raises Refusal if the file is too large, cut off, not safetensors, or its header contradicts itself or the file.
     """
@@ -118,7 +109,7 @@ def read_header(path: str | Path) -> Header:
                 tensors[name] = Tensor(dtype, tuple(shape), 8 + length + begin, 8 + length + end)
             case _:  # safetensors also reads a list in place of an object, which nobody writes
                 raise broken(f"its header is damaged ({shown(name)})")
-    return Header(tensors, metadata, size)
+    return tensors, metadata
 
 
 def _read_number(path: str | Path, tensor: Tensor) -> float:
@@ -135,16 +126,9 @@ def _read_number(path: str | Path, tensor: Tensor) -> float:
 
 
 def parse_json(data: bytes, what: str) -> dict[str, Any]:
-    """Parse an untrusted JSON object; repeated keys, NaN and deep nesting count as bad syntax."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(value := dict(pairs)) != len(pairs):
-            raise ValueError("a key is repeated")
-        return value
-
+    """Parse an untrusted JSON object; of repeated keys the last counts, as in safetensors."""
     try:
-        # int() raises ValueError for NaN and Infinity.
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=int)
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -284,9 +268,7 @@ _PREFIX = re.compile(
     r"(lora_(unet|transformer|decoder)_|lycoris_)?"
     r"((base_model[._]model|diffusion_model|transformer|model|decoder|module)[._])*"
 )
-_ENCODERS = re.compile(
-    r"(lora_te\d?_|condition_|text_)?(encoder[._]|lyric_encoder|timbre_encoder|text_projector)|lora_te"
-)
+_ENCODERS = re.compile(r"(condition_|text_)?(encoder[._]|lyric_encoder|timbre_encoder|text_projector)|lora_te")
 _FORMATS = {
     **{"base_model.model.": "PEFT", "transformer.": "diffusers", "diffusion_model.": "ComfyUI", "decoder.": "ComfyUI"},
     **{"lora_unet_": "kohya", "lycoris_": "LyCORIS", "lora_": "kohya"},
@@ -319,7 +301,6 @@ class Layer:
 class Layout:
     """A file that was understood; `made_for` is "XL", "2B", or "" if it fits neither."""
 
-    size: int
     format: str
     layers: tuple[Layer, ...]
     made_for: str
@@ -333,31 +314,35 @@ def read_layout(path: str | Path, widths: Widths | None, config: PeftConfig | No
 
     Raises Refusal if the file is damaged, of a kind that cannot be applied, or made for another model.
     """
-    header = read_header(path)
+    tensors, metadata = read_header(path)
     if config is None:
-        values = parse_json(header.metadata.get("lora_adapter_metadata", "{}").encode(errors="replace"), "its metadata")
+        values = parse_json(metadata.get("lora_adapter_metadata", "{}").encode(errors="replace"), "its metadata")
         config = _peft_config({key.removeprefix("transformer."): value for key, value in values.items()})
     layers = []
-    for module, (name, keys) in _by_module(header, widths).items():
-        shape, factors, rank = _factors(header, name, keys)
+    for module, (name, keys) in _by_module(tensors, widths).items():
+        shape, factors, rank = _factors(tensors, name, keys)
         alpha = config.alpha_of(name)
         if key := keys.get("alpha"):
-            alpha = _positive(_read_number(path, header.tensors[key]))
+            alpha = _positive(_read_number(path, tensors[key]))
         scale = 1.0
         if alpha is not None and rank is not None:
             scale = alpha / (math.sqrt(rank) if config.rslora else rank)
         layers.append(Layer(module, shape, factors, keys.get("dora_scale", ""), scale, alpha, rank))
-    made_for = next((kind for kind, known in KNOWN_MODELS.items() if _misfit(layers, known) is None), "")
+    shapes = {layer.module: layer.shape for layer in layers}
+    made_for = next((kind for kind, known in KNOWN_MODELS.items() if shapes.items() <= known.items()), "")
     _check_fit(layers, widths, made_for)
-    format_of_file = "LoKr" if all(len(layer.factors) == 2 for layer in layers) else _format(header)
-    return Layout(header.size, format_of_file, tuple(layers), made_for)
+    first = next(iter(tensors))
+    form = next((name for prefix, name in _FORMATS.items() if first.startswith(prefix)), "plain")
+    if all(len(layer.factors) == 2 for layer in layers):
+        form = "LoKr"
+    return Layout(form, tuple(layers), made_for)
 
 
-def _by_module(header: Header, widths: Widths | None) -> dict[str, tuple[str, dict[str, str]]]:
+def _by_module(tensors: Mapping[str, Tensor], widths: Widths | None) -> dict[str, tuple[str, dict[str, str]]]:
     """Sort the keys by module: its name in the file, and the key for each role ("down", "lokr_w1_a", "alpha", ...)."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
     unknown, known = [], _spellings(widths)
-    for key in header.tensors:
+    for key in tensors:
         if odd := next((kind for mark, kind in _ODD if mark.search(key)), None):
             raise _unsupported(odd)
         match = _KEY.fullmatch(key)
@@ -371,7 +356,7 @@ def _by_module(header: Header, widths: Widths | None) -> dict[str, tuple[str, di
             raise broken(f"two of its keys are for {module}")
         keys[role] = key
     if unknown:
-        raise _unknown_keys(unknown, header, bool(found))
+        raise _unknown_keys(unknown, tensors, bool(found))
     if not found:
         raise broken("it holds no tensors")
     return found
@@ -392,21 +377,15 @@ def _bare(name: str) -> str:
     return name[_PREFIX.match(name).end() :]
 
 
-def _format(header: Header) -> str:
-    first = next(iter(header.tensors))
-    return next((name for prefix, name in _FORMATS.items() if first.startswith(prefix)), "plain")
-
-
-def _unknown_keys(unknown: list[str], header: Header, in_part: bool) -> Refusal:
+def _unknown_keys(unknown: list[str], tensors: Mapping[str, Tensor], in_part: bool) -> Refusal:
     first = shown(unknown[0], 80)
     if any(_ENCODERS.match(_bare(key)) for key in unknown):
         return _unsupported(f"changes more than the transformer (the first such key is {first})")
     if in_part:
-        rest = f"would act only in part: {len(unknown)} of its {len(header.tensors)} tensors are for layers that "
+        rest = f"would act only in part: {len(unknown)} of its {len(tensors)} tensors are for layers that "
         rest += f"ACE-Step 1.5 does not have or that cannot be adapted (the first is {first})"
         return Refusal("lora_unfit", rest)
-    old = [key for key in unknown if "transformer_blocks" in key]
-    if any("cross_attn" in key or 2560 in header.tensors[key].shape for key in old):
+    if any("transformer_blocks" in key and ("cross_attn" in key or 2560 in tensors[key].shape) for key in unknown):
         rest = "was made for the first ACE-Step (v1), which has different layers"
         return Refusal("lora_unfit", rest, "Use a LoRA for ACE-Step 1.5.")
     hint = "It was made for another model, or by a program whose names are not known here."
@@ -414,13 +393,13 @@ def _unknown_keys(unknown: list[str], header: Header, in_part: bool) -> Refusal:
 
 
 def _factors(
-    header: Header, name: str, keys: Mapping[str, str]
+    tensors: Mapping[str, Tensor], name: str, keys: Mapping[str, str]
 ) -> tuple[tuple[int, int], tuple[tuple[str, ...], ...], int | None]:
     """Return (out, in) of the change to one module, its factors as in `Layer`, and its rank."""
     flaw = broken(f"the tensors for {shown(name, 60)} do not belong together")
     shapes = {}
     for role, key in keys.items():
-        tensor = header.tensors[key]
+        tensor = tensors[key]
         if role == "alpha":
             continue
         if len(tensor.shape) > 2:
@@ -449,12 +428,8 @@ def _factors(
     return (out, into), tuple(factors), rank
 
 
-def _misfit(layers: list[Layer], widths: Widths) -> Layer | None:
-    return next((layer for layer in layers if widths.get(layer.module) != layer.shape), None)
-
-
 def _check_fit(layers: list[Layer], widths: Widths | None, made_for: str) -> None:
-    layer = _misfit(layers, widths or {})
+    layer = next((layer for layer in layers if (widths or {}).get(layer.module) != layer.shape), None)
     if layer is None or (widths is None and made_for):
         return
     if made_for:

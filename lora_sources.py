@@ -79,7 +79,6 @@ class LoraSpec:
     `source` is for the record: "org/repo:file" or "upload", with the `revision` of the repository; never a path.
     """
 
-    name: str
     source: str
     path: str
     weight: float
@@ -116,7 +115,7 @@ def prepare(
     with about(name):
         path, config = _opened(path, folder)
         info = _described(path, name, config, widths)
-    return LoraSpec(name, named, str(path), float(weight), info, config, revision)
+    return LoraSpec(named, str(path), float(weight), info, config, revision)
 
 
 def inspect(path: str | Path, widths: Widths | None = None) -> LoraInfo:
@@ -161,7 +160,7 @@ def _opened(path: Path, folder: Path) -> tuple[Path, PeftConfig | None]:
     if path.is_dir():
         path = path / PEFT_FILE
     config = path.with_name(CONFIG_FILE)
-    by_peft = path.name == PEFT_FILE or any(name.startswith("base_model.model.") for name in read_header(path).tensors)
+    by_peft = path.name == PEFT_FILE or any(name.startswith("base_model.model.") for name in read_header(path)[0])
     if not by_peft or not config.is_file():
         return path, None
     with config.open("rb") as file:
@@ -177,7 +176,7 @@ def _described(path: Path, name: str, config: PeftConfig | None, widths: Widths 
         ranks=tuple(sorted({layer.rank for layer in layout.layers if layer.rank is not None})),
         alphas=alphas,
         modules=len(layout.layers),
-        size=layout.size,
+        size=path.stat().st_size,
         sha256=sha256_of(path),
         made_for=layout.made_for,
         fits=None if widths is None else True,
@@ -209,11 +208,8 @@ def _unpack(archive: Path, folder: Path) -> Path:
 
 def _check_directory(archive: Path) -> None:
     """Look at the end of a zip, since zipfile reads its whole directory into memory, however long it is."""
-    size = archive.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise _bad_zip(f"it is {size / 1e9:.1f} GB; the limit is {MAX_FILE_BYTES / 1e9:g} GB")
     with archive.open("rb") as file:
-        file.seek(max(size - 22 - 65_535 - 20, 0))
+        file.seek(max(archive.stat().st_size - 22 - 65_535 - 20, 0))
         tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) < at + 22 or b"PK\x06\x07" in tail[max(at - 20, 0) : at]:

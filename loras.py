@@ -101,7 +101,7 @@ def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
     _acting[transformer] = adapters, hooks
     return [
         {
-            **{"name": spec.name, "source": spec.source, "revision": spec.revision, "weight": spec.weight},
+            **{"name": spec.info.name, "source": spec.source, "revision": spec.revision, "weight": spec.weight},
             **{"sha256": spec.info.sha256, "format": spec.info.format},
             **{"ranks": list(spec.info.ranks), "alphas": list(spec.info.alphas)},
             "modules": len(adapters[_key(spec)]),
@@ -126,7 +126,7 @@ def _load(pipe: Any, spec: LoraSpec) -> Adapter:
     """Read an adapter onto the pipeline's device in the transformer's dtype, from the very file that was checked."""
     from safetensors import SafetensorError, safe_open
 
-    with about(spec.name):
+    with about(spec.info.name):
         if sha256_of(spec.path) != spec.info.sha256:
             raise Refusal("lora_changed", "has changed since it was chosen", "Add it again.")
         layout = read_layout(spec.path, widths_of_pipe(pipe), spec.config)
@@ -150,9 +150,8 @@ def _change(pipe: Any, layer: Layer, file: Any) -> _Change:
     change = _Change(layer.scale, tuple(tuple(placed(key) for key in factor) for factor in layer.factors))
     if not layer.lengths:
         return change
-    return change.stretched(
-        pipe.transformer.get_submodule(layer.module).weight, _finite(file.get_tensor(layer.lengths))
-    )
+    weight = pipe.transformer.get_submodule(layer.module).weight
+    return change.stretched(weight, _finite(file.get_tensor(layer.lengths)))
 
 
 def _finite(tensor: torch.Tensor) -> torch.Tensor:

@@ -163,7 +163,7 @@ def test_a_failure_is_a_sentence_and_leaves_the_previous_set_active(pipe, pipe_x
         with pytest.raises(StudioError) as caught:
             loras.reconcile(pipe, [other, bad])
         assert (caught.value.problem.code, caught.value.problem.field) == (code, "options.loras")
-        assert f'"{bad.name}"' in caught.value.problem.message
+        assert f'"{bad.info.name}"' in caught.value.problem.message
         assert torch.equal(song(pipe), before), code
     # The worker looks itself whether a LoRA fits.
     with pytest.raises(StudioError, match="96 by 64"):

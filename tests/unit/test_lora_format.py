@@ -27,7 +27,6 @@ BROKEN = {
     "no JSON": wrap(b"not json"),
     "NaN": wrap(b'{"a":NaN}'),
     "deep": wrap(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
-    "twice the same key": wrap(b'{"a":1,"a":1}'),
     "an entry that is a number": wrap(b'{"a":1}'),
     "an entry that is a list": wrap(b'{"a":["F16",[2],[0,4]]}', bytes(4)),
     "a type that is an object": one(dtype={"F16": None}),
@@ -66,7 +65,7 @@ def test_a_header_of_640_bytes_is_no_pickle(lora):
     (short,) = struct.unpack("<Q", blob(attention(), {"a": ""})[:8])
     content = blob(attention(), {"a": "x" * (640 - short)})
     assert content.startswith(b"\x80\x02")
-    assert read_header(lora(content)).metadata
+    assert read_header(lora(content))[1]
 
 
 def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path):
@@ -99,12 +98,12 @@ def test_fuzzed_files_are_read_like_the_library_reads_them_or_refused(lora):
                 del content[at : at + draw.randint(1, 8)]
         path = lora(bytes(content))
         try:
-            header = read_header(path)
+            tensors, _ = read_header(path)
         except Refusal:
             continue
         accepted += 1
         with safe_open(path, "np") as file:
-            assert set(file.keys()) == set(header.tensors)
+            assert set(file.keys()) == set(tensors)
     assert accepted < 300
 
 

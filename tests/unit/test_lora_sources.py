@@ -71,7 +71,7 @@ def test_a_zip_gives_its_two_files_and_nothing_else(tmp_path, folder):
     path.write_bytes(zipped(entries))
     private.mkdir()
     spec = prepared(str(path), folder=private, uploads=[tmp_path])
-    assert spec.info.alphas == (6.0,) and spec.name == "mine.zip" and spec.source == "upload"
+    assert spec.info.alphas == (6.0,) and spec.info.name == "mine.zip" and spec.source == "upload"
     kept = [file for file in private.rglob("*") if file.is_file()]
     assert sorted(file.name for file in kept) == ["adapter_config.json", "adapter_model.safetensors"]
     assert Path(spec.path).read_bytes() == WEIGHTS
@@ -177,7 +177,7 @@ def test_a_repository_gives_one_file_and_its_json_also_without_the_network(serve
     events, again = [], []
     spec = prepared(REPO, 0.8, events=events, widths=KNOWN_MODELS["XL"])
     assert sorted(server.fetched) == ["adapter_config.json", "adapter_model.safetensors"]
-    assert (spec.name, spec.source) == (f"{REPO}:adapter_model.safetensors",) * 2
+    assert (spec.info.name, spec.source) == (f"{REPO}:adapter_model.safetensors",) * 2
     assert (spec.revision, spec.info.alphas, spec.info.fits) == (COMMIT, (6.0,), True)
     assert Path(spec.path).read_bytes() == WEIGHTS
     assert {event.stage for event in events} == {"downloading", "preparing"}
