@@ -12,20 +12,17 @@ so that the last bit of another processor's arithmetic does not change the files
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-from filelock import FileLock
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +45,6 @@ SIZE, TEXT_SIZE = 96, 48
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
-_lock = threading.Lock()
-
 
 def checkpoint_folder() -> Path:
     """Return the folder of the trained checkpoint if it is there and intact, else that of a random one."""
@@ -57,17 +52,16 @@ def checkpoint_folder() -> Path:
 
 
 def random_folder() -> Path:
-    """Return the folder of the random checkpoint, which is made in the cache if missing or damaged.
+    """Return the folder of the random checkpoint, which is made in the cache if missing.
 
     The cache is the folder that ACE_STUDIO_CACHE names, else ~/.cache/ace-music-studio. Any number of threads and
-    processes may call this at once. If the cache is not writable, the checkpoint is made in a temporary folder that
-    lasts as long as this process. Raises OSError if that fails, too.
+    processes may call this at once. Raises OSError if the cache cannot be written to.
     """
     return _kept_folder("preview", make_checkpoint)
 
 
 def expected_folder(name: str = "preview") -> Path:
-    """Return the folder that `checkpoint_folder` will return if the cache is writable; makes nothing."""
+    """Return the folder that `checkpoint_folder` will return; makes nothing."""
     return TRAINED if name == "preview" and _is_whole(TRAINED) else _cache() / f"{name}-{_version()}"
 
 
@@ -81,65 +75,50 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*torch.nn.utils.weight_norm", category=FutureWarning)
 
 
-def make_checkpoint(folder: Path, *, xl: bool = False, turbo: bool = False, seed: int = 0) -> Path:
+def make_checkpoint(folder: Path, *, xl: bool = False) -> Path:
     """Write a tiny ACE-Step checkpoint in diffusers layout into `folder` and return it.
 
     By default it has the shape of the 2B models, whose conditions are as wide as the transformer; with `xl` that of the
-    XL models, whose conditions are narrower. `turbo` marks it as distilled. Equal arguments give equal bytes.
+    XL models, whose conditions are narrower. Equal arguments give equal bytes.
     """
     import torch
     from diffusers import AceStepPipeline, FlowMatchEulerDiscreteScheduler
 
     quiet_libraries()
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(0)
     tokenizer = make_tokenizer()
     with torch.no_grad():
         vae, silence = _vae(generator)
-        parts = _parts(generator, len(tokenizer), xl, turbo)
+        parts = _parts(generator, len(tokenizer), xl)
     parts["condition_encoder"].silence_latent = silence.expand(1, SILENCE_FRAMES, LATENT_CHANNELS).contiguous()
     parts |= {"vae": vae, "tokenizer": tokenizer}
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0)
     AceStepPipeline(**parts, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
-    write_manifest(folder)
     return folder
 
 
-def make_tokenizer(marks: tuple[str, ...] = (), closed: bool = True, **settings: Any) -> Qwen2Tokenizer:
+def make_tokenizer(family: Family | None = None, marks: tuple[str, ...] = ()) -> Qwen2Tokenizer:
     """Build a byte-level BPE tokenizer with Qwen's splitting rules.
 
-    `marks` are tokens that stand for themselves without being special, as <think> in Qwen3. `closed` ends every text
-    with <|endoftext|>, as Qwen3-Embedding's does. `settings` override the tokenizer's defaults.
+    Without a `family` it ends every text with <|endoftext|>, as Qwen3-Embedding's does; with one it is a chat model's.
+    `marks` are tokens that stand for themselves without being special, as <think> in Qwen3.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
-    from tokenizers.models import BPE
+    from tokenizers import AddedToken, processors
     from transformers import Qwen2Tokenizer
-    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-    tokenizer = Tokenizer(BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-    whole_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, whole_bytes])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=list(SPECIAL_TOKENS),
-        show_progress=False,
+    end, turn, turn_end = SPECIAL_TOKENS
+    tokenizer = Qwen2Tokenizer(unk_token=None, eos_token=end, pad_token=end).train_new_from_iterator(
+        _training_text(), VOCABULARY, new_special_tokens=[turn, turn_end], show_progress=False
     )
-    tokenizer.train_from_iterator(_training_text(), trainer)
-    end = SPECIAL_TOKENS[0]
-    if closed:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+    tokenizer.model_max_length = 131_072
+    if family:
+        tokenizer.eos_token, tokenizer.chat_template = turn_end, TEMPLATES[family]
+    else:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, tokenizer.convert_tokens_to_ids(end))]
         )
     tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
-    defaults = {
-        **{"eos_token": end, "pad_token": end, "unk_token": None},
-        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
-        **{"padding_side": "right", "model_max_length": 131_072},
-    }
-    return Qwen2Tokenizer(tokenizer_object=tokenizer, **{**defaults, **settings})
+    return tokenizer
 
 
 def filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
@@ -155,7 +134,7 @@ def filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Mod
 
 
 def write_manifest(folder: Path) -> None:
-    """List every file with its hash. Written last: a folder with a manifest is complete."""
+    """List every file of a checkpoint with its hash."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     (folder / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
@@ -178,49 +157,26 @@ def _cache() -> Path:
 
 
 def _kept_folder(name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder of the cache as `random_folder` does; `make` fills it, with its manifest last."""
-    with _lock:
-        try:
-            return _in_cache(_cache(), f"{name}-{_version()}", make)
-        except (OSError, NotImplementedError):  # the latter from a file system without locks
-            return _in_cache(Path(_temporary_cache().name), f"{name}-{_version()}", make)
-
-
-def _in_cache(cache: Path, name: str, make: Callable[[Path], object]) -> Path:
-    folder = cache / name
-    if _is_intact(folder):
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "preview.lock"):
-        if _is_intact(folder):
-            return folder
-        # We hold the lock, so these were left behind by a process that died.
-        for leftover in cache.glob(".preview-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=".preview-", dir=cache, ignore_cleanup_errors=True) as aside:
-            made, damaged = Path(aside, "made"), Path(aside, "damaged")
+    """Return a folder of the cache; `make` fills it if it is missing."""
+    folder = _cache() / f"{name}-{_version()}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".preview-", dir=folder.parent) as aside:
+            made = Path(aside, "made")
             make(made)
-            if folder.exists() or folder.is_symlink():
-                folder.rename(damaged)
-            made.rename(folder)
+            with contextlib.suppress(OSError):  # another process was faster
+                made.rename(folder)
     return folder
 
 
 @functools.cache
-def _temporary_cache() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="ace-music-studio-")
-
-
-def _is_intact(folder: Path) -> bool:
+def _is_whole(folder: Path) -> bool:
+    """Return whether a checkpoint has the bytes that its manifest lists; it must not change while the studio runs."""
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == hashes[name] for name in hashes)
     except (OSError, ValueError):
         return False
-
-
-# For the trained checkpoint, which is many megabytes and does not change while the studio runs.
-_is_whole = functools.cache(_is_intact)
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
@@ -252,7 +208,7 @@ def text_config(vocabulary: int, size: int, layers: int, head_dim: int) -> Qwen3
     return Qwen3Config(**_qwen_shape(vocabulary, size, layers), **ids, head_dim=head_dim, tie_word_embeddings=True)
 
 
-def _parts(generator: torch.Generator, vocabulary: int, xl: bool, turbo: bool) -> dict[str, nn.Module]:
+def _parts(generator: torch.Generator, vocabulary: int, xl: bool) -> dict[str, nn.Module]:
     """Build all models but the VAE."""
     from diffusers import AceStepTransformer1DModel
     from diffusers.pipelines import ace_step
@@ -269,7 +225,7 @@ def _parts(generator: torch.Generator, vocabulary: int, xl: bool, turbo: bool) -
         **{"num_attention_heads": 2, "num_key_value_heads": 1},
         "head_dim": 64 if xl else 48,  # the XL models' queries are wider than their hidden states
         **{"in_channels": 3 * LATENT_CHANNELS, "audio_acoustic_hidden_dim": LATENT_CHANNELS},
-        **{"encoder_hidden_size": condition_size, "is_turbo": turbo, "model_version": "turbo" if turbo else "sft"},
+        **{"encoder_hidden_size": condition_size, "is_turbo": False, "model_version": "sft"},
     }
     codes = {"hidden_size": 48, "intermediate_size": 96, "audio_acoustic_hidden_dim": LATENT_CHANNELS, "head_dim": 16}
     builds = {
@@ -369,7 +325,7 @@ Family = Literal["qwen2", "qwen3"]
 THINK = ("<think>", "</think>")
 
 # Qwen's templates without their branches for tools. Version 2.5 adds a system prompt if the first message is none.
-# Version 3 does not; it removes the thoughts from earlier answers and sets those of the last one in two lines.
+# Version 3 does not; it sets the thoughts of an answer in two lines. It would also remove those of earlier answers.
 TEMPLATES: dict[Family, str] = {
     "qwen2": (
         "{%- if messages[0]['role'] != 'system' %}"
@@ -379,15 +335,11 @@ TEMPLATES: dict[Family, str] = {
         "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
     ),
     "qwen3": (
-        "{%- set found = namespace(question=messages|length - 1) %}{%- for message in messages %}"
-        "{%- if message.role == 'user' %}{%- set found.question = loop.index0 %}{%- endif %}"
-        "{%- endfor %}{%- for message in messages %}{%- set content = message.content %}"
-        "{%- if message.role == 'assistant' %}{%- set thoughts = '' %}{%- if '</think>' in content %}"
-        "{%- set thoughts = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}"
-        "{%- set content = content.split('</think>')[-1].lstrip('\\n') %}"
-        "{%- endif %}{%- if loop.index0 > found.question and (loop.last or thoughts) %}"
-        "{%- set content = '<think>\\n' + thoughts.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') %}"
-        "{%- endif %}{%- endif %}{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}"
+        "{%- for message in messages %}{%- set content = message.content %}{%- if message.role == 'assistant' %}"
+        "{%- set thoughts, _, answer = content.rpartition('</think>') %}"
+        "{%- set thoughts = '<think>\\n' + thoughts.split('<think>')[-1].strip('\\n') + '\\n</think>' %}"
+        "{%- set content = thoughts + '\\n\\n' + answer.lstrip('\\n') %}{%- endif %}"
+        "{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}"
         "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
         "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
         "{%- endif %}{%- endif %}"
@@ -402,11 +354,11 @@ def language_model_folder(family: Family, audio_codes: int = 0) -> Path:
 
 
 def expected_language_model_folder(family: Family, audio_codes: int = 0) -> Path:
-    """Return the folder that `language_model_folder` will return if the cache is writable; makes nothing."""
+    """Return the folder that `language_model_folder` will return; makes nothing."""
     return expected_folder(f"preview-{family}-{audio_codes}")
 
 
-def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0, seed: int = 0) -> Path:
+def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0) -> Path:
     """Write a tiny causal language model with its tokenizer into `folder` and return it.
 
     Its tokens are those of a byte-level BPE, <|endoftext|>, <|im_start|>, <|im_end|>, then <think>, </think> and
@@ -416,10 +368,8 @@ def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0, s
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     quiet_libraries()
-    end, _, turn_end = SPECIAL_TOKENS
-    marks = (*THINK, *(f"<|audio_code_{number}|>" for number in range(audio_codes)))
-    tokenizer = make_tokenizer(marks, closed=False, eos_token=turn_end, chat_template=TEMPLATES[family])
-    pad, eos = tokenizer.convert_tokens_to_ids([end, turn_end])
+    tokenizer = make_tokenizer(family, (*THINK, *(f"<|audio_code_{number}|>" for number in range(audio_codes))))
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     shape = _qwen_shape(len(tokenizer), TEXT_SIZE, layers=2)
     # If input and output shared one matrix, a model without learnt layers would repeat its last token.
     shape |= {"bos_token_id": pad, "pad_token_id": None, "eos_token_id": eos, "tie_word_embeddings": False}
@@ -432,9 +382,8 @@ def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0, s
         build = functools.partial(Qwen3ForCausalLM, Qwen3Config(**shape, head_dim=16))
         settings |= {"temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.0}
     with torch.no_grad():
-        model = filled(build, torch.Generator("cpu").manual_seed(seed))
+        model = filled(build, torch.Generator("cpu").manual_seed(0))
     model.generation_config.update(**settings)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_manifest(folder)
     return folder

@@ -200,13 +200,11 @@ def _write_language_model(
 ) -> None:
     import torch
 
-    turn_end = preview.SPECIAL_TOKENS[2]
-    template = preview.TEMPLATES[family]
-    tokenizer = preview.make_tokenizer(marks, closed=False, eos_token=turn_end, chat_template=template)
+    tokenizer = preview.make_tokenizer(family, marks)
     model = filled(build, torch.Generator().manual_seed(0))
     if model.config.tie_word_embeddings:
         model.tie_weights()
-    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(turn_end)
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder, max_shard_size=SHARD)
     tokenizer.save_pretrained(folder)
 

@@ -1,4 +1,4 @@
-"""The built-in checkpoint: made once, the same everywhere, repaired where it is damaged, and sound at every length."""
+"""The built-in checkpoint: made once, the same everywhere, and sound at every length."""
 
 from __future__ import annotations
 
@@ -74,18 +74,14 @@ def test_the_xl_shape_has_narrower_conditions(pipe, pipe_xl):
 
 
 @pytest.mark.slow
-def test_equal_arguments_give_equal_bytes_and_seed_and_turbo_others(tiny, tmp_path):
+def test_it_has_equal_bytes_everywhere_and_leaves_the_global_generator_alone(tiny, tmp_path):
     code = f"import pathlib, preview; preview.make_checkpoint(pathlib.Path({str(tmp_path / 'elsewhere' / 'a')!r}))"
     other = in_new_process(code)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    preview.make_checkpoint(tmp_path / "seed", seed=1)
-    preview.make_checkpoint(tmp_path / "turbo", turbo=True)
+    preview.make_checkpoint(tmp_path / "here")
     assert torch.equal(torch.get_rng_state(), state)
-    weights = "transformer/diffusion_pytorch_model.safetensors"
-    assert hashes(tmp_path / "seed")[weights] != hashes(tiny)[weights]
-    config = json.loads((tmp_path / "turbo" / "transformer" / "config.json").read_text())
-    assert config["is_turbo"] and config["model_version"] == "turbo"
+    assert hashes(tmp_path / "here") == hashes(tiny)
     assert other.wait(240) == 0
     assert hashes(tmp_path / "elsewhere" / "a") == hashes(tiny)
     text = "".join(path.read_text() for path in tiny.rglob("*.json"))
@@ -120,36 +116,17 @@ def test_processes_and_threads_at_once_get_one_whole_checkpoint(cache, tiny):
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [folders[0].name]
 
 
-def flip_one_byte(folder: Path) -> None:
-    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-
-
-def leave_half(folder: Path) -> None:
-    """Leave what a process that died halfway might leave."""
-    (folder / preview.MANIFEST).unlink()
-    (folder / "model_index.json").unlink()
-
-
-@pytest.mark.parametrize("damage", [flip_one_byte, pytest.param(leave_half, marks=pytest.mark.slow)])
-def test_a_damaged_checkpoint_is_replaced(cache, tiny, damage):
-    folder = preview.checkpoint_folder()
-    assert folder == preview.expected_folder() and folder.is_relative_to(cache)
-    damage(folder)
-    assert preview.checkpoint_folder() == folder
-    assert hashes(folder) == hashes(tiny)
-    assert [path.name for path in cache.iterdir() if path.is_dir()] == [folder.name]
-
-
-@pytest.mark.slow
-def test_a_cache_that_cannot_be_written_falls_back_to_a_temporary_folder(tmp_path, monkeypatch, tiny):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("ACE_STUDIO_CACHE", str(tmp_path / "file" / "cache"))
-    folder = preview.checkpoint_folder()
-    assert hashes(folder) == hashes(tiny)
-    assert preview.checkpoint_folder() == folder
+def test_a_damaged_trained_checkpoint_is_not_used(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(preview, "TRAINED", tmp_path / "trained")
+    for name in ("whole", "damaged"):
+        preview.TRAINED = tmp_path / name
+        preview.TRAINED.mkdir()
+        (preview.TRAINED / "weights").write_text("trained")
+        preview.write_manifest(preview.TRAINED)
+    (preview.TRAINED / "weights").write_text("damaged")
+    assert preview.expected_folder().is_relative_to(cache)
+    preview.TRAINED = tmp_path / "whole"
+    assert preview.expected_folder() == preview.checkpoint_folder() == preview.TRAINED
 
 
 # --- sound --------------------------------------------------------------------------------------------------------
