@@ -1,8 +1,8 @@
 """The built-in engine: the trained checkpoint in `assets/preview`, and random ones of the same classes for tests.
 
-A song passes through a random checkpoint exactly as through the real model (tokens, conditions, guidance, steps,
-tiles), but does not sound like music. It has about one million parameters, takes seconds to make, and always has the
-same bytes. The studio itself runs one only if the trained checkpoint is missing or damaged, and says so.
+A song passes through a random checkpoint exactly as through the real model, but does not sound like music. It has about
+one million parameters, takes seconds to make, and always has the same bytes. The studio itself runs one only if the
+trained checkpoint is missing or damaged, and says so.
 
 The weights are uniform draws from a private generator, scaled so that signals keep their size from layer to layer; the
 global random state is neither read nor written. Two values are measured on the fresh VAE: the gains that bring a
@@ -46,23 +46,14 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-def checkpoint_folder() -> Path:
-    """Return the folder of the trained checkpoint if it is there and intact, else that of a random one."""
-    return TRAINED if _is_whole(TRAINED) else random_folder()
+def checkpoint_folder(make: bool = True) -> Path:
+    """Return the folder of the trained checkpoint if it is there and intact, else that of a random one in the cache.
 
-
-def random_folder() -> Path:
-    """Return the folder of the random checkpoint, which is made in the cache if missing.
-
-    The cache is the folder that ACE_STUDIO_CACHE names, else ~/.cache/ace-music-studio. Any number of threads and
-    processes may call this at once. Raises OSError if the cache cannot be written to.
+    The random one is made if it is missing, unless `make` is false. The cache is the folder that ACE_STUDIO_CACHE
+    names, else ~/.cache/ace-music-studio. Any number of threads and processes may call this at once. Raises OSError if
+    the cache cannot be written to.
     """
-    return _kept_folder("preview", make_checkpoint)
-
-
-def expected_folder(name: str = "preview") -> Path:
-    """Return the folder that `checkpoint_folder` will return; makes nothing."""
-    return TRAINED if name == "preview" and _is_whole(TRAINED) else _cache() / f"{name}-{_version()}"
+    return TRAINED if _is_whole(TRAINED) else _in_cache("preview", make_checkpoint if make else None)
 
 
 def quiet_libraries() -> None:
@@ -152,16 +143,13 @@ def _version() -> str:
     return digest.hexdigest()[:12]
 
 
-def _cache() -> Path:
-    return Path(os.path.expanduser(os.environ.get("ACE_STUDIO_CACHE") or "~/.cache/ace-music-studio")).absolute()
-
-
-def _kept_folder(name: str, make: Callable[[Path], object]) -> Path:
+def _in_cache(name: str, make: Callable[[Path], object] | None) -> Path:
     """Return a folder of the cache; `make` fills it if it is missing."""
-    folder = _cache() / f"{name}-{_version()}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".preview-", dir=folder.parent) as aside:
+    cache = Path(os.path.expanduser(os.environ.get("ACE_STUDIO_CACHE") or "~/.cache/ace-music-studio")).absolute()
+    folder = cache / f"{name}-{_version()}"
+    if make and not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".preview-", dir=cache) as aside:
             made = Path(aside, "made")
             make(made)
             with contextlib.suppress(OSError):  # another process was faster
@@ -324,13 +312,11 @@ def _uniform(shape: tuple[int, ...], spread: float, generator: torch.Generator) 
 Family = Literal["qwen2", "qwen3"]
 THINK = ("<think>", "</think>")
 
-# Qwen's templates without their branches for tools. Version 2.5 adds a system prompt if the first message is none.
-# Version 3 does not; it sets the thoughts of an answer in two lines. It would also remove those of earlier answers.
+# Qwen's templates without what the studio never asks for: tools, chats without a system prompt, earlier answers.
+# Version 3 sets the thoughts of an answer in two lines.
 TEMPLATES: dict[Family, str] = {
     "qwen2": (
-        "{%- if messages[0]['role'] != 'system' %}"
-        "{{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' "
-        "}}{%- endif %}{%- for message in messages %}"
+        "{%- for message in messages %}"
         "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
         "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
     ),
@@ -347,15 +333,10 @@ TEMPLATES: dict[Family, str] = {
 }
 
 
-def language_model_folder(family: Family, audio_codes: int = 0) -> Path:
-    """Return the folder of a tiny language model, made in the cache as `random_folder` does."""
-    make = functools.partial(make_language_model, family=family, audio_codes=audio_codes)
-    return _kept_folder(f"preview-{family}-{audio_codes}", make)
-
-
-def expected_language_model_folder(family: Family, audio_codes: int = 0) -> Path:
-    """Return the folder that `language_model_folder` will return; makes nothing."""
-    return expected_folder(f"preview-{family}-{audio_codes}")
+def language_model_folder(family: Family, audio_codes: int = 0, make: bool = True) -> Path:
+    """Return the folder of a tiny language model in the cache, made as by `checkpoint_folder`."""
+    made = functools.partial(make_language_model, family=family, audio_codes=audio_codes)
+    return _in_cache(f"preview-{family}-{audio_codes}", made if make else None)
 
 
 def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0) -> Path:
@@ -365,7 +346,7 @@ def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0) -
     <|audio_code_0|> to <|audio_code_N-1|> for N = `audio_codes`. Equal arguments give equal bytes.
     """
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
     quiet_libraries()
     tokenizer = make_tokenizer(family, (*THINK, *(f"<|audio_code_{number}|>" for number in range(audio_codes))))
@@ -373,17 +354,11 @@ def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0) -
     shape = _qwen_shape(len(tokenizer), TEXT_SIZE, layers=2)
     # If input and output shared one matrix, a model without learnt layers would repeat its last token.
     shape |= {"bos_token_id": pad, "pad_token_id": None, "eos_token_id": eos, "tie_word_embeddings": False}
-    # Qwen's own settings: both ends stop a text, and the two families sample differently.
-    settings = {"eos_token_id": [eos, pad], "pad_token_id": pad, "do_sample": True, "top_k": 20}
-    if family == "qwen2":
-        build = functools.partial(Qwen2ForCausalLM, Qwen2Config(**shape))
-        settings |= {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05}
-    else:
-        build = functools.partial(Qwen3ForCausalLM, Qwen3Config(**shape, head_dim=16))
-        settings |= {"temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.0}
+    config = Qwen2Config(**shape) if family == "qwen2" else Qwen3Config(**shape, head_dim=16)
     with torch.no_grad():
-        model = filled(build, torch.Generator("cpu").manual_seed(0))
-    model.generation_config.update(**settings)
+        model = filled(lambda: AutoModelForCausalLM.from_config(config), torch.Generator("cpu").manual_seed(0))
+    # As with Qwen's own models, both ends stop a text.
+    model.generation_config.update(eos_token_id=[eos, pad], pad_token_id=pad)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -84,14 +84,14 @@ def find_weights() -> Weights:
 
 def find_planner() -> Weights:
     """Look for the planner that ACE_STUDIO_PLANNER names: "org/repo", "org/repo/folder", a folder, "preview", "off"."""
-    tiny = preview.expected_language_model_folder("qwen3", PREVIEW_CODES)
+    tiny = preview.language_model_folder("qwen3", PREVIEW_CODES, make=False)
     switched = _switched(PLANNER_VARIABLE, "planner_off", tiny)
     return switched or _find(PLANNER_VARIABLE, DEFAULT_PLANNER, "transformers", _planner_flaw)
 
 
 def find_writer() -> Weights:
     """Look for the lyrics writer that ACE_STUDIO_LYRICS names: a folder, a hub id, "preview", "off"."""
-    engine, tiny = _writer_engine(), preview.expected_language_model_folder("qwen2")
+    engine, tiny = _writer_engine(), preview.language_model_folder("qwen2", make=False)
     default = DEFAULT_MLX_WRITER if engine == "mlx" else DEFAULT_WRITER
     switched = _switched(LYRICS_VARIABLE, "writer_off", tiny)
     return switched or _find(LYRICS_VARIABLE, default, engine, lambda folder: _writer_flaw(folder, engine))
@@ -205,7 +205,7 @@ def _switched(variable: str, code: str, tiny: Path) -> Weights | None:
 
 
 def _preview(problem: Problem | None) -> Weights:
-    return Weights(PREVIEW, preview.expected_folder(), "preview", "", "preview", problem, DEFAULT_MODEL)
+    return Weights(PREVIEW, preview.checkpoint_folder(make=False), "preview", "", "preview", problem, DEFAULT_MODEL)
 
 
 def _on_the_hub(text: str) -> tuple[str, str]:

@@ -111,11 +111,11 @@ def server(ports: None) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Path:
+def tiny(random_weights: None) -> Path:
     """The folder of the 2B-shaped tiny checkpoint with random weights."""
     import preview
 
-    return preview.random_folder()
+    return preview.checkpoint_folder()
 
 
 @pytest.fixture(scope="session", autouse=True)
