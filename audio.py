@@ -57,11 +57,7 @@ def decode(path: str | Path) -> np.ndarray:
 
     Mono goes to both sides, surround is mixed down, other rates (8 to 192 kHz) are resampled with soxr's VHQ; at 48 kHz
     the samples of a file of up to 24 bits are exact. The limits are inclusive. Memory stays near the size of the
-    result, however large the source is.
-
-    Raises:
-        AudioError: the file is missing, empty, too large, too short, too long, damaged, not audio, or holds samples
-            that are not numbers.
+    result, however large the source is. Raises `AudioError`.
     """
     with _opened(Path(path)) as file:
         samples = np.zeros((2, round(file.frames * SAMPLE_RATE / file.samplerate)), np.float32)

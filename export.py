@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import colorsys
-import errno
 import html
 import io
+import itertools
 import json
 import os
 import re
@@ -19,7 +19,6 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,35 +56,26 @@ _ENCODINGS = {
 
 def write_wav(path: str | Path, samples: np.ndarray) -> None:
     """Write float32 [channels, samples] as a float WAV, every value exactly; raises `AudioError`."""
-    with written_aside(Path(path)) as part:
-        _write(part, samples, {"format": "WAV", "subtype": "FLOAT"})
+    _write(Path(path), samples, {"format": "WAV", "subtype": "FLOAT"})
 
 
 def encode(samples: np.ndarray, path: str | Path, format: str, cancelled: Callable[[], bool] = lambda: False) -> Path:
     """Write [channels, samples] at 48 kHz as "wav" or "flac" (24 bits), "mp3" (320 kbit/s) or "ogg"; return the path.
 
     All four keep the count of samples. Samples beyond full scale are clipped, never wrapped. The file appears whole or
-    not at all. `cancelled` is called before each second of the song.
-
-    Raises:
-        AudioError: a sample is not a number, or the file could not be written.
-        CancelledError: `cancelled()` was true.
+    not at all. Raises `AudioError`, or `CancelledError` if `cancelled()` is true before some second of the song.
     """
     if not all(np.isfinite(block).all() for block in seconds_of(samples)):
         raise AudioError("The song contains samples that are not numbers.", "Generate it again with another seed.")
-    with written_aside(Path(path)) as part:
-        _write(part, samples, _ENCODINGS[format], cancelled)
+    _write(Path(path), samples, _ENCODINGS[format], cancelled)
     return Path(path)
 
 
 def write_tags(path: str | Path, title: str, record: dict, picture: bytes = b"") -> None:
     """Write a title, the record as JSON and a cover picture (JPEG) into a file that `encode` made.
 
-    The record goes into an ID3 TXXX frame (WAV, MP3) or a Vorbis comment (FLAC, OGG) called `RECORD_TAG`.
-
-    Raises:
-        AudioError: the record is over `MAX_RECORD_BYTES` or contains NaN or infinity, or the file could not be written;
-            the file is then unchanged.
+    The record goes into an ID3 TXXX frame (WAV, MP3) or a Vorbis comment (FLAC, OGG) called `RECORD_TAG`. Raises
+    `AudioError` and leaves the file unchanged if the record is over `MAX_RECORD_BYTES` or has NaN or infinity in it.
     """
     try:
         text = _clean(json.dumps(record, ensure_ascii=False, allow_nan=False))
@@ -127,9 +117,6 @@ def file_name(prompt: str, seed: int, format: str, mode: str = "generate") -> st
     return "-".join(filter(None, [*(words if any(words) else ["song"]), f"seed-{seed}"])) + f".{format}"
 
 
-_parts: set[Path] = set()
-
-
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
     """Yield a hidden file in `folder`, which is deleted on exit; raises AudioError if it cannot be written."""
@@ -138,11 +125,10 @@ def aside(folder: Path) -> Iterator[Path]:
     hint = "Check that it exists, that you may write to it, and that the disk has room."
     try:
         part.touch(exist_ok=False)
-        _parts.add(part)
         message = "The file could not be written."
         hint = "The disk may be full: free some space, or choose another output folder, and try again."
         yield part
-    except (OSError, sf.SoundFileError, AssertionError, MutagenError) as error:  # soundfile asserts a whole write
+    except (OSError, MutagenError) as error:
         if is_disk_full(error):
             hint = "Free some space, or choose another output folder, and try again."
             raise AudioError("The disk is full.", hint, FULL) from error
@@ -150,7 +136,6 @@ def aside(folder: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        _parts.discard(part)
 
 
 @contextmanager
@@ -166,62 +151,33 @@ def claim(part: Path, path: Path) -> Path:
     for candidate in free_names(path):
         with suppress(FileExistsError):
             candidate.touch(exist_ok=False)
-            try:
-                return part.replace(candidate)
-            except OSError:
-                candidate.unlink()
-                raise
-    raise AudioError(f"There are too many files called {path.name} in the output folder.", code="disk")
+            return part.replace(candidate)
 
 
 def free_names(path: Path) -> Iterator[Path]:
     """Yield those of `path`, "name-2", "name-3" and so on that are free now."""
-    for number in range(1, 100_000):
+    for number in itertools.count(1):
         candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         if not os.path.lexists(candidate):
             yield candidate
 
 
-def discard_parts() -> None:
-    """Delete the files that this process is writing, because it is about to end."""
-    for part in list(_parts):
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-class _Remembering(io.FileIO):
-    """A file that remembers a failed write: libsndfile does not report one that happens while it closes a file."""
-
-    failure: OSError | None = None
-
-    def write(self, data: bytes, /) -> int:
-        try:
-            written = super().write(data)
-            if written < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return written
-        except OSError as error:
-            self.failure = self.failure or error
-            return 0
-
-
 def _write(path: Path, samples: np.ndarray, encoding: dict, cancelled: Callable[[], bool] = lambda: False) -> None:
-    """Write [channels, samples] in blocks of a second: one large write of Vorbis crashes libsndfile."""
-    kind = encoding["subtype"]
-    with _Remembering(path, "w+") as target:
-        try:
-            with sf.SoundFile(target, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
-                for block in seconds_of(samples):
-                    if cancelled():
-                        raise CancelledError
-                    rows = rows_of(block if kind == "FLOAT" else np.clip(block, -1, 1))
-                    if kind == "PCM_24":  # as the upper bytes of int32: libsndfile truncates floats for WAV
-                        rows = np.minimum(np.rint(rows * 2.0**23), 2**23 - 1).astype(np.int32) << 8
-                    file.write(rows)
-        except (sf.SoundFileError, AssertionError) as error:
-            raise target.failure or error from None
-        if target.failure:
-            raise target.failure
+    """Write [channels, samples] in blocks of a second: one large write of Vorbis crashes libsndfile.
+
+    They go to memory first: libsndfile does not report a failed write that happens while it closes a file.
+    """
+    kind, data = encoding["subtype"], io.BytesIO()
+    with sf.SoundFile(data, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
+        for block in seconds_of(samples):
+            if cancelled():
+                raise CancelledError
+            rows = rows_of(block if kind == "FLOAT" else np.clip(block, -1, 1))
+            if kind == "PCM_24":  # as the upper bytes of int32: libsndfile truncates floats for WAV
+                rows = np.minimum(np.rint(rows * 2.0**23), 2**23 - 1).astype(np.int32) << 8
+            file.write(rows)
+    with written_aside(path) as part:
+        part.write_bytes(data.getbuffer())
 
 
 def _clean(text: str) -> str:
@@ -352,7 +308,7 @@ def _heights(samples: np.ndarray) -> np.ndarray:
     """Return the height of each bar, from 0 to 1."""
     samples = np.atleast_2d(samples)
     edges = np.linspace(0, samples.shape[-1], BARS + 1).astype(int)
-    bars = [np.abs(samples[..., a:b].astype(np.float32)).max(initial=0) for a, b in pairwise(edges)]
+    bars = [np.abs(samples[..., a:b].astype(np.float32)).max(initial=0) for a, b in itertools.pairwise(edges)]
     return np.array(bars) / max(*bars, 1e-6)
 
 

@@ -102,7 +102,6 @@ def stop(seconds: float) -> None:
             running.unlink(missing_ok=True)
         time.sleep(0.05)
     _delete_folder(folder)
-    export.discard_parts()
 
 
 def sweep() -> None:
