@@ -146,7 +146,7 @@ def _forward(
     for layer in transformer.layers:
         x = layer(hidden_states=x, position_embeddings=tables, temb=modulation, encoder_hidden_states=condition)
     shift, scale = (transformer.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
-    x = _modulated(transformer.norm_out, x, scale, shift)
+    x = shift.addcmul(_normed(transformer.norm_out, x), 1 + scale)
     return transformer.proj_out_conv(x.transpose(1, 2)).transpose(1, 2)[:, :frames]
 
 
@@ -198,17 +198,17 @@ def compute_layer(
     layer: Any, x: torch.Tensor, tables: Tables, temb: torch.Tensor, condition: torch.Tensor | Heads, takes: int = 0
 ) -> torch.Tensor:
     """Run a layer on `x` [R, L, E]; `condition` holds the encoder's states, or `condition_heads` of a cached one."""
-    import torch
+    from torch.nn.functional import silu
 
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (layer.scale_shift_table + temb).chunk(6, dim=1)
-    x = torch.addcmul(x, _self(layer.self_attn, _modulated(layer.self_attn_norm, x, scale, shift), tables), gate)
+    x = x.addcmul(_self(layer.self_attn, shift.addcmul(_normed(layer.self_attn_norm, x), 1 + scale), tables), gate)
     if isinstance(condition, tuple):
         x = _cross(layer, x, condition, takes)
     else:
         x = x + layer.cross_attn(hidden_states=layer.cross_attn_norm(x), encoder_hidden_states=condition)
-    hidden = _modulated(layer.mlp_norm, x, mlp_scale, mlp_shift)
-    wide = torch.nn.functional.silu(layer.mlp.gate_proj(hidden), inplace=True).mul_(layer.mlp.up_proj(hidden))
-    return torch.addcmul(x, layer.mlp.down_proj(wide), mlp_gate)
+    hidden = mlp_shift.addcmul(_normed(layer.mlp_norm, x), 1 + mlp_scale)
+    wide = silu(layer.mlp.gate_proj(hidden), inplace=True).mul_(layer.mlp.up_proj(hidden))
+    return x.addcmul(layer.mlp.down_proj(wide), mlp_gate)
 
 
 def _cross(layer: Any, x: torch.Tensor, heads: Heads, count: int) -> torch.Tensor:
@@ -256,7 +256,8 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: A
 def _windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables: Tables) -> torch.Tensor:
     """Return attention [R, L, K*G*D] of `query` [R, K, G, L, D] to the keys up to a window away.
 
-    The first and the last block lack a neighbour and have their own masks.
+    A block of queries sees its own and both neighbouring blocks of keys. The first and the last block lack a neighbour
+    and have their own masks.
     """
     import torch
 
@@ -265,24 +266,15 @@ def _windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables
     first, last = slice(2 * window), slice(start - window, None)
     parts = [_attend(query[..., :window, :], key[..., first, :], value[..., first, :], tables.first)]
     if start > window:
-        reached = slice(start + window)
-        near = query[..., window:start, :], key[..., reached, :], value[..., reached, :]
-        parts.append(_blocks(*near, window, tables.inner))
+        near = (
+            each[..., : start + window, :].unfold(2, 3 * window, window).permute(0, 2, 1, 4, 3).flatten(0, 1)
+            for each in (key, value)
+        )
+        inner = query[..., window:start, :]
+        blocks = inner.unflatten(3, (-1, window)).permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
+        parts.append(_attend(blocks, *near, tables.inner).view(len(inner), inner.shape[3], -1))
     parts.append(_attend(query[..., start:, :], key[..., last, :], value[..., last, :], tables.last))
     return torch.cat(parts, dim=1)
-
-
-def _blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, mask: torch.Tensor
-) -> torch.Tensor:
-    """Return attention [R, L, K*G*D] of whole blocks of queries, each to its own and both neighbouring blocks."""
-    rows, length = query.shape[0], query.shape[3]
-
-    def near(each: torch.Tensor) -> torch.Tensor:
-        return each.unfold(2, 3 * window, window).permute(0, 2, 1, 4, 3).flatten(0, 1)
-
-    blocks = query.unflatten(3, (-1, window)).permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
-    return _attend(blocks, near(key), near(value), mask).view(rows, length, -1)
 
 
 def _rotated(heads: torch.Tensor, tables: Tables) -> torch.Tensor:
@@ -291,12 +283,6 @@ def _rotated(heads: torch.Tensor, tables: Tables) -> torch.Tensor:
 
     first, second = heads.chunk(2, dim=-1)
     return torch.addcmul(heads * tables.cos, torch.cat([-second, first], dim=-1), tables.sin)
-
-
-def _modulated(norm: Any, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return torch.addcmul(shift, _normed(norm, x), 1 + scale)
 
 
 def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import huggingface_hub
+
 from attention import CachedCondition, Tables, compute_layer, condition_heads, tables_for
 from bootstrap import on_zerogpu
 from events import first_line, is_out_of_memory
@@ -30,19 +32,17 @@ SETTING = "ACE_STUDIO_COMPILE"
 def set_up(transformer: Any) -> None:
     """Prepare `transformer` as the setting asks; a failure is only logged."""
     asked = os.environ.get(SETTING, "").strip()
-    if "/" not in asked:
-        if asked == "1" and on_zerogpu():
-            log.warning("%s=1 has no effect on ZeroGPU. Name a repository with compiled layers instead.", SETTING)
-        elif asked == "1":
-            transformer.compiled = Compiled(transformer)
-    elif on_zerogpu():
-        import spaces
-
+    if asked == "1" and on_zerogpu():
+        log.warning("%s=1 has no effect on ZeroGPU. Name a repository with compiled layers instead.", SETTING)
+    elif asked == "1":
+        transformer.compiled = Compiled(transformer)
+    elif "/" in asked and on_zerogpu():
         try:
-            spaces.aoti_load(transformer, asked, aoti_loader=use_packages)
+            folder = huggingface_hub.snapshot_download(asked, allow_patterns="package/*")
+            transformer.compiled = Packages(transformer, Path(folder, "package"))
         except Exception as error:
             log.warning("The compiled layers of %s are not used: %s", asked, first_line(error))
-    else:
+    elif "/" in asked:
         log.warning("%s names compiled layers for ZeroGPU, which are not used here. Set it to 1.", SETTING)
 
 
@@ -91,29 +91,24 @@ class Compiled:
 
         with self._lock:
             while self._wanted:
-                case, worked = self._wanted.pop(), False
+                case = self._wanted.pop()
                 try:
                     x, tables, temb, condition = _sample(self._transformer, *case)
                     with torch.no_grad():
                         for layer in _kinds(self._transformer).values():
                             self._layer(layer, x, tables, temb, condition_heads(layer, condition), condition.takes)
-                    worked = True
+                    self._compiled[case] = True
                 except Exception as error:
                     # No compiler, no memory, or the model has left the device.
                     log.warning("The layers are not compiled: %s", first_line(error))
-                self._compiled[case] = worked
+                    self._compiled[case] = False
 
 
 # --- ahead of time ------------------------------------------------------------------------------------------------
 
 
-def use_packages(transformer: Any, folder: str) -> None:
-    """Make `transformer` compute with the packages in `folder`; spaces.aoti_load calls this after the download."""
-    transformer.compiled = Packages(transformer, Path(folder))
-
-
 class Packages:
-    """Layers compiled ahead of time, one package for all layers of a kind; each call gets its layer's own weights."""
+    """Layers compiled ahead of time, one package in `folder` for all layers of a kind; each gets its own weights."""
 
     def __init__(self, transformer: Any, folder: Path):
         from spaces.zero.torch.aoti import LazyAOTIModel
@@ -125,30 +120,25 @@ class Packages:
         self._broken = False
 
     def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
-        """Return the function that computes a layer on `rows` rows, the first `takes` of them conditional."""
         names = {package_name(kind, rows, takes) for kind in _kinds(self._transformer)}
         usable = names <= self._models.keys() and not self._broken and _is_suitable(self._transformer, tokens)
         return self._compute if usable else compute_layer
 
     def _compute(self, layer: Any, x: torch.Tensor, tables: Tables, temb: torch.Tensor, heads: Any, takes: int) -> Any:
+        key = layer, package_name(_is_windowed(layer), len(x), takes)
         if not self._broken:
             try:
-                return self._load(layer, package_name(_is_windowed(layer), len(x), takes))(
-                    *_inputs(x, tables, temb, heads)
-                )
+                if key not in self._layers:
+                    # Not earlier: in a ZeroGPU worker the weights have only now arrived on the card.
+                    weights = {f"layer.{name}": tensor for name, tensor in layer.state_dict().items()}
+                    self._layers[key] = self._models[key[1]].with_weights(weights)
+                return self._layers[key](x, *tables[1:], temb, *heads)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
                 self._broken = True
                 log.warning("The compiled layers cannot be used: %s", first_line(error))
         return compute_layer(layer, x, tables, temb, heads, takes)
-
-    def _load(self, layer: Any, name: str) -> Callable[..., Any]:
-        if (layer, name) not in self._layers:
-            # Not earlier: in a ZeroGPU worker the weights have only now arrived on the card.
-            weights = {f"layer.{key}": tensor for key, tensor in layer.state_dict().items()}
-            self._layers[layer, name] = self._models[name].with_weights(weights)
-        return self._layers[layer, name]
 
 
 def package_name(windowed: bool, rows: int, takes: int) -> str:
@@ -159,39 +149,29 @@ def export_layers(transformer: Any, rows: int, takes: int) -> Iterator[tuple[str
     """Yield the name and the program of each package for songs of `takes` takes in `rows` rows."""
     import torch
 
-    x, tables, temb, condition = _sample(transformer, rows, takes)
-    some = torch.export.Dim.AUTO
-    lengths = ({1: some}, {0: some}, {0: some}, None, None, {0: some, 1: some}, None, {2: some}, {2: some}, None)
-    for windowed, layer in _kinds(transformer).items():
-        inputs = _inputs(x, tables, temb, condition_heads(layer, condition))
-        with torch.no_grad():
-            program = torch.export.export(
-                _exportable(layer, tables.window, takes),
-                inputs,
-                dynamic_shapes=(lengths,),
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
-        yield package_name(windowed, rows, takes), program
-
-
-def _exportable(layer: Any, window: int, takes: int) -> torch.nn.Module:
-    import torch
-
     class Exportable(torch.nn.Module):
-        def __init__(self):
+        def __init__(self, layer: Any):
             super().__init__()
             self.layer = layer
 
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
             x, *tables, temb, key, value, answer = inputs
-            return compute_layer(self.layer, x, Tables(window, *tables), temb, (key, value, answer), takes)
+            tables = Tables(transformer.config.sliding_window, *tables)
+            return compute_layer(self.layer, x, tables, temb, (key, value, answer), takes)
 
-    return Exportable().eval()
-
-
-def _inputs(x: torch.Tensor, tables: Tables, temb: torch.Tensor, heads: Any) -> tuple[torch.Tensor, ...]:
-    return x, *tables[1:], temb, *heads
+    x, tables, temb, condition = _sample(transformer, rows, takes)
+    some = torch.export.Dim.AUTO
+    lengths = ({1: some}, {0: some}, {0: some}, None, None, {0: some, 1: some}, None, {2: some}, {2: some}, None)
+    for windowed, layer in _kinds(transformer).items():
+        with torch.no_grad():
+            program = torch.export.export(
+                Exportable(layer).eval(),
+                (x, *tables[1:], temb, *condition_heads(layer, condition)),
+                dynamic_shapes=(lengths,),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        yield package_name(windowed, rows, takes), program
 
 
 # --- the layers ---------------------------------------------------------------------------------------------------
