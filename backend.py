@@ -98,7 +98,7 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
     except Exception as error:
         if not job.cancelled():
             too_large = is_out_of_memory(error) and not isinstance(error, StudioError)
-            problem = problem_of(backend.placing.too_large() if too_large else error)
+            problem = memory.too_large(backend.placing.song) if too_large else problem_of(error)
     finally:
         loaded.turn.release()
     if problem:
@@ -206,7 +206,7 @@ class Backend:
             "device_reason": device.reason if device else "",
             "dtype": device.dtype if device else "",
             "memory_plan": self.placing.text() if device else "",
-            "memory_plans": self.placing.plans(device),
+            "memory_plans": models.plans_on(device),
             "kind": kind,
             "turbo": is_turbo(weights),
             "problem": weights.problem and weights.problem.facts(),

@@ -54,14 +54,10 @@ SPARE_BYTES = GB // 4
 # A token in the planner's cache: 28 layers of 8 heads of 128, keys and values, 2 bytes.
 PLANNER_TOKEN_BYTES, PLANNER_PROMPT_TOKENS = 115_000, 1_000
 WRITER_WORK_BYTES = 1 * GB
-# The transformers' widths and depths, for checkpoints that are not here yet.
+# The transformer's widths and depths, for checkpoints that are not here yet.
 XL = {
     **{"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 32, "audio_acoustic_hidden_dim": 64},
     **{"head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 8},
-}
-PREVIEW = {
-    **{"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2, "audio_acoustic_hidden_dim": 6},
-    **{"head_dim": 48, "num_attention_heads": 2, "num_key_value_heads": 1},
 }
 
 
@@ -176,7 +172,7 @@ def planner_bytes(song: Song | None) -> int:
 
 
 class Placing:
-    """Chooses the memory plan of each job and moves the models accordingly."""
+    """Chooses the memory plan of each job and moves the models accordingly; `song` is the job's, None for words."""
 
     def __init__(self, loaded: models.Models):
         self._models = loaded
@@ -184,39 +180,32 @@ class Placing:
         self._fell = False
         self._away = False
         self._sizes = Sizes(0, 0, 0)
-        self._song: Song | None = None
+        self.song: Song | None = None
 
     def text(self) -> str:
         """Return the plan in words; before the first job, the one for a typical song."""
         loaded = self._models
         return TEXTS[loaded.plan or self._choice(song_of(loaded.weights, loaded.device(), USUAL_SECONDS), "auto").plan]
 
-    @staticmethod
-    def plans(device: models.Device | None) -> tuple[str, ...]:
-        """Return the plans that can be forced on `device`, or all of them while it is unknown."""
-        return models.plans_on(device) if device or bootstrap.on_zerogpu() else tuple(TEXTS)
-
     def begin(self, request: Any, source: float, at_most: str | None = None) -> str:
         """Choose and adopt the plan for `request`, whose source is `source` seconds long; return its name.
 
-        `at_most` is the largest plan still allowed. A pipeline that was built for a different plan is unloaded and
-        built again on its next use. Raises StudioError if nothing fits.
+        `at_most` is the largest plan still allowed, for later jobs too. A pipeline that was built for a different plan
+        is unloaded and built again on its next use. Raises StudioError if nothing fits.
         """
         loaded, device = self._models, self._models.device()
-        self._fell, self._song = at_most is not None, None
+        self._fell, self.song = at_most is not None, None
+        self._limit = at_most or self._limit
         if isinstance(request, SongRequest):
             guided = sampling_settings(request, checkpoint_kind(loaded.weights))[0].guidance > 1
-            self._song = song_of(loaded.weights, device, request.song_seconds(source), request.takes, guided)
+            self.song = song_of(loaded.weights, device, request.song_seconds(source), request.takes, guided)
         forced = getattr(getattr(request, "options", None), "memory_plan", "auto")
-        if forced not in ("auto", *self.plans(device)):
-            raise StudioError.of(_unknown(device.kind, forced, self.plans(device)))
-        if bootstrap.on_zerogpu():
-            loaded.plan = "resident"
-            return loaded.plan
-        choice = self._choice(self._song, forced)
+        if forced not in ("auto", *(plans := models.plans_on(device))):
+            raise StudioError.of(_unknown(device.kind, forced, plans))
+        choice = self._choice(self.song, forced)
         if choice.problem and not at_most:
             raise StudioError.of(choice.problem)
-        plan = not_above(device.kind, choice.plan, at_most or (self._limit if forced == "auto" else ""))
+        plan = not_above(device.kind, choice.plan, self._limit if at_most or forced == "auto" else "")
         if plan != loaded.plan and not {plan, loaded.plan} <= {"", "resident", "swap"}:
             loaded.unload_pipeline()
             self._away = False
@@ -224,18 +213,10 @@ class Placing:
         return plan
 
     def lower(self) -> str | None:
-        """Return the next smaller plan, None if there is none. Later jobs will not use a larger one."""
-        found = self._lower()
-        self._limit = found or self._limit
-        return found
-
-    def may_fall(self) -> bool:
-        """Return whether running out of memory in this job leads to a retry with a smaller plan."""
-        return not self._fell and self._lower() is not None
-
-    def too_large(self) -> StudioError:
-        """Return the error for a job that ran out of memory under the smallest plan, with what would fit."""
-        return StudioError.of(too_large(self._song))
+        """Return the plan for the one retry of a job that runs out of memory, None if there is none."""
+        if self._fell or bootstrap.on_zerogpu():
+            return None
+        return lower(self._models.device().kind, self._models.plan)
 
     def for_planning(self) -> None:
         """Make room for the planner next to the song model, or in its place if both do not fit."""
@@ -262,15 +243,12 @@ class Placing:
             (self._models.lyrics if slot is self._models.planner else self._models.planner).unload()
             self._send_away()
 
-    def _lower(self) -> str | None:
-        return None if bootstrap.on_zerogpu() else lower(self._models.device().kind, self._models.plan)
-
     def _moves(self) -> bool:
         return self._models.plan not in ("", "resident")
 
     def _both_fit(self) -> bool:
         """Return whether the planner fits next to the song model under the current plan."""
-        room, sizes, song = room_for_models(self._models.device().kind), self._sizes, self._song
+        room, sizes, song = room_for_models(self._models.device().kind), self._sizes, self.song
         pipeline, work = sizes.pipeline, planner_bytes(song)
         if self._models.plan == FAST8:
             pipeline -= sizes.transformer // 2
@@ -287,12 +265,10 @@ class Placing:
             self._models.pipeline().to("cpu")
             self._away = True
         else:
-            offload.send_away(self._models.pipeline())
+            offload.bring(self._models.pipeline(), "")
         models.free_memory()
 
     def _choice(self, song: Song | None, forced: str) -> Choice:
-        if bootstrap.on_zerogpu():
-            return Choice("resident", 0)
         device, planner = self._models.device(), self._models.planner.weights
         # Planner checkpoints are bfloat16, the built-in one float32.
         factor = 2 if models.planner_dtype(device) == "float32" and planner.source != "preview" else 1
@@ -319,7 +295,8 @@ def sizes_of(weights: Weights, device: Device) -> Sizes:
 
 
 def song_of(weights: Weights, device: Device, duration: float, takes: int = 1, guided: bool = True) -> Song:
-    usual = PREVIEW if weights.engine == "preview" else XL
+    # Next to nothing for the random preview, which is made when it is loaded.
+    usual = dict.fromkeys(XL, 8) if weights.engine == "preview" else XL
     return Song(duration, takes, guided, {**usual, **transformer_config(weights)}, wide=device.dtype == "float32")
 
 

@@ -181,11 +181,12 @@ class Slot:
                     raise StudioError.of(self.problem)
                 try:
                     self._model, self.problem = self._build(self.weights), None
+                except StudioError as error:
+                    self.problem = error.problem
                 except Exception as error:
-                    if not isinstance(error, StudioError) and not is_out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
-                    no_room = _no_room(f"{self.name} {self.weights.model_id}", self._smaller)
-                    self.problem = error.problem if isinstance(error, StudioError) else no_room
+                    self.problem = _no_room(f"{self.name} {self.weights.model_id}", self._smaller)
                 if self.problem:
                     # The exception, which held parts of the model, is gone by now.
                     free_memory()
@@ -252,10 +253,8 @@ def pick_device(weights: Weights) -> Device:
             return Device("cuda", *wide, f"Runs on {name} in float32: the preview is small.")
         if on_zerogpu() or torch.cuda.is_bf16_supported(including_emulation=False):
             return Device("cuda", *narrow, f"Runs on {name} in bfloat16.")
-        reason = (
-            f"Runs on {name}, which has no native bfloat16: weights are stored in float16 and computed exactly, but "
-        )
-        return Device("cuda", "float32", "float16", "float32", f"{reason}slower, in float32.")
+        reason = f"Runs on {name}, which has no native bfloat16: weights are stored in float16 and computed "
+        return Device("cuda", "float32", "float16", "float32", f"{reason}exactly, but slower, in float32.")
     if torch.backends.mps.is_available():
         name = "the Apple GPU (MPS)"
         if small:
@@ -310,7 +309,7 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         if plan == FAST8:
             offload.use_float8(pipe.transformer.layers, device.kind)
         if plan in ("offload", "fp8") and is_apart(device.kind):
-            offload.offload_parts(pipe, device.kind)
+            offload.Offload(pipe, device.kind)
         else:
             pipe.to(device.kind)
     except Exception as error:
@@ -333,12 +332,12 @@ def _no_room(name: str, hint: str) -> Problem:
     return Problem("out_of_memory", f"{name} does not fit into the free memory.", hint=hint)
 
 
-def plans_on(device: Device) -> tuple[str, ...]:
-    """Return the memory plans that `device` supports."""
+def plans_on(device: Device | None) -> tuple[str, ...]:
+    """Return the memory plans that `device` supports, all of them while it is unknown."""
     if on_zerogpu():
         return ("resident",)
-    fast = device.kind == "cuda" and offload.float8_is_supported()
-    return (*LADDERS[device.kind], *((FAST8,) if fast else ()))
+    fast = device is None or (device.kind == "cuda" and offload.float8_is_supported())
+    return (*LADDERS[device.kind if device else "cuda"], *((FAST8,) if fast else ()))
 
 
 def is_apart(kind: str) -> bool:

@@ -19,13 +19,13 @@ class Offload:
     `bring`; diffusers' group offloading would miss that as well. The pipeline still reports the true device.
     """
 
-    def __init__(self, parts: dict[str, torch.nn.Module], device: str):
+    def __init__(self, pipe: AceStepPipeline, device: str):
         import torch
 
         self.execution_device = torch.device(device)
         self.inside = ""
-        self._parts = parts
-        for name, part in parts.items():
+        self._parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+        for name, part in self._parts.items():
             part.to("cpu")
             # diffusers looks here for the device.
             part._hf_hook = self
@@ -36,32 +36,17 @@ class Offload:
     def bring(self, name: str) -> None:
         if name == self.inside:
             return
-        self.send_away()
-        self.inside = name
-        self._parts[name].to(self.execution_device)
-
-    def send_away(self) -> None:
         if self.inside:
             self._parts[self.inside].to("cpu")
-            self.inside = ""
-
-
-def offload_parts(pipe: AceStepPipeline, device: str) -> None:
-    import torch
-
-    Offload({name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}, device)
+        self.inside = name
+        if name:
+            self._parts[name].to(self.execution_device)
 
 
 def bring(pipe: AceStepPipeline, name: str) -> None:
-    """Move the part `name` of `pipe` onto the device, if parts are offloaded."""
+    """Move the part `name` of `pipe` onto the device and the others off it ("": all), if parts are offloaded."""
     if offload := getattr(pipe.transformer, "_hf_hook", None):
         offload.bring(name)
-
-
-def send_away(pipe: AceStepPipeline) -> None:
-    """Move every part of `pipe` off the device, if parts are offloaded."""
-    if offload := getattr(pipe.transformer, "_hf_hook", None):
-        offload.send_away()
 
 
 def cast_on_use(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtype, compute: torch.dtype) -> None:

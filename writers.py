@@ -81,7 +81,7 @@ def plan_song(
             yield Progress("planning")
             plan = yield from _result_of(planner.plan(model, request, job.seeds))
     except StudioError as error:
-        if error.problem.code == "out_of_memory" and placing.may_fall():
+        if error.problem.code == "out_of_memory" and placing.lower():
             raise
         return None, _unplanned(error.problem.message)
     facts = {"model": model.model_id, "temperature": options.plan_temperature, "cfg": options.plan_cfg}

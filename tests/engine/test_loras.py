@@ -197,7 +197,7 @@ def test_narrow_numbers_and_parts_that_take_turns_work_as_before(pipe, plain, ti
     """The LoRA adds no more error than the narrow weights make without one, and is gone exactly when it is removed."""
     other = build(tiny, dtype, "resident" if plan == "turns" else plan)
     if plan == "turns":
-        offload.offload_parts(other, "cpu")
+        offload.Offload(other, "cpu")
     kept = {name: parameter.dtype for name, parameter in other.transformer.named_parameters()}
     path, _ = lokr(pipe, tmp_path)
     without = song(other)
