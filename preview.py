@@ -1,8 +1,8 @@
 """The built-in engine: the trained checkpoint in `assets/preview`, and random ones of the same classes for tests.
 
 A song passes through a random checkpoint exactly as through the real model, but does not sound like music. It has about
-one million parameters, takes seconds to make, and always has the same bytes. The studio itself runs one only if the
-trained checkpoint is missing or damaged, and says so.
+one million parameters, takes seconds to make, and always has the same bytes. The studio itself runs it only without the
+trained checkpoint.
 
 The weights are uniform draws from a private generator, scaled so that signals keep their size from layer to layer; the
 global random state is neither read nor written. Two values are measured on the fresh VAE: the gains that bring a
@@ -16,7 +16,6 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import json
 import os
 import tempfile
 import warnings
@@ -31,9 +30,8 @@ if TYPE_CHECKING:
 
 WORDS = Path(__file__).with_name("assets") / "words.txt"
 TRAINED = Path(__file__).with_name("assets") / "preview"
-"""The trained checkpoint (docs/preview-engine.md), with its list of hashes."""
+"""The trained checkpoint (docs/preview-engine.md)."""
 
-MANIFEST = "files.json"
 DECODED_DBFS = -20.0
 """RMS of a decoded latent of unit variance."""
 
@@ -47,13 +45,13 @@ ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def checkpoint_folder(make: bool = True) -> Path:
-    """Return the folder of the trained checkpoint if it is there and intact, else that of a random one in the cache.
+    """Return the folder of the trained checkpoint if it is there, else that of a random one in the cache.
 
     The random one is made if it is missing, unless `make` is false. The cache is the folder that ACE_STUDIO_CACHE
     names, else ~/.cache/ace-music-studio. Any number of threads and processes may call this at once. Raises OSError if
     the cache cannot be written to.
     """
-    return TRAINED if _is_whole(TRAINED) else _in_cache("preview", make_checkpoint if make else None)
+    return TRAINED if TRAINED.is_dir() else _in_cache("preview", make_checkpoint if make else None)
 
 
 def quiet_libraries() -> None:
@@ -124,13 +122,6 @@ def filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Mod
     return model
 
 
-def write_manifest(folder: Path) -> None:
-    """List every file of a checkpoint with its hash."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    (folder / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
-
-
 # --- the cache ----------------------------------------------------------------------------------------------------
 
 
@@ -155,16 +146,6 @@ def _in_cache(name: str, make: Callable[[Path], object] | None) -> Path:
             with contextlib.suppress(OSError):  # another process was faster
                 made.rename(folder)
     return folder
-
-
-@functools.cache
-def _is_whole(folder: Path) -> bool:
-    """Return whether a checkpoint has the bytes that its manifest lists; it must not change while the studio runs."""
-    try:
-        hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == hashes[name] for name in hashes)
-    except (OSError, ValueError):
-        return False
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------

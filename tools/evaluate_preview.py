@@ -347,12 +347,11 @@ def evaluate(engine: Engine, prompts: int, edits: int, pieces: int, seconds: flo
 
 
 def write_card(folder: Path, rows: list[str]) -> None:
-    """Put the table into the checkpoint's card, in the place of an older one, and list the files' hashes anew."""
+    """Put the table into the checkpoint's card, in the place of an older one."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8").split(MEASURED)[0].rstrip("\n")
     table = "\n".join(rows)
     card.write_text(f"{text}\n\n{MEASURED}\n\n```\n{table}\n```\n", encoding="utf-8")
-    preview.write_manifest(folder)
 
 
 def main() -> None:

@@ -652,7 +652,7 @@ def trained_parts(song: dict[str, Any], codes: dict[str, Any]) -> dict[str, nn.M
 
 
 def write_checkpoint(parts: dict[str, nn.Module], folder: Path, card: str) -> None:
-    """Write a checkpoint in the real layout: bfloat16, small shards, a card, the hashes."""
+    """Write a checkpoint in the real layout: bfloat16, small shards, a card."""
     preview.quiet_libraries()
     pipeline = AceStepPipeline(
         tokenizer=preview.make_tokenizer(),
@@ -662,7 +662,6 @@ def write_checkpoint(parts: dict[str, nn.Module], folder: Path, card: str) -> No
     )
     pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size="9MB")
     (folder / "README.md").write_text(card, encoding="utf-8")
-    preview.write_manifest(folder)
 
 
 def count_parameters(parts: dict[str, nn.Module]) -> dict[str, int]:

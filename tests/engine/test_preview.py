@@ -116,19 +116,6 @@ def test_processes_and_threads_at_once_get_one_whole_checkpoint(cache, tiny):
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [folders[0].name]
 
 
-def test_a_damaged_trained_checkpoint_is_not_used(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(preview, "TRAINED", tmp_path / "trained")
-    for name in ("whole", "damaged"):
-        preview.TRAINED = tmp_path / name
-        preview.TRAINED.mkdir()
-        (preview.TRAINED / "weights").write_text("trained")
-        preview.write_manifest(preview.TRAINED)
-    (preview.TRAINED / "weights").write_text("damaged")
-    assert preview.checkpoint_folder(make=False).is_relative_to(cache)
-    preview.TRAINED = tmp_path / "whole"
-    assert preview.checkpoint_folder() == preview.TRAINED
-
-
 # --- sound --------------------------------------------------------------------------------------------------------
 
 
