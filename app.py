@@ -84,7 +84,7 @@ def connect_download(header: Header) -> Any:
     def fetch() -> Iterator[Updates]:
         yield bar.running(theme.line("running", tooltips.DOWNLOAD_STARTING))
         with contextlib.closing(get_backend().download()) as events:
-            yield from page_updates(bar, events, done, lambda problem: bar.idle(theme.line("failed", problem.text())))
+            yield from page_updates(bar, events, done, bar.failed)
 
     run = bar.go.click(fetch, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **QUIET)
     connect_cancel(bar, run, run, tooltips.DOWNLOAD_CANCELLED)

@@ -42,15 +42,14 @@ class RunBar:
     Cancel ticks the hidden box `cancelled` in the browser, so that a run that ended early can say why.
     """
 
-    go: gr.Button
+    starters: list[gr.Button]  # only one run goes on at a time
     cancel: gr.Button
     line: gr.HTML
     cancelled: gr.Checkbox
 
     @property
-    def starters(self) -> list[gr.Button]:
-        """Return the buttons that start a run; only one run goes on at a time."""
-        return [self.go]
+    def go(self) -> gr.Button:
+        return self.starters[0]
 
     @property
     def outputs(self) -> list[Component]:
@@ -63,6 +62,9 @@ class RunBar:
     def idle(self, line: str) -> Updates:
         starters = {button: gr.update(interactive=True) for button in self.starters}
         return {**starters, self.cancel: gr.update(interactive=False), self.line: line}
+
+    def failed(self, problem: Problem) -> Updates:
+        return self.idle(theme.line("failed", problem.text()))
 
 
 def cancelled_box(name: str) -> gr.Checkbox:
@@ -77,7 +79,7 @@ def run_bar(
     line = html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
     go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
     stop = gr.Button(cancel, variant="stop", elem_id=f"{name}-cancel", scale=1, min_width=96, interactive=False)
-    return RunBar(go, stop, line, cancelled)
+    return RunBar([go], stop, line, cancelled)
 
 
 def run_foot(form: Form, above: Sequence[gr.HTML], cancel: str = tooltips.CANCEL) -> tuple[RunBar, gr.HTML]:
@@ -147,7 +149,7 @@ def stream_of(
         yield failed(error.problem)
     except Exception:
         log.exception("a run failed unexpectedly")
-        yield failed(unexpected())
+        yield failed(Problem("internal", tooltips.UNEXPECTED, hint=tooltips.UNEXPECTED_HINT))
 
 
 def page_updates(
@@ -193,11 +195,6 @@ def connect_cancel(bar: RunBar, begin: Any, run: Any, cancelled: str) -> None:
         event.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
 
 
-def unexpected() -> Problem:
-    """Return the problem for an error that nobody foresaw; the log has the details."""
-    return Problem("internal", tooltips.UNEXPECTED, hint=tooltips.UNEXPECTED_HINT)
-
-
 # --- help with the words ------------------------------------------------------------------------------------------
 
 WORDS = ("prompt", "lyrics", "bpm", "key", "time_signature", "language", "duration")
@@ -213,19 +210,24 @@ FILLED = (*WORDS, "instrumental", "action", "source_prompt", "source_lyrics")
 MORPHED = {"prompt": "source_prompt", "lyrics": "source_lyrics"}
 
 
-@dataclass
 class Assist(RunBar):
-    """A run bar with a button for each kind of help, by mode; `sketch` is the latest result."""
+    """A run bar with a button for each of `modes` ("inspire", "polish", "describe"); `sketch` is the latest result."""
 
-    buttons: dict[str, gr.Button]
-    help: gr.HTML
-    problems: gr.HTML
-    sketch: gr.State
-    undo: Undo
-
-    @property
-    def starters(self) -> list[gr.Button]:
-        return list(self.buttons.values())
+    def __init__(self, form: Form, *modes: str):
+        name = f"{form.mode}-assist"
+        cancelled = cancelled_box(name)
+        small = {"size": "sm", "min_width": 0, "interactive": False}
+        looks = {"variant": "stop", "elem_id": f"{name}-cancel", "elem_classes": ["while-running"], **small}
+        with gr.Row(elem_classes=["assist"]):
+            self.buttons = {
+                mode: gr.Button(tooltips.ASSIST[mode], elem_id=f"{form.mode}-{mode}", **small) for mode in modes
+            }
+            self.undo = Undo(form.mode)
+            cancel = gr.Button(tooltips.CANCEL, **looks)
+        self.help, self.problems = html(elem_id=f"{name}-help"), html(elem_id=f"{name}-problems")
+        line = html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
+        self.sketch = gr.State(None)
+        super().__init__([*self.buttons.values()], cancel, line, cancelled)
 
     def show(self, facts: Mapping[str, Any]) -> Updates:
         """Return the updates for the backend's status; without a planner the buttons are off, and a line says why."""
@@ -236,21 +238,6 @@ class Assist(RunBar):
             names = [tooltips.ASSIST[mode] for mode in self.buttons]
             said = tooltips.needs_planner(names, reason(planner, hint=False))
         return {**{each: gr.update(interactive=usable) for each in self.starters}, self.help: theme.remark(said)}
-
-
-def assist(form: Form, *modes: str) -> Assist:
-    """Make the buttons of `modes` ("inspire", "polish", "describe"), their line, Cancel and Undo."""
-    name = f"{form.mode}-assist"
-    cancelled = cancelled_box(name)
-    small = {"size": "sm", "min_width": 0, "interactive": False}
-    with gr.Row(elem_classes=["assist"]):
-        buttons = {mode: gr.Button(tooltips.ASSIST[mode], elem_id=f"{form.mode}-{mode}", **small) for mode in modes}
-        undo = Undo(form.mode)
-        looks = {"variant": "stop", "elem_id": f"{name}-cancel", "elem_classes": ["while-running"], **small}
-        cancel = gr.Button(tooltips.CANCEL, **looks)
-    said, problems = html(elem_id=f"{name}-help"), html(elem_id=f"{name}-problems")
-    line = html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
-    return Assist(buttons[modes[0]], cancel, line, cancelled, buttons, said, problems, gr.State(None), undo)
 
 
 def connect_assist(form: Form, bar: Assist) -> None:
@@ -264,14 +251,11 @@ def connect_assist(form: Form, bar: Assist) -> None:
 
 
 def _connect_help(part: Part, form: Form, bar: Assist, button: gr.Button, fields: Mapping[str, Component]) -> None:
-    def failed(problem: Problem) -> Updates:
-        return bar.idle(theme.line("failed", problem.text()))
-
     def done(request: Request, done: Done) -> Updates:
         return {**bar.idle(theme.line("done", tooltips.ASSIST_DONE)), bar.sketch: done.record["sketch"]}
 
     def make(*values: Any) -> Iterator[Updates]:
-        yield from stream_of(lambda: part.request(values), bar, done, failed)
+        yield from stream_of(lambda: part.request(values), bar, done, bar.failed)
 
     def fill(sketch: dict[str, Any] | None, former: list[dict[str, Any]], *values: Any) -> Updates:
         there = dict(zip(fields, values, strict=True))

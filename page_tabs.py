@@ -21,7 +21,7 @@ from limits import ACTIONS, LANGUAGES, REPAINT_MODES, STRUCTURES, TRACKS
 from page_form import AT_ONCE, QUIET, Form, Undo, Updates, add, add_number, add_row, add_slider, html
 from page_panels import fold, swapped
 from page_results import Made, ResultPanel, connect_song, connect_takes, result_panel
-from page_runs import Assist, RunBar, assist, connect_assist, connect_run, run_foot, stream_of
+from page_runs import Assist, RunBar, connect_assist, connect_run, run_foot, stream_of
 from params import ACTION_OPTIONS, CHOOSE_TRACK, Request
 
 TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"
@@ -50,7 +50,7 @@ def generate_tab() -> SongTab:
             html(theme.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
             page_panels.examples(form)
             page_panels.prompt(form)
-            helper = assist(form, "inspire", "polish")
+            helper = Assist(form, "inspire", "polish")
             page_panels.lyrics(form, "duration")
             html(theme.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
         result = _result(form)
@@ -150,7 +150,7 @@ def _tab(form: Form) -> Iterator[None]:
 
 def _words(form: Form, kept: Sequence[str] = ()) -> Assist:
     """Add the words of a tab that works on a source; returns what helps with them."""
-    helper = assist(form, "describe")
+    helper = Assist(form, "describe")
     page_panels.examples(form, kept=kept)
     page_panels.prompt(form)
     page_panels.lyrics(form)
