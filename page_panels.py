@@ -330,14 +330,13 @@ def add_plan_options(form: Form) -> None:
 
 def connect_keep(form: Form, advanced: gr.Accordion, result: ResultPanel) -> None:
     """Let the next song have this one's plan: its seed goes into the form, and the group that holds it opens."""
-    plan = result.plan
 
     def keep(made: list[Made]) -> Updates:
         seed = (made[-1].record.get("plan") or {}).get("seed") if made else None
         found = page_form.settings("generate", {"request": {"options": {"plan": True, "plan_seed": seed}}}).values
         if "options.plan_seed" not in found:
-            return {plan.kept: ""}
+            return {result.kept: ""}
         said = tooltips.PLAN_KEPT.format(seed=found["options.plan_seed"])
-        return {**form.show(found), advanced: gr.Accordion(open=True), plan.kept: theme.said(said)}
+        return {**form.show(found), advanced: gr.Accordion(open=True), result.kept: theme.said(said)}
 
-    plan.keep.click(keep, result.made, [*form.settings, advanced, plan.kept], **AT_ONCE)
+    result.keep.click(keep, result.made, [*form.settings, advanced, result.kept], **AT_ONCE)

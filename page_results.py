@@ -10,10 +10,10 @@ import base64
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -32,7 +32,7 @@ from events import Done, Problem, StudioError
 from limits import FORMATS, INSTRUMENTAL, MORE_LIKE_THIS
 from page_form import AT_ONCE, QUIET, Form, Updates, html
 from page_runs import RunBar, connect_cancel, connect_run, stream_of
-from params import AUDIO_FIELDS, AlignRequest, Request, SongRequest, parse_request
+from params import AlignRequest, Request, SongRequest, parse_request
 
 LOSSY = ("mp3", "ogg")
 # The actions that sing all of their lyrics; an extension sings them in its new part, a layer in one of its tracks.
@@ -47,11 +47,6 @@ class Made:
     record: Mapping[str, Any]
     take: Mapping[str, Any]
     file: str
-
-    @property
-    def kind(self) -> str:
-        """Return the format of the file, such as "wav"."""
-        return Path(self.file).suffix.removeprefix(".").lower()
 
     @property
     def plan(self) -> Mapping[str, Any]:
@@ -76,88 +71,62 @@ class Made:
 # --- the panel ----------------------------------------------------------------------------------------------------
 
 
-class PlanLine(NamedTuple):
-    """How the song was planned, or why not; `keep` reuses the plan's seed, and `kept` says so."""
-
-    line: gr.HTML
-    keep: gr.Button
-    kept: gr.HTML
-
-
-@dataclass
 class ResultPanel:
-    """Where takes appear: messages, the plan, the takes with the record of their run.
+    """Where the takes of a tab appear: messages, how the song was planned or why not, the takes with their record.
 
-    `made` lists the takes that `takes` shows; `asked` is the name of a take's button that was pressed, and the take's
-    number.
+    `keep` reuses the plan's seed, and `kept` says so. `made` lists the takes that `takes` shows; `asked` is the name of
+    a take's button that was pressed, and the take's number.
     """
 
-    message: gr.HTML
-    plan: PlanLine
-    takes: gr.HTML
-    made: gr.State
-    asked: gr.State
-
-    @property
-    def outputs(self) -> list[Any]:
-        return [self.message, *self.plan, self.takes, self.made]
+    def __init__(self, mode: str):
+        html(theme.section(tooltips.RESULT))
+        self.message = html(elem_id=f"{mode}-message")
+        small = {"size": "sm", "min_width": 0, "scale": 0, "visible": False}
+        with gr.Column(elem_classes=["plan"]):
+            self.plan = html(elem_id=f"{mode}-plan-line")
+            self.keep = gr.Button(tooltips.KEEP_PLAN, elem_id=f"{mode}-keep-plan", **small)
+            self.kept = html(elem_id=f"{mode}-plan-kept")
+        self.takes = gr.HTML(
+            html_template=theme.takes(mode),
+            js_on_load=theme.script("takes"),
+            apply_default_css=False,
+            elem_id=f"{mode}-takes-made",
+            elem_classes=["takes-made"],
+        )
+        html(theme.remark(tooltips.kept_for(*jobs.retention())), elem_id=f"{mode}-kept")
+        self.made, self.asked = gr.State([]), gr.State(None)
+        self.outputs = [self.message, self.plan, self.keep, self.kept, self.takes, self.made]
 
     def show(self, request: SongRequest, done: Done, kept: Sequence[Made] = ()) -> Updates:
         """Return the updates that show a finished run, after the takes that are `kept`."""
-        new = zip(done.record["takes"], done.files, strict=True)
-        made = [*kept, *(Made(request, done.record, take, file) for take, file in new)]
+        record = done.record
+        new = zip(record["takes"], done.files, strict=True)
+        made = [*kept, *(Made(request, record, take, file) for take, file in new)]
         # Gradio deletes old copies of files that it knows of.
         self.takes.temp_files.update(each.file for each in made)
-        cards = {"at": time.time_ns(), "takes": [card(each) for each in made], "kept": len(kept), "record": done.record}
+        cards = {"at": time.time_ns(), "takes": [card(each) for each in made], "kept": len(kept), "record": record}
+        plan = record.get("plan")
+        # What the notes say already is not repeated.
+        noted = plan and not plan["used"] and tooltips.UNPLANNED.format(reason=plan["reason"]) in record["notes"]
         return {
-            self.message: theme.messages(done.record),
-            **self._show_plan(done.record),
+            self.message: theme.messages(record),
+            self.plan: theme.plan(plan) if plan and not noted else "",
+            self.keep: gr.update(visible=bool(plan and plan["used"])),
+            self.kept: "",
             self.takes: cards,
             self.made: made,
         }
-
-    def _show_plan(self, record: Mapping[str, Any]) -> Updates:
-        """Return the updates for a record's plan; what its notes say already is not repeated."""
-        plan = record.get("plan")
-        planned = bool(plan and plan["used"])
-        noted = not planned and plan and tooltips.UNPLANNED.format(reason=plan["reason"]) in record["notes"]
-        line = theme.plan(plan) if plan and not noted else ""
-        return {self.plan.line: line, self.plan.keep: gr.update(visible=planned), self.plan.kept: ""}
 
     def change(self, number: int, **news: Any) -> Updates:
         """Return the update that changes the card of one take."""
         return {self.takes: {"at": time.time_ns(), "number": number, "change": news}}
 
-    def fail(self, problem: Problem) -> Updates:
-        """Return the updates that say what went wrong and what to try; earlier takes stay."""
-        return {self.message: theme.notice(tooltips.FAILED_TITLE, problem.message, problem.hint)}
-
-
-def result_panel(mode: str) -> ResultPanel:
-    """Make the result panel of a tab, empty."""
-    html(theme.section(tooltips.RESULT))
-    message = html(elem_id=f"{mode}-message")
-    small = {"size": "sm", "min_width": 0, "scale": 0, "visible": False}
-    with gr.Column(elem_classes=["plan"]):
-        line = html(elem_id=f"{mode}-plan-line")
-        keep = gr.Button(tooltips.KEEP_PLAN, elem_id=f"{mode}-keep-plan", **small)
-        kept = html(elem_id=f"{mode}-plan-kept")
-    takes = gr.HTML(
-        html_template=theme.takes(mode),
-        js_on_load=theme.script("takes"),
-        apply_default_css=False,
-        elem_id=f"{mode}-takes-made",
-        elem_classes=["takes-made"],
-    )
-    html(theme.remark(tooltips.kept_for(*jobs.retention())), elem_id=f"{mode}-kept")
-    return ResultPanel(message, PlanLine(line, keep, kept), takes, gr.State([]), gr.State(None))
-
 
 def card(made: Made) -> dict[str, Any]:
     """Return what the page shows of a take, and the record from which its settings come back."""
     song, take, record = made.song(), made.take, made.record
-    loudness = take.get("loudness_lufs")
-    made_with = tooltips.song_facts(song["bpm"], song["key"], made.request.options.variation)
+    variation = made.request.options.variation
+    facts = tooltips.song_facts(song["bpm"], song["key"], f"variation {variation:g}" if variation else "")
     kept = {name: record[name] for name in ("request", "plan", "seeds", "variation_seeds") if record.get(name)}
     peaks = page_widgets.peaks(made.file)["peaks"]
     waveform = np.frombuffer(base64.b64decode(peaks), np.int8)
@@ -165,17 +134,17 @@ def card(made: Made) -> dict[str, Any]:
     source = getattr(made.request, "source", None)
     return {
         "id": made.file,
-        "seed": int(take["seed"]),
+        "seed": take["seed"],
         "title": textwrap.shorten(made.request.prompt, 60, placeholder=" ..."),
-        "facts": [tooltips.clock(take["duration"]), *made_with],
-        "levels": tooltips.take_levels(dict(take)),
-        "warnings": list(take["warnings"]),
-        "lufs": None if loudness is None else float(loudness),
-        "seconds": float(take["duration"]),
+        "facts": [tooltips.clock(take["duration"]), *facts],
+        "levels": tooltips.take_levels(take),
+        "warnings": take["warnings"],
+        "lufs": take["loudness_lufs"],
+        "seconds": take["duration"],
         "peaks": peaks,
         "art": export.picture_for_page(waveform, {**record, "takes": [take]}),
         "path": made.file,
-        "kind": made.kind,
+        "kind": made.request.options.format,
         "source": {"path": source, "offset": getattr(made.request, "before", 0.0)} if source else None,
         "can_be_timed": made.can_be_timed(),
         "settings": {**kept, "takes": [{"seed": take["seed"]}]},
@@ -208,7 +177,8 @@ def made_line(request: SongRequest, done: Done) -> str:
 
 
 def _failed(bar: RunBar, result: ResultPanel, problem: Problem) -> Updates:
-    return {**bar.idle(theme.line("failed", tooltips.FAILED_TITLE)), **result.fail(problem)}
+    notice = theme.notice(tooltips.FAILED_TITLE, problem.message, problem.hint)
+    return {**bar.idle(theme.line("failed", tooltips.FAILED_TITLE)), result.message: notice}
 
 
 # --- the buttons of a take ----------------------------------------------------------------------------------------
@@ -243,9 +213,8 @@ def make_songs(bar: RunBar, result: ResultPanel, made: list[Made], number: int, 
     """Replace the takes by new ones, or by take `number` and a variation of it."""
 
     def ask() -> SongRequest:
-        request = (more if variation else retake)(_chosen(made, number))
-        check_uploads(request)
-        return request
+        one = _chosen(made, number)
+        return more(one) if variation else one.request.model_copy(update={"seed": -1})
 
     def done(request: SongRequest, done: Done) -> Updates:
         said = tooltips.VARIED.format(percent=100 * request.options.variation) if variation else tooltips.RETAKEN
@@ -267,7 +236,7 @@ def time_lines(bar: RunBar, result: ResultPanel, made: list[Made], number: int) 
         record, name = done.record, f"{Path(made[number - 1].file).stem}.lrc"
         if not record["lines"]:
             return failed(Problem("unsung", tooltips.NOTHING_SUNG))
-        file = cached(name, lambda path: path.write_text(record["lrc"], encoding="utf-8"))
+        file = processing_utils.save_bytes_to_cache(record["lrc"].encode(), name, gradio_utils.get_upload_folder())
         result.takes.temp_files.add(file)
         lines = [{name: line[name] for name in ("start", "end", "text")} for line in record["lines"]]
         news = {"lines": lines, "lrc": file, "alignment": tooltips.alignment(record["score"]), "note": ""}
@@ -289,8 +258,8 @@ def connect_formats(result: ResultPanel) -> None:
         except (StudioError, audio.AudioError) as error:
             return result.change(number, note=str(error), wrong=True)
         result.takes.temp_files.add(file)
-        lossy = one.kind in LOSSY and kind != one.kind
-        said = tooltips.FROM_LOSSY.format(source=one.kind.upper()) if lossy else ""
+        own = one.request.options.format
+        said = tooltips.FROM_LOSSY.format(source=own.upper()) if own in LOSSY and kind != own else ""
         return result.change(number, path=file, kind=kind, note=said, wrong=False)
 
     # Encoding needs no GPU, so it does not wait for songs.
@@ -314,11 +283,6 @@ def connect_again(form: Form, result: ResultPanel) -> None:
 # --- their requests and files -------------------------------------------------------------------------------------
 
 
-def retake(made: Made) -> SongRequest:
-    """Return the request with a new seed."""
-    return made.request.model_copy(update={"seed": -1})
-
-
 def more(made: Made) -> SongRequest:
     """Return the request for one take whose noise is this take's, turned partway to another's (reference 2.7).
 
@@ -338,15 +302,6 @@ def timing(made: Made) -> AlignRequest:
     return parse_request("align", {**words, **ran, "steps": made.record.get("sampling", {}).get("steps")})
 
 
-def check_uploads(request: SongRequest) -> None:
-    """Raise StudioError if a file that the visitor uploaded for the request is gone."""
-    for name in AUDIO_FIELDS:
-        path = getattr(request, name, None)
-        if path and not Path(path).is_file():
-            message = tooltips.UPLOAD_GONE.format(label=tooltips.LABELS[name])
-            raise StudioError("upload_gone", message, name, tooltips.UPLOAD_GONE_HINT)
-
-
 def _chosen(made: Sequence[Made], number: int) -> Made:
     """Return take `number`; raises StudioError if it or its file is gone."""
     if number > len(made) or not Path(made[number - 1].file).is_file():
@@ -356,23 +311,11 @@ def _chosen(made: Sequence[Made], number: int) -> Made:
 
 def converted(made: Made, kind: str) -> str:
     """Return the path of the take in another format with the same tags, in Gradio's cache."""
-    if kind == made.kind:
+    if kind == made.request.options.format:
         return made.file
-    record = export.read_record(made.file)
-
-    def write(path: Path) -> None:
-        samples = audio.read_wav(made.file)
-        export.encode(samples, path, kind)
-        if record:
-            picture = export.picture_for_tags(samples, {**made.record, "takes": [made.take]})
-            export.write_tags(path, path.stem, record, picture)
-
-    return cached(f"{Path(made.file).stem}.{kind}", write)
-
-
-def cached(name: str, write: Callable[[Path], None]) -> str:
-    """Return the path of the file that `write` writes, in Gradio's cache, from which it can be downloaded."""
+    samples, record = audio.read_wav(made.file), export.read_record(made.file)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, name)
-        write(path)
+        path = export.encode(samples, Path(folder, f"{Path(made.file).stem}.{kind}"), kind)
+        if record:
+            export.write_tags(path, path.stem, record, export.picture_for_tags(samples, record))
         return processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder())

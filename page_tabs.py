@@ -20,7 +20,7 @@ from events import Done, Draft, Problem
 from limits import ACTIONS, LANGUAGES, REPAINT_MODES, STRUCTURES, TRACKS
 from page_form import AT_ONCE, QUIET, Form, Undo, Updates, add, add_number, add_row, add_slider, html
 from page_panels import fold, swapped
-from page_results import Made, ResultPanel, connect_song, connect_takes, result_panel
+from page_results import Made, ResultPanel, connect_song, connect_takes
 from page_runs import Assist, RunBar, connect_assist, connect_run, run_foot, stream_of
 from params import ACTION_OPTIONS, CHOOSE_TRACK, Request
 
@@ -159,7 +159,7 @@ def _words(form: Form, kept: Sequence[str] = ()) -> Assist:
 
 def _result(form: Form) -> ResultPanel:
     with gr.Column(elem_classes=["result"]):
-        return result_panel(form.mode)
+        return ResultPanel(form.mode)
 
 
 @contextlib.contextmanager

@@ -279,13 +279,10 @@ def lengths() -> str:
 
 def songs(text: str, cards: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
     """Return the caption of examples that play, with the songs in `folder` for static/examples.js."""
-    played = {
-        name: {
-            **{**card, "id": f"example {name}"},
-            **{"path": str(folder / card["sound"]), "art": str(folder / card["picture"])},
-        }
-        for name, card in cards.items()
-    }
+    played = {}
+    for name, card in cards.items():
+        files = {"path": str(folder / card["sound"]), "art": str(folder / card["picture"])}
+        played[name] = {**card, **files, "id": f"example {name}"}
     data = escape(json.dumps({"cards": played, "where": tooltips.EXAMPLE_SONG}, ensure_ascii=False))
     return f'<div data-songs="{data}">{caption(text)}</div>'
 
@@ -305,7 +302,7 @@ def plan(facts: Mapping[str, Any]) -> str:
         return remark(tooltips.UNPLANNED.format(reason=facts["reason"]))
     metre = TIME_SIGNATURES.get(facts["time_signature"], facts["time_signature"])
     language = LANGUAGES.get(facts["language"], facts["language"]) if facts["language"] != "unknown" else ""
-    parts = [tooltips.PLANNED, *tooltips.plan_facts(facts["bpm"], facts["key"], metre, language)]
+    parts = [tooltips.PLANNED, *tooltips.song_facts(facts["bpm"], facts["key"], metre, language)]
     spans = "".join(f"<span>{escape(text)}</span>" for text in parts)
     rewritten = tooltips.REWRITTEN.format(caption=facts["caption"]) if facts["rewritten"] else ""
     return f'<p class="shown facts">{spans}</p>{f"<p class=remark>{escape(rewritten)}</p>" if rewritten else ""}'

@@ -233,8 +233,8 @@ def advice(line: int, message: str) -> str:
     return f"Line {line}: {message}" if line else message
 
 
-def plan_facts(bpm: int | None, key: str, metre: str, language: str) -> list[str]:
-    return [part for part in (f"{bpm} BPM" if bpm else "", key, metre, language) if part]
+def song_facts(bpm: int | None, *others: str) -> list[str]:
+    return [fact for fact in (f"{bpm} BPM" if bpm else "", *others) if fact]
 
 
 # --- LoRAs --------------------------------------------------------------------------------------------------------
@@ -404,8 +404,6 @@ EARLIER_HELP = "This list stays in your browser; the files are deleted after a d
 FORGET = "Remove all"
 FROM_LOSSY = "Converted from {source}, so it sounds no better than the {source} file."
 TAKE_GONE = "The studio no longer has this take. Make it again to continue."
-UPLOAD_GONE = "The studio no longer has {label}."
-UPLOAD_GONE_HINT = "Choose the file again in the form and press its button."
 VARIED = "Take 2 is a variation of take 1 ({percent:.0f}%). Your form has not changed."
 RETAKEN = "Made again with the same settings and a new seed. Your form has not changed."
 NOTHING_SUNG = "The lyrics have no lines to sing."
@@ -422,10 +420,6 @@ def take_levels(take: dict[str, Any]) -> list[str]:
     """Return how loud a take is, from its entry in the record."""
     loudness = take.get("loudness_lufs")
     return [f"peak {take['peak_dbfs']:.1f} dBFS", *([] if loudness is None else [f"{loudness:.1f} LUFS"])]
-
-
-def song_facts(bpm: int | None, key: str, variation: float) -> list[str]:
-    return [*plan_facts(bpm, key, "", ""), *([f"variation {variation:g}"] if variation else [])]
 
 
 def timed(lines: int) -> str:

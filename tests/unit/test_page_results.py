@@ -13,6 +13,7 @@ import soundfile
 
 import audio
 import export
+import jobs
 import page_results
 import tooltips
 from events import StudioError
@@ -36,11 +37,8 @@ def made(mode: str = "generate", plan: Any = None, file: str = "take.wav", **val
 
 
 @pytest.mark.parametrize("mode", ("generate", "cover", "extend", "edit"))
-def test_a_retake_and_one_more_like_a_take_change_the_seed_alone(mode: str):
+def test_one_more_like_a_take_changes_the_seed_alone(mode: str):
     take = made(mode)
-    again = page_results.retake(take)
-    assert again.seed == -1
-    assert again.model_copy(update={"seed": 5}) == take.request
     varied = page_results.more(take)
     assert (varied.seed, varied.takes) == (7, 1)
     assert (varied.options.variation, varied.options.variation_seed) == (MORE_LIKE_THIS, -1)
@@ -73,11 +71,9 @@ def test_only_what_sings_all_of_its_lyrics_can_be_timed(monkeypatch: pytest.Monk
 
 
 def test_an_upload_that_is_gone_is_named(tmp_path: Path):
-    here = tmp_path / "song.wav"
-    here.touch()
-    page_results.check_uploads(made("cover", source=str(here)).request)
-    with pytest.raises(StudioError, match="Reference audio"):
-        page_results.check_uploads(made("cover", source=str(here), reference=str(tmp_path / "gone.wav")).request)
+    request = page_results.more(made("cover", source=str(tmp_path / "gone.wav")))
+    with jobs.job_for(request) as job, pytest.raises(StudioError, match="The source: The file was not found"):
+        jobs.decode_upload(job, "source", request.source)
 
 
 @pytest.mark.parametrize(("kind", "subtype"), [("flac", "PCM_24"), ("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS")])
