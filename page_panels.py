@@ -52,13 +52,7 @@ def source(form: Form) -> None:
     """Add the source audio with the visitor's latest takes beside it, and the offer of the settings that it carries."""
     with gr.Row(elem_classes=["source"]):
         _audio(form, "source", form.tab.select)
-        latest = gr.HTML(
-            html_template=theme.latest(),
-            js_on_load=theme.script("latest"),
-            apply_default_css=False,
-            elem_id=f"{form.mode}-latest",
-            elem_classes=["latest-takes"],
-        )
+        latest = theme.latest(form.mode)
     # Gradio calls an audio field changed whenever an event that has it among its inputs is answered: what follows it
     # would go in circles. The copy, which is never drawn, changes with the file alone.
     form.copies["source"] = copy = gr.Audio(type="filepath", visible=False)

@@ -86,13 +86,7 @@ class ResultPanel:
             self.plan = html(elem_id=f"{mode}-plan-line")
             self.keep = gr.Button(tooltips.KEEP_PLAN, elem_id=f"{mode}-keep-plan", **small)
             self.kept = html(elem_id=f"{mode}-plan-kept")
-        self.takes = gr.HTML(
-            html_template=theme.takes(mode),
-            js_on_load=theme.script("takes"),
-            apply_default_css=False,
-            elem_id=f"{mode}-takes-made",
-            elem_classes=["takes-made"],
-        )
+        self.takes = theme.takes(mode)
         html(theme.remark(tooltips.kept_for(*jobs.retention())), elem_id=f"{mode}-kept")
         self.made, self.asked = gr.State([]), gr.State(None)
         self.outputs = [self.message, self.plan, self.keep, self.kept, self.takes, self.made]

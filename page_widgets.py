@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import tooltips
 from backend import get_backend
 from limits import LEAST_REGION_SECONDS, LIMITS, MAX_SOURCE_SECONDS, shown
 from lora_sources import hub_id
-from page_form import AT_ONCE, Form, help_text, html
+from page_form import AT_ONCE, Form, help_text, html, settings
 
 COLUMNS = 800  # of the waveform: enough for any width at which it is shown
 CLOSE_COLUMNS = 20  # per second, for a closer look
@@ -68,15 +68,8 @@ REGION_TEXTS = {
 
 def _widget(name: str, filled: Mapping[str, str], elem_id: str, **props: Any) -> gr.HTML:
     """Make a widget of the HTML, CSS and JavaScript called `name` in static/."""
-    return gr.HTML(
-        html_template=theme.template(name, filled),
-        css_template=theme.static(f"{name}.css"),
-        js_on_load=theme.static(f"{name}.js"),
-        apply_default_css=False,
-        container=True,
-        elem_id=elem_id,
-        **props,
-    )
+    files = {"css_template": theme.static(f"{name}.css"), "js_on_load": theme.static(f"{name}.js")}
+    return theme.frame(name, filled, container=True, elem_id=elem_id, **files, **props)
 
 
 def region_selector(elem_id: str = "region") -> gr.HTML:
@@ -123,26 +116,21 @@ def _joined(widget: gr.HTML, **fields: gr.Textbox) -> dict[str, Any]:
 
 
 def waveform(path: str | Path) -> dict[str, Any]:
-    """Return what the selector shows of a file: `peaks` for a closer look, "path", "onsets", and "bpm" or None.
+    """Return what the selector shows of a file: `peaks` for a closer look and, if it can be read, the other three.
 
     "onsets" is base64 of uint8 [ONSETS per second], how suddenly it gets louder; "bpm" comes from the file's record.
     """
     found = peaks(path, CLOSE_COLUMNS)
     if not found["seconds"]:
-        return {**found, "path": str(path), "onsets": "", "bpm": None}
+        return found
     onsets = base64.b64encode(_onsets(path, found["seconds"]).tobytes()).decode()
     return {**found, "path": str(path), "onsets": onsets, "bpm": tempo(export.read_record(path))}
 
 
-def tempo(record: Any) -> int | None:
-    """Return the BPM in a record, the plan's if there is one, or None; the record may hold anything."""
-    limit = LIMITS["bpm"]
-    for name in ("plan", "request"):
-        part = record.get(name) if isinstance(record, Mapping) else None
-        bpm = part.get("bpm") if isinstance(part, Mapping) else None
-        if type(bpm) is int and limit.low <= bpm <= limit.high:
-            return bpm
-    return None
+def tempo(record: Mapping[str, Any] | None) -> int | None:
+    """Return the BPM in a record, the plan's if there is one, or None; its values may be anything."""
+    planned = settings("generate", {"request": (record or {}).get("plan")}).values.get("bpm")
+    return planned or settings("generate", record).values.get("bpm")
 
 
 def peaks(path: str | Path, per_second: int = 0) -> dict[str, Any]:
@@ -154,7 +142,8 @@ def peaks(path: str | Path, per_second: int = 0) -> dict[str, Any]:
     """
     try:
         seconds = audio.duration_of(path)
-        lows_and_highs = _lows_and_highs(path, min(max(COLUMNS, round(seconds * per_second)), MOST_COLUMNS))
+        columns = _parts(path, min(max(COLUMNS, round(seconds * per_second)), MOST_COLUMNS))
+        lows_and_highs = np.array([(column.min(initial=0), column.max(initial=0)) for column in columns])
     except (audio.AudioError, sf.SoundFileError, OSError):
         return {"seconds": 0.0, "peaks": ""}
     scale = 127 / max(float(np.abs(lows_and_highs).max()), 10 ** (QUIETEST_DBFS / 20))
@@ -175,32 +164,23 @@ def _onsets(path: str | Path, seconds: float) -> np.ndarray:
 
     255 is 30 dB or more. Anything below -60 dBFS counts as silence.
     """
-    levels = np.zeros(max(round(seconds * ONSETS), 1))
-    with audio.ForwardFile(path) as file:
-        edges = np.linspace(0, file.frames, len(levels) + 1).round().astype(int)
-        for first in range(0, len(levels), ONSETS):
-            there = edges[first : first + ONSETS + 1]
-            block = np.nan_to_num(file.read(there[-1] - there[0], dtype="float32", always_2d=True), posinf=1, neginf=-1)
-            starts = there[:-1] - there[0]
-            known = starts < len(block)
-            power = np.square(block).mean(axis=1, dtype=np.float64)
-            sums = np.add.reduceat(power, starts[known]) if len(block) else 0
-            levels[first : first + len(starts)][known] = sums / np.diff(there)[known]
-    decibels = 10 * np.log10(levels + 1e-6)
+    moments = _parts(path, max(round(seconds * ONSETS), 1))
+    power = [np.square(moment).mean(dtype=np.float64) if moment.size else 0.0 for moment in moments]
+    decibels = 10 * np.log10(np.array(power) + 1e-6)
     before = np.concatenate(([-60.0, -60.0], decibels))
     rise = decibels - np.maximum(before[:-2], before[1:-1])
     return np.clip(rise * 255 / 30, 0, 255).astype(np.uint8)
 
 
-def _lows_and_highs(path: str | Path, columns: int) -> np.ndarray:
-    """Return float32 [columns, 2] at full scale 1.0, zeros where the file ends early; never holds the whole file."""
-    found = np.zeros((columns, 2), np.float32)
+def _parts(path: str | Path, count: int) -> Iterator[np.ndarray]:
+    """Yield a file in `count` equal parts, float32 [frames] or [frames, channels] at full scale 1.0.
+
+    The last parts are empty if the file ends early.
+    """
     with audio.ForwardFile(path) as file:
-        edges = np.linspace(0, file.frames, columns + 1).round().astype(int)
-        for column, frames in enumerate(np.diff(edges)):
-            block = np.nan_to_num(file.read(frames, dtype="float32"), copy=False, posinf=1, neginf=-1)
-            found[column] = block.min(initial=0), block.max(initial=0)
-    return found
+        edges = np.linspace(0, file.frames, count + 1).round().astype(int)
+        for frames in np.diff(edges):
+            yield np.nan_to_num(file.read(frames, dtype="float32"), copy=False, posinf=1, neginf=-1)
 
 
 # --- the timeline of an extension -----------------------------------------------------------------------------------
@@ -272,16 +252,8 @@ def lora_list(elem_id: str) -> gr.HTML:
     # In the document, not as props: Gradio empties a component's props when it updates one that is not drawn yet.
     weight = json.dumps({"min": limit.low, "max": limit.high, "step": limit.step})
     texts = {**tooltips.LORA_LIST, "texts": json.dumps(tooltips.LORA_LIST), "weight": weight}
-    return gr.HTML(
-        [],
-        html_template=theme.template("loras", texts),
-        css_template=theme.static("loras.css"),
-        js_on_load=theme.script("loras"),
-        apply_default_css=False,
-        label=tooltips.LABELS["loras"],
-        elem_id=elem_id,
-        elem_classes=["field", "lora-list"],
-    )
+    looks = {"label": tooltips.LABELS["loras"], "elem_id": elem_id, "elem_classes": ["field", "lora-list"]}
+    return theme.frame("loras", texts, [], css_template=theme.static("loras.css"), **looks)
 
 
 def add_files(paths: Sequence[str] | None) -> Added:

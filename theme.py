@@ -124,12 +124,14 @@ def static(name: str) -> str:
     return (STATIC / name).read_text(encoding="utf-8")
 
 
-def template(name: str, texts: Mapping[str, str]) -> str:
-    """Return an HTML file of static/ with `texts` in place.
+def frame(name: str, texts: Mapping[str, str], value: Any = None, /, **looks: Any) -> gr.HTML:
+    """Make a component of an HTML file of static/ with `texts` in place, for the script of the same name.
 
-    It names no value of its component, so that Gradio never redraws it over the script's work.
+    The file names no value of the component, so that Gradio never redraws it over the script's work.
     """
-    return static(f"{name}.html").format_map({key: escape(text) for key, text in texts.items()})
+    template = static(f"{name}.html").format_map({key: escape(text) for key, text in texts.items()})
+    looks = {"js_on_load": script(name), "html_template": template, "apply_default_css": False, **looks}
+    return gr.HTML(value, **looks)
 
 
 def script(name: str) -> str:
@@ -336,17 +338,18 @@ def _list(texts: Sequence[str], attributes: str = "") -> str:
     return f"<ul{attributes}>{items}</ul>" if items else ""
 
 
-def takes(mode: str) -> str:
-    """Return the frame of a tab's takes, for static/takes.js."""
+def takes(mode: str) -> gr.HTML:
+    """Make the frame of a tab's takes, for static/takes.js."""
     texts = {**tooltips.TAKES, "empty": tooltips.EMPTY_RESULTS[mode], "player": tooltips.PLAYER}
     facts = {"texts": texts, "tab": tooltips.TABS[mode], "uses": tooltips.USE_IN, "formats": list(FORMATS)}
     shown = {"making": tooltips.MAKING, "level": tooltips.LEVEL, "level_help": tooltips.LEVEL_HELP}
     shown |= {"digits": tooltips.DIGITS_HELP, "earlier": tooltips.EARLIER_HELP, "forget": tooltips.FORGET}
-    settings = json.dumps(facts, ensure_ascii=False)
-    return template("takes", {**shown, "mode": mode, "settings": settings, "record": tooltips.RECORD})
+    shown |= {"mode": mode, "settings": json.dumps(facts, ensure_ascii=False), "record": tooltips.RECORD}
+    return frame("takes", shown, elem_id=f"{mode}-takes-made", elem_classes=["takes-made"])
 
 
-def latest() -> str:
-    """Return the frame of the latest takes to choose a source from, for static/latest.js."""
+def latest(mode: str) -> gr.HTML:
+    """Make the frame of the latest takes to choose a tab's source from, for static/latest.js."""
     settings = json.dumps({"texts": {"use": tooltips.USE_TAKE}, "modes": list(tooltips.GO)}, ensure_ascii=False)
-    return template("latest", {"settings": settings, "title": tooltips.LATEST_TAKES})
+    texts = {"settings": settings, "title": tooltips.LATEST_TAKES}
+    return frame("latest", texts, elem_id=f"{mode}-latest", elem_classes=["latest-takes"])
