@@ -37,15 +37,12 @@ PROGRESS_SECONDS = 1.0
 
 @dataclass
 class RunBar:
-    """The buttons of a run and its progress line.
-
-    Cancel ticks the hidden box `cancelled` in the browser, so that a run that ended early can say why.
-    """
+    """The buttons of a run and its progress line."""
 
     starters: list[gr.Button]  # only one run goes on at a time
     cancel: gr.Button
     line: gr.HTML
-    cancelled: gr.Checkbox
+    cancelled: gr.Checkbox  # hidden; Cancel ticks it in the browser, so that a run that ended early can say why
 
     @property
     def go(self) -> gr.Button:
@@ -160,17 +157,14 @@ def page_updates(
     draft: Callable[[Draft], Updates] = lambda draft: {},
 ) -> Iterator[Updates]:
     """Turn the events of a run into updates of the page; a note stays beside the progress until the next note."""
-    stage, note, told, drafted = "", "", 0.0, 0.0
+    said, note, told, drafted = None, "", 0.0, 0.0
     for event in events:
         match event:
-            case Progress() if drafted:
-                pass  # the heartbeat between two tokens knows less than the draft
-            case Progress():
+            case Progress() if not drafted:  # the heartbeat between two tokens knows less than the draft
+                note = event.note or note
                 # Gradio searches the whole page at every update, and a small model makes dozens of steps a second.
-                news = (event.stage, event.note or note) != (stage, note)
-                stage, note = event.stage, event.note or note
-                if news or time.monotonic() - told >= PROGRESS_SECONDS:
-                    told = time.monotonic()
+                if (event.stage, note) != said or time.monotonic() - told >= PROGRESS_SECONDS:
+                    said, told = (event.stage, note), time.monotonic()
                     yield {bar.line: theme.progress(event, note)}
             case Draft():
                 # A fast writer would keep the browser busy with drawing alone.
