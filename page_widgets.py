@@ -95,7 +95,7 @@ def connect_region(
         value = waveform(path) if path else None
         if value and shown and value["peaks"] == shown["peaks"]:
             return [gr.skip()] * 3
-        first, last = middle(value["seconds"]) if value else (0.0, 0.0)
+        first, last = middle(value["seconds"]) if value and value["seconds"] else (0.0, 0.0)
         return [value and {**value, "start": first, "end": last}, f"{first:g}", f"{last:g}"]
 
     read = source.change(show, [source, selector], [selector, start, end], **AT_ONCE)
@@ -153,8 +153,6 @@ def peaks(path: str | Path, per_second: int = 0) -> dict[str, Any]:
 
 def middle(seconds: float) -> tuple[float, float]:
     """Return the region in seconds that a new file starts with: from a third to half of it."""
-    if not seconds:
-        return 0.0, 0.0
     start = round(seconds / 3, 1)
     return start, round(max(seconds / 2, start + LEAST_REGION_SECONDS), 1)
 
@@ -173,10 +171,7 @@ def _onsets(path: str | Path, seconds: float) -> np.ndarray:
 
 
 def _parts(path: str | Path, count: int) -> Iterator[np.ndarray]:
-    """Yield a file in `count` equal parts, float32 [frames] or [frames, channels] at full scale 1.0.
-
-    The last parts are empty if the file ends early.
-    """
+    """Yield a file in `count` equal parts, float32 [frames] or [frames, channels], empty ones after an early end."""
     with audio.ForwardFile(path) as file:
         edges = np.linspace(0, file.frames, count + 1).round().astype(int)
         for frames in np.diff(edges):
@@ -211,8 +206,13 @@ Added = tuple[list[dict[str, Any]], str, Any]
 
 
 def lora_panel(form: Form) -> gr.Accordion:
-    """Add the folded panel: where LoRAs come from, a line for errors, and the list."""
-    with gr.Accordion(tooltips.LABELS["loras"], open=False, elem_id=f"{form.mode}-loras-fold") as fold:
+    """Add the folded panel: where LoRAs come from, a line for errors, and the list, whose entries are `lora_entry`s."""
+    title, limit = tooltips.LABELS["loras"], LIMITS["lora_weight"]
+    # In the document, not as props: Gradio empties a component's props when it updates one that is not drawn yet.
+    weight = json.dumps({"min": limit.low, "max": limit.high, "step": limit.step})
+    texts = {**tooltips.LORA_LIST, "texts": json.dumps(tooltips.LORA_LIST), "weight": weight}
+    looks = {"label": title, "elem_id": form.identify(LORAS), "elem_classes": ["field", "lora-list"]}
+    with gr.Accordion(title, open=False, elem_id=f"{form.mode}-loras-fold") as fold:
         html(theme.remark(help_text("loras")))
         # Without file types: phones offer no file at all if they do not know the ending.
         file = gr.File(label=tooltips.LORA_FILE, file_count="multiple", height=140, elem_id=f"{form.mode}-lora-file")
@@ -234,7 +234,7 @@ def lora_panel(form: Form) -> gr.Accordion:
         else:
             html(theme.remark(tooltips.LORA_HUB_OFF))
         line = html(elem_id=f"{form.mode}-lora-line")
-        chosen = lora_list(form.identify(LORAS))
+        chosen = theme.frame("loras", texts, [], css_template=theme.static("loras.css"), **looks)
         added = gr.JSON([], visible="hidden")
     form.fields[LORAS] = chosen
     form.parsers[LORAS], form.showers[LORAS] = parse_loras, show_loras
@@ -244,16 +244,6 @@ def lora_panel(form: Form) -> gr.Accordion:
         done = event(add, field, [added, line, field], **AT_ONCE)
         done.then(None, [added, chosen], [added, chosen], js=_APPEND, **AT_ONCE)
     return fold
-
-
-def lora_list(elem_id: str) -> gr.HTML:
-    """Make the list of LoRAs, in the order in which they act; its value is a list of `lora_entry`."""
-    limit = LIMITS["lora_weight"]
-    # In the document, not as props: Gradio empties a component's props when it updates one that is not drawn yet.
-    weight = json.dumps({"min": limit.low, "max": limit.high, "step": limit.step})
-    texts = {**tooltips.LORA_LIST, "texts": json.dumps(tooltips.LORA_LIST), "weight": weight}
-    looks = {"label": tooltips.LABELS["loras"], "elem_id": elem_id, "elem_classes": ["field", "lora-list"]}
-    return theme.frame("loras", texts, [], css_template=theme.static("loras.css"), **looks)
 
 
 def add_files(paths: Sequence[str] | None) -> Added:
@@ -276,10 +266,8 @@ def add_repository(text: str | None) -> Added:
 def lora_entry(source: str, weight: float | None = None, info: lora_sources.LoraInfo | None = None) -> dict[str, Any]:
     """Return an entry of the list: source and weight, and the name, facts and note to show."""
     weight = LIMITS["lora_weight"].default if weight is None else weight
-    if not info:
-        return {"source": source, "weight": weight, "name": source, "facts": [tooltips.LORA_LATER], "note": ""}
-    facts = tooltips.lora_facts(info)
-    return {"source": source, "weight": weight, "name": info.name, "facts": facts, "note": info.note}
+    entry = {"source": source, "weight": weight, "name": source, "facts": [tooltips.LORA_LATER], "note": ""}
+    return entry | {"name": info.name, "facts": tooltips.lora_facts(info), "note": info.note} if info else entry
 
 
 def parse_loras(value: Any) -> Any:
