@@ -57,9 +57,8 @@ class Made:
     def song(self) -> dict[str, Any]:
         """Return what the song was made with: the plan's values, or the visitor's own if there was no plan."""
         own = {name: getattr(self.request, name) for name in ("prompt", "bpm", "key", "time_signature", "language")}
-        if not self.plan:
-            return own
-        return {**own, **{name: self.plan[name] for name in own if name in self.plan}, "prompt": self.plan["caption"]}
+        planned = {name: self.plan[name] for name in own if name in self.plan}
+        return {**own, **planned, "prompt": self.plan.get("caption", self.request.prompt)}
 
     def can_be_timed(self) -> bool:
         """Tell whether the take sings the whole of its lyrics and the checkpoint can tell when."""
@@ -194,10 +193,8 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
         elif name in ("retake", "more"):
             yield from make_songs(bar, result, made, number, variation=name == "more")
 
-    began = result.takes.submit(
-        begin, outputs=[*bar.outputs, result.message, result.asked], concurrency_limit=None, **QUIET
-    )
-    outputs = [*bar.outputs, *result.outputs]
+    waiting, outputs = [*bar.outputs, result.message, result.asked], [*bar.outputs, *result.outputs]
+    began = result.takes.submit(begin, None, waiting, concurrency_limit=None, **QUIET)
     run = began.success(make, [result.asked, result.made], outputs, **GPU_CONCURRENCY, **QUIET)
     connect_cancel(bar, began, run, tooltips.CANCELLED)
     form.runs.append(run)
@@ -232,9 +229,9 @@ def time_lines(bar: RunBar, result: ResultPanel, made: list[Made], number: int) 
             return failed(Problem("unsung", tooltips.NOTHING_SUNG))
         file = processing_utils.save_bytes_to_cache(record["lrc"].encode(), name, gradio_utils.get_upload_folder())
         result.takes.temp_files.add(file)
-        lines = [{name: line[name] for name in ("start", "end", "text")} for line in record["lines"]]
-        news = {"lines": lines, "lrc": file, "alignment": tooltips.alignment(record["score"]), "note": ""}
-        return {**bar.idle(theme.line("done", tooltips.timed(len(lines)))), **result.change(number, **news)}
+        news = {"lines": record["lines"], "lrc": file, "alignment": tooltips.ALIGNMENT.format(score=record["score"])}
+        said = tooltips.timed(len(record["lines"]))
+        return {**bar.idle(theme.line("done", said)), **result.change(number, **news, note="")}
 
     return stream_of(lambda: timing(_chosen(made, number)), bar, done, failed)
 

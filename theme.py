@@ -75,13 +75,11 @@ COLOURS = {
 # Theme variables by their value.
 SIZES = {
     "*text_xs": "block_info_text_size",
-    "*text_sm": "block_title_text_size block_label_text_size checkbox_label_text_size button_medium_text_size "
-    "button_small_text_size",
+    "*text_sm": "block_title_text_size checkbox_label_text_size button_medium_text_size",
     "*text_md": "button_large_text_size",
-    "*radius_sm": "input_radius button_large_radius button_medium_radius button_small_radius",
     "*radius_lg": "block_radius",
     "600": "block_title_text_weight",
-    "1px": "input_border_width button_border_width",
+    "1px": "input_border_width",
     "4px": "checkbox_border_radius",
     "11px 14px": "checkbox_label_padding",
     "11px 16px": "button_medium_padding",
@@ -216,9 +214,11 @@ def line(state: str, sentence: str, more: str = "", heard: str = "", elapsed: fl
 
 def budget(used: int, dropped: str, most: int) -> str:
     """Return how many of the `most` tokens the prompt takes, and which words at its end are not read."""
-    if not dropped and used <= most:
-        return remark(tooltips.TOKENS.format(used=used, most=most))
-    return f'<p class="shown remark over">{escape(tooltips.tokens_over(used, most, dropped))}</p>'
+    text = tooltips.TOKENS.format(used=used, most=most)
+    if not dropped:
+        return remark(text)
+    unread = tooltips.UNREAD.format(dropped=dropped)
+    return f'<p class="shown remark over">{escape(f"{text} {unread}")}</p>'
 
 
 def keys(go: str, cancel: str) -> str:
@@ -291,10 +291,10 @@ def songs(text: str, cards: Mapping[str, Mapping[str, Any]], folder: Path) -> st
 
 def advice(found: Sequence[Advice]) -> str:
     """Return the advice on lyrics as a list, folded if it is long."""
-    texts = [tooltips.advice(each.line, each.message) for each in found]
+    texts = [tooltips.AT_LINE.format(**vars(each)) if each.line else each.message for each in found]
     if len(texts) <= MOST_UNFOLDED:
         return _list(texts, ' class="shown advice"')
-    title = escape(tooltips.remarks(len(texts)))
+    title = escape(tooltips.REMARKS.format(count=len(texts)))
     return f'<details class="shown advice"><summary>{title}</summary>{_list(texts)}</details>'
 
 

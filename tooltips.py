@@ -194,6 +194,7 @@ def length_in_all(source: float, before: float, after: float) -> str:
 # --- help with the words, the plan --------------------------------------------------------------------------------
 
 TOKENS = "{used} of {most} tokens, including the song details."
+UNREAD = 'The model does not read "{dropped}".'
 TOKENS_UNKNOWN = "The token count appears once the model is downloaded."
 ASSIST = {"inspire": "Surprise me", "polish": "Polish", "describe": "Describe this audio"}
 ASSIST_HELP = {
@@ -208,29 +209,16 @@ NO_PLANNER = "Not used: the planner is not available."
 PLANNED = "Plan:"
 UNPLANNED = "Made without a plan: {reason}"
 REWRITTEN = "The planner's prompt: {caption}"
+REMARKS = "{count} remarks on the lyrics"
+AT_LINE = "Line {line}: {message}"
 KEEP_PLAN = "Keep this plan"
 PLAN_KEPT = "Plan seed {seed} is saved under Advanced: the next song from the same words gets the same plan."
-
-
-def tokens_over(used: int, most: int, dropped: str) -> str:
-    """Say that the prompt is too long, and which words at its end (`dropped`) the model does not read."""
-    unread = f'"{dropped}"' if dropped else "all of it"
-    return f"{TOKENS.format(used=used, most=most)} The model does not read {unread}."
 
 
 def needs_planner(names: list[str], reason: str) -> str:
     """Say why the buttons with these names are disabled."""
     verb = "needs" if len(names) == 1 else "need"
     return f"{' and '.join(names)} {verb} the planner. {reason}".strip()
-
-
-def remarks(count: int) -> str:
-    return f"{count} remarks on the lyrics"
-
-
-def advice(line: int, message: str) -> str:
-    """Return one remark of the linter; line 0 means all of the lyrics."""
-    return f"Line {line}: {message}" if line else message
 
 
 def song_facts(bpm: int | None, *others: str) -> list[str]:
@@ -406,8 +394,8 @@ FROM_LOSSY = "Converted from {source}, so it sounds no better than the {source} 
 TAKE_GONE = "The studio no longer has this take. Make it again to continue."
 VARIED = "Take 2 is a variation of take 1 ({percent:.0f}%). Your form has not changed."
 RETAKEN = "Made again with the same settings and a new seed. Your form has not changed."
+ALIGNMENT = "Alignment score {score:.2f} of 1: how clearly the song follows these words."
 NOTHING_SUNG = "The lyrics have no lines to sing."
-NOTHING_ELSE_KEPT = "Uploads are deleted after a day. Nothing else about you is kept."
 
 
 def look_at(labels: list[str]) -> str:
@@ -426,17 +414,12 @@ def timed(lines: int) -> str:
     return f"{_count(lines, 'line')} timed."
 
 
-def alignment(score: float) -> str:
-    """Say how far the times can be trusted (`score` from 0 to 1)."""
-    return f"Alignment score {score:.2f} of 1: how clearly the song follows these words."
-
-
 def kept_for(days: float, gb: float) -> str:
     """Say how long finished songs stay in the output folder; infinite is no limit."""
     limits = [f"for {_count(days, 'day')}"] if days < math.inf else []
     limits += [f"up to {gb:g} GB in all"] if gb < math.inf else []
     kept = f" {', '.join(limits)}; the oldest are deleted first" if limits else ""
-    return f"Finished songs are kept{kept}. {NOTHING_ELSE_KEPT}"
+    return f"Finished songs are kept{kept}. Uploads are deleted after a day. Nothing else about you is kept."
 
 
 # --- header -------------------------------------------------------------------------------------------------------
@@ -463,18 +446,15 @@ def status_line(status: Mapping[str, Any]) -> str:
 
 def status_parts(status: Mapping[str, Any]) -> list[str]:
     """Return the facts behind the status line: the models and, once it is known, the device and why it was chosen."""
-    if status["engine"] == "preview":
-        parts = ["Model: built in"]
-    elif status.get("source") == "hub":
-        parts = [f"Model: {status['model']}, downloaded with the first song"]
-    else:
-        parts = [f"Model: {status['model']}{', turbo' if status['turbo'] else ''}"]
+    more = ", downloaded with the first song" if status.get("source") == "hub" else ", turbo" if status["turbo"] else ""
+    parts = ["Model: built in" if status["engine"] == "preview" else f"Model: {status['model']}{more}"]
     for name, title in WRITERS.items():
         writer = status[name]
         state = WRITER_STATES["hub" if writer.get("source") == "hub" else writer["state"]]
         parts.append(f"{title}: {state.format(model=writer['model'].rpartition('/')[2])}")
-    if workers_text(status):
-        parts += [worker_fact(worker) for worker in status["workers"]]
+    for worker in status["workers"] if workers_text(status) else ():
+        place = f"{_device(worker)}, node {worker['node']}, process {worker['pid']}"
+        parts.append(f"{worker['id']}: {place}, {'busy' if worker['busy'] else 'idle'}")
     if status["device"]:
         parts += filter(None, [f"Device: {_device(status)}, {status['dtype']}", status["device_reason"]])
     return parts
@@ -486,11 +466,6 @@ def workers_text(status: Mapping[str, Any]) -> str:
     if len(found) == 1 and not found[0]["node"]:
         return ""
     return _count(len(found), "worker") if found else NO_WORKERS
-
-
-def worker_fact(worker: Mapping[str, Any]) -> str:
-    place = f"{_device(worker)}, node {worker['node']}, process {worker['pid']}"
-    return f"{worker['id']}: {place}, {'busy' if worker['busy'] else 'idle'}"
 
 
 def _device(status: Mapping[str, Any]) -> str:

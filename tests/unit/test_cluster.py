@@ -101,12 +101,14 @@ def test_the_queue_runs_as_many_songs_as_there_are_workers():
 def test_the_status_names_the_workers_and_without_ray_this_process(monkeypatch):
     one = {"id": "worker-1", "node": "abc", "pid": 7, "device": "cuda", "busy": True}
     assert tooltips.workers_text({"workers": [one, one]}) == "2 workers"
-    assert tooltips.worker_fact(one) == "worker-1: NVIDIA GPU, node abc, process 7, busy"
     assert tooltips.workers_text({"workers": []}) == tooltips.NO_WORKERS
     assert tooltips.workers_text({"workers": [{**one, "node": ""}]}) == ""
     monkeypatch.delenv("ACE_STUDIO_RAY", raising=False)
-    (worker,) = backend.get_backend().status()["workers"]
+    status = backend.get_backend().status()
+    (worker,) = status["workers"]
     assert worker["id"] == "here" and not worker["busy"]
+    parts = tooltips.status_parts({**status, "workers": [one, one]})
+    assert parts.count("worker-1: NVIDIA GPU, node abc, process 7, busy") == 2
 
 
 def test_a_file_travels_in_blocks(tmp_path: Path, monkeypatch):
