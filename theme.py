@@ -235,9 +235,6 @@ def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
 
 # --- larger pieces ------------------------------------------------------------------------------------------------
 
-# Longer advice is folded.
-MOST_UNFOLDED = 2
-
 
 def heading(status: Mapping[str, Any] | None = None) -> str:
     """Return the page's only h1 beside engine and device, which unfold into everything that `status` says."""
@@ -292,7 +289,7 @@ def songs(text: str, cards: Mapping[str, Mapping[str, Any]], folder: Path) -> st
 def advice(found: Sequence[Advice]) -> str:
     """Return the advice on lyrics as a list, folded if it is long."""
     texts = [tooltips.AT_LINE.format(**vars(each)) if each.line else each.message for each in found]
-    if len(texts) <= MOST_UNFOLDED:
+    if len(texts) <= 2:  # longer advice is folded
         return _list(texts, ' class="shown advice"')
     title = escape(tooltips.REMARKS.format(count=len(texts)))
     return f'<details class="shown advice"><summary>{title}</summary>{_list(texts)}</details>'
