@@ -46,6 +46,9 @@ class InvalidRequest(StudioError):
         super().__init__(*astuple(problems[0]))
         self.problems = problems
 
+    def __reduce__(self):
+        return InvalidRequest, self.problems
+
 
 def first_line(error: Exception) -> str:
     """Return the first line of an exception's text, or else its type's name."""

@@ -151,7 +151,11 @@ def claim(part: Path, path: Path) -> Path:
     for candidate in free_names(path):
         with suppress(FileExistsError):
             candidate.touch(exist_ok=False)
-            return part.replace(candidate)
+            try:
+                return part.replace(candidate)
+            except OSError:
+                candidate.unlink()
+                raise
 
 
 def free_names(path: Path) -> Iterator[Path]:

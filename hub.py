@@ -227,7 +227,7 @@ class Fetch:
 
     def _pause(self, seconds: float = 0.0) -> None:
         if self.stop.wait(seconds):
-            raise StudioError("cancelled", "The download was stopped.", hint=_STOPPED)
+            raise StudioError("cancelled", "The download was stopped.")  # which nobody waits for any more
 
     def _measure(self) -> None:
         """Add up the download; raises StudioError if the disk has no room for it."""
@@ -253,15 +253,20 @@ class Fetch:
         return self._blob(file).with_name(f"{file.hash}.incomplete")
 
     def _present(self, file: RepoFile) -> int:
-        return min(_size(self._blob(file)) or _size(self._partial(file)), file.size)
+        if _size(self._blob(file)) == file.size:
+            return file.size
+        have = _size(self._partial(file))
+        return have if have <= file.size else 0
 
     def _fetch(self, file: RepoFile) -> None:
         if _size(self._blob(file)) == file.size:
             return
         partial, fruitless = self._partial(file), 0
         partial.parent.mkdir(parents=True, exist_ok=True)
+        if _size(partial) > file.size:
+            partial.unlink()
         partial.touch()
-        while (before := _size(partial)) < file.size:
+        while (before := _size(partial)) != file.size:
             try:
                 self._stream(file, partial)
             except errors.HfHubHTTPError as error:
@@ -274,7 +279,7 @@ class Fetch:
             if fruitless > RETRIES:
                 broke = f"The download broke off after {size_text(self._done)} of {size_text(self._total)}."
                 raise StudioError("download_broken", broke, hint=_STOPPED)
-            if _size(partial) < file.size:
+            if _size(partial) != file.size:
                 self._pause(RETRY_SECONDS)
         self._check(file, partial)
         partial.replace(self._blob(file))
@@ -316,7 +321,7 @@ class Fetch:
         for file in self.files:
             pointer = snapshot / file.name
             pointer.parent.mkdir(parents=True, exist_ok=True)
-            if not pointer.exists():
+            if _size(pointer) != file.size:  # also a damaged file in place of the link
                 pointer.unlink(missing_ok=True)
                 pointer.symlink_to(os.path.relpath(self._blob(file), pointer.parent))
         reference = self.storage / "refs" / constants.DEFAULT_REVISION

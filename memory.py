@@ -269,6 +269,8 @@ class Placing:
         models.free_memory()
 
     def _choice(self, song: Song | None, forced: str) -> Choice:
+        if bootstrap.on_zerogpu():
+            return Choice("resident", 0)  # `spaces` deletes the files, whose sizes count below, once they are packed
         device, planner = self._models.device(), self._models.planner.weights
         # Planner checkpoints are bfloat16, the built-in one float32.
         factor = 2 if models.planner_dtype(device) == "float32" and planner.source != "preview" else 1

@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import logging
 import os
+import pickle
 import queue
 import re
 import threading
@@ -81,7 +82,7 @@ def lent(call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int)
                         event.record["gpu"] = {"estimated": seconds, "asked": asked, "tries": tries}
                     yield event
             return
-        except StudioError:
+        except (StudioError, pickle.PicklingError):
             raise
         except Exception as error:
             if (problem := problem_of(error)) is None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import audio
+import backend
 import bootstrap
 import export
 import memory
@@ -259,6 +260,24 @@ def test_on_zerogpu_out_of_memory_is_an_error_with_what_would_fit(studio, monkey
     assert failed.problem.hint == "It should fit with 1 take, or with 25 seconds of music."
     assert not any(event.note for event in progress)
     assert tried == ["resident"] and len(computed) == 1
+
+
+def test_on_zerogpu_no_plan_needs_the_files_which_are_gone_once_they_are_packed(tiny, tmp_path, monkeypatch):
+    for path in tiny.rglob("*"):
+        link = tmp_path / "snapshot" / path.relative_to(tiny)
+        if path.is_file():
+            blob = tmp_path / path.relative_to(tiny).as_posix().replace("/", "-")
+            blob.write_bytes(path.read_bytes())
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(blob)
+    monkeypatch.setenv("ACE_STUDIO_MODEL", str(tmp_path / "snapshot"))
+    studio = backend.Backend()
+    studio.models.pipeline()
+    for blob in tmp_path.glob("*.safetensors"):
+        blob.unlink()
+    monkeypatch.setattr(bootstrap, "on_zerogpu", lambda: True)
+    assert studio.placing.text() == memory.TEXTS["resident"]
+    assert studio.placing.begin(parse_request("generate", {"prompt": "calm piano"}), 0.0) == "resident"
 
 
 @pytest.mark.slow

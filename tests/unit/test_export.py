@@ -96,6 +96,12 @@ def test_a_disk_that_is_full_at_the_last_byte_leaves_nothing_behind(tmp_path, fo
     assert folder_of(tmp_path) == []
 
 
+def test_a_song_that_cannot_be_renamed_leaves_nothing_behind(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        export.claim(tmp_path / "gone", tmp_path / "song.wav")
+    assert [*tmp_path.iterdir()] == []
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("format", ["wav", "ogg"])  # FLAC is written like WAV; the MP3 encoder takes half a minute
 def test_ten_minutes_can_be_written(tmp_path, format):

@@ -173,6 +173,21 @@ def test_closing_stops_within_one_chunk_and_the_next_download_continues(server, 
     fetch()
 
 
+def test_damaged_files_in_the_cache_are_downloaded_again(server, home):
+    fetch()
+    (pointer,) = (home / "hub").glob(f"models--*/snapshots/*/{TRANSFORMER}")
+    blob, whole = pointer.resolve(), server.files[TRANSFORMER]
+    pointer.unlink()
+    pointer.write_bytes(whole[:1000])  # a copy of the cache without links
+    fetch()
+    assert pointer.read_bytes() == whole
+    blob.rename(f"{blob}.incomplete")
+    with open(f"{blob}.incomplete", "ab") as partial:
+        partial.write(b"more")
+    assert fetch()[-1].step == fetch()[-1].steps
+    assert pointer.read_bytes() == whole
+
+
 def test_two_downloads_at_once_share_the_work(server):
     server.pause = 0.002
     with ThreadPoolExecutor() as pool:

@@ -73,7 +73,7 @@ def test_only_what_sings_all_of_its_lyrics_can_be_timed(monkeypatch: pytest.Monk
 def test_an_upload_that_is_gone_is_named(tmp_path: Path):
     request = page_results.more(made("cover", source=str(tmp_path / "gone.wav")))
     with jobs.job_for(request) as job, pytest.raises(StudioError, match="The source: The file was not found"):
-        jobs.decode_upload(job, "source", request.source)
+        jobs.decode_upload(job, "source")
 
 
 @pytest.mark.parametrize(("kind", "subtype"), [("flac", "PCM_24"), ("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS")])
