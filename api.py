@@ -121,13 +121,15 @@ REFERENCE = "An audio file whose timbre the song takes on."
 SOURCE = f"The song to work on: a WAV, FLAC, MP3, OGG or AIFF file of 1 to {MAX_SOURCE_SECONDS} seconds."
 
 
-SONGS = (
+SONG_RETURNS = (
     "The audio files, one per take, and a record with everything needed to make them again. During the run a "
     'streaming client gets no files and {"progress": {"stage", "step", "steps", "elapsed", "left", "note"}}.'
 )
 
 
-def _endpoint(mode: str, about: str, shared: Mapping[str, str] = SONG, returns: str = SONGS, **own: str) -> Endpoint:
+def _endpoint(
+    mode: str, about: str, shared: Mapping[str, str] = SONG, returns: str = SONG_RETURNS, **own: str
+) -> Endpoint:
     """Return an endpoint with the `shared` parameters, options, and its `own`, whose texts win; required ones first.
 
     The text of a parameter may hold {length}, the longest text, or {range}, that of a number.

@@ -69,7 +69,7 @@ def private_folder(purpose: str) -> Path:
     usual = Path(tempfile.gettempdir(), f"ace-music-studio-{purpose}-{os.getuid()}")
     with _logged(f"cannot use {usual}"):
         usual.mkdir(mode=0o700, exist_ok=True)
-        if usual.lstat().st_uid != os.getuid():
+        if usual.is_symlink() or usual.lstat().st_uid != os.getuid():
             return Path(tempfile.mkdtemp(prefix=f"{usual.name}-"))
         usual.chmod(0o700)
     return usual
@@ -113,9 +113,10 @@ def _use_writable_cache(environ: MutableMapping[str, str], home: Path, caches: l
     hub = ours / "hub"
     for cache in caches:
         with _logged(f"cannot mirror the cache {cache}"):
-            for repository in cache.glob("*--*"):
+            for repository in sorted(cache.iterdir() if cache.is_dir() else ()):
                 with _logged(f"{repository} was mirrored only in part"):
-                    _mirror(repository, hub / repository.name)
+                    if "--" in repository.name and repository.is_dir():
+                        _mirror(repository, hub / repository.name)
     if not _writable(hub):
         log.warning("%s is not writable, so nothing can be downloaded", ours)
         return hub
@@ -130,6 +131,7 @@ def _mirror(source: Path, target: Path) -> None:
 
     Blobs are hard-linked, or symlinked if that is not allowed; the refs and the snapshots' links are copied.
     """
+    broken = 0
     for kind in ("blobs", "snapshots", "refs"):
         (target / kind).mkdir(parents=True, exist_ok=True)
         for path in sorted((source / kind).rglob("*")):
@@ -138,7 +140,7 @@ def _mirror(source: Path, target: Path) -> None:
             if folder or place.exists() or path.suffix == ".incomplete":
                 continue
             if not path.exists():
-                log.warning("%s is a broken link, which was skipped", path)
+                broken += 1
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)
@@ -152,6 +154,8 @@ def _mirror(source: Path, target: Path) -> None:
                         os.link(path, place)
                     except OSError:  # another file system, or one that lets only the owner link
                         place.symlink_to(path.resolve())
+    if broken:
+        log.warning("%s has %d broken links, which were skipped", source, broken)
 
 
 # --- models beside app.py -----------------------------------------------------------------------------------------

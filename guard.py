@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import time
@@ -58,6 +59,9 @@ HEADERS = {
     ),
 }
 
+HOST = re.compile(r"(\[[^][@/?#]+\]|[^][@/?#:]+)(:[0-9]+)?")
+# Gradio compresses these itself, with Brotli.
+OF_GRADIO = ("text/css", "text/javascript", "application/javascript")
 NO_FETCH = "The studio does not fetch URLs. Upload the file first, or send it as data:audio/...;base64,... over MCP."
 TOO_DEEP = f"A call's JSON may be at most {MAX_JSON_LEVELS} levels deep."
 TOO_LONG = f"A call can have at most {MAX_JSON_BYTES // 1024**2} MiB of JSON. Upload files instead."
@@ -71,7 +75,7 @@ NOT_UNDERSTOOD = (
 def middleware() -> list[Middleware]:
     """Return the middleware for Gradio's app, the outermost first."""
     # Neither streams nor songs; a song's type may be unknown where the system lacks a table of types.
-    excluded = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")
+    excluded = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream", *OF_GRADIO)
     gzip = Middleware(GZipMiddleware, minimum_size=1000, exclude_content_types=excluded)
     return [Middleware(SecurityHeaders), Middleware(KnownHosts, environ=os.environ), gzip, Middleware(Calls)]
 
@@ -133,7 +137,8 @@ class KnownHosts:
             for value in Headers(scope=scope).getlist(name):
                 if not all(self.knows(_host_of(part.strip())) for part in value.split(",")):
                     scope = _without(scope, name)
-        known = self.knows(_host_of(Headers(scope=scope).get("host", "")))
+        host = Headers(scope=scope).get("host", "")
+        known = HOST.fullmatch(host) and self.knows(_host_of(host))
         await (self.app if known else PlainTextResponse("Invalid host header", 400))(scope, receive, send)
 
     def knows(self, host: str) -> bool:

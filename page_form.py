@@ -70,7 +70,7 @@ class Form:
         return f"{self.mode}-{_key(name)}".replace("_", "-")
 
     def follow(self, line: gr.HTML, names: Iterable[str], say: Callable[[dict[str, Any]], str]) -> None:
-        """Keep `line` at what `say` makes of values by name: those of these fields that the form has, among others."""
+        """Keep `line` at `say(values)`, where `values` holds at least these fields, as far as the form has them."""
         self.followers[line] = say
         self.followed_names.update(names)
 
@@ -324,7 +324,7 @@ def reason(writer: Mapping[str, Any], hint: bool = True) -> str:
 # --- restored from a record ---------------------------------------------------------------------------------------
 
 # What describes the song itself, whatever is made of it, with the values of a blank form.
-SONG = {name: field.default for name, field in SongWords.model_fields.items()}
+SONG = {name: field.default for name, field in SongWords.model_fields.items() if name not in Request.model_fields}
 
 
 class Restored(NamedTuple):

@@ -348,6 +348,7 @@ def test_marks_that_were_typed_stay_text(planner, read):
 # --- the tokenizer ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_tokenizer_with_all_audio_codes_is_read_once_and_without_comparing_them(tmp_path, monkeypatch):
     folder, slots = tmp_path / "planner", 65_535
     preview.make_language_model(folder, family="qwen3", audio_codes=slots)

@@ -13,13 +13,14 @@ import httpx
 import pytest
 from huggingface_hub import constants
 
+import bootstrap
 import cli
 import hub
 import memory
 import models
 import tooltips
 from api import ENDPOINTS
-from events import Problem
+from events import Problem, StudioError
 from tests.program import ROOT, free_port, python
 from tests.unit.fake_hub import serving
 from weights import DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER, UMBRELLA, Weights, find_planner, find_writer
@@ -223,6 +224,17 @@ def test_check_reports_what_would_run_and_loads_nothing(tmp_path):
     assert lines["Device"].startswith(("cpu", "cuda", "mps"))
     assert lines["Result"] == tooltips.CHECK_GOOD_PREVIEW
     assert not kept.exists()
-    checked = python("app.py", "--check", "--model", "nobody/nothing")
-    assert checked.returncode == 1 and "Traceback" not in checked.stderr
-    assert checked.stdout.rstrip().endswith(tooltips.CHECK_BAD.format(names=tooltips.CHECK_LABELS["model"]))
+
+
+def test_a_check_that_finds_no_model_ends_with_status_1(monkeypatch, capsys):
+    def missing() -> str:
+        raise StudioError("weights_missing", "There is no model.")
+
+    monkeypatch.setattr(bootstrap, "bootstrap", lambda: None)
+    monkeypatch.setattr(cli, "steps", lambda: [("model", missing)])
+    assert cli.check() == 1
+    model = tooltips.CHECK_LABELS["model"]
+    assert capsys.readouterr().out.split("\n")[:2] == [
+        f"{model:<15}There is no model.",
+        f"{tooltips.CHECK_LABELS['result']:<15}{tooltips.CHECK_BAD.format(names=model)}",
+    ]

@@ -88,6 +88,24 @@ def test_the_names_that_are_answered_are_those_it_was_started_for(environ, known
     assert [host for host in unknown if hosts.knows(host)] == []
 
 
+def test_a_host_header_is_a_name_and_a_port_and_nothing_else(server):
+    for host in (
+        "evil@localhost",
+        "localhost/evil",
+        "http://localhost",
+        "localhost#a",
+        "localhost?b",
+        "localhost:evil",
+    ):
+        assert get(f"{server}/config", headers={"host": host}).status_code == 400, host
+
+
+def test_a_browser_gets_text_in_brotli_and_the_page_compressed(server):
+    accepting = {"accept-encoding": "gzip, deflate, br"}
+    for path, encoding in (("", "gzip"), ("config", "gzip"), ("theme.css", "br")):
+        assert get(f"{server}/{path}", headers=accepting).headers["content-encoding"] == encoding, path
+
+
 REFUSALS = {
     "unknown parameter": ("call/v2/generate", {"prompt": "x", "wobble": 1}, 422, '"wobble" is not a parameter'),
     "missing parameter": ("call/v2/generate", {}, 422, "prompt of /generate is missing"),

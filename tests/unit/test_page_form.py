@@ -104,6 +104,8 @@ def test_another_tab_takes_the_settings_that_it_has():
     assert not page_form.settings("extend", referring).reference
     for record in (None, {"request": [1]}, record_of("edit")):
         assert set(page_form.song(record)) == set(page_form.SONG)
+    words = {"prompt", "lyrics", "instrumental", "bpm", "key", "time_signature", "language"}
+    assert set(page_form.SONG) == words  # and no seed: a take in another tab leaves the visitor's there
 
 
 def test_a_take_keeps_its_second_seed_and_the_seed_of_its_plan():
