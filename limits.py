@@ -6,10 +6,12 @@ reads it, or raises a sentence that names the field and the allowed range.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -73,19 +75,7 @@ MEMORY_PLANS = {
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
 PREVIEW_STEPS = {"draft": 10, "standard": 20, "best": 40}
 """For the built-in engine; more steps do not improve its songs (docs/preview-engine.md)."""
-STRUCTURES = {
-    "Verse-Chorus": "[Verse 1], [Chorus], [Verse 2], [Chorus], [Bridge], [Chorus], [Outro]",
-    "Pop with pre-chorus": (
-        "[Verse 1], [Pre-Chorus], [Chorus], [Verse 2], [Pre-Chorus], [Chorus], [Bridge], [Final Chorus]"
-    ),
-    "Ballad": "[Intro], [Verse 1], [Verse 2], [Chorus], [Verse 3], [Chorus], [Bridge], [Chorus], [Outro]",
-    "Rock": "[Intro], [Verse 1], [Chorus], [Verse 2], [Chorus], [Guitar Solo], [Bridge], [Chorus], [Outro]",
-    "Rap": "[Intro], [Verse 1] with 16 lines, [Hook], [Verse 2] with 16 lines, [Hook], [Outro]",
-    "Electronic drop": "[Intro], [Verse], [Build], [Drop], [Breakdown], [Verse 2], [Build], [Drop], [Outro]",
-    "Folk strophes": "[Verse 1], [Verse 2], [Verse 3], [Verse 4], the last line of each the same",
-    "Blues": "[Verse 1], [Verse 2], [Guitar Solo], [Verse 3], [Outro], the first line of each verse sung twice",
-    "Short (jingle)": "[Verse], [Chorus]",
-}
+STRUCTURES = json.loads(Path(__file__).with_name("presets").joinpath("structures.json").read_text(encoding="utf-8"))
 """Lyrics presets: the name on the page, and the sections that the writer is asked for."""
 
 
