@@ -55,7 +55,11 @@ def skip_idle_units(vae: Any) -> None:
 
     for unit in vae.modules():
         if isinstance(unit, OobleckResidualUnit) and not (unit.conv2.weight_g.any() or unit.conv2.bias.any()):
-            unit.forward = lambda hidden_state: hidden_state
+            unit.forward = _unchanged
+
+
+def _unchanged(hidden_state: torch.Tensor) -> torch.Tensor:
+    return hidden_state
 
 
 def use_pieces(vae: Any) -> None:
@@ -63,7 +67,7 @@ def use_pieces(vae: Any) -> None:
 
     Each piece sees as much of its neighbours as these layers reach, so the result differs from the stock VAE's only by
     rounding. Decoding is about twice as fast, and memory no longer grows with the tile. Channels that carry nothing are
-    left out.
+    left out, which `skip_idle_units` must come before.
     """
     import torch
 
@@ -97,7 +101,7 @@ def _live_channels(block: Any, made: torch.Tensor, read: torch.Tensor) -> torch.
     """
     import torch
 
-    if not all("forward" in vars(unit) for unit in (block.res_unit1, block.res_unit2, block.res_unit3)):
+    if not all(unit.forward is _unchanged for unit in (block.res_unit1, block.res_unit2, block.res_unit3)):
         return torch.arange(len(made))
     return (made.flatten(1).any(dim=1) | read.flatten(1).any(dim=1)).nonzero()[:, 0]
 
@@ -163,7 +167,7 @@ def use_tiles(vae: Any, short: bool = False) -> None:
     vae.enable_tiling()
     hop, overlap = vae.hop_length, seen_frames(vae.config.downsampling_ratios)
     if short:
-        vae.tile_latent_min_length = MPS_MOST_SAMPLES // hop
+        vae.tile_latent_min_length = max(MPS_MOST_SAMPLES // hop, 2 * overlap + 1)
         vae.tile_sample_min_length = vae.tile_latent_min_length * hop
     vae.tile_latent_overlap, vae.tile_sample_overlap = overlap, overlap * hop
 

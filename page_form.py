@@ -324,7 +324,7 @@ def reason(writer: Mapping[str, Any], hint: bool = True) -> str:
 # --- restored from a record ---------------------------------------------------------------------------------------
 
 # What describes the song itself, whatever is made of it, with the values of a blank form.
-SONG = {name: field.default for name, field in SongWords.model_fields.items() if name not in Request.model_fields}
+SONG = {name: field.default for name, field in SongWords.model_fields.items()}
 
 
 class Restored(NamedTuple):

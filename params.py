@@ -27,7 +27,6 @@ class Request(Strict):
     """What a visitor asks for; a subclass names its `mode`."""
 
     mode: ClassVar[str]
-    seed: number("seed")
 
     def __init_subclass__(cls, mode: str = "") -> None:
         if mode:
@@ -125,6 +124,7 @@ class SongWords(Request):
 class SongRequest(SongWords):
     takes: number("takes")
     quality: choice("Quality", limits.QUALITY_STEPS) = "standard"
+    seed: number("seed")
     options: Options = Field(default_factory=Options)
 
     def model_post_init(self, context: Any) -> None:
@@ -275,6 +275,7 @@ class LyricsRequest(Request, mode="lyrics"):
     structure: text("structure") = ""
     language: choice("Language", limits.LANGUAGES) = "en"
     tone: text("tone") = ""
+    seed: number("seed")
     options: LyricsOptions = Field(default_factory=LyricsOptions)
 
 
@@ -284,18 +285,21 @@ class InspireRequest(Request, mode="inspire"):
     idea: text("idea") = ""
     instrumental: flag("Instrumental") = False
     language: choice("Language", limits.LANGUAGES) = "unknown"
+    seed: number("seed")
 
 
 class PolishRequest(SongWords, mode="polish"):
     """The same song in the model's style; fields that are set stay."""
 
     duration: number("duration")
+    seed: number("seed")
 
 
 class DescribeRequest(Request, mode="describe"):
     """A description of the recording `source`."""
 
     source: Source = None
+    seed: number("seed")
 
 
 class AlignRequest(SongWords, mode="align"):
@@ -307,6 +311,7 @@ class AlignRequest(SongWords, mode="align"):
     source: Source = None
     steps: number("steps")
     planned: flag("Planned") = False
+    seed: number("seed")
 
     def model_post_init(self, context: Any) -> None:
         if self.sung_lyrics() == INSTRUMENTAL:

@@ -191,7 +191,7 @@ def stock(transformer: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stock_vae(vae: Any) -> Iterator[None]:
-    """Let `vae` compute as diffusers ships it, in tiles that overlap as far."""
+    """Let `vae` compute as diffusers ships it, with the overlap of its tiles."""
     ours = {module: vars(module).pop("forward") for module in vae.modules() if "forward" in vars(module)}
     overlaps = vae.tile_latent_overlap, vae.tile_sample_overlap
     vae.tile_latent_overlap, vae.tile_sample_overlap = 64, 2 * vae.config.sampling_rate

@@ -164,9 +164,12 @@ def test_other_spellings_are_understood(name, given, parsed):
     assert name != "key" or found in (*limits.KEYS, "")
 
 
-def test_requests_can_be_pickled():
+def test_requests_and_errors_can_be_pickled():
     request = parse_request("generate", {**PROMPT, "options": {"steps": 3}})
     assert pickle.loads(pickle.dumps(request)) == request
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request("generate", {"duration": 1})
+    assert pickle.loads(pickle.dumps(caught.value)).problems == caught.value.problems
 
 
 def test_quality_and_checkpoint_set_the_steps():
