@@ -143,7 +143,7 @@ install_requirements() { # run|ray|test
         "(the first time: minutes, and gigabytes on the disk)"
     # With a trap bash waits for pip before it ends, so the lock is held as long as pip writes.
     trap 'interrupted=yes' INT TERM HUP
-    "$VENV/bin/python" -m pip install $quiet "${requirements[@]}" </dev/null || status=$?
+    "$VENV/bin/python" -m pip install $quiet --no-compile "${requirements[@]}" </dev/null || status=$?
     trap - INT TERM HUP
     # The mark stays when pip was cut off: half a package may lie there, so the next run begins anew.
     if [ -n "$interrupted" ]; then
@@ -154,6 +154,8 @@ install_requirements() { # run|ray|test
     [ "$status" = 0 ] || fail "" \
         "Installing the packages failed; pip's own message is above. Usual reasons: the package index cannot be reached," \
         "or the disk is full ($(free_space) free here). Put that right and run the same command again."
+    # pip compiles with one core, and the tests need a fraction of it; some files are meant for other versions of Python.
+    [ "$1" = test ] || "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || :
     # A set-up does for those before it, too.
     for kind in run ray test; do
         printf '%s\n' "$venv_version $(wanted_by "$kind")" >"$(stamp_of "$kind")"

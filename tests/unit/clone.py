@@ -1,7 +1,7 @@
 """A copy of the set-up scripts in a temporary folder whose PATH holds only fakes and plain tools.
 
 A fake Python has the version and modules that a test gives it, makes virtual environments with a copy of itself, and
-logs the calls of pip, app.py, ruff and pytest.
+logs the calls of pip, compileall, app.py, ruff and pytest.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ exec(code)" "${{@:2}}" ;;
     [ ! -e "$LOG.stop-pip" ] || kill -9 $PPID
     [ ! -e "$LOG.interrupt-pip" ] || {{ kill -INT $PPID; exit 1; }}
     [ ! -e "$LOG.fail-pip" ] ;;
+"-m compileall")
+    echo compileall >>"$LOG" ;;
 "-m ruff" | "-m pytest")
     echo "${{*:2}}" >>"$LOG"
     [ ! -e "$LOG.fail-$2" ] ;;
@@ -140,4 +142,4 @@ class Clone:
     def installing(self, *more: str) -> str:
         """Return the log's line for installing the studio's requirements and `more` ("ray", "dev")."""
         names = ["requirements.txt", *(f"requirements-{each}.txt" for each in more)]
-        return " ".join(["pip install -q", *(f"-r {self.root}/{name}" for name in names)])
+        return " ".join(["pip install -q --no-compile", *(f"-r {self.root}/{name}" for name in names)])

@@ -16,7 +16,8 @@ def test_run_installs_once_then_starts_the_studio_with_its_arguments(clone: Clon
     place = f"cwd {clone.root}"
     code, said = clone.run("run.sh", "--port", "two words", "", cwd=tmp_path)
     assert code == 0 and "Set-up took" in said
-    assert clone.log() == ["venv python3.12", clone.installing(), place, "app <app.py> <--port> <two words> <>"]
+    set_up = ["venv python3.12", clone.installing(), "compileall"]
+    assert clone.log() == [*set_up, place, "app <app.py> <--port> <two words> <>"]
     assert clone.run("run.sh") == (0, "Running on http://127.0.0.1:7860\n")
     assert clone.log() == [place, "app <app.py>"]
     # The tests share the environment, and install everything that the studio may need.
@@ -123,7 +124,7 @@ def test_a_failed_installation_is_an_error_and_is_retried(clone: Clone) -> None:
     clone.log()
     clone.run("run.sh")
     # pip ended by itself, so the environment is kept.
-    assert clone.log()[:2] == [clone.installing(), f"cwd {clone.root}"]
+    assert clone.log()[:3] == [clone.installing(), "compileall", f"cwd {clone.root}"]
 
 
 @pytest.mark.slow
