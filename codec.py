@@ -29,6 +29,7 @@ MPS_MOST_SAMPLES = 65_536
 # outer convolution.
 SEEN_BY_UNITS, SEEN_BY_OUTER = 39, 3
 # On a processor, larger tensors (in floats) leave its caches, and Linux clears their memory again for each operation.
+# oneDNN would also think for 8 seconds about a transposed convolution of some thousand values.
 PIECE_FLOATS = 2**20
 
 # Copies on the processor of VAEs whose device refused a tile, and the device's message.
@@ -76,9 +77,9 @@ def use_pieces(vae: Any) -> None:
     head = torch.nn.Sequential(encoder.conv1, first)
     tail = torch.nn.Sequential(last, decoder.snake1, decoder.conv2)
     live = _live_channels(first, _gains(encoder.conv1), _gains(first.conv1).transpose(0, 1))
-    encoder.forward = functools.partial(_encoded, encoder, _narrowed(head, HEAD, live), len(live))
+    encoder.forward = functools.partial(_encoded, encoder, _narrowed(head, HEAD, live))
     live = _live_channels(last, _gains(last.conv_t1).transpose(0, 1), _gains(decoder.conv2).transpose(0, 1))
-    decoder.forward = functools.partial(_decoded, decoder, _narrowed(tail, TAIL, live), len(live))
+    decoder.forward = functools.partial(_decoded, decoder, _narrowed(tail, TAIL, live))
 
 
 # The parameters of the layers at the full sample rate, and in which of their dimensions the channels lie.
@@ -122,17 +123,17 @@ def _narrowed(layers: Any, dims: dict[str, int], live: torch.Tensor) -> Callable
     return compute
 
 
-def _decoded(decoder: Any, tail: Callable, channels: int, latents: torch.Tensor) -> torch.Tensor:
+def _decoded(decoder: Any, tail: Callable, latents: torch.Tensor) -> torch.Tensor:
     """Return the samples [B, 2, n] of `latents` [B, C, T]; `tail` computes from the last block on."""
     x = decoder.conv1(latents)
     for block in decoder.block[:-1]:
         x = block(x)
-    return _in_pieces(tail, x, channels, decoder.block[-1].conv_t1.stride[0], 1)
+    return _in_pieces(tail, x, decoder.conv2.in_channels, decoder.block[-1].conv_t1.stride[0], 1)
 
 
-def _encoded(encoder: Any, head: Callable, channels: int, samples: torch.Tensor) -> torch.Tensor:
+def _encoded(encoder: Any, head: Callable, samples: torch.Tensor) -> torch.Tensor:
     """Return the latents' means and spreads [B, 2C, T] of `samples` [B, 2, n]; `head` computes the first block."""
-    x = _in_pieces(head, samples, channels, 1, encoder.block[0].conv1.stride[0])
+    x = _in_pieces(head, samples, encoder.conv1.out_channels, 1, encoder.block[0].conv1.stride[0])
     for block in encoder.block[1:]:
         x = block(x)
     return encoder.conv2(encoder.snake1(x))

@@ -60,7 +60,8 @@ def test_pieces_take_less_memory(monkeypatch):
         assert pieces < whole / 2
 
 
-def test_channels_that_carry_nothing_are_left_out():
+def test_channels_that_carry_nothing_are_left_out(monkeypatch):
+    monkeypatch.setattr(codec, "PIECE_FLOATS", 8 * 60 * 16)
     stock, ours = vaes([60, 8, 4])
     stock.decoder.conv2.weight_v[:, 3:] = 0.0
     stock.decoder.block[-1].conv_t1.weight_v[:, 3:] = 0.0
@@ -76,11 +77,14 @@ def test_channels_that_carry_nothing_are_left_out():
     seen = []
     for layer in (ours.decoder.snake1, ours.encoder.block[0].snake1):
         layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.shape[1]))
+    lengths = []
+    ours.decoder.block[-1].conv_t1.register_forward_hook(lambda layer, inputs, _: lengths.append(inputs[0].shape[2]))
     samples = audio_of(stock, 40)
     latents = stock.encode(samples).latent_dist.mode()
     assert torch.allclose(ours.encode(samples).latent_dist.mode(), latents, atol=1e-5)
     assert torch.allclose(ours.decode(latents).sample, stock.decode(latents).sample, atol=1e-5)
     assert set(seen) == {5, 3}
+    assert max(lengths) == 16 + 2 * 3  # pieces are no longer for that
 
 
 # Stride by stride as the real VAE, as the built-in one, and as small as it gets.
