@@ -154,8 +154,8 @@ install_requirements() { # run|ray|test
     [ "$status" = 0 ] || fail "" \
         "Installing the packages failed; pip's own message is above. Usual reasons: the package index cannot be reached," \
         "or the disk is full ($(free_space) free here). Put that right and run the same command again."
-    # pip compiles with one core, and the tests need a fraction of it; some files are meant for other versions of Python.
-    [ "$1" = test ] || "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || :
+    # pip compiles with one core. Some files are meant for other versions of Python and fail.
+    "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || :
     # A set-up does for those before it, too.
     for kind in run ray test; do
         printf '%s\n' "$venv_version $(wanted_by "$kind")" >"$(stamp_of "$kind")"

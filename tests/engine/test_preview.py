@@ -98,6 +98,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_threads_and_a_process_at_once_get_one_whole_checkpoint(cache, tiny):
     code = "import pathlib, preview; preview.TRAINED = pathlib.Path('no'); print(preview.checkpoint_folder())"

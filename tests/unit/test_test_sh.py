@@ -16,7 +16,13 @@ PYTEST = "pytest -rsfE --durations 10 -n logical --maxprocesses 4 --dist loadfil
 def test_the_linter_runs_first_and_the_size_and_other_arguments_reach_pytest(clone: Clone) -> None:
     code, fast = clone.run("test.sh")
     assert code == 0
-    assert clone.log()[1:] == [clone.installing("ray", "dev"), "ruff check .", "ruff format --check .", PYTEST]
+    assert clone.log()[1:] == [
+        clone.installing("ray", "dev"),
+        "compileall",
+        "ruff check .",
+        "ruff format --check .",
+        PYTEST,
+    ]
     reports = {fast}
     for asked, given in ((["--slow", "-k", "key or bpm"], "--slow -k key or bpm"), (["--all"], "--slow -m not gpu")):
         code, said = clone.run("test.sh", *asked)
