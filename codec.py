@@ -29,7 +29,6 @@ MPS_MOST_SAMPLES = 65_536
 # outer convolution.
 SEEN_BY_UNITS, SEEN_BY_OUTER = 39, 3
 # On a processor, larger tensors (in floats) leave its caches, and Linux clears their memory again for each operation.
-# oneDNN would also think for 8 seconds about a transposed convolution of some thousand values.
 PIECE_FLOATS = 2**20
 
 # Copies on the processor of VAEs whose device refused a tile, and the device's message.
@@ -118,7 +117,12 @@ def _narrowed(layers: Any, dims: dict[str, int], live: torch.Tensor) -> Callable
     def compute(x: torch.Tensor) -> torch.Tensor:
         channels = live.to(x.device)
         chosen = {name: layers.get_parameter(name).index_select(dim, channels) for name, dim in dims.items()}
-        return torch.func.functional_call(layers, chosen, (x,))
+        # oneDNN would think for seconds about each new length of a convolution with so few channels.
+        enabled, *_ = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
+        try:
+            return torch.func.functional_call(layers, chosen, (x,))
+        finally:
+            torch.backends.mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)
 
     return compute
 
