@@ -30,7 +30,6 @@ RUN useradd --create-home --uid 1000 studio \
     && chown studio:studio /weights /songs models
 USER studio
 ENV HF_HOME=/weights \
-    ACE_STUDIO_CACHE=/weights/preview \
     ACE_STUDIO_OUTPUT=/songs \
     GRADIO_SERVER_NAME=0.0.0.0 \
     GRADIO_SERVER_PORT=7860

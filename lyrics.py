@@ -19,13 +19,12 @@ import numpy as np
 
 import bootstrap
 import models
-import preview
 from events import Draft, StudioError, first_line, is_out_of_memory
 from limits import LANGUAGES, STRUCTURES
 from lint import tidy_draft, tidy_lyrics
 from params import LyricsRequest
 from planner_decoding import encode_marked, typed
-from weights import LYRICS_VARIABLE, PREVIEW, Weights, bytes_in, read_json
+from weights import LYRICS_VARIABLE, Weights, bytes_in, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,15 +86,14 @@ def build_writer(weights: Weights, kind: models.Kind) -> Writer:
     try:
         from transformers import AutoTokenizer
 
-        folder = preview.language_model_folder("qwen2") if weights.source == PREVIEW else weights.folder
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(weights.folder, local_files_only=True)
         shared = kind != "cuda" or weights.engine == "mlx"
-        if shared and bytes_in(folder) > models.available_memory():
+        if shared and bytes_in(weights.folder) > models.available_memory():
             # Linux would kill the whole studio instead of failing the load.
             raise MemoryError
         if weights.engine == "mlx":
-            return Writer(weights, tokenizer, MlxModel(weights.model_id, folder))
-        return Writer(weights, tokenizer, TorchModel(folder, kind, tokenizer.eos_token_id))
+            return Writer(weights, tokenizer, MlxModel(weights.model_id, weights.folder))
+        return Writer(weights, tokenizer, TorchModel(weights.folder, kind, tokenizer.eos_token_id))
     except Exception as error:
         if isinstance(error, StudioError) or is_out_of_memory(error):
             raise
@@ -196,7 +194,7 @@ class TorchModel:
         import torch
         from transformers import AutoModelForCausalLM
 
-        preview.quiet_libraries()
+        models.quiet_libraries()
         # Straight onto the device, so that the host needs no room for it; ZeroGPU intercepts only `to`.
         on_zerogpu = bootstrap.on_zerogpu()
         direct = kind != "cpu" and not on_zerogpu

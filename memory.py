@@ -284,10 +284,8 @@ class Placing:
 
 def sizes_of(weights: Weights, device: Device) -> Sizes:
     """Return the bytes of the pipeline of `weights` on `device`, from the sizes of its files."""
-    if weights.folder is None or not weights.folder.exists():
-        # Not downloaded yet: XL's sizes, or next to nothing for the preview.
-        share = 0.001 if weights.engine == "preview" else 1.0
-        parts = {name: int(share * size * 10**9) for name, size in XL_PARTS_GB.items()}
+    if weights.folder is None:  # not downloaded yet
+        parts = {name: int(size * GB) for name, size in XL_PARTS_GB.items()}
     else:
         parts = {part: bytes_in(weights.folder / part) for part in PARTS}
     # Checkpoints are bfloat16, the built-in one float32.
@@ -297,9 +295,7 @@ def sizes_of(weights: Weights, device: Device) -> Sizes:
 
 
 def song_of(weights: Weights, device: Device, duration: float, takes: int = 1, guided: bool = True) -> Song:
-    # Next to nothing for the random preview, which is made when it is loaded.
-    usual = dict.fromkeys(XL, 8) if weights.engine == "preview" else XL
-    return Song(duration, takes, guided, {**usual, **transformer_config(weights)}, wide=device.dtype == "float32")
+    return Song(duration, takes, guided, {**XL, **transformer_config(weights)}, wide=device.dtype == "float32")
 
 
 def room_for_models(kind: Kind) -> int | None:

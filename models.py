@@ -6,6 +6,7 @@ import contextlib
 import gc
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ import attention
 import codec
 import compilation
 import offload
-import preview
 from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, first_line, is_out_of_memory
 from hub import PARTS
@@ -286,16 +286,17 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
 
     Raises StudioError if the weights are missing or cannot be loaded, or if memory runs out.
     """
-    if weights.engine != "preview" and weights.folder is None:
+    if weights.folder is None:
         raise StudioError.of(weights.problem or missing_model(weights.wanted))
     import torch
     from diffusers import AceStepPipeline
 
-    preview.quiet_libraries()
+    quiet_libraries()
     dtypes = {"default": getattr(torch, device.storage_dtype), "vae": getattr(torch, device.vae_dtype)}
     try:
-        folder = preview.checkpoint_folder() if weights.engine == "preview" else weights.folder
-        pipe = AceStepPipeline.from_pretrained(folder, dtype=dtypes, use_safetensors=True, local_files_only=True)
+        pipe = AceStepPipeline.from_pretrained(
+            weights.folder, dtype=dtypes, use_safetensors=True, local_files_only=True
+        )
         attention.use_windows(pipe.transformer)
         compilation.set_up(pipe.transformer)
         codec.skip_idle_units(pipe.vae)
@@ -326,6 +327,16 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
     return pipe
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars, and a warning about old weight norms that no visitor can act on, off the console."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*torch.nn.utils.weight_norm", category=FutureWarning)
 
 
 def _no_room(name: str, hint: str) -> Problem:

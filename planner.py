@@ -22,11 +22,10 @@ from typing import Any
 import yaml
 
 import planner_layers
-import preview
 from bootstrap import on_zerogpu
 from events import Progress, StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
-from models import Device, free_memory, planner_dtype
+from models import Device, free_memory, planner_dtype, quiet_libraries
 from params import GenerateRequest, InspireRequest, PolishRequest
 from planner_decoding import (
     MAX_CAPTION_TOKENS,
@@ -39,7 +38,7 @@ from planner_decoding import (
     typed,
     write,
 )
-from weights import PREVIEW, PREVIEW_CODES, Weights, unusable
+from weights import Weights, unusable
 
 CODES_PER_SECOND = 5
 METADATA_ROOM = MAX_CAPTION_TOKENS + 128
@@ -192,12 +191,12 @@ def load_planner(weights: Weights, device: Device) -> Planner:
     import torch
     from transformers import AutoModelForCausalLM
 
-    preview.quiet_libraries()
+    quiet_libraries()
     try:
-        folder = preview.language_model_folder("qwen3", PREVIEW_CODES) if weights.source == PREVIEW else weights.folder
-        tokenizer = _tokenizer(folder, tuple(path.stat().st_mtime_ns for path in sorted(folder.glob("*token*"))))
+        files = sorted(weights.folder.glob("*token*"))
+        tokenizer = _tokenizer(weights.folder, tuple(path.stat().st_mtime_ns for path in files))
         model = AutoModelForCausalLM.from_pretrained(
-            folder,
+            weights.folder,
             dtype=getattr(torch, planner_dtype(device)),
             attn_implementation="sdpa",
             local_files_only=True,

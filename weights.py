@@ -21,7 +21,6 @@ from typing import Any, Literal
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
-import preview
 from bootstrap import REPOSITORIES, on_zerogpu
 from events import Problem
 from hub import INDEX, PARTS, is_repo_id
@@ -29,6 +28,14 @@ from limits import ACTIONS, shown
 
 MODEL_VARIABLE, PLANNER_VARIABLE, LYRICS_VARIABLE = "ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS"
 PREVIEW, OFF = "preview", "off"
+ASSETS = Path(__file__).with_name("assets")
+# What the value "preview" selects: the built-in engine, and random language models for tests.
+PREVIEWS = {
+    MODEL_VARIABLE: ASSETS / "preview",
+    PLANNER_VARIABLE: ASSETS / "random-planner",
+    LYRICS_VARIABLE: ASSETS / "random-songwriter",
+}
+UNTRAINED = "untrained"  # the `model_version` of the random song models that tests use (tools/random_models.py)
 (DEFAULT_MODEL,) = REPOSITORIES[MODEL_VARIABLE]
 DEFAULT_MODEL_GB = 11.5
 (UMBRELLA,) = REPOSITORIES[PLANNER_VARIABLE]
@@ -39,7 +46,6 @@ DEFAULT_WRITER, DEFAULT_MLX_WRITER = REPOSITORIES[LYRICS_VARIABLE]
 WRITER_GB = {DEFAULT_WRITER: 15.2, DEFAULT_MLX_WRITER: 4.3}
 MODELS_FOLDER = Path(__file__).with_name("models")
 OPTIONAL_PARTS = ("audio_tokenizer", "audio_token_detokenizer")
-PREVIEW_CODES = 1_000
 TOKEN_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
 NO_COVER = "This checkpoint has no audio tokenizer and detokenizer, which a cover needs."
 _NO_FOLDER = "there is no such folder"
@@ -50,10 +56,9 @@ _NAMES = {MODEL_VARIABLE: "model", PLANNER_VARIABLE: "planner", LYRICS_VARIABLE:
 class Weights:
     """The weights of one model: `wanted` is what was asked for, `problem` says why something else runs, or nothing.
 
-    `source` says where `folder` is: named by the variable, in ./models, in the cache, or the built-in "preview", whose
-    folder is made when it is loaded. The other three have no folder: "hub" is still to be downloaded, "off" is switched
-    off, "none" is missing. `revision` is the commit on the hub, if known. The planner may be in a folder `inside` its
-    `repo`.
+    `source` says where `folder` is: named by the variable, in ./models, in the cache, or built in ("preview"). There is
+    none for "hub" (to be downloaded), "off" and "none" (missing). `revision` is the commit on the hub, if known. The
+    planner may be in a folder `inside` its `repo`.
     """
 
     model_id: str
@@ -84,16 +89,15 @@ def find_weights() -> Weights:
 
 def find_planner() -> Weights:
     """Look for the planner that ACE_STUDIO_PLANNER names: "org/repo", "org/repo/folder", a folder, "preview", "off"."""
-    tiny = preview.language_model_folder("qwen3", PREVIEW_CODES, make=False)
-    switched = _switched(PLANNER_VARIABLE, "planner_off", tiny)
+    switched = _switched(PLANNER_VARIABLE, "planner_off")
     return switched or _find(PLANNER_VARIABLE, DEFAULT_PLANNER, "transformers", _planner_flaw)
 
 
 def find_writer() -> Weights:
     """Look for the lyrics writer that ACE_STUDIO_LYRICS names: a folder, a hub id, "preview", "off"."""
-    engine, tiny = _writer_engine(), preview.language_model_folder("qwen2", make=False)
+    engine = _writer_engine()
     default = DEFAULT_MLX_WRITER if engine == "mlx" else DEFAULT_WRITER
-    switched = _switched(LYRICS_VARIABLE, "writer_off", tiny)
+    switched = _switched(LYRICS_VARIABLE, "writer_off")
     return switched or _find(LYRICS_VARIABLE, default, engine, lambda folder: _writer_flaw(folder, engine))
 
 
@@ -118,7 +122,7 @@ def has_audio_codes(weights: Weights) -> bool:
 def checkpoint_kind(weights: Weights) -> Literal["base", "sft", "turbo", "preview"]:
     """Return what the checkpoint was trained for; its name decides between base and sft, else its config.
 
-    The random weights that the tests use count as sft.
+    Random weights count as sft.
     """
     if is_turbo(weights):
         return "turbo"
@@ -130,8 +134,8 @@ def checkpoint_kind(weights: Weights) -> Literal["base", "sft", "turbo", "previe
 
 
 def is_untrained(weights: Weights) -> bool:
-    """Return whether these are the built-in engine's random weights, which play noise."""
-    return weights.engine == "preview" and weights.folder != preview.TRAINED
+    """Return whether these are the tests' random weights, which play noise."""
+    return weights.engine == "preview" and transformer_config(weights).get("model_version") == UNTRAINED
 
 
 def task_support(kind: str, codes: bool = True) -> dict[str, str]:
@@ -195,17 +199,18 @@ def _find(variable: str, default: str, engine: str, flaw: Callable[[Path], str |
     return replace(nothing, source="hub" if to_download else "none", problem=problem)
 
 
-def _switched(variable: str, code: str, tiny: Path) -> Weights | None:
+def _switched(variable: str, code: str) -> Weights | None:
     """Return the weights of a language model that is "off" or the tests' "preview"."""
     asked = _asked(variable).lower()
     if asked == OFF:
         problem = Problem(code, f"The {_NAMES[variable]} is switched off ({variable}=off).")
         return Weights(OFF, None, "off", "", "transformers", problem, OFF)
-    return Weights(PREVIEW, tiny, "preview", "", "transformers", None, PREVIEW) if asked == PREVIEW else None
+    preview = Weights(PREVIEW, PREVIEWS[variable], "preview", "", "transformers", None, PREVIEW)
+    return preview if asked == PREVIEW else None
 
 
 def _preview(problem: Problem | None) -> Weights:
-    return Weights(PREVIEW, preview.checkpoint_folder(make=False), "preview", "", "preview", problem, DEFAULT_MODEL)
+    return Weights(PREVIEW, PREVIEWS[MODEL_VARIABLE], "preview", "", "preview", problem, DEFAULT_MODEL)
 
 
 def _on_the_hub(text: str) -> tuple[str, str]:

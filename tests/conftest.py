@@ -20,7 +20,6 @@ import pytest
 _HOME = Path(tempfile.mkdtemp(prefix="ace-studio-tests-"))
 os.environ.update(
     {
-        "ACE_STUDIO_CACHE": str(_HOME / "cache"),
         "ACE_STUDIO_MODEL": "preview",
         "ACE_STUDIO_OUTPUT": str(_HOME / "output"),
         "GRADIO_ANALYTICS_ENABLED": "False",
@@ -101,7 +100,7 @@ def ports() -> None:
 
 
 @pytest.fixture(scope="session")
-def server(ports: None) -> Iterator[str]:
+def server(ports: None, tiny: Path) -> Iterator[str]:
     """The address of the page and the API on the built-in engine, served from this process."""
     import app
 
@@ -111,28 +110,28 @@ def server(ports: None) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def tiny(random_weights: None) -> Path:
+def tiny(random_weights: Path) -> Path:
     """The folder of the 2B-shaped tiny checkpoint with random weights."""
-    import preview
+    from tools.random_models import make_checkpoint
 
-    return preview.checkpoint_folder()
+    return make_checkpoint(random_weights)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Make the built-in engine of this process the random one, which is smaller than the trained one."""
-    import preview
+def random_weights() -> Iterator[Path]:
+    """Make the built-in engine of this process the folder of a random one, which is smaller than the trained one."""
+    import weights
 
-    trained, preview.TRAINED = preview.TRAINED, tmp_path_factory.mktemp("nothing") / "preview"
-    yield
-    preview.TRAINED = trained
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(weights.PREVIEWS, weights.MODEL_VARIABLE, _HOME / "random")
+        yield _HOME / "random"
 
 
 @pytest.fixture(scope="session")
 def tiny_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import preview
+    from tools.random_models import make_checkpoint
 
-    return preview.make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-xl-sft", xl=True)
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-xl-sft", xl=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,13 @@
-"""A folder as weights, and a device, for tests that build models themselves."""
+"""A folder as weights, the tiny language models, and a device, for tests that build models themselves."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import models
-from weights import Weights
+from weights import LYRICS_VARIABLE, PLANNER_VARIABLE, PREVIEWS, Weights
 
+PLANNER, SONGWRITER = PREVIEWS[PLANNER_VARIABLE], PREVIEWS[LYRICS_VARIABLE]
 CPU = models.Device("cpu", "float32", "float32", "float32", "a test")
 
 

@@ -31,7 +31,6 @@ import backend
 import bootstrap
 import codec
 import models
-import preview
 import sampling
 from events import Done
 from limits import SAMPLE_RATE
@@ -187,9 +186,8 @@ def first_stock(seconds: float, steps: int) -> None:
     from diffusers import AceStepPipeline
 
     weights = find_weights()
-    folder = preview.checkpoint_folder() if weights.engine == "preview" else weights.folder
     device = models.pick_device(weights)
-    pipe = AceStepPipeline.from_pretrained(folder, dtype=getattr(torch, device.dtype)).to(device.kind)
+    pipe = AceStepPipeline.from_pretrained(weights.folder, dtype=getattr(torch, device.dtype)).to(device.kind)
     pipe.vae.enable_tiling()
     pipe(prompt=PROMPT, lyrics=LYRICS, audio_duration=seconds, num_inference_steps=steps, guidance_scale=7.0, shift=1.0)
 

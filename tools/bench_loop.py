@@ -19,9 +19,10 @@ import torch
 import attention
 import compilation
 import memory
+import models
 import offload
-import preview
 from tools.bench_rows import Row, timed
+from weights import MODEL_VARIABLE, PREVIEWS
 
 # Dimensions of the transformer: the real ones, ones that a processor can carry, and ones for tests.
 SHAPES = {
@@ -136,8 +137,8 @@ def build(shape: str, layers: int | None = None, device: str = "cpu", dtype: tor
     from diffusers import AceStepTransformer1DModel
 
     if shape == PREVIEW:
-        preview.quiet_libraries()
-        folder = preview.checkpoint_folder() / "transformer"
+        models.quiet_libraries()
+        folder = PREVIEWS[MODEL_VARIABLE] / "transformer"
         transformer = AceStepTransformer1DModel.from_pretrained(folder, torch_dtype=dtype).to(device)
         attention.use_windows(transformer)
         return transformer.eval().requires_grad_(False)

@@ -28,7 +28,6 @@ import export
 import levels
 import models
 import modes
-import preview
 from events import Job, Progress
 from limits import SAMPLE_RATE
 from params import parse_request
@@ -36,7 +35,7 @@ from tools import listening
 from tools.band_score import Score, compose
 from tools.band_sounds import render
 from tools.band_styles import STYLES
-from weights import Weights
+from weights import MODEL_VARIABLE, PREVIEWS, Weights
 
 TEMPO_ERROR = 0.04
 FIRST_CLASSIFIER_SEED = 10_000
@@ -369,7 +368,7 @@ def main() -> None:
     parser.add_argument("--gate", action="store_true", help=f"fail where one of {', '.join(GATE)} does")
     parser.add_argument("--smoke", action="store_true", help="two prompts, two steps: does it run?")
     arguments = parser.parse_args()
-    folder = arguments.checkpoint or preview.checkpoint_folder()
+    folder = arguments.checkpoint or PREVIEWS[MODEL_VARIABLE]
     sizes = (
         (2, 1, 16, 10.0)
         if arguments.smoke

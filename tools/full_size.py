@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import bootstrap
 import memory
 import models
-import preview
 from hub import INDEX, PARTS
+from tools import random_models
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +133,7 @@ def write_song_model(folder: Path, layers: int) -> None:
     import diffusers
     import torch
 
-    preview.quiet_libraries()
+    models.quiet_libraries()
     generator = torch.Generator().manual_seed(0)
     for name, build in shapes(layers).items():
         part = filled(build, generator)
@@ -143,7 +143,7 @@ def write_song_model(folder: Path, layers: int) -> None:
             part.silence_latent = torch.randn((1, 15_000, 64), generator=generator).to(torch.bfloat16)
         part.save_pretrained(folder / name, max_shard_size=SHARD)
         del part
-    preview.make_tokenizer().save_pretrained(folder / "tokenizer")
+    random_models.make_tokenizer().save_pretrained(folder / "tokenizer")
     diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0).save_pretrained(folder / "scheduler")
     classes = {
         **{"transformer": ("diffusers", "AceStepTransformer1DModel"), "vae": ("diffusers", "AutoencoderOobleck")},
@@ -174,7 +174,7 @@ def write_planner(folder: Path, layers: int) -> None:
         tie_word_embeddings=True,
     )
     codes = (f"<|audio_code_{number}|>" for number in range(AUDIO_CODES))
-    _write_language_model(folder, lambda: Qwen3ForCausalLM(config), "qwen3", (*preview.THINK, *codes))
+    _write_language_model(folder, lambda: Qwen3ForCausalLM(config), "qwen3", (*random_models.THINK, *codes))
 
 
 def write_songwriter(folder: Path, layers: int) -> None:
@@ -196,11 +196,11 @@ def write_songwriter(folder: Path, layers: int) -> None:
 
 
 def _write_language_model(
-    folder: Path, build: Callable[[], nn.Module], family: preview.Family, marks: tuple[str, ...]
+    folder: Path, build: Callable[[], nn.Module], family: random_models.Family, marks: tuple[str, ...]
 ) -> None:
     import torch
 
-    tokenizer = preview.make_tokenizer(family, marks)
+    tokenizer = random_models.make_tokenizer(family, marks)
     model = filled(build, torch.Generator().manual_seed(0))
     if model.config.tie_word_embeddings:
         model.tie_weights()
@@ -223,7 +223,7 @@ def filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Mod
     model = model.to_empty(device="cpu").eval().requires_grad_(False)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(preview._values(model, name, parameter, generator))
+            parameter.copy_(random_models.draw(model, name, parameter, generator))
     return model
 
 

@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from diffusers import AceStepPipeline
 
-import preview
 from tools.band_score import DRUMS, INSTRUMENTS, KITS, LOWEST, ROLES, Score
 from tools.band_sounds import STEMS
+from tools.random_models import WORDS
 
 LATENTS = 32
 FRAME_TICKS = 4
@@ -187,7 +187,7 @@ def features_of(score: Score, frames: int) -> np.ndarray:
 @functools.cache
 def lyric_words() -> tuple[str, ...]:
     """Return the words that fill lyrics in training."""
-    return tuple(word for word in preview.WORDS.read_text(encoding="utf-8").split() if word.isalpha())
+    return tuple(word for word in WORDS.read_text(encoding="utf-8").split() if word.isalpha())
 
 
 def words_for(

@@ -26,8 +26,8 @@ from transformers import Qwen3Model
 
 import codec
 import modes
-import preview
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
+from models import quiet_libraries
 from tools.band_score import INSTRUMENTS, KITS, NOTE_NAMES, ROLES, Score, compose, parse_key
 from tools.band_sounds import STEMS
 from tools.band_styles import STYLES
@@ -49,6 +49,7 @@ from tools.preview_latents import (
     track_of,
     words_for,
 )
+from tools.random_models import SILENCE_FRAMES, make_tokenizer, text_config
 
 HIDDEN, TEXT, CODES = 256, 128, 96
 CONSTANT = 4.0
@@ -122,7 +123,7 @@ def build_parts(layers: int = 6, inner: int = 384, condition_inner: int = 256) -
     """Return text encoder, condition encoder and transformer, which begins as one that says nothing."""
     attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "rope_theta": 2000.0}
     parts = {
-        "text_encoder": Qwen3Model(preview.text_config(len(preview.make_tokenizer()), TEXT, 2, head_dim=32)),
+        "text_encoder": Qwen3Model(text_config(len(make_tokenizer()), TEXT, 2, head_dim=32)),
         "condition_encoder": AceStepConditionEncoder(
             hidden_size=HIDDEN,
             intermediate_size=condition_inner,
@@ -226,7 +227,7 @@ class Conditioner(nn.Module):
 
     def __init__(self, parts: dict[str, nn.Module], silence: torch.Tensor):
         super().__init__()
-        self.parts, self.tokenizer = parts, preview.make_tokenizer()
+        self.parts, self.tokenizer = parts, make_tokenizer()
         self.register_buffer("silence", silence)
 
     def forward(
@@ -409,7 +410,7 @@ class SongStage:
     """The share of the minutes that trains the words alone."""
 
     def __init__(self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path):
-        preview.quiet_libraries()
+        quiet_libraries()
         self.device, self.frames, self.prompts = device, 250 if smoke else 4500, 4 if smoke else 48
         rows = make_pool(folder, smoke)
         self.centre, self.spread = latent_norm(folder, rows)
@@ -646,16 +647,16 @@ def trained_parts(song: dict[str, Any], codes: dict[str, Any]) -> dict[str, nn.M
     live = {n.removeprefix("parts."): value for n, value in song["live"].items() if n.startswith("parts.")}
     parts.load_state_dict(parts.state_dict() | live | song["mean"])
     back.load_state_dict(codes["live"] | codes["mean"])
-    silence = song["base"].cpu() + torch.from_numpy(clock(preview.SILENCE_FRAMES))
+    silence = song["base"].cpu() + torch.from_numpy(clock(SILENCE_FRAMES))
     parts["condition_encoder"].silence_latent = silence[None].contiguous()
     return {**dict(parts), **dict(back)}
 
 
 def write_checkpoint(parts: dict[str, nn.Module], folder: Path, card: str) -> None:
     """Write a checkpoint in the real layout: bfloat16, small shards, a card."""
-    preview.quiet_libraries()
+    quiet_libraries()
     pipeline = AceStepPipeline(
-        tokenizer=preview.make_tokenizer(),
+        tokenizer=make_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
         # The plain `to`: that of the libraries warns of what it would do to parts that these are not.
         **{name: nn.Module.to(part, "cpu", torch.bfloat16).eval() for name, part in parts.items()},

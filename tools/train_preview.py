@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from diffusers import AceStepPipeline
 
-import preview
+from models import quiet_libraries
 from tools import preview_song, preview_vae
 
 STAGES = {
@@ -262,7 +262,7 @@ def begin(checkpoint: Path, folder: Path, smoke: bool = False) -> None:
     if (folder / "song.pt").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    preview.quiet_libraries()
+    quiet_libraries()
     pipe = AceStepPipeline.from_pretrained(checkpoint, dtype=torch.float32)
     norm = preview_song.latent_norm(folder, preview_song.make_pool(folder, smoke))
     states = *preview_vae.states_of(pipe.vae, *norm), *preview_song.states_of(pipe, *norm)

@@ -20,6 +20,11 @@ from tests.engine.calls import FAST, RATE, SECONDS, TASKS
 ON = {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def made(tiny: Path) -> None:
+    """Have the random song model there before a test loads it."""
+
+
 @pytest.fixture(scope="session")
 def studio() -> backend.Backend:
     """The backend that all tests of a process share."""

@@ -32,8 +32,8 @@ class Space:
         return [json.loads(path.read_text()) for path in sorted((self.folder / "facts").glob("*.json"))]
 
 
-def open_space(folder: Path, **environ: str) -> Iterator[Space]:
-    """Yield a Space whose files are in `folder`, and end it with its workers."""
+def open_space(folder: Path, model: Path, **environ: str) -> Iterator[Space]:
+    """Yield a Space on `model` whose files are in `folder`, and end it with its workers."""
     (folder / "facts").mkdir()
     log = folder / "log"
     with DeviceAPI() as api, log.open("w") as output:
@@ -45,7 +45,8 @@ def open_space(folder: Path, **environ: str) -> Iterator[Space]:
             **{"ACE_STUDIO_OUTPUT": str(folder / "output"), "GRADIO_TEMP_DIR": str(folder / "page")},
             **{"HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
             **{"SPACES_ZERO_DEVICE_API_URL": api.url, "SPACES_ZERO_GPU": "true"},
-            **{"ZEROGPU_FACTS": str(folder / "facts"), "ZEROGPU_OFFLOAD_DIR": str(folder / "packed")},
+            **{"ZEROGPU_FACTS": str(folder / "facts"), "ZEROGPU_MODEL": str(model)},
+            **{"ZEROGPU_OFFLOAD_DIR": str(folder / "packed")},
             **environ,
         }
         command = [sys.executable, "-m", "tests.engine.zerogpu_studio"]

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 import lyrics
-import preview
 import writers
 from events import StudioError
 from limits import STRUCTURES
 from lyrics import SYSTEM, Sampler, prompt_ids, user_prompt
 from params import LyricsRequest, parse_request
-from tests.weights import CPU
+from tests.weights import CPU, PLANNER, SONGWRITER
 from weights import Weights
 
 
@@ -28,7 +27,7 @@ def weights(folder: Path) -> Weights:
 
 @pytest.fixture(scope="module")
 def writer() -> lyrics.Writer:
-    return lyrics.build_writer(weights(preview.language_model_folder("qwen2")), "cpu")
+    return lyrics.build_writer(weights(SONGWRITER), "cpu")
 
 
 def request(brief: str = "rain on a tin roof", **options: Any) -> LyricsRequest:
@@ -91,7 +90,7 @@ def test_other_templates(writer, monkeypatch):
     with pytest.raises(StudioError, match="chat template"):
         text_of(writer, request())
     # A model that thinks aloud is kept from it.
-    thinker = lyrics.build_writer(weights(preview.language_model_folder("qwen3")), "cpu")
+    thinker = lyrics.build_writer(weights(PLANNER), "cpu")
     prompt = thinker.tokenizer.decode(prompt_ids(thinker.tokenizer, SYSTEM, "Rain."))
     assert prompt.endswith("<think>\n\n</think>\n\n")
     assert text_of(thinker, request())
@@ -190,7 +189,7 @@ def test_a_long_brief_is_read_in_parts_that_can_be_stopped(writer, monkeypatch):
 
 def test_an_unloaded_writer_gives_its_memory_back():
     slot = writers.lyrics_slot(lambda: CPU)
-    slot.weights = weights(preview.language_model_folder("qwen2"))
+    slot.weights = weights(SONGWRITER)
     text_of(slot.get(), request())
     gone = weakref.ref(slot.get().model._model)
     slot.unload()

@@ -6,14 +6,12 @@ Every other test runs the random checkpoint, which is made for shapes. docs/prev
 from __future__ import annotations
 
 from operator import itemgetter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 import backend
-import preview
 import weights
 import writers
 from events import Job
@@ -22,7 +20,7 @@ from params import parse_request
 from tools import evaluate_preview, listening
 from tools.band_sounds import render
 
-SHIPPED = Path(preview.__file__).with_name("assets") / "preview"
+SHIPPED = weights.ASSETS / "preview"
 pytestmark = pytest.mark.slow
 
 
@@ -55,7 +53,7 @@ def test_a_repaint_plays_on_and_leaves_the_rest(engine):
 
 
 def test_a_song_of_words_alone_keeps_one_tempo_and_says_which(monkeypatch):
-    monkeypatch.setattr(preview, "TRAINED", SHIPPED)
+    monkeypatch.setitem(weights.PREVIEWS, weights.MODEL_VARIABLE, SHIPPED)
     studio = backend.Backend()
     monkeypatch.setattr(backend, "_backend", studio)
     request = parse_request(
@@ -86,8 +84,8 @@ def test_music_survives_the_vae(engine):
 
 
 def test_the_studio_takes_it_where_no_model_is_found(monkeypatch):
-    monkeypatch.setattr(preview, "TRAINED", SHIPPED)
-    assert preview.checkpoint_folder() == SHIPPED
+    monkeypatch.setitem(weights.PREVIEWS, weights.MODEL_VARIABLE, SHIPPED)
+    assert weights.find_weights().folder == SHIPPED
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 41e6
     assert max(path.stat().st_size for path in SHIPPED.rglob("*")) < 10e6
     assert not weights.is_untrained(weights.Weights("preview", SHIPPED, "variable", "", "preview", None, "preview"))

@@ -15,10 +15,11 @@ import pytest
 import soundfile
 from gradio_client import Client
 
-import preview
 import weights
 from tests.program import ROOT, free_port
-from weights import DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER, PREVIEW_CODES, SUBFOLDER, UMBRELLA
+from tests.weights import PLANNER, SONGWRITER
+from tools.random_models import make_checkpoint
+from weights import DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER, SUBFOLDER, UMBRELLA
 
 # Runs before anything else in the studio's Python: whatever is asked of another machine is written down and refused.
 GUARD = """
@@ -49,10 +50,9 @@ def carried(tmp_path_factory) -> Path:
         shutil.copy(path, folder)
     for name in ("assets", "presets", "static"):
         shutil.copytree(ROOT / name, folder / name)
-    preview.make_checkpoint(folder / "models" / DEFAULT_MODEL, xl=True)
-    planner = folder / "models" / DEFAULT_PLANNER
-    preview.make_language_model(planner, family="qwen3", audio_codes=PREVIEW_CODES)
-    preview.make_language_model(folder / "models" / DEFAULT_WRITER, family="qwen2")
+    make_checkpoint(folder / "models" / DEFAULT_MODEL, xl=True)
+    shutil.copytree(PLANNER, folder / "models" / DEFAULT_PLANNER)
+    shutil.copytree(SONGWRITER, folder / "models" / DEFAULT_WRITER)
     return folder
 
 

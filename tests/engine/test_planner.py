@@ -14,13 +14,13 @@ from transformers import Qwen3ForCausalLM
 
 import planner as planning
 import planner_decoding
-import preview
 from events import Progress, StudioError
 from limits import KEYS, TIME_SIGNATURES
 from params import GenerateRequest, parse_request
 from planner import Plan
 from planner_layers import CachedLayers, join_weights
 from tests.weights import CPU
+from tools.random_models import make_language_model
 from weights import find_planner
 
 pytestmark = pytest.mark.slow
@@ -351,7 +351,7 @@ def test_marks_that_were_typed_stay_text(planner, read):
 @pytest.mark.slow
 def test_a_tokenizer_with_all_audio_codes_is_read_once_and_without_comparing_them(tmp_path, monkeypatch):
     folder, slots = tmp_path / "planner", 65_535
-    preview.make_language_model(folder, family="qwen3", audio_codes=slots)
+    make_language_model(folder, family="qwen3", audio_codes=slots)
     # As on the hub: every code is a special token, and the configuration lists it once more.
     words = json.loads((folder / "tokenizer.json").read_text())
     words["added_tokens"] = [{**token, "special": True} for token in words["added_tokens"]]

@@ -1,4 +1,4 @@
-"""The built-in checkpoint: made once, the same everywhere, and sound at every length."""
+"""The random checkpoint of the tests: the same everywhere, and sound at every length."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import json
 import math
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-import preview
 from tests.program import ROOT
+from tools.random_models import make_checkpoint
 
 LYRICS = "[Verse 1]\nSoft notes in the morning light\n[Chorus]\nMusic fills the air tonight"
 WORDS = {"prompt": "warm lofi piano with soft drums", "lyrics": LYRICS, "vocal_language": "en"}
@@ -75,45 +74,17 @@ def test_the_xl_shape_has_narrower_conditions(pipe, pipe_xl):
 
 @pytest.mark.slow
 def test_it_has_equal_bytes_everywhere_and_leaves_the_global_generator_alone(tiny, tmp_path):
-    code = f"import pathlib, preview; preview.make_checkpoint(pathlib.Path({str(tmp_path / 'elsewhere' / 'a')!r}))"
-    other = in_new_process(code)
+    elsewhere = tmp_path / "elsewhere" / "a"
+    other = in_new_process(f"from pathlib import *; from tools.random_models import *; make_checkpoint({elsewhere!r})")
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    preview.make_checkpoint(tmp_path / "here")
+    make_checkpoint(tmp_path / "here")
     assert torch.equal(torch.get_rng_state(), state)
     assert hashes(tmp_path / "here") == hashes(tiny)
     assert other.wait(240) == 0
-    assert hashes(tmp_path / "elsewhere" / "a") == hashes(tiny)
+    assert hashes(elsewhere) == hashes(tiny)
     text = "".join(path.read_text() for path in tiny.rglob("*.json"))
     assert str(tiny.parent) not in text and "_name_or_path" not in text
-
-
-# --- in the cache -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """Return an empty cache."""
-    monkeypatch.setenv("ACE_STUDIO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_two_threads_and_a_process_at_once_get_one_whole_checkpoint(cache, tiny):
-    code = "import pathlib, preview; preview.TRAINED = pathlib.Path('no'); print(preview.checkpoint_folder())"
-    process = in_new_process(code)
-    folders: list[Path] = []
-    threads = [threading.Thread(target=lambda: folders.append(preview.checkpoint_folder())) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(240)
-    folders.append(Path(process.communicate(timeout=240)[0].strip()))
-    assert process.returncode == 0
-    assert len(folders) == 3 and len(set(folders)) == 1
-    assert hashes(folders[0]) == hashes(tiny)
-    assert [path.name for path in cache.iterdir() if path.is_dir()] == [folders[0].name]
 
 
 # --- sound --------------------------------------------------------------------------------------------------------

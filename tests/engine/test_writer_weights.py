@@ -14,10 +14,9 @@ from huggingface_hub import constants
 
 import lyrics
 import models
-import preview
 import writers
 from events import StudioError
-from tests.weights import CPU
+from tests.weights import CPU, SONGWRITER
 from weights import Weights, find_writer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -27,7 +26,7 @@ REPO = "Qwen/Qwen2.5-7B-Instruct"
 @pytest.fixture
 def copy(tmp_path) -> Path:
     """Return a copy of the tiny Qwen2 that a test may break."""
-    return Path(shutil.copytree(preview.language_model_folder("qwen2"), tmp_path / "my-writer"))
+    return Path(shutil.copytree(SONGWRITER, tmp_path / "my-writer"))
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ DAMAGES = {
 
 def test_a_folder_that_cannot_write_is_an_error(home, monkeypatch):
     for number, (words, damage) in enumerate(DAMAGES.items()):
-        folder = Path(shutil.copytree(preview.language_model_folder("qwen2"), home / f"writer-{number}"))
+        folder = Path(shutil.copytree(SONGWRITER, home / f"writer-{number}"))
         monkeypatch.setenv("ACE_STUDIO_LYRICS", str(folder))
         damage(folder)
         found = find_writer()

@@ -15,12 +15,12 @@ import export
 import lyrics
 import modes
 import planner
-import preview
 from events import Done, Draft, Failed, Progress, StudioError
 from limits import LIMITS
 from memory import Placing
 from params import parse_request
 from tests.engine.songs import assert_stops, result_of, samples_of, song, song_request, wait_for_turn, words
+from tests.weights import SONGWRITER
 from weights import DEFAULT_PLANNER
 
 pytestmark = pytest.mark.usefixtures("output", "brief_words")
@@ -138,7 +138,7 @@ def test_without_a_planner_the_song_is_made_and_the_record_says_why(no_language_
     record = song(studio).record
     assert record["plan"] == {"used": False, "reason": f"The planner {status['model']} is not on this machine."}
     # So does a folder that is not a planner.
-    studio = make_studio(ACE_STUDIO_PLANNER=str(preview.language_model_folder("qwen2")))
+    studio = make_studio(ACE_STUDIO_PLANNER=str(SONGWRITER))
     assert "no audio tokens" in studio.status()["planner"]["problem"]["message"]
     assert "no audio tokens" in song(studio).record["plan"]["reason"]
 
@@ -278,7 +278,7 @@ def test_only_the_models_that_a_job_needs_are_loaded_and_changed_ones_are_unload
     studio.models.refresh()
     assert loaded(studio) == (True, True, True)
     monkeypatch.setenv("ACE_STUDIO_PLANNER", "off")
-    monkeypatch.setenv("ACE_STUDIO_LYRICS", str(preview.language_model_folder("qwen2")))
+    monkeypatch.setenv("ACE_STUDIO_LYRICS", str(SONGWRITER))
     studio.models.refresh()
     assert loaded(studio) == (True, False, False)
     assert (studio.status()["planner"]["state"], studio.status()["lyrics"]["state"]) == ("off", "ready")

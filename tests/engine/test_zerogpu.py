@@ -27,14 +27,14 @@ slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory) -> Iterator[Space]:
-    yield from open_space(tmp_path_factory.mktemp("space"))
+def space(tmp_path_factory, tiny) -> Iterator[Space]:
+    yield from open_space(tmp_path_factory.mktemp("space"), tiny)
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory) -> Iterator[Space]:
+def hasty(tmp_path_factory, tiny) -> Iterator[Space]:
     """A Space that asks for 4 seconds a song, 8 at the second try."""
-    for space in open_space(tmp_path_factory.mktemp("hasty"), ZEROGPU_LEAST_SECONDS="4"):
+    for space in open_space(tmp_path_factory.mktemp("hasty"), tiny, ZEROGPU_LEAST_SECONDS="4"):
         space.api.second = 1
         yield space
 

@@ -133,10 +133,10 @@ def main() -> None:
     import spaces  # noqa: F401
 
     patch_spaces()
-    import preview
+    import weights
 
     # The tests compare with the random checkpoint; the studio loads its models as soon as it is imported.
-    preview.TRAINED = Path("nothing")
+    weights.PREVIEWS[weights.MODEL_VARIABLE] = Path(os.environ["ZEROGPU_MODEL"])
     import app
     import zerogpu
 

@@ -129,17 +129,21 @@ def visit(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterat
 # --- the studio as people start it --------------------------------------------------------------------------------
 
 # tests/engine/test_music.py hears the shipped engine; here two steps must be enough for a sound.
-RANDOM = "import pathlib, preview; preview.TRAINED = pathlib.Path('nothing'); import app; app.main()"
+RANDOM = (
+    "import pathlib, sys, weights; weights.PREVIEWS[weights.MODEL_VARIABLE] = pathlib.Path(sys.argv.pop());"
+    "import app; app.main()"
+)
 
 
 @pytest.fixture(scope="session")
-def studio() -> Iterator[str]:
+def studio(tiny: Path) -> Iterator[str]:
     """Start the studio on the random checkpoint in its own process; return its address."""
     environ = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
     environ |= {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
     environ.pop("GRADIO_SERVER_PORT", None)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, "-c", RANDOM], cwd=ROOT, env=environ, text=True, **pipes)
+    command = [sys.executable, "-c", RANDOM, str(tiny)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, text=True, **pipes)
     try:
         ready = process.stdout.readline()
         assert "ready at http" in ready, f"the studio did not start: {ready!r}"

@@ -25,8 +25,8 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
-    yield from open_space(tmp_path_factory.mktemp("space"))
+def space(tmp_path_factory: pytest.TempPathFactory, tiny) -> Iterator[Space]:
+    yield from open_space(tmp_path_factory.mktemp("space"), tiny)
 
 
 def sentence(**values: Any) -> str:

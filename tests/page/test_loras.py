@@ -18,7 +18,6 @@ import export
 import lora_format
 import lora_sources
 import page_widgets
-import preview
 from events import Failed, Problem
 from tests.page.steps import MARKUP, Tab, fits
 
@@ -207,8 +206,8 @@ def test_the_list_fits_a_phone(panel: Panel):
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_song_with_a_lora_and_the_one_without_it(studio: str, visit, tab, tmp_path: Path):
-    widths = lora_format.widths_of(preview.checkpoint_folder())
+def test_a_song_with_a_lora_and_the_one_without_it(studio: str, tiny, visit, tab, tmp_path: Path):
+    widths = lora_format.widths_of(tiny)
     mine, wide = tmp_path / "mine.safetensors", tmp_path / "wide.safetensors"
     write(mine, widths)
     write(wide, {name: (out, into + 8) for name, (out, into) in widths.items()})

@@ -17,11 +17,10 @@ from huggingface_hub import constants, snapshot_download
 import backend
 import hub
 import models
-import preview
 from events import Progress, StudioError
 from params import parse_request
 from tests.unit.fake_hub import COMMIT, PIECE, FakeHub, serving, use_hub
-from tests.weights import CPU
+from tests.weights import CPU, PLANNER
 from weights import find_planner, find_weights
 
 REPO = "studio/tiny"
@@ -74,7 +73,7 @@ def test_a_download_brings_what_the_pipeline_needs_and_is_found(server, home, mo
     monkeypatch.setenv("ACE_STUDIO_MODEL", REPO)
     weights = find_weights()
     assert (weights.source, weights.revision, weights.problem) == ("cache", COMMIT, None)
-    assert models.build_pipeline(weights, CPU).transformer.config.model_version == "sft"
+    assert models.build_pipeline(weights, CPU).transformer.config.model_version == "untrained"
     assert Path(snapshot_download(REPO, local_files_only=True)) == weights.folder
     asked = len(server.asked)
     assert not any(event.note for event in fetch())
@@ -84,7 +83,7 @@ def test_a_download_brings_what_the_pipeline_needs_and_is_found(server, home, mo
 @pytest.fixture
 def planner_on_the_hub(server, monkeypatch) -> FakeHub:
     """Put a planner into a folder of the hub's repository, next to what nobody needs."""
-    folder = preview.language_model_folder("qwen3", 64)
+    folder = PLANNER
     server.files |= {f"lm/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()}
     server.files |= {"lm/README.md": b"# LM", "lm/onnx/model.onnx": b"", "lmx/config.json": b"{}"}
     monkeypatch.setenv("ACE_STUDIO_PLANNER", f"{REPO}/lm")

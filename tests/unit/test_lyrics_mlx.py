@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 import lyrics
-import preview
 from events import StudioError
 from params import LyricsRequest, parse_request
+from tests.weights import SONGWRITER
 from weights import Weights, find_writer
 
 VOCABULARY = 50
@@ -103,7 +103,7 @@ class FakeMlx:
 @pytest.fixture(scope="module")
 def weights() -> Weights:
     """The tiny model, called one for MLX; transformers is imported here, before it could take the fake for MLX."""
-    folder = preview.language_model_folder("qwen2")
+    folder = SONGWRITER
     importlib.import_module("transformers")
     return Weights("studio/mlx", folder, "models", "", "mlx", None, "studio/mlx")
 

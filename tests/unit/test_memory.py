@@ -10,7 +10,6 @@ import memory
 import models
 from memory import GB, Sizes, Song
 from tests.weights import CPU
-from weights import DEFAULT_MODEL, Weights
 
 # The three models as they lie in memory in bfloat16 (docs/deployment.md).
 XL = Sizes(pipeline=11_500_000_000, transformer=8_340_000_000, largest=1_220_000_000)
@@ -92,8 +91,3 @@ def test_after_a_lack_of_memory_comes_the_next_plan_and_none_after_the_last():
     assert memory.lower("cuda", "fast8") == memory.not_above("cuda", "fast8", "fp8") == "fp8"
     for free in (8, 80):
         assert memory.choose("cuda", free * GB, ALL, Song(60)).plan != "fast8"
-
-
-def test_the_built_in_checkpoint_is_small_before_it_is_made(tmp_path):
-    weights = Weights("preview", tmp_path / "not-made", "preview", "", "preview", None, DEFAULT_MODEL)
-    assert memory.song_bytes(memory.song_of(weights, CPU, 600.0, 4, True)) < 10 * memory.GB

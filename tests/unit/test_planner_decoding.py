@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 import planner
 import planner_decoding
-import preview
 from limits import KEYS, LANGUAGES, LIMITS
 from planner_decoding import Draw, MetadataGrammar, Vocabulary, tidy_caption
+from tests.weights import PLANNER
 
 CAPTIONS = (
     "A warm acoustic folk song with fingerpicked guitar, soft brushes and a close, breathy voice. It builds slowly "
@@ -29,7 +29,7 @@ CAPTIONS = (
 @pytest.fixture(scope="module")
 def grammar() -> MetadataGrammar:
     """Return the grammar of a tokenizer with 64 audio codes."""
-    tokenizer = AutoTokenizer.from_pretrained(preview.language_model_folder("qwen3", 64))
+    tokenizer = AutoTokenizer.from_pretrained(PLANNER)
     return MetadataGrammar(Vocabulary(tokenizer, len(tokenizer), "cpu"))
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-import preview
 from events import StudioError
 from planner import load_planner
-from tests.weights import CPU
+from tests.weights import CPU, PLANNER, SONGWRITER
 from weights import DEFAULT_PLANNER, PLANNER_VARIABLE, find_planner
 
 
@@ -27,7 +26,7 @@ def bare(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Return a copy of a tiny planner that a test may damage."""
-    return Path(shutil.copytree(preview.language_model_folder("qwen3", 64), tmp_path / "my-planner"))
+    return Path(shutil.copytree(PLANNER, tmp_path / "my-planner"))
 
 
 def in_cache(source: Path, home: Path, repo: str, subfolder: str = "") -> None:
@@ -118,9 +117,7 @@ DAMAGES = {
     "there is no such folder": shutil.rmtree,
     "config.json is missing": lambda folder: (folder / "config.json").unlink(),
     "not a causal language model": lambda f: damage_config(f, architectures=["Qwen3ForSequenceClassification"]),
-    "no audio tokens": lambda f: shutil.copy(
-        preview.language_model_folder("qwen2") / "tokenizer.json", f / "tokenizer.json"
-    ),
+    "no audio tokens": lambda f: shutil.copy(SONGWRITER / "tokenizer.json", f / "tokenizer.json"),
     "model.safetensors is missing": lambda folder: (folder / "model.safetensors").unlink(),
     "model.safetensors is damaged or incomplete": cut,
     "index.json cannot be read": lambda folder: (folder / "model.safetensors.index.json").write_text("[]"),

@@ -1,8 +1,7 @@
-"""The built-in engine: the trained checkpoint in `assets/preview`, and random ones of the same classes for tests.
+"""Random models of the real classes for tests: python -m tools.random_models writes the two language models in assets/.
 
 A song passes through a random checkpoint exactly as through the real model, but does not sound like music. It has about
-one million parameters, takes seconds to make, and always has the same bytes. The studio itself runs it only without the
-trained checkpoint.
+one million parameters, takes seconds to make, and always has the same bytes.
 
 The weights are uniform draws from a private generator, scaled so that signals keep their size from layer to layer; the
 global random state is neither read nor written. Two values are measured on the fresh VAE: the gains that bring a
@@ -12,26 +11,19 @@ so that the last bit of another processor's arithmetic does not change the files
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import hashlib
-import importlib.metadata
-import os
-import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from models import quiet_libraries
+from weights import ASSETS, LYRICS_VARIABLE, PLANNER_VARIABLE, PREVIEWS, UNTRAINED
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import Qwen2Tokenizer, Qwen3Config
 
-WORDS = Path(__file__).with_name("assets") / "words.txt"
-TRAINED = Path(__file__).with_name("assets") / "preview"
-"""The trained checkpoint (docs/preview-engine.md)."""
-
+WORDS = ASSETS / "words.txt"
 DECODED_DBFS = -20.0
 """RMS of a decoded latent of unit variance."""
 
@@ -40,28 +32,9 @@ LATENT_CHANNELS = 6
 SILENCE_FRAMES = 15_000
 DOWNSAMPLING = (2, 4, 4, 6, 10)
 SIZE, TEXT_SIZE = 96, 48
+PLANNER_CODES = 1_000
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
-
-
-def checkpoint_folder(make: bool = True) -> Path:
-    """Return the folder of the trained checkpoint if it is there, else that of a random one in the cache.
-
-    The random one is made if it is missing, unless `make` is false. The cache is the folder that ACE_STUDIO_CACHE
-    names, else ~/.cache/ace-music-studio. Any number of threads and processes may call this at once. Raises OSError if
-    the cache cannot be written to.
-    """
-    return TRAINED if TRAINED.is_dir() else _in_cache("preview", make_checkpoint if make else None)
-
-
-def quiet_libraries() -> None:
-    """Keep progress bars, and a warning about old weight norms that no visitor can act on, off the console."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*torch.nn.utils.weight_norm", category=FutureWarning)
 
 
 def make_checkpoint(folder: Path, *, xl: bool = False) -> Path:
@@ -118,34 +91,8 @@ def filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Mod
         model = build()
     model = model.to_empty(device="cpu").eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
-        parameter.copy_(_values(model, name, parameter, generator))
+        parameter.copy_(draw(model, name, parameter, generator))
     return model
-
-
-# --- the cache ----------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _version() -> str:
-    """Return a hash of all that decides the bytes: this file, the words, the libraries."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (Path(__file__), WORDS)))
-    for package in ("torch", "diffusers", "transformers", "tokenizers", "safetensors"):
-        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
-    return digest.hexdigest()[:12]
-
-
-def _in_cache(name: str, make: Callable[[Path], object] | None) -> Path:
-    """Return a folder of the cache; `make` fills it if it is missing."""
-    cache = Path(os.path.expanduser(os.environ.get("ACE_STUDIO_CACHE") or "~/.cache/ace-music-studio")).absolute()
-    folder = cache / f"{name}-{_version()}"
-    if make and not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".preview-", dir=cache) as aside:
-            made = Path(aside, "made")
-            make(made)
-            with contextlib.suppress(OSError):  # another process was faster
-                made.rename(folder)
-    return folder
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
@@ -194,7 +141,7 @@ def _parts(generator: torch.Generator, vocabulary: int, xl: bool) -> dict[str, n
         **{"num_attention_heads": 2, "num_key_value_heads": 1},
         "head_dim": 64 if xl else 48,  # the XL models' queries are wider than their hidden states
         **{"in_channels": 3 * LATENT_CHANNELS, "audio_acoustic_hidden_dim": LATENT_CHANNELS},
-        **{"encoder_hidden_size": condition_size, "is_turbo": False, "model_version": "sft"},
+        **{"encoder_hidden_size": condition_size, "is_turbo": False, "model_version": UNTRAINED},
     }
     codes = {"hidden_size": 48, "intermediate_size": 96, "audio_acoustic_hidden_dim": LATENT_CHANNELS, "head_dim": 16}
     builds = {
@@ -244,7 +191,7 @@ def _rounded(value: torch.Tensor) -> float:
 # --- weights ------------------------------------------------------------------------------------------------------
 
 
-def _values(model: nn.Module, name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def draw(model: nn.Module, name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Draw one parameter: unit gain for maps, ones for norms, and enough of the rest that every input matters."""
     import torch
 
@@ -314,12 +261,6 @@ TEMPLATES: dict[Family, str] = {
 }
 
 
-def language_model_folder(family: Family, audio_codes: int = 0, make: bool = True) -> Path:
-    """Return the folder of a tiny language model in the cache, made as by `checkpoint_folder`."""
-    made = functools.partial(make_language_model, family=family, audio_codes=audio_codes)
-    return _in_cache(f"preview-{family}-{audio_codes}", made if make else None)
-
-
 def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0) -> Path:
     """Write a tiny causal language model with its tokenizer into `folder` and return it.
 
@@ -343,3 +284,12 @@ def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0) -
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def main() -> None:
+    make_language_model(PREVIEWS[PLANNER_VARIABLE], family="qwen3", audio_codes=PLANNER_CODES)
+    make_language_model(PREVIEWS[LYRICS_VARIABLE], family="qwen2")
+
+
+if __name__ == "__main__":
+    main()
