@@ -23,10 +23,11 @@ from events import Draft, StudioError, first_line, is_out_of_memory
 from limits import LANGUAGES, STRUCTURES
 from lint import tidy_draft, tidy_lyrics
 from params import LyricsRequest
-from planner_decoding import encode_marked, typed
+from planner_decoding import Draw, chances, encode_marked, typed
 from weights import LYRICS_VARIABLE, Weights, bytes_in, read_json
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class Writer:
                 f"{len(prompt):,} and Max length asks for {options.max_tokens:,}.",
                 hint="Shorten the brief or lower Max length.",
             )
-        sampler = Sampler(options.temperature, options.top_p, seed, len(self.tokenizer))
+        draw = Draw(options.temperature, options.top_p)
+        sampler = Sampler(draw, seed, options.max_tokens, len(self.tokenizer))
         ids: list[int] = []
         text = ""
         # Closed at once, not when it is collected: an exception that is kept somewhere would keep it running.
@@ -152,34 +154,19 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> li
 
 
 class Sampler:
-    """Chooses the next token from a row of scores, with a random generator of its own.
+    """Draws the next token from a row of scores, up to `most` times; scores beyond the `vocabulary` are padding."""
 
-    `temperature` applies before `top_p`, which keeps the fewest likeliest tokens whose probabilities reach it.
-    Temperature 0 takes the likeliest token. Only ids below `vocabulary` are chosen: a model's scores may be padded.
-    """
+    def __init__(self, draw: Draw, seed: int, most: int, vocabulary: int):
+        self._draw, self._vocabulary = draw, vocabulary
+        # mlx-lm computes a token ahead.
+        self._chances = iter(chances([seed], most + 1).split(1, dim=1))
 
-    def __init__(self, temperature: float, top_p: float, seed: int, vocabulary: int):
-        self._temperature, self._top_p, self._vocabulary = temperature, top_p, vocabulary
-        self._random = np.random.Generator(np.random.PCG64(seed))
-
-    def __call__(self, scores: np.ndarray) -> int:
+    def __call__(self, scores: torch.Tensor) -> int:
         """Return a token id for `scores` [vocabulary]; raises StudioError if they are not numbers."""
-        scores = np.asarray(scores[: self._vocabulary], np.float64)
-        best = int(scores.argmax())
-        if not np.isfinite(scores[best]):
+        row = scores[None, : self._vocabulary].float()
+        if not bool(row.max().isfinite()):
             raise StudioError("weights_broken", "The model's scores are not numbers; its weights are damaged.")
-        if not self._temperature:
-            return best
-        probabilities = np.exp((scores - scores[best]) / self._temperature)
-        probabilities /= probabilities.sum()
-        # All tokens below this bound together weigh less than 1 - top_p, so none of them is needed to reach it. Sorting
-        # the few others instead of 150,000 takes a hundredth of the time.
-        likely = np.flatnonzero(probabilities >= (1 - self._top_p) / len(probabilities))
-        likely = likely[np.argsort(-probabilities[likely], kind="stable")]
-        sums = probabilities[likely].cumsum()
-        kept = sums[: int(np.searchsorted(sums, self._top_p)) + 1]
-        drawn = np.searchsorted(kept, self._random.random() * kept[-1], side="right")
-        return int(likely[min(drawn, len(kept) - 1)])
+        return int(self._draw(row, next(self._chances).to(row.device)))
 
 
 # --- the backends -------------------------------------------------------------------------------------------------
@@ -232,15 +219,14 @@ class TorchModel:
             if drawn + 1 < most:
                 scores = self._scores([token], cache)
 
-    def _scores(self, ids: list[int], cache: Any) -> np.ndarray:
-        """Append `ids` to the cache; return the scores of the next token, float32 [vocabulary]."""
+    def _scores(self, ids: list[int], cache: Any) -> torch.Tensor:
+        """Append `ids` to the cache; return the scores of the next token, [vocabulary]."""
         import torch
 
         # Here, not around the loop: between two tokens the caller's code runs on this thread.
         with torch.inference_mode():
             batch = torch.tensor([ids], device=self._device)
-            logits = self._model(input_ids=batch, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-            return logits[0, -1].float().cpu().numpy()
+            return self._model(input_ids=batch, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
 
 
 class MlxModel:
@@ -288,10 +274,11 @@ class MlxModel:
     ) -> Generator[int, None, None]:
         import mlx.core as mx
         import mlx_lm
+        import torch
 
         # mlx-lm's own samplers draw from a random state that all requests share.
         def sample(scores: mx.array) -> mx.array:  # [1, vocabulary] -> [1]
-            return mx.array([sampler(np.array(scores.astype(mx.float32))[0])])
+            return mx.array([sampler(torch.from_numpy(np.array(scores.astype(mx.float32))[0]))])
 
         def interrupt(done: int, total: int) -> None:
             if stop.is_set():

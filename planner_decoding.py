@@ -220,13 +220,20 @@ class Draw:
             return logits.argmax(dim=-1)
         shares = torch.softmax(logits / self.temperature, dim=-1)
         if self.top_p < 1:
-            ranked = shares.sort(dim=-1, descending=True).values
+            ranked = self._likely(shares).sort(dim=-1, descending=True).values
             cut = ranked.cumsum(dim=-1).sub_(ranked) >= self.top_p
             least = ranked.masked_fill_(cut, 2.0).amin(dim=-1, keepdim=True)
             shares.masked_fill_(shares < least, 0.0)
         reached = shares.cumsum(dim=-1)
         # The first index whose sum reaches the target has a share of its own, since the target is above zero.
         return (reached < chance * reached[:, -1:]).sum(dim=-1)
+
+    def _likely(self, shares: torch.Tensor) -> torch.Tensor:
+        """Return `shares` [B, N], on a processor without most of those that cannot be drawn: sorting all takes long."""
+        if shares.device.type != "cpu":
+            return shares
+        # What is left out weighs less than 1 - top_p in all.
+        return shares[:, (shares >= (1 - self.top_p) / shares.shape[1]).any(dim=0)]
 
 
 def chances(seeds: Sequence[int], count: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from events import StudioError
 from limits import STRUCTURES
 from lyrics import SYSTEM, Sampler, prompt_ids, user_prompt
 from params import LyricsRequest, parse_request
+from planner_decoding import Draw
 from tests.weights import CPU, PLANNER, SONGWRITER
 from weights import Weights
 
@@ -104,18 +105,18 @@ def test_a_prompt_beyond_the_context_is_an_error(writer, monkeypatch):
 
 # --- choosing the next token --------------------------------------------------------------------------------------
 
-SCORES = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], np.float32))
+SCORES = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]).log()
 
 
 def shares(temperature: float, top_p: float, count: int = 5_000) -> np.ndarray:
     """Return how often each of five tokens is chosen."""
-    sampler = Sampler(temperature, top_p, 1, 5)
+    sampler = Sampler(Draw(temperature, top_p), 1, count, 5)
     return np.bincount([sampler(SCORES) for _ in range(count)], minlength=5) / count
 
 
 def test_the_sampler_follows_scores_temperature_and_top_p():
-    assert shares(1, 1) == pytest.approx(np.exp(SCORES), abs=0.03)
-    assert shares(0.5, 1) == pytest.approx(np.exp(SCORES * 2) / np.exp(SCORES * 2).sum(), abs=0.03)
+    assert shares(1, 1) == pytest.approx(SCORES.exp().numpy(), abs=0.03)
+    assert shares(0.5, 1) == pytest.approx((2 * SCORES).softmax(0).numpy(), abs=0.03)
     # The fewest tokens that reach it.
     assert shares(1, 0.6) == pytest.approx([4 / 7, 3 / 7, 0, 0, 0], abs=0.03)
     assert shares(1, 0.05)[0] == 1
@@ -124,11 +125,11 @@ def test_the_sampler_follows_scores_temperature_and_top_p():
 
 
 def test_padding_of_the_scores_is_never_chosen_and_damaged_ones_are_an_error():
-    padded = np.append(SCORES, np.float32([100, 100]))
-    assert max(Sampler(1, 1, seed, 5)(padded) for seed in range(200)) < 5
-    assert Sampler(0, 1, 0, 5)(padded) == 0
+    padded = torch.cat([SCORES, torch.tensor([100.0, 100.0])])
+    assert max(Sampler(Draw(1, 1), seed, 1, 5)(padded) for seed in range(200)) < 5
+    assert Sampler(Draw(0, 1), 0, 1, 5)(padded) == 0
     with pytest.raises(StudioError, match="damaged"):
-        Sampler(1, 1, 0, 5)(np.full(5, np.nan, np.float32))
+        Sampler(Draw(1, 1), 0, 1, 5)(torch.full((5,), torch.nan))
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def test_temperature_zero_is_greedy_and_the_cache_changes_nothing(writer):
         for _ in range(16):
             ids.append(int(writer.model._model(torch.tensor([ids])).logits[0, -1].argmax()))
     for seed in (1, 2):
-        tokens = writer.model.tokens(prompt, Sampler(0, 1, seed, len(writer.tokenizer)), 16)
+        tokens = writer.model.tokens(prompt, Sampler(Draw(0, 1), seed, 16, len(writer.tokenizer)), 16)
         assert [token for token in tokens if token is not None] == ids[len(prompt) :]
 
 

@@ -117,6 +117,7 @@ class Recording(TorchDispatchMode):
 def drawn_by_recording(monkeypatch, record):
     """Let steps be recorded on the processor as on CUDA."""
     monkeypatch.setattr(planner_decoding, "RECORDED", {"cpu"})
+    monkeypatch.setattr(planner_decoding.Draw, "_likely", lambda draw, shares: shares)
     monkeypatch.setattr(planner_decoding, "warm_up", lambda work: work())
     monkeypatch.setattr(planner_decoding, "record", record)
 

@@ -20,6 +20,7 @@ import pytest
 import lyrics
 from events import StudioError
 from params import LyricsRequest, parse_request
+from planner_decoding import Draw
 from tests.weights import SONGWRITER
 from weights import Weights, find_writer
 
@@ -160,7 +161,7 @@ def test_it_writes_in_one_thread_and_settings_mean_what_they_do_elsewhere(writer
 
 def test_the_end_token_ends_it_and_is_no_text(writer, monkeypatch):
     def tokens():
-        drawn = writer.model.tokens([1, 2], lyrics.Sampler(1.0, 1.0, 3, VOCABULARY), 30)
+        drawn = writer.model.tokens([1, 2], lyrics.Sampler(Draw(1.0, 1.0), 3, 30, VOCABULARY), 30)
         return [token for token in drawn if token is not None]
 
     free = tokens()
