@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,9 +93,9 @@ class Compiled:
             while self._wanted:
                 case = self._wanted.pop()
                 try:
-                    x, tables, temb, condition = _sample(self._transformer, *case)
+                    x, tables, temb, condition = sample(self._transformer, *case)
                     with torch.no_grad():
-                        for layer in _kinds(self._transformer).values():
+                        for layer in kinds(self._transformer).values():
                             self._layer(layer, x, tables, temb, condition_heads(layer, condition), condition.takes)
                     self._compiled[case] = True
                 except Exception as error:
@@ -120,7 +120,7 @@ class Packages:
         self._broken = False
 
     def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
-        names = {package_name(kind, rows, takes) for kind in _kinds(self._transformer)}
+        names = {package_name(kind, rows, takes) for kind in kinds(self._transformer)}
         usable = names <= self._models.keys() and not self._broken and _is_suitable(self._transformer, tokens)
         return self._compute if usable else compute_layer
 
@@ -145,35 +145,6 @@ def package_name(windowed: bool, rows: int, takes: int) -> str:
     return f"{'windows' if windowed else 'full'}-{rows}-{takes}"
 
 
-def export_layers(transformer: Any, rows: int, takes: int) -> Iterator[tuple[str, torch.export.ExportedProgram]]:
-    """Yield the name and the program of each package for songs of `takes` takes in `rows` rows."""
-    import torch
-
-    class Exportable(torch.nn.Module):
-        def __init__(self, layer: Any):
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            x, *tables, temb, key, value, answer = inputs
-            tables = Tables(transformer.config.sliding_window, *tables)
-            return compute_layer(self.layer, x, tables, temb, (key, value, answer), takes)
-
-    x, tables, temb, condition = _sample(transformer, rows, takes)
-    some = torch.export.Dim.AUTO
-    lengths = ({1: some}, {0: some}, {0: some}, None, None, {0: some, 1: some}, None, {2: some}, {2: some}, None)
-    for windowed, layer in _kinds(transformer).items():
-        with torch.no_grad():
-            program = torch.export.export(
-                Exportable(layer).eval(),
-                (x, *tables[1:], temb, *condition_heads(layer, condition)),
-                dynamic_shapes=(lengths,),
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
-        yield package_name(windowed, rows, takes), program
-
-
 # --- the layers ---------------------------------------------------------------------------------------------------
 
 
@@ -192,12 +163,12 @@ def _is_windowed(layer: Any) -> bool:
     return layer.self_attn.sliding_window is not None
 
 
-def _kinds(transformer: Any) -> dict[bool, Any]:
+def kinds(transformer: Any) -> dict[bool, Any]:
     """Return a layer in windows (True) and one without."""
     return {_is_windowed(layer): layer for layer in transformer.layers}
 
 
-def _sample(transformer: Any, rows: int, takes: int) -> tuple[torch.Tensor, Tables, torch.Tensor, CachedCondition]:
+def sample(transformer: Any, rows: int, takes: int) -> tuple[torch.Tensor, Tables, torch.Tensor, CachedCondition]:
     """Return noise in the shapes of a typical song."""
     import torch
 

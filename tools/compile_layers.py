@@ -11,10 +11,14 @@ A package holds machine code: load only your own.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bootstrap
+
+if TYPE_CHECKING:
+    import torch
 
 TAKES = (1, 2, 3, 4)
 
@@ -41,13 +45,43 @@ def write(transformer: Any, folder: Path, takes: tuple[int, ...]) -> None:
     """Write a package for each kind of layer and number of takes, guided and not, under `folder`/package."""
     import spaces
 
-    import compilation
-
     for count in takes:
         for rows in (2 * count, count):
-            for name, program in compilation.export_layers(transformer, rows, count):
+            for name, program in export_layers(transformer, rows, count):
                 print(f"compiling {name}", flush=True)
                 spaces.aoti_compile_and_save(folder / "package", program, submodule=name)
+
+
+def export_layers(transformer: Any, rows: int, takes: int) -> Iterator[tuple[str, torch.export.ExportedProgram]]:
+    """Yield the name and the program of each package for songs of `takes` takes in `rows` rows."""
+    import torch
+
+    from attention import Tables, compute_layer, condition_heads
+    from compilation import kinds, package_name, sample
+
+    class Exportable(torch.nn.Module):
+        def __init__(self, layer: Any):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            x, *tables, temb, key, value, answer = inputs
+            tables = Tables(transformer.config.sliding_window, *tables)
+            return compute_layer(self.layer, x, tables, temb, (key, value, answer), takes)
+
+    x, tables, temb, condition = sample(transformer, rows, takes)
+    some = torch.export.Dim.AUTO
+    lengths = ({1: some}, {0: some}, {0: some}, None, None, {0: some, 1: some}, None, {2: some}, {2: some}, None)
+    for windowed, layer in kinds(transformer).items():
+        with torch.no_grad():
+            program = torch.export.export(
+                Exportable(layer).eval(),
+                (x, *tables[1:], temb, *condition_heads(layer, condition)),
+                dynamic_shapes=(lengths,),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        yield package_name(windowed, rows, takes), program
 
 
 if __name__ == "__main__":
