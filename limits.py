@@ -17,6 +17,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+
+def preset(name: str) -> Any:
+    """Return the data of a JSON file in presets/."""
+    return json.loads(Path(__file__).with_name("presets").joinpath(f"{name}.json").read_text(encoding="utf-8"))
+
+
 STUDIO_VERSION = "0.1.0"
 SAMPLE_RATE = 48_000
 MAX_SEED = 2**32 - 1
@@ -34,18 +40,7 @@ TIME_SIGNATURES = {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"}
 KEYS = tuple(
     f"{letter}{sign} {scale}" for scale in ("major", "minor") for letter in "ABCDEFG" for sign in ("", "#", "b")
 )
-LANGUAGES = {
-    "unknown": "Let the model decide",
-    **{"en": "English", "zh": "Chinese", "ja": "Japanese", "es": "Spanish", "de": "German", "fr": "French"},
-    **{"pt": "Portuguese", "ru": "Russian", "it": "Italian", "nl": "Dutch", "pl": "Polish", "tr": "Turkish"},
-    **{"vi": "Vietnamese", "cs": "Czech", "fa": "Persian", "id": "Indonesian", "ko": "Korean", "uk": "Ukrainian"},
-    **{"hu": "Hungarian", "ar": "Arabic", "sv": "Swedish", "ro": "Romanian", "el": "Greek", "az": "Azerbaijani"},
-    **{"bg": "Bulgarian", "bn": "Bengali", "ca": "Catalan", "da": "Danish", "fi": "Finnish", "he": "Hebrew"},
-    **{"hi": "Hindi", "hr": "Croatian", "ht": "Haitian Creole", "is": "Icelandic", "la": "Latin"},
-    **{"lt": "Lithuanian", "ms": "Malay", "ne": "Nepali", "no": "Norwegian", "pa": "Punjabi", "sa": "Sanskrit"},
-    **{"sk": "Slovak", "sr": "Serbian", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai"},
-    **{"tl": "Tagalog", "ur": "Urdu", "yue": "Cantonese"},
-}
+LANGUAGES: dict[str, str] = preset("languages")
 TRACKS = (
     *("vocals", "backing_vocals", "drums", "bass", "guitar", "keyboard"),
     *("percussion", "strings", "synth", "fx", "brass", "woodwinds"),
@@ -75,7 +70,7 @@ MEMORY_PLANS = {
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
 PREVIEW_STEPS = {"draft": 10, "standard": 20, "best": 40}
 """For the built-in engine; more steps do not improve its songs (docs/preview-engine.md)."""
-STRUCTURES = json.loads(Path(__file__).with_name("presets").joinpath("structures.json").read_text(encoding="utf-8"))
+STRUCTURES: dict[str, str] = preset("structures")
 """Lyrics presets: the name on the page, and the sections that the writer is asked for."""
 
 

@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from limits import MAX_LYRIC_TOKENS
+from limits import MAX_LYRIC_TOKENS, preset
 
 MOST_SYLLABLES = 15
 """A line "far over 10": half as much again."""
@@ -25,33 +25,10 @@ MOST_WORDS_A_SECOND = 3.0
 """Fast rap reaches four, but no song is sung from its first second to its last."""
 MOST_ADVICE = 50
 
-SUNG = (
-    *("Verse", "Pre-Chorus", "Chorus", "Post-Chorus", "Final Chorus", "Double Chorus", "Last Chorus", "Refrain"),
-    *("Hook", "Bridge", "Rap", "Rap Verse", "Spoken", "Chant", "Climax", "Call and Response"),
-)
-PLAYED = (
-    *("Intro", "Outro", "Interlude", "Instrumental", "Instrumental Break", "Break", "Breakdown", "Build", "Build-Up"),
-    *("Pre-Drop", "Drop", "Final Drop", "Solo", "Riff", "Turnaround", "Vamp", "Silence", "Fade In", "Fade Out"),
-    *("Coda", "End"),
-)
-"""Sections that need no words."""
-INSTRUMENTS = (
-    *("Guitar", "Electric Guitar", "Acoustic Guitar", "Bass", "Piano", "Keyboard", "Organ", "Synth", "Drum", "Drums"),
-    *("Percussion", "Strings", "Violin", "Cello", "Brass", "Trumpet", "Saxophone", "Sax", "Flute", "Harmonica"),
-    *("Accordion", "Harp", "Woodwinds", "Choir", "Beat"),
-)
-"""Sections by themselves, and before a played one: "Guitar Solo"."""
-DELIVERY = (
-    *("raspy vocal", "whispered", "falsetto", "powerful belting", "spoken word", "harmonies", "ad-lib"),
-    *("high energy", "low energy", "building energy", "explosive", "melancholic", "euphoric", "dreamy", "aggressive"),
-)
-"""How something is sung: these tags may appear anywhere and open no section."""
-
-# Only these count as headings without square brackets: "(drop)" and "(break)" are sung by backing vocals.
-HEADINGS = (
-    *("Verse", "Pre-Chorus", "Chorus", "Post-Chorus", "Final Chorus", "Refrain", "Bridge", "Intro", "Outro"),
-    *("Interlude", "Hook", "Instrumental", "Instrumental Break", "Guitar Solo"),
-)
+# Sections that are sung; played ones, which need no words; instruments, sections by themselves and before a played one
+# ("Guitar Solo"); how something is sung, which opens no section; and headings, which alone count without square
+# brackets: "(drop)" and "(break)" are sung by backing vocals.
+SUNG, PLAYED, INSTRUMENTS, DELIVERY, HEADINGS = preset("sections").values()
 LONGEST_HEADING = 120
 
 

@@ -109,17 +109,7 @@ def build_writer(weights: Weights, kind: models.Kind) -> Writer:
 
 # --- the prompt ---------------------------------------------------------------------------------------------------
 
-SYSTEM = """\
-You are a songwriter. You write lyrics that a music model will sing.
-
-Answer with the lyrics alone: no title, no comments, no Markdown.
-- Begin every section with its tag in square brackets on a line of its own, such as [Verse 1], [Pre-Chorus], [Chorus], \
-[Bridge], [Outro]. Tags stay in English, whatever the language of the song. Put nothing else into square brackets.
-- Leave one blank line between sections.
-- Give each line 6 to 10 syllables, and lines that answer each other about the same number.
-- Put backing vocals in (parentheses), sparingly. Write in CAPITALS only what is shouted.
-- Sections such as [Intro], [Drop] or [Guitar Solo] may stay without words.
-- Use plain, concrete images and one main idea. Let the chorus repeat its words."""
+SYSTEM = Path(__file__).with_name("presets").joinpath("songwriter.txt").read_text(encoding="utf-8").strip()
 
 
 def user_prompt(request: LyricsRequest) -> str:

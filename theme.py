@@ -1,13 +1,14 @@
 """How the studio looks: warm stone neutrals with one jade accent, as a Gradio theme, style sheets and pieces of HTML.
 
-Each colour is written once, in `TOKENS`; theme variables and style sheets refer to it. The fonts are Gradio's own, so
-that no page asks another machine for one. Every text that goes into HTML is escaped here, wherever it comes from.
+Each colour is written once, in static/theme.toml, for Gradio's theme and the style sheets. The fonts are Gradio's own,
+so that no page asks another machine for one. Every text that goes into HTML is escaped here, wherever it comes from.
 """
 
 from __future__ import annotations
 
 import json
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -30,74 +31,17 @@ SCRIPTS = (
     *("latest", "listen", "zoom", "beats"),
 )
 
-# Light and dark.
-TOKENS = {
-    "bg": ("#FAF8F5", "#131211"),
-    "surface": ("#FFFFFF", "#1C1A18"),
-    "raised": ("#F3EFEA", "#26231F"),
-    "ink": ("#1C1917", "#F4F1ED"),
-    "ink-2": ("#453F39", "#C9C2BA"),
-    "muted": ("#665E57", "#A8A097"),
-    "line": ("#DED7CF", "#3A3630"),
-    "line-strong": ("#857C73", "#7C746B"),
-    "accent": ("#0B6B5D", "#5CC8B4"),
-    "accent-hover": ("#095A4E", "#7BD8C7"),
-    "on-accent": ("#FFFFFF", "#06211C"),
-    "danger": ("#B42318", "#FF8F80"),
-    "warn": ("#8A5A00", "#F2C14E"),
-    "ok": ("#12703F", "#7FD69B"),
-    "focus": ("#0B6B5D", "#9BE7D8"),
-}
-
-# Theme variables by the token that colours them; Gradio derives the others from these.
-COLOURS = {
-    "bg": "body_background_fill background_fill_secondary",
-    "surface": "background_fill_primary block_background_fill block_label_background_fill panel_background_fill "
-    "table_even_background_fill error_background_fill",
-    "raised": "input_background_fill input_background_fill_focus checkbox_background_color color_accent_soft "
-    "checkbox_label_background_fill_hover button_secondary_background_fill table_odd_background_fill",
-    "ink": "body_text_color button_secondary_text_color",
-    "ink-2": "block_title_text_color block_label_text_color",
-    # neutral_400 is the players' buttons and times, neutral_200 the sliders' tracks.
-    "muted": "input_placeholder_color neutral_400",
-    "line": "neutral_200 border_color_primary table_border_color button_secondary_background_fill_hover",
-    "line-strong": "input_border_color checkbox_border_color checkbox_border_color_hover checkbox_label_border_color "
-    "button_secondary_border_color button_secondary_border_color_hover",
-    "accent": "color_accent border_color_accent link_text_color link_text_color_active link_text_color_visited "
-    "loader_color slider_color stat_background_fill checkbox_label_border_color_selected "
-    "button_primary_background_fill button_primary_border_color",
-    "accent-hover": "link_text_color_hover button_primary_background_fill_hover button_primary_border_color_hover",
-    "on-accent": "button_primary_text_color",
-    "danger": "error_border_color error_icon_color error_text_color button_cancel_border_color "
-    "button_cancel_border_color_hover button_cancel_text_color button_cancel_text_color_hover",
-    "focus": "input_border_color_focus checkbox_border_color_focus",
-}
-# Theme variables by their value.
-SIZES = {
-    "*text_xs": "block_info_text_size",
-    "*text_sm": "block_title_text_size checkbox_label_text_size button_medium_text_size",
-    "*text_md": "button_large_text_size",
-    "*radius_lg": "block_radius",
-    "600": "block_title_text_weight",
-    "1px": "input_border_width",
-    "4px": "checkbox_border_radius",
-    "11px 14px": "checkbox_label_padding",
-    "11px 16px": "button_medium_padding",
-    "8px 14px": "button_small_padding",
-}
-
-STONE = "#FAF8F5 #F3EFEA #DED7CF #C9C2BA #A8A097 #857C73 #665E57 #453F39 #26231F #1C1A18 #131211"
-JADE = "#E7F4F1 #CDEBE4 #9BE7D8 #7BD8C7 #5CC8B4 #0B6B5D #095A4E #08493F #063A32 #06211C #041712"
+LOOK = tomllib.loads((STATIC / "theme.toml").read_text(encoding="utf-8"))
 # Players draw on a canvas, which ignores the theme: these two stand out from either surface.
 WAVEFORM = gr.WaveformOptions(waveform_color="#857C73", waveform_progress_color="#2E9485", skip_length=5)
 
 
 def theme() -> gr.themes.Base:
-    accent = Color(*JADE.split(), name="jade")
+    accent = Color(*LOOK["palettes"]["jade"].split(), name="jade")
     made = gr.themes.Base(
         primary_hue=accent,
         secondary_hue=accent,
-        neutral_hue=Color(*STONE.split(), name="stone"),
+        neutral_hue=Color(*LOOK["palettes"]["stone"].split(), name="stone"),
         spacing_size=Size("2px", "4px", "4px", "8px", "8px", "12px", "16px", name="studio_spacing"),
         radius_size=Size("2px", "4px", "8px", "8px", "12px", "12px", "16px", name="studio_radius"),
         text_size=Size("12px", "13px", "14px", "16px", "17px", "22px", "28px", name="studio_text"),
@@ -107,11 +51,11 @@ def theme() -> gr.themes.Base:
     )
     made.name = "ace-music-studio"
     # Not through set(), which does not know the dark twin of some variables. Attributes become CSS variables.
-    for value, names in SIZES.items():
+    for value, names in LOOK["values"].items():
         for name in names.split():
             setattr(made, name, value)
-    for token, names in COLOURS.items():
-        light, dark = TOKENS[token]
+    for token, names in LOOK["variables"].items():
+        light, dark = LOOK["tokens"][token]
         for name in names.split():
             setattr(made, name, light)
             setattr(made, f"{name}_dark", dark)
@@ -139,7 +83,7 @@ def script(name: str) -> str:
 
 def css() -> str:
     """Return the style sheet: the tokens as --studio-* variables, then the rules in static/."""
-    sides = [";".join(f"--studio-{name}:{pair[side]}" for name, pair in TOKENS.items()) for side in (0, 1)]
+    sides = [";".join(f"--studio-{name}:{pair[side]}" for name, pair in LOOK["tokens"].items()) for side in (0, 1)]
     rules = "\n".join(static(name) for name in ("studio.css", "faces.css", "takes.css", "latest.css"))
     return f":root{{{sides[0]}}}\n:root.dark,:root .dark{{{sides[1]}}}\n{rules}"
 

@@ -104,7 +104,7 @@ def test_colours_have_enough_contrast(side: int):
         (("focus",), ("surface", "bg"), 3),
     ):
         for front, back in itertools.product(fronts, backs):
-            low, high = sorted(luminance(theme.TOKENS[name][side]) for name in (front, back))
+            low, high = sorted(luminance(theme.LOOK["tokens"][name][side]) for name in (front, back))
             assert (high + 0.05) / (low + 0.05) >= least, (front, back)
 
 
