@@ -52,9 +52,6 @@ def warm_up(transformer: Any) -> None:
         compiled.warm_up()
 
 
-# --- in the background --------------------------------------------------------------------------------------------
-
-
 class Compiled:
     """The layers of `transformer`, compiled by `torch.compile`, which takes a minute or more."""
 
@@ -104,9 +101,6 @@ class Compiled:
                     self._compiled[case] = False
 
 
-# --- ahead of time ------------------------------------------------------------------------------------------------
-
-
 class Packages:
     """Layers compiled ahead of time, one package in `folder` for all layers of a kind; each gets its own weights."""
 
@@ -145,9 +139,6 @@ def package_name(windowed: bool, rows: int, takes: int) -> str:
     return f"{'windows' if windowed else 'full'}-{rows}-{takes}"
 
 
-# --- the layers ---------------------------------------------------------------------------------------------------
-
-
 def _is_suitable(transformer: Any, tokens: int) -> bool:
     """Return whether the graph serves `tokens` tokens: several blocks, not only whole ones.
 
@@ -164,7 +155,6 @@ def _is_windowed(layer: Any) -> bool:
 
 
 def kinds(transformer: Any) -> dict[bool, Any]:
-    """Return a layer in windows (True) and one without."""
     return {_is_windowed(layer): layer for layer in transformer.layers}
 
 

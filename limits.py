@@ -19,7 +19,6 @@ from pydantic_core import PydanticCustomError
 
 
 def preset(name: str) -> Any:
-    """Return the data of a JSON file in presets/."""
     return json.loads(Path(__file__).with_name("presets").joinpath(f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -29,10 +28,9 @@ MAX_SEED = 2**32 - 1
 MAX_SOURCE_SECONDS = 600
 LEAST_REGION_SECONDS = 0.5
 MOST_LORAS = 50
+# The song model's budgets for the rendered prompt with its song details, and for the rendered lyrics.
 MAX_TEXT_TOKENS, MAX_LYRIC_TOKENS = 256, 2_048
-"""The song model's budgets for the rendered prompt with its song details, and for the rendered lyrics."""
-MORE_LIKE_THIS = 0.25
-"""The variation of "More like this": most of the noise stays that of the original."""
+MORE_LIKE_THIS = 0.25  # the variation of "More like this"
 INSTRUMENTAL = "[Instrumental]"
 
 # ACE-Step 1.5 constants: BPM, duration, time signatures, keys, languages (acestep/constants.py upstream).
@@ -68,10 +66,8 @@ MEMORY_PLANS = {
     "fast8": "Computed in 8 bits: faster, less exact",
 }
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
-PREVIEW_STEPS = {"draft": 10, "standard": 20, "best": 40}
-"""For the built-in engine; more steps do not improve its songs (docs/preview-engine.md)."""
-STRUCTURES: dict[str, str] = preset("structures")
-"""Lyrics presets: the name on the page, and the sections that the writer is asked for."""
+PREVIEW_STEPS = {"draft": 10, "standard": 20, "best": 40}  # more do not improve its songs (docs/preview-engine.md)
+STRUCTURES: dict[str, str] = preset("structures")  # name on the page -> sections that the songwriter is asked for
 
 
 def shown(value: object, most: int = 40) -> str:
@@ -87,7 +83,6 @@ def samples_in(seconds: float) -> int:
 
 
 def size_text(size: int) -> str:
-    """Format bytes as decimal MB or GB."""
     return f"{size / 10**9:.1f} GB" if size >= 10**8 else f"{size / 10**6:.1f} MB"
 
 
@@ -194,7 +189,7 @@ def text(name: str, wanted: str = "") -> Any:
 
 
 def choice(label: str, choices: Mapping[str, Any]) -> Any:
-    """Return the type of a key of `choices`, in any case."""
+    """Return the type of a key of `choices`, in upper or lower case."""
     listed = f"one of {', '.join(choices)}" if len(choices) <= 12 else f"one of the {len(choices)} listed codes"
 
     def check(value: object) -> str:

@@ -19,10 +19,8 @@ from dataclasses import dataclass
 
 from limits import MAX_LYRIC_TOKENS, preset
 
-MOST_SYLLABLES = 15
-"""A line "far over 10": half as much again."""
-MOST_WORDS_A_SECOND = 3.0
-"""Fast rap reaches four, but no song is sung from its first second to its last."""
+MOST_SYLLABLES = 15  # half as much again as the 10 that are sung best
+MOST_WORDS_A_SECOND = 3.0  # fast rap reaches four, but no song is sung from its first second to its last
 MOST_ADVICE = 50
 
 # Sections that are sung; played ones, which need no words; instruments, sections by themselves and before a played one
@@ -34,7 +32,7 @@ LONGEST_HEADING = 120
 
 @dataclass(frozen=True)
 class Advice:
-    """One thing to look at: `line` counts from 1, 0 means the whole text; `message` is a sentence or two."""
+    """One thing to look at: `line` counts from 1, 0 means the whole text."""
 
     line: int
     message: str
@@ -117,9 +115,6 @@ def syllables(line: str, language: str = "unknown") -> int | None:
     return characters + sum(_word_syllables(word, language) for word in _WORD.findall(text))
 
 
-# --- checks -------------------------------------------------------------------------------------------------------
-
-
 def _whole(lines: list[str], seconds: float | None, tokens: int | None) -> Iterator[Advice]:
     if tokens is not None and tokens > MAX_LYRIC_TOKENS:
         yield Advice(0, f"The lyrics have {tokens:,} tokens; the model reads the first {MAX_LYRIC_TOKENS:,}.")
@@ -190,13 +185,11 @@ def _heading(line: str) -> Tag | None:
 
 
 def _words(line: str) -> float:
-    """Count words; three Chinese or Japanese characters weigh as much as two words, a Korean word as one."""
+    """Count words; three Chinese or Japanese characters weigh as much as two of them."""
     text = _TAG.sub(" ", line)
     spaced = "".join(" " if _is_ideograph(character) else character for character in text)
     return sum(any(map(str.isalnum, word)) for word in spaced.split()) + sum(map(_is_ideograph, text)) / 1.5
 
-
-# --- tables and patterns ------------------------------------------------------------------------------------------
 
 # "Pre-Chorus" has a hyphen of its own: a modifier follows a hyphen between spaces, a long dash, or other marks.
 _MODIFIER = re.compile(r"(?: - | ?[–—:|,] ?| x ?\d| ?\().*")
@@ -259,7 +252,6 @@ def _shown(text: str) -> str:
 
 
 def tidy_draft(text: str) -> str:
-    """Tidy the complete lines of a reply that is still being written."""
     *done, unfinished = text.split("\n")
     return "\n".join((*map(tidy_line, done), unfinished)).lstrip("\n")
 
@@ -318,7 +310,6 @@ def _is_greeting(line: str) -> bool:
 
 
 def _without_farewell(lines: list[str]) -> list[str]:
-    """Remove a last paragraph that is about the lyrics."""
     start = max((place for place, line in enumerate(lines) if not line), default=0)
     if start and _FAREWELL.fullmatch(lines[start + 1]) and _ABOUT_THE_LYRICS.search(" ".join(lines[start + 1 :])):
         return lines[:start]

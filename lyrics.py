@@ -1,8 +1,7 @@
 """The songwriter: a chat model (Qwen 2.5 7B Instruct) turns a brief into structured lyrics, token by token.
 
 The model runs through transformers, or through mlx-lm on Apple Silicon. These two only generate token ids; everything
-else is shared, so every setting means the same on both, and no random state carries over from one request to the next.
-Nothing is downloaded here.
+else is shared, so every setting means the same on both, and no random state carries over to the next request.
 """
 
 from __future__ import annotations
@@ -32,17 +31,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROMPT_CHUNK = 256
-"""Tokens of the prompt that are read at once; between chunks the request can be cancelled."""
+PROMPT_CHUNK = 256  # tokens of the prompt that are read at once; between chunks the request can be cancelled
 TICK_SECONDS = 0.4
 
 
-# --- the writer ---------------------------------------------------------------------------------------------------
-
-
 class Writer:
-    """A loaded chat model."""
-
     def __init__(self, weights: Weights, tokenizer: PreTrainedTokenizerBase, model: TorchModel | MlxModel):
         self.weights, self.tokenizer, self.model = weights, tokenizer, model
 
@@ -106,8 +99,6 @@ def build_writer(weights: Weights, kind: models.Kind) -> Writer:
             hint=f"Complete it, or name another one in {LYRICS_VARIABLE}.",
         ) from None
 
-
-# --- the prompt ---------------------------------------------------------------------------------------------------
 
 SYSTEM = Path(__file__).with_name("presets").joinpath("songwriter.txt").read_text(encoding="utf-8").strip()
 

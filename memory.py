@@ -1,7 +1,7 @@
 """The memory plan: which of the three models are on the device during a job, and in how many bits.
 
-A 24 GB card cannot hold the song model, the planner and the lyrics writer at once. `choose` decides from numbers alone,
-before anything is loaded; `Placing` moves the models accordingly. Sizes are bytes in memory.
+A 24 GB card cannot hold all three at once. `choose` decides from numbers alone, before anything is loaded; `Placing`
+moves the models accordingly. Sizes are bytes in memory.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from models import FAST8, LADDERS, Device, Kind, Plan, is_apart
 from params import SongRequest, sampling_settings
 from weights import Weights, bytes_in, checkpoint_kind, transformer_config
 
+# The plans, as status and capabilities name them.
 TEXTS: dict[str, str] = {
     "resident": "everything resident",
     "swap": "one model at a time",
@@ -31,26 +32,20 @@ TEXTS: dict[str, str] = {
     "fp8": "one part of a model at a time, the transformer in 8 bits",
     "fast8": "the transformer computed in 8 bits",
 }
-"""The plans, as status and capabilities name them."""
-
+# In bfloat16, from the parameter counts.
 XL_PARTS_GB = {
     **{"transformer": 8.34, "condition_encoder": 1.22, "text_encoder": 1.19, "vae": 0.34},
     **{"audio_tokenizer": 0.21, "audio_token_detokenizer": 0.21},
 }
-"""In bfloat16, from the parameter counts."""
 
 GB = 10**9
-# Plans that move the song model as a whole.
-WHOLE = ("swap", FAST8)
-# The song that the status assumes before the first job.
-USUAL_SECONDS = 60.0
+WHOLE = ("swap", FAST8)  # plans that move the song model as a whole
+USUAL_SECONDS = 60.0  # of the song that the status assumes before the first job
 TOKENS_PER_SECOND = 12.5
-# The longest condition: lyrics, timbre and prompt.
-CONDITION_TOKENS = 2_305
+CONDITION_TOKENS = 2_305  # the longest condition: lyrics, timbre and prompt
 # The VAE encodes 30 s at a time, with 5 tensors of 128 channels at once; it decodes 20 s at a time, with 4.5 (counted).
 CODING_NUMBERS = 30 * 48_000 * 128 * 5
-# Kernels and the allocator's overhead (assumed).
-SPARE_BYTES = GB // 4
+SPARE_BYTES = GB // 4  # kernels and the allocator's overhead (assumed)
 # A token in the planner's cache: 28 layers of 8 heads of 128, keys and values, 2 bytes.
 PLANNER_TOKEN_BYTES, PLANNER_PROMPT_TOKENS = 115_000, 1_000
 WRITER_WORK_BYTES = 1 * GB
@@ -127,7 +122,6 @@ def not_above(kind: str, plan: Plan, limit: str) -> Plan:
 
 
 def needed(plan: str, sizes: Sizes, song: Song | None) -> int:
-    """Return the peak memory of `plan` in bytes."""
     loop, coding = (count(song) + SPARE_BYTES if song else 0 for count in (song_bytes, coding_bytes))
     writing = WRITER_WORK_BYTES if sizes.writer else 0
     planning = planner_bytes(song) if sizes.planner else 0
@@ -158,7 +152,7 @@ def song_bytes(song: Song) -> int:
 
 
 def coding_bytes(song: Song) -> int:
-    """Return the working memory of the VAE for a tile, scaled with the size of the model."""
+    """Return the VAE's working memory for a tile, scaled with the size of the model."""
     return int(CODING_NUMBERS * song.config["hidden_size"] / XL["hidden_size"] * (4 if song.wide else 2))
 
 
@@ -166,9 +160,6 @@ def planner_bytes(song: Song | None) -> int:
     """Return the planner's cache for a song: two rows per take, since plans are guided."""
     takes, seconds = (song.takes, song.duration) if song else (1, 0.0)
     return int(2 * takes * (PLANNER_PROMPT_TOKENS + 5 * seconds) * PLANNER_TOKEN_BYTES)
-
-
-# --- moving the models --------------------------------------------------------------------------------------------
 
 
 class Placing:
@@ -228,7 +219,6 @@ class Placing:
             self._send_away()
 
     def for_song(self) -> None:
-        """Give the device to the song model alone."""
         if self._moves():
             self._models.lyrics.unload()
             if self._models.plan != FAST8 or not self._both_fit():
@@ -238,7 +228,6 @@ class Placing:
             self._models.pipeline().to(self._models.device().kind)
 
     def for_words(self, slot: models.Slot) -> None:
-        """Give the device to the language model of `slot` alone."""
         if self._moves():
             (self._models.lyrics if slot is self._models.planner else self._models.planner).unload()
             self._send_away()
@@ -247,7 +236,6 @@ class Placing:
         return self._models.plan not in ("", "resident")
 
     def _both_fit(self) -> bool:
-        """Return whether the planner fits next to the song model under the current plan."""
         room, sizes, song = room_for_models(self._models.device().kind), self._sizes, self.song
         pipeline, work = sizes.pipeline, planner_bytes(song)
         if self._models.plan == FAST8:
@@ -279,11 +267,8 @@ class Placing:
         return choose(device.kind, room_for_models(device.kind), self._sizes, song, forced)
 
 
-# --- sizes on this machine ----------------------------------------------------------------------------------------
-
-
 def sizes_of(weights: Weights, device: Device) -> Sizes:
-    """Return the bytes of the pipeline of `weights` on `device`, from the sizes of its files."""
+    """Return the sizes of `weights` on `device`, from those of the files."""
     if weights.folder is None:  # not downloaded yet
         parts = {name: int(size * GB) for name, size in XL_PARTS_GB.items()}
     else:
@@ -357,7 +342,7 @@ def _smaller(song: Song, fits: Callable[[Song], bool]) -> str:
 
 
 def fewer_takes(work: Any, fits: Callable[[Any], bool]) -> str:
-    """Return the most takes with which `work` fits, as "2 takes", or "" if none do."""
+    """Return "2 takes", the most with which `work` fits, or ""."""
     takes = most(1, work.takes, lambda count: fits(replace(work, takes=count)))
     return f"{takes} take{'s' if takes > 1 else ''}" if takes else ""
 
@@ -369,5 +354,5 @@ def shorter(work: Any, fits: Callable[[Any], bool], shortest: int) -> str:
 
 
 def most(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest whole number from `low` to `high` that fits, 0 if none does."""
+    """Return the largest number from `low` to `high` that fits, or 0."""
     return next((number for number in range(high, low - 1, -1) if fits(number)), 0)

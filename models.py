@@ -38,8 +38,7 @@ LADDERS: dict[str, tuple[Plan, ...]] = {
     "mps": ("resident", "swap"),
     "cpu": ("resident", "swap", "fp8"),
 }
-# Computes in 8 bits, which changes the song, so it is never chosen automatically.
-FAST8 = "fast8"
+FAST8 = "fast8"  # computes in 8 bits, which changes the song, so it is never chosen automatically
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,6 @@ class Models:
         return self._pipe is not None
 
     def pipeline(self) -> Any:
-        """Return the pipeline; the first call builds it."""
         # No lock if it is there: a ZeroGPU worker may have been forked while another thread held the lock.
         if (pipe := self._pipe) is not None:
             return pipe
@@ -90,13 +88,12 @@ class Models:
             return self._pipe
 
     def unload_pipeline(self) -> None:
-        """Free the pipeline's memory; the next use builds it again."""
         with self._building:
             self._pipe = None
         free_memory()
 
     def device(self) -> Device:
-        """Return the device in use; the first call imports torch."""
+        """Return the device; the first call imports torch."""
         if (device := self.known_device) is not None:
             return device
         with self._building:
@@ -105,7 +102,7 @@ class Models:
             return self.known_device
 
     def load_all(self) -> None:
-        """Load every model now; the status reports a planner or a lyrics writer that cannot be loaded."""
+        """Load every model; the status reports a planner or a lyrics writer that cannot be loaded."""
         self.pipeline()
         for slot in (self.planner, self.lyrics):
             with contextlib.suppress(StudioError):
@@ -202,7 +199,6 @@ class Slot:
             raise
 
     def check(self) -> None:
-        """Raise StudioError if the weights are not on this machine."""
         if self.weights.folder is None:
             raise StudioError.of(self.problem or self.weights.problem)
 
@@ -217,7 +213,6 @@ class Slot:
             self.weights, self.problem = found, None
 
     def unload(self) -> None:
-        """Free the model's memory; the next use loads it again."""
         with self._building:
             self._model = None
         free_memory()
@@ -279,12 +274,11 @@ def pick_device(weights: Weights) -> Device:
 
 
 def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> AceStepPipeline:
-    """Load the pipeline of `weights` onto `device`, with VAE tiling and without progress bars.
+    """Load the pipeline of `weights` onto `device`.
 
-    `plan` is a memory plan: "offload" keeps one part at a time on a device that has its own memory, "fp8" also stores
-    the transformer's layers in 8 bits, on a processor too, and "fast8" computes them in 8 bits.
-
-    Raises StudioError if the weights are missing or cannot be loaded, or if memory runs out.
+    With the memory plan "offload" one part at a time is on a device that has its own memory; "fp8" also stores the
+    transformer's layers in 8 bits, on a processor too; "fast8" computes them in 8 bits. Raises StudioError if the
+    weights are missing or cannot be loaded, or if memory runs out.
     """
     if weights.folder is None:
         raise StudioError.of(weights.problem or missing_model(weights.wanted))
@@ -344,7 +338,7 @@ def _no_room(name: str, hint: str) -> Problem:
 
 
 def plans_on(device: Device | None) -> tuple[str, ...]:
-    """Return the memory plans that `device` supports, all of them while it is unknown."""
+    """Return the memory plans of `device`, all of them while it is unknown."""
     if on_zerogpu():
         return ("resident",)
     fast = device is None or (device.kind == "cuda" and offload.float8_is_supported())
@@ -352,7 +346,7 @@ def plans_on(device: Device | None) -> tuple[str, ...]:
 
 
 def is_apart(kind: str) -> bool:
-    """Return whether the device has its own memory, so that models can wait in the machine's."""
+    """Return whether the device has memory of its own, so that models can wait in the machine's."""
     return "offload" in LADDERS[kind]
 
 
@@ -370,7 +364,7 @@ def trim_memory(device: torch.device) -> None:
 
 
 def free_memory() -> None:
-    """Collect garbage and empty the GPU allocator's cache; imports nothing."""
+    """Collect garbage and empty the GPU's cache; imports nothing."""
     gc.collect()
     torch = sys.modules.get("torch")
     with contextlib.suppress(AttributeError):  # not imported, or another thread is still importing it
@@ -381,7 +375,7 @@ def free_memory() -> None:
 
 
 def available_memory() -> int:
-    """Return the free memory in bytes, of the container if its limit is lower than the machine's."""
+    """Return the free memory in bytes, within the container's limit."""
     available = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):
         limit, used = (int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current"))

@@ -1,12 +1,11 @@
 """The planner: ACE-Step's 5 Hz language model turns a prompt into metadata and audio codes before a song is made.
 
-Phase 1 writes the metadata that the visitor left open, token by token along a grammar; phase 2 draws exactly
-ceil(5 * seconds) audio codes for each take, which the pipeline takes as `audio_codes`. The same model expands an idea
-(`inspire`), improves a prompt (`polish`) and describes audio codes (`describe`). Prompts and phases follow upstream's
-LLMHandler; `planner_decoding.py` draws the tokens.
+Phase 1 writes the metadata that the visitor left open, phase 2 draws ceil(5 * seconds) audio codes for each take. The
+same model expands an idea (`inspire`), improves a prompt (`polish`) and describes audio codes (`describe`). Prompts and
+phases follow upstream's LLMHandler; `planner_decoding.py` draws the tokens.
 
-Long operations are generators: they yield `Progress` for every token (`steps` is 0 if unknown) and, last, their result.
-Closing one stops it before the next token.
+These are generators of `Progress` for every token (`steps` is 0 if unknown) and, last, the result. Closing one stops it
+before the next token.
 """
 
 from __future__ import annotations
@@ -46,10 +45,9 @@ METADATA_ROOM = MAX_CAPTION_TOKENS + 128
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned song: one set of metadata, and the audio codes of each take (5 per second).
+    """A planned song: `metadata` by a request's names, drawn from `seed`, and each take's audio codes (5 per second).
 
-    `metadata` has a request's names, and `seed` is the one it was drawn from. `caption` is the prompt for the song;
-    `rewritten` tells whether the planner wrote it.
+    `caption` is the prompt for the song; `rewritten` tells whether the planner wrote it.
     """
 
     metadata: dict[str, Any]
@@ -59,7 +57,7 @@ class Plan:
     codes: tuple[tuple[int, ...], ...]
 
     def words(self) -> dict[str, Any]:
-        """Return the request's fields after planning; those that the visitor filled in are unchanged."""
+        """Return the request's fields after planning."""
         return {"prompt": self.caption, **self.metadata}
 
     def facts(self) -> dict[str, Any]:
@@ -68,16 +66,10 @@ class Plan:
 
 
 def codes_needed(seconds: float) -> int:
-    """Return how many codes hold `seconds` of song; the last one may reach past the end."""
     return math.ceil(CODES_PER_SECOND * seconds)
 
 
-# --- planning -----------------------------------------------------------------------------------------------------
-
-
 class Planner:
-    """A loaded planner: the language model, its tokenizer, and what is derived from them once."""
-
     def __init__(self, model: Any, tokenizer: Any, model_id: str):
         self.model, self.tokenizer, self.model_id = model, tokenizer, model_id
         rows = model.get_output_embeddings().weight.shape[0]
@@ -109,14 +101,12 @@ def plan(planner: Planner, request: GenerateRequest, seeds: Sequence[int]) -> It
 
 
 def inspire(planner: Planner, request: InspireRequest, seed: int) -> Iterator[Progress | dict[str, Any]]:
-    """Turn a plain idea, which may be empty, into prompt, lyrics and metadata."""
     words = f"{typed(request.idea) or NO_INPUT}\n\ninstrumental: {str(request.instrumental).lower()}"
     lyrics = INSTRUMENTAL if request.instrumental else ""
     yield from _sketch(planner, "inspire", words, _filled(language=request.language), seed, lyrics)
 
 
 def polish(planner: Planner, request: PolishRequest, seed: int) -> Iterator[Progress | dict[str, Any]]:
-    """Rewrite the prompt and the lyrics of `request` in the song model's style; its other fields stay if given."""
     lyrics = request.sung_lyrics()
     words = f"# Caption\n{typed(request.prompt) or NO_INPUT}\n\n# Lyric\n{typed(lyrics)}"
     kept = INSTRUMENTAL if lyrics == INSTRUMENTAL else ""
@@ -154,7 +144,7 @@ def _sketch(
 
 
 def _metadata(found: Mapping[str, str]) -> dict[str, Any]:
-    """Return the planner's fields by a request's names; the language may have been left open."""
+    """Return the planner's fields by a request's names."""
     named = {"key": found["keyscale"], "time_signature": found["timesignature"]}
     return {"bpm": int(found["bpm"]), **named, "language": found.get("language", "unknown")}
 
@@ -175,19 +165,13 @@ def _filled(**values: object) -> dict[str, str]:
 
 
 def clean_lyrics(text: str) -> str:
-    """Return written lyrics without the headers that the model may put above them."""
+    """Return lyrics without the headers that the model may put above them."""
     text = re.sub(r"\A\s*(#\s*Languages?\b[^#]*)?(#\s*Lyrics?\b[^\n]*)?", "", text)
     return text[: TEXT_LIMITS["lyrics"]].strip()
 
 
-# --- loading ------------------------------------------------------------------------------------------------------
-
-
 def load_planner(weights: Weights, device: Device) -> Planner:
-    """Load the planner onto `device`, in the dtype that it computes in.
-
-    Raises StudioError if it cannot be loaded or used, and whatever a lack of memory raises.
-    """
+    """Load the planner onto `device`; raises StudioError, and whatever a lack of memory raises."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -82,22 +82,16 @@ def script(name: str) -> str:
 
 
 def css() -> str:
-    """Return the style sheet: the tokens as --studio-* variables, then the rules in static/."""
     sides = [";".join(f"--studio-{name}:{pair[side]}" for name, pair in LOOK["tokens"].items()) for side in (0, 1)]
     rules = "\n".join(static(name) for name in ("studio.css", "faces.css", "takes.css", "latest.css"))
     return f":root{{{sides[0]}}}\n:root.dark,:root .dark{{{sides[1]}}}\n{rules}"
 
 
 def head() -> str:
-    """Return the page's head: the scripts, inlined, so that they are there before anything is clicked, and the styles
-    that Gradio must not rewrite or that apply outside its frame.
-    """
+    """Return the scripts, inlined to be there before a click, and styles that Gradio must not rewrite or confine."""
     scripts = "\n".join(static(f"{name}.js") for name in SCRIPTS)
     styles = "\n".join(static(f"{name}.css") for name in ("player", "motion"))
     return f"<script>\n{scripts}\n</script>\n<style>\n{styles}</style>"
-
-
-# --- one line -----------------------------------------------------------------------------------------------------
 
 
 def section(title: str) -> str:
@@ -109,17 +103,16 @@ def caption(text: str) -> str:
 
 
 def remark(text: str) -> str:
-    """Return a line of help."""
     return f'<p class="shown remark">{escape(text)}</p>'
 
 
 def said(text: str) -> str:
-    """Return the answer to something the visitor did; a screen reader speaks it when it is free."""
+    """Return an answer to what the visitor did; a screen reader speaks it when it is free."""
     return f'<p class="shown said" role="status">{escape(text)}</p>'
 
 
 def notice(title: str, message: str, hint: str = "") -> str:
-    """Return a message with a title, what happened and what to try; a screen reader speaks it at once."""
+    """Return a message with title and hint; a screen reader speaks it at once."""
     paragraphs = "".join(f"<p>{escape(text)}</p>" for text in (message, hint) if text)
     return f'<div class="shown notice" role="alert">{f"<h3>{escape(title)}</h3>" if title else ""}{paragraphs}</div>'
 
@@ -134,7 +127,6 @@ def wrong_fields(message: str, at_fields: Mapping[str, str]) -> str:
 
 
 def progress(event: Progress, note: str = "") -> str:
-    """Return the line of a running job: the stage, a bar, and a note of the run."""
     share = min(100 * event.step // event.steps, 100) if event.steps else 0
     bar = f'<div class="bar"><div style="width:{share}%"></div></div>' if event.steps else ""
     said = f"<span>{escape(note)}</span>" if note else ""
@@ -157,7 +149,6 @@ def line(state: str, sentence: str, more: str = "", heard: str = "", elapsed: fl
 
 
 def budget(used: int, dropped: str, most: int) -> str:
-    """Return how many of the `most` tokens the prompt takes, and which words at its end are not read."""
     text = tooltips.TOKENS.format(used=used, most=most)
     if not dropped:
         return remark(text)
@@ -166,7 +157,6 @@ def budget(used: int, dropped: str, most: int) -> str:
 
 
 def keys(go: str, cancel: str) -> str:
-    """Return the keys that press a tab's two buttons."""
     first, then = (f"<kbd>{escape(key)}</kbd>" for key in (tooltips.KEY_GO, tooltips.KEY_CANCEL))
     return f'<p class="shown remark keys"><span>{first} {escape(go)}</span><span>{then} {escape(cancel)}</span></p>'
 
@@ -177,11 +167,8 @@ def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
     return f'<p class="remark also" data-text="{escape(tooltips.ALSO)}" data-defaults="{known}"></p>'
 
 
-# --- larger pieces ------------------------------------------------------------------------------------------------
-
-
 def heading(status: Mapping[str, Any] | None = None) -> str:
-    """Return the page's only h1 beside engine and device, which unfold into everything that `status` says."""
+    """Return the page's only h1 beside engine and device, which unfold into all that `status` says."""
     title = f"<h1>{escape(tooltips.TITLE)}</h1>"
     if status is None:
         return f'<div class="heading">{title}<p>{escape(tooltips.STATUS_PENDING)}</p></div>'
@@ -203,7 +190,6 @@ def banner(facts: Mapping[str, Any]) -> str:
 
 
 def faces() -> str:
-    """Return the choice between Generate's two faces, for static/faces.js."""
     buttons = "".join(
         f'<button type="button" data-face="{face}" aria-pressed="false">{escape(name)}</button>'
         for face, name in tooltips.FACES.items()
@@ -231,7 +217,6 @@ def songs(text: str, cards: Mapping[str, Mapping[str, Any]], folder: Path) -> st
 
 
 def advice(found: Sequence[Advice]) -> str:
-    """Return the advice on lyrics as a list, folded if it is long."""
     texts = [tooltips.AT_LINE.format(**vars(each)) if each.line else each.message for each in found]
     if len(texts) <= 2:  # longer advice is folded
         return _list(texts, ' class="shown advice"')
@@ -240,7 +225,6 @@ def advice(found: Sequence[Advice]) -> str:
 
 
 def plan(facts: Mapping[str, Any]) -> str:
-    """Return a record's plan of a song: what was planned, or why nothing was."""
     if not facts["used"]:
         return remark(tooltips.UNPLANNED.format(reason=facts["reason"]))
     metre = TIME_SIGNATURES.get(facts["time_signature"], facts["time_signature"])
@@ -280,7 +264,6 @@ def _list(texts: Sequence[str], attributes: str = "") -> str:
 
 
 def takes(mode: str) -> gr.HTML:
-    """Make the frame of a tab's takes, for static/takes.js."""
     texts = {**tooltips.TAKES, "empty": tooltips.EMPTY_RESULTS[mode], "player": tooltips.PLAYER}
     facts = {"texts": texts, "tab": tooltips.TABS[mode], "uses": tooltips.USE_IN, "formats": list(FORMATS)}
     shown = {"making": tooltips.MAKING, "level": tooltips.LEVEL, "level_help": tooltips.LEVEL_HELP}
@@ -290,7 +273,6 @@ def takes(mode: str) -> gr.HTML:
 
 
 def latest(mode: str) -> gr.HTML:
-    """Make the frame of the latest takes to choose a tab's source from, for static/latest.js."""
     settings = json.dumps({"texts": {"use": tooltips.USE_TAKE}, "modes": list(tooltips.GO)}, ensure_ascii=False)
     texts = {"settings": settings, "title": tooltips.LATEST_TAKES}
     return frame("latest", texts, elem_id=f"{mode}-latest", elem_classes=["latest-takes"])

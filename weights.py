@@ -39,8 +39,7 @@ UNTRAINED = "untrained"  # the `model_version` of the random song models that te
 (DEFAULT_MODEL,) = REPOSITORIES[MODEL_VARIABLE]
 DEFAULT_MODEL_GB = 11.5
 (UMBRELLA,) = REPOSITORIES[PLANNER_VARIABLE]
-SUBFOLDER = "acestep-5Hz-lm-1.7B"
-"""The umbrella repository holds other models too; its planner is in this folder, which need not be named."""
+SUBFOLDER = "acestep-5Hz-lm-1.7B"  # the planner's in the umbrella repository; it need not be named
 DEFAULT_PLANNER = f"{UMBRELLA}/{SUBFOLDER}"
 DEFAULT_WRITER, DEFAULT_MLX_WRITER = REPOSITORIES[LYRICS_VARIABLE]
 WRITER_GB = {DEFAULT_WRITER: 15.2, DEFAULT_MLX_WRITER: 4.3}
@@ -73,10 +72,9 @@ class Weights:
 
 
 def find_weights() -> Weights:
-    """Look for the song model that ACE_STUDIO_MODEL names (a folder, a hub id, "preview"; by default XL SFT).
+    """Look for the song model that ACE_STUDIO_MODEL names.
 
-    Without the variable the preview stands in for missing weights, with the problem. What was asked for by name is
-    never replaced, nor is anything on ZeroGPU.
+    Without the variable, and off ZeroGPU, the preview stands in for missing weights, with the problem.
     """
     asked = _asked(MODEL_VARIABLE)
     if asked.lower() == PREVIEW:
@@ -88,13 +86,12 @@ def find_weights() -> Weights:
 
 
 def find_planner() -> Weights:
-    """Look for the planner that ACE_STUDIO_PLANNER names: "org/repo", "org/repo/folder", a folder, "preview", "off"."""
+    """Look for the planner that ACE_STUDIO_PLANNER names; "org/repo/folder" is a folder within a repository."""
     switched = _switched(PLANNER_VARIABLE, "planner_off")
     return switched or _find(PLANNER_VARIABLE, DEFAULT_PLANNER, "transformers", _planner_flaw)
 
 
 def find_writer() -> Weights:
-    """Look for the lyrics writer that ACE_STUDIO_LYRICS names: a folder, a hub id, "preview", "off"."""
     engine = _writer_engine()
     default = DEFAULT_MLX_WRITER if engine == "mlx" else DEFAULT_WRITER
     switched = _switched(LYRICS_VARIABLE, "writer_off")
@@ -102,13 +99,13 @@ def find_writer() -> Weights:
 
 
 def snapshot_revision(folder: Path) -> str:
-    """Return the commit of the snapshot that contains `folder`, links resolved; "" if there is none."""
+    """Return the commit of the hub's snapshot that contains `folder`, or ""."""
     found = re.search("/models--[^/]*/snapshots/([^/]+)", folder.resolve().as_posix())
     return found[1] if found else ""
 
 
 def is_turbo(weights: Weights) -> bool:
-    """Return whether the checkpoint is distilled (8 steps, no guidance), from its transformer's config."""
+    """Return whether the checkpoint is distilled: 8 steps, no guidance."""
     config = transformer_config(weights)
     return bool(config.get("is_turbo")) or config.get("model_version") == "turbo"
 
@@ -152,18 +149,15 @@ def task_support(kind: str, codes: bool = True) -> dict[str, str]:
     return support if codes else {**support, "cover": "unsupported"}
 
 
-# --- finding ------------------------------------------------------------------------------------------------------
-
-
 def _asked(variable: str) -> str:
     return os.environ.get(variable, "").strip()
 
 
 def _find(variable: str, default: str, engine: str, flaw: Callable[[Path], str | None]) -> Weights:
-    """Look for a model in the folder that its variable names, else in ./models and the cache.
+    """Look in the folder that the variable names, else in ./models and the cache.
 
-    `flaw` returns what is wrong with an existing folder. Weights that are not found have a problem; if the variable
-    names a repository, they are to be downloaded, except on ZeroGPU.
+    `flaw` returns what is wrong with an existing folder. What is not found but named is to be downloaded, except on
+    ZeroGPU.
     """
     asked = _asked(variable)
     wanted, index = asked or default, INDEX if variable == MODEL_VARIABLE else "config.json"
@@ -200,7 +194,6 @@ def _find(variable: str, default: str, engine: str, flaw: Callable[[Path], str |
 
 
 def _switched(variable: str, code: str) -> Weights | None:
-    """Return the weights of a language model that is "off" or the tests' "preview"."""
     asked = _asked(variable).lower()
     if asked == OFF:
         problem = Problem(code, f"The {_NAMES[variable]} is switched off ({variable}=off).")
@@ -231,7 +224,6 @@ def _writer_engine() -> Literal["transformers", "mlx"]:
 
 
 def missing_model(repo: str, inside: str = "", variable: str = MODEL_VARIABLE) -> Problem:
-    """Say that a model is not on this machine, and how to get it there."""
     name = f"{repo}/{inside}".rstrip("/")
     size = f" ({WRITER_GB[name]:g} GB)" if name in WRITER_GB else ""
     hint = f"Download it with: hf download {repo}" + (f' --include "{inside}/*"' if inside else "")
@@ -246,7 +238,6 @@ def _gone(variable: str, message: str, hint: str = "") -> Problem:
 
 
 def _unfit(variable: str, place: str, reason: str) -> Problem:
-    """Say why the weights in `place` cannot be used."""
     if variable == PLANNER_VARIABLE:
         return unusable(place, reason)
     if reason == _NO_FOLDER:
@@ -256,7 +247,6 @@ def _unfit(variable: str, place: str, reason: str) -> Problem:
 
 
 def unusable(name: str, reason: str) -> Problem:
-    """Say why the model `name` cannot be the planner."""
     hint = f"The planner is the 5 Hz language model of ACE-Step 1.5, such as {DEFAULT_PLANNER}."
     return Problem("planner_unfit", f"{name} cannot be the planner: {reason}.", hint=hint)
 
@@ -273,7 +263,6 @@ def _folder_flaw(folder: Path) -> str | None:
 
 
 def _model_flaw(folder: Path) -> str | None:
-    """Check an ACE-Step checkpoint in diffusers layout."""
     index = read_json(folder / INDEX)
     if index is None:
         state = "cannot be read" if (folder / INDEX).is_file() else "is missing"
@@ -319,7 +308,6 @@ def _planner_flaw(folder: Path) -> str | None:
 
 
 def _writer_flaw(folder: Path, engine: str) -> str | None:
-    """Check a chat model."""
     config = read_json(folder / "config.json")
     if config is None:
         return "config.json is missing or cannot be read"
@@ -371,12 +359,10 @@ def _weights_flaw(folder: Path, stem: str = "model") -> str | None:
 
 
 def bytes_in(folder: Path | None) -> int:
-    """Return the size of the weights in `folder`, 0 without one."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, None if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -27,8 +27,7 @@ from params import GenerateRequest, Request
 from planner import Plan
 from weights import LYRICS_VARIABLE, PLANNER_VARIABLE, find_planner, find_writer
 
-REPORT_SECONDS = 0.1
-"""Between two progress events of a planner, which writes faster than anybody reads."""
+REPORT_SECONDS = 0.1  # between two progress events of a planner, which writes faster than anybody reads
 
 
 def planner_slot(device: Callable[[], Device]) -> Slot:
@@ -51,9 +50,6 @@ def lyrics_slot(device: Callable[[], Device]) -> Slot:
     )
 
 
-# --- plans --------------------------------------------------------------------------------------------------------
-
-
 def wants_plan(request: Request) -> bool:
     return isinstance(request, GenerateRequest) and request.options.plan
 
@@ -63,8 +59,7 @@ def plan_song(
 ) -> Generator[Progress | None, None, tuple[Plan | None, dict[str, Any] | None]]:
     """Plan the song of `job`; return the plan and its part of the record, and add to `seconds`.
 
-    Without a planner, or if it fails, the song is made without a plan and the record says why. Modes other than
-    generate have no plan.
+    Without a planner, or if it fails, there is no plan and the record says why; modes other than generate have neither.
     """
     request, options = job.request, job.request.options
     if not isinstance(request, GenerateRequest):
@@ -90,9 +85,6 @@ def plan_song(
 
 def _unplanned(reason: str) -> dict[str, Any]:
     return {"used": False, "reason": reason}
-
-
-# --- words --------------------------------------------------------------------------------------------------------
 
 
 def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft | Done | None]:
@@ -126,7 +118,6 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft
 
 
 def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[Progress, None, list[int]]:
-    """Return the audio codes of the source, as the song model's VAE and audio tokenizer read them."""
     pipe = yield from _loaded(models.loaded, models.pipeline, seconds)
     if not conditions.has_audio_codes(pipe):
         raise StudioError("unsupported", "This checkpoint cannot describe audio: its audio tokenizer is missing.")
@@ -134,9 +125,6 @@ def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[
     with timed(seconds, "reading"):
         clean = yield from codec.encode(pipe, audio.read_wav(job.audio["source"]), "reading")
         return conditions.audio_codes(pipe, clean)
-
-
-# --- small parts --------------------------------------------------------------------------------------------------
 
 
 def _loaded(loaded: bool, get: Callable[[], Any], seconds: dict[str, float]) -> Generator[Progress, None, Any]:
@@ -148,7 +136,6 @@ def _loaded(loaded: bool, get: Callable[[], Any], seconds: dict[str, float]) -> 
 
 @contextmanager
 def _enough_memory(name: str, hint: str) -> Iterator[None]:
-    """Turn a lack of memory into a StudioError about the model `name`."""
     try:
         yield
     except Exception as error:
