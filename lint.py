@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from limits import MAX_LYRIC_TOKENS, preset
+from limits import MAX_LYRIC_TOKENS, preset, shown
 
 MOST_SYLLABLES = 15  # half as much again as the 10 that are sung best
 MOST_WORDS_A_SECOND = 3.0  # fast rap reaches four, but no song is sung from its first second to its last
@@ -144,7 +144,7 @@ def _lines(lines: list[str], language: str) -> Iterator[Advice]:
             yield from _line(number, line, language)
             continue
         if not _TAG.fullmatch(line):
-            yield Advice(number, f"{_shown(line)} would be sung; write the section as {tag}.")
+            yield Advice(number, f"{shown(line)} would be sung; write the section as {tag}.")
         if open_tag == tag:
             yield Advice(number, f"{tag} appears twice in a row; keep one.")
         else:
@@ -167,13 +167,13 @@ def _line(number: int, line: str, language: str) -> Iterator[Advice]:
     if alone and len(inside) > 1:
         yield Advice(number, "Several tags in one line; keep one and put the rest behind a dash: [Chorus - anthemic].")
     elif alone and _key(inside[0]) not in _DELIVERY:
-        yield Advice(number, f"The model does not know {_shown(line)}; use tags such as [Verse], [Chorus], [Bridge].")
+        yield Advice(number, f"The model does not know {shown(line)}; use tags such as [Verse], [Chorus], [Bridge].")
     elif any(parse_tag(text) for text in inside):
         yield Advice(number, "A section tag needs a line of its own.")
     elif line.count("[") != line.count("]"):
         yield Advice(number, "A square bracket has no partner; the model may sing the tag.")
     elif (tag := parse_tag(line)) and tag.name in HEADINGS and not tag.modifier and line[0].isupper():
-        yield Advice(number, f"{_shown(line)} would be sung; write the section as {tag}.")
+        yield Advice(number, f"{shown(line)} would be sung; write the section as {tag}.")
     count = syllables(_TAG.sub(" ", line), language)
     if count is not None and count > MOST_SYLLABLES:
         yield Advice(number, f"About {count} syllables in one line; 6 to 10 are sung best. Break it in two.")
@@ -242,10 +242,6 @@ def _word_syllables(word: str, language: str) -> int:
     if language in ("en", "fr", "unknown") and groups > 1 and _SILENT_E.search(plain) and not _SOUNDED_E.search(plain):
         groups -= 1
     return count + max(groups, 1)
-
-
-def _shown(text: str) -> str:
-    return f'"{text[:40]}..."' if len(text) > 40 else f'"{text}"'
 
 
 # --- tidying a reply ---------------------------------------------------------------------------------------------
