@@ -1,8 +1,7 @@
 """The public endpoints: one per song mode, /lyrics and /capabilities, for gradio_client, plain HTTP and MCP.
 
-`ENDPOINTS` describes them; a new mode is one more entry. Each has its own components, which the page never draws:
-Gradio reads defaults and schemas from them, and the texts of MCP tools from the handler's docstring. Values reach the
-handlers as the client sent them (`preprocess=False`): a Textbox would turn a list into lyrics.
+`ENDPOINTS` describes them; a new mode is one more entry. Gradio reads defaults and schemas from components that the
+page never draws, and the texts of MCP tools from the handler's docstring.
 """
 
 from __future__ import annotations
@@ -54,9 +53,6 @@ class Endpoint:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(parameter.name for parameter in self.parameters)
-
-
-# --- the tables ---------------------------------------------------------------------------------------------------
 
 
 def _upload(**settings: Any) -> gr.Audio:
@@ -119,8 +115,6 @@ LYRICS = {
 }
 REFERENCE = "An audio file whose timbre the song takes on."
 SOURCE = f"The song to work on: a WAV, FLAC, MP3, OGG or AIFF file of 1 to {MAX_SOURCE_SECONDS} seconds."
-
-
 SONG_RETURNS = (
     "The audio files, one per take, and a record with everything needed to make them again. During the run a "
     'streaming client gets no files and {"progress": {"stage", "step", "steps", "elapsed", "left", "note"}}.'
@@ -130,10 +124,7 @@ SONG_RETURNS = (
 def _endpoint(
     mode: str, about: str, shared: Mapping[str, str] = SONG, returns: str = SONG_RETURNS, **own: str
 ) -> Endpoint:
-    """Return an endpoint with the `shared` parameters, options, and its `own`, whose texts win; required ones first.
-
-    The text of a parameter may hold {length}, the longest text, or {range}, that of a number.
-    """
+    """Return an endpoint with the `shared` parameters, options, and its `own`, whose texts win; required ones first."""
     required = {"source", "brief", *(() if mode == "edit" else ("prompt",))}
     parameters = []
     for name, text in {**shared, "options": _about_options(mode), **own}.items():
@@ -191,9 +182,6 @@ ENDPOINTS = {
 }
 
 
-# --- the endpoints ------------------------------------------------------------------------------------------------
-
-
 def add_endpoints() -> None:
     """Register every public endpoint; call it once, inside a container of the page that is never rendered."""
     # Nothing on the page triggers them, and each component is hidden: the page would wait for one that is never built.
@@ -206,7 +194,7 @@ def add_endpoints() -> None:
             outputs=[gr.Textbox(label="text", visible=False)] if mode == "lyrics" else list(files),
             api_name=mode,
             api_visibility="public",
-            preprocess=False,
+            preprocess=False,  # handlers get what the client sent: a Textbox would turn a list into lyrics
             show_progress="hidden",
             validator=validator_of(mode),
             **GPU_CONCURRENCY,
@@ -234,12 +222,7 @@ def capabilities() -> dict[str, Any]:
 
 
 def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
-    """Return the handler of an endpoint: a generator with the name, signature and docstring for Gradio and MCP.
-
-    For songs it yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) during the run and
-    (paths, record) at the end; for lyrics the text so far. It raises gr.Error titled with the problem's code. Closing
-    it cancels the run.
-    """
+    """Return an endpoint's generator, described for Gradio and MCP. Its gr.Error has the problem's code as title."""
     endpoint = ENDPOINTS[mode]
 
     def handler(*values: Any) -> Iterator[Any]:
@@ -274,11 +257,7 @@ def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
 
 
 def validator_of(mode: str) -> Callable[..., list[dict[str, Any]]]:
-    """Return the check that runs before a call is queued: one verdict per input, with a sentence if it is wrong.
-
-    It reads the uploads' headers too, and on ZeroGPU it refuses what is too long for one call. A wrong value ends as
-    HTTP 422, in gradio_client as a ValidationError, with the parameter's name and the sentence.
-    """
+    """Return the check before a call is queued: a verdict per input; a wrong one ends the call as HTTP 422."""
     names = ENDPOINTS[mode].names
 
     def validate(*values: Any) -> list[dict[str, Any]]:
@@ -315,10 +294,8 @@ def _uploaded_lora(choice: Any) -> Any:
 
 
 def uploaded_path(name: str, value: Any) -> str:
-    """Return the path of an upload, links resolved; raises InvalidRequest for a file outside the upload cache.
-
-    Gradio checks the path of a file input only, but a client can put a file anywhere.
-    """
+    """Return the path of an upload, links resolved; raises InvalidRequest for a file outside the upload cache."""
+    # Gradio checks the path of a file input only, but a client can put a file anywhere.
     path = value.get("path") if isinstance(value, Mapping) else None
     # os.path.isfile is False for impossible names; Path.is_file raises for some.
     if isinstance(path, str) and os.path.isfile(path):
@@ -335,9 +312,6 @@ def sentence(problem: Problem) -> str:
     field, text = problem.field, problem.text()
     # The sentence about an unknown name quotes it already, cut and cleaned.
     return f"{field}: {text}" if "." in field and shown(field) not in text else text
-
-
-# --- checks of calls ------------------------------------------------------------------------------------------------
 
 
 def check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:

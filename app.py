@@ -46,8 +46,7 @@ QUEUE_SIZE = 32  # waiting songs, those of the API included; the next visitor ge
 SESSIONS = 150  # visits and API calls that Gradio remembers; an older visit only loses its Undo
 STOP_SECONDS = 3  # for running songs to end when the studio stops
 DELETE_CACHE = (3600, 24 * 3600)  # seconds between clean-ups of uploads and copies of takes, and their greatest age
-# A status without any model, to find out which parts of the page follow the status.
-NO_STATUS = {
+NO_STATUS = {  # a status without any model, to find out which parts of the page follow the status
     **{"kind": "sft", "tasks": {}, "unsupported": {}, "memory_plans": ()},
     **{name: {"state": "none", "model": "", "problem": None} for name in ("planner", "lyrics")},
 }
@@ -69,11 +68,7 @@ def build_app() -> gr.Blocks:
     return demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4, api_open=False)
 
 
-# --- events -------------------------------------------------------------------------------------------------------
-
-
 def connect_download(header: Header) -> Any:
-    """Let the banner's button download the real model; returns the event of the run."""
     bar = header.bar
 
     def done(_: Done) -> Updates:
@@ -103,8 +98,7 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form], download:
         return shown
 
     def prepare() -> None:
-        # The first song reports what could not be loaded.
-        with contextlib.suppress(StudioError):
+        with contextlib.suppress(StudioError):  # the first song reports what could not be loaded
             if not cluster.wanted():
                 get_backend().models.prepare()
 
@@ -113,19 +107,12 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form], download:
     # Only the header: this takes seconds if torch is not loaded yet, and the visitor is filling in the form.
     seen = known.then(lambda: header.show(get_backend().full_status()), outputs=header.outputs, **AT_ONCE)
     seen.then(prepare, **AT_ONCE)
-    # A run may have loaded a model, or failed to.
-    for run in (run for form in forms for run in form.runs):
+    for run in (run for form in forms for run in form.runs):  # a run may have loaded a model, or failed to
         run.then(lambda: theme.heading(get_backend().status()), outputs=header.status, **AT_ONCE)
 
 
-# --- serving ------------------------------------------------------------------------------------------------------
-
-
 def launch(demo: gr.Blocks, port: int | None = None) -> str:
-    """Serve `demo` on GRADIO_SERVER_NAME (default 127.0.0.1) and return its URL; raises OSError.
-
-    `port` None means the first free port from 7860. Only copies in Gradio's cache are served, not the output folder.
-    """
+    """Serve `demo` and return its URL; raises OSError. `port` None means the first free port from 7860."""
     # Gradio prints its own lines about MCP and the public link; `main` prints ours.
     with contextlib.redirect_stdout(io.StringIO()):
         _, url, _ = demo.launch(
@@ -138,15 +125,12 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
             run_history=False,
             show_error=False,
             enable_monitoring=False,
-            # LoRAs may be larger than songs, which have their own limit in audio.py.
-            max_file_size=MAX_FILE_BYTES,
+            max_file_size=MAX_FILE_BYTES,  # LoRAs may be larger than songs, which have their own limit in audio.py
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,
-            # With it Gradio gives up if the page does not answer in 3 seconds, as on a busy machine.
-            _frontend=False,
-            # Gradio keeps a copy of the page's settings for every session, about 2 MB each.
-            state_session_capacity=SESSIONS,
+            _frontend=False,  # else Gradio gives up if the page does not answer in 3 seconds, as on a busy machine
+            state_session_capacity=SESSIONS,  # each has its own copy of the page's settings, about 2 MB
             app_kwargs={"middleware": guard.middleware()},
         )
     return url
@@ -176,14 +160,12 @@ def main() -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopped.set())
     print(tooltips.READY.format(url=url), flush=True)
-    # "true" is Gradio's rule.
-    if os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true":
+    if os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true":  # "true" is Gradio's rule
         print(tooltips.MCP_READY.format(url=url) if demo.mcp_server else tooltips.MCP_MISSING, flush=True)
     if os.environ.get("GRADIO_SHARE", "").lower() == "true":
         said = tooltips.SHARED.format(url=demo.share_url) if demo.share_url else tooltips.NOT_SHARED
         print(said, flush=True)
-    # Python may miss a signal that arrives just before a wait without an end.
-    while not stopped.wait(1):
+    while not stopped.wait(1):  # Python may miss a signal that arrives just before a wait without an end
         pass
     stop(demo)
 
@@ -200,10 +182,7 @@ def let_run(demo: gr.Blocks, songs: int) -> None:
 
 
 def stop(demo: gr.Blocks) -> NoReturn:
-    """Cancel running songs, clean up, and end the process within 5 seconds with status 0.
-
-    It uses os._exit, because a thread inside torch would abort a normal exit.
-    """
+    """Cancel running songs, clean up, and end the process within 5 seconds with status 0."""
     print(tooltips.STOPPING, flush=True)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_DFL)
@@ -214,11 +193,10 @@ def stop(demo: gr.Blocks) -> NoReturn:
         thread.start()
     for thread in closing:
         thread.join(1)
-    # ZeroGPU's workers would outlive this process.
-    for worker in multiprocessing.active_children():
+    for worker in multiprocessing.active_children():  # ZeroGPU's workers would outlive this process
         worker.kill()
     logging.shutdown()
-    os._exit(0)
+    os._exit(0)  # a thread inside torch would abort a normal exit
 
 
 if __name__ == "__main__":

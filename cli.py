@@ -1,8 +1,7 @@
 """The command line of app.py: arguments become environment variables before anything reads them; `--check`.
 
 gradio and huggingface_hub read their variables when they are imported, so nothing imported here may import them.
-`--check` looks at packages, device, weights and disks: it imports torch, but reads no weights and downloads nothing. It
-only asks the hub, once and for at most 5 seconds, for the size of a model that is to be downloaded.
+`--check` imports torch, but reads no weights and downloads nothing; it only asks the hub for the size of a download.
 """
 
 from __future__ import annotations
@@ -33,10 +32,7 @@ from limits import LIMITS, STUDIO_VERSION, size_text
 def read_arguments(
     arguments: Sequence[str] | None = None, environ: MutableMapping[str, str] = os.environ
 ) -> argparse.Namespace:
-    """Check `arguments` (default: the command line) and set the variables of those that are given in `environ`.
-
-    A wrong value ends the process with a sentence and status 2.
-    """
+    """Set the variables of the given `arguments` in `environ`; a wrong value ends the process with status 2."""
     about = {"prog": "app.py", "description": tooltips.CLI_ABOUT, "epilog": tooltips.CLI_END}
     parser = argparse.ArgumentParser(**about, add_help=False, allow_abbrev=False)
     switch = {"action": "store_const", "const": "true"}
@@ -75,9 +71,6 @@ def shorten_errors() -> None:
 
 def _reason(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
-
-
-# --- values -------------------------------------------------------------------------------------------------------
 
 
 def _host(text: str) -> str:
@@ -127,13 +120,9 @@ def _output(text: str) -> str:
     return text
 
 
-# --- check --------------------------------------------------------------------------------------------------------
-
-SONG_BYTES = 1_500_000_000
-"""The disk space of four takes of ten minutes: float32 in the job's folder, 24 bit twice."""
+SONG_BYTES = 1_500_000_000  # of four takes of ten minutes: float32 in the job's folder, 24 bit twice
 PLANNER_GB = 3.8
-# The models without which songs are made all the same.
-LANGUAGE_MODELS = ("planner", "lyrics")
+LANGUAGE_MODELS = ("planner", "lyrics")  # a song needs neither
 
 
 def check() -> int:
@@ -198,9 +187,6 @@ def packages() -> str:
     except ImportError as error:
         raise StudioError("packages", tooltips.CHECK_PACKAGE.format(reason=error)) from None
     return ", ".join(f"{name} {version}" for name, version in versions().items() if name != "python")
-
-
-# --- the machine --------------------------------------------------------------------------------------------------
 
 
 def device(studio: Any) -> str:
@@ -280,9 +266,6 @@ def workers() -> str:
         return tooltips.CHECK_RAY.format(version=ray.__version__, **facts)
     except Exception as error:
         raise StudioError.of(cluster_worker.problem_of(error)) from error
-
-
-# --- weights ------------------------------------------------------------------------------------------------------
 
 
 def model(weights: Any, selection: Any) -> str:

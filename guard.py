@@ -1,8 +1,7 @@
 """The middleware in front of Gradio: known hosts, refusals, security headers, gzip, the queue's limit, MCP hang-ups.
 
 Gradio answers some malformed calls with a bare 500 and a long traceback, fetches URLs that a caller puts into JSON, and
-lets simultaneous calls past its queue limit. Here each of these ends as a status below 500 with one sentence, and one
-line in the log.
+lets simultaneous calls past its queue limit. Here each gets a status below 500, a sentence, and a line in the log.
 """
 
 from __future__ import annotations
@@ -60,8 +59,7 @@ HEADERS = {
 }
 
 HOST = re.compile(r"(\[[^][@/?#]+\]|[^][@/?#:]+)(:[0-9]+)?")
-# Gradio compresses these itself, with Brotli.
-OF_GRADIO = ("text/css", "text/javascript", "application/javascript")
+OF_GRADIO = ("text/css", "text/javascript", "application/javascript")  # Gradio compresses these itself, with Brotli
 NO_FETCH = "The studio does not fetch URLs. Upload the file first, or send it as data:audio/...;base64,... over MCP."
 TOO_DEEP = f"A call's JSON may be at most {MAX_JSON_LEVELS} levels deep."
 TOO_LONG = f"A call can have at most {MAX_JSON_BYTES // 1024**2} MiB of JSON. Upload files instead."
@@ -80,9 +78,6 @@ def middleware() -> list[Middleware]:
     return [Middleware(SecurityHeaders), Middleware(KnownHosts, environ=os.environ), gzip, Middleware(Calls)]
 
 
-# --- headers ------------------------------------------------------------------------------------------------------
-
-
 class SecurityHeaders:
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -98,9 +93,6 @@ class SecurityHeaders:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
-# --- hosts --------------------------------------------------------------------------------------------------------
-
-
 def _host_of(text: str) -> str:
     """Return the host of a URL or a Host header, without its port; "" if there is none."""
     try:
@@ -110,11 +102,7 @@ def _host_of(text: str) -> str:
 
 
 class KnownHosts:
-    """Answers only to the host names it was started for, as protection against DNS rebinding.
-
-    "*.example.com" stands for every name under example.com. A studio that listens on every address answers to any IP
-    address. Gradio also builds URLs from forwarding headers, so those that name an unknown host are dropped.
-    """
+    """Answers only to the host names it was started for, as protection against DNS rebinding."""
 
     def __init__(self, app: ASGIApp, environ: Mapping[str, str]):
         address = environ.get("GRADIO_SERVER_NAME", "")
@@ -133,6 +121,7 @@ class KnownHosts:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        # Gradio builds URLs from these headers, so one that names an unknown host is dropped.
         for name in ("x-forwarded-host", "x-gradio-server"):
             for value in Headers(scope=scope).getlist(name):
                 if not all(self.knows(_host_of(part.strip())) for part in value.split(",")):
@@ -152,28 +141,20 @@ def _without(scope: Scope, name: str) -> Scope:
     return {**scope, "headers": [pair for pair in scope["headers"] if pair[0].lower() != name.encode()]}
 
 
-# --- calls --------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class ToolCall:
-    """A tool's call over MCP: its (session, event) once it has joined the queue, and whether the client hung up."""
-
-    event: tuple[str, str] | None = None
-    gone: bool = False
+    event: tuple[str, str] | None = None  # session and event, once the call has joined the queue
+    gone: bool = False  # the client hung up
 
 
 class Calls:
-    """Passes on valid calls, joins the queue one at a time, and cancels the run of an MCP client that hangs up.
-
-    Gradio compares its queue's length with the limit, waits for the validator, and appends only then, so simultaneous
-    calls would all pass. For an MCP tool Gradio calls the studio again through the queue, with the same headers.
-    """
+    """Passes on valid calls, joins the queue one at a time, and cancels the run of an MCP client that hangs up."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
+        # Gradio checks the queue's limit, awaits the validator, and then appends: simultaneous calls would all pass.
         self.joining = asyncio.Lock()
-        self.tool_calls: dict[str, ToolCall] = {}
+        self.tool_calls: dict[str, ToolCall] = {}  # for a tool, Gradio calls the studio again with the same headers
         self.cancelling: set[asyncio.Task] = set()
         # By (session, function): the event that joined last, and until when a joining one is cancelled.
         self.joined: dict[tuple[str, int], str] = {}
@@ -292,7 +273,6 @@ class Calls:
 
 
 def _remember(known: dict, key: Any, value: Any) -> None:
-    """Store a value, and drop the oldest ones beyond `MAX_CALLS`."""
     known.pop(key, None)
     while len(known) >= MAX_CALLS:
         del known[next(iter(known))]
@@ -300,10 +280,7 @@ def _remember(known: dict, key: Any, value: Any) -> None:
 
 
 class Answer:
-    """The response on its way out. If `rewrites` is set, the errors of Gradio and FastAPI become a sentence.
-
-    Theirs repeat the body or the text of an exception. A validator's verdicts pass unchanged.
-    """
+    """The response on its way out; with `rewrites`, Gradio's errors, which repeat the body, become a sentence."""
 
     def __init__(self, send: Send, scope: Scope):
         self._send, self._scope = send, scope
@@ -336,9 +313,6 @@ class Answer:
             self._start["status"] = 400 if status == 422 else status
             self.body = json.dumps({"detail": FAILED if status == 500 else NOT_UNDERSTOOD}).encode()
             MutableHeaders(scope=self._start)["content-length"] = str(len(self.body))
-
-
-# --- bodies -------------------------------------------------------------------------------------------------------
 
 
 async def _read(scope: Scope, receive: Receive) -> tuple[bytes, Receive]:
@@ -400,11 +374,7 @@ def _check_tool(message: dict[str, Any]) -> None:
             raise HTTPException(422, f"{name}: {NO_FETCH}")
 
 
-# --- refusals -----------------------------------------------------------------------------------------------------
-
-
 def _refusal_of(error: Exception, route: str) -> HTTPException:
-    """Return the refusal for an exception that Gradio raised."""
     if is_disk_full(error):
         return HTTPException(507, "The studio's disk is full. Try again later.")
     if route == "upload":

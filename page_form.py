@@ -1,9 +1,7 @@
 """The fields of a tab: how they are made, read, checked, filled, and restored from a record.
 
-A `Form` names its fields as its request does, so that validation, the request and messages agree. Optional numbers are
-text boxes: Gradio's number box turns a blank into 0 whenever it is redrawn, and here a blank means the checkpoint's
-default. A record from a file is untrusted: each value passes the request's own check by itself, and a bad one is
-counted, never shown.
+A `Form` names its fields as its request does, so that validation, the request and messages agree. A record from a file
+is untrusted: each value passes the request's own check by itself, and a bad one is counted, never shown.
 """
 
 from __future__ import annotations
@@ -26,11 +24,9 @@ from limits import LIMITS
 from params import AUDIO_FIELDS, REQUESTS, Request, SongWords, parse_request, upload_seconds
 
 Updates = dict[Any, Any]
-# Private events without Gradio's own progress. With every message of a run Gradio goes through all components that ever
-# had progress to show, so none must.
+# Without Gradio's own progress: at each message of a run, Gradio goes through every component that ever showed it.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
-# Short work that must not wait behind songs.
-AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}
+AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}  # short work that must not wait behind songs
 MOST_UNDONE = 20
 
 
@@ -41,25 +37,18 @@ class Form:
         self.mode = mode
         self.tab: gr.Tab | None = None
         self.fields: dict[str, Component] = {}
-        # Hidden components that change when a field does, and stand in for it as triggers and inputs.
-        self.copies: dict[str, Component] = {}
+        self.copies: dict[str, Component] = {}  # hidden; stand in for fields as triggers and inputs
         self.folds: dict[gr.Accordion, tuple[str, ...]] = {}
         # Conversions for fields whose widget value differs from the request's: to the request, and back.
         self.parsers: dict[str, Callable[[Any], Any]] = {}
         self.showers: dict[str, Callable[[Any], Any]] = {}
-        # Per-field slots for run-time errors.
-        self.lines: dict[str, gr.HTML] = {}
-        # From the backend's status to updates, of the same components whatever the status.
-        self.watchers: list[Callable[[Mapping[str, Any]], Updates]] = []
-        # Lines that follow fields, and how the text of each is made of values by name (page_settings.connect_changes).
-        self.followers: dict[gr.HTML, Callable[[dict[str, Any]], str]] = {}
+        self.lines: dict[str, gr.HTML] = {}  # per-field slots for run-time errors
+        self.watchers: list[Callable[[Mapping[str, Any]], Updates]] = []  # called with the backend's status
+        self.followers: dict[gr.HTML, Callable[[dict[str, Any]], str]] = {}  # for page_settings.connect_changes
         self.followed_names: set[str] = set()
-        # What to connect once all fields exist.
-        self.later: list[Callable[[], None]] = []
-        # The event that draws the source on a waveform, if there is one.
-        self.drawn: Any = None
-        # The runs that the tab's buttons start.
-        self.runs: list[Any] = []
+        self.later: list[Callable[[], None]] = []  # what to connect once all fields exist
+        self.drawn: Any = None  # the event that draws the source on a waveform, if there is one
+        self.runs: list[Any] = []  # the runs that the tab's buttons start
 
     def connect(self) -> None:
         for connect in self.later:
@@ -75,7 +64,6 @@ class Form:
         self.followed_names.update(names)
 
     def followed(self, name: str) -> Component:
-        """Return the component whose changes are those of a field."""
         return self.copies.get(name, self.fields[name])
 
     @property
@@ -108,11 +96,7 @@ class Form:
         return parse_request(self.mode, grouped(self.read(values)))
 
     def problems(self, values: Sequence[Any]) -> dict[str, str]:
-        """Return a message for each wrong field; one that belongs to no field is put at the first.
-
-        Only the headers of files are read. Some checks are not reached before others pass: they are made with the
-        defaults of the fields that are wrong, and with any name where a file is missing.
-        """
+        """Return a message for each wrong field; one of no field goes to the first. Of files, only headers are read."""
         found: dict[str, str] = {}
         for (name, component), path in zip(self.fields.items(), values, strict=True):
             if isinstance(component, gr.Audio) and path:
@@ -121,6 +105,7 @@ class Form:
                 except InvalidRequest as error:
                     found[name] = error.problem.text()
         values = list(values)
+        # Some checks are made only once others pass: wrong fields get their defaults, and a missing file any name.
         while new := {name: text for name, text in self._flaws(values).items() if name not in found}:
             found |= new
             for at, (name, component) in enumerate(self.fields.items()):
@@ -139,7 +124,6 @@ class Form:
         return found
 
     def place(self, problem: Problem, values: Sequence[Any]) -> str:
-        """Return the field at which a problem is shown."""
         return problem.field if problem.field in self.fields else next(iter(self.fields))
 
     def show(self, values: Mapping[str, Any]) -> Updates:
@@ -151,7 +135,7 @@ class Form:
         }
 
     def show_status(self, facts: Mapping[str, Any]) -> Updates:
-        """Return the updates for the backend's status, of the same components whatever the status."""
+        """Return the updates for the backend's status, of the same components whatever it is."""
         return {part: update for watcher in self.watchers for part, update in watcher(facts).items()}
 
     def validate(self, *values: Any) -> list[dict[str, Any]] | dict[str, Any]:
@@ -233,7 +217,6 @@ def help_text(name: str, default: str = "", task: str = "") -> str:
 
 
 def _key(name: str) -> str:
-    """Return the last part of a field's name: "steps" of "options.steps"."""
     return name.rpartition(".")[2]
 
 
@@ -250,7 +233,7 @@ def add(form: Form, name: str, kind: type[Component], classes: Sequence[str] = (
 
 
 def add_number(form: Form, name: str, placeholder: str = "", **settings: Any) -> gr.Textbox:
-    """Add a number as a text box; blank is its default."""
+    """Add a number as a text box, blank for its default: Gradio's number box turns a blank into 0 on every redraw."""
     limit = LIMITS[_key(name)]
     value = as_text(limit.default)
     form.parsers[name], form.showers[name] = partial(number, default=limit.default), as_text
@@ -261,7 +244,6 @@ def add_number(form: Form, name: str, placeholder: str = "", **settings: Any) ->
 
 
 def add_slider(form: Form, name: str, **settings: Any) -> gr.Slider:
-    """Add a number as a slider over its whole range."""
     limit = LIMITS[_key(name)]
     settings |= {"minimum": limit.low, "maximum": limit.high, "value": limit.default, "step": limit.step}
     return add(form, name, gr.Slider, **settings)
@@ -280,9 +262,6 @@ def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = N
     return gr.HTML(value, elem_id=elem_id, elem_classes=classes, js_on_load=js_on_load, render=render)
 
 
-# --- undo ---------------------------------------------------------------------------------------------------------
-
-
 class Undo:
     """The button that restores what fields held before they were filled; `former` has those values, the latest last."""
 
@@ -295,17 +274,12 @@ class Undo:
         return {self.former: [*former, dict(values)][-MOST_UNDONE:], self.button: gr.update(visible=True)}
 
     def connect(self, fields: Mapping[str, Component]) -> Any:
-        """Let the button restore the latest values of `fields`, then those before; returns the event."""
-
         def back(former: list[dict[str, Any]]) -> Updates:
             *earlier, values = former or [{}]
             filled = {fields[name]: gr.update(value=value) for name, value in values.items()}
             return {**filled, self.former: earlier, self.button: gr.update(visible=bool(earlier))}
 
         return self.button.click(back, self.former, [*fields.values(), *self.outputs], **AT_ONCE)
-
-
-# --- what the studio runs on --------------------------------------------------------------------------------------
 
 
 def available(writer: Mapping[str, Any]) -> bool:
@@ -321,22 +295,17 @@ def reason(writer: Mapping[str, Any], hint: bool = True) -> str:
     return f"{problem['message']} {problem['hint'] if hint else ''}".strip() if problem else ""
 
 
-# --- restored from a record ---------------------------------------------------------------------------------------
-
 # What describes the song itself, whatever is made of it, with the values of a blank form.
 SONG = {name: field.default for name, field in SongWords.model_fields.items()}
 
 
 class Restored(NamedTuple):
-    """Checked `values` by field, and how many others were left out.
+    """What of a record fits a form; files, which no record holds, are only counted."""
 
-    No record holds files: `uploads` counts the uploaded LoRAs; `reference` tells whether there was a reference audio.
-    """
-
-    values: dict[str, Any]
-    left_out: int
-    uploads: int
-    reference: bool
+    values: dict[str, Any]  # by field, checked
+    left_out: int  # how many values did not fit
+    uploads: int  # how many LoRAs were uploaded
+    reference: bool  # whether there was a reference audio
 
 
 def settings(mode: str, record: Any) -> Restored:
@@ -375,7 +344,6 @@ def valid(mode: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _checks(mode: str) -> dict[str, TypeAdapter]:
-    """Return the request's check of each setting, such as "options.steps"."""
     fields = REQUESTS[mode].model_fields
     options = fields["options"].annotation.model_fields
     # Files are not settings, and each tab is a mode of its own.

@@ -1,8 +1,6 @@
-"""Hints before the click: the prompt's token count, advice on the lyrics, the GPU seconds on ZeroGPU.
+"""Hints before the click, which block nothing: the prompt's token count, advice on lyrics, GPU seconds on ZeroGPU.
 
 The model reads 256 tokens of the prompt, including instruction, BPM, key, metre and length, and 2,048 of the lyrics.
-`TokenCounter` stands in for the pipeline in the functions of `conditions` that cut the prompt, so that the page names
-exactly what the song leaves out, without loading torch or transformers. Hints block nothing.
 """
 
 from __future__ import annotations
@@ -28,19 +26,15 @@ from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
 from page_form import Form, html, lengths, number, valid
 from params import upload_seconds
 
-# --- tokens -------------------------------------------------------------------------------------------------------
-
-# The fields that the rendered prompt depends on, where a tab has them.
-BUDGET_FOLLOWS = (
+BUDGET_FOLLOWS = (  # the fields that the rendered prompt depends on, where a tab has them
     *("prompt", "bpm", "key", "time_signature", "duration", "before", "after", "source"),
     *("action", "track", "tracks", "options.plan"),
 )
-# Stands in until there is a source; a length counts by its digits alone.
-SOME_SECONDS = 60.0
+SOME_SECONDS = 60.0  # stands in until there is a source; a length counts by its digits alone
 
 
 class TokenCounter:
-    """Counts tokens as the pipeline does whose `tokenizer.json` is read; has the parts of it that `conditions` uses."""
+    """The parts of the pipeline that `conditions` needs to cut words, so that the page knows the cut without torch."""
 
     def __init__(self, file: Path):
         self._tokenizer = Tokenizer.from_file(str(file))
@@ -104,8 +98,6 @@ def _instruction(mode: str, there: Mapping[str, Any]) -> str:
 
 
 def add_budget(form: Form) -> None:
-    """Add the token count of the prompt, which follows the form."""
-
     def say(there: dict[str, Any]) -> str:
         if not (there["prompt"] or "").strip():
             return ""
@@ -115,8 +107,6 @@ def add_budget(form: Form) -> None:
 
     form.follow(html(elem_id=f"{form.mode}-tokens"), BUDGET_FOLLOWS, say)
 
-
-# --- GPU seconds --------------------------------------------------------------------------------------------------
 
 # Fields that do not affect the duration, and what stands in for them while they are empty.
 STAND_INS = {"prompt": "a song", "brief": "a song", "source": "none yet"}
@@ -150,15 +140,10 @@ def seconds_line(form: Form) -> gr.HTML:
     return line
 
 
-# --- advice on lyrics ---------------------------------------------------------------------------------------------
-
-# The fields that advice depends on, where a tab has them.
-ADVICE_FOLLOWS = ("instrumental", "language", "duration", "before", "after", "source")
+ADVICE_FOLLOWS = ("instrumental", "language", "duration", "before", "after", "source")  # where a tab has them
 
 
 def add_advice(form: Form, box: str = "lyrics") -> None:
-    """Add the advice on the lyrics in `box`, which follows the form; lyrics that are switched off get none."""
-
     def say(there: dict[str, Any]) -> str:
         # A source sings its own lyrics, Instrumental or not.
         if box == "lyrics" and there["instrumental"]:

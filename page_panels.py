@@ -1,6 +1,4 @@
-"""Groups of components that tabs share: source, words, song details, advanced, examples, settings from a file, the top
-of the page; and the planner's controls, which only Generate has.
-"""
+"""Groups of components that tabs share, the planner's controls, which only Generate has, and the top of the page."""
 
 from __future__ import annotations
 
@@ -30,13 +28,8 @@ from params import upload_seconds, usual_sampling
 
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = json.loads(
     Path(__file__).with_name("presets").joinpath("examples.json").read_text(encoding="utf-8")
-)
-"""By tab, or "morph", and by button: the values of a form's fields."""
-
-SOUNDS = Path(__file__).with_name("assets") / "examples"
-"""The songs of Generate's examples, their pictures, and `cards.json` (tools/make_examples.py)."""
-
-# --- groups of fields ---------------------------------------------------------------------------------------------
+)  # by tab, or "morph", and by button: the values of a form's fields
+SOUNDS = Path(__file__).with_name("assets") / "examples"  # Generate's songs and their cards (tools/make_examples.py)
 
 
 @contextlib.contextmanager
@@ -67,16 +60,12 @@ def source(form: Form) -> None:
 
 
 def prompt(form: Form) -> None:
-    """Add the prompt and its token count."""
     add(form, "prompt", gr.Textbox, info=help_text("prompt", task=_task(form)), lines=3, max_lines=8)
     page_hints.add_budget(form)
 
 
 def lyrics(form: Form, *numbers: str) -> None:
-    """Add the lyrics with advice, Instrumental, which disables them, and these numbers.
-
-    If the form has actions, the help of prompt and lyrics follows them.
-    """
+    """Add the lyrics, Instrumental, which disables them, and these numbers; help texts follow the action, if any."""
     add(form, "lyrics", gr.Textbox, info=help_text("lyrics", task=_task(form)), lines=6, max_lines=18)
     page_hints.add_advice(form)
     with gr.Row():
@@ -98,7 +87,6 @@ def _task(form: Form) -> str:
 
 
 def song_details(form: Form, reference: bool = True, own: Callable[[Form], None] = lambda form: None) -> gr.Accordion:
-    """Add the folded group of the second level: the tab's `own` fields, then those of all tabs."""
     with fold(form, tooltips.DETAILS, "details") as details:
         own(form)
         with gr.Row(equal_height=True):
@@ -126,7 +114,6 @@ def _audio(form: Form, name: str, opened: Callable[..., Any]) -> None:
 
 
 def advanced(form: Form, own: Callable[[Form], None]) -> gr.Accordion:
-    """Add the folded group of the third level: the tab's `own` options, then those of all tabs."""
     with fold(form, tooltips.ADVANCED, "advanced") as group:
         own(form)
         add_row(form, add_number, "options.steps", "options.guidance", "options.shift", info="")
@@ -176,15 +163,11 @@ def qualities(kind: str) -> list[tuple[str, str]]:
 
 
 def swapped(names: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the choices of a field from their names by value."""
     return [(name, value) for value, name in names.items()]
 
 
 def examples(form: Form, name: str = "", kept: Sequence[str] = ()) -> None:
-    """Add a button for each of the `EXAMPLES` called `name` (the tab's own if empty), which fills the form.
-
-    Those of Generate are whole songs and play as well. A visitor's own texts in the fields named by `kept` stay.
-    """
+    """Add buttons that fill the form with the tab's `EXAMPLES` (or `name`'s); a visitor's texts in `kept` stay."""
     named, blank = EXAMPLES[name or form.mode], dict.fromkeys(kept, "")
     if form.mode == "generate":
         gr.set_static_paths([SOUNDS])
@@ -209,9 +192,6 @@ def examples(form: Form, name: str = "", kept: Sequence[str] = ()) -> None:
         gr.on([chip.click for chip in chips], fill, [form.fields[name] for name in kept], outputs, **AT_ONCE)
 
     form.later.append(connect)
-
-
-# --- settings from a file -----------------------------------------------------------------------------------------
 
 
 def _connect_offer(form: Form, line: gr.HTML, button: gr.Button) -> None:
@@ -239,7 +219,6 @@ def _connect_offer(form: Form, line: gr.HTML, button: gr.Button) -> None:
 
 
 def settings_file(form: Form) -> None:
-    """Add a field for files whose settings fill the form as soon as they are dropped."""
     looks = {"type": "filepath", "height": 140, "elem_id": f"{form.mode}-settings"}
     file = gr.File(label=tooltips.SETTINGS_FILE, file_types=["audio"], **looks)
     gr.Markdown(tooltips.SETTINGS_FILE_HELP, elem_classes=["help"])
@@ -249,7 +228,6 @@ def settings_file(form: Form) -> None:
 
 
 def _restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
-    """Return the updates that fill the form with what fits of a file's record, and say so on the line."""
     if not path:
         return {line: ""}
     found = page_form.settings(form.mode, export.read_record(path))
@@ -257,9 +235,6 @@ def _restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
         return {line: theme.said(tooltips.NOTHING_TO_RESTORE)}
     sentence = tooltips.restored(len(found.values), found.left_out, found.reference, found.uploads)
     return {**form.show(found.values), line: theme.said(sentence)}
-
-
-# --- the header ---------------------------------------------------------------------------------------------------
 
 
 class Header:
@@ -274,7 +249,6 @@ class Header:
         self.outputs = [self.status, self.banner, self.notice, self.bar.go]
 
     def show(self, facts: Mapping[str, Any]) -> Updates:
-        """Return the updates for the backend's status."""
         preview = facts["engine"] == "preview"
         return {
             self.status: theme.heading(facts),
@@ -284,14 +258,10 @@ class Header:
         }
 
 
-# --- plan the song first ------------------------------------------------------------------------------------------
-
 PLAN_OPTIONS = ("options.rewrite", "options.plan_temperature", "options.plan_cfg", "options.plan_seed")
 
 
 class GenerateForm(Form):
-    """The form of the Generate tab. Its request has the planner's options only if a plan is asked for."""
-
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
         read = super().read(values)
         return {name: value for name, value in read.items() if read["options.plan"] or name not in PLAN_OPTIONS}
@@ -303,7 +273,6 @@ class GenerateForm(Form):
 
 
 def add_plan_options(form: Form) -> None:
-    """Add how a plan is made, which is enabled while one is asked for."""
     add(form, "options.rewrite", gr.Checkbox, value=False)
     add_row(form, add_slider, "options.plan_temperature", "options.plan_cfg")
     add_number(form, "options.plan_seed")
@@ -311,7 +280,6 @@ def add_plan_options(form: Form) -> None:
     plan.change(lambda on: [gr.update(interactive=on) for _ in fields], plan, fields, **AT_ONCE)
 
     def show(facts: Mapping[str, Any]) -> Updates:
-        """Enable the controls, or let each say why it is off."""
         if page_form.available(facts["planner"]):
             usual = {each: gr.update(info=each.info) for each in fields}
             return {plan: gr.update(info=plan.info, interactive=True), **usual}

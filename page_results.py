@@ -1,7 +1,6 @@
 """Takes on the page: how a run makes them appear, and what their buttons do.
 
-static/takes.js draws them and keeps earlier ones in the visitor's browser. Every button starts from the request and the
-record that its take was made with, whatever the form holds by now.
+static/takes.js draws them. Buttons start from the request and record of their take, whatever the form holds by now.
 """
 
 from __future__ import annotations
@@ -50,7 +49,6 @@ class Made:
 
     @property
     def plan(self) -> Mapping[str, Any]:
-        """Return the plan that the song was made with, or an empty mapping."""
         plan = self.record.get("plan") or {}
         return plan if plan.get("used") else {}
 
@@ -61,21 +59,13 @@ class Made:
         return {**own, **planned, "prompt": self.plan.get("caption", self.request.prompt)}
 
     def can_be_timed(self) -> bool:
-        """Tell whether the take sings the whole of its lyrics and the checkpoint can tell when."""
         whole = getattr(self.request, "action", self.request.mode) in WHOLE_SONG
         sung = whole and self.request.sung_lyrics() != INSTRUMENTAL
         return sung and get_backend().status()["timed_lyrics"]["available"]
 
 
-# --- the panel ----------------------------------------------------------------------------------------------------
-
-
 class ResultPanel:
-    """Where the takes of a tab appear: messages, how the song was planned or why not, the takes with their record.
-
-    `keep` reuses the plan's seed, and `kept` says so. `made` lists the takes that `takes` shows; `asked` is the name of
-    a take's button that was pressed, and the take's number.
-    """
+    """Where the takes of a tab appear: messages, how the song was planned or why not, the takes with their record."""
 
     def __init__(self, mode: str):
         html(theme.section(tooltips.RESULT))
@@ -84,10 +74,10 @@ class ResultPanel:
         with gr.Column(elem_classes=["plan"]):
             self.plan = html(elem_id=f"{mode}-plan-line")
             self.keep = gr.Button(tooltips.KEEP_PLAN, elem_id=f"{mode}-keep-plan", **small)
-            self.kept = html(elem_id=f"{mode}-plan-kept")
+            self.kept = html(elem_id=f"{mode}-plan-kept")  # says that the plan's seed was kept
         self.takes = theme.takes(mode)
         html(theme.remark(tooltips.kept_for(*jobs.retention())), elem_id=f"{mode}-kept")
-        self.made, self.asked = gr.State([]), gr.State(None)
+        self.made, self.asked = gr.State([]), gr.State(None)  # the takes shown; name and take of a pressed button
         self.outputs = [self.message, self.plan, self.keep, self.kept, self.takes, self.made]
 
     def show(self, request: SongRequest, done: Done, kept: Sequence[Made] = ()) -> Updates:
@@ -95,11 +85,9 @@ class ResultPanel:
         record = done.record
         new = zip(record["takes"], done.files, strict=True)
         made = [*kept, *(Made(request, record, take, file) for take, file in new)]
-        # Gradio deletes old copies of files that it knows of.
-        self.takes.temp_files.update(each.file for each in made)
+        self.takes.temp_files.update(each.file for each in made)  # Gradio deletes old copies of files it knows of
         cards = {"at": time.time_ns(), "takes": [card(each) for each in made], "kept": len(kept), "record": record}
         plan = record.get("plan")
-        # What the notes say already is not repeated.
         noted = plan and not plan["used"] and tooltips.UNPLANNED.format(reason=plan["reason"]) in record["notes"]
         return {
             self.message: theme.messages(record),
@@ -111,7 +99,6 @@ class ResultPanel:
         }
 
     def change(self, number: int, **news: Any) -> Updates:
-        """Return the update that changes the card of one take."""
         return {self.takes: {"at": time.time_ns(), "number": number, "change": news}}
 
 
@@ -123,8 +110,7 @@ def card(made: Made) -> dict[str, Any]:
     kept = {name: record[name] for name in ("request", "plan", "seeds", "variation_seeds") if record.get(name)}
     peaks = page_widgets.peaks(made.file)["peaks"]
     waveform = np.frombuffer(base64.b64decode(peaks), np.int8)
-    # `offset` is where the source begins in the take, in seconds.
-    source = getattr(made.request, "source", None)
+    source = getattr(made.request, "source", None)  # its "offset" is where it begins in the take, in seconds
     return {
         "id": made.file,
         "seed": take["seed"],
@@ -144,12 +130,7 @@ def card(made: Made) -> dict[str, Any]:
     }
 
 
-# --- songs --------------------------------------------------------------------------------------------------------
-
-
 def connect_song(form: Form, bar: RunBar, problems: gr.HTML, result: ResultPanel) -> None:
-    """Let the button make songs; Cancel and errors leave the form unchanged."""
-
     def failed(problem: Problem) -> Updates:
         return {**_failed(bar, result, problem), **form.point_at(problem)}
 
@@ -174,11 +155,7 @@ def _failed(bar: RunBar, result: ResultPanel, problem: Problem) -> Updates:
     return {**bar.idle(theme.line("failed", tooltips.FAILED_TITLE)), result.message: notice}
 
 
-# --- the buttons of a take ----------------------------------------------------------------------------------------
-
-
 def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
-    """Connect the buttons of the takes; those that start a run share the tab's run bar."""
     connect_formats(result)
     connect_again(form, result)
 
@@ -217,8 +194,6 @@ def make_songs(bar: RunBar, result: ResultPanel, made: list[Made], number: int, 
 
 
 def time_lines(bar: RunBar, result: ResultPanel, made: list[Made], number: int) -> Iterator[Updates]:
-    """Find out when the lines of a take are sung."""
-
     def failed(problem: Problem) -> Updates:
         said = result.change(number, note=problem.text(), wrong=True)
         return {**bar.idle(theme.line("failed", problem.message)), **said}
@@ -237,8 +212,6 @@ def time_lines(bar: RunBar, result: ResultPanel, made: list[Made], number: int) 
 
 
 def connect_formats(result: ResultPanel) -> None:
-    """Let the chosen format become the download's."""
-
     def convert(chosen: gr.EventData, made: list[Made]) -> Updates:
         number, kind = int(chosen.number), chosen.kind
         if kind not in FORMATS:
@@ -258,10 +231,7 @@ def connect_formats(result: ResultPanel) -> None:
 
 
 def connect_again(form: Form, result: ResultPanel) -> None:
-    """Let an earlier take be made again: the settings that the browser kept fill the form, and the button is pressed.
-
-    No file is kept; the form's check asks for a missing one.
-    """
+    """Let an earlier take be made again: the browser kept its settings but no files: the form's check asks for them."""
     defaults = {name: field.value for name, field in form.fields.items() if not isinstance(field, gr.Audio)}
 
     def fill(pressed: gr.EventData) -> Updates:
@@ -271,14 +241,8 @@ def connect_again(form: Form, result: ResultPanel) -> None:
     filled.success(None, js=f"() => document.getElementById('{form.mode}-go').click()", **AT_ONCE)
 
 
-# --- their requests and files -------------------------------------------------------------------------------------
-
-
 def more(made: Made) -> SongRequest:
-    """Return the request for one take whose noise is this take's, turned partway to another's (reference 2.7).
-
-    The whole run shared one plan, which is kept. The request's own Variation, if set, says how far the noise turns.
-    """
+    """Return the request for one take with this one's plan, and its noise turned partway to another (reference 2.7)."""
     changes: dict[str, Any] = {"variation": made.request.options.variation or MORE_LIKE_THIS, "variation_seed": -1}
     if made.plan:
         changes["plan_seed"] = made.plan["seed"]
@@ -287,7 +251,6 @@ def more(made: Made) -> SongRequest:
 
 
 def timing(made: Made) -> AlignRequest:
-    """Return the request that times the lines of a take."""
     words = {**made.song(), "lyrics": made.request.lyrics, "instrumental": made.request.instrumental}
     ran = {"source": made.file, "seed": made.take["seed"], "planned": bool(made.plan)}
     return parse_request("align", {**words, **ran, "steps": made.record.get("sampling", {}).get("steps")})

@@ -1,7 +1,6 @@
 """A run on the page: its buttons and progress line, events of the backend turned into updates, and Cancel.
 
-Help with the words is a run too: the planner turns an idea into a whole song, rewrites the words, or describes a
-recording. The result fills the form, and Undo brings back what it replaced.
+Help with the words is a run too: the planner's result fills the form, and Undo brings back what it replaced.
 """
 
 from __future__ import annotations
@@ -32,13 +31,8 @@ DRAFT_SECONDS = 0.5
 PROGRESS_SECONDS = 1.0
 
 
-# --- the run bar --------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class RunBar:
-    """The buttons of a run and its progress line."""
-
     starters: list[gr.Button]  # only one run goes on at a time
     cancel: gr.Button
     line: gr.HTML
@@ -72,7 +66,6 @@ def cancelled_box(name: str) -> gr.Checkbox:
 def run_bar(
     name: str, text: str, cancelled: gr.Checkbox, variant: str = "primary", cancel: str = tooltips.CANCEL
 ) -> RunBar:
-    """Make a run bar; `text` and `cancel` label its buttons, `name` prefixes its element ids."""
     line = html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
     go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
     stop = gr.Button(cancel, variant="stop", elem_id=f"{name}-cancel", scale=1, min_width=96, interactive=False)
@@ -80,10 +73,7 @@ def run_bar(
 
 
 def run_foot(form: Form, above: Sequence[gr.HTML], cancel: str = tooltips.CANCEL) -> tuple[RunBar, gr.HTML]:
-    """Make the foot of a tab, which stays in sight; returns the run bar and the line that names the wrong fields.
-
-    `above` are lines of the tab's own, not rendered yet.
-    """
+    """Make the foot of a tab, with the lines `above`, not rendered yet; returns its bar and the wrong fields' line."""
     with gr.Row(elem_classes=["run-bar"]):
         for line in above:
             line.render()
@@ -92,25 +82,18 @@ def run_foot(form: Form, above: Sequence[gr.HTML], cancel: str = tooltips.CANCEL
     return bar, problems
 
 
-# --- events -------------------------------------------------------------------------------------------------------
-
-
 def connect_run(
     form: Form,
     bar: RunBar,
     problems: gr.HTML,
     make: Callable[..., Iterator[Updates]],
-    outputs: Sequence[Any],
-    fresh: Updates,
+    outputs: Sequence[Any],  # what `make` changes beside the bar
+    fresh: Updates,  # at the start
     *,
-    go: gr.Button | None = None,
+    go: gr.Button | None = None,  # default: the bar's own
     cancelled: str = tooltips.CANCELLED,
 ) -> tuple[Any, Any]:
-    """Let `go` (default: the bar's own button) check the fields, wait in the queue, and stream the updates of `make`.
-
-    `outputs` are what `make` changes beside the bar, `fresh` the updates at the start. Returns the events of the start
-    and of the run.
-    """
+    """Let `go` check the fields, wait in the queue, and stream `make`; returns the events of the start and the run."""
     go = go or bar.go
 
     def begin(*values: Any) -> Updates:
@@ -167,8 +150,7 @@ def page_updates(
                     said, told = (event.stage, note), time.monotonic()
                     yield {bar.line: theme.progress(event, note)}
             case Draft():
-                # A fast writer would keep the browser busy with drawing alone.
-                if time.monotonic() - drafted >= DRAFT_SECONDS:
+                if time.monotonic() - drafted >= DRAFT_SECONDS:  # a fast writer would keep the browser busy drawing
                     drafted = time.monotonic()
                     yield draft(event)
             case Done():
@@ -188,8 +170,6 @@ def connect_cancel(bar: RunBar, begin: Any, run: Any, cancelled: str) -> None:
     for event in {id(begin): begin, id(run): run}.values():
         event.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
 
-
-# --- help with the words ------------------------------------------------------------------------------------------
 
 WORDS = ("prompt", "lyrics", "bpm", "key", "time_signature", "language", "duration")
 # By mode: the fields of a tab that the request takes, and their names in it.
@@ -224,7 +204,6 @@ class Assist(RunBar):
         super().__init__([*self.buttons.values()], cancel, line, cancelled)
 
     def show(self, facts: Mapping[str, Any]) -> Updates:
-        """Return the updates for the backend's status; without a planner the buttons are off, and a line says why."""
         planner = facts["planner"]
         usable = available(planner)
         said = " ".join(tooltips.ASSIST_HELP[mode] for mode in self.buttons)
@@ -235,7 +214,6 @@ class Assist(RunBar):
 
 
 def connect_assist(form: Form, bar: Assist) -> None:
-    """Let the buttons fill the form, and Undo restore it."""
     fields = {name: form.fields[name] for name in FILLED if name in form.fields}
     for mode, button in bar.buttons.items():
         _connect_help(Part(form, mode), form, bar, button, fields)
@@ -264,14 +242,12 @@ def _connect_help(part: Part, form: Form, bar: Assist, button: gr.Button, fields
 
 
 def filling(tab: str, mode: str, sketch: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that a result puts into the fields of `tab`; `there` are their present values.
-
-    Lyrics that are switched off are kept, as are the visitor's own when a recording is described.
-    """
+    """Return the values that a result puts into the fields of `tab`; `there` are their present values."""
     found = page_form.settings(tab, {"request": sketch}).values
     places = MORPHED if there.get("action") == "morph" else {}
     if found.get("lyrics") == INSTRUMENTAL:
         found["lyrics"] = ""
+    # Lyrics that are switched off are kept, as are the visitor's own when a recording is described.
     if there["instrumental"] or (mode == "describe" and there[places.get("lyrics", "lyrics")].strip()):
         found.pop("lyrics", None)
     return {places.get(name, name): value for name, value in found.items()}

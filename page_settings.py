@@ -1,8 +1,7 @@
 """A visitor's settings, kept in their browser for the next visit, and the reset to the defaults.
 
-The browser stores a tab's settings, without files, after every change; the server keeps nothing. What comes back with
-the next visit is untrusted: each value is validated like a request, except for text boxes, whose text is restored as it
-was typed and judged at the click.
+The server keeps nothing. What comes back with the next visit is untrusted: each value is validated like a request,
+except for text boxes, whose text is restored as it was typed and judged at the click.
 """
 
 from __future__ import annotations
@@ -32,10 +31,7 @@ _BACK = "(found) => {ids}.map((id) => (studio.touched(id) ? undefined : found[id
 
 
 def foot(form: Form, cancel: str = tooltips.CANCEL) -> None:
-    """Add the foot of a tab that has all its fields: its keys, and the reset with its Undo.
-
-    `cancel` is the label of the tab's second button.
-    """
+    """Add the foot of a tab that has all its fields: its keys, and the reset; `cancel` labels the second button."""
     with gr.Row(elem_classes=["foot"]):
         html(theme.keys(tooltips.GO[form.mode], cancel))
         button = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
@@ -51,7 +47,6 @@ def foot(form: Form, cancel: str = tooltips.CANCEL) -> None:
 
 
 def connect_memory(demo: gr.Blocks, forms: list[Form]) -> None:
-    """Keep each tab's settings in the browser, and restore them when the page is opened again."""
     # A key for each tab, so that one change writes one tab. The secret hides nothing: with a random one, which is
     # Gradio's default, every restart of the studio would lose the settings.
     kept = [gr.BrowserState({}, storage_key=f"{STORAGE}-{form.mode}", secret=STORAGE) for form in forms]

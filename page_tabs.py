@@ -29,7 +29,6 @@ MORPH_NUMBERS = ("options.n_min", "options.n_max", "options.n_avg")
 
 
 def build_tabs() -> list[Form]:
-    """Build all tabs and the ways between them; returns their forms."""
     with gr.Tabs(elem_id="studio-tabs", overflow_behavior="wrap") as tabs:
         generate, *_ = built = [generate_tab(), cover_tab(), extend_tab(), edit_tab()]
         lyrics, panel = lyrics_tab()
@@ -38,9 +37,6 @@ def build_tabs() -> list[Form]:
         connect_uses(tab.result, forms, tabs)
     connect_lyrics(lyrics, panel, generate, tabs)
     return [*forms.values(), lyrics]
-
-
-# --- tabs ---------------------------------------------------------------------------------------------------------
 
 
 def generate_tab() -> SongTab:
@@ -137,9 +133,6 @@ def edit_tab() -> SongTab:
     return SongTab(form, result, helper)
 
 
-# --- the parts of a tab -------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _tab(form: Form) -> Iterator[None]:
     """Begin a tab with the row of its columns; the foot is added below it later."""
@@ -149,7 +142,6 @@ def _tab(form: Form) -> Iterator[None]:
 
 
 def _words(form: Form, kept: Sequence[str] = ()) -> Assist:
-    """Add the words of a tab that works on a source; returns what helps with them."""
     helper = Assist(form, "describe")
     page_panels.examples(form, kept=kept)
     page_panels.prompt(form)
@@ -182,18 +174,12 @@ class SongTab:
         form.connect()
 
 
-# --- edit ---------------------------------------------------------------------------------------------------------
-
-
 class EditForm(Form):
-    """The form of the Edit tab. Its request has only what the chosen action uses.
+    """The form of the Edit tab. Its request has only what the chosen action uses."""
 
-    Two fields are its own: "track" is the one track of layer and extract, "part" says whether layer has a region.
-    """
-
-    ONE_TRACK = ("layer", "extract")
+    ONE_TRACK = ("layer", "extract")  # their one "track" is sent as the request's "tracks"
     OF_ACTIONS = (
-        *("source_prompt", "source_lyrics", "start", "end", "tracks", "track", "part"),
+        *("source_prompt", "source_lyrics", "start", "end", "tracks", "track", "part"),  # "part": layer has a region
         *(f"options.{name}" for names in ACTION_OPTIONS.values() for name in names),
     )
 
@@ -227,7 +213,6 @@ class EditForm(Form):
 
 
 def _actions(form: EditForm) -> None:
-    """Add the choice of an action, what it does, and the fields that only some actions have."""
     actions = add(form, "action", gr.Radio, choices=swapped(ACTIONS), value="repaint")
     hints = html(theme.actions({}), elem_id="edit-hints", js_on_load=theme.script("folds"))
     named = [(tooltips.track(name), name) for name in TRACKS]
@@ -253,9 +238,6 @@ def _actions(form: EditForm) -> None:
     form.watchers.append(mark_experiments)
 
 
-# --- the ways between tabs ----------------------------------------------------------------------------------------
-
-
 def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) -> None:
     """Let a take become the source in another tab, with its words and musical facts."""
 
@@ -264,8 +246,7 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
         if form is None or not 0 < number <= len(made):
             return {tabs: gr.skip()}
         words = page_form.song(made[number - 1].record)
-        if form.mode == "edit":
-            # A morph starts from what the song is now.
+        if form.mode == "edit":  # a morph starts from what the song is now
             words |= {f"source_{name}": words[name] for name in ("prompt", "lyrics")}
         return {**form.show(words), form.fields["source"]: made[number - 1].file, tabs: gr.Tabs(selected=form.mode)}
 
@@ -293,12 +274,7 @@ def connect_lyrics(lyrics: Form, panel: LyricsPanel, generate: SongTab, tabs: gr
     filled.success(None, js="() => document.getElementById('generate-go').click()", **AT_ONCE)
 
 
-# --- the Lyrics tab -----------------------------------------------------------------------------------------------
-
-
 class LyricsPanel:
-    """Where lyrics appear: the message, the text to edit, its advice, and what can be done with it."""
-
     def __init__(self):
         html(theme.section(tooltips.WRITTEN))
         html(theme.remark(tooltips.WRITTEN_HELP))

@@ -1,11 +1,8 @@
 """Our own widgets, each a `gr.HTML` with a script: a region on a waveform, the timeline of an extension, a LoRA list.
 
 Dragging, playing and typing stay in the browser: a script writes the fields beside its widget when a drag or a key
-press ends, and asks the server for one thing only, the waveform of a new source. The values of the first two widgets
-are what `waveform` and `peaks` return, with the contents of those fields.
-
-The list of LoRAs lives in the browser; the server keeps nothing between two songs but the uploaded files themselves.
-A file is inspected when it is uploaded, a repository only when a song is made.
+press ends. The values of the first two widgets are what `waveform` and `peaks` return, with the contents of those
+fields. The list of LoRAs lives in the browser; the server keeps nothing between two songs but the uploaded files.
 """
 
 from __future__ import annotations
@@ -67,25 +64,21 @@ REGION_TEXTS = {
 
 
 def _widget(name: str, filled: Mapping[str, str], elem_id: str, **props: Any) -> gr.HTML:
-    """Make a widget of the HTML, CSS and JavaScript called `name` in static/."""
     files = {"css_template": theme.static(f"{name}.css"), "js_on_load": theme.static(f"{name}.js")}
     return theme.frame(name, filled, container=True, elem_id=elem_id, **files, **props)
 
 
 def region_selector(elem_id: str = "region") -> gr.HTML:
-    """Make the waveform; `connect_region` gives it a source and fields."""
     return _widget("region", REGION_TEXTS, elem_id, texts=REGION_TEXTS, least=LEAST_REGION_SECONDS)
 
 
 def connect_region(
     selector: gr.HTML, source: gr.Audio | gr.File, start: gr.Textbox, end: gr.Textbox, bpm: gr.Textbox
 ) -> Any:
-    """Show the waveform of `source` (its value is a path), and keep it in step with the fields.
+    """Show the waveform of `source`, and keep it in step with the fields; returns the event that shows it.
 
-    `start` and `end` are in seconds; an end of 0 is the end of the file. What is typed is never changed: where the two
-    do not mark a region of the file, the widget says so, and validation reports it at the field. A tempo in `bpm` lets
-    edges snap to beats. A new source starts with a region in its middle, no source clears both fields, and a source
-    that is already there keeps its region, however often the page sends it. Returns the event that shows the waveform.
+    `start` and `end` are in seconds; an end of 0 is the end of the file. What is typed is never changed: the widget
+    says if it marks no region. A source that is already there keeps its region, however often the page sends it.
     """
     # The script triggers "input" only for what a visitor does on the waveform, so that nothing goes in circles.
     selector.input(None, selector, [start, end], js="(value) => [String(value.start), String(value.end)]", **AT_ONCE)
@@ -104,10 +97,8 @@ def connect_region(
 
 
 def _joined(widget: gr.HTML, **fields: gr.Textbox) -> dict[str, Any]:
-    """Put the contents of `fields` into the widget's value whenever they change; returns the event's arguments.
-
-    They may change while the server reads the source, so this happens in the browser.
-    """
+    """Put the contents of `fields` into the widget's value whenever they change; returns the event's arguments."""
+    # In the browser: they may change while the server reads the source.
     names = ", ".join(fields)
     js = f"({names}, value) => value ? {{...value, {names}}} : value"
     joined = {"fn": None, "inputs": [*fields.values(), widget], "outputs": widget, "js": js, **AT_ONCE}
@@ -116,10 +107,7 @@ def _joined(widget: gr.HTML, **fields: gr.Textbox) -> dict[str, Any]:
 
 
 def waveform(path: str | Path) -> dict[str, Any]:
-    """Return what the selector shows of a file: `peaks` for a closer look and, if it can be read, the other three.
-
-    "onsets" is base64 of uint8 [ONSETS per second], how suddenly it gets louder; "bpm" comes from the file's record.
-    """
+    """Return what the selector shows: `peaks` and, of a readable file, `_onsets` as base64 and the record's BPM."""
     found = peaks(path, CLOSE_COLUMNS)
     if not found["seconds"]:
         return found
@@ -136,9 +124,7 @@ def tempo(record: Mapping[str, Any] | None) -> int | None:
 def peaks(path: str | Path, per_second: int = 0) -> dict[str, Any]:
     """Return a file's length and picture as {"seconds": float, "peaks": str}; 0 and "" if it cannot be read.
 
-    "peaks" is base64 of int8 [columns, 2]: the lowest and the highest sample of every column over all channels, where
-    127 is the loudest sample of the file. There are COLUMNS of them, or `per_second`, up to MOST_COLUMNS, if that is
-    more.
+    "peaks" is base64 of int8 [columns, 2]: each column's extremes over all channels; 127 is the file's loudest sample.
     """
     try:
         seconds = audio.duration_of(path)
@@ -158,13 +144,10 @@ def middle(seconds: float) -> tuple[float, float]:
 
 
 def _onsets(path: str | Path, seconds: float) -> np.ndarray:
-    """Return uint8 [ONSETS * seconds]: how many decibels each moment is louder than the louder of the two before it.
-
-    255 is 30 dB or more. Anything below -60 dBFS counts as silence.
-    """
+    """Return uint8 [ONSETS * seconds]: how much louder each moment is than the two before it; 255 is 30 dB or more."""
     moments = _parts(path, max(round(seconds * ONSETS), 1))
     power = [np.square(moment).mean(dtype=np.float64) if moment.size else 0.0 for moment in moments]
-    decibels = 10 * np.log10(np.array(power) + 1e-6)
+    decibels = 10 * np.log10(np.array(power) + 1e-6)  # anything below -60 dBFS counts as silence
     before = np.concatenate(([-60.0, -60.0], decibels))
     rise = decibels - np.maximum(before[:-2], before[1:-1])
     return np.clip(rise * 255 / 30, 0, 255).astype(np.uint8)
@@ -178,11 +161,7 @@ def _parts(path: str | Path, count: int) -> Iterator[np.ndarray]:
             yield np.nan_to_num(file.read(frames, dtype="float32"), copy=False, posinf=1, neginf=-1)
 
 
-# --- the timeline of an extension -----------------------------------------------------------------------------------
-
-
 def timeline(elem_id: str) -> gr.HTML:
-    """Make the timeline, which appears with a source; `connect_timeline` gives it one, and fields."""
     usual = {name: LIMITS[name].default for name in ("before", "after")}
     props = {"texts": {"seconds": tooltips.NEW_SECONDS}, "most": LIMITS["after"].high, "longest": MAX_SOURCE_SECONDS}
     return _widget("timeline", tooltips.TIMELINE, elem_id, usual=usual, **props)
@@ -195,8 +174,6 @@ def connect_timeline(shown: gr.HTML, source: gr.Audio, before: gr.Textbox, after
     joined = _joined(shown, before=before, after=after)
     source.change(lambda path: peaks(path) if path else None, source, shown, **AT_ONCE).then(**joined)
 
-
-# --- the LoRAs of a song --------------------------------------------------------------------------------------------
 
 LORAS = "options.loras"
 # Appends in the browser, where the list is: inspecting a large file takes a while, and the list may change meanwhile.
@@ -264,7 +241,6 @@ def add_repository(text: str | None) -> Added:
 
 
 def lora_entry(source: str, weight: float | None = None, info: lora_sources.LoraInfo | None = None) -> dict[str, Any]:
-    """Return an entry of the list: source and weight, and the name, facts and note to show."""
     weight = LIMITS["lora_weight"].default if weight is None else weight
     entry = {"source": source, "weight": weight, "name": source, "facts": [tooltips.LORA_LATER], "note": ""}
     return entry | {"name": info.name, "facts": tooltips.lora_facts(info), "note": info.note} if info else entry

@@ -1,7 +1,6 @@
 """Every text of the page and of the command line: labels, help, messages. Examples are in presets/.
 
-`{low}`, `{high}` and `{default}` in a help text come from the table of limits. Nothing here is escaped: whoever puts a
-text into HTML does that.
+`{low}`, `{high}` and `{default}` are filled in by page_form. Nothing is escaped: whoever puts it into HTML does that.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from typing import Any
 TITLE = "ACE Music Studio"
 
 # --- fields -------------------------------------------------------------------------------------------------------
-
-# Where the label is not simply the field's name. Numbers have theirs in limits.LIMITS, for their messages.
-LABELS = {
+LABELS = {  # where the label is not simply the field's name; numbers have theirs in limits.LIMITS, for their messages
     **{"reference": "Reference audio", "source": "Source audio", "action": "What to do"},
     **{"source_prompt": "Prompt of the source", "source_lyrics": "Lyrics of the source"},
     **{"repaint_mode": "How much to change", "part": "Only in a region", "mix": "Mix with the source"},
@@ -24,8 +21,7 @@ LABELS = {
 }
 
 UPLOAD = "WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes, up to 500 MB"
-# A text under "cover.prompt" or "repaint.lyrics" is the one for that tab or action.
-HELP = {
+HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that tab or action
     "prompt": "Describe your song: genre, mood, instruments, voice.",
     "lyrics": "The words to sing, with tags such as [Verse] on lines of their own. Leave empty for an instrumental.",
     "instrumental": "No singing; the lyrics are kept but not used.",
@@ -119,7 +115,6 @@ TURBO_GUIDANCE = "Not used: this turbo checkpoint has guidance built in."
 TURBO_QUALITY = "This turbo checkpoint makes every quality in {steps} steps."
 
 # --- sections and buttons -----------------------------------------------------------------------------------------
-
 TABS = {"generate": "Generate", "cover": "Cover", "extend": "Extend", "edit": "Edit", "lyrics": "Lyrics"}
 FACES_LABEL = "Form"
 FACES = {"simple": "Simple", "custom": "Custom"}
@@ -155,7 +150,6 @@ EMPTY_RESULTS = {
 }
 
 # --- edit and extend ----------------------------------------------------------------------------------------------
-
 ACTION_HELP = {
     "repaint": "Replaces a region. Nothing outside it changes.",
     "morph": "Turns the whole song from one description into another.",
@@ -166,8 +160,7 @@ ACTION_HELP = {
 MORE_ACTIONS = "More"
 EXPERIMENTAL = "{name} (experimental)"
 EXPERIMENTAL_HELP = "This checkpoint was not trained for this, so results may be poor."
-# For static/timeline.js.
-TIMELINE = {
+TIMELINE = {  # for static/timeline.js
     **{"title": "Timeline", "before": "New music before the source", "after": "New music after the source"},
     "help": "Drag an end outwards to add new music there.",
     "keys": "Keys: arrows move an end by 1 s, Shift and arrows by 10 s.",
@@ -192,7 +185,6 @@ def length_in_all(source: float, before: float, after: float) -> str:
 
 
 # --- help with the words, the plan --------------------------------------------------------------------------------
-
 TOKENS = "{used} of {most} tokens, including the song details."
 UNREAD = 'The model does not read "{dropped}".'
 TOKENS_UNKNOWN = "The token count appears once the model is downloaded."
@@ -216,7 +208,6 @@ PLAN_KEPT = "Plan seed {seed} is saved under Advanced: the next song from the sa
 
 
 def needs_planner(names: list[str], reason: str) -> str:
-    """Say why the buttons with these names are disabled."""
     verb = "needs" if len(names) == 1 else "need"
     return f"{' and '.join(names)} {verb} the planner. {reason}".strip()
 
@@ -226,7 +217,6 @@ def song_facts(bpm: int | None, *others: str) -> list[str]:
 
 
 # --- LoRAs --------------------------------------------------------------------------------------------------------
-
 ADD = "Add"
 LORA_FILE = "LoRA files"
 LORA_FILE_HELP = "A .safetensors file, or a PEFT folder as a .zip, up to 2 GB."
@@ -237,8 +227,7 @@ LORA_HUB_OFF = "This Space does not download LoRAs from Hugging Face. Upload the
 LORA_NO_HUB = "Enter a repository as org/repo, or org/repo:file.safetensors for one of its files."
 LORA_NOT_HUB = f"{{text}} is not a repository on Hugging Face. {LORA_NO_HUB}"
 LORA_LATER = "downloaded from Hugging Face when the song is made"
-# For static/loras.js; a text under "up_of" is what a screen reader calls the button "up".
-LORA_LIST = {
+LORA_LIST = {  # for static/loras.js; a text under "up_of" is what a screen reader calls the button "up"
     **{"title": "Added, in the order in which they act", "empty": "No LoRAs added.", "clear": "Remove all"},
     **{"weight": "Weight", "weight_of": "Weight of {name}", "up": "Up", "up_of": "Move up {name}", "down": "Down"},
     **{"down_of": "Move down {name}", "remove": "Remove", "remove_of": "Remove {name}", "added": "Added {name}."},
@@ -276,7 +265,6 @@ def _count(count: float, noun: str) -> str:
 
 
 # --- the Lyrics tab, settings from a file -------------------------------------------------------------------------
-
 WRITTEN = "Lyrics"
 WRITTEN_HELP = "Edit freely. A section starts with a tag such as [Verse] on its own line."
 WRITTEN_EMPTY = "Say what the song is about, and the lyrics appear here as they are written. Or write your own."
@@ -310,7 +298,6 @@ def restored(count: int, left_out: int, reference: bool, loras: int = 0) -> str:
 
 
 # --- progress -----------------------------------------------------------------------------------------------------
-
 STAGES = {
     **{"waiting": "Waiting for another song to finish", "lending": "Waiting for a GPU from ZeroGPU"},
     **{"downloading": "Downloading the model", "loading": "Loading the model", "preparing": "Preparing"},
@@ -359,7 +346,6 @@ def done_sentence(takes: int, asked: int, seconds: float) -> str:
 
 
 # --- takes --------------------------------------------------------------------------------------------------------
-
 FAILED_TITLE = "Generation failed"
 UNEXPECTED = "Something unexpected went wrong."
 UNEXPECTED_HINT = "Please try again; the studio's log has the details."
@@ -367,14 +353,12 @@ TAKE_FAILED = "Take {take} (seed {seed}) failed: {message}"
 LEVEL = "Play at equal loudness"
 LEVEL_HELP = "Louder takes are turned down while you listen; the files do not change."
 DIGITS_HELP = "Press 1 to 9 to switch takes without losing your place."
-# For static/player.js.
-PLAYER = {
+PLAYER = {  # for static/player.js
     **{"player": "Player", "play": "Play", "pause": "Pause", "position": "Position", "volume": "Volume"},
     **{"speed": "Speed", "switch": "Switch without losing your place", "take": "Take {number}", "source": "Source"},
     **{"source_help": "Hear the source at the same place (0)", "close": "Close the player"},
 }
-# For static/takes.js; without double quotes, which its frame cannot hold.
-TAKES = {
+TAKES = {  # for static/takes.js; without double quotes, which its frame cannot hold
     **{"title": "Take {number}", "making": "Your song is being made and will appear here."},
     **{"play": "Play take {number}", "pause": "Pause take {number}", "play_earlier": "Play"},
     **{"pause_earlier": "Pause", "position": "Position", "menu": "More", "seed": "Copy seed {seed}"},
@@ -399,13 +383,11 @@ NOTHING_SUNG = "The lyrics have no lines to sing."
 
 
 def look_at(labels: list[str]) -> str:
-    """Name the fields that keep a song from being made."""
     *others, last = labels
     return f"Please check {', '.join(others)} and {last}." if others else f"Please check {last}."
 
 
 def take_levels(take: dict[str, Any]) -> list[str]:
-    """Return how loud a take is, from its entry in the record."""
     loudness = take.get("loudness_lufs")
     return [f"peak {take['peak_dbfs']:.1f} dBFS", *([] if loudness is None else [f"{loudness:.1f} LUFS"])]
 
@@ -423,7 +405,6 @@ def kept_for(days: float, gb: float) -> str:
 
 
 # --- header -------------------------------------------------------------------------------------------------------
-
 STATUS_PENDING = "Looking for the model ..."
 PREVIEW_TITLE = "Built-in engine"
 PREVIEW_TEXT = "a small model that plays simple instrumental music. For real songs with voices, get the real model."
@@ -439,7 +420,6 @@ WRITER_STATES = {
 
 
 def status_line(status: Mapping[str, Any]) -> str:
-    """Name the engine and, once it is known, the device."""
     engine = PREVIEW_TITLE if status["engine"] == "preview" else status["model"].rpartition("/")[2]
     return " · ".join(filter(None, [engine, _device(status), workers_text(status)]))
 
@@ -473,7 +453,6 @@ def _device(status: Mapping[str, Any]) -> str:
 
 
 # --- the terminal -------------------------------------------------------------------------------------------------
-
 CANNOT_START = "ACE Music Studio cannot start: {reason} ({place}). See ./run.sh --check and docs/troubleshooting.md."
 STOPPING = "ACE Music Studio is stopping."
 READY = "ACE Music Studio is ready at {url}"
