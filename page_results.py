@@ -231,7 +231,7 @@ def connect_formats(result: ResultPanel) -> None:
 
 
 def connect_again(form: Form, result: ResultPanel) -> None:
-    """Let an earlier take be made again: the browser kept its settings but no files: the form's check asks for them."""
+    """Let an earlier take be made again. The browser kept no files; the form's check asks for those."""
     defaults = {name: field.value for name, field in form.fields.items() if not isinstance(field, gr.Audio)}
 
     def fill(pressed: gr.EventData) -> Updates:
