@@ -1,9 +1,6 @@
-"""Samples in: an upload decoded to what the studio works on.
+"""Samples in: an upload decoded to what the studio works on, float32 [2, samples] at 48 kHz, full scale at 1.0.
 
-Inside the studio a song is a float32 array of shape [channels, samples], two channels at 48 kHz, full scale at 1.0. A
-48 kHz source of 16 or 24 bits keeps every bit on its way through `decode` and the job folder to a WAV or FLAC file.
-Uploads are untrusted: sizes are checked before anything is read, files are read in blocks, and every fault becomes an
-`AudioError` with a sentence for the person who chose the file.
+Uploads are untrusted: sizes are checked before anything is read, and files are read in blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +19,6 @@ from limits import MAX_SOURCE_SECONDS, SAMPLE_RATE
 
 MAX_UPLOAD_BYTES = 500_000_000
 LEAST_SECONDS = 1.0
-
 _RATES = (8_000, 192_000)
 _LOUDEST = 1000.0  # 60 dB over full scale: larger samples are integers or garbage, read as floats
 _MISSING_SECONDS = 0.1  # an MP3 without a length header may be wrong by a few frames of 26 ms
@@ -42,22 +38,16 @@ class AudioError(ValueError):
 
 
 class ForwardFile(sf.SoundFile):
-    """A file that is read once, from start to end.
-
-    soundfile seeks after every read of a seekable file, and a seek costs an MP3 of variable bit rate the frames that
-    its next ones refer to: they decode as noise or silence.
-    """
+    """A file read once, from start to end: soundfile seeks after every read, which breaks MP3s of variable bit rate."""
 
     def seekable(self) -> bool:
         return False
 
 
 def decode(path: str | Path) -> np.ndarray:
-    """Read an audio file of any kind that libsndfile knows, as float32 [2, samples] at 48 kHz.
+    """Read an audio file of any kind that libsndfile knows, as float32 [2, samples] at 48 kHz; raises `AudioError`.
 
-    Mono goes to both sides, surround is mixed down, other rates (8 to 192 kHz) are resampled with soxr's VHQ; at 48 kHz
-    the samples of a file of up to 24 bits are exact. The limits are inclusive. Memory stays near the size of the
-    result, however large the source is. Raises `AudioError`.
+    At 48 kHz the samples of a file of up to 24 bits are exact. Memory stays near the size of the result.
     """
     with _opened(Path(path)) as file:
         samples = np.zeros((2, round(file.frames * SAMPLE_RATE / file.samplerate)), np.float32)
@@ -71,7 +61,7 @@ def decode(path: str | Path) -> np.ndarray:
 
 
 def duration_of(path: str | Path) -> float:
-    """Return the length in seconds that a file's header gives, with the limits and errors of `decode`."""
+    """Return the length in seconds by a file's header, with the limits and errors of `decode`."""
     with _opened(Path(path)) as file:
         return file.frames / file.samplerate
 
@@ -134,7 +124,6 @@ def _opened(path: Path) -> Iterator[sf.SoundFile]:
 
 
 def _head(path: Path) -> bytes:
-    """Return the first bytes of a regular file that is neither empty nor too large."""
     try:
         size = path.stat().st_size
         if not path.is_file():
@@ -152,7 +141,6 @@ def _head(path: Path) -> bytes:
 
 
 def _unreadable(head: bytes) -> AudioError:
-    """Return why libsndfile does not know a file that starts with these bytes."""
     if head.startswith(_AUDIO_MARKS):
         return AudioError("The file is damaged: its header cannot be read.", _AGAIN)
     with suppress(UnicodeDecodeError):
@@ -178,7 +166,7 @@ def _check_header(rate: int, frames: int) -> None:
 
 
 def _stereo_blocks(file: sf.SoundFile) -> Iterator[np.ndarray]:
-    """Yield the file as float32 blocks [samples, 2]."""
+    """Yield the file as float32 blocks [samples, 2], surround mixed down."""
     layouts = _VORBIS_LAYOUTS if file.format == "OGG" else _LAYOUTS
     # Mono, and more than eight channels, which have no known positions, go to both sides.
     gains = np.array([_GAINS[place] for place in layouts.get(file.channels, "C" * file.channels)], np.float32)
@@ -195,7 +183,6 @@ def _stereo_blocks(file: sf.SoundFile) -> Iterator[np.ndarray]:
 
 
 def _at_studio_rate(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-    """Resample blocks [samples, 2] as one stream."""
     if rate == SAMPLE_RATE:
         yield from blocks
         return
@@ -203,9 +190,6 @@ def _at_studio_rate(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndar
     for block in blocks:
         yield stream.resample_chunk(np.ascontiguousarray(block))
     yield stream.resample_chunk(np.zeros((0, 2), np.float32), last=True)
-
-
-# --- small parts that levels.py and export.py share -----------------------------------------------------------------
 
 
 def peak_of(samples: np.ndarray) -> float:

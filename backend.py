@@ -1,10 +1,4 @@
-"""Requests in, events out: one song at a time on one pipeline.
-
-`Backend.stream` prepares a request outside the GPU (uploads, seeds, folder), passes one picklable `Job` to `gpu_entry`,
-and turns the result into files with `jobs.finish`. Only `gpu_entry` may touch the models. It runs them in a separate
-thread and yields an event at least twice a second, so that it can be closed at any time. Closing it deletes the job's
-`running` file, which the models' code checks at every step, tile and token.
-"""
+"""Requests in, events out: one song at a time on one pipeline, used by `gpu_entry` alone (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -45,9 +39,6 @@ ON_ZEROGPU = bootstrap.on_zerogpu()
 GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU else 1}
 
 
-# --- the GPU entry point ------------------------------------------------------------------------------------------
-
-
 @spaces.GPU(duration=lambda job, seconds: seconds)
 def gpu_entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
     """Run `job` on the models; unless it is cancelled, the last event is its `Outcome`, `Done` or `Failed`."""
@@ -78,8 +69,7 @@ def on_worker(job: Job) -> Iterator[Event | Outcome]:
 
 
 def worker_status() -> dict[str, Any]:
-    """Return the status of a Ray worker; it runs there."""
-    return get_backend().full_status()
+    return get_backend().full_status()  # runs on the Ray worker
 
 
 def _work(job: Job) -> Iterator[Event | Outcome | None]:
@@ -87,8 +77,7 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
     backend = get_backend()
     loaded = backend.models
     while True:
-        # Read before trying: the load may end while this waits for it.
-        stage = "loading" if loaded.preparing else "waiting"
+        stage = "loading" if loaded.preparing else "waiting"  # read before trying: the load may end meanwhile
         if loaded.turn.acquire(timeout=jobs.HEARTBEAT_SECONDS):
             break
         yield Progress(stage)
@@ -102,16 +91,12 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
     finally:
         loaded.turn.release()
     if problem:
-        # Not within `except`: until its end the exception keeps tensors on the device.
-        models.free_memory()
+        models.free_memory()  # not within `except`: until its end the exception keeps tensors on the device
         yield Failed(problem)
 
 
 def _with_fallback(backend: Backend, job: Job) -> Iterator[Event | Outcome | None]:
-    """Run `job` with the best memory plan that fits; if memory runs out, retry once with the next lower plan.
-
-    Its result gets the name of the memory plan, and a note about the retry.
-    """
+    """Run `job` with the best memory plan that fits; if memory runs out, retry once with the next lower plan."""
     request, loaded, placing = job.request, backend.models, backend.placing
     run = _make_song if isinstance(request, SongRequest) else align.run if request.mode == "align" else writers.run
     source, lower, notes = jobs.source_seconds(job), None, ()
@@ -129,8 +114,7 @@ def _with_fallback(backend: Backend, job: Job) -> Iterator[Event | Outcome | Non
             lower = placing.lower() if is_out_of_memory(error) and not notes else None
             if lower is None:
                 raise
-        # Not within `except`, see above.
-        models.free_memory()
+        models.free_memory()  # not within `except`, see above
         notes = (memory.fallback_note(plan, lower),)
         yield Progress("loading", note=notes[0])
 
@@ -159,30 +143,21 @@ def _make_song(loaded: models.Models, placing: memory.Placing, job: Job) -> Iter
         yield event
 
 
-# --- the backend --------------------------------------------------------------------------------------------------
-
-
 class Backend:
     def __init__(self):
         self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
         self.placing = memory.Placing(self.models)
-        self._widths: dict[Path, lora_format.Widths] = {}
+        self._widths: dict[Path, lora_format.Widths] = {}  # kept: `spaces` deletes the files of packed weights
 
     def widths(self) -> lora_format.Widths | None:
-        """Return the linear layers that a LoRA must fit; None until the song model has been downloaded.
-
-        Read only once: on ZeroGPU `spaces` deletes the files once it has packed the weights.
-        """
+        """Return the linear layers that a LoRA must fit; None until the song model has been downloaded."""
         folder = self.models.weights.folder
         if folder and folder not in self._widths and (found := lora_format.widths_of(folder)):
             self._widths[folder] = found
         return self._widths.get(folder)
 
     def status(self) -> dict[str, Any]:
-        """Return facts for the status line without loading anything; `device` is "" until it is known.
-
-        With Ray workers these are the latest facts of one of them, and `workers` are those that answer.
-        """
+        """Return facts for the status line without loading anything; `device` is "" until it is known."""
         if not cluster.wanted():
             return self._status_here()
         return {**(cluster.pool.status or self._status_here()), "workers": cluster.pool.workers()}
@@ -220,7 +195,6 @@ class Backend:
         }
 
     def capabilities(self) -> dict[str, Any]:
-        """Return what this studio can do, for API clients; the first call imports torch."""
         status = self.full_status()
         names = ("model", "revision", "engine", "turbo", "problem", "device", "device_reason", "dtype", "memory_plan")
         names += ("planner", "lyrics", "tasks", "unsupported", "timed_lyrics", "workers")
@@ -287,7 +261,6 @@ class Backend:
                 yield event
 
     def _with_loras(self, job: Job) -> Generator[Event, None, Job]:
-        """Return the job with its LoRAs, downloaded if they come from the hub, and checked."""
         specs = []
         for choice in job.request.options.loras:
             spec = yield from lora_sources.prepare(
@@ -323,7 +296,6 @@ class Backend:
             slot.check()
 
     def work_of(self, request: Request, source: float = 0.0) -> zerogpu.Work:
-        """Return the GPU work of `request`; `source` is the length of its source in seconds."""
         planned = self.models.planner.weights.folder is not None
         return zerogpu.work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
 
@@ -333,7 +305,6 @@ _backend_lock = threading.Lock()
 
 
 def get_backend() -> Backend:
-    """Return the shared backend, created by the first call."""
     global _backend
     with _backend_lock:
         if _backend is None:
@@ -343,10 +314,7 @@ def get_backend() -> Backend:
 
 
 def check(request: Request) -> None:
-    """Check the files of `request`, and that one call to ZeroGPU is long enough for it; raises InvalidRequest.
-
-    Page and API call this before they queue anything; only file headers are read.
-    """
+    """Check the files of `request` by their headers, and that one call to ZeroGPU is enough; raises InvalidRequest."""
     source = check_audio(request)
     if not bootstrap.on_zerogpu():
         return

@@ -1,8 +1,7 @@
 """The process environment and the model caches, prepared before any library reads them.
 
 gradio, huggingface_hub, transformers and torch read their variables when they are imported, so `app.py` calls
-`bootstrap` before its other imports. The user's own settings win. A failure is a line in the log and never ends the
-studio.
+`bootstrap` before its other imports. The user's own settings win, and failures are only logged.
 """
 
 from __future__ import annotations
@@ -22,14 +21,12 @@ DEFAULTS = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GRADIO_CACHE_EXAMPLES": "false",  # Spaces enable it, which would make songs at start
-    # Gradio asks matplotlib for its backend around every call. Without a name matplotlib tries imports, and two calls
-    # at once fail.
+    # Gradio asks matplotlib for its backend around every call; unset, that tries imports, and two calls at once fail.
     "MPLBACKEND": "agg",
     "GRADIO_HEARTBEAT_INTERVAL": "10",  # seconds: proxies close connections that stay silent
 }
 
-# Variable -> default repositories of its model.
-REPOSITORIES = {
+REPOSITORIES = {  # variable -> the default repositories of its model
     "ACE_STUDIO_MODEL": ("ACE-Step/acestep-v15-xl-sft-diffusers",),
     "ACE_STUDIO_PLANNER": ("ACE-Step/Ace-Step1.5",),
     "ACE_STUDIO_LYRICS": ("Qwen/Qwen2.5-7B-Instruct", "mlx-community/Qwen2.5-7B-Instruct-4bit"),
@@ -39,10 +36,7 @@ REPOSITORIES = {
 def bootstrap(
     environ: MutableMapping[str, str] = os.environ, home: Path | None = None, studio: Path | None = None
 ) -> None:
-    """Set defaults in `environ`, make the model caches writable, and link cached models below `models/`.
-
-    `home` and `studio` default to the user's home and the folder of `app.py`. A second call changes nothing.
-    """
+    """Set defaults in `environ`, make the model caches writable, and link cached models below `models/`; idempotent."""
     for name, value in DEFAULTS.items():
         environ.setdefault(name, value)
     _bypass_proxy_for_loopback(environ)
@@ -61,11 +55,7 @@ def bootstrap(
 
 
 def private_folder(purpose: str) -> Path:
-    """Return a temporary folder that only this user can read, created if missing.
-
-    "page" holds Gradio's uploads and the copies of takes that the page plays. If another account owns the usual name,
-    the folder gets a random one.
-    """
+    """Return a temporary folder that only this user can read; a random one if another account owns the usual name."""
     usual = Path(tempfile.gettempdir(), f"ace-music-studio-{purpose}-{os.getuid()}")
     with _logged(f"cannot use {usual}"):
         usual.mkdir(mode=0o700, exist_ok=True)
@@ -92,7 +82,6 @@ def hub_cache(environ: MutableMapping[str, str], home: Path) -> Path:
 
 
 def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
-    """Return the hub repositories that the studio's variables name, or the defaults."""
     wanted: list[str] = []
     for variable, standard in REPOSITORIES.items():
         asked = environ.get(variable, "").strip()
@@ -102,9 +91,6 @@ def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
         elif asked.lower() not in ("preview", "off") and len(parts) > 1 and all(parts) and parts[0][0] not in ".~":
             wanted.append("/".join(parts[:2]))
     return wanted
-
-
-# --- a writable cache ---------------------------------------------------------------------------------------------
 
 
 def _use_writable_cache(environ: MutableMapping[str, str], home: Path, caches: list[Path]) -> Path:
@@ -127,10 +113,7 @@ def _use_writable_cache(environ: MutableMapping[str, str], home: Path, caches: l
 
 
 def _mirror(source: Path, target: Path) -> None:
-    """Mirror a repository of a cache without changing files that are in `target` already.
-
-    Blobs are hard-linked, or symlinked if that is not allowed; the refs and the snapshots' links are copied.
-    """
+    """Mirror a repository of a cache by links, without changing files that are in `target` already."""
     broken = 0
     for kind in ("blobs", "snapshots", "refs"):
         (target / kind).mkdir(parents=True, exist_ok=True)
@@ -158,18 +141,12 @@ def _mirror(source: Path, target: Path) -> None:
         log.warning("%s has %d broken links, which were skipped", source, broken)
 
 
-# --- models beside app.py -----------------------------------------------------------------------------------------
-
-
 def _link_snapshot(repository: str, caches: list[Path], models: Path) -> None:
-    """Link models/<org>/<repo> to the newest snapshot in the first of `caches` that has one.
-
-    A folder, or a link to something other than a snapshot, belongs to the user and stays.
-    """
+    """Link models/<org>/<repo> to the newest snapshot in the first of `caches` that has one."""
     place = models.joinpath(*repository.split("/"))
     linked = Path(os.readlink(place)) if place.is_symlink() else None
     if linked.parent.name != "snapshots" if linked else place.exists():
-        return
+        return  # a folder, or a link to something other than a snapshot, belongs to the user
     folder = f"models--{repository.replace('/', '--')}"
     snapshot = next(filter(None, (newest_snapshot(cache / folder) for cache in caches)), None)
     if snapshot is None and linked and not place.exists():
@@ -195,9 +172,6 @@ def newest_snapshot(storage: Path) -> Path | None:
     return None
 
 
-# --- places -------------------------------------------------------------------------------------------------------
-
-
 def _hf_home(environ: MutableMapping[str, str], home: Path) -> Path:
     named = environ.get("HF_HOME")
     return _expanded(named or f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface", home)
@@ -208,17 +182,13 @@ def _expanded(text: str, home: Path) -> Path:
 
 
 def existing(folder: Path) -> Path:
-    """Return `folder`, or the first folder above it that exists."""
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 
 def _writable(folder: Path) -> bool:
-    """Tell whether `folder`, or the first existing folder above it, is writable.
-
-    In a cache every repository must be writable too, because another user may have preloaded it.
-    """
     folder = existing(folder)
     with contextlib.suppress(OSError):
+        # In a cache every repository must be writable too, because another user may have preloaded it.
         places = (folder, *folder.glob("models--*/"), *folder.glob("models--*/*/"))
         return all(os.access(place, os.W_OK | os.X_OK) for place in places)
     return False
@@ -233,5 +203,4 @@ def _logged(what: str) -> Iterator[None]:
 
 
 def on_zerogpu() -> bool:
-    """Tell whether this is a ZeroGPU Space, by the rule of `spaces`."""
-    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")  # as `spaces` decides it

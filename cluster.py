@@ -1,10 +1,6 @@
 """Where the GPU entry point runs: in this process, or on Ray workers, each an actor that holds one loaded studio.
 
-ACE_STUDIO_RAY decides: unset is this process. `run` takes a job to an idle worker (cluster_worker.py) and yields its
-events. Files travel as blocks of bytes through Ray's object store and land in the job's folder, so nothing needs a
-shared file system. A worker that dies is replaced, and its song is made once more on another one.
-
-ray is imported where it is used: a Space, and a studio without the variable, never import it.
+ray is imported where it is used: a Space, and a studio without ACE_STUDIO_RAY, never import it.
 """
 
 from __future__ import annotations
@@ -28,17 +24,14 @@ log = logging.getLogger("studio")
 
 RAY, WORKERS, CARDS = "ACE_STUDIO_RAY", "ACE_STUDIO_RAY_WORKERS", "ACE_STUDIO_RAY_GPUS"
 LOCAL = "local"
-# These decide which models a worker loads, and whether it compiles them.
-MODELS = ("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS", "ACE_STUDIO_COMPILE")
+MODELS = ("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS", "ACE_STUDIO_COMPILE")  # passed to workers
 ROOT = Path(__file__).resolve().parent
 NOT_SENT = [".git", ".venv", "models", "outputs", "tests", "docs", "*.log"]  # of ROOT to the cluster's machines
 STORE_BYTES = 256 * 2**20  # the object store of a cluster that is started here
 # Seconds between two events at most, between two checks of the workers, and between two questions to an idle one.
 BEAT_SECONDS, LOOK_SECONDS, ASK_SECONDS = 0.4, 1.0, 5.0
-# Seconds that a worker may stay silent, and that a song waits while there is no worker.
-SILENT_SECONDS, NO_WORKER_SECONDS = 60.0, 300.0
-# Seconds without the head after which the studio leaves the cluster (Ray would end this process after 60), and that
-# songs and workers get to end then.
+SILENT_SECONDS, NO_WORKER_SECONDS = 60.0, 300.0  # of a worker's silence; that a song waits while there is no worker
+# Seconds without the head until the studio leaves the cluster (Ray ends this process after 60), and to let songs end.
 HEAD_SECONDS, LEAVE_SECONDS = 20.0, 5.0
 PROBE_SECONDS = 2.0
 AGAIN = "The worker that was making this song is gone, so another one starts it again."
@@ -55,15 +48,9 @@ def count_wanted() -> int:
     return int(text) if text.isdecimal() else 0
 
 
-# --- the workers, seen from the studio ------------------------------------------------------------------------------
-
-
 @dataclass
 class Slot:
-    """One worker: its actor, the `answer` that it owes since `asked`, and its latest `facts`, {} while it starts.
-
-    It is `lost` once the studio has left the cluster.
-    """
+    """One worker: its actor, the `answer` that it owes since `asked`, and its latest `facts`, {} while it starts."""
 
     name: str
     actor: Any
@@ -71,19 +58,16 @@ class Slot:
     asked: float
     facts: dict[str, Any] = field(default_factory=dict)
     busy: bool = False
-    lost: bool = False
+    lost: bool = False  # the studio has left the cluster
     loras: frozenset[str] = frozenset()
 
 
 class Pool:
-    """The workers of this studio: started in the background, checked every second, lent to one song at a time.
-
-    `status` is the latest from a worker, {} before the first.
-    """
+    """The workers of this studio: started in the background, checked every second, lent to one song at a time."""
 
     def __init__(self):
         self.problem: Problem | None = None
-        self.status: dict[str, Any] = {}
+        self.status: dict[str, Any] = {}  # the latest from a worker
         self._changed: Callable[[int], None] = lambda count: None
         self._slots: list[Slot] = []
         self._news = threading.Condition()
@@ -94,10 +78,7 @@ class Pool:
         self._thread: threading.Thread | None = None
 
     def start(self, look: Callable[[], dict[str, Any]], changed: Callable[[int], None] | None = None) -> None:
-        """Start the workers if ACE_STUDIO_RAY is set, unless that was done before.
-
-        `look` returns the status of the worker that it runs in; `changed` gets the number of workers every second.
-        """
+        """Start the workers once; `look` runs in them for their status, `changed` gets their number every second."""
         with self._news:
             self._changed = changed or self._changed
             if wanted() and not self._thread:
@@ -106,7 +87,6 @@ class Pool:
                 self._thread.start()
 
     def workers(self) -> list[dict[str, Any]]:
-        """Return the workers that answer: id, node, pid, device, and whether each is busy."""
         with self._news:
             return [
                 {"id": slot.name, **{name: slot.facts[name] for name in ("node", "pid", "device")}, "busy": slot.busy}
@@ -115,10 +95,7 @@ class Pool:
             ]
 
     def take(self, loras: Collection[str]) -> Generator[Progress, None, Slot]:
-        """Return the idle worker that holds most of `loras`; yields while it waits.
-
-        Raises StudioError if Ray cannot be used, or no worker came within `NO_WORKER_SECONDS`.
-        """
+        """Return the idle worker that holds most of `loras`; raises StudioError if none comes or Ray cannot be used."""
         alone_since = time.monotonic()
         while True:
             with self._news:
@@ -136,7 +113,6 @@ class Pool:
             yield Progress("waiting", note=problem.text() if alone and problem else "")
 
     def give_back(self, slot: Slot) -> None:
-        """Let the next song have `slot`."""
         with self._news:
             slot.busy = False
             self._news.notify_all()
@@ -157,8 +133,6 @@ class Pool:
             calls = [slot.actor.close.options(concurrency_group="cancels") for slot in self._slots if slot.facts]
             self._ray.wait([call.remote() for call in calls], num_returns=len(calls), timeout=LEAVE_SECONDS)
 
-    # --- in the background ---------------------------------------------------------------------------------------
-
     def _keep(self) -> None:
         while not self._stop.is_set():
             try:
@@ -175,7 +149,6 @@ class Pool:
             self._stop.wait(LOOK_SECONDS)
 
     def _connect(self) -> None:
-        """Start Ray here or join the cluster; raises Ray's errors."""
         self._next_try = time.monotonic() + ASK_SECONDS
         ray = join(self._head if self._address != LOCAL and self._head else self._address)
         self._head, self._heard = ray.get_runtime_context().gcs_address, time.monotonic()
@@ -222,7 +195,6 @@ class Pool:
             self.problem = NO_WORKER  # there was one before
 
     def _hear(self, slot: Slot) -> None:
-        """Take the answer of a worker; drop one that is dead or could not start."""
         try:
             facts = self._ray.get(slot.answer)
         except Exception as error:
@@ -260,8 +232,6 @@ class Pool:
             self._slots.append(Slot(name, actor, asked, time.monotonic()))
 
 
-# --- a job on a worker ----------------------------------------------------------------------------------------------
-
 pool = Pool()
 
 
@@ -273,7 +243,6 @@ def join(address: str) -> Any:
     # Ray would wait minutes for a head that is not there.
     if address not in (LOCAL, "auto") and not answers(address):
         raise StudioError.of(UNREACHABLE)
-    # Nothing is reported to anybody, and Ray never starts on its own.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
@@ -292,7 +261,6 @@ def join(address: str) -> Any:
 
 
 def answers(address: str) -> bool:
-    """Whether something listens at `address`, a host and a port."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
@@ -302,10 +270,7 @@ def answers(address: str) -> bool:
 
 
 def run(entry: Callable[[Job], Iterator[Any]], look: Callable[[], dict[str, Any]], job: Job) -> Iterator[Any]:
-    """Yield the events of `entry(job)` on a worker, and if that dies, once more on another one.
-
-    Raises StudioError. Closing the generator cancels the job.
-    """
+    """Yield the events of `entry(job)` on a worker, or on another if it dies; raises StudioError. Closing cancels."""
     pool.start(look)
     for attempt in (1, 2):
         slot = yield from pool.take({spec.info.sha256 for spec in job.loras})

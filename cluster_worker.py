@@ -45,7 +45,6 @@ class Worker:
         self._cancelled = ""
 
     def hello(self, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return the studio's status here, which is `look()`, with the worker's node and process."""
         import ray
 
         return {**look(), "node": ray.get_runtime_context().get_node_id()[:12], "pid": os.getpid()}
@@ -56,14 +55,10 @@ class Worker:
         Path(self._jobs.process_folder(), name, "running").unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Cancel the song in progress and delete this process's folder."""
         self._jobs.stop(0)
 
     def run(self, entry: Callable[[Job], Iterator[Any]], job: Job, files: dict[str, list[Any]]) -> Iterator[Any]:
-        """Yield the hashes of the LoRAs kept here, then the events of `entry(job)`, each after its files' blocks.
-
-        `files` has references to the blocks of what the job reads: audio by name, LoRAs that are not here yet by hash.
-        """
+        """Yield the hashes of the LoRAs kept here, then the events of `entry(job)`, each after its files' blocks."""
         name = Path(job.folder).name
         kept = self._jobs.process_folder() / "loras"
         kept.mkdir(mode=0o700, exist_ok=True)
@@ -74,7 +69,7 @@ class Worker:
             here.running.touch()
             if self._cancelled == name:
                 return
-            for key, blocks in files.items():
+            for key, blocks in files.items():  # audio by name, LoRAs that are not here yet by hash
                 _write(Path(audio.get(key, kept / key)), blocks)
             used = list(dict.fromkeys(spec.info.sha256 for spec in loras))
             self._loras = [key for key in self._loras if key not in used] + used
@@ -94,7 +89,6 @@ class Worker:
 
 
 def blocks_of(path: str) -> Iterator[bytes]:
-    """Yield the bytes of a file; nothing if `path` is ""."""
     if path:
         with open(path, "rb") as file:
             yield from iter(lambda: file.read(BLOCK_BYTES), b"")
@@ -107,8 +101,6 @@ def _write(path: Path, blocks: list[Any]) -> None:
         for block in blocks:
             file.write(ray.get(block))
 
-
-# --- problems -----------------------------------------------------------------------------------------------------
 
 AT_START = "creation task"  # what Ray calls the constructor of an actor
 RETRIED = "The studio tries again every few seconds."
@@ -132,7 +124,6 @@ def is_death(error: Exception) -> bool:
 
 
 def problem_of(error: Exception) -> Problem:
-    """Return the problem behind an error of Ray; unexpected errors are logged."""
     text, kind = str(error), type(error).__name__
     if isinstance(error, StudioError):
         return error.problem

@@ -51,7 +51,6 @@ class InvalidRequest(StudioError):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an exception's text, or else its type's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -72,8 +71,6 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-# --- events of a run ----------------------------------------------------------------------------------------------
-
 Stage = Literal[
     *("waiting", "lending", "downloading", "loading", "preparing", "writing", "planning"),
     *("reading", "steps", "decoding", "finishing", "aligning"),
@@ -82,17 +79,14 @@ Stage = Literal[
 
 @dataclass(frozen=True)
 class Progress:
-    """Step `step` of `steps` within `stage`; `elapsed` and `left` in seconds, `left` None if still unknown.
-
-    `note` tells the visitor something once, such as why the model is loaded again.
-    """
+    """Step `step` of `steps` within `stage`; `elapsed` and `left` in seconds, `left` None if still unknown."""
 
     stage: Stage
     step: int = 0
     steps: int = 0
     elapsed: float = 0.0
     left: float | None = None
-    note: str = ""
+    note: str = ""  # tells the visitor something once, such as why the model is loaded again
 
 
 @dataclass(frozen=True)
@@ -106,9 +100,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished run: the paths of the audio files, one per good take (none for words), and the record."""
-
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # paths of the audio, one per good take, none for words
     record: dict[str, Any]
 
 
@@ -120,23 +112,16 @@ class Failed:
 Event = Progress | Draft | Done | Failed
 
 
-# --- a job ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Job:
-    """One picklable piece of GPU work: the request, one seed per take, and the folder for its files.
-
-    `audio` maps a field ("reference") to a float WAV in `folder`. Deleting `folder/running` cancels the job, also
-    across processes. `loras` are LoraSpecs in the order they are applied.
-    """
+    """One picklable piece of GPU work. Deleting `folder/running` cancels it, also across processes."""
 
     request: Any
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # one per take
     variation_seeds: tuple[int, ...]
     folder: str
-    audio: dict[str, str] = field(default_factory=dict)
-    loras: tuple[Any, ...] = ()
+    audio: dict[str, str] = field(default_factory=dict)  # a field ("reference") -> a float WAV in `folder`
+    loras: tuple[Any, ...] = ()  # LoraSpecs in the order they are applied
 
     @property
     def running(self) -> Path:
@@ -148,18 +133,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Take:
-    """One take: its seed, and either the path of its float WAV or the problem that ended it."""
-
     seed: int
-    file: str = ""
+    file: str = ""  # the path of its float WAV, unless a problem ended it
     problem: Problem | None = None
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The takes, the record of what really ran, and notes for the visitor."""
-
     takes: tuple[Take, ...]
-    record: dict[str, Any]
-    notes: tuple[str, ...]
+    record: dict[str, Any]  # of what really ran
+    notes: tuple[str, ...]  # for the visitor

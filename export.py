@@ -1,7 +1,4 @@
-"""A song as a file: encoded, named, tagged with its record and a cover picture; and the record read back.
-
-The tags of an upload are untrusted: little of it is read, and the record is checked for size and depth.
-"""
+"""A song as a file: encoded, named, tagged with its record and a cover picture; and the record read back."""
 
 from __future__ import annotations
 
@@ -45,12 +42,11 @@ _NAME_BYTES = 80
 _TAG_BYTES = 1_000_000  # read of a file while looking for its record
 _RECORD_LEVELS = 16
 
-# Vorbis quality 8 is about 256 kbit/s; libsndfile's default of 4 is about 128.
 _ENCODINGS = {
     "wav": {"format": "WAV", "subtype": "PCM_24"},
     "flac": {"format": "FLAC", "subtype": "PCM_24"},
     "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.0},
-    "ogg": {"format": "OGG", "subtype": "VORBIS", "compression_level": 0.2},
+    "ogg": {"format": "OGG", "subtype": "VORBIS", "compression_level": 0.2},  # quality 8, about 256 kbit/s
 }
 
 
@@ -62,8 +58,8 @@ def write_wav(path: str | Path, samples: np.ndarray) -> None:
 def encode(samples: np.ndarray, path: str | Path, format: str, cancelled: Callable[[], bool] = lambda: False) -> Path:
     """Write [channels, samples] at 48 kHz as "wav" or "flac" (24 bits), "mp3" (320 kbit/s) or "ogg"; return the path.
 
-    All four keep the count of samples. Samples beyond full scale are clipped, never wrapped. The file appears whole or
-    not at all. Raises `AudioError`, or `CancelledError` if `cancelled()` is true before some second of the song.
+    All four keep the count of samples, and clip those beyond full scale. The file appears whole or not at all. Raises
+    `AudioError`, or `CancelledError` if `cancelled()` is true before some second of the song.
     """
     if not all(np.isfinite(block).all() for block in seconds_of(samples)):
         raise AudioError("The song contains samples that are not numbers.", "Generate it again with another seed.")
@@ -72,11 +68,7 @@ def encode(samples: np.ndarray, path: str | Path, format: str, cancelled: Callab
 
 
 def write_tags(path: str | Path, title: str, record: dict, picture: bytes = b"") -> None:
-    """Write a title, the record as JSON and a cover picture (JPEG) into a file that `encode` made.
-
-    The record goes into an ID3 TXXX frame (WAV, MP3) or a Vorbis comment (FLAC, OGG) called `RECORD_TAG`. Raises
-    `AudioError` and leaves the file unchanged if the record is over `MAX_RECORD_BYTES` or has NaN or infinity in it.
-    """
+    """Write a title, the record as JSON and a JPEG into a file from `encode`; an `AudioError` leaves it unchanged."""
     try:
         text = _clean(json.dumps(record, ensure_ascii=False, allow_nan=False))
     except ValueError as error:
@@ -107,13 +99,9 @@ def write_tags(path: str | Path, title: str, record: dict, picture: bytes = b"")
 
 
 def file_name(prompt: str, seed: int, format: str, mode: str = "generate") -> str:
-    """Return a safe name such as "warm-lofi-piano-seed-7.wav"; other modes add theirs, as in "-cover-seed-7.wav".
-
-    Letters and digits of every script stay, in lower case; everything else becomes a hyphen, and HTML tags are removed.
-    The prompt's part is at most 80 bytes in UTF-8, cut at a word if possible. The seed keeps the name clear of "con",
-    "nul" and others that Windows reserves.
-    """
+    """Return a safe name such as "warm-lofi-piano-seed-7.wav"; other modes add theirs, as in "-cover-seed-7.wav"."""
     words = [_slug(prompt), "" if mode == "generate" else _slug(mode)]
+    # The seed keeps the name clear of "con", "nul" and others that Windows reserves.
     return "-".join(filter(None, [*(words if any(words) else ["song"]), f"seed-{seed}"])) + f".{format}"
 
 
@@ -159,7 +147,6 @@ def claim(part: Path, path: Path) -> Path:
 
 
 def free_names(path: Path) -> Iterator[Path]:
-    """Yield those of `path`, "name-2", "name-3" and so on that are free now."""
     for number in itertools.count(1):
         candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         if not os.path.lexists(candidate):
@@ -167,11 +154,8 @@ def free_names(path: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, samples: np.ndarray, encoding: dict, cancelled: Callable[[], bool] = lambda: False) -> None:
-    """Write [channels, samples] in blocks of a second: one large write of Vorbis crashes libsndfile.
-
-    They go to memory first: libsndfile does not report a failed write that happens while it closes a file.
-    """
-    kind, data = encoding["subtype"], io.BytesIO()
+    """Write [channels, samples] in blocks of a second: one large write of Vorbis crashes libsndfile."""
+    kind, data = encoding["subtype"], io.BytesIO()  # libsndfile does not report a write that fails while it closes
     with sf.SoundFile(data, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
         for block in seconds_of(samples):
             if cancelled():
@@ -185,12 +169,11 @@ def _write(path: Path, samples: np.ndarray, encoding: dict, cancelled: Callable[
 
 
 def _clean(text: str) -> str:
-    """Return text that UTF-8 can hold: halves of surrogate pairs become question marks."""
-    return text.encode("utf-8", "replace").decode()
+    return text.encode("utf-8", "replace").decode()  # halves of surrogate pairs become question marks
 
 
 def _slug(text: str) -> str:
-    """Return the words of a text in lower case, joined by hyphens, at most `_NAME_BYTES` long in UTF-8."""
+    """Return the words of a text, in any script, in lower case and joined by hyphens, without HTML tags."""
     text = re.sub(r"</?[a-zA-Z][^<>]*>", " ", html.unescape(text[:2000]))
     slug = ""
     for c in unicodedata.normalize("NFKC", re.sub("['’]", "", text)).lower():
@@ -206,15 +189,8 @@ def _slug(text: str) -> str:
     return slug
 
 
-# --- reading the record back --------------------------------------------------------------------------------------
-
-
 def read_record(path: str | Path) -> dict | None:
-    """Return the record in a file's tags, or None if there is none that is acceptable JSON.
-
-    The content is a stranger's: a dict of finite numbers, valid text, lists and dicts, at most 16 levels deep and
-    `MAX_RECORD_BYTES` long; nothing else is known about it.
-    """
+    """Return the record in a file's tags, or None if there is none that is acceptable JSON; the file is untrusted."""
     try:
         text = _record_text(Path(path))
         if text is None or len(text.encode()) > MAX_RECORD_BYTES:
@@ -229,7 +205,6 @@ def read_record(path: str | Path) -> dict | None:
 
 
 def _tag_reader(path: Path) -> type[WAVE | FLAC | OggVorbis | MP3]:
-    """Return mutagen's class for a file, by its first bytes."""
     with path.open("rb") as file:
         return {b"RIFF": WAVE, b"fLaC": FLAC, b"OggS": OggVorbis}.get(file.read(4), MP3)
 
@@ -294,8 +269,7 @@ def _picture(samples: np.ndarray, record: Mapping[str, Any], pixels: int, kind: 
         light = np.exp(-((x - left) ** 2 + (y - top) ** 2) / width**2)[..., None]
         picture += light * (_colour(hue + turn, 0.62, 0.92) - picture)
     image = Image.fromarray((255 * picture).astype(np.uint8))
-    # Drawn four times as large, so that the edges are smooth.
-    mask, radius = Image.new("L", (4 * pixels, 4 * pixels)), pixels // BARS
+    mask, radius = Image.new("L", (4 * pixels, 4 * pixels)), pixels // BARS  # scaled down later, for smooth edges
     draw = ImageDraw.Draw(mask)
     for line in _bars(_heights(samples), ring=bool(random.integers(2))) * 4 * pixels:
         draw.line(line.ravel().tolist(), fill=255, width=2 * radius)
@@ -309,11 +283,10 @@ def _picture(samples: np.ndarray, record: Mapping[str, Any], pixels: int, kind: 
 
 
 def _heights(samples: np.ndarray) -> np.ndarray:
-    """Return the height of each bar, from 0 to 1."""
     samples = np.atleast_2d(samples)
     edges = np.linspace(0, samples.shape[-1], BARS + 1).astype(int)
     bars = [np.abs(samples[..., a:b].astype(np.float32)).max(initial=0) for a, b in itertools.pairwise(edges)]
-    return np.array(bars) / max(*bars, 1e-6)
+    return np.array(bars) / max(*bars, 1e-6)  # from 0 to 1
 
 
 def _bars(heights: np.ndarray, ring: bool) -> np.ndarray:

@@ -1,9 +1,8 @@
 """Download a model from the Hugging Face hub into its cache, with progress, resume and cancel.
 
 huggingface_hub (2.4) deletes a partial file when a download breaks off, and cannot be stopped within a file of several
-gigabytes. So the bytes are streamed here, with its session, headers and URLs, into `blobs/<hash>.incomplete` of its
-documented cache layout. A complete file with the right hash becomes the blob; once all are there they are linked in
-`snapshots/<commit>`, where huggingface_hub and everything built on it finds them.
+gigabytes. So the bytes are streamed here into its documented cache layout: first into `blobs/<hash>.incomplete`, which
+becomes the blob if its hash is right; once all are there they are linked in `snapshots/<commit>`.
 """
 
 from __future__ import annotations
@@ -32,10 +31,8 @@ from limits import shown, size_text
 
 log = logging.getLogger(__name__)
 
-ASK_SECONDS = 5.0
-"""Longest wait for the hub's first answer."""
-SILENCE_SECONDS = 600.0
-"""A hub that could not be reached is not asked again for this long."""
+ASK_SECONDS = 5.0  # the longest wait for the hub's first answer
+SILENCE_SECONDS = 600.0  # a hub that could not be reached is not asked again for this long
 READ_SECONDS = 20.0
 TICK_SECONDS = 0.4
 RETRIES, RETRY_SECONDS = 5, 1.0
@@ -48,28 +45,23 @@ PARTS = (
 INDEX = "model_index.json"
 
 _STOPPED = "What arrived is kept; the next download continues there."
-# Until when (time.monotonic) an endpoint that did not answer is not asked again.
-_silent_until: dict[str, float] = {}
+_silent_until: dict[str, float] = {}  # endpoint that did not answer -> time.monotonic() of the next try
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The files of a repository that make a model: those whose names match `pattern`; `index` must be one of them.
-
-    `kind` and `variable` are for messages: what the model is, and what names it.
-    """
+    """The files of a repository that make a model: those whose names match `pattern`; `index` must be one of them."""
 
     pattern: str
     index: str
-    kind: str
-    variable: str
+    kind: str  # what the model is, for messages
+    variable: str  # the setting that names the model, for messages
 
     def choose(self, names: Iterable[str]) -> list[str]:
         return sorted(name for name in names if re.fullmatch(self.pattern, name))
 
 
-# Weights only as safetensors, without the variants next to them (fp16 ...).
-PIPELINE = Selection(
+PIPELINE = Selection(  # weights only as safetensors, without the variants next to them (fp16 ...)
     rf"{INDEX}|({'|'.join(PARTS)})/[\w-]+(\.safetensors|(\.safetensors(\.index)?)?\.(json|txt|jinja))",
     INDEX,
     "diffusers pipeline",
@@ -78,20 +70,15 @@ PIPELINE = Selection(
 
 
 def language_model(variable: str, folder: str = "") -> Selection:
-    """Return the selection of a language model in `folder` of a repository: its config, tokenizer and safetensors."""
     start = f"{folder}/" if folder else ""
     pattern = re.escape(start) + r"[\w.-]+\.(json|txt|jinja|model|safetensors)"
     return Selection(pattern, f"{start}config.json", "language model", variable)
 
 
 def download(repo_id: str, selection: Selection = PIPELINE) -> Iterator[Progress]:
-    """Download a model from `repo_id` into the Hugging Face cache, continuing what an earlier download left.
+    """Download a model into the Hugging Face cache, continuing what an earlier download left; raises StudioError.
 
-    Yields an event at least every half second, `step` of `steps` in MB (10^6 bytes); one has a note with the size.
-    Closing the generator stops the download.
-
-    Raises StudioError if the hub cannot be reached, does not know the model or guards it, if the disk is too small, and
-    if the network fails for good.
+    Yields progress in MB (10^6 bytes) at least every half second. Closing the generator stops the download.
     """
     if not is_repo_id(repo_id):
         raise StudioError("model_unknown", f'A model on Hugging Face is named "org/model", not {shown(repo_id)}.')
@@ -126,7 +113,6 @@ def watched(fetch: Fetch) -> Iterator[Progress]:
 
 
 def is_repo_id(text: str) -> bool:
-    """Return whether `text` is "org/repo" in the hub's spelling."""
     try:
         validate_repo_id(text)
     except errors.HFValidationError:
@@ -135,39 +121,28 @@ def is_repo_id(text: str) -> bool:
 
 
 def storage_of(repo_id: str) -> Path:
-    """Return the folder of a repository in the Hugging Face cache."""
     return Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}")
-
-
-# --- the worker ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RepoFile:
-    """One file of a repository; `hash` is the SHA-256 of a large file, the git blob id of a small one."""
-
     name: str
     size: int
-    hash: str
+    hash: str  # the SHA-256 of a large file, the git blob id of a small one
 
 
-Chooser = Callable[[list[RepoFile], bool], list[RepoFile]]
-"""Picks from all files of a repository; also gets whether it is private or gated. Raises StudioError."""
+Chooser = Callable[[list[RepoFile], bool], list[RepoFile]]  # gets all files, and whether they are private or gated
 
 
 class Fetch:
-    """One download, in a thread of its own so that a network that hangs does not block whoever watches.
-
-    `variable` is the setting that names the model. With `token` False the owner's token is not used. `files` and
-    `commit` are known once the hub has answered.
-    """
+    """One download, in a thread of its own so that a network that hangs does not block whoever watches."""
 
     def __init__(self, repo_id: str, choose: Chooser, variable: str, token: Literal[False] | None = None):
         self.repo_id, self.storage = repo_id, storage_of(repo_id)
-        self._choose, self._variable, self._token = choose, variable, token
+        self._choose, self._variable, self._token = choose, variable, token  # token False: not the owner's
         self.stop = threading.Event()
         self.error: StudioError | None = None
-        self.files: list[RepoFile] = []
+        self.files: list[RepoFile] = []  # known, like the commit, once the hub has answered
         self.commit = self._note = ""
         self._total = self._done = self._fetched = 0
         self._started, self._first_byte = time.monotonic(), math.inf
@@ -176,7 +151,6 @@ class Fetch:
         return time.monotonic() - self._started
 
     def progress(self) -> Progress:
-        """Return the progress so far; a note is given only once."""
         note, self._note = self._note, ""
         spent, left = time.monotonic() - self._first_byte, None
         if spent > 1 and self._fetched:
@@ -186,7 +160,6 @@ class Fetch:
         return Progress("downloading", done, total, round(self.seconds(), 1), left, note)
 
     def run(self) -> None:
-        """Do the download; an error ends up in `error`."""
         try:
             self._ask()
             with self._alone():
@@ -230,7 +203,6 @@ class Fetch:
             raise StudioError("cancelled", "The download was stopped.")  # which nobody waits for any more
 
     def _measure(self) -> None:
-        """Add up the download; raises StudioError if the disk has no room for it."""
         self._total = sum(file.size for file in self.files)
         self._done = sum(self._present(file) for file in self.files)
         self.storage.mkdir(parents=True, exist_ok=True)
@@ -270,8 +242,7 @@ class Fetch:
             try:
                 self._stream(file, partial)
             except errors.HfHubHTTPError as error:
-                # A refusal, unless the server says that it is only busy.
-                if error.response.status_code not in (408, 429, 500, 502, 503, 504):
+                if error.response.status_code not in (408, 429, 500, 502, 503, 504):  # the server is not just busy
                     raise
             except errors.HTTPError as error:
                 log.info("the download of %s broke off: %s", file.name, error)

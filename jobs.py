@@ -1,8 +1,7 @@
 """A job from start to finish: its folder, seeds and uploads; saved takes and their record; the output folder.
 
 The record holds what it takes to make the song again, and what really ran. Each file carries it with its own take. No
-object in it has a key "path", "url" or "meta": clients would try to download it. In the output folder the studio only
-deletes its own files: those whose tags hold a record that matches their name.
+object in it has a key "path", "url" or "meta": clients would try to download it.
 """
 
 from __future__ import annotations
@@ -67,7 +66,6 @@ def job_for(request: Request) -> Iterator[Job]:
 
 @contextlib.contextmanager
 def job_folder(name: str) -> Iterator[Path]:
-    """Create the folder of the job `name`, and delete it on exit."""
     folder = process_folder() / name
     folder.mkdir(mode=0o700)
     try:
@@ -77,13 +75,10 @@ def job_folder(name: str) -> Iterator[Path]:
 
 
 def _seeds(first: int, takes: int) -> tuple[int, ...]:
-    """Return a seed for each take: `first` + i. -1 draws the first here, in the main process."""
     if first < 0:
         first = secrets.randbelow(MAX_SEED - takes + 2)
     return tuple((first + i) % (MAX_SEED + 1) for i in range(takes))
 
-
-# --- the folder of this process -----------------------------------------------------------------------------------
 
 LOCK = ".lock"
 _stopping = threading.Event()
@@ -131,9 +126,6 @@ def _delete_folder(folder: Path) -> None:
     folder.with_suffix(LOCK).unlink(missing_ok=True)
 
 
-# --- inputs and progress ------------------------------------------------------------------------------------------
-
-
 def decode_upload(job: Job, name: str) -> float:
     """Write the upload `name` into the job's folder as float WAV at 48 kHz; returns its length in seconds."""
     try:
@@ -145,7 +137,6 @@ def decode_upload(job: Job, name: str) -> float:
 
 
 def source_seconds(job: Job) -> float:
-    """Return the length of the job's source in seconds, 0 if it has none."""
     return audio.duration_of(job.audio["source"]) if "source" in job.audio else 0.0
 
 
@@ -167,7 +158,6 @@ def with_times(events: Iterator[Event]) -> Iterator[Event]:
 
 @contextlib.contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the duration of a stage to `seconds`, unless it fails."""
     started = time.monotonic()
     yield
     seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 3)
@@ -180,10 +170,7 @@ HEARTBEAT_SECONDS = 0.4  # the longest time between two events, so that closing 
 
 
 def finish(job: Job, outcome: Outcome, output: Path, weights: Weights) -> Iterator[Progress | Done | Failed]:
-    """Measure, encode and tag the good takes into `output` in parallel; ends with `Done`, or `Failed` without any.
-
-    `Done` has paths in Gradio's cache: the output folder is never served. Closing the generator ends the writing.
-    """
+    """Save the good takes in `output`; ends with `Done`, which has copies in Gradio's cache, or `Failed` if none."""
     started, request, takes = time.monotonic(), job.request, outcome.takes
     record = _record(job, outcome, weights)
     at_once = takes_at_once(len(takes), request.song_seconds(source_seconds(job)))
@@ -232,10 +219,7 @@ def _until_done(saving: list[futures.Future]) -> Iterator[Progress]:
 def _save(
     request: SongRequest, record: dict[str, Any], output: Path, cancelled: Callable[[], bool], take: Take
 ) -> tuple[str, dict[str, Any]] | Problem:
-    """Save a take under a unique name; returns the path of its copy in Gradio's cache, and its entry in the record.
-
-    A failure leaves no file behind. Raises CancelledError.
-    """
+    """Save a take; returns its copy's path in Gradio's cache, and its entry in the record. Raises CancelledError."""
     if take.problem:
         return take.problem
     kind = request.options.format
@@ -294,12 +278,8 @@ def disk_problem(error: Exception) -> Problem | None:
     return Problem("disk", f"A file could not be read or written: {error.strerror or error}.")
 
 
-# --- the record -----------------------------------------------------------------------------------------------------
-
-
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that affect the sound."""
-    packages = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")
+    packages = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")  # may change the sound
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
@@ -363,14 +343,12 @@ def sha256(path: Path) -> str:
 # --- the output folder ----------------------------------------------------------------------------------------------
 
 KEEP_DAYS, KEEP_GB = "ACE_STUDIO_KEEP_DAYS", "ACE_STUDIO_KEEP_GB"
-# (days, gigabytes): on a private machine, and on a Space, which everyone shares.
-AT_HOME, ON_A_SPACE = (30.0, 20.0), (1.0, 2.0)
+AT_HOME, ON_A_SPACE = (30.0, 20.0), (1.0, 2.0)  # days and gigabytes; everyone shares a Space
 ABANDONED_SECONDS = 60  # since a part file last grew
 SONG_NAME = re.compile(r"(.+-seed-\d+)(?:-\d+)?\.(wav|flac|mp3|ogg)")
 
 
 def songs_folder() -> Path:
-    """Return the folder for finished songs (ACE_STUDIO_OUTPUT), which may not exist yet."""
     return Path(os.environ.get("ACE_STUDIO_OUTPUT") or Path(__file__).with_name("outputs")).expanduser().resolve()
 
 
@@ -391,10 +369,7 @@ def output_folder() -> Path:
 
 
 def retention() -> tuple[float, float]:
-    """Return for how many days, and up to how many gigabytes (10^9 bytes) in total, finished songs are kept.
-
-    ACE_STUDIO_KEEP_DAYS and ACE_STUDIO_KEEP_GB decide; "off" is infinite, an invalid value means the default.
-    """
+    """Return how many days, and up to how many gigabytes (10^9 bytes) in total, songs are kept; "off" is infinite."""
     days, gb = ON_A_SPACE if os.environ.get("SPACE_ID") else AT_HOME
     return _limit(KEEP_DAYS, days), _limit(KEEP_GB, gb)
 
@@ -444,7 +419,6 @@ def _limit(variable: str, default: float) -> float:
 
 
 def _files() -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield the files in the output folder; links are not followed."""
     with contextlib.suppress(OSError):  # no folder yet, or a file that was just deleted
         for entry in os.scandir(songs_folder()):
             if entry.is_file(follow_symlinks=False):
@@ -452,7 +426,7 @@ def _files() -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether the record in a file's tags matches its name."""
+    """Whether the record in a file's tags matches its name: the studio deletes no other songs."""
     stem, kind = SONG_NAME.fullmatch(path.name).groups()
     record = export.read_record(path) or {}
     try:

@@ -1,7 +1,4 @@
-"""How loud a song is, how it gets as loud as asked, and how new audio is joined to old.
-
-Samples are float arrays of shape [channels, samples] at 48 kHz, full scale at 1.0.
-"""
+"""The loudness of a song, and joining new audio to old: floats [channels, samples] at 48 kHz, full scale at 1.0."""
 
 from __future__ import annotations
 
@@ -18,9 +15,6 @@ _SILENCE_DBFS = -60.0
 _LOUDNESS_SECONDS = 0.4  # the gating block of BS.1770; shorter clips have no loudness
 
 
-# --- measuring ----------------------------------------------------------------------------------------------------
-
-
 def peak_dbfs(samples: np.ndarray) -> float:
     return _decibels(peak_of(samples))
 
@@ -34,22 +28,16 @@ def is_silent(samples: np.ndarray) -> bool:
 
 
 def true_peak_dbtp(samples: np.ndarray) -> float:
-    """Return the peak of the waveform between the samples, in dBTP (ITU-R BS.1770-5, annex 2).
-
-    The signal is oversampled four times as one stream, in blocks of a second, so that no peak hides at a border.
-    """
+    """Return the peak of the waveform between the samples, in dBTP (ITU-R BS.1770-5, annex 2)."""
     stream = soxr.ResampleStream(SAMPLE_RATE, 4 * SAMPLE_RATE, len(samples), "float32", "HQ")
     peak = peak_of(samples)  # the resampler's low-pass may take a little off a click
-    for block in (*seconds_of(samples), samples[:, :0]):
+    for block in (*seconds_of(samples), samples[:, :0]):  # as one stream, so that no peak hides at a border
         peak = max(peak, peak_of(stream.resample_chunk(rows_of(block), last=not block.size)))
     return _decibels(peak)
 
 
 def loudness_lufs(samples: np.ndarray) -> float | None:
-    """Return the integrated loudness of [channels, samples] in LUFS (ITU-R BS.1770-4, gated).
-
-    None where there is none: under 0.4 s, or nothing above the absolute gate of -70 LUFS.
-    """
+    """Return the integrated loudness in LUFS (ITU-R BS.1770-4, gated); None under 0.4 s or entirely below -70 LUFS."""
     if samples.shape[1] < _LOUDNESS_SECONDS * SAMPLE_RATE:
         return None
     import pyloudnorm
@@ -60,11 +48,10 @@ def loudness_lufs(samples: np.ndarray) -> float | None:
 
 
 def spectral_flatness(samples: np.ndarray) -> float:
-    """Return how much the sound resembles noise: near 0 for tones, about 0.56 for white noise.
+    """Return how much the sound resembles noise: near 0 for tones, about exp(-0.577) = 0.56 for white noise.
 
-    It is the geometric over the arithmetic mean of the power spectrum (Johnston 1988) in Hann windows without overlap,
-    averaged over the windows that are not silent; 0 if all are. White noise stays under 1 because the spectrum of a
-    single window is rough: its expected value is exp(-0.577).
+    It is the geometric over the arithmetic mean of the power spectrum (Johnston 1988), averaged over the Hann windows
+    that are not silent; 0 if all are. White noise stays under 1 because the spectrum of a single window is rough.
     """
     (channels, length), window = samples.shape, 2048
     hann = np.hanning(window).astype(np.float32)
@@ -89,17 +76,12 @@ def _decibels(level: float) -> float:
 
 
 def scale_to_peak(samples: np.ndarray, dbfs: float) -> np.ndarray:
-    """Return the samples with their peak at `dbfs`; unchanged if the peak is under -60 dBFS."""
     peak = peak_dbfs(samples)
     return samples if peak < _SILENCE_DBFS else _with_gain(samples, dbfs - peak)
 
 
 def scale_to_loudness(samples: np.ndarray, lufs: float, ceiling_dbtp: float = -1.0) -> np.ndarray:
-    """Return the samples with one gain, at `lufs` or as near as a true peak of `ceiling_dbtp` allows.
-
-    Nothing is clipped or compressed: a song whose peak would pass the ceiling stays quieter than asked. Silence
-    (`is_silent`) and clips under 0.4 s are unchanged.
-    """
+    """Apply one gain, to `lufs` or as near as a true peak of `ceiling_dbtp` allows; no clipping, no compression."""
     measured = None if is_silent(samples) else loudness_lufs(samples)
     if measured is None:
         return samples
@@ -119,8 +101,6 @@ def _with_gain(samples: np.ndarray, decibels: float) -> np.ndarray:
     return samples.astype(np.float32) * np.float32(10 ** (decibels / 20))
 
 
-# --- splices ------------------------------------------------------------------------------------------------------
-
 SURROUNDINGS_SECONDS = 3.0
 # A verse may be softer than the chorus next to it; with a larger difference, a new part sounds out of place.
 LEVEL_TOLERANCE_DB = 3.0
@@ -129,26 +109,20 @@ FULL_SCALE = 0.9999  # below 1 by more than float32 rounds
 
 
 def splice(old: np.ndarray, new: np.ndarray, start: int, end: int, fade: int) -> np.ndarray:
-    """Return `old` with `new` in samples `start` to `end`, joined by linear crossfades of `fade` samples.
-
-    The crossfades lie outside the region and end with the file; every sample of `old` beyond them is unchanged. The
-    ramp is upstream's: linspace(0, 1, fade + 2) without its ends.
-    """
-    ramp = np.linspace(0, 1, fade + 2, dtype=np.float32)[1:-1]
+    """Return `old` with `new` in samples `start` to `end`; linear crossfades of `fade` samples lie outside of these."""
+    ramp = np.linspace(0, 1, fade + 2, dtype=np.float32)[1:-1]  # upstream's
     weight = np.zeros(old.shape[1], np.float32)
     weight[start:end] = 1
     before, after = min(fade, start), min(fade, old.shape[1] - end)
     weight[start - before : start], weight[end : end + after] = ramp[fade - before :], ramp[::-1][:after]
-    # Products with 0 and 1 are exact.
-    return np.where(weight == 0, old, old * (1 - weight) + new * weight)
+    return np.where(weight == 0, old, old * (1 - weight) + new * weight)  # products with 0 and 1 are exact
 
 
 def match_level(new: np.ndarray, old: np.ndarray, start: int, end: int, fade: int = 0) -> np.ndarray:
-    """Return `new` scaled so that its region `start` to `end` is about as loud as `old` right around it.
+    """Return `new` scaled so that its region `start` to `end` is within 3 dB (RMS) of up to 3 s of `old` on each side.
 
-    First it is divided by its peak if that is over 1, then brought to within 3 dB (RMS) of up to 3 s of `old` on each
-    side, but never over full scale. Silent surroundings change nothing. Only the region and the `fade` samples around
-    it count, because the rest of `new` is not used.
+    It never passes full scale, and silent surroundings change nothing. Only the region and the `fade` samples around it
+    count, because the rest of `new` is not used.
     """
     peak = peak_of(new[:, max(start - fade, 0) : end + fade])
     new, peak = new / max(peak, 1.0), min(peak, 1.0)

@@ -1,7 +1,4 @@
-"""One request type per mode, and whether the uploads fit it.
-
-A wrong value becomes a `Problem`: a sentence that names the field and the allowed range.
-"""
+"""One request type per mode, and whether the uploads fit it; a `Problem` names the wrong field and its range."""
 
 from __future__ import annotations
 
@@ -24,8 +21,6 @@ class Strict(BaseModel):
 
 
 class Request(Strict):
-    """What a visitor asks for; a subclass names its `mode`."""
-
     mode: ClassVar[str]
 
     def __init_subclass__(cls, mode: str = "") -> None:
@@ -37,9 +32,7 @@ REQUESTS: dict[str, type[Request]] = {}
 
 
 class LoraChoice(Strict):
-    """A LoRA and its weight; `source` is "org/repo", "org/repo:file" or an uploaded file."""
-
-    source: str
+    source: str  # "org/repo", "org/repo:file" or an uploaded file
     weight: float
 
 
@@ -111,7 +104,6 @@ class SongWords(Request):
     language: choice("Language", limits.LANGUAGES) = "unknown"
 
     def sung_lyrics(self) -> str:
-        """Return the lyrics the model gets: "[Instrumental]" if the switch is on or there are none."""
         return INSTRUMENTAL if self.instrumental or not self.lyrics else self.lyrics
 
     def model_post_init(self, context: Any) -> None:
@@ -139,9 +131,7 @@ class SongRequest(SongWords):
 
 
 class GenerateOptions(Options):
-    """`plan` lets the planner write metadata and audio codes first; `rewrite` lets it rewrite the prompt too."""
-
-    plan: flag("Plan the song first") = True
+    plan: flag("Plan the song first") = True  # metadata and audio codes
     plan_seed: number("plan_seed")
     plan_temperature: number("plan_temperature")
     plan_cfg: number("plan_cfg")
@@ -149,10 +139,8 @@ class GenerateOptions(Options):
 
 
 class GenerateRequest(SongRequest, mode="generate"):
-    """A song from words; `reference` is an optional audio file whose timbre it takes on."""
-
     duration: number("duration")
-    reference: str | None = None
+    reference: str | None = None  # an audio file whose timbre the song takes on
     options: GenerateOptions = Field(default_factory=GenerateOptions)
 
     def song_seconds(self, source: float) -> float:
@@ -160,24 +148,18 @@ class GenerateRequest(SongRequest, mode="generate"):
 
 
 class CoverOptions(Options):
-    """`noise_strength` 0 starts from pure noise, 1 from the source itself."""
-
-    noise_strength: number("noise_strength")
+    noise_strength: number("noise_strength")  # 0 starts from pure noise, 1 from the source itself
 
 
 class CoverRequest(SongRequest, mode="cover"):
-    """A new version of `source` with its length; `strength` is the share of the steps that follow its melody."""
-
     source: Source = None
     reference: str | None = None
-    strength: number("strength")
+    strength: number("strength")  # the share of the steps that follow the source's melody
     options: CoverOptions = Field(default_factory=CoverOptions)
 
 
 class ExtendOptions(Options):
-    """`overlap`: seconds of the source that are regenerated and crossfaded at each new end."""
-
-    overlap: number("overlap")
+    overlap: number("overlap")  # seconds of the source that are regenerated and crossfaded at each new end
 
 
 class ExtendRequest(SongRequest, mode="extend"):
@@ -210,8 +192,7 @@ class EditOptions(Options):
             raise wrong(f"Morph ends at must be up to 1 and above Morph starts at ({start:g}), not {end:g}.", "n_max")
 
 
-# An option that another action would ignore is an error.
-ACTION_OPTIONS = {
+ACTION_OPTIONS = {  # an option that another action would ignore is an error
     "repaint": {"repaint_mode", "repaint_strength"},
     "morph": {"n_min", "n_max", "n_avg"},
     "layer": {"mix"},
@@ -226,13 +207,11 @@ CHOOSE_TRACK = {
 
 
 class EditRequest(SongRequest, mode="edit"):
-    """A change to `source` that keeps its length; `end` 0 means the end of the file."""
-
     needs_words: ClassVar[bool] = False
     source: Source = None
     action: choice("Action", limits.ACTIONS) = "repaint"
     start: number("start")
-    end: number("end")
+    end: number("end")  # 0 means the end of the file
     source_prompt: text("source_prompt") = ""
     source_lyrics: text("source_lyrics") = ""
     tracks: Annotated[tuple[str, ...], BeforeValidator(limits.track_names)] = ()
@@ -261,18 +240,14 @@ class EditRequest(SongRequest, mode="edit"):
 
 
 class LyricsOptions(Strict):
-    """How words are sampled; `temperature` 0 always picks the likeliest."""
-
-    temperature: number("temperature")
+    temperature: number("temperature")  # 0 always picks the likeliest token
     top_p: number("top_p")
     max_tokens: number("max_tokens")
 
 
 class LyricsRequest(Request, mode="lyrics"):
-    """Lyrics from a brief; `structure` is a preset's name or free text, "" leaves it to the writer."""
-
     brief: text("brief", wanted="say what the song is about") = Field(default="", validate_default=True)
-    structure: text("structure") = ""
+    structure: text("structure") = ""  # a preset's name or free text; "" leaves it to the writer
     language: choice("Language", limits.LANGUAGES) = "en"
     tone: text("tone") = ""
     seed: number("seed")
@@ -280,9 +255,7 @@ class LyricsRequest(Request, mode="lyrics"):
 
 
 class InspireRequest(Request, mode="inspire"):
-    """Prompt, lyrics and metadata from an `idea`, which may be empty."""
-
-    idea: text("idea") = ""
+    idea: text("idea") = ""  # from which prompt, lyrics and metadata are written
     instrumental: flag("Instrumental") = False
     language: choice("Language", limits.LANGUAGES) = "unknown"
     seed: number("seed")
@@ -296,21 +269,16 @@ class PolishRequest(SongWords, mode="polish"):
 
 
 class DescribeRequest(Request, mode="describe"):
-    """A description of the recording `source`."""
-
     source: Source = None
     seed: number("seed")
 
 
 class AlignRequest(SongWords, mode="align"):
-    """When each line of `lyrics` is sung in the finished song `source`; the other fields come from its record.
-
-    `steps` None means the checkpoint's default; `planned` says whether a plan was used.
-    """
+    """When each line of `lyrics` is sung in the finished song `source`; the other fields come from its record."""
 
     source: Source = None
-    steps: number("steps")
-    planned: flag("Planned") = False
+    steps: number("steps")  # None means the checkpoint's default
+    planned: flag("Planned") = False  # whether a plan was used
     seed: number("seed")
 
     def model_post_init(self, context: Any) -> None:
@@ -343,16 +311,11 @@ def _problem(mode: str, item: dict[str, Any]) -> Problem:
     return Problem("invalid", sentence, name)
 
 
-# --- uploads ------------------------------------------------------------------------------------------------------
-
 AUDIO_FIELDS = ("source", "reference")
 
 
 def upload_seconds(path: str, field: str = "source") -> float:
-    """Return the file's length after decoding, in whole samples at 48 kHz; only its header is read.
-
-    Raises InvalidRequest at `field` if the file is not audio, is damaged, or is too short, too long or too large.
-    """
+    """Return a file's decoded length in seconds, whole samples at 48 kHz, by its header; raises InvalidRequest."""
     try:
         return samples_in(audio.duration_of(path)) / limits.SAMPLE_RATE
     except audio.AudioError as error:
@@ -360,10 +323,7 @@ def upload_seconds(path: str, field: str = "source") -> float:
 
 
 def check_audio(request: Request) -> float:
-    """Check the request's files, then the request against its source; returns the source's seconds (0: no source).
-
-    Raises InvalidRequest with a problem for each unusable file, or else for what does not fit the source.
-    """
+    """Check the files, then the request against its source, whose seconds it returns (or 0); raises InvalidRequest."""
     seconds: dict[str, float] = {}
     problems: list[Problem] = []
     for field in AUDIO_FIELDS:
@@ -380,11 +340,9 @@ def check_audio(request: Request) -> float:
 
 
 def check_source(request: Request, seconds: float) -> None:
-    """Check what depends on the source's length; raises InvalidRequest with the field and the range.
-
-    Compares samples: a length that a client computed, or that was resampled, may be off by a fraction.
-    """
+    """Check what depends on the source's length; raises InvalidRequest with the field and the range."""
     field, message = "", ""
+    # Samples are compared: a length that a client computed, or that was resampled, may be off by a fraction.
     total, most, least = samples_in(seconds), MAX_SOURCE_SECONDS, limits.LEAST_REGION_SECONDS
     if isinstance(request, ExtendRequest):
         if samples_in(request.before) + total + samples_in(request.after) > samples_in(most):
@@ -408,9 +366,6 @@ def check_source(request: Request, seconds: float) -> None:
         raise InvalidRequest(Problem("invalid", message, field))
 
 
-# --- what the checkpoint makes of it ------------------------------------------------------------------------------
-
-
 class Sampling(NamedTuple):
     steps: int
     guidance: float
@@ -418,11 +373,8 @@ class Sampling(NamedTuple):
 
 
 def usual_sampling(quality: str, kind: str = "sft") -> Sampling:
-    """Return the defaults of a `weights.checkpoint_kind`.
-
-    A turbo checkpoint has guidance distilled into its weights and an 8-step schedule of shift 3 (upstream's table).
-    """
-    if kind == "turbo":
+    """Return the defaults of a `weights.checkpoint_kind`."""
+    if kind == "turbo":  # guidance is distilled into its weights; 8 steps of shift 3 are in upstream's table
         return Sampling(8, 1.0, 3.0)
     return Sampling((limits.PREVIEW_STEPS if kind == "preview" else limits.QUALITY_STEPS)[quality], 7.0, 1.0)
 

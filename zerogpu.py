@@ -1,7 +1,5 @@
 """ZeroGPU: the seconds to ask for, the worker's heartbeat, the one retry, and its errors as sentences.
 
-When a worker dies, ZeroGPU only says "GPU task aborted", whatever the cause. So a worker keeps a heartbeat file in its
-job's folder, which tells when its time began. Only if that time is used up is the job retried, with twice the seconds.
 Nothing here imports gradio or spaces: their errors are recognized by title and text.
 """
 
@@ -31,8 +29,7 @@ from params import sampling_settings
 log = logging.getLogger("studio")
 
 BEAT = "beat"
-# A worker that lived for this share of its seconds was stopped by the limit: the platform's clock starts earlier.
-LIMIT_SHARE = 0.9
+LIMIT_SHARE = 0.9  # of its seconds; a worker that lived so long hit the limit: the platform's clock starts earlier
 # Seconds between two checks by the parent, without a heartbeat until a worker counts as dead (it writes one every 0.4
 # seconds), and until the first heartbeat, which has to wait for the queue and a cold start.
 LISTEN_SECONDS, SILENT_SECONDS, START_SECONDS = 0.5, 30.0, 240.0
@@ -50,15 +47,14 @@ class Beat:
         self._began = _forked_at.pop() if _forked_at else time.time()
 
     def write(self) -> None:
-        """Write a heartbeat, unless the folder is gone because the job was abandoned."""
         new = self._path.with_suffix(".new")
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the folder of an abandoned job is gone
             new.write_text(str(self._began))
             new.replace(self._path)
 
 
 def used_up(folder: str | Path, seconds: int) -> bool:
-    """Whether the worker whose heartbeat is in `folder`, and which just died, had used up its `seconds`."""
+    """Whether the worker that just died had used up its `seconds`: ZeroGPU gives the same error for every cause."""
     try:
         return time.time() - float(Path(folder, BEAT).read_text()) >= LIMIT_SHARE * seconds
     except (OSError, ValueError):
@@ -66,10 +62,7 @@ def used_up(folder: str | Path, seconds: int) -> bool:
 
 
 def lent(call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int) -> Iterator[Any]:
-    """Yield the events of a job that `call(seconds)` starts on a card lent by ZeroGPU; its record gets what was asked.
-
-    Raises StudioError for all of ZeroGPU's errors.
-    """
+    """Yield the events of a job that `call(seconds)` starts on a lent card; raises StudioError for ZeroGPU's errors."""
     asked = seconds
     for tries in (1, 2):
         Path(folder, BEAT).unlink(missing_ok=True)
@@ -105,12 +98,9 @@ def lent(call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int)
 
 
 def _watched(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
-    """Yield `events`; raises StudioError once the worker with its heartbeat in `folder` has fallen silent.
-
-    A thread reads them, because `spaces` may not report a worker's death or end for 20 minutes if the card cannot be
-    returned. Until the worker starts this yields progress, so that it can be closed. Closing waits for a busy worker.
-    """
+    """Yield `events`, and progress until the worker starts; raises StudioError once its heartbeat has fallen silent."""
     left = threading.Event()
+    # In a thread: `spaces` may not report a worker's death or end for 20 minutes if the card cannot be returned.
     read, thread = in_thread(events, "card", left.is_set, LISTEN_SECONDS)
     began, working = time.time(), False
     try:
@@ -132,11 +122,7 @@ def _watched(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
 def in_thread(
     events: Iterator[Any], name: str, stopped: Callable[[], bool], beat: float
 ) -> tuple[Iterator[Any], threading.Thread]:
-    """Read `events` in a new thread until `stopped()`; return an iterator of them, and the thread.
-
-    The iterator yields None after each `beat` seconds without an event, and raises what the thread did. Nones among
-    `events` are only points to stop at.
-    """
+    """Read `events` in a thread until `stopped()`; the iterator yields None after `beat` seconds without an event."""
     pending: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
 
     def work() -> None:
@@ -145,7 +131,7 @@ def in_thread(
                 for event in events:
                     if stopped():
                         break
-                    if event is not None:
+                    if event is not None:  # None is only a point to stop at
                         pending.put((event, None))
         except Exception as error:
             pending.put((None, error))
@@ -171,14 +157,11 @@ def in_thread(
 
 
 def _silent(folder: str | Path, began: float) -> bool:
-    """Whether the last heartbeat, or `began` before the first one, is too long ago."""
     try:
         return time.time() - Path(folder, BEAT).stat().st_mtime > SILENT_SECONDS
     except OSError:
         return time.time() - began > START_SECONDS
 
-
-# --- problems -----------------------------------------------------------------------------------------------------
 
 AGAIN = "Please try again"
 LESS_WORK = "Try fewer steps, fewer takes or a shorter song"
@@ -238,8 +221,7 @@ def problem_of(error: Exception) -> Problem | None:
 
 # --- the seconds to ask for ------------------------------------------------------------------------------------------
 
-LEAST_SECONDS, MOST_SECONDS = 60, 300
-"""The least to ask for, so that a busy card does not cut a short job off, and the most."""
+LEAST_SECONDS, MOST_SECONDS = 60, 300  # to ask for; the least keeps a busy card from cutting a short job off
 
 # Seconds are those of an H200, in which ZeroGPU counts; on slower cards it gives more real time by itself. Until they
 # are measured (docs/performance.md), these numbers are counted or assumed.
@@ -255,36 +237,28 @@ CONSTANTS = {
     "writer_tokens_per_second": 25.0,  # tokens/s; assumed: a 7B model step by step in transformers
     "margin": 1.5,  # x; assumed: real over counted; shared cards, first kernels
 }
+# Seconds of music -> TFLOP of one forward pass: counted on XL's configuration with 600 condition tokens.
 FORWARD_TFLOP = {0: 0.0, 30: 3.33, 60: 6.59, 120: 13.6, 240: 29.3, 600: 90.6}
-"""Seconds of music -> TFLOP of one forward pass: counted on XL's configuration with 600 condition tokens."""
 NO_WAY = "Use fewer steps, fewer morph averages or a shorter source."
 
 
 @dataclass(frozen=True)
 class Work:
-    """The GPU work of a job, as far as it costs time.
-
-    `duration` is the length in seconds to denoise, `source` that of the uploads to encode. A step is `passes` forward
-    passes, twice as many with guidance. `planner`: the song is planned first. `tokens`: the most that a language model
-    may write for a text. Loading the weights onto the card is always added.
-    """
+    """The GPU work of a job, as far as it costs time; loading the weights onto the card is always added."""
 
     mode: str
-    duration: float = 0.0
+    duration: float = 0.0  # seconds to denoise
     steps: int = 0
     takes: int = 1
     guidance: float = 1.0
-    planner: bool = False
-    tokens: int = 0
-    source: float = 0.0
-    passes: float = 1.0
+    planner: bool = False  # whether the song is planned first
+    tokens: int = 0  # the most that a language model may write for a text
+    source: float = 0.0  # seconds of uploads to encode
+    passes: float = 1.0  # forward passes of a step without guidance, which takes twice as many
 
 
 def work_of(request: Any, *, kind: str = "sft", source: float = 0.0, planner: bool = False) -> Work:
-    """Return the work of any request; `source` is the length of its source in seconds (0 while there is none).
-
-    `planner`: there is a planner to plan the song.
-    """
+    """Return the work of any request; `source` is its source's seconds, `planner` whether one could plan the song."""
     if request.mode == "align":  # one forward pass
         return Work("align", duration=source, steps=1, source=source)
     if not hasattr(request, "takes"):
@@ -301,7 +275,6 @@ def work_of(request: Any, *, kind: str = "sft", source: float = 0.0, planner: bo
 
 
 def seconds_needed(work: Work) -> float:
-    """Return the estimated seconds for `work`, without bounds."""
     forwards = work.steps * work.passes * work.takes * (2 if work.guidance > 1 else 1)
     tflop = float(np.interp(work.duration, list(FORWARD_TFLOP), list(FORWARD_TFLOP.values())))
     seconds = forwards * tflop / CONSTANTS["tflop_per_second"]
@@ -315,7 +288,6 @@ def seconds_needed(work: Work) -> float:
 
 
 def gpu_seconds(work: Work) -> int:
-    """Return the seconds to ask for, from 60 to 300."""
     return clamped(seconds_needed(work))
 
 
