@@ -170,7 +170,10 @@ HEARTBEAT_SECONDS = 0.4  # the longest time between two events, so that closing 
 
 
 def finish(job: Job, outcome: Outcome, output: Path, weights: Weights) -> Iterator[Progress | Done | Failed]:
-    """Save the good takes in `output`; ends with `Done`, which has copies in Gradio's cache, or `Failed` if none."""
+    """Measure, encode and tag the good takes into `output` in parallel; ends with `Done`, or `Failed` without any.
+
+    `Done` has paths in Gradio's cache: the output folder is never served. Closing the generator ends the writing.
+    """
     started, request, takes = time.monotonic(), job.request, outcome.takes
     record = _record(job, outcome, weights)
     at_once = takes_at_once(len(takes), request.song_seconds(source_seconds(job)))
@@ -219,7 +222,10 @@ def _until_done(saving: list[futures.Future]) -> Iterator[Progress]:
 def _save(
     request: SongRequest, record: dict[str, Any], output: Path, cancelled: Callable[[], bool], take: Take
 ) -> tuple[str, dict[str, Any]] | Problem:
-    """Save a take; returns its copy's path in Gradio's cache, and its entry in the record. Raises CancelledError."""
+    """Save a take under a free name; return the path of its copy in Gradio's cache, and its entry in the record.
+
+    A failure leaves no file behind. Raises CancelledError.
+    """
     if take.problem:
         return take.problem
     kind = request.options.format
@@ -235,9 +241,8 @@ def _save(
             path = export.claim(part, output / name)
         try:
             copy = processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder())
-        except OSError as error:
-            if is_disk_full(error):
-                path.unlink()  # another take may fit in its place
+        except OSError:
+            path.unlink()  # another take may fit in its place
             raise
         return copy, {**facts, "name": path.name, "sha256": sha256(path)}
     except (audio.AudioError, OSError) as error:

@@ -133,6 +133,16 @@ def test_a_full_disk_without_a_take_is_told_by_its_code(studio, output, disk):
     assert list(output.iterdir()) == []
 
 
+def test_a_take_that_the_page_cannot_get_leaves_no_file(studio, output, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(jobs.processing_utils, "save_file_to_cache", refuse)
+    failed = run(studio)
+    assert isinstance(failed, Failed) and "Permission denied" in failed.problem.message
+    assert list(output.iterdir()) == []
+
+
 def test_an_output_folder_that_is_removed_in_mid_song_is_made_again(studio, output):
     output.mkdir()
     done = run(
