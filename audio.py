@@ -47,7 +47,8 @@ class ForwardFile(sf.SoundFile):
 def decode(path: str | Path) -> np.ndarray:
     """Read an audio file of any kind that libsndfile knows, as float32 [2, samples] at 48 kHz; raises `AudioError`.
 
-    At 48 kHz the samples of a file of up to 24 bits are exact. Memory stays near the size of the result.
+    Mono goes to both sides, surround is mixed down, other rates are resampled with soxr's VHQ; at 48 kHz the samples of
+    a file of up to 24 bits are exact. Memory stays near the size of the result, however large the source is.
     """
     with _opened(Path(path)) as file:
         samples = np.zeros((2, round(file.frames * SAMPLE_RATE / file.samplerate)), np.float32)

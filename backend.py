@@ -1,4 +1,10 @@
-"""Requests in, events out: one song at a time on one pipeline, used by `gpu_entry` alone (docs/architecture.md)."""
+"""Requests in, events out: one song at a time on one pipeline.
+
+`Backend.stream` prepares a request outside the GPU (uploads, seeds, folder), passes one picklable `Job` to `gpu_entry`,
+and turns the result into files with `jobs.finish`. Only `gpu_entry` may touch the models. It runs them in a thread and
+yields an event at least twice a second, so that it can be closed at any time. Closing it deletes the job's `running`
+file, which the models' code checks at every step, tile and token.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Where the GPU entry point runs: in this process, or on Ray workers, each an actor that holds one loaded studio.
 
-ray is imported where it is used: a Space, and a studio without ACE_STUDIO_RAY, never import it.
+`run` takes a job to an idle worker (cluster_worker.py) and yields its events. Files travel as blocks of bytes through
+Ray's object store and land in the job's folder, so nothing needs a shared file system. A worker that dies is replaced,
+and its song is made once more on another one. A Space, and a studio without ACE_STUDIO_RAY, never import ray.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ class Pool:
         self._thread: threading.Thread | None = None
 
     def start(self, look: Callable[[], dict[str, Any]], changed: Callable[[int], None] | None = None) -> None:
-        """Start the workers once; `look` runs in them for their status, `changed` gets their number every second."""
+        """Start the workers, once; `look` runs in them and returns their status, `changed` gets their number."""
         with self._news:
             self._changed = changed or self._changed
             if wanted() and not self._thread:

@@ -1,4 +1,7 @@
-"""A song as a file: encoded, named, tagged with its record and a cover picture; and the record read back."""
+"""A song as a file: encoded, named, tagged with its record and a cover picture; and the record read back.
+
+The tags of an upload are untrusted: little of it is read, and the record is checked for size and depth.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,11 @@ def encode(samples: np.ndarray, path: str | Path, format: str, cancelled: Callab
 
 
 def write_tags(path: str | Path, title: str, record: dict, picture: bytes = b"") -> None:
-    """Write a title, the record as JSON and a JPEG into a file from `encode`; an `AudioError` leaves it unchanged."""
+    """Write a title, the record as JSON and a cover picture (JPEG) into a file that `encode` made.
+
+    The record goes into an ID3 TXXX frame (WAV, MP3) or a Vorbis comment (FLAC, OGG) called `RECORD_TAG`. Raises
+    `AudioError` and leaves the file unchanged if the record is too long or has NaN or infinity in it.
+    """
     try:
         text = _clean(json.dumps(record, ensure_ascii=False, allow_nan=False))
     except ValueError as error:
@@ -155,7 +162,8 @@ def free_names(path: Path) -> Iterator[Path]:
 
 def _write(path: Path, samples: np.ndarray, encoding: dict, cancelled: Callable[[], bool] = lambda: False) -> None:
     """Write [channels, samples] in blocks of a second: one large write of Vorbis crashes libsndfile."""
-    kind, data = encoding["subtype"], io.BytesIO()  # libsndfile does not report a write that fails while it closes
+    # In memory first: libsndfile does not report a failed write that happens while it closes a file.
+    kind, data = encoding["subtype"], io.BytesIO()
     with sf.SoundFile(data, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
         for block in seconds_of(samples):
             if cancelled():
@@ -190,7 +198,10 @@ def _slug(text: str) -> str:
 
 
 def read_record(path: str | Path) -> dict | None:
-    """Return the record in a file's tags, or None if there is none that is acceptable JSON; the file is untrusted."""
+    """Return the record in a file's tags, or None if there is none that is acceptable JSON.
+
+    It is a stranger's: valid text and finite numbers in nested lists and dicts, and nothing else is known of it.
+    """
     try:
         text = _record_text(Path(path))
         if text is None or len(text.encode()) > MAX_RECORD_BYTES:

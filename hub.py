@@ -76,9 +76,10 @@ def language_model(variable: str, folder: str = "") -> Selection:
 
 
 def download(repo_id: str, selection: Selection = PIPELINE) -> Iterator[Progress]:
-    """Download a model into the Hugging Face cache, continuing what an earlier download left; raises StudioError.
+    """Download a model into the Hugging Face cache, continuing what an earlier download left.
 
-    Yields progress in MB (10^6 bytes) at least every half second. Closing the generator stops the download.
+    Yields progress in MB (10^6 bytes) at least every half second; closing the generator stops the download. Raises
+    StudioError if the hub cannot be reached, does not know or guards the model, or if disk or network fail.
     """
     if not is_repo_id(repo_id):
         raise StudioError("model_unknown", f'A model on Hugging Face is named "org/model", not {shown(repo_id)}.')

@@ -81,7 +81,10 @@ def scale_to_peak(samples: np.ndarray, dbfs: float) -> np.ndarray:
 
 
 def scale_to_loudness(samples: np.ndarray, lufs: float, ceiling_dbtp: float = -1.0) -> np.ndarray:
-    """Apply one gain, to `lufs` or as near as a true peak of `ceiling_dbtp` allows; no clipping, no compression."""
+    """Return the samples with one gain, at `lufs` or as near as a true peak of `ceiling_dbtp` allows.
+
+    Silence (`is_silent`) and clips under 0.4 s are unchanged.
+    """
     measured = None if is_silent(samples) else loudness_lufs(samples)
     if measured is None:
         return samples
@@ -109,7 +112,10 @@ FULL_SCALE = 0.9999  # below 1 by more than float32 rounds
 
 
 def splice(old: np.ndarray, new: np.ndarray, start: int, end: int, fade: int) -> np.ndarray:
-    """Return `old` with `new` in samples `start` to `end`; linear crossfades of `fade` samples lie outside of these."""
+    """Return `old` with `new` in samples `start` to `end`, joined by linear crossfades of `fade` samples.
+
+    The crossfades lie outside the region and end with the file; every sample of `old` beyond them is unchanged.
+    """
     ramp = np.linspace(0, 1, fade + 2, dtype=np.float32)[1:-1]  # upstream's
     weight = np.zeros(old.shape[1], np.float32)
     weight[start:end] = 1

@@ -1,5 +1,7 @@
 """ZeroGPU: the seconds to ask for, the worker's heartbeat, the one retry, and its errors as sentences.
 
+When a worker dies, ZeroGPU only says "GPU task aborted", whatever the cause. So a worker keeps a heartbeat file in its
+job's folder, which tells when its time began. Only if that time is used up is the job retried, with twice the seconds.
 Nothing here imports gradio or spaces: their errors are recognized by title and text.
 """
 
@@ -54,7 +56,7 @@ class Beat:
 
 
 def used_up(folder: str | Path, seconds: int) -> bool:
-    """Whether the worker that just died had used up its `seconds`: ZeroGPU gives the same error for every cause."""
+    """Whether the worker whose heartbeat is in `folder`, and which just died, had used up its `seconds`."""
     try:
         return time.time() - float(Path(folder, BEAT).read_text()) >= LIMIT_SHARE * seconds
     except (OSError, ValueError):
@@ -98,7 +100,10 @@ def lent(call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int)
 
 
 def _watched(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
-    """Yield `events`, and progress until the worker starts; raises StudioError once its heartbeat has fallen silent."""
+    """Yield `events`; raises StudioError once the worker with its heartbeat in `folder` has fallen silent.
+
+    Until the worker starts this yields progress, so that it can be closed. Closing waits for a busy worker.
+    """
     left = threading.Event()
     # In a thread: `spaces` may not report a worker's death or end for 20 minutes if the card cannot be returned.
     read, thread = in_thread(events, "card", left.is_set, LISTEN_SECONDS)
@@ -122,7 +127,10 @@ def _watched(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
 def in_thread(
     events: Iterator[Any], name: str, stopped: Callable[[], bool], beat: float
 ) -> tuple[Iterator[Any], threading.Thread]:
-    """Read `events` in a thread until `stopped()`; the iterator yields None after `beat` seconds without an event."""
+    """Read `events` in a new thread until `stopped()`; return an iterator of them, and the thread.
+
+    The iterator yields None after each `beat` seconds without an event, and raises what the thread did.
+    """
     pending: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
 
     def work() -> None:
