@@ -1,10 +1,7 @@
 """Timed lyrics: when each line of a finished song is sung, read from the song model's own attention.
 
-A few cross-attention heads of the first eight layers follow the singing (upstream's `lyric_alignment_layers_config`).
-`attention` runs one forward pass over the song and keeps the attention of these heads; `timed_lines` finds the best
-path from the first token at the first frame to the last at the last (dynamic time warping) and reads the lines' times
-from it; `score` says how far to trust that path. Formulas: upstream's LRC code (reference, section 5). `run` does all
-of it for a request, inside the GPU entry point.
+A few cross-attention heads of the first eight layers follow the singing; the formulas are those of upstream's LRC code
+(reference, section 5).
 
 Shapes: H heads, L lyric tokens, F frames of the transformer (12.5 a second), T latent frames (25 a second).
 """
@@ -41,8 +38,7 @@ KNOWN_HEADS = {
     (32, 32): {3: (18, 27), 4: (22,), 5: (5, 6, 7), 6: (2, 12, 13), 7: (20, 21)},
 }
 CONFIG_KEY = "lyric_alignment_layers_config"
-# Attention counts if it exceeds its token's and its frame's median this many times.
-MEDIANS = 2.0
+MEDIANS = 2.0  # attention counts if it exceeds its token's and its frame's median this many times
 LEAST_ENERGY = 0.1
 CENTROID_ENERGY = 0.01
 BACKWARD_FRAMES = 9
@@ -56,7 +52,6 @@ class _Enough(Exception):
 
 
 def support(weights: Weights) -> dict[str, Any]:
-    """Return whether the lines of a song can be timed with this checkpoint, and if not, why."""
     reason = ""
     if weights.folder is None:
         reason = "The song model is not on this machine yet."
@@ -75,8 +70,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]
         pipe, heads = models.pipeline(), _heads_of(models.weights)
         if not heads:
             raise StudioError("unsupported", support(models.weights)["reason"])
-        # The heads are known for the checkpoint without LoRAs.
-        loras.reconcile(pipe, ())
+        loras.reconcile(pipe, ())  # the heads are known for the checkpoint without LoRAs
     with timed(seconds, "aligning"):
         yield Progress("preparing")
         samples = audio.read_wav(job.audio["source"])
@@ -103,10 +97,7 @@ def _heads_of(weights: Weights) -> Heads:
 
 
 def alignment_heads(config: Mapping[str, Any]) -> Heads:
-    """Return the heads that follow the lyrics by layer; empty if the checkpoint has none that are known.
-
-    `config` is the transformer's config.json, which may name them; `KNOWN_HEADS` has those of the official shapes.
-    """
+    """Return the heads that follow the lyrics by layer, as its config.json names them or they are known; or none."""
     shape = config.get("num_hidden_layers"), config.get("num_attention_heads")
     named = config.get(CONFIG_KEY)
     if not isinstance(named, Mapping):
@@ -122,11 +113,7 @@ def alignment_heads(config: Mapping[str, Any]) -> Heads:
 def attention(
     pipe: Any, condition: Condition, latents: torch.Tensor, noise: torch.Tensor, t: float, heads: Heads, tokens: slice
 ) -> np.ndarray:
-    """Return the attention [H, L, F] of `heads` to the condition's `tokens` for a song's `latents` [1, T, C].
-
-    `noise` is added up to time `t`, as before the last step (t = 1 / steps). One pass without guidance, which ends
-    after the last layer that counts.
-    """
+    """Return the attention [H, L, F] of `heads` to the condition's `tokens` for a song's `latents` [1, T, C]."""
     import torch
 
     found: list[np.ndarray] = []
@@ -145,7 +132,7 @@ def attention(
             module = pipe.transformer.layers[layer].cross_attn
             hooks.enter_context(module.register_forward_pre_hook(partial(listen, layer), with_kwargs=True))
         pipe.transformer(
-            hidden_states=sampling.noised(latents.to(device), noise, t).to(dtype),
+            hidden_states=sampling.noised(latents.to(device), noise, t).to(dtype),  # as before the last step
             timestep=time,
             timestep_r=time,
             encoder_hidden_states=condition.states,
@@ -164,11 +151,8 @@ def _attend(module: Any, states: torch.Tensor, encoded: torch.Tensor, head: int)
 
 
 def lyric_slice(pipe: Any, lyrics: str, language: str) -> tuple[slice, np.ndarray]:
-    """Return the position of the lyrics' own tokens in the condition, and the line of each [L], from 0.
-
-    Tokens that are not sung, which are tags and line breaks, have -1.
-    The condition begins with the rendered lyrics, cut to 2,048 tokens; the slice excludes their headers and end mark.
-    """
+    """Return where the condition has the lyrics' own tokens, and the line of each [L], from 0; -1 if it is not sung."""
+    # The condition begins with this text, cut to 2,048 tokens: headers, the lyrics, an end mark.
     _, text = pipe._format_prompt(prompt="", lyrics=lyrics, vocal_language=language)
     spans = pipe.tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=MAX_LYRIC_TOKENS)
     begin, length = text.index(lyrics, text.index("# Lyric\n")), len(lyrics)
@@ -186,14 +170,8 @@ def lyric_slice(pipe: Any, lyrics: str, language: str) -> tuple[slice, np.ndarra
     return slice(min(inside), max(inside) + 1), np.array(lines)
 
 
-# --- from attention to times --------------------------------------------------------------------------------------
-
-
 def timed_lines(heads: np.ndarray, tokens: np.ndarray, lyrics: str, seconds: float) -> list[dict[str, Any]]:
-    """Return the sung lines of `lyrics` with start and end in seconds, from attention [H, L, F] over `seconds` of song.
-
-    `tokens` [L] has the line of each token, -1 for none.
-    """
+    """Return the sung lines with start and end in seconds, from attention [H, L, F] and the line of each token [L]."""
     rows, frames = warp(-sharpened(heads))
     frame_seconds, lines = seconds / heads.shape[2], []
     for number, text in enumerate(lyrics.split("\n")):
@@ -207,11 +185,7 @@ def timed_lines(heads: np.ndarray, tokens: np.ndarray, lyrics: str, seconds: flo
 
 
 def sharpened(heads: np.ndarray) -> np.ndarray:
-    """Return one matrix [L, F] that emphasises the peaks of the heads' attention [H, L, F].
-
-    Each head is normalised over frames and over tokens; values under twice their row's and their column's median are
-    dropped, the rest squared; then follow a z-score over all heads and their mean.
-    """
+    """Return one matrix [L, F] that emphasises the peaks of the heads' attention [H, L, F]."""
     total, squares = np.zeros(heads.shape[1:]), 0.0
     for head in heads:
         a = head.astype(np.float32)
@@ -220,19 +194,17 @@ def sharpened(heads: np.ndarray) -> np.ndarray:
         p = np.maximum(p - MEDIANS * np.median(p, axis=0, keepdims=True), 0) ** 2
         total += p
         squares += float(np.square(p, dtype=np.float64).sum())
+    # The z-score over all heads, then the mean of the heads.
     mean = total.sum() / heads.size
     spread = np.sqrt(max(squares / heads.size - mean**2, 0.0))
     return (total / len(heads) - mean) / (spread or 1.0)
 
 
 def warp(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cheapest path (rows, columns) from the first cell of `cost` [L, F] to the last: down, right or both.
-
-    A row costs its running sum less what was summed up before it was entered from above.
-    """
+    """Return the path (rows, columns) of least `cost` [L, F] from first to last cell (dynamic time warping)."""
     total = np.full(np.add(cost.shape, 1), np.inf)  # total[i + 1, j + 1] is the cost of the path to cell i, j
     total[0, 0] = 0.0
-    for i, row in enumerate(cost):
+    for i, row in enumerate(cost):  # a row costs its running sum less the sum before it was entered from above
         sums = row.cumsum(dtype=np.float64)
         entered = np.minimum(total[i, :-1], total[i, 1:]) - (sums - row)
         total[i + 1, 1:] = sums + np.minimum.accumulate(entered)
@@ -244,11 +216,7 @@ def warp(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score(heads: np.ndarray, tokens: np.ndarray) -> float:
-    """Return how well the attention [H, L, F] follows the lyrics, 0 to 1: coverage^2 * monotonicity^2 * confidence.
-
-    Coverage is the share of sung tokens that stand out anywhere, monotonicity the share of neighbours that do not go
-    back, confidence the mean energy along the path.
-    """
+    """Return how well the attention [H, L, F] follows the lyrics, 0 to 1: coverage^2 * monotonicity^2 * confidence."""
     energy = np.mean(heads, axis=0, dtype=np.float32)
     energy = (energy - energy.min()) / ((energy.max() - energy.min()) or 1.0)
     rows, frames = warp(-(energy**2))

@@ -1,9 +1,4 @@
-"""The transformer with windowed attention, and with everything that is constant over a run's steps computed once.
-
-Half of the layers see 128 tokens to each side. Instead of diffusers' dense mask, they work on blocks of 128 queries and
-three blocks of keys, so memory and time grow linearly with the length. Query heads that share a key head are folded
-into the query axis, so that every device has a fast kernel (docs/decisions.md). A `CachedCondition` serves all steps of
-a run. Up to two windows (256 tokens, 20 s) there is nothing to gain, and the stock code runs, bit for bit.
+"""The transformer with windowed attention, and all that is constant over a run computed once (docs/decisions.md).
 
 Shapes: R rows (takes, twice with guidance), L tokens (12.5 a second), K key heads, G query heads per key head, D head
 size, C condition tokens.
@@ -22,22 +17,17 @@ if TYPE_CHECKING:
 
     Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-# Devices whose kernel may materialise all scores: queries are split to stay below this many.
-MOST_SCORES = {"mps": 2**27}
+MOST_SCORES = {"mps": 2**27}  # a device whose kernel may materialise all scores gets fewer queries at a time
 
 
 @dataclass
 class CachedCondition:
-    """A condition for all steps of a run, passed to the transformer instead of the encoder's states.
+    """A condition for all steps of a run, in place of the encoder's states; a change of LoRAs needs a new object."""
 
-    The first `takes` rows see `states` [1, C, E]; the others are unconditional and see `null` [1, 1, E]. The first step
-    fills in what depends only on these, so a change of LoRAs needs a new object.
-    """
-
-    states: torch.Tensor
-    null: torch.Tensor
+    states: torch.Tensor  # [1, C, E], what the first `takes` rows see
+    null: torch.Tensor  # [1, 1, E], what the others see, which are unconditional
     takes: int
-    embedded: tuple[torch.Tensor, torch.Tensor] | None = None
+    embedded: tuple[torch.Tensor, torch.Tensor] | None = None  # this and the rest are filled in by the first step
     heads: dict[Any, Heads] = field(default_factory=dict)
     tables: Tables | None = None
     compute: Callable[..., torch.Tensor] | None = None
@@ -68,15 +58,9 @@ def use_windows(transformer: Any) -> None:
         each.__class__ = layer
 
 
-# --- the transformer ----------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def _classes() -> tuple[type, type]:
-    """Return the classes of a transformer in windows and of its layers.
-
-    Both are called like the stock ones, so hooks on them (offloading, alignment) keep working.
-    """
+    """Return the transformer's class and its layers', called like the stock ones: hooks on them keep working."""
     from diffusers import AceStepTransformer1DModel
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
     from diffusers.models.transformers.ace_step_transformer import AceStepTransformerBlock
@@ -160,7 +144,6 @@ def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
     start = (length // window - 1) * window
 
     def mask(queries: range, keys: range) -> torch.Tensor:
-        """Return 0 for keys up to a window away from a query, else minus infinity."""
         rows, columns = (torch.arange(each.start, each.stop, device=x.device) for each in (queries, keys))
         near = (rows[:, None] - columns).abs() <= window
         return torch.zeros_like(near, dtype=x.dtype).masked_fill_(~near, -math.inf).repeat(shared, 1)
@@ -175,20 +158,15 @@ def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
     )
 
 
-# --- a layer ------------------------------------------------------------------------------------------------------
-
-
 def condition_heads(layer: Any, condition: CachedCondition) -> Heads:
-    """Return the condition's keys and values [1, K, C, D] for a layer, and the attention [1, 1, E] to null tokens.
-
-    They are all equal, and attention to equal tokens is their value, whatever the query.
-    """
+    """Return the condition's keys and values [1, K, C, D] for a layer, and the attention [1, 1, E] to null tokens."""
     if layer not in condition.heads:
         attn, (states, null) = layer.cross_attn, condition.embedded
         key, value, answer = (
             project(each).unflatten(-1, (attn.kv_heads, -1))
             for project, each in ((attn.to_k, states), (attn.to_v, states), (attn.to_v, null))
         )
+        # Null tokens are all equal, and attention to equal tokens is their value, whatever the query.
         answer = attn.to_out[0](answer.repeat_interleave(attn.heads // attn.kv_heads, dim=2).flatten(2))
         condition.heads[layer] = _normed(attn.norm_k, key).transpose(1, 2), value.transpose(1, 2), answer
     return condition.heads[layer]
@@ -254,11 +232,7 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: A
 
 
 def _windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables: Tables) -> torch.Tensor:
-    """Return attention [R, L, K*G*D] of `query` [R, K, G, L, D] to the keys up to a window away.
-
-    A block of queries sees its own and both neighbouring blocks of keys. The first and the last block lack a neighbour
-    and have their own masks.
-    """
+    """Return attention [R, L, K*G*D] of `query` [R, K, G, L, D] to the keys up to a window away, in blocks."""
     import torch
 
     window, length = tables.window, query.shape[3]

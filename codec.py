@@ -18,18 +18,13 @@ from events import Progress, first_line, is_out_of_memory
 if TYPE_CHECKING:
     import torch
 
-# The timbre encoder was trained on 30 s: 10 s from the front, the middle and the back of the reference.
-REFERENCE_SECONDS = 30
-# Upstream never shows the transformer less than 5.12 s of a source.
-LEAST_SOURCE_FRAMES = 128
+REFERENCE_SECONDS = 30  # the timbre encoder was trained on 10 s each from a reference's front, middle and back
+LEAST_SOURCE_FRAMES = 128  # upstream never shows the transformer less than 5.12 s of a source
 REFUSING_DEVICE = "mps"
-# Before macOS 15.1 a convolution on Apple's GPU refuses outputs longer than this many samples.
-MPS_MOST_SAMPLES = 65_536
-# How far the VAE's layers see to each side, in values at their own rate: the three residual units of a block, and the
-# outer convolution.
+MPS_MOST_SAMPLES = 65_536  # before macOS 15.1 a convolution on Apple's GPU refuses longer outputs
+# How far a block's three residual units and the outer convolution see to each side, in values at their own rate.
 SEEN_BY_UNITS, SEEN_BY_OUTER = 39, 3
-# On a processor, larger tensors (in floats) leave its caches, and Linux clears their memory again for each operation.
-PIECE_FLOATS = 2**20
+PIECE_FLOATS = 2**20  # larger tensors leave a processor's caches, and Linux clears their memory for each operation
 
 # Copies on the processor of VAEs whose device refused a tile, and the device's message.
 _stand_ins: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDictionary()
@@ -42,11 +37,7 @@ def silence(pipe: Any, frames: int) -> torch.Tensor:
 
 
 def frames_for(pipe: Any, seconds: float) -> int:
-    """Return the latent frames that hold `seconds` of audio; the last one may reach past the end."""
     return math.ceil(seconds * pipe.latents_per_second)
-
-
-# --- the VAE's layers ---------------------------------------------------------------------------------------------
 
 
 def skip_idle_units(vae: Any) -> None:
@@ -65,9 +56,8 @@ def _unchanged(hidden_state: torch.Tensor) -> torch.Tensor:
 def use_pieces(vae: Any) -> None:
     """Make `vae` compute its widest layers, those at the full sample rate, piece by piece on a processor.
 
-    Each piece sees as much of its neighbours as these layers reach, so the result differs from the stock VAE's only by
-    rounding. Decoding is about twice as fast, and memory no longer grows with the tile. Channels that carry nothing are
-    left out, which `skip_idle_units` must come before.
+    That is about twice as fast, in little memory, and equal but for rounding. Channels that carry nothing are left out,
+    such as all but two of the built-in VAE's, so `skip_idle_units` must come first.
     """
     import torch
 
@@ -95,10 +85,7 @@ def _gains(layer: Any) -> torch.Tensor:
 
 
 def _live_channels(block: Any, made: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    """Return the channels that one layer makes or the other reads; all of them if `block` has a working unit.
-
-    The built-in VAE uses two of its 48 and 64.
-    """
+    """Return the channels that one layer makes or the other reads; all of them if `block` has a working unit."""
     import torch
 
     if not all(unit.forward is _unchanged for unit in (block.res_unit1, block.res_unit2, block.res_unit3)):
@@ -107,7 +94,6 @@ def _live_channels(block: Any, made: torch.Tensor, read: torch.Tensor) -> torch.
 
 
 def _narrowed(layers: Any, dims: dict[str, int], live: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what computes `layers` with the channels `live` alone."""
     import torch
 
     name, dim = next(iter(dims.items()))
@@ -161,14 +147,8 @@ def _in_pieces(
     return torch.cat(parts, dim=-1)
 
 
-# --- tiles --------------------------------------------------------------------------------------------------------
-
-
 def use_tiles(vae: Any, short: bool = False) -> None:
-    """Make `vae` work tile by tile with no more overlap than its layers see: the stock VAE's is 64 frames of 512.
-
-    `short` tiles are the longest whose convolutions Apple's GPU accepts before macOS 15.1.
-    """
+    """Make `vae` work in tiles, `short` ones if asked, that overlap no more than its layers see (stock: 64 of 512)."""
     vae.enable_tiling()
     hop, overlap = vae.hop_length, seen_frames(vae.config.downsampling_ratios)
     if short:
@@ -187,10 +167,7 @@ def seen_frames(strides: Sequence[int]) -> int:
 
 
 def encode(pipe: Any, samples: np.ndarray, stage: str) -> Generator[Progress, None, torch.Tensor]:
-    """Return the latents [1, T, C] of `samples` [2, n] (48 kHz), padded with silence; yields the progress of `stage`.
-
-    Takes the mode of the posterior: `latent_dist.sample()` would draw from the global generator.
-    """
+    """Return the latents [1, T, C] of `samples` [2, n] (48 kHz), zero-padded; yields the progress of `stage`."""
     import torch
 
     tiles, size, overlap = [], pipe.vae.tile_sample_min_length, pipe.vae.tile_sample_overlap
@@ -203,10 +180,7 @@ def encode(pipe: Any, samples: np.ndarray, stage: str) -> Generator[Progress, No
 
 
 def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Yield (tile, tiles, samples [2, n] float32 on the CPU) for `latents` [1, T, C]; joined they are the whole song.
-
-    The tiles change it by up to 4e-7; one by one, memory does not grow with the song.
-    """
+    """Yield (tile, tiles, samples [2, n], float32 on the CPU) of `latents` [1, T, C]; tiles change them by 4e-7."""
     size, overlap = pipe.vae.tile_latent_min_length, pipe.vae.tile_latent_overlap
     for number, total, audio in _tiled(pipe, "decode", latents.transpose(1, 2), size, overlap):
         yield number, total, audio[0].float().cpu()
@@ -239,6 +213,7 @@ def _compute(pipe: Any, method: str, tile: torch.Tensor) -> torch.Tensor:
     try:
         with torch.no_grad():
             made = getattr(vae, method)(tile.to(place, vae.dtype))
+        # The mode, because a sample would be drawn from the global generator.
         return made.latent_dist.mode() if method == "encode" else made.sample
     except RuntimeError as error:
         if vae is not pipe.vae or place.type != REFUSING_DEVICE or is_out_of_memory(error):
@@ -251,9 +226,6 @@ def _compute(pipe: Any, method: str, tile: torch.Tensor) -> torch.Tensor:
     return _compute(pipe, method, tile)
 
 
-# --- sources and references ---------------------------------------------------------------------------------------
-
-
 def long_enough(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
     """Return a source's latents [1, T, C], followed by the model's silence up to the least length (upstream)."""
     import torch
@@ -263,13 +235,11 @@ def long_enough(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def reference_latents(pipe: Any, samples: np.ndarray) -> Generator[Progress, None, torch.Tensor]:
-    """Return timbre latents [1, 750, C] of a reference [2, n] at 48 kHz, repeated if it is shorter than 30 s.
-
-    Three slices of 10 s, at the front, a third in and the back, at fixed places (diffusers; upstream draws them).
-    """
+    """Return timbre latents [1, 750, C] of a reference [2, n] at 48 kHz, repeated if it is shorter than 30 s."""
     part, whole = 10 * pipe.sample_rate, REFERENCE_SECONDS * pipe.sample_rate
     if samples.shape[-1] < whole:
         samples = np.tile(samples, (1, math.ceil(whole / samples.shape[-1])))
     length = samples.shape[-1]
+    # Three places that are fixed, as in diffusers; upstream draws them.
     slices = [samples[:, start : start + part] for start in (0, length // 3, length - part)]
     return (yield from encode(pipe, np.concatenate(slices, axis=1), "reading"))

@@ -1,7 +1,6 @@
 """The transformer's inputs for a song: words within the token budget, timbre, and the context that stands for a source.
 
-Shapes: B takes, T latent frames (25 a second), C latent channels (64 in the real model), L condition tokens. A context
-[1 or B, T, 2C] is a source and a mask with 1 where music is made.
+Shapes as in sampling.py. A context [1 or B, T, 2C] is a source and a mask with 1 where music is made.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ LAYER = "Generate the {} track based on the audio context:"
 EXTRACT = "Extract the {} track from the audio:"
 COMPLETE = "Complete the input track with {}:"
 
-# What the text encoder reads, by the names of the pipeline's parameters.
-Words = dict[str, Any]
+Words = dict[str, Any]  # what the text encoder reads, by the names of the pipeline's parameters
 
 
 def words_of(request: Any, seconds: float, instruction: str) -> Words:
@@ -44,11 +42,7 @@ def words_of(request: Any, seconds: float, instruction: str) -> Words:
 def encode_condition(
     pipe: Any, words: Words, context: torch.Tensor, timbre: torch.Tensor | None = None, timbre_token: bool = True
 ) -> Condition:
-    """Encode words and timbre for `context`.
-
-    `timbre` [1, 750, C] are the latents of a reference, None the model's own silence. `timbre_token` prepends the XL
-    checkpoints' learned token, which diffusers 0.42.1 leaves out; a 2B-shaped checkpoint ignores the switch.
-    """
+    """Encode words and the latents of a reference, `timbre` [1, 750, C]; `timbre_token` acts on XL checkpoints only."""
     import torch
 
     device, dtype = pipe._execution_device, pipe.transformer.dtype
@@ -57,7 +51,7 @@ def encode_condition(
         timbre = codec.silence(pipe, math.ceil(codec.REFERENCE_SECONDS * pipe.latents_per_second))
 
     def prepend_token(module, inputs, embedded):
-        # The encoder pools the first position (upstream, XL).
+        # The encoder pools the first position (upstream, XL). diffusers 0.42.1 leaves this token out.
         token = encoder.special_token.to(device=embedded.device, dtype=embedded.dtype)
         return torch.cat([token.expand(embedded.shape[0], -1, -1), embedded], dim=1)
 
@@ -91,12 +85,10 @@ def context_of(source: torch.Tensor, new: torch.Tensor | None = None) -> torch.T
 
 
 def silent_context(pipe: Any, frames: int) -> torch.Tensor:
-    """Return the context of text2music: silence as the source, 1 everywhere in the mask."""
     return context_of(codec.silence(pipe, frames))
 
 
 def masked_context(pipe: Any, source: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Return the context of a repaint: the source with silence in the region, 1 in the mask there, 0 elsewhere."""
     import torch
 
     return context_of(torch.where(new, codec.silence(pipe, source.shape[1]), source), new)
@@ -136,19 +128,12 @@ def audio_codes(pipe: Any, clean: torch.Tensor) -> list[int]:
 
 
 def has_audio_codes(pipe: Any) -> bool:
-    """Return whether the checkpoint came with the two parts that make and read audio codes."""
     return pipe.audio_tokenizer is not None and pipe.audio_token_detokenizer is not None
 
 
-# --- the token budget ---------------------------------------------------------------------------------------------
-
-
 def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
-    """Return (kept, dropped): the longest start of the prompt, cut at a word, that fits 256 tokens with the metadata.
-
-    The tokenizer would cut from the right, and so drop BPM, key and length after a long prompt. A prompt without
-    spaces is cut at a character.
-    """
+    """Return (kept, dropped): the longest start of the prompt, cut at a word, that fits with the metadata."""
+    # The tokenizer would cut from the right, and so drop BPM, key and length after a long prompt.
     prompt = words["prompt"]
 
     def too_long(end: int) -> bool:
@@ -156,7 +141,7 @@ def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
 
     if not too_long(len(prompt)):
         return prompt, ""
-    ends = [0, *([i for i, c in enumerate(prompt) if c.isspace()] or range(1, len(prompt)))]
+    ends = [0, *([i for i, c in enumerate(prompt) if c.isspace()] or range(1, len(prompt)))]  # else at a character
     end = ends[max(bisect.bisect_left(ends, True, key=too_long) - 1, 0)]
     return prompt[:end].rstrip(), prompt[end:].strip()
 

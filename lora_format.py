@@ -1,12 +1,8 @@
 """What a stranger's LoRA file holds: its tensors, its format, each layer's rank and alpha, and which models it fits.
 
-Nothing is unpickled and no weights are read. A safetensors file begins with a JSON header that gives the type, shape
-and place of each tensor, and safetensors checks every entry against the file before it is used. What is wrong becomes
-a `Refusal`, which `about` turns into a sentence that names the LoRA.
-
-A layer goes by its module's name in diffusers, such as "layers.0.self_attn.to_q". The names that trainers write (PEFT,
-ComfyUI, kohya, LyCORIS) are translated to it, from upstream's "q_proj" and from diffusers' "to_q". Unknown keys are
-never dropped: a LoRA that acts in part, or not at all, must not look as if it worked.
+Nothing is unpickled and no weights are read: safetensors checks every entry of the JSON header against the file before
+it is used. Layers go by their modules' names in diffusers, such as "layers.0.self_attn.to_q". Unknown keys are never
+dropped: a LoRA that acts in part, or not at all, must not look as if it worked.
 """
 
 from __future__ import annotations
@@ -67,9 +63,6 @@ def _unsupported(rest: str) -> Refusal:
     return Refusal("lora_unsupported", f"{rest}, which this studio cannot apply", "Plain LoRA and LoKr files work.")
 
 
-# --- the header ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Tensor:
     """One entry of a header; `start` and `end` are byte offsets in the file."""
@@ -81,10 +74,7 @@ class Tensor:
 
 
 def read_header(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read and check the header of a safetensors file, not its tensors; return the entries and the metadata.
-
-    Raises Refusal if the file is too large, cut off, not safetensors, or its header contradicts itself or the file.
-    """
+    """Return the entries and metadata of a safetensors header; raises Refusal if it contradicts itself or the file."""
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_FILE_BYTES:
@@ -145,14 +135,10 @@ def _not_safetensors(start: bytes) -> Refusal:
     return broken("it is not a safetensors file")
 
 
-# --- the models it may fit ----------------------------------------------------------------------------------------
-
-Widths = Mapping[str, tuple[int, int]]
-"""The linear layers of a transformer: module name to (out, in)."""
+Widths = Mapping[str, tuple[int, int]]  # the linear layers of a transformer: module name to (out, in)
 
 
 def _model_widths(hidden: int, queries: int, keys: int, mlp: int, layers: int, condition: int) -> Widths:
-    """Return the linear layers of an ACE-Step 1.5 transformer with these widths."""
     layer = {"mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp)}
     for kind in ("self_attn", "cross_attn"):
         layer |= {f"{kind}.to_q": (queries, hidden), f"{kind}.to_out.0": (hidden, queries)}
@@ -185,25 +171,21 @@ def widths_of(checkpoint: Path) -> Widths | None:
     return widths or None
 
 
-# --- what PEFT writes next to the weights -------------------------------------------------------------------------
-
 MAX_CONFIG_BYTES = 1_000_000
 CONFIG_FILE = "adapter_config.json"
 _DORA = "is a DoRA by PEFT (it rescales the model's own weights)"
-# Initializations that change the base model.
-_CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+_CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")  # initializations that change the base model
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The part of adapter_config.json that changes the sound; `patterns` are alphas of single modules."""
+    """The part of adapter_config.json that changes the sound; `patterns` are alphas by module name in the file."""
 
     alpha: float | None = None
     rslora: bool = False
     patterns: tuple[tuple[str, float], ...] = ()
 
     def alpha_of(self, module: str) -> float | None:
-        """Return the alpha of a module, which goes by its name in the file."""
         named = (alpha for pattern, alpha in self.patterns if f".{module}".endswith(f".{pattern}"))
         return next(named, self.alpha)
 
@@ -280,21 +262,15 @@ _LOKR = (("lokr_w1", "lokr_w1_a", "lokr_w1_b"), ("lokr_w2", "lokr_w2_a", "lokr_w
 
 @dataclass(frozen=True)
 class Layer:
-    """How a file changes one module's weight [out, in], whose shape is `shape`.
-
-    Each of the `factors` is a product of one or two matrices, given by their keys in the order of application. A LoRA
-    has one factor, a LoKr two, w1 and w2, and its change is kron(w1, w2). `lengths` is the key of a DoRA's tensor
-    [out, 1] or [1, in], as LyCORIS stores it: how long each row or column of the changed weight is. `scale` is
-    alpha / r (for rslora alpha / sqrt(r)); `rank` is None for a LoKr that has no low rank.
-    """
+    """How a file changes one module's weight: by `scale` times its factor, or for a LoKr times kron(w1, w2) of two."""
 
     module: str
-    shape: tuple[int, int]
-    factors: tuple[tuple[str, ...], ...]
-    lengths: str
-    scale: float
+    shape: tuple[int, int]  # of the weight, (out, in)
+    factors: tuple[tuple[str, ...], ...]  # each a product of matrices, by their keys in the order of application
+    lengths: str  # key of a DoRA's [out, 1] or [1, in], as LyCORIS stores it: lengths of the changed rows or columns
+    scale: float  # alpha / r, for rslora alpha / sqrt(r)
     alpha: float | None
-    rank: int | None
+    rank: int | None  # None for a LoKr that has no low rank
 
 
 @dataclass(frozen=True)
@@ -307,12 +283,9 @@ class Layout:
 
 
 def read_layout(path: str | Path, widths: Widths | None, config: PeftConfig | None = None) -> Layout:
-    """Read what the LoRA in `path` changes in a transformer of `widths` (None: in any ACE-Step 1.5).
+    """Return what the LoRA in `path` changes in a transformer of `widths` (None: any ACE-Step 1.5); raises Refusal.
 
-    `config` comes from the file next to it. An alpha in the file itself comes first, then the config, then what
-    diffusers writes into the metadata; without any the factor is 1, as in other programs.
-
-    Raises Refusal if the file is damaged, of a kind that cannot be applied, or made for another model.
+    An alpha in the file comes first, then `config` from next to it, then diffusers' metadata; else the scale is 1.
     """
     tensors, metadata = read_header(path)
     if config is None:

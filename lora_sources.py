@@ -1,8 +1,6 @@
 """Where a LoRA comes from: an upload (a safetensors file, or a PEFT folder as a zip) or the hub.
 
-`prepare` works outside the GPU. It turns what a visitor asked for into a `LoraSpec`: a checked file on this machine and
-what is known about it, picklable, so that it can be part of a job. Uploads and repositories are untrusted: only one
-safetensors file and its json are taken from a zip or a repository, and their sizes are known before they are read.
+Both are untrusted: only one safetensors file and its json are taken, and their sizes are known before they are read.
 """
 
 from __future__ import annotations
@@ -53,33 +51,26 @@ _DIRECTORY_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class LoraInfo:
-    """What a LoRA is, for the page; with a `problem`, which says why it cannot be used, the rest may be empty.
-
-    `ranks` and `alphas` are the different values in it, `modules` the number of layers it changes, `size` is in bytes.
-    `made_for` is "XL" or "2B" if it fits one of them. `fits` is about the model in use; None if that is not here yet.
-    """
+    """What a LoRA is, for the page; with a `problem`, which says why it cannot be used, the rest may be empty."""
 
     name: str
     format: str = ""
-    ranks: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = ()  # the different values in it, like `alphas`
     alphas: tuple[float, ...] = ()
-    modules: int = 0
-    size: int = 0
+    modules: int = 0  # the number of layers it changes
+    size: int = 0  # bytes
     sha256: str = ""
-    made_for: str = ""
-    fits: bool | None = None
+    made_for: str = ""  # "XL" or "2B" if it fits one of them
+    fits: bool | None = None  # whether it fits the model in use; None if that is not here yet
     note: str = ""
     problem: Problem | None = None
 
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """One LoRA of a job: a checked file, the config that came with it, and its weight.
+    """One LoRA of a job: a checked file, the config that came with it, and its weight; picklable."""
 
-    `source` is for the record: "org/repo:file" or "upload", with the `revision` of the repository; never a path.
-    """
-
-    source: str
+    source: str  # for the record: "org/repo:file" or "upload", never a path
     path: str
     weight: float
     info: LoraInfo
@@ -88,18 +79,11 @@ class LoraSpec:
 
 
 def prepare(
-    source: str,
-    weight: float,
-    *,
-    folder: Path,
-    widths: Widths | None = None,
-    uploads: Sequence[Path] = (),
+    source: str, weight: float, *, folder: Path, widths: Widths | None = None, uploads: Sequence[Path] = ()
 ) -> Iterator[Progress]:
-    """Return the `LoraSpec` for "org/repo", "org/repo:file" or an uploaded file; yield progress, mostly of downloads.
+    """Return the `LoraSpec` for "org/repo", "org/repo:file" or an uploaded file; works outside the GPU entry point.
 
-    `folder` is the job's own, for what a zip holds; `widths` are the model's linear layers, None if unknown. A file
-    counts as uploaded only within one of the folders `uploads`, because an API call may name any path. Raises
-    StudioError with the field "options.loras" for everything that is wrong with the source or the file.
+    `folder` is the job's own, for what a zip holds. Raises StudioError with the field "options.loras" for any fault.
     """
     if upload := _uploaded(source, uploads):
         path, named, revision, name = upload, "upload", "", upload.name
@@ -141,11 +125,8 @@ def _digest(path: str, *identity: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- files --------------------------------------------------------------------------------------------------------
-
-
 def _uploaded(source: str, uploads: Sequence[Path]) -> Path | None:
-    """Return the file if it lies in one of the folders `uploads`, with links resolved."""
+    """Return the file if it lies in a folder of `uploads`, links resolved: an API call may name any path."""
     if not os.path.isabs(source) or "\0" in source:
         return None
     real = Path(os.path.realpath(source))
@@ -189,9 +170,6 @@ def is_inside(name: str) -> bool:
     return not re.search(r"[\\:\x00-\x1f]", name) and not {"", ".", ".."} & set(name.split("/"))
 
 
-# --- zips ---------------------------------------------------------------------------------------------------------
-
-
 def _unpack(archive: Path, folder: Path) -> Path:
     """Unpack the two files of a PEFT folder from a zip into `folder`, which is private and empty, and return it."""
     try:
@@ -220,7 +198,6 @@ def _check_directory(archive: Path) -> None:
 
 
 def _choose(entries: list[zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, zipfile.ZipInfo | None]:
-    """Return the one safetensors file of a zip and the config next to it."""
     by_name = {entry.filename: entry for entry in entries}
     # macOS adds "__MACOSX/._adapter_model.safetensors" and the like to every zip.
     weights = [name for name in by_name if name.endswith(SUFFIX) and not re.search(r"(^|/)(\.|__MACOSX)", name)]
@@ -245,9 +222,6 @@ def _bad_zip(reason: str) -> Refusal:
     return Refusal("lora_broken", f"cannot be unpacked: {reason}", hint)
 
 
-# --- the hub ------------------------------------------------------------------------------------------------------
-
-
 def hub_id(text: str) -> tuple[str, str] | None:
     """Split "org/repo" or "org/repo:file" into repository and file, "" if none is named; None if it is neither."""
     repo, _, file = text.strip().partition(":")
@@ -262,10 +236,7 @@ def hub_allowed() -> bool:
 
 
 def _fetch(wanted: str) -> Iterator[Progress]:
-    """Download one LoRA into the Hugging Face cache; return (its path, "org/repo:file", the commit).
-
-    If the hub cannot be reached, an earlier download is used.
-    """
+    """Return (path, "org/repo:file", commit) of a LoRA in the cache, downloaded unless the hub cannot be reached."""
     if not hub_allowed():
         message = "This Space does not download LoRAs from Hugging Face."
         hint = f"Upload the file, or set {HUB_VARIABLE}=1 in the Space's settings if it is yours."

@@ -1,12 +1,8 @@
 """LoRAs on the pipeline's transformer: exactly the job's LoRAs act, in their order, and the record says what loaded.
 
-Each adapted linear layer gets a forward hook that adds weight * alpha / r * B A x to its output. The model's own
-weights and modules stay untouched: without hooks the model is bit for bit what it was, a new weight costs nothing, and
-weights that are stored in another dtype or on another device until they are used work as before. A LoKr is applied by
-its two factors, kron(w1, w2) x, without building the dense matrix.
-
-Adapters belong to the transformer that they were loaded for and are freed with it. `reconcile` runs inside the GPU
-entry point and depends only on the job's specs, so that a fresh worker and a warm one make the same song.
+Each adapted linear layer gets a forward hook that adds weight * alpha / r * B A x to its output; the model itself stays
+untouched (docs/decisions.md). Adapters are freed with the transformer that they were loaded for. `reconcile` depends
+only on the job's specs, so that a fresh worker and a warm one make the same song.
 """
 
 from __future__ import annotations
@@ -27,14 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Change:
-    """What a LoRA adds to one module: `scale` times the product of its `factors`, as in `lora_format.Layer`.
-
-    `stretch` [out, 1] or [1, in] is a DoRA's: the length of each row or column of the changed weight, relative to its
-    length without DoRA, less 1.
-    """
+    """What a LoRA adds to one module: `scale` times the product of its `factors`, as in `lora_format.Layer`."""
 
     scale: float
     factors: tuple[tuple[torch.Tensor, ...], ...]
+    # A DoRA's [out, 1] or [1, in]: the length of each changed row or column relative to that without DoRA, less 1.
     stretch: torch.Tensor | None = None
 
     def of(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -61,23 +54,20 @@ class _Change:
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         if len(self.factors) == 1:
             return _chain(self.factors[0], x)
-        w1, w2 = self.factors
+        w1, w2 = self.factors  # a LoKr: kron(w1, w2) x, without building the dense matrix
         y = _chain(w2, x.unflatten(-1, (w1[0].shape[1], w2[0].shape[1])))
         return _chain(w1, y.transpose(-1, -2)).transpose(-1, -2).flatten(-2)
 
 
 Adapter = dict[str, _Change]
-
-
 # For each transformer what is loaded for it, and the hooks that make it act.
 _acting: weakref.WeakKeyDictionary[Any, tuple[dict[Any, Adapter], list[Any]]] = weakref.WeakKeyDictionary()
 
 
 def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
-    """Make exactly `wanted` act on the pipeline, in this order; return what the record says of each.
+    """Make exactly `wanted` act, in this order; return what the record says of each.
 
-    Loaded adapters are not read again, and a weight of 0 loads without acting. Raises StudioError with the field
-    "options.loras" if a file changed or does not fit, or memory runs out; then the previous set acts.
+    Raises StudioError if a file changed or does not fit, or memory runs out; then the previous set acts.
     """
     transformer = pipe.transformer
     loaded, hooks = _acting.get(transformer, ({}, []))
@@ -111,7 +101,6 @@ def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
 
 
 def widths_of_pipe(pipe: Any) -> Widths:
-    """Return the linear layers of the pipeline's transformer, as `widths_of` does from the files."""
     import torch
 
     modules = pipe.transformer.named_modules()

@@ -1,8 +1,4 @@
-"""The modes: each turns a request into a run of the denoising loop, and the latents into takes.
-
-`run` works inside the GPU entry point. It reads and writes float WAV in the job's folder and yields `Progress`, then
-one `Outcome`; tensors never leave it.
-"""
+"""The modes: each turns a request into a run of the denoising loop and a function that makes takes of its latents."""
 
 from __future__ import annotations
 
@@ -28,27 +24,19 @@ from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, s
 from params import sampling_settings
 from planner import Plan
 
-# The conservative repaint: share of steps with injection, frames of the latent blend, seconds of crossfade. Other
-# repaints use less of each; the shortest crossfade stays, so that the source is always unchanged (upstream's aggressive
-# mode splices nothing).
+# The conservative repaint: share of steps with injection, frames of the latent blend, seconds of crossfade.
 CONSERVATIVE = (1.0, 25, 0.05)
-LEAST_CROSSFADE_SECONDS = 0.01
+LEAST_CROSSFADE_SECONDS = 0.01  # so that the source is always unchanged; upstream's aggressive mode splices nothing
 SILENT_LATENTS_STD = 1e-3
-# Music stays well under this; white noise has 0.56 on average, wind noise over 0.3.
-NOISE_FLATNESS = 0.3
+NOISE_FLATNESS = 0.3  # music stays well under this; white noise has 0.56 on average, wind noise over 0.3
 
-Finish = Callable[[np.ndarray, int], np.ndarray]
-"""Makes a take of the decoded samples [2, n] and its number; raises StudioError if it is unusable."""
+Finish = Callable[[np.ndarray, int], np.ndarray]  # (decoded samples [2, n], number) -> take; raises StudioError
 
 
 def run(
     pipe: Any, job: Job, untrained: bool, plan: Plan | None = None, kind: str = "sft"
 ) -> Iterator[Progress | Outcome]:
-    """Make the song of `job`, according to `plan` if there is one.
-
-    `untrained` means random weights, which make noise: no warning then. `kind` is the checkpoint's, which has its own
-    defaults.
-    """
+    """Yield the progress of the song of `job`, then its `Outcome`; the checkpoint's `kind` decides default settings."""
     seconds: dict[str, float] = {}
     yield Progress("reading")
     with timed(seconds, "reading"):
@@ -71,12 +59,7 @@ def run(
     compilation.warm_up(pipe.transformer)
 
 
-# --- the modes ----------------------------------------------------------------------------------------------------
-# Each returns the run of the loop and what makes a take of its result.
-
-
 def generate(song: Song) -> tuple[sampling.Run, Finish]:
-    """Make a song from words, or from words and each take's planned audio codes."""
     if song.plan is None:
         condition = song.text2music()
     else:
@@ -86,11 +69,7 @@ def generate(song: Song) -> tuple[sampling.Run, Finish]:
 
 
 def cover(song: Song) -> tuple[sampling.Run, Finish]:
-    """Make a new version of the source: its audio codes are the context for the first `strength` of the steps.
-
-    After that the context is silence. The hard switch is upstream's; diffusers blends unguided velocities instead,
-    which keeps less of either. With `noise_strength` the run starts in mid-schedule from the noised source itself.
-    """
+    """Make a new version: for the first `strength` of the steps, the context is the source's codes, then silence."""
     request, sigmas, start = song.request, song.sigmas, None
     condition = song.condition(COVER, conditions.cover_context(song.pipe, song.clean))
     if request.options.noise_strength > 0:
@@ -99,6 +78,7 @@ def cover(song: Song) -> tuple[sampling.Run, Finish]:
         sigmas = sigmas[nearest:]
         start = sampling.noised(song.clean, song.noise(song.frames), sigmas[0])
     step = int(len(sigmas) * request.strength)
+    # The hard switch is upstream's; diffusers blends unguided velocities instead, which keeps less of either.
     switch = (step, song.text2music()) if step < len(sigmas) else None
     song.facts["switch_step"] = step
     return song.run_of(condition, start, sigmas=sigmas, switch=switch), _loud
@@ -107,8 +87,7 @@ def cover(song: Song) -> tuple[sampling.Run, Finish]:
 def extend(song: Song) -> tuple[sampling.Run, Finish]:
     """Add music before and after the source, which is unchanged except for the overlap at each new end."""
     before, end = samples_in(song.request.before), song.length - samples_in(song.request.after)
-    # A short clip keeps at least half of itself.
-    overlap = min(samples_in(song.request.options.overlap), (end - before) // 2)
+    overlap = min(samples_in(song.request.options.overlap), (end - before) // 2)  # a short clip keeps half of itself
     parts = [(start, stop) for start, stop in ((0, before), (end, song.length)) if start < stop]
     return _replace(song, parts, overlap, overlap, song.settings.steps)
 
@@ -125,11 +104,7 @@ def repaint(song: Song) -> tuple[sampling.Run, Finish]:
 def _replace(
     song: Song, parts: list[tuple[int, int]], margin: int, fade: int, steps: int, blend: int = 0
 ) -> tuple[sampling.Run, Finish]:
-    """Replace `parts`, (start, end) in samples, of the source.
-
-    The model replaces them with a `margin` around, of which a crossfade of `fade` samples is used. Outside, the
-    source's latents are injected for `steps` steps, and blended with the final ones over `blend` frames.
-    """
+    """Replace `parts` (start, end) of the source, made with a `margin` and crossfaded over `fade`, all in samples."""
     spans = [(max(start - margin, 0), min(end + margin, song.length)) for start, end in parts]
     new = sampling.region(song.pipe, song.clean, spans)
     condition = song.condition(REPAINT, conditions.masked_context(song.pipe, song.clean, new))
@@ -157,10 +132,7 @@ def morph(song: Song) -> tuple[sampling.Run, Finish]:
 
 
 def with_tracks(song: Song) -> tuple[sampling.Run, Finish]:
-    """Layer a track over the source or a region of it, extract one from it, or complete it with the named ones.
-
-    A layer is returned as a stem, or mixed with the source if asked.
-    """
+    """Layer a track over the source or a region of it, extract one from it, or complete it with the named ones."""
     request, (start, end) = song.request, song.region()
     instruction = {"layer": LAYER, "extract": EXTRACT, "complete": COMPLETE}[request.action]
     instruction = instruction.format(" | ".join(track.upper() for track in request.tracks))
@@ -190,11 +162,7 @@ MODES = {
 
 
 class Song:
-    """What every mode needs for one job: pipeline, settings, sizes, and facts and notes for the record.
-
-    `source` [2, n] at 48 kHz and its latents `clean` [1, T, C] are there once `read` is done, if the job has a source.
-    T covers n and at least 5.12 s, beyond n with silence; an extension has silence in place of what is to be added.
-    """
+    """What every mode needs for one job: pipeline, settings, sizes, and facts and notes for the record."""
 
     def __init__(self, pipe: Any, job: Job, untrained: bool, plan: Plan | None, kind: str):
         self.pipe, self.job, self.untrained, self.plan = pipe, job, untrained, plan
@@ -206,7 +174,10 @@ class Song:
         self._timbre = None
 
     def read(self) -> Iterator[Progress]:
-        """Read and encode the uploads, and set the song's `length` in samples, `duration` in seconds and `frames`."""
+        """Set `duration` in seconds, `length` in samples, `frames`, and a source's samples and latents.
+
+        `source` is [2, n] at 48 kHz, `clean` [1, T, C]; T covers n and at least 5.12 s, beyond n with silence.
+        """
         request, pipe, files = self.request, self.pipe, self.job.audio
         if "reference" in files:
             samples = audio.read_wav(files["reference"])
@@ -226,10 +197,7 @@ class Song:
         self.duration = self.length / SAMPLE_RATE
 
     def condition(self, instruction: str, context: Any, **others: str) -> conditions.Condition:
-        """Encode the request's words (or `others`) for `context`, within the model's token budget.
-
-        The first call notes in the record what was cut.
-        """
+        """Encode the request's words (or `others`) for `context`; the first call records what did not fit."""
         words = {**conditions.words_of(self.request, self.duration, instruction), **others}
         words["prompt"], dropped = conditions.fit_prompt(self.pipe, words)
         if "instruction" not in self.facts:
@@ -249,7 +217,6 @@ class Song:
         return conditions.encode_condition(self.pipe, words, context, self._timbre, self.request.options.timbre_token)
 
     def text2music(self, **others: str) -> conditions.Condition:
-        """Encode the words (or `others`) for a song of their own, without a source."""
         return self.condition(TEXT2MUSIC, conditions.silent_context(self.pipe, self.frames), **others)
 
     def noise(self, frames: int) -> Any:
@@ -273,14 +240,8 @@ class Song:
         return sampling.Run(condition, start, **{**fields, "sigmas": self.sigmas, **more})
 
 
-# --- takes --------------------------------------------------------------------------------------------------------
-
-
 def _decoded(song: Song, latents: Any, finish: Finish) -> Iterator[Progress]:
-    """Decode each take, `finish` it and write it; returns the takes.
-
-    A take that is not finite, constant, or refused by `finish` keeps its problem; the others are not affected.
-    """
+    """Return the finished takes; one that is unusable keeps its problem and does not affect the others."""
     takes = []
     for number, seed in enumerate(song.job.seeds, 1):
         try:
@@ -305,7 +266,7 @@ def _take(song: Song, latents: Any, number: int, finish: Finish) -> Iterator[Pro
         yield Progress("decoding", (number - 1) * total + tile, len(seeds) * total)
     made = finish(np.concatenate(tiles, axis=1)[:, : song.length], number)
     warnings = ()
-    if not song.untrained and levels.spectral_flatness(made) > NOISE_FLATNESS:
+    if not song.untrained and levels.spectral_flatness(made) > NOISE_FLATNESS:  # random weights make noise
         warnings = (f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",)
     path = str(Path(song.job.folder, f"take-{number}.wav"))
     export.write_wav(path, made)
@@ -318,9 +279,8 @@ def _not_silent(made: np.ndarray, number: int) -> None:
 
 
 def _loud(made: np.ndarray, number: int) -> np.ndarray:
-    """Scale to a peak of -1 dBFS, as upstream does."""
     _not_silent(made, number)
-    return levels.scale_to_peak(made, -1.0)
+    return levels.scale_to_peak(made, -1.0)  # dBFS, as upstream does
 
 
 def _whole(made: np.ndarray, number: int) -> np.ndarray:

@@ -12,12 +12,7 @@ if TYPE_CHECKING:
 
 
 class Offload:
-    """Keeps one part of a pipeline on the device while the others wait in the machine's memory.
-
-    A part is moved in when it, or a direct child of it, is called. accelerate's hooks miss the children that the loop
-    calls directly. Code that uses weights without calling a module, such as the reading of audio codes, must call
-    `bring`; diffusers' group offloading would miss that as well. The pipeline still reports the true device.
-    """
+    """Keeps one part of a pipeline on the device, the one that was called last; the others wait in main memory."""
 
     def __init__(self, pipe: AceStepPipeline, device: str):
         import torch
@@ -27,9 +22,9 @@ class Offload:
         self._parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
         for name, part in self._parts.items():
             part.to("cpu")
-            # diffusers looks here for the device.
-            part._hf_hook = self
+            part._hf_hook = self  # diffusers looks here for the device
             embeddings = [part.get_input_embeddings()] if hasattr(part, "get_input_embeddings") else []
+            # accelerate's hooks miss the children that the loop calls directly.
             for module in (part, *part.children(), *embeddings):
                 module.register_forward_pre_hook(lambda *_, name=name: self.bring(name))
 
@@ -44,16 +39,16 @@ class Offload:
 
 
 def bring(pipe: AceStepPipeline, name: str) -> None:
-    """Move the part `name` of `pipe` onto the device and the others off it ("": all), if parts are offloaded."""
+    """Move the part `name` of `pipe` onto the device and the others off it ("": all), if parts are offloaded.
+
+    Code must call this where it uses weights without calling a module, which diffusers' group offloading would miss.
+    """
     if offload := getattr(pipe.transformer, "_hf_hook", None):
         offload.bring(name)
 
 
 def cast_on_use(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtype, compute: torch.dtype) -> None:
-    """Store the large layers of `parts` in `storage` and cast each to `compute` while it works.
-
-    Everything else (norms, learnt tokens, the silence latent) is small and stays in `compute`.
-    """
+    """Store the large layers of `parts` in `storage` and cast each to `compute` while it works; the rest is small."""
     import torch
     from diffusers.hooks import apply_layerwise_casting
 
@@ -71,13 +66,7 @@ def cast_on_use(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtyp
                     setattr(module, key, buffer.to(compute))
 
 
-# --- 8-bit products -------------------------------------------------------------------------------------------------
-# Weights are stored as float8 with one scale per output row; activations are scaled token by token as they arrive, and
-# torch's `scaled_mm` sums products in 32 bits. torchao does the same, but once it is installed, diffusers imports it at
-# every start. A product differs by 4 %, a song's latents by 20 to 30 % (docs/performance.md).
-
-# `scaled_mm` needs both dimensions of the weight to be multiples of this.
-MULTIPLE = 16
+MULTIPLE = 16  # `scaled_mm` needs both dimensions of the weight to be multiples of this
 
 
 def float8_is_supported() -> bool:
@@ -88,7 +77,10 @@ def float8_is_supported() -> bool:
 
 
 def use_float8(layers: torch.nn.Module, device: str) -> None:
-    """Turn the linear layers in `layers` into 8-bit ones on `device`, one by one to need little memory there."""
+    """Turn the linear layers in `layers` into 8-bit ones on `device`, one by one to need little memory there.
+
+    `scaled_mm` sums products in 32 bits; one differs by 4 %, a song's latents by 20 to 30 % (docs/performance.md).
+    """
     import torch
 
     for linear in layers.modules():
@@ -108,8 +100,7 @@ def _scaled(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     limit = torch.finfo(torch.float8_e4m3fn).max
     largest = rows.abs().amax(dim=1, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny)
     factor = (limit / largest).clamp_max(torch.finfo(rows.dtype).max).to(rows.dtype)
-    # Rounding may exceed the largest float8, which would become NaN.
-    codes = (rows * factor).clamp_(-limit, limit).to(torch.float8_e4m3fn)
+    codes = (rows * factor).clamp_(-limit, limit).to(torch.float8_e4m3fn)  # rounding may exceed the limit, giving NaN
     return codes, factor.float().reciprocal()
 
 
@@ -123,13 +114,11 @@ def _linear_class() -> type:
 
         @property
         def weight(self) -> torch.Tensor:
-            """The weight in its original dtype, [out, in]: for a DoRA."""
-            return (self.codes.float() * self.scale).to(self.weight_dtype)
+            return (self.codes.float() * self.scale).to(self.weight_dtype)  # for a DoRA
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             codes, scale = _scaled(x.flatten(0, -2))
-            by_row = ScalingType.RowWise
-            # Kernels that scale by row write bfloat16 only.
+            by_row = ScalingType.RowWise  # kernels that scale by row write bfloat16 only
             out = scaled_mm(codes, self.codes.t(), scale, by_row, self.scale.t(), by_row, output_dtype=torch.bfloat16)
             out = out.to(x.dtype).unflatten(0, x.shape[:-1])
             return out if self.bias is None else out + self.bias

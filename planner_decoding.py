@@ -1,13 +1,9 @@
 """How the planner writes: along a grammar, and with seeds that mean the same on every device.
 
-A grammar is a Python generator. It yields a tuple of tokens to write as they are, or an index tensor of tokens to
-choose from, in return for which it is sent the token that was drawn; it returns its result. Values are walked along
-prefix trees of the tokenizer's own tokens for the whole line ("bpm: 120\\n"), so that merged digits, spaces and line
-ends come out as in training (upstream constrained_logits_processor.py).
-
-Every draw looks up a number from the take's own CPU generator in the running sum of the probabilities, in the order of
-the token ids. Unlike `torch.multinomial`, that gives the same token for the same seed on every device and in every
-batch, except where rounding of the model's own numbers decides.
+A grammar is a generator. It yields a tuple of tokens to write as they are, or an index tensor of tokens to choose from,
+for which it is sent the one that was drawn; it returns its result. Values are walked along prefix trees of the
+tokenizer's own tokens for the whole line ("bpm: 120\\n"), so that merged digits, spaces and line ends come out as in
+training (upstream constrained_logits_processor.py).
 """
 
 from __future__ import annotations
@@ -31,11 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("studio")
 
-# --- the grammar ---------------------------------------------------------------------------------------------------
-
 FIELDS = ("bpm", "caption", "duration", "keyscale", "language", "timesignature")
-# The codebook has 8 * 8 * 8 * 5 * 5 * 5 entries; the tokenizer has slots beyond them that mean nothing.
-LARGEST_CODE = 63_999
+LARGEST_CODE = 63_999  # of 8 * 8 * 8 * 5 * 5 * 5 entries; the tokenizer has slots beyond them that mean nothing
 MAX_CAPTION_TOKENS = 512
 AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
@@ -65,8 +58,7 @@ class Vocabulary:
         self.think, self.think_end, self.end = (spelled[token] for token in marks)
         found = ((AUDIO_CODE.fullmatch(token), number) for token, number in spelled.items())
         codes = sorted((int(code[1]), number) for code, number in found if code and int(code[1]) <= LARGEST_CODE)
-        self.codes = torch.tensor([code for code, _ in codes])
-        """The code of each audio token [N]; `code_ids` are their token ids."""
+        self.codes = torch.tensor([code for code, _ in codes])  # of each audio token [N]; `code_ids` are the token ids
         self.code_ids = self.ids(number for _, number in codes)
         self.ends = {self.end, spelled.get("<|endoftext|>", self.end)}
         special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
@@ -92,8 +84,7 @@ class Vocabulary:
         return encode_marked(self.tokenizer, text)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, without incomplete characters."""
-        return self.tokenizer.decode(list(tokens)).replace("\ufffd", "")
+        return self.tokenizer.decode(list(tokens)).replace("\ufffd", "")  # no incomplete characters
 
 
 class MetadataGrammar:
@@ -129,7 +120,6 @@ class MetadataGrammar:
         return found
 
     def text(self, limit: int) -> Grammar:
-        """Write free text of up to `limit` tokens, without audio codes, until the model ends it. Returns it."""
         written: list[int] = []
         while len(written) < limit:
             token = yield self.vocabulary.text
@@ -139,7 +129,6 @@ class MetadataGrammar:
         return self.vocabulary.decode(written)
 
     def _value(self, field: str, value: str) -> tuple[int, ...]:
-        """Return the tokens after the field's name, line end included."""
         return self.vocabulary.encode(f"{field}: {value}\n")[len(self._names[field]) :]
 
     def _tree(self, field: str, values: Iterable[str]) -> dict:
@@ -153,11 +142,9 @@ class MetadataGrammar:
         return root
 
     def _caption(self, following: int) -> Grammar:
-        """Write the caption; returns it and whether `following`, the next field's first token, is already written.
-
-        A new line either continues it, indented by two spaces as YAML does, or begins the next field.
-        """
+        """Write the caption; returns it and whether `following`, the next field's first token, is already written."""
         vocabulary, written = self.vocabulary, []
+        # A new line either continues the caption, indented by two spaces as YAML does, or begins the next field.
         new_line = vocabulary.ids(sorted({following, vocabulary.space, *vocabulary.indents}))
         choice = vocabulary.opening
         while len(written) < MAX_CAPTION_TOKENS:
@@ -184,10 +171,7 @@ def tidy_caption(written: str) -> str:
     return text.lstrip("'\" ")
 
 
-# --- typed text ----------------------------------------------------------------------------------------------------
-
-# A private character at which text is cut, and which is dropped, before it becomes tokens.
-CUT = "\ue000"
+CUT = "\ue000"  # a private character at which text is cut, and which is dropped, before it becomes tokens
 
 
 def typed(text: str, starts: Iterable[str] = "<") -> str:
@@ -200,9 +184,6 @@ def encode_marked(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Return the tokens of `text`, parts of which `typed` marked, without any that the tokenizer would add."""
     parts = [part for part in text.split(CUT) if part]
     return tuple(token for part in parts for token in tokenizer(part, add_special_tokens=False).input_ids)
-
-
-# --- drawing -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -224,6 +205,7 @@ class Draw:
             cut = ranked.cumsum(dim=-1).sub_(ranked) >= self.top_p
             least = ranked.masked_fill_(cut, 2.0).amin(dim=-1, keepdim=True)
             shares.masked_fill_(shares < least, 0.0)
+        # Unlike torch.multinomial, this depends on device and batch only where rounding of the model's numbers decides.
         reached = shares.cumsum(dim=-1)
         # The first index whose sum reaches the target has a share of its own, since the target is above zero.
         return (reached < chance * reached[:, -1:]).sum(dim=-1)
@@ -288,31 +270,22 @@ def write(
         return end.value
 
 
-# --- audio codes ---------------------------------------------------------------------------------------------------
-
-# Codes that may be queued on a device before the next wait for it.
-AHEAD = 8
-# Devices on which a step is recorded and replayed; one on which that fails is dropped.
-RECORDED = {"cuda"}
+AHEAD = 8  # codes that may be queued on a device before the next wait for it
+RECORDED = {"cuda"}  # devices on which a step is recorded and replayed; one on which that fails is dropped
 
 
 class CodeWriter:
-    """Draws the audio codes of all takes together: conditional rows first, unconditional ones after them.
-
-    Guidance is `u + s * (c - u)` in float32 on the logits of the audio tokens. The end of the text is not among them:
-    it is barred until the last code and certain after it (reference 3.3). `prompts` are the conditional and the
-    unconditional one; `guidance` 1 is none and leaves out the second.
-    """
+    """Draws the audio codes of all takes together: conditional rows first, unconditional ones after them."""
 
     def __init__(
         self,
         model: Any,
         code_ids: torch.Tensor,
-        prompts: tuple[Sequence[int], Sequence[int]],
+        prompts: tuple[Sequence[int], Sequence[int]],  # conditional and unconditional
         seeds: Sequence[int],
         count: int,
         draw: Draw,
-        guidance: float = 2.0,
+        guidance: float = 2.0,  # s in u + s * (c - u), in float32; 1 is none and leaves out the unconditional rows
     ):
         import torch
 
@@ -329,21 +302,16 @@ class CodeWriter:
         self._pick(hidden)
 
     def run(self) -> Generator[Progress, None, torch.Tensor]:
-        """Draw code after code; returns them as indices into the audio tokens, [takes, count], on the CPU.
-
-        Closing it stops before the next one.
-        """
+        """Draw code after code; returns them as indices into the audio tokens, [takes, count], on the CPU."""
         yield Progress("planning", 1, self._count)
         for number in range(1, self._count):
             self._advance()
             if number % AHEAD == 0:
-                # Waits for the device, so that the codes reported so far exist and few more are queued.
-                self._number.item()
+                self._number.item()  # waits for the device: the reported codes exist, and few more are queued
             yield Progress("planning", number + 1, self._count)
         return self._drawn.cpu()
 
     def _advance(self) -> None:
-        """Read the latest codes and draw the next ones."""
         if (device := self._tokens.device.type) in RECORDED:
             try:
                 self._advance_recorded()
@@ -375,6 +343,7 @@ class CodeWriter:
         """Draw one code per take from `hidden` [rows, size]; it becomes the next token of both halves."""
         import torch
 
+        # The end of the text is no audio token: it is barred until the last code and certain after it (reference 3.3).
         with torch.no_grad():
             logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float()
             if self._guidance != 1:

@@ -1,8 +1,7 @@
 """The planner's layers (Qwen3) over a static key-value cache, in as few operations as their arithmetic needs.
 
-One token per step is little arithmetic, so calls cost more than products: transformers makes about sixty per layer,
-this file about twenty. Query heads that share a key are folded into one product, so keys and values are not repeated.
-The cache holds keys and values transposed, so that products of a single token run along the positions.
+Calls cost more than products: transformers makes about sixty per layer and step, this file about twenty. Query heads
+that share a key are folded into one product, and the cache is transposed, so that products run along the positions.
 
 Shapes: R rows, n tokens read at once, H query heads, K key heads, D their size, L layers.
 """
@@ -17,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-STRETCH = 256
-"""A recorded step serves as many positions as lie in one stretch of the cache."""
+STRETCH = 256  # positions of the cache for which one recorded step serves
 
 
 def fits(model: Any) -> bool:
-    """Return whether this file can compute the layers of `model`."""
     config = model.config
     return (
         config.model_type == "qwen3"
@@ -40,20 +37,16 @@ def join_weights(model: Any) -> None:
 
 
 def stretch_end(position: int) -> int:
-    """Return the end of the stretch of cache positions that contains `position`."""
     return (position // STRETCH + 1) * STRETCH
 
 
 class CachedLayers:
-    """A model's layers with a cache for R rows of up to `length` tokens; `pads` [R] counts the padding on the left.
-
-    `position` is the number of tokens read so far. The model's parameters must not require gradients.
-    """
+    """A model's layers, cached for R rows of up to `length` tokens; `pads` [R] counts the padding on the left."""
 
     def __init__(self, model: Any, pads: Sequence[int], length: int):
         import torch
 
-        body, config, device = model.get_decoder(), model.config, model.device
+        body, config, device = model.get_decoder(), model.config, model.device  # no parameter may require gradients
         self._heads, self._groups, self._size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         length = stretch_end(length - 1)
         shape = (config.num_hidden_layers, len(pads), self._groups, self._size, length)
@@ -61,7 +54,6 @@ class CachedLayers:
         self._embedding, self._norm = body.embed_tokens.weight, _Norm(body.norm)
         self._layers = [_weights(layer) for layer in body.layers]
         self._unit = _Norm(body.layers[0].self_attn.q_norm)
-
         # The norms' weights are part of the rotary tables: [2, L, 1, H + K, D] for the cosine and the sine.
         pairs = ((layer.self_attn.q_norm.weight, layer.self_attn.k_norm.weight) for layer in body.layers)
         norms = [torch.cat([q.expand(self._heads, -1), k.expand(self._groups, -1)]) for q, k in pairs]
@@ -69,16 +61,14 @@ class CachedLayers:
         self._norms = torch.stack([norms, norms.roll(self._size // 2, dims=-1)]) * self._unit.gain
         self._positions = torch.arange(length, device=device)
         cos, sin = (table[0] for table in body.rotary_emb(self._keys, self._positions[None]))
-        # The rotated half changes its sign.
-        sin = torch.cat([-sin[:, : self._size // 2], sin[:, self._size // 2 :]], dim=-1)
+        sin = torch.cat([-sin[:, : self._size // 2], sin[:, self._size // 2 :]], dim=-1)  # the first half changes sign
         self._rotary = torch.stack([cos, sin])
-
         self._pads = torch.tensor(pads, device=device)[:, None]
         padding = self._positions < self._pads
         self._real = ~padding[:, None, None]
         mask = torch.zeros(padding.shape, device=device).masked_fill_(padding, -math.inf)
         self._mask = mask.repeat_interleave(self._groups, dim=0)[:, None]
-        self.position = 0
+        self.position = 0  # the number of tokens read so far
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append `tokens` [R, n]; returns the last hidden states [R, size]."""
@@ -92,13 +82,10 @@ class CachedLayers:
             return self._forward(tokens, self._positions[begin : self.position], self.position, mask)
 
     def step(self, tokens: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """Read one token [R, 1] at `place` [1]; returns the hidden states [R, size].
-
-        No Python number changes within a stretch, so the call can be recorded and replayed. The caller counts
-        `position`.
-        """
+        """Read one token [R, 1] at `place` [1]; returns the hidden states [R, size]. The caller counts `position`."""
         import torch
 
+        # No Python number changes within a stretch, so the call can be recorded and replayed.
         end = stretch_end(self.position)
         with torch.no_grad():
             mask = self._mask[..., :end].masked_fill(self._positions[:end] > place, -math.inf)
@@ -174,17 +161,14 @@ def _weights(layer: Any) -> tuple[Any, ...]:
 
 
 class _Norm:
-    """RMS norm. On a CPU torch splits its own into nine operations; this one takes four.
-
-    There `unit` returns vectors of length 1, and the weight contains `gain`, the root of the size.
-    """
+    """RMS norm. On a CPU torch splits its own into nine operations; this one takes four."""
 
     def __init__(self, norm: Any):
         import torch
 
         self._shape, self._epsilon, size = norm.weight.shape, norm.variance_epsilon, len(norm.weight)
         self._by_hand = norm.weight.device.type == "cpu" and norm.weight.dtype == torch.float32
-        self.gain = math.sqrt(size) if self._by_hand else 1.0
+        self.gain = math.sqrt(size) if self._by_hand else 1.0  # by hand, `unit` returns vectors of length 1
         self._weight = norm.weight * self.gain if self._by_hand else norm.weight
         self._least = torch.tensor(math.sqrt(self._epsilon * size))
 

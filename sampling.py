@@ -1,9 +1,4 @@
-"""The denoising loop: from noise to latents, over the pipeline's own components, one step at a time.
-
-On text2music it equals `AceStepPipeline.__call__` in float32: bit for bit up to 256 tokens (20 s), to 1e-5 beyond,
-where attention works in windows. It differs from it on purpose in three points: latents stay in float32 between steps;
-each take's generator draws all of its noise on the CPU in float32, so that a seed means the same on every device; and
-an XL checkpoint gets the timbre token that it was trained with (`conditions.encode_condition`).
+"""The denoising loop: from noise to latents over the pipeline's own components, step by step (docs/decisions.md).
 
 Shapes: B takes, T latent frames (25 a second), C latent channels (64 in the real model), L condition tokens.
 """
@@ -35,71 +30,50 @@ class Condition:
 
 @dataclass(frozen=True)
 class Keep:
-    """Preserve a source outside a region, after each of the first `steps` steps (upstream's repaint injection).
+    """Preserve a source outside a region, after each of the first `steps` steps (upstream's repaint injection)."""
 
-    Where `new` [1, T, 1] bool is False, latents become t * noise + (1 - t) * `clean` [1, T, C], with the run's initial
-    noise: the source as it would be at that time. `frames` are those of the final `blend`.
-    """
-
-    new: torch.Tensor
-    clean: torch.Tensor
+    new: torch.Tensor  # [1, T, 1] bool, True in the region
+    clean: torch.Tensor  # [1, T, C]; outside, latents become t * noise + (1 - t) * clean, with the run's initial noise
     steps: int
-    frames: int = 0
+    frames: int = 0  # of the ramps of the final `blend`
 
 
 @dataclass(frozen=True)
 class Morph:
-    """Flow edit (upstream, v0.1.8): move `clean` [1, T, C] by the difference of two velocities.
+    """Flow edit (upstream, v0.1.8): move `clean` [1, T, C] by the difference of two velocities."""
 
-    Steps before `first` are skipped; up to `last`, source and target run side by side, averaged over `averages` draws
-    of noise; the rest follows the target alone. `source` is the condition that describes the source.
-    """
-
-    source: Condition
+    source: Condition  # describes the source
     clean: torch.Tensor
-    first: int
-    last: int
-    averages: int
+    first: int  # earlier steps are skipped
+    last: int  # from here on, the target alone counts
+    averages: int  # draws of noise per step
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the loop for B takes.
-
-    `start` [B, T, C] float32 is the initial noise (for a morph: the clean source); `generators`, one per take, drew it
-    and draw any later noise. `sigmas` are the N shifted timesteps from 1 down, without the final 0. Guidance acts while
-    the progress 1 - t is within `cfg_start` to `cfg_end`. `switch` names the step (from 0) at which another condition
-    replaces the first (upstream's cover strength).
-    """
+    """One run of the loop for B takes."""
 
     condition: Condition
-    start: torch.Tensor
-    generators: tuple[torch.Generator, ...]
-    sigmas: tuple[float, ...]
+    start: torch.Tensor  # [B, T, C] float32, the initial noise; for a morph the clean source
+    generators: tuple[torch.Generator, ...]  # one per take; they drew `start` and draw any later noise
+    sigmas: tuple[float, ...]  # the N shifted timesteps from 1 down, without the final 0
     guidance: float
-    cfg_start: float = 0.0
+    cfg_start: float = 0.0  # guidance acts while the progress 1 - t is within these two
     cfg_end: float = 1.0
     sampler: str = "ode"
-    switch: tuple[int, Condition] | None = None
+    switch: tuple[int, Condition] | None = None  # the step (from 0) at which another condition replaces the first
     keep: Keep | None = None
     morph: Morph | None = None
 
 
-# --- the loop -----------------------------------------------------------------------------------------------------
-
-
 def denoise(pipe: Any, run: Run) -> Iterator[torch.Tensor]:
-    """Yield the latents [B, T, C] after each step of `run`, in float32 on the pipeline's device.
-
-    Closing the generator ends the run between two steps.
-    """
+    """Yield the latents [B, T, C], float32 on the pipeline's device, after each step; closing it ends the run."""
     import torch
 
     device, morph, keep = pipe._execution_device, run.morph, run.keep
     pipe.scheduler.set_timesteps(sigmas=list(run.sigmas), device=device)
     sigmas = pipe.scheduler.sigmas
-    # As Python floats: reading the device's tensor in every step would synchronise.
-    times = sigmas.tolist()
+    times = sigmas.tolist()  # as Python floats: reading the device's tensor in every step would synchronise
     start = latents = run.start.to(device)
     model = _Model(pipe, run.condition, len(start))
     source = _Model(pipe, morph.source, len(start)) if morph else None
@@ -138,8 +112,7 @@ class _Model:
         null = pipe.condition_encoder.null_condition_emb.to(device=states.device, dtype=states.dtype)
         self._transformer, self._takes = pipe.transformer, takes
         self._condition = attention.CachedCondition(states, null, takes)
-        # For both halves of guidance; steps without it take the first.
-        self._context = condition.context.expand(takes, -1, -1).repeat(2, 1, 1)
+        self._context = condition.context.expand(takes, -1, -1).repeat(2, 1, 1)  # for both halves of guidance
         self.momentum = momentum or MomentumBuffer(momentum=APG_MOMENTUM)
 
     def velocity(self, latents: torch.Tensor, t: torch.Tensor, guidance: float) -> torch.Tensor:
@@ -174,11 +147,9 @@ class _Model:
 def _morph_velocity(
     model: _Model, source: _Model, run: Run, latents: torch.Tensor, t: torch.Tensor, guidance: float
 ) -> torch.Tensor:
-    """Return the mean over the draws of target velocity minus source velocity [B, T, C], each at its own noisy point.
-
-    Every draw starts from the same two momentum buffers, which then advance once, by the mean.
-    """
+    """Return target minus source velocity [B, T, C], each at its own noisy point, as the mean over draws of noise."""
     both, clean, change = (model, source), run.morph.clean, 0.0
+    # Every draw starts from the same two momentum buffers, which then advance once, by the mean.
     before, after = [each.momentum.running_average for each in both], [0.0, 0.0]
     for _ in range(run.morph.averages):
         noisy = noised(clean, _fresh(run, latents), t)
@@ -193,21 +164,14 @@ def _morph_velocity(
 
 
 def _fresh(run: Run, latents: torch.Tensor) -> torch.Tensor:
-    """Return the takes' next noise, in the shape and on the device of `latents`."""
     return draw_noise(run.generators, *latents.shape[1:]).to(latents.device)
 
 
-# --- inputs of a run ----------------------------------------------------------------------------------------------
-
-
 def schedule(steps: int, shift: float) -> tuple[float, ...]:
-    """Return the N timesteps t = 1 - i/N, shifted to s*t / (1 + (s - 1)*t), without the final 0.
-
-    Computed in float32, so that they equal the pipeline's.
-    """
+    """Return the N timesteps t = 1 - i/N, shifted to s*t / (1 + (s - 1)*t), without the final 0."""
     import torch
 
-    t = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float32)
+    t = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float32)  # float32, to equal the pipeline's
     if shift != 1.0:
         t = shift * t / (1 + (shift - 1) * t)
     return tuple(t[:-1].tolist())
@@ -249,13 +213,10 @@ def noised(clean: torch.Tensor, noise: torch.Tensor, t: float | torch.Tensor) ->
 
 
 def blend(latents: torch.Tensor, keep: Keep) -> torch.Tensor:
-    """Restore the source outside the region of `keep`, with linear ramps of its `frames` on the kept side.
-
-    With 0 frames, return the latents unchanged (upstream's aggressive mode).
-    """
+    """Restore the source outside the region of `keep`, with linear ramps of its `frames` on the kept side."""
     import torch
 
-    if not keep.frames:
+    if not keep.frames:  # upstream's aggressive mode
         return latents
     places = torch.arange(latents.shape[1])
     inside = keep.new[0, :, 0].cpu().nonzero()[:, 0]
