@@ -1,7 +1,10 @@
 """Timed lyrics: when each line of a finished song is sung, read from the song model's own attention.
 
-A few cross-attention heads of the first eight layers follow the singing; the formulas are those of upstream's LRC code
-(reference, section 5).
+A few cross-attention heads of the first eight layers follow the singing (upstream's `lyric_alignment_layers_config`).
+`attention` runs one forward pass over the song and keeps the attention of these heads; `timed_lines` finds the best
+path from the first token at the first frame to the last at the last (dynamic time warping) and reads the lines' times
+from it; `score` says how far to trust that path. Formulas: upstream's LRC code (reference, section 5). `run` does all
+of it for a request, inside the GPU entry point.
 
 Shapes: H heads, L lyric tokens, F frames of the transformer (12.5 a second), T latent frames (25 a second).
 """
@@ -113,7 +116,11 @@ def alignment_heads(config: Mapping[str, Any]) -> Heads:
 def attention(
     pipe: Any, condition: Condition, latents: torch.Tensor, noise: torch.Tensor, t: float, heads: Heads, tokens: slice
 ) -> np.ndarray:
-    """Return the attention [H, L, F] of `heads` to the condition's `tokens` for a song's `latents` [1, T, C]."""
+    """Return the attention [H, L, F] of `heads` to the condition's `tokens` for a song's `latents` [1, T, C].
+
+    `noise` is added up to time `t`, as before the last step (t = 1 / steps). One pass without guidance, which ends
+    after the last layer that counts.
+    """
     import torch
 
     found: list[np.ndarray] = []
@@ -132,7 +139,7 @@ def attention(
             module = pipe.transformer.layers[layer].cross_attn
             hooks.enter_context(module.register_forward_pre_hook(partial(listen, layer), with_kwargs=True))
         pipe.transformer(
-            hidden_states=sampling.noised(latents.to(device), noise, t).to(dtype),  # as before the last step
+            hidden_states=sampling.noised(latents.to(device), noise, t).to(dtype),
             timestep=time,
             timestep_r=time,
             encoder_hidden_states=condition.states,
@@ -185,7 +192,11 @@ def timed_lines(heads: np.ndarray, tokens: np.ndarray, lyrics: str, seconds: flo
 
 
 def sharpened(heads: np.ndarray) -> np.ndarray:
-    """Return one matrix [L, F] that emphasises the peaks of the heads' attention [H, L, F]."""
+    """Return one matrix [L, F] that emphasises the peaks of the heads' attention [H, L, F].
+
+    Each head is normalised over frames and over tokens; values under twice their row's and their column's median are
+    dropped, the rest squared; then follow a z-score over all heads and their mean.
+    """
     total, squares = np.zeros(heads.shape[1:]), 0.0
     for head in heads:
         a = head.astype(np.float32)
@@ -194,17 +205,19 @@ def sharpened(heads: np.ndarray) -> np.ndarray:
         p = np.maximum(p - MEDIANS * np.median(p, axis=0, keepdims=True), 0) ** 2
         total += p
         squares += float(np.square(p, dtype=np.float64).sum())
-    # The z-score over all heads, then the mean of the heads.
     mean = total.sum() / heads.size
     spread = np.sqrt(max(squares / heads.size - mean**2, 0.0))
     return (total / len(heads) - mean) / (spread or 1.0)
 
 
 def warp(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the path (rows, columns) of least `cost` [L, F] from first to last cell (dynamic time warping)."""
+    """Return the cheapest path (rows, columns) from the first cell of `cost` [L, F] to the last: down, right or both.
+
+    A row costs its running sum less what was summed up before it was entered from above.
+    """
     total = np.full(np.add(cost.shape, 1), np.inf)  # total[i + 1, j + 1] is the cost of the path to cell i, j
     total[0, 0] = 0.0
-    for i, row in enumerate(cost):  # a row costs its running sum less the sum before it was entered from above
+    for i, row in enumerate(cost):
         sums = row.cumsum(dtype=np.float64)
         entered = np.minimum(total[i, :-1], total[i, 1:]) - (sums - row)
         total[i + 1, 1:] = sums + np.minimum.accumulate(entered)
@@ -216,7 +229,11 @@ def warp(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score(heads: np.ndarray, tokens: np.ndarray) -> float:
-    """Return how well the attention [H, L, F] follows the lyrics, 0 to 1: coverage^2 * monotonicity^2 * confidence."""
+    """Return how well the attention [H, L, F] follows the lyrics, 0 to 1: coverage^2 * monotonicity^2 * confidence.
+
+    Coverage is the share of sung tokens that stand out anywhere, monotonicity the share of neighbours that do not go
+    back, confidence the mean energy along the path.
+    """
     energy = np.mean(heads, axis=0, dtype=np.float32)
     energy = (energy - energy.min()) / ((energy.max() - energy.min()) or 1.0)
     rows, frames = warp(-(energy**2))

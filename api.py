@@ -222,7 +222,12 @@ def capabilities() -> dict[str, Any]:
 
 
 def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
-    """Return an endpoint's generator, described for Gradio and MCP. Its gr.Error has the problem's code as title."""
+    """Return the handler of an endpoint: a generator with the name, signature and docstring for Gradio and MCP.
+
+    For songs it yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) during the run and
+    (paths, record) at the end; for lyrics the text so far. It raises gr.Error titled with the problem's code. Closing
+    it cancels the run.
+    """
     endpoint = ENDPOINTS[mode]
 
     def handler(*values: Any) -> Iterator[Any]:
@@ -257,7 +262,11 @@ def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
 
 
 def validator_of(mode: str) -> Callable[..., list[dict[str, Any]]]:
-    """Return the check before a call is queued: a verdict per input; a wrong one ends the call as HTTP 422."""
+    """Return the check that runs before a call is queued: one verdict per input, with a sentence if it is wrong.
+
+    It reads the uploads' headers too, and on ZeroGPU it refuses what is too long for one call. A wrong value ends as
+    HTTP 422, in gradio_client as a ValidationError, with the parameter's name and the sentence.
+    """
     names = ENDPOINTS[mode].names
 
     def validate(*values: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,9 @@
-"""The transformer with windowed attention, and all that is constant over a run computed once (docs/decisions.md).
+"""The transformer with windowed attention, and with everything that is constant over a run's steps computed once.
+
+Half of the layers see 128 tokens to each side. Instead of diffusers' dense mask, they work on blocks of 128 queries and
+three blocks of keys, so memory and time grow linearly with the length. Query heads that share a key head are folded
+into the query axis, so that every device has a fast kernel (docs/decisions.md). A `CachedCondition` serves all steps of
+a run. Up to two windows (256 tokens, 20 s) there is nothing to gain, and the stock code runs, bit for bit.
 
 Shapes: R rows (takes, twice with guidance), L tokens (12.5 a second), K key heads, G query heads per key head, D head
 size, C condition tokens.

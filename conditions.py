@@ -42,7 +42,11 @@ def words_of(request: Any, seconds: float, instruction: str) -> Words:
 def encode_condition(
     pipe: Any, words: Words, context: torch.Tensor, timbre: torch.Tensor | None = None, timbre_token: bool = True
 ) -> Condition:
-    """Encode words and the latents of a reference, `timbre` [1, 750, C]; `timbre_token` acts on XL checkpoints only."""
+    """Encode words and timbre for `context`.
+
+    `timbre` [1, 750, C] are the latents of a reference, None the model's own silence. `timbre_token` prepends the XL
+    checkpoints' learned token, which diffusers 0.42.1 leaves out; a 2B-shaped checkpoint ignores the switch.
+    """
     import torch
 
     device, dtype = pipe._execution_device, pipe.transformer.dtype
@@ -51,7 +55,7 @@ def encode_condition(
         timbre = codec.silence(pipe, math.ceil(codec.REFERENCE_SECONDS * pipe.latents_per_second))
 
     def prepend_token(module, inputs, embedded):
-        # The encoder pools the first position (upstream, XL). diffusers 0.42.1 leaves this token out.
+        # The encoder pools the first position (upstream, XL).
         token = encoder.special_token.to(device=embedded.device, dtype=embedded.dtype)
         return torch.cat([token.expand(embedded.shape[0], -1, -1), embedded], dim=1)
 
@@ -132,8 +136,11 @@ def has_audio_codes(pipe: Any) -> bool:
 
 
 def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
-    """Return (kept, dropped): the longest start of the prompt, cut at a word, that fits with the metadata."""
-    # The tokenizer would cut from the right, and so drop BPM, key and length after a long prompt.
+    """Return (kept, dropped): the longest start of the prompt, cut at a word, that fits 256 tokens with the metadata.
+
+    The tokenizer would cut from the right, and so drop BPM, key and length after a long prompt. A prompt without
+    spaces is cut at a character.
+    """
     prompt = words["prompt"]
 
     def too_long(end: int) -> bool:
@@ -141,7 +148,7 @@ def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
 
     if not too_long(len(prompt)):
         return prompt, ""
-    ends = [0, *([i for i, c in enumerate(prompt) if c.isspace()] or range(1, len(prompt)))]  # else at a character
+    ends = [0, *([i for i, c in enumerate(prompt) if c.isspace()] or range(1, len(prompt)))]
     end = ends[max(bisect.bisect_left(ends, True, key=too_long) - 1, 0)]
     return prompt[:end].rstrip(), prompt[end:].strip()
 

@@ -102,7 +102,11 @@ def _host_of(text: str) -> str:
 
 
 class KnownHosts:
-    """Answers only to the host names it was started for, as protection against DNS rebinding."""
+    """Answers only to the host names it was started for, as protection against DNS rebinding.
+
+    "*.example.com" stands for every name under example.com. A studio that listens on every address answers to any IP
+    address. Gradio also builds URLs from forwarding headers, so those that name an unknown host are dropped.
+    """
 
     def __init__(self, app: ASGIApp, environ: Mapping[str, str]):
         address = environ.get("GRADIO_SERVER_NAME", "")
@@ -280,7 +284,10 @@ def _remember(known: dict, key: Any, value: Any) -> None:
 
 
 class Answer:
-    """The response on its way out; with `rewrites`, Gradio's errors, which repeat the body, become a sentence."""
+    """The response on its way out. If `rewrites` is set, the errors of Gradio and FastAPI become a sentence.
+
+    Theirs repeat the body or the text of an exception. A validator's verdicts pass unchanged.
+    """
 
     def __init__(self, send: Send, scope: Scope):
         self._send, self._scope = send, scope

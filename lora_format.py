@@ -1,8 +1,12 @@
 """What a stranger's LoRA file holds: its tensors, its format, each layer's rank and alpha, and which models it fits.
 
-Nothing is unpickled and no weights are read: safetensors checks every entry of the JSON header against the file before
-it is used. Layers go by their modules' names in diffusers, such as "layers.0.self_attn.to_q". Unknown keys are never
-dropped: a LoRA that acts in part, or not at all, must not look as if it worked.
+Nothing is unpickled and no weights are read. A safetensors file begins with a JSON header that gives the type, shape
+and place of each tensor, and safetensors checks every entry against the file before it is used. What is wrong becomes
+a `Refusal`, which `about` turns into a sentence that names the LoRA.
+
+A layer goes by its module's name in diffusers, such as "layers.0.self_attn.to_q". The names that trainers write (PEFT,
+ComfyUI, kohya, LyCORIS) are translated to it, from upstream's "q_proj" and from diffusers' "to_q". Unknown keys are
+never dropped: a LoRA that acts in part, or not at all, must not look as if it worked.
 """
 
 from __future__ import annotations

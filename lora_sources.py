@@ -81,9 +81,11 @@ class LoraSpec:
 def prepare(
     source: str, weight: float, *, folder: Path, widths: Widths | None = None, uploads: Sequence[Path] = ()
 ) -> Iterator[Progress]:
-    """Return the `LoraSpec` for "org/repo", "org/repo:file" or an uploaded file; works outside the GPU entry point.
+    """Return the `LoraSpec` for "org/repo", "org/repo:file" or an uploaded file; yield progress, mostly of downloads.
 
-    `folder` is the job's own, for what a zip holds. Raises StudioError with the field "options.loras" for any fault.
+    `folder` is the job's own, for what a zip holds; `widths` are the model's linear layers, None if unknown. A file
+    counts as uploaded only within one of the folders `uploads`, because an API call may name any path. Raises
+    StudioError with the field "options.loras" for everything that is wrong with the source or the file.
     """
     if upload := _uploaded(source, uploads):
         path, named, revision, name = upload, "upload", "", upload.name
@@ -126,7 +128,7 @@ def _digest(path: str, *identity: int) -> str:
 
 
 def _uploaded(source: str, uploads: Sequence[Path]) -> Path | None:
-    """Return the file if it lies in a folder of `uploads`, links resolved: an API call may name any path."""
+    """Return the file if it lies in a folder of `uploads`, links resolved."""
     if not os.path.isabs(source) or "\0" in source:
         return None
     real = Path(os.path.realpath(source))

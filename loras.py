@@ -1,8 +1,12 @@
 """LoRAs on the pipeline's transformer: exactly the job's LoRAs act, in their order, and the record says what loaded.
 
-Each adapted linear layer gets a forward hook that adds weight * alpha / r * B A x to its output; the model itself stays
-untouched (docs/decisions.md). Adapters are freed with the transformer that they were loaded for. `reconcile` depends
-only on the job's specs, so that a fresh worker and a warm one make the same song.
+Each adapted linear layer gets a forward hook that adds weight * alpha / r * B A x to its output. The model's own
+weights and modules stay untouched: without hooks the model is bit for bit what it was, a new weight costs nothing, and
+weights that are stored in another dtype or on another device until they are used work as before. A LoKr is applied by
+its two factors, kron(w1, w2) x, without building the dense matrix.
+
+Adapters belong to the transformer that they were loaded for and are freed with it. `reconcile` runs inside the GPU
+entry point and depends only on the job's specs, so that a fresh worker and a warm one make the same song.
 """
 
 from __future__ import annotations
@@ -65,9 +69,10 @@ _acting: weakref.WeakKeyDictionary[Any, tuple[dict[Any, Adapter], list[Any]]] = 
 
 
 def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
-    """Make exactly `wanted` act, in this order; return what the record says of each.
+    """Make exactly `wanted` act on the pipeline, in this order; return what the record says of each.
 
-    Raises StudioError if a file changed or does not fit, or memory runs out; then the previous set acts.
+    Loaded adapters are not read again, and a weight of 0 loads without acting. Raises StudioError with the field
+    "options.loras" if a file changed or does not fit, or memory runs out; then the previous set acts.
     """
     transformer = pipe.transformer
     loaded, hooks = _acting.get(transformer, ({}, []))

@@ -69,7 +69,11 @@ def generate(song: Song) -> tuple[sampling.Run, Finish]:
 
 
 def cover(song: Song) -> tuple[sampling.Run, Finish]:
-    """Make a new version: for the first `strength` of the steps, the context is the source's codes, then silence."""
+    """Make a new version of the source: its audio codes are the context for the first `strength` of the steps.
+
+    After that the context is silence. The hard switch is upstream's; diffusers blends unguided velocities instead,
+    which keeps less of either. With `noise_strength` the run starts in mid-schedule from the noised source itself.
+    """
     request, sigmas, start = song.request, song.sigmas, None
     condition = song.condition(COVER, conditions.cover_context(song.pipe, song.clean))
     if request.options.noise_strength > 0:
@@ -78,7 +82,6 @@ def cover(song: Song) -> tuple[sampling.Run, Finish]:
         sigmas = sigmas[nearest:]
         start = sampling.noised(song.clean, song.noise(song.frames), sigmas[0])
     step = int(len(sigmas) * request.strength)
-    # The hard switch is upstream's; diffusers blends unguided velocities instead, which keeps less of either.
     switch = (step, song.text2music()) if step < len(sigmas) else None
     song.facts["switch_step"] = step
     return song.run_of(condition, start, sigmas=sigmas, switch=switch), _loud
@@ -104,7 +107,11 @@ def repaint(song: Song) -> tuple[sampling.Run, Finish]:
 def _replace(
     song: Song, parts: list[tuple[int, int]], margin: int, fade: int, steps: int, blend: int = 0
 ) -> tuple[sampling.Run, Finish]:
-    """Replace `parts` (start, end) of the source, made with a `margin` and crossfaded over `fade`, all in samples."""
+    """Replace `parts`, (start, end) in samples, of the source.
+
+    The model replaces them with a `margin` around, of which a crossfade of `fade` samples is used. Outside, the
+    source's latents are injected for `steps` steps, and blended with the final ones over `blend` frames.
+    """
     spans = [(max(start - margin, 0), min(end + margin, song.length)) for start, end in parts]
     new = sampling.region(song.pipe, song.clean, spans)
     condition = song.condition(REPAINT, conditions.masked_context(song.pipe, song.clean, new))
@@ -132,7 +139,10 @@ def morph(song: Song) -> tuple[sampling.Run, Finish]:
 
 
 def with_tracks(song: Song) -> tuple[sampling.Run, Finish]:
-    """Layer a track over the source or a region of it, extract one from it, or complete it with the named ones."""
+    """Layer a track over the source or a region of it, extract one from it, or complete it with the named ones.
+
+    A layer is returned as a stem, or mixed with the source if asked.
+    """
     request, (start, end) = song.request, song.region()
     instruction = {"layer": LAYER, "extract": EXTRACT, "complete": COMPLETE}[request.action]
     instruction = instruction.format(" | ".join(track.upper() for track in request.tracks))
@@ -241,7 +251,10 @@ class Song:
 
 
 def _decoded(song: Song, latents: Any, finish: Finish) -> Iterator[Progress]:
-    """Return the finished takes; one that is unusable keeps its problem and does not affect the others."""
+    """Decode each take, `finish` it and write it; returns the takes.
+
+    A take that is not finite, constant, or refused by `finish` keeps its problem; the others are not affected.
+    """
     takes = []
     for number, seed in enumerate(song.job.seeds, 1):
         try:

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 class Offload:
-    """Keeps one part of a pipeline on the device, the one that was called last; the others wait in main memory."""
+    """Keeps one part of a pipeline on the device while the others wait in the machine's memory.
+
+    A part is moved in when it, or a direct child of it, is called. accelerate's hooks miss the children that the loop
+    calls directly. Code that uses weights without calling a module, such as the reading of audio codes, must call
+    `bring`; diffusers' group offloading would miss that as well. The pipeline still reports the true device.
+    """
 
     def __init__(self, pipe: AceStepPipeline, device: str):
         import torch
@@ -24,7 +29,6 @@ class Offload:
             part.to("cpu")
             part._hf_hook = self  # diffusers looks here for the device
             embeddings = [part.get_input_embeddings()] if hasattr(part, "get_input_embeddings") else []
-            # accelerate's hooks miss the children that the loop calls directly.
             for module in (part, *part.children(), *embeddings):
                 module.register_forward_pre_hook(lambda *_, name=name: self.bring(name))
 
@@ -48,7 +52,10 @@ def bring(pipe: AceStepPipeline, name: str) -> None:
 
 
 def cast_on_use(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtype, compute: torch.dtype) -> None:
-    """Store the large layers of `parts` in `storage` and cast each to `compute` while it works; the rest is small."""
+    """Store the large layers of `parts` in `storage` and cast each to `compute` while it works.
+
+    Everything else (norms, learnt tokens, the silence latent) is small and stays in `compute`.
+    """
     import torch
     from diffusers.hooks import apply_layerwise_casting
 
@@ -66,6 +73,9 @@ def cast_on_use(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtyp
                     setattr(module, key, buffer.to(compute))
 
 
+# Weights are stored as float8 with one scale per output row; activations are scaled token by token as they arrive, and
+# torch's `scaled_mm` sums products in 32 bits. torchao does the same, but once it is installed, diffusers imports it at
+# every start. A product differs by 4 %, a song's latents by 20 to 30 % (docs/performance.md).
 MULTIPLE = 16  # `scaled_mm` needs both dimensions of the weight to be multiples of this
 
 
@@ -77,10 +87,7 @@ def float8_is_supported() -> bool:
 
 
 def use_float8(layers: torch.nn.Module, device: str) -> None:
-    """Turn the linear layers in `layers` into 8-bit ones on `device`, one by one to need little memory there.
-
-    `scaled_mm` sums products in 32 bits; one differs by 4 %, a song's latents by 20 to 30 % (docs/performance.md).
-    """
+    """Turn the linear layers in `layers` into 8-bit ones on `device`, one by one to need little memory there."""
     import torch
 
     for linear in layers.modules():

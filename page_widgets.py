@@ -1,8 +1,11 @@
 """Our own widgets, each a `gr.HTML` with a script: a region on a waveform, the timeline of an extension, a LoRA list.
 
 Dragging, playing and typing stay in the browser: a script writes the fields beside its widget when a drag or a key
-press ends. The values of the first two widgets are what `waveform` and `peaks` return, with the contents of those
-fields. The list of LoRAs lives in the browser; the server keeps nothing between two songs but the uploaded files.
+press ends, and asks the server for one thing only, the waveform of a new source. The values of the first two widgets
+are what `waveform` and `peaks` return, with the contents of those fields.
+
+The list of LoRAs lives in the browser; the server keeps nothing between two songs but the uploaded files themselves.
+A file is inspected when it is uploaded, a repository only when a song is made.
 """
 
 from __future__ import annotations

@@ -1,9 +1,13 @@
 """How the planner writes: along a grammar, and with seeds that mean the same on every device.
 
-A grammar is a generator. It yields a tuple of tokens to write as they are, or an index tensor of tokens to choose from,
-for which it is sent the one that was drawn; it returns its result. Values are walked along prefix trees of the
-tokenizer's own tokens for the whole line ("bpm: 120\\n"), so that merged digits, spaces and line ends come out as in
-training (upstream constrained_logits_processor.py).
+A grammar is a Python generator. It yields a tuple of tokens to write as they are, or an index tensor of tokens to
+choose from, in return for which it is sent the token that was drawn; it returns its result. Values are walked along
+prefix trees of the tokenizer's own tokens for the whole line ("bpm: 120\\n"), so that merged digits, spaces and line
+ends come out as in training (upstream constrained_logits_processor.py).
+
+Every draw looks up a number from the take's own CPU generator in the running sum of the probabilities, in the order of
+the token ids. Unlike `torch.multinomial`, that gives the same token for the same seed on every device and in every
+batch, except where rounding of the model's own numbers decides.
 """
 
 from __future__ import annotations
@@ -205,7 +209,6 @@ class Draw:
             cut = ranked.cumsum(dim=-1).sub_(ranked) >= self.top_p
             least = ranked.masked_fill_(cut, 2.0).amin(dim=-1, keepdim=True)
             shares.masked_fill_(shares < least, 0.0)
-        # Unlike torch.multinomial, this depends on device and batch only where rounding of the model's numbers decides.
         reached = shares.cumsum(dim=-1)
         # The first index whose sum reaches the target has a share of its own, since the target is above zero.
         return (reached < chance * reached[:, -1:]).sum(dim=-1)
@@ -275,17 +278,22 @@ RECORDED = {"cuda"}  # devices on which a step is recorded and replayed; one on 
 
 
 class CodeWriter:
-    """Draws the audio codes of all takes together: conditional rows first, unconditional ones after them."""
+    """Draws the audio codes of all takes together: conditional rows first, unconditional ones after them.
+
+    Guidance is `u + s * (c - u)` in float32 on the logits of the audio tokens. The end of the text is not among them:
+    it is barred until the last code and certain after it (reference 3.3). `prompts` are the conditional and the
+    unconditional one; `guidance` 1 is none and leaves out the second.
+    """
 
     def __init__(
         self,
         model: Any,
         code_ids: torch.Tensor,
-        prompts: tuple[Sequence[int], Sequence[int]],  # conditional and unconditional
+        prompts: tuple[Sequence[int], Sequence[int]],
         seeds: Sequence[int],
         count: int,
         draw: Draw,
-        guidance: float = 2.0,  # s in u + s * (c - u), in float32; 1 is none and leaves out the unconditional rows
+        guidance: float = 2.0,
     ):
         import torch
 
@@ -343,7 +351,6 @@ class CodeWriter:
         """Draw one code per take from `hidden` [rows, size]; it becomes the next token of both halves."""
         import torch
 
-        # The end of the text is no audio token: it is barred until the last code and certain after it (reference 3.3).
         with torch.no_grad():
             logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float()
             if self._guidance != 1:

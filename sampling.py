@@ -1,4 +1,9 @@
-"""The denoising loop: from noise to latents over the pipeline's own components, step by step (docs/decisions.md).
+"""The denoising loop: from noise to latents, over the pipeline's own components, one step at a time.
+
+On text2music it equals `AceStepPipeline.__call__` in float32: bit for bit up to 256 tokens (20 s), to 1e-5 beyond,
+where attention works in windows. It differs from it on purpose in three points: latents stay in float32 between steps;
+each take's generator draws all of its noise on the CPU in float32, so that a seed means the same on every device; and
+an XL checkpoint gets the timbre token that it was trained with (`conditions.encode_condition`).
 
 Shapes: B takes, T latent frames (25 a second), C latent channels (64 in the real model), L condition tokens.
 """
@@ -147,9 +152,11 @@ class _Model:
 def _morph_velocity(
     model: _Model, source: _Model, run: Run, latents: torch.Tensor, t: torch.Tensor, guidance: float
 ) -> torch.Tensor:
-    """Return target minus source velocity [B, T, C], each at its own noisy point, as the mean over draws of noise."""
+    """Return the mean over the draws of target velocity minus source velocity [B, T, C], each at its own noisy point.
+
+    Every draw starts from the same two momentum buffers, which then advance once, by the mean.
+    """
     both, clean, change = (model, source), run.morph.clean, 0.0
-    # Every draw starts from the same two momentum buffers, which then advance once, by the mean.
     before, after = [each.momentum.running_average for each in both], [0.0, 0.0]
     for _ in range(run.morph.averages):
         noisy = noised(clean, _fresh(run, latents), t)
