@@ -62,7 +62,7 @@ def decode(path: str | Path) -> np.ndarray:
 
 
 def duration_of(path: str | Path) -> float:
-    """Return the length in seconds by a file's header, with the limits and errors of `decode`."""
+    """Return the length in seconds from a file's header, with the limits and errors of `decode`."""
     with _opened(Path(path)) as file:
         return file.frames / file.samplerate
 

@@ -153,7 +153,7 @@ class Backend:
     def __init__(self):
         self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
         self.placing = memory.Placing(self.models)
-        self._widths: dict[Path, lora_format.Widths] = {}  # kept: `spaces` deletes the files of packed weights
+        self._widths: dict[Path, lora_format.Widths] = {}  # kept: once weights are packed, `spaces` deletes the files
 
     def widths(self) -> lora_format.Widths | None:
         """Return the linear layers that a LoRA must fit; None until the song model has been downloaded."""

@@ -113,7 +113,7 @@ def _use_writable_cache(environ: MutableMapping[str, str], home: Path, caches: l
 
 
 def _mirror(source: Path, target: Path) -> None:
-    """Mirror a repository of a cache by links, without changing files that are in `target` already."""
+    """Link blobs and snapshots of a cached repository into `target`, where existing files stay; copy its refs."""
     broken = 0
     for kind in ("blobs", "snapshots", "refs"):
         (target / kind).mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def _mirror(source: Path, target: Path) -> None:
             with contextlib.suppress(FileExistsError):  # another process was faster
                 if path.is_symlink():
                     place.symlink_to(os.readlink(path))
-                elif kind == "refs":
+                elif kind == "refs":  # copied, because huggingface_hub overwrites them in place
                     shutil.copyfile(path, place)
                 else:
                     try:

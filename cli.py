@@ -120,7 +120,7 @@ def _output(text: str) -> str:
     return text
 
 
-SONG_BYTES = 1_500_000_000  # of four takes of ten minutes: float32 in the job's folder, 24 bit twice
+SONG_BYTES = 1_500_000_000  # about what four takes of ten minutes need: float32, and a copy in 24 bits
 PLANNER_GB = 3.8
 LANGUAGE_MODELS = ("planner", "lyrics")  # a song needs neither
 

@@ -32,8 +32,9 @@ NOT_SENT = [".git", ".venv", "models", "outputs", "tests", "docs", "*.log"]  # o
 STORE_BYTES = 256 * 2**20  # the object store of a cluster that is started here
 # Seconds between two events at most, between two checks of the workers, and between two questions to an idle one.
 BEAT_SECONDS, LOOK_SECONDS, ASK_SECONDS = 0.4, 1.0, 5.0
-SILENT_SECONDS, NO_WORKER_SECONDS = 60.0, 300.0  # of a worker's silence; that a song waits while there is no worker
-# Seconds without the head until the studio leaves the cluster (Ray ends this process after 60), and to let songs end.
+SILENT_SECONDS, NO_WORKER_SECONDS = 60.0, 300.0  # that a worker may be silent; that a song waits without any worker
+# Seconds that the head may be silent before the studio leaves the cluster (Ray would end this process after 60), and
+# that songs and workers then have to end.
 HEAD_SECONDS, LEAVE_SECONDS = 20.0, 5.0
 PROBE_SECONDS = 2.0
 AGAIN = "The worker that was making this song is gone, so another one starts it again."
@@ -246,7 +247,7 @@ def join(address: str) -> Any:
     if address not in (LOCAL, "auto") and not answers(address):
         raise StudioError.of(UNREACHABLE)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else any call after a lost connection starts a cluster
     import ray
 
     ray.shutdown()  # a lost connection may still be half there

@@ -61,7 +61,7 @@ def write_wav(path: str | Path, samples: np.ndarray) -> None:
 def encode(samples: np.ndarray, path: str | Path, format: str, cancelled: Callable[[], bool] = lambda: False) -> Path:
     """Write [channels, samples] at 48 kHz as "wav" or "flac" (24 bits), "mp3" (320 kbit/s) or "ogg"; return the path.
 
-    All four keep the count of samples, and clip those beyond full scale. The file appears whole or not at all. Raises
+    All four keep the number of samples and clip what is beyond full scale. The file appears whole or not at all. Raises
     `AudioError`, or `CancelledError` if `cancelled()` is true before some second of the song.
     """
     if not all(np.isfinite(block).all() for block in seconds_of(samples)):
@@ -200,7 +200,7 @@ def _slug(text: str) -> str:
 def read_record(path: str | Path) -> dict | None:
     """Return the record in a file's tags, or None if there is none that is acceptable JSON.
 
-    It is a stranger's: valid text and finite numbers in nested lists and dicts, and nothing else is known of it.
+    It may be a stranger's: all that is certain is that it nests lists and dicts of valid text and finite numbers.
     """
     try:
         text = _record_text(Path(path))

@@ -1,7 +1,7 @@
 """The middleware in front of Gradio: known hosts, refusals, security headers, gzip, the queue's limit, MCP hang-ups.
 
 Gradio answers some malformed calls with a bare 500 and a long traceback, fetches URLs that a caller puts into JSON, and
-lets simultaneous calls past its queue limit. Here each gets a status below 500, a sentence, and a line in the log.
+lets simultaneous calls past its queue limit. Here the first two get one sentence instead, and joins wait in line.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class KnownHosts:
     """Answers only to the host names it was started for, as protection against DNS rebinding.
 
     "*.example.com" stands for every name under example.com. A studio that listens on every address answers to any IP
-    address. Gradio also builds URLs from forwarding headers, so those that name an unknown host are dropped.
+    address.
     """
 
     def __init__(self, app: ASGIApp, environ: Mapping[str, str]):
@@ -158,7 +158,7 @@ class Calls:
         self.app = app
         # Gradio checks the queue's limit, awaits the validator, and then appends: simultaneous calls would all pass.
         self.joining = asyncio.Lock()
-        self.tool_calls: dict[str, ToolCall] = {}  # for a tool, Gradio calls the studio again with the same headers
+        self.tool_calls: dict[str, ToolCall] = {}  # by CALL_HEADER, which Gradio repeats as it queues the call
         self.cancelling: set[asyncio.Task] = set()
         # By (session, function): the event that joined last, and until when a joining one is cancelled.
         self.joined: dict[tuple[str, int], str] = {}

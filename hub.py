@@ -2,7 +2,7 @@
 
 huggingface_hub (2.4) deletes a partial file when a download breaks off, and cannot be stopped within a file of several
 gigabytes. So the bytes are streamed here into its documented cache layout: first into `blobs/<hash>.incomplete`, which
-becomes the blob if its hash is right; once all are there they are linked in `snapshots/<commit>`.
+becomes the blob if its hash is right. Once all blobs are there, `snapshots/<commit>` links to them.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class RepoFile:
     hash: str  # the SHA-256 of a large file, the git blob id of a small one
 
 
-Chooser = Callable[[list[RepoFile], bool], list[RepoFile]]  # gets all files, and whether they are private or gated
+Chooser = Callable[[list[RepoFile], bool], list[RepoFile]]  # from all files, and whether the repository is guarded
 
 
 class Fetch:
@@ -140,7 +140,7 @@ class Fetch:
 
     def __init__(self, repo_id: str, choose: Chooser, variable: str, token: Literal[False] | None = None):
         self.repo_id, self.storage = repo_id, storage_of(repo_id)
-        self._choose, self._variable, self._token = choose, variable, token  # token False: not the owner's
+        self._choose, self._variable, self._token = choose, variable, token  # token False: never send the owner's
         self.stop = threading.Event()
         self.error: StudioError | None = None
         self.files: list[RepoFile] = []  # known, like the commit, once the hub has answered
@@ -243,7 +243,7 @@ class Fetch:
             try:
                 self._stream(file, partial)
             except errors.HfHubHTTPError as error:
-                if error.response.status_code not in (408, 429, 500, 502, 503, 504):  # the server is not just busy
+                if error.response.status_code not in (408, 429, 500, 502, 503, 504):  # those only mean "busy"
                     raise
             except errors.HTTPError as error:
                 log.info("the download of %s broke off: %s", file.name, error)

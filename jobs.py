@@ -224,7 +224,7 @@ def _save(
 ) -> tuple[str, dict[str, Any]] | Problem:
     """Save a take under a free name; return the path of its copy in Gradio's cache, and its entry in the record.
 
-    A failure leaves no file behind. Raises CancelledError.
+    A take that cannot be copied is deleted. Raises CancelledError.
     """
     if take.problem:
         return take.problem
@@ -242,7 +242,7 @@ def _save(
         try:
             copy = processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder())
         except OSError:
-            path.unlink()  # another take may fit in its place
+            path.unlink()  # the page could not get it, and on a full disk another take may fit in its place
             raise
         return copy, {**facts, "name": path.name, "sha256": sha256(path)}
     except (audio.AudioError, OSError) as error:
@@ -374,7 +374,7 @@ def output_folder() -> Path:
 
 
 def retention() -> tuple[float, float]:
-    """Return how many days, and up to how many gigabytes (10^9 bytes) in total, songs are kept; "off" is infinite."""
+    """Return for how many days, and up to how many gigabytes (10^9 bytes) in all, songs are kept; inf for "off"."""
     days, gb = ON_A_SPACE if os.environ.get("SPACE_ID") else AT_HOME
     return _limit(KEEP_DAYS, days), _limit(KEEP_GB, gb)
 

@@ -116,7 +116,7 @@ def splice(old: np.ndarray, new: np.ndarray, start: int, end: int, fade: int) ->
 
     The crossfades lie outside the region and end with the file; every sample of `old` beyond them is unchanged.
     """
-    ramp = np.linspace(0, 1, fade + 2, dtype=np.float32)[1:-1]  # upstream's
+    ramp = np.linspace(0, 1, fade + 2, dtype=np.float32)[1:-1]  # upstream's ramp
     weight = np.zeros(old.shape[1], np.float32)
     weight[start:end] = 1
     before, after = min(fade, start), min(fade, old.shape[1] - end)
@@ -127,8 +127,8 @@ def splice(old: np.ndarray, new: np.ndarray, start: int, end: int, fade: int) ->
 def match_level(new: np.ndarray, old: np.ndarray, start: int, end: int, fade: int = 0) -> np.ndarray:
     """Return `new` scaled so that its region `start` to `end` is within 3 dB (RMS) of up to 3 s of `old` on each side.
 
-    It never passes full scale, and silent surroundings change nothing. Only the region and the `fade` samples around it
-    count, because the rest of `new` is not used.
+    A peak over 1 is first scaled to 1. Then the gain is 1 if either part is silent, and never passes full scale. Only
+    the region and the `fade` samples around it count, because the rest of `new` is not used.
     """
     peak = peak_of(new[:, max(start - fade, 0) : end + fade])
     new, peak = new / max(peak, 1.0), min(peak, 1.0)

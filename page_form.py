@@ -24,7 +24,7 @@ from limits import LIMITS
 from params import AUDIO_FIELDS, REQUESTS, Request, SongWords, parse_request, upload_seconds
 
 Updates = dict[Any, Any]
-# Without Gradio's own progress: at each message of a run, Gradio goes through every component that ever showed it.
+# At each message of a run, Gradio goes through every component that ever showed its progress, so none may show any.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}  # short work that must not wait behind songs
 MOST_UNDONE = 20
@@ -96,7 +96,7 @@ class Form:
         return parse_request(self.mode, grouped(self.read(values)))
 
     def problems(self, values: Sequence[Any]) -> dict[str, str]:
-        """Return a message for each wrong field; one of no field goes to the first. Of files, only headers are read."""
+        """Return a message for each wrong field; one of no field is put at the first. Only file headers are read."""
         found: dict[str, str] = {}
         for (name, component), path in zip(self.fields.items(), values, strict=True):
             if isinstance(component, gr.Audio) and path:
@@ -105,7 +105,7 @@ class Form:
                 except InvalidRequest as error:
                     found[name] = error.problem.text()
         values = list(values)
-        # Some checks are made only once others pass: wrong fields get their defaults, and a missing file any name.
+        # Some checks run only once others pass, so wrong fields get their defaults, and a missing file gets any name.
         while new := {name: text for name, text in self._flaws(values).items() if name not in found}:
             found |= new
             for at, (name, component) in enumerate(self.fields.items()):
@@ -300,7 +300,7 @@ SONG = {name: field.default for name, field in SongWords.model_fields.items()}
 
 
 class Restored(NamedTuple):
-    """What of a record fits a form; files, which no record holds, are only counted."""
+    """The values of a record that fit a form, and what could not be restored; no record holds files."""
 
     values: dict[str, Any]  # by field, checked
     left_out: int  # how many values did not fit

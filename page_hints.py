@@ -34,7 +34,7 @@ SOME_SECONDS = 60.0  # stands in until there is a source; a length counts by its
 
 
 class TokenCounter:
-    """The parts of the pipeline that `conditions` needs to cut words, so that the page knows the cut without torch."""
+    """Stands in for the pipeline in `conditions`: the page finds the words that get cut, without loading torch."""
 
     def __init__(self, file: Path):
         self._tokenizer = Tokenizer.from_file(str(file))

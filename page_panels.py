@@ -65,7 +65,7 @@ def prompt(form: Form) -> None:
 
 
 def lyrics(form: Form, *numbers: str) -> None:
-    """Add the lyrics, Instrumental, which disables them, and these numbers; help texts follow the action, if any."""
+    """Add the lyrics, Instrumental (which turns them off) and `numbers`; the help texts follow the action, if any."""
     add(form, "lyrics", gr.Textbox, info=help_text("lyrics", task=_task(form)), lines=6, max_lines=18)
     page_hints.add_advice(form)
     with gr.Row():
@@ -167,7 +167,7 @@ def swapped(names: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def examples(form: Form, name: str = "", kept: Sequence[str] = ()) -> None:
-    """Add buttons that fill the form with the tab's `EXAMPLES` (or `name`'s); a visitor's texts in `kept` stay."""
+    """Add buttons that fill the form with the tab's `EXAMPLES`, or `name`'s; a visitor's own text in `kept` is kept."""
     named, blank = EXAMPLES[name or form.mode], dict.fromkeys(kept, "")
     if form.mode == "generate":
         gr.set_static_paths([SOUNDS])

@@ -110,7 +110,7 @@ def card(made: Made) -> dict[str, Any]:
     kept = {name: record[name] for name in ("request", "plan", "seeds", "variation_seeds") if record.get(name)}
     peaks = page_widgets.peaks(made.file)["peaks"]
     waveform = np.frombuffer(base64.b64decode(peaks), np.int8)
-    source = getattr(made.request, "source", None)  # its "offset" is where it begins in the take, in seconds
+    source = getattr(made.request, "source", None)  # "offset" below: where it begins in the take, in seconds
     return {
         "id": made.file,
         "seed": take["seed"],

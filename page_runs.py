@@ -73,7 +73,7 @@ def run_bar(
 
 
 def run_foot(form: Form, above: Sequence[gr.HTML], cancel: str = tooltips.CANCEL) -> tuple[RunBar, gr.HTML]:
-    """Make the foot of a tab, with the lines `above`, not rendered yet; returns its bar and the wrong fields' line."""
+    """Make a tab's foot; return its run bar and the line for wrong fields. `above`: lines that are not rendered yet."""
     with gr.Row(elem_classes=["run-bar"]):
         for line in above:
             line.render()
@@ -87,8 +87,8 @@ def connect_run(
     bar: RunBar,
     problems: gr.HTML,
     make: Callable[..., Iterator[Updates]],
-    outputs: Sequence[Any],  # what `make` changes beside the bar
-    fresh: Updates,  # at the start
+    outputs: Sequence[Any],  # what `make` updates besides the bar
+    fresh: Updates,  # updates at the start
     *,
     go: gr.Button | None = None,  # default: the bar's own
     cancelled: str = tooltips.CANCELLED,

@@ -31,7 +31,7 @@ _BACK = "(found) => {ids}.map((id) => (studio.touched(id) ? undefined : found[id
 
 
 def foot(form: Form, cancel: str = tooltips.CANCEL) -> None:
-    """Add the foot of a tab that has all its fields: its keys, and the reset; `cancel` labels the second button."""
+    """Add the foot of a tab whose fields all exist: its keys, and the reset; `cancel` is what its second key does."""
     with gr.Row(elem_classes=["foot"]):
         html(theme.keys(tooltips.GO[form.mode], cancel))
         button = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")

@@ -80,8 +80,8 @@ def connect_region(
 ) -> Any:
     """Show the waveform of `source`, and keep it in step with the fields; returns the event that shows it.
 
-    `start` and `end` are in seconds; an end of 0 is the end of the file. What is typed is never changed: the widget
-    says if it marks no region. A source that is already there keeps its region, however often the page sends it.
+    `start` and `end` are in seconds; an end of 0 is the end of the file. What is typed is never changed; if it is
+    not a region of the file, the widget says so. A source that is already there keeps its region.
     """
     # The script triggers "input" only for what a visitor does on the waveform, so that nothing goes in circles.
     selector.input(None, selector, [start, end], js="(value) => [String(value.start), String(value.end)]", **AT_ONCE)
@@ -110,7 +110,7 @@ def _joined(widget: gr.HTML, **fields: gr.Textbox) -> dict[str, Any]:
 
 
 def waveform(path: str | Path) -> dict[str, Any]:
-    """Return what the selector shows: `peaks` and, of a readable file, `_onsets` as base64 and the record's BPM."""
+    """Return the selector's value: `peaks` and, if the file can be read, its path, `_onsets` in base64, and BPM."""
     found = peaks(path, CLOSE_COLUMNS)
     if not found["seconds"]:
         return found

@@ -131,7 +131,7 @@ class SongRequest(SongWords):
 
 
 class GenerateOptions(Options):
-    plan: flag("Plan the song first") = True  # metadata and audio codes
+    plan: flag("Plan the song first") = True  # the planner writes metadata and audio codes before the song is made
     plan_seed: number("plan_seed")
     plan_temperature: number("plan_temperature")
     plan_cfg: number("plan_cfg")
@@ -192,7 +192,7 @@ class EditOptions(Options):
             raise wrong(f"Morph ends at must be up to 1 and above Morph starts at ({start:g}), not {end:g}.", "n_max")
 
 
-ACTION_OPTIONS = {  # an option that another action would ignore is an error
+ACTION_OPTIONS = {  # an option given with an action other than its own is an error
     "repaint": {"repaint_mode", "repaint_strength"},
     "morph": {"n_min", "n_max", "n_avg"},
     "layer": {"mix"},
@@ -315,7 +315,7 @@ AUDIO_FIELDS = ("source", "reference")
 
 
 def upload_seconds(path: str, field: str = "source") -> float:
-    """Return a file's decoded length in seconds, whole samples at 48 kHz, by its header; raises InvalidRequest."""
+    """Return the length in seconds that a file will have at 48 kHz, from its header; raises InvalidRequest."""
     try:
         return samples_in(audio.duration_of(path)) / limits.SAMPLE_RATE
     except audio.AudioError as error:
@@ -323,7 +323,7 @@ def upload_seconds(path: str, field: str = "source") -> float:
 
 
 def check_audio(request: Request) -> float:
-    """Check the files, then the request against its source, whose seconds it returns (or 0); raises InvalidRequest."""
+    """Check the files, then the request against its source; return the source's seconds or 0. Raises InvalidRequest."""
     seconds: dict[str, float] = {}
     problems: list[Problem] = []
     for field in AUDIO_FIELDS:
@@ -374,7 +374,7 @@ class Sampling(NamedTuple):
 
 def usual_sampling(quality: str, kind: str = "sft") -> Sampling:
     """Return the defaults of a `weights.checkpoint_kind`."""
-    if kind == "turbo":  # guidance is distilled into its weights; 8 steps of shift 3 are in upstream's table
+    if kind == "turbo":  # guidance is distilled into its weights; upstream's table has 8 steps and shift 3
         return Sampling(8, 1.0, 3.0)
     return Sampling((limits.PREVIEW_STEPS if kind == "preview" else limits.QUALITY_STEPS)[quality], 7.0, 1.0)
 

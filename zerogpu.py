@@ -31,7 +31,8 @@ from params import sampling_settings
 log = logging.getLogger("studio")
 
 BEAT = "beat"
-LIMIT_SHARE = 0.9  # of its seconds; a worker that lived so long hit the limit: the platform's clock starts earlier
+# A worker that lived for this share of its seconds was stopped by the limit: the platform's clock starts earlier.
+LIMIT_SHARE = 0.9
 # Seconds between two checks by the parent, without a heartbeat until a worker counts as dead (it writes one every 0.4
 # seconds), and until the first heartbeat, which has to wait for the queue and a cold start.
 LISTEN_SECONDS, SILENT_SECONDS, START_SECONDS = 0.5, 30.0, 240.0
@@ -262,11 +263,11 @@ class Work:
     planner: bool = False  # whether the song is planned first
     tokens: int = 0  # the most that a language model may write for a text
     source: float = 0.0  # seconds of uploads to encode
-    passes: float = 1.0  # forward passes of a step without guidance, which takes twice as many
+    passes: float = 1.0  # forward passes per step; guidance doubles them
 
 
 def work_of(request: Any, *, kind: str = "sft", source: float = 0.0, planner: bool = False) -> Work:
-    """Return the work of any request; `source` is its source's seconds, `planner` whether one could plan the song."""
+    """Return the work of any request; `source`: seconds of its source, `planner`: whether there is a planner."""
     if request.mode == "align":  # one forward pass
         return Work("align", duration=source, steps=1, source=source)
     if not hasattr(request, "takes"):
