@@ -139,15 +139,15 @@ class Sampler:
 
     def __init__(self, draw: Draw, seed: int, most: int, vocabulary: int):
         self._draw, self._vocabulary = draw, vocabulary
-        # mlx-lm computes a token ahead.
+        # One more than `most`: mlx-lm draws a token ahead.
         self._chances = iter(chances([seed], most + 1).split(1, dim=1))
 
     def __call__(self, scores: torch.Tensor) -> int:
         """Return a token id for `scores` [vocabulary]; raises StudioError if they are not numbers."""
-        row = scores[None, : self._vocabulary].float()
+        row = scores[None, : self._vocabulary].float().cpu()  # where the same seed always gives the same words
         if not bool(row.max().isfinite()):
             raise StudioError("weights_broken", "The model's scores are not numbers; its weights are damaged.")
-        return int(self._draw(row, next(self._chances).to(row.device)))
+        return int(self._draw(row, next(self._chances)))
 
 
 # --- the backends -------------------------------------------------------------------------------------------------

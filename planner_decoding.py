@@ -7,7 +7,7 @@ ends come out as in training (upstream constrained_logits_processor.py).
 
 Every draw looks up a number from the take's own CPU generator in the running sum of the probabilities, in the order of
 the token ids. Unlike `torch.multinomial`, that gives the same token for the same seed on every device and in every
-batch, except where rounding of the model's own numbers decides.
+batch, except where rounding decides.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("studio")
 
 FIELDS = ("bpm", "caption", "duration", "keyscale", "language", "timesignature")
-LARGEST_CODE = 63_999  # of 8 * 8 * 8 * 5 * 5 * 5 entries; the tokenizer has slots beyond them that mean nothing
+LARGEST_CODE = 63_999  # the codebook has 8 * 8 * 8 * 5 * 5 * 5 entries; the tokenizer's slots beyond them mean nothing
 MAX_CAPTION_TOKENS = 512
 AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
@@ -62,7 +62,9 @@ class Vocabulary:
         self.think, self.think_end, self.end = (spelled[token] for token in marks)
         found = ((AUDIO_CODE.fullmatch(token), number) for token, number in spelled.items())
         codes = sorted((int(code[1]), number) for code, number in found if code and int(code[1]) <= LARGEST_CODE)
-        self.codes = torch.tensor([code for code, _ in codes])  # of each audio token [N]; `code_ids` are the token ids
+        self.codes = torch.tensor(
+            [code for code, _ in codes]
+        )  # the code of each audio token [N], whose ids are in `code_ids`
         self.code_ids = self.ids(number for _, number in codes)
         self.ends = {self.end, spelled.get("<|endoftext|>", self.end)}
         special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
@@ -192,7 +194,7 @@ def encode_marked(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Draw:
-    """How tokens are drawn: `temperature` 0 takes the likeliest; `top_p` 1 keeps all."""
+    """How tokens are drawn: at a `temperature` (0: the likeliest), from the fewest that reach `top_p` together."""
 
     temperature: float = 0.85
     top_p: float = 0.9
@@ -206,10 +208,10 @@ class Draw:
         shares = torch.softmax(logits / self.temperature, dim=-1)
         if self.top_p < 1:
             ranked = self._likely(shares).sort(dim=-1, descending=True).values
-            cut = ranked.cumsum(dim=-1).sub_(ranked) >= self.top_p
+            cut = _sums(ranked).sub_(ranked) >= self.top_p
             least = ranked.masked_fill_(cut, 2.0).amin(dim=-1, keepdim=True)
             shares.masked_fill_(shares < least, 0.0)
-        reached = shares.cumsum(dim=-1)
+        reached = _sums(shares)
         # The first index whose sum reaches the target has a share of its own, since the target is above zero.
         return (reached < chance * reached[:, -1:]).sum(dim=-1)
 
@@ -218,7 +220,12 @@ class Draw:
         if shares.device.type != "cpu":
             return shares
         # What is left out weighs less than 1 - top_p in all.
-        return shares[:, (shares >= (1 - self.top_p) / shares.shape[1]).any(dim=0)]
+        return shares[:, ~(shares < (1 - self.top_p) / shares.shape[1]).all(dim=0)]
+
+
+def _sums(rows: torch.Tensor) -> torch.Tensor:
+    """Return the running sums of `rows` [B, N]. Of a single row CUDA's differ from run to run (pytorch #75240)."""
+    return rows.expand(max(len(rows), 2), -1).cumsum(dim=-1)[: len(rows)]
 
 
 def chances(seeds: Sequence[int], count: int) -> torch.Tensor:

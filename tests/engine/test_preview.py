@@ -11,9 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from tests.program import ROOT
+from tests.weights import PLANNER, SONGWRITER
+from tools import random_models
 from tools.random_models import make_checkpoint
+from weights import LYRICS_VARIABLE, PLANNER_VARIABLE
 
 LYRICS = "[Verse 1]\nSoft notes in the morning light\n[Chorus]\nMusic fills the air tonight"
 WORDS = {"prompt": "warm lofi piano with soft drums", "lyrics": LYRICS, "vocal_language": "en"}
@@ -85,6 +90,18 @@ def test_it_has_equal_bytes_everywhere_and_leaves_the_global_generator_alone(tin
     assert hashes(elsewhere) == hashes(tiny)
     text = "".join(path.read_text() for path in tiny.rglob("*.json"))
     assert str(tiny.parent) not in text and "_name_or_path" not in text
+
+
+@pytest.mark.slow
+def test_the_language_models_in_assets_are_those_that_the_tool_makes(tmp_path, monkeypatch):
+    for variable, shipped in ((PLANNER_VARIABLE, PLANNER), (LYRICS_VARIABLE, SONGWRITER)):
+        monkeypatch.setitem(random_models.PREVIEWS, variable, tmp_path / shipped.name)
+    random_models.main()
+    for shipped in (PLANNER, SONGWRITER):
+        made, kept = (load_file(folder / "model.safetensors") for folder in (tmp_path / shipped.name, shipped))
+        assert made.keys() == kept.keys() and all(torch.equal(made[name], kept[name]) for name in kept)
+        words = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (tmp_path / shipped.name, shipped)]
+        assert words[0] == words[1]
 
 
 # --- sound --------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ CAPTIONS = (
 
 @pytest.fixture(scope="module")
 def grammar() -> MetadataGrammar:
-    """Return the grammar of a tokenizer with 64 audio codes."""
+    """Return the grammar of a tokenizer with 1,000 audio codes."""
     tokenizer = AutoTokenizer.from_pretrained(PLANNER)
     return MetadataGrammar(Vocabulary(tokenizer, len(tokenizer), "cpu"))
 
@@ -158,6 +158,8 @@ def test_draws_follow_the_shares_and_the_nucleus():
     lone = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
     for chance in (2.0**-24, 1.0):
         assert Draw(0.85, 0.9)(lone, torch.tensor([[chance]])).tolist() == [1]
+    # Damaged weights draw something: a plan never costs a song.
+    assert Draw()(torch.full((1, 4), torch.nan), chances[:1]).tolist() == [0]
 
 
 def test_lyrics_lose_their_headers():
