@@ -236,6 +236,7 @@ class Placing:
         return self._models.plan not in ("", "resident")
 
     def _both_fit(self) -> bool:
+        """Return whether the planner fits next to the song model under the current plan."""
         room, sizes, song = room_for_models(self._models.device().kind), self._sizes, self.song
         pipeline, work = sizes.pipeline, planner_bytes(song)
         if self._models.plan == FAST8:
@@ -260,7 +261,7 @@ class Placing:
         if bootstrap.on_zerogpu():
             return Choice("resident", 0)  # `spaces` deletes the files, whose sizes count below, once they are packed
         device, planner = self._models.device(), self._models.planner.weights
-        # Planner checkpoints are bfloat16, the built-in one float32.
+        # Planner checkpoints are bfloat16, the tests' is float32.
         factor = 2 if models.planner_dtype(device) == "float32" and planner.source != "preview" else 1
         words = factor * bytes_in(planner.folder), bytes_in(self._models.lyrics.weights.folder)
         self._sizes = replace(sizes_of(self._models.weights, device), planner=words[0], writer=words[1])
@@ -269,12 +270,11 @@ class Placing:
 
 def sizes_of(weights: Weights, device: Device) -> Sizes:
     """Return the sizes of `weights` on `device`, from those of the files."""
-    if weights.folder is None:  # not downloaded yet
+    if weights.folder is None or not weights.folder.exists():  # not downloaded yet, or gone by now
         parts = {name: int(size * GB) for name, size in XL_PARTS_GB.items()}
     else:
         parts = {part: bytes_in(weights.folder / part) for part in PARTS}
-    # Checkpoints are bfloat16, the built-in one float32.
-    factor = 2 if device.storage_dtype == "float32" and weights.engine != "preview" else 1
+    factor = 2 if device.storage_dtype == "float32" else 1  # checkpoints are bfloat16
     transformer, others = factor * parts.pop("transformer"), [factor * size for size in parts.values()]
     return Sizes(transformer + sum(others), transformer, max(others))
 
@@ -342,7 +342,7 @@ def _smaller(song: Song, fits: Callable[[Song], bool]) -> str:
 
 
 def fewer_takes(work: Any, fits: Callable[[Any], bool]) -> str:
-    """Return "2 takes", the most with which `work` fits, or ""."""
+    """Return the most takes with which `work` fits, such as "2 takes", or ""."""
     takes = most(1, work.takes, lambda count: fits(replace(work, takes=count)))
     return f"{takes} take{'s' if takes > 1 else ''}" if takes else ""
 

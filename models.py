@@ -314,6 +314,8 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
             raise StudioError.of(_no_room(f"{weights.model_id} ({device.kind})", hint)) from None
         message = f"The model {weights.model_id} could not be loaded: {first_line(error)}"
         hint = f"Check the folder {weights.folder}, or delete it and download the model again."
+        if weights.engine == "preview":
+            hint = "Copy the studio's folder again, with assets/ in it."
         raise StudioError("weights_broken", message, hint=hint) from error
     codec.use_tiles(pipe.vae, short=device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1))
     pipe.set_progress_bar_config(disable=True)

@@ -228,6 +228,8 @@ def test_sizes_follow_the_files_and_room_is_free_memory_and_our_own(tiny, monkey
     files = sum(path.stat().st_size for path in tiny.rglob("*.safetensors"))
     assert sizes.pipeline == files > sizes.transformer > 0
     assert memory.sizes_of(weights_in(tiny), CPU).pipeline == 2 * files
+    # A model whose files are moved while it is loaded does not count as nothing.
+    assert memory.sizes_of(weights_in(tiny / "moved"), CPU).pipeline > 20 * memory.GB
     assert memory.room_for_models("cpu") > psutil.Process().memory_info().rss
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     assert memory.room_for_models("cuda") is None
