@@ -241,10 +241,11 @@ def _save(
             path = export.claim(part, output / name)
         try:
             copy = processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder())
+            return copy, {**facts, "name": path.name, "sha256": sha256(path)}
         except OSError:
-            path.unlink()  # the page could not get it, and on a full disk another take may fit in its place
+            with contextlib.suppress(OSError):
+                path.unlink()  # the page could not get it, and on a full disk another take may fit in its place
             raise
-        return copy, {**facts, "name": path.name, "sha256": sha256(path)}
     except (audio.AudioError, OSError) as error:
         return disk_problem(error)
 
