@@ -100,7 +100,7 @@ def _heads_of(weights: Weights) -> Heads:
 
 
 def alignment_heads(config: Mapping[str, Any]) -> Heads:
-    """Return the heads that follow the lyrics by layer, as its config.json names them or they are known; or none."""
+    """Return the heads that follow the lyrics, by layer: those that `config` names, else known ones, else {}."""
     shape = config.get("num_hidden_layers"), config.get("num_attention_heads")
     named = config.get(CONFIG_KEY)
     if not isinstance(named, Mapping):
@@ -158,7 +158,7 @@ def _attend(module: Any, states: torch.Tensor, encoded: torch.Tensor, head: int)
 
 
 def lyric_slice(pipe: Any, lyrics: str, language: str) -> tuple[slice, np.ndarray]:
-    """Return where the condition has the lyrics' own tokens, and the line of each [L], from 0; -1 if it is not sung."""
+    """Return the slice of the condition with the lyrics, and the line of each token [L], from 0; -1 if none."""
     # The condition begins with this text, cut to 2,048 tokens: headers, the lyrics, an end mark.
     _, text = pipe._format_prompt(prompt="", lyrics=lyrics, vocal_language=language)
     spans = pipe.tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=MAX_LYRIC_TOKENS)

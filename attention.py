@@ -22,20 +22,22 @@ if TYPE_CHECKING:
 
     Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-MOST_SCORES = {"mps": 2**27}  # a device whose kernel may materialise all scores gets fewer queries at a time
+MOST_SCORES = {"mps": 2**27}  # most scores at a time where a kernel may materialise them all: queries are split
 
 
 @dataclass
 class CachedCondition:
-    """A condition for all steps of a run, in place of the encoder's states; a change of LoRAs needs a new object."""
+    """A condition for all steps of a run, in place of the encoder's states; new LoRAs need a new one."""
 
     states: torch.Tensor  # [1, C, E], what the first `takes` rows see
-    null: torch.Tensor  # [1, 1, E], what the others see, which are unconditional
+    null: torch.Tensor  # [1, 1, E], what the other, unconditional rows see
     takes: int
-    embedded: tuple[torch.Tensor, torch.Tensor] | None = None  # this and the rest are filled in by the first step
+    embedded: tuple[torch.Tensor, torch.Tensor] | None = (
+        None  # this, `heads` and `tables` are filled in by the first step
+    )
     heads: dict[Any, Heads] = field(default_factory=dict)
     tables: Tables | None = None
-    compute: Callable[..., torch.Tensor] | None = None
+    compute: Callable[..., torch.Tensor] | None = None  # chosen at every step
 
     def rows(self, count: int) -> torch.Tensor:
         """Return the states of `count` rows [count, C, E], in the stock code's form."""

@@ -184,7 +184,10 @@ def encode(pipe: Any, samples: np.ndarray, stage: str) -> Generator[Progress, No
 
 
 def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Yield (tile, tiles, samples [2, n], float32 on the CPU) of `latents` [1, T, C]; tiles change them by 4e-7."""
+    """Yield (tile, tiles, samples [2, n]) of `latents` [1, T, C], float32 on the CPU.
+
+    Tiles change the samples by up to 4e-7, and keep memory from growing with the song.
+    """
     size, overlap = pipe.vae.tile_latent_min_length, pipe.vae.tile_latent_overlap
     for number, total, audio in _tiled(pipe, "decode", latents.transpose(1, 2), size, overlap):
         yield number, total, audio[0].float().cpu()
@@ -217,7 +220,7 @@ def _compute(pipe: Any, method: str, tile: torch.Tensor) -> torch.Tensor:
     try:
         with torch.no_grad():
             made = getattr(vae, method)(tile.to(place, vae.dtype))
-        # The mode, because a sample would be drawn from the global generator.
+        # `latent_dist.sample()` would draw from the global generator; a decoder's `sample` is its output.
         return made.latent_dist.mode() if method == "encode" else made.sample
     except RuntimeError as error:
         if vae is not pipe.vae or place.type != REFUSING_DEVICE or is_out_of_memory(error):
@@ -244,6 +247,6 @@ def reference_latents(pipe: Any, samples: np.ndarray) -> Generator[Progress, Non
     if samples.shape[-1] < whole:
         samples = np.tile(samples, (1, math.ceil(whole / samples.shape[-1])))
     length = samples.shape[-1]
-    # Three places that are fixed, as in diffusers; upstream draws them.
+    # At fixed places, as in diffusers; upstream draws them at random.
     slices = [samples[:, start : start + part] for start in (0, length // 3, length - part)]
     return (yield from encode(pipe, np.concatenate(slices, axis=1), "reading"))

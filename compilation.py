@@ -155,6 +155,7 @@ def _is_windowed(layer: Any) -> bool:
 
 
 def kinds(transformer: Any) -> dict[bool, Any]:
+    """Return a layer in windows (True) and one without (False)."""
     return {_is_windowed(layer): layer for layer in transformer.layers}
 
 

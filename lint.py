@@ -23,9 +23,9 @@ MOST_SYLLABLES = 15  # half as much again as the 10 that are sung best
 MOST_WORDS_A_SECOND = 3.0  # fast rap reaches four, but no song is sung from its first second to its last
 MOST_ADVICE = 50
 
-# Sections that are sung; played ones, which need no words; instruments, sections by themselves and before a played one
-# ("Guitar Solo"); how something is sung, which opens no section; and headings, which alone count without square
-# brackets: "(drop)" and "(break)" are sung by backing vocals.
+# SUNG: sections with words. PLAYED: sections that need none. INSTRUMENTS: sections by themselves, or before a played
+# one ("Guitar Solo"). DELIVERY: how something is sung; these tags may stand anywhere and open no section. HEADINGS: all
+# that count without square brackets, since "(drop)" and "(break)" are backing vocals. In the order of the file.
 SUNG, PLAYED, INSTRUMENTS, DELIVERY, HEADINGS = preset("sections").values()
 LONGEST_HEADING = 120
 
@@ -185,7 +185,7 @@ def _heading(line: str) -> Tag | None:
 
 
 def _words(line: str) -> float:
-    """Count words; three Chinese or Japanese characters weigh as much as two of them."""
+    """Count words; three Chinese or Japanese characters count as two."""
     text = _TAG.sub(" ", line)
     spaced = "".join(" " if _is_ideograph(character) else character for character in text)
     return sum(any(map(str.isalnum, word)) for word in spaced.split()) + sum(map(_is_ideograph, text)) / 1.5

@@ -78,7 +78,7 @@ class Tensor:
 
 
 def read_header(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the entries and metadata of a safetensors header; raises Refusal if it contradicts itself or the file."""
+    """Return the entries and the metadata of a safetensors header, checked against the file; raises Refusal."""
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_FILE_BYTES:
@@ -183,7 +183,7 @@ _CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")  # initializatio
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The part of adapter_config.json that changes the sound; `patterns` are alphas by module name in the file."""
+    """The part of adapter_config.json that changes the sound; `patterns`: alphas by the end of a module's name."""
 
     alpha: float | None = None
     rslora: bool = False
@@ -266,12 +266,12 @@ _LOKR = (("lokr_w1", "lokr_w1_a", "lokr_w1_b"), ("lokr_w2", "lokr_w2_a", "lokr_w
 
 @dataclass(frozen=True)
 class Layer:
-    """How a file changes one module's weight: by `scale` times its factor, or for a LoKr times kron(w1, w2) of two."""
+    """How a file changes one module's weight: `scale` times its one factor, or for a LoKr kron(w1, w2) of its two."""
 
     module: str
     shape: tuple[int, int]  # of the weight, (out, in)
     factors: tuple[tuple[str, ...], ...]  # each a product of matrices, by their keys in the order of application
-    lengths: str  # key of a DoRA's [out, 1] or [1, in], as LyCORIS stores it: lengths of the changed rows or columns
+    lengths: str  # a DoRA's key, or "": the length of each row [out, 1] or column [1, in] of the changed weight
     scale: float  # alpha / r, for rslora alpha / sqrt(r)
     alpha: float | None
     rank: int | None  # None for a LoKr that has no low rank
@@ -289,7 +289,8 @@ class Layout:
 def read_layout(path: str | Path, widths: Widths | None, config: PeftConfig | None = None) -> Layout:
     """Return what the LoRA in `path` changes in a transformer of `widths` (None: any ACE-Step 1.5); raises Refusal.
 
-    An alpha in the file comes first, then `config` from next to it, then diffusers' metadata; else the scale is 1.
+    An alpha in the file comes first, else that of `config`, from the file beside it, or without one of diffusers'
+    metadata; with none the scale is 1.
     """
     tensors, metadata = read_header(path)
     if config is None:

@@ -55,8 +55,8 @@ class LoraInfo:
 
     name: str
     format: str = ""
-    ranks: tuple[int, ...] = ()  # the different values in it, like `alphas`
-    alphas: tuple[float, ...] = ()
+    ranks: tuple[int, ...] = ()  # the distinct ranks in the file
+    alphas: tuple[float, ...] = ()  # the distinct alphas
     modules: int = 0  # the number of layers it changes
     size: int = 0  # bytes
     sha256: str = ""
@@ -238,7 +238,7 @@ def hub_allowed() -> bool:
 
 
 def _fetch(wanted: str) -> Iterator[Progress]:
-    """Return (path, "org/repo:file", commit) of a LoRA in the cache, downloaded unless the hub cannot be reached."""
+    """Download a LoRA, or take an earlier one if the hub is out of reach; return (path, "org/repo:file", commit)."""
     if not hub_allowed():
         message = "This Space does not download LoRAs from Hugging Face."
         hint = f"Upload the file, or set {HUB_VARIABLE}=1 in the Space's settings if it is yours."

@@ -1,4 +1,4 @@
-"""The modes: each turns a request into a run of the denoising loop and a function that makes takes of its latents."""
+"""The modes: each turns a request into a run of the denoising loop, and a `Finish` for what is decoded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ LEAST_CROSSFADE_SECONDS = 0.01  # so that the source is always unchanged; upstre
 SILENT_LATENTS_STD = 1e-3
 NOISE_FLATNESS = 0.3  # music stays well under this; white noise has 0.56 on average, wind noise over 0.3
 
-Finish = Callable[[np.ndarray, int], np.ndarray]  # (decoded samples [2, n], number) -> take; raises StudioError
+Finish = Callable[
+    [np.ndarray, int], np.ndarray
+]  # (decoded samples [2, n], take number) -> the take's; raises StudioError
 
 
 def run(
@@ -90,7 +92,9 @@ def cover(song: Song) -> tuple[sampling.Run, Finish]:
 def extend(song: Song) -> tuple[sampling.Run, Finish]:
     """Add music before and after the source, which is unchanged except for the overlap at each new end."""
     before, end = samples_in(song.request.before), song.length - samples_in(song.request.after)
-    overlap = min(samples_in(song.request.options.overlap), (end - before) // 2)  # a short clip keeps half of itself
+    overlap = min(
+        samples_in(song.request.options.overlap), (end - before) // 2
+    )  # at each new end, at most half of a short clip
     parts = [(start, stop) for start, stop in ((0, before), (end, song.length)) if start < stop]
     return _replace(song, parts, overlap, overlap, song.settings.steps)
 

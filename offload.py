@@ -43,10 +43,7 @@ class Offload:
 
 
 def bring(pipe: AceStepPipeline, name: str) -> None:
-    """Move the part `name` of `pipe` onto the device and the others off it ("": all), if parts are offloaded.
-
-    Code must call this where it uses weights without calling a module, which diffusers' group offloading would miss.
-    """
+    """Move the part `name` of `pipe` onto the device and the others off it ("": all), if parts are offloaded."""
     if offload := getattr(pipe.transformer, "_hf_hook", None):
         offload.bring(name)
 

@@ -4,8 +4,8 @@ Phase 1 writes the metadata that the visitor left open, phase 2 draws ceil(5 * s
 same model expands an idea (`inspire`), improves a prompt (`polish`) and describes audio codes (`describe`). Prompts and
 phases follow upstream's LLMHandler; `planner_decoding.py` draws the tokens.
 
-These are generators of `Progress` for every token (`steps` is 0 if unknown) and, last, the result. Closing one stops it
-before the next token.
+Long operations are generators: they yield `Progress` for every token (`steps` is 0 if unknown) and, last, the result.
+Closing one stops it before the next token.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _sketch(
 
 
 def _metadata(found: Mapping[str, str]) -> dict[str, Any]:
-    """Return the planner's fields by a request's names."""
+    """Return the planner's fields by a request's names; the language may have been left open."""
     named = {"key": found["keyscale"], "time_signature": found["timesignature"]}
     return {"bpm": int(found["bpm"]), **named, "language": found.get("language", "unknown")}
 

@@ -41,12 +41,15 @@ def stretch_end(position: int) -> int:
 
 
 class CachedLayers:
-    """A model's layers, cached for R rows of up to `length` tokens; `pads` [R] counts the padding on the left."""
+    """A model's layers, cached for R rows of up to `length` tokens; `pads` [R] counts the padding on the left.
+
+    The model's parameters must not require gradients.
+    """
 
     def __init__(self, model: Any, pads: Sequence[int], length: int):
         import torch
 
-        body, config, device = model.get_decoder(), model.config, model.device  # no parameter may require gradients
+        body, config, device = model.get_decoder(), model.config, model.device
         self._heads, self._groups, self._size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         length = stretch_end(length - 1)
         shape = (config.num_hidden_layers, len(pads), self._groups, self._size, length)

@@ -1,7 +1,7 @@
 """How the studio looks: warm stone neutrals with one jade accent, as a Gradio theme, style sheets and pieces of HTML.
 
-Each colour is written once, in static/theme.toml, for Gradio's theme and the style sheets. The fonts are Gradio's own,
-so that no page asks another machine for one. Every text that goes into HTML is escaped here, wherever it comes from.
+The colours are in static/theme.toml, for Gradio's theme and the style sheets. The fonts are Gradio's own, so that no
+page asks another machine for one. Every text that goes into HTML is escaped here, wherever it comes from.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def css() -> str:
 
 
 def head() -> str:
-    """Return the scripts, inlined to be there before a click, and styles that Gradio must not rewrite or confine."""
+    """Return the scripts, inlined to be there before the first click, and the styles that Gradio must leave alone."""
     scripts = "\n".join(static(f"{name}.js") for name in SCRIPTS)
     styles = "\n".join(static(f"{name}.css") for name in ("player", "motion"))
     return f"<script>\n{scripts}\n</script>\n<style>\n{styles}</style>"

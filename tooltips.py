@@ -1,6 +1,6 @@
 """Every text of the page and of the command line: labels, help, messages. Examples are in presets/.
 
-`{low}`, `{high}` and `{default}` are filled in by page_form. Nothing is escaped here: that is done where a text goes into HTML.
+`{low}`, `{high}` and `{default}` are filled in by page_form. Texts are escaped where they go into HTML, not here.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ UNTRAINED = "untrained"  # the `model_version` of the random song models that te
 (DEFAULT_MODEL,) = REPOSITORIES[MODEL_VARIABLE]
 DEFAULT_MODEL_GB = 11.5
 (UMBRELLA,) = REPOSITORIES[PLANNER_VARIABLE]
-SUBFOLDER = "acestep-5Hz-lm-1.7B"  # the planner's in the umbrella repository; it need not be named
+SUBFOLDER = "acestep-5Hz-lm-1.7B"  # the planner's folder in the umbrella repository; the variable need not name it
 DEFAULT_PLANNER = f"{UMBRELLA}/{SUBFOLDER}"
 DEFAULT_WRITER, DEFAULT_MLX_WRITER = REPOSITORIES[LYRICS_VARIABLE]
 WRITER_GB = {DEFAULT_WRITER: 15.2, DEFAULT_MLX_WRITER: 4.3}
@@ -55,9 +55,9 @@ _NAMES = {MODEL_VARIABLE: "model", PLANNER_VARIABLE: "planner", LYRICS_VARIABLE:
 class Weights:
     """The weights of one model: `wanted` is what was asked for, `problem` says why something else runs, or nothing.
 
-    `source` says where `folder` is: named by the variable, in ./models, in the cache, or built in ("preview"). There is
-    none for "hub" (to be downloaded), "off" and "none" (missing). `revision` is the commit on the hub, if known. The
-    planner may be in a folder `inside` its `repo`.
+    `source` says where `folder` is: named by the variable, in ./models, in the cache, or built in ("preview");
+    `folder` is None for "hub" (to be downloaded), "off" and "none" (missing). `revision` is the commit on the hub, if
+    known. The planner may be in a folder `inside` its `repo`.
     """
 
     model_id: str
@@ -156,8 +156,8 @@ def _asked(variable: str) -> str:
 def _find(variable: str, default: str, engine: str, flaw: Callable[[Path], str | None]) -> Weights:
     """Look in the folder that the variable names, else in ./models and the cache.
 
-    `flaw` returns what is wrong with an existing folder. What is not found but named is to be downloaded, except on
-    ZeroGPU.
+    `flaw` returns what is wrong with an existing folder. A repository that the variable names and that is not
+    here is to be downloaded, except on ZeroGPU.
     """
     asked = _asked(variable)
     wanted, index = asked or default, INDEX if variable == MODEL_VARIABLE else "config.json"

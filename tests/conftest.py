@@ -101,7 +101,7 @@ def ports() -> None:
 
 @pytest.fixture(scope="session")
 def server(ports: None, tiny: Path) -> Iterator[str]:
-    """The address of the page and the API on the built-in engine, served from this process."""
+    """The address of the page and the API on random weights, served from this process."""
     import app
 
     demo = app.build_app()

@@ -1,4 +1,4 @@
-"""Whole songs through the backend on the built-in checkpoint: files, records, cancel, errors, memory."""
+"""Whole songs through the backend on random weights: files, records, cancel, errors, memory."""
 
 import json
 import os

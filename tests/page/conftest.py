@@ -1,4 +1,4 @@
-"""A real Chromium on the real page, on the built-in engine or on a fake backend that plays a script.
+"""A real Chromium on the real page, on random weights or on a fake backend that plays a script.
 
 ACE_STUDIO_CHROMIUM names the browser; these tests are skipped without one. A request to another machine fails the test,
 and so does an error in the browser's console.

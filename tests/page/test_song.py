@@ -1,4 +1,4 @@
-"""Songs on the built-in engine: all the way from a brief to files, through every tab."""
+"""Songs on random weights: all the way from a brief to files, through every tab."""
 
 from __future__ import annotations
 
