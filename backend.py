@@ -36,7 +36,7 @@ import zerogpu
 from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError, is_out_of_memory
 from limits import LIMITS, STUDIO_VERSION
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest, check_audio, check_source
-from weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, is_untrained, task_support
+from weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, task_support
 
 log = logging.getLogger("studio")
 
@@ -134,13 +134,13 @@ def _make_song(loaded: models.Models, placing: memory.Placing, job: Job) -> Iter
         pipe = loaded.pipeline()
     plan, facts = yield from writers.plan_song(loaded, placing, job, pipe, seconds)
     placing.for_song()
-    untrained, before, after = is_untrained(loaded.weights), (), ()
-    if plan is None and loaded.weights.engine == "preview" and not untrained:
+    kind, before, after = checkpoint_kind(loaded.weights), (), ()
+    if plan is None and kind == "preview":
         job, before = writers.in_time(job)
     if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
         after = (f"Made without a plan: {facts['reason']}",)  # the status says it if there is no planner at all
     acting = loras.reconcile(pipe, job.loras)
-    for event in modes.run(pipe, job, untrained, plan, checkpoint_kind(loaded.weights)):
+    for event in modes.run(pipe, job, plan, kind):
         if isinstance(event, Outcome):
             device = loaded.device()
             event.record.update(jobs.runtime_facts(loaded.weights, device), dtype=device.dtype, plan=facts)

@@ -35,14 +35,12 @@ Finish = Callable[
 ]  # (decoded samples [2, n], take number) -> the take's; raises StudioError
 
 
-def run(
-    pipe: Any, job: Job, untrained: bool, plan: Plan | None = None, kind: str = "sft"
-) -> Iterator[Progress | Outcome]:
+def run(pipe: Any, job: Job, plan: Plan | None = None, kind: str = "sft") -> Iterator[Progress | Outcome]:
     """Yield the progress of the song of `job`, then its `Outcome`; the checkpoint's `kind` decides default settings."""
     seconds: dict[str, float] = {}
     yield Progress("reading")
     with timed(seconds, "reading"):
-        song = Song(pipe, job, untrained, plan, kind)
+        song = Song(pipe, job, plan, kind)
         yield from song.read()
         loop, finish = MODES[getattr(song.request, "action", job.request.mode)](song)
     with timed(seconds, "steps"):
@@ -178,8 +176,8 @@ MODES = {
 class Song:
     """What every mode needs for one job: pipeline, settings, sizes, and facts and notes for the record."""
 
-    def __init__(self, pipe: Any, job: Job, untrained: bool, plan: Plan | None, kind: str):
-        self.pipe, self.job, self.untrained, self.plan = pipe, job, untrained, plan
+    def __init__(self, pipe: Any, job: Job, plan: Plan | None, kind: str):
+        self.pipe, self.job, self.plan = pipe, job, plan
         self.request = job.request if plan is None else job.request.model_copy(update=plan.words())
         self.settings, self.notes = sampling_settings(job.request, "turbo" if pipe.is_turbo else kind)
         self.sigmas = sampling.schedule(self.settings.steps, self.settings.shift)
@@ -283,7 +281,7 @@ def _take(song: Song, latents: Any, number: int, finish: Finish) -> Iterator[Pro
         yield Progress("decoding", (number - 1) * total + tile, len(seeds) * total)
     made = finish(np.concatenate(tiles, axis=1)[:, : song.length], number)
     warnings = ()
-    if not song.untrained and levels.spectral_flatness(made) > NOISE_FLATNESS:  # random weights make noise
+    if levels.spectral_flatness(made) > NOISE_FLATNESS:
         warnings = (f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",)
     path = str(Path(song.job.folder, f"take-{number}.wav"))
     export.write_wav(path, made)

@@ -35,7 +35,6 @@ PREVIEWS = {
     PLANNER_VARIABLE: ASSETS / "random-planner",
     LYRICS_VARIABLE: ASSETS / "random-songwriter",
 }
-UNTRAINED = "untrained"  # the `model_version` of the random song models that tests use (tools/random_models.py)
 (DEFAULT_MODEL,) = REPOSITORIES[MODEL_VARIABLE]
 DEFAULT_MODEL_GB = 11.5
 (UMBRELLA,) = REPOSITORIES[PLANNER_VARIABLE]
@@ -117,22 +116,13 @@ def has_audio_codes(weights: Weights) -> bool:
 
 
 def checkpoint_kind(weights: Weights) -> Literal["base", "sft", "turbo", "preview"]:
-    """Return what the checkpoint was trained for; its name decides between base and sft, else its config.
-
-    Random weights count as sft.
-    """
+    """Return what the checkpoint was trained for; its name decides between base and sft, else its config."""
+    version, name = str(transformer_config(weights).get("model_version") or ""), weights.model_id.lower()
     if is_turbo(weights):
         return "turbo"
-    if weights.engine == "preview":
-        return "sft" if is_untrained(weights) else "preview"
-    version = str(transformer_config(weights).get("model_version") or "")
-    name = weights.model_id.lower()
+    if version == PREVIEW:
+        return PREVIEW
     return next((kind for text in (name, version) for kind in ("sft", "base") if kind in text), "sft")
-
-
-def is_untrained(weights: Weights) -> bool:
-    """Return whether these are the tests' random weights, which play noise."""
-    return weights.engine == "preview" and transformer_config(weights).get("model_version") == UNTRAINED
 
 
 def task_support(kind: str, codes: bool = True) -> dict[str, str]:

@@ -107,7 +107,7 @@ class Engine:
                 export.write_wav(sounds["source"], source)
             job = Job(parse_request(mode, words), (score.seed,), (0,), folder, sounds)
             job.running.touch()
-            events = modes.run(self.pipe, job, False, kind="preview")
+            events = modes.run(self.pipe, job, kind="preview")
             *_, outcome = (event for event in events if not isinstance(event, Progress))
             take = outcome.takes[0]
             return audio.read_wav(take.file) if take.file else None

@@ -141,7 +141,7 @@ def build_parts(layers: int = 6, inner: int = 384, condition_inner: int = 256) -
             audio_acoustic_hidden_dim=LATENTS,
             encoder_hidden_size=HIDDEN,
             is_turbo=False,
-            model_version="sft",
+            model_version="preview",
             layer_types=["full_attention", "sliding_attention"] * (layers // 2),
             sliding_window=32,
             **attention,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from models import quiet_libraries
-from weights import ASSETS, LYRICS_VARIABLE, PLANNER_VARIABLE, PREVIEWS, UNTRAINED
+from weights import ASSETS, LYRICS_VARIABLE, PLANNER_VARIABLE, PREVIEWS
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +141,7 @@ def _parts(generator: torch.Generator, vocabulary: int, xl: bool) -> dict[str, n
         **{"num_attention_heads": 2, "num_key_value_heads": 1},
         "head_dim": 64 if xl else 48,  # the XL models' queries are wider than their hidden states
         **{"in_channels": 3 * LATENT_CHANNELS, "audio_acoustic_hidden_dim": LATENT_CHANNELS},
-        **{"encoder_hidden_size": condition_size, "is_turbo": False, "model_version": UNTRAINED},
+        **{"encoder_hidden_size": condition_size, "is_turbo": False, "model_version": "sft"},
     }
     codes = {"hidden_size": 48, "intermediate_size": 96, "audio_acoustic_hidden_dim": LATENT_CHANNELS, "head_dim": 16}
     builds = {

@@ -37,7 +37,7 @@ def song(pipe, folder, mode="generate", **values):
     files = {} if mode == "generate" else {"source": a_source(folder, 10)}
     length = {} if files else {"duration": 10}
     request = parse_request(mode, {"prompt": "calm piano", **length, **files, "options": {"steps": 2}, **values})
-    *_, outcome = modes.run(pipe, Job(request, (7,), (8,), str(folder), files), True)
+    *_, outcome = modes.run(pipe, Job(request, (7,), (8,), str(folder), files))
     (take,) = outcome.takes
     assert take.problem is None, take.problem
     return audio.read_wav(take.file)

@@ -57,9 +57,9 @@ def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe):
 @pytest.mark.slow
 def test_the_processor_does_what_is_refused_all_the_same_and_a_note_says_so(refusing, tmp_path, monkeypatch):
     with pytest.raises(NotImplementedError):
-        list(modes.run(refusing, job(tmp_path, 1), True))
+        list(modes.run(refusing, job(tmp_path, 1)))
     monkeypatch.setattr(codec, "REFUSING_DEVICE", torch.device(KIND).type)
-    *_, outcome = modes.run(refusing, job(tmp_path, 1), True)
+    *_, outcome = modes.run(refusing, job(tmp_path, 1))
     assert outcome.takes[0].problem is None
     assert [note for note in outcome.notes if "processor" in note and "65536" in note]
     assert refusing._execution_device == torch.device(KIND)
@@ -89,5 +89,5 @@ def test_memory_that_the_allocator_holds_without_need_is_freed_after_each_step(p
         assert len(calls) == freed, held
     asked = []
     monkeypatch.setattr(models, "trim_memory", asked.append)
-    list(modes.run(pipe, job(tmp_path, 2), True))
+    list(modes.run(pipe, job(tmp_path, 2)))
     assert asked == [pipe._execution_device] * 2

@@ -88,4 +88,4 @@ def test_the_studio_takes_it_where_no_model_is_found(monkeypatch):
     assert weights.find_weights().folder == SHIPPED
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 41e6
     assert max(path.stat().st_size for path in SHIPPED.rglob("*")) < 10e6
-    assert not weights.is_untrained(weights.Weights("preview", SHIPPED, "variable", "", "preview", None, "preview"))
+    assert weights.checkpoint_kind(weights.find_weights()) == "preview"

@@ -73,7 +73,7 @@ def test_a_download_brings_what_the_pipeline_needs_and_is_found(server, home, mo
     monkeypatch.setenv("ACE_STUDIO_MODEL", REPO)
     weights = find_weights()
     assert (weights.source, weights.revision, weights.problem) == ("cache", COMMIT, None)
-    assert models.build_pipeline(weights, CPU).transformer.config.model_version == "untrained"
+    assert models.build_pipeline(weights, CPU).transformer.config.model_version == "sft"
     assert Path(snapshot_download(REPO, local_files_only=True)) == weights.folder
     asked = len(server.asked)
     assert not any(event.note for event in fetch())

@@ -151,7 +151,7 @@ def test_sharded_weights_are_whole_only_with_every_shard(home, checkpoint, monke
     monkeypatch.setenv("ACE_STUDIO_MODEL", str(checkpoint))
     weights = find_weights()
     assert weights.problem is None
-    assert models.build_pipeline(weights, CPU).transformer.config.model_version == "untrained"
+    assert models.build_pipeline(weights, CPU).transformer.config.model_version == "sft"
     shards[1].unlink()
     assert shards[1].name in find_weights().problem.message
 
