@@ -30,9 +30,8 @@ LEAST_CROSSFADE_SECONDS = 0.01  # so that the source is always unchanged; upstre
 SILENT_LATENTS_STD = 1e-3
 NOISE_FLATNESS = 0.3  # music stays well under this; white noise has 0.56 on average, wind noise over 0.3
 
-Finish = Callable[
-    [np.ndarray, int], np.ndarray
-]  # (decoded samples [2, n], take number) -> the take's; raises StudioError
+# From decoded samples [2, n] and the take's number to the samples of the take; raises StudioError.
+Finish = Callable[[np.ndarray, int], np.ndarray]
 
 
 def run(pipe: Any, job: Job, plan: Plan | None = None, kind: str = "sft") -> Iterator[Progress | Outcome]:
