@@ -89,9 +89,8 @@ def cover(song: Song) -> tuple[sampling.Run, Finish]:
 def extend(song: Song) -> tuple[sampling.Run, Finish]:
     """Add music before and after the source, which is unchanged except for the overlap at each new end."""
     before, end = samples_in(song.request.before), song.length - samples_in(song.request.after)
-    overlap = min(
-        samples_in(song.request.options.overlap), (end - before) // 2
-    )  # at each new end, at most half of a short clip
+    # At each new end, at most half of a short clip.
+    overlap = min(samples_in(song.request.options.overlap), (end - before) // 2)
     parts = [(start, stop) for start, stop in ((0, before), (end, song.length)) if start < stop]
     return _replace(song, parts, overlap, overlap, song.settings.steps)
 

@@ -20,15 +20,14 @@ import theme
 import tooltips
 from backend import get_backend
 from events import InvalidRequest
-from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, QUALITY_STEPS, SAMPLERS, TIME_SIGNATURES
+from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, QUALITY_STEPS, SAMPLERS, TIME_SIGNATURES, preset
 from page_form import AT_ONCE, Form, Updates, add, add_number, add_row, add_slider, help_text, html
 from page_results import Made, ResultPanel
 from page_runs import cancelled_box, run_bar
 from params import upload_seconds, usual_sampling
 
-EXAMPLES: dict[str, dict[str, dict[str, Any]]] = json.loads(
-    Path(__file__).with_name("presets").joinpath("examples.json").read_text(encoding="utf-8")
-)  # by tab, or "morph", and by button: the values of a form's fields
+# By tab, or "morph", and by button: the values of a form's fields.
+EXAMPLES: dict[str, dict[str, dict[str, Any]]] = preset("examples")
 SOUNDS = Path(__file__).with_name("assets") / "examples"  # Generate's songs and their cards (tools/make_examples.py)
 
 

@@ -62,9 +62,8 @@ class Vocabulary:
         self.think, self.think_end, self.end = (spelled[token] for token in marks)
         found = ((AUDIO_CODE.fullmatch(token), number) for token, number in spelled.items())
         codes = sorted((int(code[1]), number) for code, number in found if code and int(code[1]) <= LARGEST_CODE)
-        self.codes = torch.tensor(
-            [code for code, _ in codes]
-        )  # the code of each audio token [N], whose ids are in `code_ids`
+        # The code of each audio token [N], whose ids are in `code_ids`.
+        self.codes = torch.tensor([code for code, _ in codes])
         self.code_ids = self.ids(number for _, number in codes)
         self.ends = {self.end, spelled.get("<|endoftext|>", self.end)}
         special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
