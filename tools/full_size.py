@@ -249,7 +249,7 @@ def rehearse(places: dict[str, Path], plans: Sequence[str] | None, seconds: floa
         from tools.bench import write_source
 
         studio = backend.get_backend()
-        device = studio.device()
+        device = studio.models.device()
         source = str(write_source(Path(folder), seconds))
         print(f"{device.reason} {seconds:g} s of music, {steps} steps.\n")
         print(f"| memory plan | stage | seconds | peak GB on {device.kind} | of which |")

@@ -28,9 +28,10 @@ def test_the_parts_are_as_large_as_the_real_ones():
 
 @pytest.mark.long
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_every_stage_runs_by_every_plan_at_two_layers(tmp_path):
     size = ("--layers", "2", "--planner", "--seconds", "10", "--steps", "2")
-    result = python("-m", "tools.full_size", str(tmp_path), *size)
+    result = python("-m", "tools.full_size", str(tmp_path), *size, seconds=1400)
     assert result.returncode == 0, result.stderr
     rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")][1:]
     stages = {plan: [row[1] for row in rows if row[0] == plan] for plan in ("resident", "swap", "fp8")}
