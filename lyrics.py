@@ -7,6 +7,7 @@ else is shared, so every setting means the same on both, and no random state car
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import threading
 from collections.abc import Generator, Iterator
@@ -183,6 +184,8 @@ class TorchModel:
         ends = [getattr(config, "eos_token_id", None) for config in (model.config, model.generation_config)]
         self._stops = {end, *(each for ids in ends for each in (ids if isinstance(ids, list) else [ids]))} - {None}
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
+        # transformers renames it, architecture by architecture; the old name goes in 5.40.
+        self._cache = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
     def tokens(self, prompt: list[int], sampler: Sampler, most: int) -> Generator[int | None, None, None]:
         from transformers import DynamicCache
@@ -207,7 +210,8 @@ class TorchModel:
         # Here, not around the loop: between two tokens the caller's code runs on this thread.
         with torch.inference_mode():
             batch = torch.tensor([ids], device=self._device)
-            return self._model(input_ids=batch, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+            more = {self._cache: cache, "use_cache": True, "logits_to_keep": 1}
+            return self._model(input_ids=batch, **more).logits[0, -1]
 
 
 class MlxModel:

@@ -149,6 +149,11 @@ def test_every_setting_changes_the_text_and_the_same_seed_does_not(writer):
     assert text_of(writer, asked) == texts[0]
 
 
+def test_the_library_is_called_as_it_wants_to_be(writer, recwarn):
+    assert text_of(writer, request())
+    assert not [str(each.message) for each in recwarn if issubclass(each.category, FutureWarning)]
+
+
 def test_temperature_zero_is_greedy_and_the_cache_changes_nothing(writer):
     prompt = prompt_ids(writer.tokenizer, SYSTEM, user_prompt(request()))
     ids = list(prompt)
