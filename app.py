@@ -25,8 +25,8 @@ from typing import Any, NoReturn
 
 import gradio as gr
 
-import cluster
-import guard
+import api_guard
+import gpu_ray
 import jobs
 import page_tabs
 import theme
@@ -37,7 +37,7 @@ from events import Done, StudioError
 from lora_format import MAX_FILE_BYTES
 from page_form import AT_ONCE, QUIET, Form, Updates
 from page_panels import Header
-from page_runs import connect_cancel, page_updates
+from page_run import connect_cancel, page_updates
 from page_settings import connect_memory
 
 log = logging.getLogger("studio")
@@ -99,7 +99,7 @@ def connect_status(demo: gr.Blocks, header: Header, forms: list[Form], download:
 
     def prepare() -> None:
         with contextlib.suppress(StudioError):  # the first song reports what could not be loaded
-            if not cluster.wanted():
+            if not gpu_ray.wanted():
                 get_backend().models.prepare()
 
     known = demo.load(updates, outputs=outputs, **AT_ONCE)
@@ -131,7 +131,7 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
             prevent_thread_lock=True,
             _frontend=False,  # else Gradio gives up if the page does not answer in 3 seconds, as on a busy machine
             state_session_capacity=SESSIONS,  # each has its own copy of the page's settings, about 2 MB
-            app_kwargs={"middleware": guard.middleware()},
+            app_kwargs={"middleware": api_guard.middleware()},
         )
     return url
 
@@ -156,7 +156,7 @@ def main() -> None:
     except OSError as error:
         log.debug("cannot listen", exc_info=error)
         sys.exit((tooltips.PORT_TAKEN if port else tooltips.NO_PORT).format(host=_address(), port=port))
-    cluster.pool.start(worker_status, lambda count: let_run(demo, count))
+    gpu_ray.pool.start(worker_status, lambda count: let_run(demo, count))
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopped.set())
     print(tooltips.READY.format(url=url), flush=True)
@@ -188,7 +188,7 @@ def stop(demo: gr.Blocks) -> NoReturn:
         signal.signal(each, signal.SIG_DFL)
     jobs.stop(STOP_SECONDS)
     demo.server.config.timeout_graceful_shutdown = 1
-    closing = [threading.Thread(target=each, daemon=True) for each in (cluster.pool.dismiss, lambda: demo.close(False))]
+    closing = [threading.Thread(target=each, daemon=True) for each in (gpu_ray.pool.dismiss, lambda: demo.close(False))]
     for thread in closing:
         thread.start()
     for thread in closing:

@@ -20,23 +20,23 @@ from typing import Any
 import spaces
 from gradio import utils as gradio_utils
 
-import align
 import bootstrap
-import cluster
-import hub
+import gpu_ray
+import gpu_zero
 import jobs
+import lora_apply
 import lora_format
 import lora_sources
-import loras
-import memory
+import model_hub
+import model_memory
 import models
 import modes
+import song_align
 import writers
-import zerogpu
 from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError, is_out_of_memory
 from limits import LIMITS, STUDIO_VERSION
+from model_weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, task_support
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest, check_audio, check_source
-from weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, task_support
 
 log = logging.getLogger("studio")
 
@@ -48,9 +48,9 @@ GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU
 @spaces.GPU(duration=lambda job, seconds: seconds)
 def gpu_entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
     """Run `job` on the models; unless it is cancelled, the last event is its `Outcome`, `Done` or `Failed`."""
-    events, thread = zerogpu.in_thread(_work(job), "song", job.cancelled, jobs.HEARTBEAT_SECONDS)
+    events, thread = gpu_zero.in_thread(_work(job), "song", job.cancelled, jobs.HEARTBEAT_SECONDS)
     latest = Progress("preparing")
-    beat = zerogpu.Beat(job.folder) if ON_ZEROGPU else None
+    beat = gpu_zero.Beat(job.folder) if ON_ZEROGPU else None
     try:
         for event in events:
             latest = event if isinstance(event, Progress) else latest
@@ -93,7 +93,7 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
     except Exception as error:
         if not job.cancelled():
             too_large = is_out_of_memory(error) and not isinstance(error, StudioError)
-            problem = memory.too_large(backend.placing.song) if too_large else problem_of(error)
+            problem = model_memory.too_large(backend.placing.song) if too_large else problem_of(error)
     finally:
         loaded.turn.release()
     if problem:
@@ -104,7 +104,7 @@ def _work(job: Job) -> Iterator[Event | Outcome | None]:
 def _with_fallback(backend: Backend, job: Job) -> Iterator[Event | Outcome | None]:
     """Run `job` with the best memory plan that fits; if memory runs out, retry once with the next lower plan."""
     request, loaded, placing = job.request, backend.models, backend.placing
-    run = _make_song if isinstance(request, SongRequest) else align.run if request.mode == "align" else writers.run
+    run = _make_song if isinstance(request, SongRequest) else song_align.run if request.mode == "align" else writers.run
     source, lower, notes = jobs.source_seconds(job), None, ()
     while True:
         plan = placing.begin(request, source, lower)
@@ -121,11 +121,11 @@ def _with_fallback(backend: Backend, job: Job) -> Iterator[Event | Outcome | Non
             if lower is None:
                 raise
         models.free_memory()  # not within `except`, see above
-        notes = (memory.fallback_note(plan, lower),)
+        notes = (model_memory.fallback_note(plan, lower),)
         yield Progress("loading", note=notes[0])
 
 
-def _make_song(loaded: models.Models, placing: memory.Placing, job: Job) -> Iterator[Progress | Outcome | None]:
+def _make_song(loaded: models.Models, placing: model_memory.Placing, job: Job) -> Iterator[Progress | Outcome | None]:
     if not loaded.loaded:
         yield Progress("loading")
     seconds: dict[str, float] = {}
@@ -139,12 +139,12 @@ def _make_song(loaded: models.Models, placing: memory.Placing, job: Job) -> Iter
         job, before = writers.in_time(job)
     if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
         after = (f"Made without a plan: {facts['reason']}",)  # the status says it if there is no planner at all
-    acting = loras.reconcile(pipe, job.loras)
+    acting = lora_apply.reconcile(pipe, job.loras)
     for event in modes.run(pipe, job, plan, kind):
         if isinstance(event, Outcome):
             device = loaded.device()
             event.record.update(jobs.runtime_facts(loaded.weights, device), dtype=device.dtype, plan=facts)
-            event.record.update(loras=acting, seconds={**seconds, **event.record["seconds"]})
+            event.record.update(lora_apply=acting, seconds={**seconds, **event.record["seconds"]})
             event = replace(event, notes=(*before, *event.notes, *after))
         yield event
 
@@ -152,7 +152,7 @@ def _make_song(loaded: models.Models, placing: memory.Placing, job: Job) -> Iter
 class Backend:
     def __init__(self):
         self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
-        self.placing = memory.Placing(self.models)
+        self.placing = model_memory.Placing(self.models)
         self._widths: dict[Path, lora_format.Widths] = {}  # kept: once weights are packed, `spaces` deletes the files
 
     def widths(self) -> lora_format.Widths | None:
@@ -164,13 +164,13 @@ class Backend:
 
     def status(self) -> dict[str, Any]:
         """Return facts for the status line without loading anything; `device` is "" until it is known."""
-        if not cluster.wanted():
+        if not gpu_ray.wanted():
             return self._status_here()
-        return {**(cluster.pool.status or self._status_here()), "workers": cluster.pool.workers()}
+        return {**(gpu_ray.pool.status or self._status_here()), "workers": gpu_ray.pool.workers()}
 
     def full_status(self) -> dict[str, Any]:
         """Return `status` with the device, which imports torch; with Ray only the workers do."""
-        if not cluster.wanted():
+        if not gpu_ray.wanted():
             self.models.device()
         return self.status()
 
@@ -196,7 +196,7 @@ class Backend:
             "download_gb": DEFAULT_MODEL_GB,
             "tasks": task_support(kind, codes),
             "unsupported": {} if codes else {"cover": NO_COVER},
-            "timed_lyrics": align.support(weights),
+            "timed_lyrics": song_align.support(weights),
             "workers": [{"id": jobs.WORKER, "node": "", "pid": os.getpid(), "device": where, "busy": busy}],
         }
 
@@ -219,19 +219,19 @@ class Backend:
         except Exception as error:
             yield Failed(problem_of(error))
         finally:
-            memory.trim_heap()
+            model_memory.trim_heap()
 
     def download(self) -> Iterator[Event]:
         """Download the real weights for the next songs. Closing the generator stops the download."""
         try:
-            yield from hub.download(self.models.weights.wanted)
+            yield from model_hub.download(self.models.weights.wanted)
             self.models.refresh()
             yield Done((), {})
         except Exception as error:
             yield Failed(problem_of(error))
 
     def _run(self, request: Request) -> Iterator[Event]:
-        if not cluster.wanted():
+        if not gpu_ray.wanted():
             yield from self.gather(request)
         output = jobs.output_folder() if isinstance(request, SongRequest) else None
         with jobs.job_for(request) as job:
@@ -242,15 +242,15 @@ class Backend:
                     check_source(request, seconds)
                 yield Progress("preparing")
             work = self.work_of(request, jobs.source_seconds(job))
-            if ON_ZEROGPU and (problem := zerogpu.refusal(work)):
+            if ON_ZEROGPU and (problem := gpu_zero.refusal(work)):
                 raise StudioError.of(problem)
             if isinstance(request, SongRequest):
                 job = yield from self._with_loras(job)
-            if cluster.wanted():
-                events = cluster.run(on_worker, worker_status, job)
+            if gpu_ray.wanted():
+                events = gpu_ray.run(on_worker, worker_status, job)
             elif ON_ZEROGPU:
                 yield Progress("lending")
-                events = zerogpu.lent(lambda seconds: gpu_entry(job, seconds), job.folder, zerogpu.gpu_seconds(work))
+                events = gpu_zero.lent(lambda seconds: gpu_entry(job, seconds), job.folder, gpu_zero.gpu_seconds(work))
             else:
                 events = gpu_entry(job, 0)
             with contextlib.closing(events):
@@ -284,7 +284,7 @@ class Backend:
         loaded, song = self.models, isinstance(request, SongRequest)
         if song or isinstance(request, DescribeRequest | AlignRequest):
             if loaded.weights.source == "hub":
-                yield from hub.download(loaded.weights.wanted)
+                yield from model_hub.download(loaded.weights.wanted)
                 loaded.refresh()
             if loaded.weights.folder is None:
                 missing = Problem("no_weights", "The model's weights are missing.")
@@ -301,9 +301,9 @@ class Backend:
         if not song:  # which is made without a plan then, and its record says why
             slot.check()
 
-    def work_of(self, request: Request, source: float = 0.0) -> zerogpu.Work:
+    def work_of(self, request: Request, source: float = 0.0) -> gpu_zero.Work:
         planned = self.models.planner.weights.folder is not None
-        return zerogpu.work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
+        return gpu_zero.work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
 
 
 _backend: Backend | None = None
@@ -324,7 +324,7 @@ def check(request: Request) -> None:
     source = check_audio(request)
     if not bootstrap.on_zerogpu():
         return
-    if problem := zerogpu.refusal(get_backend().work_of(request, source)):
+    if problem := gpu_zero.refusal(get_backend().work_of(request, source)):
         field = next((name for name in ("duration", "after", "takes") if hasattr(request, name)), "")
         raise InvalidRequest(replace(problem, field=field))
 
@@ -335,7 +335,7 @@ def problem_of(error: Exception) -> Problem:
         return error.problem
     if is_out_of_memory(error):
         models.free_memory()
-        return memory.too_large(None)
+        return model_memory.too_large(None)
     if problem := jobs.disk_problem(error):
         return problem
     log.error("a job failed unexpectedly", exc_info=error)

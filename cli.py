@@ -162,17 +162,17 @@ def steps() -> Iterator[tuple[str, Callable[[], str]]]:
     yield "studio", lambda: f"{STUDIO_VERSION}, {machine}"
     yield "packages", packages
     import backend
-    import hub
-    from weights import LYRICS_VARIABLE, PLANNER_VARIABLE
+    import model_hub
+    from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE
 
     studio = backend.get_backend()
     weights, planner, lyrics = studio.models.weights, studio.models.planner.weights, studio.models.lyrics.weights
     yield "device", lambda: device(studio)
     yield "memory", lambda: memory_room(studio)
     yield "plan", lambda: memory_plan(weights, studio.models.device(), studio.capabilities()["memory_plan"])
-    yield "model", lambda: model(weights, hub.PIPELINE)
-    yield "planner", lambda: model(planner, hub.language_model(PLANNER_VARIABLE, planner.inside))
-    yield "lyrics", lambda: model(lyrics, hub.language_model(LYRICS_VARIABLE))
+    yield "model", lambda: model(weights, model_hub.PIPELINE)
+    yield "planner", lambda: model(planner, model_hub.language_model(PLANNER_VARIABLE, planner.inside))
+    yield "lyrics", lambda: model(lyrics, model_hub.language_model(LYRICS_VARIABLE))
     yield "cache", cache
     yield "output", output
     yield "workers", workers
@@ -198,24 +198,24 @@ def device(studio: Any) -> str:
 def memory_room(studio: Any) -> str:
     import psutil
 
-    import memory
+    import model_memory
     import models
 
     free, total = size_text(models.available_memory()), size_text(psutil.virtual_memory().total)
     room = tooltips.CHECK_RAM.format(free=free, total=total)
-    if limit := memory.vram_limit_for(studio.models.device().kind):
+    if limit := model_memory.vram_limit_for(studio.models.device().kind):
         room += ", " + tooltips.CHECK_VRAM.format(total=size_text(limit))
     return f"{room}."
 
 
 def memory_plan(weights: Any, where: Any, usual: str) -> str:
     """Return the plan for a `usual` song and the memory that the shortest one needs, which must fit."""
-    import memory
-    from weights import is_turbo
+    import model_memory
+    from model_weights import is_turbo
 
-    shortest = memory.song_of(weights, where, LIMITS["duration"].low, 1, not is_turbo(weights))
-    room = memory.room_for_models(where.kind)
-    choice = memory.choose(where.kind, room, memory.sizes_of(weights, where), shortest)
+    shortest = model_memory.song_of(weights, where, LIMITS["duration"].low, 1, not is_turbo(weights))
+    room = model_memory.room_for_models(where.kind)
+    choice = model_memory.choose(where.kind, room, model_memory.sizes_of(weights, where), shortest)
     if choice.problem:
         raise StudioError.of(choice.problem)
     return tooltips.CHECK_PLAN.format(plan=usual, need=size_text(choice.need))
@@ -247,30 +247,30 @@ def output() -> str:
 
 def workers() -> str:
     """Return the Ray workers; joins a cluster to count its cards, but starts nothing."""
-    import cluster
-    import cluster_worker
+    import gpu_ray
+    import gpu_ray_worker
 
-    where = cluster.wanted()
+    where = gpu_ray.wanted()
     if not where:
         return tooltips.CHECK_NO_RAY
     try:
         import ray
 
-        if where == cluster.LOCAL:
-            count = cluster.count_wanted()
+        if where == gpu_ray.LOCAL:
+            count = gpu_ray.count_wanted()
             words = f"{count} worker{'' if count == 1 else 's'}" if count else "a worker for each card"
             return tooltips.CHECK_RAY_LOCAL.format(version=ray.__version__, workers=words)
-        cluster.join(where)
+        gpu_ray.join(where)
         cards = ray.cluster_resources().get("GPU", 0)
         facts = {"nodes": f"{len(ray.nodes())} nodes", "cards": f"{cards:g} cards"}
         return tooltips.CHECK_RAY.format(version=ray.__version__, **facts)
     except Exception as error:
-        raise StudioError.of(cluster_worker.problem_of(error)) from error
+        raise StudioError.of(gpu_ray_worker.problem_of(error)) from error
 
 
 def model(weights: Any, selection: Any) -> str:
     """Return what a model is and how large; raises StudioError if it is neither here nor can be downloaded."""
-    from weights import DEFAULT_MODEL_GB, DEFAULT_PLANNER
+    from model_weights import DEFAULT_MODEL_GB, DEFAULT_PLANNER
 
     if weights.source == "hub":
         return download(weights, selection)
@@ -292,11 +292,11 @@ def download(weights: Any, selection: Any) -> str:
     """Return the size that the hub reports for a download; raises StudioError if there is none or no room for it."""
     from huggingface_hub import HfApi, constants
 
-    import hub
+    import model_hub
 
     api, reason = HfApi(endpoint=constants.ENDPOINT), ""
     try:
-        files = api.model_info(weights.repo, files_metadata=True, timeout=hub.ASK_SECONDS).siblings or []
+        files = api.model_info(weights.repo, files_metadata=True, timeout=model_hub.ASK_SECONDS).siblings or []
         sizes = {file.rfilename: file.size or 0 for file in files}
         if selection.index not in sizes:
             reason = f"{selection.index} is missing there"
@@ -306,7 +306,7 @@ def download(weights: Any, selection: Any) -> str:
         raise StudioError("weights_missing", tooltips.CHECK_UNASKED.format(model=weights.wanted, reason=reason))
     size, free = sum(sizes[name] for name in selection.choose(sizes)), _free(constants.HF_HUB_CACHE)
     text = tooltips.CHECK_TO_FETCH.format(model=weights.wanted, size=size_text(size))
-    if size + hub.SPARE_BYTES > free:
+    if size + model_hub.SPARE_BYTES > free:
         words = {"size": size_text(size), "free": size_text(free), "folder": constants.HF_HUB_CACHE}
         raise StudioError("disk_full", f"{text} {tooltips.CHECK_NO_ROOM.format(**words)}")
     return text

@@ -32,14 +32,14 @@ from gradio import processing_utils
 from gradio import utils as gradio_utils
 
 import audio
+import audio_export
+import audio_levels
 import bootstrap
-import export
-import levels
 import models
 from events import Done, Event, Failed, Job, Outcome, Problem, Progress, StudioError, Take, is_disk_full
 from limits import LIMITS, MAX_SEED, SAMPLE_RATE, STUDIO_VERSION
+from model_weights import Weights, checkpoint_kind, task_support
 from params import Request, SongRequest
-from weights import Weights, checkpoint_kind, task_support
 
 log = logging.getLogger("studio")
 
@@ -132,7 +132,7 @@ def decode_upload(job: Job, name: str) -> float:
         samples = audio.decode(getattr(job.request, name))
     except audio.AudioError as error:
         raise StudioError("bad_audio", f"{UPLOADS[name]}: {error.message}", name, error.hint) from None
-    export.write_wav(job.audio[name], samples)
+    audio_export.write_wav(job.audio[name], samples)
     return samples.shape[1] / SAMPLE_RATE
 
 
@@ -229,16 +229,16 @@ def _save(
     if take.problem:
         return take.problem
     kind = request.options.format
-    name = export.file_name(request.prompt, take.seed, kind, request.mode)
+    name = audio_export.file_name(request.prompt, take.seed, kind, request.mode)
     try:
         facts, samples = _measure(request, take)
         output.mkdir(parents=True, exist_ok=True)  # it may have been deleted since the song began
-        with export.aside(output) as part:
-            export.encode(samples, part, kind, cancelled)
-            title = next(export.free_names(output / name)).stem
+        with audio_export.aside(output) as part:
+            audio_export.encode(samples, part, kind, cancelled)
+            title = next(audio_export.free_names(output / name)).stem
             tags = {**record, "takes": [facts]}
-            export.write_tags(part, title, tags, export.picture_for_tags(samples, tags))
-            path = export.claim(part, output / name)
+            audio_export.write_tags(part, title, tags, audio_export.picture_for_tags(samples, tags))
+            path = audio_export.claim(part, output / name)
         try:
             copy = processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder())
             return copy, {**facts, "name": path.name, "sha256": sha256(path)}
@@ -251,22 +251,22 @@ def _save(
 
 
 def _is_full(result: Any) -> bool:
-    return isinstance(result, Problem) and result.code == export.FULL
+    return isinstance(result, Problem) and result.code == audio_export.FULL
 
 
 def _measure(request: SongRequest, take: Take) -> tuple[dict[str, Any], Any]:
     """Return a take's facts and its samples [2, n] after fade-out and loudness."""
     target, warnings = request.options.loudness, list(take.warnings)
-    samples = levels.fade_out(audio.read_wav(take.file), request.options.fade_out)
+    samples = audio_levels.fade_out(audio.read_wav(take.file), request.options.fade_out)
     if target is not None:
-        samples = levels.scale_to_loudness(samples, target)
-    loudness = levels.loudness_lufs(samples)
+        samples = audio_levels.scale_to_loudness(samples, target)
+    loudness = audio_levels.loudness_lufs(samples)
     if target is not None and loudness is not None and abs(loudness - target) > 0.5:
         warnings.append(f"The loudness is {loudness:.1f} LUFS instead of {target:g}: louder would clip.")
     return {
         "seed": take.seed,
         "duration": round(samples.shape[-1] / SAMPLE_RATE, 6),
-        "peak_dbfs": round(levels.peak_dbfs(samples), 2),
+        "peak_dbfs": round(audio_levels.peak_dbfs(samples), 2),
         "loudness_lufs": None if loudness is None else round(loudness, 2),
         "warnings": warnings,
     }, samples
@@ -277,7 +277,7 @@ def disk_problem(error: Exception) -> Problem | None:
     if isinstance(error, audio.AudioError):
         return Problem(error.code, error.message, hint=error.hint)
     if is_disk_full(error):
-        return Problem(export.FULL, "The disk is full.", hint="Free some space and try again.")
+        return Problem(audio_export.FULL, "The disk is full.", hint="Free some space and try again.")
     if not isinstance(error, OSError):
         return None
     log.error("a file operation failed", exc_info=error)
@@ -367,7 +367,7 @@ def output_folder() -> Path:
             probe.write(b"\0")
     except OSError as error:
         raise StudioError(
-            export.FULL if is_disk_full(error) else "disk",
+            audio_export.FULL if is_disk_full(error) else "disk",
             f"The output folder {folder} cannot be written to: {error.strerror or error}.",
             hint="Free some space or name another folder in ACE_STUDIO_OUTPUT.",
         ) from None
@@ -407,7 +407,7 @@ def sweep_songs() -> None:
     """Delete what a killed studio left half-written: empty songs and abandoned part files."""
     oldest = time.time() - ABANDONED_SECONDS
     for path, facts in _files():
-        half = export.PART.fullmatch(path.name) or (SONG_NAME.fullmatch(path.name) and not facts.st_size)
+        half = audio_export.PART.fullmatch(path.name) or (SONG_NAME.fullmatch(path.name) and not facts.st_size)
         if half and facts.st_mtime < oldest:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -434,9 +434,9 @@ def _files() -> Iterator[tuple[Path, os.stat_result]]:
 def _is_ours(path: Path) -> bool:
     """Whether the record in a file's tags matches its name: the studio deletes no other songs."""
     stem, kind = SONG_NAME.fullmatch(path.name).groups()
-    record = export.read_record(path) or {}
+    record = audio_export.read_record(path) or {}
     try:
         prompt, seed = record["request"]["prompt"], record["takes"][0]["seed"]
-        return export.file_name(prompt, seed, kind, record["mode"]) == f"{stem}.{kind}"
+        return audio_export.file_name(prompt, seed, kind, record["mode"]) == f"{stem}.{kind}"
     except (KeyError, IndexError, TypeError, AttributeError):
         return False

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import snapshot_download
 
-import hub
+import model_hub
 from events import Problem, Progress, StudioError
 from limits import shown, size_text
 from lora_format import (
@@ -227,7 +227,7 @@ def _bad_zip(reason: str) -> Refusal:
 def hub_id(text: str) -> tuple[str, str] | None:
     """Split "org/repo" or "org/repo:file" into repository and file, "" if none is named; None if it is neither."""
     repo, _, file = text.strip().partition(":")
-    if not hub.is_repo_id(repo) or (":" in text and not is_inside(file)):
+    if not model_hub.is_repo_id(repo) or (":" in text and not is_inside(file)):
         return None
     return repo, file
 
@@ -246,9 +246,9 @@ def _fetch(wanted: str) -> Iterator[Progress]:
     repo_id, file = hub_id(wanted)
     # On a Space, visitors must not reach what only the owner's token opens.
     token = False if _on_space() else None
-    running = hub.Fetch(repo_id, functools.partial(_choose_files, repo_id, file), "its name", token)
+    running = model_hub.Fetch(repo_id, functools.partial(_choose_files, repo_id, file), "its name", token)
     try:
-        yield from hub.watched(running)
+        yield from model_hub.watched(running)
         name, commit = running.files[0].name, running.commit
     except StudioError as error:
         problem = error.problem
@@ -257,10 +257,12 @@ def _fetch(wanted: str) -> Iterator[Progress]:
             code = "lora_unknown" if problem.code == "model_unknown" else problem.code
             raise StudioError(code, problem.message, FIELD, problem.hint) from None
         name, commit = cached
-    return hub.storage_of(repo_id) / "snapshots" / commit / name, f"{repo_id}:{name}", commit
+    return model_hub.storage_of(repo_id) / "snapshots" / commit / name, f"{repo_id}:{name}", commit
 
 
-def _choose_files(repo_id: str, wanted: str, there: list[hub.RepoFile], guarded: bool) -> list[hub.RepoFile]:
+def _choose_files(
+    repo_id: str, wanted: str, there: list[model_hub.RepoFile], guarded: bool
+) -> list[model_hub.RepoFile]:
     """Choose the safetensors file that is wanted and its config; raises StudioError."""
     if guarded and _on_space():
         closed = f"{repo_id} is not open to everybody, so this Space does not download it."

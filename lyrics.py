@@ -21,10 +21,10 @@ import bootstrap
 import models
 from events import Draft, StudioError, first_line, is_out_of_memory
 from limits import LANGUAGES, STRUCTURES
-from lint import tidy_draft, tidy_lyrics
+from lyrics_lint import tidy_draft, tidy_lyrics
+from model_weights import LYRICS_VARIABLE, Weights, bytes_in, read_json
 from params import LyricsRequest
 from planner_decoding import Draw, chances, encode_marked, typed
-from weights import LYRICS_VARIABLE, Weights, bytes_in, read_json
 
 if TYPE_CHECKING:
     import torch

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-import attention
-import codec
-import compilation
-import offload
+import model_offload
+import song_attention
+import song_codec
+import song_compilation
 from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, first_line, is_out_of_memory
-from hub import PARTS
-from weights import DEFAULT_MODEL_GB, Weights, bytes_in, find_weights, missing_model
+from model_hub import PARTS
+from model_weights import DEFAULT_MODEL_GB, Weights, bytes_in, find_weights, missing_model
 
 if TYPE_CHECKING:
     import torch
@@ -291,20 +291,20 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         pipe = AceStepPipeline.from_pretrained(
             weights.folder, dtype=dtypes, use_safetensors=True, local_files_only=True
         )
-        attention.use_windows(pipe.transformer)
-        compilation.set_up(pipe.transformer)
-        codec.skip_idle_units(pipe.vae)
-        codec.use_pieces(pipe.vae)
+        song_attention.use_windows(pipe.transformer)
+        song_compilation.set_up(pipe.transformer)
+        song_codec.skip_idle_units(pipe.vae)
+        song_codec.use_pieces(pipe.vae)
         compute = getattr(torch, device.dtype)
         if device.storage_dtype != device.dtype:
             parts = set(pipe.components) - {"vae"} - ({"transformer"} if plan == "fp8" else set())
-            offload.cast_on_use(pipe, parts, getattr(torch, device.storage_dtype), compute)
+            model_offload.cast_on_use(pipe, parts, getattr(torch, device.storage_dtype), compute)
         if plan == "fp8":
-            offload.cast_on_use(pipe, ["transformer"], torch.float8_e4m3fn, compute)
+            model_offload.cast_on_use(pipe, ["transformer"], torch.float8_e4m3fn, compute)
         if plan == FAST8:
-            offload.use_float8(pipe.transformer.layers, device.kind)
+            model_offload.use_float8(pipe.transformer.layers, device.kind)
         if plan in ("offload", "fp8") and is_apart(device.kind):
-            offload.Offload(pipe, device.kind)
+            model_offload.Offload(pipe, device.kind)
         else:
             pipe.to(device.kind)
     except Exception as error:
@@ -317,7 +317,7 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         if weights.engine == "preview":
             hint = "Copy the studio's folder again, with assets/ in it."
         raise StudioError("weights_broken", message, hint=hint) from error
-    codec.use_tiles(pipe.vae, short=device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1))
+    song_codec.use_tiles(pipe.vae, short=device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1))
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
@@ -343,7 +343,7 @@ def plans_on(device: Device | None) -> tuple[str, ...]:
     """Return the memory plans of `device`, all of them while it is unknown."""
     if on_zerogpu():
         return ("resident",)
-    fast = device is None or (device.kind == "cuda" and offload.float8_is_supported())
+    fast = device is None or (device.kind == "cuda" and model_offload.float8_is_supported())
     return (*LADDERS[device.kind if device else "cuda"], *((FAST8,) if fast else ()))
 
 

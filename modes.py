@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 import audio
-import codec
-import compilation
-import conditions
-import export
-import levels
+import audio_export
+import audio_levels
 import models
-import sampling
-from conditions import COMPLETE, COVER, EXTRACT, LAYER, REPAINT, TEXT2MUSIC
+import song_codec
+import song_compilation
+import song_conditions
+import song_loop
+from audio_levels import match_level, splice
 from events import Job, Outcome, Progress, StudioError, Take
 from jobs import disk_problem, timed
-from levels import match_level, splice
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, shown
 from params import sampling_settings
 from planner import Plan
+from song_conditions import COMPLETE, COVER, EXTRACT, LAYER, REPAINT, TEXT2MUSIC
 
 # The conservative repaint: share of steps with injection, frames of the latent blend, seconds of crossfade.
 CONSERVATIVE = (1.0, 25, 0.05)
@@ -44,49 +44,49 @@ def run(pipe: Any, job: Job, plan: Plan | None = None, kind: str = "sft") -> Ite
         loop, finish = MODES[getattr(song.request, "action", job.request.mode)](song)
     with timed(seconds, "steps"):
         yield Progress("steps", 0, len(loop.sigmas))
-        for index, latents in enumerate(sampling.denoise(pipe, loop), 1):
+        for index, latents in enumerate(song_loop.denoise(pipe, loop), 1):
             models.trim_memory(latents.device)
             yield Progress("steps", index, len(loop.sigmas))
         if loop.keep:
-            latents = sampling.blend(latents, loop.keep)
+            latents = song_loop.blend(latents, loop.keep)
     with timed(seconds, "decoding"):
         takes = yield from _decoded(song, latents, finish)
     options = song.request.options
     numbers = {**song.settings._asdict(), "sampler": options.sampler}
-    numbers |= {"timbre_token": options.timbre_token and conditions.is_xl(pipe), "turbo": pipe.is_turbo}
+    numbers |= {"timbre_token": options.timbre_token and song_conditions.is_xl(pipe), "turbo": pipe.is_turbo}
     yield Outcome(takes, {"sampling": numbers, **song.facts, "seconds": seconds}, tuple(song.notes))
-    compilation.warm_up(pipe.transformer)
+    song_compilation.warm_up(pipe.transformer)
 
 
-def generate(song: Song) -> tuple[sampling.Run, Finish]:
+def generate(song: Song) -> tuple[song_loop.Run, Finish]:
     if song.plan is None:
         condition = song.text2music()
     else:
         # As the stock pipeline does with `audio_codes`: a cover of them. The last may reach past the end.
-        condition = song.condition(COVER, conditions.codes_context(song.pipe, song.plan.codes))
+        condition = song.condition(COVER, song_conditions.codes_context(song.pipe, song.plan.codes))
     return song.run_of(condition), _loud
 
 
-def cover(song: Song) -> tuple[sampling.Run, Finish]:
+def cover(song: Song) -> tuple[song_loop.Run, Finish]:
     """Make a new version of the source: its audio codes are the context for the first `strength` of the steps.
 
     After that the context is silence. The hard switch is upstream's; diffusers blends unguided velocities instead,
     which keeps less of either. With `noise_strength` the run starts in mid-schedule from the noised source itself.
     """
     request, sigmas, start = song.request, song.sigmas, None
-    condition = song.condition(COVER, conditions.cover_context(song.pipe, song.clean))
+    condition = song.condition(COVER, song_conditions.cover_context(song.pipe, song.clean))
     if request.options.noise_strength > 0:
         level = 1.0 - request.options.noise_strength
         nearest = min(range(len(sigmas)), key=lambda step: abs(sigmas[step] - level))
         sigmas = sigmas[nearest:]
-        start = sampling.noised(song.clean, song.noise(song.frames), sigmas[0])
+        start = song_loop.noised(song.clean, song.noise(song.frames), sigmas[0])
     step = int(len(sigmas) * request.strength)
     switch = (step, song.text2music()) if step < len(sigmas) else None
     song.facts["switch_step"] = step
     return song.run_of(condition, start, sigmas=sigmas, switch=switch), _loud
 
 
-def extend(song: Song) -> tuple[sampling.Run, Finish]:
+def extend(song: Song) -> tuple[song_loop.Run, Finish]:
     """Add music before and after the source, which is unchanged except for the overlap at each new end."""
     before, end = samples_in(song.request.before), song.length - samples_in(song.request.after)
     # At each new end, at most half of a short clip.
@@ -95,7 +95,7 @@ def extend(song: Song) -> tuple[sampling.Run, Finish]:
     return _replace(song, parts, overlap, overlap, song.settings.steps)
 
 
-def repaint(song: Song) -> tuple[sampling.Run, Finish]:
+def repaint(song: Song) -> tuple[song_loop.Run, Finish]:
     """Replace a region of the source; every sample outside it and its crossfade is unchanged (reference 2.5)."""
     options = song.request.options
     strength = {"conservative": 0.0, "aggressive": 1.0}.get(options.repaint_mode, options.repaint_strength)
@@ -106,15 +106,15 @@ def repaint(song: Song) -> tuple[sampling.Run, Finish]:
 
 def _replace(
     song: Song, parts: list[tuple[int, int]], margin: int, fade: int, steps: int, blend: int = 0
-) -> tuple[sampling.Run, Finish]:
+) -> tuple[song_loop.Run, Finish]:
     """Replace `parts`, (start, end) in samples, of the source.
 
     The model replaces them with a `margin` around, of which a crossfade of `fade` samples is used. Outside, the
     source's latents are injected for `steps` steps, and blended with the final ones over `blend` frames.
     """
     spans = [(max(start - margin, 0), min(end + margin, song.length)) for start, end in parts]
-    new = sampling.region(song.pipe, song.clean, spans)
-    condition = song.condition(REPAINT, conditions.masked_context(song.pipe, song.clean, new))
+    new = song_loop.region(song.pipe, song.clean, spans)
+    condition = song.condition(REPAINT, song_conditions.masked_context(song.pipe, song.clean, new))
 
     def finish(made: np.ndarray, take: int) -> np.ndarray:
         joined = song.source
@@ -123,10 +123,10 @@ def _replace(
             joined = splice(joined, match_level(made, song.source, start, end, fade), start, end, fade)
         return joined
 
-    return song.run_of(condition, keep=sampling.Keep(new, song.clean, steps, blend)), finish
+    return song.run_of(condition, keep=song_loop.Keep(new, song.clean, steps, blend)), finish
 
 
-def morph(song: Song) -> tuple[sampling.Run, Finish]:
+def morph(song: Song) -> tuple[song_loop.Run, Finish]:
     """Move the source from its own description to the new prompt and lyrics (flow edit, reference 2.10)."""
     request, steps, options = song.request, song.settings.steps, song.request.options
     if song.pipe.is_turbo:
@@ -134,11 +134,11 @@ def morph(song: Song) -> tuple[sampling.Run, Finish]:
     target = song.text2music()
     before = song.text2music(prompt=request.source_prompt, lyrics=request.source_lyrics or request.sung_lyrics())
     first, last = int(steps * options.n_min), int(steps * options.n_max)
-    plan = sampling.Morph(before, song.clean, first, last, options.n_avg)
+    plan = song_loop.Morph(before, song.clean, first, last, options.n_avg)
     return song.run_of(target, song.clean.float().expand(len(song.job.seeds), -1, -1), morph=plan), _whole
 
 
-def with_tracks(song: Song) -> tuple[sampling.Run, Finish]:
+def with_tracks(song: Song) -> tuple[song_loop.Run, Finish]:
     """Layer a track over the source or a region of it, extract one from it, or complete it with the named ones.
 
     A layer is returned as a stem, or mixed with the source if asked.
@@ -146,8 +146,8 @@ def with_tracks(song: Song) -> tuple[sampling.Run, Finish]:
     request, (start, end) = song.request, song.region()
     instruction = {"layer": LAYER, "extract": EXTRACT, "complete": COMPLETE}[request.action]
     instruction = instruction.format(" | ".join(track.upper() for track in request.tracks))
-    new = sampling.region(song.pipe, song.clean, [(start, end)])
-    condition = song.condition(instruction, conditions.context_of(song.clean, new))
+    new = song_loop.region(song.pipe, song.clean, [(start, end)])
+    condition = song.condition(instruction, song_conditions.context_of(song.clean, new))
 
     def finish(made: np.ndarray, take: int) -> np.ndarray:
         stem = _whole(made, take)
@@ -157,7 +157,9 @@ def with_tracks(song: Song) -> tuple[sampling.Run, Finish]:
             return stem
         mix = song.source + stem
         if audio.peak_of(mix) > 1.0:
-            message = f"Take {take}: source and new layer together are {levels.peak_dbfs(mix):.1f} dB over full scale."
+            message = (
+                f"Take {take}: source and new layer together are {audio_levels.peak_dbfs(mix):.1f} dB over full scale."
+            )
             hint = "Turn mix off and mix the stem yourself, or use a quieter source."
             raise StudioError("too_loud", message, hint=hint)
         return mix
@@ -178,9 +180,9 @@ class Song:
         self.pipe, self.job, self.plan = pipe, job, plan
         self.request = job.request if plan is None else job.request.model_copy(update=plan.words())
         self.settings, self.notes = sampling_settings(job.request, "turbo" if pipe.is_turbo else kind)
-        self.sigmas = sampling.schedule(self.settings.steps, self.settings.shift)
+        self.sigmas = song_loop.schedule(self.settings.steps, self.settings.shift)
         self.facts: dict[str, Any] = {}
-        self._generators = sampling.generators_for(job.seeds)
+        self._generators = song_loop.generators_for(job.seeds)
         self._timbre = None
 
     def read(self) -> Iterator[Progress]:
@@ -191,27 +193,27 @@ class Song:
         request, pipe, files = self.request, self.pipe, self.job.audio
         if "reference" in files:
             samples = audio.read_wav(files["reference"])
-            if levels.is_silent(samples):
+            if audio_levels.is_silent(samples):
                 self.notes.append("The reference audio is silent, so it was not used.")
             else:
-                self._timbre = yield from codec.reference_latents(pipe, samples)
+                self._timbre = yield from song_codec.reference_latents(pipe, samples)
         if "source" not in files:
             self.duration, self.length = request.duration, samples_in(request.duration)
-            self.frames = codec.frames_for(pipe, self.duration)
+            self.frames = song_codec.frames_for(pipe, self.duration)
             return
         self.source = audio.read_wav(files["source"])
         if request.mode == "extend":
             self.source = np.pad(self.source, ((0, 0), (samples_in(request.before), samples_in(request.after))))
-        self.clean = codec.long_enough(pipe, (yield from codec.encode(pipe, self.source, "reading")))
+        self.clean = song_codec.long_enough(pipe, (yield from song_codec.encode(pipe, self.source, "reading")))
         self.length, self.frames = self.source.shape[1], self.clean.shape[1]
         self.duration = self.length / SAMPLE_RATE
 
-    def condition(self, instruction: str, context: Any, **others: str) -> conditions.Condition:
+    def condition(self, instruction: str, context: Any, **others: str) -> song_conditions.Condition:
         """Encode the request's words (or `others`) for `context`; the first call records what did not fit."""
-        words = {**conditions.words_of(self.request, self.duration, instruction), **others}
-        words["prompt"], dropped = conditions.fit_prompt(self.pipe, words)
+        words = {**song_conditions.words_of(self.request, self.duration, instruction), **others}
+        words["prompt"], dropped = song_conditions.fit_prompt(self.pipe, words)
         if "instruction" not in self.facts:
-            _, tokens = conditions.count_tokens(self.pipe, words)
+            _, tokens = song_conditions.count_tokens(self.pipe, words)
             self.facts |= {"prompt_used": words["prompt"], "prompt_dropped": dropped, "lyric_tokens": tokens}
             self.facts["instruction"] = instruction
             if dropped:
@@ -224,30 +226,32 @@ class Song:
                     f"The lyrics have {tokens:,} tokens; the model reads the first {MAX_LYRIC_TOKENS:,}, "
                     "so the end of the lyrics was not used."
                 )
-        return conditions.encode_condition(self.pipe, words, context, self._timbre, self.request.options.timbre_token)
+        return song_conditions.encode_condition(
+            self.pipe, words, context, self._timbre, self.request.options.timbre_token
+        )
 
-    def text2music(self, **others: str) -> conditions.Condition:
-        return self.condition(TEXT2MUSIC, conditions.silent_context(self.pipe, self.frames), **others)
+    def text2music(self, **others: str) -> song_conditions.Condition:
+        return self.condition(TEXT2MUSIC, song_conditions.silent_context(self.pipe, self.frames), **others)
 
     def noise(self, frames: int) -> Any:
         """Draw the takes' noise [B, frames, C], rotated towards other seeds if a variation is requested."""
         channels, options = self.pipe.transformer.config.audio_acoustic_hidden_dim, self.request.options
-        noise = sampling.draw_noise(self._generators, frames, channels)
+        noise = song_loop.draw_noise(self._generators, frames, channels)
         if options.variation > 0:
-            others = sampling.generators_for(self.job.variation_seeds)
-            noise = sampling.vary(noise, sampling.draw_noise(others, frames, channels), options.variation)
+            others = song_loop.generators_for(self.job.variation_seeds)
+            noise = song_loop.vary(noise, song_loop.draw_noise(others, frames, channels), options.variation)
         return noise
 
     def region(self) -> tuple[int, int]:
         """Return the request's start and end in samples; an end of 0 is that of the source."""
         return samples_in(self.request.start), min(samples_in(self.request.end) or self.length, self.length)
 
-    def run_of(self, condition: conditions.Condition, start: Any = None, **more: Any) -> sampling.Run:
+    def run_of(self, condition: song_conditions.Condition, start: Any = None, **more: Any) -> song_loop.Run:
         """Return a run of the loop from `start` [B, T, C], by default noise; `more` are other fields of the `Run`."""
         start = self.noise(condition.context.shape[1]) if start is None else start
         options, fields = self.request.options, {"generators": self._generators, "guidance": self.settings.guidance}
         fields |= {name: getattr(options, name) for name in ("cfg_start", "cfg_end", "sampler")}
-        return sampling.Run(condition, start, **{**fields, "sigmas": self.sigmas, **more})
+        return song_loop.Run(condition, start, **{**fields, "sigmas": self.sigmas, **more})
 
 
 def _decoded(song: Song, latents: Any, finish: Finish) -> Iterator[Progress]:
@@ -262,7 +266,7 @@ def _decoded(song: Song, latents: Any, finish: Finish) -> Iterator[Progress]:
         except (StudioError, audio.AudioError) as error:  # an AudioError: the folder for work in progress is full
             take = Take(seed, problem=disk_problem(error) or error.problem)
         takes.append(take)
-    if refusal := codec.refusal(song.pipe):
+    if refusal := song_codec.refusal(song.pipe):
         song.notes.append(f"The VAE ran on the processor, because the GPU refused it: {refusal}")
     return tuple(takes)
 
@@ -274,26 +278,26 @@ def _take(song: Song, latents: Any, number: int, finish: Finish) -> Iterator[Pro
     if float(latents.std()) < SILENT_LATENTS_STD:
         raise StudioError("bad_take", f"Take {number} is empty.", hint="Try another seed.")
     tiles, seeds = [], song.job.seeds
-    for tile, total, decoded in codec.decode_latents(song.pipe, latents):
+    for tile, total, decoded in song_codec.decode_latents(song.pipe, latents):
         tiles.append(decoded.numpy())
         yield Progress("decoding", (number - 1) * total + tile, len(seeds) * total)
     made = finish(np.concatenate(tiles, axis=1)[:, : song.length], number)
     warnings = ()
-    if levels.spectral_flatness(made) > NOISE_FLATNESS:
+    if audio_levels.spectral_flatness(made) > NOISE_FLATNESS:
         warnings = (f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",)
     path = str(Path(song.job.folder, f"take-{number}.wav"))
-    export.write_wav(path, made)
+    audio_export.write_wav(path, made)
     return Take(seeds[number - 1], path, warnings=warnings)
 
 
 def _not_silent(made: np.ndarray, number: int) -> None:
-    if levels.is_silent(made):
+    if audio_levels.is_silent(made):
         raise StudioError("bad_take", f"Take {number} is silent.", hint="Try another seed or more steps.")
 
 
 def _loud(made: np.ndarray, number: int) -> np.ndarray:
     _not_silent(made, number)
-    return levels.scale_to_peak(made, -1.0)  # dBFS, as upstream does
+    return audio_levels.scale_to_peak(made, -1.0)  # dBFS, as upstream does
 
 
 def _whole(made: np.ndarray, number: int) -> np.ndarray:

@@ -15,11 +15,11 @@ import gradio as gr
 from tokenizers import Tokenizer
 
 import bootstrap
-import conditions
-import lint
+import gpu_zero
+import lyrics_lint
+import song_conditions
 import theme
 import tooltips
-import zerogpu
 from backend import get_backend
 from events import InvalidRequest
 from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
@@ -34,7 +34,7 @@ SOME_SECONDS = 60.0  # stands in until there is a source; a length counts by its
 
 
 class TokenCounter:
-    """Stands in for the pipeline in `conditions`: the page finds the words that get cut, without loading torch."""
+    """Stands in for the pipeline in `song_conditions`: the page finds the words that get cut, without loading torch."""
 
     def __init__(self, file: Path):
         self._tokenizer = Tokenizer.from_file(str(file))
@@ -78,22 +78,22 @@ def prompt_budget(counter: TokenCounter, mode: str, there: Mapping[str, Any]) ->
         "instruction": _instruction(mode, there),
         **{"bpm": facts.get("bpm"), "keyscale": facts.get("key"), "timesignature": facts.get("time_signature")},
     }
-    _, dropped = conditions.fit_prompt(counter, words)
-    return conditions.count_tokens(counter, words)[0], dropped
+    _, dropped = song_conditions.fit_prompt(counter, words)
+    return song_conditions.count_tokens(counter, words)[0], dropped
 
 
 def _instruction(mode: str, there: Mapping[str, Any]) -> str:
     """Return the model's instruction, as `modes` does."""
     track, tracks = there.get("track") or "", there.get("tracks") or ()
     return {
-        "generate": conditions.COVER if there.get("options.plan") else conditions.TEXT2MUSIC,
-        "cover": conditions.COVER,
-        "extend": conditions.REPAINT,
-        "repaint": conditions.REPAINT,
-        "morph": conditions.TEXT2MUSIC,
-        "layer": conditions.LAYER.format(track.upper()),
-        "extract": conditions.EXTRACT.format(track.upper()),
-        "complete": conditions.COMPLETE.format(" | ".join(track.upper() for track in tracks)),
+        "generate": song_conditions.COVER if there.get("options.plan") else song_conditions.TEXT2MUSIC,
+        "cover": song_conditions.COVER,
+        "extend": song_conditions.REPAINT,
+        "repaint": song_conditions.REPAINT,
+        "morph": song_conditions.TEXT2MUSIC,
+        "layer": song_conditions.LAYER.format(track.upper()),
+        "extract": song_conditions.EXTRACT.format(track.upper()),
+        "complete": song_conditions.COMPLETE.format(" | ".join(track.upper() for track in tracks)),
     }[there.get("action", mode)]
 
 
@@ -121,8 +121,8 @@ def seconds_text(form: Form, values: Any) -> str:
         work = get_backend().work_of(form.request(read.values()), upload_seconds(source) if source else 0.0)
     except InvalidRequest:
         return ""
-    problem = zerogpu.refusal(work)
-    return problem.text() if problem else tooltips.GPU_SECONDS.format(seconds=zerogpu.gpu_seconds(work))
+    problem = gpu_zero.refusal(work)
+    return problem.text() if problem else tooltips.GPU_SECONDS.format(seconds=gpu_zero.gpu_seconds(work))
 
 
 def seconds_line(form: Form) -> gr.HTML:
@@ -164,5 +164,5 @@ def advise(lyrics: str | None, language: str | None, seconds: float | None = Non
     """Return the advice on lyrics as HTML; `seconds` are those that they are sung in."""
     text, language = (lyrics or "")[: TEXT_LIMITS["lyrics"]], language or "unknown"
     words, counter = {"prompt": "", "lyrics": text, "vocal_language": language}, token_counter()
-    tokens = conditions.count_tokens(counter, words)[1] if counter else None
-    return theme.advice(lint.lint(text, seconds=seconds, language=language, tokens=tokens))
+    tokens = song_conditions.count_tokens(counter, words)[1] if counter else None
+    return theme.advice(lyrics_lint.lint(text, seconds=seconds, language=language, tokens=tokens))

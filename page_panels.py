@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-import export
+import audio_export
 import page_form
 import page_hints
 import page_widgets
@@ -22,8 +22,8 @@ from backend import get_backend
 from events import InvalidRequest
 from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, QUALITY_STEPS, SAMPLERS, TIME_SIGNATURES, preset
 from page_form import AT_ONCE, Form, Updates, add, add_number, add_row, add_slider, help_text, html
-from page_results import Made, ResultPanel
-from page_runs import cancelled_box, run_bar
+from page_run import cancelled_box, run_bar
+from page_takes import Made, ResultPanel
 from params import upload_seconds, usual_sampling
 
 # By tab, or "morph", and by button: the values of a form's fields.
@@ -202,7 +202,7 @@ def _connect_offer(form: Form, line: gr.HTML, button: gr.Button) -> None:
         try:
             if path:
                 upload_seconds(path)
-                offered = bool(page_form.settings(form.mode, export.read_record(path)).values)
+                offered = bool(page_form.settings(form.mode, audio_export.read_record(path)).values)
                 said = theme.said(tooltips.RESTORE_OFFER) if offered else ""
         except InvalidRequest as error:
             said = theme.notice("", error.problem.text())
@@ -229,7 +229,7 @@ def settings_file(form: Form) -> None:
 def _restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
     if not path:
         return {line: ""}
-    found = page_form.settings(form.mode, export.read_record(path))
+    found = page_form.settings(form.mode, audio_export.read_record(path))
     if not found.values:
         return {line: theme.said(tooltips.NOTHING_TO_RESTORE)}
     sentence = tooltips.restored(len(found.values), found.left_out, found.reference, found.uploads)

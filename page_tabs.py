@@ -20,8 +20,8 @@ from events import Done, Draft, Problem
 from limits import ACTIONS, LANGUAGES, REPAINT_MODES, STRUCTURES, TRACKS
 from page_form import AT_ONCE, QUIET, Form, Undo, Updates, add, add_number, add_row, add_slider, html
 from page_panels import fold, swapped
-from page_results import Made, ResultPanel, connect_song, connect_takes
-from page_runs import Assist, RunBar, connect_assist, connect_run, run_foot, stream_of
+from page_run import Assist, RunBar, connect_assist, connect_run, run_foot, stream_of
+from page_takes import Made, ResultPanel, connect_song, connect_takes
 from params import ACTION_OPTIONS, CHOOSE_TRACK, Request
 
 TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"

@@ -21,7 +21,7 @@ import numpy as np
 import soundfile as sf
 
 import audio
-import export
+import audio_export
 import lora_sources
 import theme
 import tooltips
@@ -115,7 +115,7 @@ def waveform(path: str | Path) -> dict[str, Any]:
     if not found["seconds"]:
         return found
     onsets = base64.b64encode(_onsets(path, found["seconds"]).tobytes()).decode()
-    return {**found, "path": str(path), "onsets": onsets, "bpm": tempo(export.read_record(path))}
+    return {**found, "path": str(path), "onsets": onsets, "bpm": tempo(audio_export.read_record(path))}
 
 
 def tempo(record: Mapping[str, Any] | None) -> int | None:

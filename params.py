@@ -373,7 +373,7 @@ class Sampling(NamedTuple):
 
 
 def usual_sampling(quality: str, kind: str = "sft") -> Sampling:
-    """Return the defaults of a `weights.checkpoint_kind`."""
+    """Return the defaults of a `model_weights.checkpoint_kind`."""
     if kind == "turbo":  # guidance is distilled into its weights; upstream's table has 8 steps and shift 3
         return Sampling(8, 1.0, 3.0)
     return Sampling((limits.PREVIEW_STEPS if kind == "preview" else limits.QUALITY_STEPS)[quality], 7.0, 1.0)

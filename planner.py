@@ -24,6 +24,7 @@ import planner_layers
 from bootstrap import on_zerogpu
 from events import Progress, StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
+from model_weights import Weights, unusable
 from models import Device, free_memory, planner_dtype, quiet_libraries
 from params import GenerateRequest, InspireRequest, PolishRequest
 from planner_decoding import (
@@ -37,7 +38,6 @@ from planner_decoding import (
     typed,
     write,
 )
-from weights import Weights, unusable
 
 CODES_PER_SECOND = 5
 METADATA_ROOM = MAX_CAPTION_TOKENS + 128

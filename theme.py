@@ -22,7 +22,7 @@ from gradio.themes.utils.sizes import Size
 import tooltips
 from events import Progress
 from limits import FORMATS, LANGUAGES, TIME_SIGNATURES
-from lint import Advice
+from lyrics_lint import Advice
 
 STATIC = Path(__file__).with_name("static")
 # In the head of the page; the first one makes the object that the others add to.

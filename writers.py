@@ -13,19 +13,19 @@ from dataclasses import replace
 from typing import Any
 
 import audio
-import codec
-import conditions
-import hub
 import lyrics
+import model_hub
 import planner
+import song_codec
+import song_conditions
 from events import Done, Draft, Job, Progress, StudioError, is_out_of_memory
 from jobs import record_of, timed
 from limits import KEYS
-from memory import Placing
+from model_memory import Placing
+from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, find_planner, find_writer
 from models import Device, Models, Slot, free_memory
 from params import GenerateRequest, Request
 from planner import Plan
-from weights import LYRICS_VARIABLE, PLANNER_VARIABLE, find_planner, find_writer
 
 REPORT_SECONDS = 0.1  # between two progress events of a planner, which writes faster than anybody reads
 
@@ -35,7 +35,7 @@ def planner_slot(device: Callable[[], Device]) -> Slot:
         "The planner",
         find_planner,
         lambda weights: planner.load_planner(weights, device()),
-        lambda weights: hub.download(weights.repo, hub.language_model(PLANNER_VARIABLE, weights.inside)),
+        lambda weights: model_hub.download(weights.repo, model_hub.language_model(PLANNER_VARIABLE, weights.inside)),
         f"Songs can be made without it; {PLANNER_VARIABLE}=ACE-Step/acestep-5Hz-lm-0.6B is smaller.",
     )
 
@@ -45,7 +45,7 @@ def lyrics_slot(device: Callable[[], Device]) -> Slot:
         "The lyrics writer",
         find_writer,
         lambda weights: lyrics.build_writer(weights, device().kind),
-        lambda weights: hub.download(weights.wanted, hub.language_model(LYRICS_VARIABLE)),
+        lambda weights: model_hub.download(weights.wanted, model_hub.language_model(LYRICS_VARIABLE)),
         f"Close other programs, or name a smaller model in {LYRICS_VARIABLE}.",
     )
 
@@ -68,7 +68,7 @@ def plan_song(
         # Without a planner it was the page that switched the control off, not the visitor.
         missing = models.planner.weights.problem if models.planner.weights.folder is None else None
         return None, _unplanned(missing.message if missing else "Plan the song first was off.")
-    if not conditions.has_audio_codes(pipe):
+    if not song_conditions.has_audio_codes(pipe):
         return None, _unplanned("This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing.")
     try:
         model = yield from _loaded(models.planner.loaded, models.planner.get, seconds)
@@ -119,12 +119,12 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft
 
 def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[Progress, None, list[int]]:
     pipe = yield from _loaded(models.loaded, models.pipeline, seconds)
-    if not conditions.has_audio_codes(pipe):
+    if not song_conditions.has_audio_codes(pipe):
         raise StudioError("unsupported", "This checkpoint cannot describe audio: its audio tokenizer is missing.")
     yield Progress("reading")
     with timed(seconds, "reading"):
-        clean = yield from codec.encode(pipe, audio.read_wav(job.audio["source"]), "reading")
-        return conditions.audio_codes(pipe, clean)
+        clean = yield from song_codec.encode(pipe, audio.read_wav(job.audio["source"]), "reading")
+        return song_conditions.audio_codes(pipe, clean)
 
 
 def _loaded(loaded: bool, get: Callable[[], Any], seconds: dict[str, float]) -> Generator[Progress, None, Any]:

@@ -120,10 +120,10 @@ def tiny(random_weights: Path) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def random_weights() -> Iterator[Path]:
     """Make the built-in engine of this process the folder of a random one, which is smaller than the trained one."""
-    import weights
+    import model_weights
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(weights.PREVIEWS, weights.MODEL_VARIABLE, _HOME / "random")
+        patch.setitem(model_weights.PREVIEWS, model_weights.MODEL_VARIABLE, _HOME / "random")
         yield _HOME / "random"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import models
-from weights import LYRICS_VARIABLE, PLANNER_VARIABLE, PREVIEWS, Weights
+from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, PREVIEWS, Weights
 
 PLANNER, SONGWRITER = PREVIEWS[PLANNER_VARIABLE], PREVIEWS[LYRICS_VARIABLE]
 CPU = models.Device("cpu", "float32", "float32", "float32", "a test")

@@ -29,15 +29,15 @@ import soundfile
 
 import backend
 import bootstrap
-import codec
 import models
-import sampling
+import song_codec
+import song_loop
 from events import Done
 from limits import SAMPLE_RATE
+from model_weights import find_weights
 from params import parse_request
 from tools import bench_loop, bench_page, bench_planner, bench_ray, bench_rows
 from tools.bench_rows import Row
-from weights import find_weights
 
 PROMPT = "warm lofi piano with soft drums and a mellow bass"
 LYRICS = "[Verse]\nslow light on the window\n[Chorus]\nstay a while"
@@ -156,8 +156,8 @@ def vae_rows(pipe: Any, runs: int) -> Iterator[Row]:
     latents = torch.randn(1, VAE_SECONDS * SAMPLE_RATE // hop, channels)
     samples = 0.1 * np.random.default_rng(1).standard_normal((2, VAE_SECONDS * SAMPLE_RATE)).astype(np.float32)
     sides = {
-        "decode": lambda: deque(codec.decode_latents(pipe, latents.to(pipe._execution_device)), 0),
-        "encode": lambda: deque(codec.encode(pipe, samples, "reading"), 0),
+        "decode": lambda: deque(song_codec.decode_latents(pipe, latents.to(pipe._execution_device)), 0),
+        "encode": lambda: deque(song_codec.encode(pipe, samples, "reading"), 0),
     }
     for name, ours in sides.items():
 
@@ -214,7 +214,7 @@ def bare_song(pipe, task: str, request, seconds: float) -> None:
         elif task == "repaint":
             more |= {"repainting_start": request.start, "repainting_end": request.end}
         more["src_audio"] = source
-    frames = codec.frames_for(pipe, length)
+    frames = song_codec.frames_for(pipe, length)
     channels = pipe.transformer.config.audio_acoustic_hidden_dim
     words = {
         "prompt": request.prompt,
@@ -224,7 +224,7 @@ def bare_song(pipe, task: str, request, seconds: float) -> None:
         "num_inference_steps": request.options.steps,
         "guidance_scale": 7.0,
         "shift": 1.0,
-        "latents": sampling.draw_noise(sampling.generators_for((request.seed,)), frames, channels),
+        "latents": song_loop.draw_noise(song_loop.generators_for((request.seed,)), frames, channels),
     }
     with bench_loop.stock(pipe.transformer), bench_loop.stock_vae(pipe.vae):
         if task == "morph":

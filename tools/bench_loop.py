@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-import attention
-import compilation
-import memory
+import model_memory
+import model_offload
 import models
-import offload
+import song_attention
+import song_compilation
+from model_weights import MODEL_VARIABLE, PREVIEWS
 from tools.bench_rows import Row, timed
-from weights import MODEL_VARIABLE, PREVIEWS
 
 # Dimensions of the transformer: the real ones, ones that a processor can carry, and ones for tests.
 SHAPES = {
@@ -63,13 +63,13 @@ class Inputs:
 
     latents: torch.Tensor
     context: torch.Tensor
-    condition: attention.CachedCondition
+    condition: song_attention.CachedCondition
 
 
 def bench(
     shape: str, layers: int | None, seconds: list[float], runs: int, compiled: bool = False, in_float8: bool = False
 ) -> Iterator[Row]:
-    """Yield a row for each length: peaks above what was there before, what memory.py expects, how far results differ.
+    """Yield a row for each length: peaks above what was there before, the estimate, how far results differ.
 
     With `in_float8` the studio's layers multiply in 8 bits; with `compiled` they are compiled, which is not counted.
     On CUDA also the share of the card's arithmetic that the step uses, and the kernels that take longest.
@@ -80,9 +80,9 @@ def bench(
     plain = transformer = build(shape, layers, device, dtype)
     if in_float8:
         transformer = copy.deepcopy(plain)
-        offload.use_float8(transformer.layers, device)
+        model_offload.use_float8(transformer.layers, device)
     if compiled:
-        transformer.compiled = compilation.Compiled(transformer)
+        transformer.compiled = song_compilation.Compiled(transformer)
     for length in seconds:
         inputs = inputs_of(transformer, round(length * FRAMES_PER_SECOND), 1)
         sides = {
@@ -103,11 +103,11 @@ def bench(
         )
         if device == "cuda":
             row.more.update(cuda_facts(sides["studio"], row.studio))
-        inputs.condition = attention.CachedCondition(inputs.condition.states, inputs.condition.null, 1)
+        inputs.condition = song_attention.CachedCondition(inputs.condition.states, inputs.condition.null, 1)
         row.more["peak MB"] = " / ".join(f"{peak_bytes(step) / 1e6:.0f}" for step in sides.values())
         wide = dtype == torch.float32
-        song = memory.Song(length, config=transformer.config, wide=wide, condition=CONDITION_TOKENS)
-        row.more["expected MB"] = round(memory.song_bytes(song) / 1e6)
+        song = model_memory.Song(length, config=transformer.config, wide=wide, condition=CONDITION_TOKENS)
+        row.more["expected MB"] = round(model_memory.song_bytes(song) / 1e6)
         yield row
 
 
@@ -140,7 +140,7 @@ def build(shape: str, layers: int | None = None, device: str = "cpu", dtype: tor
         models.quiet_libraries()
         folder = PREVIEWS[MODEL_VARIABLE] / "transformer"
         transformer = AceStepTransformer1DModel.from_pretrained(folder, torch_dtype=dtype).to(device)
-        attention.use_windows(transformer)
+        song_attention.use_windows(transformer)
         return transformer.eval().requires_grad_(False)
     sizes = dict(SHAPES[shape])
     (heads, key_heads), channels = sizes.pop("heads"), sizes.pop("channels")
@@ -159,7 +159,7 @@ def build(shape: str, layers: int | None = None, device: str = "cpu", dtype: tor
             )
     finally:
         torch.set_default_dtype(before)
-    attention.use_windows(transformer)
+    song_attention.use_windows(transformer)
     return transformer.eval().requires_grad_(False)
 
 
@@ -174,7 +174,7 @@ def inputs_of(transformer: Any, frames: int, takes: int) -> Inputs:
     return Inputs(
         noise(takes, frames, config.audio_acoustic_hidden_dim),
         noise(takes, frames, 2 * config.audio_acoustic_hidden_dim),
-        attention.CachedCondition(states, noise(1, 1, config.encoder_hidden_size), takes),
+        song_attention.CachedCondition(states, noise(1, 1, config.encoder_hidden_size), takes),
     )
 
 
@@ -187,7 +187,7 @@ def stock(transformer: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        attention.use_windows(transformer)
+        song_attention.use_windows(transformer)
 
 
 @contextlib.contextmanager
@@ -217,7 +217,7 @@ def stock_step(transformer: Any, inputs: Inputs, guided: bool) -> torch.Tensor:
 
 
 def call(
-    transformer: Any, inputs: Inputs, condition: torch.Tensor | attention.CachedCondition, halves: int
+    transformer: Any, inputs: Inputs, condition: torch.Tensor | song_attention.CachedCondition, halves: int
 ) -> torch.Tensor:
     """Return what `transformer` makes of the inputs, once or twice, under `condition`."""
     latents = torch.cat([inputs.latents] * halves)

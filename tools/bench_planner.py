@@ -18,9 +18,9 @@ from typing import Any
 import models
 import planner
 import planner_decoding
+from model_weights import PLANNER_VARIABLE, PREVIEW, find_planner
 from planner_decoding import CodeWriter, Draw
 from tools.bench_rows import Row, timed
-from weights import PLANNER_VARIABLE, PREVIEW, find_planner
 
 # Qwen3's configurations, and ACE-Step's vocabulary (rounded up as the checkpoints do).
 SHAPES = {

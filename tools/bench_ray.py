@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 
 import backend
-import cluster
+import gpu_ray
 from events import Done
 from params import parse_request
 
@@ -33,13 +33,13 @@ def main(arguments: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(1)
-    os.environ.update({cluster.RAY: cluster.LOCAL, cluster.WORKERS: str(WORKERS)})
+    os.environ.update({gpu_ray.RAY: gpu_ray.LOCAL, gpu_ray.WORKERS: str(WORKERS)})
     # Ray lets its workers give way to everything else on a busy machine.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    cluster.pool.start(backend.worker_status)
+    gpu_ray.pool.start(backend.worker_status)
     try:
-        while len(cluster.pool.workers()) < WORKERS:
-            if problem := cluster.pool.problem:
+        while len(gpu_ray.pool.workers()) < WORKERS:
+            if problem := gpu_ray.pool.problem:
                 sys.exit(problem.text())
             time.sleep(0.2)
         print(f"{arguments.steps} steps, {WORKERS} workers with one thread each")
@@ -51,7 +51,7 @@ def main(arguments: argparse.Namespace) -> None:
             show("in CPU time", seconds, [computed for _, computed in pairs])
             show("throughput", seconds, [throughput(seconds, arguments.steps) for _ in range(arguments.runs + 1)][1:])
     finally:
-        cluster.pool.dismiss()
+        gpu_ray.pool.dismiss()
 
 
 def show(name: str, seconds: float, ratios: list[float]) -> None:
@@ -71,17 +71,17 @@ def overhead(seconds: float, steps: int) -> tuple[float, float]:
 
 def cpu_seconds() -> float:
     """Return how long this process and the workers have computed so far."""
-    processes = [psutil.Process(pid) for pid in (os.getpid(), *(worker["pid"] for worker in cluster.pool.workers()))]
+    processes = [psutil.Process(pid) for pid in (os.getpid(), *(worker["pid"] for worker in gpu_ray.pool.workers()))]
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def throughput(seconds: float, steps: int) -> float:
     """Return the time of `SONGS` songs on one worker over that on all of them."""
-    *_, held = with_return(cluster.pool.take(()))
+    *_, held = with_return(gpu_ray.pool.take(()))
     try:
         one = time_of(SONGS, seconds, steps)
     finally:
-        cluster.pool.give_back(held)
+        gpu_ray.pool.give_back(held)
     return one / time_of(SONGS, seconds, steps)
 
 
@@ -105,11 +105,11 @@ def make(seed: int, seconds: float, steps: int) -> None:
 @contextlib.contextmanager
 def in_this_process() -> Iterator[None]:
     """Let songs be made here; the workers wait."""
-    where = os.environ.pop(cluster.RAY)
+    where = os.environ.pop(gpu_ray.RAY)
     try:
         yield
     finally:
-        os.environ[cluster.RAY] = where
+        os.environ[gpu_ray.RAY] = where
 
 
 def with_return(events: Iterator) -> Iterator:

@@ -29,12 +29,12 @@ def main() -> None:
     parser.add_argument("--takes", type=int, nargs="+", default=TAKES, choices=TAKES, help="all four by default")
     given = parser.parse_args()
     bootstrap.bootstrap()
+    import model_weights
     import models
-    import weights
 
-    found = weights.find_weights()
+    found = model_weights.find_weights()
     if found.engine != "preview" and found.folder is None:
-        parser.error((found.problem or weights.missing_model(found.wanted)).text())
+        parser.error((found.problem or model_weights.missing_model(found.wanted)).text())
     device = models.pick_device(found)
     if device.kind != "cuda":
         parser.error("there is no NVIDIA card here; compile on one of the Space's kind.")
@@ -56,8 +56,8 @@ def export_layers(transformer: Any, rows: int, takes: int) -> Iterator[tuple[str
     """Yield the name and the program of each package for songs of `takes` takes in `rows` rows."""
     import torch
 
-    from attention import Tables, compute_layer, condition_heads
-    from compilation import kinds, package_name, sample
+    from song_attention import Tables, compute_layer, condition_heads
+    from song_compilation import kinds, package_name, sample
 
     class Exportable(torch.nn.Module):
         def __init__(self, layer: Any):

@@ -22,20 +22,20 @@ from typing import Any
 import numpy as np
 
 import audio
+import audio_export
+import audio_levels
 import bootstrap
-import codec
-import export
-import levels
 import models
 import modes
+import song_codec
 from events import Job, Progress
 from limits import SAMPLE_RATE
+from model_weights import MODEL_VARIABLE, PREVIEWS, Weights
 from params import parse_request
 from tools import listening
 from tools.band_score import Score, compose
 from tools.band_sounds import render
 from tools.band_styles import STYLES
-from weights import MODEL_VARIABLE, PREVIEWS, Weights
 
 TEMPO_ERROR = 0.04
 FIRST_CLASSIFIER_SEED = 10_000
@@ -104,7 +104,7 @@ class Engine:
             sounds = {}
             if source is not None:
                 sounds["source"] = words["source"] = str(Path(folder, "source.wav"))
-                export.write_wav(sounds["source"], source)
+                audio_export.write_wav(sounds["source"], source)
             job = Job(parse_request(mode, words), (score.seed,), (0,), folder, sounds)
             job.running.touch()
             events = modes.run(self.pipe, job, kind="preview")
@@ -243,7 +243,7 @@ def in_key(heard: str, asked: str) -> bool:
 def longest_gap(samples: np.ndarray) -> float:
     """Return the seconds of the longest stretch under -60 dBFS, measured in tenths of a second."""
     block = SAMPLE_RATE // 10
-    quiet = [levels.is_silent(samples[:, start : start + block]) for start in range(0, samples.shape[1], block)]
+    quiet = [audio_levels.is_silent(samples[:, start : start + block]) for start in range(0, samples.shape[1], block)]
     longest = run = 0
     for silent in quiet:
         run = run + 1 if silent else 0
@@ -261,10 +261,10 @@ def through_vae(engine: Engine, samples: np.ndarray) -> np.ndarray:
     """Return samples [2, n] as they come back from the latents."""
 
     def encoded() -> Iterator[Any]:
-        yield (yield from codec.encode(engine.pipe, samples, "reading"))
+        yield (yield from song_codec.encode(engine.pipe, samples, "reading"))
 
     *_, clean = encoded()
-    back = np.concatenate([part.numpy() for *_, part in codec.decode_latents(engine.pipe, clean)], axis=1)
+    back = np.concatenate([part.numpy() for *_, part in song_codec.decode_latents(engine.pipe, clean)], axis=1)
     return back[:, : samples.shape[1]]
 
 
@@ -280,7 +280,7 @@ def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
             for x in (samples, back)
         ]
         distances.append(float(np.abs(loud[0] - loud[1]).mean()))
-        drifts.append(abs(levels.rms_dbfs(back) - levels.rms_dbfs(samples)))
+        drifts.append(abs(audio_levels.rms_dbfs(back) - audio_levels.rms_dbfs(samples)))
         likeness.append(
             float(np.dot(samples.ravel(), back.ravel()) / (np.linalg.norm(samples) * np.linalg.norm(back) + 1e-9))
         )

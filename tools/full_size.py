@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bootstrap
-import memory
+import model_memory
 import models
-from hub import INDEX, PARTS
+from model_hub import INDEX, PARTS
 from tools import random_models
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="layers of each stack; all of them by default")
     parser.add_argument("--planner", action="store_true", help="with a planner of 1.7 billion parameters")
     parser.add_argument("--songwriter", action="store_true", help="with a songwriter of 7 billion parameters")
-    parser.add_argument("--plans", nargs="+", choices=memory.TEXTS, help="memory plans; all of this device by default")
+    parser.add_argument(
+        "--plans", nargs="+", choices=model_memory.TEXTS, help="memory plans; all of this device by default"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the songs (60)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--write", action="store_true", help="write the weights, and run nothing")
@@ -77,7 +79,7 @@ def write(folder: Path, layers: int, planner: bool, songwriter: bool) -> dict[st
             write_one(aside, layers)
             aside.rename(place)
             size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-            print(f"{place}: {size / memory.GB:.1f} GB written in {time.monotonic() - started:.0f} s", flush=True)
+            print(f"{place}: {size / model_memory.GB:.1f} GB written in {time.monotonic() - started:.0f} s", flush=True)
         places[variable] = place.absolute()
     return places
 
@@ -257,7 +259,7 @@ def rehearse(places: dict[str, Path], plans: Sequence[str] | None, seconds: floa
         for plan in plans or models.plans_on(device):
             for stage, mode, values in _requests(studio, source, seconds, steps):
                 took, peak, said = measured(studio, plan, mode, values)
-                print(f"| {plan} | {stage} | {took:.1f} | {peak / memory.GB:.2f} | {said} |", flush=True)
+                print(f"| {plan} | {stage} | {took:.1f} | {peak / model_memory.GB:.2f} | {said} |", flush=True)
 
 
 def _requests(

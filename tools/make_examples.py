@@ -17,14 +17,14 @@ import numpy as np
 import soundfile
 
 import audio
+import audio_export
 import bootstrap
-import export
 from backend import get_backend
 from events import Done
 from limits import SAMPLE_RATE
+from model_weights import PREVIEW
 from page_panels import EXAMPLES, SOUNDS
 from params import parse_request
-from weights import PREVIEW
 
 SECONDS, SEED = 20, 7
 MP3 = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.9}
@@ -43,7 +43,7 @@ def make(name: str) -> dict[str, object]:
     soundfile.write(sound, samples.mean(axis=0), SAMPLE_RATE, **MP3)
     if sound.stat().st_size > MOST_BYTES:
         raise ValueError(f"{sound.name} has {sound.stat().st_size:,} bytes, more than {MOST_BYTES:,}.")
-    picture.write_bytes(base64.b64decode(export.picture_for_page(samples, done.record).partition(",")[2]))
+    picture.write_bytes(base64.b64decode(audio_export.picture_for_page(samples, done.record).partition(",")[2]))
     parts = np.array_split(samples, COLUMNS, axis=1)
     lows_and_highs = np.array([(part.min(), part.max()) for part in parts]) * 127 / np.abs(samples).max()
     peaks = base64.b64encode(np.rint(lows_and_highs).astype(np.int8).tobytes()).decode()

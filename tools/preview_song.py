@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import Qwen3Model
 
-import codec
 import modes
+import song_codec
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
 from models import quiet_libraries
 from tools.band_score import INSTRUMENTS, KITS, NOTE_NAMES, ROLES, Score, compose, parse_key
@@ -55,7 +55,7 @@ HIDDEN, TEXT, CODES = 256, 128, 96
 CONSTANT = 4.0
 PLANNED = 3
 """After this layer the song's plan stands."""
-REFERENCE_FRAMES = codec.REFERENCE_SECONDS * FRAMES_PER_SECOND
+REFERENCE_FRAMES = song_codec.REFERENCE_SECONDS * FRAMES_PER_SECOND
 FIRST_TRAINING_SEED = 20_000_000
 PIECES = {10: 500, 20: 1400, 30: 700, 60: 350}
 """How many pieces of how many seconds the codes and the song model learn from."""

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from model_weights import ASSETS, LYRICS_VARIABLE, PLANNER_VARIABLE, PREVIEWS
 from models import quiet_libraries
-from weights import ASSETS, LYRICS_VARIABLE, PLANNER_VARIABLE, PREVIEWS
 
 if TYPE_CHECKING:
     import torch

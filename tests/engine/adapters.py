@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-import loras
+import lora_apply
 
 MODULES = (
     *("layers.0.self_attn.to_q", "layers.0.self_attn.to_out.0", "layers.1.cross_attn.to_k", "layers.1.mlp.gate_proj"),
@@ -37,7 +37,7 @@ def flat(module: str, prefix: str) -> str:
 
 def matrices(pipe: Any, seed: int = 0, rank: int = RANK, modules: tuple[str, ...] = MODULES) -> dict[str, tuple]:
     """Return (A [r, in], B [out, r]) for each module."""
-    generator, widths = torch.Generator().manual_seed(seed), loras.widths_of_pipe(pipe)
+    generator, widths = torch.Generator().manual_seed(seed), lora_apply.widths_of_pipe(pipe)
     made = {}
     for module in modules:
         out, into = widths[module]
@@ -106,7 +106,7 @@ def lokr(pipe: Any, folder: Path, low: tuple[str, ...] = ("lokr_w2",)) -> tuple[
     generator = torch.Generator().manual_seed(0)
     tensors, change = {}, {}
     for module in MODULES:
-        out, into = loras.widths_of_pipe(pipe)[module]
+        out, into = lora_apply.widths_of_pipe(pipe)[module]
         name, product = flat(module, "lycoris_"), {}
         for factor, (rows, columns) in {"lokr_w1": (4, 8), "lokr_w2": (out // 4, into // 8)}.items():
             a = torch.randn(rows, RANK, generator=generator) / 2

@@ -91,7 +91,7 @@ def brief_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weights.MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr("model_weights.MODELS_FOLDER", tmp_path / "models")
 
 
 # --- the API ------------------------------------------------------------------------------------------------------

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import soundfile
 
+import audio_export
+import audio_levels
 import backend
-import export
 import jobs
-import levels
 import models
 import page_tabs
 from events import Done, Failed, Progress
-from hub import INDEX
+from model_hub import INDEX
+from model_weights import MODEL_VARIABLE, OPTIONAL_PARTS
 from params import parse_request
 from tests.engine.songs import assert_no_files, samples_of, song_request, wait_for_turn
-from weights import MODEL_VARIABLE, OPTIONAL_PARTS
 
 
 def run(studio, **values):
@@ -53,7 +53,7 @@ def test_a_song_is_a_file_of_the_asked_length_and_a_record_with_progress_on_the_
     *progress, done = studio.stream(song_request(duration=12.345, options={"steps": 4, "guidance": 3}))
     info = soundfile.info(done.files[0])
     assert (info.frames, info.channels, info.samplerate, info.subtype) == (592_560, 2, 48_000, "PCM_24")
-    assert levels.peak_dbfs(samples_of(done)[0]) == pytest.approx(-1.0, abs=0.01)
+    assert audio_levels.peak_dbfs(samples_of(done)[0]) == pytest.approx(-1.0, abs=0.01)
     record = done.record
     (take,) = record["takes"]
     assert take["seed"] == 7
@@ -76,7 +76,7 @@ def test_a_song_is_a_file_of_the_asked_length_and_a_record_with_progress_on_the_
 def test_the_record_in_each_file_repeats_the_song(studio, output):
     first = run(studio, takes=2, seed=-1, bpm=95, key="Am", options={"shift": 2.0, "sampler": "sde", "format": "flac"})
     for path, take in zip(first.files, first.record["takes"], strict=True):
-        tags = export.read_record(path)
+        tags = audio_export.read_record(path)
         assert tags["request"] == first.record["request"]
         assert [t["seed"] for t in tags["takes"]] == [take["seed"]]
     again = run(studio, **{**tags["request"], "seed": first.record["seeds"][0]})
@@ -100,7 +100,7 @@ def test_loudness_and_fade_out_shape_the_file_and_a_long_prompt_is_trimmed(studi
     prompt = "bright acoustic guitar with strings " * 55
     done = run(studio, prompt=prompt, bpm=90, options={"loudness": -20, "fade_out": 3})
     (samples,) = samples_of(done)
-    assert levels.loudness_lufs(samples) == pytest.approx(-20, abs=0.3)
+    assert audio_levels.loudness_lufs(samples) == pytest.approx(-20, abs=0.3)
     assert np.abs(samples[:, -50:]).max() < 0.01
     assert any("cut before" in note for note in done.record["notes"])
     assert done.record["prompt_used"].startswith("bright acoustic") and done.record["prompt_dropped"]
@@ -290,8 +290,8 @@ def test_old_songs_leave_with_the_next_one(studio, output, monkeypatch):
 
 
 def test_takes_are_finished_side_by_side_and_come_in_their_order(studio, output, monkeypatch):
-    encode, both, second_is_saved = export.encode, threading.Barrier(2), threading.Event()
-    names, claim = [], export.claim
+    encode, both, second_is_saved = audio_export.encode, threading.Barrier(2), threading.Event()
+    names, claim = [], audio_export.claim
 
     def wait_for_both(*args):
         both.wait(100)
@@ -307,8 +307,8 @@ def test_takes_are_finished_side_by_side_and_come_in_their_order(studio, output,
             second_is_saved.set()
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(2), raising=False)
-    monkeypatch.setattr(export, "encode", wait_for_both)
-    monkeypatch.setattr(export, "claim", second_first)
+    monkeypatch.setattr(audio_export, "encode", wait_for_both)
+    monkeypatch.setattr(audio_export, "claim", second_first)
     *progress, done = studio.stream(song_request(takes=2))
     assert isinstance(done, Done), done
     assert names == ["calm-piano-seed-8.wav", "calm-piano-seed-7.wav"]
@@ -326,7 +326,7 @@ def test_no_more_is_in_memory_at_once_than_the_longest_song(monkeypatch, seconds
 
 
 def test_cancel_while_takes_are_saved_leaves_no_file_and_no_thread(studio, output, monkeypatch):
-    rows_of, begun = export.rows_of, threading.Event()
+    rows_of, begun = audio_export.rows_of, threading.Event()
 
     def slowly(block):
         if threading.current_thread().name.startswith("take"):
@@ -334,7 +334,7 @@ def test_cancel_while_takes_are_saved_leaves_no_file_and_no_thread(studio, outpu
             time.sleep(0.1)
         return rows_of(block)
 
-    monkeypatch.setattr(export, "rows_of", slowly)
+    monkeypatch.setattr(audio_export, "rows_of", slowly)
     events = studio.stream(song_request(takes=3, duration=30))
     next(event for event in events if event.stage == "finishing" and begun.is_set())
     events.close()
@@ -347,7 +347,7 @@ def test_songs_that_claim_one_name_at_once_each_get_their_own(tmp_path):
         part = tmp_path / f"{number}.part"
         part.write_text(str(number))
         together.wait(100)
-        return export.claim(part, tmp_path / "song.wav")
+        return audio_export.claim(part, tmp_path / "song.wav")
 
     together = threading.Barrier(8)
     with ThreadPoolExecutor(8) as threads:

@@ -20,8 +20,8 @@ import pytest
 import soundfile
 
 import app
+import audio_export
 import backend
-import export
 import jobs
 from events import Done, Failed
 from params import parse_request
@@ -65,7 +65,7 @@ def disk(monkeypatch) -> Callable[[Callable[[Path, int], bool]], None]:
 @pytest.mark.parametrize("room", [2.5, 0.5])
 def test_as_many_takes_are_saved_as_fit_on_the_disk(studio, output, disk, monkeypatch, room):
     """Together the takes fill it before any of them is whole."""
-    encode, together, tried = export.encode, threading.Barrier(4), []
+    encode, together, tried = audio_export.encode, threading.Barrier(4), []
 
     def is_full(path, size):
         if output not in path.parents:
@@ -84,7 +84,7 @@ def test_as_many_takes_are_saved_as_fit_on_the_disk(studio, output, disk, monkey
         return encode(*args)
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
-    monkeypatch.setattr(export, "encode", wait_for_all)
+    monkeypatch.setattr(audio_export, "encode", wait_for_all)
     disk(is_full)
     ended = run(studio, takes=4)
     if room < 1:

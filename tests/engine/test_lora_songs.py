@@ -15,14 +15,14 @@ from gradio import utils as gradio_utils
 from gradio_client import handle_file
 from safetensors.torch import save_file
 
+import audio_export
 import backend
-import export
 import page_form
 import params
 from events import Failed
+from model_weights import MODEL_VARIABLE
 from tests.engine.adapters import write_adapter
 from tests.engine.songs import samples_of
-from weights import MODEL_VARIABLE
 
 pytestmark = pytest.mark.usefixtures("output")
 
@@ -56,7 +56,7 @@ def test_loras_change_the_song_are_in_its_record_and_leave_no_trace(studio, adap
     assert (one["name"], one["source"], one["weight"], one["modules"]) == ("mine.safetensors", "upload", 0.8, 3)
     assert (two["name"], two["weight"], two["ranks"]) == ("other.safetensors", 1.0, [4])
     assert len(one["sha256"]) == 64 and one["sha256"] != two["sha256"]
-    assert export.read_record(done.files[0])["loras"] == done.record["loras"]
+    assert audio_export.read_record(done.files[0])["loras"] == done.record["loras"]
     assert gradio_utils.get_upload_folder() not in json.dumps(done.record)
     # Uploads are not restored, and counted.
     done.record["request"]["options"]["loras"].append({"source": "org/name:a.safetensors", "weight": 0.5})

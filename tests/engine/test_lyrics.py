@@ -16,10 +16,10 @@ import writers
 from events import StudioError
 from limits import STRUCTURES
 from lyrics import SYSTEM, Sampler, prompt_ids, user_prompt
+from model_weights import Weights
 from params import LyricsRequest, parse_request
 from planner_decoding import Draw
 from tests.weights import CPU, PLANNER, SONGWRITER
-from weights import Weights
 
 
 def weights(folder: Path) -> Weights:

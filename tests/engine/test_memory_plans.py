@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import audio
+import audio_export
 import backend
 import bootstrap
-import export
-import memory
+import model_memory
+import model_offload
 import models
 import modes
-import offload
 from events import Done, Failed, Job, Progress
 from params import parse_request
 from tests.card import KIND
@@ -29,7 +29,7 @@ from tests.weights import CPU, weights_in
 @pytest.fixture
 def card(monkeypatch):
     """Give the processor a card's memory plans."""
-    monkeypatch.setitem(memory.LADDERS, "cpu", memory.LADDERS["cuda"])
+    monkeypatch.setitem(model_memory.LADDERS, "cpu", model_memory.LADDERS["cuda"])
 
 
 def song(pipe, folder, mode="generate", **values):
@@ -46,15 +46,15 @@ def song(pipe, folder, mode="generate", **values):
 def a_source(folder, seconds):
     """Write a tone; return its path."""
     wave = 0.3 * np.sin(np.arange(seconds * 48_000) * 0.03, dtype=np.float32)
-    export.write_wav(folder / "source.wav", np.stack([wave, wave]))
+    audio_export.write_wav(folder / "source.wav", np.stack([wave, wave]))
     return str(folder / "source.wav")
 
 
 @pytest.fixture
 def other_card(monkeypatch):
     """Add a card whose tensors refuse those of the processor; return the device."""
-    monkeypatch.setitem(memory.LADDERS, KIND, memory.LADDERS["cuda"])
-    monkeypatch.setattr(memory, "room_for_models", lambda kind: None)
+    monkeypatch.setitem(model_memory.LADDERS, KIND, model_memory.LADDERS["cuda"])
+    monkeypatch.setattr(model_memory, "room_for_models", lambda kind: None)
     device = models.Device(KIND, "float32", "float32", "float32", "a test")
     monkeypatch.setattr(models, "pick_device", lambda weights: device)
     return device
@@ -170,7 +170,7 @@ def test_a_forced_plan_changes_the_memory_and_hardly_or_not_the_song(studio, flo
     assert not hasattr(transformer(), "_hf_hook")
     parts = done(studio, options={"memory_plan": "offload"})
     assert parts.record["memory_plan"] == "offload"
-    assert studio.status()["memory_plan"] == memory.TEXTS["offload"]
+    assert studio.status()["memory_plan"] == model_memory.TEXTS["offload"]
     assert transformer()._hf_hook.inside == "vae"
     assert np.array_equal(whole, *samples_of(parts))
     done(studio, options={"memory_plan": "fp8"})
@@ -190,7 +190,7 @@ def test_8_bit_layers_answer_within_a_few_percent_and_take_half_the_memory():
     torch.manual_seed(0)
     plain = torch.nn.Sequential(torch.nn.Linear(96, 192), torch.nn.Linear(192, 20)).to(torch.bfloat16)
     layers, x = copy.deepcopy(plain), torch.randn(2, 50, 96).to(torch.bfloat16)
-    offload.use_float8(layers, "cpu")
+    model_offload.use_float8(layers, "cpu")
     with torch.no_grad():
         assert layers[0].codes.nbytes == plain[0].weight.nbytes / 2
         for ours, theirs in ((layers[0](x), plain[0](x)), (layers[0].weight, plain[0].weight)):
@@ -207,7 +207,7 @@ def test_a_plan_or_a_song_that_does_not_fit_is_refused_before_loading(studio, mo
     assert "must be one of auto, resident, swap, offload, fp8, not fast8" in failed.problem.message
     assert "Hopper" in failed.problem.hint
     assert "fast8" not in studio.status()["memory_plans"]
-    monkeypatch.setattr(memory, "room_for_models", lambda kind: 1_000_000)
+    monkeypatch.setattr(model_memory, "room_for_models", lambda kind: 1_000_000)
     failed = ask(studio)[-1]
     assert isinstance(failed, Failed) and failed.problem.code == "out_of_memory"
     assert "0.0 GB are free" in failed.problem.message
@@ -216,29 +216,29 @@ def test_a_plan_or_a_song_that_does_not_fit_is_refused_before_loading(studio, mo
 
 @pytest.mark.slow
 def test_after_a_lack_of_memory_in_8_bits_the_smallest_plan_is_next(studio, float8_card, monkeypatch):
-    monkeypatch.setattr(memory, "room_for_models", lambda kind: None)
+    monkeypatch.setattr(model_memory, "room_for_models", lambda kind: None)
     tried = runs_out(monkeypatch, "fast8")
     record = done(studio, options={"memory_plan": "fast8"}).record
     assert tried == ["fast8", "fp8"]
-    assert memory.fallback_note("fast8", "fp8") in record["notes"]
+    assert model_memory.fallback_note("fast8", "fp8") in record["notes"]
 
 
 def test_sizes_follow_the_files_and_room_is_free_memory_and_our_own(tiny, monkeypatch):
-    sizes = memory.sizes_of(weights_in(tiny), models.Device("cuda", "bfloat16", "bfloat16", "bfloat16", ""))
+    sizes = model_memory.sizes_of(weights_in(tiny), models.Device("cuda", "bfloat16", "bfloat16", "bfloat16", ""))
     files = sum(path.stat().st_size for path in tiny.rglob("*.safetensors"))
     assert sizes.pipeline == files > sizes.transformer > 0
-    assert memory.sizes_of(weights_in(tiny), CPU).pipeline == 2 * files
+    assert model_memory.sizes_of(weights_in(tiny), CPU).pipeline == 2 * files
     # A model whose files are moved while it is loaded does not count as nothing.
-    assert memory.sizes_of(weights_in(tiny / "moved"), CPU).pipeline > 20 * memory.GB
-    assert memory.room_for_models("cpu") > psutil.Process().memory_info().rss
+    assert model_memory.sizes_of(weights_in(tiny / "moved"), CPU).pipeline > 20 * model_memory.GB
+    assert model_memory.room_for_models("cpu") > psutil.Process().memory_info().rss
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert memory.room_for_models("cuda") is None
+    assert model_memory.room_for_models("cuda") is None
 
 
 @pytest.mark.long
 @pytest.mark.slow
 def test_out_of_memory_the_song_is_made_one_plan_lower_with_a_note(studio, monkeypatch):
-    monkeypatch.setattr(memory, "room_for_models", lambda kind: None)
+    monkeypatch.setattr(model_memory, "room_for_models", lambda kind: None)
     # "swap" has the same pipeline as "resident", so it fails too.
     runs_out(monkeypatch, "swap", "resident")
     *progress, failed = ask(studio)
@@ -246,7 +246,7 @@ def test_out_of_memory_the_song_is_made_one_plan_lower_with_a_note(studio, monke
     *progress, last = ask(studio)
     assert isinstance(last, Done), last
     assert last.record["memory_plan"] == "offload"
-    note = memory.fallback_note("swap", "offload")
+    note = model_memory.fallback_note("swap", "offload")
     assert note in last.record["notes"]
     assert note in [event.note for event in progress if isinstance(event, Progress)]
     again = done(studio).record
@@ -278,7 +278,7 @@ def test_on_zerogpu_no_plan_needs_the_files_which_are_gone_once_they_are_packed(
     for blob in tmp_path.glob("*.safetensors"):
         blob.unlink()
     monkeypatch.setattr(bootstrap, "on_zerogpu", lambda: True)
-    assert studio.placing.text() == memory.TEXTS["resident"]
+    assert studio.placing.text() == model_memory.TEXTS["resident"]
     assert studio.placing.begin(parse_request("generate", {"prompt": "calm piano"}), 0.0) == "resident"
 
 

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 import audio
-import codec
-import levels
+import audio_levels
+import song_codec
 from events import Failed
 from limits import SAMPLE_RATE as RATE
 from params import parse_request
@@ -127,7 +127,7 @@ def test_the_repaint_modes_differ_in_how_much_they_keep(studio, make_source):
 def test_the_level_inside_fits_the_surroundings(studio, make_source):
     new = song(run(studio, "edit", make_source("quieter stereo"), start=1.5, end=2.5))
     inside, outside = new[:, slice(*samples_at(1.55, 2.45))], np.delete(new, slice(*samples_at(1.4, 2.6)), 1)
-    assert levels.rms_dbfs(inside) == pytest.approx(levels.rms_dbfs(outside), abs=4)
+    assert audio_levels.rms_dbfs(inside) == pytest.approx(audio_levels.rms_dbfs(outside), abs=4)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 1.0), pytest.param(3.0, 0, marks=SLOW)])
@@ -166,7 +166,7 @@ def test_extend_adds_exactly_the_asked_seconds(studio, make_source, kind, before
     kept = slice(overlap if before else 0, old.shape[1] - (overlap if after else 0))
     assert np.array_equal(new[:, lead:][:, kept], old[:, kept])
     for part in (new[:, :lead], new[:, new.shape[1] - tail :]):
-        assert part.shape[1] == 0 or not levels.is_silent(part)
+        assert part.shape[1] == 0 or not audio_levels.is_silent(part)
     if before:
         assert_smooth(new[:, ::-1], new.shape[1] - lead - overlap, old, 10)
 
@@ -179,15 +179,15 @@ def test_silence_and_a_short_clip_can_be_extended(studio, make_source, seconds):
         soundfile.write(source, np.zeros((3 * RATE, 2)), RATE)
     new = song(run(studio, "extend", source, before=1, after=2))
     assert new.shape[1] == round((seconds + 3) * RATE)
-    assert not levels.is_silent(new[:, :RATE])
-    assert not levels.is_silent(new[:, -2 * RATE :])
+    assert not audio_levels.is_silent(new[:, :RATE])
+    assert not audio_levels.is_silent(new[:, -2 * RATE :])
 
 
 def test_a_cover_is_as_long_as_its_source(studio, make_source):
     source = make_source("mp3")
     new = song(run(studio, "cover", source))
     assert new.shape == audio.decode(source).shape
-    assert levels.peak_dbfs(new) == pytest.approx(-1, abs=0.01)
+    assert audio_levels.peak_dbfs(new) == pytest.approx(-1, abs=0.01)
 
 
 @SLOW
@@ -216,8 +216,8 @@ def test_noise_strength_shortens_the_schedule(studio, make_source):
 def reconstruction(studio, source):
     """The VAE's own idea of the source, in the length of the source."""
     samples, pipe = audio.decode(source), studio.models.pipeline()
-    latents = codec.long_enough(pipe, result_of(codec.encode(pipe, samples, "reading")))
-    decoded = np.concatenate([tile.numpy() for _, _, tile in codec.decode_latents(pipe, latents.float())], axis=1)
+    latents = song_codec.long_enough(pipe, result_of(song_codec.encode(pipe, samples, "reading")))
+    decoded = np.concatenate([tile.numpy() for _, _, tile in song_codec.decode_latents(pipe, latents.float())], axis=1)
     decoded = decoded[:, : samples.shape[1]]
     return decoded / max(np.abs(decoded).max(), 1.0)
 
@@ -257,7 +257,7 @@ def test_a_layer_in_a_region_is_silent_elsewhere(studio, make_source):
     stem = song(run(studio, "edit", make_source(), action="layer", tracks=["bass"], start=1, end=2))
     assert np.abs(stem[:, : round(0.95 * RATE)]).max() == 0
     assert np.abs(stem[:, round(2.05 * RATE) :]).max() == 0
-    assert not levels.is_silent(stem[:, RATE : 2 * RATE])
+    assert not audio_levels.is_silent(stem[:, RATE : 2 * RATE])
 
 
 @pytest.mark.parametrize(

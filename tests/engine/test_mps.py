@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import codec
 import models
 import modes
+import song_codec
 from events import Job
 from params import parse_request
 from tests.card import KIND, OnCard
@@ -37,28 +37,28 @@ def refusing(tiny):
 
 
 def encoded(pipe, samples):
-    return result_of(codec.encode(pipe, samples, "reading"))
+    return result_of(song_codec.encode(pipe, samples, "reading"))
 
 
 def decoded(pipe, latents):
-    return np.concatenate([tile.numpy() for _, _, tile in codec.decode_latents(pipe, latents)], axis=1)
+    return np.concatenate([tile.numpy() for _, _, tile in song_codec.decode_latents(pipe, latents)], axis=1)
 
 
 @pytest.mark.slow
 def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe):
     samples = np.random.default_rng(1).standard_normal((2, 6 * 48_000)).astype(np.float32) * 0.1
-    codec.use_tiles(refusing.vae, short=True)
+    song_codec.use_tiles(refusing.vae, short=True)
     expected = encoded(pipe, samples)
     assert torch.allclose(encoded(refusing, samples).cpu(), expected, atol=1e-4)
     assert np.allclose(decoded(refusing, expected.to(KIND)), decoded(pipe, expected), atol=1e-4)
-    assert codec.refusal(refusing) == ""
+    assert song_codec.refusal(refusing) == ""
 
 
 @pytest.mark.slow
 def test_the_processor_does_what_is_refused_all_the_same_and_a_note_says_so(refusing, tmp_path, monkeypatch):
     with pytest.raises(NotImplementedError):
         list(modes.run(refusing, job(tmp_path, 1)))
-    monkeypatch.setattr(codec, "REFUSING_DEVICE", torch.device(KIND).type)
+    monkeypatch.setattr(song_codec, "REFUSING_DEVICE", torch.device(KIND).type)
     *_, outcome = modes.run(refusing, job(tmp_path, 1))
     assert outcome.takes[0].problem is None
     assert [note for note in outcome.notes if "processor" in note and "65536" in note]

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 import backend
-import weights
+import model_weights
 import writers
 from events import Job
 from limits import SAMPLE_RATE
@@ -20,7 +20,7 @@ from params import parse_request
 from tools import evaluate_preview, listening
 from tools.band_sounds import render
 
-SHIPPED = weights.ASSETS / "preview"
+SHIPPED = model_weights.ASSETS / "preview"
 pytestmark = pytest.mark.slow
 
 
@@ -53,7 +53,7 @@ def test_a_repaint_plays_on_and_leaves_the_rest(engine):
 
 
 def test_a_song_of_words_alone_keeps_one_tempo_and_says_which(monkeypatch):
-    monkeypatch.setitem(weights.PREVIEWS, weights.MODEL_VARIABLE, SHIPPED)
+    monkeypatch.setitem(model_weights.PREVIEWS, model_weights.MODEL_VARIABLE, SHIPPED)
     studio = backend.Backend()
     monkeypatch.setattr(backend, "_backend", studio)
     request = parse_request(
@@ -84,8 +84,8 @@ def test_music_survives_the_vae(engine):
 
 
 def test_the_studio_takes_it_where_no_model_is_found(monkeypatch):
-    monkeypatch.setitem(weights.PREVIEWS, weights.MODEL_VARIABLE, SHIPPED)
-    assert weights.find_weights().folder == SHIPPED
+    monkeypatch.setitem(model_weights.PREVIEWS, model_weights.MODEL_VARIABLE, SHIPPED)
+    assert model_weights.find_weights().folder == SHIPPED
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 41e6
     assert max(path.stat().st_size for path in SHIPPED.rglob("*")) < 10e6
-    assert weights.checkpoint_kind(weights.find_weights()) == "preview"
+    assert model_weights.checkpoint_kind(model_weights.find_weights()) == "preview"

@@ -15,11 +15,11 @@ import pytest
 import soundfile
 from gradio_client import Client
 
-import weights
+import model_weights
+from model_weights import DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER, SUBFOLDER, UMBRELLA
 from tests.program import ROOT, free_port
 from tests.weights import PLANNER, SONGWRITER
 from tools.random_models import make_checkpoint
-from weights import DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER, SUBFOLDER, UMBRELLA
 
 # Runs before anything else in the studio's Python: whatever is asked of another machine is written down and refused.
 GUARD = """
@@ -137,4 +137,4 @@ def test_the_document_carries_every_model_to_where_it_is_looked_for():
     carried = dict(re.findall(r"hf download (\S+) .*--local-dir models/(\S+)$", text, re.MULTILINE))
     assert carried == {name: name for name in (DEFAULT_MODEL, UMBRELLA, DEFAULT_WRITER)}
     assert f'"{SUBFOLDER}/*"' in text
-    assert weights.DEFAULT_MLX_WRITER in text
+    assert model_weights.DEFAULT_MLX_WRITER in text

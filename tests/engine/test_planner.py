@@ -16,12 +16,12 @@ import planner as planning
 import planner_decoding
 from events import Progress, StudioError
 from limits import KEYS, TIME_SIGNATURES
+from model_weights import find_planner
 from params import GenerateRequest, parse_request
 from planner import Plan
 from planner_layers import CachedLayers, join_weights
 from tests.weights import CPU
 from tools.random_models import make_language_model
-from weights import find_planner
 
 pytestmark = pytest.mark.slow
 

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE
 from tests.program import ROOT
 from tests.weights import PLANNER, SONGWRITER
 from tools import random_models
 from tools.random_models import make_checkpoint
-from weights import LYRICS_VARIABLE, PLANNER_VARIABLE
 
 LYRICS = "[Verse 1]\nSoft notes in the morning light\n[Chorus]\nMusic fills the air tonight"
 WORDS = {"prompt": "warm lofi piano with soft drums", "lyrics": LYRICS, "vocal_language": "en"}

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import conditions
 import modes
 import page_hints
+import song_conditions
 from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
 
 LONG = "warm tape hiss, brushed drums, Glühwürmchen, " * 40
@@ -26,10 +26,10 @@ def counter(tiny: Path) -> page_hints.TokenCounter:
 def test_words_are_counted_and_cut_as_in_the_pipeline(pipe: Any, counter):
     for prompt, facts in itertools.product(PROMPTS, ({}, {"bpm": 96, "keyscale": "F# minor", "timesignature": "6"})):
         words = {"prompt": prompt, "audio_duration": 123.9, "instruction": modes.REPAINT, **facts}
-        assert conditions.count_tokens(counter, words) == conditions.count_tokens(pipe, words)
-        assert conditions.fit_prompt(counter, words) == conditions.fit_prompt(pipe, words)
+        assert song_conditions.count_tokens(counter, words) == song_conditions.count_tokens(pipe, words)
+        assert song_conditions.fit_prompt(counter, words) == song_conditions.fit_prompt(pipe, words)
     words = {"prompt": "", "lyrics": "[Verse]\nTourne, tourne, ô nuit légère\n" * 30, "vocal_language": "fr"}
-    assert conditions.count_tokens(counter, words)[1] == conditions.count_tokens(pipe, words)[1] > 100
+    assert song_conditions.count_tokens(counter, words)[1] == song_conditions.count_tokens(pipe, words)[1] > 100
 
 
 def test_the_budget_follows_the_form(counter):
@@ -46,7 +46,7 @@ def test_the_budget_follows_the_form(counter):
         there = {"prompt": "a song", "bpm": "96", "key": "F#m", "time_signature": "3", **there}
         words = {"prompt": "a song", "audio_duration": seconds, "instruction": instruction}
         words |= {"bpm": 96, "keyscale": "F# minor", "timesignature": "3"}
-        expected = conditions.count_tokens(counter, words)[0], ""
+        expected = song_conditions.count_tokens(counter, words)[0], ""
         assert page_hints.prompt_budget(counter, mode, there) == expected, there
     # Nonsense in other fields does not matter.
     for nonsense in ["fast", "nan", "9" * 400, "-1e999", None]:

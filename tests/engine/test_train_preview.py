@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import AutoencoderOobleck
 
-import codec
 import modes
+import song_codec
 from tools import evaluate_preview, preview_latents, preview_song, preview_vae, train_preview
 from tools.band_score import DRUMS, INSTRUMENTS, KITS, LOWEST, ROLES, compose
 from tools.band_sounds import MIX_GAIN, STEMS, render
@@ -84,7 +84,7 @@ def test_the_exported_vae_computes_what_the_fast_one_does():
         heard = torch.from_numpy(preview_vae.coefficients(mix))[None]
         read = (encoder(heard / (inscale * MIX_GAIN / preview_vae.GAIN)) * std - centre) / spread
         encoded = vae.encode(torch.from_numpy(mix)[None]).latent_dist.mode()
-        codec.skip_idle_units(vae)
+        song_codec.skip_idle_units(vae)
         assert torch.equal(vae.decode(latents.transpose(1, 2)).sample[0], sound)
     # What was written can train on: read back and written again, it is the same network.
     held = [{"mean": state.pop("live"), **state} for state in preview_vae.states_of(vae, centre, spread)]

@@ -16,8 +16,8 @@ import lyrics
 import models
 import writers
 from events import StudioError
+from model_weights import Weights, find_writer
 from tests.weights import CPU, SONGWRITER
-from weights import Weights, find_writer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "Qwen/Qwen2.5-7B-Instruct"
@@ -33,10 +33,10 @@ def copy(tmp_path) -> Path:
 def home(tmp_path, monkeypatch) -> Path:
     """Be a machine without any weights and without a network; return its folder."""
     monkeypatch.delenv("ACE_STUDIO_LYRICS", raising=False)
-    monkeypatch.setattr("weights.MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr("model_weights.MODELS_FOLDER", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
-    monkeypatch.setattr("weights._writer_engine", lambda: "transformers")
+    monkeypatch.setattr("model_weights._writer_engine", lambda: "transformers")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

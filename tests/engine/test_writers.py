@@ -10,18 +10,18 @@ import soundfile
 import torch
 
 import audio
-import codec
-import export
+import audio_export
 import lyrics
 import modes
 import planner
+import song_codec
 from events import Done, Draft, Failed, Progress, StudioError
 from limits import LIMITS
-from memory import Placing
+from model_memory import Placing
+from model_weights import DEFAULT_PLANNER
 from params import parse_request
 from tests.engine.songs import assert_stops, result_of, samples_of, song, song_request, wait_for_turn, words
 from tests.weights import SONGWRITER
-from weights import DEFAULT_PLANNER
 
 pytestmark = pytest.mark.usefixtures("output", "brief_words")
 SHORT = {"max_tokens": 16}
@@ -56,7 +56,7 @@ def test_a_plan_is_used_and_in_the_record(studio):
     assert done.record["instruction"] == modes.COVER
     assert {"loading", "planning"} <= set(done.record["seconds"])
     assert all(take.shape == (2, 592_560) for take in samples_of(done))
-    assert export.read_record(done.files[1])["plan"] == plan
+    assert audio_export.read_record(done.files[1])["plan"] == plan
     assert json.loads(json.dumps(done.record)) == done.record
 
 
@@ -97,14 +97,16 @@ def test_a_take_alone_with_the_same_plan_seed_is_the_same_song(studio):
 
 def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, monkeypatch):
     made, plans = [], []
-    decode, write_plan = codec.decode_latents, planner.plan
+    decode, write_plan = song_codec.decode_latents, planner.plan
 
     def plan_spy(*arguments):
         for event in write_plan(*arguments):
             plans.append(event)
             yield event
 
-    monkeypatch.setattr(codec, "decode_latents", lambda pipe, latents: made.append(latents) or decode(pipe, latents))
+    monkeypatch.setattr(
+        song_codec, "decode_latents", lambda pipe, latents: made.append(latents) or decode(pipe, latents)
+    )
     monkeypatch.setattr(planner, "plan", plan_spy)
     song(studio, duration=10.05, lyrics="[Verse]\nla la", options={"steps": 4})
     plan = plans[-1]
@@ -329,7 +331,7 @@ def test_a_recording_is_described_from_its_own_codes(studio, tune, monkeypatch):
         record = words(studio, "describe", source=tune(number)).record
         assert set(record["sketch"]) == FIELDS and "source" not in record["request"]
     pipe = studio.models.pipeline()
-    clean = result_of(codec.encode(pipe, audio.decode(tune(1)), "reading"))
+    clean = result_of(song_codec.encode(pipe, audio.decode(tune(1)), "reading"))
     _, codes = pipe.audio_tokenizer.tokenize(clean, pipe.condition_encoder.silence_latent)
     assert seen[0] == codes[0, :, 0].tolist() and codes.shape[1] == planner.codes_needed(3)
     assert seen[0] != seen[1]

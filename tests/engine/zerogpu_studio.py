@@ -133,18 +133,18 @@ def main() -> None:
     import spaces  # noqa: F401
 
     patch_spaces()
-    import weights
+    import model_weights
 
     # The tests compare with the random checkpoint; the studio loads its models as soon as it is imported.
-    weights.PREVIEWS[weights.MODEL_VARIABLE] = Path(os.environ["ZEROGPU_MODEL"])
+    model_weights.PREVIEWS[model_weights.MODEL_VARIABLE] = Path(os.environ["ZEROGPU_MODEL"])
     import app
-    import zerogpu
+    import gpu_zero
 
-    zerogpu.SILENT_SECONDS = 15.0
+    gpu_zero.SILENT_SECONDS = 15.0
     if least := os.environ.get("ZEROGPU_LEAST_SECONDS"):
         # A limit that a test can wait for.
-        zerogpu.LEAST_SECONDS = int(least)
-        zerogpu.CONSTANTS["cold_seconds"] = 0.0
+        gpu_zero.LEAST_SECONDS = int(least)
+        gpu_zero.CONSTANTS["cold_seconds"] = 0.0
     misbehave()
     app.main()
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import audio
-import levels
-import offload
+import audio_levels
+import model_offload
 from tests.program import ROOT
 
 pytestmark = pytest.mark.gpu
@@ -114,7 +114,7 @@ def heard(path: str, seconds: float) -> np.ndarray:
     parts = samples[:, : samples.shape[1] // RATE * RATE].reshape(2, -1, RATE)
     loud = np.sqrt((parts**2).mean(axis=(0, 2)))
     assert np.median(loud) > 0.01, "most of it is silent"
-    assert levels.spectral_flatness(samples) < 0.3, "it sounds like noise"
+    assert audio_levels.spectral_flatness(samples) < 0.3, "it sounds like noise"
     return samples
 
 
@@ -186,7 +186,7 @@ def test_lyrics(studio):
 def test_every_memory_plan_makes_a_song(studio, plan):
     if studio.facts["device"] != "cuda" and plan != "swap":
         pytest.skip("only an NVIDIA card has this plan")
-    if plan == "fast8" and not offload.float8_is_supported():
+    if plan == "fast8" and not model_offload.float8_is_supported():
         pytest.skip("this card has no float8 arithmetic")
     answer = studio.ask("generate", **WORDS, duration=30, seed=7, options={"memory_plan": plan})
     assert answer["record"]["memory_plan"] == plan

@@ -25,9 +25,9 @@ from gradio import processing_utils
 from gradio import utils as gradio_utils
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-import export
-import memory
-import weights
+import audio_export
+import model_memory
+import model_weights
 from events import Done, Draft, Event, Failed, Problem, Progress
 from limits import SAMPLE_RATE
 from params import Request
@@ -196,10 +196,10 @@ class FakeBackend:
             **{"kind": "sft", "turbo": False},
             **{"problem": None, "wanted": "org/model", "download_gb": 11.5},
             **{name: {"state": "ready", "model": "preview", "problem": None} for name in ("planner", "lyrics")},
-            "tasks": weights.task_support("preview"),
+            "tasks": model_weights.task_support("preview"),
             "unsupported": {},
             "timed_lyrics": {"available": True, "reason": ""},
-            "memory_plans": memory.LADDERS["cpu"],
+            "memory_plans": model_memory.LADDERS["cpu"],
             "workers": [{"id": "here", "node": "", "pid": 1, "device": "cpu", "busy": False}],
             **self.facts,
         }
@@ -243,10 +243,10 @@ class FakeBackend:
             seed = 100 * self.songs + number
             path = self.folder / f"song-seed-{seed}.{kind}"
             tone = 0.3 * np.sin(np.arange(self.seconds * SAMPLE_RATE) * (0.03 + 0.007 * number))
-            export.encode(np.stack([tone, tone]).astype(np.float32), path, kind)
+            audio_export.encode(np.stack([tone, tone]).astype(np.float32), path, kind)
             facts = {"seed": seed, "name": path.name, "sha256": "0" * 64, "duration": float(self.seconds)}
             takes.append({**facts, "peak_dbfs": -1.0, "loudness_lufs": loudness, "warnings": []})
-            export.write_tags(path, path.stem, {"mode": "generate", "takes": takes[-1:], "request": asked})
+            audio_export.write_tags(path, path.stem, {"mode": "generate", "takes": takes[-1:], "request": asked})
             files.append(processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder()))
         own = {"request": asked, "takes": takes, "errors": [], "notes": [], "seconds": {"steps": 1.0}}
         yield Done(tuple(files), {"mode": request.mode, **own, **record})

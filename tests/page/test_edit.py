@@ -9,7 +9,7 @@ import gradio as gr
 import pytest
 from playwright.sync_api import Page, expect
 
-import export
+import audio_export
 import page_panels
 import page_tabs
 from limits import ACTIONS
@@ -128,7 +128,7 @@ def test_actions_that_the_checkpoint_was_not_trained_for_are_marked(page: Page, 
 
 
 def test_the_waveform_comes_first_marks_a_region_and_plays_for_every_action(page: Page, fake, tab, song: Path):
-    export.write_tags(song, "a song", {"request": {"bpm": 90}, "plan": {"used": True, "bpm": 120}})
+    audio_export.write_tags(song, "a song", {"request": {"bpm": 90}, "plan": {"used": True, "bpm": 120}})
     edit = tab(page, "edit")
     edit.set("source", "upload", song)
     region, snap = edit.part("region"), page.get_by_role("button", name="Snap to beats (120 BPM)")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+import gpu_zero
 import tooltips
-import zerogpu
 from params import parse_request
 from tests.engine.space import Space, open_space
 from tests.page.steps import Tab, fits, violations
@@ -31,8 +31,8 @@ def space(tmp_path_factory: pytest.TempPathFactory, tiny) -> Iterator[Space]:
 
 def sentence(**values: Any) -> str:
     """Return the sentence with the seconds that the call itself asks for."""
-    work = zerogpu.work_of(parse_request("generate", values), planner=True)
-    return tooltips.GPU_SECONDS.format(seconds=zerogpu.gpu_seconds(work))
+    work = gpu_zero.work_of(parse_request("generate", values), planner=True)
+    return tooltips.GPU_SECONDS.format(seconds=gpu_zero.gpu_seconds(work))
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ import soundfile
 from playwright.sync_api import Locator, Page, expect
 from safetensors.numpy import save_file
 
-import export
+import audio_export
 import lora_format
 import lora_sources
 import page_widgets
@@ -218,7 +218,7 @@ def test_a_song_with_a_lora_and_the_one_without_it(studio: str, tiny, visit, tab
 
     def made() -> tuple[np.ndarray, list[dict[str, Any]]]:
         path = opened.tab.download()
-        return soundfile.read(path)[0], export.read_record(path)["loras"]
+        return soundfile.read(path)[0], audio_export.read_record(path)["loras"]
 
     plain, none = made()
     assert none == []

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from playwright.sync_api import Page, expect
 
-import export
+import audio_export
 from limits import SAMPLE_RATE
 from tests.page.steps import Tab
 
@@ -73,7 +73,7 @@ def test_a_song_goes_through_every_tab(studio: str, visit, tab):
     assert len(samples["extend"]) == before + 12 * SAMPLE_RATE
     kept = slice(3 * SAMPLE_RATE, 7 * SAMPLE_RATE)  # outside of both overlaps
     assert np.array_equal(samples["extend"][before:][kept], samples["cover"][kept])
-    region = export.read_record(files["edit"])["request"]
+    region = audio_export.read_record(files["edit"])["request"]
     same = (samples["edit"] == samples["extend"]).all(axis=1)
     start, end = (round(region[name] * SAMPLE_RATE) for name in ("start", "end"))
     assert same[: start - SAMPLE_RATE].all() and same[end + SAMPLE_RATE :].all() and not same[start:end].all()

@@ -11,7 +11,7 @@ import pytest
 from gradio import utils as gradio_utils
 from playwright.sync_api import Locator, Page, expect
 
-import export
+import audio_export
 from events import Failed, Problem
 from tests.page.conftest import LRC
 from tests.page.steps import expect_tappable, reload
@@ -319,7 +319,7 @@ def test_a_take_is_downloaded_in_another_format(generate, fake):
     seed = 100 * fake.songs
     path = download(generate, "FLAC")
     assert path.name == f"song-seed-{seed}.flac"
-    assert export.read_record(path)["takes"][0]["seed"] == seed
+    assert audio_export.read_record(path)["takes"][0]["seed"] == seed
     assert len(fake.requests) == 1
     generate.set("options.format", "pick", "MP3, 320 kbit/s")
     fake.script = partial(fake.song, kind="mp3")

@@ -17,7 +17,7 @@ from tests.unit.lora_bytes import blob
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a machine without any weights: no variable, an empty ./models, an empty hub cache."""
     monkeypatch.delenv("ACE_STUDIO_MODEL", raising=False)
-    monkeypatch.setattr("weights.MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr("model_weights.MODELS_FOLDER", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-import hub
+import model_hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PIECE = 50_000
@@ -111,7 +111,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_silent_until", {})
+    monkeypatch.setattr(model_hub, "_silent_until", {})
 
 
 @contextlib.contextmanager

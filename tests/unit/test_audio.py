@@ -8,7 +8,7 @@ import pytest
 import soundfile as sf
 
 import audio
-import export
+import audio_export
 from tests.unit.sounds import BAD_FILES, LOSSLESS, RATE, flac_bytes, folder_of, integers, noise, save, tone
 
 # The ends of the range, the smallest steps and values that truncation and rounding treat differently.
@@ -49,9 +49,9 @@ def test_a_48_khz_source_comes_back_bit_for_bit(tmp_path, format):
     samples = audio.decode(path)
     np.testing.assert_array_equal(samples.astype(np.float64) * 2**23, whole)
     kept = tmp_path / "job.wav"
-    export.write_wav(kept, samples)
+    audio_export.write_wav(kept, samples)
     for saved in LOSSLESS:
-        result = export.encode(audio.read_wav(kept), tmp_path / f"result.{saved}", saved)
+        result = audio_export.encode(audio.read_wav(kept), tmp_path / f"result.{saved}", saved)
         np.testing.assert_array_equal(integers(result), whole)
 
 
@@ -167,7 +167,7 @@ def test_ten_minutes_at_96_khz_need_little_more_than_the_result(tmp_path):
 
 def test_the_job_file_keeps_every_float(tmp_path):
     samples = noise(5000, level=3.0)
-    export.write_wav(tmp_path / "take.wav", samples)
+    audio_export.write_wav(tmp_path / "take.wav", samples)
     back = audio.read_wav(tmp_path / "take.wav")
     assert back.dtype == np.float32
     np.testing.assert_array_equal(back, samples)

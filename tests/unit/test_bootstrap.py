@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import bootstrap
+from model_weights import DEFAULT_MLX_WRITER, DEFAULT_WRITER, UMBRELLA, snapshot_revision
 from tests.program import ROOT
-from weights import DEFAULT_MLX_WRITER, DEFAULT_WRITER, UMBRELLA, snapshot_revision
 
 REPO, COMMIT, BLOB = "ACE-Step/acestep-v15-xl-sft-diffusers", "a" * 40, "b" * 64
 FOLDER = f"models--{REPO.replace('/', '--')}"

@@ -15,15 +15,15 @@ from huggingface_hub import constants
 
 import bootstrap
 import cli
-import hub
-import memory
+import model_hub
+import model_memory
 import models
 import tooltips
 from api import ENDPOINTS
 from events import Problem, StudioError
+from model_weights import DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER, UMBRELLA, Weights, find_planner, find_writer
 from tests.program import ROOT, free_port, python
 from tests.unit.fake_hub import serving
-from weights import DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER, UMBRELLA, Weights, find_planner, find_writer
 
 EVERY = {
     **{"ACE_STUDIO_LYRICS": "off", "ACE_STUDIO_MODEL": "preview", "ACE_STUDIO_PLANNER": "preview"},
@@ -152,9 +152,12 @@ MISSING = Problem("weights_missing", "The model org/song is not on this machine.
 def test_the_song_model_is_named_or_stops_a_song(tmp_path):
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "model.safetensors").write_bytes(bytes(2_500_000))
-    assert found(cli.model, weights("models", tmp_path), hub.PIPELINE) == (f"org/song, 2.5 MB, in {tmp_path}.", False)
-    assert found(cli.model, weights("none", problem=MISSING), hub.PIPELINE) == (MISSING.text(), True)
-    text, stops = found(cli.model, weights("preview", problem=MISSING), hub.PIPELINE)
+    assert found(cli.model, weights("models", tmp_path), model_hub.PIPELINE) == (
+        f"org/song, 2.5 MB, in {tmp_path}.",
+        False,
+    )
+    assert found(cli.model, weights("none", problem=MISSING), model_hub.PIPELINE) == (MISSING.text(), True)
+    text, stops = found(cli.model, weights("preview", problem=MISSING), model_hub.PIPELINE)
     assert MISSING.message in text and "11.5 GB" in text and not stops
 
 
@@ -166,16 +169,16 @@ def test_the_hub_is_asked_for_the_size_of_a_download(monkeypatch):
             ({"README": 1}, "model_index.json is missing there", True),
         ):
             server.files, server.sizes = dict.fromkeys(sizes, b""), sizes
-            text, stops = found(cli.model, weights("hub"), hub.PIPELINE)
+            text, stops = found(cli.model, weights("hub"), model_hub.PIPELINE)
             assert words in text and stops == expected
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-        text, stops = found(cli.model, weights("hub"), hub.PIPELINE)
+        text, stops = found(cli.model, weights("hub"), model_hub.PIPELINE)
         assert "org/song" in text and "Error" in text and stops
 
 
 @pytest.mark.parametrize("name", ["PLANNER", "LYRICS"])
 def test_language_models_never_stop_a_song(monkeypatch, name):
-    find, selection = {"PLANNER": find_planner, "LYRICS": find_writer}[name], hub.language_model("")
+    find, selection = {"PLANNER": find_planner, "LYRICS": find_writer}[name], model_hub.language_model("")
     for value, words in (("off", "=off"), ("preview", tooltips.CHECK_PREVIEW), ("nobody/nothing",) * 2, ("/no",) * 2):
         monkeypatch.setenv(f"ACE_STUDIO_{name}", value)
         text, stops = found(cli.model, find(), selection, name=name.lower())
@@ -187,10 +190,10 @@ def test_language_models_never_stop_a_song(monkeypatch, name):
 
 def test_too_little_memory_for_the_shortest_song_stops_it(monkeypatch):
     where = models.Device("cpu", "float32", "float32", "float32", "")
-    monkeypatch.setattr(memory, "room_for_models", lambda kind: 10**12)
+    monkeypatch.setattr(model_memory, "room_for_models", lambda kind: 10**12)
     text, stops = found(cli.memory_plan, weights("hub"), where, "everything resident")
     assert text.startswith("everything resident") and not stops
-    monkeypatch.setattr(memory, "room_for_models", lambda kind: 10**9)
+    monkeypatch.setattr(model_memory, "room_for_models", lambda kind: 10**9)
     text, stops = found(cli.memory_plan, weights("hub"), where, "one part of a model at a time")
     assert stops and "1.0 GB" in text
 

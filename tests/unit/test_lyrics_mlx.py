@@ -19,10 +19,10 @@ import pytest
 
 import lyrics
 from events import StudioError
+from model_weights import Weights, find_writer
 from params import LyricsRequest, parse_request
 from planner_decoding import Draw
 from tests.weights import SONGWRITER
-from weights import Weights, find_writer
 
 VOCABULARY = 50
 END = 7
@@ -210,7 +210,7 @@ def test_a_failure_while_writing_is_reported_and_the_writer_lives_on(writer, mlx
 
 def test_a_mac_looks_for_the_mlx_model(monkeypatch, tmp_path):
     monkeypatch.delenv("ACE_STUDIO_LYRICS", raising=False)
-    monkeypatch.setattr("weights.MODELS_FOLDER", tmp_path)
+    monkeypatch.setattr("model_weights.MODELS_FOLDER", tmp_path)
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-import memory
+import model_memory
 import models
 from events import StudioError
+from model_weights import Weights
 from tests.weights import CPU, weights_in
-from weights import Weights
 
 REAL = Weights("real", None, "hub", "", "xl", None, "real")
 PREVIEW = Weights("preview", None, "preview", "", "preview", None, "real")
@@ -55,7 +55,7 @@ def test_the_device_follows_the_hardware_and_the_weights(home, monkeypatch, hard
     assert (picked.kind, picked.dtype, picked.storage_dtype, picked.vae_dtype) == device
     assert all(word in picked.reason for word in words) and "not asked" not in picked.reason
     card = device[0] == "cuda" and not here["zerogpu"]
-    assert memory.vram_limit_for(device[0]) == (24 * GIB if card else None)
+    assert model_memory.vram_limit_for(device[0]) == (24 * GIB if card else None)
 
 
 def play(pipe, **changes):

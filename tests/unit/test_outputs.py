@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import export
+import audio_export
 import jobs
 
 
@@ -26,9 +26,9 @@ def folder(tmp_path, monkeypatch):
 def song(folder: Path, days: float, seed: int = 7, name: str = "", kind: str = "wav", **record) -> Path:
     """Write a song of the studio that is `days` old, under its own name or another."""
     made = {"mode": "generate", "request": {"prompt": "calm piano"}, "takes": [{"seed": seed}], **record}
-    path = folder / (name or export.file_name(made["request"]["prompt"], seed, kind, made["mode"]))
-    export.encode(np.zeros((2, 480), np.float32), path, kind)
-    export.write_tags(path, "a song", made)
+    path = folder / (name or audio_export.file_name(made["request"]["prompt"], seed, kind, made["mode"]))
+    audio_export.encode(np.zeros((2, 480), np.float32), path, kind)
+    audio_export.write_tags(path, "a song", made)
     return aged(path, days)
 
 
@@ -62,7 +62,7 @@ def test_what_the_studio_did_not_make_there_stays(folder, tmp_path):
     song(folder, 99, 7, name="calm-piano-seed-8.wav")
     song(folder, 99, 11, takes=["none"])
     (folder / "notes-on-calm-piano.wav").touch()
-    export.encode(np.zeros((2, 480), np.float32), folder / "holiday-seed-7.wav", "wav")
+    audio_export.encode(np.zeros((2, 480), np.float32), folder / "holiday-seed-7.wav", "wav")
     elsewhere = song(tmp_path, 99, 12)
     (folder / "calm-piano-seed-12.wav").symlink_to(elsewhere)
     (folder / "calm-piano-seed-13.wav").mkdir()

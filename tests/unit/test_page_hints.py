@@ -15,14 +15,14 @@ import soundfile
 import api
 import backend
 import bootstrap
+import gpu_zero
 import page_hints
 import page_tabs
-import zerogpu
 from events import InvalidRequest
 from page_form import Form
 from params import parse_request
 
-BACKEND = SimpleNamespace(work_of=lambda request, source=0.0: zerogpu.work_of(request, source=source, planner=True))
+BACKEND = SimpleNamespace(work_of=lambda request, source=0.0: gpu_zero.work_of(request, source=source, planner=True))
 TOO_MUCH = {"prompt": "a song", "duration": "600", "takes": 4, "quality": "best"}
 
 
@@ -57,11 +57,11 @@ def test_the_seconds_are_those_of_the_call(on_zerogpu, tmp_path: Path):
         assert shows_seconds(form), mode
         text = page_hints.seconds_text(form, values.values())
         seconds = int(re.fullmatch(r"This asks ZeroGPU for (\d+) seconds of GPU time\.", text)[1])
-        assert zerogpu.LEAST_SECONDS <= seconds < zerogpu.MOST_SECONDS, mode
+        assert gpu_zero.LEAST_SECONDS <= seconds < gpu_zero.MOST_SECONDS, mode
     form, values = built["generate"]
     values |= {"prompt": "a song", "duration": "240", "takes": 2, "quality": "best"}
-    asked = zerogpu.gpu_seconds(BACKEND.work_of(form.request(values.values())))
-    assert asked > zerogpu.LEAST_SECONDS
+    asked = gpu_zero.gpu_seconds(BACKEND.work_of(form.request(values.values())))
+    assert asked > gpu_zero.LEAST_SECONDS
     assert f" {asked} seconds" in page_hints.seconds_text(form, values.values())
     assert form.problems([*values.values()]) == {}
     # Nothing is claimed while a field is wrong.

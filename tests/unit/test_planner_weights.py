@@ -10,16 +10,16 @@ import pytest
 from huggingface_hub import constants
 
 from events import StudioError
+from model_weights import DEFAULT_PLANNER, PLANNER_VARIABLE, find_planner
 from planner import load_planner
 from tests.weights import CPU, PLANNER, SONGWRITER
-from weights import DEFAULT_PLANNER, PLANNER_VARIABLE, find_planner
 
 
 @pytest.fixture(autouse=True)
 def bare(tmp_path, monkeypatch):
     """Be a machine without planner weights."""
     monkeypatch.delenv(PLANNER_VARIABLE, raising=False)
-    monkeypatch.setattr("weights.MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr("model_weights.MODELS_FOLDER", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 

@@ -9,8 +9,8 @@ import yaml
 from packaging.requirements import Requirement
 
 import bootstrap
+from model_weights import DEFAULT_MODEL, DEFAULT_WRITER, SUBFOLDER, TOKEN_FILES, UMBRELLA
 from tests.program import ROOT
-from weights import DEFAULT_MODEL, DEFAULT_WRITER, SUBFOLDER, TOKEN_FILES, UMBRELLA
 
 # ZeroGPU takes these and no others (reference of August 2026).
 ZEROGPU_TORCH = {"2.8.0", "2.9.1", "2.10.0", "2.11.0"}

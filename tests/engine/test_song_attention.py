@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import attention
-import memory
+import model_memory
+import song_attention
 from tools import bench_loop
 
 TAKES = 2
@@ -36,7 +36,7 @@ def test_windows_and_one_null_token_give_what_the_dense_mask_gives(transformer, 
 
 def test_queries_in_parts_give_what_they_give_together(transformer, monkeypatch):
     together = step(transformer, 600)
-    monkeypatch.setitem(attention.MOST_SCORES, "cpu", 50_000)
+    monkeypatch.setitem(song_attention.MOST_SCORES, "cpu", 50_000)
     assert torch.allclose(step(transformer, 600), together, atol=1e-5)
 
 
@@ -74,9 +74,9 @@ def test_no_call_of_attention_is_one_that_fast_kernels_refuse(transformer, monke
 @pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_the_memory_estimate_is_what_a_step_takes(transformer, seconds):
     config = transformer.config
-    song = memory.Song(seconds, TAKES, config=config, wide=True, condition=bench_loop.CONDITION_TOKENS)
+    song = model_memory.Song(seconds, TAKES, config=config, wide=True, condition=bench_loop.CONDITION_TOKENS)
     measured = bench_loop.peak_bytes(lambda: step(transformer, 25 * seconds))
-    assert memory.song_bytes(song) == pytest.approx(measured, rel=0.25)
+    assert model_memory.song_bytes(song) == pytest.approx(measured, rel=0.25)
 
 
 def test_the_condition_is_projected_once_and_the_unconditional_half_asks_nothing(transformer):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-import codec
-import conditions
-import sampling
+import song_codec
+import song_conditions
+import song_loop
 from tests.engine.songs import result_of
 from tools import bench_loop
 
@@ -31,19 +31,19 @@ LONG = {**WORDS, "audio_duration": 30.1}
 
 
 def condition_of(pipe, words, timbre=None, timbre_token=True):
-    context = conditions.silent_context(pipe, codec.frames_for(pipe, words["audio_duration"]))
-    return conditions.encode_condition(pipe, words, context, timbre, timbre_token)
+    context = song_conditions.silent_context(pipe, song_codec.frames_for(pipe, words["audio_duration"]))
+    return song_conditions.encode_condition(pipe, words, context, timbre, timbre_token)
 
 
 def a_run(pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, timbre=None, **changes):
     """Return a guided text2music run; `changes` replace its fields."""
-    generators = sampling.generators_for(seeds)
+    generators = song_loop.generators_for(seeds)
     channels = pipe.transformer.config.audio_acoustic_hidden_dim
-    run = sampling.Run(
+    run = song_loop.Run(
         condition=condition_of(pipe, words, timbre, timbre_token),
-        start=sampling.draw_noise(generators, codec.frames_for(pipe, words["audio_duration"]), channels),
+        start=song_loop.draw_noise(generators, song_codec.frames_for(pipe, words["audio_duration"]), channels),
         generators=generators,
-        sigmas=sampling.schedule(steps, shift),
+        sigmas=song_loop.schedule(steps, shift),
         guidance=7.0,
     )
     return dataclasses.replace(run, **changes)
@@ -51,7 +51,7 @@ def a_run(pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, 
 
 def final(pipe, run):
     """Return the latents [B, T, C] at the end of a run."""
-    steps = list(sampling.denoise(pipe, run))
+    steps = list(song_loop.denoise(pipe, run))
     assert len(steps) == len(run.sigmas)
     return steps[-1]
 
@@ -89,7 +89,7 @@ def test_a_long_song_equals_the_pipeline(pipe_xl, changes):
 
 
 def test_only_an_xl_checkpoint_uses_its_timbre_token(pipe, pipe_xl, monkeypatch):
-    assert conditions.is_xl(pipe_xl) and not conditions.is_xl(pipe)
+    assert song_conditions.is_xl(pipe_xl) and not song_conditions.is_xl(pipe)
 
     def states():
         return [condition_of(pipe_xl, WORDS, timbre_token=use).states for use in (True, False)]
@@ -109,8 +109,8 @@ def test_sde_uses_each_takes_own_generator_and_follows_the_formula(pipe):
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.allclose(both[1], final(pipe, a_run(pipe, seeds=(8,), sampler="sde"))[0], atol=1e-4)
     run = a_run(pipe, steps=3, shift=2.0, sampler="sde", guidance=1.0)
-    first = next(sampling.denoise(pipe, run))
-    euler = next(sampling.denoise(pipe, dataclasses.replace(run, sampler="ode")))
+    first = next(song_loop.denoise(pipe, run))
+    euler = next(song_loop.denoise(pipe, dataclasses.replace(run, sampler="ode")))
     t, t_next = run.sigmas[:2]
     velocity = (euler - run.start) / (t_next - t)
     generator = torch.Generator("cpu").manual_seed(7)
@@ -119,10 +119,10 @@ def test_sde_uses_each_takes_own_generator_and_follows_the_formula(pipe):
 
 
 def test_variation_turns_from_one_noise_to_the_other():
-    one, other = (sampling.draw_noise(sampling.generators_for((s,)), 500, 16) for s in (1, 2))
-    assert torch.equal(sampling.vary(one, other, 0.0), one)
-    assert torch.allclose(sampling.vary(one, other, 1.0), other, atol=1e-6)
-    assert sampling.vary(one, other, 0.5).std() == pytest.approx(1.0, abs=0.03)
+    one, other = (song_loop.draw_noise(song_loop.generators_for((s,)), 500, 16) for s in (1, 2))
+    assert torch.equal(song_loop.vary(one, other, 0.0), one)
+    assert torch.allclose(song_loop.vary(one, other, 1.0), other, atol=1e-6)
+    assert song_loop.vary(one, other, 0.5).std() == pytest.approx(1.0, abs=0.03)
 
 
 # --- inside the loop: switch, injection, morph --------------------------------------------------------------------
@@ -132,7 +132,7 @@ def a_source(pipe):
     """Return the latents of a short tune, [1, T, C], and its samples [2, n]."""
     wave = 0.3 * np.sin(np.arange(round(SECONDS * 48_000)) * 2 * np.pi * 220 / 48_000)
     samples = np.stack([wave, wave * 0.5]).astype(np.float32)
-    return result_of(codec.encode(pipe, samples, "reading")), samples
+    return result_of(song_codec.encode(pipe, samples, "reading")), samples
 
 
 def test_a_switch_equals_the_pipeline_in_two_halves(pipe):
@@ -149,10 +149,10 @@ def test_a_switch_equals_the_pipeline_in_two_halves(pipe):
 
 def test_injection_equals_the_pipelines_with_a_callback(pipe, monkeypatch):
     clean, samples = a_source(pipe)
-    new = sampling.region(pipe, clean, [(48_000, 96_000)])
-    words = {**WORDS, "instruction": conditions.REPAINT}
-    condition = conditions.encode_condition(pipe, words, conditions.masked_context(pipe, clean, new))
-    run = a_run(pipe, words=words, keep=sampling.Keep(new, clean, 4), condition=condition)
+    new = song_loop.region(pipe, clean, [(48_000, 96_000)])
+    words = {**WORDS, "instruction": song_conditions.REPAINT}
+    condition = song_conditions.encode_condition(pipe, words, song_conditions.masked_context(pipe, clean, new))
+    run = a_run(pipe, words=words, keep=song_loop.Keep(new, clean, 4), condition=condition)
 
     def inject(pipeline, index, timestep, tensors):
         if index < 4:
@@ -171,15 +171,15 @@ def test_injection_equals_the_pipelines_with_a_callback(pipe, monkeypatch):
 
 def test_a_region_touches_every_frame_it_reaches(pipe):
     for spans, frames in (([(1919, 1921)], [0, 1]), ([(0, 1920), (3840, 3841)], [0, 2])):
-        region = sampling.region(pipe, torch.zeros(1, 100, 8), spans)
+        region = song_loop.region(pipe, torch.zeros(1, 100, 8), spans)
         assert region[0, :, 0].nonzero().flatten().tolist() == frames, spans
 
 
 def test_blending_a_long_song_takes_little_memory():
     clean, new = torch.zeros(1, 15_000, 1), torch.ones(1, 15_000, 1, dtype=torch.bool)
     new[:, :500] = new[:, 7_000:7_003] = False
-    keep, blended = sampling.Keep(new, clean, 0, 3), []
-    assert bench_loop.peak_bytes(lambda: blended.append(sampling.blend(clean + 1, keep))) < 5e6
+    keep, blended = song_loop.Keep(new, clean, 0, 3), []
+    assert bench_loop.peak_bytes(lambda: blended.append(song_loop.blend(clean + 1, keep))) < 5e6
     assert blended[0][0, 495:501, 0].tolist() == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1])
     assert blended[0][0, 6_999:7_004, 0].tolist() == pytest.approx([1, 0.75, 0.5, 0.75, 1])
 
@@ -188,8 +188,8 @@ def test_a_morph_follows_upstreams_formula(pipe):
     """Step by step, at guidance 1: skipped steps, two averaged draws, the target alone."""
     clean, _ = a_source(pipe)
     run, source = a_run(pipe, guidance=1.0), condition_of(pipe, OTHER)
-    plan = sampling.Morph(source, clean, 1, 3, 2)
-    ours = final(pipe, dataclasses.replace(run, start=clean, morph=plan, generators=sampling.generators_for((5,))))
+    plan = song_loop.Morph(source, clean, 1, 3, 2)
+    ours = final(pipe, dataclasses.replace(run, start=clean, morph=plan, generators=song_loop.generators_for((5,))))
 
     def velocity(x, condition, t):
         time = torch.full((1,), t)
@@ -215,7 +215,7 @@ def test_a_morph_follows_upstreams_formula(pipe):
 
 def test_a_late_start_begins_with_the_noised_source():
     clean, noise = torch.full((1, 4, 2), 2.0), torch.ones(3, 4, 2)
-    assert torch.equal(sampling.noised(clean, noise, 0.25), torch.full((3, 4, 2), 1.75))
+    assert torch.equal(song_loop.noised(clean, noise, 0.25), torch.full((3, 4, 2), 1.75))
 
 
 def test_the_context_of_a_cover_is_the_pipelines_and_that_of_its_codes(pipe):
@@ -223,12 +223,12 @@ def test_the_context_of_a_cover_is_the_pipelines_and_that_of_its_codes(pipe):
     with torch.no_grad():
         codes, _ = pipe.audio_tokenizer.tokenize(clean, pipe.condition_encoder.silence_latent)
         expected = pipe.audio_token_detokenizer(codes)[:, : clean.shape[1]]
-    context, channels = conditions.cover_context(pipe, clean), clean.shape[-1]
+    context, channels = song_conditions.cover_context(pipe, clean), clean.shape[-1]
     assert torch.equal(context[..., :channels], expected)
     assert context[..., channels:].eq(1).all()
-    codes = conditions.audio_codes(pipe, clean)
+    codes = song_conditions.audio_codes(pipe, clean)
     assert len(codes) == math.ceil(clean.shape[1] / 5)
-    assert torch.allclose(conditions.codes_context(pipe, [codes])[:, : clean.shape[1]], context, atol=1e-5)
+    assert torch.allclose(song_conditions.codes_context(pipe, [codes])[:, : clean.shape[1]], context, atol=1e-5)
 
 
 # --- token budget -------------------------------------------------------------------------------------------------
@@ -243,13 +243,13 @@ def read_by_the_model(pipe, words):
 def test_a_long_prompt_is_cut_at_a_word_or_a_character_and_keeps_the_metadata(pipe, piece, joint):
     long = {**WORDS, "prompt": piece * 100}
     assert "bpm: 90" not in read_by_the_model(pipe, long)
-    kept, dropped = conditions.fit_prompt(pipe, long)
+    kept, dropped = song_conditions.fit_prompt(pipe, long)
     fitted = read_by_the_model(pipe, {**long, "prompt": kept})
     for fact in ("bpm: 90", "keyscale: A minor", "duration: 3 seconds\n<|endoftext|>"):
         assert fact in fitted
     assert f"{kept}{joint}{dropped}" == long["prompt"].strip() and len(kept) > 10
     # One more word would not fit.
-    assert not joint or conditions.count_tokens(pipe, {**long, "prompt": f"{kept} {dropped.split()[0]}"})[0] > 256
+    assert not joint or song_conditions.count_tokens(pipe, {**long, "prompt": f"{kept} {dropped.split()[0]}"})[0] > 256
 
 
 # --- audio in and out of latents ----------------------------------------------------------------------------------
@@ -257,8 +257,8 @@ def test_a_long_prompt_is_cut_at_a_word_or_a_character_and_keeps_the_metadata(pi
 
 @pytest.mark.parametrize("frames", [25, pytest.param(513, marks=pytest.mark.slow)])
 def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
-    latents = sampling.draw_noise(sampling.generators_for((1,)), frames, pipe.vae.config.decoder_input_channels)
-    tiles = list(codec.decode_latents(pipe, latents))
+    latents = song_loop.draw_noise(song_loop.generators_for((1,)), frames, pipe.vae.config.decoder_input_channels)
+    tiles = list(song_codec.decode_latents(pipe, latents))
     joined = torch.cat([audio for *_, audio in tiles], dim=-1)
     with torch.no_grad():
         assert torch.equal(joined, pipe.vae.decode(latents.transpose(1, 2)).sample[0])
@@ -269,7 +269,7 @@ def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(47.3, marks=pytest.mark.long)])
 def test_encoding_takes_the_mode_and_equals_the_vaes_own_tiling(pipe, seconds):
     samples = np.random.default_rng(3).standard_normal((2, round(48_000 * seconds)), np.float32) * 0.3
-    ours = result_of(codec.encode(pipe, samples, "reading"))
+    ours = result_of(song_codec.encode(pipe, samples, "reading"))
     padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, -samples.shape[1] % FRAME))
     with torch.no_grad():
         whole = pipe.vae.encode(padded[None]).latent_dist.mode().transpose(1, 2)
@@ -278,7 +278,7 @@ def test_encoding_takes_the_mode_and_equals_the_vaes_own_tiling(pipe, seconds):
 
 
 def test_silence_reaches_past_its_600_seconds(pipe):
-    silence = codec.silence(pipe, 16_000)
+    silence = song_codec.silence(pipe, 16_000)
     assert silence.shape[1] == 16_000
     assert torch.equal(silence[:, 15_000:], silence[:, :1_000])
 
@@ -286,6 +286,6 @@ def test_silence_reaches_past_its_600_seconds(pipe):
 @pytest.mark.parametrize("seconds", [2, pytest.param(31, marks=pytest.mark.slow)])
 def test_a_reference_becomes_thirty_seconds_of_timbre(pipe, seconds):
     wave = 0.4 * np.sin(np.arange(seconds * 48_000, dtype=np.float32) * 2 * math.pi * 220 / 48_000)
-    timbre = result_of(codec.reference_latents(pipe, np.stack([wave, wave])))
+    timbre = result_of(song_codec.reference_latents(pipe, np.stack([wave, wave])))
     assert timbre.shape[1] == 750
     assert not torch.equal(final(pipe, a_run(pipe, steps=2, timbre=timbre)), final(pipe, a_run(pipe, steps=2)))

@@ -1,6 +1,6 @@
 """Where the GPU entry point runs: in this process, or on Ray workers, each an actor that holds one loaded studio.
 
-`run` takes a job to an idle worker (cluster_worker.py) and yields its events. Files travel as blocks of bytes through
+`run` takes a job to an idle worker (gpu_ray_worker.py) and yields its events. Files travel as blocks of bytes through
 Ray's object store and land in the job's folder, so nothing needs a shared file system. A worker that dies is replaced,
 and its song is made once more on another one. A Space, and a studio without ACE_STUDIO_RAY, never import ray.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import bootstrap
-from cluster_worker import NO_WORKER, UNREACHABLE, Block, Worker, blocks_of, is_death, problem_of
 from events import Job, Outcome, Problem, Progress, StudioError
+from gpu_ray_worker import NO_WORKER, UNREACHABLE, Block, Worker, blocks_of, is_death, problem_of
 
 log = logging.getLogger("studio")
 

@@ -2,7 +2,7 @@
 
 They are looked for without torch and without the network: in the folder that the model's variable names, in ./models
 next to this file, in the Hugging Face cache. What is found is checked, down to the length of every weights file, so
-that a truncated copy is noticed before minutes are spent on loading it. `hub.py` downloads what is missing.
+that a truncated copy is noticed before minutes are spent on loading it. `model_hub.py` downloads what is missing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 
 from bootstrap import REPOSITORIES, on_zerogpu
 from events import Problem
-from hub import INDEX, PARTS, is_repo_id
 from limits import ACTIONS, shown
+from model_hub import INDEX, PARTS, is_repo_id
 
 MODEL_VARIABLE, PLANNER_VARIABLE, LYRICS_VARIABLE = "ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS"
 PREVIEW, OFF = "preview", "off"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-import guard
+import api_guard
 
 FILE = {"meta": {"_type": "gradio.FileData"}}
 DEEP = '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"
@@ -83,7 +83,7 @@ def test_each_caller_reads_the_address_it_came_by_and_nobody_sets_that_of_others
     ids=str,
 )
 def test_the_names_that_are_answered_are_those_it_was_started_for(environ, known, unknown):
-    hosts = guard.KnownHosts(lambda *_: None, environ)
+    hosts = api_guard.KnownHosts(lambda *_: None, environ)
     assert [host for host in known if not hosts.knows(host)] == []
     assert [host for host in unknown if hosts.knows(host)] == []
 

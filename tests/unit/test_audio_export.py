@@ -20,7 +20,7 @@ from mutagen.wave import WAVE
 from PIL import Image
 
 import audio
-import export
+import audio_export
 from tests.unit.sounds import BAD_FILES, FORMATS, LOSSLESS, RATE, flac_bytes, folder_of, integers, noise, save, tone
 
 KINDS = {"wav": "PCM_24", "flac": "PCM_24", "mp3": "MPEG_LAYER_III", "ogg": "VORBIS"}
@@ -30,11 +30,11 @@ KINDS = {"wav": "PCM_24", "flac": "PCM_24", "mp3": "MPEG_LAYER_III", "ogg": "VOR
 def test_a_file_has_the_promised_kind_length_and_sound(tmp_path, format):
     path = tmp_path / "a"
     for samples in (1, 19_200, 592_560):
-        info = sf.info(export.encode(noise(samples), path, format))
+        info = sf.info(audio_export.encode(noise(samples), path, format))
         assert (info.frames, info.samplerate, info.channels) == (samples, RATE, 2)
         assert (info.format, info.subtype) == (format.upper(), KINDS[format])
     source = tone(3.0)
-    export.encode(source, path, format)
+    audio_export.encode(source, path, format)
     # An octave apart, so the sides are not exchanged either.
     assert np.abs(sf.read(path, dtype="float32")[0].T - source)[:, 4800:-4800].max() < 0.01
     assert folder_of(tmp_path) == ["a"]
@@ -46,7 +46,7 @@ def test_a_file_has_the_promised_kind_length_and_sound(tmp_path, format):
 def test_encode_rounds_to_the_nearest_step_and_ends_at_full_scale(tmp_path, format):
     small = [0.0, 0.4, 0.6, -0.4, -0.6, 1000.4, -1000.6, 2.0**22 - 0.1]
     steps = np.array([*small, 2**23, -(2**23), 7 * 2**23, -7 * 2**23])
-    path = export.encode(np.stack([steps / 2**23] * 2), tmp_path / "a", format)
+    path = audio_export.encode(np.stack([steps / 2**23] * 2), tmp_path / "a", format)
     expected = [0, 0, 1, 0, -1, 1000, -1001, 2**22, *[2**23 - 1, -(2**23)] * 2]
     np.testing.assert_array_equal(integers(path), [expected] * 2)
 
@@ -55,9 +55,9 @@ def test_what_cannot_be_written_gets_a_sentence_without_a_path(tmp_path):
     samples = tone(1.0)
     samples[0, 5] = np.nan
     with pytest.raises(audio.AudioError, match="not numbers"):
-        export.encode(samples, tmp_path / "a.wav", "wav")
+        audio_export.encode(samples, tmp_path / "a.wav", "wav")
     with pytest.raises(audio.AudioError, match="folder") as caught:
-        export.encode(tone(1.0), tmp_path / "nowhere" / "a.wav", "wav")
+        audio_export.encode(tone(1.0), tmp_path / "nowhere" / "a.wav", "wav")
     assert str(tmp_path) not in str(caught.value)
     assert folder_of(tmp_path) == []
 
@@ -76,12 +76,12 @@ def room_for(size):
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
-    path = export.encode(noise(RATE), tmp_path / "a.bin", "wav")
+    path = audio_export.encode(noise(RATE), tmp_path / "a.bin", "wav")
     before = path.read_bytes()
     with room_for(100_000):
-        export.write_wav(path, noise(10 * RATE))
+        audio_export.write_wav(path, noise(10 * RATE))
     with room_for(100_000):
-        export.write_tags(path, "title", {"mode": "generate"})
+        audio_export.write_tags(path, "title", {"mode": "generate"})
     assert folder_of(tmp_path) == ["a.bin"]
     assert path.read_bytes() == before
 
@@ -89,16 +89,16 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_disk_that_is_full_at_the_last_byte_leaves_nothing_behind(tmp_path, format):
     samples = tone(2.0)  # encoders write their last part while the file is closed
-    size = export.encode(samples, tmp_path / "a", format).stat().st_size
+    size = audio_export.encode(samples, tmp_path / "a", format).stat().st_size
     (tmp_path / "a").unlink()
     with room_for(size - 20):
-        export.encode(samples, tmp_path / "a", format)
+        audio_export.encode(samples, tmp_path / "a", format)
     assert folder_of(tmp_path) == []
 
 
 def test_a_song_that_cannot_be_renamed_leaves_nothing_behind(tmp_path):
     with pytest.raises(FileNotFoundError):
-        export.claim(tmp_path / "gone", tmp_path / "song.wav")
+        audio_export.claim(tmp_path / "gone", tmp_path / "song.wav")
     assert [*tmp_path.iterdir()] == []
 
 
@@ -107,7 +107,7 @@ def test_a_song_that_cannot_be_renamed_leaves_nothing_behind(tmp_path):
 def test_ten_minutes_can_be_written(tmp_path, format):
     samples = np.tile(noise(60 * RATE), 10)
     tracemalloc.start()
-    path = export.encode(samples, tmp_path / "a", format)
+    path = audio_export.encode(samples, tmp_path / "a", format)
     assert tracemalloc.get_traced_memory()[1] < 1.2 * path.stat().st_size + 20_000_000
     tracemalloc.stop()
     assert sf.info(path).frames == 600 * RATE
@@ -132,16 +132,16 @@ def big_record(size=60_000):
 @pytest.mark.parametrize("format", FORMATS)
 def test_tags_bring_record_and_picture_back_and_leave_the_samples(tmp_path, format):
     samples = noise(3 * RATE)
-    path = export.encode(samples, tmp_path / f"a.{format}", format)
+    path = audio_export.encode(samples, tmp_path / f"a.{format}", format)
     before = sf.read(path, dtype="int32")[0]
-    assert export.read_record(path) is None
+    assert audio_export.read_record(path) is None
     for record in (big_record(200_000), RECORD):
-        export.write_tags(path, "Rain\x00 on\n tin 夜", record)
-        assert export.read_record(path) == record
-    picture = export.picture_for_tags(samples, RECORD)
+        audio_export.write_tags(path, "Rain\x00 on\n tin 夜", record)
+        assert audio_export.read_record(path) == record
+    picture = audio_export.picture_for_tags(samples, RECORD)
     assert Image.open(io.BytesIO(picture)).size == (512, 512)
-    export.write_tags(path, "Rain\x00 on\n tin 夜", {"prompt": "x\udfff"}, picture)
-    assert export.read_record(path) == {"prompt": "x?"}
+    audio_export.write_tags(path, "Rain\x00 on\n tin 夜", {"prompt": "x\udfff"}, picture)
+    assert audio_export.read_record(path) == {"prompt": "x?"}
     file = mutagen.File(path)
     if format in ("wav", "mp3"):
         title, kept = file["TIT2"].text[0], file.tags.getall("APIC")[0]
@@ -157,7 +157,7 @@ def test_tags_bring_record_and_picture_back_and_leave_the_samples(tmp_path, form
 def test_each_seed_and_key_has_its_own_picture():
     def drawn(seed, key="", plan=None):
         record = {"request": {"key": key}, "plan": plan, "takes": [{"seed": seed}]}
-        packed = export.picture_for_page(noise(RATE), record).partition(",")[2]
+        packed = audio_export.picture_for_page(noise(RATE), record).partition(",")[2]
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(packed))).convert("RGB"), float)
 
     np.testing.assert_array_equal(drawn(7, "C major"), drawn(7, "C major"))
@@ -169,28 +169,28 @@ def test_each_seed_and_key_has_its_own_picture():
 def test_a_record_survives_other_tag_editors(tmp_path):
     # They rewrite ID3 as version 2.3 or in UTF-16, and add frames of their own.
     for version, encoding in ((3, 0), (3, 1), (4, 0), (4, 1), (4, 2), (4, 3)):
-        path = export.encode(noise(RATE), tmp_path / "a.mp3", "mp3")
+        path = audio_export.encode(noise(RATE), tmp_path / "a.mp3", "mp3")
         tags = ID3()
         tags.add(TIT2(encoding=encoding, text="x" * 300))
         tags.add(APIC(encoding=0, mime="image/png", type=3, desc="", data=bytes(200_000)))
         tags.add(TXXX(encoding=0, desc="OTHER", text="{}"))
-        tags.add(TXXX(encoding=encoding, desc=export.RECORD_TAG, text=json.dumps(RECORD)))
+        tags.add(TXXX(encoding=encoding, desc=audio_export.RECORD_TAG, text=json.dumps(RECORD)))
         tags.save(path, v2_version=version)
-        assert export.read_record(path) == RECORD, (version, encoding)
+        assert audio_export.read_record(path) == RECORD, (version, encoding)
 
 
 def test_tags_that_cannot_be_written_leave_the_file_as_it_was(tmp_path):
-    path, damaged = export.encode(noise(RATE), tmp_path / "a.wav", "wav"), tmp_path / "damaged.wav"
+    path, damaged = audio_export.encode(noise(RATE), tmp_path / "a.wav", "wav"), tmp_path / "damaged.wav"
     damaged.write_bytes(b"RIFF" + bytes(50))
     for file, record in (
         (path, {"peak": float("nan")}),
-        (path, {"text": "x" * export.MAX_RECORD_BYTES}),
+        (path, {"text": "x" * audio_export.MAX_RECORD_BYTES}),
         (damaged, RECORD),
         (tmp_path / "missing.wav", RECORD),
     ):
         before = file.read_bytes() if file.exists() else b""
         with pytest.raises(audio.AudioError):
-            export.write_tags(file, "title", record)
+            audio_export.write_tags(file, "title", record)
         assert not before or file.read_bytes() == before
     assert folder_of(tmp_path) == ["a.wav", "damaged.wav"]
 
@@ -201,10 +201,10 @@ def plant(tmp_path, format, text):
     if format in ("wav", "mp3"):
         file = (WAVE if format == "wav" else MP3)(path)
         file.add_tags()
-        file.tags.add(TXXX(encoding=3, desc=export.RECORD_TAG, text=text))
+        file.tags.add(TXXX(encoding=3, desc=audio_export.RECORD_TAG, text=text))
     else:
         file = (FLAC if format == "flac" else OggVorbis)(path)
-        file[export.RECORD_TAG] = text
+        file[audio_export.RECORD_TAG] = text
     file.save()
     return path
 
@@ -218,32 +218,32 @@ HOSTILE = {
     "surrogate": '{"a": "\\ud800"}',
     "deep": '{"a":' * 100 + "1" + "}" * 100,
     "very deep": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}",
-    "large in bytes": json.dumps({"a": "夜" * (export.MAX_RECORD_BYTES // 2)}, ensure_ascii=False),
+    "large in bytes": json.dumps({"a": "夜" * (audio_export.MAX_RECORD_BYTES // 2)}, ensure_ascii=False),
 }
 
 
 def test_what_is_no_song_carries_no_record(tmp_path):
     for filename, make, _ in BAD_FILES.values():
         (tmp_path / filename).write_bytes(make(tmp_path))
-        assert export.read_record(tmp_path / filename) is None, filename
-    assert export.read_record(tmp_path / "nowhere.wav") is None
-    assert export.read_record(tmp_path) is None
+        assert audio_export.read_record(tmp_path / filename) is None, filename
+    assert audio_export.read_record(tmp_path / "nowhere.wav") is None
+    assert audio_export.read_record(tmp_path) is None
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_hostile_and_broken_tags_carry_no_record(tmp_path, format):
     for name, text in HOSTILE.items():
-        assert export.read_record(plant(tmp_path, format, text)) is None, name
+        assert audio_export.read_record(plant(tmp_path, format, text)) is None, name
     # The same way of writing, with nothing wrong.
     path = plant(tmp_path, format, '{"a": [1.5]}')
-    assert export.read_record(path) == {"a": [1.5]}
-    export.write_tags(path, "title", big_record())
+    assert audio_export.read_record(path) == {"a": [1.5]}
+    audio_export.write_tags(path, "title", big_record())
     data, rng = path.read_bytes(), np.random.default_rng(3)
     for _ in range(40):
         at, length = int(rng.integers(0, len(data))), int(rng.integers(1, 400))
         for content in (data[:at] + rng.bytes(length) + data[at + length :], data[:at]):
             path.write_bytes(content)
-            assert isinstance(export.read_record(path), dict | None)
+            assert isinstance(audio_export.read_record(path), dict | None)
 
 
 def test_a_compressed_frame_is_not_unpacked(tmp_path):
@@ -255,12 +255,12 @@ def test_a_compressed_frame_is_not_unpacked(tmp_path):
     squeeze = zlib.compressobj(9)
     pieces = [squeeze.compress(piece) for piece in (b"\3x\0", *([bytes(1_000_000)] * 300))]
     packed = syncsafe(300_000_000 % 2**28) + b"".join(pieces) + squeeze.flush()
-    plain = b"\3" + export.RECORD_TAG.encode() + b'\0{"a": 1}'
+    plain = b"\3" + audio_export.RECORD_TAG.encode() + b'\0{"a": 1}'
     frames = b"TXXX" + syncsafe(len(packed)) + b"\0\x09" + packed + b"TXXX" + syncsafe(len(plain)) + b"\0\0" + plain
     path = tmp_path / "bomb.mp3"
     path.write_bytes(b"ID3\4\0\0" + syncsafe(len(frames)) + frames + bytes(1000))
     tracemalloc.start()
-    assert export.read_record(path) == {"a": 1}
+    assert audio_export.read_record(path) == {"a": 1}
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
 
@@ -276,7 +276,7 @@ def test_endless_tags_are_given_up(tmp_path):
     for body in (b"\x01\0\0\0" * 7_500_000, (b"\x06" + len(block).to_bytes(3, "big") + block) * 30):
         path.write_bytes(head + body)
         tracemalloc.start()
-        assert export.read_record(path) is None
+        assert audio_export.read_record(path) is None
         assert tracemalloc.get_traced_memory()[1] < 200_000_000
         tracemalloc.stop()
 
@@ -291,19 +291,19 @@ NAMES = {
 
 
 def test_a_file_is_named_after_its_prompt_its_mode_its_seed_and_its_format():
-    assert {prompt: export.file_name(prompt, 7, "wav").removesuffix("-seed-7.wav") for prompt in NAMES} == NAMES
-    assert export.file_name("warm piano", 4294967295, "flac", "cover") == "warm-piano-cover-seed-4294967295.flac"
-    assert export.file_name("", 7, "flac", "cover") == "cover-seed-7.flac"
+    assert {prompt: audio_export.file_name(prompt, 7, "wav").removesuffix("-seed-7.wav") for prompt in NAMES} == NAMES
+    assert audio_export.file_name("warm piano", 4294967295, "flac", "cover") == "warm-piano-cover-seed-4294967295.flac"
+    assert audio_export.file_name("", 7, "flac", "cover") == "cover-seed-7.flac"
     for mode in ("../x", "", "<b>"):
-        assert not set(export.file_name("piano", 7, "wav", mode)) & set('/\\<>:"|?*\0')
+        assert not set(audio_export.file_name("piano", 7, "wav", mode)) & set('/\\<>:"|?*\0')
     for prompt in ("con", "aux.wav", "prn."):  # names that Windows reserves
-        assert export.file_name(prompt, 7, "wav").split(".")[0].upper() not in {"CON", "AUX", "PRN"}
+        assert audio_export.file_name(prompt, 7, "wav").split(".")[0].upper() not in {"CON", "AUX", "PRN"}
 
 
 def test_a_long_prompt_makes_a_short_name_of_whole_words_that_a_file_system_takes(tmp_path):
     for prompt in ("a" * 100_000, "夜" * 5000, "ab夜" * 500, "z" + "\u0301" * 5000):
-        name = export.file_name(prompt, 2**32 - 1, "flac")
+        name = audio_export.file_name(prompt, 2**32 - 1, "flac")
         assert 20 < len(name.encode()) <= 110
         (tmp_path / name).write_bytes(b"")
-    name = export.file_name("orchestral melancholic nocturnes " * 20, 7, "wav")
+    name = audio_export.file_name("orchestral melancholic nocturnes " * 20, 7, "wav")
     assert name.removesuffix("-seed-7.wav").split("-")[-1] in ("orchestral", "melancholic", "nocturnes")

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import codec
-import conditions
+import lora_apply
 import lora_format
 import lora_sources
-import loras
+import model_offload
 import models
-import offload
-import sampling
+import song_codec
+import song_conditions
+import song_loop
 from events import StudioError
 from tests.engine.adapters import FORMATS, MODULES, RANK, deltas, lokr, lora, matrices, pairs, peft, put
 from tests.weights import weights_in
@@ -32,7 +32,7 @@ TOLERANCE = 1e-4
 def spec(pipe, path, weight=WEIGHT):
     """Prepare an uploaded file as the backend does; a PEFT folder only counts next to its file."""
     path = path / "adapter_model.safetensors" if path.is_dir() else path
-    widths, specs = loras.widths_of_pipe(pipe), []
+    widths, specs = lora_apply.widths_of_pipe(pipe), []
 
     def run():
         found = yield from lora_sources.prepare(
@@ -46,18 +46,18 @@ def spec(pipe, path, weight=WEIGHT):
 
 def song(pipe, words=WORDS):
     """Return the final latents [1, T, C] of a guided run."""
-    frames = codec.frames_for(pipe, words["audio_duration"])
-    generators = sampling.generators_for((7,))
-    condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames))
-    start = sampling.draw_noise(generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim)
-    run = sampling.Run(condition, start, generators, sampling.schedule(3, 1.0), guidance=7.0)
-    *_, latents = sampling.denoise(pipe, run)
+    frames = song_codec.frames_for(pipe, words["audio_duration"])
+    generators = song_loop.generators_for((7,))
+    condition = song_conditions.encode_condition(pipe, words, song_conditions.silent_context(pipe, frames))
+    start = song_loop.draw_noise(generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim)
+    run = song_loop.Run(condition, start, generators, song_loop.schedule(3, 1.0), guidance=7.0)
+    *_, latents = song_loop.denoise(pipe, run)
     return latents
 
 
 def dense(pipe, *changes, words=WORDS):
     """Return the latents without LoRAs, with the changes added to the weights themselves, which are put back."""
-    loras.reconcile(pipe, ())
+    lora_apply.reconcile(pipe, ())
     before = {}
     try:
         for change, weight in changes:
@@ -74,7 +74,7 @@ def dense(pipe, *changes, words=WORDS):
 @pytest.fixture(autouse=True)
 def no_loras_left(pipe):
     yield
-    loras.reconcile(pipe, ())
+    lora_apply.reconcile(pipe, ())
     assert not any(module._forward_hooks for module in pipe.transformer.modules())
 
 
@@ -89,9 +89,9 @@ def plain(pipe):
 def test_each_format_gives_what_the_dense_weights_give(pipe, plain, tmp_path, kind):
     write, name = FORMATS[kind]
     path, change = write(pipe, tmp_path)
-    info = lora_sources.inspect(path, loras.widths_of_pipe(pipe))
+    info = lora_sources.inspect(path, lora_apply.widths_of_pipe(pipe))
     assert (info.format, info.modules, info.fits, info.problem) == (name, len(MODULES), True, None)
-    (fact,) = loras.reconcile(pipe, [spec(pipe, path)])
+    (fact,) = lora_apply.reconcile(pipe, [spec(pipe, path)])
     with_lora = song(pipe)
     expected = dense(pipe, (change, WEIGHT))
     assert (expected - plain).abs().max() > 0.05
@@ -103,10 +103,10 @@ def test_each_format_gives_what_the_dense_weights_give(pipe, plain, tmp_path, ki
 @pytest.mark.slow
 def test_every_linear_layer_can_be_adapted(pipe_xl, tmp_path):
     """On the XL shape, whose queries are wider than its hidden states, in a song with attention in windows."""
-    modules = tuple(loras.widths_of_pipe(pipe_xl))
+    modules = tuple(lora_apply.widths_of_pipe(pipe_xl))
     made = matrices(pipe_xl, rank=1, modules=modules)
     path = put(tmp_path / "all.safetensors", pairs(made))
-    (fact,) = loras.reconcile(pipe_xl, [spec(pipe_xl, path, 0.3)])
+    (fact,) = lora_apply.reconcile(pipe_xl, [spec(pipe_xl, path, 0.3)])
     changed = song(pipe_xl, LONG)
     assert fact["modules"] == len(modules) == 2 * 11 + 3 + 3 + 1
     assert (changed - dense(pipe_xl, (deltas(made, 1.0), 0.3), words=LONG)).abs().max() < TOLERANCE
@@ -118,15 +118,15 @@ def test_two_add_up_in_their_order_and_removing_one_leaves_the_other(pipe, tmp_p
     one, two = spec(pipe, first_path, 0.5), spec(pipe, second_path, 0.8)
 
     def order(*wanted):
-        return [fact["sha256"] for fact in loras.reconcile(pipe, wanted)]
+        return [fact["sha256"] for fact in lora_apply.reconcile(pipe, wanted)]
 
     assert order(two, one) == [two.info.sha256, one.info.sha256]
     assert order(one, two) == [one.info.sha256, two.info.sha256]
     both = song(pipe)
-    loras.reconcile(pipe, [two])
+    lora_apply.reconcile(pipe, [two])
     alone = song(pipe)
     assert (both - dense(pipe, (first, 0.5), (second, 0.8))).abs().max() < TOLERANCE
-    loras.reconcile(pipe, [two])
+    lora_apply.reconcile(pipe, [two])
     assert torch.equal(song(pipe), alone)
 
 
@@ -135,21 +135,21 @@ def test_only_other_bytes_or_another_config_are_read_again(pipe, tmp_path, monke
     copy, _ = peft(pipe, tmp_path / "two")
     other, _ = peft(pipe, tmp_path / "three", lora_alpha=1.0)
     expected = [dense(pipe, (change, 1.5)), dense(pipe, (deltas(matrices(pipe), 1.0 / RANK), WEIGHT))]
-    loras.reconcile(pipe, [spec(pipe, path, 0.2)])
+    lora_apply.reconcile(pipe, [spec(pipe, path, 0.2)])
     with monkeypatch.context() as patch:
-        patch.setattr(loras, "_load", None)  # nothing can be loaded
-        (fact,) = loras.reconcile(pipe, [spec(pipe, copy, 1.5)])
+        patch.setattr(lora_apply, "_load", None)  # nothing can be loaded
+        (fact,) = lora_apply.reconcile(pipe, [spec(pipe, copy, 1.5)])
     assert fact["weight"] == 1.5
     assert (song(pipe) - expected[0]).abs().max() < TOLERANCE
     chosen = spec(pipe, other)
     assert chosen.info.sha256 == fact["sha256"] and list(chosen.info.alphas) != fact["alphas"]
-    loras.reconcile(pipe, [chosen])
+    lora_apply.reconcile(pipe, [chosen])
     assert (song(pipe) - expected[1]).abs().max() < TOLERANCE
 
 
 def test_a_failure_is_a_sentence_and_leaves_the_previous_set_active(pipe, pipe_xl, tmp_path):
     good = spec(pipe, peft(pipe, tmp_path / "good")[0])
-    loras.reconcile(pipe, [good])
+    lora_apply.reconcile(pipe, [good])
     before = song(pipe)
     other = spec(pipe, FORMATS["kohya"][0](pipe, tmp_path / "other")[0])
     gone, changed = (spec(pipe, lora(pipe, tmp_path / name, scale=1.0)[0]) for name in ("gone", "changed"))
@@ -161,13 +161,13 @@ def test_a_failure_is_a_sentence_and_leaves_the_previous_set_active(pipe, pipe_x
         failing[code] = spec(pipe, put(tmp_path / f"{code}.safetensors", pairs(made)))
     for code, bad in failing.items():
         with pytest.raises(StudioError) as caught:
-            loras.reconcile(pipe, [other, bad])
+            lora_apply.reconcile(pipe, [other, bad])
         assert (caught.value.problem.code, caught.value.problem.field) == (code, "options.loras")
         assert f'"{bad.info.name}"' in caught.value.problem.message
         assert torch.equal(song(pipe), before), code
     # The worker looks itself whether a LoRA fits.
     with pytest.raises(StudioError, match="96 by 64"):
-        loras.reconcile(pipe_xl, [good])
+        lora_apply.reconcile(pipe_xl, [good])
 
 
 def test_a_lora_of_the_other_size_is_refused_with_the_places_that_differ(pipe, pipe_xl, tmp_path):
@@ -177,7 +177,7 @@ def test_a_lora_of_the_other_size_is_refused_with_the_places_that_differ(pipe, p
     problem = caught.value.problem
     assert (problem.code, problem.field) == ("lora_unfit", "options.loras")
     assert "96 by 96" in problem.message and "96 by 64" in problem.message and "condition_embedder" in problem.message
-    assert lora_sources.inspect(path, loras.widths_of_pipe(pipe_xl)).problem == problem
+    assert lora_sources.inspect(path, lora_apply.widths_of_pipe(pipe_xl)).problem == problem
 
 
 def build(folder, dtype, plan="resident"):
@@ -197,28 +197,28 @@ def test_narrow_numbers_and_parts_that_take_turns_work_as_before(pipe, plain, ti
     """The LoRA adds no more error than the narrow weights make without one, and is gone exactly when it is removed."""
     other = build(tiny, dtype, "resident" if plan == "turns" else plan)
     if plan == "turns":
-        offload.Offload(other, "cpu")
+        model_offload.Offload(other, "cpu")
     kept = {name: parameter.dtype for name, parameter in other.transformer.named_parameters()}
     path, _ = lokr(pipe, tmp_path)
     without = song(other)
-    loras.reconcile(pipe, [spec(pipe, path)])
-    loras.reconcile(other, [spec(other, path)])
+    lora_apply.reconcile(pipe, [spec(pipe, path)])
+    lora_apply.reconcile(other, [spec(other, path)])
     wide = song(pipe)
     rounding, error = (without - plain).norm(), (song(other) - wide).norm()
     assert error <= 2 * rounding < (wide - plain).norm()
-    loras.reconcile(other, ())
+    lora_apply.reconcile(other, ())
     assert torch.equal(song(other), without)
     assert {name: parameter.dtype for name, parameter in other.transformer.named_parameters()} == kept
     transformer = weakref.ref(other.transformer)
-    loras.reconcile(other, [spec(other, path)])
+    lora_apply.reconcile(other, [spec(other, path)])
     del other
     gc.collect()
     assert transformer() is None  # its adapters do not keep it
 
 
 def test_the_widths_are_the_same_from_files_and_from_the_model(pipe, pipe_xl, tiny, tiny_xl):
-    assert lora_format.widths_of(tiny) == loras.widths_of_pipe(pipe)
-    assert lora_format.widths_of(tiny_xl) == loras.widths_of_pipe(pipe_xl)
+    assert lora_format.widths_of(tiny) == lora_apply.widths_of_pipe(pipe)
+    assert lora_format.widths_of(tiny_xl) == lora_apply.widths_of_pipe(pipe_xl)
     assert lora_format.widths_of(Path("/not/there")) is None
 
 

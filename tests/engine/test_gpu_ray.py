@@ -22,10 +22,10 @@ import psutil
 import pytest
 
 import app
+import audio_export
 import backend
-import cluster
-import cluster_worker
-import export
+import gpu_ray
+import gpu_ray_worker
 import jobs
 from events import Done, Failed, Progress
 from params import parse_request
@@ -85,10 +85,10 @@ def machines(alone: Any, page: gr.Blocks) -> Iterator[Any]:
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.MonkeyPatch.context() as patch, new_cluster(nodes=2) as found:
-        patch.setattr(cluster, "pool", cluster.Pool())
+        patch.setattr(gpu_ray, "pool", gpu_ray.Pool())
         patch.setenv("ACE_STUDIO_RAY", found.address)
         patch.setenv("ACE_STUDIO_RAY_WORKERS", "2")
-        cluster.pool.start(backend.worker_status, lambda count: app.let_run(page, count))
+        gpu_ray.pool.start(backend.worker_status, lambda count: app.let_run(page, count))
         try:
             wait_for_workers(2)
             yield found
@@ -100,8 +100,8 @@ def leave() -> None:
     """End the workers and leave the cluster, as the end of the process would."""
     import ray
 
-    cluster.pool.dismiss()
-    cluster.pool._thread.join(30)
+    gpu_ray.pool.dismiss()
+    gpu_ray.pool._thread.join(30)
     ray.shutdown()
 
 
@@ -124,14 +124,14 @@ def add_node(machines: Any) -> Any:
 
 
 def wait_for_workers(count: int) -> None:
-    until(lambda: len(cluster.pool.workers()) == count, PATIENCE)
+    until(lambda: len(gpu_ray.pool.workers()) == count, PATIENCE)
 
 
 def ask(worker: str, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Call `look` in the process of a worker."""
     import ray
 
-    (slot,) = [slot for slot in cluster.pool._slots if slot.name == worker]
+    (slot,) = [slot for slot in gpu_ray.pool._slots if slot.name == worker]
     return ray.get(slot.actor.hello.remote(look), timeout=PATIENCE)
 
 
@@ -194,7 +194,7 @@ def test_a_source_and_a_lora_travel_and_its_worker_is_asked_again(studio, machin
     values = {"prompt": "calm piano", "source": str(first), "after": 1, "seed": 7}
     options = {"steps": 2, "loras": [{"source": str(lora), "weight": 0.8}]}
     request = parse_request("extend", {**values, "options": options})
-    monkeypatch.setattr(cluster_worker, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(gpu_ray_worker, "BLOCK_BYTES", 100_000)
     *_, once = studio.stream(request)
     *_, again = studio.stream(request)
     assert isinstance(once, Done) and isinstance(again, Done), (once, again)
@@ -214,7 +214,7 @@ def test_cancel_reaches_the_right_worker_within_one_step(studio, alone, machines
         ask(name, hold)
     left = studio.stream(song_request(options={"steps": 50, "guidance": 1}))
     next(event for event in left if event.stage == "steps" and event.step == 1)
-    (busy,) = [worker["id"] for worker in cluster.pool.workers() if worker["busy"]]
+    (busy,) = [worker["id"] for worker in gpu_ray.pool.workers() if worker["busy"]]
     (other,) = {*names} - {busy}
     with ThreadPoolExecutor(1) as threads:
         song_of_other = threads.submit(song, studio, prompt=PROMPTS[1])
@@ -246,30 +246,30 @@ def test_many_visitors_at_once_each_get_their_own_song(page, machines, output, v
     with ThreadPoolExecutor(visitors) as threads:
         made = list(threads.map(lambda number: make(url, number), range(visitors), timeout=2 * PATIENCE))
     for number, ((file,), record) in enumerate(made):
-        for each in (record, export.read_record(Path(file["path"]))):
+        for each in (record, audio_export.read_record(Path(file["path"]))):
             assert (each["request"]["prompt"], each["seeds"]) == (f"song {number}", [number])
         assert jobs.sha256(Path(file["path"])) == record["takes"][0]["sha256"]
     assert len({record["takes"][0]["sha256"] for _, record in made}) == len(list(output.iterdir())) == visitors
-    assert {record["worker"] for _, record in made} == {worker["id"] for worker in cluster.pool.workers()}
+    assert {record["worker"] for _, record in made} == {worker["id"] for worker in gpu_ray.pool.workers()}
 
 
 # --- nodes that die -----------------------------------------------------------------------------------------------
 
 
 def node_of(machines: Any, worker: str) -> Any:
-    (node,) = [each["node"] for each in cluster.pool.workers() if each["id"] == worker]
+    (node,) = [each["node"] for each in gpu_ray.pool.workers() if each["id"] == worker]
     return next(each for each in machines.worker_nodes if each.node_id.startswith(node))
 
 
 def test_a_node_killed_in_mid_song_costs_no_song(studio, alone, machines, output):
-    for worker in cluster.pool.workers():
+    for worker in gpu_ray.pool.workers():
         ask(worker["id"], slow_down)
     stream = studio.stream(song_request(options={"steps": 2}))
     next(event for event in stream if event.stage == "steps")
-    (busy,) = [worker["id"] for worker in cluster.pool.workers() if worker["busy"]]
+    (busy,) = [worker["id"] for worker in gpu_ray.pool.workers() if worker["busy"]]
     machines.remove_node(node_of(machines, busy), allow_graceful=False)
     *told, done = stream
-    assert cluster.AGAIN in {event.note for event in told if isinstance(event, Progress)}
+    assert gpu_ray.AGAIN in {event.note for event in told if isinstance(event, Progress)}
     assert isinstance(done, Done) and done.record["worker"] != busy
     assert same(samples_of(done), alone[0])
     assert [path.name for path in output.iterdir()] == [take["name"] for take in done.record["takes"]]
@@ -294,18 +294,18 @@ def test_without_a_node_there_is_a_sentence_and_a_new_one_brings_the_studio_back
 def test_without_the_head_there_is_a_sentence_and_its_return_brings_the_studio_back(
     studio, alone, machines, output, monkeypatch
 ):
-    monkeypatch.setattr(cluster, "HEAD_SECONDS", 3.0)
-    for worker in cluster.pool.workers():
+    monkeypatch.setattr(gpu_ray, "HEAD_SECONDS", 3.0)
+    for worker in gpu_ray.pool.workers():
         ask(worker["id"], slow_down)
     stream = studio.stream(song_request(options={"steps": 50}))
     next(event for event in stream if event.stage == "steps")
     machines.head_node.kill_gcs_server()
     # The song in the making, and one that is asked for while the head is away.
     *_, ended = stream
-    until(lambda: not cluster.pool.workers(), PATIENCE)
+    until(lambda: not gpu_ray.pool.workers(), PATIENCE)
     *_, refused = studio.stream(song_request())
     for last in (ended, refused):
-        assert isinstance(last, Failed) and last.problem == cluster_worker.UNREACHABLE, last
+        assert isinstance(last, Failed) and last.problem == gpu_ray_worker.UNREACHABLE, last
     assert studio.capabilities()["workers"] == [] and not [*output.rglob("*")]
     machines.shutdown()
     port = int(os.environ["ACE_STUDIO_RAY"].rpartition(":")[2])

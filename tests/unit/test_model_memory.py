@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-import memory
+import model_memory
 import models
-from memory import GB, Sizes, Song
+from model_memory import GB, Sizes, Song
 from tests.weights import CPU
 
 # The three models as they lie in memory in bfloat16 (docs/deployment.md).
@@ -41,53 +41,58 @@ TABLE = [
 
 @pytest.mark.parametrize(("kind", "free", "sizes", "seconds", "takes", "plan"), TABLE)
 def test_the_table(kind, free, sizes, seconds, takes, plan):
-    choice = memory.choose(kind, None if free is None else free * GB, sizes, Song(seconds, takes))
+    choice = model_memory.choose(kind, None if free is None else free * GB, sizes, Song(seconds, takes))
     assert (choice.plan if choice.problem is None else None) == plan
 
 
 def test_a_refusal_says_what_would_fit():
-    problem = memory.choose("cuda", 8 * GB, ALL, Song(600, 4)).problem
+    problem = model_memory.choose("cuda", 8 * GB, ALL, Song(600, 4)).problem
     assert problem.code == "out_of_memory" and "8.0 GB are free" in problem.message
     assert problem.hint == "It fits with 3 takes, or with 590 seconds of music."
     for fitting in (Song(600, 3), Song(590, 4)):
-        assert memory.choose("cuda", 8 * GB, ALL, fitting).problem is None
+        assert model_memory.choose("cuda", 8 * GB, ALL, fitting).problem is None
 
 
 def test_every_plan_needs_less_than_the_one_before():
-    for plans in memory.LADDERS.values():
-        needs = [memory.needed(plan, ALL, Song(60)) for plan in plans]
+    for plans in model_memory.LADDERS.values():
+        needs = [model_memory.needed(plan, ALL, Song(60)) for plan in plans]
         assert needs == sorted(needs, reverse=True) and len(set(needs)) == len(needs)
 
 
 def test_a_songs_memory_grows_with_its_length_its_takes_and_guidance_and_in_32_bits_doubles():
-    song, kept = Song(120), memory.song_bytes(Song(0))
-    once = memory.song_bytes(song) - kept
+    song, kept = Song(120), model_memory.song_bytes(Song(0))
+    once = model_memory.song_bytes(song) - kept
     for change in ({"duration": 240}, {"takes": 2}):
-        assert memory.song_bytes(replace(song, **change)) - kept == 2 * once
-    assert memory.song_bytes(replace(song, guided=False)) - kept == once / 2
-    assert memory.song_bytes(replace(song, wide=True)) == 2 * memory.song_bytes(song)
+        assert model_memory.song_bytes(replace(song, **change)) - kept == 2 * once
+    assert model_memory.song_bytes(replace(song, guided=False)) - kept == once / 2
+    assert model_memory.song_bytes(replace(song, wide=True)) == 2 * model_memory.song_bytes(song)
 
 
 def test_words_alone_need_their_own_model_and_no_song():
-    choice = memory.choose("cuda", 18 * GB, ALL, None)
+    choice = model_memory.choose("cuda", 18 * GB, ALL, None)
     assert choice.plan == "swap" and choice.problem is None
-    assert memory.choose("cuda", 12 * GB, ALL, None).problem.hint.startswith("Close other programs")
+    assert model_memory.choose("cuda", 12 * GB, ALL, None).problem.hint.startswith("Close other programs")
 
 
 def test_a_plan_can_be_forced_unless_the_device_cannot_carry_it_out():
-    forced = memory.Choice("swap", memory.needed("swap", ALL, Song(600, 4)))
-    assert memory.choose("cuda", 1, ALL, Song(600, 4), "swap") == forced
+    forced = model_memory.Choice("swap", model_memory.needed("swap", ALL, Song(600, 4)))
+    assert model_memory.choose("cuda", 1, ALL, Song(600, 4), "swap") == forced
     assert models.plans_on(CPU) == ("resident", "swap", "fp8")
 
 
 def test_after_a_lack_of_memory_comes_the_next_plan_and_none_after_the_last():
-    assert [memory.lower("cuda", plan) for plan in memory.LADDERS["cuda"]] == ["swap", "offload", "fp8", None]
-    assert [memory.lower("mps", plan) for plan in memory.LADDERS["mps"]] == ["swap", None]
+    assert [model_memory.lower("cuda", plan) for plan in model_memory.LADDERS["cuda"]] == [
+        "swap",
+        "offload",
+        "fp8",
+        None,
+    ]
+    assert [model_memory.lower("mps", plan) for plan in model_memory.LADDERS["mps"]] == ["swap", None]
     # What ran out of memory is not tried again.
-    assert memory.not_above("cuda", "resident", "offload") == "offload"
-    assert memory.not_above("cuda", "swap", "") == "swap"
+    assert model_memory.not_above("cuda", "resident", "offload") == "offload"
+    assert model_memory.not_above("cuda", "swap", "") == "swap"
     # Computing in 8 bits needs less than a whole model, is never chosen, and falls to the smallest plan.
-    assert memory.needed("fast8", PLANNED, Song(60)) < memory.needed("swap", PLANNED, Song(60))
-    assert memory.lower("cuda", "fast8") == memory.not_above("cuda", "fast8", "fp8") == "fp8"
+    assert model_memory.needed("fast8", PLANNED, Song(60)) < model_memory.needed("swap", PLANNED, Song(60))
+    assert model_memory.lower("cuda", "fast8") == model_memory.not_above("cuda", "fast8", "fp8") == "fp8"
     for free in (8, 80):
-        assert memory.choose("cuda", free * GB, ALL, Song(60)).plan != "fast8"
+        assert model_memory.choose("cuda", free * GB, ALL, Song(60)).plan != "fast8"

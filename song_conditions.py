@@ -1,6 +1,6 @@
 """The transformer's inputs for a song: words within the token budget, timbre, and the context that stands for a source.
 
-Shapes as in sampling.py. A context [1 or B, T, 2C] is a source and a mask with 1 where music is made.
+Shapes as in song_loop.py. A context [1 or B, T, 2C] is a source and a mask with 1 where music is made.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import codec
-import offload
+import model_offload
+import song_codec
 from limits import MAX_TEXT_TOKENS
-from sampling import Condition
+from song_loop import Condition
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ def encode_condition(
     device, dtype = pipe._execution_device, pipe.transformer.dtype
     encoder = pipe.condition_encoder.timbre_encoder
     if timbre is None:
-        timbre = codec.silence(pipe, math.ceil(codec.REFERENCE_SECONDS * pipe.latents_per_second))
+        timbre = song_codec.silence(pipe, math.ceil(song_codec.REFERENCE_SECONDS * pipe.latents_per_second))
 
     def prepend_token(module, inputs, embedded):
         # The encoder pools the first position (upstream, XL).
@@ -89,13 +89,13 @@ def context_of(source: torch.Tensor, new: torch.Tensor | None = None) -> torch.T
 
 
 def silent_context(pipe: Any, frames: int) -> torch.Tensor:
-    return context_of(codec.silence(pipe, frames))
+    return context_of(song_codec.silence(pipe, frames))
 
 
 def masked_context(pipe: Any, source: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     import torch
 
-    return context_of(torch.where(new, codec.silence(pipe, source.shape[1]), source), new)
+    return context_of(torch.where(new, song_codec.silence(pipe, source.shape[1]), source), new)
 
 
 def cover_context(pipe: Any, clean: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,7 @@ def cover_context(pipe: Any, clean: torch.Tensor) -> torch.Tensor:
     import torch
 
     with torch.no_grad():
-        codes, _ = pipe.audio_tokenizer.tokenize(clean, codec.silence(pipe, clean.shape[1]))
+        codes, _ = pipe.audio_tokenizer.tokenize(clean, song_codec.silence(pipe, clean.shape[1]))
         return context_of(pipe.audio_token_detokenizer(codes.to(clean.dtype))[:, : clean.shape[1]])
 
 
@@ -116,7 +116,7 @@ def codes_context(pipe: Any, codes: Sequence[Sequence[int]]) -> torch.Tensor:
     quantizers = pipe.audio_tokenizer.config.fsq_input_num_quantizers
     indices = torch.tensor(codes, dtype=torch.long, device=device)[..., None]
     indices = torch.nn.functional.pad(indices, (0, quantizers - 1))
-    offload.bring(pipe, "audio_tokenizer")
+    model_offload.bring(pipe, "audio_tokenizer")
     with torch.no_grad():
         quantized = pipe.audio_tokenizer.quantizer.get_output_from_indices(indices).to(dtype)
         return context_of(pipe.audio_token_detokenizer(quantized).to(dtype))
@@ -127,7 +127,7 @@ def audio_codes(pipe: Any, clean: torch.Tensor) -> list[int]:
     import torch
 
     with torch.no_grad():
-        _, indices = pipe.audio_tokenizer.tokenize(clean, codec.silence(pipe, clean.shape[1]))
+        _, indices = pipe.audio_tokenizer.tokenize(clean, song_codec.silence(pipe, clean.shape[1]))
     return indices[0, :, 0].tolist()
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from events import Done, Draft, Outcome, Problem, Progress, StudioError, first_line
 from limits import LIMITS, QUALITY_STEPS
-from memory import fewer_takes, most, shorter
+from model_memory import fewer_takes, most, shorter
 from params import sampling_settings
 
 log = logging.getLogger("studio")

@@ -15,13 +15,13 @@ import pytest
 from huggingface_hub import constants, snapshot_download
 
 import backend
-import hub
+import model_hub
 import models
 from events import Progress, StudioError
+from model_weights import find_planner, find_weights
 from params import parse_request
 from tests.unit.fake_hub import COMMIT, PIECE, FakeHub, serving, use_hub
 from tests.weights import CPU, PLANNER
-from weights import find_planner, find_weights
 
 REPO = "studio/tiny"
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -38,13 +38,13 @@ OTHERS = {
 def server(home, tiny, monkeypatch) -> Iterator[FakeHub]:
     """A hub that holds the tiny checkpoint and, next to it, what nobody needs."""
     files = {path.relative_to(tiny).as_posix(): path.read_bytes() for path in tiny.rglob("*") if path.is_file()}
-    monkeypatch.setattr(hub, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(model_hub, "RETRY_SECONDS", 0.05)
     with serving(monkeypatch, REPO, files | OTHERS) as server:
         yield server
 
 
 def fetch(repo: str = REPO, **selection) -> list[Progress]:
-    return list(hub.download(repo, **selection))
+    return list(model_hub.download(repo, **selection))
 
 
 def failure(**more):
@@ -92,7 +92,7 @@ def planner_on_the_hub(server, monkeypatch) -> FakeHub:
 
 def test_a_language_model_is_fetched_out_of_its_folder(planner_on_the_hub):
     weights = find_planner()
-    fetch(repo=weights.repo, selection=hub.language_model("ACE_STUDIO_PLANNER", weights.inside))
+    fetch(repo=weights.repo, selection=model_hub.language_model("ACE_STUDIO_PLANNER", weights.inside))
     names = set(planner_on_the_hub.fetched)
     assert {"lm/config.json", "lm/model.safetensors", "lm/tokenizer.json", "lm/chat_template.jinja"} <= names
     assert all(name.startswith("lm/") for name in names) and not {"lm/README.md", "lm/onnx/model.onnx"} & names
@@ -138,7 +138,7 @@ def test_a_connection_that_breaks_is_resumed_where_it_broke_if_the_server_can(se
 
 
 def test_a_network_that_fails_for_good_is_an_error_and_the_next_download_continues(server, monkeypatch):
-    monkeypatch.setattr(hub, "RETRIES", 2)
+    monkeypatch.setattr(model_hub, "RETRIES", 2)
     server.breaks[TRANSFORMER] = [300_000] + [0] * 10
     problem = failure()
     assert problem.code == "download_broken" and "MB" in problem.message
@@ -156,14 +156,14 @@ def test_closing_stops_within_one_chunk_and_the_next_download_continues(server, 
 
     server.pause = 0.05
     server.files[TRANSFORMER] = server.files[TRANSFORMER] * 4
-    events = hub.download(REPO)
+    events = model_hub.download(REPO)
     next(event for event in events if kept() > 100_000)
     events.close()
     there = kept()
     ended()
     assert 0 < there <= kept() <= there + 2 * PIECE
     asked = len(server.asked)
-    events = hub.download(REPO)
+    events = model_hub.download(REPO)
     next(event for event in events if len(server.asked) > asked)
     events.close()
     ended()
@@ -210,7 +210,7 @@ def test_bytes_that_changed_on_the_way_are_not_kept(server, home):
 )
 def test_what_the_hub_refuses_is_said_in_words(server, status, header, code):
     server.status, server.headers = status, {"X-Error-Code": header} if header else {}
-    problem = failure(selection=hub.language_model("ACE_STUDIO_LYRICS"))
+    problem = failure(selection=model_hub.language_model("ACE_STUDIO_LYRICS"))
     assert problem.code == code
     assert REPO in problem.message or str(status) in problem.message
     assert status != 404 or "ACE_STUDIO_LYRICS" in problem.hint
@@ -218,10 +218,10 @@ def test_what_the_hub_refuses_is_said_in_words(server, status, header, code):
 
 def test_what_is_unfit_offline_or_too_large_is_known_before_anything_is_fetched(server, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=1_000_000))
+        patch.setattr(model_hub.shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=1_000_000))
         problem = failure()
         assert problem.code == "disk_full" and "1.0 MB" in problem.message
-    problem = failure(selection=hub.language_model("ACE_STUDIO_LYRICS", "nowhere"))
+    problem = failure(selection=model_hub.language_model("ACE_STUDIO_LYRICS", "nowhere"))
     assert problem.message == f"{REPO} holds no language model (nowhere/config.json is missing)."
     del server.files["model_index.json"]
     assert failure().code == "weights_unfit"
@@ -234,7 +234,7 @@ def test_what_is_unfit_offline_or_too_large_is_known_before_anything_is_fetched(
 
 @pytest.mark.parametrize("listens", [False, True])
 def test_a_silent_hub_is_given_up_and_left_alone_for_ten_minutes(home, monkeypatch, listens):
-    monkeypatch.setattr(hub, "ASK_SECONDS", 0.5)
+    monkeypatch.setattr(model_hub, "ASK_SECONDS", 0.5)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if listens:
@@ -244,9 +244,9 @@ def test_a_silent_hub_is_given_up_and_left_alone_for_ten_minutes(home, monkeypat
         problem = failure()
         assert problem.code == "hub_unreachable" and url in problem.message
         assert re.search(r"\d\d:\d\d", problem.hint)
-        assert 540 < hub._silent_until[url] - time.monotonic() <= 600
+        assert 540 < model_hub._silent_until[url] - time.monotonic() <= 600
         with monkeypatch.context() as patch:
-            patch.setattr(hub.threading, "Thread", None)  # nothing is started any more
+            patch.setattr(model_hub.threading, "Thread", None)  # nothing is started any more
             assert "did not answer before" in failure().message
-        monkeypatch.setattr(hub, "_silent_until", {url: time.monotonic() - 1})
+        monkeypatch.setattr(model_hub, "_silent_until", {url: time.monotonic() - 1})
         assert "did not answer before" not in failure().message

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import audio
-import codec
-import conditions
-import loras
-import sampling
-from conditions import COVER, TEXT2MUSIC, Condition
+import lora_apply
+import song_codec
+import song_conditions
+import song_loop
 from events import Done, Job, Progress, StudioError
 from jobs import record_of, timed
 from limits import MAX_LYRIC_TOKENS, QUALITY_STEPS, SAMPLE_RATE
-from memory import Placing
+from model_memory import Placing
+from model_weights import Weights, read_json
 from models import Models
-from weights import Weights, read_json
+from song_conditions import COVER, TEXT2MUSIC, Condition
 
 if TYPE_CHECKING:
     import torch
@@ -73,20 +73,24 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]
         pipe, heads = models.pipeline(), _heads_of(models.weights)
         if not heads:
             raise StudioError("unsupported", support(models.weights)["reason"])
-        loras.reconcile(pipe, ())  # the heads are known for the checkpoint without LoRAs
+        lora_apply.reconcile(pipe, ())  # the heads are known for the checkpoint without LoRAs
     with timed(seconds, "aligning"):
         yield Progress("preparing")
         samples = audio.read_wav(job.audio["source"])
-        clean = yield from codec.encode(pipe, samples, "preparing")
+        clean = yield from song_codec.encode(pipe, samples, "preparing")
         yield Progress("aligning")
         length, lyrics = samples.shape[1] / SAMPLE_RATE, request.sung_lyrics()
         # A planned song was made from its plan's audio codes, which no record holds; the song's own come as close.
-        planned = request.planned and conditions.has_audio_codes(pipe)
-        context = conditions.cover_context(pipe, clean) if planned else conditions.silent_context(pipe, clean.shape[1])
-        words = conditions.words_of(request, length, COVER if planned else TEXT2MUSIC)
-        words["prompt"], _ = conditions.fit_prompt(pipe, words)
-        condition = conditions.encode_condition(pipe, words, context)
-        noise = sampling.draw_noise(sampling.generators_for(job.seeds), clean.shape[1], clean.shape[2])
+        planned = request.planned and song_conditions.has_audio_codes(pipe)
+        context = (
+            song_conditions.cover_context(pipe, clean)
+            if planned
+            else song_conditions.silent_context(pipe, clean.shape[1])
+        )
+        words = song_conditions.words_of(request, length, COVER if planned else TEXT2MUSIC)
+        words["prompt"], _ = song_conditions.fit_prompt(pipe, words)
+        condition = song_conditions.encode_condition(pipe, words, context)
+        noise = song_loop.draw_noise(song_loop.generators_for(job.seeds), clean.shape[1], clean.shape[2])
         place, tokens = lyric_slice(pipe, lyrics, request.language)
         steps = request.steps or QUALITY_STEPS["standard"]
         found = attention(pipe, condition, clean, noise, 1 / steps, heads, place)
@@ -139,7 +143,7 @@ def attention(
             module = pipe.transformer.layers[layer].cross_attn
             hooks.enter_context(module.register_forward_pre_hook(partial(listen, layer), with_kwargs=True))
         pipe.transformer(
-            hidden_states=sampling.noised(latents.to(device), noise, t).to(dtype),
+            hidden_states=song_loop.noised(latents.to(device), noise, t).to(dtype),
             timestep=time,
             timestep_r=time,
             encoder_hidden_states=condition.states,

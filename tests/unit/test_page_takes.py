@@ -12,13 +12,13 @@ import pytest
 import soundfile
 
 import audio
-import export
+import audio_export
 import jobs
-import page_results
+import page_takes
 import tooltips
 from events import StudioError
 from limits import MORE_LIKE_THIS, SAMPLE_RATE
-from page_results import Made
+from page_takes import Made
 from params import parse_request
 
 LYRICS = "[Verse]\nla la"
@@ -39,7 +39,7 @@ def made(mode: str = "generate", plan: Any = None, file: str = "take.wav", **val
 @pytest.mark.parametrize("mode", ("generate", "cover", "extend", "edit"))
 def test_one_more_like_a_take_changes_the_seed_alone(mode: str):
     take = made(mode)
-    varied = page_results.more(take)
+    varied = page_takes.more(take)
     assert (varied.seed, varied.takes) == (7, 1)
     assert (varied.options.variation, varied.options.variation_seed) == (MORE_LIKE_THIS, -1)
     back = varied.options.model_copy(update={"variation": 0.0})
@@ -47,23 +47,23 @@ def test_one_more_like_a_take_changes_the_seed_alone(mode: str):
 
 
 def test_one_more_like_a_take_keeps_its_plan_and_its_variation():
-    assert page_results.more(made(options={"variation": 0.6})).options.variation == 0.6
-    assert page_results.more(made(plan={**PLAN, "seed": 5})).options.plan_seed == 5
-    assert page_results.more(made(plan={"used": False, "reason": "It was off."})).options.plan_seed == -1
+    assert page_takes.more(made(options={"variation": 0.6})).options.variation == 0.6
+    assert page_takes.more(made(plan={**PLAN, "seed": 5})).options.plan_seed == 5
+    assert page_takes.more(made(plan={"used": False, "reason": "It was off."})).options.plan_seed == -1
 
 
 def test_the_words_that_are_timed_are_those_that_were_sung():
-    asked = page_results.timing(made(plan={**PLAN, "seed": 5}, bpm=90))
+    asked = page_takes.timing(made(plan={**PLAN, "seed": 5}, bpm=90))
     assert (asked.prompt, asked.bpm, asked.key, asked.language) == ("a waltz", 104, "D minor", "en")
     assert (asked.source, asked.lyrics, asked.seed) == ("take.wav", LYRICS, 7)
     assert (asked.steps, asked.planned) == (20, True)
-    plain = page_results.timing(made(bpm=90))
+    plain = page_takes.timing(made(bpm=90))
     assert (plain.prompt, plain.bpm, plain.planned) == ("a song", 90, False)
 
 
 def test_only_what_sings_all_of_its_lyrics_can_be_timed(monkeypatch: pytest.MonkeyPatch):
     studio = SimpleNamespace(status=lambda: {"timed_lyrics": {"available": True, "reason": ""}})
-    monkeypatch.setattr(page_results, "get_backend", lambda: studio)
+    monkeypatch.setattr(page_takes, "get_backend", lambda: studio)
     assert all(made(mode).can_be_timed() for mode in ("generate", "cover", "edit"))
     extracted = made("edit", action="extract", tracks=["vocals"], start=0, end=0, options={})
     for take in (made("extend"), extracted, made(instrumental=True), made(lyrics="")):
@@ -71,7 +71,7 @@ def test_only_what_sings_all_of_its_lyrics_can_be_timed(monkeypatch: pytest.Monk
 
 
 def test_an_upload_that_is_gone_is_named(tmp_path: Path):
-    request = page_results.more(made("cover", source=str(tmp_path / "gone.wav")))
+    request = page_takes.more(made("cover", source=str(tmp_path / "gone.wav")))
     with jobs.job_for(request) as job, pytest.raises(StudioError, match="The source: The file was not found"):
         jobs.decode_upload(job, "source")
 
@@ -80,13 +80,13 @@ def test_an_upload_that_is_gone_is_named(tmp_path: Path):
 def test_a_take_in_another_format_has_the_same_sound_and_tags(tmp_path: Path, kind: str, subtype: str):
     path = tmp_path / "song-seed-7.wav"
     tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) * 0.03).astype(np.float32)
-    export.encode(np.stack([tone, tone]), path, "wav")
-    export.write_tags(path, path.stem, {"mode": "generate", "takes": [{"seed": 7}]})
+    audio_export.encode(np.stack([tone, tone]), path, "wav")
+    audio_export.write_tags(path, path.stem, {"mode": "generate", "takes": [{"seed": 7}]})
     take = made(file=str(path))
-    assert page_results.converted(take, "wav") == str(path)
-    other = Path(page_results.converted(take, kind))
+    assert page_takes.converted(take, "wav") == str(path)
+    other = Path(page_takes.converted(take, kind))
     assert (other.name, soundfile.info(other).subtype) == (f"song-seed-7.{kind}", subtype)
-    assert export.read_record(other)["takes"] == [{"seed": 7}]
+    assert audio_export.read_record(other)["takes"] == [{"seed": 7}]
     before, after = audio.decode(path), audio.decode(other)
     assert after.shape == before.shape
     assert np.abs(after - before).max() < (1e-6 if kind == "flac" else 0.1)

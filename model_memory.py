@@ -15,14 +15,14 @@ from typing import Any
 import psutil
 
 import bootstrap
+import model_offload
 import models
-import offload
 from events import Problem, StudioError
-from hub import PARTS
 from limits import LIMITS
+from model_hub import PARTS
+from model_weights import Weights, bytes_in, checkpoint_kind, transformer_config
 from models import FAST8, LADDERS, Device, Kind, Plan, is_apart
 from params import SongRequest, sampling_settings
-from weights import Weights, bytes_in, checkpoint_kind, transformer_config
 
 # The plans, as status and capabilities name them.
 TEXTS: dict[str, str] = {
@@ -254,7 +254,7 @@ class Placing:
             self._models.pipeline().to("cpu")
             self._away = True
         else:
-            offload.bring(self._models.pipeline(), "")
+            model_offload.bring(self._models.pipeline(), "")
         models.free_memory()
 
     def _choice(self, song: Song | None, forced: str) -> Choice:

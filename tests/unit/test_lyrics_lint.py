@@ -7,7 +7,7 @@ import random
 import pytest
 
 from limits import STRUCTURES
-from lint import MOST_ADVICE, lint, parse_heading, syllables, tidy_draft, tidy_line, tidy_lyrics
+from lyrics_lint import MOST_ADVICE, lint, parse_heading, syllables, tidy_draft, tidy_line, tidy_lyrics
 
 GOOD = """\
 [Intro]

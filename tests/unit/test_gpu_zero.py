@@ -12,11 +12,11 @@ import httpx
 import numpy as np
 import pytest
 
-import zerogpu
+import gpu_zero
 from events import Done, Progress, StudioError
+from gpu_zero import Work
 from limits import LIMITS
 from params import parse_request
-from zerogpu import Work
 
 QUOTA = "ZeroGPU quota exceeded"
 NO_GPU = "No GPU was available after 60s. <a>Retry later</a>"
@@ -59,7 +59,7 @@ ABORTED = said("ZeroGPU worker error", "GPU task aborted")
     ids=str,
 )
 def test_every_error_of_zerogpu_has_a_sentence_and_others_have_none(error, code, words):
-    problem = zerogpu.problem_of(error)
+    problem = gpu_zero.problem_of(error)
     assert (problem and problem.code) == code
     assert problem is None or (words in problem.text() and "<" not in problem.text())
 
@@ -78,13 +78,13 @@ def lend(folder, *endings, seconds=100, lived=0.0, stage="steps"):
         asked.append(seconds)
         yield Progress(stage)
         if lived:
-            (folder / zerogpu.BEAT).write_text(str(time.time() - lived * seconds))
+            (folder / gpu_zero.BEAT).write_text(str(time.time() - lived * seconds))
         if ending := endings[len(asked) - 1]:
             raise ending
         yield Done((), {})
 
     try:
-        for last in zerogpu.lent(call, folder, seconds):
+        for last in gpu_zero.lent(call, folder, seconds):
             notes += [last.note] if getattr(last, "note", "") else []
     except Exception as error:
         last = error
@@ -124,27 +124,27 @@ def test_a_heartbeat_of_the_first_try_says_nothing_about_the_second(tmp_path):
 
     def call(seconds):
         if not tried:
-            (tmp_path / zerogpu.BEAT).write_text(str(time.time() - seconds))
+            (tmp_path / gpu_zero.BEAT).write_text(str(time.time() - seconds))
         tried.append(seconds)
         yield Progress("steps", 1)
         raise ABORTED
 
     with pytest.raises(StudioError) as raised:
-        list(zerogpu.lent(call, tmp_path, 100))
+        list(gpu_zero.lent(call, tmp_path, 100))
     assert raised.value.problem.code == "gpu_aborted" and len(tried) == 2
 
 
 def test_a_worker_whose_death_nobody_reports_is_missed_by_its_heartbeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(zerogpu, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(gpu_zero, "SILENT_SECONDS", 0.2)
     over = threading.Event()
 
     def call(seconds):
         yield Progress("steps", 1)
-        zerogpu.Beat(tmp_path).write()
+        gpu_zero.Beat(tmp_path).write()
         over.wait(100)
 
     with pytest.raises(StudioError) as raised:
-        list(zerogpu.lent(call, tmp_path, 60))
+        list(gpu_zero.lent(call, tmp_path, 60))
     assert raised.value.problem.code == "gpu_silent" and not over.is_set()
     over.set()
 
@@ -159,7 +159,7 @@ def test_a_visitor_can_leave_while_the_card_is_being_lent(tmp_path):
         finally:
             ended.set()
 
-    events = zerogpu.lent(call, tmp_path, 60)
+    events = gpu_zero.lent(call, tmp_path, 60)
     assert next(events).stage == "lending"
     events.close()
     assert not ended.is_set()
@@ -168,15 +168,15 @@ def test_a_visitor_can_leave_while_the_card_is_being_lent(tmp_path):
 
 
 def test_a_heartbeat_tells_when_the_time_began(tmp_path, monkeypatch):
-    monkeypatch.setattr(zerogpu, "_forked_at", [time.time() - 50])
-    zerogpu.Beat(tmp_path).write()
-    assert zerogpu.used_up(tmp_path, 50) and not zerogpu.used_up(tmp_path, 60)
+    monkeypatch.setattr(gpu_zero, "_forked_at", [time.time() - 50])
+    gpu_zero.Beat(tmp_path).write()
+    assert gpu_zero.used_up(tmp_path, 50) and not gpu_zero.used_up(tmp_path, 60)
     # The fork is long ago for the second job of a warm worker.
-    zerogpu.Beat(tmp_path).write()
-    assert not zerogpu.used_up(tmp_path, 50)
-    zerogpu.Beat(tmp_path / "gone").write()  # nobody waits for it any more
-    (tmp_path / zerogpu.BEAT).write_text("")
-    assert not zerogpu.used_up(tmp_path, 1)
+    gpu_zero.Beat(tmp_path).write()
+    assert not gpu_zero.used_up(tmp_path, 50)
+    gpu_zero.Beat(tmp_path / "gone").write()  # nobody waits for it any more
+    (tmp_path / gpu_zero.BEAT).write_text("")
+    assert not gpu_zero.used_up(tmp_path, 1)
 
 
 # --- the seconds --------------------------------------------------------------------------------------------------
@@ -186,11 +186,11 @@ SONG = Work("generate", duration=240, steps=100, takes=2, guidance=7.0)
 
 def test_seconds_are_a_whole_number_from_60_to_300():
     for value in (-5, 59.9, 123.7, np.float64(123.7), 1e9):
-        assert type(zerogpu.clamped(value)) is int and 60 <= zerogpu.clamped(value) <= 300
+        assert type(gpu_zero.clamped(value)) is int and 60 <= gpu_zero.clamped(value) <= 300
 
 
 def test_more_work_takes_longer():
-    needed = zerogpu.seconds_needed
+    needed = gpu_zero.seconds_needed
     more = ({"duration": 300}, {"steps": 120}, {"takes": 3}, {"planner": True}, {"tokens": 500}, {"source": 240})
     for change in (*more, {"passes": 2}):
         assert needed(replace(SONG, **change)) > needed(SONG), change
@@ -200,7 +200,7 @@ def test_more_work_takes_longer():
 def work(mode, facts=None, **values):
     if mode in ("generate", "cover", "extend", "edit"):
         values = {"prompt": "x", **({} if mode == "generate" else {"source": "/source.wav"}), **values}
-    return zerogpu.work_of(parse_request(mode, values), **(facts or {}))
+    return gpu_zero.work_of(parse_request(mode, values), **(facts or {}))
 
 
 @pytest.mark.parametrize(("mode", "length"), [("generate", 60), ("cover", 90), ("extend", 120), ("edit", 90)])
@@ -229,7 +229,7 @@ def test_a_morph_runs_source_and_target_in_every_draw():
 
 def test_every_standard_song_fits():
     for takes in (1, 4):
-        assert zerogpu.refusal(work("generate", duration=LIMITS["duration"].high, takes=takes)) is None
+        assert gpu_zero.refusal(work("generate", duration=LIMITS["duration"].high, takes=takes)) is None
 
 
 ALONE = {"generate": {"takes", "steps", "duration"}, "cover": {"takes", "steps"}}
@@ -238,17 +238,17 @@ ALONE = {"generate": {"takes", "steps", "duration"}, "cover": {"takes", "steps"}
 @pytest.mark.parametrize(("mode", "alone"), ALONE.items())
 def test_what_does_not_fit_is_refused_with_the_most_that_would_fit(mode, alone):
     song = Work(mode, duration=600, source=0 if mode == "generate" else 600, steps=200, takes=4, guidance=7.0)
-    problem = zerogpu.refusal(song)
-    assert "300" in problem.message and f"{zerogpu.seconds_needed(song):,.0f}" in problem.message
+    problem = gpu_zero.refusal(song)
+    assert "300" in problem.message and f"{gpu_zero.seconds_needed(song):,.0f}" in problem.message
     names = {"take": "takes", "seconds": "duration"}
     ways = {names.get(what, what): int(n) for n, what in re.findall(r"(\d+) (takes?|steps|seconds)", problem.hint)}
     assert set(ways) == alone
     for name, number in ways.items():
-        assert zerogpu.seconds_needed(replace(song, **{name: number})) <= 300
+        assert gpu_zero.seconds_needed(replace(song, **{name: number})) <= 300
         more = number + (5 if name == "duration" else 1)
-        assert zerogpu.seconds_needed(replace(song, **{name: more})) > 300
+        assert gpu_zero.seconds_needed(replace(song, **{name: more})) > 300
     # Where nothing alone helps, what to lower together.
     song = Work("edit", duration=600, source=600, steps=200, takes=4, guidance=7.0, passes=16)
-    steps = int(re.search(r"1 take and (\d+) steps", zerogpu.refusal(song).hint)[1])
-    assert zerogpu.seconds_needed(replace(song, takes=1, steps=steps)) <= 300
-    assert "morph averages" in zerogpu.refusal(replace(song, passes=80)).hint
+    steps = int(re.search(r"1 take and (\d+) steps", gpu_zero.refusal(song).hint)[1])
+    assert gpu_zero.seconds_needed(replace(song, takes=1, steps=steps)) <= 300
+    assert "morph averages" in gpu_zero.refusal(replace(song, passes=80)).hint

@@ -11,9 +11,9 @@ import pytest
 
 import models
 from events import StudioError
+from model_weights import DEFAULT_MODEL, checkpoint_kind, find_weights, is_turbo
 from tests.unit.fake_hub import COMMIT
 from tests.weights import CPU, weights_in
-from weights import DEFAULT_MODEL, checkpoint_kind, find_weights, is_turbo
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 

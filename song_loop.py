@@ -3,7 +3,7 @@
 On text2music it equals `AceStepPipeline.__call__` in float32: bit for bit up to 256 tokens (20 s), to 1e-5 beyond,
 where attention works in windows. It differs from it on purpose in three points: latents stay in float32 between steps;
 each take's generator draws all of its noise on the CPU in float32, so that a seed means the same on every device; and
-an XL checkpoint gets the timbre token that it was trained with (`conditions.encode_condition`).
+an XL checkpoint gets the timbre token that it was trained with (`song_conditions.encode_condition`).
 
 Shapes: B takes, T latent frames (25 a second), C latent channels (64 in the real model), L condition tokens.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import attention
+import song_attention
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +116,7 @@ class _Model:
         states = condition.states
         null = pipe.condition_encoder.null_condition_emb.to(device=states.device, dtype=states.dtype)
         self._transformer, self._takes = pipe.transformer, takes
-        self._condition = attention.CachedCondition(states, null, takes)
+        self._condition = song_attention.CachedCondition(states, null, takes)
         self._context = condition.context.expand(takes, -1, -1).repeat(2, 1, 1)  # for both halves of guidance
         self.momentum = momentum or MomentumBuffer(momentum=APG_MOMENTUM)
 

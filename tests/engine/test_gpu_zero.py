@@ -12,7 +12,7 @@ import soundfile
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError, ValidationError
 
-import zerogpu
+import gpu_zero
 from params import parse_request
 from tests.engine.adapters import write_adapter
 from tests.engine.fake_device_api import STREAM, Answer, Queued, no_quota
@@ -92,7 +92,7 @@ def test_the_declared_seconds_are_those_of_the_estimator_and_too_many_are_refuse
     changed = {"duration": 240, "takes": 4, "options": {"steps": 50, "plan": False}}
     space.api.answers.append(no_quota(wait=-1))
     failed(song(space.client(TOKEN), **changed))
-    expected = zerogpu.gpu_seconds(zerogpu.work_of(parse_request("generate", values(**changed)), planner=True))
+    expected = gpu_zero.gpu_seconds(gpu_zero.work_of(parse_request("generate", values(**changed)), planner=True))
     assert expected > 60
     assert int(space.api.asked[-1]["durationSeconds"]) == expected
     before = len(space.api.asked)
@@ -178,7 +178,7 @@ def test_a_crash_is_a_sentence_and_not_tried_again_even_if_nobody_reports_it(spa
     made(song(space.client()))
 
 
-# Whatever else `spaces` cannot read ends like these (tests/unit/test_zerogpu.py).
+# Whatever else `spaces` cannot read ends like these (tests/unit/test_gpu_zero.py).
 UNREAD = "could not be asked for a GPU"
 REFUSALS = {
     "quota": (no_quota(30, 3723), True, "needs 60 seconds, and 30 are left. Try again in 1:02:03"),

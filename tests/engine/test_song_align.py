@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-import align
 import audio
+import audio_export
 import backend
-import codec
-import conditions
-import export
-import sampling
+import song_align
+import song_codec
+import song_conditions
+import song_loop
 from events import Done, Failed, InvalidRequest, Progress
 from limits import MAX_LYRIC_TOKENS, SAMPLE_RATE
 from params import parse_request
@@ -30,20 +30,22 @@ SECONDS = 12
 
 def test_the_config_names_the_heads(pipe):
     config = pipe.transformer.config
-    assert align.alignment_heads({**config, align.CONFIG_KEY: {"0": [1], "1": [0, 1]}}) == HEADS
+    assert song_align.alignment_heads({**config, song_align.CONFIG_KEY: {"0": [1], "1": [0, 1]}}) == HEADS
     for named in (None, {"99": [0]}, {"0": [99]}, {"0": ["x"]}, {"0": 3}, [1]):
-        assert align.alignment_heads({**config, align.CONFIG_KEY: named}) == {}, named
-    assert align.alignment_heads({}) == {} and align.alignment_heads({align.CONFIG_KEY: {"0": [1]}}) == {}
+        assert song_align.alignment_heads({**config, song_align.CONFIG_KEY: named}) == {}, named
+    assert (
+        song_align.alignment_heads({}) == {} and song_align.alignment_heads({song_align.CONFIG_KEY: {"0": [1]}}) == {}
+    )
     # The official shapes have the heads of upstream.
     for shape, layer, heads in (((32, 32), 5, (5, 6, 7)), ((24, 16), 3, (10, 11))):
         official = {"num_hidden_layers": shape[0], "num_attention_heads": shape[1]}
-        assert align.alignment_heads(official)[layer] == heads
+        assert song_align.alignment_heads(official)[layer] == heads
 
 
 def test_attention_is_what_the_transformer_attends_to_and_leaves_nothing_behind(pipe, monkeypatch):
     condition, latents, noise = _song(pipe, 61)
     before = _forward(pipe, condition, latents)
-    heard = align.attention(pipe, condition, latents, noise, 0.02, HEADS, SONG)
+    heard = song_align.attention(pipe, condition, latents, noise, 0.02, HEADS, SONG)
     assert torch.equal(_forward(pipe, condition, latents), before)
     assert not any(layer.cross_attn._forward_pre_hooks for layer in pipe.transformer.layers)
     everything = _eager(pipe, condition, latents, noise, 0.02, monkeypatch)
@@ -55,7 +57,7 @@ def test_attention_is_what_the_transformer_attends_to_and_leaves_nothing_behind(
 
 def test_tokens_know_their_lines_and_what_is_sung(pipe):
     for lyrics in [LYRICS, "hé [x] 夜の🎵空\r\nok", "one", "x" * 9_000 + "\nend"]:
-        where, tokens = align.lyric_slice(pipe, lyrics, "en")
+        where, tokens = song_align.lyric_slice(pipe, lyrics, "en")
         _, text = pipe._format_prompt(prompt="", lyrics=lyrics, vocal_language="en")
         ids = pipe.tokenizer(text, truncation=True, max_length=MAX_LYRIC_TOKENS).input_ids
         assert where.stop - where.start == len(tokens) and where.stop <= len(ids)
@@ -72,7 +74,7 @@ def test_tokens_know_their_lines_and_what_is_sung(pipe):
 def test_the_warp_is_the_cheapest_way():
     for rows, columns in [(1, 9), (7, 1), (6, 11), (11, 6)]:
         cost = np.random.default_rng(rows * columns).normal(size=(rows, columns))
-        found = align.warp(cost)
+        found = song_align.warp(cost)
         assert (found[0][0], found[1][0]) == (0, 0) and (found[0][-1], found[1][-1]) == (rows - 1, columns - 1)
         steps = set(zip(np.diff(found[0]), np.diff(found[1]), strict=True))
         assert steps <= {(0, 1), (1, 0), (1, 1)}
@@ -86,9 +88,9 @@ def test_lines_are_timed_where_the_attention_is():
     heads = np.random.default_rng(0).uniform(0, 0.02, (3, 6, 40))
     for row, (start, end) in enumerate(itertools.pairwise(borders)):
         heads[:, row, start:end] += 0.9
-    lines = align.timed_lines(heads, tokens, lyrics, 8.0)
+    lines = song_align.timed_lines(heads, tokens, lyrics, 8.0)
     assert [tuple(line.values()) for line in lines] == [(1.0, 4.0, "first line"), (4.4, 8.0, "second line")]
-    assert align.lrc(lines) == "[00:01.00]first line\n[00:04.40]second line\n"
+    assert song_align.lrc(lines) == "[00:01.00]first line\n[00:04.40]second line\n"
 
 
 def test_the_score_tells_singing_from_noise():
@@ -97,19 +99,19 @@ def test_the_score_tells_singing_from_noise():
     for row in range(10):
         diagonal[:, row, row * 20 : row * 20 + 20] = 0.8
     noise = np.random.default_rng(0).uniform(0, 1, (2, 10, 200))
-    assert align.score(diagonal, tokens) > 0.9
-    assert align.score(diagonal[:, ::-1], tokens) < 0.2
-    assert align.score(noise, tokens) < align.score(diagonal, tokens) - 0.2
-    assert align.score(diagonal, np.full(10, -1)) == 0.0
-    assert align.score(np.zeros((1, 10, 200)), tokens) == 0.0
+    assert song_align.score(diagonal, tokens) > 0.9
+    assert song_align.score(diagonal[:, ::-1], tokens) < 0.2
+    assert song_align.score(noise, tokens) < song_align.score(diagonal, tokens) - 0.2
+    assert song_align.score(diagonal, np.full(10, -1)) == 0.0
+    assert song_align.score(np.zeros((1, 10, 200)), tokens) == 0.0
 
 
 def _song(pipe, frames):
     words = {"prompt": "piano", "lyrics": LYRICS, "audio_duration": frames / 25}
-    condition = conditions.encode_condition(pipe, words, conditions.silent_context(pipe, frames))
-    generators = sampling.generators_for((1, 2))
+    condition = song_conditions.encode_condition(pipe, words, song_conditions.silent_context(pipe, frames))
+    generators = song_loop.generators_for((1, 2))
     channels = pipe.transformer.config.audio_acoustic_hidden_dim
-    latents, noise = sampling.draw_noise(generators, frames, channels).split(1)
+    latents, noise = song_loop.draw_noise(generators, frames, channels).split(1)
     return condition, latents, noise
 
 
@@ -135,7 +137,7 @@ def _eager(pipe, condition, latents, noise, t, monkeypatch):
         return (a @ value).transpose(1, 2)
 
     monkeypatch.setattr(module, "dispatch_attention_fn", dispatch)
-    _forward(pipe, condition, sampling.noised(latents, noise, t), t)
+    _forward(pipe, condition, song_loop.noised(latents, noise, t), t)
     return weights[1::2]  # self-attention and cross-attention take turns
 
 
@@ -155,7 +157,7 @@ def studio(tiny, tmp_path_factory):
     """Return a backend on a copy of the tiny checkpoint whose transformer names the heads that follow the lyrics."""
     copy = shutil.copytree(tiny, tmp_path_factory.mktemp("checkpoints") / "with-heads")
     place = copy / "transformer" / "config.json"
-    place.write_text(json.dumps({**json.loads(place.read_text()), align.CONFIG_KEY: {"0": [1], "1": [0]}}))
+    place.write_text(json.dumps({**json.loads(place.read_text()), song_align.CONFIG_KEY: {"0": [1], "1": [0]}}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_STUDIO_MODEL", str(copy))
         fresh = backend.Backend()
@@ -168,7 +170,7 @@ def take(tmp_path_factory):
     path = tmp_path_factory.mktemp("songs") / "take.wav"
     times = np.arange(SECONDS * SAMPLE_RATE) / SAMPLE_RATE
     tone = 0.4 * np.sin(2 * np.pi * (200 + 20 * times) * times)
-    export.encode(np.stack([tone * (times < 6), tone * (times >= 6)]), path, "wav")
+    audio_export.encode(np.stack([tone * (times < 6), tone * (times >= 6)]), path, "wav")
     return str(path)
 
 
@@ -201,7 +203,7 @@ def test_the_times_repeat_and_follow_the_song(studio, take, tmp_path):
     first, again = (timed(studio, take) for _ in range(2))
     assert (first["lines"], first["score"]) == (again["lines"], again["score"])
     backwards = str(tmp_path / "backwards.wav")
-    export.encode(audio.decode(take)[:, ::-1], backwards, "wav")
+    audio_export.encode(audio.decode(take)[:, ::-1], backwards, "wav")
     assert timed(studio, backwards)["score"] != first["score"]
 
 
@@ -212,15 +214,15 @@ def test_what_is_heard_are_the_heads_of_the_noisy_song(studio, take, monkeypatch
         heard.update(t=t, heads=heads, latents=latents, noise=noise, tokens=tokens)
         return whole(pipe, condition, latents, noise, t, heads, tokens)
 
-    whole = align.attention
-    monkeypatch.setattr(align, "attention", attention)
+    whole = song_align.attention
+    monkeypatch.setattr(song_align, "attention", attention)
     timed(studio, take, steps=25)
     pipe = studio.models.pipeline()
     assert (heard["t"], heard["heads"]) == (1 / 25, {0: (1,), 1: (0,)})
-    assert heard["latents"].shape[1] == codec.frames_for(pipe, SECONDS)
-    drawn = sampling.draw_noise(sampling.generators_for((7,)), *heard["latents"].shape[1:])
+    assert heard["latents"].shape[1] == song_codec.frames_for(pipe, SECONDS)
+    drawn = song_loop.draw_noise(song_loop.generators_for((7,)), *heard["latents"].shape[1:])
     assert bool((heard["noise"] == drawn).all())
-    assert heard["tokens"] == align.lyric_slice(pipe, LYRICS.strip(), "en")[0]
+    assert heard["tokens"] == song_align.lyric_slice(pipe, LYRICS.strip(), "en")[0]
 
 
 def test_a_song_without_words_cannot_be_asked_for(take):

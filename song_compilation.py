@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 
-from attention import CachedCondition, Tables, compute_layer, condition_heads, tables_for
 from bootstrap import on_zerogpu
 from events import first_line, is_out_of_memory
+from song_attention import CachedCondition, Tables, compute_layer, condition_heads, tables_for
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-import attention
 import backend
-import compilation
+import song_attention
+import song_compilation
 from tests.engine.songs import samples_of, song
 from tests.program import ROOT
 from tests.waiting import until
@@ -23,7 +23,7 @@ from tools import bench_loop
 def transformer():
     torch.manual_seed(0)
     made = bench_loop.build("small", 3)
-    made.compiled = compilation.Compiled(made)
+    made.compiled = song_compilation.Compiled(made)
     return made
 
 
@@ -38,8 +38,8 @@ SETTINGS = [
 def test_an_unusable_setting_is_a_warning_and_changes_nothing(monkeypatch, caplog, asked, on_zerogpu, said):
     made = bench_loop.build("small", 1)
     monkeypatch.setenv("ACE_STUDIO_COMPILE", asked)
-    monkeypatch.setattr(compilation, "on_zerogpu", lambda: on_zerogpu)
-    compilation.set_up(made)
+    monkeypatch.setattr(song_compilation, "on_zerogpu", lambda: on_zerogpu)
+    song_compilation.set_up(made)
     assert said in caplog.text and not hasattr(made, "compiled")
 
 
@@ -49,7 +49,7 @@ from pathlib import Path
 from tests.engine.zerogpu_studio import patch_torch
 patch_torch()
 import huggingface_hub, spaces, torch
-import attention, compilation
+import song_attention, song_compilation
 from tools import bench_loop, compile_layers
 
 folder = Path(sys.argv[1])
@@ -57,8 +57,8 @@ torch.manual_seed(0)
 made = bench_loop.build("small", 4)
 compile_layers.write(made, folder, (1,))
 huggingface_hub.snapshot_download = lambda repo_id, **_: folder
-compilation.on_zerogpu = lambda: True
-compilation.set_up(made)
+song_compilation.on_zerogpu = lambda: True
+song_compilation.set_up(made)
 
 def differ(frames, takes=1, guided=True):
     inputs = bench_loop.inputs_of(made, frames, takes)
@@ -78,7 +78,7 @@ with made.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None):
 # A package that is damaged costs no song.
 for package in folder.rglob("*.pt2"):
     package.write_bytes(b"no package")
-compilation.set_up(made)
+song_compilation.set_up(made)
 assert differ(1500) < 1e-5 and made.compiled._broken
 print("all equal")
 """
@@ -107,7 +107,7 @@ def test_what_is_changed_by_hooks_is_not_compiled(transformer):
     compiled._compiled[2, 1] = True
     assert compiled.pick(2, 513, 1) is compiled._layer
     with transformer.layers[1].mlp.up_proj.register_forward_hook(lambda *_: None):
-        assert compiled.pick(2, 513, 1) is attention.compute_layer
+        assert compiled.pick(2, 513, 1) is song_attention.compute_layer
     assert compiled.pick(2, 513, 1) is compiled._layer
 
 
@@ -141,9 +141,9 @@ def test_a_studio_compiles_after_its_first_song_and_for_every_length(monkeypatch
     plain, first, later = (samples_of(each)[0] for each in songs)
     assert np.array_equal(plain, first) and np.allclose(plain, later, atol=1e-3)
     # Shorter songs, whole blocks, and more takes are not what it was compiled for.
-    assert compiled.pick(2, 513, 1) is not attention.compute_layer
+    assert compiled.pick(2, 513, 1) is not song_attention.compute_layer
     for rows, tokens, takes in ((2, 511, 1), (2, 640, 1), (4, 513, 2)):
-        assert compiled.pick(rows, tokens, takes) is attention.compute_layer
+        assert compiled.pick(rows, tokens, takes) is song_attention.compute_layer
     with torch._dynamo.config.patch(error_on_recompile=True):
         for frames in (1000, 1026, 1280, 1500, 1537, 3000):
             assert differ(transformer, frames) < 1e-5

@@ -20,7 +20,7 @@ from gradio import processing_utils
 from gradio import utils as gradio_utils
 
 import audio
-import export
+import audio_export
 import jobs
 import page_form
 import page_widgets
@@ -30,7 +30,7 @@ from backend import GPU_CONCURRENCY, get_backend
 from events import Done, Problem, StudioError
 from limits import FORMATS, INSTRUMENTAL, MORE_LIKE_THIS
 from page_form import AT_ONCE, QUIET, Form, Updates, html
-from page_runs import RunBar, connect_cancel, connect_run, stream_of
+from page_run import RunBar, connect_cancel, connect_run, stream_of
 from params import AlignRequest, Request, SongRequest, parse_request
 
 LOSSY = ("mp3", "ogg")
@@ -121,7 +121,7 @@ def card(made: Made) -> dict[str, Any]:
         "lufs": take["loudness_lufs"],
         "seconds": take["duration"],
         "peaks": peaks,
-        "art": export.picture_for_page(waveform, {**record, "takes": [take]}),
+        "art": audio_export.picture_for_page(waveform, {**record, "takes": [take]}),
         "path": made.file,
         "kind": made.request.options.format,
         "source": {"path": source, "offset": getattr(made.request, "before", 0.0)} if source else None,
@@ -267,9 +267,9 @@ def converted(made: Made, kind: str) -> str:
     """Return the path of the take in another format with the same tags, in Gradio's cache."""
     if kind == made.request.options.format:
         return made.file
-    samples, record = audio.read_wav(made.file), export.read_record(made.file)
+    samples, record = audio.read_wav(made.file), audio_export.read_record(made.file)
     with tempfile.TemporaryDirectory() as folder:
-        path = export.encode(samples, Path(folder, f"{Path(made.file).stem}.{kind}"), kind)
+        path = audio_export.encode(samples, Path(folder, f"{Path(made.file).stem}.{kind}"), kind)
         if record:
-            export.write_tags(path, path.stem, record, export.picture_for_tags(samples, record))
+            audio_export.write_tags(path, path.stem, record, audio_export.picture_for_tags(samples, record))
         return processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder())

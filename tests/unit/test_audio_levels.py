@@ -6,30 +6,34 @@ import tracemalloc
 import numpy as np
 import pytest
 
-import levels
-from levels import match_level, splice
+import audio_levels
+from audio_levels import match_level, splice
 from modes import NOISE_FLATNESS
 from tests.unit.sounds import RATE, noise, tone
 
 
 @pytest.mark.parametrize("samples", [noise(RATE, level=0), noise(0)], ids=["a second", "nothing"])
 def test_silence_has_finite_levels(samples):
-    assert levels.is_silent(samples)
-    for level in (levels.peak_dbfs(samples), levels.rms_dbfs(samples), levels.true_peak_dbtp(samples)):
-        assert level == levels.FLOOR_DBFS
-    assert levels.loudness_lufs(samples) is None
-    assert levels.spectral_flatness(samples) == 0.0
+    assert audio_levels.is_silent(samples)
+    for level in (
+        audio_levels.peak_dbfs(samples),
+        audio_levels.rms_dbfs(samples),
+        audio_levels.true_peak_dbtp(samples),
+    ):
+        assert level == audio_levels.FLOOR_DBFS
+    assert audio_levels.loudness_lufs(samples) is None
+    assert audio_levels.spectral_flatness(samples) == 0.0
 
 
 def test_silence_is_an_rms_below_minus_60():
     for dbfs, silent in [(-59.5, False), (-60.5, True)]:
-        assert levels.is_silent(np.full((2, 3 * RATE), 10 ** (dbfs / 20), np.float32)) is silent
+        assert audio_levels.is_silent(np.full((2, 3 * RATE), 10 ** (dbfs / 20), np.float32)) is silent
 
 
 def test_loudness_ignores_the_pauses():
     """EBU Tech 3341, case 3: 10 s at -36, 60 s at -23, 10 s at -36 dBFS read -23.0 LUFS."""
     parts = [np.repeat(tone(s, hertz=1000, level=10 ** (d / 20), channels=1), 2, 0) for s, d in ((10, -36), (60, -23))]
-    assert levels.loudness_lufs(np.concatenate([*parts, parts[0]], axis=1)) == pytest.approx(-23.0, abs=0.1)
+    assert audio_levels.loudness_lufs(np.concatenate([*parts, parts[0]], axis=1)) == pytest.approx(-23.0, abs=0.1)
 
 
 def test_true_peak_sees_between_the_samples():
@@ -38,70 +42,75 @@ def test_true_peak_sees_between_the_samples():
         n = np.arange(RATE)
         wave = 0.5 * np.sin(2 * np.pi * n / 4 + np.radians(phase)) * np.sin(np.pi * n / RATE) ** 2
         samples = np.stack([np.zeros(RATE), wave]).astype(np.float32)
-        assert levels.true_peak_dbtp(samples) == pytest.approx(-6.02, abs=0.1)
+        assert audio_levels.true_peak_dbtp(samples) == pytest.approx(-6.02, abs=0.1)
     # A pulse half way between two samples, at whole seconds, where blocks have their borders.
     for at in (0.5, 1.0, 10.0, 30.0):
         n = np.arange(31 * RATE) - at * RATE + 0.5
         pulse = np.where(np.abs(n) < 100, np.sinc(0.8 * n) * np.cos(np.pi * n / 200) ** 2, 0)
         samples = np.stack([pulse, -pulse]).astype(np.float32)
-        assert levels.peak_dbfs(samples) < -2
-        assert levels.true_peak_dbtp(samples) == pytest.approx(0.0, abs=0.1), at
+        assert audio_levels.peak_dbfs(samples) < -2
+        assert audio_levels.true_peak_dbtp(samples) == pytest.approx(0.0, abs=0.1), at
 
 
 def test_flatness_tells_noise_from_tones():
-    assert levels.spectral_flatness(noise(3 * RATE)) > NOISE_FLATNESS > 0.01 > levels.spectral_flatness(tone(3.0))
+    assert (
+        audio_levels.spectral_flatness(noise(3 * RATE))
+        > NOISE_FLATNESS
+        > 0.01
+        > audio_levels.spectral_flatness(tone(3.0))
+    )
     chord = sum(tone(3.0, hertz=hertz, level=0.1) for hertz in (220, 277, 330, 440, 880))
-    assert levels.spectral_flatness(chord + noise(3 * RATE, level=0.004)) < NOISE_FLATNESS
+    assert audio_levels.spectral_flatness(chord + noise(3 * RATE, level=0.004)) < NOISE_FLATNESS
     mostly_quiet = np.concatenate([noise(RATE), np.zeros((2, 5 * RATE), np.float32)], axis=1)
-    assert levels.spectral_flatness(mostly_quiet) > 0.5
-    assert 0 <= levels.spectral_flatness(noise(100)) <= 1
+    assert audio_levels.spectral_flatness(mostly_quiet) > 0.5
+    assert 0 <= audio_levels.spectral_flatness(noise(100)) <= 1
 
 
 def test_scale_to_peak():
     for level in (0.01, 4.0):
         samples = tone(1.0, level=level)
-        assert levels.peak_dbfs(samples) == pytest.approx(20 * np.log10(level), abs=0.01)
-        scaled = levels.scale_to_peak(samples, -6.0)
+        assert audio_levels.peak_dbfs(samples) == pytest.approx(20 * np.log10(level), abs=0.01)
+        scaled = audio_levels.scale_to_peak(samples, -6.0)
         assert scaled.dtype == np.float32
-        assert levels.peak_dbfs(scaled) == pytest.approx(-6.0, abs=1e-3)
+        assert audio_levels.peak_dbfs(scaled) == pytest.approx(-6.0, abs=1e-3)
     quiet = tone(1.0, level=1e-5)
-    np.testing.assert_array_equal(levels.scale_to_peak(quiet, -6.0), quiet)
+    np.testing.assert_array_equal(audio_levels.scale_to_peak(quiet, -6.0), quiet)
 
 
 def test_scale_to_loudness_reaches_the_target_and_keeps_peaks_under_the_ceiling_without_clipping():
     for level in (0.02, 0.9):
-        scaled = levels.scale_to_loudness(tone(3.0, hertz=300, level=level), -23.0)
+        scaled = audio_levels.scale_to_loudness(tone(3.0, hertz=300, level=level), -23.0)
         assert scaled.dtype == np.float32
-        assert levels.loudness_lufs(scaled) == pytest.approx(-23.0, abs=0.05)
+        assert audio_levels.loudness_lufs(scaled) == pytest.approx(-23.0, abs=0.05)
     samples = noise(3 * RATE, level=0.02)
     samples[:, 70_000:70_002] = 0.7  # the true peak lies between the two
-    scaled = levels.scale_to_loudness(samples, -10.0, -3.0)
-    assert levels.true_peak_dbtp(scaled) == pytest.approx(-3.0, abs=0.01)
+    scaled = audio_levels.scale_to_loudness(samples, -10.0, -3.0)
+    assert audio_levels.true_peak_dbtp(scaled) == pytest.approx(-3.0, abs=0.01)
     np.testing.assert_allclose(scaled, samples * scaled[0, 70_000] / samples[0, 70_000], rtol=1e-5)
     for samples in (noise(RATE, level=0), tone(3.0, level=6e-4), tone(0.3), noise(0)):  # silence and short clips
-        np.testing.assert_array_equal(levels.scale_to_loudness(samples, -14.0), samples)
+        np.testing.assert_array_equal(audio_levels.scale_to_loudness(samples, -14.0), samples)
 
 
 def test_fade_out_ends_in_silence_and_touches_only_the_end():
     samples = np.ones((2, 2 * RATE), np.float32)
-    faded = levels.fade_out(samples, 0.5)
+    faded = audio_levels.fade_out(samples, 0.5)
     np.testing.assert_array_equal(faded[:, : -RATE // 2], samples[:, : -RATE // 2])
     ramp = faded[0, -RATE // 2 :]
     assert (np.diff(ramp) <= 0).all()
     assert ramp[0] > 0.999 and ramp[-1] == 0.0
     assert samples.min() == 1.0
-    assert levels.fade_out(samples, 0.0)[0, -1] == 1.0
-    assert levels.fade_out(samples, 9.0).shape == samples.shape
+    assert audio_levels.fade_out(samples, 0.0)[0, -1] == 1.0
+    assert audio_levels.fade_out(samples, 9.0).shape == samples.shape
 
 
 @pytest.mark.long
 def test_ten_minutes_are_measured_in_bounded_memory():
     samples = noise(600 * RATE)
     tracemalloc.start()
-    measured = (levels.true_peak_dbtp(samples), levels.rms_dbfs(samples), levels.peak_dbfs(samples))
-    flatness = levels.spectral_flatness(samples)
+    measured = (audio_levels.true_peak_dbtp(samples), audio_levels.rms_dbfs(samples), audio_levels.peak_dbfs(samples))
+    flatness = audio_levels.spectral_flatness(samples)
     assert tracemalloc.get_traced_memory()[1] < 100_000_000
-    loudness = levels.loudness_lufs(samples)
+    loudness = audio_levels.loudness_lufs(samples)
     assert tracemalloc.get_traced_memory()[1] < 4 * samples.nbytes
     tracemalloc.stop()
     assert np.isfinite([*measured, loudness, flatness]).all()

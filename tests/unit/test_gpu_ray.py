@@ -9,8 +9,8 @@ import pytest
 
 import app
 import backend
-import cluster
-import cluster_worker
+import gpu_ray
+import gpu_ray_worker
 import tooltips
 from events import Job, StudioError
 from tests.program import free_port, python
@@ -30,13 +30,13 @@ def test_a_space_never_uses_ray(monkeypatch, environ, found):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert cluster.wanted() == found
+    assert gpu_ray.wanted() == found
 
 
 @pytest.mark.parametrize(("text", "count"), [("", 0), ("3", 3), ("many", 0)])
 def test_workers_that_are_asked_for(monkeypatch, text, count):
     monkeypatch.setenv("ACE_STUDIO_RAY_WORKERS", text)
-    assert cluster.count_wanted() == count
+    assert gpu_ray.count_wanted() == count
 
 
 @pytest.mark.slow
@@ -49,23 +49,23 @@ def test_the_studio_does_not_import_ray_unless_it_is_asked_for():
 def test_a_studio_without_ray_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setenv("ACE_STUDIO_RAY", "local")
-    monkeypatch.setattr(cluster, "pool", cluster.Pool())
+    monkeypatch.setattr(gpu_ray, "pool", gpu_ray.Pool())
     (tmp_path / "running").touch()
     job = Job(None, (1,), (), str(tmp_path))
     try:
         with pytest.raises(StudioError, match=r"Ray is not installed here. Start the studio with ./run.sh --ray."):
-            list(cluster.run(backend.on_worker, backend.worker_status, job))
+            list(gpu_ray.run(backend.on_worker, backend.worker_status, job))
         assert backend.get_backend().status()["workers"] == []
     finally:
-        cluster.pool.dismiss()
+        gpu_ray.pool.dismiss()
 
 
 def test_an_address_that_cannot_work_is_refused_at_once(monkeypatch):
     with pytest.raises(StudioError, match="ACE_STUDIO_RAY=auto"):
-        cluster.join("ray://head:10001")
+        gpu_ray.join("ray://head:10001")
     monkeypatch.setitem(sys.modules, "ray", None)  # which would try for minutes
     with pytest.raises(StudioError, match="The head of the Ray cluster cannot be reached"):
-        cluster.join(f"127.0.0.1:{free_port()}")
+        gpu_ray.join(f"127.0.0.1:{free_port()}")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_an_address_that_cannot_work_is_refused_at_once(monkeypatch):
     ids=["versions", "slow", "no head", "no packages", "unknown"],
 )
 def test_an_error_of_ray_is_a_sentence(said, code, words):
-    problem = cluster_worker.problem_of(RuntimeError(said))
+    problem = gpu_ray_worker.problem_of(RuntimeError(said))
     assert problem.code == code and words in problem.message
 
 
@@ -112,10 +112,10 @@ def test_the_status_names_the_workers_and_without_ray_this_process(monkeypatch):
 
 
 def test_a_file_travels_in_blocks(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(cluster_worker, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(gpu_ray_worker, "BLOCK_BYTES", 1000)
     path = tmp_path / "song.wav"
     path.write_bytes(bytes(range(256)) * 10)
-    blocks = list(cluster_worker.blocks_of(str(path)))
+    blocks = list(gpu_ray_worker.blocks_of(str(path)))
     assert [len(block) for block in blocks] == [1000, 1000, 560]
     assert b"".join(blocks) == path.read_bytes()
-    assert list(cluster_worker.blocks_of("")) == []
+    assert list(gpu_ray_worker.blocks_of("")) == []
