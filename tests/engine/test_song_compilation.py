@@ -72,9 +72,9 @@ for _ in range(2):
 assert len(made.compiled._layers) == 2 * len(made.layers)
 # More takes than were compiled, short songs and LoRAs get the plain code.
 for rows, tokens, takes in ((4, 750, 2), (2, 511, 1), (2, 640, 1)):
-    assert made.compiled.pick(rows, tokens, takes) is attention.compute_layer
+    assert made.compiled.pick(rows, tokens, takes) is song_attention.compute_layer
 with made.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None):
-    assert made.compiled.pick(2, 750, 1) is attention.compute_layer
+    assert made.compiled.pick(2, 750, 1) is song_attention.compute_layer
 # A package that is damaged costs no song.
 for package in folder.rglob("*.pt2"):
     package.write_bytes(b"no package")

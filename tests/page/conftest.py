@@ -130,7 +130,8 @@ def visit(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterat
 
 # tests/engine/test_music.py hears the shipped engine; here two steps must be enough for a sound.
 RANDOM = (
-    "import pathlib, sys, weights; weights.PREVIEWS[weights.MODEL_VARIABLE] = pathlib.Path(sys.argv.pop());"
+    "import pathlib, sys, model_weights;"
+    "model_weights.PREVIEWS[model_weights.MODEL_VARIABLE] = pathlib.Path(sys.argv.pop());"
     "import app; app.main()"
 )
 
@@ -155,7 +156,7 @@ def studio(tiny: Path) -> Iterator[str]:
 
 # --- the page on a script -----------------------------------------------------------------------------------------
 
-BACKEND_USERS = ("app", "page_panels", "page_results", "page_runs", "page_settings", "page_widgets")
+BACKEND_USERS = ("app", "page_panels", "page_run", "page_settings", "page_takes", "page_widgets")
 LYRICS = "[Verse]\nThe lamp goes round\n\n[Chorus]\nGood night, good night"
 LINES = [
     {"start": 1.0, "end": 3.0, "text": "The <b>lamp</b> goes round"},
