@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 import bootstrap
 from model_weights import DEFAULT_MODEL, DEFAULT_WRITER, SUBFOLDER, TOKEN_FILES, UMBRELLA
@@ -70,3 +71,19 @@ def test_torch_is_one_that_zerogpu_takes_and_what_it_brings_along_is_not_pinned(
     assert not [name for name in BROUGHT_ALONG & PACKAGES.keys() if PACKAGES[name].specifier]
     # These have to match torch and declare no dependency on it.
     assert not {"torchaudio", "torchvision", "torchcodec"} & PACKAGES.keys()
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("requirements.txt", "gradio"),
+        ("requirements-dev.txt", "ruff"),
+        ("requirements-dev.txt", "pytest"),
+        ("requirements-dev.txt", "playwright"),
+    ],
+)
+def test_what_draws_the_page_or_judges_the_code_is_held_to_a_minor_version(file, name):
+    (wanted,) = [each for each in requirements(file, "3.12") if each.name == name]
+    bounds = {bound.operator: Version(bound.version) for bound in wanted.specifier}
+    lowest, next_minor = bounds[">="], bounds["<"]
+    assert next_minor.release == (lowest.major, lowest.minor + 1)
