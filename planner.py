@@ -40,6 +40,9 @@ from planner_decoding import (
 )
 
 CODES_PER_SECOND = 5
+# How phase 2 is worded, for the record: a plan made with another layout cannot be drawn again. Plans without a name
+# were made with a closed turn, and kept caption and lyrics in the unconditional prompt.
+LAYOUT = "open turn"
 METADATA_ROOM = MAX_CAPTION_TOKENS + 128
 
 
@@ -62,7 +65,8 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """Return the plan for the record and the page; the codes follow from it and the take's seed."""
-        return {**self.metadata, "caption": self.caption, "rewritten": self.rewritten, "seed": self.seed}
+        written = {"caption": self.caption, "rewritten": self.rewritten}
+        return {**self.metadata, **written, "seed": self.seed, "layout": LAYOUT}
 
 
 def codes_needed(seconds: float) -> int:
@@ -93,10 +97,13 @@ def plan(planner: Planner, request: GenerateRequest, seeds: Sequence[int]) -> It
         found = yield from write(planner.model, tokens, grammar, "planning", seed, draw, METADATA_ROOM)
     caption = found.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
     found = {**found, "caption": caption}
-    prompts = tuple(encode(song_prompt(planner.tokenizer, request, values)) for values in (found, {}))
-    count, code_ids = codes_needed(request.duration), planner.vocabulary.code_ids
-    drawn = yield from CodeWriter(planner.model, code_ids, prompts, seeds, count, draw, options.plan_cfg).run()
-    codes = tuple(map(tuple, planner.vocabulary.codes[drawn].tolist()))
+    guided = encode(codes_prompt(planner.tokenizer, request, found))
+    unguided = encode(unguided_prompt(planner.tokenizer))
+    count = codes_needed(request.duration)
+    code_ids = planner.vocabulary.code_ids
+    writer = CodeWriter(planner.model, code_ids, (guided, unguided), seeds, count, draw, options.plan_cfg)
+    drawn = yield from writer.run()
+    codes = tuple(tuple(take) for take in planner.vocabulary.codes[drawn].tolist())
     yield Plan(_metadata(found), caption or request.prompt, bool(caption), seed, codes)
 
 
@@ -227,26 +234,35 @@ INSTRUCTIONS = {
 }
 
 
-def song_prompt(tokenizer: Any, request: GenerateRequest, found: Mapping[str, str] | None = None) -> str:
-    """Return the prompt of phase 1, which the model's thoughts follow, or of phase 2, which the codes follow.
+def song_prompt(tokenizer: Any, request: GenerateRequest) -> str:
+    """Return the prompt of phase 1: the model's thoughts follow it."""
+    return _render(tokenizer, "generate", _caption_and_lyrics(request))
 
-    Phase 2 has `found`, an empty one for the unconditional prompt: as in the model's training, sorted YAML, numbers as
-    numbers, without open fields.
+
+def codes_prompt(tokenizer: Any, request: GenerateRequest, metadata: Mapping[str, str]) -> str:
+    """Return the conditional prompt of phase 2, which ends inside the assistant's turn: the audio codes follow.
+
+    The thoughts are as in the model's training (upstream's `LLMHandler`, #1126): sorted YAML, numbers as numbers, only
+    known fields, and one blank line after them.
     """
-    words = f"# Caption\n{typed(request.prompt)}\n\n# Lyric\n{typed(request.sung_lyrics())}\n"
-    if found is None:
-        return _render(tokenizer, "generate", words)
-    values = {name: int(value) if value.isdigit() else value for name, value in found.items() if value}
-    thoughts = yaml.dump(values, allow_unicode=True, sort_keys=True) if values else ""
-    prompt = _render(tokenizer, "generate", words, f"<think>\n{typed(thoughts)}</think>")
-    return prompt if prompt.endswith("\n") else f"{prompt}\n"
+    values = {name: int(value) if value.isdigit() else value for name, value in metadata.items() if value}
+    thoughts = yaml.dump(values, allow_unicode=True, sort_keys=True).strip()
+    return f"{song_prompt(tokenizer, request)}<think>\n{typed(thoughts)}\n</think>\n\n"
 
 
-def _render(tokenizer: Any, task: str, words: str, answer: str = "") -> str:
+def unguided_prompt(tokenizer: Any) -> str:
+    """Return the unconditional prompt of phase 2, away from which guidance leads: no words and no thoughts."""
+    return f"{_render(tokenizer, 'generate', NO_INPUT)}<think>\n\n</think>\n\n"
+
+
+def _caption_and_lyrics(request: GenerateRequest) -> str:
+    return f"# Caption\n{typed(request.prompt)}\n\n# Lyric\n{typed(request.sung_lyrics())}\n"
+
+
+def _render(tokenizer: Any, task: str, words: str) -> str:
+    """Return a chat whose next turn, the assistant's, is open."""
     messages = [
         {"role": "system", "content": f"# Instruction\n{INSTRUCTIONS[task]}\n\n"},
         {"role": "user", "content": words},
     ]
-    if answer:
-        messages.append({"role": "assistant", "content": answer})
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer)
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -178,8 +178,9 @@ def test_a_device_is_waited_for_every_few_codes_and_for_nothing_else(planner):
 
 def step_by_step(planner, song: GenerateRequest, seed: int, found: dict) -> list[int]:
     """Draw the codes of one take without cache, batch and padding, and in float64 from the logits on."""
-    prompts = [planning.song_prompt(planner.tokenizer, song, values) for values in (found, {})]
-    prompts = [list(planner.vocabulary.encode(prompt)) for prompt in prompts]
+    guided = planning.codes_prompt(planner.tokenizer, song, found)
+    unguided = planning.unguided_prompt(planner.tokenizer)
+    prompts = [list(planner.vocabulary.encode(prompt)) for prompt in (guided, unguided)]
     ids, count, options = planner.vocabulary.code_ids, planning.codes_needed(song.duration), song.options
     chances = 1.0 - torch.rand(count, generator=torch.Generator().manual_seed(seed)).numpy()
     drawn = []
@@ -285,15 +286,36 @@ FOUND = {"bpm": "120", "duration": "10", "keyscale": "G major", "language": "en"
 LONG = "A warm acoustic folk song with fingerpicked guitar and soft brushes, close and breathy"
 
 
-def test_the_prompts_of_phase_2(planner):
+def test_the_codes_follow_inside_the_turn_that_holds_the_thoughts(planner):
     start = f"{GENERATE}{WORDS}\n{ANSWER}<think>\n"
     for values, thoughts in (
-        ({}, "\n"),
         (FOUND, "bpm: 120\nduration: 10\nkeyscale: G major\nlanguage: en\ntimesignature: 4\n"),
         ({"caption": LONG, "bpm": "90", "language": ""}, f"bpm: 90\ncaption: {LONG[:74]}\n  {LONG[75:]}\n"),
     ):
-        expected = f"{start}{thoughts}</think>\n\n<|im_end|>\n"
-        assert planning.song_prompt(planner.tokenizer, request(), values) == expected, values
+        assert planning.codes_prompt(planner.tokenizer, request(), values) == f"{start}{thoughts}</think>\n\n", values
+
+
+def test_guidance_leads_away_from_a_prompt_without_words(planner):
+    expected = f"{GENERATE}NO USER INPUT{ANSWER}<think>\n\n</think>\n\n"
+    assert planning.unguided_prompt(planner.tokenizer) == expected
+
+
+def test_the_codes_are_drawn_after_these_two_prompts(planner, monkeypatch):
+    given = []
+    draw = planner_decoding.CodeWriter
+
+    def spy(model, code_ids, prompts, *others):
+        given.extend(planner.tokenizer.decode(list(tokens)) for tokens in prompts)
+        return draw(model, code_ids, prompts, *others)
+
+    monkeypatch.setattr(planning, "CodeWriter", spy)
+    plan = make(planner, **GIVEN)
+    metadata = {"bpm": "92", "duration": "10", "keyscale": "F# minor", "language": "de", "timesignature": "3"}
+    assert given == [
+        planning.codes_prompt(planner.tokenizer, request(**GIVEN), metadata),
+        planning.unguided_prompt(planner.tokenizer),
+    ]
+    assert plan.facts()["layout"] == planning.LAYOUT
 
 
 @pytest.fixture
@@ -337,7 +359,7 @@ def test_marks_that_were_typed_stay_text(planner, read):
     encode = planner.vocabulary.encode
     for tokens_of in (
         lambda text: encode(planning.song_prompt(tokenizer, request(prompt=text, lyrics=text))),
-        lambda text: encode(planning.song_prompt(tokenizer, request(), {"caption": text})),
+        lambda text: encode(planning.codes_prompt(tokenizer, request(), {"caption": text})),
         lambda text: read(planning.inspire, request("inspire", idea=text, instrumental=True)),
         lambda text: read(planning.polish, request("polish", prompt=text, lyrics=text)),
     ):
