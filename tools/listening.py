@@ -1,6 +1,6 @@
-"""What can be measured of a piece of music: its tempo, its key, its style. Rulers for `evaluate_preview`.
+"""What can be measured of a piece of music: its tempo, its key, its style. Rulers for `python -m training evaluate`.
 
-Each is tried on rendered pieces, where the truth is known (`evaluate_preview` prints that row beside the engine's).
+Each is tried on rendered pieces, where the truth is known (the evaluation prints that row beside the engine's).
 Samples are float arrays [2, n] at 48 kHz. `tools.matrix` names keys and counts a wrong tempo as is done here.
 """
 
@@ -93,13 +93,20 @@ def rank_keys(heard: np.ndarray) -> list[str]:
 
 def key_match(heard: str, asked: str) -> str:
     """Return "same", "relative" or "other"; `asked` may be spelled with flats. Raises ValueError for what is no key."""
-    from tools.band_score import parse_key
-
-    (pitch, scale), (wanted, wanted_scale) = parse_key(heard), parse_key(asked)
+    (pitch, scale), (wanted, wanted_scale) = _parse_key(heard), _parse_key(asked)
     if (pitch, scale) == (wanted, wanted_scale):
         return "same"
     relative = (wanted + 9, "minor") if wanted_scale == "major" else (wanted + 3, "major")
     return "relative" if (pitch, scale) == (relative[0] % 12, relative[1]) else "other"
+
+
+def _parse_key(key: str) -> tuple[int, str]:
+    """Return (semitones over C, "major" or "minor") of a key like "Bb minor"."""
+    note, _, scale = key.partition(" ")
+    if scale not in PROFILES or note[1:] not in ("", "#", "b"):
+        raise ValueError(f'A key reads "A minor" or "F# major", not "{key}".')
+    natural = NOTES.index(note[:1])
+    return (natural + note.count("#") - note.count("b")) % len(NOTES), scale
 
 
 # --- style --------------------------------------------------------------------------------------------------------

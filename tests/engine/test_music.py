@@ -17,39 +17,40 @@ import writers
 from events import Job
 from limits import SAMPLE_RATE
 from params import parse_request
-from tools import evaluate_preview, listening
-from tools.band_sounds import render
+from tools import listening
+from training import engine_evaluate
+from training.band_sounds import render
 
 SHIPPED = model_weights.ASSETS / "preview"
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def engine() -> evaluate_preview.Engine:
-    return evaluate_preview.Engine(SHIPPED, "draft", None)
+def engine() -> engine_evaluate.Engine:
+    return engine_evaluate.Engine(SHIPPED, "draft", None)
 
 
 def test_songs_have_the_tempo_and_the_key_that_were_asked_for(engine):
     in_time = in_key = 0
     # Of 64 songs 62 were in time and 51 in key (docs/preview-engine.md): these were.
-    for score in itemgetter(0, 2, 5)(evaluate_preview.held_out(8, 20.0)):
+    for score in itemgetter(0, 2, 5)(engine_evaluate.held_out(8, 20.0)):
         song = engine.make("generate", score, duration=20.0)
-        assert evaluate_preview.longest_gap(song) < evaluate_preview.GAP_SECONDS
-        assert evaluate_preview.clipped_share(song) < evaluate_preview.CLIPPED_SHARE
-        in_time += evaluate_preview.in_time(listening.tempo(song), score.bpm)
+        assert engine_evaluate.longest_gap(song) < engine_evaluate.GAP_SECONDS
+        assert engine_evaluate.clipped_share(song) < engine_evaluate.CLIPPED_SHARE
+        in_time += engine_evaluate.in_time(listening.tempo(song), score.bpm)
         in_key += listening.key_match(listening.key_ranking(song)[0], score.key) in ("same", "relative")
     assert in_time >= 2
     assert in_key >= 2
 
 
 def test_a_repaint_plays_on_and_leaves_the_rest(engine):
-    score = evaluate_preview.held_out(2, 20.0)[1]
+    score = engine_evaluate.held_out(2, 20.0)[1]
     truth = render(score).mix
     song = engine.make("edit", score, truth, action="repaint", start=6.0, end=14.0)
     # The source was written in 24 bits, the take in floating point.
     assert np.abs(between(song, 0, 5) - between(truth, 0, 5)).max() < 1e-4
     assert np.abs(between(song, 7, 13) - between(truth, 7, 13)).max() > 0.01
-    assert evaluate_preview.longest_gap(between(song, 7, 13)) < evaluate_preview.GAP_SECONDS
+    assert engine_evaluate.longest_gap(between(song, 7, 13)) < engine_evaluate.GAP_SECONDS
 
 
 def test_a_song_of_words_alone_keeps_one_tempo_and_says_which(monkeypatch):
@@ -62,7 +63,7 @@ def test_a_song_of_words_alone_keeps_one_tempo_and_says_which(monkeypatch):
     *_, done = studio.stream(request)
     (note,) = [note for note in done.record["notes"] if "needs a tempo and a key" in note]
     bpm = int(note.split(" BPM")[0].rsplit(" ", 1)[1])
-    assert evaluate_preview.in_time(listening.tempo(soundfile.read(done.files[0], dtype="float32")[0].T), bpm)
+    assert engine_evaluate.in_time(listening.tempo(soundfile.read(done.files[0], dtype="float32")[0].T), bpm)
 
 
 def test_the_words_narrow_down_the_tempo_and_the_key_that_a_song_is_given():
@@ -78,7 +79,7 @@ def between(samples: np.ndarray, start: int, end: int) -> np.ndarray:
 
 
 def test_music_survives_the_vae(engine):
-    lines = {line.name: line.value for line in evaluate_preview.measure_vae(engine, evaluate_preview.held_out(2, 20.0))}
+    lines = {line.name: line.value for line in engine_evaluate.measure_vae(engine, engine_evaluate.held_out(2, 20.0))}
     assert lines["VAE, tempo"] == 1
     assert lines["VAE, likeness of waves"] > 0.9
 

@@ -16,8 +16,9 @@ import cli
 from limits import LIMITS, TEXT_LIMITS
 from params import REQUESTS
 from tests.program import ROOT
+from training.__main__ import COMMANDS
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "training" / "README.md"])
 ARGUMENTS = re.compile(r"(?:run\.sh|app\.py|ace-music-studio)((?: +--[\w-]+(?: [^\s`-][^\s`]*)?)+)")
 API = (ROOT / "docs" / "api.md").read_text()
 
@@ -40,7 +41,7 @@ def test_what_a_document_names_is_there(document):
         assert place.exists(), target
         assert place.resolve().is_relative_to(ROOT), target
         assert not anchor or anchor in anchors(place), target
-    for name in re.findall(r"`((?:docs|tests|tools|docker|static|assets|presets|\.ci)/[\w./-]+)`", text):
+    for name in re.findall(r"`((?:docs|tests|tools|training|docker|static|assets|presets|\.ci)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
     for shown in ARGUMENTS.findall(text):
         given = [word for word in shown.split() if "/path/" not in word]
@@ -57,6 +58,8 @@ def test_every_shell_block_parses_and_its_programs_are_known():
             assert (ROOT / script.removeprefix("./")).exists(), script
         for module in re.findall(r"python -m (tools\.\w+)", code):
             assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+        for command in re.findall(r"python -m training (\w+)", code):
+            assert command in COMMANDS, command
 
 
 def section(heading: str) -> str:

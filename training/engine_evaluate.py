@@ -1,4 +1,4 @@
-"""What the built-in engine's music is worth: python -m tools.evaluate_preview --checkpoint FOLDER --json FILE
+"""What the built-in engine's music is worth: python -m training evaluate --checkpoint FOLDER --json FILE
 
 Makes songs from held-out prompts, as the studio makes them, and measures them (`listening`): tempo, key, style,
 silence, clipping, speed; what the VAE loses; whether a repaint keeps the tempo of its surroundings and an extension
@@ -33,9 +33,9 @@ from limits import SAMPLE_RATE
 from model_weights import MODEL_VARIABLE, PREVIEWS, Weights
 from params import parse_request
 from tools import listening
-from tools.band_score import Score, compose
-from tools.band_sounds import render
-from tools.band_styles import STYLES
+from training.band_score import Score, compose
+from training.band_sounds import render
+from training.band_styles import STYLES
 
 TEMPO_ERROR = 0.04
 FIRST_CLASSIFIER_SEED = 10_000

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tools import band_styles as tables
-from tools.band_styles import STYLES, Style
+from training import band_styles as tables
+from training.band_styles import STYLES, Style
 
 TICK = 480
 ROLES = ("bass", "chords", "lead")

@@ -12,21 +12,21 @@ from diffusers import AutoencoderOobleck
 
 import modes
 import song_codec
-from tools import evaluate_preview, preview_latents, preview_song, preview_vae, train_preview
-from tools.band_score import DRUMS, INSTRUMENTS, KITS, LOWEST, ROLES, compose
-from tools.band_sounds import MIX_GAIN, STEMS, render
-from tools.preview_latents import BASS, CHORDS, HITS, LEAD, MOMENT, PLAYER_NUMBERS, Events, latents_of
+from training import engine_evaluate, engine_latents, engine_song, engine_train, engine_vae
+from training.band_score import DRUMS, INSTRUMENTS, KITS, LOWEST, ROLES, compose
+from training.band_sounds import MIX_GAIN, STEMS, render
+from training.engine_latents import BASS, CHORDS, HITS, LEAD, MOMENT, PLAYER_NUMBERS, Events, latents_of
 
 pytestmark = pytest.mark.slow
-FRAME_TICKS = preview_latents.FRAME_TICKS
+FRAME_TICKS = engine_latents.FRAME_TICKS
 
 
 def read_latents(latents: np.ndarray) -> Events:
     """Read events off latents [T, 32], by the layout alone."""
     rows: dict[str, list] = {stem: [] for stem in STEMS}
-    circles = preview_latents.pitch_circles()
+    circles = engine_latents.pitch_circles()
     for frame, now in enumerate(latents):
-        distances = [np.square(now[MOMENT] - moment).sum() for moment in preview_latents.MOMENTS]
+        distances = [np.square(now[MOMENT] - moment).sum() for moment in engine_latents.MOMENTS]
         tick = FRAME_TICKS * frame + int(np.argmin(distances))
         levels = {"bass": circles @ now[BASS] / 2, "chords": now[CHORDS], "lead": circles @ now[LEAD] / 2}
         for role, level in levels.items():
@@ -37,7 +37,7 @@ def read_latents(latents: np.ndarray) -> Events:
     last = latents[0]
     players = {"bass": INSTRUMENTS["bass"][round((last[PLAYER_NUMBERS["bass"]][0] + 1) * 1.5)]}
     for role in ("chords", "lead"):
-        near = [np.square(last[PLAYER_NUMBERS[role]] - corner).sum() for corner in preview_latents.HEXAGON]
+        near = [np.square(last[PLAYER_NUMBERS[role]] - corner).sum() for corner in engine_latents.HEXAGON]
         players[role] = INSTRUMENTS[role][int(np.argmin(near))]
     notes = {role: np.array(rows[role], int).reshape(-1, 3) for role in ROLES}
     hits = np.array(rows["drums"], int).reshape(-1, 3)
@@ -47,7 +47,7 @@ def read_latents(latents: np.ndarray) -> Events:
 def test_latents_hold_everything_that_sounds():
     for seed in range(4):
         score = compose(seed, seconds=12.0)
-        back = read_latents(latents_of(preview_latents.events_of(score), 1200))
+        back = read_latents(latents_of(engine_latents.events_of(score), 1200))
         for found, truth in [(back.hits, score.hits), *((back.notes[role], score.notes[role]) for role in ROLES)]:
             assert sorted(map(tuple, found)) == sorted(map(tuple, truth)), seed
         assert (back.instruments, back.kit) == (score.instruments, score.kit)
@@ -55,61 +55,61 @@ def test_latents_hold_everything_that_sounds():
 
 def test_coefficients_are_those_of_the_sound():
     score = compose(2, style="rock", seconds=6.0)
-    events = preview_latents.events_of(score)
-    sound = render(score).stems.sum(axis=0) / MIX_GAIN * preview_vae.GAIN
-    assert np.allclose(preview_vae.target_of(events, 600)[:-8], preview_vae.coefficients(sound)[:4792], atol=1e-4)
-    latents, crop, _ = preview_vae.crop(events, 200, 40)
-    whole = preview_vae.target_of(events, 600)[200 * 8 : 360 * 8]
+    events = engine_latents.events_of(score)
+    sound = render(score).stems.sum(axis=0) / MIX_GAIN * engine_vae.GAIN
+    assert np.allclose(engine_vae.target_of(events, 600)[:-8], engine_vae.coefficients(sound)[:4792], atol=1e-4)
+    latents, crop, _ = engine_vae.crop(events, 200, 40)
+    whole = engine_vae.target_of(events, 600)[200 * 8 : 360 * 8]
     assert np.allclose(crop, whole, atol=1e-5) and np.array_equal(latents, latents_of(events, 600)[50:90])
 
 
 def test_the_exported_vae_computes_what_the_fast_one_does():
     torch.manual_seed(1)
-    decoder, encoder = preview_vae.Decoder(), preview_vae.Encoder()
-    scale = preview_vae.usual_sizes() ** 0.5
-    preview_vae.start_as_tone_wheels(decoder, scale)
+    decoder, encoder = engine_vae.Decoder(), engine_vae.Encoder()
+    scale = engine_vae.usual_sizes() ** 0.5
+    engine_vae.start_as_tone_wheels(decoder, scale)
     # With another centre the class pads the ends with the mean latent instead of with nothing.
     centre, spread = torch.zeros(32), torch.rand(32) + 0.5
-    std, inscale = torch.rand(32) + 0.5, preview_vae.usual_sizes() ** 0.7
+    std, inscale = torch.rand(32) + 0.5, engine_vae.usual_sizes() ** 0.7
     parts = (
         {"mean": decoder.state_dict(), "scale": scale},
         {"mean": encoder.state_dict(), "std": std, "inscale": inscale},
     )
-    vae = preview_vae.oobleck(*parts, centre, spread)
+    vae = engine_vae.oobleck(*parts, centre, spread)
     mix = render(compose(1, seconds=4.0)).mix
     latents = torch.randn(1, 12, 32)
     with torch.no_grad():
         sound = vae.decode(latents.transpose(1, 2)).sample[0]
-        made = decoder(latents * spread + centre) * scale * (MIX_GAIN / preview_vae.GAIN)
-        heard = torch.from_numpy(preview_vae.coefficients(mix))[None]
-        read = (encoder(heard / (inscale * MIX_GAIN / preview_vae.GAIN)) * std - centre) / spread
+        made = decoder(latents * spread + centre) * scale * (MIX_GAIN / engine_vae.GAIN)
+        heard = torch.from_numpy(engine_vae.coefficients(mix))[None]
+        read = (encoder(heard / (inscale * MIX_GAIN / engine_vae.GAIN)) * std - centre) / spread
         encoded = vae.encode(torch.from_numpy(mix)[None]).latent_dist.mode()
         song_codec.skip_idle_units(vae)
         assert torch.equal(vae.decode(latents.transpose(1, 2)).sample[0], sound)
     # What was written can train on: read back and written again, it is the same network.
-    held = [{"mean": state.pop("live"), **state} for state in preview_vae.states_of(vae, centre, spread)]
+    held = [{"mean": state.pop("live"), **state} for state in engine_vae.states_of(vae, centre, spread)]
     with torch.no_grad():
-        again = preview_vae.oobleck(*held, centre, spread)
+        again = engine_vae.oobleck(*held, centre, spread)
         assert torch.allclose(again.decode(latents.transpose(1, 2)).sample[0], sound, atol=1e-5)
         coded = [each.encode(sound[None]).latent_dist.mode() for each in (again, vae)]
         assert torch.allclose(*coded, atol=1e-4)
     # Of the three units at 48 kHz none does anything, of those at 800 Hz one does.
     assert sum("forward" in vars(unit) for unit in vae.modules()) == 10
     # The bank is orthogonal: what it takes apart is what it was put together from, but for the ends.
-    again = torch.from_numpy(preview_vae.coefficients(sound.numpy()))
+    again = torch.from_numpy(engine_vae.coefficients(sound.numpy()))
     assert torch.allclose(again[4:-4], made[0, 4:-4], atol=1e-4 * float(made.abs().max()))
     assert torch.allclose(encoded[0].T, read[0], atol=1e-4 * float(read.abs().max()))
 
 
 def test_tone_wheels_turn_at_their_own_pitch():
-    decoder = preview_vae.Decoder()
-    preview_vae.start_as_tone_wheels(decoder, torch.ones(96))
+    decoder = engine_vae.Decoder()
+    engine_vae.start_as_tone_wheels(decoder, torch.ones(96))
     x = torch.zeros(1, 40, decoder.up8.weight.shape[0])
-    x[0, 2, 2 * int(np.flatnonzero(preview_vae.WHEEL_PITCHES == 69)[0])] = 1.0
+    x[0, 2, 2 * int(np.flatnonzero(engine_vae.WHEEL_PITCHES == 69)[0])] = 1.0
     with torch.no_grad():
         for unit in decoder.u100:
             x = x + unit.conv1(x)
-        blocks = decoder.up8(x)[0, :, :60].numpy() @ preview_vae.bank()
+        blocks = decoder.up8(x)[0, :, :60].numpy() @ engine_vae.bank()
     sound = np.append(blocks[:, :60], 0)[:19_200] + np.append(np.zeros(60), blocks[:, 60:])[:19_200]
     spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), 48_000))
     assert abs(int(spectrum.argmax()) - 440) <= 4
@@ -117,19 +117,19 @@ def test_tone_wheels_turn_at_their_own_pitch():
 
 
 def test_codes_in_training_are_those_of_the_class_and_learnable():
-    codes = preview_song.build_codes()
+    codes = engine_song.build_codes()
     latents = torch.randn(2, 50, 32)
-    quantized = preview_song.quantize(codes["audio_tokenizer"], latents)
+    quantized = engine_song.quantize(codes["audio_tokenizer"], latents)
     assert torch.allclose(quantized, codes["audio_tokenizer"].tokenize(latents)[0], atol=1e-6)
     quantized.square().sum().backward()
     assert float(codes["audio_tokenizer"].audio_acoustic_proj.weight.grad.abs().max()) > 0
 
 
 @pytest.fixture(scope="module")
-def song(tmp_path_factory: pytest.TempPathFactory) -> preview_song.SongStage:
+def song(tmp_path_factory: pytest.TempPathFactory) -> engine_song.SongStage:
     folder = tmp_path_factory.mktemp("training")
-    torch.save(preview_song.build_codes().state_dict(), folder / "codes.pt")
-    return preview_song.SongStage(torch.device("cpu"), True, None, folder)
+    torch.save(engine_song.build_codes().state_dict(), folder / "codes.pt")
+    return engine_song.SongStage(torch.device("cpu"), True, None, folder)
 
 
 def test_contexts_are_what_the_studio_asks_for(song, monkeypatch):
@@ -138,7 +138,7 @@ def test_contexts_are_what_the_studio_asks_for(song, monkeypatch):
     silence, here = song.silence[:250], slice(0, 250)
 
     def stems(names):
-        events = preview_latents.events_of(score, names)
+        events = engine_latents.events_of(score, names)
         return song._standard(latents_of(events, 1000))
 
     for _ in range(6):
@@ -152,7 +152,7 @@ def test_contexts_are_what_the_studio_asks_for(song, monkeypatch):
         target, source, mask, instruction = song._context(rng, "lego", score, latents, here)
         alone = [stem for stem in STEMS if torch.equal(stems([stem]), target)]
         assert any(torch.equal(source, stems([s for s in STEMS if s != stem])) for stem in alone)
-        assert any(f" {preview_latents.track_of(stem, score.instruments)} " in instruction for stem in alone)
+        assert any(f" {engine_latents.track_of(stem, score.instruments)} " in instruction for stem in alone)
         target, source, mask, instruction = song._context(rng, "extract", score, latents, here)
         assert torch.equal(source, latents) and instruction.startswith("Extract the ")
         target, source, mask, instruction = song._context(rng, "complete", score, latents, here)
@@ -177,8 +177,8 @@ def test_a_step_of_the_song_stage_reaches_every_part(song):
 
 
 def test_a_resumed_training_has_the_numbers_of_one_that_was_not_stopped(tmp_path):
-    def training(name: str) -> train_preview.Training:
-        return train_preview.Training("codes", tmp_path / name, steps=4, smoke=True)
+    def training(name: str) -> engine_train.Training:
+        return engine_train.Training("codes", tmp_path / name, steps=4, smoke=True)
 
     whole, interrupted = training("whole"), training("parts")
     whole.run()
@@ -205,15 +205,15 @@ def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monke
 
     def train(*arguments: str, state: str, export: Path) -> None:
         where = ["--state", str(tmp_path / state), "--export", str(export)]
-        monkeypatch.setattr("sys.argv", ["train_preview", "--smoke", *arguments, *where])
-        train_preview.main()
+        monkeypatch.setattr("sys.argv", ["engine_train", "--smoke", *arguments, *where])
+        engine_train.main()
 
     train(state="state", export=folder)
     logged = [json.loads(line) for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert [(line["stage"], line["step"]) for line in logged] == [(name, 2) for name in train_preview.STAGES]
+    assert [(line["stage"], line["step"]) for line in logged] == [(name, 2) for name in engine_train.STAGES]
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     assert max(sizes) < 10e6 and sum(sizes) < 40e6
-    engine = evaluate_preview.Engine(folder, "draft", 2)
+    engine = engine_evaluate.Engine(folder, "draft", 2)
     score = compose(1, style="rock", seconds=10.0)
     source = render(score).mix
     songs = [
@@ -245,15 +245,15 @@ def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monke
 
 def test_silence_and_clipping_are_seen():
     song = render(compose(2, style="rock", seconds=6.0)).mix
-    assert evaluate_preview.longest_gap(song) < 1
-    assert evaluate_preview.clipped_share(song) < evaluate_preview.CLIPPED_SHARE
-    assert evaluate_preview.clipped_share(np.clip(4 * song, -0.9, 0.9)) > evaluate_preview.CLIPPED_SHARE
+    assert engine_evaluate.longest_gap(song) < 1
+    assert engine_evaluate.clipped_share(song) < engine_evaluate.CLIPPED_SHARE
+    assert engine_evaluate.clipped_share(np.clip(4 * song, -0.9, 0.9)) > engine_evaluate.CLIPPED_SHARE
     song[:, 48_000:192_000] = 0
-    assert evaluate_preview.longest_gap(song) == pytest.approx(3.0, abs=0.3)
+    assert engine_evaluate.longest_gap(song) == pytest.approx(3.0, abs=0.3)
 
 
 def test_the_card_gets_the_figures_once(tmp_path):
     (tmp_path / "README.md").write_text("# A card\n")
     for row in ("tempo 0.1", "tempo 0.9"):
-        evaluate_preview.write_card(tmp_path, [row])
+        engine_evaluate.write_card(tmp_path, [row])
     assert (tmp_path / "README.md").read_text() == "# A card\n\n## Measured\n\n```\ntempo 0.9\n```\n"

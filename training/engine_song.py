@@ -28,10 +28,11 @@ import modes
 import song_codec
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
 from models import quiet_libraries
-from tools.band_score import INSTRUMENTS, KITS, NOTE_NAMES, ROLES, Score, compose, parse_key
-from tools.band_sounds import STEMS
-from tools.band_styles import STYLES
-from tools.preview_latents import (
+from tools.random_models import SILENCE_FRAMES, make_tokenizer, text_config
+from training.band_score import INSTRUMENTS, KITS, NOTE_NAMES, ROLES, Score, compose, parse_key
+from training.band_sounds import STEMS
+from training.band_styles import STYLES
+from training.engine_latents import (
     BAR,
     BEAT,
     FEATURES,
@@ -49,7 +50,6 @@ from tools.preview_latents import (
     track_of,
     words_for,
 )
-from tools.random_models import SILENCE_FRAMES, make_tokenizer, text_config
 
 HIDDEN, TEXT, CODES = 256, 128, 96
 CONSTANT = 4.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from limits import SAMPLE_RATE
-from tools.band_score import DRUMS, KITS, ROLES, TICK, Score
+from training.band_score import DRUMS, KITS, ROLES, TICK, Score
 
 LENGTH = int(0.43 * SAMPLE_RATE)
 FADE_SECONDS = 0.08

@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn import functional
 
 from limits import SAMPLE_RATE
-from tools.band_score import DRUMS, ROLES, TICK, compose
-from tools.band_sounds import MIX_GAIN, PANS, STEMS, drum, note
-from tools.preview_latents import (
+from training.band_score import DRUMS, ROLES, TICK, compose
+from training.band_sounds import MIX_GAIN, PANS, STEMS, drum, note
+from training.engine_latents import (
     BASS,
     CHORDS,
     FRAME_TICKS,

@@ -1,4 +1,4 @@
-"""Train the built-in engine on the band's music: python -m tools.train_preview --export assets/preview
+"""Train the built-in engine on the band's music: python -m training engine --export assets/preview
 
 Four stages, each independent of the ones before: "decoder" (latents to sound), "encoder" (sound to latents), "codes"
 (latents to five codes a second and back) and "song" (words to latents). Without --stage they run in order, for about
@@ -23,11 +23,11 @@ import torch
 from diffusers import AceStepPipeline
 
 from models import quiet_libraries
-from tools import preview_song, preview_vae
+from training import engine_song, engine_vae
 
 STAGES = {
     stage.name: stage
-    for stage in (preview_vae.DecoderStage, preview_vae.EncoderStage, preview_song.CodesStage, preview_song.SongStage)
+    for stage in (engine_vae.DecoderStage, engine_vae.EncoderStage, engine_song.CodesStage, engine_song.SongStage)
 }
 SAVE_SECONDS = 90
 LOG_SECONDS = 30
@@ -264,8 +264,8 @@ def begin(checkpoint: Path, folder: Path, smoke: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
     pipe = AceStepPipeline.from_pretrained(checkpoint, dtype=torch.float32)
-    norm = preview_song.latent_norm(folder, preview_song.make_pool(folder, smoke))
-    states = *preview_vae.states_of(pipe.vae, *norm), *preview_song.states_of(pipe, *norm)
+    norm = engine_song.latent_norm(folder, engine_song.make_pool(folder, smoke))
+    states = *engine_vae.states_of(pipe.vae, *norm), *engine_song.states_of(pipe, *norm)
     for name, state in zip(STAGES, states, strict=True):
         torch.save({"mean": state["live"], **state, "step": 0, "spent": 0.0, "begun": True}, folder / f"{name}.pt")
 
@@ -280,11 +280,11 @@ def export(state: Path, folder: Path) -> Path:
     if missing or not (state / "norm.pt").exists():
         raise ValueError(f"Nothing to export: train {', '.join(missing) or 'codes'} first.")
     norm = torch.load(state / "norm.pt")
-    vae = preview_vae.oobleck(held["decoder"], held["encoder"], norm["mu"], norm["sd"])
-    parts = {"vae": vae, **preview_song.trained_parts(held["song"], held["codes"])}
-    counts = preview_song.count_parameters(parts)
+    vae = engine_vae.oobleck(held["decoder"], held["encoder"], norm["mu"], norm["sd"])
+    parts = {"vae": vae, **engine_song.trained_parts(held["song"], held["codes"])}
+    counts = engine_song.count_parameters(parts)
     folder.mkdir(parents=True, exist_ok=True)
-    preview_song.write_checkpoint(parts, folder, card(counts, held))
+    engine_song.write_checkpoint(parts, folder, card(counts, held))
     return folder
 
 
@@ -315,8 +315,8 @@ Short instrumental pieces in eight styles (lofi, house, techno, ambient, chiptun
 ACE-Step 1.5 and with its classes, {sum(counts.values()) / 1e6:.1f} M parameters in bfloat16. The studio plays it until
 the real model is downloaded; it is no substitute for it.
 
-It was trained from nothing on music that `tools/render_band.py` of this project renders by arithmetic. No recording, no
-text and no weights of anybody else went into it. Its prompts are in English.
+It was trained from nothing on music that `training/band_sounds.py` of this project computes. No recording, no text and
+no weights of anybody else went into it. Its prompts are in English.
 
 | stage | parts | parameters | steps | minutes |
 |---|---|---|---|---|
@@ -325,7 +325,7 @@ text and no weights of anybody else went into it. Its prompts are in English.
 - It can: make a piece of 10 to 60 s from a prompt, BPM, key, 3/4 or 4/4 and section tags; repaint, extend, cover;
   layer, extract and complete the tracks of its own kind of music.
 - It cannot: sing, play lyrics, follow words that its captions never had, or sound like recorded instruments.
-- `tools/evaluate_preview.py` measures it; with `--card` its figures follow below.
+- `python -m training evaluate` measures it; with `--card` its figures follow below.
 
 Licence: MIT, the project's own.
 """
@@ -374,7 +374,7 @@ def main() -> None:
     defaults = ", ".join(f"{name} {stage.minutes:g}" for name, stage in STAGES.items())
     parser.add_argument("--stage", choices=STAGES, help="default: all of them, in order")
     parser.add_argument("--minutes", type=float, help=f"of a stage in all (default: {defaults})")
-    parser.add_argument("--state", type=Path, default=Path("outputs/preview-training"), help="folder of the state")
+    parser.add_argument("--state", type=Path, default=Path("outputs/training"), help="folder of the state")
     parser.add_argument("--threads", type=int, help="default: as many as torch chooses")
     parser.add_argument("--device", default="cpu", help='"cuda" for a GPU')
     parser.add_argument("--smoke", action="store_true", help="two steps of every stage on a few pieces: does it run?")

@@ -1,4 +1,4 @@
-"""Render seeded instrumental pieces: python -m tools.render_band FOLDER --style funk --bpm 104 --key "E minor" --stems
+"""Render seeded instrumental pieces: python -m training band FOLDER --style funk --bpm 104 --key "E minor" --stems
 
 The built-in engine learns from nothing but this band. Eight styles, 60 to 180 BPM, 24 keys, 3/4 and 4/4, sections that
 follow tags; stereo, 48 kHz. `band_score` writes a score from a seed, `band_sounds` plays it. Equal seeds and options
@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from limits import SAMPLE_RATE
-from tools.band_score import compose
-from tools.band_sounds import STEMS, Piece, render
-from tools.band_styles import STYLES
+from training.band_score import compose
+from training.band_sounds import STEMS, Piece, render
+from training.band_styles import STYLES
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ import json
 import numpy as np
 import pytest
 
-from tools import band_score, band_sounds, render_band
-from tools.band_score import INSTRUMENTS, LOWEST, ROLES, SCALES, Score, compose, parse_key, sections
-from tools.band_styles import INSTRUMENT_WORDS, KIT_WORDS, STYLES
+from training import band_render, band_score, band_sounds
+from training.band_score import INSTRUMENTS, LOWEST, ROLES, SCALES, Score, compose, parse_key, sections
+from training.band_styles import INSTRUMENT_WORDS, KIT_WORDS, STYLES
 
 pytestmark = pytest.mark.slow
 KEYS = [f"{names[-1]} {scale}" for names in band_score.NOTE_NAMES for scale in SCALES]
@@ -127,8 +127,8 @@ def test_a_piece_is_the_sum_of_its_stems_and_silent_where_nobody_plays():
 
 def test_the_command_writes_pieces_with_their_facts(tmp_path, monkeypatch):
     arguments = [str(tmp_path), "--style", "waltz", "--key", "F# minor", "--seconds", "3", "--stems"]
-    monkeypatch.setattr("sys.argv", ["render_band", *arguments])
-    render_band.main()
+    monkeypatch.setattr("sys.argv", ["band_render", *arguments])
+    band_render.main()
     (facts,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
     assert facts["style"] == "waltz" and facts["key"] == "F# minor"
     assert len(list(tmp_path.glob("*.wav"))) == 1 + len(band_sounds.STEMS)
