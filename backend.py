@@ -144,7 +144,7 @@ def _make_song(loaded: models.Models, placing: model_memory.Placing, job: Job) -
         if isinstance(event, Outcome):
             device = loaded.device()
             event.record.update(jobs.runtime_facts(loaded.weights, device), dtype=device.dtype, plan=facts)
-            event.record.update(lora_apply=acting, seconds={**seconds, **event.record["seconds"]})
+            event.record.update(loras=acting, seconds={**seconds, **event.record["seconds"]})
             event = replace(event, notes=(*before, *event.notes, *after))
         yield event
 
