@@ -39,6 +39,7 @@ from page_form import AT_ONCE, QUIET, Form, Updates
 from page_panels import Header
 from page_run import connect_cancel, page_updates
 from page_settings import connect_memory
+from status import UNKNOWN
 
 log = logging.getLogger("studio")
 
@@ -46,10 +47,6 @@ QUEUE_SIZE = 32  # waiting songs, those of the API included; the next visitor ge
 SESSIONS = 150  # visits and API calls that Gradio remembers; an older visit only loses its Undo
 STOP_SECONDS = 3  # for running songs to end when the studio stops
 DELETE_CACHE = (3600, 24 * 3600)  # seconds between clean-ups of uploads and copies of takes, and their greatest age
-NO_STATUS = {  # a status without any model, to find out which parts of the page follow the status
-    **{"kind": "sft", "tasks": {}, "unsupported": {}, "memory_plans": ()},
-    **{name: {"state": "none", "model": "", "problem": None} for name in ("planner", "lyrics")},
-}
 
 
 def build_app() -> gr.Blocks:
@@ -72,7 +69,7 @@ def connect_download(header: Header) -> Any:
     bar = header.bar
 
     def done(_: Done) -> Updates:
-        still_preview = get_backend().status()["engine"] == "preview"
+        still_preview = get_backend().status().is_preview
         text = tooltips.DOWNLOAD_UNUSED if still_preview else tooltips.DOWNLOAD_DONE
         return bar.idle(theme.line("done", text))
 
@@ -88,13 +85,13 @@ def connect_download(header: Header) -> Any:
 
 def connect_status(demo: gr.Blocks, header: Header, forms: list[Form], download: Any) -> None:
     """Show what the studio runs on: on every visit at once what is known, then the device; and after a download."""
-    outputs = [*header.outputs, *(part for form in forms for part in form.show_status(NO_STATUS))]
+    outputs = [*header.outputs, *(part for form in forms for part in form.show_status(UNKNOWN))]
 
     def updates() -> Updates:
-        facts = get_backend().status()
-        shown = header.show(facts)
+        status = get_backend().status()
+        shown = header.show(status)
         for form in forms:
-            shown |= form.show_status(facts)
+            shown |= form.show_status(status)
         return shown
 
     def prepare() -> None:

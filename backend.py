@@ -34,9 +34,10 @@ import modes
 import song_align
 import writers
 from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError, is_out_of_memory
-from limits import LIMITS, STUDIO_VERSION
+from limits import LIMITS, STUDIO_VERSION, Limit
 from model_weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, task_support
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest, check_audio, check_source
+from status import SongwriterStatus, Status, WorkerStatus
 
 log = logging.getLogger("studio")
 
@@ -74,7 +75,7 @@ def on_worker(job: Job) -> Iterator[Event | Outcome]:
         yield Failed(problem_of(error))
 
 
-def worker_status() -> dict[str, Any]:
+def worker_status() -> Status:
     return get_backend().full_status()  # runs on the Ray worker
 
 
@@ -162,53 +163,62 @@ class Backend:
             self._widths[folder] = found
         return self._widths.get(folder)
 
-    def status(self) -> dict[str, Any]:
-        """Return facts for the status line without loading anything; `device` is "" until it is known."""
+    def status(self) -> Status:
+        """Return what is known without loading anything; with Ray, what a worker last said."""
         if not gpu_ray.wanted():
             return self._status_here()
-        return {**(gpu_ray.pool.status or self._status_here()), "workers": gpu_ray.pool.workers()}
+        return replace(gpu_ray.pool.status or self._status_here(), workers=gpu_ray.pool.workers())
 
-    def full_status(self) -> dict[str, Any]:
+    def full_status(self) -> Status:
         """Return `status` with the device, which imports torch; with Ray only the workers do."""
         if not gpu_ray.wanted():
             self.models.device()
         return self.status()
 
-    def _status_here(self) -> dict[str, Any]:
-        weights, device = self.models.weights, self.models.known_device
-        codes, kind, where = has_audio_codes(weights), checkpoint_kind(weights), device.kind if device else ""
+    def _status_here(self) -> Status:
+        weights = self.models.weights
+        device = self.models.known_device
+        where = device.kind if device else ""
+        kind = checkpoint_kind(weights)
+        codes = has_audio_codes(weights)
         busy = self.models.turn.locked() and not self.models.preparing
-        return {
-            "engine": weights.engine,
-            "model": weights.model_id,
-            "revision": weights.revision,
-            "source": weights.source,
-            "device": where,
-            "device_reason": device.reason if device else "",
-            "dtype": device.dtype if device else "",
-            "memory_plan": self.placing.text() if device else "",
-            "memory_plans": models.plans_on(device),
-            "kind": kind,
-            "turbo": is_turbo(weights),
-            "problem": weights.problem and weights.problem.facts(),
-            "planner": self.models.planner.status(),
-            "lyrics": {**self.models.lyrics.status(), "engine": self.models.lyrics.weights.engine},
-            "download_gb": DEFAULT_MODEL_GB,
-            "tasks": task_support(kind, codes),
-            "unsupported": {} if codes else {"cover": NO_COVER},
-            "timed_lyrics": song_align.support(weights),
-            "workers": [{"id": jobs.WORKER, "node": "", "pid": os.getpid(), "device": where, "busy": busy}],
-        }
+        return Status(
+            engine=weights.engine,
+            model=weights.model_id,
+            revision=weights.revision,
+            source=weights.source,
+            kind=kind,
+            turbo=is_turbo(weights),
+            problem=weights.problem,
+            download_gb=DEFAULT_MODEL_GB,
+            device=where,
+            device_reason=device.reason if device else "",
+            dtype=device.dtype if device else "",
+            memory_plan=self.placing.text() if device else "",
+            memory_plans=models.plans_on(device),
+            planner=self.models.planner.status(),
+            songwriter=self._songwriter_status(),
+            tasks=task_support(kind, codes),
+            unsupported={} if codes else {"cover": NO_COVER},
+            timed_lyrics=song_align.support(weights),
+            workers=(WorkerStatus(id=jobs.WORKER, node="", pid=os.getpid(), device=where, busy=busy),),
+        )
+
+    def _songwriter_status(self) -> SongwriterStatus:
+        status = self.models.lyrics.status()
+        return SongwriterStatus(
+            state=status.state,
+            model=status.model,
+            source=status.source,
+            problem=status.problem,
+            engine=self.models.lyrics.weights.engine,
+        )
 
     def capabilities(self) -> dict[str, Any]:
-        status = self.full_status()
-        names = ("model", "revision", "engine", "turbo", "problem", "device", "device_reason", "dtype", "memory_plan")
-        names += ("planner", "lyrics", "tasks", "unsupported", "timed_lyrics", "workers")
-        shown = ("low", "high", "default", "unit")
         return {
             "studio": STUDIO_VERSION,
-            **{name: status[name] for name in names},
-            "limits": {name: {part: getattr(limit, part) for part in shown} for name, limit in LIMITS.items()},
+            **self.full_status().facts(),
+            "limits": {name: _limit_facts(limit) for name, limit in LIMITS.items()},
             "versions": jobs.versions(),
         }
 
@@ -304,6 +314,10 @@ class Backend:
     def work_of(self, request: Request, source: float = 0.0) -> gpu_zero.Work:
         planned = self.models.planner.weights.folder is not None
         return gpu_zero.work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
+
+
+def _limit_facts(limit: Limit) -> dict[str, Any]:
+    return {"low": limit.low, "high": limit.high, "default": limit.default, "unit": limit.unit}
 
 
 _backend: Backend | None = None

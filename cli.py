@@ -140,7 +140,7 @@ def check() -> int:
     if not bad:
         import backend
 
-        preview = backend.get_backend().status()["engine"] == "preview"
+        preview = backend.get_backend().status().is_preview
         result = tooltips.CHECK_GOOD_PREVIEW if preview else tooltips.CHECK_GOOD
     print(f"{tooltips.CHECK_LABELS['result']:<15}{result}")
     return 1 if bad else 0
@@ -169,7 +169,7 @@ def steps() -> Iterator[tuple[str, Callable[[], str]]]:
     weights, planner, lyrics = studio.models.weights, studio.models.planner.weights, studio.models.lyrics.weights
     yield "device", lambda: device(studio)
     yield "memory", lambda: memory_room(studio)
-    yield "plan", lambda: memory_plan(weights, studio.models.device(), studio.capabilities()["memory_plan"])
+    yield "plan", lambda: memory_plan(weights, studio.models.device(), studio.full_status().memory_plan)
     yield "model", lambda: model(weights, model_hub.PIPELINE)
     yield "planner", lambda: model(planner, model_hub.language_model(PLANNER_VARIABLE, planner.inside))
     yield "lyrics", lambda: model(lyrics, model_hub.language_model(LYRICS_VARIABLE))
@@ -190,9 +190,8 @@ def packages() -> str:
 
 
 def device(studio: Any) -> str:
-    studio.models.device()
-    facts = studio.capabilities()
-    return f"{facts['device']}, {facts['dtype']}. {facts['device_reason']}"
+    status = studio.full_status()
+    return f"{status.device}, {status.dtype}. {status.device_reason}"
 
 
 def memory_room(studio: Any) -> str:

@@ -14,13 +14,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import bootstrap
 from events import Job, Outcome, Problem, Progress, StudioError
 from gpu_ray_worker import NO_WORKER, UNREACHABLE, Block, Worker, blocks_of, is_death, problem_of
+from status import Status, WorkerStatus
 
 log = logging.getLogger("studio")
 
@@ -53,13 +54,13 @@ def count_wanted() -> int:
 
 @dataclass
 class Slot:
-    """One worker: its actor, the `answer` that it owes since `asked`, and its latest `facts`, {} while it starts."""
+    """One worker: its actor, the `answer` that it owes since `asked`, and its latest `status`, None while it starts."""
 
     name: str
     actor: Any
     answer: Any
     asked: float
-    facts: dict[str, Any] = field(default_factory=dict)
+    status: Status | None = None
     busy: bool = False
     lost: bool = False  # the studio has left the cluster
     loras: frozenset[str] = frozenset()
@@ -70,7 +71,7 @@ class Pool:
 
     def __init__(self):
         self.problem: Problem | None = None
-        self.status: dict[str, Any] = {}  # the latest from a worker
+        self.status: Status | None = None  # the latest from a worker
         self._changed: Callable[[int], None] = lambda count: None
         self._slots: list[Slot] = []
         self._news = threading.Condition()
@@ -80,7 +81,7 @@ class Pool:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, look: Callable[[], dict[str, Any]], changed: Callable[[int], None] | None = None) -> None:
+    def start(self, look: Callable[[], Status], changed: Callable[[int], None] | None = None) -> None:
         """Start the workers, once; `look` runs in them and returns their status, `changed` gets their number."""
         with self._news:
             self._changed = changed or self._changed
@@ -89,26 +90,23 @@ class Pool:
                 self._thread = threading.Thread(target=self._keep, name="workers", daemon=True)
                 self._thread.start()
 
-    def workers(self) -> list[dict[str, Any]]:
+    def workers(self) -> tuple[WorkerStatus, ...]:
         with self._news:
-            return [
-                {"id": slot.name, **{name: slot.facts[name] for name in ("node", "pid", "device")}, "busy": slot.busy}
-                for slot in self._slots
-                if slot.facts
-            ]
+            ready = [slot for slot in self._slots if slot.status]
+            return tuple(replace(worker, busy=slot.busy) for slot in ready for worker in slot.status.workers)
 
     def take(self, loras: Collection[str]) -> Generator[Progress, None, Slot]:
         """Return the idle worker that holds most of `loras`; raises StudioError if none comes or Ray cannot be used."""
         alone_since = time.monotonic()
         while True:
             with self._news:
-                idle = [slot for slot in self._slots if slot.facts and not slot.busy]
+                idle = [slot for slot in self._slots if slot.status and not slot.busy]
                 if idle:
                     slot = max(idle, key=lambda each: (len(each.loras & set(loras)), -len(each.loras)))
                     slot.busy = True
                     return slot
                 self._news.wait(BEAT_SECONDS)
-                alone, problem = not any(slot.facts for slot in self._slots), self.problem
+                alone, problem = not any(slot.status for slot in self._slots), self.problem
             if not alone:
                 alone_since = time.monotonic()
             elif problem and (not self._ray or time.monotonic() - alone_since > NO_WORKER_SECONDS):
@@ -133,7 +131,7 @@ class Pool:
         """Let the workers delete their folders, because this process is about to end, and they are killed with it."""
         self._stop.set()
         with contextlib.suppress(Exception):
-            calls = [slot.actor.close.options(concurrency_group="cancels") for slot in self._slots if slot.facts]
+            calls = [slot.actor.close.options(concurrency_group="cancels") for slot in self._slots if slot.status]
             self._ray.wait([call.remote() for call in calls], num_returns=len(calls), timeout=LEAVE_SECONDS)
 
     def _keep(self) -> None:
@@ -184,22 +182,22 @@ class Pool:
                     slot.answer, slot.asked = slot.actor.hello.remote(self._look), now
             elif self._ray.wait([slot.answer], timeout=0)[0]:
                 self._hear(slot)
-            elif slot.facts and not slot.busy and now - slot.asked > SILENT_SECONDS:
+            elif slot.status and not slot.busy and now - slot.asked > SILENT_SECONDS:
                 self.drop(slot)
         cards, count = self._size()
         missing = count - len(self._slots)
-        for slot in [slot for slot in self._slots if not slot.facts][: max(-missing, 0)]:
+        for slot in [slot for slot in self._slots if not slot.status][: max(-missing, 0)]:
             self.drop(slot)
         for _ in range(missing if now >= self._next_try else 0):
             self._make(cards, count)
-        if any(slot.facts for slot in self._slots):
+        if any(slot.status for slot in self._slots):
             self.problem = None
         elif self.problem is None and self.status:
             self.problem = NO_WORKER  # there was one before
 
     def _hear(self, slot: Slot) -> None:
         try:
-            facts = self._ray.get(slot.answer)
+            status = self._ray.get(slot.answer)
         except Exception as error:
             self.drop(slot)
             self._next_try = time.monotonic() + ASK_SECONDS  # one that cannot start is not made again every second
@@ -207,7 +205,8 @@ class Pool:
                 self._trouble(problem_of(error))
             return
         with self._news:
-            slot.answer, slot.facts, self.status = None, facts, facts
+            slot.answer = None
+            slot.status = self.status = status
             self._news.notify_all()
 
     def _size(self) -> tuple[float, int]:
@@ -272,7 +271,7 @@ def answers(address: str) -> bool:
     return True
 
 
-def run(entry: Callable[[Job], Iterator[Any]], look: Callable[[], dict[str, Any]], job: Job) -> Iterator[Any]:
+def run(entry: Callable[[Job], Iterator[Any]], look: Callable[[], Status], job: Job) -> Iterator[Any]:
     """Yield the events of `entry(job)` on a worker, or on another if it dies; raises StudioError. Closing cancels."""
     pool.start(look)
     for attempt in (1, 2):

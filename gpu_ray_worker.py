@@ -12,6 +12,7 @@ from typing import Any
 
 import bootstrap
 from events import Done, Job, Outcome, Problem, StudioError, first_line
+from status import Status, WorkerStatus
 
 log = logging.getLogger("studio")
 
@@ -44,10 +45,14 @@ class Worker:
         self._loras: list[str] = []  # hashes of the files kept here, the most recently used last
         self._cancelled = ""
 
-    def hello(self, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def hello(self, look: Callable[[], Status]) -> Status:
+        """Return the status of the studio in this process, with this worker as its only one."""
         import ray
 
-        return {**look(), "node": ray.get_runtime_context().get_node_id()[:12], "pid": os.getpid()}
+        status = look()
+        node = ray.get_runtime_context().get_node_id()[:12]
+        worker = WorkerStatus(id=self._name, node=node, pid=os.getpid(), device=status.device, busy=False)
+        return replace(status, workers=(worker,))
 
     def cancel(self, name: str) -> None:
         """Cancel the job whose folder has that name, even if it has not begun."""

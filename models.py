@@ -22,6 +22,7 @@ from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, first_line, is_out_of_memory
 from model_hub import PARTS
 from model_weights import DEFAULT_MODEL_GB, Weights, bytes_in, find_weights, missing_model
+from status import LanguageModelStatus
 
 if TYPE_CHECKING:
     import torch
@@ -217,22 +218,25 @@ class Slot:
             self._model = None
         free_memory()
 
-    def status(self) -> dict[str, Any]:
-        """Return the state ("off", "none" for missing, "ready", "loaded" or "failed") and the reason."""
-        weights, to_fetch = self.weights, self.weights.source == "hub" and not self.problem
-        problem = None if to_fetch else self.problem or weights.problem
+    def status(self) -> LanguageModelStatus:
+        weights = self.weights
+        to_fetch = weights.source == "hub" and not self.problem
         if weights.source == "off":
             state = "off"
-        elif self.loaded or self.problem:
-            state = "loaded" if self.loaded else "failed"
+        elif self.loaded:
+            state = "loaded"
+        elif self.problem:
+            state = "failed"
+        elif weights.folder or to_fetch:
+            state = "ready"
         else:
-            state = "ready" if weights.folder or to_fetch else "none"
-        return {
-            "state": state,
-            "model": "" if state == "off" else weights.model_id,
-            "source": weights.source,
-            "problem": problem and problem.facts(),
-        }
+            state = "none"
+        return LanguageModelStatus(
+            state=state,
+            model="" if state == "off" else weights.model_id,
+            source=weights.source,
+            problem=None if to_fetch else self.problem or weights.problem,
+        )
 
 
 def pick_device(weights: Weights) -> Device:

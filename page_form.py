@@ -22,6 +22,7 @@ from backend import check
 from events import InvalidRequest, Problem
 from limits import LIMITS
 from params import AUDIO_FIELDS, REQUESTS, Request, SongWords, parse_request, upload_seconds
+from status import Status
 
 Updates = dict[Any, Any]
 # At each message of a run, Gradio goes through every component that ever showed its progress, so none may show any.
@@ -43,7 +44,7 @@ class Form:
         self.parsers: dict[str, Callable[[Any], Any]] = {}
         self.showers: dict[str, Callable[[Any], Any]] = {}
         self.lines: dict[str, gr.HTML] = {}  # per-field slots for run-time errors
-        self.watchers: list[Callable[[Mapping[str, Any]], Updates]] = []  # called with the backend's status
+        self.watchers: list[Callable[[Status], Updates]] = []  # called with the backend's status
         self.followers: dict[gr.HTML, Callable[[dict[str, Any]], str]] = {}  # for page_settings.connect_changes
         self.followed_names: set[str] = set()
         self.later: list[Callable[[], None]] = []  # what to connect once all fields exist
@@ -134,9 +135,9 @@ class Form:
             if name in self.fields
         }
 
-    def show_status(self, facts: Mapping[str, Any]) -> Updates:
+    def show_status(self, status: Status) -> Updates:
         """Return the updates for the backend's status, of the same components whatever it is."""
-        return {part: update for watcher in self.watchers for part, update in watcher(facts).items()}
+        return {part: update for watcher in self.watchers for part, update in watcher(status).items()}
 
     def validate(self, *values: Any) -> list[dict[str, Any]] | dict[str, Any]:
         """Return Gradio's verdict on each field; a wrong one keeps the run from being queued."""
@@ -280,19 +281,6 @@ class Undo:
             return {**filled, self.former: earlier, self.button: gr.update(visible=bool(earlier))}
 
         return self.button.click(back, self.former, [*fields.values(), *self.outputs], **AT_ONCE)
-
-
-def available(writer: Mapping[str, Any]) -> bool:
-    """Tell from the status of the planner or the lyrics writer whether it can be used."""
-    if writer["state"] == "failed":  # for lack of memory: it may fit the next time
-        return writer["problem"]["code"] == "out_of_memory"
-    return writer["state"] in ("ready", "loaded")
-
-
-def reason(writer: Mapping[str, Any], hint: bool = True) -> str:
-    """Say what is wrong with the planner or the lyrics writer and, with `hint`, what to do about it."""
-    problem = writer["problem"]
-    return f"{problem['message']} {problem['hint'] if hint else ''}".strip() if problem else ""
 
 
 # What describes the song itself, whatever is made of it, with the values of a blank form.

@@ -135,7 +135,7 @@ def seconds_line(form: Form) -> gr.HTML:
 
     if bootstrap.on_zerogpu():
         blank = {name: field.value for name, field in form.fields.items()}
-        form.watchers.append(lambda facts: {line: say(blank)})
+        form.watchers.append(lambda status: {line: say(blank)})
         form.follow(line, form.fields, say)
     return line
 

@@ -25,6 +25,7 @@ from page_form import AT_ONCE, Form, Updates, add, add_number, add_row, add_slid
 from page_run import cancelled_box, run_bar
 from page_takes import Made, ResultPanel
 from params import upload_seconds, usual_sampling
+from status import Status
 
 # By tab, or "morph", and by button: the values of a form's fields.
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = preset("examples")
@@ -128,20 +129,21 @@ def advanced(form: Form, own: Callable[[Form], None]) -> gr.Accordion:
         add(form, "options.timbre_token", gr.Checkbox, value=True)
         page_widgets.lora_panel(form)
         add(form, "options.memory_plan", gr.Dropdown, choices=swapped(MEMORY_PLANS), value="auto")
-    form.watchers.append(lambda facts: model_updates(form, facts))
+    form.watchers.append(lambda status: model_updates(form, status))
     return group
 
 
-def model_updates(form: Form, facts: Mapping[str, Any]) -> Updates:
+def model_updates(form: Form, status: Status) -> Updates:
     """Return the updates for the model and device in use: defaults, memory plans, and what a turbo one does not use."""
-    kind, turbo = facts["kind"], facts["kind"] == "turbo"
+    kind = status.kind
+    turbo = kind == "turbo"
     standard = usual_sampling("standard", kind)
     shift, guidance = f"{standard.shift:g}", f"{standard.guidance:g}"
     listed = ", ".join(f"{name} {usual_sampling(name, kind).steps}" for name in QUALITY_STEPS)
     steps = str(standard.steps) if turbo else tooltips.STEPS_BY_QUALITY.format(steps=listed)
     quality = tooltips.TURBO_QUALITY.format(steps=steps) if turbo else help_text("quality")
     guiding = {"interactive": not turbo} | ({"info": tooltips.TURBO_GUIDANCE} if turbo else {})
-    plans = {name: text for name, text in MEMORY_PLANS.items() if name in ("auto", *facts["memory_plans"])}
+    plans = {name: text for name, text in MEMORY_PLANS.items() if name in ("auto", *status.memory_plans)}
     updates = {
         "quality": {"choices": qualities(kind), "info": quality},
         "options.steps": {"info": help_text("steps", steps)},
@@ -247,13 +249,13 @@ class Header:
             self.bar = run_bar("download", tooltips.GET_MODEL.format(gb=0), cancelled, variant="secondary")
         self.outputs = [self.status, self.banner, self.notice, self.bar.go]
 
-    def show(self, facts: Mapping[str, Any]) -> Updates:
-        preview = facts["engine"] == "preview"
+    def show(self, status: Status) -> Updates:
+        get_model = tooltips.GET_MODEL.format(gb=status.download_gb)
         return {
-            self.status: theme.heading(facts),
-            self.banner: gr.update(visible=preview or bool(facts["problem"])),
-            self.notice: theme.banner(facts),
-            self.bar.go: gr.update(visible=preview, value=tooltips.GET_MODEL.format(gb=facts["download_gb"])),
+            self.status: theme.heading(status),
+            self.banner: gr.update(visible=status.is_preview or status.problem is not None),
+            self.notice: theme.banner(status),
+            self.bar.go: gr.update(visible=status.is_preview, value=get_model),
         }
 
 
@@ -266,7 +268,7 @@ class GenerateForm(Form):
         return {name: value for name, value in read.items() if read["options.plan"] or name not in PLAN_OPTIONS}
 
     def show(self, values: Mapping[str, Any]) -> Updates:
-        if values.get("options.plan") and not page_form.available(get_backend().status()["planner"]):
+        if values.get("options.plan") and not get_backend().status().planner.available:
             values = {**values, "options.plan": False}
         return super().show(values)
 
@@ -278,11 +280,11 @@ def add_plan_options(form: Form) -> None:
     plan, *fields = (form.fields[name] for name in ("options.plan", *PLAN_OPTIONS))
     plan.change(lambda on: [gr.update(interactive=on) for _ in fields], plan, fields, **AT_ONCE)
 
-    def show(facts: Mapping[str, Any]) -> Updates:
-        if page_form.available(facts["planner"]):
+    def show(status: Status) -> Updates:
+        if status.planner.available:
             usual = {each: gr.update(info=each.info) for each in fields}
             return {plan: gr.update(info=plan.info, interactive=True), **usual}
-        why = tooltips.NO_PLAN.format(reason=page_form.reason(facts["planner"]))
+        why = tooltips.NO_PLAN.format(reason=status.planner.reason())
         off = {each: gr.update(info=tooltips.NO_PLANNER, interactive=False) for each in fields}
         return {plan: gr.update(info=why, interactive=False, value=False), **off}
 

@@ -21,8 +21,9 @@ import tooltips
 from backend import GPU_CONCURRENCY, get_backend
 from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
 from limits import INSTRUMENTAL
-from page_form import AT_ONCE, QUIET, Form, Undo, Updates, available, html, reason
+from page_form import AT_ONCE, QUIET, Form, Undo, Updates, html
 from params import Request
+from status import Status
 
 log = logging.getLogger("studio")
 
@@ -203,13 +204,12 @@ class Assist(RunBar):
         self.sketch = gr.State(None)
         super().__init__([*self.buttons.values()], cancel, line, cancelled)
 
-    def show(self, facts: Mapping[str, Any]) -> Updates:
-        planner = facts["planner"]
-        usable = available(planner)
+    def show(self, status: Status) -> Updates:
+        usable = status.planner.available
         said = " ".join(tooltips.ASSIST_HELP[mode] for mode in self.buttons)
         if not usable:
             names = [tooltips.ASSIST[mode] for mode in self.buttons]
-            said = tooltips.needs_planner(names, reason(planner, hint=False))
+            said = tooltips.needs_planner(names, status.planner.reason(hint=False))
         return {**{each: gr.update(interactive=usable) for each in self.starters}, self.help: theme.remark(said)}
 
 

@@ -94,7 +94,7 @@ def put_back(form: Form, stored: Any) -> Updates:
         # An uploaded LoRA may be gone by now: only those with a name come back.
         request["options.loras"] = [each for each in loras if isinstance(each, dict) and hub_id(str(each["source"]))]
     values = page_form.settings(form.mode, {"request": page_form.grouped(request)}).values
-    if values.get("options.memory_plan", "auto") not in ("auto", *get_backend().status()["memory_plans"]):
+    if values.get("options.memory_plan", "auto") not in ("auto", *get_backend().status().memory_plans):
         del values["options.memory_plan"]
     as_it_was = {name: value for name, value in stored.items() if name in OWN and OWN[name](value)}
     for name, text in stored.items():

@@ -23,6 +23,7 @@ from page_panels import fold, swapped
 from page_run import Assist, RunBar, connect_assist, connect_run, run_foot, stream_of
 from page_takes import Made, ResultPanel, connect_song, connect_takes
 from params import ACTION_OPTIONS, CHOOSE_TRACK, Request
+from status import Status
 
 TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"
 MORPH_NUMBERS = ("options.n_min", "options.n_max", "options.n_avg")
@@ -76,8 +77,8 @@ def cover_tab() -> SongTab:
     why = html(elem_id="cover-why", render=False)
     tab = SongTab(form, result, helper, why)
 
-    def show(facts: Mapping[str, Any]) -> Updates:
-        reason = facts["unsupported"].get("cover", "")
+    def show(status: Status) -> Updates:
+        reason = status.unsupported.get("cover", "")
         return {tab.bar.go: gr.update(interactive=not reason), why: theme.remark(reason) if reason else ""}
 
     form.watchers.append(show)
@@ -227,8 +228,8 @@ def _actions(form: EditForm) -> None:
         add(form, "options.repaint_mode", gr.Radio, choices=swapped(REPAINT_MODES), value="balanced")
         add_slider(form, "options.repaint_strength", classes=["field", "balanced-only"])
 
-    def mark_experiments(facts: Mapping[str, Any]) -> Updates:
-        tasks = facts["tasks"]
+    def mark_experiments(status: Status) -> Updates:
+        tasks = status.tasks
         choices = [
             (tooltips.EXPERIMENTAL.format(name=name) if tasks.get(action) == "experimental" else name, action)
             for action, name in ACTIONS.items()
@@ -310,11 +311,11 @@ def lyrics_tab() -> tuple[Form, LyricsPanel]:
     with form.tab:
         bar, problems = run_foot(form, [why, page_hints.seconds_line(form)], tooltips.STOP)
 
-    def show(facts: Mapping[str, Any]) -> Updates:
-        writer = facts["lyrics"]
-        missing = tooltips.NO_SONGWRITER if writer["state"] == "none" else ""
-        said = f"{missing} {page_form.reason(writer)}".strip()
-        go = gr.update(interactive=page_form.available(writer))
+    def show(status: Status) -> Updates:
+        songwriter = status.songwriter
+        missing = tooltips.NO_SONGWRITER if songwriter.state == "none" else ""
+        said = f"{missing} {songwriter.reason()}".strip()
+        go = gr.update(interactive=songwriter.available)
         return {bar.go: go, why: theme.remark(said) if said else ""}
 
     form.watchers.append(show)

@@ -61,7 +61,7 @@ class Made:
     def can_be_timed(self) -> bool:
         whole = getattr(self.request, "action", self.request.mode) in WHOLE_SONG
         sung = whole and self.request.sung_lyrics() != INSTRUMENTAL
-        return sung and get_backend().status()["timed_lyrics"]["available"]
+        return sung and get_backend().status().timed_lyrics.available
 
 
 class ResultPanel:

@@ -31,6 +31,7 @@ from model_memory import Placing
 from model_weights import Weights, read_json
 from models import Models
 from song_conditions import COVER, TEXT2MUSIC, Condition
+from status import TimedLyrics
 
 if TYPE_CHECKING:
     import torch
@@ -54,13 +55,13 @@ class _Enough(Exception):
     """Ends a forward pass after the last layer that counts."""
 
 
-def support(weights: Weights) -> dict[str, Any]:
+def support(weights: Weights) -> TimedLyrics:
     reason = ""
     if weights.folder is None:
         reason = "The song model is not on this machine yet."
     elif not _heads_of(weights):
         reason = "This checkpoint has no attention heads that are known to follow the lyrics."
-    return {"available": not reason, "reason": reason}
+    return TimedLyrics(available=not reason, reason=reason)
 
 
 def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]:
@@ -72,7 +73,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]
         placing.for_song()
         pipe, heads = models.pipeline(), _heads_of(models.weights)
         if not heads:
-            raise StudioError("unsupported", support(models.weights)["reason"])
+            raise StudioError("unsupported", support(models.weights).reason)
         lora_apply.reconcile(pipe, ())  # the heads are known for the checkpoint without LoRAs
     with timed(seconds, "aligning"):
         yield Progress("preparing")

@@ -23,6 +23,7 @@ import tooltips
 from events import Progress
 from limits import FORMATS, LANGUAGES, TIME_SIGNATURES
 from lyrics_lint import Advice
+from status import Status
 
 STATIC = Path(__file__).with_name("static")
 # In the head of the page; the first one makes the object that the others add to.
@@ -167,7 +168,7 @@ def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
     return f'<p class="remark also" data-text="{escape(tooltips.ALSO)}" data-defaults="{known}"></p>'
 
 
-def heading(status: Mapping[str, Any] | None = None) -> str:
+def heading(status: Status | None = None) -> str:
     """Return the page's only h1 beside engine and device, which unfold into all that `status` says."""
     title = f"<h1>{escape(tooltips.TITLE)}</h1>"
     if status is None:
@@ -176,14 +177,15 @@ def heading(status: Mapping[str, Any] | None = None) -> str:
     return f'<div class="heading">{title}<details>{summary}{_list(tooltips.status_parts(status))}</details></div>'
 
 
-def banner(facts: Mapping[str, Any]) -> str:
+def banner(status: Status) -> str:
     """Return why the real model is not in use: one line, cut if too long, that unfolds into the rest."""
-    problem = facts["problem"]
-    preview = facts["engine"] == "preview"
-    texts = [tooltips.PREVIEW_TEXT] if preview else []
-    if problem:
-        texts.append(f"{problem['message']} {problem['hint']}".strip())
-    title = tooltips.PREVIEW_TITLE if preview else tooltips.PROBLEM_TITLE
+    texts = []
+    title = tooltips.PROBLEM_TITLE
+    if status.is_preview:
+        title = tooltips.PREVIEW_TITLE
+        texts.append(tooltips.PREVIEW_TEXT)
+    if status.problem:
+        texts.append(status.problem.text())
     paragraphs = "".join(f"<p>{escape(text)}</p>" for text in texts[1:])
     line = f"<span><strong>{escape(title)}:</strong> <span>{escape(''.join(texts[:1]))}</span></span>"
     return f'<details class="shown"><summary>{line}</summary>{paragraphs}</details>'

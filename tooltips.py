@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from status import LanguageModelStatus, Status, WorkerStatus
 
 TITLE = "ACE Music Studio"
 
@@ -412,44 +414,63 @@ PROBLEM_TITLE = "The model cannot be used"
 GET_MODEL = "Get the real model ({gb:g} GB)"
 DEVICES = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
 NO_WORKERS = "no worker yet"
-WRITERS = {"planner": "Planner", "lyrics": "Lyrics writer"}
 WRITER_STATES = {
     **{"off": "off", "none": "not installed", "ready": "{model} (not loaded yet)", "loaded": "{model}"},
     **{"failed": "could not be loaded", "hub": "{model} (downloaded when needed)"},
 }
 
 
-def status_line(status: Mapping[str, Any]) -> str:
-    engine = PREVIEW_TITLE if status["engine"] == "preview" else status["model"].rpartition("/")[2]
-    return " · ".join(filter(None, [engine, _device(status), workers_text(status)]))
+def status_line(status: Status) -> str:
+    engine = PREVIEW_TITLE if status.is_preview else status.model.rpartition("/")[2]
+    return " · ".join(filter(None, [engine, _device(status.device), workers_text(status)]))
 
 
-def status_parts(status: Mapping[str, Any]) -> list[str]:
+def status_parts(status: Status) -> list[str]:
     """Return the facts behind the status line: the models and, once it is known, the device and why it was chosen."""
-    more = ", downloaded with the first song" if status.get("source") == "hub" else ", turbo" if status["turbo"] else ""
-    parts = ["Model: built in" if status["engine"] == "preview" else f"Model: {status['model']}{more}"]
-    for name, title in WRITERS.items():
-        writer = status[name]
-        state = WRITER_STATES["hub" if writer.get("source") == "hub" else writer["state"]]
-        parts.append(f"{title}: {state.format(model=writer['model'].rpartition('/')[2])}")
-    for worker in status["workers"] if workers_text(status) else ():
-        place = f"{_device(worker)}, node {worker['node']}, process {worker['pid']}"
-        parts.append(f"{worker['id']}: {place}, {'busy' if worker['busy'] else 'idle'}")
-    if status["device"]:
-        parts += filter(None, [f"Device: {_device(status)}, {status['dtype']}", status["device_reason"]])
+    parts = [
+        _model_text(status),
+        _language_model_text("Planner", status.planner),
+        _language_model_text("Lyrics writer", status.songwriter),
+    ]
+    if status.uses_workers:
+        parts += [_worker_text(worker) for worker in status.workers]
+    if status.device:
+        parts.append(f"Device: {_device(status.device)}, {status.dtype}")
+    if status.device and status.device_reason:
+        parts.append(status.device_reason)
     return parts
 
 
-def workers_text(status: Mapping[str, Any]) -> str:
+def _model_text(status: Status) -> str:
+    if status.is_preview:
+        return "Model: built in"
+    if status.source == "hub":
+        return f"Model: {status.model}, downloaded with the first song"
+    if status.turbo:
+        return f"Model: {status.model}, turbo"
+    return f"Model: {status.model}"
+
+
+def _language_model_text(title: str, model: LanguageModelStatus) -> str:
+    state = "hub" if model.source == "hub" else model.state
+    name = model.model.rpartition("/")[2]
+    return f"{title}: {WRITER_STATES[state].format(model=name)}"
+
+
+def _worker_text(worker: WorkerStatus) -> str:
+    doing = "busy" if worker.busy else "idle"
+    return f"{worker.id}: {_device(worker.device)}, node {worker.node}, process {worker.pid}, {doing}"
+
+
+def workers_text(status: Status) -> str:
     """Return how many Ray workers there are; "" if this process makes the songs."""
-    found = status["workers"]
-    if len(found) == 1 and not found[0]["node"]:
+    if not status.uses_workers:
         return ""
-    return _count(len(found), "worker") if found else NO_WORKERS
+    return _count(len(status.workers), "worker") if status.workers else NO_WORKERS
 
 
-def _device(status: Mapping[str, Any]) -> str:
-    return DEVICES.get(status["device"], status["device"])
+def _device(kind: str) -> str:
+    return DEVICES.get(kind, kind)
 
 
 # --- the terminal -------------------------------------------------------------------------------------------------

@@ -255,7 +255,7 @@ def test_a_first_song_waits_for_the_engine_that_is_being_loaded_and_not_for_anot
     studio.models.prepare()
     assert turn.preparing == [True, True] and studio.models.loaded and not studio.models.preparing
     studio.models.turn, studio.models.preparing = Turn(studio.models, 1), True
-    assert not studio.status()["workers"][0]["busy"]
+    assert not studio.status().workers[0].busy
     *progress, done = studio.stream(song_request(options={"steps": 1}))
     stages = [event.stage for event in progress]
     assert isinstance(done, Done) and "loading" in stages and "waiting" not in stages

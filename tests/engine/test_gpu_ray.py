@@ -214,7 +214,7 @@ def test_cancel_reaches_the_right_worker_within_one_step(studio, alone, machines
         ask(name, hold)
     left = studio.stream(song_request(options={"steps": 50, "guidance": 1}))
     next(event for event in left if event.stage == "steps" and event.step == 1)
-    (busy,) = [worker["id"] for worker in gpu_ray.pool.workers() if worker["busy"]]
+    (busy,) = [worker.id for worker in gpu_ray.pool.workers() if worker.busy]
     (other,) = {*names} - {busy}
     with ThreadPoolExecutor(1) as threads:
         song_of_other = threads.submit(song, studio, prompt=PROMPTS[1])
@@ -250,23 +250,23 @@ def test_many_visitors_at_once_each_get_their_own_song(page, machines, output, v
             assert (each["request"]["prompt"], each["seeds"]) == (f"song {number}", [number])
         assert jobs.sha256(Path(file["path"])) == record["takes"][0]["sha256"]
     assert len({record["takes"][0]["sha256"] for _, record in made}) == len(list(output.iterdir())) == visitors
-    assert {record["worker"] for _, record in made} == {worker["id"] for worker in gpu_ray.pool.workers()}
+    assert {record["worker"] for _, record in made} == {worker.id for worker in gpu_ray.pool.workers()}
 
 
 # --- nodes that die -----------------------------------------------------------------------------------------------
 
 
 def node_of(machines: Any, worker: str) -> Any:
-    (node,) = [each["node"] for each in gpu_ray.pool.workers() if each["id"] == worker]
+    (node,) = [each.node for each in gpu_ray.pool.workers() if each.id == worker]
     return next(each for each in machines.worker_nodes if each.node_id.startswith(node))
 
 
 def test_a_node_killed_in_mid_song_costs_no_song(studio, alone, machines, output):
     for worker in gpu_ray.pool.workers():
-        ask(worker["id"], slow_down)
+        ask(worker.id, slow_down)
     stream = studio.stream(song_request(options={"steps": 2}))
     next(event for event in stream if event.stage == "steps")
-    (busy,) = [worker["id"] for worker in gpu_ray.pool.workers() if worker["busy"]]
+    (busy,) = [worker.id for worker in gpu_ray.pool.workers() if worker.busy]
     machines.remove_node(node_of(machines, busy), allow_graceful=False)
     *told, done = stream
     assert gpu_ray.AGAIN in {event.note for event in told if isinstance(event, Progress)}
@@ -296,7 +296,7 @@ def test_without_the_head_there_is_a_sentence_and_its_return_brings_the_studio_b
 ):
     monkeypatch.setattr(gpu_ray, "HEAD_SECONDS", 3.0)
     for worker in gpu_ray.pool.workers():
-        ask(worker["id"], slow_down)
+        ask(worker.id, slow_down)
     stream = studio.stream(song_request(options={"steps": 50}))
     next(event for event in stream if event.stage == "steps")
     machines.head_node.kill_gcs_server()

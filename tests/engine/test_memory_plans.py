@@ -164,13 +164,13 @@ def test_a_forced_plan_changes_the_memory_and_hardly_or_not_the_song(studio, flo
     def layer():
         return transformer().layers[0].mlp.up_proj
 
-    assert studio.status()["memory_plan"] == ""
+    assert studio.status().memory_plan == ""
     assert studio.capabilities()["memory_plan"] == "everything resident"
     (whole,) = samples_of(done(studio))
     assert not hasattr(transformer(), "_hf_hook")
     parts = done(studio, options={"memory_plan": "offload"})
     assert parts.record["memory_plan"] == "offload"
-    assert studio.status()["memory_plan"] == model_memory.TEXTS["offload"]
+    assert studio.status().memory_plan == model_memory.TEXTS["offload"]
     assert transformer()._hf_hook.inside == "vae"
     assert np.array_equal(whole, *samples_of(parts))
     done(studio, options={"memory_plan": "fp8"})
@@ -206,7 +206,7 @@ def test_a_plan_or_a_song_that_does_not_fit_is_refused_before_loading(studio, mo
     assert isinstance(failed, Failed) and failed.problem.field == "options.memory_plan"
     assert "must be one of auto, resident, swap, offload, fp8, not fast8" in failed.problem.message
     assert "Hopper" in failed.problem.hint
-    assert "fast8" not in studio.status()["memory_plans"]
+    assert "fast8" not in studio.status().memory_plans
     monkeypatch.setattr(model_memory, "room_for_models", lambda kind: 1_000_000)
     failed = ask(studio)[-1]
     assert isinstance(failed, Failed) and failed.problem.code == "out_of_memory"

@@ -21,6 +21,7 @@ import song_loop
 from events import Done, Failed, InvalidRequest, Progress
 from limits import MAX_LYRIC_TOKENS, SAMPLE_RATE
 from params import parse_request
+from status import TimedLyrics
 
 LYRICS = "[Verse 1]\nslow light on the window\n\n[Chorus - soft]\nstay (ooh) a while\n"
 HEADS = {0: (1,), 1: (0, 1)}
@@ -232,7 +233,7 @@ def test_a_song_without_words_cannot_be_asked_for(take):
 
 
 def test_a_checkpoint_without_heads_says_so(studio, take, monkeypatch):
-    assert studio.status()["timed_lyrics"] == {"available": True, "reason": ""}
+    assert studio.status().timed_lyrics == TimedLyrics(available=True, reason="")
     monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
     fresh = backend.Backend()
     monkeypatch.setattr(backend, "_backend", fresh)

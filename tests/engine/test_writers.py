@@ -20,6 +20,7 @@ from limits import LIMITS
 from model_memory import Placing
 from model_weights import DEFAULT_PLANNER
 from params import parse_request
+from status import LanguageModelStatus, SongwriterStatus
 from tests.engine.songs import assert_stops, result_of, samples_of, song, song_request, wait_for_turn, words
 from tests.weights import SONGWRITER
 
@@ -134,14 +135,14 @@ def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, m
 
 def test_without_a_planner_the_song_is_made_and_the_record_says_why(no_language_models, make_studio):
     studio = make_studio(ACE_STUDIO_PLANNER="")
-    status = studio.status()["planner"]
-    assert (status["state"], status["model"]) == ("none", DEFAULT_PLANNER)
-    assert status["problem"]["code"] == "planner_missing" and "hf download" in status["problem"]["hint"]
+    status = studio.status().planner
+    assert (status.state, status.model) == ("none", DEFAULT_PLANNER)
+    assert status.problem.code == "planner_missing" and "hf download" in status.problem.hint
     record = song(studio).record
-    assert record["plan"] == {"used": False, "reason": f"The planner {status['model']} is not on this machine."}
+    assert record["plan"] == {"used": False, "reason": f"The planner {status.model} is not on this machine."}
     # So does a folder that is not a planner.
     studio = make_studio(ACE_STUDIO_PLANNER=str(SONGWRITER))
-    assert "no audio tokens" in studio.status()["planner"]["problem"]["message"]
+    assert "no audio tokens" in studio.status().planner.problem.message
     assert "no audio tokens" in song(studio).record["plan"]["reason"]
 
 
@@ -155,12 +156,12 @@ def test_a_plan_that_fails_costs_only_the_plan(studio, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(studio.models.planner.get().model.config, "max_position_embeddings", 100)
         assert "this planner reads 100" in song(studio).record["plan"]["reason"]
-    assert studio.status()["planner"]["state"] == "loaded"
+    assert studio.status().planner.state == "loaded"
     monkeypatch.setattr(planner, "CodeWriter", no_room)
     monkeypatch.setattr(studio, "placing", Placing(studio.models))
     assert "The planner ran out of memory" in song(studio).record["plan"]["reason"]
     # A lower memory plan was tried first, by which the planner makes room for the song.
-    assert studio.status()["planner"]["state"] == "ready"
+    assert studio.status().planner.state == "ready"
 
 
 @pytest.mark.slow
@@ -178,10 +179,10 @@ def test_a_broken_planner_is_not_loaded_again_until_refresh(make_studio, monkeyp
     for _ in range(2):
         assert song(studio).record["plan"] == {"used": False, "reason": "It is broken."}
     assert calls == [1]
-    status = studio.status()["planner"]
-    assert (status["state"], status["problem"]["message"]) == ("failed", "It is broken.")
+    status = studio.status().planner
+    assert (status.state, status.problem.message) == ("failed", "It is broken.")
     studio.models.refresh()
-    assert studio.status()["planner"]["state"] == "ready"
+    assert studio.status().planner.state == "ready"
 
 
 @pytest.mark.long
@@ -197,20 +198,20 @@ def test_out_of_memory_while_a_language_model_is_loaded_leaves_the_song(make_stu
         # A lower memory plan is tried first.
         assert done.record["memory_plan"] == "swap"
         assert done.record["notes"][1:] == [f"Made without a plan: {done.record['plan']['reason']}"]
-        status = studio.status()["planner"]
-        assert (status["state"], status["problem"]["code"]) == ("failed", "out_of_memory")
+        status = studio.status().planner
+        assert (status.state, status.problem.code) == ("failed", "out_of_memory")
         failed = words(studio, "inspire", idea="rain")
         assert isinstance(failed, Failed) and failed.problem.code == "out_of_memory"
     # The next job tries again: others may have freed their memory.
     assert song(studio).record["plan"]["used"] is True
     # By that plan the planner makes room for the song again.
-    assert studio.status()["planner"] == {"state": "ready", "model": "preview", "problem": None, "source": "preview"}
+    assert studio.status().planner == LanguageModelStatus("ready", "preview", "preview")
     studio = make_studio()
     with monkeypatch.context() as patch:
         patch.setattr(lyrics, "build_writer", no_room)
         failed = words(studio, "lyrics", brief="rain")
         assert failed.problem.code == "out_of_memory" and "lyrics writer" in failed.problem.message
-        assert studio.status()["lyrics"]["state"] == "failed"
+        assert studio.status().songwriter.state == "failed"
         assert np.array_equal(samples_of(song(studio, options={"plan": False}))[0], expected)
     assert isinstance(words(studio, "lyrics", brief="rain", options=SHORT), Done)
 
@@ -247,8 +248,8 @@ def test_without_a_writer_there_is_an_error(no_language_models, make_studio):
     assert failed.problem.code == "weights_missing" and "is not on this machine" in failed.problem.message
     studio = make_studio(ACE_STUDIO_LYRICS="off")
     assert words(studio, "lyrics", brief="rain").problem.code == "writer_off"
-    status = studio.status()["lyrics"]
-    assert (status["state"], status["model"], status["problem"]["code"]) == ("off", "", "writer_off")
+    status = studio.status().songwriter
+    assert (status.state, status.model, status.problem.code) == ("off", "", "writer_off")
 
 
 @pytest.mark.slow
@@ -266,12 +267,10 @@ def test_out_of_memory_while_writing_is_an_error_of_its_own(studio):
 @pytest.mark.slow
 def test_only_the_models_that_a_job_needs_are_loaded_and_changed_ones_are_unloaded(make_studio, monkeypatch):
     studio = make_studio(built=False)
-    assert studio.status()["lyrics"] == {
-        "state": "ready", "model": "preview", "source": "preview", "problem": None, "engine": "transformers",
-    }  # fmt: skip
+    assert studio.status().songwriter == SongwriterStatus("ready", "preview", "preview", None, "transformers")
     assert isinstance(words(studio, "lyrics", brief="rain", options=SHORT), Done)
     assert loaded(studio) == (False, False, True)
-    assert studio.status()["lyrics"]["state"] == "loaded"
+    assert studio.status().songwriter.state == "loaded"
     studio = make_studio(built=False)
     song(studio)
     assert loaded(studio) == (True, True, False)
@@ -283,7 +282,7 @@ def test_only_the_models_that_a_job_needs_are_loaded_and_changed_ones_are_unload
     monkeypatch.setenv("ACE_STUDIO_LYRICS", str(SONGWRITER))
     studio.models.refresh()
     assert loaded(studio) == (True, False, False)
-    assert (studio.status()["planner"]["state"], studio.status()["lyrics"]["state"]) == ("off", "ready")
+    assert (studio.status().planner.state, studio.status().songwriter.state) == ("off", "ready")
 
 
 # --- sketches -----------------------------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ import backend, events, params
 studio = backend.get_backend()
 weights = studio.models.weights
 facts = {"engine": weights.engine, "problem": weights.problem and weights.problem.text()}
-facts |= {"device": studio.models.device().kind, **{name: studio.status()[name] for name in ("planner", "lyrics")}}
+published = studio.capabilities()
+facts |= {name: published[name] for name in ("device", "planner", "lyrics")}
 print(json.dumps(facts), flush=True)
 for line in sys.stdin:
     mode, values = json.loads(line)

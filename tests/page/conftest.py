@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -26,11 +27,12 @@ from gradio import utils as gradio_utils
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 import audio_export
-import model_memory
 import model_weights
+import models
 from events import Done, Draft, Event, Failed, Problem, Progress
 from limits import SAMPLE_RATE
 from params import Request
+from status import UNKNOWN, LanguageModelStatus, SongwriterStatus, Status, TimedLyrics, WorkerStatus
 from tests.page.steps import Tab
 from tests.program import ROOT
 from tools import screenshots
@@ -171,6 +173,25 @@ SKETCH = {
 }
 
 
+# The status of a studio on the built-in engine, on a processor.
+BUILT_IN = replace(
+    UNKNOWN,
+    engine="preview",
+    model="preview",
+    source="preview",
+    device="cpu",
+    device_reason="A test runs here.",
+    dtype="float32",
+    download_gb=11.5,
+    memory_plans=models.LADDERS["cpu"],
+    planner=LanguageModelStatus("ready", "preview", "preview"),
+    songwriter=SongwriterStatus("ready", "preview", "preview"),
+    tasks=model_weights.task_support("preview"),
+    timed_lyrics=TimedLyrics(available=True, reason=""),
+    workers=(WorkerStatus(id="here", node="", pid=1, device="cpu", busy=False),),
+)
+
+
 class FakeBackend:
     """Plays `script`, a function from a request to events, and records the requests.
 
@@ -190,20 +211,8 @@ class FakeBackend:
         self.facts: dict[str, Any] = {}  # overrides of the status
         self.models = SimpleNamespace(prepare=self.prepared.set)
 
-    def status(self) -> dict[str, Any]:
-        return {
-            **{"engine": "preview", "model": "preview", "revision": "", "source": "preview", "loaded": True},
-            **{"device": "cpu", "device_reason": "A test runs here.", "dtype": "float32"},
-            **{"kind": "sft", "turbo": False},
-            **{"problem": None, "wanted": "org/model", "download_gb": 11.5},
-            **{name: {"state": "ready", "model": "preview", "problem": None} for name in ("planner", "lyrics")},
-            "tasks": model_weights.task_support("preview"),
-            "unsupported": {},
-            "timed_lyrics": {"available": True, "reason": ""},
-            "memory_plans": model_memory.LADDERS["cpu"],
-            "workers": [{"id": "here", "node": "", "pid": 1, "device": "cpu", "busy": False}],
-            **self.facts,
-        }
+    def status(self) -> Status:
+        return replace(BUILT_IN, **self.facts)
 
     full_status = status
 

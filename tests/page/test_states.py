@@ -12,7 +12,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import tooltips
-from events import Done, Event, Progress
+from events import Done, Event, Problem, Progress
+from status import LanguageModelStatus
 from tests.page.steps import MARKUP, Tab, expect_plain, expect_tappable, fits, reload, violations
 
 PHONE, DESK = (390, 844), (1280, 900)
@@ -237,7 +238,7 @@ def test_the_header_is_one_line_and_its_facts_stay_open_when_they_change(lasting
     expect(facts).to_contain_text(["Model: built in", "Planner:", "Lyrics writer:", "Device: CPU, float32"])
     expect(facts.first).to_be_visible()
     # Each run updates the status with the models it has loaded.
-    fake.facts = {"planner": {"state": "loaded", "model": "org/planner-after-the-song", "problem": None}}
+    fake.facts = {"planner": LanguageModelStatus("loaded", "org/planner-after-the-song")}
     generate.text("prompt").fill("a song")
     line.focus()
     seed = 100 * (fake.songs + 1)
@@ -279,7 +280,7 @@ def test_a_finished_download_changes_the_status(page: Page, fake, monkeypatch):
 @pytest.mark.slow
 def test_a_problem_with_the_weights_is_a_strip_with_its_text_on_a_click(fake, fake_address, visit):
     missing = "The copy in ./models is incomplete."
-    fake.facts = {"problem": {"code": "weights_broken", "message": missing, "hint": "Fetch it <b>again</b>."}}
+    fake.facts = {"problem": Problem("weights_broken", missing, hint="Fetch it <b>again</b>.")}
     page = visit(fake_address[0], *PHONE)
     banner, status = page.locator("#studio-banner"), page.locator("#studio-status")
     text, line = banner.get_by_text(f"{missing} Fetch it <b>again</b>."), banner.locator("summary")

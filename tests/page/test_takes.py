@@ -13,6 +13,7 @@ from playwright.sync_api import Locator, Page, expect
 
 import audio_export
 from events import Failed, Problem
+from status import TimedLyrics
 from tests.page.conftest import LRC
 from tests.page.steps import expect_tappable, reload
 
@@ -376,7 +377,7 @@ def test_timed_lyrics_follow_the_song(generate, fake):
     fake.script = lambda request: iter([Failed(Problem("internal", "It <i>broke</i>.", hint="Try again."))])
     generate.way("Timed lyrics").click()
     expect(take.get_by_role("alert")).to_contain_text("It <i>broke</i>. Try again.")
-    fake.facts = {"timed_lyrics": {"available": False, "reason": "There are no heads."}}
+    fake.facts = {"timed_lyrics": TimedLyrics(available=False, reason="There are no heads.")}
     fake.script = fake.play
     generate.made(fake)
     expect(generate.way("Timed lyrics")).to_have_count(0)

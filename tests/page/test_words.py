@@ -14,9 +14,10 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import tooltips
-from events import Draft, Event, Progress
+from events import Draft, Event, Problem, Progress
 from limits import LIMITS
 from params import parse_request
+from status import LanguageModelStatus, SongwriterStatus
 from tests.page.steps import MARKUP, Tab, expect_plain, read
 
 LYRICS_CONTROLS = {
@@ -171,15 +172,17 @@ def test_written_lyrics_become_a_song(lyrics: Tab, fake, tab):
 
 @pytest.mark.slow
 def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visit, tab):
-    problem = {"code": "missing", "message": "It is <b>not</b> on this machine.", "hint": "Fetch it first."}
-    missing = {"state": "none", "model": "org/a-model", "problem": problem}
-    fake.facts = {"lyrics": missing, "planner": missing}
+    problem = Problem("missing", "It is <b>not</b> on this machine.", hint="Fetch it first.")
+    fake.facts = {
+        "planner": LanguageModelStatus("none", "org/a-model", problem=problem),
+        "songwriter": SongwriterStatus("none", "org/a-model", problem=problem),
+    }
     page = visit(fake_address[0])
     expect(page.locator("#studio-status")).to_contain_text("Lyrics writer: not installed")
     expect(page.locator("#studio-status")).to_contain_text("Planner: not installed")
     lyrics = tab(page, "lyrics")
     expect(lyrics.go).to_be_disabled()
-    expect(lyrics.part("why")).to_have_text(f"{tooltips.NO_SONGWRITER} {problem['message']} {problem['hint']}")
+    expect(lyrics.part("why")).to_have_text(f"{tooltips.NO_SONGWRITER} {problem.text()}")
     # The visitor's own lyrics need no writer.
     lyrics.text("text").fill("[Verse]\nmine")
     lyrics.part("use").click()
@@ -188,7 +191,7 @@ def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visi
     generate.unfold()
     plan = generate.field("options.plan")
     expect(plan.get_by_role("checkbox")).not_to_be_checked()
-    expect(plan).to_contain_text(f"{problem['message']} {problem['hint']}")
+    expect(plan).to_contain_text(f"{problem.text()}")
     for name in (
         "options.plan",
         "options.rewrite",

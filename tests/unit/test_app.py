@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import socket
+from dataclasses import replace
 
 import pytest
 
 import page_form
 import theme
 import tooltips
-from events import Progress
+from events import Problem, Progress
 from lyrics_lint import Advice
+from status import UNKNOWN, LanguageModelStatus, SongwriterStatus, WorkerStatus
 from tests.program import python
 
 HOSTILE = "<script>alert(1)</script>"
@@ -59,23 +61,28 @@ def test_progress_is_one_sentence(event: Progress, words: str):
 
 def test_the_page_escapes_every_text():
     record = {"errors": [{"take": 1, "seed": 2, "message": HOSTILE}], "notes": [HOSTILE]}
-    facts = {
-        **{"engine": "xl", "model": HOSTILE, "source": "cache", "kind": "sft", "turbo": False, "device": "cpu"},
-        **{"dtype": "float32", "device_reason": HOSTILE, "download_gb": 11.5},
-        "problem": {"message": HOSTILE, "hint": HOSTILE},
-        **{name: {"state": "loaded", "model": HOSTILE, "problem": None} for name in ("planner", "lyrics")},
-        "workers": [{"id": HOSTILE, "node": HOSTILE, "pid": 1, "device": HOSTILE, "busy": True}],
-    }
+    status = replace(
+        UNKNOWN,
+        model=HOSTILE,
+        source="cache",
+        problem=Problem(HOSTILE, HOSTILE, HOSTILE, HOSTILE),
+        device="cpu",
+        dtype="float32",
+        device_reason=HOSTILE,
+        planner=LanguageModelStatus("loaded", HOSTILE),
+        songwriter=SongwriterStatus("loaded", HOSTILE),
+        workers=(WorkerStatus(id=HOSTILE, node=HOSTILE, pid=1, device=HOSTILE, busy=True),),
+    )
     plan = {"used": True, "bpm": 90, "key": HOSTILE, "time_signature": HOSTILE, "language": HOSTILE}
     shown = [
         theme.messages(record),
-        theme.heading(facts),
+        theme.heading(status),
         theme.plan({**plan, "rewritten": True, "caption": HOSTILE}),
         theme.plan({"used": False, "reason": HOSTILE}),
         theme.advice([Advice(1, HOSTILE)]),
         theme.advice([Advice(1, HOSTILE)] * 3),
         theme.remark(HOSTILE),
-        theme.banner(facts),
+        theme.banner(status),
         theme.notice(HOSTILE, HOSTILE, HOSTILE),
         theme.wrong_fields(HOSTILE, {"generate-prompt": HOSTILE}),
         theme.progress(Progress("steps", note=HOSTILE), HOSTILE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import gpu_ray
 import gpu_ray_worker
 import tooltips
 from events import Job, StudioError
+from status import UNKNOWN, WorkerStatus
 from tests.program import free_port, python
 
 
@@ -55,7 +57,7 @@ def test_a_studio_without_ray_says_how_to_get_it(monkeypatch, tmp_path):
     try:
         with pytest.raises(StudioError, match=r"Ray is not installed here. Start the studio with ./run.sh --ray."):
             list(gpu_ray.run(backend.on_worker, backend.worker_status, job))
-        assert backend.get_backend().status()["workers"] == []
+        assert backend.get_backend().status().workers == ()
     finally:
         gpu_ray.pool.dismiss()
 
@@ -99,15 +101,16 @@ def test_the_queue_runs_as_many_songs_as_there_are_workers():
 
 
 def test_the_status_names_the_workers_and_without_ray_this_process(monkeypatch):
-    one = {"id": "worker-1", "node": "abc", "pid": 7, "device": "cuda", "busy": True}
-    assert tooltips.workers_text({"workers": [one, one]}) == "2 workers"
-    assert tooltips.workers_text({"workers": []}) == tooltips.NO_WORKERS
-    assert tooltips.workers_text({"workers": [{**one, "node": ""}]}) == ""
+    one = WorkerStatus(id="worker-1", node="abc", pid=7, device="cuda", busy=True)
+    assert tooltips.workers_text(replace(UNKNOWN, workers=(one, one))) == "2 workers"
+    assert tooltips.workers_text(replace(UNKNOWN, workers=(one,))) == "1 worker"
+    assert tooltips.workers_text(replace(UNKNOWN, workers=())) == tooltips.NO_WORKERS
+    assert tooltips.workers_text(replace(UNKNOWN, workers=(replace(one, node=""),))) == ""
     monkeypatch.delenv("ACE_STUDIO_RAY", raising=False)
     status = backend.get_backend().status()
-    (worker,) = status["workers"]
-    assert worker["id"] == "here" and not worker["busy"]
-    parts = tooltips.status_parts({**status, "workers": [one, one]})
+    (worker,) = status.workers
+    assert worker.id == "here" and not worker.busy
+    parts = tooltips.status_parts(replace(status, workers=(one, one)))
     assert parts.count("worker-1: NVIDIA GPU, node abc, process 7, busy") == 2
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
 
-import app
 import page_form
 import page_panels
 import page_tabs
 import tooltips
 from params import REQUESTS, parse_request
+from status import UNKNOWN, LanguageModelStatus
 
 FULL = {
     **{"prompt": "brass band", "lyrics": "[Verse]\nla", "instrumental": True, "bpm": 90, "key": "F# minor"},
@@ -31,7 +32,7 @@ OWN = {
     "extend": {"source": "a.wav", "before": 2.5, "after": 0.0, "options": {"overlap": 1.0}},
     "edit": {"source": "a.wav", "action": "morph", "source_prompt": "b", "options": {"n_min": 0.6, "n_avg": 3}},
 }
-STATUS = {"memory_plans": ("resident", "swap"), "planner": {"state": "ready", "problem": None}}
+STATUS = replace(UNKNOWN, memory_plans=("resident", "swap"), planner=LanguageModelStatus("ready", "preview"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_every_field_of_a_request_has_a_control(forms):
 
 def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(forms):
     def shown(kind: str, name: str) -> dict[str, Any]:
-        return forms["generate"].show_status({**app.NO_STATUS, "kind": kind})[forms["generate"].fields[name]]
+        return forms["generate"].show_status(replace(UNKNOWN, kind=kind))[forms["generate"].fields[name]]
 
     assert "draft 20, standard 50, best 80" in shown("sft", "options.steps")["info"]
     assert [shown("sft", f"options.{name}")["placeholder"] for name in ("guidance", "shift")] == ["7", "1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,9 @@ import page_settings
 import page_tabs
 from limits import KEPT_TEXT
 from page_form import Form
+from status import UNKNOWN, LanguageModelStatus
 
-STATUS = {"memory_plans": ("resident", "swap"), "planner": {"state": "ready", "problem": None}}
+STATUS = replace(UNKNOWN, memory_plans=("resident", "swap"), planner=LanguageModelStatus("ready", "preview"))
 
 
 @pytest.fixture(scope="module")
