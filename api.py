@@ -20,8 +20,9 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.exceptions import HTTPException
 
+import gpu
 import limits
-from backend import GPU_CONCURRENCY, check, get_backend, problem_of
+from backend import GPU_CONCURRENCY, check, get_backend
 from events import Done, Draft, Failed, InvalidRequest, Problem, Progress, StudioError
 from limits import LIMITS, MAX_SOURCE_SECONDS, TEXT_LIMITS, shown
 from params import ACTION_OPTIONS, REQUESTS, Request, parse_request
@@ -246,7 +247,7 @@ def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
                         case Failed(problem):
                             raise StudioError.of(problem)
         except Exception as error:
-            problem = problem_of(error)
+            problem = gpu.problem_of(error)
             # A page shows the text as HTML.
             text = html.escape(sentence(problem), quote=False)
             raise gr.Error(text, title=problem.code, print_exception=False) from None

@@ -1,9 +1,7 @@
 """Requests in, events out: one song at a time on one pipeline.
 
-`Backend.stream` prepares a request outside the GPU (uploads, seeds, folder), passes one picklable `Job` to `gpu_entry`,
-and turns the result into files with `jobs.finish`. Only `gpu_entry` may touch the models. It runs them in a thread and
-yields an event at least twice a second, so that it can be closed at any time. Closing it deletes the job's `running`
-file, which the models' code checks at every step, tile and token.
+`Backend.stream` prepares a request outside the GPU (uploads, seeds, folder), lets gpu.py run one picklable `Job` where
+the models are, and turns the result into files with `jobs.finish`.
 """
 
 from __future__ import annotations
@@ -17,23 +15,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import spaces
 from gradio import utils as gradio_utils
 
 import bootstrap
+import gpu
 import gpu_ray
 import gpu_zero
 import jobs
-import lora_apply
 import lora_format
 import lora_sources
 import model_hub
 import model_memory
 import models
-import modes
 import song_align
 import writers
-from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError, is_out_of_memory
+from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError
 from limits import LIMITS, STUDIO_VERSION, Limit
 from model_weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, task_support
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest, check_audio, check_source
@@ -41,113 +37,21 @@ from status import SongwriterStatus, Status, WorkerStatus
 
 log = logging.getLogger("studio")
 
-ON_ZEROGPU = bootstrap.on_zerogpu()
 # Off ZeroGPU all requests share one pipeline; there each call has its own worker.
-GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if ON_ZEROGPU else 1}
-
-
-@spaces.GPU(duration=lambda job, seconds: seconds)
-def gpu_entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
-    """Run `job` on the models; unless it is cancelled, the last event is its `Outcome`, `Done` or `Failed`."""
-    events, thread = gpu_zero.in_thread(_work(job), "song", job.cancelled, jobs.HEARTBEAT_SECONDS)
-    latest = Progress("preparing")
-    beat = gpu_zero.Beat(job.folder) if ON_ZEROGPU else None
-    try:
-        for event in events:
-            latest = event if isinstance(event, Progress) else latest
-            if beat:
-                beat.write()
-            yield event or latest
-    finally:
-        job.running.unlink(missing_ok=True)
-        # ZeroGPU takes the card back when this returns. Elsewhere the lock holds back the next song, and this must not
-        # block: the event loop may be closing it.
-        if ON_ZEROGPU:
-            thread.join()
+GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if gpu.ON_ZEROGPU else 1}
 
 
 def on_worker(job: Job) -> Iterator[Event | Outcome]:
     """Run `job` in a Ray worker, which uses the models on its machine and downloads missing ones."""
     try:
         yield from get_backend().gather(job.request)
-        yield from gpu_entry(job, 0)
+        yield from gpu.entry(job, 0)
     except Exception as error:
-        yield Failed(problem_of(error))
+        yield Failed(gpu.problem_of(error))
 
 
 def worker_status() -> Status:
     return get_backend().full_status()  # runs on the Ray worker
-
-
-def _work(job: Job) -> Iterator[Event | Outcome | None]:
-    """Wait for the models' turn and run `job`; None is not an event, only a point to cancel at."""
-    backend = get_backend()
-    loaded = backend.models
-    while True:
-        stage = "loading" if loaded.preparing else "waiting"  # read before trying: the load may end meanwhile
-        if loaded.turn.acquire(timeout=jobs.HEARTBEAT_SECONDS):
-            break
-        yield Progress(stage)
-    problem = None
-    try:
-        yield from _with_fallback(backend, job)
-    except Exception as error:
-        if not job.cancelled():
-            too_large = is_out_of_memory(error) and not isinstance(error, StudioError)
-            problem = model_memory.too_large(backend.placing.song) if too_large else problem_of(error)
-    finally:
-        loaded.turn.release()
-    if problem:
-        models.free_memory()  # not within `except`: until its end the exception keeps tensors on the device
-        yield Failed(problem)
-
-
-def _with_fallback(backend: Backend, job: Job) -> Iterator[Event | Outcome | None]:
-    """Run `job` with the best memory plan that fits; if memory runs out, retry once with the next lower plan."""
-    request, loaded, placing = job.request, backend.models, backend.placing
-    run = _make_song if isinstance(request, SongRequest) else song_align.run if request.mode == "align" else writers.run
-    source, lower, notes = jobs.source_seconds(job), None, ()
-    while True:
-        plan = placing.begin(request, source, lower)
-        try:
-            for event in run(loaded, placing, job):
-                if isinstance(event, Outcome | Done):
-                    event.record["memory_plan"] = plan
-                if isinstance(event, Outcome):
-                    event = replace(event, notes=(*notes, *event.notes))
-                yield event
-            return
-        except Exception as error:
-            lower = placing.lower() if is_out_of_memory(error) and not notes else None
-            if lower is None:
-                raise
-        models.free_memory()  # not within `except`, see above
-        notes = (model_memory.fallback_note(plan, lower),)
-        yield Progress("loading", note=notes[0])
-
-
-def _make_song(loaded: models.Models, placing: model_memory.Placing, job: Job) -> Iterator[Progress | Outcome | None]:
-    if not loaded.loaded:
-        yield Progress("loading")
-    seconds: dict[str, float] = {}
-    with jobs.timed(seconds, "loading"):
-        placing.for_planning()
-        pipe = loaded.pipeline()
-    plan, facts = yield from writers.plan_song(loaded, placing, job, pipe, seconds)
-    placing.for_song()
-    kind, before, after = checkpoint_kind(loaded.weights), (), ()
-    if plan is None and kind == "preview":
-        job, before = writers.in_time(job)
-    if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
-        after = (f"Made without a plan: {facts['reason']}",)  # the status says it if there is no planner at all
-    acting = lora_apply.reconcile(pipe, job.loras)
-    for event in modes.run(pipe, job, plan, kind):
-        if isinstance(event, Outcome):
-            device = loaded.device()
-            event.record.update(jobs.runtime_facts(loaded.weights, device), dtype=device.dtype, plan=facts)
-            event.record.update(loras=acting, seconds={**seconds, **event.record["seconds"]})
-            event = replace(event, notes=(*before, *event.notes, *after))
-        yield event
 
 
 class Backend:
@@ -227,7 +131,7 @@ class Backend:
         try:
             yield from jobs.with_times(self._run(request))
         except Exception as error:
-            yield Failed(problem_of(error))
+            yield Failed(gpu.problem_of(error))
         finally:
             model_memory.trim_heap()
 
@@ -238,7 +142,7 @@ class Backend:
             self.models.refresh()
             yield Done((), {})
         except Exception as error:
-            yield Failed(problem_of(error))
+            yield Failed(gpu.problem_of(error))
 
     def _run(self, request: Request) -> Iterator[Event]:
         if not gpu_ray.wanted():
@@ -252,17 +156,12 @@ class Backend:
                     check_source(request, seconds)
                 yield Progress("preparing")
             work = self.work_of(request, jobs.source_seconds(job))
-            if ON_ZEROGPU and (problem := gpu_zero.refusal(work)):
+            problem = gpu_zero.refusal(work) if gpu.ON_ZEROGPU else None
+            if problem:
                 raise StudioError.of(problem)
             if isinstance(request, SongRequest):
                 job = yield from self._with_loras(job)
-            if gpu_ray.wanted():
-                events = gpu_ray.run(on_worker, worker_status, job)
-            elif ON_ZEROGPU:
-                yield Progress("lending")
-                events = gpu_zero.lent(lambda seconds: gpu_entry(job, seconds), job.folder, gpu_zero.gpu_seconds(work))
-            else:
-                events = gpu_entry(job, 0)
+            events = gpu.run(job, gpu_zero.gpu_seconds(work), on_worker, worker_status)
             with contextlib.closing(events):
                 # Nothing is read after the result: ZeroGPU's return of the card may fail or never end.
                 for event in events:
@@ -343,21 +242,9 @@ def check(request: Request) -> None:
         raise InvalidRequest(replace(problem, field=field))
 
 
-def problem_of(error: Exception) -> Problem:
-    """Return a problem that explains `error` to a person; unexpected errors are logged with their traceback."""
-    if isinstance(error, StudioError):
-        return error.problem
-    if is_out_of_memory(error):
-        models.free_memory()
-        return model_memory.too_large(None)
-    if problem := jobs.disk_problem(error):
-        return problem
-    log.error("a job failed unexpectedly", exc_info=error)
-    message = f"An unexpected error occurred ({type(error).__name__})."
-    return Problem("internal", message, hint="Please try again; the studio's log has the details.")
+gpu.serve(get_backend)
 
-
-if ON_ZEROGPU:
+if gpu.ON_ZEROGPU:
     # `spaces` only intercepts weights moved to "cuda" at import, on the main thread, not in a handler's thread.
     get_backend().models.load_all()
     get_backend().widths()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import beat
 import bootstrap
 from events import Job, Outcome, Problem, Progress, StudioError
 from gpu_ray_worker import NO_WORKER, UNREACHABLE, Block, Worker, blocks_of, is_death, problem_of
@@ -31,12 +32,17 @@ MODELS = ("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS", "ACE_ST
 ROOT = Path(__file__).resolve().parent
 NOT_SENT = [".git", ".venv", "models", "outputs", "tests", "docs", "*.log"]  # of ROOT to the cluster's machines
 STORE_BYTES = 256 * 2**20  # the object store of a cluster that is started here
-# Seconds between two events at most, between two checks of the workers, and between two questions to an idle one.
-BEAT_SECONDS, LOOK_SECONDS, ASK_SECONDS = 0.4, 1.0, 5.0
-SILENT_SECONDS, NO_WORKER_SECONDS = 60.0, 300.0  # that a worker may be silent; that a song waits without any worker
-# Seconds that the head may be silent before the studio leaves the cluster (Ray would end this process after 60), and
-# that songs and workers then have to end.
-HEAD_SECONDS, LEAVE_SECONDS = 20.0, 5.0
+# Between two checks of the workers.
+LOOK_SECONDS = 1.0
+# Between two questions to an idle worker, and between two tries to reach the cluster or to start a worker.
+ASK_SECONDS = 5.0
+# That a song waits without any worker.
+NO_WORKER_SECONDS = 300.0
+# That the head may be silent before the studio leaves the cluster. Ray would end this process after 60.
+HEAD_SECONDS = 20.0
+# That songs and workers then have to end.
+LEAVE_SECONDS = 5.0
+# That the head has to accept a connection.
 PROBE_SECONDS = 2.0
 AGAIN = "The worker that was making this song is gone, so another one starts it again."
 
@@ -105,7 +111,7 @@ class Pool:
                     slot = max(idle, key=lambda each: (len(each.loras & set(loras)), -len(each.loras)))
                     slot.busy = True
                     return slot
-                self._news.wait(BEAT_SECONDS)
+                self._news.wait(beat.BEAT_SECONDS)
                 alone, problem = not any(slot.status for slot in self._slots), self.problem
             if not alone:
                 alone_since = time.monotonic()
@@ -182,7 +188,7 @@ class Pool:
                     slot.answer, slot.asked = slot.actor.hello.remote(self._look), now
             elif self._ray.wait([slot.answer], timeout=0)[0]:
                 self._hear(slot)
-            elif slot.status and not slot.busy and now - slot.asked > SILENT_SECONDS:
+            elif slot.status and not slot.busy and now - slot.asked > beat.SILENT_SECONDS:
                 self.drop(slot)
         cards, count = self._size()
         missing = count - len(self._slots)
@@ -305,9 +311,9 @@ def _streamed(slot: Slot, entry: Callable[[Job], Iterator[Any]], job: Job) -> It
         while not job.cancelled():
             if slot.lost:
                 raise StudioError.of(UNREACHABLE)
-            if not ray.wait([stream], timeout=BEAT_SECONDS)[0]:
-                if time.monotonic() - heard > SILENT_SECONDS:
-                    raise TimeoutError(f"{slot.name} was silent for {SILENT_SECONDS:g} s")
+            if not ray.wait([stream], timeout=beat.BEAT_SECONDS)[0]:
+                if time.monotonic() - heard > beat.SILENT_SECONDS:
+                    raise TimeoutError(f"{slot.name} was silent for {beat.SILENT_SECONDS:g} s")
                 yield latest
                 continue
             try:

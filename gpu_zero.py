@@ -8,11 +8,9 @@ Nothing here imports gradio or spaces: their errors are recognized by title and 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import logging
 import os
 import pickle
-import queue
 import re
 import threading
 import time
@@ -23,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+import beat
 from events import Done, Draft, Outcome, Problem, Progress, StudioError, first_line
 from limits import LIMITS, QUALITY_STEPS
 from model_memory import fewer_takes, most, shorter
@@ -30,12 +29,11 @@ from params import sampling_settings
 
 log = logging.getLogger("studio")
 
-BEAT = "beat"
+BEAT = "beat"  # the name of its file
 # A worker that lived for this share of its seconds was stopped by the limit: the platform's clock starts earlier.
 LIMIT_SHARE = 0.9
-# Seconds between two checks by the parent, without a heartbeat until a worker counts as dead (it writes one every 0.4
-# seconds), and until the first heartbeat, which has to wait for the queue and a cold start.
-LISTEN_SECONDS, SILENT_SECONDS, START_SECONDS = 0.5, 30.0, 240.0
+# Until the first heartbeat, which has to wait for the queue and a cold start.
+START_SECONDS = 240.0
 
 # When this process was forked, until its first job consumes that; empty in the main process.
 _forked_at: list[float] = []
@@ -66,6 +64,7 @@ def used_up(folder: str | Path, seconds: int) -> bool:
 
 def lent(call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int) -> Iterator[Any]:
     """Yield the events of a job that `call(seconds)` starts on a lent card; raises StudioError for ZeroGPU's errors."""
+    yield Progress("lending")
     asked = seconds
     for tries in (1, 2):
         Path(folder, BEAT).unlink(missing_ok=True)
@@ -107,11 +106,11 @@ def _watched(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
     """
     left = threading.Event()
     # In a thread: `spaces` may not report a worker's death or end for 20 minutes if the card cannot be returned.
-    read, thread = in_thread(events, "card", left.is_set, LISTEN_SECONDS)
+    read, thread = beat.in_thread(events, "card", left.is_set)
     began, working = time.time(), False
     try:
         for event in read:
-            if event is not None:
+            if event is not beat.QUIET:
                 working = isinstance(event, Progress | Draft)
                 yield event
             elif _silent(folder, began):
@@ -122,52 +121,12 @@ def _watched(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
     finally:
         left.set()
         if working:
-            thread.join(SILENT_SECONDS)
-
-
-def in_thread(
-    events: Iterator[Any], name: str, stopped: Callable[[], bool], beat: float
-) -> tuple[Iterator[Any], threading.Thread]:
-    """Read `events` in a new thread until `stopped()`; return an iterator of them, and the thread.
-
-    The iterator yields None after each `beat` seconds without an event, and raises what the thread did.
-    """
-    pending: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
-
-    def work() -> None:
-        try:
-            with contextlib.closing(events):
-                for event in events:
-                    if stopped():
-                        break
-                    if event is not None:  # None is only a point to stop at
-                        pending.put((event, None))
-        except Exception as error:
-            pending.put((None, error))
-        finally:
-            pending.put((None, None))
-
-    def read() -> Iterator[Any]:
-        while True:
-            try:
-                event, error = pending.get(timeout=beat)
-            except queue.Empty:
-                yield None
-                continue
-            if error:
-                raise error
-            if event is None:
-                return
-            yield event
-
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True)
-    thread.start()
-    return read(), thread
+            thread.join(beat.SILENT_SECONDS)
 
 
 def _silent(folder: str | Path, began: float) -> bool:
     try:
-        return time.time() - Path(folder, BEAT).stat().st_mtime > SILENT_SECONDS
+        return time.time() - Path(folder, BEAT).stat().st_mtime > beat.SILENT_SECONDS
     except OSError:
         return time.time() - began > START_SECONDS
 

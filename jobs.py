@@ -36,6 +36,7 @@ import audio_export
 import audio_levels
 import bootstrap
 import models
+from beat import BEAT_SECONDS
 from events import Done, Event, Failed, Job, Outcome, Problem, Progress, StudioError, Take, is_disk_full
 from limits import LIMITS, MAX_SEED, SAMPLE_RATE, STUDIO_VERSION
 from model_weights import Weights, checkpoint_kind, task_support
@@ -166,7 +167,6 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 # --- saving takes ------------------------------------------------------------------------------------------------
 
 WORKER = "here"  # the worker's id if songs are made in this process
-HEARTBEAT_SECONDS = 0.4  # the longest time between two events, so that closing a run takes effect
 
 
 def finish(job: Job, outcome: Outcome, output: Path, weights: Weights) -> Iterator[Progress | Done | Failed]:
@@ -216,7 +216,7 @@ def _until_done(saving: list[futures.Future]) -> Iterator[Progress]:
     left = {each for each in saving if not each.done()}
     while left:
         yield Progress("finishing", len(saving) - len(left) + 1, len(saving))
-        left = futures.wait(left, HEARTBEAT_SECONDS, futures.FIRST_COMPLETED).not_done
+        left = futures.wait(left, BEAT_SECONDS, futures.FIRST_COMPLETED).not_done
 
 
 def _save(

@@ -19,6 +19,7 @@ import numpy as np
 
 import bootstrap
 import models
+from beat import BEAT_SECONDS
 from events import Draft, StudioError, first_line, is_out_of_memory
 from limits import LANGUAGES, STRUCTURES
 from lyrics_lint import tidy_draft, tidy_lyrics
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROMPT_CHUNK = 256  # tokens of the prompt that are read at once; between chunks the request can be cancelled
-TICK_SECONDS = 0.4
 
 
 class Writer:
@@ -233,7 +233,7 @@ class MlxModel:
         try:
             while True:
                 step = self._worker.submit(next, steps, end)
-                while not wait([step], TICK_SECONDS).done:
+                while not wait([step], BEAT_SECONDS).done:
                     yield None
                 if (token := step.result()) is end:
                     return

@@ -26,15 +26,15 @@ from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, constants, errors, get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
+from beat import BEAT_SECONDS
 from events import Progress, StudioError
 from limits import shown, size_text
 
 log = logging.getLogger(__name__)
 
 ASK_SECONDS = 5.0  # the longest wait for the hub's first answer
-SILENCE_SECONDS = 600.0  # a hub that could not be reached is not asked again for this long
+UNASKED_SECONDS = 600.0  # a hub that could not be reached is not asked again for this long
 READ_SECONDS = 20.0
-TICK_SECONDS = 0.4
 RETRIES, RETRY_SECONDS = 5, 1.0
 SPARE_BYTES = 256_000_000
 
@@ -78,7 +78,7 @@ def language_model(variable: str, folder: str = "") -> Selection:
 def download(repo_id: str, selection: Selection = PIPELINE) -> Iterator[Progress]:
     """Download a model into the Hugging Face cache, continuing what an earlier download left.
 
-    Yields progress in MB (10^6 bytes) at least every half second; closing the generator stops the download. Raises
+    Yields progress in MB (10^6 bytes) at every beat; closing the generator stops the download. Raises
     StudioError if the hub cannot be reached, does not know or guards the model, or if disk or network fail.
     """
     if not is_repo_id(repo_id):
@@ -105,7 +105,7 @@ def watched(fetch: Fetch) -> Iterator[Progress]:
             if not fetch.commit and fetch.seconds() > ASK_SECONDS:
                 raise _unreachable("no answer")
             yield fetch.progress()
-            worker.join(TICK_SECONDS)
+            worker.join(BEAT_SECONDS)
         if fetch.error:
             raise fetch.error
         yield fetch.progress()
@@ -192,7 +192,7 @@ class Fetch:
         lock = FileLock(folder / "ace-music-studio.lock")
         while True:
             try:
-                with lock.acquire(timeout=TICK_SECONDS):
+                with lock.acquire(timeout=BEAT_SECONDS):
                     yield
                     return
             except Timeout:
@@ -336,7 +336,7 @@ def _unreachable(reason: str) -> StudioError:
     now = time.monotonic()
     until = _silent_until.get(constants.ENDPOINT, 0.0)
     if until <= now:
-        until = _silent_until[constants.ENDPOINT] = now + SILENCE_SECONDS
+        until = _silent_until[constants.ENDPOINT] = now + UNASKED_SECONDS
     when = time.strftime("%H:%M", time.localtime(time.time() + until - now + 59))
     message = f"Hugging Face ({constants.ENDPOINT}) cannot be reached: {reason}."
     hint = f"Check this machine's network. The studio asks again from {when}, or after a restart."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,20 @@ import numpy as np
 import audio
 import audio_export
 import audio_levels
+import lora_apply
 import models
 import song_codec
 import song_compilation
 import song_conditions
 import song_loop
+import writers
 from audio_levels import match_level, splice
 from events import Job, Outcome, Progress, StudioError, Take
-from jobs import disk_problem, timed
+from jobs import disk_problem, runtime_facts, timed
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, shown
+from model_memory import Placing
+from model_weights import checkpoint_kind
+from models import Models
 from params import sampling_settings
 from planner import Plan
 from song_conditions import COMPLETE, COVER, EXTRACT, LAYER, REPAINT, TEXT2MUSIC
@@ -32,6 +38,41 @@ NOISE_FLATNESS = 0.3  # music stays well under this; white noise has 0.56 on ave
 
 # From decoded samples [2, n] and the take's number to the samples of the take; raises StudioError.
 Finish = Callable[[np.ndarray, int], np.ndarray]
+
+
+def make(loaded: Models, placing: Placing, job: Job) -> Iterator[Progress | Outcome | None]:
+    """Plan the song of `job` if that is asked for, let its LoRAs act, and run its mode; ends with `Outcome`."""
+    if not loaded.loaded:
+        yield Progress("loading")
+    seconds: dict[str, float] = {}
+    with timed(seconds, "loading"):
+        placing.for_planning()
+        pipe = loaded.pipeline()
+    plan, facts = yield from writers.plan_song(loaded, placing, job, pipe, seconds)
+    placing.for_song()
+    kind = checkpoint_kind(loaded.weights)
+    notes: tuple[str, ...] = ()
+    if plan is None and kind == "preview":
+        job, notes = writers.in_time(job)
+    acting = lora_apply.reconcile(pipe, job.loras)
+    for event in run(pipe, job, plan, kind):
+        if isinstance(event, Outcome):
+            device = loaded.device()
+            event.record.update(runtime_facts(loaded.weights, device))
+            event.record["dtype"] = device.dtype
+            event.record["plan"] = facts
+            event.record["loras"] = acting
+            event.record["seconds"] = {**seconds, **event.record["seconds"]}
+            event = replace(event, notes=(*notes, *event.notes, *_why_unplanned(loaded, job, plan, facts)))
+        yield event
+
+
+def _why_unplanned(loaded: Models, job: Job, plan: Plan | None, facts: dict[str, Any] | None) -> tuple[str, ...]:
+    """Return a note on why a song was made without the plan that it asked for, if any."""
+    # If there is no planner at all, the status says it.
+    if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
+        return (f"Made without a plan: {facts['reason']}",)
+    return ()
 
 
 def run(pipe: Any, job: Job, plan: Plan | None = None, kind: str = "sft") -> Iterator[Progress | Outcome]:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 import audio_export
 import backend
+import gpu
 import page_form
 import params
 from events import Failed
@@ -105,7 +106,7 @@ def test_a_lora_of_the_wrong_size_is_refused_before_the_gpu_though_the_weights_a
     studio.widths()
     for path in folder.rglob("*.safetensors"):
         path.unlink()
-    monkeypatch.setattr(backend, "gpu_entry", lambda job, seconds: pytest.fail("a GPU was lent"))
+    monkeypatch.setattr(gpu, "entry", lambda job, seconds: pytest.fail("a GPU was lent"))
     made_for_2b = Path(adapter("2b.safetensors"))
     name = "diffusion_model.layers.0.self_attn.q_proj.lora_"
     save_file({f"{name}A.weight": torch.ones(1, 2048), f"{name}B.weight": torch.ones(2048, 1)}, made_for_2b)

@@ -138,9 +138,10 @@ def main() -> None:
     # The tests compare with the random checkpoint; the studio loads its models as soon as it is imported.
     model_weights.PREVIEWS[model_weights.MODEL_VARIABLE] = Path(os.environ["ZEROGPU_MODEL"])
     import app
+    import beat
     import gpu_zero
 
-    gpu_zero.SILENT_SECONDS = 15.0
+    beat.SILENT_SECONDS = 15.0
     if least := os.environ.get("ZEROGPU_LEAST_SECONDS"):
         # A limit that a test can wait for.
         gpu_zero.LEAST_SECONDS = int(least)

@@ -177,7 +177,7 @@ def test_closing_stops_it_within_one_token_or_while_it_reads_the_prompt(writer, 
     drafts.close()
     assert mlx.steps <= 5  # three, the one that mlx-lm has under way, and one more
     assert mlx.closed == 1
-    monkeypatch.setattr(lyrics, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(lyrics, "BEAT_SECONDS", 0.01)
     mlx.reads_forever, mlx.steps = True, 0
     drafts = writer.write(request(), 3)
     assert next(drafts).tokens == 0  # a sign of life while nothing is written yet

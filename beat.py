@@ -1,0 +1,71 @@
+"""The beat: whatever works says something at least every 0.4 seconds, so that closing it takes effect soon.
+
+Work is a generator of events. It may also yield None, which is no event but a point at which it can be stopped.
+`in_thread` reads it in a thread of its own; its reader gets `QUIET` after each beat without an event, and never None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+# The longest time between two events.
+BEAT_SECONDS = 0.4
+# A worker in another process that has said nothing for this long counts as dead: it beats while it loads, too, but a
+# busy machine may hold it up.
+SILENT_SECONDS = 60.0
+
+QUIET: Final = object()
+
+
+@dataclass(frozen=True)
+class _End:
+    """The last thing in a queue: the work is over, or `error` ended it."""
+
+    error: Exception | None = None
+
+
+def in_thread(events: Iterator[Any], name: str, stopped: Callable[[], bool]) -> tuple[Iterator[Any], threading.Thread]:
+    """Read `events` in a new thread until `stopped()`; return an iterator of them, and the thread.
+
+    The iterator yields `QUIET` after each beat without an event, and raises what the thread did.
+    """
+    pending: queue.Queue[Any] = queue.Queue()
+    inside = contextvars.copy_context()
+    thread = threading.Thread(target=inside.run, args=(_fill, pending, events, stopped), name=name, daemon=True)
+    thread.start()
+    return _read(pending), thread
+
+
+def _fill(pending: queue.Queue[Any], events: Iterator[Any], stopped: Callable[[], bool]) -> None:
+    end = _End()
+    try:
+        with contextlib.closing(events):
+            for event in events:
+                if stopped():
+                    break
+                if event is not None:
+                    pending.put(event)
+    except Exception as error:
+        end = _End(error)
+    finally:
+        pending.put(end)
+
+
+def _read(pending: queue.Queue[Any]) -> Iterator[Any]:
+    while True:
+        try:
+            event = pending.get(timeout=BEAT_SECONDS)
+        except queue.Empty:
+            yield QUIET
+            continue
+        if isinstance(event, _End):
+            if event.error:
+                raise event.error
+            return
+        yield event

@@ -1,0 +1,171 @@
+"""The GPU entry point: the only place from which a job reaches the models.
+
+`run` takes a job to where the models are: this process, a card that ZeroGPU lends, or a Ray worker. There `entry` works
+in a thread of its own: it waits for the models' turn, lets the memory plan make room, and makes the song, the words or
+the timed lyrics. If memory runs out, the job is done once more with the next lower plan. An event comes at every beat
+(beat.py), so it can be closed at any time; closing it deletes the job's `running` file, which the models' code looks at
+before every step, tile and token.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Protocol
+
+import spaces
+
+import beat
+import bootstrap
+import gpu_ray
+import gpu_zero
+import jobs
+import model_memory
+import models
+import modes
+import song_align
+import writers
+from events import Done, Event, Failed, Job, Outcome, Problem, Progress, StudioError, is_out_of_memory
+from params import SongRequest
+
+log = logging.getLogger("studio")
+
+ON_ZEROGPU = bootstrap.on_zerogpu()
+
+# A job's events: what `entry` yields, and None at points to stop at.
+Work = Iterator[Event | Outcome | None]
+
+
+class Studio(Protocol):
+    """Who holds the models of this process, and decides where they lie."""
+
+    models: models.Models
+    placing: model_memory.Placing
+
+
+_studio: Callable[[], Studio]
+
+
+def serve(studio: Callable[[], Studio]) -> None:
+    """Let jobs run on the models of `studio()`. It is a function, because a job arrives in a forked process too."""
+    global _studio
+    _studio = studio
+
+
+def run(job: Job, seconds: int, entry_there: Callable[[Job], Any], look: Callable[[], Any]) -> Iterator[Any]:
+    """Yield the events of `job`, which ends with an `Outcome`, `Done` or `Failed`; raises StudioError.
+
+    `seconds` are those of ZeroGPU's card. `entry_there` and `look` run on a Ray worker: all of a job there, and the
+    status of that worker.
+    """
+    if gpu_ray.wanted():
+        return gpu_ray.run(entry_there, look, job)
+    if ON_ZEROGPU:
+        return gpu_zero.lent(lambda asked: entry(job, asked), job.folder, seconds)
+    return entry(job, 0)
+
+
+@spaces.GPU(duration=lambda job, seconds: seconds)
+def entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
+    """Run `job` on the models; unless it is cancelled, the last event is its `Outcome`, `Done` or `Failed`."""
+    events, thread = beat.in_thread(_when_free(job), "song", job.cancelled)
+    latest: Event | Outcome = Progress("preparing")
+    life = gpu_zero.Beat(job.folder) if ON_ZEROGPU else None
+    try:
+        for event in events:
+            if life:
+                life.write()
+            if isinstance(event, Progress):
+                latest = event
+            yield latest if event is beat.QUIET else event
+    finally:
+        job.running.unlink(missing_ok=True)
+        # ZeroGPU takes the card back when this returns. Elsewhere the lock holds back the next song, and this must not
+        # block: the event loop may be closing it.
+        if ON_ZEROGPU:
+            thread.join()
+
+
+def _when_free(job: Job) -> Work:
+    """Run `job` when the models' turn comes; what goes wrong becomes `Failed`, unless it was cancelled."""
+    studio = _studio()
+    yield from _turn(studio.models)
+    problem = None
+    try:
+        yield from _with_fallback(studio, job)
+    except Exception as error:
+        if not job.cancelled():
+            problem = _problem_of_job(error, studio.placing)
+    finally:
+        studio.models.turn.release()
+    if problem:
+        models.free_memory()  # not within `except`: until its end the exception keeps tensors on the device
+        yield Failed(problem)
+
+
+def _turn(loaded: models.Models) -> Iterator[Progress]:
+    """Wait until the models are free; the caller then holds `turn`."""
+    while True:
+        stage = "loading" if loaded.preparing else "waiting"  # read before trying: the load may end meanwhile
+        if loaded.turn.acquire(timeout=beat.BEAT_SECONDS):
+            return
+        yield Progress(stage)
+
+
+def _with_fallback(studio: Studio, job: Job) -> Work:
+    """Run `job` with the best memory plan that fits; if memory runs out, once more with the next lower plan."""
+    placing = studio.placing
+    seconds = jobs.source_seconds(job)
+    plan = placing.begin(job.request, seconds)
+    try:
+        yield from _by_plan(studio, job, plan)
+        return
+    except Exception as error:
+        lower = placing.lower() if is_out_of_memory(error) else None
+        if lower is None:
+            raise
+    models.free_memory()  # not within `except`, see above
+    note = model_memory.fallback_note(plan, lower)
+    yield Progress("loading", note=note)
+    plan = placing.begin(job.request, seconds, lower)
+    yield from _by_plan(studio, job, plan, note)
+
+
+def _by_plan(studio: Studio, job: Job, plan: str, *notes: str) -> Work:
+    """Yield the events of `job`; its record gets the memory `plan`, its outcome the `notes`."""
+    for event in _work_of(job)(studio.models, studio.placing, job):
+        if isinstance(event, Outcome | Done):
+            event.record["memory_plan"] = plan
+        if isinstance(event, Outcome):
+            event = replace(event, notes=(*notes, *event.notes))
+        yield event
+
+
+def _work_of(job: Job) -> Callable[[models.Models, model_memory.Placing, Job], Work]:
+    if isinstance(job.request, SongRequest):
+        return modes.make
+    if job.request.mode == "align":
+        return song_align.run
+    return writers.run
+
+
+def _problem_of_job(error: Exception, placing: model_memory.Placing) -> Problem:
+    """Return the problem of the job that `placing` made room for; the song decides what to advise."""
+    if is_out_of_memory(error) and not isinstance(error, StudioError):
+        return model_memory.too_large(placing.song)
+    return problem_of(error)
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return a problem that explains `error` to a person; unexpected errors are logged with their traceback."""
+    if isinstance(error, StudioError):
+        return error.problem
+    if is_out_of_memory(error):
+        models.free_memory()
+        return model_memory.too_large(None)
+    if problem := jobs.disk_problem(error):
+        return problem
+    log.error("a job failed unexpectedly", exc_info=error)
+    message = f"An unexpected error occurred ({type(error).__name__})."
+    return Problem("internal", message, hint="Please try again; the studio's log has the details.")
