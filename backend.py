@@ -18,6 +18,7 @@ from typing import Any
 from gradio import utils as gradio_utils
 
 import bootstrap
+import estimate
 import gpu
 import gpu_ray
 import gpu_zero
@@ -210,9 +211,9 @@ class Backend:
         if not song:  # which is made without a plan then, and its record says why
             slot.check()
 
-    def work_of(self, request: Request, source: float = 0.0) -> gpu_zero.Work:
+    def work_of(self, request: Request, source: float = 0.0) -> estimate.Work:
         planned = self.models.planner.weights.folder is not None
-        return gpu_zero.work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
+        return estimate.work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
 
 
 def _limit_facts(limit: Limit) -> dict[str, Any]:

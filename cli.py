@@ -209,10 +209,11 @@ def memory_room(studio: Any) -> str:
 
 def memory_plan(weights: Any, where: Any, usual: str) -> str:
     """Return the plan for a `usual` song and the memory that the shortest one needs, which must fit."""
+    import estimate
     import model_memory
     from model_weights import is_turbo
 
-    shortest = model_memory.song_of(weights, where, LIMITS["duration"].low, 1, not is_turbo(weights))
+    shortest = estimate.song_of(weights, where, LIMITS["duration"].low, 1, not is_turbo(weights))
     room = model_memory.room_for_models(where.kind)
     choice = model_memory.choose(where.kind, room, model_memory.sizes_of(weights, where), shortest)
     if choice.problem:

@@ -15,17 +15,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import beat
+import estimate
+from estimate import Work
 from events import Done, Draft, Outcome, Problem, Progress, StudioError, first_line
-from limits import LIMITS, QUALITY_STEPS
-from model_memory import fewer_takes, most, shorter
-from params import sampling_settings
 
 log = logging.getLogger("studio")
 
@@ -189,74 +186,16 @@ def problem_of(error: Exception) -> Problem | None:
 
 # --- the seconds to ask for ------------------------------------------------------------------------------------------
 
-LEAST_SECONDS, MOST_SECONDS = 60, 300  # to ask for; the least keeps a busy card from cutting a short job off
+# The least keeps a busy card from cutting a short job off.
+LEAST_SECONDS = 60
+# The most that ZeroGPU lends at once.
+MOST_SECONDS = 300
 
-# Seconds are those of an H200, in which ZeroGPU counts; on slower cards it gives more real time by itself. Until they
-# are measured (docs/performance.md), these numbers are counted or assumed.
-CONSTANTS = {
-    "tflop_per_second": 390.0,  # TFLOP/s; assumed: 40 % of the 989 that an H200 has in bfloat16
-    "cold_seconds": 20.0,  # s; assumed: 30 GB of packed weights at 2 GB/s, and 5 s for CUDA to start
-    "encode_per_minute": 0.5,  # s per minute of source; assumed: half of decoding, whose FLOPs it has
-    "decode_per_minute": 1.0,  # s per minute and take; assumed from 29 TFLOP for 240 s, bound by memory
-    "plan_tokens_per_second": 40.0,  # tokens/s; assumed: a 1.7B model step by step in transformers
-    "plan_metadata_tokens": 200.0,  # tokens; the planner's budget for metadata
-    "codes_per_second": 5.0,  # tokens per second of music; the planner's 5 Hz codes
-    "sketch_tokens": 1_500.0,  # tokens; assumed: metadata and the lyrics of a long song
-    "writer_tokens_per_second": 25.0,  # tokens/s; assumed: a 7B model step by step in transformers
-    "margin": 1.5,  # x; assumed: real over counted; shared cards, first kernels
-}
-# Seconds of music -> TFLOP of one forward pass: counted on XL's configuration with 600 condition tokens.
-FORWARD_TFLOP = {0: 0.0, 30: 3.33, 60: 6.59, 120: 13.6, 240: 29.3, 600: 90.6}
 NO_WAY = "Use fewer steps, fewer morph averages or a shorter source."
 
 
-@dataclass(frozen=True)
-class Work:
-    """The GPU work of a job, as far as it costs time; loading the weights onto the card is always added."""
-
-    mode: str
-    duration: float = 0.0  # seconds to denoise
-    steps: int = 0
-    takes: int = 1
-    guidance: float = 1.0
-    planner: bool = False  # whether the song is planned first
-    tokens: int = 0  # the most that a language model may write for a text
-    source: float = 0.0  # seconds of uploads to encode
-    passes: float = 1.0  # forward passes per step; guidance doubles them
-
-
-def work_of(request: Any, *, kind: str = "sft", source: float = 0.0, planner: bool = False) -> Work:
-    """Return the work of any request; `source`: seconds of its source, `planner`: whether there is a planner."""
-    if request.mode == "align":  # one forward pass
-        return Work("align", duration=source, steps=1, source=source)
-    if not hasattr(request, "takes"):
-        tokens = getattr(getattr(request, "options", None), "max_tokens", int(CONSTANTS["sketch_tokens"]))
-        return Work(request.mode, source=source, tokens=tokens)
-    settings, _ = sampling_settings(request, kind)
-    options, passes = request.options, 1.0
-    if getattr(request, "action", "") == "morph":
-        # Every averaged draw runs source and target, later steps the target alone.
-        passes = (options.n_max - options.n_min) * 2 * options.n_avg + (1 - options.n_max)
-    planned, length = planner and getattr(options, "plan", False), request.song_seconds(source)
-    work = Work(request.mode, length, settings.steps, request.takes, settings.guidance, planned)
-    return replace(work, source=source, passes=passes)
-
-
-def seconds_needed(work: Work) -> float:
-    forwards = work.steps * work.passes * work.takes * (2 if work.guidance > 1 else 1)
-    tflop = float(np.interp(work.duration, list(FORWARD_TFLOP), list(FORWARD_TFLOP.values())))
-    seconds = forwards * tflop / CONSTANTS["tflop_per_second"]
-    seconds += work.takes * work.duration / 60 * CONSTANTS["decode_per_minute"]
-    seconds += work.source / 60 * CONSTANTS["encode_per_minute"]
-    if work.planner:
-        tokens = CONSTANTS["plan_metadata_tokens"] + work.duration * CONSTANTS["codes_per_second"]
-        seconds += tokens / CONSTANTS["plan_tokens_per_second"]
-    seconds += work.tokens / CONSTANTS[f"{'writer' if work.mode == 'lyrics' else 'plan'}_tokens_per_second"]
-    return CONSTANTS["cold_seconds"] + CONSTANTS["margin"] * seconds
-
-
 def gpu_seconds(work: Work) -> int:
-    return clamped(seconds_needed(work))
+    return clamped(estimate.seconds_needed(work))
 
 
 def clamped(seconds: float) -> int:
@@ -266,21 +205,12 @@ def clamped(seconds: float) -> int:
 
 def refusal(work: Work) -> Problem | None:
     """Return the problem if `work` is too much for one call, with what would fit as its hint."""
-    if (needed := seconds_needed(work)) <= MOST_SECONDS:
+    needed = estimate.seconds_needed(work)
+    if needed <= MOST_SECONDS:
         return None
-    ways = _ways(work) or [f"1 take and {way}" for way in _ways(replace(work, takes=1))]
+    ways = estimate.ways(work, MOST_SECONDS)
+    if not ways:
+        ways = [f"1 take and {way}" for way in estimate.ways(replace(work, takes=1), MOST_SECONDS)]
+    hint = f"It fits with {', or with '.join(ways)}." if ways else NO_WAY
     message = f"This would take about {needed:,.0f} seconds of GPU time; one call gets up to {MOST_SECONDS}."
-    return Problem("too_much_gpu_time", message, hint=f"It fits with {', or with '.join(ways)}." if ways else NO_WAY)
-
-
-def _ways(work: Work) -> list[str]:
-    """Return the most takes, steps and seconds that would fit, each alone."""
-    least = min(QUALITY_STEPS["draft"], work.steps)
-    steps = most(least, work.steps, lambda count: _fits(replace(work, steps=count)))
-    shortest = int(work.source) // 5 * 5 + 5 if work.source else int(LIMITS["duration"].low)
-    length = "" if work.mode in ("edit", "cover") else shorter(work, _fits, shortest)  # the source decides
-    return [way for way in (fewer_takes(work, _fits), f"{steps} steps" if steps else "", length) if way]
-
-
-def _fits(work: Work) -> bool:
-    return seconds_needed(work) <= MOST_SECONDS
+    return Problem("too_much_gpu_time", message, hint=hint)

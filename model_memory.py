@@ -7,20 +7,20 @@ moves the models accordingly. Sizes are bytes in memory.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import psutil
 
 import bootstrap
+import estimate
 import model_offload
 import models
+from estimate import Song, coding_bytes, planner_bytes, song_bytes, song_of
 from events import Problem, StudioError
-from limits import LIMITS
 from model_hub import PARTS
-from model_weights import Weights, bytes_in, checkpoint_kind, transformer_config
+from model_weights import Weights, bytes_in, checkpoint_kind
 from models import FAST8, LADDERS, Device, Kind, Plan, is_apart
 from params import SongRequest, sampling_settings
 
@@ -41,19 +41,8 @@ XL_PARTS_GB = {
 GB = 10**9
 WHOLE = ("swap", FAST8)  # plans that move the song model as a whole
 USUAL_SECONDS = 60.0  # of the song that the status assumes before the first job
-TOKENS_PER_SECOND = 12.5
-CONDITION_TOKENS = 2_305  # the longest condition: lyrics, timbre and prompt
-# The VAE encodes 30 s at a time, with 5 tensors of 128 channels at once; it decodes 20 s at a time, with 4.5 (counted).
-CODING_NUMBERS = 30 * 48_000 * 128 * 5
 SPARE_BYTES = GB // 4  # kernels and the allocator's overhead (assumed)
-# A token in the planner's cache: 28 layers of 8 heads of 128, keys and values, 2 bytes.
-PLANNER_TOKEN_BYTES, PLANNER_PROMPT_TOKENS = 115_000, 1_000
 WRITER_WORK_BYTES = 1 * GB
-# The transformer's widths and depths, for checkpoints that are not here yet.
-XL = {
-    **{"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 32, "audio_acoustic_hidden_dim": 64},
-    **{"head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 8},
-}
 
 
 @dataclass(frozen=True)
@@ -65,21 +54,6 @@ class Sizes:
     largest: int
     planner: int = 0
     writer: int = 0
-
-
-@dataclass(frozen=True)
-class Song:
-    """What a song's working memory depends on; `config` is the transformer's, `wide` means 32-bit numbers.
-
-    Every layer keeps the keys and values of `condition` tokens for all steps.
-    """
-
-    duration: float
-    takes: int = 1
-    guided: bool = True
-    config: Mapping[str, Any] = field(default_factory=XL.copy)
-    wide: bool = False
-    condition: int = CONDITION_TOKENS
 
 
 @dataclass(frozen=True)
@@ -104,7 +78,8 @@ def choose(kind: str, free: int | None, sizes: Sizes, song: Song | None, forced:
         if free is None or need <= free:
             return Choice(plan, need)
     hint = "Close other programs, or choose a smaller model."
-    if song and (ways := _smaller(song, lambda smaller: needed(plan, sizes, smaller) <= free)):
+    ways = estimate.smaller(song, lambda smaller: needed(plan, sizes, smaller) <= free) if song else ""
+    if ways:
         hint = f"It fits with {ways}."
     message = f"This needs at least {need / GB:.1f} GB of memory; {free / GB:.1f} GB are free ({kind})."
     return Choice(plan, need, Problem("out_of_memory", message, hint=hint))
@@ -122,7 +97,8 @@ def not_above(kind: str, plan: Plan, limit: str) -> Plan:
 
 
 def needed(plan: str, sizes: Sizes, song: Song | None) -> int:
-    loop, coding = (count(song) + SPARE_BYTES if song else 0 for count in (song_bytes, coding_bytes))
+    loop = song_bytes(song) + SPARE_BYTES if song else 0
+    coding = coding_bytes(song) + SPARE_BYTES if song else 0
     writing = WRITER_WORK_BYTES if sizes.writer else 0
     planning = planner_bytes(song) if sizes.planner else 0
     if plan == "resident":
@@ -137,29 +113,6 @@ def needed(plan: str, sizes: Sizes, song: Song | None) -> int:
         # The transformer is away while the VAE works.
         own = max(transformer + loop, sizes.largest + coding)
     return max(sizes.planner + planning, own)
-
-
-def song_bytes(song: Song) -> int:
-    """Return the loop's working memory, counted by tensor; attention in windows adds nothing quadratic."""
-    config, hidden = song.config, song.config["hidden_size"]
-    queries, keys = (config["head_dim"] * config[f"num_{name}_heads"] for name in ("attention", "key_value"))
-    # The peak is in the feed-forward part or in the attention in windows, with the layer's input and residual.
-    widest = max(3 * hidden + 2 * config["intermediate_size"], 2 * hidden + 3 * queries + 8 * keys)
-    token = widest + 7 * config["audio_acoustic_hidden_dim"]
-    rows = song.takes * (2 if song.guided else 1)
-    kept = 2 * config["num_hidden_layers"] * keys * song.condition
-    return int((4 if song.wide else 2) * (rows * TOKENS_PER_SECOND * song.duration * token + kept))
-
-
-def coding_bytes(song: Song) -> int:
-    """Return the VAE's working memory for a tile, scaled with the size of the model."""
-    return int(CODING_NUMBERS * song.config["hidden_size"] / XL["hidden_size"] * (4 if song.wide else 2))
-
-
-def planner_bytes(song: Song | None) -> int:
-    """Return the planner's cache for a song: two rows per take, since plans are guided."""
-    takes, seconds = (song.takes, song.duration) if song else (1, 0.0)
-    return int(2 * takes * (PLANNER_PROMPT_TOKENS + 5 * seconds) * PLANNER_TOKEN_BYTES)
 
 
 class Placing:
@@ -279,10 +232,6 @@ def sizes_of(weights: Weights, device: Device) -> Sizes:
     return Sizes(transformer + sum(others), transformer, max(others))
 
 
-def song_of(weights: Weights, device: Device, duration: float, takes: int = 1, guided: bool = True) -> Song:
-    return Song(duration, takes, guided, {**XL, **transformer_config(weights)}, wide=device.dtype == "float32")
-
-
 def room_for_models(kind: Kind) -> int | None:
     """Return the bytes that our models may use on the device: the free memory and what they use already.
 
@@ -322,7 +271,7 @@ def fallback_note(before: str, after: str) -> str:
 
 def too_large(song: Song | None) -> Problem:
     """Return the problem of a job that ran out of memory for good; the hint halves its working memory."""
-    ways = _smaller(song, lambda smaller: song_bytes(smaller) <= song_bytes(song) / 2) if song else ""
+    ways = estimate.smaller(song, lambda less: song_bytes(less) <= song_bytes(song) / 2) if song else ""
     hint = f"It should fit with {ways}." if ways else "Make a shorter song or fewer takes."
     return Problem("out_of_memory", "There was not enough memory.", hint=hint)
 
@@ -333,26 +282,3 @@ def _unknown(kind: str, plan: str, known: tuple[str, ...]) -> Problem:
     message = f"Memory plan on {device} must be one of {', '.join(('auto', *known))}, not {plan}."
     hint = "Use an NVIDIA card of the Ada, Hopper or Blackwell generation, or another plan." if plan == FAST8 else ""
     return Problem("unsupported", message, "options.memory_plan", hint)
-
-
-def _smaller(song: Song, fits: Callable[[Song], bool]) -> str:
-    """Return the most takes and the longest duration that fit: "2 takes, or with 30 seconds of music", or ""."""
-    ways = fewer_takes(song, fits), shorter(song, fits, int(LIMITS["duration"].low))
-    return ", or with ".join(filter(None, ways))
-
-
-def fewer_takes(work: Any, fits: Callable[[Any], bool]) -> str:
-    """Return the most takes with which `work` fits, such as "2 takes", or ""."""
-    takes = most(1, work.takes, lambda count: fits(replace(work, takes=count)))
-    return f"{takes} take{'s' if takes > 1 else ''}" if takes else ""
-
-
-def shorter(work: Any, fits: Callable[[Any], bool], shortest: int) -> str:
-    """Return the longest duration in steps of 5 s, at least `shortest`, with which `work` fits, or ""."""
-    fives = most(shortest // 5, int(work.duration // 5), lambda count: fits(replace(work, duration=count * 5.0)))
-    return f"{fives * 5} seconds of music" if fives else ""
-
-
-def most(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest number from `low` to `high` that fits, or 0."""
-    return next((number for number in range(high, low - 1, -1) if fits(number)), 0)

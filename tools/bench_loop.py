@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-import model_memory
+import estimate
 import model_offload
 import models
 import song_attention
@@ -106,8 +106,8 @@ def bench(
         inputs.condition = song_attention.CachedCondition(inputs.condition.states, inputs.condition.null, 1)
         row.more["peak MB"] = " / ".join(f"{peak_bytes(step) / 1e6:.0f}" for step in sides.values())
         wide = dtype == torch.float32
-        song = model_memory.Song(length, config=transformer.config, wide=wide, condition=CONDITION_TOKENS)
-        row.more["expected MB"] = round(model_memory.song_bytes(song) / 1e6)
+        song = estimate.Song(length, config=transformer.config, wide=wide, condition=CONDITION_TOKENS)
+        row.more["expected MB"] = round(estimate.song_bytes(song) / 1e6)
         yield row
 
 

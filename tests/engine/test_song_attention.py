@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import model_memory
+import estimate
 import song_attention
 from tools import bench_loop
 
@@ -74,9 +74,9 @@ def test_no_call_of_attention_is_one_that_fast_kernels_refuse(transformer, monke
 @pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_the_memory_estimate_is_what_a_step_takes(transformer, seconds):
     config = transformer.config
-    song = model_memory.Song(seconds, TAKES, config=config, wide=True, condition=bench_loop.CONDITION_TOKENS)
+    song = estimate.Song(seconds, TAKES, config=config, wide=True, condition=bench_loop.CONDITION_TOKENS)
     measured = bench_loop.peak_bytes(lambda: step(transformer, 25 * seconds))
-    assert model_memory.song_bytes(song) == pytest.approx(measured, rel=0.25)
+    assert estimate.song_bytes(song) == pytest.approx(measured, rel=0.25)
 
 
 def test_the_condition_is_projected_once_and_the_unconditional_half_asks_nothing(transformer):

@@ -139,13 +139,14 @@ def main() -> None:
     model_weights.PREVIEWS[model_weights.MODEL_VARIABLE] = Path(os.environ["ZEROGPU_MODEL"])
     import app
     import beat
+    import estimate
     import gpu_zero
 
     beat.SILENT_SECONDS = 15.0
     if least := os.environ.get("ZEROGPU_LEAST_SECONDS"):
         # A limit that a test can wait for.
         gpu_zero.LEAST_SECONDS = int(least)
-        gpu_zero.CONSTANTS["cold_seconds"] = 0.0
+        estimate.CONSTANTS["cold_seconds"] = 0.0
     misbehave()
     app.main()
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+import estimate
 import gpu_zero
 import tooltips
 from params import parse_request
@@ -31,7 +32,7 @@ def space(tmp_path_factory: pytest.TempPathFactory, tiny) -> Iterator[Space]:
 
 def sentence(**values: Any) -> str:
     """Return the sentence with the seconds that the call itself asks for."""
-    work = gpu_zero.work_of(parse_request("generate", values), planner=True)
+    work = estimate.work_of(parse_request("generate", values), planner=True)
     return tooltips.GPU_SECONDS.format(seconds=gpu_zero.gpu_seconds(work))
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import beat
+import estimate
 import gpu_zero
+from estimate import Work
 from events import Done, Progress, StudioError
-from gpu_zero import Work
 from limits import LIMITS
 from params import parse_request
 
@@ -192,7 +193,7 @@ def test_seconds_are_a_whole_number_from_60_to_300():
 
 
 def test_more_work_takes_longer():
-    needed = gpu_zero.seconds_needed
+    needed = estimate.seconds_needed
     more = ({"duration": 300}, {"steps": 120}, {"takes": 3}, {"planner": True}, {"tokens": 500}, {"source": 240})
     for change in (*more, {"passes": 2}):
         assert needed(replace(SONG, **change)) > needed(SONG), change
@@ -202,7 +203,7 @@ def test_more_work_takes_longer():
 def work(mode, facts=None, **values):
     if mode in ("generate", "cover", "extend", "edit"):
         values = {"prompt": "x", **({} if mode == "generate" else {"source": "/source.wav"}), **values}
-    return gpu_zero.work_of(parse_request(mode, values), **(facts or {}))
+    return estimate.work_of(parse_request(mode, values), **(facts or {}))
 
 
 @pytest.mark.parametrize(("mode", "length"), [("generate", 60), ("cover", 90), ("extend", 120), ("edit", 90)])
@@ -241,16 +242,16 @@ ALONE = {"generate": {"takes", "steps", "duration"}, "cover": {"takes", "steps"}
 def test_what_does_not_fit_is_refused_with_the_most_that_would_fit(mode, alone):
     song = Work(mode, duration=600, source=0 if mode == "generate" else 600, steps=200, takes=4, guidance=7.0)
     problem = gpu_zero.refusal(song)
-    assert "300" in problem.message and f"{gpu_zero.seconds_needed(song):,.0f}" in problem.message
+    assert "300" in problem.message and f"{estimate.seconds_needed(song):,.0f}" in problem.message
     names = {"take": "takes", "seconds": "duration"}
     ways = {names.get(what, what): int(n) for n, what in re.findall(r"(\d+) (takes?|steps|seconds)", problem.hint)}
     assert set(ways) == alone
     for name, number in ways.items():
-        assert gpu_zero.seconds_needed(replace(song, **{name: number})) <= 300
+        assert estimate.seconds_needed(replace(song, **{name: number})) <= 300
         more = number + (5 if name == "duration" else 1)
-        assert gpu_zero.seconds_needed(replace(song, **{name: more})) > 300
+        assert estimate.seconds_needed(replace(song, **{name: more})) > 300
     # Where nothing alone helps, what to lower together.
     song = Work("edit", duration=600, source=600, steps=200, takes=4, guidance=7.0, passes=16)
     steps = int(re.search(r"1 take and (\d+) steps", gpu_zero.refusal(song).hint)[1])
-    assert gpu_zero.seconds_needed(replace(song, takes=1, steps=steps)) <= 300
+    assert estimate.seconds_needed(replace(song, takes=1, steps=steps)) <= 300
     assert "morph averages" in gpu_zero.refusal(replace(song, passes=80)).hint

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+import estimate
 import model_memory
 import models
-from model_memory import GB, Sizes, Song
+from estimate import Song
+from model_memory import GB, Sizes
 from tests.weights import CPU
 
 # The three models as they lie in memory in bfloat16 (docs/deployment.md).
@@ -60,12 +62,12 @@ def test_every_plan_needs_less_than_the_one_before():
 
 
 def test_a_songs_memory_grows_with_its_length_its_takes_and_guidance_and_in_32_bits_doubles():
-    song, kept = Song(120), model_memory.song_bytes(Song(0))
-    once = model_memory.song_bytes(song) - kept
+    song, kept = Song(120), estimate.song_bytes(Song(0))
+    once = estimate.song_bytes(song) - kept
     for change in ({"duration": 240}, {"takes": 2}):
-        assert model_memory.song_bytes(replace(song, **change)) - kept == 2 * once
-    assert model_memory.song_bytes(replace(song, guided=False)) - kept == once / 2
-    assert model_memory.song_bytes(replace(song, wide=True)) == 2 * model_memory.song_bytes(song)
+        assert estimate.song_bytes(replace(song, **change)) - kept == 2 * once
+    assert estimate.song_bytes(replace(song, guided=False)) - kept == once / 2
+    assert estimate.song_bytes(replace(song, wide=True)) == 2 * estimate.song_bytes(song)
 
 
 def test_words_alone_need_their_own_model_and_no_song():

@@ -15,6 +15,7 @@ import soundfile
 import api
 import backend
 import bootstrap
+import estimate
 import gpu_zero
 import page_hints
 import page_tabs
@@ -22,7 +23,7 @@ from events import InvalidRequest
 from page_form import Form
 from params import parse_request
 
-BACKEND = SimpleNamespace(work_of=lambda request, source=0.0: gpu_zero.work_of(request, source=source, planner=True))
+BACKEND = SimpleNamespace(work_of=lambda request, source=0.0: estimate.work_of(request, source=source, planner=True))
 TOO_MUCH = {"prompt": "a song", "duration": "600", "takes": 4, "quality": "best"}
 
 

@@ -1,0 +1,211 @@
+"""What a request costs before anything runs: seconds on a card, bytes of working memory; and what would cost less.
+
+Seconds are those of an H200, in which ZeroGPU counts; on slower cards it gives more real time by itself. Until they are
+measured (docs/performance.md), the constants are counted or assumed. Bytes are counted tensor by tensor; which models
+lie on the device beside them is decided in model_memory.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from limits import LIMITS, QUALITY_STEPS
+from model_weights import Weights, transformer_config
+from models import Device
+from params import sampling_settings
+
+# --- seconds ---------------------------------------------------------------------------------------------------------
+
+CONSTANTS = {
+    "tflop_per_second": 390.0,  # TFLOP/s; assumed: 40 % of the 989 that an H200 has in bfloat16
+    "cold_seconds": 20.0,  # s; assumed: 30 GB of packed weights at 2 GB/s, and 5 s for CUDA to start
+    "encode_per_minute": 0.5,  # s per minute of source; assumed: half of decoding, whose FLOPs it has
+    "decode_per_minute": 1.0,  # s per minute and take; assumed from 29 TFLOP for 240 s, bound by memory
+    "plan_tokens_per_second": 40.0,  # tokens/s; assumed: a 1.7B model step by step in transformers
+    "plan_metadata_tokens": 200.0,  # tokens; the planner's budget for metadata
+    "codes_per_second": 5.0,  # tokens per second of music; the planner's 5 Hz codes
+    "sketch_tokens": 1_500.0,  # tokens; assumed: metadata and the lyrics of a long song
+    "writer_tokens_per_second": 25.0,  # tokens/s; assumed: a 7B model step by step in transformers
+    "margin": 1.5,  # x; assumed: real over counted; shared cards, first kernels
+}
+# Seconds of music -> TFLOP of one forward pass: counted on XL's configuration with 600 condition tokens.
+FORWARD_TFLOP = {0: 0.0, 30: 3.33, 60: 6.59, 120: 13.6, 240: 29.3, 600: 90.6}
+
+
+@dataclass(frozen=True)
+class Work:
+    """The GPU work of a job, as far as it costs time; loading the weights onto the card is always added."""
+
+    mode: str
+    duration: float = 0.0  # seconds to denoise
+    steps: int = 0
+    takes: int = 1
+    guidance: float = 1.0
+    planner: bool = False  # whether the song is planned first
+    tokens: int = 0  # the most that a language model may write for a text
+    source: float = 0.0  # seconds of uploads to encode
+    passes: float = 1.0  # forward passes per step; guidance doubles them
+
+
+def work_of(request: Any, *, kind: str = "sft", source: float = 0.0, planner: bool = False) -> Work:
+    """Return the work of any request; `source`: seconds of its source, `planner`: whether there is a planner."""
+    if request.mode == "align":
+        return Work("align", duration=source, steps=1, source=source)  # one forward pass
+    options = getattr(request, "options", None)
+    if not hasattr(request, "takes"):
+        tokens = getattr(options, "max_tokens", int(CONSTANTS["sketch_tokens"]))
+        return Work(request.mode, source=source, tokens=tokens)
+    settings, _ = sampling_settings(request, kind)
+    return Work(
+        mode=request.mode,
+        duration=request.song_seconds(source),
+        steps=settings.steps,
+        takes=request.takes,
+        guidance=settings.guidance,
+        planner=planner and getattr(options, "plan", False),
+        source=source,
+        passes=_passes(request),
+    )
+
+
+def _passes(request: Any) -> float:
+    if getattr(request, "action", "") != "morph":
+        return 1.0
+    # Every averaged draw runs source and target, later steps the target alone.
+    options = request.options
+    return (options.n_max - options.n_min) * 2 * options.n_avg + (1 - options.n_max)
+
+
+def seconds_needed(work: Work) -> float:
+    rows = 2 if work.guidance > 1 else 1
+    forwards = work.steps * work.passes * work.takes * rows
+    tflop = float(np.interp(work.duration, list(FORWARD_TFLOP), list(FORWARD_TFLOP.values())))
+    seconds = forwards * tflop / CONSTANTS["tflop_per_second"]
+    seconds += work.takes * work.duration / 60 * CONSTANTS["decode_per_minute"]
+    seconds += work.source / 60 * CONSTANTS["encode_per_minute"]
+    if work.planner:
+        tokens = CONSTANTS["plan_metadata_tokens"] + work.duration * CONSTANTS["codes_per_second"]
+        seconds += tokens / CONSTANTS["plan_tokens_per_second"]
+    model = "writer" if work.mode == "lyrics" else "plan"
+    seconds += work.tokens / CONSTANTS[f"{model}_tokens_per_second"]
+    return CONSTANTS["cold_seconds"] + CONSTANTS["margin"] * seconds
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+TOKENS_PER_SECOND = 12.5
+# The longest condition: lyrics, timbre and prompt.
+CONDITION_TOKENS = 2_305
+# The VAE encodes 30 s at a time, with 5 tensors of 128 channels at once; it decodes 20 s at a time, with 4.5 (counted).
+CODING_NUMBERS = 30 * 48_000 * 128 * 5
+# A token in the planner's cache: 28 layers of 8 heads of 128, keys and values, 2 bytes.
+PLANNER_TOKEN_BYTES = 115_000
+PLANNER_PROMPT_TOKENS = 1_000
+# The transformer's widths and depths, for checkpoints that are not here yet.
+XL = {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 32,
+    "audio_acoustic_hidden_dim": 64,
+    "head_dim": 128,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+
+
+@dataclass(frozen=True)
+class Song:
+    """What a song's working memory depends on; `config` is the transformer's, `wide` means 32-bit numbers.
+
+    Every layer keeps the keys and values of `condition` tokens for all steps.
+    """
+
+    duration: float
+    takes: int = 1
+    guided: bool = True
+    config: Mapping[str, Any] = field(default_factory=XL.copy)
+    wide: bool = False
+    condition: int = CONDITION_TOKENS
+
+    @property
+    def number_bytes(self) -> int:
+        return 4 if self.wide else 2
+
+
+def song_of(weights: Weights, device: Device, duration: float, takes: int = 1, guided: bool = True) -> Song:
+    config = {**XL, **transformer_config(weights)}
+    return Song(duration, takes, guided, config, wide=device.dtype == "float32")
+
+
+def song_bytes(song: Song) -> int:
+    """Return the loop's working memory, counted by tensor; attention in windows adds nothing quadratic."""
+    config = song.config
+    hidden = config["hidden_size"]
+    queries = config["head_dim"] * config["num_attention_heads"]
+    keys = config["head_dim"] * config["num_key_value_heads"]
+    # The peak is in the feed-forward part or in the attention in windows, with the layer's input and residual.
+    feed_forward = 3 * hidden + 2 * config["intermediate_size"]
+    attention = 2 * hidden + 3 * queries + 8 * keys
+    token = max(feed_forward, attention) + 7 * config["audio_acoustic_hidden_dim"]
+    rows = song.takes * (2 if song.guided else 1)
+    kept = 2 * config["num_hidden_layers"] * keys * song.condition
+    return int(song.number_bytes * (rows * TOKENS_PER_SECOND * song.duration * token + kept))
+
+
+def coding_bytes(song: Song) -> int:
+    """Return the VAE's working memory for a tile, scaled with the size of the model."""
+    return int(CODING_NUMBERS * song.config["hidden_size"] / XL["hidden_size"] * song.number_bytes)
+
+
+def planner_bytes(song: Song | None) -> int:
+    """Return the planner's cache for a song: two rows per take, since plans are guided. None: one short text."""
+    takes = song.takes if song else 1
+    seconds = song.duration if song else 0.0
+    return int(2 * takes * (PLANNER_PROMPT_TOKENS + 5 * seconds) * PLANNER_TOKEN_BYTES)
+
+
+# --- what would fit --------------------------------------------------------------------------------------------------
+
+
+def ways(work: Work, most_seconds: float) -> list[str]:
+    """Return the most takes, steps and seconds of music with which `work` would need `most_seconds`, each alone."""
+
+    def fits(smaller: Work) -> bool:
+        return seconds_needed(smaller) <= most_seconds
+
+    least = min(QUALITY_STEPS["draft"], work.steps)
+    steps = most(least, work.steps, lambda count: fits(replace(work, steps=count)))
+    found = [fewer_takes(work, fits), f"{steps} steps" if steps else ""]
+    if work.mode not in ("edit", "cover"):  # whose length the source decides
+        shortest = int(work.source) // 5 * 5 + 5 if work.source else int(LIMITS["duration"].low)
+        found.append(shorter(work, fits, shortest))
+    return [way for way in found if way]
+
+
+def smaller(song: Song, fits: Callable[[Song], bool]) -> str:
+    """Return the most takes and the longest duration that fit: "2 takes, or with 30 seconds of music", or ""."""
+    found = [fewer_takes(song, fits), shorter(song, fits, int(LIMITS["duration"].low))]
+    return ", or with ".join(way for way in found if way)
+
+
+def fewer_takes(work: Any, fits: Callable[[Any], bool]) -> str:
+    """Return the most takes with which `work` fits, such as "2 takes", or ""."""
+    takes = most(1, work.takes, lambda count: fits(replace(work, takes=count)))
+    if not takes:
+        return ""
+    return "1 take" if takes == 1 else f"{takes} takes"
+
+
+def shorter(work: Any, fits: Callable[[Any], bool], shortest: int) -> str:
+    """Return the longest duration in steps of 5 s, at least `shortest`, with which `work` fits, or ""."""
+    fives = most(shortest // 5, int(work.duration // 5), lambda count: fits(replace(work, duration=count * 5.0)))
+    return f"{fives * 5} seconds of music" if fives else ""
+
+
+def most(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number from `low` to `high` that fits, or 0."""
+    return next((number for number in range(high, low - 1, -1) if fits(number)), 0)
