@@ -39,7 +39,8 @@ from status import SongwriterStatus, Status, WorkerStatus
 log = logging.getLogger("studio")
 
 # Off ZeroGPU all requests share one pipeline; there each call has its own worker.
-GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": 8 if gpu.ON_ZEROGPU else 1}
+SONGS_AT_ONCE = 8 if gpu.ON_ZEROGPU else 1  # with Ray as many as there are workers
+GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": SONGS_AT_ONCE}
 
 
 def on_worker(job: Job) -> Iterator[Event | Outcome]:
@@ -241,6 +242,14 @@ def check(request: Request) -> None:
     if problem := gpu_zero.refusal(get_backend().work_of(request, source)):
         field = next((name for name in ("duration", "after", "takes") if hasattr(request, name)), "")
         raise InvalidRequest(replace(problem, field=field))
+
+
+def seconds_of(request: Request) -> float:
+    """Estimate the seconds of `request` on ZeroGPU's card, from its fields and the headers of its files.
+
+    Raises InvalidRequest for a file that is not audio. Other machines take longer, by a factor that they measure.
+    """
+    return estimate.seconds_needed(get_backend().work_of(request, check_audio(request)))
 
 
 gpu.serve(get_backend)

@@ -148,6 +148,12 @@ TEXT_LIMITS = {
     **{"prompt": 2_000, "lyrics": 10_000, "source_prompt": 2_000, "source_lyrics": 10_000},
     **{"brief": 2_000, "structure": 500, "tone": 200, "idea": 2_000},
 }
+# How many runs may wait: in all, of one page, and of one program, which leaves room for others.
+MOST_WAITING = 32
+MOST_WAITING_OF_A_PAGE = 3
+MOST_WAITING_OF_A_PROGRAM = 24
+# The most work that one owner may have waiting, in minutes: on a machine of one's own, and on a Space.
+MOST_MINUTES, MOST_MINUTES_ON_A_SPACE = 600, 60
 # The longest text that the browser keeps across reloads: room for a text that still has to be shortened.
 KEPT_TEXT = 4 * max(TEXT_LIMITS.values())
 

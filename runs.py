@@ -1,0 +1,516 @@
+"""Runs belong to the server: a request becomes a run, which goes on when nobody listens.
+
+`Runs.start` gives a run its unguessable id at once, which is the only way to it: whoever has the id may read its
+events, cancel it, and fetch its takes. Page, named endpoints, MCP and other programs' APIs share one queue. Beneath is
+the one generator `Backend.stream`; only the thread of a run reads it, and only that closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import os
+import secrets
+import textwrap
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, Literal
+
+import gradio as gr
+from gradio.context import LocalContext
+
+import jobs
+import limits
+import runs_journal
+from backend import SONGS_AT_ONCE, get_backend, seconds_of
+from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
+from gpu import ON_ZEROGPU, problem_of
+from params import Request
+from runs_queue import FairQueue, starts_in
+
+log = logging.getLogger("studio")
+
+State = Literal["waiting", "running", "finished", "failed", "cancelled", "cut_off"]
+MOST_EVENTS = 100  # that a run remembers; progress that only repeats itself counts once
+MOST_EVENTS_OF_AN_ENDED = 20
+MOST_ENDED = 200  # ended runs that are remembered with their records
+ENDED_SECONDS = 24 * 3600.0
+# On ZeroGPU, how long a run without a card waits for a visitor who is gone, and for one whose page is only hidden.
+GONE_SECONDS = 60.0
+HIDDEN_SECONDS = 600.0
+PRUNE_SECONDS = 3600.0  # between two looks at what the journal still has to keep
+PACE_MEMORY = 0.3  # the share of the latest run in the pace
+
+NO_RUN = Problem("no_run", "There is no such run, or it is too long ago.", hint="Check its id.")
+NO_TAKE = Problem("no_take", "This take is not in the output folder any more.", hint="Make the song again.")
+CANCELLED = Problem("cancelled", "The run was cancelled.")
+CUT_OFF = Problem("cut_off", "This run was cut off when the studio restarted.", hint="Make it again.")
+LEFT = Problem("cancelled", "The visitor left before a GPU was free, so nothing was made.", hint="Make it again.")
+STOPPING = Problem("stopping", "The studio is being stopped.", hint="Try again once it is running again.")
+FULL = Problem(
+    "queue_full",
+    f"{limits.MOST_WAITING} runs are waiting already, and the queue has no more room.",
+    hint="Try again in a few minutes.",
+)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The run is at `place` in the queue, 1 for the next; it starts in about so many seconds, None if unknown."""
+
+    place: int
+    starts_in: float | None
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    problem: Problem = CANCELLED
+
+
+RunEvent = Waiting | Event | Cancelled
+ENDS = (Done, Failed, Cancelled)
+
+
+class Run:
+    """One request and what becomes of it. All that changes is changed by `Runs`, under its lock."""
+
+    def __init__(self, request: Request, owner: str, weight: float, now: float):
+        self.id = secrets.token_hex(16)
+        self.request = request
+        self.owner = owner
+        self.weight = weight
+        self.state: State = "waiting"
+        self.title = title_of(request)
+        self.events: deque[tuple[int, RunEvent]] = deque(maxlen=MOST_EVENTS)
+        self.last = 0  # the number of the latest event
+        self.heard_at = now  # when somebody last asked about it
+        self.silent_until = now + GONE_SECONDS  # until when nobody has to ask
+        self.listeners: list[Callable[[], None]] = []
+        self.started_at = 0.0
+        self.ended_at = 0.0
+        self.has_card = False  # ZeroGPU has lent a card, which is paid for
+        self.cancelling: Problem | None = None
+        # Holds the visitor's request, by whose headers ZeroGPU lends a card; gone with the run's end.
+        self.context: contextvars.Context | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in ("waiting", "running")
+
+    @property
+    def outcome(self) -> Done | Failed | Cancelled | None:
+        latest = self.events[-1][1] if self.events else None
+        return latest if isinstance(latest, ENDS) else None
+
+    @property
+    def problem(self) -> Problem | None:
+        return getattr(self.outcome, "problem", None)
+
+    def add(self, event: RunEvent) -> None:
+        """Append `event`, which takes the place of an earlier one that it makes worthless."""
+        if isinstance(event, Draft):  # each holds the whole text so far
+            earlier = [each for each in self.events if not isinstance(each[1], Draft)]
+            self.events = deque(earlier, MOST_EVENTS)
+        elif self.events and _repeats(self.events[-1][1], event):
+            self.events.pop()
+        self.last += 1
+        self.events.append((self.last, event))
+
+    def since(self, number: int) -> list[tuple[int, RunEvent]]:
+        return [each for each in self.events if each[0] > number]
+
+
+def _repeats(latest: RunEvent, event: RunEvent) -> bool:
+    if isinstance(latest, Progress) and isinstance(event, Progress):
+        return (latest.stage, latest.step, latest.note) == (event.stage, event.step, event.note)
+    return isinstance(latest, Waiting) and isinstance(event, Waiting)
+
+
+def title_of(request: Request) -> str:
+    """Return a few words that tell a run from others."""
+    for name in ("prompt", "brief", "idea", "lyrics"):
+        if words := getattr(request, name, ""):
+            return textwrap.shorten(words, 60, placeholder=" ...")
+    return request.mode.capitalize()
+
+
+class Runs:
+    """All runs of this studio.
+
+    `stream` makes the events of a request, `weigh` estimates its seconds on one fixed machine, and `clock` counts
+    seconds.
+    """
+
+    def __init__(
+        self,
+        stream: Callable[[Request], Iterator[Event]],
+        weigh: Callable[[Request], float],
+        journal: runs_journal.Journal,
+        *,
+        at_once: int = 1,
+        drops_absent: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._stream, self._weigh, self._journal, self._clock = stream, weigh, journal, clock
+        self._at_once = at_once
+        self._drops_absent = drops_absent
+        self._lock = threading.RLock()
+        self._ended_one = threading.Condition(self._lock)
+        self._queue = FairQueue()
+        self._running: list[Run] = []
+        self._known: dict[str, Run] = {}  # waiting and running
+        self._ended: OrderedDict[str, Run] = OrderedDict()  # the oldest first
+        self._pace: dict[str, float] = {}  # by mode: real seconds for a second of `weigh`
+        self._pruned_at: float | None = None
+        self._stopping = False
+
+    # --- for callers ------------------------------------------------------------------------------------------------
+
+    def start(self, request: Request, owner: str, most: int = limits.MOST_WAITING_OF_A_PROGRAM) -> Run:
+        """Queue `request` for `owner`, who may have `most` runs waiting; raises StudioError if there is no room."""
+        weight = self._weigh(request)
+        with self._lock:
+            if self._stopping:
+                raise StudioError.of(STOPPING)
+            self._drop_absent()
+            self._check_room(request, weight, owner, most)
+            run = Run(request, owner, weight, self._clock())
+            run.context = contextvars.copy_context()
+            # Else `spaces` would look for the event of Gradio's queue, which ends long before the run.
+            run.context.run(LocalContext.event_id.set, None)
+            self._known[run.id] = run
+            self._queue.add(run)
+            self._journal.write(run.id, _entry(run))
+            self._prune()
+            self._start_waiting()
+        return run
+
+    def find(self, run_id: str) -> Run | None:
+        """Return a run that is waiting, running, or has ended lately."""
+        with self._lock:
+            return self._known.get(run_id) or self._ended.get(run_id)
+
+    def facts(self, run_id: str) -> dict[str, Any]:
+        """Return what there is to know about a run, of an earlier process too; raises StudioError for no such run."""
+        with self._lock:
+            if run := self.find(run_id):
+                return _facts(run)
+        entry = self._journal.find(run_id)
+        if entry is None:
+            raise StudioError.of(NO_RUN)
+        return _former_facts(run_id, entry, self._journal)
+
+    def take(self, run_id: str, number: int) -> Any:
+        """Return the path of take `number` of a run in the output folder; raises StudioError if there is none."""
+        entry = self._journal.find(run_id)
+        if entry is None:
+            raise StudioError.of(NO_RUN)
+        if not 1 <= number <= len(entry.songs):
+            raise StudioError("no_take", f"This run has {len(entry.songs)} takes, so there is no take {number}.")
+        path = self._journal.song(entry.songs[number - 1])
+        if path is None:
+            raise StudioError.of(NO_TAKE)
+        return path
+
+    def cancel(self, run_id: str, problem: Problem = CANCELLED) -> bool:
+        """Cancel a run within a step; return whether there was anything to cancel."""
+        with self._lock:
+            run = self._known.get(run_id)
+            if run is None:
+                return False
+            if self._queue.remove(run):
+                self._end(run, Cancelled(problem))
+                self._tell_places()
+            elif run.cancelling is None:
+                run.cancelling = problem
+            return True
+
+    def heard(self, run_id: str, silent_for: float = GONE_SECONDS) -> None:
+        """Note that the visitor is there, and may be silent for some seconds."""
+        with self._lock:
+            if run := self._known.get(run_id):
+                run.heard_at = self._clock()
+                run.silent_until = run.heard_at + silent_for
+
+    def renew(self, run_id: str, request: gr.Request) -> None:
+        """Use the headers of a later request of the same visitor, while the run still waits: a token may expire."""
+        with self._lock:
+            run = self._known.get(run_id)
+            if run and run.state == "waiting" and run.context:
+                run.context.run(LocalContext.request.set, request)
+
+    def allow(self, at_once: int) -> None:
+        """Let so many runs go on at the same time, at least one."""
+        with self._lock:
+            self._at_once = max(at_once, 1)
+            self._start_waiting()
+
+    def is_full(self) -> bool:
+        with self._lock:
+            self._drop_absent()
+            return len(self._queue) >= limits.MOST_WAITING
+
+    def counts(self) -> dict[str, int]:
+        with self._lock:
+            return {"waiting": len(self._queue), "running": len(self._running), "ended": len(self._ended)}
+
+    def waiting(self) -> list[Run]:
+        with self._lock:
+            return self._queue.order()
+
+    def stop(self, seconds: float) -> None:
+        """Cancel everything, refuse what comes, and wait up to `seconds` for the end.
+
+        The journal keeps the runs as they are, so that the next process tells their visitors.
+        """
+        with self._lock:
+            self._stopping = True
+            for run in self._queue.order():
+                self._queue.remove(run)
+                self._end(run, Cancelled(STOPPING))
+            for run in self._running:
+                run.cancelling = STOPPING
+            self._ended_one.wait_for(lambda: not self._running, seconds)
+
+    # --- listening --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def listening(self, run: Run, listener: Callable[[], None]) -> Iterator[None]:
+        """Call `listener` at each news of `run`, from another thread; somebody who listens counts as present."""
+        with self._lock:
+            run.listeners.append(listener)
+        try:
+            yield
+        finally:
+            with self._lock:
+                run.listeners.remove(listener)
+                self.heard(run.id)
+
+    async def follow(self, run: Run, after: int = 0, beat: float = 1.0) -> AsyncIterator[tuple[int, RunEvent] | None]:
+        """Yield the numbered events of `run` after `after` until it ends, and None after `beat` seconds of silence."""
+        loop = asyncio.get_running_loop()
+        news = asyncio.Event()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(news.set)
+
+        with self.listening(run, tell):
+            while True:
+                news.clear()
+                with self._lock:
+                    found, ended = run.since(after), run.ended
+                for number, event in found:
+                    after = number
+                    yield number, event
+                if ended:
+                    return
+                try:
+                    await asyncio.wait_for(news.wait(), beat)
+                except TimeoutError:
+                    yield None
+
+    def wait(self, run: Run, after: int, seconds: float) -> list[tuple[int, RunEvent]]:
+        """Return the events after the one with the number `after`; waits up to `seconds` for the first."""
+        news = threading.Event()
+        with self.listening(run, news.set):
+            if not run.since(after) and not run.ended:
+                news.wait(seconds)
+            with self._lock:
+                return run.since(after)
+
+    # --- the queue --------------------------------------------------------------------------------------------------
+
+    def _check_room(self, request: Request, weight: float, owner: str, most: int) -> None:
+        own = self._queue.of(owner)
+        goes_at_once = len(self._running) < self._at_once and not len(self._queue)
+        if goes_at_once:
+            return
+        if len(self._queue) >= limits.MOST_WAITING:
+            raise StudioError.of(FULL)
+        if len(own) >= most:
+            hint = "Wait until one of them has started, or cancel one."
+            raise StudioError("too_many", f"You have {most} runs waiting already, which is the limit.", hint=hint)
+        bound = most_minutes()
+        minutes = sum(self._seconds(each.request, each.weight) for each in own) / 60
+        more = self._seconds(request, weight) / 60
+        if own and minutes + more > bound:
+            message = (
+                f"With this, your waiting runs would take about {minutes + more:.0f} minutes; the limit is {bound}."
+            )
+            raise StudioError("too_much", message, hint="Wait until one of them has started, or cancel one.")
+
+    def _seconds(self, request: Request, weight: float) -> float:
+        """Estimate the real seconds of a request from those that earlier ones took."""
+        paces = self._pace.values()
+        usual = sum(paces) / len(paces) if paces else 1.0
+        return weight * self._pace.get(request.mode, usual)
+
+    def _drop_absent(self) -> None:
+        if self._drops_absent:
+            for run in self._queue.order():
+                if self._is_absent(run):
+                    self.cancel(run.id, LEFT)
+
+    def _is_absent(self, run: Run) -> bool:
+        return not run.listeners and self._clock() > run.silent_until
+
+    def _start_waiting(self) -> None:
+        self._drop_absent()
+        while len(self._running) < self._at_once and (run := self._queue.take()):
+            run.state = "running"
+            run.started_at = self._clock()
+            self._running.append(run)
+            thread = threading.Thread(target=run.context.run, args=(self._drive, run), name="run", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has no more threads
+                self._running.remove(run)
+                self._end(run, Failed(problem_of(error)))
+        self._tell_places()
+
+    def _tell_places(self) -> None:
+        starts = self._starts()
+        for place, run in enumerate(self._queue.order(), 1):
+            known = starts[place - 1] if self._pace else None
+            self._add(run, Waiting(place, known))
+
+    def _starts(self) -> list[float]:
+        now = self._clock()
+        left = [self._seconds(run.request, run.weight) - (now - run.started_at) for run in self._running]
+        waiting = [self._seconds(run.request, run.weight) for run in self._queue.order()]
+        return [round(each, 1) for each in starts_in([max(each, 0.0) for each in left], waiting, self._at_once)]
+
+    # --- a run ------------------------------------------------------------------------------------------------------
+
+    def _drive(self, run: Run) -> None:
+        """Read the one generator of a run until its end, in the run's own thread."""
+        end: Done | Failed | Cancelled | None = None
+        try:
+            with contextlib.closing(self._stream(run.request)) as events:
+                for event in events:
+                    end = end or self._heard_from(run, event)
+                    if isinstance(end, Cancelled):
+                        break
+        except Exception as error:
+            end = Failed(problem_of(error))
+        with self._lock:
+            self._end(run, end or Cancelled(run.cancelling or CANCELLED))
+            self._running.remove(run)
+            self._ended_one.notify_all()
+            if not self._stopping:
+                self._start_waiting()
+
+    def _heard_from(self, run: Run, event: Event) -> Done | Failed | Cancelled | None:
+        """Note an event of the generator; return how the run ends if it does."""
+        with self._lock:
+            if isinstance(event, Done):
+                return event
+            if run.cancelling:
+                return Cancelled(run.cancelling)
+            if isinstance(event, Failed):
+                return event
+            lending = getattr(event, "stage", "") == "lending"
+            latest = run.events[-1][1] if run.events else None
+            run.has_card = run.has_card or (not lending and getattr(latest, "stage", "") == "lending")
+            self._add(run, event)
+            if self._drops_absent and not run.has_card and self._is_absent(run):
+                return Cancelled(LEFT)
+            return None
+
+    def _add(self, run: Run, event: RunEvent) -> None:
+        run.add(event)
+        for listener in run.listeners:
+            listener()
+
+    def _end(self, run: Run, end: Done | Failed | Cancelled) -> None:
+        run.state = {Done: "finished", Failed: "failed", Cancelled: "cancelled"}[type(end)]
+        run.ended_at = self._clock()
+        run.context = None
+        self._add(run, end)
+        while len(run.events) > MOST_EVENTS_OF_AN_ENDED:
+            run.events.popleft()
+        if isinstance(end, Done):
+            self._learn_pace(run)
+        if end != Cancelled(STOPPING):
+            self._journal.write(run.id, _entry(run))
+        del self._known[run.id]
+        self._ended[run.id] = run
+        self._forget_old()
+
+    def _learn_pace(self, run: Run) -> None:
+        pace = (run.ended_at - run.started_at) / run.weight if run.weight else 0.0
+        before = self._pace.get(run.request.mode, pace)
+        self._pace[run.request.mode] = before + PACE_MEMORY * (pace - before)
+
+    def _prune(self) -> None:
+        now = self._clock()
+        if self._pruned_at is None or now - self._pruned_at > PRUNE_SECONDS:
+            self._pruned_at = now
+            self._journal.prune()
+
+    def _forget_old(self) -> None:
+        now = self._clock()
+        while self._ended:
+            oldest = next(iter(self._ended.values()))
+            if len(self._ended) <= MOST_ENDED and now - oldest.ended_at < ENDED_SECONDS:
+                return
+            del self._ended[oldest.id]
+
+
+def _entry(run: Run) -> runs_journal.Entry:
+    songs = runs_journal.takes_of(run.outcome.record) if isinstance(run.outcome, Done) else ()
+    problem = run.problem.facts() if run.problem else None
+    state = run.state if run.ended else "waiting"
+    return runs_journal.Entry(run.request.mode, runs_journal.PROCESS, state, tuple(songs), problem)
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    found = {"run": run.id, "state": run.state, "mode": run.request.mode, "title": run.title, "last": run.last}
+    latest = run.events[-1][1] if run.events else None
+    waiting = latest if run.state == "waiting" and isinstance(latest, Waiting) else None
+    found["place"] = waiting.place if waiting else None
+    found["starts_in"] = waiting.starts_in if waiting else None
+    found["progress"] = next((asdict(each) for _, each in reversed(run.events) if isinstance(each, Progress)), None)
+    found["draft"] = next((each.text for _, each in reversed(run.events) if isinstance(each, Draft)), None)
+    found["problem"] = run.problem.facts() if run.problem else None
+    record = run.outcome.record if isinstance(run.outcome, Done) else None
+    takes = runs_journal.takes_of(record) if record else ()
+    return {**found, "takes": addresses(run.id, len(takes)), "record": record}
+
+
+def _former_facts(run_id: str, entry: runs_journal.Entry, journal: runs_journal.Journal) -> dict[str, Any]:
+    """Return the facts of a run that only the journal knows; its record is in its files."""
+    state, problem = entry.state, entry.problem
+    if entry.is_cut_off():
+        state, problem = "cut_off", CUT_OFF.facts()
+    found = {"run": run_id, "state": state, "mode": entry.mode, "title": "", "last": 0, "problem": problem}
+    found |= dict.fromkeys(("place", "starts_in", "progress", "draft", "record"))
+    return {**found, "takes": addresses(run_id, len(entry.songs))}
+
+
+def addresses(run_id: str, takes: int) -> list[str]:
+    """Return where the takes of a run are served."""
+    return [f"/runs/{run_id}/takes/{number}" for number in range(1, takes + 1)]
+
+
+def most_minutes() -> int:
+    return limits.MOST_MINUTES_ON_A_SPACE if os.environ.get("SPACE_ID") else limits.MOST_MINUTES
+
+
+@cache
+def get_runs() -> Runs:
+    """Return the runs of this process."""
+    return Runs(
+        lambda request: get_backend().stream(request),
+        seconds_of,
+        runs_journal.Journal(jobs.songs_folder),
+        at_once=SONGS_AT_ONCE,
+        drops_absent=ON_ZEROGPU,
+    )

@@ -1,0 +1,115 @@
+"""What is left of a run when the studio that made it has ended: one small file for each, beside the songs.
+
+A file says whether its run was still going, and otherwise how it ended and which songs it left; no word of what a
+visitor wrote. So a restarted studio knows that a run was cut off, and finds the takes of earlier ones for as long as
+they lie in the output folder. A studio that cannot write there works without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("studio")
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+FOLDER = ".runs"
+DAY = 86_400
+# How long it is known of a run without songs that it failed or was cut off.
+KEEP_DAYS = 2
+
+# Tells this process from one before it.
+PROCESS = secrets.token_hex(8)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: `songs` are names of files in the output folder, `problem` why there are none."""
+
+    mode: str
+    process: str
+    state: str  # "waiting" until the run has ended
+    songs: tuple[str, ...] = ()
+    problem: dict[str, str] | None = None
+
+    def is_cut_off(self) -> bool:
+        return self.state == "waiting" and self.process != PROCESS
+
+
+class Journal:
+    """The files of all runs. `songs` returns the output folder, which may not exist yet."""
+
+    def __init__(self, songs: Callable[[], Path]):
+        self._songs = songs
+
+    @property
+    def folder(self) -> Path:
+        return self._songs() / FOLDER
+
+    def write(self, run_id: str, entry: Entry) -> None:
+        path = self._path(run_id)
+        new = path.with_suffix(".new")
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new.write_text(json.dumps(asdict(entry)), encoding="utf-8")
+            new.replace(path)
+        except OSError as error:
+            log.warning("a run could not be noted: %s", error.strerror or error)
+
+    def find(self, run_id: str) -> Entry | None:
+        """Return what is known of a run, None if nothing is; `run_id` may be anything that a caller sent."""
+        if not RUN_ID.fullmatch(run_id):
+            return None
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            found = json.loads(self._path(run_id).read_text(encoding="utf-8"))
+            return Entry(**{**found, "songs": tuple(found["songs"])})
+        return None
+
+    def forget(self, run_id: str) -> None:
+        with contextlib.suppress(OSError):
+            self._path(run_id).unlink()
+
+    def song(self, name: str) -> Path | None:
+        """Return the file of a song, None if it is gone."""
+        path = self._songs() / Path(name).name
+        return path if path.is_file() else None
+
+    def prune(self) -> None:
+        """Forget the runs whose songs are gone, and after some days those that left none."""
+        with contextlib.suppress(OSError):
+            for path in self.folder.iterdir():
+                if path.suffix == ".json" and not self._is_worth_keeping(path):
+                    self.forget(path.stem)
+                elif path.suffix == ".new" and _age(path) > DAY:
+                    path.unlink(missing_ok=True)
+
+    def _is_worth_keeping(self, path: Path) -> bool:
+        entry = self.find(path.stem)
+        if entry is None:
+            return False
+        if entry.songs:
+            return any(self.song(name) for name in entry.songs)
+        still_going = entry.state == "waiting" and entry.process == PROCESS
+        return still_going or _age(path) < KEEP_DAYS * DAY
+
+    def _path(self, run_id: str) -> Path:
+        return self.folder / f"{run_id}.json"
+
+
+def _age(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime
+    return 0.0
+
+
+def takes_of(record: dict[str, Any]) -> Sequence[str]:
+    """Return the names of the files that the record of a run names, one for each good take."""
+    return tuple(take["name"] for take in record.get("takes", ()))

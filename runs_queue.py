@@ -1,0 +1,87 @@
+"""The order in which waiting runs start: one of each owner in turn, so that nobody's fifty songs hold back another's.
+
+Nothing here knows what a run does: it has an owner, and takes some seconds.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+
+class Owned(Protocol):
+    owner: str
+
+
+class FairQueue:
+    """Round robin between owners; the runs of one owner start in the order in which they came."""
+
+    def __init__(self):
+        # By owner, and the owner whose turn is next comes first.
+        self._lines: dict[str, deque[Any]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(line) for line in self._lines.values())
+
+    def add(self, run: Owned) -> None:
+        self._lines.setdefault(run.owner, deque()).append(run)
+
+    def take(self) -> Any:
+        """Return the next run, which leaves the queue; None if nothing waits. Its owner's next turn comes last."""
+        if not self._lines:
+            return None
+        owner = next(iter(self._lines))
+        line = self._lines.pop(owner)
+        run = line.popleft()
+        if line:
+            self._lines[owner] = line
+        return run
+
+    def remove(self, run: Owned) -> bool:
+        """Take `run` out of the queue; return whether it was waiting."""
+        line = self._lines.get(run.owner, ())
+        if run not in line:
+            return False
+        line.remove(run)
+        if not line:
+            del self._lines[run.owner]
+        return True
+
+    def of(self, owner: str) -> list[Any]:
+        """Return the waiting runs of `owner`, the next one first."""
+        return list(self._lines.get(owner, ()))
+
+    def order(self) -> list[Any]:
+        """Return all waiting runs in the order in which they will start."""
+        return list(_in_turn(list(self._lines.values())))
+
+
+def _in_turn(lines: Sequence[Iterable[Any]]) -> Iterator[Any]:
+    left = [iter(line) for line in lines]
+    while left:
+        still_left = []
+        for line in left:
+            for run in line:
+                yield run
+                still_left.append(line)
+                break
+        left = still_left
+
+
+def starts_in(running: Iterable[float], waiting: Iterable[float], at_once: int) -> list[float]:
+    """Return in how many seconds each waiting run will start.
+
+    `running`: the seconds that each running one still takes; `waiting`: the seconds that each waiting one will take, in
+    order; `at_once`: how many run at the same time.
+    """
+    free_in = sorted(running)[-at_once:]
+    free_in += [0.0] * (at_once - len(free_in))
+    heapq.heapify(free_in)
+    found = []
+    for seconds in waiting:
+        start = heapq.heappop(free_in)
+        found.append(start)
+        heapq.heappush(free_in, start + seconds)
+    return found
