@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 import gpu
 import limits
-from backend import GPU_CONCURRENCY, check, get_backend
+from backend import GPU_CONCURRENCY, Backend, check
 from events import Done, Draft, Failed, InvalidRequest, Problem, Progress, StudioError
 from limits import LIMITS, MAX_SOURCE_SECONDS, TEXT_LIMITS, shown
 from params import ACTION_OPTIONS, REQUESTS, Request, parse_request
@@ -183,26 +183,26 @@ ENDPOINTS = {
 }
 
 
-def add_endpoints() -> None:
+def add_endpoints(studio: Backend) -> None:
     """Register every public endpoint; call it once, inside a container of the page that is never rendered."""
     # Nothing on the page triggers them, and each component is hidden: the page would wait for one that is never built.
     for mode, endpoint in ENDPOINTS.items():
         files = gr.File(label="files", file_count="multiple", visible=False), gr.JSON(label="record", visible=False)
         gr.on(
             [],
-            handler_of(mode),
+            handler_of(mode, studio),
             inputs=[parameter.build() for parameter in endpoint.parameters],
             outputs=[gr.Textbox(label="text", visible=False)] if mode == "lyrics" else list(files),
             api_name=mode,
             api_visibility="public",
             preprocess=False,  # handlers get what the client sent: a Textbox would turn a list into lyrics
             show_progress="hidden",
-            validator=validator_of(mode),
+            validator=validator_of(mode, studio),
             **GPU_CONCURRENCY,
         )
     gr.on(
         [],
-        capabilities,
+        capabilities_of(studio),
         outputs=gr.JSON(label="capabilities", visible=False),
         api_name="capabilities",
         api_visibility="public",
@@ -212,17 +212,22 @@ def add_endpoints() -> None:
     )
 
 
-def capabilities() -> dict[str, Any]:
-    """Tell what this studio can do: its model, engine, device, tasks, limits and versions.
+def capabilities_of(studio: Backend) -> Callable[[], dict[str, Any]]:
+    """Return the handler of /capabilities."""
 
-    Returns:
-        An object with model, engine (xl or preview), device, dtype, memory_plan, planner, lyrics, tasks, limits,
-        versions and more.
-    """
-    return get_backend().capabilities()
+    def capabilities() -> dict[str, Any]:
+        """Tell what this studio can do: its model, engine, device, tasks, limits and versions.
+
+        Returns:
+            An object with model, engine (xl or preview), device, dtype, memory_plan, planner, lyrics, tasks, limits,
+            versions and more.
+        """
+        return studio.capabilities()
+
+    return capabilities
 
 
-def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
+def handler_of(mode: str, studio: Backend) -> Callable[..., Iterator[Any]]:
     """Return the handler of an endpoint: a generator with the name, signature and docstring for Gradio and MCP.
 
     For songs it yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) during the run and
@@ -234,7 +239,7 @@ def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
     def handler(*values: Any) -> Iterator[Any]:
         words = ""
         try:
-            with contextlib.closing(get_backend().stream(read_request(mode, values))) as events:
+            with contextlib.closing(studio.stream(read_request(mode, values))) as events:
                 # Gradio can cancel a run only after its first value.
                 for event in itertools.chain([Progress("waiting")], events):
                     match event:
@@ -262,7 +267,7 @@ def handler_of(mode: str) -> Callable[..., Iterator[Any]]:
     return handler
 
 
-def validator_of(mode: str) -> Callable[..., list[dict[str, Any]]]:
+def validator_of(mode: str, studio: Backend) -> Callable[..., list[dict[str, Any]]]:
     """Return the check that runs before a call is queued: one verdict per input, with a sentence if it is wrong.
 
     It reads the uploads' headers too, and on ZeroGPU it refuses what is too long for one call. A wrong value ends as
@@ -273,7 +278,7 @@ def validator_of(mode: str) -> Callable[..., list[dict[str, Any]]]:
     def validate(*values: Any) -> list[dict[str, Any]]:
         sentences: dict[str, list[str]] = {}
         try:
-            check(read_request(mode, values))
+            check(read_request(mode, values), studio)
         except InvalidRequest as error:
             for problem in error.problems:
                 name = problem.field.split(".")[0]

@@ -20,8 +20,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import gradio as gr
 
@@ -32,14 +31,10 @@ import page_tabs
 import theme
 import tooltips
 from api import add_endpoints
-from backend import GPU_CONCURRENCY, get_backend, worker_status
-from events import Done, StudioError
+from backend import GPU_CONCURRENCY, Backend, get_backend, worker_status
 from lora_format import MAX_FILE_BYTES
-from page_form import AT_ONCE, QUIET, Form, Updates
-from page_panels import Header
-from page_run import connect_cancel, page_updates
+from page_header import Header, connect_download, connect_status
 from page_settings import connect_memory
-from status import UNKNOWN
 
 log = logging.getLogger("studio")
 
@@ -49,63 +44,24 @@ STOP_SECONDS = 3  # for running songs to end when the studio stops
 DELETE_CACHE = (3600, 24 * 3600)  # seconds between clean-ups of uploads and copies of takes, and their greatest age
 
 
-def build_app() -> gr.Blocks:
+def build_app(studio: Backend | None = None) -> gr.Blocks:
     """Build the page and the public endpoints without looking for or loading any model."""
+    studio = studio or get_backend()
     with gr.Blocks(
         title=tooltips.TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE, elem_id="studio", fill_width=True
     ) as demo:
         header = Header()
-        forms = page_tabs.build_tabs()
-        connect_status(demo, header, forms, connect_download(header))
+        tabs = page_tabs.build_tabs(studio)
+        forms = [tab.form for tab in tabs]
+        runs = [run for tab in tabs for run in tab.runs]
+        download = connect_download(studio, header)
+        connect_status(studio, demo, header, forms, runs, download)
         connect_memory(demo, forms)
         # Never rendered, so that the page does not build it; compact, so that it adds no groups.
         with gr.Column(variant="compact", render=False):
-            add_endpoints()
+            add_endpoints(studio)
     # With api_open a program could start songs past the queue and its validation.
     return demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4, api_open=False)
-
-
-def connect_download(header: Header) -> Any:
-    bar = header.bar
-
-    def done(_: Done) -> Updates:
-        still_preview = get_backend().status().is_preview
-        text = tooltips.DOWNLOAD_UNUSED if still_preview else tooltips.DOWNLOAD_DONE
-        return bar.idle(theme.line("done", text))
-
-    def fetch() -> Iterator[Updates]:
-        yield bar.running(theme.line("running", tooltips.DOWNLOAD_STARTING))
-        with contextlib.closing(get_backend().download()) as events:
-            yield from page_updates(bar, events, done, bar.failed)
-
-    run = bar.go.click(fetch, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **QUIET)
-    connect_cancel(bar, run, run, tooltips.DOWNLOAD_CANCELLED)
-    return run
-
-
-def connect_status(demo: gr.Blocks, header: Header, forms: list[Form], download: Any) -> None:
-    """Show what the studio runs on: on every visit at once what is known, then the device; and after a download."""
-    outputs = [*header.outputs, *(part for form in forms for part in form.show_status(UNKNOWN))]
-
-    def updates() -> Updates:
-        status = get_backend().status()
-        shown = header.show(status)
-        for form in forms:
-            shown |= form.show_status(status)
-        return shown
-
-    def prepare() -> None:
-        with contextlib.suppress(StudioError):  # the first song reports what could not be loaded
-            if not gpu_ray.wanted():
-                get_backend().models.prepare()
-
-    known = demo.load(updates, outputs=outputs, **AT_ONCE)
-    download.success(updates, outputs=outputs, **AT_ONCE)
-    # Only the header: this takes seconds if torch is not loaded yet, and the visitor is filling in the form.
-    seen = known.then(lambda: header.show(get_backend().full_status()), outputs=header.outputs, **AT_ONCE)
-    seen.then(prepare, **AT_ONCE)
-    for run in (run for form in forms for run in form.runs):  # a run may have loaded a model, or failed to
-        run.then(lambda: theme.heading(get_backend().status()), outputs=header.status, **AT_ONCE)
 
 
 def launch(demo: gr.Blocks, port: int | None = None) -> str:

@@ -234,12 +234,12 @@ def get_backend() -> Backend:
         return _backend
 
 
-def check(request: Request) -> None:
+def check(request: Request, studio: Backend) -> None:
     """Check the files of `request` by their headers, and that one call to ZeroGPU is enough; raises InvalidRequest."""
     source = check_audio(request)
     if not bootstrap.on_zerogpu():
         return
-    if problem := gpu_zero.refusal(get_backend().work_of(request, source)):
+    if problem := gpu_zero.refusal(studio.work_of(request, source)):
         field = next((name for name in ("duration", "after", "takes") if hasattr(request, name)), "")
         raise InvalidRequest(replace(problem, field=field))
 

@@ -9,115 +9,254 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Annotated, Any, NamedTuple
 
 import gradio as gr
 from gradio.components import Component
+from gradio.events import Dependency
 from pydantic import TypeAdapter, ValidationError
 
 import theme
 import tooltips
-from backend import check
+from backend import Backend, check
 from events import InvalidRequest, Problem
 from limits import LIMITS
 from params import AUDIO_FIELDS, REQUESTS, Request, SongWords, parse_request, upload_seconds
 from status import Status
 
-Updates = dict[Any, Any]
+Updates = dict[Any, Any]  # what a handler returns: new values or gr.update, by component
 # At each message of a run, Gradio goes through every component that ever showed its progress, so none may show any.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}  # short work that must not wait behind songs
 MOST_UNDONE = 20
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a form: its component, and what is special about it."""
+
+    component: Component
+    # Conversions for a component whose value differs from the request's.
+    to_request: Callable[[Any], Any] = _same
+    from_request: Callable[[Any], Any] = _same
+    # Hidden; follows the component, and stands in for it as a trigger and as an input.
+    copy: Component | None = None
+    # Where an error that only a run can find is shown.
+    error_line: gr.HTML | None = None
+
+    @property
+    def is_file(self) -> bool:
+        return isinstance(self.component, gr.Audio)
+
+
 class Form:
-    """The fields of one tab, in the order they were added; an option of the request is called "options.steps"."""
+    """The fields of one tab, in the order they were added; an option of the request is called "options.steps".
 
-    def __init__(self, mode: str):
+    What depends on the fields or on the studio's status registers here, in any order, while the tab is built.
+    """
+
+    def __init__(self, mode: str, studio: Backend):
         self.mode = mode
-        self.tab: gr.Tab | None = None
-        self.fields: dict[str, Component] = {}
-        self.copies: dict[str, Component] = {}  # hidden; stand in for fields as triggers and inputs
-        self.folds: dict[gr.Accordion, tuple[str, ...]] = {}
-        # Conversions for fields whose widget value differs from the request's: to the request, and back.
-        self.parsers: dict[str, Callable[[Any], Any]] = {}
-        self.showers: dict[str, Callable[[Any], Any]] = {}
-        self.lines: dict[str, gr.HTML] = {}  # per-field slots for run-time errors
-        self.watchers: list[Callable[[Status], Updates]] = []  # called with the backend's status
-        self.followers: dict[gr.HTML, Callable[[dict[str, Any]], str]] = {}  # for page_settings.connect_changes
-        self.followed_names: set[str] = set()
-        self.later: list[Callable[[], None]] = []  # what to connect once all fields exist
-        self.drawn: Any = None  # the event that draws the source on a waveform, if there is one
-        self.runs: list[Any] = []  # the runs that the tab's buttons start
+        self.studio = studio
+        self._fields: dict[str, Field] = {}
+        self._folds: dict[gr.Accordion, tuple[str, ...]] = {}
+        self._on_status: list[Callable[[Status], Updates]] = []
+        self._lines: dict[gr.HTML, Callable[[dict[str, Any]], str]] = {}
+        self._followed: set[str] = set()
 
-    def connect(self) -> None:
-        for connect in self.later:
-            connect()
+    # --- building the tab -----------------------------------------------------------------------------------------
 
-    def identify(self, name: str) -> str:
-        """Return the element id of a field, such as "generate-cfg-start"."""
-        return f"{self.mode}-{_key(name)}".replace("_", "-")
+    def add(self, name: str, kind: type[Component], classes: Sequence[str] = (), **settings: Any) -> Any:
+        """Add a field; without `classes` it has the usual CSS class of its kind."""
+        key = _key(name)
+        if kind is not gr.Audio:
+            settings.setdefault("info", help_text(key, task=self.mode))
+        if key in tooltips.PLACEHOLDERS:
+            settings["placeholder"] = tooltips.PLACEHOLDERS[key]
+        if not classes:
+            classes = ["words"] if kind is gr.Textbox else ["field"]
+        component = kind(label=self.label(name), elem_id=self.element_id(name), elem_classes=classes, **settings)
+        self._fields[name] = Field(component)
+        return component
+
+    def add_number(self, name: str, placeholder: str = "", **settings: Any) -> gr.Textbox:
+        """Add a number as a text box, blank for its default.
+
+        Gradio's number box turns a blank into 0 on every redraw.
+        """
+        limit = LIMITS[_key(name)]
+        value = as_text(limit.default)
+        # The digit pad of a phone has no minus.
+        classes = ["numeric", "signed"] if limit.low < 0 else ["numeric"]
+        placeholder = placeholder or value or tooltips.AUTOMATIC
+        looks = {"placeholder": placeholder, "max_lines": 1, "min_width": 120}
+        box = self.add(name, gr.Textbox, classes, value=value, **looks, **settings)
+        self._fields[name] = Field(box, partial(number, default=limit.default), as_text)
+        return box
+
+    def add_slider(self, name: str, **settings: Any) -> gr.Slider:
+        limit = LIMITS[_key(name)]
+        span = {"minimum": limit.low, "maximum": limit.high, "step": limit.step}
+        return self.add(name, gr.Slider, value=limit.default, **span, **settings)
+
+    def add_numbers(self, *names: str, classes: Sequence[str] = (), **settings: Any) -> None:
+        """Add number boxes side by side; `classes` are the row's."""
+        with gr.Row(equal_height=True, elem_classes=classes):
+            for name in names:
+                self.add_number(name, **settings)
+
+    def add_sliders(self, *names: str, classes: Sequence[str] = (), **settings: Any) -> None:
+        """Add sliders side by side; `classes` are the row's."""
+        with gr.Row(equal_height=True, elem_classes=classes):
+            for name in names:
+                self.add_slider(name, **settings)
+
+    def add_field(self, name: str, field: Field) -> None:
+        """Add a field whose component is already there."""
+        self._fields[name] = field
+
+    def set_copy(self, name: str, copy: Component) -> None:
+        """Let the hidden `copy` stand in for a field as a trigger and as an input."""
+        self._fields[name] = replace(self._fields[name], copy=copy)
+
+    def add_fold(self, fold: gr.Accordion, names: Iterable[str]) -> None:
+        """Let `fold` open when one of the fields `names`, which are inside it, is wrong."""
+        self._folds[fold] = tuple(names)
+
+    def on_status(self, show: Callable[[Status], Updates]) -> None:
+        """Call `show` with the studio's status; it returns updates of the same components whatever the status is."""
+        self._on_status.append(show)
 
     def follow(self, line: gr.HTML, names: Iterable[str], say: Callable[[dict[str, Any]], str]) -> None:
-        """Keep `line` at `say(values)`, where `values` holds at least these fields, as far as the form has them."""
-        self.followers[line] = say
-        self.followed_names.update(names)
+        """Keep `line` at `say(values)`; `values` has at least those of the fields `names` that the form has."""
+        self._lines[line] = say
+        self._followed.update(names)
 
-    def followed(self, name: str) -> Component:
-        return self.copies.get(name, self.fields[name])
+    # --- the fields -----------------------------------------------------------------------------------------------
+
+    @property
+    def fields(self) -> dict[str, Component]:
+        """Return the components by the fields' names."""
+        return {name: field.component for name, field in self._fields.items()}
 
     @property
     def inputs(self) -> list[Component]:
         return list(self.fields.values())
 
     @property
+    def saved(self) -> dict[str, Component]:
+        """Return the fields whose values a record may hold: all but the files."""
+        return {name: field.component for name, field in self._fields.items() if not field.is_file}
+
+    @property
     def settings(self) -> list[Component]:
         return list(self.saved.values())
 
     @property
-    def saved(self) -> dict[str, Component]:
-        """Return the fields whose values a record may hold: all but the files."""
-        return {name: field for name, field in self.fields.items() if not isinstance(field, gr.Audio)}
+    def defaults(self) -> dict[str, Any]:
+        """Return what the components of `saved` hold at first."""
+        return {name: component.value for name, component in self.saved.items()}
 
-    def read(self, values: Iterable[Any]) -> dict[str, Any]:
-        """Return the fields' values as the request has them; subclasses leave out what the request must not have."""
-        return {name: self.parse(name, value) for name, value in zip(self.fields, values, strict=True)}
+    @property
+    def copies(self) -> list[Component]:
+        return [field.copy for field in self._fields.values() if field.copy]
 
-    def parse(self, name: str, value: Any) -> Any:
-        return self.parsers[name](value) if name in self.parsers else value
+    @property
+    def folds(self) -> list[gr.Accordion]:
+        return list(self._folds)
+
+    @property
+    def error_lines(self) -> list[gr.HTML]:
+        return [field.error_line for field in self._fields.values() if field.error_line]
+
+    @property
+    def lines(self) -> dict[gr.HTML, Callable[[dict[str, Any]], str]]:
+        """Return the lines that follow the fields, and what each says of their values."""
+        return dict(self._lines)
+
+    @property
+    def followed(self) -> dict[str, Component]:
+        """Return the components whose values the lines need, by the fields' names."""
+        return {name: self.trigger(name) for name in self._fields if name in self._followed}
+
+    def trigger(self, name: str) -> Component:
+        """Return the component to listen to for changes of a field: its copy if it has one."""
+        field = self._fields[name]
+        return field.copy or field.component
+
+    def element_id(self, name: str) -> str:
+        """Return the element id of a field, such as "generate-cfg-start"."""
+        return f"{self.mode}-{_key(name)}".replace("_", "-")
+
+    def label(self, name: str) -> str:
+        key = _key(name)
+        if key in LIMITS:
+            return LIMITS[key].label
+        return tooltips.LABELS.get(key, key.replace("_", " ").capitalize())
 
     def folded(self) -> dict[str, tuple[str, Any]]:
         """Return label and default of each field in a folded group, except Plan, which depends on the planner."""
-        names = {name for group in self.folds.values() for name in group} - {"options.plan"}
-        return {name: (self.label(name), field.value) for name, field in self.fields.items() if name in names}
+        inside = set().union(*self._folds.values()) - {"options.plan"}
+        return {name: (self.label(name), field.value) for name, field in self.fields.items() if name in inside}
+
+    # --- reading and checking -------------------------------------------------------------------------------------
+
+    def read(self, values: Iterable[Any]) -> dict[str, Any]:
+        """Return the fields' values as the request has them; subclasses leave out what the request must not have."""
+        return {name: self.to_request(name, value) for name, value in zip(self._fields, values, strict=True)}
+
+    def to_request(self, name: str, value: Any) -> Any:
+        return self._fields[name].to_request(value)
 
     def request(self, values: Iterable[Any]) -> Request:
         """Build the request from the components' values; raises InvalidRequest."""
         return parse_request(self.mode, grouped(self.read(values)))
 
     def problems(self, values: Sequence[Any]) -> dict[str, str]:
-        """Return a message for each wrong field; one of no field is put at the first. Only file headers are read."""
+        """Return a message for each wrong field; a problem that belongs to no field is shown at the first one.
+
+        Only the headers of files are read.
+        """
+        held = dict(zip(self._fields, values, strict=True))
+        found = self._unreadable_files(held)
+        # Some checks run only once others pass, so wrong fields get their defaults, and a missing file gets any name.
+        while True:
+            for name in found:
+                held[name] = self._stand_in(name, held[name])
+            more = self._refusals(held)
+            new = {name: text for name, text in more.items() if name not in found}
+            if not new:
+                return {name: found[name] for name in self._fields if name in found}
+            found |= new
+
+    def _unreadable_files(self, held: Mapping[str, Any]) -> dict[str, str]:
         found: dict[str, str] = {}
-        for (name, component), path in zip(self.fields.items(), values, strict=True):
-            if isinstance(component, gr.Audio) and path:
+        for name, field in self._fields.items():
+            if field.is_file and held[name]:
                 try:
-                    upload_seconds(path, name)
+                    upload_seconds(held[name], name)
                 except InvalidRequest as error:
                     found[name] = error.problem.text()
-        values = list(values)
-        # Some checks run only once others pass, so wrong fields get their defaults, and a missing file gets any name.
-        while new := {name: text for name, text in self._flaws(values).items() if name not in found}:
-            found |= new
-            for at, (name, component) in enumerate(self.fields.items()):
-                if name in found:
-                    values[at] = values[at] or "nothing" if isinstance(component, gr.Audio) else component.value
-        return {name: found[name] for name in self.fields if name in found}
+        return found
 
-    def _flaws(self, values: Sequence[Any]) -> dict[str, str]:
+    def _stand_in(self, name: str, value: Any) -> Any:
+        field = self._fields[name]
+        if field.is_file:
+            return value or "nothing"
+        return field.component.value
+
+    def _refusals(self, held: Mapping[str, Any]) -> dict[str, str]:
+        """Return what the request's own checks say, by field."""
         found: dict[str, str] = {}
+        values = list(held.values())
         try:
-            check(self.request(values))
+            check(self.request(values), self.studio)
         except InvalidRequest as error:
             for problem in error.problems:
                 name = self.place(problem, values)
@@ -125,46 +264,84 @@ class Form:
         return found
 
     def place(self, problem: Problem, values: Sequence[Any]) -> str:
-        return problem.field if problem.field in self.fields else next(iter(self.fields))
-
-    def show(self, values: Mapping[str, Any]) -> Updates:
-        """Return the updates that put checked values into their fields; others keep theirs."""
-        return {
-            self.fields[name]: gr.update(value=self.showers[name](value) if name in self.showers else value)
-            for name, value in values.items()
-            if name in self.fields
-        }
-
-    def show_status(self, status: Status) -> Updates:
-        """Return the updates for the backend's status, of the same components whatever it is."""
-        return {part: update for watcher in self.watchers for part, update in watcher(status).items()}
+        """Return the field at which a problem is shown."""
+        if problem.field in self._fields:
+            return problem.field
+        return next(iter(self._fields))
 
     def validate(self, *values: Any) -> list[dict[str, Any]] | dict[str, Any]:
         """Return Gradio's verdict on each field; a wrong one keeps the run from being queued."""
         problems = self.problems(values)
-        verdicts = [gr.validate(name not in problems, problems.get(name, "")) for name in self.fields]
-        # Gradio puts the verdict of a single field into a list itself.
-        return verdicts if len(verdicts) > 1 else verdicts[0]
+        verdicts = [gr.validate(name not in problems, problems.get(name, "")) for name in self._fields]
+        if len(verdicts) == 1:
+            return verdicts[0]  # Gradio puts the verdict of a single field into a list itself
+        return verdicts
+
+    # --- showing --------------------------------------------------------------------------------------------------
+
+    def show(self, values: Mapping[str, Any]) -> Updates:
+        """Return the updates that put checked values into their fields; others keep theirs."""
+        shown: Updates = {}
+        for name, value in values.items():
+            if name in self._fields:
+                field = self._fields[name]
+                shown[field.component] = gr.update(value=field.from_request(value))
+        return shown
+
+    def show_status(self, status: Status) -> Updates:
+        """Return the updates for the studio's status, of the same components whatever it is."""
+        shown: Updates = {}
+        for show in self._on_status:
+            shown |= show(status)
+        return shown
 
     def point_out(self, *values: Any) -> list[Any]:
         """Open the folded groups that hold a wrong field, and name the wrong fields on the line at the button."""
         problems = self.problems(values)
-        opened = [gr.Accordion(open=True) if problems.keys() & {*names} else gr.skip() for names in self.folds.values()]
+        opened = []
+        for names in self._folds.values():
+            is_wrong = not problems.keys().isdisjoint(names)
+            opened.append(gr.Accordion(open=True) if is_wrong else gr.skip())
         if not problems:
             return [*opened, ""]
-        at_fields = {self.fields[name].elem_id: text for name, text in problems.items()}
-        return [*opened, theme.wrong_fields(tooltips.look_at([self.label(name) for name in problems]), at_fields)]
+        at_fields = {self.element_id(name): text for name, text in problems.items()}
+        sentence = tooltips.look_at([self.label(name) for name in problems])
+        return [*opened, theme.wrong_fields(sentence, at_fields)]
 
     def point_at(self, problem: Problem) -> Updates:
-        """Return the updates that show a run-time error at its field, if that has a slot for it."""
-        if problem.field not in self.lines:
+        """Return the updates that show a run-time error at its field, if that has a line for it."""
+        field = self._fields.get(problem.field)
+        if field is None or field.error_line is None:
             return {}
-        folds = {fold: gr.Accordion(open=True) for fold, names in self.folds.items() if problem.field in names}
-        return {**folds, self.lines[problem.field]: theme.notice("", problem.message, problem.hint)}
+        folds = {fold: gr.Accordion(open=True) for fold, names in self._folds.items() if problem.field in names}
+        return {**folds, field.error_line: theme.notice("", problem.message, problem.hint)}
 
-    def label(self, name: str) -> str:
-        key = _key(name)
-        return LIMITS[key].label if key in LIMITS else tooltips.LABELS.get(key, key.replace("_", " ").capitalize())
+
+class PartOfForm(Form):
+    """Some fields of another form, for a request of another mode: `names` are their names in that request."""
+
+    def __init__(self, form: Form, mode: str, names: Mapping[str, str]):
+        super().__init__(mode, form.studio)
+        self._fields = {name: form._fields[name] for name in names if name in form._fields}
+        self._folds = form._folds
+        self._form = form
+        self._names = {name: names[name] for name in self._fields}
+
+    def read(self, values: Iterable[Any]) -> dict[str, Any]:
+        return {self._names[name]: value for name, value in super().read(values).items()}
+
+    def element_id(self, name: str) -> str:
+        return self._form.element_id(name)
+
+    def place(self, problem: Problem, values: Sequence[Any]) -> str:
+        for name, name_in_request in self._names.items():
+            if name_in_request == problem.field:
+                return name
+        return next(iter(self._fields))
+
+
+def _key(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def grouped(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,95 +349,66 @@ def grouped(values: Mapping[str, Any]) -> dict[str, Any]:
     request: dict[str, Any] = {}
     for name, value in values.items():
         group, _, key = name.rpartition(".")
-        (request.setdefault(group, {}) if group else request)[key] = value
+        place = request.setdefault(group, {}) if group else request
+        place[key] = value
     return request
+
+
+# --- numbers and texts --------------------------------------------------------------------------------------------
 
 
 def number(value: Any, default: float | None) -> Any:
     """Return a box's text as a number, the default if it is blank, the text itself if it is not a number."""
-    text = str(value if value is not None else "").strip()
+    text = "" if value is None else str(value).strip()
     if not text:
         return default
+    digits = text.replace(",", ".") if text.count(",") == 1 else text
     for kind in (int, float):
         with contextlib.suppress(ValueError):
-            return kind(text.replace(",", ".") if text.count(",") == 1 else text)
+            return kind(digits)
     return text
 
 
 def as_text(value: float | str | None) -> str:
     """Write a number as a visitor would type it, blank for None; a text is left unchanged."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if float(value).is_integer():
+        return str(int(value))
+    return repr(float(value))
 
 
-def lengths(there: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the seconds that add up to a tab's song, by field, for the fields that the tab has; None if unknown."""
+def lengths(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the seconds that add up to a tab's song, by field, for those fields among `values`; None if unknown."""
+    names = ("source", "duration", "before", "after")
+    return {name: _seconds(name, values[name]) for name in names if name in values}
 
-    def seconds(name: str) -> float | None:
-        try:
-            if name == "source":
-                return upload_seconds(there[name]) if there[name] else None
-            length = float(number(there[name], LIMITS[name].default))
-            return length if math.isfinite(length) else None
-        except (ValueError, OverflowError, InvalidRequest):
-            return None
 
-    return {name: seconds(name) for name in ("source", "duration", "before", "after") if name in there}
+def _seconds(name: str, value: Any) -> float | None:
+    try:
+        if name == "source":
+            return upload_seconds(value) if value else None
+        length = float(number(value, LIMITS[name].default))
+    except (ValueError, OverflowError, InvalidRequest):
+        return None
+    return length if math.isfinite(length) else None
 
 
 def help_text(name: str, default: str = "", task: str = "") -> str:
     """Return the help of a field, the task's own if it has one, with the limits filled in."""
-    limit = LIMITS.get(name)
-    low, high = (f"{limit.low:g}", f"{limit.high:g}") if limit else ("", "")
     text = tooltips.HELP.get(f"{task}.{name}") or tooltips.HELP[name]
-    return text.format(low=low, high=high, default=default)
+    if name not in LIMITS:
+        return text.format(default=default)
+    limit = LIMITS[name]
+    return text.format(low=f"{limit.low:g}", high=f"{limit.high:g}", default=default)
 
 
-def _key(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def add(form: Form, name: str, kind: type[Component], classes: Sequence[str] = (), **settings: Any) -> Any:
-    """Add a field; without `classes` it has the usual CSS class of its kind."""
-    key = _key(name)
-    if kind is not gr.Audio:
-        settings.setdefault("info", help_text(key, task=form.mode))
-    if key in tooltips.PLACEHOLDERS:
-        settings["placeholder"] = tooltips.PLACEHOLDERS[key]
-    classes = classes or ["words" if kind is gr.Textbox else "field"]
-    form.fields[name] = kind(label=form.label(name), elem_id=form.identify(name), elem_classes=classes, **settings)
-    return form.fields[name]
-
-
-def add_number(form: Form, name: str, placeholder: str = "", **settings: Any) -> gr.Textbox:
-    """Add a number as a text box, blank for its default: Gradio's number box turns a blank into 0 on every redraw."""
-    limit = LIMITS[_key(name)]
-    value = as_text(limit.default)
-    form.parsers[name], form.showers[name] = partial(number, default=limit.default), as_text
-    # The digit pad of a phone has no minus.
-    classes = ["numeric", "signed"] if limit.low < 0 else ["numeric"]
-    looks = {"placeholder": placeholder or value or tooltips.AUTOMATIC, "max_lines": 1, "min_width": 120}
-    return add(form, name, gr.Textbox, classes, value=value, **looks, **settings)
-
-
-def add_slider(form: Form, name: str, **settings: Any) -> gr.Slider:
-    limit = LIMITS[_key(name)]
-    settings |= {"minimum": limit.low, "maximum": limit.high, "value": limit.default, "step": limit.step}
-    return add(form, name, gr.Slider, **settings)
-
-
-def add_row(form: Form, add_one: Callable[..., Any], *names: str, classes: Sequence[str] = (), **settings: Any) -> None:
-    """Add fields side by side, with `add_number` or `add_slider`; `classes` are the row's."""
-    with gr.Row(equal_height=True, elem_classes=classes):
-        for name in names:
-            add_one(form, name, **settings)
-
-
-def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = None, render: bool = True) -> gr.HTML:
+def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = None) -> gr.HTML:
     """Make a place for our HTML; one that may be empty takes no room then."""
     classes = ["text"] if value else ["text", "maybe"]
-    return gr.HTML(value, elem_id=elem_id, elem_classes=classes, js_on_load=js_on_load, render=render)
+    return gr.HTML(value, elem_id=elem_id, elem_classes=classes, js_on_load=js_on_load)
 
 
 class Undo:
@@ -272,9 +420,11 @@ class Undo:
         self.outputs = [self.button, self.former]
 
     def keep(self, former: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> Updates:
-        return {self.former: [*former, dict(values)][-MOST_UNDONE:], self.button: gr.update(visible=True)}
+        """Return the updates that remember `values`, which are about to be replaced."""
+        latest = [*former, dict(values)][-MOST_UNDONE:]
+        return {self.former: latest, self.button: gr.update(visible=True)}
 
-    def connect(self, fields: Mapping[str, Component]) -> Any:
+    def connect(self, fields: Mapping[str, Component]) -> Dependency:
         def back(former: list[dict[str, Any]]) -> Updates:
             *earlier, values = former or [{}]
             filled = {fields[name]: gr.update(value=value) for name, value in values.items()}
@@ -282,6 +432,8 @@ class Undo:
 
         return self.button.click(back, self.former, [*fields.values(), *self.outputs], **AT_ONCE)
 
+
+# --- restoring from a record --------------------------------------------------------------------------------------
 
 # What describes the song itself, whatever is made of it, with the values of a blank form.
 SONG = {name: field.default for name, field in SongWords.model_fields.items()}
@@ -301,13 +453,18 @@ def settings(mode: str, record: Any) -> Restored:
     record = _mapping(record)
     request = _mapping(record.get("request"))
     found = {name: value for name, value in request.items() if name != "options"}
-    found |= {f"options.{name}": value for name, value in _mapping(request.get("options")).items()}
+    for name, value in _mapping(request.get("options")).items():
+        found[f"options.{name}"] = value
     values = valid(mode, found)
-    left_out, uploads = len(found) - len(values), 0
-    if (chosen := values.get("options.loras")) is not None:
-        values["options.loras"] = kept = [lora.model_dump() for lora in chosen if lora.source != "upload"]
+    left_out = len(found) - len(values)
+    uploads = 0
+    if "options.loras" in values:
+        chosen = values["options.loras"]
+        kept = [lora.model_dump() for lora in chosen if lora.source != "upload"]
+        values["options.loras"] = kept
         uploads = len(chosen) - len(kept)
-    reference = "reference" in REQUESTS[mode].model_fields and "reference" in _mapping(record.get("audio"))
+    takes_reference = "reference" in REQUESTS[mode].model_fields
+    reference = takes_reference and "reference" in _mapping(record.get("audio"))
     return Restored(values | _seeds(mode, record), left_out, uploads, reference)
 
 
@@ -333,22 +490,24 @@ def valid(mode: str, found: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def _checks(mode: str) -> dict[str, TypeAdapter]:
     fields = REQUESTS[mode].model_fields
-    options = fields["options"].annotation.model_fields
     # Files are not settings, and each tab is a mode of its own.
-    settings = {name: info for name, info in fields.items() if name not in ("options", *AUDIO_FIELDS)}
-    settings |= {f"options.{name}": info for name, info in options.items()}
-    return {name: TypeAdapter(Annotated[info.annotation, *info.metadata, None]) for name, info in settings.items()}
+    known = {name: info for name, info in fields.items() if name not in ("options", *AUDIO_FIELDS)}
+    for name, info in fields["options"].annotation.model_fields.items():
+        known[f"options.{name}"] = info
+    return {name: TypeAdapter(Annotated[info.annotation, *info.metadata, None]) for name, info in known.items()}
 
 
 def _seeds(mode: str, record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the drawn seeds if the record is of a single take; the plan's seed is that of its run's first take."""
-    takes, plan = record.get("takes"), _mapping(record.get("plan"))
+    takes = record.get("takes")
     if not isinstance(takes, list) or len(takes) != 1:
         return {}
-    found = {"takes": 1, "seed": _mapping(takes[0]).get("seed")}
+    seed = _mapping(takes[0]).get("seed")
+    found = {"takes": 1, "seed": seed}
+    plan = _mapping(record.get("plan"))
     if plan.get("used") is True:
         found["options.plan_seed"] = plan.get("seed")
     with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
-        found["options.variation_seed"] = record["variation_seeds"][record["seeds"].index(found["seed"])]
+        found["options.variation_seed"] = record["variation_seeds"][record["seeds"].index(seed)]
     passed = valid(mode, found)
     return passed if "seed" in passed else {}

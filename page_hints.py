@@ -6,12 +6,11 @@ The model reads 256 tokens of the prompt, including instruction, BPM, key, metre
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gradio as gr
 from tokenizers import Tokenizer
 
 import bootstrap
@@ -20,17 +19,32 @@ import lyrics_lint
 import song_conditions
 import theme
 import tooltips
-from backend import get_backend
+from backend import Backend
 from events import InvalidRequest
 from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
 from page_form import Form, html, lengths, number, valid
 from params import upload_seconds
 
-BUDGET_FOLLOWS = (  # the fields that the rendered prompt depends on, where a tab has them
-    *("prompt", "bpm", "key", "time_signature", "duration", "before", "after", "source"),
-    *("action", "track", "tracks", "options.plan"),
+# The fields that the rendered prompt depends on, where a tab has them.
+BUDGET_FOLLOWS = (
+    "prompt",
+    "bpm",
+    "key",
+    "time_signature",
+    "duration",
+    "before",
+    "after",
+    "source",
+    "action",
+    "track",
+    "tracks",
+    "options.plan",
 )
+# The fields that the advice on lyrics depends on besides the lyrics, where a tab has them.
+ADVICE_FOLLOWS = ("instrumental", "language", "duration", "before", "after", "source")
 SOME_SECONDS = 60.0  # stands in until there is a source; a length counts by its digits alone
+# Fields that do not affect the duration, and what stands in for them while they are empty.
+STAND_INS = {"prompt": "a song", "brief": "a song", "source": "none yet"}
 
 
 class TokenCounter:
@@ -46,18 +60,21 @@ class TokenCounter:
 
     def _format_prompt(self, prompt: str, lyrics: str = "", vocal_language: str = "en", **song: Any) -> tuple[str, str]:
         """Return prompt and lyrics as the text encoder reads them (diffusers 0.42.1, AceStepPipeline)."""
-        metas = "".join(f"- {name}: {song.get(name) or 'N/A'}\n" for name in ("bpm", "timesignature", "keyscale"))
-        metas += f"- duration: {int(song.get('audio_duration', SOME_SECONDS))} seconds\n"
+        lines = [f"- {name}: {song.get(name) or 'N/A'}\n" for name in ("bpm", "timesignature", "keyscale")]
+        lines.append(f"- duration: {int(song.get('audio_duration', SOME_SECONDS))} seconds\n")
+        metas = "".join(lines)
         text = f"# Instruction\n{song.get('instruction')}\n\n# Caption\n{prompt}\n\n# Metas\n{metas}<|endoftext|>\n"
         return text, f"# Languages\n{vocal_language}\n\n# Lyric\n{lyrics}<|endoftext|>"
 
 
-def token_counter() -> TokenCounter | None:
+def token_counter(studio: Backend) -> TokenCounter | None:
     """Return the counter of the checkpoint in use, None if its tokenizer is missing or unreadable."""
-    folder = get_backend().models.weights.folder
-    file = Path(folder or "", "tokenizer", "tokenizer.json")
+    folder = studio.models.weights.folder
+    if not folder:
+        return None
+    file = Path(folder, "tokenizer", "tokenizer.json")
     try:
-        return _load(file, file.stat().st_mtime_ns) if folder else None
+        return _load(file, file.stat().st_mtime_ns)
     except Exception:  # the tokenizers package raises nothing more exact
         return None
 
@@ -67,102 +84,120 @@ def _load(file: Path, changed: int) -> TokenCounter:
     return TokenCounter(file)
 
 
-def prompt_budget(counter: TokenCounter, mode: str, there: Mapping[str, Any]) -> tuple[int, str]:
+def prompt_budget(counter: TokenCounter, mode: str, values: Mapping[str, Any]) -> tuple[int, str]:
     """Return the tokens of the rendered prompt of a tab's values, and the words of the prompt that are not read."""
-    prompt, seconds = there.get("prompt") or "", lengths(there).values()
-    facts = {name: there.get(name) for name in ("key", "time_signature")} | {"bpm": number(there.get("bpm"), None)}
+    prompt = values.get("prompt") or ""
+    facts = {name: values.get(name) for name in ("key", "time_signature")}
+    facts["bpm"] = number(values.get("bpm"), None)
     facts = valid("generate", facts)
     words = {
         "prompt": prompt[: TEXT_LIMITS["prompt"]].strip(),
-        "audio_duration": SOME_SECONDS if None in seconds else sum(seconds) or SOME_SECONDS,
-        "instruction": _instruction(mode, there),
-        **{"bpm": facts.get("bpm"), "keyscale": facts.get("key"), "timesignature": facts.get("time_signature")},
+        "audio_duration": _sum(lengths(values).values()) or SOME_SECONDS,
+        "instruction": _instruction(mode, values),
+        "bpm": facts.get("bpm"),
+        "keyscale": facts.get("key"),
+        "timesignature": facts.get("time_signature"),
     }
     _, dropped = song_conditions.fit_prompt(counter, words)
-    return song_conditions.count_tokens(counter, words)[0], dropped
+    used, _ = song_conditions.count_tokens(counter, words)
+    return used, dropped
 
 
-def _instruction(mode: str, there: Mapping[str, Any]) -> str:
+def _sum(seconds: Iterable[float | None]) -> float | None:
+    """Return the sum, None if one of them is unknown."""
+    seconds = list(seconds)
+    return None if None in seconds else sum(seconds)
+
+
+def _instruction(mode: str, values: Mapping[str, Any]) -> str:
     """Return the model's instruction, as `modes` does."""
-    track, tracks = there.get("track") or "", there.get("tracks") or ()
+    track = (values.get("track") or "").upper()
+    tracks = " | ".join(name.upper() for name in values.get("tracks") or ())
     return {
-        "generate": song_conditions.COVER if there.get("options.plan") else song_conditions.TEXT2MUSIC,
+        "generate": song_conditions.COVER if values.get("options.plan") else song_conditions.TEXT2MUSIC,
         "cover": song_conditions.COVER,
         "extend": song_conditions.REPAINT,
         "repaint": song_conditions.REPAINT,
         "morph": song_conditions.TEXT2MUSIC,
-        "layer": song_conditions.LAYER.format(track.upper()),
-        "extract": song_conditions.EXTRACT.format(track.upper()),
-        "complete": song_conditions.COMPLETE.format(" | ".join(track.upper() for track in tracks)),
-    }[there.get("action", mode)]
+        "layer": song_conditions.LAYER.format(track),
+        "extract": song_conditions.EXTRACT.format(track),
+        "complete": song_conditions.COMPLETE.format(tracks),
+    }[values.get("action", mode)]
 
 
 def add_budget(form: Form) -> None:
-    def say(there: dict[str, Any]) -> str:
-        if not (there["prompt"] or "").strip():
+    """Add the line with the prompt's token count."""
+
+    def say(values: dict[str, Any]) -> str:
+        if not (values["prompt"] or "").strip():
             return ""
-        if counter := token_counter():
-            return theme.budget(*prompt_budget(counter, form.mode, there), MAX_TEXT_TOKENS)
-        return theme.remark(tooltips.TOKENS_UNKNOWN)
+        counter = token_counter(form.studio)
+        if counter is None:
+            return theme.remark(tooltips.TOKENS_UNKNOWN)
+        used, dropped = prompt_budget(counter, form.mode, values)
+        return theme.budget(used, dropped, MAX_TEXT_TOKENS)
 
     form.follow(html(elem_id=f"{form.mode}-tokens"), BUDGET_FOLLOWS, say)
 
 
-# Fields that do not affect the duration, and what stands in for them while they are empty.
-STAND_INS = {"prompt": "a song", "brief": "a song", "source": "none yet"}
-
-
-def seconds_text(form: Form, values: Any) -> str:
-    """Return the GPU seconds of a tab's values, or why they are too many; "" while a value is wrong."""
-    read = dict(zip(form.fields, values, strict=True))
-    source = read.get("source")
-    read |= {name: text for name, text in STAND_INS.items() if name in read and not (read[name] or "").strip()}
-    try:
-        work = get_backend().work_of(form.request(read.values()), upload_seconds(source) if source else 0.0)
-    except InvalidRequest:
-        return ""
-    problem = gpu_zero.refusal(work)
-    return problem.text() if problem else tooltips.GPU_SECONDS.format(seconds=gpu_zero.gpu_seconds(work))
-
-
-def seconds_line(form: Form) -> gr.HTML:
-    """Make the line with the GPU seconds, not rendered yet; on ZeroGPU it follows the fields, which all exist."""
-    line = html(elem_id=f"{form.mode}-seconds", render=False)
-
-    def say(there: dict[str, Any]) -> str:
-        text = seconds_text(form, there.values())
-        return theme.remark(text) if text else ""
-
-    if bootstrap.on_zerogpu():
-        blank = {name: field.value for name, field in form.fields.items()}
-        form.watchers.append(lambda status: {line: say(blank)})
-        form.follow(line, form.fields, say)
-    return line
-
-
-ADVICE_FOLLOWS = ("instrumental", "language", "duration", "before", "after", "source")  # where a tab has them
-
-
 def add_advice(form: Form, box: str = "lyrics") -> None:
-    def say(there: dict[str, Any]) -> str:
+    """Add the line with advice on the lyrics in the field `box`."""
+    is_source = box != "lyrics"
+
+    def say(values: dict[str, Any]) -> str:
         # A source sings its own lyrics, Instrumental or not.
-        if box == "lyrics" and there["instrumental"]:
+        if values["instrumental"] and not is_source:
             return ""
-        seconds = lengths(there)
+        seconds = lengths(values)
         # The lyrics of an extension are those of its new part, the others those of the whole song.
         if "after" in seconds:
             del seconds["source"]
-        sung = None if None in seconds.values() else sum(seconds.values())
-        return advise(there[box], there["language"], sung)
+        return advise(form.studio, values[box], values["language"], _sum(seconds.values()))
 
-    name = form.mode if box == "lyrics" else form.identify(box)
+    name = form.element_id(box) if is_source else form.mode
     line = html(elem_id=f"{name}-advice", js_on_load=theme.script("advice"))
     form.follow(line, (box, *ADVICE_FOLLOWS), say)
 
 
-def advise(lyrics: str | None, language: str | None, seconds: float | None = None) -> str:
+def advise(studio: Backend, lyrics: str | None, language: str | None, seconds: float | None = None) -> str:
     """Return the advice on lyrics as HTML; `seconds` are those that they are sung in."""
-    text, language = (lyrics or "")[: TEXT_LIMITS["lyrics"]], language or "unknown"
-    words, counter = {"prompt": "", "lyrics": text, "vocal_language": language}, token_counter()
-    tokens = song_conditions.count_tokens(counter, words)[1] if counter else None
+    text = (lyrics or "")[: TEXT_LIMITS["lyrics"]]
+    language = language or "unknown"
+    counter = token_counter(studio)
+    tokens = None
+    if counter:
+        words = {"prompt": "", "lyrics": text, "vocal_language": language}
+        _, tokens = song_conditions.count_tokens(counter, words)
     return theme.advice(lyrics_lint.lint(text, seconds=seconds, language=language, tokens=tokens))
+
+
+def add_seconds(form: Form) -> None:
+    """Add the line with the GPU seconds; on ZeroGPU it follows the fields, all of which have to exist by then."""
+    line = html(elem_id=f"{form.mode}-seconds")
+
+    def say(values: dict[str, Any]) -> str:
+        text = seconds_text(form, values.values())
+        return theme.remark(text) if text else ""
+
+    if bootstrap.on_zerogpu():
+        blank = {name: component.value for name, component in form.fields.items()}
+        form.on_status(lambda status: {line: say(blank)})
+        form.follow(line, form.fields, say)
+
+
+def seconds_text(form: Form, values: Iterable[Any]) -> str:
+    """Return the GPU seconds of a tab's values, or why they are too many; "" while a value is wrong."""
+    held = dict(zip(form.fields, values, strict=True))
+    source = held.get("source")
+    for name, stand_in in STAND_INS.items():
+        if name in held and not (held[name] or "").strip():
+            held[name] = stand_in
+    try:
+        seconds = upload_seconds(source) if source else 0.0
+        work = form.studio.work_of(form.request(held.values()), seconds)
+    except InvalidRequest:
+        return ""
+    problem = gpu_zero.refusal(work)
+    if problem:
+        return problem.text()
+    return tooltips.GPU_SECONDS.format(seconds=gpu_zero.gpu_seconds(work))

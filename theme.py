@@ -21,7 +21,7 @@ from gradio.themes.utils.sizes import Size
 
 import tooltips
 from events import Progress
-from limits import FORMATS, LANGUAGES, TIME_SIGNATURES
+from limits import LANGUAGES, TIME_SIGNATURES
 from lyrics_lint import Advice
 from status import Status
 
@@ -65,16 +65,6 @@ def theme() -> gr.themes.Base:
 
 def static(name: str) -> str:
     return (STATIC / name).read_text(encoding="utf-8")
-
-
-def frame(name: str, texts: Mapping[str, str], value: Any = None, /, **looks: Any) -> gr.HTML:
-    """Make a component of an HTML file of static/ with `texts` in place, for the script of the same name.
-
-    The file names no value of the component, so that Gradio never redraws it over the script's work.
-    """
-    template = static(f"{name}.html").format_map({key: escape(text) for key, text in texts.items()})
-    looks = {"js_on_load": script(name), "html_template": template, "apply_default_css": False, **looks}
-    return gr.HTML(value, **looks)
 
 
 def script(name: str) -> str:
@@ -263,18 +253,3 @@ def messages(record: Mapping[str, Any]) -> str:
 def _list(texts: Sequence[str], attributes: str = "") -> str:
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f"<ul{attributes}>{items}</ul>" if items else ""
-
-
-def takes(mode: str) -> gr.HTML:
-    texts = {**tooltips.TAKES, "empty": tooltips.EMPTY_RESULTS[mode], "player": tooltips.PLAYER}
-    facts = {"texts": texts, "tab": tooltips.TABS[mode], "uses": tooltips.USE_IN, "formats": list(FORMATS)}
-    shown = {"making": tooltips.MAKING, "level": tooltips.LEVEL, "level_help": tooltips.LEVEL_HELP}
-    shown |= {"digits": tooltips.DIGITS_HELP, "earlier": tooltips.EARLIER_HELP, "forget": tooltips.FORGET}
-    shown |= {"mode": mode, "settings": json.dumps(facts, ensure_ascii=False), "record": tooltips.RECORD}
-    return frame("takes", shown, elem_id=f"{mode}-takes-made", elem_classes=["takes-made"])
-
-
-def latest(mode: str) -> gr.HTML:
-    settings = json.dumps({"texts": {"use": tooltips.USE_TAKE}, "modes": list(tooltips.GO)}, ensure_ascii=False)
-    texts = {"settings": settings, "title": tooltips.LATEST_TAKES}
-    return frame("latest", texts, elem_id=f"{mode}-latest", elem_classes=["latest-takes"])

@@ -168,6 +168,34 @@ TIMELINE = {  # for static/timeline.js
     "keys": "Keys: arrows move an end by 1 s, Shift and arrows by 10 s.",
 }
 NEW_SECONDS = "{seconds} s"
+REGION = {  # for static/region.js
+    "title": "Region",
+    "group": "Waveform of the source",
+    "empty": "Choose a source, and its waveform appears here to mark a region on.",
+    "unreadable": "There is no waveform of this file to show.",
+    "help": "Drag to mark a region; drag its edges to change it, its middle to move it; click to place the playhead.",
+    "keys": "Keys: arrows move an edge by 0.1 s (with Snap to beats: to the next beat), Shift and arrows by 1 s; "
+    "Space plays; + and - zoom.",
+    "tempo": "Enter BPM under Song details to snap to beats.",
+    "play": "Play",
+    "region": "region",
+    "pause": "Pause",
+    "loop": "Loop",
+    "snap": "Snap to beats ({bpm} BPM)",
+    "less": "Zoom out",
+    "more": "Zoom in",
+    "overview": "Part in view",
+    "view": "{start} to {end}",
+    "unheard": "This browser cannot play this file.",
+    "start": "Start",
+    "end": "End",
+    "length": "Length",
+    "start_edge": "Start of the region",
+    "end_edge": "End of the region",
+    "said": "Region from {start} to {end}, {length} long.",
+    "wrong": "Start and End do not mark a region of this file: both are from 0 to {seconds} seconds, and End is at "
+    "least {least} seconds after Start, or 0 for the end of the file.",
+}
 
 
 def track(name: str) -> str:

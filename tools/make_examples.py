@@ -23,7 +23,8 @@ from backend import get_backend
 from events import Done
 from limits import SAMPLE_RATE
 from model_weights import PREVIEW
-from page_panels import EXAMPLES, SOUNDS
+from page_fields import EXAMPLES
+from page_generate import SOUNDS
 from params import parse_request
 
 SECONDS, SEED = 20, 7

@@ -17,7 +17,7 @@ import audio_levels
 import backend
 import jobs
 import models
-import page_tabs
+import page_cover
 from events import Done, Failed, Progress
 from model_hub import INDEX
 from model_weights import MODEL_VARIABLE, OPTIONAL_PARTS
@@ -377,6 +377,6 @@ def test_without_audio_tokenizer_there_is_no_cover_and_nothing_is_loaded(tiny, o
     assert not codeless.models.loaded
     # The tab says so too.
     with gr.Blocks():
-        form = page_tabs.cover_tab().form
+        form = page_cover.cover_tab(codeless).form
     updates = {part.elem_id: update for part, update in form.show_status(codeless.status()).items()}
     assert not updates["cover-go"]["interactive"] and "audio tokenizer" in updates["cover-why"]

@@ -63,14 +63,14 @@ def test_what_is_cut_is_named_and_a_book_is_counted_up_to_the_limit(counter):
     assert used < 2 * TEXT_LIMITS["prompt"]
 
 
-def test_before_there_is_a_tokenizer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_before_there_is_a_tokenizer(tmp_path: Path):
     place = SimpleNamespace(folder=tmp_path / "none")
-    monkeypatch.setattr(page_hints, "get_backend", lambda: SimpleNamespace(models=SimpleNamespace(weights=place)))
-    assert page_hints.token_counter() is None
-    assert "tokens" not in page_hints.advise("la la la la\n" * 800, "en")
+    studio = SimpleNamespace(models=SimpleNamespace(weights=place))
+    assert page_hints.token_counter(studio) is None
+    assert "tokens" not in page_hints.advise(studio, "la la la la\n" * 800, "en")
     # A broken one counts nothing either.
     (tmp_path / "none" / "tokenizer").mkdir(parents=True)
     (tmp_path / "none" / "tokenizer" / "tokenizer.json").write_text("{}")
-    assert page_hints.token_counter() is None
+    assert page_hints.token_counter(studio) is None
     place.folder = None
-    assert page_hints.token_counter() is None
+    assert page_hints.token_counter(studio) is None

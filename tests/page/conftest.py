@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +28,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 import audio_export
 import model_weights
 import models
+from backend import Backend
 from events import Done, Draft, Event, Failed, Problem, Progress
 from limits import SAMPLE_RATE
 from params import Request
@@ -158,7 +158,6 @@ def studio(tiny: Path) -> Iterator[str]:
 
 # --- the page on a script -----------------------------------------------------------------------------------------
 
-BACKEND_USERS = ("app", "page_panels", "page_run", "page_settings", "page_takes", "page_widgets")
 LYRICS = "[Verse]\nThe lamp goes round\n\n[Chorus]\nGood night, good night"
 LINES = [
     {"start": 1.0, "end": 3.0, "text": "The <b>lamp</b> goes round"},
@@ -192,13 +191,14 @@ BUILT_IN = replace(
 )
 
 
-class FakeBackend:
+class FakeBackend(Backend):
     """Plays `script`, a function from a request to events, and records the requests.
 
     The takes of its n-th song have the seeds 100 n, 100 n + 1 and so on, so that a test can tell songs apart.
     """
 
     def __init__(self, folder: Path):
+        super().__init__()
         self.folder = folder
         self.songs = 0
         self.reset()
@@ -209,7 +209,7 @@ class FakeBackend:
         self.closed, self.prepared = threading.Event(), threading.Event()
         self.script: Callable[[Request], Iterator[Event]] = self.play
         self.facts: dict[str, Any] = {}  # overrides of the status
-        self.models = SimpleNamespace(prepare=self.prepared.set)
+        self.models.prepare = self.prepared.set
 
     def status(self) -> Status:
         return replace(BUILT_IN, **self.facts)
@@ -282,12 +282,9 @@ def fake_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str
     import app
 
     backend = FakeBackend(tmp_path_factory.mktemp("fake"))
-    with pytest.MonkeyPatch.context() as patch:
-        for module in BACKEND_USERS:
-            patch.setattr(f"{module}.get_backend", lambda: backend)
-        demo = app.build_app()
-        yield app.launch(demo), backend
-        demo.close()
+    demo = app.build_app(backend)
+    yield app.launch(demo), backend
+    demo.close()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -12,7 +13,6 @@ import page_hints
 import page_settings
 import tooltips
 from events import Progress
-from tests.page.conftest import FakeBackend
 from tests.page.steps import SHARED, Tab, reload
 
 # --- keys ---------------------------------------------------------------------------------------------------------
@@ -150,12 +150,14 @@ def test_restored_settings_do_not_overwrite_early_typing(page: Page, fake, tab, 
     opened.set("lyrics", "type", "la la")
     looked, held = threading.Event(), threading.Event()
 
-    def late() -> FakeBackend:
+    restored = page_settings.restored
+
+    def late(*given: Any) -> dict[Any, Any]:
         looked.set()
         held.wait(100)
-        return fake
+        return restored(*given)
 
-    monkeypatch.setattr(page_settings, "get_backend", late)
+    monkeypatch.setattr(page_settings, "restored", late)
     page.reload()
     opened.text("prompt").fill("typed at once")
     assert looked.wait(100)
@@ -171,11 +173,11 @@ def test_restored_settings_do_not_overwrite_early_typing(page: Page, fake, tab, 
 def test_the_budget_follows_the_typing(page: Page, fake, tab, tiny, monkeypatch: pytest.MonkeyPatch):
     opened = tab(page, "generate")
     line = opened.part("tokens")
-    monkeypatch.setattr(page_hints, "token_counter", lambda: None)
+    monkeypatch.setattr(page_hints, "token_counter", lambda studio: None)
     opened.text("prompt").fill("a song")
     expect(line).to_contain_text("once the model is downloaded")
     counter = page_hints.TokenCounter(tiny / "tokenizer" / "tokenizer.json")
-    monkeypatch.setattr(page_hints, "token_counter", lambda: counter)
+    monkeypatch.setattr(page_hints, "token_counter", lambda studio: counter)
     opened.text("prompt").fill("a long song")
     used, _ = page_hints.prompt_budget(counter, "generate", {"prompt": "a long song", "options.plan": True})
     expect(line).to_contain_text(f"{used} of 256 tokens")

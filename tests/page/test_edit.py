@@ -10,8 +10,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import audio_export
-import page_panels
-import page_tabs
+import page_edit
+import page_fields
+from backend import get_backend
 from limits import ACTIONS
 from params import ACTION_OPTIONS
 from tests.page.steps import read, reload
@@ -76,7 +77,7 @@ def test_each_action_shows_its_controls_and_sends_no_others(edit, fake):
 @pytest.fixture(scope="module")
 def form() -> Any:
     with gr.Blocks():
-        return page_tabs.edit_tab().form
+        return page_edit.edit_tab(get_backend()).form
 
 
 def request_of(form: Any, **there: Any) -> Any:
@@ -95,11 +96,11 @@ def test_a_request_has_only_what_its_action_uses(form, action: str):
 
 
 def test_every_example_is_a_request_of_its_action(form):
-    for name, example in page_panels.EXAMPLES["edit"].items():
+    for name, example in page_fields.EXAMPLES["edit"].items():
         request = request_of(form, **example)
         assert request.action == example["action"], name
         assert request.tracks == ((example["track"],) if "track" in example else ()), name
-    for name, numbers in page_panels.EXAMPLES["morph"].items():
+    for name, numbers in page_fields.EXAMPLES["morph"].items():
         request = request_of(form, action="morph", prompt="a waltz", source_prompt="a march", **numbers)
         assert {key: read(request, key) for key in numbers} == numbers, name
 

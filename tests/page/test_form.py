@@ -9,8 +9,8 @@ import pytest
 import soundfile
 from playwright.sync_api import Locator, Page, expect
 
+import page_fields
 import page_form
-import page_panels
 from limits import INSTRUMENTAL
 from params import parse_request
 from tests.page.steps import SHARED, Tab, fits, read, violations
@@ -116,7 +116,7 @@ def test_an_example_plays_fills_the_form_and_makes_a_song(page: Page, fake, tab)
     opened = tab(page, "generate")
     opened.unfold()
     opened.set("bpm", "type", "200")
-    for name, example in page_panels.EXAMPLES["generate"].items():
+    for name, example in page_fields.EXAMPLES["generate"].items():
         page.get_by_role("button", name=name).click()
         expect(opened.text("prompt")).to_have_value(example["prompt"])
         expect(page.locator(".foot-player")).to_contain_text(name)

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 import audio_export
 import lora_format
 import lora_sources
-import page_widgets
+import page_loras
 from events import Failed, Problem
 from tests.page.steps import MARKUP, Tab, fits
 
@@ -171,7 +171,7 @@ def test_the_panel_is_worked_by_keys(panel: Panel, fake):
 
 @pytest.mark.slow
 def test_what_a_run_finds_wrong_stands_at_the_panel_too(panel: Panel, fake):
-    problem = Problem("lora_unknown", "There is no <b>org/none</b>.", page_widgets.LORAS, "Look at its name.")
+    problem = Problem("lora_unknown", "There is no <b>org/none</b>.", page_loras.LORAS, "Look at its name.")
     fake.script = lambda request: iter([Failed(problem)])
     panel.name("org/none")
     panel.has("org/none")

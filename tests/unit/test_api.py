@@ -37,7 +37,7 @@ GIVEN = {"prompt": "calm piano", "source": "song.wav", "brief": "rain"}
 @pytest.fixture(scope="module")
 def blocks():
     with gr.Blocks(analytics_enabled=False) as demo:
-        api.add_endpoints()
+        api.add_endpoints(Studio())
     return demo
 
 
@@ -64,7 +64,7 @@ def values(mode="generate", **given):
 
 def verdicts(mode="generate", **given):
     """Return what the validator of an endpoint says against each parameter."""
-    found = api.validator_of(mode)(*values(mode, **given))
+    found = api.validator_of(mode, Studio())(*values(mode, **given))
     return {
         name: one["message"] for name, one in zip(api.ENDPOINTS[mode].names, found, strict=True) if not one["is_valid"]
     }
@@ -178,10 +178,9 @@ class Studio:
             self.closed = True
 
 
-def generate(monkeypatch, *events, mode="generate", **given):
+def generate(*events, mode="generate", **given):
     studio = Studio(*events)
-    monkeypatch.setattr(api, "get_backend", lambda: studio)
-    return studio, api.handler_of(mode)(*values(mode, **given))
+    return studio, api.handler_of(mode, studio)(*values(mode, **given))
 
 
 def error_of(run):
@@ -191,8 +190,8 @@ def error_of(run):
     return caught.value.title, caught.value.message
 
 
-def test_progress_comes_first_and_the_song_last(monkeypatch):
-    studio, run = generate(monkeypatch, Progress("steps", 3, 50, 1.5, 20.0), Done(("a.wav",), {"mode": "generate"}))
+def test_progress_comes_first_and_the_song_last():
+    studio, run = generate(Progress("steps", 3, 50, 1.5, 20.0), Done(("a.wav",), {"mode": "generate"}))
     waiting, progress, last = run
     assert waiting[1]["progress"]["stage"] == "waiting"
     expected = {"stage": "steps", "step": 3, "steps": 50, "elapsed": 1.5, "left": 20.0, "note": ""}
@@ -201,32 +200,32 @@ def test_progress_comes_first_and_the_song_last(monkeypatch):
     assert studio.closed
 
 
-def test_lyrics_come_as_they_are_written_or_are_an_error(monkeypatch):
+def test_lyrics_come_as_they_are_written_or_are_an_error():
     events = (Progress("loading"), Draft("[Verse", 1), Draft("[Verse]\nRain", 2), Done((), {"text": "[Verse]\nRain!"}))
-    studio, run = generate(monkeypatch, *events, mode="lyrics", seed=3, options={"temperature": 0})
+    studio, run = generate(*events, mode="lyrics", seed=3, options={"temperature": 0})
     assert list(run) == ["", "", "[Verse", "[Verse]\nRain", "[Verse]\nRain!"]
     assert (studio.request.mode, studio.request.seed, studio.request.options.temperature) == ("lyrics", 3, 0.0)
     assert studio.closed
-    _, run = generate(monkeypatch, Failed(Problem("writer_off", "It is off.")), mode="lyrics")
+    _, run = generate(Failed(Problem("writer_off", "It is off.")), mode="lyrics")
     assert error_of(run) == ("writer_off", "It is off.")
 
 
-def test_hanging_up_closes_the_stream(monkeypatch):
-    studio, run = generate(monkeypatch, Progress("steps", 1, 50), Progress("steps", 2, 50))
+def test_hanging_up_closes_the_stream():
+    studio, run = generate(Progress("steps", 1, 50), Progress("steps", 2, 50))
     next(run)
     next(run)
     run.close()
     assert studio.closed
 
 
-def test_a_failure_is_an_error_with_code_message_and_hint(monkeypatch):
-    _, run = generate(monkeypatch, Failed(Problem("disk", "The <b>disk</b> is full.", hint="Free some space.")))
+def test_a_failure_is_an_error_with_code_message_and_hint():
+    _, run = generate(Failed(Problem("disk", "The <b>disk</b> is full.", hint="Free some space.")))
     assert error_of(run) == ("disk", "The &lt;b&gt;disk&lt;/b&gt; is full. Free some space.")
     # A value that slips past the validator starts nothing.
-    studio, run = generate(monkeypatch, bpm=0)
+    studio, run = generate(bpm=0)
     code, text = error_of(run)
     assert code == "invalid" and "BPM must be" in text and studio.request is None
-    _, run = generate(monkeypatch)
-    monkeypatch.setattr(api, "get_backend", lambda: 1 / 0)
+    studio, run = generate()
+    studio.events = (1 / 0 for _ in range(1))
     code, text = error_of(run)
     assert code == "internal" and "unexpected error" in text

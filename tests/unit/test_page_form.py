@@ -10,7 +10,6 @@ import gradio as gr
 import pytest
 
 import page_form
-import page_panels
 import page_tabs
 import tooltips
 from params import REQUESTS, parse_request
@@ -33,12 +32,13 @@ OWN = {
     "edit": {"source": "a.wav", "action": "morph", "source_prompt": "b", "options": {"n_min": 0.6, "n_avg": 3}},
 }
 STATUS = replace(UNKNOWN, memory_plans=("resident", "swap"), planner=LanguageModelStatus("ready", "preview"))
+STUDIO = SimpleNamespace(status=lambda: STATUS)
 
 
 @pytest.fixture(scope="module")
 def forms() -> dict[str, page_form.Form]:
     with gr.Blocks():
-        return {form.mode: form for form in page_tabs.build_tabs()}
+        return {tab.form.mode: tab.form for tab in page_tabs.build_tabs(STUDIO)}
 
 
 def test_every_field_of_a_request_has_a_control(forms):
@@ -83,8 +83,7 @@ def record_of(mode: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", OWN)
-def test_the_record_of_a_file_fills_the_form_and_makes_its_take_again(forms, monkeypatch, mode: str):
-    monkeypatch.setattr(page_panels, "get_backend", lambda: SimpleNamespace(status=lambda: STATUS))
+def test_the_record_of_a_file_fills_the_form_and_makes_its_take_again(forms, mode: str):
     form, found = forms[mode], page_form.settings(mode, record_of(mode))
     assert found.left_out == 0
     names = {field: name for name, field in form.fields.items()}

@@ -23,33 +23,31 @@ from events import InvalidRequest
 from page_form import Form
 from params import parse_request
 
-BACKEND = SimpleNamespace(work_of=lambda request, source=0.0: estimate.work_of(request, source=source, planner=True))
+STUDIO = SimpleNamespace(work_of=lambda request, source=0.0: estimate.work_of(request, source=source, planner=True))
 TOO_MUCH = {"prompt": "a song", "duration": "600", "takes": 4, "quality": "best"}
 
 
 @pytest.fixture
 def on_zerogpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "on_zerogpu", lambda: True)
-    for module in (backend, page_hints):
-        monkeypatch.setattr(module, "get_backend", lambda: BACKEND)
 
 
 def build() -> dict[str, tuple[Form, dict[str, Any]]]:
     """Return each tab's form and its defaults."""
     with gr.Blocks():
-        forms = page_tabs.build_tabs()
+        forms = [tab.form for tab in page_tabs.build_tabs(STUDIO)]
     return {form.mode: (form, {name: field.value for name, field in form.fields.items()}) for form in forms}
 
 
 def shows_seconds(form: Form) -> bool:
-    return f"{form.mode}-seconds" in [line.elem_id for line in form.followers]
+    return f"{form.mode}-seconds" in [line.elem_id for line in form.lines]
 
 
 def test_elsewhere_nothing_is_shown_or_refused():
     form, values = build()["generate"]
     assert not shows_seconds(form)
     assert form.problems([*{**values, **TOO_MUCH}.values()]) == {}
-    backend.check(parse_request("generate", {**TOO_MUCH, "duration": 600}))
+    backend.check(parse_request("generate", {**TOO_MUCH, "duration": 600}), STUDIO)
 
 
 def test_the_seconds_are_those_of_the_call(on_zerogpu, tmp_path: Path):
@@ -61,7 +59,7 @@ def test_the_seconds_are_those_of_the_call(on_zerogpu, tmp_path: Path):
         assert gpu_zero.LEAST_SECONDS <= seconds < gpu_zero.MOST_SECONDS, mode
     form, values = built["generate"]
     values |= {"prompt": "a song", "duration": "240", "takes": 2, "quality": "best"}
-    asked = gpu_zero.gpu_seconds(BACKEND.work_of(form.request(values.values())))
+    asked = gpu_zero.gpu_seconds(STUDIO.work_of(form.request(values.values())))
     assert asked > gpu_zero.LEAST_SECONDS
     assert f" {asked} seconds" in page_hints.seconds_text(form, values.values())
     assert form.problems([*values.values()]) == {}
@@ -82,10 +80,10 @@ def test_what_does_not_fit_is_refused_at_the_length(on_zerogpu):
     assert "seconds of GPU time; one call gets up to 300." in text and "It fits with" in text
     assert page_hints.seconds_text(form, values.values()) == text
     with pytest.raises(InvalidRequest):
-        backend.check(form.request(values.values()))
+        backend.check(form.request(values.values()), STUDIO)
     given = {**TOO_MUCH, "duration": 600}
     parameters = api.ENDPOINTS["generate"].parameters
-    verdicts = api.validator_of("generate")(*(given.get(each.name, each.default) for each in parameters))
+    verdicts = api.validator_of("generate", STUDIO)(*(given.get(each.name, each.default) for each in parameters))
     wrong = {
         each.name: verdict["message"]
         for each, verdict in zip(parameters, verdicts, strict=True)

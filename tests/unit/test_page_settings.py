@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 import pytest
 
-import page_panels
 import page_settings
 import page_tabs
 from limits import KEPT_TEXT
@@ -17,24 +16,19 @@ from page_form import Form
 from status import UNKNOWN, LanguageModelStatus
 
 STATUS = replace(UNKNOWN, memory_plans=("resident", "swap"), planner=LanguageModelStatus("ready", "preview"))
+STUDIO = SimpleNamespace(status=lambda: STATUS)
 
 
 @pytest.fixture(scope="module")
 def forms() -> dict[str, Form]:
     with gr.Blocks():
-        return {form.mode: form for form in page_tabs.build_tabs()}
-
-
-@pytest.fixture(autouse=True)
-def backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (page_settings, page_panels):
-        monkeypatch.setattr(module, "get_backend", lambda: SimpleNamespace(status=lambda: STATUS))
+        return {tab.form.mode: tab.form for tab in page_tabs.build_tabs(STUDIO)}
 
 
 def back(form: Form, stored: Any) -> dict[str, Any]:
     """Return what is put into the fields of a form."""
     names = {field: name for name, field in form.fields.items()}
-    return {names[part]: update["value"] for part, update in page_settings.put_back(form, stored).items()}
+    return {names[part]: update["value"] for part, update in page_settings.restored(form, stored).items()}
 
 
 def test_the_defaults_come_back_as_they_are(forms: dict[str, Form]):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,6 @@ from events import StudioError
 from limits import MORE_LIKE_THIS, SAMPLE_RATE
 from page_takes import Made
 from params import parse_request
-from status import UNKNOWN, TimedLyrics
 
 LYRICS = "[Verse]\nla la"
 PLAN = {"used": True, "bpm": 104, "key": "D minor", "time_signature": "4", "language": "en", "caption": "a waltz"}
@@ -63,14 +60,11 @@ def test_the_words_that_are_timed_are_those_that_were_sung():
     assert (plain.prompt, plain.bpm, plain.planned) == ("a song", 90, False)
 
 
-def test_only_what_sings_all_of_its_lyrics_can_be_timed(monkeypatch: pytest.MonkeyPatch):
-    can_time = replace(UNKNOWN, timed_lyrics=TimedLyrics(available=True, reason=""))
-    studio = SimpleNamespace(status=lambda: can_time)
-    monkeypatch.setattr(page_takes, "get_backend", lambda: studio)
-    assert all(made(mode).can_be_timed() for mode in ("generate", "cover", "edit"))
+def test_only_what_sings_all_of_its_lyrics_can_be_timed():
+    assert all(made(mode).sings_its_lyrics() for mode in ("generate", "cover", "edit"))
     extracted = made("edit", action="extract", tracks=["vocals"], start=0, end=0, options={})
     for take in (made("extend"), extracted, made(instrumental=True), made(lyrics="")):
-        assert not take.can_be_timed(), take
+        assert not take.sings_its_lyrics(), take
 
 
 def test_an_upload_that_is_gone_is_named(tmp_path: Path):

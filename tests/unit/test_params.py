@@ -9,8 +9,9 @@ import pytest
 import soundfile
 
 import limits
-import page_tabs
+import page_cover
 import params
+from backend import get_backend
 from events import InvalidRequest
 from params import check_source, parse_request, upload_seconds
 from tests.unit.sounds import NO_AUDIO
@@ -230,7 +231,7 @@ def test_a_source_is_1_to_600_seconds_long_and_unusable_uploads_are_reported_tog
 def test_the_page_reports_a_bad_file_together_with_other_errors(tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"no audio")
     with gr.Blocks():
-        form = page_tabs.cover_tab().form
+        form = page_cover.cover_tab(get_backend()).form
     wrong = {"source": str(tmp_path / "bad.wav"), "reference": str(tmp_path / "bad.wav"), "bpm": "fast"}
     values = {name: wrong.get(name, field.value) for name, field in form.fields.items()}
     found = form.problems([*values.values()])

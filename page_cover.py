@@ -1,0 +1,93 @@
+"""The Cover and Extend tabs: a song in another sound, and a song made longer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+import page_fields
+import page_form
+import page_hints
+import page_widgets
+import theme
+import tooltips
+from backend import Backend
+from page_assist import Assist
+from page_fields import Examples, SongTab
+from page_form import Form, Updates, html
+from page_run import tab_run_bar
+from status import Status
+
+
+def cover_tab(studio: Backend) -> SongTab:
+    form = Form("cover", studio)
+    with page_fields.tab(form) as tab:
+        with page_fields.columns(form):
+            with page_fields.essentials():
+                offer = page_fields.add_source(form, tab)
+                assist = Assist(form, "describe")
+                examples = Examples(form)
+                page_fields.add_prompt(form)
+                page_fields.add_lyrics(form)
+                form.add_slider("strength")
+            result = page_fields.add_result(form)
+            with page_fields.details_column():
+                with page_fields.fold(form, tooltips.DETAILS, "details") as details:
+                    page_fields.add_song_details(form)
+                    page_fields.add_reference(form, details)
+                with page_fields.fold(form, tooltips.ADVANCED, "advanced"):
+                    form.add_slider("options.noise_strength")
+                    page_fields.add_advanced(form)
+                page_fields.add_reset(form)
+        with page_fields.foot():
+            why = html(elem_id="cover-why")
+            page_hints.add_seconds(form)
+            bar = tab_run_bar(form)
+
+    def show(status: Status) -> Updates:
+        reason = status.unsupported.get("cover", "")
+        return {bar.go: gr.update(interactive=not reason), why: theme.remark(reason) if reason else ""}
+
+    examples.connect()
+    offer.connect()
+    form.on_status(show)
+    return page_fields.connect_song_tab(form, bar, assist, result)
+
+
+def extend_tab(studio: Backend) -> SongTab:
+    form = Form("extend", studio)
+    with page_fields.tab(form) as tab:
+        with page_fields.columns(form):
+            with page_fields.essentials():
+                offer = page_fields.add_source(form, tab)
+                timeline = page_widgets.timeline("extend-timeline")
+                form.add_numbers("before", "after")
+                total = html(elem_id="extend-total")
+                assist = Assist(form, "describe")
+                examples = Examples(form, kept=["prompt"])
+                page_fields.add_prompt(form)
+                page_fields.add_lyrics(form)
+            result = page_fields.add_result(form)
+            with page_fields.details_column():
+                with page_fields.fold(form, tooltips.DETAILS, "details"):
+                    page_fields.add_song_details(form)
+                with page_fields.fold(form, tooltips.ADVANCED, "advanced"):
+                    form.add_slider("options.overlap")
+                    page_fields.add_advanced(form)
+                page_fields.add_reset(form)
+        with page_fields.foot():
+            page_hints.add_seconds(form)
+            bar = tab_run_bar(form)
+
+    def say_length(values: dict[str, Any]) -> str:
+        lengths = page_form.lengths(values)
+        if None in lengths.values():
+            return ""
+        return theme.said(tooltips.length_in_all(**lengths))
+
+    page_widgets.connect_timeline(timeline, form.trigger("source"), form.fields["before"], form.fields["after"])
+    form.follow(total, ("source", "before", "after"), say_length)
+    examples.connect()
+    offer.connect()
+    return page_fields.connect_song_tab(form, bar, assist, result)

@@ -1,0 +1,139 @@
+"""The Edit tab: a song changed. Its request has only what the chosen action uses; the style sheet shows just that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+import page_fields
+import page_hints
+import page_widgets
+import theme
+import tooltips
+from backend import Backend
+from events import Problem
+from limits import ACTIONS, REPAINT_MODES, TRACKS
+from page_assist import Assist
+from page_fields import Examples, SongTab, swapped
+from page_form import Form, Updates, html
+from page_run import tab_run_bar
+from params import ACTION_OPTIONS, CHOOSE_TRACK
+from status import Status
+
+MORPH_NUMBERS = ("options.n_min", "options.n_max", "options.n_avg")
+ONE_TRACK = ("layer", "extract")  # their one "track" is sent as the request's "tracks"
+
+
+class EditForm(Form):
+    def read(self, values: Iterable[Any]) -> dict[str, Any]:
+        read = super().read(values)
+        if read["action"] in ONE_TRACK:
+            read["tracks"] = [read["track"]] if read["track"] else []
+        used = self._used(read)
+        return {name: value for name, value in read.items() if name in used or name not in self._of_some_actions()}
+
+    def _used(self, read: Mapping[str, Any]) -> set[str]:
+        """Return which of the fields that only some actions have the chosen one uses."""
+        action = read["action"]
+        used = {f"options.{name}" for name in ACTION_OPTIONS[action]}
+        if read["options.repaint_mode"] != "balanced":
+            used.discard("options.repaint_strength")
+        if action == "morph":
+            used |= {"source_prompt", "source_lyrics"}
+        if action == "repaint" or (action == "layer" and read["part"]):
+            used |= {"start", "end"}
+        if action in CHOOSE_TRACK:
+            used.add("tracks")
+        return used
+
+    def _of_some_actions(self) -> set[str]:
+        # "part" says whether a layer has a region.
+        fields = {"source_prompt", "source_lyrics", "start", "end", "tracks", "track", "part"}
+        options = set().union(*ACTION_OPTIONS.values())
+        return fields | {f"options.{name}" for name in options}
+
+    def place(self, problem: Problem, values: Sequence[Any]) -> str:
+        name = super().place(problem, values)
+        action = dict(zip(self.fields, values, strict=True))["action"]
+        return "track" if name == "tracks" and action in ONE_TRACK else name
+
+    def show(self, values: Mapping[str, Any]) -> Updates:
+        shown = dict(values)
+        if "tracks" in values:
+            tracks = list(values["tracks"])
+            shown["tracks"] = tracks
+            shown["track"] = tracks[0] if tracks else None
+        if values.get("action") == "layer" and "start" in values and "end" in values:
+            shown["part"] = bool(values["start"] or values["end"])
+        return super().show(shown)
+
+
+def edit_tab(studio: Backend) -> SongTab:
+    form = EditForm("edit", studio)
+    with page_fields.tab(form) as tab:
+        with page_fields.columns(form):
+            with page_fields.essentials():
+                offer = page_fields.add_source(form, tab)
+                selector = page_widgets.region_selector("edit-region")
+                _add_actions(form)
+                with gr.Column(elem_classes=["morph-only"]):
+                    form.add("source_prompt", gr.Textbox, lines=2, max_lines=8)
+                    form.add("source_lyrics", gr.Textbox, lines=4, max_lines=18)
+                    page_hints.add_advice(form, "source_lyrics")
+                    morphs = Examples(form, theme.caption(tooltips.MORPHS_LABEL), "morph")
+                    plan = html(elem_id="edit-morph-plan")
+                assist = Assist(form, "describe")
+                examples = Examples(form, kept=["prompt"])
+                page_fields.add_prompt(form)
+                page_fields.add_lyrics(form)
+            result = page_fields.add_result(form)
+            with page_fields.details_column():
+                with page_fields.fold(form, tooltips.DETAILS, "details"):
+                    page_fields.add_song_details(form)
+                with page_fields.fold(form, tooltips.ADVANCED, "advanced"):
+                    form.add_sliders(*MORPH_NUMBERS, classes=["morph-only"], min_width=160)
+                    page_fields.add_advanced(form)
+                page_fields.add_reset(form)
+        with page_fields.foot():
+            page_hints.add_seconds(form)
+            bar = tab_run_bar(form)
+
+    def say_plan(values: dict[str, Any]) -> str:
+        return theme.said(tooltips.morph_plan(*(values[name] for name in MORPH_NUMBERS)))
+
+    fields = form.fields
+    drawn = page_widgets.connect_region(selector, form.trigger("source"), fields["start"], fields["end"], fields["bpm"])
+    form.follow(plan, MORPH_NUMBERS, say_plan)
+    morphs.connect()
+    examples.connect()
+    # A waveform selects a region when it is drawn, so settings come after it.
+    offer.connect(after=drawn.then)
+    return page_fields.connect_song_tab(form, bar, assist, result)
+
+
+def _add_actions(form: EditForm) -> None:
+    """Add the choice of an action, and the fields that only some actions have."""
+    actions = form.add("action", gr.Radio, choices=swapped(ACTIONS), value="repaint")
+    hints = html(theme.actions({}), elem_id="edit-hints", js_on_load=theme.script("folds"))
+    named = [(tooltips.track(name), name) for name in TRACKS]
+    with gr.Column(elem_classes=["tracks-only"]):
+        form.add("track", gr.Radio, ["field", "track-only"], choices=named, value=None)
+        form.add("tracks", gr.CheckboxGroup, ["field", "complete-only"], choices=named, value=[])
+    with gr.Row(elem_classes=["layer-only"]):
+        form.add("options.mix", gr.Checkbox, value=True, min_width=160)
+        form.add("part", gr.Checkbox, value=False, min_width=160)
+    form.add_numbers("start", "end", classes=["region-only"])
+    with gr.Column(elem_classes=["repaint-only"]):
+        form.add("options.repaint_mode", gr.Radio, choices=swapped(REPAINT_MODES), value="balanced")
+        form.add_slider("options.repaint_strength", classes=["field", "balanced-only"])
+
+    def mark_experiments(status: Status) -> Updates:
+        names = {}
+        for action, name in ACTIONS.items():
+            experimental = status.tasks.get(action) == "experimental"
+            names[action] = tooltips.EXPERIMENTAL.format(name=name) if experimental else name
+        return {actions: gr.update(choices=swapped(names)), hints: theme.actions(status.tasks)}
+
+    form.on_status(mark_experiments)

@@ -1,0 +1,348 @@
+"""Groups of components that several tabs share: the columns and the foot, source, words, song details, Advanced."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.events import Dependency
+
+import audio_export
+import page_form
+import page_hints
+import page_widgets
+import theme
+import tooltips
+from events import InvalidRequest
+from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, QUALITY_STEPS, SAMPLERS, TIME_SIGNATURES, preset
+from page_assist import Assist, connect_assist
+from page_form import AT_ONCE, Form, Undo, Updates, help_text, html
+from page_loras import add_loras
+from page_run import RunBar
+from page_takes import ResultPanel, connect_song, connect_takes
+from params import upload_seconds, usual_sampling
+from status import Status
+
+# By tab, or "morph", and by button: the values of a form's fields.
+EXAMPLES: dict[str, dict[str, dict[str, Any]]] = preset("examples")
+
+
+@dataclass(frozen=True)
+class SongTab:
+    """A finished tab that makes songs; `runs` are the runs that its buttons start."""
+
+    form: Form
+    result: ResultPanel
+    assist: Assist
+    runs: Sequence[Dependency]
+
+
+def connect_song_tab(form: Form, bar: RunBar, assist: Assist, result: ResultPanel) -> SongTab:
+    """Connect what all tabs for songs have; all fields exist by then."""
+    helps = connect_assist(form, assist)
+    song = connect_song(form, bar, result)
+    take = connect_takes(form, bar, result)
+    return SongTab(form, result, assist, [*helps, song, take])
+
+
+# --- the parts of a tab -------------------------------------------------------------------------------------------
+
+
+def tab(form: Form) -> gr.Tab:
+    return gr.Tab(tooltips.TABS[form.mode], id=form.mode, elem_id=f"{form.mode}-panel")
+
+
+def columns(form: Form) -> gr.Row:
+    """Make the row that holds the essentials, the result, and the details."""
+    return gr.Row(elem_classes=["columns"], elem_id=f"{form.mode}-columns")
+
+
+def essentials() -> gr.Column:
+    return gr.Column(elem_classes=["essentials"])
+
+
+def result_column() -> gr.Column:
+    return gr.Column(elem_classes=["result"])
+
+
+def details_column() -> gr.Column:
+    return gr.Column(elem_classes=["details"])
+
+
+def foot() -> gr.Row:
+    """Make the row at the foot of a tab, for the run bar and the lines above it."""
+    return gr.Row(elem_classes=["run-bar"])
+
+
+@contextlib.contextmanager
+def fold(form: Form, title: str, name: str) -> Iterator[gr.Accordion]:
+    """Add a folded group, which opens when a field added within is wrong."""
+    before = form.fields.keys()
+    with gr.Accordion(title, open=False, elem_id=f"{form.mode}-{name}") as accordion:
+        yield accordion
+    form.add_fold(accordion, form.fields.keys() - before)
+
+
+def add_result(form: Form) -> ResultPanel:
+    with result_column():
+        return ResultPanel(form.mode, form.studio)
+
+
+def add_reset(form: Form, cancel: str = tooltips.CANCEL) -> None:
+    """Add the keys of a tab and the reset of its fields, all of which exist; `cancel` is what its second key does."""
+    with gr.Row(elem_classes=["foot"]):
+        html(theme.keys(tooltips.GO[form.mode], cancel))
+        button = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
+        undo = Undo(f"{form.mode}-reset")
+    fields = form.saved
+    defaults = form.defaults
+
+    def reset(former: list[dict[str, Any]], *values: Any) -> Updates:
+        return {**form.show(defaults), **undo.keep(former, dict(zip(fields, values, strict=True)))}
+
+    button.click(reset, [undo.former, *fields.values()], [*fields.values(), *undo.outputs], **AT_ONCE)
+    undo.connect(fields)
+
+
+# --- the source ---------------------------------------------------------------------------------------------------
+
+
+class RestoreOffer:
+    """The line that says what is wrong with a source or that it carries settings, and the button that restores them."""
+
+    def __init__(self, form: Form):
+        self._form = form
+        with gr.Row(elem_classes=["offer"]):
+            self._line = html(elem_id=f"{form.mode}-offer")
+            name = f"{form.mode}-restore"
+            self._button = gr.Button(tooltips.RESTORE, size="sm", visible=False, min_width=160, elem_id=name)
+
+    def connect(self, after: Callable[..., Dependency] | None = None) -> None:
+        """Look at each new source; `after` is the event to wait for instead of the change itself."""
+        source = self._form.trigger("source")
+        look_after = after or source.change
+        look_after(self._look, source, [self._line, self._button], **AT_ONCE)
+        outputs = [*self._form.settings, self._line, self._button]
+        self._button.click(self._restore, source, outputs, **AT_ONCE)
+
+    def _look(self, path: str | None) -> Updates:
+        nothing = {self._line: "", self._button: gr.update(visible=False)}
+        if not path:
+            return nothing
+        try:
+            upload_seconds(path)
+            offered = page_form.settings(self._form.mode, audio_export.read_record(path)).values
+        except InvalidRequest as error:
+            return {**nothing, self._line: theme.notice("", error.problem.text())}
+        if not offered:
+            return nothing
+        return {self._line: theme.said(tooltips.RESTORE_OFFER), self._button: gr.update(visible=True)}
+
+    def _restore(self, path: str | None) -> Updates:
+        return {**restored(self._form, self._line, path), self._button: gr.update(visible=False)}
+
+
+def restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
+    """Return the updates that fill the form with the settings in a file, and say so on `line`."""
+    if not path:
+        return {line: ""}
+    found = page_form.settings(form.mode, audio_export.read_record(path))
+    if not found.values:
+        return {line: theme.said(tooltips.NOTHING_TO_RESTORE)}
+    sentence = tooltips.restored(len(found.values), found.left_out, found.reference, found.uploads)
+    return {**form.show(found.values), line: theme.said(sentence)}
+
+
+def add_source(form: Form, tab: gr.Tab) -> RestoreOffer:
+    """Add the source audio with the visitor's latest takes beside it, and the offer of the settings that it carries."""
+    with gr.Row(elem_classes=["source"]):
+        source = add_audio(form, "source", tab.select)
+        latest = page_widgets.latest_takes(form.mode)
+    # Gradio calls an audio field changed whenever an event that has it among its inputs is answered: what follows it
+    # would go in circles. The copy, which is never drawn, changes with the file alone.
+    copy = gr.Audio(type="filepath", visible=False)
+    form.set_copy("source", copy)
+    source.change(None, source, copy, js="(file) => file", **AT_ONCE)
+    # The browser names the file, and Gradio checks, as for every upload, that it is one of its own copies.
+    latest.input(None, latest, source, js="(file) => file", **AT_ONCE)
+    gr.Markdown(help_text("source", task=form.mode), elem_classes=["help"])
+    return RestoreOffer(form)
+
+
+def add_audio(form: Form, name: str, opened: Callable[..., Dependency]) -> gr.Audio:
+    """Add a field for a file, drawn once its group is `opened`: Gradio's player is a quarter of a first visit."""
+    field = form.add(
+        name,
+        gr.Audio,
+        ["field", "file"],
+        sources=["upload"],
+        type="filepath",
+        editable=False,
+        buttons=[],
+        waveform_options=theme.WAVEFORM,
+        visible=False,
+    )
+    opened(None, None, field, js='() => ({ __type__: "update", visible: true })', **AT_ONCE)
+    return field
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+
+def add_prompt(form: Form) -> None:
+    form.add("prompt", gr.Textbox, info=help_text("prompt", task=_task(form)), lines=3, max_lines=8)
+    page_hints.add_budget(form)
+
+
+def add_lyrics(form: Form, *numbers: str) -> None:
+    """Add the lyrics, Instrumental (which turns them off) and `numbers`; the help texts follow the action, if any."""
+    form.add("lyrics", gr.Textbox, info=help_text("lyrics", task=_task(form)), lines=6, max_lines=18)
+    page_hints.add_advice(form)
+    with gr.Row():
+        form.add("instrumental", gr.Checkbox, value=False, min_width=160)
+        for name in numbers:
+            form.add_number(name)
+
+    def switch(instrumental: bool, task: str = form.mode) -> tuple[dict[str, Any], dict[str, Any]]:
+        prompt = gr.update(info=help_text("prompt", task=task))
+        if instrumental:
+            return prompt, gr.update(interactive=False, info=tooltips.LYRICS_OFF)
+        return prompt, gr.update(interactive=True, info=help_text("lyrics", task=task))
+
+    fields = form.fields
+    switches = [fields[name] for name in ("instrumental", "action") if name in fields]
+    words = [fields["prompt"], fields["lyrics"]]
+    gr.on([each.change for each in switches], switch, switches, words, **AT_ONCE)
+
+
+def _task(form: Form) -> str:
+    """Return whose help texts the words have at first: the action's, or the tab's."""
+    return form.fields["action"].value if "action" in form.fields else form.mode
+
+
+class Examples:
+    """Buttons that fill the form with the tab's `EXAMPLES`, or those of `name`; a visitor's text in `kept` is kept."""
+
+    def __init__(
+        self,
+        form: Form,
+        caption: str = "",
+        name: str = "",
+        kept: Sequence[str] = (),
+        js_on_load: str | None = None,
+    ):
+        self._form = form
+        self._named = EXAMPLES[name or form.mode]
+        self._kept = kept
+        html(caption or theme.caption(tooltips.EXAMPLES_LABEL), js_on_load=js_on_load)
+        with gr.Row(elem_classes=["chips"]):
+            self._chips = [gr.Button(text, size="sm", min_width=0, elem_classes=["chip"]) for text in self._named]
+
+    def connect(self, blank: Mapping[str, Any] | None = None) -> None:
+        """Connect the buttons; all fields exist by then. `blank` has values for fields that an example leaves out."""
+        if blank is None:
+            blank = dict.fromkeys(self._kept, "")
+        form = self._form
+        filled = set(blank).union(*self._named.values())
+        outputs = [component for name, component in form.fields.items() if name in filled]
+        ours = {example.get(name, "") for example in self._named.values() for name in self._kept}
+
+        def fill(pressed: gr.EventData, *texts: str) -> Updates:
+            held = dict(zip(self._kept, texts, strict=True))
+            own = {name: text for name, text in held.items() if text.strip() and text not in ours}
+            # By the text on it: once a component was updated, Gradio hands out another object in its place.
+            example = self._named[pressed.target.value]
+            return form.show({**blank, **example, **own})
+
+        inputs = [form.fields[name] for name in self._kept]
+        gr.on([chip.click for chip in self._chips], fill, inputs, outputs, **AT_ONCE)
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+def add_song_details(form: Form) -> None:
+    """Add what a song has besides its words."""
+    with gr.Row(equal_height=True):
+        form.add_number("bpm")
+        # A minor key is found as "Am", too.
+        keys = {key: re.sub("(.+) minor", r"\g<0> (\1m)", key) for key in KEYS}
+        form.add("key", gr.Dropdown, choices=swapped({"": tooltips.AUTOMATIC, **keys}), value="")
+    form.add("time_signature", gr.Radio, choices=swapped({"": tooltips.AUTOMATIC, **TIME_SIGNATURES}), value="")
+    form.add("language", gr.Dropdown, choices=swapped(LANGUAGES), value="unknown")
+    takes = LIMITS["takes"]
+    form.add("takes", gr.Radio, choices=list(range(1, int(takes.high) + 1)), value=int(takes.default))
+    form.add("quality", gr.Radio, choices=qualities("sft"), value="standard")
+    form.add_number("seed")
+
+
+def add_reference(form: Form, details: gr.Accordion) -> None:
+    add_audio(form, "reference", details.expand)
+    gr.Markdown(help_text("reference"), elem_classes=["help"])
+
+
+def add_advanced(form: Form) -> None:
+    """Add how a song is computed and saved."""
+    form.add_numbers("options.steps", "options.guidance", "options.shift", info="")
+    form.add("options.sampler", gr.Radio, choices=swapped(SAMPLERS), value="ode")
+    form.add_sliders("options.cfg_start", "options.cfg_end")
+    form.add("options.format", gr.Radio, choices=swapped(FORMATS), value="wav")
+    with gr.Row(equal_height=True):
+        form.add_number("options.loudness", placeholder=tooltips.LOUDNESS_OFF)
+        form.add_slider("options.fade_out")
+    with gr.Row(equal_height=True):
+        form.add_slider("options.variation")
+        form.add_number("options.variation_seed")
+    form.add("options.timbre_token", gr.Checkbox, value=True)
+    add_loras(form)
+    form.add("options.memory_plan", gr.Dropdown, choices=swapped(MEMORY_PLANS), value="auto")
+    form.on_status(lambda status: model_updates(form, status))
+
+
+def model_updates(form: Form, status: Status) -> Updates:
+    """Return the updates for the model and device in use: defaults, memory plans, and what a turbo one does not use."""
+    kind = status.kind
+    standard = usual_sampling("standard", kind)
+    shift = f"{standard.shift:g}"
+    guidance = f"{standard.guidance:g}"
+    plans = {name: text for name, text in MEMORY_PLANS.items() if name in ("auto", *status.memory_plans)}
+    if kind == "turbo":
+        steps = str(standard.steps)
+        quality = tooltips.TURBO_QUALITY.format(steps=steps)
+        guidance_help = cfg_start_help = cfg_end_help = tooltips.TURBO_GUIDANCE
+    else:
+        listed = ", ".join(f"{name} {usual_sampling(name, kind).steps}" for name in QUALITY_STEPS)
+        steps = tooltips.STEPS_BY_QUALITY.format(steps=listed)
+        quality = help_text("quality")
+        guidance_help = help_text("guidance", guidance)
+        cfg_start_help = help_text("cfg_start")
+        cfg_end_help = help_text("cfg_end")
+    guided = kind != "turbo"
+    fields = form.fields
+    return {
+        fields["quality"]: gr.update(choices=qualities(kind), info=quality),
+        fields["options.steps"]: gr.update(info=help_text("steps", steps)),
+        fields["options.shift"]: gr.update(info=help_text("shift", shift), placeholder=shift),
+        fields["options.guidance"]: gr.update(info=guidance_help, placeholder=guidance, interactive=guided),
+        fields["options.cfg_start"]: gr.update(info=cfg_start_help, interactive=guided),
+        fields["options.cfg_end"]: gr.update(info=cfg_end_help, interactive=guided),
+        fields["options.memory_plan"]: gr.update(choices=swapped(plans)),
+    }
+
+
+def qualities(kind: str) -> list[tuple[str, str]]:
+    """Return the choices of Quality for a kind of checkpoint; a turbo one makes each in the same steps."""
+    choices = []
+    for value, name in tooltips.QUALITIES.items():
+        steps = usual_sampling(value, kind).steps
+        choices.append((name if kind == "turbo" else f"{name}, {steps} steps", value))
+    return choices
+
+
+def swapped(names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return Gradio's choices for values and their names."""
+    return [(name, value) for value, name in names.items()]

@@ -1,0 +1,127 @@
+"""The Generate tab: a song from words, with its plan, its examples that play, and the short form, Simple."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+import page_fields
+import page_form
+import page_hints
+import theme
+import tooltips
+from backend import Backend
+from limits import LIMITS
+from page_assist import Assist
+from page_fields import Examples, SongTab
+from page_form import AT_ONCE, QUIET, Form, Updates, html
+from page_run import tab_run_bar
+from page_takes import Made, ResultPanel
+from status import Status
+
+SOUNDS = Path(__file__).with_name("assets") / "examples"  # the examples' songs and cards (tools/make_examples.py)
+# The fields that an example replaces, and what they hold if the example says nothing of them.
+BLANK_SONG = {**page_form.SONG, "duration": LIMITS["duration"].default}
+PLAN_OPTIONS = ("options.rewrite", "options.plan_temperature", "options.plan_cfg", "options.plan_seed")
+
+
+class GenerateForm(Form):
+    def read(self, values: Iterable[Any]) -> dict[str, Any]:
+        read = super().read(values)
+        if read["options.plan"]:
+            return read
+        return {name: value for name, value in read.items() if name not in PLAN_OPTIONS}
+
+    def show(self, values: Mapping[str, Any]) -> Updates:
+        if values.get("options.plan") and not self.studio.status().planner.available:
+            values = {**values, "options.plan": False}
+        return super().show(values)
+
+
+def generate_tab(studio: Backend) -> SongTab:
+    form = GenerateForm("generate", studio)
+    with page_fields.tab(form):
+        with page_fields.columns(form):
+            with page_fields.essentials():
+                html(theme.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
+                examples = _examples(form)
+                page_fields.add_prompt(form)
+                assist = Assist(form, "inspire", "polish")
+                page_fields.add_lyrics(form, "duration")
+                html(theme.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
+            result = page_fields.add_result(form)
+            with page_fields.details_column():
+                with page_fields.fold(form, tooltips.DETAILS, "details") as details:
+                    plan = form.add("options.plan", gr.Checkbox, value=True)
+                    page_fields.add_song_details(form)
+                    page_fields.add_reference(form, details)
+                    file, line = _settings_file(form)
+                with page_fields.fold(form, tooltips.ADVANCED, "advanced") as advanced:
+                    _add_plan_options(form, plan)
+                    page_fields.add_advanced(form)
+                page_fields.add_reset(form)
+        with page_fields.foot():
+            html(theme.also(form.folded()), elem_id="generate-also", js_on_load=theme.script("faces"))
+            page_hints.add_seconds(form)
+            bar = tab_run_bar(form)
+    examples.connect(BLANK_SONG)
+    file.change(partial(page_fields.restored, form, line), file, [*form.settings, line], **AT_ONCE)
+    # Not with the settings' own event: files are not kept.
+    reference = form.fields["reference"]
+    reference.change(None, reference, js='(reference) => void studio.kept("generate", { reference })', **QUIET)
+    _connect_keep(form, advanced, result)
+    return page_fields.connect_song_tab(form, bar, assist, result)
+
+
+def _examples(form: Form) -> Examples:
+    gr.set_static_paths([SOUNDS])
+    cards = json.loads((SOUNDS / "cards.json").read_text(encoding="utf-8"))
+    caption = theme.songs(tooltips.SONGS_LABEL, cards, SOUNDS)
+    return Examples(form, caption, js_on_load=theme.script("examples"))
+
+
+def _settings_file(form: Form) -> tuple[gr.File, gr.HTML]:
+    """Add the box for a song whose settings fill the form, and the line that says so."""
+    name = f"{form.mode}-settings"
+    file = gr.File(label=tooltips.SETTINGS_FILE, file_types=["audio"], type="filepath", height=140, elem_id=name)
+    gr.Markdown(tooltips.SETTINGS_FILE_HELP, elem_classes=["help"])
+    return file, html(elem_id=f"{form.mode}-offer")
+
+
+def _add_plan_options(form: Form, plan: gr.Checkbox) -> None:
+    form.add("options.rewrite", gr.Checkbox, value=False)
+    form.add_sliders("options.plan_temperature", "options.plan_cfg")
+    form.add_number("options.plan_seed")
+    options = [form.fields[name] for name in PLAN_OPTIONS]
+    plan.change(lambda on: [gr.update(interactive=on) for _ in options], plan, options, **AT_ONCE)
+
+    def show(status: Status) -> Updates:
+        planner = status.planner
+        if planner.available:
+            usual = {option: gr.update(info=option.info) for option in options}
+            return {plan: gr.update(info=plan.info, interactive=True), **usual}
+        why = tooltips.NO_PLAN.format(reason=planner.reason())
+        off = {option: gr.update(info=tooltips.NO_PLANNER, interactive=False) for option in options}
+        return {plan: gr.update(info=why, interactive=False, value=False), **off}
+
+    form.on_status(show)
+
+
+def _connect_keep(form: Form, advanced: gr.Accordion, result: ResultPanel) -> None:
+    """Let the next song have this one's plan: its seed goes into the form, and the group that holds it opens."""
+
+    def keep(made: list[Made]) -> Updates:
+        seed = made[-1].plan.get("seed") if made else None
+        request = {"options": {"plan": True, "plan_seed": seed}}
+        found = page_form.settings("generate", {"request": request}).values
+        if "options.plan_seed" not in found:
+            return {result.kept: ""}
+        sentence = tooltips.PLAN_KEPT.format(seed=found["options.plan_seed"])
+        return {**form.show(found), advanced: gr.Accordion(open=True), result.kept: theme.said(sentence)}
+
+    result.keep.click(keep, result.made, [*form.settings, advanced, result.kept], **AT_ONCE)

@@ -1,0 +1,98 @@
+"""The top of the page: what the studio runs on, and the banner that offers the real model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import gradio as gr
+from gradio.events import Dependency
+
+import gpu_ray
+import theme
+import tooltips
+from backend import Backend
+from events import Done, StudioError
+from page_form import AT_ONCE, QUIET, Form, Updates, html
+from page_run import cancelled_box, connect_cancel, page_updates, run_bar
+from status import UNKNOWN, Status
+
+
+class Header:
+    """The status, and a banner whose button for the real model is a run bar of its own."""
+
+    def __init__(self):
+        self.status = html(theme.heading(), elem_id="studio-status", js_on_load=theme.script("folds"))
+        cancelled = cancelled_box("download")
+        with gr.Row(visible=False, elem_id="studio-banner") as self.banner:
+            self.notice = html(elem_id="studio-notice", js_on_load=theme.script("folds"))
+            self.bar = run_bar("download", tooltips.GET_MODEL.format(gb=0), cancelled, variant="secondary")
+        self.outputs = [self.status, self.banner, self.notice, self.bar.go]
+
+    def show(self, status: Status) -> Updates:
+        get_model = tooltips.GET_MODEL.format(gb=status.download_gb)
+        return {
+            self.status: theme.heading(status),
+            self.banner: gr.update(visible=status.is_preview or status.problem is not None),
+            self.notice: theme.banner(status),
+            self.bar.go: gr.update(visible=status.is_preview, value=get_model),
+        }
+
+
+def connect_download(studio: Backend, header: Header) -> Dependency:
+    """Let the banner's button fetch the real model; returns the run."""
+    bar = header.bar
+
+    def done(_: Done) -> Updates:
+        text = tooltips.DOWNLOAD_UNUSED if studio.status().is_preview else tooltips.DOWNLOAD_DONE
+        return bar.idle(theme.line("done", text))
+
+    def fetch() -> Iterator[Updates]:
+        yield bar.running(theme.line("running", tooltips.DOWNLOAD_STARTING))
+        with contextlib.closing(studio.download()) as events:
+            yield from page_updates(bar, events, done, bar.failed)
+
+    run = bar.go.click(fetch, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **QUIET)
+    connect_cancel(bar, run, run, tooltips.DOWNLOAD_CANCELLED)
+    return run
+
+
+def connect_status(
+    studio: Backend,
+    demo: gr.Blocks,
+    header: Header,
+    forms: Sequence[Form],
+    runs: Sequence[Dependency],
+    download: Dependency,
+) -> None:
+    """Show the model and device on every visit: what is known at once, the device when torch is loaded.
+
+    The status is shown again after a download, and the heading after each of `runs`.
+    """
+    outputs = [*header.outputs, *(component for form in forms for component in form.show_status(UNKNOWN))]
+
+    def show() -> Updates:
+        status = studio.status()
+        shown = header.show(status)
+        for form in forms:
+            shown |= form.show_status(status)
+        return shown
+
+    def show_device() -> Updates:
+        return header.show(studio.full_status())
+
+    def show_heading() -> str:
+        return theme.heading(studio.status())
+
+    def prepare() -> None:
+        with contextlib.suppress(StudioError):  # the first song reports what could not be loaded
+            if not gpu_ray.wanted():
+                studio.models.prepare()
+
+    known = demo.load(show, outputs=outputs, **AT_ONCE)
+    download.success(show, outputs=outputs, **AT_ONCE)
+    # Only the header: this takes seconds if torch is not loaded yet, and the visitor is filling in the form.
+    complete = known.then(show_device, outputs=header.outputs, **AT_ONCE)
+    complete.then(prepare, **AT_ONCE)
+    for run in runs:  # a run may have loaded a model, or failed to
+        run.then(show_heading, outputs=header.status, **AT_ONCE)

@@ -1,0 +1,148 @@
+"""The Lyrics tab: the songwriter writes lyrics, which go to Generate or become a song."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.events import Dependency
+
+import page_fields
+import page_hints
+import theme
+import tooltips
+from backend import Backend
+from events import Done, Draft, Problem
+from limits import LANGUAGES, STRUCTURES
+from page_fields import Examples, swapped
+from page_form import AT_ONCE, QUIET, Form, Undo, Updates, html
+from page_run import RunBar, connect_run, stream, tab_run_bar
+from params import Request
+from status import Status
+
+# Once there are lyrics, the main button is the one that makes them a song.
+LED_BY_TEXT = """(text) => {
+  const update = (changes) => ({ __type__: "update", ...changes });
+  const interactive = Boolean(text && text.trim());
+  const [sing, go] = interactive ? ["primary", "secondary"] : ["secondary", "primary"];
+  return [update({ interactive }), update({ interactive, variant: sing }), update({ variant: go })];
+}"""
+
+
+class LyricsPanel:
+    """Where the lyrics appear and are edited, and what can be done with them."""
+
+    def __init__(self):
+        html(theme.section(tooltips.WRITTEN))
+        html(theme.remark(tooltips.WRITTEN_HELP))
+        self.message = html(elem_id="lyrics-message")
+        self.text = gr.Textbox(
+            label=tooltips.WRITTEN,
+            show_label=False,
+            container=False,
+            placeholder=tooltips.WRITTEN_EMPTY,
+            lines=12,
+            max_lines=18,
+            elem_id="lyrics-text",
+            elem_classes=["words"],
+        )
+        self.advice = html(elem_id="lyrics-advice", js_on_load=theme.script("advice"))
+        small = {"size": "sm", "min_width": 96, "interactive": False}
+        with gr.Row(elem_classes=["uses"]):
+            self.sing = gr.Button(tooltips.MAKE_THIS_SONG, elem_id="lyrics-sing", **small)
+            self.use = gr.Button(tooltips.USE_IN_GENERATE, elem_id="lyrics-use", **small)
+            self.undo = Undo("lyrics")
+
+
+@dataclass(frozen=True)
+class LyricsTab:
+    form: Form
+    panel: LyricsPanel
+    runs: list[Dependency]
+
+
+def lyrics_tab(studio: Backend) -> LyricsTab:
+    form = Form("lyrics", studio)
+    with page_fields.tab(form):
+        with page_fields.columns(form):
+            with page_fields.essentials():
+                examples = Examples(form)
+                form.add("brief", gr.Textbox, lines=4, max_lines=10)
+                structures = {"": tooltips.AUTOMATIC, **{name: name for name in STRUCTURES}}
+                with gr.Row(equal_height=True):
+                    choices = swapped(structures)
+                    form.add("structure", gr.Dropdown, choices=choices, value="", allow_custom_value=True)
+                    form.add("language", gr.Dropdown, choices=swapped(LANGUAGES), value="en")
+                form.add("tone", gr.Textbox, max_lines=1)
+            with page_fields.result_column():
+                panel = LyricsPanel()
+            with page_fields.details_column():
+                with page_fields.fold(form, tooltips.ADVANCED, "advanced"):
+                    form.add_sliders("options.temperature", "options.top_p")
+                    form.add_numbers("options.max_tokens", "seed")
+                page_fields.add_reset(form, tooltips.STOP)
+        with page_fields.foot():
+            why = html(elem_id="lyrics-why")
+            page_hints.add_seconds(form)
+            bar = tab_run_bar(form, tooltips.STOP)
+
+    def show(status: Status) -> Updates:
+        songwriter = status.songwriter
+        missing = tooltips.NO_SONGWRITER if songwriter.state == "none" else ""
+        reason = f"{missing} {songwriter.reason()}".strip()
+        go = gr.update(interactive=songwriter.available)
+        return {bar.go: go, why: theme.remark(reason) if reason else ""}
+
+    examples.connect()
+    form.on_status(show)
+    run = _connect_songwriter(form, bar, panel)
+    return LyricsTab(form, panel, [run])
+
+
+def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependency:
+    """Let the button write lyrics into the box; Stop keeps the text so far, Undo restores what was there before."""
+    undo = panel.undo
+
+    def failed(problem: Problem) -> Updates:
+        notice = theme.notice(tooltips.LYRICS_FAILED, problem.message, problem.hint)
+        return {**bar.idle(theme.line("failed", tooltips.LYRICS_FAILED)), panel.message: notice}
+
+    def write(*values: Any) -> Iterator[Updates]:
+        began = time.monotonic()
+
+        def draft(event: Draft) -> Updates:
+            elapsed = time.monotonic() - began
+            sentence = tooltips.WRITING.format(tokens=event.tokens, time=tooltips.clock(elapsed))
+            line = theme.line("running", sentence, heard="writing", elapsed=elapsed)
+            return {bar.line: line, panel.text: event.text}
+
+        def done(request: Request, done: Done) -> Updates:
+            sentence = tooltips.written(done.record["tokens"], time.monotonic() - began, done.record["end"])
+            return {**bar.idle(theme.line("done", sentence)), panel.text: done.record["text"]}
+
+        yield from stream(form.studio, lambda: form.request(values), bar, done, failed, draft)
+
+    def remember(text: str, former: list[dict[str, Any]]) -> Updates:
+        if not text.strip():
+            return {undo.former: former}
+        return undo.keep(former, {"text": text})
+
+    def advise(text: str, language: str) -> str:
+        return page_hints.advise(form.studio, text, language)
+
+    outputs = [panel.text, panel.message]
+    fresh = {panel.message: ""}
+    begin, run = connect_run(form, bar, write, outputs, fresh, cancelled=tooltips.LYRICS_STOPPED)
+    begin.success(remember, [panel.text, undo.former], undo.outputs, **AT_ONCE)
+    undone = undo.connect({"text": panel.text})
+    language = form.fields["language"]
+    # Not at every change of the text: there is no advice on lyrics that are still being written.
+    finished = (run.success, run.failure, undone.then, panel.text.input, panel.text.blur, language.change)
+    for event in finished:
+        event(advise, [panel.text, language], panel.advice, **AT_ONCE)
+    # Gradio does not call a paste into an empty box an input, so the browser itself enables the buttons.
+    panel.text.change(None, panel.text, [panel.use, panel.sing, bar.go], js=LED_BY_TEXT, **QUIET)
+    return run
