@@ -305,7 +305,7 @@ class Form:
         if not problems:
             return [*opened, ""]
         at_fields = {self.element_id(name): text for name, text in problems.items()}
-        sentence = tooltips.look_at([self.label(name) for name in problems])
+        sentence = tooltips.please_check([self.label(name) for name in problems])
         return [*opened, theme.wrong_fields(sentence, at_fields)]
 
     def point_at(self, problem: Problem) -> Updates:

@@ -115,8 +115,8 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
 
         def draft(event: Draft) -> Updates:
             elapsed = time.monotonic() - began
-            sentence = tooltips.WRITING.format(tokens=event.tokens, time=tooltips.clock(elapsed))
-            line = theme.line("running", sentence, heard="writing", elapsed=elapsed)
+            sentence = tooltips.writing_sentence(event.tokens, elapsed)
+            line = theme.line("running", sentence, spoken_when="writing")
             return {bar.line: line, panel.text: event.text}
 
         def done(request: Request, done: Done) -> Updates:

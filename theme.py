@@ -24,13 +24,28 @@ from events import Progress
 from limits import LANGUAGES, TIME_SIGNATURES
 from lyrics_lint import Advice
 from status import Status
+from tooltips import TimedSentence
 
 STATIC = Path(__file__).with_name("static")
 # In the head of the page; the first one makes the object that the others add to.
 SCRIPTS = (
-    *("studio", "folds", "changes", "faces", "progress", "advice", "loras", "player", "takes", "examples"),
-    *("latest", "listen", "zoom", "beats"),
+    "studio",
+    "folds",
+    "changes",
+    "faces",
+    "progress",
+    "advice",
+    "loras",
+    "player",
+    "takes",
+    "examples",
+    "latest",
+    "listen",
+    "zoom",
+    "beats",
 )
+STYLES = ("studio", "faces", "takes", "latest")  # in Gradio's style sheet
+HEAD_STYLES = ("player", "motion")  # in the head of the page, where Gradio leaves them alone
 
 LOOK = tomllib.loads((STATIC / "theme.toml").read_text(encoding="utf-8"))
 # Players draw on a canvas, which ignores the theme: these two stand out from either surface.
@@ -73,16 +88,24 @@ def script(name: str) -> str:
 
 
 def css() -> str:
-    sides = [";".join(f"--studio-{name}:{pair[side]}" for name, pair in LOOK["tokens"].items()) for side in (0, 1)]
-    rules = "\n".join(static(name) for name in ("studio.css", "faces.css", "takes.css", "latest.css"))
-    return f":root{{{sides[0]}}}\n:root.dark,:root .dark{{{sides[1]}}}\n{rules}"
+    """Return the style sheet: the colours of both sides as variables, then the rules."""
+    rules = "\n".join(static(f"{name}.css") for name in STYLES)
+    return f":root{{{_variables(0)}}}\n:root.dark,:root .dark{{{_variables(1)}}}\n{rules}"
+
+
+def _variables(side: int) -> str:
+    """Return the CSS variables of the light (0) or the dark (1) side."""
+    return ";".join(f"--studio-{name}:{colours[side]}" for name, colours in LOOK["tokens"].items())
 
 
 def head() -> str:
-    """Return the scripts, inlined to be there before the first click, and the styles that Gradio must leave alone."""
+    """Return the scripts, inlined to be there before the first click, and the styles for the head of the page."""
     scripts = "\n".join(static(f"{name}.js") for name in SCRIPTS)
-    styles = "\n".join(static(f"{name}.css") for name in ("player", "motion"))
+    styles = "\n".join(static(f"{name}.css") for name in HEAD_STYLES)
     return f"<script>\n{scripts}\n</script>\n<style>\n{styles}</style>"
+
+
+# --- texts --------------------------------------------------------------------------------------------------------
 
 
 def section(title: str) -> str:
@@ -104,42 +127,68 @@ def said(text: str) -> str:
 
 def notice(title: str, message: str, hint: str = "") -> str:
     """Return a message with title and hint; a screen reader speaks it at once."""
-    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in (message, hint) if text)
-    return f'<div class="shown notice" role="alert">{f"<h3>{escape(title)}</h3>" if title else ""}{paragraphs}</div>'
+    heading = f"<h3>{escape(title)}</h3>" if title else ""
+    return f'<div class="shown notice" role="alert">{heading}{_paragraphs([message, hint])}</div>'
+
+
+def _paragraphs(texts: Sequence[str]) -> str:
+    return "".join(f"<p>{escape(text)}</p>" for text in texts if text)
+
+
+def _list(texts: Sequence[str], attributes: str = "") -> str:
+    if not texts:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f"<ul{attributes}>{items}</ul>"
 
 
 def wrong_fields(message: str, at_fields: Mapping[str, str]) -> str:
     """Return the message at the button, and for static/studio.js what is wrong, by element id.
 
-    The time makes no two alike, so that the page takes each one for news.
+    The timestamp makes each message unique, so the page treats it as new.
     """
-    told = escape(json.dumps(at_fields))
-    return f'{notice("", message)}<div hidden class="telling" data-told="{told}" data-at="{time.monotonic_ns()}"></div>'
+    sentences = escape(json.dumps(at_fields))
+    telling = f'<div hidden class="telling" data-told="{sentences}" data-at="{time.monotonic_ns()}"></div>'
+    return notice("", message) + telling
+
+
+# --- a run --------------------------------------------------------------------------------------------------------
 
 
 def progress(event: Progress, note: str = "") -> str:
-    share = min(100 * event.step // event.steps, 100) if event.steps else 0
-    bar = f'<div class="bar"><div style="width:{share}%"></div></div>' if event.steps else ""
-    said = f"<span>{escape(note)}</span>" if note else ""
-    heard = f"{event.stage} {share // 25} {note}"
-    return line("running", tooltips.progress_sentence(event), bar + said, heard, event.elapsed)
+    """Return the line of a run under way, with a bar if the number of steps is known."""
+    share = 0
+    bar = ""
+    if event.steps:
+        share = min(100 * event.step // event.steps, 100)
+        bar = f'<div class="bar"><div style="width:{share}%"></div></div>'
+    noted = f"<span>{escape(note)}</span>" if note else ""
+    spoken_when = f"{event.stage} {share // 25} {note}"
+    return line("running", tooltips.progress_sentence(event), bar + noted, spoken_when)
 
 
-def line(state: str, sentence: str, more: str = "", heard: str = "", elapsed: float | None = None) -> str:
+def line(state: str, sentence: str | TimedSentence, more: str = "", spoken_when: str = "") -> str:
     """Return a progress line; `state` is running, done, failed or stopped. While running, leaving the page asks first.
 
-    A screen reader speaks the sentence when `heard` changes: for a job its stage, the quarter it has reached, and its
-    note. The `elapsed` seconds in the sentence tick on the page.
+    A screen reader speaks the sentence when `spoken_when` changes, by default the sentence itself: for a job its
+    stage, the quarter it has reached, and its note. The time in a `TimedSentence` ticks on the page.
     """
-    marks = f'data-state="{state}" data-heard="{escape(heard or sentence)}"'
-    text = escape(sentence)
-    if elapsed is not None:
-        time = tooltips.clock(elapsed)
-        text = text.replace(f"{time} so far", f'<span data-elapsed="{elapsed:.1f}">{time}</span> so far')
+    spoken_when = escape(spoken_when or str(sentence))
+    text = _ticking(sentence) if isinstance(sentence, TimedSentence) else escape(sentence)
+    marks = f'data-state="{state}" data-heard="{spoken_when}"'
     return f'<div class="shown progress-line" {marks}><span>{text}</span>{more}</div>'
 
 
+def _ticking(sentence: TimedSentence) -> str:
+    clock = f'<span data-elapsed="{sentence.seconds:.1f}">{tooltips.clock(sentence.seconds)}</span>'
+    return f"{escape(sentence.before)}{clock}{escape(sentence.after)}"
+
+
+# --- the form -----------------------------------------------------------------------------------------------------
+
+
 def budget(used: int, dropped: str, most: int) -> str:
+    """Return how many of `most` tokens the prompt uses, and which of its words are not read."""
     text = tooltips.TOKENS.format(used=used, most=most)
     if not dropped:
         return remark(text)
@@ -147,41 +196,34 @@ def budget(used: int, dropped: str, most: int) -> str:
     return f'<p class="shown remark over">{escape(f"{text} {unread}")}</p>'
 
 
+def advice(found: Sequence[Advice]) -> str:
+    """Return the advice on lyrics as a list, folded if it is longer than two."""
+    texts = [_at_line(each) for each in found]
+    if len(texts) <= 2:
+        return _list(texts, ' class="shown advice"')
+    title = escape(tooltips.REMARKS.format(count=len(texts)))
+    return f'<details class="shown advice"><summary>{title}</summary>{_list(texts)}</details>'
+
+
+def _at_line(advice: Advice) -> str:
+    if not advice.line:
+        return advice.message
+    return tooltips.AT_LINE.format(line=advice.line, message=advice.message)
+
+
 def keys(go: str, cancel: str) -> str:
-    first, then = (f"<kbd>{escape(key)}</kbd>" for key in (tooltips.KEY_GO, tooltips.KEY_CANCEL))
-    return f'<p class="shown remark keys"><span>{first} {escape(go)}</span><span>{then} {escape(cancel)}</span></p>'
+    """Return the hint at the keys of a tab, with what they do."""
+    first = f"<span>{_key(tooltips.KEY_GO)} {escape(go)}</span>"
+    second = f"<span>{_key(tooltips.KEY_CANCEL)} {escape(cancel)}</span>"
+    return f'<p class="shown remark keys">{first}{second}</p>'
 
 
-def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
-    """Return the line that names the fields not at their default; `defaults` has label and value by name."""
-    known = escape(json.dumps(defaults))
-    return f'<p class="remark also" data-text="{escape(tooltips.ALSO)}" data-defaults="{known}"></p>'
-
-
-def heading(status: Status | None = None) -> str:
-    """Return the page's only h1 beside engine and device, which unfold into all that `status` says."""
-    title = f"<h1>{escape(tooltips.TITLE)}</h1>"
-    if status is None:
-        return f'<div class="heading">{title}<p>{escape(tooltips.STATUS_PENDING)}</p></div>'
-    summary = f"<summary><span>{escape(tooltips.status_line(status))}</span></summary>"
-    return f'<div class="heading">{title}<details>{summary}{_list(tooltips.status_parts(status))}</details></div>'
-
-
-def banner(status: Status) -> str:
-    """Return why the real model is not in use: one line, cut if too long, that unfolds into the rest."""
-    texts = []
-    title = tooltips.PROBLEM_TITLE
-    if status.is_preview:
-        title = tooltips.PREVIEW_TITLE
-        texts.append(tooltips.PREVIEW_TEXT)
-    if status.problem:
-        texts.append(status.problem.text())
-    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in texts[1:])
-    line = f"<span><strong>{escape(title)}:</strong> <span>{escape(''.join(texts[:1]))}</span></span>"
-    return f'<details class="shown"><summary>{line}</summary>{paragraphs}</details>'
+def _key(name: str) -> str:
+    return f"<kbd>{escape(name)}</kbd>"
 
 
 def faces() -> str:
+    """Return the two buttons that switch between the short and the long form."""
     buttons = "".join(
         f'<button type="button" data-face="{face}" aria-pressed="false">{escape(name)}</button>'
         for face, name in tooltips.FACES.items()
@@ -191,40 +233,30 @@ def faces() -> str:
 
 def lengths() -> str:
     """Return the buttons that set the length; the last one, hidden at first, is for any other length."""
-    chip = '<button type="button" data-seconds="{}" aria-pressed="{}"{}>{}</button>'
-    chips = [chip.format(seconds, "false", "", escape(name)) for seconds, name in tooltips.LENGTHS.items()]
-    other = chip.format("", "true", ' class="other" hidden', "")
+    chips = "".join(
+        f'<button type="button" data-seconds="{seconds}" aria-pressed="false">{escape(name)}</button>'
+        for seconds, name in tooltips.LENGTHS.items()
+    )
+    other = '<button type="button" data-seconds="" aria-pressed="true" class="other" hidden></button>'
     label = escape(tooltips.LENGTH)
-    return f'<div class="lengths" role="group" aria-label="{label}"><p>{label}</p>{"".join(chips)}{other}</div>'
+    return f'<div class="lengths" role="group" aria-label="{label}"><p>{label}</p>{chips}{other}</div>'
+
+
+def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
+    """Return the line that names the fields not at their default; `defaults` has label and value by name."""
+    known = escape(json.dumps(defaults))
+    return f'<p class="remark also" data-text="{escape(tooltips.ALSO)}" data-defaults="{known}"></p>'
 
 
 def songs(text: str, cards: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
     """Return the caption of examples that play, with the songs in `folder` for static/examples.js."""
     played = {}
     for name, card in cards.items():
-        files = {"path": str(folder / card["sound"]), "art": str(folder / card["picture"])}
-        played[name] = {**card, **files, "id": f"example {name}"}
+        path = str(folder / card["sound"])
+        art = str(folder / card["picture"])
+        played[name] = {**card, "path": path, "art": art, "id": f"example {name}"}
     data = escape(json.dumps({"cards": played, "where": tooltips.EXAMPLE_SONG}, ensure_ascii=False))
     return f'<div data-songs="{data}">{caption(text)}</div>'
-
-
-def advice(found: Sequence[Advice]) -> str:
-    texts = [tooltips.AT_LINE.format(**vars(each)) if each.line else each.message for each in found]
-    if len(texts) <= 2:  # longer advice is folded
-        return _list(texts, ' class="shown advice"')
-    title = escape(tooltips.REMARKS.format(count=len(texts)))
-    return f'<details class="shown advice"><summary>{title}</summary>{_list(texts)}</details>'
-
-
-def plan(facts: Mapping[str, Any]) -> str:
-    if not facts["used"]:
-        return remark(tooltips.UNPLANNED.format(reason=facts["reason"]))
-    metre = TIME_SIGNATURES.get(facts["time_signature"], facts["time_signature"])
-    language = LANGUAGES.get(facts["language"], facts["language"]) if facts["language"] != "unknown" else ""
-    parts = [tooltips.PLANNED, *tooltips.song_facts(facts["bpm"], facts["key"], metre, language)]
-    spans = "".join(f"<span>{escape(text)}</span>" for text in parts)
-    rewritten = tooltips.REWRITTEN.format(caption=facts["caption"]) if facts["rewritten"] else ""
-    return f'<p class="shown facts">{spans}</p>{f"<p class=remark>{escape(rewritten)}</p>" if rewritten else ""}'
 
 
 def actions(tasks: Mapping[str, str]) -> str:
@@ -234,13 +266,18 @@ def actions(tasks: Mapping[str, str]) -> str:
     """
     experiments = [action for action in tooltips.ACTION_HELP if tasks.get(action) == "experimental"]
     warning = f" <span class=warning>{escape(tooltips.EXPERIMENTAL_HELP)}</span>"
-    paragraphs = "".join(
-        f'<p class="{action}-only">{escape(text)}{warning if action in experiments else ""}</p>'
-        for action, text in tooltips.ACTION_HELP.items()
-    )
-    summary = f"<summary>{escape(tooltips.MORE_ACTIONS)}</summary>"
-    fold = f'<details class="more {" ".join(experiments)}">{summary}</details>' if experiments else ""
-    return f'<div class="shown">{fold}{paragraphs}</div>'
+    paragraphs = []
+    for action, text in tooltips.ACTION_HELP.items():
+        more = warning if action in experiments else ""
+        paragraphs.append(f'<p class="{action}-only">{escape(text)}{more}</p>')
+    fold = ""
+    if experiments:
+        summary = f"<summary>{escape(tooltips.MORE_ACTIONS)}</summary>"
+        fold = f'<details class="more {" ".join(experiments)}">{summary}</details>'
+    return f'<div class="shown">{fold}{"".join(paragraphs)}</div>'
+
+
+# --- a song -------------------------------------------------------------------------------------------------------
 
 
 def messages(record: Mapping[str, Any]) -> str:
@@ -250,6 +287,45 @@ def messages(record: Mapping[str, Any]) -> str:
     return _list([*failed, *loras, *record["notes"]], ' class="shown notes" role="status"')
 
 
-def _list(texts: Sequence[str], attributes: str = "") -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
-    return f"<ul{attributes}>{items}</ul>" if items else ""
+def plan(facts: Mapping[str, Any]) -> str:
+    """Return how a song was planned, or why it was not, from the record's "plan"."""
+    if not facts["used"]:
+        return remark(tooltips.UNPLANNED.format(reason=facts["reason"]))
+    metre = TIME_SIGNATURES.get(facts["time_signature"], facts["time_signature"])
+    language = LANGUAGES.get(facts["language"], facts["language"])
+    if facts["language"] == "unknown":
+        language = ""
+    parts = [tooltips.PLANNED, *tooltips.song_facts(facts["bpm"], facts["key"], metre, language)]
+    spans = "".join(f"<span>{escape(text)}</span>" for text in parts)
+    line = f'<p class="shown facts">{spans}</p>'
+    if not facts["rewritten"]:
+        return line
+    rewritten = tooltips.REWRITTEN.format(caption=facts["caption"])
+    return f"{line}<p class=remark>{escape(rewritten)}</p>"
+
+
+# --- the top of the page ------------------------------------------------------------------------------------------
+
+
+def heading(status: Status | None = None) -> str:
+    """Return the page's only h1 beside engine and device, which unfold into all that `status` says."""
+    title = f"<h1>{escape(tooltips.TITLE)}</h1>"
+    if status is None:
+        return f'<div class="heading">{title}<p>{escape(tooltips.STATUS_PENDING)}</p></div>'
+    summary = f"<summary><span>{escape(tooltips.status_line(status))}</span></summary>"
+    parts = _list(tooltips.status_parts(status))
+    return f'<div class="heading">{title}<details>{summary}{parts}</details></div>'
+
+
+def banner(status: Status) -> str:
+    """Return why the real model is not in use: one line, cut if too long, that unfolds into the rest."""
+    title = tooltips.PROBLEM_TITLE
+    texts = []
+    if status.is_preview:
+        title = tooltips.PREVIEW_TITLE
+        texts.append(tooltips.PREVIEW_TEXT)
+    if status.problem:
+        texts.append(status.problem.text())
+    first = escape(texts[0]) if texts else ""
+    line = f"<span><strong>{escape(title)}:</strong> <span>{first}</span></span>"
+    return f'<details class="shown"><summary>{line}</summary>{_paragraphs(texts[1:])}</details>'

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from status import LanguageModelStatus, Status, WorkerStatus
@@ -15,11 +16,18 @@ TITLE = "ACE Music Studio"
 
 # --- fields -------------------------------------------------------------------------------------------------------
 LABELS = {  # where the label is not simply the field's name; numbers have theirs in limits.LIMITS, for their messages
-    **{"reference": "Reference audio", "source": "Source audio", "action": "What to do"},
-    **{"source_prompt": "Prompt of the source", "source_lyrics": "Lyrics of the source"},
-    **{"repaint_mode": "How much to change", "part": "Only in a region", "mix": "Mix with the source"},
-    **{"plan": "Plan the song first", "rewrite": "Rewrite my prompt", "brief": "What the song is about"},
-    **{"loras": "LoRAs"},
+    "reference": "Reference audio",
+    "source": "Source audio",
+    "action": "What to do",
+    "source_prompt": "Prompt of the source",
+    "source_lyrics": "Lyrics of the source",
+    "repaint_mode": "How much to change",
+    "part": "Only in a region",
+    "mix": "Mix with the source",
+    "plan": "Plan the song first",
+    "rewrite": "Rewrite my prompt",
+    "brief": "What the song is about",
+    "loras": "LoRAs",
 }
 
 UPLOAD = "WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes, up to 500 MB"
@@ -163,7 +171,9 @@ MORE_ACTIONS = "More"
 EXPERIMENTAL = "{name} (experimental)"
 EXPERIMENTAL_HELP = "This checkpoint was not trained for this, so results may be poor."
 TIMELINE = {  # for static/timeline.js
-    **{"title": "Timeline", "before": "New music before the source", "after": "New music after the source"},
+    "title": "Timeline",
+    "before": "New music before the source",
+    "after": "New music after the source",
     "help": "Drag an end outwards to add new music there.",
     "keys": "Keys: arrows move an end by 1 s, Shift and arrows by 10 s.",
 }
@@ -199,7 +209,9 @@ REGION = {  # for static/region.js
 
 
 def track(name: str) -> str:
-    return "FX" if name == "fx" else name.replace("_", " ").capitalize()
+    if name == "fx":
+        return "FX"
+    return name.replace("_", " ").capitalize()
 
 
 def morph_plan(n_min: float, n_max: float, n_avg: int) -> str:
@@ -209,9 +221,14 @@ def morph_plan(n_min: float, n_max: float, n_avg: int) -> str:
 
 def length_in_all(source: float, before: float, after: float) -> str:
     """Return how long an extended song will be; all in seconds."""
-    parts = [f"{before:g} s" if before else "", f"{source:.6g} s of source", f"{after:g} s" if after else ""]
+    parts = []
+    if before:
+        parts.append(f"{before:g} s")
+    parts.append(f"{source:.6g} s of source")
+    if after:
+        parts.append(f"{after:g} s")
     total = before + source + after
-    return f"Total length {clock(total)} ({' + '.join(filter(None, parts))} = {total:.6g} s)."
+    return f"Total length {clock(total)} ({' + '.join(parts)} = {total:.6g} s)."
 
 
 # --- help with the words, the plan --------------------------------------------------------------------------------
@@ -243,7 +260,13 @@ def needs_planner(names: list[str], reason: str) -> str:
 
 
 def song_facts(bpm: int | None, *others: str) -> list[str]:
-    return [fact for fact in (f"{bpm} BPM" if bpm else "", *others) if fact]
+    """Return what is known of a song: the tempo, and those of the `others` that are not empty."""
+    tempo = f"{bpm} BPM" if bpm else ""
+    return _filled([tempo, *others])
+
+
+def _filled(texts: Iterable[str]) -> list[str]:
+    return [text for text in texts if text]
 
 
 # --- LoRAs --------------------------------------------------------------------------------------------------------
@@ -258,25 +281,46 @@ LORA_NO_HUB = "Enter a repository as org/repo, or org/repo:file.safetensors for 
 LORA_NOT_HUB = f"{{text}} is not a repository on Hugging Face. {LORA_NO_HUB}"
 LORA_LATER = "downloaded from Hugging Face when the song is made"
 LORA_LIST = {  # for static/loras.js; a text under "up_of" is what a screen reader calls the button "up"
-    **{"title": "Added, in the order in which they act", "empty": "No LoRAs added.", "clear": "Remove all"},
-    **{"weight": "Weight", "weight_of": "Weight of {name}", "up": "Up", "up_of": "Move up {name}", "down": "Down"},
-    **{"down_of": "Move down {name}", "remove": "Remove", "remove_of": "Remove {name}", "added": "Added {name}."},
-    **{"moved": "{name} is now number {place}.", "removed": "Removed {name}.", "cleared": "Removed all."},
-    **{"one": "There is 1 LoRA.", "several": "There are {count} LoRAs."},
+    "title": "Added, in the order in which they act",
+    "empty": "No LoRAs added.",
+    "clear": "Remove all",
+    "weight": "Weight",
+    "weight_of": "Weight of {name}",
+    "up": "Up",
+    "up_of": "Move up {name}",
+    "down": "Down",
+    "down_of": "Move down {name}",
+    "remove": "Remove",
+    "remove_of": "Remove {name}",
+    "added": "Added {name}.",
+    "moved": "{name} is now number {place}.",
+    "removed": "Removed {name}.",
+    "cleared": "Removed all.",
+    "one": "There is 1 LoRA.",
+    "several": "There are {count} LoRAs.",
 }
 
 
 def lora_facts(info: Any) -> list[str]:
-    """Return what a LoRA's file says of it (`info` is a LoraInfo)."""
-    facts = [
-        info.format,
-        *(f"{name} {_span(values)}" for name, values in (("rank", info.ranks), ("alpha", info.alphas)) if values),
-        _count(info.modules, "layer"),
-        f"{info.size / 1e6:,.1f} MB" if info.size >= 50_000 else f"{info.size / 1e3:,.1f} kB",
-        f"for {info.made_for}" if info.made_for else "",
-        "fits this model" if info.fits else "",
-    ]
-    return [fact for fact in facts if fact]
+    """Return the facts in a LoRA's file (`info` is a LoraInfo)."""
+    facts = [info.format]
+    if info.ranks:
+        facts.append(f"rank {_span(info.ranks)}")
+    if info.alphas:
+        facts.append(f"alpha {_span(info.alphas)}")
+    facts.append(_count(info.modules, "layer"))
+    facts.append(_file_size(info.size))
+    if info.made_for:
+        facts.append(f"for {info.made_for}")
+    if info.fits:
+        facts.append("fits this model")
+    return _filled(facts)
+
+
+def _file_size(size: int) -> str:
+    if size < 50_000:
+        return f"{size / 1e3:,.1f} kB"
+    return f"{size / 1e6:,.1f} MB"
 
 
 def lora_acted(lora: dict[str, Any]) -> str:
@@ -287,11 +331,15 @@ def lora_acted(lora: dict[str, Any]) -> str:
 
 
 def _span(values: Sequence[float]) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
+    if len(values) == 1:
+        return f"{values[0]:g}"
+    return f"{values[0]:g} to {values[-1]:g}"
 
 
 def _count(count: float, noun: str) -> str:
-    return f"{count:g} {noun}{'' if count == 1 else 's'}"
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:g} {noun}s"
 
 
 # --- the Lyrics tab, settings from a file -------------------------------------------------------------------------
@@ -301,7 +349,6 @@ WRITTEN_EMPTY = "Say what the song is about, and the lyrics appear here as they 
 USE_IN_GENERATE = "Use in Generate"
 MAKE_THIS_SONG = "Make this song"
 NO_SONGWRITER = "The songwriter is not installed here. You can still write your own lyrics."
-WRITING = "Writing, {tokens:,} tokens, {time} so far."
 LYRICS_FAILED = "Writing failed"
 LYRICS_STOPPED = "Stopped. The text so far is kept."
 RESTORE = "Restore its settings"
@@ -312,28 +359,41 @@ NOTHING_TO_RESTORE = "This file carries no settings."
 
 
 def written(tokens: int, seconds: float, end: str) -> str:
-    """Say that the lyrics are done; `end` is "length" if they hit the most tokens that were asked for."""
-    cut = " They were cut off at Max length (under Advanced)." if end == "length" else ""
-    return f"{tokens:,} tokens written in {clock(seconds)}.{cut}"
+    """Say that the lyrics are done; `end` is "length" if they reached the maximum length."""
+    sentence = f"{tokens:,} tokens written in {clock(seconds)}."
+    if end == "length":
+        sentence += " They were cut off at Max length (under Advanced)."
+    return sentence
 
 
 def restored(count: int, left_out: int, reference: bool, loras: int = 0) -> str:
     """Say how many settings were restored, and what no file carries: the reference, uploaded `loras`."""
-    lost = f"; {left_out} not available in this tab" if left_out else ""
-    missing = " Its reference audio is not in the file: add it again." if reference else ""
-    if loras:
-        verb, them = ("is", "it") if loras == 1 else ("are", "them")
-        missing += f" {_count(loras, 'uploaded LoRA')} {verb} not in the file: add {them} again."
-    return f"{_count(count, 'setting')} restored{lost}.{missing}"
+    sentences = [f"{_count(count, 'setting')} restored."]
+    if left_out:
+        sentences = [f"{_count(count, 'setting')} restored; {left_out} not available in this tab."]
+    if reference:
+        sentences.append("Its reference audio is not in the file: add it again.")
+    if loras == 1:
+        sentences.append("1 uploaded LoRA is not in the file: add it again.")
+    elif loras:
+        sentences.append(f"{loras} uploaded LoRAs are not in the file: add them again.")
+    return " ".join(sentences)
 
 
 # --- progress -----------------------------------------------------------------------------------------------------
 STAGES = {
-    **{"waiting": "Waiting for another song to finish", "lending": "Waiting for a GPU from ZeroGPU"},
-    **{"downloading": "Downloading the model", "loading": "Loading the model", "preparing": "Preparing"},
-    **{"writing": "Writing", "planning": "Planning the song", "reading": "Reading your words"},
-    **{"steps": "Making the music", "decoding": "Turning it into sound", "finishing": "Saving the takes"},
-    **{"aligning": "Finding where each line is sung"},
+    "waiting": "Waiting for another song to finish",
+    "lending": "Waiting for a GPU from ZeroGPU",
+    "downloading": "Downloading the model",
+    "loading": "Loading the model",
+    "preparing": "Preparing",
+    "writing": "Writing",
+    "planning": "Planning the song",
+    "reading": "Reading your words",
+    "steps": "Making the music",
+    "decoding": "Turning it into sound",
+    "finishing": "Saving the takes",
+    "aligning": "Finding where each line is sung",
 }
 COUNTED = {"planning": "code", "steps": "step", "decoding": "part", "finishing": "take"}
 STARTING = "Starting ..."
@@ -354,25 +414,55 @@ def clock(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
-def progress_sentence(event: Any) -> str:
+@dataclass(frozen=True)
+class TimedSentence:
+    """A sentence that names the time since a run began, which ticks on the page."""
+
+    before: str
+    seconds: float
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.before}{clock(self.seconds)}{self.after}"
+
+
+def progress_sentence(event: Any) -> TimedSentence:
     """Return stage, step n of N, time so far and time left of a run (`event` is an events.Progress)."""
-    parts = [STAGES[event.stage]]
+    done = ", ".join(_filled([STAGES[event.stage], _step(event)]))
+    left = _time_left(event)
+    return TimedSentence(f"{done}, ", event.elapsed, f" so far, {left}." if left else " so far.")
+
+
+def _step(event: Any) -> str:
     if event.steps and event.stage == "downloading":
-        parts.append(f"{event.step / 1000:.1f} of {event.steps / 1000:.1f} GB")
-    elif event.step and event.stage == "writing":
-        parts.append(f"{event.step:,} tokens")
-    elif event.steps and event.stage in COUNTED:
-        parts.append(f"{COUNTED[event.stage]} {event.step} of {event.steps}")
-    parts.append(f"{clock(event.elapsed)} so far")
-    if event.left is not None and event.left >= ALMOST_DONE_SECONDS:
-        parts.append(f"{'at least' if event.stage in OPEN_ENDED else 'about'} {clock(event.left)} left")
-    elif event.left is not None and event.stage not in OPEN_ENDED:
-        parts.append("almost done")
-    return f"{', '.join(parts)}."
+        return f"{event.step / 1000:.1f} of {event.steps / 1000:.1f} GB"
+    if event.step and event.stage == "writing":
+        return f"{event.step:,} tokens"
+    if event.steps and event.stage in COUNTED:
+        return f"{COUNTED[event.stage]} {event.step} of {event.steps}"
+    return ""
+
+
+def _time_left(event: Any) -> str:
+    open_ended = event.stage in OPEN_ENDED
+    if event.left is None:
+        return ""
+    if event.left >= ALMOST_DONE_SECONDS:
+        bound = "at least" if open_ended else "about"
+        return f"{bound} {clock(event.left)} left"
+    return "" if open_ended else "almost done"
+
+
+def writing_sentence(tokens: int, seconds: float) -> TimedSentence:
+    """Say that lyrics are being written."""
+    return TimedSentence(f"Writing, {tokens:,} tokens, ", seconds, " so far.")
 
 
 def done_sentence(takes: int, asked: int, seconds: float) -> str:
-    return f"{_count(takes, 'take')}{f' of {asked}' if takes < asked else ''} made in {clock(seconds)}."
+    made = _count(takes, "take")
+    if takes < asked:
+        made += f" of {asked}"
+    return f"{made} made in {clock(seconds)}."
 
 
 # --- takes --------------------------------------------------------------------------------------------------------
@@ -384,20 +474,42 @@ LEVEL = "Play at equal loudness"
 LEVEL_HELP = "Louder takes are turned down while you listen; the files do not change."
 DIGITS_HELP = "Press 1 to 9 to switch takes without losing your place."
 PLAYER = {  # for static/player.js
-    **{"player": "Player", "play": "Play", "pause": "Pause", "position": "Position", "volume": "Volume"},
-    **{"speed": "Speed", "switch": "Switch without losing your place", "take": "Take {number}", "source": "Source"},
-    **{"source_help": "Hear the source at the same place (0)", "close": "Close the player"},
+    "player": "Player",
+    "play": "Play",
+    "pause": "Pause",
+    "position": "Position",
+    "volume": "Volume",
+    "speed": "Speed",
+    "switch": "Switch without losing your place",
+    "take": "Take {number}",
+    "source": "Source",
+    "source_help": "Hear the source at the same place (0)",
+    "close": "Close the player",
 }
 TAKES = {  # for static/takes.js; without double quotes, which its frame cannot hold
-    **{"title": "Take {number}", "making": "Your song is being made and will appear here."},
-    **{"play": "Play take {number}", "pause": "Pause take {number}", "play_earlier": "Play"},
-    **{"pause_earlier": "Pause", "position": "Position", "menu": "More", "seed": "Copy seed {seed}"},
-    **{"copied": "Copied", "retake": "Retake", "more": "More like this", "timed": "Timed lyrics"},
-    **{"timed_title": "Lyrics of take {number}, line by line", "lrc": "Timed lyrics as LRC", "format": "Format"},
-    **{"format_of": "Format of take {number}", "download": "Download {format}"},
-    **{"preparing": "Preparing {format} ...", "earlier": "Earlier takes ({count})"},
-    **{"gone": "This file has been deleted. Press Make it again for the same song."},
-    **{"make": "Make it again", "remove": "Remove"},
+    "title": "Take {number}",
+    "making": "Your song is being made and will appear here.",
+    "play": "Play take {number}",
+    "pause": "Pause take {number}",
+    "play_earlier": "Play",
+    "pause_earlier": "Pause",
+    "position": "Position",
+    "menu": "More",
+    "seed": "Copy seed {seed}",
+    "copied": "Copied",
+    "retake": "Retake",
+    "more": "More like this",
+    "timed": "Timed lyrics",
+    "timed_title": "Lyrics of take {number}, line by line",
+    "lrc": "Timed lyrics as LRC",
+    "format": "Format",
+    "format_of": "Format of take {number}",
+    "download": "Download {format}",
+    "preparing": "Preparing {format} ...",
+    "earlier": "Earlier takes ({count})",
+    "gone": "This file has been deleted. Press Make it again for the same song.",
+    "make": "Make it again",
+    "remove": "Remove",
 }
 MAKING = "Making your song"
 LATEST_TAKES = "Your latest takes"
@@ -412,14 +524,19 @@ ALIGNMENT = "Alignment score {score:.2f} of 1: how clearly the song follows thes
 NOTHING_SUNG = "The lyrics have no lines to sing."
 
 
-def look_at(labels: list[str]) -> str:
+def please_check(labels: Sequence[str]) -> str:
+    """Name the fields that are wrong."""
     *others, last = labels
-    return f"Please check {', '.join(others)} and {last}." if others else f"Please check {last}."
+    if not others:
+        return f"Please check {last}."
+    return f"Please check {', '.join(others)} and {last}."
 
 
-def take_levels(take: dict[str, Any]) -> list[str]:
-    loudness = take.get("loudness_lufs")
-    return [f"peak {take['peak_dbfs']:.1f} dBFS", *([] if loudness is None else [f"{loudness:.1f} LUFS"])]
+def take_levels(take: Mapping[str, Any]) -> list[str]:
+    levels = [f"peak {take['peak_dbfs']:.1f} dBFS"]
+    if take.get("loudness_lufs") is not None:
+        levels.append(f"{take['loudness_lufs']:.1f} LUFS")
+    return levels
 
 
 def timed(lines: int) -> str:
@@ -428,10 +545,15 @@ def timed(lines: int) -> str:
 
 def kept_for(days: float, gb: float) -> str:
     """Say how long finished songs stay in the output folder; infinite is no limit."""
-    limits = [f"for {_count(days, 'day')}"] if days < math.inf else []
-    limits += [f"up to {gb:g} GB in all"] if gb < math.inf else []
-    kept = f" {', '.join(limits)}; the oldest are deleted first" if limits else ""
-    return f"Finished songs are kept{kept}. Uploads are deleted after a day. Nothing else about you is kept."
+    limits = []
+    if days < math.inf:
+        limits.append(f"for {_count(days, 'day')}")
+    if gb < math.inf:
+        limits.append(f"up to {gb:g} GB in all")
+    kept = "Finished songs are kept."
+    if limits:
+        kept = f"Finished songs are kept {', '.join(limits)}; the oldest are deleted first."
+    return f"{kept} Uploads are deleted after a day. Nothing else about you is kept."
 
 
 # --- header -------------------------------------------------------------------------------------------------------
@@ -442,15 +564,19 @@ PROBLEM_TITLE = "The model cannot be used"
 GET_MODEL = "Get the real model ({gb:g} GB)"
 DEVICES = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
 NO_WORKERS = "no worker yet"
-WRITER_STATES = {
-    **{"off": "off", "none": "not installed", "ready": "{model} (not loaded yet)", "loaded": "{model}"},
-    **{"failed": "could not be loaded", "hub": "{model} (downloaded when needed)"},
+LANGUAGE_MODEL_STATES = {
+    "off": "off",
+    "none": "not installed",
+    "ready": "{model} (not loaded yet)",
+    "loaded": "{model}",
+    "failed": "could not be loaded",
+    "hub": "{model} (downloaded when needed)",
 }
 
 
 def status_line(status: Status) -> str:
     engine = PREVIEW_TITLE if status.is_preview else status.model.rpartition("/")[2]
-    return " · ".join(filter(None, [engine, _device(status.device), workers_text(status)]))
+    return " · ".join(_filled([engine, _device(status.device), workers_text(status)]))
 
 
 def status_parts(status: Status) -> list[str]:
@@ -458,7 +584,7 @@ def status_parts(status: Status) -> list[str]:
     parts = [
         _model_text(status),
         _language_model_text("Planner", status.planner),
-        _language_model_text("Lyrics writer", status.songwriter),
+        _language_model_text("Songwriter", status.songwriter),
     ]
     if status.uses_workers:
         parts += [_worker_text(worker) for worker in status.workers]
@@ -482,7 +608,7 @@ def _model_text(status: Status) -> str:
 def _language_model_text(title: str, model: LanguageModelStatus) -> str:
     state = "hub" if model.source == "hub" else model.state
     name = model.model.rpartition("/")[2]
-    return f"{title}: {WRITER_STATES[state].format(model=name)}"
+    return f"{title}: {LANGUAGE_MODEL_STATES[state].format(model=name)}"
 
 
 def _worker_text(worker: WorkerStatus) -> str:
@@ -541,9 +667,18 @@ CLI_OUTPUT_FILE = "Songs cannot be saved in {value}: {place} is a file, not a fo
 CLI_OUTPUT_CLOSED = "Songs cannot be saved in {value}: {place} cannot be written to."
 
 CHECK_LABELS = {
-    **{"studio": "Studio", "packages": "Packages", "device": "Device", "memory": "Memory", "plan": "Memory plan"},
-    **{"model": "Song model", "planner": "Planner", "lyrics": "Lyrics writer", "cache": "Model cache"},
-    **{"output": "Songs go to", "workers": "Workers", "result": "Result"},
+    "studio": "Studio",
+    "packages": "Packages",
+    "device": "Device",
+    "memory": "Memory",
+    "plan": "Memory plan",
+    "model": "Song model",
+    "planner": "Planner",
+    "lyrics": "Songwriter",
+    "cache": "Model cache",
+    "output": "Songs go to",
+    "workers": "Workers",
+    "result": "Result",
 }
 CHECK_PACKAGE = "Some packages are missing: {reason}. ./run.sh installs them."
 CHECK_FOUND = "{model}, {size}, in {folder}."

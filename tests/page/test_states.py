@@ -235,7 +235,7 @@ def test_the_header_is_one_line_and_its_facts_stay_open_when_they_change(lasting
     assert lasting.locator("#studio-banner").bounding_box()["height"] <= 60
     expect(facts.first).to_be_hidden()
     line.press("Enter")
-    expect(facts).to_contain_text(["Model: built in", "Planner:", "Lyrics writer:", "Device: CPU, float32"])
+    expect(facts).to_contain_text(["Model: built in", "Planner:", "Songwriter:", "Device: CPU, float32"])
     expect(facts.first).to_be_visible()
     # Each run updates the status with the models it has loaded.
     fake.facts = {"planner": LanguageModelStatus("loaded", "org/planner-after-the-song")}

@@ -178,7 +178,7 @@ def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visi
         "songwriter": SongwriterStatus("none", "org/a-model", problem=problem),
     }
     page = visit(fake_address[0])
-    expect(page.locator("#studio-status")).to_contain_text("Lyrics writer: not installed")
+    expect(page.locator("#studio-status")).to_contain_text("Songwriter: not installed")
     expect(page.locator("#studio-status")).to_contain_text("Planner: not installed")
     lyrics = tab(page, "lyrics")
     expect(lyrics.go).to_be_disabled()

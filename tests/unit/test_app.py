@@ -56,7 +56,7 @@ def test_a_number_box_is_read():
     ],
 )
 def test_progress_is_one_sentence(event: Progress, words: str):
-    assert tooltips.progress_sentence(event).startswith(words)
+    assert str(tooltips.progress_sentence(event)).startswith(words)
 
 
 def test_the_page_escapes_every_text():
