@@ -93,10 +93,10 @@ def build_writer(weights: Weights, kind: models.Kind) -> Writer:
     except Exception as error:
         if isinstance(error, StudioError) or is_out_of_memory(error):
             raise
-        log.warning("the lyrics writer could not be loaded", exc_info=error)
+        log.warning("the songwriter could not be loaded", exc_info=error)
         raise StudioError(
             "weights_broken",
-            f"The lyrics writer {weights.model_id} could not be loaded: {first_line(error)}",
+            f"The songwriter {weights.model_id} could not be loaded: {first_line(error)}",
             hint=f"Complete it, or name another one in {LYRICS_VARIABLE}.",
         ) from None
 

@@ -1,4 +1,4 @@
-"""Where the weights of the song model, the planner and the lyrics writer are, and what they are.
+"""Where the weights of the song model, the planner and the songwriter are, and what they are.
 
 They are looked for without torch and without the network: in the folder that the model's variable names, in ./models
 next to this file, in the Hugging Face cache. What is found is checked, down to the length of every weights file, so
@@ -47,7 +47,7 @@ OPTIONAL_PARTS = ("audio_tokenizer", "audio_token_detokenizer")
 TOKEN_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
 NO_COVER = "This checkpoint has no audio tokenizer and detokenizer, which a cover needs."
 _NO_FOLDER = "there is no such folder"
-_NAMES = {MODEL_VARIABLE: "model", PLANNER_VARIABLE: "planner", LYRICS_VARIABLE: "lyrics writer"}
+_NAMES = {MODEL_VARIABLE: "model", PLANNER_VARIABLE: "planner", LYRICS_VARIABLE: "songwriter"}
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Device:
 
 
 class Models:
-    """The song model, the planner and the lyrics writer. A job holds `turn` while it uses them.
+    """The song model, the planner and the songwriter. A job holds `turn` while it uses them.
 
     `plan` is the memory plan in force, "" before the first job. The arguments make the slots of the two language
     models; they get a function, because the device is picked later.
@@ -103,7 +103,7 @@ class Models:
             return self.known_device
 
     def load_all(self) -> None:
-        """Load every model; the status reports a planner or a lyrics writer that cannot be loaded."""
+        """Load every model; the status reports a planner or a songwriter that cannot be loaded."""
         self.pipeline()
         for slot in (self.planner, self.lyrics):
             with contextlib.suppress(StudioError):
@@ -142,7 +142,7 @@ class Models:
 
 
 class Slot:
-    """The planner or the lyrics writer: its `weights`, and the model once loaded or the `problem` that prevented it.
+    """The planner or the songwriter: its `weights`, and the model once loaded or the `problem` that prevented it.
 
     `smaller` is the advice for a model that does not fit into memory.
     """

@@ -42,7 +42,7 @@ def planner_slot(device: Callable[[], Device]) -> Slot:
 
 def lyrics_slot(device: Callable[[], Device]) -> Slot:
     return Slot(
-        "The lyrics writer",
+        "The songwriter",
         find_writer,
         lambda weights: lyrics.build_writer(weights, device().kind),
         lambda weights: model_hub.download(weights.wanted, model_hub.language_model(LYRICS_VARIABLE)),
@@ -99,7 +99,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft
     with timed(seconds, "writing"):
         if request.mode == "lyrics":
             yield Progress("writing", 0, request.options.max_tokens)
-            name = f"The lyrics writer {model.weights.model_id}"
+            name = f"The songwriter {model.weights.model_id}"
             hint = f"Lower Max length, or name a smaller model in {LYRICS_VARIABLE}."
             with _enough_memory(name, hint), closing(model.write(request, seed)) as drafts:
                 for draft in drafts:

@@ -40,7 +40,7 @@ def no_room(*_, **__):
 
 
 def loaded(studio) -> tuple[bool, bool, bool]:
-    """Tell whether the song model, the planner and the lyrics writer are loaded."""
+    """Tell whether the song model, the planner and the songwriter are loaded."""
     return studio.models.loaded, studio.models.planner.loaded, studio.models.lyrics.loaded
 
 
@@ -210,7 +210,7 @@ def test_out_of_memory_while_a_language_model_is_loaded_leaves_the_song(make_stu
     with monkeypatch.context() as patch:
         patch.setattr(lyrics, "build_writer", no_room)
         failed = words(studio, "lyrics", brief="rain")
-        assert failed.problem.code == "out_of_memory" and "lyrics writer" in failed.problem.message
+        assert failed.problem.code == "out_of_memory" and "songwriter" in failed.problem.message
         assert studio.status().songwriter.state == "failed"
         assert np.array_equal(samples_of(song(studio, options={"plan": False}))[0], expected)
     assert isinstance(words(studio, "lyrics", brief="rain", options=SHORT), Done)

@@ -176,7 +176,7 @@ def test_a_repaint_keeps_all_but_its_region(studio, source):
 @pytest.mark.timeout(1800)
 def test_lyrics(studio):
     if studio.facts["lyrics"]["state"] in ("none", "off"):
-        pytest.skip("the lyrics writer is not here")
+        pytest.skip("the songwriter is not here")
     record = studio.ask("lyrics", brief="A slow song about rain in May", language="en", seed=7)["record"]
     assert "[" in record["text"] and len(record["text"].splitlines()) > 8
     assert record["end"] in ("stop", "length")
