@@ -18,6 +18,7 @@ import song_codec
 import song_compilation
 import song_conditions
 import song_loop
+import song_words
 import writers
 from audio_levels import match_level, splice
 from events import Job, Outcome, Progress, StudioError, Take
@@ -52,8 +53,10 @@ def make(loaded: Models, placing: Placing, job: Job) -> Iterator[Progress | Outc
     placing.for_song()
     kind = checkpoint_kind(loaded.weights)
     notes: tuple[str, ...] = ()
-    if plan is None and kind == "preview":
-        job, notes = writers.in_time(job)
+    known = song_words.read_words(loaded.weights.folder) if kind == "preview" else None
+    if known is not None:
+        job, notes = song_words.settle(job, known, choose=plan is None)
+        plan = plan and replace(plan, metadata=song_words.translated(plan.metadata, known))
     acting = lora_apply.reconcile(pipe, job.loras)
     for event in run(pipe, job, plan, kind):
         if isinstance(event, Outcome):

@@ -5,11 +5,9 @@ All of it are generators of progress; None marks an unreported token: a point to
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import audio
@@ -20,7 +18,6 @@ import song_codec
 import song_conditions
 from events import Done, Draft, Job, Progress, StudioError, is_out_of_memory
 from jobs import record_of, timed
-from limits import KEYS
 from model_memory import Placing
 from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, find_planner, find_writer
 from models import Device, Models, Slot, free_memory
@@ -156,32 +153,3 @@ def _result_of(events: Iterator[Any]) -> Generator[Progress | None, None, Any]:
                 reported = time.monotonic() if due else reported
                 yield event if due else None
     return event
-
-
-# BPM, lowest and highest, that the built-in engine has learnt for these words. The first one found counts.
-_TEMPOS = {
-    **{"slow": (60, 84), "fast": (136, 172), "quick": (136, 172)},
-    **{"lofi": (68, 96), "lo-fi": (68, 96), "ambient": (60, 92), "techno": (124, 146), "house": (116, 130)},
-    **{"chiptune": (116, 172), "8-bit": (116, 172), "waltz": (84, 160), "funk": (88, 120), "rock": (96, 156)},
-}
-_ANY_TEMPO = (76, 132)
-_SCALES = {
-    **dict.fromkeys(("minor", "sad", "dark", "moody", "melanchol"), "minor"),
-    **dict.fromkeys(("major", "happy", "bright", "cheerful", "sunny"), "major"),
-}
-
-
-def in_time(job: Job) -> tuple[Job, tuple[str, ...]]:
-    """Return `job` with a tempo and a key, which the built-in engine cannot choose itself, and a note if any was added.
-
-    The words of the prompt narrow both down, and the seed chooses.
-    """
-    request = job.request
-    if request.mode != "generate" or (request.bpm and request.key):
-        return job, ()
-    chance, words = random.Random(job.seeds[0]), request.prompt.lower()
-    bpm = chance.randint(*next((span for word, span in _TEMPOS.items() if word in words), _ANY_TEMPO))
-    scale = next((scale for word, scale in _SCALES.items() if word in words), "")
-    chosen = {"bpm": request.bpm or bpm, "key": request.key or chance.choice([key for key in KEYS if scale in key])}
-    note = f"The built-in engine needs a tempo and a key: it was given {chosen['bpm']} BPM and {chosen['key']}."
-    return replace(job, request=request.model_copy(update=chosen)), (note,)

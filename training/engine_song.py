@@ -29,6 +29,7 @@ import song_codec
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
 from models import quiet_libraries
 from tools.random_models import SILENCE_FRAMES, make_tokenizer, text_config
+from training import engine_words
 from training.band_score import INSTRUMENTS, KITS, NOTE_NAMES, ROLES, Score, compose, parse_key
 from training.band_sounds import STEMS
 from training.band_styles import STYLES
@@ -653,7 +654,7 @@ def trained_parts(song: dict[str, Any], codes: dict[str, Any]) -> dict[str, nn.M
 
 
 def write_checkpoint(parts: dict[str, nn.Module], folder: Path, card: str) -> None:
-    """Write a checkpoint in the real layout: bfloat16, small shards, a card."""
+    """Write a checkpoint in the real layout: bfloat16, small shards, what it knows, a card."""
     quiet_libraries()
     pipeline = AceStepPipeline(
         tokenizer=make_tokenizer(),
@@ -662,6 +663,7 @@ def write_checkpoint(parts: dict[str, nn.Module], folder: Path, card: str) -> No
         **{name: nn.Module.to(part, "cpu", torch.bfloat16).eval() for name, part in parts.items()},
     )
     pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size="9MB")
+    engine_words.write_words(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
