@@ -76,6 +76,7 @@ KINDS = {
     # gr.JSON's own schema has the type {}, which fails every MCP call.
     "options": (gr.JSON, {"type": "object", "additionalProperties": True}),
     "tracks": (gr.JSON, {"type": "array", "items": {"type": "string"}}),
+    "regions": (gr.JSON, {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}),
 }
 
 
@@ -85,7 +86,10 @@ def _about_options(mode: str) -> str:
     if "format" in known:
         about += f" format is one of {', '.join(limits.FORMATS)}."
     if "plan" in known:
-        about += " plan false skips the planner; rewrite true lets it rewrite the prompt."
+        about += " plan false skips the planner; rewrite true lets it rewrite the prompt; exclude names what the plan "
+        about += "should avoid; plan_strength is the share of the steps that follow the plan."
+    if "detail" in known:
+        about += f" detail is one of {', '.join(limits.DETAILS)}."
     if mode == "edit":
         owned = "; ".join(f"{', '.join(sorted(own))} to {action}" for action, own in ACTION_OPTIONS.items() if own)
         about += f" Some belong to one action: {owned}. repaint_mode is one of {', '.join(limits.REPAINT_MODES)}."
@@ -129,7 +133,7 @@ def _endpoint(
     required = {"source", "brief", *(() if mode == "edit" else ("prompt",))}
     parameters = []
     for name, text in {**shared, "options": _about_options(mode), **own}.items():
-        default = {"options": {}, "tracks": []}.get(name, REQUESTS[mode].model_fields[name].default)
+        default = {"options": {}, "tracks": [], "regions": []}.get(name, REQUESTS[mode].model_fields[name].default)
         if limit := LIMITS.get(name):
             default, text = limit.default, text.format(range=f"from {limit.low:.12g} to {limit.high:.12g}")
         elif name in TEXT_LIMITS:
@@ -172,6 +176,8 @@ ENDPOINTS = {
         "the end of the file. A repaint must leave some of the file unchanged.",
         source_prompt="For morph: what the source sounds like now{length}.",
         source_lyrics="For morph: what the source sings now{length}. Leave empty if it is the same as lyrics.",
+        regions="Several regions for repaint or layer, in place of start and end: a list of up to "
+        f"{limits.MOST_REGIONS} [start, end] in seconds that do not overlap.",
         tracks=f"For layer and extract exactly one, for complete one or more of {', '.join(limits.TRACKS)}.",
     ),
     "lyrics": _endpoint(

@@ -6,11 +6,12 @@ reads it, or raises a sentence that names the field and the allowed range.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ SAMPLE_RATE = 48_000
 MAX_SEED = 2**32 - 1
 MAX_SOURCE_SECONDS = 600
 LEAST_REGION_SECONDS = 0.5
+MOST_REGIONS = 16
 MOST_LORAS = 50
 # The song model's budgets for the rendered prompt with its song details, and for the rendered lyrics.
 MAX_TEXT_TOKENS, MAX_LYRIC_TOKENS = 256, 2_048
@@ -55,6 +57,7 @@ REPAINT_MODES = {
     "balanced": "Balanced",
     "aggressive": "Aggressive: start from scratch",
 }
+DETAILS = {"codes": "Melody and rhythm", "sound": "The sound itself"}  # what a cover takes from its source
 FORMATS = {"wav": "WAV, 24 bit", "flac": "FLAC, 24 bit", "mp3": "MP3, 320 kbit/s", "ogg": "OGG Vorbis"}
 SAMPLERS = {"ode": "Straight (ODE)", "sde": "With fresh noise (SDE)"}
 MEMORY_PLANS = {
@@ -140,13 +143,14 @@ LIMITS = {
     "plan_seed": Limit("Plan seed", -1, MAX_SEED, -1, 1, "(-1 uses the first take's)", integer=True),
     "plan_temperature": Limit("Plan temperature", 0, 2, 0.85, 0.05, "(0 always picks the likeliest)"),
     "plan_cfg": Limit("Plan guidance", 1, 5, 2, 0.1),
+    "plan_strength": Limit("Plan strength", 0, 1, 1, 0.05),
     "temperature": Limit("Temperature", 0, 2, 0.8, 0.05, "(0 always picks the likeliest word)"),
     "top_p": Limit("Top-p", 0.05, 1, 0.9, 0.05),
     "max_tokens": Limit("Max length", 16, 2_048, 1_024, 16, "tokens", integer=True),
 }
 TEXT_LIMITS = {
     **{"prompt": 2_000, "lyrics": 10_000, "source_prompt": 2_000, "source_lyrics": 10_000},
-    **{"brief": 2_000, "structure": 500, "tone": 200, "idea": 2_000},
+    **{"brief": 2_000, "structure": 500, "tone": 200, "idea": 2_000, "exclude": 500},
 }
 # How many runs may wait: in all, of one page, and of one program, which leaves room for others.
 MOST_WAITING = 32
@@ -243,6 +247,37 @@ def parse_time_signature(value: object) -> str:
         if written in (beats, name):
             return beats
     raise wrong(f"Time signature must be 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8), not {shown(value)}.")
+
+
+def parse_regions(value: object) -> tuple[tuple[float, float], ...]:
+    """Return regions (start, end) in seconds in the order of their starts, from a list of pairs of numbers.
+
+    Raises PydanticCustomError unless each lasts long enough, lies within the longest source, and ends before the next.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise wrong(f"Regions must be a list of [start, end] in seconds, not {shown(value)}.")
+    if len(value) > MOST_REGIONS:
+        raise wrong(f"The number of regions must be from 0 to {MOST_REGIONS}, not {len(value)}.")
+    regions = sorted(_region(place, pair) for place, pair in enumerate(value, 1))
+    for (start, end), (next_start, next_end) in itertools.pairwise(regions):
+        if next_start < end:
+            raise wrong(
+                f"Regions must not overlap, as {start:g} to {end:g} and {next_start:g} to {next_end:g} seconds do."
+            )
+    return tuple(regions)
+
+
+def _region(place: int, pair: object) -> tuple[float, float]:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise wrong(f"Region {place} must be [start, end] in seconds, not {shown(pair)}.")
+    start = replace(LIMITS["start"], label=f"The start of region {place}").parse(pair[0])
+    end = replace(LIMITS["end"], label=f"The end of region {place}").parse(pair[1])
+    if samples_in(end) - samples_in(start) < samples_in(LEAST_REGION_SECONDS):
+        least = f"at least {LEAST_REGION_SECONDS:g} seconds after its start ({start:g})"
+        raise wrong(f"The end of region {place} must be {least}, not {end:g}.")
+    return start, end
 
 
 def track_names(value: object) -> tuple[str, ...]:

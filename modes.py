@@ -103,31 +103,52 @@ def run(pipe: Any, job: Job, plan: Plan | None = None, kind: str = "sft") -> Ite
 
 
 def generate(song: Song) -> tuple[song_loop.Run, Finish]:
+    """Make a song from words, which follows its plan, if there is one, for the first `plan_strength` of the steps."""
+    options = song.request.options
+    if options.exclude and song.plan is None:
+        song.notes.append("Exclude had no effect, because the song was not planned.")
+    elif options.exclude and options.plan_cfg == 1:
+        song.notes.append("Exclude had no effect, because Plan guidance is 1.")
     if song.plan is None:
-        condition = song.text2music()
-    else:
-        # As the stock pipeline does with `audio_codes`: a cover of them. The last may reach past the end.
-        condition = song.condition(COVER, song_conditions.codes_context(song.pipe, song.plan.codes))
-    return song.run_of(condition), _loud
+        return song.run_of(song.text2music()), _loud
+    # As the stock pipeline does with `audio_codes`: a cover of them. The last may reach past the end.
+    condition = song.condition(COVER, song_conditions.codes_context(song.pipe, song.plan.codes))
+    switch = _switch(song, song.sigmas, options.plan_strength)
+    return song.run_of(condition, switch=switch), _loud
 
 
 def cover(song: Song) -> tuple[song_loop.Run, Finish]:
-    """Make a new version of the source: its audio codes are the context for the first `strength` of the steps.
+    """Make a new version of the source, which is the context for the first `strength` of the steps.
 
-    After that the context is silence. The hard switch is upstream's; diffusers blends unguided velocities instead,
-    which keeps less of either. With `noise_strength` the run starts in mid-schedule from the noised source itself.
+    The context holds the source's audio codes, or, with `detail` "sound", its latents as they are (upstream's
+    "cover-nofsq", #1142). After that it is silence. With `noise_strength` the run starts in mid-schedule from the
+    noised source itself.
     """
     request, sigmas, start = song.request, song.sigmas, None
-    condition = song.condition(COVER, song_conditions.cover_context(song.pipe, song.clean))
+    if request.options.detail == "sound":
+        context = song_conditions.context_of(song.clean)
+    else:
+        context = song_conditions.cover_context(song.pipe, song.clean)
+    condition = song.condition(COVER, context)
     if request.options.noise_strength > 0:
         level = 1.0 - request.options.noise_strength
         nearest = min(range(len(sigmas)), key=lambda step: abs(sigmas[step] - level))
         sigmas = sigmas[nearest:]
         start = song_loop.noised(song.clean, song.noise(song.frames), sigmas[0])
-    step = int(len(sigmas) * request.strength)
-    switch = (step, song.text2music()) if step < len(sigmas) else None
-    song.facts["switch_step"] = step
+    switch = _switch(song, sigmas, request.strength)
     return song.run_of(condition, start, sigmas=sigmas, switch=switch), _loud
+
+
+def _switch(song: Song, sigmas: tuple[float, ...], share: float) -> tuple[int, song_conditions.Condition] | None:
+    """Return where the words alone take over after `share` of the steps, or None if they never do.
+
+    The hard switch is upstream's; diffusers blends unguided velocities instead, which keeps less of either.
+    """
+    step = int(len(sigmas) * share)
+    song.facts["switch_step"] = step
+    if step == len(sigmas):
+        return None
+    return step, song.text2music()
 
 
 def extend(song: Song) -> tuple[song_loop.Run, Finish]:
@@ -140,12 +161,12 @@ def extend(song: Song) -> tuple[song_loop.Run, Finish]:
 
 
 def repaint(song: Song) -> tuple[song_loop.Run, Finish]:
-    """Replace a region of the source; every sample outside it and its crossfade is unchanged (reference 2.5)."""
+    """Replace regions of the source; every sample outside them and their crossfades is unchanged (reference 2.5)."""
     options = song.request.options
     strength = {"conservative": 0.0, "aggressive": 1.0}.get(options.repaint_mode, options.repaint_strength)
     share, blend, fade = (value * (1.0 - strength) for value in CONSERVATIVE)
     fade = samples_in(max(fade, LEAST_CROSSFADE_SECONDS))
-    return _replace(song, [song.region()], 0, fade, round(share * song.settings.steps), round(blend))
+    return _replace(song, song.regions(), 0, fade, round(share * song.settings.steps), round(blend))
 
 
 def _replace(
@@ -183,20 +204,22 @@ def morph(song: Song) -> tuple[song_loop.Run, Finish]:
 
 
 def with_tracks(song: Song) -> tuple[song_loop.Run, Finish]:
-    """Layer a track over the source or a region of it, extract one from it, or complete it with the named ones.
+    """Layer a track over the source or regions of it, extract one from it, or complete it with the named ones.
 
     A layer is returned as a stem, or mixed with the source if asked.
     """
-    request, (start, end) = song.request, song.region()
+    request, regions = song.request, song.regions()
     instruction = {"layer": LAYER, "extract": EXTRACT, "complete": COMPLETE}[request.action]
     instruction = instruction.format(" | ".join(track.upper() for track in request.tracks))
-    new = song_loop.region(song.pipe, song.clean, [(start, end)])
+    new = song_loop.region(song.pipe, song.clean, regions)
     condition = song.condition(instruction, song_conditions.context_of(song.clean, new))
 
     def finish(made: np.ndarray, take: int) -> np.ndarray:
         stem = _whole(made, take)
-        if (start, end) != (0, song.length):
-            stem = splice(np.zeros_like(stem), stem, start, end, samples_in(CONSERVATIVE[2]))
+        if regions != [(0, song.length)]:
+            whole, stem = stem, np.zeros_like(stem)
+            for start, end in regions:
+                stem = splice(stem, whole, start, end, samples_in(CONSERVATIVE[2]))
         if not request.options.mix:
             return stem
         mix = song.source + stem
@@ -286,9 +309,11 @@ class Song:
             noise = song_loop.vary(noise, song_loop.draw_noise(others, frames, channels), options.variation)
         return noise
 
-    def region(self) -> tuple[int, int]:
-        """Return the request's start and end in samples; an end of 0 is that of the source."""
-        return samples_in(self.request.start), min(samples_in(self.request.end) or self.length, self.length)
+    def regions(self) -> list[tuple[int, int]]:
+        """Return the request's regions, (start, end) in samples, or its one start and end (0 is the source's end)."""
+        if self.request.regions:
+            return [(samples_in(start), min(samples_in(end), self.length)) for start, end in self.request.regions]
+        return [(samples_in(self.request.start), min(samples_in(self.request.end) or self.length, self.length))]
 
     def run_of(self, condition: song_conditions.Condition, start: Any = None, **more: Any) -> song_loop.Run:
         """Return a run of the loop from `start` [B, T, C], by default noise; `more` are other fields of the `Run`."""
@@ -326,9 +351,9 @@ def _take(song: Song, latents: Any, number: int, finish: Finish) -> Iterator[Pro
         tiles.append(decoded.numpy())
         yield Progress("decoding", (number - 1) * total + tile, len(seeds) * total)
     made = finish(np.concatenate(tiles, axis=1)[:, : song.length], number)
-    warnings = ()
+    warnings = _plan_warnings(song.plan, number)
     if audio_levels.spectral_flatness(made) > NOISE_FLATNESS:
-        warnings = (f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",)
+        warnings += (f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",)
     path = str(Path(song.job.folder, f"take-{number}.wav"))
     audio_export.write_wav(path, made)
     return Take(seeds[number - 1], path, warnings=warnings)
@@ -348,3 +373,10 @@ def _whole(made: np.ndarray, number: int) -> np.ndarray:
     """Keep the level, unless its peak is over full scale."""
     _not_silent(made, number)
     return made / max(audio.peak_of(made), 1.0)
+
+
+def _plan_warnings(plan: Plan | None, number: int) -> tuple[str, ...]:
+    stuck = plan.stuck[number - 1] if plan is not None else None
+    if stuck is None:
+        return ()
+    return (f"The plan of take {number} repeats itself from {stuck:.0f} s on. Another seed often helps.",)

@@ -13,8 +13,9 @@ import page_widgets
 import theme
 import tooltips
 from backend import Backend
+from limits import DETAILS
 from page_assist import Assist
-from page_fields import Examples, SongTab
+from page_fields import Examples, SongTab, swapped
 from page_form import Form, Updates, html
 from page_run import tab_run_bar
 from status import Status
@@ -37,6 +38,7 @@ def cover_tab(studio: Backend) -> SongTab:
                     page_fields.add_song_details(form)
                     page_fields.add_reference(form, details)
                 with page_fields.fold(form, tooltips.ADVANCED, "advanced"):
+                    form.add("options.detail", gr.Radio, choices=swapped(DETAILS), value="codes")
                     form.add_slider("options.noise_strength")
                     page_fields.add_advanced(form)
                 page_fields.add_reset(form)

@@ -27,7 +27,14 @@ from status import Status
 SOUNDS = Path(__file__).with_name("assets") / "examples"  # the examples' songs and cards (tools/make_examples.py)
 # The fields that an example replaces, and what they hold if the example says nothing of them.
 BLANK_SONG = {**page_form.SONG, "duration": LIMITS["duration"].default}
-PLAN_OPTIONS = ("options.rewrite", "options.plan_temperature", "options.plan_cfg", "options.plan_seed")
+PLAN_OPTIONS = (
+    "options.rewrite",
+    "options.exclude",
+    "options.plan_strength",
+    "options.plan_temperature",
+    "options.plan_cfg",
+    "options.plan_seed",
+)
 
 
 class GenerateForm(Form):
@@ -95,6 +102,8 @@ def _settings_file(form: Form) -> tuple[gr.File, gr.HTML]:
 
 def _add_plan_options(form: Form, plan: gr.Checkbox) -> None:
     form.add("options.rewrite", gr.Checkbox, value=False)
+    form.add("options.exclude", gr.Textbox, max_lines=2)
+    form.add_slider("options.plan_strength")
     form.add_sliders("options.plan_temperature", "options.plan_cfg")
     form.add_number("options.plan_seed")
     options = [form.fields[name] for name in PLAN_OPTIONS]

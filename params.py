@@ -135,6 +135,8 @@ class GenerateOptions(Options):
     plan_seed: number("plan_seed")
     plan_temperature: number("plan_temperature")
     plan_cfg: number("plan_cfg")
+    plan_strength: number("plan_strength")  # the share of the steps that follow the plan's audio codes
+    exclude: text("exclude") = ""  # what guidance leads the plan away from
     rewrite: flag("Rewrite my prompt") = False
 
 
@@ -149,6 +151,7 @@ class GenerateRequest(SongRequest, mode="generate"):
 
 class CoverOptions(Options):
     noise_strength: number("noise_strength")  # 0 starts from pure noise, 1 from the source itself
+    detail: choice("Detail", limits.DETAILS) = "codes"  # what of the source the steps follow
 
 
 class CoverRequest(SongRequest, mode="cover"):
@@ -199,6 +202,7 @@ ACTION_OPTIONS = {  # an option given with an action other than its own is an er
     "extract": set(),
     "complete": set(),
 }
+REGION_ACTIONS = ("repaint", "layer")
 CHOOSE_TRACK = {
     "layer": "Choose the track to add.",
     "extract": "Choose the track to take out.",
@@ -212,6 +216,7 @@ class EditRequest(SongRequest, mode="edit"):
     action: choice("Action", limits.ACTIONS) = "repaint"
     start: number("start")
     end: number("end")  # 0 means the end of the file
+    regions: Annotated[tuple[tuple[float, float], ...], BeforeValidator(limits.parse_regions)] = ()  # or several
     source_prompt: text("source_prompt") = ""
     source_lyrics: text("source_lyrics") = ""
     tracks: Annotated[tuple[str, ...], BeforeValidator(limits.track_names)] = ()
@@ -228,9 +233,13 @@ class EditRequest(SongRequest, mode="edit"):
             names = ", ".join(limits.TRACKS)
             raise wrong(f"Tracks must name exactly one track for {action}, not {count}: {names}.", "tracks")
         start, end, least = self.start, self.end, limits.LEAST_REGION_SECONDS
-        if action not in ("repaint", "layer") and (start or end):
+        if action not in REGION_ACTIONS and (start or end):
             sentence = f"Start and End select a region for repaint and layer; {action} uses the whole file."
             raise wrong(sentence, "start" if start else "end")
+        if self.regions and action not in REGION_ACTIONS:
+            raise wrong(f"Regions are for repaint and layer; {action} uses the whole file.", "regions")
+        if self.regions and (start or end):
+            raise wrong("Regions replace Start and End: give either regions, or one start and end.", "regions")
         if end and samples_in(end) - samples_in(start) < samples_in(least):
             sentence = f"End must be at least {least:g} seconds after Start ({start:g}), or 0 for the end of the file"
             raise wrong(f"{sentence}, not {end:g}.", "end")
@@ -339,6 +348,9 @@ def check_audio(request: Request) -> float:
     return seconds.get("source", 0.0)
 
 
+CHANGE_ALL = "To change all of it, use Cover or Morph."
+
+
 def check_source(request: Request, seconds: float) -> None:
     """Check what depends on the source's length; raises InvalidRequest with the field and the range."""
     field, message = "", ""
@@ -351,7 +363,15 @@ def check_source(request: Request, seconds: float) -> None:
                 f"Seconds before and after together must be from 0 to {max(most - seconds, 0):.6g} for a source of "
                 f"{seconds:.6g} seconds (a song lasts up to {most}), not {request.before + request.after:g}."
             )
-    elif isinstance(request, EditRequest) and request.action in ("repaint", "layer"):
+    elif isinstance(request, EditRequest) and request.regions:
+        last = request.regions[-1][1]
+        if samples_in(last) > total:
+            field = "regions"
+            message = f"Regions must lie within the source, from 0 to {seconds:.6g} seconds; one ends at {last:g}."
+        elif request.action == "repaint" and _cover_all(request.regions, total):
+            field = "regions"
+            message = f"Regions must leave some of the source (0 to {seconds:.6g} seconds) unchanged. {CHANGE_ALL}"
+    elif isinstance(request, EditRequest) and request.action in REGION_ACTIONS:
         start, end = samples_in(request.start), samples_in(request.end) or total
         if start > total - samples_in(least):
             field, latest = "start", max(seconds - least, 0)
@@ -360,10 +380,17 @@ def check_source(request: Request, seconds: float) -> None:
             field, given = "end", request.end
             message = f"End must be from 0 to {seconds:.6g} seconds, the length of this source, not {given:g}."
         elif request.action == "repaint" and start == 0 and end == total:
-            field, advice = "end", "To change all of it, use Cover or Morph."
-            message = f"Start and End must leave some of the source (0 to {seconds:.6g} seconds) unchanged. {advice}"
+            field = "end"
+            message = (
+                f"Start and End must leave some of the source (0 to {seconds:.6g} seconds) unchanged. {CHANGE_ALL}"
+            )
     if message:
         raise InvalidRequest(Problem("invalid", message, field))
+
+
+def _cover_all(regions: tuple[tuple[float, float], ...], total: int) -> bool:
+    """Tell whether `regions`, which do not overlap, leave none of `total` samples."""
+    return sum(samples_in(end) - samples_in(start) for start, end in regions) >= total
 
 
 class Sampling(NamedTuple):

@@ -13,10 +13,10 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -39,6 +39,11 @@ from planner_decoding import (
     write,
 )
 
+if TYPE_CHECKING:
+    import torch
+
+Tokens = tuple[int, ...]
+
 CODES_PER_SECOND = 5
 # How phase 2 is worded, for the record: a plan made with another layout cannot be drawn again. Plans without a name
 # were made with a closed turn, and kept caption and lyrics in the unconditional prompt.
@@ -50,7 +55,8 @@ METADATA_ROOM = MAX_CAPTION_TOKENS + 128
 class Plan:
     """A planned song: `metadata` by a request's names, drawn from `seed`, and each take's audio codes (5 per second).
 
-    `caption` is the prompt for the song; `rewritten` tells whether the planner wrote it.
+    `caption` is the prompt for the song; `rewritten` tells whether the planner wrote it. `stuck` has the second from
+    which each take's codes repeat themselves even after a second draw, None where they do not.
     """
 
     metadata: dict[str, Any]
@@ -58,6 +64,7 @@ class Plan:
     rewritten: bool
     seed: int
     codes: tuple[tuple[int, ...], ...]
+    stuck: tuple[float | None, ...] = ()
 
     def words(self) -> dict[str, Any]:
         """Return the request's fields after planning."""
@@ -98,13 +105,74 @@ def plan(planner: Planner, request: GenerateRequest, seeds: Sequence[int]) -> It
     caption = found.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
     found = {**found, "caption": caption}
     guided = encode(codes_prompt(planner.tokenizer, request, found))
-    unguided = encode(unguided_prompt(planner.tokenizer))
+    unguided = encode(unguided_prompt(planner.tokenizer, options.exclude))
+    takes, stuck = yield from _draw_codes(planner, request, (guided, unguided), seeds, draw)
+    codes = tuple(tuple(take) for take in planner.vocabulary.codes[takes].tolist())
+    yield Plan(_metadata(found), caption or request.prompt, bool(caption), seed, codes, stuck)
+
+
+def _draw_codes(
+    planner: Planner, request: GenerateRequest, prompts: tuple[Tokens, Tokens], seeds: Sequence[int], draw: Draw
+) -> Generator[Progress, None, tuple[torch.Tensor, tuple[float | None, ...]]]:
+    """Draw each take's codes; return them as indices [takes, codes], and for each take the second where it is stuck.
+
+    Codes that get stuck are drawn once more from there, from other random numbers (upstream's #1164: 736 equal codes
+    of 800).
+    """
+    import torch
+
     count = codes_needed(request.duration)
     code_ids = planner.vocabulary.code_ids
-    writer = CodeWriter(planner.model, code_ids, (guided, unguided), seeds, count, draw, options.plan_cfg)
-    drawn = yield from writer.run()
-    codes = tuple(tuple(take) for take in planner.vocabulary.codes[drawn].tolist())
-    yield Plan(_metadata(found), caption or request.prompt, bool(caption), seed, codes)
+    guidance = request.options.plan_cfg
+    drawn = yield from CodeWriter(planner.model, code_ids, prompts, seeds, count, draw, guidance).run()
+    stuck: list[float | None] = []
+    for take, seed in enumerate(seeds):
+        start = stuck_from(drawn[take].tolist())
+        if start is not None:
+            kept = drawn[take, :start]
+            said = code_ids[kept.to(code_ids.device)].tolist()
+            longer = tuple((*prompt, *said) for prompt in prompts)
+            other = second_seed(seed)
+            again = CodeWriter(planner.model, code_ids, longer, [other], count - start, draw, guidance)
+            drawn[take] = torch.cat([kept, (yield from again.run())[0]])
+            start = stuck_from(drawn[take].tolist())
+        stuck.append(None if start is None else start / CODES_PER_SECOND)
+    return drawn, tuple(stuck)
+
+
+SAME_CODES = 3 * CODES_PER_SECOND
+CYCLE_CODES = 12 * CODES_PER_SECOND
+LONGEST_CYCLE = CYCLE_CODES // 2  # so that what counts as a cycle came at least twice
+
+
+def stuck_from(codes: Sequence[int]) -> int | None:
+    """Return where `codes` get stuck, or None: one code for over 3 s, or a cycle of codes for over 12 s.
+
+    It is the place of the first repetition: what came before it is fine.
+    """
+    places = []
+    for period in range(1, LONGEST_CYCLE + 1):
+        most = SAME_CODES if period == 1 else CYCLE_CODES
+        begin = _first_cycle(codes, period, most)
+        if begin is not None:
+            places.append(begin + period)
+    return min(places, default=None)
+
+
+def _first_cycle(codes: Sequence[int], period: int, most: int) -> int | None:
+    """Return where the first stretch of over `most` codes begins that repeats itself every `period` codes, or None."""
+    begin = 0
+    for place in range(period, len(codes)):
+        if codes[place] != codes[place - period]:
+            begin = place - period + 1
+        elif place - begin + 1 > most:
+            return begin
+    return None
+
+
+def second_seed(seed: int) -> int:
+    """Return the seed of the second draw of a take's codes: another one for each seed, within 32 bits."""
+    return (seed * 0x9E3779B1 + 0x7F4A7C15) % 2**32
 
 
 def inspire(planner: Planner, request: InspireRequest, seed: int) -> Iterator[Progress | dict[str, Any]]:
@@ -250,9 +318,9 @@ def codes_prompt(tokenizer: Any, request: GenerateRequest, metadata: Mapping[str
     return f"{song_prompt(tokenizer, request)}<think>\n{typed(thoughts)}\n</think>\n\n"
 
 
-def unguided_prompt(tokenizer: Any) -> str:
-    """Return the unconditional prompt of phase 2, away from which guidance leads: no words and no thoughts."""
-    return f"{_render(tokenizer, 'generate', NO_INPUT)}<think>\n\n</think>\n\n"
+def unguided_prompt(tokenizer: Any, exclude: str = "") -> str:
+    """Return the unconditional prompt of phase 2, away from which guidance leads: `exclude`, or no words at all."""
+    return f"{_render(tokenizer, 'generate', typed(exclude) or NO_INPUT)}<think>\n\n</think>\n\n"
 
 
 def _caption_and_lyrics(request: GenerateRequest) -> str:

@@ -8,10 +8,13 @@ import itertools
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import audio
 import audio_levels
+import modes
 import song_codec
+import song_conditions
 from events import Failed
 from limits import SAMPLE_RATE as RATE
 from params import parse_request
@@ -201,6 +204,26 @@ def test_strength_is_a_switch_at_a_step_and_0_is_text2music(studio, make_source)
         assert not np.allclose(one, other, atol=1e-3)
 
 
+def test_a_cover_of_the_sound_follows_the_sources_own_latents(studio, make_source, monkeypatch):
+    source, contexts = make_source(), []
+    encode = song_conditions.encode_condition
+
+    def spy(pipe, words, context, *others):
+        contexts.append(context)
+        return encode(pipe, words, context, *others)
+
+    monkeypatch.setattr(song_conditions, "encode_condition", spy)
+    of_sound = run(studio, "cover", source, strength=1, options={"detail": "sound"})
+    pipe = studio.models.pipeline()
+    latents = song_codec.long_enough(pipe, result_of(song_codec.encode(pipe, audio.decode(source), "reading")))
+    (context,) = contexts
+    assert torch.equal(context[..., : latents.shape[-1]], latents)
+    assert context[..., latents.shape[-1] :].min() == 1
+    assert of_sound.record["instruction"] == modes.COVER
+    of_codes = run(studio, "cover", source, strength=1)
+    assert not np.allclose(song(of_sound), song(of_codes), atol=1e-3)
+
+
 @SLOW
 def test_noise_strength_shortens_the_schedule(studio, make_source):
     source = make_source()
@@ -251,6 +274,32 @@ def test_a_layer_is_a_stem_as_long_as_the_source_or_the_mix_which_must_not_clip(
     failed = run(studio, mode, make_source(), **values, options={"mix": True})
     assert isinstance(failed, Failed)
     assert "over full scale" in failed.problem.message and "stem" in failed.problem.hint
+
+
+def test_several_regions_change_and_nothing_between_them(studio, make_source):
+    source = make_source()
+    new, old = song(run(studio, "edit", source, regions=[[2.5, 3.25], [0.5, 1.25]])), read(source)
+    fade = round(modes.CONSERVATIVE[2] / 2 * RATE)  # the balanced mode's crossfade
+    kept = np.ones(old.shape[1], bool)
+    for start, end in (samples_at(0.5, 1.25), samples_at(2.5, 3.25)):
+        assert not np.allclose(new[:, start:end], old[:, start:end], atol=1e-3)
+        kept[start - fade : end + fade] = False
+    assert np.array_equal(new[:, kept], old[:, kept])
+
+
+def test_one_region_in_a_list_is_the_same_as_a_start_and_an_end(studio, make_source):
+    source = make_source()
+    listed = song(run(studio, "edit", source, regions=[[1, 2]]))
+    assert np.array_equal(listed, song(run(studio, "edit", source, start=1, end=2)))
+
+
+def test_a_layer_in_two_regions_is_silent_elsewhere(studio, make_source):
+    regions = [[0.5, 1], [2, 2.75]]
+    stem = song(run(studio, "edit", make_source(), action="layer", tracks=["bass"], regions=regions))
+    for start, end in (samples_at(0, 0.45), samples_at(1.05, 1.95), samples_at(2.8, 3)):
+        assert np.abs(stem[:, start:end]).max() == 0
+    for start, end in (samples_at(0.5, 1), samples_at(2, 2.75)):
+        assert not audio_levels.is_silent(stem[:, start:end])
 
 
 def test_a_layer_in_a_region_is_silent_elsewhere(studio, make_source):

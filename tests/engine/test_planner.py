@@ -300,6 +300,21 @@ def test_guidance_leads_away_from_a_prompt_without_words(planner):
     assert planning.unguided_prompt(planner.tokenizer) == expected
 
 
+def test_what_is_excluded_takes_the_place_of_the_missing_words(planner):
+    expected = f"{GENERATE}no brass{ANSWER}<think>\n\n</think>\n\n"
+    assert planning.unguided_prompt(planner.tokenizer, "no brass") == expected
+
+
+def test_codes_are_stuck_that_stay_for_over_3_s_or_go_in_circles_for_over_12_s():
+    varied = [(7 * place * place + place) % 101 for place in range(40)]
+    assert planning.stuck_from(varied) is None
+    for period, most in ((1, 15), (2, 60), (9, 60), (30, 60)):
+        cycle = [1_000 + place % period for place in range(most)]
+        assert planning.stuck_from([*varied, *cycle]) is None, period
+        stuck = [*varied, *cycle, cycle[most % period], *varied]
+        assert planning.stuck_from(stuck) == len(varied) + period, period
+
+
 def test_the_codes_are_drawn_after_these_two_prompts(planner, monkeypatch):
     given = []
     draw = planner_decoding.CodeWriter

@@ -14,6 +14,7 @@ import audio_export
 import lyrics
 import modes
 import planner
+import planner_decoding
 import song_codec
 from events import Done, Draft, Failed, Progress, StudioError
 from limits import LIMITS
@@ -42,6 +43,21 @@ def no_room(*_, **__):
 def loaded(studio) -> tuple[bool, bool, bool]:
     """Tell whether the song model, the planner and the songwriter are loaded."""
     return studio.models.loaded, studio.models.planner.loaded, studio.models.lyrics.loaded
+
+
+def planned_codes(studio, monkeypatch) -> planner.Plan:
+    """Make a song and return its plan."""
+    plans = []
+    run = modes.run
+
+    def spy(pipe, job, plan=None, kind="sft"):
+        plans.append(plan)
+        return run(pipe, job, plan, kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modes, "run", spy)
+        song(studio, **GIVEN)
+    return plans[0]
 
 
 # --- planned songs ------------------------------------------------------------------------------------------------
@@ -85,6 +101,66 @@ def test_each_setting_of_the_plan_changes_the_song_and_off_means_no_planner(stud
     assert without.record["plan"]["reason"] == "The planner is switched off (ACE_STUDIO_PLANNER=off)."
     assert without.record["notes"] == []
     assert np.array_equal(samples_of(off)[0], samples_of(without)[0])
+
+
+def test_plan_strength_is_a_switch_at_a_step_and_0_is_text2music(studio):
+    words_alone = samples_of(song(studio, options={"plan": False, "steps": 4}, **GIVEN))[0]
+    songs = {}
+    for strength, step in ((0, 0), (0.5, 2), (1, 4)):
+        made = song(studio, options={"plan_strength": strength, "steps": 4}, **GIVEN)
+        assert made.record["switch_step"] == step
+        songs[strength] = samples_of(made)[0]
+    assert np.array_equal(songs[0], words_alone)
+    assert not np.allclose(songs[0.5], words_alone, atol=1e-4)
+    assert not np.allclose(songs[0.5], songs[1], atol=1e-4)
+
+
+def test_exclude_changes_the_plan_and_says_where_it_cannot(studio):
+    (plain,) = samples_of(song(studio, **GIVEN))
+    (without,) = samples_of(song(studio, options={"exclude": "no brass, no choir"}, **GIVEN))
+    assert not np.allclose(plain, without, atol=1e-4)
+    for options, why in (({"plan": False}, "the song was not planned"), ({"plan_cfg": 1}, "Plan guidance is 1")):
+        made = song(studio, options={"exclude": "no brass", **options}, **GIVEN)
+        assert made.record["notes"] == [f"Exclude had no effect, because {why}."]
+
+
+def get_stuck(monkeypatch, repeats: int):
+    """Let the last 30 codes repeat themselves in the first `repeats` draws; returns the draws' seeds."""
+    seeds = []
+    run = planner_decoding.CodeWriter.run
+
+    def run_stuck(writer):
+        drawn = yield from run(writer)
+        if len(seeds) <= repeats:
+            drawn[0, -30:] = drawn[0, -30:][0]
+        return drawn
+
+    build = planner_decoding.CodeWriter.__init__
+
+    def build_seen(writer, model, code_ids, prompts, given, *others):
+        seeds.append(tuple(given))
+        build(writer, model, code_ids, prompts, given, *others)
+
+    monkeypatch.setattr(planner_decoding.CodeWriter, "run", run_stuck)
+    monkeypatch.setattr(planner_decoding.CodeWriter, "__init__", build_seen)
+    return seeds
+
+
+def test_a_plan_that_gets_stuck_is_drawn_once_more_from_there(studio, monkeypatch):
+    plain = planned_codes(studio, monkeypatch)
+    seeds = get_stuck(monkeypatch, 1)
+    again = planned_codes(studio, monkeypatch)
+    assert again.codes[0][:21] == plain.codes[0][:21]
+    assert again.codes[0][21:] != plain.codes[0][21:]
+    assert planner.stuck_from(again.codes[0]) is None and again.stuck == (None,)
+    assert seeds == [(7,), (planner.second_seed(7),)]
+
+
+def test_a_plan_that_stays_stuck_is_used_with_a_warning(studio, monkeypatch):
+    get_stuck(monkeypatch, 2)
+    made = song(studio, **GIVEN)
+    (take,) = made.record["takes"]
+    assert "The plan of take 1 repeats itself from 4 s on. Another seed often helps." in take["warnings"]
 
 
 @pytest.mark.slow

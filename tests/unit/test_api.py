@@ -27,7 +27,7 @@ CONTRACT = {
     "extend": {**SONG, "source": REQUIRED, "before": 0, "after": 30},
     "edit": {
         **{**SONG, "prompt": "", "source": REQUIRED, "action": "repaint", "start": 0, "end": 0},
-        **{"source_prompt": "", "source_lyrics": "", "tracks": []},
+        **{"source_prompt": "", "source_lyrics": "", "tracks": [], "regions": []},
     },
     "lyrics": {"brief": REQUIRED, "structure": "", "language": "en", "tone": "", "seed": -1, "options": {}},
 }

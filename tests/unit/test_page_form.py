@@ -25,9 +25,10 @@ OPTIONS = {
     **{"variation": 0.3, "variation_seed": 11, "loras": [{"source": "org/jazz:a.safetensors", "weight": 0.5}]},
 }
 PLAN = {"plan": True, "plan_seed": 5, "plan_temperature": 0.5, "plan_cfg": 3.0, "rewrite": True}
+PLAN |= {"exclude": "no brass", "plan_strength": 0.6}
 OWN = {
     "generate": {"duration": 12.5, "options": PLAN},
-    "cover": {"source": "a.wav", "strength": 0.3, "options": {"noise_strength": 0.2}},
+    "cover": {"source": "a.wav", "strength": 0.3, "options": {"noise_strength": 0.2, "detail": "sound"}},
     "extend": {"source": "a.wav", "before": 2.5, "after": 0.0, "options": {"overlap": 1.0}},
     "edit": {"source": "a.wav", "action": "morph", "source_prompt": "b", "options": {"n_min": 0.6, "n_avg": 3}},
 }
@@ -47,7 +48,8 @@ def test_every_field_of_a_request_has_a_control(forms):
         fields = REQUESTS[mode].model_fields
         options = {f"options.{name}" for name in fields["options"].annotation.model_fields}
         own = {"track", "part"} if mode == "edit" else set()
-        assert set(form.fields) == set(fields) - {"options"} | options | own, mode
+        # The page draws one region; several are for programs.
+        assert set(form.fields) == set(fields) - {"options", "regions"} | options | own, mode
 
 
 def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(forms):
@@ -96,7 +98,7 @@ def test_the_record_of_a_file_fills_the_form_and_makes_its_take_again(forms, mod
 
 def test_another_tab_takes_the_settings_that_it_has():
     found = page_form.settings("extend", record_of("cover"))
-    assert found.left_out == 2  # strength and noise_strength
+    assert found.left_out == 3  # strength, detail and noise_strength
     assert found.values["prompt"] == "brass band" and found.values["options.steps"] == 8
     assert not {"strength", "options.noise_strength"} & found.values.keys()
     referring = record_of("generate") | {"audio": {"reference": {"name": "a.wav", "sha256": ""}}}

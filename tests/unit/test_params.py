@@ -239,3 +239,50 @@ def test_the_page_reports_a_bad_file_together_with_other_errors(tmp_path):
     assert "audio" in found["source"] and "Prompt is empty" in found["prompt"]
     none = form.problems([*{**values, "source": None, "reference": None}.values()])
     assert none.keys() == {"source", "prompt", "bpm"} and "none was given" in none["source"]
+
+
+def edit_with(**values):
+    return parse_request("edit", {"source": "song.wav", "prompt": "piano", **values})
+
+
+def test_regions_are_sorted_pairs_that_do_not_overlap():
+    request = edit_with(regions=[[8, 9.5], (1, 2)])
+    assert request.regions == ((1, 2), (8, 9.5))
+    for regions, sentence in (
+        ("1-2", 'Regions must be a list of [start, end] in seconds, not "1-2".'),
+        ([[1, 2, 3]], 'Region 1 must be [start, end] in seconds, not "[1, 2, 3]".'),
+        ([[1, 2], [3, "x"]], 'The end of region 2 must be from 0 to 600 seconds, not "x".'),
+        ([[1, 1.2]], "The end of region 1 must be at least 0.5 seconds after its start (1), not 1.2."),
+        ([[1, 3], [2, 4]], "Regions must not overlap, as 1 to 3 and 2 to 4 seconds do."),
+        ([[at, at + 1] for at in range(17)], "The number of regions must be from 0 to 16, not 17."),
+    ):
+        assert sentence_of(lambda regions=regions: edit_with(regions=regions)) == ("regions", sentence)
+
+
+def test_regions_belong_to_actions_on_a_region_and_replace_start_and_end():
+    for values, sentence in (
+        ({"action": "morph"}, "Regions are for repaint and layer; morph uses the whole file."),
+        ({"start": 1, "end": 2}, "Regions replace Start and End: give either regions, or one start and end."),
+    ):
+        assert sentence_of(lambda values=values: edit_with(regions=[[1, 2]], **values)) == ("regions", sentence)
+
+
+def test_regions_must_lie_in_the_source_and_leave_some_of_it():
+    for regions, message in (
+        ([[1, 2], [9, 11]], "Regions must lie within the source, from 0 to 10 seconds; one ends at 11."),
+        (
+            [[0, 4], [4, 10]],
+            "Regions must leave some of the source (0 to 10 seconds) unchanged. "
+            "To change all of it, use Cover or Morph.",
+        ),
+    ):
+        request = edit_with(regions=regions)
+        assert sentence_of(lambda request=request: check_source(request, 10)) == ("regions", message)
+    check_source(edit_with(regions=[[0, 4], [4.5, 10]]), 10)
+
+
+def sentence_of(call):
+    """Return field and message of the first problem that `call` raises."""
+    with pytest.raises(InvalidRequest) as caught:
+        call()
+    return caught.value.problem.field, caught.value.problem.message
