@@ -88,7 +88,12 @@ def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
         parts = asked.split("/")
         if not asked:
             wanted += standard
-        elif asked.lower() not in ("preview", "off") and len(parts) > 1 and all(parts) and parts[0][0] not in ".~":
+        elif (
+            asked.lower() not in ("preview", "random", "off")
+            and len(parts) > 1
+            and all(parts)
+            and parts[0][0] not in ".~"
+        ):
             wanted.append("/".join(parts[:2]))
     return wanted
 

@@ -36,7 +36,7 @@ def read_arguments(
     about = {"prog": "app.py", "description": tooltips.CLI_ABOUT, "epilog": tooltips.CLI_END}
     parser = argparse.ArgumentParser(**about, add_help=False, allow_abbrev=False)
     switch = {"action": "store_const", "const": "true"}
-    language_model = partial(_model, ["preview", "off"])
+    language_model = partial(_model, ["preview", "random", "off"])
     for name, variable, settings in (
         ("host", "GRADIO_SERVER_NAME", {"metavar": "NAME", "type": _host}),
         ("port", "GRADIO_SERVER_PORT", {"metavar": "NUMBER", "type": _port}),

@@ -183,6 +183,7 @@ class TorchModel:
         self._device = torch.device(kind)
         ends = [getattr(config, "eos_token_id", None) for config in (model.config, model.generation_config)]
         self._stops = {end, *(each for ids in ends for each in (ids if isinstance(ids, list) else [ids]))} - {None}
+        self.config = model.config
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
         # transformers renames it, architecture by architecture; the old name goes in 5.40.
         self._cache = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
@@ -193,7 +194,7 @@ class TorchModel:
         cache = DynamicCache(config=self._model.config)
         scores = None
         for start in range(0, len(prompt), PROMPT_CHUNK):
-            scores = self._scores(prompt[start : start + PROMPT_CHUNK], cache)
+            scores = self.scores([prompt[start : start + PROMPT_CHUNK]], cache)[0]
             yield None
         for drawn in range(most):
             token = sampler(scores)
@@ -201,17 +202,17 @@ class TorchModel:
                 return
             yield token
             if drawn + 1 < most:
-                scores = self._scores([token], cache)
+                scores = self.scores([[token]], cache)[0]
 
-    def _scores(self, ids: list[int], cache: Any) -> torch.Tensor:
-        """Append `ids` to the cache; return the scores of the next token, [vocabulary]."""
+    def scores(self, rows: list[list[int]], cache: Any) -> torch.Tensor:
+        """Append a row of ids to each text in the cache; return the scores of the next tokens, [rows, vocabulary]."""
         import torch
 
         # Here, not around the loop: between two tokens the caller's code runs on this thread.
         with torch.inference_mode():
-            batch = torch.tensor([ids], device=self._device)
+            batch = torch.tensor(rows, device=self._device)
             more = {self._cache: cache, "use_cache": True, "logits_to_keep": 1}
-            return self._model(input_ids=batch, **more).logits[0, -1]
+            return self._model(input_ids=batch, **more).logits[:, -1]
 
 
 class MlxModel:

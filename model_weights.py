@@ -21,20 +21,19 @@ from typing import Any, Literal
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
+import lyrics_small
 from bootstrap import REPOSITORIES, on_zerogpu
 from events import Problem
 from limits import ACTIONS, shown
 from model_hub import INDEX, PARTS, is_repo_id
 
 MODEL_VARIABLE, PLANNER_VARIABLE, LYRICS_VARIABLE = "ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS"
-PREVIEW, OFF = "preview", "off"
+PREVIEW, RANDOM, OFF = "preview", "random", "off"
 ASSETS = Path(__file__).with_name("assets")
-# What the value "preview" selects: the built-in engine, and random language models for tests.
-PREVIEWS = {
-    MODEL_VARIABLE: ASSETS / "preview",
-    PLANNER_VARIABLE: ASSETS / "random-planner",
-    LYRICS_VARIABLE: ASSETS / "random-songwriter",
-}
+# What the value "preview" selects; the built-in songwriter's folder is `lyrics_small.folder`.
+PREVIEWS = {MODEL_VARIABLE: ASSETS / "preview", PLANNER_VARIABLE: ASSETS / "planner"}
+# What the value "random" selects: tiny language models for tests, which write nonsense.
+RANDOM_MODELS = {PLANNER_VARIABLE: ASSETS / "random-planner", LYRICS_VARIABLE: ASSETS / "random-songwriter"}
 (DEFAULT_MODEL,) = REPOSITORIES[MODEL_VARIABLE]
 DEFAULT_MODEL_GB = 11.5
 (UMBRELLA,) = REPOSITORIES[PLANNER_VARIABLE]
@@ -63,7 +62,7 @@ class Weights:
     folder: Path | None
     source: Literal["variable", "models", "cache", "preview", "hub", "off", "none"]
     revision: str
-    engine: Literal["xl", "preview", "transformers", "mlx"]
+    engine: Literal["xl", "preview", "transformers", "mlx", "small"]
     problem: Problem | None
     wanted: str
     repo: str = ""
@@ -85,16 +84,25 @@ def find_weights() -> Weights:
 
 
 def find_planner() -> Weights:
-    """Look for the planner that ACE_STUDIO_PLANNER names; "org/repo/folder" is a folder within a repository."""
+    """Look for the planner that ACE_STUDIO_PLANNER names; "org/repo/folder" is a folder within a repository.
+
+    Without the variable, and off ZeroGPU, the built-in one stands in for missing weights.
+    """
     switched = _switched(PLANNER_VARIABLE, "planner_off")
-    return switched or _find(PLANNER_VARIABLE, DEFAULT_PLANNER, "transformers", _planner_flaw)
+    found = switched or _find(PLANNER_VARIABLE, DEFAULT_PLANNER, "transformers", _planner_flaw)
+    return _stand_in(found, PLANNER_VARIABLE, _built_in_planner)
 
 
 def find_writer() -> Weights:
+    """Look for the songwriter that ACE_STUDIO_LYRICS names.
+
+    Without the variable, and off ZeroGPU, the built-in one stands in for missing weights.
+    """
     engine = _writer_engine()
     default = DEFAULT_MLX_WRITER if engine == "mlx" else DEFAULT_WRITER
     switched = _switched(LYRICS_VARIABLE, "writer_off")
-    return switched or _find(LYRICS_VARIABLE, default, engine, lambda folder: _writer_flaw(folder, engine))
+    found = switched or _find(LYRICS_VARIABLE, default, engine, lambda folder: _writer_flaw(folder, engine))
+    return _stand_in(found, LYRICS_VARIABLE, _built_in_writer)
 
 
 def snapshot_revision(folder: Path) -> str:
@@ -184,12 +192,40 @@ def _find(variable: str, default: str, engine: str, flaw: Callable[[Path], str |
 
 
 def _switched(variable: str, code: str) -> Weights | None:
+    """Return what a word in place of a model's name selects, or None if the variable holds no such word."""
     asked = _asked(variable).lower()
     if asked == OFF:
         problem = Problem(code, f"The {_NAMES[variable]} is switched off ({variable}=off).")
         return Weights(OFF, None, "off", "", "transformers", problem, OFF)
-    preview = Weights(PREVIEW, PREVIEWS[variable], "preview", "", "transformers", None, PREVIEW)
-    return preview if asked == PREVIEW else None
+    if asked == RANDOM:
+        return Weights(RANDOM, RANDOM_MODELS[variable], "preview", "", "transformers", None, RANDOM)
+    if asked == PREVIEW:
+        return _built_in_planner() if variable == PLANNER_VARIABLE else _built_in_writer()
+    return None
+
+
+def _stand_in(found: Weights, variable: str, built_in: Callable[[], Weights]) -> Weights:
+    """Return `found`, or the built-in model if nothing was found or asked for and there is one."""
+    if found.source != "none" or _asked(variable) or on_zerogpu():
+        return found
+    small = built_in()
+    return found if small.folder is None else replace(small, wanted=found.wanted)
+
+
+def _built_in_planner() -> Weights:
+    folder = PREVIEWS[PLANNER_VARIABLE]
+    if reason := _folder_flaw(folder) or _planner_flaw(folder):
+        return Weights(PREVIEW, None, "none", "", "transformers", unusable("The built-in planner", reason), PREVIEW)
+    return Weights(PREVIEW, folder, "preview", "", "transformers", None, PREVIEW)
+
+
+def _built_in_writer() -> Weights:
+    missing = lyrics_small.missing()
+    if missing:
+        hint = "Set up the studio again where packages can be downloaded."
+        problem = Problem("weights_missing", f"The built-in songwriter is not on this machine: {missing}.", hint=hint)
+        return Weights(PREVIEW, None, "none", "", "small", problem, PREVIEW)
+    return Weights(PREVIEW, lyrics_small.folder(), "preview", "", "small", None, PREVIEW)
 
 
 def _preview(problem: Problem | None) -> Weights:

@@ -12,6 +12,7 @@ from typing import Any
 
 import audio
 import lyrics
+import lyrics_lines
 import model_hub
 import planner
 import song_codec
@@ -19,7 +20,7 @@ import song_conditions
 from events import Done, Draft, Job, Progress, StudioError, is_out_of_memory
 from jobs import record_of, timed
 from model_memory import Placing
-from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, find_planner, find_writer
+from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, Weights, find_planner, find_writer
 from models import Device, Models, Slot, free_memory
 from params import GenerateRequest, Request
 from planner import Plan
@@ -41,10 +42,17 @@ def lyrics_slot(device: Callable[[], Device]) -> Slot:
     return Slot(
         "The songwriter",
         find_writer,
-        lambda weights: lyrics.build_writer(weights, device().kind),
+        lambda weights: build_writer(weights, device()),
         lambda weights: model_hub.download(weights.wanted, model_hub.language_model(LYRICS_VARIABLE)),
         f"Close other programs, or name a smaller model in {LYRICS_VARIABLE}.",
     )
+
+
+def build_writer(weights: Weights, device: Device) -> lyrics.Writer:
+    """Load the songwriter in `weights`; raises StudioError, and whatever a lack of memory raises."""
+    if weights.engine == "small":
+        return lyrics_lines.build_writer(weights)
+    return lyrics.build_writer(weights, device.kind)
 
 
 def wants_plan(request: Request) -> bool:

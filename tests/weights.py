@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import models
-from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, PREVIEWS, Weights
+from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, RANDOM_MODELS, Weights
 
-PLANNER, SONGWRITER = PREVIEWS[PLANNER_VARIABLE], PREVIEWS[LYRICS_VARIABLE]
+PLANNER, SONGWRITER = RANDOM_MODELS[PLANNER_VARIABLE], RANDOM_MODELS[LYRICS_VARIABLE]
 CPU = models.Device("cpu", "float32", "float32", "float32", "a test")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import models
 import planner
 import planner_decoding
-from model_weights import PLANNER_VARIABLE, PREVIEW, find_planner
+from model_weights import PLANNER_VARIABLE, RANDOM, find_planner
 from planner_decoding import CodeWriter, Draw
 from tools.bench_rows import Row, timed
 
@@ -34,7 +34,7 @@ COPIES = 5
 
 
 def bench(dimensions: str, seconds: list[float], runs: int) -> Iterator[Row]:
-    """Yield rows of tokens a second on the preview planner, or on `dimensions` with random weights.
+    """Yield rows of tokens a second on the random planner of the tests, or on `dimensions` with random weights.
 
     Stock is transformers' own forward over its growing cache, with the same sampling.
     """
@@ -53,7 +53,7 @@ def bench(dimensions: str, seconds: list[float], runs: int) -> Iterator[Row]:
             stock, studio = (takes * statistics.median(side) for side in zip(*pairs[1:], strict=True))
             ratios = tuple(ours / theirs for theirs, ours in pairs[1:])
             more = {"of the bandwidth's limit": f"{studio / takes / limit:.1%}"}
-            name = f"planner {dimensions or 'preview'}, takes: {takes}"
+            name = f"planner {dimensions or 'random'}, takes: {takes}"
             yield Row(name, length, studio, stock, ratios, "tokens/s", more)
 
 
@@ -128,7 +128,7 @@ def copy_bandwidth(kind: str) -> float:
 
 def _preview(kind: str) -> tuple[Any, Any]:
     device = models.Device(kind, "float32", "", "", "")
-    os.environ[PLANNER_VARIABLE] = PREVIEW
+    os.environ[PLANNER_VARIABLE] = RANDOM
     loaded = planner.load_planner(find_planner(), device)
     return loaded.model, loaded.vocabulary.code_ids
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from model_weights import ASSETS, LYRICS_VARIABLE, PLANNER_VARIABLE, PREVIEWS
+from model_weights import ASSETS, LYRICS_VARIABLE, PLANNER_VARIABLE, RANDOM_MODELS
 from models import quiet_libraries
 
 if TYPE_CHECKING:
@@ -287,8 +287,8 @@ def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0) -
 
 
 def main() -> None:
-    make_language_model(PREVIEWS[PLANNER_VARIABLE], family="qwen3", audio_codes=PLANNER_CODES)
-    make_language_model(PREVIEWS[LYRICS_VARIABLE], family="qwen2")
+    make_language_model(RANDOM_MODELS[PLANNER_VARIABLE], family="qwen3", audio_codes=PLANNER_CODES)
+    make_language_model(RANDOM_MODELS[LYRICS_VARIABLE], family="qwen2")
 
 
 if __name__ == "__main__":

@@ -179,8 +179,8 @@ class Studio:
 
     def __enter__(self) -> str:
         self._songs = tempfile.TemporaryDirectory()
-        preview = dict.fromkeys(("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS"), "preview")
-        environ = {**os.environ, **preview, "ACE_STUDIO_OUTPUT": self._songs.name, "GRADIO_SERVER_NAME": "127.0.0.1"}
+        models = {"ACE_STUDIO_MODEL": "preview", "ACE_STUDIO_PLANNER": "random", "ACE_STUDIO_LYRICS": "random"}
+        environ = {**os.environ, **models, "ACE_STUDIO_OUTPUT": self._songs.name, "GRADIO_SERVER_NAME": "127.0.0.1"}
         environ.pop("GRADIO_SERVER_PORT", None)
         self._process = subprocess.Popen(
             [sys.executable, "app.py"],

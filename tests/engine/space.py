@@ -41,7 +41,7 @@ def open_space(folder: Path, model: Path, **environ: str) -> Iterator[Space]:
         api.second = 30
         environ = {
             **os.environ,
-            **{"ACE_STUDIO_LYRICS": "preview", "ACE_STUDIO_PLANNER": "preview", "GRADIO_SERVER_NAME": "127.0.0.1"},
+            **{"ACE_STUDIO_LYRICS": "random", "ACE_STUDIO_PLANNER": "random", "GRADIO_SERVER_NAME": "127.0.0.1"},
             **{"ACE_STUDIO_OUTPUT": str(folder / "output"), "GRADIO_TEMP_DIR": str(folder / "page")},
             **{"HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
             **{"SPACES_ZERO_DEVICE_API_URL": api.url, "SPACES_ZERO_GPU": "true"},

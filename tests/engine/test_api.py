@@ -61,7 +61,7 @@ def test_every_task_makes_its_takes_in_the_exact_length(work, source, task):
 @pytest.fixture
 def writers_on(monkeypatch):
     for name in ("ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS"):
-        monkeypatch.setenv(name, "preview")
+        monkeypatch.setenv(name, "random")
     backend.get_backend().models.refresh()
     yield
     monkeypatch.undo()

@@ -185,8 +185,8 @@ def test_no_draft_shows_half_a_character(writer, script):
 
 
 def test_a_long_brief_is_read_in_parts_that_can_be_stopped(writer, monkeypatch):
-    calls, run = [], writer.model._scores
-    monkeypatch.setattr(writer.model, "_scores", lambda ids, cache: calls.append(len(ids)) or run(ids, cache))
+    calls, run = [], writer.model.scores
+    monkeypatch.setattr(writer.model, "scores", lambda rows, cache: calls.append(len(rows[0])) or run(rows, cache))
     drafts = writer.write(request("fjord " * 333), 5)
     assert next(drafts).tokens == 0
     drafts.close()

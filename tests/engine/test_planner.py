@@ -33,7 +33,7 @@ GIVEN = {"bpm": 92, "key": "F# minor", "time_signature": "3", "language": "de"}
 def planner() -> planning.Planner:
     """Return the preview's planner on the CPU."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("ACE_STUDIO_PLANNER", "preview")
+    patch.setenv("ACE_STUDIO_PLANNER", "random")
     weights = find_planner()
     patch.undo()
     return planning.load_planner(weights, CPU)
@@ -135,10 +135,10 @@ def test_replayed_steps_draw_the_same_codes(planner, monkeypatch, cfg):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA card")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_card_replays_the_same_codes(monkeypatch, dtype):
-    monkeypatch.setenv("ACE_STUDIO_PLANNER", "preview")
+    monkeypatch.setenv("ACE_STUDIO_PLANNER", "random")
     song, loaded = {"duration": 60, **GIVEN}, planning.load_planner(find_planner(), CPU)
     loaded.model.to("cuda", getattr(torch, dtype))
-    on_card = planning.Planner(loaded.model, loaded.tokenizer, "preview")
+    on_card = planning.Planner(loaded.model, loaded.tokenizer, "random")
     replayed = make(on_card, (5, 6), **song)
     assert "cuda" in planner_decoding.RECORDED, "recording failed; the log says why"
     monkeypatch.setattr(planner_decoding, "record", lambda work: work)

@@ -95,7 +95,7 @@ def test_it_has_equal_bytes_everywhere_and_leaves_the_global_generator_alone(tin
 @pytest.mark.slow
 def test_the_language_models_in_assets_are_those_that_the_tool_makes(tmp_path, monkeypatch):
     for variable, shipped in ((PLANNER_VARIABLE, PLANNER), (LYRICS_VARIABLE, SONGWRITER)):
-        monkeypatch.setitem(random_models.PREVIEWS, variable, tmp_path / shipped.name)
+        monkeypatch.setitem(random_models.RANDOM_MODELS, variable, tmp_path / shipped.name)
     random_models.main()
     for shipped in (PLANNER, SONGWRITER):
         made, kept = (load_file(folder / "model.safetensors") for folder in (tmp_path / shipped.name, shipped))

@@ -68,7 +68,7 @@ def test_a_plan_is_used_and_in_the_record(studio):
     assert any(event.stage == "planning" and event.steps == 62 for event in events)
     plan = done.record["plan"]
     assert plan["used"] is True and plan["rewritten"] is False
-    assert (plan["model"], plan["temperature"], plan["cfg"], plan["seed"]) == ("preview", 0.85, 2.0, 7)
+    assert (plan["model"], plan["temperature"], plan["cfg"], plan["seed"]) == ("random", 0.85, 2.0, 7)
     assert LIMITS["bpm"].low <= plan["bpm"] <= LIMITS["bpm"].high
     assert done.record["instruction"] == modes.COVER
     assert {"loading", "planning"} <= set(done.record["seconds"])
@@ -281,7 +281,7 @@ def test_out_of_memory_while_a_language_model_is_loaded_leaves_the_song(make_stu
     # The next job tries again: others may have freed their memory.
     assert song(studio).record["plan"]["used"] is True
     # By that plan the planner makes room for the song again.
-    assert studio.status().planner == LanguageModelStatus("ready", "preview", "preview")
+    assert studio.status().planner == LanguageModelStatus("ready", "random", "preview")
     studio = make_studio()
     with monkeypatch.context() as patch:
         patch.setattr(lyrics, "build_writer", no_room)
@@ -305,7 +305,7 @@ def test_lyrics_are_streamed_and_end_with_a_record(studio):
     assert done.files == () and done.record["text"] == drafts[-1].text
     expected = {"mode": "lyrics", "end": "length", "tokens": 24, "seed": 5, "device": "cpu"}
     assert expected.items() <= done.record.items()
-    assert done.record["model"] == {"id": "preview", "revision": "", "engine": "transformers"}
+    assert done.record["model"] == {"id": "random", "revision": "", "engine": "transformers"}
     assert done.record["request"]["brief"] == "rain"
     assert json.loads(json.dumps(done.record)) == done.record
 
@@ -343,7 +343,7 @@ def test_out_of_memory_while_writing_is_an_error_of_its_own(studio):
 @pytest.mark.slow
 def test_only_the_models_that_a_job_needs_are_loaded_and_changed_ones_are_unloaded(make_studio, monkeypatch):
     studio = make_studio(built=False)
-    assert studio.status().songwriter == SongwriterStatus("ready", "preview", "preview", None, "transformers")
+    assert studio.status().songwriter == SongwriterStatus("ready", "random", "preview", None, "transformers")
     assert isinstance(words(studio, "lyrics", brief="rain", options=SHORT), Done)
     assert loaded(studio) == (False, False, True)
     assert studio.status().songwriter.state == "loaded"
@@ -383,7 +383,7 @@ def test_an_idea_becomes_a_song_in_words(studio):
     done = words(studio, "inspire", idea="a song of rain", language="fr")
     sketch = done.record["sketch"]
     assert set(sketch) == FIELDS and sketch["language"] == "fr" and sketch["prompt"]
-    assert (done.record["mode"], done.record["seed"], done.record["model"]["id"]) == ("inspire", 7, "preview")
+    assert (done.record["mode"], done.record["seed"], done.record["model"]["id"]) == ("inspire", 7, "random")
     assert words(studio, "inspire", idea="a song of rain", language="fr").record["sketch"] == sketch
     assert words(studio, "inspire", idea="a song of rain", language="fr", seed=8).record["sketch"] != sketch
     assert words(studio, "inspire", instrumental=True).record["sketch"]["lyrics"] == "[Instrumental]"

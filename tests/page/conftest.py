@@ -142,7 +142,7 @@ RANDOM = (
 def studio(tiny: Path) -> Iterator[str]:
     """Start the studio on the random checkpoint in its own process; return its address."""
     environ = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
-    environ |= {"ACE_STUDIO_PLANNER": "preview", "ACE_STUDIO_LYRICS": "preview"}
+    environ |= {"ACE_STUDIO_PLANNER": "random", "ACE_STUDIO_LYRICS": "random"}
     environ.pop("GRADIO_SERVER_PORT", None)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     command = [sys.executable, "-c", RANDOM, str(tiny)]

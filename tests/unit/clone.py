@@ -42,7 +42,8 @@ exec(code)" "${{@:2}}" ;;
     while [ -e "$LOG.hold-pip" ]; do sleep 0.1; done
     [ ! -e "$LOG.stop-pip" ] || kill -9 $PPID
     [ ! -e "$LOG.interrupt-pip" ] || {{ kill -INT $PPID; exit 1; }}
-    [ ! -e "$LOG.fail-pip" ] ;;
+    [ ! -e "$LOG.fail-pip" ] || exit 1
+    [ ! -e "$LOG.fail-songwriter" ] || case "$*" in *songwriter*) exit 1 ;; esac ;;
 "-m compileall")
     echo compileall >>"$LOG" ;;
 "-m ruff" | "-m pytest")
@@ -69,7 +70,7 @@ class Clone:
             target = self.root / script
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / script, target)
-        for name in ("", "-ray", "-dev"):
+        for name in ("", "-ray", "-dev", "-songwriter"):
             (self.root / f"requirements{name}.txt").write_text("torch\n")
         self.bin.mkdir()
         self.log_file.touch()
@@ -138,6 +139,14 @@ class Clone:
         lines = self.log_file.read_text().splitlines()
         self.log_file.write_text("")
         return lines
+
+    def ship_songwriter(self) -> str:
+        """Put the built-in songwriter's LoRA into the copy; return the log's line for installing its packages."""
+        lora = self.root / "assets" / "songwriter" / "lora.safetensors"
+        lora.parent.mkdir(parents=True)
+        lora.touch()
+        options = "-q --no-compile --no-deps --require-hashes --retries 1"
+        return f"pip install {options} -r {self.root}/requirements-songwriter.txt"
 
     def installing(self, *more: str) -> str:
         """Return the log's line for installing the studio's requirements and `more` ("ray", "dev")."""

@@ -26,7 +26,7 @@ from tests.program import ROOT, free_port, python
 from tests.unit.fake_hub import serving
 
 EVERY = {
-    **{"ACE_STUDIO_LYRICS": "off", "ACE_STUDIO_MODEL": "preview", "ACE_STUDIO_PLANNER": "preview"},
+    **{"ACE_STUDIO_LYRICS": "off", "ACE_STUDIO_MODEL": "preview", "ACE_STUDIO_PLANNER": "random"},
     **{"ACE_STUDIO_OUTPUT": "songs", "ACE_STUDIO_RAY": "local", "GRADIO_MCP_SERVER": "true"},
     **{"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": "8000", "GRADIO_SHARE": "true"},
 }
@@ -35,7 +35,7 @@ EVERY = {
 
 
 def test_every_argument_sets_its_variable_and_no_other(tmp_path):
-    environ = {"ACE_STUDIO_PLANNER": "preview", "GRADIO_SERVER_PORT": "1234"}
+    environ = {"ACE_STUDIO_PLANNER": "random", "GRADIO_SERVER_PORT": "1234"}
     before = dict(environ)
     assert cli.read_arguments([], environ).check is None and environ == before
     given = ["--host", "0.0.0.0", "--port", "8000", "--share", "--model", "preview", "--lyrics", "off", "--mcp"]
@@ -179,7 +179,7 @@ def test_the_hub_is_asked_for_the_size_of_a_download(monkeypatch):
 @pytest.mark.parametrize("name", ["PLANNER", "LYRICS"])
 def test_language_models_never_stop_a_song(monkeypatch, name):
     find, selection = {"PLANNER": find_planner, "LYRICS": find_writer}[name], model_hub.language_model("")
-    for value, words in (("off", "=off"), ("preview", tooltips.CHECK_PREVIEW), ("nobody/nothing",) * 2, ("/no",) * 2):
+    for value, words in (("off", "=off"), ("random", tooltips.CHECK_PREVIEW), ("nobody/nothing",) * 2, ("/no",) * 2):
         monkeypatch.setenv(f"ACE_STUDIO_{name}", value)
         text, stops = found(cli.model, find(), selection, name=name.lower())
         assert words in text and not stops

@@ -45,6 +45,23 @@ def test_ray_is_installed_on_request_only(clone: Clone, arguments: list[str], en
         assert "pip" not in str(clone.log())
 
 
+def test_the_songwriter_is_installed_where_it_is_shipped_and_never_stops_the_studio(clone: Clone) -> None:
+    clone.run("run.sh")
+    assert "requirements-songwriter" not in str(clone.log())
+    installing = clone.ship_songwriter()
+    clone.switch("fail-songwriter")
+    code, said = clone.run("run.sh")
+    assert code == 0 and "could not be installed" in said and "Running on" in said
+    assert clone.log()[0] == installing
+    clone.run("run.sh")
+    assert "pip" not in str(clone.log())
+    clone.switch("fail-songwriter", on=False)
+    for changed in ("requirements-songwriter.txt", "requirements.txt"):
+        (clone.root / changed).write_text("another\n")
+        code, said = clone.run("run.sh")
+        assert code == 0 and installing in clone.log() and "could not be installed" not in said
+
+
 @pytest.mark.parametrize(
     ("installed", "chosen"),
     [
