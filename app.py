@@ -28,6 +28,7 @@ import api_guard
 import gpu_ray
 import jobs
 import page_tabs
+import takes
 import theme
 import tooltips
 from api import add_endpoints
@@ -102,7 +103,7 @@ def main() -> None:
     if port and not is_port(port):
         sys.exit(tooltips.BAD_PORT.format(port=port))
     jobs.sweep()
-    jobs.sweep_songs()
+    takes.sweep_songs()
     demo = build_app()
     try:
         url = launch(demo, int(port) if port else None)

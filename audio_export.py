@@ -11,10 +11,10 @@ import html
 import io
 import itertools
 import json
+import logging
 import os
 import re
 import secrets
-import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
@@ -33,8 +33,10 @@ from mutagen.wave import WAVE
 from PIL import Image, ImageDraw
 
 from audio import AudioError, rows_of, seconds_of
-from events import is_disk_full
+from events import Problem, is_disk_full
 from limits import SAMPLE_RATE
+
+log = logging.getLogger("studio")
 
 MAX_RECORD_BYTES = 256_000
 RECORD_TAG = "ACE_STUDIO_RECORD"
@@ -55,54 +57,75 @@ _ENCODINGS = {
 
 def write_wav(path: str | Path, samples: np.ndarray) -> None:
     """Write float32 [channels, samples] as a float WAV, every value exactly; raises `AudioError`."""
-    _write(Path(path), samples, {"format": "WAV", "subtype": "FLOAT"})
+    save(Path(path), _encoded(samples, {"format": "WAV", "subtype": "FLOAT"}))
 
 
-def encode(samples: np.ndarray, path: str | Path, format: str, cancelled: Callable[[], bool] = lambda: False) -> Path:
-    """Write [channels, samples] at 48 kHz as "wav" or "flac" (24 bits), "mp3" (320 kbit/s) or "ogg"; return the path.
+def encode(samples: np.ndarray, format: str, cancelled: Callable[[], bool] = lambda: False) -> io.BytesIO:
+    """Return the file of [channels, samples] at 48 kHz: "wav" or "flac" (24 bits), "mp3" (320 kbit/s) or "ogg".
 
-    All four keep the number of samples and clip what is beyond full scale. The file appears whole or not at all. Raises
-    `AudioError`, or `CancelledError` if `cancelled()` is true before some second of the song.
+    All four keep the number of samples and clip what is beyond full scale. Raises `AudioError`, or `CancelledError` if
+    `cancelled()` is true before some second of the song.
     """
     if not all(np.isfinite(block).all() for block in seconds_of(samples)):
         raise AudioError("The song contains samples that are not numbers.", "Generate it again with another seed.")
-    _write(Path(path), samples, _ENCODINGS[format], cancelled)
-    return Path(path)
+    return _encoded(samples, _ENCODINGS[format], cancelled)
 
 
-def write_tags(path: str | Path, title: str, record: dict, picture: bytes = b"") -> None:
-    """Write a title, the record as JSON and a cover picture (JPEG) into a file that `encode` made.
+def tag(song: io.BytesIO, title: str, record: Mapping[str, Any], picture: bytes = b"") -> None:
+    """Write a title, the record as JSON and a cover picture (JPEG) into the file that `encode` returned.
 
     The record goes into an ID3 TXXX frame (WAV, MP3) or a Vorbis comment (FLAC, OGG) called `RECORD_TAG`. Raises
-    `AudioError` and leaves the file unchanged if the record is too long or has NaN or infinity in it.
+    `AudioError` if the record is too long or has NaN or infinity in it, or if the file cannot be tagged.
     """
+    text = _record_as_text(record)
+    title = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in _clean(title)).split())
+    song.seek(0)
+    kind = _tag_reader(song.read(4))
+    song.seek(0)
+    try:
+        file = kind(song)
+        if file.tags is None:
+            file.add_tags()
+        if isinstance(file.tags, ID3):
+            _fill_id3(file.tags, title, text, picture)
+        else:
+            _fill_comments(file, title, text, picture)
+        song.seek(0)
+        file.save(song)
+    except MutagenError as error:
+        raise AudioError("The file could not be tagged.", "Generate it again in another format.") from error
+
+
+def _record_as_text(record: Mapping[str, Any]) -> str:
     try:
         text = _clean(json.dumps(record, ensure_ascii=False, allow_nan=False))
     except ValueError as error:
         raise AudioError("The record has values that are not numbers, so it was not saved in the file.") from error
     if len(text.encode()) > MAX_RECORD_BYTES:
         raise AudioError("The record of this song is too long to be saved in the file.", "Shorten the lyrics.")
-    title = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in _clean(title)).split())
-    with written_aside(Path(path)) as part:
-        shutil.copyfile(path, part)
-        file = _tag_reader(part)(part)
-        if file.tags is None:
-            file.add_tags()
-        if isinstance(file.tags, ID3):
-            file.tags.add(TIT2(encoding=3, text=title))
-            file.tags.add(TXXX(encoding=3, desc=RECORD_TAG, text=text))
-            if picture:
-                file.tags.add(APIC(mime=_JPEG, type=PictureType.COVER_FRONT, data=picture))
-        else:
-            file["title"], file[RECORD_TAG] = title, text
-            if picture:
-                cover = Picture()
-                cover.mime, cover.type, cover.data = _JPEG, PictureType.COVER_FRONT, picture
-                if isinstance(file, FLAC):
-                    file.add_picture(cover)
-                else:
-                    file["metadata_block_picture"] = base64.b64encode(cover.write()).decode()
-        file.save()
+    return text
+
+
+def _fill_id3(tags: ID3, title: str, record: str, picture: bytes) -> None:
+    tags.add(TIT2(encoding=3, text=title))
+    tags.add(TXXX(encoding=3, desc=RECORD_TAG, text=record))
+    if picture:
+        tags.add(APIC(mime=_JPEG, type=PictureType.COVER_FRONT, data=picture))
+
+
+def _fill_comments(file: FLAC | OggVorbis, title: str, record: str, picture: bytes) -> None:
+    file["title"] = title
+    file[RECORD_TAG] = record
+    if not picture:
+        return
+    cover = Picture()
+    cover.mime = _JPEG
+    cover.type = PictureType.COVER_FRONT
+    cover.data = picture
+    if isinstance(file, FLAC):
+        file.add_picture(cover)
+    else:
+        file["metadata_block_picture"] = base64.b64encode(cover.write()).decode()
 
 
 def file_name(prompt: str, seed: int, format: str, mode: str = "generate") -> str:
@@ -110,6 +133,12 @@ def file_name(prompt: str, seed: int, format: str, mode: str = "generate") -> st
     words = [_slug(prompt), "" if mode == "generate" else _slug(mode)]
     # The seed keeps the name clear of "con", "nul" and others that Windows reserves.
     return "-".join(filter(None, [*(words if any(words) else ["song"]), f"seed-{seed}"])) + f".{format}"
+
+
+def plain_file_name(prompt: str, seed: int, format: str, mode: str = "generate") -> str:
+    """Return the same in ASCII, for folders that take no other letters."""
+    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode()
+    return file_name(plain, seed, format, mode)
 
 
 @contextmanager
@@ -131,6 +160,18 @@ def aside(folder: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def disk_problem(error: Exception) -> Problem | None:
+    """Return the problem behind a failure to read or write a file ("disk_full" if the disk is), None for others."""
+    if isinstance(error, AudioError):
+        return Problem(error.code, error.message, hint=error.hint)
+    if is_disk_full(error):
+        return Problem(FULL, "The disk is full.", hint="Free some space and try again.")
+    if not isinstance(error, OSError):
+        return None
+    log.error("a file operation failed", exc_info=error)
+    return Problem("disk", f"A file could not be read or written: {error.strerror or error}.")
 
 
 @contextmanager
@@ -160,20 +201,33 @@ def free_names(path: Path) -> Iterator[Path]:
             yield candidate
 
 
-def _write(path: Path, samples: np.ndarray, encoding: dict, cancelled: Callable[[], bool] = lambda: False) -> None:
-    """Write [channels, samples] in blocks of a second: one large write of Vorbis crashes libsndfile."""
-    # In memory first: libsndfile does not report a failed write that happens while it closes a file.
-    kind, data = encoding["subtype"], io.BytesIO()
+def save(path: Path, file: io.BytesIO) -> None:
+    """Write a file whole or not at all; raises `AudioError`."""
+    with written_aside(path) as part:
+        part.write_bytes(file.getbuffer())
+
+
+def _encoded(samples: np.ndarray, encoding: dict, cancelled: Callable[[], bool] = lambda: False) -> io.BytesIO:
+    """Encode [channels, samples] in blocks of a second: one large write of Vorbis crashes libsndfile."""
+    # In memory, where it is also tagged; and libsndfile does not report a failed write while it closes a file.
+    data = io.BytesIO()
     with sf.SoundFile(data, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
         for block in seconds_of(samples):
             if cancelled():
                 raise CancelledError
-            rows = rows_of(block if kind == "FLOAT" else np.clip(block, -1, 1))
-            if kind == "PCM_24":  # as the upper bytes of int32: libsndfile truncates floats for WAV
-                rows = np.minimum(np.rint(rows * 2.0**23), 2**23 - 1).astype(np.int32) << 8
-            file.write(rows)
-    with written_aside(path) as part:
-        part.write_bytes(data.getbuffer())
+            file.write(_rows(block, encoding["subtype"]))
+    return data
+
+
+def _rows(block: np.ndarray, subtype: str) -> np.ndarray:
+    """Return a block [channels, samples] as libsndfile takes it for `subtype`."""
+    if subtype == "FLOAT":
+        return rows_of(block)
+    rows = rows_of(np.clip(block, -1, 1))
+    if subtype != "PCM_24":
+        return rows
+    # As the upper bytes of int32: libsndfile truncates floats for WAV.
+    return np.minimum(np.rint(rows * 2.0**23), 2**23 - 1).astype(np.int32) << 8
 
 
 def _clean(text: str) -> str:
@@ -215,9 +269,9 @@ def read_record(path: str | Path) -> dict | None:
         return None
 
 
-def _tag_reader(path: Path) -> type[WAVE | FLAC | OggVorbis | MP3]:
-    with path.open("rb") as file:
-        return {b"RIFF": WAVE, b"fLaC": FLAC, b"OggS": OggVorbis}.get(file.read(4), MP3)
+def _tag_reader(mark: bytes) -> type[WAVE | FLAC | OggVorbis | MP3]:
+    """Return what reads and writes the tags of a file with these first four bytes."""
+    return {b"RIFF": WAVE, b"fLaC": FLAC, b"OggS": OggVorbis}.get(mark, MP3)
 
 
 class _Limited(io.FileIO):
@@ -232,7 +286,8 @@ class _Limited(io.FileIO):
 
 
 def _record_text(path: Path) -> str | None:
-    kind = _tag_reader(path)
+    with path.open("rb") as file:
+        kind = _tag_reader(file.read(4))
     with _Limited(path) as file:
         if kind in (FLAC, OggVorbis):
             return (kind(file).get(RECORD_TAG) or [None])[0]
@@ -259,19 +314,19 @@ BARS = 40
 TAG_PIXELS, PAGE_PIXELS = 512, 144
 
 
-def picture_for_tags(samples: np.ndarray, record: Mapping[str, Any]) -> bytes:
-    """Return the cover picture of a song [..., samples] with the record of one take, as JPEG."""
-    return _picture(samples, record, TAG_PIXELS, "JPEG")
+def picture_for_tags(samples: np.ndarray, seed: int, key: str) -> bytes:
+    """Return the cover picture of a take [..., samples], drawn from its seed and key ("" if unknown), as JPEG."""
+    return _picture(samples, seed, key, TAG_PIXELS, "JPEG")
 
 
-def picture_for_page(samples: np.ndarray, record: Mapping[str, Any]) -> str:
+def picture_for_page(samples: np.ndarray, seed: int, key: str) -> str:
     """Return the same picture, small, as a data URL; any waveform of the song will do."""
-    return f"data:image/webp;base64,{base64.b64encode(_picture(samples, record, PAGE_PIXELS, 'WEBP')).decode()}"
+    picture = _picture(samples, seed, key, PAGE_PIXELS, "WEBP")
+    return f"data:image/webp;base64,{base64.b64encode(picture).decode()}"
 
 
-def _picture(samples: np.ndarray, record: Mapping[str, Any], pixels: int, kind: str) -> bytes:
-    key = (record.get("plan") or {}).get("key") or record.get("request", {}).get("key") or ""
-    random = np.random.default_rng(int(record["takes"][0]["seed"]))
+def _picture(samples: np.ndarray, seed: int, key: str, pixels: int, kind: str) -> bytes:
+    random = np.random.default_rng(seed)
     hue = _hue(key) if key else random.uniform()
     y, x = np.mgrid[0:pixels, 0:pixels] / pixels
     picture = np.full((pixels, pixels, 3), _colour(hue, 0.75, 0.25 if key.endswith("minor") else 0.35))

@@ -1,7 +1,7 @@
 """Requests in, events out: one song at a time on one pipeline.
 
 `Backend.stream` prepares a request outside the GPU (uploads, seeds, folder), lets gpu.py run one picklable `Job` where
-the models are, and turns the result into files with `jobs.finish`.
+the models are, and turns the result into files with `takes.finish`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gradio import utils as gradio_utils
-
 import bootstrap
 import estimate
 import gpu
@@ -29,11 +27,13 @@ import model_hub
 import model_memory
 import models
 import song_align
+import takes
 import writers
 from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError
 from limits import LIMITS, STUDIO_VERSION, Limit
 from model_weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, task_support
 from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest, check_audio, check_source
+from record import HERE, WordsRecord, library_versions, words_record
 from status import SongwriterStatus, Status, WorkerStatus
 
 log = logging.getLogger("studio")
@@ -107,7 +107,7 @@ class Backend:
             tasks=task_support(kind, codes),
             unsupported={} if codes else {"cover": NO_COVER},
             timed_lyrics=song_align.support(weights),
-            workers=(WorkerStatus(id=jobs.WORKER, node="", pid=os.getpid(), device=where, busy=busy),),
+            workers=(WorkerStatus(id=HERE, node="", pid=os.getpid(), device=where, busy=busy),),
         )
 
     def _songwriter_status(self) -> SongwriterStatus:
@@ -125,7 +125,7 @@ class Backend:
             "studio": STUDIO_VERSION,
             **self.full_status().facts(),
             "limits": {name: _limit_facts(limit) for name, limit in LIMITS.items()},
-            "versions": jobs.versions(),
+            "versions": library_versions(),
         }
 
     def stream(self, request: Request) -> Iterator[Event]:
@@ -149,7 +149,7 @@ class Backend:
     def _run(self, request: Request) -> Iterator[Event]:
         if not gpu_ray.wanted():
             yield from self.gather(request)
-        output = jobs.output_folder() if isinstance(request, SongRequest) else None
+        output = takes.output_folder() if isinstance(request, SongRequest) else None
         with jobs.job_for(request) as job:
             yield Progress("preparing")
             for name in job.audio:
@@ -167,15 +167,17 @@ class Backend:
             with contextlib.closing(events):
                 # Nothing is read after the result: ZeroGPU's return of the card may fail or never end.
                 for event in events:
-                    if isinstance(event, Outcome | Done | Failed):
+                    if isinstance(event, Outcome | Failed):
                         break
                     yield event
                 else:
                     raise StudioError("cancelled", "Cancelled before it was done.")
-            if isinstance(event, Outcome):
-                yield from jobs.finish(job, event, output, self.models.weights)
-            else:
+            if isinstance(event, Failed):
                 yield event
+            elif isinstance(request, SongRequest):
+                yield from takes.finish(job, event, output)
+            else:
+                yield Done((), _words_record(job, event))
 
     def _with_loras(self, job: Job) -> Generator[Event, None, Job]:
         specs = []
@@ -185,7 +187,7 @@ class Backend:
                 choice.weight,
                 folder=Path(job.folder),
                 widths=self.widths(),
-                uploads=(Path(gradio_utils.get_upload_folder()),),
+                uploads=(bootstrap.page_folder(),),
             )
             specs.append(spec)
         return replace(job, loras=tuple(specs))
@@ -217,6 +219,16 @@ class Backend:
         return estimate.work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
 
 
+def _words_record(job: Job, outcome: Outcome) -> WordsRecord:
+    return words_record(
+        outcome.ran,
+        mode=job.request.mode,
+        request=jobs.request_entry(job),
+        seed=job.seeds[0],
+        result=outcome.result,
+    )
+
+
 def _limit_facts(limit: Limit) -> dict[str, Any]:
     return {"low": limit.low, "high": limit.high, "default": limit.default, "unit": limit.unit}
 
@@ -229,7 +241,7 @@ def get_backend() -> Backend:
     global _backend
     with _backend_lock:
         if _backend is None:
-            jobs.prune()
+            takes.prune()
             _backend = Backend()
         return _backend
 

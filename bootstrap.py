@@ -54,6 +54,11 @@ def bootstrap(
             _link_snapshot(repository, caches, studio / "models")
 
 
+def page_folder() -> Path:
+    """Return the folder of uploads and of what the page gets, the only one whose files Gradio serves."""
+    return Path(os.environ["GRADIO_TEMP_DIR"])
+
+
 def private_folder(purpose: str) -> Path:
     """Return a temporary folder that only this user can read; a random one if another account owns the usual name."""
     usual = Path(tempfile.gettempdir(), f"ace-music-studio-{purpose}-{os.getuid()}")

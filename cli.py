@@ -183,10 +183,10 @@ def packages() -> str:
         from diffusers import AceStepPipeline  # noqa: F401
 
         import backend  # noqa: F401
-        from jobs import versions
+        from record import library_versions
     except ImportError as error:
         raise StudioError("packages", tooltips.CHECK_PACKAGE.format(reason=error)) from None
-    return ", ".join(f"{name} {version}" for name, version in versions().items() if name != "python")
+    return ", ".join(f"{name} {version}" for name, version in library_versions().items() if name != "python")
 
 
 def device(studio: Any) -> str:
@@ -234,7 +234,7 @@ def _free(folder: Path | str) -> int:
 
 def output() -> str:
     """Return the output folder; it and the temporary folder must have room for another song."""
-    from jobs import output_folder
+    from takes import output_folder
 
     folder = output_folder()
     for place in (Path(tempfile.gettempdir()), folder):

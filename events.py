@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import astuple, dataclass, field
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from record import Ran
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Done:
-    files: tuple[str, ...]  # paths of the audio, one per good take, none for words
-    record: dict[str, Any]
+    """The end of a job or a download: `files` has the path of one audio file for each good take, none for words."""
+
+    files: tuple[str, ...]
+    record: Any  # a `record.SongRecord` or `WordsRecord`; {} for a download
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,13 @@ class Take:
 
 @dataclass(frozen=True)
 class Outcome:
-    takes: tuple[Take, ...]
-    record: dict[str, Any]  # of what really ran
-    notes: tuple[str, ...]  # for the visitor
+    """What a job made on the GPU: the takes of a song, or the `result` of another job, which its record gets."""
+
+    ran: Ran
+    takes: tuple[Take, ...] = ()
+    result: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # for the visitor
+
+    def with_facts(self, **facts: Any) -> Outcome:
+        """Return the outcome with more fields of `ran`."""
+        return replace(self, ran=replace(self.ran, **facts))

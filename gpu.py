@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import spaces
 
+import audio_export
 import beat
 import bootstrap
 import gpu_ray
@@ -24,9 +25,10 @@ import jobs
 import model_memory
 import models
 import modes
+import record
 import song_align
 import writers
-from events import Done, Event, Failed, Job, Outcome, Problem, Progress, StudioError, is_out_of_memory
+from events import Event, Failed, Job, Outcome, Problem, Progress, StudioError, is_out_of_memory
 from params import SongRequest
 
 log = logging.getLogger("studio")
@@ -54,7 +56,7 @@ def serve(studio: Callable[[], Studio]) -> None:
 
 
 def run(job: Job, seconds: int, entry_there: Callable[[Job], Any], look: Callable[[], Any]) -> Iterator[Any]:
-    """Yield the events of `job`, which ends with an `Outcome`, `Done` or `Failed`; raises StudioError.
+    """Yield the events of `job`, which ends with an `Outcome` or `Failed`; raises StudioError.
 
     `seconds` are those of ZeroGPU's card. `entry_there` and `look` run on a Ray worker: all of a job there, and the
     status of that worker.
@@ -68,7 +70,7 @@ def run(job: Job, seconds: int, entry_there: Callable[[Job], Any], look: Callabl
 
 @spaces.GPU(duration=lambda job, seconds: seconds)
 def entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
-    """Run `job` on the models; unless it is cancelled, the last event is its `Outcome`, `Done` or `Failed`."""
+    """Run `job` on the models; unless it is cancelled, the last event is its `Outcome` or `Failed`."""
     events, thread = beat.in_thread(_when_free(job), "song", job.cancelled)
     latest: Event | Outcome = Progress("preparing")
     life = gpu_zero.Beat(job.folder) if ON_ZEROGPU else None
@@ -133,11 +135,11 @@ def _with_fallback(studio: Studio, job: Job) -> Work:
 
 
 def _by_plan(studio: Studio, job: Job, plan: str, *notes: str) -> Work:
-    """Yield the events of `job`; its record gets the memory `plan`, its outcome the `notes`."""
+    """Yield the events of `job`; its outcome gets the facts of this process, the memory `plan` and the `notes`."""
     for event in _work_of(job)(studio.models, studio.placing, job):
-        if isinstance(event, Outcome | Done):
-            event.record["memory_plan"] = plan
         if isinstance(event, Outcome):
+            device = studio.models.device().kind
+            event = event.with_facts(device=device, versions=record.library_versions(), memory_plan=plan)
             event = replace(event, notes=(*notes, *event.notes))
         yield event
 
@@ -164,7 +166,7 @@ def problem_of(error: Exception) -> Problem:
     if is_out_of_memory(error):
         models.free_memory()
         return model_memory.too_large(None)
-    if problem := jobs.disk_problem(error):
+    if problem := audio_export.disk_problem(error):
         return problem
     log.error("a job failed unexpectedly", exc_info=error)
     message = f"An unexpected error occurred ({type(error).__name__})."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import bootstrap
-from events import Done, Job, Outcome, Problem, StudioError, first_line
+from events import Job, Outcome, Problem, StudioError, first_line
 from status import Status, WorkerStatus
 
 log = logging.getLogger("studio")
@@ -85,12 +85,16 @@ class Worker:
                 for event in events:
                     if here.cancelled():
                         return
-                    if isinstance(event, Outcome | Done):
-                        event.record["worker"] = self._name
-                    for take in event.takes if isinstance(event, Outcome) else ():
-                        for number, data in enumerate(blocks_of(take.file)):
-                            yield Block(Path(take.file).name, data, number > 0)
+                    if isinstance(event, Outcome):
+                        yield from _files_of(event)
+                        event = event.with_facts(worker=self._name)
                     yield event
+
+
+def _files_of(outcome: Outcome) -> Iterator[Block]:
+    for take in outcome.takes:
+        for number, data in enumerate(blocks_of(take.file)):
+            yield Block(Path(take.file).name, data, number > 0)
 
 
 def blocks_of(path: str) -> Iterator[bytes]:

@@ -22,7 +22,8 @@ from typing import Any
 import beat
 import estimate
 from estimate import Work
-from events import Done, Draft, Outcome, Problem, Progress, StudioError, first_line
+from events import Draft, Outcome, Problem, Progress, StudioError, first_line
+from record import GpuEntry
 
 log = logging.getLogger("studio")
 
@@ -70,8 +71,8 @@ def lent(call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int)
             with contextlib.closing(_watched(call(asked), folder)) as events:
                 for event in events:
                     begun = begun or getattr(event, "stage", "") != "lending"
-                    if isinstance(event, Outcome | Done):
-                        event.record["gpu"] = {"estimated": seconds, "asked": asked, "tries": tries}
+                    if isinstance(event, Outcome):
+                        event = event.with_facts(gpu=GpuEntry(estimated=seconds, asked=asked, tries=tries))
                     yield event
             return
         except (StudioError, pickle.PicklingError):

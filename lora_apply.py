@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from events import StudioError, is_out_of_memory
 from lora_format import FIELD, Layer, Refusal, Widths, about, broken, read_layout
 from lora_sources import LoraSpec, sha256_of
+from record import LoraEntry
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ Adapter = dict[str, _Change]
 _acting: weakref.WeakKeyDictionary[Any, tuple[dict[Any, Adapter], list[Any]]] = weakref.WeakKeyDictionary()
 
 
-def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
+def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[LoraEntry]:
     """Make exactly `wanted` act on the pipeline, in this order; return what the record says of each.
 
     Loaded adapters are not read again, and a weight of 0 loads without acting. Raises StudioError with the field
@@ -94,15 +95,21 @@ def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[dict[str, Any]]:
         hook.remove()
     hooks = [transformer.get_submodule(name).register_forward_hook(_adding(found)) for name, found in changes.items()]
     _acting[transformer] = adapters, hooks
-    return [
-        {
-            **{"name": spec.info.name, "source": spec.source, "revision": spec.revision, "weight": spec.weight},
-            **{"sha256": spec.info.sha256, "format": spec.info.format},
-            **{"ranks": list(spec.info.ranks), "alphas": list(spec.info.alphas)},
-            "modules": len(adapters[_key(spec)]),
-        }
-        for spec in wanted
-    ]
+    return [_entry(spec, adapters[_key(spec)]) for spec in wanted]
+
+
+def _entry(spec: LoraSpec, adapter: Adapter) -> LoraEntry:
+    return LoraEntry(
+        name=spec.info.name,
+        source=spec.source,
+        revision=spec.revision,
+        weight=spec.weight,
+        sha256=spec.info.sha256,
+        format=spec.info.format,
+        ranks=list(spec.info.ranks),
+        alphas=list(spec.info.alphas),
+        modules=len(adapter),
+    )
 
 
 def widths_of_pipe(pipe: Any) -> Widths:

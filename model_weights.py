@@ -26,6 +26,7 @@ from bootstrap import REPOSITORIES, on_zerogpu
 from events import Problem
 from limits import ACTIONS, shown
 from model_hub import INDEX, PARTS, is_repo_id
+from record import ModelEntry
 
 MODEL_VARIABLE, PLANNER_VARIABLE, LYRICS_VARIABLE = "ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS"
 PREVIEW, RANDOM, OFF = "preview", "random", "off"
@@ -67,6 +68,10 @@ class Weights:
     wanted: str
     repo: str = ""
     inside: str = ""
+
+    def entry(self) -> ModelEntry:
+        """Return what a record says of the model."""
+        return ModelEntry(id=self.model_id, revision=self.revision, engine=self.engine)
 
 
 def find_weights() -> Weights:

@@ -20,15 +20,16 @@ import song_conditions
 import song_loop
 import song_words
 import writers
+from audio_export import disk_problem
 from audio_levels import match_level, splice
 from events import Job, Outcome, Progress, StudioError, Take
-from jobs import disk_problem, runtime_facts, timed
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, shown
 from model_memory import Placing
 from model_weights import checkpoint_kind
 from models import Models
 from params import sampling_settings
 from planner import Plan
+from record import Instructions, PlanEntry, Ran, SamplingEntry, timed
 from song_conditions import COMPLETE, COVER, EXTRACT, LAYER, REPAINT, TEXT2MUSIC
 
 # The conservative repaint: share of steps with injection, frames of the latent blend, seconds of crossfade.
@@ -60,17 +61,19 @@ def make(loaded: Models, placing: Placing, job: Job) -> Iterator[Progress | Outc
     acting = lora_apply.reconcile(pipe, job.loras)
     for event in run(pipe, job, plan, kind):
         if isinstance(event, Outcome):
-            device = loaded.device()
-            event.record.update(runtime_facts(loaded.weights, device))
-            event.record["dtype"] = device.dtype
-            event.record["plan"] = facts
-            event.record["loras"] = acting
-            event.record["seconds"] = {**seconds, **event.record["seconds"]}
+            event = event.with_facts(
+                kind=kind,
+                model=loaded.weights.entry(),
+                dtype=loaded.device().dtype,
+                plan=facts,
+                loras=acting,
+                seconds={**seconds, **event.ran.seconds},
+            )
             event = replace(event, notes=(*notes, *event.notes, *_why_unplanned(loaded, job, plan, facts)))
         yield event
 
 
-def _why_unplanned(loaded: Models, job: Job, plan: Plan | None, facts: dict[str, Any] | None) -> tuple[str, ...]:
+def _why_unplanned(loaded: Models, job: Job, plan: Plan | None, facts: PlanEntry | None) -> tuple[str, ...]:
     """Return a note on why a song was made without the plan that it asked for, if any."""
     # If there is no planner at all, the status says it.
     if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
@@ -95,10 +98,8 @@ def run(pipe: Any, job: Job, plan: Plan | None = None, kind: str = "sft") -> Ite
             latents = song_loop.blend(latents, loop.keep)
     with timed(seconds, "decoding"):
         takes = yield from _decoded(song, latents, finish)
-    options = song.request.options
-    numbers = {**song.settings._asdict(), "sampler": options.sampler}
-    numbers |= {"timbre_token": options.timbre_token and song_conditions.is_xl(pipe), "turbo": pipe.is_turbo}
-    yield Outcome(takes, {"sampling": numbers, **song.facts, "seconds": seconds}, tuple(song.notes))
+    ran = Ran(seconds, song.sampling_entry(), song.instructions, song.switch_step)
+    yield Outcome(ran, takes, notes=tuple(song.notes))
     song_compilation.warm_up(pipe.transformer)
 
 
@@ -145,7 +146,7 @@ def _switch(song: Song, sigmas: tuple[float, ...], share: float) -> tuple[int, s
     The hard switch is upstream's; diffusers blends unguided velocities instead, which keeps less of either.
     """
     step = int(len(sigmas) * share)
-    song.facts["switch_step"] = step
+    song.switch_step = step
     if step == len(sigmas):
         return None
     return step, song.text2music()
@@ -241,14 +242,15 @@ MODES = {
 
 
 class Song:
-    """What every mode needs for one job: pipeline, settings, sizes, and facts and notes for the record."""
+    """What every mode needs for one job: pipeline, settings, sizes, and what the record says of it."""
 
     def __init__(self, pipe: Any, job: Job, plan: Plan | None, kind: str):
         self.pipe, self.job, self.plan = pipe, job, plan
         self.request = job.request if plan is None else job.request.model_copy(update=plan.words())
         self.settings, self.notes = sampling_settings(job.request, "turbo" if pipe.is_turbo else kind)
         self.sigmas = song_loop.schedule(self.settings.steps, self.settings.shift)
-        self.facts: dict[str, Any] = {}
+        self.instructions: Instructions | None = None  # those of the first condition
+        self.switch_step: int | None = None  # from which a cover no longer follows the source
         self._generators = song_loop.generators_for(job.seeds)
         self._timbre = None
 
@@ -279,22 +281,40 @@ class Song:
         """Encode the request's words (or `others`) for `context`; the first call records what did not fit."""
         words = {**song_conditions.words_of(self.request, self.duration, instruction), **others}
         words["prompt"], dropped = song_conditions.fit_prompt(self.pipe, words)
-        if "instruction" not in self.facts:
-            _, tokens = song_conditions.count_tokens(self.pipe, words)
-            self.facts |= {"prompt_used": words["prompt"], "prompt_dropped": dropped, "lyric_tokens": tokens}
-            self.facts["instruction"] = instruction
-            if dropped:
-                self.notes.append(
-                    f"The prompt was longer than the {MAX_TEXT_TOKENS} tokens the model reads; "
-                    f"it was cut before {shown(dropped)} so that BPM, key and length still count."
-                )
-            if tokens > MAX_LYRIC_TOKENS:
-                self.notes.append(
-                    f"The lyrics have {tokens:,} tokens; the model reads the first {MAX_LYRIC_TOKENS:,}, "
-                    "so the end of the lyrics was not used."
-                )
+        if self.instructions is None:
+            self._record_words(words, dropped)
         return song_conditions.encode_condition(
             self.pipe, words, context, self._timbre, self.request.options.timbre_token
+        )
+
+    def _record_words(self, words: song_conditions.Words, dropped: str) -> None:
+        _, tokens = song_conditions.count_tokens(self.pipe, words)
+        self.instructions = Instructions(
+            instruction=words["instruction"],
+            prompt_used=words["prompt"],
+            prompt_dropped=dropped,
+            lyric_tokens=tokens,
+        )
+        if dropped:
+            self.notes.append(
+                f"The prompt was longer than the {MAX_TEXT_TOKENS} tokens the model reads; "
+                f"it was cut before {shown(dropped)} so that BPM, key and length still count."
+            )
+        if tokens > MAX_LYRIC_TOKENS:
+            self.notes.append(
+                f"The lyrics have {tokens:,} tokens; the model reads the first {MAX_LYRIC_TOKENS:,}, "
+                "so the end of the lyrics was not used."
+            )
+
+    def sampling_entry(self) -> SamplingEntry:
+        options = self.request.options
+        return SamplingEntry(
+            steps=self.settings.steps,
+            guidance=self.settings.guidance,
+            shift=self.settings.shift,
+            sampler=options.sampler,
+            timbre_token=options.timbre_token and song_conditions.is_xl(self.pipe),
+            turbo=self.pipe.is_turbo,
         )
 
     def text2music(self, **others: str) -> song_conditions.Condition:

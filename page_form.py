@@ -24,6 +24,7 @@ from backend import Backend, check
 from events import InvalidRequest, Problem
 from limits import LIMITS
 from params import AUDIO_FIELDS, REQUESTS, Request, SongWords, parse_request, upload_seconds
+from record import Stored
 from status import Status
 
 Updates = dict[Any, Any]  # what a handler returns: new values or gr.update, by component
@@ -450,10 +451,9 @@ class Restored(NamedTuple):
 
 def settings(mode: str, record: Any) -> Restored:
     """Return what of `record` fits the form of `mode`; the file of a take gets the seed of that take."""
-    record = _mapping(record)
-    request = _mapping(record.get("request"))
-    found = {name: value for name, value in request.items() if name != "options"}
-    for name, value in _mapping(request.get("options")).items():
+    stored = Stored.of(record)
+    found = {name: value for name, value in stored.request.items() if name != "options"}
+    for name, value in stored.options.items():
         found[f"options.{name}"] = value
     values = valid(mode, found)
     left_out = len(found) - len(values)
@@ -464,18 +464,14 @@ def settings(mode: str, record: Any) -> Restored:
         values["options.loras"] = kept
         uploads = len(chosen) - len(kept)
     takes_reference = "reference" in REQUESTS[mode].model_fields
-    reference = takes_reference and "reference" in _mapping(record.get("audio"))
-    return Restored(values | _seeds(mode, record), left_out, uploads, reference)
+    reference = takes_reference and "reference" in stored.audio
+    return Restored(values | _seeds(mode, stored), left_out, uploads, reference)
 
 
 def song(record: Any) -> dict[str, Any]:
     """Return the words and musical facts of a record, blank if it has none: what a take brings to another tab."""
     values = settings("cover", record).values
     return {name: values.get(name, blank) for name, blank in SONG.items()}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def valid(mode: str, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -497,17 +493,10 @@ def _checks(mode: str) -> dict[str, TypeAdapter]:
     return {name: TypeAdapter(Annotated[info.annotation, *info.metadata, None]) for name, info in known.items()}
 
 
-def _seeds(mode: str, record: Mapping[str, Any]) -> dict[str, Any]:
+def _seeds(mode: str, stored: Stored) -> dict[str, Any]:
     """Return the drawn seeds if the record is of a single take; the plan's seed is that of its run's first take."""
-    takes = record.get("takes")
-    if not isinstance(takes, list) or len(takes) != 1:
-        return {}
-    seed = _mapping(takes[0]).get("seed")
-    found = {"takes": 1, "seed": seed}
-    plan = _mapping(record.get("plan"))
-    if plan.get("used") is True:
-        found["options.plan_seed"] = plan.get("seed")
-    with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
-        found["options.variation_seed"] = record["variation_seeds"][record["seeds"].index(seed)]
+    found = {"takes": 1, "seed": stored.seed, "options.variation_seed": stored.variation_seed}
+    if stored.is_planned:
+        found["options.plan_seed"] = stored.plan.get("seed")
     passed = valid(mode, found)
     return passed if "seed" in passed else {}

@@ -5,7 +5,6 @@ static/takes.js draws them. Buttons start from the request and record of their t
 
 from __future__ import annotations
 
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +20,9 @@ from gradio.events import Dependency
 import audio
 import audio_export
 import audio_waveform
-import jobs
 import page_form
 import page_widgets
+import takes
 import theme
 import tooltips
 from backend import GPU_CONCURRENCY, Backend
@@ -32,6 +31,7 @@ from limits import FORMATS, INSTRUMENTAL, MORE_LIKE_THIS
 from page_form import AT_ONCE, QUIET, Form, Updates, html
 from page_run import RunBar, connect_cancel, connect_run, stream
 from params import AlignRequest, Request, SongRequest, parse_request
+from record import Stored
 
 LOSSY = ("mp3", "ogg")
 # The actions that sing all of their lyrics; an extension sings them in its new part, a layer in one of its tracks.
@@ -78,7 +78,7 @@ class ResultPanel:
             self.keep = gr.Button(tooltips.KEEP_PLAN, elem_id=f"{mode}-keep-plan", **small)
             self.kept = html(elem_id=f"{mode}-plan-kept")  # says that the plan's seed was kept
         self.takes = page_widgets.takes(mode)
-        html(theme.remark(tooltips.kept_for(*jobs.retention())), elem_id=f"{mode}-kept")
+        html(theme.remark(tooltips.kept_for(*takes.retention())), elem_id=f"{mode}-kept")
         self.made = gr.State([])  # the takes shown
         self.asked = gr.State(None)  # name and take of a pressed button
         self.outputs = [self.message, self.plan, self.keep, self.kept, self.takes, self.made]
@@ -128,7 +128,7 @@ def card(made: Made, can_time: bool) -> dict[str, Any]:
         "lufs": made.take["loudness_lufs"],
         "seconds": made.take["duration"],
         "peaks": peaks,
-        "art": audio_export.picture_for_page(audio_waveform.decoded(peaks), {**made.record, "takes": [made.take]}),
+        "art": _picture(made, peaks),
         "path": made.file,
         "kind": made.request.options.format,
         "source": _source(made.request),
@@ -152,6 +152,11 @@ def _settings(made: Made) -> dict[str, Any]:
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def _picture(made: Made, peaks: str) -> str:
+    key = Stored.of(made.record).key
+    return audio_export.picture_for_page(audio_waveform.decoded(peaks), made.take["seed"], key)
 
 
 def connect_song(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
@@ -315,11 +320,12 @@ def converted(made: Made, kind: str) -> str:
         return made.file
     samples = audio.read_wav(made.file)
     record = audio_export.read_record(made.file)
-    with tempfile.TemporaryDirectory() as folder:
-        path = audio_export.encode(samples, Path(folder, f"{Path(made.file).stem}.{kind}"), kind)
-        if record:
-            audio_export.write_tags(path, path.stem, record, audio_export.picture_for_tags(samples, record))
-        return processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder())
+    file = audio_export.encode(samples, kind)
+    stem = Path(made.file).stem
+    if record:
+        picture = audio_export.picture_for_tags(samples, made.take["seed"], Stored.of(record).key)
+        audio_export.tag(file, stem, record, picture)
+    return takes.copy_for_page(file, f"{stem}.{kind}")
 
 
 def connect_again(form: Form, result: ResultPanel) -> None:

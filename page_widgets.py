@@ -22,6 +22,7 @@ import theme
 import tooltips
 from limits import FORMATS, LEAST_REGION_SECONDS, LIMITS, MAX_SOURCE_SECONDS
 from page_form import AT_ONCE, settings
+from record import Stored
 
 
 def frame(name: str, texts: Mapping[str, str], value: Any = None, /, **looks: Any) -> gr.HTML:
@@ -96,8 +97,7 @@ def waveform(path: str | Path) -> dict[str, Any]:
 
 def tempo(record: Mapping[str, Any] | None) -> int | None:
     """Return the BPM in a record, the plan's if there is one, or None; its values may be anything."""
-    plan = (record or {}).get("plan")
-    planned = settings("generate", {"request": plan}).values.get("bpm")
+    planned = settings("generate", {"request": Stored.of(record).plan}).values.get("bpm")
     return planned or settings("generate", record).values.get("bpm")
 
 

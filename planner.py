@@ -26,7 +26,7 @@ from events import Progress, StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
 from model_weights import Weights, unusable
 from models import Device, free_memory, planner_dtype, quiet_libraries
-from params import GenerateRequest, InspireRequest, PolishRequest
+from params import GenerateOptions, GenerateRequest, InspireRequest, PolishRequest
 from planner_decoding import (
     MAX_CAPTION_TOKENS,
     CodeWriter,
@@ -38,6 +38,7 @@ from planner_decoding import (
     typed,
     write,
 )
+from record import PlanEntry
 
 if TYPE_CHECKING:
     import torch
@@ -70,10 +71,19 @@ class Plan:
         """Return the request's fields after planning."""
         return {"prompt": self.caption, **self.metadata}
 
-    def facts(self) -> dict[str, Any]:
+    def entry(self, model: str, options: GenerateOptions) -> PlanEntry:
         """Return the plan for the record and the page; the codes follow from it and the take's seed."""
-        written = {"caption": self.caption, "rewritten": self.rewritten}
-        return {**self.metadata, **written, "seed": self.seed, "layout": LAYOUT}
+        return PlanEntry(
+            used=True,
+            **self.metadata,
+            caption=self.caption,
+            rewritten=self.rewritten,
+            seed=self.seed,
+            layout=LAYOUT,
+            model=model,
+            temperature=options.plan_temperature,
+            cfg=options.plan_cfg,
+        )
 
 
 def codes_needed(seconds: float) -> int:

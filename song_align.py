@@ -24,12 +24,12 @@ import lora_apply
 import song_codec
 import song_conditions
 import song_loop
-from events import Done, Job, Progress, StudioError
-from jobs import record_of, timed
+from events import Job, Outcome, Progress, StudioError
 from limits import MAX_LYRIC_TOKENS, QUALITY_STEPS, SAMPLE_RATE
 from model_memory import Placing
 from model_weights import Weights, read_json
 from models import Models
+from record import Ran, timed
 from song_conditions import COVER, TEXT2MUSIC, Condition
 from status import TimedLyrics
 
@@ -64,8 +64,8 @@ def support(weights: Weights) -> TimedLyrics:
     return TimedLyrics(available=not reason, reason=reason)
 
 
-def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]:
-    """Time the lines of the finished song of `job`; the record of `Done` has "lines", "lrc" and "score"."""
+def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Outcome]:
+    """Time the lines of the finished song of `job`; its result has "lines", "lrc" and "score"."""
     request, seconds = job.request, {}
     if not models.loaded:
         yield Progress("loading")
@@ -97,7 +97,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Done]
         found = attention(pipe, condition, clean, noise, 1 / steps, heads, place)
         lines = timed_lines(found, tokens, lyrics, length)
     facts = {"lines": lines, "lrc": lrc(lines), "score": score(found, tokens)}
-    yield Done((), record_of(models, job, models.weights, seconds, facts))
+    yield Outcome(Ran(seconds=seconds, model=models.weights.entry()), result=facts)
 
 
 def _heads_of(weights: Weights) -> Heads:

@@ -17,13 +17,13 @@ import model_hub
 import planner
 import song_codec
 import song_conditions
-from events import Done, Draft, Job, Progress, StudioError, is_out_of_memory
-from jobs import record_of, timed
+from events import Draft, Job, Outcome, Progress, StudioError, is_out_of_memory
 from model_memory import Placing
 from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, Weights, find_planner, find_writer
 from models import Device, Models, Slot, free_memory
 from params import GenerateRequest, Request
 from planner import Plan
+from record import PlanEntry, Ran, timed
 
 REPORT_SECONDS = 0.1  # between two progress events of a planner, which writes faster than anybody reads
 
@@ -61,7 +61,7 @@ def wants_plan(request: Request) -> bool:
 
 def plan_song(
     models: Models, placing: Placing, job: Job, pipe: Any, seconds: dict[str, float]
-) -> Generator[Progress | None, None, tuple[Plan | None, dict[str, Any] | None]]:
+) -> Generator[Progress | None, None, tuple[Plan | None, PlanEntry | None]]:
     """Plan the song of `job`; return the plan and its part of the record, and add to `seconds`.
 
     Without a planner, or if it fails, there is no plan and the record says why; modes other than generate have neither.
@@ -84,16 +84,15 @@ def plan_song(
         if error.problem.code == "out_of_memory" and placing.lower():
             raise
         return None, _unplanned(error.problem.message)
-    facts = {"model": model.model_id, "temperature": options.plan_temperature, "cfg": options.plan_cfg}
-    return plan, {"used": True, **plan.facts(), **facts}
+    return plan, plan.entry(model.model_id, options)
 
 
-def _unplanned(reason: str) -> dict[str, Any]:
-    return {"used": False, "reason": reason}
+def _unplanned(reason: str) -> PlanEntry:
+    return PlanEntry(used=False, reason=reason)
 
 
-def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft | Done | None]:
-    """Write lyrics, or a song in words (the record's "sketch"); ends with `Done`."""
+def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft | Outcome | None]:
+    """Write lyrics, or a song in words (the record's "sketch"); ends with `Outcome`."""
     request, seed, seconds = job.request, job.seeds[0], {}
     if request.mode == "describe":
         placing.for_song()
@@ -119,7 +118,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft
             else:
                 events = planner.describe(model, codes, seed)
             facts = {"sketch": (yield from _result_of(events))}
-    yield Done((), record_of(models, job, slot.weights, seconds, facts))
+    yield Outcome(Ran(seconds=seconds, model=slot.weights.entry()), result=facts)
 
 
 def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[Progress, None, list[int]]:

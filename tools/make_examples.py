@@ -26,6 +26,7 @@ from model_weights import PREVIEW
 from page_fields import EXAMPLES
 from page_generate import SOUNDS
 from params import parse_request
+from record import Stored
 
 SECONDS, SEED = 20, 7
 MP3 = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.9}
@@ -44,7 +45,8 @@ def make(name: str) -> dict[str, object]:
     soundfile.write(sound, samples.mean(axis=0), SAMPLE_RATE, **MP3)
     if sound.stat().st_size > MOST_BYTES:
         raise ValueError(f"{sound.name} has {sound.stat().st_size:,} bytes, more than {MOST_BYTES:,}.")
-    picture.write_bytes(base64.b64decode(audio_export.picture_for_page(samples, done.record).partition(",")[2]))
+    art = audio_export.picture_for_page(samples, done.record["takes"][0]["seed"], Stored.of(done.record).key)
+    picture.write_bytes(base64.b64decode(art.partition(",")[2]))
     parts = np.array_split(samples, COLUMNS, axis=1)
     lows_and_highs = np.array([(part.min(), part.max()) for part in parts]) * 127 / np.abs(samples).max()
     peaks = base64.b64encode(np.rint(lows_and_highs).astype(np.int8).tobytes()).decode()

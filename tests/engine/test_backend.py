@@ -15,14 +15,15 @@ import soundfile
 import audio_export
 import audio_levels
 import backend
-import jobs
 import models
 import page_cover
+import takes
 from events import Done, Failed, Progress
 from model_hub import INDEX
 from model_weights import MODEL_VARIABLE, OPTIONAL_PARTS
 from params import parse_request
 from tests.engine.songs import assert_no_files, samples_of, song_request, wait_for_turn
+from tests.files import sha256_of
 
 
 def run(studio, **values):
@@ -59,7 +60,7 @@ def test_a_song_is_a_file_of_the_asked_length_and_a_record_with_progress_on_the_
     assert take["seed"] == 7
     assert take["duration"] == pytest.approx(12.345)
     assert [path.name for path in output.iterdir()] == [take["name"]]
-    assert take["sha256"] == jobs.sha256(output / take["name"])
+    assert take["sha256"] == sha256_of(output / take["name"])
     assert (record["sampling"]["steps"], record["sampling"]["guidance"]) == (4, 3)
     assert record["request"]["options"]["guidance"] == 3
     assert (record["model"]["engine"], record["device"], record["dtype"]) == ("preview", "cpu", "float32")
@@ -135,7 +136,7 @@ def tone(tmp_path):
 def test_a_reference_changes_the_song_a_silent_one_is_left_out_and_a_broken_one_is_a_problem(studio, plain, tone):
     done = run(studio, reference=str(tone))
     assert not np.array_equal(samples_of(done)[0], samples_of(plain)[0])
-    assert done.record["audio"]["reference"] == {"name": "tone.wav", "sha256": jobs.sha256(tone)}
+    assert done.record["audio"]["reference"] == {"name": "tone.wav", "sha256": sha256_of(tone)}
     soundfile.write(tone, np.zeros((96_000, 2)), 48_000)
     done = run(studio, reference=str(tone))
     assert any("silent" in note for note in done.record["notes"])
@@ -322,7 +323,7 @@ def test_takes_are_finished_side_by_side_and_come_in_their_order(studio, output,
 def test_no_more_is_in_memory_at_once_than_the_longest_song(monkeypatch, seconds, at_once):
     for cores, expected in ((8, at_once), (1, 1)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: range(cores), raising=False)
-        assert jobs.takes_at_once(4, seconds) == expected
+        assert takes.takes_at_once(4, seconds) == expected
 
 
 def test_cancel_while_takes_are_saved_leaves_no_file_and_no_thread(studio, output, monkeypatch):

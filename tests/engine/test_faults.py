@@ -22,7 +22,8 @@ import soundfile
 import app
 import audio_export
 import backend
-import jobs
+import takes
+import tooltips
 from events import Done, Failed
 from params import parse_request
 from tests.program import python, serving
@@ -98,25 +99,16 @@ def test_as_many_takes_are_saved_as_fit_on_the_disk(studio, output, disk, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["work in progress", "page"])
-def test_a_disk_that_fills_between_takes_keeps_and_delivers_the_finished_ones(studio, output, disk, monkeypatch, place):
+def test_a_disk_that_fills_between_takes_keeps_and_delivers_the_finished_ones(studio, output, disk):
     """The output folder is on another disk."""
-    copy, begun = jobs.processing_utils.save_file_to_cache, []
+    begun = []
 
     def is_full(path, size):
         if output not in path.parents and path not in begun:
             begun.append(path)
         return path in begun[1:]
 
-    def no_second_copy(path, **kwargs):
-        if Path(path).name.endswith("seed-8.wav"):
-            raise disk_full()
-        return copy(path, **kwargs)
-
-    if place == "page":
-        monkeypatch.setattr(jobs.processing_utils, "save_file_to_cache", no_second_copy)
-    else:
-        disk(is_full)
+    disk(is_full)
     done = run(studio)
     assert isinstance(done, Done), done
     assert [take["seed"] for take in done.record["takes"]] == [7]
@@ -126,6 +118,25 @@ def test_a_disk_that_fills_between_takes_keeps_and_delivers_the_finished_ones(st
     assert [path.name for path in output.iterdir()] == [take["name"] for take in done.record["takes"]]
 
 
+def test_a_take_without_room_for_its_copy_stays_in_the_output_folder(studio, output, monkeypatch):
+    copy = takes.copy_for_page
+
+    def no_second_copy(file, name):
+        if name.endswith("seed-8.wav"):
+            raise disk_full()
+        return copy(file, name)
+
+    monkeypatch.setattr(takes, "copy_for_page", no_second_copy)
+    done = run(studio)
+    assert isinstance(done, Done), done
+    assert [take["seed"] for take in done.record["takes"]] == [7]
+    (error,) = done.record["errors"]
+    assert error["seed"] == 8 and "disk is full" in error["message"] and "calm-piano-seed-8.wav" in error["message"]
+    assert done.record["notes"] == []
+    assert {path.name for path in output.iterdir()} == {"calm-piano-seed-7.wav", "calm-piano-seed-8.wav"}
+    assert audio_export.read_record(output / "calm-piano-seed-8.wav")["takes"][0]["seed"] == 8
+
+
 def test_a_full_disk_without_a_take_is_told_by_its_code(studio, output, disk):
     disk(lambda path, size: True)
     failed = run(studio)
@@ -133,14 +144,84 @@ def test_a_full_disk_without_a_take_is_told_by_its_code(studio, output, disk):
     assert list(output.iterdir()) == []
 
 
-def test_a_take_that_the_page_cannot_get_leaves_no_file(studio, output, monkeypatch):
-    def refuse(*args, **kwargs):
+def test_takes_that_the_page_cannot_get_are_told_and_stay(studio, output, monkeypatch):
+    def refuse(*args):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(jobs.processing_utils, "save_file_to_cache", refuse)
+    monkeypatch.setattr(takes, "copy_for_page", refuse)
     failed = run(studio)
     assert isinstance(failed, Failed) and "Permission denied" in failed.problem.message
+    assert "calm-piano-seed-7.wav" in failed.problem.message
+    assert len(list(output.iterdir())) == 2
+
+
+def test_a_take_that_cannot_be_tagged_is_saved_without_tags_and_costs_no_other(studio, output, monkeypatch):
+    tag = audio_export.tag
+
+    def refuse(file, title, record, picture):
+        if title.endswith("seed-8"):
+            raise ValueError("a frame that cannot be written")
+        tag(file, title, record, picture)
+
+    monkeypatch.setattr(audio_export, "tag", refuse)
+    done = run(studio, takes=4)
+    assert isinstance(done, Done), done
+    assert [take["seed"] for take in done.record["takes"]] == [7, 8, 9, 10]
+    warnings = [take["warnings"] for take in done.record["takes"]]
+    assert warnings == [[], [tooltips.TAKE_WITHOUT_TAGS], [], []]
+    read = [audio_export.read_record(output / take["name"]) for take in done.record["takes"]]
+    assert [record is not None for record in read] == [True, False, True, True]
+    assert [len(soundfile.read(path)[0]) for path in done.files] == 4 * [480_000]
+
+
+def test_an_unexpected_fault_of_one_take_costs_no_other(studio, output, monkeypatch):
+    measure = takes._measured
+
+    def refuse(request, take):
+        if take.seed == 8:
+            raise ValueError("an unexpected fault")
+        return measure(request, take)
+
+    monkeypatch.setattr(takes, "_measured", refuse)
+    done = run(studio, takes=4)
+    assert isinstance(done, Done), done
+    assert [take["seed"] for take in done.record["takes"]] == [7, 9, 10]
+    (error,) = done.record["errors"]
+    assert (error["take"], error["seed"]) == (2, 8) and "could not be saved" in error["message"]
+
+
+@pytest.mark.parametrize("refusal", [UnicodeEncodeError("ascii", "夜", 0, 1, "no"), OSError(errno.EILSEQ, "no")])
+def test_a_folder_that_takes_no_japanese_gets_a_plain_name(studio, output, monkeypatch, refusal):
+    touch = Path.touch
+
+    def refuse(self, *args, **kwargs):
+        if not self.name.isascii():
+            raise refusal
+        return touch(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    done = run(studio, prompt="夜 Café")
+    assert isinstance(done, Done), done
+    assert [take["name"] for take in done.record["takes"]] == ["cafe-seed-7.wav", "cafe-seed-8.wav"]
+    assert audio_export.read_record(output / "cafe-seed-7.wav")["request"]["prompt"] == "夜 Café"
+    # Such a song is one of the studio's, and goes when it is old.
+    monkeypatch.setenv(takes.KEEP_GB, "0.000000001")
+    takes.prune()
     assert list(output.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_song_in_a_locale_without_other_letters_is_saved(tmp_path, tiny):
+    """The second of two takes, too, under a locale in which Python takes only ASCII for file names."""
+    code = (
+        "import json, sys, bootstrap; bootstrap.bootstrap(); import backend, params;"
+        "words = {'prompt': '\\u591c', 'duration': 10, 'seed': 7, 'takes': 2, 'options': {'steps': 2, 'plan': False}};"
+        "*_, done = backend.get_backend().stream(params.parse_request('generate', words));"
+        "print(sys.getfilesystemencoding(), json.dumps([take['name'] for take in done.record['takes']]))"
+    )
+    own = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "ACE_STUDIO_MODEL": str(tiny)}
+    result = python("-c", code, ACE_STUDIO_OUTPUT=str(tmp_path / "songs"), **own)
+    assert result.stdout.split(maxsplit=1) == ["ascii", '["song-seed-7.wav", "song-seed-8.wav"]\n'], result.stderr
 
 
 def test_an_output_folder_that_is_removed_in_mid_song_is_made_again(studio, output):

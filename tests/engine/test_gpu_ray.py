@@ -32,6 +32,7 @@ from params import parse_request
 from tests.engine.adapters import write_adapter
 from tests.engine.calls import listen
 from tests.engine.songs import samples_of, song, song_request
+from tests.files import sha256_of
 from tests.program import serving
 from tests.waiting import until
 
@@ -151,7 +152,6 @@ def hold() -> dict[str, Any]:
     import time
 
     import backend
-    import jobs
 
     def wait(*_):
         backend.steps += 1
@@ -189,7 +189,7 @@ def same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 @pytest.mark.long
 def test_a_source_and_a_lora_travel_and_its_worker_is_asked_again(studio, machines, output, tmp_path, monkeypatch):
     first = Path(song(studio).files[0])
-    monkeypatch.setattr(backend.gradio_utils, "get_upload_folder", lambda: str(tmp_path))
+    monkeypatch.setattr(backend.bootstrap, "page_folder", lambda: tmp_path)
     lora = write_adapter(tmp_path / "warm.safetensors", studio.models.pipeline())
     values = {"prompt": "calm piano", "source": str(first), "after": 1, "seed": 7}
     options = {"steps": 2, "loras": [{"source": str(lora), "weight": 0.8}]}
@@ -248,7 +248,7 @@ def test_many_visitors_at_once_each_get_their_own_song(page, machines, output, v
     for number, ((file,), record) in enumerate(made):
         for each in (record, audio_export.read_record(Path(file["path"]))):
             assert (each["request"]["prompt"], each["seeds"]) == (f"song {number}", [number])
-        assert jobs.sha256(Path(file["path"])) == record["takes"][0]["sha256"]
+        assert sha256_of(Path(file["path"])) == record["takes"][0]["sha256"]
     assert len({record["takes"][0]["sha256"] for _, record in made}) == len(list(output.iterdir())) == visitors
     assert {record["worker"] for _, record in made} == {worker.id for worker in gpu_ray.pool.workers()}
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import audio
-import audio_export
 import backend
 import song_align
 import song_codec
@@ -22,6 +21,7 @@ from events import Done, Failed, InvalidRequest, Progress
 from limits import MAX_LYRIC_TOKENS, SAMPLE_RATE
 from params import parse_request
 from status import TimedLyrics
+from tests.files import write_song
 
 LYRICS = "[Verse 1]\nslow light on the window\n\n[Chorus - soft]\nstay (ooh) a while\n"
 HEADS = {0: (1,), 1: (0, 1)}
@@ -171,7 +171,7 @@ def take(tmp_path_factory):
     path = tmp_path_factory.mktemp("songs") / "take.wav"
     times = np.arange(SECONDS * SAMPLE_RATE) / SAMPLE_RATE
     tone = 0.4 * np.sin(2 * np.pi * (200 + 20 * times) * times)
-    audio_export.encode(np.stack([tone * (times < 6), tone * (times >= 6)]), path, "wav")
+    write_song(np.stack([tone * (times < 6), tone * (times >= 6)]), path, "wav")
     return str(path)
 
 
@@ -204,7 +204,7 @@ def test_the_times_repeat_and_follow_the_song(studio, take, tmp_path):
     first, again = (timed(studio, take) for _ in range(2))
     assert (first["lines"], first["score"]) == (again["lines"], again["score"])
     backwards = str(tmp_path / "backwards.wav")
-    audio_export.encode(audio.decode(take)[:, ::-1], backwards, "wav")
+    write_song(audio.decode(take)[:, ::-1], backwards, "wav")
     assert timed(studio, backwards)["score"] != first["score"]
 
 

@@ -25,7 +25,6 @@ from gradio import processing_utils
 from gradio import utils as gradio_utils
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-import audio_export
 import model_weights
 import models
 from backend import Backend
@@ -33,6 +32,7 @@ from events import Done, Draft, Event, Failed, Problem, Progress
 from limits import SAMPLE_RATE
 from params import Request
 from status import UNKNOWN, LanguageModelStatus, SongwriterStatus, Status, TimedLyrics, WorkerStatus
+from tests.files import tag_file, write_song
 from tests.page.steps import Tab
 from tests.program import ROOT
 from tools import screenshots
@@ -253,10 +253,10 @@ class FakeBackend(Backend):
             seed = 100 * self.songs + number
             path = self.folder / f"song-seed-{seed}.{kind}"
             tone = 0.3 * np.sin(np.arange(self.seconds * SAMPLE_RATE) * (0.03 + 0.007 * number))
-            audio_export.encode(np.stack([tone, tone]).astype(np.float32), path, kind)
+            write_song(np.stack([tone, tone]).astype(np.float32), path, kind)
             facts = {"seed": seed, "name": path.name, "sha256": "0" * 64, "duration": float(self.seconds)}
             takes.append({**facts, "peak_dbfs": -1.0, "loudness_lufs": loudness, "warnings": []})
-            audio_export.write_tags(path, path.stem, {"mode": "generate", "takes": takes[-1:], "request": asked})
+            tag_file(path, path.stem, {"mode": "generate", "takes": takes[-1:], "request": asked})
             files.append(processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder()))
         own = {"request": asked, "takes": takes, "errors": [], "notes": [], "seconds": {"steps": 1.0}}
         yield Done(tuple(files), {"mode": request.mode, **own, **record})

@@ -9,12 +9,12 @@ import gradio as gr
 import pytest
 from playwright.sync_api import Page, expect
 
-import audio_export
 import page_edit
 import page_fields
 from backend import get_backend
 from limits import ACTIONS
 from params import ACTION_OPTIONS
+from tests.files import tag_file
 from tests.page.steps import read, reload
 
 # What each action adds to the form: how a visitor sets it, and what the request has then.
@@ -129,7 +129,7 @@ def test_actions_that_the_checkpoint_was_not_trained_for_are_marked(page: Page, 
 
 
 def test_the_waveform_comes_first_marks_a_region_and_plays_for_every_action(page: Page, fake, tab, song: Path):
-    audio_export.write_tags(song, "a song", {"request": {"bpm": 90}, "plan": {"used": True, "bpm": 120}})
+    tag_file(song, "a song", {"request": {"bpm": 90}, "plan": {"used": True, "bpm": 120}})
     edit = tab(page, "edit")
     edit.set("source", "upload", song)
     region, snap = edit.part("region"), page.get_by_role("button", name="Snap to beats (120 BPM)")

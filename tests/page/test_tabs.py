@@ -10,8 +10,8 @@ import pytest
 from gradio import utils as gradio_utils
 from playwright.sync_api import Page, expect
 
-import audio_export
 from params import parse_request
+from tests.files import tag_file
 from tests.page.steps import MARKUP, expect_plain, expect_tappable, reload, violations
 
 
@@ -171,7 +171,7 @@ def test_a_source_with_settings_offers_them(page: Page, fake, tab, song: Path):
     request = {"prompt": MARKUP, "lyrics": "la", "bpm": 90, "time_signature": "3", "language": "fr", "strength": 0.3}
     request |= {"options": {"steps": 7, "loudness": -14.0, "noise_strength": 9}, "unheard-of": MARKUP}
     record = {"mode": "cover", "request": request, "takes": [{"seed": 4294967295}], "audio": {"reference": {}}}
-    audio_export.write_tags(song, MARKUP, record)
+    tag_file(song, MARKUP, record)
     opened = tab(page, "cover")
     opened.set("prompt", "type", "mine")
     button, offer = page.get_by_role("button", name="Restore its settings"), opened.part("offer")

@@ -9,6 +9,7 @@ import soundfile as sf
 
 import audio
 import audio_export
+from tests.files import write_song
 from tests.unit.sounds import BAD_FILES, LOSSLESS, RATE, flac_bytes, folder_of, integers, noise, save, tone
 
 # The ends of the range, the smallest steps and values that truncation and rounding treat differently.
@@ -51,7 +52,7 @@ def test_a_48_khz_source_comes_back_bit_for_bit(tmp_path, format):
     kept = tmp_path / "job.wav"
     audio_export.write_wav(kept, samples)
     for saved in LOSSLESS:
-        result = audio_export.encode(audio.read_wav(kept), tmp_path / f"result.{saved}", saved)
+        result = write_song(audio.read_wav(kept), tmp_path / f"result.{saved}", saved)
         np.testing.assert_array_equal(integers(result), whole)
 
 

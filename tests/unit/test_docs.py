@@ -123,6 +123,10 @@ def test_imports_point_down_and_never_in_a_circle():
     place = {name: number for number, line in enumerate(lines) for name in line}
     graph = {path.stem: imports_of(path) & place.keys() for path in ROOT.glob("*.py")}
     assert sorted(graph) == sorted(name for line in lines for name in line)
+    below = {name for name in graph if place[name] >= place["backend"]} - {"theme"}
+    assert not [
+        name for name in below if any(each.partition(".")[0] == "gradio" for each in imports_of(ROOT / f"{name}.py"))
+    ]
     up = [f"{name} imports {other}" for name in graph for other in graph[name] if place[other] < place[name]]
     assert up == []
     TopologicalSorter(graph).prepare()  # raises where there is a circle

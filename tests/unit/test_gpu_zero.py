@@ -16,9 +16,10 @@ import beat
 import estimate
 import gpu_zero
 from estimate import Work
-from events import Done, Progress, StudioError
+from events import Outcome, Progress, StudioError
 from limits import LIMITS
 from params import parse_request
+from record import Ran
 
 QUOTA = "ZeroGPU quota exceeded"
 NO_GPU = "No GPU was available after 60s. <a>Retry later</a>"
@@ -83,7 +84,7 @@ def lend(folder, *endings, seconds=100, lived=0.0, stage="steps"):
             (folder / gpu_zero.BEAT).write_text(str(time.time() - lived * seconds))
         if ending := endings[len(asked) - 1]:
             raise ending
-        yield Done((), {})
+        yield Outcome(Ran())
 
     try:
         for last in gpu_zero.lent(call, folder, seconds):
@@ -96,7 +97,7 @@ def lend(folder, *endings, seconds=100, lived=0.0, stage="steps"):
 def test_a_job_that_used_up_its_seconds_is_tried_once_more_with_twice_of_them(tmp_path):
     asked, last, (note,) = lend(tmp_path, ABORTED, None, lived=1.0)
     assert asked == [100, 200] and "100 " in note and "200" in note
-    assert last.record["gpu"] == {"estimated": 100, "asked": 200, "tries": 2}
+    assert last.ran.gpu == {"estimated": 100, "asked": 200, "tries": 2}
     assert lend(tmp_path, ABORTED, None, seconds=200, lived=1.0)[0] == [200, 300]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import bootstrap
 import jobs
+import takes
 from params import parse_request
 
 
@@ -78,7 +79,7 @@ def test_the_next_start_removes_half_and_empty_songs_and_nothing_else(tmp_path, 
     (tmp_path / "whole-seed-1.wav").write_bytes(b"RIFF")
     for name in old:
         os.utime(tmp_path / name, (time.time() - 100,) * 2)
-    jobs.sweep_songs()
+    takes.sweep_songs()
     # One that was touched just now may be in the making.
     kept = {"notes.txt", ".hidden.part", "whole-seed-1.wav", ".fedcba9876543210.part"}
     assert {path.name for path in tmp_path.iterdir()} == kept

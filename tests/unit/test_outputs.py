@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import audio_export
-import jobs
+import takes
+from tests.files import tag_file, write_song
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    for name in (jobs.KEEP_DAYS, jobs.KEEP_GB, "SPACE_ID"):
+    for name in (takes.KEEP_DAYS, takes.KEEP_GB, "SPACE_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "songs"))
     (tmp_path / "songs").mkdir()
@@ -27,8 +28,8 @@ def song(folder: Path, days: float, seed: int = 7, name: str = "", kind: str = "
     """Write a song of the studio that is `days` old, under its own name or another."""
     made = {"mode": "generate", "request": {"prompt": "calm piano"}, "takes": [{"seed": seed}], **record}
     path = folder / (name or audio_export.file_name(made["request"]["prompt"], seed, kind, made["mode"]))
-    audio_export.encode(np.zeros((2, 480), np.float32), path, kind)
-    audio_export.write_tags(path, "a song", made)
+    write_song(np.zeros((2, 480), np.float32), path, kind)
+    tag_file(path, "a song", made)
     return aged(path, days)
 
 
@@ -39,7 +40,7 @@ def aged(path: Path, days: float) -> Path:
 
 
 def left(folder: Path, made=()) -> set[str]:
-    jobs.prune(made)
+    takes.prune(made)
     return {path.name for path in folder.iterdir()}
 
 
@@ -52,7 +53,7 @@ def test_old_songs_go_by_every_name_that_the_studio_gives_unless_that_is_off(fol
     song(folder, 31, 10, request={"prompt": "x seed-3 夜の <b>song</b>"})
     song(folder, 31, 11, kind="mp3")
     with monkeypatch.context() as patch:
-        patch.setenv(jobs.KEEP_DAYS, "off")
+        patch.setenv(takes.KEEP_DAYS, "off")
         assert len(left(folder)) == 7
     assert left(folder) == {young.name}
 
@@ -62,7 +63,7 @@ def test_what_the_studio_did_not_make_there_stays(folder, tmp_path):
     song(folder, 99, 7, name="calm-piano-seed-8.wav")
     song(folder, 99, 11, takes=["none"])
     (folder / "notes-on-calm-piano.wav").touch()
-    audio_export.encode(np.zeros((2, 480), np.float32), folder / "holiday-seed-7.wav", "wav")
+    write_song(np.zeros((2, 480), np.float32), folder / "holiday-seed-7.wav", "wav")
     elsewhere = song(tmp_path, 99, 12)
     (folder / "calm-piano-seed-12.wav").symlink_to(elsewhere)
     (folder / "calm-piano-seed-13.wav").mkdir()
@@ -79,10 +80,10 @@ def test_the_oldest_go_until_the_rest_fits_but_never_a_foreign_file_or_what_was_
     foreign = song(folder, 9, name="mine-seed-7.wav")
     songs = [song(folder, days, days) for days in (4, 3, 2, 1)]
     size = songs[0].stat().st_size
-    monkeypatch.setenv(jobs.KEEP_GB, str(2.5 * size / 1e9))
+    monkeypatch.setenv(takes.KEEP_GB, str(2.5 * size / 1e9))
     # The foreign file takes no other song along.
     assert left(folder) == {foreign.name, *(path.name for path in songs[2:])}
-    monkeypatch.setenv(jobs.KEEP_GB, "0.000000001")
+    monkeypatch.setenv(takes.KEEP_GB, "0.000000001")
     for _ in range(2):
         assert left(folder, songs[3:]) == {foreign.name, songs[3].name}
 
@@ -98,11 +99,11 @@ def test_the_oldest_go_until_the_rest_fits_but_never_a_foreign_file_or_what_was_
     ],
 )
 def test_the_limits_come_from_the_environment(monkeypatch, days, gb, space, expected):
-    monkeypatch.setenv(jobs.KEEP_DAYS, days)
-    monkeypatch.setenv(jobs.KEEP_GB, gb)
+    monkeypatch.setenv(takes.KEEP_DAYS, days)
+    monkeypatch.setenv(takes.KEEP_GB, gb)
     if space:
         monkeypatch.setenv("SPACE_ID", "somebody/studio")
-    assert jobs.retention() == expected
+    assert takes.retention() == expected
 
 
 def test_a_missing_folder_and_a_file_that_cannot_go_are_no_errors(folder, monkeypatch, caplog):
@@ -113,7 +114,7 @@ def test_a_missing_folder_and_a_file_that_cannot_go_are_no_errors(folder, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refuse)
-        jobs.prune()
+        takes.prune()
     assert path.exists() and "cannot be deleted" in caplog.text
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(folder / "nowhere"))
-    jobs.prune()
+    takes.prune()

@@ -19,6 +19,7 @@ from events import StudioError
 from limits import MORE_LIKE_THIS, SAMPLE_RATE
 from page_takes import Made
 from params import parse_request
+from tests.files import tag_file, write_song
 
 LYRICS = "[Verse]\nla la"
 PLAN = {"used": True, "bpm": 104, "key": "D minor", "time_signature": "4", "language": "en", "caption": "a waltz"}
@@ -77,8 +78,8 @@ def test_an_upload_that_is_gone_is_named(tmp_path: Path):
 def test_a_take_in_another_format_has_the_same_sound_and_tags(tmp_path: Path, kind: str, subtype: str):
     path = tmp_path / "song-seed-7.wav"
     tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) * 0.03).astype(np.float32)
-    audio_export.encode(np.stack([tone, tone]), path, "wav")
-    audio_export.write_tags(path, path.stem, {"mode": "generate", "takes": [{"seed": 7}]})
+    write_song(np.stack([tone, tone]), path, "wav")
+    tag_file(path, path.stem, {"mode": "generate", "takes": [{"seed": 7}]})
     take = made(file=str(path))
     assert page_takes.converted(take, "wav") == str(path)
     other = Path(page_takes.converted(take, kind))

@@ -1,0 +1,315 @@
+"""The record of a job: what it takes to make the result again, and what really ran.
+
+It is JSON: it goes out with the files over the API and to the page, and into the tags of every file, there with the
+entry of that take alone. No object in it has a key "path", "url" or "meta": clients would try to download it. A record
+that comes back, in a file's tags or from a browser, may be a stranger's; `Stored` reads it.
+
+A new field needs a line in `SongRecord` or `WordsRecord`, one in `Ran` if the machine that does the work knows it, and
+one in `song_record` or `words_record`. The texts here are those of the table in docs/api.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from limits import STUDIO_VERSION
+
+HERE = "here"  # the worker's name if this process does the work
+PACKAGES = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")  # they may change the sound
+
+
+# --- its parts ------------------------------------------------------------------------------------------------------
+
+
+class ModelEntry(TypedDict):
+    id: Annotated[str, "its name on Hugging Face, or its folder"]
+    revision: Annotated[str, "the commit, if it is known"]
+    engine: Annotated[str, "`xl` or `preview`; for text `transformers` or `mlx`"]
+
+
+class UploadEntry(TypedDict):
+    name: Annotated[str, "the name of the file"]
+    sha256: Annotated[str, "its hash"]
+
+
+class SamplingEntry(TypedDict):
+    steps: Annotated[int, "how many there were"]
+    guidance: Annotated[float, "its scale"]
+    shift: Annotated[float, "of the schedule"]
+    sampler: Annotated[str, "`ode` or `sde`"]
+    timbre_token: Annotated[bool, "whether it was used"]
+    turbo: Annotated[bool, "whether the checkpoint is a turbo one"]
+
+
+class LoraEntry(TypedDict):
+    name: Annotated[str, "the name of the file"]
+    source: Annotated[str, "the repository, or `upload`"]
+    revision: Annotated[str, "the commit in the repository"]
+    weight: Annotated[float, "the weight it acted with"]
+    sha256: Annotated[str, "the hash of the file"]
+    format: Annotated[str, "how it is stored"]
+    ranks: Annotated[list[int], "the ranks that occur in it"]
+    alphas: Annotated[list[float], "the alphas that occur in it"]
+    modules: Annotated[int, "how many layers it changes"]
+
+
+class PlanEntry(TypedDict):
+    used: Annotated[bool, "whether the song was planned"]
+    reason: NotRequired[Annotated[str, "why it was not"]]
+    bpm: NotRequired[Annotated[int, "the tempo"]]
+    key: NotRequired[Annotated[str, "the key"]]
+    time_signature: NotRequired[Annotated[str, "the beats per bar"]]
+    language: NotRequired[Annotated[str, "the code of the language"]]
+    caption: NotRequired[Annotated[str, "the prompt of the song"]]
+    rewritten: NotRequired[Annotated[bool, "whether the planner wrote it"]]
+    seed: NotRequired[Annotated[int, "pass it as `plan_seed` for the same plan"]]
+    layout: NotRequired[Annotated[str, "how the planner was asked"]]
+    model: NotRequired[Annotated[str, "the planner"]]
+    temperature: NotRequired[Annotated[float, "the one it was drawn with"]]
+    cfg: NotRequired[Annotated[float, "the guidance of its codes"]]
+
+
+class GpuEntry(TypedDict):
+    estimated: Annotated[int, "the seconds that were thought to be needed"]
+    asked: Annotated[int, "the seconds that were asked for last"]
+    tries: Annotated[int, "1, or 2 if the first seconds were used up"]
+
+
+class TakeEntry(TypedDict):
+    seed: Annotated[int, "used alone, it makes this take again"]
+    duration: Annotated[float, "seconds"]
+    peak_dbfs: Annotated[float, "the highest sample"]
+    loudness_lufs: Annotated[float | None, "the integrated loudness; null for silence"]
+    warnings: Annotated[list[str], "what may be wrong with it"]
+    name: NotRequired[Annotated[str, "the name of its file; not in the file's own tags"]]
+    sha256: NotRequired[Annotated[str, "the hash of its file; not in the file's own tags"]]
+
+
+class TakeFailure(TypedDict):
+    take: Annotated[int, "its number, from 1"]
+    seed: Annotated[int, "its seed"]
+    message: Annotated[str, "what happened, and what to try"]
+
+
+class LineEntry(TypedDict):
+    start: Annotated[float, "seconds"]
+    end: Annotated[float, "seconds"]
+    text: Annotated[str, "the line"]
+
+
+# --- the record -----------------------------------------------------------------------------------------------------
+
+
+class JobRecord(TypedDict):
+    studio: Annotated[str, "the version of the studio"]
+    mode: Annotated[str, "`generate`, `cover`, `extend`, `edit`, `lyrics` ..."]
+    request: Annotated[dict[str, Any], "every parameter but the files"]
+    model: Annotated[ModelEntry, "the model that did the work"]
+    device: Annotated[str, "`cuda`, `mps` or `cpu`"]
+    versions: Annotated[dict[str, str], "of Python and of the libraries"]
+    worker: Annotated[str, "`here`, or the name of a Ray worker"]
+    memory_plan: Annotated[str, "the memory plan that was in force"]
+    seconds: Annotated[dict[str, float], "how long each stage took"]
+    gpu: NotRequired[Annotated[GpuEntry, "on ZeroGPU"]]
+
+
+class SongRecord(JobRecord):
+    audio: Annotated[dict[str, UploadEntry], "the uploads, by parameter"]
+    seeds: Annotated[list[int], "one for each take"]
+    variation_seeds: Annotated[list[int], "one for each take, if `variation` is above 0"]
+    sampling: Annotated[SamplingEntry, "the settings after defaults"]
+    dtype: Annotated[str, "the numbers that were computed with"]
+    instruction: Annotated[str, "what the model was told to do"]
+    prompt_used: Annotated[str, "the prompt that the model read"]
+    prompt_dropped: Annotated[str, "its end, if that did not fit"]
+    lyric_tokens: Annotated[int, "the length of the lyrics; the model reads the first 2,048"]
+    switch_step: NotRequired[Annotated[int, "cover: the step from which the source no longer counts"]]
+    plan: Annotated[PlanEntry | None, "for `/generate`; null for the others"]
+    loras: Annotated[list[LoraEntry], "the LoRAs that acted, in order"]
+    notes: Annotated[list[str], "what else is worth knowing"]
+    errors: Annotated[list[TakeFailure], "the takes that failed"]
+    takes: Annotated[list[TakeEntry], "the takes, in the order of the files"]
+
+
+class WordsRecord(JobRecord):
+    """What the page gets of lyrics, ideas, descriptions and timed lyrics; a mode has some of the last fields."""
+
+    seed: int
+    text: NotRequired[str]
+    end: NotRequired[str]
+    tokens: NotRequired[int]
+    sketch: NotRequired[dict[str, Any]]
+    lines: NotRequired[list[LineEntry]]
+    lrc: NotRequired[str]
+    score: NotRequired[float]
+
+
+# --- written --------------------------------------------------------------------------------------------------------
+
+
+class Instructions(TypedDict):
+    """The words that the song model was given."""
+
+    instruction: str
+    prompt_used: str
+    prompt_dropped: str
+    lyric_tokens: int
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What really ran. Each who knows a part fills it in on the way out: mode, GPU entry point, ZeroGPU, worker."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    sampling: SamplingEntry | None = None
+    instructions: Instructions | None = None
+    switch_step: int | None = None
+    plan: PlanEntry | None = None
+    loras: Sequence[LoraEntry] = ()
+    kind: str = ""  # what the song's checkpoint was trained for; not in the record
+    model: ModelEntry | None = None
+    device: str = ""
+    dtype: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    memory_plan: str = ""
+    gpu: GpuEntry | None = None
+    worker: str = HERE
+
+
+def song_record(
+    ran: Ran,
+    *,
+    mode: str,
+    request: dict[str, Any],
+    audio: dict[str, UploadEntry],
+    seeds: Sequence[int],
+    variation_seeds: Sequence[int],
+    notes: Sequence[str],
+) -> SongRecord:
+    """Return the record of a song whose takes are not saved yet: "takes" and "errors" are filled in with them."""
+    made = SongRecord(
+        studio=STUDIO_VERSION,
+        mode=mode,
+        request=request,
+        audio=audio,
+        seeds=list(seeds),
+        variation_seeds=list(variation_seeds),
+        plan=ran.plan,
+        loras=list(ran.loras),
+        sampling=ran.sampling,
+        instruction=ran.instructions["instruction"],
+        prompt_used=ran.instructions["prompt_used"],
+        prompt_dropped=ran.instructions["prompt_dropped"],
+        lyric_tokens=ran.instructions["lyric_tokens"],
+        model=ran.model,
+        device=ran.device,
+        dtype=ran.dtype,
+        versions=dict(ran.versions),
+        worker=ran.worker,
+        memory_plan=ran.memory_plan,
+        seconds=dict(ran.seconds),
+        notes=list(notes),
+        errors=[],
+        takes=[],
+    )
+    if ran.switch_step is not None:
+        made["switch_step"] = ran.switch_step
+    if ran.gpu is not None:
+        made["gpu"] = ran.gpu
+    return made
+
+
+def words_record(ran: Ran, *, mode: str, request: dict[str, Any], seed: int, result: Mapping[str, Any]) -> WordsRecord:
+    """Return the record of a job other than a song; `result` has the last fields of `WordsRecord`."""
+    made = WordsRecord(
+        studio=STUDIO_VERSION,
+        mode=mode,
+        request=request,
+        seed=seed,
+        model=ran.model,
+        device=ran.device,
+        versions=dict(ran.versions),
+        worker=ran.worker,
+        memory_plan=ran.memory_plan,
+        seconds=dict(ran.seconds),
+    )
+    if ran.gpu is not None:
+        made["gpu"] = ran.gpu
+    made.update(result)
+    return made
+
+
+def library_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the seconds that the block takes to those of `stage`."""
+    started = time.monotonic()
+    yield
+    seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 3)
+
+
+# --- read back ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a record says that comes back, as far as it has the form of one. The values may be anything."""
+
+    mode: Any
+    request: Mapping[str, Any]
+    options: Mapping[str, Any]
+    audio: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    seed: Any  # None unless the record is of a single take, as that in a file is
+    variation_seed: Any
+
+    @classmethod
+    def of(cls, record: Any) -> Stored:
+        record = _mapping(record)
+        request = _mapping(record.get("request"))
+        takes = _sequence(record.get("takes"))
+        seed = _mapping(takes[0]).get("seed") if len(takes) == 1 else None
+        return cls(
+            mode=record.get("mode"),
+            request=request,
+            options=_mapping(request.get("options")),
+            audio=_mapping(record.get("audio")),
+            plan=_mapping(record.get("plan")),
+            seed=seed,
+            variation_seed=_paired(_sequence(record.get("seeds")), _sequence(record.get("variation_seeds")), seed),
+        )
+
+    @property
+    def is_planned(self) -> bool:
+        return self.plan.get("used") is True
+
+    @property
+    def key(self) -> str:
+        """The key of the song, the plan's if there is one, or ""."""
+        key = self.plan.get("key") or self.request.get("key")
+        return key if isinstance(key, str) else ""
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
+def _paired(seeds: Sequence[Any], others: Sequence[Any], seed: Any) -> Any:
+    """Return the one of `others` in the place that `seed` has in `seeds`, None if there is none."""
+    if seed not in seeds:
+        return None
+    place = seeds.index(seed)
+    return others[place] if place < len(others) else None

@@ -1,0 +1,344 @@
+"""Takes into files: measured, encoded and tagged in memory, written once, and copied for the page; the output folder.
+
+Every take is on its own: what goes wrong with one costs no other, and a song that is in the output folder stays there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import logging
+import math
+import os
+import re
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Iterator
+from concurrent import futures
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import audio
+import audio_export
+import audio_levels
+import bootstrap
+import jobs
+import tooltips
+from beat import BEAT_SECONDS
+from events import Done, Failed, Job, Outcome, Problem, Progress, StudioError, Take, is_disk_full
+from limits import LIMITS, SAMPLE_RATE
+from model_weights import task_support
+from params import SongRequest
+from record import SongRecord, Stored, TakeEntry, TakeFailure, song_record
+
+log = logging.getLogger("studio")
+
+_SECRET = secrets.token_bytes(32)
+# Errors of a folder that refuses a name: letters it cannot store, or too many of them.
+BAD_NAME = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
+
+
+def finish(job: Job, outcome: Outcome, output: Path) -> Iterator[Progress | Done | Failed]:
+    """Save the good takes into `output`, side by side; ends with `Done`, or `Failed` without any.
+
+    `Done` has paths of copies that Gradio serves: the output folder is never served. Closing the generator ends the
+    writing.
+    """
+    started = time.monotonic()
+    record = _record_of(job, outcome)
+    saving = Saving(job.request, record, output, outcome.takes)
+    yield from saving.run(takes_at_once(len(outcome.takes), job.request.song_seconds(jobs.source_seconds(job))))
+    prune(saving.written())
+    copies = _fill_in(record, saving)
+    record["seconds"]["finishing"] = round(time.monotonic() - started, 3)
+    yield Done(copies, record) if copies else Failed(saving.songs[0].problem)
+
+
+def takes_at_once(takes: int, seconds: float) -> int:
+    """Return how many takes of `seconds` to save at once: one per core, in total no longer than the longest song."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(takes, cores, int(LIMITS["duration"].high / seconds)), 1)
+
+
+def _record_of(job: Job, outcome: Outcome) -> SongRecord:
+    return song_record(
+        outcome.ran,
+        mode=job.request.mode,
+        request=jobs.request_entry(job),
+        audio=jobs.upload_entries(job),
+        seeds=job.seeds,
+        variation_seeds=job.variation_seeds if job.request.options.variation else (),
+        notes=[*outcome.notes, *_notes(job.request, outcome.ran.kind)],
+    )
+
+
+def _notes(request: SongRequest, kind: str) -> Iterator[str]:
+    task = getattr(request, "action", request.mode)
+    changes_level = request.options.loudness is not None or request.options.fade_out
+    if task in ("extend", "repaint", "layer") and changes_level:
+        yield "Loudness and fade-out change the whole file, including the samples of the source."
+    if task_support(kind)[task] != "official":
+        yield f"{task.capitalize()} is experimental with this checkpoint: use a base checkpoint for it."
+
+
+def _fill_in(record: SongRecord, saving: Saving) -> tuple[str, ...]:
+    """Add the saved takes, and what went wrong with the others, to the record; return the copies of the saved ones."""
+    copies = []
+    for number, song in enumerate(saving.songs, 1):
+        if song.problem is None:
+            copies.append(song.copy)
+            record["takes"].append(song.entry)
+        else:
+            record["errors"].append(TakeFailure(take=number, seed=song.take.seed, message=song.problem.text()))
+    if copies and any(song.is_full and song.path is None for song in saving.songs):
+        saved = len(saving.written())
+        record["notes"].append(f"The disk is full: {saved} of {len(saving.songs)} takes could be saved.")
+    return tuple(copies)
+
+
+@dataclass
+class Song:
+    """A take on its way into files: its `entry` in the record and its `path` once it is written, then its `copy`."""
+
+    take: Take
+    entry: TakeEntry | None = None
+    path: Path | None = None
+    copy: str = ""
+    problem: Problem | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return self.problem is not None and self.problem.code == audio_export.FULL
+
+
+class Saving:
+    """Saves the takes of a job, several at once, each in a thread."""
+
+    def __init__(self, request: SongRequest, record: SongRecord, output: Path, takes: Collection[Take]):
+        self.request = request
+        self.record = record
+        self.output = output
+        self.songs = [Song(take, problem=take.problem) for take in takes]
+        self._closed = threading.Event()
+
+    def run(self, at_once: int) -> Iterator[Progress]:
+        """Save all takes; closing the generator ends the writing. What goes wrong is the `problem` of its song."""
+        threads = futures.ThreadPoolExecutor(at_once, "take")
+        try:
+            yield from self._until_done([threads.submit(self._save, song) for song in self.songs])
+            # Takes written in parallel may fill a disk that has room for some of them: try again one by one.
+            for song in self.songs:
+                if at_once > 1 and song.is_full and song.take.problem is None:
+                    song.problem = None
+                    yield from self._until_done([threads.submit(self._save, song)])
+        finally:
+            self._closed.set()
+            threads.shutdown(cancel_futures=True)
+
+    def written(self) -> list[Path]:
+        return [song.path for song in self.songs if song.path]
+
+    def _until_done(self, saving: list[futures.Future]) -> Iterator[Progress]:
+        left = {each for each in saving if not each.done()}
+        while left:
+            yield Progress("finishing", len(self.songs) - len(left) + 1, len(self.songs))
+            left = futures.wait(left, BEAT_SECONDS, futures.FIRST_COMPLETED).not_done
+
+    def _save(self, song: Song) -> None:
+        """Write the file of a song and its copy for the page; raises CancelledError."""
+        if song.problem:
+            return
+        try:
+            file = self._written(song)
+            song.copy = copy_for_page(file, song.path.name)
+        except futures.CancelledError:
+            raise
+        except Exception as error:
+            song.problem = self._problem_of(error, song)
+
+    def _problem_of(self, error: Exception, song: Song) -> Problem:
+        problem = audio_export.disk_problem(error)
+        if problem is None:
+            log.error("a take could not be saved", exc_info=error)
+            message = tooltips.TAKE_NOT_SAVED.format(kind=type(error).__name__)
+            problem = Problem("internal", message)
+        if song.path is None:
+            return problem
+        return replace(problem, message=f"{problem.message} {tooltips.TAKE_WITHOUT_COPY.format(name=song.path.name)}")
+
+    def _written(self, song: Song) -> io.BytesIO:
+        """Write a song into the output folder under a free name, unless it is there, and return its bytes."""
+        if song.path is not None:
+            return io.BytesIO(song.path.read_bytes())
+        entry, samples = _measured(self.request, song.take)
+        kind = self.request.options.format
+        words = (self.request.prompt, song.take.seed, kind, self.request.mode)
+        file = audio_export.encode(samples, kind, self._closed.is_set)
+        self.output.mkdir(parents=True, exist_ok=True)  # it may have been deleted since the song began
+        title = next(audio_export.free_names(self.output / audio_export.file_name(*words))).stem
+        try:
+            self._tag(file, title, entry, samples)
+        except Exception as error:
+            log.error("a take could not be tagged", exc_info=error)
+            entry["warnings"].append(tooltips.TAKE_WITHOUT_TAGS)
+            file = audio_export.encode(samples, kind, self._closed.is_set)
+        digest = hashlib.sha256(file.getbuffer()).hexdigest()
+        with audio_export.aside(self.output) as part:
+            part.write_bytes(file.getbuffer())
+            path = self._claim(part, words)
+        song.entry = {**entry, "name": path.name, "sha256": digest}
+        song.path = path
+        return file
+
+    def _tag(self, file: io.BytesIO, title: str, entry: TakeEntry, samples: Any) -> None:
+        tags = {**self.record, "takes": [entry]}
+        picture = audio_export.picture_for_tags(samples, entry["seed"], Stored.of(tags).key)
+        audio_export.tag(file, title, tags, picture)
+
+    def _claim(self, part: Path, words: tuple[str, int, str, str]) -> Path:
+        """Give a file its name, in ASCII if the output folder does not take the letters of the prompt."""
+        try:
+            return audio_export.claim(part, self.output / audio_export.file_name(*words))
+        except (UnicodeEncodeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in BAD_NAME:
+                raise
+        return audio_export.claim(part, self.output / audio_export.plain_file_name(*words))
+
+
+def copy_for_page(file: io.BytesIO, name: str) -> str:
+    """Write a copy into the folder that Gradio serves and return its path, which nobody else can guess."""
+    digest = hashlib.sha256(_SECRET)
+    digest.update(file.getbuffer())
+    copy = bootstrap.page_folder() / digest.hexdigest() / name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        audio_export.save(copy, file)
+    except Exception:
+        with contextlib.suppress(OSError):
+            copy.parent.rmdir()
+        raise
+    return str(copy)
+
+
+def _measured(request: SongRequest, take: Take) -> tuple[TakeEntry, Any]:
+    """Return a take's entry in the record and its samples [2, n] after fade-out and loudness."""
+    target = request.options.loudness
+    warnings = list(take.warnings)
+    samples = audio_levels.fade_out(audio.read_wav(take.file), request.options.fade_out)
+    if target is not None:
+        samples = audio_levels.scale_to_loudness(samples, target)
+    loudness = audio_levels.loudness_lufs(samples)
+    if target is not None and loudness is not None and abs(loudness - target) > 0.5:
+        warnings.append(f"The loudness is {loudness:.1f} LUFS instead of {target:g}: louder would clip.")
+    entry = TakeEntry(
+        seed=take.seed,
+        duration=round(samples.shape[-1] / SAMPLE_RATE, 6),
+        peak_dbfs=round(audio_levels.peak_dbfs(samples), 2),
+        loudness_lufs=None if loudness is None else round(loudness, 2),
+        warnings=warnings,
+    )
+    return entry, samples
+
+
+# --- the output folder ----------------------------------------------------------------------------------------------
+
+KEEP_DAYS = "ACE_STUDIO_KEEP_DAYS"
+KEEP_GB = "ACE_STUDIO_KEEP_GB"
+# Days and gigabytes. Everyone shares a Space.
+AT_HOME = (30.0, 20.0)
+ON_A_SPACE = (1.0, 2.0)
+ABANDONED_SECONDS = 60  # since a part file last grew
+SONG_NAME = re.compile(r"(.+-seed-\d+)(?:-\d+)?\.(wav|flac|mp3|ogg)")
+
+
+def songs_folder() -> Path:
+    return Path(os.environ.get("ACE_STUDIO_OUTPUT") or Path(__file__).with_name("outputs")).expanduser().resolve()
+
+
+def output_folder() -> Path:
+    """Return the folder for finished songs, created if missing; raises StudioError if it cannot be written to."""
+    folder = songs_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise StudioError(
+            audio_export.FULL if is_disk_full(error) else "disk",
+            f"The output folder {folder} cannot be written to: {error.strerror or error}.",
+            hint="Free some space or name another folder in ACE_STUDIO_OUTPUT.",
+        ) from None
+    return folder
+
+
+def retention() -> tuple[float, float]:
+    """Return for how many days, and up to how many gigabytes (10^9 bytes) in all, songs are kept; inf for "off"."""
+    days, gb = ON_A_SPACE if os.environ.get("SPACE_ID") else AT_HOME
+    return _limit(KEEP_DAYS, days), _limit(KEEP_GB, gb)
+
+
+def prune(made: Collection[Path] = ()) -> None:
+    """Delete songs that are too old, then the oldest until the rest fits, but none of those just `made`."""
+    sweep_songs()
+    days, gb = retention()
+    oldest, most = time.time() - days * 86_400, gb * 1e9
+    songs = sorted((song for song in _files() if SONG_NAME.fullmatch(song[0].name)), key=lambda song: song[1].st_mtime)
+
+    def are_too_many() -> bool:
+        return bool(songs) and (songs[0][1].st_mtime < oldest or sum(facts.st_size for _, facts in songs) > most)
+
+    if are_too_many():
+        songs = [song for song in songs if _is_ours(song[0])]  # reads their tags
+    while are_too_many():
+        path, _ = songs.pop(0)
+        if path in made:
+            continue
+        try:
+            path.unlink(missing_ok=True)
+            log.info("deleted an old song from the output folder")
+        except OSError as error:
+            log.warning("the old song %s cannot be deleted: %s", path, error)
+
+
+def sweep_songs() -> None:
+    """Delete what a killed studio left half-written: empty songs and abandoned part files."""
+    oldest = time.time() - ABANDONED_SECONDS
+    for path, facts in _files():
+        half = audio_export.PART.fullmatch(path.name) or (SONG_NAME.fullmatch(path.name) and not facts.st_size)
+        if half and facts.st_mtime < oldest:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _limit(variable: str, default: float) -> float:
+    text = os.environ.get(variable, "").strip().lower() or str(default)
+    if text == "off":
+        return math.inf
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    log.warning('%s must be above 0 or "off", not "%s"; using %g', variable, text[:40], default)
+    return default
+
+
+def _files() -> Iterator[tuple[Path, os.stat_result]]:
+    with contextlib.suppress(OSError):  # no folder yet, or a file that was just deleted
+        for entry in os.scandir(songs_folder()):
+            if entry.is_file(follow_symlinks=False):
+                yield Path(entry), entry.stat(follow_symlinks=False)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the record in a file's tags matches its name: the studio deletes no other songs."""
+    stem, kind = SONG_NAME.fullmatch(path.name).groups()
+    stored = Stored.of(audio_export.read_record(path))
+    prompt = stored.request.get("prompt")
+    if not isinstance(prompt, str) or not isinstance(stored.mode, str):
+        return False
+    own = (prompt, stored.seed, kind, stored.mode)
+    return f"{stem}.{kind}" in (audio_export.file_name(*own), audio_export.plain_file_name(*own))
