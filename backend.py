@@ -32,7 +32,17 @@ import writers
 from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError
 from limits import LIMITS, STUDIO_VERSION, Limit
 from model_weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, task_support
-from params import AlignRequest, CoverRequest, DescribeRequest, Request, SongRequest, check_audio, check_source
+from params import (
+    AlignRequest,
+    CoverRequest,
+    DescribeRequest,
+    Request,
+    Settings,
+    SongRequest,
+    check_audio,
+    check_source,
+    settle,
+)
 from record import HERE, WordsRecord, library_versions, words_record
 from status import SongwriterStatus, Status, WorkerStatus
 
@@ -46,8 +56,10 @@ GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": SONGS_AT_ONCE}
 def on_worker(job: Job) -> Iterator[Event | Outcome]:
     """Run `job` in a Ray worker, which uses the models on its machine and downloads missing ones."""
     try:
-        yield from get_backend().gather(job.request)
-        yield from gpu.entry(job, 0)
+        studio = get_backend()
+        yield from studio.gather(job.request)
+        # The checkpoint here decides, not the one of the machine that asks.
+        yield from gpu.entry(replace(job, settings=studio.settle(job.request)), 0)
     except Exception as error:
         yield Failed(gpu.problem_of(error))
 
@@ -150,7 +162,7 @@ class Backend:
         if not gpu_ray.wanted():
             yield from self.gather(request)
         output = takes.output_folder() if isinstance(request, SongRequest) else None
-        with jobs.job_for(request) as job:
+        with jobs.job_for(request, self.settle(request)) as job:
             yield Progress("preparing")
             for name in job.audio:
                 seconds = jobs.decode_upload(job, name)
@@ -214,9 +226,15 @@ class Backend:
         if not song:  # which is made without a plan then, and its record says why
             slot.check()
 
+    def settle(self, request: Request) -> Settings | None:
+        """Return the settings of a song on this studio's checkpoint, None for words."""
+        if not isinstance(request, SongRequest):
+            return None
+        return settle(request, checkpoint_kind(self.models.weights))
+
     def work_of(self, request: Request, source: float = 0.0) -> estimate.Work:
         planned = self.models.planner.weights.folder is not None
-        return estimate.work_of(request, kind=checkpoint_kind(self.models.weights), source=source, planner=planned)
+        return estimate.work_of(request, self.settle(request), source=source, planner=planned)
 
 
 def _words_record(job: Job, outcome: Outcome) -> WordsRecord:

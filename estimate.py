@@ -16,7 +16,7 @@ import numpy as np
 from limits import LIMITS, QUALITY_STEPS
 from model_weights import Weights, transformer_config
 from models import Device
-from params import sampling_settings
+from params import Settings
 
 # --- seconds ---------------------------------------------------------------------------------------------------------
 
@@ -51,15 +51,17 @@ class Work:
     passes: float = 1.0  # forward passes per step; guidance doubles them
 
 
-def work_of(request: Any, *, kind: str = "sft", source: float = 0.0, planner: bool = False) -> Work:
-    """Return the work of any request; `source`: seconds of its source, `planner`: whether there is a planner."""
+def work_of(request: Any, settings: Settings | None, *, source: float = 0.0, planner: bool = False) -> Work:
+    """Return the work of any request, with the settings of a song.
+
+    `source` are the seconds of its source, `planner` says whether there is a planner.
+    """
     if request.mode == "align":
         return Work("align", duration=source, steps=1, source=source)  # one forward pass
     options = getattr(request, "options", None)
     if not hasattr(request, "takes"):
         tokens = getattr(options, "max_tokens", int(CONSTANTS["sketch_tokens"]))
         return Work(request.mode, source=source, tokens=tokens)
-    settings, _ = sampling_settings(request, kind)
     return Work(
         mode=request.mode,
         duration=request.song_seconds(source),

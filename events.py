@@ -127,6 +127,7 @@ class Job:
     folder: str
     audio: dict[str, str] = field(default_factory=dict)  # a field ("reference") -> a float WAV in `folder`
     loras: tuple[Any, ...] = ()  # LoraSpecs in the order they are applied
+    settings: Any = None  # the `params.Settings` of a song, for the checkpoint of the machine that makes it
 
     @property
     def running(self) -> Path:

@@ -119,7 +119,7 @@ def _with_fallback(studio: Studio, job: Job) -> Work:
     """Run `job` with the best memory plan that fits; if memory runs out, once more with the next lower plan."""
     placing = studio.placing
     seconds = jobs.source_seconds(job)
-    plan = placing.begin(job.request, seconds)
+    plan = placing.begin(job.request, job.settings, seconds)
     try:
         yield from _by_plan(studio, job, plan)
         return
@@ -130,7 +130,7 @@ def _with_fallback(studio: Studio, job: Job) -> Work:
     models.free_memory()  # not within `except`, see above
     note = model_memory.fallback_note(plan, lower)
     yield Progress("loading", note=note)
-    plan = placing.begin(job.request, seconds, lower)
+    plan = placing.begin(job.request, job.settings, seconds, lower)
     yield from _by_plan(studio, job, plan, note)
 
 

@@ -24,14 +24,14 @@ import audio_export
 import bootstrap
 from events import Event, Job, Progress, StudioError
 from limits import MAX_SEED, SAMPLE_RATE
-from params import Request, SongRequest
+from params import Request, Settings, SongRequest
 from record import UploadEntry
 
 UPLOADS = {"source": "The source", "reference": "The reference audio"}
 
 
 @contextlib.contextmanager
-def job_for(request: Request) -> Iterator[Job]:
+def job_for(request: Request, settings: Settings | None = None) -> Iterator[Job]:
     """Yield a job for `request` with seeds and a folder, which is deleted on exit; raises StudioError at shutdown."""
     with job_folder(secrets.token_hex(16)) as folder:
         song = isinstance(request, SongRequest)
@@ -40,6 +40,7 @@ def job_for(request: Request) -> Iterator[Job]:
             seeds=_seeds(request.seed, request.takes if song else 1),
             variation_seeds=_seeds(request.options.variation_seed, request.takes) if song else (),
             folder=str(folder),
+            settings=settings,
             audio={name: str(folder / f"{name}.wav") for name in UPLOADS if getattr(request, name, None)},
         )
         job.running.touch()

@@ -20,9 +20,9 @@ import models
 from estimate import Song, coding_bytes, planner_bytes, song_bytes, song_of
 from events import Problem, StudioError
 from model_hub import PARTS
-from model_weights import Weights, bytes_in, checkpoint_kind
+from model_weights import Weights, bytes_in
 from models import FAST8, LADDERS, Device, Kind, Plan, is_apart
-from params import SongRequest, sampling_settings
+from params import Settings
 
 # The plans, as status and capabilities name them.
 TEXTS: dict[str, str] = {
@@ -131,18 +131,19 @@ class Placing:
         loaded = self._models
         return TEXTS[loaded.plan or self._choice(song_of(loaded.weights, loaded.device(), USUAL_SECONDS), "auto").plan]
 
-    def begin(self, request: Any, source: float, at_most: str | None = None) -> str:
+    def begin(self, request: Any, settings: Settings | None, source: float, at_most: str | None = None) -> str:
         """Choose and adopt the plan for `request`, whose source is `source` seconds long; return its name.
 
-        `at_most` is the largest plan still allowed, for later jobs too. A pipeline that was built for a different plan
-        is unloaded and built again on its next use. Raises StudioError if nothing fits.
+        `settings` are those of a song, None for words. `at_most` is the largest plan still allowed, for later jobs too.
+        A pipeline that was built for a different plan is unloaded and built again on its next use. Raises StudioError
+        if nothing fits.
         """
         loaded, device = self._models, self._models.device()
         self._fell, self.song = at_most is not None, None
         self._limit = at_most or self._limit
-        if isinstance(request, SongRequest):
-            guided = sampling_settings(request, checkpoint_kind(loaded.weights))[0].guidance > 1
-            self.song = song_of(loaded.weights, device, request.song_seconds(source), request.takes, guided)
+        if settings is not None:
+            seconds = request.song_seconds(source)
+            self.song = song_of(loaded.weights, device, seconds, request.takes, settings.guided)
         forced = getattr(getattr(request, "options", None), "memory_plan", "auto")
         if forced not in ("auto", *(plans := models.plans_on(device))):
             raise StudioError.of(_unknown(device.kind, forced, plans))

@@ -25,9 +25,7 @@ from audio_levels import match_level, splice
 from events import Job, Outcome, Progress, StudioError, Take
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, shown
 from model_memory import Placing
-from model_weights import checkpoint_kind
 from models import Models
-from params import sampling_settings
 from planner import Plan
 from record import Instructions, PlanEntry, Ran, SamplingEntry, timed
 from song_conditions import COMPLETE, COVER, EXTRACT, LAYER, REPAINT, TEXT2MUSIC
@@ -52,17 +50,15 @@ def make(loaded: Models, placing: Placing, job: Job) -> Iterator[Progress | Outc
         pipe = loaded.pipeline()
     plan, facts = yield from writers.plan_song(loaded, placing, job, pipe, seconds)
     placing.for_song()
-    kind = checkpoint_kind(loaded.weights)
     notes: tuple[str, ...] = ()
-    known = song_words.read_words(loaded.weights.folder) if kind == "preview" else None
+    known = song_words.read_words(loaded.weights.folder) if job.settings.kind == "preview" else None
     if known is not None:
         job, notes = song_words.settle(job, known, choose=plan is None)
         plan = plan and replace(plan, metadata=song_words.translated(plan.metadata, known))
     acting = lora_apply.reconcile(pipe, job.loras)
-    for event in run(pipe, job, plan, kind):
+    for event in run(pipe, job, plan):
         if isinstance(event, Outcome):
             event = event.with_facts(
-                kind=kind,
                 model=loaded.weights.entry(),
                 dtype=loaded.device().dtype,
                 plan=facts,
@@ -81,12 +77,12 @@ def _why_unplanned(loaded: Models, job: Job, plan: Plan | None, facts: PlanEntry
     return ()
 
 
-def run(pipe: Any, job: Job, plan: Plan | None = None, kind: str = "sft") -> Iterator[Progress | Outcome]:
-    """Yield the progress of the song of `job`, then its `Outcome`; the checkpoint's `kind` decides default settings."""
+def run(pipe: Any, job: Job, plan: Plan | None = None) -> Iterator[Progress | Outcome]:
+    """Yield the progress of the song of `job`, then its `Outcome`."""
     seconds: dict[str, float] = {}
     yield Progress("reading")
     with timed(seconds, "reading"):
-        song = Song(pipe, job, plan, kind)
+        song = Song(pipe, job, plan)
         yield from song.read()
         loop, finish = MODES[getattr(song.request, "action", job.request.mode)](song)
     with timed(seconds, "steps"):
@@ -98,7 +94,13 @@ def run(pipe: Any, job: Job, plan: Plan | None = None, kind: str = "sft") -> Ite
             latents = song_loop.blend(latents, loop.keep)
     with timed(seconds, "decoding"):
         takes = yield from _decoded(song, latents, finish)
-    ran = Ran(seconds, song.sampling_entry(), song.instructions, song.switch_step)
+    ran = Ran(
+        seconds=seconds,
+        kind=song.settings.kind,
+        sampling=song.sampling_entry(),
+        instructions=song.instructions,
+        switch_step=song.switch_step,
+    )
     yield Outcome(ran, takes, notes=tuple(song.notes))
     song_compilation.warm_up(pipe.transformer)
 
@@ -195,7 +197,7 @@ def _replace(
 def morph(song: Song) -> tuple[song_loop.Run, Finish]:
     """Move the source from its own description to the new prompt and lyrics (flow edit, reference 2.10)."""
     request, steps, options = song.request, song.settings.steps, song.request.options
-    if song.pipe.is_turbo:
+    if song.settings.turbo:
         raise StudioError("unsupported", "Morph needs a checkpoint with guidance; this turbo checkpoint has none.")
     target = song.text2music()
     before = song.text2music(prompt=request.source_prompt, lyrics=request.source_lyrics or request.sung_lyrics())
@@ -244,10 +246,11 @@ MODES = {
 class Song:
     """What every mode needs for one job: pipeline, settings, sizes, and what the record says of it."""
 
-    def __init__(self, pipe: Any, job: Job, plan: Plan | None, kind: str):
+    def __init__(self, pipe: Any, job: Job, plan: Plan | None):
         self.pipe, self.job, self.plan = pipe, job, plan
         self.request = job.request if plan is None else job.request.model_copy(update=plan.words())
-        self.settings, self.notes = sampling_settings(job.request, "turbo" if pipe.is_turbo else kind)
+        self.settings = job.settings
+        self.notes = [*job.settings.notes]
         self.sigmas = song_loop.schedule(self.settings.steps, self.settings.shift)
         self.instructions: Instructions | None = None  # those of the first condition
         self.switch_step: int | None = None  # from which a cover no longer follows the source
@@ -314,7 +317,7 @@ class Song:
             shift=self.settings.shift,
             sampler=options.sampler,
             timbre_token=options.timbre_token and song_conditions.is_xl(self.pipe),
-            turbo=self.pipe.is_turbo,
+            turbo=self.settings.turbo,
         )
 
     def text2music(self, **others: str) -> song_conditions.Condition:

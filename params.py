@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -401,18 +401,51 @@ class Sampling(NamedTuple):
 
 def usual_sampling(quality: str, kind: str = "sft") -> Sampling:
     """Return the defaults of a `model_weights.checkpoint_kind`."""
-    if kind == "turbo":  # guidance is distilled into its weights; upstream's table has 8 steps and shift 3
-        return Sampling(8, 1.0, 3.0)
-    return Sampling((limits.PREVIEW_STEPS if kind == "preview" else limits.QUALITY_STEPS)[quality], 7.0, 1.0)
-
-
-def sampling_settings(request: SongRequest, kind: str = "sft") -> tuple[Sampling, list[str]]:
-    """Resolve quality and options for a checkpoint; returns the settings and a note on each one it ignores."""
-    options, notes = request.options, []
-    given = options.model_dump(include={"steps", "guidance", "shift"}, exclude_none=True)
     if kind == "turbo":
-        if given.pop("guidance", 1) > 1:
+        # Guidance is distilled into its weights; upstream's table has 8 steps and shift 3.
+        return Sampling(8, 1.0, 3.0)
+    steps = limits.PREVIEW_STEPS if kind == "preview" else limits.QUALITY_STEPS
+    return Sampling(steps[quality], 7.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a song, settled once for the checkpoint that makes it; they travel in its `Job`.
+
+    `kind` is what the checkpoint was trained for (`model_weights.checkpoint_kind`), `notes` say what it ignores.
+    """
+
+    kind: str
+    steps: int
+    guidance: float
+    shift: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def turbo(self) -> bool:
+        return self.kind == "turbo"
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance > 1
+
+
+def settle(request: SongRequest, kind: str) -> Settings:
+    """Resolve quality and options of a song for a checkpoint of `kind`."""
+    options = request.options
+    usual = usual_sampling(request.quality, kind)
+    guidance = usual.guidance if options.guidance is None else options.guidance
+    notes = []
+    if kind == "turbo":
+        if guidance > 1:
             notes.append("Guidance was ignored: this turbo checkpoint has it built in.")
+        guidance = usual.guidance
         if options.steps is None and request.quality != "standard":
             notes.append("A turbo checkpoint takes 8 steps at every quality; Steps under Advanced changes that.")
-    return usual_sampling(request.quality, kind)._replace(**given), notes
+    return Settings(
+        kind=kind,
+        steps=usual.steps if options.steps is None else options.steps,
+        guidance=guidance,
+        shift=usual.shift if options.shift is None else options.shift,
+        notes=tuple(notes),
+    )

@@ -287,7 +287,8 @@ def measured(studio: Backend, plan: str, mode: str, values: dict[str, Any] | Non
     forget_peak()
     started, said = time.monotonic(), ""
     if values is None:
-        studio.placing.begin(parse_request(mode, {**WORDS, "options": {"memory_plan": plan}}), 0.0)
+        request = parse_request(mode, {**WORDS, "options": {"memory_plan": plan}})
+        studio.placing.begin(request, studio.settle(request), 0.0)
         studio.models.pipeline()
     else:
         options = values["options"] if mode == "lyrics" else {**values["options"], "memory_plan": plan}

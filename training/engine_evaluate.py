@@ -31,7 +31,7 @@ import song_codec
 from events import Job, Progress
 from limits import SAMPLE_RATE
 from model_weights import MODEL_VARIABLE, PREVIEWS, Weights
-from params import parse_request
+from params import parse_request, settle
 from tools import listening
 from training.band_score import Score, compose
 from training.band_sounds import render
@@ -105,9 +105,10 @@ class Engine:
             if source is not None:
                 sounds["source"] = words["source"] = str(Path(folder, "source.wav"))
                 audio_export.write_wav(sounds["source"], source)
-            job = Job(parse_request(mode, words), (score.seed,), (0,), folder, sounds)
+            request = parse_request(mode, words)
+            job = Job(request, (score.seed,), (0,), folder, sounds, settings=settle(request, "preview"))
             job.running.touch()
-            events = modes.run(self.pipe, job, kind="preview")
+            events = modes.run(self.pipe, job)
             *_, outcome = (event for event in events if not isinstance(event, Progress))
             take = outcome.takes[0]
             return audio.read_wav(take.file) if take.file else None

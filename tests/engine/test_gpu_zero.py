@@ -14,7 +14,7 @@ from gradio_client.exceptions import AppError, ValidationError
 
 import estimate
 import gpu_zero
-from params import parse_request
+from params import parse_request, settle
 from tests.engine.adapters import write_adapter
 from tests.engine.fake_device_api import STREAM, Answer, Queued, no_quota
 from tests.engine.space import Space, open_space
@@ -93,7 +93,8 @@ def test_the_declared_seconds_are_those_of_the_estimator_and_too_many_are_refuse
     changed = {"duration": 240, "takes": 4, "options": {"steps": 50, "plan": False}}
     space.api.answers.append(no_quota(wait=-1))
     failed(song(space.client(TOKEN), **changed))
-    expected = gpu_zero.gpu_seconds(estimate.work_of(parse_request("generate", values(**changed)), planner=True))
+    request = parse_request("generate", values(**changed))
+    expected = gpu_zero.gpu_seconds(estimate.work_of(request, settle(request, "sft"), planner=True))
     assert expected > 60
     assert int(space.api.asked[-1]["durationSeconds"]) == expected
     before = len(space.api.asked)

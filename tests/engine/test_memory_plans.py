@@ -19,7 +19,7 @@ import model_offload
 import models
 import modes
 from events import Done, Failed, Job, Progress
-from params import parse_request
+from params import parse_request, settle
 from tests.card import KIND
 from tests.engine.songs import samples_of
 from tests.program import python
@@ -37,7 +37,7 @@ def song(pipe, folder, mode="generate", **values):
     files = {} if mode == "generate" else {"source": a_source(folder, 10)}
     length = {} if files else {"duration": 10}
     request = parse_request(mode, {"prompt": "calm piano", **length, **files, "options": {"steps": 2}, **values})
-    *_, outcome = modes.run(pipe, Job(request, (7,), (8,), str(folder), files))
+    *_, outcome = modes.run(pipe, Job(request, (7,), (8,), str(folder), files, settings=settle(request, "sft")))
     (take,) = outcome.takes
     assert take.problem is None, take.problem
     return audio.read_wav(take.file)
@@ -279,7 +279,8 @@ def test_on_zerogpu_no_plan_needs_the_files_which_are_gone_once_they_are_packed(
         blob.unlink()
     monkeypatch.setattr(bootstrap, "on_zerogpu", lambda: True)
     assert studio.placing.text() == model_memory.TEXTS["resident"]
-    assert studio.placing.begin(parse_request("generate", {"prompt": "calm piano"}), 0.0) == "resident"
+    request = parse_request("generate", {"prompt": "calm piano"})
+    assert studio.placing.begin(request, studio.settle(request), 0.0) == "resident"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import models
 import modes
 import song_codec
 from events import Job
-from params import parse_request
+from params import parse_request, settle
 from tests.card import KIND, OnCard
 from tests.engine.songs import result_of
 from tests.weights import CPU, weights_in
@@ -18,7 +18,8 @@ from tests.weights import CPU, weights_in
 
 def job(folder, steps):
     values = {"prompt": "calm piano", "duration": 10, "options": {"steps": steps}}
-    return Job(parse_request("generate", values), (7,), (8,), str(folder), {})
+    request = parse_request("generate", values)
+    return Job(request, (7,), (8,), str(folder), {}, settings=settle(request, "sft"))
 
 
 @pytest.fixture

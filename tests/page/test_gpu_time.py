@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 import estimate
 import gpu_zero
 import tooltips
-from params import parse_request
+from params import parse_request, settle
 from tests.engine.space import Space, open_space
 from tests.page.steps import Tab, fits, violations
 
@@ -32,7 +32,8 @@ def space(tmp_path_factory: pytest.TempPathFactory, tiny) -> Iterator[Space]:
 
 def sentence(**values: Any) -> str:
     """Return the sentence with the seconds that the call itself asks for."""
-    work = estimate.work_of(parse_request("generate", values), planner=True)
+    request = parse_request("generate", values)
+    work = estimate.work_of(request, settle(request, "sft"), planner=True)
     return tooltips.GPU_SECONDS.format(seconds=gpu_zero.gpu_seconds(work))
 
 

@@ -18,7 +18,7 @@ import gpu_zero
 from estimate import Work
 from events import Outcome, Progress, StudioError
 from limits import LIMITS
-from params import parse_request
+from params import SongRequest, parse_request, settle
 from record import Ran
 
 QUOTA = "ZeroGPU quota exceeded"
@@ -204,7 +204,11 @@ def test_more_work_takes_longer():
 def work(mode, facts=None, **values):
     if mode in ("generate", "cover", "extend", "edit"):
         values = {"prompt": "x", **({} if mode == "generate" else {"source": "/source.wav"}), **values}
-    return estimate.work_of(parse_request(mode, values), **(facts or {}))
+    facts = dict(facts or {})
+    kind = facts.pop("kind", "sft")
+    request = parse_request(mode, values)
+    settings = settle(request, kind) if isinstance(request, SongRequest) else None
+    return estimate.work_of(request, settings, **facts)
 
 
 @pytest.mark.parametrize(("mode", "length"), [("generate", 60), ("cover", 90), ("extend", 120), ("edit", 90)])

@@ -21,9 +21,15 @@ import page_hints
 import page_tabs
 from events import InvalidRequest
 from page_form import Form
-from params import parse_request
+from params import SongRequest, parse_request, settle
 
-STUDIO = SimpleNamespace(work_of=lambda request, source=0.0: estimate.work_of(request, source=source, planner=True))
+
+def work_of(request, source=0.0):
+    settings = settle(request, "sft") if isinstance(request, SongRequest) else None
+    return estimate.work_of(request, settings, source=source, planner=True)
+
+
+STUDIO = SimpleNamespace(work_of=work_of)
 TOO_MUCH = {"prompt": "a song", "duration": "600", "takes": 4, "quality": "best"}
 
 

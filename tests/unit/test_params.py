@@ -175,16 +175,17 @@ def test_requests_and_errors_can_be_pickled():
 
 def test_quality_and_checkpoint_set_the_steps():
     def settings(kind, **given):
-        return params.sampling_settings(parse_request("generate", {**PROMPT, **given}), kind)
+        return params.settle(parse_request("generate", {**PROMPT, **given}), kind)
 
     for quality, steps, built_in in (("draft", 20, 10), ("standard", 50, 20), ("best", 80, 40)):
-        assert settings("sft", quality=quality) == (params.Sampling(steps, 7.0, 1.0), [])
-        assert settings("preview", quality=quality)[0].steps == built_in
-        assert settings("sft", quality=quality, options={"steps": 33})[0].steps == 33
+        assert settings("sft", quality=quality) == params.Settings("sft", steps, 7.0, 1.0)
+        assert settings("preview", quality=quality).steps == built_in
+        assert settings("sft", quality=quality, options={"steps": 33}).steps == 33
     # A turbo checkpoint has its own, and notes what it ignores.
-    assert settings("turbo") == (params.Sampling(8, 1.0, 3.0), [])
-    chosen, notes = settings("turbo", quality="best", options={"guidance": 4})
-    assert chosen == params.Sampling(8, 1.0, 3.0) and len(notes) == 2
+    assert settings("turbo") == params.Settings("turbo", 8, 1.0, 3.0)
+    chosen = settings("turbo", quality="best", options={"guidance": 4})
+    assert (chosen.steps, chosen.guidance, chosen.shift, len(chosen.notes)) == (8, 1.0, 3.0, 2)
+    assert settings("turbo", options={"guidance": 1, "shift": 2}) == params.Settings("turbo", 8, 1.0, 2.0)
 
 
 # --- uploads ------------------------------------------------------------------------------------------------------
