@@ -253,7 +253,7 @@ class Song:
         self.notes = [*job.settings.notes]
         self.sigmas = song_loop.schedule(self.settings.steps, self.settings.shift)
         self.instructions: Instructions | None = None  # those of the first condition
-        self.switch_step: int | None = None  # from which a cover no longer follows the source
+        self.switch_step: int | None = None  # from which the words alone count
         self._generators = song_loop.generators_for(job.seeds)
         self._timbre = None
 

@@ -129,7 +129,7 @@ class SongRecord(JobRecord):
     prompt_used: Annotated[str, "the prompt that the model read"]
     prompt_dropped: Annotated[str, "its end, if that did not fit"]
     lyric_tokens: Annotated[int, "the length of the lyrics; the model reads the first 2,048"]
-    switch_step: NotRequired[Annotated[int, "cover: the step from which the source no longer counts"]]
+    switch_step: NotRequired[Annotated[int, "the step from which a cover's source or a plan no longer counts"]]
     plan: Annotated[PlanEntry | None, "for `/generate`; null for the others"]
     loras: Annotated[list[LoraEntry], "the LoRAs that acted, in order"]
     notes: Annotated[list[str], "what else is worth knowing"]
