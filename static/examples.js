@@ -2,7 +2,10 @@
 studio.examples = (element) => {
   const { cards, where } = JSON.parse(element.querySelector("[data-songs]").dataset.songs);
   const { address } = studio.tools;
-  const track = ([name, card]) => [name, { mode: "examples", name, where, card: { ...card, art: address(card.art) }, gain: () => 1, lost: () => {} }];
+  const track = ([name, card]) => [
+    name,
+    { mode: "examples", name, where, card: { ...card, art: address(card.art) }, gain: () => 1, lost: () => {} },
+  ];
   const tracks = Object.fromEntries(Object.entries(cards).map(track));
   studio.player.add("examples", () => Object.values(tracks));
   document.addEventListener("click", ({ target }) => {

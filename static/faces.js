@@ -55,7 +55,9 @@
     const defaults = Object.entries(JSON.parse(line.dataset.defaults));
     const set = defaults.filter(([name, [, value]]) => name in settings && !same(settings[name], value));
     line.classList.toggle("shown", set.length > 0);
-    line.textContent = set.length ? line.dataset.text.replace("{names}", set.map(([, [label]]) => label).join(", ")) : "";
+    line.textContent = set.length
+      ? line.dataset.text.replace("{names}", set.map(([, [label]]) => label).join(", "))
+      : "";
   };
 
   // Every change of the form passes here on its way into the browser's storage.

@@ -7,7 +7,14 @@ studio.latest = (element, props, trigger) => {
   const asked = new Map(); // whether a file is still there, by path
 
   const there = (path) => {
-    if (!asked.has(path)) asked.set(path, fetch(address(path), { method: "HEAD" }).then(({ ok }) => ok, () => false));
+    if (!asked.has(path))
+      asked.set(
+        path,
+        fetch(address(path), { method: "HEAD" }).then(
+          ({ ok }) => ok,
+          () => false
+        )
+      );
     return asked.get(path);
   };
 

@@ -113,7 +113,13 @@ studio.loras = (element, props, trigger, watch) => {
   watch("value", () => {
     const before = drawn.length;
     draw();
-    if (drawn.length > before) say(texts.added, { name: drawn.slice(before).map((lora) => lora.name).join(", ") });
+    if (drawn.length > before)
+      say(texts.added, {
+        name: drawn
+          .slice(before)
+          .map((lora) => lora.name)
+          .join(", "),
+      });
   });
   draw();
 };

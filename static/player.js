@@ -4,7 +4,13 @@
 (() => {
   const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 2];
   const BARS = 100;
-  const ICONS = { play: "M8 5v14l11-7z", pause: "M6 5h4v14H6zM14 5h4v14h-4z", download: "M11 4h2v8l3-3 1.4 1.4L12 15.8 6.6 10.4 8 9l3 3zM5 18h14v2H5z", menu: "M6 10a2 2 0 1 0 0 4 2 2 0 0 0 0-4zm6 0a2 2 0 1 0 0 4 2 2 0 0 0 0-4zm6 0a2 2 0 1 0 0 4 2 2 0 0 0 0-4z", close: "M6.4 5 12 10.6 17.6 5 19 6.4 13.4 12l5.6 5.6-1.4 1.4-5.6-5.6L6.4 19 5 17.6l5.6-5.6L5 6.4z" };
+  const ICONS = {
+    play: "M8 5v14l11-7z",
+    pause: "M6 5h4v14H6zM14 5h4v14h-4z",
+    download: "M11 4h2v8l3-3 1.4 1.4L12 15.8 6.6 10.4 8 9l3 3zM5 18h14v2H5z",
+    menu: "M6 10a2 2 0 1 0 0 4 2 2 0 0 0 0-4zm6 0a2 2 0 1 0 0 4 2 2 0 0 0 0-4zm6 0a2 2 0 1 0 0 4 2 2 0 0 0 0-4z",
+    close: "M6.4 5 12 10.6 17.6 5 19 6.4 13.4 12l5.6 5.6-1.4 1.4-5.6-5.6L6.4 19 5 17.6l5.6-5.6L5 6.4z",
+  };
   const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
@@ -58,13 +64,19 @@
   const drawn = (heights) => `${bars(heights)}<div class="played">${bars(heights)}</div>`;
 
   // What a song in the making looks like: no song's outline in particular.
-  const sketch = () => drawn(Array.from({ length: BARS }, (_, at) => 12 + 90 * Math.abs(Math.sin(at * 0.9) * Math.sin(at * 0.11 + 0.4))));
+  const sketch = () =>
+    drawn(Array.from({ length: BARS }, (_, at) => 12 + 90 * Math.abs(Math.sin(at * 0.9) * Math.sin(at * 0.11 + 0.4))));
 
   // `seek` gets seconds and whether they were pointed at; `show` of the returned element moves its playhead.
   const wave = (label, card, seek, toggle) => {
     let at = 0;
     const made = make("div", {
-      class: "wave", role: "slider", tabindex: "0", "aria-label": label, "aria-valuemin": "0", "aria-valuemax": card.seconds.toFixed(1),
+      class: "wave",
+      role: "slider",
+      tabindex: "0",
+      "aria-label": label,
+      "aria-valuemin": "0",
+      "aria-valuemax": card.seconds.toFixed(1),
     });
     made.innerHTML = `${drawn(heights(card.peaks))}<div class="head"></div>`;
     made.show = (seconds) => {
@@ -87,8 +99,14 @@
       if (event.ctrlKey || event.altKey || event.metaKey) return;
       const step = event.shiftKey ? 5 : 1;
       const to = {
-        ArrowLeft: at - step, ArrowDown: at - step, ArrowRight: at + step, ArrowUp: at + step,
-        PageDown: at - 5, PageUp: at + 5, Home: 0, End: card.seconds,
+        ArrowLeft: at - step,
+        ArrowDown: at - step,
+        ArrowRight: at + step,
+        ArrowUp: at + step,
+        PageDown: at - 5,
+        PageUp: at + 5,
+        Home: 0,
+        End: card.seconds,
       }[event.key];
       const press = event.key === " " || event.key === "Enter";
       if (to === undefined && !press) return;
@@ -164,7 +182,10 @@
   };
 
   // The same place of another take, or of what the take was made from.
-  const goTo = (next) => is(next.card) && !source ? toggle(next) : load(next, Math.min(next.mode === track?.mode ? now() : 0, next.card.seconds));
+  const goTo = (next) =>
+    is(next.card) && !source
+      ? toggle(next)
+      : load(next, Math.min(next.mode === track?.mode ? now() : 0, next.card.seconds));
   const compare = () => {
     const at = now();
     source = !source;
@@ -183,9 +204,22 @@
 
   const build = () => {
     const part = (name, tag, settings = {}) => (parts[name] = make(tag, { class: name, ...settings }));
-    part("volume", "input", { type: "range", min: "0", max: "1", step: "0.05", value: "1", "aria-label": texts.volume, input: level });
-    part("speed", "select", { "aria-label": texts.speed, change: () => (audio.playbackRate = audio.defaultPlaybackRate = Number(parts.speed.value)) });
-    parts.speed.append(...SPEEDS.map((rate) => make("option", { value: rate, selected: rate === 1, text: `${rate}×` })));
+    part("volume", "input", {
+      type: "range",
+      min: "0",
+      max: "1",
+      step: "0.05",
+      value: "1",
+      "aria-label": texts.volume,
+      input: level,
+    });
+    part("speed", "select", {
+      "aria-label": texts.speed,
+      change: () => (audio.playbackRate = audio.defaultPlaybackRate = Number(parts.speed.value)),
+    });
+    parts.speed.append(
+      ...SPEEDS.map((rate) => make("option", { value: rate, selected: rate === 1, text: `${rate}×` }))
+    );
     bar = make("section", { class: "foot-player", "aria-label": texts.player, hidden: true }, [
       part("sung", "p", { "aria-hidden": "true" }),
       part("art", "img", { alt: "" }),
@@ -200,7 +234,8 @@
     ]);
     document.body.append(bar, audio);
     // What sticks to the foot of the window stands above it.
-    const height = () => document.documentElement.style.setProperty("--studio-player", `${bar.hidden ? 0 : bar.offsetHeight}px`);
+    const height = () =>
+      document.documentElement.style.setProperty("--studio-player", `${bar.hidden ? 0 : bar.offsetHeight}px`);
     new ResizeObserver(height).observe(bar);
   };
 
@@ -209,14 +244,41 @@
     bar.hidden = false;
     parts.art.src = card.art || "";
     parts.art.hidden = !card.art;
-    parts.what.replaceChildren(make("p", { class: "name", text: name, title: name }), make("p", { class: "where", text: track.where }));
-    parts.place.replaceChildren(wave(texts.position, card, (seconds, pointed) => seek(track, seconds, pointed), () => toggle()));
+    parts.what.replaceChildren(
+      make("p", { class: "name", text: name, title: name }),
+      make("p", { class: "where", text: track.where })
+    );
+    parts.place.replaceChildren(
+      wave(
+        texts.position,
+        card,
+        (seconds, pointed) => seek(track, seconds, pointed),
+        () => toggle()
+      )
+    );
     const all = number ? tracks[mode]() : [];
     const choose = (each) =>
-      make("button", { type: "button", text: each.number, "aria-label": fill(texts.take, each), "aria-pressed": String(is(each.card) && !source), click: () => goTo(each) });
+      make("button", {
+        type: "button",
+        text: each.number,
+        "aria-label": fill(texts.take, each),
+        "aria-pressed": String(is(each.card) && !source),
+        click: () => goTo(each),
+      });
     parts.switch.replaceChildren(
       ...(all.length > 1 ? all.map(choose) : []),
-      ...(card.source ? [make("button", { type: "button", class: "source", text: texts.source, title: texts.source_help, "aria-pressed": String(source), click: compare })] : [])
+      ...(card.source
+        ? [
+            make("button", {
+              type: "button",
+              class: "source",
+              text: texts.source,
+              title: texts.source_help,
+              "aria-pressed": String(source),
+              click: compare,
+            }),
+          ]
+        : [])
     );
   };
 
@@ -233,8 +295,14 @@
     const { at, sung } = lineAt(card.lines || [], now());
     parts.sung.hidden = at < 0;
     if (at >= 0) {
-      const words = [make("b", { text: card.lines[at].text, class: sung ? "lit" : "" }), make("span", { text: card.lines[at + 1]?.text ?? "" })];
-      if (parts.sung.textContent !== words.map((each) => each.textContent).join("") || parts.sung.firstChild.className !== words[0].className)
+      const words = [
+        make("b", { text: card.lines[at].text, class: sung ? "lit" : "" }),
+        make("span", { text: card.lines[at + 1]?.text ?? "" }),
+      ];
+      if (
+        parts.sung.textContent !== words.map((each) => each.textContent).join("") ||
+        parts.sung.firstChild.className !== words[0].className
+      )
         parts.sung.replaceChildren(...words);
     }
   };
@@ -259,7 +327,12 @@
 
   studio.tools = { address, clock, fill, icon, lineAt, make, outline, sketch, wave };
   studio.player = {
-    is, now, paused, level, toggle, seek,
+    is,
+    now,
+    paused,
+    level,
+    toggle,
+    seek,
     add: (mode, list, said) => {
       tracks[mode] = list;
       texts = said ?? texts;

@@ -30,5 +30,9 @@ studio.progress = (element) => {
     if (line?.dataset.heard === last) return;
     last = line?.dataset.heard ?? "";
     heard.textContent = line?.querySelector("span").textContent ?? "";
-  }).observe(element, { childList: true, subtree: true, attributeFilter: ["data-heard", "data-state", "data-elapsed"] });
+  }).observe(element, {
+    childList: true,
+    subtree: true,
+    attributeFilter: ["data-heard", "data-state", "data-elapsed"],
+  });
 };

@@ -33,7 +33,10 @@ const exact = (seconds) => Math.round(seconds * 1000) / 1000;
 
 // To a tenth of a second, or to the end of the file, which is seldom at a tenth; to a beat where that is wanted.
 const snap = (seconds) => {
-  if (snaps()) return [0, ...beats, length].reduce((one, other) => (Math.abs(other - seconds) < Math.abs(one - seconds) ? other : one));
+  if (snaps())
+    return [0, ...beats, length].reduce((one, other) =>
+      Math.abs(other - seconds) < Math.abs(one - seconds) ? other : one
+    );
   return seconds >= length - STEP / 2 ? length : Math.max(Math.round(seconds * 10) / 10, 0);
 };
 const snapper = find(".snap");
@@ -51,7 +54,12 @@ const timeAt = (event) => {
 
 // --- what the fields say ---
 
-const number = (value) => Number(String(value ?? "").trim().replace(",", "."));
+const number = (value) =>
+  Number(
+    String(value ?? "")
+      .trim()
+      .replace(",", ".")
+  );
 
 // The region of the two fields, and whether they are one of this file.
 const chosen = () => {
@@ -194,7 +202,12 @@ const choose = (anchor, seconds) => {
 stage.addEventListener("pointerdown", (event) => {
   if (!event.isPrimary || event.button || !length) return;
   const { part } = event.target.dataset;
-  drag = { part: part === "middle" && (full() || !own) ? undefined : part, at: timeAt(event), x: event.clientX, from: region };
+  drag = {
+    part: part === "middle" && (full() || !own) ? undefined : part,
+    at: timeAt(event),
+    x: event.clientX,
+    from: region,
+  };
   if (!marks()) drag.part = "none";
   stage.setPointerCapture(event.pointerId);
 });

@@ -19,12 +19,15 @@ window.studio = {};
       kind,
       ({ target }) => {
         if (kind === "mousedown" && !target.closest?.('[role="option"]')) return;
-        for (let each = target.closest?.("[id]"); each; each = each.parentElement?.closest("[id]")) touched.add(each.id);
+        for (let each = target.closest?.("[id]"); each; each = each.parentElement?.closest("[id]"))
+          touched.add(each.id);
       },
       true
     );
   document.addEventListener("click", ({ target }) => {
-    const panel = target.closest?.("#studio-tabs button:not(.label-wrap, [data-face], [data-seconds])")?.closest('[role="tabpanel"]');
+    const panel = target
+      .closest?.("#studio-tabs button:not(.label-wrap, [data-face], [data-seconds])")
+      ?.closest('[role="tabpanel"]');
     if (panel) touched.add(panel.id.split("-")[0]);
   });
 })();

@@ -10,7 +10,8 @@
   // A menu closes with a click anywhere else, and with Esc, which then cancels nothing (studio.js).
   const menus = () => document.querySelectorAll(".menu[open]");
   document.addEventListener("click", ({ target }) => {
-    for (const menu of menus()) if (!menu.contains(target) || target.closest(".sheet :is(a, button:not(.copy))")) menu.open = false;
+    for (const menu of menus())
+      if (!menu.contains(target) || target.closest(".sheet :is(a, button:not(.copy))")) menu.open = false;
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
@@ -24,7 +25,9 @@
   studio.remembered = (mode) => {
     try {
       const found = JSON.parse(localStorage.getItem(`${STORAGE}-${mode}`));
-      return Array.isArray(found) ? found.filter((each) => typeof each?.path === "string").map((each) => ({ id: each.path, ...each })) : [];
+      return Array.isArray(found)
+        ? found.filter((each) => typeof each?.path === "string").map((each) => ({ id: each.path, ...each }))
+        : [];
     } catch {
       return [];
     }
@@ -47,12 +50,17 @@
 
     const gain = (card) => {
       const all = cards.map(({ lufs }) => lufs).filter(Number.isFinite);
-      const equal = find(".level input").checked && all.length > 1 && cards.includes(card) && Number.isFinite(card.lufs);
+      const equal =
+        find(".level input").checked && all.length > 1 && cards.includes(card) && Number.isFinite(card.lufs);
       return equal ? 10 ** ((Math.min(...all) - card.lufs) / 20) : 1;
     };
 
     const track = (card, number) => ({
-      mode, card, number, name: card.title || card.path.split("/").at(-1), where: number ? `${tab}, ${named("title", { number }).toLowerCase()}` : tab,
+      mode,
+      card,
+      number,
+      name: card.title || card.path.split("/").at(-1),
+      where: number ? `${tab}, ${named("title", { number }).toLowerCase()}` : tab,
       gain: () => gain(card),
       lost: () => lose(card),
     });
@@ -61,7 +69,8 @@
     // --- a card ---
 
     const note = (card) =>
-      card.note && make("p", { class: card.wrong ? "notice" : "said", role: card.wrong ? "alert" : "status", text: card.note });
+      card.note &&
+      make("p", { class: card.wrong ? "notice" : "said", role: card.wrong ? "alert" : "status", text: card.note });
 
     const lyrics = (card, number) => {
       if (!card.lines) return;
@@ -94,63 +103,118 @@
     };
 
     const download = (card, of) => {
-      if (card.preparing) return make("span", { class: "button download", role: "status", text: named("preparing", { format: card.preparing.toUpperCase() }) });
+      if (card.preparing)
+        return make("span", {
+          class: "button download",
+          role: "status",
+          text: named("preparing", { format: card.preparing.toUpperCase() }),
+        });
       const values = { format: card.kind.toUpperCase() };
-      const link = make("a", { class: "button download", icon: "download", href: address(card.path), download: card.path.split("/").at(-1), "aria-label": of(named("download", values)) });
+      const link = make("a", {
+        class: "button download",
+        icon: "download",
+        href: address(card.path),
+        download: card.path.split("/").at(-1),
+        "aria-label": of(named("download", values)),
+      });
       link.append(make("span", { text: values.format }));
       return link;
     };
 
-    const seed = (card) => make("button", { type: "button", class: "copy", "data-copy": card.seed, "data-copied": texts.copied, text: named("seed", card) });
+    const seed = (card) =>
+      make("button", {
+        type: "button",
+        class: "copy",
+        "data-copy": card.seed,
+        "data-copied": texts.copied,
+        text: named("seed", card),
+      });
 
     // What a take of this run has in its menu; `of` adds to a button's text which take it is about.
     const ways = (card, number, act) => [
       ...["more", "retake", "timed"]
         .filter((name) => name !== "timed" || card.can_be_timed)
-        .map((name) => act(texts[name], () => trigger("submit", { name, number }), { class: `starts ${name}`, disabled: running })),
+        .map((name) =>
+          act(texts[name], () => trigger("submit", { name, number }), { class: `starts ${name}`, disabled: running })
+        ),
       ...Object.entries(uses).map(([use, label]) => act(label, () => trigger("select", { use, number }))),
       make("label", { class: "formats" }, [
         texts.format,
         make(
           "select",
-          { class: "format", "aria-label": named("format_of", { number }), change: ({ target: { value } }) => (change(number, { preparing: value }), trigger("input", { number, kind: value })) },
-          formats.map((kind) => make("option", { value: kind, selected: kind === (card.preparing || card.kind), text: kind.toUpperCase() }))
+          {
+            class: "format",
+            "aria-label": named("format_of", { number }),
+            change: ({ target: { value } }) => (
+              change(number, { preparing: value }), trigger("input", { number, kind: value })
+            ),
+          },
+          formats.map((kind) =>
+            make("option", { value: kind, selected: kind === (card.preparing || card.kind), text: kind.toUpperCase() })
+          )
         ),
       ]),
       seed(card),
-      make("p", { class: "facts" }, (card.levels || []).map((text) => make("span", { text }))),
+      make(
+        "p",
+        { class: "facts" },
+        (card.levels || []).map((text) => make("span", { text }))
+      ),
     ];
 
     const former = (card, act) => [
       again(card, act),
-      act(texts.remove, () => (keep(stored().filter(({ id }) => id !== card.id)), earlier(), fold.firstElementChild.focus())),
+      act(
+        texts.remove,
+        () => (keep(stored().filter(({ id }) => id !== card.id)), earlier(), fold.firstElementChild.focus())
+      ),
       seed(card),
     ];
-    const again = (card, act) => act(texts.make, () => trigger("retry", { settings: card.settings }), { class: "starts", disabled: running });
+    const again = (card, act) =>
+      act(texts.make, () => trigger("retry", { settings: card.settings }), { class: "starts", disabled: running });
 
     const shown = new Set(); // follow what plays
     const draw = (card, number) => {
       const what = track(card, number);
-      const of = (text) => (number ? `${text}, ${named("title", { number }).toLowerCase()}` : `${text}: ${what.name}, ${card.seed}`);
-      const act = (label, click, more = {}) => make("button", { type: "button", text: label, "aria-label": of(label), click, ...more });
+      const of = (text) =>
+        number ? `${text}, ${named("title", { number }).toLowerCase()}` : `${text}: ${what.name}, ${card.seed}`;
+      const act = (label, click, more = {}) =>
+        make("button", { type: "button", text: label, "aria-label": of(label), click, ...more });
       const play = make("button", { type: "button", class: "play", click: () => player.toggle(what) });
-      const line = wave(of(texts.position), card, (seconds, pointed) => player.seek(what, seconds, pointed), () => player.toggle(what));
+      const line = wave(
+        of(texts.position),
+        card,
+        (seconds, pointed) => player.seek(what, seconds, pointed),
+        () => player.toggle(what)
+      );
       const words = lyrics(card, number);
       const name = make("h3", { text: what.name, title: what.name });
-      const facts = make("p", { class: "facts" }, [...(number ? [named("title", { number })] : []), ...(card.facts || [])].map((text) => make("span", { text })));
-      const take = make(number ? "article" : "li", { class: "take", "data-seed": card.seed, ...(number && { id: `${mode}-take-${number}`, "aria-label": named("title", { number }) }) }, [
-        make("div", { class: "cover" }, [card.art && make("img", { src: card.art, alt: "" }), !card.gone && play]),
-        make("div", { class: "what" }, [name, facts]),
-        make("div", { class: "actions" }, [
-          card.gone ? !number && again(card, act) : download(card, of),
-          menu(of(texts.menu), number ? ways(card, number, act) : former(card, act)),
-        ]),
-        !card.gone && line,
-        card.gone && make("p", { class: "gone", text: texts.gone }),
-        ...(card.warnings || []).map((text) => make("p", { class: "warning", text })),
-        words,
-        note(card),
-      ]);
+      const facts = make(
+        "p",
+        { class: "facts" },
+        [...(number ? [named("title", { number })] : []), ...(card.facts || [])].map((text) => make("span", { text }))
+      );
+      const take = make(
+        number ? "article" : "li",
+        {
+          class: "take",
+          "data-seed": card.seed,
+          ...(number && { id: `${mode}-take-${number}`, "aria-label": named("title", { number }) }),
+        },
+        [
+          make("div", { class: "cover" }, [card.art && make("img", { src: card.art, alt: "" }), !card.gone && play]),
+          make("div", { class: "what" }, [name, facts]),
+          make("div", { class: "actions" }, [
+            card.gone ? !number && again(card, act) : download(card, of),
+            menu(of(texts.menu), number ? ways(card, number, act) : former(card, act)),
+          ]),
+          !card.gone && line,
+          card.gone && make("p", { class: "gone", text: texts.gone }),
+          ...(card.warnings || []).map((text) => make("p", { class: "warning", text })),
+          words,
+          note(card),
+        ]
+      );
       take.card = card;
       take.follow = () => {
         const here = player.is(card);
@@ -256,7 +320,22 @@
       }
       document.dispatchEvent(new CustomEvent("studio-remembered"));
     };
-    const KEPT = ["id", "at", "seed", "title", "seconds", "path", "kind", "facts", "peaks", "art", "lines", "lrc", "alignment", "settings"];
+    const KEPT = [
+      "id",
+      "at",
+      "seed",
+      "title",
+      "seconds",
+      "path",
+      "kind",
+      "facts",
+      "peaks",
+      "art",
+      "lines",
+      "lrc",
+      "alignment",
+      "settings",
+    ];
     const remember = () => {
       for (const card of order) card.at ??= Date.now();
       const brief = order.map((card) => Object.fromEntries(KEPT.map((name) => [name, card[name]])));
@@ -277,7 +356,11 @@
       fold.querySelector("summary").textContent = named("earlier", { count: all.length });
       fold.querySelector("ol").replaceChildren(...(fold.open ? all.map((card) => draw(card)) : []));
       if (!fold.open) return;
-      for (const card of all) fetch(address(card.path), { method: "HEAD" }).then((answer) => answer.ok || lose(card), () => {});
+      for (const card of all)
+        fetch(address(card.path), { method: "HEAD" }).then(
+          (answer) => answer.ok || lose(card),
+          () => {}
+        );
     };
     fold.addEventListener("toggle", ({ target }) => target === fold && earlier());
     fold.querySelector(".clear").addEventListener("click", () => {

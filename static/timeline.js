@@ -19,7 +19,12 @@ let drag = null;
 let keysRest = 0;
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-const number = (value) => Number(String(value ?? "").trim().replace(",", "."));
+const number = (value) =>
+  Number(
+    String(value ?? "")
+      .trim()
+      .replace(",", ".")
+  );
 const other = (side) => (side === "before" ? "after" : "before");
 const most = (side) => Math.max(Math.min(props.most, props.longest - length - added[other(side)]), 0);
 
@@ -97,8 +102,14 @@ for (const [side, grip] of Object.entries(grips)) {
     const now = added[side];
     const step = SIDE[side] * (event.shiftKey ? COARSE : FINE);
     const next = {
-      ArrowLeft: now - step, ArrowRight: now + step, ArrowDown: now - Math.abs(step), ArrowUp: now + Math.abs(step),
-      PageDown: now - COARSE, PageUp: now + COARSE, Home: 0, End: most(side),
+      ArrowLeft: now - step,
+      ArrowRight: now + step,
+      ArrowDown: now - Math.abs(step),
+      ArrowUp: now + Math.abs(step),
+      PageDown: now - COARSE,
+      PageUp: now + COARSE,
+      Home: 0,
+      End: most(side),
     }[event.key];
     if (next === undefined) return;
     event.preventDefault();

@@ -11,7 +11,8 @@ studio.zoom = (element, texts, { clock, pinched, viewed }) => {
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const most = () => Math.max(length / CLOSEST, 1);
   const edge = () => track.offsetLeft; // the room at the ends of the track
-  const span = () => Math.min((length * (stage.clientWidth - (zoom > 1 ? 0 : 2 * edge()))) / (track.clientWidth || 1), length);
+  const span = () =>
+    Math.min((length * (stage.clientWidth - (zoom > 1 ? 0 : 2 * edge()))) / (track.clientWidth || 1), length);
   const from = () => clamp(((stage.scrollLeft - edge()) / (track.clientWidth || 1)) * length, 0, length - span());
 
   const show = () => {
@@ -115,8 +116,14 @@ studio.zoom = (element, texts, { clock, pinched, viewed }) => {
   overview.addEventListener("keydown", (event) => {
     const [start, step] = [from(), span() / 4];
     const next = {
-      ArrowLeft: start - step, ArrowDown: start - step, ArrowRight: start + step, ArrowUp: start + step,
-      PageDown: start - 4 * step, PageUp: start + 4 * step, Home: 0, End: length,
+      ArrowLeft: start - step,
+      ArrowDown: start - step,
+      ArrowRight: start + step,
+      ArrowUp: start + step,
+      PageDown: start - 4 * step,
+      PageUp: start + 4 * step,
+      Home: 0,
+      End: length,
     }[event.key];
     if (next === undefined || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
