@@ -6,26 +6,30 @@ page never draws, and the texts of MCP tools from the handler's docstring.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import html
 import inspect
-import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import LocalContext
 from gradio.utils import get_upload_folder
 from starlette.exceptions import HTTPException
 
+import api_runs
 import gpu
 import limits
-from backend import GPU_CONCURRENCY, Backend, check
-from events import Done, Draft, Failed, InvalidRequest, Problem, Progress, StudioError
+import tooltips
+from backend import Backend, check
+from events import Done, Draft, InvalidRequest, Problem, Progress, StudioError
 from limits import LIMITS, MAX_SOURCE_SECONDS, TEXT_LIMITS, shown
 from params import ACTION_OPTIONS, REQUESTS, Request, parse_request
+from runs import FULL, Run, RunEvent, Runs, Waiting
 
 REQUIRED = inspect.Parameter.empty
 
@@ -83,6 +87,7 @@ KINDS = {
 def _about_options(mode: str) -> str:
     known = REQUESTS[mode].model_fields["options"].annotation.model_fields
     about = f"Advanced settings as an object with any of {', '.join(known)}."
+    about += " detach true returns the id of the run at once; ask for it with /run."
     if "format" in known:
         about += f" format is one of {', '.join(limits.FORMATS)}."
     if "plan" in known:
@@ -189,14 +194,14 @@ ENDPOINTS = {
 }
 
 
-def add_endpoints(studio: Backend) -> None:
+def add_endpoints(studio: Backend, runs: Runs) -> None:
     """Register every public endpoint; call it once, inside a container of the page that is never rendered."""
     # Nothing on the page triggers them, and each component is hidden: the page would wait for one that is never built.
     for mode, endpoint in ENDPOINTS.items():
         files = gr.File(label="files", file_count="multiple", visible=False), gr.JSON(label="record", visible=False)
         gr.on(
             [],
-            handler_of(mode, studio),
+            handler_of(mode, runs),
             inputs=[parameter.build() for parameter in endpoint.parameters],
             outputs=[gr.Textbox(label="text", visible=False)] if mode == "lyrics" else list(files),
             api_name=mode,
@@ -204,7 +209,7 @@ def add_endpoints(studio: Backend) -> None:
             preprocess=False,  # handlers get what the client sent: a Textbox would turn a list into lyrics
             show_progress="hidden",
             validator=validator_of(mode, studio),
-            **GPU_CONCURRENCY,
+            concurrency_limit=None,  # a handler only listens to its run, which waits in the queue of runs
         )
     gr.on(
         [],
@@ -216,6 +221,7 @@ def add_endpoints(studio: Backend) -> None:
         queue=False,  # health checks must get an answer while songs are made or the queue is full
         postprocess=False,  # gr.JSON's would reach an MCP client as the text "root={...}"
     )
+    api_runs.add_endpoints(runs)
 
 
 def capabilities_of(studio: Backend) -> Callable[[], dict[str, Any]]:
@@ -233,30 +239,24 @@ def capabilities_of(studio: Backend) -> Callable[[], dict[str, Any]]:
     return capabilities
 
 
-def handler_of(mode: str, studio: Backend) -> Callable[..., Iterator[Any]]:
+def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncIterator[Any]]:
     """Return the handler of an endpoint: a generator with the name, signature and docstring for Gradio and MCP.
 
     For songs it yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) during the run and
     (paths, record) at the end; for lyrics the text so far. It raises gr.Error titled with the problem's code. Closing
-    it cancels the run.
+    it cancels the run, unless options.detach is true: then it yields the id of the run, and that goes on.
     """
     endpoint = ENDPOINTS[mode]
 
-    def handler(*values: Any) -> Iterator[Any]:
-        words = ""
+    async def handler(*values: Any) -> AsyncIterator[Any]:
         try:
-            with contextlib.closing(studio.stream(read_request(mode, values))) as events:
-                # Gradio can cancel a run only after its first value.
-                for event in itertools.chain([Progress("waiting")], events):
-                    match event:
-                        case Progress():
-                            yield words if mode == "lyrics" else (None, {"progress": asdict(event)})
-                        case Draft(words):
-                            yield words
-                        case Done(files, record):
-                            yield record["text"] if mode == "lyrics" else (list(files), record)
-                        case Failed(problem):
-                            raise StudioError.of(problem)
+            asked, detach = read_call(mode, values)
+            owner = api_runs.owner_of(LocalContext.request.get(None))
+            # In a thread: the first request looks for the models.
+            run = await asyncio.to_thread(runs.start, asked, owner)
+            async with contextlib.aclosing(_detached(runs, run) if detach else _attached(runs, run)) as answers:
+                async for answer in answers:
+                    yield answer
         except Exception as error:
             problem = gpu.problem_of(error)
             # A page shows the text as HTML.
@@ -273,6 +273,53 @@ def handler_of(mode: str, studio: Backend) -> Callable[..., Iterator[Any]]:
     return handler
 
 
+async def _detached(runs: Runs, run: Run) -> AsyncIterator[Any]:
+    facts = runs.facts(run.id)
+    yield run.id if run.request.mode == "lyrics" else (None, {name: facts[name] for name in ("run", "state", "place")})
+
+
+async def _attached(runs: Runs, run: Run) -> AsyncIterator[Any]:
+    """Yield what a caller gets of `run`, at least once a second; closing it cancels the run."""
+    answer = _Answer(run.request.mode)
+    try:
+        # Gradio can cancel a run only after its first value.
+        yield answer.of(Progress("waiting"))
+        async with contextlib.aclosing(runs.follow(run)) as news:
+            async for numbered in news:
+                # Without news too: Gradio closes a handler only between two values.
+                yield answer.of(numbered[1]) if numbered else answer.latest
+    finally:
+        runs.cancel(run.id)
+
+
+class _Answer:
+    """Turns the events of a run into the values of its endpoint's outputs."""
+
+    def __init__(self, mode: str):
+        self._writes = mode == "lyrics"
+        self.latest: Any = ""
+
+    def of(self, event: RunEvent) -> Any:
+        """Return the outputs after `event`; raises StudioError for a run that failed."""
+        match event:
+            case Waiting(place, starts_in):
+                note = tooltips.waiting_sentence(place, starts_in)
+                self._progress(Progress("waiting", left=starts_in, note=note))
+            case Progress():
+                self._progress(event)
+            case Draft(words):
+                self.latest = words
+            case Done(files, record):
+                self.latest = record["text"] if self._writes else (list(files), record)
+            case _:
+                raise StudioError.of(event.problem)
+        return self.latest
+
+    def _progress(self, event: Progress) -> None:
+        if not self._writes:
+            self.latest = (None, {"progress": asdict(event)})
+
+
 def validator_of(mode: str, studio: Backend) -> Callable[..., list[dict[str, Any]]]:
     """Return the check that runs before a call is queued: one verdict per input, with a sentence if it is wrong.
 
@@ -284,7 +331,7 @@ def validator_of(mode: str, studio: Backend) -> Callable[..., list[dict[str, Any
     def validate(*values: Any) -> list[dict[str, Any]]:
         sentences: dict[str, list[str]] = {}
         try:
-            check(read_request(mode, values), studio)
+            check(read_call(mode, values)[0], studio)
         except InvalidRequest as error:
             for problem in error.problems:
                 name = problem.field.split(".")[0]
@@ -294,16 +341,26 @@ def validator_of(mode: str, studio: Backend) -> Callable[..., list[dict[str, Any
     return validate
 
 
-def read_request(mode: str, values: tuple[Any, ...]) -> Request:
-    """Build a request from a call's raw values; raises InvalidRequest, also for a file that is not an upload."""
+def read_call(mode: str, values: tuple[Any, ...]) -> tuple[Request, bool]:
+    """Build a request from a call's raw values, and tell whether it shall be detached from the call.
+
+    Raises InvalidRequest, also for a file that is not an upload.
+    """
     given = dict(zip(ENDPOINTS[mode].names, values, strict=True))
-    options = given.get("options")
-    if isinstance(options, Mapping) and isinstance(options.get("loras"), list):
-        given["options"] = {**options, "loras": [_uploaded_lora(choice) for choice in options["loras"]]}
+    detach = False
+    if isinstance(given.get("options"), Mapping):
+        options = dict(given["options"])
+        detach = options.pop("detach", False)
+        if isinstance(options.get("loras"), list):
+            options["loras"] = [_uploaded_lora(choice) for choice in options["loras"]]
+        given["options"] = options
+    if not isinstance(detach, bool):
+        message = f"Detach must be true or false, not {shown(detach)}."
+        raise InvalidRequest(Problem("invalid", message, "options.detach"))
     for name in UPLOADS:
         if given.get(name) is not None:
             given[name] = uploaded_path(name, given[name])
-    return parse_request(mode, given)
+    return parse_request(mode, given), detach
 
 
 def _uploaded_lora(choice: Any) -> Any:
@@ -350,8 +407,10 @@ def check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
         endpoint = name.removeprefix("v2/" if kind == "call" else "").strip("/")
         function = next((each for each in blocks.fns.values() if each.api_name == endpoint), None)
         if function is None:
-            names = ", ".join((*ENDPOINTS, "capabilities"))
+            names = ", ".join((*ENDPOINTS, "capabilities", "run", "cancel_run"))
             raise HTTPException(404, f"There is no endpoint {shown(endpoint)}. The endpoints are {names}.")
+    if function.api_name in ENDPOINTS and blocks.runs.is_full():
+        raise HTTPException(503, FULL.text())
     if kind == "call" and name.startswith("v2/"):
         _check_names(function.api_name, values)
         return

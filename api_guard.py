@@ -33,6 +33,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import UPLOADS, check_call
+from api_runs import OwnRoutes
 from events import is_disk_full
 from limits import shown
 
@@ -75,7 +76,13 @@ def middleware() -> list[Middleware]:
     # Neither streams nor songs; a song's type may be unknown where the system lacks a table of types.
     excluded = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream", *OF_GRADIO)
     gzip = Middleware(GZipMiddleware, minimum_size=1000, exclude_content_types=excluded)
-    return [Middleware(SecurityHeaders), Middleware(KnownHosts, environ=os.environ), gzip, Middleware(Calls)]
+    return [
+        Middleware(SecurityHeaders),
+        Middleware(KnownHosts, environ=os.environ),
+        gzip,
+        Middleware(Calls),
+        Middleware(OwnRoutes),
+    ]
 
 
 class SecurityHeaders:

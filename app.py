@@ -36,6 +36,7 @@ from backend import GPU_CONCURRENCY, Backend, get_backend, worker_status
 from lora_format import MAX_FILE_BYTES
 from page_header import Header, connect_download, connect_status
 from page_settings import connect_memory
+from runs import runs_of
 
 log = logging.getLogger("studio")
 
@@ -60,7 +61,8 @@ def build_app(studio: Backend | None = None) -> gr.Blocks:
         connect_memory(demo, forms)
         # Never rendered, so that the page does not build it; compact, so that it adds no groups.
         with gr.Column(variant="compact", render=False):
-            add_endpoints(studio)
+            demo.runs = runs_of(studio)  # api_guard.py finds them here
+            add_endpoints(studio, demo.runs)
     # With api_open a program could start songs past the queue and its validation.
     return demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4, api_open=False)
 
@@ -125,7 +127,8 @@ def main() -> None:
 
 
 def let_run(demo: gr.Blocks, songs: int) -> None:
-    """Let the queue of `demo` run so many songs at once, at least one."""
+    """Let so many songs go on at once, at least one."""
+    demo.runs.allow(songs)
     name, songs = GPU_CONCURRENCY["concurrency_id"], max(songs, 1)
     # With every event Gradio lowers the queue's limit to that of the event's function.
     for each in demo.fns.values():
@@ -140,6 +143,7 @@ def stop(demo: gr.Blocks) -> NoReturn:
     print(tooltips.STOPPING, flush=True)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_DFL)
+    demo.runs.stop(0)  # marks them; each ends as its job does
     jobs.stop(STOP_SECONDS)
     demo.server.config.timeout_graceful_shutdown = 1
     closing = [threading.Thread(target=each, daemon=True) for each in (gpu_ray.pool.dismiss, lambda: demo.close(False))]

@@ -274,12 +274,12 @@ def check(request: Request, studio: Backend) -> None:
         raise InvalidRequest(replace(problem, field=field))
 
 
-def seconds_of(request: Request) -> float:
+def seconds_of(request: Request, studio: Backend) -> float:
     """Estimate the seconds of `request` on ZeroGPU's card, from its fields and the headers of its files.
 
     Raises InvalidRequest for a file that is not audio. Other machines take longer, by a factor that they measure.
     """
-    return estimate.seconds_needed(get_backend().work_of(request, check_audio(request)))
+    return estimate.seconds_needed(studio.work_of(request, check_audio(request)))
 
 
 gpu.serve(get_backend)

@@ -19,16 +19,17 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import gradio as gr
 from gradio.context import LocalContext
 
-import jobs
 import limits
 import runs_journal
-from backend import SONGS_AT_ONCE, get_backend, seconds_of
+import takes
+from backend import SONGS_AT_ONCE, Backend, seconds_of
 from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
 from gpu import ON_ZEROGPU, problem_of
 from params import Request
@@ -89,7 +90,6 @@ class Run:
         self.title = title_of(request)
         self.events: deque[tuple[int, RunEvent]] = deque(maxlen=MOST_EVENTS)
         self.last = 0  # the number of the latest event
-        self.heard_at = now  # when somebody last asked about it
         self.silent_until = now + GONE_SECONDS  # until when nobody has to ask
         self.listeners: list[Callable[[], None]] = []
         self.started_at = 0.0
@@ -231,12 +231,11 @@ class Runs:
                 run.cancelling = problem
             return True
 
-    def heard(self, run_id: str, silent_for: float = GONE_SECONDS) -> None:
-        """Note that the visitor is there, and may be silent for some seconds."""
+    def heard(self, run_id: str, hidden: bool = False) -> None:
+        """Note that the visitor is there; a page that is hidden asks for nothing, so it may be silent for longer."""
         with self._lock:
             if run := self._known.get(run_id):
-                run.heard_at = self._clock()
-                run.silent_until = run.heard_at + silent_for
+                run.silent_until = self._clock() + (HIDDEN_SECONDS if hidden else GONE_SECONDS)
 
     def renew(self, run_id: str, request: gr.Request) -> None:
         """Use the headers of a later request of the same visitor, while the run still waits: a token may expire."""
@@ -481,8 +480,8 @@ def _facts(run: Run) -> dict[str, Any]:
     found["draft"] = next((each.text for _, each in reversed(run.events) if isinstance(each, Draft)), None)
     found["problem"] = run.problem.facts() if run.problem else None
     record = run.outcome.record if isinstance(run.outcome, Done) else None
-    takes = runs_journal.takes_of(record) if record else ()
-    return {**found, "takes": addresses(run.id, len(takes)), "record": record}
+    songs = runs_journal.takes_of(record) if record else ()
+    return {**found, "takes": addresses(run.id, len(songs)), "record": record}
 
 
 def _former_facts(run_id: str, entry: runs_journal.Entry, journal: runs_journal.Journal) -> dict[str, Any]:
@@ -504,13 +503,17 @@ def most_minutes() -> int:
     return limits.MOST_MINUTES_ON_A_SPACE if os.environ.get("SPACE_ID") else limits.MOST_MINUTES
 
 
-@cache
-def get_runs() -> Runs:
-    """Return the runs of this process."""
-    return Runs(
-        lambda request: get_backend().stream(request),
-        seconds_of,
-        runs_journal.Journal(jobs.songs_folder),
-        at_once=SONGS_AT_ONCE,
-        drops_absent=ON_ZEROGPU,
-    )
+_by_studio: WeakKeyDictionary[Backend, Runs] = WeakKeyDictionary()
+
+
+def runs_of(studio: Backend) -> Runs:
+    """Return the runs of `studio`, always the same ones."""
+    if studio not in _by_studio:
+        _by_studio[studio] = Runs(
+            studio.stream,
+            partial(seconds_of, studio=studio),
+            runs_journal.Journal(takes.songs_folder),
+            at_once=SONGS_AT_ONCE,
+            drops_absent=ON_ZEROGPU,
+        )
+    return _by_studio[studio]

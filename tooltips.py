@@ -462,6 +462,17 @@ def writing_sentence(tokens: int, seconds: float) -> TimedSentence:
     return TimedSentence(f"Writing, {tokens:,} tokens, ", seconds, " so far.")
 
 
+RUN_STATES = {"running": "Starting.", "finished": "Finished.", "cancelled": "Cancelled.", "failed": "Failed."}
+
+
+def waiting_sentence(place: int | None, starts_in: float | None) -> str:
+    """Return the place of a run in the queue, and in how many seconds it starts if that is known."""
+    if place is None:
+        return "Waiting."
+    when = f", starts in about {clock(starts_in)}" if starts_in is not None else ""
+    return f"{'Next in the queue' if place == 1 else f'Place {place} in the queue'}{when}."
+
+
 def done_sentence(takes: int, asked: int, seconds: float) -> str:
     made = _count(takes, "take")
     if takes < asked:

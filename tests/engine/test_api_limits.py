@@ -60,7 +60,7 @@ def test_cancel_and_hanging_up_free_the_studio(server, caller, generate):
 def test_everything_else_on_the_page_is_private():
     functions = app.build_app().fns.values()
     public = {one.api_name for one in functions if one.api_visibility == "public"}
-    assert public == {"generate", "cover", "extend", "edit", "lyrics", "capabilities"}
+    assert public == {"generate", "cover", "extend", "edit", "lyrics", "capabilities", "run", "cancel_run"}
     assert {one.api_visibility for one in functions} == {"public", "private"}
 
 

@@ -22,6 +22,8 @@ import soundfile
 import app
 import audio_export
 import backend
+import limits
+import runs
 import takes
 import tooltips
 from events import Done, Failed
@@ -237,8 +239,10 @@ def test_an_output_folder_that_is_removed_in_mid_song_is_made_again(studio, outp
 
 
 @pytest.mark.slow
-def test_of_fifty_callers_at_once_as_many_wait_as_the_queue_takes(server):
+def test_of_fifty_calls_at_once_as_many_wait_as_one_program_may_and_a_visitor_still_finds_room(server):
     values = {"prompt": "calm piano", "duration": 10, "options": {"steps": 1, "plan": False}}
+    found = runs.runs_of(backend.get_backend())
+    most = limits.MOST_WAITING_OF_A_PROGRAM
     # The first song is being made for as long as the turn is held.
     with backend.get_backend().models.turn, httpx.Client(timeout=200) as client, ThreadPoolExecutor(50) as threads:
         functions = client.get(f"{server}/config").json()["dependencies"]
@@ -246,30 +250,28 @@ def test_of_fifty_callers_at_once_as_many_wait_as_the_queue_takes(server):
         api = f"{server}/gradio_api"
 
         def ask(_=0):
-            return client.post(f"{api}/call/v2/generate", json=values)
+            return client.post(f"{api}/call/v2/generate", json=values).json()["event_id"]
 
         def capabilities():
             """As the health check of the container asks."""
             return client.post(f"{api}/run/capabilities", json={"data": []}).json()["data"][0]["engine"]
 
-        def waiting():
-            return client.get(f"{api}/queue/status").json()["queue_size"]
-
-        accepted = [ask().json()["event_id"]]
-        until(lambda: not waiting())
+        accepted = [ask()]
+        until(lambda: found.counts()["running"] == 1)
         calls = threads.map(ask, range(50))
-        # Both while the callers arrive and while the queue is full, with no song done.
+        # Both while the callers arrive and while they wait, with no song done.
         assert capabilities() == "preview"
-        answers = list(calls)
+        accepted += list(calls)
+        until(lambda: found.counts()["waiting"] == most)
         assert capabilities() == "preview"
-        assert waiting() == app.QUEUE_SIZE
-        accepted += [answer.json()["event_id"] for answer in answers if answer.status_code == 200]
+        visitor = found.start(parse_request("generate", values), "a visitor")
+        assert found.facts(visitor.id)["place"] == 2
+        assert found.cancel(visitor.id)
         for event in accepted:
             body = {"session_hash": event, "event_id": event, "fn_index": index}
             client.post(f"{api}/cancel", json=body)
-    assert sorted(answer.status_code for answer in answers) == [200] * app.QUEUE_SIZE + [503] * (50 - app.QUEUE_SIZE)
-    refused = {answer.json()["detail"] for answer in answers if answer.status_code == 503}
-    assert refused == {"Queue is full. Max size is 32 and size is 32."}
+        until(lambda: not found.counts()["waiting"])
+    until(lambda: not found.counts()["running"])
 
 
 # --- starting and stopping ----------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from itertools import combinations
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -18,7 +20,7 @@ from params import parse_request, settle
 from tests.engine.adapters import write_adapter
 from tests.engine.fake_device_api import STREAM, Answer, Queued, no_quota
 from tests.engine.space import Space, open_space
-from tests.engine.zerogpu_studio import MADE_FOR, digest
+from tests.engine.zerogpu_studio import LEAVES_AFTER, MADE_FOR, digest
 from tests.program import ROOT
 from tests.waiting import until
 
@@ -252,6 +254,53 @@ def test_cancel_frees_the_card_in_mid_song(space):
     until(lambda: lease.ended, 150)  # the song itself would take longer
     assert not lease.failed and not lease.killed
     made(song(space.client()))
+
+
+# --- visitors who leave -------------------------------------------------------------------------------------------
+
+
+def left(space: Space, prompt: str, token: str = TOKEN, **changed) -> str:
+    """Start a song and close the connection; return the id of its run."""
+    client = space.client(token)
+    options = {"detach": True, "plan": False, **changed.pop("options", {})}
+    _, facts = client.predict(**values(prompt, options=options, **changed), api_name="/generate")
+    client.close()
+    return facts["run"]
+
+
+def asked(space: Space, run: str) -> dict:
+    return httpx.get(f"{space.url}/runs/{run}", timeout=60).raise_for_status().json()
+
+
+@slow
+def test_a_visitor_who_leaves_before_the_card_costs_nothing_and_one_who_comes_back_gets_the_song(space):
+    lent, waiting = len(space.api.leases), Queued(pings=8 * int(LEAVES_AFTER))
+    space.api.answers += [waiting, waiting]
+    gone = left(space, "gone")
+    until(lambda: len(space.api.answers) == 1)
+    back = left(space, "back")
+    # Nobody asks for the first one; asking for the second one is being there.
+    until(lambda: asked(space, back)["state"] == "finished")
+    facts = asked(space, gone)
+    assert facts["state"] == "cancelled" and "left before a GPU was free" in facts["sentence"]
+    until(lambda: all(lease.ended for lease in space.api.leases))
+    # The queue's answer to a visitor who is gone is handed back without a song.
+    assert [lease.token for lease in space.api.leases[lent:] if lease.killed] == []
+    assert [each["token"] for each in space.api.asked[-2:]] == [TOKEN, TOKEN]
+    (take,) = asked(space, back)["takes"]
+    assert soundfile.info(io.BytesIO(httpx.get(f"{space.url}{take}", timeout=60).content)).frames == 480_000
+
+
+@slow
+def test_a_song_that_has_its_card_is_finished_without_the_visitor_and_kept(space):
+    steps = 2 * int(LEAVES_AFTER)
+    run = left(space, "slowly 1", options={"steps": steps})
+    # Nobody is there for longer than one waits for a visitor without a card.
+    until(lambda: space.facts() and len([*(space.folder / "output").glob("slowly-1-seed-*.wav")]) == 1)
+    assert space.api.asked[-1]["token"] == TOKEN
+    until(lambda: asked(space, run)["state"] == "finished")
+    record = asked(space, run)["record"]
+    assert sum(record["seconds"].values()) > LEAVES_AFTER and record["gpu"]["tries"] == 1
 
 
 @slow

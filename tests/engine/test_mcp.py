@@ -18,6 +18,7 @@ import api
 import app
 import modes
 from tests.engine.calls import FAST, RATE
+from tests.waiting import until
 
 
 def finished(coroutine):
@@ -87,12 +88,31 @@ def test_a_song_is_made_and_its_audio_fetched(mcp_server):
         async with connected(mcp_server) as session:
             return [tool.name for tool in (await session.list_tools()).tools]
 
-    assert set(finished(tools())) == {*api.ENDPOINTS, "capabilities"}
+    assert set(finished(tools())) == {*api.ENDPOINTS, "capabilities", "run", "cancel_run"}
     (file,), record = song(mcp_server, "generate", duration=10, bpm=None, key="Am", options={**FAST, "format": "flac"})
     assert len(fetched(file)) == 10 * RATE
     assert file["orig_name"] == record["takes"][0]["name"]
     assert record["request"]["key"] == "A minor"
     assert record["takes"][0]["seed"] == 7
+
+
+def test_a_song_is_started_and_asked_for_by_an_assistant(mcp_server):
+    given = {"prompt": "calm piano", "duration": 10, "seed": 7}
+    _, started = song(mcp_server, "generate", **given, options={**FAST, "detach": True})
+    run = started["run"]
+    facts = {}
+
+    def ended():
+        failed, (text,) = call(mcp_server, "run", run=run)
+        facts.update(ast.literal_eval(text))
+        return not failed and facts["state"] not in ("waiting", "running")
+
+    until(ended)
+    assert facts["state"] == "finished" and facts["record"]["seeds"] == [7]
+    (take,) = facts["takes"]
+    assert len(fetched({"url": f"{mcp_server}{take}"})) == 10 * RATE
+    _, (text,) = call(mcp_server, "cancel_run", run=run)
+    assert ast.literal_eval(text) == {"run": run, "cancelled": False}
 
 
 def test_a_source_goes_in_as_a_data_uri_and_a_repaint_keeps_the_rest(mcp_server):

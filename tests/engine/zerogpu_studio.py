@@ -21,6 +21,7 @@ from tests.program import ROOT
 from tests.waiting import until
 
 MADE_FOR = "0.51.3"
+LEAVES_AFTER = 5.0  # seconds, instead of a minute: how long a run without a card waits for its visitor
 
 
 def patch_torch() -> None:
@@ -141,7 +142,9 @@ def main() -> None:
     import beat
     import estimate
     import gpu_zero
+    import runs
 
+    runs.GONE_SECONDS = LEAVES_AFTER
     beat.SILENT_SECONDS = 15.0
     if least := os.environ.get("ZEROGPU_LEAST_SECONDS"):
         # A limit that a test can wait for.

@@ -1,7 +1,9 @@
 """The public endpoints without a model: names, defaults, schemas, what a wrong value gets, how a run is passed on."""
 
+import asyncio
 import inspect
 import re
+import time
 from pathlib import Path
 
 import gradio as gr
@@ -10,11 +12,16 @@ import pytest
 import soundfile
 from gradio.mcp import GradioMCPServer
 from gradio.utils import get_upload_folder
+from starlette.requests import Request
 
 import api
+import api_runs
 import events
 import params
+import runs
+import runs_journal
 from events import Done, Draft, Failed, Problem, Progress
+from tests.waiting import until
 
 REQUIRED = inspect.Parameter.empty
 SONG = {
@@ -37,7 +44,8 @@ GIVEN = {"prompt": "calm piano", "source": "song.wav", "brief": "rain"}
 @pytest.fixture(scope="module")
 def blocks():
     with gr.Blocks(analytics_enabled=False) as demo:
-        api.add_endpoints(Studio())
+        studio = Studio()
+        api.add_endpoints(studio, runs.Runs(studio.stream, lambda request: 1.0, runs_journal.Journal(lambda: Path())))
     return demo
 
 
@@ -72,7 +80,7 @@ def verdicts(mode="generate", **given):
 
 @pytest.mark.parametrize("mode", CONTRACT)
 def test_an_endpoint_is_that_of_the_contract_and_there_is_no_other(info, mode):
-    assert set(info) == {*(f"/{mode}" for mode in CONTRACT), "/capabilities"}
+    assert set(info) == {*(f"/{mode}" for mode in CONTRACT), "/capabilities", "/run", "/cancel_run"}
     assert info["/capabilities"]["parameters"] == []
     offered = {
         one["parameter_name"]: one["parameter_default"] if one["parameter_has_default"] else REQUIRED
@@ -89,7 +97,7 @@ def test_an_endpoint_is_that_of_the_contract_and_there_is_no_other(info, mode):
 @pytest.mark.parametrize("mode", CONTRACT)
 def test_an_mcp_tool_has_a_described_typed_schema(blocks, mode):
     server = GradioMCPServer(blocks)
-    assert set(server.tool_to_endpoint) == {*CONTRACT, "capabilities"}
+    assert set(server.tool_to_endpoint) == {*CONTRACT, "capabilities", "run", "cancel_run"}
     about, described = server.get_fn_description(server.get_block_fn_from_endpoint_name(f"/{mode}"), mode)
     schema, files = server.get_input_schema(mode, described)
     properties = schema["properties"]
@@ -163,69 +171,153 @@ def test_only_files_of_the_upload_cache_are_taken(tmp_path, monkeypatch):
 
 
 class Studio:
-    """Stands in for the backend: plays `events` and remembers the request and whether the stream was closed."""
+    """Stands in for the backend: plays `events`, then waits to be closed if it is `endless`."""
 
     request, closed = None, False
 
-    def __init__(self, *events):
-        self.events = events
+    def __init__(self, *events, endless=False):
+        self.events, self.endless = events, endless
 
     def stream(self, request):
         self.request = request
         try:
             yield from self.events
+            while self.endless:
+                time.sleep(0.01)
+                yield self.events[-1]
         finally:
             self.closed = True
 
 
-def generate(*events, mode="generate", **given):
-    studio = Studio(*events)
-    return studio, api.handler_of(mode, studio)(*values(mode, **given))
+@pytest.fixture
+def generate(tmp_path):
+    """Return a function that calls an endpoint of a studio that plays `events`; returns the studio and the call."""
+
+    def call(*events, mode="generate", endless=False, **given):
+        studio = Studio(*events, endless=endless)
+        journal = runs_journal.Journal(lambda: tmp_path)
+        found = runs.Runs(studio.stream, lambda request: 1.0, journal)
+        studio.runs = found
+        return studio, api.handler_of(mode, found)(*values(mode, **given))
+
+    return call
 
 
-def error_of(run):
+def heard(call):
+    """Return all that a call says."""
+
+    async def listen():
+        return [answer async for answer in call]
+
+    return asyncio.run(listen())
+
+
+def error_of(call):
     with pytest.raises(gr.Error) as caught:
-        list(run)
+        heard(call)
     assert not caught.value.print_exception
     return caught.value.title, caught.value.message
 
 
-def test_progress_comes_first_and_the_song_last():
-    studio, run = generate(Progress("steps", 3, 50, 1.5, 20.0), Done(("a.wav",), {"mode": "generate"}))
-    waiting, progress, last = run
+def test_progress_comes_first_and_the_song_last(generate):
+    record = {"mode": "generate", "takes": []}
+    studio, call = generate(Progress("steps", 3, 50, 1.5, 20.0), Done(("a.wav",), record))
+    waiting, progress, last = heard(call)
     assert waiting[1]["progress"]["stage"] == "waiting"
     expected = {"stage": "steps", "step": 3, "steps": 50, "elapsed": 1.5, "left": 20.0, "note": ""}
     assert progress == (None, {"progress": expected})
-    assert last == (["a.wav"], {"mode": "generate"})
+    assert last == (["a.wav"], record)
     assert studio.closed
 
 
-def test_lyrics_come_as_they_are_written_or_are_an_error():
+def test_lyrics_come_as_they_are_written_or_are_an_error(generate):
     events = (Progress("loading"), Draft("[Verse", 1), Draft("[Verse]\nRain", 2), Done((), {"text": "[Verse]\nRain!"}))
-    studio, run = generate(*events, mode="lyrics", seed=3, options={"temperature": 0})
-    assert list(run) == ["", "", "[Verse", "[Verse]\nRain", "[Verse]\nRain!"]
+    studio, call = generate(*events, mode="lyrics", seed=3, options={"temperature": 0})
+    first, *_, draft, last = heard(call)
+    assert (first, draft, last) == ("", "[Verse]\nRain", "[Verse]\nRain!")
     assert (studio.request.mode, studio.request.seed, studio.request.options.temperature) == ("lyrics", 3, 0.0)
     assert studio.closed
-    _, run = generate(Failed(Problem("writer_off", "It is off.")), mode="lyrics")
-    assert error_of(run) == ("writer_off", "It is off.")
+    _, call = generate(Failed(Problem("writer_off", "It is off.")), mode="lyrics")
+    assert error_of(call) == ("writer_off", "It is off.")
 
 
-def test_hanging_up_closes_the_stream():
-    studio, run = generate(Progress("steps", 1, 50), Progress("steps", 2, 50))
-    next(run)
-    next(run)
-    run.close()
-    assert studio.closed
+def test_hanging_up_cancels_the_run(generate):
+    studio, call = generate(Progress("steps", 1, 50), endless=True)
+
+    async def hang_up():
+        async for answer in call:
+            if answer[1]["progress"]["stage"] == "steps":
+                break
+        await call.aclose()
+
+    asyncio.run(hang_up())
+    until(lambda: studio.closed)
 
 
-def test_a_failure_is_an_error_with_code_message_and_hint():
-    _, run = generate(Failed(Problem("disk", "The <b>disk</b> is full.", hint="Free some space.")))
-    assert error_of(run) == ("disk", "The &lt;b&gt;disk&lt;/b&gt; is full. Free some space.")
+def test_a_call_that_waits_is_told_its_place_and_is_cancelled_as_a_running_one(generate):
+    studio, first = generate(Progress("steps", 1, 50), endless=True)
+    second = api.handler_of("generate", studio.runs)(*values())
+
+    async def look():
+        await anext(first)
+        await anext(second)
+        told = await anext(second)
+        await second.aclose()
+        left = studio.runs.counts()["waiting"]
+        await first.aclose()
+        return told, left
+
+    told, left = asyncio.run(look())
+    assert told[1]["progress"]["note"] == "Next in the queue." and left == 0
+    until(lambda: studio.closed)
+
+
+@pytest.mark.parametrize("mode", ["generate", "lyrics"])
+def test_a_detached_call_returns_the_id_at_once_and_the_run_goes_on(generate, mode):
+    studio, call = generate(Progress("steps", 1, 50), endless=True, mode=mode, options={"detach": True})
+    (answer,) = heard(call)
+    run = answer if mode == "lyrics" else answer[1]["run"]
+    assert mode == "lyrics" or answer[0] is None
+    ask, cancel = api_runs.handlers_of(studio.runs)
+    assert ask(run)["state"] == "running" and not studio.closed
+    until(lambda: ask(run)["progress"])
+    assert "1 of 50" in ask(run)["sentence"]
+    assert cancel(run) == {"run": run, "cancelled": True}
+    until(lambda: ask(run)["state"] == "cancelled")
+    assert cancel(run)["cancelled"] is False
+    assert ask("another")["problem"]["code"] == "no_run"
+
+
+def test_detach_is_true_or_false_and_no_other_option_is_lost(generate):
+    assert verdicts(options={"detach": "yes"}) == {
+        "options": 'options.detach: Detach must be true or false, not "yes".'
+    }
+    assert verdicts(options={"detach": True}) == {}
+    _, call = generate(options={"detach": 1})
+    assert error_of(call)[0] == "invalid"
+
+
+def test_a_failure_is_an_error_with_code_message_and_hint(generate):
+    _, call = generate(Failed(Problem("disk", "The <b>disk</b> is full.", hint="Free some space.")))
+    assert error_of(call) == ("disk", "The &lt;b&gt;disk&lt;/b&gt; is full. Free some space.")
     # A value that slips past the validator starts nothing.
-    studio, run = generate(bpm=0)
-    code, text = error_of(run)
+    studio, call = generate(bpm=0)
+    code, text = error_of(call)
     assert code == "invalid" and "BPM must be" in text and studio.request is None
-    studio, run = generate()
+    studio, call = generate()
     studio.events = (1 / 0 for _ in range(1))
-    code, text = error_of(run)
+    code, text = error_of(call)
     assert code == "internal" and "unexpected error" in text
+
+
+def test_calls_of_one_address_are_one_owner_and_a_space_believes_its_proxy(monkeypatch):
+    def caller(host, **headers):
+        scope = {"type": "http", "client": (host, 1), "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+        return gr.Request(Request(scope))
+
+    forwarded = {"x-forwarded-for": "1.2.3.4, 5.6.7.8"}
+    assert api_runs.owner_of(caller("10.0.0.1")) == api_runs.owner_of(caller("10.0.0.1", **forwarded))
+    assert api_runs.owner_of(caller("10.0.0.1")) != api_runs.owner_of(caller("10.0.0.2"))
+    monkeypatch.setenv("SPACE_ID", "someone/studio")
+    assert api_runs.owner_of(caller("10.0.0.1", **forwarded)) == api_runs.owner_of(caller("10.0.0.2", **forwarded))
+    assert api_runs.owner_of(None)

@@ -318,7 +318,7 @@ def test_on_zerogpu_a_run_that_waits_for_its_turn_is_dropped_too_and_a_hidden_pa
     cards.cards.add("first")
     until(lambda: first.has_card)
     gone, hidden = (all_runs.start(request(name), name) for name in ("gone", "hidden"))
-    all_runs.heard(hidden.id, runs.HIDDEN_SECONDS)
+    all_runs.heard(hidden.id, hidden=True)
     clock.now += runs.GONE_SECONDS + 1
     assert not all_runs.is_full()
     assert states(gone, hidden) == ["cancelled", "waiting"]

@@ -1,0 +1,260 @@
+"""Runs for programs: /runs with state, events, cancel and takes, and the two endpoints and tools that ask for a run.
+
+An id is the only way to a run. Every other id, right or wrong, gets the same answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import gradio as gr
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import tooltips
+from events import Done, Draft, Problem, Progress, StudioError
+from limits import shown
+from runs import Cancelled, Run, RunEvent, Runs, Waiting, addresses
+
+MOST_IDS = 20  # in one call
+HEARTBEAT_SECONDS = 15.0  # between two lines of an event stream that has no news
+VISITOR_HEADER = "x-ip-token"  # whose quota ZeroGPU lends a card on
+CODES = {"no_run": 404, "no_take": 404}
+
+
+def owner_of(request: gr.Request | None) -> str:
+    """Return whose a program's run is: that of its address, so that many calls of one program count as one owner."""
+    if request is None:
+        return "this process"
+    forwarded = request.headers.get("x-forwarded-for", "") if os.environ.get("SPACE_ID") else ""
+    if forwarded:
+        return f"address {forwarded.split(',')[-1].strip()}"
+    client = getattr(request, "client", None)
+    return f"address {getattr(client, 'host', '')}"
+
+
+# --- what is told of a run ------------------------------------------------------------------------------------------
+
+
+def sentence_of(facts: Mapping[str, Any]) -> str:
+    """Return the state of a run for people."""
+    if facts["state"] == "waiting":
+        return tooltips.waiting_sentence(facts["place"], facts["starts_in"])
+    if facts["state"] == "running" and facts["progress"]:
+        return tooltips.progress_sentence(Progress(**facts["progress"]))
+    if facts["problem"]:
+        return Problem(**facts["problem"]).text()
+    return tooltips.RUN_STATES[facts["state"]]
+
+
+def facts_of(runs: Runs, run_id: str) -> dict[str, Any]:
+    """Return the state of a run with its sentence; raises StudioError for an id that is none."""
+    facts = runs.facts(run_id)
+    return {**facts, "sentence": sentence_of(facts)}
+
+
+def event_facts(run: Run, event: RunEvent) -> tuple[str, dict[str, Any]]:
+    """Return an event's name and what it says."""
+    match event:
+        case Waiting():
+            return "waiting", asdict(event)
+        case Progress():
+            return "progress", {**asdict(event), "sentence": tooltips.progress_sentence(event)}
+        case Draft():
+            return "draft", asdict(event)
+        case Done(record=record):
+            takes = len(record.get("takes", ()))
+            return "finished", {"takes": addresses(run.id, takes), "record": record}
+        case Cancelled(problem):
+            return "cancelled", {"problem": problem.facts()}
+        case _:
+            return "failed", {"problem": event.problem.facts()}
+
+
+# --- the routes -----------------------------------------------------------------------------------------------------
+
+
+def _refusal(problem: Problem) -> JSONResponse:
+    return JSONResponse({"detail": problem.text(), "code": problem.code}, CODES.get(problem.code, 400))
+
+
+def _runs_for(request: Request) -> Runs:
+    return request.app.get_blocks().runs
+
+
+def _note_visitor(request: Request, run_id: str) -> None:
+    """Note that whoever has this id is still there, with a fresh token for ZeroGPU."""
+    runs = _runs_for(request)
+    runs.heard(run_id, hidden="hidden" in request.query_params)
+    if VISITOR_HEADER in request.headers:
+        runs.renew(run_id, gr.Request(request))
+
+
+async def several(request: Request) -> Response:
+    """Tell the states of the runs in ?id=...&id=..., in this order, without their records."""
+    ids = request.query_params.getlist("id")
+    if not 1 <= len(ids) <= MOST_IDS:
+        return _refusal(Problem("invalid", f"Name from 1 to {MOST_IDS} runs, such as /runs?id=..., not {len(ids)}."))
+    found = []
+    for run_id in ids:
+        _note_visitor(request, run_id)
+        try:
+            facts = facts_of(_runs_for(request), run_id)
+            facts["record"] = None
+        except StudioError as error:
+            problem = error.problem.facts()
+            facts = {"run": shown(run_id).strip('"'), "state": "unknown", "problem": problem}
+            facts["sentence"] = error.problem.text()
+        found.append(facts)
+    return JSONResponse(found, headers={"Cache-Control": "no-store"})
+
+
+async def one(request: Request) -> Response:
+    run_id = request.path_params["run"]
+    _note_visitor(request, run_id)
+    try:
+        return JSONResponse(facts_of(_runs_for(request), run_id), headers={"Cache-Control": "no-store"})
+    except StudioError as error:
+        return _refusal(error.problem)
+
+
+async def events(request: Request) -> Response:
+    """Stream a run's events after the one that ?after=... or the header Last-Event-ID names, until it ends."""
+    after = request.query_params.get("after") or request.headers.get("last-event-id") or "0"
+    if not after.isdecimal() or len(after) > 9:
+        return _refusal(Problem("invalid", f"after must be the number of an event, not {shown(after)}."))
+    run_id = request.path_params["run"]
+    runs = _runs_for(request)
+    run = runs.find(run_id)
+    if run is None:
+        try:
+            stream = _former(facts_of(runs, run_id))
+        except StudioError as error:
+            return _refusal(error.problem)
+    else:
+        stream = _events(runs, run, int(after))
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+async def _events(runs: Runs, run: Run, after: int) -> AsyncIterator[str]:
+    async for news in runs.follow(run, after, HEARTBEAT_SECONDS):
+        if news is None:
+            yield ": still here\n\n"
+        else:
+            number, event = news
+            yield _sse(number, *event_facts(run, event))
+
+
+async def _former(facts: dict[str, Any]) -> AsyncIterator[str]:
+    """Yield the one event that is known of a run of an earlier process."""
+    name = "failed" if facts["state"] == "cut_off" else facts["state"]
+    yield _sse(1, name, {key: facts[key] for key in ("takes", "record", "problem")})
+
+
+def _sse(number: int, name: str, data: Mapping[str, Any]) -> str:
+    return f"id: {number}\nevent: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+async def cancel(request: Request) -> Response:
+    run_id = request.path_params["run"]
+    cancelled = _runs_for(request).cancel(run_id)
+    try:
+        facts = facts_of(_runs_for(request), run_id)
+    except StudioError as error:
+        return _refusal(error.problem)
+    return JSONResponse({"run": run_id, "cancelled": cancelled, "state": facts["state"]})
+
+
+async def take(request: Request) -> Response:
+    """Serve a take from the output folder, in parts too (Range)."""
+    try:
+        path = _runs_for(request).take(request.path_params["run"], request.path_params["number"])
+    except StudioError as error:
+        return _refusal(error.problem)
+    headers = {"Cache-Control": "private, max-age=3600"}
+    return FileResponse(path, filename=path.name, content_disposition_type="inline", headers=headers)
+
+
+ROUTES = (
+    Route("/runs", several),
+    Route("/runs/{run}", one),
+    Route("/runs/{run}/events", events),
+    Route("/runs/{run}/cancel", cancel, methods=["POST"]),
+    Route("/runs/{run}/takes/{number:int}", take),
+)
+
+
+class OwnRoutes:
+    """Answers our routes at the root of the site, before Gradio's."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            for route in ROUTES:
+                match, found = route.matches(scope)
+                if match is not Match.NONE:
+                    await route.handle({**scope, **found}, receive, send)
+                    return
+        await self.app(scope, receive, send)
+
+
+# --- endpoints and tools --------------------------------------------------------------------------------------------
+
+
+def handlers_of(runs: Runs) -> tuple[Callable[[str], dict[str, Any]], Callable[[str], dict[str, Any]]]:
+    """Return the handlers of /run and /cancel_run, whose names and docstrings assistants see."""
+
+    def run(run: str) -> dict[str, Any]:
+        """Ask for a run that was started with options.detach: its state, and in the end its takes and record.
+
+        Args:
+            run: The id of the run.
+
+        Returns:
+            An object with state (waiting, running, finished, failed, cancelled or cut_off), a sentence, place and
+            starts_in while it waits, progress while it runs, and in the end takes (addresses below the studio's own),
+            record or problem.
+        """
+        try:
+            runs.heard(str(run))
+            return facts_of(runs, str(run))
+        except StudioError as error:
+            return {"run": shown(run).strip('"'), "state": "unknown", "problem": error.problem.facts()}
+
+    def cancel_run(run: str) -> dict[str, Any]:
+        """Cancel a run that is waiting or running; a song ends within a step.
+
+        Args:
+            run: The id of the run.
+
+        Returns:
+            An object with run, and cancelled, which is false if there was nothing to cancel.
+        """
+        return {"run": shown(run).strip('"'), "cancelled": runs.cancel(str(run))}
+
+    return run, cancel_run
+
+
+def add_endpoints(runs: Runs) -> None:
+    """Register /run and /cancel_run; call it once, inside a container of the page that is never rendered."""
+    for handler in handlers_of(runs):
+        gr.on(
+            [],
+            handler,
+            inputs=gr.Textbox(label="run", visible=False),
+            outputs=gr.JSON(label="run", visible=False),
+            api_name=handler.__name__,
+            api_visibility="public",
+            show_progress="hidden",
+            queue=False,
+            postprocess=False,
+        )

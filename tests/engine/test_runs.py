@@ -1,0 +1,180 @@
+"""Runs over HTTP on the real engine: detached, followed, cancelled, fetched, side by side, and after a restart."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+
+import backend
+import limits
+import runs
+from events import StudioError
+from params import parse_request
+from tests.engine.calls import RATE, listen, post
+from tests.program import serving
+from tests.waiting import until
+
+ONE_STEP = {"steps": 1, "plan": False}
+
+
+@pytest.fixture
+def web(server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server, timeout=120) as client:
+        yield client
+
+
+def detached(server, **named):
+    """Start a song that goes on by itself; return its id."""
+    options = {**ONE_STEP, **named.pop("options", {}), "detach": True}
+    event = post(server, options=options, **named).json()["event_id"]
+    *_, (name, data) = listen(server, event)
+    assert name == "complete", data
+    files, facts = data
+    assert files is None and facts["state"] in ("waiting", "running")
+    return facts["run"]
+
+
+def state(web, run):
+    return web.get(f"/runs/{run}").raise_for_status().json()
+
+
+def finished(web, run):
+    until(lambda: state(web, run)["state"] not in ("waiting", "running"))
+    return state(web, run)
+
+
+def streamed(web, run, after=0):
+    """Return (number, name, data) of each event of a run until its end."""
+    heard = []
+    with web.stream("GET", f"/runs/{run}/events", params={"after": after}) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        for line in stream.iter_lines():
+            kind, _, value = line.partition(": ")
+            if kind == "id":
+                heard.append([int(value)])
+            elif kind in ("event", "data"):
+                heard[-1].append(json.loads(value) if kind == "data" else value)
+    return [tuple(each) for each in heard]
+
+
+def test_a_detached_song_is_followed_and_fetched_by_its_id_alone(server, web):
+    run = detached(server, takes=2, seed=7)
+    heard = streamed(web, run)
+    names = [name for _, name, _ in heard]
+    assert names[-1] == "finished" and "progress" in names
+    assert [number for number, *_ in heard] == sorted({number for number, *_ in heard})
+    assert streamed(web, run, after=heard[-2][0]) == heard[-1:]
+    facts = state(web, run)
+    assert (facts["state"], facts["sentence"]) == ("finished", "Finished.")
+    assert facts["record"] == heard[-1][2]["record"] and facts["record"]["seeds"] == [7, 8]
+    assert facts["takes"] == [f"/runs/{run}/takes/1", f"/runs/{run}/takes/2"]
+    songs = [web.get(address).raise_for_status() for address in facts["takes"]]
+    for song, take in zip(songs, facts["record"]["takes"], strict=True):
+        assert soundfile.info(io.BytesIO(song.content)).frames == 10 * RATE
+        assert take["name"] in song.headers["content-disposition"]
+        assert song.headers["content-type"].startswith("audio/")
+    part = web.get(facts["takes"][0], headers={"Range": "bytes=100-199"})
+    assert (part.status_code, part.content) == (206, songs[0].content[100:200])
+    assert part.headers["content-range"] == f"bytes 100-199/{len(songs[0].content)}"
+    assert web.get(f"/runs/{run}/takes/3").status_code == 404
+    (brief,) = web.get("/runs", params={"id": run}).json()
+    assert brief["state"] == "finished" and brief["record"] is None
+
+
+def test_a_wrong_id_gets_the_answer_of_one_that_never_was(web):
+    answers = [web.get(f"/runs/{run}{more}") for run in ("0" * 32, "../etc") for more in ("", "/events", "/takes/1")]
+    answers += [web.post(f"/runs/{'0' * 32}/cancel")]
+    known = [answer for answer in answers if answer.url.path.startswith("/runs/0")]
+    assert {answer.status_code for answer in known} == {404}
+    assert {answer.json()["code"] for answer in known} == {"no_run"}
+    assert web.get("/runs").status_code == 400 and web.get("/runs", params={"id": ["a"] * 21}).status_code == 400
+    assert web.get(f"/runs/{'0' * 32}/events", params={"after": "x"}).status_code == 400
+    assert web.get(f"/runs/{'0' * 32}/cancel").status_code == 405
+    (facts,) = web.get("/runs", params={"id": "<b>"}).json()
+    assert facts["state"] == "unknown"
+
+
+def test_a_song_is_cancelled_by_its_id_within_a_step_and_one_that_waits_at_once(server, web):
+    long = detached(server, duration=60, options={"steps": 200})
+    until(lambda: (state(web, long)["progress"] or {}).get("stage") == "steps")
+    waiting = detached(server)
+    facts = state(web, waiting)
+    assert (facts["state"], facts["place"]) == ("waiting", 1)
+    assert "Next in the queue" in facts["sentence"]
+    answer = web.post(f"/runs/{waiting}/cancel").json()
+    assert (answer["cancelled"], answer["state"]) == (True, "cancelled")
+    assert web.post(f"/runs/{long}/cancel").json()["cancelled"]
+    assert finished(web, long)["problem"]["code"] == "cancelled"
+    until(lambda: not backend.get_backend().models.turn.locked())
+    assert streamed(web, long)[-1][1] == "cancelled"
+    assert web.post(f"/runs/{long}/cancel").json() == {"run": long, "cancelled": False, "state": "cancelled"}
+
+
+@pytest.mark.slow
+def test_fifty_owners_with_three_songs_each_take_turns_and_the_33rd_gets_its_sentence(server, web, capsys):
+    """Whoever asked first for three songs still waits for everybody's first one."""
+    found = runs.runs_of(backend.get_backend())
+    asked = parse_request("generate", {"prompt": "calm piano", "duration": 10, "options": ONE_STEP})
+    refused: list[str] = []
+    # The first song is being made for as long as the turn is held.
+    with backend.get_backend().models.turn:
+        first = found.start(asked, "before them")
+        for number in range(150):
+            try:
+                found.start(asked, f"owner {number // 3}", limits.MOST_WAITING_OF_A_PAGE)
+            except StudioError as error:
+                refused.append(error.problem.code)
+        order = found.waiting()
+        assert len(order) == limits.MOST_WAITING
+        answer = web.post("/gradio_api/run/capabilities", json={"data": []}, timeout=2)
+        assert answer.json()["data"][0]["studio"]
+        busy = post(server)
+        assert busy.status_code == 503 and "32 runs are waiting" in busy.json()["detail"]
+    assert refused == ["queue_full"] * (150 - limits.MOST_WAITING)
+    everyone = [first, *order]
+    for run in everyone:
+        until(lambda run=run: run.ended)
+    assert {run.state for run in everyone} == {"finished"}
+    assert sorted(everyone, key=lambda run: run.started_at) == everyone
+    rounds = [[run.owner for run in part] for part in (order[:11], order[11:22], order[22:])]
+    owners = [f"owner {number}" for number in range(11)]
+    assert rounds == [owners, owners, owners[:10]]
+    with capsys.disabled():
+        for number, part in enumerate(rounds, 1):
+            print(f"\nround {number}: a song of each of {part[0]} to {part[-1]}", end="")
+
+
+@pytest.mark.slow
+def test_a_studio_that_is_killed_says_what_it_cut_off_and_still_serves_its_songs(tmp_path, tiny):
+    environ = {"ACE_STUDIO_MODEL": str(tiny)}
+    with serving(tmp_path, **environ) as (process, address):
+        server = address.rstrip("/")
+        with httpx.Client(base_url=server, timeout=120) as web:
+            done = detached(server)
+            (take,) = finished(web, done)["takes"]
+            song = web.get(take).content
+            running, waiting = detached(server, duration=60, options={"steps": 200}), detached(server)
+            until(lambda: (state(web, running)["progress"] or {}).get("stage") == "steps")
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+    with serving(tmp_path, **environ) as (process, address), httpx.Client(base_url=address, timeout=120) as web:
+        for run in (running, waiting):
+            facts = state(web, run)
+            assert facts["state"] == "cut_off" and "restarted. Make it again." in facts["sentence"]
+            assert streamed(web, run)[-1][1] == "failed"
+        assert state(web, done)["state"] == "finished" and state(web, done)["takes"] == [take]
+        assert web.get(take).content == song and np.any(soundfile.read(io.BytesIO(song))[0])
+        (made,) = [each for each in (tmp_path / "songs").iterdir() if each.suffix == ".wav"]
+        made.unlink()
+        assert web.get(take).status_code == 404
+        again = detached(address.rstrip("/"))
+        assert finished(web, again)["state"] == "finished"
+        process.terminate()
+        assert process.wait(20) == 0
