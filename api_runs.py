@@ -47,7 +47,7 @@ def sentence_of(facts: Mapping[str, Any]) -> str:
     if facts["state"] == "waiting":
         return tooltips.waiting_sentence(facts["place"], facts["starts_in"])
     if facts["state"] == "running" and facts["progress"]:
-        return tooltips.progress_sentence(Progress(**facts["progress"]))
+        return str(tooltips.progress_sentence(Progress(**facts["progress"])))
     if facts["problem"]:
         return Problem(**facts["problem"]).text()
     return tooltips.RUN_STATES[facts["state"]]
@@ -65,7 +65,7 @@ def event_facts(run: Run, event: RunEvent) -> tuple[str, dict[str, Any]]:
         case Waiting():
             return "waiting", asdict(event)
         case Progress():
-            return "progress", {**asdict(event), "sentence": tooltips.progress_sentence(event)}
+            return "progress", {**asdict(event), "sentence": str(tooltips.progress_sentence(event))}
         case Draft():
             return "draft", asdict(event)
         case Done(record=record):
