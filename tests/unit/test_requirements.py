@@ -12,7 +12,7 @@ from tests.unit.test_docs import imports_of
 # Installed by the package that they belong to, and used through it.
 PARTS = {"gradio_client": "gradio", "pydantic_core": "pydantic", "mlx": "mlx-lm", "mlx_lm": "mlx-lm"}
 NOT_IMPORTED = {"accelerate"}  # requirements.txt says why
-OF_RAY = {"ray"}  # requirements-ray.txt
+OPTIONAL = {"ray", "gguf"}  # requirements-ray.txt and requirements-songwriter.txt
 
 
 def named() -> set[str]:
@@ -26,7 +26,7 @@ def imported() -> set[str]:
     files = list(ROOT.glob("*.py"))
     ours = {path.stem for path in files} | {"tools", "training"}
     modules = {name.partition(".")[0] for path in files for name in imports_of(path)}
-    foreign = modules - ours - set(sys.stdlib_module_names) - OF_RAY - {""}
+    foreign = modules - ours - set(sys.stdlib_module_names) - OPTIONAL - {""}
     return {PARTS.get(name) or owners[name][0].lower().replace("_", "-") for name in foreign}
 
 
