@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Checks ACE Music Studio: set-up, ruff check, ruff format --check, and the tests.
 #   ./test.sh             the fast tests: about 4 minutes of pytest on two cores
-#   ./test.sh --slow      the slow ones too, as in CI: about 15 minutes
-#   ./test.sh --all       those marked long as well: every tab in every theme and width
+#   ./test.sh --slow      the slow ones too, and what compares numbers as on other processors, as in CI: 15 minutes
 #   ./test.sh -k key      other arguments go to pytest
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
@@ -14,19 +13,14 @@ size=fast
 extra=""
 for argument in "$@"; do
     shift
-    case $argument in
-    --slow | --all)
-        size=${argument#--}
+    if [ "$argument" = --slow ]; then
+        size=slow
         continue
-        ;;
-    esac
+    fi
     extra="$extra $argument"
     set -- "$@" "$argument"
 done
-case $size in
-slow) set -- --slow "$@" ;;
-all) set -- --slow -m "not gpu" "$@" ;;
-esac
+[ $size = fast ] || set -- --slow "$@"
 
 set_up test
 find_browser
@@ -49,13 +43,16 @@ case $status in
 1) failed="$failed, pytest" ;;
 *) failed="$failed, pytest (it stopped before its end)" ;;
 esac
+if [ $size = slow ] && [ -z "$extra" ]; then
+    say "pytest as on other processors"
+    PYTHON="$VENV/bin/python" bash tools/processors.sh || failed="$failed, pytest as on another processor"
+fi
 
 say ""
 ran="Ran in $SECONDS s: ruff check, ruff format --check"
 case $size in
 fast) say "$ran and the fast tests. Not the slow tests: ./test.sh --slow adds them." ;;
-slow) say "$ran, the fast tests and the slow tests. Not the long ones: ./test.sh --all adds them." ;;
-all) say "$ran and all tests but those that need a GPU and the real weights (-m gpu)." ;;
+slow) say "$ran, the fast tests and the slow tests. Not those that need a GPU and the real weights (-m gpu)." ;;
 esac
 [ -z "$extra" ] || say "pytest was given$extra, so these may not be all of them."
 command -v "${ACE_STUDIO_CHROMIUM:-}" >/dev/null || say "The page tests had no browser."

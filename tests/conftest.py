@@ -33,7 +33,7 @@ os.environ.update(
 )
 if _worker := os.environ.get("PYTEST_XDIST_WORKER", ""):
     # Workers share the cores, and gradio looks for a free port before it takes it.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "SPACES_ZERO_GPU"):
     os.environ.pop(_name, None)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def python(*arguments: str, seconds: int = 280, **environ: str) -> subprocess.CompletedProcess:
+def python(*arguments: str, seconds: int = 800, **environ: str) -> subprocess.CompletedProcess:
     """Run Python in the repository for up to `seconds`, with `environ` added to the test's environment."""
     command, env = [sys.executable, *arguments], {**os.environ, **environ}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=seconds, check=False)

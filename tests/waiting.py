@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def until(true: Callable[[], object], seconds: float = 120) -> None:
+def until(true: Callable[[], object], seconds: float = 300) -> None:
     """Wait until `true()` holds; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not true():

@@ -34,7 +34,7 @@ def post(server, endpoint="generate", **named):
         f"{server}/gradio_api/call/v2/{endpoint}",
         content=json.dumps({"prompt": "calm piano", **length, "options": FAST, **named}),
         headers={"content-type": "application/json"},
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -47,7 +47,7 @@ def refused(response):
 def listen(server, event):
     """Return the (event, data) pairs of a call until its end, without heartbeats."""
     heard = []
-    with httpx.stream("GET", f"{server}/gradio_api/call/v2/generate/{event}", timeout=120) as stream:
+    with httpx.stream("GET", f"{server}/gradio_api/call/v2/generate/{event}", timeout=300) as stream:
         for line in stream.iter_lines():
             if line.startswith("event: "):
                 heard.append([line.removeprefix("event: "), None])

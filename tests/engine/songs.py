@@ -33,7 +33,7 @@ def result_of(events: Generator[Any, None, Any]) -> Any:
 
 def wait_for_turn(studio: backend.Backend) -> None:
     """Wait until the studio is free for the next song."""
-    assert studio.models.turn.acquire(timeout=120), "the lock was not freed"
+    assert studio.models.turn.acquire(timeout=300), "the lock was not freed"
     studio.models.turn.release()
 
 
@@ -81,7 +81,7 @@ def assert_stops(
         assert len(calls) <= begun + 1
         time.sleep(0.2)
         assert len(calls) <= begun + 1
-    assert begun < 30
+    assert begun < 200, "it ran on: each of these tokens takes 50 ms, and the whole text or plan has more of them"
 
 
 def assert_no_files(value: Any) -> None:

@@ -59,4 +59,4 @@ def open_space(folder: Path, model: Path, **environ: str) -> Iterator[Space]:
             # Its workers would outlive it.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-            process.wait(120)
+            process.wait(300)

@@ -33,7 +33,7 @@ def test_plain_http_makes_a_song(server):
     *early, (name, data) = listen(server, post(server).json()["event_id"])
     assert name == "complete" and "progress" in early[0][1][1]
     (file,), record = data
-    song = httpx.get(file["url"], timeout=60)
+    song = httpx.get(file["url"], timeout=300)
     assert song.status_code == 200 and song.content[:4] == b"RIFF"
     assert file["orig_name"] == record["takes"][0]["name"]
 

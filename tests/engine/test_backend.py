@@ -87,6 +87,7 @@ def test_the_record_in_each_file_repeats_the_song(studio, output):
     assert {path.name for path in output.iterdir()} == names and len(names) == 4
 
 
+@pytest.mark.numbers
 def test_a_takes_seed_used_alone_gives_the_same_song(studio, plain):
     done = run(studio, takes=3)
     takes = samples_of(done)

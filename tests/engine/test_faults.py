@@ -244,7 +244,7 @@ def test_of_fifty_calls_at_once_as_many_wait_as_one_program_may_and_a_visitor_st
     found = runs.runs_of(backend.get_backend())
     most = limits.MOST_WAITING_OF_A_PROGRAM
     # The first song is being made for as long as the turn is held.
-    with backend.get_backend().models.turn, httpx.Client(timeout=200) as client, ThreadPoolExecutor(50) as threads:
+    with backend.get_backend().models.turn, httpx.Client(timeout=800) as client, ThreadPoolExecutor(50) as threads:
         functions = client.get(f"{server}/config").json()["dependencies"]
         index = next(each["id"] for each in functions if each["api_name"] == "generate")
         api = f"{server}/gradio_api"
@@ -278,7 +278,7 @@ def test_of_fifty_calls_at_once_as_many_wait_as_one_program_may_and_a_visitor_st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long), "process 1 of a container"])
+@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "process 1 of a container"])
 def test_a_studio_behind_a_proxy_starts_and_stops_in_a_song_without_leaving_anything(tmp_path, way):
     contained = way.startswith("process")
     if contained and subprocess.run(["unshare", "-p", "-f", "true"], check=False, capture_output=True).returncode:
@@ -297,10 +297,10 @@ def test_a_studio_behind_a_proxy_starts_and_stops_in_a_song_without_leaving_anyt
         if contained:
             studio = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         values = {"prompt": "calm piano", "duration": 60, "options": {"steps": 200, "plan": False}}
-        httpx.post(f"{address}gradio_api/call/v2/generate", json=values, trust_env=False, timeout=100)
+        httpx.post(f"{address}gradio_api/call/v2/generate", json=values, trust_env=False, timeout=300)
         until(lambda: list((tmp_path / "tmp").rglob("running")))
         os.kill(studio, signal.SIGINT if way == "SIGINT" else signal.SIGTERM)
-        assert process.wait(100) == 0
+        assert process.wait(300) == 0
     left = [path for path in tmp_path.rglob("*") if (path.is_file() and path.suffix) or path.name == "running"]
     assert left == [], left
     assert not re.search("Traceback|abort|Abort", (tmp_path / "log").read_text())
@@ -313,7 +313,7 @@ def test_a_page_that_is_slow_to_answer_at_the_start_is_no_failure(monkeypatch):
         gr.HTML("here")
     url = app.launch(demo)
     try:
-        assert httpx.get(url, timeout=60).status_code == 200
+        assert httpx.get(url, timeout=300).status_code == 200
     finally:
         demo.close()
 

@@ -26,8 +26,7 @@ def test_the_parts_are_as_large_as_the_real_ones():
     assert parts["vae"].hop_length == 1920
 
 
-@pytest.mark.long
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.timeout(1500)
 def test_every_stage_runs_by_every_plan_at_two_layers(tmp_path):
     size = ("--layers", "2", "--planner", "--seconds", "10", "--steps", "2")

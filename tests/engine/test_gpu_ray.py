@@ -39,12 +39,12 @@ from tests.waiting import until
 # Ray reads these while it is imported. On a busy machine its nodes may be slow to start, and its workers would give way
 # to everything else.
 os.environ |= {"RAY_raylet_start_wait_time_s": "120", "RAY_worker_niceness": "0"}
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 STORE_BYTES = 100 * 2**20
 PROMPTS = ("calm piano", "harsh techno")
 # Seconds that torch takes to be imported in a worker, and more on a busy machine.
-PATIENCE = 240
+PATIENCE = 600
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,6 @@ def same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 # --- songs --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_a_source_and_a_lora_travel_and_its_worker_is_asked_again(studio, machines, output, tmp_path, monkeypatch):
     first = Path(song(studio).files[0])
     monkeypatch.setattr(backend.bootstrap, "page_folder", lambda: tmp_path)
@@ -240,7 +239,7 @@ def make(address: str, number: int) -> Any:
     return data
 
 
-@pytest.mark.parametrize("visitors", [12, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("visitors", [12, pytest.param(50, marks=pytest.mark.matrix)])
 def test_many_visitors_at_once_each_get_their_own_song(page, machines, output, visitors):
     url = app.launch(page)
     with ThreadPoolExecutor(visitors) as threads:
@@ -290,7 +289,6 @@ def test_without_a_node_there_is_a_sentence_and_a_new_one_brings_the_studio_back
 # --- the head that dies -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_without_the_head_there_is_a_sentence_and_its_return_brings_the_studio_back(
     studio, alone, machines, output, monkeypatch
 ):
@@ -328,7 +326,6 @@ def test_rays_client_still_cannot_stream():
 # --- as people start it -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_a_studio_that_starts_ray_itself_makes_a_song_and_leaves_nothing(tmp_path, tiny):
     # Ray puts sockets there, whose paths must be short.
     environ = {"ACE_STUDIO_MODEL": str(tiny), "ACE_STUDIO_RAY_WORKERS": "1", "RAY_TMPDIR": "/tmp"}

@@ -154,6 +154,7 @@ def test_the_library_is_called_as_it_wants_to_be(writer, recwarn):
     assert not [str(each.message) for each in recwarn if issubclass(each.category, FutureWarning)]
 
 
+@pytest.mark.numbers
 def test_temperature_zero_is_greedy_and_the_cache_changes_nothing(writer):
     prompt = prompt_ids(writer.tokenizer, SYSTEM, user_prompt(request()))
     ids = list(prompt)

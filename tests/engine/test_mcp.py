@@ -15,7 +15,6 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
 import api
-import app
 import modes
 from tests.engine.calls import FAST, RATE
 from tests.waiting import until
@@ -67,20 +66,14 @@ def data_uri(content, kind="audio/flac"):
 
 def fetched(file):
     """Return the samples behind the URL in an answer, float64 [n, 2]."""
-    answer = httpx.get(file["url"], timeout=60)
+    answer = httpx.get(file["url"], timeout=300)
     samples, rate = soundfile.read(io.BytesIO(answer.content), always_2d=True)
     assert rate == RATE
     return samples
 
 
-def test_no_tools_are_served_by_default(monkeypatch):
-    monkeypatch.delenv("GRADIO_MCP_SERVER", raising=False)
-    demo = app.build_app()
-    url = app.launch(demo)
-    try:
-        assert httpx.post(f"{url}gradio_api/mcp/", json={}, timeout=60).status_code in (404, 405)
-    finally:
-        demo.close()
+def test_no_tools_are_served_by_default(server):
+    assert httpx.post(f"{server}/gradio_api/mcp/", json={}, timeout=300).status_code in (404, 405)
 
 
 def test_a_song_is_made_and_its_audio_fetched(mcp_server):

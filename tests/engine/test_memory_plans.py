@@ -23,7 +23,7 @@ from params import parse_request, settle
 from tests.card import KIND
 from tests.engine.songs import samples_of
 from tests.program import python
-from tests.weights import CPU, weights_in
+from tests.weights import CPU, round_weights, weights_in
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_offloading_makes_the_same_song_in_every_mode(other_card, tiny, pipe, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", ["offload", pytest.param("swap", marks=pytest.mark.long), "fp8"])
+@pytest.mark.parametrize("plan", ["offload", "swap", "fp8"])
 def test_weights_are_on_the_card_when_they_are_used(other_card, studio, tmp_path, plan):
     source, options = a_source(tmp_path, 5), {"memory_plan": plan}
     known = {"bpm": 120, "key": "A minor", "time_signature": "4"}
@@ -138,16 +138,25 @@ def test_one_part_at_a_time_is_on_the_device(tiny, card):
     assert pipe._execution_device == torch.device("cpu")
 
 
+@pytest.mark.numbers
 @pytest.mark.slow
-def test_eight_bits_halve_the_transformer_and_make_nearly_the_same_song(tiny, pipe, tmp_path):
+def test_eight_bits_halve_the_transformer_and_make_the_song_of_rounded_weights(tiny, pipe, tmp_path):
     device = models.Device("cpu", "float32", "float16", "float32", "a test")
     small = models.build_pipeline(weights_in(tiny), device, "fp8")
     layer = small.transformer.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.float8_e4m3fn
     assert small.transformer.dtype == small.transformer.scale_shift_table.dtype == torch.float32
-    made, exact = song(small, tmp_path), song(pipe, tmp_path)
-    assert not np.array_equal(made, exact)
-    assert np.corrcoef(made.ravel(), exact.ravel())[0, 1] > 0.9
+    made = song(small, tmp_path)
+    # A pipeline that is never narrow, whose weights have the values that the narrow one stores.
+    rounded = models.build_pipeline(weights_in(tiny), CPU)
+    for name, part in rounded.components.items():
+        if isinstance(part, torch.nn.Module) and name != "vae":
+            round_weights(part, torch.float16)
+    for module in rounded.transformer.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.ConvTranspose1d):
+            round_weights(module, torch.float8_e4m3fn)
+    assert np.allclose(made, song(rounded, tmp_path), atol=1e-4)
+    assert not np.allclose(made, song(pipe, tmp_path), atol=1e-2)
 
 
 @pytest.fixture
@@ -156,6 +165,7 @@ def float8_card(card, monkeypatch):
     monkeypatch.setattr(models, "plans_on", lambda device: (*models.LADDERS["cuda"], "fast8"))
 
 
+@pytest.mark.numbers
 @pytest.mark.slow
 def test_a_forced_plan_changes_the_memory_and_hardly_or_not_the_song(studio, float8_card):
     def transformer():
@@ -181,21 +191,28 @@ def test_a_forced_plan_changes_the_memory_and_hardly_or_not_the_song(studio, flo
     # The planner stays beside the song model, which takes half of its room.
     assert studio.models.planner.loaded
     (made,) = samples_of(done(studio, options={"memory_plan": "fast8"}))
-    assert not np.array_equal(made, whole) and np.corrcoef(made.ravel(), whole.ravel())[0, 1] > 0.9
+    # Songs of two seeds correlate by less than 0.1. How near it comes depends on how the processor rounds; that each
+    # layer is as exact as 8 bits allow is tested below.
+    assert not np.array_equal(made, whole) and np.corrcoef(made.ravel(), whole.ravel())[0, 1] > 0.5
     assert done(studio).record["memory_plan"] == "resident"
     assert not hasattr(transformer(), "_hf_hook") and not hasattr(layer(), "codes")
 
 
-def test_8_bit_layers_answer_within_a_few_percent_and_take_half_the_memory():
+@pytest.mark.numbers
+def test_8_bit_layers_answer_as_exactly_as_8_bits_allow_and_take_half_the_memory():
     torch.manual_seed(0)
     plain = torch.nn.Sequential(torch.nn.Linear(96, 192), torch.nn.Linear(192, 20)).to(torch.bfloat16)
     layers, x = copy.deepcopy(plain), torch.randn(2, 50, 96).to(torch.bfloat16)
     model_offload.use_float8(layers, "cpu")
+    # With three bits after the leading one, rounding moves a number by up to a sixteenth. Both factors of a product are
+    # rounded, and independently, so squares add up.
+    rounding = torch.finfo(torch.float8_e4m3fn).eps / 2
     with torch.no_grad():
         assert layers[0].codes.nbytes == plain[0].weight.nbytes / 2
-        for ours, theirs in ((layers[0](x), plain[0](x)), (layers[0].weight, plain[0].weight)):
+        exact = torch.nn.functional.linear(x.double(), plain[0].weight.double(), plain[0].bias.double())
+        for ours, theirs, factors in ((layers[0](x), exact, 2), (layers[0].weight, plain[0].weight, 1)):
             assert ours.dtype == torch.bfloat16
-            assert (ours - theirs).norm() < 0.05 * theirs.norm()
+            assert (ours.double() - theirs).norm() < factors**0.5 * rounding * theirs.norm()
         assert torch.equal(layers[0](torch.zeros_like(x)), plain[0](torch.zeros_like(x)))
     # Its 20 rows are no whole multiple of 16.
     assert type(layers[1]) is torch.nn.Linear
@@ -235,7 +252,6 @@ def test_sizes_follow_the_files_and_room_is_free_memory_and_our_own(tiny, monkey
     assert model_memory.room_for_models("cuda") is None
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_out_of_memory_the_song_is_made_one_plan_lower_with_a_note(studio, monkeypatch):
     monkeypatch.setattr(model_memory, "room_for_models", lambda kind: None)
@@ -308,7 +324,7 @@ print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
 """
 
 
-@pytest.mark.long
+@pytest.mark.matrix
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is there on Linux only")
 def test_the_longest_song_runs_in_bounded_memory():
     result = python("-c", PEAK, "600")

@@ -94,6 +94,7 @@ def assert_smooth(result, border, old, fade):
 # --- repaint ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("kind", [pytest.param("44.1 kHz mono", marks=SLOW), "48 kHz stereo at full scale"])
 def test_repaint_changes_the_region_and_nothing_else(studio, make_source, kind):
     source = make_source(kind)
@@ -152,6 +153,7 @@ def test_loudness_in_a_repaint_says_what_it_costs(studio, make_source):
 # --- extend and cover ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize(
     ("kind", "before", "after"),
     [
@@ -245,12 +247,15 @@ def reconstruction(studio, source):
     return decoded / max(np.abs(decoded).max(), 1.0)
 
 
+@pytest.mark.numbers
 def test_a_morph_between_equal_ends_is_the_vaes_reconstruction(studio, make_source):
     source = make_source()
     words = {"prompt": "calm piano", "lyrics": "[Verse]\nla"}
     words |= {f"source_{name}": text for name, text in words.items()}
     new = song(run(studio, "edit", source, action="morph", **words, options={"steps": 4, "n_avg": 2}))
-    assert np.allclose(new, reconstruction(studio, source), atol=2e-6)
+    # Both ends are computed as two rows of one batch, which a processor may round differently: by 1e-6 at most, where a
+    # morph that moves changes samples by more than 1e-2.
+    assert np.allclose(new, reconstruction(studio, source), atol=1e-4)
 
 
 @SLOW
@@ -354,7 +359,6 @@ def test_a_takes_seed_alone_gives_the_same_take_and_a_mode_stops_within_a_step(s
     wait_for_turn(studio)
 
 
-@pytest.mark.long
 @SLOW
 def test_no_state_of_one_mode_leaks_into_another(studio, make_source):
     source = make_source("mp3")

@@ -76,7 +76,7 @@ def studio(carried, environment) -> Iterator[str]:
     assert f":{port}/" in started.stdout.readline()
     yield f"http://127.0.0.1:{port}"
     started.terminate()
-    started.wait(60)
+    started.wait(300)
 
 
 def asked(environment) -> str:
@@ -94,7 +94,6 @@ def test_the_guard_writes_down_what_is_asked_outside(environment, tmp_path):
     assert asked(environment) == "192.0.2.1\n192.0.2.2\n"
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_planned_song_and_lyrics_are_made_without_a_network(studio, environment, tmp_path):
     client = Client(studio, verbose=False, analytics_enabled=False, download_files=tmp_path)
@@ -112,7 +111,7 @@ def test_a_planned_song_and_lyrics_are_made_without_a_network(studio, environmen
 
 @pytest.mark.slow
 def test_the_page_comes_without_a_network(studio, environment):
-    page = httpx.get(studio, timeout=60)
+    page = httpx.get(studio, timeout=300)
     assert page.status_code == 200
     # What the page would load from elsewhere; a link to click is no such thing.
     loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"', page.text)
@@ -120,11 +119,10 @@ def test_the_page_comes_without_a_network(studio, environment):
     assert asked(environment) == ""
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_the_check_names_the_folders_that_were_carried(carried, environment):
     command = [sys.executable, "app.py", "--check"]
-    told = subprocess.run(command, cwd=carried, env=environment, capture_output=True, text=True, timeout=240)
+    told = subprocess.run(command, cwd=carried, env=environment, capture_output=True, text=True, timeout=800)
     assert told.returncode == 0, told.stdout + told.stderr
     for folder in (DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER):
         assert str(carried / "models" / folder) in told.stdout

@@ -5,8 +5,7 @@ import pytest
 from tools import soak
 
 
-@pytest.mark.long
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_visits_leave_no_memory_behind():
     lines = soak.main(["--songs", "0", "--visits", "60", "--sessions", "10"])
     half, last = lines[5], lines[-1]
@@ -14,7 +13,7 @@ def test_visits_leave_no_memory_behind():
     assert last["threads"] <= half["threads"] + 5 and last["files"] <= half["files"] + 5 and last["jobs"] == 0
 
 
-@pytest.mark.long
+@pytest.mark.matrix
 def test_songs_leave_no_memory_behind():
     lines = soak.main(["--songs", "40", "--visits", "0"])
     # One 10 s take is 3.7 MB of samples: a leak of one a song would be 74 MB.

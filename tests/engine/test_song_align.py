@@ -43,6 +43,7 @@ def test_the_config_names_the_heads(pipe):
         assert song_align.alignment_heads(official)[layer] == heads
 
 
+@pytest.mark.numbers
 def test_attention_is_what_the_transformer_attends_to_and_leaves_nothing_behind(pipe, monkeypatch):
     condition, latents, noise = _song(pipe, 61)
     before = _forward(pipe, condition, latents)

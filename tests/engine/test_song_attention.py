@@ -11,6 +11,9 @@ import song_attention
 from tools import bench_loop
 
 TAKES = 2
+# Velocities of about unit spread: float32 rounds windows and the dense mask apart by 3e-6 (measured with SSE, AVX2 and
+# AVX-512), and a window that is one token off moves them by more than 1e-2.
+TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +30,22 @@ def step(transformer, frames, windows=True, guided=True, inputs=None):
 
 
 # 25 frames a second, 2 per token: the first length with windows, odd ones, whole blocks, 60 s.
+@pytest.mark.numbers
 @pytest.mark.parametrize(("frames", "guided"), [(514, True), (515, False), (997, True), (1024, True), (1500, False)])
 def test_windows_and_one_null_token_give_what_the_dense_mask_gives(transformer, frames, guided):
     stock = step(transformer, frames, windows=False, guided=guided)
     assert stock.shape[0] == TAKES * (1 + guided)
-    assert torch.allclose(step(transformer, frames, guided=guided), stock, atol=1e-5)
+    assert torch.allclose(step(transformer, frames, guided=guided), stock, atol=TOLERANCE)
 
 
+@pytest.mark.numbers
 def test_queries_in_parts_give_what_they_give_together(transformer, monkeypatch):
     together = step(transformer, 600)
     monkeypatch.setitem(song_attention.MOST_SCORES, "cpu", 50_000)
-    assert torch.allclose(step(transformer, 600), together, atol=1e-5)
+    assert torch.allclose(step(transformer, 600), together, atol=TOLERANCE)
 
 
+@pytest.mark.numbers
 def test_a_condition_that_is_not_cached_gives_the_same(transformer):
     """As the alignment of lyrics calls the transformer, with hooks on the cross-attention."""
     inputs, heard = bench_loop.inputs_of(transformer, 600, TAKES), []
@@ -47,7 +53,7 @@ def test_a_condition_that_is_not_cached_gives_the_same(transformer):
     hook = cross.register_forward_pre_hook(lambda _, __, named: heard.append(sorted(named)), with_kwargs=True)
     with hook:
         ours = bench_loop.call(transformer, inputs, inputs.condition.rows(TAKES), 1)
-    assert torch.allclose(ours, step(transformer, 600, windows=False, guided=False, inputs=inputs), atol=1e-5)
+    assert torch.allclose(ours, step(transformer, 600, windows=False, guided=False, inputs=inputs), atol=TOLERANCE)
     assert len(heard) == 1 and "encoder_hidden_states" in heard[0]
 
 

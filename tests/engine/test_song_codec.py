@@ -12,6 +12,9 @@ import song_codec
 from tools import bench_loop
 
 CHANNELS = 4
+# Sound and latents of up to 1: float32 rounds convolutions of two lengths apart by 4e-7 (measured with SSE, AVX2 and
+# AVX-512), and a piece that lacks a neighbour's sample differs by more than 1e-3.
+TOLERANCE = 1e-5
 
 
 def vaes(strides):
@@ -37,6 +40,7 @@ def audio_of(vae, frames):
 
 
 # The real VAE's outer stride, an odd one, and the built-in engine's; lengths that end within a piece and at its end.
+@pytest.mark.numbers
 @pytest.mark.parametrize("strides", [[2, 4, 6], [3, 4], [60, 8, 4]])
 @pytest.mark.parametrize("frames", [1, 40, 64])
 def test_pieces_give_what_the_whole_gives(strides, frames, monkeypatch):
@@ -44,9 +48,9 @@ def test_pieces_give_what_the_whole_gives(strides, frames, monkeypatch):
     stock, ours = vaes(strides)
     samples = audio_of(stock, frames)
     latents = stock.encode(samples).latent_dist.mode()
-    assert torch.allclose(ours.encode(samples).latent_dist.mode(), latents, atol=1e-5)
+    assert torch.allclose(ours.encode(samples).latent_dist.mode(), latents, atol=TOLERANCE)
     sound = stock.decode(latents).sample
-    assert torch.allclose(ours.decode(latents).sample, sound, atol=1e-5)
+    assert torch.allclose(ours.decode(latents).sample, sound, atol=TOLERANCE)
 
 
 def test_pieces_take_less_memory(monkeypatch):
@@ -60,6 +64,7 @@ def test_pieces_take_less_memory(monkeypatch):
         assert pieces < whole / 2
 
 
+@pytest.mark.numbers
 def test_channels_that_carry_nothing_are_left_out(monkeypatch):
     monkeypatch.setattr(song_codec, "PIECE_FLOATS", 8 * 60 * 16)
     stock, ours = vaes([60, 8, 4])
@@ -81,14 +86,17 @@ def test_channels_that_carry_nothing_are_left_out(monkeypatch):
     ours.decoder.block[-1].conv_t1.register_forward_hook(lambda layer, inputs, _: lengths.append(inputs[0].shape[2]))
     samples = audio_of(stock, 40)
     latents = stock.encode(samples).latent_dist.mode()
-    assert torch.allclose(ours.encode(samples).latent_dist.mode(), latents, atol=1e-5)
-    assert torch.allclose(ours.decode(latents).sample, stock.decode(latents).sample, atol=1e-5)
+    assert torch.allclose(ours.encode(samples).latent_dist.mode(), latents, atol=TOLERANCE)
+    assert torch.allclose(ours.decode(latents).sample, stock.decode(latents).sample, atol=TOLERANCE)
     assert set(seen) == {5, 3}
     assert max(lengths) == 16 + 2 * 3  # pieces are no longer for that
 
 
 # Stride by stride as the real VAE, as the built-in one, and as small as it gets.
-@pytest.mark.parametrize("strides", [[2, 4, 4, 6, 10], [60, 8, 4], [3, 4]])
+@pytest.mark.numbers
+@pytest.mark.parametrize(
+    "strides", [[2, 4, 4, 6, 10], *(pytest.param(strides, marks=pytest.mark.slow) for strides in ([60, 8, 4], [3, 4]))]
+)
 def test_tiles_overlap_as_far_as_the_vae_sees(strides):
     vae, _ = vaes(strides)
     frames, hop = song_codec.seen_frames(strides), vae.hop_length
@@ -96,10 +104,10 @@ def test_tiles_overlap_as_far_as_the_vae_sees(strides):
     sound = vae.decode(latents).sample
     with torch.no_grad():
         part = vae.decode(latents[..., : 2 * frames]).sample[..., : frames * hop]
-    assert torch.allclose(part, sound[..., : frames * hop], atol=1e-6)
+    assert torch.allclose(part, sound[..., : frames * hop], atol=TOLERANCE)
     sound[..., : frames * hop].sum().backward()
     reached = latents.grad.abs().sum(dim=(0, 1)).nonzero().max() + 1
     assert reached in (2 * frames - 1, 2 * frames)  # no tile computes more than it needs
     samples = audio_of(vae, 3 * frames)
     whole, part = (vae.encode(each).latent_dist.mode() for each in (samples, samples[..., : 2 * frames * hop]))
-    assert torch.allclose(part[..., :frames], whole[..., :frames], atol=1e-6)
+    assert torch.allclose(part[..., :frames], whole[..., :frames], atol=TOLERANCE)

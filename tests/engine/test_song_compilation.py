@@ -84,7 +84,7 @@ print("all equal")
 """
 
 
-@pytest.mark.long
+@pytest.mark.matrix
 @pytest.mark.timeout(900)
 def test_packages_compiled_ahead_of_time_compute_every_layer_with_its_own_weights(tmp_path):
     """In a process of its own, which makes `spaces` believe that torch is built for CUDA."""
@@ -124,8 +124,7 @@ def test_songs_do_not_need_a_compiler(transformer, monkeypatch, caplog):
     assert compiled.warm_up() is None
 
 
-@pytest.mark.long
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_studio_compiles_after_its_first_song_and_for_every_length(monkeypatch, tiny, output):
     monkeypatch.setenv("ACE_STUDIO_MODEL", str(tiny))
     songs = []

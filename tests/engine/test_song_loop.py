@@ -28,6 +28,10 @@ WORDS = {
 OTHER = {**WORDS, "prompt": "loud techno", "lyrics": "[Instrumental]"}
 # More than 256 tokens, where attention works in windows.
 LONG = {**WORDS, "audio_duration": 30.1}
+# Latents of about unit spread after up to six guided steps, where two ways of computing them differ: float32 rounds
+# them apart by 2e-6 (measured with SSE, AVX2 and AVX-512), and a fault in a formula or a mask shows above 1e-2. Where
+# both ways make the same calls on the same shapes, no processor rounds them apart, and they are equal.
+TOLERANCE = 1e-4
 
 
 def condition_of(pipe, words, timbre=None, timbre_token=True):
@@ -72,6 +76,7 @@ def stock(pipe, seeds=(7,), words=WORDS, **changes):
     return pipe(**{**arguments, **changes}).audios
 
 
+@pytest.mark.numbers
 def test_text2music_equals_the_pipeline_bit_for_bit(pipe, pipe_xl):
     for guidance, shift in ((1.0, 3.0), (7.0, 1.0)):
         ours = final(pipe, a_run(pipe, guidance=guidance, shift=shift))
@@ -79,13 +84,14 @@ def test_text2music_equals_the_pipeline_bit_for_bit(pipe, pipe_xl):
     assert torch.equal(final(pipe_xl, a_run(pipe_xl, timbre_token=False)), stock(pipe_xl))
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("changes", [{"guidance": 1.0}, {"cfg_start": 0.2, "cfg_end": 0.7, "seeds": (7, 8)}])
 def test_a_long_song_equals_the_pipeline(pipe_xl, changes):
     ours = final(pipe_xl, a_run(pipe_xl, words=LONG, timbre_token=False, **changes))
     names = {"guidance": "guidance_scale", "cfg_start": "cfg_interval_start", "cfg_end": "cfg_interval_end"}
     with bench_loop.stock(pipe_xl.transformer):
         theirs = stock(pipe_xl, words=LONG, **{names.get(name, name): value for name, value in changes.items()})
-    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert torch.allclose(ours, theirs, atol=TOLERANCE)
 
 
 def test_only_an_xl_checkpoint_uses_its_timbre_token(pipe, pipe_xl, monkeypatch):
@@ -102,12 +108,13 @@ def test_only_an_xl_checkpoint_uses_its_timbre_token(pipe, pipe_xl, monkeypatch)
     assert torch.equal(unchanged, without) and with_token.shape == without.shape
 
 
+@pytest.mark.numbers
 def test_sde_uses_each_takes_own_generator_and_follows_the_formula(pipe):
     """x = t' * noise + (1 - t') * (x - t * v), with the next schedule value and the take's second draw."""
     state = torch.get_rng_state()
     both = final(pipe, a_run(pipe, seeds=(7, 8), sampler="sde"))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.allclose(both[1], final(pipe, a_run(pipe, seeds=(8,), sampler="sde"))[0], atol=1e-4)
+    assert torch.allclose(both[1], final(pipe, a_run(pipe, seeds=(8,), sampler="sde"))[0], atol=TOLERANCE)
     run = a_run(pipe, steps=3, shift=2.0, sampler="sde", guidance=1.0)
     first = next(song_loop.denoise(pipe, run))
     euler = next(song_loop.denoise(pipe, dataclasses.replace(run, sampler="ode")))
@@ -115,7 +122,7 @@ def test_sde_uses_each_takes_own_generator_and_follows_the_formula(pipe):
     velocity = (euler - run.start) / (t_next - t)
     generator = torch.Generator("cpu").manual_seed(7)
     _, noise = (torch.randn(run.start.shape, generator=generator) for _ in range(2))
-    assert torch.allclose(first, t_next * noise + (1 - t_next) * (run.start - t * velocity), atol=1e-5)
+    assert torch.allclose(first, t_next * noise + (1 - t_next) * (run.start - t * velocity), atol=TOLERANCE)
 
 
 def test_variation_turns_from_one_noise_to_the_other():
@@ -135,6 +142,7 @@ def a_source(pipe):
     return result_of(song_codec.encode(pipe, samples, "reading")), samples
 
 
+@pytest.mark.numbers
 def test_a_switch_equals_the_pipeline_in_two_halves(pipe):
     run = a_run(pipe, guidance=1.0, switch=(3, condition_of(pipe, OTHER)))
 
@@ -147,6 +155,7 @@ def test_a_switch_equals_the_pipeline_in_two_halves(pipe):
     assert torch.equal(final(pipe, run), second)
 
 
+@pytest.mark.numbers
 def test_injection_equals_the_pipelines_with_a_callback(pipe, monkeypatch):
     clean, samples = a_source(pipe)
     new = song_loop.region(pipe, clean, [(48_000, 96_000)])
@@ -184,6 +193,7 @@ def test_blending_a_long_song_takes_little_memory():
     assert blended[0][0, 6_999:7_004, 0].tolist() == pytest.approx([1, 0.75, 0.5, 0.75, 1])
 
 
+@pytest.mark.numbers
 def test_a_morph_follows_upstreams_formula(pipe):
     """Step by step, at guidance 1: skipped steps, two averaged draws, the target alone."""
     clean, _ = a_source(pipe)
@@ -210,7 +220,7 @@ def test_a_morph_follows_upstreams_formula(pipe):
     x = z + (1 - sigmas[3]) * clean + sigmas[3] * e - clean
     for i in range(3, 6):
         x = x + (sigmas[i + 1] - sigmas[i]) * velocity(x, run.condition, sigmas[i])
-    assert torch.allclose(ours, x, atol=1e-4)
+    assert torch.allclose(ours, x, atol=TOLERANCE)
 
 
 def test_a_late_start_begins_with_the_noised_source():
@@ -218,6 +228,7 @@ def test_a_late_start_begins_with_the_noised_source():
     assert torch.equal(song_loop.noised(clean, noise, 0.25), torch.full((3, 4, 2), 1.75))
 
 
+@pytest.mark.numbers
 def test_the_context_of_a_cover_is_the_pipelines_and_that_of_its_codes(pipe):
     clean, _ = a_source(pipe)
     with torch.no_grad():
@@ -228,7 +239,7 @@ def test_the_context_of_a_cover_is_the_pipelines_and_that_of_its_codes(pipe):
     assert context[..., channels:].eq(1).all()
     codes = song_conditions.audio_codes(pipe, clean)
     assert len(codes) == math.ceil(clean.shape[1] / 5)
-    assert torch.allclose(song_conditions.codes_context(pipe, [codes])[:, : clean.shape[1]], context, atol=1e-5)
+    assert torch.allclose(song_conditions.codes_context(pipe, [codes])[:, : clean.shape[1]], context, atol=TOLERANCE)
 
 
 # --- token budget -------------------------------------------------------------------------------------------------
@@ -266,7 +277,7 @@ def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
     assert joined.shape == (2, frames * FRAME)
 
 
-@pytest.mark.parametrize("seconds", [1.0, pytest.param(47.3, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(47.3, marks=pytest.mark.slow)])
 def test_encoding_takes_the_mode_and_equals_the_vaes_own_tiling(pipe, seconds):
     samples = np.random.default_rng(3).standard_normal((2, round(48_000 * seconds)), np.float32) * 0.3
     ours = result_of(song_codec.encode(pipe, samples, "reading"))

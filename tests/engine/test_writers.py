@@ -172,6 +172,7 @@ def test_a_take_alone_with_the_same_plan_seed_is_the_same_song(studio):
         assert np.allclose(take, samples_of(alone)[0], atol=1e-4)
 
 
+@pytest.mark.numbers
 def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, monkeypatch):
     made, plans = [], []
     decode, write_plan = song_codec.decode_latents, planner.plan
@@ -261,7 +262,6 @@ def test_a_broken_planner_is_not_loaded_again_until_refresh(make_studio, monkeyp
     assert studio.status().planner.state == "ready"
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_out_of_memory_while_a_language_model_is_loaded_leaves_the_song(make_studio, monkeypatch):
     studio = make_studio()

@@ -232,7 +232,7 @@ class Tab:
         link = self.take().get_by_role("link", name=re.compile("^Download"))
         former = link.get_attribute("href") if link.is_visible() else ""
         self.go.click()
-        expect(link).not_to_have_attribute("href", former, timeout=180_000)
+        expect(link).not_to_have_attribute("href", former)
         with self.page.expect_download() as download:
             link.click()
         path = Path(download.value.path()).with_name(download.value.suggested_filename)

@@ -17,7 +17,7 @@ from tools.screenshots import TABS, THEMES, WIDTHS, walk
 # A window of 640 px is one of 1280 px at 200 % zoom.
 LOOKS = [*itertools.product(WIDTHS, (900,), THEMES), (640, 450, "light")]
 STATES = [
-    pytest.param(mode, *look, marks=() if (mode, look) == ("generate", (1280, 900, "light")) else pytest.mark.long)
+    pytest.param(mode, *look, marks=() if (mode, look) == ("generate", (1280, 900, "light")) else pytest.mark.matrix)
     for mode in TABS
     for look in LOOKS
 ]

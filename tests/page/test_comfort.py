@@ -18,6 +18,7 @@ from tests.page.steps import SHARED, Tab, reload
 # --- keys ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_keys_start_and_cancel_a_run_but_belong_to_an_open_list(page: Page, fake, tab):
     opened = tab(page, "generate")
     opened.unfold()
@@ -125,7 +126,6 @@ def test_settings_survive_a_reload_and_can_be_reset(page: Page, fake, tab):
     expect(opened.text("lyrics")).to_have_value("la la")
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_each_tab_keeps_its_own_settings_but_no_file(page: Page, fake, tab, song):
     edit, lyrics = tab(page, "edit"), tab(page, "lyrics")
@@ -222,7 +222,6 @@ def test_a_screen_reader_hears_stages_and_quarters(page: Page, fake, tab):
     assert len([sentence for sentence in spoken if sentence.startswith(tooltips.STAGES["steps"])]) <= 5 + 2
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_other_tabs_work_while_a_song_is_made(page: Page, fake, tab):
     generate = tab(page, "generate")

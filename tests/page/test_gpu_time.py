@@ -37,7 +37,6 @@ def sentence(**values: Any) -> str:
     return tooltips.GPU_SECONDS.format(seconds=gpu_zero.gpu_seconds(work))
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_the_seconds_are_shown_before_the_click_and_follow_the_form(space: Space, visit, tab):
     page = visit(space.url, 390)

@@ -4,68 +4,18 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
-from playwright.sync_api import Locator, Page, expect
-from safetensors.numpy import save_file
+from playwright.sync_api import Page, expect
 
-import audio_export
 import lora_format
 import lora_sources
 import page_loras
 from events import Failed, Problem
-from tests.page.steps import MARKUP, Tab, fits
-
-MODULES = ("layers.0.self_attn.to_q", "layers.0.mlp.down_proj", "layers.1.cross_attn.to_k")
-
-
-def write(path: Path, widths: Any, modules: Sequence[str] = MODULES, rank: int = 4) -> Path:
-    """Write an adapter for these modules as a safetensors file."""
-    random, tensors = np.random.default_rng(0), {}
-    for module in modules:
-        out, into = widths[module]
-        for name, shape, scale in (("lora_A", (rank, into), into**-0.5), ("lora_B", (out, rank), 1)):
-            values = (scale * random.standard_normal(shape)).astype(np.float32)
-            tensors[f"diffusion_model.{module}.{name}.weight"] = values
-    save_file(tensors, path)
-    return path
-
-
-class Panel:
-    """The panel of a tab, used as a visitor would."""
-
-    def __init__(self, tab: Tab):
-        self.tab, self.page, self.list = tab, tab.page, tab.part("loras")
-        self.items, self.said = self.list.get_by_role("listitem"), self.list.locator(".said")
-        self.line, self.box = tab.part("lora-line"), tab.part("lora-hub").locator("input, textarea")
-        tab.unfold()
-        if not self.list.is_visible():
-            tab.part("loras-fold").locator("> button").click()
-        expect(self.list).to_be_visible()
-
-    def upload(self, *paths: Path) -> None:
-        self.tab.part("lora-file").locator("input[type=file]").set_input_files(paths)
-
-    def name(self, text: str) -> None:
-        """Type a repository and press Add."""
-        self.box.fill(text)
-        self.tab.part("lora-hub-add").click()
-
-    def has(self, *names: str) -> None:
-        """Expect these LoRAs in this order."""
-        expect(self.items.locator(".name")).to_have_text([*names])
-
-    def weight(self, name: str) -> Locator:
-        return self.list.get_by_role("spinbutton", name=f"Weight of {name}", exact=True)
-
-    def press(self, action: str, name: str) -> None:
-        """Press "Move up", "Move down" or "Remove" of a LoRA."""
-        self.list.get_by_role("button", name=f"{action} {name}", exact=True).click()
+from tests.page.loras import MODULES, Panel, write
+from tests.page.steps import MARKUP, fits
 
 
 @pytest.fixture
@@ -199,41 +149,3 @@ def test_the_list_fits_a_phone(panel: Panel):
         assert box["height"] >= 44
         assert item["x"] < box["x"] and box["x"] + box["width"] < item["x"] + item["width"] - 8
     panel.page.set_viewport_size(size)
-
-
-# --- on the built-in engine ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_a_song_with_a_lora_and_the_one_without_it(studio: str, tiny, visit, tab, tmp_path: Path):
-    widths = lora_format.widths_of(tiny)
-    mine, wide = tmp_path / "mine.safetensors", tmp_path / "wide.safetensors"
-    write(mine, widths)
-    write(wide, {name: (out, into + 8) for name, (out, into) in widths.items()})
-    opened = Panel(tab(visit(studio), "generate"))
-    opened.tab.set_all({"prompt": ("type", "a song", 0), "options.steps": ("type", "2", 0), "seed": ("type", "7", 0)})
-    opened.tab.set("duration", "type", "10")
-    opened.tab.set("options.plan", "tick", False)
-
-    def made() -> tuple[np.ndarray, list[dict[str, Any]]]:
-        path = opened.tab.download()
-        return soundfile.read(path)[0], audio_export.read_record(path)["loras"]
-
-    plain, none = made()
-    assert none == []
-    opened.upload(wide, mine)
-    opened.has("mine.safetensors")
-    expect(opened.items.first.locator(".facts")).to_contain_text("fits this model")
-    expect(opened.line).to_contain_text("wide.safetensors")
-    opened.weight("mine.safetensors").fill("0.8")
-    changed, (lora,) = made()
-    assert (lora["name"], lora["source"], lora["weight"], lora["modules"]) == ("mine.safetensors", "upload", 0.8, 3)
-    assert not np.array_equal(changed, plain)
-    message = opened.tab.part("message")
-    expect(message).to_contain_text("LoRA mine.safetensors: weight 0.8, acted on 3 layers.")
-    opened.press("Remove", "mine.safetensors")
-    again, none = made()
-    assert none == []
-    assert np.array_equal(again, plain)
-    expect(message).not_to_contain_text("LoRA")

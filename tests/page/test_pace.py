@@ -15,19 +15,19 @@ from playwright.sync_api import Page, expect
 from events import Draft, Event, Progress
 from tests.waiting import until
 
-SLOW, LONG = pytest.mark.slow, pytest.mark.long
+SLOW, MATRIX = pytest.mark.slow, pytest.mark.matrix
 # Song tabs stream two things: the song, and help with the words.
 STREAMS = [
     pytest.param("generate", "go", "cancel", marks=SLOW),
-    *(pytest.param(mode, "go", "cancel", marks=LONG) for mode in ("cover", "extend")),
+    *(pytest.param(mode, "go", "cancel", marks=MATRIX) for mode in ("cover", "extend")),
     pytest.param("edit", "go", "cancel", marks=SLOW),
-    pytest.param("generate", "inspire", "assist-cancel", marks=LONG),
-    pytest.param("cover", "describe", "assist-cancel", marks=LONG),
-    ("lyrics", "go", "cancel"),
+    pytest.param("generate", "inspire", "assist-cancel", marks=MATRIX),
+    pytest.param("cover", "describe", "assist-cancel", marks=MATRIX),
+    pytest.param("lyrics", "go", "cancel", marks=SLOW),
 ]
 
 
-@pytest.mark.parametrize("rate", [4, pytest.param(6, marks=LONG)])
+@pytest.mark.parametrize("rate", [4, pytest.param(6, marks=MATRIX)])
 @pytest.mark.parametrize(("mode", "go", "cancel"), STREAMS, ids=lambda value: value)
 def test_the_page_keeps_up(page: Page, fake, tab, song: Path, mode, go, cancel, rate: int):
     def drafts(request: Any) -> Iterator[Event]:

@@ -1,8 +1,13 @@
-"""Songs on random weights: all the way from a brief to files, through every tab."""
+"""The page on the real engine with random weights: from a brief to files, through every tab, with help and a LoRA.
+
+All page tests of the real engine are in this file, so that a studio with both language models is started once.
+"""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +15,10 @@ import soundfile
 from playwright.sync_api import Page, expect
 
 import audio_export
-from limits import SAMPLE_RATE
-from tests.page.steps import Tab
-
-SONG_MS = 180_000
+import lora_format
+from limits import LIMITS, SAMPLE_RATE
+from tests.page.loras import Panel, write
+from tests.page.steps import Tab, expect_plain
 
 
 def fill_in(opened: Tab, **values: str) -> Tab:
@@ -24,8 +29,8 @@ def fill_in(opened: Tab, **values: str) -> Tab:
     return opened
 
 
-def test_a_song_is_made_and_played(studio: str, visit, tab):
-    page: Page = visit(studio)
+def test_a_song_is_made_and_played(server: str, visit, tab):
+    page: Page = visit(server)
     made = fill_in(tab(page, "generate"))
     made.set("options.plan", "tick", False)
     file = made.download()
@@ -45,7 +50,7 @@ def test_a_song_goes_through_every_tab(studio: str, visit, tab):
     lyrics.unfold()
     lyrics.set("options.max_tokens", "type", "32")
     lyrics.go.click()
-    expect(lyrics.progress).to_contain_text("tokens written in", timeout=SONG_MS)
+    expect(lyrics.progress).to_contain_text("tokens written in")
     # The text may be drawn after the line that says it is done.
     expect(lyrics.text("text")).not_to_have_value("")
     lyrics.part("use").click()
@@ -79,13 +84,68 @@ def test_a_song_goes_through_every_tab(studio: str, visit, tab):
     assert same[: start - SAMPLE_RATE].all() and same[end + SAMPLE_RATE :].all() and not same[start:end].all()
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_cancel_and_the_next_song(studio: str, visit, tab):
     generate = fill_in(tab(visit(studio), "generate"), duration="600", steps="200")
     generate.go.click()
-    expect(generate.progress).to_contain_text("of 200", timeout=SONG_MS)
+    expect(generate.progress).to_contain_text("of 200")
     generate.part("cancel").click()
     expect(generate.progress).to_contain_text("Cancelled")
     expect(generate.text("prompt")).to_have_value("warm lo-fi piano")
     fill_in(generate).download()
+
+
+@pytest.mark.slow
+def test_the_planner_helps_with_the_words(studio: str, visit, tab, song: Path):
+    page = visit(studio)
+    generate = tab(page, "generate")
+    generate.set("prompt", "type", "an idea")
+    generate.unfold()
+    for mode in ("inspire", "polish"):
+        generate.part(mode).click()
+        expect(generate.part("undo")).to_be_visible()
+        expect(generate.text("prompt")).not_to_have_value("an idea")
+        assert LIMITS["bpm"].low <= int(generate.text("bpm").input_value()) <= LIMITS["bpm"].high
+        generate.part("undo").click()
+        expect(generate.text("prompt")).to_have_value("an idea")
+    cover = tab(page, "cover")
+    cover.set("source", "upload", song)
+    cover.part("describe").click()
+    expect(cover.text("prompt")).not_to_have_value("")
+    cover.part("undo").click()
+    expect(cover.text("prompt")).to_have_value("")
+    expect_plain(page)
+
+
+@pytest.mark.slow
+def test_a_song_with_a_lora_and_the_one_without_it(studio: str, tiny, visit, tab, tmp_path: Path):
+    widths = lora_format.widths_of(tiny)
+    mine, wide = tmp_path / "mine.safetensors", tmp_path / "wide.safetensors"
+    write(mine, widths)
+    write(wide, {name: (out, into + 8) for name, (out, into) in widths.items()})
+    opened = Panel(tab(visit(studio), "generate"))
+    opened.tab.set_all({"prompt": ("type", "a song", 0), "options.steps": ("type", "2", 0), "seed": ("type", "7", 0)})
+    opened.tab.set("duration", "type", "10")
+    opened.tab.set("options.plan", "tick", False)
+
+    def made() -> tuple[np.ndarray, list[dict[str, Any]]]:
+        path = opened.tab.download()
+        return soundfile.read(path)[0], audio_export.read_record(path)["loras"]
+
+    plain, none = made()
+    assert none == []
+    opened.upload(wide, mine)
+    opened.has("mine.safetensors")
+    expect(opened.items.first.locator(".facts")).to_contain_text("fits this model")
+    expect(opened.line).to_contain_text("wide.safetensors")
+    opened.weight("mine.safetensors").fill("0.8")
+    changed, (lora,) = made()
+    assert (lora["name"], lora["source"], lora["weight"], lora["modules"]) == ("mine.safetensors", "upload", 0.8, 3)
+    assert not np.array_equal(changed, plain)
+    message = opened.tab.part("message")
+    expect(message).to_contain_text("LoRA mine.safetensors: weight 0.8, acted on 3 layers.")
+    opened.press("Remove", "mine.safetensors")
+    again, none = made()
+    assert none == []
+    assert np.array_equal(again, plain)
+    expect(message).not_to_contain_text("LoRA")

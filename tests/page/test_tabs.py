@@ -109,7 +109,7 @@ def test_an_extension_is_set_in_numbers_and_by_dragging_its_ends(page: Page, fak
 # --- a take goes to another tab -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["cover", pytest.param("edit", marks=pytest.mark.long)])
+@pytest.mark.parametrize("mode", ["cover", pytest.param("edit", marks=pytest.mark.slow)])
 def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
     words = {"prompt": MARKUP, "lyrics": "[Verse]\nla", "bpm": 90, "key": "A minor", "strength": "high"}
     fake.script = partial(fake.song, request=words)

@@ -15,7 +15,6 @@ from playwright.sync_api import Page, expect
 
 import tooltips
 from events import Draft, Event, Problem, Progress
-from limits import LIMITS
 from params import parse_request
 from status import LanguageModelStatus, SongwriterStatus
 from tests.page.steps import MARKUP, Tab, expect_plain, read
@@ -349,29 +348,3 @@ def test_advice_follows_the_lyrics(generate: Tab, fake):
     expect(advice).to_have_text("")
     expect(advice.locator("[aria-live=polite]")).to_have_count(1)
     expect_plain(generate.page)
-
-
-# --- on the built-in engine ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_the_planner_helps_with_the_words(studio: str, visit, tab, song: Path):
-    page = visit(studio)
-    generate = tab(page, "generate")
-    generate.set("prompt", "type", "an idea")
-    generate.unfold()
-    for mode in ("inspire", "polish"):
-        generate.part(mode).click()
-        expect(generate.part("undo")).to_be_visible()
-        expect(generate.text("prompt")).not_to_have_value("an idea")
-        assert LIMITS["bpm"].low <= int(generate.text("bpm").input_value()) <= LIMITS["bpm"].high
-        generate.part("undo").click()
-        expect(generate.text("prompt")).to_have_value("an idea")
-    cover = tab(page, "cover")
-    cover.set("source", "upload", song)
-    cover.part("describe").click()
-    expect(cover.text("prompt")).not_to_have_value("")
-    cover.part("undo").click()
-    expect(cover.text("prompt")).to_have_value("")
-    expect_plain(page)

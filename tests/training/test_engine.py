@@ -53,6 +53,7 @@ def test_latents_hold_everything_that_sounds():
         assert (back.instruments, back.kit) == (score.instruments, score.kit)
 
 
+@pytest.mark.numbers
 def test_coefficients_are_those_of_the_sound():
     score = compose(2, style="rock", seconds=6.0)
     events = engine_latents.events_of(score)
@@ -63,6 +64,7 @@ def test_coefficients_are_those_of_the_sound():
     assert np.allclose(crop, whole, atol=1e-5) and np.array_equal(latents, latents_of(events, 600)[50:90])
 
 
+@pytest.mark.numbers
 def test_the_exported_vae_computes_what_the_fast_one_does():
     torch.manual_seed(1)
     decoder, encoder = engine_vae.Decoder(), engine_vae.Encoder()
@@ -199,7 +201,7 @@ def test_a_resumed_training_has_the_numbers_of_one_that_was_not_stopped(tmp_path
     assert all(torch.equal(value, whole.stage.trained[name]) for name, value in resumed.stage.trained.items())
 
 
-@pytest.mark.long
+@pytest.mark.matrix
 def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monkeypatch, capsys):
     folder, again = tmp_path / "checkpoint", tmp_path / "again"
 

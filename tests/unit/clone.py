@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.program import ROOT
 
-SCRIPTS = ("run.sh", "test.sh", ".ci/run", "tools/setup.sh")
+SCRIPTS = ("run.sh", "test.sh", ".ci/run", "tools/setup.sh", "tools/processors.sh")
 TOOLS = "cat chmod cksum cp dirname env grep id ln mkdir mv rm rmdir sleep touch"
 BASH = shutil.which("bash") or "/bin/bash"
 
@@ -104,6 +104,11 @@ class Clone:
         path.chmod(0o755)
         return path
 
+    def replace(self, old: str, new: str) -> None:
+        """Change what the fake Python 3.12 does."""
+        path = self.bin / "python3.12"
+        path.write_text(path.read_text().replace(old, new))
+
     def mac(self, machine: str) -> None:
         self.command("uname", f'case "$1" in -s) echo Darwin ;; *) echo {machine} ;; esac')
         self.command("sysctl", "exit 1")
@@ -126,7 +131,7 @@ class Clone:
     def run(self, script: str, *args: str, **options) -> tuple[int, str]:
         """Run a script to its end; return its exit status and its output."""
         process = self.start(script, *args, **options)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=300)
         return process.returncode, said
 
     def switch(self, name: str, on: bool = True) -> None:

@@ -17,14 +17,14 @@ FILE = {"meta": {"_type": "gradio.FileData"}}
 DEEP = '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"
 
 
-get = functools.partial(httpx.get, timeout=60)
+get = functools.partial(httpx.get, timeout=300)
 
 
 def post(server: str, route: str, body: object = None, **headers: str) -> httpx.Response:
     """Post JSON, or text as it is, to a route of the API."""
     content = body if isinstance(body, str) else json.dumps(body)
     headers = {"content-type": "application/json", **headers}
-    return httpx.post(f"{server}/gradio_api/{route}", content=content, headers=headers, timeout=60)
+    return httpx.post(f"{server}/gradio_api/{route}", content=content, headers=headers, timeout=300)
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_refusal_is_a_short_sentence_and_a_line_in_the_log(server, caplog, cap
 def test_an_upload_without_a_name_is_a_sentence(server, capfd):
     body = '--x\r\nContent-Disposition: form-data; name="files"\r\n\r\nRIFF\r\n--x--\r\n'
     headers = {"content-type": "multipart/form-data; boundary=x"}
-    answer = httpx.post(f"{server}/gradio_api/upload", content=body, headers=headers, timeout=60)
+    answer = httpx.post(f"{server}/gradio_api/upload", content=body, headers=headers, timeout=300)
     assert answer.status_code in (200, 400) and len(answer.text) < 300
     assert (answer.json() == []) or "named files" in answer.json()["detail"]
     assert "Traceback" not in capfd.readouterr().err

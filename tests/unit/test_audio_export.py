@@ -103,7 +103,7 @@ def test_a_song_that_cannot_be_renamed_leaves_nothing_behind(tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["wav", "ogg"])  # FLAC is written like WAV; the MP3 encoder takes half a minute
 def test_ten_minutes_can_be_written(tmp_path, format):
     samples = np.tile(noise(60 * RATE), 10)
@@ -263,7 +263,7 @@ def test_a_compressed_frame_is_not_unpacked(tmp_path):
     tracemalloc.stop()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_endless_tags_are_given_up(tmp_path):
     """30 MB of metadata blocks and of pictures: nothing of that size is kept in memory."""
     head = flac_bytes(tmp_path)[:42]

@@ -103,7 +103,7 @@ def test_fade_out_ends_in_silence_and_touches_only_the_end():
     assert audio_levels.fade_out(samples, 9.0).shape == samples.shape
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_ten_minutes_are_measured_in_bounded_memory():
     samples = noise(600 * RATE)
     tracemalloc.start()

@@ -125,12 +125,12 @@ def test_the_studio_starts_as_the_arguments_say(tmp_path):
         assert f"http://127.0.0.1:{port}/" in ready
         assert mcp.strip().endswith(f"http://127.0.0.1:{port}/gradio_api/mcp/")
         address = f"http://127.0.0.1:{port}/gradio_api"
-        facts = httpx.post(f"{address}/run/capabilities", json={"data": []}, timeout=60).json()["data"][0]
+        facts = httpx.post(f"{address}/run/capabilities", json={"data": []}, timeout=300).json()["data"][0]
         assert facts["engine"] == "preview"
-        assert len(httpx.get(f"{address}/mcp/schema", timeout=60).json()) == len(ENDPOINTS) + 1  # and capabilities
+        assert len(httpx.get(f"{address}/mcp/schema", timeout=300).json()) == len(ENDPOINTS) + 1  # and capabilities
     finally:
         studio.terminate()
-        studio.wait(60)
+        studio.wait(300)
 
 
 # --- --check ------------------------------------------------------------------------------------------------------

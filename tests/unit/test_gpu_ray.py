@@ -43,7 +43,7 @@ def test_workers_that_are_asked_for(monkeypatch, text, count):
 
 @pytest.mark.slow
 def test_the_studio_does_not_import_ray_unless_it_is_asked_for():
-    start = "app.build_app(); app.cluster.pool.start(app.worker_status)"
+    start = "app.build_app(); app.gpu_ray.pool.start(app.worker_status)"
     told = python("-c", f"import app, sys; {start}; print('ray' in sys.modules)")
     assert told.stdout.split()[-1] == "False", told.stderr
 

@@ -185,7 +185,7 @@ def test_two_at_once_install_once(clone: Clone) -> None:
     assert f"process {first.pid}" in second.stdout.readline()
     clone.switch("hold-pip", False)
     for process in (first, second):
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
         assert process.returncode == 0
     log = [line.split()[0] for line in clone.log()]
     assert (log.count("pip"), log.count("app")) == (1, 2)

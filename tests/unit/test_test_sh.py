@@ -11,6 +11,7 @@ import pytest
 from tests.unit.clone import BASH, Clone
 
 PYTEST = "pytest -rsfE --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
+NUMBERS = "pytest --slow -m numbers and not gpu and not matrix -q"
 
 
 def test_the_linter_runs_first_and_the_size_and_other_arguments_reach_pytest(clone: Clone) -> None:
@@ -23,12 +24,24 @@ def test_the_linter_runs_first_and_the_size_and_other_arguments_reach_pytest(clo
         "ruff format --check .",
         PYTEST,
     ]
-    reports = {fast}
-    for asked, given in ((["--slow", "-k", "key or bpm"], "--slow -k key or bpm"), (["--all"], "--slow -m not gpu")):
-        code, said = clone.run("test.sh", *asked)
-        assert code == 0 and clone.log()[-1] == f"{PYTEST} {given}"
-        reports.add(said)
-    assert len(reports) == 3
+    code, chosen = clone.run("test.sh", "--slow", "-k", "key or bpm")
+    assert code == 0 and clone.log()[-1] == f"{PYTEST} --slow -k key or bpm"
+    assert fast != chosen and "pytest was given -k key or bpm" in chosen
+
+
+def test_slow_tests_end_with_the_numbers_as_on_three_other_processors(clone: Clone) -> None:
+    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "OMP_NUM_THREADS")
+    shown = " ".join(f"${{{name}:-}}" for name in names)
+    clone.replace('echo "${*:2}"', f'echo "${{*:2}} as {shown}"')
+    code, said = clone.run("test.sh", "--slow")
+    assert code == 0, said
+    all_tests, *runs = [line for line in clone.log() if line.startswith("pytest")]
+    assert all_tests.startswith(f"{PYTEST} --slow as")
+    assert len(runs) == 3 and all(run.startswith(NUMBERS) for run in runs)
+    assert len({run.partition(" as ")[2] for run in runs}) == 3
+    clone.switch("fail-pytest")
+    code, said = clone.run("test.sh", "--slow")
+    assert code == 1 and "Failed: pytest, pytest as on another processor." in said
 
 
 @pytest.mark.parametrize(("part", "named"), [("fail-ruff", "ruff check"), ("fail-pytest", "pytest")])
@@ -45,14 +58,13 @@ def test_ci_runs_the_slow_tests_without_a_terminal(clone: Clone, tmp_path: Path)
     env = {"PATH": str(clone.bin), "LOG": str(clone.log_file)}
     for status in (0, 1):
         assert subprocess.run(command, cwd=tmp_path, env=env, timeout=120, capture_output=True).returncode == status
-        assert clone.log()[-1] == f"{PYTEST} --slow"
+        assert f"{PYTEST} --slow" in clone.log()
         clone.switch("fail-pytest")
 
 
 def browser(clone: Clone, **environ: str) -> tuple[str, str]:
     """Run test.sh; return the browser that pytest was given, and the output."""
-    path = clone.bin / "python3.12"
-    path.write_text(path.read_text().replace('echo "${*:2}"', 'echo "${*:2} browser=${ACE_STUDIO_CHROMIUM:-none}"'))
+    clone.replace('echo "${*:2}"', 'echo "${*:2} browser=${ACE_STUDIO_CHROMIUM:-none}"')
     code, said = clone.run("test.sh", **environ)
     assert code == 0, said
     return clone.log()[-1].rpartition("browser=")[2], said
