@@ -86,6 +86,6 @@ def test_the_output_folder_is_not_served(server, generate, output):
 
 def test_a_call_past_the_queue_starts_no_song(server):
     body = {"data": ["calm piano", "", False, None, "", "", "unknown", 1, "draft", -1, {}, 600, None]}
-    answer = httpx.post(f"{server}/gradio_api/run/generate", json=body)
+    answer = httpx.post(f"{server}/gradio_api/run/generate", json=body, timeout=300)
     assert answer.status_code == 404 or answer.json()["data"][0] is None
     assert not backend.get_backend().models.turn.locked()

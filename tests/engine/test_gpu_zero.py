@@ -269,7 +269,7 @@ def left(space: Space, prompt: str, token: str = TOKEN, **changed) -> str:
 
 
 def asked(space: Space, run: str) -> dict:
-    return httpx.get(f"{space.url}/runs/{run}", timeout=60).raise_for_status().json()
+    return httpx.get(f"{space.url}/runs/{run}", timeout=300).raise_for_status().json()
 
 
 @slow
@@ -288,7 +288,7 @@ def test_a_visitor_who_leaves_before_the_card_costs_nothing_and_one_who_comes_ba
     assert [lease.token for lease in space.api.leases[lent:] if lease.killed] == []
     assert [each["token"] for each in space.api.asked[-2:]] == [TOKEN, TOKEN]
     (take,) = asked(space, back)["takes"]
-    assert soundfile.info(io.BytesIO(httpx.get(f"{space.url}{take}", timeout=60).content)).frames == 480_000
+    assert soundfile.info(io.BytesIO(httpx.get(f"{space.url}{take}", timeout=300).content)).frames == 480_000
 
 
 @slow
