@@ -1,4 +1,4 @@
-"""What the page draws of a recording: the peaks of its waveform, and how suddenly it gets louder, to snap to beats."""
+"""What the page draws of a recording: the peaks of its waveform, and its onsets, for beats."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ QUIETEST_DBFS = -40.0  # the least full scale of a picture, so that the noise of
 
 
 def peaks(path: str | Path, per_second: int = 0) -> dict[str, Any]:
-    """Return a file's length and picture as {"seconds": float, "peaks": str}; 0 and "" if it cannot be read.
+    """Return a file's length and picture as {"seconds": float, "peaks": str}.
 
-    "peaks" is base64 of int8 [columns, 2]: each column's extremes over all channels; 127 is the file's loudest sample.
+    They are 0 and "" if it cannot be read. "peaks" is base64 of int8 [columns, 2]: each column's
+    extremes over all channels; 127 is the file's loudest sample.
     """
     try:
         seconds = audio.duration_of(path)
@@ -58,7 +59,10 @@ def onsets(path: str | Path, seconds: float) -> str:
 
 
 def _parts(path: str | Path, count: int) -> Iterator[np.ndarray]:
-    """Yield a file in `count` equal parts, float32 [frames] or [frames, channels], empty ones after an early end."""
+    """Yield a file in `count` equal parts, float32 [frames] or [frames, channels].
+
+    Parts after an early end are empty.
+    """
     with audio.ForwardFile(path) as file:
         edges = np.linspace(0, file.frames, count + 1).round().astype(int)
         for frames in np.diff(edges):

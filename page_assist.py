@@ -1,6 +1,7 @@
 """Help with the words: Surprise me, Polish and Describe.
 
-Each is a run of the planner or the song model. Its result fills the form, and Undo brings back what it replaced.
+Each is a run of the planner or the song model. Its result fills the form, and Undo brings back what
+it replaced.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import theme
 import tooltips
 from events import Done
 from limits import INSTRUMENTAL
-from page_form import AT_ONCE, Form, PartOfForm, Undo, Updates, html
+from page_form import AT_ONCE, Form, PartOfForm, Undo, Updates, html, only, updates_of
 from page_run import RunBar, cancelled_box, connect_run, progress_line, stream
 from params import Request
 from status import Status
@@ -31,24 +32,29 @@ TAKEN = {
 }
 # The fields that a result may fill, or that decide where it goes.
 FILLED = (*SONG_FIELDS, "instrumental", "action", "source_prompt", "source_lyrics")
-# In a morph a description fills the words of the source; what the song turns into is the visitor's own.
+# In a morph a description fills the words of the source; what the song turns into is the visitor's
+# own.
 IN_A_MORPH = {"prompt": "source_prompt", "lyrics": "source_lyrics"}
 
 
 class Assist(RunBar):
-    """A run bar with a button for each of `modes` ("inspire", "polish", "describe"); `sketch` is the latest result."""
+    """A run bar with a button for each mode of help; `sketch` is the latest result."""
 
     def __init__(self, form: Form, *modes: str):
         name = f"{form.mode}-assist"
         cancelled = cancelled_box(name)
         small = {"size": "sm", "min_width": 0, "interactive": False}
         with gr.Row(elem_classes=["assist"]):
-            self.buttons = {
-                mode: gr.Button(tooltips.ASSIST[mode], elem_id=f"{form.mode}-{mode}", **small) for mode in modes
-            }
+            self.buttons: dict[str, gr.Button] = {}
+            for mode in modes:
+                self.buttons[mode] = gr.Button(tooltips.ASSIST[mode], elem_id=f"{form.mode}-{mode}", **small)
             self.undo = Undo(form.mode)
             cancel = gr.Button(
-                tooltips.CANCEL, variant="stop", elem_id=f"{name}-cancel", elem_classes=["while-running"], **small
+                tooltips.CANCEL,
+                variant="stop",
+                elem_id=f"{name}-cancel",
+                elem_classes=["while-running"],
+                **small,
             )
         self.help = html(elem_id=f"{name}-help")
         problems = html(elem_id=f"{name}-problems")
@@ -64,13 +70,13 @@ class Assist(RunBar):
         else:
             names = [tooltips.ASSIST[mode] for mode in self.buttons]
             sentence = tooltips.needs_planner(names, planner.reason(hint=False))
-        buttons = {button: gr.update(interactive=planner.available) for button in self.starters}
+        buttons = updates_of(self.starters, interactive=planner.available)
         return {**buttons, self.help: theme.remark(sentence)}
 
 
 def connect_assist(form: Form, bar: Assist) -> list[Dependency]:
     """Connect the buttons, Undo and the status; returns the runs."""
-    fields = {name: form.fields[name] for name in FILLED if name in form.fields}
+    fields = form.components(FILLED)
     runs = [_connect_button(mode, form, bar, fields) for mode in bar.buttons]
     undone = bar.undo.connect(fields)
     undone.then(lambda: theme.line("done", tooltips.UNDONE), outputs=bar.line, **AT_ONCE)
@@ -82,7 +88,8 @@ def _connect_button(mode: str, form: Form, bar: Assist, fields: Mapping[str, Com
     part = PartOfForm(form, mode, TAKEN[mode])
 
     def done(request: Request, done: Done) -> Updates:
-        return {**bar.idle(theme.line("done", tooltips.ASSIST_DONE)), bar.sketch: done.record["sketch"]}
+        line = theme.line("done", tooltips.ASSIST_DONE)
+        return {**bar.idle(line), bar.sketch: done.record["sketch"]}
 
     def make(*values: Any) -> Iterator[Updates]:
         yield from stream(form.studio, lambda: part.request(values), bar, done, bar.failed)
@@ -92,7 +99,7 @@ def _connect_button(mode: str, form: Form, bar: Assist, fields: Mapping[str, Com
         found = filling(form.mode, mode, sketch, held) if sketch else {}
         if not found:
             return {bar.undo.former: former}
-        return {**form.show(found), **bar.undo.keep(former, {name: held[name] for name in found})}
+        return {**form.show(found), **bar.undo.keep(former, only(held, found))}
 
     _, run = connect_run(part, bar, make, [bar.sketch], {bar.sketch: None}, go=bar.buttons[mode])
     # A separate event, so that Undo also brings back what is typed while the planner works.
@@ -102,7 +109,7 @@ def _connect_button(mode: str, form: Form, bar: Assist, fields: Mapping[str, Com
 
 
 def filling(tab: str, mode: str, sketch: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that a result puts into the fields of `tab`; `held` are their present values."""
+    """Return the values that a result puts into the fields of `tab`, which hold `held`."""
     found = page_form.settings(tab, {"request": sketch}).values
     places = IN_A_MORPH if held.get("action") == "morph" else {}
     if found.get("lyrics") == INSTRUMENTAL:

@@ -48,8 +48,10 @@ def cover_tab(studio: Backend) -> SongTab:
             bar = tab_run_bar(form)
 
     def show(status: Status) -> Updates:
-        reason = status.unsupported.get("cover", "")
-        return {bar.go: gr.update(interactive=not reason), why: theme.remark(reason) if reason else ""}
+        if "cover" not in status.unsupported:
+            return {bar.go: gr.update(interactive=True), why: ""}
+        reason = theme.remark(status.unsupported["cover"])
+        return {bar.go: gr.update(interactive=False), why: reason}
 
     examples.connect()
     offer.connect()
@@ -88,7 +90,8 @@ def extend_tab(studio: Backend) -> SongTab:
             return ""
         return theme.said(tooltips.length_in_all(**lengths))
 
-    page_widgets.connect_timeline(timeline, form.trigger("source"), form.fields["before"], form.fields["after"])
+    ends = (form.fields["before"], form.fields["after"])
+    page_widgets.connect_timeline(timeline, form.trigger("source"), *ends)
     form.follow(total, ("source", "before", "after"), say_length)
     examples.connect()
     offer.connect()

@@ -1,4 +1,4 @@
-"""The Edit tab: a song changed. Its request has only what the chosen action uses; the style sheet shows just that."""
+"""The Edit tab. The request and the page have only what the chosen action uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from events import Problem
 from limits import ACTIONS, REPAINT_MODES, TRACKS
 from page_assist import Assist
 from page_fields import Examples, SongTab, swapped
-from page_form import Form, Updates, html
+from page_form import Form, Updates, html, without
 from page_run import tab_run_bar
 from params import ACTION_OPTIONS, CHOOSE_TRACK
 from status import Status
@@ -31,13 +31,13 @@ class EditForm(Form):
         read = super().read(values)
         if read["action"] in ONE_TRACK:
             read["tracks"] = [read["track"]] if read["track"] else []
-        used = self._used(read)
-        return {name: value for name, value in read.items() if name in used or name not in self._of_some_actions()}
+        unused = self._of_some_actions() - self._used(read)
+        return without(read, unused)
 
     def _used(self, read: Mapping[str, Any]) -> set[str]:
         """Return which of the fields that only some actions have the chosen one uses."""
         action = read["action"]
-        used = {f"options.{name}" for name in ACTION_OPTIONS[action]}
+        used = _full_names(ACTION_OPTIONS[action])
         if read["options.repaint_mode"] != "balanced":
             used.discard("options.repaint_strength")
         if action == "morph":
@@ -51,8 +51,9 @@ class EditForm(Form):
     def _of_some_actions(self) -> set[str]:
         # "part" says whether a layer has a region.
         fields = {"source_prompt", "source_lyrics", "start", "end", "tracks", "track", "part"}
-        options = set().union(*ACTION_OPTIONS.values())
-        return fields | {f"options.{name}" for name in options}
+        for options in ACTION_OPTIONS.values():
+            fields |= _full_names(options)
+        return fields
 
     def place(self, problem: Problem, values: Sequence[Any]) -> str:
         name = super().place(problem, values)
@@ -68,6 +69,10 @@ class EditForm(Form):
         if values.get("action") == "layer" and "start" in values and "end" in values:
             shown["part"] = bool(values["start"] or values["end"])
         return super().show(shown)
+
+
+def _full_names(options: Iterable[str]) -> set[str]:
+    return {f"options.{name}" for name in options}
 
 
 def edit_tab(studio: Backend) -> SongTab:
@@ -101,10 +106,17 @@ def edit_tab(studio: Backend) -> SongTab:
             bar = tab_run_bar(form)
 
     def say_plan(values: dict[str, Any]) -> str:
-        return theme.said(tooltips.morph_plan(*(values[name] for name in MORPH_NUMBERS)))
+        n_min, n_max, n_avg = (values[name] for name in MORPH_NUMBERS)
+        return theme.said(tooltips.morph_plan(n_min, n_max, n_avg))
 
     fields = form.fields
-    drawn = page_widgets.connect_region(selector, form.trigger("source"), fields["start"], fields["end"], fields["bpm"])
+    drawn = page_widgets.connect_region(
+        selector,
+        source=form.trigger("source"),
+        start=fields["start"],
+        end=fields["end"],
+        bpm=fields["bpm"],
+    )
     form.follow(plan, MORPH_NUMBERS, say_plan)
     morphs.connect()
     examples.connect()

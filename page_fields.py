@@ -1,4 +1,4 @@
-"""Groups of components that several tabs share: the columns and the foot, source, words, song details, Advanced."""
+"""Groups of components that several tabs share: source, words, song details, Advanced, reset."""
 
 from __future__ import annotations
 
@@ -18,9 +18,19 @@ import page_widgets
 import theme
 import tooltips
 from events import InvalidRequest
-from limits import FORMATS, KEYS, LANGUAGES, LIMITS, MEMORY_PLANS, QUALITY_STEPS, SAMPLERS, TIME_SIGNATURES, preset
+from limits import (
+    FORMATS,
+    KEYS,
+    LANGUAGES,
+    LIMITS,
+    MEMORY_PLANS,
+    QUALITY_STEPS,
+    SAMPLERS,
+    TIME_SIGNATURES,
+    preset,
+)
 from page_assist import Assist, connect_assist
-from page_form import AT_ONCE, Form, Undo, Updates, help_text, html
+from page_form import AT_ONCE, Form, Undo, Updates, help_text, html, only
 from page_loras import add_loras
 from page_run import RunBar
 from page_takes import ResultPanel, connect_song, connect_takes
@@ -49,7 +59,7 @@ def connect_song_tab(form: Form, bar: RunBar, assist: Assist, result: ResultPane
     return SongTab(form, result, assist, [*helps, song, take])
 
 
-# --- the parts of a tab -------------------------------------------------------------------------------------------
+# --- the parts of a tab ---------------------------------------------------------------------------
 
 
 def tab(form: Form) -> gr.Tab:
@@ -93,7 +103,10 @@ def add_result(form: Form) -> ResultPanel:
 
 
 def add_reset(form: Form, cancel: str = tooltips.CANCEL) -> None:
-    """Add the keys of a tab and the reset of its fields, all of which exist; `cancel` is what its second key does."""
+    """Add the keys of a tab and the reset of its fields.
+
+    All fields exist by then. `cancel` is what the second key does.
+    """
     with gr.Row(elem_classes=["foot"]):
         html(theme.keys(tooltips.GO[form.mode], cancel))
         button = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
@@ -104,25 +117,26 @@ def add_reset(form: Form, cancel: str = tooltips.CANCEL) -> None:
     def reset(former: list[dict[str, Any]], *values: Any) -> Updates:
         return {**form.show(defaults), **undo.keep(former, dict(zip(fields, values, strict=True)))}
 
-    button.click(reset, [undo.former, *fields.values()], [*fields.values(), *undo.outputs], **AT_ONCE)
+    held = list(fields.values())
+    button.click(reset, [undo.former, *held], [*held, *undo.outputs], **AT_ONCE)
     undo.connect(fields)
 
 
-# --- the source ---------------------------------------------------------------------------------------------------
+# --- the source -----------------------------------------------------------------------------------
 
 
 class RestoreOffer:
-    """The line that says what is wrong with a source or that it carries settings, and the button that restores them."""
+    """The offer to restore a source's settings; its line also says what is wrong with the file."""
 
     def __init__(self, form: Form):
         self._form = form
         with gr.Row(elem_classes=["offer"]):
             self._line = html(elem_id=f"{form.mode}-offer")
-            name = f"{form.mode}-restore"
-            self._button = gr.Button(tooltips.RESTORE, size="sm", visible=False, min_width=160, elem_id=name)
+            looks = {"size": "sm", "visible": False, "min_width": 160}
+            self._button = gr.Button(tooltips.RESTORE, elem_id=f"{form.mode}-restore", **looks)
 
     def connect(self, after: Callable[..., Dependency] | None = None) -> None:
-        """Look at each new source; `after` is the event to wait for instead of the change itself."""
+        """Look at each new source, when it changes or `after` another event."""
         source = self._form.trigger("source")
         look_after = after or source.change
         look_after(self._look, source, [self._line, self._button], **AT_ONCE)
@@ -140,7 +154,8 @@ class RestoreOffer:
             return {**nothing, self._line: theme.notice("", error.problem.text())}
         if not offered:
             return nothing
-        return {self._line: theme.said(tooltips.RESTORE_OFFER), self._button: gr.update(visible=True)}
+        line = theme.said(tooltips.RESTORE_OFFER)
+        return {self._line: line, self._button: gr.update(visible=True)}
 
     def _restore(self, path: str | None) -> Updates:
         return {**restored(self._form, self._line, path), self._button: gr.update(visible=False)}
@@ -158,23 +173,28 @@ def restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
 
 
 def add_source(form: Form, tab: gr.Tab) -> RestoreOffer:
-    """Add the source audio with the visitor's latest takes beside it, and the offer of the settings that it carries."""
+    """Add the source with the latest takes beside it, and the offer to restore its settings."""
     with gr.Row(elem_classes=["source"]):
         source = add_audio(form, "source", tab.select)
         latest = page_widgets.latest_takes(form.mode)
-    # Gradio calls an audio field changed whenever an event that has it among its inputs is answered: what follows it
-    # would go in circles. The copy, which is never drawn, changes with the file alone.
+    # Gradio calls an audio field changed whenever an event that has it among its inputs is
+    # answered: what follows it would go in circles. The copy, which is never drawn, changes with
+    # the file alone.
     copy = gr.Audio(type="filepath", visible=False)
     form.set_copy("source", copy)
     source.change(None, source, copy, js="(file) => file", **AT_ONCE)
-    # The browser names the file, and Gradio checks, as for every upload, that it is one of its own copies.
+    # The browser names the file, and Gradio checks, as for every upload, that it is one of its own
+    # copies.
     latest.input(None, latest, source, js="(file) => file", **AT_ONCE)
     gr.Markdown(help_text("source", task=form.mode), elem_classes=["help"])
     return RestoreOffer(form)
 
 
 def add_audio(form: Form, name: str, opened: Callable[..., Dependency]) -> gr.Audio:
-    """Add a field for a file, drawn once its group is `opened`: Gradio's player is a quarter of a first visit."""
+    """Add a field for a file, drawn once its group is `opened`.
+
+    Gradio's player is a quarter of what a first visit loads.
+    """
     field = form.add(
         name,
         gr.Audio,
@@ -190,7 +210,7 @@ def add_audio(form: Form, name: str, opened: Callable[..., Dependency]) -> gr.Au
     return field
 
 
-# --- words --------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def add_prompt(form: Form) -> None:
@@ -199,8 +219,12 @@ def add_prompt(form: Form) -> None:
 
 
 def add_lyrics(form: Form, *numbers: str) -> None:
-    """Add the lyrics, Instrumental (which turns them off) and `numbers`; the help texts follow the action, if any."""
-    form.add("lyrics", gr.Textbox, info=help_text("lyrics", task=_task(form)), lines=6, max_lines=18)
+    """Add the lyrics, Instrumental, which turns them off, and `numbers` beside it.
+
+    The help texts follow the action, if the tab has actions.
+    """
+    info = help_text("lyrics", task=_task(form))
+    form.add("lyrics", gr.Textbox, info=info, lines=6, max_lines=18)
     page_hints.add_advice(form)
     with gr.Row():
         form.add("instrumental", gr.Checkbox, value=False, min_width=160)
@@ -213,9 +237,8 @@ def add_lyrics(form: Form, *numbers: str) -> None:
             return prompt, gr.update(interactive=False, info=tooltips.LYRICS_OFF)
         return prompt, gr.update(interactive=True, info=help_text("lyrics", task=task))
 
-    fields = form.fields
-    switches = [fields[name] for name in ("instrumental", "action") if name in fields]
-    words = [fields["prompt"], fields["lyrics"]]
+    switches = list(form.components(["instrumental", "action"]).values())
+    words = [form.fields["prompt"], form.fields["lyrics"]]
     gr.on([each.change for each in switches], switch, switches, words, **AT_ONCE)
 
 
@@ -225,7 +248,10 @@ def _task(form: Form) -> str:
 
 
 class Examples:
-    """Buttons that fill the form with the tab's `EXAMPLES`, or those of `name`; a visitor's text in `kept` is kept."""
+    """Buttons that fill the form with the tab's `EXAMPLES`, or those of `name`.
+
+    What visitors wrote in the fields `kept` stays.
+    """
 
     def __init__(
         self,
@@ -240,29 +266,38 @@ class Examples:
         self._kept = kept
         html(caption or theme.caption(tooltips.EXAMPLES_LABEL), js_on_load=js_on_load)
         with gr.Row(elem_classes=["chips"]):
-            self._chips = [gr.Button(text, size="sm", min_width=0, elem_classes=["chip"]) for text in self._named]
+            self._chips = [self._chip(text) for text in self._named]
+
+    def _chip(self, text: str) -> gr.Button:
+        return gr.Button(text, size="sm", min_width=0, elem_classes=["chip"])
 
     def connect(self, blank: Mapping[str, Any] | None = None) -> None:
-        """Connect the buttons; all fields exist by then. `blank` has values for fields that an example leaves out."""
+        """Connect the buttons; all fields exist by then.
+
+        `blank` has values for fields that an example leaves out.
+        """
         if blank is None:
             blank = dict.fromkeys(self._kept, "")
         form = self._form
         filled = set(blank).union(*self._named.values())
-        outputs = [component for name, component in form.fields.items() if name in filled]
-        ours = {example.get(name, "") for example in self._named.values() for name in self._kept}
+        outputs = list(only(form.fields, filled).values())
+        ours = set()
+        for example in self._named.values():
+            ours.update(only(example, self._kept).values())
 
         def fill(pressed: gr.EventData, *texts: str) -> Updates:
             held = dict(zip(self._kept, texts, strict=True))
             own = {name: text for name, text in held.items() if text.strip() and text not in ours}
-            # By the text on it: once a component was updated, Gradio hands out another object in its place.
+            # By the text on it: once a component was updated, Gradio hands out another object in
+            # its place.
             example = self._named[pressed.target.value]
             return form.show({**blank, **example, **own})
 
-        inputs = [form.fields[name] for name in self._kept]
+        inputs = list(form.components(self._kept).values())
         gr.on([chip.click for chip in self._chips], fill, inputs, outputs, **AT_ONCE)
 
 
-# --- settings -----------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 def add_song_details(form: Form) -> None:
@@ -272,10 +307,12 @@ def add_song_details(form: Form) -> None:
         # A minor key is found as "Am", too.
         keys = {key: re.sub("(.+) minor", r"\g<0> (\1m)", key) for key in KEYS}
         form.add("key", gr.Dropdown, choices=swapped({"": tooltips.AUTOMATIC, **keys}), value="")
-    form.add("time_signature", gr.Radio, choices=swapped({"": tooltips.AUTOMATIC, **TIME_SIGNATURES}), value="")
+    metres = swapped({"": tooltips.AUTOMATIC, **TIME_SIGNATURES})
+    form.add("time_signature", gr.Radio, choices=metres, value="")
     form.add("language", gr.Dropdown, choices=swapped(LANGUAGES), value="unknown")
     takes = LIMITS["takes"]
-    form.add("takes", gr.Radio, choices=list(range(1, int(takes.high) + 1)), value=int(takes.default))
+    counts = range(1, int(takes.high) + 1)
+    form.add("takes", gr.Radio, choices=list(counts), value=int(takes.default))
     form.add("quality", gr.Radio, choices=qualities("sft"), value="standard")
     form.add_number("seed")
 
@@ -304,12 +341,15 @@ def add_advanced(form: Form) -> None:
 
 
 def model_updates(form: Form, status: Status) -> Updates:
-    """Return the updates for the model and device in use: defaults, memory plans, and what a turbo one does not use."""
+    """Return the updates for the model and device in use.
+
+    They are defaults, memory plans, and what a turbo checkpoint does not use.
+    """
     kind = status.kind
     standard = usual_sampling("standard", kind)
     shift = f"{standard.shift:g}"
     guidance = f"{standard.guidance:g}"
-    plans = {name: text for name, text in MEMORY_PLANS.items() if name in ("auto", *status.memory_plans)}
+    plans = only(MEMORY_PLANS, ["auto", *status.memory_plans])
     if kind == "turbo":
         steps = str(standard.steps)
         quality = tooltips.TURBO_QUALITY.format(steps=steps)
@@ -335,7 +375,7 @@ def model_updates(form: Form, status: Status) -> Updates:
 
 
 def qualities(kind: str) -> list[tuple[str, str]]:
-    """Return the choices of Quality for a kind of checkpoint; a turbo one makes each in the same steps."""
+    """Return the choices of Quality; a turbo checkpoint makes each of them in the same steps."""
     choices = []
     for value, name in tooltips.QUALITIES.items():
         steps = usual_sampling(value, kind).steps

@@ -1,14 +1,15 @@
 """The fields of a tab: how they are made, read, checked, filled, and restored from a record.
 
-A `Form` names its fields as its request does, so that validation, the request and messages agree. A record from a file
-is untrusted: each value passes the request's own check by itself, and a bad one is counted, never shown.
+A `Form` names its fields as its request does, so that validation, the request and messages agree. A
+record from a file is untrusted: each value passes the request's own check by itself, and a bad one
+is counted, never shown.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Annotated, Any, NamedTuple
@@ -28,14 +29,34 @@ from record import Stored
 from status import Status
 
 Updates = dict[Any, Any]  # what a handler returns: new values or gr.update, by component
-# At each message of a run, Gradio goes through every component that ever showed its progress, so none may show any.
-QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
+# At each message of a run, Gradio goes through every component that ever showed its progress, so
+# none may show any.
+QUIET: dict[str, Any] = {
+    "show_progress": "hidden",
+    "show_progress_on": [],
+    "api_visibility": "private",
+}
 AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}  # short work that must not wait behind songs
 MOST_UNDONE = 20
 
 
 def _same(value: Any) -> Any:
     return value
+
+
+def updates_of(components: Iterable[Component], **changes: Any) -> Updates:
+    """Return the same update for several components."""
+    return {component: gr.update(**changes) for component in components}
+
+
+def only(values: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+    """Return those of the values that are among `names`."""
+    return {name: value for name, value in values.items() if name in names}
+
+
+def without(values: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+    """Return the values that are not among `names`."""
+    return {name: value for name, value in values.items() if name not in names}
 
 
 @dataclass(frozen=True)
@@ -57,9 +78,10 @@ class Field:
 
 
 class Form:
-    """The fields of one tab, in the order they were added; an option of the request is called "options.steps".
+    """The fields of one tab, in the order they were added; an option is called "options.steps".
 
-    What depends on the fields or on the studio's status registers here, in any order, while the tab is built.
+    What depends on the fields or on the studio's status registers here, in any order, while the tab
+    is built.
     """
 
     def __init__(self, mode: str, studio: Backend):
@@ -71,7 +93,7 @@ class Form:
         self._lines: dict[gr.HTML, Callable[[dict[str, Any]], str]] = {}
         self._followed: set[str] = set()
 
-    # --- building the tab -----------------------------------------------------------------------------------------
+    # --- building the tab -------------------------------------------------------------------------
 
     def add(self, name: str, kind: type[Component], classes: Sequence[str] = (), **settings: Any) -> Any:
         """Add a field; without `classes` it has the usual CSS class of its kind."""
@@ -82,7 +104,8 @@ class Form:
             settings["placeholder"] = tooltips.PLACEHOLDERS[key]
         if not classes:
             classes = ["words"] if kind is gr.Textbox else ["field"]
-        component = kind(label=self.label(name), elem_id=self.element_id(name), elem_classes=classes, **settings)
+        looks = {"label": self.label(name), "elem_id": self.element_id(name), "elem_classes": classes}
+        component = kind(**looks, **settings)
         self._fields[name] = Field(component)
         return component
 
@@ -131,20 +154,26 @@ class Form:
         self._folds[fold] = tuple(names)
 
     def on_status(self, show: Callable[[Status], Updates]) -> None:
-        """Call `show` with the studio's status; it returns updates of the same components whatever the status is."""
+        """Call `show` with the studio's status.
+
+        It returns updates of the same components whatever the status is.
+        """
         self._on_status.append(show)
 
     def follow(self, line: gr.HTML, names: Iterable[str], say: Callable[[dict[str, Any]], str]) -> None:
-        """Keep `line` at `say(values)`; `values` has at least those of the fields `names` that the form has."""
+        """Keep `line` at `say(values)`.
+
+        `values` has at least those of the fields `names` that the form has.
+        """
         self._lines[line] = say
         self._followed.update(names)
 
-    # --- the fields -----------------------------------------------------------------------------------------------
+    # --- the fields -------------------------------------------------------------------------------
 
     @property
     def fields(self) -> dict[str, Component]:
         """Return the components by the fields' names."""
-        return {name: field.component for name, field in self._fields.items()}
+        return self.components(self._fields)
 
     @property
     def inputs(self) -> list[Component]:
@@ -153,7 +182,8 @@ class Form:
     @property
     def saved(self) -> dict[str, Component]:
         """Return the fields whose values a record may hold: all but the files."""
-        return {name: field.component for name, field in self._fields.items() if not field.is_file}
+        names = [name for name, field in self._fields.items() if not field.is_file]
+        return self.components(names)
 
     @property
     def settings(self) -> list[Component]:
@@ -163,6 +193,10 @@ class Form:
     def defaults(self) -> dict[str, Any]:
         """Return what the components of `saved` hold at first."""
         return {name: component.value for name, component in self.saved.items()}
+
+    def components(self, names: Iterable[str]) -> dict[str, Component]:
+        """Return those of the fields `names` that the form has, in their order."""
+        return {name: self._fields[name].component for name in names if name in self._fields}
 
     @property
     def copies(self) -> list[Component]:
@@ -202,15 +236,23 @@ class Form:
         return tooltips.LABELS.get(key, key.replace("_", " ").capitalize())
 
     def folded(self) -> dict[str, tuple[str, Any]]:
-        """Return label and default of each field in a folded group, except Plan, which depends on the planner."""
-        inside = set().union(*self._folds.values()) - {"options.plan"}
-        return {name: (self.label(name), field.value) for name, field in self.fields.items() if name in inside}
+        """Return label and default of each folded field.
 
-    # --- reading and checking -------------------------------------------------------------------------------------
+        Plan is left out: it depends on the planner.
+        """
+        inside = set().union(*self._folds.values()) - {"options.plan"}
+        folded = only(self.fields, inside)
+        return {name: (self.label(name), component.value) for name, component in folded.items()}
+
+    # --- reading and checking ---------------------------------------------------------------------
 
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
-        """Return the fields' values as the request has them; subclasses leave out what the request must not have."""
-        return {name: self.to_request(name, value) for name, value in zip(self._fields, values, strict=True)}
+        """Return the fields' values as the request has them.
+
+        Subclasses leave out what the request must not have.
+        """
+        held = dict(zip(self._fields, values, strict=True))
+        return {name: self.to_request(name, value) for name, value in held.items()}
 
     def to_request(self, name: str, value: Any) -> Any:
         return self._fields[name].to_request(value)
@@ -220,18 +262,18 @@ class Form:
         return parse_request(self.mode, grouped(self.read(values)))
 
     def problems(self, values: Sequence[Any]) -> dict[str, str]:
-        """Return a message for each wrong field; a problem that belongs to no field is shown at the first one.
+        """Return a message for each wrong field; only the headers of files are read.
 
-        Only the headers of files are read.
+        A problem that belongs to no field is shown at the first one.
         """
         held = dict(zip(self._fields, values, strict=True))
         found = self._unreadable_files(held)
-        # Some checks run only once others pass, so wrong fields get their defaults, and a missing file gets any name.
+        # Some checks run only once others pass, so wrong fields get their defaults, and a missing
+        # file gets any name.
         while True:
             for name in found:
                 held[name] = self._stand_in(name, held[name])
-            more = self._refusals(held)
-            new = {name: text for name, text in more.items() if name not in found}
+            new = without(self._refusals(held), found)
             if not new:
                 return {name: found[name] for name in self._fields if name in found}
             found |= new
@@ -273,12 +315,15 @@ class Form:
     def validate(self, *values: Any) -> list[dict[str, Any]] | dict[str, Any]:
         """Return Gradio's verdict on each field; a wrong one keeps the run from being queued."""
         problems = self.problems(values)
-        verdicts = [gr.validate(name not in problems, problems.get(name, "")) for name in self._fields]
+        verdicts = []
+        for name in self._fields:
+            sentence = problems.get(name, "")
+            verdicts.append(gr.validate(not sentence, sentence))
         if len(verdicts) == 1:
             return verdicts[0]  # Gradio puts the verdict of a single field into a list itself
         return verdicts
 
-    # --- showing --------------------------------------------------------------------------------------------------
+    # --- showing ----------------------------------------------------------------------------------
 
     def show(self, values: Mapping[str, Any]) -> Updates:
         """Return the updates that put checked values into their fields; others keep theirs."""
@@ -297,7 +342,7 @@ class Form:
         return shown
 
     def point_out(self, *values: Any) -> list[Any]:
-        """Open the folded groups that hold a wrong field, and name the wrong fields on the line at the button."""
+        """Open the groups that hold a wrong field, and name those fields at the button."""
         problems = self.problems(values)
         opened = []
         for names in self._folds.values():
@@ -314,19 +359,22 @@ class Form:
         field = self._fields.get(problem.field)
         if field is None or field.error_line is None:
             return {}
-        folds = {fold: gr.Accordion(open=True) for fold, names in self._folds.items() if problem.field in names}
-        return {**folds, field.error_line: theme.notice("", problem.message, problem.hint)}
+        shown: Updates = {field.error_line: theme.notice("", problem.message, problem.hint)}
+        for fold, names in self._folds.items():
+            if problem.field in names:
+                shown[fold] = gr.Accordion(open=True)
+        return shown
 
 
 class PartOfForm(Form):
-    """Some fields of another form, for a request of another mode: `names` are their names in that request."""
+    """Some fields of another form, for a request of another mode, which has them as `names`."""
 
     def __init__(self, form: Form, mode: str, names: Mapping[str, str]):
         super().__init__(mode, form.studio)
-        self._fields = {name: form._fields[name] for name in names if name in form._fields}
+        self._names = only(names, form._fields)
+        self._fields = {name: form._fields[name] for name in self._names}
         self._folds = form._folds
         self._form = form
-        self._names = {name: names[name] for name in self._fields}
 
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
         return {self._names[name]: value for name, value in super().read(values).items()}
@@ -346,7 +394,7 @@ def _key(name: str) -> str:
 
 
 def grouped(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the names of fields into those of a request: "options.steps" becomes "steps" in "options"."""
+    """Turn fields into those of a request: "options.steps" becomes "steps" in "options"."""
     request: dict[str, Any] = {}
     for name, value in values.items():
         group, _, key = name.rpartition(".")
@@ -355,11 +403,14 @@ def grouped(values: Mapping[str, Any]) -> dict[str, Any]:
     return request
 
 
-# --- numbers and texts --------------------------------------------------------------------------------------------
+# --- numbers and texts ----------------------------------------------------------------------------
 
 
 def number(value: Any, default: float | None) -> Any:
-    """Return a box's text as a number, the default if it is blank, the text itself if it is not a number."""
+    """Return a box's text as a number, or the text itself if it is not a number.
+
+    A blank box is the default.
+    """
     text = "" if value is None else str(value).strip()
     if not text:
         return default
@@ -382,7 +433,7 @@ def as_text(value: float | str | None) -> str:
 
 
 def lengths(values: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the seconds that add up to a tab's song, by field, for those fields among `values`; None if unknown."""
+    """Return the seconds that add up to a tab's song, by field; None if a length is unknown."""
     names = ("source", "duration", "before", "after")
     return {name: _seconds(name, values[name]) for name in names if name in values}
 
@@ -413,10 +464,14 @@ def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = N
 
 
 class Undo:
-    """The button that restores what fields held before they were filled; `former` has those values, the latest last."""
+    """The button that restores what fields held before they were filled.
+
+    `former` has those values, the latest last.
+    """
 
     def __init__(self, name: str):
-        self.button = gr.Button(tooltips.UNDO, size="sm", min_width=0, visible=False, elem_id=f"{name}-undo")
+        looks = {"size": "sm", "min_width": 0, "visible": False}
+        self.button = gr.Button(tooltips.UNDO, elem_id=f"{name}-undo", **looks)
         self.former = gr.State([])
         self.outputs = [self.button, self.former]
 
@@ -428,20 +483,22 @@ class Undo:
     def connect(self, fields: Mapping[str, Component]) -> Dependency:
         def back(former: list[dict[str, Any]]) -> Updates:
             *earlier, values = former or [{}]
-            filled = {fields[name]: gr.update(value=value) for name, value in values.items()}
-            return {**filled, self.former: earlier, self.button: gr.update(visible=bool(earlier))}
+            undone = {self.former: earlier, self.button: gr.update(visible=bool(earlier))}
+            for name, value in values.items():
+                undone[fields[name]] = gr.update(value=value)
+            return undone
 
         return self.button.click(back, self.former, [*fields.values(), *self.outputs], **AT_ONCE)
 
 
-# --- restoring from a record --------------------------------------------------------------------------------------
+# --- restoring from a record ----------------------------------------------------------------------
 
 # What describes the song itself, whatever is made of it, with the values of a blank form.
 SONG = {name: field.default for name, field in SongWords.model_fields.items()}
 
 
 class Restored(NamedTuple):
-    """The values of a record that fit a form, and what could not be restored; no record holds files."""
+    """The values of a record that fit a form, and what could not be restored."""
 
     values: dict[str, Any]  # by field, checked
     left_out: int  # how many values did not fit
@@ -450,9 +507,9 @@ class Restored(NamedTuple):
 
 
 def settings(mode: str, record: Any) -> Restored:
-    """Return what of `record` fits the form of `mode`; the file of a take gets the seed of that take."""
+    """Return what of `record` fits the form of `mode`; the file of a take has its own seed."""
     stored = Stored.of(record)
-    found = {name: value for name, value in stored.request.items() if name != "options"}
+    found = without(stored.request, ["options"])
     for name, value in stored.options.items():
         found[f"options.{name}"] = value
     values = valid(mode, found)
@@ -469,7 +526,7 @@ def settings(mode: str, record: Any) -> Restored:
 
 
 def song(record: Any) -> dict[str, Any]:
-    """Return the words and musical facts of a record, blank if it has none: what a take brings to another tab."""
+    """Return what a take brings to another tab: its words and musical facts, blank if unknown."""
     values = settings("cover", record).values
     return {name: values.get(name, blank) for name, blank in SONG.items()}
 
@@ -487,14 +544,20 @@ def valid(mode: str, found: Mapping[str, Any]) -> dict[str, Any]:
 def _checks(mode: str) -> dict[str, TypeAdapter]:
     fields = REQUESTS[mode].model_fields
     # Files are not settings, and each tab is a mode of its own.
-    known = {name: info for name, info in fields.items() if name not in ("options", *AUDIO_FIELDS)}
+    known = without(fields, ["options", *AUDIO_FIELDS])
     for name, info in fields["options"].annotation.model_fields.items():
         known[f"options.{name}"] = info
-    return {name: TypeAdapter(Annotated[info.annotation, *info.metadata, None]) for name, info in known.items()}
+    checks = {}
+    for name, info in known.items():
+        checks[name] = TypeAdapter(Annotated[info.annotation, *info.metadata, None])
+    return checks
 
 
 def _seeds(mode: str, stored: Stored) -> dict[str, Any]:
-    """Return the drawn seeds if the record is of a single take; the plan's seed is that of its run's first take."""
+    """Return the drawn seeds if the record is of a single take.
+
+    The plan's seed is that of its run's first take.
+    """
     found = {"takes": 1, "seed": stored.seed, "options.variation_seed": stored.variation_seed}
     if stored.is_planned:
         found["options.plan_seed"] = stored.plan.get("seed")

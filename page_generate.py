@@ -1,4 +1,4 @@
-"""The Generate tab: a song from words, with its plan, its examples that play, and the short form, Simple."""
+"""The Generate tab: a song from words, its plan, and examples that play."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from backend import Backend
 from limits import LIMITS
 from page_assist import Assist
 from page_fields import Examples, SongTab
-from page_form import AT_ONCE, QUIET, Form, Updates, html
+from page_form import AT_ONCE, QUIET, Form, Updates, html, updates_of, without
 from page_run import tab_run_bar
 from page_takes import Made, ResultPanel
 from status import Status
 
-SOUNDS = Path(__file__).with_name("assets") / "examples"  # the examples' songs and cards (tools/make_examples.py)
+# The examples' songs and their cards (tools/make_examples.py).
+SOUNDS = Path(__file__).with_name("assets") / "examples"
 # The fields that an example replaces, and what they hold if the example says nothing of them.
 BLANK_SONG = {**page_form.SONG, "duration": LIMITS["duration"].default}
 PLAN_OPTIONS = (
@@ -40,9 +41,7 @@ PLAN_OPTIONS = (
 class GenerateForm(Form):
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
         read = super().read(values)
-        if read["options.plan"]:
-            return read
-        return {name: value for name, value in read.items() if name not in PLAN_OPTIONS}
+        return read if read["options.plan"] else without(read, PLAN_OPTIONS)
 
     def show(self, values: Mapping[str, Any]) -> Updates:
         if values.get("options.plan") and not self.studio.status().planner.available:
@@ -80,7 +79,8 @@ def generate_tab(studio: Backend) -> SongTab:
     file.change(partial(page_fields.restored, form, line), file, [*form.settings, line], **AT_ONCE)
     # Not with the settings' own event: files are not kept.
     reference = form.fields["reference"]
-    reference.change(None, reference, js='(reference) => void studio.kept("generate", { reference })', **QUIET)
+    keep = '(reference) => void studio.kept("generate", { reference })'
+    reference.change(None, reference, js=keep, **QUIET)
     _connect_keep(form, advanced, result)
     return page_fields.connect_song_tab(form, bar, assist, result)
 
@@ -94,8 +94,13 @@ def _examples(form: Form) -> Examples:
 
 def _settings_file(form: Form) -> tuple[gr.File, gr.HTML]:
     """Add the box for a song whose settings fill the form, and the line that says so."""
-    name = f"{form.mode}-settings"
-    file = gr.File(label=tooltips.SETTINGS_FILE, file_types=["audio"], type="filepath", height=140, elem_id=name)
+    file = gr.File(
+        label=tooltips.SETTINGS_FILE,
+        file_types=["audio"],
+        type="filepath",
+        height=140,
+        elem_id=f"{form.mode}-settings",
+    )
     gr.Markdown(tooltips.SETTINGS_FILE_HELP, elem_classes=["help"])
     return file, html(elem_id=f"{form.mode}-offer")
 
@@ -106,8 +111,8 @@ def _add_plan_options(form: Form, plan: gr.Checkbox) -> None:
     form.add_slider("options.plan_strength")
     form.add_sliders("options.plan_temperature", "options.plan_cfg")
     form.add_number("options.plan_seed")
-    options = [form.fields[name] for name in PLAN_OPTIONS]
-    plan.change(lambda on: [gr.update(interactive=on) for _ in options], plan, options, **AT_ONCE)
+    options = list(form.components(PLAN_OPTIONS).values())
+    plan.change(lambda on: updates_of(options, interactive=on), plan, options, **AT_ONCE)
 
     def show(status: Status) -> Updates:
         planner = status.planner
@@ -115,14 +120,17 @@ def _add_plan_options(form: Form, plan: gr.Checkbox) -> None:
             usual = {option: gr.update(info=option.info) for option in options}
             return {plan: gr.update(info=plan.info, interactive=True), **usual}
         why = tooltips.NO_PLAN.format(reason=planner.reason())
-        off = {option: gr.update(info=tooltips.NO_PLANNER, interactive=False) for option in options}
+        off = updates_of(options, info=tooltips.NO_PLANNER, interactive=False)
         return {plan: gr.update(info=why, interactive=False, value=False), **off}
 
     form.on_status(show)
 
 
 def _connect_keep(form: Form, advanced: gr.Accordion, result: ResultPanel) -> None:
-    """Let the next song have this one's plan: its seed goes into the form, and the group that holds it opens."""
+    """Let the next song have this one's plan.
+
+    The plan's seed goes into the form, and the group that holds it opens.
+    """
 
     def keep(made: list[Made]) -> Updates:
         seed = made[-1].plan.get("seed") if made else None
@@ -130,7 +138,7 @@ def _connect_keep(form: Form, advanced: gr.Accordion, result: ResultPanel) -> No
         found = page_form.settings("generate", {"request": request}).values
         if "options.plan_seed" not in found:
             return {result.kept: ""}
-        sentence = tooltips.PLAN_KEPT.format(seed=found["options.plan_seed"])
-        return {**form.show(found), advanced: gr.Accordion(open=True), result.kept: theme.said(sentence)}
+        line = theme.said(tooltips.PLAN_KEPT.format(seed=found["options.plan_seed"]))
+        return {**form.show(found), advanced: gr.Accordion(open=True), result.kept: line}
 
     result.keep.click(keep, result.made, [*form.settings, advanced, result.kept], **AT_ONCE)

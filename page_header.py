@@ -22,11 +22,13 @@ class Header:
     """The status, and a banner whose button for the real model is a run bar of its own."""
 
     def __init__(self):
-        self.status = html(theme.heading(), elem_id="studio-status", js_on_load=theme.script("folds"))
+        folds = theme.script("folds")
+        self.status = html(theme.heading(), elem_id="studio-status", js_on_load=folds)
         cancelled = cancelled_box("download")
         with gr.Row(visible=False, elem_id="studio-banner") as self.banner:
-            self.notice = html(elem_id="studio-notice", js_on_load=theme.script("folds"))
-            self.bar = run_bar("download", tooltips.GET_MODEL.format(gb=0), cancelled, variant="secondary")
+            self.notice = html(elem_id="studio-notice", js_on_load=folds)
+            get_model = tooltips.GET_MODEL.format(gb=0)
+            self.bar = run_bar("download", get_model, cancelled, variant="secondary")
         self.outputs = [self.status, self.banner, self.notice, self.bar.go]
 
     def show(self, status: Status) -> Updates:
@@ -52,7 +54,8 @@ def connect_download(studio: Backend, header: Header) -> Dependency:
         with contextlib.closing(studio.download()) as events:
             yield from page_updates(bar, events, done, bar.failed)
 
-    run = bar.go.click(fetch, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **QUIET)
+    one_at_a_time = {"concurrency_id": "download", "concurrency_limit": 1}
+    run = bar.go.click(fetch, outputs=bar.outputs, **one_at_a_time, **QUIET)
     connect_cancel(bar, run, run, tooltips.DOWNLOAD_CANCELLED)
     return run
 
@@ -65,11 +68,13 @@ def connect_status(
     runs: Sequence[Dependency],
     download: Dependency,
 ) -> None:
-    """Show the model and device on every visit: what is known at once, the device when torch is loaded.
+    """Show what is known of the model on every visit, and the device when torch is loaded.
 
     The status is shown again after a download, and the heading after each of `runs`.
     """
-    outputs = [*header.outputs, *(component for form in forms for component in form.show_status(UNKNOWN))]
+    outputs = [*header.outputs]
+    for form in forms:
+        outputs += form.show_status(UNKNOWN)
 
     def show() -> Updates:
         status = studio.status()
@@ -91,7 +96,8 @@ def connect_status(
 
     known = demo.load(show, outputs=outputs, **AT_ONCE)
     download.success(show, outputs=outputs, **AT_ONCE)
-    # Only the header: this takes seconds if torch is not loaded yet, and the visitor is filling in the form.
+    # Only the header: this takes seconds if torch is not loaded yet, and the visitor is filling in
+    # the form.
     complete = known.then(show_device, outputs=header.outputs, **AT_ONCE)
     complete.then(prepare, **AT_ONCE)
     for run in runs:  # a run may have loaded a model, or failed to

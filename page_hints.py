@@ -1,6 +1,7 @@
-"""Hints before the click, which block nothing: the prompt's token count, advice on lyrics, GPU seconds on ZeroGPU.
+"""Hints before the click, which block nothing: token count, advice on lyrics, GPU seconds.
 
-The model reads 256 tokens of the prompt, including instruction, BPM, key, metre and length, and 2,048 of the lyrics.
+The model reads 256 tokens of the prompt, including instruction, BPM, key, metre and length, and
+2,048 of the lyrics.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tooltips
 from backend import Backend
 from events import InvalidRequest
 from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
-from page_form import Form, html, lengths, number, valid
+from page_form import Form, html, lengths, number, only, valid
 from params import upload_seconds
 
 # The fields that the rendered prompt depends on, where a tab has them.
@@ -48,7 +49,10 @@ STAND_INS = {"prompt": "a song", "brief": "a song", "source": "none yet"}
 
 
 class TokenCounter:
-    """Stands in for the pipeline in `song_conditions`: the page finds the words that get cut, without loading torch."""
+    """Stands in for the pipeline in `song_conditions`, without loading torch.
+
+    With it the page finds the words that get cut.
+    """
 
     def __init__(self, file: Path):
         self._tokenizer = Tokenizer.from_file(str(file))
@@ -59,16 +63,25 @@ class TokenCounter:
         return SimpleNamespace(input_ids=self._tokenizer.encode(text).ids)
 
     def _format_prompt(self, prompt: str, lyrics: str = "", vocal_language: str = "en", **song: Any) -> tuple[str, str]:
-        """Return prompt and lyrics as the text encoder reads them (diffusers 0.42.1, AceStepPipeline)."""
-        lines = [f"- {name}: {song.get(name) or 'N/A'}\n" for name in ("bpm", "timesignature", "keyscale")]
-        lines.append(f"- duration: {int(song.get('audio_duration', SOME_SECONDS))} seconds\n")
-        metas = "".join(lines)
-        text = f"# Instruction\n{song.get('instruction')}\n\n# Caption\n{prompt}\n\n# Metas\n{metas}<|endoftext|>\n"
+        """Return prompt and lyrics as the text encoder reads them.
+
+        This is AceStepPipeline._format_prompt of diffusers 0.42.1.
+        """
+        text = (
+            f"# Instruction\n{song.get('instruction')}\n\n"
+            f"# Caption\n{prompt}\n\n"
+            "# Metas\n"
+            f"- bpm: {song.get('bpm') or 'N/A'}\n"
+            f"- timesignature: {song.get('timesignature') or 'N/A'}\n"
+            f"- keyscale: {song.get('keyscale') or 'N/A'}\n"
+            f"- duration: {int(song.get('audio_duration', SOME_SECONDS))} seconds\n"
+            "<|endoftext|>\n"
+        )
         return text, f"# Languages\n{vocal_language}\n\n# Lyric\n{lyrics}<|endoftext|>"
 
 
 def token_counter(studio: Backend) -> TokenCounter | None:
-    """Return the counter of the checkpoint in use, None if its tokenizer is missing or unreadable."""
+    """Return the counter of the checkpoint in use, None if there is no readable tokenizer."""
     folder = studio.models.weights.folder
     if not folder:
         return None
@@ -85,9 +98,9 @@ def _load(file: Path, changed: int) -> TokenCounter:
 
 
 def prompt_budget(counter: TokenCounter, mode: str, values: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the tokens of the rendered prompt of a tab's values, and the words of the prompt that are not read."""
+    """Return the tokens of a tab's rendered prompt, and the words of it that are not read."""
     prompt = values.get("prompt") or ""
-    facts = {name: values.get(name) for name in ("key", "time_signature")}
+    facts = only(values, ["key", "time_signature"])
     facts["bpm"] = number(values.get("bpm"), None)
     facts = valid("generate", facts)
     words = {
@@ -112,9 +125,10 @@ def _sum(seconds: Iterable[float | None]) -> float | None:
 def _instruction(mode: str, values: Mapping[str, Any]) -> str:
     """Return the model's instruction, as `modes` does."""
     track = (values.get("track") or "").upper()
-    tracks = " | ".join(name.upper() for name in values.get("tracks") or ())
+    tracks = " | ".join(values.get("tracks") or ()).upper()
+    planned = values.get("options.plan")
     return {
-        "generate": song_conditions.COVER if values.get("options.plan") else song_conditions.TEXT2MUSIC,
+        "generate": song_conditions.COVER if planned else song_conditions.TEXT2MUSIC,
         "cover": song_conditions.COVER,
         "extend": song_conditions.REPAINT,
         "repaint": song_conditions.REPAINT,
@@ -172,7 +186,10 @@ def advise(studio: Backend, lyrics: str | None, language: str | None, seconds: f
 
 
 def add_seconds(form: Form) -> None:
-    """Add the line with the GPU seconds; on ZeroGPU it follows the fields, all of which have to exist by then."""
+    """Add the line with the GPU seconds, which follows the fields on ZeroGPU.
+
+    All fields exist by then.
+    """
     line = html(elem_id=f"{form.mode}-seconds")
 
     def say(values: dict[str, Any]) -> str:
@@ -186,7 +203,10 @@ def add_seconds(form: Form) -> None:
 
 
 def seconds_text(form: Form, values: Iterable[Any]) -> str:
-    """Return the GPU seconds of a tab's values, or why they are too many; "" while a value is wrong."""
+    """Return the GPU seconds of a tab's values, or why they are too many.
+
+    It is empty while a value is wrong.
+    """
     held = dict(zip(form.fields, values, strict=True))
     source = held.get("source")
     for name, stand_in in STAND_INS.items():

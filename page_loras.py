@@ -1,7 +1,7 @@
 """LoRAs on the page: where they come from, and the list of those that are added.
 
-The list lives in the browser; the server keeps nothing between two songs but the uploaded files themselves. A file is
-inspected when it is uploaded, a repository only when a song is made.
+The list lives in the browser; the server keeps nothing between two songs but the uploaded files
+themselves. A file is inspected when it is uploaded, a repository only when a song is made.
 """
 
 from __future__ import annotations
@@ -17,24 +17,30 @@ import theme
 import tooltips
 from limits import LIMITS, shown
 from lora_format import Widths
-from lora_sources import hub_id
+from lora_sources import LoraInfo, hub_id
 from page_form import AT_ONCE, Field, Form, help_text, html
 from page_widgets import frame
 
 LORAS = "options.loras"
-# Appends in the browser, where the list is: inspecting a large file takes a while, and the list may change meanwhile.
+# Appends in the browser, where the list is: inspecting a large file takes a while, and the list may
+# change meanwhile.
 _APPEND = "(added, now) => [[], [...(Array.isArray(now) ? now : []), ...(added || [])]]"
 # What adding returns: the entries to append, the HTML of the line, and what stays in the field.
 Added = tuple[list[dict[str, Any]], str, Any]
 
 
 def add_loras(form: Form) -> None:
-    """Add the folded panel: where LoRAs come from, a line for errors, and the list, whose entries are `lora_entry`s."""
+    """Add the folded panel: where LoRAs come from, a line for errors, and their list."""
     title = tooltips.LABELS["loras"]
     with gr.Accordion(title, open=False, elem_id=f"{form.mode}-loras-fold") as fold:
         html(theme.remark(help_text("loras")))
         # Without file types: phones offer no file at all if they do not know the ending.
-        file = gr.File(label=tooltips.LORA_FILE, file_count="multiple", height=140, elem_id=f"{form.mode}-lora-file")
+        file = gr.File(
+            label=tooltips.LORA_FILE,
+            file_count="multiple",
+            height=140,
+            elem_id=f"{form.mode}-lora-file",
+        )
         gr.Markdown(tooltips.LORA_FILE_HELP, elem_classes=["help"])
         hub_allowed = lora_sources.hub_allowed()
         if hub_allowed:
@@ -75,7 +81,8 @@ def _hub(form: Form) -> tuple[gr.Textbox, gr.Button]:
 
 def _list(form: Form) -> gr.HTML:
     limit = LIMITS["lora_weight"]
-    # In the document, not as props: Gradio empties a component's props when it updates one that is not drawn yet.
+    # In the document, not as props: Gradio empties a component's props when it updates one that is
+    # not drawn yet.
     weight = json.dumps({"min": limit.low, "max": limit.high, "step": limit.step})
     texts = {**tooltips.LORA_LIST, "texts": json.dumps(tooltips.LORA_LIST), "weight": weight}
     return frame(
@@ -111,18 +118,18 @@ def add_repository(text: str | None) -> Added:
     return [], theme.notice("", problem), text
 
 
-def lora_entry(source: str, weight: float | None = None, info: lora_sources.LoraInfo | None = None) -> dict[str, Any]:
+def lora_entry(source: str, weight: float | None = None, info: LoraInfo | None = None) -> dict[str, Any]:
     """Return an entry of the list; `info` is there for an uploaded file."""
     if weight is None:
         weight = LIMITS["lora_weight"].default
+    entry = {"source": source, "weight": weight}
     if info is None:
-        return {"source": source, "weight": weight, "name": source, "facts": [tooltips.LORA_LATER], "note": ""}
-    facts = tooltips.lora_facts(info)
-    return {"source": source, "weight": weight, "name": info.name, "facts": facts, "note": info.note}
+        return {**entry, "name": source, "facts": [tooltips.LORA_LATER], "note": ""}
+    return {**entry, "name": info.name, "facts": tooltips.lora_facts(info), "note": info.note}
 
 
 def parse_loras(value: Any) -> Any:
-    """Return the list's value as a request has it; anything but a list is left to validation to refuse."""
+    """Return the list's value as a request has it; validation refuses anything but a list."""
     if not isinstance(value, list):
         return value or []
     return [_choice(entry) for entry in value]
@@ -131,9 +138,18 @@ def parse_loras(value: Any) -> Any:
 def _choice(entry: Any) -> Any:
     if not isinstance(entry, Mapping):
         return entry
-    return {name: entry.get(name) for name in ("source", "weight")}
+    return {"source": entry.get("source"), "weight": entry.get("weight")}
 
 
 def show_loras(chosen: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Return the list's value for the LoRAs of a record; entries of a list, which have a name, are left unchanged."""
-    return [dict(each) if "name" in each else lora_entry(each["source"], each["weight"]) for each in chosen or []]
+    """Return the list's value for the LoRAs of a record.
+
+    Entries of a list, which have a name, are left unchanged.
+    """
+    return [_entry(each) for each in chosen or []]
+
+
+def _entry(lora: Mapping[str, Any]) -> dict[str, Any]:
+    if "name" in lora:
+        return dict(lora)
+    return lora_entry(lora["source"], lora["weight"])

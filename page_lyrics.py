@@ -73,8 +73,13 @@ def lyrics_tab(studio: Backend) -> LyricsTab:
                 form.add("brief", gr.Textbox, lines=4, max_lines=10)
                 structures = {"": tooltips.AUTOMATIC, **{name: name for name in STRUCTURES}}
                 with gr.Row(equal_height=True):
-                    choices = swapped(structures)
-                    form.add("structure", gr.Dropdown, choices=choices, value="", allow_custom_value=True)
+                    form.add(
+                        "structure",
+                        gr.Dropdown,
+                        choices=swapped(structures),
+                        value="",
+                        allow_custom_value=True,
+                    )
                     form.add("language", gr.Dropdown, choices=swapped(LANGUAGES), value="en")
                 form.add("tone", gr.Textbox, max_lines=1)
             with page_fields.result_column():
@@ -103,7 +108,7 @@ def lyrics_tab(studio: Backend) -> LyricsTab:
 
 
 def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependency:
-    """Let the button write lyrics into the box; Stop keeps the text so far, Undo restores what was there before."""
+    """Let the button write lyrics into the box; Undo restores what was there before."""
     undo = panel.undo
 
     def failed(problem: Problem) -> Updates:
@@ -120,8 +125,10 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
             return {bar.line: line, panel.text: event.text}
 
         def done(request: Request, done: Done) -> Updates:
-            sentence = tooltips.written(done.record["tokens"], time.monotonic() - began, done.record["end"])
-            return {**bar.idle(theme.line("done", sentence)), panel.text: done.record["text"]}
+            record = done.record
+            elapsed = time.monotonic() - began
+            sentence = tooltips.written(record["tokens"], elapsed, record["end"])
+            return {**bar.idle(theme.line("done", sentence)), panel.text: record["text"]}
 
         yield from stream(form.studio, lambda: form.request(values), bar, done, failed, draft)
 
@@ -140,9 +147,11 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
     undone = undo.connect({"text": panel.text})
     language = form.fields["language"]
     # Not at every change of the text: there is no advice on lyrics that are still being written.
-    finished = (run.success, run.failure, undone.then, panel.text.input, panel.text.blur, language.change)
-    for event in finished:
+    written = (run.success, run.failure, undone.then)
+    edited = (panel.text.input, panel.text.blur, language.change)
+    for event in (*written, *edited):
         event(advise, [panel.text, language], panel.advice, **AT_ONCE)
-    # Gradio does not call a paste into an empty box an input, so the browser itself enables the buttons.
+    # Gradio does not call a paste into an empty box an input, so the browser itself enables the
+    # buttons.
     panel.text.change(None, panel.text, [panel.use, panel.sing, bar.go], js=LED_BY_TEXT, **QUIET)
     return run

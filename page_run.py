@@ -1,4 +1,4 @@
-"""A run on the page: its buttons and progress line, events of the studio turned into updates, and Cancel."""
+"""A run on the page: its buttons and progress line, events turned into updates, and Cancel."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ import theme
 import tooltips
 from backend import GPU_CONCURRENCY, Backend
 from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
-from page_form import AT_ONCE, QUIET, Form, Updates, html
+from page_form import AT_ONCE, QUIET, Form, Updates, html, updates_of
 from params import Request
 
 log = logging.getLogger("studio")
 
-# The least time between two updates of the page.
-DRAFT_SECONDS = 0.5  # a fast writer would keep the browser busy drawing
-PROGRESS_SECONDS = 1.0  # Gradio searches the whole page at every update, and a small model makes many steps a second
+# The least time between two updates of the page: a fast songwriter would keep the browser busy.
+DRAFT_SECONDS = 0.5
+# Gradio searches the whole page at every update, and a small model makes many steps a second.
+PROGRESS_SECONDS = 1.0
 
 
 @dataclass
@@ -34,8 +35,10 @@ class RunBar:
     starters: list[gr.Button]  # only one runs at a time
     cancel: gr.Button
     line: gr.HTML
-    cancelled: gr.Checkbox  # hidden; Cancel ticks it in the browser, so that a run that ended early can say why
-    problems: gr.HTML | None = None  # names the wrong fields; None if there are no fields
+    # Hidden; Cancel ticks it in the browser, so that a run that ended early can say why.
+    cancelled: gr.Checkbox
+    # Names the wrong fields; None if there are no fields.
+    problems: gr.HTML | None = None
 
     @property
     def go(self) -> gr.Button:
@@ -57,12 +60,15 @@ class RunBar:
         return self.idle(theme.line("failed", problem.text()))
 
     def _switch(self, running: bool) -> Updates:
-        starters = {button: gr.update(interactive=not running) for button in self.starters}
+        starters = updates_of(self.starters, interactive=not running)
         return {**starters, self.cancel: gr.update(interactive=running)}
 
 
 def cancelled_box(name: str) -> gr.Checkbox:
-    """Make the hidden box. Not inside a container that is hidden at first: showing that would show the box as well."""
+    """Make the hidden box.
+
+    Not inside a container that is hidden at first: showing that would show the box as well.
+    """
     return gr.Checkbox(visible="hidden", elem_id=f"{name}-cancelled")
 
 
@@ -75,7 +81,14 @@ def run_bar(
 ) -> RunBar:
     line = progress_line(name)
     go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
-    stop = gr.Button(cancel, variant="stop", elem_id=f"{name}-cancel", scale=1, min_width=96, interactive=False)
+    stop = gr.Button(
+        cancel,
+        variant="stop",
+        elem_id=f"{name}-cancel",
+        scale=1,
+        min_width=96,
+        interactive=False,
+    )
     return RunBar([go], stop, line, cancelled)
 
 
@@ -97,21 +110,23 @@ def connect_run(
     go: gr.Button | None = None,
     cancelled: str = tooltips.CANCELLED,
 ) -> tuple[Dependency, Dependency]:
-    """Let `go` check the fields, wait in the queue, and stream `make`; returns the events of the start and the run.
+    """Let `go` check the fields, wait in the queue, and stream `make`; returns start and run.
 
-    `outputs` are what `make` updates besides the bar, `fresh` the updates at the start. `go` is by default the bar's
-    own button, and `cancelled` what the line says after Cancel.
+    `outputs` are what `make` updates besides the bar, `fresh` the updates at the start. `go` is by
+    default the bar's own button, and `cancelled` what the line says after Cancel.
     """
     go = go or bar.go
 
     def begin(*values: Any) -> Updates:
         return {**bar.running(theme.line("running", tooltips.QUEUED)), **fresh}
 
-    # A wrong field ends at the validator, with a sentence beside it; this says so at the button and unfolds the group.
+    # A wrong field ends at the validator, with a sentence beside it; this says so at the button and
+    # unfolds the group.
     go.click(form.point_out, form.inputs, [*form.folds, bar.problems], **AT_ONCE)
     checked = {"validator": form.validate, "concurrency_limit": None, **QUIET}
     begun = go.click(begin, form.inputs, [*bar.outputs, *fresh], **checked)
-    # The song and the enabled button arrive a moment before the run ends; "once" would swallow a click in between.
+    # The song and the enabled button arrive a moment before the run ends; "once" would swallow a
+    # click in between.
     running = {"trigger_mode": "multiple", **GPU_CONCURRENCY, **QUIET}
     run = begun.success(make, form.inputs, [*bar.outputs, *outputs], **running)
     connect_cancel(bar, begun, run, cancelled)
@@ -147,7 +162,10 @@ def page_updates(
     failed: Callable[[Problem], Updates],
     draft: Callable[[Draft], Updates] = lambda draft: {},
 ) -> Iterator[Updates]:
-    """Turn the events of a run into updates of the page; a note stays beside the progress until the next note."""
+    """Turn the events of a run into updates of the page.
+
+    A note stays beside the progress until the next note.
+    """
     shown: tuple[str, str] | None = None  # stage and note of the latest progress on the page
     note = ""
     shown_at = 0.0
@@ -155,7 +173,9 @@ def page_updates(
     for event in events:
         now = time.monotonic()
         match event:
-            case Progress() if not drafted_at:  # the heartbeat between two tokens knows less than the draft
+            case Progress() if drafted_at:
+                pass  # the heartbeat between two tokens knows less than the draft
+            case Progress():
                 note = event.note or note
                 if (event.stage, note) != shown or now - shown_at >= PROGRESS_SECONDS:
                     shown = (event.stage, note)
@@ -172,13 +192,17 @@ def page_updates(
 
 
 def connect_cancel(bar: RunBar, begin: Dependency, run: Dependency, cancelled: str) -> None:
-    """Let Cancel close the run, and reset the buttons however it ended early; `begin` may be the run itself."""
+    """Let Cancel close the run, and reset the buttons if it ends early for any reason.
+
+    `begin` may be the run itself.
+    """
 
     def stopped(asked: bool) -> Updates:
         return bar.idle(theme.line("stopped", cancelled if asked else tooltips.STOPPED))
 
     bar.cancel.click(None, None, bar.cancelled, js="() => true", cancels=[run], **QUIET)
-    # Gradio calls this for an error and for a cancelled run alike, but not after a run that reached its end.
+    # Gradio calls this for an error and for a cancelled run alike, but not after a run that reached
+    # its end.
     begin.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
     if run is not begin:
         run.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)

@@ -1,7 +1,8 @@
-"""A visitor's settings, kept in their browser for the next visit, and what follows the fields meanwhile.
+"""A visitor's settings, kept in their browser for the next visit, and lines that follow them.
 
-The server keeps nothing. What comes back with the next visit is untrusted: each value is validated like a request,
-except for text boxes, whose text is restored as it was typed and judged at the click.
+The server keeps nothing. What comes back with the next visit is untrusted: each value is validated
+like a request, except for text boxes, whose text is restored as it was typed and judged at the
+click.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 import page_form
 import theme
 from limits import KEPT_TEXT, TRACKS
 from lora_sources import hub_id
-from page_form import AT_ONCE, Form, Updates
+from page_form import AT_ONCE, Form, Updates, only
 
 STORAGE = "ace-music-studio"
 # Fields of the page that no request has by these names, and whether a value is one of theirs.
@@ -30,11 +32,14 @@ _BACK = "(found) => {ids}.map((id) => (studio.touched(id) ? undefined : found[id
 
 def connect_memory(demo: gr.Blocks, forms: Sequence[Form]) -> None:
     """Keep the settings of each form in the browser, and put them back at the next visit."""
-    # A key for each tab, so that one change writes one tab. The secret hides nothing: with a random one, which is
-    # Gradio's default, every restart of the studio would lose the settings.
-    kept = [gr.BrowserState({}, storage_key=f"{STORAGE}-{form.mode}", secret=STORAGE) for form in forms]
+    # A key for each tab, so that one change writes one tab. The secret hides nothing: with a random
+    # one, which is Gradio's default, every restart of the studio would lose the settings.
+    kept = []
+    fields = []
+    for form in forms:
+        kept.append(gr.BrowserState({}, storage_key=f"{STORAGE}-{form.mode}", secret=STORAGE))
+        fields += form.settings
     found = gr.JSON({}, visible=False)
-    fields = [field for form in forms for field in form.settings]
 
     def restore(*stored: Any) -> dict[str, Any]:
         values = {}
@@ -45,18 +50,21 @@ def connect_memory(demo: gr.Blocks, forms: Sequence[Form]) -> None:
 
     # The visitor may already be typing by then: only the browser knows which fields are untouched.
     read = demo.load(restore, kept, found, **AT_ONCE)
-    read.then(None, found, fields, js=_BACK.format(ids=json.dumps([field.elem_id for field in fields])), **AT_ONCE)
+    ids = json.dumps([field.elem_id for field in fields])
+    read.then(None, found, fields, js=_BACK.format(ids=ids), **AT_ONCE)
     for form, state in zip(forms, kept, strict=True):
         connect_changes(form, state)
 
 
 def connect_changes(form: Form, kept: gr.BrowserState) -> None:
-    """Store a tab's values in the browser when they change, and update the lines that depend on them.
+    """Store a tab's values in the browser when they change, and update the lines that follow.
 
-    Gradio searches the page for each input of each event. So a change asks for none, and a moment after the last one
-    everything is asked for once (static/changes.js), as it is after a run, which may have loaded the tokenizer.
+    Gradio searches the page for each input of each event. So a change asks for none, and a moment
+    after the last one everything is asked for once (static/changes.js), as it is after a run, which
+    may have loaded the tokenizer.
     """
-    changed = gr.HTML(visible="hidden", js_on_load=theme.script("changes"), elem_id=f"{form.mode}-changed")
+    name = f"{form.mode}-changed"
+    changed = gr.HTML(visible="hidden", js_on_load=theme.script("changes"), elem_id=name)
     changes = [field.change for field in [*form.settings, *form.copies]]
     gr.on(changes, None, js=f'() => studio.changed("{form.mode}")', **AT_ONCE)
     keep = _KEEP.format(mode=form.mode, names=json.dumps([*form.saved]), most=KEPT_TEXT)
@@ -69,13 +77,14 @@ def connect_changes(form: Form, kept: gr.BrowserState) -> None:
         return {line: say(held) for line, say in lines.items()}
 
     if followed:
-        changed.input(update_lines, [*followed.values()], [*lines], trigger_mode="always_last", **AT_ONCE)
+        latest = {"trigger_mode": "always_last", **AT_ONCE}
+        changed.input(update_lines, [*followed.values()], [*lines], **latest)
 
 
 def restored(form: Form, stored: Any) -> Updates:
-    """Return the updates that restore what of `stored` the form allows, and what was typed, right or wrong."""
+    """Return the updates that restore what the form allows, and what was typed, right or wrong."""
     stored = stored if isinstance(stored, Mapping) else {}
-    stored = {name: value for name, value in stored.items() if name in form.fields}
+    stored = only(stored, form.fields)
     return {**form.show(_valid(form, stored)), **_as_typed(form, stored)}
 
 
@@ -84,11 +93,16 @@ def _valid(form: Form, stored: Mapping[str, Any]) -> dict[str, Any]:
     loras = request.get("options.loras")
     if isinstance(loras, list):
         # An uploaded LoRA may be gone by now: only those with a name come back.
-        request["options.loras"] = [each for each in loras if isinstance(each, dict) and hub_id(str(each["source"]))]
+        request["options.loras"] = list(filter(_has_name, loras))
     values = page_form.settings(form.mode, {"request": page_form.grouped(request)}).values
-    if values.get("options.memory_plan", "auto") not in ("auto", *form.studio.status().memory_plans):
+    plans = ("auto", *form.studio.status().memory_plans)
+    if values.get("options.memory_plan", "auto") not in plans:
         del values["options.memory_plan"]
     return values
+
+
+def _has_name(lora: Any) -> bool:
+    return isinstance(lora, dict) and hub_id(str(lora["source"]))
 
 
 def _as_typed(form: Form, stored: Mapping[str, Any]) -> Updates:
@@ -97,9 +111,12 @@ def _as_typed(form: Form, stored: Mapping[str, Any]) -> Updates:
         component = form.fields[name]
         if name in PAGE_ONLY and PAGE_ONLY[name](value):
             typed[component] = gr.update(value=value)
-        takes_any_text = isinstance(component, gr.Textbox) or getattr(component, "allow_custom_value", False)
-        if takes_any_text and isinstance(value, str) and len(value) <= KEPT_TEXT:
+        if _takes_any_text(component) and isinstance(value, str) and len(value) <= KEPT_TEXT:
             # Half a surrogate pair, which JSON may hold, could not be sent to the page.
             text = value.encode("utf-8", "ignore").decode("utf-8")
             typed[component] = gr.update(value=text)
     return typed
+
+
+def _takes_any_text(component: Component) -> bool:
+    return isinstance(component, gr.Textbox) or getattr(component, "allow_custom_value", False)

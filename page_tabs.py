@@ -49,20 +49,27 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
         if form.mode == "edit":  # a morph starts from what the song is now
             words["source_prompt"] = words["prompt"]
             words["source_lyrics"] = words["lyrics"]
-        return {**form.show(words), form.fields["source"]: take.file, tabs: gr.Tabs(selected=form.mode)}
+        filled = form.show(words)
+        filled[form.fields["source"]] = take.file
+        return {**filled, tabs: gr.Tabs(selected=form.mode)}
 
     names = (*page_form.SONG, "source", "source_prompt", "source_lyrics", "action")
-    fields = [forms[mode].fields[name] for mode in tooltips.USE_IN for name in names if name in forms[mode].fields]
+    fields = []
+    for mode in tooltips.USE_IN:
+        fields += forms[mode].components(names).values()
     opened = result.takes.select(hand_over, result.made, [tabs, *fields], **AT_ONCE)
     opened.then(None, js=TO_TOP, **AT_ONCE)
 
 
 def connect_lyrics(lyrics: LyricsTab, generate: SongTab, tabs: gr.Tabs) -> None:
-    """Let written lyrics go to Generate with their language, and become a song; Undo there restores the former ones."""
+    """Let lyrics go to Generate with their language, or become a song at once.
+
+    Undo there restores the former lyrics.
+    """
     panel = lyrics.panel
     undo = generate.assist.undo
     names = ("lyrics", "language", "instrumental")
-    fields = [generate.form.fields[name] for name in names]
+    fields = list(generate.form.components(names).values())
 
     def use(text: str, language: str, former: list[dict[str, Any]], *held: Any) -> Updates:
         values = {"lyrics": text, "language": language, "instrumental": False}

@@ -1,6 +1,7 @@
 """Takes on the page: how a run makes them appear, and what their buttons do.
 
-static/takes.js draws them. Buttons start from the request and record of their take, whatever the form holds by now.
+static/takes.js draws them. Buttons start from the request and record of their take, whatever the
+form holds by now.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from params import AlignRequest, Request, SongRequest, parse_request
 from record import Stored
 
 LOSSY = ("mp3", "ogg")
-# The actions that sing all of their lyrics; an extension sings them in its new part, a layer in one of its tracks.
+# The actions that sing all of their lyrics; an extension sings them in its new part, a layer in one
+# of its tracks.
 WHOLE_SONG = ("generate", "cover", "repaint", "morph")
 
 
 @dataclass(frozen=True)
 class Made:
-    """A take on the page: its request, uploads included, the record of its run, its own entry in that, its file."""
+    """A take on the page: its request, its run's record, its entry in that, and its file."""
 
     request: SongRequest
     record: Mapping[str, Any]
@@ -54,7 +56,7 @@ class Made:
         return plan if plan.get("used") else {}
 
     def song(self) -> dict[str, Any]:
-        """Return what the song was made with: the plan's values, or the visitor's own if there was no plan."""
+        """Return what the song was made with: the plan's values, or the visitor's own."""
         names = ("bpm", "key", "time_signature", "language")
         facts = {name: self.plan.get(name, getattr(self.request, name)) for name in names}
         return {"prompt": self.plan.get("caption", self.request.prompt), **facts}
@@ -66,7 +68,7 @@ class Made:
 
 
 class ResultPanel:
-    """Where the takes of a tab appear: messages, how the song was planned or why not, the takes with their record."""
+    """Where the takes of a tab appear, with messages, plan and record."""
 
     def __init__(self, mode: str, studio: Backend):
         self.studio = studio
@@ -89,7 +91,8 @@ class ResultPanel:
         made = [*kept]
         for take, file in zip(record["takes"], done.files, strict=True):
             made.append(Made(request, record, take, file))
-        self.takes.temp_files.update(each.file for each in made)  # Gradio deletes old copies of files it knows of
+        # Gradio deletes old copies of files that it knows.
+        self.takes.temp_files.update(each.file for each in made)
         can_time = self.studio.status().timed_lyrics.available
         cards = [card(each, can_time) for each in made]
         plan = record.get("plan")
@@ -147,11 +150,14 @@ def _source(request: SongRequest) -> dict[str, Any] | None:
 
 def _settings(made: Made) -> dict[str, Any]:
     names = ("request", "plan", "seeds", "variation_seeds")
-    kept = {name: made.record[name] for name in names if made.record.get(name)}
-    return {**kept, "takes": [{"seed": made.take["seed"]}]}
+    settings: dict[str, Any] = {"takes": [{"seed": made.take["seed"]}]}
+    for name in names:
+        if made.record.get(name):
+            settings[name] = made.record[name]
+    return settings
 
 
-# --- a run ----------------------------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------
 
 
 def _picture(made: Made, peaks: str) -> str:
@@ -178,9 +184,9 @@ def connect_song(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
 
 
 def made_line(request: SongRequest, done: Done) -> str:
-    record = done.record
-    sentence = tooltips.done_sentence(len(record["takes"]), request.takes, sum(record["seconds"].values()))
-    return theme.line("done", sentence)
+    takes = len(done.record["takes"])
+    seconds = sum(done.record["seconds"].values())
+    return theme.line("done", tooltips.done_sentence(takes, request.takes, seconds))
 
 
 def _failed(bar: RunBar, result: ResultPanel, problem: Problem) -> Updates:
@@ -188,7 +194,7 @@ def _failed(bar: RunBar, result: ResultPanel, problem: Problem) -> Updates:
     return {**bar.idle(theme.line("failed", tooltips.FAILED_TITLE)), result.message: notice}
 
 
-# --- the buttons of a take ----------------------------------------------------------------------------------------
+# --- the buttons of a take ------------------------------------------------------------------------
 
 
 def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
@@ -198,7 +204,8 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
 
     def begin(pressed: gr.EventData) -> Updates:
         waiting = bar.running(theme.line("running", tooltips.QUEUED))
-        return {**waiting, result.message: "", result.asked: (str(pressed.name), int(pressed.number))}
+        asked = (str(pressed.name), int(pressed.number))
+        return {**waiting, result.message: "", result.asked: asked}
 
     def make(asked: tuple[str, int], made: list[Made]) -> Iterator[Updates]:
         name, number = asked
@@ -210,7 +217,9 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
     began = result.takes.submit(
         begin, None, [*bar.outputs, result.message, result.asked], concurrency_limit=None, **QUIET
     )
-    run = began.success(make, [result.asked, result.made], [*bar.outputs, *result.outputs], **GPU_CONCURRENCY, **QUIET)
+    inputs = [result.asked, result.made]
+    outputs = [*bar.outputs, *result.outputs]
+    run = began.success(make, inputs, outputs, **GPU_CONCURRENCY, **QUIET)
     connect_cancel(bar, began, run, tooltips.CANCELLED)
     return run
 
@@ -239,12 +248,15 @@ def make_songs(bar: RunBar, result: ResultPanel, made: list[Made], number: int, 
 
 
 def more(made: Made) -> SongRequest:
-    """Return the request for one take with this one's plan, and its noise turned partway to another (reference 2.7)."""
-    changes: dict[str, Any] = {"variation": made.request.options.variation or MORE_LIKE_THIS, "variation_seed": -1}
+    """Return the request for one take with this one's plan and a variation of its noise."""
+    request = made.request
+    changes: dict[str, Any] = {"variation": request.options.variation or MORE_LIKE_THIS}
+    changes["variation_seed"] = -1
     if made.plan:
         changes["plan_seed"] = made.plan["seed"]
-    varied = made.request.options.model_copy(update=changes)
-    return made.request.model_copy(update={"seed": made.take["seed"], "takes": 1, "options": varied})
+    options = request.options.model_copy(update=changes)
+    one_take = {"seed": made.take["seed"], "takes": 1, "options": options}
+    return request.model_copy(update=one_take)
 
 
 def time_lines(bar: RunBar, result: ResultPanel, made: list[Made], number: int) -> Iterator[Updates]:
@@ -259,7 +271,8 @@ def time_lines(bar: RunBar, result: ResultPanel, made: list[Made], number: int) 
         if not record["lines"]:
             return failed(Problem("unsung", tooltips.NOTHING_SUNG))
         name = f"{Path(made[number - 1].file).stem}.lrc"
-        file = processing_utils.save_bytes_to_cache(record["lrc"].encode(), name, gradio_utils.get_upload_folder())
+        folder = gradio_utils.get_upload_folder()
+        file = processing_utils.save_bytes_to_cache(record["lrc"].encode(), name, folder)
         result.takes.temp_files.add(file)
         score = tooltips.ALIGNMENT.format(score=record["score"])
         timed = result.change(number, lines=record["lines"], lrc=file, alignment=score, note="")
@@ -311,7 +324,8 @@ def connect_formats(result: ResultPanel) -> None:
         return result.change(number, path=file, kind=kind, note=note, wrong=False)
 
     # Encoding needs no GPU, so it does not wait for songs.
-    result.takes.input(convert, result.made, result.takes, concurrency_id="encoding", concurrency_limit=2, **QUIET)
+    two_at_a_time = {"concurrency_id": "encoding", "concurrency_limit": 2}
+    result.takes.input(convert, result.made, result.takes, **two_at_a_time, **QUIET)
 
 
 def converted(made: Made, kind: str) -> str:
@@ -329,7 +343,10 @@ def converted(made: Made, kind: str) -> str:
 
 
 def connect_again(form: Form, result: ResultPanel) -> None:
-    """Let an earlier take be made again. The browser kept no files; the form's check asks for those."""
+    """Let an earlier take be made again.
+
+    The browser kept no files; the form's check asks for those.
+    """
     defaults = form.defaults
 
     def fill(pressed: gr.EventData) -> Updates:

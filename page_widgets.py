@@ -1,8 +1,9 @@
-"""Our own widgets, each a `gr.HTML` with a script: a region on a waveform, a timeline, lists of takes.
+"""Our own widgets, each a `gr.HTML` with a script: waveform, timeline, lists of takes.
 
-Dragging, playing and typing stay in the browser: a script writes the fields beside its widget when a drag or a key
-press ends, and asks the server for one thing only, the waveform of a new source. The values of the first two widgets
-are what `waveform` and `audio_waveform.peaks` return, with the contents of those fields.
+Dragging, playing and typing stay in the browser: a script writes the fields beside its widget when
+a drag or a key press ends, and asks the server for one thing only, the waveform of a new source.
+The values of the first two widgets are what `waveform` and `audio_waveform.peaks` return, with the
+contents of those fields.
 """
 
 from __future__ import annotations
@@ -26,40 +27,55 @@ from record import Stored
 
 
 def frame(name: str, texts: Mapping[str, str], value: Any = None, /, **looks: Any) -> gr.HTML:
-    """Make a component of an HTML file of static/ with `texts` in place, for the script of the same name.
+    """Make a component of a file of static/ with `texts` in place, for the script of that name.
 
-    The file names no value of the component, so that Gradio never redraws it over the script's work.
+    The file names no value of the component, so that Gradio never redraws it over the script's
+    work.
     """
     escaped = {key: escape(text) for key, text in texts.items()}
     template = theme.static(f"{name}.html").format_map(escaped)
-    looks = {"js_on_load": theme.script(name), "html_template": template, "apply_default_css": False, **looks}
-    return gr.HTML(value, **looks)
+    looks.setdefault("js_on_load", theme.script(name))
+    return gr.HTML(value, html_template=template, apply_default_css=False, **looks)
 
 
 def _widget(name: str, filled: Mapping[str, str], elem_id: str, **props: Any) -> gr.HTML:
-    """Make a frame whose style sheet and script come with it, instead of in the head of the page."""
-    css = theme.static(f"{name}.css")
-    js = theme.static(f"{name}.js")
-    return frame(name, filled, container=True, elem_id=elem_id, css_template=css, js_on_load=js, **props)
+    """Make a frame that brings its own style sheet and script."""
+    return frame(
+        name,
+        filled,
+        container=True,
+        elem_id=elem_id,
+        css_template=theme.static(f"{name}.css"),
+        js_on_load=theme.static(f"{name}.js"),
+        **props,
+    )
 
 
-# --- the region of a source ---------------------------------------------------------------------------------------
+# --- the region of a source -----------------------------------------------------------------------
 
 
 def region_selector(elem_id: str = "region") -> gr.HTML:
-    return _widget("region", tooltips.REGION, elem_id, texts=tooltips.REGION, least=LEAST_REGION_SECONDS)
+    texts = tooltips.REGION
+    return _widget("region", texts, elem_id, texts=texts, least=LEAST_REGION_SECONDS)
 
 
 def connect_region(
-    selector: gr.HTML, source: gr.Audio | gr.File, start: gr.Textbox, end: gr.Textbox, bpm: gr.Textbox
+    selector: gr.HTML,
+    source: gr.Audio | gr.File,
+    start: gr.Textbox,
+    end: gr.Textbox,
+    bpm: gr.Textbox,
 ) -> Dependency:
-    """Show the waveform of `source`, and keep it in step with the fields; returns the event that shows it.
+    """Show the waveform of `source` in step with the fields; returns the event that shows it.
 
-    `start` and `end` are in seconds; an end of 0 is the end of the file. What is typed is never changed; if it is
-    not a region of the file, the widget says so. A source that is already there keeps its region.
+    `start` and `end` are in seconds; an end of 0 is the end of the file. What is typed is never
+    changed; if it is not a region of the file, the widget says so. A source that is already there
+    keeps its region.
     """
-    # The script triggers "input" only for what a visitor does on the waveform, so that nothing goes in circles.
-    selector.input(None, selector, [start, end], js="(value) => [String(value.start), String(value.end)]", **AT_ONCE)
+    # The script triggers "input" only for what a visitor does on the waveform, so that nothing goes
+    # in circles.
+    written = "(value) => [String(value.start), String(value.end)]"
+    selector.input(None, selector, [start, end], js=written, **AT_ONCE)
     join = _join(selector, start=start, end=end, typed=bpm)
 
     def show(path: str | None, shown: dict[str, Any] | None) -> list[Any]:
@@ -77,26 +93,28 @@ def connect_region(
 
 
 def _join(widget: gr.HTML, **fields: gr.Textbox) -> dict[str, Any]:
-    """Put the contents of `fields` into the widget's value whenever they change; returns the event's arguments."""
+    """Keep `fields` in the widget's value; returns the arguments of the event that does it."""
     # In the browser: they may change while the server reads the source.
     names = ", ".join(fields)
     js = f"({names}, value) => value ? {{...value, {names}}} : value"
-    join = {"fn": None, "inputs": [*fields.values(), widget], "outputs": widget, "js": js, **AT_ONCE}
+    inputs = [*fields.values(), widget]
+    join = {"fn": None, "inputs": inputs, "outputs": widget, "js": js, **AT_ONCE}
     gr.on([field.change for field in fields.values()], **join)
     return join
 
 
 def waveform(path: str | Path) -> dict[str, Any]:
-    """Return the selector's value: `peaks` and, if the file can be read, its path, its onsets and its BPM."""
+    """Return the selector's value: `peaks`, and for a readable file its path, onsets and BPM."""
     found = audio_waveform.peaks(path, audio_waveform.CLOSE_COLUMNS)
     if not found["seconds"]:
         return found
     onsets = audio_waveform.onsets(path, found["seconds"])
-    return {**found, "path": str(path), "onsets": onsets, "bpm": tempo(audio_export.read_record(path))}
+    bpm = tempo(audio_export.read_record(path))
+    return {**found, "path": str(path), "onsets": onsets, "bpm": bpm}
 
 
 def tempo(record: Mapping[str, Any] | None) -> int | None:
-    """Return the BPM in a record, the plan's if there is one, or None; its values may be anything."""
+    """Return the BPM in a record, the plan's if there is one; the values may be anything."""
     planned = settings("generate", {"request": Stored.of(record).plan}).values.get("bpm")
     return planned or settings("generate", record).values.get("bpm")
 
@@ -108,7 +126,7 @@ def middle(seconds: float) -> tuple[float, float]:
     return start, end
 
 
-# --- the timeline of an extension ---------------------------------------------------------------------------------
+# --- the timeline of an extension -----------------------------------------------------------------
 
 
 def timeline(elem_id: str) -> gr.HTML:
@@ -116,7 +134,7 @@ def timeline(elem_id: str) -> gr.HTML:
         "timeline",
         tooltips.TIMELINE,
         elem_id,
-        usual={name: LIMITS[name].default for name in ("before", "after")},
+        usual={"before": LIMITS["before"].default, "after": LIMITS["after"].default},
         texts={"seconds": tooltips.NEW_SECONDS},
         most=LIMITS["after"].high,
         longest=MAX_SOURCE_SECONDS,
@@ -135,13 +153,14 @@ def connect_timeline(shown: gr.HTML, source: gr.Audio, before: gr.Textbox, after
     source.change(show, source, shown, **AT_ONCE).then(**join)
 
 
-# --- takes --------------------------------------------------------------------------------------------------------
+# --- takes ----------------------------------------------------------------------------------------
 
 
 def takes(mode: str) -> gr.HTML:
     """Make the list of a tab's takes, which static/takes.js draws."""
+    empty = tooltips.EMPTY_RESULTS[mode]
     settings = {
-        "texts": {**tooltips.TAKES, "empty": tooltips.EMPTY_RESULTS[mode], "player": tooltips.PLAYER},
+        "texts": {**tooltips.TAKES, "empty": empty, "player": tooltips.PLAYER},
         "tab": tooltips.TABS[mode],
         "uses": tooltips.USE_IN,
         "formats": list(FORMATS),

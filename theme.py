@@ -1,7 +1,8 @@
-"""How the studio looks: warm stone neutrals with one jade accent, as a Gradio theme, style sheets and pieces of HTML.
+"""How the studio looks, as a Gradio theme, style sheets and pieces of HTML.
 
-The colours are in static/theme.toml, for Gradio's theme and the style sheets. The fonts are Gradio's own, so that no
-page asks another machine for one. Every text that goes into HTML is escaped here, wherever it comes from.
+The colours are in static/theme.toml, for Gradio's theme and the style sheets. The fonts are
+Gradio's own, so that no page asks another machine for one. Every text that goes into HTML is
+escaped here, wherever it comes from.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def theme() -> gr.themes.Base:
         font_mono=(fonts.LocalFont("IBM Plex Mono", weights=(400,)), "ui-monospace", "monospace"),
     )
     made.name = "ace-music-studio"
-    # Not through set(), which does not know the dark twin of some variables. Attributes become CSS variables.
+    # Not through set(), which does not know the dark twin of some variables. Attributes become CSS
+    # variables.
     for value, names in LOOK["values"].items():
         for name in names.split():
             setattr(made, name, value)
@@ -89,8 +91,12 @@ def script(name: str) -> str:
 
 def css() -> str:
     """Return the style sheet: the colours of both sides as variables, then the rules."""
-    rules = "\n".join(static(f"{name}.css") for name in STYLES)
+    rules = _style_sheets(STYLES)
     return f":root{{{_variables(0)}}}\n:root.dark,:root .dark{{{_variables(1)}}}\n{rules}"
+
+
+def _style_sheets(names: Sequence[str]) -> str:
+    return "\n".join(static(f"{name}.css") for name in names)
 
 
 def _variables(side: int) -> str:
@@ -99,13 +105,13 @@ def _variables(side: int) -> str:
 
 
 def head() -> str:
-    """Return the scripts, inlined to be there before the first click, and the styles for the head of the page."""
+    """Return the scripts, inlined to be there before the first click, and styles for the head."""
     scripts = "\n".join(static(f"{name}.js") for name in SCRIPTS)
-    styles = "\n".join(static(f"{name}.css") for name in HEAD_STYLES)
+    styles = _style_sheets(HEAD_STYLES)
     return f"<script>\n{scripts}\n</script>\n<style>\n{styles}</style>"
 
 
-# --- texts --------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def section(title: str) -> str:
@@ -132,14 +138,18 @@ def notice(title: str, message: str, hint: str = "") -> str:
 
 
 def _paragraphs(texts: Sequence[str]) -> str:
-    return "".join(f"<p>{escape(text)}</p>" for text in texts if text)
+    return _wrapped("p", filter(None, texts))
+
+
+def _wrapped(tag: str, texts: Iterable[str]) -> str:
+    """Return each text in an element of its own."""
+    return "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts)
 
 
 def _list(texts: Sequence[str], attributes: str = "") -> str:
     if not texts:
         return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
-    return f"<ul{attributes}>{items}</ul>"
+    return f"<ul{attributes}>{_wrapped('li', texts)}</ul>"
 
 
 def wrong_fields(message: str, at_fields: Mapping[str, str]) -> str:
@@ -148,11 +158,11 @@ def wrong_fields(message: str, at_fields: Mapping[str, str]) -> str:
     The timestamp makes each message unique, so the page treats it as new.
     """
     sentences = escape(json.dumps(at_fields))
-    telling = f'<div hidden class="telling" data-told="{sentences}" data-at="{time.monotonic_ns()}"></div>'
-    return notice("", message) + telling
+    data = f'data-told="{sentences}" data-at="{time.monotonic_ns()}"'
+    return f'{notice("", message)}<div hidden class="telling" {data}></div>'
 
 
-# --- a run --------------------------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------
 
 
 def progress(event: Progress, note: str = "") -> str:
@@ -168,10 +178,11 @@ def progress(event: Progress, note: str = "") -> str:
 
 
 def line(state: str, sentence: str | TimedSentence, more: str = "", spoken_when: str = "") -> str:
-    """Return a progress line; `state` is running, done, failed or stopped. While running, leaving the page asks first.
+    """Return a progress line; `state` is running, done, failed or stopped.
 
-    A screen reader speaks the sentence when `spoken_when` changes, by default the sentence itself: for a job its
-    stage, the quarter it has reached, and its note. The time in a `TimedSentence` ticks on the page.
+    While it is running, leaving the page asks first. A screen reader speaks the sentence when
+    `spoken_when` changes, by default the sentence itself: for a job its stage, the quarter it has
+    reached, and its note. The time in a `TimedSentence` ticks on the page.
     """
     spoken_when = escape(spoken_when or str(sentence))
     text = _ticking(sentence) if isinstance(sentence, TimedSentence) else escape(sentence)
@@ -184,7 +195,7 @@ def _ticking(sentence: TimedSentence) -> str:
     return f"{escape(sentence.before)}{clock}{escape(sentence.after)}"
 
 
-# --- the form -----------------------------------------------------------------------------------------------------
+# --- the form -------------------------------------------------------------------------------------
 
 
 def budget(used: int, dropped: str, most: int) -> str:
@@ -224,32 +235,35 @@ def _key(name: str) -> str:
 
 def faces() -> str:
     """Return the two buttons that switch between the short and the long form."""
-    buttons = "".join(
-        f'<button type="button" data-face="{face}" aria-pressed="false">{escape(name)}</button>'
-        for face, name in tooltips.FACES.items()
-    )
-    return f'<div class="faces" role="group" aria-label="{escape(tooltips.FACES_LABEL)}">{buttons}</div>'
+    buttons = [_toggle(f'data-face="{face}"', name) for face, name in tooltips.FACES.items()]
+    label = escape(tooltips.FACES_LABEL)
+    return f'<div class="faces" role="group" aria-label="{label}">{"".join(buttons)}</div>'
+
+
+def _toggle(attributes: str, name: str, pressed: str = "false") -> str:
+    return f'<button type="button" {attributes} aria-pressed="{pressed}">{escape(name)}</button>'
 
 
 def lengths() -> str:
-    """Return the buttons that set the length; the last one, hidden at first, is for any other length."""
-    chips = "".join(
-        f'<button type="button" data-seconds="{seconds}" aria-pressed="false">{escape(name)}</button>'
-        for seconds, name in tooltips.LENGTHS.items()
-    )
-    other = '<button type="button" data-seconds="" aria-pressed="true" class="other" hidden></button>'
+    """Return the buttons that set the length; the last one, hidden at first, is for any other."""
+    chips = [_toggle(f'data-seconds="{seconds}"', name) for seconds, name in tooltips.LENGTHS.items()]
+    chips.append(_toggle('data-seconds="" class="other" hidden', "", pressed="true"))
     label = escape(tooltips.LENGTH)
-    return f'<div class="lengths" role="group" aria-label="{label}"><p>{label}</p>{chips}{other}</div>'
+    group = f'<div class="lengths" role="group" aria-label="{label}">'
+    return f"{group}<p>{label}</p>{''.join(chips)}</div>"
 
 
 def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
-    """Return the line that names the fields not at their default; `defaults` has label and value by name."""
-    known = escape(json.dumps(defaults))
-    return f'<p class="remark also" data-text="{escape(tooltips.ALSO)}" data-defaults="{known}"></p>'
+    """Return the line that names the fields not at their default.
+
+    `defaults` has label and value by name.
+    """
+    data = f'data-text="{escape(tooltips.ALSO)}" data-defaults="{escape(json.dumps(defaults))}"'
+    return f'<p class="remark also" {data}></p>'
 
 
 def songs(text: str, cards: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
-    """Return the caption of examples that play, with the songs in `folder` for static/examples.js."""
+    """Return the caption of examples that play, with their songs for static/examples.js."""
     played = {}
     for name, card in cards.items():
         path = str(folder / card["sound"])
@@ -260,7 +274,7 @@ def songs(text: str, cards: Mapping[str, Mapping[str, Any]], folder: Path) -> st
 
 
 def actions(tasks: Mapping[str, str]) -> str:
-    """Return what each action of the Edit tab does; the style sheet shows the paragraph of the chosen one.
+    """Return what each action of the Edit tab does; the style sheet shows that of the chosen one.
 
     The choices of experimental actions are shown while the fold, which is empty itself, is open.
     """
@@ -277,7 +291,7 @@ def actions(tasks: Mapping[str, str]) -> str:
     return f'<div class="shown">{fold}{"".join(paragraphs)}</div>'
 
 
-# --- a song -------------------------------------------------------------------------------------------------------
+# --- a song ---------------------------------------------------------------------------------------
 
 
 def messages(record: Mapping[str, Any]) -> str:
@@ -296,19 +310,18 @@ def plan(facts: Mapping[str, Any]) -> str:
     if facts["language"] == "unknown":
         language = ""
     parts = [tooltips.PLANNED, *tooltips.song_facts(facts["bpm"], facts["key"], metre, language)]
-    spans = "".join(f"<span>{escape(text)}</span>" for text in parts)
-    line = f'<p class="shown facts">{spans}</p>'
+    line = f'<p class="shown facts">{_wrapped("span", parts)}</p>'
     if not facts["rewritten"]:
         return line
     rewritten = tooltips.REWRITTEN.format(caption=facts["caption"])
     return f"{line}<p class=remark>{escape(rewritten)}</p>"
 
 
-# --- the top of the page ------------------------------------------------------------------------------------------
+# --- the top of the page --------------------------------------------------------------------------
 
 
 def heading(status: Status | None = None) -> str:
-    """Return the page's only h1 beside engine and device, which unfold into all that `status` says."""
+    """Return the page's only h1 beside engine and device, which unfold into the whole `status`."""
     title = f"<h1>{escape(tooltips.TITLE)}</h1>"
     if status is None:
         return f'<div class="heading">{title}<p>{escape(tooltips.STATUS_PENDING)}</p></div>'
@@ -318,7 +331,7 @@ def heading(status: Status | None = None) -> str:
 
 
 def banner(status: Status) -> str:
-    """Return why the real model is not in use: one line, cut if too long, that unfolds into the rest."""
+    """Return why the real model is not in use: one line that unfolds into the rest."""
     title = tooltips.PROBLEM_TITLE
     texts = []
     if status.is_preview:

@@ -1,6 +1,7 @@
 """Every text of the page and of the command line: labels, help, messages. Examples are in presets/.
 
-`{low}`, `{high}` and `{default}` are filled in by page_form. Texts are escaped where they go into HTML, not here.
+`{low}`, `{high}` and `{default}` are filled in by page_form. Texts are escaped where they go into
+HTML, not here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from status import LanguageModelStatus, Status, WorkerStatus
 
 TITLE = "ACE Music Studio"
 
-# --- fields -------------------------------------------------------------------------------------------------------
+# --- fields ---------------------------------------------------------------------------------------
 LABELS = {  # where the label is not simply the field's name; numbers have theirs in limits.LIMITS, for their messages
     "reference": "Reference audio",
     "source": "Source audio",
@@ -128,7 +129,7 @@ LYRICS_OFF = "Switched off by Instrumental."
 TURBO_GUIDANCE = "Not used: this turbo checkpoint has guidance built in."
 TURBO_QUALITY = "This turbo checkpoint makes every quality in {steps} steps."
 
-# --- sections and buttons -----------------------------------------------------------------------------------------
+# --- sections and buttons -------------------------------------------------------------------------
 TABS = {"generate": "Generate", "cover": "Cover", "extend": "Extend", "edit": "Edit", "lyrics": "Lyrics"}
 FACES_LABEL = "Form"
 FACES = {"simple": "Simple", "custom": "Custom"}
@@ -163,7 +164,7 @@ EMPTY_RESULTS = {
     "edit": "Your edited songs appear here. Add a song: drop a file, or press Use in Edit under a take.",
 }
 
-# --- edit and extend ----------------------------------------------------------------------------------------------
+# --- edit and extend ------------------------------------------------------------------------------
 ACTION_HELP = {
     "repaint": "Replaces a region. Nothing outside it changes.",
     "morph": "Turns the whole song from one description into another.",
@@ -235,7 +236,7 @@ def length_in_all(source: float, before: float, after: float) -> str:
     return f"Total length {clock(total)} ({' + '.join(parts)} = {total:.6g} s)."
 
 
-# --- help with the words, the plan --------------------------------------------------------------------------------
+# --- help with the words, the plan ----------------------------------------------------------------
 TOKENS = "{used} of {most} tokens, including the song details."
 UNREAD = 'The model does not read "{dropped}".'
 TOKENS_UNKNOWN = "The token count appears once the model is downloaded."
@@ -273,7 +274,7 @@ def _filled(texts: Iterable[str]) -> list[str]:
     return [text for text in texts if text]
 
 
-# --- LoRAs --------------------------------------------------------------------------------------------------------
+# --- LoRAs ----------------------------------------------------------------------------------------
 ADD = "Add"
 LORA_FILE = "LoRA files"
 LORA_FILE_HELP = "A .safetensors file, or a PEFT folder as a .zip, up to 2 GB."
@@ -346,7 +347,7 @@ def _count(count: float, noun: str) -> str:
     return f"{count:g} {noun}s"
 
 
-# --- the Lyrics tab, settings from a file -------------------------------------------------------------------------
+# --- the Lyrics tab, settings from a file ---------------------------------------------------------
 WRITTEN = "Lyrics"
 WRITTEN_HELP = "Edit freely. A section starts with a tag such as [Verse] on its own line."
 WRITTEN_EMPTY = "Say what the song is about, and the lyrics appear here as they are written. Or write your own."
@@ -371,7 +372,7 @@ def written(tokens: int, seconds: float, end: str) -> str:
 
 
 def restored(count: int, left_out: int, reference: bool, loras: int = 0) -> str:
-    """Say how many settings were restored, and what no file carries: the reference, uploaded `loras`."""
+    """Say how many settings were restored, and what no file carries."""
     sentences = [f"{_count(count, 'setting')} restored."]
     if left_out:
         sentences = [f"{_count(count, 'setting')} restored; {left_out} not available in this tab."]
@@ -384,7 +385,7 @@ def restored(count: int, left_out: int, reference: bool, loras: int = 0) -> str:
     return " ".join(sentences)
 
 
-# --- progress -----------------------------------------------------------------------------------------------------
+# --- progress -------------------------------------------------------------------------------------
 STAGES = {
     "waiting": "Waiting for another song to finish",
     "lending": "Waiting for a GPU from ZeroGPU",
@@ -431,7 +432,7 @@ class TimedSentence:
 
 
 def progress_sentence(event: Any) -> TimedSentence:
-    """Return stage, step n of N, time so far and time left of a run (`event` is an events.Progress)."""
+    """Return stage, step n of N, time so far and time left of a run."""
     done = ", ".join(_filled([STAGES[event.stage], _step(event)]))
     left = _time_left(event)
     return TimedSentence(f"{done}, ", event.elapsed, f" so far, {left}." if left else " so far.")
@@ -480,7 +481,7 @@ def done_sentence(takes: int, asked: int, seconds: float) -> str:
     return f"{made} made in {clock(seconds)}."
 
 
-# --- takes --------------------------------------------------------------------------------------------------------
+# --- takes ----------------------------------------------------------------------------------------
 FAILED_TITLE = "Generation failed"
 UNEXPECTED = "Something unexpected went wrong."
 UNEXPECTED_HINT = "Please try again; the studio's log has the details."
@@ -574,7 +575,7 @@ def kept_for(days: float, gb: float) -> str:
     return f"{kept} Uploads are deleted after a day. Nothing else about you is kept."
 
 
-# --- header -------------------------------------------------------------------------------------------------------
+# --- header ---------------------------------------------------------------------------------------
 STATUS_PENDING = "Looking for the model ..."
 PREVIEW_TITLE = "Built-in engine"
 PREVIEW_TEXT = "a small model that plays simple instrumental music. For real songs with voices, get the real model."
@@ -598,7 +599,7 @@ def status_line(status: Status) -> str:
 
 
 def status_parts(status: Status) -> list[str]:
-    """Return the facts behind the status line: the models and, once it is known, the device and why it was chosen."""
+    """Return the facts behind the status line: the models and, once it is known, the device."""
     parts = [
         _model_text(status),
         _language_model_text("Planner", status.planner),
@@ -645,7 +646,7 @@ def _device(kind: str) -> str:
     return DEVICES.get(kind, kind)
 
 
-# --- the terminal -------------------------------------------------------------------------------------------------
+# --- the terminal ---------------------------------------------------------------------------------
 CANNOT_START = "ACE Music Studio cannot start: {reason} ({place}). See ./run.sh --check and docs/troubleshooting.md."
 STOPPING = "ACE Music Studio is stopping."
 READY = "ACE Music Studio is ready at {url}"
