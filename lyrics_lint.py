@@ -14,6 +14,7 @@ import functools
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -245,6 +246,61 @@ def _word_syllables(word: str, language: str) -> int:
 
 
 # --- tidying a reply ---------------------------------------------------------------------------------------------
+
+
+# Scripts that name their language, and letters by which another language of the same script is told.
+_LANGUAGE_OF_SCRIPT = {
+    "HANGUL": "ko",
+    "HIRAGANA": "ja",
+    "KATAKANA": "ja",
+    "CJK": "zh",
+    "CYRILLIC": "ru",
+    "ARABIC": "ar",
+    "HEBREW": "he",
+    "THAI": "th",
+    "DEVANAGARI": "hi",
+    "BENGALI": "bn",
+    "TAMIL": "ta",
+    "TELUGU": "te",
+    "GURMUKHI": "pa",
+    "GREEK": "el",
+}
+_LETTERS_OF = {
+    "uk": frozenset("іїєґ"),
+    "sr": frozenset("ђјљњћџ"),
+    "ur": frozenset("ٹڈڑںےھ"),
+    "fa": frozenset("پچژگ"),
+}
+LEAST_SHARE = 1 / 3  # of the letters: songs in many languages borrow lines of English
+_SAME_SCRIPT = {"ru": ("uk", "sr"), "ar": ("ur", "fa")}
+
+
+def written_language(lyrics: str) -> str:
+    """Return the code of the language that the script of the letters names, or "unknown".
+
+    Latin letters name none, and decide only where others are few. Kana among ideographs make them Japanese; letters
+    that Ukrainian, Serbian, Urdu or Persian has and its neighbour has not make it that language. Section tags do not
+    count.
+    """
+    letters = [character for character in _TAG.sub("", lyrics).lower() if character.isalpha()]
+    named = [_LANGUAGE_OF_SCRIPT.get(_script_name(character)) for character in letters]
+    counts = Counter(language for language in named if language is not None)
+    if not counts:
+        return "unknown"
+    if counts["ja"]:
+        counts["ja"] += counts.pop("zh", 0)
+    language, count = counts.most_common(1)[0]
+    if count < LEAST_SHARE * len(letters):
+        return "unknown"
+    for other in _SAME_SCRIPT.get(language, ()):
+        if not _LETTERS_OF[other].isdisjoint(letters):
+            return other
+    return language
+
+
+def _script_name(character: str) -> str:
+    """Return the first word of a letter's Unicode name, which is its script's."""
+    return unicodedata.name(character, "").partition(" ")[0]
 
 
 def tidy_draft(text: str) -> str:

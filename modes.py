@@ -23,7 +23,8 @@ import writers
 from audio_export import disk_problem
 from audio_levels import match_level, splice
 from events import Job, Outcome, Progress, StudioError, Take
-from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, shown
+from limits import LANGUAGES, MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, shown
+from lyrics_lint import written_language
 from model_memory import Placing
 from models import Models
 from planner import Plan
@@ -256,6 +257,16 @@ class Song:
         self.switch_step: int | None = None  # from which the words alone count
         self._generators = song_loop.generators_for(job.seeds)
         self._timbre = None
+        self._name_language()
+
+    def _name_language(self) -> None:
+        """Set a language that nobody named if the script of the lyrics names it."""
+        if self.request.language != "unknown":
+            return
+        language = written_language(self.request.sung_lyrics())
+        if language != "unknown":
+            self.request = self.request.model_copy(update={"language": language})
+            self.notes.append(f"Language was set to {LANGUAGES[language]}, by the script of the lyrics.")
 
     def read(self) -> Iterator[Progress]:
         """Set `duration` in seconds, `length` in samples, `frames`, and a source's samples and latents.

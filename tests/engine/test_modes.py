@@ -226,6 +226,16 @@ def test_a_cover_of_the_sound_follows_the_sources_own_latents(studio, make_sourc
     assert not np.allclose(song(of_sound), song(of_codes), atol=1e-3)
 
 
+def test_the_script_of_the_lyrics_names_their_language_if_nobody_did(studio, make_source):
+    source = make_source()
+    lyrics = "[Verse]\n창가에 비가 내린다"
+    found = run(studio, "cover", source, lyrics=lyrics)
+    assert found.record["notes"] == ["Language was set to Korean, by the script of the lyrics."]
+    named = run(studio, "cover", source, lyrics=lyrics, language="ko")
+    assert named.record["notes"] == []
+    assert np.array_equal(song(found), song(named))
+
+
 @SLOW
 def test_noise_strength_shortens_the_schedule(studio, make_source):
     source = make_source()

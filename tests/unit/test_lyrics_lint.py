@@ -6,8 +6,17 @@ import random
 
 import pytest
 
-from limits import STRUCTURES
-from lyrics_lint import MOST_ADVICE, lint, parse_heading, syllables, tidy_draft, tidy_line, tidy_lyrics
+from limits import LANGUAGES, STRUCTURES
+from lyrics_lint import (
+    MOST_ADVICE,
+    lint,
+    parse_heading,
+    syllables,
+    tidy_draft,
+    tidy_line,
+    tidy_lyrics,
+    written_language,
+)
 
 GOOD = """\
 [Intro]
@@ -153,3 +162,32 @@ def test_what_surrounds_the_lyrics_is_removed_and_what_may_be_sung_stays():
         assert tidy_lyrics(reply) == reply
     # While it is written, complete lines are tidied and the last one is left.
     assert tidy_draft("\n**Verse 1:**\nLet  it rain\n(Cho") == "[Verse 1]\nLet it rain\n(Cho"
+
+
+@pytest.mark.parametrize(
+    ("lyrics", "language"),
+    [
+        ("[Verse]\n창가에 비가 내린다", "ko"),
+        ("[Verse]\n窓に雨が降る", "ja"),
+        ("[Verse]\n雨落在窗上", "zh"),
+        ("[Verse]\nДождь стучит в окно", "ru"),
+        ("[Verse]\nДощ стукає у вікно, її голос", "uk"),
+        ("[Verse]\nЂурђевак на прозору", "sr"),
+        ("[Verse]\nالمطر على النافذة", "ar"),
+        ("[Verse]\nباران روی پنجره می‌چکد", "fa"),
+        ("[Verse]\nکھڑکی پر بارش", "ur"),
+        ("[Verse]\nגשם על החלון", "he"),
+        ("[Verse]\nฝนตกที่หน้าต่าง", "th"),
+        ("[Verse]\nखिड़की पर बारिश", "hi"),
+        ("[Verse]\nΗ βροχή στο παράθυρο", "el"),
+        ("[Verse]\nRain on the window", "unknown"),
+        ("[Verse]\nRain on the window, said 雨", "unknown"),
+        ("[Chorus]\n사랑해 사랑해 oh baby", "ko"),
+        ("[Instrumental]", "unknown"),
+        ("[主歌]\nla la la", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_a_script_names_its_language(lyrics, language):
+    assert written_language(lyrics) == language
+    assert language in LANGUAGES
