@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import soxr
@@ -13,6 +14,11 @@ from limits import SAMPLE_RATE
 FLOOR_DBFS = -200.0  # what digital silence reads: a number, because JSON has no minus infinity
 _SILENCE_DBFS = -60.0
 _LOUDNESS_SECONDS = 0.4  # the gating block of BS.1770; shorter clips have no loudness
+OVERSAMPLING = 4  # for the waveform between the samples
+CEILING_DBTP = -1.0
+HOLD_SECONDS = 0.05  # a beat's transient, at both ends of which the limiter's gain moves
+LOUDNESS_TOLERANCE_LU = 0.1
+LOUDNESS_ROUNDS = 8  # each raises the gain by what limiting took off
 
 
 def peak_dbfs(samples: np.ndarray) -> float:
@@ -29,11 +35,17 @@ def is_silent(samples: np.ndarray) -> bool:
 
 def true_peak_dbtp(samples: np.ndarray) -> float:
     """Return the peak of the waveform between the samples, in dBTP (ITU-R BS.1770-5, annex 2)."""
-    stream = soxr.ResampleStream(SAMPLE_RATE, 4 * SAMPLE_RATE, len(samples), "float32", "HQ")
     peak = peak_of(samples)  # the resampler's low-pass may take a little off a click
-    for block in (*seconds_of(samples), samples[:, :0]):  # as one stream, so that no peak hides at a border
-        peak = max(peak, peak_of(stream.resample_chunk(rows_of(block), last=not block.size)))
+    for block in _oversampled(samples):
+        peak = max(peak, peak_of(block))
     return _decibels(peak)
+
+
+def _oversampled(samples: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield `samples` at four times the rate, block by block, as one stream: no peak hides at a border."""
+    stream = soxr.ResampleStream(SAMPLE_RATE, OVERSAMPLING * SAMPLE_RATE, len(samples), "float32", "HQ")
+    for block in (*seconds_of(samples), samples[:, :0]):
+        yield stream.resample_chunk(rows_of(block), last=not block.size)
 
 
 def loudness_lufs(samples: np.ndarray) -> float | None:
@@ -80,15 +92,71 @@ def scale_to_peak(samples: np.ndarray, dbfs: float) -> np.ndarray:
     return samples if peak < _SILENCE_DBFS else _with_gain(samples, dbfs - peak)
 
 
-def scale_to_loudness(samples: np.ndarray, lufs: float, ceiling_dbtp: float = -1.0) -> np.ndarray:
-    """Return the samples with one gain, at `lufs` or as near as a true peak of `ceiling_dbtp` allows.
+def scale_to_loudness(samples: np.ndarray, lufs: float, ceiling_dbtp: float = CEILING_DBTP) -> tuple[np.ndarray, float]:
+    """Return the samples at `lufs`, and by how many dB a limiter turned their peaks down to stay under `ceiling_dbtp`.
 
-    Silence (`is_silent`) and clips under 0.4 s are unchanged.
+    One gain does it where the peaks allow. Otherwise they are limited, and the gain is raised by what that costs until
+    the loudness is met, or until more gain makes it no louder. Silence (`is_silent`) and clips under 0.4 s stay as they
+    are.
     """
     measured = None if is_silent(samples) else loudness_lufs(samples)
     if measured is None:
-        return samples
-    return _with_gain(samples, min(lufs - measured, ceiling_dbtp - true_peak_dbtp(samples)))
+        return samples, 0.0
+    gain = lufs - measured
+    if gain <= ceiling_dbtp - true_peak_dbtp(samples):
+        return _with_gain(samples, gain), 0.0
+    best, reduction = limit_peaks(_with_gain(samples, gain), ceiling_dbtp)
+    short = lufs - loudness_lufs(best)
+    for _ in range(LOUDNESS_ROUNDS):
+        if short <= LOUDNESS_TOLERANCE_LU:
+            break
+        gain += short
+        louder, more = limit_peaks(_with_gain(samples, gain), ceiling_dbtp)
+        still_short = lufs - loudness_lufs(louder)
+        if still_short >= short:
+            break
+        best, reduction, short = louder, more, still_short
+    return best, reduction
+
+
+def limit_peaks(samples: np.ndarray, ceiling_dbtp: float) -> tuple[np.ndarray, float]:
+    """Return the samples with no true peak over `ceiling_dbtp`, and the largest reduction in dB.
+
+    A look-ahead limiter: the gain that each moment needs is held for `HOLD_SECONDS` around it (the least of them wins)
+    and averaged over as long, so it is down before a peak comes, and it moves too slowly to be heard as distortion.
+    """
+    from scipy import ndimage
+
+    ceiling = 10 ** (ceiling_dbtp / 20)
+    needed = np.minimum(1.0, ceiling / np.maximum(_true_envelope(samples), ceiling))
+    hold = round(HOLD_SECONDS * SAMPLE_RATE) | 1  # odd, so that the window is centred
+    held = ndimage.minimum_filter1d(needed, hold, mode="nearest")
+    # Two averages of half the length are one with soft edges; every moment that they reach is held at its least.
+    half = hold // 2 | 1
+    gain = held
+    for _ in range(2):
+        gain = ndimage.uniform_filter1d(gain, half, mode="nearest")
+    limited = (samples * gain).astype(np.float32)
+    # What a moving gain adds between two samples is far below 0.1 dB; one gain for all takes it off.
+    over = true_peak_dbtp(limited) - ceiling_dbtp
+    if over > 0:
+        limited = _with_gain(limited, -over)
+    return limited, -_decibels(float(gain.min(initial=1.0)))
+
+
+def _true_envelope(samples: np.ndarray) -> np.ndarray:
+    """Return for each sample the largest magnitude at it and before the next one, over all channels; [n] float32."""
+    envelope = np.abs(samples).max(axis=0).astype(np.float32)
+    place = 0
+    rest = np.empty((0,), np.float32)
+    for block in _oversampled(samples):
+        largest = np.concatenate([rest, np.abs(block).max(axis=1)])
+        whole = min(len(largest) // OVERSAMPLING, len(envelope) - place)
+        between = largest[: whole * OVERSAMPLING].reshape(whole, OVERSAMPLING).max(axis=1)
+        np.maximum(envelope[place : place + whole], between, out=envelope[place : place + whole])
+        place += whole
+        rest = largest[whole * OVERSAMPLING :]
+    return envelope
 
 
 def fade_out(samples: np.ndarray, seconds: float) -> np.ndarray:

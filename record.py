@@ -87,6 +87,7 @@ class TakeEntry(TypedDict):
     peak_dbfs: Annotated[float, "the highest sample"]
     loudness_lufs: Annotated[float | None, "the integrated loudness; null for silence"]
     warnings: Annotated[list[str], "what may be wrong with it"]
+    gain_reduction_db: NotRequired[Annotated[float, "how far the limiter turned peaks down to reach `loudness`"]]
     name: NotRequired[Annotated[str, "the name of its file; not in the file's own tags"]]
     sha256: NotRequired[Annotated[str, "the hash of its file; not in the file's own tags"]]
 

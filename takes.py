@@ -39,6 +39,8 @@ from record import SongRecord, Stored, TakeEntry, TakeFailure, song_record
 log = logging.getLogger("studio")
 
 _SECRET = secrets.token_bytes(32)
+LOUDNESS_MISSED_LU = 0.5
+HEAVY_LIMITING_DB = 6
 # Errors of a folder that refuses a name: letters it cannot store, or too many of them.
 BAD_NAME = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
 
@@ -228,13 +230,14 @@ def copy_for_page(file: io.BytesIO, name: str) -> str:
 def _measured(request: SongRequest, take: Take) -> tuple[TakeEntry, Any]:
     """Return a take's entry in the record and its samples [2, n] after fade-out and loudness."""
     target = request.options.loudness
+    reduction = 0.0
     warnings = list(take.warnings)
     samples = audio_levels.fade_out(audio.read_wav(take.file), request.options.fade_out)
     if target is not None:
-        samples = audio_levels.scale_to_loudness(samples, target)
+        samples, reduction = audio_levels.scale_to_loudness(samples, target)
     loudness = audio_levels.loudness_lufs(samples)
-    if target is not None and loudness is not None and abs(loudness - target) > 0.5:
-        warnings.append(f"The loudness is {loudness:.1f} LUFS instead of {target:g}: louder would clip.")
+    if target is not None and loudness is not None:
+        warnings += _loudness_warnings(loudness, target, reduction)
     entry = TakeEntry(
         seed=take.seed,
         duration=round(samples.shape[-1] / SAMPLE_RATE, 6),
@@ -242,7 +245,21 @@ def _measured(request: SongRequest, take: Take) -> tuple[TakeEntry, Any]:
         loudness_lufs=None if loudness is None else round(loudness, 2),
         warnings=warnings,
     )
+    if target is not None:
+        entry["gain_reduction_db"] = round(reduction, 2)
     return entry, samples
+
+
+def _loudness_warnings(loudness: float, target: float, reduction: float) -> list[str]:
+    warnings = []
+    if abs(loudness - target) > LOUDNESS_MISSED_LU:
+        warnings.append(f"The loudness is {loudness:.1f} LUFS instead of {target:g}: louder would clip.")
+    if reduction > HEAVY_LIMITING_DB:
+        warnings.append(
+            f"Peaks were turned down by up to {reduction:.1f} dB to reach {target:g} LUFS; "
+            "a lower loudness keeps more of the punch."
+        )
+    return warnings
 
 
 # --- the output folder ----------------------------------------------------------------------------------------------

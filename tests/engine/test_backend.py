@@ -103,6 +103,7 @@ def test_loudness_and_fade_out_shape_the_file_and_a_long_prompt_is_trimmed(studi
     done = run(studio, prompt=prompt, bpm=90, options={"loudness": -20, "fade_out": 3})
     (samples,) = samples_of(done)
     assert audio_levels.loudness_lufs(samples) == pytest.approx(-20, abs=0.3)
+    assert done.record["takes"][0]["gain_reduction_db"] >= 0
     assert np.abs(samples[:, -50:]).max() < 0.01
     assert any("cut before" in note for note in done.record["notes"])
     assert done.record["prompt_used"].startswith("bright acoustic") and done.record["prompt_dropped"]

@@ -77,18 +77,63 @@ def test_scale_to_peak():
     np.testing.assert_array_equal(audio_levels.scale_to_peak(quiet, -6.0), quiet)
 
 
-def test_scale_to_loudness_reaches_the_target_and_keeps_peaks_under_the_ceiling_without_clipping():
+def test_one_gain_reaches_the_loudness_where_the_peaks_allow_it():
     for level in (0.02, 0.9):
-        scaled = audio_levels.scale_to_loudness(tone(3.0, hertz=300, level=level), -23.0)
-        assert scaled.dtype == np.float32
+        samples = tone(3.0, hertz=300, level=level)
+        scaled, reduction = audio_levels.scale_to_loudness(samples, -23.0)
+        assert scaled.dtype == np.float32 and reduction == 0
         assert audio_levels.loudness_lufs(scaled) == pytest.approx(-23.0, abs=0.05)
-    samples = noise(3 * RATE, level=0.02)
-    samples[:, 70_000:70_002] = 0.7  # the true peak lies between the two
-    scaled = audio_levels.scale_to_loudness(samples, -10.0, -3.0)
-    assert audio_levels.true_peak_dbtp(scaled) == pytest.approx(-3.0, abs=0.01)
-    np.testing.assert_allclose(scaled, samples * scaled[0, 70_000] / samples[0, 70_000], rtol=1e-5)
+        np.testing.assert_allclose(scaled, samples * (scaled[0, 100] / samples[0, 100]), rtol=1e-5)
     for samples in (noise(RATE, level=0), tone(3.0, level=6e-4), tone(0.3), noise(0)):  # silence and short clips
-        np.testing.assert_array_equal(audio_levels.scale_to_loudness(samples, -14.0), samples)
+        same, reduction = audio_levels.scale_to_loudness(samples, -14.0)
+        np.testing.assert_array_equal(same, samples)
+        assert reduction == 0
+
+
+def drums(seconds=6.0, hits=2.0, level=0.9):
+    """Return hits of a decaying tone over a quiet bed: peaks 20 dB and more above the loudness."""
+    samples = tone(seconds, hertz=220, level=0.03)
+    length = RATE // 20
+    hit = level * np.exp(-np.arange(length) / 300) * np.sin(2 * np.pi * 90 * np.arange(length) / RATE)
+    for at in range(0, samples.shape[1] - length, round(RATE / hits)):
+        samples[:, at : at + length] += hit.astype(np.float32)
+    return samples
+
+
+@pytest.mark.parametrize("lufs", [-14.0, -11.0])
+def test_a_limiter_reaches_the_loudness_where_peaks_are_in_the_way(lufs):
+    samples = drums()
+    plain = audio_levels.loudness_lufs(samples) - audio_levels.true_peak_dbtp(samples) - 1
+    assert plain < lufs - 2, "one gain would do, so nothing is limited here"
+    scaled, reduction = audio_levels.scale_to_loudness(samples, lufs)
+    assert audio_levels.loudness_lufs(scaled) == pytest.approx(lufs, abs=0.3)
+    assert audio_levels.true_peak_dbtp(scaled) <= -1 + 1e-4
+    assert reduction > 2
+
+
+def test_a_limiter_turns_down_the_peak_alone_and_is_down_before_it_comes():
+    at = 70_000
+    samples = np.full((2, 3 * RATE), 0.25, np.float32)
+    samples[:, at : at + 2] = 0.9  # the true peak lies between the two
+    needed = audio_levels.true_peak_dbtp(samples) + 6
+    limited, reduction = audio_levels.limit_peaks(samples, -6.0)
+    assert audio_levels.true_peak_dbtp(limited) <= -6 + 1e-4
+    assert reduction == pytest.approx(needed, abs=0.05)
+    gain = limited[0] / samples[0]
+    far = round(2 * audio_levels.HOLD_SECONDS * RATE)
+    np.testing.assert_allclose(gain[: at - far], 1, atol=1e-3)
+    np.testing.assert_allclose(gain[at + far :], 1, atol=1e-3)
+    # The average of a step over w samples rises by at most its height / w from one sample to the next.
+    steepest = (1 - gain.min()) / (audio_levels.HOLD_SECONDS * RATE / 2)
+    assert np.abs(np.diff(gain)).max() <= 1.01 * steepest
+
+
+def test_what_is_as_loud_as_it_can_be_is_left_there():
+    """White noise crushed to a square wave cannot be louder than its ceiling."""
+    samples = np.sign(noise(2 * RATE)).astype(np.float32)
+    scaled, _ = audio_levels.scale_to_loudness(samples, -6.0, ceiling_dbtp=-12.0)
+    assert np.isfinite(scaled).all()
+    assert audio_levels.true_peak_dbtp(scaled) <= -12 + 1e-4
 
 
 def test_fade_out_ends_in_silence_and_touches_only_the_end():
