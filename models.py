@@ -16,8 +16,8 @@ import psutil
 
 import model_offload
 import song_attention
-import song_codec
 import song_compilation
+import song_vae
 from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, first_line, is_out_of_memory
 from model_hub import PARTS
@@ -297,8 +297,8 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         )
         song_attention.use_windows(pipe.transformer)
         song_compilation.set_up(pipe.transformer)
-        song_codec.skip_idle_units(pipe.vae)
-        song_codec.use_pieces(pipe.vae)
+        song_vae.skip_idle_units(pipe.vae)
+        song_vae.use_pieces(pipe.vae)
         compute = getattr(torch, device.dtype)
         if device.storage_dtype != device.dtype:
             parts = set(pipe.components) - {"vae"} - ({"transformer"} if plan == "fp8" else set())
@@ -321,7 +321,7 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
         if weights.engine == "preview":
             hint = "Copy the studio's folder again, with assets/ in it."
         raise StudioError("weights_broken", message, hint=hint) from error
-    song_codec.use_tiles(pipe.vae, short=device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1))
+    song_vae.use_tiles(pipe.vae, short=device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1))
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):

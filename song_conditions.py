@@ -9,12 +9,12 @@ import bisect
 import contextlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import model_offload
 import song_codec
 from limits import MAX_TEXT_TOKENS
-from song_loop import Condition
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,14 @@ EXTRACT = "Extract the {} track from the audio:"
 COMPLETE = "Complete the input track with {}:"
 
 Words = dict[str, Any]  # what the text encoder reads, by the names of the pipeline's parameters
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The transformer's inputs: the encoders' `states` [1, L, D], and `context` [1 or B, T, 2C]: source and mask."""
+
+    states: torch.Tensor
+    context: torch.Tensor
 
 
 def words_of(request: Any, seconds: float, instruction: str) -> Words:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import song_attention
+from song_conditions import Condition
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
 # Adaptive projected guidance as ACE-Step trains and ships it (APG, arXiv 2410.02416): momentum, eta 0, L2 threshold.
 APG_MOMENTUM = -0.75
 APG_THRESHOLD = 2.5
-
-
-@dataclass(frozen=True)
-class Condition:
-    """The transformer's inputs: the encoders' `states` [1, L, D], and `context` [1 or B, T, 2C]: source and mask."""
-
-    states: torch.Tensor
-    context: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 import models
 import modes
 import song_codec
+import song_vae
 from events import Job
 from params import parse_request, settle
 from tests.card import KIND, OnCard
@@ -49,7 +50,7 @@ def decoded(pipe, latents):
 @pytest.mark.slow
 def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe):
     samples = np.random.default_rng(1).standard_normal((2, 6 * 48_000)).astype(np.float32) * 0.1
-    song_codec.use_tiles(refusing.vae, short=True)
+    song_vae.use_tiles(refusing.vae, short=True)
     expected = encoded(pipe, samples)
     assert torch.allclose(encoded(refusing, samples).cpu(), expected, atol=1e-4)
     assert np.allclose(decoded(refusing, expected.to(KIND)), decoded(pipe, expected), atol=1e-4)

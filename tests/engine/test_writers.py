@@ -50,9 +50,9 @@ def planned_codes(studio, monkeypatch) -> planner.Plan:
     plans = []
     run = modes.run
 
-    def spy(pipe, job, plan=None, kind="sft"):
+    def spy(pipe, job, plan=None):
         plans.append(plan)
-        return run(pipe, job, plan, kind)
+        return run(pipe, job, plan)
 
     with monkeypatch.context() as patch:
         patch.setattr(modes, "run", spy)

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderOobleck
 
 import modes
-import song_codec
+import song_vae
 from training import engine_evaluate, engine_latents, engine_song, engine_train, engine_vae
 from training.band_score import DRUMS, INSTRUMENTS, KITS, LOWEST, ROLES, compose
 from training.band_sounds import MIX_GAIN, STEMS, render
@@ -86,7 +86,7 @@ def test_the_exported_vae_computes_what_the_fast_one_does():
         heard = torch.from_numpy(engine_vae.coefficients(mix))[None]
         read = (encoder(heard / (inscale * MIX_GAIN / engine_vae.GAIN)) * std - centre) / spread
         encoded = vae.encode(torch.from_numpy(mix)[None]).latent_dist.mode()
-        song_codec.skip_idle_units(vae)
+        song_vae.skip_idle_units(vae)
         assert torch.equal(vae.decode(latents.transpose(1, 2)).sample[0], sound)
     # What was written can train on: read back and written again, it is the same network.
     held = [{"mean": state.pop("live"), **state} for state in engine_vae.states_of(vae, centre, spread)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderOobleck
 
-import song_codec
+import song_vae
 from tools import bench_loop
 
 CHANNELS = 4
@@ -30,7 +30,7 @@ def vaes(strides):
     }
     stock, ours = (AutoencoderOobleck(**shape).eval().requires_grad_(False) for _ in range(2))
     ours.load_state_dict(stock.state_dict())
-    song_codec.use_pieces(ours)
+    song_vae.use_pieces(ours)
     return stock, ours
 
 
@@ -44,7 +44,7 @@ def audio_of(vae, frames):
 @pytest.mark.parametrize("strides", [[2, 4, 6], [3, 4], [60, 8, 4]])
 @pytest.mark.parametrize("frames", [1, 40, 64])
 def test_pieces_give_what_the_whole_gives(strides, frames, monkeypatch):
-    monkeypatch.setattr(song_codec, "PIECE_FLOATS", 8 * strides[0] * strides[1] * 16)
+    monkeypatch.setattr(song_vae, "PIECE_FLOATS", 8 * strides[0] * strides[1] * 16)
     stock, ours = vaes(strides)
     samples = audio_of(stock, frames)
     latents = stock.encode(samples).latent_dist.mode()
@@ -54,7 +54,7 @@ def test_pieces_give_what_the_whole_gives(strides, frames, monkeypatch):
 
 
 def test_pieces_take_less_memory(monkeypatch):
-    monkeypatch.setattr(song_codec, "PIECE_FLOATS", 2**16)
+    monkeypatch.setattr(song_vae, "PIECE_FLOATS", 2**16)
     stock, ours = vaes([60, 8, 4])
     samples = audio_of(stock, 40)
     latents = stock.encode(samples).latent_dist.mode()
@@ -66,7 +66,7 @@ def test_pieces_take_less_memory(monkeypatch):
 
 @pytest.mark.numbers
 def test_channels_that_carry_nothing_are_left_out(monkeypatch):
-    monkeypatch.setattr(song_codec, "PIECE_FLOATS", 8 * 60 * 16)
+    monkeypatch.setattr(song_vae, "PIECE_FLOATS", 8 * 60 * 16)
     stock, ours = vaes([60, 8, 4])
     stock.decoder.conv2.weight_v[:, 3:] = 0.0
     stock.decoder.block[-1].conv_t1.weight_v[:, 3:] = 0.0
@@ -77,8 +77,8 @@ def test_channels_that_carry_nothing_are_left_out(monkeypatch):
             unit.conv2.weight_g.zero_()
             unit.conv2.bias.zero_()
     ours.load_state_dict(stock.state_dict())
-    song_codec.skip_idle_units(ours)
-    song_codec.use_pieces(ours)
+    song_vae.skip_idle_units(ours)
+    song_vae.use_pieces(ours)
     seen = []
     for layer in (ours.decoder.snake1, ours.encoder.block[0].snake1):
         layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.shape[1]))
@@ -99,7 +99,7 @@ def test_channels_that_carry_nothing_are_left_out(monkeypatch):
 )
 def test_tiles_overlap_as_far_as_the_vae_sees(strides):
     vae, _ = vaes(strides)
-    frames, hop = song_codec.seen_frames(strides), vae.hop_length
+    frames, hop = song_vae.seen_frames(strides), vae.hop_length
     latents = torch.randn(1, CHANNELS, 3 * frames, requires_grad=True)
     sound = vae.decode(latents).sample
     with torch.no_grad():
