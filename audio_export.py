@@ -130,9 +130,11 @@ def _fill_comments(file: FLAC | OggVorbis, title: str, record: str, picture: byt
 
 def file_name(prompt: str, seed: int, format: str, mode: str = "generate") -> str:
     """Return a safe name such as "warm-lofi-piano-seed-7.wav"; other modes add theirs, as in "-cover-seed-7.wav"."""
-    words = [_slug(prompt), "" if mode == "generate" else _slug(mode)]
+    words = _slug(prompt)
+    if mode != "generate":
+        words = "-".join(filter(None, [words, _slug(mode)]))
     # The seed keeps the name clear of "con", "nul" and others that Windows reserves.
-    return "-".join(filter(None, [*(words if any(words) else ["song"]), f"seed-{seed}"])) + f".{format}"
+    return f"{words or 'song'}-seed-{seed}.{format}"
 
 
 def plain_file_name(prompt: str, seed: int, format: str, mode: str = "generate") -> str:
@@ -195,8 +197,8 @@ def claim(part: Path, path: Path) -> Path:
 
 
 def free_names(path: Path) -> Iterator[Path]:
-    for number in itertools.count(1):
-        candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    for candidate in itertools.chain([path], numbered):
         if not os.path.lexists(candidate):
             yield candidate
 
@@ -239,16 +241,34 @@ def _slug(text: str) -> str:
     text = re.sub(r"</?[a-zA-Z][^<>]*>", " ", html.unescape(text[:2000]))
     slug = ""
     for c in unicodedata.normalize("NFKC", re.sub("['’]", "", text)).lower():
-        kind = unicodedata.category(c)
-        if kind == "Cf" or unicodedata.name(c, "").startswith("VARIATION SELECTOR"):
-            continue  # joiners, direction marks: invisible within a word
-        # Accents and vowel signs belong to the letter before them.
-        slug += c if kind[0] in "LN" or (kind in ("Mn", "Mc") and slug[-1:] not in ("", "-")) else "-"
-    slug = re.sub("-+", "-", slug).strip("-")
-    if len(slug.encode()) > _NAME_BYTES:
-        words, hyphen, _ = slug.encode()[: _NAME_BYTES + 1].rpartition(b"-")
-        slug = (words if hyphen else slug.encode()[:_NAME_BYTES]).decode("utf-8", "ignore").strip("-")
-    return slug
+        if _is_invisible(c):
+            continue
+        in_word = slug[-1:] not in ("", "-")
+        slug += c if _is_of_a_word(c, in_word) else "-"
+    return _shortened(re.sub("-+", "-", slug).strip("-"))
+
+
+def _is_invisible(c: str) -> bool:
+    """Return whether a character is a joiner, a direction mark or the like, invisible within a word."""
+    return unicodedata.category(c) == "Cf" or unicodedata.name(c, "").startswith("VARIATION SELECTOR")
+
+
+def _is_of_a_word(c: str, in_word: bool) -> bool:
+    kind = unicodedata.category(c)
+    if kind in ("Mn", "Mc"):  # accents and vowel signs belong to the letter before them
+        return in_word
+    return kind[0] in "LN"
+
+
+def _shortened(slug: str) -> str:
+    """Return as many whole words as fit into a name, or the start of a single long one."""
+    data = slug.encode()
+    if len(data) <= _NAME_BYTES:
+        return slug
+    words, hyphen, _ = data[: _NAME_BYTES + 1].rpartition(b"-")
+    if not hyphen:
+        words = data[:_NAME_BYTES]
+    return words.decode("utf-8", "ignore").strip("-")
 
 
 def read_record(path: str | Path) -> dict | None:
@@ -296,7 +316,8 @@ def _record_text(path: Path) -> str | None:
         tags = WAVE(file, **options).tags if kind is WAVE else ID3(file, **options)
     for frame in tags.unknown_frames if tags is not None else ():
         if frame.startswith(b"TXXX") and frame[8:10] == b"\0\0":  # neither compressed nor encrypted
-            name, _, text = frame[11:].decode(("latin-1", "utf-16", "utf-16-be", "utf-8")[frame[10]]).partition("\0")
+            encoding = ("latin-1", "utf-16", "utf-16-be", "utf-8")[frame[10]]
+            name, _, text = frame[11:].decode(encoding).partition("\0")
             if name == RECORD_TAG:
                 return text.lstrip("\ufeff").rstrip("\0")
     return None
@@ -304,14 +325,18 @@ def _record_text(path: Path) -> str | None:
 
 def _nested(value: object, levels: int) -> bool:
     """Return whether lists and dicts within `value` are at most `levels` deep."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return inner is None or (levels > 0 and all(_nested(each, levels - 1) for each in inner))
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return True
+    return levels > 0 and all(_nested(each, levels - 1) for each in value)
 
 
 # --- the cover picture --------------------------------------------------------------------------------------------
 
 BARS = 40
-TAG_PIXELS, PAGE_PIXELS = 512, 144
+TAG_PIXELS = 512
+PAGE_PIXELS = 144
 
 
 def picture_for_tags(samples: np.ndarray, seed: int, key: str) -> bytes:
@@ -328,24 +353,38 @@ def picture_for_page(samples: np.ndarray, seed: int, key: str) -> str:
 def _picture(samples: np.ndarray, seed: int, key: str, pixels: int, kind: str) -> bytes:
     random = np.random.default_rng(seed)
     hue = _hue(key) if key else random.uniform()
-    y, x = np.mgrid[0:pixels, 0:pixels] / pixels
-    picture = np.full((pixels, pixels, 3), _colour(hue, 0.75, 0.25 if key.endswith("minor") else 0.35))
-    for turn in random.uniform((-0.12, 0.04, 0.1), (-0.04, 0.12, 0.3)):
-        (left, top), width = random.uniform(-0.1, 1.1, 2), random.uniform(0.3, 0.6)
-        light = np.exp(-((x - left) ** 2 + (y - top) ** 2) / width**2)[..., None]
-        picture += light * (_colour(hue + turn, 0.62, 0.92) - picture)
-    image = Image.fromarray((255 * picture).astype(np.uint8))
-    mask, radius = Image.new("L", (4 * pixels, 4 * pixels)), pixels // BARS  # scaled down later, for smooth edges
-    draw = ImageDraw.Draw(mask)
-    for line in _bars(_heights(samples), ring=bool(random.integers(2))) * 4 * pixels:
-        draw.line(line.ravel().tolist(), fill=255, width=2 * radius)
-        for x, y in line:
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-    mask = mask.resize(image.size, Image.Resampling.LANCZOS).point(lambda value: value * 0.9)
+    image = _coloured(random, hue, key.endswith("minor"), pixels)
+    mask = _drawn_bars(_bars(_heights(samples), ring=bool(random.integers(2))), pixels)
     image.paste((255, 255, 255), mask=mask)
     data = io.BytesIO()
     image.save(data, kind, quality=85)
     return data.getvalue()
+
+
+def _coloured(random: np.random.Generator, hue: float, dark: bool, pixels: int) -> Image.Image:
+    """Return a background of `hue` with three lights of neighbouring hues."""
+    y, x = np.mgrid[0:pixels, 0:pixels] / pixels
+    picture = np.full((pixels, pixels, 3), _colour(hue, 0.75, 0.25 if dark else 0.35))
+    for turn in random.uniform((-0.12, 0.04, 0.1), (-0.04, 0.12, 0.3)):
+        left, top = random.uniform(-0.1, 1.1, 2)
+        width = random.uniform(0.3, 0.6)
+        light = np.exp(-((x - left) ** 2 + (y - top) ** 2) / width**2)[..., None]
+        picture += light * (_colour(hue + turn, 0.62, 0.92) - picture)
+    return Image.fromarray((255 * picture).astype(np.uint8))
+
+
+def _drawn_bars(bars: np.ndarray, pixels: int) -> Image.Image:
+    """Return a mask with `bars` as thick lines with round ends."""
+    size = 4 * pixels  # scaled down, for smooth edges
+    radius = pixels // BARS
+    mask = Image.new("L", (size, size))
+    draw = ImageDraw.Draw(mask)
+    for line in bars * size:
+        draw.line(line.ravel().tolist(), fill=255, width=2 * radius)
+        for x, y in line:
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    mask = mask.resize((pixels, pixels), Image.Resampling.LANCZOS)
+    return mask.point(lambda value: value * 0.9)
 
 
 def _heights(samples: np.ndarray) -> np.ndarray:
@@ -360,18 +399,26 @@ def _bars(heights: np.ndarray, ring: bool) -> np.ndarray:
     if ring:
         angles = 2 * np.pi * np.arange(BARS) / BARS - np.pi / 2
         outwards = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        ends = 0.17 * outwards, (0.2 + 0.2 * heights)[:, None] * outwards
-    else:
-        across, up = np.linspace(-0.36, 0.36, BARS), 0.3 * heights
-        ends = np.stack([across, -up], axis=1), np.stack([across, up], axis=1)
-    return 0.5 + np.stack(ends, axis=1)
+        inner = 0.17 * outwards
+        outer = (0.2 + 0.2 * heights)[:, None] * outwards
+        return 0.5 + np.stack([inner, outer], axis=1)
+    across = np.linspace(-0.36, 0.36, BARS)
+    up = 0.3 * heights
+    lower = np.stack([across, -up], axis=1)
+    upper = np.stack([across, up], axis=1)
+    return 0.5 + np.stack([lower, upper], axis=1)
 
 
 def _hue(key: str) -> float:
     """Return a key's position on the circle of fifths, from 0 to 1; a minor key lies next to its relative major."""
-    minor = key.endswith("minor")
-    fifths = "FCGDAEB".index(key[0]) - 1 + 7 * ((key[1] == "#") - (key[1] == "b")) - 3 * minor
-    return fifths % 12 / 12 + minor / 24
+    fifths = "FCGDAEB".index(key[0]) - 1
+    if key[1] == "#":
+        fifths += 7
+    elif key[1] == "b":
+        fifths -= 7
+    if key.endswith("minor"):
+        return (fifths - 3) % 12 / 12 + 1 / 24
+    return fifths % 12 / 12
 
 
 def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
