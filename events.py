@@ -75,8 +75,18 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 Stage = Literal[
-    *("waiting", "lending", "downloading", "loading", "preparing", "writing", "planning"),
-    *("reading", "steps", "decoding", "finishing", "aligning"),
+    "waiting",
+    "lending",
+    "downloading",
+    "loading",
+    "preparing",
+    "writing",
+    "planning",
+    "reading",
+    "steps",
+    "decoding",
+    "finishing",
+    "aligning",
 ]
 
 

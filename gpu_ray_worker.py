@@ -115,11 +115,13 @@ AT_START = "creation task"  # what Ray calls the constructor of an actor
 RETRIED = "The studio tries again every few seconds."
 LOGS = "The log of the studio and those of Ray have the details."
 UNREACHABLE = Problem(
-    *("ray_unreachable", "The head of the Ray cluster cannot be reached."),
+    "ray_unreachable",
+    "The head of the Ray cluster cannot be reached.",
     hint=f"{RETRIED} Check that the head is running, and what ACE_STUDIO_RAY names.",
 )
 NO_WORKER = Problem(
-    *("ray_no_worker", "No worker of the Ray cluster is left."),
+    "ray_no_worker",
+    "No worker of the Ray cluster is left.",
     hint="The studio keeps waiting for one and uses it as soon as it is there.",
 )
 

@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,12 +33,15 @@ UPLOADS = {"source": "The source", "reference": "The reference audio"}
 @contextlib.contextmanager
 def job_for(request: Request, settings: Settings | None = None) -> Iterator[Job]:
     """Yield a job for `request` with seeds and a folder, which is deleted on exit; raises StudioError at shutdown."""
+    seeds = _seeds(request.seed, getattr(request, "takes", 1))
+    variation_seeds: tuple[int, ...] = ()
+    if isinstance(request, SongRequest):
+        variation_seeds = _seeds(request.options.variation_seed, request.takes)
     with job_folder(secrets.token_hex(16)) as folder:
-        song = isinstance(request, SongRequest)
         job = Job(
             request=request,
-            seeds=_seeds(request.seed, request.takes if song else 1),
-            variation_seeds=_seeds(request.options.variation_seed, request.takes) if song else (),
+            seeds=seeds,
+            variation_seeds=variation_seeds,
             folder=str(folder),
             settings=settings,
             audio={name: str(folder / f"{name}.wav") for name in UPLOADS if getattr(request, name, None)},
@@ -76,7 +79,8 @@ def stop(seconds: float) -> None:
     _stopping.set()
     if _process is None:
         return
-    folder, end = _process[0], time.monotonic() + seconds
+    folder, _ = _process
+    end = time.monotonic() + seconds
     while list(folder.glob("*/")) and time.monotonic() < end:
         for running in folder.glob("*/running"):
             running.unlink(missing_ok=True)
@@ -127,18 +131,32 @@ def source_seconds(job: Job) -> float:
 
 def with_times(events: Iterator[Event]) -> Iterator[Event]:
     """Yield `events`; add to progress the seconds since the start and, at the pace so far, those left in its stage."""
-    started = stage_started = time.monotonic()
-    stage, first = "", 0
+    started = time.monotonic()
+    stage = Stage("", started, 0)
     for event in events:
         if isinstance(event, Progress):
             now = time.monotonic()
-            if event.stage != stage:
-                stage, stage_started, first = event.stage, now, event.step
-            left, done = event.left, event.step - first
-            if left is None and done > 0 and event.steps:
-                left = round((now - stage_started) / done * (event.steps - event.step), 1)
-            event = replace(event, elapsed=round(now - started, 1), left=left)
+            if event.stage != stage.name:
+                stage = Stage(event.stage, now, event.step)
+            event = replace(event, elapsed=round(now - started, 1), left=_left(event, stage, now))
         yield event
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a run, and the time and step at which it began."""
+
+    name: str
+    started: float
+    first: int
+
+
+def _left(event: Progress, stage: Stage, now: float) -> float | None:
+    """Return the seconds left in a stage at its pace so far, unless the event knows better; None if unknown."""
+    done = event.step - stage.first
+    if event.left is not None or done <= 0 or not event.steps:
+        return event.left
+    return round((now - stage.started) / done * (event.steps - event.step), 1)
 
 
 def request_entry(job: Job) -> dict[str, Any]:

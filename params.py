@@ -44,16 +44,22 @@ def lora_choices(value: object) -> tuple[LoraChoice, ...]:
         raise wrong(f"LoRAs must be a list of objects with source and weight, not {shown(value)}.")
     if len(value) > limits.MOST_LORAS:
         raise wrong(f"The number of LoRAs must be from 0 to {limits.MOST_LORAS}, not {len(value)}.")
-    choices, limit = [], LIMITS["lora_weight"]
-    for place, item in enumerate(value, 1):
-        item = {"source": item} if isinstance(item, str) else item
-        if not isinstance(item, Mapping) or not isinstance(item.get("source"), str) or not item["source"].strip():
-            raise wrong(f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.')
-        if unknown := sorted(map(str, item.keys() - {"source", "weight"})):
-            raise wrong(f"{shown(unknown[0])} is not a setting of LoRA {place}. Settings: source, weight.")
-        weight = replace(limit, label=f"The weight of LoRA {place}").parse(item.get("weight", limit.default))
-        choices.append(LoraChoice(source=item["source"].strip(), weight=weight))
-    return tuple(choices)
+    return tuple(_lora_choice(place, item) for place, item in enumerate(value, 1))
+
+
+def _lora_choice(place: int, item: object) -> LoraChoice:
+    """Return the LoRA in a `place` of a list, from 1."""
+    if isinstance(item, str):
+        item = {"source": item}
+    source = item.get("source") if isinstance(item, Mapping) else None
+    if not isinstance(source, str) or not source.strip():
+        raise wrong(f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.')
+    unknown = sorted(map(str, item.keys() - {"source", "weight"}))
+    if unknown:
+        raise wrong(f"{shown(unknown[0])} is not a setting of LoRA {place}. Settings: source, weight.")
+    limit = replace(LIMITS["lora_weight"], label=f"The weight of LoRA {place}")
+    weight = limit.parse(item.get("weight", limit.default))
+    return LoraChoice(source=source.strip(), weight=weight)
 
 
 def _source(value: object) -> str:
@@ -313,11 +319,16 @@ def _problem(mode: str, item: dict[str, Any]) -> Problem:
     if item["type"] == "model_type":
         sentence = f"Options must be an object, not {shown(item['input'])}."
     elif item["type"] == "extra_forbidden":
-        fields, what = REQUESTS[mode].model_fields, "a parameter here. Parameters"
-        if len(item["loc"]) > 1:
-            fields, what = fields["options"].annotation.model_fields, "an option here. Options"
-        sentence = f"{shown(name)} is not {what}: {', '.join(sorted(fields))}."
+        sentence = _unknown(REQUESTS[mode], name, is_option=len(item["loc"]) > 1)
     return Problem("invalid", sentence, name)
+
+
+def _unknown(request: type[Request], name: str, is_option: bool) -> str:
+    fields = request.model_fields
+    if not is_option:
+        return f"{shown(name)} is not a parameter here. Parameters: {', '.join(sorted(fields))}."
+    options = fields["options"].annotation.model_fields
+    return f"{shown(name)} is not an option here. Options: {', '.join(sorted(options))}."
 
 
 AUDIO_FIELDS = ("source", "reference")
@@ -336,11 +347,13 @@ def check_audio(request: Request) -> float:
     seconds: dict[str, float] = {}
     problems: list[Problem] = []
     for field in AUDIO_FIELDS:
-        if path := getattr(request, field, None):
-            try:
-                seconds[field] = upload_seconds(path, field)
-            except InvalidRequest as error:
-                problems += error.problems
+        path = getattr(request, field, None)
+        if not path:
+            continue
+        try:
+            seconds[field] = upload_seconds(path, field)
+        except InvalidRequest as error:
+            problems += error.problems
     if problems:
         raise InvalidRequest(*problems)
     if "source" in seconds:
@@ -353,44 +366,65 @@ CHANGE_ALL = "To change all of it, use Cover or Morph."
 
 def check_source(request: Request, seconds: float) -> None:
     """Check what depends on the source's length; raises InvalidRequest with the field and the range."""
-    field, message = "", ""
-    # Samples are compared: a length that a client computed, or that was resampled, may be off by a fraction.
-    total, most, least = samples_in(seconds), MAX_SOURCE_SECONDS, limits.LEAST_REGION_SECONDS
+    problem = None
     if isinstance(request, ExtendRequest):
-        if samples_in(request.before) + total + samples_in(request.after) > samples_in(most):
-            field = "after" if request.after >= request.before else "before"
-            message = (
-                f"Seconds before and after together must be from 0 to {max(most - seconds, 0):.6g} for a source of "
-                f"{seconds:.6g} seconds (a song lasts up to {most}), not {request.before + request.after:g}."
-            )
+        problem = _too_long(request, seconds)
     elif isinstance(request, EditRequest) and request.regions:
-        last = request.regions[-1][1]
-        if samples_in(last) > total:
-            field = "regions"
-            message = f"Regions must lie within the source, from 0 to {seconds:.6g} seconds; one ends at {last:g}."
-        elif request.action == "repaint" and _cover_all(request.regions, total):
-            field = "regions"
-            message = f"Regions must leave some of the source (0 to {seconds:.6g} seconds) unchanged. {CHANGE_ALL}"
+        problem = _regions_beyond(request, seconds)
     elif isinstance(request, EditRequest) and request.action in REGION_ACTIONS:
-        start, end = samples_in(request.start), samples_in(request.end) or total
-        if start > total - samples_in(least):
-            field, latest = "start", max(seconds - least, 0)
-            message = f"Start must be from 0 to {latest:.6g} seconds in this source, not {request.start:g}."
-        elif end > total:
-            field, given = "end", request.end
-            message = f"End must be from 0 to {seconds:.6g} seconds, the length of this source, not {given:g}."
-        elif request.action == "repaint" and start == 0 and end == total:
-            field = "end"
-            message = (
-                f"Start and End must leave some of the source (0 to {seconds:.6g} seconds) unchanged. {CHANGE_ALL}"
-            )
-    if message:
-        raise InvalidRequest(Problem("invalid", message, field))
+        problem = _region_beyond(request, seconds)
+    if problem:
+        raise InvalidRequest(problem)
+
+
+# Samples are compared below: a length that a client computed, or that was resampled, may be off by a fraction.
+
+
+def _too_long(request: ExtendRequest, seconds: float) -> Problem | None:
+    whole = samples_in(request.before) + samples_in(seconds) + samples_in(request.after)
+    if whole <= samples_in(MAX_SOURCE_SECONDS):
+        return None
+    field = "after" if request.after >= request.before else "before"
+    message = (
+        f"Seconds before and after together must be from 0 to {max(MAX_SOURCE_SECONDS - seconds, 0):.6g} for a source "
+        f"of {seconds:.6g} seconds (a song lasts up to {MAX_SOURCE_SECONDS}), not {request.before + request.after:g}."
+    )
+    return Problem("invalid", message, field)
+
+
+def _regions_beyond(request: EditRequest, seconds: float) -> Problem | None:
+    total = samples_in(seconds)
+    last = request.regions[-1][1]
+    if samples_in(last) > total:
+        message = f"Regions must lie within the source, from 0 to {seconds:.6g} seconds; one ends at {last:g}."
+        return Problem("invalid", message, "regions")
+    if request.action == "repaint" and _cover_all(request.regions, total):
+        message = f"Regions must leave some of the source (0 to {seconds:.6g} seconds) unchanged. {CHANGE_ALL}"
+        return Problem("invalid", message, "regions")
+    return None
 
 
 def _cover_all(regions: tuple[tuple[float, float], ...], total: int) -> bool:
     """Tell whether `regions`, which do not overlap, leave none of `total` samples."""
     return sum(samples_in(end) - samples_in(start) for start, end in regions) >= total
+
+
+def _region_beyond(request: EditRequest, seconds: float) -> Problem | None:
+    total = samples_in(seconds)
+    least = limits.LEAST_REGION_SECONDS
+    start = samples_in(request.start)
+    end = samples_in(request.end) or total
+    if start > total - samples_in(least):
+        latest = max(seconds - least, 0)
+        message = f"Start must be from 0 to {latest:.6g} seconds in this source, not {request.start:g}."
+        return Problem("invalid", message, "start")
+    if end > total:
+        message = f"End must be from 0 to {seconds:.6g} seconds, the length of this source, not {request.end:g}."
+        return Problem("invalid", message, "end")
+    if request.action == "repaint" and start == 0 and end == total:
+        message = f"Start and End must leave some of the source (0 to {seconds:.6g} seconds) unchanged. {CHANGE_ALL}"
+        return Problem("invalid", message, "end")
+    return None
 
 
 class Sampling(NamedTuple):

@@ -39,9 +39,11 @@ def encode(pipe: Any, samples: np.ndarray, stage: str) -> Generator[Progress, No
     """Return the latents [1, T, C] of `samples` [2, n] (48 kHz), zero-padded; yields the progress of `stage`."""
     import torch
 
-    tiles, size, overlap = [], pipe.vae.tile_sample_min_length, pipe.vae.tile_sample_overlap
+    size = pipe.vae.tile_sample_min_length
+    overlap = pipe.vae.tile_sample_overlap
     padding = -samples.shape[-1] % int(pipe.sample_rate / pipe.latents_per_second)
     waveform = torch.nn.functional.pad(torch.from_numpy(samples), (0, padding))
+    tiles = []
     for number, total, latents in _tiled(pipe, "encode", waveform[None], size, overlap):
         tiles.append(latents.transpose(1, 2).to(pipe._execution_device, pipe.transformer.dtype))
         yield Progress(stage, number, total)
@@ -53,7 +55,8 @@ def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int,
 
     Tiles change the samples by up to 4e-7, and keep memory from growing with the song.
     """
-    size, overlap = pipe.vae.tile_latent_min_length, pipe.vae.tile_latent_overlap
+    size = pipe.vae.tile_latent_min_length
+    overlap = pipe.vae.tile_latent_overlap
     for number, total, audio in _tiled(pipe, "decode", latents.transpose(1, 2), size, overlap):
         yield number, total, audio[0].float().cpu()
 
@@ -65,10 +68,12 @@ def _tiled(pipe: Any, method: str, x: torch.Tensor, size: int, overlap: int) -> 
     starts = range(0, length, step)
     for number, start in enumerate(starts, 1):
         end = min(start + step, length)
-        first, last = max(start - overlap, 0), min(end + overlap, length)
+        first = max(start - overlap, 0)
+        last = min(end + overlap, length)
         made = _compute(pipe, method, x[..., first:last])
         scale = made.shape[-1] / (last - first)
-        yield number, len(starts), made[..., round((start - first) * scale) : round((end - first) * scale)]
+        kept = slice(round((start - first) * scale), round((end - first) * scale))
+        yield number, len(starts), made[..., kept]
 
 
 def refusal(pipe: Any) -> str:
@@ -108,7 +113,8 @@ def long_enough(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
 
 def reference_latents(pipe: Any, samples: np.ndarray) -> Generator[Progress, None, torch.Tensor]:
     """Return timbre latents [1, 750, C] of a reference [2, n] at 48 kHz, repeated if it is shorter than 30 s."""
-    part, whole = 10 * pipe.sample_rate, REFERENCE_SECONDS * pipe.sample_rate
+    part = 10 * pipe.sample_rate
+    whole = REFERENCE_SECONDS * pipe.sample_rate
     if samples.shape[-1] < whole:
         samples = np.tile(samples, (1, math.ceil(whole / samples.shape[-1])))
     length = samples.shape[-1]

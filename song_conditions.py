@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,9 +40,14 @@ class Condition:
 def words_of(request: Any, seconds: float, instruction: str) -> Words:
     """Return the words of `request`; `seconds` is the exact length, which the prompt shows in whole seconds."""
     return {
-        **{"prompt": request.prompt, "lyrics": request.sung_lyrics(), "vocal_language": request.language},
-        **{"audio_duration": seconds, "instruction": instruction},
-        **{"bpm": request.bpm, "keyscale": request.key, "timesignature": request.time_signature},
+        "prompt": request.prompt,
+        "lyrics": request.sung_lyrics(),
+        "vocal_language": request.language,
+        "audio_duration": seconds,
+        "instruction": instruction,
+        "bpm": request.bpm,
+        "keyscale": request.key,
+        "timesignature": request.time_signature,
     }
 
 
@@ -57,10 +61,11 @@ def encode_condition(
     """
     import torch
 
-    device, dtype = pipe._execution_device, pipe.transformer.dtype
+    device = pipe._execution_device
+    dtype = pipe.transformer.dtype
     encoder = pipe.condition_encoder.timbre_encoder
     if timbre is None:
-        timbre = song_codec.silence(pipe, math.ceil(song_codec.REFERENCE_SECONDS * pipe.latents_per_second))
+        timbre = song_codec.silence(pipe, song_codec.frames_for(pipe, song_codec.REFERENCE_SECONDS))
 
     def prepend_token(module, inputs, embedded):
         # The encoder pools the first position (upstream, XL).
@@ -119,10 +124,10 @@ def codes_context(pipe: Any, codes: Sequence[Sequence[int]]) -> torch.Tensor:
     """Return the context [B, 5N, 2C] of each take's N audio codes (5 a second)."""
     import torch
 
-    device, dtype = pipe._execution_device, pipe.transformer.dtype
+    dtype = pipe.transformer.dtype
     # One quantizer reads the codes; if a checkpoint has more, the others get zeros, as in the pipeline.
     quantizers = pipe.audio_tokenizer.config.fsq_input_num_quantizers
-    indices = torch.tensor(codes, dtype=torch.long, device=device)[..., None]
+    indices = torch.tensor(codes, dtype=torch.long, device=pipe._execution_device)[..., None]
     indices = torch.nn.functional.pad(indices, (0, quantizers - 1))
     model_offload.bring(pipe, "audio_tokenizer")
     with torch.no_grad():
@@ -156,7 +161,8 @@ def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
 
     if not too_long(len(prompt)):
         return prompt, ""
-    ends = [0, *([i for i, c in enumerate(prompt) if c.isspace()] or range(1, len(prompt)))]
+    spaces = [i for i, c in enumerate(prompt) if c.isspace()]
+    ends = [0, *(spaces or range(1, len(prompt)))]
     end = ends[max(bisect.bisect_left(ends, True, key=too_long) - 1, 0)]
     return prompt[:end].rstrip(), prompt[end:].strip()
 

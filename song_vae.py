@@ -29,7 +29,10 @@ def skip_idle_units(vae: Any) -> None:
     from diffusers.models.autoencoders.autoencoder_oobleck import OobleckResidualUnit
 
     for unit in vae.modules():
-        if isinstance(unit, OobleckResidualUnit) and not (unit.conv2.weight_g.any() or unit.conv2.bias.any()):
+        if not isinstance(unit, OobleckResidualUnit):
+            continue
+        adds = unit.conv2.weight_g.any() or unit.conv2.bias.any()
+        if not adds:
             unit.forward = _unchanged
 
 
@@ -46,22 +49,35 @@ def use_pieces(vae: Any) -> None:
     """
     import torch
 
-    encoder, decoder = vae.encoder, vae.decoder
-    first, last = encoder.block[0], decoder.block[-1]
+    encoder = vae.encoder
+    first = encoder.block[0]
     head = torch.nn.Sequential(encoder.conv1, first)
-    tail = torch.nn.Sequential(last, decoder.snake1, decoder.conv2)
     live = _live_channels(first, _gains(encoder.conv1), _gains(first.conv1).transpose(0, 1))
     encoder.forward = functools.partial(_encoded, encoder, _narrowed(head, HEAD, live))
+
+    decoder = vae.decoder
+    last = decoder.block[-1]
+    tail = torch.nn.Sequential(last, decoder.snake1, decoder.conv2)
     live = _live_channels(last, _gains(last.conv_t1).transpose(0, 1), _gains(decoder.conv2).transpose(0, 1))
     decoder.forward = functools.partial(_decoded, decoder, _narrowed(tail, TAIL, live))
 
 
 # The parameters of the layers at the full sample rate, and in which of their dimensions the channels lie.
 HEAD = {
-    **{"0.weight_g": 0, "0.weight_v": 0, "0.bias": 0},
-    **{"1.snake1.alpha": 1, "1.snake1.beta": 1, "1.conv1.weight_v": 1},
+    "0.weight_g": 0,
+    "0.weight_v": 0,
+    "0.bias": 0,
+    "1.snake1.alpha": 1,
+    "1.snake1.beta": 1,
+    "1.conv1.weight_v": 1,
 }
-TAIL = {"0.conv_t1.weight_v": 1, "0.conv_t1.bias": 0, "1.alpha": 1, "1.beta": 1, "2.weight_v": 1}
+TAIL = {
+    "0.conv_t1.weight_v": 1,
+    "0.conv_t1.bias": 0,
+    "1.alpha": 1,
+    "1.beta": 1,
+    "2.weight_v": 1,
+}
 
 
 def _gains(layer: Any) -> torch.Tensor:
@@ -73,7 +89,8 @@ def _live_channels(block: Any, made: torch.Tensor, read: torch.Tensor) -> torch.
     """Return the channels that one layer makes or the other reads; all of them if `block` has a working unit."""
     import torch
 
-    if not all(unit.forward is _unchanged for unit in (block.res_unit1, block.res_unit2, block.res_unit3)):
+    units = (block.res_unit1, block.res_unit2, block.res_unit3)
+    if not all(unit.forward is _unchanged for unit in units):
         return torch.arange(len(made))
     return (made.flatten(1).any(dim=1) | read.flatten(1).any(dim=1)).nonzero()[:, 0]
 
@@ -88,7 +105,7 @@ def _narrowed(layers: Any, dims: dict[str, int], live: torch.Tensor) -> Callable
     def compute(x: torch.Tensor) -> torch.Tensor:
         channels = live.to(x.device)
         chosen = {name: layers.get_parameter(name).index_select(dim, channels) for name, dim in dims.items()}
-        # oneDNN would think for seconds about each new length of a convolution with so few channels.
+        # oneDNN spends seconds planning each new length of a convolution with so few channels.
         enabled, *_ = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
         try:
             return torch.func.functional_call(layers, chosen, (x,))
@@ -123,12 +140,17 @@ def _in_pieces(
     if x.device.type != "cpu":
         return compute(x)
     hop = max(up, down)
-    frames, seen = max(PIECE_FLOATS // (channels * hop), 1), math.ceil((SEEN_BY_UNITS + SEEN_BY_OUTER) / hop) + 2
-    parts, length = [], math.ceil(x.shape[-1] / down)
+    frames = max(PIECE_FLOATS // (channels * hop), 1)
+    seen = math.ceil((SEEN_BY_UNITS + SEEN_BY_OUTER) / hop) + 2
+    length = math.ceil(x.shape[-1] / down)
+    parts = []
     for start in range(0, length, frames):
-        first, end = max(start - seen, 0), start + frames
+        first = max(start - seen, 0)
+        end = start + frames
         made = compute(x[..., first * down : (end + seen) * down])
-        parts.append(made[..., (start - first) * up : None if end >= length else (end - first) * up])
+        # The last piece also has what is left of an incomplete frame.
+        stop = None if end >= length else (end - first) * up
+        parts.append(made[..., (start - first) * up : stop])
     return torch.cat(parts, dim=-1)
 
 
@@ -141,16 +163,19 @@ def use_tiles(vae: Any, short: bool = False) -> None:
     `short` tiles are the longest whose convolutions Apple's GPU accepts before macOS 15.1.
     """
     vae.enable_tiling()
-    hop, overlap = vae.hop_length, seen_frames(vae.config.downsampling_ratios)
+    hop = vae.hop_length
+    overlap = seen_frames(vae.config.downsampling_ratios)
     if short:
         vae.tile_latent_min_length = max(MPS_MOST_SAMPLES // hop, 2 * overlap + 1)
         vae.tile_sample_min_length = vae.tile_latent_min_length * hop
-    vae.tile_latent_overlap, vae.tile_sample_overlap = overlap, overlap * hop
+    vae.tile_latent_overlap = overlap
+    vae.tile_sample_overlap = overlap * hop
 
 
 def seen_frames(strides: Sequence[int]) -> int:
     """Return how many frames to each side a VAE sees of one: in its decoder, which sees more than its encoder."""
-    rate, seen = 1, SEEN_BY_OUTER
+    rate = 1
+    seen = SEEN_BY_OUTER
     for stride in reversed(strides):
         seen += (1 + SEEN_BY_UNITS / stride) / rate
         rate *= stride
