@@ -86,10 +86,10 @@ def tag(song: io.BytesIO, title: str, record: Mapping[str, Any], picture: bytes 
         file = kind(song)
         if file.tags is None:
             file.add_tags()
-        if isinstance(file.tags, ID3):
-            _fill_id3(file.tags, title, text, picture)
-        else:
+        if isinstance(file, FLAC | OggVorbis):
             _fill_comments(file, title, text, picture)
+        else:
+            _fill_id3(file.tags, title, text, picture)
         song.seek(0)
         file.save(song)
     except MutagenError as error:
@@ -186,14 +186,18 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 def claim(part: Path, path: Path) -> Path:
     """Rename `part` to the first free of the names "name", "name-2", "name-3" ...; never overwrites a file."""
-    for candidate in free_names(path):
-        with suppress(FileExistsError):
+    candidates = free_names(path)
+    while True:
+        candidate = next(candidates)
+        try:
             candidate.touch(exist_ok=False)
-            try:
-                return part.replace(candidate)
-            except OSError:
-                candidate.unlink()
-                raise
+        except FileExistsError:
+            continue  # another song was faster
+        try:
+            return part.replace(candidate)
+        except OSError:
+            candidate.unlink()
+            raise
 
 
 def free_names(path: Path) -> Iterator[Path]:
@@ -291,7 +295,13 @@ def read_record(path: str | Path) -> dict | None:
 
 def _tag_reader(mark: bytes) -> type[WAVE | FLAC | OggVorbis | MP3]:
     """Return what reads and writes the tags of a file with these first four bytes."""
-    return {b"RIFF": WAVE, b"fLaC": FLAC, b"OggS": OggVorbis}.get(mark, MP3)
+    if mark == b"RIFF":
+        return WAVE
+    if mark == b"fLaC":
+        return FLAC
+    if mark == b"OggS":
+        return OggVorbis
+    return MP3
 
 
 class _Limited(io.FileIO):

@@ -175,7 +175,7 @@ def use_tiles(vae: Any, short: bool = False) -> None:
 def seen_frames(strides: Sequence[int]) -> int:
     """Return how many frames to each side a VAE sees of one: in its decoder, which sees more than its encoder."""
     rate = 1
-    seen = SEEN_BY_OUTER
+    seen = float(SEEN_BY_OUTER)
     for stride in reversed(strides):
         seen += (1 + SEEN_BY_UNITS / stride) / rate
         rate *= stride

@@ -93,7 +93,9 @@ def _unplanned(reason: str) -> PlanEntry:
 
 def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft | Outcome | None]:
     """Write lyrics, or a song in words (the record's "sketch"); ends with `Outcome`."""
-    request, seed, seconds = job.request, job.seeds[0], {}
+    request = job.request
+    seed = job.seeds[0]
+    seconds: dict[str, float] = {}
     if request.mode == "describe":
         placing.for_song()
         codes = yield from _codes_of(models, job, seconds)
