@@ -24,7 +24,7 @@ import audio_export
 import bootstrap
 from events import Event, Job, Progress, StudioError
 from limits import MAX_SEED, SAMPLE_RATE
-from params import Settings, SongRequest
+from params import Request, Settings, SongRequest
 from record import UploadEntry
 
 UPLOADS = {"source": "The source", "reference": "The reference audio"}
