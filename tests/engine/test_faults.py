@@ -22,6 +22,7 @@ import soundfile
 import app
 import audio_export
 import backend
+import jobs
 import limits
 import runs
 import takes
@@ -102,11 +103,11 @@ def test_as_many_takes_are_saved_as_fit_on_the_disk(studio, output, disk, monkey
 
 @pytest.mark.slow
 def test_a_disk_that_fills_between_takes_keeps_and_delivers_the_finished_ones(studio, output, disk):
-    """The output folder is on another disk."""
+    """The folder for work in progress is on another disk than the others."""
     begun = []
 
     def is_full(path, size):
-        if output not in path.parents and path not in begun:
+        if jobs.process_folder() in path.parents and path not in begun:
             begun.append(path)
         return path in begun[1:]
 
