@@ -179,7 +179,7 @@ class TorchModel:
         )
         if not direct:
             model.to(kind)
-        self._model = model.eval().requires_grad_(False)
+        self.language_model = model.eval().requires_grad_(False)
         self._device = torch.device(kind)
         ends = [getattr(config, "eos_token_id", None) for config in (model.config, model.generation_config)]
         self._stops = {end, *(each for ids in ends for each in (ids if isinstance(ids, list) else [ids]))} - {None}
@@ -191,7 +191,7 @@ class TorchModel:
     def tokens(self, prompt: list[int], sampler: Sampler, most: int) -> Generator[int | None, None, None]:
         from transformers import DynamicCache
 
-        cache = DynamicCache(config=self._model.config)
+        cache = DynamicCache(config=self.language_model.config)
         scores = None
         for start in range(0, len(prompt), PROMPT_CHUNK):
             scores = self.scores([prompt[start : start + PROMPT_CHUNK]], cache)[0]
@@ -212,7 +212,7 @@ class TorchModel:
         with torch.inference_mode():
             batch = torch.tensor(rows, device=self._device)
             more = {self._cache: cache, "use_cache": True, "logits_to_keep": 1}
-            return self._model(input_ids=batch, **more).logits[:, -1]
+            return self.language_model(input_ids=batch, **more).logits[:, -1]
 
 
 class MlxModel:

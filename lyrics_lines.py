@@ -38,6 +38,7 @@ from lyrics_form import (
     stem,
     words_of,
 )
+from lyrics_layers import BranchingLayers
 from model_weights import Weights
 from params import LyricsRequest
 
@@ -52,7 +53,6 @@ FEWEST_RHYMES = 6  # a line that another one answers ends with a word that so ma
 SCHEMES = {
     "AABB": (None, 0, None, 2),
     "ABAB": (None, None, 0, 1),
-    "ABCB": (None, None, None, 1),
 }
 TWO = (None, 0)
 THREE = (None, 0, 0)
@@ -175,14 +175,12 @@ class Session:
 
     def __init__(self, writer: LineWriter, request: LyricsRequest, seed: int):
         import torch
-        from transformers import DynamicCache
 
         self.writer, self.request = writer, request
         self.words, self.model = writer.words, writer.model
         self.random = torch.Generator().manual_seed(seed)
-        self.cache = DynamicCache(config=self.model.config)
+        self.layers = BranchingLayers(writer.model.language_model)
         self.scores: torch.Tensor | None = None  # of the token after all that was read, [vocabulary]
-        self.read = 0
         self.song = Song(about=content_words(request.brief))
         self.scheme = list(SCHEMES)[int(torch.randint(len(SCHEMES), (1,), generator=self.random))]
 
@@ -248,7 +246,7 @@ class Session:
         rows = Rows(self, versions)
         while rows.advance():
             yield self._draft()
-        finished = [version for version in versions if version.done] or versions
+        finished = [version for version in versions if version.done]
         best = max(finished, key=lambda version: self._quality(version, section))
         rows.keep(best)
         return tidy(best.text)
@@ -308,8 +306,7 @@ class Session:
         self._read(ids)
 
     def _read(self, ids: list[int]) -> None:
-        self.scores = self.model.scores([list(ids)], self.cache)[0].float().cpu()
-        self.read += len(ids)
+        self.scores = self.layers.read(ids)
 
 
 class Rows:
@@ -318,9 +315,8 @@ class Rows:
     def __init__(self, session: Session, versions: list[Version]):
         self.session, self.versions = session, versions
         self.words = session.words
-        session.cache.batch_repeat_interleave(len(versions))
-        start = [[version.end_token, self.words.colon] for version in versions]
-        self._scores = session.model.scores(start, session.cache).float().cpu()
+        session.layers.branch(len(versions), 2 + LONGEST_LINE)
+        self._scores = session.layers.step([[version.end_token, self.words.colon] for version in versions])
         self._base = self._base_scores()
         self._steps = 0
 
@@ -334,23 +330,17 @@ class Rows:
         done = sum(version.done for version in self.versions)
         if done >= min(ENOUGH, len(self.versions)) or self._steps >= LONGEST_LINE:
             return False
-        tokens = [[version.tokens[-1]] for version in self.versions]
-        self._scores = self.session.model.scores(tokens, self.session.cache).float().cpu()
+        self._scores = self.session.layers.step([[version.tokens[-1]] for version in self.versions])
         return True
 
     def keep(self, best: Version) -> None:
-        """Make the session's cache what it would be if only `best` had been read, and read its line end."""
+        """Make `best` part of what the session has read, with the line's end."""
         session = self.session
-        row = next(number for number, version in enumerate(self.versions) if version is best)
         line = [best.end_token, self.words.colon, *best.tokens]
-        if line[-1] != self.words.line_end:
-            line.append(self.words.line_end)
-        # The last token of a version was never read.
-        read = min(len(line) - 1, 1 + 1 + self._steps - 1)
-        session.read += read
-        for layer in session.cache.layers:
-            layer.keys = layer.keys[row : row + 1, :, : session.read].contiguous()
-            layer.values = layer.values[row : row + 1, :, : session.read].contiguous()
+        # The last token of a finished version, its line end, may not have been read.
+        read = min(len(line) - 1, self._steps + 1)
+        row = next(number for number, version in enumerate(self.versions) if version is best)
+        session.layers.keep(row, read)
         session._read(line[read:])
         session.song.tokens += len(line)
 
@@ -381,12 +371,13 @@ class Rows:
             allowed = words.closings if ended else words.line_ends
             if syllables < FEWEST_SYLLABLES:
                 allowed = words.allowed & ~words.line_ends
-        elif room <= 1:
+        elif room <= 1 or len(version.tokens) >= LONGEST_LINE - 2:
             # The line is full: it ends here.
             self._add(version, version.end_token, logs)
             return
         else:
             allowed = words.allowed & ~words.line_ends if version.tokens else words.openings
+            allowed = allowed & (words.syllables <= room)
         ranked = (logs + self._base).masked_fill(~allowed, -math.inf)
         for word, penalty in self.session.song.heard.penalties(words_of(version.text)).items():
             for token in words.spellings(word):
@@ -448,6 +439,9 @@ class Words:
             if mark in vocabulary:
                 self.allowed[vocabulary[mark]] = True
         self.allowed[self.line_end] = True
+        self.syllables = torch.zeros(size, dtype=torch.long)
+        for number in self.allowed.nonzero().flatten().tolist():
+            self.syllables[number] = count_syllables(tokenizer.decode([number]))
         self.line_ends = torch.zeros(size, dtype=torch.bool)
         self.line_ends[self.line_end] = True
         self.closings = self.line_ends.clone()

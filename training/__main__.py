@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": ("engine_evaluate", "make songs with the built-in engine and measure them"),
     "words": ("engine_words", "write down beside a checkpoint which keys, tempos and words it knows"),
     "songwriter": ("songwriter", "train the built-in songwriter on training/lyrics; run it again to go on"),
+    "evaluate-songwriter": ("songwriter_evaluate", "have it write for held-out briefs and measure the lyrics"),
     "band": ("band_render", "render pieces of the music that the engine learns from"),
 }
 """What can be asked for, the module here whose `main` does it, and what that is."""
@@ -21,7 +22,7 @@ def main() -> None:
     if not wanted or wanted[0] not in COMMANDS:
         print(__doc__, end="\n\n")
         for name, (_, does) in COMMANDS.items():
-            print(f"  {name:<12}{does}")
+            print(f"  {name:<22}{does}")
         sys.exit(0 if wanted in ([], ["-h"], ["--help"]) else 2)
     module, _ = COMMANDS[wanted[0]]
     sys.argv = [f"python -m training {wanted[0]}", *sys.argv[2:]]

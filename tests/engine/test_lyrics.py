@@ -160,7 +160,7 @@ def test_temperature_zero_is_greedy_and_the_cache_changes_nothing(writer):
     ids = list(prompt)
     with torch.inference_mode():
         for _ in range(16):
-            ids.append(int(writer.model._model(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(int(writer.model.language_model(torch.tensor([ids])).logits[0, -1].argmax()))
     for seed in (1, 2):
         tokens = writer.model.tokens(prompt, Sampler(Draw(0, 1), seed, 16, len(writer.tokenizer)), 16)
         assert [token for token in tokens if token is not None] == ids[len(prompt) :]
@@ -198,7 +198,7 @@ def test_an_unloaded_writer_gives_its_memory_back():
     slot = writers.lyrics_slot(lambda: CPU)
     slot.weights = weights(SONGWRITER)
     text_of(slot.get(), request())
-    gone = weakref.ref(slot.get().model._model)
+    gone = weakref.ref(slot.get().model.language_model)
     slot.unload()
     gc.collect()
     assert gone() is None

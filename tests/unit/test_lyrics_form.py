@@ -46,14 +46,14 @@ def test_a_final_chorus_returns_as_the_chorus():
     assert by_tag == {"[Chorus]": "Chorus", "[Verse]": "", "[Final Chorus]": "Chorus"}
 
 
-@pytest.mark.parametrize("scheme", ["AABB", "ABAB", "ABCB"])
+@pytest.mark.parametrize("scheme", ["AABB", "ABAB"])
 @pytest.mark.parametrize("lines", range(17))
 def test_each_line_has_its_place_in_the_rhyme_and_answers_an_earlier_one(lines, scheme):
     found = rhyme_scheme(lines, scheme)
     assert len(found) == lines
     answering = [place for place, partner in enumerate(found) if partner is not None]
     assert all(place - 3 <= found[place] < place for place in answering)
-    assert len(answering) >= lines // 2 - lines // 4
+    assert len(answering) >= lines // 2
 
 
 @needs_dictionary

@@ -1,0 +1,86 @@
+"""The built-in songwriter's form, which holds whatever the model writes: here the tests' random one writes nonsense."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+import lyrics
+import lyrics_form
+import lyrics_lines
+from events import Draft, StudioError
+from lyrics_form import count_syllables, last_word, rhymes
+from lyrics_lint import parse_heading
+from model_weights import Weights
+from params import parse_request
+from tests.weights import SONGWRITER
+
+pytestmark = pytest.mark.skipif(not lyrics_form.dictionary_file(), reason="the dictionary is not installed")
+
+
+@pytest.fixture(scope="module")
+def writer() -> lyrics_lines.LineWriter:
+    weights = Weights(SONGWRITER.name, SONGWRITER, "variable", "", "transformers", None, SONGWRITER.name)
+    plain = lyrics.build_writer(weights, "cpu")
+    return lyrics_lines.LineWriter(plain.weights, plain.tokenizer, plain.model)
+
+
+def write(writer: lyrics_lines.LineWriter, structure: str, seed: int = 1, **fields: Any) -> list[Draft]:
+    asked = {"brief": "an old dog in the rain", "structure": structure, **fields}
+    return list(writer.write(parse_request("lyrics", asked), seed))
+
+
+def sections(text: str) -> list[tuple[str, list[str]]]:
+    blocks = [block.split("\n") for block in text.split("\n\n")]
+    return [(tag, lines) for tag, *lines in blocks]
+
+
+def test_the_sections_are_those_that_were_asked_for_and_a_chorus_returns(writer):
+    drafts = write(writer, "[Intro] [Verse 1] [Chorus] [Verse 2] [Final Chorus - loud] [Outro]")
+    found = sections(drafts[-1].text)
+    tags = ["[Intro]", "[Verse 1]", "[Chorus]", "[Verse 2]", "[Final Chorus - loud]", "[Outro]"]
+    assert [tag for tag, _ in found] == tags and all(parse_heading(tag) for tag in tags)
+    words = dict(found)
+    assert [len(lines) for lines in words.values()] == [0, 4, 4, 4, 4, 2]
+    assert words["[Chorus]"] == words["[Final Chorus - loud]"] != words["[Verse 1]"] != words["[Verse 2]"]
+    assert drafts[-1].end == "stop" and {draft.end for draft in drafts[:-1]} == {""}
+
+
+def test_lines_have_a_singable_length_and_rhyme(writer):
+    for seed in (1, 2, 3):
+        for _, lines in sections(write(writer, "[Verse] [Bridge]", seed)[-1].text):
+            assert all(3 <= count_syllables(line) <= 12 for line in lines)
+            ends = [last_word(line) for line in lines]
+            pairs = [(0, 1), (2, 3)] if rhymes(ends[0], ends[1]) else [(0, 2), (1, 3)]
+            assert all(rhymes(ends[one], ends[other]) for one, other in pairs)
+            assert len(set(lines)) == len(lines)
+
+
+def test_a_seed_means_the_same_lyrics_and_another_seed_others(writer):
+    first, again, other = (write(writer, "[Verse]", seed)[-1].text for seed in (7, 7, 8))
+    assert first == again != other
+    cold = {"options": {"temperature": 0}}
+    assert write(writer, "[Verse]", 7, **cold)[-1].text == write(writer, "[Verse]", 7, **cold)[-1].text
+
+
+def test_drafts_grow_line_by_line(writer):
+    texts = [draft.text for draft in write(writer, "[Verse] [Chorus]")]
+    assert all(after.startswith(before) for before, after in pairwise(texts))
+    assert len(texts) > len(texts[-1].split("\n"))
+
+
+def test_it_stops_at_max_length_and_says_so(writer):
+    last = write(writer, "[Rap] [Rap] [Rap]", options={"max_tokens": 64})[-1]
+    assert last.end == "length" and 64 <= last.tokens < 64 + lyrics_lines.LONGEST_LINE + 2
+
+
+def test_what_it_cannot_do_is_an_error_at_its_field(writer, monkeypatch):
+    with pytest.raises(StudioError, match="English only, not German") as caught:
+        write(writer, "", language="de")
+    assert caught.value.problem.field == "language"
+    assert write(writer, "[Outro]", language="unknown")[-1].end == "stop"
+    monkeypatch.setattr(writer.model, "context", 100)
+    with pytest.raises(StudioError, match="up to 100 tokens"):
+        write(writer, "")
