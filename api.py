@@ -28,7 +28,7 @@ import tooltips
 from backend import Backend, check
 from events import Done, Draft, InvalidRequest, Problem, Progress, StudioError
 from limits import LIMITS, MAX_SOURCE_SECONDS, TEXT_LIMITS, shown
-from params import ACTION_OPTIONS, REQUESTS, Request, parse_request
+from params import ACTION_OPTIONS, REQUESTS, Request, options_type, parse_request
 from runs import FULL, Run, RunEvent, Runs, Waiting
 
 REQUIRED = inspect.Parameter.empty
@@ -85,7 +85,7 @@ KINDS = {
 
 
 def _about_options(mode: str) -> str:
-    known = REQUESTS[mode].model_fields["options"].annotation.model_fields
+    known = options_type(REQUESTS[mode]).model_fields
     about = f"Advanced settings as an object with any of {', '.join(known)}."
     about += " detach true returns the id of the run at once; ask for it with /run."
     if "format" in known:

@@ -13,9 +13,9 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 
@@ -105,10 +105,16 @@ class Limit:
         """Return the number `value`, or None if the field may stay empty; raises `wrong` if it is out of range."""
         if value is None and self.default is None:
             return None
+        return self.parse_given(value)
+
+    def parse_given(self, value: object) -> float | int:
+        """Return the number `value`, which may not be None; raises `wrong` if it is out of range."""
         # NaN is in no range, and int() would raise for it.
-        in_range = isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
-        if in_range and (not self.integer or value == int(value)):
-            return int(value) if self.integer else float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high:
+            if not self.integer:
+                return float(value)
+            if value == int(value):
+                return int(value)
         whole = "a whole number " if self.integer else ""
         unit = f" {self.unit}" if self.unit else ""
         raise wrong(f"{self.label} must be {whole}from {self.low:g} to {self.high:.12g}{unit}, not {shown(value)}.")
@@ -170,17 +176,25 @@ def wrong(sentence: str, field: str = "") -> PydanticCustomError:
     return PydanticCustomError("wrong", "{sentence}", {"sentence": sentence, "field": field})
 
 
-def number(name: str) -> Any:
-    """Return the type of a number within `LIMITS[name]` with its default; if that is None, None is allowed."""
-    limit = LIMITS[name]
-    kind = int if limit.integer else float
-    if limit.default is None:
-        return Annotated[kind | None, BeforeValidator(limit.parse), Field(default=None)]
-    return Annotated[kind, BeforeValidator(limit.parse), Field(default=kind(limit.default))]
+def number(name: str) -> BeforeValidator:
+    """Return the check of a number within `LIMITS[name]`; a field whose default is None may stay empty."""
+    return BeforeValidator(LIMITS[name].parse)
 
 
-def text(name: str, wanted: str = "") -> Any:
-    """Return the type of a text within `TEXT_LIMITS[name]`; if `wanted` asks for it, the text must not be empty."""
+def usual(name: str) -> float:
+    """Return the default of `LIMITS[name]`, which must have one."""
+    default = LIMITS[name].default
+    assert default is not None, name
+    return float(default)
+
+
+def usual_count(name: str) -> int:
+    """Return the default of `LIMITS[name]`, a whole number, which must have one."""
+    return int(usual(name))
+
+
+def text(name: str, wanted: str = "") -> BeforeValidator:
+    """Return the check of a text within `TEXT_LIMITS[name]`; if `wanted` asks for it, the text must not be empty."""
     part, most = name.removeprefix("source_").capitalize(), TEXT_LIMITS[name]
     label = f"{part} of the source" if name.startswith("source_") else part
 
@@ -195,11 +209,11 @@ def text(name: str, wanted: str = "") -> Any:
             raise wrong(f"{label} must have from 1 to {most:,} characters: {wanted}.")
         return kept
 
-    return Annotated[str, BeforeValidator(check)]
+    return BeforeValidator(check)
 
 
-def choice(label: str, choices: Mapping[str, Any]) -> Any:
-    """Return the type of a key of `choices`, in upper or lower case."""
+def choice(label: str, choices: Mapping[str, Any]) -> BeforeValidator:
+    """Return the check of a key of `choices`, in upper or lower case."""
     listed = f"one of {', '.join(choices)}" if len(choices) <= 12 else f"one of the {len(choices)} listed codes"
 
     def check(value: object) -> str:
@@ -207,18 +221,18 @@ def choice(label: str, choices: Mapping[str, Any]) -> Any:
             return value.strip().lower()
         raise wrong(f"{label} must be {listed}, not {shown(value)}.")
 
-    return Annotated[str, BeforeValidator(check)]
+    return BeforeValidator(check)
 
 
-def flag(label: str) -> Any:
-    """Return the type of true or false; unlike pydantic's bool it takes nothing else, such as 1 or "yes"."""
+def flag(label: str) -> BeforeValidator:
+    """Return the check of true or false; unlike pydantic's bool it takes nothing else, such as 1 or "yes"."""
 
     def check(value: object) -> bool:
         if isinstance(value, bool):
             return value
         raise wrong(f"{label} must be true or false, not {shown(value)}.")
 
-    return Annotated[bool, BeforeValidator(check)]
+    return BeforeValidator(check)
 
 
 def parse_key(value: object) -> str:
@@ -272,8 +286,8 @@ def parse_regions(value: object) -> tuple[tuple[float, float], ...]:
 def _region(place: int, pair: object) -> tuple[float, float]:
     if not isinstance(pair, list | tuple) or len(pair) != 2:
         raise wrong(f"Region {place} must be [start, end] in seconds, not {shown(pair)}.")
-    start = replace(LIMITS["start"], label=f"The start of region {place}").parse(pair[0])
-    end = replace(LIMITS["end"], label=f"The end of region {place}").parse(pair[1])
+    start = replace(LIMITS["start"], label=f"The start of region {place}").parse_given(pair[0])
+    end = replace(LIMITS["end"], label=f"The end of region {place}").parse_given(pair[1])
     if samples_in(end) - samples_in(start) < samples_in(LEAST_REGION_SECONDS):
         least = f"at least {LEAST_REGION_SECONDS:g} seconds after its start ({start:g})"
         raise wrong(f"The end of region {place} must be {least}, not {end:g}.")

@@ -24,7 +24,7 @@ import tooltips
 from backend import Backend, check
 from events import InvalidRequest, Problem
 from limits import LIMITS
-from params import AUDIO_FIELDS, REQUESTS, Request, SongWords, parse_request, upload_seconds
+from params import AUDIO_FIELDS, REQUESTS, Request, SongWords, options_type, parse_request, upload_seconds
 from record import Stored
 from status import Status
 
@@ -545,7 +545,7 @@ def _checks(mode: str) -> dict[str, TypeAdapter]:
     fields = REQUESTS[mode].model_fields
     # Files are not settings, and each tab is a mode of its own.
     known = without(fields, ["options", *AUDIO_FIELDS])
-    for name, info in fields["options"].annotation.model_fields.items():
+    for name, info in options_type(REQUESTS[mode]).model_fields.items():
         known[f"options.{name}"] = info
     checks = {}
     for name, info in known.items():

@@ -7,11 +7,25 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 import audio
 import limits
 from events import InvalidRequest, Problem
-from limits import INSTRUMENTAL, LIMITS, MAX_SOURCE_SECONDS, choice, flag, number, samples_in, shown, text, wrong
+from limits import (
+    INSTRUMENTAL,
+    LIMITS,
+    MAX_SOURCE_SECONDS,
+    choice,
+    flag,
+    number,
+    samples_in,
+    shown,
+    text,
+    usual,
+    usual_count,
+    wrong,
+)
 
 
 class Strict(BaseModel):
@@ -69,25 +83,25 @@ def _source(value: object) -> str:
 
 
 # The default is validated, so that a missing source gets the sentence of an empty one.
-Source = Annotated[str, BeforeValidator(_source), Field(validate_default=True)]
+Source = Annotated[str, BeforeValidator(_source), Field(default=None, validate_default=True)]
 
 
 class Options(Strict):
     """The advanced settings of a song; None means the checkpoint's own default."""
 
-    steps: number("steps")
-    guidance: number("guidance")
-    shift: number("shift")
-    sampler: choice("Sampler", limits.SAMPLERS) = "ode"
-    cfg_start: number("cfg_start")
-    cfg_end: number("cfg_end")
-    format: choice("Format", limits.FORMATS) = "wav"
-    loudness: number("loudness")
-    fade_out: number("fade_out")
-    variation: number("variation")
-    variation_seed: number("variation_seed")
-    timbre_token: flag("Timbre token") = True
-    memory_plan: choice("Memory plan", limits.MEMORY_PLANS) = "auto"
+    steps: Annotated[int | None, number("steps")] = None
+    guidance: Annotated[float | None, number("guidance")] = None
+    shift: Annotated[float | None, number("shift")] = None
+    sampler: Annotated[str, choice("Sampler", limits.SAMPLERS)] = "ode"
+    cfg_start: Annotated[float, number("cfg_start")] = usual("cfg_start")
+    cfg_end: Annotated[float, number("cfg_end")] = usual("cfg_end")
+    format: Annotated[str, choice("Format", limits.FORMATS)] = "wav"
+    loudness: Annotated[float | None, number("loudness")] = None
+    fade_out: Annotated[float, number("fade_out")] = usual("fade_out")
+    variation: Annotated[float, number("variation")] = usual("variation")
+    variation_seed: Annotated[int, number("variation_seed")] = usual_count("variation_seed")
+    timbre_token: Annotated[bool, flag("Timbre token")] = True
+    memory_plan: Annotated[str, choice("Memory plan", limits.MEMORY_PLANS)] = "auto"
     loras: Annotated[tuple[LoraChoice, ...], BeforeValidator(lora_choices)] = ()
 
     def model_post_init(self, context: Any) -> None:
@@ -101,13 +115,13 @@ class SongWords(Request):
 
     needs_words: ClassVar[bool] = True
 
-    prompt: text("prompt") = ""
-    lyrics: text("lyrics") = ""
-    instrumental: flag("Instrumental") = False
-    bpm: number("bpm")
+    prompt: Annotated[str, text("prompt")] = ""
+    lyrics: Annotated[str, text("lyrics")] = ""
+    instrumental: Annotated[bool, flag("Instrumental")] = False
+    bpm: Annotated[int | None, number("bpm")] = None
     key: Annotated[str, BeforeValidator(limits.parse_key)] = ""
     time_signature: Annotated[str, BeforeValidator(limits.parse_time_signature)] = ""
-    language: choice("Language", limits.LANGUAGES) = "unknown"
+    language: Annotated[str, choice("Language", limits.LANGUAGES)] = "unknown"
 
     def sung_lyrics(self) -> str:
         return INSTRUMENTAL if self.instrumental or not self.lyrics else self.lyrics
@@ -120,9 +134,9 @@ class SongWords(Request):
 
 
 class SongRequest(SongWords):
-    takes: number("takes")
-    quality: choice("Quality", limits.QUALITY_STEPS) = "standard"
-    seed: number("seed")
+    takes: Annotated[int, number("takes")] = usual_count("takes")
+    quality: Annotated[str, choice("Quality", limits.QUALITY_STEPS)] = "standard"
+    seed: Annotated[int, number("seed")] = usual_count("seed")
     options: Options = Field(default_factory=Options)
 
     def model_post_init(self, context: Any) -> None:
@@ -137,17 +151,19 @@ class SongRequest(SongWords):
 
 
 class GenerateOptions(Options):
-    plan: flag("Plan the song first") = True  # the planner writes metadata and audio codes before the song is made
-    plan_seed: number("plan_seed")
-    plan_temperature: number("plan_temperature")
-    plan_cfg: number("plan_cfg")
-    plan_strength: number("plan_strength")  # the share of the steps that follow the plan's audio codes
-    exclude: text("exclude") = ""  # what guidance leads the plan away from
-    rewrite: flag("Rewrite my prompt") = False
+    # The planner writes metadata and audio codes before the song is made.
+    plan: Annotated[bool, flag("Plan the song first")] = True
+    plan_seed: Annotated[int, number("plan_seed")] = usual_count("plan_seed")
+    plan_temperature: Annotated[float, number("plan_temperature")] = usual("plan_temperature")
+    plan_cfg: Annotated[float, number("plan_cfg")] = usual("plan_cfg")
+    # The share of the steps that follow the plan's audio codes.
+    plan_strength: Annotated[float, number("plan_strength")] = usual("plan_strength")
+    exclude: Annotated[str, text("exclude")] = ""  # what guidance leads the plan away from
+    rewrite: Annotated[bool, flag("Rewrite my prompt")] = False
 
 
 class GenerateRequest(SongRequest, mode="generate"):
-    duration: number("duration")
+    duration: Annotated[float, number("duration")] = usual("duration")
     reference: str | None = None  # an audio file whose timbre the song takes on
     options: GenerateOptions = Field(default_factory=GenerateOptions)
 
@@ -156,25 +172,28 @@ class GenerateRequest(SongRequest, mode="generate"):
 
 
 class CoverOptions(Options):
-    noise_strength: number("noise_strength")  # 0 starts from pure noise, 1 from the source itself
-    detail: choice("Detail", limits.DETAILS) = "codes"  # what of the source the steps follow
+    # 0 starts from pure noise, 1 from the source itself.
+    noise_strength: Annotated[float, number("noise_strength")] = usual("noise_strength")
+    detail: Annotated[str, choice("Detail", limits.DETAILS)] = "codes"  # what of the source the steps follow
 
 
 class CoverRequest(SongRequest, mode="cover"):
-    source: Source = None
+    source: Source
     reference: str | None = None
-    strength: number("strength")  # the share of the steps that follow the source's melody
+    # The share of the steps that follow the source's melody.
+    strength: Annotated[float, number("strength")] = usual("strength")
     options: CoverOptions = Field(default_factory=CoverOptions)
 
 
 class ExtendOptions(Options):
-    overlap: number("overlap")  # seconds of the source that are regenerated and crossfaded at each new end
+    # Seconds of the source that are regenerated and crossfaded at each new end.
+    overlap: Annotated[float, number("overlap")] = usual("overlap")
 
 
 class ExtendRequest(SongRequest, mode="extend"):
-    source: Source = None
-    before: number("before")
-    after: number("after")
+    source: Source
+    before: Annotated[float, number("before")] = usual("before")
+    after: Annotated[float, number("after")] = usual("after")
     options: ExtendOptions = Field(default_factory=ExtendOptions)
 
     def song_seconds(self, source: float) -> float:
@@ -187,12 +206,12 @@ class ExtendRequest(SongRequest, mode="extend"):
 
 
 class EditOptions(Options):
-    repaint_mode: choice("Repaint mode", limits.REPAINT_MODES) = "balanced"
-    repaint_strength: number("repaint_strength")
-    n_min: number("n_min")
-    n_max: number("n_max")
-    n_avg: number("n_avg")
-    mix: flag("Mix") = False
+    repaint_mode: Annotated[str, choice("Repaint mode", limits.REPAINT_MODES)] = "balanced"
+    repaint_strength: Annotated[float, number("repaint_strength")] = usual("repaint_strength")
+    n_min: Annotated[float, number("n_min")] = usual("n_min")
+    n_max: Annotated[float, number("n_max")] = usual("n_max")
+    n_avg: Annotated[int, number("n_avg")] = usual_count("n_avg")
+    mix: Annotated[bool, flag("Mix")] = False
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
@@ -201,7 +220,7 @@ class EditOptions(Options):
             raise wrong(f"Morph ends at must be up to 1 and above Morph starts at ({start:g}), not {end:g}.", "n_max")
 
 
-ACTION_OPTIONS = {  # an option given with an action other than its own is an error
+ACTION_OPTIONS: dict[str, set[str]] = {  # an option given with an action other than its own is an error
     "repaint": {"repaint_mode", "repaint_strength"},
     "morph": {"n_min", "n_max", "n_avg"},
     "layer": {"mix"},
@@ -218,13 +237,13 @@ CHOOSE_TRACK = {
 
 class EditRequest(SongRequest, mode="edit"):
     needs_words: ClassVar[bool] = False
-    source: Source = None
-    action: choice("Action", limits.ACTIONS) = "repaint"
-    start: number("start")
-    end: number("end")  # 0 means the end of the file
+    source: Source
+    action: Annotated[str, choice("Action", limits.ACTIONS)] = "repaint"
+    start: Annotated[float, number("start")] = usual("start")
+    end: Annotated[float, number("end")] = usual("end")  # 0 means the end of the file
     regions: Annotated[tuple[tuple[float, float], ...], BeforeValidator(limits.parse_regions)] = ()  # or several
-    source_prompt: text("source_prompt") = ""
-    source_lyrics: text("source_lyrics") = ""
+    source_prompt: Annotated[str, text("source_prompt")] = ""
+    source_lyrics: Annotated[str, text("source_lyrics")] = ""
     tracks: Annotated[tuple[str, ...], BeforeValidator(limits.track_names)] = ()
     options: EditOptions = Field(default_factory=EditOptions)
 
@@ -249,52 +268,52 @@ class EditRequest(SongRequest, mode="edit"):
         if end and samples_in(end) - samples_in(start) < samples_in(least):
             sentence = f"End must be at least {least:g} seconds after Start ({start:g}), or 0 for the end of the file"
             raise wrong(f"{sentence}, not {end:g}.", "end")
-        for other, names in ACTION_OPTIONS.items():
-            for name in sorted(names & self.options.model_fields_set - ACTION_OPTIONS[action]):
+        for other, own in ACTION_OPTIONS.items():
+            for name in sorted(own & self.options.model_fields_set - ACTION_OPTIONS[action]):
                 raise wrong(f"{shown(name)} belongs to the action {other}, not to {action}.", f"options.{name}")
 
 
 class LyricsOptions(Strict):
-    temperature: number("temperature")  # 0 always picks the likeliest token
-    top_p: number("top_p")
-    max_tokens: number("max_tokens")
+    temperature: Annotated[float, number("temperature")] = usual("temperature")  # 0 always picks the likeliest token
+    top_p: Annotated[float, number("top_p")] = usual("top_p")
+    max_tokens: Annotated[int, number("max_tokens")] = usual_count("max_tokens")
 
 
 class LyricsRequest(Request, mode="lyrics"):
-    brief: text("brief", wanted="say what the song is about") = Field(default="", validate_default=True)
-    structure: text("structure") = ""  # a preset's name or free text; "" leaves it to the writer
-    language: choice("Language", limits.LANGUAGES) = "en"
-    tone: text("tone") = ""
-    seed: number("seed")
+    brief: Annotated[str, text("brief", wanted="say what the song is about")] = Field(default="", validate_default=True)
+    structure: Annotated[str, text("structure")] = ""  # a preset's name or free text; "" leaves it to the writer
+    language: Annotated[str, choice("Language", limits.LANGUAGES)] = "en"
+    tone: Annotated[str, text("tone")] = ""
+    seed: Annotated[int, number("seed")] = usual_count("seed")
     options: LyricsOptions = Field(default_factory=LyricsOptions)
 
 
 class InspireRequest(Request, mode="inspire"):
-    idea: text("idea") = ""  # from which prompt, lyrics and metadata are written
-    instrumental: flag("Instrumental") = False
-    language: choice("Language", limits.LANGUAGES) = "unknown"
-    seed: number("seed")
+    idea: Annotated[str, text("idea")] = ""  # from which prompt, lyrics and metadata are written
+    instrumental: Annotated[bool, flag("Instrumental")] = False
+    language: Annotated[str, choice("Language", limits.LANGUAGES)] = "unknown"
+    seed: Annotated[int, number("seed")] = usual_count("seed")
 
 
 class PolishRequest(SongWords, mode="polish"):
     """The same song in the model's style; fields that are set stay."""
 
-    duration: number("duration")
-    seed: number("seed")
+    duration: Annotated[float, number("duration")] = usual("duration")
+    seed: Annotated[int, number("seed")] = usual_count("seed")
 
 
 class DescribeRequest(Request, mode="describe"):
-    source: Source = None
-    seed: number("seed")
+    source: Source
+    seed: Annotated[int, number("seed")] = usual_count("seed")
 
 
 class AlignRequest(SongWords, mode="align"):
     """When each line of `lyrics` is sung in the finished song `source`; the other fields come from its record."""
 
-    source: Source = None
-    steps: number("steps")  # None means the checkpoint's default
-    planned: flag("Planned") = False  # whether a plan was used
-    seed: number("seed")
+    source: Source
+    steps: Annotated[int | None, number("steps")] = None  # None means the checkpoint's default
+    planned: Annotated[bool, flag("Planned")] = False  # whether a plan was used
+    seed: Annotated[int, number("seed")] = usual_count("seed")
 
     def model_post_init(self, context: Any) -> None:
         if self.sung_lyrics() == INSTRUMENTAL:
@@ -312,7 +331,14 @@ def parse_request(mode: str, values: Mapping[str, Any]) -> Request:
         raise InvalidRequest(*(_problem(mode, item) for item in error.errors())) from None
 
 
-def _problem(mode: str, item: dict[str, Any]) -> Problem:
+def options_type(request: type[Request]) -> type[Strict]:
+    """Return the type of the options of a type of request that has some."""
+    kind = request.model_fields["options"].annotation
+    assert isinstance(kind, type) and issubclass(kind, Strict), request
+    return kind
+
+
+def _problem(mode: str, item: ErrorDetails) -> Problem:
     context = item.get("ctx", {})
     name = ".".join(filter(None, (*map(str, item["loc"]), context.get("field"))))
     sentence = context.get("sentence") or f"{name} is not valid: {item['msg']}."
@@ -324,10 +350,9 @@ def _problem(mode: str, item: dict[str, Any]) -> Problem:
 
 
 def _unknown(request: type[Request], name: str, is_option: bool) -> str:
-    fields = request.model_fields
     if not is_option:
-        return f"{shown(name)} is not a parameter here. Parameters: {', '.join(sorted(fields))}."
-    options = fields["options"].annotation.model_fields
+        return f"{shown(name)} is not a parameter here. Parameters: {', '.join(sorted(request.model_fields))}."
+    options = options_type(request).model_fields
     return f"{shown(name)} is not an option here. Options: {', '.join(sorted(options))}."
 
 

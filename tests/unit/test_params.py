@@ -13,7 +13,7 @@ import page_cover
 import params
 from backend import get_backend
 from events import InvalidRequest
-from params import check_source, parse_request, upload_seconds
+from params import REQUESTS, check_source, parse_request, upload_seconds
 from tests.unit.sounds import NO_AUDIO
 
 PROMPT = {"prompt": "calm piano"}
@@ -287,3 +287,26 @@ def sentence_of(call):
     with pytest.raises(InvalidRequest) as caught:
         call()
     return caught.value.problem.field, caught.value.problem.message
+
+
+def _limited_fields():
+    """Return (type's name, field, the annotation's type, its limit, its default) for every number in a request."""
+    models = [*REQUESTS.values()]
+    models += [params.options_type(kind) for kind in REQUESTS.values() if "options" in kind.model_fields]
+    return [
+        (model.__name__, name, field.annotation, check.func.__self__, field.default)
+        for model in dict.fromkeys(models)
+        for name, field in model.model_fields.items()
+        for check in field.metadata
+        if isinstance(getattr(check.func, "__self__", None), limits.Limit)
+    ]
+
+
+def test_a_number_has_the_type_and_the_default_of_its_limit():
+    fields = _limited_fields()
+    assert {name for _, name, *_ in fields} == limits.LIMITS.keys() - {"lora_weight"}
+    for model, name, annotation, limit, default in fields:
+        kind = int if limit.integer else float
+        assert annotation == (kind if limit.default is not None else kind | None), (model, name)
+        assert default == limit.default, (model, name)
+        assert limit is limits.LIMITS[name], (model, name)
