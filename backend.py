@@ -113,7 +113,7 @@ class Backend:
             device_reason=device.reason if device else "",
             dtype=device.dtype if device else "",
             memory_plan=self.placing.text() if device else "",
-            memory_plans=models.plans_on(device),
+            memory_plans=model_memory.plans_on(device),
             planner=self.models.planner.status(),
             songwriter=self._songwriter_status(),
             tasks=task_support(kind, codes),

@@ -214,8 +214,9 @@ def memory_plan(weights: Any, where: Any, usual: str) -> str:
     from model_weights import is_turbo
 
     shortest = estimate.song_of(weights, where, LIMITS["duration"].low, 1, not is_turbo(weights))
+    use = model_memory.Use(shortest, loops=True)
     room = model_memory.room_for_models(where.kind)
-    choice = model_memory.choose(where.kind, room, model_memory.sizes_of(weights, where), shortest)
+    choice = model_memory.choose(where.kind, room, model_memory.sizes_of(weights, where), use)
     if choice.problem:
         raise StudioError.of(choice.problem)
     return tooltips.CHECK_PLAN.format(plan=usual, need=size_text(choice.need))

@@ -15,7 +15,7 @@ import numpy as np
 
 from limits import LIMITS, QUALITY_STEPS
 from model_weights import Weights, transformer_config
-from models import Device
+from models import Device, planner_dtype
 from params import Settings
 
 # --- seconds ---------------------------------------------------------------------------------------------------------
@@ -104,8 +104,8 @@ TOKENS_PER_SECOND = 12.5
 CONDITION_TOKENS = 2_305
 # The VAE encodes 30 s at a time, with 5 tensors of 128 channels at once; it decodes 20 s at a time, with 4.5 (counted).
 CODING_NUMBERS = 30 * 48_000 * 128 * 5
-# A token in the planner's cache: 28 layers of 8 heads of 128, keys and values, 2 bytes.
-PLANNER_TOKEN_BYTES = 115_000
+# A token in the planner's cache: 28 layers of 8 heads of 128, keys and values.
+PLANNER_TOKEN_NUMBERS = 28 * 8 * 128 * 2
 PLANNER_PROMPT_TOKENS = 1_000
 # The transformer's widths and depths, for checkpoints that are not here yet.
 XL = {
@@ -121,26 +121,37 @@ XL = {
 
 @dataclass(frozen=True)
 class Song:
-    """What a song's working memory depends on; `config` is the transformer's, `wide` means 32-bit numbers.
+    """What a song's working memory depends on; `config` is the transformer's.
 
-    Every layer keeps the keys and values of `condition` tokens for all steps.
+    The numbers of transformer, VAE and planner have 2 or 4 bytes. Every layer keeps the keys and values of `condition`
+    tokens for all steps, a morph those of two `conditions`.
     """
 
     duration: float
     takes: int = 1
     guided: bool = True
     config: Mapping[str, Any] = field(default_factory=XL.copy)
-    wide: bool = False
+    number_bytes: int = 2
+    vae_number_bytes: int = 2
+    planner_number_bytes: int = 2
     condition: int = CONDITION_TOKENS
-
-    @property
-    def number_bytes(self) -> int:
-        return 4 if self.wide else 2
+    conditions: int = 1
 
 
 def song_of(weights: Weights, device: Device, duration: float, takes: int = 1, guided: bool = True) -> Song:
-    config = {**XL, **transformer_config(weights)}
-    return Song(duration, takes, guided, config, wide=device.dtype == "float32")
+    return Song(
+        duration,
+        takes,
+        guided,
+        config={**XL, **transformer_config(weights)},
+        number_bytes=bytes_a_number(device.dtype),
+        vae_number_bytes=bytes_a_number(device.vae_dtype),
+        planner_number_bytes=bytes_a_number(planner_dtype(device)),
+    )
+
+
+def bytes_a_number(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
 
 
 def song_bytes(song: Song) -> int:
@@ -154,20 +165,21 @@ def song_bytes(song: Song) -> int:
     attention = 2 * hidden + 3 * queries + 8 * keys
     token = max(feed_forward, attention) + 7 * config["audio_acoustic_hidden_dim"]
     rows = song.takes * (2 if song.guided else 1)
-    kept = 2 * config["num_hidden_layers"] * keys * song.condition
+    kept = 2 * config["num_hidden_layers"] * keys * song.condition * song.conditions
     return int(song.number_bytes * (rows * TOKENS_PER_SECOND * song.duration * token + kept))
 
 
 def coding_bytes(song: Song) -> int:
     """Return the VAE's working memory for a tile, scaled with the size of the model."""
-    return int(CODING_NUMBERS * song.config["hidden_size"] / XL["hidden_size"] * song.number_bytes)
+    return int(CODING_NUMBERS * song.config["hidden_size"] / XL["hidden_size"] * song.vae_number_bytes)
 
 
 def planner_bytes(song: Song | None) -> int:
     """Return the planner's cache for a song: two rows per take, since plans are guided. None: one short text."""
     takes = song.takes if song else 1
     seconds = song.duration if song else 0.0
-    return int(2 * takes * (PLANNER_PROMPT_TOKENS + 5 * seconds) * PLANNER_TOKEN_BYTES)
+    number_bytes = song.planner_number_bytes if song else 4
+    return int(2 * takes * (PLANNER_PROMPT_TOKENS + 5 * seconds) * PLANNER_TOKEN_NUMBERS * number_bytes)
 
 
 # --- what would fit --------------------------------------------------------------------------------------------------

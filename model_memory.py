@@ -1,14 +1,19 @@
-"""The memory plan: which of the three models are on the device during a job, and in how many bits.
+"""The memory plan: which of the three models are on the device at each stage of a job, and in how many bits.
 
 A 24 GB card cannot hold all three at once. `choose` decides from numbers alone, before anything is loaded; `Placing`
-moves the models accordingly. Sizes are bytes in memory.
+carries out what it counted, stage by stage: planning, the song, words. No other file knows the plans. Sizes are bytes.
+
+Where the device has memory of its own (`is_apart`), the song model waits in the machine's; where both share it, a model
+that is not needed has to be unloaded. Language models are always unloaded and read again.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,216 +26,386 @@ from estimate import Song, coding_bytes, planner_bytes, song_bytes, song_of
 from events import Problem, StudioError
 from model_hub import PARTS
 from model_weights import Weights, bytes_in
-from models import FAST8, LADDERS, Device, Kind, Plan, is_apart
+from models import Device, Kind, Layout
 from params import Settings
 
-# The plans, as status and capabilities name them.
+GB = 10**9
+
+# The plans, as the record names them, and as the status does in words.
+RESIDENT = "resident"
+SWAP = "swap"
+OFFLOAD = "offload"
+FP8 = "fp8"
+FAST8 = "fast8"  # computes in 8 bits, which changes the song, so it is never chosen automatically
 TEXTS: dict[str, str] = {
-    "resident": "everything resident",
-    "swap": "one model at a time",
-    "offload": "one part of a model at a time",
-    "fp8": "one part of a model at a time, the transformer in 8 bits",
-    "fast8": "the transformer computed in 8 bits",
+    RESIDENT: "everything resident",
+    SWAP: "one model at a time",
+    OFFLOAD: "one part of a model at a time",
+    FP8: "one part of a model at a time, the transformer in 8 bits",
+    FAST8: "the transformer computed in 8 bits",
 }
-# In bfloat16, from the parameter counts.
-XL_PARTS_GB = {
-    **{"transformer": 8.34, "condition_encoder": 1.22, "text_encoder": 1.19, "vae": 0.34},
-    **{"audio_tokenizer": 0.21, "audio_token_detokenizer": 0.21},
+# From the fastest to the one that needs least. Offloading frees nothing where the device shares the machine's memory
+# (MPS, CPU), and MPS has no 8-bit floats.
+LADDERS: dict[str, tuple[str, ...]] = {
+    "cuda": (RESIDENT, SWAP, OFFLOAD, FP8),
+    "mps": (RESIDENT, SWAP),
+    "cpu": (RESIDENT, SWAP, FP8),
 }
 
-GB = 10**9
-WHOLE = ("swap", FAST8)  # plans that move the song model as a whole
+# The parts of a checkpoint that is not here yet, in bfloat16, from the parameter counts.
+XL_PARTS_GB = {
+    "transformer": 8.34,
+    "condition_encoder": 1.22,
+    "text_encoder": 1.19,
+    "vae": 0.34,
+    "audio_tokenizer": 0.21,
+    "audio_token_detokenizer": 0.21,
+}
 USUAL_SECONDS = 60.0  # of the song that the status assumes before the first job
 SPARE_BYTES = GB // 4  # kernels and the allocator's overhead (assumed)
 WRITER_WORK_BYTES = 1 * GB
+# More room than when a plan ran out of memory, by this share, means that somebody has given memory back.
+MORE_ROOM = 1.05
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of the song `pipeline`, its `transformer`, the `largest` other part, and the other models (0: missing)."""
+    """Bytes of the song `pipeline`, its `transformer`, the `largest` other part, and the other models (0: missing).
+
+    `eight_bits` are those of the transformer with one byte a number.
+    """
 
     pipeline: int
     transformer: int
     largest: int
     planner: int = 0
     writer: int = 0
+    eight_bits: int = 0
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a job does: with the song model a whole `song` (`loops`) or only its coding, with the others words.
+
+    `song` gives the length for the planner's cache as well; without one the planner writes a short text.
+    """
+
+    song: Song | None = None
+    loops: bool = False
+    plans: bool = False
+    writes: bool = False
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan and its peak memory `need` in bytes, with a problem if not even the smallest plan fits."""
+    """A plan, and its peak memory `need` in bytes; `beside` means that the planner works beside the song model.
 
-    plan: Plan
+    There is a problem if not even the smallest plan fits.
+    """
+
+    plan: str
     need: int
+    beside: bool = False
     problem: Problem | None = None
 
 
-def choose(kind: str, free: int | None, sizes: Sizes, song: Song | None, forced: str = "auto") -> Choice:
+def choose(kind: str, free: int | None, sizes: Sizes, use: Use, forced: str = "auto") -> Choice:
     """Choose the fastest plan that fits into `free` bytes of the device `kind`; None means no limit.
 
-    `free` is the free memory, not counting our own models. `song` is None for a job that only writes text. A `forced`
-    plan is used whether it fits or not.
+    `free` is the free memory, and what our own models take of it. A `forced` plan is used whether it fits or not.
     """
     if forced != "auto":
-        return Choice(forced, needed(forced, sizes, song))
+        return _roomiest(kind, forced, free, sizes, use)
     for plan in LADDERS[kind]:
-        need = needed(plan, sizes, song)
-        if free is None or need <= free:
-            return Choice(plan, need)
+        choice = _roomiest(kind, plan, free, sizes, use)
+        if free is None or choice.need <= free:
+            return choice
     hint = "Close other programs, or choose a smaller model."
-    ways = estimate.smaller(song, lambda smaller: needed(plan, sizes, smaller) <= free) if song else ""
+    ways = _smaller(choice, kind, free, sizes, use)
     if ways:
         hint = f"It fits with {ways}."
-    message = f"This needs at least {need / GB:.1f} GB of memory; {free / GB:.1f} GB are free ({kind})."
-    return Choice(plan, need, Problem("out_of_memory", message, hint=hint))
+    message = f"This needs at least {choice.need / GB:.1f} GB of memory; {free / GB:.1f} GB are free ({kind})."
+    return replace(choice, problem=Problem("out_of_memory", message, hint=hint))
 
 
-def lower(kind: str, plan: str) -> Plan | None:
+def _roomiest(kind: str, plan: str, free: int | None, sizes: Sizes, use: Use) -> Choice:
+    """Return `plan` with the planner beside the song model if the room allows that, which saves moving them."""
+    if plan in (SWAP, FAST8):
+        need = needed(kind, plan, sizes, use, beside=True)
+        if free is None or need <= free:
+            return Choice(plan, need, beside=True)
+    return Choice(plan, needed(kind, plan, sizes, use))
+
+
+def _smaller(choice: Choice, kind: str, free: int, sizes: Sizes, use: Use) -> str:
+    def fits(song: Song) -> bool:
+        return needed(kind, choice.plan, sizes, replace(use, song=song)) <= free
+
+    return estimate.smaller(use.song, fits) if use.song else ""
+
+
+def needed(kind: str, plan: str, sizes: Sizes, use: Use, beside: bool = False) -> int:
+    """Return the most bytes that lie on the device `kind` at any stage of a job under `plan`."""
+    loop = song_bytes(use.song) + SPARE_BYTES if use.loops else 0
+    coding = coding_bytes(use.song) + SPARE_BYTES if use.song else 0
+    planning = planner_bytes(use.song) if use.plans and sizes.planner else 0
+    writing = WRITER_WORK_BYTES if use.writes else 0
+    if plan == RESIDENT:
+        return sizes.pipeline + sizes.planner + sizes.writer + max(loop, coding, planning, writing)
+    stages = [0]
+    if use.plans:
+        waiting = song_model(kind, plan, sizes) if beside and use.loops else 0
+        stages.append(waiting + sizes.planner + planning)
+    if use.writes:
+        stages.append(sizes.writer + writing)
+    if use.song is not None and layout_of(kind, plan).in_parts:
+        # The transformer is away while another part works.
+        stages.append(transformer_in(plan, sizes) + loop)
+        stages.append(sizes.largest + coding)
+    elif use.song is not None:
+        waiting = sizes.planner if beside and plan == FAST8 else 0
+        stages.append(song_model(kind, plan, sizes) + waiting + max(loop, coding))
+    return max(stages)
+
+
+def song_model(kind: str, plan: str, sizes: Sizes) -> int:
+    """Return the bytes of the song model on the device while it waits there; in parts, it does not."""
+    if layout_of(kind, plan).in_parts:
+        return 0
+    return sizes.pipeline - sizes.transformer + transformer_in(plan, sizes)
+
+
+def transformer_in(plan: str, sizes: Sizes) -> int:
+    return sizes.eight_bits if plan in (FP8, FAST8) else sizes.transformer
+
+
+# --- the plans' order ------------------------------------------------------------------------------------------------
+
+
+def plans_on(device: Device | None) -> tuple[str, ...]:
+    """Return the memory plans of `device`, all of them while it is unknown."""
+    if bootstrap.on_zerogpu():
+        return (RESIDENT,)
+    if device is None:
+        return (*LADDERS["cuda"], FAST8)
+    fast = device.kind == "cuda" and model_offload.float8_is_supported()
+    return (*LADDERS[device.kind], FAST8) if fast else LADDERS[device.kind]
+
+
+def is_apart(kind: str) -> bool:
+    """Return whether the device has memory of its own, so that models can wait in the machine's."""
+    return OFFLOAD in LADDERS[kind]
+
+
+def layout_of(kind: str, plan: str) -> Layout:
+    if plan == FAST8:
+        return Layout(eight_bits="computed")
+    if plan == FP8:
+        return Layout(in_parts=is_apart(kind), eight_bits="stored")
+    return Layout(in_parts=plan == OFFLOAD)
+
+
+def lower(kind: str, plan: str) -> str | None:
+    """Return the next plan that needs less, None after the last."""
     ladder = LADDERS[kind]
     return ladder[-1] if plan == FAST8 else dict(pairwise(ladder)).get(plan)
 
 
-def not_above(kind: str, plan: Plan, limit: str) -> Plan:
+def not_above(kind: str, plan: str, limit: str) -> str:
     """Return `plan`, or `limit` if that needs less."""
     order = (FAST8, *LADDERS[kind])
     return max(plan, limit, key=order.index) if limit in order else plan
 
 
-def needed(plan: str, sizes: Sizes, song: Song | None) -> int:
-    loop = song_bytes(song) + SPARE_BYTES if song else 0
-    coding = coding_bytes(song) + SPARE_BYTES if song else 0
-    writing = WRITER_WORK_BYTES if sizes.writer else 0
-    planning = planner_bytes(song) if sizes.planner else 0
-    if plan == "resident":
-        return sizes.pipeline + sizes.planner + sizes.writer + max(loop, coding, planning, writing)
-    if song is None:
-        return max(sizes.planner + planning, sizes.writer + writing)
-    # The writer never runs during a song.
-    transformer = sizes.transformer // 2 if plan in ("fp8", FAST8) else sizes.transformer
-    if plan in WHOLE:
-        own = sizes.pipeline - sizes.transformer + transformer + max(loop, coding)
-    else:
-        # The transformer is away while the VAE works.
-        own = max(transformer + loop, sizes.largest + coding)
-    return max(sizes.planner + planning, own)
+# --- placing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The largest plan that later jobs may use, since a larger one ran out of memory when there were `room` bytes."""
+
+    plan: str
+    room: int | None
 
 
 class Placing:
-    """Chooses the memory plan of each job and moves the models accordingly; `song` is the job's, None for words."""
+    """Chooses the memory plan of each job, and moves the models before each of its stages as the plan counted on.
+
+    `plan` is the one in force, "" before the first job; `use` is what the job does.
+    """
 
     def __init__(self, loaded: models.Models):
         self._models = loaded
-        self._limit = ""
+        self._limit: Limit | None = None
         self._fell = False
-        self._away = False
-        self._sizes = Sizes(0, 0, 0)
-        self.song: Song | None = None
+        self._remembered: dict[Path, int] = {}
+        self.choice = Choice("", 0)
+        self.use = Use()
+
+    @property
+    def plan(self) -> str:
+        return self.choice.plan
+
+    @property
+    def song(self) -> Song | None:
+        """What the job makes; None for words."""
+        return self.use.song if self.use.loops else None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether all models may lie on the device at any time."""
+        return self.plan in ("", RESIDENT)
 
     def text(self) -> str:
         """Return the plan in words; before the first job, the one for a typical song."""
         loaded = self._models
-        return TEXTS[loaded.plan or self._choice(song_of(loaded.weights, loaded.device(), USUAL_SECONDS), "auto").plan]
+        usual = Use(song_of(loaded.weights, loaded.device(), USUAL_SECONDS), loops=True, plans=True)
+        return TEXTS[self.plan or self._choose(usual, "auto").plan]
 
     def begin(self, request: Any, settings: Settings | None, source: float, at_most: str | None = None) -> str:
         """Choose and adopt the plan for `request`, whose source is `source` seconds long; return its name.
 
-        `settings` are those of a song, None for words. `at_most` is the largest plan still allowed, for later jobs too.
-        A pipeline that was built for a different plan is unloaded and built again on its next use. Raises StudioError
-        if nothing fits.
+        `settings` are those of a song, None for words. `at_most` is the largest plan still allowed, for later jobs too
+        until there is more room. A pipeline that was built for a different plan is unloaded and built again on its next
+        use. Raises StudioError if nothing fits.
         """
-        loaded, device = self._models, self._models.device()
-        self._fell, self.song = at_most is not None, None
-        self._limit = at_most or self._limit
-        if settings is not None:
-            seconds = request.song_seconds(source)
-            self.song = song_of(loaded.weights, device, seconds, request.takes, settings.guided)
+        device = self._models.device()
+        kind = device.kind
+        self._fell = at_most is not None
+        self.use = Use()
+        if at_most:
+            self._limit = Limit(at_most, free_room(kind))
+        else:
+            self._lift_limit(kind)
+        use = self.use = self._use_of(request, settings, source)
         forced = getattr(getattr(request, "options", None), "memory_plan", "auto")
-        if forced not in ("auto", *(plans := models.plans_on(device))):
-            raise StudioError.of(_unknown(device.kind, forced, plans))
-        choice = self._choice(self.song, forced)
+        plans = plans_on(device)
+        if forced not in ("auto", *plans):
+            raise StudioError.of(_unknown(kind, forced, plans))
+        choice = self._choose(use, forced)
         if choice.problem and not at_most:
             raise StudioError.of(choice.problem)
-        plan = not_above(device.kind, choice.plan, self._limit if at_most or forced == "auto" else "")
-        if plan != loaded.plan and not {plan, loaded.plan} <= {"", "resident", "swap"}:
-            loaded.unload_pipeline()
-            self._away = False
-        loaded.plan = plan
-        return plan
+        if self._limit and (at_most or forced == "auto"):
+            plan = not_above(kind, choice.plan, self._limit.plan)
+            if plan != choice.plan:
+                choice = self._choose(use, plan)
+        self._adopt(kind, choice)
+        return choice.plan
 
     def lower(self) -> str | None:
         """Return the plan for the one retry of a job that runs out of memory, None if there is none."""
         if self._fell or bootstrap.on_zerogpu():
             return None
-        return lower(self._models.device().kind, self._models.plan)
+        return lower(self._models.device().kind, self.plan)
 
     def for_planning(self) -> None:
-        """Make room for the planner next to the song model, or in its place if both do not fit."""
-        if not self._moves():
+        """Make room for the planner: beside the song model if the plan counted that, else in its place."""
+        if self.keeps_all:
             return
         self._models.lyrics.unload()
-        # On a shared-memory device the song model would have to be loaded again for every song.
-        if self._models.plan in WHOLE and is_apart(self._models.device().kind) and not self._both_fit():
-            self._send_away()
+        if not self.choice.beside:
+            self._set_song_aside()
 
     def for_song(self) -> None:
-        if self._moves():
+        """Make room for the song model, and have it on the device if it is loaded."""
+        if not self.keeps_all:
             self._models.lyrics.unload()
-            if self._models.plan != FAST8 or not self._both_fit():
+            if not (self.choice.beside and self.plan == FAST8):
                 self._models.planner.unload()
-        if self._away:
-            self._away = False
-            self._models.pipeline().to(self._models.device().kind)
+        self._models.bring_back()
 
     def for_words(self, slot: models.Slot) -> None:
-        if self._moves():
-            (self._models.lyrics if slot is self._models.planner else self._models.planner).unload()
-            self._send_away()
-
-    def _moves(self) -> bool:
-        return self._models.plan not in ("", "resident")
-
-    def _both_fit(self) -> bool:
-        """Return whether the planner fits next to the song model under the current plan."""
-        room, sizes, song = room_for_models(self._models.device().kind), self._sizes, self.song
-        pipeline, work = sizes.pipeline, planner_bytes(song)
-        if self._models.plan == FAST8:
-            pipeline -= sizes.transformer // 2
-            work = max(work, needed(FAST8, Sizes(0, 0, 0), song))
-        return room is None or pipeline + sizes.planner + work <= room
-
-    def _send_away(self) -> None:
-        """Move the song model to the machine's memory, or unload it if the device shares that memory."""
-        if not self._models.loaded or self._away:
+        """Make room for one of the language models in place of all others."""
+        if self.keeps_all:
             return
-        if not is_apart(self._models.device().kind):
-            self._models.unload_pipeline()
-        elif self._models.plan in WHOLE:
-            self._models.pipeline().to("cpu")
-            self._away = True
+        other = self._models.lyrics if slot is self._models.planner else self._models.planner
+        other.unload()
+        self._set_song_aside()
+
+    def _set_song_aside(self) -> None:
+        if is_apart(self._models.device().kind):
+            self._models.set_aside()
         else:
-            model_offload.bring(self._models.pipeline(), "")
-        models.free_memory()
+            self._models.unload_pipeline()
 
-    def _choice(self, song: Song | None, forced: str) -> Choice:
+    def _adopt(self, kind: str, choice: Choice) -> None:
+        self.choice = choice
+        layout = layout_of(kind, choice.plan)
+        if layout != self._models.layout:
+            self._models.unload_pipeline()
+            self._models.layout = layout
+
+    def _lift_limit(self, kind: str) -> None:
+        """Forget that a plan ran out of memory once there is clearly more room than there was."""
+        if self._limit is None or self._limit.room is None:
+            return
+        room = free_room(kind)
+        if room is None or room > MORE_ROOM * self._limit.room:
+            self._limit = None
+
+    def _use_of(self, request: Any, settings: Settings | None, source: float) -> Use:
+        loaded = self._models
+        sized = functools.partial(song_of, loaded.weights, loaded.device())
+        if settings is not None:
+            song = sized(request.song_seconds(source), request.takes, settings.guided)
+            if getattr(request, "action", "") == "morph":
+                song = replace(song, conditions=2)
+            return Use(song, loops=True, plans=getattr(request.options, "plan", False))
+        if request.mode == "align":
+            return Use(sized(source, 1, False), loops=True)
+        if request.mode == "describe":
+            return Use(sized(source, 1, False), plans=True)
+        return Use(plans=request.mode != "lyrics", writes=request.mode == "lyrics")
+
+    def _choose(self, use: Use, forced: str) -> Choice:
         if bootstrap.on_zerogpu():
-            return Choice("resident", 0)  # `spaces` deletes the files, whose sizes count below, once they are packed
-        device, planner = self._models.device(), self._models.planner.weights
+            return Choice(RESIDENT, 0)  # `spaces` deletes the files, whose sizes count below, once they are packed
+        kind = self._models.device().kind
+        return choose(kind, room_for_models(kind), self._sizes(), use, forced)
+
+    def _sizes(self) -> Sizes:
+        loaded = self._models
+        device = loaded.device()
+        sizes = sizes_of(loaded.weights, device, self._bytes_in)
+        planner = loaded.planner.weights
         # Planner checkpoints are bfloat16, the tests' is float32.
-        factor = 2 if models.planner_dtype(device) == "float32" and planner.source != "preview" else 1
-        words = factor * bytes_in(planner.folder), bytes_in(self._models.lyrics.weights.folder)
-        self._sizes = replace(sizes_of(self._models.weights, device), planner=words[0], writer=words[1])
-        return choose(device.kind, room_for_models(device.kind), self._sizes, song, forced)
+        widened = models.planner_dtype(device) == "float32" and planner.source != "preview"
+        return replace(
+            sizes,
+            planner=self._bytes_in(planner.folder) * (2 if widened else 1),
+            writer=self._bytes_in(loaded.lyrics.weights.folder),
+        )
+
+    def _bytes_in(self, folder: Path | None) -> int:
+        """Return the size of a model, as long as its files are there and after that: it may be loaded still."""
+        if folder is None:
+            return 0
+        found = bytes_in(folder)
+        if found:
+            self._remembered[folder] = found
+        return self._remembered.get(folder, 0)
 
 
-def sizes_of(weights: Weights, device: Device) -> Sizes:
-    """Return the sizes of `weights` on `device`, from those of the files."""
-    if weights.folder is None or not weights.folder.exists():  # not downloaded yet, or gone by now
+def sizes_of(weights: Weights, device: Device, bytes_in: Any = bytes_in) -> Sizes:
+    """Return the sizes of `weights` on `device`, from those of the files, which are in bfloat16."""
+    parts = {part: bytes_in(weights.folder / part) for part in PARTS} if weights.folder else {}
+    if not parts.get("transformer"):  # not downloaded yet, or gone by now
         parts = {name: int(size * GB) for name, size in XL_PARTS_GB.items()}
-    else:
-        parts = {part: bytes_in(weights.folder / part) for part in PARTS}
-    factor = 2 if device.storage_dtype == "float32" else 1  # checkpoints are bfloat16
-    transformer, others = factor * parts.pop("transformer"), [factor * size for size in parts.values()]
-    return Sizes(transformer + sum(others), transformer, max(others))
+    sizes = {part: size * _bytes_a_number(part, device) // 2 for part, size in parts.items()}
+    others = [size for part, size in sizes.items() if part != "transformer"]
+    return Sizes(
+        pipeline=sum(sizes.values()),
+        transformer=sizes["transformer"],
+        largest=max(others),
+        eight_bits=parts["transformer"] // 2,
+    )
+
+
+def _bytes_a_number(part: str, device: Device) -> int:
+    return estimate.bytes_a_number(device.vae_dtype if part == "vae" else device.storage_dtype)
 
 
 def room_for_models(kind: Kind) -> int | None:
@@ -241,7 +416,7 @@ def room_for_models(kind: Kind) -> int | None:
     if bootstrap.on_zerogpu():
         return None
     if kind == "cpu":
-        return models.available_memory() + psutil.Process().memory_info().rss
+        return models.available_memory() + _own_memory()
     import torch
 
     if kind == "mps":
@@ -249,6 +424,21 @@ def room_for_models(kind: Kind) -> int | None:
         return int(torch.mps.recommended_max_memory())
     free, _ = torch.cuda.mem_get_info()
     return int(free + torch.cuda.memory_reserved())
+
+
+def _own_memory() -> int:
+    """Return this process's memory in bytes, without pages of files (weights), which count as available anyway."""
+    facts = psutil.Process().memory_info()
+    return facts.rss - getattr(facts, "shared", 0)
+
+
+def free_room(kind: Kind) -> int | None:
+    """Return the room that there is right now: on Apple's GPU `room_for_models` is a share that never changes."""
+    if kind != "mps":
+        return room_for_models(kind)
+    import torch
+
+    return models.available_memory() + int(torch.mps.driver_allocated_memory())
 
 
 def vram_limit_for(kind: Kind) -> int | None:
@@ -264,6 +454,9 @@ def trim_heap() -> None:
     """Return a song's freed arrays, hundreds of MB that glibc would keep, to the system."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+
+
+# --- problems --------------------------------------------------------------------------------------------------------
 
 
 def fallback_note(before: str, after: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,9 +36,15 @@ class Offload:
             return
         if self.inside:
             self._parts[self.inside].to("cpu")
-        self.inside = name
-        if name:
+        self.inside = ""
+        if not name:
+            return
+        try:
             self._parts[name].to(self.execution_device)
+        except Exception:
+            self._parts[name].to("cpu")  # a move that runs out of memory has moved some of it
+            raise
+        self.inside = name
 
 
 def bring(pipe: AceStepPipeline, name: str) -> None:
@@ -48,26 +53,24 @@ def bring(pipe: AceStepPipeline, name: str) -> None:
         offload.bring(name)
 
 
-def cast_on_use(pipe: AceStepPipeline, parts: Iterable[str], storage: torch.dtype, compute: torch.dtype) -> None:
-    """Store the large layers of `parts` in `storage` and cast each to `compute` while it works.
+def cast_on_use(part: Any, storage: torch.dtype, compute: torch.dtype) -> None:
+    """Store the large layers of the module `part` in `storage` and cast each to `compute` while it works.
 
     Everything else (norms, learnt tokens, the silence latent) is small and stays in `compute`.
     """
     import torch
     from diffusers.hooks import apply_layerwise_casting
 
-    layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.ConvTranspose1d, torch.nn.Embedding)
-    for name in parts:
-        part: Any = pipe.components[name]
-        if not isinstance(part, torch.nn.Module):
+    apply_layerwise_casting(part, storage, compute, skip_modules_pattern=())
+    large = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.ConvTranspose1d, torch.nn.Embedding)
+    for module in part.modules():
+        if isinstance(module, large):
             continue
-        apply_layerwise_casting(part, storage, compute, skip_modules_pattern=())
-        for module in (each for each in part.modules() if not isinstance(each, layers)):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(compute)
-            for key, buffer in list(module.named_buffers(recurse=False)):
-                if buffer.is_floating_point():
-                    setattr(module, key, buffer.to(compute))
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(compute)
+        for key, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_floating_point():
+                setattr(module, key, buffer.to(compute))
 
 
 # Weights are stored as float8 with one scale per output row; activations are scaled token by token as they arrive, and

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 import lyrics_small
 from bootstrap import REPOSITORIES, on_zerogpu
-from events import Problem
+from events import Problem, StudioError
 from limits import ACTIONS, shown
 from model_hub import INDEX, PARTS, is_repo_id
 from record import ModelEntry
@@ -110,6 +110,14 @@ def find_writer() -> Weights:
     return _stand_in(found, LYRICS_VARIABLE, _built_in_writer)
 
 
+def check_folder(weights: Weights) -> None:
+    """Raise StudioError if the folder of `weights` was there when the studio started and is gone now."""
+    if weights.folder is not None and not weights.folder.is_dir():
+        message = f"The folder of {weights.model_id} is gone: {weights.folder}."
+        hint = "Put it back, or mount its disk again, and try once more; the studio needs no restart."
+        raise StudioError("weights_missing", message, hint=hint)
+
+
 def snapshot_revision(folder: Path) -> str:
     """Return the commit of the hub's snapshot that contains `folder`, or ""."""
     found = re.search("/models--[^/]*/snapshots/([^/]+)", folder.resolve().as_posix())
@@ -124,7 +132,7 @@ def is_turbo(weights: Weights) -> bool:
 
 def has_audio_codes(weights: Weights) -> bool:
     """Return whether the checkpoint can make and read audio codes; XL turbo cannot. Assumed of missing weights."""
-    index = read_json(weights.folder / INDEX) if weights.folder else None
+    index = remembered_json(weights.folder / INDEX) if weights.folder else None
     return index is None or all(_is_listed(index, part) for part in OPTIONAL_PARTS)
 
 
@@ -401,8 +409,20 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+# What files said that were there once: a loaded model outlives its folder, on a disk that is unmounted for example.
+_remembered: dict[Path, dict[str, Any]] = {}
+
+
+def remembered_json(path: Path) -> dict[str, Any] | None:
+    """Return what `path` says, or said when it was last there; None if it was never read."""
+    found = read_json(path)
+    if found is not None:
+        _remembered[path] = found
+    return _remembered.get(path)
+
+
 def transformer_config(weights: Weights) -> dict[str, Any]:
     """Return the transformer's config.json, {} if it cannot be read; for missing weights what their name tells."""
     if weights.folder is None:
         return {"is_turbo": "turbo" in weights.model_id.lower()}
-    return read_json(weights.folder / "transformer" / "config.json") or {}
+    return remembered_json(weights.folder / "transformer" / "config.json") or {}

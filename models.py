@@ -21,7 +21,7 @@ import song_vae
 from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, first_line, is_out_of_memory
 from model_hub import PARTS
-from model_weights import DEFAULT_MODEL_GB, Weights, bytes_in, find_weights, missing_model
+from model_weights import DEFAULT_MODEL_GB, Weights, bytes_in, check_folder, find_weights, missing_model
 from status import LanguageModelStatus
 
 if TYPE_CHECKING:
@@ -30,16 +30,18 @@ if TYPE_CHECKING:
 
 
 Kind = Literal["cuda", "mps", "cpu"]
-Plan = Literal["resident", "swap", "offload", "fp8", "fast8"]
 
-# From the fastest to the one that needs least. Offloading frees nothing where the device shares the machine's memory
-# (MPS, CPU), and MPS has no 8-bit floats.
-LADDERS: dict[str, tuple[Plan, ...]] = {
-    "cuda": ("resident", "swap", "offload", "fp8"),
-    "mps": ("resident", "swap"),
-    "cpu": ("resident", "swap", "fp8"),
-}
-FAST8 = "fast8"  # computes in 8 bits, which changes the song, so it is never chosen automatically
+
+@dataclass(frozen=True)
+class Layout:
+    """How a pipeline lies in memory, which model_memory.py decides when it chooses a plan.
+
+    `in_parts`: one part at a time is on the device, the others wait in the machine's memory. `eight_bits`: the
+    transformer's layers are "stored" in 8 bits and widened as they work, or "computed" in them.
+    """
+
+    in_parts: bool = False
+    eight_bits: Literal["", "stored", "computed"] = ""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Device:
 class Models:
     """The song model, the planner and the songwriter. A job holds `turn` while it uses them.
 
-    `plan` is the memory plan in force, "" before the first job. The arguments make the slots of the two language
-    models; they get a function, because the device is picked later.
+    `layout` is how the song model is built the next time. The arguments make the slots of the two language models;
+    they get a function, because the device is picked later.
     """
 
     def __init__(self, planner: Callable[[Callable[[], Device]], Slot], lyrics: Callable[[Callable[[], Device]], Slot]):
@@ -69,7 +71,8 @@ class Models:
         self.preparing = False
         self.known_device: Device | None = None
         self._pipe: Any = None
-        self.plan = ""
+        self._aside = False  # the song model waits in the machine's memory
+        self.layout = Layout()
         self.weights = find_weights()
         self.planner = planner(self.device)
         self.lyrics = lyrics(self.device)
@@ -85,13 +88,32 @@ class Models:
         device = self.device()  # first, so that a page that asks for it need not wait for the pipeline
         with self._building:
             if self._pipe is None:
-                self._pipe = build_pipeline(self.weights, device, self.plan or "resident")
+                self._pipe = build_pipeline(self.weights, device, self.layout)
             return self._pipe
 
     def unload_pipeline(self) -> None:
         with self._building:
             self._pipe = None
+            self._aside = False
         free_memory()
+
+    def set_aside(self) -> None:
+        """Move the song model, if it is loaded, off a device that has memory of its own."""
+        pipe = self._pipe
+        if pipe is None:
+            return
+        if self.layout.in_parts:
+            model_offload.bring(pipe, "")
+        elif not self._aside:
+            self._aside = True  # first: a move that fails has moved some of it
+            pipe.to("cpu")
+        free_memory()
+
+    def bring_back(self) -> None:
+        """Move the song model onto the device again if it was set aside as a whole."""
+        if self._pipe is not None and self._aside:
+            self._pipe.to(self.device().kind)
+            self._aside = False
 
     def device(self) -> Device:
         """Return the device; the first call imports torch."""
@@ -133,7 +155,10 @@ class Models:
         if weights != self.weights:
             with self.turn:
                 with self._building:
-                    self.weights, self._pipe, self.known_device = weights, None, None
+                    self.weights = weights
+                    self._pipe = None
+                    self._aside = False
+                    self.known_device = None
                 # Their dtype may have depended on the old weights.
                 self.planner.unload()
                 self.lyrics.unload()
@@ -175,6 +200,7 @@ class Slot:
         with self._building:
             if self._model is None:
                 self.check()
+                check_folder(self.weights)  # not a failure to remember: the folder may come back
                 if self.problem and self.problem.code != "out_of_memory":
                     raise StudioError.of(self.problem)
                 try:
@@ -277,37 +303,38 @@ def pick_device(weights: Weights) -> Device:
     return Device("cpu", "bfloat16", "bfloat16", "float32", f"{reason}are free. Songs take very long here.")
 
 
-def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> AceStepPipeline:
-    """Load the pipeline of `weights` onto `device`.
+def build_pipeline(weights: Weights, device: Device, layout: Layout = Layout()) -> AceStepPipeline:
+    """Load the pipeline of `weights` onto `device`, with what `layout` says about its parts and bits.
 
-    With the memory plan "offload" one part at a time is on a device that has its own memory; "fp8" also stores the
-    transformer's layers in 8 bits, on a processor too; "fast8" computes them in 8 bits. Raises StudioError if the
-    weights are missing or cannot be loaded, or if memory runs out.
+    Raises StudioError if the weights are missing or cannot be loaded, or if memory runs out.
     """
     if weights.folder is None:
         raise StudioError.of(weights.problem or missing_model(weights.wanted))
+    check_folder(weights)
     import torch
     from diffusers import AceStepPipeline
 
     quiet_libraries()
     dtypes = {"default": getattr(torch, device.storage_dtype), "vae": getattr(torch, device.vae_dtype)}
     try:
-        pipe = AceStepPipeline.from_pretrained(
-            weights.folder, dtype=dtypes, use_safetensors=True, local_files_only=True
-        )
+        reading = {"use_safetensors": True, "local_files_only": True}
+        compute = getattr(torch, device.dtype)
+        ready = {}
+        if layout.eight_bits == "stored":
+            # Before the other parts: at its full size it takes as much as they and its smaller form together.
+            ready["transformer"] = _narrow_transformer(weights, dtypes["default"], compute, reading)
+        pipe = AceStepPipeline.from_pretrained(weights.folder, dtype=dtypes, **reading, **ready)
         song_attention.use_windows(pipe.transformer)
         song_compilation.set_up(pipe.transformer)
         song_vae.skip_idle_units(pipe.vae)
         song_vae.use_pieces(pipe.vae)
-        compute = getattr(torch, device.dtype)
         if device.storage_dtype != device.dtype:
-            parts = set(pipe.components) - {"vae"} - ({"transformer"} if plan == "fp8" else set())
-            model_offload.cast_on_use(pipe, parts, getattr(torch, device.storage_dtype), compute)
-        if plan == "fp8":
-            model_offload.cast_on_use(pipe, ["transformer"], torch.float8_e4m3fn, compute)
-        if plan == FAST8:
+            for name, part in pipe.components.items():
+                if isinstance(part, torch.nn.Module) and name not in {"vae", *ready}:
+                    model_offload.cast_on_use(part, dtypes["default"], compute)
+        if layout.eight_bits == "computed":
             model_offload.use_float8(pipe.transformer.layers, device.kind)
-        if plan in ("offload", "fp8") and is_apart(device.kind):
+        if layout.in_parts:
             model_offload.Offload(pipe, device.kind)
         else:
             pipe.to(device.kind)
@@ -329,6 +356,15 @@ def build_pipeline(weights: Weights, device: Device, plan: str = "resident") -> 
     return pipe
 
 
+def _narrow_transformer(weights: Weights, stored: torch.dtype, compute: torch.dtype, reading: dict[str, bool]) -> Any:
+    import torch
+    from diffusers import AceStepTransformer1DModel
+
+    transformer = AceStepTransformer1DModel.from_pretrained(weights.folder / "transformer", dtype=stored, **reading)
+    model_offload.cast_on_use(transformer, torch.float8_e4m3fn, compute)
+    return transformer
+
+
 def quiet_libraries() -> None:
     """Keep progress bars, and a warning about old weight norms that no visitor can act on, off the console."""
     from diffusers.utils import logging as diffusers_logging
@@ -341,19 +377,6 @@ def quiet_libraries() -> None:
 
 def _no_room(name: str, hint: str) -> Problem:
     return Problem("out_of_memory", f"{name} does not fit into the free memory.", hint=hint)
-
-
-def plans_on(device: Device | None) -> tuple[str, ...]:
-    """Return the memory plans of `device`, all of them while it is unknown."""
-    if on_zerogpu():
-        return ("resident",)
-    fast = device is None or (device.kind == "cuda" and model_offload.float8_is_supported())
-    return (*LADDERS[device.kind if device else "cuda"], *((FAST8,) if fast else ()))
-
-
-def is_apart(kind: str) -> bool:
-    """Return whether the device has memory of its own, so that models can wait in the machine's."""
-    return "offload" in LADDERS[kind]
 
 
 def planner_dtype(device: Device) -> str:
@@ -380,10 +403,52 @@ def free_memory() -> None:
             torch.mps.empty_cache()
 
 
+CGROUPS = Path("/sys/fs/cgroup")
+CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+
+
 def available_memory() -> int:
     """Return the free memory in bytes, within the container's limit."""
-    available = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = (int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current"))
-        available = min(available, limit - used)
-    return available
+    free = [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError):
+        for folder in control_groups(CGROUP_OF_PROCESS.read_text()):
+            free += _free_in(folder)
+    return max(min(free), 0)
+
+
+def control_groups(text: str) -> list[Path]:
+    """Return the folders of this process's control groups, from `CGROUP_OF_PROCESS`, and of those above them."""
+    found = [CGROUPS, CGROUPS / "memory"]  # of version 2 and 1; a container usually sees its own group as the root
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        folder = CGROUPS / controllers / path.strip("/")
+        root = CGROUPS / controllers
+        found += [each for each in (folder, *folder.parents) if each.is_relative_to(root) and each != root]
+    return found
+
+
+def _free_in(folder: Path) -> list[int]:
+    """Return the bytes that the limit of a control group leaves, [] if there is none.
+
+    What was read from files counts as used there, although it goes as soon as the memory is needed.
+    """
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ("max")
+            most = int((folder / limit).read_text())
+            taken = int((folder / used).read_text())
+            return [most - taken + _statistic(folder, cached)]
+    return []
+
+
+def _statistic(folder: Path, name: str) -> int:
+    with contextlib.suppress(OSError):
+        for line in (folder / "memory.stat").read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    return 0

@@ -43,14 +43,13 @@ Finish = Callable[[np.ndarray, int], np.ndarray]
 
 def make(loaded: Models, placing: Placing, job: Job) -> Iterator[Progress | Outcome | None]:
     """Plan the song of `job` if that is asked for, let its LoRAs act, and run its mode; ends with `Outcome`."""
-    if not loaded.loaded:
-        yield Progress("loading")
     seconds: dict[str, float] = {}
+    if placing.keeps_all:  # before it is planned: weights that are broken say so at once
+        yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
+    plan, facts = yield from writers.plan_song(loaded, placing, job, seconds)
     with timed(seconds, "loading"):
-        placing.for_planning()
-        pipe = loaded.pipeline()
-    plan, facts = yield from writers.plan_song(loaded, placing, job, pipe, seconds)
-    placing.for_song()
+        placing.for_song()
+    pipe = yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
     notes: tuple[str, ...] = ()
     known = song_words.read_words(loaded.weights.folder) if job.settings.kind == "preview" else None
     if known is not None:

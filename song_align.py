@@ -27,7 +27,7 @@ import song_loop
 from events import Job, Outcome, Progress, StudioError
 from limits import MAX_LYRIC_TOKENS, QUALITY_STEPS, SAMPLE_RATE
 from model_memory import Placing
-from model_weights import Weights, read_json
+from model_weights import Weights, transformer_config
 from models import Models
 from record import Ran, timed
 from song_conditions import COVER, TEXT2MUSIC, Condition
@@ -101,7 +101,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Outco
 
 
 def _heads_of(weights: Weights) -> Heads:
-    return alignment_heads(read_json(weights.folder / "transformer" / "config.json") or {})
+    return alignment_heads(transformer_config(weights))
 
 
 def alignment_heads(config: Mapping[str, Any]) -> Heads:

@@ -19,7 +19,7 @@ import song_codec
 import song_conditions
 from events import Draft, Job, Outcome, Progress, StudioError, is_out_of_memory
 from model_memory import Placing
-from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, Weights, find_planner, find_writer
+from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, Weights, find_planner, find_writer, has_audio_codes
 from models import Device, Models, Slot, free_memory
 from params import GenerateRequest, Request
 from planner import Plan
@@ -55,12 +55,20 @@ def build_writer(weights: Weights, device: Device) -> lyrics.Writer:
     return lyrics.build_writer(weights, device.kind)
 
 
+def loaded_model(loaded: bool, get: Callable[[], Any], seconds: dict[str, float]) -> Generator[Progress, None, Any]:
+    """Return the model that `get` loads unless it is `loaded`; the time that this takes is added to `seconds`."""
+    if not loaded:
+        yield Progress("loading")
+    with timed(seconds, "loading"):
+        return get()
+
+
 def wants_plan(request: Request) -> bool:
     return isinstance(request, GenerateRequest) and request.options.plan
 
 
 def plan_song(
-    models: Models, placing: Placing, job: Job, pipe: Any, seconds: dict[str, float]
+    models: Models, placing: Placing, job: Job, seconds: dict[str, float]
 ) -> Generator[Progress | None, None, tuple[Plan | None, PlanEntry | None]]:
     """Plan the song of `job`; return the plan and its part of the record, and add to `seconds`.
 
@@ -73,10 +81,12 @@ def plan_song(
         # Without a planner it was the page that switched the control off, not the visitor.
         missing = models.planner.weights.problem if models.planner.weights.folder is None else None
         return None, _unplanned(missing.message if missing else "Plan the song first was off.")
-    if not song_conditions.has_audio_codes(pipe):
+    if not has_audio_codes(models.weights):
         return None, _unplanned("This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing.")
     try:
-        model = yield from _loaded(models.planner.loaded, models.planner.get, seconds)
+        models.planner.check()
+        placing.for_planning()
+        model = yield from loaded_model(models.planner.loaded, models.planner.get, seconds)
         with timed(seconds, "planning"):
             yield Progress("planning")
             plan = yield from _result_of(planner.plan(model, request, job.seeds))
@@ -101,7 +111,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft
         codes = yield from _codes_of(models, job, seconds)
     slot = models.lyrics if request.mode == "lyrics" else models.planner
     placing.for_words(slot)
-    model = yield from _loaded(slot.loaded, slot.get, seconds)
+    model = yield from loaded_model(slot.loaded, slot.get, seconds)
     with timed(seconds, "writing"):
         if request.mode == "lyrics":
             yield Progress("writing", 0, request.options.max_tokens)
@@ -124,20 +134,13 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft
 
 
 def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[Progress, None, list[int]]:
-    pipe = yield from _loaded(models.loaded, models.pipeline, seconds)
+    pipe = yield from loaded_model(models.loaded, models.pipeline, seconds)
     if not song_conditions.has_audio_codes(pipe):
         raise StudioError("unsupported", "This checkpoint cannot describe audio: its audio tokenizer is missing.")
     yield Progress("reading")
     with timed(seconds, "reading"):
         clean = yield from song_codec.encode(pipe, audio.read_wav(job.audio["source"]), "reading")
         return song_conditions.audio_codes(pipe, clean)
-
-
-def _loaded(loaded: bool, get: Callable[[], Any], seconds: dict[str, float]) -> Generator[Progress, None, Any]:
-    if not loaded:
-        yield Progress("loading")
-    with timed(seconds, "loading"):
-        return get()
 
 
 @contextmanager

@@ -106,7 +106,9 @@ def bench(
         inputs.condition = song_attention.CachedCondition(inputs.condition.states, inputs.condition.null, 1)
         row.more["peak MB"] = " / ".join(f"{peak_bytes(step) / 1e6:.0f}" for step in sides.values())
         wide = dtype == torch.float32
-        song = estimate.Song(length, config=transformer.config, wide=wide, condition=CONDITION_TOKENS)
+        song = estimate.Song(
+            length, config=transformer.config, number_bytes=4 if wide else 2, condition=CONDITION_TOKENS
+        )
         row.more["expected MB"] = round(estimate.song_bytes(song) / 1e6)
         yield row
 

@@ -256,7 +256,7 @@ def rehearse(places: dict[str, Path], plans: Sequence[str] | None, seconds: floa
         print(f"{device.reason} {seconds:g} s of music, {steps} steps.\n")
         print(f"| memory plan | stage | seconds | peak GB on {device.kind} | of which |")
         print("|---|---|---|---|---|")
-        for plan in plans or models.plans_on(device):
+        for plan in plans or model_memory.plans_on(device):
             for stage, mode, values in _requests(studio, source, seconds, steps):
                 took, peak, said = measured(studio, plan, mode, values)
                 print(f"| {plan} | {stage} | {took:.1f} | {peak / model_memory.GB:.2f} | {said} |", flush=True)

@@ -11,6 +11,7 @@ import torch
 import lora_apply
 import lora_format
 import lora_sources
+import model_memory
 import model_offload
 import models
 import song_codec
@@ -202,7 +203,7 @@ def outputs_of(pipe, inputs):
 
 def build(folder, dtype, plan="resident"):
     device = models.Device("cpu", dtype, dtype, "float32", "a test")
-    return models.build_pipeline(weights_in(folder), device, plan)
+    return models.build_pipeline(weights_in(folder), device, model_memory.layout_of("cpu", plan))
 
 
 @pytest.mark.numbers

@@ -84,9 +84,10 @@ def runs_out(monkeypatch, *plans):
     """Let pipelines of these plans run out of memory; return the plans tried."""
     tried, build = [], models.build_pipeline
 
-    def built(weights, device, plan="resident"):
+    def built(weights, device, layout):
+        pipe = build(weights, device, layout)
+        plan = backend.get_backend().placing.plan or "resident"
         tried.append(plan)
-        pipe = build(weights, device, plan)
         if plan in plans:
             pipe.transformer.register_forward_pre_hook(out_of_memory)
         return pipe
@@ -105,7 +106,7 @@ MORPH = {"action": "morph", "source_prompt": "loud drums"}
     "tasks", [{"generate": {}}, pytest.param({"cover": {}, "edit": MORPH}, marks=pytest.mark.slow)], ids=" and ".join
 )
 def test_offloading_makes_the_same_song_in_every_mode(other_card, tiny, pipe, tmp_path, tasks):
-    apart = models.build_pipeline(weights_in(tiny), other_card, "offload")
+    apart = models.build_pipeline(weights_in(tiny), other_card, models.Layout(in_parts=True))
     for mode, values in tasks.items():
         made = song(apart, tmp_path, mode, **values)
         # On other devices torch computes attention by the formula, without its own kernel.
@@ -127,7 +128,7 @@ def test_weights_are_on_the_card_when_they_are_used(other_card, studio, tmp_path
 
 
 def test_one_part_at_a_time_is_on_the_device(tiny, card):
-    pipe = models.build_pipeline(weights_in(tiny), CPU, "offload")
+    pipe = models.build_pipeline(weights_in(tiny), CPU, models.Layout(in_parts=True))
     moves = []
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
@@ -142,7 +143,7 @@ def test_one_part_at_a_time_is_on_the_device(tiny, card):
 @pytest.mark.slow
 def test_eight_bits_halve_the_transformer_and_make_the_song_of_rounded_weights(tiny, pipe, tmp_path):
     device = models.Device("cpu", "float32", "float16", "float32", "a test")
-    small = models.build_pipeline(weights_in(tiny), device, "fp8")
+    small = models.build_pipeline(weights_in(tiny), device, models.Layout(eight_bits="stored"))
     layer = small.transformer.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.float8_e4m3fn
     assert small.transformer.dtype == small.transformer.scale_shift_table.dtype == torch.float32
@@ -162,7 +163,7 @@ def test_eight_bits_halve_the_transformer_and_make_the_song_of_rounded_weights(t
 @pytest.fixture
 def float8_card(card, monkeypatch):
     """Let the processor stand in for a card with float8 arithmetic, which torch computes on it as well."""
-    monkeypatch.setattr(models, "plans_on", lambda device: (*models.LADDERS["cuda"], "fast8"))
+    monkeypatch.setattr(model_memory, "plans_on", lambda device: (*model_memory.LADDERS["cuda"], "fast8"))
 
 
 @pytest.mark.numbers

@@ -80,7 +80,7 @@ def test_no_call_of_attention_is_one_that_fast_kernels_refuse(transformer, monke
 @pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_the_memory_estimate_is_what_a_step_takes(transformer, seconds):
     config = transformer.config
-    song = estimate.Song(seconds, TAKES, config=config, wide=True, condition=bench_loop.CONDITION_TOKENS)
+    song = estimate.Song(seconds, TAKES, config=config, number_bytes=4, condition=bench_loop.CONDITION_TOKENS)
     measured = bench_loop.peak_bytes(lambda: step(transformer, 25 * seconds))
     assert estimate.song_bytes(song) == pytest.approx(measured, rel=0.25)
 

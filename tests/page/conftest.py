@@ -25,8 +25,8 @@ from gradio import processing_utils
 from gradio import utils as gradio_utils
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+import model_memory
 import model_weights
-import models
 from backend import Backend
 from events import Done, Draft, Event, Failed, Problem, Progress
 from limits import SAMPLE_RATE
@@ -183,7 +183,7 @@ BUILT_IN = replace(
     device_reason="A test runs here.",
     dtype="float32",
     download_gb=11.5,
-    memory_plans=models.LADDERS["cpu"],
+    memory_plans=model_memory.LADDERS["cpu"],
     planner=LanguageModelStatus("ready", "preview", "preview"),
     songwriter=SongwriterStatus("ready", "preview", "preview"),
     tasks=model_weights.task_support("preview"),

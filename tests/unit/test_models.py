@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -99,3 +101,52 @@ def test_a_checkpoint_that_cannot_be_loaded_is_an_error_in_words(checkpoint):
         models.build_pipeline(weights_in(checkpoint), CPU)
     assert caught.value.problem.code == "weights_broken"
     assert "my-model" in str(caught.value) and "\n" not in caught.value.problem.message
+
+
+MB = 2**20
+GROUPS = {
+    # A container of version 2, a service of systemd with a limit on its slice, and containers of version 1.
+    "0::/\n": {"memory.max": 1000, "memory.current": 900, "memory.stat": "anon 100\ninactive_file 700\n"},
+    "0::/user.slice/studio.service\n": {
+        "user.slice/memory.max": 1000,
+        "user.slice/memory.current": 900,
+        "user.slice/memory.stat": "inactive_file 700\n",
+        "user.slice/studio.service/memory.max": "max\n",
+        "user.slice/studio.service/memory.current": 100,
+    },
+    "11:cpu,cpuacct:/docker/x\n9:memory:/docker/x\n": {
+        "memory/memory.limit_in_bytes": 1000,
+        "memory/memory.usage_in_bytes": 900,
+        "memory/memory.stat": "cache 800\ntotal_inactive_file 700\n",
+    },
+    "9:memory:/docker/x\n": {
+        "memory/docker/x/memory.limit_in_bytes": 1000,
+        "memory/docker/x/memory.usage_in_bytes": 900,
+        "memory/docker/x/memory.stat": "total_inactive_file 700\n",
+    },
+}
+
+
+@pytest.mark.parametrize("text", GROUPS)
+def test_what_was_read_from_files_does_not_count_as_used_in_a_container(text, tmp_path, monkeypatch):
+    for name, value in GROUPS[text].items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(re.sub(r"\d+", lambda number: str(int(number[0]) * MB), str(value)))
+    monkeypatch.setattr(models, "CGROUPS", tmp_path)
+    monkeypatch.setattr(models, "CGROUP_OF_PROCESS", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text(text)
+    assert models.available_memory() == 800 * MB
+
+
+def test_a_model_whose_folder_is_gone_says_so_and_is_loaded_once_it_is_back(tiny, tmp_path):
+    place = tmp_path / "my-model"
+    shutil.copytree(tiny, place)
+    weights = weights_in(place)
+    slot = models.Slot("The planner", lambda: weights, lambda found: found.folder.name, None, "")
+    place.rename(tmp_path / "unmounted")
+    for load in (slot.get, lambda: models.build_pipeline(weights, CPU)):
+        with pytest.raises(StudioError, match=f"The folder of my-model is gone: {place}. Put it back"):
+            load()
+    (tmp_path / "unmounted").rename(place)
+    assert slot.get() == "my-model"

@@ -1,0 +1,169 @@
+"""What lies on the device over a sequence of jobs never exceeds what the memory plan counted, on any device."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import model_memory
+from model_memory import GB
+from tests.ledger import Ledger
+
+
+@pytest.fixture(autouse=True)
+def quick_collection() -> Iterator[None]:
+    """Let the collections of garbage, of which each change of plan needs one, pass over what the test did not make."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+LONG = {"duration": 240.0, "takes": 4}
+UNPLANNED = {"options": {"plan": False}}
+MORPH = {"action": "morph", "source_prompt": "loud drums"}
+
+
+def song_after_song(ledger: Ledger) -> list[str]:
+    return [job(ledger, "generate"), job(ledger, "generate"), job(ledger, "generate", **UNPLANNED)]
+
+
+def after_cancel(ledger: Ledger) -> list[str]:
+    # The first events are those of loading and planning; with the ninth the transformer has run.
+    return [job(ledger, "generate", events=9), job(ledger, "generate")]
+
+
+def after_an_error(ledger: Ledger) -> list[str]:
+    return [job(ledger, "generate", fault=RuntimeError), job(ledger, "generate")]
+
+
+def after_timed_lyrics(ledger: Ledger) -> list[str]:
+    return [job(ledger, "align"), job(ledger, "generate")]
+
+
+def after_words(ledger: Ledger) -> list[str]:
+    found = []
+    for mode in ("lyrics", "inspire", "describe"):
+        found += [job(ledger, mode), job(ledger, "generate", **UNPLANNED), job(ledger, mode), job(ledger, "generate")]
+    return found
+
+
+def covers(ledger: Ledger) -> list[str]:
+    edit = {"start": 0, "end": 0, **MORPH}
+    return [job(ledger, "cover"), job(ledger, "generate"), job(ledger, "edit", **edit), job(ledger, "cover")]
+
+
+def switches_of_plan(ledger: Ledger) -> list[str]:
+    found = []
+    plans = model_memory.plans_on(ledger.studio.models.device())
+    for plan in (*plans, *reversed(plans)):
+        for mode in ("generate", "cover"):
+            found.append(job(ledger, mode, options={"memory_plan": plan}))
+    return found
+
+
+def longer_and_longer(ledger: Ledger) -> list[str]:
+    return [job(ledger, "generate"), job(ledger, "generate", **LONG), job(ledger, "generate"), job(ledger, "lyrics")]
+
+
+def out_of_memory(ledger: Ledger) -> list[str]:
+    return [job(ledger, "generate", fault=torch.OutOfMemoryError), job(ledger, "generate"), job(ledger, "cover")]
+
+
+SEQUENCES = (
+    song_after_song,
+    after_cancel,
+    after_an_error,
+    after_timed_lyrics,
+    after_words,
+    covers,
+    switches_of_plan,
+    longer_and_longer,
+    out_of_memory,
+)
+ROOT = Path(__file__).parents[2]
+KINDS = tuple(model_memory.LADDERS)
+
+
+def job(ledger: Ledger, mode: str, **values) -> str:
+    """Do a job; return what it left on the device in words, "" if it was never more than counted."""
+    choice = ledger.run(mode, **values)
+    assert choice.problem is None or choice.problem.code == "out_of_memory", choice.problem
+    if ledger.used <= choice.need:
+        return ""
+    return f"{mode}, {choice.plan}: {ledger.used / GB:.2f} GB used, {choice.need / GB:.2f} counted"
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda sequence: sequence.__name__)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_job_uses_more_than_was_counted(kind, sequence, tmp_path, monkeypatch):
+    # Rooms around each plan's needs, so that every plan is chosen, with and without the planner beside the song model.
+    for number, room in enumerate((6, 8, 10, 12, 14, 16, 18, 20, 24, 34, 48)):
+        (tmp_path / str(number)).mkdir()
+        ledger = Ledger(kind, room * GB, tmp_path / str(number), monkeypatch)
+        assert [text for text in sequence(ledger) if text] == [], f"{room} GB"
+
+
+@pytest.mark.parametrize(("kind", "plan"), [(kind, plan) for kind in KINDS for plan in model_memory.LADDERS[kind]])
+def test_a_forced_plan_uses_no_more_than_was_counted_either(kind, plan, tmp_path, monkeypatch):
+    ledger = Ledger(kind, 1 * GB, tmp_path, monkeypatch)
+    forced = {"options": {"memory_plan": plan}}
+    done = [job(ledger, "generate", **forced), job(ledger, "cover", **forced), job(ledger, "generate", **forced)]
+    assert done == ["", "", ""]
+
+
+# --- the table of docs/performance.md --------------------------------------------------------------------------------
+
+ROOMS = (6, 8, 10, 12, 16, 24, 48, 80)
+
+
+def cells(kind: str, room: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the plan for a planned song of a minute, what was counted for it, and the most that it used after any
+    sequence without forced plans."""
+    used = 0
+    for sequence in SEQUENCES:
+        place = folder / f"{kind}-{room}-{sequence.__name__}"
+        place.mkdir()
+        ledger = Ledger(kind, room * GB, place, monkeypatch)
+        if sequence in (switches_of_plan, out_of_memory):
+            continue
+        sequence(ledger)
+        choice = ledger.run("generate")
+        if choice.problem:
+            return "none | |"
+        used = max(used, ledger.used)
+    plan = f"{choice.plan}, planner beside" if choice.beside else choice.plan
+    return f"{plan} | {choice.need / GB:.1f} | {used / GB:.1f}"
+
+
+def test_the_documented_table_is_true(tmp_path, monkeypatch):
+    rows = []
+    for room in ROOMS:
+        found = [cells(kind, room, tmp_path, monkeypatch) for kind in KINDS]
+        rows.append(f"| {room} | {' | '.join(found)} |")
+    print("\n".join(["", *rows]))
+    assert "\n".join(rows) in (ROOT / "docs" / "performance.md").read_text()
+
+
+# --- after a lack of memory ------------------------------------------------------------------------------------------
+
+
+def test_a_lower_plan_is_kept_while_memory_is_as_short_and_raised_when_it_is_back(tmp_path, monkeypatch):
+    ledger = Ledger("cuda", 16 * GB, tmp_path, monkeypatch)
+    assert ledger.run("generate").plan == "swap"
+    assert ledger.run("generate", fault=torch.OutOfMemoryError).plan == "offload"
+    assert ledger.run("generate").plan == "offload"
+    ledger.room = 24 * GB
+    assert ledger.run("generate").plan == "swap"
+
+
+def test_a_loaded_model_whose_folder_vanishes_goes_on_with_its_plan(tmp_path, monkeypatch):
+    ledger = Ledger("cuda", 16 * GB, tmp_path / "here", monkeypatch)
+    before = ledger.run("cover")
+    song_model = ledger.studio.models.pipeline()
+    (tmp_path / "here").rename(tmp_path / "away")
+    assert ledger.run("cover") == before
+    assert ledger.studio.models.pipeline() is song_model
