@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from record import Ran
+from record import Ran, WordsResult
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ class Outcome:
 
     ran: Ran
     takes: tuple[Take, ...] = ()
-    result: Mapping[str, Any] = field(default_factory=dict)
+    result: WordsResult = field(default_factory=WordsResult)
     notes: tuple[str, ...] = ()  # for the visitor
 
     def with_facts(self, **facts: Any) -> Outcome:

@@ -16,12 +16,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
 from limits import STUDIO_VERSION
 
 HERE = "here"  # the worker's name if this process does the work
 PACKAGES = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")  # they may change the sound
+
+
+Part = TypeVar("Part")
 
 
 # --- its parts ------------------------------------------------------------------------------------------------------
@@ -138,17 +141,22 @@ class SongRecord(JobRecord):
     takes: Annotated[list[TakeEntry], "the takes, in the order of the files"]
 
 
-class WordsRecord(JobRecord):
-    """What the page gets of lyrics, ideas, descriptions and timed lyrics; a mode has some of the last fields."""
+class WordsResult(TypedDict, total=False):
+    """What a job other than a song makes: lyrics, a song in words, or the times of the lines."""
+
+    text: str
+    end: str
+    tokens: int
+    sketch: dict[str, Any]
+    lines: list[LineEntry]
+    lrc: str
+    score: float
+
+
+class WordsRecord(JobRecord, WordsResult):
+    """What the page gets of lyrics, ideas, descriptions and timed lyrics."""
 
     seed: int
-    text: NotRequired[str]
-    end: NotRequired[str]
-    tokens: NotRequired[int]
-    sketch: NotRequired[dict[str, Any]]
-    lines: NotRequired[list[LineEntry]]
-    lrc: NotRequired[str]
-    score: NotRequired[float]
 
 
 # --- written --------------------------------------------------------------------------------------------------------
@@ -194,6 +202,7 @@ def song_record(
     notes: Sequence[str],
 ) -> SongRecord:
     """Return the record of a song whose takes are not saved yet: "takes" and "errors" are filled in with them."""
+    instructions = _known(ran.instructions)
     made = SongRecord(
         studio=STUDIO_VERSION,
         mode=mode,
@@ -203,12 +212,12 @@ def song_record(
         variation_seeds=list(variation_seeds),
         plan=ran.plan,
         loras=list(ran.loras),
-        sampling=ran.sampling,
-        instruction=ran.instructions["instruction"],
-        prompt_used=ran.instructions["prompt_used"],
-        prompt_dropped=ran.instructions["prompt_dropped"],
-        lyric_tokens=ran.instructions["lyric_tokens"],
-        model=ran.model,
+        sampling=_known(ran.sampling),
+        instruction=instructions["instruction"],
+        prompt_used=instructions["prompt_used"],
+        prompt_dropped=instructions["prompt_dropped"],
+        lyric_tokens=instructions["lyric_tokens"],
+        model=_known(ran.model),
         device=ran.device,
         dtype=ran.dtype,
         versions=dict(ran.versions),
@@ -226,14 +235,14 @@ def song_record(
     return made
 
 
-def words_record(ran: Ran, *, mode: str, request: dict[str, Any], seed: int, result: Mapping[str, Any]) -> WordsRecord:
-    """Return the record of a job other than a song; `result` has the last fields of `WordsRecord`."""
+def words_record(ran: Ran, *, mode: str, request: dict[str, Any], seed: int, result: WordsResult) -> WordsRecord:
+    """Return the record of a job other than a song."""
     made = WordsRecord(
         studio=STUDIO_VERSION,
         mode=mode,
         request=request,
         seed=seed,
-        model=ran.model,
+        model=_known(ran.model),
         device=ran.device,
         versions=dict(ran.versions),
         worker=ran.worker,
@@ -242,8 +251,14 @@ def words_record(ran: Ran, *, mode: str, request: dict[str, Any], seed: int, res
     )
     if ran.gpu is not None:
         made["gpu"] = ran.gpu
-    made.update(result)
-    return made
+    return {**made, **result}
+
+
+def _known(part: Part | None) -> Part:
+    """Return a part of `Ran` that every record has; raises ValueError if nobody has filled it in."""
+    if part is None:
+        raise ValueError("what ran is not known")
+    return part
 
 
 def library_versions() -> dict[str, str]:

@@ -27,7 +27,7 @@ class LanguageModelStatus:
     def available(self) -> bool:
         """Whether it can be asked; one that failed for lack of memory can, because it may fit the next time."""
         if self.state == "failed":
-            return self.problem.code == "out_of_memory"
+            return self.problem is not None and self.problem.code == "out_of_memory"
         return self.state in ("ready", "loaded")
 
     def reason(self, hint: bool = True) -> str:

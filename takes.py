@@ -55,16 +55,23 @@ def finish(job: Job, outcome: Outcome, output: Path) -> Iterator[Progress | Done
     record = _record_of(job, outcome)
     saving = Saving(job.request, record, output, outcome.takes)
     yield from saving.run(takes_at_once(len(outcome.takes), job.request.song_seconds(jobs.source_seconds(job))))
-    prune(saving.written())
-    copies = _fill_in(record, saving)
+    prune(saving.paths())
+    _fill_in(record, saving)
     record["seconds"]["finishing"] = round(time.monotonic() - started, 3)
-    yield Done(copies, record) if copies else Failed(saving.songs[0].problem)
+    problems = saving.problems()
+    if len(problems) == len(saving.songs):
+        yield Failed(problems[0])
+    else:
+        yield Done(tuple(song.copy for song in saving.songs if song.problem is None), record)
 
 
 def takes_at_once(takes: int, seconds: float) -> int:
     """Return how many takes of `seconds` to save at once: one per core, in total no longer than the longest song."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(min(takes, cores, int(LIMITS["duration"].high / seconds)), 1)
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    in_memory = int(LIMITS["duration"].high / seconds)
+    return max(min(takes, cores, in_memory), 1)
 
 
 def _record_of(job: Job, outcome: Outcome) -> SongRecord:
@@ -88,34 +95,42 @@ def _notes(request: SongRequest, kind: str) -> Iterator[str]:
         yield f"{task.capitalize()} is experimental with this checkpoint: use a base checkpoint for it."
 
 
-def _fill_in(record: SongRecord, saving: Saving) -> tuple[str, ...]:
-    """Add the saved takes, and what went wrong with the others, to the record; return the copies of the saved ones."""
-    copies = []
+def _fill_in(record: SongRecord, saving: Saving) -> None:
+    """Add the saved takes, and what went wrong with the others, to the record."""
     for number, song in enumerate(saving.songs, 1):
-        if song.problem is None:
-            copies.append(song.copy)
-            record["takes"].append(song.entry)
-        else:
+        if song.problem:
             record["errors"].append(TakeFailure(take=number, seed=song.take.seed, message=song.problem.text()))
-    if copies and any(song.is_full and song.path is None for song in saving.songs):
-        saved = len(saving.written())
+        elif song.written:
+            record["takes"].append(song.written.entry)
+    saved = len(saving.paths())
+    if saved and any(song.found_no_room for song in saving.songs):
         record["notes"].append(f"The disk is full: {saved} of {len(saving.songs)} takes could be saved.")
-    return tuple(copies)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A song in the output folder, and its entry in the record."""
+
+    path: Path
+    entry: TakeEntry
 
 
 @dataclass
 class Song:
-    """A take on its way into files: its `entry` in the record and its `path` once it is written, then its `copy`."""
+    """A take on its way into files: first it is `written`, then it gets a `copy`, unless a `problem` ends that."""
 
     take: Take
-    entry: TakeEntry | None = None
-    path: Path | None = None
+    problem: Problem | None
+    written: Written | None = None
     copy: str = ""
-    problem: Problem | None = None
 
     @property
     def is_full(self) -> bool:
         return self.problem is not None and self.problem.code == audio_export.FULL
+
+    @property
+    def found_no_room(self) -> bool:
+        return self.is_full and self.written is None
 
 
 class Saving:
@@ -125,7 +140,7 @@ class Saving:
         self.request = request
         self.record = record
         self.output = output
-        self.songs = [Song(take, problem=take.problem) for take in takes]
+        self.songs = [Song(take, take.problem) for take in takes]
         self._closed = threading.Event()
 
     def run(self, at_once: int) -> Iterator[Progress]:
@@ -142,8 +157,11 @@ class Saving:
             self._closed.set()
             threads.shutdown(cancel_futures=True)
 
-    def written(self) -> list[Path]:
-        return [song.path for song in self.songs if song.path]
+    def paths(self) -> list[Path]:
+        return [song.written.path for song in self.songs if song.written]
+
+    def problems(self) -> list[Problem]:
+        return [song.problem for song in self.songs if song.problem]
 
     def _until_done(self, saving: list[futures.Future]) -> Iterator[Progress]:
         left = {each for each in saving if not each.done()}
@@ -156,8 +174,11 @@ class Saving:
         if song.problem:
             return
         try:
-            file = self._written(song)
-            song.copy = copy_for_page(file, song.path.name)
+            if song.written is None:
+                file, song.written = self._write(song.take)
+            else:
+                file = io.BytesIO(song.written.path.read_bytes())
+            song.copy = copy_for_page(file, song.written.path.name)
         except futures.CancelledError:
             raise
         except Exception as error:
@@ -169,17 +190,16 @@ class Saving:
             log.error("a take could not be saved", exc_info=error)
             message = tooltips.TAKE_NOT_SAVED.format(kind=type(error).__name__)
             problem = Problem("internal", message)
-        if song.path is None:
+        if song.written is None:
             return problem
-        return replace(problem, message=f"{problem.message} {tooltips.TAKE_WITHOUT_COPY.format(name=song.path.name)}")
+        where = tooltips.TAKE_WITHOUT_COPY.format(name=song.written.path.name)
+        return replace(problem, message=f"{problem.message} {where}")
 
-    def _written(self, song: Song) -> io.BytesIO:
-        """Write a song into the output folder under a free name, unless it is there, and return its bytes."""
-        if song.path is not None:
-            return io.BytesIO(song.path.read_bytes())
-        entry, samples = _measured(self.request, song.take)
+    def _write(self, take: Take) -> tuple[io.BytesIO, Written]:
+        """Write a take into the output folder under a free name; return its bytes too."""
+        entry, samples = _measured(self.request, take)
         kind = self.request.options.format
-        words = (self.request.prompt, song.take.seed, kind, self.request.mode)
+        words = (self.request.prompt, take.seed, kind, self.request.mode)
         file = audio_export.encode(samples, kind, self._closed.is_set)
         self.output.mkdir(parents=True, exist_ok=True)  # it may have been deleted since the song began
         title = next(audio_export.free_names(self.output / audio_export.file_name(*words))).stem
@@ -193,9 +213,9 @@ class Saving:
         with audio_export.aside(self.output) as part:
             part.write_bytes(file.getbuffer())
             path = self._claim(part, words)
-        song.entry = {**entry, "name": path.name, "sha256": digest}
-        song.path = path
-        return file
+        entry["name"] = path.name
+        entry["sha256"] = digest
+        return file, Written(path, entry)
 
     def _tag(self, file: io.BytesIO, title: str, entry: TakeEntry, samples: Any) -> None:
         tags = {**self.record, "takes": [entry]}
@@ -303,11 +323,16 @@ def prune(made: Collection[Path] = ()) -> None:
     """Delete songs that are too old, then the oldest until the rest fits, but none of those just `made`."""
     sweep_songs()
     days, gb = retention()
-    oldest, most = time.time() - days * 86_400, gb * 1e9
-    songs = sorted((song for song in _files() if SONG_NAME.fullmatch(song[0].name)), key=lambda song: song[1].st_mtime)
+    oldest = time.time() - days * 86_400
+    most = gb * 1e9
+    songs = [song for song in _files() if SONG_NAME.fullmatch(song[0].name)]
+    songs.sort(key=lambda song: song[1].st_mtime)
 
     def are_too_many() -> bool:
-        return bool(songs) and (songs[0][1].st_mtime < oldest or sum(facts.st_size for _, facts in songs) > most)
+        if not songs:
+            return False
+        _, first = songs[0]
+        return first.st_mtime < oldest or sum(facts.st_size for _, facts in songs) > most
 
     if are_too_many():
         songs = [song for song in songs if _is_ours(song[0])]  # reads their tags
@@ -326,8 +351,9 @@ def sweep_songs() -> None:
     """Delete what a killed studio left half-written: empty songs and abandoned part files."""
     oldest = time.time() - ABANDONED_SECONDS
     for path, facts in _files():
-        half = audio_export.PART.fullmatch(path.name) or (SONG_NAME.fullmatch(path.name) and not facts.st_size)
-        if half and facts.st_mtime < oldest:
+        is_part = audio_export.PART.fullmatch(path.name)
+        is_empty = SONG_NAME.fullmatch(path.name) and not facts.st_size
+        if (is_part or is_empty) and facts.st_mtime < oldest:
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -337,7 +363,8 @@ def _limit(variable: str, default: float) -> float:
     if text == "off":
         return math.inf
     with contextlib.suppress(ValueError):
-        if 0 < (value := float(text)) < math.inf:
+        value = float(text)
+        if 0 < value < math.inf:
             return value
     log.warning('%s must be above 0 or "off", not "%s"; using %g', variable, text[:40], default)
     return default
@@ -352,7 +379,10 @@ def _files() -> Iterator[tuple[Path, os.stat_result]]:
 
 def _is_ours(path: Path) -> bool:
     """Whether the record in a file's tags matches its name: the studio deletes no other songs."""
-    stem, kind = SONG_NAME.fullmatch(path.name).groups()
+    name = SONG_NAME.fullmatch(path.name)
+    if name is None:
+        return False
+    stem, kind = name.groups()
     stored = Stored.of(audio_export.read_record(path))
     prompt = stored.request.get("prompt")
     if not isinstance(prompt, str) or not isinstance(stored.mode, str):
