@@ -76,10 +76,7 @@ class Worker:
                 return
             for key, blocks in files.items():  # audio by name, LoRAs that are not here yet by hash
                 _write(Path(audio.get(key, kept / key)), blocks)
-            used = list(dict.fromkeys(spec.info.sha256 for spec in loras))
-            self._loras = [key for key in self._loras if key not in used] + used
-            while len(self._loras) > max(LORAS_KEPT, len(used)):
-                (kept / self._loras.pop(0)).unlink(missing_ok=True)
+            self._keep_loras(kept, [spec.info.sha256 for spec in loras])
             yield tuple(self._loras)
             with contextlib.closing(entry(here)) as events:
                 for event in events:
@@ -89,6 +86,13 @@ class Worker:
                         yield from _files_of(event)
                         event = event.with_facts(worker=self._name)
                     yield event
+
+    def _keep_loras(self, kept: Path, used: list[str]) -> None:
+        """Note the hashes in `used` as the latest, and delete the files of those that were not used for longest."""
+        used = list(dict.fromkeys(used))
+        self._loras = [key for key in self._loras if key not in used] + used
+        while len(self._loras) > max(LORAS_KEPT, len(used)):
+            (kept / self._loras.pop(0)).unlink(missing_ok=True)
 
 
 def _files_of(outcome: Outcome) -> Iterator[Block]:

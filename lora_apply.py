@@ -85,17 +85,26 @@ def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[LoraEntry]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        message, hint = "The LoRAs do not fit into memory next to the model.", "Choose fewer or smaller ones."
-        raise StudioError("out_of_memory", message, FIELD, hint) from None
-    changes: dict[str, list[tuple[_Change, float]]] = {}
-    for spec in wanted:
-        for module, change in adapters[_key(spec)].items() if spec.weight else ():
-            changes.setdefault(module, []).append((change, spec.weight))
+        message = "The LoRAs do not fit into memory next to the model."
+        raise StudioError("out_of_memory", message, FIELD, "Choose fewer or smaller ones.") from None
     for hook in hooks:
         hook.remove()
-    hooks = [transformer.get_submodule(name).register_forward_hook(_adding(found)) for name, found in changes.items()]
-    _acting[transformer] = adapters, hooks
+    hooks = []
+    for name, changes in _changes_of(wanted, adapters).items():
+        hooks.append(transformer.get_submodule(name).register_forward_hook(_adding(changes)))
+    _acting[transformer] = (adapters, hooks)
     return [_entry(spec, adapters[_key(spec)]) for spec in wanted]
+
+
+def _changes_of(wanted: Sequence[LoraSpec], adapters: dict[Any, Adapter]) -> dict[str, list[tuple[_Change, float]]]:
+    """Return the changes and weights that act on each layer, in the order of the LoRAs."""
+    changes: dict[str, list[tuple[_Change, float]]] = {}
+    for spec in wanted:
+        if not spec.weight:
+            continue
+        for module, change in adapters[_key(spec)].items():
+            changes.setdefault(module, []).append((change, spec.weight))
+    return changes
 
 
 def _entry(spec: LoraSpec, adapter: Adapter) -> LoraEntry:
@@ -137,9 +146,13 @@ def _load(pipe: Any, spec: LoraSpec) -> Adapter:
         except SafetensorError:
             raise broken("its tensors cannot be read") from None
         # A factor that is all zero changes nothing, such as B before training.
-        if not any(all(bool(m.any()) for factor in c.factors for m in factor) for c in adapter.values()):
+        if not any(_changes_something(change) for change in adapter.values()):
             raise Refusal("lora_empty", "changes nothing: all its weights are zero", "It may never have been trained.")
     return adapter
+
+
+def _changes_something(change: _Change) -> bool:
+    return all(bool(matrix.any()) for factor in change.factors for matrix in factor)
 
 
 def _change(pipe: Any, layer: Layer, file: Any) -> _Change:
@@ -148,7 +161,8 @@ def _change(pipe: Any, layer: Layer, file: Any) -> _Change:
         tensor = _finite(file.get_tensor(key).to(dtype=pipe.transformer.dtype, copy=True))
         return tensor.to(pipe._execution_device)
 
-    change = _Change(layer.scale, tuple(tuple(placed(key) for key in factor) for factor in layer.factors))
+    factors = tuple(tuple(placed(key) for key in factor) for factor in layer.factors)
+    change = _Change(layer.scale, factors)
     if not layer.lengths:
         return change
     weight = pipe.transformer.get_submodule(layer.module).weight

@@ -68,7 +68,9 @@ def denoise(pipe: Any, run: Run) -> Iterator[torch.Tensor]:
     """Yield the latents [B, T, C], float32 on the pipeline's device, after each step; closing it ends the run."""
     import torch
 
-    device, morph, keep = pipe._execution_device, run.morph, run.keep
+    device = pipe._execution_device
+    morph = run.morph
+    keep = run.keep
     pipe.scheduler.set_timesteps(sigmas=list(run.sigmas), device=device)
     sigmas = pipe.scheduler.sigmas
     times = sigmas.tolist()  # as Python floats: reading the device's tensor in every step would synchronise
@@ -76,7 +78,8 @@ def denoise(pipe: Any, run: Run) -> Iterator[torch.Tensor]:
     model = _Model(pipe, run.condition, len(start))
     source = _Model(pipe, morph.source, len(start)) if morph else None
     for index in range(len(run.sigmas)):
-        t, t_next = sigmas[index], sigmas[index + 1]
+        t = sigmas[index]
+        t_next = sigmas[index + 1]
         guided = run.guidance > 1.0 and run.cfg_start <= 1.0 - times[index] <= run.cfg_end
         guidance = run.guidance if guided else 1.0
         if run.switch and index == run.switch[0]:
@@ -108,7 +111,8 @@ class _Model:
 
         states = condition.states
         null = pipe.condition_encoder.null_condition_emb.to(device=states.device, dtype=states.dtype)
-        self._transformer, self._takes = pipe.transformer, takes
+        self._transformer = pipe.transformer
+        self._takes = takes
         self._condition = song_attention.CachedCondition(states, null, takes)
         self._context = condition.context.expand(takes, -1, -1).repeat(2, 1, 1)  # for both halves of guidance
         self.momentum = momentum or MomentumBuffer(momentum=APG_MOMENTUM)
@@ -117,7 +121,8 @@ class _Model:
         """Return the velocity [B, T, C] in float32 at time `t`, guided by APG if `guidance` is over 1."""
         from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
 
-        halves, dtype = 2 if guidance > 1.0 else 1, self._transformer.dtype
+        halves = 2 if guidance > 1.0 else 1
+        dtype = self._transformer.dtype
         time = t.to(dtype).expand(halves * self._takes)
         velocity = self._transformer(
             hidden_states=latents.to(dtype).repeat(halves, 1, 1),
@@ -149,17 +154,22 @@ def _morph_velocity(
 
     Every draw starts from the same two momentum buffers, which then advance once, by the mean.
     """
-    both, clean, change = (model, source), run.morph.clean, 0.0
-    before, after = [each.momentum.running_average for each in both], [0.0, 0.0]
-    for _ in range(run.morph.averages):
+    clean = run.morph.clean
+    draws = run.morph.averages
+    change = 0.0
+    before = (model.momentum.running_average, source.momentum.running_average)
+    model_after = 0.0
+    source_after = 0.0
+    for _ in range(draws):
         noisy = noised(clean, _fresh(run, latents), t)
-        for each, average in zip(both, before, strict=True):
-            each.momentum.running_average = average
+        model.momentum.running_average, source.momentum.running_average = before
         away = source.velocity(noisy, t, guidance)
-        change = change + (model.velocity(noisy + (latents - clean), t, guidance) - away) / run.morph.averages
-        after = [a + each.momentum.running_average / run.morph.averages for a, each in zip(after, both, strict=True)]
-    for each, average in zip(both, after, strict=True):
-        each.momentum.running_average = average
+        towards = model.velocity(noisy + (latents - clean), t, guidance)
+        change = change + (towards - away) / draws
+        model_after = model_after + model.momentum.running_average / draws
+        source_after = source_after + source.momentum.running_average / draws
+    model.momentum.running_average = model_after
+    source.momentum.running_average = source_after
     return change
 
 
@@ -222,7 +232,8 @@ def blend(latents: torch.Tensor, keep: Keep) -> torch.Tensor:
     inside = keep.new[0, :, 0].cpu().nonzero()[:, 0]
     # The region's nearest frames, at or before each place and after it.
     after = torch.searchsorted(inside, places, right=True)
-    before, after = inside[(after - 1).clamp(min=0)], inside[after.clamp(max=len(inside) - 1)]
+    before = inside[(after - 1).clamp(min=0)]
+    after = inside[after.clamp(max=len(inside) - 1)]
     distance = torch.minimum((places - before).abs(), (after - places).abs())
     weight = (1.0 - distance / (keep.frames + 1)).clamp(min=0.0)[None, :, None].to(latents.device)
     return weight * latents + (1.0 - weight) * keep.clean.float()
