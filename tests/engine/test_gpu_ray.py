@@ -289,6 +289,7 @@ def test_without_a_node_there_is_a_sentence_and_a_new_one_brings_the_studio_back
 # --- the head that dies -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.matrix
 def test_without_the_head_there_is_a_sentence_and_its_return_brings_the_studio_back(
     studio, alone, machines, output, monkeypatch
 ):
@@ -326,6 +327,7 @@ def test_rays_client_still_cannot_stream():
 # --- as people start it -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.matrix
 def test_a_studio_that_starts_ray_itself_makes_a_song_and_leaves_nothing(tmp_path, tiny):
     # Ray puts sockets there, whose paths must be short.
     environ = {"ACE_STUDIO_MODEL": str(tiny), "ACE_STUDIO_RAY_WORKERS": "1", "RAY_TMPDIR": "/tmp"}

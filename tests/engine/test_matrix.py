@@ -22,7 +22,7 @@ def test_a_click_at_a_border_stands_out_and_music_does_not():
     assert matrix.step_db(tone, RATE, 0.5) < 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_small_grid_becomes_a_table(server, tmp_path, capsys):
     small = ["--url", server, "--bpm", "120", "--key", "am", "--task", "generate", "repaint"]
     out = tmp_path / "table.md"

@@ -166,7 +166,6 @@ def float8_card(card, monkeypatch):
     monkeypatch.setattr(model_memory, "plans_on", lambda device: (*model_memory.LADDERS["cuda"], "fast8"))
 
 
-@pytest.mark.numbers
 @pytest.mark.slow
 def test_a_forced_plan_changes_the_memory_and_hardly_or_not_the_song(studio, float8_card):
     def transformer():

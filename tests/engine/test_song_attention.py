@@ -76,9 +76,18 @@ def test_no_call_of_attention_is_one_that_fast_kernels_refuse(transformer, monke
     assert max(masks) <= shared * 256 * 384
 
 
+@pytest.fixture
+def one_thread():
+    """Compute with one thread: each has scratch memory of its own, which is no part of the song."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # Memory grows with the length, not with its square.
 @pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.slow)])
-def test_the_memory_estimate_is_what_a_step_takes(transformer, seconds):
+def test_the_memory_estimate_is_what_a_step_takes(transformer, one_thread, seconds):
     config = transformer.config
     song = estimate.Song(seconds, TAKES, config=config, number_bytes=4, condition=bench_loop.CONDITION_TOKENS)
     measured = bench_loop.peak_bytes(lambda: step(transformer, 25 * seconds))

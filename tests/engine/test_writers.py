@@ -164,11 +164,13 @@ def test_a_plan_that_stays_stuck_is_used_with_a_warning(studio, monkeypatch):
     assert "The plan of take 1 repeats itself from 4 s on. Another seed often helps." in take["warnings"]
 
 
+@pytest.mark.numbers
 @pytest.mark.slow
 def test_a_take_alone_with_the_same_plan_seed_is_the_same_song(studio):
-    together = song(studio, takes=2)
+    # The likeliest codes: no chance falls on the border between two, where the rounding of a batch would decide.
+    together = song(studio, takes=2, options={"plan_temperature": 0})
     for seed, take in zip((7, 8), samples_of(together), strict=True):
-        alone = song(studio, seed=seed, options={"plan_seed": 7})
+        alone = song(studio, seed=seed, options={"plan_seed": 7, "plan_temperature": 0})
         assert alone.record["plan"] == together.record["plan"]
         assert np.allclose(take, samples_of(alone)[0], atol=1e-4)
 
