@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import UPLOADS, check_call
 from api_runs import OwnRoutes
-from events import is_disk_full
+from events import NO_THREADS, is_disk_full, is_out_of_memory, is_out_of_threads
 from limits import shown
 
 log = logging.getLogger("studio")
@@ -391,6 +391,10 @@ def _check_tool(message: dict[str, Any]) -> None:
 def _refusal_of(error: Exception, route: str) -> HTTPException:
     if is_disk_full(error):
         return HTTPException(507, "The studio's disk is full. Try again later.")
+    if is_out_of_threads(error):
+        return HTTPException(503, NO_THREADS.text())
+    if is_out_of_memory(error):
+        return HTTPException(503, "The studio has no memory left for this call. Try again later.")
     if route == "upload":
         return HTTPException(
             400, "The upload could not be read. Send multipart/form-data with named files in the field files."

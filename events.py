@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -66,11 +67,36 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+# What torch, its libraries, MLX and the system say when memory runs out and the error's class does not tell.
+NO_MEMORY = re.compile(
+    "DefaultCPUAllocator: (can't allocate|not enough) memory|out of memory|Cannot allocate memory|"
+    r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|\[metal::malloc\]|std::bad_alloc"
+)
+NO_THREAD = "can't start new thread"
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether Python, torch (compared by name to avoid its import) or a `Problem` ran out of memory."""
+    """Tell whether Python, torch (known by name, to avoid its import), the system or a `Problem` ran out of memory."""
     if isinstance(error, StudioError):
         return error.problem.code == "out_of_memory"
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    of_libraries = isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError"
+    return of_libraries and bool(NO_MEMORY.search(str(error)))
+
+
+NO_THREADS = Problem(
+    "no_threads",
+    "The system lets the studio start no more threads.",
+    hint="Close other programs, or raise the limit (ulimit -u; pids in a container), and try again.",
+)
+
+
+def is_out_of_threads(error: Exception) -> bool:
+    """Tell whether the system lets this process start no more threads."""
+    return isinstance(error, RuntimeError) and NO_THREAD in str(error)
 
 
 Stage = Literal[

@@ -28,7 +28,18 @@ import modes
 import record
 import song_align
 import writers
-from events import Event, Failed, Job, Outcome, Problem, Progress, StudioError, is_out_of_memory
+from events import (
+    NO_THREADS,
+    Event,
+    Failed,
+    Job,
+    Outcome,
+    Problem,
+    Progress,
+    StudioError,
+    is_out_of_memory,
+    is_out_of_threads,
+)
 from params import SongRequest
 
 log = logging.getLogger("studio")
@@ -166,7 +177,10 @@ def problem_of(error: Exception) -> Problem:
     if is_out_of_memory(error):
         models.free_memory()
         return model_memory.too_large(None)
-    if problem := audio_export.disk_problem(error):
+    if is_out_of_threads(error):
+        return NO_THREADS
+    problem = audio_export.disk_problem(error)
+    if problem:
         return problem
     log.error("a job failed unexpectedly", exc_info=error)
     message = f"An unexpected error occurred ({type(error).__name__})."

@@ -93,7 +93,7 @@ def runs_out(monkeypatch, *plans):
         return pipe
 
     def out_of_memory(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        torch.empty(10**15)  # more than any processor can address
 
     monkeypatch.setattr(models, "build_pipeline", built)
     return tried

@@ -1,0 +1,56 @@
+"""What an error means where its class does not tell."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import pytest
+
+import gpu
+from api_guard import _refusal_of
+from events import NO_THREADS, StudioError, is_out_of_memory
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GiB, max allowed: 18 GiB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[metal::malloc] Resource limit (499000) exceeded."),
+        StudioError("out_of_memory", "It does not fit."),
+    ],
+    ids=str,
+)
+def test_a_lack_of_memory_is_known_by_its_words_too(error):
+    assert is_out_of_memory(error)
+    assert gpu.problem_of(error).code == "out_of_memory"
+    assert _refusal_of(error, "call").status_code == 503
+
+
+def test_a_lack_of_memory_on_a_processor_is_known():
+    import torch
+
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(10**15)  # more than any processor can address
+    assert is_out_of_memory(raised.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("out of memory"), OSError(errno.ENOSPC, "full")])
+def test_other_errors_are_not_mistaken_for_it(error):
+    assert not is_out_of_memory(error)
+
+
+def test_a_lack_of_threads_has_a_sentence(monkeypatch):
+    def start(thread):
+        # CPython's own words, where the system refuses.
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError) as raised:
+        threading.Thread().start()
+    assert gpu.problem_of(raised.value) == NO_THREADS
+    refused = _refusal_of(raised.value, "")
+    assert refused.status_code == 503 and "no more threads" in refused.detail
