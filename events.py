@@ -101,6 +101,7 @@ def is_out_of_threads(error: Exception) -> bool:
 
 Stage = Literal[
     "waiting",
+    "starting",
     "lending",
     "downloading",
     "loading",

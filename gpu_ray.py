@@ -21,7 +21,18 @@ from typing import Any
 import beat
 import bootstrap
 from events import Job, Outcome, Problem, Progress, StudioError
-from gpu_ray_worker import NO_WORKER, UNREACHABLE, Block, Worker, blocks_of, is_death, problem_of
+from gpu_ray_worker import (
+    NO_ROOM,
+    NO_START,
+    NO_WORKER,
+    UNREACHABLE,
+    Block,
+    Worker,
+    blocks_of,
+    is_death,
+    no_room,
+    problem_of,
+)
 from status import Status, WorkerStatus
 
 log = logging.getLogger("studio")
@@ -36,8 +47,9 @@ STORE_BYTES = 256 * 2**20  # the object store of a cluster that is started here
 LOOK_SECONDS = 1.0
 # Between two questions to an idle worker, and between two tries to reach the cluster or to start a worker.
 ASK_SECONDS = 5.0
-# That a song waits without any worker.
+# That a song waits without any worker, and if no machine has room for one.
 NO_WORKER_SECONDS = 300.0
+NO_ROOM_SECONDS = 60.0
 # That the head may be silent before the studio leaves the cluster. Ray would end this process after 60.
 HEAD_SECONDS = 20.0
 # That songs and workers then have to end.
@@ -106,18 +118,32 @@ class Pool:
         alone_since = time.monotonic()
         while True:
             with self._news:
-                idle = [slot for slot in self._slots if slot.status and not slot.busy]
-                if idle:
-                    slot = max(idle, key=lambda each: (len(each.loras & set(loras)), -len(each.loras)))
+                slot = self._idle(loras)
+                if slot is not None:
                     slot.busy = True
                     return slot
                 self._news.wait(beat.BEAT_SECONDS)
-                alone, problem = not any(slot.status for slot in self._slots), self.problem
+                alone = not any(slot.status for slot in self._slots)
+                problem = self.problem
             if not alone:
                 alone_since = time.monotonic()
-            elif problem and (not self._ray or time.monotonic() - alone_since > NO_WORKER_SECONDS):
-                raise StudioError.of(problem)
-            yield Progress("waiting", note=problem.text() if alone and problem else "")
+                yield Progress("waiting")
+                continue
+            self._check_hope(problem, time.monotonic() - alone_since)
+            yield Progress("starting", note=problem.text() if problem else "")
+
+    def _idle(self, loras: Collection[str]) -> Slot | None:
+        idle = [slot for slot in self._slots if slot.status and not slot.busy]
+        return max(idle, key=lambda slot: (len(slot.loras & set(loras)), -len(slot.loras)), default=None)
+
+    def _check_hope(self, problem: Problem | None, waited: float) -> None:
+        """Raise StudioError if a song that has `waited` so many seconds without any worker should not wait longer."""
+        if problem and not self._ray:
+            raise StudioError.of(problem)
+        if problem and problem.code == NO_ROOM and waited > NO_ROOM_SECONDS:
+            raise StudioError.of(problem)
+        if waited > NO_WORKER_SECONDS:
+            raise StudioError.of(problem or NO_START)
 
     def give_back(self, slot: Slot) -> None:
         with self._news:
@@ -198,8 +224,19 @@ class Pool:
             self._make(cards, count)
         if any(slot.status for slot in self._slots):
             self.problem = None
+        elif not self._has_room(cards):
+            self.problem = no_room(cards)
+        elif self.problem and self.problem.code == NO_ROOM:
+            self.problem = None
         elif self.problem is None and self.status:
             self.problem = NO_WORKER  # there was one before
+
+    def _has_room(self, cards: float) -> bool:
+        """Return whether any machine is large enough for a worker, if nothing else runs there."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if cards:
+            return any(node.get("GPU", 0) >= cards for node in nodes)
+        return any(node.get("CPU", 0) >= 1 for node in nodes)
 
     def _hear(self, slot: Slot) -> None:
         try:

@@ -129,6 +129,21 @@ NO_WORKER = Problem(
     hint="The studio keeps waiting for one and uses it as soon as it is there.",
 )
 
+NO_START = Problem(
+    "ray_start",
+    "No worker of the Ray cluster has started within five minutes.",
+    hint=f"The cluster may be busy with other work. {LOGS}",
+)
+NO_ROOM = "ray_no_room"
+
+
+def no_room(cards: float) -> Problem:
+    """Return the problem of a cluster without a machine that is large enough for a worker with so many `cards`."""
+    needed = f"{cards:g} GPU{'' if cards == 1 else 's'}" if cards else "one CPU"
+    message = f"No machine of the Ray cluster has room for a worker, which takes {needed}."
+    hint = "Start Ray there with more (--num-cpus, --num-gpus), or change ACE_STUDIO_RAY_GPUS."
+    return Problem(NO_ROOM, message, hint=hint)
+
 
 def is_death(error: Exception) -> bool:
     """Whether `error` means that a worker, its process or its machine is gone or no longer answers."""

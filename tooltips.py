@@ -388,6 +388,7 @@ def restored(count: int, left_out: int, reference: bool, loras: int = 0) -> str:
 # --- progress -------------------------------------------------------------------------------------
 STAGES = {
     "waiting": "Waiting for another song to finish",
+    "starting": "Waiting for a worker to start",
     "lending": "Waiting for a GPU from ZeroGPU",
     "downloading": "Downloading the model",
     "loading": "Loading the model",

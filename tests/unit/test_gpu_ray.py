@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ import backend
 import gpu_ray
 import gpu_ray_worker
 import tooltips
-from events import Job, StudioError
+from events import Job, Progress, StudioError
 from status import UNKNOWN, WorkerStatus
 from tests.program import free_port, python
 
@@ -122,3 +124,72 @@ def test_a_file_travels_in_blocks(tmp_path: Path, monkeypatch):
     assert [len(block) for block in blocks] == [1000, 1000, 560]
     assert b"".join(blocks) == path.read_bytes()
     assert list(gpu_ray_worker.blocks_of("")) == []
+
+
+class Cluster:
+    """Stands in for the module ray: machines with these resources, and actors that never start."""
+
+    def __init__(self, *machines: dict[str, float]):
+        self.machines = machines
+
+    def nodes(self) -> list[dict]:
+        return [{"Resources": resources, "Alive": True} for resources in self.machines]
+
+    def remote(self, **room: Any) -> Any:
+        never = SimpleNamespace(remote=lambda *_: "never")
+        return lambda worker: SimpleNamespace(remote=lambda *_: SimpleNamespace(hello=never))
+
+    def wait(self, answers, timeout):
+        return [], answers
+
+
+def pool_on(monkeypatch, *machines, cards=""):
+    monkeypatch.setenv("ACE_STUDIO_RAY_GPUS", cards)
+    pool = gpu_ray.Pool()
+    pool._address, pool._look, pool._ray = "auto", None, Cluster(*machines)
+    return pool
+
+
+def told(pool) -> tuple[list[Progress], StudioError]:
+    """Wait for a worker in vain, with a look at the cluster before each event; return the events and the error."""
+    events = []
+    pool._tend()
+    with pytest.raises(StudioError) as raised:
+        for event in pool.take(()):
+            events.append(event)
+            pool._tend()
+    return events, raised.value
+
+
+@pytest.mark.parametrize(
+    ("cards", "machines", "words"),
+    [
+        ("", [{"CPU": 0, "memory": 1e9}], "which takes one CPU"),
+        ("1", [{"CPU": 8}, {"CPU": 2, "GPU": 0.5}], "which takes 1 GPU"),
+        ("2", [{"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1}], "which takes 2 GPUs"),
+    ],
+)
+def test_a_cluster_without_room_for_a_worker_ends_the_wait_with_a_sentence(monkeypatch, cards, machines, words):
+    monkeypatch.setattr(gpu_ray, "NO_ROOM_SECONDS", 0.0)
+    events, error = told(pool_on(monkeypatch, *machines, cards=cards))
+    assert error.problem.code == "ray_no_room" and words in error.problem.message
+    assert {event.stage for event in events} <= {"starting"}
+
+
+def test_a_song_waits_for_workers_that_start_and_is_told_so(monkeypatch):
+    pool = pool_on(monkeypatch, {"CPU": 2})
+    pool._tend()
+    waiting = pool.take(())
+    assert next(waiting) == Progress("starting") and next(waiting) == Progress("starting")
+    monkeypatch.setattr(gpu_ray, "NO_WORKER_SECONDS", 0.0)
+    with pytest.raises(StudioError, match="No worker of the Ray cluster has started"):
+        next(waiting)
+
+
+def test_a_machine_that_joins_gives_hope_again(monkeypatch):
+    pool = pool_on(monkeypatch, {"CPU": 0})
+    pool._tend()
+    assert pool.problem.code == "ray_no_room"
+    pool._ray.machines = ({"CPU": 0}, {"CPU": 1})
+    pool._tend()
+    assert pool.problem is None
