@@ -94,7 +94,8 @@ def test_the_exported_vae_computes_what_the_fast_one_does():
         again = engine_vae.oobleck(*held, centre, spread)
         assert torch.allclose(again.decode(latents.transpose(1, 2)).sample[0], sound, atol=1e-5)
         coded = [each.encode(sound[None]).latent_dist.mode() for each in (again, vae)]
-        assert torch.allclose(*coded, atol=1e-4)
+        # Rounding moves latents of about unit spread by 3e-5 here; another network's differ by about one.
+        assert torch.allclose(*coded, atol=1e-3)
     # Of the three units at 48 kHz none does anything, of those at 800 Hz one does.
     assert sum("forward" in vars(unit) for unit in vae.modules()) == 10
     # The bank is orthogonal: what it takes apart is what it was put together from, but for the ends.
