@@ -25,6 +25,7 @@ import lyrics_small
 from bootstrap import REPOSITORIES, on_zerogpu
 from events import Problem, StudioError
 from limits import ACTIONS, shown
+from model_config import config_flaw, layers_flaw
 from model_hub import INDEX, PARTS, is_repo_id
 from record import ModelEntry
 
@@ -319,20 +320,28 @@ def _model_flaw(folder: Path) -> str | None:
 
 def _part_flaw(folder: Path) -> str | None:
     part = folder.name
-    config = f"{part}_config.json" if part in ("scheduler", "tokenizer") else "config.json"
-    if read_json(folder / config) is None:
-        return f"{config} is missing or cannot be read"
-    if part == "tokenizer" and not _has_tokenizer(folder):
-        return "tokenizer.json is missing"
-    if part in ("scheduler", "tokenizer"):
+    name = f"{part}_config.json" if part in ("scheduler", "tokenizer") else "config.json"
+    config = read_json(folder / name)
+    if config is None:
+        return f"{name} is missing or cannot be read"
+    if part == "tokenizer":
+        return None if _has_tokenizer(folder) else "tokenizer.json is missing"
+    flaw = config_flaw(config)
+    if flaw:
+        return f"{name} cannot be right: {flaw}"
+    if part == "scheduler":
         return None
-    return _weights_flaw(folder, "model" if part == "text_encoder" else "diffusion_pytorch_model")
+    stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+    return _weights_flaw(folder, stem, config if part in ("transformer", "text_encoder") else None)
 
 
 def _planner_flaw(folder: Path) -> str | None:
     config = read_json(folder / "config.json")
     if config is None or not config.get("model_type"):
         return "its config.json is missing or cannot be read, so it is no language model in transformers layout"
+    flaw = config_flaw(config)
+    if flaw:
+        return f"its config.json cannot be right: {flaw}"
     # A base model's class is fine: the output layer is the embedding's matrix.
     kinds = config.get("architectures") or ["ForCausalLM"]
     if not any(str(kind).endswith(("ForCausalLM", "Model")) for kind in kinds):
@@ -343,7 +352,7 @@ def _planner_flaw(folder: Path) -> str | None:
         return f"its tokenizer cannot be read: {error.strerror or error}"
     if not any(b"<|audio_code_0|>" in data for data in read):
         return "its tokenizer has no audio tokens (<|audio_code_0|> and so on)"
-    return _weights_flaw(folder)
+    return _weights_flaw(folder, config=config)
 
 
 def _writer_flaw(folder: Path, engine: str) -> str | None:
@@ -354,6 +363,9 @@ def _writer_flaw(folder: Path, engine: str) -> str | None:
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
     if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         return f"it is no language model that writes text (config.json says {shown(', '.join(names) or 'nothing')})"
+    flaw = config_flaw(config)
+    if flaw:
+        return f"config.json cannot be right: {flaw}"
     if engine == "transformers" and "quantization" in config and "quantization_config" not in config:
         return "its weights are made for MLX, which needs a Mac with Apple Silicon"
     if not _has_tokenizer(folder) and not (folder / "tokenizer.model").is_file():
@@ -373,28 +385,34 @@ def _has_tokenizer(folder: Path) -> bool:
     return whole or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
 
 
-def _weights_flaw(folder: Path, stem: str = "model") -> str | None:
-    """Check the safetensors file called `stem`, or the shards that its index lists; no tensor is read."""
-    names, index = [f"{stem}.safetensors"], folder / f"{stem}.safetensors.index.json"
+def _weights_flaw(folder: Path, stem: str = "model", config: Mapping[str, Any] | None = None) -> str | None:
+    """Check the safetensors file called `stem`, or the shards that its index lists; no tensor is read.
+
+    With a `config` they must have as many layers as it says.
+    """
+    names = [f"{stem}.safetensors"]
+    index = folder / f"{stem}.safetensors.index.json"
     if index.exists():
         shards = (read_json(index) or {}).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             return f"{index.name} cannot be read"
         names = sorted({str(name) for name in shards.values()})
+    tensors: list[str] = []
     for name in names:
         try:
             with (folder / name).open("rb") as file:
                 if file.read(8) == b"version ":
                     return f"{name} is a Git LFS pointer, not the weights (git lfs pull downloads them)"
-            with safe_open(folder / name, "np"):
-                pass
+            with safe_open(folder / name, "np") as opened:
+                tensors += opened.keys()
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror or error})"
         except SafetensorError:
             return f"{name} is damaged or incomplete"
-    return None
+    flaw = layers_flaw(config, tensors) if config is not None else None
+    return f"config.json cannot be right: {flaw}" if flaw else None
 
 
 def bytes_in(folder: Path | None) -> int:

@@ -110,6 +110,36 @@ DAMAGES = {
     "empty weights": (lambda f: (f / TRANSFORMER).write_bytes(b""), DAMAGED),
     "lfs pointer": (lambda f: (f / TRANSFORMER).write_text("version https://git-lfs.github.com"), "Git LFS pointer"),
     "no tokenizer": (lambda f: (f / "tokenizer/tokenizer.json").unlink(), "tokenizer/tokenizer.json is missing"),
+    **{
+        f"{part}: {name} = {value}": (
+            lambda f, part=part, name=name, value=value: changed(f / part, **{name: value}),
+            f"{part} cannot be right: {name} is {json.dumps(value)}, not {wanted}",
+        )
+        for part, name, value, wanted in (
+            ("transformer/config.json", "num_attention_heads", None, "a whole number from 1 up"),
+            ("transformer/config.json", "num_hidden_layers", -1, "a whole number from 1 up"),
+            ("transformer/config.json", "hidden_size", 10**12, "a whole number from 1 up"),
+            ("transformer/config.json", "head_dim", True, "a whole number from 1 up"),
+            ("transformer/config.json", "rope_theta", "ten", "a number above 0"),
+            ("condition_encoder/config.json", "num_lyric_encoder_hidden_layers", 0, "a whole number from 1 up"),
+            ("text_encoder/config.json", "num_hidden_layers", 2.5, "a whole number from 1 up"),
+            ("vae/config.json", "downsampling_ratios", [], "a list of whole numbers from 1 up"),
+            ("scheduler/scheduler_config.json", "shift", -1.0, "a number above 0"),
+        )
+    },
+    # Without a word the song would be made with some of the layers only.
+    "fewer layers than the weights": (
+        lambda f: changed(f / "transformer/config.json", num_hidden_layers=1, layer_types=None),
+        "num_hidden_layers is 1, but the weights have",
+    ),
+    "heads that cannot be shared": (
+        lambda f: changed(f / "transformer/config.json", num_key_value_heads=3),
+        "not a multiple of num_key_value_heads (3)",
+    ),
+    "unknown layers": (
+        lambda f: changed(f / "transformer/config.json", layer_types=["x"]),
+        "layer_types may only name",
+    ),
     "a link to nowhere": (as_link, "it is a link to"),
 }
 
