@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -38,6 +39,9 @@ QUIET: dict[str, Any] = {
 }
 AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}  # short work that must not wait behind songs
 MOST_UNDONE = 20
+TIMES = ("duration", "before", "after", "start", "end")  # boxes that also take minutes and seconds
+_GROUPED = re.compile(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", re.ASCII)
+_CLOCK = re.compile(r"(?P<minutes>\d{1,3}):(?P<seconds>[0-5]\d([.,]\d+)?)", re.ASCII)
 
 
 def _same(value: Any) -> Any:
@@ -120,8 +124,11 @@ class Form:
         classes = ["numeric", "signed"] if limit.low < 0 else ["numeric"]
         placeholder = placeholder or value or tooltips.AUTOMATIC
         looks = {"placeholder": placeholder, "max_lines": 1, "min_width": 120}
+        if name in TIMES:
+            classes.append("time")
         box = self.add(name, gr.Textbox, classes, value=value, **looks, **settings)
-        self._fields[name] = Field(box, partial(number, default=limit.default), as_text)
+        read = seconds if name in TIMES else number
+        self._fields[name] = Field(box, partial(read, default=limit.default), as_text)
         return box
 
     def add_slider(self, name: str, **settings: Any) -> gr.Slider:
@@ -409,16 +416,32 @@ def grouped(values: Mapping[str, Any]) -> dict[str, Any]:
 def number(value: Any, default: float | None) -> Any:
     """Return a box's text as a number, or the text itself if it is not a number.
 
-    A blank box is the default.
+    A blank box is the default. A comma before each three digits, as in "1,024", groups them; any
+    other comma is a decimal one. static/studio.js reads numbers alike.
     """
     text = "" if value is None else str(value).strip()
     if not text:
         return default
-    digits = text.replace(",", ".") if text.count(",") == 1 else text
+    digits = text
+    if _GROUPED.fullmatch(text):
+        digits = text.replace(",", "")
+    elif text.count(",") == 1:
+        digits = text.replace(",", ".")
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(digits)
     return text
+
+
+def seconds(value: Any, default: float | None) -> Any:
+    """Return a box's text in seconds, which may be written as minutes and seconds, such as "2:30".
+
+    Anything else is read as a `number`.
+    """
+    clock = _CLOCK.fullmatch(str(value).strip())
+    if clock is None:
+        return number(value, default)
+    return 60 * int(clock["minutes"]) + number(clock["seconds"], default)
 
 
 def as_text(value: float | str | None) -> str:
@@ -442,7 +465,7 @@ def _seconds(name: str, value: Any) -> float | None:
     try:
         if name == "source":
             return upload_seconds(value) if value else None
-        length = float(number(value, LIMITS[name].default))
+        length = float(seconds(value, LIMITS[name].default))
     except (ValueError, OverflowError, InvalidRequest):
         return None
     return length if math.isfinite(length) else None

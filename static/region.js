@@ -54,17 +54,10 @@ const timeAt = (event) => {
 
 // --- what the fields say ---
 
-const number = (value) =>
-  Number(
-    String(value ?? "")
-      .trim()
-      .replace(",", ".")
-  );
-
 // The region of the two fields, and whether they are one of this file.
 const chosen = () => {
-  const start = number(props.value?.start);
-  const last = number(props.value?.end);
+  const start = studio.seconds(props.value?.start);
+  const last = studio.seconds(props.value?.end);
   const end = last === 0 ? length : last;
   if (start >= 0 && end <= length && end - start >= props.least - 1e-6) return { region: { start, end }, fits: true };
   // Somewhere near, so that a handle can mend it.
@@ -96,7 +89,7 @@ const take = () => {
 // What the visitor typed is the tempo, else what the record of the file says.
 const count = () => {
   const { typed, bpm, onsets, path } = props.value || {};
-  const tempo = number(typed) >= 30 && number(typed) <= 300 ? number(typed) : bpm;
+  const tempo = studio.number(typed) >= 30 && studio.number(typed) <= 300 ? studio.number(typed) : bpm;
   if (counted === `${path} ${tempo}`) return;
   counted = `${path} ${tempo}`;
   beats = studio.beats(onsets, length, tempo);

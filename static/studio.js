@@ -10,6 +10,17 @@ window.studio = {};
   Object.setPrototypeOf(dependencies, Events.prototype);
 })();
 
+// Numbers and times as the server reads them (page_form.py): "1,024" is grouped, "2,5" has a decimal comma, "2:30" are
+// minutes and seconds. NaN for anything else, 0 for a blank.
+studio.number = (value) => {
+  const text = String(value ?? "").trim();
+  return Number(/^-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$/.test(text) ? text.replaceAll(",", "") : text.replace(",", "."));
+};
+studio.seconds = (value) => {
+  const [, minutes, seconds] = /^(\d{1,3}):([0-5]\d(?:[.,]\d+)?)$/.exec(String(value ?? "").trim()) ?? [];
+  return minutes === undefined ? studio.number(value) : 60 * Number(minutes) + studio.number(seconds);
+};
+
 // What a visitor did something with, before the settings of the last visit are back: a field, or a button that fills some.
 (() => {
   const touched = new Set();
@@ -225,12 +236,13 @@ window.studio = {};
     );
   });
 
-  // Boxes for numbers take no letters; of what is pasted the digits stay. Validation says the rest.
+  // Boxes for numbers take no letters; of what is pasted the digits stay, and the colon of a time. Validation says the
+  // rest.
   document.addEventListener("beforeinput", (event) => {
     const box = event.target.closest?.(".numeric textarea, .numeric input");
     const text = event.data ?? event.dataTransfer?.getData("text/plain");
     if (!box || !text || event.isComposing) return;
-    const kept = text.replace(/[^\d.,-]/g, "");
+    const kept = text.replace(box.closest(".time") ? /[^\d.,:-]/g : /[^\d.,-]/g, "");
     if (kept === text) return;
     event.preventDefault();
     if (kept) document.execCommand("insertText", false, kept);

@@ -19,12 +19,6 @@ let drag = null;
 let keysRest = 0;
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-const number = (value) =>
-  Number(
-    String(value ?? "")
-      .trim()
-      .replace(",", ".")
-  );
 const other = (side) => (side === "before" ? "after" : "before");
 const most = (side) => Math.max(Math.min(props.most, props.longest - length - added[other(side)]), 0);
 
@@ -56,7 +50,7 @@ const take = () => {
   }
   for (const side of ["before", "after"]) {
     const blank = String(value[side] ?? "").trim() === "";
-    added[side] = clamp((blank ? props.usual[side] : number(value[side])) || 0, 0, props.most);
+    added[side] = clamp((blank ? props.usual[side] : studio.seconds(value[side])) || 0, 0, props.most);
   }
   scale();
   show();

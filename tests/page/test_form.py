@@ -19,11 +19,11 @@ from tests.page.steps import SHARED, Tab, fits, read, violations
 CONTROLS = {
     **SHARED,
     "bpm": ("type", "about 90 bpm", 90),
-    "duration": ("type", "12,345 s", 12.345),
+    "duration": ("type", "about 1:23,4 min", 83.4),
     "options.rewrite": ("tick", True, True),
     "options.plan_temperature": ("slide", "0.5", 0.5),
     "options.plan_cfg": ("slide", "3.5", 3.5),
-    "options.plan_seed": ("type", "0", 0),
+    "options.plan_seed": ("type", "1,024", 1024),
 }
 SWITCHES = {"instrumental": CONTROLS.pop("instrumental"), "options.plan": ("tick", False, False)}
 
@@ -166,7 +166,7 @@ def test_the_faces_are_one_form(page: Page, fake, tab):
     assert (request.prompt, request.duration, request.bpm, request.takes) == ("a song", 120, 90, 2)
     choose(page, "Custom")
     expect(opened.text("duration")).to_have_value("120")
-    opened.set("duration", "type", "75")
+    opened.set("duration", "type", "1:15")
     opened.set("lyrics", "type", "[Verse]\nla")
     choose(page, "Simple")
     expect(opened.text("lyrics")).to_have_value("[Verse]\nla")

@@ -222,6 +222,8 @@ def test_fields_and_region_follow_each_other_without_the_server(region: Region):
     assert region.seen(".chosen") == pytest.approx((4.25, 15), abs=0.1)
     region.fields[1].fill("0")
     region.says("4.25", "0", "0:04.3", "0:30.0", "0:25.8")
+    region.type("0:04", "0:07.5")
+    region.says("0:04", "0:07.5", "0:04.0", "0:07.5", "0:03.5")
     # What is wrong stays as it was typed, beside a message, until a drag mends it.
     for start, end in (("50", "10"), ("5", "5.4")):
         region.type(start, end)

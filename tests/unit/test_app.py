@@ -43,7 +43,12 @@ def test_a_port_in_use_ends_with_a_sentence():
 
 def test_a_number_box_is_read():
     read = {"90": 90, "2,5": 2.5, "": None, None: None, " 12.5 ": 12.5, 7: 7, "fast": "fast", "1,2,3": "1,2,3"}
+    read |= {"1,024": 1024, "-12,345,678.5": -12_345_678.5, "0,125": 0.125, "12,3456": 12.3456, "2:30": "2:30"}
     assert {text: page_form.number(text, None) for text in read} == read
+    times = {"2:30": 150, "0:07,5": 7.5, "10:00": 600, " 1:02.25": 62.25, "90": 90, "": None, None: None}
+    wrong = ("1:60", "1:5", ":30", "2:30:10", "-1:00", "9999:00")
+    assert {text: page_form.seconds(text, None) for text in times} == times
+    assert {text: page_form.seconds(text, None) for text in wrong} == {text: text for text in wrong}
     assert page_form.number("9" * 100_000, None) in ("9" * 100_000, float("inf"))
 
 
