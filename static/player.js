@@ -144,6 +144,7 @@
 
   const tell = () => {
     if (track) show();
+    announce();
     document.dispatchEvent(new CustomEvent("studio-player"));
   };
 
@@ -198,6 +199,41 @@
     track = null;
     bar.hidden = true;
     tell();
+  };
+
+  // --- media keys, and the lock screen of a phone ---
+
+  const session = navigator.mediaSession;
+  let announced; // the track and file that the system knows of
+  const step = (by) => {
+    const all = track ? tracks[track.mode]() : [];
+    const next = all[all.findIndex(({ card }) => is(card)) + by];
+    if (next) goTo(next);
+  };
+  const KEYS = {
+    play: () => track && paused() && toggle(),
+    pause: () => track && !paused() && toggle(),
+    stop: () => track && close(),
+    seekto: ({ seekTime }) => track && seek(track, seekTime + offset()),
+    seekbackward: ({ seekOffset }) => track && seek(track, clamp(now() - (seekOffset || 5), 0, track.card.seconds)),
+    seekforward: ({ seekOffset }) => track && seek(track, clamp(now() + (seekOffset || 5), 0, track.card.seconds)),
+    previoustrack: () => step(-1),
+    nexttrack: () => step(1),
+  };
+  const announce = () => {
+    if (!session) return;
+    session.playbackState = track ? (paused() ? "paused" : "playing") : "none";
+    if (announced === (track && `${track.card.id} ${source}`)) return;
+    announced = track && `${track.card.id} ${source}`;
+    for (const [name, act] of Object.entries(KEYS)) session.setActionHandler(name, track ? act : null);
+    session.metadata = track
+      ? new MediaMetadata({
+          title: source ? texts.source : track.name,
+          artist: track.where,
+          album: document.title,
+          artwork: track.card.art ? [{ src: track.card.art }] : [],
+        })
+      : null;
   };
 
   // --- the bar ---
@@ -309,6 +345,17 @@
 
   for (const name of ["play", "pause", "ended", "timeupdate", "seeked"]) audio.addEventListener(name, tell);
   audio.addEventListener("error", () => track && (source || track.lost()));
+
+  // The space bar plays or pauses, unless it means something where the focus is.
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== " " || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey || event.defaultPrevented)
+      return;
+    const wanting =
+      'a, button, input, label, select, summary, textarea, audio, [contenteditable], [role], [tabindex]:not([tabindex="-1"])';
+    if (!track || event.target.closest(wanting)) return;
+    event.preventDefault();
+    if (!event.repeat) toggle();
+  });
 
   // 1 to 9 switch takes and 0 plays what they were made from, where nothing else has the focus.
   document.addEventListener("keydown", (event) => {

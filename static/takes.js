@@ -7,8 +7,13 @@
   const { address, clock, fill, icon, lineAt, make, sketch, wave } = studio.tools;
   const { player } = studio;
 
-  // A menu closes with a click anywhere else, and with Esc, which then cancels nothing (studio.js).
+  // A menu closes with a click anywhere else, with Esc, which then cancels nothing (studio.js), and when the page moves.
   const menus = () => document.querySelectorAll(".menu[open]");
+  const shut = (unless) => {
+    for (const menu of menus()) if (!unless || !menu.contains(unless)) menu.open = false;
+  };
+  window.addEventListener("scroll", ({ target }) => shut(target), { capture: true, passive: true });
+  window.addEventListener("resize", () => shut());
   document.addEventListener("click", ({ target }) => {
     for (const menu of menus())
       if (!menu.contains(target) || target.closest(".sheet :is(a, button:not(.copy))")) menu.open = false;
@@ -90,6 +95,19 @@
       ]);
     };
 
+    // The sheet of an open menu lies on top of everything, below its button or above it: nothing moves under the pointer.
+    const place = (made) => {
+      const [button, sheet] = made.children;
+      sheet.popover = "manual";
+      sheet.togglePopover?.(made.open);
+      if (!made.open) return;
+      const { left, right, top, bottom } = button.getBoundingClientRect();
+      const below = innerHeight - bottom >= sheet.offsetHeight + 8 || innerHeight - bottom > top;
+      sheet.style.left = `${Math.max(Math.min(right, innerWidth - 8) - sheet.offsetWidth, Math.min(left, 8))}px`;
+      sheet.style.top = `${below ? bottom + 4 : Math.max(top - 4 - sheet.offsetHeight, 8)}px`;
+      sheet.style.maxHeight = `${below ? innerHeight - bottom - 12 : top - 12}px`;
+    };
+
     const menu = (label, children) => {
       const made = make("details", { class: "menu" }, [
         make("summary", { icon: "menu", "aria-label": label }),
@@ -97,7 +115,7 @@
       ]);
       made.addEventListener("toggle", () => {
         for (const other of menus()) if (made.open && other !== made) other.open = false;
-        if (made.open) made.lastChild.scrollIntoView({ block: "nearest" });
+        place(made);
       });
       return made;
     };

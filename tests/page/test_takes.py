@@ -18,6 +18,11 @@ from tests.page.conftest import LRC
 from tests.page.steps import expect_tappable, reload
 
 SECONDS = 7
+# Keeps what the page does for each media key.
+MEDIA_KEYS = """() => {
+  window.keys = {};
+  navigator.mediaSession.setActionHandler = (name, act) => (keys[name] = act);
+}"""
 AUDIO = "document.querySelector('#studio-audio')"
 PLAN = {
     **{"used": True, "bpm": 104, "key": "D minor", "time_signature": "4", "language": "en"},
@@ -196,6 +201,64 @@ def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(fake, 
 
 
 # --- again --------------------------------------------------------------------------------------------------------
+
+
+def test_a_menu_opens_on_top_of_the_page_and_moves_nothing(generate, fake):
+    page = generate.page
+    make(generate, fake, 4)
+    button = generate.take(4).locator(".menu summary")
+    for block in ("end", "start"):
+        # The button at the foot of the window, then at its head.
+        button.evaluate(f"(button) => button.scrollIntoView({{ block: '{block}' }})")
+        before, at = page.evaluate("scrollY"), button.bounding_box()
+        button.click()
+        sheet = generate.take(4).locator(".sheet")
+        expect(sheet).to_be_visible()
+        expect(sheet).to_be_in_viewport(ratio=1)
+        box = sheet.bounding_box()
+        assert box["y"] + box["height"] <= at["y"] or box["y"] >= at["y"] + at["height"]
+        assert (page.evaluate("scrollY"), button.bounding_box()) == (before, at)
+        assert page.evaluate("([x, y]) => document.elementFromPoint(x, y).closest('.sheet') !== null", middle(box))
+        # The second click of a double click closes it.
+        button.click()
+        expect(sheet).to_be_hidden()
+    button.click()
+    page.mouse.wheel(0, -50)
+    expect(generate.take(4).locator(".sheet")).to_be_hidden()
+
+
+def middle(box: dict[str, float]) -> list[float]:
+    return [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
+
+
+def test_the_space_bar_and_media_keys_play_and_pause(generate, fake):
+    page = generate.page
+    make(generate, fake, 2)
+    page.evaluate(MEDIA_KEYS)
+    play(generate.take(1)).click()
+    page.wait_for_function(f"!{AUDIO}.paused")
+    assert page.evaluate("navigator.mediaSession.metadata.title") == "a song"
+    page.evaluate("document.activeElement.blur()")
+    scrolled = page.evaluate("scrollY")
+    page.keyboard.press("Space")
+    page.wait_for_function(f"{AUDIO}.paused")
+    page.keyboard.press("Space")
+    page.wait_for_function(f"!{AUDIO}.paused && navigator.mediaSession.playbackState === 'playing'")
+    assert page.evaluate("scrollY") == scrolled
+    # Where the space bar means something else it does that.
+    generate.text("prompt").press("End")
+    page.keyboard.press("Space")
+    expect(generate.text("prompt")).to_have_value("a song ")
+    assert not player(page)["paused"]
+    page.evaluate("keys.pause()")
+    page.wait_for_function(f"{AUDIO}.paused")
+    page.evaluate("keys.nexttrack()")
+    expect(generate.plays("Take 2")).to_have_attribute("aria-pressed", "true")
+    page.evaluate("keys.seekto({ seekTime: 3 })")
+    page.wait_for_function(f"{AUDIO}.currentTime >= 3")
+    page.evaluate("keys.stop()")
+    expect(page.get_by_role("region", name="Player")).to_be_hidden()
+    assert page.evaluate("[navigator.mediaSession.metadata, navigator.mediaSession.playbackState]") == [None, "none"]
 
 
 @pytest.mark.slow
