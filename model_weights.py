@@ -113,7 +113,9 @@ def find_writer() -> Weights:
 
 def check_folder(weights: Weights) -> None:
     """Raise StudioError if the folder of `weights` was there when the studio started and is gone now."""
-    if weights.folder is not None and not weights.folder.is_dir():
+    if weights.folder is None or weights.engine == "small":  # which loading unpacks
+        return
+    if not weights.folder.is_dir():
         message = f"The folder of {weights.model_id} is gone: {weights.folder}."
         hint = "Put it back, or mount its disk again, and try once more; the studio needs no restart."
         raise StudioError("weights_missing", message, hint=hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -150,3 +151,9 @@ def test_a_model_whose_folder_is_gone_says_so_and_is_loaded_once_it_is_back(tiny
             load()
     (tmp_path / "unmounted").rename(place)
     assert slot.get() == "my-model"
+
+
+def test_the_built_in_songwriter_is_loaded_before_it_is_unpacked(tmp_path):
+    weights = replace(weights_in(tmp_path / "not unpacked yet"), engine="small")
+    slot = models.Slot("The songwriter", lambda: weights, lambda found: found.folder.name, None, "")
+    assert slot.get() == "not unpacked yet"
