@@ -202,7 +202,7 @@ def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[Prog
     """Describe audio codes, which become tokens of their own, as prompt, lyrics and metadata."""
     seconds, limit = len(codes) // CODES_PER_SECOND, LIMITS["duration"]
     given = _filled(duration=seconds if limit.low <= seconds <= limit.high else None)
-    words = "".join(f"<|audio_code_{code}|>" for code in codes)
+    words = "".join(f"<|audio_code_{planner.vocabulary.nearest(code)}|>" for code in codes)
     yield from _sketch(planner, "describe", words, given, seed, "", temperature=0.3)
 
 
@@ -222,7 +222,7 @@ def _sketch(
         return found, lyrics or clean_lyrics((yield from planner.grammar.text(MAX_LYRIC_TOKENS)))
 
     room = METADATA_ROOM + (0 if lyrics else MAX_LYRIC_TOKENS)
-    tokens = planner.vocabulary.encode(_render(planner.tokenizer, task, words))
+    tokens = planner.vocabulary.encode(chat(planner.tokenizer, task, words))
     found, lyrics = yield from write(planner.model, tokens, everything(), "writing", seed, Draw(temperature), room)
     prompt = found["caption"][: TEXT_LIMITS["prompt"]].strip()
     yield {"prompt": prompt, "lyrics": lyrics, **_metadata(found), "duration": int(found["duration"])}
@@ -314,7 +314,7 @@ INSTRUCTIONS = {
 
 def song_prompt(tokenizer: Any, request: GenerateRequest) -> str:
     """Return the prompt of phase 1: the model's thoughts follow it."""
-    return _render(tokenizer, "generate", _caption_and_lyrics(request))
+    return chat(tokenizer, "generate", _caption_and_lyrics(request))
 
 
 def codes_prompt(tokenizer: Any, request: GenerateRequest, metadata: Mapping[str, str]) -> str:
@@ -330,14 +330,14 @@ def codes_prompt(tokenizer: Any, request: GenerateRequest, metadata: Mapping[str
 
 def unguided_prompt(tokenizer: Any, exclude: str = "") -> str:
     """Return the unconditional prompt of phase 2, away from which guidance leads: `exclude`, or no words at all."""
-    return f"{_render(tokenizer, 'generate', typed(exclude) or NO_INPUT)}<think>\n\n</think>\n\n"
+    return f"{chat(tokenizer, 'generate', typed(exclude) or NO_INPUT)}<think>\n\n</think>\n\n"
 
 
 def _caption_and_lyrics(request: GenerateRequest) -> str:
     return f"# Caption\n{typed(request.prompt)}\n\n# Lyric\n{typed(request.sung_lyrics())}\n"
 
 
-def _render(tokenizer: Any, task: str, words: str) -> str:
+def chat(tokenizer: Any, task: str, words: str) -> str:
     """Return a chat whose next turn, the assistant's, is open."""
     messages = [
         {"role": "system", "content": f"# Instruction\n{INSTRUCTIONS[task]}\n\n"},

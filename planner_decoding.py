@@ -34,6 +34,7 @@ log = logging.getLogger("studio")
 FIELDS = ("bpm", "caption", "duration", "keyscale", "language", "timesignature")
 LARGEST_CODE = 63_999  # the codebook has 8 * 8 * 8 * 5 * 5 * 5 entries; the tokenizer's slots beyond them mean nothing
 MAX_CAPTION_TOKENS = 512
+CODE_LEVELS = (8, 8, 8, 5, 5, 5)  # steps of each number that a code stands for, the first one counting fastest
 AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
 # A byte-level vocabulary's spelling of a space and a line end; its other characters below 0x120 are control characters.
@@ -65,6 +66,7 @@ class Vocabulary:
         # The code of each audio token [N], whose ids are in `code_ids`.
         self.codes = torch.tensor([code for code, _ in codes])
         self.code_ids = self.ids(number for _, number in codes)
+        self._nearest = {code: code for code, _ in codes}
         self.ends = {self.end, spelled.get("<|endoftext|>", self.end)}
         special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
         plain = {t: n for t, n in spelled.items() if t not in special and not AUDIO_CODE.fullmatch(t)}
@@ -88,8 +90,29 @@ class Vocabulary:
     def encode(self, text: str) -> tuple[int, ...]:
         return encode_marked(self.tokenizer, text)
 
+    def nearest(self, code: int) -> int:
+        """Return `code`, or if it has no token here the nearest one that has: a small planner knows few."""
+        if code not in self._nearest:
+            self._nearest[code] = nearest_code(code, self.codes.tolist())
+        return self._nearest[code]
+
     def decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(list(tokens)).replace("\ufffd", "")  # no incomplete characters
+
+
+def code_numbers(code: int) -> list[float]:
+    """Return the six numbers in [0, 1] that a code stands for."""
+    numbers = []
+    for levels in CODE_LEVELS:
+        code, step = divmod(code, levels)
+        numbers.append(step / (levels - 1))
+    return numbers
+
+
+def nearest_code(code: int, known: Sequence[int]) -> int:
+    """Return of the `known` codes the one that stands for nearly the same as `code`."""
+    wanted = code_numbers(code)
+    return min(known, key=lambda each: sum((a - b) ** 2 for a, b in zip(wanted, code_numbers(each), strict=True)))
 
 
 class MetadataGrammar:
