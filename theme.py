@@ -337,6 +337,8 @@ def banner(status: Status) -> str:
     if status.is_preview:
         title = tooltips.PREVIEW_TITLE
         texts.append(tooltips.PREVIEW_TEXT)
+    if status.songwriter.is_built_in:
+        texts.append(tooltips.PREVIEW_SONGWRITER)
     if status.problem:
         texts.append(status.problem.text())
     first = escape(texts[0]) if texts else ""

@@ -580,6 +580,11 @@ def kept_for(days: float, gb: float) -> str:
 STATUS_PENDING = "Looking for the model ..."
 PREVIEW_TITLE = "Built-in engine"
 PREVIEW_TEXT = "a small model that plays simple instrumental music. For real songs with voices, get the real model."
+BUILT_IN = "built in"
+PREVIEW_SONGWRITER = (
+    "The built-in songwriter keeps to the form: sections, lines that can be sung, rhymes, a chorus that comes back. "
+    "It writes English only, and its lines do not always make sense: take them as a first draft."
+)
 PROBLEM_TITLE = "The model cannot be used"
 GET_MODEL = "Get the real model ({gb:g} GB)"
 DEVICES = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
@@ -627,7 +632,7 @@ def _model_text(status: Status) -> str:
 
 def _language_model_text(title: str, model: LanguageModelStatus) -> str:
     state = "hub" if model.source == "hub" else model.state
-    name = model.model.rpartition("/")[2]
+    name = BUILT_IN if model.is_built_in else model.model.rpartition("/")[2]
     return f"{title}: {LANGUAGE_MODEL_STATES[state].format(model=name)}"
 
 
@@ -702,7 +707,7 @@ CHECK_LABELS = {
 }
 CHECK_PACKAGE = "Some packages are missing: {reason}. ./run.sh installs them."
 CHECK_FOUND = "{model}, {size}, in {folder}."
-CHECK_PREVIEW = "The built-in engine."
+CHECK_PREVIEW = "The built-in one."
 CHECK_STANDS_IN = "The built-in engine is used instead: simple instrumental music. {problem}"
 CHECK_SIZE = "The download is {size}."
 CHECK_TO_FETCH = "{model} will be downloaded before it is first used: {size}."

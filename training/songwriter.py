@@ -21,13 +21,14 @@ import json
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lyrics_small
-from lyrics_form import last_word
+from lyrics_form import last_word, words_of
 
 LYRICS = Path(__file__).with_name("lyrics")
 STATE = Path("~/.cache/ace-studio-training/songwriter").expanduser()
@@ -286,6 +287,14 @@ def is_held_out(name: str) -> bool:
     return int(name) % HELD_OUT_EVERY == 0
 
 
+def write_words(lyrics: list[dict[str, Any]], path: Path) -> None:
+    """Write the words of the lyrics, the most frequent first."""
+    lines = [line for lyric in lyrics for line in lyric["text"].split("\n") if not line.startswith("[")]
+    counts = Counter(word for line in lines for word in words_of(line) if word.isalpha() and len(word) > 1)
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    path.write_text("\n".join(ranked) + "\n", encoding="utf-8")
+
+
 def export(mean: dict[str, Any], path: Path) -> None:
     """Write the LoRA as the songwriter reads it."""
     import torch
@@ -319,5 +328,6 @@ def run(asked: argparse.Namespace) -> None:
     training = Training(student, tokenizer, asked.state, asked.lyrics)
     if asked.assets:
         export(training.mean, lyrics_small.LORA)
+        write_words(read_lyrics(asked.lyrics), lyrics_small.WORDS)
         return
     training.run(asked.passes, asked.minutes)

@@ -84,3 +84,12 @@ def test_what_it_cannot_do_is_an_error_at_its_field(writer, monkeypatch):
     monkeypatch.setattr(writer.model, "context", 100)
     with pytest.raises(StudioError, match="up to 100 tokens"):
         write(writer, "")
+
+
+def test_the_longer_a_song_says_nothing_of_the_brief_the_more_it_is_drawn_to_it():
+    song = lyrics_lines.Song(about=["dog", "rain"], subjects=2)
+    bonuses = []
+    for line in ("A cold grey morning", "Nobody on the road", "The dog is at the door", "Under the kitchen table"):
+        bonuses.append(song.about_bonus)
+        song.add_line(line)
+    assert bonuses[0] < bonuses[1] < bonuses[2] > bonuses[3] == lyrics_lines.ABOUT_BONUS == song.about_bonus
