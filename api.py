@@ -74,6 +74,7 @@ KINDS = {
     **dict.fromkeys(LIMITS, (gr.Number, None)),
     **dict.fromkeys(UPLOADS, (_upload, None)),
     **dict.fromkeys(("takes", "seed"), (gr.Number, {"type": "integer"})),
+    "duration": (gr.Number, {"anyOf": [{"type": "number"}, {"type": "null"}]}),
     "bpm": (gr.Number, {"anyOf": [{"type": "integer"}, {"type": "null"}]}),
     "time_signature": (gr.Textbox, {"anyOf": [{"type": "string"}, {"type": "number"}]}),
     "instrumental": (gr.Checkbox, None),
@@ -149,7 +150,10 @@ def _endpoint(
 
 ENDPOINTS = {
     "generate": _endpoint(
-        "generate", "Make songs from words.", duration="Length in seconds, {range}.", reference=REFERENCE
+        "generate",
+        "Make songs from words.",
+        duration="Length in seconds, {range}; null lets the planner decide, or the lyrics.",
+        reference=REFERENCE,
     ),
     "cover": _endpoint(
         "cover",

@@ -27,15 +27,17 @@ import model_hub
 import model_memory
 import models
 import song_align
+import song_length
 import takes
 import writers
 from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError
-from limits import LIMITS, STUDIO_VERSION, Limit
+from limits import AUTOMATIC_GPU_SECONDS, AUTOMATIC_SECONDS, LIMITS, STUDIO_VERSION, Limit
 from model_weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, task_support
 from params import (
     AlignRequest,
     CoverRequest,
     DescribeRequest,
+    GenerateRequest,
     Request,
     Settings,
     SongRequest,
@@ -162,7 +164,7 @@ class Backend:
         if not gpu_ray.wanted():
             yield from self.gather(request)
         output = takes.output_folder() if isinstance(request, SongRequest) else None
-        with jobs.job_for(request, self.settle(request)) as job:
+        with jobs.job_for(request, self.settle(request), self.automatic_length(request)) as job:
             yield Progress("preparing")
             for name in job.audio:
                 seconds = jobs.decode_upload(job, name)
@@ -232,7 +234,28 @@ class Backend:
             return None
         return settle(request, checkpoint_kind(self.models.weights))
 
+    def automatic_length(self, request: Request) -> song_length.Automatic | None:
+        """Return what a song of automatic length may become; None for anything else.
+
+        On ZeroGPU it is held to what one call may take of a visitor's GPU time.
+        """
+        if not isinstance(request, GenerateRequest) or request.duration is not None:
+            return None
+        guess = song_length.guess(request, built_in=checkpoint_kind(self.models.weights) == "preview")
+        longest = AUTOMATIC_SECONDS
+        if gpu.ON_ZEROGPU:
+            longest = estimate.longest(self._work(request, 0.0), AUTOMATIC_GPU_SECONDS)
+            guess = replace(guess, seconds=min(guess.seconds, longest))
+        return song_length.Automatic(longest, guess)
+
     def work_of(self, request: Request, source: float = 0.0) -> estimate.Work:
+        work = self._work(request, source)
+        automatic = self.automatic_length(request)
+        if automatic is None:
+            return work
+        return replace(work, duration=automatic.longest if work.planner else automatic.guess.seconds)
+
+    def _work(self, request: Request, source: float) -> estimate.Work:
         planned = self.models.planner.weights.folder is not None
         return estimate.work_of(request, self.settle(request), source=source, planner=planned)
 

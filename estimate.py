@@ -200,6 +200,19 @@ def ways(work: Work, most_seconds: float) -> list[str]:
     return [way for way in found if way]
 
 
+def longest(work: Work, most_seconds: float) -> float:
+    """Return the longest duration, in steps of 5 s up to that of `work`, with which it needs at most `most_seconds`.
+
+    It is at least the shortest song.
+    """
+    shortest = int(LIMITS["duration"].low)
+
+    def fits(fives: int) -> bool:
+        return seconds_needed(replace(work, duration=fives * 5.0)) <= most_seconds
+
+    return max(most(shortest // 5, int(work.duration // 5), fits) * 5.0, float(shortest))
+
+
 def smaller(song: Song, fits: Callable[[Song], bool]) -> str:
     """Return the most takes and the longest duration that fit: "2 takes, or with 30 seconds of music", or ""."""
     found = [fewer_takes(song, fits), shorter(song, fits, int(LIMITS["duration"].low))]

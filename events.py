@@ -163,6 +163,7 @@ class Job:
     folder: str
     audio: dict[str, str] = field(default_factory=dict)  # a field ("reference") -> a float WAV in `folder`
     loras: tuple[Any, ...] = ()  # LoraSpecs in the order they are applied
+    automatic: Any = None  # the `song_length.Automatic` of a song whose length is automatic
     settings: Any = None  # the `params.Settings` of a song, for the checkpoint of the machine that makes it
 
     @property

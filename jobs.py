@@ -26,12 +26,13 @@ from events import Event, Job, Progress, StudioError
 from limits import MAX_SEED, SAMPLE_RATE
 from params import Request, Settings, SongRequest
 from record import UploadEntry
+from song_length import Automatic
 
 UPLOADS = {"source": "The source", "reference": "The reference audio"}
 
 
 @contextlib.contextmanager
-def job_for(request: Request, settings: Settings | None = None) -> Iterator[Job]:
+def job_for(request: Request, settings: Settings | None = None, automatic: Automatic | None = None) -> Iterator[Job]:
     """Yield a job for `request` with seeds and a folder, which is deleted on exit; raises StudioError at shutdown."""
     seeds = _seeds(request.seed, getattr(request, "takes", 1))
     variation_seeds: tuple[int, ...] = ()
@@ -44,6 +45,7 @@ def job_for(request: Request, settings: Settings | None = None) -> Iterator[Job]
             variation_seeds=variation_seeds,
             folder=str(folder),
             settings=settings,
+            automatic=automatic,
             audio={name: str(folder / f"{name}.wav") for name in UPLOADS if getattr(request, name, None)},
         )
         job.running.touch()

@@ -27,6 +27,8 @@ STUDIO_VERSION = "0.1.0"
 SAMPLE_RATE = 48_000
 MAX_SEED = 2**32 - 1
 MAX_SOURCE_SECONDS = 600
+AUTOMATIC_SECONDS = 240.0  # the longest song that a planner may choose to make
+AUTOMATIC_GPU_SECONDS = 120  # of GPU time for such a song on ZeroGPU: all that a visitor without an account has a day
 LEAST_REGION_SECONDS = 0.5
 MOST_REGIONS = 16
 MOST_LORAS = 50
@@ -119,6 +121,12 @@ class Limit:
         unit = f" {self.unit}" if self.unit else ""
         raise wrong(f"{self.label} must be {whole}from {self.low:g} to {self.high:.12g}{unit}, not {shown(value)}.")
 
+    def parse_or_none(self, value: object) -> float | int | None:
+        """Return the number `value`, or None, which stands for itself whatever the default is."""
+        if value is None:
+            return None
+        return self.parse(value)
+
 
 LIMITS = {
     "duration": Limit("Length", 10, 600, 60, 1, "seconds"),
@@ -179,6 +187,11 @@ def wrong(sentence: str, field: str = "") -> PydanticCustomError:
 def number(name: str) -> BeforeValidator:
     """Return the check of a number within `LIMITS[name]`; a field whose default is None may stay empty."""
     return BeforeValidator(LIMITS[name].parse)
+
+
+def number_or_none(name: str) -> BeforeValidator:
+    """Return the check of a number within `LIMITS[name]` where None means something else than the default."""
+    return BeforeValidator(LIMITS[name].parse_or_none)
 
 
 def usual(name: str) -> float:

@@ -19,6 +19,7 @@ import song_compilation
 import song_conditions
 import song_loop
 import song_words
+import tooltips
 import writers
 from audio_export import disk_problem
 from audio_levels import match_level, splice
@@ -28,8 +29,9 @@ from lyrics_lint import written_language
 from model_memory import Placing
 from models import Models
 from planner import Plan
-from record import Instructions, PlanEntry, Ran, SamplingEntry, timed
+from record import Instructions, LengthEntry, PlanEntry, Ran, SamplingEntry, timed
 from song_conditions import COMPLETE, COVER, EXTRACT, LAYER, REPAINT, TEXT2MUSIC
+from song_length import Automatic
 
 # The conservative repaint: share of steps with injection, frames of the latent blend, seconds of crossfade.
 CONSERVATIVE = (1.0, 25, 0.05)
@@ -47,6 +49,12 @@ def make(loaded: Models, placing: Placing, job: Job) -> Iterator[Progress | Outc
     if placing.keeps_all:  # before it is planned: weights that are broken say so at once
         yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
     plan, facts = yield from writers.plan_song(loaded, placing, job, seconds)
+    length = None
+    if job.automatic is not None:
+        length = _settled_length(job.automatic, plan)
+        job = replace(job, request=job.request.model_copy(update={"duration": length["seconds"]}))
+        clock = tooltips.clock(length["seconds"])
+        yield Progress("preparing", note=tooltips.LENGTH_SETTLED.format(length=clock))
     with timed(seconds, "loading"):
         placing.for_song()
     pipe = yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
@@ -63,6 +71,7 @@ def make(loaded: Models, placing: Placing, job: Job) -> Iterator[Progress | Outc
                 dtype=loaded.device().dtype,
                 plan=facts,
                 loras=acting,
+                length=length,
                 seconds={**seconds, **event.ran.seconds},
             )
             event = replace(event, notes=(*notes, *event.notes, *_why_unplanned(loaded, job, plan, facts)))
@@ -75,6 +84,12 @@ def _why_unplanned(loaded: Models, job: Job, plan: Plan | None, facts: PlanEntry
     if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
         return (f"Made without a plan: {facts['reason']}",)
     return ()
+
+
+def _settled_length(automatic: Automatic, plan: Plan | None) -> LengthEntry:
+    if plan is not None:
+        return LengthEntry(seconds=plan.seconds, source="planner")
+    return LengthEntry(seconds=automatic.guess.seconds, source=automatic.guess.source)
 
 
 def run(pipe: Any, job: Job, plan: Plan | None = None) -> Iterator[Progress | Outcome]:

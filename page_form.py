@@ -119,7 +119,8 @@ class Form:
         Gradio's number box turns a blank into 0 on every redraw.
         """
         limit = LIMITS[_key(name)]
-        value = as_text(limit.default)
+        default = blank_number(name)
+        value = as_text(default)
         # The digit pad of a phone has no minus.
         classes = ["numeric", "signed"] if limit.low < 0 else ["numeric"]
         placeholder = placeholder or value or tooltips.AUTOMATIC
@@ -128,7 +129,7 @@ class Form:
             classes.append("time")
         box = self.add(name, gr.Textbox, classes, value=value, **looks, **settings)
         read = seconds if name in TIMES else number
-        self._fields[name] = Field(box, partial(read, default=limit.default), as_text)
+        self._fields[name] = Field(box, partial(read, default=default), as_text)
         return box
 
     def add_slider(self, name: str, **settings: Any) -> gr.Slider:
@@ -465,10 +466,18 @@ def _seconds(name: str, value: Any) -> float | None:
     try:
         if name == "source":
             return upload_seconds(value) if value else None
-        length = float(seconds(value, LIMITS[name].default))
+        length = seconds(value, blank_number(name))
+        if length is None:
+            return None
+        length = float(length)
     except (ValueError, OverflowError, InvalidRequest):
         return None
     return length if math.isfinite(length) else None
+
+
+def blank_number(name: str) -> float | None:
+    """Return what a blank number means on the page: its default, None (automatic) for the length."""
+    return None if name == "duration" else LIMITS[_key(name)].default
 
 
 def help_text(name: str, default: str = "", task: str = "") -> str:

@@ -16,7 +16,6 @@ import page_hints
 import theme
 import tooltips
 from backend import Backend
-from limits import LIMITS
 from page_assist import Assist
 from page_fields import Examples, SongTab
 from page_form import AT_ONCE, QUIET, Form, Updates, html, updates_of, without
@@ -27,7 +26,7 @@ from status import Status
 # The examples' songs and their cards (tools/make_examples.py).
 SOUNDS = Path(__file__).with_name("assets") / "examples"
 # The fields that an example replaces, and what they hold if the example says nothing of them.
-BLANK_SONG = {**page_form.SONG, "duration": LIMITS["duration"].default}
+BLANK_SONG = {**page_form.SONG, "duration": None}
 PLAN_OPTIONS = (
     "options.rewrite",
     "options.exclude",
@@ -107,7 +106,7 @@ def _settings_file(form: Form) -> tuple[gr.File, gr.HTML]:
 
 def _add_plan_options(form: Form, plan: gr.Checkbox) -> None:
     form.add("options.rewrite", gr.Checkbox, value=False)
-    form.add("options.exclude", gr.Textbox, max_lines=2)
+    form.add("options.exclude", gr.Textbox, max_lines=2, value="")
     form.add_slider("options.plan_strength")
     form.add_sliders("options.plan_temperature", "options.plan_cfg")
     form.add_number("options.plan_seed")

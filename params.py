@@ -19,6 +19,7 @@ from limits import (
     choice,
     flag,
     number,
+    number_or_none,
     samples_in,
     shown,
     text,
@@ -163,11 +164,15 @@ class GenerateOptions(Options):
 
 
 class GenerateRequest(SongRequest, mode="generate"):
-    duration: Annotated[float, number("duration")] = usual("duration")
+    # None lets the planner or the lyrics decide.
+    duration: Annotated[float | None, number_or_none("duration")] = usual("duration")
     reference: str | None = None  # an audio file whose timbre the song takes on
     options: GenerateOptions = Field(default_factory=GenerateOptions)
 
     def song_seconds(self, source: float) -> float:
+        """Return the length, or the longest that an automatic one may become."""
+        if self.duration is None:
+            return limits.AUTOMATIC_SECONDS
         return self.duration
 
 
@@ -298,7 +303,7 @@ class InspireRequest(Request, mode="inspire"):
 class PolishRequest(SongWords, mode="polish"):
     """The same song in the model's style; fields that are set stay."""
 
-    duration: Annotated[float, number("duration")] = usual("duration")
+    duration: Annotated[float | None, number_or_none("duration")] = usual("duration")
     seed: Annotated[int, number("seed")] = usual_count("seed")
 
 

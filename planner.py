@@ -64,6 +64,7 @@ class Plan:
     caption: str
     rewritten: bool
     seed: int
+    seconds: float
     codes: tuple[tuple[int, ...], ...]
     stuck: tuple[float | None, ...] = ()
 
@@ -98,42 +99,44 @@ class Planner:
         self.grammar = MetadataGrammar(self.vocabulary)
 
 
-def plan(planner: Planner, request: GenerateRequest, seeds: Sequence[int]) -> Iterator[Progress | Plan]:
+def plan(
+    planner: Planner, request: GenerateRequest, seeds: Sequence[int], longest: float = LIMITS["duration"].high
+) -> Iterator[Progress | Plan]:
     """Plan a song: each take's codes are drawn from its seed, the metadata from `plan_seed` or the first of `seeds`.
 
-    Phase 1 is skipped if the visitor gave BPM, key and time signature and keeps the prompt. Raises StudioError if the
-    plan does not fit into the model's context.
+    Phase 1 is skipped if the visitor gave length, BPM, key and time signature and keeps the prompt. It draws an
+    automatic length of up to `longest` seconds. Raises StudioError if the plan does not fit into the model's context.
     """
     options, encode = request.options, planner.vocabulary.encode
     seed = options.plan_seed if options.plan_seed >= 0 else seeds[0]
     draw = Draw(options.plan_temperature)
     found = given = _given(request)
-    if options.rewrite or not {"bpm", "keyscale", "timesignature"} <= given.keys():
-        grammar = planner.grammar.thoughts(given, options.rewrite)
+    if options.rewrite or not {"bpm", "duration", "keyscale", "timesignature"} <= given.keys():
+        grammar = planner.grammar.thoughts(given, options.rewrite, longest)
         tokens = encode(song_prompt(planner.tokenizer, request))
         found = yield from write(planner.model, tokens, grammar, "planning", seed, draw, METADATA_ROOM)
     caption = found.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
     found = {**found, "caption": caption}
     guided = encode(codes_prompt(planner.tokenizer, request, found))
     unguided = encode(unguided_prompt(planner.tokenizer, options.exclude))
-    takes, stuck = yield from _draw_codes(planner, request, (guided, unguided), seeds, draw)
+    seconds = float(found["duration"]) if request.duration is None else request.duration
+    prompts = (guided, unguided)
+    takes, stuck = yield from _draw_codes(planner, prompts, seeds, codes_needed(seconds), draw, options.plan_cfg)
     codes = tuple(tuple(take) for take in planner.vocabulary.codes[takes].tolist())
-    yield Plan(_metadata(found), caption or request.prompt, bool(caption), seed, codes, stuck)
+    yield Plan(_metadata(found), caption or request.prompt, bool(caption), seed, seconds, codes, stuck)
 
 
 def _draw_codes(
-    planner: Planner, request: GenerateRequest, prompts: tuple[Tokens, Tokens], seeds: Sequence[int], draw: Draw
+    planner: Planner, prompts: tuple[Tokens, Tokens], seeds: Sequence[int], count: int, draw: Draw, guidance: float
 ) -> Generator[Progress, None, tuple[torch.Tensor, tuple[float | None, ...]]]:
-    """Draw each take's codes; return them as indices [takes, codes], and for each take the second where it is stuck.
+    """Draw `count` codes for each take; return them as indices [takes, codes], and the second where each take is stuck.
 
     Codes that get stuck are drawn once more from there, from other random numbers (upstream's #1164: 736 equal codes
     of 800).
     """
     import torch
 
-    count = codes_needed(request.duration)
     code_ids = planner.vocabulary.code_ids
-    guidance = request.options.plan_cfg
     drawn = yield from CodeWriter(planner.model, code_ids, prompts, seeds, count, draw, guidance).run()
     stuck: list[float | None] = []
     for take, seed in enumerate(seeds):
@@ -238,7 +241,7 @@ def _given(request: GenerateRequest | PolishRequest) -> dict[str, str]:
     """Return the fields that the visitor filled in, with the planner's names and spelling."""
     return _filled(
         bpm=request.bpm,
-        duration=int(request.duration),
+        duration=None if request.duration is None else int(request.duration),
         keyscale=request.key,
         language=request.language,
         timesignature=request.time_signature,

@@ -123,12 +123,15 @@ class MetadataGrammar:
         self._names = {field: vocabulary.encode(f"{field}:") for field in FIELDS}
         self._line_end = vocabulary.encode("\n")
         values = {"keyscale": KEYS, "language": LANGUAGES, "timesignature": TIME_SIGNATURES}
-        for field in ("bpm", "duration"):
-            values[field] = range(int(LIMITS[field].low), int(LIMITS[field].high) + 1)
+        values["bpm"] = range(int(LIMITS["bpm"].low), int(LIMITS["bpm"].high) + 1)
         self._trees = {field: self._tree(field, map(str, allowed)) for field, allowed in values.items()}
+        self._durations = functools.cache(self._tree_of_durations)
 
-    def thoughts(self, given: Mapping[str, str], caption: bool) -> Grammar:
-        """Write the fields, with the values in `given`; `caption` includes that field. Returns a dict."""
+    def thoughts(self, given: Mapping[str, str], caption: bool, longest: float = LIMITS["duration"].high) -> Grammar:
+        """Write the fields, with the values in `given`; `caption` includes that field. Returns a dict.
+
+        `longest` bounds the duration in seconds.
+        """
         fields = [field for field in FIELDS if caption or field != "caption"]
         yield (self.vocabulary.think, *self._line_end)
         found, begun = dict(given), False
@@ -140,7 +143,7 @@ class MetadataGrammar:
             elif field == "caption":
                 found[field], begun = yield from self._caption(self._names[fields[number + 1]][0])
             else:
-                node = self._trees[field]
+                node = self._durations(int(longest)) if field == "duration" else self._trees[field]
                 while None not in node:
                     node = node[(yield self.vocabulary.ids(sorted(node)))]
                 found[field] = node[None]
@@ -158,6 +161,9 @@ class MetadataGrammar:
 
     def _value(self, field: str, value: str) -> tuple[int, ...]:
         return self.vocabulary.encode(f"{field}: {value}\n")[len(self._names[field]) :]
+
+    def _tree_of_durations(self, longest: int) -> dict:
+        return self._tree("duration", map(str, range(int(LIMITS["duration"].low), longest + 1)))
 
     def _tree(self, field: str, values: Iterable[str]) -> dict:
         """Return the prefix tree of the values' tokens, in which the key None marks a whole value."""

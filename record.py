@@ -78,6 +78,11 @@ class PlanEntry(TypedDict):
     cfg: NotRequired[Annotated[float, "the guidance of its codes"]]
 
 
+class LengthEntry(TypedDict):
+    seconds: Annotated[float, "how long the song became"]
+    source: Annotated[str, "what decided it: `planner`, `lyrics` or `style`"]
+
+
 class GpuEntry(TypedDict):
     estimated: Annotated[int, "the seconds that were thought to be needed"]
     asked: Annotated[int, "the seconds that were asked for last"]
@@ -133,6 +138,7 @@ class SongRecord(JobRecord):
     prompt_used: Annotated[str, "the prompt that the model read"]
     prompt_dropped: Annotated[str, "its end, if that did not fit"]
     lyric_tokens: Annotated[int, "the length of the lyrics; the model reads the first 2,048"]
+    length: NotRequired[Annotated[LengthEntry, "of a song whose length was automatic"]]
     switch_step: NotRequired[Annotated[int, "the step from which a cover's source or a plan no longer counts"]]
     plan: Annotated[PlanEntry | None, "for `/generate`; null for the others"]
     loras: Annotated[list[LoraEntry], "the LoRAs that acted, in order"]
@@ -179,6 +185,7 @@ class Ran:
     sampling: SamplingEntry | None = None
     instructions: Instructions | None = None
     switch_step: int | None = None
+    length: LengthEntry | None = None
     plan: PlanEntry | None = None
     loras: Sequence[LoraEntry] = ()
     kind: str = ""  # what the song's checkpoint was trained for; not in the record
@@ -228,6 +235,8 @@ def song_record(
         errors=[],
         takes=[],
     )
+    if ran.length is not None:
+        made["length"] = ran.length
     if ran.switch_step is not None:
         made["switch_step"] = ran.switch_step
     if ran.gpu is not None:

@@ -37,7 +37,7 @@ HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that 
     "prompt": "Describe your song: genre, mood, instruments, voice.",
     "lyrics": "The words to sing, with tags such as [Verse] on lines of their own. Leave empty for an instrumental.",
     "instrumental": "No singing; the lyrics are kept but not used.",
-    "duration": "{low} to {high} seconds, or a time such as 1:30. The song will be exactly this long.",
+    "duration": "{low} to {high} seconds, or a time such as 1:30. Leave empty to let the planner or the lyrics decide.",
     "bpm": "Tempo in beats per minute, {low} to {high}. Leave empty to let the model decide.",
     "key": "Type to search, for example F# major or Bbm. Automatic lets the model decide.",
     "time_signature": "Beats per bar.",
@@ -134,7 +134,7 @@ TABS = {"generate": "Generate", "cover": "Cover", "extend": "Extend", "edit": "E
 FACES_LABEL = "Form"
 FACES = {"simple": "Simple", "custom": "Custom"}
 LENGTH = "Length"
-LENGTHS = {30: "30 s", 60: "1 min", 120: "2 min", 180: "3 min"}
+LENGTHS = {"": "Auto", "30": "30 s", "60": "1 min", "120": "2 min", "180": "3 min"}
 ALSO = "Set in Custom: {names}."
 RESULT = "Takes"
 DETAILS = "Song details"
@@ -412,6 +412,9 @@ DOWNLOAD_DONE = "The model is ready. The next song will use it."
 DOWNLOAD_UNUSED = "The model is ready, but ACE_STUDIO_MODEL is set to preview. Unset it and restart the studio."
 ALMOST_DONE_SECONDS = 10  # less than this is not counted down
 OPEN_ENDED = ("steps", "planning", "loading", "preparing")  # stages followed by others of unknown length
+
+
+LENGTH_SETTLED = "The song will be {length} long."
 
 
 def clock(seconds: float) -> str:

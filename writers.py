@@ -18,6 +18,7 @@ import planner
 import song_codec
 import song_conditions
 from events import Draft, Job, Outcome, Progress, StudioError, is_out_of_memory
+from limits import LIMITS
 from model_memory import Placing
 from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, Weights, find_planner, find_writer, has_audio_codes
 from models import Device, Models, Slot, free_memory
@@ -89,7 +90,8 @@ def plan_song(
         model = yield from loaded_model(models.planner.loaded, models.planner.get, seconds)
         with timed(seconds, "planning"):
             yield Progress("planning")
-            plan = yield from _result_of(planner.plan(model, request, job.seeds))
+            longest = job.automatic.longest if job.automatic else LIMITS["duration"].high
+            plan = yield from _result_of(planner.plan(model, request, job.seeds, longest))
     except StudioError as error:
         if error.problem.code == "out_of_memory" and placing.lower():
             raise

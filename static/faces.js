@@ -36,7 +36,7 @@
   const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
   const lengths = () => {
-    const seconds = String(studio.seconds(settings.duration || 60));
+    const seconds = settings.duration ? String(studio.seconds(settings.duration)) : "";
     const chips = [...document.querySelectorAll("#generate-lengths [data-seconds]:not(.other)")];
     for (const chip of chips) chip.setAttribute("aria-pressed", String(chip.dataset.seconds === seconds));
     const other = document.querySelector("#generate-lengths .other");

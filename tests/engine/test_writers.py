@@ -16,9 +16,11 @@ import modes
 import planner
 import planner_decoding
 import song_codec
+import song_length
+import tooltips
 import writers
 from events import Done, Draft, Failed, Progress, StudioError
-from limits import LIMITS
+from limits import AUTOMATIC_SECONDS, LIMITS, SAMPLE_RATE
 from model_memory import Placing
 from model_weights import DEFAULT_PLANNER
 from params import parse_request
@@ -102,6 +104,30 @@ def test_each_setting_of_the_plan_changes_the_song_and_off_means_no_planner(stud
     assert without.record["plan"]["reason"] == "The planner is switched off (ACE_STUDIO_PLANNER=off)."
     assert without.record["notes"] == []
     assert np.array_equal(samples_of(off)[0], samples_of(without)[0])
+
+
+def test_an_automatic_length_is_the_planners_and_the_page_hears_of_it(studio):
+    *events, done = studio.stream(song_request(duration=None, **GIVEN))
+    length = done.record["length"]
+    assert length["source"] == "planner"
+    assert LIMITS["duration"].low <= length["seconds"] <= AUTOMATIC_SECONDS
+    (samples,) = samples_of(done)
+    assert samples.shape[1] == round(length["seconds"] * SAMPLE_RATE)
+    assert done.record["request"]["duration"] is None
+    clock = tooltips.clock(length["seconds"])
+    assert f"The song will be {clock} long." in [event.note for event in events if isinstance(event, Progress)]
+    asked = song(studio, duration=length["seconds"], **GIVEN)
+    assert np.allclose(samples, samples_of(asked)[0], atol=1e-4)
+    assert "length" not in asked.record
+
+
+def test_without_a_plan_the_lyrics_or_the_style_decide_an_automatic_length(studio):
+    for asked, source in (({"lyrics": "[Verse]\nla la"}, "lyrics"), ({"prompt": "a jingle"}, "style")):
+        made = song(studio, duration=None, options={"plan": False}, **asked)
+        assert made.record["length"]["source"] == source
+        guess = song_length.guess(song_request(duration=None, **asked))
+        assert made.record["length"]["seconds"] == guess.seconds
+        assert samples_of(made)[0].shape[1] == round(guess.seconds * SAMPLE_RATE)
 
 
 def test_plan_strength_is_a_switch_at_a_step_and_0_is_text2music(studio):

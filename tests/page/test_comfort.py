@@ -107,7 +107,7 @@ def test_settings_survive_a_reload_and_can_be_reset(page: Page, fake, tab):
 
     opened.part("reset").click()
     expect(opened.text("prompt")).to_have_value("")
-    expect(opened.text("duration")).to_have_value("60")
+    expect(opened.text("duration")).to_have_value("")
     opened.set("prompt", "type", "a song")
     plain = opened.made(fake)
     assert (plain.bpm, plain.key, plain.takes, plain.seed) == (None, "", 1, -1)
@@ -121,7 +121,7 @@ def test_settings_survive_a_reload_and_can_be_reset(page: Page, fake, tab):
     # The latest keystrokes are kept.
     opened.text("lyrics").fill("la la")
     come_back(opened)
-    expect(opened.text("duration")).to_have_value("60")
+    expect(opened.text("duration")).to_have_value("")
     expect(opened.text("prompt")).to_have_value("")
     expect(opened.text("lyrics")).to_have_value("la la")
 

@@ -122,7 +122,7 @@ def test_an_example_plays_fills_the_form_and_makes_a_song(page: Page, fake, tab)
         expect(page.locator(".foot-player")).to_contain_text(name)
         page.wait_for_function("() => document.querySelector('#studio-audio').currentTime > 0")
         request = opened.made(fake)
-        for field, value in {**page_form.SONG, "duration": 60, **example}.items():
+        for field, value in {**page_form.SONG, "duration": None, **example}.items():
             expected = int(value) if field == "bpm" and value else value
             assert (read(request, field) or "") == (expected or ""), field
 
@@ -135,7 +135,7 @@ def test_an_example_plays_fills_the_form_and_makes_a_song(page: Page, fake, tab)
 def test_simple_fits_on_the_first_screen(fake, fake_address, visit, width: int, height: int):
     page = visit(fake_address[0], width, height, face="simple")
     opened = Tab(page, "generate")
-    expect(length(page, "1 min")).to_have_attribute("aria-pressed", "true")
+    expect(length(page, "Auto")).to_have_attribute("aria-pressed", "true")
     foot = opened.go.bounding_box()["y"]
     for part in (opened.text("prompt"), opened.field("instrumental"), length(page, "30 s"), length(page, "3 min")):
         box = part.bounding_box()
@@ -176,3 +176,6 @@ def test_the_faces_are_one_form(page: Page, fake, tab):
     expect(opened.text("lyrics")).to_be_visible()
     expect(opened.part("also")).to_have_text("Set in Custom: BPM, Takes.")
     expect(opened.part("details")).to_be_hidden()
+    length(page, "Auto").click()
+    expect(length(page, "Auto")).to_have_attribute("aria-pressed", "true")
+    assert opened.made(fake).duration is None

@@ -201,6 +201,17 @@ def test_more_work_takes_longer():
     assert needed(replace(SONG, guidance=1.0)) < needed(SONG)
 
 
+@pytest.mark.parametrize("change", [{}, {"takes": 4}, {"steps": 100, "takes": 4}, {"planner": True}])
+def test_an_automatic_song_is_as_long_as_the_seconds_allow(change):
+    song = replace(SONG, duration=240.0, **change)
+    longest = estimate.longest(song, 120)
+    assert LIMITS["duration"].low <= longest <= 240 and longest % 5 == 0
+    if longest > LIMITS["duration"].low:
+        assert estimate.seconds_needed(replace(song, duration=longest)) <= 120
+    if longest < 240:
+        assert estimate.seconds_needed(replace(song, duration=longest + 5)) > 120
+
+
 def work(mode, facts=None, **values):
     if mode in ("generate", "cover", "extend", "edit"):
         values = {"prompt": "x", **({} if mode == "generate" else {"source": "/source.wav"}), **values}

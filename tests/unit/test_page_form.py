@@ -71,7 +71,7 @@ def test_a_song_without_a_plan_has_no_options_for_it(forms):
     values |= {"prompt": "a song", "options.plan_seed": "1.5", "options.rewrite": True}
     assert list(form.problems([*values.values()])) == ["options.plan_seed"]
     made = form.request({**values, "options.plan": False}.values())
-    assert made == parse_request("generate", {"prompt": "a song", "options": {"plan": False}})
+    assert made == parse_request("generate", {"prompt": "a song", "duration": None, "options": {"plan": False}})
 
 
 def asked(mode: str) -> Any:
