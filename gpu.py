@@ -10,7 +10,7 @@ before every step, tile and token.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -130,9 +130,10 @@ def _with_fallback(studio: Studio, job: Job) -> Work:
     """Run `job` with the best memory plan that fits; if memory runs out, once more with the next lower plan."""
     placing = studio.placing
     seconds = jobs.source_seconds(job)
+    looking = yield from _with_device(studio.models)
     plan = placing.begin(job.request, job.settings, seconds)
     try:
-        yield from _by_plan(studio, job, plan)
+        yield from _by_plan(studio, job, plan, looking)
         return
     except Exception as error:
         lower = placing.lower() if is_out_of_memory(error) else None
@@ -142,15 +143,32 @@ def _with_fallback(studio: Studio, job: Job) -> Work:
     note = model_memory.fallback_note(plan, lower)
     yield Progress("loading", note=note)
     plan = placing.begin(job.request, job.settings, seconds, lower)
-    yield from _by_plan(studio, job, plan, note)
+    yield from _by_plan(studio, job, plan, looking, note)
 
 
-def _by_plan(studio: Studio, job: Job, plan: str, *notes: str) -> Work:
-    """Yield the events of `job`; its outcome gets the facts of this process, the memory `plan` and the `notes`."""
+def _with_device(loaded: models.Models) -> Generator[Progress, None, float]:
+    """Have the device chosen; return the seconds that this took, which are many the first time: torch is imported."""
+    seconds: dict[str, float] = {}
+    if loaded.known_device is None:
+        yield Progress("loading")
+        with record.timed(seconds, "loading"):
+            loaded.device()
+    return seconds.get("loading", 0.0)
+
+
+def _by_plan(studio: Studio, job: Job, plan: str, looking: float, *notes: str) -> Work:
+    """Yield the events of `job`; its outcome gets the facts of this process, the memory `plan` and the `notes`.
+
+    `looking` for the device took so many seconds, which belong to loading.
+    """
     for event in _work_of(job)(studio.models, studio.placing, job):
         if isinstance(event, Outcome):
             device = studio.models.device().kind
             event = event.with_facts(device=device, versions=record.library_versions(), memory_plan=plan)
+            if looking:
+                seconds = event.ran.seconds
+                loading = round(seconds.get("loading", 0.0) + looking, 3)
+                event = event.with_facts(seconds={**seconds, "loading": loading})
             event = replace(event, notes=(*notes, *event.notes))
         yield event
 

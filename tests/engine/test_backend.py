@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -17,6 +18,7 @@ import audio_levels
 import backend
 import models
 import page_cover
+import record
 import takes
 from events import Done, Failed, Progress
 from model_hub import INDEX
@@ -383,3 +385,22 @@ def test_without_audio_tokenizer_there_is_no_cover_and_nothing_is_loaded(tiny, o
         form = page_cover.cover_tab(codeless).form
     updates = {part.elem_id: update for part, update in form.show_status(codeless.status()).items()}
     assert not updates["cover-go"]["interactive"] and "audio tokenizer" in updates["cover-why"]
+
+
+def test_the_first_look_for_a_device_is_loading_and_is_counted(studio, output, monkeypatch):
+    """It imports torch: seconds that a record would otherwise not explain."""
+    late = [0.0]
+    pick, clock = models.pick_device, time.monotonic
+
+    def slowly(weights):
+        late[0] += 1000.0
+        return pick(weights)
+
+    studio.models.pipeline()
+    monkeypatch.setattr(studio.models, "known_device", None)
+    monkeypatch.setattr(models, "pick_device", slowly)
+    monkeypatch.setattr(record, "time", SimpleNamespace(monotonic=lambda: clock() + late[0]))
+    for counted in (True, False):
+        *progress, done = studio.stream(song_request())
+        assert any(event.stage == "loading" for event in progress) == counted
+        assert (done.record["seconds"].get("loading", 0.0) >= 1000.0) == counted
