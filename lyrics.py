@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import bootstrap
+import model_offload
 import models
 from beat import BEAT_SECONDS
 from events import Draft, StudioError, first_line, is_out_of_memory
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WIDENED = "The songwriter's numbers are too large for float16, so it writes in float32 here, which takes longer."
 PROMPT_CHUNK = 256  # tokens of the prompt that are read at once; between chunks the request can be cancelled
 
 
@@ -157,7 +159,12 @@ class Sampler:
 
 
 class TorchModel:
-    """A causal language model of transformers; each request has its own cache. `end` is the tokenizer's end token."""
+    """A causal language model of transformers; each request has its own cache. `end` is the tokenizer's end token.
+
+    `note` is a sentence for the visitor, "" if there is nothing to say.
+    """
+
+    note = ""
 
     def __init__(self, folder: Path, kind: models.Kind, end: int | None):
         import torch
@@ -167,12 +174,10 @@ class TorchModel:
         # Straight onto the device, so that the host needs no room for it; ZeroGPU intercepts only `to`.
         on_zerogpu = bootstrap.on_zerogpu()
         direct = kind != "cpu" and not on_zerogpu
-        # As stored, but in float16 if the device has no bfloat16.
-        old_card = kind == "cuda" and not on_zerogpu and not torch.cuda.is_bf16_supported(including_emulation=False)
-        old_mac = kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
+        self._narrow = lacks_bfloat16(kind)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.float16 if old_card or old_mac else "auto",
+            dtype=torch.float16 if self._narrow else "auto",  # as stored, if the device can
             device_map={"": kind} if direct else None,
             local_files_only=True,
             use_safetensors=True,
@@ -189,20 +194,48 @@ class TorchModel:
         self._cache = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
     def tokens(self, prompt: list[int], sampler: Sampler, most: int) -> Generator[int | None, None, None]:
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.language_model.config)
-        scores = None
-        for start in range(0, len(prompt), PROMPT_CHUNK):
-            scores = self.scores([prompt[start : start + PROMPT_CHUNK]], cache)[0]
-            yield None
+        ids = list(prompt)
+        cache, scores = yield from self._read(ids)
         for drawn in range(most):
+            if self._narrow and not bool(scores.max().isfinite()):
+                self._widen()
+                cache, scores = yield from self._read(ids)
             token = sampler(scores)
             if token in self._stops:
                 return
             yield token
+            ids.append(token)
             if drawn + 1 < most:
                 scores = self.scores([[token]], cache)[0]
+
+    def _read(self, ids: list[int]) -> Generator[None, None, tuple[Any, torch.Tensor]]:
+        """Read `ids` into a new cache, in chunks; return it and the scores of the next token, [vocabulary]."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.language_model.config)
+        for start in range(0, len(ids), PROMPT_CHUNK):
+            scores = self.scores([ids[start : start + PROMPT_CHUNK]], cache)[0]
+            yield None
+        return cache, scores
+
+    def _widen(self) -> None:
+        """Compute in float32 from now on: numbers of some models, such as Qwen 2.5 7B, are too large for float16.
+
+        The weights stay in float16, and each layer is widened while it works. The two largest matrices are not, which
+        need not be: the embeddings before the layers, and the scores behind them.
+        """
+        import torch
+
+        model = self.language_model
+        first = model.get_input_embeddings()
+        last = model.get_output_embeddings()
+        ends = [name for name, module in model.named_modules() if module is first or module is last]
+        model_offload.cast_on_use(model, torch.float16, torch.float32, skipped=ends)
+        first.register_forward_hook(lambda module, inputs, states: states.float())
+        last.register_forward_pre_hook(lambda module, inputs: (inputs[0].half(),))
+        self._narrow = False
+        self.note = WIDENED
+        log.warning(WIDENED)
 
     def scores(self, rows: list[list[int]], cache: Any) -> torch.Tensor:
         """Append a row of ids to each text in the cache; return the scores of the next tokens, [rows, vocabulary]."""
@@ -215,8 +248,19 @@ class TorchModel:
             return self.language_model(input_ids=batch, **more).logits[:, -1]
 
 
+def lacks_bfloat16(kind: models.Kind) -> bool:
+    """Return whether the device computes in float16, but not in bfloat16: older NVIDIA cards, and macOS before 14."""
+    import torch
+
+    if kind == "cuda":
+        return not bootstrap.on_zerogpu() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
+
+
 class MlxModel:
     """A model of mlx-lm. All of MLX runs in one thread of its own: a stream works only in the thread that made it."""
+
+    note = ""
 
     def __init__(self, name: str, folder: Path):
         self._name = name

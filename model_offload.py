@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,15 +55,17 @@ def bring(pipe: AceStepPipeline, name: str) -> None:
         offload.bring(name)
 
 
-def cast_on_use(part: Any, storage: torch.dtype, compute: torch.dtype) -> None:
+def cast_on_use(part: Any, storage: torch.dtype, compute: torch.dtype, skipped: Collection[str] = ()) -> None:
     """Store the large layers of the module `part` in `storage` and cast each to `compute` while it works.
 
-    Everything else (norms, learnt tokens, the silence latent) is small and stays in `compute`.
+    Everything else (norms, learnt tokens, the silence latent) is small and stays in `compute`. Layers whose names are
+    `skipped` stay as they are.
     """
     import torch
     from diffusers.hooks import apply_layerwise_casting
 
-    apply_layerwise_casting(part, storage, compute, skip_modules_pattern=())
+    names = tuple(f"^{re.escape(name)}$" for name in skipped)
+    apply_layerwise_casting(part, storage, compute, skip_modules_pattern=names)
     large = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.ConvTranspose1d, torch.nn.Embedding)
     for module in part.modules():
         if isinstance(module, large):

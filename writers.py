@@ -122,6 +122,8 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft
             with _enough_memory(name, hint), closing(model.write(request, seed)) as drafts:
                 for draft in drafts:
                     yield draft
+            if model.model.note:
+                yield Progress("writing", draft.tokens, request.options.max_tokens, note=model.model.note)
             facts = {"text": draft.text, "end": draft.end, "tokens": draft.tokens}
         else:
             yield Progress("writing")

@@ -161,6 +161,7 @@ class Ledger:
             part = Part(self, size * wide, "cpu")
             part.model_id = folder.name
             part.weights = weights
+            part.model = SimpleNamespace(note="")
             return part.to(self.device)
 
         return lambda device: models.Slot(folder.name, lambda: weights_of(folder), build, None, "")

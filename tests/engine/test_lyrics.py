@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import DynamicCache
 
 import lyrics
 import writers
@@ -202,3 +205,29 @@ def test_an_unloaded_writer_gives_its_memory_back():
     slot.unload()
     gc.collect()
     assert gone() is None
+
+
+def test_numbers_too_large_for_float16_are_computed_in_float32_with_a_sentence(writer, monkeypatch, tmp_path):
+    """A card without bfloat16 is planted, and a layer whose output float16 cannot hold (above 65,504)."""
+    copied = shutil.copytree(SONGWRITER, tmp_path / "large")
+    file = copied / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensors[name] = (tensors[name] / tensors[name].abs().max() * 60_000).half().float()
+    save_file({key: value.half().float() for key, value in tensors.items()}, file, {"format": "pt"})
+    wide = lyrics.build_writer(weights(copied), "cpu")
+    monkeypatch.setattr(lyrics, "lacks_bfloat16", lambda kind: True)
+    narrow = lyrics.build_writer(weights(copied), "cpu")
+    assert narrow.model.language_model.dtype == torch.float16 and not narrow.model.note
+    prompt = [prompt_ids(narrow.tokenizer, SYSTEM, "rain")]
+
+    def scores(writer):
+        return writer.model.scores(prompt, DynamicCache(config=writer.model.config)).float()
+
+    assert not scores(narrow).isfinite().all()
+    assert text_of(narrow, request())
+    assert "float32" in narrow.model.note
+    # Only the last matrix still works in float16, whose numbers are exact to one part in 2,048.
+    assert (scores(narrow) - scores(wide)).norm() < 0.005 * scores(wide).norm()
+    layer = narrow.model.language_model.model.layers[0].mlp.down_proj
+    assert layer.weight.dtype == torch.float16
