@@ -62,6 +62,7 @@ ABOUT_BONUS = 1.5
 WORD_PENALTY, PAIR_PENALTY, THREE_PENALTY = 0.9, 1.2, 3.0
 OPENING_PENALTY = 1.5  # of a word that began a line before
 MOST_REPEATS = 3
+REPEAT_COST = 1.5  # of a word that comes a second time in its line
 # Words that leave a line unfinished.
 UNFINISHED = (
     "a am an and are as at be been but by for from had has have his if in into is its my of on or our than the their "
@@ -301,7 +302,7 @@ class Session:
         if line.lower() in (each.lower() for each in song.lines):
             quality -= 8
         quality -= 0.7 * len(shared_runs(words, song.lines))
-        quality -= 0.5 * (len(words) - len(set(words))) if len(words) > 3 else 0
+        quality -= REPEAT_COST * repeats(words)
         if any(words_of(each)[:2] == words[:2] for each in section):
             quality -= 0.6
         quality += 0.4 * song.about_bonus * sum(mentions(line, word) for word in song.about[:3])
@@ -388,7 +389,11 @@ class Rows:
             allowed = words.allowed & ~words.line_ends if version.tokens else words.openings
             allowed = allowed & (words.syllables <= room)
         ranked = (logs + self._base).masked_fill(~allowed, -math.inf)
-        for word, penalty in self.session.song.heard.penalties(words_of(version.text)).items():
+        before = words_of(version.text)
+        penalties = self.session.song.heard.penalties(before)
+        for word in set(before) - COMMON:
+            penalties[word] += REPEAT_COST
+        for word, penalty in penalties.items():
             for token in words.spellings(word):
                 ranked[token] -= penalty
         # The end word waits until the line is long enough.
@@ -493,6 +498,12 @@ def shared_runs(words: list[str], lines: list[str]) -> list[tuple[str, ...]]:
     """Return the runs of three words that an earlier line has as well."""
     earlier = {run for line in lines for run in runs(words_of(line))}
     return [run for run in runs(words) if run in earlier]
+
+
+def repeats(words: list[str]) -> int:
+    """Return how many words a line has that came before in it, those that say nothing by themselves left out."""
+    telling = [word for word in words if word not in COMMON]
+    return len(telling) - len(set(telling))
 
 
 def runs(words: list[str]) -> list[tuple[str, ...]]:

@@ -7,7 +7,7 @@ import pytest
 import lyrics_form
 from limits import STRUCTURES
 from lyrics_form import content_words, count_syllables, mentions, parse_structure, rhymes
-from lyrics_lines import rhyme_scheme
+from lyrics_lines import repeats, rhyme_scheme
 
 needs_dictionary = pytest.mark.skipif(not lyrics_form.dictionary_file(), reason="the dictionary is not installed")
 
@@ -87,3 +87,8 @@ def test_what_a_brief_is_about():
     assert content_words("Write lyrics about it") == []
     assert mentions("The kitchens are cold", "kitchen") and mentions("Hopes were carried", "carry")
     assert not mentions("The kitten sleeps", "kitchen")
+
+
+def test_a_word_that_comes_again_in_its_line_is_counted_unless_it_says_nothing():
+    assert repeats(["rain", "rain", "rain"]) == 2
+    assert repeats(["you", "and", "you", "and", "the", "rain"]) == 0
