@@ -143,6 +143,7 @@ class Version:
     end_score: float = 0.0  # the log probability of the end word where it ended the line
     text: str = ""
     done: bool = False
+    following: torch.Tensor | None = None  # the scores after its line end, once that was read
 
 
 class LineWriter(Writer):
@@ -341,18 +342,24 @@ class Rows:
         if done >= min(ENOUGH, len(self.versions)) or self._steps >= LONGEST_LINE:
             return False
         self._scores = self.session.layers.step([[version.tokens[-1]] for version in self.versions])
+        for row, version in enumerate(self.versions):
+            if version.done and version.following is None:
+                version.following = self._scores[row]
         return True
 
     def keep(self, best: Version) -> None:
         """Make `best` part of what the session has read, with the line's end."""
         session = self.session
         line = [best.end_token, self.words.colon, *best.tokens]
-        # The last token of a finished version, its line end, may not have been read.
-        read = min(len(line) - 1, self._steps + 1)
         row = next(number for number, version in enumerate(self.versions) if version is best)
-        session.layers.keep(row, read)
-        session._read(line[read:])
         session.song.tokens += len(line)
+        if best.following is not None:
+            session.layers.keep(row, len(line))
+            session.scores = best.following
+            return
+        # Its line end came last of all and was not read yet.
+        session.layers.keep(row, len(line) - 1)
+        session._read(line[-1:])
 
     def _base_scores(self) -> torch.Tensor:
         """Return what is added to every token's score in this line: for the brief's words, against repetition."""

@@ -97,7 +97,7 @@ def lyrics_tab(studio: Backend) -> LyricsTab:
     def show(status: Status) -> Updates:
         songwriter = status.songwriter
         missing = tooltips.NO_SONGWRITER if songwriter.state == "none" else ""
-        built_in = tooltips.PREVIEW_SONGWRITER if songwriter.is_built_in else ""
+        built_in = tooltips.SMALL_SONGWRITER if songwriter.is_built_in else ""
         reason = f"{missing} {built_in} {songwriter.reason()}".strip()
         go = gr.update(interactive=songwriter.available)
         return {bar.go: go, why: theme.remark(reason) if reason else ""}

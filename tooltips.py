@@ -584,6 +584,7 @@ STATUS_PENDING = "Looking for the model ..."
 PREVIEW_TITLE = "Built-in engine"
 PREVIEW_TEXT = "a small model that plays simple instrumental music. For real songs with voices, get the real model."
 BUILT_IN = "built in"
+SMALL_SONGWRITER = "Built-in songwriter: English only, in form and in rhyme, as a first draft."
 PREVIEW_SONGWRITER = (
     "The built-in songwriter keeps to the form: sections, lines that can be sung, rhymes, a chorus that comes back. "
     "It writes English only, and its lines do not always make sense: take them as a first draft."

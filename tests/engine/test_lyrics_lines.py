@@ -93,3 +93,30 @@ def test_the_longer_a_song_says_nothing_of_the_brief_the_more_it_is_drawn_to_it(
         bonuses.append(song.about_bonus)
         song.add_line(line)
     assert bonuses[0] < bonuses[1] < bonuses[2] > bonuses[3] == lyrics_lines.ABOUT_BONUS == song.about_bonus
+
+
+def test_every_line_is_written_after_exactly_the_lines_before_it(writer, monkeypatch):
+    read: list[int] = []
+    line = lyrics_lines.Session._line
+
+    def spied(session, *arguments):
+        text = lyrics_lines.lyrics_small.user_prompt(session.request.brief, session.request.tone)
+        ids = lyrics.prompt_ids(writer.tokenizer, lyrics_lines.lyrics_small.SYSTEM, text)
+        ids += writer.tokenizer("[Verse]\n", add_special_tokens=False).input_ids + read
+        again = lyrics_lines.BranchingLayers(writer.model.language_model)
+        assert session.layers.length == len(ids)
+        assert abs(again.read(ids) - session.scores).max() < 1e-4
+        found = yield from line(session, *arguments)
+        read.extend(kept.pop())
+        return found
+
+    kept: list[list[int]] = []
+    keep = lyrics_lines.Rows.keep
+
+    def keeping(rows, best):
+        kept.append([best.end_token, rows.words.colon, *best.tokens])
+        keep(rows, best)
+
+    monkeypatch.setattr(lyrics_lines.Session, "_line", spied)
+    monkeypatch.setattr(lyrics_lines.Rows, "keep", keeping)
+    assert len(write(writer, "[Verse]")[-1].text.split("\n")) == 5
