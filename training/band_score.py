@@ -44,23 +44,37 @@ FORMS = {
     6: ("verse chorus", "intro verse chorus", "verse chorus outro", "verse break chorus"),
     9: ("intro verse chorus outro", "verse chorus verse chorus", "verse chorus break chorus"),
     16: ("intro verse chorus break chorus outro", "intro verse chorus verse chorus outro"),
-    36: ("intro verse chorus verse chorus break chorus outro",),
+    36: (
+        "intro verse chorus verse chorus break chorus outro",
+        "intro verse verse chorus verse chorus break chorus outro",
+    ),
+    64: (
+        "intro verse chorus verse chorus break verse chorus outro",
+        "intro verse verse chorus verse chorus break chorus chorus outro",
+        "intro verse chorus break verse chorus break chorus outro",
+    ),
 }
 # Who may play in a section, from few to all: drums, bass, chords, lead.
 WHO = {
     "intro": ("c", "dc", "bc", "cl", "dbc"),
-    "verse": ("dbc", "dbc", "dbcl", "dbcl"),
+    "verse": ("dbc", "dbcl", "dbcl", "dbcl"),
     "chorus": ("dbcl",),
     "break": ("c", "bc", "cl", "bcl"),
     "outro": ("c", "bc", "dbc", "bcl"),
 }
 DYNAMICS = {"intro": -1, "verse": 0, "chorus": 1, "break": -1, "outro": -1}
 LOUDNESS = {"X": 2, "x": 1, "o": 0}
-# How bars make a phrase: the two that are drawn of a pattern, the three of a melody; a dot is a rest.
+# How bars make a phrase: the two that are drawn of a pattern, the three of a melody; a dot is a rest. A verse's melody
+# is a question of four bars and its answer.
 TURNS = ("AAAA", "AAAB", "ABAB")
-PHRASES = {"verse": ("ABA.", "AAB.", "A.B.", "ABAC"), "chorus": ("ABAC", "AABC", "AAAB", "ABAB")}
-# The last bar of a piece.
+PHRASES = {
+    "verse": ("ABA.ABC.", "AAB.AAC.", "A.B.A.C.", "ABA.BAC.", "ABACABC."),
+    "chorus": ("ABAC", "AABC", "AAAB", "ABAB"),
+}
+# The last bar of a piece: everybody strikes together.
 ENDING = {"kick": "X", "open": "X", "bass": "1...1...1...1...", "chords": "X...x...x...x..."}
+ENDING_SECONDS = 0.6
+"""How long before the end of a piece its last sound begins, at the latest."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +140,9 @@ def compose(
         raise ValueError(f"The band plays {BPM_RANGE[0]} to {BPM_RANGE[1]} BPM in 3/4 or 4/4, not {bpm} in {beats}/4.")
     tonic, scale = parse_key(key)
     seconds = float(seconds or 30.0)
-    # A last bar of less than a beat is left to the bar before it.
-    bars = max(1, math.ceil((seconds * bpm / 60 - 1) / beats - 1e-9))
+    # A last bar that is too short for a beat and its decay is left to the bar before it.
+    shortest = max(60 / bpm, ENDING_SECONDS)
+    bars = max(1, math.ceil((seconds - shortest) * bpm / 60 / beats - 1e-9))
     spans = _form(rng, lyrics or "", bars)
     bar_seconds = 60 * beats / bpm
     form = tuple(
@@ -176,10 +191,10 @@ def _place(rng: np.random.Generator, count: int, energy: int) -> int:
 
 
 def _form(rng: np.random.Generator, lyrics: str, bars: int) -> list[tuple[str, int, int]]:
-    """Return (section, first bar, bar after the last): the bars spread by weight, in pairs where there are enough."""
+    """Return (section, first bar, bar after the last): the bars spread by weight, in twos or fours if enough."""
     drawn = str(rng.choice(FORMS[max(fewest for fewest in FORMS if fewest <= bars)]))
     names = sections(lyrics) or drawn.split()
-    grain = 2 if bars >= 3 * len(names) else 1
+    grain = 4 if bars >= 7 * len(names) else 2 if bars >= 3 * len(names) else 1
     weights = np.cumsum([2 if name in ("verse", "chorus") else 1 for name in names])
     ends = np.minimum(np.round(weights / weights[-1] * bars / grain) * grain, bars).astype(int).tolist()
     ends[-1] = bars
@@ -237,8 +252,8 @@ class _Writer:
             for at, mark in enumerate(fill, fill_step):
                 if mark != ".":
                     rows["drums"][self._tick(at), "ksho".index(mark.lower())] = 1 + mark.isupper()
-        # What would be cut off at once is not played.
-        latest = max(100 * seconds - 20, 1)
+        # What the end would cut off is not played.
+        latest = max(100 * (seconds - ENDING_SECONDS) + 1, 1)
         played = {role: sorted((*at, level) for at, level in found.items()) for role, found in rows.items()}
         arrays = {role: np.array(found, dtype=np.int64).reshape(-1, 3) for role, found in played.items()}
         return {role: found[found[:, 0] < latest] for role, found in arrays.items()}
@@ -283,7 +298,8 @@ class _Writer:
         if bar == self.bars - 1:
             yield 0, self._within("lead", 0), 2
             return
-        motif = self.patterns["chorus" if name == "chorus" else "verse", "lead"][(bar - first) % 4]
+        phrase = self.patterns["chorus" if name == "chorus" else "verse", "lead"]
+        motif = phrase[(bar - first) % len(phrase)]
         if bar == last - 1:
             motif = [*(note for note in motif if note[0] < 8), (8, 0, 2, False)]
         for number, (step, move, loudness, again) in enumerate(motif):

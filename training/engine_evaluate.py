@@ -41,9 +41,16 @@ TEMPO_ERROR = 0.04
 FIRST_CLASSIFIER_SEED = 10_000
 """Held-out prompts have the seeds from 0; the training's begin at ten million."""
 
+FIRST_LONG_SEED = 5_000
+LONG_SECONDS, EARLY_SECONDS, STRETCH_SECONDS = 90.0, 30, 15
+"""Songs in which tempo and key are judged stretch by stretch, those of the first seconds apart."""
+
 CLIPPED_SHARE = 1e-3
 GAP_SECONDS = 2.0
-GATE = ("silent", "clipped", "tempo", "key", "style", "speed", "repaint, tempo", "extend, tempo", "extend, key")
+GATE = (
+    *("silent", "clipped", "tempo", "key", "style", "speed"),
+    *("repaint, tempo", "extend, tempo", "extend, key", "long, tempo later", "long, key later"),
+)
 """The lines that decide whether weights may be shipped."""
 SHOWN = 8
 MEASURED = "## Measured"
@@ -114,9 +121,11 @@ class Engine:
             return audio.read_wav(take.file) if take.file else None
 
 
-def held_out(count: int, seconds: float) -> list[Score]:
+def held_out(count: int, seconds: float, first: int = 0) -> list[Score]:
     """Return scores whose words are prompts: every style in turn, at tempos and in keys that it usually has."""
-    return [compose(number, style=list(STYLES)[number % len(STYLES)], seconds=seconds) for number in range(count)]
+    styles = list(STYLES)
+    numbers = range(first, first + count)
+    return [compose(number, style=styles[number % len(styles)], seconds=seconds) for number in numbers]
 
 
 def rendered(scores: list[Score]) -> Iterator[np.ndarray]:
@@ -333,17 +342,59 @@ def measure_edits(engine: Engine, scores: list[Score]) -> tuple[list[Line], list
     return lines, rows
 
 
+def measure_long(engine: Engine, count: int) -> tuple[list[Line], list]:
+    """Make songs of `LONG_SECONDS` and judge each stretch of `STRETCH_SECONDS` alone, before and after `EARLY_SECONDS`.
+
+    Returns the lines and, song by song, whether the tempo and the key of each stretch are right.
+    """
+    rows = []
+    for score in held_out(count, LONG_SECONDS, first=FIRST_LONG_SEED):
+        song = engine.make("generate", score, duration=score.seconds)
+        rows.append(
+            {"seed": score.seed, "engine": stretches(song, score), "ruler": stretches(render(score).mix, score)}
+        )
+    early = round(EARLY_SECONDS / STRETCH_SECONDS)
+
+    def share(who: str, what: str, part: slice) -> float:
+        return float(np.mean([stretch[what] for row in rows for stretch in row[who][part]]))
+
+    lines = []
+    for name, what, part, wanted in (
+        ("long, tempo at first", "tempo", slice(early), None),
+        ("long, tempo later", "tempo", slice(early, None), 0.8),
+        ("long, key later", "key", slice(early, None), 0.7),
+    ):
+        lines.append(Line(name, share("engine", what, part), at_least=wanted, ruler=share("ruler", what, part)))
+    return lines, rows
+
+
+def stretches(samples: np.ndarray | None, score: Score) -> list[dict[str, bool]]:
+    """Return whether tempo and key are right in each stretch of a song [2, n]; of no song none is."""
+    found = []
+    for start in range(0, round(score.seconds), STRETCH_SECONDS):
+        if samples is None:
+            found.append({"tempo": False, "key": False})
+            continue
+        part = samples[:, start * SAMPLE_RATE : (start + STRETCH_SECONDS) * SAMPLE_RATE]
+        tempo = in_time(listening.tempo(part), score.bpm)
+        found.append({"tempo": tempo, "key": in_key(listening.key_ranking(part)[0], score.key)})
+    return found
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def evaluate(engine: Engine, prompts: int, edits: int, pieces: int, seconds: float) -> tuple[list[Line], dict]:
+def evaluate(
+    engine: Engine, prompts: int, edits: int, pieces: int, seconds: float, long: int
+) -> tuple[list[Line], dict]:
     """Run every measurement; returns the lines and what was heard song by song."""
     scores = held_out(prompts, seconds)
     classifier = style_classifier(engine, pieces, seconds)
     lines, songs = measure_songs(engine, scores, classifier)
     lines += measure_vae(engine, scores[:edits])
     more, changed = measure_edits(engine, scores[:edits])
-    return [*lines, *more], {"songs": songs, "edits": changed}
+    longer, later = measure_long(engine, long)
+    return [*lines, *more, *longer], {"songs": songs, "edits": changed, "long": later}
 
 
 def write_card(folder: Path, rows: list[str]) -> None:
@@ -362,6 +413,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=48, help="pieces that are repainted and extended")
     parser.add_argument("--pieces", type=int, default=320, help="rendered pieces that the style classifier learns from")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--long", type=int, default=12, help=f"songs of {LONG_SECONDS:g} s")
     parser.add_argument("--quality", default="standard")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--picture", type=Path, help="draw the spectrograms of the first eight songs here (PNG)")
@@ -371,9 +423,9 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.checkpoint or PREVIEWS[MODEL_VARIABLE]
     sizes = (
-        (2, 1, 16, 10.0)
+        (2, 1, 16, 10.0, 1)
         if arguments.smoke
-        else tuple(vars(arguments)[n] for n in ("prompts", "edits", "pieces", "seconds"))
+        else tuple(vars(arguments)[n] for n in ("prompts", "edits", "pieces", "seconds", "long"))
     )
     engine = Engine(folder, arguments.quality, 2 if arguments.smoke else None)
     lines, details = evaluate(engine, *sizes)
@@ -384,7 +436,7 @@ def main() -> None:
         told = {"checkpoint": folder.name, "sizes": sizes, "lines": figures, **details}
         arguments.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     if arguments.picture:
-        scores = held_out(min(sizes[0], SHOWN), sizes[-1])
+        scores = held_out(min(sizes[0], SHOWN), sizes[3])
         draw_songs(engine, [*zip(scores, details["songs"], strict=False)], arguments.picture)
     if arguments.card:
         write_card(folder, rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,21 +59,26 @@ PLANNED = 3
 """After this layer the song's plan stands."""
 REFERENCE_FRAMES = song_codec.REFERENCE_SECONDS * FRAMES_PER_SECOND
 FIRST_TRAINING_SEED = 20_000_000
-PIECES = {10: 500, 20: 1400, 30: 700, 60: 350}
+PIECES = {10: 500, 20: 1400, 30: 700, 60: 400, 120: 250, 180: 100}
 """How many pieces of how many seconds the codes and the song model learn from."""
-LENGTHS = (0.1, 0.5, 0.32, 0.08)
-FIRST_LENGTHS = (0.6, 0.4, 0.0, 0.0)
+LENGTHS = (0.05, 0.4, 0.2, 0.15, 0.15, 0.05)
+FIRST_LENGTHS = (0.6, 0.4, 0.0, 0.0, 0.0, 0.0)
 FIRST_SHARE = 0.3
 """The share of the flow's minutes that has short pieces and few tasks."""
 NEARLY_NOISE = (0.9, 0.5)
 """The share of examples that are nearly pure noise, at the start and at the end."""
-LONGER = {10: 20, 20: 30, 30: 60, 60: 60}
-TASKS = {"text2music": 0.48, "repaint": 0.34, "cover": 0.05, "lego": 0.07, "extract": 0.04, "complete": 0.02}
+LONGER = {10: (20,), 20: (30, 60, 120, 180), 30: (60, 120, 180), 60: (60, 120, 180), 120: (120, 180), 180: (180,)}
+"""Out of pieces of how many seconds an example is cut."""
+TASKS = {"text2music": 0.44, "repaint": 0.28, "cover": 0.15, "lego": 0.07, "extract": 0.04, "complete": 0.02}
 FIRST_TASKS = {"text2music": 0.85, "repaint": 0.15}
 NO_CONDITION = 0.12
 WITH_REFERENCE = 0.12
-FROM_BEGINNING = {"repaint": 0.9}
-"""How many examples of a task are not cut out of a longer piece, where the clock tells nothing of the beat."""
+CUT = 0.35
+"""The share of songs from words that are a part of a longer piece, with the clock of that part."""
+FROM_BEGINNING = {"text2music": 0.0, "repaint": 0.9}
+"""How many examples of a task that are cut out of a longer piece are its beginning."""
+OUT_OF_TIME = 0.5
+"""How many other parts of a task have a clock that starts with them, as a visitor's own music has: it tells no beat."""
 HEARD_NOISE = 0.3
 """Spread of the noise on some sources at most: the studio's come from the encoder, which misses a little."""
 CHANNELS = torch.ones(LATENTS)
@@ -274,7 +280,7 @@ QUESTIONS = {
     "key": 12,
     "minor": 2,
     "beats": 2,
-    "style": 8,
+    "style": len(STYLES),
     "first": 5,
     "last": 5,
     "bass": 4,
@@ -417,10 +423,9 @@ class SongStage:
         self.centre, self.spread = latent_norm(folder, rows)
         self.pool: dict[int, list] = {}
         for row in rows:
-            latents = self._standard(row.latents.astype(np.float32))
-            features = torch.from_numpy(row.features.astype(np.float32))
-            self.pool.setdefault(row.seconds, []).append((row.score, latents, features))
-        sample = torch.cat([features[::7] for pieces in self.pool.values() for *_, features in pieces[:200]])
+            self.pool.setdefault(row.seconds, []).append(row)
+        parts = [row.features[::7] for pieces in self.pool.values() for row in pieces[:200]]
+        sample = torch.from_numpy(np.concatenate(parts).astype(np.float32))
         self.usual, self.unusual = sample.mean(0), sample.std(0).clamp(min=0.05)
         layers = saved["layers"] if saved else 6
         self._build(layers, folder)
@@ -430,7 +435,7 @@ class SongStage:
         self.facts = {"base": self.base, "layers": layers}
 
     def _standard(self, latents: np.ndarray) -> torch.Tensor:
-        return (torch.from_numpy(latents) - self.centre) / self.spread
+        return (torch.from_numpy(latents.astype(np.float32)) - self.centre) / self.spread
 
     def _build(self, layers: int, folder: Path) -> None:
         self.base = silent_latent(self.centre, self.spread)
@@ -481,7 +486,7 @@ class SongStage:
         rng, batch = np.random.default_rng([11, step]), []
         pieces = self.pool[20]
         for _ in range(self.prompts):
-            score = pieces[int(rng.integers(len(pieces)))][0]
+            score = pieces[int(rng.integers(len(pieces)))].score
             instead = {
                 "bpm": int(rng.integers(60, 181)),
                 "beats": int(rng.integers(3, 5)),
@@ -510,16 +515,23 @@ class SongStage:
     def example(self, rng: np.random.Generator, seconds: int, task: str) -> Example:
         """Draw a piece of `seconds`, or part of a longer one, and what one of the studio's tasks makes of it."""
         frames = seconds * FRAMES_PER_SECOND
-        length = seconds if task == "text2music" else LONGER[seconds]
-        score, latents, features = self.pool[length][int(rng.integers(len(self.pool[length])))]
+        whole = task == "text2music" and rng.random() >= CUT
+        length = seconds if whole else int(rng.choice(LONGER[seconds]))
+        row = self.pool[length][int(rng.integers(len(self.pool[length])))]
         start = 0
         if length > seconds and rng.random() >= FROM_BEGINNING.get(task, 0.4):
-            start = int(rng.integers(0, len(latents) - frames + 1))
+            start = int(rng.integers(0, length * FRAMES_PER_SECOND - frames + 1))
         here = slice(start, start + frames)
-        target, features = latents[here], (features[here] - self.usual) / self.unusual
-        if start:
+        score, target = row.score, self._standard(row.latents[here])
+        features = (torch.from_numpy(row.features[here].astype(np.float32)) - self.usual) / self.unusual
+        silence = self.silence[here]
+        if start and task != "text2music" and rng.random() < OUT_OF_TIME:
+            silence = self.silence[:frames]
             features = torch.full_like(features, float("nan"))
-        target, source, mask, instruction = self._context(rng, task, score, target, here)
+        if length > seconds and task == "text2music":
+            # The tags are those of the whole piece.
+            score = replace(score, lyrics="[Instrumental]")
+        target, source, mask, instruction = self._context(rng, task, score, target, here, silence)
         if task != "text2music" and rng.random() < 0.5:
             source = source + HEARD_NOISE * rng.random() * torch.from_numpy(
                 rng.standard_normal(source.shape, np.float32)
@@ -531,10 +543,16 @@ class SongStage:
         return Example(task, target, source, mask, features, text, lyrics, answers_to(score, said), reference)
 
     def _context(
-        self, rng: np.random.Generator, task: str, score: Score, target: torch.Tensor, here: slice
+        self,
+        rng: np.random.Generator,
+        task: str,
+        score: Score,
+        target: torch.Tensor,
+        here: slice,
+        silence: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
         """Return target, source, mask and instruction of a task."""
-        silence, everywhere = self.silence[: len(target)], torch.ones(len(target), 1)
+        everywhere = torch.ones(len(target), 1)
         if task == "text2music":
             return target, silence, everywhere, modes.TEXT2MUSIC
         if task == "repaint":

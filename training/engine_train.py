@@ -1,10 +1,11 @@
 """Train the built-in engine on the band's music: python -m training engine --export assets/preview
 
-Four stages, each independent of the ones before: "decoder" (latents to sound), "encoder" (sound to latents), "codes"
-(latents to five codes a second and back) and "song" (words to latents). Without --stage they run in order, for about
-four hours of one CPU core, or minutes on a GPU. The state is saved every 90 s and on Ctrl-C, and the same command
-resumes it. Progress is one JSON object per line; at the end of a stage its curve is drawn into the state folder. The
-learning rate falls as a cosine over the stage's minutes (CPU time, or real time on a GPU).
+Five stages. The first four are independent of each other: "decoder" (latents to sound), "encoder" (sound to latents),
+"codes" (latents to five codes a second and back) and "song" (words to latents). "distilled" is a song model that needs
+fewer steps and no guidance; an export has it instead of "song" once it has learnt from that very state. Without --stage
+they run in order, for about five hours of one CPU core, or minutes on a GPU. The state is saved every 90 s and on
+Ctrl-C, and the same command resumes it. Progress is one JSON object per line; at the end of a stage its curve is drawn
+into the state folder. The learning rate falls as a cosine over the stage's minutes (CPU time, or real time on a GPU).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import json
 import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,11 +25,18 @@ import torch
 from diffusers import AceStepPipeline
 
 from models import quiet_libraries
-from training import engine_song, engine_vae
+from training import engine_distil, engine_song, engine_vae
+from training.band_styles import STYLES
 
 STAGES = {
     stage.name: stage
-    for stage in (engine_vae.DecoderStage, engine_vae.EncoderStage, engine_song.CodesStage, engine_song.SongStage)
+    for stage in (
+        engine_vae.DecoderStage,
+        engine_vae.EncoderStage,
+        engine_song.CodesStage,
+        engine_song.SongStage,
+        engine_distil.DistilledStage,
+    )
 }
 SAVE_SECONDS = 90
 LOG_SECONDS = 30
@@ -126,7 +135,7 @@ class Training:
         self.path, self.device, self.steps = folder / f"{name}.pt", torch.device(device), steps
         held = read_state(folder, name)
         torch.manual_seed(0)
-        needs_folder = (folder,) if name in ("codes", "song") else ()
+        needs_folder = () if name in ("decoder", "encoder") else (folder,)
         self.stage = STAGES[name](self.device, smoke, held, *needs_folder)
         self.minutes = self.stage.minutes if minutes is None else minutes
         self.optimizer = Optimizer(self.stage)
@@ -266,7 +275,7 @@ def begin(checkpoint: Path, folder: Path, smoke: bool = False) -> None:
     pipe = AceStepPipeline.from_pretrained(checkpoint, dtype=torch.float32)
     norm = engine_song.latent_norm(folder, engine_song.make_pool(folder, smoke))
     states = *engine_vae.states_of(pipe.vae, *norm), *engine_song.states_of(pipe, *norm)
-    for name, state in zip(STAGES, states, strict=True):
+    for name, state in zip(PARTS, states, strict=True):
         torch.save({"mean": state["live"], **state, "step": 0, "spent": 0.0, "begun": True}, folder / f"{name}.pt")
 
 
@@ -276,12 +285,14 @@ def export(state: Path, folder: Path) -> Path:
     Raises ValueError where a state is missing.
     """
     held = {name: read_state(state, name) for name in STAGES}
-    missing = [name for name in STAGES if held[name] is None]
+    missing = [name for name in PARTS if held[name] is None]
     if missing or not (state / "norm.pt").exists():
         raise ValueError(f"Nothing to export: train {', '.join(missing) or 'codes'} first.")
+    if held["distilled"] and held["distilled"]["teacher"] != held["song"]["step"]:
+        held["distilled"] = None
     norm = torch.load(state / "norm.pt")
     vae = engine_vae.oobleck(held["decoder"], held["encoder"], norm["mu"], norm["sd"])
-    parts = {"vae": vae, **engine_song.trained_parts(held["song"], held["codes"])}
+    parts = {"vae": vae, **engine_song.trained_parts(held["distilled"] or held["song"], held["codes"])}
     counts = engine_song.count_parameters(parts)
     folder.mkdir(parents=True, exist_ok=True)
     engine_song.write_checkpoint(parts, folder, card(counts, held))
@@ -303,6 +314,8 @@ def card(counts: dict[str, int], held: dict[str, Any]) -> str:
         f"| {_trained(held[stage])} |"
         for stage, parts in PARTS.items()
     )
+    if held["distilled"]:
+        rows += f"\n| distilled | transformer | {counts['transformer'] / 1e6:.2f} M | {_trained(held['distilled'])} |"
     return f"""---
 license: mit
 library_name: diffusers
@@ -311,9 +324,9 @@ tags: [music, text-to-audio, preview]
 
 # ACE Music Studio: built-in engine
 
-Short instrumental pieces in eight styles (lofi, house, techno, ambient, chiptune, rock, waltz, funk), in the layout of
-ACE-Step 1.5 and with its classes, {sum(counts.values()) / 1e6:.1f} M parameters in bfloat16. The studio plays it until
-the real model is downloaded; it is no substitute for it.
+Short instrumental pieces in {len(STYLES)} styles ({", ".join(STYLES)}),
+in the layout of ACE-Step 1.5 and with its classes, {sum(counts.values()) / 1e6:.1f} M parameters in bfloat16.
+The studio plays it until the real model is downloaded; it is no substitute for it.
 
 It was trained from nothing on music that `training/band_sounds.py` of this project computes. No recording, no text and
 no weights of anybody else went into it. Its prompts are in English.
@@ -385,6 +398,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    # Background jobs of a shell ignore Ctrl-C, and kill sends the other one: both save the state.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
     steps = SMOKE_STEPS if arguments.smoke else None
     stages = [arguments.stage] if arguments.stage else ["song"] if arguments.begin else list(STAGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import torch
 from diffusers import AutoencoderOobleck
 
 import modes
+import song_attention
+import song_loop
 import song_vae
-from training import engine_evaluate, engine_latents, engine_song, engine_train, engine_vae
+from training import engine_distil, engine_evaluate, engine_latents, engine_song, engine_train, engine_vae
 from training.band_score import DRUMS, INSTRUMENTS, KITS, LOWEST, ROLES, compose
 from training.band_sounds import MIX_GAIN, STEMS, render
 from training.engine_latents import BASS, CHORDS, HITS, LEAD, MOMENT, PLAYER_NUMBERS, Events, latents_of
@@ -137,30 +140,30 @@ def song(tmp_path_factory: pytest.TempPathFactory) -> engine_song.SongStage:
 
 def test_contexts_are_what_the_studio_asks_for(song, monkeypatch):
     rng = np.random.default_rng(0)
-    score, latents, _ = song.pool[10][0]
-    silence, here = song.silence[:250], slice(0, 250)
+    row, here = song.pool[10][0], slice(0, 250)
+    score, latents, silence = row.score, song._standard(row.latents), song.silence[here]
 
     def stems(names):
         events = engine_latents.events_of(score, names)
         return song._standard(latents_of(events, 1000))
 
     for _ in range(6):
-        target, source, mask, instruction = song._context(rng, "text2music", score, latents, here)
+        target, source, mask, instruction = song._context(rng, "text2music", score, latents, here, silence)
         assert torch.equal(target, latents) and torch.equal(source, silence) and mask.min() == 1
         assert instruction == modes.TEXT2MUSIC
-        target, source, mask, instruction = song._context(rng, "repaint", score, latents, here)
+        target, source, mask, instruction = song._context(rng, "repaint", score, latents, here, silence)
         new = mask[:, 0] > 0
         assert 0 < int(new.sum()) < 250 and instruction == modes.REPAINT and torch.equal(target, latents)
         assert torch.equal(source[~new], latents[~new]) and torch.equal(source[new], silence[new])
-        target, source, mask, instruction = song._context(rng, "lego", score, latents, here)
+        target, source, mask, instruction = song._context(rng, "lego", score, latents, here, silence)
         alone = [stem for stem in STEMS if torch.equal(stems([stem]), target)]
         assert any(torch.equal(source, stems([s for s in STEMS if s != stem])) for stem in alone)
         assert any(f" {engine_latents.track_of(stem, score.instruments)} " in instruction for stem in alone)
-        target, source, mask, instruction = song._context(rng, "extract", score, latents, here)
+        target, source, mask, instruction = song._context(rng, "extract", score, latents, here, silence)
         assert torch.equal(source, latents) and instruction.startswith("Extract the ")
-        target, source, mask, instruction = song._context(rng, "complete", score, latents, here)
+        target, source, mask, instruction = song._context(rng, "complete", score, latents, here, silence)
         assert torch.equal(target, latents) and instruction.startswith("Complete ")
-    target, source, mask, instruction = song._context(rng, "cover", score, latents, here)
+    target, source, mask, instruction = song._context(rng, "cover", score, latents, here, silence)
     assert instruction == modes.COVER and source.shape == latents.shape and not torch.equal(source, latents)
 
 
@@ -177,6 +180,79 @@ def test_a_step_of_the_song_stage_reaches_every_part(song):
     assert {"flow", "beat", "key"} <= set(figures)
     for name, module in song.module.items():
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters()), name
+
+
+def test_a_cut_out_song_keeps_the_clock_and_the_beat_of_its_place(song, monkeypatch):
+    monkeypatch.setattr(engine_song, "CUT", 1.0)
+    monkeypatch.setattr(engine_song, "LONGER", {10: (60,)})
+    rng, places = np.random.default_rng(2), set()
+    for _ in range(6):
+        example = song.example(rng, 10, "text2music")
+        (place,) = (start for start in range(1251) if torch.equal(example.source, song.silence[start : start + 250]))
+        row = next(row for row in song.pool[60] if torch.equal(example.target, standard(song, row, place)))
+        features = torch.from_numpy(row.features[place : place + 250].astype(np.float32))
+        assert torch.allclose(example.features, (features - song.usual) / song.unusual)
+        # Its tags would be those of the whole piece.
+        assert "[Verse]" not in example.lyrics
+        places.add(place)
+    assert len(places) > 3
+
+
+def standard(song: engine_song.SongStage, row: engine_song.Row, place: int) -> torch.Tensor:
+    return song._standard(row.latents[place : place + 250])
+
+
+@pytest.fixture
+def teacher(song, tmp_path):
+    """The folder of a song model that plays something."""
+    state = song.module.state_dict()
+    torch.nn.init.normal_(state["parts.transformer.proj_out_conv.weight"], std=0.1)
+    mean = {name: state[f"parts.{name}"].clone() for name in song.averaged}
+    torch.save({"live": state, "mean": mean, "layers": 6, "step": 5}, tmp_path / "song.pt")
+    torch.save(engine_song.build_codes().state_dict(), tmp_path / "codes.pt")
+    return tmp_path
+
+
+def test_the_distilled_model_learns_two_guided_steps_as_one_without_guidance(teacher):
+    stage = engine_distil.DistilledStage(torch.device("cpu"), True, None, teacher)
+    assert stage.facts["teacher"] == 5
+    # It begins as its teacher, which guidance and the second step lead elsewhere.
+    loss, figures = stage.loss(0, 0.0)
+    loss.backward()
+    before = float(loss.detach())
+    assert before > 0 and figures["distance"] == pytest.approx(before)
+    reached = [parameter for parameter in stage.trained.values() if parameter.grad is not None]
+    steepness = sum(float(parameter.grad.square().sum()) for parameter in reached)
+    # Down the slope as far as would take a tenth of the loss, were the slope straight.
+    with torch.no_grad():
+        for parameter in reached:
+            parameter -= 0.1 * before / steepness * parameter.grad
+    assert float(stage.loss(0, 0.0)[0].detach()) < before
+    assert all(name.startswith("parts.transformer.") for name in stage.trained)
+    assert all(parameter.grad is None for parameter in stage.teacher.parameters())
+
+
+def test_what_is_taught_is_where_the_studio_would_arrive(teacher):
+    stage = engine_distil.DistilledStage(torch.device("cpu"), True, None, teacher)
+    states, real = stage.conditioner(["# Caption\nrock"], ["[Verse]"])
+    context = torch.cat([stage.silence[:100], torch.ones(100, 32)], dim=1)[None]
+    start = torch.randn(1, 100, 32)
+    first = torch.ones(1)
+    taught = stage._taught(start, context, states, real, first, first - 1 / 8)
+    song_attention.use_windows(stage.teacher)
+    pipe = SimpleNamespace(
+        transformer=stage.teacher,
+        condition_encoder=stage.module["parts"]["condition_encoder"],
+    )
+    model = song_loop._Model(pipe, song_loop.Condition(states, context), 1)
+    stage._hide(~torch.ones(2, states.shape[1], dtype=torch.bool))
+    now = start
+    for time in (1.0, 1 - 1 / 16):
+        # The studio's guidance remembers the step before; the lesson has no step before.
+        model.momentum.running_average = 0
+        with torch.no_grad():
+            now = now - model.velocity(now, torch.tensor(time), engine_distil.GUIDANCE) / 16
+    assert torch.allclose(start - taught / 8, now, atol=1e-5)
 
 
 def test_a_resumed_training_has_the_numbers_of_one_that_was_not_stopped(tmp_path):

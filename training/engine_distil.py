@@ -1,0 +1,130 @@
+"""The built-in engine in fewer steps: a copy of the song model learns to take one step where the model takes several.
+
+Progressive distillation (Salimans & Ho 2022, arXiv:2202.00512) in one go: the teacher is the trained song model under
+the studio's guidance, two of its steps make one of the student's, and the student is asked once, without guidance.
+Words and references are read as before; only the transformer learns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
+from torch import nn
+
+from song_loop import APG_THRESHOLD
+from training.engine_latents import FRAMES_PER_SECOND
+from training.engine_song import LENGTHS, TASKS, PaddingAware, SongStage, build_parts
+
+STEPS = 8
+"""How many steps the student takes from noise to a song."""
+TEACHER_STEPS = 2
+"""How many steps of the teacher make one of the student's."""
+GUIDANCE = 7.0
+FIRST = 0.35
+"""The share of examples that are the first step, from pure noise, which plans the song."""
+
+
+class DistilledStage(SongStage):
+    """A copy of the song model that needs `STEPS` steps and no guidance."""
+
+    name, minutes = "distilled", 60.0
+    rate, adam_rate = 0.005, 5e-4
+    WORDS_SHARE = 0.0
+
+    def __init__(self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path):
+        song = torch.load(folder / "song.pt", map_location="cpu", weights_only=False)
+        # What is shipped are the running means of the weights.
+        mean = {f"parts.{name}": value for name, value in song["mean"].items()}
+        begun = {**song, "live": {**song["live"], **mean}, "begun": True}
+        super().__init__(device, smoke, saved or begun, folder)
+        self.facts["teacher"] = song["step"]
+        self.frames = 250 if smoke else 2250
+        self.teacher = build_parts(song["layers"])["transformer"].requires_grad_(False).to(device)
+        parts = {name.removeprefix("transformer."): value for name, value in song["mean"].items()}
+        self.teacher.load_state_dict({name: parts[name] for name, _ in self.teacher.named_parameters()}, strict=False)
+        for layer in self.teacher.layers:
+            layer.cross_attn.set_processor(PaddingAware(self.shared))
+        self.trained = {name: p for name, p in self.trained.items() if name.startswith("parts.transformer.")}
+
+    def loss(self, step: int, share: float) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the squared distance between one step of the student and those of the teacher, as velocities."""
+        rng = np.random.default_rng([17, step])
+        seconds = int(rng.choice(list(self.pool), p=LENGTHS))
+        count = max(1, self.frames // (seconds * FRAMES_PER_SECOND))
+        batch = [self.example(rng, seconds, str(rng.choice(list(TASKS), p=list(TASKS.values())))) for _ in range(count)]
+        target = torch.stack([row.target for row in batch]).to(self.device)
+        source = torch.stack([row.source for row in batch]).to(self.device)
+        mask = torch.stack([row.mask for row in batch]).to(self.device).expand_as(source)
+        context = torch.cat([source, mask], dim=2)
+        references = [row.reference for row in batch]
+        with torch.no_grad():
+            states, real = self.conditioner([row.text for row in batch], [row.lyrics for row in batch], references)
+        noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(step)).to(self.device)
+        number = np.where(rng.random(count) < FIRST, 0, rng.integers(STEPS, size=count))
+        first = torch.from_numpy(1 - number / STEPS).float().to(self.device)
+        last = first - 1 / STEPS
+        here = first[:, None, None]
+        latents = here * noise + (1 - here) * target
+        wanted = self._taught(latents, context, states, real, first, last)
+        self._hide(~real)
+        velocity = self._velocity(self.module["parts"]["transformer"], latents, first, states, context)
+        error = (velocity - wanted).square().mean((1, 2))
+        figures = {"distance": float(error.mean().detach())}
+        early = error[torch.from_numpy(number == 0)]
+        if len(early):
+            figures["first"] = float(early.mean().detach())
+        return error.mean(), figures
+
+    @torch.no_grad()
+    def _taught(
+        self,
+        latents: torch.Tensor,
+        context: torch.Tensor,
+        states: torch.Tensor,
+        real: torch.Tensor,
+        first: torch.Tensor,
+        last: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the constant velocity that leads from `latents` to where the guided teacher arrives at `last`."""
+        null = self.module["parts"]["condition_encoder"].null_condition_emb.to(states.dtype).expand_as(states)
+        both = torch.cat([states, null])
+        self._hide(~torch.cat([real, torch.ones_like(real)]))
+        now, time = latents, first
+        for number in range(1, TEACHER_STEPS + 1):
+            velocity = self._velocity(self.teacher, now.repeat(2, 1, 1), time.repeat(2), both, context.repeat(2, 1, 1))
+            with_words, without = velocity.chunk(2)
+            guided = normalized_guidance(
+                pred_cond=with_words,
+                pred_uncond=without,
+                guidance_scale=GUIDANCE - 1.0,
+                momentum_buffer=None,
+                eta=0.0,
+                norm_threshold=APG_THRESHOLD,
+                use_original_formulation=True,
+                norm_dim=(1,),
+            )
+            following = first + (last - first) * number / TEACHER_STEPS
+            now = now + (following - time)[:, None, None] * guided
+            time = following
+        return (now - latents) / (last - first)[:, None, None]
+
+    def _velocity(
+        self,
+        transformer: nn.Module,
+        latents: torch.Tensor,
+        times: torch.Tensor,
+        states: torch.Tensor,
+        context: torch.Tensor,
+    ) -> torch.Tensor:
+        return transformer(
+            hidden_states=latents,
+            timestep=times,
+            timestep_r=times,
+            encoder_hidden_states=states,
+            context_latents=context,
+            return_dict=False,
+        )[0].float()
