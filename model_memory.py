@@ -64,8 +64,8 @@ XL_PARTS_GB = {
 USUAL_SECONDS = 60.0  # of the song that the status assumes before the first job
 SPARE_BYTES = GB // 4  # kernels and the allocator's overhead (assumed)
 WRITER_WORK_BYTES = 1 * GB
-# More room than when a plan ran out of memory, by this share, means that somebody has given memory back.
-MORE_ROOM = 1.05
+# So much more room than when a plan ran out of memory means that somebody has given memory back; less comes and goes.
+MORE_ROOM = 1.15
 
 
 # --- counting --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 import audio
 import audio_export
 import lyrics
+import model_memory
 import modes
 import planner
 import planner_decoding
@@ -294,6 +295,7 @@ def test_a_broken_planner_is_not_loaded_again_until_refresh(make_studio, monkeyp
 @pytest.mark.slow
 def test_out_of_memory_while_a_language_model_is_loaded_leaves_the_song(make_studio, monkeypatch):
     studio = make_studio()
+    monkeypatch.setattr(model_memory, "free_room", lambda kind: 10**9)  # whatever else runs on this machine
     expected = samples_of(song(studio, options={"plan": False}))[0]
     with monkeypatch.context() as patch:
         patch.setattr(planner, "load_planner", no_room)
@@ -359,7 +361,7 @@ def test_without_a_writer_there_is_an_error(no_language_models, make_studio):
 
 @pytest.mark.slow
 def test_out_of_memory_while_writing_is_an_error_of_its_own(studio):
-    hook = studio.models.lyrics.get().model._model.register_forward_pre_hook(no_room)
+    hook = studio.models.lyrics.get().model.language_model.register_forward_pre_hook(no_room)
     try:
         failed = words(studio, "lyrics", brief="rain")
     finally:
@@ -458,6 +460,6 @@ def test_cancel_stops_a_plan_and_lyrics_within_one_token(studio):
     )
     assert isinstance(song(studio), Done)
     request = parse_request("lyrics", {"brief": "rain", "options": {"max_tokens": 1_000}})
-    model = studio.models.lyrics.get().model._model
+    model = studio.models.lyrics.get().model.language_model
     assert_stops(studio, request, model, lambda event: isinstance(event, Draft) and event.tokens == 3)
     assert isinstance(words(studio, "lyrics", brief="rain", options=SHORT), Done)
