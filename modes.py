@@ -74,14 +74,14 @@ def make(loaded: Models, placing: Placing, job: Job) -> Iterator[Progress | Outc
                 length=length,
                 seconds={**seconds, **event.ran.seconds},
             )
-            event = replace(event, notes=(*notes, *event.notes, *_why_unplanned(loaded, job, plan, facts)))
+            event = replace(event, notes=(*notes, *event.notes, *_why_unplanned(facts)))
         yield event
 
 
-def _why_unplanned(loaded: Models, job: Job, plan: Plan | None, facts: PlanEntry | None) -> tuple[str, ...]:
+def _why_unplanned(facts: PlanEntry | None) -> tuple[str, ...]:
     """Return a note on why a song was made without the plan that it asked for, if any."""
     # If there is no planner at all, the status says it.
-    if plan is None and writers.wants_plan(job.request) and loaded.planner.weights.folder is not None:
+    if facts and facts.get("failed"):
         return (f"Made without a plan: {facts['reason']}",)
     return ()
 

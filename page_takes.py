@@ -96,10 +96,10 @@ class ResultPanel:
         can_time = self.studio.status().timed_lyrics.available
         cards = [card(each, can_time) for each in made]
         plan = record.get("plan")
-        noted = plan and not plan["used"] and tooltips.UNPLANNED.format(reason=plan["reason"]) in record["notes"]
+        in_notes = plan and plan.get("failed")  # the notes say why there is no plan
         return {
             self.message: theme.messages(record),
-            self.plan: theme.plan(plan) if plan and not noted else "",
+            self.plan: theme.plan(plan) if plan and not in_notes else "",
             self.keep: gr.update(visible=bool(plan and plan["used"])),
             self.kept: "",
             self.takes: {"at": time.time_ns(), "takes": cards, "kept": len(kept), "record": record},

@@ -65,6 +65,7 @@ class LoraEntry(TypedDict):
 class PlanEntry(TypedDict):
     used: Annotated[bool, "whether the song was planned"]
     reason: NotRequired[Annotated[str, "why it was not"]]
+    failed: NotRequired[Annotated[bool, "true if there was a planner and it could not plan"]]
     bpm: NotRequired[Annotated[int, "the tempo"]]
     key: NotRequired[Annotated[str, "the key"]]
     time_signature: NotRequired[Annotated[str, "the beats per bar"]]

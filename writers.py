@@ -83,7 +83,8 @@ def plan_song(
         missing = models.planner.weights.problem if models.planner.weights.folder is None else None
         return None, _unplanned(missing.message if missing else "Plan the song first was off.")
     if not has_audio_codes(models.weights):
-        return None, _unplanned("This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing.")
+        reason = "This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing."
+        return None, _could_not_plan(models, reason)
     try:
         models.planner.check()
         placing.for_planning()
@@ -95,12 +96,19 @@ def plan_song(
     except StudioError as error:
         if error.problem.code == "out_of_memory" and placing.lower():
             raise
-        return None, _unplanned(error.problem.message)
+        return None, _could_not_plan(models, error.problem.message)
     return plan, plan.entry(model.model_id, options)
 
 
 def _unplanned(reason: str) -> PlanEntry:
     return PlanEntry(used=False, reason=reason)
+
+
+def _could_not_plan(models: Models, reason: str) -> PlanEntry:
+    """Return the entry of a song whose plan was asked for; without a planner nothing failed."""
+    if models.planner.weights.folder is None:
+        return _unplanned(reason)
+    return PlanEntry(used=False, reason=reason, failed=True)
 
 
 def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft | Outcome | None]:

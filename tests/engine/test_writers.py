@@ -284,7 +284,7 @@ def test_a_broken_planner_is_not_loaded_again_until_refresh(make_studio, monkeyp
     studio.models.load_all()
     assert loaded(studio) == (True, False, True)
     for _ in range(2):
-        assert song(studio).record["plan"] == {"used": False, "reason": "It is broken."}
+        assert song(studio).record["plan"] == {"used": False, "reason": "It is broken.", "failed": True}
     assert calls == [1]
     status = studio.status().planner
     assert (status.state, status.problem.message) == ("failed", "It is broken.")

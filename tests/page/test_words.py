@@ -235,6 +235,12 @@ def test_a_plan_is_shown_and_kept(generate: Tab, fake):
     generate.made(fake)
     expect(line).to_have_text(f"Made without a plan: Off {MARKUP}.")
     expect(generate.part("keep-plan")).to_be_hidden()
+    # A planner that failed is in the notes already, in whatever words.
+    failed = {"used": False, "reason": "Broken.", "failed": True}
+    fake.script = partial(fake.song, plan=failed, notes=["The planner is broken."])
+    generate.made(fake)
+    expect(generate.part("message")).to_contain_text("The planner is broken.")
+    expect(line).to_have_text("")
     fake.script = fake.song
     generate.made(fake)
     expect(line).to_have_text("")
