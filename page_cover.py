@@ -88,7 +88,7 @@ def extend_tab(studio: Backend) -> SongTab:
         lengths = page_form.lengths(values)
         if None in lengths.values():
             return ""
-        return theme.said(tooltips.length_in_all(**lengths))
+        return theme.answer(tooltips.length_in_all(**lengths))
 
     ends = (form.fields["before"], form.fields["after"])
     page_widgets.connect_timeline(timeline, form.trigger("source"), *ends)

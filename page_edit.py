@@ -107,7 +107,7 @@ def edit_tab(studio: Backend) -> SongTab:
 
     def say_plan(values: dict[str, Any]) -> str:
         n_min, n_max, n_avg = (values[name] for name in MORPH_NUMBERS)
-        return theme.said(tooltips.morph_plan(n_min, n_max, n_avg))
+        return theme.answer(tooltips.morph_plan(n_min, n_max, n_avg))
 
     fields = form.fields
     drawn = page_widgets.connect_region(

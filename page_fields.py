@@ -154,7 +154,7 @@ class RestoreOffer:
             return {**nothing, self._line: theme.notice("", error.problem.text())}
         if not offered:
             return nothing
-        line = theme.said(tooltips.RESTORE_OFFER)
+        line = theme.answer(tooltips.RESTORE_OFFER)
         return {self._line: line, self._button: gr.update(visible=True)}
 
     def _restore(self, path: str | None) -> Updates:
@@ -167,9 +167,9 @@ def restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
         return {line: ""}
     found = page_form.settings(form.mode, audio_export.read_record(path))
     if not found.values:
-        return {line: theme.said(tooltips.NOTHING_TO_RESTORE)}
+        return {line: theme.answer(tooltips.NOTHING_TO_RESTORE)}
     sentence = tooltips.restored(len(found.values), found.left_out, found.reference, found.uploads)
-    return {**form.show(found.values), line: theme.said(sentence)}
+    return {**form.show(found.values), line: theme.answer(sentence)}
 
 
 def add_source(form: Form, tab: gr.Tab) -> RestoreOffer:
@@ -318,8 +318,22 @@ def add_song_details(form: Form) -> None:
 
 
 def add_reference(form: Form, details: gr.Accordion) -> None:
-    add_audio(form, "reference", details.expand)
+    """Add the reference, with a line that says at once what is wrong with it."""
+    reference = add_audio(form, "reference", details.expand)
     gr.Markdown(help_text("reference"), elem_classes=["help"])
+    line = html(elem_id=f"{form.mode}-reference-line")
+
+    def check(path: str | None) -> str:
+        try:
+            if path:
+                upload_seconds(path, "reference")
+        except InvalidRequest as error:
+            return theme.notice("", error.problem.text())
+        return ""
+
+    # Not with every change, see `add_source`.
+    reference.upload(check, reference, line, **AT_ONCE)
+    reference.clear(lambda: "", None, line, **AT_ONCE)
 
 
 def add_advanced(form: Form) -> None:

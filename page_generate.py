@@ -137,7 +137,7 @@ def _connect_keep(form: Form, advanced: gr.Accordion, result: ResultPanel) -> No
         found = page_form.settings("generate", {"request": request}).values
         if "options.plan_seed" not in found:
             return {result.kept: ""}
-        line = theme.said(tooltips.PLAN_KEPT.format(seed=found["options.plan_seed"]))
+        line = theme.answer(tooltips.PLAN_KEPT.format(seed=found["options.plan_seed"]))
         return {**form.show(found), advanced: gr.Accordion(open=True), result.kept: line}
 
     result.keep.click(keep, result.made, [*form.settings, advanced, result.kept], **AT_ONCE)

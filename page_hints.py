@@ -7,6 +7,7 @@ The model reads 256 tokens of the prompt, including instruction, BPM, key, metre
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,10 @@ ADVICE_FOLLOWS = ("instrumental", "language", "duration", "before", "after", "so
 SOME_SECONDS = 60.0  # stands in until there is a source; a length counts by its digits alone
 # Fields that do not affect the duration, and what stands in for them while they are empty.
 STAND_INS = {"prompt": "a song", "brief": "a song", "source": "none yet"}
+
+
+_TEMPO = re.compile(r"\b(\d{2,3})\s*bpm\b", re.IGNORECASE | re.ASCII)
+_KEY = re.compile(r"\b([A-G](?:#|b|♯|♭)?\s+(?:major|minor))\b", re.IGNORECASE)
 
 
 class TokenCounter:
@@ -139,17 +144,34 @@ def _instruction(mode: str, values: Mapping[str, Any]) -> str:
     }[values.get("action", mode)]
 
 
+def contradictions(values: Mapping[str, Any]) -> list[str]:
+    """Return what the prompt says about tempo and key where the fields say something else."""
+    prompt = values.get("prompt") or ""
+    tempo = number(values.get("bpm"), None)
+    key = values.get("key")
+    found = []
+    for in_prompt in _TEMPO.findall(prompt):
+        if isinstance(tempo, int) and int(in_prompt) != tempo:
+            found.append(tooltips.BPM_DIFFERS.format(prompt=in_prompt, field=tempo))
+    for written in _KEY.findall(prompt):
+        in_prompt = valid("generate", {"key": written}).get("key")
+        if key and in_prompt and in_prompt != key:
+            found.append(tooltips.KEY_DIFFERS.format(prompt=in_prompt, field=key))
+    return found[:2]
+
+
 def add_budget(form: Form) -> None:
-    """Add the line with the prompt's token count."""
+    """Add the line with the prompt's token count, and where the prompt contradicts the fields."""
 
     def say(values: dict[str, Any]) -> str:
         if not (values["prompt"] or "").strip():
             return ""
+        remarks = theme.warnings(contradictions(values))
         counter = token_counter(form.studio)
         if counter is None:
-            return theme.remark(tooltips.TOKENS_UNKNOWN)
+            return theme.remark(tooltips.TOKENS_UNKNOWN) + remarks
         used, dropped = prompt_budget(counter, form.mode, values)
-        return theme.budget(used, dropped, MAX_TEXT_TOKENS)
+        return theme.budget(used, dropped, MAX_TEXT_TOKENS) + remarks
 
     form.follow(html(elem_id=f"{form.mode}-tokens"), BUDGET_FOLLOWS, say)
 

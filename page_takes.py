@@ -241,7 +241,7 @@ def make_songs(bar: RunBar, result: ResultPanel, made: list[Made], number: int, 
             kept = []
             sentence = tooltips.RETAKEN
         shown = result.show(request, done, kept)
-        message = theme.said(sentence) + shown[result.message]
+        message = theme.answer(sentence) + shown[result.message]
         return {**bar.idle(made_line(request, done)), **shown, result.message: message}
 
     return stream(result.studio, ask, bar, done, lambda problem: _failed(bar, result, problem))

@@ -126,7 +126,7 @@ def remark(text: str) -> str:
     return f'<p class="shown remark">{escape(text)}</p>'
 
 
-def said(text: str) -> str:
+def answer(text: str) -> str:
     """Return an answer to what the visitor did; a screen reader speaks it when it is free."""
     return f'<p class="shown said" role="status">{escape(text)}</p>'
 
@@ -205,6 +205,11 @@ def budget(used: int, dropped: str, most: int) -> str:
         return remark(text)
     unread = tooltips.UNREAD.format(dropped=dropped)
     return f'<p class="shown remark over">{escape(f"{text} {unread}")}</p>'
+
+
+def warnings(texts: Sequence[str]) -> str:
+    """Return remarks that are seen in the short form as well."""
+    return "".join(f'<p class="shown remark over">{escape(text)}</p>' for text in texts)
 
 
 def advice(found: Sequence[Advice]) -> str:

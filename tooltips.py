@@ -239,6 +239,8 @@ def length_in_all(source: float, before: float, after: float) -> str:
 # --- help with the words, the plan ----------------------------------------------------------------
 TOKENS = "{used} of {most} tokens, including the song details."
 UNREAD = 'The model does not read "{dropped}".'
+BPM_DIFFERS = "The prompt says {prompt} BPM, but BPM is set to {field}, which counts."
+KEY_DIFFERS = "The prompt says {prompt}, but Key is set to {field}, which counts."
 TOKENS_UNKNOWN = "The token count appears once the model is downloaded."
 ASSIST = {"inspire": "Surprise me", "polish": "Polish", "describe": "Describe this audio"}
 ASSIST_HELP = {

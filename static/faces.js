@@ -46,7 +46,7 @@
     other.textContent = clock(Number(seconds));
   };
 
-  const blank = (value) => (Array.isArray(value) && !value.length) || value === null || value === undefined;
+  const blank = (value) => (Array.isArray(value) && !value.length) || ["", null, undefined].includes(value);
   const same = (one, other) => (blank(one) ? "" : JSON.stringify(one)) === (blank(other) ? "" : JSON.stringify(other));
 
   const also = () => {

@@ -143,7 +143,10 @@ studio.seconds = (value) => {
       if (!button) return;
       event.preventDefault();
       event.stopPropagation();
-      button.click();
+      // Esc while writing is seldom meant for the song: it leaves the box, and the next one cancels.
+      const box = cancel && event.target.closest?.("textarea, input:not([type=checkbox], [type=radio], [type=range])");
+      if (box) box.blur();
+      else button.click();
     },
     true
   );

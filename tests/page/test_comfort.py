@@ -39,6 +39,10 @@ def test_keys_start_and_cancel_a_run_but_belong_to_an_open_list(page: Page, fake
     key.press("Escape")
     expect(page.get_by_role("option")).to_have_count(0)
     expect(opened.part("cancel")).to_be_enabled()
+    # In a box it leaves the box, and the song goes on.
+    opened.text("prompt").press("Escape")
+    expect(opened.text("prompt")).not_to_be_focused()
+    expect(opened.part("cancel")).to_be_enabled()
     page.keyboard.press("Escape")
     expect(opened.progress).to_contain_text("Cancelled.")
     opened.idle()

@@ -33,7 +33,7 @@ def test_a_cover_is_made_of_a_source_and_a_reference(page: Page, fake, tab, song
 
 
 @pytest.mark.slow
-def test_a_source_that_cannot_be_used(page: Page, fake, tab, tmp_path: Path, forgiven):
+def test_a_source_that_cannot_be_used(page: Page, fake, tab, song: Path, tmp_path: Path, forgiven):
     # The browser's player logs it, too.
     forgiven += ["Waveform load error", "RANGE_NOT_SATISFIABLE", "status of 416"]
     opened = tab(page, "cover")
@@ -55,6 +55,17 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, tmp_path: Path, for
         expect(opened.text("prompt")).to_have_value("a song")
         expect(opened.go).to_be_enabled()
     assert fake.requests == []
+    # A good file leaves no sentence behind.
+    opened.clear("source")
+    opened.field("source").locator("input[type=file]").set_input_files(song)
+    expect(opened.part("offer").get_by_role("alert")).to_have_count(0)
+    expect(opened.part("problems").get_by_role("alert")).to_be_hidden()
+    opened.unfold()
+    for file, sentences in ((tmp_path / "wrong.wav", 1), (song, 0)):
+        opened.clear("reference")
+        opened.field("reference").locator("input[type=file]").set_input_files(file)
+        expect(opened.part("reference-line").get_by_role("alert")).to_have_count(sentences)
+    assert opened.made(fake).reference
 
 
 @pytest.mark.slow
@@ -93,7 +104,7 @@ def test_an_extension_is_set_in_numbers_and_by_dragging_its_ends(page: Page, fak
     expect(opened.text("before")).to_have_value("300")
     opened.set("before", "type", "1:02,5")
     expect(before).to_have_attribute("aria-valuetext", "62.5 s")
-    expect(total).to_contain_text("Total length 1:26")
+    expect(total).to_contain_text("Total length 1:31")
     opened.set("before", "type", "2,5")
     expect(before).to_have_attribute("aria-valuetext", "2.5 s")
     expect_tappable(before, after)

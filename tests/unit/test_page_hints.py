@@ -96,3 +96,19 @@ def test_what_does_not_fit_is_refused_at_the_length(on_zerogpu):
         if not verdict["is_valid"]
     }
     assert list(wrong) == ["duration"] and "It fits with" in wrong["duration"]
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"prompt": "thrash metal, 190 bpm", "bpm": "76", "key": "D minor"}, ["190 BPM, but BPM is set to 76"]),
+        ({"prompt": "a waltz in F# Major", "key": "D minor"}, ["F# major, but Key is set to D minor"]),
+        ({"prompt": "190 BPM in D minor", "bpm": "190", "key": "D minor"}, []),
+        ({"prompt": "190 BPM in D minor", "bpm": "", "key": ""}, []),
+        ({"prompt": "190 BPM", "bpm": "fast"}, []),
+        ({"prompt": "a minor key change, 1985", "bpm": "90", "key": "A minor"}, []),
+    ],
+)
+def test_a_prompt_that_contradicts_a_field_gets_a_remark(values: dict[str, Any], found: list[str]):
+    said = page_hints.contradictions(values)
+    assert len(said) == len(found) and all(part in text for part, text in zip(found, said, strict=True))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 import soundfile
@@ -15,10 +17,11 @@ import audio_export
 import jobs
 import page_takes
 import tooltips
-from events import StudioError
+from events import Done, StudioError
 from limits import MORE_LIKE_THIS, SAMPLE_RATE
 from page_takes import Made
 from params import parse_request
+from status import UNKNOWN
 from tests.files import tag_file, write_song
 
 LYRICS = "[Verse]\nla la"
@@ -100,3 +103,17 @@ def test_a_take_in_another_format_has_the_same_sound_and_tags(tmp_path: Path, ki
 )
 def test_the_page_says_what_leaves_the_output_folder(days: float, gb: float, said: str):
     assert said in tooltips.kept_for(days, gb)
+
+
+def test_why_a_song_has_no_plan_is_said_once():
+    studio = SimpleNamespace(status=lambda: UNKNOWN)
+    with gr.Blocks():
+        panel = page_takes.ResultPanel("generate", studio)
+    request = parse_request("generate", {"prompt": "a song"})
+
+    def plan_line(**plan: Any) -> str:
+        record = {"takes": [], "errors": [], "notes": [], "plan": {"used": False, "reason": "It was off.", **plan}}
+        return panel.show(request, Done((), record))[panel.plan]
+
+    assert "Made without a plan: It was off." in plan_line()
+    assert plan_line(failed=True) == ""  # the notes have it, in whatever words
