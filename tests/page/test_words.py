@@ -170,6 +170,21 @@ def test_written_lyrics_become_a_song(lyrics: Tab, fake, tab):
 
 
 @pytest.mark.slow
+def test_the_built_in_songwriter_says_what_it_can_and_cannot_do(fake, fake_address, visit, tab):
+    page = visit(fake_address[0])
+    lyrics = tab(page, "lyrics")
+    expect(page.locator("#studio-status")).to_contain_text("Songwriter: built in")
+    expect(lyrics.go).to_be_enabled()
+    expect(lyrics.part("why")).to_have_text(tooltips.SMALL_SONGWRITER)
+    page.locator("#studio-banner summary").click()
+    expect(page.get_by_text(tooltips.PREVIEW_SONGWRITER)).to_be_visible()
+    fake.facts = {"songwriter": SongwriterStatus("ready", "org/a-larger-one")}
+    page = visit(fake_address[0])
+    expect(page.locator("#studio-status")).to_contain_text("Songwriter: a-larger-one")
+    expect(tab(page, "lyrics").part("why")).to_have_text("")
+
+
+@pytest.mark.slow
 def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visit, tab):
     problem = Problem("missing", "It is <b>not</b> on this machine.", hint="Fetch it first.")
     fake.facts = {
