@@ -47,7 +47,7 @@ def length(page: Page, name: str) -> Locator:
 
 
 def test_each_control_changes_the_request(form: Tab, fake, tmp_path: Path):
-    plain = parse_request("generate", {"prompt": "a song"})
+    plain = parse_request("generate", {"prompt": "a song", "duration": None})
     voice = tmp_path / "voice.wav"
     soundfile.write(voice, np.zeros((96_000, 2)), 48_000)
     form.unfold()
@@ -105,7 +105,7 @@ def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_f
     assert fake.requests == []
     for name in ("bpm", "options.steps"):
         form.set(name, "type", before[name])
-    assert form.made(fake) == parse_request("generate", {"prompt": "a song"})
+    assert form.made(fake) == parse_request("generate", {"prompt": "a song", "duration": None})
     for name, (_, sentence) in WRONG.items():
         expect(form.field(name).get_by_text(sentence)).to_have_count(0)
     expect(form.part("problems").get_by_role("alert")).to_have_count(0)

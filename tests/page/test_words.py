@@ -291,7 +291,7 @@ def test_surprise_me_fills_the_form_and_undo_restores_it(page: Page, fake, tab):
     expect(undo).to_be_hidden()
     fake.script = fake.play
     request = generate.made(fake)
-    assert request == parse_request("generate", {"prompt": "an idea", "language": "fr", "bpm": 61})
+    assert request == parse_request("generate", {"prompt": "an idea", "language": "fr", "bpm": 61, "duration": None})
     expect_plain(page)
 
 
