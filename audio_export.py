@@ -47,7 +47,7 @@ _NAME_BYTES = 80
 _TAG_BYTES = 1_000_000  # read of a file while looking for its record
 _RECORD_LEVELS = 16
 
-_ENCODINGS = {
+_ENCODINGS: dict[str, dict[str, Any]] = {
     "wav": {"format": "WAV", "subtype": "PCM_24"},
     "flac": {"format": "FLAC", "subtype": "PCM_24"},
     "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.0},
@@ -88,7 +88,7 @@ def tag(song: io.BytesIO, title: str, record: Mapping[str, Any], picture: bytes 
             file.add_tags()
         if isinstance(file, FLAC | OggVorbis):
             _fill_comments(file, title, text, picture)
-        else:
+        elif file.tags is not None:
             _fill_id3(file.tags, title, text, picture)
         song.seek(0)
         file.save(song)

@@ -62,6 +62,7 @@ def work_of(request: Any, settings: Settings | None, *, source: float = 0.0, pla
     if not hasattr(request, "takes"):
         tokens = getattr(options, "max_tokens", int(CONSTANTS["sketch_tokens"]))
         return Work(request.mode, source=source, tokens=tokens)
+    assert settings is not None, request.mode
     return Work(
         mode=request.mode,
         duration=request.song_seconds(source),

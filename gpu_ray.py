@@ -110,8 +110,9 @@ class Pool:
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         with self._news:
-            ready = [slot for slot in self._slots if slot.status]
-            return tuple(replace(worker, busy=slot.busy) for slot in ready for worker in slot.status.workers)
+            return tuple(
+                replace(worker, busy=slot.busy) for slot in self._slots if slot.status for worker in slot.status.workers
+            )
 
     def take(self, loras: Collection[str]) -> Generator[Progress, None, Slot]:
         """Return the idle worker that holds most of `loras`; raises StudioError if none comes or Ray cannot be used."""

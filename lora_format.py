@@ -164,12 +164,14 @@ _KINDS = {2560: "an XL model", 2048: "a 2B model"}
 
 def widths_of(checkpoint: Path) -> Widths | None:
     """Return the linear layers of a checkpoint in diffusers layout, from its headers; None if it is not there."""
-    widths = {}
+    widths: dict[str, tuple[int, int]] = {}
     try:
         for path in sorted((checkpoint / "transformer").glob("*.safetensors")):
             with safe_open(path, "np") as file:
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            widths |= {n.removesuffix(".weight"): s for n, s in shapes.items() if n.endswith(".weight") and len(s) == 2}
+            for key, shape in shapes.items():
+                if key.endswith(".weight") and len(shape) == 2:
+                    widths[key.removesuffix(".weight")] = shape
     except (OSError, SafetensorError):
         return None
     return widths or None
@@ -325,7 +327,7 @@ def _by_module(tensors: Mapping[str, Tensor], widths: Widths | None) -> dict[str
             raise _unsupported(odd)
         match = _KEY.fullmatch(key)
         module = known.get(_bare(match["module"])) if match else None
-        if module is None:
+        if match is None or module is None:
             unknown.append(key)
             continue
         role = {"A": "down", "B": "up"}.get(match["peft"]) or match["kohya"] or match["named"]
@@ -352,7 +354,7 @@ def _spellings(widths: Widths | None) -> dict[str, str]:
 
 
 def _bare(name: str) -> str:
-    return name[_PREFIX.match(name).end() :]
+    return _PREFIX.sub("", name, count=1)
 
 
 def _unknown_keys(unknown: list[str], tensors: Mapping[str, Tensor], in_part: bool) -> Refusal:
@@ -386,7 +388,9 @@ def _factors(
             raise flaw
         shapes[role] = tensor.shape
     lengths = shapes.pop("dora_scale", None)
-    out, into, factors, ranks = 1, 1, [], set()
+    out, into = 1, 1
+    factors: list[tuple[str, ...]] = []
+    ranks: set[int] = set()
     for whole, left, right in _LORA if "down" in shapes else _LOKR:
         if whole in shapes:
             rows, columns = shapes.pop(whole)
@@ -400,17 +404,17 @@ def _factors(
         out, into = out * rows, into * columns
     if shapes or len(ranks) > 1 or lengths not in (None, (out, 1), (1, into)):
         raise flaw
-    rank = max(ranks, default=None)
-    if rank and rank > MAX_RANK:
-        raise Refusal("lora_too_large", f"has rank {rank:,}; the limit is {MAX_RANK}")
-    return (out, into), tuple(factors), rank
+    highest = max(ranks, default=None)
+    if highest and highest > MAX_RANK:
+        raise Refusal("lora_too_large", f"has rank {highest:,}; the limit is {MAX_RANK}")
+    return (out, into), tuple(factors), highest
 
 
 def _check_fit(layers: list[Layer], widths: Widths | None, made_for: str) -> None:
     layer = next((layer for layer in layers if (widths or {}).get(layer.module) != layer.shape), None)
     if layer is None or (widths is None and made_for):
         return
-    if made_for:
+    if made_for and widths is not None:
         wide = widths.get("layers.0.self_attn.to_q", (0, 0))[1]
         rest = f"was made for the {made_for} models of ACE-Step 1.5, and this studio runs "
         rest += f"{_KINDS.get(wide, 'a model')} {wide} wide"

@@ -14,9 +14,10 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from huggingface_hub import snapshot_download
 
@@ -80,7 +81,7 @@ class LoraSpec:
 
 def prepare(
     source: str, weight: float, *, folder: Path, widths: Widths | None = None, uploads: Sequence[Path] = ()
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, LoraSpec]:
     """Return the `LoraSpec` for "org/repo", "org/repo:file" or an uploaded file; yield progress, mostly of downloads.
 
     `folder` is the job's own, for what a zip holds; `widths` are the model's linear layers, None if unknown. A file
@@ -237,15 +238,17 @@ def hub_allowed() -> bool:
     return not _on_space() or os.environ.get(HUB_VARIABLE, "") == "1"
 
 
-def _fetch(wanted: str) -> Iterator[Progress]:
+def _fetch(wanted: str) -> Generator[Progress, None, tuple[Path, str, str]]:
     """Download a LoRA, or take an earlier one if the hub is out of reach; return (path, "org/repo:file", commit)."""
     if not hub_allowed():
         message = "This Space does not download LoRAs from Hugging Face."
         hint = f"Upload the file, or set {HUB_VARIABLE}=1 in the Space's settings if it is yours."
         raise StudioError("lora_hub_off", message, FIELD, hint)
-    repo_id, file = hub_id(wanted)
+    named = hub_id(wanted)
+    assert named is not None, wanted
+    repo_id, file = named
     # On a Space, visitors must not reach what only the owner's token opens.
-    token = False if _on_space() else None
+    token: Literal[False] | None = False if _on_space() else None
     running = model_hub.Fetch(repo_id, functools.partial(_choose_files, repo_id, file), "its name", token)
     try:
         yield from model_hub.watched(running)

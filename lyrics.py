@@ -90,8 +90,8 @@ def build_writer(weights: Weights, kind: models.Kind) -> Writer:
             # Linux would kill the whole studio instead of failing the load.
             raise MemoryError
         if weights.engine == "mlx":
-            return Writer(weights, tokenizer, MlxModel(weights.model_id, weights.folder))
-        return Writer(weights, tokenizer, TorchModel(weights.folder, kind, tokenizer.eos_token_id))
+            return Writer(weights, tokenizer, MlxModel(weights.model_id, weights.there))
+        return Writer(weights, tokenizer, TorchModel(weights.there, kind, tokenizer.eos_token_id))
     except Exception as error:
         if isinstance(error, StudioError) or is_out_of_memory(error):
             raise
@@ -273,7 +273,8 @@ class MlxModel:
             raise self._failed("loaded", error) from error
 
     def tokens(self, prompt: list[int], sampler: Sampler, most: int) -> Generator[int | None, None, None]:
-        stop, end = threading.Event(), object()
+        stop = threading.Event()
+        end: Any = object()
         steps = self._steps(prompt, sampler, most, stop)
         try:
             while True:

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lyrics_small
 from events import Draft, StudioError, first_line
@@ -172,7 +172,7 @@ def build_writer(weights: Weights) -> LineWriter:
     Raises StudioError, and whatever a lack of memory raises.
     """
     try:
-        lyrics_small.unpack(weights.folder)
+        lyrics_small.unpack(weights.there)
     except OSError as error:
         message = f"The built-in songwriter could not be unpacked into {weights.folder}: {first_line(error)}"
         raise StudioError("weights_broken", message, hint="Make room for 300 MB there, then try again.") from error
@@ -201,7 +201,7 @@ class Session:
         self._check_room(len(ids))
         self._read(ids)
         yield self._draft()
-        end = "stop"
+        end: Literal["stop", "length"] = "stop"
         for number, section in enumerate(parse_structure(self.request.structure)):
             yield from self._section(section, number == 0)
             if self.song.tokens >= self.request.options.max_tokens:
@@ -269,6 +269,7 @@ class Session:
         open_words = self.words.rhymes_of(partner) if partner else self.words.answerable
         fitting = [token for token in open_words if self.words.by_token[token] not in self.song.ends]
         ids = torch.tensor(fitting or open_words)
+        assert self.scores is not None  # the prompt was read
         scores = self.scores[ids].log_softmax(0)
         about = {stem(word) for word in self.song.about}
         bonus = [self.song.about_bonus if stem(self.words.by_token[token]) in about else 0.0 for token in ids.tolist()]

@@ -73,7 +73,10 @@ def missing() -> str:
 
 
 def gguf_file() -> Path:
-    return Path(importlib.util.find_spec(PACKAGE).submodule_search_locations[0], GGUF)
+    """Return where the model's file is, or would be if its package is incomplete; the package must be installed."""
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0], GGUF)
 
 
 def folder() -> Path:

@@ -182,7 +182,7 @@ class Fetch:
         # Hashes become file names below.
         if not all(re.fullmatch("[0-9a-f]{40,64}", value) for value in (info.sha or "", *(f.hash for f in self.files))):
             raise ValueError("the hub's answer has no file hashes")
-        self.commit = info.sha
+        self.commit = info.sha or ""
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

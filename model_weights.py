@@ -51,6 +51,10 @@ _NO_FOLDER = "there is no such folder"
 _NAMES = {MODEL_VARIABLE: "model", PLANNER_VARIABLE: "planner", LYRICS_VARIABLE: "songwriter"}
 
 
+Engine = Literal["xl", "preview", "transformers", "mlx", "small"]
+Source = Literal["variable", "models", "cache", "preview", "hub", "off", "none"]
+
+
 @dataclass(frozen=True)
 class Weights:
     """The weights of one model: `wanted` is what was asked for, `problem` says why something else runs, or nothing.
@@ -62,13 +66,19 @@ class Weights:
 
     model_id: str
     folder: Path | None
-    source: Literal["variable", "models", "cache", "preview", "hub", "off", "none"]
+    source: Source
     revision: str
-    engine: Literal["xl", "preview", "transformers", "mlx", "small"]
+    engine: Engine
     problem: Problem | None
     wanted: str
     repo: str = ""
     inside: str = ""
+
+    @property
+    def there(self) -> Path:
+        """The folder of weights that are on this machine."""
+        assert self.folder is not None, self
+        return self.folder
 
     def entry(self) -> ModelEntry:
         """Return what a record says of the model."""
@@ -145,8 +155,13 @@ def checkpoint_kind(weights: Weights) -> Literal["base", "sft", "turbo", "previe
     if is_turbo(weights):
         return "turbo"
     if version == PREVIEW:
-        return PREVIEW
-    return next((kind for text in (name, version) for kind in ("sft", "base") if kind in text), "sft")
+        return "preview"
+    for text in (name, version):
+        if "sft" in text:
+            return "sft"
+        if "base" in text:
+            return "base"
+    return "sft"
 
 
 def task_support(kind: str, codes: bool = True) -> dict[str, str]:
@@ -167,7 +182,7 @@ def _asked(variable: str) -> str:
     return os.environ.get(variable, "").strip()
 
 
-def _find(variable: str, default: str, engine: str, flaw: Callable[[Path], str | None]) -> Weights:
+def _find(variable: str, default: str, engine: Engine, flaw: Callable[[Path], str | None]) -> Weights:
     """Look in the folder that the variable names, else in ./models and the cache.
 
     `flaw` returns what is wrong with an existing folder. A repository that the variable names and that is not
@@ -192,7 +207,7 @@ def _find(variable: str, default: str, engine: str, flaw: Callable[[Path], str |
         named = f'a folder, a model on Hugging Face like "{default}"{others}'
         return replace(nothing, problem=_gone(variable, f"{variable} must be {named}, not {shown(asked)}."))
     cached = try_to_load_from_cache(repo, f"{inside}/{index}".lstrip("/"), cache_dir=constants.HF_HUB_CACHE)
-    places = {"models": MODELS_FOLDER.joinpath(*repo.split("/"), inside)}
+    places: dict[Source, Path] = {"models": MODELS_FOLDER.joinpath(*repo.split("/"), inside)}
     if isinstance(cached, str):
         places["cache"] = Path(cached).parent
     for source, folder in places.items():

@@ -22,7 +22,7 @@ from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, first_line, is_out_of_memory
 from model_hub import PARTS
 from model_weights import DEFAULT_MODEL_GB, Weights, bytes_in, check_folder, find_weights, missing_model
-from status import LanguageModelStatus
+from status import LanguageModelStatus, State
 
 if TYPE_CHECKING:
     import torch
@@ -247,6 +247,7 @@ class Slot:
     def status(self) -> LanguageModelStatus:
         weights = self.weights
         to_fetch = weights.source == "hub" and not self.problem
+        state: State
         if weights.source == "off":
             state = "off"
         elif self.loaded:
@@ -395,7 +396,7 @@ def trim_memory(device: torch.device) -> None:
 def free_memory() -> None:
     """Collect garbage and empty the GPU's cache; imports nothing."""
     gc.collect()
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     with contextlib.suppress(AttributeError):  # not imported, or another thread is still importing it
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.empty_cache()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import tooltips
 import writers
 from audio_export import disk_problem
 from audio_levels import match_level, splice
-from events import Job, Outcome, Progress, StudioError, Take
+from events import Job, Outcome, Problem, Progress, StudioError, Take
 from limits import LANGUAGES, MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, shown
 from lyrics_lint import written_language
 from model_memory import Placing
@@ -59,7 +59,7 @@ def make(loaded: Models, placing: Placing, job: Job) -> Iterator[Progress | Outc
         placing.for_song()
     pipe = yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
     notes: tuple[str, ...] = ()
-    known = song_words.read_words(loaded.weights.folder) if job.settings.kind == "preview" else None
+    known = song_words.read_words(loaded.weights.there) if job.settings.kind == "preview" else None
     if known is not None:
         job, notes = song_words.settle(job, known, choose=plan is None)
         plan = plan and replace(plan, metadata=song_words.translated(plan.metadata, known))
@@ -371,7 +371,7 @@ class Song:
         return song_loop.Run(condition, start, **{**fields, "sigmas": self.sigmas, **more})
 
 
-def _decoded(song: Song, latents: Any, finish: Finish) -> Iterator[Progress]:
+def _decoded(song: Song, latents: Any, finish: Finish) -> Generator[Progress, None, tuple[Take, ...]]:
     """Decode each take, `finish` it and write it; returns the takes.
 
     A take that is not finite, constant, or refused by `finish` keeps its problem; the others are not affected.
@@ -381,14 +381,20 @@ def _decoded(song: Song, latents: Any, finish: Finish) -> Iterator[Progress]:
         try:
             take = yield from _take(song, latents[number - 1 : number], number, finish)
         except (StudioError, audio.AudioError) as error:  # an AudioError: the folder for work in progress is full
-            take = Take(seed, problem=disk_problem(error) or error.problem)
+            take = Take(seed, problem=_problem_of(error))
         takes.append(take)
     if refusal := song_codec.refusal(song.pipe):
         song.notes.append(f"The VAE ran on the processor, because the GPU refused it: {refusal}")
     return tuple(takes)
 
 
-def _take(song: Song, latents: Any, number: int, finish: Finish) -> Iterator[Progress]:
+def _problem_of(error: StudioError | audio.AudioError) -> Problem:
+    if isinstance(error, StudioError):
+        return error.problem
+    return disk_problem(error) or Problem("bad_audio", error.message, hint=error.hint)
+
+
+def _take(song: Song, latents: Any, number: int, finish: Finish) -> Generator[Progress, None, Take]:
     if not bool(latents.isfinite().all()):
         message = f"Take {number} failed: the model returned numbers that are not finite."
         raise StudioError("bad_take", message, hint="Try another seed or lower guidance.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -38,6 +38,9 @@ class Strict(BaseModel):
 class Request(Strict):
     mode: ClassVar[str]
 
+    if TYPE_CHECKING:
+        seed: int  # every request has one, at a place of its own among the parameters
+
     def __init_subclass__(cls, mode: str = "") -> None:
         if mode:
             cls.mode, REQUESTS[mode] = mode, cls
@@ -67,13 +70,13 @@ def _lora_choice(place: int, item: object) -> LoraChoice:
     if isinstance(item, str):
         item = {"source": item}
     source = item.get("source") if isinstance(item, Mapping) else None
-    if not isinstance(source, str) or not source.strip():
+    if not isinstance(item, Mapping) or not isinstance(source, str) or not source.strip():
         raise wrong(f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.')
     unknown = sorted(map(str, item.keys() - {"source", "weight"}))
     if unknown:
         raise wrong(f"{shown(unknown[0])} is not a setting of LoRA {place}. Settings: source, weight.")
     limit = replace(LIMITS["lora_weight"], label=f"The weight of LoRA {place}")
-    weight = limit.parse(item.get("weight", limit.default))
+    weight = limit.parse_given(item.get("weight", limit.default))
     return LoraChoice(source=source.strip(), weight=weight)
 
 

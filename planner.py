@@ -76,7 +76,10 @@ class Plan:
         """Return the plan for the record and the page; the codes follow from it and the take's seed."""
         return PlanEntry(
             used=True,
-            **self.metadata,
+            bpm=self.metadata["bpm"],
+            key=self.metadata["key"],
+            time_signature=self.metadata["time_signature"],
+            language=self.metadata["language"],
             caption=self.caption,
             rewritten=self.rewritten,
             seed=self.seed,
@@ -144,7 +147,7 @@ def _draw_codes(
         if start is not None:
             kept = drawn[take, :start]
             said = code_ids[kept.to(code_ids.device)].tolist()
-            longer = tuple((*prompt, *said) for prompt in prompts)
+            longer = ((*prompts[0], *said), (*prompts[1], *said))
             other = second_seed(seed)
             again = CodeWriter(planner.model, code_ids, longer, [other], count - start, draw, guidance)
             drawn[take] = torch.cat([kept, (yield from again.run())[0]])
@@ -265,8 +268,8 @@ def load_planner(weights: Weights, device: Device) -> Planner:
 
     quiet_libraries()
     try:
-        files = sorted(weights.folder.glob("*token*"))
-        tokenizer = _tokenizer(weights.folder, tuple(path.stat().st_mtime_ns for path in files))
+        files = sorted(weights.there.glob("*token*"))
+        tokenizer = _tokenizer(weights.there, tuple(path.stat().st_mtime_ns for path in files))
         model = AutoModelForCausalLM.from_pretrained(
             weights.folder,
             dtype=getattr(torch, planner_dtype(device)),
@@ -300,7 +303,7 @@ def _tokenizer(folder: Path, changed: tuple[int, ...]) -> Any:
     """
     from transformers import AutoTokenizer
 
-    none = {"additional_special_tokens": [], "extra_special_tokens": []}
+    none: dict[str, list[str]] = {"additional_special_tokens": [], "extra_special_tokens": []}
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, **none)
 
 

@@ -16,7 +16,7 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,8 @@ class Unfit(ValueError):
     """The model or its tokenizer cannot plan; the message completes "it cannot be the planner: ..."."""
 
 
-Grammar = Generator["tuple[int, ...] | torch.Tensor", int | None, Any]
+# Yields tokens that are certain, which are answered by None, or a choice, answered by the token that was drawn.
+Grammar = Generator["tuple[int, ...] | torch.Tensor", Any, Any]
 
 
 class Vocabulary:
@@ -79,7 +80,7 @@ class Vocabulary:
         # A value begins with a space, which is a token of its own before a digit ("80s synthwave").
         self.opening = self.ids(sorted(n for t, n in words.items() if t[0] == SPACE and t[1:2] != SPACE))
         self.indents = [n for t, n in words.items() if t.startswith(2 * SPACE) and t.strip(SPACE)]
-        self.space = plain.get(SPACE)
+        self.spaces = [number for token, number in plain.items() if token == SPACE]  # none or one
 
     def ids(self, numbers: Iterable[int]) -> torch.Tensor:
         import torch
@@ -122,7 +123,7 @@ class MetadataGrammar:
         self.vocabulary = vocabulary
         self._names = {field: vocabulary.encode(f"{field}:") for field in FIELDS}
         self._line_end = vocabulary.encode("\n")
-        values = {"keyscale": KEYS, "language": LANGUAGES, "timesignature": TIME_SIGNATURES}
+        values: dict[str, Collection[Any]] = {"keyscale": KEYS, "language": LANGUAGES, "timesignature": TIME_SIGNATURES}
         values["bpm"] = range(int(LIMITS["bpm"].low), int(LIMITS["bpm"].high) + 1)
         self._trees = {field: self._tree(field, map(str, allowed)) for field, allowed in values.items()}
         self._durations = functools.cache(self._tree_of_durations)
@@ -177,16 +178,17 @@ class MetadataGrammar:
 
     def _caption(self, following: int) -> Grammar:
         """Write the caption; returns it and whether `following`, the next field's first token, is already written."""
-        vocabulary, written = self.vocabulary, []
+        vocabulary = self.vocabulary
+        written: list[int] = []
         # A new line either continues the caption, indented by two spaces as YAML does, or begins the next field.
-        new_line = vocabulary.ids(sorted({following, vocabulary.space, *vocabulary.indents}))
+        new_line = vocabulary.ids(sorted({following, *vocabulary.spaces, *vocabulary.indents}))
         choice = vocabulary.opening
         while len(written) < MAX_CAPTION_TOKENS:
             token = yield choice
             if choice is new_line and token == following:
                 return tidy_caption(vocabulary.decode(written)), True
             written.append(token)
-            if choice is new_line and token == vocabulary.space:
+            if choice is new_line and token in vocabulary.spaces:
                 # Qwen splits two spaces and a word into a space and a word with a space.
                 choice = vocabulary.opening
             else:
@@ -290,7 +292,8 @@ def write(
 
     head, luck = model.get_output_embeddings(), chances([seed], room).to(model.device)
     layers, _ = _read(model, [prompt], room)
-    pending, count, token = [], 0, None
+    pending: list[int] = []
+    count, token = 0, None
     try:
         while True:
             demand, token = grammar.send(token), None
@@ -341,7 +344,8 @@ class CodeWriter:
         self._number = torch.zeros(1, dtype=torch.long, device=device)
         self._tokens = torch.zeros((len(rows), 1), dtype=torch.long, device=device)
         self._layers, hidden = _read(model, rows, count)
-        self._before_codes, self._end, self._replay = self._layers.position - 1, 0, None
+        self._before_codes, self._end = self._layers.position - 1, 0
+        self._replay: Callable[[], None] | None = None
         self._pick(hidden)
 
     def run(self) -> Generator[Progress, None, torch.Tensor]:

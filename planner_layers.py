@@ -103,7 +103,9 @@ class CachedLayers:
         x = self._embedding[tokens.flatten()]
         seen = zip(*(cache[..., :end].flatten(1, 2).unbind() for cache in (self._keys, self._values)), strict=True)
         caches = zip(self._keys.unbind(), self._values.unbind(), seen, strict=True)
-        for weights, (keys, values, cached), (cos, sin) in zip(self._layers, caches, self._turns(place), strict=True):
+        for weights, (keys, values, (cached_keys, cached_values)), (cos, sin) in zip(
+            self._layers, caches, self._turns(place), strict=True
+        ):
             before_attention, qkv, out, before_mlp, gate_up, down = weights
             # All heads are normed: leaving out the values would take a copy of the others.
             mixed = torch.mm(before_attention(x), qkv).unflatten(-1, (-1, self._size))
@@ -112,7 +114,7 @@ class CachedLayers:
             keys.index_copy_(3, place, _by_head(both[:, heads:], rows))
             values.index_copy_(3, place, _by_head(mixed[:, cos.shape[1] :], rows))
             attend, how = (self._attention, place) if mask is None else (self._single, mask)
-            x.addmm_(attend(both[:, :heads], *cached, how), out)
+            x.addmm_(attend(both[:, :heads], cached_keys, cached_values, how), out)
             gate, up = torch.mm(before_mlp(x), gate_up).chunk(2, dim=-1)
             x.addmm_(silu(gate).mul_(up), down)
         return self._norm(x.view(rows, -1, x.shape[-1])[:, -1])

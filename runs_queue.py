@@ -41,8 +41,8 @@ class FairQueue:
 
     def remove(self, run: Owned) -> bool:
         """Take `run` out of the queue; return whether it was waiting."""
-        line = self._lines.get(run.owner, ())
-        if run not in line:
+        line = self._lines.get(run.owner)
+        if line is None or run not in line:
             return False
         line.remove(run)
         if not line:

@@ -66,7 +66,8 @@ def support(weights: Weights) -> TimedLyrics:
 
 def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Outcome]:
     """Time the lines of the finished song of `job`; its result has "lines", "lrc" and "score"."""
-    request, seconds = job.request, {}
+    request = job.request
+    seconds: dict[str, float] = {}
     if not models.loaded:
         yield Progress("loading")
     with timed(seconds, "loading"):
@@ -106,13 +107,15 @@ def _heads_of(weights: Weights) -> Heads:
 
 def alignment_heads(config: Mapping[str, Any]) -> Heads:
     """Return the heads that follow the lyrics, by layer: those that `config` names, else known ones, else {}."""
-    shape = config.get("num_hidden_layers"), config.get("num_attention_heads")
+    layers, wide = config.get("num_hidden_layers"), config.get("num_attention_heads")
+    if not isinstance(layers, int) or not isinstance(wide, int):
+        return {}
     named = config.get(CONFIG_KEY)
     if not isinstance(named, Mapping):
-        return KNOWN_HEADS.get(shape, {})
+        return KNOWN_HEADS.get((layers, wide), {})
     try:
         heads = {int(layer): tuple(map(int, chosen)) for layer, chosen in sorted(named.items()) if chosen}
-        fits = all(0 <= layer < shape[0] and 0 <= min(heads[layer]) <= max(heads[layer]) < shape[1] for layer in heads)
+        fits = all(0 <= layer < layers and 0 <= min(heads[layer]) <= max(heads[layer]) < wide for layer in heads)
     except (TypeError, ValueError):
         return {}
     return heads if fits else {}

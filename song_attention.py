@@ -98,7 +98,8 @@ def _classes() -> tuple[type, type]:
                 return super().forward(hidden_states, position_embeddings, temb, **rest)
             inputs, condition = (self, hidden_states, position_embeddings, temb), rest["encoder_hidden_states"]
             if isinstance(condition, CachedCondition):
-                return condition.compute(*inputs, condition_heads(self, condition), condition.takes)
+                compute = condition.compute or compute_layer
+                return compute(*inputs, condition_heads(self, condition), condition.takes)
             return compute_layer(*inputs, condition)
 
     return Transformer, Layer
@@ -168,6 +169,7 @@ def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
 def condition_heads(layer: Any, condition: CachedCondition) -> Heads:
     """Return the condition's keys and values [1, K, C, D] for a layer, and the attention [1, 1, E] to null tokens."""
     if layer not in condition.heads:
+        assert condition.embedded is not None  # the transformer embeds it before its first layer
         attn, (states, null) = layer.cross_attn, condition.embedded
         key, value, answer = (
             project(each).unflatten(-1, (attn.kv_heads, -1))
@@ -247,13 +249,13 @@ def _windows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables
     first, last = slice(2 * window), slice(start - window, None)
     parts = [_attend(query[..., :window, :], key[..., first, :], value[..., first, :], tables.first)]
     if start > window:
-        near = (
+        near_keys, near_values = (
             each[..., : start + window, :].unfold(2, 3 * window, window).permute(0, 2, 1, 4, 3).flatten(0, 1)
             for each in (key, value)
         )
         inner = query[..., window:start, :]
         blocks = inner.unflatten(3, (-1, window)).permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
-        parts.append(_attend(blocks, *near, tables.inner).view(len(inner), inner.shape[3], -1))
+        parts.append(_attend(blocks, near_keys, near_values, tables.inner).view(len(inner), inner.shape[3], -1))
     parts.append(_attend(query[..., start:, :], key[..., last, :], value[..., last, :], tables.last))
     return torch.cat(parts, dim=1)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from events import Progress, first_line, is_out_of_memory
+from events import Progress, Stage, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ def frames_for(pipe: Any, seconds: float) -> int:
     return math.ceil(seconds * pipe.latents_per_second)
 
 
-def encode(pipe: Any, samples: np.ndarray, stage: str) -> Generator[Progress, None, torch.Tensor]:
+def encode(pipe: Any, samples: np.ndarray, stage: Stage) -> Generator[Progress, None, torch.Tensor]:
     """Return the latents [1, T, C] of `samples` [2, n] (48 kHz), zero-padded; yields the progress of `stage`."""
     import torch
 
@@ -86,7 +86,7 @@ def _compute(pipe: Any, method: str, tile: torch.Tensor) -> torch.Tensor:
     import torch
 
     vae, _ = _stand_ins.get(pipe.vae, (pipe.vae, ""))
-    place = pipe._execution_device if vae is pipe.vae else "cpu"
+    place = pipe._execution_device if vae is pipe.vae else torch.device("cpu")
     try:
         with torch.no_grad():
             made = getattr(vae, method)(tile.to(place, vae.dtype))

@@ -85,9 +85,9 @@ def denoise(pipe: Any, run: Run) -> Iterator[torch.Tensor]:
         if run.switch and index == run.switch[0]:
             model = _Model(pipe, run.switch[1], len(start), model.momentum)
         with torch.no_grad():
-            if morph and index < morph.last:
+            if morph and source and index < morph.last:
                 if index >= morph.first:
-                    change = _morph_velocity(model, source, run, latents, t, guidance)
+                    change = _morph_velocity(model, source, morph, run, latents, t, guidance)
                     latents = latents + (t_next - t) * change
             else:
                 if morph and index == morph.last:
@@ -148,14 +148,14 @@ class _Model:
 
 
 def _morph_velocity(
-    model: _Model, source: _Model, run: Run, latents: torch.Tensor, t: torch.Tensor, guidance: float
+    model: _Model, source: _Model, morph: Morph, run: Run, latents: torch.Tensor, t: torch.Tensor, guidance: float
 ) -> torch.Tensor:
     """Return the mean over the draws of target velocity minus source velocity [B, T, C], each at its own noisy point.
 
     Every draw starts from the same two momentum buffers, which then advance once, by the mean.
     """
-    clean = run.morph.clean
-    draws = run.morph.averages
+    clean = morph.clean
+    draws = morph.averages
     change = 0.0
     before = (model.momentum.running_average, source.momentum.running_average)
     model_after = 0.0

@@ -152,7 +152,7 @@ def choose_tempo(prompt: str, known: KnownWords, chance: random.Random) -> int:
 def choose_key(prompt: str, known: KnownWords, chance: random.Random) -> str:
     """Draw a key, of the scale that the words of `prompt` suggest; all that sound different are equally likely."""
     wanted = first_named(prompt, known.scales)
-    sounding = {}
+    sounding: dict[tuple[int, str], str] = {}
     for key in known.keys:
         note, _, scale = key.partition(" ")
         if wanted in (None, scale):

@@ -52,13 +52,15 @@ LOOK = tomllib.loads((STATIC / "theme.toml").read_text(encoding="utf-8"))
 # Players draw on a canvas, which ignores the theme: these two stand out from either surface.
 WAVEFORM = gr.WaveformOptions(waveform_color="#857C73", waveform_progress_color="#2E9485", skip_length=5)
 
+SHADES = ("c50", "c100", "c200", "c300", "c400", "c500", "c600", "c700", "c800", "c900", "c950")  # as Gradio names them
+
 
 def theme() -> gr.themes.Base:
-    accent = Color(*LOOK["palettes"]["jade"].split(), name="jade")
+    accent = _palette("jade")
     made = gr.themes.Base(
         primary_hue=accent,
         secondary_hue=accent,
-        neutral_hue=Color(*LOOK["palettes"]["stone"].split(), name="stone"),
+        neutral_hue=_palette("stone"),
         spacing_size=Size("2px", "4px", "4px", "8px", "8px", "12px", "16px", name="studio_spacing"),
         radius_size=Size("2px", "4px", "8px", "8px", "12px", "12px", "16px", name="studio_radius"),
         text_size=Size("12px", "13px", "14px", "16px", "17px", "22px", "28px", name="studio_text"),
@@ -78,6 +80,12 @@ def theme() -> gr.themes.Base:
             setattr(made, name, light)
             setattr(made, f"{name}_dark", dark)
     return made
+
+
+def _palette(name: str) -> Color:
+    """Return the eleven shades of a palette, from the lightest to the darkest."""
+    shades = dict(zip(SHADES, LOOK["palettes"][name].split(), strict=True))
+    return Color(name=name, **shades)
 
 
 def static(name: str) -> str:
