@@ -11,7 +11,7 @@ import contextlib
 import html
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Parameter:
 
     def build(self) -> gr.components.Component:
         kind, schema = KINDS.get(self.name, (gr.Textbox, None))
-        component = kind(label=self.name, value=None if self.default is REQUIRED else self.default, visible=False)
+        component: Any = kind(label=self.name, value=None if self.default is REQUIRED else self.default, visible=False)
         if schema:
             # Set on the instance: for a subclass of a component the page would request frontend files.
             component.api_info = lambda: dict(schema)
@@ -62,7 +62,7 @@ class Endpoint:
 
 def _upload(**settings: Any) -> gr.Audio:
     """Make an audio input whose value `uploaded_path` checks: Gradio's own check ends as a 400 without a parameter."""
-    upload = gr.Audio(type="filepath", sources=["upload"], **settings)
+    upload: Any = gr.Audio(type="filepath", sources=["upload"], **settings)
     upload.api_info()  # caches the schema, which is made from the data model
     upload.data_model = None
     return upload
@@ -70,7 +70,7 @@ def _upload(**settings: Any) -> gr.Audio:
 
 UPLOADS = ("source", "reference")
 # The component of each parameter that is not a plain text, and the JSON schema that replaces the component's own.
-KINDS = {
+KINDS: dict[str, tuple[Callable[..., gr.components.Component], dict[str, Any] | None]] = {
     **dict.fromkeys(LIMITS, (gr.Number, None)),
     **dict.fromkeys(UPLOADS, (_upload, None)),
     **dict.fromkeys(("takes", "seed"), (gr.Number, {"type": "integer"})),
@@ -243,7 +243,7 @@ def capabilities_of(studio: Backend) -> Callable[[], dict[str, Any]]:
     return capabilities
 
 
-def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncIterator[Any]]:
+def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncGenerator[Any]]:
     """Return the handler of an endpoint: a generator with the name, signature and docstring for Gradio and MCP.
 
     For songs it yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) during the run and
@@ -252,7 +252,7 @@ def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncIterator[Any]]:
     """
     endpoint = ENDPOINTS[mode]
 
-    async def handler(*values: Any) -> AsyncIterator[Any]:
+    async def handler(*values: Any) -> AsyncGenerator[Any]:
         try:
             asked, detach = read_call(mode, values)
             owner = api_runs.owner_of(LocalContext.request.get(None))
@@ -270,19 +270,22 @@ def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncIterator[Any]]:
     handler.__name__ = handler.__qualname__ = mode
     arguments = [f"    {parameter.name}: {parameter.about}" for parameter in endpoint.parameters]
     handler.__doc__ = "\n".join([endpoint.about, "", "Args:", *arguments, "", "Returns:", f"    {endpoint.returns}"])
-    handler.__signature__ = inspect.Signature(
-        inspect.Parameter(parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=parameter.default)
-        for parameter in endpoint.parameters
+    described: Any = handler  # type checkers know no __signature__
+    described.__signature__ = inspect.Signature(
+        [
+            inspect.Parameter(parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=parameter.default)
+            for parameter in endpoint.parameters
+        ]
     )
     return handler
 
 
-async def _detached(runs: Runs, run: Run) -> AsyncIterator[Any]:
+async def _detached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
     facts = runs.facts(run.id)
     yield run.id if run.request.mode == "lyrics" else (None, {name: facts[name] for name in ("run", "state", "place")})
 
 
-async def _attached(runs: Runs, run: Run) -> AsyncIterator[Any]:
+async def _attached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
     """Yield what a caller gets of `run`, at least once a second; closing it cancels the run."""
     answer = _Answer(run.request.mode)
     try:

@@ -234,6 +234,8 @@ class Calls:
     async def _cancel_nameless(self, app: Any, values: dict[str, Any]) -> None:
         """Cancel a run whose event the page does not know yet: it is joining the queue, or will in a moment."""
         session, index = str(values.get("session_hash")), values.get("fn_index")
+        if not isinstance(index, int):
+            return
         async with self.joining:
             event = self.joined.pop((session, index), "")
             if event in app.get_blocks()._queue.pending_event_ids_session.get(session, ()):
@@ -365,14 +367,14 @@ def _parsed(body: bytes) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict):
         raise HTTPException(400, "The body must be a JSON object, sent as application/json.")
-    left = [(values, 1)]
+    left: list[tuple[dict[Any, Any] | list[Any], int]] = [(values, 1)]
     while left:
         value, level = left.pop()
         if level > MAX_JSON_LEVELS:
             raise HTTPException(400, TOO_DEEP)
-        if is_file_obj_with_meta(value) and is_http_url_like(value["path"].strip().lower()):
+        if isinstance(value, dict) and is_file_obj_with_meta(value) and is_http_url_like(value["path"].strip().lower()):
             raise HTTPException(422, NO_FETCH)
-        inner = value.values() if isinstance(value, dict) else value
+        inner = list(value.values()) if isinstance(value, dict) else value
         left += [(each, level + 1) for each in inner if isinstance(each, dict | list)]
     return values
 

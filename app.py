@@ -20,7 +20,7 @@ import os
 import signal
 import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import gradio as gr
 
@@ -126,7 +126,7 @@ def main() -> None:
     stop(demo)
 
 
-def let_run(demo: gr.Blocks, songs: int) -> None:
+def let_run(demo: Any, songs: int) -> None:
     """Let so many songs go on at once, at least one."""
     demo.runs.allow(songs)
     name, songs = GPU_CONCURRENCY["concurrency_id"], max(songs, 1)
@@ -138,7 +138,7 @@ def let_run(demo: gr.Blocks, songs: int) -> None:
         demo._queue.event_queue_per_concurrency_id[name].concurrency_limit = songs
 
 
-def stop(demo: gr.Blocks) -> NoReturn:
+def stop(demo: Any) -> NoReturn:
     """Cancel running songs, clean up, and end the process within 5 seconds with status 0."""
     print(tooltips.STOPPING, flush=True)
     for each in (signal.SIGINT, signal.SIGTERM):

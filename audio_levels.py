@@ -106,17 +106,23 @@ def scale_to_loudness(samples: np.ndarray, lufs: float, ceiling_dbtp: float = CE
     if gain <= ceiling_dbtp - true_peak_dbtp(samples):
         return _with_gain(samples, gain), 0.0
     best, reduction = limit_peaks(_with_gain(samples, gain), ceiling_dbtp)
-    short = lufs - loudness_lufs(best)
+    short = lufs - _loudness(best)
     for _ in range(LOUDNESS_ROUNDS):
         if short <= LOUDNESS_TOLERANCE_LU:
             break
         gain += short
         louder, more = limit_peaks(_with_gain(samples, gain), ceiling_dbtp)
-        still_short = lufs - loudness_lufs(louder)
+        still_short = lufs - _loudness(louder)
         if still_short >= short:
             break
         best, reduction, short = louder, more, still_short
     return best, reduction
+
+
+def _loudness(samples: np.ndarray) -> float:
+    loudness = loudness_lufs(samples)
+    assert loudness is not None  # a song that was loud enough to measure is, with its peaks limited
+    return loudness
 
 
 def limit_peaks(samples: np.ndarray, ceiling_dbtp: float) -> tuple[np.ndarray, float]:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ SONGS_AT_ONCE = 8 if gpu.ON_ZEROGPU else 1  # with Ray as many as there are work
 GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": SONGS_AT_ONCE}
 
 
-def on_worker(job: Job) -> Iterator[Event | Outcome]:
+def on_worker(job: Job) -> Generator[Event | Outcome]:
     """Run `job` in a Ray worker, which uses the models on its machine and downloads missing ones."""
     try:
         studio = get_backend()
@@ -142,7 +142,7 @@ class Backend:
             "versions": library_versions(),
         }
 
-    def stream(self, request: Request) -> Iterator[Event]:
+    def stream(self, request: Request) -> Generator[Event]:
         """Run `request`: yield progress, then `Done` or `Failed`. Closing the generator cancels it."""
         try:
             yield from jobs.with_times(self._run(request))
@@ -151,7 +151,7 @@ class Backend:
         finally:
             model_memory.trim_heap()
 
-    def download(self) -> Iterator[Event]:
+    def download(self) -> Generator[Event]:
         """Download the real weights for the next songs. Closing the generator stops the download."""
         try:
             yield from model_hub.download(self.models.weights.wanted)
@@ -160,7 +160,7 @@ class Backend:
         except Exception as error:
             yield Failed(gpu.problem_of(error))
 
-    def _run(self, request: Request) -> Iterator[Event]:
+    def _run(self, request: Request) -> Generator[Event]:
         if not gpu_ray.wanted():
             yield from self.gather(request)
         output = takes.output_folder() if isinstance(request, SongRequest) else None
@@ -188,7 +188,7 @@ class Backend:
                     raise StudioError("cancelled", "Cancelled before it was done.")
             if isinstance(event, Failed):
                 yield event
-            elif isinstance(request, SongRequest):
+            elif output is not None:
                 yield from takes.finish(job, event, output)
             else:
                 yield Done((), _words_record(job, event))
@@ -206,7 +206,7 @@ class Backend:
             specs.append(spec)
         return replace(job, loras=tuple(specs))
 
-    def gather(self, request: Request) -> Iterator[Event]:
+    def gather(self, request: Request) -> Generator[Event]:
         """Download missing models that were named explicitly; raises StudioError if a required one is missing."""
         loaded, song = self.models, isinstance(request, SongRequest)
         if song or isinstance(request, DescribeRequest | AlignRequest):

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,7 +30,9 @@ class _End:
     error: Exception | None = None
 
 
-def in_thread(events: Iterator[Any], name: str, stopped: Callable[[], bool]) -> tuple[Iterator[Any], threading.Thread]:
+def in_thread(
+    events: Generator[Any], name: str, stopped: Callable[[], bool]
+) -> tuple[Generator[Any], threading.Thread]:
     """Read `events` in a new thread until `stopped()`; return an iterator of them, and the thread.
 
     The iterator yields `QUIET` after each beat without an event, and raises what the thread did.
@@ -42,7 +44,7 @@ def in_thread(events: Iterator[Any], name: str, stopped: Callable[[], bool]) -> 
     return _read(pending), thread
 
 
-def _fill(pending: queue.Queue[Any], events: Iterator[Any], stopped: Callable[[], bool]) -> None:
+def _fill(pending: queue.Queue[Any], events: Generator[Any], stopped: Callable[[], bool]) -> None:
     end = _End()
     try:
         with contextlib.closing(events):
@@ -57,7 +59,7 @@ def _fill(pending: queue.Queue[Any], events: Iterator[Any], stopped: Callable[[]
         pending.put(end)
 
 
-def _read(pending: queue.Queue[Any]) -> Iterator[Any]:
+def _read(pending: queue.Queue[Any]) -> Generator[Any]:
     while True:
         try:
             event = pending.get(timeout=BEAT_SECONDS)

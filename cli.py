@@ -33,9 +33,10 @@ def read_arguments(
     arguments: Sequence[str] | None = None, environ: MutableMapping[str, str] = os.environ
 ) -> argparse.Namespace:
     """Set the variables of the given `arguments` in `environ`; a wrong value ends the process with status 2."""
-    about = {"prog": "app.py", "description": tooltips.CLI_ABOUT, "epilog": tooltips.CLI_END}
-    parser = argparse.ArgumentParser(**about, add_help=False, allow_abbrev=False)
-    switch = {"action": "store_const", "const": "true"}
+    parser = argparse.ArgumentParser(
+        "app.py", description=tooltips.CLI_ABOUT, epilog=tooltips.CLI_END, add_help=False, allow_abbrev=False
+    )
+    switch: dict[str, Any] = {"action": "store_const", "const": "true"}
     language_model = partial(_model, ["preview", "random", "off"])
     for name, variable, settings in (
         ("host", "GRADIO_SERVER_NAME", {"metavar": "NAME", "type": _host}),

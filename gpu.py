@@ -10,7 +10,7 @@ before every step, tile and token.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ from events import (
     Outcome,
     Problem,
     Progress,
+    Stage,
     StudioError,
     is_out_of_memory,
     is_out_of_threads,
@@ -47,7 +48,7 @@ log = logging.getLogger("studio")
 ON_ZEROGPU = bootstrap.on_zerogpu()
 
 # A job's events: what `entry` yields, and None at points to stop at.
-Work = Iterator[Event | Outcome | None]
+Work = Generator[Event | Outcome | None]
 
 
 class Studio(Protocol):
@@ -66,7 +67,7 @@ def serve(studio: Callable[[], Studio]) -> None:
     _studio = studio
 
 
-def run(job: Job, seconds: int, entry_there: Callable[[Job], Any], look: Callable[[], Any]) -> Iterator[Any]:
+def run(job: Job, seconds: int, entry_there: Callable[[Job], Any], look: Callable[[], Any]) -> Generator[Any]:
     """Yield the events of `job`, which ends with an `Outcome` or `Failed`; raises StudioError.
 
     `seconds` are those of ZeroGPU's card. `entry_there` and `look` run on a Ray worker: all of a job there, and the
@@ -80,7 +81,7 @@ def run(job: Job, seconds: int, entry_there: Callable[[Job], Any], look: Callabl
 
 
 @spaces.GPU(duration=lambda job, seconds: seconds)
-def entry(job: Job, seconds: int) -> Iterator[Event | Outcome]:
+def entry(job: Job, seconds: int) -> Generator[Event | Outcome]:
     """Run `job` on the models; unless it is cancelled, the last event is its `Outcome` or `Failed`."""
     events, thread = beat.in_thread(_when_free(job), "song", job.cancelled)
     latest: Event | Outcome = Progress("preparing")
@@ -117,10 +118,10 @@ def _when_free(job: Job) -> Work:
         yield Failed(problem)
 
 
-def _turn(loaded: models.Models) -> Iterator[Progress]:
+def _turn(loaded: models.Models) -> Generator[Progress]:
     """Wait until the models are free; the caller then holds `turn`."""
     while True:
-        stage = "loading" if loaded.preparing else "waiting"  # read before trying: the load may end meanwhile
+        stage: Stage = "loading" if loaded.preparing else "waiting"  # read before trying: the load may end meanwhile
         if loaded.turn.acquire(timeout=beat.BEAT_SECONDS):
             return
         yield Progress(stage)

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -315,7 +315,7 @@ def answers(address: str) -> bool:
     return True
 
 
-def run(entry: Callable[[Job], Iterator[Any]], look: Callable[[], Status], job: Job) -> Iterator[Any]:
+def run(entry: Callable[[Job], Generator[Any]], look: Callable[[], Status], job: Job) -> Generator[Any]:
     """Yield the events of `entry(job)` on a worker, or on another if it dies; raises StudioError. Closing cancels."""
     pool.start(look)
     for attempt in (1, 2):
@@ -336,7 +336,7 @@ def run(entry: Callable[[Job], Iterator[Any]], look: Callable[[], Status], job: 
         yield Progress("waiting", note=AGAIN)
 
 
-def _streamed(slot: Slot, entry: Callable[[Job], Iterator[Any]], job: Job) -> Iterator[Any]:
+def _streamed(slot: Slot, entry: Callable[[Job], Generator[Any]], job: Job) -> Generator[Any]:
     import ray
 
     folder = Path(job.folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Worker:
     def close(self) -> None:
         self._jobs.stop(0)
 
-    def run(self, entry: Callable[[Job], Iterator[Any]], job: Job, files: dict[str, list[Any]]) -> Iterator[Any]:
+    def run(self, entry: Callable[[Job], Generator[Any]], job: Job, files: dict[str, list[Any]]) -> Generator[Any]:
         """Yield the hashes of the LoRAs kept here, then the events of `entry(job)`, each after its files' blocks."""
         name = Path(job.folder).name
         kept = self._jobs.process_folder() / "loras"
@@ -95,13 +95,13 @@ class Worker:
             (kept / self._loras.pop(0)).unlink(missing_ok=True)
 
 
-def _files_of(outcome: Outcome) -> Iterator[Block]:
+def _files_of(outcome: Outcome) -> Generator[Block]:
     for take in outcome.takes:
         for number, data in enumerate(blocks_of(take.file)):
             yield Block(Path(take.file).name, data, number > 0)
 
 
-def blocks_of(path: str) -> Iterator[bytes]:
+def blocks_of(path: str) -> Generator[bytes]:
     if path:
         with open(path, "rb") as file:
             yield from iter(lambda: file.read(BLOCK_BYTES), b"")

@@ -14,7 +14,7 @@ import pickle
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def used_up(folder: str | Path, seconds: int) -> bool:
         return False
 
 
-def lent(call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int) -> Iterator[Any]:
+def lent(call: Callable[[int], Generator[Any]], folder: str | Path, seconds: int) -> Generator[Any]:
     """Yield the events of a job that `call(seconds)` starts on a lent card; raises StudioError for ZeroGPU's errors."""
     yield Progress("lending")
     asked = seconds
@@ -97,7 +97,7 @@ def lent(call: Callable[[int], Iterator[Any]], folder: str | Path, seconds: int)
         raise StudioError.of(problem)
 
 
-def _watched(events: Iterator[Any], folder: str | Path) -> Iterator[Any]:
+def _watched(events: Generator[Any], folder: str | Path) -> Generator[Any]:
     """Yield `events`; raises StudioError once the worker with its heartbeat in `folder` has fallen silent.
 
     Until the worker starts this yields progress, so that it can be closed. Closing waits for a busy worker.

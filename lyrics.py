@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import logging
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ class Writer:
     def __init__(self, weights: Weights, tokenizer: PreTrainedTokenizerBase, model: TorchModel | MlxModel):
         self.weights, self.tokenizer, self.model = weights, tokenizer, model
 
-    def write(self, request: LyricsRequest, seed: int) -> Iterator[Draft]:
+    def write(self, request: LyricsRequest, seed: int) -> Generator[Draft]:
         """Write lyrics: at least one draft per token, the last one completely tidied and with its `end`.
 
         The same `seed`, from 0, gives the same lyrics. Closing the generator stops the model within one token. Raises

@@ -155,7 +155,7 @@ class LineWriter(Writer):
     def words(self) -> Words:
         return Words(self.tokenizer)
 
-    def write(self, request: LyricsRequest, seed: int) -> Iterator[Draft]:
+    def write(self, request: LyricsRequest, seed: int) -> Generator[Draft]:
         if request.language not in ("en", "unknown"):
             raise StudioError(
                 "unsupported",

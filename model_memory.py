@@ -123,6 +123,7 @@ def choose(kind: str, free: int | None, sizes: Sizes, use: Use, forced: str = "a
         choice = _roomiest(kind, plan, free, sizes, use)
         if free is None or choice.need <= free:
             return choice
+    assert free is not None
     hint = "Close other programs, or choose a smaller model."
     ways = _smaller(choice, kind, free, sizes, use)
     if ways:
@@ -149,7 +150,7 @@ def _smaller(choice: Choice, kind: str, free: int, sizes: Sizes, use: Use) -> st
 
 def needed(kind: str, plan: str, sizes: Sizes, use: Use, beside: bool = False) -> int:
     """Return the most bytes that lie on the device `kind` at any stage of a job under `plan`."""
-    loop = song_bytes(use.song) + SPARE_BYTES if use.loops else 0
+    loop = song_bytes(use.song) + SPARE_BYTES if use.song and use.loops else 0
     coding = coding_bytes(use.song) + SPARE_BYTES if use.song else 0
     planning = planner_bytes(use.song) if use.plans and sizes.planner else 0
     writing = WRITER_WORK_BYTES if use.writes else 0
@@ -338,7 +339,7 @@ class Placing:
             self._models.unload_pipeline()
             self._models.layout = layout
 
-    def _lift_limit(self, kind: str) -> None:
+    def _lift_limit(self, kind: Kind) -> None:
         """Forget that a plan ran out of memory once there is clearly more room than there was."""
         if self._limit is None or self._limit.room is None:
             return

@@ -361,7 +361,7 @@ def _narrow_transformer(weights: Weights, stored: torch.dtype, compute: torch.dt
     import torch
     from diffusers import AceStepTransformer1DModel
 
-    transformer = AceStepTransformer1DModel.from_pretrained(weights.folder / "transformer", dtype=stored, **reading)
+    transformer = AceStepTransformer1DModel.from_pretrained(weights.there / "transformer", dtype=stored, **reading)
     model_offload.cast_on_use(transformer, torch.float8_e4m3fn, compute)
     return transformer
 

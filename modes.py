@@ -43,7 +43,7 @@ NOISE_FLATNESS = 0.3  # music stays well under this; white noise has 0.56 on ave
 Finish = Callable[[np.ndarray, int], np.ndarray]
 
 
-def make(loaded: Models, placing: Placing, job: Job) -> Iterator[Progress | Outcome | None]:
+def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Outcome | None]:
     """Plan the song of `job` if that is asked for, let its LoRAs act, and run its mode; ends with `Outcome`."""
     seconds: dict[str, float] = {}
     if placing.keeps_all:  # before it is planned: weights that are broken say so at once
@@ -391,7 +391,7 @@ def _decoded(song: Song, latents: Any, finish: Finish) -> Generator[Progress, No
 def _problem_of(error: StudioError | audio.AudioError) -> Problem:
     if isinstance(error, StudioError):
         return error.problem
-    return disk_problem(error) or Problem("bad_audio", error.message, hint=error.hint)
+    return disk_problem(error) or Problem(error.code, error.message, hint=error.hint)
 
 
 def _take(song: Song, latents: Any, number: int, finish: Finish) -> Generator[Progress, None, Take]:

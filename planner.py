@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +104,7 @@ class Planner:
 
 def plan(
     planner: Planner, request: GenerateRequest, seeds: Sequence[int], longest: float = LIMITS["duration"].high
-) -> Iterator[Progress | Plan]:
+) -> Generator[Progress | Plan]:
     """Plan a song: each take's codes are drawn from its seed, the metadata from `plan_seed` or the first of `seeds`.
 
     Phase 1 is skipped if the visitor gave length, BPM, key and time signature and keeps the prompt. It draws an
@@ -191,20 +191,20 @@ def second_seed(seed: int) -> int:
     return (seed * 0x9E3779B1 + 0x7F4A7C15) % 2**32
 
 
-def inspire(planner: Planner, request: InspireRequest, seed: int) -> Iterator[Progress | dict[str, Any]]:
+def inspire(planner: Planner, request: InspireRequest, seed: int) -> Generator[Progress | dict[str, Any]]:
     words = f"{typed(request.idea) or NO_INPUT}\n\ninstrumental: {str(request.instrumental).lower()}"
     lyrics = INSTRUMENTAL if request.instrumental else ""
     yield from _sketch(planner, "inspire", words, _filled(language=request.language), seed, lyrics)
 
 
-def polish(planner: Planner, request: PolishRequest, seed: int) -> Iterator[Progress | dict[str, Any]]:
+def polish(planner: Planner, request: PolishRequest, seed: int) -> Generator[Progress | dict[str, Any]]:
     lyrics = request.sung_lyrics()
     words = f"# Caption\n{typed(request.prompt) or NO_INPUT}\n\n# Lyric\n{typed(lyrics)}"
     kept = INSTRUMENTAL if lyrics == INSTRUMENTAL else ""
     yield from _sketch(planner, "polish", words, _given(request), seed, kept)
 
 
-def describe(planner: Planner, codes: Sequence[int], seed: int) -> Iterator[Progress | dict[str, Any]]:
+def describe(planner: Planner, codes: Sequence[int], seed: int) -> Generator[Progress | dict[str, Any]]:
     """Describe audio codes, which become tokens of their own, as prompt, lyrics and metadata."""
     seconds, limit = len(codes) // CODES_PER_SECOND, LIMITS["duration"]
     given = _filled(duration=seconds if limit.low <= seconds <= limit.high else None)
@@ -220,7 +220,7 @@ def _sketch(
     seed: int,
     lyrics: str,
     temperature: float = Draw.temperature,
-) -> Iterator[Progress | dict[str, Any]]:
+) -> Generator[Progress | dict[str, Any]]:
     """Write all metadata and, if `lyrics` is empty, lyrics as well; ends with a request's fields."""
 
     def everything() -> Grammar:

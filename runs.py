@@ -17,7 +17,7 @@ import textwrap
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -76,6 +76,7 @@ class Cancelled:
 
 RunEvent = Waiting | Event | Cancelled
 ENDS = (Done, Failed, Cancelled)
+_STATES_AT_THE_END: dict[type[RunEvent], State] = {Done: "finished", Failed: "failed", Cancelled: "cancelled"}
 
 
 class Run:
@@ -149,7 +150,7 @@ class Runs:
 
     def __init__(
         self,
-        stream: Callable[[Request], Iterator[Event]],
+        stream: Callable[[Request], Generator[Event]],
         weigh: Callable[[Request], float],
         journal: runs_journal.Journal,
         *,
@@ -291,7 +292,7 @@ class Runs:
                 run.listeners.remove(listener)
                 self.heard(run.id)
 
-    async def follow(self, run: Run, after: int = 0, beat: float = 1.0) -> AsyncIterator[tuple[int, RunEvent] | None]:
+    async def follow(self, run: Run, after: int = 0, beat: float = 1.0) -> AsyncGenerator[tuple[int, RunEvent] | None]:
         """Yield the numbered events of `run` after `after` until it ends, and None after `beat` seconds of silence."""
         loop = asyncio.get_running_loop()
         news = asyncio.Event()
@@ -429,7 +430,7 @@ class Runs:
             listener()
 
     def _end(self, run: Run, end: Done | Failed | Cancelled) -> None:
-        run.state = {Done: "finished", Failed: "failed", Cancelled: "cancelled"}[type(end)]
+        run.state = _STATES_AT_THE_END[type(end)]
         run.ended_at = self._clock()
         run.context = None
         self._add(run, end)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from limits import MAX_LYRIC_TOKENS, QUALITY_STEPS, SAMPLE_RATE
 from model_memory import Placing
 from model_weights import Weights, transformer_config
 from models import Models
-from record import Ran, timed
+from record import LineEntry, Ran, WordsResult, timed
 from song_conditions import COVER, TEXT2MUSIC, Condition
 from status import TimedLyrics
 
@@ -64,7 +64,7 @@ def support(weights: Weights) -> TimedLyrics:
     return TimedLyrics(available=not reason, reason=reason)
 
 
-def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Outcome]:
+def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Outcome]:
     """Time the lines of the finished song of `job`; its result has "lines", "lrc" and "score"."""
     request = job.request
     seconds: dict[str, float] = {}
@@ -97,7 +97,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Outco
         steps = request.steps or QUALITY_STEPS["standard"]
         found = attention(pipe, condition, clean, noise, 1 / steps, heads, place)
         lines = timed_lines(found, tokens, lyrics, length)
-    facts = {"lines": lines, "lrc": lrc(lines), "score": score(found, tokens)}
+    facts = WordsResult(lines=lines, lrc=lrc(lines), score=score(found, tokens))
     yield Outcome(Ran(seconds=seconds, model=models.weights.entry()), result=facts)
 
 
@@ -185,17 +185,18 @@ def lyric_slice(pipe: Any, lyrics: str, language: str) -> tuple[slice, np.ndarra
     return slice(min(inside), max(inside) + 1), np.array(lines)
 
 
-def timed_lines(heads: np.ndarray, tokens: np.ndarray, lyrics: str, seconds: float) -> list[dict[str, Any]]:
+def timed_lines(heads: np.ndarray, tokens: np.ndarray, lyrics: str, seconds: float) -> list[LineEntry]:
     """Return the sung lines with start and end in seconds, from attention [H, L, F] and the line of each token [L]."""
     rows, frames = warp(-sharpened(heads))
-    frame_seconds, lines = seconds / heads.shape[2], []
+    frame_seconds = seconds / heads.shape[2]
+    lines: list[LineEntry] = []
     for number, text in enumerate(lyrics.split("\n")):
         sung = np.flatnonzero(tokens == number)
         if len(sung):
             start = float(frames[rows == sung[0]].min() * frame_seconds)
             end = float((frames[rows == sung[-1]].max() + 1) * frame_seconds)
             text = " ".join(TAG.sub(" ", text).split())
-            lines.append({"start": round(start, 2), "end": round(min(end, seconds), 2), "text": text})
+            lines.append(LineEntry(start=round(start, 2), end=round(min(end, seconds), 2), text=text))
     return lines
 
 

@@ -24,7 +24,7 @@ from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, Weights, find_plann
 from models import Device, Models, Slot, free_memory
 from params import GenerateRequest, Request
 from planner import Plan
-from record import PlanEntry, Ran, timed
+from record import PlanEntry, Ran, WordsResult, timed
 
 REPORT_SECONDS = 0.1  # between two progress events of a planner, which writes faster than anybody reads
 
@@ -111,7 +111,7 @@ def _could_not_plan(models: Models, reason: str) -> PlanEntry:
     return PlanEntry(used=False, reason=reason, failed=True)
 
 
-def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft | Outcome | None]:
+def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Draft | Outcome | None]:
     """Write lyrics, or a song in words (the record's "sketch"); ends with `Outcome`."""
     request = job.request
     seed = job.seeds[0]
@@ -132,7 +132,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft
                     yield draft
             if model.model.note:
                 yield Progress("writing", draft.tokens, request.options.max_tokens, note=model.model.note)
-            facts = {"text": draft.text, "end": draft.end, "tokens": draft.tokens}
+            facts = WordsResult(text=draft.text, end=draft.end, tokens=draft.tokens)
         else:
             yield Progress("writing")
             if request.mode == "inspire":
@@ -141,7 +141,7 @@ def run(models: Models, placing: Placing, job: Job) -> Iterator[Progress | Draft
                 events = planner.polish(model, request, seed)
             else:
                 events = planner.describe(model, codes, seed)
-            facts = {"sketch": (yield from _result_of(events))}
+            facts = WordsResult(sketch=(yield from _result_of(events)))
     yield Outcome(Ran(seconds=seconds, model=slot.weights.entry()), result=facts)
 
 
@@ -166,7 +166,7 @@ def _enough_memory(name: str, hint: str) -> Iterator[None]:
         raise StudioError("out_of_memory", f"{name} ran out of memory.", hint=hint) from None
 
 
-def _result_of(events: Iterator[Any]) -> Generator[Progress | None, None, Any]:
+def _result_of(events: Generator[Any]) -> Generator[Progress | None, None, Any]:
     """Yield a planner's progress, most of it as None, and return its result."""
     reported = 0.0
     hint = "Make a shorter song or fewer takes, or switch planning off."
