@@ -79,8 +79,12 @@ class Backend:
     def widths(self) -> lora_format.Widths | None:
         """Return the linear layers that a LoRA must fit; None until the song model has been downloaded."""
         folder = self.models.weights.folder
-        if folder and folder not in self._widths and (found := lora_format.widths_of(folder)):
-            self._widths[folder] = found
+        if folder is None:
+            return None
+        if folder not in self._widths:
+            found = lora_format.widths_of(folder)
+            if found:
+                self._widths[folder] = found
         return self._widths.get(folder)
 
     def status(self) -> Status:
@@ -103,7 +107,7 @@ class Backend:
         codes = has_audio_codes(weights)
         busy = self.models.turn.locked() and not self.models.preparing
         return Status(
-            engine=weights.engine,
+            engine="preview" if weights.engine == "preview" else "xl",
             model=weights.model_id,
             revision=weights.revision,
             source=weights.source,

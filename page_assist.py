@@ -43,7 +43,7 @@ class Assist(RunBar):
     def __init__(self, form: Form, *modes: str):
         name = f"{form.mode}-assist"
         cancelled = cancelled_box(name)
-        small = {"size": "sm", "min_width": 0, "interactive": False}
+        small: dict[str, Any] = {"size": "sm", "min_width": 0, "interactive": False}
         with gr.Row(elem_classes=["assist"]):
             self.buttons: dict[str, gr.Button] = {}
             for mode in modes:

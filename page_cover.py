@@ -85,10 +85,11 @@ def extend_tab(studio: Backend) -> SongTab:
             bar = tab_run_bar(form)
 
     def say_length(values: dict[str, Any]) -> str:
-        lengths = page_form.lengths(values)
-        if None in lengths.values():
+        lengths = [page_form.lengths(values)[name] for name in ("source", "before", "after")]
+        known = [length for length in lengths if length is not None]
+        if len(known) < len(lengths):
             return ""
-        return theme.answer(tooltips.length_in_all(**lengths))
+        return theme.answer(tooltips.length_in_all(*known))
 
     ends = (form.fields["before"], form.fields["after"])
     page_widgets.connect_timeline(timeline, form.trigger("source"), *ends)

@@ -28,6 +28,7 @@ from limits import (
     SAMPLERS,
     TIME_SIGNATURES,
     preset,
+    usual_count,
 )
 from page_assist import Assist, connect_assist
 from page_form import AT_ONCE, Form, Undo, Updates, help_text, html, only
@@ -132,7 +133,7 @@ class RestoreOffer:
         self._form = form
         with gr.Row(elem_classes=["offer"]):
             self._line = html(elem_id=f"{form.mode}-offer")
-            looks = {"size": "sm", "visible": False, "min_width": 160}
+            looks: dict[str, Any] = {"size": "sm", "visible": False, "min_width": 160}
             self._button = gr.Button(tooltips.RESTORE, elem_id=f"{form.mode}-restore", **looks)
 
     def connect(self, after: Callable[..., Dependency] | None = None) -> None:
@@ -281,16 +282,17 @@ class Examples:
         form = self._form
         filled = set(blank).union(*self._named.values())
         outputs = list(only(form.fields, filled).values())
-        ours = set()
+        ours: set[str] = set()
         for example in self._named.values():
             ours.update(only(example, self._kept).values())
 
         def fill(pressed: gr.EventData, *texts: str) -> Updates:
+            chip: Any = pressed.target
             held = dict(zip(self._kept, texts, strict=True))
             own = {name: text for name, text in held.items() if text.strip() and text not in ours}
             # By the text on it: once a component was updated, Gradio hands out another object in
             # its place.
-            example = self._named[pressed.target.value]
+            example = self._named[chip.value]
             return form.show({**blank, **example, **own})
 
         inputs = list(form.components(self._kept).values())
@@ -310,9 +312,8 @@ def add_song_details(form: Form) -> None:
     metres = swapped({"": tooltips.AUTOMATIC, **TIME_SIGNATURES})
     form.add("time_signature", gr.Radio, choices=metres, value="")
     form.add("language", gr.Dropdown, choices=swapped(LANGUAGES), value="unknown")
-    takes = LIMITS["takes"]
-    counts = range(1, int(takes.high) + 1)
-    form.add("takes", gr.Radio, choices=list(counts), value=int(takes.default))
+    counts = range(1, int(LIMITS["takes"].high) + 1)
+    form.add("takes", gr.Radio, choices=list(counts), value=usual_count("takes"))
     form.add("quality", gr.Radio, choices=qualities("sft"), value="standard")
     form.add_number("seed")
 

@@ -67,7 +67,7 @@ def without(values: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
 class Field:
     """A field of a form: its component, and what is special about it."""
 
-    component: Component
+    component: Any  # of Gradio, which makes a component's events at run time
     # Conversions for a component whose value differs from the request's.
     to_request: Callable[[Any], Any] = _same
     from_request: Callable[[Any], Any] = _same
@@ -108,7 +108,7 @@ class Form:
             settings["placeholder"] = tooltips.PLACEHOLDERS[key]
         if not classes:
             classes = ["words"] if kind is gr.Textbox else ["field"]
-        looks = {"label": self.label(name), "elem_id": self.element_id(name), "elem_classes": classes}
+        looks: dict[str, Any] = {"label": self.label(name), "elem_id": self.element_id(name), "elem_classes": classes}
         component = kind(**looks, **settings)
         self._fields[name] = Field(component)
         return component
@@ -134,16 +134,16 @@ class Form:
 
     def add_slider(self, name: str, **settings: Any) -> gr.Slider:
         limit = LIMITS[_key(name)]
-        span = {"minimum": limit.low, "maximum": limit.high, "step": limit.step}
+        span: dict[str, Any] = {"minimum": limit.low, "maximum": limit.high, "step": limit.step}
         return self.add(name, gr.Slider, value=limit.default, **span, **settings)
 
-    def add_numbers(self, *names: str, classes: Sequence[str] = (), **settings: Any) -> None:
+    def add_numbers(self, *names: str, classes: list[str] | None = None, **settings: Any) -> None:
         """Add number boxes side by side; `classes` are the row's."""
         with gr.Row(equal_height=True, elem_classes=classes):
             for name in names:
                 self.add_number(name, **settings)
 
-    def add_sliders(self, *names: str, classes: Sequence[str] = (), **settings: Any) -> None:
+    def add_sliders(self, *names: str, classes: list[str] | None = None, **settings: Any) -> None:
         """Add sliders side by side; `classes` are the row's."""
         with gr.Row(equal_height=True, elem_classes=classes):
             for name in names:
@@ -179,7 +179,7 @@ class Form:
     # --- the fields -------------------------------------------------------------------------------
 
     @property
-    def fields(self) -> dict[str, Component]:
+    def fields(self) -> dict[str, Any]:
         """Return the components by the fields' names."""
         return self.components(self._fields)
 
@@ -194,7 +194,7 @@ class Form:
         return self.components(names)
 
     @property
-    def settings(self) -> list[Component]:
+    def settings(self) -> list[Any]:
         return list(self.saved.values())
 
     @property
@@ -202,12 +202,12 @@ class Form:
         """Return what the components of `saved` hold at first."""
         return {name: component.value for name, component in self.saved.items()}
 
-    def components(self, names: Iterable[str]) -> dict[str, Component]:
+    def components(self, names: Iterable[str]) -> dict[str, Any]:
         """Return those of the fields `names` that the form has, in their order."""
         return {name: self._fields[name].component for name in names if name in self._fields}
 
     @property
-    def copies(self) -> list[Component]:
+    def copies(self) -> list[Any]:
         return [field.copy for field in self._fields.values() if field.copy]
 
     @property
@@ -228,7 +228,7 @@ class Form:
         """Return the components whose values the lines need, by the fields' names."""
         return {name: self.trigger(name) for name in self._fields if name in self._followed}
 
-    def trigger(self, name: str) -> Component:
+    def trigger(self, name: str) -> Any:
         """Return the component to listen to for changes of a field: its copy if it has one."""
         field = self._fields[name]
         return field.copy or field.component
@@ -502,7 +502,7 @@ class Undo:
     """
 
     def __init__(self, name: str):
-        looks = {"size": "sm", "min_width": 0, "visible": False}
+        looks: dict[str, Any] = {"size": "sm", "min_width": 0, "visible": False}
         self.button = gr.Button(tooltips.UNDO, elem_id=f"{name}-undo", **looks)
         self.former = gr.State([])
         self.outputs = [self.button, self.former]
@@ -579,7 +579,7 @@ def _checks(mode: str) -> dict[str, TypeAdapter]:
     known = without(fields, ["options", *AUDIO_FIELDS])
     for name, info in options_type(REQUESTS[mode]).model_fields.items():
         known[f"options.{name}"] = info
-    checks = {}
+    checks: dict[str, TypeAdapter] = {}
     for name, info in known.items():
         checks[name] = TypeAdapter(Annotated[info.annotation, *info.metadata, None])
     return checks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
@@ -54,7 +55,7 @@ def connect_download(studio: Backend, header: Header) -> Dependency:
         with contextlib.closing(studio.download()) as events:
             yield from page_updates(bar, events, done, bar.failed)
 
-    one_at_a_time = {"concurrency_id": "download", "concurrency_limit": 1}
+    one_at_a_time: dict[str, Any] = {"concurrency_id": "download", "concurrency_limit": 1}
     run = bar.go.click(fetch, outputs=bar.outputs, **one_at_a_time, **QUIET)
     connect_cancel(bar, run, run, tooltips.DOWNLOAD_CANCELLED)
     return run

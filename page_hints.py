@@ -123,8 +123,12 @@ def prompt_budget(counter: TokenCounter, mode: str, values: Mapping[str, Any]) -
 
 def _sum(seconds: Iterable[float | None]) -> float | None:
     """Return the sum, None if one of them is unknown."""
-    seconds = list(seconds)
-    return None if None in seconds else sum(seconds)
+    total = 0.0
+    for each in seconds:
+        if each is None:
+            return None
+        total += each
+    return total
 
 
 def _instruction(mode: str, values: Mapping[str, Any]) -> str:

@@ -50,7 +50,7 @@ class LyricsPanel:
             elem_classes=["words"],
         )
         self.advice = html(elem_id="lyrics-advice", js_on_load=theme.script("advice"))
-        small = {"size": "sm", "min_width": 96, "interactive": False}
+        small: dict[str, Any] = {"size": "sm", "min_width": 96, "interactive": False}
         with gr.Row(elem_classes=["uses"]):
             self.sing = gr.Button(tooltips.MAKE_THIS_SONG, elem_id="lyrics-sing", **small)
             self.use = gr.Button(tooltips.USE_IN_GENERATE, elem_id="lyrics-use", **small)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import gradio as gr
 from gradio.components import Component
@@ -26,6 +26,8 @@ log = logging.getLogger("studio")
 DRAFT_SECONDS = 0.5
 # Gradio searches the whole page at every update, and a small model makes many steps a second.
 PROGRESS_SECONDS = 1.0
+
+Asked = TypeVar("Asked", bound=Request)
 
 
 @dataclass
@@ -77,7 +79,11 @@ def progress_line(name: str) -> gr.HTML:
 
 
 def run_bar(
-    name: str, text: str, cancelled: gr.Checkbox, variant: str = "primary", cancel: str = tooltips.CANCEL
+    name: str,
+    text: str,
+    cancelled: gr.Checkbox,
+    variant: Literal["primary", "secondary"] = "primary",
+    cancel: str = tooltips.CANCEL,
 ) -> RunBar:
     line = progress_line(name)
     go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
@@ -122,6 +128,7 @@ def connect_run(
 
     # A wrong field ends at the validator, with a sentence beside it; this says so at the button and
     # unfolds the group.
+    assert bar.problems is not None, form.mode
     go.click(form.point_out, form.inputs, [*form.folds, bar.problems], **AT_ONCE)
     checked = {"validator": form.validate, "concurrency_limit": None, **QUIET}
     begun = go.click(begin, form.inputs, [*bar.outputs, *fresh], **checked)
@@ -135,9 +142,9 @@ def connect_run(
 
 def stream(
     studio: Backend,
-    ask: Callable[[], Request],
+    ask: Callable[[], Asked],
     bar: RunBar,
-    done: Callable[[Request, Done], Updates],
+    done: Callable[[Asked, Done], Updates],
     failed: Callable[[Problem], Updates],
     draft: Callable[[Draft], Updates] = lambda draft: {},
 ) -> Iterator[Updates]:

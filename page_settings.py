@@ -102,7 +102,7 @@ def _valid(form: Form, stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_name(lora: Any) -> bool:
-    return isinstance(lora, dict) and hub_id(str(lora["source"]))
+    return isinstance(lora, dict) and hub_id(str(lora["source"])) is not None
 
 
 def _as_typed(form: Form, stored: Mapping[str, Any]) -> Updates:

@@ -54,7 +54,7 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
         return {**filled, tabs: gr.Tabs(selected=form.mode)}
 
     names = (*page_form.SONG, "source", "source_prompt", "source_lyrics", "action")
-    fields = []
+    fields: list[Any] = []
     for mode in tooltips.USE_IN:
         fields += forms[mode].components(names).values()
     opened = result.takes.select(hand_over, result.made, [tabs, *fields], **AT_ONCE)

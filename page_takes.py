@@ -74,7 +74,7 @@ class ResultPanel:
         self.studio = studio
         html(theme.section(tooltips.RESULT))
         self.message = html(elem_id=f"{mode}-message")
-        small = {"size": "sm", "min_width": 0, "scale": 0, "visible": False}
+        small: dict[str, Any] = {"size": "sm", "min_width": 0, "scale": 0, "visible": False}
         with gr.Column(elem_classes=["plan"]):
             self.plan = html(elem_id=f"{mode}-plan-line")
             self.keep = gr.Button(tooltips.KEEP_PLAN, elem_id=f"{mode}-keep-plan", **small)
@@ -171,11 +171,16 @@ def connect_song(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
     def failed(problem: Problem) -> Updates:
         return {**_failed(bar, result, problem), **form.point_at(problem)}
 
-    def done(request: Request, done: Done) -> Updates:
+    def ask(values: Sequence[Any]) -> SongRequest:
+        request = form.request(values)
+        assert isinstance(request, SongRequest), form.mode
+        return request
+
+    def done(request: SongRequest, done: Done) -> Updates:
         return {**bar.idle(made_line(request, done)), **result.show(request, done)}
 
     def make(*values: Any) -> Iterator[Updates]:
-        yield from stream(form.studio, lambda: form.request(values), bar, done, failed)
+        yield from stream(form.studio, lambda: ask(values), bar, done, failed)
 
     outputs = [*result.outputs, *form.error_lines, *form.folds]
     fresh = dict.fromkeys([result.message, *form.error_lines], "")
@@ -293,7 +298,9 @@ def timing(made: Made) -> AlignRequest:
         "planned": bool(made.plan),
         "steps": made.record.get("sampling", {}).get("steps"),
     }
-    return parse_request("align", values)
+    asked = parse_request("align", values)
+    assert isinstance(asked, AlignRequest)
+    return asked
 
 
 def _chosen(made: Sequence[Made], number: int) -> Made:
@@ -324,7 +331,7 @@ def connect_formats(result: ResultPanel) -> None:
         return result.change(number, path=file, kind=kind, note=note, wrong=False)
 
     # Encoding needs no GPU, so it does not wait for songs.
-    two_at_a_time = {"concurrency_id": "encoding", "concurrency_limit": 2}
+    two_at_a_time: dict[str, Any] = {"concurrency_id": "encoding", "concurrency_limit": 2}
     result.takes.input(convert, result.made, result.takes, **two_at_a_time, **QUIET)
 
 

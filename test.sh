@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks ACE Music Studio: set-up, ruff check, ruff format --check, and the tests.
+# Checks ACE Music Studio: set-up, ruff check, ruff format --check, mypy, and the tests.
 #   ./test.sh             the fast tests: about 4 minutes of pytest on two cores
 #   ./test.sh --slow      the slow ones too, and what compares numbers as on other processors, as in CI: 15 minutes
 #   ./test.sh -k key      other arguments go to pytest
@@ -31,6 +31,8 @@ say "ruff check"
 "$VENV/bin/python" -m ruff check . || failed="$failed, ruff check"
 say "ruff format --check"
 "$VENV/bin/python" -m ruff format --check . || failed="$failed, ruff format --check"
+say "mypy"
+"$VENV/bin/python" -m mypy || failed="$failed, mypy"
 say "pytest"
 # -rsfE lists at the end what was skipped, and last of all what failed. A worker for each core, up to four, takes file
 # after file.
@@ -49,7 +51,7 @@ if [ $size = slow ] && [ -z "$extra" ]; then
 fi
 
 say ""
-ran="Ran in $SECONDS s: ruff check, ruff format --check"
+ran="Ran in $SECONDS s: ruff check, ruff format --check, mypy"
 case $size in
 fast) say "$ran and the fast tests. Not the slow tests: ./test.sh --slow adds them." ;;
 slow) say "$ran, the fast tests and the slow tests. Not those that need a GPU and the real weights (-m gpu)." ;;

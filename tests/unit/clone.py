@@ -1,7 +1,7 @@
 """A copy of the set-up scripts in a temporary folder whose PATH holds only fakes and plain tools.
 
 A fake Python has the version and modules that a test gives it, makes virtual environments with a copy of itself, and
-logs the calls of pip, compileall, app.py, ruff and pytest.
+logs the calls of pip, compileall, app.py, ruff, mypy and pytest.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ exec(code)" "${{@:2}}" ;;
     [ ! -e "$LOG.fail-songwriter" ] || case "$*" in *songwriter*) exit 1 ;; esac ;;
 "-m compileall")
     echo compileall >>"$LOG" ;;
-"-m ruff" | "-m pytest")
+"-m ruff" | "-m mypy" | "-m pytest")
     echo "${{*:2}}" >>"$LOG"
     [ ! -e "$LOG.fail-$2" ] ;;
 *)

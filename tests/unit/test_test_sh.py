@@ -22,6 +22,7 @@ def test_the_linter_runs_first_and_the_size_and_other_arguments_reach_pytest(clo
         "compileall",
         "ruff check .",
         "ruff format --check .",
+        "mypy",
         PYTEST,
     ]
     code, chosen = clone.run("test.sh", "--slow", "-k", "key or bpm")
@@ -44,7 +45,9 @@ def test_slow_tests_end_with_the_numbers_as_on_three_other_processors(clone: Clo
     assert code == 1 and "Failed: pytest, pytest as on another processor." in said
 
 
-@pytest.mark.parametrize(("part", "named"), [("fail-ruff", "ruff check"), ("fail-pytest", "pytest")])
+@pytest.mark.parametrize(
+    ("part", "named"), [("fail-ruff", "ruff check"), ("fail-mypy", "mypy"), ("fail-pytest", "pytest")]
+)
 def test_a_failure_is_reported_after_all_parts_ran(clone: Clone, part: str, named: str) -> None:
     clone.switch(part)
     code, said = clone.run("test.sh")
