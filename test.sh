@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks ACE Music Studio: set-up, ruff check, ruff format --check, mypy, and the tests.
+# Checks ACE Music Studio: set-up, ruff check, ruff format --check, mypy, the JavaScript of static/, and the tests.
 #   ./test.sh             the fast tests: about 4 minutes of pytest on two cores
 #   ./test.sh --slow      the slow ones too, and what compares numbers as on other processors, as in CI: 15 minutes
 #   ./test.sh -k key      other arguments go to pytest
@@ -33,6 +33,14 @@ say "ruff format --check"
 "$VENV/bin/python" -m ruff format --check . || failed="$failed, ruff format --check"
 say "mypy"
 "$VENV/bin/python" -m mypy || failed="$failed, mypy"
+javascript=""
+if find_node; then
+    javascript=checked
+    say "biome"
+    { install_biome && (cd tests/javascript && npm run --silent check); } || failed="$failed, biome"
+    say "node --test"
+    (cd tests/javascript && npm run --silent test) || failed="$failed, node --test"
+fi
 say "pytest"
 # -rsfE lists at the end what was skipped, and last of all what failed. A worker for each core, up to four, takes file
 # after file.
@@ -51,12 +59,13 @@ if [ $size = slow ] && [ -z "$extra" ]; then
 fi
 
 say ""
-ran="Ran in $SECONDS s: ruff check, ruff format --check, mypy"
+ran="Ran in $SECONDS s: ruff check, ruff format --check, mypy${javascript:+, biome, node --test}"
 case $size in
 fast) say "$ran and the fast tests. Not the slow tests: ./test.sh --slow adds them." ;;
 slow) say "$ran, the fast tests and the slow tests. Not those that need a GPU and the real weights (-m gpu)." ;;
 esac
 [ -z "$extra" ] || say "pytest was given$extra, so these may not be all of them."
+[ -n "$javascript" ] || say "The JavaScript was not checked: that needs Node $OLDEST_NODE or newer, with npm."
 command -v "${ACE_STUDIO_CHROMIUM:-}" >/dev/null || say "The page tests had no browser."
 if [ -n "$failed" ]; then
     say "Failed: ${failed#, }."

@@ -31,6 +31,8 @@ STATIC = Path(__file__).with_name("static")
 # In the head of the page; the first one makes the object that the others add to.
 SCRIPTS = (
     "studio",
+    "tools",
+    "spans",
     "folds",
     "changes",
     "faces",

@@ -9,7 +9,7 @@
     ask[mode]?.();
   };
 
-  studio.changes = (element, props, trigger) => {
+  studio.changes = (element, _props, trigger) => {
     ask[element.closest("[id$=-changed]").id.split("-")[0]] = () => trigger("input");
   };
 

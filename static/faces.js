@@ -33,8 +33,6 @@
     if (ids.some((id) => id.startsWith("generate-") && !SIMPLE.includes(id))) show("custom");
   };
 
-  const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
-
   const lengths = () => {
     const seconds = settings.duration ? String(studio.seconds(settings.duration)) : "";
     const chips = [...document.querySelectorAll("#generate-lengths [data-seconds]:not(.other)")];
@@ -43,7 +41,7 @@
     if (!other) return;
     other.hidden = !(Number(seconds) > 0) || chips.some((chip) => chip.dataset.seconds === seconds);
     other.dataset.seconds = seconds;
-    other.textContent = clock(Number(seconds));
+    other.textContent = studio.tools.clock(Number(seconds));
   };
 
   const blank = (value) => (Array.isArray(value) && !value.length) || ["", null, undefined].includes(value);

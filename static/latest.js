@@ -1,7 +1,7 @@
 // The latest takes of all tabs, which this browser remembers (static/takes.js), to choose one as a source with one click.
 studio.latest = (element, props, trigger) => {
   const MOST = 5;
-  const { address, clock, fill, make } = studio.tools;
+  const { address, clock, fill, make, whileThere } = studio.tools;
   const box = element.querySelector(".latest");
   const { texts, modes } = JSON.parse(box.dataset.settings);
   const asked = new Map(); // whether a file is still there, by path
@@ -53,5 +53,5 @@ studio.latest = (element, props, trigger) => {
 
   // A tab that is opened, and a take that comes or goes.
   new IntersectionObserver(draw).observe(element);
-  document.addEventListener("studio-remembered", draw);
+  whileThere(element)("studio-remembered", draw);
 };

@@ -76,7 +76,9 @@
     audio.addEventListener("play", () => requestAnimationFrame(frame));
     audio.addEventListener("ended", turn);
     for (const name of ["pause", "timeupdate"]) audio.addEventListener(name, follow);
-    audio.addEventListener("error", () => audio.getAttribute("src") && (find(".unheard").hidden = false));
+    audio.addEventListener("error", () => {
+      if (audio.getAttribute("src")) find(".unheard").hidden = false;
+    });
     show();
 
     return {
@@ -93,7 +95,10 @@
       // The part may be another one by now.
       rest: () => playing() || cue !== null || put(part()[0]),
       // The visitor points at a moment, or has chosen another part: it is heard from its beginning.
-      seek: (seconds) => (put(seconds), (cue = playing() ? null : seconds)),
+      seek: (seconds) => {
+        put(seconds);
+        cue = playing() ? null : seconds;
+      },
       renew: () => {
         cue = null;
         put(part()[0]);

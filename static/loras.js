@@ -1,5 +1,6 @@
 // The LoRAs that were added. The list is `props.value`: what a request needs of each LoRA, and what is said of it.
-studio.loras = (element, props, trigger, watch) => {
+studio.loras = (element, props, _trigger, watch) => {
+  const { clamp, fill, make } = studio.tools;
   const find = (selector) => element.querySelector(selector);
   const { texts, weight } = Object.fromEntries(
     Object.entries(find(".loras").dataset).map(([name, text]) => [name, JSON.parse(text)])
@@ -11,26 +12,13 @@ studio.loras = (element, props, trigger, watch) => {
   let drawn = []; // the LoRAs on the page
 
   const chosen = () => (Array.isArray(props.value) ? props.value : []);
-  const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
   const counted = (count) => fill(count === 1 ? texts.one : texts.several, { count });
 
   // --- what is seen and heard ---
 
-  // Names and facts come from files of strangers: they are set as text, never as HTML.
-  const make = (tag, settings = {}, children = []) => {
-    const { className, textContent, ...others } = settings;
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    if (textContent !== undefined) made.textContent = textContent;
-    for (const [name, value] of Object.entries(others)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  };
-
   const button = (name, lora, act, disabled = false) => {
     const label = fill(texts[`${name}_of`], lora);
-    const made = make("button", { type: "button", className: name, textContent: texts[name], "aria-label": label });
+    const made = make("button", { type: "button", class: name, text: texts[name], "aria-label": label });
     made.disabled = disabled;
     made.addEventListener("click", act);
     return made;
@@ -48,20 +36,20 @@ studio.loras = (element, props, trigger, watch) => {
     };
     range.addEventListener("input", () => take(range.value));
     number.addEventListener("change", () => take(number.value));
-    const caption = make("span", { textContent: texts.weight, "aria-hidden": "true" });
-    return make("div", { className: "weight" }, [caption, range, number]);
+    const caption = make("span", { text: texts.weight, "aria-hidden": "true" });
+    return make("div", { class: "weight" }, [caption, range, number]);
   };
 
   const row = (lora, at, all) => {
-    const facts = (lora.facts || []).map((fact) => make("span", { textContent: fact }));
-    const parts = [make("p", { className: "name", textContent: lora.name }), make("p", { className: "facts" }, facts)];
-    if (lora.note) parts.push(make("p", { className: "note", textContent: lora.note }));
-    const buttons = make("div", { className: "buttons" }, [
+    const facts = (lora.facts || []).map((fact) => make("span", { text: fact }));
+    const parts = [make("p", { class: "name", text: lora.name }), make("p", { class: "facts" }, facts)];
+    if (lora.note) parts.push(make("p", { class: "note", text: lora.note }));
+    const buttons = make("div", { class: "buttons" }, [
       button("up", lora, () => move(at, at - 1), at === 0),
       button("down", lora, () => move(at, at + 1), at === all.length - 1),
       button("remove", lora, () => remove(at)),
     ]);
-    return make("li", {}, [...parts, make("div", { className: "controls" }, [weights(lora, at), buttons])]);
+    return make("li", {}, [...parts, make("div", { class: "controls" }, [weights(lora, at), buttons])]);
   };
 
   const draw = () => {

@@ -4,35 +4,7 @@
 (() => {
   const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 2];
   const BARS = 100;
-  const ICONS = {
-    play: "M8 5v14l11-7z",
-    pause: "M6 5h4v14H6zM14 5h4v14h-4z",
-    download: "M11 4h2v8l3-3 1.4 1.4L12 15.8 6.6 10.4 8 9l3 3zM5 18h14v2H5z",
-    menu: "M6 10a2 2 0 1 0 0 4 2 2 0 0 0 0-4zm6 0a2 2 0 1 0 0 4 2 2 0 0 0 0-4zm6 0a2 2 0 1 0 0 4 2 2 0 0 0 0-4z",
-    close: "M6.4 5 12 10.6 17.6 5 19 6.4 13.4 12l5.6 5.6-1.4 1.4-5.6-5.6L6.4 19 5 17.6l5.6-5.6L5 6.4z",
-  };
-  const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
-  const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
-  const icon = (name) => `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${ICONS[name]}"></path></svg>`;
-
-  // Prompts and file names are set as text, never as HTML.
-  const make = (tag, settings = {}, children = []) => {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(settings))
-      if (name === "text") made.textContent = value;
-      else if (name === "icon") made.innerHTML = icon(value);
-      else if (typeof value === "function") made.addEventListener(name, value);
-      else if (value === true || value === false) made.toggleAttribute(name, value);
-      else if (value !== undefined) made.setAttribute(name, value);
-    made.append(...children.filter(Boolean));
-    return made;
-  };
-
-  const address = (path) => {
-    const { root = location.origin, api_prefix = "/gradio_api" } = window.gradio_config ?? {};
-    return `${root}${api_prefix}/file=${path.split("/").map(encodeURIComponent).join("/")}`;
-  };
+  const { address, clamp, clock, fill, icon, make } = studio.tools;
 
   // The outline of int8 [columns, 2], the lowest and the highest sample of each column, in base64.
   const outline = (picture, peaks) => {
@@ -135,7 +107,7 @@
   let track = null;
   let source = false; // what the track was made from plays, in its place
   let bar;
-  let parts = {};
+  const parts = {};
 
   const offset = () => (source ? track.card.source.offset : 0);
   const now = () => (track ? audio.currentTime + offset() : 0);
@@ -372,7 +344,7 @@
     event.preventDefault();
   });
 
-  studio.tools = { address, clock, fill, icon, lineAt, make, outline, sketch, wave };
+  Object.assign(studio.tools, { lineAt, outline, sketch, wave });
   studio.player = {
     is,
     now,

@@ -7,11 +7,9 @@ studio.progress = (element) => {
   let state = "";
   let ticking = 0;
 
-  const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
-
   const tick = (time, from) => () => {
     if (!time.isConnected) return clearInterval(ticking);
-    time.textContent = clock(Number(time.dataset.elapsed) + (performance.now() - from) / 1000);
+    time.textContent = studio.tools.clock(Number(time.dataset.elapsed) + (performance.now() - from) / 1000);
   };
 
   heard.className = "heard";

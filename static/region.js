@@ -8,7 +8,8 @@ const KEYS_REST_MS = 200; // after the last key press the fields are written
 const SAY_AFTER_MS = 500;
 
 const find = (selector) => element.querySelector(selector);
-const { fill } = studio.tools;
+const { clamp, exactClock: clock, fill } = studio.tools;
+const { spans } = studio;
 const stage = find(".stage");
 const track = find(".track");
 const handles = { start: find(".handle.start"), end: find(".handle.end") };
@@ -26,26 +27,9 @@ let beats = []; // seconds, none where the tempo is not known
 
 // --- time ---
 
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-const floor = (seconds) => Math.floor(seconds * 10 + 1e-6) / 10;
-const ceil = (seconds) => Math.ceil(seconds * 10 - 1e-6) / 10;
-const exact = (seconds) => Math.round(seconds * 1000) / 1000;
-
-// To a tenth of a second, or to the end of the file, which is seldom at a tenth; to a beat where that is wanted.
-const snap = (seconds) => {
-  if (snaps())
-    return [0, ...beats, length].reduce((one, other) =>
-      Math.abs(other - seconds) < Math.abs(one - seconds) ? other : one
-    );
-  return seconds >= length - STEP / 2 ? length : Math.max(Math.round(seconds * 10) / 10, 0);
-};
 const snapper = find(".snap");
 const snaps = () => beats.length > 0 && snapper.getAttribute("aria-pressed") === "true";
-
-const clock = (seconds) => {
-  const tenths = Math.round(seconds * 10);
-  return `${Math.floor(tenths / 600)}:${String(Math.floor(tenths / 10) % 60).padStart(2, "0")}.${tenths % 10}`;
-};
+const snappedTo = () => (snaps() ? beats : []);
 
 const timeAt = (event) => {
   const box = track.getBoundingClientRect();
@@ -55,16 +39,8 @@ const timeAt = (event) => {
 // --- what the fields say ---
 
 // The region of the two fields, and whether they are one of this file.
-const chosen = () => {
-  const start = studio.seconds(props.value?.start);
-  const last = studio.seconds(props.value?.end);
-  const end = last === 0 ? length : last;
-  if (start >= 0 && end <= length && end - start >= props.least - 1e-6) return { region: { start, end }, fits: true };
-  // Somewhere near, so that a handle can mend it.
-  const from = clamp(start || 0, 0, Math.max(length - props.least, 0));
-  const to = clamp(Number.isNaN(end) ? length : end, Math.min(from + props.least, length), length);
-  return { region: { start: from, end: to }, fits: false };
-};
+const chosen = () =>
+  spans.chosen(studio.seconds(props.value?.start), studio.seconds(props.value?.end), length, props.least);
 
 const take = () => {
   const value = props.value || {};
@@ -134,14 +110,14 @@ const show = (fits = true) => {
     const [low, high] = range(part);
     const said = { min: low, max: high, now: region[part], text: clock(region[part]) };
     for (const [name, value] of Object.entries(said))
-      handles[part].setAttribute(`aria-value${name}`, name === "text" ? value : exact(value));
+      handles[part].setAttribute(`aria-value${name}`, name === "text" ? value : spans.exact(value));
   }
   const shown = { start, end, length: end - start };
   for (const [name, seconds] of Object.entries(shown)) find(`[data-shows="${name}"]`).textContent = clock(seconds);
   const wrong = find(".wrong");
   find(".facts").hidden = !fits;
   wrong.hidden = fits;
-  wrong.textContent = fits ? "" : fill(props.texts.wrong, { seconds: floor(length), least: props.least });
+  wrong.textContent = fits ? "" : fill(props.texts.wrong, { seconds: spans.floor(length), least: props.least });
 };
 
 // For screen readers, once things rest. Key presses need none of it: a slider says its own value.
@@ -159,35 +135,22 @@ const say = () => {
 // Whether there is a region at all: the page may have a use for the waveform alone.
 const marks = () => handles.start.offsetParent !== null;
 
-// A region with hardly any room to move: a drag inside of it marks another one, as in one that nobody has chosen yet.
-const full = () => region.end - region.start > 0.9 * length;
+// A drag inside of it marks another one, as in one that nobody has chosen yet.
+const full = () => spans.isFull(region, length);
 
 // How far a handle may go, in seconds.
-const range = (part) =>
-  part === "start"
-    ? [0, Math.max(floor(region.end - props.least), 0)]
-    : [Math.min(ceil(region.start + props.least), length), length];
+const range = (part) => spans.range(part, region, length, props.least);
 
 const moveHandle = (part, seconds) => {
-  region = { ...region, [part]: clamp(snap(seconds), ...range(part)) };
+  region = { ...region, [part]: clamp(spans.snap(seconds, length, snappedTo()), ...range(part)) };
 };
 
 const moveMiddle = (from, seconds) => {
-  const width = from.end - from.start;
-  const start = clamp(snap(seconds), 0, Math.max(floor(length - width), 0));
-  // The end of the file is seldom at a tenth: what pushes against it reaches it.
-  const end = seconds + width >= length ? length : exact(start + width);
-  region = { start, end: Math.min(end, length) };
+  region = spans.moved(from, seconds, length, snappedTo());
 };
 
 const choose = (anchor, seconds) => {
-  let [start, end] = [snap(Math.min(anchor, seconds)), snap(Math.max(anchor, seconds))];
-  if (end - start < props.least - 1e-6) {
-    if (seconds < anchor) start = end - props.least;
-    end = start + props.least;
-  }
-  start = clamp(exact(start), 0, Math.max(floor(length - props.least), 0));
-  region = { start, end: clamp(snap(end), Math.min(ceil(start + props.least), length), length) };
+  region = spans.marked(anchor, seconds, length, props.least, snappedTo());
 };
 
 // --- pointer ---

@@ -10,17 +10,6 @@ window.studio = {};
   Object.setPrototypeOf(dependencies, Events.prototype);
 })();
 
-// Numbers and times as the server reads them (page_form.py): "1,024" is grouped, "2,5" has a decimal comma, "2:30" are
-// minutes and seconds. NaN for anything else, 0 for a blank.
-studio.number = (value) => {
-  const text = String(value ?? "").trim();
-  return Number(/^-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$/.test(text) ? text.replaceAll(",", "") : text.replace(",", "."));
-};
-studio.seconds = (value) => {
-  const [, minutes, seconds] = /^(\d{1,3}):([0-5]\d(?:[.,]\d+)?)$/.exec(String(value ?? "").trim()) ?? [];
-  return minutes === undefined ? studio.number(value) : 60 * Number(minutes) + studio.number(seconds);
-};
-
 // What a visitor did something with, before the settings of the last visit are back: a field, or a button that fills some.
 (() => {
   const touched = new Set();

@@ -4,7 +4,7 @@
 (() => {
   const MOST_EARLIER = 50;
   const STORAGE = "ace-music-studio-takes";
-  const { address, clock, fill, icon, lineAt, make, sketch, wave } = studio.tools;
+  const { address, clock, fill, icon, lineAt, make, sketch, wave, whileThere } = studio.tools;
   const { player } = studio;
 
   // A menu closes with a click anywhere else, with Esc, which then cancels nothing (studio.js), and when the page moves.
@@ -40,6 +40,7 @@
 
   studio.takes = (element, props, trigger, watch) => {
     const find = (selector) => element.querySelector(selector);
+    const onPage = whileThere(element);
     const { texts, uses, formats, tab } = JSON.parse(find(".takes").dataset.settings);
     const { mode } = find(".takes").dataset;
     const list = find(".list");
@@ -163,9 +164,10 @@
           {
             class: "format",
             "aria-label": named("format_of", { number }),
-            change: ({ target: { value } }) => (
-              change(number, { preparing: value }), trigger("input", { number, kind: value })
-            ),
+            change: ({ target: { value } }) => {
+              change(number, { preparing: value });
+              trigger("input", { number, kind: value });
+            },
           },
           formats.map((kind) =>
             make("option", { value: kind, selected: kind === (card.preparing || card.kind), text: kind.toUpperCase() })
@@ -182,10 +184,11 @@
 
     const former = (card, act) => [
       again(card, act),
-      act(
-        texts.remove,
-        () => (keep(stored().filter(({ id }) => id !== card.id)), earlier(), fold.firstElementChild.focus())
-      ),
+      act(texts.remove, () => {
+        keep(stored().filter(({ id }) => id !== card.id));
+        earlier();
+        fold.firstElementChild.focus();
+      }),
       seed(card),
     ];
     const again = (card, act) =>
@@ -263,7 +266,7 @@
       box.scrollTop = line.offsetTop - (box.clientHeight - line.offsetHeight) / 2;
     };
 
-    document.addEventListener("studio-player", () => {
+    onPage("studio-player", () => {
       for (const take of shown) element.contains(take) ? take.follow() : shown.delete(take);
     });
 
@@ -309,7 +312,7 @@
 
     const making = find(".making .wave");
     making.innerHTML = sketch();
-    document.addEventListener("studio-news", ({ detail }) => {
+    onPage("studio-news", ({ detail }) => {
       if (detail.id !== `${mode}-progress` || !detail.running) return;
       const line = document.querySelector(`#${mode}-progress .progress-line`);
       find(".making .stage").textContent = line.querySelector("span").textContent;
@@ -390,7 +393,7 @@
 
     find(".level input").addEventListener("change", player.level);
 
-    document.addEventListener("studio-run", ({ detail }) => {
+    onPage("studio-run", ({ detail }) => {
       if (detail.id !== `${mode}-progress`) return;
       running = detail.running;
       awaited ||= running;

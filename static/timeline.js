@@ -2,11 +2,10 @@
 // static/region.js. The scale rests while an end is dragged, and makes room again afterwards.
 const FINE = 1; // seconds
 const COARSE = 10;
-const ROOM = 0.25; // of the song, beside each end
 const KEYS_REST_MS = 200; // after the last key press the fields are written
 
 const find = (selector) => element.querySelector(selector);
-const { fill } = studio.tools;
+const { clamp, fill } = studio.tools;
 const track = find(".track");
 const grips = { before: find(".grip.before"), after: find(".grip.after") };
 const SIDE = { before: -1, after: 1 };
@@ -18,13 +17,11 @@ let view = { from: 0, to: 1 };
 let drag = null;
 let keysRest = 0;
 
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const other = (side) => (side === "before" ? "after" : "before");
-const most = (side) => Math.max(Math.min(props.most, props.longest - length - added[other(side)]), 0);
+const most = (side) => studio.spans.most(length, added[other(side)], props.most, props.longest);
 
 const scale = () => {
-  const room = ROOM * (added.before + length + added.after);
-  view = { from: -added.before - room, to: length + added.after + room };
+  view = studio.spans.scale(length, added);
 };
 
 const show = () => {
@@ -119,7 +116,9 @@ for (const [side, grip] of Object.entries(grips)) {
 watch("value", () => {
   // An echo of the fields must not pull an end back that is being moved.
   if ((drag || keysRest) && props.value?.peaks === drawn) return;
-  [drag, keysRest] = [null, clearTimeout(keysRest) ?? 0];
+  drag = null;
+  clearTimeout(keysRest);
+  keysRest = 0;
   take();
 });
 take();

@@ -1,19 +1,18 @@
 // A closer look at a waveform: the stage scrolls sideways over a track that is wider than it. Buttons, + and -, Ctrl and the
 // wheel, and two fingers zoom; the overview, a slider, shows the whole file and moves what is in view.
 studio.zoom = (element, texts, { clock, pinched, viewed }) => {
-  const CLOSEST = 2; // seconds across the stage
+  const { clamp } = studio.tools;
+  const { inView, mostZoom, viewFrom } = studio.spans;
   const find = (selector) => element.querySelector(selector);
   const [stage, track, overview] = [".stage", ".track", ".overview"].map(find);
   const [less, more] = [".less", ".more"].map(find);
   let length = 0;
   let zoom = 1;
 
-  const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-  const most = () => Math.max(length / CLOSEST, 1);
+  const most = () => mostZoom(length);
   const edge = () => track.offsetLeft; // the room at the ends of the track
-  const span = () =>
-    Math.min((length * (stage.clientWidth - (zoom > 1 ? 0 : 2 * edge()))) / (track.clientWidth || 1), length);
-  const from = () => clamp(((stage.scrollLeft - edge()) / (track.clientWidth || 1)) * length, 0, length - span());
+  const span = () => inView(length, stage.clientWidth, track.clientWidth, edge(), zoom);
+  const from = () => viewFrom(length, stage.scrollLeft, track.clientWidth, edge(), span());
 
   const show = () => {
     const [start, end] = [from(), from() + span()];

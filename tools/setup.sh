@@ -1,6 +1,8 @@
 # The set-up that run.sh and test.sh share; they set ROOT, then source this file.
 #
 #   set_up run|ray|test   make or repair $VENV and install the requirement files (ray: with Ray, test: with the tests', too)
+#   find_node             whether there is a Node that checks the JavaScript
+#   install_biome         install what checks it
 #   find_browser          export ACE_STUDIO_CHROMIUM for the page tests
 #
 # Written for bash 3.2, which macOS ships: no associative arrays, and only options that Linux and macOS both know.
@@ -9,6 +11,7 @@ VENV="$ROOT/.venv"
 LOCK="$ROOT/.venv-lock"
 UNFINISHED="$VENV/ace-studio-unfinished"
 OLDEST_MINOR=11
+OLDEST_NODE=20
 # torch 2.11.0 and everything else in requirements.txt have wheels for 3.14, and none for 3.15.
 NEWEST_MINOR=14
 NEEDS="ACE Music Studio needs Python 3.$OLDEST_MINOR to 3.$NEWEST_MINOR (3.12 is the best choice)"
@@ -369,6 +372,21 @@ install_chromium() {
                     chromium fonts-liberation fonts-dejavu-core
         } </dev/null 2>&1
     ) || say "$log" "apt-get could not install chromium."
+}
+
+# --- what checks the JavaScript --------------------------------------------------------------------------------------
+
+find_node() {
+    command -v npm >/dev/null && node -e "process.exit(parseInt(process.versions.node) < $OLDEST_NODE)" 2>/dev/null
+}
+
+install_biome() {
+    local folder="$ROOT/tests/javascript" wanted
+    wanted=$(cksum <"$folder/package-lock.json")
+    [ "$(cat "$folder/node_modules/ace-studio.stamp" 2>/dev/null)" != "$wanted" ] || return 0
+    say "Installing biome (npm, 70 MB)"
+    (cd -- "$folder" && npm ci --no-audit --no-fund --loglevel=error </dev/null) || return 1
+    printf '%s\n' "$wanted" >"$folder/node_modules/ace-studio.stamp"
 }
 
 browser_hint() {

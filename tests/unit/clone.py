@@ -70,6 +70,9 @@ class Clone:
             target = self.root / script
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / script, target)
+        self.javascript = self.root / "tests" / "javascript"
+        self.javascript.mkdir(parents=True)
+        (self.javascript / "package-lock.json").write_text("{}\n")
         for name in ("", "-ray", "-dev", "-songwriter"):
             (self.root / f"requirements{name}.txt").write_text("torch\n")
         self.bin.mkdir()
@@ -103,6 +106,11 @@ class Clone:
         path.write_text(FAKE_PYTHON.format(bash=BASH, real=shlex.quote(sys.executable), **facts))
         path.chmod(0o755)
         return path
+
+    def node(self, version: str) -> None:
+        """Put a fake Node of a major `version` with its npm on the PATH."""
+        self.command("node", f'case "$2" in *"< 20"*) exit {int(int(version) < 20)} ;; esac')
+        self.command("npm", 'echo "npm $*" >>"$LOG"; [ "$1" != ci ] || mkdir -p node_modules')
 
     def replace(self, old: str, new: str) -> None:
         """Change what the fake Python 3.12 does."""

@@ -56,6 +56,27 @@ def test_a_failure_is_reported_after_all_parts_ran(clone: Clone, part: str, name
     assert f"Failed: {named}" in said
 
 
+def test_the_javascript_is_checked_where_there_is_a_node(clone: Clone) -> None:
+    checks = ["npm run --silent check", "npm run --silent test"]
+    code, said = clone.run("test.sh")
+    assert code == 0 and "The JavaScript was not checked" in said
+    clone.node("18")
+    code, said = clone.run("test.sh")
+    assert code == 0 and "The JavaScript was not checked: that needs Node 20" in said
+    assert not [line for line in clone.log() if line.startswith("npm")]
+    clone.node("20")
+    for installed in (["npm ci --no-audit --no-fund --loglevel=error"], []):  # once for each lock file
+        code, said = clone.run("test.sh")
+        assert code == 0 and "not checked" not in said, said
+        assert [line for line in clone.log() if line.startswith("npm")] == [*installed, *checks]
+    (clone.javascript / "package-lock.json").write_text("{ }\n")
+    for command, named in (("ci --no-audit --no-fund --loglevel=error", "biome"), ("run --silent test", "node --test")):
+        clone.command("npm", f'[ "$*" != "{command}" ]')
+        code, said = clone.run("test.sh")
+        assert code == 1 and f"Failed: {named}." in said, said
+        assert clone.log()[-1] == PYTEST
+
+
 def test_ci_runs_the_slow_tests_without_a_terminal(clone: Clone, tmp_path: Path) -> None:
     command = [BASH, "-c", 'exec bash "$0" <&-', str(clone.root / ".ci" / "run")]
     env = {"PATH": str(clone.bin), "LOG": str(clone.log_file)}

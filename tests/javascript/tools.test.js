@@ -1,0 +1,61 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { studioOf } from "./scripts.js";
+
+const studio = studioOf("tools");
+const { address, clamp, clock, exactClock, fill } = studio.tools;
+
+test("numbers and times are read as the server reads them", () => {
+  const read = { "": 0, " 12 ": 12, "2,5": 2.5, "1,024": 1024, "1,024.5": 1024.5, "-1": -1 };
+  for (const [text, value] of Object.entries(read)) assert.equal(studio.number(text), value, text);
+  assert.equal(studio.number(null), 0);
+  assert.ok(Number.isNaN(studio.number("fast")));
+  assert.equal(studio.seconds("2:30"), 150);
+  assert.equal(studio.seconds("0:07,5"), 7.5);
+  assert.equal(studio.seconds("90"), 90);
+  assert.ok(Number.isNaN(studio.seconds("2:60")));
+});
+
+test("a clock counts whole seconds, an exact one rounds to tenths", () => {
+  assert.deepEqual([0, 59.99, 60, 600.5].map(clock), ["0:00", "0:59", "1:00", "10:00"]);
+  assert.deepEqual([0, 59.94, 59.96, 605.25].map(exactClock), ["0:00.0", "0:59.9", "1:00.0", "10:05.3"]);
+});
+
+test("a value is held within its range", () => {
+  assert.deepEqual(
+    [-1, 0.5, 2].map((value) => clamp(value, 0, 1)),
+    [0, 0.5, 1]
+  );
+});
+
+test("texts are filled in once, so that a name in braces stays one", () => {
+  assert.equal(fill("{a} of {b}, {a}", { a: "{b}", b: 2 }), "{b} of 2, {b}");
+});
+
+test("the address of a file keeps its folders and escapes the rest", () => {
+  globalThis.window = { gradio_config: { root: "https://a.b/studio", api_prefix: "/gradio_api" } };
+  globalThis.location = { origin: "https://a.b" };
+  assert.equal(address("/out/a b#1?.wav"), "https://a.b/studio/gradio_api/file=/out/a%20b%231%3F.wav");
+});
+
+test("listeners on the document end once their component is gone, and not before it is built", () => {
+  const page = new EventTarget();
+  globalThis.document = page;
+  const element = { isConnected: false };
+  const heard = [];
+  const on = studio.tools.whileThere(element);
+  on("one", ({ type }) => heard.push(type));
+  on("other", ({ type }) => heard.push(type));
+  const tell = (name) => page.dispatchEvent(new Event(name));
+  tell("one");
+  element.isConnected = true;
+  tell("one");
+  tell("other");
+  assert.deepEqual(heard, ["one", "one", "other"]);
+  element.isConnected = false;
+  tell("one");
+  element.isConnected = true; // all of them were removed, whichever noticed
+  tell("one");
+  tell("other");
+  assert.deepEqual(heard, ["one", "one", "other"]);
+});
