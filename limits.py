@@ -71,7 +71,7 @@ MEMORY_PLANS = {
     "fast8": "Computed in 8 bits: faster, less exact",
 }
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
-PREVIEW_STEPS = {"draft": 10, "standard": 20, "best": 40}  # for the built-in engine (docs/preview-engine.md)
+PREVIEW_STEPS = {"draft": 5, "standard": 8, "best": 20}  # for the built-in engine (docs/preview-engine.md)
 STRUCTURES: dict[str, str] = preset("structures")  # name on the page -> sections that the songwriter is asked for
 
 

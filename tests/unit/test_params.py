@@ -177,7 +177,7 @@ def test_quality_and_checkpoint_set_the_steps():
     def settings(kind, **given):
         return params.settle(parse_request("generate", {**PROMPT, **given}), kind)
 
-    for quality, steps, built_in in (("draft", 20, 10), ("standard", 50, 20), ("best", 80, 40)):
+    for quality, steps, built_in in (("draft", 20, 5), ("standard", 50, 8), ("best", 80, 20)):
         assert settings("sft", quality=quality) == params.Settings("sft", steps, 7.0, 1.0)
         assert settings("preview", quality=quality).steps == built_in
         assert settings("sft", quality=quality, options={"steps": 33}).steps == 33
