@@ -17,6 +17,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import theme
 import tooltips
 from events import Done, Draft, Problem, Progress, StudioError
 from limits import shown
@@ -57,6 +58,19 @@ def facts_of(runs: Runs, run_id: str) -> dict[str, Any]:
     """Return the state of a run with its sentence; raises StudioError for an id that is none."""
     facts = runs.facts(run_id)
     return {**facts, "sentence": sentence_of(facts)}
+
+
+def line_of(facts: Mapping[str, Any]) -> str:
+    """Return the page's progress line of a run that has not ended, "" for one that has."""
+    if facts["state"] == "waiting":
+        return theme.line("running", facts["sentence"], spoken_when=f"waiting {facts['place']}")
+    if facts["state"] != "running":
+        return ""
+    progress = Progress(**facts["progress"]) if facts["progress"] else Progress("preparing")
+    if facts["tokens"]:
+        sentence = tooltips.writing_sentence(facts["tokens"], progress.elapsed)
+        return theme.line("running", sentence, spoken_when="writing")
+    return theme.progress(progress, facts["note"])
 
 
 def event_facts(run: Run, event: RunEvent) -> tuple[str, dict[str, Any]]:
@@ -107,6 +121,8 @@ async def several(request: Request) -> Response:
         try:
             facts = facts_of(_runs_for(request), run_id)
             facts["record"] = None
+            if "line" in request.query_params:  # for our own page
+                facts["line"] = line_of(facts)
         except StudioError as error:
             problem = error.problem.facts()
             facts = {"run": shown(run_id).strip('"'), "state": "unknown", "problem": problem}

@@ -32,15 +32,15 @@ import takes
 import theme
 import tooltips
 from api import add_endpoints
-from backend import GPU_CONCURRENCY, Backend, get_backend, worker_status
+from backend import Backend, get_backend, worker_status
 from lora_format import MAX_FILE_BYTES
-from page_header import Header, connect_download, connect_status
+from page_header import Header, connect_model, connect_status
 from page_settings import connect_memory
 from runs import runs_of
 
 log = logging.getLogger("studio")
 
-QUEUE_SIZE = 32  # waiting songs, those of the API included; the next visitor gets a message that the studio is busy
+QUEUE_SIZE = 100  # events that wait in Gradio's queue, all of them short; songs wait in that of runs.py
 SESSIONS = 150  # visits and API calls that Gradio remembers; an older visit only loses its Undo
 STOP_SECONDS = 3  # for running songs to end when the studio stops
 DELETE_CACHE = (3600, 24 * 3600)  # seconds between clean-ups of uploads and copies of takes, and their greatest age
@@ -56,7 +56,7 @@ def build_app(studio: Backend | None = None) -> gr.Blocks:
         tabs = page_tabs.build_tabs(studio)
         forms = [tab.form for tab in tabs]
         runs = [run for tab in tabs for run in tab.runs]
-        download = connect_download(studio, header)
+        download = connect_model(studio, header)
         connect_status(studio, demo, header, forms, runs, download)
         connect_memory(demo, forms)
         # Never rendered, so that the page does not build it; compact, so that it adds no groups.
@@ -112,7 +112,7 @@ def main() -> None:
     except OSError as error:
         log.debug("cannot listen", exc_info=error)
         sys.exit((tooltips.PORT_TAKEN if port else tooltips.NO_PORT).format(host=_address(), port=port))
-    gpu_ray.pool.start(worker_status, lambda count: let_run(demo, count))
+    gpu_ray.pool.start(worker_status, runs_of(get_backend()).allow)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopped.set())
     print(tooltips.READY.format(url=url), flush=True)
@@ -124,18 +124,6 @@ def main() -> None:
     while not stopped.wait(1):  # Python may miss a signal that arrives just before a wait without an end
         pass
     stop(demo)
-
-
-def let_run(demo: Any, songs: int) -> None:
-    """Let so many songs go on at once, at least one."""
-    demo.runs.allow(songs)
-    name, songs = GPU_CONCURRENCY["concurrency_id"], max(songs, 1)
-    # With every event Gradio lowers the queue's limit to that of the event's function.
-    for each in demo.fns.values():
-        if each.concurrency_id == name:
-            each.concurrency_limit = songs
-    if name in demo._queue.event_queue_per_concurrency_id:
-        demo._queue.event_queue_per_concurrency_id[name].concurrency_limit = songs
 
 
 def stop(demo: Any) -> NoReturn:

@@ -52,7 +52,6 @@ log = logging.getLogger("studio")
 
 # Off ZeroGPU all requests share one pipeline; there each call has its own worker.
 SONGS_AT_ONCE = 8 if gpu.ON_ZEROGPU else 1  # with Ray as many as there are workers
-GPU_CONCURRENCY = {"concurrency_id": "gpu", "concurrency_limit": SONGS_AT_ONCE}
 
 
 def on_worker(job: Job) -> Generator[Event | Outcome]:

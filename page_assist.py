@@ -6,7 +6,7 @@ it replaced.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
@@ -16,10 +16,10 @@ from gradio.events import Dependency
 import page_form
 import theme
 import tooltips
-from events import Done
+from events import Problem
 from limits import INSTRUMENTAL
 from page_form import AT_ONCE, Form, PartOfForm, Undo, Updates, html, only, updates_of
-from page_run import RunBar, cancelled_box, connect_run, progress_line, stream
+from page_run import Ended, RunBar, connect_end, connect_run, followed_runs, progress_line
 from params import Request
 from status import Status
 
@@ -38,11 +38,11 @@ IN_A_MORPH = {"prompt": "source_prompt", "lyrics": "source_lyrics"}
 
 
 class Assist(RunBar):
-    """A run bar with a button for each mode of help; `sketch` is the latest result."""
+    """A run bar with a button for each of `modes` ("inspire", "polish", "describe")."""
 
     def __init__(self, form: Form, *modes: str):
         name = f"{form.mode}-assist"
-        cancelled = cancelled_box(name)
+        runs = followed_runs(name, alone=len(modes))
         small: dict[str, Any] = {"size": "sm", "min_width": 0, "interactive": False}
         with gr.Row(elem_classes=["assist"]):
             self.buttons: dict[str, gr.Button] = {}
@@ -59,8 +59,7 @@ class Assist(RunBar):
         self.help = html(elem_id=f"{name}-help")
         problems = html(elem_id=f"{name}-problems")
         line = progress_line(name)
-        self.sketch = gr.State(None)
-        super().__init__(list(self.buttons.values()), cancel, line, cancelled, problems)
+        super().__init__(list(self.buttons.values()), cancel, line, name, problems, runs, lasts=False)
 
     def show(self, status: Status) -> Updates:
         """Return the updates for the studio's status: there is no help without a planner."""
@@ -77,35 +76,40 @@ class Assist(RunBar):
 def connect_assist(form: Form, bar: Assist) -> list[Dependency]:
     """Connect the buttons, Undo and the status; returns the runs."""
     fields = form.components(FILLED)
-    runs = [_connect_button(mode, form, bar, fields) for mode in bar.buttons]
+    for mode in bar.buttons:
+        _connect_button(mode, form, bar)
+    ended = _connect_end(form, bar, fields)
     undone = bar.undo.connect(fields)
     undone.then(lambda: theme.line("done", tooltips.UNDONE), outputs=bar.line, **AT_ONCE)
     form.on_status(bar.show)
-    return runs
+    return [ended]
 
 
-def _connect_button(mode: str, form: Form, bar: Assist, fields: Mapping[str, Component]) -> Dependency:
+def _connect_button(mode: str, form: Form, bar: Assist) -> None:
     part = PartOfForm(form, mode, TAKEN[mode])
 
-    def done(request: Request, done: Done) -> Updates:
-        line = theme.line("done", tooltips.ASSIST_DONE)
-        return {**bar.idle(line), bar.sketch: done.record["sketch"]}
+    def ask(*values: Any) -> Request:
+        return part.request(values)
 
-    def make(*values: Any) -> Iterator[Updates]:
-        yield from stream(form.studio, lambda: part.request(values), bar, done, bar.failed)
+    connect_run(part, bar, ask, bar.failed, [], {}, go=bar.buttons[mode])
 
-    def fill(sketch: dict[str, Any] | None, former: list[dict[str, Any]], *values: Any) -> Updates:
+
+def _connect_end(form: Form, bar: Assist, fields: Mapping[str, Component]) -> Dependency:
+    """Fill the form with what a run found; Undo also brings back what was typed while the planner worked."""
+
+    def done(ended: Ended, former: list[dict[str, Any]], *values: Any) -> Updates:
         held = dict(zip(fields, values, strict=True))
-        found = filling(form.mode, mode, sketch, held) if sketch else {}
+        line = bar.idle(theme.line("done", tooltips.ASSIST_DONE))
+        found = filling(form.mode, ended.request.mode, ended.done.record["sketch"], held)
         if not found:
-            return {bar.undo.former: former}
-        return {**form.show(found), **bar.undo.keep(former, only(held, found))}
+            return line
+        return {**line, **form.show(found), **bar.undo.keep(former, only(held, found))}
 
-    _, run = connect_run(part, bar, make, [bar.sketch], {bar.sketch: None}, go=bar.buttons[mode])
-    # A separate event, so that Undo also brings back what is typed while the planner works.
-    filled = [*fields.values(), *bar.undo.outputs]
-    run.success(fill, [bar.sketch, bar.undo.former, *fields.values()], filled, **AT_ONCE)
-    return run
+    def failed(problem: Problem, tag: Any, *values: Any) -> Updates:
+        return bar.failed(problem)
+
+    outputs = [*fields.values(), *bar.undo.outputs]
+    return connect_end(bar, form.studio, done, failed, outputs, [bar.undo.former, *fields.values()])
 
 
 def filling(tab: str, mode: str, sketch: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def connect_song_tab(form: Form, bar: RunBar, assist: Assist, result: ResultPane
     """Connect what all tabs for songs have; all fields exist by then."""
     helps = connect_assist(form, assist)
     song = connect_song(form, bar, result)
-    take = connect_takes(form, bar, result)
-    return SongTab(form, result, assist, [*helps, song, take])
+    connect_takes(form, bar, result)
+    return SongTab(form, result, assist, [*helps, song])
 
 
 # --- the parts of a tab ---------------------------------------------------------------------------

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import gradio as gr
 from gradio.events import Dependency
@@ -13,9 +12,9 @@ import gpu_ray
 import theme
 import tooltips
 from backend import Backend
-from events import Done, StudioError
-from page_form import AT_ONCE, QUIET, Form, Updates, html
-from page_run import cancelled_box, connect_cancel, page_updates, run_bar
+from events import StudioError
+from page_form import AT_ONCE, Form, Updates, html
+from page_run import cancelled_box, connect_download, download_bar
 from status import UNKNOWN, Status
 
 
@@ -23,13 +22,11 @@ class Header:
     """The status, and a banner whose button for the real model is a run bar of its own."""
 
     def __init__(self):
-        folds = theme.script("folds")
-        self.status = html(theme.heading(), elem_id="studio-status", js_on_load=folds)
+        self.status = html(theme.heading(), elem_id="studio-status", js_on_load=theme.script("folds"))
         cancelled = cancelled_box("download")
         with gr.Row(visible=False, elem_id="studio-banner") as self.banner:
-            self.notice = html(elem_id="studio-notice", js_on_load=folds)
-            get_model = tooltips.GET_MODEL.format(gb=0)
-            self.bar = run_bar("download", get_model, cancelled, variant="secondary")
+            self.notice = html(elem_id="studio-notice", js_on_load=theme.script("folds"))
+            self.bar = download_bar("download", tooltips.GET_MODEL.format(gb=0), cancelled)
         self.outputs = [self.status, self.banner, self.notice, self.bar.go]
 
     def show(self, status: Status) -> Updates:
@@ -42,23 +39,13 @@ class Header:
         }
 
 
-def connect_download(studio: Backend, header: Header) -> Dependency:
+def connect_model(studio: Backend, header: Header) -> Dependency:
     """Let the banner's button fetch the real model; returns the run."""
-    bar = header.bar
 
-    def done(_: Done) -> Updates:
-        text = tooltips.DOWNLOAD_UNUSED if studio.status().is_preview else tooltips.DOWNLOAD_DONE
-        return bar.idle(theme.line("done", text))
+    def done() -> str:
+        return tooltips.DOWNLOAD_UNUSED if studio.status().is_preview else tooltips.DOWNLOAD_DONE
 
-    def fetch() -> Iterator[Updates]:
-        yield bar.running(theme.line("running", tooltips.DOWNLOAD_STARTING))
-        with contextlib.closing(studio.download()) as events:
-            yield from page_updates(bar, events, done, bar.failed)
-
-    one_at_a_time: dict[str, Any] = {"concurrency_id": "download", "concurrency_limit": 1}
-    run = bar.go.click(fetch, outputs=bar.outputs, **one_at_a_time, **QUIET)
-    connect_cancel(bar, run, run, tooltips.DOWNLOAD_CANCELLED)
-    return run
+    return connect_download(header.bar, lambda: studio.download(), done)
 
 
 def connect_status(

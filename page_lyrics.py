@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +13,11 @@ import page_hints
 import theme
 import tooltips
 from backend import Backend
-from events import Done, Draft, Problem
+from events import Problem
 from limits import LANGUAGES, STRUCTURES
 from page_fields import Examples, swapped
 from page_form import AT_ONCE, QUIET, Form, Undo, Updates, html
-from page_run import RunBar, connect_run, stream, tab_run_bar
+from page_run import Ended, RunBar, connect_again, connect_end, connect_run, tab_run_bar
 from params import Request
 from status import Status
 
@@ -92,7 +90,7 @@ def lyrics_tab(studio: Backend) -> LyricsTab:
         with page_fields.foot():
             why = html(elem_id="lyrics-why")
             page_hints.add_seconds(form)
-            bar = tab_run_bar(form, tooltips.STOP)
+            bar = tab_run_bar(form, tooltips.STOP, lasts=False)
 
     def show(status: Status) -> Updates:
         songwriter = status.songwriter
@@ -112,26 +110,17 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
     """Let the button write lyrics into the box; Undo restores what was there before."""
     undo = panel.undo
 
-    def failed(problem: Problem) -> Updates:
+    def failed(problem: Problem, *_: Any) -> Updates:
         notice = theme.notice(tooltips.LYRICS_FAILED, problem.message, problem.hint)
         return {**bar.idle(theme.line("failed", tooltips.LYRICS_FAILED)), panel.message: notice}
 
-    def write(*values: Any) -> Iterator[Updates]:
-        began = time.monotonic()
+    def ask(*values: Any) -> Request:
+        return form.request(values)
 
-        def draft(event: Draft) -> Updates:
-            elapsed = time.monotonic() - began
-            sentence = tooltips.writing_sentence(event.tokens, elapsed)
-            line = theme.line("running", sentence, spoken_when="writing")
-            return {bar.line: line, panel.text: event.text}
-
-        def done(request: Request, done: Done) -> Updates:
-            record = done.record
-            elapsed = time.monotonic() - began
-            sentence = tooltips.written(record["tokens"], elapsed, record["end"])
-            return {**bar.idle(theme.line("done", sentence)), panel.text: record["text"]}
-
-        yield from stream(form.studio, lambda: form.request(values), bar, done, failed, draft)
+    def done(ended: Ended) -> Updates:
+        record = ended.done.record
+        sentence = tooltips.written(record["tokens"], ended.seconds, record["end"])
+        return {**bar.idle(theme.line("done", sentence)), panel.text: record["text"]}
 
     def remember(text: str, former: list[dict[str, Any]]) -> Updates:
         if not text.strip():
@@ -142,15 +131,17 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
         return page_hints.advise(form.studio, text, language)
 
     outputs = [panel.text, panel.message]
-    fresh = {panel.message: ""}
-    begin, run = connect_run(form, bar, write, outputs, fresh, cancelled=tooltips.LYRICS_STOPPED)
+    begin = connect_run(form, bar, ask, failed, outputs, {panel.message: ""})
+    run = connect_end(bar, form.studio, done, failed, outputs, cancelled=tooltips.LYRICS_STOPPED)
+    connect_again(form, bar.runs.retry)
+    # The text so far, straight from the browser.
+    bar.runs.input(None, None, panel.text, js="() => studio.draft('lyrics')", **AT_ONCE)
     begin.success(remember, [panel.text, undo.former], undo.outputs, **AT_ONCE)
     undone = undo.connect({"text": panel.text})
     language = form.fields["language"]
     # Not at every change of the text: there is no advice on lyrics that are still being written.
-    written = (run.success, run.failure, undone.then)
-    edited = (panel.text.input, panel.text.blur, language.change)
-    for event in (*written, *edited):
+    finished = (run.then, undone.then, panel.text.input, panel.text.blur, language.change)
+    for event in finished:
         event(advise, [panel.text, language], panel.advice, **AT_ONCE)
     # Gradio does not call a paste into an empty box an input, so the browser itself enables the
     # buttons.

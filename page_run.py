@@ -1,69 +1,120 @@
-"""A run on the page: its buttons and progress line, events turned into updates, and Cancel."""
+"""A run on the page: its buttons and progress line, its start, and what came of it.
+
+A click starts a run and ends; the run belongs to the studio (runs.py). static/runs.js keeps its id in the browser, asks
+how it goes, and fetches its end with one more event, on whatever visit that is.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
 
+import api_runs
+import page_form
+import page_widgets
 import theme
 import tooltips
-from backend import GPU_CONCURRENCY, Backend
-from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
+from backend import Backend
+from events import Done, Event, Failed, Problem, Progress, StudioError
+from limits import MOST_WAITING_OF_A_PAGE
 from page_form import AT_ONCE, QUIET, Form, Updates, html, updates_of
-from params import Request
+from params import AUDIO_FIELDS, Request
+from runs import CANCELLED, CUT_OFF, NO_RUN, Cancelled, Runs, runs_of
 
 log = logging.getLogger("studio")
 
-# The least time between two updates of the page: a fast songwriter would keep the browser busy.
-DRAFT_SECONDS = 0.5
-# Gradio searches the whole page at every update, and a small model makes many steps a second.
-PROGRESS_SECONDS = 1.0
-
-Asked = TypeVar("Asked", bound=Request)
+PROGRESS_SECONDS = 1.0  # between two updates of a download: Gradio searches the whole page at every one
+# The first input of a start is the browser's secret name.
+WITH_OWNER = "(_, ...values) => [studio.owner(), ...values]"
 
 
 @dataclass
-class RunBar:
-    """The buttons that start and cancel a run, and the line that says how it goes."""
+class Bar:
+    """The buttons that start and cancel something, and the line that says how it goes."""
 
-    starters: list[gr.Button]  # only one runs at a time
+    starters: list[gr.Button]
     cancel: gr.Button
     line: gr.HTML
-    # Hidden; Cancel ticks it in the browser, so that a run that ended early can say why.
-    cancelled: gr.Checkbox
-    # Names the wrong fields; None if there are no fields.
-    problems: gr.HTML | None = None
+    name: str
 
     @property
     def go(self) -> gr.Button:
         return self.starters[0]
+
+
+@dataclass
+class RunBar(Bar):
+    """The bar of runs, which belong to the studio."""
+
+    problems: gr.HTML  # names the wrong fields
+    runs: gr.HTML  # hidden; static/runs.js follows the bar's runs with it
+    lasts: bool = True  # whether a starter can be pressed again while a run goes on
+
+    @property
+    def outputs(self) -> list[Component]:
+        return [self.line, self.runs]
+
+    @property
+    def switches(self) -> list[Component]:
+        """Return the buttons that change with the first and the last run; Cancel comes first."""
+        return [self.cancel] if self.lasts else [self.cancel, *self.starters]
+
+    def idle(self, line: str) -> Updates:
+        """Return the updates for the end of a run."""
+        return {self.line: line}
+
+    def failed(self, problem: Problem) -> Updates:
+        return self.idle(theme.line("failed", problem.text()))
+
+
+@dataclass
+class DownloadBar(Bar):
+    """The bar of a download, which goes on only while its page is open."""
+
+    cancelled: gr.Checkbox  # hidden; Cancel ticks it in the browser, so that a download that ended early can say why
 
     @property
     def outputs(self) -> list[Component]:
         return [*self.starters, self.cancel, self.line, self.cancelled]
 
     def running(self, line: str) -> Updates:
-        """Return the updates for the start of a run."""
+        """Return the updates for the start of a download."""
         return {**self._switch(running=True), self.line: line, self.cancelled: False}
 
     def idle(self, line: str) -> Updates:
-        """Return the updates for the end of a run."""
+        """Return the updates for its end."""
         return {**self._switch(running=False), self.line: line}
-
-    def failed(self, problem: Problem) -> Updates:
-        return self.idle(theme.line("failed", problem.text()))
 
     def _switch(self, running: bool) -> Updates:
         starters = updates_of(self.starters, interactive=not running)
         return {**starters, self.cancel: gr.update(interactive=running)}
+
+
+def progress_line(name: str) -> gr.HTML:
+    return html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
+
+
+def followed_runs(name: str, alone: int = 0) -> gr.HTML:
+    """Make the hidden component with which static/runs.js follows the runs of a bar.
+
+    `alone` buttons that start a run wait until the run has ended; 0 if several may be queued.
+    Not inside a container that is hidden at first: showing that would show this as well.
+    """
+    texts = {
+        "lost": tooltips.NO_CONNECTION,
+        "again": tooltips.MAKE_AGAIN,
+        "alone": alone,
+    }
+    return page_widgets.frame("follow", {"texts": json.dumps(texts)}, visible="hidden", elem_id=f"{name}-runs")
 
 
 def cancelled_box(name: str) -> gr.Checkbox:
@@ -74,142 +125,207 @@ def cancelled_box(name: str) -> gr.Checkbox:
     return gr.Checkbox(visible="hidden", elem_id=f"{name}-cancelled")
 
 
-def progress_line(name: str) -> gr.HTML:
-    return html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
-
-
-def run_bar(
-    name: str,
-    text: str,
-    cancelled: gr.Checkbox,
-    variant: Literal["primary", "secondary"] = "primary",
-    cancel: str = tooltips.CANCEL,
-) -> RunBar:
+def download_bar(name: str, text: str, cancelled: gr.Checkbox) -> DownloadBar:
     line = progress_line(name)
-    go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
-    stop = gr.Button(
-        cancel,
-        variant="stop",
-        elem_id=f"{name}-cancel",
-        scale=1,
-        min_width=96,
-        interactive=False,
-    )
-    return RunBar([go], stop, line, cancelled)
+    go, cancel = _buttons(name, text, tooltips.CANCEL, "secondary")
+    return DownloadBar([go], cancel, line, name, cancelled)
 
 
-def tab_run_bar(form: Form, cancel: str = tooltips.CANCEL) -> RunBar:
+def tab_run_bar(form: Form, cancel: str = tooltips.CANCEL, lasts: bool = True) -> RunBar:
     """Make the run bar at the foot of a tab, with the line for wrong fields."""
-    problems = html(elem_id=f"{form.mode}-problems")
-    bar = run_bar(form.mode, tooltips.GO[form.mode], cancelled_box(form.mode), cancel=cancel)
-    bar.problems = problems
-    return bar
+    name = form.mode
+    problems = html(elem_id=f"{name}-problems")
+    runs = followed_runs(name, alone=0 if lasts else 1)
+    line = progress_line(name)
+    go, stop = _buttons(name, tooltips.GO[name], cancel, "primary")
+    return RunBar([go], stop, line, name, problems, runs, lasts=lasts)
+
+
+def _buttons(
+    name: str, text: str, cancel: str, variant: Literal["primary", "secondary"]
+) -> tuple[gr.Button, gr.Button]:
+    go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
+    stop = gr.Button(cancel, variant="stop", elem_id=f"{name}-cancel", scale=1, min_width=96, interactive=False)
+    return go, stop
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has made something, for the page that fetches it."""
+
+    run: str
+    request: Any  # a request of the mode that the bar asks for
+    done: Done
+    seconds: float  # how long it ran
+    tag: Any  # what the page gave the run at its start
 
 
 def connect_run(
     form: Form,
     bar: RunBar,
-    make: Callable[..., Iterator[Updates]],
+    ask: Callable[..., Request],
+    failed: Callable[[Problem], Updates],
     outputs: Sequence[Any],
     fresh: Updates,
     *,
     go: gr.Button | None = None,
-    cancelled: str = tooltips.CANCELLED,
-) -> tuple[Dependency, Dependency]:
-    """Let `go` check the fields, wait in the queue, and stream `make`; returns start and run.
+    tag: Any = None,
+) -> Dependency:
+    """Let `go` check the fields and start the run that `ask` builds from them; returns the event of the start.
 
-    `outputs` are what `make` updates besides the bar, `fresh` the updates at the start. `go` is by
-    default the bar's own button, and `cancelled` what the line says after Cancel.
+    `ask` raises StudioError if there is none. `failed` says why nothing was started, in `outputs`, which are besides
+    the bar's. `fresh` are the updates at the start, `tag` stays with the run. `go` is by default the bar's own button.
     """
     go = go or bar.go
 
-    def begin(*values: Any) -> Updates:
-        return {**bar.running(theme.line("running", tooltips.QUEUED)), **fresh}
+    def begin(owner: str, *values: Any) -> Updates:
+        return {**fresh, **start(bar, form.studio, owner, lambda: ask(*values), failed, tag)}
+
+    def check(owner: str, *values: Any) -> list[dict[str, Any]]:
+        verdicts = form.validate(*values)
+        return [gr.validate(True, ""), *(verdicts if isinstance(verdicts, list) else [verdicts])]
 
     # A wrong field ends at the validator, with a sentence beside it; this says so at the button and
     # unfolds the group.
-    assert bar.problems is not None, form.mode
     go.click(form.point_out, form.inputs, [*form.folds, bar.problems], **AT_ONCE)
-    checked = {"validator": form.validate, "concurrency_limit": None, **QUIET}
-    begun = go.click(begin, form.inputs, [*bar.outputs, *fresh], **checked)
-    # The song and the enabled button arrive a moment before the run ends; "once" would swallow a
-    # click in between.
-    running = {"trigger_mode": "multiple", **GPU_CONCURRENCY, **QUIET}
-    run = begun.success(make, form.inputs, [*bar.outputs, *outputs], **running)
-    connect_cancel(bar, begun, run, cancelled)
-    return begun, run
+    started = go.click(
+        begin,
+        [bar.runs, *form.inputs],
+        list(dict.fromkeys([*bar.outputs, *fresh, *outputs])),
+        js=WITH_OWNER,
+        validator=check,
+        concurrency_limit=None,
+        trigger_mode="once",  # a double click is one song
+        **QUIET,
+    )
+    # Gradio itself may refuse a call, or lose it.
+    started.failure(lambda: theme.line("stopped", tooltips.STOPPED), outputs=bar.line, **AT_ONCE)
+    return started
 
 
-def stream(
+def start(
+    bar: RunBar,
     studio: Backend,
-    ask: Callable[[], Asked],
-    bar: RunBar,
-    done: Callable[[Asked, Done], Updates],
+    owner: str,
+    ask: Callable[[], Request],
     failed: Callable[[Problem], Updates],
-    draft: Callable[[Draft], Updates] = lambda draft: {},
-) -> Iterator[Updates]:
-    """Run the request that `ask` builds; `ask` raises StudioError if there is none."""
-    # The first yield comes before any work: Gradio can only close a generator that has yielded.
-    yield bar.running(theme.line("running", tooltips.STARTING))
+    tag: Any = None,
+) -> Updates:
+    """Start the run that `ask` builds; from then on static/runs.js follows it by its id."""
+    runs = runs_of(studio)
     try:
-        request = ask()
-        with contextlib.closing(studio.stream(request)) as events:
-            yield from page_updates(bar, events, lambda event: done(request, event), failed, draft)
+        run = runs.start(ask(), f"page {str(owner)[:64]}", MOST_WAITING_OF_A_PAGE, tag)
+        facts = runs.facts(run.id)
     except StudioError as error:
-        yield failed(error.problem)
+        return failed(error.problem)
     except Exception:
-        log.exception("a run failed unexpectedly")
-        yield failed(Problem("internal", tooltips.UNEXPECTED, hint=tooltips.UNEXPECTED_HINT))
+        log.exception("a run could not be started")
+        return failed(Problem("internal", tooltips.UNEXPECTED, hint=tooltips.UNEXPECTED_HINT))
+    tab = bar.name.split("-")[0]
+    ticket = {"run": run.id, "title": run.title, "tab": tooltips.TABS[tab], "at": time.time_ns()}
+    if run.request.mode in tooltips.GO:  # it can be made again from the fields of a tab
+        ticket["settings"] = {"request": _without_files(run.request)}
+    line = theme.line("running", api_runs.sentence_of(facts), spoken_when="waiting")
+    return {bar.line: line, bar.runs: ticket}
 
 
-def page_updates(
+def _without_files(request: Request) -> dict[str, Any]:
+    return request.model_dump(mode="json", exclude=set(AUDIO_FIELDS))
+
+
+def connect_end(
     bar: RunBar,
-    events: Iterator[Event],
-    done: Callable[[Done], Updates],
-    failed: Callable[[Problem], Updates],
-    draft: Callable[[Draft], Updates] = lambda draft: {},
-) -> Iterator[Updates]:
-    """Turn the events of a run into updates of the page.
+    studio: Backend,
+    done: Callable[..., Updates],
+    failed: Callable[..., Updates],
+    outputs: Sequence[Any],
+    inputs: Sequence[Any] = (),
+    cancelled: str = tooltips.CANCELLED,
+) -> Dependency:
+    """Show what came of a run once static/runs.js has seen its end; returns that event.
 
-    A note stays beside the progress until the next note.
+    `done` gets an `Ended`, `failed` a problem and the run's tag or None, and both the values of `inputs`. Both return
+    updates of `outputs` or the bar.
     """
-    shown: tuple[str, str] | None = None  # stage and note of the latest progress on the page
-    note = ""
-    shown_at = 0.0
-    drafted_at = 0.0
-    for event in events:
-        now = time.monotonic()
-        match event:
-            case Progress() if drafted_at:
-                pass  # the heartbeat between two tokens knows less than the draft
-            case Progress():
-                note = event.note or note
-                if (event.stage, note) != shown or now - shown_at >= PROGRESS_SECONDS:
-                    shown = (event.stage, note)
+    runs = runs_of(studio)
+
+    def fetch(ended: gr.EventData, *values: Any) -> Updates:
+        run_id = str(ended.run)
+        run = runs.find(run_id)
+        if run and isinstance(run.outcome, Done):
+            shown = done(Ended(run.id, run.request, run.outcome, run.seconds, run.tag), *values)
+            if ended.meanwhile:
+                gr.Success(tooltips.FINISHED_MEANWHILE)
+        elif run and isinstance(run.outcome, Cancelled):
+            shown = {
+                bar.line: theme.line(
+                    "stopped", cancelled if run.outcome.problem == CANCELLED else run.outcome.problem.text()
+                )
+            }
+        else:
+            shown = failed(run.problem if run and run.problem else _lost(runs, run_id), run and run.tag, *values)
+        return {**shown, bar.runs: {"seen": run_id, "at": time.time_ns()}}
+
+    bar.cancel.click(None, js=f"() => void studio.cancelRun('{bar.name}')", **AT_ONCE)
+    # Only the browser knows how many runs of a bar go on.
+    bar.runs.select(None, None, bar.switches, js=f"() => studio.switches('{bar.name}')", **AT_ONCE)
+    shown_in = list(dict.fromkeys([*bar.outputs, *outputs]))
+    # In Gradio's queue, because only events in there can say something in a toast.
+    return bar.runs.submit(fetch, list(inputs), shown_in, concurrency_limit=None, trigger_mode="multiple", **QUIET)
+
+
+def _lost(runs: Runs, run_id: str) -> Problem:
+    """Return what to tell of a run that this process does not hold."""
+    try:
+        facts = runs.facts(run_id)
+    except StudioError as error:
+        return error.problem
+    if facts["state"] == "cut_off":
+        return Problem(CUT_OFF.code, tooltips.CUT_OFF, hint=tooltips.CUT_OFF_HINT)
+    if facts["takes"]:
+        return Problem("kept", tooltips.MADE_BEFORE, hint=tooltips.MADE_BEFORE_HINT)
+    return Problem(**facts["problem"]) if facts["problem"] else NO_RUN
+
+
+def connect_again(form: Form, *asked: Callable[..., Dependency]) -> None:
+    """Let an earlier take, or a run that was cut off, be made again; `asked` are the events that bring its settings.
+
+    The browser kept no files; the form's check asks for those.
+    """
+    defaults = form.defaults
+
+    def fill(pressed: gr.EventData) -> Updates:
+        return form.show({**defaults, **page_form.settings(form.mode, pressed.settings).values})
+
+    for event in asked:
+        filled = event(fill, None, form.settings, **AT_ONCE)
+        filled.success(None, js=f"() => document.getElementById('{form.mode}-go').click()", **AT_ONCE)
+
+
+def connect_download(
+    bar: DownloadBar, fetch: Callable[[], Generator[Event, None, None]], done: Callable[[], str]
+) -> Dependency:
+    """Let the bar's button fetch something, `done` say what came of it, and Cancel end it; returns the run."""
+
+    def make() -> Iterator[Updates]:
+        yield bar.running(theme.line("running", tooltips.DOWNLOAD_STARTING))
+        shown_at = 0.0
+        with contextlib.closing(fetch()) as events:
+            for event in events:
+                now = time.monotonic()
+                if isinstance(event, Failed):
+                    yield bar.idle(theme.line("failed", event.problem.text()))
+                elif isinstance(event, Done):
+                    yield bar.idle(theme.line("done", done()))
+                elif isinstance(event, Progress) and now - shown_at >= PROGRESS_SECONDS:
                     shown_at = now
-                    yield {bar.line: theme.progress(event, note)}
-            case Draft():
-                if now - drafted_at >= DRAFT_SECONDS:
-                    drafted_at = now
-                    yield draft(event)
-            case Done():
-                yield done(event)
-            case Failed(problem):
-                yield failed(problem)
-
-
-def connect_cancel(bar: RunBar, begin: Dependency, run: Dependency, cancelled: str) -> None:
-    """Let Cancel close the run, and reset the buttons if it ends early for any reason.
-
-    `begin` may be the run itself.
-    """
+                    yield {bar.line: theme.progress(event, event.note)}
 
     def stopped(asked: bool) -> Updates:
-        return bar.idle(theme.line("stopped", cancelled if asked else tooltips.STOPPED))
+        return bar.idle(theme.line("stopped", tooltips.DOWNLOAD_CANCELLED if asked else tooltips.STOPPED))
 
+    run = bar.go.click(make, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **QUIET)
     bar.cancel.click(None, None, bar.cancelled, js="() => true", cancels=[run], **QUIET)
-    # Gradio calls this for an error and for a cancelled run alike, but not after a run that reached
-    # its end.
-    begin.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
-    if run is not begin:
-        run.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
+    # Gradio calls this for an error and for a cancelled run alike, but not after a run that reached its end.
+    run.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
+    return run

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 from gradio import processing_utils
@@ -21,18 +21,18 @@ from gradio.events import Dependency
 import audio
 import audio_export
 import audio_waveform
-import page_form
 import page_widgets
 import takes
 import theme
 import tooltips
-from backend import GPU_CONCURRENCY, Backend
+from backend import Backend
 from events import Done, Problem, StudioError
 from limits import FORMATS, INSTRUMENTAL, MORE_LIKE_THIS
-from page_form import AT_ONCE, QUIET, Form, Updates, html
-from page_run import RunBar, connect_cancel, connect_run, stream
+from page_form import QUIET, Form, Updates, html
+from page_run import WITH_OWNER, Ended, RunBar, connect_again, connect_end, connect_run, start
 from params import AlignRequest, Request, SongRequest, parse_request
 from record import Stored
+from runs import addresses
 
 LOSSY = ("mp3", "ogg")
 # The actions that sing all of their lyrics; an extension sings them in its new part, a layer in one
@@ -42,12 +42,16 @@ WHOLE_SONG = ("generate", "cover", "repaint", "morph")
 
 @dataclass(frozen=True)
 class Made:
-    """A take on the page: its request, its run's record, its entry in that, and its file."""
+    """A take on the page: its request, uploads included, the record of its run, its own entry in that, its file.
+
+    `url` is where it is served for as long as it is kept.
+    """
 
     request: SongRequest
     record: Mapping[str, Any]
     take: Mapping[str, Any]
     file: str
+    url: str = ""
 
     @property
     def plan(self) -> Mapping[str, Any]:
@@ -85,14 +89,14 @@ class ResultPanel:
         self.asked = gr.State(None)  # name and take of a pressed button
         self.outputs = [self.message, self.plan, self.keep, self.kept, self.takes, self.made]
 
-    def show(self, request: SongRequest, done: Done, kept: Sequence[Made] = ()) -> Updates:
+    def show(self, ended: Ended, kept: Sequence[Made] = ()) -> Updates:
         """Return the updates that show a finished run, after the takes that are `kept`."""
-        record = done.record
+        record = ended.done.record
+        files = ended.done.files
         made = [*kept]
-        for take, file in zip(record["takes"], done.files, strict=True):
-            made.append(Made(request, record, take, file))
-        # Gradio deletes old copies of files that it knows.
-        self.takes.temp_files.update(each.file for each in made)
+        for take, file, url in zip(record["takes"], files, addresses(ended.run, len(files)), strict=True):
+            made.append(Made(ended.request, record, take, file, url))
+        self.takes.temp_files.update(each.file for each in made)  # Gradio deletes old copies of files it knows of
         can_time = self.studio.status().timed_lyrics.available
         cards = [card(each, can_time) for each in made]
         plan = record.get("plan")
@@ -133,6 +137,7 @@ def card(made: Made, can_time: bool) -> dict[str, Any]:
         "peaks": peaks,
         "art": _picture(made, peaks),
         "path": made.file,
+        "url": made.url,
         "kind": made.request.options.format,
         "source": _source(made.request),
         "can_be_timed": can_time and made.sings_its_lyrics(),
@@ -171,21 +176,79 @@ def connect_song(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
     def failed(problem: Problem) -> Updates:
         return {**_failed(bar, result, problem), **form.point_at(problem)}
 
-    def ask(values: Sequence[Any]) -> SongRequest:
-        request = form.request(values)
-        assert isinstance(request, SongRequest), form.mode
-        return request
-
-    def done(request: SongRequest, done: Done) -> Updates:
-        return {**bar.idle(made_line(request, done)), **result.show(request, done)}
-
-    def make(*values: Any) -> Iterator[Updates]:
-        yield from stream(form.studio, lambda: ask(values), bar, done, failed)
+    def ask(*values: Any) -> Request:
+        return form.request(values)
 
     outputs = [*result.outputs, *form.error_lines, *form.folds]
     fresh = dict.fromkeys([result.message, *form.error_lines], "")
-    _, run = connect_run(form, bar, make, outputs, fresh)
-    return run
+    connect_run(form, bar, ask, failed, outputs, fresh, tag=Wanted())
+    return _connect_end(form, bar, result)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run of the tab is for: songs, the takes of another seed, a variation of `take`, or its timed lyrics."""
+
+    what: Literal["song", "retake", "more", "timed"] = "song"
+    take: Made | None = None
+
+
+def _connect_end(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
+    """Show the songs and timed lyrics that the tab's runs have made; returns that event."""
+
+    def done(ended: Ended, made: list[Made]) -> Updates:
+        if ended.tag.what == "timed":
+            return _timed(bar, result, ended, made)
+        return _shown(bar, result, ended)
+
+    def failed(problem: Problem, wanted: Wanted | None, made: list[Made]) -> Updates:
+        if wanted and wanted.what == "timed":
+            return _not_timed(bar, result, problem, wanted, made)
+        return {**_failed(bar, result, problem), **form.point_at(problem)}
+
+    outputs = [*result.outputs, *form.error_lines, *form.folds]
+    return connect_end(bar, form.studio, done, failed, outputs, [result.made])
+
+
+def _shown(bar: RunBar, result: ResultPanel, ended: Ended) -> Updates:
+    wanted = ended.tag
+    line = bar.idle(made_line(ended.request, ended.done))
+    if wanted.what == "song":
+        return {**line, **result.show(ended)}
+    sentence = tooltips.RETAKEN
+    if wanted.what == "more":
+        sentence = tooltips.VARIED.format(percent=100 * ended.request.options.variation)
+    shown = result.show(ended, [wanted.take] if wanted.what == "more" else [])
+    return {**line, **shown, result.message: theme.answer(sentence) + shown[result.message]}
+
+
+def _place(wanted: Wanted, made: Sequence[Made]) -> int:
+    """Return the number of a take on the page, 0 if another visit shows other takes."""
+    files = [each.file for each in made]
+    if wanted.take is None:
+        return 0
+    return files.index(wanted.take.file) + 1 if wanted.take.file in files else 0
+
+
+def _timed(bar: RunBar, result: ResultPanel, ended: Ended, made: list[Made]) -> Updates:
+    record = ended.done.record
+    if not record["lines"]:
+        return _not_timed(bar, result, Problem("unsung", tooltips.NOTHING_SUNG), ended.tag, made)
+    name = f"{Path(ended.tag.take.file).stem}.lrc"
+    file = processing_utils.save_bytes_to_cache(record["lrc"].encode(), name, gradio_utils.get_upload_folder())
+    result.takes.temp_files.add(file)
+    line = bar.idle(theme.line("done", tooltips.timed(len(record["lines"]))))
+    number = _place(ended.tag, made)
+    if not number:
+        return line
+    score = tooltips.ALIGNMENT.format(score=record["score"])
+    return {**line, **result.change(number, lines=record["lines"], lrc=file, alignment=score, note="")}
+
+
+def _not_timed(bar: RunBar, result: ResultPanel, problem: Problem, wanted: Wanted, made: list[Made]) -> Updates:
+    line = bar.idle(theme.line("failed", problem.message))
+    number = _place(wanted, made)
+    return {**line, **result.change(number, note=problem.text(), wrong=True)} if number else line
 
 
 def made_line(request: SongRequest, done: Done) -> str:
@@ -202,54 +265,41 @@ def _failed(bar: RunBar, result: ResultPanel, problem: Problem) -> Updates:
 # --- the buttons of a take ------------------------------------------------------------------------
 
 
-def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
-    """Connect the buttons of the takes; returns the run that some of them start."""
+def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
+    """Connect the buttons of the takes."""
     connect_formats(result)
-    connect_again(form, result)
+    connect_again(form, result.takes.retry, bar.runs.retry)
 
-    def begin(pressed: gr.EventData) -> Updates:
-        waiting = bar.running(theme.line("running", tooltips.QUEUED))
-        asked = (str(pressed.name), int(pressed.number))
-        return {**waiting, result.message: "", result.asked: asked}
+    def begin(pressed: gr.EventData, owner: str, made: list[Made]) -> Updates:
+        what: Any = str(pressed.name)
+        number = int(pressed.number)
+        asks = {"timed": timing, "more": more, "retake": retake}
 
-    def make(asked: tuple[str, int], made: list[Made]) -> Iterator[Updates]:
-        name, number = asked
-        if name == "timed":
-            yield from time_lines(bar, result, made, number)
-        elif name in ("retake", "more"):
-            yield from make_songs(bar, result, made, number, variation=name == "more")
+        def failed(problem: Problem) -> Updates:
+            if what == "timed":
+                line = bar.idle(theme.line("failed", problem.message))
+                return {**line, **result.change(number, note=problem.text(), wrong=True)}
+            return _failed(bar, result, problem)
 
-    began = result.takes.submit(
-        begin, None, [*bar.outputs, result.message, result.asked], concurrency_limit=None, **QUIET
+        if what not in asks or not 0 < number <= len(made):
+            return failed(Problem("take_gone", tooltips.TAKE_GONE))
+        take = made[number - 1]
+        started = start(bar, form.studio, owner, lambda: asks[what](_there(take)), failed, Wanted(what, take))
+        return {result.message: "", **started}
+
+    result.takes.submit(
+        begin,
+        [bar.runs, result.made],
+        [*bar.outputs, result.message, result.takes],
+        js=WITH_OWNER,
+        concurrency_limit=None,
+        **QUIET,
     )
-    inputs = [result.asked, result.made]
-    outputs = [*bar.outputs, *result.outputs]
-    run = began.success(make, inputs, outputs, **GPU_CONCURRENCY, **QUIET)
-    connect_cancel(bar, began, run, tooltips.CANCELLED)
-    return run
 
 
-def make_songs(bar: RunBar, result: ResultPanel, made: list[Made], number: int, variation: bool) -> Iterator[Updates]:
-    """Replace the takes by new ones, or by take `number` and a variation of it."""
-
-    def ask() -> SongRequest:
-        take = _chosen(made, number)
-        if variation:
-            return more(take)
-        return take.request.model_copy(update={"seed": -1})
-
-    def done(request: SongRequest, done: Done) -> Updates:
-        if variation:
-            kept = [made[number - 1]]
-            sentence = tooltips.VARIED.format(percent=100 * request.options.variation)
-        else:
-            kept = []
-            sentence = tooltips.RETAKEN
-        shown = result.show(request, done, kept)
-        message = theme.answer(sentence) + shown[result.message]
-        return {**bar.idle(made_line(request, done)), **shown, result.message: message}
-
-    return stream(result.studio, ask, bar, done, lambda problem: _failed(bar, result, problem))
+def retake(made: Made) -> SongRequest:
+    """Return the request for the same songs from another seed."""
+    return made.request.model_copy(update={"seed": -1})
 
 
 def more(made: Made) -> SongRequest:
@@ -262,28 +312,6 @@ def more(made: Made) -> SongRequest:
     options = request.options.model_copy(update=changes)
     one_take = {"seed": made.take["seed"], "takes": 1, "options": options}
     return request.model_copy(update=one_take)
-
-
-def time_lines(bar: RunBar, result: ResultPanel, made: list[Made], number: int) -> Iterator[Updates]:
-    """Find when take `number` sings each line of its lyrics."""
-
-    def failed(problem: Problem) -> Updates:
-        noted = result.change(number, note=problem.text(), wrong=True)
-        return {**bar.idle(theme.line("failed", problem.message)), **noted}
-
-    def done(request: Request, done: Done) -> Updates:
-        record = done.record
-        if not record["lines"]:
-            return failed(Problem("unsung", tooltips.NOTHING_SUNG))
-        name = f"{Path(made[number - 1].file).stem}.lrc"
-        folder = gradio_utils.get_upload_folder()
-        file = processing_utils.save_bytes_to_cache(record["lrc"].encode(), name, folder)
-        result.takes.temp_files.add(file)
-        score = tooltips.ALIGNMENT.format(score=record["score"])
-        timed = result.change(number, lines=record["lines"], lrc=file, alignment=score, note="")
-        return {**bar.idle(theme.line("done", tooltips.timed(len(record["lines"])))), **timed}
-
-    return stream(result.studio, lambda: timing(_chosen(made, number)), bar, done, failed)
 
 
 def timing(made: Made) -> AlignRequest:
@@ -303,11 +331,18 @@ def timing(made: Made) -> AlignRequest:
     return asked
 
 
+def _there(made: Made) -> Made:
+    """Return the take; raises StudioError if its file is gone."""
+    if not Path(made.file).is_file():
+        raise StudioError("take_gone", tooltips.TAKE_GONE)
+    return made
+
+
 def _chosen(made: Sequence[Made], number: int) -> Made:
     """Return take `number`; raises StudioError if it or its file is gone."""
-    if number > len(made) or not Path(made[number - 1].file).is_file():
+    if number > len(made):
         raise StudioError("take_gone", tooltips.TAKE_GONE)
-    return made[number - 1]
+    return _there(made[number - 1])
 
 
 def connect_formats(result: ResultPanel) -> None:
@@ -328,7 +363,7 @@ def connect_formats(result: ResultPanel) -> None:
         note = ""
         if own in LOSSY and kind != own:
             note = tooltips.FROM_LOSSY.format(source=own.upper())
-        return result.change(number, path=file, kind=kind, note=note, wrong=False)
+        return result.change(number, path=file, url="", kind=kind, note=note, wrong=False)
 
     # Encoding needs no GPU, so it does not wait for songs.
     two_at_a_time: dict[str, Any] = {"concurrency_id": "encoding", "concurrency_limit": 2}
@@ -347,17 +382,3 @@ def converted(made: Made, kind: str) -> str:
         picture = audio_export.picture_for_tags(samples, made.take["seed"], Stored.of(record).key)
         audio_export.tag(file, stem, record, picture)
     return takes.copy_for_page(file, f"{stem}.{kind}")
-
-
-def connect_again(form: Form, result: ResultPanel) -> None:
-    """Let an earlier take be made again.
-
-    The browser kept no files; the form's check asks for those.
-    """
-    defaults = form.defaults
-
-    def fill(pressed: gr.EventData) -> Updates:
-        return form.show({**defaults, **page_form.settings(form.mode, pressed.settings).values})
-
-    filled = result.takes.retry(fill, None, form.settings, **AT_ONCE)
-    filled.success(None, js=f"() => document.getElementById('{form.mode}-go').click()", **AT_ONCE)

@@ -166,7 +166,7 @@ def takes(mode: str) -> gr.HTML:
         "formats": list(FORMATS),
     }
     texts = {
-        "making": tooltips.MAKING,
+        "notify": tooltips.NOTIFY,
         "level": tooltips.LEVEL,
         "level_help": tooltips.LEVEL_HELP,
         "digits": tooltips.DIGITS_HELP,

@@ -20,6 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -45,7 +46,9 @@ ENDED_SECONDS = 24 * 3600.0
 # On ZeroGPU, how long a run without a card waits for a visitor who is gone, and for one whose page is only hidden.
 GONE_SECONDS = 60.0
 HIDDEN_SECONDS = 600.0
-PRUNE_SECONDS = 3600.0  # between two looks at what the journal still has to keep
+# When the journal looks again at what it still has to keep: after so many seconds, or runs.
+PRUNE_SECONDS = 3600.0
+PRUNE_RUNS = 200
 PACE_MEMORY = 0.3  # the share of the latest run in the pace
 
 NO_RUN = Problem("no_run", "There is no such run, or it is too long ago.", hint="Check its id.")
@@ -82,15 +85,17 @@ _STATES_AT_THE_END: dict[type[RunEvent], State] = {Done: "finished", Failed: "fa
 class Run:
     """One request and what becomes of it. All that changes is changed by `Runs`, under its lock."""
 
-    def __init__(self, request: Request, owner: str, weight: float, now: float):
+    def __init__(self, request: Request, owner: str, weight: float, now: float, tag: Any = None):
         self.id = secrets.token_hex(16)
         self.request = request
         self.owner = owner
         self.weight = weight
+        self.tag = tag  # the caller's own
         self.state: State = "waiting"
         self.title = title_of(request)
         self.events: deque[tuple[int, RunEvent]] = deque(maxlen=MOST_EVENTS)
         self.last = 0  # the number of the latest event
+        self.note = ""  # the latest thing that the visitor was told once
         self.silent_until = now + GONE_SECONDS  # until when nobody has to ask
         self.listeners: list[Callable[[], None]] = []
         self.started_at = 0.0
@@ -103,6 +108,11 @@ class Run:
     @property
     def ended(self) -> bool:
         return self.state not in ("waiting", "running")
+
+    @property
+    def seconds(self) -> float:
+        """Return how long it has been running, or ran."""
+        return max(self.ended_at - self.started_at, 0.0) if self.started_at else 0.0
 
     @property
     def outcome(self) -> Done | Failed | Cancelled | None:
@@ -120,6 +130,7 @@ class Run:
             self.events = deque(earlier, MOST_EVENTS)
         elif self.events and _repeats(self.events[-1][1], event):
             self.events.pop()
+        self.note = getattr(event, "note", "") or self.note
         self.last += 1
         self.events.append((self.last, event))
 
@@ -169,19 +180,25 @@ class Runs:
         self._ended: OrderedDict[str, Run] = OrderedDict()  # the oldest first
         self._pace: dict[str, float] = {}  # by mode: real seconds for a second of `weigh`
         self._pruned_at: float | None = None
+        self._since_pruned = 0  # runs
         self._stopping = False
 
     # --- for callers ------------------------------------------------------------------------------------------------
 
-    def start(self, request: Request, owner: str, most: int = limits.MOST_WAITING_OF_A_PROGRAM) -> Run:
-        """Queue `request` for `owner`, who may have `most` runs waiting; raises StudioError if there is no room."""
+    def start(self, request: Request, owner: str, most: int | None = None, tag: Any = None) -> Run:
+        """Queue `request` for `owner`; raises StudioError if there is no room.
+
+        The owner may have `most` runs waiting, by default as many as a program. `tag` is the caller's own, and the
+        run keeps it.
+        """
         weight = self._weigh(request)
+        most = limits.MOST_WAITING_OF_A_PROGRAM if most is None else most
         with self._lock:
             if self._stopping:
                 raise StudioError.of(STOPPING)
             self._drop_absent()
             self._check_room(request, weight, owner, most)
-            run = Run(request, owner, weight, self._clock())
+            run = Run(request, owner, weight, self._clock(), tag)
             run.context = contextvars.copy_context()
             # Else `spaces` would look for the event of Gradio's queue, which ends long before the run.
             run.context.run(LocalContext.event_id.set, None)
@@ -201,23 +218,31 @@ class Runs:
         """Return what there is to know about a run, of an earlier process too; raises StudioError for no such run."""
         with self._lock:
             if run := self.find(run_id):
-                return _facts(run)
+                return _facts(run, self._place_of(run))
         entry = self._journal.find(run_id)
         if entry is None:
             raise StudioError.of(NO_RUN)
         return _former_facts(run_id, entry, self._journal)
 
-    def take(self, run_id: str, number: int) -> Any:
-        """Return the path of take `number` of a run in the output folder; raises StudioError if there is none."""
+    def take(self, run_id: str, number: int) -> Path:
+        """Return the path of take `number` of a run; raises StudioError if there is none."""
         entry = self._journal.find(run_id)
         if entry is None:
             raise StudioError.of(NO_RUN)
         if not 1 <= number <= len(entry.songs):
             raise StudioError("no_take", f"This run has {len(entry.songs)} takes, so there is no take {number}.")
-        path = self._journal.song(entry.songs[number - 1])
+        path = self._journal.song(entry.songs[number - 1]) or self._copy_of(run_id, number)
         if path is None:
             raise StudioError.of(NO_TAKE)
         return path
+
+    def _copy_of(self, run_id: str, number: int) -> Path | None:
+        """Return Gradio's copy of a take that has left the output folder early."""
+        run = self.find(run_id)
+        copies = run.outcome.files if run and isinstance(run.outcome, Done) else ()
+        if number > len(copies) or not Path(copies[number - 1]).is_file():
+            return None
+        return Path(copies[number - 1])
 
     def cancel(self, run_id: str, problem: Problem = CANCELLED) -> bool:
         """Cancel a run within a step; return whether there was anything to cancel."""
@@ -259,6 +284,11 @@ class Runs:
     def counts(self) -> dict[str, int]:
         with self._lock:
             return {"waiting": len(self._queue), "running": len(self._running), "ended": len(self._ended)}
+
+    def active(self) -> list[Run]:
+        """Return the runs that wait or go on."""
+        with self._lock:
+            return list(self._known.values())
 
     def waiting(self) -> list[Run]:
         with self._lock:
@@ -376,53 +406,84 @@ class Runs:
         self._tell_places()
 
     def _tell_places(self) -> None:
-        starts = self._starts()
-        for place, run in enumerate(self._queue.order(), 1):
-            known = starts[place - 1] if self._pace else None
-            self._add(run, Waiting(place, known))
+        for run, waiting in self._places():
+            self._add(run, waiting)
 
-    def _starts(self) -> list[float]:
-        now = self._clock()
-        left = [self._seconds(run.request, run.weight) - (now - run.started_at) for run in self._running]
-        waiting = [self._seconds(run.request, run.weight) for run in self._queue.order()]
-        return [round(each, 1) for each in starts_in([max(each, 0.0) for each in left], waiting, self._at_once)]
+    def _place_of(self, run: Run) -> Waiting | None:
+        """Return the present place of `run`; what it was told last may be a while ago."""
+        if run.state != "waiting":
+            return None
+        return next((waiting for each, waiting in self._places() if each is run), None)
+
+    def _places(self) -> list[tuple[Run, Waiting]]:
+        order = self._queue.order()
+        if not self._pace:  # nothing has been measured yet
+            return [(run, Waiting(place, None)) for place, run in enumerate(order, 1)]
+        left = [self._seconds_left(run) for run in self._running]
+        needed = [self._seconds(run.request, run.weight) for run in order]
+        starts = starts_in(left, needed, self._at_once)
+        places = [Waiting(place, round(start, 1)) for place, start in enumerate(starts, 1)]
+        return list(zip(order, places, strict=True))
+
+    def _seconds_left(self, run: Run) -> float:
+        """Estimate how long a running run still takes: by those before it, and at least what it says itself."""
+        estimate = self._seconds(run.request, run.weight) - (self._clock() - run.started_at)
+        latest = run.events[-1][1] if run.events else None
+        told = getattr(latest, "left", None)
+        return max(estimate, told or 0.0, 0.0)
 
     # --- a run ------------------------------------------------------------------------------------------------------
 
     def _drive(self, run: Run) -> None:
-        """Read the one generator of a run until its end, in the run's own thread."""
-        end: Done | Failed | Cancelled | None = None
+        """Read the one generator of a run until its end, in the run's own thread.
+
+        The run has ended with its result; the next one starts once the generator has tidied up.
+        """
         try:
             with contextlib.closing(self._stream(run.request)) as events:
                 for event in events:
-                    end = end or self._heard_from(run, event)
-                    if isinstance(end, Cancelled):
+                    self._heard_from(run, event)
+                    if isinstance(run.outcome, Cancelled):
                         break
         except Exception as error:
-            end = Failed(problem_of(error))
+            self._finish(run, Failed(problem_of(error)))
+        self._finish(run, Cancelled(run.cancelling or CANCELLED))
         with self._lock:
-            self._end(run, end or Cancelled(run.cancelling or CANCELLED))
             self._running.remove(run)
             self._ended_one.notify_all()
             if not self._stopping:
                 self._start_waiting()
 
-    def _heard_from(self, run: Run, event: Event) -> Done | Failed | Cancelled | None:
-        """Note an event of the generator; return how the run ends if it does."""
+    def _finish(self, run: Run, end: Done | Failed | Cancelled) -> None:
+        """End `run` unless it has ended already."""
         with self._lock:
+            if not run.ended:
+                self._end(run, end)
+
+    def _heard_from(self, run: Run, event: Event) -> None:
+        """Note an event of the generator; it may be the end of the run."""
+        with self._lock:
+            if run.ended:
+                return
             if isinstance(event, Done):
-                return event
-            if run.cancelling:
-                return Cancelled(run.cancelling)
-            if isinstance(event, Failed):
-                return event
-            lending = getattr(event, "stage", "") == "lending"
-            latest = run.events[-1][1] if run.events else None
-            run.has_card = run.has_card or (not lending and getattr(latest, "stage", "") == "lending")
-            self._add(run, event)
-            if self._drops_absent and not run.has_card and self._is_absent(run):
-                return Cancelled(LEFT)
-            return None
+                self._end(run, event)
+            elif run.cancelling:
+                self._end(run, Cancelled(run.cancelling))
+            elif isinstance(event, Failed):
+                self._end(run, event)
+            else:
+                self._note_card(run, event)
+                self._add(run, event)
+                if self._drops_absent and not run.has_card and self._is_absent(run):
+                    self._end(run, Cancelled(LEFT))
+
+    def _note_card(self, run: Run, event: Event) -> None:
+        """Note whether ZeroGPU has lent a card: the first event after the waiting for one comes from there."""
+        latest = run.events[-1][1] if run.events else None
+        was_lending = getattr(latest, "stage", "") == "lending"
+        is_lending = getattr(event, "stage", "") == "lending"
+        if was_lending and not is_lending:
+            run.has_card = True
 
     def _add(self, run: Run, event: RunEvent) -> None:
         run.add(event)
@@ -430,12 +491,12 @@ class Runs:
             listener()
 
     def _end(self, run: Run, end: Done | Failed | Cancelled) -> None:
-        run.state = _STATES_AT_THE_END[type(end)]
-        run.ended_at = self._clock()
-        run.context = None
-        self._add(run, end)
+        run.add(end)
         while len(run.events) > MOST_EVENTS_OF_AN_ENDED:
             run.events.popleft()
+        run.ended_at = self._clock()
+        run.context = None
+        run.state = _STATES_AT_THE_END[type(end)]
         if isinstance(end, Done):
             self._learn_pace(run)
         if end != Cancelled(STOPPING):
@@ -443,6 +504,8 @@ class Runs:
         del self._known[run.id]
         self._ended[run.id] = run
         self._forget_old()
+        for listener in run.listeners:
+            listener()
 
     def _learn_pace(self, run: Run) -> None:
         pace = (run.ended_at - run.started_at) / run.weight if run.weight else 0.0
@@ -451,8 +514,11 @@ class Runs:
 
     def _prune(self) -> None:
         now = self._clock()
-        if self._pruned_at is None or now - self._pruned_at > PRUNE_SECONDS:
+        self._since_pruned += 1
+        is_due = self._pruned_at is None or now - self._pruned_at > PRUNE_SECONDS
+        if is_due or self._since_pruned > PRUNE_RUNS:
             self._pruned_at = now
+            self._since_pruned = 0
             self._journal.prune()
 
     def _forget_old(self) -> None:
@@ -471,14 +537,15 @@ def _entry(run: Run) -> runs_journal.Entry:
     return runs_journal.Entry(run.request.mode, runs_journal.PROCESS, state, tuple(songs), problem)
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def _facts(run: Run, waiting: Waiting | None) -> dict[str, Any]:
     found = {"run": run.id, "state": run.state, "mode": run.request.mode, "title": run.title, "last": run.last}
-    latest = run.events[-1][1] if run.events else None
-    waiting = latest if run.state == "waiting" and isinstance(latest, Waiting) else None
     found["place"] = waiting.place if waiting else None
     found["starts_in"] = waiting.starts_in if waiting else None
     found["progress"] = next((asdict(each) for _, each in reversed(run.events) if isinstance(each, Progress)), None)
-    found["draft"] = next((each.text for _, each in reversed(run.events) if isinstance(each, Draft)), None)
+    draft = next((each for _, each in reversed(run.events) if isinstance(each, Draft)), None)
+    found["draft"] = draft.text if draft else None
+    found["tokens"] = draft.tokens if draft else 0
+    found["note"] = run.note
     found["problem"] = run.problem.facts() if run.problem else None
     record = run.outcome.record if isinstance(run.outcome, Done) else None
     songs = runs_journal.takes_of(record) if record else ()
@@ -492,6 +559,7 @@ def _former_facts(run_id: str, entry: runs_journal.Entry, journal: runs_journal.
         state, problem = "cut_off", CUT_OFF.facts()
     found = {"run": run_id, "state": state, "mode": entry.mode, "title": "", "last": 0, "problem": problem}
     found |= dict.fromkeys(("place", "starts_in", "progress", "draft", "record"))
+    found |= {"tokens": 0, "note": ""}
     return {**found, "takes": addresses(run_id, len(entry.songs))}
 
 
@@ -511,7 +579,7 @@ def runs_of(studio: Backend) -> Runs:
     """Return the runs of `studio`, always the same ones."""
     if studio not in _by_studio:
         _by_studio[studio] = Runs(
-            studio.stream,
+            lambda request: studio.stream(request),
             partial(seconds_of, studio=studio),
             runs_journal.Journal(takes.songs_folder),
             at_once=SONGS_AT_ONCE,

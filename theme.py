@@ -37,6 +37,7 @@ SCRIPTS = (
     "changes",
     "faces",
     "progress",
+    "runs",
     "advice",
     "loras",
     "player",

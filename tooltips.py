@@ -407,6 +407,13 @@ COUNTED = {"planning": "code", "steps": "step", "decoding": "part", "finishing":
 STARTING = "Starting ..."
 QUEUED = "Waiting in the queue ..."
 CANCELLED = "Cancelled. Your settings are still here."
+NO_CONNECTION = "No connection to the studio. Your run goes on without it ..."
+CUT_OFF = "Your last run was cut off when the studio restarted."
+CUT_OFF_HINT = "Make it again: its settings are still here."
+MAKE_AGAIN = "Make it again"
+MADE_BEFORE = "Your song was finished before the studio restarted."
+MADE_BEFORE_HINT = "It is in the output folder."
+FINISHED_MEANWHILE = "Your song was finished while you were away."
 STOPPED = "The run stopped early. Your settings are still here; please try again."
 DOWNLOAD_STARTING = "Contacting Hugging Face ..."
 DOWNLOAD_CANCELLED = "Cancelled. The next download continues from here."
@@ -476,7 +483,9 @@ def waiting_sentence(place: int | None, starts_in: float | None) -> str:
     """Return the place of a run in the queue, and in how many seconds it starts if that is known."""
     if place is None:
         return "Waiting."
-    when = f", starts in about {clock(starts_in)}" if starts_in is not None else ""
+    when = ""
+    if starts_in is not None:
+        when = f", starts in about {clock(starts_in)}" if starts_in >= ALMOST_DONE_SECONDS else ", starts in a moment"
     return f"{'Next in the queue' if place == 1 else f'Place {place} in the queue'}{when}."
 
 
@@ -514,6 +523,8 @@ PLAYER = {  # for static/player.js
 TAKES = {  # for static/takes.js; without double quotes, which its frame cannot hold
     "title": "Take {number}",
     "making": "Your song is being made and will appear here.",
+    "in_the_making": "Your song",
+    "cancel": "Cancel",
     "play": "Play take {number}",
     "pause": "Pause take {number}",
     "play_earlier": "Play",
@@ -536,10 +547,10 @@ TAKES = {  # for static/takes.js; without double quotes, which its frame cannot 
     "make": "Make it again",
     "remove": "Remove",
 }
-MAKING = "Making your song"
+NOTIFY = "Tell me when it is ready, with a notification"
 LATEST_TAKES = "Your latest takes"
 USE_TAKE = "Use {name}, {length}, as the source"
-EARLIER_HELP = "This list stays in your browser; the files are deleted after a day. Download what you want to keep."
+EARLIER_HELP = "This list stays in your browser."
 FORGET = "Remove all"
 FROM_LOSSY = "Converted from {source}, so it sounds no better than the {source} file."
 TAKE_GONE = "The studio no longer has this take. Make it again to continue."
@@ -569,15 +580,15 @@ def timed(lines: int) -> str:
 
 
 def kept_for(days: float, gb: float) -> str:
-    """Say how long finished songs stay in the output folder; infinite is no limit."""
+    """Say how long finished songs can be played and downloaded here; infinite is no limit."""
     limits = []
     if days < math.inf:
         limits.append(f"for {_count(days, 'day')}")
     if gb < math.inf:
         limits.append(f"up to {gb:g} GB in all")
-    kept = "Finished songs are kept."
+    kept = "Finished songs stay here."
     if limits:
-        kept = f"Finished songs are kept {', '.join(limits)}; the oldest are deleted first."
+        kept = f"Finished songs stay here {', '.join(limits)}; the oldest are deleted first."
     return f"{kept} Uploads are deleted after a day. Nothing else about you is kept."
 
 

@@ -1,24 +1,35 @@
 // The latest takes of all tabs, which this browser remembers (static/takes.js), to choose one as a source with one click.
 studio.latest = (element, props, trigger) => {
   const MOST = 5;
-  const { address, clock, fill, make, whileThere } = studio.tools;
+  const { address, clock, fill, make, where, whileThere } = studio.tools;
   const box = element.querySelector(".latest");
   const { texts, modes } = JSON.parse(box.dataset.settings);
-  const asked = new Map(); // whether a file is still there, by path
+  const asked = new Map(); // whether a file is still there, by address
 
-  const there = (path) => {
-    if (!asked.has(path))
+  const there = (at) => {
+    if (!asked.has(at))
       asked.set(
-        path,
-        fetch(address(path), { method: "HEAD" }).then(
+        at,
+        fetch(at, { method: "HEAD" }).then(
           ({ ok }) => ok,
           () => false
         )
       );
-    return asked.get(path);
+    return asked.get(at);
   };
 
-  const choose = ({ path }) => {
+  // The copy that Gradio serves is deleted after a day; a take that is kept for longer is uploaded like any other file.
+  const copied = async (card) => {
+    if (await there(address(card.path))) return card.path;
+    const { root = location.origin, api_prefix = "/gradio_api" } = window.gradio_config ?? {};
+    const form = new FormData();
+    form.append("files", await (await fetch(where(card))).blob(), card.path.split("/").at(-1));
+    const [path] = await (await fetch(`${root}${api_prefix}/upload`, { method: "POST", body: form })).json();
+    return path;
+  };
+
+  const choose = async (card) => {
+    const path = await copied(card);
     const name = path.split("/").at(-1);
     props.value = { path, url: address(path), orig_name: name, meta: { _type: "gradio.FileData" } };
     trigger("input");
@@ -43,7 +54,7 @@ studio.latest = (element, props, trigger) => {
     const all = modes.flatMap((mode) => studio.remembered(mode)).sort((one, other) => (other.at ?? 0) - (one.at ?? 0));
     const found = [];
     for (const card of all) {
-      if (!card.gone && (await there(card.path))) found.push(card);
+      if (!card.gone && (await there(where(card)))) found.push(card);
       if (turn !== drawn) return; // a newer list is on its way
       if (found.length === MOST) break;
     }

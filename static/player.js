@@ -4,7 +4,7 @@
 (() => {
   const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 2];
   const BARS = 100;
-  const { address, clamp, clock, fill, icon, make } = studio.tools;
+  const { address, clamp, clock, fill, icon, make, where } = studio.tools;
 
   // The outline of int8 [columns, 2], the lowest and the highest sample of each column, in base64.
   const outline = (picture, peaks) => {
@@ -125,7 +125,7 @@
   };
 
   const open = (seconds, play) => {
-    audio.src = address(source ? track.card.source.path : track.card.path);
+    audio.src = source ? address(track.card.source.path) : where(track.card);
     audio.preload = "metadata";
     audio.currentTime = Math.max(seconds - offset(), 0);
     audio.playbackRate = audio.defaultPlaybackRate = Number(parts.speed.value);

@@ -1,7 +1,8 @@
 // The line of a run. It hears from the server once a second at most; the clock in it ticks by itself. A screen reader would
 // never finish a sentence that changes so often: the live region, a neighbor of the line, gets its sentence only with a new
 // stage, with each quarter of one, and at the end. The page is told when a run begins and ends.
-studio.progress = (element) => {
+studio.lines = {}; // by id: what sets a line
+studio.progress = (element, props) => {
   const heard = document.createElement("p");
   let last = "";
   let state = "";
@@ -15,6 +16,9 @@ studio.progress = (element) => {
   heard.className = "heard";
   heard.setAttribute("aria-live", "polite");
   element.parentElement.append(heard);
+  studio.lines[element.closest("[id$=-progress]").id] = (line) => {
+    props.value = line;
+  };
   new MutationObserver(() => {
     const line = element.querySelector(".progress-line");
     const time = line?.querySelector("[data-elapsed]");

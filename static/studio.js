@@ -33,9 +33,9 @@ window.studio = {};
 })();
 
 (() => {
-  // Leaving the page ends a run, so ask first; only then.
+  // Leaving the page ends a download, so ask first; songs go on.
   window.addEventListener("beforeunload", (event) => {
-    if (document.querySelector('.progress-line[data-state="running"]')) {
+    if (document.querySelector('#download-progress .progress-line[data-state="running"]')) {
       event.preventDefault();
       event.returnValue = "";
     }

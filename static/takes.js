@@ -4,7 +4,7 @@
 (() => {
   const MOST_EARLIER = 50;
   const STORAGE = "ace-music-studio-takes";
-  const { address, clock, fill, icon, lineAt, make, sketch, wave, whileThere } = studio.tools;
+  const { address, clock, fill, icon, lineAt, make, sketch, wave, where, whileThere } = studio.tools;
   const { player } = studio;
 
   // A menu closes with a click anywhere else, with Esc, which then cancels nothing (studio.js), and when the page moves.
@@ -48,7 +48,7 @@
     let cards = [];
     let order = []; // of the cards on the page: the newest ones first
     let record;
-    let running = false;
+    let runs = []; // that go on or wait, of static/runs.js
 
     const named = (name, values) => fill(texts[name], values);
 
@@ -132,7 +132,7 @@
       const link = make("a", {
         class: "button download",
         icon: "download",
-        href: address(card.path),
+        href: where(card),
         download: card.path.split("/").at(-1),
         "aria-label": of(named("download", values)),
       });
@@ -153,9 +153,7 @@
     const ways = (card, number, act) => [
       ...["more", "retake", "timed"]
         .filter((name) => name !== "timed" || card.can_be_timed)
-        .map((name) =>
-          act(texts[name], () => trigger("submit", { name, number }), { class: `starts ${name}`, disabled: running })
-        ),
+        .map((name) => act(texts[name], () => trigger("submit", { name, number }), { class: `starts ${name}` })),
       ...Object.entries(uses).map(([use, label]) => act(label, () => trigger("select", { use, number }))),
       make("label", { class: "formats" }, [
         texts.format,
@@ -192,7 +190,7 @@
       seed(card),
     ];
     const again = (card, act) =>
-      act(texts.make, () => trigger("retry", { settings: card.settings }), { class: "starts", disabled: running });
+      act(texts.make, () => trigger("retry", { settings: card.settings }), { class: "starts" });
 
     const shown = new Set(); // follow what plays
     const draw = (card, number) => {
@@ -300,23 +298,64 @@
       player.renew(mode);
     };
 
-    // --- a song in the making ---
+    // --- songs in the making ---
 
     const empty = () => {
       const none = find(".empty");
-      none.hidden = cards.length > 0 && !running;
-      none.textContent = running ? texts.making : texts.empty;
-      none.classList.toggle("heard", running);
-      find(".making").hidden = !running;
+      none.hidden = cards.length > 0 && !runs.length;
+      none.textContent = runs.length ? texts.making : texts.empty;
+      none.classList.toggle("heard", runs.length > 0);
     };
 
-    const making = find(".making .wave");
-    making.innerHTML = sketch();
-    onPage("studio-news", ({ detail }) => {
-      if (detail.id !== `${mode}-progress` || !detail.running) return;
-      const line = document.querySelector(`#${mode}-progress .progress-line`);
-      find(".making .stage").textContent = line.querySelector("span").textContent;
-      making.style.setProperty("--at", line.querySelector(".bar div")?.style.width || "0%");
+    const makings = new Map(); // cards by the id of their run
+    const begin = (run) => {
+      const name = run.title || texts.in_the_making;
+      const picture = make("div", { class: "wave" });
+      picture.innerHTML = sketch();
+      const cancel = {
+        type: "button",
+        text: texts.cancel,
+        "aria-label": `${texts.cancel}: ${name}`,
+        click: () => studio.cancel(run.run),
+      };
+      const made = make("article", { class: "take making", "data-run": run.run, "aria-label": name }, [
+        make("div", { class: "cover" }),
+        make("div", { class: "what" }, [make("p", { class: "name", text: name }), make("p", { class: "stage" })]),
+        make("div", { class: "actions" }, [make("button", cancel)]),
+        picture,
+      ]);
+      makings.set(run.run, made);
+      return made;
+    };
+
+    const follow = () => {
+      const there = new Set(runs.map(({ run }) => run));
+      for (const [id, made] of makings) {
+        if (there.has(id)) continue;
+        made.remove();
+        makings.delete(id);
+      }
+      for (const run of runs) {
+        const made = makings.get(run.run) ?? begin(run);
+        if (!made.isConnected) find(".makings").append(made);
+        const { step, steps } = run.facts?.progress ?? {};
+        const share = steps ? Math.floor(Math.min((100 * step) / steps, 100)) : 0;
+        made.querySelector(".stage").textContent = run.facts?.sentence ?? "";
+        made.querySelector(".wave").style.setProperty("--at", `${share}%`);
+      }
+      empty();
+    };
+
+    onPage("studio-runs", ({ detail }) => {
+      if (detail.bar !== mode) return;
+      runs = detail.runs;
+      awaited ||= runs.length > 0;
+      find(".notify").hidden = !runs.length || !window.Notification;
+      find(".notify input").checked = studio.notifies();
+      follow();
+    });
+    find(".notify input").addEventListener("change", async ({ target }) => {
+      target.checked = await studio.notify(target.checked);
     });
 
     // A song that is there comes into sight and plays with the space bar, unless the visitor is busy elsewhere.
@@ -348,6 +387,7 @@
       "title",
       "seconds",
       "path",
+      "url",
       "kind",
       "facts",
       "peaks",
@@ -378,7 +418,7 @@
       fold.querySelector("ol").replaceChildren(...(fold.open ? all.map((card) => draw(card)) : []));
       if (!fold.open) return;
       for (const card of all)
-        fetch(address(card.path), { method: "HEAD" }).then(
+        fetch(where(card), { method: "HEAD" }).then(
           (answer) => answer.ok || lose(card),
           () => {}
         );
@@ -392,14 +432,6 @@
     // --- the page ---
 
     find(".level input").addEventListener("change", player.level);
-
-    onPage("studio-run", ({ detail }) => {
-      if (detail.id !== `${mode}-progress`) return;
-      running = detail.running;
-      awaited ||= running;
-      for (const button of element.querySelectorAll(".starts")) button.disabled = running;
-      empty();
-    });
 
     const receive = () => {
       const value = props.value;

@@ -64,5 +64,8 @@ studio.tools = (() => {
     return `${root}${api_prefix}/file=${path.split("/").map(encodeURIComponent).join("/")}`;
   };
 
-  return { address, clamp, clock, exactClock, fill, icon, make, whileThere };
+  // Where a take is served: by its run for as long as it is kept, a copy in another format by its path.
+  const where = ({ url, path }) => (url ? `${window.gradio_config?.root ?? location.origin}${url}` : address(path));
+
+  return { address, clamp, clock, exactClock, fill, icon, make, where, whileThere };
 })();

@@ -18,3 +18,11 @@ def test_songs_leave_no_memory_behind():
     lines = soak.main(["--songs", "40", "--visits", "0"])
     # One 10 s take is 3.7 MB of samples: a leak of one a song would be 74 MB.
     assert lines[-1]["MB"] - lines[5]["MB"] < 40
+
+
+@pytest.mark.matrix
+def test_runs_that_are_left_in_every_way_leave_nothing_behind():
+    lines = soak.main(["--songs", "0", "--visits", "0", "--runs", "200"])
+    half, last = lines[5], lines[-1]
+    assert last["MB"] - half["MB"] < 40
+    assert last["threads"] <= half["threads"] + 5 and last["files"] <= half["files"] + 5 and last["jobs"] == 0

@@ -27,14 +27,17 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 import model_memory
 import model_weights
+import takes
 from backend import Backend
 from events import Done, Draft, Event, Failed, Problem, Progress
 from limits import SAMPLE_RATE
 from params import Request
+from runs import runs_of
 from status import UNKNOWN, LanguageModelStatus, SongwriterStatus, Status, TimedLyrics, WorkerStatus
 from tests.files import tag_file, write_song
 from tests.page.steps import Tab
 from tests.program import ROOT
+from tests.waiting import until
 from tools import screenshots
 
 # Other machines have no address.
@@ -282,16 +285,22 @@ class FakeBackend(Backend):
 def fake_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, FakeBackend]]:
     import app
 
-    backend = FakeBackend(tmp_path_factory.mktemp("fake"))
+    backend = FakeBackend(takes.output_folder())
     demo = app.build_app(backend)
     yield app.launch(demo), backend
     demo.close()
 
 
 @pytest.fixture
-def fake(fake_address: tuple[str, FakeBackend]) -> FakeBackend:
-    fake_address[1].reset()
-    return fake_address[1]
+def fake(fake_address: tuple[str, FakeBackend]) -> Iterator[FakeBackend]:
+    backend = fake_address[1]
+    backend.reset()
+    yield backend
+    # A run outlives the page of its test.
+    runs = runs_of(backend)
+    for run in runs.active():
+        runs.cancel(run.id)
+    until(lambda: not runs.active())
 
 
 @pytest.fixture(scope="module")

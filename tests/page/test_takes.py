@@ -178,7 +178,7 @@ def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(fake, 
     page = visit(fake_address[0], 390, 844)
     generate = tab(page, "generate")
     card, empty = (generate.part("panel").locator(place) for place in (".making", ".takes .empty"))
-    expect(card).to_be_hidden()
+    expect(card).to_have_count(0)
     before = empty.inner_text()
     fake.script = fake.endless
     generate.set("prompt", "type", "a song")
@@ -186,7 +186,7 @@ def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(fake, 
     expect(card).to_contain_text(re.compile(r"step 3 of 50, .* left\."))
     expect(empty).not_to_have_text(before)
     generate.part("cancel").press("Enter")
-    expect(card).to_be_hidden()
+    expect(card).to_have_count(0)
     expect(empty).to_have_text(before)
     fake.script = fake.song
     page.evaluate("scrollTo(0, 0)")
@@ -197,7 +197,7 @@ def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(fake, 
     assert button.bounding_box()["y"] + 44 <= generate.go.bounding_box()["y"]
     button.press("Space")
     expect(button).to_have_attribute("aria-label", "Pause take 1")
-    expect(card).to_be_hidden()
+    expect(card).to_have_count(0)
 
 
 # --- again --------------------------------------------------------------------------------------------------------
@@ -285,8 +285,7 @@ def test_the_menu_makes_takes_again_and_more_like_one_and_leaves_the_form(genera
     fake.script = fake.endless
     generate.way("Retake").click()
     generate.runs()
-    expect(generate.go).to_be_disabled()
-    expect(generate.way("Retake")).to_be_disabled()
+    expect(generate.way("Retake")).to_be_enabled()
     generate.cancel()
     assert fake.closed.wait(100)
     fake.script = fake.fail
@@ -322,7 +321,7 @@ def test_an_upload_is_used_again_until_it_is_gone(lasting: Page, fake, song, tab
 
 @pytest.mark.slow
 def test_earlier_takes_stay_in_the_browser_and_are_made_again(page: Page, fake, tab, forgiven):
-    forgiven.append("status of 403")
+    forgiven += ["status of 403", "status of 404"]
     generate = tab(page, "generate")
     generate.set("prompt", "type", "sea shanty")
     generate.made(fake)
@@ -342,7 +341,9 @@ def test_earlier_takes_stay_in_the_browser_and_are_made_again(page: Page, fake, 
         rows.nth(1).get_by_role("link", name=re.compile("^Download WAV")).click()
     assert found.value.suggested_filename == f"song-seed-{seed}.wav"
     # Meanwhile the other one's file was deleted.
-    Path(next(Path(gradio_utils.get_upload_folder()).glob(f"*/song-seed-{100 * fake.songs}.wav"))).unlink()
+    name = f"song-seed-{100 * fake.songs}.wav"
+    for file in (*Path(gradio_utils.get_upload_folder()).glob(f"*/{name}"), fake.folder / name):
+        file.unlink()
     summary.click()
     summary.click()
     expect(rows.nth(0)).to_contain_text("This file has been deleted.")

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import app
 import backend
 import gpu_ray
 import gpu_ray_worker
@@ -90,16 +89,6 @@ def test_an_address_that_cannot_work_is_refused_at_once(monkeypatch):
 def test_an_error_of_ray_is_a_sentence(said, code, words):
     problem = gpu_ray_worker.problem_of(RuntimeError(said))
     assert problem.code == code and words in problem.message
-
-
-def test_the_queue_runs_as_many_songs_as_there_are_workers():
-    demo = app.build_app()
-    songs = [each for each in demo.fns.values() if each.concurrency_id == "gpu"]
-    for workers, limit in ((3, 3), (0, 1), (2, 2)):
-        app.let_run(demo, workers)
-        for each in songs:
-            demo._queue.create_event_queue_for_fn(each)  # what an event does
-        assert demo._queue.event_queue_per_concurrency_id["gpu"].concurrency_limit == limit
 
 
 def test_the_status_names_the_workers_and_without_ray_this_process(monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -33,7 +32,19 @@ OWN = {
     "edit": {"source": "a.wav", "action": "morph", "source_prompt": "b", "options": {"n_min": 0.6, "n_avg": 3}},
 }
 STATUS = replace(UNKNOWN, memory_plans=("resident", "swap"), planner=LanguageModelStatus("ready", "preview"))
-STUDIO = SimpleNamespace(status=lambda: STATUS)
+
+
+class Studio:
+    """Has a status and makes nothing."""
+
+    def status(self) -> Any:
+        return STATUS
+
+    def stream(self, request: Any) -> Any:
+        return iter(())
+
+
+STUDIO = Studio()
 
 
 @pytest.fixture(scope="module")

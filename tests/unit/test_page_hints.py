@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -29,7 +28,16 @@ def work_of(request, source=0.0):
     return estimate.work_of(request, settings, source=source, planner=True)
 
 
-STUDIO = SimpleNamespace(work_of=work_of)
+class Studio:
+    """Estimates, and makes nothing."""
+
+    work_of = staticmethod(work_of)
+
+    def stream(self, request: Any) -> Any:
+        return iter(())
+
+
+STUDIO = Studio()
 TOO_MUCH = {"prompt": "a song", "duration": "600", "takes": 4, "quality": "best"}
 
 

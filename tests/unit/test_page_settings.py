@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -16,7 +15,19 @@ from page_form import Form
 from status import UNKNOWN, LanguageModelStatus
 
 STATUS = replace(UNKNOWN, memory_plans=("resident", "swap"), planner=LanguageModelStatus("ready", "preview"))
-STUDIO = SimpleNamespace(status=lambda: STATUS)
+
+
+class Studio:
+    """Has a status, and makes nothing."""
+
+    def status(self) -> Any:
+        return STATUS
+
+    def stream(self, request: Any) -> Any:
+        return iter(())
+
+
+STUDIO = Studio()
 
 
 @pytest.fixture(scope="module")

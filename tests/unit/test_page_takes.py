@@ -19,6 +19,7 @@ import page_takes
 import tooltips
 from events import Done, StudioError
 from limits import MORE_LIKE_THIS, SAMPLE_RATE
+from page_run import Ended
 from page_takes import Made
 from params import parse_request
 from status import UNKNOWN
@@ -98,7 +99,7 @@ def test_a_take_in_another_format_has_the_same_sound_and_tags(tmp_path: Path, ki
     [
         (30, 20, "for 30 days, up to 20 GB in all; the oldest are deleted first."),
         (1, math.inf, "for 1 day; the oldest are deleted first."),
-        (math.inf, math.inf, "Finished songs are kept. Uploads"),
+        (math.inf, math.inf, "Finished songs stay here. Uploads"),
     ],
 )
 def test_the_page_says_what_leaves_the_output_folder(days: float, gb: float, said: str):
@@ -113,7 +114,8 @@ def test_why_a_song_has_no_plan_is_said_once():
 
     def plan_line(**plan: Any) -> str:
         record = {"takes": [], "errors": [], "notes": [], "plan": {"used": False, "reason": "It was off.", **plan}}
-        return panel.show(request, Done((), record))[panel.plan]
+        ended = Ended("0" * 32, request, Done((), record), seconds=1.0, tag=None)
+        return panel.show(ended)[panel.plan]
 
     assert "Made without a plan: It was off." in plan_line()
     assert plan_line(failed=True) == ""  # the notes have it, in whatever words

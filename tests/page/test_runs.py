@@ -1,0 +1,310 @@
+"""Runs that outlive the page: found again after a reload, a lost connection, sleep and a restart; several at once."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+
+import pytest
+from playwright.sync_api import Page, expect
+
+import limits
+import tooltips
+from events import Progress
+from runs import runs_of
+from tests.page.proxy import Proxy
+from tests.page.steps import Tab, reload
+from tests.page.test_song import fill_in
+from tests.program import serving
+from tests.waiting import until
+
+TITLE = "ACE Music Studio"
+SONG_MS = 180_000
+
+
+class Gate:
+    """Holds the songs of a fake backend at step 3 until `go`, or one of `asked` until its prompt is let through."""
+
+    def __init__(self, fake):
+        self.fake = fake
+        self.go = threading.Event()
+        fake.script = self.play
+
+    def play(self, request):
+        while not self.go.wait(0.05):
+            yield Progress("steps", 3, 50, 1.0, 19.0)
+        yield from self.fake.play(request)
+
+
+@pytest.fixture
+def gate(fake):
+    return Gate(fake)
+
+
+def making(page: Page, mode: str = "generate"):
+    return page.locator(f"#{mode}-takes-made .making")
+
+
+def takes(page: Page, mode: str = "generate"):
+    return page.locator(f"#{mode}-takes-made .list .take")
+
+
+def earlier(page: Page, mode: str = "generate"):
+    return page.locator(f"#{mode}-takes-made .earlier summary")
+
+
+def asked(page: Page) -> list[str]:
+    """Return the list to which every question about runs is added."""
+    found: list[str] = []
+    page.on("request", lambda request: "/runs?" in request.url and found.append(request.url))
+    return found
+
+
+# --- coming back --------------------------------------------------------------------------------------------------
+
+
+def test_a_reload_in_mid_song_finds_the_song_again_and_it_comes_once(page: Page, fake, gate, tab):
+    generate = tab(page, "generate")
+    generate.start("calm piano")
+    expect(making(page).locator(".stage")).to_contain_text("step 3 of 50")
+    expect(page).to_have_title(f"3/50 · {TITLE}")
+    reload(page)
+    expect(making(page).locator(".stage")).to_contain_text("step 3 of 50")
+    expect(making(page).locator(".name")).to_have_text("calm piano")
+    generate.runs()
+    expect(generate.part("cancel")).to_be_enabled()
+    gate.go.set()
+    expect(takes(page)).to_have_count(1)
+    expect(making(page)).to_have_count(0)
+    expect(page.get_by_text(tooltips.FINISHED_MEANWHILE)).to_be_visible()
+    expect(generate.part("cancel")).to_be_disabled()
+    reload(page)
+    expect(earlier(page)).to_contain_text("(1)")
+    assert len(fake.requests) == 1 and not fake.closed.is_set()
+
+
+def test_a_song_whose_page_is_closed_goes_on_and_two_new_tabs_show_it(page: Page, fake, gate, fake_address, tab):
+    tab(page, "generate").start("calm piano")
+    expect(making(page)).to_have_count(1)
+    first, second = page.context.new_page(), page.context.new_page()
+    page.close()
+    for each in (first, second):
+        each.goto(fake_address[0])
+        expect(making(each).locator(".stage")).to_contain_text("step 3 of 50")
+    gate.go.set()
+    for each in (second, first):
+        each.bring_to_front()
+        expect(takes(each)).to_have_count(1)
+    for each in (first, second):
+        each.close()
+    assert len(fake.requests) == 1 and not fake.closed.is_set()
+
+
+def test_a_tab_of_the_same_browser_shows_what_another_one_starts(page: Page, fake, gate, fake_address, tab):
+    other = page.context.new_page()
+    other.goto(fake_address[0])
+    expect(other.locator("#studio-status")).to_contain_text("Model:")
+    generate = tab(page, "generate")
+    generate.start("calm piano")
+    other.bring_to_front()
+    expect(making(other).locator(".name")).to_have_text("calm piano")
+    making(other).get_by_role("button", name="Cancel: calm piano").click()
+    expect(making(other)).to_have_count(0)
+    assert fake.closed.wait(100)
+    page.bring_to_front()
+    expect(making(page)).to_have_count(0)
+    expect(generate.progress).to_contain_text(tooltips.CANCELLED)
+    other.close()
+
+
+def test_the_page_asks_once_a_second_at_most_and_not_at_all_while_it_is_hidden(page: Page, fake, gate, tab):
+    generate = tab(page, "generate")
+    questions = asked(page)
+    generate.start()
+    until(lambda: len(questions) >= 4 or page.wait_for_timeout(100))
+    began = time.monotonic()
+    before = len(questions)
+    until(lambda: len(questions) >= before + 4 or page.wait_for_timeout(100))
+    assert time.monotonic() - began > 3 * 0.9
+    page.evaluate(HIDE)
+    until(lambda: any("hidden" in url for url in questions) or page.wait_for_timeout(100))
+    while_hidden = len(questions)
+    gate.go.set()
+    # The studio tells by itself.
+    expect(page).to_have_title("▶ Ready")
+    assert len(questions) == while_hidden and takes(page).count() == 0
+    page.evaluate(SHOW)
+    expect(takes(page)).to_have_count(1)
+    expect(page).to_have_title(TITLE)
+
+
+HIDE = """() => {
+  Object.defineProperty(document, "hidden", { configurable: true, get: () => true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+SHOW = """() => {
+  Object.defineProperty(document, "hidden", { configurable: true, get: () => false });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def test_a_notification_comes_only_if_it_was_asked_for(page: Page, fake, gate, tab):
+    page.context.grant_permissions(["notifications"])
+    page.evaluate("""() => {
+      window.notified = [];
+      window.Notification = class {
+        static permission = "granted";
+        static requestPermission = async () => "granted";
+        constructor(title, { body }) { window.notified.push([title, body]); }
+      };
+    }""")
+    generate = tab(page, "generate")
+    for wanted, expected in ((False, []), (True, [["▶ Ready", "calm piano"]])):
+        gate.go.clear()
+        generate.start("calm piano")
+        box = page.locator("#generate-takes-made .notify input")
+        box.set_checked(wanted)
+        generate.runs()
+        page.evaluate(HIDE)
+        gate.go.set()
+        expect(page).to_have_title("▶ Ready")
+        page.evaluate(SHOW)
+        expect(making(page)).to_have_count(0)
+        assert page.evaluate("notified") == expected
+
+
+def test_words_and_ideas_outlive_the_page_too(page: Page, fake, gate, tab):
+    lyrics = tab(page, "lyrics")
+    lyrics.start("a lighthouse")
+    expect(lyrics.progress).to_contain_text("step 3 of 50")
+    generate = tab(page, "generate")
+    generate.text("prompt").fill("an idea")
+    generate.part("inspire").click()
+    expect(generate.part("assist-progress")).to_contain_text("Next in the queue")
+    reload(page)
+    expect(page.locator("#generate-assist-progress")).to_contain_text("Next in the queue")
+    gate.go.set()
+    expect(generate.text("prompt")).to_have_value("sea shanty, male choir")
+    lyrics = tab(page, "lyrics")
+    expect(lyrics.text("text")).to_have_value(re.compile("Good night"))
+    assert [request.mode for request in fake.requests] == ["lyrics", "inspire"]
+
+
+# --- several ------------------------------------------------------------------------------------------------------
+
+
+def test_three_songs_wait_each_with_place_title_and_cancel_and_a_fourth_is_a_sentence(page: Page, fake, gate, tab):
+    generate = tab(page, "generate")
+    for name in ("first", "second", "third", "fourth"):
+        generate.start(name)
+        expect(making(page).last.locator(".name")).to_have_text(name)
+    places = ["step 3 of 50", "Next in the queue", "Place 2 in the queue", "Place 3 in the queue"]
+    for card, place in zip(making(page).all(), places, strict=True):
+        expect(card.locator(".stage")).to_contain_text(place)
+    generate.start("one too many")
+    expect(generate.part("message")).to_contain_text("3 runs waiting already")
+    expect(making(page)).to_have_count(4)
+    making(page).nth(1).get_by_role("button", name="Cancel: second").click()
+    expect(making(page)).to_have_count(3)
+    expect(making(page).nth(1).locator(".stage")).to_contain_text("Next in the queue")
+    gate.go.set()
+    expect(making(page)).to_have_count(0)
+    expect(takes(page)).to_have_count(1)
+    expect(earlier(page)).to_contain_text("(2)")
+    assert [request.prompt for request in fake.requests] == ["first", "third", "fourth"]
+
+
+def test_a_song_that_is_done_elsewhere_is_a_dot_on_its_tab(page: Page, fake, gate, tab):
+    generate = tab(page, "generate")
+    generate.start()
+    generate.runs()
+    tab(page, "lyrics")
+    dotted = page.locator('#studio-tabs [role="tab"][data-news]:visible')
+    expect(dotted).to_have_count(0)
+    gate.go.set()
+    expect(dotted).to_have_text("Generate")
+    dotted.click()
+    expect(dotted).to_have_count(0)
+    expect(takes(page)).to_have_count(1)
+
+
+def test_the_queue_of_others_is_told_in_a_sentence(page: Page, fake, gate, tab):
+    runs = runs_of(fake)
+    from params import parse_request
+
+    for number in range(limits.MOST_WAITING + 1):
+        runs.start(parse_request("generate", {"prompt": "another"}), f"visitor {number}")
+    generate = tab(page, "generate")
+    generate.start()
+    expect(generate.part("message")).to_contain_text("32 runs are waiting already")
+    expect(making(page)).to_have_count(0)
+
+
+# --- the real engine ----------------------------------------------------------------------------------------------
+
+
+def long_song(page: Page, tab: type[Tab]) -> Tab:
+    """Start a song that takes many steps on the real engine, and wait until it is being made."""
+    generate = fill_in(tab(page, "generate"), duration="60", steps="200")
+    generate.set("options.plan", "tick", False)
+    generate.go.click()
+    expect(making(page).locator(".stage")).to_contain_text(re.compile(r"step \d+ of 200"))
+    return generate
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [4, pytest.param(30, marks=pytest.mark.matrix)])
+def test_a_network_that_is_cut_in_mid_song_costs_no_song(studio: str, visit, tab, forgiven, seconds):
+    forgiven += ["ERR_", "Failed to fetch", "NetworkError", "network error", "Could not"]
+    with Proxy(studio) as proxy:
+        page = visit(proxy.url)
+        long_song(page, tab)
+        proxy.cut()
+        page.wait_for_timeout(1_000 * seconds)
+        proxy.mend()
+        # Whether Gradio reloads the page or not: it is the same song, and it comes once.
+        expect(making(page).locator(".stage").or_(takes(page)).first).to_be_visible(timeout=SONG_MS)
+        expect(takes(page)).to_have_count(1, timeout=SONG_MS)
+        expect(making(page)).to_have_count(0)
+
+
+@pytest.mark.slow
+def test_a_page_that_slept_through_its_song_shows_it(studio: str, visit, tab):
+    page = visit(studio)
+    long_song(page, tab)
+    session = page.context.new_cdp_session(page)
+    session.send("Page.setWebLifecycleState", {"state": "frozen"})
+    other = page.context.new_page()
+    other.goto(studio)
+    expect(takes(other)).to_have_count(1, timeout=SONG_MS)
+    other.close()
+    session.send("Page.setWebLifecycleState", {"state": "active"})
+    page.bring_to_front()
+    expect(takes(page)).to_have_count(1)
+    expect(making(page)).to_have_count(0)
+
+
+@pytest.mark.slow
+def test_a_restart_is_told_and_the_song_is_made_again(tmp_path, tiny, visit, tab, forgiven):
+    forgiven += ["ERR_", "Failed to fetch", "network error", "Could not", "404"]
+    environ = {"ACE_STUDIO_MODEL": str(tiny), "ACE_STUDIO_PLANNER": "off", "ACE_STUDIO_LYRICS": "off"}
+    with serving(tmp_path, **environ) as (process, address):
+        page = visit(address)
+        long_song(page, tab)
+        generate = fill_in(tab(page, "generate"), prompt="waiting song", steps="2")
+        generate.go.click()
+        expect(making(page)).to_have_count(2)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+        port = address.rstrip("/").rpartition(":")[2]
+    with serving(tmp_path, GRADIO_SERVER_PORT=port, **environ):
+        page.goto(address)
+        expect(page.locator("#studio-status")).to_contain_text("Model:")
+        expect(page.locator("#generate-message")).to_contain_text(tooltips.CUT_OFF)
+        again = page.locator(".cut-off").get_by_role("button", name=tooltips.MAKE_AGAIN)
+        expect(again.last).to_be_visible()
+        page.locator(".cut-off", has_text="waiting song").get_by_role("button").click()
+        expect(takes(page)).to_have_count(1, timeout=SONG_MS)
+        expect(takes(page).first).to_contain_text("waiting song")
