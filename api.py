@@ -1,7 +1,8 @@
-"""The public endpoints: one per song mode, /lyrics and /capabilities, for gradio_client, plain HTTP and MCP.
+"""The public endpoints: one per song mode, /lyrics and /capabilities, for gradio_client, plain HTTP
+and MCP.
 
-`ENDPOINTS` describes them; a new mode is one more entry. Gradio reads defaults and schemas from components that the
-page never draws, and the texts of MCP tools from the handler's docstring.
+`ENDPOINTS` describes them; a new mode is one more entry. Gradio reads defaults and schemas from
+components that the page never draws, and the texts of MCP tools from the handler's docstring.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ class Parameter:
 
     def build(self) -> gr.components.Component:
         kind, schema = KINDS.get(self.name, (gr.Textbox, None))
-        component: Any = kind(label=self.name, value=None if self.default is REQUIRED else self.default, visible=False)
+        component: Any = kind(
+            label=self.name, value=None if self.default is REQUIRED else self.default, visible=False
+        )
         if schema:
-            # Set on the instance: for a subclass of a component the page would request frontend files.
+            # Set on the instance: for a subclass of a component the page would request frontend
+            # files.
             component.api_info = lambda: dict(schema)
         return component
 
@@ -69,7 +73,8 @@ def _upload(**settings: Any) -> gr.Audio:
 
 
 UPLOADS = ("source", "reference")
-# The component of each parameter that is not a plain text, and the JSON schema that replaces the component's own.
+# The component of each parameter that is not a plain text, and the JSON schema that replaces the
+# component's own.
 KINDS: dict[str, tuple[Callable[..., gr.components.Component], dict[str, Any] | None]] = {
     **dict.fromkeys(LIMITS, (gr.Number, None)),
     **dict.fromkeys(UPLOADS, (_upload, None)),
@@ -81,7 +86,10 @@ KINDS: dict[str, tuple[Callable[..., gr.components.Component], dict[str, Any] | 
     # gr.JSON's own schema has the type {}, which fails every MCP call.
     "options": (gr.JSON, {"type": "object", "additionalProperties": True}),
     "tracks": (gr.JSON, {"type": "array", "items": {"type": "string"}}),
-    "regions": (gr.JSON, {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}),
+    "regions": (
+        gr.JSON,
+        {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+    ),
 }
 
 
@@ -97,7 +105,9 @@ def _about_options(mode: str) -> str:
     if "detail" in known:
         about += f" detail is one of {', '.join(limits.DETAILS)}."
     if mode == "edit":
-        owned = "; ".join(f"{', '.join(sorted(own))} to {action}" for action, own in ACTION_OPTIONS.items() if own)
+        owned = "; ".join(
+            f"{', '.join(sorted(own))} to {action}" for action, own in ACTION_OPTIONS.items() if own
+        )
         about += f" Some belong to one action: {owned}. repaint_mode is one of {', '.join(limits.REPAINT_MODES)}."
     return about
 
@@ -125,7 +135,9 @@ LYRICS = {
     "seed": "The same seed gives the same lyrics, {range}; -1 picks one.",
 }
 REFERENCE = "An audio file whose timbre the song takes on."
-SOURCE = f"The song to work on: a WAV, FLAC, MP3, OGG or AIFF file of 1 to {MAX_SOURCE_SECONDS} seconds."
+SOURCE = (
+    f"The song to work on: a WAV, FLAC, MP3, OGG or AIFF file of 1 to {MAX_SOURCE_SECONDS} seconds."
+)
 SONG_RETURNS = (
     "The audio files, one per take, and a record with everything needed to make them again. During the run a "
     'streaming client gets no files and {"progress": {"stage", "step", "steps", "elapsed", "left", "note"}}.'
@@ -139,13 +151,19 @@ def _endpoint(
     required = {"source", "brief", *(() if mode == "edit" else ("prompt",))}
     parameters = []
     for name, text in {**shared, "options": _about_options(mode), **own}.items():
-        default = {"options": {}, "tracks": [], "regions": []}.get(name, REQUESTS[mode].model_fields[name].default)
-        if limit := LIMITS.get(name):
-            default, text = limit.default, text.format(range=f"from {limit.low:.12g} to {limit.high:.12g}")
+        default = {"options": {}, "tracks": [], "regions": []}.get(
+            name, REQUESTS[mode].model_fields[name].default
+        )
+        limit = LIMITS.get(name)
+        if limit:
+            default = limit.default
+            text = text.format(range=f"from {limit.low:.12g} to {limit.high:.12g}")
         elif name in TEXT_LIMITS:
             text = text.format(length=f"; up to {TEXT_LIMITS[name]:,} characters")
         parameters.append(Parameter(name, text, REQUIRED if name in required else default))
-    return Endpoint(about, tuple(sorted(parameters, key=lambda each: each.default is not REQUIRED)), returns)
+    return Endpoint(
+        about, tuple(sorted(parameters, key=lambda each: each.default is not REQUIRED)), returns
+    )
 
 
 ENDPOINTS = {
@@ -200,9 +218,13 @@ ENDPOINTS = {
 
 def add_endpoints(studio: Backend, runs: Runs) -> None:
     """Register every public endpoint; call it once, inside a container of the page that is never rendered."""
-    # Nothing on the page triggers them, and each component is hidden: the page would wait for one that is never built.
+    # Nothing on the page triggers them, and each component is hidden: the page would wait for one
+    # that is never built.
     for mode, endpoint in ENDPOINTS.items():
-        files = gr.File(label="files", file_count="multiple", visible=False), gr.JSON(label="record", visible=False)
+        files = (
+            gr.File(label="files", file_count="multiple", visible=False),
+            gr.JSON(label="record", visible=False),
+        )
         gr.on(
             [],
             handler_of(mode, runs),
@@ -210,10 +232,12 @@ def add_endpoints(studio: Backend, runs: Runs) -> None:
             outputs=[gr.Textbox(label="text", visible=False)] if mode == "lyrics" else list(files),
             api_name=mode,
             api_visibility="public",
-            preprocess=False,  # handlers get what the client sent: a Textbox would turn a list into lyrics
+            # handlers get what the client sent: a Textbox would turn a list into lyrics
+            preprocess=False,
             show_progress="hidden",
             validator=validator_of(mode, studio),
-            concurrency_limit=None,  # a handler only listens to its run, which waits in the queue of runs
+            # a handler only listens to its run, which waits in the queue of runs
+            concurrency_limit=None,
         )
     gr.on(
         [],
@@ -244,11 +268,13 @@ def capabilities_of(studio: Backend) -> Callable[[], dict[str, Any]]:
 
 
 def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncGenerator[Any]]:
-    """Return the handler of an endpoint: a generator with the name, signature and docstring for Gradio and MCP.
+    """Return the handler of an endpoint: a generator with the name, signature and docstring for
+    Gradio and MCP.
 
-    For songs it yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) during the run and
-    (paths, record) at the end; for lyrics the text so far. It raises gr.Error titled with the problem's code. Closing
-    it cancels the run, unless options.detach is true: then it yields the id of the run, and that goes on.
+    For songs it yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) during the
+    run and (paths, record) at the end; for lyrics the text so far. It raises gr.Error titled with
+    the problem's code. Closing it cancels the run, unless options.detach is true: then it yields
+    the id of the run, and that goes on.
     """
     endpoint = ENDPOINTS[mode]
 
@@ -258,7 +284,9 @@ def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncGenerator[Any]]:
             owner = api_runs.owner_of(LocalContext.request.get(None))
             # In a thread: the first request looks for the models.
             run = await asyncio.to_thread(runs.start, asked, owner)
-            async with contextlib.aclosing(_detached(runs, run) if detach else _attached(runs, run)) as answers:
+            async with contextlib.aclosing(
+                _detached(runs, run) if detach else _attached(runs, run)
+            ) as answers:
                 async for answer in answers:
                     yield answer
         except Exception as error:
@@ -269,11 +297,15 @@ def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncGenerator[Any]]:
 
     handler.__name__ = handler.__qualname__ = mode
     arguments = [f"    {parameter.name}: {parameter.about}" for parameter in endpoint.parameters]
-    handler.__doc__ = "\n".join([endpoint.about, "", "Args:", *arguments, "", "Returns:", f"    {endpoint.returns}"])
+    handler.__doc__ = "\n".join(
+        [endpoint.about, "", "Args:", *arguments, "", "Returns:", f"    {endpoint.returns}"]
+    )
     described: Any = handler  # type checkers know no __signature__
     described.__signature__ = inspect.Signature(
         [
-            inspect.Parameter(parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=parameter.default)
+            inspect.Parameter(
+                parameter.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=parameter.default
+            )
             for parameter in endpoint.parameters
         ]
     )
@@ -282,7 +314,11 @@ def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncGenerator[Any]]:
 
 async def _detached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
     facts = runs.facts(run.id)
-    yield run.id if run.request.mode == "lyrics" else (None, {name: facts[name] for name in ("run", "state", "place")})
+    yield (
+        run.id
+        if run.request.mode == "lyrics"
+        else (None, {name: facts[name] for name in ("run", "state", "place")})
+    )
 
 
 async def _attached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
@@ -317,7 +353,10 @@ class _Answer:
             case Draft(words):
                 self.latest = words
             case Done(files, record):
-                self.latest = record["text"] if self._writes else (list(files), record)
+                if self._writes:
+                    self.latest = record["text"]
+                else:
+                    self.latest = (list(files), record)
             case _:
                 raise StudioError.of(event.problem)
         return self.latest
@@ -328,10 +367,12 @@ class _Answer:
 
 
 def validator_of(mode: str, studio: Backend) -> Callable[..., list[dict[str, Any]]]:
-    """Return the check that runs before a call is queued: one verdict per input, with a sentence if it is wrong.
+    """Return the check that runs before a call is queued: one verdict per input, with a sentence if
+    it is wrong.
 
-    It reads the uploads' headers too, and on ZeroGPU it refuses what is too long for one call. A wrong value ends as
-    HTTP 422, in gradio_client as a ValidationError, with the parameter's name and the sentence.
+    It reads the uploads' headers too, and on ZeroGPU it refuses what is too long for one call. A
+    wrong value ends as HTTP 422, in gradio_client as a ValidationError, with the parameter's name
+    and the sentence.
     """
     names = ENDPOINTS[mode].names
 
@@ -342,14 +383,19 @@ def validator_of(mode: str, studio: Backend) -> Callable[..., list[dict[str, Any
         except InvalidRequest as error:
             for problem in error.problems:
                 name = problem.field.split(".")[0]
-                sentences.setdefault(name if name in names else names[0], []).append(sentence(problem))
-        return [gr.validate(name not in sentences, " ".join(sentences.get(name, ()))) for name in names]
+                sentences.setdefault(name if name in names else names[0], []).append(
+                    sentence(problem)
+                )
+        return [
+            gr.validate(name not in sentences, " ".join(sentences.get(name, ()))) for name in names
+        ]
 
     return validate
 
 
 def read_call(mode: str, values: tuple[Any, ...]) -> tuple[Request, bool]:
-    """Build a request from a call's raw values, and tell whether it shall be detached from the call.
+    """Build a request from a call's raw values, and tell whether it shall be detached from the
+    call.
 
     Raises InvalidRequest, also for a file that is not an upload.
     """
@@ -394,9 +440,12 @@ def uploaded_path(name: str, value: Any) -> str:
 
 def sentence(problem: Problem) -> str:
     """Return the problem's text, with the field in front if it is inside a parameter, such as `options.steps`."""
-    field, text = problem.field, problem.text()
+    field = problem.field
+    text = problem.text()
     # The sentence about an unknown name quotes it already, cut and cleaned.
-    return f"{field}: {text}" if "." in field and shown(field) not in text else text
+    if "." in field and shown(field) not in text:
+        return f"{field}: {text}"
+    return text
 
 
 def check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
@@ -408,14 +457,17 @@ def check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
     if kind == "queue" and not isinstance(index, int):
         raise HTTPException(400, "fn_index must be the number of a function.")
     if index is not None:
-        if (function := blocks.fns.get(index)) is None:
+        function = blocks.fns.get(index)
+        if function is None:
             raise HTTPException(404, f"There is no function {shown(index)}.")
     else:
         endpoint = name.removeprefix("v2/" if kind == "call" else "").strip("/")
         function = next((each for each in blocks.fns.values() if each.api_name == endpoint), None)
         if function is None:
             names = ", ".join((*ENDPOINTS, "capabilities", "run", "cancel_run"))
-            raise HTTPException(404, f"There is no endpoint {shown(endpoint)}. The endpoints are {names}.")
+            raise HTTPException(
+                404, f"There is no endpoint {shown(endpoint)}. The endpoints are {names}."
+            )
     if function.api_name in ENDPOINTS and blocks.runs.is_full():
         raise HTTPException(503, FULL.text())
     if kind == "call" and name.startswith("v2/"):
@@ -431,8 +483,12 @@ def _check_names(name: str, values: dict[str, Any]) -> None:
     if name not in ENDPOINTS:
         return
     known = ENDPOINTS[name].names
-    if unknown := [shown(each) for each in values if each not in (*known, "oauth_token")]:
-        raise HTTPException(422, f"{unknown[0]} is not a parameter of /{name}. Its parameters are {', '.join(known)}.")
+    unknown = [shown(each) for each in values if each not in (*known, "oauth_token")]
+    if unknown:
+        raise HTTPException(
+            422,
+            f"{unknown[0]} is not a parameter of /{name}. Its parameters are {', '.join(known)}.",
+        )
     for parameter in ENDPOINTS[name].parameters:
         if parameter.default is REQUIRED and parameter.name not in values:
             raise HTTPException(422, f"The parameter {parameter.name} of /{name} is missing.")

@@ -1,7 +1,9 @@
-"""The middleware in front of Gradio: known hosts, refusals, security headers, gzip, the queue's limit, MCP hang-ups.
+"""The middleware in front of Gradio: known hosts, refusals, security headers, gzip, the queue's
+limit, MCP hang-ups.
 
-Gradio answers some malformed calls with a bare 500 and a long traceback, fetches URLs that a caller puts into JSON, and
-lets simultaneous calls past its queue limit. Here the first two get one sentence instead, and joins wait in line.
+Gradio answers some malformed calls with a bare 500 and a long traceback, fetches URLs that a caller
+puts into JSON, and lets simultaneous calls past its queue limit. Here the first two get one
+sentence instead, and joins wait in line.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_JSON_LEVELS = 32
 CALL_HEADER = "x-studio-call"
 MAX_CALLS = 500
-# A run that is cancelled before the page knows its event is still cancelled if it joins the queue within this time.
+# A run that is cancelled before the page knows its event is still cancelled if it joins the queue
+# within this time.
 JOIN_SECONDS = 5.0
 
 HEADERS = {
@@ -60,11 +63,14 @@ HEADERS = {
 }
 
 HOST = re.compile(r"(\[[^][@/?#]+\]|[^][@/?#:]+)(:[0-9]+)?")
-OF_GRADIO = ("text/css", "text/javascript", "application/javascript")  # Gradio compresses these itself, with Brotli
+# Gradio compresses these itself, with Brotli
+OF_GRADIO = ("text/css", "text/javascript", "application/javascript")
 NO_FETCH = "The studio does not fetch URLs. Upload the file first, or send it as data:audio/...;base64,... over MCP."
 TOO_DEEP = f"A call's JSON may be at most {MAX_JSON_LEVELS} levels deep."
 TOO_LONG = f"A call can have at most {MAX_JSON_BYTES // 1024**2} MiB of JSON. Upload files instead."
-FAILED = "The call failed with an unexpected error. Please try again; the studio's log has the details."
+FAILED = (
+    "The call failed with an unexpected error. Please try again; the studio's log has the details."
+)
 NOT_UNDERSTOOD = (
     "This call could not be understood: a value does not fit its parameter, or a file was not uploaded. "
     "See docs/api.md or /gradio_api/info for the parameters."
@@ -73,7 +79,8 @@ NOT_UNDERSTOOD = (
 
 def middleware() -> list[Middleware]:
     """Return the middleware for Gradio's app, the outermost first."""
-    # Neither streams nor songs; a song's type may be unknown where the system lacks a table of types.
+    # Neither streams nor songs; a song's type may be unknown where the system lacks a table of
+    # types.
     excluded = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream", *OF_GRADIO)
     gzip = Middleware(GZipMiddleware, minimum_size=1000, exclude_content_types=excluded)
     return [
@@ -111,21 +118,28 @@ def _host_of(text: str) -> str:
 class KnownHosts:
     """Answers only to the host names it was started for, as protection against DNS rebinding.
 
-    "*.example.com" stands for every name under example.com. A studio that listens on every address answers to any IP
-    address.
+    "*.example.com" stands for every name under example.com. A studio that listens on every address
+    answers to any IP address.
     """
 
     def __init__(self, app: ASGIApp, environ: Mapping[str, str]):
         address = environ.get("GRADIO_SERVER_NAME", "")
-        self.app, self.any_address = app, address in ("0.0.0.0", "::", "[::]")
+        self.app = app
+        self.any_address = address in ("0.0.0.0", "::", "[::]")
         hosts = ["127.0.0.1", "localhost", "::1"]
         hosts += environ.get("ACE_STUDIO_HOSTS", "").replace(",", " ").split()
-        hosts += [socket.gethostname(), f"{socket.gethostname()}.local"] if self.any_address else [address]
+        hosts += (
+            [socket.gethostname(), f"{socket.gethostname()}.local"]
+            if self.any_address
+            else [address]
+        )
         if environ.get("SPACE_ID"):
             hosts.append("*.hf.space")
         if environ.get("GRADIO_SHARE", "").lower() == "true":
             hosts.append("*.gradio.live")
-        hosts += [_host_of(environ.get(variable, "")) for variable in ("SPACE_HOST", "GRADIO_ROOT_PATH")]
+        hosts += [
+            _host_of(environ.get(variable, "")) for variable in ("SPACE_HOST", "GRADIO_ROOT_PATH")
+        ]
         self.hosts = [host.lower().strip("[]") for host in hosts if host]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,7 +153,9 @@ class KnownHosts:
                     scope = _without(scope, name)
         host = Headers(scope=scope).get("host", "")
         known = HOST.fullmatch(host) and self.knows(_host_of(host))
-        await (self.app if known else PlainTextResponse("Invalid host header", 400))(scope, receive, send)
+        await (self.app if known else PlainTextResponse("Invalid host header", 400))(
+            scope, receive, send
+        )
 
     def knows(self, host: str) -> bool:
         with suppress(ValueError):
@@ -149,7 +165,10 @@ class KnownHosts:
 
 
 def _without(scope: Scope, name: str) -> Scope:
-    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0].lower() != name.encode()]}
+    return {
+        **scope,
+        "headers": [pair for pair in scope["headers"] if pair[0].lower() != name.encode()],
+    }
 
 
 @dataclass
@@ -163,11 +182,14 @@ class Calls:
 
     def __init__(self, app: ASGIApp):
         self.app = app
-        # Gradio checks the queue's limit, awaits the validator, and then appends: simultaneous calls would all pass.
+        # Gradio checks the queue's limit, awaits the validator, and then appends: simultaneous
+        # calls would all pass.
         self.joining = asyncio.Lock()
-        self.tool_calls: dict[str, ToolCall] = {}  # by CALL_HEADER, which Gradio repeats as it queues the call
+        # by CALL_HEADER, which Gradio repeats as it queues the call
+        self.tool_calls: dict[str, ToolCall] = {}
         self.cancelling: set[asyncio.Task] = set()
-        # By (session, function): the event that joined last, and until when a joining one is cancelled.
+        # By (session, function): the event that joined last, and until when a joining one is
+        # cancelled.
         self.joined: dict[tuple[str, int], str] = {}
         self.cancel_until: dict[tuple[str, int], float] = {}
 
@@ -176,27 +198,43 @@ class Calls:
             await self.app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        route = path.removeprefix(API).strip("/") if path.startswith(f"{API}/") else ""
+        route = ""
+        if path.startswith(f"{API}/"):
+            route = path.removeprefix(API).strip("/")
         answer = Answer(send, scope)
         try:
             await self._pass_on(scope, receive, answer, route)
         except Exception as error:
             if answer.started:
                 raise
-            refused = error if isinstance(error, HTTPException) else _refusal_of(error, route)
+            if isinstance(error, HTTPException):
+                refused = error
+            else:
+                refused = _refusal_of(error, route)
             reason = refused.detail if error is refused else type(error).__name__
-            _log_refusal(scope, refused.status_code, reason, error if refused.status_code == 500 else None)
-            await JSONResponse({"detail": refused.detail}, refused.status_code)(scope, receive, send)
+            _log_refusal(
+                scope, refused.status_code, reason, error if refused.status_code == 500 else None
+            )
+            await JSONResponse({"detail": refused.detail}, refused.status_code)(
+                scope, receive, send
+            )
 
     async def _pass_on(self, scope: Scope, receive: Receive, answer: Answer, route: str) -> None:
-        fetches = route.startswith(("file=", "file/")) and is_http_url_like(route[5:].strip().lower())
+        fetches = route.startswith(("file=", "file/")) and is_http_url_like(
+            route[5:].strip().lower()
+        )
         if fetches or route.startswith("proxy=") or route in ("deep_link", "process_recording"):
             # They fetch a URL for the caller, or belong to a feature that the studio lacks.
             raise HTTPException(404, "There is nothing here.")
         if route == "info" and b"page=" not in scope["query_string"]:
             # Without a page Gradio caches the first caller's URL for everybody.
             scope = {**scope, "query_string": scope["query_string"] + b"&page="}
-        if scope["method"] != "POST" or not route or route == "upload" or route.startswith("stream/"):
+        if (
+            scope["method"] != "POST"
+            or not route
+            or route == "upload"
+            or route.startswith("stream/")
+        ):
             await self.app(scope, receive, answer.send)
             return
         body, receive = await _read(scope, receive)
@@ -216,10 +254,14 @@ class Calls:
         else:
             await self.app(scope, receive, answer.send)
 
-    async def _join(self, scope: Scope, receive: Receive, answer: Answer, values: dict[str, Any]) -> None:
-        app, call = scope["app"], self.tool_calls.get(Headers(scope=scope).get(CALL_HEADER, ""))
+    async def _join(
+        self, scope: Scope, receive: Receive, answer: Answer, values: dict[str, Any]
+    ) -> None:
+        app = scope["app"]
+        call = self.tool_calls.get(Headers(scope=scope).get(CALL_HEADER, ""))
         await self.app(_without(scope, CALL_HEADER), receive, answer.send)
-        if not (event := str(_object(answer.body).get("event_id", ""))):
+        event = str(_object(answer.body).get("event_id", ""))
+        if not event:
             return
         session = str(values.get("session_hash"))
         if call:
@@ -233,7 +275,8 @@ class Calls:
 
     async def _cancel_nameless(self, app: Any, values: dict[str, Any]) -> None:
         """Cancel a run whose event the page does not know yet: it is joining the queue, or will in a moment."""
-        session, index = str(values.get("session_hash")), values.get("fn_index")
+        session = str(values.get("session_hash"))
+        index = values.get("fn_index")
         if not isinstance(index, int):
             return
         async with self.joining:
@@ -248,9 +291,15 @@ class Calls:
 
         async def cancel() -> None:
             await app.get_blocks()._queue.clean_events(event_id=event)
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-                # Gradio's route would cancel all events of the session's function, so it gets the number of none, -1.
-                await client.post(f"{API}/cancel", json={"session_hash": session, "fn_index": -1, "event_id": event})
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app), base_url="http://127.0.0.1"
+            ) as client:
+                # Gradio's route would cancel all events of the session's function, so it gets the
+                # number of none, -1.
+                await client.post(
+                    f"{API}/cancel",
+                    json={"session_hash": session, "fn_index": -1, "event_id": event},
+                )
 
         # In its own task: the one that notices a hang-up is about to be cancelled itself.
         task = asyncio.get_running_loop().create_task(cancel())
@@ -264,7 +313,10 @@ class Calls:
             _log_refusal(scope, refused.status_code, refused.detail)
             await _mcp_refusal(body, refused)(scope, receive, answer.send)
             return
-        app, token, call = scope["app"], secrets.token_hex(16), ToolCall()  # a mounted app replaces scope["app"]
+        # a mounted app replaces scope["app"]
+        app = scope["app"]
+        token = secrets.token_hex(16)
+        call = ToolCall()
         _remember(self.tool_calls, token, call)
 
         async def watched() -> Message:
@@ -293,13 +345,15 @@ def _remember(known: dict, key: Any, value: Any) -> None:
 
 
 class Answer:
-    """The response on its way out. If `rewrites` is set, the errors of Gradio and FastAPI become a sentence.
+    """The response on its way out. If `rewrites` is set, the errors of Gradio and FastAPI become a
+    sentence.
 
     Theirs repeat the body or the text of an exception. A validator's verdicts pass unchanged.
     """
 
     def __init__(self, send: Send, scope: Scope):
-        self._send, self._scope = send, scope
+        self._send = send
+        self._scope = scope
         self.started = self.complete = self.rewrites = False
         self._start: Message = {}
         self.body = b""
@@ -322,8 +376,11 @@ class Answer:
         self.complete = last
 
     def _rewrite(self) -> None:
-        status, detail = self._start["status"], _object(self.body).get("detail")
-        verdicts = isinstance(detail, list) and all(isinstance(each, dict) and "is_valid" in each for each in detail)
+        status = self._start["status"]
+        detail = _object(self.body).get("detail")
+        verdicts = isinstance(detail, list) and all(
+            isinstance(each, dict) and "is_valid" in each for each in detail
+        )
         if status in (400, 500) or (status == 422 and not verdicts):
             _log_refusal(self._scope, status, shown(detail, 100))
             self._start["status"] = 400 if status == 422 else status
@@ -344,7 +401,9 @@ async def _read(scope: Scope, receive: Receive) -> tuple[bytes, Receive]:
     messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
     async def again() -> Message:
-        return messages.pop() if messages else await receive()
+        if messages:
+            return messages.pop()
+        return await receive()
 
     return bytes(body), again
 
@@ -372,7 +431,11 @@ def _parsed(body: bytes) -> dict[str, Any]:
         value, level = left.pop()
         if level > MAX_JSON_LEVELS:
             raise HTTPException(400, TOO_DEEP)
-        if isinstance(value, dict) and is_file_obj_with_meta(value) and is_http_url_like(value["path"].strip().lower()):
+        if (
+            isinstance(value, dict)
+            and is_file_obj_with_meta(value)
+            and is_http_url_like(value["path"].strip().lower())
+        ):
             raise HTTPException(422, NO_FETCH)
         inner = list(value.values()) if isinstance(value, dict) else value
         left += [(each, level + 1) for each in inner if isinstance(each, dict | list)]
@@ -382,11 +445,15 @@ def _parsed(body: bytes) -> dict[str, Any]:
 def _check_tool(message: dict[str, Any]) -> None:
     """Raise HTTPException if a file of an MCP tool's call is a URL."""
     params = message.get("params")
-    arguments = params.get("arguments") if isinstance(params, dict) else None
+    arguments = None
+    if isinstance(params, dict):
+        arguments = params.get("arguments")
     if message.get("method") != "tools/call" or not isinstance(arguments, dict):
         return
     for name in UPLOADS:
-        if isinstance(value := arguments.get(name), str) and is_http_url_like(value.strip().lower()):
+        if isinstance(value := arguments.get(name), str) and is_http_url_like(
+            value.strip().lower()
+        ):
             raise HTTPException(422, f"{name}: {NO_FETCH}")
 
 
@@ -399,9 +466,12 @@ def _refusal_of(error: Exception, route: str) -> HTTPException:
         return HTTPException(503, "The studio has no memory left for this call. Try again later.")
     if route == "upload":
         return HTTPException(
-            400, "The upload could not be read. Send multipart/form-data with named files in the field files."
+            400,
+            "The upload could not be read. Send multipart/form-data with named files in the field files.",
         )
-    if route and isinstance(error, KeyError | TypeError | ValueError | AttributeError | RecursionError | OSError):
+    if route and isinstance(
+        error, KeyError | TypeError | ValueError | AttributeError | RecursionError | OSError
+    ):
         return HTTPException(400, NOT_UNDERSTOOD)
     return HTTPException(500, FAILED)
 
@@ -417,5 +487,6 @@ def _mcp_refusal(body: bytes, refused: HTTPException) -> JSONResponse:
 
 
 def _log_refusal(scope: Scope, status: int, reason: str, error: Exception | None = None) -> None:
-    place, level = f"{scope['method']} {shown(scope['path'], 80)}", logging.ERROR if error else logging.WARNING
+    place = f"{scope['method']} {shown(scope['path'], 80)}"
+    level = logging.ERROR if error else logging.WARNING
     log.log(level, "%s was refused with %d: %s", place, status, reason, exc_info=error)

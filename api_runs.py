@@ -1,4 +1,5 @@
-"""Runs for programs: /runs with state, events, cancel and takes, and the two endpoints and tools that ask for a run.
+"""Runs for programs: /runs with state, events, cancel and takes, and the two endpoints and tools
+that ask for a run.
 
 An id is the only way to a run. Every other id, right or wrong, gets the same answer.
 """
@@ -33,14 +34,16 @@ def owner_of(request: gr.Request | None) -> str:
     """Return whose a program's run is: that of its address, so that many calls of one program count as one owner."""
     if request is None:
         return "this process"
-    forwarded = request.headers.get("x-forwarded-for", "") if os.environ.get("SPACE_ID") else ""
+    forwarded = ""
+    if os.environ.get("SPACE_ID"):
+        forwarded = request.headers.get("x-forwarded-for", "")
     if forwarded:
         return f"address {forwarded.split(',')[-1].strip()}"
     client = getattr(request, "client", None)
     return f"address {getattr(client, 'host', '')}"
 
 
-# --- what is told of a run ------------------------------------------------------------------------------------------
+# --- what is told of a run ------------------------------------------------------------------------
 
 
 def sentence_of(facts: Mapping[str, Any]) -> str:
@@ -66,7 +69,10 @@ def line_of(facts: Mapping[str, Any]) -> str:
         return theme.line("running", facts["sentence"], spoken_when=f"waiting {facts['place']}")
     if facts["state"] != "running":
         return ""
-    progress = Progress(**facts["progress"]) if facts["progress"] else Progress("preparing")
+    if facts["progress"]:
+        progress = Progress(**facts["progress"])
+    else:
+        progress = Progress("preparing")
     if facts["tokens"]:
         sentence = tooltips.writing_sentence(facts["tokens"], progress.elapsed)
         return theme.line("running", sentence, spoken_when="writing")
@@ -91,11 +97,13 @@ def event_facts(run: Run, event: RunEvent) -> tuple[str, dict[str, Any]]:
             return "failed", {"problem": event.problem.facts()}
 
 
-# --- the routes -----------------------------------------------------------------------------------------------------
+# --- the routes -----------------------------------------------------------------------------------
 
 
 def _refusal(problem: Problem) -> JSONResponse:
-    return JSONResponse({"detail": problem.text(), "code": problem.code}, CODES.get(problem.code, 400))
+    return JSONResponse(
+        {"detail": problem.text(), "code": problem.code}, CODES.get(problem.code, 400)
+    )
 
 
 def _runs_for(request: Request) -> Runs:
@@ -114,7 +122,11 @@ async def several(request: Request) -> Response:
     """Tell the states of the runs in ?id=...&id=..., in this order, without their records."""
     ids = request.query_params.getlist("id")
     if not 1 <= len(ids) <= MOST_IDS:
-        return _refusal(Problem("invalid", f"Name from 1 to {MOST_IDS} runs, such as /runs?id=..., not {len(ids)}."))
+        return _refusal(
+            Problem(
+                "invalid", f"Name from 1 to {MOST_IDS} runs, such as /runs?id=..., not {len(ids)}."
+            )
+        )
     found = []
     for run_id in ids:
         _note_visitor(request, run_id)
@@ -135,7 +147,9 @@ async def one(request: Request) -> Response:
     run_id = request.path_params["run"]
     _note_visitor(request, run_id)
     try:
-        return JSONResponse(facts_of(_runs_for(request), run_id), headers={"Cache-Control": "no-store"})
+        return JSONResponse(
+            facts_of(_runs_for(request), run_id), headers={"Cache-Control": "no-store"}
+        )
     except StudioError as error:
         return _refusal(error.problem)
 
@@ -144,7 +158,9 @@ async def events(request: Request) -> Response:
     """Stream a run's events after the one that ?after=... or the header Last-Event-ID names, until it ends."""
     after = request.query_params.get("after") or request.headers.get("last-event-id") or "0"
     if not after.isdecimal() or len(after) > 9:
-        return _refusal(Problem("invalid", f"after must be the number of an event, not {shown(after)}."))
+        return _refusal(
+            Problem("invalid", f"after must be the number of an event, not {shown(after)}.")
+        )
     run_id = request.path_params["run"]
     runs = _runs_for(request)
     run = runs.find(run_id)
@@ -195,7 +211,9 @@ async def take(request: Request) -> Response:
     except StudioError as error:
         return _refusal(error.problem)
     headers = {"Cache-Control": "private, max-age=3600"}
-    return FileResponse(path, filename=path.name, content_disposition_type="inline", headers=headers)
+    return FileResponse(
+        path, filename=path.name, content_disposition_type="inline", headers=headers
+    )
 
 
 ROUTES = (
@@ -223,14 +241,17 @@ class OwnRoutes:
         await self.app(scope, receive, send)
 
 
-# --- endpoints and tools --------------------------------------------------------------------------------------------
+# --- endpoints and tools --------------------------------------------------------------------------
 
 
-def handlers_of(runs: Runs) -> tuple[Callable[[str], dict[str, Any]], Callable[[str], dict[str, Any]]]:
+def handlers_of(
+    runs: Runs,
+) -> tuple[Callable[[str], dict[str, Any]], Callable[[str], dict[str, Any]]]:
     """Return the handlers of /run and /cancel_run, whose names and docstrings assistants see."""
 
     def run(run: str) -> dict[str, Any]:
-        """Ask for a run that was started with options.detach: its state, and in the end its takes and record.
+        """Ask for a run that was started with options.detach: its state, and in the end its takes
+        and record.
 
         Args:
             run: The id of the run.
@@ -244,7 +265,11 @@ def handlers_of(runs: Runs) -> tuple[Callable[[str], dict[str, Any]], Callable[[
             runs.heard(str(run))
             return facts_of(runs, str(run))
         except StudioError as error:
-            return {"run": shown(run).strip('"'), "state": "unknown", "problem": error.problem.facts()}
+            return {
+                "run": shown(run).strip('"'),
+                "state": "unknown",
+                "problem": error.problem.facts(),
+            }
 
     def cancel_run(run: str) -> dict[str, Any]:
         """Cancel a run that is waiting or running; a song ends within a step.

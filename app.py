@@ -5,7 +5,8 @@ from __future__ import annotations
 from bootstrap import bootstrap
 from cli import check, is_port, read_arguments, shorten_errors
 
-# Arguments become environment variables, and the libraries below read theirs while they are imported.
+# Arguments become environment variables, and the libraries below read theirs while they are
+# imported.
 if __name__ == "__main__":
     if read_arguments().check:
         raise SystemExit(check())
@@ -40,17 +41,23 @@ from runs import runs_of
 
 log = logging.getLogger("studio")
 
-QUEUE_SIZE = 100  # events that wait in Gradio's queue, all of them short; songs wait in that of runs.py
+# events that wait in Gradio's queue, all of them short; songs wait in that of runs.py
+QUEUE_SIZE = 100
 SESSIONS = 150  # visits and API calls that Gradio remembers; an older visit only loses its Undo
 STOP_SECONDS = 3  # for running songs to end when the studio stops
-DELETE_CACHE = (3600, 24 * 3600)  # seconds between clean-ups of uploads and copies of takes, and their greatest age
+# seconds between clean-ups of uploads and copies of takes, and their greatest age
+DELETE_CACHE = (3600, 24 * 3600)
 
 
 def build_app(studio: Backend | None = None) -> gr.Blocks:
     """Build the page and the public endpoints without looking for or loading any model."""
     studio = studio or get_backend()
     with gr.Blocks(
-        title=tooltips.TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE, elem_id="studio", fill_width=True
+        title=tooltips.TITLE,
+        analytics_enabled=False,
+        delete_cache=DELETE_CACHE,
+        elem_id="studio",
+        fill_width=True,
     ) as demo:
         header = Header()
         tabs = page_tabs.build_tabs(studio)
@@ -81,12 +88,15 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
             run_history=False,
             show_error=False,
             enable_monitoring=False,
-            max_file_size=MAX_FILE_BYTES,  # LoRAs may be larger than songs, which have their own limit in audio.py
+            # LoRAs may be larger than songs, which have their own limit in audio.py
+            max_file_size=MAX_FILE_BYTES,
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,
-            _frontend=False,  # else Gradio gives up if the page does not answer in 3 seconds, as on a busy machine
-            state_session_capacity=SESSIONS,  # each has its own copy of the page's settings, about 2 MB
+            # else Gradio gives up if the page does not answer in 3 seconds, as on a busy machine
+            _frontend=False,
+            # each has its own copy of the page's settings, about 2 MB
+            state_session_capacity=SESSIONS,
             app_kwargs={"middleware": api_guard.middleware()},
         )
     return url
@@ -111,17 +121,26 @@ def main() -> None:
         url = launch(demo, int(port) if port else None)
     except OSError as error:
         log.debug("cannot listen", exc_info=error)
-        sys.exit((tooltips.PORT_TAKEN if port else tooltips.NO_PORT).format(host=_address(), port=port))
+        sys.exit(
+            (tooltips.PORT_TAKEN if port else tooltips.NO_PORT).format(host=_address(), port=port)
+        )
     gpu_ray.pool.start(worker_status, runs_of(get_backend()).allow)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopped.set())
     print(tooltips.READY.format(url=url), flush=True)
     if os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true":  # "true" is Gradio's rule
-        print(tooltips.MCP_READY.format(url=url) if demo.mcp_server else tooltips.MCP_MISSING, flush=True)
+        print(
+            tooltips.MCP_READY.format(url=url) if demo.mcp_server else tooltips.MCP_MISSING,
+            flush=True,
+        )
     if os.environ.get("GRADIO_SHARE", "").lower() == "true":
-        said = tooltips.SHARED.format(url=demo.share_url) if demo.share_url else tooltips.NOT_SHARED
+        if demo.share_url:
+            said = tooltips.SHARED.format(url=demo.share_url)
+        else:
+            said = tooltips.NOT_SHARED
         print(said, flush=True)
-    while not stopped.wait(1):  # Python may miss a signal that arrives just before a wait without an end
+    # Python may miss a signal that arrives just before a wait without an end
+    while not stopped.wait(1):
         pass
     stop(demo)
 
@@ -134,7 +153,10 @@ def stop(demo: Any) -> NoReturn:
     demo.runs.stop(0)  # marks them; each ends as its job does
     jobs.stop(STOP_SECONDS)
     demo.server.config.timeout_graceful_shutdown = 1
-    closing = [threading.Thread(target=each, daemon=True) for each in (gpu_ray.pool.dismiss, lambda: demo.close(False))]
+    closing = [
+        threading.Thread(target=each, daemon=True)
+        for each in (gpu_ray.pool.dismiss, lambda: demo.close(False))
+    ]
     for thread in closing:
         thread.start()
     for thread in closing:

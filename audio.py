@@ -1,4 +1,5 @@
-"""Samples in: an upload decoded to what the studio works on, float32 [2, samples] at 48 kHz, full scale at 1.0.
+"""Samples in: an upload decoded to what the studio works on, float32 [2, samples] at 48 kHz, full
+scale at 1.0.
 
 Uploads are untrusted: sizes are checked before anything is read, and files are read in blocks.
 """
@@ -31,7 +32,9 @@ class AudioError(ValueError):
 
     def __init__(self, message: str, hint: str = "", code: str = "audio"):
         super().__init__(message, hint, code)
-        self.message, self.hint, self.code = message, hint, code
+        self.message = message
+        self.hint = hint
+        self.code = code
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
@@ -45,10 +48,12 @@ class ForwardFile(sf.SoundFile):
 
 
 def decode(path: str | Path) -> np.ndarray:
-    """Read an audio file of any kind that libsndfile knows, as float32 [2, samples] at 48 kHz; raises `AudioError`.
+    """Read an audio file of any kind that libsndfile knows, as float32 [2, samples] at 48 kHz;
+    raises `AudioError`.
 
-    Mono goes to both sides, surround is mixed down, other rates are resampled with soxr's VHQ; at 48 kHz the samples of
-    a file of up to 24 bits are exact. Memory stays near the size of the result, however large the source is.
+    Mono goes to both sides, surround is mixed down, other rates are resampled with soxr's VHQ; at
+    48 kHz the samples of a file of up to 24 bits are exact. Memory stays near the size of the
+    result, however large the source is.
     """
     with _opened(Path(path)) as file:
         samples = np.zeros((2, round(file.frames * SAMPLE_RATE / file.samplerate)), np.float32)
@@ -57,8 +62,11 @@ def decode(path: str | Path) -> np.ndarray:
             block = block[: samples.shape[1] - filled]
             samples[:, filled : filled + len(block)] = block.T
             filled += len(block)
-    # The resampler may end one sample early; more is missing only if the file is shorter than its header says.
-    return samples[:, :filled] if filled < samples.shape[1] - 1 else samples
+    # The resampler may end one sample early; more is missing only if the file is shorter than its
+    # header says.
+    if filled < samples.shape[1] - 1:
+        return samples[:, :filled]
+    return samples
 
 
 def duration_of(path: str | Path) -> float:
@@ -80,7 +88,8 @@ _USABLE = "Choose a WAV, FLAC, MP3, OGG or AIFF file."
 _AGAIN = "Export or download it again."
 _EXPORT = "Save its sound as WAV, FLAC, MP3, OGG or AIFF and choose that file."
 
-# Offset and mark of other kinds of files, none of which libsndfile reads, though it takes some of them for noise.
+# Offset and mark of other kinds of files, none of which libsndfile reads, though it takes some of
+# them for noise.
 _FOREIGN = (
     (4, b"ftypM4A", "an M4A file"),
     (4, b"ftyp", "a video file (MP4 or MOV)"),
@@ -94,13 +103,29 @@ _FOREIGN = (
 )
 _AUDIO_MARKS = (b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd")
 
-# Channels by their number, in WAV, FLAC and AIFF, and in Vorbis (Vorbis I, 4.3.9; libsndfile keeps its order): left,
-# right, centre, l and r surround, b back centre, x low frequencies.
+# Channels by their number, in WAV, FLAC and AIFF, and in Vorbis (Vorbis I, 4.3.9; libsndfile keeps
+# its order): left, right, centre, l and r surround, b back centre, x low frequencies.
 _LAYOUTS = {2: "LR", 3: "LRC", 4: "LRlr", 5: "LRClr", 6: "LRCxlr", 7: "LRCxblr", 8: "LRCxlrlr"}
-_VORBIS_LAYOUTS = {2: "LR", 3: "LCR", 4: "LRlr", 5: "LCRlr", 6: "LCRlrx", 7: "LCRlrbx", 8: "LCRlrlrx"}
+_VORBIS_LAYOUTS = {
+    2: "LR",
+    3: "LCR",
+    4: "LRlr",
+    5: "LCRlr",
+    6: "LCRlrx",
+    7: "LCRlrbx",
+    8: "LCRlrlrx",
+}
 # Gains to left and right, ITU-R BS.775-4, table 2; low frequencies are left out, as there.
 _HALF = math.sqrt(0.5)
-_GAINS = {"L": (1, 0), "R": (0, 1), "C": (_HALF, _HALF), "l": (_HALF, 0), "r": (0, _HALF), "b": (0.5, 0.5), "x": (0, 0)}
+_GAINS = {
+    "L": (1, 0),
+    "R": (0, 1),
+    "C": (_HALF, _HALF),
+    "l": (_HALF, 0),
+    "r": (0, _HALF),
+    "b": (0.5, 0.5),
+    "x": (0, 0),
+}
 
 
 @contextmanager
@@ -112,16 +137,20 @@ def _opened(path: Path) -> Iterator[sf.SoundFile]:
             raise AudioError(f"This is {kind}, which cannot be read as audio.", _EXPORT)
     try:
         file = ForwardFile(path)
-    except (sf.SoundFileError, OSError, TypeError) as error:  # TypeError: headerless, by the end of its name
+    # TypeError: headerless, by the end of its name
+    except (sf.SoundFileError, OSError, TypeError) as error:
         raise _unreadable(head) from error
     with file:
-        if file.format == "RAW":  # libsndfile guesses a headerless format from the end of the name and reads anything
+        # libsndfile guesses a headerless format from the end of the name and reads anything
+        if file.format == "RAW":
             raise _unreadable(head)
         _check_header(file.samplerate, file.frames)
         try:
             yield file
         except (sf.SoundFileError, OSError) as error:
-            raise AudioError("The file is damaged and cannot be read to its end.", _AGAIN) from error
+            raise AudioError(
+                "The file is damaged and cannot be read to its end.", _AGAIN
+            ) from error
 
 
 def _head(path: Path) -> bytes:
@@ -137,7 +166,9 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(4096)
     except OSError as error:
-        problem = "was not found" if isinstance(error, FileNotFoundError) else "could not be opened"
+        problem = "could not be opened"
+        if isinstance(error, FileNotFoundError):
+            problem = "was not found"
         raise AudioError(f"The file {problem}.", "Choose it again.") from error
 
 
@@ -145,7 +176,8 @@ def _unreadable(head: bytes) -> AudioError:
     if head.startswith(_AUDIO_MARKS):
         return AudioError("The file is damaged: its header cannot be read.", _AGAIN)
     with suppress(UnicodeDecodeError):
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # which accepts a letter cut at the end
+        # which accepts a letter cut at the end
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
         if all(c.isprintable() or c.isspace() for c in text.removeprefix("\ufeff")):
             return AudioError("This is a text file, not audio.", _USABLE)
     return AudioError("This is not an audio file that can be read.", _USABLE)
@@ -153,11 +185,15 @@ def _unreadable(head: bytes) -> AudioError:
 
 def _check_header(rate: int, frames: int) -> None:
     if not _RATES[0] <= rate <= _RATES[1]:
-        raise AudioError(f"The sample rate is {rate / 1000:g} kHz; it may be 8 to 192 kHz.", "Resample the file.")
+        raise AudioError(
+            f"The sample rate is {rate / 1000:g} kHz; it may be 8 to 192 kHz.", "Resample the file."
+        )
     if frames <= 0:
         raise AudioError("The file contains no sound.", _USABLE)
     if frames == _UNKNOWN_FRAMES:
-        raise AudioError("The file does not say how long it is.", "Save it again as WAV, FLAC or MP3.")
+        raise AudioError(
+            "The file does not say how long it is.", "Save it again as WAV, FLAC or MP3."
+        )
     if frames < LEAST_SECONDS * rate:
         hint = f"Choose one of at least {LEAST_SECONDS:g} second."
         raise AudioError(f"The file is too short: {frames / rate:.3g} seconds.", hint)
@@ -170,17 +206,24 @@ def _stereo_blocks(file: sf.SoundFile) -> Iterator[np.ndarray]:
     """Yield the file as float32 blocks [samples, 2], surround mixed down."""
     layouts = _VORBIS_LAYOUTS if file.format == "OGG" else _LAYOUTS
     # Mono, and more than eight channels, which have no known positions, go to both sides.
-    gains = np.array([_GAINS[place] for place in layouts.get(file.channels, "C" * file.channels)], np.float32)
+    gains = np.array(
+        [_GAINS[place] for place in layouts.get(file.channels, "C" * file.channels)], np.float32
+    )
     gains /= gains.sum(axis=0)  # so that full scale in every channel cannot pass full scale
     done = 0
     while len(block := file.read(max(_BLOCK // file.channels, 1), dtype="float32", always_2d=True)):
         done += len(block)
         if not peak_of(block) <= _LOUDEST:  # also false for NaN
-            raise AudioError("The file contains samples that are not numbers or far beyond full scale.", _AGAIN)
+            raise AudioError(
+                "The file contains samples that are not numbers or far beyond full scale.", _AGAIN
+            )
         yield block @ gains
     if file.frames - done > _MISSING_SECONDS * file.samplerate:
-        found, expected = done / file.samplerate, file.frames / file.samplerate
-        raise AudioError(f"The file is damaged: it ends after {found:.1f} of {expected:.1f} seconds.", _AGAIN)
+        found = done / file.samplerate
+        expected = file.frames / file.samplerate
+        raise AudioError(
+            f"The file is damaged: it ends after {found:.1f} of {expected:.1f} seconds.", _AGAIN
+        )
 
 
 def _at_studio_rate(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:

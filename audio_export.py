@@ -1,6 +1,8 @@
-"""A song as a file: encoded, named, tagged with its record and a cover picture; and the record read back.
+"""A song as a file: encoded, named, tagged with its record and a cover picture; and the record read
+back.
 
-The tags of an upload are untrusted: little of it is read, and the record is checked for size and depth.
+The tags of an upload are untrusted: little of it is read, and the record is checked for size and
+depth.
 """
 
 from __future__ import annotations
@@ -50,8 +52,14 @@ _RECORD_LEVELS = 16
 _ENCODINGS: dict[str, dict[str, Any]] = {
     "wav": {"format": "WAV", "subtype": "PCM_24"},
     "flac": {"format": "FLAC", "subtype": "PCM_24"},
-    "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.0},
-    "ogg": {"format": "OGG", "subtype": "VORBIS", "compression_level": 0.2},  # quality 8, about 256 kbit/s
+    "mp3": {
+        "format": "MP3",
+        "subtype": "MPEG_LAYER_III",
+        "bitrate_mode": "CONSTANT",
+        "compression_level": 0.0,
+    },
+    # quality 8, about 256 kbit/s
+    "ogg": {"format": "OGG", "subtype": "VORBIS", "compression_level": 0.2},
 }
 
 
@@ -60,25 +68,35 @@ def write_wav(path: str | Path, samples: np.ndarray) -> None:
     save(Path(path), _encoded(samples, {"format": "WAV", "subtype": "FLOAT"}))
 
 
-def encode(samples: np.ndarray, format: str, cancelled: Callable[[], bool] = lambda: False) -> io.BytesIO:
-    """Return the file of [channels, samples] at 48 kHz: "wav" or "flac" (24 bits), "mp3" (320 kbit/s) or "ogg".
+def encode(
+    samples: np.ndarray, format: str, cancelled: Callable[[], bool] = lambda: False
+) -> io.BytesIO:
+    """Return the file of [channels, samples] at 48 kHz: "wav" or "flac" (24 bits), "mp3" (320
+    kbit/s) or "ogg".
 
-    All four keep the number of samples and clip what is beyond full scale. Raises `AudioError`, or `CancelledError` if
-    `cancelled()` is true before some second of the song.
+    All four keep the number of samples and clip what is beyond full scale. Raises `AudioError`, or
+    `CancelledError` if `cancelled()` is true before some second of the song.
     """
     if not all(np.isfinite(block).all() for block in seconds_of(samples)):
-        raise AudioError("The song contains samples that are not numbers.", "Generate it again with another seed.")
+        raise AudioError(
+            "The song contains samples that are not numbers.",
+            "Generate it again with another seed.",
+        )
     return _encoded(samples, _ENCODINGS[format], cancelled)
 
 
 def tag(song: io.BytesIO, title: str, record: Mapping[str, Any], picture: bytes = b"") -> None:
-    """Write a title, the record as JSON and a cover picture (JPEG) into the file that `encode` returned.
+    """Write a title, the record as JSON and a cover picture (JPEG) into the file that `encode`
+    returned.
 
-    The record goes into an ID3 TXXX frame (WAV, MP3) or a Vorbis comment (FLAC, OGG) called `RECORD_TAG`. Raises
-    `AudioError` if the record is too long or has NaN or infinity in it, or if the file cannot be tagged.
+    The record goes into an ID3 TXXX frame (WAV, MP3) or a Vorbis comment (FLAC, OGG) called
+    `RECORD_TAG`. Raises `AudioError` if the record is too long or has NaN or infinity in it, or if
+    the file cannot be tagged.
     """
     text = _record_as_text(record)
-    title = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in _clean(title)).split())
+    title = " ".join(
+        "".join(" " if unicodedata.category(c) == "Cc" else c for c in _clean(title)).split()
+    )
     song.seek(0)
     kind = _tag_reader(song.read(4))
     song.seek(0)
@@ -93,16 +111,22 @@ def tag(song: io.BytesIO, title: str, record: Mapping[str, Any], picture: bytes 
         song.seek(0)
         file.save(song)
     except MutagenError as error:
-        raise AudioError("The file could not be tagged.", "Generate it again in another format.") from error
+        raise AudioError(
+            "The file could not be tagged.", "Generate it again in another format."
+        ) from error
 
 
 def _record_as_text(record: Mapping[str, Any]) -> str:
     try:
         text = _clean(json.dumps(record, ensure_ascii=False, allow_nan=False))
     except ValueError as error:
-        raise AudioError("The record has values that are not numbers, so it was not saved in the file.") from error
+        raise AudioError(
+            "The record has values that are not numbers, so it was not saved in the file."
+        ) from error
     if len(text.encode()) > MAX_RECORD_BYTES:
-        raise AudioError("The record of this song is too long to be saved in the file.", "Shorten the lyrics.")
+        raise AudioError(
+            "The record of this song is too long to be saved in the file.", "Shorten the lyrics."
+        )
     return text
 
 
@@ -152,7 +176,9 @@ def aside(folder: Path) -> Iterator[Path]:
     try:
         part.touch(exist_ok=False)
         message = "The file could not be written."
-        hint = "The disk may be full: free some space, or choose another output folder, and try again."
+        hint = (
+            "The disk may be full: free some space, or choose another output folder, and try again."
+        )
         yield part
     except (OSError, MutagenError) as error:
         if is_disk_full(error):
@@ -201,7 +227,9 @@ def claim(part: Path, path: Path) -> Path:
 
 
 def free_names(path: Path) -> Iterator[Path]:
-    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    numbered = (
+        path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2)
+    )
     for candidate in itertools.chain([path], numbered):
         if not os.path.lexists(candidate):
             yield candidate
@@ -213,9 +241,12 @@ def save(path: Path, file: io.BytesIO) -> None:
         part.write_bytes(file.getbuffer())
 
 
-def _encoded(samples: np.ndarray, encoding: dict, cancelled: Callable[[], bool] = lambda: False) -> io.BytesIO:
+def _encoded(
+    samples: np.ndarray, encoding: dict, cancelled: Callable[[], bool] = lambda: False
+) -> io.BytesIO:
     """Encode [channels, samples] in blocks of a second: one large write of Vorbis crashes libsndfile."""
-    # In memory, where it is also tagged; and libsndfile does not report a failed write while it closes a file.
+    # In memory, where it is also tagged; and libsndfile does not report a failed write while it
+    # closes a file.
     data = io.BytesIO()
     with sf.SoundFile(data, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
         for block in seconds_of(samples):
@@ -237,7 +268,8 @@ def _rows(block: np.ndarray, subtype: str) -> np.ndarray:
 
 
 def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()  # halves of surrogate pairs become question marks
+    # halves of surrogate pairs become question marks
+    return text.encode("utf-8", "replace").decode()
 
 
 def _slug(text: str) -> str:
@@ -254,7 +286,9 @@ def _slug(text: str) -> str:
 
 def _is_invisible(c: str) -> bool:
     """Return whether a character is a joiner, a direction mark or the like, invisible within a word."""
-    return unicodedata.category(c) == "Cf" or unicodedata.name(c, "").startswith("VARIATION SELECTOR")
+    return unicodedata.category(c) == "Cf" or unicodedata.name(c, "").startswith(
+        "VARIATION SELECTOR"
+    )
 
 
 def _is_of_a_word(c: str, in_word: bool) -> bool:
@@ -278,7 +312,8 @@ def _shortened(slug: str) -> str:
 def read_record(path: str | Path) -> dict | None:
     """Return the record in a file's tags, or None if there is none that is acceptable JSON.
 
-    It may be a stranger's: all that is certain is that it nests lists and dicts of valid text and finite numbers.
+    It may be a stranger's: all that is certain is that it nests lists and dicts of valid text and
+    finite numbers.
     """
     try:
         text = _record_text(Path(path))
@@ -287,7 +322,8 @@ def read_record(path: str | Path) -> dict | None:
         record = json.loads(text)
         if not isinstance(record, dict) or not _nested(record, _RECORD_LEVELS):
             return None
-        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()  # refuses NaN, 1e999 and lone surrogates
+        # refuses NaN, 1e999 and lone surrogates
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
         return record
     except Exception:  # parsers fail in many ways on a hostile file, which then has no record
         return None
@@ -323,7 +359,10 @@ def _record_text(path: Path) -> str | None:
             return (kind(file).get(RECORD_TAG) or [None])[0]
         # Frames are left packed: mutagen would inflate a compressed one to any size.
         options = {"known_frames": {}, "translate": False, "load_v1": False}
-        tags = WAVE(file, **options).tags if kind is WAVE else ID3(file, **options)
+        if kind is WAVE:
+            tags = WAVE(file, **options).tags
+        else:
+            tags = ID3(file, **options)
     for frame in tags.unknown_frames if tags is not None else ():
         if frame.startswith(b"TXXX") and frame[8:10] == b"\0\0":  # neither compressed nor encrypted
             encoding = ("latin-1", "utf-16", "utf-16-be", "utf-8")[frame[10]]
@@ -342,7 +381,7 @@ def _nested(value: object, levels: int) -> bool:
     return levels > 0 and all(_nested(each, levels - 1) for each in value)
 
 
-# --- the cover picture --------------------------------------------------------------------------------------------
+# --- the cover picture ----------------------------------------------------------------------------
 
 BARS = 40
 TAG_PIXELS = 512
@@ -400,7 +439,10 @@ def _drawn_bars(bars: np.ndarray, pixels: int) -> Image.Image:
 def _heights(samples: np.ndarray) -> np.ndarray:
     samples = np.atleast_2d(samples)
     edges = np.linspace(0, samples.shape[-1], BARS + 1).astype(int)
-    bars = [np.abs(samples[..., a:b].astype(np.float32)).max(initial=0) for a, b in itertools.pairwise(edges)]
+    bars = [
+        np.abs(samples[..., a:b].astype(np.float32)).max(initial=0)
+        for a, b in itertools.pairwise(edges)
+    ]
     return np.array(bars) / max(*bars, 1e-6)  # from 0 to 1
 
 

@@ -43,7 +43,9 @@ def true_peak_dbtp(samples: np.ndarray) -> float:
 
 def _oversampled(samples: np.ndarray) -> Iterator[np.ndarray]:
     """Yield `samples` at four times the rate, block by block, as one stream: no peak hides at a border."""
-    stream = soxr.ResampleStream(SAMPLE_RATE, OVERSAMPLING * SAMPLE_RATE, len(samples), "float32", "HQ")
+    stream = soxr.ResampleStream(
+        SAMPLE_RATE, OVERSAMPLING * SAMPLE_RATE, len(samples), "float32", "HQ"
+    )
     for block in (*seconds_of(samples), samples[:, :0]):
         yield stream.resample_chunk(rows_of(block), last=not block.size)
 
@@ -60,22 +62,30 @@ def loudness_lufs(samples: np.ndarray) -> float | None:
 
 
 def spectral_flatness(samples: np.ndarray) -> float:
-    """Return how much the sound resembles noise: near 0 for tones, about exp(-0.577) = 0.56 for white noise.
+    """Return how much the sound resembles noise: near 0 for tones, about exp(-0.577) = 0.56 for
+    white noise.
 
-    It is the geometric over the arithmetic mean of the power spectrum (Johnston 1988), averaged over the Hann windows
-    that are not silent; 0 if all are. White noise stays under 1 because the spectrum of a single window is rough.
+    It is the geometric over the arithmetic mean of the power spectrum (Johnston 1988), averaged
+    over the Hann windows that are not silent; 0 if all are. White noise stays under 1 because the
+    spectrum of a single window is rough.
     """
-    (channels, length), window = samples.shape, 2048
+    (channels, length) = samples.shape
+    window = 2048
     hann = np.hanning(window).astype(np.float32)
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for at in range(0, length, 128 * window):
         block = samples[:, at : at + 128 * window]
         block = np.pad(block, ((0, 0), (0, -block.shape[1] % window))).reshape(channels, -1, window)
-        block = block[:, np.sqrt(np.mean(np.square(block), axis=(0, 2))) > 10 ** (_SILENCE_DBFS / 20)]
+        block = block[
+            :, np.sqrt(np.mean(np.square(block), axis=(0, 2))) > 10 ** (_SILENCE_DBFS / 20)
+        ]
         power = np.mean(np.abs(np.fft.rfft(block * hann)[..., 1:]) ** 2, axis=0) + 1e-20
         total += float((np.exp(np.log(power).mean(axis=-1)) / power.mean(axis=-1)).sum())
         count += len(power)
-    return total / count if count else 0.0
+    if count:
+        return total / count
+    return 0.0
 
 
 def _rms(samples: np.ndarray) -> float:
@@ -84,20 +94,27 @@ def _rms(samples: np.ndarray) -> float:
 
 
 def _decibels(level: float) -> float:
-    return max(20 * math.log10(level), FLOOR_DBFS) if level > 0 else FLOOR_DBFS
+    if level > 0:
+        return max(20 * math.log10(level), FLOOR_DBFS)
+    return FLOOR_DBFS
 
 
 def scale_to_peak(samples: np.ndarray, dbfs: float) -> np.ndarray:
     peak = peak_dbfs(samples)
-    return samples if peak < _SILENCE_DBFS else _with_gain(samples, dbfs - peak)
+    if peak < _SILENCE_DBFS:
+        return samples
+    return _with_gain(samples, dbfs - peak)
 
 
-def scale_to_loudness(samples: np.ndarray, lufs: float, ceiling_dbtp: float = CEILING_DBTP) -> tuple[np.ndarray, float]:
-    """Return the samples at `lufs`, and by how many dB a limiter turned their peaks down to stay under `ceiling_dbtp`.
+def scale_to_loudness(
+    samples: np.ndarray, lufs: float, ceiling_dbtp: float = CEILING_DBTP
+) -> tuple[np.ndarray, float]:
+    """Return the samples at `lufs`, and by how many dB a limiter turned their peaks down to stay
+    under `ceiling_dbtp`.
 
-    One gain does it where the peaks allow. Otherwise they are limited, and the gain is raised by what that costs until
-    the loudness is met, or until more gain makes it no louder. Silence (`is_silent`) and clips under 0.4 s stay as they
-    are.
+    One gain does it where the peaks allow. Otherwise they are limited, and the gain is raised by
+    what that costs until the loudness is met, or until more gain makes it no louder. Silence
+    (`is_silent`) and clips under 0.4 s stay as they are.
     """
     measured = None if is_silent(samples) else loudness_lufs(samples)
     if measured is None:
@@ -115,7 +132,9 @@ def scale_to_loudness(samples: np.ndarray, lufs: float, ceiling_dbtp: float = CE
         still_short = lufs - _loudness(louder)
         if still_short >= short:
             break
-        best, reduction, short = louder, more, still_short
+        best = louder
+        reduction = more
+        short = still_short
     return best, reduction
 
 
@@ -128,8 +147,9 @@ def _loudness(samples: np.ndarray) -> float:
 def limit_peaks(samples: np.ndarray, ceiling_dbtp: float) -> tuple[np.ndarray, float]:
     """Return the samples with no true peak over `ceiling_dbtp`, and the largest reduction in dB.
 
-    A look-ahead limiter: the gain that each moment needs is held for `HOLD_SECONDS` around it (the least of them wins)
-    and averaged over as long, so it is down before a peak comes, and it moves too slowly to be heard as distortion.
+    A look-ahead limiter: the gain that each moment needs is held for `HOLD_SECONDS` around it (the
+    least of them wins) and averaged over as long, so it is down before a peak comes, and it moves
+    too slowly to be heard as distortion.
     """
     from scipy import ndimage
 
@@ -137,13 +157,15 @@ def limit_peaks(samples: np.ndarray, ceiling_dbtp: float) -> tuple[np.ndarray, f
     needed = np.minimum(1.0, ceiling / np.maximum(_true_envelope(samples), ceiling))
     hold = round(HOLD_SECONDS * SAMPLE_RATE) | 1  # odd, so that the window is centred
     held = ndimage.minimum_filter1d(needed, hold, mode="nearest")
-    # Two averages of half the length are one with soft edges; every moment that they reach is held at its least.
+    # Two averages of half the length are one with soft edges; every moment that they reach is held
+    # at its least.
     half = hold // 2 | 1
     gain = held
     for _ in range(2):
         gain = ndimage.uniform_filter1d(gain, half, mode="nearest")
     limited = (samples * gain).astype(np.float32)
-    # What a moving gain adds between two samples is far below 0.1 dB; one gain for all takes it off.
+    # What a moving gain adds between two samples is far below 0.1 dB; one gain for all takes it
+    # off.
     over = true_peak_dbtp(limited) - ceiling_dbtp
     if over > 0:
         limited = _with_gain(limited, -over)
@@ -179,36 +201,50 @@ def _with_gain(samples: np.ndarray, decibels: float) -> np.ndarray:
 
 
 SURROUNDINGS_SECONDS = 3.0
-# A verse may be softer than the chorus next to it; with a larger difference, a new part sounds out of place.
+# A verse may be softer than the chorus next to it; with a larger difference, a new part sounds out
+# of place.
 LEVEL_TOLERANCE_DB = 3.0
 SILENCE_RMS = 1e-3
 FULL_SCALE = 0.9999  # below 1 by more than float32 rounds
 
 
 def splice(old: np.ndarray, new: np.ndarray, start: int, end: int, fade: int) -> np.ndarray:
-    """Return `old` with `new` in samples `start` to `end`, joined by linear crossfades of `fade` samples.
+    """Return `old` with `new` in samples `start` to `end`, joined by linear crossfades of `fade`
+    samples.
 
-    The crossfades lie outside the region and end with the file; every sample of `old` beyond them is unchanged.
+    The crossfades lie outside the region and end with the file; every sample of `old` beyond them
+    is unchanged.
     """
     ramp = np.linspace(0, 1, fade + 2, dtype=np.float32)[1:-1]  # upstream's ramp
     weight = np.zeros(old.shape[1], np.float32)
     weight[start:end] = 1
-    before, after = min(fade, start), min(fade, old.shape[1] - end)
-    weight[start - before : start], weight[end : end + after] = ramp[fade - before :], ramp[::-1][:after]
-    return np.where(weight == 0, old, old * (1 - weight) + new * weight)  # products with 0 and 1 are exact
+    before = min(fade, start)
+    after = min(fade, old.shape[1] - end)
+    weight[start - before : start] = ramp[fade - before :]
+    weight[end : end + after] = ramp[::-1][:after]
+    # products with 0 and 1 are exact
+    return np.where(weight == 0, old, old * (1 - weight) + new * weight)
 
 
-def match_level(new: np.ndarray, old: np.ndarray, start: int, end: int, fade: int = 0) -> np.ndarray:
-    """Return `new` scaled so that its region `start` to `end` is within 3 dB (RMS) of up to 3 s of `old` on each side.
+def match_level(
+    new: np.ndarray, old: np.ndarray, start: int, end: int, fade: int = 0
+) -> np.ndarray:
+    """Return `new` scaled so that its region `start` to `end` is within 3 dB (RMS) of up to 3 s of
+    `old` on each side.
 
-    A peak over 1 is first scaled to 1. Then the gain is 1 if either part is silent, and never passes full scale. Only
-    the region and the `fade` samples around it count, because the rest of `new` is not used.
+    A peak over 1 is first scaled to 1. Then the gain is 1 if either part is silent, and never
+    passes full scale. Only the region and the `fade` samples around it count, because the rest of
+    `new` is not used.
     """
     peak = peak_of(new[:, max(start - fade, 0) : end + fade])
-    new, peak = new / max(peak, 1.0), min(peak, 1.0)
+    new = new / max(peak, 1.0)
+    peak = min(peak, 1.0)
     reach = round(SURROUNDINGS_SECONDS * SAMPLE_RATE)
-    around = np.concatenate([old[:, max(start - reach, 0) : start], old[:, end : end + reach]], axis=1)
-    outer, inner = _rms(around), _rms(new[:, start:end])
+    around = np.concatenate(
+        [old[:, max(start - reach, 0) : start], old[:, end : end + reach]], axis=1
+    )
+    outer = _rms(around)
+    inner = _rms(new[:, start:end])
     if outer < SILENCE_RMS or inner < SILENCE_RMS:
         return new
     difference = _decibels(outer) - _decibels(inner)

@@ -18,7 +18,8 @@ MOST_COLUMNS = 6000
 ONSETS = 50  # per second
 SILENCE_DBFS = -60.0  # anything below counts as silence
 LOUDEST_RISE_DB = 30.0
-QUIETEST_DBFS = -40.0  # the least full scale of a picture, so that the noise of a quiet file does not fill it
+# the least full scale of a picture, so that the noise of a quiet file does not fill it
+QUIETEST_DBFS = -40.0
 
 
 def peaks(path: str | Path, per_second: int = 0) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Requests in, events out: one song at a time on one pipeline.
 
-`Backend.stream` prepares a request outside the GPU (uploads, seeds, folder), lets gpu.py run one picklable `Job` where
-the models are, and turns the result into files with `takes.finish`.
+`Backend.stream` prepares a request outside the GPU (uploads, seeds, folder), lets gpu.py run one
+picklable `Job` where the models are, and turns the result into files with `takes.finish`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ import takes
 import writers
 from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError
 from limits import AUTOMATIC_GPU_SECONDS, AUTOMATIC_SECONDS, LIMITS, STUDIO_VERSION, Limit
-from model_weights import DEFAULT_MODEL_GB, NO_COVER, checkpoint_kind, has_audio_codes, is_turbo, task_support
+from model_weights import (
+    DEFAULT_MODEL_GB,
+    NO_COVER,
+    checkpoint_kind,
+    has_audio_codes,
+    is_turbo,
+    task_support,
+)
 from params import (
     AlignRequest,
     CoverRequest,
@@ -73,7 +80,8 @@ class Backend:
     def __init__(self):
         self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
         self.placing = model_memory.Placing(self.models)
-        self._widths: dict[Path, lora_format.Widths] = {}  # kept: once weights are packed, `spaces` deletes the files
+        # kept: once weights are packed, `spaces` deletes the files
+        self._widths: dict[Path, lora_format.Widths] = {}
 
     def widths(self) -> lora_format.Widths | None:
         """Return the linear layers that a LoRA must fit; None until the song model has been downloaded."""
@@ -166,7 +174,9 @@ class Backend:
     def _run(self, request: Request) -> Generator[Event]:
         if not gpu_ray.wanted():
             yield from self.gather(request)
-        output = takes.output_folder() if isinstance(request, SongRequest) else None
+        output = None
+        if isinstance(request, SongRequest):
+            output = takes.output_folder()
         with jobs.job_for(request, self.settle(request), self.automatic_length(request)) as job:
             yield Progress("preparing")
             for name in job.audio:
@@ -182,7 +192,8 @@ class Backend:
                 job = yield from self._with_loras(job)
             events = gpu.run(job, gpu_zero.gpu_seconds(work), on_worker, worker_status)
             with contextlib.closing(events):
-                # Nothing is read after the result: ZeroGPU's return of the card may fail or never end.
+                # Nothing is read after the result: ZeroGPU's return of the card may fail or never
+                # end.
                 for event in events:
                     if isinstance(event, Outcome | Failed):
                         break
@@ -211,7 +222,8 @@ class Backend:
 
     def gather(self, request: Request) -> Generator[Event]:
         """Download missing models that were named explicitly; raises StudioError if a required one is missing."""
-        loaded, song = self.models, isinstance(request, SongRequest)
+        loaded = self.models
+        song = isinstance(request, SongRequest)
         if song or isinstance(request, DescribeRequest | AlignRequest):
             if loaded.weights.source == "hub":
                 yield from model_hub.download(loaded.weights.wanted)
@@ -220,9 +232,13 @@ class Backend:
                 missing = Problem("no_weights", "The model's weights are missing.")
                 raise StudioError.of(loaded.weights.problem or missing)
         if isinstance(request, CoverRequest) and not has_audio_codes(loaded.weights):
-            raise StudioError("unsupported", NO_COVER, hint="Use a checkpoint that has both, such as XL SFT.")
+            raise StudioError(
+                "unsupported", NO_COVER, hint="Use a checkpoint that has both, such as XL SFT."
+            )
         slot = loaded.lyrics if request.mode == "lyrics" else loaded.planner
-        if isinstance(request, AlignRequest) or (song and (slot.problem or not writers.wants_plan(request))):
+        if isinstance(request, AlignRequest) or (
+            song and (slot.problem or not writers.wants_plan(request))
+        ):
             return
         if slot.weights.source == "hub":
             with contextlib.suppress(StudioError):  # which the slot remembers
@@ -244,7 +260,9 @@ class Backend:
         """
         if not isinstance(request, GenerateRequest) or request.duration is not None:
             return None
-        guess = song_length.guess(request, built_in=checkpoint_kind(self.models.weights) == "preview")
+        guess = song_length.guess(
+            request, built_in=checkpoint_kind(self.models.weights) == "preview"
+        )
         longest = AUTOMATIC_SECONDS
         if gpu.ON_ZEROGPU:
             longest = estimate.longest(self._work(request, 0.0), AUTOMATIC_GPU_SECONDS)
@@ -256,7 +274,9 @@ class Backend:
         automatic = self.automatic_length(request)
         if automatic is None:
             return work
-        return replace(work, duration=automatic.longest if work.planner else automatic.guess.seconds)
+        return replace(
+            work, duration=automatic.longest if work.planner else automatic.guess.seconds
+        )
 
     def _work(self, request: Request, source: float) -> estimate.Work:
         planned = self.models.planner.weights.folder is not None
@@ -295,15 +315,20 @@ def check(request: Request, studio: Backend) -> None:
     source = check_audio(request)
     if not bootstrap.on_zerogpu():
         return
-    if problem := gpu_zero.refusal(studio.work_of(request, source)):
-        field = next((name for name in ("duration", "after", "takes") if hasattr(request, name)), "")
+    problem = gpu_zero.refusal(studio.work_of(request, source))
+    if problem:
+        field = next(
+            (name for name in ("duration", "after", "takes") if hasattr(request, name)), ""
+        )
         raise InvalidRequest(replace(problem, field=field))
 
 
 def seconds_of(request: Request, studio: Backend) -> float:
-    """Estimate the seconds of `request` on ZeroGPU's card, from its fields and the headers of its files.
+    """Estimate the seconds of `request` on ZeroGPU's card, from its fields and the headers of its
+    files.
 
-    Raises InvalidRequest for a file that is not audio. Other machines take longer, by a factor that they measure.
+    Raises InvalidRequest for a file that is not audio. Other machines take longer, by a factor that
+    they measure.
     """
     return estimate.seconds_needed(studio.work_of(request, check_audio(request)))
 
@@ -311,6 +336,7 @@ def seconds_of(request: Request, studio: Backend) -> float:
 gpu.serve(get_backend)
 
 if gpu.ON_ZEROGPU:
-    # `spaces` only intercepts weights moved to "cuda" at import, on the main thread, not in a handler's thread.
+    # `spaces` only intercepts weights moved to "cuda" at import, on the main thread, not in a
+    # handler's thread.
     get_backend().models.load_all()
     get_backend().widths()

@@ -1,7 +1,9 @@
-"""The beat: whatever works says something at least every 0.4 seconds, so that closing it takes effect soon.
+"""The beat: whatever works says something at least every 0.4 seconds, so that closing it takes
+effect soon.
 
-Work is a generator of events. It may also yield None, which is no event but a point at which it can be stopped.
-`in_thread` reads it in a thread of its own; its reader gets `QUIET` after each beat without an event, and never None.
+Work is a generator of events. It may also yield None, which is no event but a point at which it can
+be stopped. `in_thread` reads it in a thread of its own; its reader gets `QUIET` after each beat
+without an event, and never None.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import Any, Final
 
 # The longest time between two events.
 BEAT_SECONDS = 0.4
-# A worker in another process that has said nothing for this long counts as dead: it beats while it loads, too, but a
-# busy machine may hold it up.
+# A worker in another process that has said nothing for this long counts as dead: it beats while it
+# loads, too, but a busy machine may hold it up.
 SILENT_SECONDS = 60.0
 
 QUIET: Final = object()
@@ -39,7 +41,9 @@ def in_thread(
     """
     pending: queue.Queue[Any] = queue.Queue()
     inside = contextvars.copy_context()
-    thread = threading.Thread(target=inside.run, args=(_fill, pending, events, stopped), name=name, daemon=True)
+    thread = threading.Thread(
+        target=inside.run, args=(_fill, pending, events, stopped), name=name, daemon=True
+    )
     thread.start()
     return _read(pending), thread
 

@@ -1,7 +1,8 @@
 """The process environment and the model caches, prepared before any library reads them.
 
-gradio, huggingface_hub, transformers and torch read their variables when they are imported, so `app.py` calls
-`bootstrap` before its other imports. The user's own settings win, and failures are only logged.
+gradio, huggingface_hub, transformers and torch read their variables when they are imported, so
+`app.py` calls `bootstrap` before its other imports. The user's own settings win, and failures are
+only logged.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from pathlib import Path
 log = logging.getLogger("studio")
 
 DEFAULTS = {
-    "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # operations that Apple's GPU lacks run on the CPU instead of failing
+    # operations that Apple's GPU lacks run on the CPU instead of failing
+    "PYTORCH_ENABLE_MPS_FALLBACK": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GRADIO_CACHE_EXAMPLES": "false",  # Spaces enable it, which would make songs at start
-    # Gradio asks matplotlib for its backend around every call; unset, that tries imports, and two calls at once fail.
+    # Gradio asks matplotlib for its backend around every call; unset, that tries imports, and two
+    # calls at once fail.
     "MPLBACKEND": "agg",
     "GRADIO_HEARTBEAT_INTERVAL": "10",  # seconds: proxies close connections that stay silent
 }
@@ -34,7 +37,9 @@ REPOSITORIES = {  # variable -> the default repositories of its model
 
 
 def bootstrap(
-    environ: MutableMapping[str, str] = os.environ, home: Path | None = None, studio: Path | None = None
+    environ: MutableMapping[str, str] = os.environ,
+    home: Path | None = None,
+    studio: Path | None = None,
 ) -> None:
     """Set defaults in `environ`, make the model caches writable, and link cached models below `models/`; idempotent."""
     for name, value in DEFAULTS.items():
@@ -42,13 +47,18 @@ def bootstrap(
     _bypass_proxy_for_loopback(environ)
     if not environ.get("GRADIO_TEMP_DIR"):
         environ["GRADIO_TEMP_DIR"] = str(private_folder("page"))
-    home, studio = home or Path.home(), studio or Path(__file__).resolve().parent
+    home = home or Path.home()
+    studio = studio or Path(__file__).resolve().parent
     # A Space preloads into the second one, whatever HF_HOME says.
-    caches = list(dict.fromkeys([hub_cache(environ, home), home / ".cache" / "huggingface" / "hub"]))
+    caches = list(
+        dict.fromkeys([hub_cache(environ, home), home / ".cache" / "huggingface" / "hub"])
+    )
     if not _writable(caches[0]):
         caches.insert(0, _use_writable_cache(environ, home, caches))
     modules = _hf_home(environ, home) / "modules"
-    environ.setdefault("HF_MODULES_CACHE", str(modules if _writable(modules) else private_folder("modules")))
+    environ.setdefault(
+        "HF_MODULES_CACHE", str(modules if _writable(modules) else private_folder("modules"))
+    )
     for repository in wanted_repositories(environ):
         with _logged(f"cannot link the model {repository} beside app.py"):
             _link_snapshot(repository, caches, studio / "models")
@@ -75,7 +85,9 @@ def _bypass_proxy_for_loopback(environ: MutableMapping[str, str]) -> None:
     proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     if any(environ.get(name) or environ.get(name.lower()) for name in proxies):
         own = [environ.get(name, "") for name in ("NO_PROXY", "no_proxy")]
-        hosts = ",".join([*own, "127.0.0.1", "localhost", "::1", environ.get("GRADIO_SERVER_NAME", "")])
+        hosts = ",".join(
+            [*own, "127.0.0.1", "localhost", "::1", environ.get("GRADIO_SERVER_NAME", "")]
+        )
         bypassed = dict.fromkeys(host.strip() for host in hosts.split(",") if host.strip())
         environ["NO_PROXY"] = environ["no_proxy"] = ",".join(bypassed)
 
@@ -83,7 +95,9 @@ def _bypass_proxy_for_loopback(environ: MutableMapping[str, str]) -> None:
 def hub_cache(environ: MutableMapping[str, str], home: Path) -> Path:
     """Return the folder of huggingface_hub's cache by its own rules."""
     named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
-    return _expanded(named, home) if named else _hf_home(environ, home) / "hub"
+    if named:
+        return _expanded(named, home)
+    return _hf_home(environ, home) / "hub"
 
 
 def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
@@ -105,7 +119,8 @@ def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
 
 def _use_writable_cache(environ: MutableMapping[str, str], home: Path, caches: list[Path]) -> Path:
     """Mirror `caches` into our own cache and point the libraries to it; returns its hub folder."""
-    before, ours = _hf_home(environ, home), home / "hf-cache-rw"
+    before = _hf_home(environ, home)
+    ours = home / "hf-cache-rw"
     hub = ours / "hub"
     for cache in caches:
         with _logged(f"cannot mirror the cache {cache}"):
@@ -118,7 +133,8 @@ def _use_writable_cache(environ: MutableMapping[str, str], home: Path, caches: l
         return hub
     # The token stays in its place: a copy would be one more secret to protect.
     environ.setdefault("HF_TOKEN_PATH", str(before / "token"))
-    environ["HF_HOME"], environ["HF_HUB_CACHE"] = str(ours), str(hub)
+    environ["HF_HOME"] = str(ours)
+    environ["HF_HUB_CACHE"] = str(hub)
     return hub
 
 
@@ -178,7 +194,9 @@ def newest_snapshot(storage: Path) -> Path | None:
         if named.is_dir() and named.parent.name == "snapshots":
             return named.absolute()
     with contextlib.suppress(OSError):
-        return max((storage / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime, default=None)
+        return max(
+            (storage / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime, default=None
+        )
     return None
 
 
@@ -188,17 +206,22 @@ def _hf_home(environ: MutableMapping[str, str], home: Path) -> Path:
 
 
 def _expanded(text: str, home: Path) -> Path:
-    return home / text[2:] if text.startswith("~/") else Path(os.path.expandvars(text)).absolute()
+    if text.startswith("~/"):
+        return home / text[2:]
+    return Path(os.path.expandvars(text)).absolute()
 
 
 def existing(folder: Path) -> Path:
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return next(
+        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
+    )
 
 
 def _writable(folder: Path) -> bool:
     folder = existing(folder)
     with contextlib.suppress(OSError):
-        # In a cache every repository must be writable too, because another user may have preloaded it.
+        # In a cache every repository must be writable too, because another user may have preloaded
+        # it.
         places = (folder, *folder.glob("models--*/"), *folder.glob("models--*/*/"))
         return all(os.access(place, os.W_OK | os.X_OK) for place in places)
     return False
@@ -213,4 +236,5 @@ def _logged(what: str) -> Iterator[None]:
 
 
 def on_zerogpu() -> bool:
-    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")  # as `spaces` decides it
+    # as `spaces` decides it
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")

@@ -1,7 +1,9 @@
-"""The command line of app.py: arguments become environment variables before anything reads them; `--check`.
+"""The command line of app.py: arguments become environment variables before anything reads them;
+`--check`.
 
-gradio and huggingface_hub read their variables when they are imported, so nothing imported here may import them.
-`--check` imports torch, but reads no weights and downloads nothing; it only asks the hub for the size of a download.
+gradio and huggingface_hub read their variables when they are imported, so nothing imported here may
+import them. `--check` imports torch, but reads no weights and downloads nothing; it only asks the
+hub for the size of a download.
 """
 
 from __future__ import annotations
@@ -34,7 +36,11 @@ def read_arguments(
 ) -> argparse.Namespace:
     """Set the variables of the given `arguments` in `environ`; a wrong value ends the process with status 2."""
     parser = argparse.ArgumentParser(
-        "app.py", description=tooltips.CLI_ABOUT, epilog=tooltips.CLI_END, add_help=False, allow_abbrev=False
+        "app.py",
+        description=tooltips.CLI_ABOUT,
+        epilog=tooltips.CLI_END,
+        add_help=False,
+        allow_abbrev=False,
     )
     switch: dict[str, Any] = {"action": "store_const", "const": "true"}
     language_model = partial(_model, ["preview", "random", "off"])
@@ -43,17 +49,31 @@ def read_arguments(
         ("port", "GRADIO_SERVER_PORT", {"metavar": "NUMBER", "type": _port}),
         ("share", "GRADIO_SHARE", switch),
         ("model", "ACE_STUDIO_MODEL", {"metavar": "MODEL", "type": partial(_model, ["preview"])}),
-        ("planner", "ACE_STUDIO_PLANNER", {"metavar": "MODEL", "type": partial(language_model, inside=True)}),
+        (
+            "planner",
+            "ACE_STUDIO_PLANNER",
+            {"metavar": "MODEL", "type": partial(language_model, inside=True)},
+        ),
         ("lyrics", "ACE_STUDIO_LYRICS", {"metavar": "MODEL", "type": language_model}),
         ("output", "ACE_STUDIO_OUTPUT", {"metavar": "FOLDER", "type": _output}),
         ("mcp", "GRADIO_MCP_SERVER", switch),
-        ("ray", "ACE_STUDIO_RAY", {"metavar": "ADDRESS", "type": _ray, "nargs": "?", "const": "local"}),
+        (
+            "ray",
+            "ACE_STUDIO_RAY",
+            {"metavar": "ADDRESS", "type": _ray, "nargs": "?", "const": "local"},
+        ),
         ("check", "check", switch),
     ):
         parser.add_argument(f"--{name}", dest=variable, help=tooltips.CLI_HELP[name], **settings)
     parser.add_argument("-h", "--help", action="help", help=tooltips.CLI_HELP["help"])
     given = parser.parse_args(arguments)
-    environ.update({variable: value for variable, value in vars(given).items() if value and variable != "check"})
+    environ.update(
+        {
+            variable: value
+            for variable, value in vars(given).items()
+            if value and variable != "check"
+        }
+    )
     return given
 
 
@@ -64,7 +84,11 @@ def shorten_errors() -> None:
         if not issubclass(kind, KeyboardInterrupt):
             frame = traceback.extract_tb(trace)[-1]
             place = f"{Path(frame.filename).name}, line {frame.lineno}"
-            print(tooltips.CANNOT_START.format(reason=_reason(error), place=place), file=sys.stderr, flush=True)
+            print(
+                tooltips.CANNOT_START.format(reason=_reason(error), place=place),
+                file=sys.stderr,
+                flush=True,
+            )
 
     sys.excepthook = hook
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -77,7 +101,9 @@ def _reason(error: BaseException) -> str:
 def _host(text: str) -> str:
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(text.strip("[]")))
-    if not re.fullmatch(r"(?!-)[A-Za-z0-9.-]*[A-Za-z0-9]\.?", text) or re.fullmatch(r"[\d.]+", text):
+    if not re.fullmatch(r"(?!-)[A-Za-z0-9.-]*[A-Za-z0-9]\.?", text) or re.fullmatch(
+        r"[\d.]+", text
+    ):
         raise argparse.ArgumentTypeError(tooltips.CLI_HOST.format(value=text))
     return text
 
@@ -107,7 +133,9 @@ def _model(words: Sequence[str], text: str, inside: bool = False) -> str:
         if not os.path.isdir(os.path.expanduser(text)):
             raise argparse.ArgumentTypeError(tooltips.CLI_NO_FOLDER.format(value=text))
     elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+" + (r"(/[\w.-]+)*" if inside else ""), text):
-        raise argparse.ArgumentTypeError(tooltips.CLI_MODEL.format(value=text, words=" or ".join(words)))
+        raise argparse.ArgumentTypeError(
+            tooltips.CLI_MODEL.format(value=text, words=" or ".join(words))
+        )
     return text
 
 
@@ -121,7 +149,8 @@ def _output(text: str) -> str:
     return text
 
 
-SONG_BYTES = 1_500_000_000  # about what four takes of ten minutes need: float32, and a copy in 24 bits
+# about what four takes of ten minutes need: float32, and a copy in 24 bits
+SONG_BYTES = 1_500_000_000
 PLANNER_GB = 3.8
 LANGUAGE_MODELS = ("planner", "lyrics")  # a song needs neither
 
@@ -142,7 +171,10 @@ def check() -> int:
         import backend
 
         preview = backend.get_backend().status().is_preview
-        result = tooltips.CHECK_GOOD_PREVIEW if preview else tooltips.CHECK_GOOD
+        if preview:
+            result = tooltips.CHECK_GOOD_PREVIEW
+        else:
+            result = tooltips.CHECK_GOOD
     print(f"{tooltips.CHECK_LABELS['result']:<15}{result}")
     return 1 if bad else 0
 
@@ -167,12 +199,22 @@ def steps() -> Iterator[tuple[str, Callable[[], str]]]:
     from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE
 
     studio = backend.get_backend()
-    weights, planner, lyrics = studio.models.weights, studio.models.planner.weights, studio.models.lyrics.weights
+    weights, planner, lyrics = (
+        studio.models.weights,
+        studio.models.planner.weights,
+        studio.models.lyrics.weights,
+    )
     yield "device", lambda: device(studio)
     yield "memory", lambda: memory_room(studio)
-    yield "plan", lambda: memory_plan(weights, studio.models.device(), studio.full_status().memory_plan)
+    yield (
+        "plan",
+        lambda: memory_plan(weights, studio.models.device(), studio.full_status().memory_plan),
+    )
     yield "model", lambda: model(weights, model_hub.PIPELINE)
-    yield "planner", lambda: model(planner, model_hub.language_model(PLANNER_VARIABLE, planner.inside))
+    yield (
+        "planner",
+        lambda: model(planner, model_hub.language_model(PLANNER_VARIABLE, planner.inside)),
+    )
     yield "lyrics", lambda: model(lyrics, model_hub.language_model(LYRICS_VARIABLE))
     yield "cache", cache
     yield "output", output
@@ -187,7 +229,9 @@ def packages() -> str:
         from record import library_versions
     except ImportError as error:
         raise StudioError("packages", tooltips.CHECK_PACKAGE.format(reason=error)) from None
-    return ", ".join(f"{name} {version}" for name, version in library_versions().items() if name != "python")
+    return ", ".join(
+        f"{name} {version}" for name, version in library_versions().items() if name != "python"
+    )
 
 
 def device(studio: Any) -> str:
@@ -201,9 +245,11 @@ def memory_room(studio: Any) -> str:
     import model_memory
     import models
 
-    free, total = size_text(models.available_memory()), size_text(psutil.virtual_memory().total)
+    free = size_text(models.available_memory())
+    total = size_text(psutil.virtual_memory().total)
     room = tooltips.CHECK_RAM.format(free=free, total=total)
-    if limit := model_memory.vram_limit_for(studio.models.device().kind):
+    limit = model_memory.vram_limit_for(studio.models.device().kind)
+    if limit:
         room += ", " + tooltips.CHECK_VRAM.format(total=size_text(limit))
     return f"{room}."
 
@@ -226,7 +272,9 @@ def memory_plan(weights: Any, where: Any, usual: str) -> str:
 def cache() -> str:
     from huggingface_hub import constants
 
-    return tooltips.CHECK_FREE.format(folder=constants.HF_HUB_CACHE, free=size_text(_free(constants.HF_HUB_CACHE)))
+    return tooltips.CHECK_FREE.format(
+        folder=constants.HF_HUB_CACHE, free=size_text(_free(constants.HF_HUB_CACHE))
+    )
 
 
 def _free(folder: Path | str) -> int:
@@ -260,7 +308,9 @@ def workers() -> str:
 
         if where == gpu_ray.LOCAL:
             count = gpu_ray.count_wanted()
-            words = f"{count} worker{'' if count == 1 else 's'}" if count else "a worker for each card"
+            words = "a worker for each card"
+            if count:
+                words = f"{count} worker{'' if count == 1 else 's'}"
             return tooltips.CHECK_RAY_LOCAL.format(version=ray.__version__, workers=words)
         gpu_ray.join(where)
         cards = ray.cluster_resources().get("GPU", 0)
@@ -287,7 +337,9 @@ def model(weights: Any, selection: Any) -> str:
             text += " " + tooltips.CHECK_SIZE.format(size=f"{PLANNER_GB} GB")
         raise StudioError("weights_missing", text)
     size = sum(path.stat().st_size for path in weights.folder.rglob("*") if path.is_file())
-    return tooltips.CHECK_FOUND.format(model=weights.model_id, size=size_text(size), folder=weights.folder)
+    return tooltips.CHECK_FOUND.format(
+        model=weights.model_id, size=size_text(size), folder=weights.folder
+    )
 
 
 def download(weights: Any, selection: Any) -> str:
@@ -296,17 +348,26 @@ def download(weights: Any, selection: Any) -> str:
 
     import model_hub
 
-    api, reason = HfApi(endpoint=constants.ENDPOINT), ""
+    api = HfApi(endpoint=constants.ENDPOINT)
+    reason = ""
     try:
-        files = api.model_info(weights.repo, files_metadata=True, timeout=model_hub.ASK_SECONDS).siblings or []
+        files = (
+            api.model_info(
+                weights.repo, files_metadata=True, timeout=model_hub.ASK_SECONDS
+            ).siblings
+            or []
+        )
         sizes = {file.rfilename: file.size or 0 for file in files}
         if selection.index not in sizes:
             reason = f"{selection.index} is missing there"
     except Exception as error:
         reason = type(error).__name__
     if reason:
-        raise StudioError("weights_missing", tooltips.CHECK_UNASKED.format(model=weights.wanted, reason=reason))
-    size, free = sum(sizes[name] for name in selection.choose(sizes)), _free(constants.HF_HUB_CACHE)
+        raise StudioError(
+            "weights_missing", tooltips.CHECK_UNASKED.format(model=weights.wanted, reason=reason)
+        )
+    size = sum(sizes[name] for name in selection.choose(sizes))
+    free = _free(constants.HF_HUB_CACHE)
     text = tooltips.CHECK_TO_FETCH.format(model=weights.wanted, size=size_text(size))
     if size + model_hub.SPARE_BYTES > free:
         words = {"size": size_text(size), "free": size_text(free), "folder": constants.HF_HUB_CACHE}

@@ -1,8 +1,10 @@
-"""What a request costs before anything runs: seconds on a card, bytes of working memory; and what would cost less.
+"""What a request costs before anything runs: seconds on a card, bytes of working memory; and what
+would cost less.
 
-Seconds are those of an H200, in which ZeroGPU counts; on slower cards it gives more real time by itself. Until they are
-measured (docs/performance.md), the constants are counted or assumed. Bytes are counted tensor by tensor; which models
-lie on the device beside them is decided in model_memory.py.
+Seconds are those of an H200, in which ZeroGPU counts; on slower cards it gives more real time by
+itself. Until they are measured (docs/performance.md), the constants are counted or assumed. Bytes
+are counted tensor by tensor; which models lie on the device beside them is decided in
+model_memory.py.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ from model_weights import Weights, transformer_config
 from models import Device, planner_dtype
 from params import Settings
 
-# --- seconds ---------------------------------------------------------------------------------------------------------
+# --- seconds --------------------------------------------------------------------------------------
 
 CONSTANTS = {
     "tflop_per_second": 390.0,  # TFLOP/s; assumed: 40 % of the 989 that an H200 has in bfloat16
-    "cold_seconds": 20.0,  # s; assumed: 30 GB of packed weights at 2 GB/s, and 5 s for CUDA to start
-    "encode_per_minute": 0.5,  # s per minute of source; assumed: half of decoding, whose FLOPs it has
-    "decode_per_minute": 1.0,  # s per minute and take; assumed from 29 TFLOP for 240 s, bound by memory
+    # s; assumed: 30 GB of packed weights at 2 GB/s, and 5 s for CUDA to start
+    "cold_seconds": 20.0,
+    # s per minute of source; assumed: half of decoding, whose FLOPs it has
+    "encode_per_minute": 0.5,
+    # s per minute and take; assumed from 29 TFLOP for 240 s, bound by memory
+    "decode_per_minute": 1.0,
     "plan_tokens_per_second": 40.0,  # tokens/s; assumed: a 1.7B model step by step in transformers
     "plan_metadata_tokens": 200.0,  # tokens; the planner's budget for metadata
     "codes_per_second": 5.0,  # tokens per second of music; the planner's 5 Hz codes
@@ -32,7 +37,8 @@ CONSTANTS = {
     "writer_tokens_per_second": 25.0,  # tokens/s; assumed: a 7B model step by step in transformers
     "margin": 1.5,  # x; assumed: real over counted; shared cards, first kernels
 }
-# Seconds of music -> TFLOP of one forward pass: counted on XL's configuration with 600 condition tokens.
+# Seconds of music -> TFLOP of one forward pass: counted on XL's configuration with 600 condition
+# tokens.
 FORWARD_TFLOP = {0: 0.0, 30: 3.33, 60: 6.59, 120: 13.6, 240: 29.3, 600: 90.6}
 
 
@@ -51,7 +57,9 @@ class Work:
     passes: float = 1.0  # forward passes per step; guidance doubles them
 
 
-def work_of(request: Any, settings: Settings | None, *, source: float = 0.0, planner: bool = False) -> Work:
+def work_of(
+    request: Any, settings: Settings | None, *, source: float = 0.0, planner: bool = False
+) -> Work:
     """Return the work of any request, with the settings of a song.
 
     `source` are the seconds of its source, `planner` says whether there is a planner.
@@ -98,12 +106,13 @@ def seconds_needed(work: Work) -> float:
     return CONSTANTS["cold_seconds"] + CONSTANTS["margin"] * seconds
 
 
-# --- bytes -----------------------------------------------------------------------------------------------------------
+# --- bytes ----------------------------------------------------------------------------------------
 
 TOKENS_PER_SECOND = 12.5
 # The longest condition: lyrics, timbre and prompt.
 CONDITION_TOKENS = 2_305
-# The VAE encodes 30 s at a time, with 5 tensors of 128 channels at once; it decodes 20 s at a time, with 4.5 (counted).
+# The VAE encodes 30 s at a time, with 5 tensors of 128 channels at once; it decodes 20 s at a time,
+# with 4.5 (counted).
 CODING_NUMBERS = 30 * 48_000 * 128 * 5
 # A token in the planner's cache: 28 layers of 8 heads of 128, keys and values.
 PLANNER_TOKEN_NUMBERS = 28 * 8 * 128 * 2
@@ -124,8 +133,8 @@ XL = {
 class Song:
     """What a song's working memory depends on; `config` is the transformer's.
 
-    The numbers of transformer, VAE and planner have 2 or 4 bytes. Every layer keeps the keys and values of `condition`
-    tokens for all steps, a morph those of two `conditions`.
+    The numbers of transformer, VAE and planner have 2 or 4 bytes. Every layer keeps the keys and
+    values of `condition` tokens for all steps, a morph those of two `conditions`.
     """
 
     duration: float
@@ -139,7 +148,9 @@ class Song:
     conditions: int = 1
 
 
-def song_of(weights: Weights, device: Device, duration: float, takes: int = 1, guided: bool = True) -> Song:
+def song_of(
+    weights: Weights, device: Device, duration: float, takes: int = 1, guided: bool = True
+) -> Song:
     return Song(
         duration,
         takes,
@@ -161,7 +172,8 @@ def song_bytes(song: Song) -> int:
     hidden = config["hidden_size"]
     queries = config["head_dim"] * config["num_attention_heads"]
     keys = config["head_dim"] * config["num_key_value_heads"]
-    # The peak is in the feed-forward part or in the attention in windows, with the layer's input and residual.
+    # The peak is in the feed-forward part or in the attention in windows, with the layer's input
+    # and residual.
     feed_forward = 3 * hidden + 2 * config["intermediate_size"]
     attention = 2 * hidden + 3 * queries + 8 * keys
     token = max(feed_forward, attention) + 7 * config["audio_acoustic_hidden_dim"]
@@ -172,7 +184,9 @@ def song_bytes(song: Song) -> int:
 
 def coding_bytes(song: Song) -> int:
     """Return the VAE's working memory for a tile, scaled with the size of the model."""
-    return int(CODING_NUMBERS * song.config["hidden_size"] / XL["hidden_size"] * song.vae_number_bytes)
+    return int(
+        CODING_NUMBERS * song.config["hidden_size"] / XL["hidden_size"] * song.vae_number_bytes
+    )
 
 
 def planner_bytes(song: Song | None) -> int:
@@ -180,10 +194,12 @@ def planner_bytes(song: Song | None) -> int:
     takes = song.takes if song else 1
     seconds = song.duration if song else 0.0
     number_bytes = song.planner_number_bytes if song else 4
-    return int(2 * takes * (PLANNER_PROMPT_TOKENS + 5 * seconds) * PLANNER_TOKEN_NUMBERS * number_bytes)
+    return int(
+        2 * takes * (PLANNER_PROMPT_TOKENS + 5 * seconds) * PLANNER_TOKEN_NUMBERS * number_bytes
+    )
 
 
-# --- what would fit --------------------------------------------------------------------------------------------------
+# --- what would fit -------------------------------------------------------------------------------
 
 
 def ways(work: Work, most_seconds: float) -> list[str]:
@@ -196,13 +212,17 @@ def ways(work: Work, most_seconds: float) -> list[str]:
     steps = most(least, work.steps, lambda count: fits(replace(work, steps=count)))
     found = [fewer_takes(work, fits), f"{steps} steps" if steps else ""]
     if work.mode not in ("edit", "cover"):  # whose length the source decides
-        shortest = int(work.source) // 5 * 5 + 5 if work.source else int(LIMITS["duration"].low)
+        if work.source:
+            shortest = int(work.source) // 5 * 5 + 5
+        else:
+            shortest = int(LIMITS["duration"].low)
         found.append(shorter(work, fits, shortest))
     return [way for way in found if way]
 
 
 def longest(work: Work, most_seconds: float) -> float:
-    """Return the longest duration, in steps of 5 s up to that of `work`, with which it needs at most `most_seconds`.
+    """Return the longest duration, in steps of 5 s up to that of `work`, with which it needs at
+    most `most_seconds`.
 
     It is at least the shortest song.
     """
@@ -225,13 +245,21 @@ def fewer_takes(work: Any, fits: Callable[[Any], bool]) -> str:
     takes = most(1, work.takes, lambda count: fits(replace(work, takes=count)))
     if not takes:
         return ""
-    return "1 take" if takes == 1 else f"{takes} takes"
+    if takes == 1:
+        return "1 take"
+    return f"{takes} takes"
 
 
 def shorter(work: Any, fits: Callable[[Any], bool], shortest: int) -> str:
     """Return the longest duration in steps of 5 s, at least `shortest`, with which `work` fits, or ""."""
-    fives = most(shortest // 5, int(work.duration // 5), lambda count: fits(replace(work, duration=count * 5.0)))
-    return f"{fives * 5} seconds of music" if fives else ""
+    fives = most(
+        shortest // 5,
+        int(work.duration // 5),
+        lambda count: fits(replace(work, duration=count * 5.0)),
+    )
+    if fives:
+        return f"{fives * 5} seconds of music"
+    return ""
 
 
 def most(low: int, high: int, fits: Callable[[int], bool]) -> int:

@@ -67,7 +67,8 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-# What torch, its libraries, MLX and the system say when memory runs out and the error's class does not tell.
+# What torch, its libraries, MLX and the system say when memory runs out and the error's class does
+# not tell.
 NO_MEMORY = re.compile(
     "DefaultCPUAllocator: (can't allocate|not enough) memory|out of memory|Cannot allocate memory|"
     r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|\[metal::malloc\]|std::bad_alloc"
@@ -161,10 +162,12 @@ class Job:
     seeds: tuple[int, ...]  # one per take
     variation_seeds: tuple[int, ...]
     folder: str
-    audio: dict[str, str] = field(default_factory=dict)  # a field ("reference") -> a float WAV in `folder`
+    # a field ("reference") -> a float WAV in `folder`
+    audio: dict[str, str] = field(default_factory=dict)
     loras: tuple[Any, ...] = ()  # LoraSpecs in the order they are applied
     automatic: Any = None  # the `song_length.Automatic` of a song whose length is automatic
-    settings: Any = None  # the `params.Settings` of a song, for the checkpoint of the machine that makes it
+    # the `params.Settings` of a song, for the checkpoint of the machine that makes it
+    settings: Any = None
 
     @property
     def running(self) -> Path:

@@ -1,10 +1,11 @@
 """The GPU entry point: the only place from which a job reaches the models.
 
-`run` takes a job to where the models are: this process, a card that ZeroGPU lends, or a Ray worker. There `entry` works
-in a thread of its own: it waits for the models' turn, lets the memory plan make room, and makes the song, the words or
-the timed lyrics. If memory runs out, the job is done once more with the next lower plan. An event comes at every beat
-(beat.py), so it can be closed at any time; closing it deletes the job's `running` file, which the models' code looks at
-before every step, tile and token.
+`run` takes a job to where the models are: this process, a card that ZeroGPU lends, or a Ray worker.
+There `entry` works in a thread of its own: it waits for the models' turn, lets the memory plan make
+room, and makes the song, the words or the timed lyrics. If memory runs out, the job is done once
+more with the next lower plan. An event comes at every beat (beat.py), so it can be closed at any
+time; closing it deletes the job's `running` file, which the models' code looks at before every
+step, tile and token.
 """
 
 from __future__ import annotations
@@ -67,11 +68,13 @@ def serve(studio: Callable[[], Studio]) -> None:
     _studio = studio
 
 
-def run(job: Job, seconds: int, entry_there: Callable[[Job], Any], look: Callable[[], Any]) -> Generator[Any]:
+def run(
+    job: Job, seconds: int, entry_there: Callable[[Job], Any], look: Callable[[], Any]
+) -> Generator[Any]:
     """Yield the events of `job`, which ends with an `Outcome` or `Failed`; raises StudioError.
 
-    `seconds` are those of ZeroGPU's card. `entry_there` and `look` run on a Ray worker: all of a job there, and the
-    status of that worker.
+    `seconds` are those of ZeroGPU's card. `entry_there` and `look` run on a Ray worker: all of a
+    job there, and the status of that worker.
     """
     if gpu_ray.wanted():
         return gpu_ray.run(entry_there, look, job)
@@ -95,8 +98,8 @@ def entry(job: Job, seconds: int) -> Generator[Event | Outcome]:
             yield latest if event is beat.QUIET else event
     finally:
         job.running.unlink(missing_ok=True)
-        # ZeroGPU takes the card back when this returns. Elsewhere the lock holds back the next song, and this must not
-        # block: the event loop may be closing it.
+        # ZeroGPU takes the card back when this returns. Elsewhere the lock holds back the next
+        # song, and this must not block: the event loop may be closing it.
         if ON_ZEROGPU:
             thread.join()
 
@@ -114,14 +117,16 @@ def _when_free(job: Job) -> Work:
     finally:
         studio.models.turn.release()
     if problem:
-        models.free_memory()  # not within `except`: until its end the exception keeps tensors on the device
+        # not within `except`: until its end the exception keeps tensors on the device
+        models.free_memory()
         yield Failed(problem)
 
 
 def _turn(loaded: models.Models) -> Generator[Progress]:
     """Wait until the models are free; the caller then holds `turn`."""
     while True:
-        stage: Stage = "loading" if loaded.preparing else "waiting"  # read before trying: the load may end meanwhile
+        # read before trying: the load may end meanwhile
+        stage: Stage = "loading" if loaded.preparing else "waiting"
         if loaded.turn.acquire(timeout=beat.BEAT_SECONDS):
             return
         yield Progress(stage)
@@ -158,14 +163,17 @@ def _with_device(loaded: models.Models) -> Generator[Progress, None, float]:
 
 
 def _by_plan(studio: Studio, job: Job, plan: str, looking: float, *notes: str) -> Work:
-    """Yield the events of `job`; its outcome gets the facts of this process, the memory `plan` and the `notes`.
+    """Yield the events of `job`; its outcome gets the facts of this process, the memory `plan` and
+    the `notes`.
 
     `looking` for the device took so many seconds, which belong to loading.
     """
     for event in _work_of(job)(studio.models, studio.placing, job):
         if isinstance(event, Outcome):
             device = studio.models.device().kind
-            event = event.with_facts(device=device, versions=record.library_versions(), memory_plan=plan)
+            event = event.with_facts(
+                device=device, versions=record.library_versions(), memory_plan=plan
+            )
             if looking:
                 seconds = event.ran.seconds
                 loading = round(seconds.get("loading", 0.0) + looking, 3)

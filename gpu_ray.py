@@ -1,8 +1,10 @@
-"""Where the GPU entry point runs: in this process, or on Ray workers, each an actor that holds one loaded studio.
+"""Where the GPU entry point runs: in this process, or on Ray workers, each an actor that holds one
+loaded studio.
 
-`run` takes a job to an idle worker (gpu_ray_worker.py) and yields its events. Files travel as blocks of bytes through
-Ray's object store and land in the job's folder, so nothing needs a shared file system. A worker that dies is replaced,
-and its song is made once more on another one. A Space, and a studio without ACE_STUDIO_RAY, never import ray.
+`run` takes a job to an idle worker (gpu_ray_worker.py) and yields its events. Files travel as
+blocks of bytes through Ray's object store and land in the job's folder, so nothing needs a shared
+file system. A worker that dies is replaced, and its song is made once more on another one. A Space,
+and a studio without ACE_STUDIO_RAY, never import ray.
 """
 
 from __future__ import annotations
@@ -37,20 +39,26 @@ from status import Status, WorkerStatus
 
 log = logging.getLogger("studio")
 
-RAY, WORKERS, CARDS = "ACE_STUDIO_RAY", "ACE_STUDIO_RAY_WORKERS", "ACE_STUDIO_RAY_GPUS"
+RAY = "ACE_STUDIO_RAY"
+WORKERS = "ACE_STUDIO_RAY_WORKERS"
+CARDS = "ACE_STUDIO_RAY_GPUS"
 LOCAL = "local"
-MODELS = ("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS", "ACE_STUDIO_COMPILE")  # passed to workers
+# passed to workers
+MODELS = ("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS", "ACE_STUDIO_COMPILE")
 ROOT = Path(__file__).resolve().parent
-NOT_SENT = [".git", ".venv", "models", "outputs", "tests", "docs", "*.log"]  # of ROOT to the cluster's machines
+# of ROOT to the cluster's machines
+NOT_SENT = [".git", ".venv", "models", "outputs", "tests", "docs", "*.log"]
 STORE_BYTES = 256 * 2**20  # the object store of a cluster that is started here
 # Between two checks of the workers.
 LOOK_SECONDS = 1.0
-# Between two questions to an idle worker, and between two tries to reach the cluster or to start a worker.
+# Between two questions to an idle worker, and between two tries to reach the cluster or to start a
+# worker.
 ASK_SECONDS = 5.0
 # That a song waits without any worker, and if no machine has room for one.
 NO_WORKER_SECONDS = 300.0
 NO_ROOM_SECONDS = 60.0
-# That the head may be silent before the studio leaves the cluster. Ray would end this process after 60.
+# That the head may be silent before the studio leaves the cluster. Ray would end this process after
+# 60.
 HEAD_SECONDS = 20.0
 # That songs and workers then have to end.
 LEAVE_SECONDS = 5.0
@@ -61,13 +69,17 @@ AGAIN = "The worker that was making this song is gone, so another one starts it 
 
 def wanted() -> str:
     """Return ACE_STUDIO_RAY: "" (this process), "local", "auto" or an address; a Space never uses Ray."""
-    return "" if os.environ.get("SPACE_ID") or bootstrap.on_zerogpu() else os.environ.get(RAY, "").strip()
+    if os.environ.get("SPACE_ID") or bootstrap.on_zerogpu():
+        return ""
+    return os.environ.get(RAY, "").strip()
 
 
 def count_wanted() -> int:
     """Return the number of workers in ACE_STUDIO_RAY_WORKERS; 0 leaves it to the number of cards."""
     text = os.environ.get(WORKERS, "").strip()
-    return int(text) if text.isdecimal() else 0
+    if text.isdecimal():
+        return int(text)
+    return 0
 
 
 @dataclass
@@ -94,24 +106,33 @@ class Pool:
         self._slots: list[Slot] = []
         self._news = threading.Condition()
         self._ray: Any = None  # the module while connected
-        self._head, self._heard = "", 0.0  # the head's address once known, and when it last answered
-        self._made, self._next_try = 0, 0.0
+        # the head's address once known, and when it last answered
+        self._head = ""
+        self._heard = 0.0
+        self._made = 0
+        self._next_try = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, look: Callable[[], Status], changed: Callable[[int], None] | None = None) -> None:
+    def start(
+        self, look: Callable[[], Status], changed: Callable[[int], None] | None = None
+    ) -> None:
         """Start the workers, once; `look` runs in them and returns their status, `changed` gets their number."""
         with self._news:
             self._changed = changed or self._changed
             if wanted() and not self._thread:
-                self._address, self._look = wanted(), look
+                self._address = wanted()
+                self._look = look
                 self._thread = threading.Thread(target=self._keep, name="workers", daemon=True)
                 self._thread.start()
 
     def workers(self) -> tuple[WorkerStatus, ...]:
         with self._news:
             return tuple(
-                replace(worker, busy=slot.busy) for slot in self._slots if slot.status for worker in slot.status.workers
+                replace(worker, busy=slot.busy)
+                for slot in self._slots
+                if slot.status
+                for worker in slot.status.workers
             )
 
     def take(self, loras: Collection[str]) -> Generator[Progress, None, Slot]:
@@ -135,7 +156,9 @@ class Pool:
 
     def _idle(self, loras: Collection[str]) -> Slot | None:
         idle = [slot for slot in self._slots if slot.status and not slot.busy]
-        return max(idle, key=lambda slot: (len(slot.loras & set(loras)), -len(slot.loras)), default=None)
+        return max(
+            idle, key=lambda slot: (len(slot.loras & set(loras)), -len(slot.loras)), default=None
+        )
 
     def _check_hope(self, problem: Problem | None, waited: float) -> None:
         """Raise StudioError if a song that has `waited` so many seconds without any worker should not wait longer."""
@@ -164,8 +187,14 @@ class Pool:
         """Let the workers delete their folders, because this process is about to end, and they are killed with it."""
         self._stop.set()
         with contextlib.suppress(Exception):
-            calls = [slot.actor.close.options(concurrency_group="cancels") for slot in self._slots if slot.status]
-            self._ray.wait([call.remote() for call in calls], num_returns=len(calls), timeout=LEAVE_SECONDS)
+            calls = [
+                slot.actor.close.options(concurrency_group="cancels")
+                for slot in self._slots
+                if slot.status
+            ]
+            self._ray.wait(
+                [call.remote() for call in calls], num_returns=len(calls), timeout=LEAVE_SECONDS
+            )
 
     def _keep(self) -> None:
         while not self._stop.is_set():
@@ -185,9 +214,15 @@ class Pool:
     def _connect(self) -> None:
         self._next_try = time.monotonic() + ASK_SECONDS
         ray = join(self._head if self._address != LOCAL and self._head else self._address)
-        self._head, self._heard = ray.get_runtime_context().gcs_address, time.monotonic()
-        self._ray, self.problem = ray, None
-        log.info("Ray %s, %s", ray.__version__, "started here" if self._address == LOCAL else "joined the cluster")
+        self._head = ray.get_runtime_context().gcs_address
+        self._heard = time.monotonic()
+        self._ray = ray
+        self.problem = None
+        log.info(
+            "Ray %s, %s",
+            ray.__version__,
+            "started here" if self._address == LOCAL else "joined the cluster",
+        )
 
     def _trouble(self, problem: Problem) -> None:
         """Remember `problem`, and leave the cluster if its head cannot be reached."""
@@ -197,10 +232,12 @@ class Pool:
         if not self._ray or problem != UNREACHABLE:
             return
         with self._news:
-            left, self._slots = self._slots, []
+            left = self._slots
+            self._slots = []
             for slot in left:
                 slot.lost = True
-            ray, self._ray = self._ray, None
+            ray = self._ray
+            self._ray = None
             # Ray must not be shut down while a song is calling it.
             self._news.wait_for(lambda: not any(slot.busy for slot in left), LEAVE_SECONDS)
         with contextlib.suppress(Exception):
@@ -212,7 +249,8 @@ class Pool:
         for slot in list(self._slots):
             if slot.answer is None:
                 if not slot.busy and now - slot.asked > ASK_SECONDS:
-                    slot.answer, slot.asked = slot.actor.hello.remote(self._look), now
+                    slot.answer = slot.actor.hello.remote(self._look)
+                    slot.asked = now
             elif self._ray.wait([slot.answer], timeout=0)[0]:
                 self._hear(slot)
             elif slot.status and not slot.busy and now - slot.asked > beat.SILENT_SECONDS:
@@ -244,7 +282,8 @@ class Pool:
             status = self._ray.get(slot.answer)
         except Exception as error:
             self.drop(slot)
-            self._next_try = time.monotonic() + ASK_SECONDS  # one that cannot start is not made again every second
+            # one that cannot start is not made again every second
+            self._next_try = time.monotonic() + ASK_SECONDS
             if not is_death(error):
                 self._trouble(problem_of(error))
             return
@@ -261,7 +300,13 @@ class Pool:
             cards = max(float(os.environ.get(CARDS, "").strip()), 0.0)
         except ValueError:
             cards = 1.0 if found else 0.0
-        count = found / cards if cards else 1 if self._address == LOCAL else sum("CPU" in node for node in nodes)
+        count = (
+            found / cards
+            if cards
+            else 1
+            if self._address == LOCAL
+            else sum("CPU" in node for node in nodes)
+        )
         return cards, count_wanted() or max(int(count), 1)
 
     def _make(self, cards: float, count: int) -> None:
@@ -269,7 +314,9 @@ class Pool:
         name = f"worker-{self._made}"
         environ = {variable: os.environ[variable] for variable in MODELS if variable in os.environ}
         if not cards:
-            environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // count, 1) if self._address == LOCAL else 1)
+            environ["OMP_NUM_THREADS"] = str(
+                max((os.cpu_count() or 1) // count, 1) if self._address == LOCAL else 1
+            )
         room = {"num_gpus": cards, "num_cpus": 0 if cards else 1, "scheduling_strategy": "SPREAD"}
         kind = self._ray.remote(concurrency_groups={"songs": 1, "cancels": 1}, **room)(Worker)
         actor = kind.remote(name, environ)
@@ -285,12 +332,15 @@ def join(address: str) -> Any:
     """Start Ray here (`address` "local") or join a cluster; returns the module ray. Raises its errors."""
     if address.startswith("ray://"):
         hint = 'Start the studio on a machine of the cluster with ACE_STUDIO_RAY=auto, or name the head as "host:6379".'
-        raise StudioError("ray_client", "Ray's client (ray://) cannot stream what a worker returns.", hint=hint)
+        raise StudioError(
+            "ray_client", "Ray's client (ray://) cannot stream what a worker returns.", hint=hint
+        )
     # Ray would wait minutes for a head that is not there.
     if address not in (LOCAL, "auto") and not answers(address):
         raise StudioError.of(UNREACHABLE)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else any call after a lost connection starts a cluster
+    # else any call after a lost connection starts a cluster
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     ray.shutdown()  # a lost connection may still be half there
@@ -315,7 +365,9 @@ def answers(address: str) -> bool:
     return True
 
 
-def run(entry: Callable[[Job], Generator[Any]], look: Callable[[], Status], job: Job) -> Generator[Any]:
+def run(
+    entry: Callable[[Job], Generator[Any]], look: Callable[[], Status], job: Job
+) -> Generator[Any]:
     """Yield the events of `entry(job)` on a worker, or on another if it dies; raises StudioError. Closing cancels."""
     pool.start(look)
     for attempt in (1, 2):
@@ -340,11 +392,15 @@ def _streamed(slot: Slot, entry: Callable[[Job], Generator[Any]], job: Job) -> G
     import ray
 
     folder = Path(job.folder)
-    paths = {**job.audio, **{spec.info.sha256: spec.path for spec in job.loras if spec.info.sha256 not in slot.loras}}
+    paths = {
+        **job.audio,
+        **{spec.info.sha256: spec.path for spec in job.loras if spec.info.sha256 not in slot.loras},
+    }
     files = {key: [ray.put(data) for data in blocks_of(path)] for key, path in paths.items()}
     run_there = slot.actor.run.options(num_returns="streaming", concurrency_group="songs")
     stream = run_there.remote(entry, job, files)
-    latest, heard = Progress("preparing"), time.monotonic()
+    latest = Progress("preparing")
+    heard = time.monotonic()
     try:
         while not job.cancelled():
             if slot.lost:
@@ -365,10 +421,14 @@ def _streamed(slot: Slot, entry: Callable[[Job], Generator[Any]], job: Job) -> G
                 with (folder / Path(item.name).name).open("ab" if item.follows else "wb") as file:
                     file.write(item.data)
             elif isinstance(item, Outcome):
-                takes = (replace(take, file=take.file and str(folder / Path(take.file).name)) for take in item.takes)
+                takes = (
+                    replace(take, file=take.file and str(folder / Path(take.file).name))
+                    for take in item.takes
+                )
                 yield replace(item, takes=tuple(takes))
             else:
-                latest = item if isinstance(item, Progress) else latest
+                if isinstance(item, Progress):
+                    latest = item
                 yield item
     finally:
         with contextlib.suppress(Exception):

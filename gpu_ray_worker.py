@@ -33,7 +33,8 @@ class Worker:
     """One loaded studio. `run` makes one song at a time; the other methods answer meanwhile."""
 
     def __init__(self, name: str, environ: dict[str, str]):
-        # A worker has no workers of its own; and Ray would allow torch, which reads this later, a single thread.
+        # A worker has no workers of its own; and Ray would allow torch, which reads this later, a
+        # single thread.
         for variable in ("ACE_STUDIO_RAY", "OMP_NUM_THREADS"):
             os.environ.pop(variable, None)
         os.environ.update(environ)
@@ -41,7 +42,8 @@ class Worker:
         import jobs
 
         jobs.sweep()
-        self._name, self._jobs = name, jobs
+        self._name = name
+        self._jobs = jobs
         self._loras: list[str] = []  # hashes of the files kept here, the most recently used last
         self._cancelled = ""
 
@@ -51,7 +53,9 @@ class Worker:
 
         status = look()
         node = ray.get_runtime_context().get_node_id()[:12]
-        worker = WorkerStatus(id=self._name, node=node, pid=os.getpid(), device=status.device, busy=False)
+        worker = WorkerStatus(
+            id=self._name, node=node, pid=os.getpid(), device=status.device, busy=False
+        )
         return replace(status, workers=(worker,))
 
     def cancel(self, name: str) -> None:
@@ -62,7 +66,9 @@ class Worker:
     def close(self) -> None:
         self._jobs.stop(0)
 
-    def run(self, entry: Callable[[Job], Generator[Any]], job: Job, files: dict[str, list[Any]]) -> Generator[Any]:
+    def run(
+        self, entry: Callable[[Job], Generator[Any]], job: Job, files: dict[str, list[Any]]
+    ) -> Generator[Any]:
         """Yield the hashes of the LoRAs kept here, then the events of `entry(job)`, each after its files' blocks."""
         name = Path(job.folder).name
         kept = self._jobs.process_folder() / "loras"
@@ -139,7 +145,9 @@ NO_ROOM = "ray_no_room"
 
 def no_room(cards: float) -> Problem:
     """Return the problem of a cluster without a machine that is large enough for a worker with so many `cards`."""
-    needed = f"{cards:g} GPU{'' if cards == 1 else 's'}" if cards else "one CPU"
+    needed = "one CPU"
+    if cards:
+        needed = f"{cards:g} GPU{'' if cards == 1 else 's'}"
     message = f"No machine of the Ray cluster has room for a worker, which takes {needed}."
     hint = "Start Ray there with more (--num-cpus, --num-gpus), or change ACE_STUDIO_RAY_GPUS."
     return Problem(NO_ROOM, message, hint=hint)
@@ -149,32 +157,55 @@ def is_death(error: Exception) -> bool:
     """Whether `error` means that a worker, its process or its machine is gone or no longer answers."""
     from ray import exceptions as ray
 
-    gone = (ray.RayActorError, ray.WorkerCrashedError, ray.NodeDiedError, ray.ObjectLostError, TimeoutError)
+    gone = (
+        ray.RayActorError,
+        ray.WorkerCrashedError,
+        ray.NodeDiedError,
+        ray.ObjectLostError,
+        TimeoutError,
+    )
     return isinstance(error, gone) and AT_START not in str(error)
 
 
 def problem_of(error: Exception) -> Problem:
-    text, kind = str(error), type(error).__name__
+    text = str(error)
+    kind = type(error).__name__
     if isinstance(error, StudioError):
         return error.problem
     if isinstance(error, ImportError):
-        return Problem("ray_missing", "Ray is not installed here.", hint="Start the studio with ./run.sh --ray.")
+        return Problem(
+            "ray_missing",
+            "Ray is not installed here.",
+            hint="Start the studio with ./run.sh --ray.",
+        )
     if "ersion mismatch" in text:
-        found = ", ".join(line.strip() for line in text.splitlines() if "Ray:" in line or "Python:" in line)
+        found = ", ".join(
+            line.strip() for line in text.splitlines() if "Ray:" in line or "Python:" in line
+        )
         message = f"This machine and the cluster have different versions of Ray or Python: {found or 'they differ.'}"
         return Problem("ray_versions", message, hint="Install the same versions on all of them.")
     if AT_START in text:
-        hint = "Each machine needs the packages of requirements.txt; the logs of Ray have the details."
-        return Problem("ray_start", f"A worker could not start: {text.strip().splitlines()[-1]}", hint=hint)
+        hint = (
+            "Each machine needs the packages of requirements.txt; the logs of Ray have the details."
+        )
+        return Problem(
+            "ray_start", f"A worker could not start: {text.strip().splitlines()[-1]}", hint=hint
+        )
     if kind in ("ObjectStoreFullError", "OutOfDiskError"):
         hint = "Try again when fewer songs are being made, or give Ray more memory (--object-store-memory)."
         return Problem("ray_full", "The object store of the cluster is full.", hint=hint)
     if kind == "RuntimeEnvSetupError":
-        return Problem("ray_code", f"A worker could not get the studio's code: {first_line(error)}", hint=LOGS)
+        return Problem(
+            "ray_code", f"A worker could not get the studio's code: {first_line(error)}", hint=LOGS
+        )
     if "timed out during startup" in text:
         hint = f"{RETRIED} A busy machine may need RAY_raylet_start_wait_time_s=120."
         return Problem("ray_start", "Ray did not start on this machine in time.", hint=hint)
     if isinstance(error, ConnectionError) or "gcs" in text.lower():
         return UNREACHABLE
     log.error("Ray failed unexpectedly", exc_info=error)
-    return Problem("ray_failed", f"A worker could not do its work ({kind}: {first_line(error)[:200]}).", hint=LOGS)
+    return Problem(
+        "ray_failed",
+        f"A worker could not do its work ({kind}: {first_line(error)[:200]}).",
+        hint=LOGS,
+    )

@@ -1,8 +1,10 @@
-"""ZeroGPU: the seconds to ask for, the worker's heartbeat, the one retry, and its errors as sentences.
+"""ZeroGPU: the seconds to ask for, the worker's heartbeat, the one retry, and its errors as
+sentences.
 
-When a worker dies, ZeroGPU only says "GPU task aborted", whatever the cause. So a worker keeps a heartbeat file in its
-job's folder, which tells when its time began. Only if that time is used up is the job retried, with twice the seconds.
-Nothing here imports gradio or spaces: their errors are recognized by title and text.
+When a worker dies, ZeroGPU only says "GPU task aborted", whatever the cause. So a worker keeps a
+heartbeat file in its job's folder, which tells when its time began. Only if that time is used up is
+the job retried, with twice the seconds. Nothing here imports gradio or spaces: their errors are
+recognized by title and text.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from record import GpuEntry
 log = logging.getLogger("studio")
 
 BEAT = "beat"  # the name of its file
-# A worker that lived for this share of its seconds was stopped by the limit: the platform's clock starts earlier.
+# A worker that lived for this share of its seconds was stopped by the limit: the platform's clock
+# starts earlier.
 LIMIT_SHARE = 0.9
 # Until the first heartbeat, which has to wait for the queue and a cold start.
 START_SECONDS = 240.0
@@ -72,13 +75,16 @@ def lent(call: Callable[[int], Generator[Any]], folder: str | Path, seconds: int
                 for event in events:
                     begun = begun or getattr(event, "stage", "") != "lending"
                     if isinstance(event, Outcome):
-                        event = event.with_facts(gpu=GpuEntry(estimated=seconds, asked=asked, tries=tries))
+                        event = event.with_facts(
+                            gpu=GpuEntry(estimated=seconds, asked=asked, tries=tries)
+                        )
                     yield event
             return
         except (StudioError, pickle.PicklingError):
             raise
         except Exception as error:
-            if (problem := problem_of(error)) is None:
+            problem = problem_of(error)
+            if problem is None:
                 if begun:
                     raise
                 # `spaces` parses ZeroGPU's answers without checking that they are complete.
@@ -92,20 +98,26 @@ def lent(call: Callable[[int], Generator[Any]], folder: str | Path, seconds: int
             continue
         if spent:
             again = " It was tried twice." if tries > 1 else ""
-            message = f"This took longer than the {asked} seconds of GPU time that it was given.{again}"
+            message = (
+                f"This took longer than the {asked} seconds of GPU time that it was given.{again}"
+            )
             problem = Problem("gpu_time", message, hint=f"{LESS_WORK}.")
         raise StudioError.of(problem)
 
 
 def _watched(events: Generator[Any], folder: str | Path) -> Generator[Any]:
-    """Yield `events`; raises StudioError once the worker with its heartbeat in `folder` has fallen silent.
+    """Yield `events`; raises StudioError once the worker with its heartbeat in `folder` has fallen
+    silent.
 
-    Until the worker starts this yields progress, so that it can be closed. Closing waits for a busy worker.
+    Until the worker starts this yields progress, so that it can be closed. Closing waits for a busy
+    worker.
     """
     left = threading.Event()
-    # In a thread: `spaces` may not report a worker's death or end for 20 minutes if the card cannot be returned.
+    # In a thread: `spaces` may not report a worker's death or end for 20 minutes if the card cannot
+    # be returned.
     read, thread = beat.in_thread(events, "card", left.is_set)
-    began, working = time.time(), False
+    began = time.time()
+    working = False
     try:
         for event in read:
             if event is not beat.QUIET:
@@ -136,12 +148,18 @@ RELOAD = "Reload the page and try again."
 PRO = "A PRO account on Hugging Face gets more at once."
 SIGN_IN = "Sign in to Hugging Face for more GPU time"
 SILENT = Problem("gpu_silent", "The GPU worker stopped answering.", hint=AGAIN_OR_LESS)
-UNREACHABLE = Problem("gpu_unreachable", "ZeroGPU could not be asked for a GPU.", hint=f"{AGAIN} in a minute.")
-BUSY = "gpu_busy", "No GPU became free within 60 seconds.", f"{AGAIN} in a minute. {SIGN_IN} and queue priority."
+UNREACHABLE = Problem(
+    "gpu_unreachable", "ZeroGPU could not be asked for a GPU.", hint=f"{AGAIN} in a minute."
+)
+BUSY = (
+    "gpu_busy",
+    "No GPU became free within 60 seconds.",
+    f"{AGAIN} in a minute. {SIGN_IN} and queue priority.",
+)
 QUOTA = "Your GPU time on ZeroGPU is used up for now."
 
-# How an error begins ("title: text" or "module.type: text"), then the code, message and hint of its problem, in which
-# {0}, {1} ... are the pattern's groups. The first row that matches counts.
+# How an error begins ("title: text" or "module.type: text"), then the code, message and hint of its
+# problem, in which {0}, {1} ... are the pattern's groups. The first row that matches counts.
 ERRORS = (
     ("ZeroGPU worker error: GPU task aborted$",
      "gpu_aborted", "The GPU worker ended unexpectedly, maybe because its memory was full.", AGAIN_OR_LESS),
@@ -180,12 +198,13 @@ def problem_of(error: Exception) -> Problem | None:
     """Return the problem behind an error of ZeroGPU, None for any other error."""
     kind = getattr(error, "title", "") or f"{type(error).__module__}.{type(error).__name__}"
     for pattern, code, message, hint in ERRORS:
-        if found := re.match(pattern, f"{kind}: {getattr(error, 'message', error)}", re.DOTALL):
+        found = re.match(pattern, f"{kind}: {getattr(error, 'message', error)}", re.DOTALL)
+        if found:
             return Problem(code, message.format(*found.groups()), hint=hint.format(*found.groups()))
     return None
 
 
-# --- the seconds to ask for ------------------------------------------------------------------------------------------
+# --- the seconds to ask for -----------------------------------------------------------------------
 
 # The least keeps a busy card from cutting a short job off.
 LEAST_SECONDS = 60

@@ -1,7 +1,8 @@
-"""A job until it reaches the models: its folder, its seeds and its uploads, and progress with times.
+"""A job until it reaches the models: its folder, its seeds and its uploads, and progress with
+times.
 
-Each process keeps its jobs in a folder of its own, which a lock marks as in use. Every job has a folder in there; it is
-cancelled once the file `running` in that is gone.
+Each process keeps its jobs in a folder of its own, which a lock marks as in use. Every job has a
+folder in there; it is cancelled once the file `running` in that is gone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ UPLOADS = {"source": "The source", "reference": "The reference audio"}
 
 
 @contextlib.contextmanager
-def job_for(request: Request, settings: Settings | None = None, automatic: Automatic | None = None) -> Iterator[Job]:
+def job_for(
+    request: Request, settings: Settings | None = None, automatic: Automatic | None = None
+) -> Iterator[Job]:
     """Yield a job for `request` with seeds and a folder, which is deleted on exit; raises StudioError at shutdown."""
     seeds = _seeds(request.seed, getattr(request, "takes", 1))
     variation_seeds: tuple[int, ...] = ()
@@ -46,11 +49,19 @@ def job_for(request: Request, settings: Settings | None = None, automatic: Autom
             folder=str(folder),
             settings=settings,
             automatic=automatic,
-            audio={name: str(folder / f"{name}.wav") for name in UPLOADS if getattr(request, name, None)},
+            audio={
+                name: str(folder / f"{name}.wav")
+                for name in UPLOADS
+                if getattr(request, name, None)
+            },
         )
         job.running.touch()
         if _stopping.is_set():
-            raise StudioError("stopping", "The studio is being stopped.", hint="Try again once it is running again.")
+            raise StudioError(
+                "stopping",
+                "The studio is being stopped.",
+                hint="Try again once it is running again.",
+            )
         yield job
 
 
@@ -122,13 +133,17 @@ def decode_upload(job: Job, name: str) -> float:
     try:
         samples = audio.decode(getattr(job.request, name))
     except audio.AudioError as error:
-        raise StudioError("bad_audio", f"{UPLOADS[name]}: {error.message}", name, error.hint) from None
+        raise StudioError(
+            "bad_audio", f"{UPLOADS[name]}: {error.message}", name, error.hint
+        ) from None
     audio_export.write_wav(job.audio[name], samples)
     return samples.shape[1] / SAMPLE_RATE
 
 
 def source_seconds(job: Job) -> float:
-    return audio.duration_of(job.audio["source"]) if "source" in job.audio else 0.0
+    if "source" in job.audio:
+        return audio.duration_of(job.audio["source"])
+    return 0.0
 
 
 def with_times(events: Iterator[Event]) -> Iterator[Event]:
@@ -166,7 +181,9 @@ def request_entry(job: Job) -> dict[str, Any]:
     asked = job.request.model_dump(mode="json", exclude=set(UPLOADS))
     if isinstance(job.request, SongRequest):
         # Uploads have the source "upload" here, so that no path is published.
-        asked["options"]["loras"] = [{"source": lora.source, "weight": lora.weight} for lora in job.loras]
+        asked["options"]["loras"] = [
+            {"source": lora.source, "weight": lora.weight} for lora in job.loras
+        ]
     return asked
 
 

@@ -1,7 +1,7 @@
 """The limits of every field, the words it may hold, and the check of its value.
 
-Sliders, validators, help texts and documents read `LIMITS` and `TEXT_LIMITS`. A check returns the value as the model
-reads it, or raises a sentence that names the field and the allowed range.
+Sliders, validators, help texts and documents read `LIMITS` and `TEXT_LIMITS`. A check returns the
+value as the model reads it, or raises a sentence that names the field and the allowed range.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from pydantic_core import PydanticCustomError
 
 
 def preset(name: str) -> Any:
-    return json.loads(Path(__file__).with_name("presets").joinpath(f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(
+        Path(__file__).with_name("presets").joinpath(f"{name}.json").read_text(encoding="utf-8")
+    )
 
 
 STUDIO_VERSION = "0.1.0"
@@ -28,19 +30,26 @@ SAMPLE_RATE = 48_000
 MAX_SEED = 2**32 - 1
 MAX_SOURCE_SECONDS = 600
 AUTOMATIC_SECONDS = 240.0  # the longest song that a planner may choose to make
-AUTOMATIC_GPU_SECONDS = 120  # of GPU time for such a song on ZeroGPU: all that a visitor without an account has a day
+# of GPU time for such a song on ZeroGPU: all that a visitor without an account has a day
+AUTOMATIC_GPU_SECONDS = 120
 LEAST_REGION_SECONDS = 0.5
 MOST_REGIONS = 16
 MOST_LORAS = 50
-# The song model's budgets for the rendered prompt with its song details, and for the rendered lyrics.
-MAX_TEXT_TOKENS, MAX_LYRIC_TOKENS = 256, 2_048
+# The song model's budgets for the rendered prompt with its song details, and for the rendered
+# lyrics.
+MAX_TEXT_TOKENS = 256
+MAX_LYRIC_TOKENS = 2_048
 MORE_LIKE_THIS = 0.25  # the variation of "More like this"
 INSTRUMENTAL = "[Instrumental]"
 
-# ACE-Step 1.5 constants: BPM, duration, time signatures, keys, languages (acestep/constants.py upstream).
+# ACE-Step 1.5 constants: BPM, duration, time signatures, keys, languages (acestep/constants.py
+# upstream).
 TIME_SIGNATURES = {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"}
 KEYS = tuple(
-    f"{letter}{sign} {scale}" for scale in ("major", "minor") for letter in "ABCDEFG" for sign in ("", "#", "b")
+    f"{letter}{sign} {scale}"
+    for scale in ("major", "minor")
+    for letter in "ABCDEFG"
+    for sign in ("", "#", "b")
 )
 LANGUAGES: dict[str, str] = preset("languages")
 TRACKS = (
@@ -59,8 +68,14 @@ REPAINT_MODES = {
     "balanced": "Balanced",
     "aggressive": "Aggressive: start from scratch",
 }
-DETAILS = {"codes": "Melody and rhythm", "sound": "The sound itself"}  # what a cover takes from its source
-FORMATS = {"wav": "WAV, 24 bit", "flac": "FLAC, 24 bit", "mp3": "MP3, 320 kbit/s", "ogg": "OGG Vorbis"}
+# what a cover takes from its source
+DETAILS = {"codes": "Melody and rhythm", "sound": "The sound itself"}
+FORMATS = {
+    "wav": "WAV, 24 bit",
+    "flac": "FLAC, 24 bit",
+    "mp3": "MP3, 320 kbit/s",
+    "ogg": "OGG Vorbis",
+}
 SAMPLERS = {"ode": "Straight (ODE)", "sde": "With fresh noise (SDE)"}
 MEMORY_PLANS = {
     "auto": "The fastest that fits",
@@ -71,8 +86,10 @@ MEMORY_PLANS = {
     "fast8": "Computed in 8 bits: faster, less exact",
 }
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
-PREVIEW_STEPS = {"draft": 5, "standard": 8, "best": 20}  # for the built-in engine (docs/preview-engine.md)
-STRUCTURES: dict[str, str] = preset("structures")  # name on the page -> sections that the songwriter is asked for
+# for the built-in engine (docs/preview-engine.md)
+PREVIEW_STEPS = {"draft": 5, "standard": 8, "best": 20}
+# name on the page -> sections that the songwriter is asked for
+STRUCTURES: dict[str, str] = preset("structures")
 
 
 def shown(value: object, most: int = 40) -> str:
@@ -80,7 +97,9 @@ def shown(value: object, most: int = 40) -> str:
     if isinstance(value, bool | int | float):
         return str(value)
     text = "".join(c if c.isprintable() else " " for c in str(value))
-    return f'"{text[:most]}..."' if len(text) > most else f'"{text}"'
+    if len(text) > most:
+        return f'"{text[:most]}..."'
+    return f'"{text}"'
 
 
 def samples_in(seconds: float) -> int:
@@ -88,7 +107,9 @@ def samples_in(seconds: float) -> int:
 
 
 def size_text(size: int) -> str:
-    return f"{size / 10**9:.1f} GB" if size >= 10**8 else f"{size / 10**6:.1f} MB"
+    if size >= 10**8:
+        return f"{size / 10**9:.1f} GB"
+    return f"{size / 10**6:.1f} MB"
 
 
 @dataclass(frozen=True)
@@ -112,14 +133,20 @@ class Limit:
     def parse_given(self, value: object) -> float | int:
         """Return the number `value`, which may not be None; raises `wrong` if it is out of range."""
         # NaN is in no range, and int() would raise for it.
-        if isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high:
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and self.low <= value <= self.high
+        ):
             if not self.integer:
                 return float(value)
             if value == int(value):
                 return int(value)
         whole = "a whole number " if self.integer else ""
         unit = f" {self.unit}" if self.unit else ""
-        raise wrong(f"{self.label} must be {whole}from {self.low:g} to {self.high:.12g}{unit}, not {shown(value)}.")
+        raise wrong(
+            f"{self.label} must be {whole}from {self.low:g} to {self.high:.12g}{unit}, not {shown(value)}."
+        )
 
     def parse_or_none(self, value: object) -> float | int | None:
         """Return the number `value`, or None, which stands for itself whatever the default is."""
@@ -153,9 +180,15 @@ LIMITS = {
     "n_avg": Limit("Morph averages", 1, 8, 1, integer=True),
     "lora_weight": Limit("Weight of a LoRA", 0, 2, 1, 0.05),
     "variation": Limit("Variation", 0, 1, 0, 0.05),
-    "variation_seed": Limit("Variation seed", -1, MAX_SEED, -1, 1, "(-1 picks one at random)", integer=True),
-    "plan_seed": Limit("Plan seed", -1, MAX_SEED, -1, 1, "(-1 uses the first take's)", integer=True),
-    "plan_temperature": Limit("Plan temperature", 0, 2, 0.85, 0.05, "(0 always picks the likeliest)"),
+    "variation_seed": Limit(
+        "Variation seed", -1, MAX_SEED, -1, 1, "(-1 picks one at random)", integer=True
+    ),
+    "plan_seed": Limit(
+        "Plan seed", -1, MAX_SEED, -1, 1, "(-1 uses the first take's)", integer=True
+    ),
+    "plan_temperature": Limit(
+        "Plan temperature", 0, 2, 0.85, 0.05, "(0 always picks the likeliest)"
+    ),
     "plan_cfg": Limit("Plan guidance", 1, 5, 2, 0.1),
     "plan_strength": Limit("Plan strength", 0, 1, 1, 0.05),
     "temperature": Limit("Temperature", 0, 2, 0.8, 0.05, "(0 always picks the likeliest word)"),
@@ -170,13 +203,16 @@ TEXT_LIMITS = {
 MOST_WAITING = 32
 MOST_WAITING_OF_A_PAGE = 3
 MOST_WAITING_OF_A_PROGRAM = 24
-# The most work that one owner may have waiting, in minutes: on a machine of one's own, and on a Space.
-MOST_MINUTES, MOST_MINUTES_ON_A_SPACE = 600, 60
-# The longest text that the browser keeps across reloads: room for a text that still has to be shortened.
+# The most work that one owner may have waiting, in minutes: on a machine of one's own, and on a
+# Space.
+MOST_MINUTES = 600
+MOST_MINUTES_ON_A_SPACE = 60
+# The longest text that the browser keeps across reloads: room for a text that still has to be
+# shortened.
 KEPT_TEXT = 4 * max(TEXT_LIMITS.values())
 
 
-# --- checks of single fields ----------------------------------------------------------------------------------------
+# --- checks of single fields ----------------------------------------------------------------------
 
 
 def wrong(sentence: str, field: str = "") -> PydanticCustomError:
@@ -208,8 +244,11 @@ def usual_count(name: str) -> int:
 
 def text(name: str, wanted: str = "") -> BeforeValidator:
     """Return the check of a text within `TEXT_LIMITS[name]`; if `wanted` asks for it, the text must not be empty."""
-    part, most = name.removeprefix("source_").capitalize(), TEXT_LIMITS[name]
-    label = f"{part} of the source" if name.startswith("source_") else part
+    part = name.removeprefix("source_").capitalize()
+    most = TEXT_LIMITS[name]
+    label = part
+    if name.startswith("source_"):
+        label = f"{part} of the source"
 
     def check(value: object) -> str:
         if value is not None and not isinstance(value, str):
@@ -217,7 +256,9 @@ def text(name: str, wanted: str = "") -> BeforeValidator:
         value = value or ""
         if len(value) > most:
             raise wrong(f"{label} may have up to {most:,} characters; this has {len(value):,}.")
-        kept = "".join(c for c in value if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")).strip()
+        kept = "".join(
+            c for c in value if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")
+        ).strip()
         if wanted and not kept:
             raise wrong(f"{label} must have from 1 to {most:,} characters: {wanted}.")
         return kept
@@ -227,7 +268,10 @@ def text(name: str, wanted: str = "") -> BeforeValidator:
 
 def choice(label: str, choices: Mapping[str, Any]) -> BeforeValidator:
     """Return the check of a key of `choices`, in upper or lower case."""
-    listed = f"one of {', '.join(choices)}" if len(choices) <= 12 else f"one of the {len(choices)} listed codes"
+    if len(choices) <= 12:
+        listed = f"one of {', '.join(choices)}"
+    else:
+        listed = f"one of the {len(choices)} listed codes"
 
     def check(value: object) -> str:
         if isinstance(value, str) and value.strip().lower() in choices:
@@ -249,9 +293,11 @@ def flag(label: str) -> BeforeValidator:
 
 
 def parse_key(value: object) -> str:
-    """Return a key as the model reads it, such as "F# minor"; accepts "Am", "Bb", "c Major" and "E♭ min".
+    """Return a key as the model reads it, such as "F# minor"; accepts "Am", "Bb", "c Major" and "E♭
+    min".
 
-    Raises PydanticCustomError unless it is one of the 42 keys (7 letters, natural, sharp or flat, major or minor).
+    Raises PydanticCustomError unless it is one of the 42 keys (7 letters, natural, sharp or flat,
+    major or minor).
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return ""
@@ -259,7 +305,9 @@ def parse_key(value: object) -> str:
     # Only a lone M or m tells major from minor by its case.
     found = re.fullmatch(r"((?i:[A-G]))([#bB]?)\s*(M|m|(?i:major|maj|minor|min))?", written)
     if not isinstance(value, str) or not found:
-        raise wrong(f'Key must be a note from A to G with major or minor, like "F# minor", not {shown(value)}.')
+        raise wrong(
+            f'Key must be a note from A to G with major or minor, like "F# minor", not {shown(value)}.'
+        )
     letter, accidental, scale = found.groups("")
     minor = scale == "m" or scale.lower().startswith("min")
     return f"{letter.upper()}{accidental.lower()} {'minor' if minor else 'major'}"
@@ -277,9 +325,11 @@ def parse_time_signature(value: object) -> str:
 
 
 def parse_regions(value: object) -> tuple[tuple[float, float], ...]:
-    """Return regions (start, end) in seconds in the order of their starts, from a list of pairs of numbers.
+    """Return regions (start, end) in seconds in the order of their starts, from a list of pairs of
+    numbers.
 
-    Raises PydanticCustomError unless each lasts long enough, lies within the longest source, and ends before the next.
+    Raises PydanticCustomError unless each lasts long enough, lies within the longest source, and
+    ends before the next.
     """
     if value is None:
         return ()

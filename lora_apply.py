@@ -1,12 +1,15 @@
-"""LoRAs on the pipeline's transformer: exactly the job's LoRAs act, in their order, and the record says what loaded.
+"""LoRAs on the pipeline's transformer: exactly the job's LoRAs act, in their order, and the record
+says what loaded.
 
-Each adapted linear layer gets a forward hook that adds weight * alpha / r * B A x to its output. The model's own
-weights and modules stay untouched: without hooks the model is bit for bit what it was, a new weight costs nothing, and
-weights that are stored in another dtype or on another device until they are used work as before. A LoKr is applied by
-its two factors, kron(w1, w2) x, without building the dense matrix.
+Each adapted linear layer gets a forward hook that adds weight * alpha / r * B A x to its output.
+The model's own weights and modules stay untouched: without hooks the model is bit for bit what it
+was, a new weight costs nothing, and weights that are stored in another dtype or on another device
+until they are used work as before. A LoKr is applied by its two factors, kron(w1, w2) x, without
+building the dense matrix.
 
-Adapters belong to the transformer that they were loaded for and are freed with it. `reconcile` runs inside the GPU
-entry point and depends only on the job's specs, so that a fresh worker and a warm one make the same song.
+Adapters belong to the transformer that they were loaded for and are freed with it. `reconcile` runs
+inside the GPU entry point and depends only on the job's specs, so that a fresh worker and a warm
+one make the same song.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ class _Change:
 
     scale: float
     factors: tuple[tuple[torch.Tensor, ...], ...]
-    # A DoRA's [out, 1] or [1, in]: the length of each changed row or column relative to that without DoRA, less 1.
+    # A DoRA's [out, 1] or [1, in]: the length of each changed row or column relative to that
+    # without DoRA, less 1.
     stretch: torch.Tensor | None = None
 
     def of(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -45,7 +49,9 @@ class _Change:
         if self.stretch.shape[1] == 1:
             bare = output if module.bias is None else output - module.bias.to(x)
             return stretch * bare + (1 + stretch) * (self.scale * self._product(x))
-        return linear(stretch * x, module.weight.to(x)) + self.scale * self._product((1 + stretch) * x)
+        return linear(stretch * x, module.weight.to(x)) + self.scale * self._product(
+            (1 + stretch) * x
+        )
 
     def stretched(self, weight: torch.Tensor, lengths: torch.Tensor) -> _Change:
         """Return this change as a DoRA that gives the rows or columns of the module's `weight` these `lengths`."""
@@ -53,8 +59,13 @@ class _Change:
 
         delta = functools.reduce(torch.kron, map(_dense, self.factors))
         whole = weight.float() + self.scale * delta.to(weight.device)
-        length = whole.norm(dim=1 if lengths.shape[1] == 1 else 0, keepdim=True) + torch.finfo(torch.float32).eps
-        return replace(self, stretch=(lengths.float().to(length.device) / length - 1).to(delta.device))
+        length = (
+            whole.norm(dim=1 if lengths.shape[1] == 1 else 0, keepdim=True)
+            + torch.finfo(torch.float32).eps
+        )
+        return replace(
+            self, stretch=(lengths.float().to(length.device) / length - 1).to(delta.device)
+        )
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         if len(self.factors) == 1:
@@ -66,14 +77,18 @@ class _Change:
 
 Adapter = dict[str, _Change]
 # For each transformer what is loaded for it, and the hooks that make it act.
-_acting: weakref.WeakKeyDictionary[Any, tuple[dict[Any, Adapter], list[Any]]] = weakref.WeakKeyDictionary()
+_acting: weakref.WeakKeyDictionary[Any, tuple[dict[Any, Adapter], list[Any]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[LoraEntry]:
-    """Make exactly `wanted` act on the pipeline, in this order; return what the record says of each.
+    """Make exactly `wanted` act on the pipeline, in this order; return what the record says of
+    each.
 
-    Loaded adapters are not read again, and a weight of 0 loads without acting. Raises StudioError with the field
-    "options.loras" if a file changed or does not fit, or memory runs out; then the previous set acts.
+    Loaded adapters are not read again, and a weight of 0 loads without acting. Raises StudioError
+    with the field "options.loras" if a file changed or does not fit, or memory runs out; then the
+    previous set acts.
     """
     transformer = pipe.transformer
     loaded, hooks = _acting.get(transformer, ({}, []))
@@ -86,7 +101,9 @@ def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[LoraEntry]:
         if not is_out_of_memory(error):
             raise
         message = "The LoRAs do not fit into memory next to the model."
-        raise StudioError("out_of_memory", message, FIELD, "Choose fewer or smaller ones.") from None
+        raise StudioError(
+            "out_of_memory", message, FIELD, "Choose fewer or smaller ones."
+        ) from None
     for hook in hooks:
         hook.remove()
     hooks = []
@@ -96,7 +113,9 @@ def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[LoraEntry]:
     return [_entry(spec, adapters[_key(spec)]) for spec in wanted]
 
 
-def _changes_of(wanted: Sequence[LoraSpec], adapters: dict[Any, Adapter]) -> dict[str, list[tuple[_Change, float]]]:
+def _changes_of(
+    wanted: Sequence[LoraSpec], adapters: dict[Any, Adapter]
+) -> dict[str, list[tuple[_Change, float]]]:
     """Return the changes and weights that act on each layer, in the order of the LoRAs."""
     changes: dict[str, list[tuple[_Change, float]]] = {}
     for spec in wanted:
@@ -125,7 +144,11 @@ def widths_of_pipe(pipe: Any) -> Widths:
     import torch
 
     modules = pipe.transformer.named_modules()
-    return {name: (m.out_features, m.in_features) for name, m in modules if isinstance(m, torch.nn.Linear)}
+    return {
+        name: (m.out_features, m.in_features)
+        for name, m in modules
+        if isinstance(m, torch.nn.Linear)
+    }
 
 
 def _key(spec: LoraSpec) -> tuple[Any, ...]:
@@ -147,7 +170,11 @@ def _load(pipe: Any, spec: LoraSpec) -> Adapter:
             raise broken("its tensors cannot be read") from None
         # A factor that is all zero changes nothing, such as B before training.
         if not any(_changes_something(change) for change in adapter.values()):
-            raise Refusal("lora_empty", "changes nothing: all its weights are zero", "It may never have been trained.")
+            raise Refusal(
+                "lora_empty",
+                "changes nothing: all its weights are zero",
+                "It may never have been trained.",
+            )
     return adapter
 
 
@@ -177,7 +204,9 @@ def _finite(tensor: torch.Tensor) -> torch.Tensor:
 
 def _adding(changes: Sequence[tuple[_Change, float]]) -> Any:
     def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + sum(weight * change.of(module, inputs[0], output) for change, weight in changes)
+        return output + sum(
+            weight * change.of(module, inputs[0], output) for change, weight in changes
+        )
 
     return add
 

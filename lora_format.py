@@ -1,12 +1,15 @@
-"""What a stranger's LoRA file holds: its tensors, its format, each layer's rank and alpha, and which models it fits.
+"""What a stranger's LoRA file holds: its tensors, its format, each layer's rank and alpha, and
+which models it fits.
 
-Nothing is unpickled and no weights are read. A safetensors file begins with a JSON header that gives the type, shape
-and place of each tensor, and safetensors checks every entry against the file before it is used. What is wrong becomes
-a `Refusal`, which `about` turns into a sentence that names the LoRA.
+Nothing is unpickled and no weights are read. A safetensors file begins with a JSON header that
+gives the type, shape and place of each tensor, and safetensors checks every entry against the file
+before it is used. What is wrong becomes a `Refusal`, which `about` turns into a sentence that names
+the LoRA.
 
-A layer goes by its module's name in diffusers, such as "layers.0.self_attn.to_q". The names that trainers write (PEFT,
-ComfyUI, kohya, LyCORIS) are translated to it, from upstream's "q_proj" and from diffusers' "to_q". Unknown keys are
-never dropped: a LoRA that acts in part, or not at all, must not look as if it worked.
+A layer goes by its module's name in diffusers, such as "layers.0.self_attn.to_q". The names that
+trainers write (PEFT, ComfyUI, kohya, LyCORIS) are translated to it, from upstream's "q_proj" and
+from diffusers' "to_q". Unknown keys are never dropped: a LoRA that acts in part, or not at all,
+must not look as if it worked.
 """
 
 from __future__ import annotations
@@ -33,7 +36,16 @@ MAX_HEADER_BYTES = 16_000_000
 MAX_TENSORS = 20_000
 
 # What `struct` calls the types of safetensors.
-_NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b", "U8": "<B"}
+_NUMBERS = {
+    "F64": "<d",
+    "F32": "<f",
+    "F16": "<e",
+    "I64": "<q",
+    "I32": "<i",
+    "I16": "<h",
+    "I8": "<b",
+    "U8": "<B",
+}
 
 
 class Refusal(Exception):
@@ -41,7 +53,9 @@ class Refusal(Exception):
 
     def __init__(self, code: str, rest: str, hint: str = ""):
         super().__init__(code, rest, hint)
-        self.code, self.rest, self.hint = code, rest, hint
+        self.code = code
+        self.rest = rest
+        self.hint = hint
 
 
 @contextlib.contextmanager
@@ -56,15 +70,23 @@ def about(name: str) -> Iterator[None]:
         refusal = Refusal("lora_missing", "is no longer there", "Add it again.")
     except OSError as error:
         refusal = Refusal("disk", f"could not be read or stored: {error.strerror or error}")
-    raise StudioError(refusal.code, f"The LoRA {shown(name, 80)} {refusal.rest}.", FIELD, refusal.hint)
+    raise StudioError(
+        refusal.code, f"The LoRA {shown(name, 80)} {refusal.rest}.", FIELD, refusal.hint
+    )
 
 
 def broken(reason: str) -> Refusal:
-    return Refusal("lora_broken", f"cannot be used: {reason}", "Download or export it again, as safetensors.")
+    return Refusal(
+        "lora_broken", f"cannot be used: {reason}", "Download or export it again, as safetensors."
+    )
 
 
 def _unsupported(rest: str) -> Refusal:
-    return Refusal("lora_unsupported", f"{rest}, which this studio cannot apply", "Plain LoRA and LoKr files work.")
+    return Refusal(
+        "lora_unsupported",
+        f"{rest}, which this studio cannot apply",
+        "Plain LoRA and LoKr files work.",
+    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +104,10 @@ def read_header(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_FILE_BYTES:
-            raise Refusal("lora_too_large", f"is {size / 1e9:.1f} GB; the limit is {MAX_FILE_BYTES / 1e9:g} GB")
+            raise Refusal(
+                "lora_too_large",
+                f"is {size / 1e9:.1f} GB; the limit is {MAX_FILE_BYTES / 1e9:g} GB",
+            )
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if length > MAX_HEADER_BYTES:
@@ -139,18 +164,33 @@ def _not_safetensors(start: bytes) -> Refusal:
     return broken("it is not a safetensors file")
 
 
-Widths = Mapping[str, tuple[int, int]]  # the linear layers of a transformer: module name to (out, in)
+# the linear layers of a transformer: module name to (out, in)
+Widths = Mapping[str, tuple[int, int]]
 
 
-def _model_widths(hidden: int, queries: int, keys: int, mlp: int, layers: int, condition: int) -> Widths:
-    layer = {"mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp)}
+def _model_widths(
+    hidden: int, queries: int, keys: int, mlp: int, layers: int, condition: int
+) -> Widths:
+    layer = {
+        "mlp.gate_proj": (mlp, hidden),
+        "mlp.up_proj": (mlp, hidden),
+        "mlp.down_proj": (hidden, mlp),
+    }
     for kind in ("self_attn", "cross_attn"):
         layer |= {f"{kind}.to_q": (queries, hidden), f"{kind}.to_out.0": (hidden, queries)}
         layer |= {f"{kind}.to_k": (keys, hidden), f"{kind}.to_v": (keys, hidden)}
-    time = {"linear_1": (hidden, 256), "linear_2": (hidden, hidden), "time_proj": (6 * hidden, hidden)}
+    time = {
+        "linear_1": (hidden, 256),
+        "linear_2": (hidden, hidden),
+        "time_proj": (6 * hidden, hidden),
+    }
     return {
         **{f"layers.{i}.{name}": width for i in range(layers) for name, width in layer.items()},
-        **{f"{part}.{name}": width for part in ("time_embed", "time_embed_r") for name, width in time.items()},
+        **{
+            f"{part}.{name}": width
+            for part in ("time_embed", "time_embed_r")
+            for name, width in time.items()
+        },
         "condition_embedder": (hidden, condition),
     }
 
@@ -180,7 +220,8 @@ def widths_of(checkpoint: Path) -> Widths | None:
 MAX_CONFIG_BYTES = 1_000_000
 CONFIG_FILE = "adapter_config.json"
 _DORA = "is a DoRA by PEFT (it rescales the model's own weights)"
-_CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")  # initializations that change the base model
+# initializations that change the base model
+_CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 @dataclass(frozen=True)
@@ -204,7 +245,8 @@ def read_config(data: bytes) -> PeftConfig:
 
 
 def _peft_config(values: Mapping[str, Any]) -> PeftConfig:
-    if (kind := values.get("peft_type", "LORA")) != "LORA":
+    kind = values.get("peft_type", "LORA")
+    if kind != "LORA":
         raise _unsupported(f"is of PEFT's type {shown(kind)}")
     if values.get("use_dora"):
         raise _unsupported(_DORA)
@@ -215,10 +257,12 @@ def _peft_config(values: Mapping[str, Any]) -> PeftConfig:
         raise Refusal("lora_unsupported", rest, hint)
     if values.get("layer_replication") or values.get("use_qalora") or values.get("fan_in_fan_out"):
         raise _unsupported("repeats, quantizes or transposes layers")
-    rslora, patterns = values.get("use_rslora") or False, values.get("alpha_pattern") or {}
+    rslora = values.get("use_rslora") or False
+    patterns = values.get("alpha_pattern") or {}
     if not isinstance(rslora, bool) or not isinstance(patterns, dict):
         raise broken(f"its {CONFIG_FILE} is damaged")
-    # PEFT reads patterns as regular expressions; here they are plain names, because nothing from a file is executed.
+    # PEFT reads patterns as regular expressions; here they are plain names, because nothing from a
+    # file is executed.
     plain = {name.removeprefix("^"): value for name, value in patterns.items()}
     if not all(re.fullmatch(r"[\w.]+", name) for name in plain):
         raise _unsupported("chooses alphas by regular expressions")
@@ -233,7 +277,7 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
-# --- from keys to layers ------------------------------------------------------------------------------------------
+# --- from keys to layers --------------------------------------------------------------------------
 
 MAX_RANK = 256
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -256,9 +300,16 @@ _PREFIX = re.compile(
     r"(lora_(unet|transformer|decoder)_|lycoris_)?"
     r"((base_model[._]model|diffusion_model|transformer|model|decoder|module)[._])*"
 )
-_ENCODERS = re.compile(r"(condition_|text_)?(encoder[._]|lyric_encoder|timbre_encoder|text_projector)|lora_te")
+_ENCODERS = re.compile(
+    r"(condition_|text_)?(encoder[._]|lyric_encoder|timbre_encoder|text_projector)|lora_te"
+)
 _FORMATS = {
-    **{"base_model.model.": "PEFT", "transformer.": "diffusers", "diffusion_model.": "ComfyUI", "decoder.": "ComfyUI"},
+    **{
+        "base_model.model.": "PEFT",
+        "transformer.": "diffusers",
+        "diffusion_model.": "ComfyUI",
+        "decoder.": "ComfyUI",
+    },
     **{"lora_unet_": "kohya", "lycoris_": "LyCORIS", "lora_": "kohya"},
 }
 # The matrices whose product is a factor: a whole one, or else [out, r] and [r, in].
@@ -272,8 +323,10 @@ class Layer:
 
     module: str
     shape: tuple[int, int]  # of the weight, (out, in)
-    factors: tuple[tuple[str, ...], ...]  # each a product of matrices, by their keys in the order of application
-    lengths: str  # a DoRA's key, or "": the length of each row [out, 1] or column [1, in] of the changed weight
+    # each a product of matrices, by their keys in the order of application
+    factors: tuple[tuple[str, ...], ...]
+    # a DoRA's key, or "": the length of each row [out, 1] or column [1, in] of the changed weight
+    lengths: str
     scale: float  # alpha / r, for rslora alpha / sqrt(r)
     alpha: float | None
     rank: int | None  # None for a LoKr that has no low rank
@@ -288,28 +341,38 @@ class Layout:
     made_for: str
 
 
-def read_layout(path: str | Path, widths: Widths | None, config: PeftConfig | None = None) -> Layout:
-    """Return what the LoRA in `path` changes in a transformer of `widths` (None: any ACE-Step 1.5); raises Refusal.
+def read_layout(
+    path: str | Path, widths: Widths | None, config: PeftConfig | None = None
+) -> Layout:
+    """Return what the LoRA in `path` changes in a transformer of `widths` (None: any ACE-Step 1.5);
+    raises Refusal.
 
-    An alpha in the file comes first, else that of `config`, from the file beside it, or without one of diffusers'
-    metadata; with none the scale is 1.
+    An alpha in the file comes first, else that of `config`, from the file beside it, or without one
+    of diffusers' metadata; with none the scale is 1.
     """
     tensors, metadata = read_header(path)
     if config is None:
-        values = parse_json(metadata.get("lora_adapter_metadata", "{}").encode(errors="replace"), "its metadata")
-        config = _peft_config({key.removeprefix("transformer."): value for key, value in values.items()})
+        values = parse_json(
+            metadata.get("lora_adapter_metadata", "{}").encode(errors="replace"), "its metadata"
+        )
+        config = _peft_config(
+            {key.removeprefix("transformer."): value for key, value in values.items()}
+        )
     layers = []
     for module, (name, keys) in _by_module(tensors, widths).items():
         shape, factors, rank = _factors(tensors, name, keys)
         alpha = config.alpha_of(name)
-        if key := keys.get("alpha"):
+        key = keys.get("alpha")
+        if key:
             alpha = _positive(_read_number(path, tensors[key]))
         scale = 1.0
         if alpha is not None and rank is not None:
             scale = alpha / (math.sqrt(rank) if config.rslora else rank)
         layers.append(Layer(module, shape, factors, keys.get("dora_scale", ""), scale, alpha, rank))
     shapes = {layer.module: layer.shape for layer in layers}
-    made_for = next((kind for kind, known in KNOWN_MODELS.items() if shapes.items() <= known.items()), "")
+    made_for = next(
+        (kind for kind, known in KNOWN_MODELS.items() if shapes.items() <= known.items()), ""
+    )
     _check_fit(layers, widths, made_for)
     first = next(iter(tensors))
     form = next((name for prefix, name in _FORMATS.items() if first.startswith(prefix)), "plain")
@@ -318,12 +381,16 @@ def read_layout(path: str | Path, widths: Widths | None, config: PeftConfig | No
     return Layout(form, tuple(layers), made_for)
 
 
-def _by_module(tensors: Mapping[str, Tensor], widths: Widths | None) -> dict[str, tuple[str, dict[str, str]]]:
+def _by_module(
+    tensors: Mapping[str, Tensor], widths: Widths | None
+) -> dict[str, tuple[str, dict[str, str]]]:
     """Sort the keys by module: its name in the file, and the key for each role ("down", "lokr_w1_a", "alpha", ...)."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
-    unknown, known = [], _spellings(widths)
+    unknown = []
+    known = _spellings(widths)
     for key in tensors:
-        if odd := next((kind for mark, kind in _ODD if mark.search(key)), None):
+        odd = next((kind for mark, kind in _ODD if mark.search(key)), None)
+        if odd:
             raise _unsupported(odd)
         match = _KEY.fullmatch(key)
         module = known.get(_bare(match["module"])) if match else None
@@ -365,11 +432,16 @@ def _unknown_keys(unknown: list[str], tensors: Mapping[str, Tensor], in_part: bo
         rest = f"would act only in part: {len(unknown)} of its {len(tensors)} tensors are for layers that "
         rest += f"ACE-Step 1.5 does not have or that cannot be adapted (the first is {first})"
         return Refusal("lora_unfit", rest)
-    if any("transformer_blocks" in key and ("cross_attn" in key or 2560 in tensors[key].shape) for key in unknown):
+    if any(
+        "transformer_blocks" in key and ("cross_attn" in key or 2560 in tensors[key].shape)
+        for key in unknown
+    ):
         rest = "was made for the first ACE-Step (v1), which has different layers"
         return Refusal("lora_unfit", rest, "Use a LoRA for ACE-Step 1.5.")
     hint = "It was made for another model, or by a program whose names are not known here."
-    return Refusal("lora_unfit", f"has no layer of ACE-Step 1.5 in it (its first key is {first})", hint)
+    return Refusal(
+        "lora_unfit", f"has no layer of ACE-Step 1.5 in it (its first key is {first})", hint
+    )
 
 
 def _factors(
@@ -388,7 +460,8 @@ def _factors(
             raise flaw
         shapes[role] = tensor.shape
     lengths = shapes.pop("dora_scale", None)
-    out, into = 1, 1
+    out = 1
+    into = 1
     factors: list[tuple[str, ...]] = []
     ranks: set[int] = set()
     for whole, left, right in _LORA if "down" in shapes else _LOKR:
@@ -396,12 +469,14 @@ def _factors(
             rows, columns = shapes.pop(whole)
             factors.append((keys[whole],))
         else:
-            (rows, rank), (inner, columns) = shapes.pop(left, (0, 0)), shapes.pop(right, (0, 0))
+            (rows, rank) = shapes.pop(left, (0, 0))
+            (inner, columns) = shapes.pop(right, (0, 0))
             if not rank or rank != inner:
                 raise flaw
             factors.append((keys[right], keys[left]))
             ranks.add(rank)
-        out, into = out * rows, into * columns
+        out = out * rows
+        into = into * columns
     if shapes or len(ranks) > 1 or lengths not in (None, (out, 1), (1, into)):
         raise flaw
     highest = max(ranks, default=None)
@@ -411,14 +486,18 @@ def _factors(
 
 
 def _check_fit(layers: list[Layer], widths: Widths | None, made_for: str) -> None:
-    layer = next((layer for layer in layers if (widths or {}).get(layer.module) != layer.shape), None)
+    layer = next(
+        (layer for layer in layers if (widths or {}).get(layer.module) != layer.shape), None
+    )
     if layer is None or (widths is None and made_for):
         return
     if made_for and widths is not None:
         wide = widths.get("layers.0.self_attn.to_q", (0, 0))[1]
         rest = f"was made for the {made_for} models of ACE-Step 1.5, and this studio runs "
         rest += f"{_KINDS.get(wide, 'a model')} {wide} wide"
-        raise Refusal("lora_unfit", rest, "A LoRA works only on the size of model that it was trained on.")
+        raise Refusal(
+            "lora_unfit", rest, "A LoRA works only on the size of model that it was trained on."
+        )
     has = "has no such layer"
     if widths is None:
         has = "has another width there, in XL as in 2B"

@@ -1,6 +1,7 @@
 """Where a LoRA comes from: an upload (a safetensors file, or a PEFT folder as a zip) or the hub.
 
-Both are untrusted: only one safetensors file and its json are taken, and their sizes are known before they are read.
+Both are untrusted: only one safetensors file and its json are taken, and their sizes are known
+before they are read.
 """
 
 from __future__ import annotations
@@ -80,24 +81,41 @@ class LoraSpec:
 
 
 def prepare(
-    source: str, weight: float, *, folder: Path, widths: Widths | None = None, uploads: Sequence[Path] = ()
+    source: str,
+    weight: float,
+    *,
+    folder: Path,
+    widths: Widths | None = None,
+    uploads: Sequence[Path] = (),
 ) -> Generator[Progress, None, LoraSpec]:
-    """Return the `LoraSpec` for "org/repo", "org/repo:file" or an uploaded file; yield progress, mostly of downloads.
+    """Return the `LoraSpec` for "org/repo", "org/repo:file" or an uploaded file; yield progress,
+    mostly of downloads.
 
-    `folder` is the job's own, for what a zip holds; `widths` are the model's linear layers, None if unknown. A file
-    counts as uploaded only within one of the folders `uploads`, because an API call may name any path. Raises
-    StudioError with the field "options.loras" for everything that is wrong with the source or the file.
+    `folder` is the job's own, for what a zip holds; `widths` are the model's linear layers, None if
+    unknown. A file counts as uploaded only within one of the folders `uploads`, because an API call
+    may name any path. Raises StudioError with the field "options.loras" for everything that is
+    wrong with the source or the file.
     """
-    if upload := _uploaded(source, uploads):
-        path, named, revision, name = upload, "upload", "", upload.name
+    upload = _uploaded(source, uploads)
+    if upload:
+        path = upload
+        named = "upload"
+        revision = ""
+        name = upload.name
     elif hub_id(source):
         path, named, revision = yield from _fetch(source)
         name = named
     elif os.path.isabs(source):
-        raise StudioError("lora_missing", "An uploaded LoRA is no longer here.", FIELD, "Add it again.")
+        raise StudioError(
+            "lora_missing", "An uploaded LoRA is no longer here.", FIELD, "Add it again."
+        )
     else:
         names = '"org/repo" or "org/repo:file" on Hugging Face'
-        raise StudioError("lora_unknown", f"A LoRA is an uploaded file, or {names}, not {shown(source, 80)}.", FIELD)
+        raise StudioError(
+            "lora_unknown",
+            f"A LoRA is an uploaded file, or {names}, not {shown(source, 80)}.",
+            FIELD,
+        )
     yield Progress("preparing")
     with about(name):
         path, config = _opened(path, folder)
@@ -109,7 +127,10 @@ def inspect(path: str | Path, widths: Widths | None = None) -> LoraInfo:
     """Return what the LoRA in `path` is: a safetensors file, a PEFT folder, or such a folder as a zip. Never raises."""
     path = Path(path)
     try:
-        with tempfile.TemporaryDirectory(prefix="ace-music-studio-lora-") as folder, about(path.name):
+        with (
+            tempfile.TemporaryDirectory(prefix="ace-music-studio-lora-") as folder,
+            about(path.name),
+        ):
             file, config = _opened(path, Path(folder))
             return _described(file, path.name, config, widths)
     except StudioError as error:
@@ -144,7 +165,9 @@ def _opened(path: Path, folder: Path) -> tuple[Path, PeftConfig | None]:
     if path.is_dir():
         path = path / PEFT_FILE
     config = path.with_name(CONFIG_FILE)
-    by_peft = path.name == PEFT_FILE or any(name.startswith("base_model.model.") for name in read_header(path)[0])
+    by_peft = path.name == PEFT_FILE or any(
+        name.startswith("base_model.model.") for name in read_header(path)[0]
+    )
     if not by_peft or not config.is_file():
         return path, None
     with config.open("rb") as file:
@@ -182,7 +205,14 @@ def _unpack(archive: Path, folder: Path) -> Path:
             _extract(file, weights, folder / PEFT_FILE, MAX_FILE_BYTES)
             if config:
                 _extract(file, config, folder / CONFIG_FILE, MAX_CONFIG_BYTES)
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        zlib.error,
+    ) as error:
         raise _bad_zip("it is damaged") from error
     return folder
 
@@ -203,17 +233,24 @@ def _check_directory(archive: Path) -> None:
 def _choose(entries: list[zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, zipfile.ZipInfo | None]:
     by_name = {entry.filename: entry for entry in entries}
     # macOS adds "__MACOSX/._adapter_model.safetensors" and the like to every zip.
-    weights = [name for name in by_name if name.endswith(SUFFIX) and not re.search(r"(^|/)(\.|__MACOSX)", name)]
+    weights = [
+        name
+        for name in by_name
+        if name.endswith(SUFFIX) and not re.search(r"(^|/)(\.|__MACOSX)", name)
+    ]
     if len(weights) != 1:
         raise _bad_zip(f"it holds {len(weights)} safetensors files, not one")
-    return by_name[weights[0]], by_name.get(PurePosixPath(weights[0]).with_name(CONFIG_FILE).as_posix())
+    return by_name[weights[0]], by_name.get(
+        PurePosixPath(weights[0]).with_name(CONFIG_FILE).as_posix()
+    )
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, most: int) -> None:
     """Write one entry to `path`, a regular file whatever the entry's own name and type are."""
     if entry.file_size > most:
         raise _bad_zip(f"{shown(entry.filename)} in it is too large")
-    # zipfile bounds the memory of a step, and never reads more than the entry claims, only for these two.
+    # zipfile bounds the memory of a step, and never reads more than the entry claims, only for
+    # these two.
     if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _bad_zip("it has a password or an unusual compression")
     with archive.open(entry) as source, path.open("xb") as target:
@@ -221,7 +258,9 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, most:
 
 
 def _bad_zip(reason: str) -> Refusal:
-    hint = f"Zip the folder with {PEFT_FILE} and {CONFIG_FILE}, or upload the safetensors file alone."
+    hint = (
+        f"Zip the folder with {PEFT_FILE} and {CONFIG_FILE}, or upload the safetensors file alone."
+    )
     return Refusal("lora_broken", f"cannot be unpacked: {reason}", hint)
 
 
@@ -249,15 +288,23 @@ def _fetch(wanted: str) -> Generator[Progress, None, tuple[Path, str, str]]:
     repo_id, file = named
     # On a Space, visitors must not reach what only the owner's token opens.
     token: Literal[False] | None = False if _on_space() else None
-    running = model_hub.Fetch(repo_id, functools.partial(_choose_files, repo_id, file), "its name", token)
+    running = model_hub.Fetch(
+        repo_id, functools.partial(_choose_files, repo_id, file), "its name", token
+    )
     try:
         yield from model_hub.watched(running)
-        name, commit = running.files[0].name, running.commit
+        name = running.files[0].name
+        commit = running.commit
     except StudioError as error:
         problem = error.problem
-        cached = _in_cache(repo_id, file) if problem.code in ("hub_unreachable", "offline") else None
+        cached = None
+        if problem.code in ("hub_unreachable", "offline"):
+            cached = _in_cache(repo_id, file)
         if cached is None:
-            code = "lora_unknown" if problem.code == "model_unknown" else problem.code
+            if problem.code == "model_unknown":
+                code = "lora_unknown"
+            else:
+                code = problem.code
             raise StudioError(code, problem.message, FIELD, problem.hint) from None
         name, commit = cached
     return model_hub.storage_of(repo_id) / "snapshots" / commit / name, f"{repo_id}:{name}", commit
@@ -277,22 +324,28 @@ def _choose_files(
         if file and file.size > most:
             large = f"{file.name} in {repo_id} is {size_text(file.size)}; the limit is {size_text(most)}."
             raise StudioError("lora_too_large", large)
-    return [files[name], config] if config else [files[name]]
+    if config:
+        return [files[name], config]
+    return [files[name]]
 
 
 def _choose_file(repo_id: str, names: list[str], wanted: str) -> str:
     """Choose the safetensors file of a repository: the one that is named, the only one, or PEFT's own."""
     found = sorted(name for name in names if name.endswith(SUFFIX))
     usual = found[0] if len(found) == 1 else PEFT_FILE
-    if (name := wanted or usual) in found:
+    name = wanted or usual
+    if name in found:
         return name
     listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
     if not found:
-        message, hint = f"{repo_id} has no safetensors file in it.", "Only safetensors files are read."
+        message = f"{repo_id} has no safetensors file in it."
+        hint = "Only safetensors files are read."
     elif wanted:
-        message, hint = f"{repo_id} has no safetensors file {shown(wanted)}.", f"It has {listed}."
+        message = f"{repo_id} has no safetensors file {shown(wanted)}."
+        hint = f"It has {listed}."
     else:
-        message, hint = f"{repo_id} has {len(found)} safetensors files.", f"Name one, {repo_id}:{found[0]}: {listed}."
+        message = f"{repo_id} has {len(found)} safetensors files."
+        hint = f"Name one, {repo_id}:{found[0]}: {listed}."
     raise StudioError("lora_unknown", message, hint=hint)
 
 
@@ -300,7 +353,11 @@ def _in_cache(repo_id: str, file: str) -> tuple[str, str] | None:
     """Return (file, commit) of an earlier download, or None."""
     try:
         snapshot = Path(snapshot_download(repo_id, local_files_only=True))
-        names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob(f"*{SUFFIX}") if path.exists()]
+        names = [
+            path.relative_to(snapshot).as_posix()
+            for path in snapshot.rglob(f"*{SUFFIX}")
+            if path.exists()
+        ]
         return _choose_file(repo_id, names, file), snapshot.name
     except (OSError, StudioError):
         return None

@@ -1,7 +1,9 @@
-"""The songwriter: a chat model (Qwen 2.5 7B Instruct) turns a brief into structured lyrics, token by token.
+"""The songwriter: a chat model (Qwen 2.5 7B Instruct) turns a brief into structured lyrics, token
+by token.
 
-The model runs through transformers, or through mlx-lm on Apple Silicon. These two only generate token ids; everything
-else is shared, so every setting means the same on both, and no random state carries over to the next request.
+The model runs through transformers, or through mlx-lm on Apple Silicon. These two only generate
+token ids; everything else is shared, so every setting means the same on both, and no random state
+carries over to the next request.
 """
 
 from __future__ import annotations
@@ -35,18 +37,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WIDENED = "The songwriter's numbers are too large for float16, so it writes in float32 here, which takes longer."
-PROMPT_CHUNK = 256  # tokens of the prompt that are read at once; between chunks the request can be cancelled
+# tokens of the prompt that are read at once; between chunks the request can be cancelled
+PROMPT_CHUNK = 256
 
 
 class Writer:
-    def __init__(self, weights: Weights, tokenizer: PreTrainedTokenizerBase, model: TorchModel | MlxModel):
-        self.weights, self.tokenizer, self.model = weights, tokenizer, model
+    def __init__(
+        self, weights: Weights, tokenizer: PreTrainedTokenizerBase, model: TorchModel | MlxModel
+    ):
+        self.weights = weights
+        self.tokenizer = tokenizer
+        self.model = model
 
     def write(self, request: LyricsRequest, seed: int) -> Generator[Draft]:
-        """Write lyrics: at least one draft per token, the last one completely tidied and with its `end`.
+        """Write lyrics: at least one draft per token, the last one completely tidied and with its
+        `end`.
 
-        The same `seed`, from 0, gives the same lyrics. Closing the generator stops the model within one token. Raises
-        StudioError.
+        The same `seed`, from 0, gives the same lyrics. Closing the generator stops the model within
+        one token. Raises StudioError.
         """
         options = request.options
         prompt = prompt_ids(self.tokenizer, SYSTEM, user_prompt(request))
@@ -61,19 +69,27 @@ class Writer:
         sampler = Sampler(draw, seed, options.max_tokens, len(self.tokenizer))
         ids: list[int] = []
         text = ""
-        # Closed at once, not when it is collected: an exception that is kept somewhere would keep it running.
+        # Closed at once, not when it is collected: an exception that is kept somewhere would keep
+        # it running.
         with contextlib.closing(self.model.tokens(prompt, sampler, options.max_tokens)) as running:
             for token in running:
                 if token is not None:
                     ids.append(token)
                     decoded = self._decode(ids)
-                    # A replacement character at the end is the first part of a character that is not complete yet.
+                    # A replacement character at the end is the first part of a character that is
+                    # not complete yet.
                     text = text if decoded.endswith("\ufffd") else decoded
                 yield Draft(tidy_draft(text), len(ids))
-        yield Draft(tidy_lyrics(self._decode(ids)), len(ids), "length" if len(ids) >= options.max_tokens else "stop")
+        yield Draft(
+            tidy_lyrics(self._decode(ids)),
+            len(ids),
+            "length" if len(ids) >= options.max_tokens else "stop",
+        )
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
 
 def build_writer(weights: Weights, kind: models.Kind) -> Writer:
@@ -103,14 +119,26 @@ def build_writer(weights: Weights, kind: models.Kind) -> Writer:
         ) from None
 
 
-SYSTEM = Path(__file__).with_name("presets").joinpath("songwriter.txt").read_text(encoding="utf-8").strip()
+SYSTEM = (
+    Path(__file__)
+    .with_name("presets")
+    .joinpath("songwriter.txt")
+    .read_text(encoding="utf-8")
+    .strip()
+)
 
 
 def user_prompt(request: LyricsRequest) -> str:
-    language = "the one that suits the song" if request.language == "unknown" else LANGUAGES[request.language]
+    if request.language == "unknown":
+        language = "the one that suits the song"
+    else:
+        language = LANGUAGES[request.language]
     presets = {name.lower(): text for name, text in STRUCTURES.items()}
     structure = presets.get(request.structure.lower(), request.structure)
-    lines = [f"Write the lyrics of a song.\n\nWhat it is about: {request.brief}", f"Language: {language}"]
+    lines = [
+        f"Write the lyrics of a song.\n\nWhat it is about: {request.brief}",
+        f"Language: {language}",
+    ]
     lines += [f"Tone: {request.tone}"] if request.tone else []
     lines += [f"Structure: {structure}"] if structure else []
     return "\n".join(lines)
@@ -119,8 +147,8 @@ def user_prompt(request: LyricsRequest) -> str:
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> list[int]:
     """Return the token ids of a chat with one question, through the tokenizer's own template.
 
-    "<|im_end|>" in the question is ten characters of text and closes no turn. Raises StudioError if the template
-    cannot be used.
+    "<|im_end|>" in the question is ten characters of text and closes no turn. Raises StudioError if
+    the template cannot be used.
     """
     from jinja2 import TemplateError
 
@@ -141,25 +169,30 @@ class Sampler:
     """Draws the next token from a row of scores, up to `most` times; scores beyond the `vocabulary` are padding."""
 
     def __init__(self, draw: Draw, seed: int, most: int, vocabulary: int):
-        self._draw, self._vocabulary = draw, vocabulary
+        self._draw = draw
+        self._vocabulary = vocabulary
         # One more than `most`: mlx-lm draws a token ahead.
         self._chances = iter(chances([seed], most + 1).split(1, dim=1))
 
     def __call__(self, scores: torch.Tensor) -> int:
         """Return a token id for `scores` [vocabulary]; raises StudioError if they are not numbers."""
-        row = scores[None, : self._vocabulary].float().cpu()  # where the same seed always gives the same words
+        # where the same seed always gives the same words
+        row = scores[None, : self._vocabulary].float().cpu()
         if not bool(row.max().isfinite()):
-            raise StudioError("weights_broken", "The model's scores are not numbers; its weights are damaged.")
+            raise StudioError(
+                "weights_broken", "The model's scores are not numbers; its weights are damaged."
+            )
         return int(self._draw(row, next(self._chances)))
 
 
-# --- the backends -------------------------------------------------------------------------------------------------
+# --- the backends ---------------------------------------------------------------------------------
 # Both have a `context` in tokens. `tokens` yields up to `most` token ids, without the one that ends the text, and None
 # as a sign of life.
 
 
 class TorchModel:
-    """A causal language model of transformers; each request has its own cache. `end` is the tokenizer's end token.
+    """A causal language model of transformers; each request has its own cache. `end` is the
+    tokenizer's end token.
 
     `note` is a sentence for the visitor, "" if there is nothing to say.
     """
@@ -171,7 +204,8 @@ class TorchModel:
         from transformers import AutoModelForCausalLM
 
         models.quiet_libraries()
-        # Straight onto the device, so that the host needs no room for it; ZeroGPU intercepts only `to`.
+        # Straight onto the device, so that the host needs no room for it; ZeroGPU intercepts only
+        # `to`.
         on_zerogpu = bootstrap.on_zerogpu()
         direct = kind != "cpu" and not on_zerogpu
         self._narrow = lacks_bfloat16(kind)
@@ -186,14 +220,24 @@ class TorchModel:
             model.to(kind)
         self.language_model = model.eval().requires_grad_(False)
         self._device = torch.device(kind)
-        ends = [getattr(config, "eos_token_id", None) for config in (model.config, model.generation_config)]
-        self._stops = {end, *(each for ids in ends for each in (ids if isinstance(ids, list) else [ids]))} - {None}
+        ends = [
+            getattr(config, "eos_token_id", None)
+            for config in (model.config, model.generation_config)
+        ]
+        self._stops = {
+            end,
+            *(each for ids in ends for each in (ids if isinstance(ids, list) else [ids])),
+        } - {None}
         self.config = model.config
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
         # transformers renames it, architecture by architecture; the old name goes in 5.40.
-        self._cache = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+        self._cache = "past_key_values"
+        if "cache" in inspect.signature(type(model).forward).parameters:
+            self._cache = "cache"
 
-    def tokens(self, prompt: list[int], sampler: Sampler, most: int) -> Generator[int | None, None, None]:
+    def tokens(
+        self, prompt: list[int], sampler: Sampler, most: int
+    ) -> Generator[int | None, None, None]:
         ids = list(prompt)
         cache, scores = yield from self._read(ids)
         for drawn in range(most):
@@ -219,10 +263,12 @@ class TorchModel:
         return cache, scores
 
     def _widen(self) -> None:
-        """Compute in float32 from now on: numbers of some models, such as Qwen 2.5 7B, are too large for float16.
+        """Compute in float32 from now on: numbers of some models, such as Qwen 2.5 7B, are too
+        large for float16.
 
-        The weights stay in float16, and each layer is widened while it works. The two largest matrices are not, which
-        need not be: the embeddings before the layers, and the scores behind them.
+        The weights stay in float16, and each layer is widened while it works. The two largest
+        matrices are not, which need not be: the embeddings before the layers, and the scores behind
+        them.
         """
         import torch
 
@@ -253,7 +299,9 @@ def lacks_bfloat16(kind: models.Kind) -> bool:
     import torch
 
     if kind == "cuda":
-        return not bootstrap.on_zerogpu() and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return not bootstrap.on_zerogpu() and not torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
     return kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
 
 
@@ -272,7 +320,9 @@ class MlxModel:
         except Exception as error:
             raise self._failed("loaded", error) from error
 
-    def tokens(self, prompt: list[int], sampler: Sampler, most: int) -> Generator[int | None, None, None]:
+    def tokens(
+        self, prompt: list[int], sampler: Sampler, most: int
+    ) -> Generator[int | None, None, None]:
         stop = threading.Event()
         end: Any = object()
         steps = self._steps(prompt, sampler, most, stop)
@@ -281,7 +331,8 @@ class MlxModel:
                 step = self._worker.submit(next, steps, end)
                 while not wait([step], BEAT_SECONDS).done:
                     yield None
-                if (token := step.result()) is end:
+                token = step.result()
+                if token is end:
                     return
                 yield token
         except StudioError:

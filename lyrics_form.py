@@ -1,7 +1,8 @@
-"""The form of English lyrics: which sections a song has, how long its lines are, what rhymes, what a brief is about.
+"""The form of English lyrics: which sections a song has, how long its lines are, what rhymes, what
+a brief is about.
 
-Pronunciations come from the CMU Pronouncing Dictionary, which set-up installs beside the built-in songwriter. Only its
-data file is read.
+Pronunciations come from the CMU Pronouncing Dictionary, which set-up installs beside the built-in
+songwriter. Only its data file is read.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 from limits import STRUCTURES
 from lyrics_lint import Tag, parse_tag, syllables
 
-FEWEST_SYLLABLES, MOST_SYLLABLES = 3, 12
+FEWEST_SYLLABLES = 3
+MOST_SYLLABLES = 12
 MOST_SECTIONS = 20
 # Lines of a section that does not say how many it has; sections that are not listed have no words.
 LINES = {
@@ -58,16 +60,28 @@ class Section:
     returns_as: str = ""
 
 
-# --- the structure that was asked for ---------------------------------------------------------------------------------
+# --- the structure that was asked for -------------------------------------------------------------
 
 _BRACKETED = re.compile(r"\[([^\[\]]+)\]([^\[\]]*)")
 _SEPARATORS = re.compile(r"[,;|/\n]|->|→|\bthen\b|\band\b|\bwith\b(?= an?\b)|\+")
 _COUNTED_LINES = re.compile(r"(\d+|[a-z]+) lines?\b")
-_COUNTS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "eight": 8, "sixteen": 16}
+_COUNTS = {
+    "a": 1,
+    "an": 1,
+    "one": 1,
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "eight": 8,
+    "sixteen": 16,
+}
 
 
 def parse_structure(structure: str) -> list[Section]:
-    """Return the sections that `structure` asks for: a preset's name, tags, or words such as "two verses, a chorus".
+    """Return the sections that `structure` asks for: a preset's name, tags, or words such as "two
+    verses, a chorus".
 
     Without a section in it, the sections of "Verse-Chorus".
     """
@@ -80,7 +94,9 @@ def parse_structure(structure: str) -> list[Section]:
     if not found:
         return parse_structure("Verse-Chorus")
     found = found[:MOST_SECTIONS]
-    return found if bracketed else _numbered(found)
+    if bracketed:
+        return found
+    return _numbered(found)
 
 
 def _sections_of(name: str, words: str) -> list[Section]:
@@ -108,7 +124,9 @@ def _sections_of(name: str, words: str) -> list[Section]:
 
 
 def _count(word: str) -> int:
-    return int(word) if word.isdecimal() and len(word) < 3 else _COUNTS.get(word, 0)
+    if word.isdecimal() and len(word) < 3:
+        return int(word)
+    return _COUNTS.get(word, 0)
 
 
 def _numbered(sections: list[Section]) -> list[Section]:
@@ -116,7 +134,8 @@ def _numbered(sections: list[Section]) -> list[Section]:
     verses = [section for section in sections if section.tag.name == "Verse"]
     if len(verses) < 2 or any(verse.tag.number for verse in verses):
         return sections
-    numbered, number = [], 0
+    numbered = []
+    number = 0
     for section in sections:
         if section.tag.name == "Verse":
             number += 1
@@ -125,7 +144,7 @@ def _numbered(sections: list[Section]) -> list[Section]:
     return numbered
 
 
-# --- sounds -----------------------------------------------------------------------------------------------------------
+# --- sounds ---------------------------------------------------------------------------------------
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*'?")
 _ASIDE = re.compile(r"\([^()]*\)")
@@ -196,7 +215,9 @@ def rhyme_sound(word: str) -> tuple[str, ...]:
 
 def last_word(line: str) -> str:
     words = words_of(line)
-    return words[-1] if words else ""
+    if words:
+        return words[-1]
+    return ""
 
 
 def rhymes(one: str, other: str) -> bool:
@@ -205,15 +226,24 @@ def rhymes(one: str, other: str) -> bool:
     return one != other and bool(sound) and sound == rhyme_sound(other)
 
 
-# --- what a brief is about --------------------------------------------------------------------------------------------
+# --- what a brief is about ------------------------------------------------------------------------
 
 # Words that do not say what a text is about.
-COMMON = frozenset(Path(__file__).with_name("presets").joinpath("common_words.txt").read_text(encoding="utf-8").split())
+COMMON = frozenset(
+    Path(__file__)
+    .with_name("presets")
+    .joinpath("common_words.txt")
+    .read_text(encoding="utf-8")
+    .split()
+)
 
 
 def content_words(brief: str) -> list[str]:
     """Return the words of a brief that say what the song is about, in their order, each once."""
-    words = [word.removesuffix("'s").strip("'") for word in _WORD.findall(brief.lower().replace("’", "'"))]
+    words = [
+        word.removesuffix("'s").strip("'")
+        for word in _WORD.findall(brief.lower().replace("’", "'"))
+    ]
     return list(dict.fromkeys(word for word in words if len(word) > 2 and word not in COMMON))
 
 
@@ -223,7 +253,9 @@ def stem(word: str) -> str:
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             word = word.removesuffix(ending)
             break
-    return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
+    if len(word) > 3 and word[-1] == word[-2]:
+        return word[:-1]
+    return word
 
 
 def mentions(line: str, word: str) -> bool:

@@ -1,8 +1,8 @@
 """Layers of a small language model that continues one text in several ways at once.
 
-transformers' cache would copy the whole text for each continuation, and again for every token. Here the text's keys and
-values are held once: each continuation attends to them and to its own few tokens. The layers are those of Llama and
-Qwen2; a test holds the scores to those of transformers.
+transformers' cache would copy the whole text for each continuation, and again for every token. Here
+the text's keys and values are held once: each continuation attends to them and to its own few
+tokens. The layers are those of Llama and Qwen2; a test holds the scores to those of transformers.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ ROOM = 256  # tokens by which the room for the text grows
 
 
 class BranchingLayers:
-    """Reads a text, and then `rows` continuations of it, one of which `keep` makes part of the text.
+    """Reads a text, and then `rows` continuations of it, one of which `keep` makes part of the
+    text.
 
     `model` is a causal language model of transformers, on the CPU.
     """
 
     def __init__(self, model: Any):
-        self._body, self._head = model.model, model.lm_head
+        self._body = model.model
+        self._head = model.lm_head
         config = model.config
-        self._size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._size = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         self._groups = config.num_key_value_heads
         self.length = 0  # of the text, in tokens
         # Of each layer, [2, groups, room, size]: keys and values.
@@ -54,7 +58,9 @@ class BranchingLayers:
             places = torch.arange(first, first + states.shape[1])[None]
             rotation = self._body.rotary_emb(states, places)
             for number, layer in enumerate(self._body.layers):
-                states = states + self._attend(number, layer.self_attn, layer.input_layernorm(states), rotation)
+                states = states + self._attend(
+                    number, layer.self_attn, layer.input_layernorm(states), rotation
+                )
                 states = states + layer.mlp(layer.post_attention_layernorm(states))
             self._written += states.shape[1]
             return self._head(self._body.norm(states[:, -1]))
@@ -79,7 +85,9 @@ class BranchingLayers:
 
         return torch.empty(2, *rows, self._groups, room, self._size)
 
-    def _attend(self, number: int, attention: Any, states: torch.Tensor, rotation: Any) -> torch.Tensor:
+    def _attend(
+        self, number: int, attention: Any, states: torch.Tensor, rotation: Any
+    ) -> torch.Tensor:
         """Return the attention of `states` [rows, count, width] to the text and to their own continuation."""
         import torch
         from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -104,10 +112,16 @@ class BranchingLayers:
         to_text = (together @ text_keys.mT).unflatten(1, (rows, shape[2])).transpose(0, 1)
         to_branch = query @ keys.mT
         later = torch.ones(count, end, dtype=torch.bool).triu(self._written + 1)
-        to_branch = to_branch.unflatten(2, (-1, count)).masked_fill(later, float("-inf")).flatten(2, 3)
+        to_branch = (
+            to_branch.unflatten(2, (-1, count)).masked_fill(later, float("-inf")).flatten(2, 3)
+        )
         shares = torch.cat([to_text, to_branch], dim=-1).softmax(-1)
         of_text, of_branch = shares.split([self.length, end], dim=-1)
-        from_text = (of_text.transpose(0, 1).flatten(1, 2) @ text_values).unflatten(1, (rows, shape[2])).transpose(0, 1)
+        from_text = (
+            (of_text.transpose(0, 1).flatten(1, 2) @ text_values)
+            .unflatten(1, (rows, shape[2]))
+            .transpose(0, 1)
+        )
         found = from_text + of_branch @ values
         found = found.unflatten(2, (-1, count)).flatten(1, 2).transpose(1, 2).flatten(2)
         return attention.o_proj(found)

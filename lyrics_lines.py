@@ -1,9 +1,11 @@
-"""The built-in songwriter: a small model that writes a song line by line, in the form that was asked for.
+"""The built-in songwriter: a small model that writes a song line by line, in the form that was
+asked for.
 
-A small language model loses form and rhyme, so it does not choose them alone. Section tags are written in the order
-that was asked for. Each line begins with the word that it will end with, as the model was trained: that word is drawn
-from the model's own choice among words that rhyme. Several versions of a line are written at once, and the best is
-kept: fluent, of a singable length, about the brief, and not heard before. Sections that return bring their words back.
+A small language model loses form and rhyme, so it does not choose them alone. Section tags are
+written in the order that was asked for. Each line begins with the word that it will end with, as
+the model was trained: that word is drawn from the model's own choice among words that rhyme.
+Several versions of a line are written at once, and the best is kept: fluent, of a singable length,
+about the brief, and not heard before. Sections that return bring their words back.
 
 English only. `lyrics.py` has the larger songwriter; both are used alike.
 """
@@ -56,10 +58,14 @@ SCHEMES = {
 }
 TWO = (None, 0)
 THREE = (None, 0, 0)
-# Added to the scores of words of the brief that were not sung yet; as much again for each line while none was.
+# Added to the scores of words of the brief that were not sung yet; as much again for each line
+# while none was.
 ABOUT_BONUS = 1.5
-# Taken from the scores of words that were sung before, of pairs and of threes; a small model would repeat itself.
-WORD_PENALTY, PAIR_PENALTY, THREE_PENALTY = 0.9, 1.2, 3.0
+# Taken from the scores of words that were sung before, of pairs and of threes; a small model would
+# repeat itself.
+WORD_PENALTY = 0.9
+PAIR_PENALTY = 1.2
+THREE_PENALTY = 3.0
 OPENING_PENALTY = 1.5  # of a word that began a line before
 MOST_REPEATS = 3
 REPEAT_COST = 1.5  # of a word that comes a second time in its line
@@ -175,7 +181,9 @@ def build_writer(weights: Weights) -> LineWriter:
         lyrics_small.unpack(weights.there)
     except OSError as error:
         message = f"The built-in songwriter could not be unpacked into {weights.folder}: {first_line(error)}"
-        raise StudioError("weights_broken", message, hint="Make room for 300 MB there, then try again.") from error
+        raise StudioError(
+            "weights_broken", message, hint="Make room for 300 MB there, then try again."
+        ) from error
     plain = build_large_writer(weights, "cpu")
     return LineWriter(plain.weights, plain.tokenizer, plain.model)
 
@@ -186,11 +194,14 @@ class Session:
     def __init__(self, writer: LineWriter, request: LyricsRequest, seed: int):
         import torch
 
-        self.writer, self.request = writer, request
-        self.words, self.model = writer.words, writer.model
+        self.writer = writer
+        self.request = request
+        self.words = writer.words
+        self.model = writer.model
         self.random = torch.Generator().manual_seed(seed)
         self.layers = BranchingLayers(writer.model.language_model)
-        self.scores: torch.Tensor | None = None  # of the token after all that was read, [vocabulary]
+        # of the token after all that was read, [vocabulary]
+        self.scores: torch.Tensor | None = None
         about = content_words(request.brief)
         self.song = Song(about=about, subjects=len(about))
         self.scheme = list(SCHEMES)[int(torch.randint(len(SCHEMES), (1,), generator=self.random))]
@@ -222,13 +233,15 @@ class Session:
     def _draft(self) -> Draft:
         return Draft(self.song.text.strip(), self.song.tokens)
 
-    # --- sections -----------------------------------------------------------------------------------------------------
+    # --- sections ---------------------------------------------------------------------------------
 
     def _section(self, section: Section, first: bool) -> Iterator[Draft]:
         self.song.add_tag(str(section.tag))
         self._read_text(lyrics_small.section_start(str(section.tag), first=first))
         yield self._draft()
-        before = self.song.returning.get(section.returns_as) if section.returns_as else None
+        before = None
+        if section.returns_as:
+            before = self.song.returning.get(section.returns_as)
         if before is not None:
             self._return(before)
             yield self._draft()
@@ -237,7 +250,9 @@ class Session:
         for partner in rhyme_scheme(section.lines, self.scheme):
             if self.song.tokens >= self.request.options.max_tokens:
                 return
-            line = yield from self._line(last_word(written[partner]) if partner is not None else "", written)
+            line = yield from self._line(
+                last_word(written[partner]) if partner is not None else "", written
+            )
             self.song.add_line(line)
             written.append(line)
             yield self._draft()
@@ -249,7 +264,7 @@ class Session:
         for line in lines:
             self.song.text += f"\n{line}"
 
-    # --- lines --------------------------------------------------------------------------------------------------------
+    # --- lines ------------------------------------------------------------------------------------
 
     def _line(self, partner: str, section: list[str]) -> Generator[Draft, None, str]:
         """Write versions of a line side by side and keep the best; `partner` is the word to rhyme with, or ""."""
@@ -266,13 +281,21 @@ class Session:
         """Choose the words that the versions end with: the likeliest to the model among those that fit."""
         import torch
 
-        open_words = self.words.rhymes_of(partner) if partner else self.words.answerable
-        fitting = [token for token in open_words if self.words.by_token[token] not in self.song.ends]
+        if partner:
+            open_words = self.words.rhymes_of(partner)
+        else:
+            open_words = self.words.answerable
+        fitting = [
+            token for token in open_words if self.words.by_token[token] not in self.song.ends
+        ]
         ids = torch.tensor(fitting or open_words)
         assert self.scores is not None  # the prompt was read
         scores = self.scores[ids].log_softmax(0)
         about = {stem(word) for word in self.song.about}
-        bonus = [self.song.about_bonus if stem(self.words.by_token[token]) in about else 0.0 for token in ids.tolist()]
+        bonus = [
+            self.song.about_bonus if stem(self.words.by_token[token]) in about else 0.0
+            for token in ids.tolist()
+        ]
         scores = scores + torch.tensor(bonus)
         if self.request.options.temperature > 0:
             # The largest of scores with Gumbel noise are draws without replacement.
@@ -287,10 +310,12 @@ class Session:
 
     def _quality(self, version: Version, section: list[str]) -> float:
         """Return how good a version is: its mean log probability, less what it does wrong."""
-        line, song = tidy(version.text), self.song
+        line = tidy(version.text)
+        song = self.song
         count = count_syllables(line)
         quality = sum(version.scores) / max(len(version.scores), 1)
-        # The end word was decided beforehand: where it does not follow from the line, the line makes no sense.
+        # The end word was decided beforehand: where it does not follow from the line, the line
+        # makes no sense.
         quality += min(version.end_score + 1.0, 0.0)
         if not FEWEST_SYLLABLES <= count <= MOST_SYLLABLES:
             quality -= 10
@@ -299,7 +324,11 @@ class Session:
         usual = count_syllables(section[0]) if section else 8
         quality -= 0.12 * abs(count - usual)
         words = words_of(line)
-        unknown = [word for word in words if word not in pronunciations() and word not in self.request.brief.lower()]
+        unknown = [
+            word
+            for word in words
+            if word not in pronunciations() and word not in self.request.brief.lower()
+        ]
         quality -= 2 * len(unknown)
         if line.lower() in (each.lower() for each in song.lines):
             quality -= 8
@@ -310,7 +339,7 @@ class Session:
         quality += 0.4 * song.about_bonus * sum(mentions(line, word) for word in song.about[:3])
         return quality
 
-    # --- the model ----------------------------------------------------------------------------------------------------
+    # --- the model --------------------------------------------------------------------------------
 
     def _read_text(self, text: str) -> None:
         ids = self.writer.tokenizer(text, add_special_tokens=False).input_ids
@@ -325,10 +354,13 @@ class Rows:
     """Versions of a line in one batch, token by token after what the session has read."""
 
     def __init__(self, session: Session, versions: list[Version]):
-        self.session, self.versions = session, versions
+        self.session = session
+        self.versions = versions
         self.words = session.words
         session.layers.branch(len(versions), 2 + LONGEST_LINE)
-        self._scores = session.layers.step([[version.end_token, self.words.colon] for version in versions])
+        self._scores = session.layers.step(
+            [[version.end_token, self.words.colon] for version in versions]
+        )
         self._base = self._base_scores()
         self._steps = 0
 
@@ -379,7 +411,8 @@ class Rows:
 
     def _write(self, version: Version, scores: torch.Tensor) -> None:
 
-        words, options = self.words, self.session.request.options
+        words = self.words
+        options = self.session.request.options
         logs = scores.log_softmax(0)
         ended = bool(version.tokens) and version.tokens[-1] == version.end_token
         closed = ended or (len(version.tokens) > 1 and version.tokens[-2] == version.end_token)
@@ -394,7 +427,10 @@ class Rows:
             self._add(version, version.end_token, logs)
             return
         else:
-            allowed = words.allowed & ~words.line_ends if version.tokens else words.openings
+            if version.tokens:
+                allowed = words.allowed & ~words.line_ends
+            else:
+                allowed = words.openings
             allowed = allowed & (words.syllables <= room)
         ranked = (logs + self._base).masked_fill(~allowed, -math.inf)
         before = words_of(version.text)
@@ -429,7 +465,9 @@ class Rows:
         if token == self.words.line_end:
             version.done = True
         else:
-            version.text = self.session.writer.tokenizer.decode(version.tokens, clean_up_tokenization_spaces=False)
+            version.text = self.session.writer.tokenizer.decode(
+                version.tokens, clean_up_tokenization_spaces=False
+            )
 
 
 class Words:
@@ -472,21 +510,33 @@ class Words:
         self._by_sound: dict[tuple[str, ...], list[int]] = {}
         for number, word in sorted(self.by_token.items()):
             self._by_sound.setdefault(rhyme_sound(word), []).append(number)
-        self.answerable = [number for many in self._by_sound.values() if len(many) >= FEWEST_RHYMES for number in many]
+        self.answerable = [
+            number
+            for many in self._by_sound.values()
+            if len(many) >= FEWEST_RHYMES
+            for number in many
+        ]
 
     def rhymes_of(self, word: str) -> list[int]:
         """Return the words that rhyme with `word`; all that can be answered if there are none."""
-        found = [number for number in self._by_sound.get(rhyme_sound(word), ()) if self.by_token[number] != word]
+        found = [
+            number
+            for number in self._by_sound.get(rhyme_sound(word), ())
+            if self.by_token[number] != word
+        ]
         return found or self.answerable
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - one for each songwriter, which is never dropped
     def spellings(self, word: str) -> list[int]:
         """Return the first tokens of a word behind a space, in lower case and capitalised."""
-        spelled = (self._tokenizer(f" {each}", add_special_tokens=False).input_ids for each in (word, word.title()))
+        spelled = (
+            self._tokenizer(f" {each}", add_special_tokens=False).input_ids
+            for each in (word, word.title())
+        )
         return [ids[0] for ids in spelled if ids]
 
 
-# --- form -------------------------------------------------------------------------------------------------------------
+# --- form -----------------------------------------------------------------------------------------
 
 
 def rhyme_scheme(lines: int, scheme: str) -> list[int | None]:

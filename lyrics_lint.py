@@ -1,11 +1,13 @@
-"""Advice on lyrics that the song model would stumble over. It never blocks, and never raises on any text.
+"""Advice on lyrics that the song model would stumble over. It never blocks, and never raises on any
+text.
 
-ACE-Step reads section tags on lines of their own, sings best at 6 to 10 syllables a line, and takes 2,048 tokens of
-lyrics (its guide's "Tutorial.md"; ACE-Step-1.5 #1153: odd tags and double spaces make it skip lines).
+ACE-Step reads section tags on lines of their own, sings best at 6 to 10 syllables a line, and takes
+2,048 tokens of lyrics (its guide's "Tutorial.md"; ACE-Step-1.5 #1153: odd tags and double spaces
+make it skip lines).
 
-`tidy_lyrics` turns a chat model's reply into lyrics as ACE-Step reads them. Only headings that are known sections are
-rewritten; every other bracket stays. What surrounds the lyrics (a greeting, code fences, a title, an offer to change
-them) is removed only if it clearly is no part of them.
+`tidy_lyrics` turns a chat model's reply into lyrics as ACE-Step reads them. Only headings that are
+known sections are rewritten; every other bracket stays. What surrounds the lyrics (a greeting, code
+fences, a title, an offer to change them) is removed only if it clearly is no part of them.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from dataclasses import dataclass
 from limits import MAX_LYRIC_TOKENS, preset, shown
 
 MOST_SYLLABLES = 15  # half as much again as the 10 that are sung best
-MOST_WORDS_A_SECOND = 3.0  # fast rap reaches four, but no song is sung from its first second to its last
+# fast rap reaches four, but no song is sung from its first second to its last
+MOST_WORDS_A_SECOND = 3.0
 MOST_ADVICE = 50
 
-# SUNG: sections with words. PLAYED: sections that need none. INSTRUMENTS: sections by themselves, or before a played
-# one ("Guitar Solo"). DELIVERY: how something is sung; these tags may stand anywhere and open no section. HEADINGS: all
-# that count without square brackets, since "(drop)" and "(break)" are backing vocals. In the order of the file.
+# SUNG: sections with words. PLAYED: sections that need none. INSTRUMENTS: sections by themselves,
+# or before a played one ("Guitar Solo"). DELIVERY: how something is sung; these tags may stand
+# anywhere and open no section. HEADINGS: all that count without square brackets, since "(drop)" and
+# "(break)" are backing vocals. In the order of the file.
 SUNG, PLAYED, INSTRUMENTS, DELIVERY, HEADINGS = preset("sections").values()
 LONGEST_HEADING = 120
 
@@ -50,22 +54,34 @@ class Tag:
     def __str__(self) -> str:
         """Return the tag as ACE-Step reads it, such as "[Verse 2 - whispered]"."""
         words = f"{self.name} {self.number}".strip()
-        return f"[{words} - {self.modifier}]" if self.modifier else f"[{words}]"
+        if self.modifier:
+            return f"[{words} - {self.modifier}]"
+        return f"[{words}]"
 
 
 def lint(
-    lyrics: str, *, seconds: float | None = None, language: str = "unknown", tokens: int | None = None
+    lyrics: str,
+    *,
+    seconds: float | None = None,
+    language: str = "unknown",
+    tokens: int | None = None,
 ) -> list[Advice]:
     """Return up to 50 pieces of advice on `lyrics`: first on the whole text, then line by line.
 
-    `seconds` is the length of the song and `tokens` that of the lyrics in the song model's own tokens; None leaves them
-    out. `language` is a code of `limits.LANGUAGES`.
+    `seconds` is the length of the song and `tokens` that of the lyrics in the song model's own
+    tokens; None leaves them out. `language` is a code of `limits.LANGUAGES`.
     """
     lines = (lyrics or "").split("\n")
-    advice = [*_whole(lines, seconds, tokens), *sorted(_lines(lines, language), key=lambda found: found.line)]
+    advice = [
+        *_whole(lines, seconds, tokens),
+        *sorted(_lines(lines, language), key=lambda found: found.line),
+    ]
     if len(advice) > MOST_ADVICE:
         left = len(advice) - MOST_ADVICE + 1
-        advice = [*advice[: MOST_ADVICE - 1], Advice(advice[MOST_ADVICE - 1].line, f"And {left} more from here on.")]
+        advice = [
+            *advice[: MOST_ADVICE - 1],
+            Advice(advice[MOST_ADVICE - 1].line, f"And {left} more from here on."),
+        ]
     return advice
 
 
@@ -73,52 +89,74 @@ def parse_tag(text: str) -> Tag | None:
     """Parse what is inside a tag's brackets, such as "verse 1: soft"; None if it is no known section."""
     if len(text) > LONGEST_HEADING:
         return None
-    name, modifier, number = text, "", ""
-    if found := _MODIFIER.search(text):
-        name, modifier = text[: found.start()], found[0].lstrip(" -–—:|,(").rstrip(" )")
+    name = text
+    modifier = ""
+    number = ""
+    found = _MODIFIER.search(text)
+    if found:
+        name = text[: found.start()]
+        modifier = found[0].lstrip(" -–—:|,(").rstrip(" )")
     words = " ".join(name.replace("_", " ").split()).lower()
-    if (numbered := _NUMBERED.fullmatch(words)) and _key(words) not in _SECTIONS:
+    numbered = _NUMBERED.fullmatch(words)
+    if numbered and _key(words) not in _SECTIONS:
         words, number = numbered.groups()
     known = _SECTIONS.get(_key(words))
-    return Tag(known, number.upper(), modifier) if known else None
+    if known:
+        return Tag(known, number.upper(), modifier)
+    return None
 
 
 def parse_heading(line: str) -> Tag | None:
-    """Parse a line that is nothing but a heading, in any of the ways chat models write one, else return None.
+    """Parse a line that is nothing but a heading, in any of the ways chat models write one, else
+    return None.
 
-    Examples: "[verse 1]", "**Verse 1:**", "### Chorus", "(Chorus)", "Bridge:", "[Chorus]:", "**[Outro]**", "Verse 2".
+    Examples: "[verse 1]", "**Verse 1:**", "### Chorus", "(Chorus)", "Bridge:", "[Chorus]:",
+    "**[Outro]**", "Verse 2".
     """
     text = line.strip()
     bare = text.strip("*_#: \t")
     tag = None
     if bare[:1] in ("[", "【") and bare[-1:] in ("]", "】"):
         inner = bare[1:-1]
-        return None if set(inner) & set("[]【】") else parse_tag(inner.strip("*_: \t"))
+        if set(inner) & set("[]【】"):
+            return None
+        return parse_tag(inner.strip("*_: \t"))
     if bare[:1] == "(" and bare[-1:] == ")":
         tag = parse_tag(bare[1:-1])
     elif bare != text or bare[-1:].isdecimal():
         tag = parse_tag(bare)
-    # A comma continues a sung line, as in "*Chorus, oh chorus*"; only square brackets make it a modifier.
-    return tag if tag and tag.name in HEADINGS and "," not in bare else None
+    # A comma continues a sung line, as in "*Chorus, oh chorus*"; only square brackets make it a
+    # modifier.
+    if tag and tag.name in HEADINGS and "," not in bare:
+        return tag
+    return None
 
 
 def syllables(line: str, language: str = "unknown") -> int | None:
-    """Estimate the syllables of a sung line; None if any of it is in a script whose syllables we cannot count.
+    """Estimate the syllables of a sung line; None if any of it is in a script whose syllables we
+    cannot count.
 
-    A Latin word counts its groups of vowels and a Cyrillic one its vowels; a Chinese or Japanese character and a Korean
-    block count one. Words in parentheses are backing vocals and do not count unless they are the whole line.
+    A Latin word counts its groups of vowels and a Cyrillic one its vowels; a Chinese or Japanese
+    character and a Korean block count one. Words in parentheses are backing vocals and do not count
+    unless they are the whole line.
     """
     without_asides = _ASIDE.sub(" ", line)
-    text = without_asides if any(map(str.isalpha, without_asides)) else line
+    text = line
+    if any(map(str.isalpha, without_asides)):
+        text = without_asides
     if any(character.isalpha() and not _script(character) for character in set(text)):
         return None
-    characters = sum(_script(character) == "cjk" and character not in _SMALL_KANA for character in text)
+    characters = sum(
+        _script(character) == "cjk" and character not in _SMALL_KANA for character in text
+    )
     return characters + sum(_word_syllables(word, language) for word in _WORD.findall(text))
 
 
 def _whole(lines: list[str], seconds: float | None, tokens: int | None) -> Iterator[Advice]:
     if tokens is not None and tokens > MAX_LYRIC_TOKENS:
-        yield Advice(0, f"The lyrics have {tokens:,} tokens; the model reads the first {MAX_LYRIC_TOKENS:,}.")
+        yield Advice(
+            0, f"The lyrics have {tokens:,} tokens; the model reads the first {MAX_LYRIC_TOKENS:,}."
+        )
     if seconds is None or not 0 < seconds < math.inf:
         return
     words = round(sum(_words(line) for line in lines if not _heading(line.strip())))
@@ -133,7 +171,9 @@ def _whole(lines: list[str], seconds: float | None, tokens: int | None) -> Itera
 
 def _lines(lines: list[str], language: str) -> Iterator[Advice]:
     used: dict[Tag, int] = {}
-    open_at, open_tag = 0, None  # the section that has had no words yet
+    # the section that has had no words yet
+    open_at = 0
+    open_tag = None
     for number, raw in enumerate(lines, 1):
         line = raw.strip()
         if _DOUBLE_SPACE.search(line):
@@ -151,9 +191,12 @@ def _lines(lines: list[str], language: str) -> Iterator[Advice]:
         else:
             yield from _empty(open_at, open_tag)
             if tag.number and tag in used:
-                yield Advice(number, f"{tag} is in line {used[tag]} already; give this one another number.")
+                yield Advice(
+                    number, f"{tag} is in line {used[tag]} already; give this one another number."
+                )
         used.setdefault(tag, number)
-        open_at, open_tag = number, tag
+        open_at = number
+        open_tag = tag
     yield from _empty(open_at, open_tag)
 
 
@@ -166,33 +209,49 @@ def _line(number: int, line: str, language: str) -> Iterator[Advice]:
     inside = _TAG.findall(line)
     alone = bool(inside) and not _TAG.sub("", line).strip()
     if alone and len(inside) > 1:
-        yield Advice(number, "Several tags in one line; keep one and put the rest behind a dash: [Chorus - anthemic].")
+        yield Advice(
+            number,
+            "Several tags in one line; keep one and put the rest behind a dash: [Chorus - anthemic].",
+        )
     elif alone and _key(inside[0]) not in _DELIVERY:
-        yield Advice(number, f"The model does not know {shown(line)}; use tags such as [Verse], [Chorus], [Bridge].")
+        yield Advice(
+            number,
+            f"The model does not know {shown(line)}; use tags such as [Verse], [Chorus], [Bridge].",
+        )
     elif any(parse_tag(text) for text in inside):
         yield Advice(number, "A section tag needs a line of its own.")
     elif line.count("[") != line.count("]"):
         yield Advice(number, "A square bracket has no partner; the model may sing the tag.")
-    elif (tag := parse_tag(line)) and tag.name in HEADINGS and not tag.modifier and line[0].isupper():
+    elif (
+        (tag := parse_tag(line)) and tag.name in HEADINGS and not tag.modifier and line[0].isupper()
+    ):
         yield Advice(number, f"{shown(line)} would be sung; write the section as {tag}.")
     count = syllables(_TAG.sub(" ", line), language)
     if count is not None and count > MOST_SYLLABLES:
-        yield Advice(number, f"About {count} syllables in one line; 6 to 10 are sung best. Break it in two.")
+        yield Advice(
+            number, f"About {count} syllables in one line; 6 to 10 are sung best. Break it in two."
+        )
 
 
 def _heading(line: str) -> Tag | None:
     found = _TAG.fullmatch(line)
-    return parse_tag(found[1]) if found else parse_heading(line)
+    if found:
+        return parse_tag(found[1])
+    return parse_heading(line)
 
 
 def _words(line: str) -> float:
     """Count words; three Chinese or Japanese characters count as two."""
     text = _TAG.sub(" ", line)
     spaced = "".join(" " if _is_ideograph(character) else character for character in text)
-    return sum(any(map(str.isalnum, word)) for word in spaced.split()) + sum(map(_is_ideograph, text)) / 1.5
+    return (
+        sum(any(map(str.isalnum, word)) for word in spaced.split())
+        + sum(map(_is_ideograph, text)) / 1.5
+    )
 
 
-# "Pre-Chorus" has a hyphen of its own: a modifier follows a hyphen between spaces, a long dash, or other marks.
+# "Pre-Chorus" has a hyphen of its own: a modifier follows a hyphen between spaces, a long dash, or
+# other marks.
 _MODIFIER = re.compile(r"(?: - | ?[–—:|,] ?| x ?\d| ?\().*")
 _NUMBERED = re.compile(r"(.*[^\W\d])(?: ?[#.-]? ?(?=\d)| )(\d{1,2}|[ivx]{1,4}|[a-d])")
 _TAG = re.compile(r"\[([^\[\]]*)\]")
@@ -210,7 +269,12 @@ def _key(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name.lower())
 
 
-_NAMES = (*SUNG, *PLAYED, *INSTRUMENTS, *(f"{who} {what}" for who in INSTRUMENTS for what in PLAYED))
+_NAMES = (
+    *SUNG,
+    *PLAYED,
+    *INSTRUMENTS,
+    *(f"{who} {what}" for who in INSTRUMENTS for what in PLAYED),
+)
 _SECTIONS = {_key(name): name for name in _NAMES} | {"inst": "Instrumental"}
 _DELIVERY = frozenset(map(_key, DELIVERY))
 
@@ -222,12 +286,18 @@ def _script(character: str) -> str:
         return "latin"
     if 0x400 <= point <= 0x52F:
         return "cyrillic"
-    return "cjk" if _is_ideograph(character) or "\uac00" <= character <= "\ud7a3" else ""
+    if _is_ideograph(character) or "\uac00" <= character <= "\ud7a3":
+        return "cjk"
+    return ""
 
 
 def _is_ideograph(character: str) -> bool:
     """Tell whether it is a kana or a Chinese character."""
-    return "\u3041" <= character <= "\u30ff" or "\u3400" <= character <= "\u9fff" or character >= "\U00020000"
+    return (
+        "\u3041" <= character <= "\u30ff"
+        or "\u3400" <= character <= "\u9fff"
+        or character >= "\U00020000"
+    )
 
 
 def _word_syllables(word: str, language: str) -> int:
@@ -235,20 +305,28 @@ def _word_syllables(word: str, language: str) -> int:
     letters = [character for character in word.lower() if _script(character) != "cjk"]
     count = sum(character.isdigit() or character in _CYRILLIC_VOWELS for character in letters)
     decomposed = unicodedata.normalize("NFD", "".join(letters))
-    plain = "".join(letter for letter in decomposed if letter.isalpha() and _script(letter) == "latin")
+    plain = "".join(
+        letter for letter in decomposed if letter.isalpha() and _script(letter) == "latin"
+    )
     if not plain:
         return count
     groups = len(_VOWELS.findall(plain))
     # "love" and "loved" have one syllable, "table", "wanted" and "roses" two.
-    if language in ("en", "fr", "unknown") and groups > 1 and _SILENT_E.search(plain) and not _SOUNDED_E.search(plain):
+    if (
+        language in ("en", "fr", "unknown")
+        and groups > 1
+        and _SILENT_E.search(plain)
+        and not _SOUNDED_E.search(plain)
+    ):
         groups -= 1
     return count + max(groups, 1)
 
 
-# --- tidying a reply ---------------------------------------------------------------------------------------------
+# --- tidying a reply ------------------------------------------------------------------------------
 
 
-# Scripts that name their language, and letters by which another language of the same script is told.
+# Scripts that name their language, and letters by which another language of the same script is
+# told.
 _LANGUAGE_OF_SCRIPT = {
     "HANGUL": "ko",
     "HIRAGANA": "ja",
@@ -278,9 +356,9 @@ _SAME_SCRIPT = {"ru": ("uk", "sr"), "ar": ("ur", "fa")}
 def written_language(lyrics: str) -> str:
     """Return the code of the language that the script of the letters names, or "unknown".
 
-    Latin letters name none, and decide only where others are few. Kana among ideographs make them Japanese; letters
-    that Ukrainian, Serbian, Urdu or Persian has and its neighbour has not make it that language. Section tags do not
-    count.
+    Latin letters name none, and decide only where others are few. Kana among ideographs make them
+    Japanese; letters that Ukrainian, Serbian, Urdu or Persian has and its neighbour has not make it
+    that language. Section tags do not count.
     """
     letters = [character for character in _TAG.sub("", lyrics).lower() if character.isalpha()]
     named = [_LANGUAGE_OF_SCRIPT.get(_script_name(character)) for character in letters]
@@ -312,7 +390,9 @@ def tidy_draft(text: str) -> str:
 def tidy_line(line: str) -> str:
     """Write a known section heading as ACE-Step reads it ("**Verse 1:**" as "[Verse 1]"); remove extra spaces."""
     tag = parse_heading(line)
-    return str(tag) if tag else re.sub("[ \t\u00a0]+", " ", line).strip()
+    if tag:
+        return str(tag)
+    return re.sub("[ \t\u00a0]+", " ", line).strip()
 
 
 def tidy_lyrics(text: str) -> str:
@@ -334,7 +414,9 @@ _FAREWELL = re.compile(
     r"(?i)(?:let me know|feel free|i hope (?:you|this|these)|hope (?:you|this|these)|would you like|if you(?:['’]d)? "
     r"(?:would )?(?:like|want|need)|(?:please )?note(?: that)?\b|this song|these lyrics).*"
 )
-_ABOUT_THE_LYRICS = re.compile(r"(?i)\b(?:lyrics?|songs?|let me know|feel free|adjust\w*|chang\w+|version)\b")
+_ABOUT_THE_LYRICS = re.compile(
+    r"(?i)\b(?:lyrics?|songs?|let me know|feel free|adjust\w*|chang\w+|version)\b"
+)
 
 
 def _unfenced(lines: list[str]) -> list[str]:
@@ -342,7 +424,8 @@ def _unfenced(lines: list[str]) -> list[str]:
     fences = [place for place, line in enumerate(lines) if _FENCE.fullmatch(line)]
     if not fences or len(fences) > 2:
         return lines
-    first, last = fences[0], fences[1] if len(fences) == 2 else len(lines)
+    first = fences[0]
+    last = fences[1] if len(fences) == 2 else len(lines)
     inside = lines[first + 1 : last]
     if not any(inside) or any(map(parse_heading, [*lines[:first], *lines[last + 1 :]])):
         return [line for line in lines if not _FENCE.fullmatch(line)]
@@ -352,17 +435,27 @@ def _unfenced(lines: list[str]) -> list[str]:
 def _without_greeting(lines: list[str]) -> list[str]:
     start = next((place for place, line in enumerate(lines) if parse_heading(line)), None)
     if start is None:
-        return lines[1:] if _is_greeting(lines[0]) else lines
+        if _is_greeting(lines[0]):
+            return lines[1:]
+        return lines
     before = [line for line in lines[:start] if line]
-    return lines[start:] if all(_is_greeting(line) or _TITLE.fullmatch(line) for line in before) else lines
+    if all(_is_greeting(line) or _TITLE.fullmatch(line) for line in before):
+        return lines[start:]
+    return lines
 
 
 def _is_greeting(line: str) -> bool:
-    return bool(_GREETING.fullmatch(line) and (line.endswith(":") or _ABOUT_THE_LYRICS.search(line)))
+    return bool(
+        _GREETING.fullmatch(line) and (line.endswith(":") or _ABOUT_THE_LYRICS.search(line))
+    )
 
 
 def _without_farewell(lines: list[str]) -> list[str]:
     start = max((place for place, line in enumerate(lines) if not line), default=0)
-    if start and _FAREWELL.fullmatch(lines[start + 1]) and _ABOUT_THE_LYRICS.search(" ".join(lines[start + 1 :])):
+    if (
+        start
+        and _FAREWELL.fullmatch(lines[start + 1])
+        and _ABOUT_THE_LYRICS.search(" ".join(lines[start + 1 :]))
+    ):
         return lines[:start]
     return lines

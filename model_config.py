@@ -1,7 +1,9 @@
-"""What the configuration of a checkpoint may say, so that a wrong number is a sentence and not a silent song.
+"""What the configuration of a checkpoint may say, so that a wrong number is a sentence and not a
+silent song.
 
-The rules are those of the classes: AceStepPipeline's parts in diffusers (0.42), and language models in transformers.
-They are applied to the names that a configuration has; what it leaves out is the class's default.
+The rules are those of the classes: AceStepPipeline's parts in diffusers (0.42), and language models
+in transformers. They are applied to the names that a configuration has; what it leaves out is the
+class's default.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ POSITIVE = ("rope_theta", "rms_norm_eps", "shift")
 # Lists of whole numbers from 1 up.
 LISTS = ("downsampling_ratios", "channel_multiples", "fsq_input_levels")
 LAYER_TYPES = ("full_attention", "sliding_attention")
-# What may be null: a default of the classes in diffusers, and in transformers also what an architecture lacks.
+# What may be null: a default of the classes in diffusers, and in transformers also what an
+# architecture lacks.
 NULL = ("encoder_hidden_size", "fsq_input_levels", "layer_types")
 NULL_IN_TRANSFORMERS = ("sliding_window", "head_dim", "num_key_value_heads")
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -54,13 +57,19 @@ def layers_flaw(config: Mapping[str, Any], tensors: Iterable[str]) -> str | None
 def _wanted(name: str, value: Any) -> str:
     """Return what the value of `name` should be, "" if it is that."""
     if COUNT.fullmatch(name):
-        return "" if _is_count(value) else "a whole number from 1 up"
+        if _is_count(value):
+            return ""
+        return "a whole number from 1 up"
     if name in POSITIVE:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return "" if is_number and 0 < value < float("inf") else "a number above 0"
+        if is_number and 0 < value < float("inf"):
+            return ""
+        return "a number above 0"
     if name in LISTS:
         is_list = isinstance(value, list) and value and all(_is_count(each) for each in value)
-        return "" if is_list else "a list of whole numbers from 1 up"
+        if is_list:
+            return ""
+        return "a list of whole numbers from 1 up"
     return ""
 
 

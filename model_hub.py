@@ -1,8 +1,9 @@
 """Download a model from the Hugging Face hub into its cache, with progress, resume and cancel.
 
-huggingface_hub (2.4) deletes a partial file when a download breaks off, and cannot be stopped within a file of several
-gigabytes. So the bytes are streamed here into its documented cache layout: first into `blobs/<hash>.incomplete`, which
-becomes the blob if its hash is right. Once all blobs are there, `snapshots/<commit>` links to them.
+huggingface_hub (2.4) deletes a partial file when a download breaks off, and cannot be stopped
+within a file of several gigabytes. So the bytes are streamed here into its documented cache layout:
+first into `blobs/<hash>.incomplete`, which becomes the blob if its hash is right. Once all blobs
+are there, `snapshots/<commit>` links to them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 ASK_SECONDS = 5.0  # the longest wait for the hub's first answer
 UNASKED_SECONDS = 600.0  # a hub that could not be reached is not asked again for this long
 READ_SECONDS = 20.0
-RETRIES, RETRY_SECONDS = 5, 1.0
+RETRIES = 5
+RETRY_SECONDS = 1.0
 SPARE_BYTES = 256_000_000
 
 PARTS = (
@@ -45,7 +47,8 @@ PARTS = (
 INDEX = "model_index.json"
 
 _STOPPED = "What arrived is kept; the next download continues there."
-_silent_until: dict[str, float] = {}  # endpoint that did not answer -> time.monotonic() of the next try
+# endpoint that did not answer -> time.monotonic() of the next try
+_silent_until: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,14 @@ def language_model(variable: str, folder: str = "") -> Selection:
 def download(repo_id: str, selection: Selection = PIPELINE) -> Iterator[Progress]:
     """Download a model into the Hugging Face cache, continuing what an earlier download left.
 
-    Yields progress in MB (10^6 bytes) at every beat; closing the generator stops the download. Raises
-    StudioError if the hub cannot be reached, does not know or guards the model, or if disk or network fail.
+    Yields progress in MB (10^6 bytes) at every beat; closing the generator stops the download.
+    Raises StudioError if the hub cannot be reached, does not know or guards the model, or if disk
+    or network fail.
     """
     if not is_repo_id(repo_id):
-        raise StudioError("model_unknown", f'A model on Hugging Face is named "org/model", not {shown(repo_id)}.')
+        raise StudioError(
+            "model_unknown", f'A model on Hugging Face is named "org/model", not {shown(repo_id)}.'
+        )
 
     def choose(there: list[RepoFile], guarded: bool) -> list[RepoFile]:
         chosen = selection.choose(file.name for file in there)
@@ -132,28 +138,38 @@ class RepoFile:
     hash: str  # the SHA-256 of a large file, the git blob id of a small one
 
 
-Chooser = Callable[[list[RepoFile], bool], list[RepoFile]]  # from all files, and whether the repository is guarded
+# from all files, and whether the repository is guarded
+Chooser = Callable[[list[RepoFile], bool], list[RepoFile]]
 
 
 class Fetch:
     """One download, in a thread of its own so that a network that hangs does not block whoever watches."""
 
-    def __init__(self, repo_id: str, choose: Chooser, variable: str, token: Literal[False] | None = None):
-        self.repo_id, self.storage = repo_id, storage_of(repo_id)
-        self._choose, self._variable, self._token = choose, variable, token  # token False: never send the owner's
+    def __init__(
+        self, repo_id: str, choose: Chooser, variable: str, token: Literal[False] | None = None
+    ):
+        self.repo_id = repo_id
+        self.storage = storage_of(repo_id)
+        # token False: never send the owner's
+        self._choose = choose
+        self._variable = variable
+        self._token = token
         self.stop = threading.Event()
         self.error: StudioError | None = None
         self.files: list[RepoFile] = []  # known, like the commit, once the hub has answered
         self.commit = self._note = ""
         self._total = self._done = self._fetched = 0
-        self._started, self._first_byte = time.monotonic(), math.inf
+        self._started = time.monotonic()
+        self._first_byte = math.inf
 
     def seconds(self) -> float:
         return time.monotonic() - self._started
 
     def progress(self) -> Progress:
-        note, self._note = self._note, ""
-        spent, left = time.monotonic() - self._first_byte, None
+        note = self._note
+        self._note = ""
+        spent = time.monotonic() - self._first_byte
+        left = None
         if spent > 1 and self._fetched:
             left = round((self._total - self._done) * spent / self._fetched, 1)
         total = math.ceil(self._total / 10**6)
@@ -175,12 +191,19 @@ class Fetch:
         api = HfApi(endpoint=constants.ENDPOINT, token=self._token)
         info = api.model_info(self.repo_id, files_metadata=True, timeout=ASK_SECONDS)
         there = [
-            RepoFile(s.rfilename, s.lfs.size if s.lfs else s.size or 0, (s.lfs.sha256 if s.lfs else s.blob_id) or "")
+            RepoFile(
+                s.rfilename,
+                s.lfs.size if s.lfs else s.size or 0,
+                (s.lfs.sha256 if s.lfs else s.blob_id) or "",
+            )
             for s in info.siblings or []
         ]
         self.files = self._choose(there, bool(info.private or info.gated))
         # Hashes become file names below.
-        if not all(re.fullmatch("[0-9a-f]{40,64}", value) for value in (info.sha or "", *(f.hash for f in self.files))):
+        if not all(
+            re.fullmatch("[0-9a-f]{40,64}", value)
+            for value in (info.sha or "", *(f.hash for f in self.files))
+        ):
             raise ValueError("the hub's answer has no file hashes")
         self.commit = info.sha or ""
 
@@ -201,20 +224,23 @@ class Fetch:
 
     def _pause(self, seconds: float = 0.0) -> None:
         if self.stop.wait(seconds):
-            raise StudioError("cancelled", "The download was stopped.")  # which nobody waits for any more
+            # which nobody waits for any more
+            raise StudioError("cancelled", "The download was stopped.")
 
     def _measure(self) -> None:
         self._total = sum(file.size for file in self.files)
         self._done = sum(self._present(file) for file in self.files)
         self.storage.mkdir(parents=True, exist_ok=True)
-        free, missing = shutil.disk_usage(self.storage).free, self._total - self._done
+        free = shutil.disk_usage(self.storage).free
+        missing = self._total - self._done
         if missing and missing + SPARE_BYTES > free:
-            short = (
-                f"{self.repo_id} needs {size_text(missing)} more, and {size_text(free)} are free where models are kept "
-            )
+            needs = f"{self.repo_id} needs {size_text(missing)} more"
+            short = f"{needs}, and {size_text(free)} are free where models are kept "
             hint = "Make room there, or set HF_HOME to a folder on a larger disk, and start the studio again."
             raise StudioError("disk_full", f"{short}({constants.HF_HUB_CACHE}).", hint=hint)
-        here = f"; {size_text(self._done)} of it are already here" if self._done else ""
+        here = ""
+        if self._done:
+            here = f"; {size_text(self._done)} of it are already here"
         self._note = ""
         if missing:
             self._note = f"Downloading {size_text(self._total)} from Hugging Face to {constants.HF_HUB_CACHE}{here}."
@@ -234,7 +260,8 @@ class Fetch:
     def _fetch(self, file: RepoFile) -> None:
         if _size(self._blob(file)) == file.size:
             return
-        partial, fruitless = self._partial(file), 0
+        partial = self._partial(file)
+        fruitless = 0
         partial.parent.mkdir(parents=True, exist_ok=True)
         if _size(partial) > file.size:
             partial.unlink()
@@ -243,7 +270,8 @@ class Fetch:
             try:
                 self._stream(file, partial)
             except errors.HfHubHTTPError as error:
-                if error.response.status_code not in (408, 429, 500, 502, 503, 504):  # those only mean "busy"
+                # those only mean "busy"
+                if error.response.status_code not in (408, 429, 500, 502, 503, 504):
                     raise
             except errors.HTTPError as error:
                 log.info("the download of %s broke off: %s", file.name, error)
@@ -263,14 +291,17 @@ class Fetch:
         if have:
             headers["Range"] = f"bytes={have}-"
         url = hf_hub_url(self.repo_id, file.name, revision=self.commit, endpoint=constants.ENDPOINT)
-        with get_session().stream("GET", url, headers=headers, timeout=READ_SECONDS, follow_redirects=True) as response:
+        with get_session().stream(
+            "GET", url, headers=headers, timeout=READ_SECONDS, follow_redirects=True
+        ) as response:
             hf_raise_for_status(response)
             if have and response.status_code != 206:
                 self._done -= have
                 have = 0
             self._first_byte = min(self._first_byte, time.monotonic())
             with partial.open("ab" if have else "wb") as target:
-                # In pieces as they arrive: a larger piece would be lost when the connection breaks within it.
+                # In pieces as they arrive: a larger piece would be lost when the connection breaks
+                # within it.
                 for chunk in response.iter_bytes():
                     self._pause()
                     target.write(chunk)
@@ -302,32 +333,41 @@ class Fetch:
 
     def _explained(self, error: Exception) -> StudioError:
         """Return `error` in words; the order matters, since most of these are kinds of OSError."""
-        name, cache, hint = self.repo_id, constants.HF_HUB_CACHE, ""
+        name = self.repo_id
+        cache = constants.HF_HUB_CACHE
+        hint = ""
         match error:
             case StudioError():
                 return error
             case errors.GatedRepoError():
-                code, message = "model_guarded", f"{name} is only for people who accepted its terms."
+                code = "model_guarded"
+                message = f"{name} is only for people who accepted its terms."
                 hint = f"Accept them at {constants.ENDPOINT}/{name}, and start the studio with HF_TOKEN set."
             case errors.RepositoryNotFoundError():
-                code, message = "model_unknown", f"Hugging Face does not know {name}, or it is private."
+                code = "model_unknown"
+                message = f"Hugging Face does not know {name}, or it is private."
                 hint = f"Check {self._variable}; a private one needs HF_TOKEN."
             case errors.OfflineModeIsEnabled():
-                code, message = "offline", "Nothing is downloaded from Hugging Face, because HF_HUB_OFFLINE is set."
+                code = "offline"
+                message = "Nothing is downloaded from Hugging Face, because HF_HUB_OFFLINE is set."
                 hint = "Start the studio without it."
             case errors.HfHubHTTPError():
-                code, message = "hub_refused", f"Hugging Face answered with error {error.response.status_code}."
+                code = "hub_refused"
+                message = f"Hugging Face answered with error {error.response.status_code}."
                 hint = "Please try again later."
             case errors.HTTPError() | ValueError() if not self.commit:
                 return _unreachable(type(error).__name__)
             case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-                code, message = "disk_full", f"The model could not be stored in {cache}: {error.strerror}."
+                code = "disk_full"
+                message = f"The model could not be stored in {cache}: {error.strerror}."
                 hint = "Make room there; the next download continues where this one stopped."
             case OSError():
-                code, message = "disk", f"The model could not be stored in {cache}: {error.strerror or error}."
+                code = "disk"
+                message = f"The model could not be stored in {cache}: {error.strerror or error}."
             case _:
                 log.error("a download failed unexpectedly", exc_info=error)
-                code, message = "download_broken", f"The download failed unexpectedly ({type(error).__name__})."
+                code = "download_broken"
+                message = f"The download failed unexpectedly ({type(error).__name__})."
         return StudioError(code, message, hint=hint)
 
 

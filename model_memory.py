@@ -1,10 +1,13 @@
-"""The memory plan: which of the three models are on the device at each stage of a job, and in how many bits.
+"""The memory plan: which of the three models are on the device at each stage of a job, and in how
+many bits.
 
-A 24 GB card cannot hold all three at once. `choose` decides from numbers alone, before anything is loaded; `Placing`
-carries out what it counted, stage by stage: planning, the song, words. No other file knows the plans. Sizes are bytes.
+A 24 GB card cannot hold all three at once. `choose` decides from numbers alone, before anything is
+loaded; `Placing` carries out what it counted, stage by stage: planning, the song, words. No other
+file knows the plans. Sizes are bytes.
 
-Where the device has memory of its own (`is_apart`), the song model waits in the machine's; where both share it, a model
-that is not needed has to be unloaded. Language models are always unloaded and read again.
+Where the device has memory of its own (`is_apart`), the song model waits in the machine's; where
+both share it, a model that is not needed has to be unloaded. Language models are always unloaded
+and read again.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ TEXTS: dict[str, str] = {
     FP8: "one part of a model at a time, the transformer in 8 bits",
     FAST8: "the transformer computed in 8 bits",
 }
-# From the fastest to the one that needs least. Offloading frees nothing where the device shares the machine's memory
-# (MPS, CPU), and MPS has no 8-bit floats.
+# From the fastest to the one that needs least. Offloading frees nothing where the device shares the
+# machine's memory (MPS, CPU), and MPS has no 8-bit floats.
 LADDERS: dict[str, tuple[str, ...]] = {
     "cuda": (RESIDENT, SWAP, OFFLOAD, FP8),
     "mps": (RESIDENT, SWAP),
@@ -64,16 +67,18 @@ XL_PARTS_GB = {
 USUAL_SECONDS = 60.0  # of the song that the status assumes before the first job
 SPARE_BYTES = GB // 4  # kernels and the allocator's overhead (assumed)
 WRITER_WORK_BYTES = 1 * GB
-# So much more room than when a plan ran out of memory means that somebody has given memory back; less comes and goes.
+# So much more room than when a plan ran out of memory means that somebody has given memory back;
+# less comes and goes.
 MORE_ROOM = 1.15
 
 
-# --- counting --------------------------------------------------------------------------------------------------------
+# --- counting -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of the song `pipeline`, its `transformer`, the `largest` other part, and the other models (0: missing).
+    """Bytes of the song `pipeline`, its `transformer`, the `largest` other part, and the other
+    models (0: missing).
 
     `eight_bits` are those of the transformer with one byte a number.
     """
@@ -88,9 +93,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Use:
-    """What a job does: with the song model a whole `song` (`loops`) or only its coding, with the others words.
+    """What a job does: with the song model a whole `song` (`loops`) or only its coding, with the
+    others words.
 
-    `song` gives the length for the planner's cache as well; without one the planner writes a short text.
+    `song` gives the length for the planner's cache as well; without one the planner writes a short
+    text.
     """
 
     song: Song | None = None
@@ -101,7 +108,8 @@ class Use:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan, and its peak memory `need` in bytes; `beside` means that the planner works beside the song model.
+    """A plan, and its peak memory `need` in bytes; `beside` means that the planner works beside the
+    song model.
 
     There is a problem if not even the smallest plan fits.
     """
@@ -113,9 +121,11 @@ class Choice:
 
 
 def choose(kind: str, free: int | None, sizes: Sizes, use: Use, forced: str = "auto") -> Choice:
-    """Choose the fastest plan that fits into `free` bytes of the device `kind`; None means no limit.
+    """Choose the fastest plan that fits into `free` bytes of the device `kind`; None means no
+    limit.
 
-    `free` is the free memory, and what our own models take of it. A `forced` plan is used whether it fits or not.
+    `free` is the free memory, and what our own models take of it. A `forced` plan is used whether
+    it fits or not.
     """
     if forced != "auto":
         return _roomiest(kind, forced, free, sizes, use)
@@ -145,14 +155,20 @@ def _smaller(choice: Choice, kind: str, free: int, sizes: Sizes, use: Use) -> st
     def fits(song: Song) -> bool:
         return needed(kind, choice.plan, sizes, replace(use, song=song)) <= free
 
-    return estimate.smaller(use.song, fits) if use.song else ""
+    if use.song:
+        return estimate.smaller(use.song, fits)
+    return ""
 
 
 def needed(kind: str, plan: str, sizes: Sizes, use: Use, beside: bool = False) -> int:
     """Return the most bytes that lie on the device `kind` at any stage of a job under `plan`."""
-    loop = song_bytes(use.song) + SPARE_BYTES if use.song and use.loops else 0
+    loop = 0
+    if use.song and use.loops:
+        loop = song_bytes(use.song) + SPARE_BYTES
     coding = coding_bytes(use.song) + SPARE_BYTES if use.song else 0
-    planning = planner_bytes(use.song) if use.plans and sizes.planner else 0
+    planning = 0
+    if use.plans and sizes.planner:
+        planning = planner_bytes(use.song)
     writing = WRITER_WORK_BYTES if use.writes else 0
     if plan == RESIDENT:
         return sizes.pipeline + sizes.planner + sizes.writer + max(loop, coding, planning, writing)
@@ -180,10 +196,12 @@ def song_model(kind: str, plan: str, sizes: Sizes) -> int:
 
 
 def transformer_in(plan: str, sizes: Sizes) -> int:
-    return sizes.eight_bits if plan in (FP8, FAST8) else sizes.transformer
+    if plan in (FP8, FAST8):
+        return sizes.eight_bits
+    return sizes.transformer
 
 
-# --- the plans' order ------------------------------------------------------------------------------------------------
+# --- the plans' order -----------------------------------------------------------------------------
 
 
 def plans_on(device: Device | None) -> tuple[str, ...]:
@@ -193,7 +211,9 @@ def plans_on(device: Device | None) -> tuple[str, ...]:
     if device is None:
         return (*LADDERS["cuda"], FAST8)
     fast = device.kind == "cuda" and model_offload.float8_is_supported()
-    return (*LADDERS[device.kind], FAST8) if fast else LADDERS[device.kind]
+    if fast:
+        return (*LADDERS[device.kind], FAST8)
+    return LADDERS[device.kind]
 
 
 def is_apart(kind: str) -> bool:
@@ -212,16 +232,20 @@ def layout_of(kind: str, plan: str) -> Layout:
 def lower(kind: str, plan: str) -> str | None:
     """Return the next plan that needs less, None after the last."""
     ladder = LADDERS[kind]
-    return ladder[-1] if plan == FAST8 else dict(pairwise(ladder)).get(plan)
+    if plan == FAST8:
+        return ladder[-1]
+    return dict(pairwise(ladder)).get(plan)
 
 
 def not_above(kind: str, plan: str, limit: str) -> str:
     """Return `plan`, or `limit` if that needs less."""
     order = (FAST8, *LADDERS[kind])
-    return max(plan, limit, key=order.index) if limit in order else plan
+    if limit in order:
+        return max(plan, limit, key=order.index)
+    return plan
 
 
-# --- placing ---------------------------------------------------------------------------------------------------------
+# --- placing --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -233,7 +257,8 @@ class Limit:
 
 
 class Placing:
-    """Chooses the memory plan of each job, and moves the models before each of its stages as the plan counted on.
+    """Chooses the memory plan of each job, and moves the models before each of its stages as the
+    plan counted on.
 
     `plan` is the one in force, "" before the first job; `use` is what the job does.
     """
@@ -253,7 +278,9 @@ class Placing:
     @property
     def song(self) -> Song | None:
         """What the job makes; None for words."""
-        return self.use.song if self.use.loops else None
+        if self.use.loops:
+            return self.use.song
+        return None
 
     @property
     def keeps_all(self) -> bool:
@@ -266,12 +293,15 @@ class Placing:
         usual = Use(song_of(loaded.weights, loaded.device(), USUAL_SECONDS), loops=True, plans=True)
         return TEXTS[self.plan or self._choose(usual, "auto").plan]
 
-    def begin(self, request: Any, settings: Settings | None, source: float, at_most: str | None = None) -> str:
-        """Choose and adopt the plan for `request`, whose source is `source` seconds long; return its name.
+    def begin(
+        self, request: Any, settings: Settings | None, source: float, at_most: str | None = None
+    ) -> str:
+        """Choose and adopt the plan for `request`, whose source is `source` seconds long; return
+        its name.
 
-        `settings` are those of a song, None for words. `at_most` is the largest plan still allowed, for later jobs too
-        until there is more room. A pipeline that was built for a different plan is unloaded and built again on its next
-        use. Raises StudioError if nothing fits.
+        `settings` are those of a song, None for words. `at_most` is the largest plan still allowed,
+        for later jobs too until there is more room. A pipeline that was built for a different plan
+        is unloaded and built again on its next use. Raises StudioError if nothing fits.
         """
         device = self._models.device()
         kind = device.kind
@@ -322,7 +352,10 @@ class Placing:
         """Make room for one of the language models in place of all others."""
         if self.keeps_all:
             return
-        other = self._models.lyrics if slot is self._models.planner else self._models.planner
+        if slot is self._models.planner:
+            other = self._models.lyrics
+        else:
+            other = self._models.planner
         other.unload()
         self._set_song_aside()
 
@@ -363,7 +396,8 @@ class Placing:
 
     def _choose(self, use: Use, forced: str) -> Choice:
         if bootstrap.on_zerogpu():
-            return Choice(RESIDENT, 0)  # `spaces` deletes the files, whose sizes count below, once they are packed
+            # `spaces` deletes the files, whose sizes count below, once they are packed
+            return Choice(RESIDENT, 0)
         kind = self._models.device().kind
         return choose(kind, room_for_models(kind), self._sizes(), use, forced)
 
@@ -392,7 +426,9 @@ class Placing:
 
 def sizes_of(weights: Weights, device: Device, bytes_in: Any = bytes_in) -> Sizes:
     """Return the sizes of `weights` on `device`, from those of the files, which are in bfloat16."""
-    parts = {part: bytes_in(weights.folder / part) for part in PARTS} if weights.folder else {}
+    parts = {}
+    if weights.folder:
+        parts = {part: bytes_in(weights.folder / part) for part in PARTS}
     if not parts.get("transformer"):  # not downloaded yet, or gone by now
         parts = {name: int(size * GB) for name, size in XL_PARTS_GB.items()}
     sizes = {part: size * _bytes_a_number(part, device) // 2 for part, size in parts.items()}
@@ -410,7 +446,8 @@ def _bytes_a_number(part: str, device: Device) -> int:
 
 
 def room_for_models(kind: Kind) -> int | None:
-    """Return the bytes that our models may use on the device: the free memory and what they use already.
+    """Return the bytes that our models may use on the device: the free memory and what they use
+    already.
 
     None on ZeroGPU, where each call gets a whole card that the main process cannot see.
     """
@@ -453,11 +490,12 @@ def vram_limit_for(kind: Kind) -> int | None:
 
 def trim_heap() -> None:
     """Return a song's freed arrays, hundreds of MB that glibc would keep, to the system."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
         trim(0)
 
 
-# --- problems --------------------------------------------------------------------------------------------------------
+# --- problems -------------------------------------------------------------------------------------
 
 
 def fallback_note(before: str, after: str) -> str:
@@ -466,8 +504,12 @@ def fallback_note(before: str, after: str) -> str:
 
 def too_large(song: Song | None) -> Problem:
     """Return the problem of a job that ran out of memory for good; the hint halves its working memory."""
-    ways = estimate.smaller(song, lambda less: song_bytes(less) <= song_bytes(song) / 2) if song else ""
-    hint = f"It should fit with {ways}." if ways else "Make a shorter song or fewer takes."
+    ways = ""
+    if song:
+        ways = estimate.smaller(song, lambda less: song_bytes(less) <= song_bytes(song) / 2)
+    hint = "Make a shorter song or fewer takes."
+    if ways:
+        hint = f"It should fit with {ways}."
     return Problem("out_of_memory", "There was not enough memory.", hint=hint)
 
 
@@ -475,5 +517,7 @@ def _unknown(kind: str, plan: str, known: tuple[str, ...]) -> Problem:
     devices = {"cuda": "this NVIDIA card", "mps": "Apple's GPU", "cpu": "the processor"}
     device = "ZeroGPU" if bootstrap.on_zerogpu() else devices[kind]
     message = f"Memory plan on {device} must be one of {', '.join(('auto', *known))}, not {plan}."
-    hint = "Use an NVIDIA card of the Ada, Hopper or Blackwell generation, or another plan." if plan == FAST8 else ""
+    hint = ""
+    if plan == FAST8:
+        hint = "Use an NVIDIA card of the Ada, Hopper or Blackwell generation, or another plan."
     return Problem("unsupported", message, "options.memory_plan", hint)

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 class Offload:
     """Keeps one part of a pipeline on the device while the others wait in the machine's memory.
 
-    A part is moved in when it, or a direct child of it, is called. accelerate's hooks miss the children that the loop
-    calls directly. Code that uses weights without calling a module, such as the reading of audio codes, must call
-    `bring`; diffusers' group offloading would miss that as well. The pipeline still reports the true device.
+    A part is moved in when it, or a direct child of it, is called. accelerate's hooks miss the
+    children that the loop calls directly. Code that uses weights without calling a module, such as
+    the reading of audio codes, must call `bring`; diffusers' group offloading would miss that as
+    well. The pipeline still reports the true device.
     """
 
     def __init__(self, pipe: AceStepPipeline, device: str):
@@ -25,11 +26,17 @@ class Offload:
 
         self.execution_device = torch.device(device)
         self.inside = ""
-        self._parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+        self._parts = {
+            name: part
+            for name, part in pipe.components.items()
+            if isinstance(part, torch.nn.Module)
+        }
         for name, part in self._parts.items():
             part.to("cpu")
             part._hf_hook = self  # diffusers looks here for the device
-            embeddings = [part.get_input_embeddings()] if hasattr(part, "get_input_embeddings") else []
+            embeddings = []
+            if hasattr(part, "get_input_embeddings"):
+                embeddings = [part.get_input_embeddings()]
             for module in (part, *part.children(), *embeddings):
                 module.register_forward_pre_hook(lambda *_, name=name: self.bring(name))
 
@@ -51,15 +58,19 @@ class Offload:
 
 def bring(pipe: AceStepPipeline, name: str) -> None:
     """Move the part `name` of `pipe` onto the device and the others off it ("": all), if parts are offloaded."""
-    if offload := getattr(pipe.transformer, "_hf_hook", None):
+    offload = getattr(pipe.transformer, "_hf_hook", None)
+    if offload:
         offload.bring(name)
 
 
-def cast_on_use(part: Any, storage: torch.dtype, compute: torch.dtype, skipped: Collection[str] = ()) -> None:
-    """Store the large layers of the module `part` in `storage` and cast each to `compute` while it works.
+def cast_on_use(
+    part: Any, storage: torch.dtype, compute: torch.dtype, skipped: Collection[str] = ()
+) -> None:
+    """Store the large layers of the module `part` in `storage` and cast each to `compute` while it
+    works.
 
-    Everything else (norms, learnt tokens, the silence latent) is small and stays in `compute`. Layers whose names are
-    `skipped` stay as they are.
+    Everything else (norms, learnt tokens, the silence latent) is small and stays in `compute`.
+    Layers whose names are `skipped` stay as they are.
     """
     import torch
     from diffusers.hooks import apply_layerwise_casting
@@ -77,9 +88,10 @@ def cast_on_use(part: Any, storage: torch.dtype, compute: torch.dtype, skipped: 
                 setattr(module, key, buffer.to(compute))
 
 
-# Weights are stored as float8 with one scale per output row; activations are scaled token by token as they arrive, and
-# torch's `scaled_mm` sums products in 32 bits. torchao does the same, but once it is installed, diffusers imports it at
-# every start. A product differs by 4 %, a song's latents by 20 to 30 % (docs/performance.md).
+# Weights are stored as float8 with one scale per output row; activations are scaled token by token
+# as they arrive, and torch's `scaled_mm` sums products in 32 bits. torchao does the same, but once
+# it is installed, diffusers imports it at every start. A product differs by 4 %, a song's latents
+# by 20 to 30 % (docs/performance.md).
 MULTIPLE = 16  # `scaled_mm` needs both dimensions of the weight to be multiples of this
 
 
@@ -95,7 +107,9 @@ def use_float8(layers: torch.nn.Module, device: str) -> None:
     import torch
 
     for linear in layers.modules():
-        if type(linear) is torch.nn.Linear and not (linear.in_features % MULTIPLE or linear.out_features % MULTIPLE):
+        if type(linear) is torch.nn.Linear and not (
+            linear.in_features % MULTIPLE or linear.out_features % MULTIPLE
+        ):
             weight = linear.weight.detach().to(device)
             del linear.weight
             for name, tensor in zip(("codes", "scale"), _scaled(weight), strict=True):
@@ -109,9 +123,12 @@ def _scaled(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     limit = torch.finfo(torch.float8_e4m3fn).max
-    largest = rows.abs().amax(dim=1, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny)
+    largest = (
+        rows.abs().amax(dim=1, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny)
+    )
     factor = (limit / largest).clamp_max(torch.finfo(rows.dtype).max).to(rows.dtype)
-    codes = (rows * factor).clamp_(-limit, limit).to(torch.float8_e4m3fn)  # rounding may exceed the limit, giving NaN
+    # rounding may exceed the limit, giving NaN
+    codes = (rows * factor).clamp_(-limit, limit).to(torch.float8_e4m3fn)
     return codes, factor.float().reciprocal()
 
 
@@ -130,8 +147,18 @@ def _linear_class() -> type:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             codes, scale = _scaled(x.flatten(0, -2))
             by_row = ScalingType.RowWise  # kernels that scale by row write bfloat16 only
-            out = scaled_mm(codes, self.codes.t(), scale, by_row, self.scale.t(), by_row, output_dtype=torch.bfloat16)
+            out = scaled_mm(
+                codes,
+                self.codes.t(),
+                scale,
+                by_row,
+                self.scale.t(),
+                by_row,
+                output_dtype=torch.bfloat16,
+            )
             out = out.to(x.dtype).unflatten(0, x.shape[:-1])
-            return out if self.bias is None else out + self.bias
+            if self.bias is None:
+                return out
+            return out + self.bias
 
     return Float8Linear

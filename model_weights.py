@@ -1,8 +1,9 @@
 """Where the weights of the song model, the planner and the songwriter are, and what they are.
 
-They are looked for without torch and without the network: in the folder that the model's variable names, in ./models
-next to this file, in the Hugging Face cache. What is found is checked, down to the length of every weights file, so
-that a truncated copy is noticed before minutes are spent on loading it. `model_hub.py` downloads what is missing.
+They are looked for without torch and without the network: in the folder that the model's variable
+names, in ./models next to this file, in the Hugging Face cache. What is found is checked, down to
+the length of every weights file, so that a truncated copy is noticed before minutes are spent on
+loading it. `model_hub.py` downloads what is missing.
 """
 
 from __future__ import annotations
@@ -29,17 +30,25 @@ from model_config import config_flaw, layers_flaw
 from model_hub import INDEX, PARTS, is_repo_id
 from record import ModelEntry
 
-MODEL_VARIABLE, PLANNER_VARIABLE, LYRICS_VARIABLE = "ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS"
-PREVIEW, RANDOM, OFF = "preview", "random", "off"
+MODEL_VARIABLE = "ACE_STUDIO_MODEL"
+PLANNER_VARIABLE = "ACE_STUDIO_PLANNER"
+LYRICS_VARIABLE = "ACE_STUDIO_LYRICS"
+PREVIEW = "preview"
+RANDOM = "random"
+OFF = "off"
 ASSETS = Path(__file__).with_name("assets")
 # What the value "preview" selects; the built-in songwriter's folder is `lyrics_small.folder`.
 PREVIEWS = {MODEL_VARIABLE: ASSETS / "preview", PLANNER_VARIABLE: ASSETS / "planner"}
 # What the value "random" selects: tiny language models for tests, which write nonsense.
-RANDOM_MODELS = {PLANNER_VARIABLE: ASSETS / "random-planner", LYRICS_VARIABLE: ASSETS / "random-songwriter"}
+RANDOM_MODELS = {
+    PLANNER_VARIABLE: ASSETS / "random-planner",
+    LYRICS_VARIABLE: ASSETS / "random-songwriter",
+}
 (DEFAULT_MODEL,) = REPOSITORIES[MODEL_VARIABLE]
 DEFAULT_MODEL_GB = 11.5
 (UMBRELLA,) = REPOSITORIES[PLANNER_VARIABLE]
-SUBFOLDER = "acestep-5Hz-lm-1.7B"  # the planner's folder in the umbrella repository; the variable need not name it
+# the planner's folder in the umbrella repository; the variable need not name it
+SUBFOLDER = "acestep-5Hz-lm-1.7B"
 DEFAULT_PLANNER = f"{UMBRELLA}/{SUBFOLDER}"
 DEFAULT_WRITER, DEFAULT_MLX_WRITER = REPOSITORIES[LYRICS_VARIABLE]
 WRITER_GB = {DEFAULT_WRITER: 15.2, DEFAULT_MLX_WRITER: 4.3}
@@ -57,11 +66,13 @@ Source = Literal["variable", "models", "cache", "preview", "hub", "off", "none"]
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of one model: `wanted` is what was asked for, `problem` says why something else runs, or nothing.
+    """The weights of one model: `wanted` is what was asked for, `problem` says why something else
+    runs, or nothing.
 
-    `source` says where `folder` is: named by the variable, in ./models, in the cache, or built in ("preview");
-    `folder` is None for "hub" (to be downloaded), "off" and "none" (missing). `revision` is the commit on the hub, if
-    known. The planner may be in a folder `inside` its `repo`.
+    `source` says where `folder` is: named by the variable, in ./models, in the cache, or built in
+    ("preview"); `folder` is None for "hub" (to be downloaded), "off" and "none" (missing).
+    `revision` is the commit on the hub, if known. The planner may be in a folder `inside` its
+    `repo`.
     """
 
     model_id: str
@@ -88,7 +99,8 @@ class Weights:
 def find_weights() -> Weights:
     """Look for the song model that ACE_STUDIO_MODEL names.
 
-    Without the variable, and off ZeroGPU, the preview stands in for missing weights, with the problem.
+    Without the variable, and off ZeroGPU, the preview stands in for missing weights, with the
+    problem.
     """
     asked = _asked(MODEL_VARIABLE)
     if asked.lower() == PREVIEW:
@@ -96,11 +108,14 @@ def find_weights() -> Weights:
     found = _find(MODEL_VARIABLE, DEFAULT_MODEL, "xl", _model_flaw)
     if found.source == "hub":
         return replace(found, problem=None)
-    return found if found.folder or asked or on_zerogpu() else _preview(found.problem)
+    if found.folder or asked or on_zerogpu():
+        return found
+    return _preview(found.problem)
 
 
 def find_planner() -> Weights:
-    """Look for the planner that ACE_STUDIO_PLANNER names; "org/repo/folder" is a folder within a repository.
+    """Look for the planner that ACE_STUDIO_PLANNER names; "org/repo/folder" is a folder within a
+    repository.
 
     Without the variable, and off ZeroGPU, the built-in one stands in for missing weights.
     """
@@ -117,7 +132,9 @@ def find_writer() -> Weights:
     engine = _writer_engine()
     default = DEFAULT_MLX_WRITER if engine == "mlx" else DEFAULT_WRITER
     switched = _switched(LYRICS_VARIABLE, "writer_off")
-    found = switched or _find(LYRICS_VARIABLE, default, engine, lambda folder: _writer_flaw(folder, engine))
+    found = switched or _find(
+        LYRICS_VARIABLE, default, engine, lambda folder: _writer_flaw(folder, engine)
+    )
     return _stand_in(found, LYRICS_VARIABLE, _built_in_writer)
 
 
@@ -127,14 +144,18 @@ def check_folder(weights: Weights) -> None:
         return
     if not weights.folder.is_dir():
         message = f"The folder of {weights.model_id} is gone: {weights.folder}."
-        hint = "Put it back, or mount its disk again, and try once more; the studio needs no restart."
+        hint = (
+            "Put it back, or mount its disk again, and try once more; the studio needs no restart."
+        )
         raise StudioError("weights_missing", message, hint=hint)
 
 
 def snapshot_revision(folder: Path) -> str:
     """Return the commit of the hub's snapshot that contains `folder`, or ""."""
     found = re.search("/models--[^/]*/snapshots/([^/]+)", folder.resolve().as_posix())
-    return found[1] if found else ""
+    if found:
+        return found[1]
+    return ""
 
 
 def is_turbo(weights: Weights) -> bool:
@@ -145,13 +166,16 @@ def is_turbo(weights: Weights) -> bool:
 
 def has_audio_codes(weights: Weights) -> bool:
     """Return whether the checkpoint can make and read audio codes; XL turbo cannot. Assumed of missing weights."""
-    index = remembered_json(weights.folder / INDEX) if weights.folder else None
+    index = None
+    if weights.folder:
+        index = remembered_json(weights.folder / INDEX)
     return index is None or all(_is_listed(index, part) for part in OPTIONAL_PARTS)
 
 
 def checkpoint_kind(weights: Weights) -> Literal["base", "sft", "turbo", "preview"]:
     """Return what the checkpoint was trained for; its name decides between base and sft, else its config."""
-    version, name = str(transformer_config(weights).get("model_version") or ""), weights.model_id.lower()
+    version = str(transformer_config(weights).get("model_version") or "")
+    name = weights.model_id.lower()
     if is_turbo(weights):
         return "turbo"
     if version == PREVIEW:
@@ -165,58 +189,91 @@ def checkpoint_kind(weights: Weights) -> Literal["base", "sft", "turbo", "previe
 
 
 def task_support(kind: str, codes: bool = True) -> dict[str, str]:
-    """Return for each task whether a checkpoint of `kind` (base, sft, turbo, preview) supports it officially.
+    """Return for each task whether a checkpoint of `kind` (base, sft, turbo, preview) supports it
+    officially.
 
-    Only base was trained to layer, extract and complete, and morph needs guidance (upstream's task table); other tasks
-    run as experiments. Without the parts for audio codes a cover is "unsupported" (`NO_COVER`).
+    Only base was trained to layer, extract and complete, and morph needs guidance (upstream's task
+    table); other tasks run as experiments. Without the parts for audio codes a cover is
+    "unsupported" (`NO_COVER`).
     """
     official = {"generate", "cover", "extend", "repaint"}
     official |= {"layer", "extract", "complete"} if kind == "base" else set()
     official |= {"morph"} if kind != "turbo" else set()
     tasks = ("generate", "cover", "extend", *ACTIONS)
     support = {task: "official" if task in official else "experimental" for task in tasks}
-    return support if codes else {**support, "cover": "unsupported"}
+    if codes:
+        return support
+    return {**support, "cover": "unsupported"}
 
 
 def _asked(variable: str) -> str:
     return os.environ.get(variable, "").strip()
 
 
-def _find(variable: str, default: str, engine: Engine, flaw: Callable[[Path], str | None]) -> Weights:
+def _find(
+    variable: str, default: str, engine: Engine, flaw: Callable[[Path], str | None]
+) -> Weights:
     """Look in the folder that the variable names, else in ./models and the cache.
 
-    `flaw` returns what is wrong with an existing folder. A repository that the variable names and that is not
-    here is to be downloaded, except on ZeroGPU.
+    `flaw` returns what is wrong with an existing folder. A repository that the variable names and
+    that is not here is to be downloaded, except on ZeroGPU.
     """
     asked = _asked(variable)
-    wanted, index = asked or default, INDEX if variable == MODEL_VARIABLE else "config.json"
-    repo, inside = wanted if is_repo_id(wanted) else "", ""
+    wanted = asked or default
+    index = INDEX if variable == MODEL_VARIABLE else "config.json"
+    repo = wanted if is_repo_id(wanted) else ""
+    inside = ""
     if variable == PLANNER_VARIABLE:
         repo, inside = _on_the_hub(wanted)
     problem = missing = missing_model(repo, inside, variable)
     nothing = Weights(wanted, None, "none", "", engine, missing, wanted, repo, inside)
-    if asked.startswith(("/", "./", "../", "~")) or asked in (".", "..") or (asked and os.path.lexists(asked)):
-        folder = Path(os.path.expanduser(asked)).absolute()  # unlike Path.expanduser, keeps an unknown ~user
-        if variable == PLANNER_VARIABLE and not (folder / index).exists() and (folder / SUBFOLDER).is_dir():
+    if (
+        asked.startswith(("/", "./", "../", "~"))
+        or asked in (".", "..")
+        or (asked and os.path.lexists(asked))
+    ):
+        # unlike Path.expanduser, keeps an unknown ~user
+        folder = Path(os.path.expanduser(asked)).absolute()
+        if (
+            variable == PLANNER_VARIABLE
+            and not (folder / index).exists()
+            and (folder / SUBFOLDER).is_dir()
+        ):
             folder /= SUBFOLDER
-        if reason := _folder_flaw(folder) or flaw(folder):
+        reason = _folder_flaw(folder) or flaw(folder)
+        if reason:
             return replace(nothing, problem=_unfit(variable, str(folder), reason))
         return Weights(folder.name, folder, "variable", "", engine, None, folder.name)
     if not repo:
-        others = ", or preview" if variable == MODEL_VARIABLE else ", preview or off"
+        others = ", preview or off"
+        if variable == MODEL_VARIABLE:
+            others = ", or preview"
         named = f'a folder, a model on Hugging Face like "{default}"{others}'
-        return replace(nothing, problem=_gone(variable, f"{variable} must be {named}, not {shown(asked)}."))
-    cached = try_to_load_from_cache(repo, f"{inside}/{index}".lstrip("/"), cache_dir=constants.HF_HUB_CACHE)
+        return replace(
+            nothing, problem=_gone(variable, f"{variable} must be {named}, not {shown(asked)}.")
+        )
+    cached = try_to_load_from_cache(
+        repo, f"{inside}/{index}".lstrip("/"), cache_dir=constants.HF_HUB_CACHE
+    )
     places: dict[Source, Path] = {"models": MODELS_FOLDER.joinpath(*repo.split("/"), inside)}
     if isinstance(cached, str):
         places["cache"] = Path(cached).parent
     for source, folder in places.items():
         reason = _folder_flaw(folder) or flaw(folder)
         if reason is None:
-            return replace(nothing, folder=folder, source=source, revision=snapshot_revision(folder), problem=None)
+            return replace(
+                nothing,
+                folder=folder,
+                source=source,
+                revision=snapshot_revision(folder),
+                problem=None,
+            )
         # A download completes an incomplete copy in the cache.
         if reason != _NO_FOLDER and (source == "models" or not asked):
-            place = wanted if source == "cache" else str(folder.relative_to(MODELS_FOLDER.parent))
+            if source == "cache":
+                place = wanted
+            else:
+                place = str(folder.relative_to(MODELS_FOLDER.parent))
             problem = _unfit(variable, place, reason)
     to_download = asked and problem is missing and not on_zerogpu()
     return replace(nothing, source="hub" if to_download else "none", problem=problem)
@@ -231,7 +288,9 @@ def _switched(variable: str, code: str) -> Weights | None:
     if asked == RANDOM:
         return Weights(RANDOM, RANDOM_MODELS[variable], "preview", "", "transformers", None, RANDOM)
     if asked == PREVIEW:
-        return _built_in_planner() if variable == PLANNER_VARIABLE else _built_in_writer()
+        if variable == PLANNER_VARIABLE:
+            return _built_in_planner()
+        return _built_in_writer()
     return None
 
 
@@ -240,13 +299,24 @@ def _stand_in(found: Weights, variable: str, built_in: Callable[[], Weights]) ->
     if found.source != "none" or _asked(variable) or on_zerogpu():
         return found
     small = built_in()
-    return found if small.folder is None else replace(small, wanted=found.wanted)
+    if small.folder is None:
+        return found
+    return replace(small, wanted=found.wanted)
 
 
 def _built_in_planner() -> Weights:
     folder = PREVIEWS[PLANNER_VARIABLE]
-    if reason := _folder_flaw(folder) or _planner_flaw(folder):
-        return Weights(PREVIEW, None, "none", "", "transformers", unusable("The built-in planner", reason), PREVIEW)
+    reason = _folder_flaw(folder) or _planner_flaw(folder)
+    if reason:
+        return Weights(
+            PREVIEW,
+            None,
+            "none",
+            "",
+            "transformers",
+            unusable("The built-in planner", reason),
+            PREVIEW,
+        )
     return Weights(PREVIEW, folder, "preview", "", "transformers", None, PREVIEW)
 
 
@@ -254,19 +324,26 @@ def _built_in_writer() -> Weights:
     missing = lyrics_small.missing()
     if missing:
         hint = "Set up the studio again where packages can be downloaded."
-        problem = Problem("weights_missing", f"The built-in songwriter is not on this machine: {missing}.", hint=hint)
+        problem = Problem(
+            "weights_missing",
+            f"The built-in songwriter is not on this machine: {missing}.",
+            hint=hint,
+        )
         return Weights(PREVIEW, None, "none", "", "small", problem, PREVIEW)
     return Weights(PREVIEW, lyrics_small.folder(), "preview", "", "small", None, PREVIEW)
 
 
 def _preview(problem: Problem | None) -> Weights:
-    return Weights(PREVIEW, PREVIEWS[MODEL_VARIABLE], "preview", "", "preview", problem, DEFAULT_MODEL)
+    return Weights(
+        PREVIEW, PREVIEWS[MODEL_VARIABLE], "preview", "", "preview", problem, DEFAULT_MODEL
+    )
 
 
 def _on_the_hub(text: str) -> tuple[str, str]:
     """Split "org/repo/folder" into repository and folder; two empty strings if it is not such a name."""
     parts = text.split("/")
-    repo, inside = "/".join(parts[:2]), parts[2:]
+    repo = "/".join(parts[:2])
+    inside = parts[2:]
     if not is_repo_id(repo) or any(part in ("", ".", "..") for part in inside):
         return "", ""
     return repo, "/".join(inside) or (SUBFOLDER if repo == UMBRELLA else "")
@@ -274,10 +351,12 @@ def _on_the_hub(text: str) -> tuple[str, str]:
 
 def _writer_engine() -> Literal["transformers", "mlx"]:
     apple = sys.platform == "darwin" and platform.machine() == "arm64"
-    return "mlx" if apple and importlib.util.find_spec("mlx_lm") else "transformers"
+    if apple and importlib.util.find_spec("mlx_lm"):
+        return "mlx"
+    return "transformers"
 
 
-# --- problems -----------------------------------------------------------------------------------------------------
+# --- problems -------------------------------------------------------------------------------------
 
 
 def missing_model(repo: str, inside: str = "", variable: str = MODEL_VARIABLE) -> Problem:
@@ -291,7 +370,9 @@ def missing_model(repo: str, inside: str = "", variable: str = MODEL_VARIABLE) -
 
 
 def _gone(variable: str, message: str, hint: str = "") -> Problem:
-    return Problem("planner_missing" if variable == PLANNER_VARIABLE else "weights_missing", message, hint=hint)
+    return Problem(
+        "planner_missing" if variable == PLANNER_VARIABLE else "weights_missing", message, hint=hint
+    )
 
 
 def _unfit(variable: str, place: str, reason: str) -> Problem:
@@ -300,7 +381,9 @@ def _unfit(variable: str, place: str, reason: str) -> Problem:
     if reason == _NO_FOLDER:
         return Problem("weights_missing", f"There is no folder {place}.", hint=f"Check {variable}.")
     hint = f"Complete it, delete it and download it again, or name another one in {variable}."
-    return Problem("weights_broken", f"The {_NAMES[variable]} {place} cannot be used: {reason}.", hint=hint)
+    return Problem(
+        "weights_broken", f"The {_NAMES[variable]} {place} cannot be used: {reason}.", hint=hint
+    )
 
 
 def unusable(name: str, reason: str) -> Problem:
@@ -308,7 +391,7 @@ def unusable(name: str, reason: str) -> Problem:
     return Problem("planner_unfit", f"{name} cannot be the planner: {reason}.", hint=hint)
 
 
-# --- checks: each returns what is wrong with a folder, or None ----------------------------------------------------
+# --- checks: each returns what is wrong with a folder, or None ------------------------------------
 
 
 def _folder_flaw(folder: Path) -> str | None:
@@ -316,19 +399,24 @@ def _folder_flaw(folder: Path) -> str | None:
         return None
     if os.path.exists(folder):
         return "it is not a folder"
-    return f"it is a link to {os.readlink(folder)}, which does not exist" if os.path.islink(folder) else _NO_FOLDER
+    if os.path.islink(folder):
+        return f"it is a link to {os.readlink(folder)}, which does not exist"
+    return _NO_FOLDER
 
 
 def _model_flaw(folder: Path) -> str | None:
     index = read_json(folder / INDEX)
     if index is None:
-        state = "cannot be read" if (folder / INDEX).is_file() else "is missing"
+        state = "is missing"
+        if (folder / INDEX).is_file():
+            state = "cannot be read"
         return f"{INDEX} {state}; a checkpoint in diffusers layout is needed"
     if index.get("_class_name") != "AceStepPipeline":
         return f"{INDEX} describes {shown(index.get('_class_name'))}, not AceStepPipeline"
     for part in PARTS:
         if _is_listed(index, part):
-            if flaw := _part_flaw(folder / part):
+            flaw = _part_flaw(folder / part)
+            if flaw:
                 return f"{part}/{flaw}"
         elif part not in OPTIONAL_PARTS:
             return f"{INDEX} does not list {part}"
@@ -337,18 +425,24 @@ def _model_flaw(folder: Path) -> str | None:
 
 def _part_flaw(folder: Path) -> str | None:
     part = folder.name
-    name = f"{part}_config.json" if part in ("scheduler", "tokenizer") else "config.json"
+    name = "config.json"
+    if part in ("scheduler", "tokenizer"):
+        name = f"{part}_config.json"
     config = read_json(folder / name)
     if config is None:
         return f"{name} is missing or cannot be read"
     if part == "tokenizer":
-        return None if _has_tokenizer(folder) else "tokenizer.json is missing"
+        if _has_tokenizer(folder):
+            return None
+        return "tokenizer.json is missing"
     flaw = config_flaw(config)
     if flaw:
         return f"{name} cannot be right: {flaw}"
     if part == "scheduler":
         return None
-    stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+    stem = "diffusion_pytorch_model"
+    if part == "text_encoder":
+        stem = "model"
     return _weights_flaw(folder, stem, config if part in ("transformer", "text_encoder") else None)
 
 
@@ -377,13 +471,19 @@ def _writer_flaw(folder: Path, engine: str) -> str | None:
     if config is None:
         return "config.json is missing or cannot be read"
     architectures = config.get("architectures")
-    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    names = []
+    if isinstance(architectures, list):
+        names = [str(name) for name in architectures]
     if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         return f"it is no language model that writes text (config.json says {shown(', '.join(names) or 'nothing')})"
     flaw = config_flaw(config)
     if flaw:
         return f"config.json cannot be right: {flaw}"
-    if engine == "transformers" and "quantization" in config and "quantization_config" not in config:
+    if (
+        engine == "transformers"
+        and "quantization" in config
+        and "quantization_config" not in config
+    ):
         return "its weights are made for MLX, which needs a Mac with Apple Silicon"
     if not _has_tokenizer(folder) and not (folder / "tokenizer.model").is_file():
         return "its tokenizer is missing (tokenizer.json)"
@@ -402,8 +502,11 @@ def _has_tokenizer(folder: Path) -> bool:
     return whole or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
 
 
-def _weights_flaw(folder: Path, stem: str = "model", config: Mapping[str, Any] | None = None) -> str | None:
-    """Check the safetensors file called `stem`, or the shards that its index lists; no tensor is read.
+def _weights_flaw(
+    folder: Path, stem: str = "model", config: Mapping[str, Any] | None = None
+) -> str | None:
+    """Check the safetensors file called `stem`, or the shards that its index lists; no tensor is
+    read.
 
     With a `config` they must have as many layers as it says.
     """
@@ -429,11 +532,15 @@ def _weights_flaw(folder: Path, stem: str = "model", config: Mapping[str, Any] |
         except SafetensorError:
             return f"{name} is damaged or incomplete"
     flaw = layers_flaw(config, tensors) if config is not None else None
-    return f"config.json cannot be right: {flaw}" if flaw else None
+    if flaw:
+        return f"config.json cannot be right: {flaw}"
+    return None
 
 
 def bytes_in(folder: Path | None) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
+    if folder:
+        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return 0
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -444,7 +551,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-# What files said that were there once: a loaded model outlives its folder, on a disk that is unmounted for example.
+# What files said that were there once: a loaded model outlives its folder, on a disk that is
+# unmounted for example.
 _remembered: dict[Path, dict[str, Any]] = {}
 
 

@@ -21,7 +21,14 @@ import song_vae
 from bootstrap import on_zerogpu
 from events import Problem, Progress, StudioError, first_line, is_out_of_memory
 from model_hub import PARTS
-from model_weights import DEFAULT_MODEL_GB, Weights, bytes_in, check_folder, find_weights, missing_model
+from model_weights import (
+    DEFAULT_MODEL_GB,
+    Weights,
+    bytes_in,
+    check_folder,
+    find_weights,
+    missing_model,
+)
 from status import LanguageModelStatus, State
 
 if TYPE_CHECKING:
@@ -36,8 +43,9 @@ Kind = Literal["cuda", "mps", "cpu"]
 class Layout:
     """How a pipeline lies in memory, which model_memory.py decides when it chooses a plan.
 
-    `in_parts`: one part at a time is on the device, the others wait in the machine's memory. `eight_bits`: the
-    transformer's layers are "stored" in 8 bits and widened as they work, or "computed" in them.
+    `in_parts`: one part at a time is on the device, the others wait in the machine's memory.
+    `eight_bits`: the transformer's layers are "stored" in 8 bits and widened as they work, or
+    "computed" in them.
     """
 
     in_parts: bool = False
@@ -46,9 +54,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Device:
-    """Where the song model runs and in which dtypes (torch's names); `reason` explains the choice to the user.
+    """Where the song model runs and in which dtypes (torch's names); `reason` explains the choice
+    to the user.
 
-    `dtype` is the compute dtype, `storage_dtype` that of the weights in memory, `vae_dtype` the VAE's.
+    `dtype` is the compute dtype, `storage_dtype` that of the weights in memory, `vae_dtype` the
+    VAE's.
     """
 
     kind: Kind
@@ -61,11 +71,15 @@ class Device:
 class Models:
     """The song model, the planner and the songwriter. A job holds `turn` while it uses them.
 
-    `layout` is how the song model is built the next time. The arguments make the slots of the two language models;
-    they get a function, because the device is picked later.
+    `layout` is how the song model is built the next time. The arguments make the slots of the two
+    language models; they get a function, because the device is picked later.
     """
 
-    def __init__(self, planner: Callable[[Callable[[], Device]], Slot], lyrics: Callable[[Callable[[], Device]], Slot]):
+    def __init__(
+        self,
+        planner: Callable[[Callable[[], Device]], Slot],
+        lyrics: Callable[[Callable[[], Device]], Slot],
+    ):
         self.turn = threading.Lock()
         self._building = threading.RLock()
         self.preparing = False
@@ -82,10 +96,13 @@ class Models:
         return self._pipe is not None
 
     def pipeline(self) -> Any:
-        # No lock if it is there: a ZeroGPU worker may have been forked while another thread held the lock.
-        if (pipe := self._pipe) is not None:
+        # No lock if it is there: a ZeroGPU worker may have been forked while another thread held
+        # the lock.
+        pipe = self._pipe
+        if pipe is not None:
             return pipe
-        device = self.device()  # first, so that a page that asks for it need not wait for the pipeline
+        # first, so that a page that asks for it need not wait for the pipeline
+        device = self.device()
         with self._building:
             if self._pipe is None:
                 self._pipe = build_pipeline(self.weights, device, self.layout)
@@ -117,7 +134,8 @@ class Models:
 
     def device(self) -> Device:
         """Return the device; the first call imports torch."""
-        if (device := self.known_device) is not None:
+        device = self.known_device
+        if device is not None:
             return device
         with self._building:
             if self.known_device is None:
@@ -135,7 +153,8 @@ class Models:
         """Load the built-in engine, or import what loads another one, while the visitor fills in the form."""
         if self.loaded or self.preparing:
             return
-        # Set before the turn is taken and until after its release: a waiting song must not mistake this for a song.
+        # Set before the turn is taken and until after its release: a waiting song must not mistake
+        # this for a song.
         self.preparing = True
         try:
             if self.turn.acquire(blocking=False):
@@ -167,7 +186,8 @@ class Models:
 
 
 class Slot:
-    """The planner or the songwriter: its `weights`, and the model once loaded or the `problem` that prevented it.
+    """The planner or the songwriter: its `weights`, and the model once loaded or the `problem` that
+    prevented it.
 
     `smaller` is the advice for a model that does not fit into memory.
     """
@@ -180,7 +200,11 @@ class Slot:
         fetch: Callable[..., Iterator[Progress]],
         smaller: str,
     ):
-        self.name, self._find, self._build, self._fetch, self._smaller = name, find, build, fetch, smaller
+        self.name = name
+        self._find = find
+        self._build = build
+        self._fetch = fetch
+        self._smaller = smaller
         self._building = threading.Lock()
         self._model: Any = None
         self.weights = find()
@@ -191,11 +215,13 @@ class Slot:
         return self._model is not None
 
     def get(self) -> Any:
-        """Return the model, loaded by the first call; raises StudioError if it is missing or cannot be loaded.
+        """Return the model, loaded by the first call; raises StudioError if it is missing or cannot
+        be loaded.
 
         A failure is final until `refresh`, except for a lack of memory, which may have passed.
         """
-        if (model := self._model) is not None:
+        model = self._model
+        if model is not None:
             return model
         with self._building:
             if self._model is None:
@@ -204,7 +230,8 @@ class Slot:
                 if self.problem and self.problem.code != "out_of_memory":
                     raise StudioError.of(self.problem)
                 try:
-                    self._model, self.problem = self._build(self.weights), None
+                    self._model = self._build(self.weights)
+                    self.problem = None
                 except StudioError as error:
                     self.problem = error.problem
                 except Exception as error:
@@ -237,7 +264,8 @@ class Slot:
             return
         with turn:
             self.unload()
-            self.weights, self.problem = found, None
+            self.weights = found
+            self.problem = None
 
     def unload(self) -> None:
         with self._building:
@@ -271,22 +299,30 @@ def pick_device(weights: Weights) -> Device:
     import torch
 
     small = weights.engine == "preview"
-    narrow, wide = ("bfloat16",) * 3, ("float32",) * 3
+    narrow = ("bfloat16",) * 3
+    wide = ("float32",) * 3
     if on_zerogpu() or torch.cuda.is_available():
         # Outside a call, ZeroGPU has no card to ask.
-        name = "a ZeroGPU card" if on_zerogpu() else torch.cuda.get_device_name(0)
+        if on_zerogpu():
+            name = "a ZeroGPU card"
+        else:
+            name = torch.cuda.get_device_name(0)
         if small:
             return Device("cuda", *wide, f"Runs on {name} in float32: the preview is small.")
         if on_zerogpu() or torch.cuda.is_bf16_supported(including_emulation=False):
             return Device("cuda", *narrow, f"Runs on {name} in bfloat16.")
         reason = f"Runs on {name}, which has no native bfloat16: weights are stored in float16 and computed "
-        return Device("cuda", "float32", "float16", "float32", f"{reason}exactly, but slower, in float32.")
+        return Device(
+            "cuda", "float32", "float16", "float32", f"{reason}exactly, but slower, in float32."
+        )
     if torch.backends.mps.is_available():
         name = "the Apple GPU (MPS)"
         if small:
             return Device("mps", *wide, f"Runs on {name} in float32: the preview is small.")
         if not torch.backends.mps.is_macos_or_newer(14, 0):
-            reason = f"Runs on {name} in float32, which takes twice the memory: bfloat16 needs macOS 14."
+            reason = (
+                f"Runs on {name} in float32, which takes twice the memory: bfloat16 needs macOS 14."
+            )
             return Device("mps", *wide, reason)
         reason = f"Runs on {name} in bfloat16; the VAE, which turns latents into sound, in float32."
         return Device("mps", "bfloat16", "bfloat16", "float32", reason)
@@ -297,15 +333,19 @@ def pick_device(weights: Weights) -> Device:
     if weights.folder is not None:
         stored = sum(bytes_in(weights.folder / part) for part in PARTS)
     # float32 takes twice the size of the bfloat16 checkpoint; a song needs 4 GB more.
-    needed, available = 2 * stored + 4 * 10**9, available_memory()
+    needed = 2 * stored + 4 * 10**9
+    available = available_memory()
     if available >= needed:
         return Device("cpu", *wide, f"{reason} Uses float32. Songs take very long here.")
     reason += f" Uses bfloat16, because float32 needs {needed / 10**9:.0f} GB of memory and {available / 10**9:.0f} GB "
-    return Device("cpu", "bfloat16", "bfloat16", "float32", f"{reason}are free. Songs take very long here.")
+    return Device(
+        "cpu", "bfloat16", "bfloat16", "float32", f"{reason}are free. Songs take very long here."
+    )
 
 
 def build_pipeline(weights: Weights, device: Device, layout: Layout = Layout()) -> AceStepPipeline:
-    """Load the pipeline of `weights` onto `device`, with what `layout` says about its parts and bits.
+    """Load the pipeline of `weights` onto `device`, with what `layout` says about its parts and
+    bits.
 
     Raises StudioError if the weights are missing or cannot be loaded, or if memory runs out.
     """
@@ -316,13 +356,17 @@ def build_pipeline(weights: Weights, device: Device, layout: Layout = Layout()) 
     from diffusers import AceStepPipeline
 
     quiet_libraries()
-    dtypes = {"default": getattr(torch, device.storage_dtype), "vae": getattr(torch, device.vae_dtype)}
+    dtypes = {
+        "default": getattr(torch, device.storage_dtype),
+        "vae": getattr(torch, device.vae_dtype),
+    }
     try:
         reading = {"use_safetensors": True, "local_files_only": True}
         compute = getattr(torch, device.dtype)
         ready = {}
         if layout.eight_bits == "stored":
-            # Before the other parts: at its full size it takes as much as they and its smaller form together.
+            # Before the other parts: at its full size it takes as much as they and its smaller form
+            # together.
             ready["transformer"] = _narrow_transformer(weights, dtypes["default"], compute, reading)
         pipe = AceStepPipeline.from_pretrained(weights.folder, dtype=dtypes, **reading, **ready)
         song_attention.use_windows(pipe.transformer)
@@ -349,7 +393,9 @@ def build_pipeline(weights: Weights, device: Device, layout: Layout = Layout()) 
         if weights.engine == "preview":
             hint = "Copy the studio's folder again, with assets/ in it."
         raise StudioError("weights_broken", message, hint=hint) from error
-    song_vae.use_tiles(pipe.vae, short=device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1))
+    song_vae.use_tiles(
+        pipe.vae, short=device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1)
+    )
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
@@ -357,11 +403,15 @@ def build_pipeline(weights: Weights, device: Device, layout: Layout = Layout()) 
     return pipe
 
 
-def _narrow_transformer(weights: Weights, stored: torch.dtype, compute: torch.dtype, reading: dict[str, bool]) -> Any:
+def _narrow_transformer(
+    weights: Weights, stored: torch.dtype, compute: torch.dtype, reading: dict[str, bool]
+) -> Any:
     import torch
     from diffusers import AceStepTransformer1DModel
 
-    transformer = AceStepTransformer1DModel.from_pretrained(weights.there / "transformer", dtype=stored, **reading)
+    transformer = AceStepTransformer1DModel.from_pretrained(
+        weights.there / "transformer", dtype=stored, **reading
+    )
     model_offload.cast_on_use(transformer, torch.float8_e4m3fn, compute)
     return transformer
 
@@ -373,7 +423,9 @@ def quiet_libraries() -> None:
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*torch.nn.utils.weight_norm", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore", message=".*torch.nn.utils.weight_norm", category=FutureWarning
+    )
 
 
 def _no_room(name: str, hint: str) -> Problem:
@@ -382,14 +434,19 @@ def _no_room(name: str, hint: str) -> Problem:
 
 def planner_dtype(device: Device) -> str:
     """Return the planner's dtype: on MPS upstream's, not the song model's."""
-    return "float32" if device.kind == "mps" else device.dtype
+    if device.kind == "mps":
+        return "float32"
+    return device.dtype
 
 
 def trim_memory(device: torch.device) -> None:
     """Shrink the cache of Apple's GPU allocator if it exceeds half of the memory in use; called between steps."""
     import torch
 
-    if device.type == "mps" and torch.mps.driver_allocated_memory() > 1.5 * torch.mps.current_allocated_memory():
+    if (
+        device.type == "mps"
+        and torch.mps.driver_allocated_memory() > 1.5 * torch.mps.current_allocated_memory()
+    ):
         torch.mps.empty_cache()
 
 
@@ -397,7 +454,8 @@ def free_memory() -> None:
     """Collect garbage and empty the GPU's cache; imports nothing."""
     gc.collect()
     torch: Any = sys.modules.get("torch")
-    with contextlib.suppress(AttributeError):  # not imported, or another thread is still importing it
+    # not imported, or another thread is still importing it
+    with contextlib.suppress(AttributeError):
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         if torch.backends.mps.is_available():
@@ -419,14 +477,17 @@ def available_memory() -> int:
 
 def control_groups(text: str) -> list[Path]:
     """Return the folders of this process's control groups, from `CGROUP_OF_PROCESS`, and of those above them."""
-    found = [CGROUPS, CGROUPS / "memory"]  # of version 2 and 1; a container usually sees its own group as the root
+    # of version 2 and 1; a container usually sees its own group as the root
+    found = [CGROUPS, CGROUPS / "memory"]
     for line in text.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
         folder = CGROUPS / controllers / path.strip("/")
         root = CGROUPS / controllers
-        found += [each for each in (folder, *folder.parents) if each.is_relative_to(root) and each != root]
+        found += [
+            each for each in (folder, *folder.parents) if each.is_relative_to(root) and each != root
+        ]
     return found
 
 

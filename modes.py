@@ -33,11 +33,14 @@ from record import Instructions, LengthEntry, PlanEntry, Ran, SamplingEntry, tim
 from song_conditions import COMPLETE, COVER, EXTRACT, LAYER, REPAINT, TEXT2MUSIC
 from song_length import Automatic
 
-# The conservative repaint: share of steps with injection, frames of the latent blend, seconds of crossfade.
+# The conservative repaint: share of steps with injection, frames of the latent blend, seconds of
+# crossfade.
 CONSERVATIVE = (1.0, 25, 0.05)
-LEAST_CROSSFADE_SECONDS = 0.01  # so that the source is always unchanged; upstream's aggressive mode splices nothing
+# so that the source is always unchanged; upstream's aggressive mode splices nothing
+LEAST_CROSSFADE_SECONDS = 0.01
 SILENT_LATENTS_STD = 1e-3
-NOISE_FLATNESS = 0.3  # music stays well under this; white noise has 0.56 on average, wind noise over 0.3
+# music stays well under this; white noise has 0.56 on average, wind noise over 0.3
+NOISE_FLATNESS = 0.3
 
 # From decoded samples [2, n] and the take's number to the samples of the take; raises StudioError.
 Finish = Callable[[np.ndarray, int], np.ndarray]
@@ -59,7 +62,9 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
         placing.for_song()
     pipe = yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
     notes: tuple[str, ...] = ()
-    known = song_words.read_words(loaded.weights.there) if job.settings.kind == "preview" else None
+    known = None
+    if job.settings.kind == "preview":
+        known = song_words.read_words(loaded.weights.there)
     if known is not None:
         job, notes = song_words.settle(job, known, choose=plan is None)
         plan = plan and replace(plan, metadata=song_words.translated(plan.metadata, known))
@@ -129,7 +134,8 @@ def generate(song: Song) -> tuple[song_loop.Run, Finish]:
         song.notes.append("Exclude had no effect, because Plan guidance is 1.")
     if song.plan is None:
         return song.run_of(song.text2music()), _loud
-    # As the stock pipeline does with `audio_codes`: a cover of them. The last may reach past the end.
+    # As the stock pipeline does with `audio_codes`: a cover of them. The last may reach past the
+    # end.
     condition = song.condition(COVER, song_conditions.codes_context(song.pipe, song.plan.codes))
     switch = _switch(song, song.sigmas, options.plan_strength)
     return song.run_of(condition, switch=switch), _loud
@@ -138,11 +144,13 @@ def generate(song: Song) -> tuple[song_loop.Run, Finish]:
 def cover(song: Song) -> tuple[song_loop.Run, Finish]:
     """Make a new version of the source, which is the context for the first `strength` of the steps.
 
-    The context holds the source's audio codes, or, with `detail` "sound", its latents as they are (upstream's
-    "cover-nofsq", #1142). After that it is silence. With `noise_strength` the run starts in mid-schedule from the
-    noised source itself.
+    The context holds the source's audio codes, or, with `detail` "sound", its latents as they are
+    (upstream's "cover-nofsq", #1142). After that it is silence. With `noise_strength` the run
+    starts in mid-schedule from the noised source itself.
     """
-    request, sigmas, start = song.request, song.sigmas, None
+    request = song.request
+    sigmas = song.sigmas
+    start = None
     if request.options.detail == "sound":
         context = song_conditions.context_of(song.clean)
     else:
@@ -157,10 +165,13 @@ def cover(song: Song) -> tuple[song_loop.Run, Finish]:
     return song.run_of(condition, start, sigmas=sigmas, switch=switch), _loud
 
 
-def _switch(song: Song, sigmas: tuple[float, ...], share: float) -> tuple[int, song_conditions.Condition] | None:
+def _switch(
+    song: Song, sigmas: tuple[float, ...], share: float
+) -> tuple[int, song_conditions.Condition] | None:
     """Return where the words alone take over after `share` of the steps, or None if they never do.
 
-    The hard switch is upstream's; diffusers blends unguided velocities instead, which keeps less of either.
+    The hard switch is upstream's; diffusers blends unguided velocities instead, which keeps less of
+    either.
     """
     step = int(len(sigmas) * share)
     song.switch_step = step
@@ -171,7 +182,8 @@ def _switch(song: Song, sigmas: tuple[float, ...], share: float) -> tuple[int, s
 
 def extend(song: Song) -> tuple[song_loop.Run, Finish]:
     """Add music before and after the source, which is unchanged except for the overlap at each new end."""
-    before, end = samples_in(song.request.before), song.length - samples_in(song.request.after)
+    before = samples_in(song.request.before)
+    end = song.length - samples_in(song.request.after)
     # At each new end, at most half of a short clip.
     overlap = min(samples_in(song.request.options.overlap), (end - before) // 2)
     parts = [(start, stop) for start, stop in ((0, before), (end, song.length)) if start < stop]
@@ -181,7 +193,9 @@ def extend(song: Song) -> tuple[song_loop.Run, Finish]:
 def repaint(song: Song) -> tuple[song_loop.Run, Finish]:
     """Replace regions of the source; every sample outside them and their crossfades is unchanged (reference 2.5)."""
     options = song.request.options
-    strength = {"conservative": 0.0, "aggressive": 1.0}.get(options.repaint_mode, options.repaint_strength)
+    strength = {"conservative": 0.0, "aggressive": 1.0}.get(
+        options.repaint_mode, options.repaint_strength
+    )
     share, blend, fade = (value * (1.0 - strength) for value in CONSERVATIVE)
     fade = samples_in(max(fade, LEAST_CROSSFADE_SECONDS))
     return _replace(song, song.regions(), 0, fade, round(share * song.settings.steps), round(blend))
@@ -192,8 +206,9 @@ def _replace(
 ) -> tuple[song_loop.Run, Finish]:
     """Replace `parts`, (start, end) in samples, of the source.
 
-    The model replaces them with a `margin` around, of which a crossfade of `fade` samples is used. Outside, the
-    source's latents are injected for `steps` steps, and blended with the final ones over `blend` frames.
+    The model replaces them with a `margin` around, of which a crossfade of `fade` samples is used.
+    Outside, the source's latents are injected for `steps` steps, and blended with the final ones
+    over `blend` frames.
     """
     spans = [(max(start - margin, 0), min(end + margin, song.length)) for start, end in parts]
     new = song_loop.region(song.pipe, song.clean, spans)
@@ -203,7 +218,9 @@ def _replace(
         joined = song.source
         for start, end in parts:
             _not_silent(made[:, start:end], take)
-            joined = splice(joined, match_level(made, song.source, start, end, fade), start, end, fade)
+            joined = splice(
+                joined, match_level(made, song.source, start, end, fade), start, end, fade
+            )
         return joined
 
     return song.run_of(condition, keep=song_loop.Keep(new, song.clean, steps, blend)), finish
@@ -213,20 +230,29 @@ def morph(song: Song) -> tuple[song_loop.Run, Finish]:
     """Move the source from its own description to the new prompt and lyrics (flow edit, reference 2.10)."""
     request, steps, options = song.request, song.settings.steps, song.request.options
     if song.settings.turbo:
-        raise StudioError("unsupported", "Morph needs a checkpoint with guidance; this turbo checkpoint has none.")
+        raise StudioError(
+            "unsupported", "Morph needs a checkpoint with guidance; this turbo checkpoint has none."
+        )
     target = song.text2music()
-    before = song.text2music(prompt=request.source_prompt, lyrics=request.source_lyrics or request.sung_lyrics())
-    first, last = int(steps * options.n_min), int(steps * options.n_max)
+    before = song.text2music(
+        prompt=request.source_prompt, lyrics=request.source_lyrics or request.sung_lyrics()
+    )
+    first = int(steps * options.n_min)
+    last = int(steps * options.n_max)
     plan = song_loop.Morph(before, song.clean, first, last, options.n_avg)
-    return song.run_of(target, song.clean.float().expand(len(song.job.seeds), -1, -1), morph=plan), _whole
+    return song.run_of(
+        target, song.clean.float().expand(len(song.job.seeds), -1, -1), morph=plan
+    ), _whole
 
 
 def with_tracks(song: Song) -> tuple[song_loop.Run, Finish]:
-    """Layer a track over the source or regions of it, extract one from it, or complete it with the named ones.
+    """Layer a track over the source or regions of it, extract one from it, or complete it with the
+    named ones.
 
     A layer is returned as a stem, or mixed with the source if asked.
     """
-    request, regions = song.request, song.regions()
+    request = song.request
+    regions = song.regions()
     instruction = {"layer": LAYER, "extract": EXTRACT, "complete": COMPLETE}[request.action]
     instruction = instruction.format(" | ".join(track.upper() for track in request.tracks))
     new = song_loop.region(song.pipe, song.clean, regions)
@@ -235,15 +261,17 @@ def with_tracks(song: Song) -> tuple[song_loop.Run, Finish]:
     def finish(made: np.ndarray, take: int) -> np.ndarray:
         stem = _whole(made, take)
         if regions != [(0, song.length)]:
-            whole, stem = stem, np.zeros_like(stem)
+            whole = stem
+            stem = np.zeros_like(stem)
             for start, end in regions:
                 stem = splice(stem, whole, start, end, samples_in(CONSERVATIVE[2]))
         if not request.options.mix:
             return stem
         mix = song.source + stem
         if audio.peak_of(mix) > 1.0:
+            over = audio_levels.peak_dbfs(mix)
             message = (
-                f"Take {take}: source and new layer together are {audio_levels.peak_dbfs(mix):.1f} dB over full scale."
+                f"Take {take}: source and new layer together are {over:.1f} dB over full scale."
             )
             hint = "Turn mix off and mix the stem yourself, or use a quieter source."
             raise StudioError("too_loud", message, hint=hint)
@@ -262,8 +290,13 @@ class Song:
     """What every mode needs for one job: pipeline, settings, sizes, and what the record says of it."""
 
     def __init__(self, pipe: Any, job: Job, plan: Plan | None):
-        self.pipe, self.job, self.plan = pipe, job, plan
-        self.request = job.request if plan is None else job.request.model_copy(update=plan.words())
+        self.pipe = pipe
+        self.job = job
+        self.plan = plan
+        if plan is None:
+            self.request = job.request
+        else:
+            self.request = job.request.model_copy(update=plan.words())
         self.settings = job.settings
         self.notes = [*job.settings.notes]
         self.sigmas = song_loop.schedule(self.settings.steps, self.settings.shift)
@@ -280,14 +313,20 @@ class Song:
         language = written_language(self.request.sung_lyrics())
         if language != "unknown":
             self.request = self.request.model_copy(update={"language": language})
-            self.notes.append(f"Language was set to {LANGUAGES[language]}, by the script of the lyrics.")
+            self.notes.append(
+                f"Language was set to {LANGUAGES[language]}, by the script of the lyrics."
+            )
 
     def read(self) -> Iterator[Progress]:
-        """Set `duration` in seconds, `length` in samples, `frames`, and a source's samples and latents.
+        """Set `duration` in seconds, `length` in samples, `frames`, and a source's samples and
+        latents.
 
-        `source` is [2, n] at 48 kHz, `clean` [1, T, C]; T covers n and at least 5.12 s, beyond n with silence.
+        `source` is [2, n] at 48 kHz, `clean` [1, T, C]; T covers n and at least 5.12 s, beyond n
+        with silence.
         """
-        request, pipe, files = self.request, self.pipe, self.job.audio
+        request = self.request
+        pipe = self.pipe
+        files = self.job.audio
         if "reference" in files:
             samples = audio.read_wav(files["reference"])
             if audio_levels.is_silent(samples):
@@ -295,14 +334,20 @@ class Song:
             else:
                 self._timbre = yield from song_codec.reference_latents(pipe, samples)
         if "source" not in files:
-            self.duration, self.length = request.duration, samples_in(request.duration)
+            self.duration = request.duration
+            self.length = samples_in(request.duration)
             self.frames = song_codec.frames_for(pipe, self.duration)
             return
         self.source = audio.read_wav(files["source"])
         if request.mode == "extend":
-            self.source = np.pad(self.source, ((0, 0), (samples_in(request.before), samples_in(request.after))))
-        self.clean = song_codec.long_enough(pipe, (yield from song_codec.encode(pipe, self.source, "reading")))
-        self.length, self.frames = self.source.shape[1], self.clean.shape[1]
+            self.source = np.pad(
+                self.source, ((0, 0), (samples_in(request.before), samples_in(request.after)))
+            )
+        self.clean = song_codec.long_enough(
+            pipe, (yield from song_codec.encode(pipe, self.source, "reading"))
+        )
+        self.length = self.source.shape[1]
+        self.frames = self.clean.shape[1]
         self.duration = self.length / SAMPLE_RATE
 
     def condition(self, instruction: str, context: Any, **others: str) -> song_conditions.Condition:
@@ -346,44 +391,66 @@ class Song:
         )
 
     def text2music(self, **others: str) -> song_conditions.Condition:
-        return self.condition(TEXT2MUSIC, song_conditions.silent_context(self.pipe, self.frames), **others)
+        return self.condition(
+            TEXT2MUSIC, song_conditions.silent_context(self.pipe, self.frames), **others
+        )
 
     def noise(self, frames: int) -> Any:
         """Draw the takes' noise [B, frames, C], rotated towards other seeds if a variation is requested."""
-        channels, options = self.pipe.transformer.config.audio_acoustic_hidden_dim, self.request.options
+        channels = self.pipe.transformer.config.audio_acoustic_hidden_dim
+        options = self.request.options
         noise = song_loop.draw_noise(self._generators, frames, channels)
         if options.variation > 0:
             others = song_loop.generators_for(self.job.variation_seeds)
-            noise = song_loop.vary(noise, song_loop.draw_noise(others, frames, channels), options.variation)
+            noise = song_loop.vary(
+                noise, song_loop.draw_noise(others, frames, channels), options.variation
+            )
         return noise
 
     def regions(self) -> list[tuple[int, int]]:
         """Return the request's regions, (start, end) in samples, or its one start and end (0 is the source's end)."""
         if self.request.regions:
-            return [(samples_in(start), min(samples_in(end), self.length)) for start, end in self.request.regions]
-        return [(samples_in(self.request.start), min(samples_in(self.request.end) or self.length, self.length))]
+            return [
+                (samples_in(start), min(samples_in(end), self.length))
+                for start, end in self.request.regions
+            ]
+        return [
+            (
+                samples_in(self.request.start),
+                min(samples_in(self.request.end) or self.length, self.length),
+            )
+        ]
 
-    def run_of(self, condition: song_conditions.Condition, start: Any = None, **more: Any) -> song_loop.Run:
+    def run_of(
+        self, condition: song_conditions.Condition, start: Any = None, **more: Any
+    ) -> song_loop.Run:
         """Return a run of the loop from `start` [B, T, C], by default noise; `more` are other fields of the `Run`."""
-        start = self.noise(condition.context.shape[1]) if start is None else start
-        options, fields = self.request.options, {"generators": self._generators, "guidance": self.settings.guidance}
+        if start is None:
+            start = self.noise(condition.context.shape[1])
+        options = self.request.options
+        fields = {"generators": self._generators, "guidance": self.settings.guidance}
         fields |= {name: getattr(options, name) for name in ("cfg_start", "cfg_end", "sampler")}
         return song_loop.Run(condition, start, **{**fields, "sigmas": self.sigmas, **more})
 
 
-def _decoded(song: Song, latents: Any, finish: Finish) -> Generator[Progress, None, tuple[Take, ...]]:
+def _decoded(
+    song: Song, latents: Any, finish: Finish
+) -> Generator[Progress, None, tuple[Take, ...]]:
     """Decode each take, `finish` it and write it; returns the takes.
 
-    A take that is not finite, constant, or refused by `finish` keeps its problem; the others are not affected.
+    A take that is not finite, constant, or refused by `finish` keeps its problem; the others are
+    not affected.
     """
     takes = []
     for number, seed in enumerate(song.job.seeds, 1):
         try:
             take = yield from _take(song, latents[number - 1 : number], number, finish)
-        except (StudioError, audio.AudioError) as error:  # an AudioError: the folder for work in progress is full
+        # an AudioError: the folder for work in progress is full
+        except (StudioError, audio.AudioError) as error:
             take = Take(seed, problem=_problem_of(error))
         takes.append(take)
-    if refusal := song_codec.refusal(song.pipe):
+    refusal = song_codec.refusal(song.pipe)
+    if refusal:
         song.notes.append(f"The VAE ran on the processor, because the GPU refused it: {refusal}")
     return tuple(takes)
 
@@ -400,14 +467,17 @@ def _take(song: Song, latents: Any, number: int, finish: Finish) -> Generator[Pr
         raise StudioError("bad_take", message, hint="Try another seed or lower guidance.")
     if float(latents.std()) < SILENT_LATENTS_STD:
         raise StudioError("bad_take", f"Take {number} is empty.", hint="Try another seed.")
-    tiles, seeds = [], song.job.seeds
+    tiles = []
+    seeds = song.job.seeds
     for tile, total, decoded in song_codec.decode_latents(song.pipe, latents):
         tiles.append(decoded.numpy())
         yield Progress("decoding", (number - 1) * total + tile, len(seeds) * total)
     made = finish(np.concatenate(tiles, axis=1)[:, : song.length], number)
     warnings = _plan_warnings(song.plan, number)
     if audio_levels.spectral_flatness(made) > NOISE_FLATNESS:
-        warnings += (f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",)
+        warnings += (
+            f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",
+        )
     path = str(Path(song.job.folder, f"take-{number}.wav"))
     audio_export.write_wav(path, made)
     return Take(seeds[number - 1], path, warnings=warnings)
@@ -415,7 +485,9 @@ def _take(song: Song, latents: Any, number: int, finish: Finish) -> Generator[Pr
 
 def _not_silent(made: np.ndarray, number: int) -> None:
     if audio_levels.is_silent(made):
-        raise StudioError("bad_take", f"Take {number} is silent.", hint="Try another seed or more steps.")
+        raise StudioError(
+            "bad_take", f"Take {number} is silent.", hint="Try another seed or more steps."
+        )
 
 
 def _loud(made: np.ndarray, number: int) -> np.ndarray:
@@ -433,4 +505,6 @@ def _plan_warnings(plan: Plan | None, number: int) -> tuple[str, ...]:
     stuck = plan.stuck[number - 1] if plan is not None else None
     if stuck is None:
         return ()
-    return (f"The plan of take {number} repeats itself from {stuck:.0f} s on. Another seed often helps.",)
+    return (
+        f"The plan of take {number} repeats itself from {stuck:.0f} s on. Another seed often helps.",
+    )

@@ -47,7 +47,9 @@ class Assist(RunBar):
         with gr.Row(elem_classes=["assist"]):
             self.buttons: dict[str, gr.Button] = {}
             for mode in modes:
-                self.buttons[mode] = gr.Button(tooltips.ASSIST[mode], elem_id=f"{form.mode}-{mode}", **small)
+                self.buttons[mode] = gr.Button(
+                    tooltips.ASSIST[mode], elem_id=f"{form.mode}-{mode}", **small
+                )
             self.undo = Undo(form.mode)
             cancel = gr.Button(
                 tooltips.CANCEL,
@@ -59,7 +61,9 @@ class Assist(RunBar):
         self.help = html(elem_id=f"{name}-help")
         problems = html(elem_id=f"{name}-problems")
         line = progress_line(name)
-        super().__init__(list(self.buttons.values()), cancel, line, name, problems, runs, lasts=False)
+        super().__init__(
+            list(self.buttons.values()), cancel, line, name, problems, runs, lasts=False
+        )
 
     def show(self, status: Status) -> Updates:
         """Return the updates for the studio's status: there is no help without a planner."""
@@ -112,7 +116,9 @@ def _connect_end(form: Form, bar: Assist, fields: Mapping[str, Component]) -> De
     return connect_end(bar, form.studio, done, failed, outputs, [bar.undo.former, *fields.values()])
 
 
-def filling(tab: str, mode: str, sketch: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+def filling(
+    tab: str, mode: str, sketch: Mapping[str, Any], held: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the values that a result puts into the fields of `tab`, which hold `held`."""
     found = page_form.settings(tab, {"request": sketch}).values
     places = IN_A_MORPH if held.get("action") == "morph" else {}

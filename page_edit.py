@@ -58,7 +58,9 @@ class EditForm(Form):
     def place(self, problem: Problem, values: Sequence[Any]) -> str:
         name = super().place(problem, values)
         action = dict(zip(self.fields, values, strict=True))["action"]
-        return "track" if name == "tracks" and action in ONE_TRACK else name
+        if name == "tracks" and action in ONE_TRACK:
+            return "track"
+        return name
 
     def show(self, values: Mapping[str, Any]) -> Updates:
         shown = dict(values)

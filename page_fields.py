@@ -245,7 +245,9 @@ def add_lyrics(form: Form, *numbers: str) -> None:
 
 def _task(form: Form) -> str:
     """Return whose help texts the words have at first: the action's, or the tab's."""
-    return form.fields["action"].value if "action" in form.fields else form.mode
+    if "action" in form.fields:
+        return form.fields["action"].value
+    return form.mode
 
 
 class Examples:
@@ -382,7 +384,9 @@ def model_updates(form: Form, status: Status) -> Updates:
         fields["quality"]: gr.update(choices=qualities(kind), info=quality),
         fields["options.steps"]: gr.update(info=help_text("steps", steps)),
         fields["options.shift"]: gr.update(info=help_text("shift", shift), placeholder=shift),
-        fields["options.guidance"]: gr.update(info=guidance_help, placeholder=guidance, interactive=guided),
+        fields["options.guidance"]: gr.update(
+            info=guidance_help, placeholder=guidance, interactive=guided
+        ),
         fields["options.cfg_start"]: gr.update(info=cfg_start_help, interactive=guided),
         fields["options.cfg_end"]: gr.update(info=cfg_end_help, interactive=guided),
         fields["options.memory_plan"]: gr.update(choices=swapped(plans)),

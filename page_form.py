@@ -25,7 +25,15 @@ import tooltips
 from backend import Backend, check
 from events import InvalidRequest, Problem
 from limits import LIMITS
-from params import AUDIO_FIELDS, REQUESTS, Request, SongWords, options_type, parse_request, upload_seconds
+from params import (
+    AUDIO_FIELDS,
+    REQUESTS,
+    Request,
+    SongWords,
+    options_type,
+    parse_request,
+    upload_seconds,
+)
 from record import Stored
 from status import Status
 
@@ -99,7 +107,9 @@ class Form:
 
     # --- building the tab -------------------------------------------------------------------------
 
-    def add(self, name: str, kind: type[Component], classes: Sequence[str] = (), **settings: Any) -> Any:
+    def add(
+        self, name: str, kind: type[Component], classes: Sequence[str] = (), **settings: Any
+    ) -> Any:
         """Add a field; without `classes` it has the usual CSS class of its kind."""
         key = _key(name)
         if kind is not gr.Audio:
@@ -108,7 +118,11 @@ class Form:
             settings["placeholder"] = tooltips.PLACEHOLDERS[key]
         if not classes:
             classes = ["words"] if kind is gr.Textbox else ["field"]
-        looks: dict[str, Any] = {"label": self.label(name), "elem_id": self.element_id(name), "elem_classes": classes}
+        looks: dict[str, Any] = {
+            "label": self.label(name),
+            "elem_id": self.element_id(name),
+            "elem_classes": classes,
+        }
         component = kind(**looks, **settings)
         self._fields[name] = Field(component)
         return component
@@ -168,7 +182,9 @@ class Form:
         """
         self._on_status.append(show)
 
-    def follow(self, line: gr.HTML, names: Iterable[str], say: Callable[[dict[str, Any]], str]) -> None:
+    def follow(
+        self, line: gr.HTML, names: Iterable[str], say: Callable[[dict[str, Any]], str]
+    ) -> None:
         """Keep `line` at `say(values)`.
 
         `values` has at least those of the fields `names` that the form has.
@@ -465,7 +481,9 @@ def lengths(values: Mapping[str, Any]) -> dict[str, float | None]:
 def _seconds(name: str, value: Any) -> float | None:
     try:
         if name == "source":
-            return upload_seconds(value) if value else None
+            if value:
+                return upload_seconds(value)
+            return None
         length = seconds(value, blank_number(name))
         if length is None:
             return None
@@ -477,7 +495,9 @@ def _seconds(name: str, value: Any) -> float | None:
 
 def blank_number(name: str) -> float | None:
     """Return what a blank number means on the page: its default, None (automatic) for the length."""
-    return None if name == "duration" else LIMITS[_key(name)].default
+    if name == "duration":
+        return None
+    return LIMITS[_key(name)].default
 
 
 def help_text(name: str, default: str = "", task: str = "") -> str:

@@ -40,7 +40,9 @@ PLAN_OPTIONS = (
 class GenerateForm(Form):
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
         read = super().read(values)
-        return read if read["options.plan"] else without(read, PLAN_OPTIONS)
+        if read["options.plan"]:
+            return read
+        return without(read, PLAN_OPTIONS)
 
     def show(self, values: Mapping[str, Any]) -> Updates:
         if values.get("options.plan") and not self.studio.status().planner.available:
@@ -71,7 +73,9 @@ def generate_tab(studio: Backend) -> SongTab:
                     page_fields.add_advanced(form)
                 page_fields.add_reset(form)
         with page_fields.foot():
-            html(theme.also(form.folded()), elem_id="generate-also", js_on_load=theme.script("faces"))
+            html(
+                theme.also(form.folded()), elem_id="generate-also", js_on_load=theme.script("faces")
+            )
             page_hints.add_seconds(form)
             bar = tab_run_bar(form)
     examples.connect(BLANK_SONG)

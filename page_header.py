@@ -22,7 +22,9 @@ class Header:
     """The status, and a banner whose button for the real model is a run bar of its own."""
 
     def __init__(self):
-        self.status = html(theme.heading(), elem_id="studio-status", js_on_load=theme.script("folds"))
+        self.status = html(
+            theme.heading(), elem_id="studio-status", js_on_load=theme.script("folds")
+        )
         cancelled = cancelled_box("download")
         with gr.Row(visible=False, elem_id="studio-banner") as self.banner:
             self.notice = html(elem_id="studio-notice", js_on_load=theme.script("folds"))
@@ -43,7 +45,9 @@ def connect_model(studio: Backend, header: Header) -> Dependency:
     """Let the banner's button fetch the real model; returns the run."""
 
     def done() -> str:
-        return tooltips.DOWNLOAD_UNUSED if studio.status().is_preview else tooltips.DOWNLOAD_DONE
+        if studio.status().is_preview:
+            return tooltips.DOWNLOAD_UNUSED
+        return tooltips.DOWNLOAD_DONE
 
     return connect_download(header.bar, lambda: studio.download(), done)
 

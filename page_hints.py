@@ -67,7 +67,9 @@ class TokenCounter:
     def tokenizer(self, text: str) -> Any:
         return SimpleNamespace(input_ids=self._tokenizer.encode(text).ids)
 
-    def _format_prompt(self, prompt: str, lyrics: str = "", vocal_language: str = "en", **song: Any) -> tuple[str, str]:
+    def _format_prompt(
+        self, prompt: str, lyrics: str = "", vocal_language: str = "en", **song: Any
+    ) -> tuple[str, str]:
         """Return prompt and lyrics as the text encoder reads them.
 
         This is AceStepPipeline._format_prompt of diffusers 0.42.1.
@@ -199,7 +201,9 @@ def add_advice(form: Form, box: str = "lyrics") -> None:
     form.follow(line, (box, *ADVICE_FOLLOWS), say)
 
 
-def advise(studio: Backend, lyrics: str | None, language: str | None, seconds: float | None = None) -> str:
+def advise(
+    studio: Backend, lyrics: str | None, language: str | None, seconds: float | None = None
+) -> str:
     """Return the advice on lyrics as HTML; `seconds` are those that they are sung in."""
     text = (lyrics or "")[: TEXT_LIMITS["lyrics"]]
     language = language or "unknown"
@@ -220,7 +224,9 @@ def add_seconds(form: Form) -> None:
 
     def say(values: dict[str, Any]) -> str:
         text = seconds_text(form, values.values())
-        return theme.remark(text) if text else ""
+        if text:
+            return theme.remark(text)
+        return ""
 
     if bootstrap.on_zerogpu():
         blank = {name: component.value for name, component in form.fields.items()}

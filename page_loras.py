@@ -114,11 +114,16 @@ def add_repository(text: str | None) -> Added:
     text = (text or "").strip()
     if hub_id(text):
         return [lora_entry(text)], "", ""
-    problem = tooltips.LORA_NOT_HUB.format(text=shown(text, 80)) if text else tooltips.LORA_NO_HUB
+    if text:
+        problem = tooltips.LORA_NOT_HUB.format(text=shown(text, 80))
+    else:
+        problem = tooltips.LORA_NO_HUB
     return [], theme.notice("", problem), text
 
 
-def lora_entry(source: str, weight: float | None = None, info: LoraInfo | None = None) -> dict[str, Any]:
+def lora_entry(
+    source: str, weight: float | None = None, info: LoraInfo | None = None
+) -> dict[str, Any]:
     """Return an entry of the list; `info` is there for an uploaded file."""
     if weight is None:
         weight = LIMITS["lora_weight"].default

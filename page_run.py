@@ -1,7 +1,8 @@
 """A run on the page: its buttons and progress line, its start, and what came of it.
 
-A click starts a run and ends; the run belongs to the studio (runs.py). static/runs.js keeps its id in the browser, asks
-how it goes, and fetches its end with one more event, on whatever visit that is.
+A click starts a run and ends; the run belongs to the studio (runs.py). static/runs.js keeps its id
+in the browser, asks how it goes, and fetches its end with one more event, on whatever visit that
+is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from runs import CANCELLED, CUT_OFF, NO_RUN, Cancelled, Runs, runs_of
 
 log = logging.getLogger("studio")
 
-PROGRESS_SECONDS = 1.0  # between two updates of a download: Gradio searches the whole page at every one
+# between two updates of a download: Gradio searches the whole page at every one
+PROGRESS_SECONDS = 1.0
 # The first input of a start is the browser's secret name.
 WITH_OWNER = "(_, ...values) => [studio.owner(), ...values]"
 
@@ -66,7 +68,9 @@ class RunBar(Bar):
     @property
     def switches(self) -> list[Component]:
         """Return the buttons that change with the first and the last run; Cancel comes first."""
-        return [self.cancel] if self.lasts else [self.cancel, *self.starters]
+        if self.lasts:
+            return [self.cancel]
+        return [self.cancel, *self.starters]
 
     def idle(self, line: str) -> Updates:
         """Return the updates for the end of a run."""
@@ -80,7 +84,8 @@ class RunBar(Bar):
 class DownloadBar(Bar):
     """The bar of a download, which goes on only while its page is open."""
 
-    cancelled: gr.Checkbox  # hidden; Cancel ticks it in the browser, so that a download that ended early can say why
+    # hidden; Cancel ticks it in the browser, so that a download that ended early can say why
+    cancelled: gr.Checkbox
 
     @property
     def outputs(self) -> list[Component]:
@@ -114,7 +119,9 @@ def followed_runs(name: str, alone: int = 0) -> gr.HTML:
         "again": tooltips.MAKE_AGAIN,
         "alone": alone,
     }
-    return page_widgets.frame("follow", {"texts": json.dumps(texts)}, visible="hidden", elem_id=f"{name}-runs")
+    return page_widgets.frame(
+        "follow", {"texts": json.dumps(texts)}, visible="hidden", elem_id=f"{name}-runs"
+    )
 
 
 def cancelled_box(name: str) -> gr.Checkbox:
@@ -145,7 +152,9 @@ def _buttons(
     name: str, text: str, cancel: str, variant: Literal["primary", "secondary"]
 ) -> tuple[gr.Button, gr.Button]:
     go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
-    stop = gr.Button(cancel, variant="stop", elem_id=f"{name}-cancel", scale=1, min_width=96, interactive=False)
+    stop = gr.Button(
+        cancel, variant="stop", elem_id=f"{name}-cancel", scale=1, min_width=96, interactive=False
+    )
     return go, stop
 
 
@@ -171,10 +180,12 @@ def connect_run(
     go: gr.Button | None = None,
     tag: Any = None,
 ) -> Dependency:
-    """Let `go` check the fields and start the run that `ask` builds from them; returns the event of the start.
+    """Let `go` check the fields and start the run that `ask` builds from them; returns the event of
+    the start.
 
-    `ask` raises StudioError if there is none. `failed` says why nothing was started, in `outputs`, which are besides
-    the bar's. `fresh` are the updates at the start, `tag` stays with the run. `go` is by default the bar's own button.
+    `ask` raises StudioError if there is none. `failed` says why nothing was started, in `outputs`,
+    which are besides the bar's. `fresh` are the updates at the start, `tag` stays with the run.
+    `go` is by default the bar's own button.
     """
     go = go or bar.go
 
@@ -244,8 +255,8 @@ def connect_end(
 ) -> Dependency:
     """Show what came of a run once static/runs.js has seen its end; returns that event.
 
-    `done` gets an `Ended`, `failed` a problem and the run's tag or None, and both the values of `inputs`. Both return
-    updates of `outputs` or the bar.
+    `done` gets an `Ended`, `failed` a problem and the run's tag or None, and both the values of
+    `inputs`. Both return updates of `outputs` or the bar.
     """
     runs = runs_of(studio)
 
@@ -259,11 +270,16 @@ def connect_end(
         elif run and isinstance(run.outcome, Cancelled):
             shown = {
                 bar.line: theme.line(
-                    "stopped", cancelled if run.outcome.problem == CANCELLED else run.outcome.problem.text()
+                    "stopped",
+                    cancelled if run.outcome.problem == CANCELLED else run.outcome.problem.text(),
                 )
             }
         else:
-            shown = failed(run.problem if run and run.problem else _lost(runs, run_id), run and run.tag, *values)
+            shown = failed(
+                run.problem if run and run.problem else _lost(runs, run_id),
+                run and run.tag,
+                *values,
+            )
         return {**shown, bar.runs: {"seen": run_id, "at": time.time_ns()}}
 
     bar.cancel.click(None, js=f"() => void studio.cancelRun('{bar.name}')", **AT_ONCE)
@@ -271,7 +287,9 @@ def connect_end(
     bar.runs.select(None, None, bar.switches, js=f"() => studio.switches('{bar.name}')", **AT_ONCE)
     shown_in = list(dict.fromkeys([*bar.outputs, *outputs]))
     # In Gradio's queue, because only events in there can say something in a toast.
-    return bar.runs.submit(fetch, list(inputs), shown_in, concurrency_limit=None, trigger_mode="multiple", **QUIET)
+    return bar.runs.submit(
+        fetch, list(inputs), shown_in, concurrency_limit=None, trigger_mode="multiple", **QUIET
+    )
 
 
 def _lost(runs: Runs, run_id: str) -> Problem:
@@ -284,11 +302,14 @@ def _lost(runs: Runs, run_id: str) -> Problem:
         return Problem(CUT_OFF.code, tooltips.CUT_OFF, hint=tooltips.CUT_OFF_HINT)
     if facts["takes"]:
         return Problem("kept", tooltips.MADE_BEFORE, hint=tooltips.MADE_BEFORE_HINT)
-    return Problem(**facts["problem"]) if facts["problem"] else NO_RUN
+    if facts["problem"]:
+        return Problem(**facts["problem"])
+    return NO_RUN
 
 
 def connect_again(form: Form, *asked: Callable[..., Dependency]) -> None:
-    """Let an earlier take, or a run that was cut off, be made again; `asked` are the events that bring its settings.
+    """Let an earlier take, or a run that was cut off, be made again; `asked` are the events that
+    bring its settings.
 
     The browser kept no files; the form's check asks for those.
     """
@@ -299,7 +320,9 @@ def connect_again(form: Form, *asked: Callable[..., Dependency]) -> None:
 
     for event in asked:
         filled = event(fill, None, form.settings, **AT_ONCE)
-        filled.success(None, js=f"() => document.getElementById('{form.mode}-go').click()", **AT_ONCE)
+        filled.success(
+            None, js=f"() => document.getElementById('{form.mode}-go').click()", **AT_ONCE
+        )
 
 
 def connect_download(
@@ -322,10 +345,15 @@ def connect_download(
                     yield {bar.line: theme.progress(event, event.note)}
 
     def stopped(asked: bool) -> Updates:
-        return bar.idle(theme.line("stopped", tooltips.DOWNLOAD_CANCELLED if asked else tooltips.STOPPED))
+        return bar.idle(
+            theme.line("stopped", tooltips.DOWNLOAD_CANCELLED if asked else tooltips.STOPPED)
+        )
 
-    run = bar.go.click(make, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **QUIET)
+    run = bar.go.click(
+        make, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **QUIET
+    )
     bar.cancel.click(None, None, bar.cancelled, js="() => true", cancels=[run], **QUIET)
-    # Gradio calls this for an error and for a cancelled run alike, but not after a run that reached its end.
+    # Gradio calls this for an error and for a cancelled run alike, but not after a run that reached
+    # its end.
     run.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
     return run

@@ -42,7 +42,8 @@ WHOLE_SONG = ("generate", "cover", "repaint", "morph")
 
 @dataclass(frozen=True)
 class Made:
-    """A take on the page: its request, uploads included, the record of its run, its own entry in that, its file.
+    """A take on the page: its request, uploads included, the record of its run, its own entry in
+    that, its file.
 
     `url` is where it is served for as long as it is kept.
     """
@@ -94,9 +95,12 @@ class ResultPanel:
         record = ended.done.record
         files = ended.done.files
         made = [*kept]
-        for take, file, url in zip(record["takes"], files, addresses(ended.run, len(files)), strict=True):
+        for take, file, url in zip(
+            record["takes"], files, addresses(ended.run, len(files)), strict=True
+        ):
             made.append(Made(ended.request, record, take, file, url))
-        self.takes.temp_files.update(each.file for each in made)  # Gradio deletes old copies of files it knows of
+        # Gradio deletes old copies of files it knows of
+        self.takes.temp_files.update(each.file for each in made)
         can_time = self.studio.status().timed_lyrics.available
         cards = [card(each, can_time) for each in made]
         plan = record.get("plan")
@@ -227,7 +231,9 @@ def _place(wanted: Wanted, made: Sequence[Made]) -> int:
     files = [each.file for each in made]
     if wanted.take is None:
         return 0
-    return files.index(wanted.take.file) + 1 if wanted.take.file in files else 0
+    if wanted.take.file in files:
+        return files.index(wanted.take.file) + 1
+    return 0
 
 
 def _timed(bar: RunBar, result: ResultPanel, ended: Ended, made: list[Made]) -> Updates:
@@ -235,20 +241,29 @@ def _timed(bar: RunBar, result: ResultPanel, ended: Ended, made: list[Made]) -> 
     if not record["lines"]:
         return _not_timed(bar, result, Problem("unsung", tooltips.NOTHING_SUNG), ended.tag, made)
     name = f"{Path(ended.tag.take.file).stem}.lrc"
-    file = processing_utils.save_bytes_to_cache(record["lrc"].encode(), name, gradio_utils.get_upload_folder())
+    file = processing_utils.save_bytes_to_cache(
+        record["lrc"].encode(), name, gradio_utils.get_upload_folder()
+    )
     result.takes.temp_files.add(file)
     line = bar.idle(theme.line("done", tooltips.timed(len(record["lines"]))))
     number = _place(ended.tag, made)
     if not number:
         return line
     score = tooltips.ALIGNMENT.format(score=record["score"])
-    return {**line, **result.change(number, lines=record["lines"], lrc=file, alignment=score, note="")}
+    return {
+        **line,
+        **result.change(number, lines=record["lines"], lrc=file, alignment=score, note=""),
+    }
 
 
-def _not_timed(bar: RunBar, result: ResultPanel, problem: Problem, wanted: Wanted, made: list[Made]) -> Updates:
+def _not_timed(
+    bar: RunBar, result: ResultPanel, problem: Problem, wanted: Wanted, made: list[Made]
+) -> Updates:
     line = bar.idle(theme.line("failed", problem.message))
     number = _place(wanted, made)
-    return {**line, **result.change(number, note=problem.text(), wrong=True)} if number else line
+    if number:
+        return {**line, **result.change(number, note=problem.text(), wrong=True)}
+    return line
 
 
 def made_line(request: SongRequest, done: Done) -> str:
@@ -284,7 +299,9 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
         if what not in asks or not 0 < number <= len(made):
             return failed(Problem("take_gone", tooltips.TAKE_GONE))
         take = made[number - 1]
-        started = start(bar, form.studio, owner, lambda: asks[what](_there(take)), failed, Wanted(what, take))
+        started = start(
+            bar, form.studio, owner, lambda: asks[what](_there(take)), failed, Wanted(what, take)
+        )
         return {result.message: "", **started}
 
     result.takes.submit(

@@ -141,14 +141,18 @@ def timeline(elem_id: str) -> gr.HTML:
     )
 
 
-def connect_timeline(shown: gr.HTML, source: gr.Audio, before: gr.Textbox, after: gr.Textbox) -> None:
+def connect_timeline(
+    shown: gr.HTML, source: gr.Audio, before: gr.Textbox, after: gr.Textbox
+) -> None:
     """Show `source` on the timeline and keep its ends in step with the fields, both in seconds."""
     written = "(value) => [String(value.before), String(value.after)]"
     shown.input(None, shown, [before, after], js=written, **AT_ONCE)
     join = _join(shown, before=before, after=after)
 
     def show(path: str | None) -> dict[str, Any] | None:
-        return audio_waveform.peaks(path) if path else None
+        if path:
+            return audio_waveform.peaks(path)
+        return None
 
     source.change(show, source, shown, **AT_ONCE).then(**join)
 

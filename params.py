@@ -43,7 +43,8 @@ class Request(Strict):
 
     def __init_subclass__(cls, mode: str = "") -> None:
         if mode:
-            cls.mode, REQUESTS[mode] = mode, cls
+            cls.mode = mode
+            REQUESTS[mode] = cls
 
 
 REQUESTS: dict[str, type[Request]] = {}
@@ -71,10 +72,14 @@ def _lora_choice(place: int, item: object) -> LoraChoice:
         item = {"source": item}
     source = item.get("source") if isinstance(item, Mapping) else None
     if not isinstance(item, Mapping) or not isinstance(source, str) or not source.strip():
-        raise wrong(f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.')
+        raise wrong(
+            f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.'
+        )
     unknown = sorted(map(str, item.keys() - {"source", "weight"}))
     if unknown:
-        raise wrong(f"{shown(unknown[0])} is not a setting of LoRA {place}. Settings: source, weight.")
+        raise wrong(
+            f"{shown(unknown[0])} is not a setting of LoRA {place}. Settings: source, weight."
+        )
     limit = replace(LIMITS["lora_weight"], label=f"The weight of LoRA {place}")
     weight = limit.parse_given(item.get("weight", limit.default))
     return LoraChoice(source=source.strip(), weight=weight)
@@ -83,7 +88,9 @@ def _lora_choice(place: int, item: object) -> LoraChoice:
 def _source(value: object) -> str:
     if isinstance(value, str) and value:
         return value
-    raise wrong(f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given.")
+    raise wrong(
+        f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given."
+    )
 
 
 # The default is validated, so that a missing source gets the sentence of an empty one.
@@ -109,9 +116,13 @@ class Options(Strict):
     loras: Annotated[tuple[LoraChoice, ...], BeforeValidator(lora_choices)] = ()
 
     def model_post_init(self, context: Any) -> None:
-        start, end = self.cfg_start, self.cfg_end
+        start = self.cfg_start
+        end = self.cfg_end
         if start > end:
-            raise wrong(f"Guidance ends at must be from {start:g} (Guidance starts at) to 1, not {end:g}.", "cfg_end")
+            raise wrong(
+                f"Guidance ends at must be from {start:g} (Guidance starts at) to 1, not {end:g}.",
+                "cfg_end",
+            )
 
 
 class SongWords(Request):
@@ -128,12 +139,17 @@ class SongWords(Request):
     language: Annotated[str, choice("Language", limits.LANGUAGES)] = "unknown"
 
     def sung_lyrics(self) -> str:
-        return INSTRUMENTAL if self.instrumental or not self.lyrics else self.lyrics
+        if self.instrumental or not self.lyrics:
+            return INSTRUMENTAL
+        return self.lyrics
 
     def model_post_init(self, context: Any) -> None:
         if self.needs_words and not self.prompt and self.sung_lyrics() == INSTRUMENTAL:
             if self.lyrics:
-                raise wrong("Prompt is empty, and Instrumental turns the lyrics off. Describe the song.", "prompt")
+                raise wrong(
+                    "Prompt is empty, and Instrumental turns the lyrics off. Describe the song.",
+                    "prompt",
+                )
             raise wrong("Prompt is empty. Describe the song, or add lyrics.", "prompt")
 
 
@@ -147,7 +163,9 @@ class SongRequest(SongWords):
         super().model_post_init(context)
         most = limits.MAX_SEED - self.takes + 1
         if self.seed > most:
-            raise wrong(f"Seed must be from -1 to {most} for {self.takes} takes, not {self.seed}.", "seed")
+            raise wrong(
+                f"Seed must be from -1 to {most} for {self.takes} takes, not {self.seed}.", "seed"
+            )
 
     def song_seconds(self, source: float) -> float:
         """Return the length of the finished song for a source of `source` seconds."""
@@ -182,7 +200,8 @@ class GenerateRequest(SongRequest, mode="generate"):
 class CoverOptions(Options):
     # 0 starts from pure noise, 1 from the source itself.
     noise_strength: Annotated[float, number("noise_strength")] = usual("noise_strength")
-    detail: Annotated[str, choice("Detail", limits.DETAILS)] = "codes"  # what of the source the steps follow
+    # what of the source the steps follow
+    detail: Annotated[str, choice("Detail", limits.DETAILS)] = "codes"
 
 
 class CoverRequest(SongRequest, mode="cover"):
@@ -210,7 +229,9 @@ class ExtendRequest(SongRequest, mode="extend"):
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
         if not samples_in(self.before) + samples_in(self.after):
-            raise wrong("Seconds before and Seconds after, each from 0 to 300, must not both be 0.", "after")
+            raise wrong(
+                "Seconds before and Seconds after, each from 0 to 300, must not both be 0.", "after"
+            )
 
 
 class EditOptions(Options):
@@ -223,12 +244,17 @@ class EditOptions(Options):
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
-        start, end = self.n_min, self.n_max
+        start = self.n_min
+        end = self.n_max
         if start >= end:
-            raise wrong(f"Morph ends at must be up to 1 and above Morph starts at ({start:g}), not {end:g}.", "n_max")
+            raise wrong(
+                f"Morph ends at must be up to 1 and above Morph starts at ({start:g}), not {end:g}.",
+                "n_max",
+            )
 
 
-ACTION_OPTIONS: dict[str, set[str]] = {  # an option given with an action other than its own is an error
+# an option given with an action other than its own is an error
+ACTION_OPTIONS: dict[str, set[str]] = {
     "repaint": {"repaint_mode", "repaint_strength"},
     "morph": {"n_min", "n_max", "n_avg"},
     "layer": {"mix"},
@@ -249,7 +275,8 @@ class EditRequest(SongRequest, mode="edit"):
     action: Annotated[str, choice("Action", limits.ACTIONS)] = "repaint"
     start: Annotated[float, number("start")] = usual("start")
     end: Annotated[float, number("end")] = usual("end")  # 0 means the end of the file
-    regions: Annotated[tuple[tuple[float, float], ...], BeforeValidator(limits.parse_regions)] = ()  # or several
+    # or several
+    regions: Annotated[tuple[tuple[float, float], ...], BeforeValidator(limits.parse_regions)] = ()
     source_prompt: Annotated[str, text("source_prompt")] = ""
     source_lyrics: Annotated[str, text("source_lyrics")] = ""
     tracks: Annotated[tuple[str, ...], BeforeValidator(limits.track_names)] = ()
@@ -257,39 +284,56 @@ class EditRequest(SongRequest, mode="edit"):
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
-        action, count = self.action, len(self.tracks)
+        action = self.action
+        count = len(self.tracks)
         if action not in CHOOSE_TRACK and count:
             raise wrong(f"Tracks are for layer, extract and complete, not for {action}.", "tracks")
         if action in CHOOSE_TRACK and not count:
             raise wrong(CHOOSE_TRACK[action], "tracks")
         if count > 1 and action != "complete":
             names = ", ".join(limits.TRACKS)
-            raise wrong(f"Tracks must name exactly one track for {action}, not {count}: {names}.", "tracks")
-        start, end, least = self.start, self.end, limits.LEAST_REGION_SECONDS
+            raise wrong(
+                f"Tracks must name exactly one track for {action}, not {count}: {names}.", "tracks"
+            )
+        start = self.start
+        end = self.end
+        least = limits.LEAST_REGION_SECONDS
         if action not in REGION_ACTIONS and (start or end):
             sentence = f"Start and End select a region for repaint and layer; {action} uses the whole file."
             raise wrong(sentence, "start" if start else "end")
         if self.regions and action not in REGION_ACTIONS:
-            raise wrong(f"Regions are for repaint and layer; {action} uses the whole file.", "regions")
+            raise wrong(
+                f"Regions are for repaint and layer; {action} uses the whole file.", "regions"
+            )
         if self.regions and (start or end):
-            raise wrong("Regions replace Start and End: give either regions, or one start and end.", "regions")
+            raise wrong(
+                "Regions replace Start and End: give either regions, or one start and end.",
+                "regions",
+            )
         if end and samples_in(end) - samples_in(start) < samples_in(least):
             sentence = f"End must be at least {least:g} seconds after Start ({start:g}), or 0 for the end of the file"
             raise wrong(f"{sentence}, not {end:g}.", "end")
         for other, own in ACTION_OPTIONS.items():
             for name in sorted(own & self.options.model_fields_set - ACTION_OPTIONS[action]):
-                raise wrong(f"{shown(name)} belongs to the action {other}, not to {action}.", f"options.{name}")
+                raise wrong(
+                    f"{shown(name)} belongs to the action {other}, not to {action}.",
+                    f"options.{name}",
+                )
 
 
 class LyricsOptions(Strict):
-    temperature: Annotated[float, number("temperature")] = usual("temperature")  # 0 always picks the likeliest token
+    # 0 always picks the likeliest token
+    temperature: Annotated[float, number("temperature")] = usual("temperature")
     top_p: Annotated[float, number("top_p")] = usual("top_p")
     max_tokens: Annotated[int, number("max_tokens")] = usual_count("max_tokens")
 
 
 class LyricsRequest(Request, mode="lyrics"):
-    brief: Annotated[str, text("brief", wanted="say what the song is about")] = Field(default="", validate_default=True)
-    structure: Annotated[str, text("structure")] = ""  # a preset's name or free text; "" leaves it to the writer
+    brief: Annotated[str, text("brief", wanted="say what the song is about")] = Field(
+        default="", validate_default=True
+    )
+    # a preset's name or free text; "" leaves it to the writer
+    structure: Annotated[str, text("structure")] = ""
     language: Annotated[str, choice("Language", limits.LANGUAGES)] = "en"
     tone: Annotated[str, text("tone")] = ""
     seed: Annotated[int, number("seed")] = usual_count("seed")
@@ -332,7 +376,9 @@ class AlignRequest(SongWords, mode="align"):
 def parse_request(mode: str, values: Mapping[str, Any]) -> Request:
     """Build the request of `mode`; raises InvalidRequest with one sentence for each wrong field."""
     # None means no options; pydantic would call it a wrong type.
-    values = {name: value for name, value in values.items() if name != "options" or value is not None}
+    values = {
+        name: value for name, value in values.items() if name != "options" or value is not None
+    }
     try:
         return REQUESTS[mode].model_validate(values)
     except ValidationError as error:
@@ -410,7 +456,8 @@ def check_source(request: Request, seconds: float) -> None:
         raise InvalidRequest(problem)
 
 
-# Samples are compared below: a length that a client computed, or that was resampled, may be off by a fraction.
+# Samples are compared below: a length that a client computed, or that was resampled, may be off by
+# a fraction.
 
 
 def _too_long(request: ExtendRequest, seconds: float) -> Problem | None:
@@ -449,7 +496,9 @@ def _region_beyond(request: EditRequest, seconds: float) -> Problem | None:
     end = samples_in(request.end) or total
     if start > total - samples_in(least):
         latest = max(seconds - least, 0)
-        message = f"Start must be from 0 to {latest:.6g} seconds in this source, not {request.start:g}."
+        message = (
+            f"Start must be from 0 to {latest:.6g} seconds in this source, not {request.start:g}."
+        )
         return Problem("invalid", message, "start")
     if end > total:
         message = f"End must be from 0 to {seconds:.6g} seconds, the length of this source, not {request.end:g}."
@@ -471,15 +520,20 @@ def usual_sampling(quality: str, kind: str = "sft") -> Sampling:
     if kind == "turbo":
         # Guidance is distilled into its weights; upstream's table has 8 steps and shift 3.
         return Sampling(8, 1.0, 3.0)
-    steps = limits.PREVIEW_STEPS if kind == "preview" else limits.QUALITY_STEPS
+    if kind == "preview":
+        steps = limits.PREVIEW_STEPS
+    else:
+        steps = limits.QUALITY_STEPS
     return Sampling(steps[quality], 7.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a song, settled once for the checkpoint that makes it; they travel in its `Job`.
+    """The numbers of a song, settled once for the checkpoint that makes it; they travel in its
+    `Job`.
 
-    `kind` is what the checkpoint was trained for (`model_weights.checkpoint_kind`), `notes` say what it ignores.
+    `kind` is what the checkpoint was trained for (`model_weights.checkpoint_kind`), `notes` say
+    what it ignores.
     """
 
     kind: str
@@ -501,14 +555,19 @@ def settle(request: SongRequest, kind: str) -> Settings:
     """Resolve quality and options of a song for a checkpoint of `kind`."""
     options = request.options
     usual = usual_sampling(request.quality, kind)
-    guidance = usual.guidance if options.guidance is None else options.guidance
+    if options.guidance is None:
+        guidance = usual.guidance
+    else:
+        guidance = options.guidance
     notes = []
     if kind == "turbo":
         if guidance > 1:
             notes.append("Guidance was ignored: this turbo checkpoint has it built in.")
         guidance = usual.guidance
         if options.steps is None and request.quality != "standard":
-            notes.append("A turbo checkpoint takes 8 steps at every quality; Steps under Advanced changes that.")
+            notes.append(
+                "A turbo checkpoint takes 8 steps at every quality; Steps under Advanced changes that."
+            )
     return Settings(
         kind=kind,
         steps=usual.steps if options.steps is None else options.steps,

@@ -1,11 +1,13 @@
-"""The planner: ACE-Step's 5 Hz language model turns a prompt into metadata and audio codes before a song is made.
+"""The planner: ACE-Step's 5 Hz language model turns a prompt into metadata and audio codes before a
+song is made.
 
-Phase 1 writes the metadata that the visitor left open, phase 2 draws ceil(5 * seconds) audio codes for each take. The
-same model expands an idea (`inspire`), improves a prompt (`polish`) and describes audio codes (`describe`). Prompts and
-phases follow upstream's LLMHandler; `planner_decoding.py` draws the tokens.
+Phase 1 writes the metadata that the visitor left open, phase 2 draws ceil(5 * seconds) audio codes
+for each take. The same model expands an idea (`inspire`), improves a prompt (`polish`) and
+describes audio codes (`describe`). Prompts and phases follow upstream's LLMHandler;
+`planner_decoding.py` draws the tokens.
 
-Long operations are generators: they yield `Progress` for every token (`steps` is 0 if unknown) and, last, the result.
-Closing one stops it before the next token.
+Long operations are generators: they yield `Progress` for every token (`steps` is 0 if unknown) and,
+last, the result. Closing one stops it before the next token.
 """
 
 from __future__ import annotations
@@ -46,18 +48,21 @@ if TYPE_CHECKING:
 Tokens = tuple[int, ...]
 
 CODES_PER_SECOND = 5
-# How phase 2 is worded, for the record: a plan made with another layout cannot be drawn again. Plans without a name
-# were made with a closed turn, and kept caption and lyrics in the unconditional prompt.
+# How phase 2 is worded, for the record: a plan made with another layout cannot be drawn again.
+# Plans without a name were made with a closed turn, and kept caption and lyrics in the
+# unconditional prompt.
 LAYOUT = "open turn"
 METADATA_ROOM = MAX_CAPTION_TOKENS + 128
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned song: `metadata` by a request's names, drawn from `seed`, and each take's audio codes (5 per second).
+    """A planned song: `metadata` by a request's names, drawn from `seed`, and each take's audio
+    codes (5 per second).
 
-    `caption` is the prompt for the song; `rewritten` tells whether the planner wrote it. `stuck` has the second from
-    which each take's codes repeat themselves even after a second draw, None where they do not.
+    `caption` is the prompt for the song; `rewritten` tells whether the planner wrote it. `stuck`
+    has the second from which each take's codes repeat themselves even after a second draw, None
+    where they do not.
     """
 
     metadata: dict[str, Any]
@@ -96,51 +101,76 @@ def codes_needed(seconds: float) -> int:
 
 class Planner:
     def __init__(self, model: Any, tokenizer: Any, model_id: str):
-        self.model, self.tokenizer, self.model_id = model, tokenizer, model_id
+        self.model = model
+        self.tokenizer = tokenizer
+        self.model_id = model_id
         rows = model.get_output_embeddings().weight.shape[0]
         self.vocabulary = Vocabulary(tokenizer, rows, model.device)
         self.grammar = MetadataGrammar(self.vocabulary)
 
 
 def plan(
-    planner: Planner, request: GenerateRequest, seeds: Sequence[int], longest: float = LIMITS["duration"].high
+    planner: Planner,
+    request: GenerateRequest,
+    seeds: Sequence[int],
+    longest: float = LIMITS["duration"].high,
 ) -> Generator[Progress | Plan]:
-    """Plan a song: each take's codes are drawn from its seed, the metadata from `plan_seed` or the first of `seeds`.
+    """Plan a song: each take's codes are drawn from its seed, the metadata from `plan_seed` or the
+    first of `seeds`.
 
-    Phase 1 is skipped if the visitor gave length, BPM, key and time signature and keeps the prompt. It draws an
-    automatic length of up to `longest` seconds. Raises StudioError if the plan does not fit into the model's context.
+    Phase 1 is skipped if the visitor gave length, BPM, key and time signature and keeps the prompt.
+    It draws an automatic length of up to `longest` seconds. Raises StudioError if the plan does not
+    fit into the model's context.
     """
-    options, encode = request.options, planner.vocabulary.encode
+    options = request.options
+    encode = planner.vocabulary.encode
     seed = options.plan_seed if options.plan_seed >= 0 else seeds[0]
     draw = Draw(options.plan_temperature)
     found = given = _given(request)
     if options.rewrite or not {"bpm", "duration", "keyscale", "timesignature"} <= given.keys():
         grammar = planner.grammar.thoughts(given, options.rewrite, longest)
         tokens = encode(song_prompt(planner.tokenizer, request))
-        found = yield from write(planner.model, tokens, grammar, "planning", seed, draw, METADATA_ROOM)
+        found = yield from write(
+            planner.model, tokens, grammar, "planning", seed, draw, METADATA_ROOM
+        )
     caption = found.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
     found = {**found, "caption": caption}
     guided = encode(codes_prompt(planner.tokenizer, request, found))
     unguided = encode(unguided_prompt(planner.tokenizer, options.exclude))
-    seconds = float(found["duration"]) if request.duration is None else request.duration
+    if request.duration is None:
+        seconds = float(found["duration"])
+    else:
+        seconds = request.duration
     prompts = (guided, unguided)
-    takes, stuck = yield from _draw_codes(planner, prompts, seeds, codes_needed(seconds), draw, options.plan_cfg)
+    takes, stuck = yield from _draw_codes(
+        planner, prompts, seeds, codes_needed(seconds), draw, options.plan_cfg
+    )
     codes = tuple(tuple(take) for take in planner.vocabulary.codes[takes].tolist())
-    yield Plan(_metadata(found), caption or request.prompt, bool(caption), seed, seconds, codes, stuck)
+    yield Plan(
+        _metadata(found), caption or request.prompt, bool(caption), seed, seconds, codes, stuck
+    )
 
 
 def _draw_codes(
-    planner: Planner, prompts: tuple[Tokens, Tokens], seeds: Sequence[int], count: int, draw: Draw, guidance: float
+    planner: Planner,
+    prompts: tuple[Tokens, Tokens],
+    seeds: Sequence[int],
+    count: int,
+    draw: Draw,
+    guidance: float,
 ) -> Generator[Progress, None, tuple[torch.Tensor, tuple[float | None, ...]]]:
-    """Draw `count` codes for each take; return them as indices [takes, codes], and the second where each take is stuck.
+    """Draw `count` codes for each take; return them as indices [takes, codes], and the second where
+    each take is stuck.
 
-    Codes that get stuck are drawn once more from there, from other random numbers (upstream's #1164: 736 equal codes
-    of 800).
+    Codes that get stuck are drawn once more from there, from other random numbers (upstream's
+    #1164: 736 equal codes of 800).
     """
     import torch
 
     code_ids = planner.vocabulary.code_ids
-    drawn = yield from CodeWriter(planner.model, code_ids, prompts, seeds, count, draw, guidance).run()
+    drawn = yield from CodeWriter(
+        planner.model, code_ids, prompts, seeds, count, draw, guidance
+    ).run()
     stuck: list[float | None] = []
     for take, seed in enumerate(seeds):
         start = stuck_from(drawn[take].tolist())
@@ -149,7 +179,9 @@ def _draw_codes(
             said = code_ids[kept.to(code_ids.device)].tolist()
             longer = ((*prompts[0], *said), (*prompts[1], *said))
             other = second_seed(seed)
-            again = CodeWriter(planner.model, code_ids, longer, [other], count - start, draw, guidance)
+            again = CodeWriter(
+                planner.model, code_ids, longer, [other], count - start, draw, guidance
+            )
             drawn[take] = torch.cat([kept, (yield from again.run())[0]])
             start = stuck_from(drawn[take].tolist())
         stuck.append(None if start is None else start / CODES_PER_SECOND)
@@ -162,7 +194,8 @@ LONGEST_CYCLE = CYCLE_CODES // 2  # so that what counts as a cycle came at least
 
 
 def stuck_from(codes: Sequence[int]) -> int | None:
-    """Return where `codes` get stuck, or None: one code for over 3 s, or a cycle of codes for over 12 s.
+    """Return where `codes` get stuck, or None: one code for over 3 s, or a cycle of codes for over
+    12 s.
 
     It is the place of the first repetition: what came before it is fine.
     """
@@ -191,22 +224,31 @@ def second_seed(seed: int) -> int:
     return (seed * 0x9E3779B1 + 0x7F4A7C15) % 2**32
 
 
-def inspire(planner: Planner, request: InspireRequest, seed: int) -> Generator[Progress | dict[str, Any]]:
-    words = f"{typed(request.idea) or NO_INPUT}\n\ninstrumental: {str(request.instrumental).lower()}"
+def inspire(
+    planner: Planner, request: InspireRequest, seed: int
+) -> Generator[Progress | dict[str, Any]]:
+    words = (
+        f"{typed(request.idea) or NO_INPUT}\n\ninstrumental: {str(request.instrumental).lower()}"
+    )
     lyrics = INSTRUMENTAL if request.instrumental else ""
     yield from _sketch(planner, "inspire", words, _filled(language=request.language), seed, lyrics)
 
 
-def polish(planner: Planner, request: PolishRequest, seed: int) -> Generator[Progress | dict[str, Any]]:
+def polish(
+    planner: Planner, request: PolishRequest, seed: int
+) -> Generator[Progress | dict[str, Any]]:
     lyrics = request.sung_lyrics()
     words = f"# Caption\n{typed(request.prompt) or NO_INPUT}\n\n# Lyric\n{typed(lyrics)}"
     kept = INSTRUMENTAL if lyrics == INSTRUMENTAL else ""
     yield from _sketch(planner, "polish", words, _given(request), seed, kept)
 
 
-def describe(planner: Planner, codes: Sequence[int], seed: int) -> Generator[Progress | dict[str, Any]]:
+def describe(
+    planner: Planner, codes: Sequence[int], seed: int
+) -> Generator[Progress | dict[str, Any]]:
     """Describe audio codes, which become tokens of their own, as prompt, lyrics and metadata."""
-    seconds, limit = len(codes) // CODES_PER_SECOND, LIMITS["duration"]
+    seconds = len(codes) // CODES_PER_SECOND
+    limit = LIMITS["duration"]
     given = _filled(duration=seconds if limit.low <= seconds <= limit.high else None)
     words = "".join(f"<|audio_code_{planner.vocabulary.nearest(code)}|>" for code in codes)
     yield from _sketch(planner, "describe", words, given, seed, "", temperature=0.3)
@@ -229,9 +271,16 @@ def _sketch(
 
     room = METADATA_ROOM + (0 if lyrics else MAX_LYRIC_TOKENS)
     tokens = planner.vocabulary.encode(chat(planner.tokenizer, task, words))
-    found, lyrics = yield from write(planner.model, tokens, everything(), "writing", seed, Draw(temperature), room)
+    found, lyrics = yield from write(
+        planner.model, tokens, everything(), "writing", seed, Draw(temperature), room
+    )
     prompt = found["caption"][: TEXT_LIMITS["prompt"]].strip()
-    yield {"prompt": prompt, "lyrics": lyrics, **_metadata(found), "duration": int(found["duration"])}
+    yield {
+        "prompt": prompt,
+        "lyrics": lyrics,
+        **_metadata(found),
+        "duration": int(found["duration"]),
+    }
 
 
 def _metadata(found: Mapping[str, str]) -> dict[str, Any]:
@@ -252,7 +301,9 @@ def _given(request: GenerateRequest | PolishRequest) -> dict[str, str]:
 
 
 def _filled(**values: object) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items() if value not in (None, "", "unknown")}
+    return {
+        name: str(value) for name, value in values.items() if value not in (None, "", "unknown")
+    }
 
 
 def clean_lyrics(text: str) -> str:
@@ -281,7 +332,8 @@ def load_planner(weights: Weights, device: Device) -> Planner:
         if not planner_layers.fits(model):
             raise Unfit("its layers are not Qwen3's")
         if not on_zerogpu():
-            # On ZeroGPU weights are stand-ins until a card is attached; `CachedLayers` joins them then.
+            # On ZeroGPU weights are stand-ins until a card is attached; `CachedLayers` joins them
+            # then.
             planner_layers.join_weights(model)
             free_memory()
         if not tokenizer.chat_template:
@@ -290,16 +342,21 @@ def load_planner(weights: Weights, device: Device) -> Planner:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = str(error) if isinstance(error, Unfit) else f"it could not be loaded: {first_line(error)}"
+        if isinstance(error, Unfit):
+            reason = str(error)
+        else:
+            reason = f"it could not be loaded: {first_line(error)}"
         raise StudioError.of(unusable(weights.model_id, reason)) from error
 
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(folder: Path, changed: tuple[int, ...]) -> Any:
-    """Load the tokenizer in `folder`, which is kept when the model is unloaded; `changed` is when its files changed.
+    """Load the tokenizer in `folder`, which is kept when the model is unloaded; `changed` is when
+    its files changed.
 
-    tokenizer.json already has the 65,535 audio codes as special tokens. If they are listed a second time, transformers
-    5.23 compares each of them with all others, which takes minutes; the ids are the same without that list.
+    tokenizer.json already has the 65,535 audio codes as special tokens. If they are listed a second
+    time, transformers 5.23 compares each of them with all others, which takes minutes; the ids are
+    the same without that list.
     """
     from transformers import AutoTokenizer
 
@@ -307,7 +364,7 @@ def _tokenizer(folder: Path, changed: tuple[int, ...]) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, **none)
 
 
-# --- prompts --------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 NO_INPUT = "NO USER INPUT"
 INSTRUCTIONS = {
@@ -324,12 +381,15 @@ def song_prompt(tokenizer: Any, request: GenerateRequest) -> str:
 
 
 def codes_prompt(tokenizer: Any, request: GenerateRequest, metadata: Mapping[str, str]) -> str:
-    """Return the conditional prompt of phase 2, which ends inside the assistant's turn: the audio codes follow.
+    """Return the conditional prompt of phase 2, which ends inside the assistant's turn: the audio
+    codes follow.
 
-    The thoughts are as in the model's training (upstream's `LLMHandler`, #1126): sorted YAML, numbers as numbers, only
-    known fields, and one blank line after them.
+    The thoughts are as in the model's training (upstream's `LLMHandler`, #1126): sorted YAML,
+    numbers as numbers, only known fields, and one blank line after them.
     """
-    values = {name: int(value) if value.isdigit() else value for name, value in metadata.items() if value}
+    values = {
+        name: int(value) if value.isdigit() else value for name, value in metadata.items() if value
+    }
     thoughts = yaml.dump(values, allow_unicode=True, sort_keys=True).strip()
     return f"{song_prompt(tokenizer, request)}<think>\n{typed(thoughts)}\n</think>\n\n"
 

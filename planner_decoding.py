@@ -1,13 +1,14 @@
 """How the planner writes: along a grammar, and with seeds that mean the same on every device.
 
-A grammar is a Python generator. It yields a tuple of tokens to write as they are, or an index tensor of tokens to
-choose from, in return for which it is sent the token that was drawn; it returns its result. Values are walked along
-prefix trees of the tokenizer's own tokens for the whole line ("bpm: 120\\n"), so that merged digits, spaces and line
-ends come out as in training (upstream constrained_logits_processor.py).
+A grammar is a Python generator. It yields a tuple of tokens to write as they are, or an index
+tensor of tokens to choose from, in return for which it is sent the token that was drawn; it returns
+its result. Values are walked along prefix trees of the tokenizer's own tokens for the whole line
+("bpm: 120\\n"), so that merged digits, spaces and line ends come out as in training (upstream
+constrained_logits_processor.py).
 
-Every draw looks up a number from the take's own CPU generator in the running sum of the probabilities, in the order of
-the token ids. Unlike `torch.multinomial`, that gives the same token for the same seed on every device and in every
-batch, except where rounding decides.
+Every draw looks up a number from the take's own CPU generator in the running sum of the
+probabilities, in the order of the token ids. Unlike `torch.multinomial`, that gives the same token
+for the same seed on every device and in every batch, except where rounding decides.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("studio")
 
 FIELDS = ("bpm", "caption", "duration", "keyscale", "language", "timesignature")
-LARGEST_CODE = 63_999  # the codebook has 8 * 8 * 8 * 5 * 5 * 5 entries; the tokenizer's slots beyond them mean nothing
+# the codebook has 8 * 8 * 8 * 5 * 5 * 5 entries; the tokenizer's slots beyond them mean nothing
+LARGEST_CODE = 63_999
 MAX_CAPTION_TOKENS = 512
-CODE_LEVELS = (8, 8, 8, 5, 5, 5)  # steps of each number that a code stands for, the first one counting fastest
+# steps of each number that a code stands for, the first one counting fastest
+CODE_LEVELS = (8, 8, 8, 5, 5, 5)
 AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
-# A byte-level vocabulary's spelling of a space and a line end; its other characters below 0x120 are control characters.
-SPACE, LINE_END = "Ġ", "Ċ"
+# A byte-level vocabulary's spelling of a space and a line end; its other characters below 0x120 are
+# control characters.
+SPACE = "Ġ"
+LINE_END = "Ċ"
 CONTROL = re.compile("[\u0100-\u011f]")
 
 
@@ -46,7 +51,8 @@ class Unfit(ValueError):
     """The model or its tokenizer cannot plan; the message completes "it cannot be the planner: ..."."""
 
 
-# Yields tokens that are certain, which are answered by None, or a choice, answered by the token that was drawn.
+# Yields tokens that are certain, which are answered by None, or a choice, answered by the token
+# that was drawn.
 Grammar = Generator["tuple[int, ...] | torch.Tensor", Any, Any]
 
 
@@ -56,29 +62,43 @@ class Vocabulary:
     def __init__(self, tokenizer: Any, rows: int, device: torch.device | str):
         import torch
 
-        self.tokenizer, self._device = tokenizer, device
-        spelled = {token: number for token, number in tokenizer.get_vocab().items() if number < rows}
+        self.tokenizer = tokenizer
+        self._device = device
+        spelled = {
+            token: number for token, number in tokenizer.get_vocab().items() if number < rows
+        }
         for token in (marks := ("<think>", "</think>", "<|im_end|>")):
             if token not in spelled:
                 raise Unfit(f"its tokenizer has no {token}")
         self.think, self.think_end, self.end = (spelled[token] for token in marks)
         found = ((AUDIO_CODE.fullmatch(token), number) for token, number in spelled.items())
-        codes = sorted((int(code[1]), number) for code, number in found if code and int(code[1]) <= LARGEST_CODE)
+        codes = sorted(
+            (int(code[1]), number)
+            for code, number in found
+            if code and int(code[1]) <= LARGEST_CODE
+        )
         # The code of each audio token [N], whose ids are in `code_ids`.
         self.codes = torch.tensor([code for code, _ in codes])
         self.code_ids = self.ids(number for _, number in codes)
         self._nearest = {code: code for code, _ in codes}
         self.ends = {self.end, spelled.get("<|endoftext|>", self.end)}
         special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-        plain = {t: n for t, n in spelled.items() if t not in special and not AUDIO_CODE.fullmatch(t)}
-        # Lyrics may break lines anywhere; a caption only at the end of a token, as `_caption` requires.
+        plain = {
+            t: n for t, n in spelled.items() if t not in special and not AUDIO_CODE.fullmatch(t)
+        }
+        # Lyrics may break lines anywhere; a caption only at the end of a token, as `_caption`
+        # requires.
         text = {t: n for t, n in plain.items() if not CONTROL.search(t.replace(LINE_END, ""))}
         words = {t: n for t, n in text.items() if "`" not in t and LINE_END not in t}
-        self.breaks = {n for t, n in text.items() if "`" not in t and t.find(LINE_END) == len(t) - 1}
+        self.breaks = {
+            n for t, n in text.items() if "`" not in t and t.find(LINE_END) == len(t) - 1
+        }
         self.text = self.ids(sorted({*text.values(), *self.ends}))
         self.words = self.ids(sorted({*words.values(), *self.breaks}))
         # A value begins with a space, which is a token of its own before a digit ("80s synthwave").
-        self.opening = self.ids(sorted(n for t, n in words.items() if t[0] == SPACE and t[1:2] != SPACE))
+        self.opening = self.ids(
+            sorted(n for t, n in words.items() if t[0] == SPACE and t[1:2] != SPACE)
+        )
         self.indents = [n for t, n in words.items() if t.startswith(2 * SPACE) and t.strip(SPACE)]
         self.spaces = [number for token, number in plain.items() if token == SPACE]  # none or one
 
@@ -113,7 +133,10 @@ def code_numbers(code: int) -> list[float]:
 def nearest_code(code: int, known: Sequence[int]) -> int:
     """Return of the `known` codes the one that stands for nearly the same as `code`."""
     wanted = code_numbers(code)
-    return min(known, key=lambda each: sum((a - b) ** 2 for a, b in zip(wanted, code_numbers(each), strict=True)))
+    return min(
+        known,
+        key=lambda each: sum((a - b) ** 2 for a, b in zip(wanted, code_numbers(each), strict=True)),
+    )
 
 
 class MetadataGrammar:
@@ -123,19 +146,29 @@ class MetadataGrammar:
         self.vocabulary = vocabulary
         self._names = {field: vocabulary.encode(f"{field}:") for field in FIELDS}
         self._line_end = vocabulary.encode("\n")
-        values: dict[str, Collection[Any]] = {"keyscale": KEYS, "language": LANGUAGES, "timesignature": TIME_SIGNATURES}
+        values: dict[str, Collection[Any]] = {
+            "keyscale": KEYS,
+            "language": LANGUAGES,
+            "timesignature": TIME_SIGNATURES,
+        }
         values["bpm"] = range(int(LIMITS["bpm"].low), int(LIMITS["bpm"].high) + 1)
-        self._trees = {field: self._tree(field, map(str, allowed)) for field, allowed in values.items()}
+        self._trees = {
+            field: self._tree(field, map(str, allowed)) for field, allowed in values.items()
+        }
         self._durations = functools.cache(self._tree_of_durations)
 
-    def thoughts(self, given: Mapping[str, str], caption: bool, longest: float = LIMITS["duration"].high) -> Grammar:
-        """Write the fields, with the values in `given`; `caption` includes that field. Returns a dict.
+    def thoughts(
+        self, given: Mapping[str, str], caption: bool, longest: float = LIMITS["duration"].high
+    ) -> Grammar:
+        """Write the fields, with the values in `given`; `caption` includes that field. Returns a
+        dict.
 
         `longest` bounds the duration in seconds.
         """
         fields = [field for field in FIELDS if caption or field != "caption"]
         yield (self.vocabulary.think, *self._line_end)
-        found, begun = dict(given), False
+        found = dict(given)
+        begun = False
         for number, field in enumerate(fields):
             yield self._names[field][1:] if begun else self._names[field]
             begun = False
@@ -144,7 +177,10 @@ class MetadataGrammar:
             elif field == "caption":
                 found[field], begun = yield from self._caption(self._names[fields[number + 1]][0])
             else:
-                node = self._durations(int(longest)) if field == "duration" else self._trees[field]
+                if field == "duration":
+                    node = self._durations(int(longest))
+                else:
+                    node = self._trees[field]
                 while None not in node:
                     node = node[(yield self.vocabulary.ids(sorted(node)))]
                 found[field] = node[None]
@@ -180,7 +216,8 @@ class MetadataGrammar:
         """Write the caption; returns it and whether `following`, the next field's first token, is already written."""
         vocabulary = self.vocabulary
         written: list[int] = []
-        # A new line either continues the caption, indented by two spaces as YAML does, or begins the next field.
+        # A new line either continues the caption, indented by two spaces as YAML does, or begins
+        # the next field.
         new_line = vocabulary.ids(sorted({following, *vocabulary.spaces, *vocabulary.indents}))
         choice = vocabulary.opening
         while len(written) < MAX_CAPTION_TOKENS:
@@ -207,7 +244,8 @@ def tidy_caption(written: str) -> str:
     return text.lstrip("'\" ")
 
 
-CUT = "\ue000"  # a private character at which text is cut, and which is dropped, before it becomes tokens
+# a private character at which text is cut, and which is dropped, before it becomes tokens
+CUT = "\ue000"
 
 
 def typed(text: str, starts: Iterable[str] = "<") -> str:
@@ -219,7 +257,9 @@ def typed(text: str, starts: Iterable[str] = "<") -> str:
 def encode_marked(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Return the tokens of `text`, parts of which `typed` marked, without any that the tokenizer would add."""
     parts = [part for part in text.split(CUT) if part]
-    return tuple(token for part in parts for token in tokenizer(part, add_special_tokens=False).input_ids)
+    return tuple(
+        token for part in parts for token in tokenizer(part, add_special_tokens=False).input_ids
+    )
 
 
 @dataclass(frozen=True)
@@ -242,7 +282,8 @@ class Draw:
             least = ranked.masked_fill_(cut, 2.0).amin(dim=-1, keepdim=True)
             shares.masked_fill_(shares < least, 0.0)
         reached = _sums(shares)
-        # The first index whose sum reaches the target has a share of its own, since the target is above zero.
+        # The first index whose sum reaches the target has a share of its own, since the target is
+        # above zero.
         return (reached < chance * reached[:, -1:]).sum(dim=-1)
 
     def _likely(self, shares: torch.Tensor) -> torch.Tensor:
@@ -262,11 +303,16 @@ def chances(seeds: Sequence[int], count: int) -> torch.Tensor:
     """Return `count` numbers in (0, 1] for each seed, [len(seeds), count], drawn on the CPU."""
     import torch
 
-    rows = [1.0 - torch.rand(count, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
+    rows = [
+        1.0 - torch.rand(count, generator=torch.Generator("cpu").manual_seed(seed))
+        for seed in seeds
+    ]
     return torch.stack(rows)
 
 
-def _read(model: Any, prompts: Sequence[Sequence[int]], room: int) -> tuple[CachedLayers, torch.Tensor]:
+def _read(
+    model: Any, prompts: Sequence[Sequence[int]], room: int
+) -> tuple[CachedLayers, torch.Tensor]:
     """Return layers with `room` after `prompts`, which are padded on the left, and the prompts' last hidden states."""
     import torch
 
@@ -285,18 +331,27 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], room: int) -> tuple[Cach
 
 
 def write(
-    model: Any, prompt: Sequence[int], grammar: Grammar, stage: Stage, seed: int, draw: Draw, room: int
+    model: Any,
+    prompt: Sequence[int],
+    grammar: Grammar,
+    stage: Stage,
+    seed: int,
+    draw: Draw,
+    room: int,
 ) -> Generator[Progress, None, Any]:
     """Write after `prompt` along `grammar`, up to `room` tokens; returns the grammar's result."""
     import torch
 
-    head, luck = model.get_output_embeddings(), chances([seed], room).to(model.device)
+    head = model.get_output_embeddings()
+    luck = chances([seed], room).to(model.device)
     layers, _ = _read(model, [prompt], room)
     pending: list[int] = []
-    count, token = 0, None
+    count = 0
+    token = None
     try:
         while True:
-            demand, token = grammar.send(token), None
+            demand = grammar.send(token)
+            token = None
             if isinstance(demand, tuple):
                 pending += demand
                 continue
@@ -312,15 +367,18 @@ def write(
 
 
 AHEAD = 8  # codes that may be queued on a device before the next wait for it
-RECORDED = {"cuda"}  # devices on which a step is recorded and replayed; one on which that fails is dropped
+# devices on which a step is recorded and replayed; one on which that fails is dropped
+RECORDED = {"cuda"}
 
 
 class CodeWriter:
-    """Draws the audio codes of all takes together: conditional rows first, unconditional ones after them.
+    """Draws the audio codes of all takes together: conditional rows first, unconditional ones after
+    them.
 
-    Guidance is `u + s * (c - u)` in float32 on the logits of the audio tokens. The end of the text is not among them:
-    it is barred until the last code and certain after it (reference 3.3). `prompts` are the conditional and the
-    unconditional one; `guidance` 1 is none and leaves out the second.
+    Guidance is `u + s * (c - u)` in float32 on the logits of the audio tokens. The end of the text
+    is not among them: it is barred until the last code and certain after it (reference 3.3).
+    `prompts` are the conditional and the unconditional one; `guidance` 1 is none and leaves out the
+    second.
     """
 
     def __init__(
@@ -335,16 +393,21 @@ class CodeWriter:
     ):
         import torch
 
-        self._draw, self._guidance, self._takes, self._count = draw, guidance, len(seeds), count
+        self._draw = draw
+        self._guidance = guidance
+        self._takes = len(seeds)
+        self._count = count
         rows = [prompt for prompt in (prompts if guidance != 1 else prompts[:1]) for _ in seeds]
-        self._code_ids, device = code_ids, model.device
+        self._code_ids = code_ids
+        device = model.device
         self._weight, self._bias = _rows(model.get_output_embeddings(), code_ids)
         self._chances = chances(seeds, count).to(device)
         self._drawn = torch.zeros((self._takes, count), dtype=torch.long, device=device)
         self._number = torch.zeros(1, dtype=torch.long, device=device)
         self._tokens = torch.zeros((len(rows), 1), dtype=torch.long, device=device)
         self._layers, hidden = _read(model, rows, count)
-        self._before_codes, self._end = self._layers.position - 1, 0
+        self._before_codes = self._layers.position - 1
+        self._end = 0
         self._replay: Callable[[], None] | None = None
         self._pick(hidden)
 
@@ -354,12 +417,14 @@ class CodeWriter:
         for number in range(1, self._count):
             self._advance()
             if number % AHEAD == 0:
-                self._number.item()  # waits for the device: the reported codes exist, and few more are queued
+                # waits for the device: the reported codes exist, and few more are queued
+                self._number.item()
             yield Progress("planning", number + 1, self._count)
         return self._drawn.cpu()
 
     def _advance(self) -> None:
-        if (device := self._tokens.device.type) in RECORDED:
+        device = self._tokens.device.type
+        if device in RECORDED:
             try:
                 self._advance_recorded()
                 return
@@ -368,14 +433,17 @@ class CodeWriter:
                 if is_out_of_memory(error):
                     raise
                 RECORDED.discard(device)
-                log.warning("The planner takes plain steps, because recording failed: %s", first_line(error))
+                log.warning(
+                    "The planner takes plain steps, because recording failed: %s", first_line(error)
+                )
         self._pick(self._layers.read(self._tokens))
 
     def _advance_recorded(self) -> None:
         """Advance by a graph for each stretch of the cache: its first step warms up, its second is recorded."""
         end = stretch_end(self._layers.position)
         if end != self._end:
-            self._end, self._replay = end, None
+            self._end = end
+            self._replay = None
             warm_up(self._step)
         else:
             self._replay = self._replay or record(self._step)
@@ -426,7 +494,8 @@ def record(work: Callable[[], None]) -> Callable[[], None]:
     """Return a CUDA graph's replay of `work`, which is recorded but not done here."""
     import torch
 
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.current_stream()
     # The outer block goes back to this stream even if recording fails.
     with torch.cuda.stream(stream), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
@@ -435,7 +504,8 @@ def record(work: Callable[[], None]) -> Callable[[], None]:
 
 def _rows(head: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the rows `ids` of an output layer's weight and bias: a view if the rows are consecutive."""
-    first, last = int(ids[0]), int(ids[-1])
+    first = int(ids[0])
+    last = int(ids[-1])
     together = last - first + 1 == len(ids) and bool((ids.diff() == 1).all())
     which = slice(first, last + 1) if together else ids
     return head.weight[which], None if head.bias is None else head.bias[which]

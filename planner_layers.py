@@ -1,7 +1,9 @@
-"""The planner's layers (Qwen3) over a static key-value cache, in as few operations as their arithmetic needs.
+"""The planner's layers (Qwen3) over a static key-value cache, in as few operations as their
+arithmetic needs.
 
-Calls cost more than products: transformers makes about sixty per layer and step, this file about twenty. Query heads
-that share a key are folded into one product, and the cache is transposed, so that products run along the positions.
+Calls cost more than products: transformers makes about sixty per layer and step, this file about
+twenty. Query heads that share a key are folded into one product, and the cache is transposed, so
+that products run along the positions.
 
 Shapes: R rows, n tokens read at once, H query heads, K key heads, D their size, L layers.
 """
@@ -41,7 +43,8 @@ def stretch_end(position: int) -> int:
 
 
 class CachedLayers:
-    """A model's layers, cached for R rows of up to `length` tokens; `pads` [R] counts the padding on the left.
+    """A model's layers, cached for R rows of up to `length` tokens; `pads` [R] counts the padding
+    on the left.
 
     The model's parameters must not require gradients.
     """
@@ -49,22 +52,35 @@ class CachedLayers:
     def __init__(self, model: Any, pads: Sequence[int], length: int):
         import torch
 
-        body, config, device = model.get_decoder(), model.config, model.device
-        self._heads, self._groups, self._size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        body = model.get_decoder()
+        config = model.config
+        device = model.device
+        self._heads = config.num_attention_heads
+        self._groups = config.num_key_value_heads
+        self._size = config.head_dim
         length = stretch_end(length - 1)
         shape = (config.num_hidden_layers, len(pads), self._groups, self._size, length)
-        self._keys, self._values = (torch.zeros(shape, device=device, dtype=model.dtype) for _ in range(2))
-        self._embedding, self._norm = body.embed_tokens.weight, _Norm(body.norm)
+        self._keys, self._values = (
+            torch.zeros(shape, device=device, dtype=model.dtype) for _ in range(2)
+        )
+        self._embedding = body.embed_tokens.weight
+        self._norm = _Norm(body.norm)
         self._layers = [_weights(layer) for layer in body.layers]
         self._unit = _Norm(body.layers[0].self_attn.q_norm)
-        # The norms' weights are part of the rotary tables: [2, L, 1, H + K, D] for the cosine and the sine.
-        pairs = ((layer.self_attn.q_norm.weight, layer.self_attn.k_norm.weight) for layer in body.layers)
-        norms = [torch.cat([q.expand(self._heads, -1), k.expand(self._groups, -1)]) for q, k in pairs]
+        # The norms' weights are part of the rotary tables: [2, L, 1, H + K, D] for the cosine and
+        # the sine.
+        pairs = (
+            (layer.self_attn.q_norm.weight, layer.self_attn.k_norm.weight) for layer in body.layers
+        )
+        norms = [
+            torch.cat([q.expand(self._heads, -1), k.expand(self._groups, -1)]) for q, k in pairs
+        ]
         norms = torch.stack(norms)[:, None]
         self._norms = torch.stack([norms, norms.roll(self._size // 2, dims=-1)]) * self._unit.gain
         self._positions = torch.arange(length, device=device)
         cos, sin = (table[0] for table in body.rotary_emb(self._keys, self._positions[None]))
-        sin = torch.cat([-sin[:, : self._size // 2], sin[:, self._size // 2 :]], dim=-1)  # the first half changes sign
+        # the first half changes sign
+        sin = torch.cat([-sin[:, : self._size // 2], sin[:, self._size // 2 :]], dim=-1)
         self._rotary = torch.stack([cos, sin])
         self._pads = torch.tensor(pads, device=device)[:, None]
         padding = self._positions < self._pads
@@ -77,12 +93,15 @@ class CachedLayers:
         """Append `tokens` [R, n]; returns the last hidden states [R, size]."""
         import torch
 
-        begin, self.position = self.position, self.position + tokens.shape[1]
+        begin = self.position
+        self.position = self.position + tokens.shape[1]
         # In half precision the products of a single token need a card that returns them in float32.
         alone = tokens.shape[1] == 1 and self._keys.dtype == torch.float32
         mask = self._mask[..., : self.position] if alone else None
         with torch.no_grad():
-            return self._forward(tokens, self._positions[begin : self.position], self.position, mask)
+            return self._forward(
+                tokens, self._positions[begin : self.position], self.position, mask
+            )
 
     def step(self, tokens: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
         """Read one token [R, 1] at `place` [1]; returns the hidden states [R, size]. The caller counts `position`."""
@@ -94,14 +113,20 @@ class CachedLayers:
             mask = self._mask[..., :end].masked_fill(self._positions[:end] > place, -math.inf)
             return self._forward(tokens, place, end, mask)
 
-    def _forward(self, tokens: torch.Tensor, place: torch.Tensor, end: int, mask: torch.Tensor | None) -> torch.Tensor:
+    def _forward(
+        self, tokens: torch.Tensor, place: torch.Tensor, end: int, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """Read `tokens` at the positions `place` [n]; a `mask` [R * K, 1, end] is for a single token only."""
         import torch
         from torch.nn.functional import silu
 
-        rows, heads = tokens.shape[0], self._heads
+        rows = tokens.shape[0]
+        heads = self._heads
         x = self._embedding[tokens.flatten()]
-        seen = zip(*(cache[..., :end].flatten(1, 2).unbind() for cache in (self._keys, self._values)), strict=True)
+        seen = zip(
+            *(cache[..., :end].flatten(1, 2).unbind() for cache in (self._keys, self._values)),
+            strict=True,
+        )
         caches = zip(self._keys.unbind(), self._values.unbind(), seen, strict=True)
         for weights, (keys, values, (cached_keys, cached_values)), (cos, sin) in zip(
             self._layers, caches, self._turns(place), strict=True
@@ -136,9 +161,14 @@ class CachedLayers:
         import torch
 
         folded = query.reshape(len(keys), -1, self._size)
-        in_float = {} if keys.dtype == torch.float32 else {"out_dtype": torch.float32}
+        if keys.dtype == torch.float32:
+            in_float = {}
+        else:
+            in_float = {"out_dtype": torch.float32}
         scores = torch.baddbmm(mask, folded, keys, alpha=self._size**-0.5, **in_float)
-        return torch.bmm(scores.softmax(dim=-1).to(keys.dtype), values.transpose(1, 2)).view(len(query), -1)
+        return torch.bmm(scores.softmax(dim=-1).to(keys.dtype), values.transpose(1, 2)).view(
+            len(query), -1
+        )
 
     def _attention(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, place: torch.Tensor
@@ -146,21 +176,31 @@ class CachedLayers:
         """Return the attention [R * n, H * D] of `query` [R * n, H, D]."""
         from torch.nn.functional import scaled_dot_product_attention
 
-        rows, group = len(self._pads), self._heads // self._groups
-        query = query.unflatten(0, (rows, -1)).unflatten(2, (self._groups, group)).permute(0, 2, 3, 1, 4)
-        seen, new = self._positions[: keys.shape[-1]], place[:, None]
+        rows = len(self._pads)
+        group = self._heads // self._groups
+        query = (
+            query.unflatten(0, (rows, -1))
+            .unflatten(2, (self._groups, group))
+            .permute(0, 2, 3, 1, 4)
+        )
+        seen = self._positions[: keys.shape[-1]]
+        new = place[:, None]
         # A padded position sees itself: a softmax over nothing gives NaN, which would spread.
         mask = (self._real[..., : len(seen)] & (seen <= new)) | (seen == new)
         keys, values = (part.mT.contiguous().unflatten(0, (rows, -1)) for part in (keys, values))
-        out = scaled_dot_product_attention(query.flatten(2, 3), keys, values, attn_mask=mask.repeat(1, 1, group, 1))
+        out = scaled_dot_product_attention(
+            query.flatten(2, 3), keys, values, attn_mask=mask.repeat(1, 1, group, 1)
+        )
         return out.unflatten(2, (group, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1)
 
 
 def _weights(layer: Any) -> tuple[Any, ...]:
     """Return a layer's norms and weights in the order of their use, transposed for products from the right."""
-    attention, mlp = layer.self_attn, layer.mlp
+    attention = layer.self_attn
+    mlp = layer.mlp
     qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj).T
-    first, second = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+    first = _Norm(layer.input_layernorm)
+    second = _Norm(layer.post_attention_layernorm)
     gate_up = _joined(mlp.gate_proj, mlp.up_proj).T
     return first, qkv, attention.o_proj.weight.T, second, gate_up, mlp.down_proj.weight.T
 
@@ -171,14 +211,22 @@ class _Norm:
     def __init__(self, norm: Any):
         import torch
 
-        self._shape, self._epsilon, size = norm.weight.shape, norm.variance_epsilon, len(norm.weight)
+        self._shape = norm.weight.shape
+        self._epsilon = norm.variance_epsilon
+        size = len(norm.weight)
         self._by_hand = norm.weight.device.type == "cpu" and norm.weight.dtype == torch.float32
-        self.gain = math.sqrt(size) if self._by_hand else 1.0  # by hand, `unit` returns vectors of length 1
-        self._weight = norm.weight * self.gain if self._by_hand else norm.weight
+        # by hand, `unit` returns vectors of length 1
+        self.gain = math.sqrt(size) if self._by_hand else 1.0
+        if self._by_hand:
+            self._weight = norm.weight * self.gain
+        else:
+            self._weight = norm.weight
         self._least = torch.tensor(math.sqrt(self._epsilon * size))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.unit(x).mul_(self._weight) if self._by_hand else self._stock(x, self._weight)
+        if self._by_hand:
+            return self.unit(x).mul_(self._weight)
+        return self._stock(x, self._weight)
 
     def unit(self, x: torch.Tensor) -> torch.Tensor:
         import torch
@@ -195,7 +243,9 @@ class _Norm:
 
 def _by_head(part: torch.Tensor, rows: int) -> torch.Tensor:
     """Return keys or values [R * n, K, D] as the cache holds them, [R, K, D, n]."""
-    return part[..., None] if len(part) == rows else part.unflatten(0, (rows, -1)).permute(0, 2, 3, 1)
+    if len(part) == rows:
+        return part[..., None]
+    return part.unflatten(0, (rows, -1)).permute(0, 2, 3, 1)
 
 
 def _joined(*linears: Any) -> torch.Tensor:
@@ -203,10 +253,14 @@ def _joined(*linears: Any) -> torch.Tensor:
     import torch
 
     weights = [linear.weight for linear in linears]
-    first, sizes = weights[0].data, [len(weight) for weight in weights]
+    first = weights[0].data
+    sizes = [len(weight) for weight in weights]
     with contextlib.suppress(RuntimeError):  # raised if the storage ends before the last one would
         whole = first.as_strided((sum(sizes), first.shape[1]), first.stride())
-        if all(weight.data.is_set_to(part) for weight, part in zip(weights, whole.split(sizes), strict=True)):
+        if all(
+            weight.data.is_set_to(part)
+            for weight, part in zip(weights, whole.split(sizes), strict=True)
+        ):
             return whole
     whole = torch.cat([weight.data for weight in weights])
     for weight, part in zip(weights, whole.split(sizes), strict=True):

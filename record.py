@@ -1,11 +1,13 @@
 """The record of a job: what it takes to make the result again, and what really ran.
 
-It is JSON: it goes out with the files over the API and to the page, and into the tags of every file, there with the
-entry of that take alone. No object in it has a key "path", "url" or "meta": clients would try to download it. A record
-that comes back, in a file's tags or from a browser, may be a stranger's; `Stored` reads it.
+It is JSON: it goes out with the files over the API and to the page, and into the tags of every
+file, there with the entry of that take alone. No object in it has a key "path", "url" or "meta":
+clients would try to download it. A record that comes back, in a file's tags or from a browser, may
+be a stranger's; `Stored` reads it.
 
-A new field needs a line in `SongRecord` or `WordsRecord`, one in `Ran` if the machine that does the work knows it, and
-one in `song_record` or `words_record`. The texts here are those of the table in docs/api.md.
+A new field needs a line in `SongRecord` or `WordsRecord`, one in `Ran` if the machine that does the
+work knows it, and one in `song_record` or `words_record`. The texts here are those of the table in
+docs/api.md.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 from limits import STUDIO_VERSION
 
 HERE = "here"  # the worker's name if this process does the work
-PACKAGES = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")  # they may change the sound
+# they may change the sound
+PACKAGES = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")
 
 
 Part = TypeVar("Part")
 
 
-# --- its parts ------------------------------------------------------------------------------------------------------
+# --- its parts ------------------------------------------------------------------------------------
 
 
 class ModelEntry(TypedDict):
@@ -96,7 +99,9 @@ class TakeEntry(TypedDict):
     peak_dbfs: Annotated[float, "the highest sample"]
     loudness_lufs: Annotated[float | None, "the integrated loudness; null for silence"]
     warnings: Annotated[list[str], "what may be wrong with it"]
-    gain_reduction_db: NotRequired[Annotated[float, "how far the limiter turned peaks down to reach `loudness`"]]
+    gain_reduction_db: NotRequired[
+        Annotated[float, "how far the limiter turned peaks down to reach `loudness`"]
+    ]
     name: NotRequired[Annotated[str, "the name of its file; not in the file's own tags"]]
     sha256: NotRequired[Annotated[str, "the hash of its file; not in the file's own tags"]]
 
@@ -113,7 +118,7 @@ class LineEntry(TypedDict):
     text: Annotated[str, "the line"]
 
 
-# --- the record -----------------------------------------------------------------------------------------------------
+# --- the record -----------------------------------------------------------------------------------
 
 
 class JobRecord(TypedDict):
@@ -140,7 +145,9 @@ class SongRecord(JobRecord):
     prompt_dropped: Annotated[str, "its end, if that did not fit"]
     lyric_tokens: Annotated[int, "the length of the lyrics; the model reads the first 2,048"]
     length: NotRequired[Annotated[LengthEntry, "of a song whose length was automatic"]]
-    switch_step: NotRequired[Annotated[int, "the step from which a cover's source or a plan no longer counts"]]
+    switch_step: NotRequired[
+        Annotated[int, "the step from which a cover's source or a plan no longer counts"]
+    ]
     plan: Annotated[PlanEntry | None, "for `/generate`; null for the others"]
     loras: Annotated[list[LoraEntry], "the LoRAs that acted, in order"]
     notes: Annotated[list[str], "what else is worth knowing"]
@@ -166,7 +173,7 @@ class WordsRecord(JobRecord, WordsResult):
     seed: int
 
 
-# --- written --------------------------------------------------------------------------------------------------------
+# --- written --------------------------------------------------------------------------------------
 
 
 class Instructions(TypedDict):
@@ -245,7 +252,9 @@ def song_record(
     return made
 
 
-def words_record(ran: Ran, *, mode: str, request: dict[str, Any], seed: int, result: WordsResult) -> WordsRecord:
+def words_record(
+    ran: Ran, *, mode: str, request: dict[str, Any], seed: int, result: WordsResult
+) -> WordsRecord:
     """Return the record of a job other than a song."""
     made = WordsRecord(
         studio=STUDIO_VERSION,
@@ -272,7 +281,10 @@ def _known(part: Part | None) -> Part:
 
 
 def library_versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+    }
 
 
 @contextlib.contextmanager
@@ -283,7 +295,7 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 3)
 
 
-# --- read back ------------------------------------------------------------------------------------------------------
+# --- read back ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -311,7 +323,9 @@ class Stored:
             audio=_mapping(record.get("audio")),
             plan=_mapping(record.get("plan")),
             seed=seed,
-            variation_seed=_paired(_sequence(record.get("seeds")), _sequence(record.get("variation_seeds")), seed),
+            variation_seed=_paired(
+                _sequence(record.get("seeds")), _sequence(record.get("variation_seeds")), seed
+            ),
         )
 
     @property
@@ -338,4 +352,6 @@ def _paired(seeds: Sequence[Any], others: Sequence[Any], seed: Any) -> Any:
     if seed not in seeds:
         return None
     place = seeds.index(seed)
-    return others[place] if place < len(others) else None
+    if place < len(others):
+        return others[place]
+    return None

@@ -1,8 +1,9 @@
 """Runs belong to the server: a request becomes a run, which goes on when nobody listens.
 
-`Runs.start` gives a run its unguessable id at once, which is the only way to it: whoever has the id may read its
-events, cancel it, and fetch its takes. Page, named endpoints, MCP and other programs' APIs share one queue. Beneath is
-the one generator `Backend.stream`; only the thread of a run reads it, and only that closes it.
+`Runs.start` gives a run its unguessable id at once, which is the only way to it: whoever has the id
+may read its events, cancel it, and fetch its takes. Page, named endpoints, MCP and other programs'
+APIs share one queue. Beneath is the one generator `Backend.stream`; only the thread of a run reads
+it, and only that closes it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ MOST_EVENTS = 100  # that a run remembers; progress that only repeats itself cou
 MOST_EVENTS_OF_AN_ENDED = 20
 MOST_ENDED = 200  # ended runs that are remembered with their records
 ENDED_SECONDS = 24 * 3600.0
-# On ZeroGPU, how long a run without a card waits for a visitor who is gone, and for one whose page is only hidden.
+# On ZeroGPU, how long a run without a card waits for a visitor who is gone, and for one whose page
+# is only hidden.
 GONE_SECONDS = 60.0
 HIDDEN_SECONDS = 600.0
 # When the journal looks again at what it still has to keep: after so many seconds, or runs.
@@ -52,11 +54,21 @@ PRUNE_RUNS = 200
 PACE_MEMORY = 0.3  # the share of the latest run in the pace
 
 NO_RUN = Problem("no_run", "There is no such run, or it is too long ago.", hint="Check its id.")
-NO_TAKE = Problem("no_take", "This take is not in the output folder any more.", hint="Make the song again.")
+NO_TAKE = Problem(
+    "no_take", "This take is not in the output folder any more.", hint="Make the song again."
+)
 CANCELLED = Problem("cancelled", "The run was cancelled.")
-CUT_OFF = Problem("cut_off", "This run was cut off when the studio restarted.", hint="Make it again.")
-LEFT = Problem("cancelled", "The visitor left before a GPU was free, so nothing was made.", hint="Make it again.")
-STOPPING = Problem("stopping", "The studio is being stopped.", hint="Try again once it is running again.")
+CUT_OFF = Problem(
+    "cut_off", "This run was cut off when the studio restarted.", hint="Make it again."
+)
+LEFT = Problem(
+    "cancelled",
+    "The visitor left before a GPU was free, so nothing was made.",
+    hint="Make it again.",
+)
+STOPPING = Problem(
+    "stopping", "The studio is being stopped.", hint="Try again once it is running again."
+)
 FULL = Problem(
     "queue_full",
     f"{limits.MOST_WAITING} runs are waiting already, and the queue has no more room.",
@@ -79,7 +91,11 @@ class Cancelled:
 
 RunEvent = Waiting | Event | Cancelled
 ENDS = (Done, Failed, Cancelled)
-_STATES_AT_THE_END: dict[type[RunEvent], State] = {Done: "finished", Failed: "failed", Cancelled: "cancelled"}
+_STATES_AT_THE_END: dict[type[RunEvent], State] = {
+    Done: "finished",
+    Failed: "failed",
+    Cancelled: "cancelled",
+}
 
 
 class Run:
@@ -102,7 +118,8 @@ class Run:
         self.ended_at = 0.0
         self.has_card = False  # ZeroGPU has lent a card, which is paid for
         self.cancelling: Problem | None = None
-        # Holds the visitor's request, by whose headers ZeroGPU lends a card; gone with the run's end.
+        # Holds the visitor's request, by whose headers ZeroGPU lends a card; gone with the run's
+        # end.
         self.context: contextvars.Context | None = None
 
     @property
@@ -112,7 +129,9 @@ class Run:
     @property
     def seconds(self) -> float:
         """Return how long it has been running, or ran."""
-        return max(self.ended_at - self.started_at, 0.0) if self.started_at else 0.0
+        if self.started_at:
+            return max(self.ended_at - self.started_at, 0.0)
+        return 0.0
 
     @property
     def outcome(self) -> Done | Failed | Cancelled | None:
@@ -147,7 +166,8 @@ def _repeats(latest: RunEvent, event: RunEvent) -> bool:
 def title_of(request: Request) -> str:
     """Return a few words that tell a run from others."""
     for name in ("prompt", "brief", "idea", "lyrics"):
-        if words := getattr(request, name, ""):
+        words = getattr(request, name, "")
+        if words:
             return textwrap.shorten(words, 60, placeholder=" ...")
     return request.mode.capitalize()
 
@@ -155,8 +175,8 @@ def title_of(request: Request) -> str:
 class Runs:
     """All runs of this studio.
 
-    `stream` makes the events of a request, `weigh` estimates its seconds on one fixed machine, and `clock` counts
-    seconds.
+    `stream` makes the events of a request, `weigh` estimates its seconds on one fixed machine, and
+    `clock` counts seconds.
     """
 
     def __init__(
@@ -169,7 +189,10 @@ class Runs:
         drops_absent: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._stream, self._weigh, self._journal, self._clock = stream, weigh, journal, clock
+        self._stream = stream
+        self._weigh = weigh
+        self._journal = journal
+        self._clock = clock
         self._at_once = at_once
         self._drops_absent = drops_absent
         self._lock = threading.RLock()
@@ -183,16 +206,17 @@ class Runs:
         self._since_pruned = 0  # runs
         self._stopping = False
 
-    # --- for callers ------------------------------------------------------------------------------------------------
+    # --- for callers ------------------------------------------------------------------------------
 
     def start(self, request: Request, owner: str, most: int | None = None, tag: Any = None) -> Run:
         """Queue `request` for `owner`; raises StudioError if there is no room.
 
-        The owner may have `most` runs waiting, by default as many as a program. `tag` is the caller's own, and the
-        run keeps it.
+        The owner may have `most` runs waiting, by default as many as a program. `tag` is the
+        caller's own, and the run keeps it.
         """
         weight = self._weigh(request)
-        most = limits.MOST_WAITING_OF_A_PROGRAM if most is None else most
+        if most is None:
+            most = limits.MOST_WAITING_OF_A_PROGRAM
         with self._lock:
             if self._stopping:
                 raise StudioError.of(STOPPING)
@@ -200,7 +224,8 @@ class Runs:
             self._check_room(request, weight, owner, most)
             run = Run(request, owner, weight, self._clock(), tag)
             run.context = contextvars.copy_context()
-            # Else `spaces` would look for the event of Gradio's queue, which ends long before the run.
+            # Else `spaces` would look for the event of Gradio's queue, which ends long before the
+            # run.
             run.context.run(LocalContext.event_id.set, None)
             self._known[run.id] = run
             self._queue.add(run)
@@ -217,7 +242,8 @@ class Runs:
     def facts(self, run_id: str) -> dict[str, Any]:
         """Return what there is to know about a run, of an earlier process too; raises StudioError for no such run."""
         with self._lock:
-            if run := self.find(run_id):
+            run = self.find(run_id)
+            if run:
                 return _facts(run, self._place_of(run))
         entry = self._journal.find(run_id)
         if entry is None:
@@ -230,7 +256,9 @@ class Runs:
         if entry is None:
             raise StudioError.of(NO_RUN)
         if not 1 <= number <= len(entry.songs):
-            raise StudioError("no_take", f"This run has {len(entry.songs)} takes, so there is no take {number}.")
+            raise StudioError(
+                "no_take", f"This run has {len(entry.songs)} takes, so there is no take {number}."
+            )
         path = self._journal.song(entry.songs[number - 1]) or self._copy_of(run_id, number)
         if path is None:
             raise StudioError.of(NO_TAKE)
@@ -239,7 +267,9 @@ class Runs:
     def _copy_of(self, run_id: str, number: int) -> Path | None:
         """Return Gradio's copy of a take that has left the output folder early."""
         run = self.find(run_id)
-        copies = run.outcome.files if run and isinstance(run.outcome, Done) else ()
+        copies: tuple[str, ...] = ()
+        if run and isinstance(run.outcome, Done):
+            copies = run.outcome.files
         if number > len(copies) or not Path(copies[number - 1]).is_file():
             return None
         return Path(copies[number - 1])
@@ -260,7 +290,8 @@ class Runs:
     def heard(self, run_id: str, hidden: bool = False) -> None:
         """Note that the visitor is there; a page that is hidden asks for nothing, so it may be silent for longer."""
         with self._lock:
-            if run := self._known.get(run_id):
+            run = self._known.get(run_id)
+            if run:
                 run.silent_until = self._clock() + (HIDDEN_SECONDS if hidden else GONE_SECONDS)
 
     def renew(self, run_id: str, request: gr.Request) -> None:
@@ -283,7 +314,11 @@ class Runs:
 
     def counts(self) -> dict[str, int]:
         with self._lock:
-            return {"waiting": len(self._queue), "running": len(self._running), "ended": len(self._ended)}
+            return {
+                "waiting": len(self._queue),
+                "running": len(self._running),
+                "ended": len(self._ended),
+            }
 
     def active(self) -> list[Run]:
         """Return the runs that wait or go on."""
@@ -308,7 +343,7 @@ class Runs:
                 run.cancelling = STOPPING
             self._ended_one.wait_for(lambda: not self._running, seconds)
 
-    # --- listening --------------------------------------------------------------------------------------------------
+    # --- listening --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def listening(self, run: Run, listener: Callable[[], None]) -> Iterator[None]:
@@ -322,7 +357,9 @@ class Runs:
                 run.listeners.remove(listener)
                 self.heard(run.id)
 
-    async def follow(self, run: Run, after: int = 0, beat: float = 1.0) -> AsyncGenerator[tuple[int, RunEvent] | None]:
+    async def follow(
+        self, run: Run, after: int = 0, beat: float = 1.0
+    ) -> AsyncGenerator[tuple[int, RunEvent] | None]:
         """Yield the numbered events of `run` after `after` until it ends, and None after `beat` seconds of silence."""
         loop = asyncio.get_running_loop()
         news = asyncio.Event()
@@ -335,7 +372,8 @@ class Runs:
             while True:
                 news.clear()
                 with self._lock:
-                    found, ended = run.since(after), run.ended
+                    found = run.since(after)
+                    ended = run.ended
                 for number, event in found:
                     after = number
                     yield number, event
@@ -355,7 +393,7 @@ class Runs:
             with self._lock:
                 return run.since(after)
 
-    # --- the queue --------------------------------------------------------------------------------------------------
+    # --- the queue --------------------------------------------------------------------------------
 
     def _check_room(self, request: Request, weight: float, owner: str, most: int) -> None:
         own = self._queue.of(owner)
@@ -366,15 +404,18 @@ class Runs:
             raise StudioError.of(FULL)
         if len(own) >= most:
             hint = "Wait until one of them has started, or cancel one."
-            raise StudioError("too_many", f"You have {most} runs waiting already, which is the limit.", hint=hint)
+            raise StudioError(
+                "too_many", f"You have {most} runs waiting already, which is the limit.", hint=hint
+            )
         bound = most_minutes()
         minutes = sum(self._seconds(each.request, each.weight) for each in own) / 60
         more = self._seconds(request, weight) / 60
         if own and minutes + more > bound:
-            message = (
-                f"With this, your waiting runs would take about {minutes + more:.0f} minutes; the limit is {bound}."
+            total = f"{minutes + more:.0f}"
+            message = f"With this, your waiting runs would take about {total} minutes; the limit is {bound}."
+            raise StudioError(
+                "too_much", message, hint="Wait until one of them has started, or cancel one."
             )
-            raise StudioError("too_much", message, hint="Wait until one of them has started, or cancel one.")
 
     def _seconds(self, request: Request, weight: float) -> float:
         """Estimate the real seconds of a request from those that earlier ones took."""
@@ -397,7 +438,9 @@ class Runs:
             run.state = "running"
             run.started_at = self._clock()
             self._running.append(run)
-            thread = threading.Thread(target=run.context.run, args=(self._drive, run), name="run", daemon=True)
+            thread = threading.Thread(
+                target=run.context.run, args=(self._drive, run), name="run", daemon=True
+            )
             try:
                 thread.start()
             except RuntimeError as error:  # the system has no more threads
@@ -432,7 +475,7 @@ class Runs:
         told = getattr(latest, "left", None)
         return max(estimate, told or 0.0, 0.0)
 
-    # --- a run ------------------------------------------------------------------------------------------------------
+    # --- a run ------------------------------------------------------------------------------------
 
     def _drive(self, run: Run) -> None:
         """Read the one generator of a run until its end, in the run's own thread.
@@ -508,7 +551,9 @@ class Runs:
             listener()
 
     def _learn_pace(self, run: Run) -> None:
-        pace = (run.ended_at - run.started_at) / run.weight if run.weight else 0.0
+        pace = 0.0
+        if run.weight:
+            pace = (run.ended_at - run.started_at) / run.weight
         before = self._pace.get(run.request.mode, pace)
         self._pace[run.request.mode] = before + PACE_MEMORY * (pace - before)
 
@@ -531,17 +576,27 @@ class Runs:
 
 
 def _entry(run: Run) -> runs_journal.Entry:
-    songs = runs_journal.takes_of(run.outcome.record) if isinstance(run.outcome, Done) else ()
+    songs: tuple[str, ...] = ()
+    if isinstance(run.outcome, Done):
+        songs = tuple(runs_journal.takes_of(run.outcome.record))
     problem = run.problem.facts() if run.problem else None
     state = run.state if run.ended else "waiting"
-    return runs_journal.Entry(run.request.mode, runs_journal.PROCESS, state, tuple(songs), problem)
+    return runs_journal.Entry(run.request.mode, runs_journal.PROCESS, state, songs, problem)
 
 
 def _facts(run: Run, waiting: Waiting | None) -> dict[str, Any]:
-    found = {"run": run.id, "state": run.state, "mode": run.request.mode, "title": run.title, "last": run.last}
+    found = {
+        "run": run.id,
+        "state": run.state,
+        "mode": run.request.mode,
+        "title": run.title,
+        "last": run.last,
+    }
     found["place"] = waiting.place if waiting else None
     found["starts_in"] = waiting.starts_in if waiting else None
-    found["progress"] = next((asdict(each) for _, each in reversed(run.events) if isinstance(each, Progress)), None)
+    found["progress"] = next(
+        (asdict(each) for _, each in reversed(run.events) if isinstance(each, Progress)), None
+    )
     draft = next((each for _, each in reversed(run.events) if isinstance(each, Draft)), None)
     found["draft"] = draft.text if draft else None
     found["tokens"] = draft.tokens if draft else 0
@@ -552,12 +607,23 @@ def _facts(run: Run, waiting: Waiting | None) -> dict[str, Any]:
     return {**found, "takes": addresses(run.id, len(songs)), "record": record}
 
 
-def _former_facts(run_id: str, entry: runs_journal.Entry, journal: runs_journal.Journal) -> dict[str, Any]:
+def _former_facts(
+    run_id: str, entry: runs_journal.Entry, journal: runs_journal.Journal
+) -> dict[str, Any]:
     """Return the facts of a run that only the journal knows; its record is in its files."""
-    state, problem = entry.state, entry.problem
+    state = entry.state
+    problem = entry.problem
     if entry.is_cut_off():
-        state, problem = "cut_off", CUT_OFF.facts()
-    found = {"run": run_id, "state": state, "mode": entry.mode, "title": "", "last": 0, "problem": problem}
+        state = "cut_off"
+        problem = CUT_OFF.facts()
+    found = {
+        "run": run_id,
+        "state": state,
+        "mode": entry.mode,
+        "title": "",
+        "last": 0,
+        "problem": problem,
+    }
     found |= dict.fromkeys(("place", "starts_in", "progress", "draft", "record"))
     found |= {"tokens": 0, "note": ""}
     return {**found, "takes": addresses(run_id, len(entry.songs))}
@@ -569,7 +635,9 @@ def addresses(run_id: str, takes: int) -> list[str]:
 
 
 def most_minutes() -> int:
-    return limits.MOST_MINUTES_ON_A_SPACE if os.environ.get("SPACE_ID") else limits.MOST_MINUTES
+    if os.environ.get("SPACE_ID"):
+        return limits.MOST_MINUTES_ON_A_SPACE
+    return limits.MOST_MINUTES
 
 
 _by_studio: WeakKeyDictionary[Backend, Runs] = WeakKeyDictionary()

@@ -1,8 +1,10 @@
-"""What is left of a run when the studio that made it has ended: one small file for each, beside the songs.
+"""What is left of a run when the studio that made it has ended: one small file for each, beside the
+songs.
 
-A file says whether its run was still going, and otherwise how it ended and which songs it left; no word of what a
-visitor wrote. So a restarted studio knows that a run was cut off, and finds the takes of earlier ones for as long as
-they lie in the output folder. A studio that cannot write there works without it.
+A file says whether its run was still going, and otherwise how it ended and which songs it left; no
+word of what a visitor wrote. So a restarted studio knows that a run was cut off, and finds the
+takes of earlier ones for as long as they lie in the output folder. A studio that cannot write there
+works without it.
 """
 
 from __future__ import annotations

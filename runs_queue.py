@@ -1,4 +1,5 @@
-"""The order in which waiting runs start: one of each owner in turn, so that nobody's fifty songs hold back another's.
+"""The order in which waiting runs start: one of each owner in turn, so that nobody's fifty songs
+hold back another's.
 
 Nothing here knows what a run does: it has an owner, and takes some seconds.
 """
@@ -73,8 +74,8 @@ def _in_turn(lines: Sequence[Iterable[Any]]) -> Iterator[Any]:
 def starts_in(running: Iterable[float], waiting: Iterable[float], at_once: int) -> list[float]:
     """Return in how many seconds each waiting run will start.
 
-    `running`: the seconds that each running one still takes; `waiting`: the seconds that each waiting one will take, in
-    order; `at_once`: how many run at the same time.
+    `running`: the seconds that each running one still takes; `waiting`: the seconds that each
+    waiting one will take, in order; `at_once`: how many run at the same time.
     """
     free_in = sorted(running)[-at_once:]
     free_in += [0.0] * (at_once - len(free_in))

@@ -1,6 +1,8 @@
-"""Audio to latents and back through the pipeline's VAE, tile by tile, so that a job can be stopped between two of them.
+"""Audio to latents and back through the pipeline's VAE, tile by tile, so that a job can be stopped
+between two of them.
 
-Shapes: n samples (48,000 a second), T latent frames (25 a second), C latent channels (64 in the real model).
+Shapes: n samples (48,000 a second), T latent frames (25 a second), C latent channels (64 in the
+real model).
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from events import Progress, Stage, first_line, is_out_of_memory
 if TYPE_CHECKING:
     import torch
 
-REFERENCE_SECONDS = 30  # the timbre encoder was trained on 10 s each from a reference's front, middle and back
+# the timbre encoder was trained on 10 s each from a reference's front, middle and back
+REFERENCE_SECONDS = 30
 LEAST_SOURCE_FRAMES = 128  # upstream never shows the transformer less than 5.12 s of a source
 REFUSING_DEVICE = "mps"
 
@@ -27,7 +30,9 @@ _stand_ins: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDic
 
 def silence(pipe: Any, frames: int) -> torch.Tensor:
     """Return the model's own silence [1, frames, C]; literal zeros are out of its distribution and drone."""
-    latents = pipe.condition_encoder.silence_latent.to(device=pipe._execution_device, dtype=pipe.transformer.dtype)
+    latents = pipe.condition_encoder.silence_latent.to(
+        device=pipe._execution_device, dtype=pipe.transformer.dtype
+    )
     return latents.repeat(1, math.ceil(frames / latents.shape[1]), 1)[:, :frames]
 
 
@@ -61,7 +66,9 @@ def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int,
         yield number, total, audio[0].float().cpu()
 
 
-def _tiled(pipe: Any, method: str, x: torch.Tensor, size: int, overlap: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+def _tiled(
+    pipe: Any, method: str, x: torch.Tensor, size: int, overlap: int
+) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Yield (tile, tiles, result) of `x` [1, C, n], tile by tile, without their overlap."""
     length = x.shape[-1]
     step = size - 2 * overlap if length > size else length
@@ -86,17 +93,24 @@ def _compute(pipe: Any, method: str, tile: torch.Tensor) -> torch.Tensor:
     import torch
 
     vae, _ = _stand_ins.get(pipe.vae, (pipe.vae, ""))
-    place = pipe._execution_device if vae is pipe.vae else torch.device("cpu")
+    if vae is pipe.vae:
+        place = pipe._execution_device
+    else:
+        place = torch.device("cpu")
     try:
         with torch.no_grad():
             made = getattr(vae, method)(tile.to(place, vae.dtype))
-        # `latent_dist.sample()` would draw from the global generator; a decoder's `sample` is its output.
-        return made.latent_dist.mode() if method == "encode" else made.sample
+        # `latent_dist.sample()` would draw from the global generator; a decoder's `sample` is its
+        # output.
+        if method == "encode":
+            return made.latent_dist.mode()
+        return made.sample
     except RuntimeError as error:
         if vae is not pipe.vae or place.type != REFUSING_DEVICE or is_out_of_memory(error):
             raise
         said = first_line(error)
-    # A copy, because the pipeline asks its parts where it runs; torch cannot deep-copy weight-normed modules.
+    # A copy, because the pipeline asks its parts where it runs; torch cannot deep-copy
+    # weight-normed modules.
     copy = type(vae).from_config(vae.config).to(vae.dtype).eval().requires_grad_(False)
     copy.load_state_dict({name: tensor.cpu() for name, tensor in vae.state_dict().items()})
     _stand_ins[vae] = copy, said
@@ -108,7 +122,9 @@ def long_enough(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
     import torch
 
     missing = LEAST_SOURCE_FRAMES - latents.shape[1]
-    return torch.cat([latents, silence(pipe, missing)], dim=1) if missing > 0 else latents
+    if missing > 0:
+        return torch.cat([latents, silence(pipe, missing)], dim=1)
+    return latents
 
 
 def reference_latents(pipe: Any, samples: np.ndarray) -> Generator[Progress, None, torch.Tensor]:

@@ -1,9 +1,10 @@
 """The song model's layers compiled, on request (ACE_STUDIO_COMPILE).
 
-`1` has `torch.compile` do it in the background after a song (`Compiled`). A ZeroGPU worker does not live long enough
-for that, so there the setting names a Hugging Face repository with packages from `tools.compile_layers` (`Packages`).
-Both need a graph for each kind of layer (in windows or not) and each number of rows and takes; it serves nearly all
-lengths. Songs neither wait for compiling nor fail because of it.
+`1` has `torch.compile` do it in the background after a song (`Compiled`). A ZeroGPU worker does not
+live long enough for that, so there the setting names a Hugging Face repository with packages from
+`tools.compile_layers` (`Packages`). Both need a graph for each kind of layer (in windows or not)
+and each number of rows and takes; it serves nearly all lengths. Songs neither wait for compiling
+nor fail because of it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ def set_up(transformer: Any) -> None:
     """Prepare `transformer` as the setting asks; a failure is only logged."""
     asked = os.environ.get(SETTING, "").strip()
     if asked == "1" and on_zerogpu():
-        log.warning("%s=1 has no effect on ZeroGPU. Name a repository with compiled layers instead.", SETTING)
+        log.warning(
+            "%s=1 has no effect on ZeroGPU. Name a repository with compiled layers instead.",
+            SETTING,
+        )
     elif asked == "1":
         transformer.compiled = Compiled(transformer)
     elif "/" in asked and on_zerogpu():
@@ -43,7 +47,9 @@ def set_up(transformer: Any) -> None:
         except Exception as error:
             log.warning("The compiled layers of %s are not used: %s", asked, first_line(error))
     elif "/" in asked:
-        log.warning("%s names compiled layers for ZeroGPU, which are not used here. Set it to 1.", SETTING)
+        log.warning(
+            "%s names compiled layers for ZeroGPU, which are not used here. Set it to 1.", SETTING
+        )
 
 
 def warm_up(transformer: Any) -> None:
@@ -58,7 +64,8 @@ class Compiled:
     def __init__(self, transformer: Any):
         import torch
 
-        # A graph for each pair of rows and takes (guided or not, one to four takes), in two kinds of layers.
+        # A graph for each pair of rows and takes (guided or not, one to four takes), in two kinds
+        # of layers.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         self._transformer = transformer
         self._layer = torch.compile(compute_layer, dynamic=True, fullgraph=True)
@@ -71,9 +78,12 @@ class Compiled:
         """Return the function that computes a layer on `rows` rows, the first `takes` of them conditional."""
         if not _is_suitable(self._transformer, tokens):
             return compute_layer
-        if (worked := self._compiled.get((rows, takes))) is None:
+        worked = self._compiled.get((rows, takes))
+        if worked is None:
             self._wanted.add((rows, takes))
-        return self._layer if worked else compute_layer
+        if worked:
+            return self._layer
+        return compute_layer
 
     def warm_up(self) -> threading.Thread | None:
         """Compile every case picked since the last call, in a thread; returns None if there is nothing to compile."""
@@ -93,7 +103,14 @@ class Compiled:
                     x, tables, temb, condition = sample(self._transformer, *case)
                     with torch.no_grad():
                         for layer in kinds(self._transformer).values():
-                            self._layer(layer, x, tables, temb, condition_heads(layer, condition), condition.takes)
+                            self._layer(
+                                layer,
+                                x,
+                                tables,
+                                temb,
+                                condition_heads(layer, condition),
+                                condition.takes,
+                            )
                     self._compiled[case] = True
                 except Exception as error:
                     # No compiler, no memory, or the model has left the device.
@@ -115,16 +132,33 @@ class Packages:
 
     def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
         names = {package_name(kind, rows, takes) for kind in kinds(self._transformer)}
-        usable = names <= self._models.keys() and not self._broken and _is_suitable(self._transformer, tokens)
-        return self._compute if usable else compute_layer
+        usable = (
+            names <= self._models.keys()
+            and not self._broken
+            and _is_suitable(self._transformer, tokens)
+        )
+        if usable:
+            return self._compute
+        return compute_layer
 
-    def _compute(self, layer: Any, x: torch.Tensor, tables: Tables, temb: torch.Tensor, heads: Any, takes: int) -> Any:
+    def _compute(
+        self,
+        layer: Any,
+        x: torch.Tensor,
+        tables: Tables,
+        temb: torch.Tensor,
+        heads: Any,
+        takes: int,
+    ) -> Any:
         key = layer, package_name(_is_windowed(layer), len(x), takes)
         if not self._broken:
             try:
                 if key not in self._layers:
-                    # Not earlier: in a ZeroGPU worker the weights have only now arrived on the card.
-                    weights = {f"layer.{name}": tensor for name, tensor in layer.state_dict().items()}
+                    # Not earlier: in a ZeroGPU worker the weights have only now arrived on the
+                    # card.
+                    weights = {
+                        f"layer.{name}": tensor for name, tensor in layer.state_dict().items()
+                    }
                     self._layers[key] = self._models[key[1]].with_weights(weights)
                 return self._layers[key](x, *tables[1:], temb, *heads)
             except Exception as error:
@@ -145,8 +179,12 @@ def _is_suitable(transformer: Any, tokens: int) -> bool:
     Hooks (a LoRA, weights cast on use) are not part of it.
     """
     window = transformer.config.sliding_window
-    parts = (module for layer in transformer.layers for module in layer.modules() if module is not layer)
-    hooked = any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts)
+    parts = (
+        module for layer in transformer.layers for module in layer.modules() if module is not layer
+    )
+    hooked = any(
+        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts
+    )
     return tokens >= 4 * window and tokens % window != 0 and not hooked
 
 
@@ -159,11 +197,14 @@ def kinds(transformer: Any) -> dict[bool, Any]:
     return {_is_windowed(layer): layer for layer in transformer.layers}
 
 
-def sample(transformer: Any, rows: int, takes: int) -> tuple[torch.Tensor, Tables, torch.Tensor, CachedCondition]:
+def sample(
+    transformer: Any, rows: int, takes: int
+) -> tuple[torch.Tensor, Tables, torch.Tensor, CachedCondition]:
     """Return noise in the shapes of a typical song."""
     import torch
 
-    config, like = transformer.config, transformer.scale_shift_table
+    config = transformer.config
+    like = transformer.scale_shift_table
     x = torch.randn(rows, 5 * config.sliding_window + 1, config.hidden_size).to(like)
     temb = torch.randn(rows, 6, config.hidden_size).to(like)
     condition = CachedCondition(x[:1], x[:1, :1], takes, embedded=(x[:1, :100], x[:1, :1]))

@@ -1,6 +1,8 @@
-"""The transformer's inputs for a song: words within the token budget, timbre, and the context that stands for a source.
+"""The transformer's inputs for a song: words within the token budget, timbre, and the context that
+stands for a source.
 
-Shapes as in song_loop.py. A context [1 or B, T, 2C] is a source and a mask with 1 where music is made.
+Shapes as in song_loop.py. A context [1 or B, T, 2C] is a source and a mask with 1 where music is
+made.
 """
 
 from __future__ import annotations
@@ -52,12 +54,17 @@ def words_of(request: Any, seconds: float, instruction: str) -> Words:
 
 
 def encode_condition(
-    pipe: Any, words: Words, context: torch.Tensor, timbre: torch.Tensor | None = None, timbre_token: bool = True
+    pipe: Any,
+    words: Words,
+    context: torch.Tensor,
+    timbre: torch.Tensor | None = None,
+    timbre_token: bool = True,
 ) -> Condition:
     """Encode words and timbre for `context`.
 
-    `timbre` [1, 750, C] are the latents of a reference, None the model's own silence. `timbre_token` prepends the XL
-    checkpoints' learned token, which diffusers 0.42.1 leaves out; a 2B-shaped checkpoint ignores the switch.
+    `timbre` [1, 750, C] are the latents of a reference, None the model's own silence.
+    `timbre_token` prepends the XL checkpoints' learned token, which diffusers 0.42.1 leaves out; a
+    2B-shaped checkpoint ignores the switch.
     """
     import torch
 
@@ -90,14 +97,19 @@ def encode_condition(
 def is_xl(pipe: Any) -> bool:
     """Return whether the checkpoint has XL's shape: a condition encoder narrower than the transformer it feeds."""
     config = pipe.transformer.config
-    return config.encoder_hidden_size is not None and config.encoder_hidden_size != config.hidden_size
+    return (
+        config.encoder_hidden_size is not None and config.encoder_hidden_size != config.hidden_size
+    )
 
 
 def context_of(source: torch.Tensor, new: torch.Tensor | None = None) -> torch.Tensor:
     """Return the context of `source` [B, T, C]; its mask is 1 where `new` [1, T, 1] is True, or everywhere."""
     import torch
 
-    mask = torch.ones_like(source) if new is None else new.to(source.dtype).expand_as(source)
+    if new is None:
+        mask = torch.ones_like(source)
+    else:
+        mask = new.to(source.dtype).expand_as(source)
     return torch.cat([source, mask], dim=-1)
 
 
@@ -125,7 +137,8 @@ def codes_context(pipe: Any, codes: Sequence[Sequence[int]]) -> torch.Tensor:
     import torch
 
     dtype = pipe.transformer.dtype
-    # One quantizer reads the codes; if a checkpoint has more, the others get zeros, as in the pipeline.
+    # One quantizer reads the codes; if a checkpoint has more, the others get zeros, as in the
+    # pipeline.
     quantizers = pipe.audio_tokenizer.config.fsq_input_num_quantizers
     indices = torch.tensor(codes, dtype=torch.long, device=pipe._execution_device)[..., None]
     indices = torch.nn.functional.pad(indices, (0, quantizers - 1))
@@ -149,10 +162,11 @@ def has_audio_codes(pipe: Any) -> bool:
 
 
 def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
-    """Return (kept, dropped): the longest start of the prompt, cut at a word, that fits 256 tokens with the metadata.
+    """Return (kept, dropped): the longest start of the prompt, cut at a word, that fits 256 tokens
+    with the metadata.
 
-    The tokenizer would cut from the right, and so drop BPM, key and length after a long prompt. A prompt without
-    spaces is cut at a character.
+    The tokenizer would cut from the right, and so drop BPM, key and length after a long prompt. A
+    prompt without spaces is cut at a character.
     """
     prompt = words["prompt"]
 

@@ -1,4 +1,5 @@
-"""How long a song should be if nobody says so: from its lyrics, or from the style that its prompt names.
+"""How long a song should be if nobody says so: from its lyrics, or from the style that its prompt
+names.
 
 A planner decides the length by itself; this is for songs without one.
 """
@@ -96,7 +97,9 @@ def _line_seconds(line: str, bar: float, language: str) -> float:
     count = syllables(line, language)
     if count is None:
         return BARS_OF_A_LINE * bar
-    bars = BARS_OF_A_SHORT_LINE if count <= SHORT_LINE_SYLLABLES else BARS_OF_A_LINE
+    bars = BARS_OF_A_LINE
+    if count <= SHORT_LINE_SYLLABLES:
+        bars = BARS_OF_A_SHORT_LINE
     return max(bars * bar, count / SYLLABLES_A_SECOND)
 
 

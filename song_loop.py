@@ -1,11 +1,14 @@
-"""The denoising loop: from noise to latents, over the pipeline's own components, one step at a time.
+"""The denoising loop: from noise to latents, over the pipeline's own components, one step at a
+time.
 
-On text2music it equals `AceStepPipeline.__call__` in float32: bit for bit up to 256 tokens (20 s), to 1e-5 beyond,
-where attention works in windows. It differs from it on purpose in three points: latents stay in float32 between steps;
-each take's generator draws all of its noise on the CPU in float32, so that a seed means the same on every device; and
-an XL checkpoint gets the timbre token that it was trained with (`song_conditions.encode_condition`).
+On text2music it equals `AceStepPipeline.__call__` in float32: bit for bit up to 256 tokens (20 s),
+to 1e-5 beyond, where attention works in windows. It differs from it on purpose in three points:
+latents stay in float32 between steps; each take's generator draws all of its noise on the CPU in
+float32, so that a seed means the same on every device; and an XL checkpoint gets the timbre token
+that it was trained with (`song_conditions.encode_condition`).
 
-Shapes: B takes, T latent frames (25 a second), C latent channels (64 in the real model), L condition tokens.
+Shapes: B takes, T latent frames (25 a second), C latent channels (64 in the real model), L
+condition tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from song_conditions import Condition
 if TYPE_CHECKING:
     import torch
 
-# Adaptive projected guidance as ACE-Step trains and ships it (APG, arXiv 2410.02416): momentum, eta 0, L2 threshold.
+# Adaptive projected guidance as ACE-Step trains and ships it (APG, arXiv 2410.02416): momentum, eta
+# 0, L2 threshold.
 APG_MOMENTUM = -0.75
 APG_THRESHOLD = 2.5
 
@@ -31,7 +35,8 @@ class Keep:
     """Preserve a source outside a region, after each of the first `steps` steps (upstream's repaint injection)."""
 
     new: torch.Tensor  # [1, T, 1] bool, True in the region
-    clean: torch.Tensor  # [1, T, C]; outside, latents become t * noise + (1 - t) * clean, with the run's initial noise
+    # [1, T, C]; outside, latents become t * noise + (1 - t) * clean, with the run's initial noise
+    clean: torch.Tensor
     steps: int
     frames: int = 0  # of the ramps of the final `blend`
 
@@ -53,13 +58,15 @@ class Run:
 
     condition: Condition
     start: torch.Tensor  # [B, T, C] float32, the initial noise; for a morph the clean source
-    generators: tuple[torch.Generator, ...]  # one per take; they drew `start` and draw any later noise
+    # one per take; they drew `start` and draw any later noise
+    generators: tuple[torch.Generator, ...]
     sigmas: tuple[float, ...]  # the N shifted timesteps from 1 down, without the final 0
     guidance: float
     cfg_start: float = 0.0  # guidance acts while the progress 1 - t is within these two
     cfg_end: float = 1.0
     sampler: str = "ode"
-    switch: tuple[int, Condition] | None = None  # the step (from 0) at which another condition replaces the first
+    # the step (from 0) at which another condition replaces the first
+    switch: tuple[int, Condition] | None = None
     keep: Keep | None = None
     morph: Morph | None = None
 
@@ -73,7 +80,8 @@ def denoise(pipe: Any, run: Run) -> Iterator[torch.Tensor]:
     keep = run.keep
     pipe.scheduler.set_timesteps(sigmas=list(run.sigmas), device=device)
     sigmas = pipe.scheduler.sigmas
-    times = sigmas.tolist()  # as Python floats: reading the device's tensor in every step would synchronise
+    # as Python floats: reading the device's tensor in every step would synchronise
+    times = sigmas.tolist()
     start = latents = run.start.to(device)
     model = _Model(pipe, run.condition, len(start))
     source = _Model(pipe, morph.source, len(start)) if morph else None
@@ -94,7 +102,8 @@ def denoise(pipe: Any, run: Run) -> Iterator[torch.Tensor]:
                     latents = noised(morph.clean, _fresh(run, latents), t) + (latents - morph.clean)
                 velocity = model.velocity(latents, t, guidance)
                 if run.sampler == "sde" and times[index + 1] > 0.0:
-                    # To the clean estimate and back up with fresh noise (upstream's SDE, next schedule value).
+                    # To the clean estimate and back up with fresh noise (upstream's SDE, next
+                    # schedule value).
                     latents = noised(latents - t * velocity, _fresh(run, latents), t_next)
                 else:
                     latents = latents + (t_next - t) * velocity
@@ -110,11 +119,14 @@ class _Model:
         from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 
         states = condition.states
-        null = pipe.condition_encoder.null_condition_emb.to(device=states.device, dtype=states.dtype)
+        null = pipe.condition_encoder.null_condition_emb.to(
+            device=states.device, dtype=states.dtype
+        )
         self._transformer = pipe.transformer
         self._takes = takes
         self._condition = song_attention.CachedCondition(states, null, takes)
-        self._context = condition.context.expand(takes, -1, -1).repeat(2, 1, 1)  # for both halves of guidance
+        # for both halves of guidance
+        self._context = condition.context.expand(takes, -1, -1).repeat(2, 1, 1)
         self.momentum = momentum or MomentumBuffer(momentum=APG_MOMENTUM)
 
     def velocity(self, latents: torch.Tensor, t: torch.Tensor, guidance: float) -> torch.Tensor:
@@ -148,9 +160,16 @@ class _Model:
 
 
 def _morph_velocity(
-    model: _Model, source: _Model, morph: Morph, run: Run, latents: torch.Tensor, t: torch.Tensor, guidance: float
+    model: _Model,
+    source: _Model,
+    morph: Morph,
+    run: Run,
+    latents: torch.Tensor,
+    t: torch.Tensor,
+    guidance: float,
 ) -> torch.Tensor:
-    """Return the mean over the draws of target velocity minus source velocity [B, T, C], each at its own noisy point.
+    """Return the mean over the draws of target velocity minus source velocity [B, T, C], each at
+    its own noisy point.
 
     Every draw starts from the same two momentum buffers, which then advance once, by the mean.
     """
@@ -197,7 +216,9 @@ def draw_noise(generators: tuple[torch.Generator, ...], frames: int, channels: i
     """Return noise [B, frames, channels], float32 on the CPU, one row from each take's generator."""
     import torch
 
-    return torch.cat([torch.randn((1, frames, channels), generator=g, dtype=torch.float32) for g in generators])
+    return torch.cat(
+        [torch.randn((1, frames, channels), generator=g, dtype=torch.float32) for g in generators]
+    )
 
 
 def vary(noise: torch.Tensor, other: torch.Tensor, amount: float) -> torch.Tensor:

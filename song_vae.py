@@ -1,7 +1,9 @@
-"""Changes to the pipeline's VAE that make it faster and leave its results: idle units skipped, pieces, smaller tiles.
+"""Changes to the pipeline's VAE that make it faster and leave its results: idle units skipped,
+pieces, smaller tiles.
 
-They replace methods of diffusers' modules (docs/architecture.md, "Reached into"); `models.build_pipeline` applies them.
-Shapes: n samples (48,000 a second), T latent frames (25 a second), C channels.
+They replace methods of diffusers' modules (docs/architecture.md, "Reached into");
+`models.build_pipeline` applies them. Shapes: n samples (48,000 a second), T latent frames (25 a
+second), C channels.
 """
 
 from __future__ import annotations
@@ -41,11 +43,12 @@ def _unchanged(hidden_state: torch.Tensor) -> torch.Tensor:
 
 
 def use_pieces(vae: Any) -> None:
-    """Make `vae` compute its widest layers, those at the full sample rate, piece by piece on a processor.
+    """Make `vae` compute its widest layers, those at the full sample rate, piece by piece on a
+    processor.
 
-    Each piece sees as much of its neighbours as these layers reach, so the result differs from the stock VAE's only by
-    rounding. Decoding is about twice as fast, and memory no longer grows with the tile. Channels that carry nothing are
-    left out, which `skip_idle_units` must come before.
+    Each piece sees as much of its neighbours as these layers reach, so the result differs from the
+    stock VAE's only by rounding. Decoding is about twice as fast, and memory no longer grows with
+    the tile. Channels that carry nothing are left out, which `skip_idle_units` must come before.
     """
     import torch
 
@@ -58,11 +61,14 @@ def use_pieces(vae: Any) -> None:
     decoder = vae.decoder
     last = decoder.block[-1]
     tail = torch.nn.Sequential(last, decoder.snake1, decoder.conv2)
-    live = _live_channels(last, _gains(last.conv_t1).transpose(0, 1), _gains(decoder.conv2).transpose(0, 1))
+    live = _live_channels(
+        last, _gains(last.conv_t1).transpose(0, 1), _gains(decoder.conv2).transpose(0, 1)
+    )
     decoder.forward = functools.partial(_decoded, decoder, _narrowed(tail, TAIL, live))
 
 
-# The parameters of the layers at the full sample rate, and in which of their dimensions the channels lie.
+# The parameters of the layers at the full sample rate, and in which of their dimensions the
+# channels lie.
 HEAD = {
     "0.weight_g": 0,
     "0.weight_v": 0,
@@ -95,7 +101,9 @@ def _live_channels(block: Any, made: torch.Tensor, read: torch.Tensor) -> torch.
     return (made.flatten(1).any(dim=1) | read.flatten(1).any(dim=1)).nonzero()[:, 0]
 
 
-def _narrowed(layers: Any, dims: dict[str, int], live: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def _narrowed(
+    layers: Any, dims: dict[str, int], live: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
     import torch
 
     name, dim = next(iter(dims.items()))
@@ -104,7 +112,10 @@ def _narrowed(layers: Any, dims: dict[str, int], live: torch.Tensor) -> Callable
 
     def compute(x: torch.Tensor) -> torch.Tensor:
         channels = live.to(x.device)
-        chosen = {name: layers.get_parameter(name).index_select(dim, channels) for name, dim in dims.items()}
+        chosen = {
+            name: layers.get_parameter(name).index_select(dim, channels)
+            for name, dim in dims.items()
+        }
         # oneDNN spends seconds planning each new length of a convolution with so few channels.
         enabled, *_ = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
         try:
@@ -132,7 +143,11 @@ def _encoded(encoder: Any, head: Callable, samples: torch.Tensor) -> torch.Tenso
 
 
 def _in_pieces(
-    compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, channels: int, up: int, down: int
+    compute: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    channels: int,
+    up: int,
+    down: int,
 ) -> torch.Tensor:
     """Return `compute` of `x` [B, C, n], `channels` wide inside, which makes `up` values of each `down` of `x`."""
     import torch
@@ -154,11 +169,12 @@ def _in_pieces(
     return torch.cat(parts, dim=-1)
 
 
-# --- tiles ----------------------------------------------------------------------------------------------------------
+# --- tiles ----------------------------------------------------------------------------------------
 
 
 def use_tiles(vae: Any, short: bool = False) -> None:
-    """Make `vae` work tile by tile with no more overlap than its layers see: the stock VAE's is 64 frames of 512.
+    """Make `vae` work tile by tile with no more overlap than its layers see: the stock VAE's is 64
+    frames of 512.
 
     `short` tiles are the longest whose convolutions Apple's GPU accepts before macOS 15.1.
     """

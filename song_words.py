@@ -1,7 +1,9 @@
-"""What the built-in engine was told in training: which keys, tempos and metres it knows, and which words go with them.
+"""What the built-in engine was told in training: which keys, tempos and metres it knows, and which
+words go with them.
 
-The engine cannot choose a tempo or a key itself, so it is given them: the words of the prompt narrow both down, and the
-seed chooses. What it knows stands in a file beside its checkpoint, which training/engine_words.py writes.
+The engine cannot choose a tempo or a key itself, so it is given them: the words of the prompt
+narrow both down, and the seed chooses. What it knows stands in a file beside its checkpoint, which
+training/engine_words.py writes.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ SCALES = ("major", "minor")
 class KnownWords:
     """What a checkpoint has learnt; a tempo is (slowest, fastest) in BPM.
 
-    `keys` holds each spelling that it was told, `metres` what it takes a time signature for. `speeds`, `styles` and
-    `scales` give a word of a prompt its tempo or its scale; a word that ends in * stands for all that begin so.
+    `keys` holds each spelling that it was told, `metres` what it takes a time signature for.
+    `speeds`, `styles` and `scales` give a word of a prompt its tempo or its scale; a word that ends
+    in * stands for all that begin so.
     """
 
     keys: tuple[str, ...]
@@ -64,7 +67,7 @@ def _by_word(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[int, int]]:
     return {word: tuple(row["bpm"]) for row in rows for word in row["words"]}
 
 
-# --- what a job is given ------------------------------------------------------------------------------------------
+# --- what a job is given --------------------------------------------------------------------------
 
 
 def settle(job: Job, known: KnownWords, *, choose: bool = True) -> tuple[Job, tuple[str, ...]]:
@@ -73,15 +76,20 @@ def settle(job: Job, known: KnownWords, *, choose: bool = True) -> tuple[Job, tu
     `choose` lets a song from words have a tempo and a key, if it has none.
     """
     asked = job.request
-    words = translated({"key": asked.key, "bpm": asked.bpm, "time_signature": asked.time_signature}, known)
+    words = translated(
+        {"key": asked.key, "bpm": asked.bpm, "time_signature": asked.time_signature}, known
+    )
     notes = _note_on_changes(asked, words)
     if choose and asked.mode == "generate" and not (asked.bpm and asked.key):
         chance = random.Random(job.seeds[0])
         # Both are drawn always, so that a key does not depend on whether a tempo was given.
-        bpm, key = choose_tempo(asked.prompt, known, chance), choose_key(asked.prompt, known, chance)
+        bpm = choose_tempo(asked.prompt, known, chance)
+        key = choose_key(asked.prompt, known, chance)
         words["bpm"] = words["bpm"] or bpm
         words["key"] = words["key"] or key
-        notes += (f"The built-in engine needs a tempo and a key: it was given {words['bpm']} BPM and {words['key']}.",)
+        notes += (
+            f"The built-in engine needs a tempo and a key: it was given {words['bpm']} BPM and {words['key']}.",
+        )
     return replace(job, request=asked.model_copy(update=words)), notes
 
 
@@ -93,7 +101,9 @@ def translated(words: Mapping[str, Any], known: KnownWords) -> dict[str, Any]:
     if words.get("bpm"):
         changed["bpm"] = folded(words["bpm"], known.tempo)
     if words.get("time_signature"):
-        changed["time_signature"] = known.metres.get(words["time_signature"], words["time_signature"])
+        changed["time_signature"] = known.metres.get(
+            words["time_signature"], words["time_signature"]
+        )
     return changed
 
 
@@ -104,7 +114,9 @@ def _note_on_changes(asked: Any, words: Mapping[str, Any]) -> tuple[str, ...]:
     if words["bpm"] != asked.bpm:
         pairs.append((f"{asked.bpm} BPM", f"{words['bpm']} BPM"))
     if words["time_signature"] != asked.time_signature:
-        pairs.append((TIME_SIGNATURES[asked.time_signature], TIME_SIGNATURES[words["time_signature"]]))
+        pairs.append(
+            (TIME_SIGNATURES[asked.time_signature], TIME_SIGNATURES[words["time_signature"]])
+        )
     if not pairs:
         return ()
     unknown = ", ".join(old for old, _ in pairs)
@@ -112,7 +124,7 @@ def _note_on_changes(asked: Any, words: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"The built-in engine never learnt {unknown}; it was given {given} instead.",)
 
 
-# --- keys and tempos ----------------------------------------------------------------------------------------------
+# --- keys and tempos ------------------------------------------------------------------------------
 
 
 def pitch_class(note: str) -> int:
@@ -145,7 +157,9 @@ def folded(bpm: int, tempo: tuple[int, int]) -> int:
 
 def choose_tempo(prompt: str, known: KnownWords, chance: random.Random) -> int:
     """Draw a tempo that suits the words of `prompt`: one of speed decides, else a style, else what is usual."""
-    span = first_named(prompt, known.speeds) or first_named(prompt, known.styles) or known.usual_tempo
+    span = (
+        first_named(prompt, known.speeds) or first_named(prompt, known.styles) or known.usual_tempo
+    )
     return chance.randint(*span)
 
 
@@ -160,7 +174,7 @@ def choose_key(prompt: str, known: KnownWords, chance: random.Random) -> str:
     return chance.choice(list(sounding.values()))
 
 
-# --- words --------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def first_named(prompt: str, meanings: Mapping[str, Any]) -> Any | None:
@@ -173,7 +187,9 @@ def first_named(prompt: str, meanings: Mapping[str, Any]) -> Any | None:
             rank = (found.start(), -len(word))
             if best is None or rank < best[0]:
                 best = rank, meaning
-    return None if best is None else best[1]
+    if best is None:
+        return None
+    return best[1]
 
 
 def _pattern(word: str) -> str:

@@ -1,6 +1,8 @@
-"""What the studio says about itself: its models, its device, what they can do, and who makes the songs.
+"""What the studio says about itself: its models, its device, what they can do, and who makes the
+songs.
 
-`Backend.status` builds a `Status`. The page reads its attributes, and `/capabilities` publishes most of them as JSON.
+`Backend.status` builds a `Status`. The page reads its attributes, and `/capabilities` publishes
+most of them as JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class LanguageModelStatus:
         """Return what is wrong with it and, with `hint`, what to do about it; "" if nothing is."""
         if self.problem is None:
             return ""
-        return self.problem.text() if hint else self.problem.message
+        if hint:
+            return self.problem.text()
+        return self.problem.message
 
     def facts(self) -> dict[str, Any]:
         return {**asdict(self), "problem": problem_facts(self.problem)}
@@ -73,8 +77,8 @@ class TimedLyrics:
 class Status:
     """Facts about the models and the machine; those that need torch are "" until it is loaded.
 
-    The song model has a `model` id, a `revision` and a `source` as in `model_weights.Weights`; `problem` says why
-    something else runs, or why nothing does.
+    The song model has a `model` id, a `revision` and a `source` as in `model_weights.Weights`;
+    `problem` says why something else runs, or why nothing does.
     """
 
     engine: Literal["xl", "preview"]
@@ -152,4 +156,6 @@ UNKNOWN = Status(
 
 
 def problem_facts(problem: Problem | None) -> dict[str, str] | None:
-    return None if problem is None else problem.facts()
+    if problem is None:
+        return None
+    return problem.facts()

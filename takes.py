@@ -1,6 +1,8 @@
-"""Takes into files: measured, encoded and tagged in memory, written once, and copied for the page; the output folder.
+"""Takes into files: measured, encoded and tagged in memory, written once, and copied for the page;
+the output folder.
 
-Every take is on its own: what goes wrong with one costs no other, and a song that is in the output folder stays there.
+Every take is on its own: what goes wrong with one costs no other, and a song that is in the output
+folder stays there.
 """
 
 from __future__ import annotations
@@ -48,13 +50,15 @@ BAD_NAME = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
 def finish(job: Job, outcome: Outcome, output: Path) -> Iterator[Progress | Done | Failed]:
     """Save the good takes into `output`, side by side; ends with `Done`, or `Failed` without any.
 
-    `Done` has paths of copies that Gradio serves: the output folder is never served. Closing the generator ends the
-    writing.
+    `Done` has paths of copies that Gradio serves: the output folder is never served. Closing the
+    generator ends the writing.
     """
     started = time.monotonic()
     record = _record_of(job, outcome)
     saving = Saving(job.request, record, output, outcome.takes)
-    yield from saving.run(takes_at_once(len(outcome.takes), job.request.song_seconds(jobs.source_seconds(job))))
+    yield from saving.run(
+        takes_at_once(len(outcome.takes), job.request.song_seconds(jobs.source_seconds(job)))
+    )
     prune(saving.paths())
     _fill_in(record, saving)
     record["seconds"]["finishing"] = round(time.monotonic() - started, 3)
@@ -99,12 +103,16 @@ def _fill_in(record: SongRecord, saving: Saving) -> None:
     """Add the saved takes, and what went wrong with the others, to the record."""
     for number, song in enumerate(saving.songs, 1):
         if song.problem:
-            record["errors"].append(TakeFailure(take=number, seed=song.take.seed, message=song.problem.text()))
+            record["errors"].append(
+                TakeFailure(take=number, seed=song.take.seed, message=song.problem.text())
+            )
         elif song.written:
             record["takes"].append(song.written.entry)
     saved = len(saving.paths())
     if saved and any(song.found_no_room for song in saving.songs):
-        record["notes"].append(f"The disk is full: {saved} of {len(saving.songs)} takes could be saved.")
+        record["notes"].append(
+            f"The disk is full: {saved} of {len(saving.songs)} takes could be saved."
+        )
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,9 @@ class Song:
 class Saving:
     """Saves the takes of a job, several at once, each in a thread."""
 
-    def __init__(self, request: SongRequest, record: SongRecord, output: Path, takes: Collection[Take]):
+    def __init__(
+        self, request: SongRequest, record: SongRecord, output: Path, takes: Collection[Take]
+    ):
         self.request = request
         self.record = record
         self.output = output
@@ -148,7 +158,8 @@ class Saving:
         threads = futures.ThreadPoolExecutor(at_once, "take")
         try:
             yield from self._until_done([threads.submit(self._save, song) for song in self.songs])
-            # Takes written in parallel may fill a disk that has room for some of them: try again one by one.
+            # Takes written in parallel may fill a disk that has room for some of them: try again
+            # one by one.
             for song in self.songs:
                 if at_once > 1 and song.is_full and song.take.problem is None:
                     song.problem = None
@@ -201,7 +212,8 @@ class Saving:
         kind = self.request.options.format
         words = (self.request.prompt, take.seed, kind, self.request.mode)
         file = audio_export.encode(samples, kind, self._closed.is_set)
-        self.output.mkdir(parents=True, exist_ok=True)  # it may have been deleted since the song began
+        # it may have been deleted since the song began
+        self.output.mkdir(parents=True, exist_ok=True)
         title = next(audio_export.free_names(self.output / audio_export.file_name(*words))).stem
         try:
             self._tag(file, title, entry, samples)
@@ -273,7 +285,9 @@ def _measured(request: SongRequest, take: Take) -> tuple[TakeEntry, Any]:
 def _loudness_warnings(loudness: float, target: float, reduction: float) -> list[str]:
     warnings = []
     if abs(loudness - target) > LOUDNESS_MISSED_LU:
-        warnings.append(f"The loudness is {loudness:.1f} LUFS instead of {target:g}: louder would clip.")
+        warnings.append(
+            f"The loudness is {loudness:.1f} LUFS instead of {target:g}: louder would clip."
+        )
     if reduction > HEAVY_LIMITING_DB:
         warnings.append(
             f"Peaks were turned down by up to {reduction:.1f} dB to reach {target:g} LUFS; "
@@ -282,7 +296,7 @@ def _loudness_warnings(loudness: float, target: float, reduction: float) -> list
     return warnings
 
 
-# --- the output folder ----------------------------------------------------------------------------------------------
+# --- the output folder ----------------------------------------------------------------------------
 
 KEEP_DAYS = "ACE_STUDIO_KEEP_DAYS"
 KEEP_GB = "ACE_STUDIO_KEEP_GB"
@@ -294,7 +308,11 @@ SONG_NAME = re.compile(r"(.+-seed-\d+)(?:-\d+)?\.(wav|flac|mp3|ogg)")
 
 
 def songs_folder() -> Path:
-    return Path(os.environ.get("ACE_STUDIO_OUTPUT") or Path(__file__).with_name("outputs")).expanduser().resolve()
+    return (
+        Path(os.environ.get("ACE_STUDIO_OUTPUT") or Path(__file__).with_name("outputs"))
+        .expanduser()
+        .resolve()
+    )
 
 
 def output_folder() -> Path:

@@ -53,9 +53,12 @@ HEAD_STYLES = ("player", "motion")  # in the head of the page, where Gradio leav
 
 LOOK = tomllib.loads((STATIC / "theme.toml").read_text(encoding="utf-8"))
 # Players draw on a canvas, which ignores the theme: these two stand out from either surface.
-WAVEFORM = gr.WaveformOptions(waveform_color="#857C73", waveform_progress_color="#2E9485", skip_length=5)
+WAVEFORM = gr.WaveformOptions(
+    waveform_color="#857C73", waveform_progress_color="#2E9485", skip_length=5
+)
 
-SHADES = ("c50", "c100", "c200", "c300", "c400", "c500", "c600", "c700", "c800", "c900", "c950")  # as Gradio names them
+# as Gradio names them
+SHADES = ("c50", "c100", "c200", "c300", "c400", "c500", "c600", "c700", "c800", "c900", "c950")
 
 
 def theme() -> gr.themes.Base:
@@ -68,7 +71,12 @@ def theme() -> gr.themes.Base:
         radius_size=Size("2px", "4px", "8px", "8px", "12px", "12px", "16px", name="studio_radius"),
         text_size=Size("12px", "13px", "14px", "16px", "17px", "22px", "28px", name="studio_text"),
         # Not 600: Gradio's semibold files lack most letters.
-        font=(fonts.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif"),
+        font=(
+            fonts.LocalFont("IBM Plex Sans", weights=(400, 700)),
+            "ui-sans-serif",
+            "system-ui",
+            "sans-serif",
+        ),
         font_mono=(fonts.LocalFont("IBM Plex Mono", weights=(400,)), "ui-monospace", "monospace"),
     )
     made.name = "ace-music-studio"
@@ -196,7 +204,10 @@ def line(state: str, sentence: str | TimedSentence, more: str = "", spoken_when:
     reached, and its note. The time in a `TimedSentence` ticks on the page.
     """
     spoken_when = escape(spoken_when or str(sentence))
-    text = _ticking(sentence) if isinstance(sentence, TimedSentence) else escape(sentence)
+    if isinstance(sentence, TimedSentence):
+        text = _ticking(sentence)
+    else:
+        text = escape(sentence)
     marks = f'data-state="{state}" data-heard="{spoken_when}"'
     return f'<div class="shown progress-line" {marks}><span>{text}</span>{more}</div>'
 
@@ -262,7 +273,9 @@ def _toggle(attributes: str, name: str, pressed: str = "false") -> str:
 
 def lengths() -> str:
     """Return the buttons that set the length; the last one, hidden at first, is for any other."""
-    chips = [_toggle(f'data-seconds="{seconds}"', name) for seconds, name in tooltips.LENGTHS.items()]
+    chips = [
+        _toggle(f'data-seconds="{seconds}"', name) for seconds, name in tooltips.LENGTHS.items()
+    ]
     chips.append(_toggle('data-seconds="" class="other" hidden', "", pressed="true"))
     label = escape(tooltips.LENGTH)
     group = f'<div class="lengths" role="group" aria-label="{label}">'

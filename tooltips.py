@@ -16,7 +16,8 @@ from status import LanguageModelStatus, Status, WorkerStatus
 TITLE = "ACE Music Studio"
 
 # --- fields ---------------------------------------------------------------------------------------
-LABELS = {  # where the label is not simply the field's name; numbers have theirs in limits.LIMITS, for their messages
+# where the label is not simply the field's name; numbers have theirs in limits.LIMITS, for their messages
+LABELS = {
     "reference": "Reference audio",
     "source": "Source audio",
     "action": "What to do",
@@ -130,7 +131,13 @@ TURBO_GUIDANCE = "Not used: this turbo checkpoint has guidance built in."
 TURBO_QUALITY = "This turbo checkpoint makes every quality in {steps} steps."
 
 # --- sections and buttons -------------------------------------------------------------------------
-TABS = {"generate": "Generate", "cover": "Cover", "extend": "Extend", "edit": "Edit", "lyrics": "Lyrics"}
+TABS = {
+    "generate": "Generate",
+    "cover": "Cover",
+    "extend": "Extend",
+    "edit": "Edit",
+    "lyrics": "Lyrics",
+}
 FACES_LABEL = "Form"
 FACES = {"simple": "Simple", "custom": "Custom"}
 LENGTH = "Length"
@@ -149,7 +156,8 @@ GO = TABS | {
     "edit": "Make the change",
     "lyrics": "Write lyrics",
 }
-KEY_GO, KEY_CANCEL = "Ctrl or Cmd + Enter", "Esc"
+KEY_GO = "Ctrl or Cmd + Enter"
+KEY_CANCEL = "Esc"
 RESET = "Reset to defaults"
 GPU_SECONDS = "This asks ZeroGPU for {seconds} seconds of GPU time."
 USE_IN = {"cover": "Use in Cover", "extend": "Use in Extend", "edit": "Use in Edit"}
@@ -220,7 +228,10 @@ def track(name: str) -> str:
 
 
 def morph_plan(n_min: float, n_max: float, n_avg: int) -> str:
-    samples = "one noise sample" if n_avg == 1 else f"{n_avg} noise samples"
+    if n_avg == 1:
+        samples = "one noise sample"
+    else:
+        samples = f"{n_avg} noise samples"
     return f"Morphs from {n_min:.0%} to {n_max:.0%} of the run with {samples} per step (under Advanced)."
 
 
@@ -287,7 +298,8 @@ LORA_HUB_OFF = "This Space does not download LoRAs from Hugging Face. Upload the
 LORA_NO_HUB = "Enter a repository as org/repo, or org/repo:file.safetensors for one of its files."
 LORA_NOT_HUB = f"{{text}} is not a repository on Hugging Face. {LORA_NO_HUB}"
 LORA_LATER = "downloaded from Hugging Face when the song is made"
-LORA_LIST = {  # for static/loras.js; a text under "up_of" is what a screen reader calls the button "up"
+# for static/loras.js; a text under "up_of" is what a screen reader calls the button "up"
+LORA_LIST = {
     "title": "Added, in the order in which they act",
     "empty": "No LoRAs added.",
     "clear": "Remove all",
@@ -352,7 +364,9 @@ def _count(count: float, noun: str) -> str:
 # --- the Lyrics tab, settings from a file ---------------------------------------------------------
 WRITTEN = "Lyrics"
 WRITTEN_HELP = "Edit freely. A section starts with a tag such as [Verse] on its own line."
-WRITTEN_EMPTY = "Say what the song is about, and the lyrics appear here as they are written. Or write your own."
+WRITTEN_EMPTY = (
+    "Say what the song is about, and the lyrics appear here as they are written. Or write your own."
+)
 USE_IN_GENERATE = "Use in Generate"
 MAKE_THIS_SONG = "Make this song"
 NO_SONGWRITER = "The songwriter is not installed here. You can still write your own lyrics."
@@ -418,9 +432,12 @@ STOPPED = "The run stopped early. Your settings are still here; please try again
 DOWNLOAD_STARTING = "Contacting Hugging Face ..."
 DOWNLOAD_CANCELLED = "Cancelled. The next download continues from here."
 DOWNLOAD_DONE = "The model is ready. The next song will use it."
-DOWNLOAD_UNUSED = "The model is ready, but ACE_STUDIO_MODEL is set to preview. Unset it and restart the studio."
+DOWNLOAD_UNUSED = (
+    "The model is ready, but ACE_STUDIO_MODEL is set to preview. Unset it and restart the studio."
+)
 ALMOST_DONE_SECONDS = 10  # less than this is not counted down
-OPEN_ENDED = ("steps", "planning", "loading", "preparing")  # stages followed by others of unknown length
+# stages followed by others of unknown length
+OPEN_ENDED = ("steps", "planning", "loading", "preparing")
 
 
 LENGTH_SETTLED = "The song will be {length} long."
@@ -476,7 +493,12 @@ def writing_sentence(tokens: int, seconds: float) -> TimedSentence:
     return TimedSentence(f"Writing, {tokens:,} tokens, ", seconds, " so far.")
 
 
-RUN_STATES = {"running": "Starting.", "finished": "Finished.", "cancelled": "Cancelled.", "failed": "Failed."}
+RUN_STATES = {
+    "running": "Starting.",
+    "finished": "Finished.",
+    "cancelled": "Cancelled.",
+    "failed": "Failed.",
+}
 
 
 def waiting_sentence(place: int | None, starts_in: float | None) -> str:
@@ -485,7 +507,9 @@ def waiting_sentence(place: int | None, starts_in: float | None) -> str:
         return "Waiting."
     when = ""
     if starts_in is not None:
-        when = f", starts in about {clock(starts_in)}" if starts_in >= ALMOST_DONE_SECONDS else ", starts in a moment"
+        when = ", starts in a moment"
+        if starts_in >= ALMOST_DONE_SECONDS:
+            when = f", starts in about {clock(starts_in)}"
     return f"{'Next in the queue' if place == 1 else f'Place {place} in the queue'}{when}."
 
 
@@ -501,7 +525,9 @@ FAILED_TITLE = "Generation failed"
 UNEXPECTED = "Something unexpected went wrong."
 UNEXPECTED_HINT = "Please try again; the studio's log has the details."
 TAKE_NOT_SAVED = "This take could not be saved ({kind}). The studio's log has the details."
-TAKE_WITHOUT_COPY = "The take is in the output folder as {name}, but the page could not get a copy of it."
+TAKE_WITHOUT_COPY = (
+    "The take is in the output folder as {name}, but the page could not get a copy of it."
+)
 TAKE_WITHOUT_TAGS = "The settings could not be saved in the file."
 TAKE_FAILED = "Take {take} (seed {seed}) failed: {message}"
 LEVEL = "Play at equal loudness"
@@ -617,7 +643,10 @@ LANGUAGE_MODEL_STATES = {
 
 
 def status_line(status: Status) -> str:
-    engine = PREVIEW_TITLE if status.is_preview else status.model.rpartition("/")[2]
+    if status.is_preview:
+        engine = PREVIEW_TITLE
+    else:
+        engine = status.model.rpartition("/")[2]
     return " · ".join(_filled([engine, _device(status.device), workers_text(status)]))
 
 
@@ -649,20 +678,27 @@ def _model_text(status: Status) -> str:
 
 def _language_model_text(title: str, model: LanguageModelStatus) -> str:
     state = "hub" if model.source == "hub" else model.state
-    name = BUILT_IN if model.is_built_in else model.model.rpartition("/")[2]
+    if model.is_built_in:
+        name = BUILT_IN
+    else:
+        name = model.model.rpartition("/")[2]
     return f"{title}: {LANGUAGE_MODEL_STATES[state].format(model=name)}"
 
 
 def _worker_text(worker: WorkerStatus) -> str:
     doing = "busy" if worker.busy else "idle"
-    return f"{worker.id}: {_device(worker.device)}, node {worker.node}, process {worker.pid}, {doing}"
+    return (
+        f"{worker.id}: {_device(worker.device)}, node {worker.node}, process {worker.pid}, {doing}"
+    )
 
 
 def workers_text(status: Status) -> str:
     """Return how many Ray workers there are; "" if this process makes the songs."""
     if not status.uses_workers:
         return ""
-    return _count(len(status.workers), "worker") if status.workers else NO_WORKERS
+    if status.workers:
+        return _count(len(status.workers), "worker")
+    return NO_WORKERS
 
 
 def _device(kind: str) -> str:
@@ -680,7 +716,9 @@ PORT_TAKEN = (
 NO_PORT = "The studio found no free port on {host} from 7860 up. Name a free one with --port or GRADIO_SERVER_PORT."
 BAD_PORT = 'GRADIO_SERVER_PORT must be a whole number from 1 to 65535, not "{port}".'
 MCP_READY = "Its tools for assistants (MCP) are at {url}gradio_api/mcp/"
-MCP_MISSING = "There are no tools for assistants (MCP): the package mcp is missing. pip install 'gradio[mcp]'"
+MCP_MISSING = (
+    "There are no tools for assistants (MCP): the package mcp is missing. pip install 'gradio[mcp]'"
+)
 SHARED = "Anyone who has this link can use the studio: {url}"
 NOT_SHARED = "No public link was made: Gradio's service for it could not be reached."
 
@@ -701,7 +739,9 @@ CLI_HELP = {
     "help": "show this help and exit",
 }
 CLI_HOST = 'A host is a name or an IP address such as 127.0.0.1 or 0.0.0.0, without http:// and port, not "{value}".'
-CLI_RAY = 'Ray is local, auto, or the address of a cluster\'s head such as 10.0.0.1:6379, not "{value}".'
+CLI_RAY = (
+    'Ray is local, auto, or the address of a cluster\'s head such as 10.0.0.1:6379, not "{value}".'
+)
 CLI_PORT = 'A port is a whole number from 1 to 65535, not "{value}".'
 CLI_NO_FOLDER = "There is no folder {value}."
 CLI_MODEL = 'A model is org/repo on Hugging Face, a folder, or {words}, not "{value}".'
@@ -728,7 +768,9 @@ CHECK_PREVIEW = "The built-in one."
 CHECK_STANDS_IN = "The built-in engine is used instead: simple instrumental music. {problem}"
 CHECK_SIZE = "The download is {size}."
 CHECK_TO_FETCH = "{model} will be downloaded before it is first used: {size}."
-CHECK_UNASKED = "{model} is not on this machine, and could not be looked up on Hugging Face ({reason})."
+CHECK_UNASKED = (
+    "{model} is not on this machine, and could not be looked up on Hugging Face ({reason})."
+)
 CHECK_NO_ROOM = "The download needs {size}, and {folder} has {free} free."
 CHECK_FREE = "{folder}, {free} free."
 CHECK_FULL = "{folder} has {free} free; a song may need {least}."
@@ -740,5 +782,7 @@ CHECK_RAM = "{free} of {total} free"
 CHECK_VRAM = "{total} on the graphics card"
 CHECK_PLAN = "{plan}; the shortest song takes {need}."
 CHECK_GOOD = "A song can be made here."
-CHECK_GOOD_PREVIEW = "A song can be made here, by the built-in engine: simple instrumental music, no voices."
+CHECK_GOOD_PREVIEW = (
+    "A song can be made here, by the built-in engine: simple instrumental music, no voices."
+)
 CHECK_BAD = "No song can be made here: see {names}."

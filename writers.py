@@ -1,4 +1,5 @@
-"""Runs the language models inside the GPU entry point: plans of songs, lyrics, and a song in words from an idea.
+"""Runs the language models inside the GPU entry point: plans of songs, lyrics, and a song in words
+from an idea.
 
 All of it are generators of progress; None marks an unreported token: a point to cancel at.
 """
@@ -20,13 +21,21 @@ import song_conditions
 from events import Draft, Job, Outcome, Progress, StudioError, is_out_of_memory
 from limits import LIMITS
 from model_memory import Placing
-from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE, Weights, find_planner, find_writer, has_audio_codes
+from model_weights import (
+    LYRICS_VARIABLE,
+    PLANNER_VARIABLE,
+    Weights,
+    find_planner,
+    find_writer,
+    has_audio_codes,
+)
 from models import Device, Models, Slot, free_memory
 from params import GenerateRequest, Request
 from planner import Plan
 from record import PlanEntry, Ran, WordsResult, timed
 
-REPORT_SECONDS = 0.1  # between two progress events of a planner, which writes faster than anybody reads
+# between two progress events of a planner, which writes faster than anybody reads
+REPORT_SECONDS = 0.1
 
 
 def planner_slot(device: Callable[[], Device]) -> Slot:
@@ -34,7 +43,9 @@ def planner_slot(device: Callable[[], Device]) -> Slot:
         "The planner",
         find_planner,
         lambda weights: planner.load_planner(weights, device()),
-        lambda weights: model_hub.download(weights.repo, model_hub.language_model(PLANNER_VARIABLE, weights.inside)),
+        lambda weights: model_hub.download(
+            weights.repo, model_hub.language_model(PLANNER_VARIABLE, weights.inside)
+        ),
         f"Songs can be made without it; {PLANNER_VARIABLE}=ACE-Step/acestep-5Hz-lm-0.6B is smaller.",
     )
 
@@ -44,7 +55,9 @@ def lyrics_slot(device: Callable[[], Device]) -> Slot:
         "The songwriter",
         find_writer,
         lambda weights: build_writer(weights, device()),
-        lambda weights: model_hub.download(weights.wanted, model_hub.language_model(LYRICS_VARIABLE)),
+        lambda weights: model_hub.download(
+            weights.wanted, model_hub.language_model(LYRICS_VARIABLE)
+        ),
         f"Close other programs, or name a smaller model in {LYRICS_VARIABLE}.",
     )
 
@@ -56,7 +69,9 @@ def build_writer(weights: Weights, device: Device) -> lyrics.Writer:
     return lyrics.build_writer(weights, device.kind)
 
 
-def loaded_model(loaded: bool, get: Callable[[], Any], seconds: dict[str, float]) -> Generator[Progress, None, Any]:
+def loaded_model(
+    loaded: bool, get: Callable[[], Any], seconds: dict[str, float]
+) -> Generator[Progress, None, Any]:
     """Return the model that `get` loads unless it is `loaded`; the time that this takes is added to `seconds`."""
     if not loaded:
         yield Progress("loading")
@@ -73,17 +88,22 @@ def plan_song(
 ) -> Generator[Progress | None, None, tuple[Plan | None, PlanEntry | None]]:
     """Plan the song of `job`; return the plan and its part of the record, and add to `seconds`.
 
-    Without a planner, or if it fails, there is no plan and the record says why; modes other than generate have neither.
+    Without a planner, or if it fails, there is no plan and the record says why; modes other than
+    generate have neither.
     """
     request, options = job.request, job.request.options
     if not isinstance(request, GenerateRequest):
         return None, None
     if not options.plan:
         # Without a planner it was the page that switched the control off, not the visitor.
-        missing = models.planner.weights.problem if models.planner.weights.folder is None else None
+        missing = None
+        if models.planner.weights.folder is None:
+            missing = models.planner.weights.problem
         return None, _unplanned(missing.message if missing else "Plan the song first was off.")
     if not has_audio_codes(models.weights):
-        reason = "This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing."
+        reason = (
+            "This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing."
+        )
         return None, _could_not_plan(models, reason)
     try:
         models.planner.check()
@@ -91,7 +111,10 @@ def plan_song(
         model = yield from loaded_model(models.planner.loaded, models.planner.get, seconds)
         with timed(seconds, "planning"):
             yield Progress("planning")
-            longest = job.automatic.longest if job.automatic else LIMITS["duration"].high
+            if job.automatic:
+                longest = job.automatic.longest
+            else:
+                longest = LIMITS["duration"].high
             plan = yield from _result_of(planner.plan(model, request, job.seeds, longest))
     except StudioError as error:
         if error.problem.code == "out_of_memory" and placing.lower():
@@ -131,7 +154,9 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Draf
                 for draft in drafts:
                     yield draft
             if model.model.note:
-                yield Progress("writing", draft.tokens, request.options.max_tokens, note=model.model.note)
+                yield Progress(
+                    "writing", draft.tokens, request.options.max_tokens, note=model.model.note
+                )
             facts = WordsResult(text=draft.text, end=draft.end, tokens=draft.tokens)
         else:
             yield Progress("writing")
@@ -145,10 +170,14 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Draf
     yield Outcome(Ran(seconds=seconds, model=slot.weights.entry()), result=facts)
 
 
-def _codes_of(models: Models, job: Job, seconds: dict[str, float]) -> Generator[Progress, None, list[int]]:
+def _codes_of(
+    models: Models, job: Job, seconds: dict[str, float]
+) -> Generator[Progress, None, list[int]]:
     pipe = yield from loaded_model(models.loaded, models.pipeline, seconds)
     if not song_conditions.has_audio_codes(pipe):
-        raise StudioError("unsupported", "This checkpoint cannot describe audio: its audio tokenizer is missing.")
+        raise StudioError(
+            "unsupported", "This checkpoint cannot describe audio: its audio tokenizer is missing."
+        )
     yield Progress("reading")
     with timed(seconds, "reading"):
         clean = yield from song_codec.encode(pipe, audio.read_wav(job.audio["source"]), "reading")
@@ -174,6 +203,7 @@ def _result_of(events: Generator[Any]) -> Generator[Progress | None, None, Any]:
         for event in events:
             if isinstance(event, Progress):
                 due = time.monotonic() - reported >= REPORT_SECONDS or event.step == event.steps
-                reported = time.monotonic() if due else reported
+                if due:
+                    reported = time.monotonic()
                 yield event if due else None
     return event

@@ -25,7 +25,12 @@ class OnCard(torch.Tensor):
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> OnCard:
         made = torch.Tensor._make_wrapper_subclass(
-            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=CARD
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=CARD,
         )
         made.held = held
         return made
@@ -51,13 +56,21 @@ class OnCard(torch.Tensor):
         return OnCard(inner["held"])
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
-        operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        operands = [
+            value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)
+        ]
         here = [operand for operand in operands if isinstance(operand, OnCard)]
-        away = [operand for operand in operands if not isinstance(operand, OnCard) and operand.dim()]
+        away = [
+            operand for operand in operands if not isinstance(operand, OnCard) and operand.dim()
+        ]
         if here and away and function not in COPIES:
-            raise RuntimeError(f"Expected all tensors to be on the same device, but {function} got two devices.")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but {function} got two devices."
+            )
         place = kwargs.get("device")
         stays = place is None or torch.device(place).type == CARD.type
         if function is torch.ops.aten.copy_.default:
@@ -66,7 +79,11 @@ class OnCard(torch.Tensor):
             kwargs["device"] = torch.device("cpu")
         result = function(*tree_map(_held, args), **tree_map(_held, kwargs))
         known = {id(operand.held): operand for operand in here}
-        return tree_map(lambda value: known.get(id(value), _placed(value)), result) if stays else result
+        return (
+            tree_map(lambda value: known.get(id(value), _placed(value)), result)
+            if stays
+            else result
+        )
 
 
 def _held(value: Any) -> Any:
@@ -74,7 +91,11 @@ def _held(value: Any) -> Any:
 
 
 def _placed(value: Any) -> Any:
-    return OnCard(value) if isinstance(value, torch.Tensor) and not isinstance(value, OnCard) else value
+    return (
+        OnCard(value)
+        if isinstance(value, torch.Tensor) and not isinstance(value, OnCard)
+        else value
+    )
 
 
 def _copied(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:

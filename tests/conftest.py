@@ -40,8 +40,15 @@ for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "SPACES_ZERO_
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
-    parser.addoption("--width", type=int, default=1280, help="pixels of the window that page tests open (1280)")
-    parser.addoption("--theme", choices=("light", "dark"), default="light", help="the browser's theme in page tests")
+    parser.addoption(
+        "--width", type=int, default=1280, help="pixels of the window that page tests open (1280)"
+    )
+    parser.addoption(
+        "--theme",
+        choices=("light", "dark"),
+        default="light",
+        help="the browser's theme in page tests",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -93,7 +100,9 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    terminalreporter.write_line(f"Peak memory of a test process: {max(_peaks, default=_peak_mb()):,} MB")
+    terminalreporter.write_line(
+        f"Peak memory of a test process: {max(_peaks, default=_peak_mb()):,} MB"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

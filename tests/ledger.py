@@ -102,12 +102,16 @@ class Ledger:
         self.used = 0
         self.fault: type[Exception] | None = None
         self._make_files(folder)
-        patch.setattr(models, "pick_device", lambda weights: models.Device(kind, *DTYPES[kind], "a test"))
+        patch.setattr(
+            models, "pick_device", lambda weights: models.Device(kind, *DTYPES[kind], "a test")
+        )
         patch.setattr(models, "free_memory", gc.collect)
         patch.setattr(models, "build_pipeline", lambda weights, device, layout: Pipe(self, layout))
         patch.setattr(model_memory, "room_for_models", lambda kind: self.room)
         patch.setattr(model_memory, "free_room", lambda kind: self.room)
-        patch.setattr(model_memory, "plans_on", lambda device: (*model_memory.LADDERS[kind], "fast8"))
+        patch.setattr(
+            model_memory, "plans_on", lambda device: (*model_memory.LADDERS[kind], "fast8")
+        )
         self._script(patch)
         loaded = models.Models(self._slot(folder / "planner"), self._slot(folder / "songwriter"))
         loaded.weights = weights_of(folder)
@@ -116,7 +120,10 @@ class Ledger:
     def part_bytes(self, device: models.Device) -> dict[str, int]:
         wide = 2 if device.vae_dtype == "float32" else 1
         factors = {"vae": wide}
-        return {name: int(size * GB) * factors.get(name, 1) for name, size in model_memory.XL_PARTS_GB.items()}
+        return {
+            name: int(size * GB) * factors.get(name, 1)
+            for name, size in model_memory.XL_PARTS_GB.items()
+        }
 
     def look(self, work: int) -> None:
         """Note what lies on the device now, with `work` bytes on top."""
@@ -129,9 +136,17 @@ class Ledger:
         self.fault = None
         assert self.used <= self.studio.placing.choice.need
         self.used = 0
-        raise fault("as the test wants it")  # made here: a traceback keeps the models of its frames alive
+        raise fault(
+            "as the test wants it"
+        )  # made here: a traceback keeps the models of its frames alive
 
-    def run(self, mode: str, events: int | None = None, fault: type[Exception] | None = None, **values: Any) -> Any:
+    def run(
+        self,
+        mode: str,
+        events: int | None = None,
+        fault: type[Exception] | None = None,
+        **values: Any,
+    ) -> Any:
         """Do a job; stop it after so many `events`, or let the transformer fail once.
 
         Returns its `Choice`; one with a problem if the job was refused.
@@ -157,7 +172,9 @@ class Ledger:
 
         def build(weights: Weights) -> Part:
             device = self.studio.models.device()
-            wide = 2 if folder.name == "planner" and models.planner_dtype(device) == "float32" else 1
+            wide = (
+                2 if folder.name == "planner" and models.planner_dtype(device) == "float32" else 1
+            )
             part = Part(self, size * wide, "cpu")
             part.model_id = folder.name
             part.weights = weights
@@ -211,12 +228,16 @@ class Ledger:
             loop, coding, _ = bytes_of()
             pipe.vae(coding)
             yield Progress(stage)
-            if stage == "preparing":  # timed lyrics: the transformer listens, and is the last to work
+            if (
+                stage == "preparing"
+            ):  # timed lyrics: the transformer listens, and is the last to work
                 pipe.transformer(loop)
                 raise RuntimeError("enough")
 
         patch.setattr(modes, "run", song)
-        patch.setattr(jobs, "source_seconds", lambda job: SECONDS if hasattr(job.request, "source") else 0.0)
+        patch.setattr(
+            jobs, "source_seconds", lambda job: SECONDS if hasattr(job.request, "source") else 0.0
+        )
         patch.setattr(writers, "has_audio_codes", lambda weights: True)
         patch.setattr(lora_apply, "reconcile", lambda pipe, wanted: [])
         patch.setattr(record, "library_versions", dict)

@@ -71,17 +71,44 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     """Measure what was asked, print a row each, and write the file and the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help=f"any of {', '.join((*TASKS, *PARTS))}, all by default; or ray")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[10, 60, 240], help="lengths of the song or source")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "what", nargs="*", help=f"any of {', '.join((*TASKS, *PARTS))}, all by default; or ray"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        nargs="+",
+        default=[10, 60, 240],
+        help="lengths of the song or source",
+    )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--shape", choices=bench_loop.CHOICES, default="preview", help="loop: the transformer's size")
-    parser.add_argument("--layers", type=int, help="loop: the transformer's depth, where not the shape's own")
-    parser.add_argument("--compiled", action="store_true", help="loop: the studio's layers compiled (a minute or two)")
-    parser.add_argument("--float8", action="store_true", help="loop: the studio's layers computed in 8 bits")
-    parser.add_argument("--dimensions", choices=bench_planner.SHAPES, default="", help="planner: random weights")
-    parser.add_argument("--processor-time", action="store_true", help="count the processor's time, not the clock's")
+    parser.add_argument(
+        "--shape",
+        choices=bench_loop.CHOICES,
+        default="preview",
+        help="loop: the transformer's size",
+    )
+    parser.add_argument(
+        "--layers", type=int, help="loop: the transformer's depth, where not the shape's own"
+    )
+    parser.add_argument(
+        "--compiled",
+        action="store_true",
+        help="loop: the studio's layers compiled (a minute or two)",
+    )
+    parser.add_argument(
+        "--float8", action="store_true", help="loop: the studio's layers computed in 8 bits"
+    )
+    parser.add_argument(
+        "--dimensions", choices=bench_planner.SHAPES, default="", help="planner: random weights"
+    )
+    parser.add_argument(
+        "--processor-time", action="store_true", help="count the processor's time, not the clock's"
+    )
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--picture", type=Path, help="draw the ratios there (matplotlib)")
     given = parser.parse_args()
@@ -145,7 +172,9 @@ def compare(studio: backend.Backend, task: str, seconds: float, steps: int, runs
             runs,
         )
     share = statistics.median(after[1:]) / row.stock
-    return replace(row, more={"after the loop": f"{share:.1%}", "peak MB so far": round(peak_memory_mb())})
+    return replace(
+        row, more={"after the loop": f"{share:.1%}", "peak MB so far": round(peak_memory_mb())}
+    )
 
 
 def vae_rows(pipe: Any, runs: int) -> Iterator[Row]:
@@ -154,9 +183,13 @@ def vae_rows(pipe: Any, runs: int) -> Iterator[Row]:
 
     hop, channels = pipe.vae.hop_length, pipe.vae.config.decoder_input_channels
     latents = torch.randn(1, VAE_SECONDS * SAMPLE_RATE // hop, channels)
-    samples = 0.1 * np.random.default_rng(1).standard_normal((2, VAE_SECONDS * SAMPLE_RATE)).astype(np.float32)
+    samples = 0.1 * np.random.default_rng(1).standard_normal((2, VAE_SECONDS * SAMPLE_RATE)).astype(
+        np.float32
+    )
     sides = {
-        "decode": lambda: deque(song_codec.decode_latents(pipe, latents.to(pipe._execution_device)), 0),
+        "decode": lambda: deque(
+            song_codec.decode_latents(pipe, latents.to(pipe._execution_device)), 0
+        ),
         "encode": lambda: deque(song_codec.encode(pipe, samples, "reading"), 0),
     }
     for name, ours in sides.items():
@@ -177,7 +210,13 @@ def first_row(seconds: float, steps: int, runs: int) -> Row:
         if done.returncode:
             sys.exit(f"The first song ({side}) failed: {done.stderr[-2000:]}")
 
-    return Row.of("first song, with loading", seconds, lambda: started("stock"), lambda: started("studio"), runs)
+    return Row.of(
+        "first song, with loading",
+        seconds,
+        lambda: started("stock"),
+        lambda: started("studio"),
+        runs,
+    )
 
 
 def first_stock(seconds: float, steps: int) -> None:
@@ -187,9 +226,18 @@ def first_stock(seconds: float, steps: int) -> None:
 
     weights = find_weights()
     device = models.pick_device(weights)
-    pipe = AceStepPipeline.from_pretrained(weights.folder, dtype=getattr(torch, device.dtype)).to(device.kind)
+    pipe = AceStepPipeline.from_pretrained(weights.folder, dtype=getattr(torch, device.dtype)).to(
+        device.kind
+    )
     pipe.vae.enable_tiling()
-    pipe(prompt=PROMPT, lyrics=LYRICS, audio_duration=seconds, num_inference_steps=steps, guidance_scale=7.0, shift=1.0)
+    pipe(
+        prompt=PROMPT,
+        lyrics=LYRICS,
+        audio_duration=seconds,
+        num_inference_steps=steps,
+        guidance_scale=7.0,
+        shift=1.0,
+    )
 
 
 def first_studio(seconds: float, steps: int) -> None:
@@ -224,7 +272,9 @@ def bare_song(pipe, task: str, request, seconds: float) -> None:
         "num_inference_steps": request.options.steps,
         "guidance_scale": 7.0,
         "shift": 1.0,
-        "latents": song_loop.draw_noise(song_loop.generators_for((request.seed,)), frames, channels),
+        "latents": song_loop.draw_noise(
+            song_loop.generators_for((request.seed,)), frames, channels
+        ),
     }
     with bench_loop.stock(pipe.transformer), bench_loop.stock_vae(pipe.vae):
         if task == "morph":

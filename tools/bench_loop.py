@@ -67,14 +67,25 @@ class Inputs:
 
 
 def bench(
-    shape: str, layers: int | None, seconds: list[float], runs: int, compiled: bool = False, in_float8: bool = False
+    shape: str,
+    layers: int | None,
+    seconds: list[float],
+    runs: int,
+    compiled: bool = False,
+    in_float8: bool = False,
 ) -> Iterator[Row]:
     """Yield a row for each length: peaks above what was there before, the estimate, how far results differ.
 
     With `in_float8` the studio's layers multiply in 8 bits; with `compiled` they are compiled, which is not counted.
     On CUDA also the share of the card's arithmetic that the step uses, and the kernels that take longest.
     """
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     torch.manual_seed(0)
     plain = transformer = build(shape, layers, device, dtype)
@@ -93,7 +104,9 @@ def bench(
         if compiled and (thread := transformer.compiled.warm_up()):
             thread.join()
             results["studio"] = studio_step(transformer, inputs, True)
-        far = float((results["studio"] - results["stock"]).abs().max() / results["stock"].abs().max())
+        far = float(
+            (results["studio"] - results["stock"]).abs().max() / results["stock"].abs().max()
+        )
         row = Row.of(
             f"loop, {shape}, {len(plain.layers)} layers, a {'float8 ' * in_float8}{'compiled ' * compiled}step",
             length,
@@ -103,11 +116,16 @@ def bench(
         )
         if device == "cuda":
             row.more.update(cuda_facts(sides["studio"], row.studio))
-        inputs.condition = song_attention.CachedCondition(inputs.condition.states, inputs.condition.null, 1)
+        inputs.condition = song_attention.CachedCondition(
+            inputs.condition.states, inputs.condition.null, 1
+        )
         row.more["peak MB"] = " / ".join(f"{peak_bytes(step) / 1e6:.0f}" for step in sides.values())
         wide = dtype == torch.float32
         song = estimate.Song(
-            length, config=transformer.config, number_bytes=4 if wide else 2, condition=CONDITION_TOKENS
+            length,
+            config=transformer.config,
+            number_bytes=4 if wide else 2,
+            condition=CONDITION_TOKENS,
         )
         row.more["expected MB"] = round(estimate.song_bytes(song) / 1e6)
         yield row
@@ -130,18 +148,24 @@ def cuda_facts(step: Callable[[], Any], seconds: float) -> dict[str, Any]:
     longest = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)[:5]
     return {
         "MFU": f"{counter.get_total_flops() / seconds / (2 * side**3 / min(times)):.0%}",
-        "kernels": ", ".join(f"{event.key[:60]} {event.self_device_time_total / 1e3:.1f} ms" for event in longest),
+        "kernels": ", ".join(
+            f"{event.key[:60]} {event.self_device_time_total / 1e3:.1f} ms" for event in longest
+        ),
     }
 
 
-def build(shape: str, layers: int | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+def build(
+    shape: str, layers: int | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Any:
     """Return a transformer in windows with random weights, made on the device itself."""
     from diffusers import AceStepTransformer1DModel
 
     if shape == PREVIEW:
         models.quiet_libraries()
         folder = PREVIEWS[MODEL_VARIABLE] / "transformer"
-        transformer = AceStepTransformer1DModel.from_pretrained(folder, torch_dtype=dtype).to(device)
+        transformer = AceStepTransformer1DModel.from_pretrained(folder, torch_dtype=dtype).to(
+            device
+        )
         song_attention.use_windows(transformer)
         return transformer.eval().requires_grad_(False)
     sizes = dict(SHAPES[shape])
@@ -195,7 +219,9 @@ def stock(transformer: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def stock_vae(vae: Any) -> Iterator[None]:
     """Let `vae` compute as diffusers ships it, with the overlap of its tiles."""
-    ours = {module: vars(module).pop("forward") for module in vae.modules() if "forward" in vars(module)}
+    ours = {
+        module: vars(module).pop("forward") for module in vae.modules() if "forward" in vars(module)
+    }
     overlaps = vae.tile_latent_overlap, vae.tile_sample_overlap
     vae.tile_latent_overlap, vae.tile_sample_overlap = 64, 2 * vae.config.sampling_rate
     try:
@@ -215,11 +241,16 @@ def stock_step(transformer: Any, inputs: Inputs, guided: bool) -> torch.Tensor:
     """Return the velocities of a step of the stock pipeline."""
     halves = 1 + guided
     with stock(transformer):
-        return call(transformer, inputs, inputs.condition.rows(halves * len(inputs.latents)), halves)
+        return call(
+            transformer, inputs, inputs.condition.rows(halves * len(inputs.latents)), halves
+        )
 
 
 def call(
-    transformer: Any, inputs: Inputs, condition: torch.Tensor | song_attention.CachedCondition, halves: int
+    transformer: Any,
+    inputs: Inputs,
+    condition: torch.Tensor | song_attention.CachedCondition,
+    halves: int,
 ) -> torch.Tensor:
     """Return what `transformer` makes of the inputs, once or twice, under `condition`."""
     latents = torch.cat([inputs.latents] * halves)
@@ -242,9 +273,13 @@ def peak_bytes(work: Callable[[], Any]) -> int:
         torch.cuda.reset_peak_memory_stats()
         work()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         work()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
     return max(accumulate(changes, initial=0))
 

@@ -54,20 +54,32 @@ def measured(context: Any, url: str) -> tuple[float, ...]:
     devtools.send("Network.enable")
     devtools.send("Performance.enable")
     devtools.on("Network.requestWillBeSent", lambda event: _add(wire, requests=1))
-    devtools.on("Network.loadingFinished", lambda event: _add(wire, sent=event["encodedDataLength"]))
+    devtools.on(
+        "Network.loadingFinished", lambda event: _add(wire, sent=event["encodedDataLength"])
+    )
     devtools.on("Network.dataReceived", lambda event: _add(wire, unpacked=event["dataLength"]))
     started = time.perf_counter()
     page.goto(url, wait_until="commit")
     prompt = page.locator("#generate-prompt textarea")
     prompt.press_sequentially("a")
     usable = time.perf_counter() - started
-    metrics = {each["name"]: each["value"] for each in devtools.send("Performance.getMetrics")["metrics"]}
+    metrics = {
+        each["name"]: each["value"] for each in devtools.send("Performance.getMetrics")["metrics"]
+    }
     longest = page.evaluate("studioLongest")
     page.locator("#studio-status").get_by_text("Model:").wait_for(state="attached")
     ready = time.perf_counter() - started
     settle(page)
     page.close()
-    return usable, metrics["TaskDuration"], longest, ready, wire["requests"], wire["sent"], wire["unpacked"]
+    return (
+        usable,
+        metrics["TaskDuration"],
+        longest,
+        ready,
+        wire["requests"],
+        wire["sent"],
+        wire["unpacked"],
+    )
 
 
 def _add(wire: dict[str, int], **counts: int) -> None:

@@ -24,9 +24,24 @@ from tools.bench_rows import Row, timed
 
 # Qwen3's configurations, and ACE-Step's vocabulary (rounded up as the checkpoints do).
 SHAPES = {
-    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "1.7b": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
+    "0.6b": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+    },
+    "1.7b": {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+    },
+    "4b": {
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+    },
 }
 VOCABULARY, FIRST_CODE, CODES = 217_216, 151_669, 64_000
 PROMPT_TOKENS = 600
@@ -50,7 +65,9 @@ def bench(dimensions: str, seconds: list[float], runs: int) -> Iterator[Row]:
                 with _stock():
                     theirs = steps_per_second(model, codes, count, takes)
                 pairs.append((theirs, steps_per_second(model, codes, count, takes)))
-            stock, studio = (takes * statistics.median(side) for side in zip(*pairs[1:], strict=True))
+            stock, studio = (
+                takes * statistics.median(side) for side in zip(*pairs[1:], strict=True)
+            )
             ratios = tuple(ours / theirs for theirs, ours in pairs[1:])
             more = {"of the bandwidth's limit": f"{studio / takes / limit:.1%}"}
             name = f"planner {dimensions or 'random'}, takes: {takes}"
@@ -60,7 +77,9 @@ def bench(dimensions: str, seconds: list[float], runs: int) -> Iterator[Row]:
 def steps_per_second(model: Any, codes: Any, count: int, takes: int) -> float:
     """Return the steps of the codes phase with guidance, without its prompt, by the rows' clock."""
     prompt = list(range(PROMPT_TOKENS))
-    steps = CodeWriter(model, codes, (prompt, prompt[: PROMPT_TOKENS // 2]), range(takes), count, Draw()).run()
+    steps = CodeWriter(
+        model, codes, (prompt, prompt[: PROMPT_TOKENS // 2]), range(takes), count, Draw()
+    ).run()
     next(steps)
     return (count - 1) / timed(lambda: deque(steps, 0))
 
@@ -72,7 +91,11 @@ class StockLayers:
         import torch
         from transformers import DynamicCache
 
-        self._body, self._cache, self.position = model.get_decoder(), DynamicCache(config=model.config), 0
+        self._body, self._cache, self.position = (
+            model.get_decoder(),
+            DynamicCache(config=model.config),
+            0,
+        )
         self._places = torch.arange(length, device=model.device)
         self._pads = torch.tensor(pads, device=model.device)[:, None]
 

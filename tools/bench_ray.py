@@ -49,7 +49,11 @@ def main(arguments: argparse.Namespace) -> None:
             pairs = [overhead(seconds, arguments.steps) for _ in range(arguments.runs + 1)][1:]
             show("overhead", seconds, [wall for wall, _ in pairs])
             show("in CPU time", seconds, [computed for _, computed in pairs])
-            show("throughput", seconds, [throughput(seconds, arguments.steps) for _ in range(arguments.runs + 1)][1:])
+            show(
+                "throughput",
+                seconds,
+                [throughput(seconds, arguments.steps) for _ in range(arguments.runs + 1)][1:],
+            )
     finally:
         gpu_ray.pool.dismiss()
 
@@ -71,7 +75,10 @@ def overhead(seconds: float, steps: int) -> tuple[float, float]:
 
 def cpu_seconds() -> float:
     """Return how long this process and the workers have computed so far."""
-    processes = [psutil.Process(pid) for pid in (os.getpid(), *(worker["pid"] for worker in gpu_ray.pool.workers()))]
+    processes = [
+        psutil.Process(pid)
+        for pid in (os.getpid(), *(worker["pid"] for worker in gpu_ray.pool.workers()))
+    ]
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 

@@ -36,7 +36,13 @@ class Row:
 
     @classmethod
     def of(
-        cls, what: str, seconds: float, stock: Callable[[], Any], studio: Callable[[], Any], runs: int, **more: Any
+        cls,
+        what: str,
+        seconds: float,
+        stock: Callable[[], Any],
+        studio: Callable[[], Any],
+        runs: int,
+        **more: Any,
     ) -> Row:
         """Time both sides in turn; the first pair warms up."""
         pairs = [(timed(stock), timed(studio)) for _ in range(runs + 1)][1:]
@@ -46,7 +52,10 @@ class Row:
 
     def text(self) -> str:
         """Return the row of the table."""
-        sides = (n if n is None else f"{n:,.0f}" if n >= 100 else f"{n:.3g}" for n in (self.stock, self.studio))
+        sides = (
+            n if n is None else f"{n:,.0f}" if n >= 100 else f"{n:.3g}"
+            for n in (self.stock, self.studio)
+        )
         numbers = "".join(" " * 10 if n is None else f"{n:>8} {self.unit[:1]}" for n in sides)
         text = f"{self.what:<34}{self.seconds:>8g}{numbers}"
         if self.ratios:
@@ -80,7 +89,11 @@ def write(path: Path, rows: list[Row]) -> None:
     facts = {
         "command": " ".join(["python -m tools.bench", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "gpu": gpu},
+        "machine": {
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "gpu": gpu,
+        },
         "torch": torch.__version__,
         "rows": [asdict(row) for row in rows],
     }
@@ -101,7 +114,13 @@ def draw(path: Path, rows: list[Row]) -> None:
         [max(row.ratios) - m for m, row in zip(middle, shown, strict=True)],
     ]
     figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.34 * len(shown)), layout="constrained")
-    axes.barh([f"{row.what}, {row.seconds:g} s" for row in shown], middle, xerr=spread, color="#3b6ea5", ecolor="#888")
+    axes.barh(
+        [f"{row.what}, {row.seconds:g} s" for row in shown],
+        middle,
+        xerr=spread,
+        color="#3b6ea5",
+        ecolor="#888",
+    )
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as fast as stock diffusers")
     axes.spines[["top", "right"]].set_visible(False)

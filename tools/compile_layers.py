@@ -24,9 +24,13 @@ TAKES = (1, 2, 3, 4)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="where the packages go")
-    parser.add_argument("--takes", type=int, nargs="+", default=TAKES, choices=TAKES, help="all four by default")
+    parser.add_argument(
+        "--takes", type=int, nargs="+", default=TAKES, choices=TAKES, help="all four by default"
+    )
     given = parser.parse_args()
     bootstrap.bootstrap()
     import model_weights
@@ -52,7 +56,9 @@ def write(transformer: Any, folder: Path, takes: tuple[int, ...]) -> None:
                 spaces.aoti_compile_and_save(folder / "package", program, submodule=name)
 
 
-def export_layers(transformer: Any, rows: int, takes: int) -> Iterator[tuple[str, torch.export.ExportedProgram]]:
+def export_layers(
+    transformer: Any, rows: int, takes: int
+) -> Iterator[tuple[str, torch.export.ExportedProgram]]:
     """Yield the name and the program of each package for songs of `takes` takes in `rows` rows."""
     import torch
 
@@ -71,7 +77,18 @@ def export_layers(transformer: Any, rows: int, takes: int) -> Iterator[tuple[str
 
     x, tables, temb, condition = sample(transformer, rows, takes)
     some = torch.export.Dim.AUTO
-    lengths = ({1: some}, {0: some}, {0: some}, None, None, {0: some, 1: some}, None, {2: some}, {2: some}, None)
+    lengths = (
+        {1: some},
+        {0: some},
+        {0: some},
+        None,
+        None,
+        {0: some, 1: some},
+        None,
+        {2: some},
+        {2: some},
+        None,
+    )
     for windowed, layer in kinds(transformer).items():
         with torch.no_grad():
             program = torch.export.export(

@@ -37,19 +37,34 @@ if TYPE_CHECKING:
 
 SHARD = "5GB"
 AUDIO_CODES = 65_535
-WORDS = {"prompt": "warm lofi piano with soft drums", "lyrics": "[Verse]\nslow light on the window", "seed": 7}
+WORDS = {
+    "prompt": "warm lofi piano with soft drums",
+    "lyrics": "[Verse]\nslow light on the window",
+    "seed": 7,
+}
 KNOWN = {"bpm": 90, "key": "A minor", "time_signature": "4"}
 
 
 def main() -> None:
     """Write what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=0, help="layers of each stack; all of them by default")
-    parser.add_argument("--planner", action="store_true", help="with a planner of 1.7 billion parameters")
-    parser.add_argument("--songwriter", action="store_true", help="with a songwriter of 7 billion parameters")
     parser.add_argument(
-        "--plans", nargs="+", choices=model_memory.TEXTS, help="memory plans; all of this device by default"
+        "--layers", type=int, default=0, help="layers of each stack; all of them by default"
+    )
+    parser.add_argument(
+        "--planner", action="store_true", help="with a planner of 1.7 billion parameters"
+    )
+    parser.add_argument(
+        "--songwriter", action="store_true", help="with a songwriter of 7 billion parameters"
+    )
+    parser.add_argument(
+        "--plans",
+        nargs="+",
+        choices=model_memory.TEXTS,
+        help="memory plans; all of this device by default",
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the songs (60)")
     parser.add_argument("--steps", type=int, default=50)
@@ -79,7 +94,10 @@ def write(folder: Path, layers: int, planner: bool, songwriter: bool) -> dict[st
             write_one(aside, layers)
             aside.rename(place)
             size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-            print(f"{place}: {size / model_memory.GB:.1f} GB written in {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"{place}: {size / model_memory.GB:.1f} GB written in {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
         places[variable] = place.absolute()
     return places
 
@@ -112,7 +130,9 @@ def shapes(layers: int = 0) -> dict[str, Callable[[], nn.Module]]:
         ),
         "audio_tokenizer": AceStepAudioTokenizer,
         "audio_token_detokenizer": AceStepAudioTokenDetokenizer,
-        "vae": lambda: AutoencoderOobleck(downsampling_ratios=[2, 4, 4, 6, 10], sampling_rate=48_000),
+        "vae": lambda: AutoencoderOobleck(
+            downsampling_ratios=[2, 4, 4, 6, 10], sampling_rate=48_000
+        ),
         "text_encoder": lambda: Qwen3Model(
             Qwen3Config(
                 vocab_size=151_669,
@@ -142,21 +162,33 @@ def write_song_model(folder: Path, layers: int) -> None:
         if name == "vae":
             level_off(part)
         if name == "condition_encoder":
-            part.silence_latent = torch.randn((1, 15_000, 64), generator=generator).to(torch.bfloat16)
+            part.silence_latent = torch.randn((1, 15_000, 64), generator=generator).to(
+                torch.bfloat16
+            )
         part.save_pretrained(folder / name, max_shard_size=SHARD)
         del part
     random_models.make_tokenizer().save_pretrained(folder / "tokenizer")
-    diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0).save_pretrained(folder / "scheduler")
+    diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0).save_pretrained(
+        folder / "scheduler"
+    )
     classes = {
-        **{"transformer": ("diffusers", "AceStepTransformer1DModel"), "vae": ("diffusers", "AutoencoderOobleck")},
-        **{"text_encoder": ("transformers", "Qwen3Model"), "tokenizer": ("transformers", "Qwen2Tokenizer")},
+        **{
+            "transformer": ("diffusers", "AceStepTransformer1DModel"),
+            "vae": ("diffusers", "AutoencoderOobleck"),
+        },
+        **{
+            "text_encoder": ("transformers", "Qwen3Model"),
+            "tokenizer": ("transformers", "Qwen2Tokenizer"),
+        },
         "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
         "condition_encoder": ("ace_step", "AceStepConditionEncoder"),
         "audio_tokenizer": ("ace_step", "AceStepAudioTokenizer"),
         "audio_token_detokenizer": ("ace_step", "AceStepAudioTokenDetokenizer"),
     }
     index = {"_class_name": "AceStepPipeline", "_diffusers_version": diffusers.__version__}
-    (folder / INDEX).write_text(json.dumps({**index, **{part: classes[part] for part in PARTS}}, indent=2))
+    (folder / INDEX).write_text(
+        json.dumps({**index, **{part: classes[part] for part in PARTS}}, indent=2)
+    )
 
 
 def write_planner(folder: Path, layers: int) -> None:
@@ -176,7 +208,9 @@ def write_planner(folder: Path, layers: int) -> None:
         tie_word_embeddings=True,
     )
     codes = (f"<|audio_code_{number}|>" for number in range(AUDIO_CODES))
-    _write_language_model(folder, lambda: Qwen3ForCausalLM(config), "qwen3", (*random_models.THINK, *codes))
+    _write_language_model(
+        folder, lambda: Qwen3ForCausalLM(config), "qwen3", (*random_models.THINK, *codes)
+    )
 
 
 def write_songwriter(folder: Path, layers: int) -> None:
@@ -198,7 +232,10 @@ def write_songwriter(folder: Path, layers: int) -> None:
 
 
 def _write_language_model(
-    folder: Path, build: Callable[[], nn.Module], family: random_models.Family, marks: tuple[str, ...]
+    folder: Path,
+    build: Callable[[], nn.Module],
+    family: random_models.Family,
+    marks: tuple[str, ...],
 ) -> None:
     import torch
 
@@ -234,7 +271,11 @@ def level_off(vae: nn.Module) -> None:
     import torch
 
     with torch.no_grad():
-        loud = vae.float().decode(torch.randn((1, 64, 8), generator=torch.Generator().manual_seed(0))).sample.std()
+        loud = (
+            vae.float()
+            .decode(torch.randn((1, 64, 8), generator=torch.Generator().manual_seed(0)))
+            .sample.std()
+        )
         vae.decoder.conv2.weight_g *= 0.1 / float(loud)
     vae.to(torch.bfloat16)
 
@@ -242,7 +283,9 @@ def level_off(vae: nn.Module) -> None:
 # --- the rehearsal ------------------------------------------------------------------------------------------------
 
 
-def rehearse(places: dict[str, Path], plans: Sequence[str] | None, seconds: float, steps: int) -> None:
+def rehearse(
+    places: dict[str, Path], plans: Sequence[str] | None, seconds: float, steps: int
+) -> None:
     """Run every stage by every plan and print a row for each; what fails says why, and the rest goes on."""
     with tempfile.TemporaryDirectory() as folder:
         own = {"ACE_STUDIO_PLANNER": "off", "ACE_STUDIO_LYRICS": "off", "ACE_STUDIO_OUTPUT": folder}
@@ -259,7 +302,10 @@ def rehearse(places: dict[str, Path], plans: Sequence[str] | None, seconds: floa
         for plan in plans or model_memory.plans_on(device):
             for stage, mode, values in _requests(studio, source, seconds, steps):
                 took, peak, said = measured(studio, plan, mode, values)
-                print(f"| {plan} | {stage} | {took:.1f} | {peak / model_memory.GB:.2f} | {said} |", flush=True)
+                print(
+                    f"| {plan} | {stage} | {took:.1f} | {peak / model_memory.GB:.2f} | {said} |",
+                    flush=True,
+                )
 
 
 def _requests(
@@ -279,7 +325,9 @@ def _requests(
         yield "lyrics", "lyrics", {"brief": "rain", "seed": 7, "options": {"max_tokens": 64}}
 
 
-def measured(studio: Backend, plan: str, mode: str, values: dict[str, Any] | None) -> tuple[float, int, str]:
+def measured(
+    studio: Backend, plan: str, mode: str, values: dict[str, Any] | None
+) -> tuple[float, int, str]:
     """Return seconds, peak bytes and the record's own seconds of one stage, or why it failed."""
     from events import Done
     from params import parse_request
@@ -291,12 +339,20 @@ def measured(studio: Backend, plan: str, mode: str, values: dict[str, Any] | Non
         studio.placing.begin(request, studio.settle(request), 0.0)
         studio.models.pipeline()
     else:
-        options = values["options"] if mode == "lyrics" else {**values["options"], "memory_plan": plan}
+        options = (
+            values["options"] if mode == "lyrics" else {**values["options"], "memory_plan": plan}
+        )
         *_, last = studio.stream(parse_request(mode, {**values, "options": options}))
         if isinstance(last, Done):
-            said = ", ".join(f"{name} {length:.1f}" for name, length in last.record["seconds"].items())
+            said = ", ".join(
+                f"{name} {length:.1f}" for name, length in last.record["seconds"].items()
+            )
             planned = last.record.get("plan") or {}
-            said += f"; not planned: {planned['reason']}" if "reason" in planned and options.get("plan", True) else ""
+            said += (
+                f"; not planned: {planned['reason']}"
+                if "reason" in planned and options.get("plan", True)
+                else ""
+            )
         else:
             said = last.problem.text()
     return time.monotonic() - started, peak_bytes(), said

@@ -31,7 +31,9 @@ def pulse(samples: np.ndarray) -> np.ndarray:
     """Return how strongly something begins, [frames], a hundred times a second."""
     import librosa
 
-    return librosa.onset.onset_strength(y=_mono(samples), sr=LISTENING_RATE, hop_length=HOP, aggregate=np.median)
+    return librosa.onset.onset_strength(
+        y=_mono(samples), sr=LISTENING_RATE, hop_length=HOP, aggregate=np.median
+    )
 
 
 def tempo(samples: np.ndarray) -> float:
@@ -71,7 +73,11 @@ def chroma(samples: np.ndarray) -> np.ndarray:
     import librosa
 
     energy = librosa.feature.chroma_cqt(
-        y=_mono(samples), sr=LISTENING_RATE, hop_length=512, fmin=librosa.note_to_hz("C2"), n_octaves=5
+        y=_mono(samples),
+        sr=LISTENING_RATE,
+        hop_length=512,
+        fmin=librosa.note_to_hz("C2"),
+        n_octaves=5,
     ).mean(axis=1)
     return energy / max(float(energy.sum()), 1e-9)
 
@@ -118,7 +124,9 @@ def traits(samples: np.ndarray) -> np.ndarray:
 
     mono = _mono(samples)
     power = np.abs(librosa.stft(mono, n_fft=1024, hop_length=HOP * 2)) ** 2
-    mels = librosa.power_to_db(librosa.feature.melspectrogram(S=power, sr=LISTENING_RATE, n_mels=48), top_db=80)
+    mels = librosa.power_to_db(
+        librosa.feature.melspectrogram(S=power, sr=LISTENING_RATE, n_mels=48), top_db=80
+    )
     timbre = librosa.feature.mfcc(S=mels, n_mfcc=20)
     strength = pulse(samples)
     sharp = strength / max(float(strength.mean()), 1e-9)
@@ -130,9 +138,19 @@ def traits(samples: np.ndarray) -> np.ndarray:
     flat = librosa.feature.spectral_flatness(S=power + 1e-12, power=1.0)
     return np.concatenate(
         [
-            *(timbre.mean(axis=1), timbre.std(axis=1), np.abs(np.diff(timbre, axis=1)).mean(axis=1)),
+            *(
+                timbre.mean(axis=1),
+                timbre.std(axis=1),
+                np.abs(np.diff(timbre, axis=1)).mean(axis=1),
+            ),
             bands,
-            [width, crest, float(sharp.std()), float(np.log(flat.mean() + 1e-9)), float(np.log(flat.std() + 1e-9))],
+            [
+                width,
+                crest,
+                float(sharp.std()),
+                float(np.log(flat.mean() + 1e-9)),
+                float(np.log(flat.std() + 1e-9)),
+            ],
         ]
     )
 
@@ -170,7 +188,10 @@ def train_classifier(features: np.ndarray, styles: list[str], decay: float = 0.0
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = torch.nn.functional.cross_entropy(x @ weights.T, y) + decay * weights[:, :-1].square().sum()
+        value = (
+            torch.nn.functional.cross_entropy(x @ weights.T, y)
+            + decay * weights[:, :-1].square().sum()
+        )
         value.backward()
         return value
 

@@ -29,7 +29,12 @@ from params import parse_request
 from record import Stored
 
 SECONDS, SEED = 20, 7
-MP3 = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.9}
+MP3 = {
+    "format": "MP3",
+    "subtype": "MPEG_LAYER_III",
+    "bitrate_mode": "CONSTANT",
+    "compression_level": 0.9,
+}
 MOST_BYTES = 150_000
 COLUMNS = 100
 
@@ -38,19 +43,36 @@ def make(name: str) -> dict[str, object]:
     """Make the song of an example, write its files, and return its card."""
     wanted = {**EXAMPLES["generate"][name], "duration": SECONDS, "seed": SEED, "quality": "draft"}
     wanted["options"] = {"plan": False, "fade_out": 2, "format": "wav"}
-    done = next(event for event in get_backend().stream(parse_request("generate", wanted)) if isinstance(event, Done))
+    done = next(
+        event
+        for event in get_backend().stream(parse_request("generate", wanted))
+        if isinstance(event, Done)
+    )
     samples = audio.read_wav(done.files[0])
-    slug = re.sub(r"\W+", "-", unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower())
+    slug = re.sub(
+        r"\W+", "-", unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    )
     sound, picture = SOUNDS / f"{slug}.mp3", SOUNDS / f"{slug}.webp"
     soundfile.write(sound, samples.mean(axis=0), SAMPLE_RATE, **MP3)
     if sound.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{sound.name} has {sound.stat().st_size:,} bytes, more than {MOST_BYTES:,}.")
-    art = audio_export.picture_for_page(samples, done.record["takes"][0]["seed"], Stored.of(done.record).key)
+        raise ValueError(
+            f"{sound.name} has {sound.stat().st_size:,} bytes, more than {MOST_BYTES:,}."
+        )
+    art = audio_export.picture_for_page(
+        samples, done.record["takes"][0]["seed"], Stored.of(done.record).key
+    )
     picture.write_bytes(base64.b64decode(art.partition(",")[2]))
     parts = np.array_split(samples, COLUMNS, axis=1)
-    lows_and_highs = np.array([(part.min(), part.max()) for part in parts]) * 127 / np.abs(samples).max()
+    lows_and_highs = (
+        np.array([(part.min(), part.max()) for part in parts]) * 127 / np.abs(samples).max()
+    )
     peaks = base64.b64encode(np.rint(lows_and_highs).astype(np.int8).tobytes()).decode()
-    return {"sound": sound.name, "picture": picture.name, "seconds": samples.shape[1] / SAMPLE_RATE, "peaks": peaks}
+    return {
+        "sound": sound.name,
+        "picture": picture.name,
+        "seconds": samples.shape[1] / SAMPLE_RATE,
+        "peaks": peaks,
+    }
 
 
 def main() -> None:
@@ -63,7 +85,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ACE_STUDIO_OUTPUT"] = folder
         cards = {name: make(name) for name in EXAMPLES["generate"]}
-    (SOUNDS / "cards.json").write_text(json.dumps(cards, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (SOUNDS / "cards.json").write_text(
+        json.dumps(cards, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def tasks_for(seconds: float) -> dict[str, Task]:
         "extend": Task("/extend", extend, (seconds - OVERLAP, seconds)),
         "repaint": Task("/edit", repaint, (start, end)),
         "morph": Task("/edit", {"action": "morph", "prompt": NEW_PROMPT, "source_prompt": PROMPT}),
-        "layer": Task("/edit", {"action": "layer", "prompt": "hand percussion", "tracks": ["percussion"]}),
+        "layer": Task(
+            "/edit", {"action": "layer", "prompt": "hand percussion", "tracks": ["percussion"]}
+        ),
         "extract": Task("/edit", {"action": "extract", "tracks": ["drums"]}),
         "complete": Task("/edit", {"action": "complete", "tracks": ["strings", "brass"]}),
     }
@@ -83,16 +85,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     every = list(tasks_for(30))
     parser.add_argument("--url", default=URL, help=f"address of the studio ({URL})")
     parser.add_argument("--bpm", type=int, nargs="+", default=TEMPOS, help="tempos (90 120 140)")
-    parser.add_argument("--key", type=parse_key, nargs="+", default=KEYS, help='keys ("C major" "A minor")')
     parser.add_argument(
-        "--task", nargs="+", choices=every, default=every, metavar="TASK", help=f"of {', '.join(every)}"
+        "--key", type=parse_key, nargs="+", default=KEYS, help='keys ("C major" "A minor")'
     )
-    parser.add_argument("--seconds", type=float, default=30.0, help="length of the songs from words (30)")
-    parser.add_argument("--steps", type=int, help="denoising steps; those of the standard quality unless given")
+    parser.add_argument(
+        "--task",
+        nargs="+",
+        choices=every,
+        default=every,
+        metavar="TASK",
+        help=f"of {', '.join(every)}",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="length of the songs from words (30)"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="denoising steps; those of the standard quality unless given"
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=Path, help="file for the table, too")
     return parser
@@ -106,7 +121,19 @@ def table(client: Client, given: argparse.Namespace) -> Iterator[str]:
     facts = client.predict(api_name="/capabilities")
     yield f"{facts['model']} ({facts['engine']}), {facts['device']}, {facts['dtype']}, studio {facts['studio']}"
     yield ""
-    names = ("bpm", "key", "task", "support", "seconds", "peak MB", "length", "tempo", "off by", "heard key", "step dB")
+    names = (
+        "bpm",
+        "key",
+        "task",
+        "support",
+        "seconds",
+        "peak MB",
+        "length",
+        "tempo",
+        "off by",
+        "heard key",
+        "step dB",
+    )
     yield _row(names)
     yield _row("---" for _ in names)
     studio = process_at(given.url)
@@ -196,7 +223,9 @@ def step_db(samples: np.ndarray, rate: int, border: float) -> float:
     jumps = np.abs(np.diff(samples, axis=0)).max(axis=1)
     at, edge, beside = (round(seconds * rate) for seconds in (border, EDGE_SECONDS, 0.5))
     near = jumps[max(at - edge, 0) : at + edge]
-    around = np.concatenate([jumps[max(at - edge - beside, 0) : max(at - edge, 0)], jumps[at + edge :][:beside]])
+    around = np.concatenate(
+        [jumps[max(at - edge - beside, 0) : max(at - edge, 0)], jumps[at + edge :][:beside]]
+    )
     if not near.size or not around.size:
         return 0.0
     return float(20 * np.log10((near.max() + 1e-9) / (around.max() + 1e-9)))
@@ -238,7 +267,9 @@ def gpu_bytes(processes: set[int]) -> int:
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
     told = subprocess.run(query, capture_output=True, text=True, check=False).stdout
     rows = [line.split(",") for line in told.splitlines() if line.count(",") == 1]
-    return sum(int(used) * 2**20 for pid, used in rows if int(pid) in processes and used.strip().isdigit())
+    return sum(
+        int(used) * 2**20 for pid, used in rows if int(pid) in processes and used.strip().isdigit()
+    )
 
 
 def process_at(url: str) -> psutil.Process | None:
@@ -248,7 +279,11 @@ def process_at(url: str) -> psutil.Process | None:
         return None
     with contextlib.suppress(psutil.Error, OSError):
         for one in psutil.net_connections("tcp"):
-            if one.status == psutil.CONN_LISTEN and one.laddr.port == (parts.port or 80) and one.pid:
+            if (
+                one.status == psutil.CONN_LISTEN
+                and one.laddr.port == (parts.port or 80)
+                and one.pid
+            ):
                 return psutil.Process(one.pid)
     return None
 

@@ -52,7 +52,9 @@ def make_checkpoint(folder: Path, *, xl: bool = False) -> Path:
     with torch.no_grad():
         vae, silence = _vae(generator)
         parts = _parts(generator, len(tokenizer), xl)
-    parts["condition_encoder"].silence_latent = silence.expand(1, SILENCE_FRAMES, LATENT_CHANNELS).contiguous()
+    parts["condition_encoder"].silence_latent = silence.expand(
+        1, SILENCE_FRAMES, LATENT_CHANNELS
+    ).contiguous()
     parts |= {"vae": vae, "tokenizer": tokenizer}
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0)
     AceStepPipeline(**parts, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
@@ -69,7 +71,9 @@ def make_tokenizer(family: Family | None = None, marks: tuple[str, ...] = ()) ->
     from transformers import Qwen2Tokenizer
 
     end, turn, turn_end = SPECIAL_TOKENS
-    tokenizer = Qwen2Tokenizer(unk_token=None, eos_token=end, pad_token=end).train_new_from_iterator(
+    tokenizer = Qwen2Tokenizer(
+        unk_token=None, eos_token=end, pad_token=end
+    ).train_new_from_iterator(
         _training_text(), VOCABULARY, new_special_tokens=[turn, turn_end], show_progress=False
     )
     tokenizer.model_max_length = 131_072
@@ -77,7 +81,9 @@ def make_tokenizer(family: Family | None = None, marks: tuple[str, ...] = ()) ->
         tokenizer.eos_token, tokenizer.chat_template = turn_end, TEMPLATES[family]
     else:
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, tokenizer.convert_tokens_to_ids(end))]
+            single=f"$A {end}",
+            pair=f"$A $B {end}",
+            special_tokens=[(end, tokenizer.convert_tokens_to_ids(end))],
         )
     tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
     return tokenizer
@@ -104,7 +110,11 @@ def _training_text() -> list[str]:
     The list opens with the most important words, which weigh more. Like Qwen's, the tokenizer gets tokens for
     punctuation before a line's end.
     """
-    text = [mark + line_end for mark in ("", ":", "]", ".", ",", ")", "!", "?") for line_end in ("\n\n", "\n")] * 20
+    text = [
+        mark + line_end
+        for mark in ("", ":", "]", ".", ",", ")", "!", "?")
+        for line_end in ("\n\n", "\n")
+    ] * 20
     for rank, word in enumerate(WORDS.read_text(encoding="utf-8").split()):
         weight = 2 if rank < 400 else 1
         text += [f" {word}"] * 3 * weight + [word, word[0].upper() + word[1:]] * weight
@@ -112,8 +122,19 @@ def _training_text() -> list[str]:
 
 
 def _qwen_shape(vocabulary: int, size: int, layers: int) -> dict[str, Any]:
-    shape = {"vocab_size": vocabulary, "hidden_size": size, "intermediate_size": 2 * size, "num_hidden_layers": layers}
-    return {**shape, **ATTENTION, "max_position_embeddings": 32_768, "rope_theta": 1_000_000.0, "dtype": "float32"}
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": size,
+        "intermediate_size": 2 * size,
+        "num_hidden_layers": layers,
+    }
+    return {
+        **shape,
+        **ATTENTION,
+        "max_position_embeddings": 32_768,
+        "rope_theta": 1_000_000.0,
+        "dtype": "float32",
+    }
 
 
 def text_config(vocabulary: int, size: int, layers: int, head_dim: int) -> Qwen3Config:
@@ -121,7 +142,9 @@ def text_config(vocabulary: int, size: int, layers: int, head_dim: int) -> Qwen3
     from transformers import Qwen3Config
 
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
-    return Qwen3Config(**_qwen_shape(vocabulary, size, layers), **ids, head_dim=head_dim, tie_word_embeddings=True)
+    return Qwen3Config(
+        **_qwen_shape(vocabulary, size, layers), **ids, head_dim=head_dim, tie_word_embeddings=True
+    )
 
 
 def _parts(generator: torch.Generator, vocabulary: int, xl: bool) -> dict[str, nn.Module]:
@@ -132,7 +155,11 @@ def _parts(generator: torch.Generator, vocabulary: int, xl: bool) -> dict[str, n
 
     condition_size = 64 if xl else SIZE
     conditions = {
-        **{"hidden_size": condition_size, "intermediate_size": 2 * condition_size, "text_hidden_dim": TEXT_SIZE},
+        **{
+            "hidden_size": condition_size,
+            "intermediate_size": 2 * condition_size,
+            "text_hidden_dim": TEXT_SIZE,
+        },
         **{"timbre_hidden_dim": LATENT_CHANNELS, **ATTENTION, "head_dim": 16},
         **{"num_lyric_encoder_hidden_layers": 2, "num_timbre_encoder_hidden_layers": 2},
     }
@@ -143,13 +170,22 @@ def _parts(generator: torch.Generator, vocabulary: int, xl: bool) -> dict[str, n
         **{"in_channels": 3 * LATENT_CHANNELS, "audio_acoustic_hidden_dim": LATENT_CHANNELS},
         **{"encoder_hidden_size": condition_size, "is_turbo": False, "model_version": "sft"},
     }
-    codes = {"hidden_size": 48, "intermediate_size": 96, "audio_acoustic_hidden_dim": LATENT_CHANNELS, "head_dim": 16}
+    codes = {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "audio_acoustic_hidden_dim": LATENT_CHANNELS,
+        "head_dim": 16,
+    }
     builds = {
-        "text_encoder": lambda: Qwen3Model(text_config(vocabulary, TEXT_SIZE, layers=2, head_dim=16)),
+        "text_encoder": lambda: Qwen3Model(
+            text_config(vocabulary, TEXT_SIZE, layers=2, head_dim=16)
+        ),
         "condition_encoder": lambda: ace_step.AceStepConditionEncoder(**conditions),
         "transformer": lambda: AceStepTransformer1DModel(**transformer),
         "audio_tokenizer": lambda: ace_step.AceStepAudioTokenizer(fsq_dim=48, **codes, **ATTENTION),
-        "audio_token_detokenizer": lambda: ace_step.AceStepAudioTokenDetokenizer(**codes, **ATTENTION),
+        "audio_token_detokenizer": lambda: ace_step.AceStepAudioTokenDetokenizer(
+            **codes, **ATTENTION
+        ),
     }
     # Drawn in this order.
     return {name: filled(build, generator) for name, build in builds.items()}
@@ -161,7 +197,8 @@ def _vae(generator: torch.Generator) -> tuple[nn.Module, torch.Tensor]:
     from diffusers import AutoencoderOobleck
 
     shape = {
-        "encoder_hidden_size": 2 * LATENT_CHANNELS,  # its last layer gives a mean and a spread for each channel
+        "encoder_hidden_size": 2
+        * LATENT_CHANNELS,  # its last layer gives a mean and a spread for each channel
         **{"downsampling_ratios": list(DOWNSAMPLING), "channel_multiples": [1, 2, 2, 4, 4]},
         **{"decoder_channels": 4, "decoder_input_channels": LATENT_CHANNELS},
         **{"audio_channels": 2, "sampling_rate": 48_000},
@@ -191,7 +228,9 @@ def _rounded(value: torch.Tensor) -> float:
 # --- weights ------------------------------------------------------------------------------------------------------
 
 
-def draw(model: nn.Module, name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def draw(
+    model: nn.Module, name: str, parameter: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     """Draw one parameter: unit gain for maps, ones for norms, and enough of the rest that every input matters."""
     import torch
 
@@ -201,13 +240,17 @@ def draw(model: nn.Module, name: str, parameter: torch.Tensor, generator: torch.
     kind = type(owner).__name__
     if kind.endswith("RMSNorm"):
         # The norms of queries and keys set how sharply attention picks; flat attention would average a BPM away.
-        return torch.full(shape, 2.0 if owner_name.endswith(("q_norm", "k_norm", "norm_q", "norm_k")) else 1.0)
+        return torch.full(
+            shape, 2.0 if owner_name.endswith(("q_norm", "k_norm", "norm_q", "norm_k")) else 1.0
+        )
     if leaf == "weight_g":
         # The norm of a weight-normalised kernel whose outputs are as large as its inputs. A plain convolution is normed
         # per output channel, a transposed one per input channel, of whose `kernel` taps only kernel / stride fall on
         # one output sample. The two branches of a residual unit add up; the second is kept small.
         if kind == "ConvTranspose1d":
-            return torch.full(shape, (owner.out_channels * owner.stride[0] / owner.in_channels) ** 0.5)
+            return torch.full(
+                shape, (owner.out_channels * owner.stride[0] / owner.in_channels) ** 0.5
+            )
         return torch.full(shape, 0.5 if owner.kernel_size == (1,) else 1.0)
     if leaf in ("alpha", "beta"):
         # Snake adds sin(e^alpha x)^2 / e^beta; a large beta keeps the VAE near linear, else its offset drowns the song.
@@ -271,14 +314,23 @@ def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0) -
     from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
     quiet_libraries()
-    tokenizer = make_tokenizer(family, (*THINK, *(f"<|audio_code_{number}|>" for number in range(audio_codes))))
+    tokenizer = make_tokenizer(
+        family, (*THINK, *(f"<|audio_code_{number}|>" for number in range(audio_codes)))
+    )
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     shape = _qwen_shape(len(tokenizer), TEXT_SIZE, layers=2)
     # If input and output shared one matrix, a model without learnt layers would repeat its last token.
-    shape |= {"bos_token_id": pad, "pad_token_id": None, "eos_token_id": eos, "tie_word_embeddings": False}
+    shape |= {
+        "bos_token_id": pad,
+        "pad_token_id": None,
+        "eos_token_id": eos,
+        "tie_word_embeddings": False,
+    }
     config = Qwen2Config(**shape) if family == "qwen2" else Qwen3Config(**shape, head_dim=16)
     with torch.no_grad():
-        model = filled(lambda: AutoModelForCausalLM.from_config(config), torch.Generator("cpu").manual_seed(0))
+        model = filled(
+            lambda: AutoModelForCausalLM.from_config(config), torch.Generator("cpu").manual_seed(0)
+        )
     # As with Qwen's own models, both ends stop a text.
     model.generation_config.update(eos_token_id=[eos, pad], pad_token_id=pad)
     model.save_pretrained(folder)

@@ -27,7 +27,12 @@ THEMES = ("dark", "light")
 WIDTHS = {1280: 900, 390: 844}
 """Widths of the window with the height of each, in CSS pixels."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--disable-background-networking",
+)
 TIMEOUT = 180_000
 _QUIET = """() => new Promise((done) => {
   let timer = setTimeout(done, 400);
@@ -38,7 +43,12 @@ _QUIET = """() => new Promise((done) => {
 })"""
 # The example chip that fills each tab.
 CHIPS = {
-    **{"generate": "Folk duet", "cover": "As a lo-fi piece", "extend": "Another verse", "edit": "A solo in the middle"},
+    **{
+        "generate": "Folk duet",
+        "cover": "As a lo-fi piece",
+        "extend": "Another verse",
+        "edit": "A solo in the middle",
+    },
     "lyrics": "A lighthouse",
 }
 FOLDS = ("details", "advanced", "loras-fold")
@@ -46,7 +56,9 @@ FOLDS = ("details", "advanced", "loras-fold")
 
 def main() -> None:
     """Take every picture that was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tabs", nargs="+", choices=TABS, default=TABS)
     parser.add_argument("--themes", nargs="+", choices=THEMES, default=THEMES)
@@ -60,7 +72,9 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         for theme in arguments.themes:
             for width in arguments.widths:
-                page = browser.new_page(viewport={"width": width, "height": WIDTHS[width]}, device_scale_factor=1)
+                page = browser.new_page(
+                    viewport={"width": width, "height": WIDTHS[width]}, device_scale_factor=1
+                )
                 page.set_default_timeout(TIMEOUT)
                 page.goto(f"{url}?__theme={theme}")
                 page.get_by_text("Model:").wait_for(state="attached")
@@ -120,7 +134,9 @@ def walk(
     yield "open"
     slow(page, mode)
     part("go").click()
-    part("progress").locator('[data-state="running"]').get_by_text(re.compile("step|tokens")).first.wait_for()
+    part("progress").locator('[data-state="running"]').get_by_text(
+        re.compile("step|tokens")
+    ).first.wait_for()
     fold(page, mode, opened=False)
     yield "running"
     page.keyboard.press("Escape")
@@ -148,7 +164,11 @@ def fold(page: Any, mode: str, opened: bool = True) -> None:
     """Open the folded groups of a tab, or close them; the inner ones last, and first."""
     for name in FOLDS if opened else FOLDS[::-1]:
         button = page.locator(f"#{mode}-{name} > button")
-        if button.count() and button.is_visible() and ("open" in (button.get_attribute("class") or "")) != opened:
+        if (
+            button.count()
+            and button.is_visible()
+            and ("open" in (button.get_attribute("class") or "")) != opened
+        ):
             button.click()
 
 
@@ -179,8 +199,17 @@ class Studio:
 
     def __enter__(self) -> str:
         self._songs = tempfile.TemporaryDirectory()
-        models = {"ACE_STUDIO_MODEL": "preview", "ACE_STUDIO_PLANNER": "random", "ACE_STUDIO_LYRICS": "random"}
-        environ = {**os.environ, **models, "ACE_STUDIO_OUTPUT": self._songs.name, "GRADIO_SERVER_NAME": "127.0.0.1"}
+        models = {
+            "ACE_STUDIO_MODEL": "preview",
+            "ACE_STUDIO_PLANNER": "random",
+            "ACE_STUDIO_LYRICS": "random",
+        }
+        environ = {
+            **os.environ,
+            **models,
+            "ACE_STUDIO_OUTPUT": self._songs.name,
+            "GRADIO_SERVER_NAME": "127.0.0.1",
+        }
         environ.pop("GRADIO_SERVER_PORT", None)
         self._process = subprocess.Popen(
             [sys.executable, "app.py"],
@@ -204,12 +233,16 @@ class Studio:
 
 def find_chromium() -> str | None:
     """Return the path of the Chromium that ACE_STUDIO_CHROMIUM names, or of the first one that is found."""
-    return os.environ.get("ACE_STUDIO_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    return os.environ.get("ACE_STUDIO_CHROMIUM") or next(
+        filter(None, map(shutil.which, NAMES)), None
+    )
 
 
 def chromium() -> str:
     """Return the path of Chromium; exits with a sentence where there is none."""
-    return find_chromium() or sys.exit("There is no Chromium: install it, or name it in ACE_STUDIO_CHROMIUM.")
+    return find_chromium() or sys.exit(
+        "There is no Chromium: install it, or name it in ACE_STUDIO_CHROMIUM."
+    )
 
 
 def write_song(path: Path) -> Path:

@@ -24,7 +24,12 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-SONG = {"prompt": "calm piano", "duration": 10, "instrumental": True, "options": {"steps": 1, "plan": False}}
+SONG = {
+    "prompt": "calm piano",
+    "duration": 10,
+    "instrumental": True,
+    "options": {"steps": 1, "plan": False},
+}
 START = "import app; app.SESSIONS = {sessions}; app.main()"
 
 
@@ -33,8 +38,15 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--songs", type=int, default=500)
     parser.add_argument("--visits", type=int, default=2000)
-    parser.add_argument("--runs", type=int, default=0, help="songs and lyrics whose callers hang up at random")
-    parser.add_argument("--sessions", type=int, default=150, help="sessions that Gradio remembers (the studio's 150)")
+    parser.add_argument(
+        "--runs", type=int, default=0, help="songs and lyrics whose callers hang up at random"
+    )
+    parser.add_argument(
+        "--sessions",
+        type=int,
+        default=150,
+        help="sessions that Gradio remembers (the studio's 150)",
+    )
     asked = parser.parse_args(arguments)
     lines = []
     with tempfile.TemporaryDirectory() as folder:
@@ -43,17 +55,30 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
             lines.append(line)
     half = lines[len(lines) // 2]
     calls = sum(lines[-1][name] - half[name] for name in ("songs", "visits", "runs"))
-    print(f"since the half: {(lines[-1]['MB'] - half['MB']) / max(calls, 1):.3f} MB a visit, song or run")
+    print(
+        f"since the half: {(lines[-1]['MB'] - half['MB']) / max(calls, 1):.3f} MB a visit, song or run"
+    )
     return lines
 
 
-def soak(songs: int, visits: int, sessions: int, folder: Path, runs: int = 0) -> Iterator[dict[str, float]]:
+def soak(
+    songs: int, visits: int, sessions: int, folder: Path, runs: int = 0
+) -> Iterator[dict[str, float]]:
     """Yield a line of facts at each tenth of the work, the first before it."""
-    environ = {"TMPDIR": str(folder), "ACE_STUDIO_OUTPUT": str(folder / "songs"), "ACE_STUDIO_KEEP_GB": "0.05"}
+    environ = {
+        "TMPDIR": str(folder),
+        "ACE_STUDIO_OUTPUT": str(folder / "songs"),
+        "ACE_STUDIO_KEEP_GB": "0.05",
+    }
     process = subprocess.Popen(
         [sys.executable, "-c", START.format(sessions=sessions)],
         cwd=ROOT,
-        env={**os.environ, "ACE_STUDIO_MODEL": "preview", "GRADIO_TEMP_DIR": str(folder / "page"), **environ},
+        env={
+            **os.environ,
+            "ACE_STUDIO_MODEL": "preview",
+            "GRADIO_TEMP_DIR": str(folder / "page"),
+            **environ,
+        },
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -73,7 +98,11 @@ def soak(songs: int, visits: int, sessions: int, folder: Path, runs: int = 0) ->
                     for _ in range(total * tenth // 10 - total * max(tenth - 1, 0) // 10):
                         work()
                 _until_idle(folder)
-                done = {"songs": songs * tenth // 10, "visits": visits * tenth // 10, "runs": runs * tenth // 10}
+                done = {
+                    "songs": songs * tenth // 10,
+                    "visits": visits * tenth // 10,
+                    "runs": runs * tenth // 10,
+                }
                 yield {**done, **_facts(process.pid, folder)}
     finally:
         process.terminate()
@@ -98,7 +127,9 @@ def _visit(client: httpx.Client, loads: list[dict]) -> None:
 
 def _song(client: httpx.Client) -> None:
     """Make a song through the API."""
-    event = client.post("/gradio_api/call/v2/generate", json=SONG).raise_for_status().json()["event_id"]
+    event = (
+        client.post("/gradio_api/call/v2/generate", json=SONG).raise_for_status().json()["event_id"]
+    )
     text = client.get(f"/gradio_api/call/v2/generate/{event}").text
     assert "event: complete" in text, text[-300:]
 
@@ -137,7 +168,9 @@ def _detached(client: httpx.Client, draw: random.Random) -> str:
     event = _start(client, draw, detach=True)
     if not event:
         return ""
-    found = re.search(r'"run": "([0-9a-f]{32})"', client.get(f"/gradio_api/call/v2/generate/{event}").text)
+    found = re.search(
+        r'"run": "([0-9a-f]{32})"', client.get(f"/gradio_api/call/v2/generate/{event}").text
+    )
     return found[1] if found else ""  # no room for this owner
 
 

@@ -8,10 +8,22 @@ import sys
 COMMANDS = {
     "engine": ("engine_train", "train the built-in engine, stage by stage; run it again to go on"),
     "evaluate": ("engine_evaluate", "make songs with the built-in engine and measure them"),
-    "words": ("engine_words", "write down beside a checkpoint which keys, tempos and words it knows"),
-    "planner": ("planner", "train the built-in planner on the band's scores; run it again to go on"),
-    "songwriter": ("songwriter", "train the built-in songwriter on training/lyrics; run it again to go on"),
-    "evaluate-songwriter": ("songwriter_evaluate", "have it write for held-out briefs and measure the lyrics"),
+    "words": (
+        "engine_words",
+        "write down beside a checkpoint which keys, tempos and words it knows",
+    ),
+    "planner": (
+        "planner",
+        "train the built-in planner on the band's scores; run it again to go on",
+    ),
+    "songwriter": (
+        "songwriter",
+        "train the built-in songwriter on training/lyrics; run it again to go on",
+    ),
+    "evaluate-songwriter": (
+        "songwriter_evaluate",
+        "have it write for held-out briefs and measure the lyrics",
+    ),
     "band": ("band_render", "render pieces of the music that the engine learns from"),
 }
 """What can be asked for, the module here whose `main` does it, and what that is."""

@@ -21,20 +21,29 @@ from training.band_styles import STYLES
 
 def main() -> None:
     """Render the pieces asked for and write them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the WAV files and a JSON file for each piece go")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, help="where the WAV files and a JSON file for each piece go"
+    )
     parser.add_argument("--style", choices=STYLES, help="default: drawn")
     parser.add_argument("--bpm", type=int)
     parser.add_argument("--key", help='as in "F# minor"')
     parser.add_argument("--beats", type=int, choices=(3, 4), help="beats per bar")
     parser.add_argument("--lyrics", help="section tags, as in [Intro][Verse][Chorus]")
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--seed", type=int, default=0, help="of the first piece; the next ones count up")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first piece; the next ones count up"
+    )
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--stems", action="store_true", help="write every stem too")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    wishes = {name: getattr(arguments, name) for name in ("style", "bpm", "key", "beats", "lyrics", "seconds")}
+    wishes = {
+        name: getattr(arguments, name)
+        for name in ("style", "bpm", "key", "beats", "lyrics", "seconds")
+    }
     for seed in range(arguments.seed, arguments.seed + arguments.count):
         started = time.perf_counter()
         try:
@@ -43,7 +52,9 @@ def main() -> None:
             parser.error(str(error))
         write(render(score), arguments.folder, arguments.stems)
         seconds = time.perf_counter() - started
-        print(f"{seed}: {score.captions[0]}, {score.bpm} BPM, {score.key}, {score.beats}/4, made in {seconds:.1f} s")
+        print(
+            f"{seed}: {score.captions[0]}, {score.bpm} BPM, {score.key}, {score.beats}/4, made in {seconds:.1f} s"
+        )
 
 
 def write(piece: Piece, folder: Path, stems: bool = False) -> None:
@@ -51,7 +62,9 @@ def write(piece: Piece, folder: Path, stems: bool = False) -> None:
     import soundfile
 
     score = piece.score
-    name = re.sub(r"\W+", "-", f"{score.seed}-{score.style}-{score.bpm}-{score.key.replace('#', ' sharp')}").lower()
+    name = re.sub(
+        r"\W+", "-", f"{score.seed}-{score.style}-{score.bpm}-{score.key.replace('#', ' sharp')}"
+    ).lower()
     sounds = {"": piece.mix} | (
         {f"-{stem}": sound for stem, sound in zip(STEMS, piece.stems, strict=True)} if stems else {}
     )

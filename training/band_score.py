@@ -137,7 +137,9 @@ def compose(
     drawn_beats = int(rng.choice(how.beats))
     bpm, key, beats = bpm or drawn_bpm, key or drawn_key, beats or drawn_beats
     if not BPM_RANGE[0] <= bpm <= BPM_RANGE[1] or beats not in (3, 4):
-        raise ValueError(f"The band plays {BPM_RANGE[0]} to {BPM_RANGE[1]} BPM in 3/4 or 4/4, not {bpm} in {beats}/4.")
+        raise ValueError(
+            f"The band plays {BPM_RANGE[0]} to {BPM_RANGE[1]} BPM in 3/4 or 4/4, not {bpm} in {beats}/4."
+        )
     tonic, scale = parse_key(key)
     seconds = float(seconds or 30.0)
     # A last bar that is too short for a beat and its decay is left to the bar before it.
@@ -146,7 +148,8 @@ def compose(
     spans = _form(rng, lyrics or "", bars)
     bar_seconds = 60 * beats / bpm
     form = tuple(
-        Part(name, first * bar_seconds, seconds if last == bars else last * bar_seconds) for name, first, last in spans
+        Part(name, first * bar_seconds, seconds if last == bars else last * bar_seconds)
+        for name, first, last in spans
     )
     *players, kits = (each.split() for each in how.players)
     instruments = {
@@ -161,7 +164,9 @@ def compose(
     names = [tables.INSTRUMENT_WORDS[role][instruments[role]] for role in ROLES if len(notes[role])]
     names += [tables.KIT_WORDS[kit]] if len(hits) else []
     captions = _captions(rng, how, names, bpm, scale, energy)
-    return Score(seed, style, bpm, key, beats, seconds, form, told, captions, instruments, kit, notes, hits)
+    return Score(
+        seed, style, bpm, key, beats, seconds, form, told, captions, instruments, kit, notes, hits
+    )
 
 
 def parse_key(key: str) -> tuple[int, str]:
@@ -196,16 +201,40 @@ def _form(rng: np.random.Generator, lyrics: str, bars: int) -> list[tuple[str, i
     names = sections(lyrics) or drawn.split()
     grain = 4 if bars >= 7 * len(names) else 2 if bars >= 3 * len(names) else 1
     weights = np.cumsum([2 if name in ("verse", "chorus") else 1 for name in names])
-    ends = np.minimum(np.round(weights / weights[-1] * bars / grain) * grain, bars).astype(int).tolist()
+    ends = (
+        np.minimum(np.round(weights / weights[-1] * bars / grain) * grain, bars)
+        .astype(int)
+        .tolist()
+    )
     ends[-1] = bars
-    return [(name, first, last) for name, first, last in zip(names, [0, *ends], ends, strict=False) if last > first]
+    return [
+        (name, first, last)
+        for name, first, last in zip(names, [0, *ends], ends, strict=False)
+        if last > first
+    ]
 
 
 class _Writer:
     """Writes one piece bar by bar; times are in sixteenths."""
 
-    def __init__(self, rng, how: Style, tonic: int, scale: str, bpm: int, beats: int, spans: list, energy: int):
-        self.rng, self.how, self.tonic, self.scale, self.spans = rng, how, tonic, SCALES[scale], spans
+    def __init__(
+        self,
+        rng,
+        how: Style,
+        tonic: int,
+        scale: str,
+        bpm: int,
+        beats: int,
+        spans: list,
+        energy: int,
+    ):
+        self.rng, self.how, self.tonic, self.scale, self.spans = (
+            rng,
+            how,
+            tonic,
+            SCALES[scale],
+            spans,
+        )
         self.bpm, self.beats, self.steps, self.energy = bpm, beats, 4 * beats, energy
         self.bars = spans[-1][2]
         self.swing = float(rng.choice(how.swing))
@@ -222,7 +251,9 @@ class _Writer:
                 density = energy - (layer == "open" and kind == "verse")
                 chosen = [sparsest + _place(rng, len(options) - sparsest, density) for _ in "AB"]
                 sparsest = max(chosen)
-                first, second = ((options[at] + options[at][-4:]).strip("-")[: self.steps] for at in chosen)
+                first, second = (
+                    (options[at] + options[at][-4:]).strip("-")[: self.steps] for at in chosen
+                )
                 if layer == "lead":
                     bars = {"A": self._motif(first), "B": self._motif(second), ".": []}
                     bars["C"] = [note for note in bars["A"] if note[0] < 6] + [
@@ -236,8 +267,12 @@ class _Writer:
     def write(self, seconds: float) -> dict[str, np.ndarray]:
         """Return the rows (tick, pitch or drum, level) of each role and of the drums."""
         rows: dict[str, dict] = {role: {} for role in ("drums", *ROLES)}
-        who = [WHO[name][_place(self.rng, len(WHO[name]), self.energy)] for name, _, _ in self.spans]
-        for (name, first, last), playing, following in zip(self.spans, who, [*who[1:], ""], strict=True):
+        who = [
+            WHO[name][_place(self.rng, len(WHO[name]), self.energy)] for name, _, _ in self.spans
+        ]
+        for (name, first, last), playing, following in zip(
+            self.spans, who, [*who[1:], ""], strict=True
+        ):
             boost = max(DYNAMICS[name] + (self.energy - 1) / 2, -1)
             fill = str(self.rng.choice(self.how.fills.split())).strip("-")
             fill = fill if following and "d" in playing + following else ""
@@ -254,8 +289,13 @@ class _Writer:
                     rows["drums"][self._tick(at), "ksho".index(mark.lower())] = 1 + mark.isupper()
         # What the end would cut off is not played.
         latest = max(100 * (seconds - ENDING_SECONDS) + 1, 1)
-        played = {role: sorted((*at, level) for at, level in found.items()) for role, found in rows.items()}
-        arrays = {role: np.array(found, dtype=np.int64).reshape(-1, 3) for role, found in played.items()}
+        played = {
+            role: sorted((*at, level) for at, level in found.items())
+            for role, found in rows.items()
+        }
+        arrays = {
+            role: np.array(found, dtype=np.int64).reshape(-1, 3) for role, found in played.items()
+        }
         return {role: found[found[:, 0] < latest] for role, found in arrays.items()}
 
     def _tick(self, at: int) -> int:
@@ -263,7 +303,9 @@ class _Writer:
 
     # Each of these yields (step in the bar, pitch or drum, loudness from 0 to 2) of one bar.
 
-    def _drums(self, name: str, bar: int, first: int, last: int) -> Iterator[tuple[int, int, float]]:
+    def _drums(
+        self, name: str, bar: int, first: int, last: int
+    ) -> Iterator[tuple[int, int, float]]:
         for number, drum in enumerate(DRUMS):
             if name in ("verse", "chorus") or drum in ("kick", "hat") or bar == self.bars - 1:
                 for step, mark in self._marks(drum, name, bar, first):
@@ -279,7 +321,9 @@ class _Writer:
                 degree += int(mark) - 1
             yield step, self._within("bass", degree), 1 if step % 4 or mark != "1" else 2
 
-    def _chords(self, name: str, bar: int, first: int, last: int) -> Iterator[tuple[int, int, float]]:
+    def _chords(
+        self, name: str, bar: int, first: int, last: int
+    ) -> Iterator[tuple[int, int, float]]:
         for step, mark in self._marks("chords", name, bar, first):
             degree = self.degrees[bar * self.beats + step // 4]
             # A seventh over the tonic would blur the key.
@@ -309,8 +353,14 @@ class _Writer:
                 self.place += move if 0 <= self.place + move < 7 else -move
             if number == 0 or step in (0, 8):
                 degree = self.degrees[bar * self.beats + step // 4]
-                chord = [self._within("lead", degree + tone) for tone in ((0, 2, 4) if degree else (0, 2))]
-                self.place = min((self.ladder.index(pitch) for pitch in chord), key=lambda at: abs(at - self.place))
+                chord = [
+                    self._within("lead", degree + tone)
+                    for tone in ((0, 2, 4) if degree else (0, 2))
+                ]
+                self.place = min(
+                    (self.ladder.index(pitch) for pitch in chord),
+                    key=lambda at: abs(at - self.place),
+                )
             yield step, self.ladder[self.place], loudness
 
     # --- harmony, melody, rhythm ---
@@ -319,12 +369,22 @@ class _Writer:
         """Return the degree (0 to 6) of the chord on each beat; phrases begin, and the piece ends, at home."""
         bar_seconds = 60 * self.beats / self.bpm
         often, rarely = bar_seconds > 2.6 and self.beats == 4, bar_seconds < 1.7
-        pace = self.beats if self.rng.random() < 0.5 else 2 if often else 2 * self.beats if rarely else self.beats
+        pace = (
+            self.beats
+            if self.rng.random() < 0.5
+            else 2
+            if often
+            else 2 * self.beats
+            if rarely
+            else self.beats
+        )
         chosen = {kind: str(self.rng.choice(progressions)) for kind in ("verse", "chorus")}
         degrees = []
         for name, first, last in self.spans:
             phrase = chosen["chorus" if name == "chorus" else "verse"]
-            degrees += [int(phrase[beat // pace % 4]) - 1 for beat in range((last - first) * self.beats)]
+            degrees += [
+                int(phrase[beat // pace % 4]) - 1 for beat in range((last - first) * self.beats)
+            ]
         if self.bars > 2:
             degrees[-self.beats - 2 : -self.beats] = [4, 4]
         degrees[-self.beats :] = [0] * self.beats
@@ -338,13 +398,19 @@ class _Writer:
         """Draw a bar of melody: (step, steps of the scale from the note before, loudness, whether it repeats it)."""
         moves = self.rng.choice((-2, -1, -1, 0, 1, 1, 2, 3), size=len(pattern)).tolist()
         moves[0] = int(self.rng.integers(7))
-        return [(at, moves[at], 1 if at % 4 else 2, mark == "o") for at, mark in enumerate(pattern) if mark != "."]
+        return [
+            (at, moves[at], 1 if at % 4 else 2, mark == "o")
+            for at, mark in enumerate(pattern)
+            if mark != "."
+        ]
 
     def _marks(self, layer: str, name: str, bar: int, first: int) -> Iterator[tuple[int, str]]:
         pattern = self.patterns["chorus" if name == "chorus" else "verse", layer][(bar - first) % 4]
         if bar == self.bars - 1:
             pattern = ENDING.get(layer, "")[: self.steps]
-        elif (bar == 0 and layer == "chords") or (bar == first and name == "chorus" and layer in ("kick", "open")):
+        elif (bar == 0 and layer == "chords") or (
+            bar == first and name == "chorus" and layer in ("kick", "open")
+        ):
             pattern = "X" + pattern[1:]
         return ((step, mark) for step, mark in enumerate(pattern) if mark != ".")
 
@@ -366,7 +432,9 @@ def _captions(
         some = played[: int(rng.integers(1, 4))]
         caption = tables.CAPTIONS[number].format(
             style=draw(how.words),
-            mood=draw(tables.ENERGY_WORDS[energy] if energy != 1 and rng.random() < 0.7 else how.moods),
+            mood=draw(
+                tables.ENERGY_WORDS[energy] if energy != 1 and rng.random() < 0.7 else how.moods
+            ),
             feel=draw(tables.SCALE_WORDS[scale]),
             speed=draw(tables.TEMPO_WORDS["slow" if bpm < 85 else "fast" if bpm > 135 else ""]),
             one=played[0],
@@ -384,6 +452,10 @@ def _lyrics(rng: np.random.Generator, spans: list[tuple[str, int, int]]) -> str:
     sung, blocks = rng.random() < 0.3, []
     for name, _, _ in spans:
         tag = str(rng.choice(TAGS[name])) if rng.random() < 0.2 else name
-        words = "\n".join(f"{rng.choice(tables.LINES[0])}, {rng.choice(tables.LINES[1])}" for _ in range(2))
-        blocks.append(f"[{tag.title()}]" + (f"\n{words}" if sung and name in ("verse", "chorus") else ""))
+        words = "\n".join(
+            f"{rng.choice(tables.LINES[0])}, {rng.choice(tables.LINES[1])}" for _ in range(2)
+        )
+        blocks.append(
+            f"[{tag.title()}]" + (f"\n{words}" if sung and name in ("verse", "chorus") else "")
+        )
     return "\n\n".join(blocks)

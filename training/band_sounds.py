@@ -90,11 +90,19 @@ def render(score: Score) -> Piece:
         _strike(stems[0], drum(score.kit, name), PANS[name], tick, level)
     for stem, role in enumerate(ROLES, 1):
         for tick, pitch, level in score.notes[role]:
-            _strike(stems[stem], note(role, score.instruments[role], int(pitch)), PANS[role], tick, level)
+            _strike(
+                stems[stem],
+                note(role, score.instruments[role], int(pitch)),
+                PANS[role],
+                tick,
+                level,
+            )
     return Piece(score, stems[..., :samples] * np.float32(MIX_GAIN))
 
 
-def _strike(stem: np.ndarray, sound: np.ndarray, pan: tuple[float, float], tick: int, level: int) -> None:
+def _strike(
+    stem: np.ndarray, sound: np.ndarray, pan: tuple[float, float], tick: int, level: int
+) -> None:
     start = int(tick) * TICK
     loud = sound * (level / 2)
     for channel, gain in zip(stem, pan, strict=True):
@@ -110,7 +118,11 @@ def note(role: str, instrument: str, pitch: int) -> np.ndarray:
     for amplitude, offset in zip(amplitudes, PARTIALS, strict=False):
         hertz = 440 * 2 ** ((pitch + offset - 69) / 12)
         if amplitude and hertz < HIGHEST_PARTIAL:
-            out += amplitude * np.sin(2 * np.pi * hertz * t) * np.exp(-t / (decay * (220 / max(hertz, 60)) ** 0.25))
+            out += (
+                amplitude
+                * np.sin(2 * np.pi * hertz * t)
+                * np.exp(-t / (decay * (220 / max(hertz, 60)) ** 0.25))
+            )
     out *= np.minimum(1, t / attack)
     size = np.sqrt(sum(amplitude * amplitude for amplitude in amplitudes))
     return np.float32(_fade(out) * LEVELS[role] / size)

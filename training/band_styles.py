@@ -59,7 +59,12 @@ TEMPO_WORDS = {
 
 # Words under the tags, and captions from two words to a sentence.
 LINES = (
-    ("Under the city lights", "Back on the open road", "Over the quiet water", "Here in the morning rain"),
+    (
+        "Under the city lights",
+        "Back on the open road",
+        "Over the quiet water",
+        "Here in the morning rain",
+    ),
     ("we keep on moving", "I hear you calling", "nobody has to know", "the night is almost gone"),
 )
 CAPTIONS = (

@@ -35,7 +35,9 @@ class DistilledStage(SongStage):
     rate, adam_rate = 0.005, 5e-4
     WORDS_SHARE = 0.0
 
-    def __init__(self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path):
+    def __init__(
+        self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path
+    ):
         song = torch.load(folder / "song.pt", map_location="cpu", weights_only=False)
         # What is shipped are the running means of the weights.
         mean = {f"parts.{name}": value for name, value in song["mean"].items()}
@@ -45,25 +47,36 @@ class DistilledStage(SongStage):
         self.frames = 250 if smoke else 2250
         self.teacher = build_parts(song["layers"])["transformer"].requires_grad_(False).to(device)
         parts = {name.removeprefix("transformer."): value for name, value in song["mean"].items()}
-        self.teacher.load_state_dict({name: parts[name] for name, _ in self.teacher.named_parameters()}, strict=False)
+        self.teacher.load_state_dict(
+            {name: parts[name] for name, _ in self.teacher.named_parameters()}, strict=False
+        )
         for layer in self.teacher.layers:
             layer.cross_attn.set_processor(PaddingAware(self.shared))
-        self.trained = {name: p for name, p in self.trained.items() if name.startswith("parts.transformer.")}
+        self.trained = {
+            name: p for name, p in self.trained.items() if name.startswith("parts.transformer.")
+        }
 
     def loss(self, step: int, share: float) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the squared distance between one step of the student and those of the teacher, as velocities."""
         rng = np.random.default_rng([17, step])
         seconds = int(rng.choice(list(self.pool), p=LENGTHS))
         count = max(1, self.frames // (seconds * FRAMES_PER_SECOND))
-        batch = [self.example(rng, seconds, str(rng.choice(list(TASKS), p=list(TASKS.values())))) for _ in range(count)]
+        batch = [
+            self.example(rng, seconds, str(rng.choice(list(TASKS), p=list(TASKS.values()))))
+            for _ in range(count)
+        ]
         target = torch.stack([row.target for row in batch]).to(self.device)
         source = torch.stack([row.source for row in batch]).to(self.device)
         mask = torch.stack([row.mask for row in batch]).to(self.device).expand_as(source)
         context = torch.cat([source, mask], dim=2)
         references = [row.reference for row in batch]
         with torch.no_grad():
-            states, real = self.conditioner([row.text for row in batch], [row.lyrics for row in batch], references)
-        noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(step)).to(self.device)
+            states, real = self.conditioner(
+                [row.text for row in batch], [row.lyrics for row in batch], references
+            )
+        noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(step)).to(
+            self.device
+        )
         number = np.where(rng.random(count) < FIRST, 0, rng.integers(STEPS, size=count))
         first = torch.from_numpy(1 - number / STEPS).float().to(self.device)
         last = first - 1 / STEPS
@@ -71,7 +84,9 @@ class DistilledStage(SongStage):
         latents = here * noise + (1 - here) * target
         wanted = self._taught(latents, context, states, real, first, last)
         self._hide(~real)
-        velocity = self._velocity(self.module["parts"]["transformer"], latents, first, states, context)
+        velocity = self._velocity(
+            self.module["parts"]["transformer"], latents, first, states, context
+        )
         error = (velocity - wanted).square().mean((1, 2))
         figures = {"distance": float(error.mean().detach())}
         early = error[torch.from_numpy(number == 0)]
@@ -90,12 +105,18 @@ class DistilledStage(SongStage):
         last: torch.Tensor,
     ) -> torch.Tensor:
         """Return the constant velocity that leads from `latents` to where the guided teacher arrives at `last`."""
-        null = self.module["parts"]["condition_encoder"].null_condition_emb.to(states.dtype).expand_as(states)
+        null = (
+            self.module["parts"]["condition_encoder"]
+            .null_condition_emb.to(states.dtype)
+            .expand_as(states)
+        )
         both = torch.cat([states, null])
         self._hide(~torch.cat([real, torch.ones_like(real)]))
         now, time = latents, first
         for number in range(1, TEACHER_STEPS + 1):
-            velocity = self._velocity(self.teacher, now.repeat(2, 1, 1), time.repeat(2), both, context.repeat(2, 1, 1))
+            velocity = self._velocity(
+                self.teacher, now.repeat(2, 1, 1), time.repeat(2), both, context.repeat(2, 1, 1)
+            )
             with_words, without = velocity.chunk(2)
             guided = normalized_guidance(
                 pred_cond=with_words,

@@ -72,14 +72,18 @@ class Line:
         """Tell whether the figure is as wanted; None where nothing is wanted of it or it was not measured."""
         if self.value is None or (self.at_least is None and self.at_most is None):
             return None
-        return self.value >= self.at_least if self.at_least is not None else self.value <= self.at_most
+        return (
+            self.value >= self.at_least if self.at_least is not None else self.value <= self.at_most
+        )
 
     def row(self) -> str:
         """Return the line as a row of the table."""
         wanted = f">= {self.at_least:g}" if self.at_least is not None else ""
         wanted = f"<= {self.at_most:g}" if self.at_most is not None else wanted
         verdict = {True: "pass", False: "FAIL", None: ""}[self.passed]
-        figures = ["-" if figure is None else f"{figure:.3g}" for figure in (self.value, self.ruler)]
+        figures = [
+            "-" if figure is None else f"{figure:.3g}" for figure in (self.value, self.ruler)
+        ]
         return f"{self.name:<24}{figures[0]:>9}{wanted:>9}{figures[1]:>9}  {verdict:<5} {self.note}".rstrip()
 
 
@@ -89,14 +93,18 @@ class Line:
 class Engine:
     """The checkpoint in `folder` as the studio runs it; `steps` None is the quality's own number."""
 
-    def __init__(self, folder: Path, quality: str, steps: int | None, device: models.Device | None = None):
+    def __init__(
+        self, folder: Path, quality: str, steps: int | None, device: models.Device | None = None
+    ):
         weights = Weights(folder.name, folder, "variable", "", "preview", None, folder.name)
         self.device = device or models.pick_device(weights)
         # As "preview" the folder would be the one that the studio has, not this one.
         self.pipe = models.build_pipeline(replace(weights, engine="xl"), self.device)
         self.words = {"quality": quality, "options": {} if steps is None else {"steps": steps}}
 
-    def make(self, mode: str, score: Score, source: np.ndarray | None = None, **values: Any) -> np.ndarray | None:
+    def make(
+        self, mode: str, score: Score, source: np.ndarray | None = None, **values: Any
+    ) -> np.ndarray | None:
         """Return the song of a score's words as samples [2, n]; None where the take ended with a problem."""
         words = {
             "prompt": score.captions[0],
@@ -113,7 +121,9 @@ class Engine:
                 sounds["source"] = words["source"] = str(Path(folder, "source.wav"))
                 audio_export.write_wav(sounds["source"], source)
             request = parse_request(mode, words)
-            job = Job(request, (score.seed,), (0,), folder, sounds, settings=settle(request, "preview"))
+            job = Job(
+                request, (score.seed,), (0,), folder, sounds, settings=settle(request, "preview")
+            )
             job.running.touch()
             events = modes.run(self.pipe, job)
             *_, outcome = (event for event in events if not isinstance(event, Progress))
@@ -125,7 +135,9 @@ def held_out(count: int, seconds: float, first: int = 0) -> list[Score]:
     """Return scores whose words are prompts: every style in turn, at tempos and in keys that it usually has."""
     styles = list(STYLES)
     numbers = range(first, first + count)
-    return [compose(number, style=styles[number % len(styles)], seconds=seconds) for number in numbers]
+    return [
+        compose(number, style=styles[number % len(styles)], seconds=seconds) for number in numbers
+    ]
 
 
 def rendered(scores: list[Score]) -> Iterator[np.ndarray]:
@@ -156,7 +168,9 @@ def style_classifier(engine: Engine, count: int, seconds: float) -> listening.Cl
     return listening.train_classifier(features, [score.style for score in scores])
 
 
-def measure_songs(engine: Engine, scores: list[Score], classifier: listening.Classifier) -> tuple[list[Line], list]:
+def measure_songs(
+    engine: Engine, scores: list[Score], classifier: listening.Classifier
+) -> tuple[list[Line], list]:
     """Measure songs from words, and the band's renderings of the same words beside them.
 
     Returns the lines and, song by song, what `describe` heard.
@@ -177,11 +191,16 @@ def measure_songs(engine: Engine, scores: list[Score], classifier: listening.Cla
         return Line(name, share(heard, test), ruler=share(ruler, test), **wanted)
 
     factors = Counter(str(row["factor"]) for row in heard if row["tempo_error"] <= TEMPO_ERROR)
-    factor_note = "within 4 %, of which at double or half the tempo: " + str(factors["0.5"] + factors["2.0"])
+    factor_note = "within 4 %, of which at double or half the tempo: " + str(
+        factors["0.5"] + factors["2.0"]
+    )
     lines = [
         line("silent", lambda row: row["silent"], at_most=0.0),
         line("clipped", lambda row: row["clipped"], at_most=0.0),
-        replace(line("tempo", lambda row: row["tempo_error"] <= TEMPO_ERROR, at_least=0.85), note=factor_note),
+        replace(
+            line("tempo", lambda row: row["tempo_error"] <= TEMPO_ERROR, at_least=0.85),
+            note=factor_note,
+        ),
         line("key", lambda row: row["key_match"] in ("same", "relative"), at_least=0.75),
         line("key, relative excluded", lambda row: row["key_match"] == "same"),
         line("style", lambda row: row["style"] == row["asked_style"], at_least=0.75),
@@ -199,13 +218,17 @@ def draw_songs(engine: Engine, songs: list[tuple[Score, dict[str, Any]]], path: 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(-(-len(songs) // 2), 2, figsize=(14, 2.4 * -(-len(songs) // 2)), squeeze=False)
+    figure, axes = pyplot.subplots(
+        -(-len(songs) // 2), 2, figsize=(14, 2.4 * -(-len(songs) // 2)), squeeze=False
+    )
     for axis, (score, heard) in zip(axes.flat, songs, strict=False):
         mono = engine.make("generate", score, duration=score.seconds).mean(axis=0)
         mel = librosa.power_to_db(
             librosa.feature.melspectrogram(y=mono, sr=SAMPLE_RATE, n_mels=96), ref=np.max, top_db=70
         )
-        axis.imshow(mel, origin="lower", aspect="auto", cmap="magma", extent=(0, score.seconds, 0, len(mel)))
+        axis.imshow(
+            mel, origin="lower", aspect="auto", cmap="magma", extent=(0, score.seconds, 0, len(mel))
+        )
         axis.set_title(
             f"{score.style}, seed {score.seed}: asked {score.bpm} BPM, {score.key}; "
             f"heard {heard['tempo']:g} BPM, {heard['key']}",
@@ -218,11 +241,24 @@ def draw_songs(engine: Engine, songs: list[tuple[Score, dict[str, Any]]], path: 
     pyplot.close(figure)
 
 
-def describe(samples: np.ndarray | None, score: Score, classifier: listening.Classifier) -> dict[str, Any]:
+def describe(
+    samples: np.ndarray | None, score: Score, classifier: listening.Classifier
+) -> dict[str, Any]:
     """Return what is heard in a song [2, n] beside what was asked; None counts as silence."""
-    asked = {"seed": score.seed, "asked_style": score.style, "asked_bpm": score.bpm, "asked_key": score.key}
+    asked = {
+        "seed": score.seed,
+        "asked_style": score.style,
+        "asked_bpm": score.bpm,
+        "asked_key": score.key,
+    }
     if samples is None:
-        nothing = {"silent": True, "clipped": False, "tempo": 0.0, "tempo_error": 1.0, "factor": 1.0}
+        nothing = {
+            "silent": True,
+            "clipped": False,
+            "tempo": 0.0,
+            "tempo_error": 1.0,
+            "factor": 1.0,
+        }
         return {**asked, **nothing, "key": "", "key_match": "other", "style": ""}
     tempo = listening.tempo(samples)
     error, factor = listening.tempo_error(tempo, score.bpm)
@@ -253,7 +289,10 @@ def in_key(heard: str, asked: str) -> bool:
 def longest_gap(samples: np.ndarray) -> float:
     """Return the seconds of the longest stretch under -60 dBFS, measured in tenths of a second."""
     block = SAMPLE_RATE // 10
-    quiet = [audio_levels.is_silent(samples[:, start : start + block]) for start in range(0, samples.shape[1], block)]
+    quiet = [
+        audio_levels.is_silent(samples[:, start : start + block])
+        for start in range(0, samples.shape[1], block)
+    ]
     longest = run = 0
     for silent in quiet:
         run = run + 1 if silent else 0
@@ -274,7 +313,9 @@ def through_vae(engine: Engine, samples: np.ndarray) -> np.ndarray:
         yield (yield from song_codec.encode(engine.pipe, samples, "reading"))
 
     *_, clean = encoded()
-    back = np.concatenate([part.numpy() for *_, part in song_codec.decode_latents(engine.pipe, clean)], axis=1)
+    back = np.concatenate(
+        [part.numpy() for *_, part in song_codec.decode_latents(engine.pipe, clean)], axis=1
+    )
     return back[:, : samples.shape[1]]
 
 
@@ -286,22 +327,43 @@ def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
     for score, samples in zip(scores, rendered(scores), strict=True):
         back = through_vae(engine, samples)
         loud = [
-            librosa.power_to_db(librosa.feature.melspectrogram(y=x.mean(axis=0), sr=SAMPLE_RATE, n_mels=80), top_db=60)
+            librosa.power_to_db(
+                librosa.feature.melspectrogram(y=x.mean(axis=0), sr=SAMPLE_RATE, n_mels=80),
+                top_db=60,
+            )
             for x in (samples, back)
         ]
         distances.append(float(np.abs(loud[0] - loud[1]).mean()))
         drifts.append(abs(audio_levels.rms_dbfs(back) - audio_levels.rms_dbfs(samples)))
         likeness.append(
-            float(np.dot(samples.ravel(), back.ravel()) / (np.linalg.norm(samples) * np.linalg.norm(back) + 1e-9))
+            float(
+                np.dot(samples.ravel(), back.ravel())
+                / (np.linalg.norm(samples) * np.linalg.norm(back) + 1e-9)
+            )
         )
         tempos.append([in_time(listening.tempo(sound), score.bpm) for sound in (back, samples)])
-        keys.append([in_key(listening.key_ranking(sound)[0], score.key) for sound in (back, samples)])
-    (tempo, true_tempo), (key, true_key) = np.mean(tempos, axis=0).tolist(), np.mean(keys, axis=0).tolist()
+        keys.append(
+            [in_key(listening.key_ranking(sound)[0], score.key) for sound in (back, samples)]
+        )
+    (tempo, true_tempo), (key, true_key) = (
+        np.mean(tempos, axis=0).tolist(),
+        np.mean(keys, axis=0).tolist(),
+    )
     return [
         Line("VAE, tempo", tempo, at_least=0.95, ruler=true_tempo),
         Line("VAE, key", key, at_least=0.95, ruler=true_key),
-        Line("VAE, likeness of waves", float(np.mean(likeness)), at_least=0.95, note="1 is the same wave"),
-        Line("VAE, mel distance", float(np.mean(distances)), at_most=2.0, note="dB, mean over 80 bands"),
+        Line(
+            "VAE, likeness of waves",
+            float(np.mean(likeness)),
+            at_least=0.95,
+            note="1 is the same wave",
+        ),
+        Line(
+            "VAE, mel distance",
+            float(np.mean(distances)),
+            at_most=2.0,
+            note="dB, mean over 80 bands",
+        ),
         Line("VAE, level error", float(np.mean(drifts)), note="dB"),
     ]
 
@@ -335,10 +397,16 @@ def measure_edits(engine: Engine, scores: list[Score]) -> tuple[list[Line], list
         rows.append(row)
 
     def line(part: str, what: str, wanted: float) -> Line:
-        found = [np.mean([row[f"{part}, {who}"][what] for row in rows]) for who in ("engine", "ruler")]
+        found = [
+            np.mean([row[f"{part}, {who}"][what] for row in rows]) for who in ("engine", "ruler")
+        ]
         return Line(f"{part}, {what}", float(found[0]), at_least=wanted, ruler=float(found[1]))
 
-    lines = [line("repaint", "tempo", 0.85), line("extend", "tempo", 0.8), line("extend", "key", 0.7)]
+    lines = [
+        line("repaint", "tempo", 0.85),
+        line("extend", "tempo", 0.8),
+        line("extend", "key", 0.7),
+    ]
     return lines, rows
 
 
@@ -351,7 +419,11 @@ def measure_long(engine: Engine, count: int) -> tuple[list[Line], list]:
     for score in held_out(count, LONG_SECONDS, first=FIRST_LONG_SEED):
         song = engine.make("generate", score, duration=score.seconds)
         rows.append(
-            {"seed": score.seed, "engine": stretches(song, score), "ruler": stretches(render(score).mix, score)}
+            {
+                "seed": score.seed,
+                "engine": stretches(song, score),
+                "ruler": stretches(render(score).mix, score),
+            }
         )
     early = round(EARLY_SECONDS / STRETCH_SECONDS)
 
@@ -364,7 +436,11 @@ def measure_long(engine: Engine, count: int) -> tuple[list[Line], list]:
         ("long, tempo later", "tempo", slice(early, None), 0.8),
         ("long, key later", "key", slice(early, None), 0.7),
     ):
-        lines.append(Line(name, share("engine", what, part), at_least=wanted, ruler=share("ruler", what, part)))
+        lines.append(
+            Line(
+                name, share("engine", what, part), at_least=wanted, ruler=share("ruler", what, part)
+            )
+        )
     return lines, rows
 
 
@@ -407,18 +483,35 @@ def write_card(folder: Path, rows: list[str]) -> None:
 
 def main() -> None:
     """Measure a checkpoint, print the table, write what was asked for; exits where the gate does not let it pass."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="default: the one that the built-in engine runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, help="default: the one that the built-in engine runs"
+    )
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--edits", type=int, default=48, help="pieces that are repainted and extended")
-    parser.add_argument("--pieces", type=int, default=320, help="rendered pieces that the style classifier learns from")
+    parser.add_argument(
+        "--edits", type=int, default=48, help="pieces that are repainted and extended"
+    )
+    parser.add_argument(
+        "--pieces",
+        type=int,
+        default=320,
+        help="rendered pieces that the style classifier learns from",
+    )
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--long", type=int, default=12, help=f"songs of {LONG_SECONDS:g} s")
     parser.add_argument("--quality", default="standard")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--picture", type=Path, help="draw the spectrograms of the first eight songs here (PNG)")
-    parser.add_argument("--card", action="store_true", help="add the table to the checkpoint's README.md")
-    parser.add_argument("--gate", action="store_true", help=f"fail where one of {', '.join(GATE)} does")
+    parser.add_argument(
+        "--picture", type=Path, help="draw the spectrograms of the first eight songs here (PNG)"
+    )
+    parser.add_argument(
+        "--card", action="store_true", help="add the table to the checkpoint's README.md"
+    )
+    parser.add_argument(
+        "--gate", action="store_true", help=f"fail where one of {', '.join(GATE)} does"
+    )
     parser.add_argument("--smoke", action="store_true", help="two prompts, two steps: does it run?")
     arguments = parser.parse_args()
     folder = arguments.checkpoint or PREVIEWS[MODEL_VARIABLE]

@@ -32,7 +32,12 @@ FRAME_TICKS = 4
 FRAMES_PER_SECOND = 25
 BASS, CHORDS, LEAD = slice(0, 4), slice(4, 16), slice(16, 20)
 HITS, MOMENT, PLAYERS = slice(20, 24), slice(24, 26), slice(26, 32)
-PLAYER_NUMBERS = {"bass": slice(26, 27), "chords": slice(27, 29), "lead": slice(29, 31), "drums": slice(31, 32)}
+PLAYER_NUMBERS = {
+    "bass": slice(26, 27),
+    "chords": slice(27, 29),
+    "lead": slice(29, 31),
+    "drums": slice(31, 32),
+}
 
 MOMENTS = ((-1, -1), (-1, 1), (1, 1), (1, -1))
 HEXAGON = [(np.cos(angle), np.sin(angle)) for angle in np.arange(6) * np.pi / 3]
@@ -91,7 +96,9 @@ def window(events: Events, start: int, end: int, stems: Sequence[str] = STEMS) -
 def pitch_circles() -> np.ndarray:
     """Return the point [12, 4] of each semitone on the circle of semitones and on that of fifths."""
     angles = 2 * np.pi * np.arange(12) / 12
-    circles = np.stack([np.cos(angles), np.sin(angles), np.cos(5 * angles), np.sin(5 * angles)], axis=1)
+    circles = np.stack(
+        [np.cos(angles), np.sin(angles), np.cos(5 * angles), np.sin(5 * angles)], axis=1
+    )
     return circles.astype(np.float32)
 
 
@@ -110,7 +117,11 @@ def latents_of(events: Events, ticks: int) -> np.ndarray:
         if (frame := tick // FRAME_TICKS) < frames:
             out[frame, HITS.start + number] = level / 2
             out[frame, MOMENT] = MOMENTS[tick % FRAME_TICKS]
-    out[:, BASS], out[:, CHORDS], out[:, LEAD] = pitches[0] @ pitch_circles(), pitches[1], pitches[2] @ pitch_circles()
+    out[:, BASS], out[:, CHORDS], out[:, LEAD] = (
+        pitches[0] @ pitch_circles(),
+        pitches[1],
+        pitches[2] @ pitch_circles(),
+    )
     players = events.instruments
     out[:, PLAYER_NUMBERS["bass"]] = INSTRUMENTS["bass"].index(players["bass"]) / 1.5 - 1
     for role in ("chords", "lead"):
@@ -145,13 +156,17 @@ def random_events(rng: np.random.Generator, ticks: int) -> Events:
     rows: dict[str, list] = {stem: [] for stem in STEMS}
     for tick in moments:
         if rng.random() < bass:
-            rows["bass"].append((tick, LOWEST["bass"] + int(rng.integers(12)), int(rng.integers(1, 3))))
+            rows["bass"].append(
+                (tick, LOWEST["bass"] + int(rng.integers(12)), int(rng.integers(1, 3)))
+            )
         if rng.random() < chords:
             level = int(rng.integers(1, 3))
             pitches = rng.choice(12, int(rng.integers(1, 5)), replace=False)
             rows["chords"] += [(tick, LOWEST["chords"] + int(pitch), level) for pitch in pitches]
         if rng.random() < lead:
-            rows["lead"].append((tick, LOWEST["lead"] + int(rng.integers(12)), int(rng.integers(1, 3))))
+            rows["lead"].append(
+                (tick, LOWEST["lead"] + int(rng.integers(12)), int(rng.integers(1, 3)))
+            )
         for number in range(len(DRUMS)):
             if rng.random() < drums * (0.5, 0.35, 0.8, 0.25)[number]:
                 rows["drums"].append((tick, number, int(rng.integers(1, 3))))
@@ -179,7 +194,10 @@ def features_of(score: Score, frames: int) -> np.ndarray:
             frame = row[0] // FRAME_TICKS
             out[max(0, frame - 6) : frame + 13, 28 + number] = 1
     for part in score.form:
-        first, last = int(part.start * FRAMES_PER_SECOND), int(np.ceil(part.end * FRAMES_PER_SECOND))
+        first, last = (
+            int(part.start * FRAMES_PER_SECOND),
+            int(np.ceil(part.end * FRAMES_PER_SECOND)),
+        )
         out[first:last, 32 + SECTIONS.index(part.name)] = 1
     return out
 
@@ -220,7 +238,9 @@ def words_for(
 
 def _filler(rng: np.random.Generator) -> str:
     count = int(rng.integers(1, 3))
-    return "\n".join(" ".join(rng.choice(lyric_words(), int(rng.integers(3, 8)))) for _ in range(count))
+    return "\n".join(
+        " ".join(rng.choice(lyric_words(), int(rng.integers(3, 8)))) for _ in range(count)
+    )
 
 
 def track_of(stem: str, instruments: dict[str, str]) -> str:

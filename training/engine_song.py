@@ -19,7 +19,11 @@ import numpy as np
 import torch
 from diffusers import AceStepPipeline, AceStepTransformer1DModel, FlowMatchEulerDiscreteScheduler
 from diffusers.models.transformers.ace_step_transformer import AceStepAttnProcessor2_0
-from diffusers.pipelines.ace_step import AceStepAudioTokenDetokenizer, AceStepAudioTokenizer, AceStepConditionEncoder
+from diffusers.pipelines.ace_step import (
+    AceStepAudioTokenDetokenizer,
+    AceStepAudioTokenizer,
+    AceStepConditionEncoder,
+)
 from diffusers.pipelines.ace_step.modeling_ace_step import _pack_sequences
 from torch import nn
 from torch.nn import functional
@@ -67,9 +71,23 @@ FIRST_SHARE = 0.3
 """The share of the flow's minutes that has short pieces and few tasks."""
 NEARLY_NOISE = (0.9, 0.5)
 """The share of examples that are nearly pure noise, at the start and at the end."""
-LONGER = {10: (20,), 20: (30, 60, 120, 180), 30: (60, 120, 180), 60: (60, 120, 180), 120: (120, 180), 180: (180,)}
+LONGER = {
+    10: (20,),
+    20: (30, 60, 120, 180),
+    30: (60, 120, 180),
+    60: (60, 120, 180),
+    120: (120, 180),
+    180: (180,),
+}
 """Out of pieces of how many seconds an example is cut."""
-TASKS = {"text2music": 0.44, "repaint": 0.28, "cover": 0.15, "lego": 0.07, "extract": 0.04, "complete": 0.02}
+TASKS = {
+    "text2music": 0.44,
+    "repaint": 0.28,
+    "cover": 0.15,
+    "lego": 0.07,
+    "extract": 0.04,
+    "complete": 0.02,
+}
 FIRST_TASKS = {"text2music": 0.85, "repaint": 0.15}
 NO_CONDITION = 0.12
 WITH_REFERENCE = 0.12
@@ -105,10 +123,22 @@ def make_pool(folder: Path, smoke: bool) -> list[Row]:
     if path.exists():
         return [Row(*row) for row in pickle.loads(path.read_bytes())]
     rows: list[tuple] = []
-    for seconds in (seconds for seconds, count in PIECES.items() for _ in range(2 if smoke else count)):
-        score, frames = compose(FIRST_TRAINING_SEED + len(rows), seconds=float(seconds)), seconds * FRAMES_PER_SECOND
+    for seconds in (
+        seconds for seconds, count in PIECES.items() for _ in range(2 if smoke else count)
+    ):
+        score, frames = (
+            compose(FIRST_TRAINING_SEED + len(rows), seconds=float(seconds)),
+            seconds * FRAMES_PER_SECOND,
+        )
         latents = latents_of(events_of(score), frames * FRAME_TICKS)
-        rows.append((seconds, score, latents.astype(np.float16), features_of(score, frames).astype(np.float16)))
+        rows.append(
+            (
+                seconds,
+                score,
+                latents.astype(np.float16),
+                features_of(score, frames).astype(np.float16),
+            )
+        )
     path.write_bytes(pickle.dumps(rows))
     return [Row(*row) for row in rows]
 
@@ -128,7 +158,12 @@ def latent_norm(folder: Path, rows: list[Row]) -> tuple[torch.Tensor, torch.Tens
 
 def build_parts(layers: int = 6, inner: int = 384, condition_inner: int = 256) -> nn.ModuleDict:
     """Return text encoder, condition encoder and transformer, which begins as one that says nothing."""
-    attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "rope_theta": 2000.0}
+    attention = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "rope_theta": 2000.0,
+    }
     parts = {
         "text_encoder": Qwen3Model(text_config(len(make_tokenizer()), TEXT, 2, head_dim=32)),
         "condition_encoder": AceStepConditionEncoder(
@@ -191,7 +226,10 @@ def build_codes() -> nn.ModuleDict:
         "num_key_value_heads": 2,
         "head_dim": 32,
     }
-    tokenizer, back = AceStepAudioTokenizer(fsq_dim=CODES, **sizes), AceStepAudioTokenDetokenizer(**sizes)
+    tokenizer, back = (
+        AceStepAudioTokenizer(fsq_dim=CODES, **sizes),
+        AceStepAudioTokenDetokenizer(**sizes),
+    )
     return nn.ModuleDict({"audio_tokenizer": tokenizer, "audio_token_detokenizer": back})
 
 
@@ -207,7 +245,9 @@ def quantize(tokenizer: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     levels = quantizer._levels.to(pooled.device).float()
     soft = 1 + 1 / (levels - 1)
     with torch.autocast(pooled.device.type, enabled=False):
-        codes = functional.linear(pooled.float(), quantizer.project_in.weight, quantizer.project_in.bias)
+        codes = functional.linear(
+            pooled.float(), quantizer.project_in.weight, quantizer.project_in.bias
+        )
         codes = torch.tanh(codes / soft) * soft
         codes = codes + (quantizer._quantize(codes) - codes).detach()
         return functional.linear(codes, quantizer.project_out.weight, quantizer.project_out.bias)
@@ -223,10 +263,19 @@ class PaddingAware(AceStepAttnProcessor2_0):
         super().__init__()
         self.shared = shared
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
+    def __call__(
+        self,
+        attn,
+        hidden_states,
+        encoder_hidden_states=None,
+        attention_mask=None,
+        image_rotary_emb=None,
+    ):
         if attn.is_cross_attention:
             attention_mask = self.shared["mask"]
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        return super().__call__(
+            attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+        )
 
 
 class Conditioner(nn.Module):
@@ -238,7 +287,10 @@ class Conditioner(nn.Module):
         self.register_buffer("silence", silence)
 
     def forward(
-        self, texts: list[str], lyrics: list[str], references: list[torch.Tensor | None] | None = None
+        self,
+        texts: list[str],
+        lyrics: list[str],
+        references: list[torch.Tensor | None] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the condition [B, L, 256] and which of its tokens are real [B, L]."""
         encoder, text_encoder = self.parts["condition_encoder"], self.parts["text_encoder"]
@@ -254,14 +306,18 @@ class Conditioner(nn.Module):
         return _pack_sequences(states, text, mask, words.attention_mask.bool())
 
     def _tokens(self, texts: list[str], longest: int) -> Any:
-        tokens = self.tokenizer(texts, padding="longest", truncation=True, max_length=longest, return_tensors="pt")
+        tokens = self.tokenizer(
+            texts, padding="longest", truncation=True, max_length=longest, return_tensors="pt"
+        )
         return tokens.to(self.silence.device)
 
     def _timbre(self, references: list[torch.Tensor | None]) -> torch.Tensor:
         """Return the timbre of each reference; silence, which most have, is encoded once."""
         given = [reference[None] for reference in references if reference is not None]
         packed = torch.cat([self.silence[:, :REFERENCE_FRAMES], *given])
-        timbre, _ = self.parts["condition_encoder"].timbre_encoder(packed, torch.arange(len(packed)).to(packed.device))
+        timbre, _ = self.parts["condition_encoder"].timbre_encoder(
+            packed, torch.arange(len(packed)).to(packed.device)
+        )
         places, used = [], 0
         for reference in references:
             used += reference is not None
@@ -299,7 +355,9 @@ class Reader(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.heads = nn.ModuleDict({name: nn.Linear(HIDDEN, size) for name, size in QUESTIONS.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(HIDDEN, size) for name, size in QUESTIONS.items()}
+        )
 
     def forward(
         self, transformer: nn.Module, states: torch.Tensor, wanted: dict[str, torch.Tensor]
@@ -327,14 +385,21 @@ def answers_to(score: Score, said: dict[str, Any]) -> dict[str, int]:
     out = dict.fromkeys(QUESTIONS, -100)
     if said["bpm"] is not None:
         coarse = min(max(round((said["bpm"] - 66) / 12), 0), 9)
-        out |= {"bpm": said["bpm"] - 60, "coarse": coarse, "fine": said["bpm"] - (66 + 12 * coarse) + 6}
+        out |= {
+            "bpm": said["bpm"] - 60,
+            "coarse": coarse,
+            "fine": said["bpm"] - (66 + 12 * coarse) + 6,
+        }
     if said["key"] is not None:
         tonic, scale = parse_key(said["key"])
         out |= {"key": tonic, "minor": int(scale == "minor")}
     if said["beats"] is not None:
         out["beats"] = said["beats"] - 3
     if "[" in score.lyrics and score.lyrics.strip() != "[Instrumental]":
-        out |= {"first": SECTIONS.index(score.form[0].name), "last": SECTIONS.index(score.form[-1].name)}
+        out |= {
+            "first": SECTIONS.index(score.form[0].name),
+            "last": SECTIONS.index(score.form[-1].name),
+        }
     out |= {role: INSTRUMENTS[role].index(score.instruments[role]) for role in ROLES}
     return out | {"style": list(STYLES).index(score.style), "kit": KITS.index(score.kit)}
 
@@ -362,7 +427,9 @@ class CodesStage:
     rate, adam_rate, floor, clip, keep = 0.02, 2e-3, 0.03, 1.0, 0.99
     newton_steps, inputs_first = 4, False
 
-    def __init__(self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path):
+    def __init__(
+        self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path
+    ):
         rows = make_pool(folder, smoke)
         self.device, self.batch = device, 4 if smoke else 40
         self.centre, self.spread = latent_norm(folder, rows)
@@ -385,7 +452,9 @@ class CodesStage:
             start = int(rng.integers(0, len(latents) - 100))
             crops.append(latents[start : start + 100].float())
         truth = ((torch.stack(crops) - self.centre) / self.spread).to(self.device)
-        back = self.module["audio_token_detokenizer"](quantize(self.module["audio_tokenizer"], truth))
+        back = self.module["audio_token_detokenizer"](
+            quantize(self.module["audio_tokenizer"], truth)
+        )
         return functional.mse_loss(back.float(), truth), {}
 
     def measure(self, mean: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -416,7 +485,9 @@ class SongStage:
     WORDS_SHARE = 0.12
     """The share of the minutes that trains the words alone."""
 
-    def __init__(self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path):
+    def __init__(
+        self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path
+    ):
         quiet_libraries()
         self.device, self.frames, self.prompts = device, 250 if smoke else 4500, 4 if smoke else 48
         rows = make_pool(folder, smoke)
@@ -441,7 +512,9 @@ class SongStage:
         self.base = silent_latent(self.centre, self.spread)
         self.silence = self.base + torch.from_numpy(clock(max(PIECES) * FRAMES_PER_SECOND))
         parts = build_parts(layers)
-        self.module = nn.ModuleDict({"parts": parts, "reader": Reader(), "side": Side()}).to(self.device)
+        self.module = nn.ModuleDict({"parts": parts, "reader": Reader(), "side": Side()}).to(
+            self.device
+        )
         self.conditioner = Conditioner(dict(parts), self.silence[None]).to(self.device)
         codes = torch.load(folder / "codes.pt", weights_only=False)
         self.codes = build_codes().requires_grad_(False)
@@ -451,7 +524,9 @@ class SongStage:
         for layer in parts["transformer"].layers:
             layer.cross_attn.set_processor(PaddingAware(self.shared))
         self.third: torch.Tensor | None = None
-        parts["transformer"].layers[PLANNED - 1].register_forward_hook(lambda *call: setattr(self, "third", call[-1]))
+        parts["transformer"].layers[PLANNED - 1].register_forward_hook(
+            lambda *call: setattr(self, "third", call[-1])
+        )
         # The packing has tokens that no loss reaches.
         names = self.module.named_parameters()
         self.trained = {n: p for n, p in names if p.requires_grad and "special_token" not in n}
@@ -474,7 +549,10 @@ class SongStage:
         lengths, tasks = (FIRST_LENGTHS, FIRST_TASKS) if share < FIRST_SHARE else (LENGTHS, TASKS)
         seconds = int(rng.choice(list(self.pool), p=lengths))
         count = max(1, self.frames // (seconds * FRAMES_PER_SECOND))
-        batch = [self.example(rng, seconds, str(rng.choice(list(tasks), p=list(tasks.values())))) for _ in range(count)]
+        batch = [
+            self.example(rng, seconds, str(rng.choice(list(tasks), p=list(tasks.values()))))
+            for _ in range(count)
+        ]
         flow, by_feature, read, right = self._flow(batch, rng, step, share)
         beat = by_feature[slice(BEAT.start, BAR.stop)].mean()
         total = flow + 0.3 * by_feature.mean() + 0.02 * read + 2 * beat
@@ -507,10 +585,15 @@ class SongStage:
         """Let the cross-attention skip `padding` [B, L] from here on."""
         autocast = torch.is_autocast_enabled(self.device.type)
         unseen = torch.zeros(padding.shape, device=self.device).masked_fill(padding, -1e4)
-        self.shared["mask"] = unseen[:, None, None].to(torch.bfloat16 if autocast else torch.float32)
+        self.shared["mask"] = unseen[:, None, None].to(
+            torch.bfloat16 if autocast else torch.float32
+        )
 
     def _answers(self, answers: tuple[dict[str, int], ...]) -> dict[str, torch.Tensor]:
-        return {name: torch.tensor([each[name] for each in answers], device=self.device) for name in QUESTIONS}
+        return {
+            name: torch.tensor([each[name] for each in answers], device=self.device)
+            for name in QUESTIONS
+        }
 
     def example(self, rng: np.random.Generator, seconds: int, task: str) -> Example:
         """Draw a piece of `seconds`, or part of a longer one, and what one of the studio's tasks makes of it."""
@@ -523,7 +606,9 @@ class SongStage:
             start = int(rng.integers(0, length * FRAMES_PER_SECOND - frames + 1))
         here = slice(start, start + frames)
         score, target = row.score, self._standard(row.latents[here])
-        features = (torch.from_numpy(row.features[here].astype(np.float32)) - self.usual) / self.unusual
+        features = (
+            torch.from_numpy(row.features[here].astype(np.float32)) - self.usual
+        ) / self.unusual
         silence = self.silence[here]
         if start and task != "text2music" and rng.random() < OUT_OF_TIME:
             silence = self.silence[:frames]
@@ -539,8 +624,12 @@ class SongStage:
         text, lyrics, said = words_for(score, rng, instruction, float(seconds))
         reference = None
         if rng.random() < WITH_REFERENCE:
-            reference = target.repeat(math.ceil(REFERENCE_FRAMES / frames), 1)[:REFERENCE_FRAMES].to(self.device)
-        return Example(task, target, source, mask, features, text, lyrics, answers_to(score, said), reference)
+            reference = target.repeat(math.ceil(REFERENCE_FRAMES / frames), 1)[
+                :REFERENCE_FRAMES
+            ].to(self.device)
+        return Example(
+            task, target, source, mask, features, text, lyrics, answers_to(score, said), reference
+        )
 
     def _context(
         self,
@@ -561,7 +650,12 @@ class SongStage:
         if task == "cover":
             with torch.no_grad():
                 codes, _ = self.codes["audio_tokenizer"].tokenize(target[None])
-                return target, self.codes["audio_token_detokenizer"](codes)[0, : len(target)], everywhere, modes.COVER
+                return (
+                    target,
+                    self.codes["audio_token_detokenizer"](codes)[0, : len(target)],
+                    everywhere,
+                    modes.COVER,
+                )
 
         def stems(names: list[str]) -> torch.Tensor:
             ticks = round(score.seconds * FRAMES_PER_SECOND) * FRAME_TICKS
@@ -569,13 +663,20 @@ class SongStage:
 
         if task == "complete":
             missing = [str(stem) for stem in rng.permutation(STEMS)[: int(rng.integers(1, 4))]]
-            tracks = " | ".join(dict.fromkeys(track_of(stem, score.instruments) for stem in missing))
+            tracks = " | ".join(
+                dict.fromkeys(track_of(stem, score.instruments) for stem in missing)
+            )
             source = stems([stem for stem in STEMS if stem not in missing])
             return target, source, everywhere, modes.COMPLETE.format(tracks)
         stem = str(rng.choice(STEMS))
         track = track_of(stem, score.instruments)
         if task == "lego":
-            return stems([stem]), stems([s for s in STEMS if s != stem]), everywhere, modes.LAYER.format(track)
+            return (
+                stems([stem]),
+                stems([s for s in STEMS if s != stem]),
+                everywhere,
+                modes.LAYER.format(track),
+            )
         return stems([stem]), target, everywhere, modes.EXTRACT.format(track)
 
     def _flow(
@@ -587,9 +688,12 @@ class SongStage:
         """
         device = self.device
         target, source, features = (
-            torch.stack([getattr(row, name) for row in batch]).to(device) for name in ("target", "source", "features")
+            torch.stack([getattr(row, name) for row in batch]).to(device)
+            for name in ("target", "source", "features")
         )
-        context = torch.cat([source, torch.stack([row.mask for row in batch]).to(device).expand_as(source)], dim=2)
+        context = torch.cat(
+            [source, torch.stack([row.mask for row in batch]).to(device).expand_as(source)], dim=2
+        )
         noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(step)).to(device)
         middle = 1 / (1 + np.exp(-rng.normal(0.3, 1.2, len(batch))))
         early = 1 - 0.3 * rng.random(len(batch)) ** 3
@@ -599,7 +703,9 @@ class SongStage:
         dropped = torch.from_numpy(rng.random(len(batch)) < NO_CONDITION).to(device)
         parts = self.module["parts"]
         references = [row.reference for row in batch]
-        states, mask = self.conditioner([row.text for row in batch], [row.lyrics for row in batch], references)
+        states, mask = self.conditioner(
+            [row.text for row in batch], [row.lyrics for row in batch], references
+        )
         self._hide(~mask)
         read, right = self.module["reader"](
             parts["transformer"], states, self._answers(tuple(row.answers for row in batch))
@@ -618,7 +724,9 @@ class SongStage:
         )[0].float()
         told = self.module["side"](self.third)[:, : target.shape[1]].float()
         known = ~features.isnan() & ~dropped[:, None, None]
-        missed = torch.where(known, (told - features.nan_to_num()).square(), torch.zeros((), device=device))
+        missed = torch.where(
+            known, (told - features.nan_to_num()).square(), torch.zeros((), device=device)
+        )
         planned = times[:, None, None] ** 12
         by_feature = (missed * planned).sum((0, 1)) / (known * planned).sum((0, 1)).clamp(min=1e-3)
         error = (velocity - (noise - target)).square() * CHANNELS.to(device)
@@ -628,7 +736,13 @@ class SongStage:
 def _new_region(rng: np.random.Generator, frames: int) -> torch.Tensor:
     """Return a mask [frames, 1] that is 1 in a middle, at the end (extend) or at the start."""
     length, where = int(frames * rng.uniform(0.15, 0.7)), rng.random()
-    start = int(rng.integers(frames - length + 1)) if where < 0.35 else frames - length if where < 0.9 else 0
+    start = (
+        int(rng.integers(frames - length + 1))
+        if where < 0.35
+        else frames - length
+        if where < 0.9
+        else 0
+    )
     mask = torch.zeros(frames, 1)
     mask[start : start + length] = 1
     return mask
@@ -649,21 +763,32 @@ def states_of(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the weights and facts of a checkpoint's codes and song model, so that they can train on."""
     codes = {
-        f"{name}.{key}": value for name in build_codes() for key, value in getattr(pipe, name).state_dict().items()
+        f"{name}.{key}": value
+        for name in build_codes()
+        for key, value in getattr(pipe, name).state_dict().items()
     }
     layers, mean = len(pipe.transformer.layers), {}
     for name, part in build_parts(layers).items():
         given = getattr(pipe, name).state_dict()
         mean |= {f"{name}.{key}": given[key] for key, _ in part.named_parameters()}
     live = {f"parts.{key}": value for key, value in mean.items()}
-    return {"live": codes}, {"live": live, "mean": mean, "layers": layers, "base": silent_latent(centre, spread)}
+    return {"live": codes}, {
+        "live": live,
+        "mean": mean,
+        "layers": layers,
+        "base": silent_latent(centre, spread),
+    }
 
 
 @torch.no_grad()
 def trained_parts(song: dict[str, Any], codes: dict[str, Any]) -> dict[str, nn.Module]:
     """Return the parts with the running means of their weights, and the silence with its clock."""
     parts, back = build_parts(song["layers"]), build_codes()
-    live = {n.removeprefix("parts."): value for n, value in song["live"].items() if n.startswith("parts.")}
+    live = {
+        n.removeprefix("parts."): value
+        for n, value in song["live"].items()
+        if n.startswith("parts.")
+    }
     parts.load_state_dict(parts.state_dict() | live | song["mean"])
     back.load_state_dict(codes["live"] | codes["mean"])
     silence = song["base"].cpu() + torch.from_numpy(clock(SILENCE_FRAMES))
@@ -687,4 +812,7 @@ def write_checkpoint(parts: dict[str, nn.Module], folder: Path, card: str) -> No
 
 def count_parameters(parts: dict[str, nn.Module]) -> dict[str, int]:
     """Return the number of parameters of each part."""
-    return {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+    return {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in parts.items()
+    }

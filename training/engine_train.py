@@ -90,7 +90,9 @@ class Optimizer:
             if matrix.grad is None:
                 continue
             held.lerp_(matrix.grad, 1 - self.MOMENTUM)
-            update = orthogonal(torch.lerp(matrix.grad, held, self.MOMENTUM), self.stage.newton_steps)
+            update = orthogonal(
+                torch.lerp(matrix.grad, held, self.MOMENTUM), self.stage.newton_steps
+            )
             inputs, outputs = matrix.shape if self.stage.inputs_first else matrix.shape[::-1]
             matrix.add_(update, alpha=-self.stage.rate * factor * max(1.0, outputs / inputs) ** 0.5)
         for group in self.adam.param_groups:
@@ -159,7 +161,9 @@ class Training:
     def run(self) -> None:
         """Train to the end, saving now and then, also when interrupted."""
         on_gpu = self.device.type == "cuda"
-        clock, threads = (time.perf_counter, 1) if on_gpu else (time.process_time, torch.get_num_threads())
+        clock, threads = (
+            (time.perf_counter, 1) if on_gpu else (time.process_time, torch.get_num_threads())
+        )
         began, before = clock(), self.spent
         logged = saved = self.spent
         try:
@@ -183,7 +187,11 @@ class Training:
             loss, figures = self.stage.loss(self.step, share)
         self.optimizer.zero_grad()
         loss.backward()
-        if self.begun and self.step < HELPERS_STEPS and self.stage.averaged is not self.stage.trained:
+        if (
+            self.begun
+            and self.step < HELPERS_STEPS
+            and self.stage.averaged is not self.stage.trained
+        ):
             for parameter in self.stage.averaged.values():
                 parameter.grad = None
         torch.nn.utils.clip_grad_norm_(list(self.stage.trained.values()), self.stage.clip)
@@ -201,7 +209,9 @@ class Training:
         rise = min(1.0, (self.step + 1) / WARMUP_STEPS)
         first = getattr(self.stage, "WORDS_SHARE", 0.0)
         fallen = min(1.0, max(0.0, (share - first) / (1 - first)))
-        return rise * (self.stage.floor + (1 - self.stage.floor) * 0.5 * (1 + math.cos(math.pi * fallen)))
+        return rise * (
+            self.stage.floor + (1 - self.stage.floor) * 0.5 * (1 + math.cos(math.pi * fallen))
+        )
 
     def log(self) -> None:
         """Print what the last half minute brought as a line of JSON, and add it to the stage's log."""
@@ -276,7 +286,10 @@ def begin(checkpoint: Path, folder: Path, smoke: bool = False) -> None:
     norm = engine_song.latent_norm(folder, engine_song.make_pool(folder, smoke))
     states = *engine_vae.states_of(pipe.vae, *norm), *engine_song.states_of(pipe, *norm)
     for name, state in zip(PARTS, states, strict=True):
-        torch.save({"mean": state["live"], **state, "step": 0, "spent": 0.0, "begun": True}, folder / f"{name}.pt")
+        torch.save(
+            {"mean": state["live"], **state, "step": 0, "spent": 0.0, "begun": True},
+            folder / f"{name}.pt",
+        )
 
 
 def export(state: Path, folder: Path) -> Path:
@@ -292,7 +305,10 @@ def export(state: Path, folder: Path) -> Path:
         held["distilled"] = None
     norm = torch.load(state / "norm.pt")
     vae = engine_vae.oobleck(held["decoder"], held["encoder"], norm["mu"], norm["sd"])
-    parts = {"vae": vae, **engine_song.trained_parts(held["distilled"] or held["song"], held["codes"])}
+    parts = {
+        "vae": vae,
+        **engine_song.trained_parts(held["distilled"] or held["song"], held["codes"]),
+    }
     counts = engine_song.count_parameters(parts)
     folder.mkdir(parents=True, exist_ok=True)
     engine_song.write_checkpoint(parts, folder, card(counts, held))
@@ -365,9 +381,13 @@ def draw_curve(folder: Path, name: str) -> Path | None:
 
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     names = [
-        key for key in dict.fromkeys(key for line in lines for key in line) if key not in ("stage", "step", "seconds")
+        key
+        for key in dict.fromkeys(key for line in lines for key in line)
+        if key not in ("stage", "step", "seconds")
     ]
-    figure, axes = pyplot.subplots(math.ceil(len(names) / 4), 4, figsize=(14, 2.6 * math.ceil(len(names) / 4)))
+    figure, axes = pyplot.subplots(
+        math.ceil(len(names) / 4), 4, figsize=(14, 2.6 * math.ceil(len(names) / 4))
+    )
     for axis, key in zip(axes.flat, names, strict=False):
         points = [(line["seconds"] / 60, line[key]) for line in lines if key in line]
         axis.plot(*zip(*points, strict=True), marker=".")
@@ -383,16 +403,26 @@ def draw_curve(folder: Path, name: str) -> Path | None:
 
 def main() -> None:
     """Train, export, or both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     defaults = ", ".join(f"{name} {stage.minutes:g}" for name, stage in STAGES.items())
     parser.add_argument("--stage", choices=STAGES, help="default: all of them, in order")
     parser.add_argument("--minutes", type=float, help=f"of a stage in all (default: {defaults})")
-    parser.add_argument("--state", type=Path, default=Path("outputs/training"), help="folder of the state")
+    parser.add_argument(
+        "--state", type=Path, default=Path("outputs/training"), help="folder of the state"
+    )
     parser.add_argument("--threads", type=int, help="default: as many as torch chooses")
     parser.add_argument("--device", default="cpu", help='"cuda" for a GPU')
-    parser.add_argument("--smoke", action="store_true", help="two steps of every stage on a few pieces: does it run?")
     parser.add_argument(
-        "--begin", type=Path, help="train a stage of this checkpoint on (default: song), and keep its other parts"
+        "--smoke",
+        action="store_true",
+        help="two steps of every stage on a few pieces: does it run?",
+    )
+    parser.add_argument(
+        "--begin",
+        type=Path,
+        help="train a stage of this checkpoint on (default: song), and keep its other parts",
     )
     parser.add_argument("--export", type=Path, help="write the checkpoint here at the end")
     arguments = parser.parse_args()
@@ -408,9 +438,14 @@ def main() -> None:
         begin(arguments.begin, arguments.state, arguments.smoke)
     try:
         for name in stages:
-            minutes, held = arguments.minutes or STAGES[name].minutes, read_state(arguments.state, name)
+            minutes, held = (
+                arguments.minutes or STAGES[name].minutes,
+                read_state(arguments.state, name),
+            )
             if not held or share_of(held["step"], held["spent"], minutes, steps) < 1:
-                Training(name, arguments.state, minutes, steps, arguments.device, arguments.smoke).run()
+                Training(
+                    name, arguments.state, minutes, steps, arguments.device, arguments.smoke
+                ).run()
                 draw_curve(arguments.state, name)
         if arguments.export:
             print(export(arguments.state, arguments.export))

@@ -177,10 +177,14 @@ class Snake(nn.Module):
 class Conv(nn.Module):
     """A convolution that keeps the length; the weight is [kernel * inputs, outputs], taps outermost."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1, gain: float = 1.0):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, dilation: int = 1, gain: float = 1.0
+    ):
         super().__init__()
         self.inputs, self.kernel, self.dilation = inputs, kernel, dilation
-        self.weight = nn.Parameter(torch.randn(kernel * inputs, outputs) * gain * (kernel * inputs) ** -0.5)
+        self.weight = nn.Parameter(
+            torch.randn(kernel * inputs, outputs) * gain * (kernel * inputs) ** -0.5
+        )
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -194,7 +198,9 @@ class Conv(nn.Module):
 
     def class_weight(self) -> torch.Tensor:
         """Return the weight as nn.Conv1d has it."""
-        return self.weight.detach().reshape(self.kernel, self.inputs, -1).permute(2, 1, 0).contiguous()
+        return (
+            self.weight.detach().reshape(self.kernel, self.inputs, -1).permute(2, 1, 0).contiguous()
+        )
 
 
 class Down(nn.Module):
@@ -203,7 +209,9 @@ class Down(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.inputs, self.stride = inputs, stride
-        self.weight = nn.Parameter(torch.randn(2 * stride * inputs, outputs) * (2 * stride * inputs) ** -0.5)
+        self.weight = nn.Parameter(
+            torch.randn(2 * stride * inputs, outputs) * (2 * stride * inputs) ** -0.5
+        )
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -214,7 +222,12 @@ class Down(nn.Module):
 
     def class_weight(self) -> torch.Tensor:
         """Return the weight as nn.Conv1d has it."""
-        return self.weight.detach().reshape(2 * self.stride, self.inputs, -1).permute(2, 1, 0).contiguous()
+        return (
+            self.weight.detach()
+            .reshape(2 * self.stride, self.inputs, -1)
+            .permute(2, 1, 0)
+            .contiguous()
+        )
 
 
 class Up(nn.Module):
@@ -229,13 +242,20 @@ class Up(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, frames, _ = x.shape
         halves = product(x, self.weight).reshape(batch, frames, 2, self.stride * self.outputs)
-        blocks = functional.pad(halves[:, :, 0], (0, 0, 0, 1)) + functional.pad(halves[:, :, 1], (0, 0, 1, 0))
+        blocks = functional.pad(halves[:, :, 0], (0, 0, 0, 1)) + functional.pad(
+            halves[:, :, 1], (0, 0, 1, 0)
+        )
         out = blocks.reshape(batch, (frames + 1) * self.stride, self.outputs)
         return out[:, self.stride // 2 : self.stride // 2 + frames * self.stride] + self.bias
 
     def class_weight(self) -> torch.Tensor:
         """Return the weight as nn.ConvTranspose1d has it."""
-        return self.weight.detach().reshape(-1, 2 * self.stride, self.outputs).permute(0, 2, 1).contiguous()
+        return (
+            self.weight.detach()
+            .reshape(-1, 2 * self.stride, self.outputs)
+            .permute(0, 2, 1)
+            .contiguous()
+        )
 
 
 class Unit(nn.Module):
@@ -257,7 +277,10 @@ class Decoder(nn.Module):
     def __init__(self, w25: int = 384, w100: int = 288):
         super().__init__()
         self.inp, self.sn1, self.up4 = Conv(LATENTS, w25, 7), Snake(w25), Up(w25, w100, 4)
-        self.u100, self.sn2 = nn.ModuleList([Unit(w100, dilation) for dilation in (1, 3, 9)]), Snake(w100)
+        self.u100, self.sn2 = (
+            nn.ModuleList([Unit(w100, dilation) for dilation in (1, 3, 9)]),
+            Snake(w100),
+        )
         self.up8, self.u800 = Up(w100, COEFFICIENTS, 8), nn.ModuleList([Unit(COEFFICIENTS, 1)])
         self.sn3 = Snake(COEFFICIENTS)
 
@@ -277,8 +300,15 @@ class Encoder(nn.Module):
     def __init__(self, w800: int = 128, w100: int = 384, w25: int = 512):
         super().__init__()
         self.w800 = w800
-        self.u800, self.sn1, self.down8 = nn.ModuleList([Unit(w800, 1)]), Snake(w800), Down(w800, w100, 8)
-        self.u100, self.sn2 = nn.ModuleList([Unit(w100, dilation) for dilation in (1, 3, 9)]), Snake(w100)
+        self.u800, self.sn1, self.down8 = (
+            nn.ModuleList([Unit(w800, 1)]),
+            Snake(w800),
+            Down(w800, w100, 8),
+        )
+        self.u100, self.sn2 = (
+            nn.ModuleList([Unit(w100, dilation) for dilation in (1, 3, 9)]),
+            Snake(w100),
+        )
         self.down4, self.sn3, self.out = Down(w100, w25, 4), Snake(w25), Conv(w25, LATENTS, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -343,7 +373,9 @@ def _turned(omega: np.ndarray, frames: int) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def _play_wheels(kernel: torch.Tensor, omega: np.ndarray, scale: torch.Tensor, loudness: float) -> None:
+def _play_wheels(
+    kernel: torch.Tensor, omega: np.ndarray, scale: torch.Tensor, loudness: float
+) -> None:
     """Set the rows of `up8` [width, 16 frames, 96] that turn pairs into the middle's coefficients."""
     wheels = 2 * len(omega)
     kernel[:wheels] = 0
@@ -354,8 +386,12 @@ def _play_wheels(kernel: torch.Tensor, omega: np.ndarray, scale: torch.Tensor, l
             continue
         for part, wave in enumerate((np.sin, np.cos)):
             sound = wave(turning * seconds) * loudness
-            frames = np.stack([bank() @ sound[BANDS * frame : BANDS * (frame + 2)] for frame in range(8)])
-            kernel[2 * number + part, 4:12, :BANDS] = torch.from_numpy((frames * 2**0.5).astype(np.float32))
+            frames = np.stack(
+                [bank() @ sound[BANDS * frame : BANDS * (frame + 2)] for frame in range(8)]
+            )
+            kernel[2 * number + part, 4:12, :BANDS] = torch.from_numpy(
+                (frames * 2**0.5).astype(np.float32)
+            )
     kernel[:wheels, :, :BANDS] /= scale[:BANDS]
 
 
@@ -395,7 +431,9 @@ class DecoderStage:
         """Tell whether Muon trains a parameter of two dimensions; Adam keeps the wheels in place."""
         return "up8" not in name
 
-    def draw(self, rng: np.random.Generator, count: int, frames: int, held: bool = False) -> list[torch.Tensor]:
+    def draw(
+        self, rng: np.random.Generator, count: int, frames: int, held: bool = False
+    ) -> list[torch.Tensor]:
         """Return latents [count, frames, 32] and coefficients [count, 32 frames, 96]."""
         rows = []
         for number in range(count):
@@ -403,7 +441,9 @@ class DecoderStage:
             if held:
                 stems = ("chords", "lead") if number % 2 else STEMS
             elif which < 0.7:
-                stems = ("chords", "lead") if which < 0.45 else ("bass",) if which < 0.6 else ("drums",)
+                stems = (
+                    ("chords", "lead") if which < 0.45 else ("bass",) if which < 0.6 else ("drums",)
+                )
             if rng.random() < 0.25 and not held:
                 events = piece(FIRST_TRAINING_SEED + int(rng.integers(PIECES)))
                 start = FRAME_TICKS * int(rng.integers(0, 500 - frames))
@@ -427,9 +467,14 @@ class DecoderStage:
     def measure(self, mean: dict[str, torch.Tensor]) -> dict[str, float]:
         """Return the likeness on held-out events, of everything and of chords and lead alone."""
         with torch.no_grad():
-            made = torch.func.functional_call(self.module, mean, self.held[0]) * self.scale.to(self.device)
+            made = torch.func.functional_call(self.module, mean, self.held[0]) * self.scale.to(
+                self.device
+            )
         truth = self.held[1]
-        return {"likeness": likeness(made[::2], truth[::2]), "tones": likeness(made[1::2], truth[1::2])}
+        return {
+            "likeness": likeness(made[::2], truth[::2]),
+            "tones": likeness(made[1::2], truth[1::2]),
+        }
 
 
 class EncoderStage:
@@ -456,7 +501,9 @@ class EncoderStage:
         """Tell whether Muon trains a parameter of two dimensions."""
         return True
 
-    def draw(self, rng: np.random.Generator, count: int, frames: int, held: bool = False) -> list[torch.Tensor]:
+    def draw(
+        self, rng: np.random.Generator, count: int, frames: int, held: bool = False
+    ) -> list[torch.Tensor]:
         """Return latents, coefficients and which latents can be heard, [count, 1, 32]."""
         rows = []
         for _ in range(count):
@@ -478,7 +525,9 @@ class EncoderStage:
 
     def loss(self, step: int, share: float) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the square error of the latents; the first frames lack what came before them."""
-        latents, heard, weights = self.draw(np.random.default_rng([4, step]), self.batch, self.frames)
+        latents, heard, weights = self.draw(
+            np.random.default_rng([4, step]), self.batch, self.frames
+        )
         read = self.module(heard / self.facts["inscale"].to(self.device))
         missed = (read - latents / self.facts["std"].to(self.device)) * weights
         return missed.square()[:, 8:].mean(), {}
@@ -487,13 +536,18 @@ class EncoderStage:
         """Return the share of the latents' variance that is missed, and F1 of chords and drums, on held-out pieces."""
         latents, heard, weights = self.held
         with torch.no_grad():
-            read = torch.func.functional_call(self.module, mean, heard / self.facts["inscale"].to(self.device))
+            read = torch.func.functional_call(
+                self.module, mean, heard / self.facts["inscale"].to(self.device)
+            )
         read = read * self.facts["std"].to(self.device)
         missed = ((read - latents).square() * weights).mean((0, 1)) / (latents.var((0, 1)) + 0.01)
         parts = {"bass": BASS, "lead": LEAD, "moment": MOMENT, "players": PLAYERS}
         figures = {name: float(missed[part].mean()) for name, part in parts.items()}
         scores = {"chords": CHORDS, "drums": HITS}
-        figures |= {name: _f1(latents[..., part] > 0.2, read[..., part] > 0.3) for name, part in scores.items()}
+        figures |= {
+            name: _f1(latents[..., part] > 0.2, read[..., part] > 0.3)
+            for name, part in scores.items()
+        }
         return {"missed": float(missed.mean()), **figures}
 
 
@@ -514,7 +568,9 @@ def _f1(truth: torch.Tensor, found: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def oobleck(decoder: dict[str, Any], encoder: dict[str, Any], centre: torch.Tensor, spread: torch.Tensor) -> nn.Module:
+def oobleck(
+    decoder: dict[str, Any], encoder: dict[str, Any], centre: torch.Tensor, spread: torch.Tensor
+) -> nn.Module:
     """Return the AutoencoderOobleck that computes what the states of decoder and encoder do.
 
     Its latents are standardised by `centre` and `spread` [32], which is what the song model works with.
@@ -558,7 +614,11 @@ def _write_decoder(
 
 
 def _write_encoder(
-    real: nn.Module, fast: Encoder, state: dict[str, Any], centre: torch.Tensor, spread: torch.Tensor
+    real: nn.Module,
+    fast: Encoder,
+    state: dict[str, Any],
+    centre: torch.Tensor,
+    spread: torch.Tensor,
 ) -> None:
     high, middle, low = real.block
     _put_tap(real.conv1)
@@ -589,7 +649,9 @@ def _write_encoder(
 
 
 @torch.no_grad()
-def states_of(vae: nn.Module, centre: torch.Tensor, spread: torch.Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+def states_of(
+    vae: nn.Module, centre: torch.Tensor, spread: torch.Tensor
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the weights and facts of the decoder and the encoder that `oobleck` wrote, so that they can train on."""
     (low, middle, last), first = vae.decoder.block, vae.decoder.conv1
     decoder = Decoder(first.out_channels, low.conv_t1.out_channels)
@@ -619,7 +681,11 @@ def states_of(vae: nn.Module, centre: torch.Tensor, spread: torch.Tensor) -> tup
     level = MIX_GAIN / GAIN
     return (
         {"live": decoder.state_dict(), "scale": _sizes_of(last.conv_t1) / level},
-        {"live": encoder.state_dict(), "std": spread, "inscale": 1 / (_sizes_of(high.conv1) * level)},
+        {
+            "live": encoder.state_dict(),
+            "std": spread,
+            "inscale": 1 / (_sizes_of(high.conv1) * level),
+        },
     )
 
 
@@ -658,7 +724,10 @@ def _filters(like: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """Return the bank as the kernel of a strided layer: its first two channels are the waves, left and right."""
     kernel, rows = torch.zeros_like(like), torch.from_numpy(bank()) * 2**-0.5
     kernel[:BANDS, 0] = kernel[:BANDS, 1] = rows
-    kernel[BANDS:COEFFICIENTS, 0], kernel[BANDS:COEFFICIENTS, 1] = rows[:SIDE_BANDS], -rows[:SIDE_BANDS]
+    kernel[BANDS:COEFFICIENTS, 0], kernel[BANDS:COEFFICIENTS, 1] = (
+        rows[:SIDE_BANDS],
+        -rows[:SIDE_BANDS],
+    )
     kernel[:COEFFICIENTS] *= sizes[:, None, None]
     return kernel
 

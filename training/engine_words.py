@@ -81,9 +81,13 @@ def words_of_the_engine() -> dict[str, Any]:
         "tempo": BPM_RANGE,
         "usual_tempo": USUAL_TEMPO,
         "speeds": [
-            {"bpm": bpm, "words": _joined(TEMPO_WORDS[speed], SPEED_NAMES[speed])} for speed, bpm in SPEEDS.items()
+            {"bpm": bpm, "words": _joined(TEMPO_WORDS[speed], SPEED_NAMES[speed])}
+            for speed, bpm in SPEEDS.items()
         ],
-        "styles": [{"bpm": how.bpm, "words": _joined(how.words, STYLE_NAMES[style])} for style, how in STYLES.items()],
+        "styles": [
+            {"bpm": how.bpm, "words": _joined(how.words, STYLE_NAMES[style])}
+            for style, how in STYLES.items()
+        ],
         "scales": {scale: _joined(SCALE_WORDS[scale], SCALE_NAMES[scale]) for scale in SCALES},
     }
 
@@ -95,13 +99,17 @@ def _joined(told: str, names: tuple[str, ...]) -> list[str]:
 def write_words(folder: Path) -> Path:
     """Write the file beside the checkpoint in `folder` and return its path."""
     path = folder / FILE
-    path.write_text(json.dumps(words_of_the_engine(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(words_of_the_engine(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return path
 
 
 def main() -> None:
     """Write the file again, after words were added."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="the checkpoint's folder")
     print(write_words(parser.parse_args().folder))
 

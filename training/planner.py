@@ -47,7 +47,13 @@ from params import parse_request
 from planner_decoding import encode_marked, nearest_code
 from tools.random_models import THINK, make_tokenizer
 from training.band_score import compose
-from training.engine_latents import FRAME_TICKS, FRAMES_PER_SECOND, events_of, latents_of, lyric_words
+from training.engine_latents import (
+    FRAME_TICKS,
+    FRAMES_PER_SECOND,
+    events_of,
+    latents_of,
+    lyric_words,
+)
 
 STATE = Path("~/.cache/ace-studio-training/planner").expanduser()
 FIRST_SEED = 30_000_000
@@ -83,7 +89,9 @@ class Tokenizing:
     """The built-in engine's audio tokenizer, on latents that are read off scores."""
 
     def __init__(self, engine: Path, norm: Path):
-        self.tokenizer = AceStepAudioTokenizer.from_pretrained(engine, subfolder="audio_tokenizer").eval()
+        self.tokenizer = AceStepAudioTokenizer.from_pretrained(
+            engine, subfolder="audio_tokenizer"
+        ).eval()
         found = torch.load(norm)
         self.centre, self.spread = found["mu"].reshape(1, -1), found["sd"].reshape(1, -1)
         weights = (engine / "audio_tokenizer" / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -98,7 +106,9 @@ class Tokenizing:
             # Its length is a multiple of the pooling window, so nothing is padded with this silence.
             _, indices = self.tokenizer.tokenize(clean, torch.zeros_like(clean))
         codes = tuple(indices[0, :, 0].tolist())
-        return Piece(score.captions, score.lyrics, score.bpm, score.key, score.beats, seconds, codes)
+        return Piece(
+            score.captions, score.lyrics, score.bpm, score.key, score.beats, seconds, codes
+        )
 
 
 class Pieces:
@@ -114,7 +124,10 @@ class Pieces:
         path = self._folder / f"pieces-{number}.pkl"
         if path.is_file():
             return [Piece(**fields) for fields in pickle.loads(path.read_bytes())]
-        pieces = [self._tokenizing.piece(first + place) for place in range(MEASURED if number < 0 else SHARD)]
+        pieces = [
+            self._tokenizing.piece(first + place)
+            for place in range(MEASURED if number < 0 else SHARD)
+        ]
         aside = path.with_suffix(".new")
         aside.write_bytes(pickle.dumps([vars(piece) for piece in pieces]))
         os.replace(aside, path)
@@ -153,7 +166,9 @@ def build_model(tokenizer: Any) -> Any:
         eos_token_id=tokenizer.eos_token_id,
     )
     model = Qwen3ForCausalLM(config)
-    model.generation_config.update(eos_token_id=[tokenizer.eos_token_id], pad_token_id=tokenizer.pad_token_id)
+    model.generation_config.update(
+        eos_token_id=[tokenizer.eos_token_id], pad_token_id=tokenizer.pad_token_id
+    )
     return model
 
 
@@ -174,11 +189,17 @@ class Teacher:
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         spelled = tokenizer.get_vocab()
-        found = {int(code[1]): number for token, number in spelled.items() if (code := re.fullmatch(CODE, token))}
+        found = {
+            int(code[1]): number
+            for token, number in spelled.items()
+            if (code := re.fullmatch(CODE, token))
+        }
         self.known = sorted(found)
         self._ids = found
         self._end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-        self._nearest = functools.cache(lambda code: code if code in found else nearest_code(code, self.known))
+        self._nearest = functools.cache(
+            lambda code: code if code in found else nearest_code(code, self.known)
+        )
 
     def lesson(self, piece: Piece, task: str, chance: random.Random) -> Lesson:
         caption, other = chance.sample(piece.captions, 2)
@@ -199,7 +220,9 @@ class Teacher:
             words = "".join(f"<|audio_code_{self._nearest(code)}|>" for code in piece.codes)
         prompt = planner.chat(self._tokenizer, task, words)
         written = piece.lyrics if task != "polish" else lyrics
-        return self._joined((prompt, 0), (self._thoughts(piece, other), 1), (f"# Lyric\n{written}", 1))
+        return self._joined(
+            (prompt, 0), (self._thoughts(piece, other), 1), (f"# Lyric\n{written}", 1)
+        )
 
     def _thoughts(self, piece: Piece, caption: str) -> str:
         values = {
@@ -210,7 +233,9 @@ class Teacher:
             "language": "en",
             "timesignature": piece.beats,
         }
-        written = yaml.dump({name: value for name, value in values.items() if value}, allow_unicode=True).strip()
+        written = yaml.dump(
+            {name: value for name, value in values.items() if value}, allow_unicode=True
+        ).strip()
         return f"<think>\n{written}\n</think>\n\n"
 
     def _joined(self, *parts: tuple[str | tuple[int, ...], int]) -> Lesson:
@@ -243,7 +268,10 @@ def with_words(lyrics: str, chance: random.Random) -> str:
     blocks = []
     for block in lyrics.split("\n\n"):
         tag = block.split("\n")[0]
-        lines = [" ".join(chance.choices(lyric_words(), k=chance.randint(3, 7))) for _ in range(chance.randint(1, 4))]
+        lines = [
+            " ".join(chance.choices(lyric_words(), k=chance.randint(3, 7)))
+            for _ in range(chance.randint(1, 4))
+        ]
         blocks.append("\n".join([tag, *lines]))
     return "\n\n".join(blocks)
 
@@ -278,7 +306,11 @@ class Training:
         self.mean, self.updates, self.seconds = saved["mean"], saved["updates"], saved["seconds"]
 
     def save(self) -> None:
-        saved = {"model": self.model.state_dict(), "adam": self.adam.state_dict(), "mean": self.mean}
+        saved = {
+            "model": self.model.state_dict(),
+            "adam": self.adam.state_dict(),
+            "mean": self.mean,
+        }
         saved |= {"updates": self.updates, "seconds": self.seconds}
         aside = self.path.with_suffix(".new")
         torch.save(saved, aside)
@@ -348,10 +380,16 @@ class Training:
         live = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self.model.load_state_dict(self.mean, strict=False)
         with torch.no_grad():
-            lessons = [self.teacher.lesson(piece, "generate", random.Random(0)) for piece in self.pieces.shard(-1)]
+            lessons = [
+                self.teacher.lesson(piece, "generate", random.Random(0))
+                for piece in self.pieces.shard(-1)
+            ]
             losses = [self._losses([each]) for each in lessons]
         self.model.load_state_dict(live, strict=False)
-        return {f"held_out_{name}": sum(float(each[name]) for each in losses) / len(losses) for name in losses[0]}
+        return {
+            f"held_out_{name}": sum(float(each[name]) for each in losses) / len(losses)
+            for name in losses[0]
+        }
 
     def _log(self, row: dict[str, float]) -> None:
         row = {"update": self.updates, "minutes": round(self.seconds / 60, 2), **row}
@@ -369,13 +407,24 @@ class Training:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--state", type=Path, default=STATE)
-    parser.add_argument("--engine", type=Path, default=PREVIEWS[MODEL_VARIABLE], help="whose audio tokenizer is used")
-    parser.add_argument("--norm", type=Path, help="the engine training's norm.pt, how its latents are scaled")
+    parser.add_argument(
+        "--engine",
+        type=Path,
+        default=PREVIEWS[MODEL_VARIABLE],
+        help="whose audio tokenizer is used",
+    )
+    parser.add_argument(
+        "--norm", type=Path, help="the engine training's norm.pt, how its latents are scaled"
+    )
     parser.add_argument("--updates", type=int, default=20_000, help="in all (20,000)")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many; 0: do not")
-    parser.add_argument("--export", action="store_true", help="only write the trained planner into assets/planner")
+    parser.add_argument(
+        "--export", action="store_true", help="only write the trained planner into assets/planner"
+    )
     asked = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(1)

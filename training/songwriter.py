@@ -164,7 +164,9 @@ class Student:
         places = torch.arange(states.shape[1])[None]
         rotation = self.body.rotary_emb(states, places)
         for layer in self.body.layers[first:last]:
-            states = layer(states, position_ids=places, position_embeddings=rotation, attention_mask=None)
+            states = layer(
+                states, position_ids=places, position_embeddings=rotation, attention_mask=None
+            )
         return states
 
 
@@ -178,7 +180,9 @@ class Training:
         import torch
 
         self.student, self.tokenizer, self.state, self.lyrics = student, tokenizer, state, lyrics
-        self.adam = torch.optim.AdamW(student.pairs.values(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
+        self.adam = torch.optim.AdamW(
+            student.pairs.values(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0
+        )
         self.mean = {name: pair.detach().clone() for name, pair in student.pairs.items()}
         self.updates, self.passes, self.seconds = 0, 0, 0.0
         self.queue: list[str] = []
@@ -196,13 +200,22 @@ class Training:
             pair.data.copy_(saved["pairs"][name])
         self.adam.load_state_dict(saved["adam"])
         self.mean, self.queue = saved["mean"], saved["queue"]
-        self.updates, self.passes, self.seconds = saved["updates"], saved["passes"], saved["seconds"]
+        self.updates, self.passes, self.seconds = (
+            saved["updates"],
+            saved["passes"],
+            saved["seconds"],
+        )
 
     def save(self) -> None:
         import torch
 
         pairs = {name: pair.detach() for name, pair in self.student.pairs.items()}
-        saved = {"pairs": pairs, "adam": self.adam.state_dict(), "mean": self.mean, "queue": self.queue}
+        saved = {
+            "pairs": pairs,
+            "adam": self.adam.state_dict(),
+            "mean": self.mean,
+            "queue": self.queue,
+        }
         saved |= {"updates": self.updates, "passes": self.passes, "seconds": self.seconds}
         torch.save(saved, self.state / "state.pt.new")
         os.replace(self.state / "state.pt.new", self.state / "state.pt")
@@ -232,7 +245,9 @@ class Training:
         row = {"update": self.updates, "pass": self.passes, "lyrics": len(known), "loss": loss}
         if not self.queue:
             self.passes += 1
-            row["held_out"] = self._measure([lyric for name, lyric in known.items() if is_held_out(name)])
+            row["held_out"] = self._measure(
+                [lyric for name, lyric in known.items() if is_held_out(name)]
+            )
         self.seconds += time.monotonic() - began
         row["minutes"] = self.seconds / 60
         with (self.state / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -289,8 +304,12 @@ def is_held_out(name: str) -> bool:
 
 def write_words(lyrics: list[dict[str, Any]], path: Path) -> None:
     """Write the words of the lyrics, the most frequent first."""
-    lines = [line for lyric in lyrics for line in lyric["text"].split("\n") if not line.startswith("[")]
-    counts = Counter(word for line in lines for word in words_of(line) if word.isalpha() and len(word) > 1)
+    lines = [
+        line for lyric in lyrics for line in lyric["text"].split("\n") if not line.startswith("[")
+    ]
+    counts = Counter(
+        word for line in lines for word in words_of(line) if word.isalpha() and len(word) > 1
+    )
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     path.write_text("\n".join(ranked) + "\n", encoding="utf-8")
 
@@ -301,17 +320,27 @@ def export(mean: dict[str, Any], path: Path) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: pair.to(torch.bfloat16).contiguous() for name, pair in sorted(mean.items())}, path)
+    save_file(
+        {name: pair.to(torch.bfloat16).contiguous() for name, pair in sorted(mean.items())}, path
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--state", type=Path, default=STATE)
     parser.add_argument("--lyrics", type=Path, default=LYRICS)
     parser.add_argument("--passes", type=int, default=6, help="passes over the lyrics in all (6)")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many; 0: do not")
-    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16: faster where the processor can")
-    parser.add_argument("--assets", action="store_true", help="only write assets/songwriter from the state")
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="compute in bfloat16: faster where the processor can",
+    )
+    parser.add_argument(
+        "--assets", action="store_true", help="only write assets/songwriter from the state"
+    )
     asked = parser.parse_args()
     run(asked)
 

@@ -109,7 +109,9 @@ def couplets_right(row: dict[str, Any]) -> list[bool]:
 
 
 def about_right(row: dict[str, Any]) -> list[bool]:
-    return [any(mentions(line, word) for line in lines_of(row) for word in content_words(row["brief"]))]
+    return [
+        any(mentions(line, word) for line in lines_of(row) for word in content_words(row["brief"]))
+    ]
 
 
 def varied(row: dict[str, Any]) -> list[bool]:
@@ -122,7 +124,11 @@ def varied(row: dict[str, Any]) -> list[bool]:
 def sound(row: dict[str, Any]) -> list[bool]:
     """Tell of each word whether it is one: in the dictionary, or in the brief."""
     brief = row["brief"].lower()
-    return [word in pronunciations() or word.strip("'") in brief for line in lines_of(row) for word in words_of(line)]
+    return [
+        word in pronunciations() or word.strip("'") in brief
+        for line in lines_of(row)
+        for word in words_of(line)
+    ]
 
 
 def ended(row: dict[str, Any]) -> list[bool]:
@@ -131,13 +137,20 @@ def ended(row: dict[str, Any]) -> list[bool]:
 
 def new_to(lyrics: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], list[bool]]:
     """Return a measure of each line: it shares no run of words, and is no line, of the training's lyrics."""
-    lines = [words_of(line) for lyric in lyrics for line in lyric["text"].split("\n") if not line.startswith("[")]
+    lines = [
+        words_of(line)
+        for lyric in lyrics
+        for line in lyric["text"].split("\n")
+        if not line.startswith("[")
+    ]
     known = {tuple(words) for words in lines if len(words) > 3}
     known |= {run for words in lines for run in runs(words)}
 
     def right(row: dict[str, Any]) -> list[bool]:
         written = [words_of(line) for line in lines_of(row)]
-        return [tuple(words) not in known and not known.intersection(runs(words)) for words in written]
+        return [
+            tuple(words) not in known and not known.intersection(runs(words)) for words in written
+        ]
 
     return right
 
@@ -190,13 +203,23 @@ def songwriter_in(state: Path | None) -> Weights:
 
 
 def write_all(weights: Weights, briefs: Sequence[Brief], out: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.is_file() else []
+    rows = (
+        [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        if out.is_file()
+        else []
+    )
     writer = writers.build_writer(weights, None)
     for asked in briefs[len(rows) :]:
         began = time.monotonic()
         fields = {"brief": asked.brief, "tone": asked.tone, "structure": asked.structure}
         *_, draft = writer.write(parse_request("lyrics", fields), asked.seed)
-        row = {"seed": asked.seed, **fields, "text": draft.text, "end": draft.end, "tokens": draft.tokens}
+        row = {
+            "seed": asked.seed,
+            **fields,
+            "text": draft.text,
+            "end": draft.end,
+            "tokens": draft.tokens,
+        }
         rows.append({**row, "seconds": round(time.monotonic() - began, 1)})
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(rows[-1]) + "\n")
@@ -204,12 +227,18 @@ def write_all(weights: Weights, briefs: Sequence[Brief], out: Path) -> list[dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trained", action="store_true", help="judge the training's state, not what is in assets/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--trained", action="store_true", help="judge the training's state, not what is in assets/"
+    )
     parser.add_argument("--state", type=Path, default=STATE)
     parser.add_argument("--out", type=Path, default=STATE / "evaluated.jsonl")
     parser.add_argument("--count", type=int, default=100, help="of briefs, from the first (100)")
-    parser.add_argument("--gate", action="store_true", help="exit with 1 unless every measure is good enough")
+    parser.add_argument(
+        "--gate", action="store_true", help="exit with 1 unless every measure is good enough"
+    )
     asked = parser.parse_args()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     weights = songwriter_in(asked.state if asked.trained else None)

@@ -41,13 +41,19 @@ def post(server, endpoint="generate", **named):
 def refused(response):
     """Return the messages of a 422 by parameter."""
     assert response.status_code == 422, response.text
-    return {one["parameter_name"]: one["message"] for one in response.json()["detail"] if not one["is_valid"]}
+    return {
+        one["parameter_name"]: one["message"]
+        for one in response.json()["detail"]
+        if not one["is_valid"]
+    }
 
 
 def listen(server, event):
     """Return the (event, data) pairs of a call until its end, without heartbeats."""
     heard = []
-    with httpx.stream("GET", f"{server}/gradio_api/call/v2/generate/{event}", timeout=300) as stream:
+    with httpx.stream(
+        "GET", f"{server}/gradio_api/call/v2/generate/{event}", timeout=300
+    ) as stream:
         for line in stream.iter_lines():
             if line.startswith("event: "):
                 heard.append([line.removeprefix("event: "), None])

@@ -99,7 +99,12 @@ def no_language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def client(server, tmp_path_factory) -> Iterator[Client]:
-    client = Client(server, verbose=False, analytics_enabled=False, download_files=tmp_path_factory.mktemp("downloads"))
+    client = Client(
+        server,
+        verbose=False,
+        analytics_enabled=False,
+        download_files=tmp_path_factory.mktemp("downloads"),
+    )
     yield client
     client.close()
 
@@ -131,7 +136,9 @@ def generate(client) -> Callable[..., Any]:
 
     def call(prompt="calm piano", **given):
         options = {**FAST, **given.pop("options", {})}
-        return client.predict(prompt, options=options, api_name="/generate", **{"duration": 10, "seed": 7, **given})
+        return client.predict(
+            prompt, options=options, api_name="/generate", **{"duration": 10, "seed": 7, **given}
+        )
 
     call()  # loads the model
     return call

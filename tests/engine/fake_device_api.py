@@ -38,7 +38,11 @@ class Answer:
             handler.close_connection = True
             return
         handler.send_response_only(self.status, "x")
-        headers = {"Content-Type": self.type, "X-Approve-Result": self.result, "Content-Length": str(len(self.body))}
+        headers = {
+            "Content-Type": self.type,
+            "X-Approve-Result": self.result,
+            "Content-Length": str(len(self.body)),
+        }
         for name, value in headers.items():
             if value:
                 handler.send_header(name, value)
@@ -149,7 +153,11 @@ class DeviceAPI:
     def _schedule(self, params) -> Answer | Queued:
         self.asked.append(params)
         answer = self.answers.pop(0) if self.answers else self._lend(params)
-        return replace(answer, lend=lambda: self._lend(params)) if isinstance(answer, Queued) else answer
+        return (
+            replace(answer, lend=lambda: self._lend(params))
+            if isinstance(answer, Queued)
+            else answer
+        )
 
     def _lend(self, params) -> Answer:
         taken = {lease.index for lease in self.leases if lease.ended is None}
@@ -159,7 +167,12 @@ class DeviceAPI:
         warm = index in self._warm
         if warm:
             self._watch(lease)
-        body = {"idle": warm, "nvidiaIndex": index, "nvidiaUUID": f"card-{index}", "allowToken": lease.token}
+        body = {
+            "idle": warm,
+            "nvidiaIndex": index,
+            "nvidiaUUID": f"card-{index}",
+            "allowToken": lease.token,
+        }
         return Answer(body=json.dumps(body))
 
     def _allow(self, params) -> Answer:

@@ -81,7 +81,9 @@ def assert_stops(
         assert len(calls) <= begun + 1
         time.sleep(0.2)
         assert len(calls) <= begun + 1
-    assert begun < 200, "it ran on: each of these tokens takes 50 ms, and the whole text or plan has more of them"
+    assert begun < 200, (
+        "it ran on: each of these tokens takes 50 ms, and the whole text or plan has more of them"
+    )
 
 
 def assert_no_files(value: Any) -> None:

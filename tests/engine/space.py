@@ -25,11 +25,18 @@ class Space:
 
     def client(self, token: str = "") -> Client:
         """Return a visitor, signed in if there is a `token`."""
-        return Client(self.url, verbose=False, headers={"x-ip-token": token} if token else {}, download_files=False)
+        return Client(
+            self.url,
+            verbose=False,
+            headers={"x-ip-token": token} if token else {},
+            download_files=False,
+        )
 
     def facts(self) -> list[dict]:
         """Return what the workers noted for each song, in the order of their ends."""
-        return [json.loads(path.read_text()) for path in sorted((self.folder / "facts").glob("*.json"))]
+        return [
+            json.loads(path.read_text()) for path in sorted((self.folder / "facts").glob("*.json"))
+        ]
 
 
 def open_space(folder: Path, model: Path, **environ: str) -> Iterator[Space]:
@@ -41,8 +48,15 @@ def open_space(folder: Path, model: Path, **environ: str) -> Iterator[Space]:
         api.second = 30
         environ = {
             **os.environ,
-            **{"ACE_STUDIO_LYRICS": "random", "ACE_STUDIO_PLANNER": "random", "GRADIO_SERVER_NAME": "127.0.0.1"},
-            **{"ACE_STUDIO_OUTPUT": str(folder / "output"), "GRADIO_TEMP_DIR": str(folder / "page")},
+            **{
+                "ACE_STUDIO_LYRICS": "random",
+                "ACE_STUDIO_PLANNER": "random",
+                "GRADIO_SERVER_NAME": "127.0.0.1",
+            },
+            **{
+                "ACE_STUDIO_OUTPUT": str(folder / "output"),
+                "GRADIO_TEMP_DIR": str(folder / "page"),
+            },
             **{"HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
             **{"SPACES_ZERO_DEVICE_API_URL": api.url, "SPACES_ZERO_GPU": "true"},
             **{"ZEROGPU_FACTS": str(folder / "facts"), "ZEROGPU_MODEL": str(model)},
@@ -50,7 +64,9 @@ def open_space(folder: Path, model: Path, **environ: str) -> Iterator[Space]:
             **environ,
         }
         command = [sys.executable, "-m", "tests.engine.zerogpu_studio"]
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environ, stdout=output, stderr=output, start_new_session=True
+        )
         try:
             until(lambda: "ready at " in log.read_text() or process.poll() is not None)
             assert process.poll() is None, log.read_text()

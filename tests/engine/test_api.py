@@ -15,17 +15,26 @@ from tests.engine.songs import assert_no_files
 
 
 def test_a_song_has_the_requested_length_and_a_record_without_files(generate, tmp_path):
-    soundfile.write(tmp_path / "voice.wav", 0.1 * np.random.default_rng(0).standard_normal((96_000, 2)), RATE)
+    soundfile.write(
+        tmp_path / "voice.wav", 0.1 * np.random.default_rng(0).standard_normal((96_000, 2)), RATE
+    )
     reference = handle_file(str(tmp_path / "voice.wav"))
     prompt = "<img src=x onerror=alert(1)>"
-    (path,), record = generate(prompt, duration=12.345, bpm=120, key="Am", time_signature="4/4", reference=reference)
+    (path,), record = generate(
+        prompt, duration=12.345, bpm=120, key="Am", time_signature="4/4", reference=reference
+    )
     info = soundfile.info(path)
     assert (info.frames, info.channels, info.samplerate) == (592_560, 2, RATE)
     assert np.sqrt(np.mean(samples(path) ** 2)) > 0.001
     assert Path(path).name == record["takes"][0]["name"] and not set("<>()=") & set(Path(path).name)
     assert_no_files(record)
     asked = record["request"]
-    assert (asked["prompt"], asked["bpm"], asked["key"], asked["time_signature"]) == (prompt, 120, "A minor", "4")
+    assert (asked["prompt"], asked["bpm"], asked["key"], asked["time_signature"]) == (
+        prompt,
+        120,
+        "A minor",
+        "4",
+    )
     assert record["audio"]["reference"]["name"] == "voice.wav"
 
 
@@ -39,7 +48,11 @@ def test_plain_http_makes_a_song(server):
 
 
 @pytest.mark.parametrize(
-    "task", [pytest.param(task, marks=() if task in ("extend", "mix") else pytest.mark.slow) for task in TASKS]
+    "task",
+    [
+        pytest.param(task, marks=() if task in ("extend", "mix") else pytest.mark.slow)
+        for task in TASKS
+    ],
 )
 def test_every_task_makes_its_takes_in_the_exact_length(work, source, task):
     files, record = work(task, source, takes=2)
@@ -73,7 +86,12 @@ def test_lyrics_come_token_by_token_or_the_error_has_its_code(client, request):
         client.predict("rain", api_name="/lyrics")
     assert caught.value.title == "weights_missing"
     request.getfixturevalue("writers_on")
-    given = {"brief": "a lighthouse", "seed": 3, "options": {"max_tokens": 24}, "api_name": "/lyrics"}
+    given = {
+        "brief": "a lighthouse",
+        "seed": 3,
+        "options": {"max_tokens": 24},
+        "api_name": "/lyrics",
+    }
     text = client.predict(**given)
     assert isinstance(text, str) and text
     job = client.submit(**given)

@@ -46,7 +46,11 @@ def test_any_other_error_has_a_code_a_message_and_a_hint(work, tune, tmp_path):
 
 def test_cancel_and_hanging_up_free_the_studio(server, caller, generate):
     job = caller.submit("calm piano", duration=60, options={"steps": 200}, api_name="/generate")
-    until(lambda: any(record.get("progress", {}).get("stage") == "steps" for _, record in job.outputs()))
+    until(
+        lambda: any(
+            record.get("progress", {}).get("stage") == "steps" for _, record in job.outputs()
+        )
+    )
     job.cancel()
     until(lambda: not backend.get_backend().models.turn.locked())
     event = post(server, duration=60, options={"steps": 200}).json()["event_id"]
@@ -59,7 +63,16 @@ def test_cancel_and_hanging_up_free_the_studio(server, caller, generate):
 def test_everything_else_on_the_page_is_private(server):
     functions = httpx.get(f"{server}/config", timeout=300).json()["dependencies"]
     public = {one["api_name"] for one in functions if one["api_visibility"] == "public"}
-    assert public == {"generate", "cover", "extend", "edit", "lyrics", "capabilities", "run", "cancel_run"}
+    assert public == {
+        "generate",
+        "cover",
+        "extend",
+        "edit",
+        "lyrics",
+        "capabilities",
+        "run",
+        "cancel_run",
+    }
     assert {one["api_visibility"] for one in functions} == {"public", "private"}
 
 
@@ -81,11 +94,16 @@ def test_the_output_folder_is_not_served(server, generate, output):
     kept = output / record["takes"][0]["name"]
     assert kept.read_bytes() == Path(path).read_bytes()
     for address in (kept, output):
-        assert httpx.get(f"{server}/gradio_api/file={address}", timeout=300).status_code in (403, 404)
+        assert httpx.get(f"{server}/gradio_api/file={address}", timeout=300).status_code in (
+            403,
+            404,
+        )
 
 
 def test_a_call_past_the_queue_starts_no_song(server):
-    body = {"data": ["calm piano", "", False, None, "", "", "unknown", 1, "draft", -1, {}, 600, None]}
+    body = {
+        "data": ["calm piano", "", False, None, "", "", "unknown", 1, "draft", -1, {}, 600, None]
+    }
     answer = httpx.post(f"{server}/gradio_api/run/generate", json=body, timeout=300)
     assert answer.status_code == 404 or answer.json()["data"][0] is None
     assert not backend.get_backend().models.turn.locked()

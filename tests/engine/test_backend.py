@@ -38,7 +38,9 @@ def run(studio, **values):
 def hooked(studio):
     """Return a function that hooks a module of the pipeline until the test ends."""
     hooks = []
-    yield lambda part, hook: hooks.append(part(studio.models.pipeline()).register_forward_hook(hook))
+    yield lambda part, hook: hooks.append(
+        part(studio.models.pipeline()).register_forward_hook(hook)
+    )
     for hook in hooks:
         hook.remove()
 
@@ -53,9 +55,16 @@ def plain(studio):
 
 
 def test_a_song_is_a_file_of_the_asked_length_and_a_record_with_progress_on_the_way(studio, output):
-    *progress, done = studio.stream(song_request(duration=12.345, options={"steps": 4, "guidance": 3}))
+    *progress, done = studio.stream(
+        song_request(duration=12.345, options={"steps": 4, "guidance": 3})
+    )
     info = soundfile.info(done.files[0])
-    assert (info.frames, info.channels, info.samplerate, info.subtype) == (592_560, 2, 48_000, "PCM_24")
+    assert (info.frames, info.channels, info.samplerate, info.subtype) == (
+        592_560,
+        2,
+        48_000,
+        "PCM_24",
+    )
     assert audio_levels.peak_dbfs(samples_of(done)[0]) == pytest.approx(-1.0, abs=0.01)
     record = done.record
     (take,) = record["takes"]
@@ -65,25 +74,42 @@ def test_a_song_is_a_file_of_the_asked_length_and_a_record_with_progress_on_the_
     assert take["sha256"] == sha256_of(output / take["name"])
     assert (record["sampling"]["steps"], record["sampling"]["guidance"]) == (4, 3)
     assert record["request"]["options"]["guidance"] == 3
-    assert (record["model"]["engine"], record["device"], record["dtype"]) == ("preview", "cpu", "float32")
+    assert (record["model"]["engine"], record["device"], record["dtype"]) == (
+        "preview",
+        "cpu",
+        "float32",
+    )
     assert set(record["versions"]) >= {"python", "torch", "diffusers", "gradio"}
     assert set(record["seconds"]) >= {"loading", "reading", "steps", "decoding", "finishing"}
     assert_no_files(record)
     assert [event.step for event in progress if event.stage == "steps" and event.step][-1] == 4
-    stages = list(dict.fromkeys(event.stage for event in progress if event.stage not in ("waiting", "loading")))
+    stages = list(
+        dict.fromkeys(
+            event.stage for event in progress if event.stage not in ("waiting", "loading")
+        )
+    )
     assert stages == ["preparing", "reading", "steps", "decoding", "finishing"]
     elapsed = [event.elapsed for event in progress]
     assert elapsed == sorted(elapsed)
 
 
 def test_the_record_in_each_file_repeats_the_song(studio, output):
-    first = run(studio, takes=2, seed=-1, bpm=95, key="Am", options={"shift": 2.0, "sampler": "sde", "format": "flac"})
+    first = run(
+        studio,
+        takes=2,
+        seed=-1,
+        bpm=95,
+        key="Am",
+        options={"shift": 2.0, "sampler": "sde", "format": "flac"},
+    )
     for path, take in zip(first.files, first.record["takes"], strict=True):
         tags = audio_export.read_record(path)
         assert tags["request"] == first.record["request"]
         assert [t["seed"] for t in tags["takes"]] == [take["seed"]]
     again = run(studio, **{**tags["request"], "seed": first.record["seeds"][0]})
-    assert all(np.array_equal(a, b) for a, b in zip(samples_of(first), samples_of(again), strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(samples_of(first), samples_of(again), strict=True)
+    )
     assert {Path(path).suffix for path in again.files} == {".flac"}
     names = {take["name"] for done in (first, again) for take in done.record["takes"]}
     assert {path.name for path in output.iterdir()} == names and len(names) == 4
@@ -108,20 +134,28 @@ def test_loudness_and_fade_out_shape_the_file_and_a_long_prompt_is_trimmed(studi
     assert done.record["takes"][0]["gain_reduction_db"] >= 0
     assert np.abs(samples[:, -50:]).max() < 0.01
     assert any("cut before" in note for note in done.record["notes"])
-    assert done.record["prompt_used"].startswith("bright acoustic") and done.record["prompt_dropped"]
+    assert (
+        done.record["prompt_used"].startswith("bright acoustic") and done.record["prompt_dropped"]
+    )
 
 
 CHANGES = [
     *({"lyrics": "[Verse]\nla la"}, {"language": "de", "lyrics": "[Verse]\nla la"}),
     *({"bpm": 140}, {"key": "Am"}, {"time_signature": "3"}),
     *({"options": {"steps": 3}}, {"options": {"guidance": 2.0}}, {"options": {"shift": 3.0}}),
-    *({"options": {"sampler": "sde"}}, {"options": {"cfg_start": 0.4}}, {"options": {"cfg_end": 0.4}}),
+    *(
+        {"options": {"sampler": "sde"}},
+        {"options": {"cfg_start": 0.4}},
+        {"options": {"cfg_end": 0.4}},
+    ),
     {"options": {"variation": 0.3, "variation_seed": 5}},
 ]
 
 
 @pytest.mark.parametrize(
-    "change", [{"prompt": "harsh techno"}, *(pytest.param(one, marks=pytest.mark.slow) for one in CHANGES)], ids=str
+    "change",
+    [{"prompt": "harsh techno"}, *(pytest.param(one, marks=pytest.mark.slow) for one in CHANGES)],
+    ids=str,
 )
 def test_each_setting_changes_the_song(studio, plain, change):
     (before,), (changed,) = samples_of(plain), samples_of(run(studio, **change))
@@ -137,7 +171,9 @@ def tone(tmp_path):
     return path
 
 
-def test_a_reference_changes_the_song_a_silent_one_is_left_out_and_a_broken_one_is_a_problem(studio, plain, tone):
+def test_a_reference_changes_the_song_a_silent_one_is_left_out_and_a_broken_one_is_a_problem(
+    studio, plain, tone
+):
     done = run(studio, reference=str(tone))
     assert not np.array_equal(samples_of(done)[0], samples_of(plain)[0])
     assert done.record["audio"]["reference"] == {"name": "tone.wav", "sha256": sha256_of(tone)}
@@ -175,8 +211,18 @@ def test_a_silent_take_is_an_error(studio, output, hooked):
 # --- cancel and turns ---------------------------------------------------------------------------------------------
 
 STOPS = {
-    "a step": ("steps", 3, lambda pipe: pipe.transformer, {"options": {"steps": 50, "guidance": 1}}),
-    "a tile": ("decoding", 1, lambda pipe: pipe.vae.decoder, {"duration": 60, "options": {"steps": 1, "guidance": 1}}),
+    "a step": (
+        "steps",
+        3,
+        lambda pipe: pipe.transformer,
+        {"options": {"steps": 50, "guidance": 1}},
+    ),
+    "a tile": (
+        "decoding",
+        1,
+        lambda pipe: pipe.vae.decoder,
+        {"duration": 60, "options": {"steps": 1, "guidance": 1}},
+    ),
 }
 
 
@@ -253,7 +299,9 @@ class Turn:
         return True
 
 
-def test_a_first_song_waits_for_the_engine_that_is_being_loaded_and_not_for_another_song(output, monkeypatch):
+def test_a_first_song_waits_for_the_engine_that_is_being_loaded_and_not_for_another_song(
+    output, monkeypatch
+):
     studio = backend.Backend()
     monkeypatch.setattr(backend, "_backend", studio)
     turn = studio.models.turn = Turn(studio.models, 0)
@@ -269,7 +317,9 @@ def test_a_first_song_waits_for_the_engine_that_is_being_loaded_and_not_for_anot
 # --- the output folder --------------------------------------------------------------------------------------------
 
 
-def test_an_unwritable_output_folder_is_a_sentence_before_anything_runs(studio, tmp_path, monkeypatch):
+def test_an_unwritable_output_folder_is_a_sentence_before_anything_runs(
+    studio, tmp_path, monkeypatch
+):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path / "file" / "songs"))
     (event,) = studio.stream(song_request())
@@ -318,15 +368,22 @@ def test_takes_are_finished_side_by_side_and_come_in_their_order(studio, output,
     assert isinstance(done, Done), done
     assert names == ["calm-piano-seed-8.wav", "calm-piano-seed-7.wav"]
     assert [Path(path).name for path in done.files] == names[::-1]
-    assert [(take["seed"], take["name"]) for take in done.record["takes"]] == [(7, names[1]), (8, names[0])]
+    assert [(take["seed"], take["name"]) for take in done.record["takes"]] == [
+        (7, names[1]),
+        (8, names[0]),
+    ]
     steps = [(event.step, event.steps) for event in progress if event.stage == "finishing"]
     assert set(steps) <= {(1, 2), (2, 2)} and steps == sorted(steps)
 
 
-@pytest.mark.parametrize(("seconds", "at_once"), [(60, 4), (150, 4), (151, 3), (240, 2), (301, 1), (900, 1)])
+@pytest.mark.parametrize(
+    ("seconds", "at_once"), [(60, 4), (150, 4), (151, 3), (240, 2), (301, 1), (900, 1)]
+)
 def test_no_more_is_in_memory_at_once_than_the_longest_song(monkeypatch, seconds, at_once):
     for cores, expected in ((8, at_once), (1, 1)):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: range(cores), raising=False)
+        monkeypatch.setattr(
+            os, "sched_getaffinity", lambda process, cores=cores: range(cores), raising=False
+        )
         assert takes.takes_at_once(4, seconds) == expected
 
 
@@ -358,26 +415,35 @@ def test_songs_that_claim_one_name_at_once_each_get_their_own(tmp_path):
     with ThreadPoolExecutor(8) as threads:
         paths = list(threads.map(claim, range(8)))
     assert [path.read_text() for path in paths] == list("01234567")
-    assert {path.name for path in paths} == {"song.wav", *(f"song-{number}.wav" for number in range(2, 9))}
+    assert {path.name for path in paths} == {
+        "song.wav",
+        *(f"song-{number}.wav" for number in range(2, 9)),
+    }
 
 
 # --- a checkpoint without audio codes -----------------------------------------------------------------------------
 
 
-def test_without_audio_tokenizer_there_is_no_cover_and_nothing_is_loaded(tiny, output, tone, tmp_path, monkeypatch):
+def test_without_audio_tokenizer_there_is_no_cover_and_nothing_is_loaded(
+    tiny, output, tone, tmp_path, monkeypatch
+):
     folder = tmp_path / "codeless"
     folder.mkdir()
     for part in tiny.iterdir():
         (folder / part.name).symlink_to(part)
     index = json.loads((tiny / INDEX).read_text())
     (folder / INDEX).unlink()
-    (folder / INDEX).write_text(json.dumps({**index, **{part: [None, None] for part in OPTIONAL_PARTS}}))
+    (folder / INDEX).write_text(
+        json.dumps({**index, **{part: [None, None] for part in OPTIONAL_PARTS}})
+    )
     monkeypatch.setenv(MODEL_VARIABLE, str(folder))
     codeless = backend.Backend()
     facts = codeless.capabilities()
     assert (facts["tasks"]["cover"], facts["tasks"]["extend"]) == ("unsupported", "official")
     assert "audio tokenizer" in facts["unsupported"]["cover"]
-    *_, failed = codeless.stream(parse_request("cover", {"prompt": "calm piano", "source": str(tone)}))
+    *_, failed = codeless.stream(
+        parse_request("cover", {"prompt": "calm piano", "source": str(tone)})
+    )
     assert failed.problem.code == "unsupported" and "audio tokenizer" in failed.problem.message
     assert not codeless.models.loaded
     # The tab says so too.

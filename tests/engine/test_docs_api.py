@@ -21,7 +21,9 @@ MADE = {"/generate": {10, 12.5}, "/cover": {SECONDS}, "/extend": {SECONDS + 3}, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("language", "code"), BLOCKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)])
+@pytest.mark.parametrize(
+    ("language", "code"), BLOCKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)]
+)
 def test_the_snippets_run(mcp_server, tmp_path, language, code):
     if language == "bash" and not shutil.which("curl"):
         pytest.skip("curl is not installed")
@@ -30,7 +32,9 @@ def test_the_snippets_run(mcp_server, tmp_path, language, code):
         soundfile.write(tmp_path / name, noise, RATE)
     command = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
     code = code.replace("http://127.0.0.1:7860", mcp_server)
-    done = subprocess.run([*command, code], cwd=tmp_path, capture_output=True, text=True, timeout=800)
+    done = subprocess.run(
+        [*command, code], cwd=tmp_path, capture_output=True, text=True, timeout=800
+    )
     assert done.returncode == 0, done.stderr
     text = done.stdout
     for name in LENGTHS.keys() & set(re.findall(r"\w+\.wav", code)):

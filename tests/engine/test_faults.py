@@ -36,7 +36,14 @@ from tests.waiting import until
 def run(studio, on=lambda event: None, **values):
     """Make a song of two takes in one step; returns its last event."""
     options = {"steps": 1, "plan": False, **values.pop("options", {})}
-    request = {"prompt": "calm piano", "duration": 10, "seed": 7, "takes": 2, "options": options, **values}
+    request = {
+        "prompt": "calm piano",
+        "duration": 10,
+        "seed": 7,
+        "takes": 2,
+        "options": options,
+        **values,
+    }
     for event in studio.stream(parse_request("generate", request)):
         on(event)
     return event
@@ -98,7 +105,9 @@ def test_as_many_takes_are_saved_as_fit_on_the_disk(studio, output, disk, monkey
     assert isinstance(ended, Done), ended
     assert "The disk is full: 2 of 4 takes could be saved." in ended.record["notes"]
     assert len(ended.files) == len(ended.record["takes"]) == len(ended.record["errors"]) == 2
-    assert {path.name for path in output.iterdir()} == {take["name"] for take in ended.record["takes"]}
+    assert {path.name for path in output.iterdir()} == {
+        take["name"] for take in ended.record["takes"]
+    }
 
 
 @pytest.mark.slow
@@ -117,8 +126,12 @@ def test_a_disk_that_fills_between_takes_keeps_and_delivers_the_finished_ones(st
     assert [take["seed"] for take in done.record["takes"]] == [7]
     assert [len(soundfile.read(path)[0]) for path in done.files] == [480_000]
     assert "The disk is full: 1 of 2 takes could be saved." in done.record["notes"]
-    assert [(error["take"], "disk is full" in error["message"]) for error in done.record["errors"]] == [(2, True)]
-    assert [path.name for path in output.iterdir()] == [take["name"] for take in done.record["takes"]]
+    assert [
+        (error["take"], "disk is full" in error["message"]) for error in done.record["errors"]
+    ] == [(2, True)]
+    assert [path.name for path in output.iterdir()] == [
+        take["name"] for take in done.record["takes"]
+    ]
 
 
 def test_a_take_without_room_for_its_copy_stays_in_the_output_folder(studio, output, monkeypatch):
@@ -134,9 +147,16 @@ def test_a_take_without_room_for_its_copy_stays_in_the_output_folder(studio, out
     assert isinstance(done, Done), done
     assert [take["seed"] for take in done.record["takes"]] == [7]
     (error,) = done.record["errors"]
-    assert error["seed"] == 8 and "disk is full" in error["message"] and "calm-piano-seed-8.wav" in error["message"]
+    assert (
+        error["seed"] == 8
+        and "disk is full" in error["message"]
+        and "calm-piano-seed-8.wav" in error["message"]
+    )
     assert done.record["notes"] == []
-    assert {path.name for path in output.iterdir()} == {"calm-piano-seed-7.wav", "calm-piano-seed-8.wav"}
+    assert {path.name for path in output.iterdir()} == {
+        "calm-piano-seed-7.wav",
+        "calm-piano-seed-8.wav",
+    }
     assert audio_export.read_record(output / "calm-piano-seed-8.wav")["takes"][0]["seed"] == 8
 
 
@@ -158,7 +178,9 @@ def test_takes_that_the_page_cannot_get_are_told_and_stay(studio, output, monkey
     assert len(list(output.iterdir())) == 2
 
 
-def test_a_take_that_cannot_be_tagged_is_saved_without_tags_and_costs_no_other(studio, output, monkeypatch):
+def test_a_take_that_cannot_be_tagged_is_saved_without_tags_and_costs_no_other(
+    studio, output, monkeypatch
+):
     tag = audio_export.tag
 
     def refuse(file, title, record, picture):
@@ -193,7 +215,9 @@ def test_an_unexpected_fault_of_one_take_costs_no_other(studio, output, monkeypa
     assert (error["take"], error["seed"]) == (2, 8) and "could not be saved" in error["message"]
 
 
-@pytest.mark.parametrize("refusal", [UnicodeEncodeError("ascii", "夜", 0, 1, "no"), OSError(errno.EILSEQ, "no")])
+@pytest.mark.parametrize(
+    "refusal", [UnicodeEncodeError("ascii", "夜", 0, 1, "no"), OSError(errno.EILSEQ, "no")]
+)
 def test_a_folder_that_takes_no_japanese_gets_a_plain_name(studio, output, monkeypatch, refusal):
     touch = Path.touch
 
@@ -222,30 +246,49 @@ def test_a_song_in_a_locale_without_other_letters_is_saved(tmp_path, tiny):
         "*_, done = backend.get_backend().stream(params.parse_request('generate', words));"
         "print(sys.getfilesystemencoding(), json.dumps([take['name'] for take in done.record['takes']]))"
     )
-    own = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "ACE_STUDIO_MODEL": str(tiny)}
+    own = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "ACE_STUDIO_MODEL": str(tiny),
+    }
     result = python("-c", code, ACE_STUDIO_OUTPUT=str(tmp_path / "songs"), **own)
-    assert result.stdout.split(maxsplit=1) == ["ascii", '["song-seed-7.wav", "song-seed-8.wav"]\n'], result.stderr
+    assert result.stdout.split(maxsplit=1) == [
+        "ascii",
+        '["song-seed-7.wav", "song-seed-8.wav"]\n',
+    ], result.stderr
 
 
 def test_an_output_folder_that_is_removed_in_mid_song_is_made_again(studio, output):
     output.mkdir()
     done = run(
-        studio, lambda event: getattr(event, "stage", "") == "steps" and shutil.rmtree(output, ignore_errors=True)
+        studio,
+        lambda event: (
+            getattr(event, "stage", "") == "steps" and shutil.rmtree(output, ignore_errors=True)
+        ),
     )
     assert isinstance(done, Done)
-    assert {path.name for path in output.iterdir()} == {take["name"] for take in done.record["takes"]}
+    assert {path.name for path in output.iterdir()} == {
+        take["name"] for take in done.record["takes"]
+    }
 
 
 # --- many callers -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_of_fifty_calls_at_once_as_many_wait_as_one_program_may_and_a_visitor_still_finds_room(server):
+def test_of_fifty_calls_at_once_as_many_wait_as_one_program_may_and_a_visitor_still_finds_room(
+    server,
+):
     values = {"prompt": "calm piano", "duration": 10, "options": {"steps": 1, "plan": False}}
     found = runs.runs_of(backend.get_backend())
     most = limits.MOST_WAITING_OF_A_PROGRAM
     # The first song is being made for as long as the turn is held.
-    with backend.get_backend().models.turn, httpx.Client(timeout=800) as client, ThreadPoolExecutor(50) as threads:
+    with (
+        backend.get_backend().models.turn,
+        httpx.Client(timeout=800) as client,
+        ThreadPoolExecutor(50) as threads,
+    ):
         functions = client.get(f"{server}/config").json()["dependencies"]
         index = next(each["id"] for each in functions if each["api_name"] == "generate")
         api = f"{server}/gradio_api"
@@ -255,7 +298,9 @@ def test_of_fifty_calls_at_once_as_many_wait_as_one_program_may_and_a_visitor_st
 
         def capabilities():
             """As the health check of the container asks."""
-            return client.post(f"{api}/run/capabilities", json={"data": []}).json()["data"][0]["engine"]
+            return client.post(f"{api}/run/capabilities", json={"data": []}).json()["data"][0][
+                "engine"
+            ]
 
         accepted = [ask()]
         until(lambda: found.counts()["running"] == 1)
@@ -282,7 +327,12 @@ def test_of_fifty_calls_at_once_as_many_wait_as_one_program_may_and_a_visitor_st
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "process 1 of a container"])
 def test_a_studio_behind_a_proxy_starts_and_stops_in_a_song_without_leaving_anything(tmp_path, way):
     contained = way.startswith("process")
-    if contained and subprocess.run(["unshare", "-p", "-f", "true"], check=False, capture_output=True).returncode:
+    if (
+        contained
+        and subprocess.run(
+            ["unshare", "-p", "-f", "true"], check=False, capture_output=True
+        ).returncode
+    ):
         pytest.skip("no process namespaces here")
     # Left by a power cut; the start removes both.
     dead = tmp_path / "tmp" / f"ace-music-studio-jobs-{os.getuid()}" / "0123456789abcdef" / "job"
@@ -298,11 +348,17 @@ def test_a_studio_behind_a_proxy_starts_and_stops_in_a_song_without_leaving_anyt
         if contained:
             studio = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         values = {"prompt": "calm piano", "duration": 60, "options": {"steps": 200, "plan": False}}
-        httpx.post(f"{address}gradio_api/call/v2/generate", json=values, trust_env=False, timeout=300)
+        httpx.post(
+            f"{address}gradio_api/call/v2/generate", json=values, trust_env=False, timeout=300
+        )
         until(lambda: list((tmp_path / "tmp").rglob("running")))
         os.kill(studio, signal.SIGINT if way == "SIGINT" else signal.SIGTERM)
         assert process.wait(300) == 0
-    left = [path for path in tmp_path.rglob("*") if (path.is_file() and path.suffix) or path.name == "running"]
+    left = [
+        path
+        for path in tmp_path.rglob("*")
+        if (path.is_file() and path.suffix) or path.name == "running"
+    ]
     assert left == [], left
     assert not re.search("Traceback|abort|Abort", (tmp_path / "log").read_text())
 
@@ -329,4 +385,6 @@ def test_a_studio_that_cannot_start_says_why_in_a_sentence(tmp_path, fault):
     code = f"import runpy, sys; sys.argv = ['app.py']; {patch}; runpy.run_path('app.py', run_name='__main__')"
     found = python("-c", code)
     assert found.returncode == 1
-    assert found.stderr.count("\n") == 1 and found.stderr.startswith("ACE Music Studio cannot start: "), found.stderr
+    assert found.stderr.count("\n") == 1 and found.stderr.startswith(
+        "ACE Music Studio cannot start: "
+    ), found.stderr

@@ -157,11 +157,15 @@ def hold() -> dict[str, Any]:
 
     def wait(*_):
         backend.steps += 1
-        while backend.steps > 1 and not backend.go and list(jobs.process_folder().glob("*/running")):
+        while (
+            backend.steps > 1 and not backend.go and list(jobs.process_folder().glob("*/running"))
+        ):
             time.sleep(0.02)
 
     backend.steps, backend.go = 0, False
-    backend.hook = backend.get_backend().models.pipeline().transformer.register_forward_pre_hook(wait)
+    backend.hook = (
+        backend.get_backend().models.pipeline().transformer.register_forward_pre_hook(wait)
+    )
     return {}
 
 
@@ -188,7 +192,9 @@ def same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 # --- songs --------------------------------------------------------------------------------------------------------
 
 
-def test_a_source_and_a_lora_travel_and_its_worker_is_asked_again(studio, machines, output, tmp_path, monkeypatch):
+def test_a_source_and_a_lora_travel_and_its_worker_is_asked_again(
+    studio, machines, output, tmp_path, monkeypatch
+):
     first = Path(song(studio).files[0])
     monkeypatch.setattr(backend.bootstrap, "page_folder", lambda: tmp_path)
     lora = write_adapter(tmp_path / "warm.safetensors", studio.models.pipeline())
@@ -208,7 +214,9 @@ def test_a_source_and_a_lora_travel_and_its_worker_is_asked_again(studio, machin
 
 def test_cancel_reaches_the_right_worker_within_one_step(studio, alone, machines, output):
     found = studio.capabilities()["workers"]
-    assert len({worker["node"] for worker in found}) == len({worker["pid"] for worker in found}) == 2
+    assert (
+        len({worker["node"] for worker in found}) == len({worker["pid"] for worker in found}) == 2
+    )
     assert {(worker["device"], worker["busy"]) for worker in found} == {("cpu", False)}
     names = [worker["id"] for worker in found]
     for name in names:
@@ -229,13 +237,22 @@ def test_cancel_reaches_the_right_worker_within_one_step(studio, alone, machines
         done = song_of_other.result(PATIENCE)
     assert (done.record["worker"], done.record["device"]) == (other, "cpu")
     assert same(samples_of(done), alone[1])
-    assert [path.name for path in output.iterdir()] == [take["name"] for take in done.record["takes"]]
+    assert [path.name for path in output.iterdir()] == [
+        take["name"] for take in done.record["takes"]
+    ]
 
 
 def make(address: str, number: int) -> Any:
     """Make "song `number`" through the API, with that seed; return its file and record."""
-    values = {"prompt": f"song {number}", "duration": 10, "seed": number, "options": {"steps": 1, "plan": False}}
-    call = httpx.post(f"{address}gradio_api/call/v2/generate", json=values, timeout=PATIENCE).raise_for_status()
+    values = {
+        "prompt": f"song {number}",
+        "duration": 10,
+        "seed": number,
+        "options": {"steps": 1, "plan": False},
+    }
+    call = httpx.post(
+        f"{address}gradio_api/call/v2/generate", json=values, timeout=PATIENCE
+    ).raise_for_status()
     *_, (name, data) = listen(address.rstrip("/"), call.json()["event_id"])
     assert name == "complete", data
     return data
@@ -245,13 +262,21 @@ def make(address: str, number: int) -> Any:
 def test_many_visitors_at_once_each_get_their_own_song(page, machines, output, visitors):
     url = app.launch(page)
     with ThreadPoolExecutor(visitors) as threads:
-        made = list(threads.map(lambda number: make(url, number), range(visitors), timeout=2 * PATIENCE))
+        made = list(
+            threads.map(lambda number: make(url, number), range(visitors), timeout=2 * PATIENCE)
+        )
     for number, ((file,), record) in enumerate(made):
         for each in (record, audio_export.read_record(Path(file["path"]))):
             assert (each["request"]["prompt"], each["seeds"]) == (f"song {number}", [number])
         assert sha256_of(Path(file["path"])) == record["takes"][0]["sha256"]
-    assert len({record["takes"][0]["sha256"] for _, record in made}) == len(list(output.glob("*.wav"))) == visitors
-    assert {record["worker"] for _, record in made} == {worker.id for worker in gpu_ray.pool.workers()}
+    assert (
+        len({record["takes"][0]["sha256"] for _, record in made})
+        == len(list(output.glob("*.wav")))
+        == visitors
+    )
+    assert {record["worker"] for _, record in made} == {
+        worker.id for worker in gpu_ray.pool.workers()
+    }
 
 
 # --- nodes that die -----------------------------------------------------------------------------------------------
@@ -273,10 +298,14 @@ def test_a_node_killed_in_mid_song_costs_no_song(studio, alone, machines, output
     assert gpu_ray.AGAIN in {event.note for event in told if isinstance(event, Progress)}
     assert isinstance(done, Done) and done.record["worker"] != busy
     assert same(samples_of(done), alone[0])
-    assert [path.name for path in output.iterdir()] == [take["name"] for take in done.record["takes"]]
+    assert [path.name for path in output.iterdir()] == [
+        take["name"] for take in done.record["takes"]
+    ]
 
 
-def test_without_a_node_there_is_a_sentence_and_a_new_one_brings_the_studio_back(studio, alone, machines, output):
+def test_without_a_node_there_is_a_sentence_and_a_new_one_brings_the_studio_back(
+    studio, alone, machines, output
+):
     for node in list(machines.worker_nodes):
         machines.remove_node(node, allow_graceful=False)
     wait_for_workers(0)
@@ -336,7 +365,9 @@ def test_a_studio_that_starts_ray_itself_makes_a_song_and_leaves_nothing(tmp_pat
     with serving(tmp_path, "--ray", **environ) as (process, address):
 
         def workers() -> list[dict[str, Any]]:
-            answer = httpx.post(f"{address}gradio_api/run/capabilities", json={"data": []}, timeout=PATIENCE)
+            answer = httpx.post(
+                f"{address}gradio_api/run/capabilities", json={"data": []}, timeout=PATIENCE
+            )
             return answer.raise_for_status().json()["data"][0]["workers"]
 
         until(workers, PATIENCE)

@@ -25,7 +25,9 @@ from tests.program import ROOT
 from tests.waiting import until
 
 TOKEN = "e30.e30.e30"
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ZeroGPU's workers need Linux")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="ZeroGPU's workers need Linux"
+)
 slow = pytest.mark.slow
 
 
@@ -80,7 +82,9 @@ def test_a_song_arrives_with_the_packed_weights_and_the_visitors_token(space, pi
     # The page and the API were told of every step on the way, across the border of the process.
     told = [output[1]["progress"] for output in job.outputs()[:-1]]
     assert {"lending", "steps", "decoding"} <= {progress["stage"] for progress in told}
-    assert ("steps", 2, 2) in {(progress["stage"], progress["step"], progress["steps"]) for progress in told}
+    assert ("steps", 2, 2) in {
+        (progress["stage"], progress["step"], progress["steps"]) for progress in told
+    }
     assert space.api.asked[-1]["token"] == TOKEN
     # In the main process the weights are gone after packing, so these can only be the packed ones.
     (facts,) = (facts for facts in space.facts() if facts["seed"] == 7)
@@ -111,7 +115,12 @@ def test_every_mode_and_the_lyrics_writer_use_one_task(space, tmp_path):
     path = tmp_path / "tone.wav"
     wave = 0.3 * np.sin(np.arange(480_000) * 0.05)
     soundfile.write(path, np.stack([wave, wave], axis=1), 48_000)
-    source = {"source": handle_file(path), "prompt": "calm piano", "instrumental": True, "options": {"steps": 2}}
+    source = {
+        "source": handle_file(path),
+        "prompt": "calm piano",
+        "instrumental": True,
+        "options": {"steps": 2},
+    }
     before = len(space.api.asked)
     made(song(client))
     made(client.submit(**source, api_name="/cover"))
@@ -190,7 +199,11 @@ REFUSALS = {
     "credits": (no_quota(wait=5, result="pending-overquota-exceeded"), True, "credits"),
     "no card": (Answer(503), True, "No GPU is free"),
     "session": (Answer(401), True, "Reload the page"),
-    "queue": (Answer(body="event: failed\n\n", type=STREAM), True, "No GPU became free within 60 seconds"),
+    "queue": (
+        Answer(body="event: failed\n\n", type=STREAM),
+        True,
+        "No GPU became free within 60 seconds",
+    ),
     "200 with a page": (Answer(body="<html>", type="text/html"), True, UNREAD),
     "429 without a body": (Answer(429), True, UNREAD),
     "an unknown event": (Answer(body="event: news\n\n", type=STREAM), True, UNREAD),
@@ -210,7 +223,9 @@ def test_a_card_that_is_not_lent_is_a_sentence_and_not_tried_again(space, refusa
 
 
 @slow
-def test_a_card_comes_through_the_queue_even_after_a_drop_and_goes_back_if_the_visitor_leaves(space):
+def test_a_card_comes_through_the_queue_even_after_a_drop_and_goes_back_if_the_visitor_leaves(
+    space,
+):
     space.api.answers += [Queued(drops=True), Queued()]
     assert made(song(space.client(TOKEN)))[0]
     space.api.answers.append(Queued(pings=1, silent=2))
@@ -232,7 +247,9 @@ def test_a_card_that_cannot_be_handed_back_costs_nobody_a_song(space):
 
 
 @slow
-def test_a_warm_worker_that_is_evicted_is_replaced_and_one_that_may_not_have_the_card_is_a_sentence(space):
+def test_a_warm_worker_that_is_evicted_is_replaced_and_one_that_may_not_have_the_card_is_a_sentence(
+    space,
+):
     client = space.client()
     for answer in (None, Answer(500), Answer(0)):
         made(song(client))
@@ -273,7 +290,9 @@ def asked(space: Space, run: str) -> dict:
 
 
 @slow
-def test_a_visitor_who_leaves_before_the_card_costs_nothing_and_one_who_comes_back_gets_the_song(space):
+def test_a_visitor_who_leaves_before_the_card_costs_nothing_and_one_who_comes_back_gets_the_song(
+    space,
+):
     lent, waiting = len(space.api.leases), Queued(pings=8 * int(LEAVES_AFTER))
     space.api.answers += [waiting, waiting]
     gone = left(space, "gone")
@@ -288,7 +307,10 @@ def test_a_visitor_who_leaves_before_the_card_costs_nothing_and_one_who_comes_ba
     assert [lease.token for lease in space.api.leases[lent:] if lease.killed] == []
     assert [each["token"] for each in space.api.asked[-2:]] == [TOKEN, TOKEN]
     (take,) = asked(space, back)["takes"]
-    assert soundfile.info(io.BytesIO(httpx.get(f"{space.url}{take}", timeout=300).content)).frames == 480_000
+    assert (
+        soundfile.info(io.BytesIO(httpx.get(f"{space.url}{take}", timeout=300).content)).frames
+        == 480_000
+    )
 
 
 @slow
@@ -296,7 +318,9 @@ def test_a_song_that_has_its_card_is_finished_without_the_visitor_and_kept(space
     steps = 2 * int(LEAVES_AFTER)
     run = left(space, "slowly 1", options={"steps": steps})
     # Nobody is there for longer than one waits for a visitor without a card.
-    until(lambda: space.facts() and len([*(space.folder / "output").glob("slowly-1-seed-*.wav")]) == 1)
+    until(
+        lambda: space.facts() and len([*(space.folder / "output").glob("slowly-1-seed-*.wav")]) == 1
+    )
     assert space.api.asked[-1]["token"] == TOKEN
     until(lambda: asked(space, run)["state"] == "finished")
     record = asked(space, run)["record"]

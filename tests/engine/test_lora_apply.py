@@ -18,7 +18,18 @@ import song_codec
 import song_conditions
 import song_loop
 from events import StudioError
-from tests.engine.adapters import FORMATS, MODULES, RANK, deltas, lokr, lora, matrices, pairs, peft, put
+from tests.engine.adapters import (
+    FORMATS,
+    MODULES,
+    RANK,
+    deltas,
+    lokr,
+    lora,
+    matrices,
+    pairs,
+    peft,
+    put,
+)
 from tests.weights import weights_in
 
 WORDS = {"prompt": "warm lofi piano", "lyrics": "[Verse]\nla la la", "audio_duration": 2.0}
@@ -54,8 +65,12 @@ def song(pipe, words=WORDS):
     """Return the final latents [1, T, C] of a guided run."""
     frames = song_codec.frames_for(pipe, words["audio_duration"])
     generators = song_loop.generators_for((7,))
-    condition = song_conditions.encode_condition(pipe, words, song_conditions.silent_context(pipe, frames))
-    start = song_loop.draw_noise(generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim)
+    condition = song_conditions.encode_condition(
+        pipe, words, song_conditions.silent_context(pipe, frames)
+    )
+    start = song_loop.draw_noise(
+        generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim
+    )
     run = song_loop.Run(condition, start, generators, song_loop.schedule(3, 1.0), guidance=7.0)
     *_, latents = song_loop.denoise(pipe, run)
     return latents
@@ -91,7 +106,11 @@ def plain(pipe):
 
 @pytest.mark.numbers
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in FAST_FORMATS else pytest.mark.slow) for kind in FORMATS]
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in FAST_FORMATS else pytest.mark.slow)
+        for kind in FORMATS
+    ],
 )
 def test_each_format_gives_what_the_dense_weights_give(pipe, plain, tmp_path, kind):
     write, name = FORMATS[kind]
@@ -143,7 +162,10 @@ def test_only_other_bytes_or_another_config_are_read_again(pipe, tmp_path, monke
     path, change = peft(pipe, tmp_path / "one")
     copy, _ = peft(pipe, tmp_path / "two")
     other, _ = peft(pipe, tmp_path / "three", lora_alpha=1.0)
-    expected = [dense(pipe, (change, 1.5)), dense(pipe, (deltas(matrices(pipe), 1.0 / RANK), WEIGHT))]
+    expected = [
+        dense(pipe, (change, 1.5)),
+        dense(pipe, (deltas(matrices(pipe), 1.0 / RANK), WEIGHT)),
+    ]
     lora_apply.reconcile(pipe, [spec(pipe, path, 0.2)])
     with monkeypatch.context() as patch:
         patch.setattr(lora_apply, "_load", None)  # nothing can be loaded
@@ -161,7 +183,9 @@ def test_a_failure_is_a_sentence_and_leaves_the_previous_set_active(pipe, pipe_x
     lora_apply.reconcile(pipe, [good])
     before = song(pipe)
     other = spec(pipe, FORMATS["kohya"][0](pipe, tmp_path / "other")[0])
-    gone, changed = (spec(pipe, lora(pipe, tmp_path / name, scale=1.0)[0]) for name in ("gone", "changed"))
+    gone, changed = (
+        spec(pipe, lora(pipe, tmp_path / name, scale=1.0)[0]) for name in ("gone", "changed")
+    )
     Path(gone.path).unlink()
     Path(changed.path).write_bytes(Path(other.path).read_bytes())
     failing = {"lora_missing": gone, "lora_changed": changed}
@@ -185,20 +209,30 @@ def test_a_lora_of_the_other_size_is_refused_with_the_places_that_differ(pipe, p
         spec(pipe_xl, path)
     problem = caught.value.problem
     assert (problem.code, problem.field) == ("lora_unfit", "options.loras")
-    assert "96 by 96" in problem.message and "96 by 64" in problem.message and "condition_embedder" in problem.message
+    assert (
+        "96 by 96" in problem.message
+        and "96 by 64" in problem.message
+        and "condition_embedder" in problem.message
+    )
     assert lora_sources.inspect(path, lora_apply.widths_of_pipe(pipe_xl)).problem == problem
 
 
 def inputs_of(pipe, modules, dtype):
     """Return an input [4, in] for each module, of about unit spread."""
     generator, widths = torch.Generator().manual_seed(1), lora_apply.widths_of_pipe(pipe)
-    return {module: torch.randn(4, widths[module][1], generator=generator).to(dtype) for module in modules}
+    return {
+        module: torch.randn(4, widths[module][1], generator=generator).to(dtype)
+        for module in modules
+    }
 
 
 def outputs_of(pipe, inputs):
     """Return what each module makes of its input, in float64."""
     with torch.no_grad():
-        return {module: pipe.transformer.get_submodule(module)(x).double() for module, x in inputs.items()}
+        return {
+            module: pipe.transformer.get_submodule(module)(x).double()
+            for module, x in inputs.items()
+        }
 
 
 def build(folder, dtype, plan="resident"):
@@ -235,7 +269,9 @@ def test_narrow_numbers_and_parts_that_take_turns_work_as_before(pipe, tiny, tmp
     assert (song(other) - song_without).norm() > song_without.norm() / 2
     lora_apply.reconcile(other, ())
     assert torch.equal(song(other), song_without)
-    assert {name: parameter.dtype for name, parameter in other.transformer.named_parameters()} == kept
+    assert {
+        name: parameter.dtype for name, parameter in other.transformer.named_parameters()
+    } == kept
     transformer = weakref.ref(other.transformer)
     lora_apply.reconcile(other, [spec(other, path)])
     del other
@@ -256,13 +292,31 @@ def test_the_known_models_are_those_of_the_reference(kind):
     from diffusers import AceStepTransformer1DModel
 
     shapes = {
-        "XL": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 32, "num_attention_heads": 32},
-        "2B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24, "num_attention_heads": 16},
+        "XL": {
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
+        "2B": {
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+        },
     }
     with torch.device("meta"):
         model = AceStepTransformer1DModel(
-            num_key_value_heads=8, head_dim=128, in_channels=192, encoder_hidden_size=2048, **shapes[kind]
+            num_key_value_heads=8,
+            head_dim=128,
+            in_channels=192,
+            encoder_hidden_size=2048,
+            **shapes[kind],
         )
     modules = model.named_modules()
-    linear = {name: (m.out_features, m.in_features) for name, m in modules if isinstance(m, torch.nn.Linear)}
+    linear = {
+        name: (m.out_features, m.in_features)
+        for name, m in modules
+        if isinstance(m, torch.nn.Linear)
+    }
     assert linear == lora_format.KNOWN_MODELS[kind]

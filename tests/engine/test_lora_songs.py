@@ -41,7 +41,12 @@ def adapter(studio):
 
 
 def run(studio, *chosen):
-    values = {"prompt": "calm piano", "duration": 10, "seed": 7, "options": {"steps": 3, "loras": list(chosen)}}
+    values = {
+        "prompt": "calm piano",
+        "duration": 10,
+        "seed": 7,
+        "options": {"steps": 3, "loras": list(chosen)},
+    }
     *_, last = studio.stream(params.parse_request("generate", values))
     return last
 
@@ -54,13 +59,20 @@ def test_loras_change_the_song_are_in_its_record_and_leave_no_trace(studio, adap
     assert np.array_equal(samples_of(run(studio, mine, other))[0], samples_of(done)[0])
     assert np.array_equal(samples_of(run(studio, {**mine, "weight": 0}))[0], plain)
     one, two = done.record["loras"]
-    assert (one["name"], one["source"], one["weight"], one["modules"]) == ("mine.safetensors", "upload", 0.8, 3)
+    assert (one["name"], one["source"], one["weight"], one["modules"]) == (
+        "mine.safetensors",
+        "upload",
+        0.8,
+        3,
+    )
     assert (two["name"], two["weight"], two["ranks"]) == ("other.safetensors", 1.0, [4])
     assert len(one["sha256"]) == 64 and one["sha256"] != two["sha256"]
     assert audio_export.read_record(done.files[0])["loras"] == done.record["loras"]
     assert gradio_utils.get_upload_folder() not in json.dumps(done.record)
     # Uploads are not restored, and counted.
-    done.record["request"]["options"]["loras"].append({"source": "org/name:a.safetensors", "weight": 0.5})
+    done.record["request"]["options"]["loras"].append(
+        {"source": "org/name:a.safetensors", "weight": 0.5}
+    )
     found = page_form.settings("generate", done.record)
     assert found.values["options.loras"] == [{"source": "org/name:a.safetensors", "weight": 0.5}]
     assert (found.uploads, found.left_out) == (2, 0)
@@ -85,7 +97,9 @@ def test_the_api_takes_an_uploaded_lora(client, adapter, tmp_path):
 
     def song(*chosen):
         options = {"steps": 3, "loras": list(chosen)}
-        return client.predict("calm piano", duration=10, seed=7, options=options, api_name="/generate")
+        return client.predict(
+            "calm piano", duration=10, seed=7, options=options, api_name="/generate"
+        )
 
     plain, _ = song()
     files, record = song({"source": handle_file(str(archive)), "weight": 0.5})
@@ -109,7 +123,10 @@ def test_a_lora_of_the_wrong_size_is_refused_before_the_gpu_though_the_weights_a
     monkeypatch.setattr(gpu, "entry", lambda job, seconds: pytest.fail("a GPU was lent"))
     made_for_2b = Path(adapter("2b.safetensors"))
     name = "diffusion_model.layers.0.self_attn.q_proj.lora_"
-    save_file({f"{name}A.weight": torch.ones(1, 2048), f"{name}B.weight": torch.ones(2048, 1)}, made_for_2b)
+    save_file(
+        {f"{name}A.weight": torch.ones(1, 2048), f"{name}B.weight": torch.ones(2048, 1)},
+        made_for_2b,
+    )
     failed = run(studio, str(made_for_2b))
     assert isinstance(failed, Failed) and failed.problem.code == "lora_unfit"
     assert "the 2B models" in failed.problem.message and "96 wide" in failed.problem.message

@@ -17,17 +17,23 @@ from model_weights import Weights
 from params import parse_request
 from tests.weights import SONGWRITER
 
-pytestmark = pytest.mark.skipif(not lyrics_form.dictionary_file(), reason="the dictionary is not installed")
+pytestmark = pytest.mark.skipif(
+    not lyrics_form.dictionary_file(), reason="the dictionary is not installed"
+)
 
 
 @pytest.fixture(scope="module")
 def writer() -> lyrics_lines.LineWriter:
-    weights = Weights(SONGWRITER.name, SONGWRITER, "variable", "", "transformers", None, SONGWRITER.name)
+    weights = Weights(
+        SONGWRITER.name, SONGWRITER, "variable", "", "transformers", None, SONGWRITER.name
+    )
     plain = lyrics.build_writer(weights, "cpu")
     return lyrics_lines.LineWriter(plain.weights, plain.tokenizer, plain.model)
 
 
-def write(writer: lyrics_lines.LineWriter, structure: str, seed: int = 1, **fields: Any) -> list[Draft]:
+def write(
+    writer: lyrics_lines.LineWriter, structure: str, seed: int = 1, **fields: Any
+) -> list[Draft]:
     asked = {"brief": "an old dog in the rain", "structure": structure, **fields}
     return list(writer.write(parse_request("lyrics", asked), seed))
 
@@ -44,7 +50,12 @@ def test_the_sections_are_those_that_were_asked_for_and_a_chorus_returns(writer)
     assert [tag for tag, _ in found] == tags and all(parse_heading(tag) for tag in tags)
     words = dict(found)
     assert [len(lines) for lines in words.values()] == [0, 4, 4, 4, 4, 2]
-    assert words["[Chorus]"] == words["[Final Chorus - loud]"] != words["[Verse 1]"] != words["[Verse 2]"]
+    assert (
+        words["[Chorus]"]
+        == words["[Final Chorus - loud]"]
+        != words["[Verse 1]"]
+        != words["[Verse 2]"]
+    )
     assert drafts[-1].end == "stop" and {draft.end for draft in drafts[:-1]} == {""}
 
 
@@ -62,7 +73,9 @@ def test_a_seed_means_the_same_lyrics_and_another_seed_others(writer):
     first, again, other = (write(writer, "[Verse]", seed)[-1].text for seed in (7, 7, 8))
     assert first == again != other
     cold = {"options": {"temperature": 0}}
-    assert write(writer, "[Verse]", 7, **cold)[-1].text == write(writer, "[Verse]", 7, **cold)[-1].text
+    assert (
+        write(writer, "[Verse]", 7, **cold)[-1].text == write(writer, "[Verse]", 7, **cold)[-1].text
+    )
 
 
 def test_drafts_grow_line_by_line(writer):
@@ -89,10 +102,22 @@ def test_what_it_cannot_do_is_an_error_at_its_field(writer, monkeypatch):
 def test_the_longer_a_song_says_nothing_of_the_brief_the_more_it_is_drawn_to_it():
     song = lyrics_lines.Song(about=["dog", "rain"], subjects=2)
     bonuses = []
-    for line in ("A cold grey morning", "Nobody on the road", "The dog is at the door", "Under the kitchen table"):
+    for line in (
+        "A cold grey morning",
+        "Nobody on the road",
+        "The dog is at the door",
+        "Under the kitchen table",
+    ):
         bonuses.append(song.about_bonus)
         song.add_line(line)
-    assert bonuses[0] < bonuses[1] < bonuses[2] > bonuses[3] == lyrics_lines.ABOUT_BONUS == song.about_bonus
+    assert (
+        bonuses[0]
+        < bonuses[1]
+        < bonuses[2]
+        > bonuses[3]
+        == lyrics_lines.ABOUT_BONUS
+        == song.about_bonus
+    )
 
 
 def test_every_line_is_written_after_exactly_the_lines_before_it(writer, monkeypatch):

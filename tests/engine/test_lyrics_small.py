@@ -16,7 +16,9 @@ from params import parse_request
 from tests.weights import CPU
 
 REAL = lyrics_small.missing
-pytestmark = pytest.mark.skipif(bool(REAL()), reason=f"the built-in songwriter is not here: {REAL()}")
+pytestmark = pytest.mark.skipif(
+    bool(REAL()), reason=f"the built-in songwriter is not here: {REAL()}"
+)
 
 
 @pytest.fixture
@@ -31,7 +33,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 def test_it_stands_in_on_a_bare_machine_and_nowhere_else(installed, tmp_path):
     found = model_weights.find_writer()
     assert (found.model_id, found.source, found.engine) == ("preview", "preview", "small")
-    assert found.wanted in (model_weights.DEFAULT_WRITER, model_weights.DEFAULT_MLX_WRITER) and found.problem is None
+    assert (
+        found.wanted in (model_weights.DEFAULT_WRITER, model_weights.DEFAULT_MLX_WRITER)
+        and found.problem is None
+    )
     installed.setenv("ACE_STUDIO_LYRICS", "preview")
     assert model_weights.find_writer().engine == "small"
     for value, source in (("off", "off"), ("nobody/nothing", "hub"), (str(tmp_path), "none")):

@@ -10,7 +10,10 @@ RATE = 48_000
 
 def test_silence_has_no_key_and_half_or_double_is_the_same_beat():
     assert matrix.heard_key(np.zeros(RATE, np.float32), RATE) == ""
-    assert listening.tempo_error(60, 120) == (0, 0.5) and listening.tempo_error(240, 120) == (0, 2.0)
+    assert listening.tempo_error(60, 120) == (0, 0.5) and listening.tempo_error(240, 120) == (
+        0,
+        2.0,
+    )
     assert listening.tempo_error(126, 120) == (pytest.approx(0.05), 1.0)
 
 
@@ -43,7 +46,12 @@ def test_a_small_grid_becomes_a_table(server, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_call_that_fails_is_a_row_and_a_status(server, capsys):
-    assert matrix.main(["--url", server, "--bpm", "10", "--key", "C major", "--task", "cover", "--steps", "2"]) == 1
+    assert (
+        matrix.main(
+            ["--url", server, "--bpm", "10", "--key", "C major", "--task", "cover", "--steps", "2"]
+        )
+        == 1
+    )
     (row,) = [line for line in capsys.readouterr().out.splitlines() if " failed: " in line]
     assert row.startswith("| 10 | C major | generate |")
     assert "from 30 to 300" in row

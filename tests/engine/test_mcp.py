@@ -29,7 +29,10 @@ def finished(coroutine):
 @asynccontextmanager
 async def connected(server):
     address = f"{server}/gradio_api/mcp/"
-    async with streamable_http_client(address) as (read, write, *_), ClientSession(read, write) as session:
+    async with (
+        streamable_http_client(address) as (read, write, *_),
+        ClientSession(read, write) as session,
+    ):
         await session.initialize()
         yield session
 
@@ -47,7 +50,9 @@ def call(server, tool, progress=None, **arguments):
 
 def song(server, tool, **arguments):
     """Make a song; return its files and its record."""
-    failed, texts = call(server, tool, **{"prompt": "calm piano", "seed": 7, "options": FAST, **arguments})
+    failed, texts = call(
+        server, tool, **{"prompt": "calm piano", "seed": 7, "options": FAST, **arguments}
+    )
     assert not failed, texts
     # One text with both, or one each if the client asked for progress.
     found = [ast.literal_eval(text) for text in texts]
@@ -56,7 +61,9 @@ def song(server, tool, **arguments):
 
 def tune(kind="FLAC"):
     file = io.BytesIO()
-    soundfile.write(file, np.random.default_rng(1).standard_normal((3 * RATE, 2)) * 0.05, RATE, format=kind)
+    soundfile.write(
+        file, np.random.default_rng(1).standard_normal((3 * RATE, 2)) * 0.05, RATE, format=kind
+    )
     return file.getvalue()
 
 
@@ -82,7 +89,9 @@ def test_a_song_is_made_and_its_audio_fetched(mcp_server):
             return [tool.name for tool in (await session.list_tools()).tools]
 
     assert set(finished(tools())) == {*api.ENDPOINTS, "capabilities", "run", "cancel_run"}
-    (file,), record = song(mcp_server, "generate", duration=10, bpm=None, key="Am", options={**FAST, "format": "flac"})
+    (file,), record = song(
+        mcp_server, "generate", duration=10, bpm=None, key="Am", options={**FAST, "format": "flac"}
+    )
     assert len(fetched(file)) == 10 * RATE
     assert file["orig_name"] == record["takes"][0]["name"]
     assert record["request"]["key"] == "A minor"
@@ -133,7 +142,9 @@ def test_an_error_is_a_text(mcp_server):
         *((source, "", {}) for source in ("/etc/hostname", "bGEgbGEgbGE=", "file:///etc/hosts")),
         ("https://example.com/song.wav", "source: The studio does not fetch URLs.", {}),
     ):
-        failed, (text,) = call(mcp_server, "cover", prompt="calm piano", options=FAST, source=source, **more)
+        failed, (text,) = call(
+            mcp_server, "cover", prompt="calm piano", options=FAST, source=source, **more
+        )
         assert failed and words in text, (source[:40], text)
 
 
@@ -157,7 +168,9 @@ def test_a_client_that_hangs_up_cancels_its_song_and_no_other(mcp_server, monkey
                 left = asyncio.ensure_future(session.call_tool("generate", long))
                 while not begun:
                     await asyncio.sleep(0.05)
-                other = asyncio.ensure_future(patient.call_tool("generate", {**long, "duration": 10, "options": FAST}))
+                other = asyncio.ensure_future(
+                    patient.call_tool("generate", {**long, "duration": 10, "options": FAST})
+                )
                 assert not left.done()
             return await other
 

@@ -36,8 +36,12 @@ def song(pipe, folder, mode="generate", **values):
     """Make a song without the studio; return its samples."""
     files = {} if mode == "generate" else {"source": a_source(folder, 10)}
     length = {} if files else {"duration": 10}
-    request = parse_request(mode, {"prompt": "calm piano", **length, **files, "options": {"steps": 2}, **values})
-    *_, outcome = modes.run(pipe, Job(request, (7,), (8,), str(folder), files, settings=settle(request, "sft")))
+    request = parse_request(
+        mode, {"prompt": "calm piano", **length, **files, "options": {"steps": 2}, **values}
+    )
+    *_, outcome = modes.run(
+        pipe, Job(request, (7,), (8,), str(folder), files, settings=settle(request, "sft"))
+    )
     (take,) = outcome.takes
     assert take.problem is None, take.problem
     return audio.read_wav(take.file)
@@ -103,7 +107,9 @@ MORPH = {"action": "morph", "source_prompt": "loud drums"}
 
 
 @pytest.mark.parametrize(
-    "tasks", [{"generate": {}}, pytest.param({"cover": {}, "edit": MORPH}, marks=pytest.mark.slow)], ids=" and ".join
+    "tasks",
+    [{"generate": {}}, pytest.param({"cover": {}, "edit": MORPH}, marks=pytest.mark.slow)],
+    ids=" and ".join,
 )
 def test_offloading_makes_the_same_song_in_every_mode(other_card, tiny, pipe, tmp_path, tasks):
     apart = models.build_pipeline(weights_in(tiny), other_card, models.Layout(in_parts=True))
@@ -132,16 +138,26 @@ def test_one_part_at_a_time_is_on_the_device(tiny, card):
     moves = []
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            part.to = lambda place, name=name: moves.append(f"{name} {'out' if place == 'cpu' else 'in'}")
+            part.to = lambda place, name=name: moves.append(
+                f"{name} {'out' if place == 'cpu' else 'in'}"
+            )
     for name in ("text_encoder", "transformer", "transformer", "vae"):
         pipe.transformer._hf_hook.bring(name)
-    assert moves == ["text_encoder in", "text_encoder out", "transformer in", "transformer out", "vae in"]
+    assert moves == [
+        "text_encoder in",
+        "text_encoder out",
+        "transformer in",
+        "transformer out",
+        "vae in",
+    ]
     assert pipe._execution_device == torch.device("cpu")
 
 
 @pytest.mark.numbers
 @pytest.mark.slow
-def test_eight_bits_halve_the_transformer_and_make_the_song_of_rounded_weights(tiny, pipe, tmp_path):
+def test_eight_bits_halve_the_transformer_and_make_the_song_of_rounded_weights(
+    tiny, pipe, tmp_path
+):
     device = models.Device("cpu", "float32", "float16", "float32", "a test")
     small = models.build_pipeline(weights_in(tiny), device, models.Layout(eight_bits="stored"))
     layer = small.transformer.layers[0].mlp.up_proj
@@ -163,7 +179,9 @@ def test_eight_bits_halve_the_transformer_and_make_the_song_of_rounded_weights(t
 @pytest.fixture
 def float8_card(card, monkeypatch):
     """Let the processor stand in for a card with float8 arithmetic, which torch computes on it as well."""
-    monkeypatch.setattr(model_memory, "plans_on", lambda device: (*model_memory.LADDERS["cuda"], "fast8"))
+    monkeypatch.setattr(
+        model_memory, "plans_on", lambda device: (*model_memory.LADDERS["cuda"], "fast8")
+    )
 
 
 @pytest.mark.slow
@@ -187,7 +205,10 @@ def test_a_forced_plan_changes_the_memory_and_hardly_or_not_the_song(studio, flo
     assert layer().weight.dtype == torch.float8_e4m3fn
     planned = done(studio, options={"memory_plan": "fast8", "plan": True})
     assert planned.record["memory_plan"] == "fast8" and planned.record["plan"]["used"]
-    assert layer().codes.dtype == torch.float8_e4m3fn and transformer().proj_out_conv.weight.dtype == torch.float32
+    assert (
+        layer().codes.dtype == torch.float8_e4m3fn
+        and transformer().proj_out_conv.weight.dtype == torch.float32
+    )
     # The planner stays beside the song model, which takes half of its room.
     assert studio.models.planner.loaded
     (made,) = samples_of(done(studio, options={"memory_plan": "fast8"}))
@@ -201,7 +222,9 @@ def test_a_forced_plan_changes_the_memory_and_hardly_or_not_the_song(studio, flo
 @pytest.mark.numbers
 def test_8_bit_layers_answer_as_exactly_as_8_bits_allow_and_take_half_the_memory():
     torch.manual_seed(0)
-    plain = torch.nn.Sequential(torch.nn.Linear(96, 192), torch.nn.Linear(192, 20)).to(torch.bfloat16)
+    plain = torch.nn.Sequential(torch.nn.Linear(96, 192), torch.nn.Linear(192, 20)).to(
+        torch.bfloat16
+    )
     layers, x = copy.deepcopy(plain), torch.randn(2, 50, 96).to(torch.bfloat16)
     model_offload.use_float8(layers, "cpu")
     # With three bits after the leading one, rounding moves a number by up to a sixteenth. Both factors of a product are
@@ -209,8 +232,13 @@ def test_8_bit_layers_answer_as_exactly_as_8_bits_allow_and_take_half_the_memory
     rounding = torch.finfo(torch.float8_e4m3fn).eps / 2
     with torch.no_grad():
         assert layers[0].codes.nbytes == plain[0].weight.nbytes / 2
-        exact = torch.nn.functional.linear(x.double(), plain[0].weight.double(), plain[0].bias.double())
-        for ours, theirs, factors in ((layers[0](x), exact, 2), (layers[0].weight, plain[0].weight, 1)):
+        exact = torch.nn.functional.linear(
+            x.double(), plain[0].weight.double(), plain[0].bias.double()
+        )
+        for ours, theirs, factors in (
+            (layers[0](x), exact, 2),
+            (layers[0].weight, plain[0].weight, 1),
+        ):
             assert ours.dtype == torch.bfloat16
             assert (ours.double() - theirs).norm() < factors**0.5 * rounding * theirs.norm()
         assert torch.equal(layers[0](torch.zeros_like(x)), plain[0](torch.zeros_like(x)))
@@ -232,7 +260,9 @@ def test_a_plan_or_a_song_that_does_not_fit_is_refused_before_loading(studio, mo
 
 
 @pytest.mark.slow
-def test_after_a_lack_of_memory_in_8_bits_the_smallest_plan_is_next(studio, float8_card, monkeypatch):
+def test_after_a_lack_of_memory_in_8_bits_the_smallest_plan_is_next(
+    studio, float8_card, monkeypatch
+):
     monkeypatch.setattr(model_memory, "room_for_models", lambda kind: None)
     tried = runs_out(monkeypatch, "fast8")
     record = done(studio, options={"memory_plan": "fast8"}).record
@@ -241,7 +271,9 @@ def test_after_a_lack_of_memory_in_8_bits_the_smallest_plan_is_next(studio, floa
 
 
 def test_sizes_follow_the_files_and_room_is_free_memory_and_our_own(tiny, monkeypatch):
-    sizes = model_memory.sizes_of(weights_in(tiny), models.Device("cuda", "bfloat16", "bfloat16", "bfloat16", ""))
+    sizes = model_memory.sizes_of(
+        weights_in(tiny), models.Device("cuda", "bfloat16", "bfloat16", "bfloat16", "")
+    )
     files = sum(path.stat().st_size for path in tiny.rglob("*.safetensors"))
     assert sizes.pipeline == files > sizes.transformer > 0
     assert model_memory.sizes_of(weights_in(tiny), CPU).pipeline == 2 * files
@@ -272,7 +304,9 @@ def test_out_of_memory_the_song_is_made_one_plan_lower_with_a_note(studio, monke
 def test_on_zerogpu_out_of_memory_is_an_error_with_what_would_fit(studio, monkeypatch):
     monkeypatch.setattr(bootstrap, "on_zerogpu", lambda: True)
     tried, computed = runs_out(monkeypatch, "resident"), []
-    studio.models.pipeline().transformer.register_forward_pre_hook(lambda *_: computed.append(1), prepend=True)
+    studio.models.pipeline().transformer.register_forward_pre_hook(
+        lambda *_: computed.append(1), prepend=True
+    )
     *progress, failed = ask(studio, takes=4, duration=60)
     assert isinstance(failed, Failed) and failed.problem.code == "out_of_memory"
     assert failed.problem.hint == "It should fit with 1 take, or with 25 seconds of music."
@@ -280,7 +314,9 @@ def test_on_zerogpu_out_of_memory_is_an_error_with_what_would_fit(studio, monkey
     assert tried == ["resident"] and len(computed) == 1
 
 
-def test_on_zerogpu_no_plan_needs_the_files_which_are_gone_once_they_are_packed(tiny, tmp_path, monkeypatch):
+def test_on_zerogpu_no_plan_needs_the_files_which_are_gone_once_they_are_packed(
+    tiny, tmp_path, monkeypatch
+):
     for path in tiny.rglob("*"):
         link = tmp_path / "snapshot" / path.relative_to(tiny)
         if path.is_file():
@@ -304,7 +340,11 @@ def test_swap_keeps_one_model_loaded(studio):
     done(studio, "lyrics", brief="rain", options={"max_tokens": 16})
     assert studio.models.lyrics.loaded
     assert done(studio, options={"memory_plan": "swap", "plan": True}).record["plan"]["used"]
-    assert (studio.models.loaded, studio.models.planner.loaded, studio.models.lyrics.loaded) == (True, False, False)
+    assert (studio.models.loaded, studio.models.planner.loaded, studio.models.lyrics.loaded) == (
+        True,
+        False,
+        False,
+    )
     again = done(studio, "lyrics", brief="rain", options={"max_tokens": 16})
     assert again.record["memory_plan"] == "resident"
 

@@ -63,7 +63,9 @@ def make_source(tmp_path):
 def run(studio, mode, source, **values):
     options = {"steps": 2, **values.pop("options", {})}
     values = {"prompt": "calm piano", "seed": 7, **values}
-    return list(studio.stream(parse_request(mode, {**values, "source": source, "options": options})))[-1]
+    return list(
+        studio.stream(parse_request(mode, {**values, "source": source, "options": options}))
+    )[-1]
 
 
 def song(done):
@@ -87,7 +89,9 @@ def assert_smooth(result, border, old, fade):
         result[:, border - fade - 2 : border + fade + 2],
         result[:, border + fade : border + fade + RATE // 2],
     )
-    largest = [float(np.abs(np.diff(part, axis=1)).max(initial=0)) for part in (around, inside, old)]
+    largest = [
+        float(np.abs(np.diff(part, axis=1)).max(initial=0)) for part in (around, inside, old)
+    ]
     assert largest[0] <= max(largest[1:]) * 1.001
 
 
@@ -95,11 +99,15 @@ def assert_smooth(result, border, old, fade):
 
 
 @pytest.mark.numbers
-@pytest.mark.parametrize("kind", [pytest.param("44.1 kHz mono", marks=SLOW), "48 kHz stereo at full scale"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("44.1 kHz mono", marks=SLOW), "48 kHz stereo at full scale"]
+)
 def test_repaint_changes_the_region_and_nothing_else(studio, make_source, kind):
     source = make_source(kind)
     old = read(source)
-    new = song(run(studio, "edit", source, start=1.3, end=2.7, options={"repaint_mode": "balanced"}))
+    new = song(
+        run(studio, "edit", source, start=1.3, end=2.7, options={"repaint_mode": "balanced"})
+    )
     assert new.shape == old.shape
     start, end, fade = samples_at(1.3, 2.7, 0.05)
     assert np.array_equal(new[:, : start - fade], old[:, : start - fade])
@@ -131,7 +139,10 @@ def test_the_repaint_modes_differ_in_how_much_they_keep(studio, make_source):
 def test_the_level_inside_fits_the_surroundings(studio, make_source):
     source, region = make_source("quieter stereo"), slice(*samples_at(1.5, 2.5))
     new, old = song(run(studio, "edit", source, start=1.5, end=2.5)), read(source)
-    inside, outside = audio_levels.rms_dbfs(new[:, region]), audio_levels.rms_dbfs(np.delete(old, region, 1))
+    inside, outside = (
+        audio_levels.rms_dbfs(new[:, region]),
+        audio_levels.rms_dbfs(np.delete(old, region, 1)),
+    )
     # The samples of the file are rounded to 24 bits.
     assert inside == pytest.approx(outside, abs=audio_levels.LEVEL_TOLERANCE_DB + 0.01)
 
@@ -141,7 +152,11 @@ def test_a_region_may_touch_an_end_of_the_file(studio, make_source, start, end):
     source = make_source()
     old, new = read(source), song(run(studio, "edit", source, start=start, end=end))
     assert new.shape == old.shape
-    kept = slice(round((end + 0.05) * RATE), None) if start == 0 else slice(0, round((start - 0.05) * RATE))
+    kept = (
+        slice(round((end + 0.05) * RATE), None)
+        if start == 0
+        else slice(0, round((start - 0.05) * RATE))
+    )
     assert np.array_equal(new[:, kept], old[:, kept])
     edge = slice(0, 200) if start == 0 else slice(-200, None)
     assert np.abs(new - old)[:, edge].max() > 0
@@ -200,9 +215,14 @@ def test_a_cover_is_as_long_as_its_source(studio, make_source):
 @SLOW
 def test_strength_is_a_switch_at_a_step_and_0_is_text2music(studio, make_source):
     plain = made_song(studio, prompt="calm piano", options={"plan": False})
-    assert np.array_equal(song(run(studio, "cover", make_source(seconds=10.0), strength=0)), song(plain))
+    assert np.array_equal(
+        song(run(studio, "cover", make_source(seconds=10.0), strength=0)), song(plain)
+    )
     source = make_source()
-    done = [run(studio, "cover", source, strength=strength, options={"steps": 5}) for strength in (0, 0.5, 0.8, 1)]
+    done = [
+        run(studio, "cover", source, strength=strength, options={"steps": 5})
+        for strength in (0, 0.5, 0.8, 1)
+    ]
     assert [each.record["switch_step"] for each in done] == [0, 2, 4, 5]
     for one, other in itertools.pairwise(map(song, done)):
         assert not np.allclose(one, other, atol=1e-3)
@@ -219,7 +239,9 @@ def test_a_cover_of_the_sound_follows_the_sources_own_latents(studio, make_sourc
     monkeypatch.setattr(song_conditions, "encode_condition", spy)
     of_sound = run(studio, "cover", source, strength=1, options={"detail": "sound"})
     pipe = studio.models.pipeline()
-    latents = song_codec.long_enough(pipe, result_of(song_codec.encode(pipe, audio.decode(source), "reading")))
+    latents = song_codec.long_enough(
+        pipe, result_of(song_codec.encode(pipe, audio.decode(source), "reading"))
+    )
     (context,) = contexts
     assert torch.equal(context[..., : latents.shape[-1]], latents)
     assert context[..., latents.shape[-1] :].min() == 1
@@ -244,7 +266,9 @@ def test_noise_strength_shortens_the_schedule(studio, make_source):
     done = run(studio, "cover", source, options={"steps": 10, "noise_strength": 0.6})
     # 1 - 0.6 is met by the seventh of ten steps; four are left, of which int(4 * 0.8) follow the source.
     assert done.record["switch_step"] == 3
-    assert not np.allclose(song(done), song(run(studio, "cover", source, options={"steps": 10})), atol=1e-3)
+    assert not np.allclose(
+        song(done), song(run(studio, "cover", source, options={"steps": 10})), atol=1e-3
+    )
 
 
 # --- morph, layer, extract, complete ------------------------------------------------------------------------------
@@ -254,7 +278,9 @@ def reconstruction(studio, source):
     """The VAE's own idea of the source, in the length of the source."""
     samples, pipe = audio.decode(source), studio.models.pipeline()
     latents = song_codec.long_enough(pipe, result_of(song_codec.encode(pipe, samples, "reading")))
-    decoded = np.concatenate([tile.numpy() for _, _, tile in song_codec.decode_latents(pipe, latents.float())], axis=1)
+    decoded = np.concatenate(
+        [tile.numpy() for _, _, tile in song_codec.decode_latents(pipe, latents.float())], axis=1
+    )
     decoded = decoded[:, : samples.shape[1]]
     return decoded / max(np.abs(decoded).max(), 1.0)
 
@@ -264,7 +290,9 @@ def test_a_morph_between_equal_ends_is_the_vaes_reconstruction(studio, make_sour
     source = make_source()
     words = {"prompt": "calm piano", "lyrics": "[Verse]\nla"}
     words |= {f"source_{name}": text for name, text in words.items()}
-    new = song(run(studio, "edit", source, action="morph", **words, options={"steps": 4, "n_avg": 2}))
+    new = song(
+        run(studio, "edit", source, action="morph", **words, options={"steps": 4, "n_avg": 2})
+    )
     # Both ends are computed as two rows of one batch, which a processor may round differently: by 1e-6 at most, where a
     # morph that moves changes samples by more than 1e-2.
     assert np.allclose(new, reconstruction(studio, source), atol=1e-4)
@@ -274,12 +302,24 @@ def test_a_morph_between_equal_ends_is_the_vaes_reconstruction(studio, make_sour
 def test_a_morph_moves_towards_its_target(studio, make_source):
     source = make_source()
     options = {"steps": 5, "n_min": 0.2, "n_max": 0.4, "n_avg": 3}
-    new = song(run(studio, "edit", source, action="morph", prompt="techno", source_prompt="piano", options=options))
+    new = song(
+        run(
+            studio,
+            "edit",
+            source,
+            action="morph",
+            prompt="techno",
+            source_prompt="piano",
+            options=options,
+        )
+    )
     assert new.shape == audio.decode(source).shape
     assert not np.allclose(new, reconstruction(studio, source), atol=1e-2)
 
 
-def test_a_layer_is_a_stem_as_long_as_the_source_or_the_mix_which_must_not_clip(studio, make_source):
+def test_a_layer_is_a_stem_as_long_as_the_source_or_the_mix_which_must_not_clip(
+    studio, make_source
+):
     source, mode, values = make_source("quiet mono"), *CALLS["layer"]
     old = audio.decode(source)
     done = run(studio, mode, source, **values)
@@ -312,7 +352,9 @@ def test_one_region_in_a_list_is_the_same_as_a_start_and_an_end(studio, make_sou
 
 def test_a_layer_in_two_regions_is_silent_elsewhere(studio, make_source):
     regions = [[0.5, 1], [2, 2.75]]
-    stem = song(run(studio, "edit", make_source(), action="layer", tracks=["bass"], regions=regions))
+    stem = song(
+        run(studio, "edit", make_source(), action="layer", tracks=["bass"], regions=regions)
+    )
     for start, end in (samples_at(0, 0.45), samples_at(1.05, 1.95), samples_at(2.8, 3)):
         assert np.abs(stem[:, start:end]).max() == 0
     for start, end in (samples_at(0.5, 1), samples_at(2, 2.75)):
@@ -328,11 +370,17 @@ def test_a_layer_in_a_region_is_silent_elsewhere(studio, make_source):
 
 @pytest.mark.parametrize(
     ("action", "one", "other"),
-    [("extract", ["drums"], ["vocals"]), pytest.param("complete", ["drums"], ["drums", "bass"], marks=SLOW)],
+    [
+        ("extract", ["drums"], ["vocals"]),
+        pytest.param("complete", ["drums"], ["drums", "bass"], marks=SLOW),
+    ],
 )
 def test_tracks_are_named_to_the_model(studio, make_source, action, one, other):
     source = make_source()
-    first, second = (run(studio, "edit", source, prompt="", action=action, tracks=tracks) for tracks in (one, other))
+    first, second = (
+        run(studio, "edit", source, prompt="", action=action, tracks=tracks)
+        for tracks in (one, other)
+    )
     assert "DRUMS" in first.record["instruction"]
     assert song(first).shape == audio.decode(source).shape
     assert not np.allclose(song(first), song(second), atol=1e-3)
@@ -343,9 +391,14 @@ def test_tracks_are_named_to_the_model(studio, make_source, action, one, other):
 
 @pytest.mark.parametrize(
     ("name", "seconds", "frames"),
-    [("cover", 2.0, 128), *(pytest.param(*row, marks=SLOW) for row in (("repaint", 2.0, 128), ("cover", 5.2, 130)))],
+    [
+        ("cover", 2.0, 128),
+        *(pytest.param(*row, marks=SLOW) for row in (("repaint", 2.0, 128), ("cover", 5.2, 130))),
+    ],
 )
-def test_the_model_never_sees_less_than_128_frames_of_a_source(studio, make_source, name, seconds, frames):
+def test_the_model_never_sees_less_than_128_frames_of_a_source(
+    studio, make_source, name, seconds, frames
+):
     mode, values = CALLS[name]
     source, seen = make_source(seconds=seconds), []
     with studio.models.pipeline().transformer.register_forward_pre_hook(
@@ -358,13 +411,17 @@ def test_the_model_never_sees_less_than_128_frames_of_a_source(studio, make_sour
 
 @SLOW
 @pytest.mark.parametrize("name", ["cover", "extend", "morph", "layer"])
-def test_a_takes_seed_alone_gives_the_same_take_and_a_mode_stops_within_a_step(studio, make_source, name):
+def test_a_takes_seed_alone_gives_the_same_take_and_a_mode_stops_within_a_step(
+    studio, make_source, name
+):
     mode, values = CALLS[name]
     source = make_source("mp3")
     first, second = samples_of(run(studio, mode, source, takes=2, **values))
     alone = song(run(studio, mode, source, seed=8, **values))
     assert np.allclose(second, alone, atol=1e-4) and not np.allclose(first, alone, atol=1e-3)
-    request = parse_request(mode, {"prompt": "x", **values, "source": source, "options": {"steps": 50}})
+    request = parse_request(
+        mode, {"prompt": "x", **values, "source": source, "options": {"steps": 50}}
+    )
     events = studio.stream(request)
     next(event for event in events if event.stage == "steps" and event.step == 1)
     events.close()

@@ -43,7 +43,9 @@ def encoded(pipe, samples):
 
 
 def decoded(pipe, latents):
-    return np.concatenate([tile.numpy() for _, _, tile in song_codec.decode_latents(pipe, latents)], axis=1)
+    return np.concatenate(
+        [tile.numpy() for _, _, tile in song_codec.decode_latents(pipe, latents)], axis=1
+    )
 
 
 @pytest.mark.slow
@@ -57,7 +59,9 @@ def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe):
 
 
 @pytest.mark.slow
-def test_the_processor_does_what_is_refused_all_the_same_and_a_note_says_so(refusing, tmp_path, monkeypatch):
+def test_the_processor_does_what_is_refused_all_the_same_and_a_note_says_so(
+    refusing, tmp_path, monkeypatch
+):
     with pytest.raises(NotImplementedError):
         list(modes.run(refusing, job(tmp_path, 1)))
     monkeypatch.setattr(song_codec, "REFUSING_DEVICE", torch.device(KIND).type)
@@ -71,7 +75,9 @@ def test_the_processor_does_what_is_refused_all_the_same_and_a_note_says_so(refu
 def test_the_tiles_are_short_where_macos_needs_it(tiny, monkeypatch, newer, frames):
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: newer)
     monkeypatch.setattr("diffusers.AceStepPipeline.to", lambda pipe, *_: pipe)
-    pipe = models.build_pipeline(weights_in(tiny), models.Device("mps", "float32", "float32", "float32", "a test"))
+    pipe = models.build_pipeline(
+        weights_in(tiny), models.Device("mps", "float32", "float32", "float32", "a test")
+    )
     assert pipe.vae.tile_latent_min_length == frames
 
 
@@ -80,7 +86,9 @@ def test_the_planner_computes_in_32_bits_on_apples_gpu():
     assert models.planner_dtype(device) == "float32"
 
 
-def test_memory_that_the_allocator_holds_without_need_is_freed_after_each_step(pipe, tmp_path, monkeypatch):
+def test_memory_that_the_allocator_holds_without_need_is_freed_after_each_step(
+    pipe, tmp_path, monkeypatch
+):
     for held, freed in ((2_000, 1), (1_200, 0)):
         calls = []
         monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda held=held: held)

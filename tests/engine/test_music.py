@@ -39,7 +39,10 @@ def test_songs_have_the_tempo_and_the_key_that_were_asked_for(engine):
         assert engine_evaluate.clipped_share(song) < engine_evaluate.CLIPPED_SHARE
         assert engine_evaluate.in_time(listening.tempo(song), score.bpm)
         first_two = listening.key_ranking(song)[:2]
-        assert any(engine_evaluate.in_key(key, score.key) for key in first_two), (first_two, score.key)
+        assert any(engine_evaluate.in_key(key, score.key) for key in first_two), (
+            first_two,
+            score.key,
+        )
 
 
 def test_a_repaint_plays_on_and_leaves_the_rest(engine):
@@ -62,7 +65,9 @@ def test_a_song_of_words_alone_keeps_one_tempo_and_says_which(monkeypatch):
     *_, done = studio.stream(request)
     (note,) = [note for note in done.record["notes"] if "needs a tempo and a key" in note]
     bpm = int(note.split(" BPM")[0].rsplit(" ", 1)[1])
-    assert engine_evaluate.in_time(listening.tempo(soundfile.read(done.files[0], dtype="float32")[0].T), bpm)
+    assert engine_evaluate.in_time(
+        listening.tempo(soundfile.read(done.files[0], dtype="float32")[0].T), bpm
+    )
 
 
 def between(samples: np.ndarray, start: int, end: int) -> np.ndarray:
@@ -70,7 +75,10 @@ def between(samples: np.ndarray, start: int, end: int) -> np.ndarray:
 
 
 def test_music_survives_the_vae(engine):
-    lines = {line.name: line.value for line in engine_evaluate.measure_vae(engine, engine_evaluate.held_out(2, 20.0))}
+    lines = {
+        line.name: line.value
+        for line in engine_evaluate.measure_vae(engine, engine_evaluate.held_out(2, 20.0))
+    }
     assert lines["VAE, tempo"] == 1
     assert lines["VAE, likeness of waves"] > 0.9
 

@@ -63,8 +63,16 @@ def environment(tmp_path_factory) -> dict[str, str]:
     (home / "guard").mkdir()
     (home / "guard" / "sitecustomize.py").write_text(GUARD)
     ours = ("ACE_STUDIO_", "HF_", "HUGGINGFACE_", "GRADIO_", "SPACES_")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(ours) and "proxy" not in key.lower()}
-    own = {"HOME": str(home), "GUARD_LOG": str(home / "asked.log"), "PYTHONPATH": str(home / "guard")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(ours) and "proxy" not in key.lower()
+    }
+    own = {
+        "HOME": str(home),
+        "GUARD_LOG": str(home / "asked.log"),
+        "PYTHONPATH": str(home / "guard"),
+    }
     return {**kept, **own, "GRADIO_TEMP_DIR": str(home / "page")}
 
 
@@ -72,7 +80,9 @@ def environment(tmp_path_factory) -> dict[str, str]:
 def studio(carried, environment) -> Iterator[str]:
     """Start it and return its address."""
     command = [sys.executable, "app.py", "--port", port := str(free_port())]
-    started = subprocess.Popen(command, cwd=carried, env=environment, stdout=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        command, cwd=carried, env=environment, stdout=subprocess.PIPE, text=True
+    )
     assert f":{port}/" in started.stdout.readline()
     yield f"http://127.0.0.1:{port}"
     started.terminate()
@@ -90,7 +100,9 @@ def test_the_guard_writes_down_what_is_asked_outside(environment, tmp_path):
     call = "import socket; socket.{}"
     for code in ("create_connection(('192.0.2.1', 80), 1)", "socket().connect(('192.0.2.2', 80))"):
         command = [sys.executable, "-c", call.format(code)]
-        assert b"unreachable" in subprocess.run(command, env=environment, capture_output=True).stderr
+        assert (
+            b"unreachable" in subprocess.run(command, env=environment, capture_output=True).stderr
+        )
     assert asked(environment) == "192.0.2.1\n192.0.2.2\n"
 
 
@@ -122,7 +134,9 @@ def test_the_page_comes_without_a_network(studio, environment):
 @pytest.mark.slow
 def test_the_check_names_the_folders_that_were_carried(carried, environment):
     command = [sys.executable, "app.py", "--check"]
-    told = subprocess.run(command, cwd=carried, env=environment, capture_output=True, text=True, timeout=800)
+    told = subprocess.run(
+        command, cwd=carried, env=environment, capture_output=True, text=True, timeout=800
+    )
     assert told.returncode == 0, told.stdout + told.stderr
     for folder in (DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER):
         assert str(carried / "models" / folder) in told.stdout

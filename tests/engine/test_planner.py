@@ -67,14 +67,18 @@ def entry_of(plan: Plan) -> PlanEntry:
 BORDER = 2e-3
 
 
-def place_of(planner, song: GenerateRequest, metadata: dict, codes: Sequence[int]) -> tuple[float, float]:
+def place_of(
+    planner, song: GenerateRequest, metadata: dict, codes: Sequence[int]
+) -> tuple[float, float]:
     """Return where the last of a take's `codes` begins and ends among the running sums of the shares, from 0 to 1.
 
     The shares are computed without cache, batch and padding, and in float64 from the logits on.
     """
     found = {"bpm": metadata["bpm"], "duration": f"{song.duration:g}", "keyscale": metadata["key"]}
     found |= {"language": metadata["language"], "timesignature": metadata["time_signature"]}
-    guided = planning.codes_prompt(planner.tokenizer, song, {name: str(value) for name, value in found.items()})
+    guided = planning.codes_prompt(
+        planner.tokenizer, song, {name: str(value) for name, value in found.items()}
+    )
     unguided = planning.unguided_prompt(planner.tokenizer)
     vocabulary, options, sides = planner.vocabulary, song.options, []
     index = {code: number for number, code in enumerate(vocabulary.codes.tolist())}
@@ -82,7 +86,12 @@ def place_of(planner, song: GenerateRequest, metadata: dict, codes: Sequence[int
     for prompt in (guided, unguided):
         tokens = [*vocabulary.encode(prompt), *vocabulary.code_ids[before].tolist()]
         with torch.no_grad():
-            sides.append(planner.model(torch.tensor([tokens])).logits[0, -1, vocabulary.code_ids].double().numpy())
+            sides.append(
+                planner.model(torch.tensor([tokens]))
+                .logits[0, -1, vocabulary.code_ids]
+                .double()
+                .numpy()
+            )
     wanted, plain = sides
     logits = plain + options.plan_cfg * (wanted - plain)
     shares = np.exp((logits - logits.max()) / options.plan_temperature)
@@ -106,14 +115,18 @@ def assert_drawn(
     return start, end
 
 
-def assert_same_draws(planner, song: GenerateRequest, metadata: dict, seeds: tuple, plans: tuple) -> None:
+def assert_same_draws(
+    planner, song: GenerateRequest, metadata: dict, seeds: tuple, plans: tuple
+) -> None:
     """Fail unless two plans' takes have equal codes, or differ first where a chance falls on the border of both codes.
 
     What is computed in another order is rounded differently, and once in about a thousand draws that decides. From
     there on, the takes are two songs.
     """
     for seed, one, other in zip(seeds, *plans, strict=True):
-        differing = [at for at, codes in enumerate(zip(one, other, strict=True)) if codes[0] != codes[1]]
+        differing = [
+            at for at, codes in enumerate(zip(one, other, strict=True)) if codes[0] != codes[1]
+        ]
         for codes in (one, other) if differing else ():
             assert_drawn(planner, song, metadata, seed, codes[: differing[0] + 1])
 
@@ -124,7 +137,10 @@ def test_batched_guidance_draws_as_the_same_computation_without_a_cache(planner,
     song = request(**GIVEN, options=options)
     *_, plan = planning.plan(planner, song, (5, 6))
     for seed, codes in zip((5, 6), plan.codes, strict=True):
-        places = [assert_drawn(planner, song, GIVEN, seed, codes[: number + 1]) for number in range(len(codes))]
+        places = [
+            assert_drawn(planner, song, GIVEN, seed, codes[: number + 1])
+            for number in range(len(codes))
+        ]
         # Codes that are nearly certain would tell nothing.
         assert sum(end - start < 0.5 for start, end in places) > 5
 
@@ -207,7 +223,9 @@ def drawn_by_recording(monkeypatch, record):
 def test_replayed_steps_draw_the_same_codes(planner, monkeypatch, cfg):
     song, recordings = {"duration": 60, **GIVEN, "options": {"plan_cfg": cfg}}, []
     plain = make(planner, (5, 6), **song)
-    drawn_by_recording(monkeypatch, lambda work: recordings.append(Recording(work)) or recordings[-1])
+    drawn_by_recording(
+        monkeypatch, lambda work: recordings.append(Recording(work)) or recordings[-1]
+    )
     replayed = make(planner, (5, 6), **song)
     assert_same_draws(planner, request(**song), GIVEN, (5, 6), (plain.codes, replayed.codes))
     assert len(recordings) > 1, "300 codes do not fit in one stretch of the cache"
@@ -266,7 +284,10 @@ def test_the_layers_give_what_transformers_gives(planner, pads):
     """Read at once, token by token, in parts, and by recordable steps; the reference is each row alone."""
     tokens = torch.randint(0, 4_000, (len(pads), 12), generator=torch.Generator().manual_seed(3))
     body = planner.model.get_decoder()
-    expected = [body(row[None, pad:]).last_hidden_state[0, -1] for row, pad in zip(tokens, pads, strict=True)]
+    expected = [
+        body(row[None, pad:]).last_hidden_state[0, -1]
+        for row, pad in zip(tokens, pads, strict=True)
+    ]
     for parts in ((12,), (8, 1, 1, 1, 1), (6, 4, 2)):
         layers = CachedLayers(planner.model, pads, 20)
         *_, last = (layers.read(part) for part in tokens.split(parts, dim=1))
@@ -300,7 +321,9 @@ def test_joined_weights_keep_their_values_and_take_no_more_memory(planner):
     # A move to another device or dtype takes them apart; the layers join what they get.
     layers, tokens = CachedLayers(model.double().float(), (0,), 20), torch.arange(9)[None]
     assert memory() == size
-    assert torch.allclose(layers.read(tokens), model.model(tokens).last_hidden_state[:, -1], atol=TOLERANCE)
+    assert torch.allclose(
+        layers.read(tokens), model.model(tokens).last_hidden_state[:, -1], atol=TOLERANCE
+    )
 
 
 # --- stopping and limits ------------------------------------------------------------------------------------------
@@ -310,7 +333,9 @@ def test_joined_weights_keep_their_values_and_take_no_more_memory(planner):
 def test_closing_a_plan_stops_it_within_one_token(planner, monkeypatch, after):
     expected, calls = make(planner), []
     read = CachedLayers.read
-    monkeypatch.setattr(CachedLayers, "read", lambda memory, tokens: calls.append(1) or read(memory, tokens))
+    monkeypatch.setattr(
+        CachedLayers, "read", lambda memory, tokens: calls.append(1) or read(memory, tokens)
+    )
     events = planning.plan(planner, request(duration=60), (1,))
     for _ in range(after):
         next(events)
@@ -335,7 +360,13 @@ SYSTEM = "<|im_start|>system\n# Instruction\n{}\n\n<|im_end|>\n<|im_start|>user\
 ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
 GENERATE = SYSTEM.format("Generate audio semantic tokens based on the given conditions:")
 WORDS = f"# Caption\nwarm lofi piano\n\n# Lyric\n{LYRICS}"
-FOUND = {"bpm": "120", "duration": "10", "keyscale": "G major", "language": "en", "timesignature": "4"}
+FOUND = {
+    "bpm": "120",
+    "duration": "10",
+    "keyscale": "G major",
+    "language": "en",
+    "timesignature": "4",
+}
 LONG = "A warm acoustic folk song with fingerpicked guitar and soft brushes, close and breathy"
 
 
@@ -343,9 +374,15 @@ def test_the_codes_follow_inside_the_turn_that_holds_the_thoughts(planner):
     start = f"{GENERATE}{WORDS}\n{ANSWER}<think>\n"
     for values, thoughts in (
         (FOUND, "bpm: 120\nduration: 10\nkeyscale: G major\nlanguage: en\ntimesignature: 4\n"),
-        ({"caption": LONG, "bpm": "90", "language": ""}, f"bpm: 90\ncaption: {LONG[:74]}\n  {LONG[75:]}\n"),
+        (
+            {"caption": LONG, "bpm": "90", "language": ""},
+            f"bpm: 90\ncaption: {LONG[:74]}\n  {LONG[75:]}\n",
+        ),
     ):
-        assert planning.codes_prompt(planner.tokenizer, request(), values) == f"{start}{thoughts}</think>\n\n", values
+        assert (
+            planning.codes_prompt(planner.tokenizer, request(), values)
+            == f"{start}{thoughts}</think>\n\n"
+        ), values
 
 
 def test_guidance_leads_away_from_a_prompt_without_words(planner):
@@ -378,7 +415,13 @@ def test_the_codes_are_drawn_after_these_two_prompts(planner, monkeypatch):
 
     monkeypatch.setattr(planning, "CodeWriter", spy)
     plan = make(planner, **GIVEN)
-    metadata = {"bpm": "92", "duration": "10", "keyscale": "F# minor", "language": "de", "timesignature": "3"}
+    metadata = {
+        "bpm": "92",
+        "duration": "10",
+        "keyscale": "F# minor",
+        "language": "de",
+        "timesignature": "3",
+    }
     assert given == [
         planning.codes_prompt(planner.tokenizer, request(**GIVEN), metadata),
         planning.unguided_prompt(planner.tokenizer),
@@ -392,7 +435,9 @@ def read(planner, monkeypatch):
 
     def read(operation, given) -> list[int]:
         asked = []
-        monkeypatch.setattr(planning, "write", lambda model, prompt, *_: asked.append(prompt) or iter(["progress"]))
+        monkeypatch.setattr(
+            planning, "write", lambda model, prompt, *_: asked.append(prompt) or iter(["progress"])
+        )
         next(operation(planner, given, 1))
         return list(asked[0])
 
@@ -413,8 +458,16 @@ def test_the_prompts_of_the_other_tasks(planner, read):
         (planning.inspire, rain, f"{inspire}rain\n\ninstrumental: true"),
         (planning.inspire, request("inspire"), f"{inspire}NO USER INPUT\n\ninstrumental: false"),
         (planning.polish, request("polish"), f"{polish}{WORDS}"),
-        (planning.polish, request("polish", prompt=""), f"{polish}{WORDS}".replace("warm lofi piano", "NO USER INPUT")),
-        (planning.polish, request("polish", instrumental=True), f"{polish}{WORDS}".replace(LYRICS, "[Instrumental]")),
+        (
+            planning.polish,
+            request("polish", prompt=""),
+            f"{polish}{WORDS}".replace("warm lofi piano", "NO USER INPUT"),
+        ),
+        (
+            planning.polish,
+            request("polish", instrumental=True),
+            f"{polish}{WORDS}".replace(LYRICS, "[Instrumental]"),
+        ),
         (planning.describe, [1, 2], f"{describe}<|audio_code_1|><|audio_code_2|>"),
     ):
         assert planner.tokenizer.decode(read(operation, given)) == expected + ANSWER
@@ -440,7 +493,9 @@ def test_marks_that_were_typed_stay_text(planner, read):
 
 
 @pytest.mark.slow
-def test_a_tokenizer_with_all_audio_codes_is_read_once_and_without_comparing_them(tmp_path, monkeypatch):
+def test_a_tokenizer_with_all_audio_codes_is_read_once_and_without_comparing_them(
+    tmp_path, monkeypatch
+):
     folder, slots = tmp_path / "planner", 65_535
     make_language_model(folder, family="qwen3", audio_codes=slots)
     # As on the hub: every code is a special token, and the configuration lists it once more.
@@ -459,4 +514,7 @@ def test_a_tokenizer_with_all_audio_codes_is_read_once_and_without_comparing_the
     vocabulary, start = first.vocabulary, words["added_tokens"][-slots]["id"]
     assert vocabulary.codes.tolist() == list(range(64_000))
     assert vocabulary.code_ids.tolist() == list(range(start, start + 64_000))
-    assert first.vocabulary.encode("<|audio_code_5|><|audio_code_63999|></think>")[:2] == (start + 5, start + 63_999)
+    assert first.vocabulary.encode("<|audio_code_5|><|audio_code_63999|></think>")[:2] == (
+        start + 5,
+        start + 63_999,
+    )

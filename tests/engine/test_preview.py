@@ -26,12 +26,17 @@ WORDS = {"prompt": "warm lofi piano with soft drums", "lyrics": LYRICS, "vocal_l
 
 def hashes(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def in_new_process(code: str) -> subprocess.Popen:
     """Start Python on `code` in the repository's root."""
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
 
 
 def song(pipe, seconds: float, steps: int) -> torch.Tensor:
@@ -70,7 +75,10 @@ def test_it_has_the_real_layout_and_stays_small(tiny):
 
 def test_the_xl_shape_has_narrower_conditions(pipe, pipe_xl):
     def widths(pipeline) -> tuple[int, int]:
-        return pipeline.transformer.config.hidden_size, pipeline.transformer.config.encoder_hidden_size
+        return (
+            pipeline.transformer.config.hidden_size,
+            pipeline.transformer.config.encoder_hidden_size,
+        )
 
     assert widths(pipe)[0] == widths(pipe)[1]
     assert widths(pipe_xl)[0] != widths(pipe_xl)[1]
@@ -80,7 +88,9 @@ def test_the_xl_shape_has_narrower_conditions(pipe, pipe_xl):
 @pytest.mark.slow
 def test_it_has_equal_bytes_everywhere_and_leaves_the_global_generator_alone(tiny, tmp_path):
     elsewhere = tmp_path / "elsewhere" / "a"
-    other = in_new_process(f"from pathlib import *; from tools.random_models import *; make_checkpoint({elsewhere!r})")
+    other = in_new_process(
+        f"from pathlib import *; from tools.random_models import *; make_checkpoint({elsewhere!r})"
+    )
     torch.manual_seed(5)
     state = torch.get_rng_state()
     make_checkpoint(tmp_path / "here")
@@ -99,13 +109,18 @@ def test_the_language_models_in_assets_are_those_that_the_tool_makes(tmp_path, m
         monkeypatch.setitem(random_models.RANDOM_MODELS, variable, tmp_path / shipped.name)
     random_models.main()
     for shipped in (PLANNER, SONGWRITER):
-        made, kept = (load_file(folder / "model.safetensors") for folder in (tmp_path / shipped.name, shipped))
+        made, kept = (
+            load_file(folder / "model.safetensors") for folder in (tmp_path / shipped.name, shipped)
+        )
         assert made.keys() == kept.keys()
         for name in kept:
             # The normal draws are made from equal bits by logarithms and cosines, which processors round differently.
             assert made[name].dtype == kept[name].dtype
             assert torch.allclose(made[name], kept[name], rtol=1e-5, atol=1e-6), name
-        words = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (tmp_path / shipped.name, shipped)]
+        words = [
+            AutoTokenizer.from_pretrained(folder).get_vocab()
+            for folder in (tmp_path / shipped.name, shipped)
+        ]
         assert words[0] == words[1]
 
 
@@ -129,7 +144,9 @@ def test_songs_of_every_length_are_sound(pipe, seconds, steps):
 @pytest.mark.slow
 def test_random_latents_are_heard_and_differ_and_silence_has_a_latent(pipe):
     generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(2, pipe.transformer.config.audio_acoustic_hidden_dim, 250, generator=generator)
+    latents = torch.randn(
+        2, pipe.transformer.config.audio_acoustic_hidden_dim, 250, generator=generator
+    )
     with torch.no_grad():
         sounds = pipe.vae.decode(latents).sample
         silence = pipe.vae.encode(torch.zeros(1, 2, 480_000)).latent_dist.mode()

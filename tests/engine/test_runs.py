@@ -89,12 +89,19 @@ def test_a_detached_song_is_followed_and_fetched_by_its_id_alone(server, web):
 
 
 def test_a_wrong_id_gets_the_answer_of_one_that_never_was(web):
-    answers = [web.get(f"/runs/{run}{more}") for run in ("0" * 32, "../etc") for more in ("", "/events", "/takes/1")]
+    answers = [
+        web.get(f"/runs/{run}{more}")
+        for run in ("0" * 32, "../etc")
+        for more in ("", "/events", "/takes/1")
+    ]
     answers += [web.post(f"/runs/{'0' * 32}/cancel")]
     known = [answer for answer in answers if answer.url.path.startswith("/runs/0")]
     assert {answer.status_code for answer in known} == {404}
     assert {answer.json()["code"] for answer in known} == {"no_run"}
-    assert web.get("/runs").status_code == 400 and web.get("/runs", params={"id": ["a"] * 21}).status_code == 400
+    assert (
+        web.get("/runs").status_code == 400
+        and web.get("/runs", params={"id": ["a"] * 21}).status_code == 400
+    )
     assert web.get(f"/runs/{'0' * 32}/events", params={"after": "x"}).status_code == 400
     assert web.get(f"/runs/{'0' * 32}/cancel").status_code == 405
     (facts,) = web.get("/runs", params={"id": "<b>"}).json()
@@ -114,11 +121,17 @@ def test_a_song_is_cancelled_by_its_id_within_a_step_and_one_that_waits_at_once(
     assert finished(web, long)["problem"]["code"] == "cancelled"
     until(lambda: not backend.get_backend().models.turn.locked())
     assert streamed(web, long)[-1][1] == "cancelled"
-    assert web.post(f"/runs/{long}/cancel").json() == {"run": long, "cancelled": False, "state": "cancelled"}
+    assert web.post(f"/runs/{long}/cancel").json() == {
+        "run": long,
+        "cancelled": False,
+        "state": "cancelled",
+    }
 
 
 @pytest.mark.slow
-def test_fifty_owners_with_three_songs_each_take_turns_and_the_33rd_gets_its_sentence(server, web, capsys):
+def test_fifty_owners_with_three_songs_each_take_turns_and_the_33rd_gets_its_sentence(
+    server, web, capsys
+):
     """Whoever asked first for three songs still waits for everybody's first one."""
     found = runs.runs_of(backend.get_backend())
     asked = parse_request("generate", {"prompt": "calm piano", "duration": 10, "options": ONE_STEP})
@@ -160,11 +173,17 @@ def test_a_studio_that_is_killed_says_what_it_cut_off_and_still_serves_its_songs
             done = detached(server)
             (take,) = finished(web, done)["takes"]
             song = web.get(take).content
-            running, waiting = detached(server, duration=60, options={"steps": 200}), detached(server)
+            running, waiting = (
+                detached(server, duration=60, options={"steps": 200}),
+                detached(server),
+            )
             until(lambda: (state(web, running)["progress"] or {}).get("stage") == "steps")
         process.send_signal(signal.SIGKILL)
         process.wait(60)
-    with serving(tmp_path, **environ) as (process, address), httpx.Client(base_url=address, timeout=120) as web:
+    with (
+        serving(tmp_path, **environ) as (process, address),
+        httpx.Client(base_url=address, timeout=120) as web,
+    ):
         for run in (running, waiting):
             facts = state(web, run)
             assert facts["state"] == "cut_off" and "restarted. Make it again." in facts["sentence"]

@@ -10,7 +10,11 @@ def test_visits_leave_no_memory_behind():
     lines = soak.main(["--songs", "0", "--visits", "60", "--sessions", "10"])
     half, last = lines[5], lines[-1]
     assert (last["MB"] - half["MB"]) / (last["visits"] - half["visits"]) < 0.2
-    assert last["threads"] <= half["threads"] + 5 and last["files"] <= half["files"] + 5 and last["jobs"] == 0
+    assert (
+        last["threads"] <= half["threads"] + 5
+        and last["files"] <= half["files"] + 5
+        and last["jobs"] == 0
+    )
 
 
 @pytest.mark.matrix
@@ -25,4 +29,8 @@ def test_runs_that_are_left_in_every_way_leave_nothing_behind():
     lines = soak.main(["--songs", "0", "--visits", "0", "--runs", "200"])
     half, last = lines[5], lines[-1]
     assert last["MB"] - half["MB"] < 40
-    assert last["threads"] <= half["threads"] + 5 and last["files"] <= half["files"] + 5 and last["jobs"] == 0
+    assert (
+        last["threads"] <= half["threads"] + 5
+        and last["files"] <= half["files"] + 5
+        and last["jobs"] == 0
+    )

@@ -31,11 +31,15 @@ SECONDS = 12
 
 def test_the_config_names_the_heads(pipe):
     config = pipe.transformer.config
-    assert song_align.alignment_heads({**config, song_align.CONFIG_KEY: {"0": [1], "1": [0, 1]}}) == HEADS
+    assert (
+        song_align.alignment_heads({**config, song_align.CONFIG_KEY: {"0": [1], "1": [0, 1]}})
+        == HEADS
+    )
     for named in (None, {"99": [0]}, {"0": [99]}, {"0": ["x"]}, {"0": 3}, [1]):
         assert song_align.alignment_heads({**config, song_align.CONFIG_KEY: named}) == {}, named
     assert (
-        song_align.alignment_heads({}) == {} and song_align.alignment_heads({song_align.CONFIG_KEY: {"0": [1]}}) == {}
+        song_align.alignment_heads({}) == {}
+        and song_align.alignment_heads({song_align.CONFIG_KEY: {"0": [1]}}) == {}
     )
     # The official shapes have the heads of upstream.
     for shape, layer, heads in (((32, 32), 5, (5, 6, 7)), ((24, 16), 3, (10, 11))):
@@ -51,7 +55,9 @@ def test_attention_is_what_the_transformer_attends_to_and_leaves_nothing_behind(
     assert torch.equal(_forward(pipe, condition, latents), before)
     assert not any(layer.cross_attn._forward_pre_hooks for layer in pipe.transformer.layers)
     everything = _eager(pipe, condition, latents, noise, 0.02, monkeypatch)
-    expected = np.stack([everything[layer][head][:, SONG].T for layer in HEADS for head in HEADS[layer]])
+    expected = np.stack(
+        [everything[layer][head][:, SONG].T for layer in HEADS for head in HEADS[layer]]
+    )
     assert heard.shape == (3, 5, 31)
     np.testing.assert_allclose(heard, expected, atol=1e-3)
     assert heard.astype(np.float32).std() > 0
@@ -77,7 +83,10 @@ def test_the_warp_is_the_cheapest_way():
     for rows, columns in [(1, 9), (7, 1), (6, 11), (11, 6)]:
         cost = np.random.default_rng(rows * columns).normal(size=(rows, columns))
         found = song_align.warp(cost)
-        assert (found[0][0], found[1][0]) == (0, 0) and (found[0][-1], found[1][-1]) == (rows - 1, columns - 1)
+        assert (found[0][0], found[1][0]) == (0, 0) and (found[0][-1], found[1][-1]) == (
+            rows - 1,
+            columns - 1,
+        )
         steps = set(zip(np.diff(found[0]), np.diff(found[1]), strict=True))
         assert steps <= {(0, 1), (1, 0), (1, 1)}
         assert cost[found].sum() == pytest.approx(_cheapest(cost))
@@ -91,7 +100,10 @@ def test_lines_are_timed_where_the_attention_is():
     for row, (start, end) in enumerate(itertools.pairwise(borders)):
         heads[:, row, start:end] += 0.9
     lines = song_align.timed_lines(heads, tokens, lyrics, 8.0)
-    assert [tuple(line.values()) for line in lines] == [(1.0, 4.0, "first line"), (4.4, 8.0, "second line")]
+    assert [tuple(line.values()) for line in lines] == [
+        (1.0, 4.0, "first line"),
+        (4.4, 8.0, "second line"),
+    ]
     assert song_align.lrc(lines) == "[00:01.00]first line\n[00:04.40]second line\n"
 
 
@@ -110,7 +122,9 @@ def test_the_score_tells_singing_from_noise():
 
 def _song(pipe, frames):
     words = {"prompt": "piano", "lyrics": LYRICS, "audio_duration": frames / 25}
-    condition = song_conditions.encode_condition(pipe, words, song_conditions.silent_context(pipe, frames))
+    condition = song_conditions.encode_condition(
+        pipe, words, song_conditions.silent_context(pipe, frames)
+    )
     generators = song_loop.generators_for((1, 2))
     channels = pipe.transformer.config.audio_acoustic_hidden_dim
     latents, noise = song_loop.draw_noise(generators, frames, channels).split(1)
@@ -120,7 +134,9 @@ def _song(pipe, frames):
 def _forward(pipe, condition, latents, t=0.02):
     time = torch.full((1,), t)
     with torch.no_grad():
-        return pipe.transformer(latents, time, time, condition.states, condition.context, return_dict=False)[0]
+        return pipe.transformer(
+            latents, time, time, condition.states, condition.context, return_dict=False
+        )[0]
 
 
 def _eager(pipe, condition, latents, noise, t, monkeypatch):
@@ -146,7 +162,11 @@ def _eager(pipe, condition, latents, noise, t, monkeypatch):
 def _cheapest(cost):
     total = np.full_like(cost, np.inf)
     for i, j in np.ndindex(cost.shape):
-        before = [total[i - 1, j - 1]] * (i > 0 and j > 0) + [total[i - 1, j]] * (i > 0) + [total[i, j - 1]] * (j > 0)
+        before = (
+            [total[i - 1, j - 1]] * (i > 0 and j > 0)
+            + [total[i - 1, j]] * (i > 0)
+            + [total[i, j - 1]] * (j > 0)
+        )
         total[i, j] = cost[i, j] + (min(before) if before else 0)
     return total[-1, -1]
 
@@ -159,7 +179,9 @@ def studio(tiny, tmp_path_factory):
     """Return a backend on a copy of the tiny checkpoint whose transformer names the heads that follow the lyrics."""
     copy = shutil.copytree(tiny, tmp_path_factory.mktemp("checkpoints") / "with-heads")
     place = copy / "transformer" / "config.json"
-    place.write_text(json.dumps({**json.loads(place.read_text()), song_align.CONFIG_KEY: {"0": [1], "1": [0]}}))
+    place.write_text(
+        json.dumps({**json.loads(place.read_text()), song_align.CONFIG_KEY: {"0": [1], "1": [0]}})
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACE_STUDIO_MODEL", str(copy))
         fresh = backend.Backend()
@@ -177,13 +199,22 @@ def take(tmp_path_factory):
 
 
 def ask(take, **values):
-    words = {"source": take, "prompt": "calm piano", "lyrics": LYRICS, "language": "en", "bpm": 90, "seed": 7}
+    words = {
+        "source": take,
+        "prompt": "calm piano",
+        "lyrics": LYRICS,
+        "language": "en",
+        "bpm": 90,
+        "seed": 7,
+    }
     return parse_request("align", {**words, **values})
 
 
 def timed(studio, take, **values):
     *progress, last = studio.stream(ask(take, **values))
-    assert {"preparing", "aligning"} <= {event.stage for event in progress if isinstance(event, Progress)}
+    assert {"preparing", "aligning"} <= {
+        event.stage for event in progress if isinstance(event, Progress)
+    }
     assert isinstance(last, Done) and not last.files, last
     return json.loads(json.dumps(last.record))
 

@@ -26,12 +26,16 @@ def step(transformer, frames, windows=True, guided=True, inputs=None):
     """Return a step's velocities, in windows or by the stock transformer."""
     torch.manual_seed(1)
     inputs = inputs or bench_loop.inputs_of(transformer, frames, TAKES)
-    return (bench_loop.studio_step if windows else bench_loop.stock_step)(transformer, inputs, guided)
+    return (bench_loop.studio_step if windows else bench_loop.stock_step)(
+        transformer, inputs, guided
+    )
 
 
 # 25 frames a second, 2 per token: the first length with windows, odd ones, whole blocks, 60 s.
 @pytest.mark.numbers
-@pytest.mark.parametrize(("frames", "guided"), [(514, True), (515, False), (997, True), (1024, True), (1500, False)])
+@pytest.mark.parametrize(
+    ("frames", "guided"), [(514, True), (515, False), (997, True), (1024, True), (1500, False)]
+)
 def test_windows_and_one_null_token_give_what_the_dense_mask_gives(transformer, frames, guided):
     stock = step(transformer, frames, windows=False, guided=guided)
     assert stock.shape[0] == TAKES * (1 + guided)
@@ -50,10 +54,14 @@ def test_a_condition_that_is_not_cached_gives_the_same(transformer):
     """As the alignment of lyrics calls the transformer, with hooks on the cross-attention."""
     inputs, heard = bench_loop.inputs_of(transformer, 600, TAKES), []
     cross = transformer.layers[1].cross_attn
-    hook = cross.register_forward_pre_hook(lambda _, __, named: heard.append(sorted(named)), with_kwargs=True)
+    hook = cross.register_forward_pre_hook(
+        lambda _, __, named: heard.append(sorted(named)), with_kwargs=True
+    )
     with hook:
         ours = bench_loop.call(transformer, inputs, inputs.condition.rows(TAKES), 1)
-    assert torch.allclose(ours, step(transformer, 600, windows=False, guided=False, inputs=inputs), atol=TOLERANCE)
+    assert torch.allclose(
+        ours, step(transformer, 600, windows=False, guided=False, inputs=inputs), atol=TOLERANCE
+    )
     assert len(heard) == 1 and "encoder_hidden_states" in heard[0]
 
 
@@ -62,7 +70,12 @@ def test_no_call_of_attention_is_one_that_fast_kernels_refuse(transformer, monke
     seen, real = [], torch.nn.functional.scaled_dot_product_attention
 
     def spy(query, key, value, attn_mask=None, **more):
-        seen.append((query.shape[1] == key.shape[1] and not more, attn_mask is not None and attn_mask.numel()))
+        seen.append(
+            (
+                query.shape[1] == key.shape[1] and not more,
+                attn_mask is not None and attn_mask.numel(),
+            )
+        )
         return real(query, key, value, attn_mask=attn_mask, **more)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
@@ -89,7 +102,9 @@ def one_thread():
 @pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_the_memory_estimate_is_what_a_step_takes(transformer, one_thread, seconds):
     config = transformer.config
-    song = estimate.Song(seconds, TAKES, config=config, number_bytes=4, condition=bench_loop.CONDITION_TOKENS)
+    song = estimate.Song(
+        seconds, TAKES, config=config, number_bytes=4, condition=bench_loop.CONDITION_TOKENS
+    )
     measured = bench_loop.peak_bytes(lambda: step(transformer, 25 * seconds))
     assert estimate.song_bytes(song) == pytest.approx(measured, rel=0.25)
 

@@ -35,7 +35,9 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("asked", "on_zerogpu", "said"), SETTINGS)
-def test_an_unusable_setting_is_a_warning_and_changes_nothing(monkeypatch, caplog, asked, on_zerogpu, said):
+def test_an_unusable_setting_is_a_warning_and_changes_nothing(
+    monkeypatch, caplog, asked, on_zerogpu, said
+):
     made = bench_loop.build("small", 1)
     monkeypatch.setenv("ACE_STUDIO_COMPILE", asked)
     monkeypatch.setattr(song_compilation, "on_zerogpu", lambda: on_zerogpu)
@@ -98,7 +100,9 @@ def test_packages_compiled_ahead_of_time_compute_every_layer_with_its_own_weight
 def differ(transformer, frames: int) -> float:
     """Return how far a guided step is from the stock transformer's."""
     inputs = bench_loop.inputs_of(transformer, frames, 1)
-    sides = (side(transformer, inputs, True) for side in (bench_loop.studio_step, bench_loop.stock_step))
+    sides = (
+        side(transformer, inputs, True) for side in (bench_loop.studio_step, bench_loop.stock_step)
+    )
     return float(torch.sub(*sides).abs().max())
 
 

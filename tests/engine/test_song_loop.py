@@ -35,17 +35,23 @@ TOLERANCE = 1e-4
 
 
 def condition_of(pipe, words, timbre=None, timbre_token=True):
-    context = song_conditions.silent_context(pipe, song_codec.frames_for(pipe, words["audio_duration"]))
+    context = song_conditions.silent_context(
+        pipe, song_codec.frames_for(pipe, words["audio_duration"])
+    )
     return song_conditions.encode_condition(pipe, words, context, timbre, timbre_token)
 
 
-def a_run(pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, timbre=None, **changes):
+def a_run(
+    pipe, seeds=(7,), steps=6, shift=1.0, timbre_token=True, words=WORDS, timbre=None, **changes
+):
     """Return a guided text2music run; `changes` replace its fields."""
     generators = song_loop.generators_for(seeds)
     channels = pipe.transformer.config.audio_acoustic_hidden_dim
     run = song_loop.Run(
         condition=condition_of(pipe, words, timbre, timbre_token),
-        start=song_loop.draw_noise(generators, song_codec.frames_for(pipe, words["audio_duration"]), channels),
+        start=song_loop.draw_noise(
+            generators, song_codec.frames_for(pipe, words["audio_duration"]), channels
+        ),
         generators=generators,
         sigmas=song_loop.schedule(steps, shift),
         guidance=7.0,
@@ -80,17 +86,28 @@ def stock(pipe, seeds=(7,), words=WORDS, **changes):
 def test_text2music_equals_the_pipeline_bit_for_bit(pipe, pipe_xl):
     for guidance, shift in ((1.0, 3.0), (7.0, 1.0)):
         ours = final(pipe, a_run(pipe, guidance=guidance, shift=shift))
-        assert torch.equal(ours, stock(pipe, guidance_scale=guidance, shift=shift)), (guidance, shift)
+        assert torch.equal(ours, stock(pipe, guidance_scale=guidance, shift=shift)), (
+            guidance,
+            shift,
+        )
     assert torch.equal(final(pipe_xl, a_run(pipe_xl, timbre_token=False)), stock(pipe_xl))
 
 
 @pytest.mark.numbers
-@pytest.mark.parametrize("changes", [{"guidance": 1.0}, {"cfg_start": 0.2, "cfg_end": 0.7, "seeds": (7, 8)}])
+@pytest.mark.parametrize(
+    "changes", [{"guidance": 1.0}, {"cfg_start": 0.2, "cfg_end": 0.7, "seeds": (7, 8)}]
+)
 def test_a_long_song_equals_the_pipeline(pipe_xl, changes):
     ours = final(pipe_xl, a_run(pipe_xl, words=LONG, timbre_token=False, **changes))
-    names = {"guidance": "guidance_scale", "cfg_start": "cfg_interval_start", "cfg_end": "cfg_interval_end"}
+    names = {
+        "guidance": "guidance_scale",
+        "cfg_start": "cfg_interval_start",
+        "cfg_end": "cfg_interval_end",
+    }
     with bench_loop.stock(pipe_xl.transformer):
-        theirs = stock(pipe_xl, words=LONG, **{names.get(name, name): value for name, value in changes.items()})
+        theirs = stock(
+            pipe_xl, words=LONG, **{names.get(name, name): value for name, value in changes.items()}
+        )
     assert torch.allclose(ours, theirs, atol=TOLERANCE)
 
 
@@ -114,7 +131,9 @@ def test_sde_uses_each_takes_own_generator_and_follows_the_formula(pipe):
     state = torch.get_rng_state()
     both = final(pipe, a_run(pipe, seeds=(7, 8), sampler="sde"))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.allclose(both[1], final(pipe, a_run(pipe, seeds=(8,), sampler="sde"))[0], atol=TOLERANCE)
+    assert torch.allclose(
+        both[1], final(pipe, a_run(pipe, seeds=(8,), sampler="sde"))[0], atol=TOLERANCE
+    )
     run = a_run(pipe, steps=3, shift=2.0, sampler="sde", guidance=1.0)
     first = next(song_loop.denoise(pipe, run))
     euler = next(song_loop.denoise(pipe, dataclasses.replace(run, sampler="ode")))
@@ -122,7 +141,9 @@ def test_sde_uses_each_takes_own_generator_and_follows_the_formula(pipe):
     velocity = (euler - run.start) / (t_next - t)
     generator = torch.Generator("cpu").manual_seed(7)
     _, noise = (torch.randn(run.start.shape, generator=generator) for _ in range(2))
-    assert torch.allclose(first, t_next * noise + (1 - t_next) * (run.start - t * velocity), atol=TOLERANCE)
+    assert torch.allclose(
+        first, t_next * noise + (1 - t_next) * (run.start - t * velocity), atol=TOLERANCE
+    )
 
 
 def test_variation_turns_from_one_noise_to_the_other():
@@ -151,7 +172,9 @@ def test_a_switch_equals_the_pipeline_in_two_halves(pipe):
         return tensors
 
     first = stock(pipe, guidance_scale=1.0, callback_on_step_end=stop)
-    second = stock(pipe, words=OTHER, guidance_scale=1.0, latents=first, timesteps=list(run.sigmas[3:]))
+    second = stock(
+        pipe, words=OTHER, guidance_scale=1.0, latents=first, timesteps=list(run.sigmas[3:])
+    )
     assert torch.equal(final(pipe, run), second)
 
 
@@ -160,7 +183,9 @@ def test_injection_equals_the_pipelines_with_a_callback(pipe, monkeypatch):
     clean, samples = a_source(pipe)
     new = song_loop.region(pipe, clean, [(48_000, 96_000)])
     words = {**WORDS, "instruction": song_conditions.REPAINT}
-    condition = song_conditions.encode_condition(pipe, words, song_conditions.masked_context(pipe, clean, new))
+    condition = song_conditions.encode_condition(
+        pipe, words, song_conditions.masked_context(pipe, clean, new)
+    )
     run = a_run(pipe, words=words, keep=song_loop.Keep(new, clean, 4), condition=condition)
 
     def inject(pipeline, index, timestep, tensors):
@@ -173,7 +198,12 @@ def test_injection_equals_the_pipelines_with_a_callback(pipe, monkeypatch):
     kind = type(pipe.vae.encode(torch.zeros(1, 2, FRAME)).latent_dist)
     monkeypatch.setattr(kind, "sample", lambda posterior, generator=None: posterior.mode())
     padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, -samples.shape[1] % FRAME))
-    region = {"task_type": "repaint", "src_audio": padded, "repainting_start": 1.0, "repainting_end": 2.0}
+    region = {
+        "task_type": "repaint",
+        "src_audio": padded,
+        "repainting_start": 1.0,
+        "repainting_end": 2.0,
+    }
     expected = stock(pipe, **region, latents=run.start, callback_on_step_end=inject)
     assert torch.equal(final(pipe, run), expected)
 
@@ -199,12 +229,19 @@ def test_a_morph_follows_upstreams_formula(pipe):
     clean, _ = a_source(pipe)
     run, source = a_run(pipe, guidance=1.0), condition_of(pipe, OTHER)
     plan = song_loop.Morph(source, clean, 1, 3, 2)
-    ours = final(pipe, dataclasses.replace(run, start=clean, morph=plan, generators=song_loop.generators_for((5,))))
+    ours = final(
+        pipe,
+        dataclasses.replace(
+            run, start=clean, morph=plan, generators=song_loop.generators_for((5,))
+        ),
+    )
 
     def velocity(x, condition, t):
         time = torch.full((1,), t)
         with torch.no_grad():
-            return pipe.transformer(x, time, time, condition.states, condition.context, return_dict=False)[0]
+            return pipe.transformer(
+                x, time, time, condition.states, condition.context, return_dict=False
+            )[0]
 
     generator = torch.Generator().manual_seed(5)
     z, sigmas = clean.clone(), [*run.sigmas, 0.0]
@@ -214,7 +251,10 @@ def test_a_morph_follows_upstreams_formula(pipe):
             e = torch.randn(clean.shape, generator=generator)
             zs = (1 - sigmas[i]) * clean + sigmas[i] * e
             zt = z + zs - clean
-            change = change + (velocity(zt, run.condition, sigmas[i]) - velocity(zs, source, sigmas[i])) / 2
+            change = (
+                change
+                + (velocity(zt, run.condition, sigmas[i]) - velocity(zs, source, sigmas[i])) / 2
+            )
         z = z + (sigmas[i + 1] - sigmas[i]) * change
     e = torch.randn(clean.shape, generator=generator)
     x = z + (1 - sigmas[3]) * clean + sigmas[3] * e - clean
@@ -239,7 +279,9 @@ def test_the_context_of_a_cover_is_the_pipelines_and_that_of_its_codes(pipe):
     assert context[..., channels:].eq(1).all()
     codes = song_conditions.audio_codes(pipe, clean)
     assert len(codes) == math.ceil(clean.shape[1] / 5)
-    assert torch.allclose(song_conditions.codes_context(pipe, [codes])[:, : clean.shape[1]], context, atol=TOLERANCE)
+    assert torch.allclose(
+        song_conditions.codes_context(pipe, [codes])[:, : clean.shape[1]], context, atol=TOLERANCE
+    )
 
 
 # --- token budget -------------------------------------------------------------------------------------------------
@@ -250,7 +292,9 @@ def read_by_the_model(pipe, words):
     return pipe.tokenizer.decode(pipe.tokenizer(text, truncation=True, max_length=256).input_ids)
 
 
-@pytest.mark.parametrize(("piece", "joint"), [("bright acoustic guitar with strings ", " "), ("古典鋼琴與弦樂", "")])
+@pytest.mark.parametrize(
+    ("piece", "joint"), [("bright acoustic guitar with strings ", " "), ("古典鋼琴與弦樂", "")]
+)
 def test_a_long_prompt_is_cut_at_a_word_or_a_character_and_keeps_the_metadata(pipe, piece, joint):
     long = {**WORDS, "prompt": piece * 100}
     assert "bpm: 90" not in read_by_the_model(pipe, long)
@@ -260,7 +304,11 @@ def test_a_long_prompt_is_cut_at_a_word_or_a_character_and_keeps_the_metadata(pi
         assert fact in fitted
     assert f"{kept}{joint}{dropped}" == long["prompt"].strip() and len(kept) > 10
     # One more word would not fit.
-    assert not joint or song_conditions.count_tokens(pipe, {**long, "prompt": f"{kept} {dropped.split()[0]}"})[0] > 256
+    assert (
+        not joint
+        or song_conditions.count_tokens(pipe, {**long, "prompt": f"{kept} {dropped.split()[0]}"})[0]
+        > 256
+    )
 
 
 # --- audio in and out of latents ----------------------------------------------------------------------------------
@@ -268,7 +316,9 @@ def test_a_long_prompt_is_cut_at_a_word_or_a_character_and_keeps_the_metadata(pi
 
 @pytest.mark.parametrize("frames", [25, pytest.param(513, marks=pytest.mark.slow)])
 def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
-    latents = song_loop.draw_noise(song_loop.generators_for((1,)), frames, pipe.vae.config.decoder_input_channels)
+    latents = song_loop.draw_noise(
+        song_loop.generators_for((1,)), frames, pipe.vae.config.decoder_input_channels
+    )
     tiles = list(song_codec.decode_latents(pipe, latents))
     joined = torch.cat([audio for *_, audio in tiles], dim=-1)
     with torch.no_grad():
@@ -279,7 +329,9 @@ def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
 
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(47.3, marks=pytest.mark.slow)])
 def test_encoding_takes_the_mode_and_equals_the_vaes_own_tiling(pipe, seconds):
-    samples = np.random.default_rng(3).standard_normal((2, round(48_000 * seconds)), np.float32) * 0.3
+    samples = (
+        np.random.default_rng(3).standard_normal((2, round(48_000 * seconds)), np.float32) * 0.3
+    )
     ours = result_of(song_codec.encode(pipe, samples, "reading"))
     padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, -samples.shape[1] % FRAME))
     with torch.no_grad():
@@ -299,4 +351,6 @@ def test_a_reference_becomes_thirty_seconds_of_timbre(pipe, seconds):
     wave = 0.4 * np.sin(np.arange(seconds * 48_000, dtype=np.float32) * 2 * math.pi * 220 / 48_000)
     timbre = result_of(song_codec.reference_latents(pipe, np.stack([wave, wave])))
     assert timbre.shape[1] == 750
-    assert not torch.equal(final(pipe, a_run(pipe, steps=2, timbre=timbre)), final(pipe, a_run(pipe, steps=2)))
+    assert not torch.equal(
+        final(pipe, a_run(pipe, steps=2, timbre=timbre)), final(pipe, a_run(pipe, steps=2))
+    )

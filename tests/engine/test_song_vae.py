@@ -83,7 +83,9 @@ def test_channels_that_carry_nothing_are_left_out(monkeypatch):
     for layer in (ours.decoder.snake1, ours.encoder.block[0].snake1):
         layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.shape[1]))
     lengths = []
-    ours.decoder.block[-1].conv_t1.register_forward_hook(lambda layer, inputs, _: lengths.append(inputs[0].shape[2]))
+    ours.decoder.block[-1].conv_t1.register_forward_hook(
+        lambda layer, inputs, _: lengths.append(inputs[0].shape[2])
+    )
     samples = audio_of(stock, 40)
     latents = stock.encode(samples).latent_dist.mode()
     assert torch.allclose(ours.encode(samples).latent_dist.mode(), latents, atol=TOLERANCE)
@@ -95,7 +97,11 @@ def test_channels_that_carry_nothing_are_left_out(monkeypatch):
 # Stride by stride as the real VAE, as the built-in one, and as small as it gets.
 @pytest.mark.numbers
 @pytest.mark.parametrize(
-    "strides", [[2, 4, 4, 6, 10], *(pytest.param(strides, marks=pytest.mark.slow) for strides in ([60, 8, 4], [3, 4]))]
+    "strides",
+    [
+        [2, 4, 4, 6, 10],
+        *(pytest.param(strides, marks=pytest.mark.slow) for strides in ([60, 8, 4], [3, 4])),
+    ],
 )
 def test_tiles_overlap_as_far_as_the_vae_sees(strides):
     vae, _ = vaes(strides)
@@ -109,5 +115,7 @@ def test_tiles_overlap_as_far_as_the_vae_sees(strides):
     reached = latents.grad.abs().sum(dim=(0, 1)).nonzero().max() + 1
     assert reached in (2 * frames - 1, 2 * frames)  # no tile computes more than it needs
     samples = audio_of(vae, 3 * frames)
-    whole, part = (vae.encode(each).latent_dist.mode() for each in (samples, samples[..., : 2 * frames * hop]))
+    whole, part = (
+        vae.encode(each).latent_dist.mode() for each in (samples, samples[..., : 2 * frames * hop])
+    )
     assert torch.allclose(part[..., :frames], whole[..., :frames], atol=TOLERANCE)

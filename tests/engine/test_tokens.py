@@ -24,12 +24,24 @@ def counter(tiny: Path) -> page_hints.TokenCounter:
 
 
 def test_words_are_counted_and_cut_as_in_the_pipeline(pipe: Any, counter):
-    for prompt, facts in itertools.product(PROMPTS, ({}, {"bpm": 96, "keyscale": "F# minor", "timesignature": "6"})):
+    for prompt, facts in itertools.product(
+        PROMPTS, ({}, {"bpm": 96, "keyscale": "F# minor", "timesignature": "6"})
+    ):
         words = {"prompt": prompt, "audio_duration": 123.9, "instruction": modes.REPAINT, **facts}
-        assert song_conditions.count_tokens(counter, words) == song_conditions.count_tokens(pipe, words)
+        assert song_conditions.count_tokens(counter, words) == song_conditions.count_tokens(
+            pipe, words
+        )
         assert song_conditions.fit_prompt(counter, words) == song_conditions.fit_prompt(pipe, words)
-    words = {"prompt": "", "lyrics": "[Verse]\nTourne, tourne, ô nuit légère\n" * 30, "vocal_language": "fr"}
-    assert song_conditions.count_tokens(counter, words)[1] == song_conditions.count_tokens(pipe, words)[1] > 100
+    words = {
+        "prompt": "",
+        "lyrics": "[Verse]\nTourne, tourne, ô nuit légère\n" * 30,
+        "vocal_language": "fr",
+    }
+    assert (
+        song_conditions.count_tokens(counter, words)[1]
+        == song_conditions.count_tokens(pipe, words)[1]
+        > 100
+    )
 
 
 def test_the_budget_follows_the_form(counter):
@@ -40,8 +52,18 @@ def test_the_budget_follows_the_form(counter):
         ("extend", {"source": None, "before": "1", "after": "2"}, modes.REPAINT, 60),
         ("edit", {"action": "repaint", "source": None}, modes.REPAINT, 60),
         ("edit", {"action": "morph", "source": None}, modes.TEXT2MUSIC, 60),
-        ("edit", {"action": "layer", "track": "drums", "source": None}, modes.LAYER.format("DRUMS"), 60),
-        ("edit", {"action": "complete", "tracks": ["drums", "bass"]}, modes.COMPLETE.format("DRUMS | BASS"), 60),
+        (
+            "edit",
+            {"action": "layer", "track": "drums", "source": None},
+            modes.LAYER.format("DRUMS"),
+            60,
+        ),
+        (
+            "edit",
+            {"action": "complete", "tracks": ["drums", "bass"]},
+            modes.COMPLETE.format("DRUMS | BASS"),
+            60,
+        ),
     ]:
         there = {"prompt": "a song", "bpm": "96", "key": "F#m", "time_signature": "3", **there}
         words = {"prompt": "a song", "audio_duration": seconds, "instruction": instruction}
@@ -50,16 +72,26 @@ def test_the_budget_follows_the_form(counter):
         assert page_hints.prompt_budget(counter, mode, there) == expected, there
     # Nonsense in other fields does not matter.
     for nonsense in ["fast", "nan", "9" * 400, "-1e999", None]:
-        there = {"prompt": "a song", "bpm": nonsense, "key": nonsense, "time_signature": "", "duration": nonsense}
+        there = {
+            "prompt": "a song",
+            "bpm": nonsense,
+            "key": nonsense,
+            "time_signature": "",
+            "duration": nonsense,
+        }
         used, dropped = page_hints.prompt_budget(counter, "generate", there)
         assert used > 20 and dropped in ("", "a song"), nonsense
 
 
 def test_what_is_cut_is_named_and_a_book_is_counted_up_to_the_limit(counter):
-    used, dropped = page_hints.prompt_budget(counter, "generate", {"prompt": LONG, "duration": "60"})
+    used, dropped = page_hints.prompt_budget(
+        counter, "generate", {"prompt": LONG, "duration": "60"}
+    )
     assert used > MAX_TEXT_TOKENS
     assert dropped and LONG.strip().endswith(dropped)
-    used, _ = page_hints.prompt_budget(counter, "generate", {"prompt": "word " * 100_000, "duration": "60"})
+    used, _ = page_hints.prompt_budget(
+        counter, "generate", {"prompt": "word " * 100_000, "duration": "60"}
+    )
     assert used < 2 * TEXT_LIMITS["prompt"]
 
 

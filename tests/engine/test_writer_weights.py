@@ -97,7 +97,9 @@ def cut(path: Path) -> None:
 
 DAMAGES = {
     "config.json is missing": lambda folder: (folder / "config.json").unlink(),
-    "no language model": lambda folder: change(folder, architectures=["Qwen2ForSequenceClassification"]),
+    "no language model": lambda folder: change(
+        folder, architectures=["Qwen2ForSequenceClassification"]
+    ),
     "MLX": lambda folder: change(folder, quantization={"bits": 4}),
     "tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
     "chat template": remove_template,
@@ -131,7 +133,9 @@ def test_weights_that_do_not_load_or_fit_are_an_error(copy, monkeypatch):
             patch.setattr(models, "available_memory", lambda room=room: room)
             slot = writers.lyrics_slot(lambda: CPU)
             slot.weights = weights
-            with pytest.raises(StudioError, match="my-writer does not fit into the free memory") as caught:
+            with pytest.raises(
+                StudioError, match="my-writer does not fit into the free memory"
+            ) as caught:
                 slot.get()
             assert caught.value.problem.code == "out_of_memory"
             patch.setattr(lyrics, "TorchModel", lambda *_: pytest.fail("it was loaded"))

@@ -26,7 +26,15 @@ from model_memory import Placing
 from model_weights import DEFAULT_PLANNER
 from params import parse_request
 from status import LanguageModelStatus, SongwriterStatus
-from tests.engine.songs import assert_stops, result_of, samples_of, song, song_request, wait_for_turn, words
+from tests.engine.songs import (
+    assert_stops,
+    result_of,
+    samples_of,
+    song,
+    song_request,
+    wait_for_turn,
+    words,
+)
 from tests.weights import SONGWRITER
 
 pytestmark = pytest.mark.usefixtures("output", "brief_words")
@@ -72,7 +80,12 @@ def test_a_plan_is_used_and_in_the_record(studio):
     assert any(event.stage == "planning" and event.steps == 62 for event in events)
     plan = done.record["plan"]
     assert plan["used"] is True and plan["rewritten"] is False
-    assert (plan["model"], plan["temperature"], plan["cfg"], plan["seed"]) == ("random", 0.85, 2.0, 7)
+    assert (plan["model"], plan["temperature"], plan["cfg"], plan["seed"]) == (
+        "random",
+        0.85,
+        2.0,
+        7,
+    )
     assert LIMITS["bpm"].low <= plan["bpm"] <= LIMITS["bpm"].high
     assert done.record["instruction"] == modes.COVER
     assert {"loading", "planning"} <= set(done.record["seconds"])
@@ -94,15 +107,24 @@ def test_a_rewritten_prompt_is_used_and_what_the_visitor_gave_stays(studio):
 @pytest.mark.slow
 def test_each_setting_of_the_plan_changes_the_song_and_off_means_no_planner(studio, make_studio):
     (planned,) = samples_of(song(studio))
-    for change in ({"plan_temperature": 0.2}, {"plan_cfg": 4.0}, {"plan_seed": 99}, {"plan": False}):
+    for change in (
+        {"plan_temperature": 0.2},
+        {"plan_cfg": 4.0},
+        {"plan_seed": 99},
+        {"plan": False},
+    ):
         (changed,) = samples_of(song(studio, options=change))
         assert not np.allclose(planned, changed, atol=1e-4), change
     off = song(studio, options={"plan": False, "rewrite": True})
     assert off.record["plan"] == {"used": False, "reason": "Plan the song first was off."}
-    assert off.record["prompt_used"] == "calm piano" and off.record["instruction"] == modes.TEXT2MUSIC
+    assert (
+        off.record["prompt_used"] == "calm piano" and off.record["instruction"] == modes.TEXT2MUSIC
+    )
     without = song(make_studio(ACE_STUDIO_PLANNER="off"))
     assert without.record["plan"]["used"] is False
-    assert without.record["plan"]["reason"] == "The planner is switched off (ACE_STUDIO_PLANNER=off)."
+    assert (
+        without.record["plan"]["reason"] == "The planner is switched off (ACE_STUDIO_PLANNER=off)."
+    )
     assert without.record["notes"] == []
     assert np.array_equal(samples_of(off)[0], samples_of(without)[0])
 
@@ -116,14 +138,19 @@ def test_an_automatic_length_is_the_planners_and_the_page_hears_of_it(studio):
     assert samples.shape[1] == round(length["seconds"] * SAMPLE_RATE)
     assert done.record["request"]["duration"] is None
     clock = tooltips.clock(length["seconds"])
-    assert f"The song will be {clock} long." in [event.note for event in events if isinstance(event, Progress)]
+    assert f"The song will be {clock} long." in [
+        event.note for event in events if isinstance(event, Progress)
+    ]
     asked = song(studio, duration=length["seconds"], **GIVEN)
     assert np.allclose(samples, samples_of(asked)[0], atol=1e-4)
     assert "length" not in asked.record
 
 
 def test_without_a_plan_the_lyrics_or_the_style_decide_an_automatic_length(studio):
-    for asked, source in (({"lyrics": "[Verse]\nla la"}, "lyrics"), ({"prompt": "a jingle"}, "style")):
+    for asked, source in (
+        ({"lyrics": "[Verse]\nla la"}, "lyrics"),
+        ({"prompt": "a jingle"}, "style"),
+    ):
         made = song(studio, duration=None, options={"plan": False}, **asked)
         assert made.record["length"]["source"] == source
         guess = song_length.guess(song_request(duration=None, **asked))
@@ -147,7 +174,10 @@ def test_exclude_changes_the_plan_and_says_where_it_cannot(studio):
     (plain,) = samples_of(song(studio, **GIVEN))
     (without,) = samples_of(song(studio, options={"exclude": "no brass, no choir"}, **GIVEN))
     assert not np.allclose(plain, without, atol=1e-4)
-    for options, why in (({"plan": False}, "the song was not planned"), ({"plan_cfg": 1}, "Plan guidance is 1")):
+    for options, why in (
+        ({"plan": False}, "the song was not planned"),
+        ({"plan_cfg": 1}, "Plan guidance is 1"),
+    ):
         made = song(studio, options={"exclude": "no brass", **options}, **GIVEN)
         assert made.record["notes"] == [f"Exclude had no effect, because {why}."]
 
@@ -188,7 +218,10 @@ def test_a_plan_that_stays_stuck_is_used_with_a_warning(studio, monkeypatch):
     get_stuck(monkeypatch, 2)
     made = song(studio, **GIVEN)
     (take,) = made.record["takes"]
-    assert "The plan of take 1 repeats itself from 4 s on. Another seed often helps." in take["warnings"]
+    assert (
+        "The plan of take 1 repeats itself from 4 s on. Another seed often helps."
+        in take["warnings"]
+    )
 
 
 @pytest.mark.numbers
@@ -213,7 +246,9 @@ def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, m
             yield event
 
     monkeypatch.setattr(
-        song_codec, "decode_latents", lambda pipe, latents: made.append(latents) or decode(pipe, latents)
+        song_codec,
+        "decode_latents",
+        lambda pipe, latents: made.append(latents) or decode(pipe, latents),
     )
     monkeypatch.setattr(planner, "plan", plan_spy)
     song(studio, duration=10.05, lyrics="[Verse]\nla la", options={"steps": 4})
@@ -240,13 +275,18 @@ def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, m
 # --- songs without their plan -------------------------------------------------------------------------------------
 
 
-def test_without_a_planner_the_song_is_made_and_the_record_says_why(no_language_models, make_studio):
+def test_without_a_planner_the_song_is_made_and_the_record_says_why(
+    no_language_models, make_studio
+):
     studio = make_studio(ACE_STUDIO_PLANNER="")
     status = studio.status().planner
     assert (status.state, status.model) == ("none", DEFAULT_PLANNER)
     assert status.problem.code == "planner_missing" and "hf download" in status.problem.hint
     record = song(studio).record
-    assert record["plan"] == {"used": False, "reason": f"The planner {status.model} is not on this machine."}
+    assert record["plan"] == {
+        "used": False,
+        "reason": f"The planner {status.model} is not on this machine.",
+    }
     # So does a folder that is not a planner.
     studio = make_studio(ACE_STUDIO_PLANNER=str(SONGWRITER))
     assert "no audio tokens" in studio.status().planner.problem.message
@@ -284,7 +324,11 @@ def test_a_broken_planner_is_not_loaded_again_until_refresh(make_studio, monkeyp
     studio.models.load_all()
     assert loaded(studio) == (True, False, True)
     for _ in range(2):
-        assert song(studio).record["plan"] == {"used": False, "reason": "It is broken.", "failed": True}
+        assert song(studio).record["plan"] == {
+            "used": False,
+            "reason": "It is broken.",
+            "failed": True,
+        }
     assert calls == [1]
     status = studio.status().planner
     assert (status.state, status.problem.message) == ("failed", "It is broken.")
@@ -295,7 +339,9 @@ def test_a_broken_planner_is_not_loaded_again_until_refresh(make_studio, monkeyp
 @pytest.mark.slow
 def test_out_of_memory_while_a_language_model_is_loaded_leaves_the_song(make_studio, monkeypatch):
     studio = make_studio()
-    monkeypatch.setattr(model_memory, "free_room", lambda kind: 10**9)  # whatever else runs on this machine
+    monkeypatch.setattr(
+        model_memory, "free_room", lambda kind: 10**9
+    )  # whatever else runs on this machine
     expected = samples_of(song(studio, options={"plan": False}))[0]
     with monkeypatch.context() as patch:
         patch.setattr(planner, "load_planner", no_room)
@@ -352,7 +398,10 @@ def test_the_same_seed_writes_the_same_lyrics(studio):
 
 def test_without_a_writer_there_is_an_error(no_language_models, make_studio):
     failed = words(make_studio(ACE_STUDIO_LYRICS=""), "lyrics", brief="rain")
-    assert failed.problem.code == "weights_missing" and "is not on this machine" in failed.problem.message
+    assert (
+        failed.problem.code == "weights_missing"
+        and "is not on this machine" in failed.problem.message
+    )
     studio = make_studio(ACE_STUDIO_LYRICS="off")
     assert words(studio, "lyrics", brief="rain").problem.code == "writer_off"
     status = studio.status().songwriter
@@ -372,9 +421,13 @@ def test_out_of_memory_while_writing_is_an_error_of_its_own(studio):
 
 
 @pytest.mark.slow
-def test_only_the_models_that_a_job_needs_are_loaded_and_changed_ones_are_unloaded(make_studio, monkeypatch):
+def test_only_the_models_that_a_job_needs_are_loaded_and_changed_ones_are_unloaded(
+    make_studio, monkeypatch
+):
     studio = make_studio(built=False)
-    assert studio.status().songwriter == SongwriterStatus("ready", "random", "preview", None, "transformers")
+    assert studio.status().songwriter == SongwriterStatus(
+        "ready", "random", "preview", None, "transformers"
+    )
     assert isinstance(words(studio, "lyrics", brief="rain", options=SHORT), Done)
     assert loaded(studio) == (False, False, True)
     assert studio.status().songwriter.state == "loaded"
@@ -404,7 +457,9 @@ def tune(tmp_path):
 
     def write(number):
         path = tmp_path / f"tune-{number}.wav"
-        soundfile.write(path, np.random.default_rng(number).standard_normal((144_000, 2)) * 0.1 * number, 48_000)
+        soundfile.write(
+            path, np.random.default_rng(number).standard_normal((144_000, 2)) * 0.1 * number, 48_000
+        )
         return str(path)
 
     return write
@@ -414,10 +469,19 @@ def test_an_idea_becomes_a_song_in_words(studio):
     done = words(studio, "inspire", idea="a song of rain", language="fr")
     sketch = done.record["sketch"]
     assert set(sketch) == FIELDS and sketch["language"] == "fr" and sketch["prompt"]
-    assert (done.record["mode"], done.record["seed"], done.record["model"]["id"]) == ("inspire", 7, "random")
+    assert (done.record["mode"], done.record["seed"], done.record["model"]["id"]) == (
+        "inspire",
+        7,
+        "random",
+    )
     assert words(studio, "inspire", idea="a song of rain", language="fr").record["sketch"] == sketch
-    assert words(studio, "inspire", idea="a song of rain", language="fr", seed=8).record["sketch"] != sketch
-    assert words(studio, "inspire", instrumental=True).record["sketch"]["lyrics"] == "[Instrumental]"
+    assert (
+        words(studio, "inspire", idea="a song of rain", language="fr", seed=8).record["sketch"]
+        != sketch
+    )
+    assert (
+        words(studio, "inspire", instrumental=True).record["sketch"]["lyrics"] == "[Instrumental]"
+    )
     # It fits the request of a song.
     assert parse_request("generate", sketch).bpm == sketch["bpm"]
 
@@ -432,7 +496,11 @@ def test_a_polished_song_keeps_what_was_given(studio):
 @pytest.mark.slow
 def test_a_recording_is_described_from_its_own_codes(studio, tune, monkeypatch):
     seen, real = [], planner.describe
-    monkeypatch.setattr(planner, "describe", lambda model, codes, seed: seen.append(codes) or real(model, codes, seed))
+    monkeypatch.setattr(
+        planner,
+        "describe",
+        lambda model, codes, seed: seen.append(codes) or real(model, codes, seed),
+    )
     for number in (1, 2):
         record = words(studio, "describe", source=tune(number)).record
         assert set(record["sketch"]) == FIELDS and "source" not in record["request"]
@@ -445,7 +513,11 @@ def test_a_recording_is_described_from_its_own_codes(studio, tune, monkeypatch):
 
 def test_sketches_need_a_planner(make_studio, tune):
     studio = make_studio(ACE_STUDIO_PLANNER="off")
-    for mode, given in (("inspire", {}), ("polish", {"prompt": "x"}), ("describe", {"source": tune(1)})):
+    for mode, given in (
+        ("inspire", {}),
+        ("polish", {"prompt": "x"}),
+        ("describe", {"source": tune(1)}),
+    ):
         failed = words(studio, mode, **given)
         assert isinstance(failed, Failed) and failed.problem.code == "planner_off", mode
 
@@ -456,10 +528,15 @@ def test_sketches_need_a_planner(make_studio, tune):
 def test_cancel_stops_a_plan_and_lyrics_within_one_token(studio):
     model = studio.models.planner.get().model.get_decoder().embed_tokens
     assert_stops(
-        studio, song_request(duration=60), model, lambda e: isinstance(e, Progress) and e.stage == "planning" and e.step
+        studio,
+        song_request(duration=60),
+        model,
+        lambda e: isinstance(e, Progress) and e.stage == "planning" and e.step,
     )
     assert isinstance(song(studio), Done)
     request = parse_request("lyrics", {"brief": "rain", "options": {"max_tokens": 1_000}})
     model = studio.models.lyrics.get().model.language_model
-    assert_stops(studio, request, model, lambda event: isinstance(event, Draft) and event.tokens == 3)
+    assert_stops(
+        studio, request, model, lambda event: isinstance(event, Draft) and event.tokens == 3
+    )
     assert isinstance(words(studio, "lyrics", brief="rain", options=SHORT), Done)

@@ -21,7 +21,9 @@ from tests.program import ROOT
 from tests.waiting import until
 
 MADE_FOR = "0.51.3"
-LEAVES_AFTER = 5.0  # seconds, instead of a minute: how long a run without a card waits for its visitor
+LEAVES_AFTER = (
+    5.0  # seconds, instead of a minute: how long a run without a card waits for its visitor
+)
 
 
 def patch_torch() -> None:
@@ -46,10 +48,14 @@ def patch_spaces() -> None:
         from spaces.zero import client
         from spaces.zero.torch import patching
 
-        assert callable(zero.init) and callable(zero.move) and isinstance(patching.tensor_packs, list)
+        assert (
+            callable(zero.init) and callable(zero.move) and isinstance(patching.tensor_packs, list)
+        )
     except Exception as error:
         installed = metadata.version("spaces")
-        sys.exit(f"The patches are made for spaces {MADE_FOR} and do not fit {installed}: {error!r}")
+        sys.exit(
+            f"The patches are made for spaces {MADE_FOR} and do not fit {installed}: {error!r}"
+        )
 
     def move(callback=None):
         read_packs(patching.tensor_packs)
@@ -72,10 +78,18 @@ def read_packs(packs: list) -> None:
 
     for pack in packs:
         with open(pack.path(), "rb") as file:
-            for tensor, size, aligned in [each for batch in pack.batches for each in batch] + pack.big_tensors:
+            for tensor, size, aligned in [
+                each for batch in pack.batches for each in batch
+            ] + pack.big_tensors:
                 data = bytearray(file.read(aligned)[:size])
-                flat = torch.frombuffer(data, dtype=tensor.dtype) if size else torch.empty(0, dtype=tensor.dtype)
-                real = torch.empty(0, dtype=tensor.dtype).set_(flat.untyped_storage(), 0, tensor.shape, tensor.stride())
+                flat = (
+                    torch.frombuffer(data, dtype=tensor.dtype)
+                    if size
+                    else torch.empty(0, dtype=tensor.dtype)
+                )
+                real = torch.empty(0, dtype=tensor.dtype).set_(
+                    flat.untyped_storage(), 0, tensor.shape, tensor.stride()
+                )
                 for fake in pack.fakes[tensor]:
                     fake.data = real
 

@@ -23,9 +23,14 @@ from tests.program import ROOT
 pytestmark = pytest.mark.gpu
 RATE = 48_000
 LYRICS = (
-    "[Verse]\nSlow light on the window\nSteam above the cup\n[Chorus]\nStay a while, stay a while\nTill the day is up"
+    "[Verse]\nSlow light on the window\nSteam above the cup\n"
+    "[Chorus]\nStay a while, stay a while\nTill the day is up"
 )
-WORDS = {"prompt": "warm lo-fi piano with brushed drums, female vocals", "lyrics": LYRICS, "language": "en"}
+WORDS = {
+    "prompt": "warm lo-fi piano with brushed drums, female vocals",
+    "lyrics": LYRICS,
+    "language": "en",
+}
 
 # The tests' own environment names the preview and an empty cache, which libraries have read by now: a studio that runs
 # on what the user has is a process of its own.
@@ -58,7 +63,10 @@ class Studio:
         environ = {name: value for name, value in os.environ.items() if name not in OURS}
         # What the user named for this run: GPU_ACE_STUDIO_MODEL=... pytest -m gpu
         environ |= {name: os.environ[f"GPU_{name}"] for name in OURS if f"GPU_{name}" in os.environ}
-        environ |= {"ACE_STUDIO_OUTPUT": str(folder / "songs"), "GRADIO_TEMP_DIR": str(folder / "page")}
+        environ |= {
+            "ACE_STUDIO_OUTPUT": str(folder / "songs"),
+            "GRADIO_TEMP_DIR": str(folder / "page"),
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-c", WORKER],
             cwd=ROOT,
@@ -130,7 +138,10 @@ def test_generate(studio, seconds):
 
 @pytest.mark.timeout(1800)
 def test_four_takes_differ_and_a_seed_repeats_its_song(studio):
-    four = [heard(path, 30) for path in studio.ask("generate", **WORDS, duration=30, seed=7, takes=4)["files"]]
+    four = [
+        heard(path, 30)
+        for path in studio.ask("generate", **WORDS, duration=30, seed=7, takes=4)["files"]
+    ]
     assert not any(np.allclose(four[0], other, atol=1e-2) for other in four[1:])
     plain = {**WORDS, "duration": 30, "seed": 8}
     once, again = (heard(studio.ask("generate", **plain)["files"][0], 30) for _ in range(2))
@@ -149,14 +160,20 @@ def test_a_plan_shapes_the_song(studio):
 @pytest.mark.timeout(1800)
 def test_cover(studio, source):
     made = heard(
-        studio.ask("cover", **{**WORDS, "prompt": "hard rock with electric guitars"}, source=source)["files"][0], 30
+        studio.ask(
+            "cover", **{**WORDS, "prompt": "hard rock with electric guitars"}, source=source
+        )["files"][0],
+        30,
     )
     assert not np.allclose(made, audio.decode(source), atol=1e-2)
 
 
 @pytest.mark.timeout(1800)
 def test_extend_keeps_the_source(studio, source):
-    made = heard(studio.ask("extend", **WORDS, source=source, after=20, options={"overlap": 2})["files"][0], 50)
+    made = heard(
+        studio.ask("extend", **WORDS, source=source, after=20, options={"overlap": 2})["files"][0],
+        50,
+    )
     kept = 28 * RATE
     # 24 bits in the file.
     assert np.abs(made[:, :kept] - audio.decode(source)[:, :kept]).max() < 2**-22
@@ -177,7 +194,9 @@ def test_a_repaint_keeps_all_but_its_region(studio, source):
 def test_lyrics(studio):
     if studio.facts["lyrics"]["state"] in ("none", "off"):
         pytest.skip("the songwriter is not here")
-    record = studio.ask("lyrics", brief="A slow song about rain in May", language="en", seed=7)["record"]
+    record = studio.ask("lyrics", brief="A slow song about rain in May", language="en", seed=7)[
+        "record"
+    ]
     assert "[" in record["text"] and len(record["text"].splitlines()) > 8
     assert record["end"] in ("stop", "length")
 

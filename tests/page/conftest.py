@@ -68,7 +68,11 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def look(pytestconfig: pytest.Config) -> dict[str, Any]:
     width = pytestconfig.getoption("width")
-    return {"width": width, "height": 900 if width > 640 else 844, "theme": pytestconfig.getoption("theme")}
+    return {
+        "width": width,
+        "height": 900 if width > 640 else 844,
+        "theme": pytestconfig.getoption("theme"),
+    }
 
 
 class Visits:
@@ -85,11 +89,17 @@ class Visits:
         self.pages: list[Page] = []
 
     def __call__(self, url: str, width: int = 0, height: int = 0, face: str = "custom") -> Page:
-        context = self.free.pop() if self.free else self.browser.new_context(color_scheme=self.look["theme"])
+        context = (
+            self.free.pop()
+            if self.free
+            else self.browser.new_context(color_scheme=self.look["theme"])
+        )
         context.set_default_timeout(WAIT_MS)
         page = context.new_page()
         self.pages.append(page)
-        page.set_viewport_size({"width": width or self.look["width"], "height": height or self.look["height"]})
+        page.set_viewport_size(
+            {"width": width or self.look["width"], "height": height or self.look["height"]}
+        )
         page.goto("/".join([*url.split("/")[:3], "theme.css"]))
         page.evaluate(FIRST_VISIT, face)
         page.on("request", self._asked)
@@ -127,7 +137,9 @@ def forgiven() -> list[str]:
 
 
 @pytest.fixture
-def visit(browser: Browser, forgiven: list[str], look: dict[str, Any]) -> Iterator[Callable[..., Page]]:
+def visit(
+    browser: Browser, forgiven: list[str], look: dict[str, Any]
+) -> Iterator[Callable[..., Page]]:
     with Visits(browser, forgiven, look) as visit:
         yield visit
 
@@ -171,7 +183,12 @@ LRC = "[00:01.00]The lamp goes round\n[00:04.00]Good night, good night\n"
 LOUDNESS = (-14.0, -20.0, -8.0, -14.0)
 SKETCHES = ("inspire", "polish", "describe")
 SKETCH = {
-    **{"prompt": "sea shanty, male choir", "lyrics": "[Verse]\nHeave away", "bpm": 96, "key": "D minor"},
+    **{
+        "prompt": "sea shanty, male choir",
+        "lyrics": "[Verse]\nHeave away",
+        "bpm": 96,
+        "key": "D minor",
+    },
     **{"time_signature": "3", "language": "en", "duration": 45},
 }
 
@@ -242,11 +259,23 @@ class FakeBackend(Backend):
         yield Progress("loading")
         yield Draft(text[: len(text) // 2], 1)
         yield Draft(text, 2)
-        yield Done((), {"mode": "lyrics", "text": text, "tokens": 100 * self.songs, "end": end, "seed": 1, "model": {}})
+        yield Done(
+            (),
+            {
+                "mode": "lyrics",
+                "text": text,
+                "tokens": 100 * self.songs,
+                "end": end,
+                "seed": 1,
+                "model": {},
+            },
+        )
 
     def sketch(self, request: Request, **words: Any) -> Iterator[Event]:
         yield Progress("writing", 120)
-        yield Done((), {"mode": request.mode, "sketch": {**SKETCH, **words}, "seed": 1, "model": {}})
+        yield Done(
+            (), {"mode": request.mode, "sketch": {**SKETCH, **words}, "seed": 1, "model": {}}
+        )
 
     def song(self, request: Request, /, kind: str = "wav", **record: Any) -> Iterator[Event]:
         """Make takes of `seconds`, as loud as LOUDNESS says; `record` overrides their record."""
@@ -258,11 +287,26 @@ class FakeBackend(Backend):
             path = self.folder / f"song-seed-{seed}.{kind}"
             tone = 0.3 * np.sin(np.arange(self.seconds * SAMPLE_RATE) * (0.03 + 0.007 * number))
             write_song(np.stack([tone, tone]).astype(np.float32), path, kind)
-            facts = {"seed": seed, "name": path.name, "sha256": "0" * 64, "duration": float(self.seconds)}
+            facts = {
+                "seed": seed,
+                "name": path.name,
+                "sha256": "0" * 64,
+                "duration": float(self.seconds),
+            }
             takes.append({**facts, "peak_dbfs": -1.0, "loudness_lufs": loudness, "warnings": []})
             tag_file(path, path.stem, {"mode": "generate", "takes": takes[-1:], "request": asked})
-            files.append(processing_utils.save_file_to_cache(path, cache_dir=gradio_utils.get_upload_folder()))
-        own = {"request": asked, "takes": takes, "errors": [], "notes": [], "seconds": {"steps": 1.0}}
+            files.append(
+                processing_utils.save_file_to_cache(
+                    path, cache_dir=gradio_utils.get_upload_folder()
+                )
+            )
+        own = {
+            "request": asked,
+            "takes": takes,
+            "errors": [],
+            "notes": [],
+            "seconds": {"steps": 1.0},
+        }
         yield Done(tuple(files), {"mode": request.mode, **own, **record})
 
     def align(self, request: Request) -> Iterator[Event]:
@@ -270,7 +314,9 @@ class FakeBackend(Backend):
         yield Done((), {"mode": "align", "lines": LINES, "lrc": LRC, "score": 0.834, "seconds": {}})
 
     def fail(self, request: Request) -> Iterator[Event]:
-        yield Failed(Problem("out_of_memory", "There was <b>no memory</b> left.", hint="Try fewer takes."))
+        yield Failed(
+            Problem("out_of_memory", "There was <b>no memory</b> left.", hint="Try fewer takes.")
+        )
 
     def endless(self, request: Request | None = None) -> Iterator[Event]:
         """Stay at step 3 of 50 until closed, counting the events that were taken."""
@@ -304,7 +350,9 @@ def fake(fake_address: tuple[str, FakeBackend]) -> Iterator[FakeBackend]:
 
 
 @pytest.fixture(scope="module")
-def lasting_page(fake_address: tuple[str, FakeBackend], browser: Browser, look: dict[str, Any]) -> Iterator[Page]:
+def lasting_page(
+    fake_address: tuple[str, FakeBackend], browser: Browser, look: dict[str, Any]
+) -> Iterator[Page]:
     """Open the page on the fake backend once for a file of tests, which restore what they change."""
     with Visits(browser, [*FORGIVEN], look) as visit:
         yield visit(fake_address[0])
@@ -321,7 +369,9 @@ def lasting(lasting_page: Page, fake: FakeBackend, request: Any) -> Iterator[Pag
 
 
 @pytest.fixture
-def page(fake: FakeBackend, fake_address: tuple[str, FakeBackend], visit: Callable[..., Page]) -> Page:
+def page(
+    fake: FakeBackend, fake_address: tuple[str, FakeBackend], visit: Callable[..., Page]
+) -> Page:
     """Open the page on the fake backend; a test that needs other facts sets them and reloads."""
     return visit(fake_address[0])
 
@@ -331,7 +381,9 @@ def song(tmp_path: Path) -> Path:
     """Write three seconds of noise that grows louder."""
     path = tmp_path / "song.wav"
     noise = np.random.default_rng(1).uniform(-0.2, 0.2, (3 * SAMPLE_RATE, 2))
-    soundfile.write(path, noise * np.linspace(0.3, 1, len(noise))[:, None], SAMPLE_RATE, subtype="PCM_16")
+    soundfile.write(
+        path, noise * np.linspace(0.3, 1, len(noise))[:, None], SAMPLE_RATE, subtype="PCM_16"
+    )
     return path
 
 

@@ -20,7 +20,10 @@ def write(path: Path, widths: Any, modules: Sequence[str] = MODULES, rank: int =
     random, tensors = np.random.default_rng(0), {}
     for module in modules:
         out, into = widths[module]
-        for name, shape, scale in (("lora_A", (rank, into), into**-0.5), ("lora_B", (out, rank), 1)):
+        for name, shape, scale in (
+            ("lora_A", (rank, into), into**-0.5),
+            ("lora_B", (out, rank), 1),
+        ):
             values = (scale * random.standard_normal(shape)).astype(np.float32)
             tensors[f"diffusion_model.{module}.{name}.weight"] = values
     save_file(tensors, path)

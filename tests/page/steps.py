@@ -37,7 +37,11 @@ SHARED = {
     "options.variation_seed": ("type", "11", 11),
     "options.timbre_token": ("tick", False, False),
     "options.memory_plan": ("choose", "One model at a time", "swap"),
-    "options.loras": ("name", "org/jazz:a.safetensors", (LoraChoice(source="org/jazz:a.safetensors", weight=1),)),
+    "options.loras": (
+        "name",
+        "org/jazz:a.safetensors",
+        (LoraChoice(source="org/jazz:a.safetensors", weight=1),),
+    ),
 }
 # Each folded group, with a field that shows whether it is open.
 FOLDS = {"details": "takes", "advanced": "options.timbre_token"}
@@ -76,7 +80,9 @@ def expect_plain(page: Page) -> None:
     """Expect that no text of others became an element of the page."""
     expect(page).to_have_title("ACE Music Studio")
     # The region on a waveform has bold numbers of its own.
-    expect(page.locator(".gradio-container b:not([data-shows]), .gradio-container img[src=x]")).to_have_count(0)
+    expect(
+        page.locator(".gradio-container b:not([data-shows]), .gradio-container img[src=x]")
+    ).to_have_count(0)
 
 
 def reload(page: Page) -> None:
@@ -108,7 +114,9 @@ class Tab:
                 self.page.locator(f"#{self.mode}-{name} > button").click()
                 expect(self.field(inside)).to_be_visible(visible=opened)
                 # Gradio loses text typed while it builds the group. A page that is never idle hangs here.
-                twice = "new Promise((done) => requestIdleCallback(() => requestIdleCallback(done)))"
+                twice = (
+                    "new Promise((done) => requestIdleCallback(() => requestIdleCallback(done)))"
+                )
                 self.page.evaluate(twice)
 
     def reset(self) -> Tab:
@@ -203,7 +211,9 @@ class Tab:
 
     def plays(self, name: str = "Pause") -> Locator:
         """Return the player's button, which says Pause while it plays."""
-        return self.page.get_by_role("region", name="Player").get_by_role("button", name=name, exact=True)
+        return self.page.get_by_role("region", name="Player").get_by_role(
+            "button", name=name, exact=True
+        )
 
     def start(self, words: str = "a song") -> None:
         self.text("brief" if self.mode == "lyrics" else "prompt").fill(words)

@@ -17,7 +17,11 @@ from tools.screenshots import TABS, THEMES, WIDTHS, walk
 # A window of 640 px is one of 1280 px at 200 % zoom.
 LOOKS = [*itertools.product(WIDTHS, (900,), THEMES), (640, 450, "light")]
 STATES = [
-    pytest.param(mode, *look, marks=() if (mode, look) == ("generate", (1280, 900, "light")) else pytest.mark.matrix)
+    pytest.param(
+        mode,
+        *look,
+        marks=() if (mode, look) == ("generate", (1280, 900, "light")) else pytest.mark.matrix,
+    )
     for mode in TABS
     for look in LOOKS
 ]
@@ -25,7 +29,9 @@ STATES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "width", "height", "theme"), STATES)
-def test_axe_finds_nothing_in_any_state(fake, fake_address, visit, song: Path, mode, width, height, theme):
+def test_axe_finds_nothing_in_any_state(
+    fake, fake_address, visit, song: Path, mode, width, height, theme
+):
     page, wrong = visit(f"{fake_address[0]}?__theme={theme}", width, height), {}
 
     def script(name: str) -> Callable[[Page, str], None]:
@@ -64,11 +70,17 @@ def test_the_focus_is_visible_and_follows_the_page_to_cancel_and_back(page: Page
             break
         names.append(at["name"])
         assert at["seen"], at
-    places = [next(i for i, name in enumerate(names) if name.startswith(f"generate-{part}")) for part in PARTS]
+    places = [
+        next(i for i, name in enumerate(names) if name.startswith(f"generate-{part}"))
+        for part in PARTS
+    ]
     assert places == sorted(places), names
     fake.script = fake.endless
     opened.set("prompt", "type", "a song")
-    for start, cancel in ((opened.go, opened.part("cancel")), (opened.part("inspire"), opened.part("assist-cancel"))):
+    for start, cancel in (
+        (opened.go, opened.part("cancel")),
+        (opened.part("inspire"), opened.part("assist-cancel")),
+    ):
         start.press("Enter")
         expect(cancel).to_be_focused()
         cancel.press("Enter")

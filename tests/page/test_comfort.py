@@ -64,7 +64,9 @@ def test_a_press_counts_when_the_page_moves_beneath_the_pointer(page: Page, fake
         page.mouse.move(x + by, y)
         page.mouse.up()
 
-    page.add_style_tag(content="#generate-go { transition: none; } .moved #generate-go { translate: 0 -200px; }")
+    page.add_style_tag(
+        content="#generate-go { transition: none; } .moved #generate-go { translate: 0 -200px; }"
+    )
     away, back = (f"document.body.classList.{how}('moved')" for how in ("add", "remove"))
     # Dragging the pointer off a button takes the press back.
     press(600, back)
@@ -93,7 +95,17 @@ def come_back(opened: Tab) -> None:
 
 
 # One control of each kind; tests/unit/test_page_settings.py has them all.
-KINDS = ("prompt", "lyrics", "instrumental", "bpm", "key", "takes", "seed", "options.fade_out", "options.loras")
+KINDS = (
+    "prompt",
+    "lyrics",
+    "instrumental",
+    "bpm",
+    "key",
+    "takes",
+    "seed",
+    "options.fade_out",
+    "options.loras",
+)
 
 
 @pytest.mark.slow
@@ -146,7 +158,9 @@ def test_each_tab_keeps_its_own_settings_but_no_file(page: Page, fake, tab, song
 
 
 @pytest.mark.slow
-def test_restored_settings_do_not_overwrite_early_typing(page: Page, fake, tab, monkeypatch: pytest.MonkeyPatch):
+def test_restored_settings_do_not_overwrite_early_typing(
+    page: Page, fake, tab, monkeypatch: pytest.MonkeyPatch
+):
     opened = tab(page, "generate")
     opened.set("prompt", "type", "of the last visit")
     opened.set("lyrics", "type", "la la")
@@ -172,7 +186,9 @@ def test_restored_settings_do_not_overwrite_early_typing(page: Page, fake, tab, 
 
 
 @pytest.mark.slow
-def test_the_budget_follows_the_typing(page: Page, fake, tab, tiny, monkeypatch: pytest.MonkeyPatch):
+def test_the_budget_follows_the_typing(
+    page: Page, fake, tab, tiny, monkeypatch: pytest.MonkeyPatch
+):
     opened = tab(page, "generate")
     line = opened.part("tokens")
     monkeypatch.setattr(page_hints, "token_counter", lambda studio: None)
@@ -181,7 +197,9 @@ def test_the_budget_follows_the_typing(page: Page, fake, tab, tiny, monkeypatch:
     counter = page_hints.TokenCounter(tiny / "tokenizer" / "tokenizer.json")
     monkeypatch.setattr(page_hints, "token_counter", lambda studio: counter)
     opened.text("prompt").fill("a long song")
-    used, _ = page_hints.prompt_budget(counter, "generate", {"prompt": "a long song", "options.plan": True})
+    used, _ = page_hints.prompt_budget(
+        counter, "generate", {"prompt": "a long song", "options.plan": True}
+    )
     expect(line).to_contain_text(f"{used} of 256 tokens")
     opened.unfold()
     opened.set("key", "choose", "F# minor")
@@ -210,7 +228,11 @@ def test_a_screen_reader_hears_stages_and_quarters(page: Page, fake, tab):
     page.evaluate(SPOKEN)
 
     def script(request):
-        yield from (Progress(stage, step, 12, step / 10, 1.2 - step / 10) for stage in STAGES for step in range(1, 13))
+        yield from (
+            Progress(stage, step, 12, step / 10, 1.2 - step / 10)
+            for stage in STAGES
+            for step in range(1, 13)
+        )
         yield from fake.song(request)
 
     fake.script = script
@@ -221,7 +243,10 @@ def test_a_screen_reader_hears_stages_and_quarters(page: Page, fake, tab):
     assert 6 <= len(spoken) <= 26, spoken
     for start in (*(tooltips.STAGES[stage] for stage in STAGES), "1 take made"):
         assert any(sentence.startswith(start) for sentence in spoken), (start, spoken)
-    assert len([sentence for sentence in spoken if sentence.startswith(tooltips.STAGES["steps"])]) <= 5 + 2
+    assert (
+        len([sentence for sentence in spoken if sentence.startswith(tooltips.STAGES["steps"])])
+        <= 5 + 2
+    )
 
 
 @pytest.mark.slow

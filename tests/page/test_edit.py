@@ -67,7 +67,10 @@ def test_each_action_shows_its_controls_and_sends_no_others(edit, fake):
         request = edit.made(fake)
         for name, (_, _, expected) in controls.items():
             assert name == "part" or read(request, name) == expected, (action, name)
-        assert request.options.model_fields_set & set().union(*ACTION_OPTIONS.values()) == ACTION_OPTIONS[action]
+        assert (
+            request.options.model_fields_set & set().union(*ACTION_OPTIONS.values())
+            == ACTION_OPTIONS[action]
+        )
     # An action's settings are still there when a visitor comes back to it.
     edit.choose("layer")
     expect(edit.field("track").get_by_label("Vocals", exact=True)).to_be_checked()
@@ -89,10 +92,19 @@ def request_of(form: Any, **there: Any) -> Any:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_request_has_only_what_its_action_uses(form, action: str):
     # As if a visitor had used every action.
-    every = {"part": True, "tracks": ["bass"], "track": "drums", "source_prompt": "a", "source_lyrics": "b"}
+    every = {
+        "part": True,
+        "tracks": ["bass"],
+        "track": "drums",
+        "source_prompt": "a",
+        "source_lyrics": "b",
+    }
     request = request_of(form, action=action, **every)
     assert request.action == action
-    assert request.options.model_fields_set & set().union(*ACTION_OPTIONS.values()) == ACTION_OPTIONS[action]
+    assert (
+        request.options.model_fields_set & set().union(*ACTION_OPTIONS.values())
+        == ACTION_OPTIONS[action]
+    )
 
 
 def test_every_example_is_a_request_of_its_action(form):
@@ -101,7 +113,9 @@ def test_every_example_is_a_request_of_its_action(form):
         assert request.action == example["action"], name
         assert request.tracks == ((example["track"],) if "track" in example else ()), name
     for name, numbers in page_fields.EXAMPLES["morph"].items():
-        request = request_of(form, action="morph", prompt="a waltz", source_prompt="a march", **numbers)
+        request = request_of(
+            form, action="morph", prompt="a waltz", source_prompt="a march", **numbers
+        )
         assert {key: read(request, key) for key in numbers} == numbers, name
 
 
@@ -109,7 +123,10 @@ def test_every_example_is_a_request_of_its_action(form):
 def test_actions_that_the_checkpoint_was_not_trained_for_are_marked(page: Page, fake, tab):
     opened = tab(page, "edit")
     actions, hints = opened.field("action"), opened.part("hints")
-    layer, more = actions.locator("label", has_text="Add a layer (experimental)"), hints.locator("summary")
+    layer, more = (
+        actions.locator("label", has_text="Add a layer (experimental)"),
+        hints.locator("summary"),
+    )
     expect(actions.locator("label", has_text="Morph into something else")).to_be_visible()
     expect(layer).to_be_hidden()
     more.press("Enter")
@@ -128,7 +145,9 @@ def test_actions_that_the_checkpoint_was_not_trained_for_are_marked(page: Page, 
     expect(hints).not_to_contain_text("was not trained")
 
 
-def test_the_waveform_comes_first_marks_a_region_and_plays_for_every_action(page: Page, fake, tab, song: Path):
+def test_the_waveform_comes_first_marks_a_region_and_plays_for_every_action(
+    page: Page, fake, tab, song: Path
+):
     tag_file(song, "a song", {"request": {"bpm": 90}, "plan": {"used": True, "bpm": 120}})
     edit = tab(page, "edit")
     edit.set("source", "upload", song)
@@ -161,8 +180,18 @@ def test_the_waveform_comes_first_marks_a_region_and_plays_for_every_action(page
 
 
 WRONG = [
-    ("repaint", {"start": "50", "end": "10"}, "end", "End must be at least 0.5 seconds after Start (50)"),
-    ("repaint", {"start": "1", "end": "5"}, "end", "End must be from 0 to 3 seconds, the length of this source"),
+    (
+        "repaint",
+        {"start": "50", "end": "10"},
+        "end",
+        "End must be at least 0.5 seconds after Start (50)",
+    ),
+    (
+        "repaint",
+        {"start": "1", "end": "5"},
+        "end",
+        "End must be from 0 to 3 seconds, the length of this source",
+    ),
     ("layer", {}, "track", "Choose the track to add."),
     ("complete", {}, "tracks", "Choose the tracks to add."),
 ]

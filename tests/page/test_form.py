@@ -81,7 +81,9 @@ WRONG = {
 }
 
 
-def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_focus(form: Tab, fake):
+def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_focus(
+    form: Tab, fake
+):
     form.unfold()
     before = {name: form.set(name, "type", value) for name, (value, _) in WRONG.items()}
     form.unfold(False)
@@ -137,7 +139,12 @@ def test_simple_fits_on_the_first_screen(fake, fake_address, visit, width: int, 
     opened = Tab(page, "generate")
     expect(length(page, "Auto")).to_have_attribute("aria-pressed", "true")
     foot = opened.go.bounding_box()["y"]
-    for part in (opened.text("prompt"), opened.field("instrumental"), length(page, "30 s"), length(page, "3 min")):
+    for part in (
+        opened.text("prompt"),
+        opened.field("instrumental"),
+        length(page, "30 s"),
+        length(page, "3 min"),
+    ):
         box = part.bounding_box()
         assert box["y"] >= 0 and box["y"] + box["height"] <= foot
     for hidden in ("lyrics", "duration", "details", "advanced", "polish", "reset"):

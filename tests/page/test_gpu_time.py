@@ -16,7 +16,9 @@ from params import parse_request, settle
 from tests.engine.space import Space, open_space
 from tests.page.steps import Tab, fits, violations
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ZeroGPU's workers need Linux")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="ZeroGPU's workers need Linux"
+)
 # A visitor's changes in order: the first two cost more, the last one less.
 CHANGES = {
     "duration": ("type", "240", 240),

@@ -40,7 +40,9 @@ def chosen(request: Any) -> list[tuple[str, float]]:
 
 
 @pytest.mark.slow
-def test_uploads_and_repositories_are_added_in_order_with_their_weights(panel: Panel, fake, xl: Path, tmp_path: Path):
+def test_uploads_and_repositories_are_added_in_order_with_their_weights(
+    panel: Panel, fake, xl: Path, tmp_path: Path
+):
     expect(panel.list).to_contain_text("No LoRAs added")
     panel.upload(xl)
     panel.has("xl.safetensors")
@@ -57,7 +59,11 @@ def test_uploads_and_repositories_are_added_in_order_with_their_weights(panel: P
         file.write(xl, "adapter_model.safetensors")
     panel.upload(archive)
     expect(panel.items).to_have_count(4)
-    for name, typed in (("xl.safetensors", "0.35"), ("org/jazz", "7"), ("org/choir:high.safetensors", "0")):
+    for name, typed in (
+        ("xl.safetensors", "0.35"),
+        ("org/jazz", "7"),
+        ("org/choir:high.safetensors", "0"),
+    ):
         panel.weight(name).fill(typed)
         panel.weight(name).blur()
     expect(panel.weight("org/jazz")).to_have_value("2")
@@ -71,7 +77,11 @@ def test_uploads_and_repositories_are_added_in_order_with_their_weights(panel: P
     expect(panel.weight("org/choir:high.safetensors")).to_have_value("0")
     panel.press("Move down", "xl.safetensors")
     panel.press("Remove", "folder.zip")
-    assert chosen(panel.tab.made(fake)) == [("choir:high.safetensors", 0.0), ("xl.safetensors", 0.35), ("jazz", 2.0)]
+    assert chosen(panel.tab.made(fake)) == [
+        ("choir:high.safetensors", 0.0),
+        ("xl.safetensors", 0.35),
+        ("jazz", 2.0),
+    ]
 
     panel.list.get_by_role("button", name="Remove all").click()
     expect(panel.items).to_have_count(0)
@@ -121,7 +131,9 @@ def test_the_panel_is_worked_by_keys(panel: Panel, fake):
 
 @pytest.mark.slow
 def test_what_a_run_finds_wrong_stands_at_the_panel_too(panel: Panel, fake):
-    problem = Problem("lora_unknown", "There is no <b>org/none</b>.", page_loras.LORAS, "Look at its name.")
+    problem = Problem(
+        "lora_unknown", "There is no <b>org/none</b>.", page_loras.LORAS, "Look at its name."
+    )
     fake.script = lambda request: iter([Failed(problem)])
     panel.name("org/none")
     panel.has("org/none")

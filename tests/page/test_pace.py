@@ -84,10 +84,20 @@ def test_the_cost_of_a_visit_and_of_a_key_does_not_grow_with_the_page(fake_addre
     by_id = {each["id"]: each for each in page["components"]}
     # Nothing is built for the API.
     public = [each for each in page["dependencies"] if each["api_visibility"] == "public"]
-    assert len(public) == 8 and not built & {part for each in public for part in [*each["inputs"], *each["outputs"]]}
+    assert len(public) == 8 and not built & {
+        part for each in public for part in [*each["inputs"], *each["outputs"]]
+    }
     # What is not built must be hidden: the page waits for everything else.
-    assert all(each["props"].get("visible") is False for number, each in by_id.items() if number not in built)
+    assert all(
+        each["props"].get("visible") is False
+        for number, each in by_id.items()
+        if number not in built
+    )
     # Gradio searches the whole page for each input of an event, so a letter in the prompt sends none.
-    (prompt,) = [number for number, each in by_id.items() if each["props"].get("elem_id") == "generate-prompt"]
+    (prompt,) = [
+        number
+        for number, each in by_id.items()
+        if each["props"].get("elem_id") == "generate-prompt"
+    ]
     listening = [each for each in page["dependencies"] if [prompt, "change"] in each["targets"]]
     assert len(listening) == 1 and not listening[0]["inputs"] and not listening[0]["backend_fn"]

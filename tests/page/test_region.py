@@ -53,7 +53,10 @@ def address(songs: dict[str, Path]) -> Iterator[str]:
         with gr.Column() as place:
             pass
         with gr.Row():
-            fields = [gr.Textbox(value, label=name, elem_id=name.lower()) for name, value in FIELDS.items()]
+            fields = [
+                gr.Textbox(value, label=name, elem_id=name.lower())
+                for name, value in FIELDS.items()
+            ]
         with place:
             selector = page_widgets.region_selector()
         page_widgets.connect_region(selector, source, *fields)
@@ -68,10 +71,16 @@ class Region:
 
     def __init__(self, page: Page):
         self.page, self.root, self.seconds = page, page.locator("#region"), SECONDS
-        self.fields = [page.locator(f"{name} input, {name} textarea") for name in ("#start", "#end")]
+        self.fields = [
+            page.locator(f"{name} input, {name} textarea") for name in ("#start", "#end")
+        ]
         names = ("Start of the region", "End of the region", "Part in view")
-        self.start, self.end, self.overview = (self.root.get_by_role("slider", name=name) for name in names)
-        self.facts, self.stage, self.track = (self.root.locator(name) for name in (".facts", ".stage", ".track"))
+        self.start, self.end, self.overview = (
+            self.root.get_by_role("slider", name=name) for name in names
+        )
+        self.facts, self.stage, self.track = (
+            self.root.locator(name) for name in (".facts", ".stage", ".track")
+        )
 
     def at(self, seconds: float) -> tuple[float, float]:
         """Return the place of a time on the screen, at a height without handles."""
@@ -92,7 +101,9 @@ class Region:
         expect(self.fields[0]).to_have_value(start)
         expect(self.fields[1]).to_have_value(end)
         if label:
-            expect(self.facts).to_have_text(re.compile(r"\s*Start {}\s+End {}\s+Length {}\s*".format(*label)))
+            expect(self.facts).to_have_text(
+                re.compile(r"\s*Start {}\s+End {}\s+Length {}\s*".format(*label))
+            )
 
     def type(self, start: str, end: str) -> None:
         for field, text in zip(self.fields, (start, end), strict=True):
@@ -118,7 +129,9 @@ class Region:
 
 
 @pytest.fixture
-def open_page(visit: Callable[..., Page], address: str, songs: dict[str, Path]) -> Callable[..., Region]:
+def open_page(
+    visit: Callable[..., Page], address: str, songs: dict[str, Path]
+) -> Callable[..., Region]:
     """Return a function that opens the page with a source; one of 30 seconds begins with a region from 10 to 15."""
 
     def open_page(source: str | None = "song", **size: int) -> Region:
@@ -139,7 +152,9 @@ def region(open_page: Callable[..., Region]) -> Region:
     return open_page(width=1280)
 
 
-def test_a_new_source_resets_the_region_and_no_source_clears_it(open_page: Callable[..., Region], songs):
+def test_a_new_source_resets_the_region_and_no_source_clears_it(
+    open_page: Callable[..., Region], songs
+):
     shown = open_page(source=None, width=1280)
     page, hand_over = shown.page, shown.page.get_by_role("button", name="Hand over")
     wave = shown.root.locator(".wave path").first
@@ -200,7 +215,9 @@ def test_dragging_marks_a_region_or_moves_its_edges_or_all_of_it(region: Region)
         region.reset()
         region.drag(grab, drop)
         region.says(start, end)
-        assert region.seen(".chosen") == pytest.approx((float(start), float(end) or SECONDS), abs=0.1), (grab, drop)
+        assert region.seen(".chosen") == pytest.approx(
+            (float(start), float(end) or SECONDS), abs=0.1
+        ), (grab, drop)
 
 
 @pytest.mark.slow
@@ -271,7 +288,9 @@ def touch(page: Page, *moments: list[tuple[float, float]]) -> None:
 
 
 @pytest.mark.slow
-def test_on_a_phone_handles_can_be_touched_one_finger_marks_or_scrolls_and_two_zoom(open_page: Callable[..., Region]):
+def test_on_a_phone_handles_can_be_touched_one_finger_marks_or_scrolls_and_two_zoom(
+    open_page: Callable[..., Region],
+):
     shown = open_page(width=390, height=500)
     page = shown.page
     shown.root.scroll_into_view_if_needed()
@@ -284,7 +303,11 @@ def test_on_a_phone_handles_can_be_touched_one_finger_marks_or_scrolls_and_two_z
     touch(page, *[[(x, y - step)] for step in range(0, 120, 10)])
     page.wait_for_function("before => scrollY !== before", arg=before)
     shown.says(*marked)
-    for start, end, length in (("0", "0.5", "0:00.5"), ("29.5", "0", "0:00.5"), ("0", "0", "0:30.0")):
+    for start, end, length in (
+        ("0", "0.5", "0:00.5"),
+        ("29.5", "0", "0:00.5"),
+        ("0", "0", "0:30.0"),
+    ):
         shown.type(start, end)
         expect(shown.facts).to_contain_text(f"Length {length}")
         expect_tappable(shown.start, shown.end)
@@ -295,7 +318,9 @@ def test_on_a_phone_handles_can_be_touched_one_finger_marks_or_scrolls_and_two_z
     shown.root.scroll_into_view_if_needed()
     width, y = shown.track.bounding_box()["width"], shown.at(15)[1]
     touch(page, *[[(195 - apart, y), (195 + apart, y)] for apart in (20, 40, 60, 80)])
-    page.wait_for_function("(width) => document.querySelector('.track').clientWidth > 3 * width", arg=width)
+    page.wait_for_function(
+        "(width) => document.querySelector('.track').clientWidth > 3 * width", arg=width
+    )
     shown.says("0", "0")
 
 
@@ -368,7 +393,9 @@ def test_it_is_zoomed_by_buttons_keys_and_the_wheel(region: Region):
     page.keyboard.down("Control")
     page.mouse.wheel(0, -50)
     page.keyboard.up("Control")
-    page.wait_for_function("(width) => document.querySelector('.track').clientWidth > 5 * width", arg=width)
+    page.wait_for_function(
+        "(width) => document.querySelector('.track').clientWidth > 5 * width", arg=width
+    )
     assert (x - region.track.bounding_box()["x"]) / wide() == pytest.approx(there, abs=0.005)
     # Keys on the overview move the view.
     assert violations(page) == []
@@ -420,4 +447,6 @@ def test_edges_snap_to_the_beats_of_a_known_tempo(open_page: Callable[..., Regio
     first = float(shown.fields[0].input_value())
     shown.start.press("ArrowRight")
     expect(shown.fields[0]).not_to_have_value(f"{first:g}")
-    assert float(shown.fields[0].input_value()) - first == pytest.approx(beats[at + 1] - beats[at], abs=0.05)
+    assert float(shown.fields[0].input_value()) - first == pytest.approx(
+        beats[at + 1] - beats[at], abs=0.05
+    )

@@ -85,7 +85,9 @@ def test_a_reload_in_mid_song_finds_the_song_again_and_it_comes_once(page: Page,
     assert len(fake.requests) == 1 and not fake.closed.is_set()
 
 
-def test_a_song_whose_page_is_closed_goes_on_and_two_new_tabs_show_it(page: Page, fake, gate, fake_address, tab):
+def test_a_song_whose_page_is_closed_goes_on_and_two_new_tabs_show_it(
+    page: Page, fake, gate, fake_address, tab
+):
     tab(page, "generate").start("calm piano")
     expect(making(page)).to_have_count(1)
     first, second = page.context.new_page(), page.context.new_page()
@@ -102,7 +104,9 @@ def test_a_song_whose_page_is_closed_goes_on_and_two_new_tabs_show_it(page: Page
     assert len(fake.requests) == 1 and not fake.closed.is_set()
 
 
-def test_a_tab_of_the_same_browser_shows_what_another_one_starts(page: Page, fake, gate, fake_address, tab):
+def test_a_tab_of_the_same_browser_shows_what_another_one_starts(
+    page: Page, fake, gate, fake_address, tab
+):
     other = page.context.new_page()
     other.goto(fake_address[0])
     expect(other.locator("#studio-status")).to_contain_text("Model:")
@@ -119,7 +123,9 @@ def test_a_tab_of_the_same_browser_shows_what_another_one_starts(page: Page, fak
     other.close()
 
 
-def test_the_page_asks_once_a_second_at_most_and_not_at_all_while_it_is_hidden(page: Page, fake, gate, tab):
+def test_the_page_asks_once_a_second_at_most_and_not_at_all_while_it_is_hidden(
+    page: Page, fake, gate, tab
+):
     generate = tab(page, "generate")
     questions = asked(page)
     generate.start()
@@ -195,7 +201,9 @@ def test_words_and_ideas_outlive_the_page_too(page: Page, fake, gate, tab):
 # --- several ------------------------------------------------------------------------------------------------------
 
 
-def test_three_songs_wait_each_with_place_title_and_cancel_and_a_fourth_is_a_sentence(page: Page, fake, gate, tab):
+def test_three_songs_wait_each_with_place_title_and_cancel_and_a_fourth_is_a_sentence(
+    page: Page, fake, gate, tab
+):
     generate = tab(page, "generate")
     for name in ("first", "second", "third", "fourth"):
         generate.start(name)
@@ -256,7 +264,9 @@ def long_song(page: Page, tab: type[Tab]) -> Tab:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [4, pytest.param(30, marks=pytest.mark.matrix)])
-def test_a_network_that_is_cut_in_mid_song_costs_no_song(studio: str, visit, tab, forgiven, seconds):
+def test_a_network_that_is_cut_in_mid_song_costs_no_song(
+    studio: str, visit, tab, forgiven, seconds
+):
     forgiven += ["ERR_", "Failed to fetch", "NetworkError", "network error", "Could not"]
     with Proxy(studio) as proxy:
         page = visit(proxy.url)
@@ -289,7 +299,11 @@ def test_a_page_that_slept_through_its_song_shows_it(studio: str, visit, tab):
 @pytest.mark.slow
 def test_a_restart_is_told_and_the_song_is_made_again(tmp_path, tiny, visit, tab, forgiven):
     forgiven += ["ERR_", "Failed to fetch", "network error", "Could not", "404"]
-    environ = {"ACE_STUDIO_MODEL": str(tiny), "ACE_STUDIO_PLANNER": "off", "ACE_STUDIO_LYRICS": "off"}
+    environ = {
+        "ACE_STUDIO_MODEL": str(tiny),
+        "ACE_STUDIO_PLANNER": "off",
+        "ACE_STUDIO_LYRICS": "off",
+    }
     with serving(tmp_path, **environ) as (process, address):
         page = visit(address)
         long_song(page, tab)

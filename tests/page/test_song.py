@@ -24,7 +24,12 @@ from tests.page.steps import Tab, expect_plain
 def fill_in(opened: Tab, **values: str) -> Tab:
     """Ask for a short song in two steps, unless `values` say otherwise."""
     opened.unfold()
-    for name, value in {"prompt": "warm lo-fi piano", "duration": "10", "steps": "2", **values}.items():
+    for name, value in {
+        "prompt": "warm lo-fi piano",
+        "duration": "10",
+        "steps": "2",
+        **values,
+    }.items():
         opened.set(name, "type", value)
     return opened
 
@@ -36,7 +41,12 @@ def test_a_song_is_made_and_played(server: str, visit, tab):
     file = made.download()
     assert re.fullmatch(r"warm-lo-fi-piano-seed-\d+\.wav", file.name)
     info = soundfile.info(file)
-    assert (info.samplerate, info.channels, info.frames, info.subtype) == (48_000, 2, 480_000, "PCM_24")
+    assert (info.samplerate, info.channels, info.frames, info.subtype) == (
+        48_000,
+        2,
+        480_000,
+        "PCM_24",
+    )
     made.take().get_by_role("button", name="Play take 1").click()
     player = page.get_by_role("region", name="Player")
     expect(player.locator(".time")).to_have_text(re.compile(r"0:0[1-9] / 0:10"))
@@ -81,7 +91,11 @@ def test_a_song_goes_through_every_tab(studio: str, visit, tab):
     region = audio_export.read_record(files["edit"])["request"]
     same = (samples["edit"] == samples["extend"]).all(axis=1)
     start, end = (round(region[name] * SAMPLE_RATE) for name in ("start", "end"))
-    assert same[: start - SAMPLE_RATE].all() and same[end + SAMPLE_RATE :].all() and not same[start:end].all()
+    assert (
+        same[: start - SAMPLE_RATE].all()
+        and same[end + SAMPLE_RATE :].all()
+        and not same[start:end].all()
+    )
 
 
 @pytest.mark.slow
@@ -124,7 +138,13 @@ def test_a_song_with_a_lora_and_the_one_without_it(studio: str, tiny, visit, tab
     write(mine, widths)
     write(wide, {name: (out, into + 8) for name, (out, into) in widths.items()})
     opened = Panel(tab(visit(studio), "generate"))
-    opened.tab.set_all({"prompt": ("type", "a song", 0), "options.steps": ("type", "2", 0), "seed": ("type", "7", 0)})
+    opened.tab.set_all(
+        {
+            "prompt": ("type", "a song", 0),
+            "options.steps": ("type", "2", 0),
+            "seed": ("type", "7", 0),
+        }
+    )
     opened.tab.set("duration", "type", "10")
     opened.tab.set("options.plan", "tick", False)
 
@@ -140,7 +160,12 @@ def test_a_song_with_a_lora_and_the_one_without_it(studio: str, tiny, visit, tab
     expect(opened.line).to_contain_text("wide.safetensors")
     opened.weight("mine.safetensors").fill("0.8")
     changed, (lora,) = made()
-    assert (lora["name"], lora["source"], lora["weight"], lora["modules"]) == ("mine.safetensors", "upload", 0.8, 3)
+    assert (lora["name"], lora["source"], lora["weight"], lora["modules"]) == (
+        "mine.safetensors",
+        "upload",
+        0.8,
+        3,
+    )
     assert not np.array_equal(changed, plain)
     message = opened.tab.part("message")
     expect(message).to_contain_text("LoRA mine.safetensors: weight 0.8, acted on 3 layers.")

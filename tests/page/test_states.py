@@ -80,7 +80,9 @@ def test_an_opened_page_prepares_the_studio(page: Page, fake):
 
 
 @pytest.mark.slow
-def test_leaving_asks_only_while_the_model_is_fetched_for_songs_go_on(page: Page, fake, tab, forgiven):
+def test_leaving_asks_only_while_the_model_is_fetched_for_songs_go_on(
+    page: Page, fake, tab, forgiven
+):
     forgiven.append("aborted")
     generate, asked = tab(page, "generate"), []
     page.on("dialog", lambda dialog: asked.append(dialog.type) or dialog.accept())
@@ -102,7 +104,9 @@ def test_leaving_asks_only_while_the_model_is_fetched_for_songs_go_on(page: Page
 @pytest.mark.slow
 def test_a_refused_song_resets_the_buttons(page: Page, tab, forgiven):
     forgiven.append("status of 503")
-    page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "Queue is full."}))
+    page.route(
+        "**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "Queue is full."})
+    )
     generate = tab(page, "generate")
     generate.start()
     expect(generate.progress).to_contain_text("please try again")
@@ -144,9 +148,18 @@ def test_an_error_explains_itself_and_keeps_the_form(lasting: Page, fake, tab):
 def test_seeds_notes_warnings_and_failed_takes_are_shown_as_text(lasting: Page, fake, tab):
     page, generate = lasting, tab(lasting, "generate")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    take = {"seed": 9, "name": "a.wav", "sha256": "", "duration": 1.0, "peak_dbfs": -1.04, "loudness_lufs": None}
+    take = {
+        "seed": 9,
+        "name": "a.wav",
+        "sha256": "",
+        "duration": 1.0,
+        "peak_dbfs": -1.04,
+        "loudness_lufs": None,
+    }
     errors = [{"take": 2, "seed": 8, "message": f"Silent {MARKUP}."}]
-    fake.script = partial(fake.song, takes=[{**take, "warnings": [MARKUP]}], notes=[f"Cut {MARKUP}."], errors=errors)
+    fake.script = partial(
+        fake.song, takes=[{**take, "warnings": [MARKUP]}], notes=[f"Cut {MARKUP}."], errors=errors
+    )
     generate.start(MARKUP)
     expect(generate.take()).to_contain_text(MARKUP)
     expect(generate.take()).to_contain_text("peak -1.0 dBFS")
@@ -172,7 +185,11 @@ def test_a_message_stays_beside_its_field_while_a_song_is_made_elsewhere(lasting
     edit.set("bpm", "type", "999")
     edit.set("prompt", "type", MARKUP * 60)
     edit.go.click()
-    sentences = {"bpm": "BPM must be", "source": "Source must be an audio file", "prompt": "Prompt may have up to"}
+    sentences = {
+        "bpm": "BPM must be",
+        "source": "Source must be an audio file",
+        "prompt": "Prompt may have up to",
+    }
     for name, sentence in sentences.items():
         expect(edit.field(name).get_by_text(sentence)).to_have_count(1)
     # The next change removes them; pressing again shows what is still wrong.
@@ -201,7 +218,9 @@ def test_the_header_is_one_line_and_its_facts_stay_open_when_they_change(lasting
     assert lasting.locator("#studio-banner").bounding_box()["height"] <= 60
     expect(facts.first).to_be_hidden()
     line.press("Enter")
-    expect(facts).to_contain_text(["Model: built in", "Planner:", "Songwriter:", "Device: CPU, float32"])
+    expect(facts).to_contain_text(
+        ["Model: built in", "Planner:", "Songwriter:", "Device: CPU, float32"]
+    )
     expect(facts.first).to_be_visible()
     # Each run updates the status with the models it has loaded.
     fake.facts = {"planner": LanguageModelStatus("loaded", "org/planner-after-the-song")}
@@ -261,7 +280,11 @@ def test_a_problem_with_the_weights_is_a_strip_with_its_text_on_a_click(fake, fa
     assert violations(page) == []
     line.press("Enter")
     assert banner.bounding_box()["height"] <= 60
-    fake.facts = {"engine": "xl", "source": "cache", "model": "ACE-Step/acestep-v15-xl-sft-diffusers"}
+    fake.facts = {
+        "engine": "xl",
+        "source": "cache",
+        "model": "ACE-Step/acestep-v15-xl-sft-diffusers",
+    }
     reload(page)
     expect(status).to_contain_text("Model: ACE-Step/acestep-v15-xl-sft-diffusers")
     expect(banner).to_be_hidden()
@@ -278,15 +301,22 @@ CLICKABLE = """(button) => {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "theme", "colour"), [(DESK, "light", "rgb(250, 248, 245)"), (PHONE, "dark", "rgb(19, 18, 17)")]
+    ("size", "theme", "colour"),
+    [(DESK, "light", "rgb(250, 248, 245)"), (PHONE, "dark", "rgb(19, 18, 17)")],
 )
-def test_the_layout_and_the_run_bar_that_stays_in_sight(fake, fake_address, visit, tab, size, theme: str, colour: str):
+def test_the_layout_and_the_run_bar_that_stays_in_sight(
+    fake, fake_address, visit, tab, size, theme: str, colour: str
+):
     page = visit(f"{fake_address[0]}?__theme={theme}", *size)
     generate = tab(page, "generate")
     generate.unfold()
     made(generate, fake)
     assert fits(page)
-    parts = generate.part("prompt"), generate.part("details"), page.locator(".columns .result").first
+    parts = (
+        generate.part("prompt"),
+        generate.part("details"),
+        page.locator(".columns .result").first,
+    )
     prompt, details, result = (part.bounding_box() for part in parts)
     assert prompt["y"] < details["y"]
     if size == DESK:
@@ -300,8 +330,13 @@ def test_the_layout_and_the_run_bar_that_stays_in_sight(fake, fake_address, visi
     for mode in tooltips.TABS:
         opened = tab(page, mode)
         for share in (0, 0.5, 1):
-            page.evaluate("(share) => scrollTo(0, share * document.documentElement.scrollHeight)", share)
+            page.evaluate(
+                "(share) => scrollTo(0, share * document.documentElement.scrollHeight)", share
+            )
             assert opened.go.evaluate(CLICKABLE), (mode, share)
         # It does not hide what the keyboard reaches.
         opened.part("advanced").locator("> button").focus()
-        assert page.evaluate("document.activeElement.getBoundingClientRect().bottom") <= opened.go.bounding_box()["y"]
+        assert (
+            page.evaluate("document.activeElement.getBoundingClientRect().bottom")
+            <= opened.go.bounding_box()["y"]
+        )

@@ -46,7 +46,9 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, song: Path, tmp_pat
         if content is not None:
             (tmp_path / "wrong.wav").write_bytes(content)
             opened.clear("source")
-            opened.field("source").locator("input[type=file]").set_input_files(tmp_path / "wrong.wav")
+            opened.field("source").locator("input[type=file]").set_input_files(
+                tmp_path / "wrong.wav"
+            )
             # The message appears right after the upload.
             expect(opened.part("offer")).to_contain_text(sentence)
         opened.go.click()
@@ -72,7 +74,10 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, song: Path, tmp_pat
 def test_an_extension_is_set_in_numbers_and_by_dragging_its_ends(page: Page, fake, tab, song: Path):
     opened = tab(page, "extend")
     total = opened.part("total")
-    before, after = (page.get_by_role("slider", name=f"New music {side} the source") for side in ("before", "after"))
+    before, after = (
+        page.get_by_role("slider", name=f"New music {side} the source")
+        for side in ("before", "after")
+    )
     expect(total).to_have_text("")
     expect(after).to_be_hidden()
     opened.set("source", "upload", song)
@@ -86,7 +91,10 @@ def test_an_extension_is_set_in_numbers_and_by_dragging_its_ends(page: Page, fak
     expect(after).to_have_attribute("aria-valuetext", "20 s")
     assert violations(page) == []
     # The field follows when the grip is dropped.
-    places = [page.locator(f"#extend-timeline .{name}").bounding_box() for name in ("part.after", "grip.after")]
+    places = [
+        page.locator(f"#extend-timeline .{name}").bounding_box()
+        for name in ("part.after", "grip.after")
+    ]
     second = places[0]["width"] / 20
     x, y = places[1]["x"] + 20, places[1]["y"] + 20
     page.mouse.move(x, y)
@@ -97,7 +105,12 @@ def test_an_extension_is_set_in_numbers_and_by_dragging_its_ends(page: Page, fak
     page.mouse.up()
     expect(opened.text("after")).to_have_value("25")
     expect(total).to_contain_text("Total length 0:28")
-    for key, seconds in (("ArrowLeft", "1"), ("Shift+ArrowLeft", "11"), ("ArrowRight", "10"), ("PageUp", "20")):
+    for key, seconds in (
+        ("ArrowLeft", "1"),
+        ("Shift+ArrowLeft", "11"),
+        ("ArrowRight", "10"),
+        ("PageUp", "20"),
+    ):
         before.press(key)
         expect(opened.text("before")).to_have_value(seconds)
     before.press("End")
@@ -125,7 +138,13 @@ def test_an_extension_is_set_in_numbers_and_by_dragging_its_ends(page: Page, fak
 
 @pytest.mark.parametrize("mode", ["cover", pytest.param("edit", marks=pytest.mark.slow)])
 def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
-    words = {"prompt": MARKUP, "lyrics": "[Verse]\nla", "bpm": 90, "key": "A minor", "strength": "high"}
+    words = {
+        "prompt": MARKUP,
+        "lyrics": "[Verse]\nla",
+        "bpm": 90,
+        "key": "A minor",
+        "strength": "high",
+    }
     fake.script = partial(fake.song, request=words)
     generate = tab(lasting, "generate")
     generate.unfold()
@@ -164,7 +183,10 @@ def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, 
     expect(latest).to_have_text([re.compile("a <b>waltz</b>"), re.compile("sea shanty")])
     expect_tappable(latest.first)
     box = latest.first.bounding_box()
-    assert box["x"] + box["width"] <= page.locator("#cover-columns .essentials").bounding_box()["width"] + 30
+    assert (
+        box["x"] + box["width"]
+        <= page.locator("#cover-columns .essentials").bounding_box()["width"] + 30
+    )
     assert violations(page) == []
     latest.nth(1).click()
     expect(cover.field("source").locator("time").last).to_have_text("0:01")
@@ -184,9 +206,24 @@ def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, 
 
 @pytest.mark.slow
 def test_a_source_with_settings_offers_them(page: Page, fake, tab, song: Path):
-    request = {"prompt": MARKUP, "lyrics": "la", "bpm": 90, "time_signature": "3", "language": "fr", "strength": 0.3}
-    request |= {"options": {"steps": 7, "loudness": -14.0, "noise_strength": 9}, "unheard-of": MARKUP}
-    record = {"mode": "cover", "request": request, "takes": [{"seed": 4294967295}], "audio": {"reference": {}}}
+    request = {
+        "prompt": MARKUP,
+        "lyrics": "la",
+        "bpm": 90,
+        "time_signature": "3",
+        "language": "fr",
+        "strength": 0.3,
+    }
+    request |= {
+        "options": {"steps": 7, "loudness": -14.0, "noise_strength": 9},
+        "unheard-of": MARKUP,
+    }
+    record = {
+        "mode": "cover",
+        "request": request,
+        "takes": [{"seed": 4294967295}],
+        "audio": {"reference": {}},
+    }
     tag_file(song, MARKUP, record)
     opened = tab(page, "cover")
     opened.set("prompt", "type", "mine")
@@ -202,8 +239,18 @@ def test_a_source_with_settings_offers_them(page: Page, fake, tab, song: Path):
     expect(button).to_have_count(0)
     request = opened.made(fake)
     assert Path(request.source).read_bytes() == song.read_bytes()
-    assert (request.prompt, request.lyrics, request.bpm, request.strength) == (MARKUP, "la", 90, 0.3)
+    assert (request.prompt, request.lyrics, request.bpm, request.strength) == (
+        MARKUP,
+        "la",
+        90,
+        0.3,
+    )
     assert (request.time_signature, request.language) == ("3", "fr")
-    assert (request.seed, request.takes, request.options.steps, request.options.loudness) == (4294967295, 1, 7, -14.0)
+    assert (request.seed, request.takes, request.options.steps, request.options.loudness) == (
+        4294967295,
+        1,
+        7,
+        -14.0,
+    )
     assert request.options.noise_strength == 0
     expect_plain(page)

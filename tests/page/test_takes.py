@@ -72,7 +72,10 @@ def at_two_seconds(take: Locator) -> None:
 
 
 def test_keys_switch_takes_at_the_same_place_and_loudness(generate, fake):
-    page, equal = generate.page, generate.part("panel").get_by_role("checkbox", name="Play at equal loudness")
+    page, equal = (
+        generate.page,
+        generate.part("panel").get_by_role("checkbox", name="Play at equal loudness"),
+    )
     make(generate, fake, 2)
     at_two_seconds(generate.take(1))
     there = player(page)
@@ -122,7 +125,8 @@ def test_a_take_is_compared_with_its_source_at_the_same_place(lasting: Page, fak
     opened.made(fake)
     # The source's own player and ours never play at once.
     listened, paused = (
-        opened.field("source").get_by_role("button", name=name, exact=True) for name in ("Play", "Pause")
+        opened.field("source").get_by_role("button", name=name, exact=True)
+        for name in ("Play", "Pause")
     )
     listened.click()
     expect(listened).to_have_count(0)
@@ -133,7 +137,9 @@ def test_a_take_is_compared_with_its_source_at_the_same_place(lasting: Page, fak
     paused.click()
     at_two_seconds(opened.take())
     taken = player(page)
-    page.evaluate(f"{AUDIO}.addEventListener('playing', () => (window.began = {AUDIO}.currentTime), {{ once: true }})")
+    page.evaluate(
+        f"{AUDIO}.addEventListener('playing', () => (window.began = {AUDIO}.currentTime), {{ once: true }})"
+    )
     page.keyboard.press("0")
     source = opened.plays("Source")
     expect(source).to_have_attribute("aria-pressed", "true")
@@ -150,14 +156,21 @@ def test_takes_are_compact_cards_with_pictures_that_seek_by_keys_and_by_clicking
     cards = generate.part("panel").locator(".list > .take")
     expect(cards).to_have_count(3)
     pictures = [card.locator("img").get_attribute("src") for card in cards.all()]
-    assert len(set(pictures)) == 3 and all(each.startswith("data:image/webp;base64,") for each in pictures)
+    assert len(set(pictures)) == 3 and all(
+        each.startswith("data:image/webp;base64,") for each in pictures
+    )
     assert sum(card.bounding_box()["height"] for card in cards.all()) < 500
     expect(generate.way("Retake", 3)).to_be_visible()
     page.keyboard.press("Escape")
     expect(generate.take(3).locator(".sheet")).to_be_hidden()
     expect(generate.take(3).locator("summary")).to_be_focused()
     wave = generate.take().get_by_role("slider", name="Position, take 1")
-    for key, shown in {"ArrowRight": "0:01", "PageUp": "0:06", "Shift+ArrowLeft": "0:01", "End": "0:07"}.items():
+    for key, shown in {
+        "ArrowRight": "0:01",
+        "PageUp": "0:06",
+        "Shift+ArrowLeft": "0:01",
+        "End": "0:07",
+    }.items():
         wave.press(key)
         expect(wave).to_have_attribute("aria-valuetext", f"{shown} of 0:07")
     wave.press("Home")
@@ -171,10 +184,14 @@ def test_takes_are_compact_cards_with_pictures_that_seek_by_keys_and_by_clicking
     speed.select_option("1.5")
     assert player(page)["rate"] == 1.5
     speed.select_option("1")
-    expect_tappable(*bar.get_by_role("button").all(), speed, *generate.take().get_by_role("button").all())
+    expect_tappable(
+        *bar.get_by_role("button").all(), speed, *generate.take().get_by_role("button").all()
+    )
 
 
-def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(fake, fake_address, visit, tab):
+def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(
+    fake, fake_address, visit, tab
+):
     page = visit(fake_address[0], 390, 844)
     generate = tab(page, "generate")
     card, empty = (generate.part("panel").locator(place) for place in (".making", ".takes .empty"))
@@ -218,7 +235,9 @@ def test_a_menu_opens_on_top_of_the_page_and_moves_nothing(generate, fake):
         box = sheet.bounding_box()
         assert box["y"] + box["height"] <= at["y"] or box["y"] >= at["y"] + at["height"]
         assert (page.evaluate("scrollY"), button.bounding_box()) == (before, at)
-        assert page.evaluate("([x, y]) => document.elementFromPoint(x, y).closest('.sheet') !== null", middle(box))
+        assert page.evaluate(
+            "([x, y]) => document.elementFromPoint(x, y).closest('.sheet') !== null", middle(box)
+        )
         # The second click of a double click closes it.
         button.click()
         expect(sheet).to_be_hidden()
@@ -258,7 +277,9 @@ def test_the_space_bar_and_media_keys_play_and_pause(generate, fake):
     page.wait_for_function(f"{AUDIO}.currentTime >= 3")
     page.evaluate("keys.stop()")
     expect(page.get_by_role("region", name="Player")).to_be_hidden()
-    assert page.evaluate("[navigator.mediaSession.metadata, navigator.mediaSession.playbackState]") == [None, "none"]
+    assert page.evaluate(
+        "[navigator.mediaSession.metadata, navigator.mediaSession.playbackState]"
+    ) == [None, "none"]
 
 
 @pytest.mark.slow
@@ -273,7 +294,9 @@ def test_the_menu_makes_takes_again_and_more_like_one_and_leaves_the_form(genera
     generate.has(liked, 1)
     expect(generate.take(3)).to_have_count(0)
     # The newest is on top.
-    expect(generate.part("panel").locator(".list > .take").first).to_have_attribute("data-seed", str(new))
+    expect(generate.part("panel").locator(".list > .take").first).to_have_attribute(
+        "data-seed", str(new)
+    )
     assert (fake.requests[-1].seed, fake.requests[-1].options.plan_seed) == (liked, 5)
     expect(generate.part("message")).to_contain_text("Take 2 is a variation of take 1 (25%).")
     generate.way("Retake").click()
@@ -406,7 +429,9 @@ def test_timed_lyrics_follow_the_song(generate, fake):
     play(take).click()
     generate.way("Timed lyrics").click()
     lines = take.locator("ol.timed button")
-    expect(lines).to_have_text([re.compile("0:01.*The <b>lamp</b> goes round"), re.compile("0:04.*Good night")])
+    expect(lines).to_have_text(
+        [re.compile("0:01.*The <b>lamp</b> goes round"), re.compile("0:04.*Good night")]
+    )
     asked = fake.requests[-1]
     assert (asked.mode, asked.lyrics, asked.seed) == ("align", song.lyrics, seed)
     assert Path(asked.source).name == f"song-seed-{seed}.wav"
@@ -438,7 +463,9 @@ def test_timed_lyrics_follow_the_song(generate, fake):
     # What goes wrong stands at the take.
     generate.set("instrumental", "tick", False)
     generate.made(fake)
-    fake.script = lambda request: iter([Failed(Problem("internal", "It <i>broke</i>.", hint="Try again."))])
+    fake.script = lambda request: iter(
+        [Failed(Problem("internal", "It <i>broke</i>.", hint="Try again."))]
+    )
     generate.way("Timed lyrics").click()
     expect(take.get_by_role("alert")).to_contain_text("It <i>broke</i>. Try again.")
     fake.facts = {"timed_lyrics": TimedLyrics(available=False, reason="There are no heads.")}

@@ -74,7 +74,9 @@ def written(opened: Tab, fake: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_each_lyrics_control_reaches_the_request_and_a_wrong_value_has_its_message(lyrics: Tab, fake):
+def test_each_lyrics_control_reaches_the_request_and_a_wrong_value_has_its_message(
+    lyrics: Tab, fake
+):
     plain = written(lyrics, fake)
     assert plain == parse_request("lyrics", {"brief": "a song"})
     lyrics.set_all(LYRICS_CONTROLS)
@@ -86,10 +88,16 @@ def test_each_lyrics_control_reaches_the_request_and_a_wrong_value_has_its_messa
     lyrics.set("options.max_tokens", "type", "0")
     lyrics.unfold(False)
     lyrics.go.click()
-    expect(lyrics.field("brief")).to_contain_text("Brief must have from 1 to 2,000 characters: say what")
-    expect(lyrics.field("options.max_tokens")).to_contain_text("Max length must be a whole number from 16 to 2048")
+    expect(lyrics.field("brief")).to_contain_text(
+        "Brief must have from 1 to 2,000 characters: say what"
+    )
+    expect(lyrics.field("options.max_tokens")).to_contain_text(
+        "Max length must be a whole number from 16 to 2048"
+    )
     expect(lyrics.field("options.max_tokens")).to_be_visible()
-    expect(lyrics.part("problems")).to_contain_text("Please check What the song is about and Max length.")
+    expect(lyrics.part("problems")).to_contain_text(
+        "Please check What the song is about and Max length."
+    )
     expect(lyrics.go).to_be_enabled()
     # The line goes with the next change, and comes back with the next press.
     lyrics.set("tone", "type", "warm")
@@ -218,7 +226,12 @@ def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visi
     expect(generate.part("polish")).to_be_disabled()
     generate.set("prompt", "type", "a song")
     assert not generate.made(fake).options.plan
-    for mode, button in (("generate", "inspire"), ("cover", "describe"), ("extend", "describe"), ("edit", "describe")):
+    for mode, button in (
+        ("generate", "inspire"),
+        ("cover", "describe"),
+        ("extend", "describe"),
+        ("edit", "describe"),
+    ):
         opened = tab(page, mode)
         expect(opened.part(button)).to_be_disabled()
         expect(opened.part("assist-help")).to_contain_text("It is <b>not</b> on")
@@ -226,7 +239,14 @@ def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visi
 
 
 PLAN = {
-    **{"used": True, "bpm": 92, "key": "G# minor", "time_signature": "6", "language": "en", "rewritten": False},
+    **{
+        "used": True,
+        "bpm": 92,
+        "key": "G# minor",
+        "time_signature": "6",
+        "language": "en",
+        "rewritten": False,
+    },
     **{"caption": "", "seed": 4294967295, "model": "preview", "temperature": 0.85, "cfg": 2.0},
 }
 
@@ -242,7 +262,9 @@ def test_a_plan_is_shown_and_kept(generate: Tab, fake):
     expect(generate.part("plan-kept")).to_contain_text("4294967295")
     assert generate.made(fake).options.plan_seed == 4294967295
     # The planner's own words are shown as text.
-    fake.script = partial(fake.song, plan={**PLAN, "rewritten": True, "caption": MARKUP, "language": "unknown"})
+    fake.script = partial(
+        fake.song, plan={**PLAN, "rewritten": True, "caption": MARKUP, "language": "unknown"}
+    )
     generate.made(fake)
     expect(line).to_contain_text(f"The planner's prompt: {MARKUP}")
     expect(line.locator("span")).to_have_text(["Plan:", "92 BPM", "G# minor", "6/8"])
@@ -276,7 +298,12 @@ def test_surprise_me_fills_the_form_and_undo_restores_it(page: Page, fake, tab):
     expect(generate.text("duration")).to_have_value("45")
     assert fake.requests[-1] == parse_request("inspire", {"idea": "an idea", "language": "fr"})
     request = generate.made(fake)
-    assert (request.bpm, request.key, request.time_signature, request.language) == (96, "D minor", "3", "en")
+    assert (request.bpm, request.key, request.time_signature, request.language) == (
+        96,
+        "D minor",
+        "3",
+        "en",
+    )
     # Polish after it, and both undone.
     fake.script = partial(fake.sketch, prompt=MARKUP, lyrics="[Instrumental]")
     generate.part("polish").click()
@@ -291,7 +318,9 @@ def test_surprise_me_fills_the_form_and_undo_restores_it(page: Page, fake, tab):
     expect(undo).to_be_hidden()
     fake.script = fake.play
     request = generate.made(fake)
-    assert request == parse_request("generate", {"prompt": "an idea", "language": "fr", "bpm": 61, "duration": None})
+    assert request == parse_request(
+        "generate", {"prompt": "an idea", "language": "fr", "bpm": 61, "duration": None}
+    )
     expect_plain(page)
 
 
@@ -336,7 +365,10 @@ def test_a_source_is_described(lasting: Page, fake, tab, song: Path):
     expect(opened.text("bpm")).to_have_value("96")
     # It keeps the lyrics that were there.
     expect(opened.text("lyrics")).to_have_value("mine")
-    assert (fake.requests[-1].mode, Path(fake.requests[-1].source).read_bytes()) == ("describe", song.read_bytes())
+    assert (fake.requests[-1].mode, Path(fake.requests[-1].source).read_bytes()) == (
+        "describe",
+        song.read_bytes(),
+    )
     opened.part("undo").click()
     expect(opened.text("prompt")).to_have_value("")
     expect(opened.text("bpm")).to_have_value("")

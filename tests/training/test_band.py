@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from training import band_render, band_score, band_sounds
-from training.band_score import INSTRUMENTS, LOWEST, ROLES, SCALES, Score, compose, parse_key, sections
+from training.band_score import (
+    INSTRUMENTS,
+    LOWEST,
+    ROLES,
+    SCALES,
+    Score,
+    compose,
+    parse_key,
+    sections,
+)
 from training.band_styles import INSTRUMENT_WORDS, KIT_WORDS, STYLES
 
 pytestmark = pytest.mark.slow
@@ -24,7 +33,9 @@ def events(score: Score) -> np.ndarray:
 
 def test_equal_seeds_give_equal_scores_and_others_do_not():
     expected = np.random.get_state()[1].copy()
-    first, again, other = (compose(seed, style="rock", bpm=120, beats=4, seconds=20.0) for seed in (5, 5, 6))
+    first, again, other = (
+        compose(seed, style="rock", bpm=120, beats=4, seconds=20.0) for seed in (5, 5, 6)
+    )
     assert np.array_equal(events(first), events(again)) and first.captions == again.captions
     assert not np.array_equal(first.hits, other.hits) and first.captions != other.captions
     assert np.array_equal(np.random.get_state()[1], expected)
@@ -34,7 +45,11 @@ def test_what_sounds_keeps_to_the_grid_and_the_ranges():
     for style, (seed, bpm) in itertools.product(STYLES, ((0, 60), (4, 133), (8, 180))):
         score = compose(seed, style=style, bpm=bpm, seconds=24.5)
         ticks = np.unique(events(score)[:, 0])
-        assert ticks[0] == 0 and np.diff(ticks).min() >= 5 and ticks[-1] * band_score.TICK < 24.5 * 48_000
+        assert (
+            ticks[0] == 0
+            and np.diff(ticks).min() >= 5
+            and ticks[-1] * band_score.TICK < 24.5 * 48_000
+        )
         assert set(events(score)[:, 2]) <= {1, 2}
         for role, notes in score.notes.items():
             assert score.instruments[role] in INSTRUMENTS[role]
@@ -42,7 +57,9 @@ def test_what_sounds_keeps_to_the_grid_and_the_ranges():
             at_once = np.unique(notes[:, 0], return_counts=True)[1]
             assert at_once.max(initial=0) <= (4 if role == "chords" else 1)
         for rows in (score.hits, *score.notes.values()):
-            assert len(np.unique(rows[:, :2], axis=0)) == len(rows) and np.all(np.diff(rows[:, 0]) >= 0)
+            assert len(np.unique(rows[:, :2], axis=0)) == len(rows) and np.all(
+                np.diff(rows[:, 0]) >= 0
+            )
 
 
 def test_only_the_key_is_played_and_its_tonic_most():
@@ -87,19 +104,25 @@ def test_what_it_does_not_play_is_an_error():
 
 
 def test_captions_claim_only_what_is_there():
-    owners = [(words, {name}) for names in INSTRUMENT_WORDS.values() for name, words in names.items()]
+    owners = [
+        (words, {name}) for names in INSTRUMENT_WORDS.values() for name, words in names.items()
+    ]
     owners += [(words, {kit}) for kit, words in KIT_WORDS.items()]
     for seed in range(60):
         score = compose(seed, seconds=12.0)
         played = {score.instruments[role] for role in ROLES if len(score.notes[role])} | {score.kit}
-        true = ", ".join([words for words, owner in owners if owner & played] + [STYLES[score.style].words])
+        true = ", ".join(
+            [words for words, owner in owners if owner & played] + [STYLES[score.style].words]
+        )
         assert len(set(score.captions)) == 6
         for caption in score.captions:
             assert any(word in caption for word in STYLES[score.style].words.split(", ")), caption
             for word in ", ".join(words for words, _ in owners).split(", "):
                 assert word not in caption or word in true, caption
             assert score.bpm < 85 or not {"slow", "unhurried"} & set(caption.split()), caption
-            assert score.key.endswith("minor") or not {"sad", "minor-key"} & set(caption.split()), caption
+            assert score.key.endswith("minor") or not {"sad", "minor-key"} & set(caption.split()), (
+                caption
+            )
 
 
 def test_every_note_has_its_pitch_and_dies_away():
@@ -126,7 +149,16 @@ def test_a_piece_is_the_sum_of_its_stems_and_silent_where_nobody_plays():
 
 
 def test_the_command_writes_pieces_with_their_facts(tmp_path, monkeypatch):
-    arguments = [str(tmp_path), "--style", "waltz", "--key", "F# minor", "--seconds", "3", "--stems"]
+    arguments = [
+        str(tmp_path),
+        "--style",
+        "waltz",
+        "--key",
+        "F# minor",
+        "--seconds",
+        "3",
+        "--stems",
+    ]
     monkeypatch.setattr("sys.argv", ["band_render", *arguments])
     band_render.main()
     (facts,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))

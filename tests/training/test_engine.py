@@ -15,10 +15,26 @@ import modes
 import song_attention
 import song_loop
 import song_vae
-from training import engine_distil, engine_evaluate, engine_latents, engine_song, engine_train, engine_vae
+from training import (
+    engine_distil,
+    engine_evaluate,
+    engine_latents,
+    engine_song,
+    engine_train,
+    engine_vae,
+)
 from training.band_score import DRUMS, INSTRUMENTS, KITS, LOWEST, ROLES, compose
 from training.band_sounds import MIX_GAIN, STEMS, render
-from training.engine_latents import BASS, CHORDS, HITS, LEAD, MOMENT, PLAYER_NUMBERS, Events, latents_of
+from training.engine_latents import (
+    BASS,
+    CHORDS,
+    HITS,
+    LEAD,
+    MOMENT,
+    PLAYER_NUMBERS,
+    Events,
+    latents_of,
+)
 
 pytestmark = pytest.mark.slow
 FRAME_TICKS = engine_latents.FRAME_TICKS
@@ -31,16 +47,27 @@ def read_latents(latents: np.ndarray) -> Events:
     for frame, now in enumerate(latents):
         distances = [np.square(now[MOMENT] - moment).sum() for moment in engine_latents.MOMENTS]
         tick = FRAME_TICKS * frame + int(np.argmin(distances))
-        levels = {"bass": circles @ now[BASS] / 2, "chords": now[CHORDS], "lead": circles @ now[LEAD] / 2}
+        levels = {
+            "bass": circles @ now[BASS] / 2,
+            "chords": now[CHORDS],
+            "lead": circles @ now[LEAD] / 2,
+        }
         for role, level in levels.items():
             # On the circles a note's neighbours sound a little too.
             loud = level > 0.25 if role == "chords" else (level == level.max()) & (level > 0.25)
-            rows[role] += [(tick, LOWEST[role] + p, round(2 * level[p])) for p in np.flatnonzero(loud)]
-        rows["drums"] += [(tick, d, round(2 * now[HITS][d])) for d in range(len(DRUMS)) if now[HITS][d]]
+            rows[role] += [
+                (tick, LOWEST[role] + p, round(2 * level[p])) for p in np.flatnonzero(loud)
+            ]
+        rows["drums"] += [
+            (tick, d, round(2 * now[HITS][d])) for d in range(len(DRUMS)) if now[HITS][d]
+        ]
     last = latents[0]
     players = {"bass": INSTRUMENTS["bass"][round((last[PLAYER_NUMBERS["bass"]][0] + 1) * 1.5)]}
     for role in ("chords", "lead"):
-        near = [np.square(last[PLAYER_NUMBERS[role]] - corner).sum() for corner in engine_latents.HEXAGON]
+        near = [
+            np.square(last[PLAYER_NUMBERS[role]] - corner).sum()
+            for corner in engine_latents.HEXAGON
+        ]
         players[role] = INSTRUMENTS[role][int(np.argmin(near))]
     notes = {role: np.array(rows[role], int).reshape(-1, 3) for role in ROLES}
     hits = np.array(rows["drums"], int).reshape(-1, 3)
@@ -51,7 +78,10 @@ def test_latents_hold_everything_that_sounds():
     for seed in range(4):
         score = compose(seed, seconds=12.0)
         back = read_latents(latents_of(engine_latents.events_of(score), 1200))
-        for found, truth in [(back.hits, score.hits), *((back.notes[role], score.notes[role]) for role in ROLES)]:
+        for found, truth in [
+            (back.hits, score.hits),
+            *((back.notes[role], score.notes[role]) for role in ROLES),
+        ]:
             assert sorted(map(tuple, found)) == sorted(map(tuple, truth)), seed
         assert (back.instruments, back.kit) == (score.instruments, score.kit)
 
@@ -61,10 +91,14 @@ def test_coefficients_are_those_of_the_sound():
     score = compose(2, style="rock", seconds=6.0)
     events = engine_latents.events_of(score)
     sound = render(score).stems.sum(axis=0) / MIX_GAIN * engine_vae.GAIN
-    assert np.allclose(engine_vae.target_of(events, 600)[:-8], engine_vae.coefficients(sound)[:4792], atol=1e-4)
+    assert np.allclose(
+        engine_vae.target_of(events, 600)[:-8], engine_vae.coefficients(sound)[:4792], atol=1e-4
+    )
     latents, crop, _ = engine_vae.crop(events, 200, 40)
     whole = engine_vae.target_of(events, 600)[200 * 8 : 360 * 8]
-    assert np.allclose(crop, whole, atol=1e-5) and np.array_equal(latents, latents_of(events, 600)[50:90])
+    assert np.allclose(crop, whole, atol=1e-5) and np.array_equal(
+        latents, latents_of(events, 600)[50:90]
+    )
 
 
 @pytest.mark.numbers
@@ -92,7 +126,9 @@ def test_the_exported_vae_computes_what_the_fast_one_does():
         song_vae.skip_idle_units(vae)
         assert torch.equal(vae.decode(latents.transpose(1, 2)).sample[0], sound)
     # What was written can train on: read back and written again, it is the same network.
-    held = [{"mean": state.pop("live"), **state} for state in engine_vae.states_of(vae, centre, spread)]
+    held = [
+        {"mean": state.pop("live"), **state} for state in engine_vae.states_of(vae, centre, spread)
+    ]
     with torch.no_grad():
         again = engine_vae.oobleck(*held, centre, spread)
         assert torch.allclose(again.decode(latents.transpose(1, 2)).sample[0], sound, atol=1e-5)
@@ -148,23 +184,43 @@ def test_contexts_are_what_the_studio_asks_for(song, monkeypatch):
         return song._standard(latents_of(events, 1000))
 
     for _ in range(6):
-        target, source, mask, instruction = song._context(rng, "text2music", score, latents, here, silence)
+        target, source, mask, instruction = song._context(
+            rng, "text2music", score, latents, here, silence
+        )
         assert torch.equal(target, latents) and torch.equal(source, silence) and mask.min() == 1
         assert instruction == modes.TEXT2MUSIC
-        target, source, mask, instruction = song._context(rng, "repaint", score, latents, here, silence)
+        target, source, mask, instruction = song._context(
+            rng, "repaint", score, latents, here, silence
+        )
         new = mask[:, 0] > 0
-        assert 0 < int(new.sum()) < 250 and instruction == modes.REPAINT and torch.equal(target, latents)
+        assert (
+            0 < int(new.sum()) < 250
+            and instruction == modes.REPAINT
+            and torch.equal(target, latents)
+        )
         assert torch.equal(source[~new], latents[~new]) and torch.equal(source[new], silence[new])
-        target, source, mask, instruction = song._context(rng, "lego", score, latents, here, silence)
+        target, source, mask, instruction = song._context(
+            rng, "lego", score, latents, here, silence
+        )
         alone = [stem for stem in STEMS if torch.equal(stems([stem]), target)]
         assert any(torch.equal(source, stems([s for s in STEMS if s != stem])) for stem in alone)
-        assert any(f" {engine_latents.track_of(stem, score.instruments)} " in instruction for stem in alone)
-        target, source, mask, instruction = song._context(rng, "extract", score, latents, here, silence)
+        assert any(
+            f" {engine_latents.track_of(stem, score.instruments)} " in instruction for stem in alone
+        )
+        target, source, mask, instruction = song._context(
+            rng, "extract", score, latents, here, silence
+        )
         assert torch.equal(source, latents) and instruction.startswith("Extract the ")
-        target, source, mask, instruction = song._context(rng, "complete", score, latents, here, silence)
+        target, source, mask, instruction = song._context(
+            rng, "complete", score, latents, here, silence
+        )
         assert torch.equal(target, latents) and instruction.startswith("Complete ")
     target, source, mask, instruction = song._context(rng, "cover", score, latents, here, silence)
-    assert instruction == modes.COVER and source.shape == latents.shape and not torch.equal(source, latents)
+    assert (
+        instruction == modes.COVER
+        and source.shape == latents.shape
+        and not torch.equal(source, latents)
+    )
 
 
 def test_a_step_of_the_song_stage_reaches_every_part(song):
@@ -188,8 +244,14 @@ def test_a_cut_out_song_keeps_the_clock_and_the_beat_of_its_place(song, monkeypa
     rng, places = np.random.default_rng(2), set()
     for _ in range(6):
         example = song.example(rng, 10, "text2music")
-        (place,) = (start for start in range(1251) if torch.equal(example.source, song.silence[start : start + 250]))
-        row = next(row for row in song.pool[60] if torch.equal(example.target, standard(song, row, place)))
+        (place,) = (
+            start
+            for start in range(1251)
+            if torch.equal(example.source, song.silence[start : start + 250])
+        )
+        row = next(
+            row for row in song.pool[60] if torch.equal(example.target, standard(song, row, place))
+        )
         features = torch.from_numpy(row.features[place : place + 250].astype(np.float32))
         assert torch.allclose(example.features, (features - song.usual) / song.unusual)
         # Its tags would be those of the whole piece.
@@ -275,7 +337,10 @@ def test_a_resumed_training_has_the_numbers_of_one_that_was_not_stopped(tmp_path
     assert resumed.step == 2
     resumed.run()
     assert all(torch.equal(resumed.mean[name], value) for name, value in whole.mean.items())
-    assert all(torch.equal(value, whole.stage.trained[name]) for name, value in resumed.stage.trained.items())
+    assert all(
+        torch.equal(value, whole.stage.trained[name])
+        for name, value in resumed.stage.trained.items()
+    )
 
 
 @pytest.mark.matrix
@@ -289,7 +354,9 @@ def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monke
 
     train(state="state", export=folder)
     logged = [json.loads(line) for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert [(line["stage"], line["step"]) for line in logged] == [(name, 2) for name in engine_train.STAGES]
+    assert [(line["stage"], line["step"]) for line in logged] == [
+        (name, 2) for name in engine_train.STAGES
+    ]
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     assert max(sizes) < 10e6 and sum(sizes) < 40e6
     engine = engine_evaluate.Engine(folder, "draft", 2)
@@ -307,7 +374,9 @@ def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monke
     train("--begin", str(folder), state="more", export=again)
     files = [path.relative_to(folder) for path in folder.rglob("*.safetensors")]
     parts = [path for path in files if path.parts[0] != "vae"]
-    assert len(parts) >= 5 and all((folder / path).read_bytes() == (again / path).read_bytes() for path in parts)
+    assert len(parts) >= 5 and all(
+        (folder / path).read_bytes() == (again / path).read_bytes() for path in parts
+    )
     # A stage without any continues from where it was.
     train("--begin", str(folder), "--stage", "encoder", state="one", export=again)
     assert all((folder / path).read_bytes() == (again / path).read_bytes() for path in parts)
@@ -316,7 +385,10 @@ def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monke
     decoded = [vae.decode(noise).sample.detach() for vae in voices]
     assert torch.allclose(*decoded, atol=0.02 * float(decoded[0].abs().max()))
     heard = [vae.encode(decoded[0]).latent_dist.mode() for vae in voices]
-    assert not torch.equal(*heard) and torch.nn.functional.cosine_similarity(*(x.flatten() for x in heard), dim=0) > 0.9
+    assert (
+        not torch.equal(*heard)
+        and torch.nn.functional.cosine_similarity(*(x.flatten() for x in heard), dim=0) > 0.9
+    )
 
 
 # --- the measurements ---------------------------------------------------------------------------------------------
@@ -326,7 +398,9 @@ def test_silence_and_clipping_are_seen():
     song = render(compose(2, style="rock", seconds=6.0)).mix
     assert engine_evaluate.longest_gap(song) < 1
     assert engine_evaluate.clipped_share(song) < engine_evaluate.CLIPPED_SHARE
-    assert engine_evaluate.clipped_share(np.clip(4 * song, -0.9, 0.9)) > engine_evaluate.CLIPPED_SHARE
+    assert (
+        engine_evaluate.clipped_share(np.clip(4 * song, -0.9, 0.9)) > engine_evaluate.CLIPPED_SHARE
+    )
     song[:, 48_000:192_000] = 0
     assert engine_evaluate.longest_gap(song) == pytest.approx(3.0, abs=0.3)
 
@@ -335,4 +409,6 @@ def test_the_card_gets_the_figures_once(tmp_path):
     (tmp_path / "README.md").write_text("# A card\n")
     for row in ("tempo 0.1", "tempo 0.9"):
         engine_evaluate.write_card(tmp_path, [row])
-    assert (tmp_path / "README.md").read_text() == "# A card\n\n## Measured\n\n```\ntempo 0.9\n```\n"
+    assert (
+        tmp_path / "README.md"
+    ).read_text() == "# A card\n\n## Measured\n\n```\ntempo 0.9\n```\n"

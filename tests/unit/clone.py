@@ -92,7 +92,13 @@ class Clone:
         return path
 
     def python(
-        self, name: str, version: str, *, lacks: Sequence[str] = (), machine: str = "x86_64", folder: Path | None = None
+        self,
+        name: str,
+        version: str,
+        *,
+        lacks: Sequence[str] = (),
+        machine: str = "x86_64",
+        folder: Path | None = None,
     ) -> Path:
         """Put a fake Python without the modules `lacks` on the PATH, or into `folder`; return its path."""
         path = (folder or self.bin) / name
@@ -122,12 +128,19 @@ class Clone:
         self.command("sysctl", "exit 1")
         self.command("xcode-select", "exit 2")
 
-    def start(self, script: str, *args: str, cwd: Path | None = None, path: str = "", **env: str) -> subprocess.Popen:
+    def start(
+        self, script: str, *args: str, cwd: Path | None = None, path: str = "", **env: str
+    ) -> subprocess.Popen:
         """Start a script without this process's environment."""
         return subprocess.Popen(
             [str(self.root / script), *args],
             cwd=cwd or self.root,
-            env={"PATH": path or str(self.bin), "HOME": str(self.root.parent), "LOG": str(self.log_file), **env},
+            env={
+                "PATH": path or str(self.bin),
+                "HOME": str(self.root.parent),
+                "LOG": str(self.log_file),
+                **env,
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -164,4 +177,6 @@ class Clone:
     def installing(self, *more: str) -> str:
         """Return the log's line for installing the studio's requirements and `more` ("ray", "dev")."""
         names = ["requirements.txt", *(f"requirements-{each}.txt" for each in more)]
-        return " ".join(["pip install -q --no-compile", *(f"-r {self.root}/{name}" for name in names)])
+        return " ".join(
+            ["pip install -q --no-compile", *(f"-r {self.root}/{name}" for name in names)]
+        )

@@ -58,7 +58,11 @@ class FakeHub(ThreadingHTTPServer):
             blob_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             entry = {"rfilename": name, "size": size, "blobId": blob_id}
             if name.endswith(".safetensors"):
-                entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": size, "pointerSize": 134}
+                entry["lfs"] = {
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                    "size": size,
+                    "pointerSize": 134,
+                }
             siblings.append(entry)
         facts = {"id": self.repo, "modelId": self.repo, "sha": COMMIT, "siblings": siblings}
         return {**facts, "private": False, "gated": False, "tags": [], **self.more}
@@ -82,15 +86,24 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(hub_server.status, body, hub_server.headers)
         found = re.fullmatch(f"/{hub_server.repo}/resolve/{COMMIT}/(.+)", path)
         if not found or found[1] not in hub_server.files:
-            return self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound" if found else "RepoNotFound"})
+            return self.answer(
+                404, b"{}", {"X-Error-Code": "EntryNotFound" if found else "RepoNotFound"}
+            )
         name, start = found[1], 0
         if (asked := self.headers.get("Range")) and hub_server.ranges:
             start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
         hub_server.asked.append((name, start))
         breaks = hub_server.breaks.get(name)
-        self.answer(206 if start else 200, hub_server.files[name][start:], {}, breaks.pop(0) if breaks else None)
+        self.answer(
+            206 if start else 200,
+            hub_server.files[name][start:],
+            {},
+            breaks.pop(0) if breaks else None,
+        )
 
-    def answer(self, status: int, body: bytes, headers: dict[str, str], most: int | None = None) -> None:
+    def answer(
+        self, status: int, body: bytes, headers: dict[str, str], most: int | None = None
+    ) -> None:
         """Send `body`, or its first `most` bytes and then hang up."""
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
@@ -109,13 +122,17 @@ class _Handler(BaseHTTPRequestHandler):
 def use_hub(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Point huggingface_hub at `url`, as HF_ENDPOINT does when it is imported; nothing is known of it yet."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(model_hub, "_silent_until", {})
 
 
 @contextlib.contextmanager
-def serving(monkeypatch: pytest.MonkeyPatch, repo: str, files: dict[str, bytes]) -> Iterator[FakeHub]:
+def serving(
+    monkeypatch: pytest.MonkeyPatch, repo: str, files: dict[str, bytes]
+) -> Iterator[FakeHub]:
     """Serve `files` as the repository `repo` of a hub, and let huggingface_hub ask there."""
     server = FakeHub(repo, files)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()

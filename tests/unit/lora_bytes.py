@@ -14,7 +14,11 @@ def blob(tensors, metadata=None, data=b""):
     for name, entry in tensors.items():
         dtype, shape, *content = entry if entry and isinstance(entry[0], str) else ("F16", entry)
         content = content[0] if content else bytes(ITEM[dtype] * math.prod(shape))
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(body), len(body) + len(content)]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [len(body), len(body) + len(content)],
+        }
         body += content
     return wrap(json.dumps(header).encode(), body + data)
 
@@ -27,4 +31,8 @@ def attention(kind="XL", rank=2, prefix="base_model.model.", layers=(0,)):
     """Return the tensors of a LoRA on the queries of a real model's size."""
     hidden, queries = SIZES[kind]
     shapes = {"A": (rank, hidden), "B": (queries, rank)}
-    return {f"{prefix}layers.{i}.self_attn.q_proj.lora_{m}.weight": s for i in layers for m, s in shapes.items()}
+    return {
+        f"{prefix}layers.{i}.self_attn.q_proj.lora_{m}.weight": s
+        for i in layers
+        for m, s in shapes.items()
+    }

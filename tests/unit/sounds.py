@@ -12,7 +12,9 @@ LOSSLESS = ("wav", "flac")
 def tone(seconds, rate=RATE, hertz=440.0, level=0.5, channels=2):
     """Return a sine, float32 [channels, samples]; each channel is an octave above the one before."""
     t = np.arange(round(seconds * rate)) / rate
-    return np.stack([level * np.sin(2 * np.pi * hertz * 2**i * t) for i in range(channels)]).astype(np.float32)
+    return np.stack([level * np.sin(2 * np.pi * hertz * 2**i * t) for i in range(channels)]).astype(
+        np.float32
+    )
 
 
 def noise(samples, level=0.1, seed=0):

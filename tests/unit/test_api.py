@@ -25,7 +25,14 @@ from tests.waiting import until
 
 REQUIRED = inspect.Parameter.empty
 SONG = {
-    **{"prompt": REQUIRED, "lyrics": "", "instrumental": False, "bpm": None, "key": "", "time_signature": ""},
+    **{
+        "prompt": REQUIRED,
+        "lyrics": "",
+        "instrumental": False,
+        "bpm": None,
+        "key": "",
+        "time_signature": "",
+    },
     **{"language": "unknown", "takes": 1, "quality": "standard", "seed": -1, "options": {}},
 }
 CONTRACT = {
@@ -36,7 +43,14 @@ CONTRACT = {
         **{**SONG, "prompt": "", "source": REQUIRED, "action": "repaint", "start": 0, "end": 0},
         **{"source_prompt": "", "source_lyrics": "", "tracks": [], "regions": []},
     },
-    "lyrics": {"brief": REQUIRED, "structure": "", "language": "en", "tone": "", "seed": -1, "options": {}},
+    "lyrics": {
+        "brief": REQUIRED,
+        "structure": "",
+        "language": "en",
+        "tone": "",
+        "seed": -1,
+        "options": {},
+    },
 }
 GIVEN = {"prompt": "calm piano", "source": "song.wav", "brief": "rain"}
 
@@ -45,7 +59,10 @@ GIVEN = {"prompt": "calm piano", "source": "song.wav", "brief": "rain"}
 def blocks():
     with gr.Blocks(analytics_enabled=False) as demo:
         studio = Studio()
-        api.add_endpoints(studio, runs.Runs(studio.stream, lambda request: 1.0, runs_journal.Journal(lambda: Path())))
+        api.add_endpoints(
+            studio,
+            runs.Runs(studio.stream, lambda request: 1.0, runs_journal.Journal(lambda: Path())),
+        )
     return demo
 
 
@@ -64,7 +81,9 @@ def upload(name="song.wav", seconds=4.0, rate=48_000):
 
 def values(mode="generate", **given):
     """Return the values of a call in the order of the endpoint; a required one that is not given is None."""
-    full = {name: None if default is REQUIRED else default for name, default in CONTRACT[mode].items()}
+    full = {
+        name: None if default is REQUIRED else default for name, default in CONTRACT[mode].items()
+    }
     full |= {"brief": "rain"} if mode == "lyrics" else {"prompt": "calm piano"}
     full |= given
     return [full[name] for name in api.ENDPOINTS[mode].names]
@@ -74,7 +93,9 @@ def verdicts(mode="generate", **given):
     """Return what the validator of an endpoint says against each parameter."""
     found = api.validator_of(mode, Studio())(*values(mode, **given))
     return {
-        name: one["message"] for name, one in zip(api.ENDPOINTS[mode].names, found, strict=True) if not one["is_valid"]
+        name: one["message"]
+        for name, one in zip(api.ENDPOINTS[mode].names, found, strict=True)
+        if not one["is_valid"]
     }
 
 
@@ -83,13 +104,17 @@ def test_an_endpoint_is_that_of_the_contract_and_there_is_no_other(info, mode):
     assert set(info) == {*(f"/{mode}" for mode in CONTRACT), "/capabilities", "/run", "/cancel_run"}
     assert info["/capabilities"]["parameters"] == []
     offered = {
-        one["parameter_name"]: one["parameter_default"] if one["parameter_has_default"] else REQUIRED
+        one["parameter_name"]: one["parameter_default"]
+        if one["parameter_has_default"]
+        else REQUIRED
         for one in info[f"/{mode}"]["parameters"]
     }
     assert offered == CONTRACT[mode]
     # The defaults mean what the request means by them.
     given = {name: value for name, value in GIVEN.items() if name in CONTRACT[mode]}
-    assert params.parse_request(mode, {**CONTRACT[mode], **given}) == params.parse_request(mode, given)
+    assert params.parse_request(mode, {**CONTRACT[mode], **given}) == params.parse_request(
+        mode, given
+    )
     returns = [("text", "Textbox")] if mode == "lyrics" else [("files", "File"), ("record", "Json")]
     assert [(one["label"], one["component"]) for one in info[f"/{mode}"]["returns"]] == returns
 
@@ -98,20 +123,32 @@ def test_an_endpoint_is_that_of_the_contract_and_there_is_no_other(info, mode):
 def test_an_mcp_tool_has_a_described_typed_schema(blocks, mode):
     server = GradioMCPServer(blocks)
     assert set(server.tool_to_endpoint) == {*CONTRACT, "capabilities", "run", "cancel_run"}
-    about, described = server.get_fn_description(server.get_block_fn_from_endpoint_name(f"/{mode}"), mode)
+    about, described = server.get_fn_description(
+        server.get_block_fn_from_endpoint_name(f"/{mode}"), mode
+    )
     schema, files = server.get_input_schema(mode, described)
     properties = schema["properties"]
     assert about.startswith(api.ENDPOINTS[mode].about)
-    assert set(schema["required"]) == {name for name, default in CONTRACT[mode].items() if default is REQUIRED}
+    assert set(schema["required"]) == {
+        name for name, default in CONTRACT[mode].items() if default is REQUIRED
+    }
     assert set(properties) == set(CONTRACT[mode])
-    assert all(one["description"] and (one.get("type") or one["anyOf"]) for one in properties.values())
-    assert (properties["options"]["type"], properties["options"]["additionalProperties"]) == ("object", True)
+    assert all(
+        one["description"] and (one.get("type") or one["anyOf"]) for one in properties.values()
+    )
+    assert (properties["options"]["type"], properties["options"]["additionalProperties"]) == (
+        "object",
+        True,
+    )
     assert mode == "lyrics" or {"type": "null"} in properties["bpm"]["anyOf"]
     assert {name for (name,) in files} == {"source", "reference"} & set(properties)
 
 
 def test_the_text_about_options_names_those_of_the_mode_and_no_other():
-    own = {mode: set(params.REQUESTS[mode].model_fields["options"].annotation.model_fields) for mode in CONTRACT}
+    own = {
+        mode: set(params.REQUESTS[mode].model_fields["options"].annotation.model_fields)
+        for mode in CONTRACT
+    }
     for mode, names in own.items():
         (about,) = (one.about for one in api.ENDPOINTS[mode].parameters if one.name == "options")
         assert set(re.findall(r"\w+", about)) & set().union(*own.values()) == names
@@ -119,7 +156,9 @@ def test_the_text_about_options_names_those_of_the_mode_and_no_other():
 
 def test_each_wrong_value_gets_its_sentence_under_its_name(monkeypatch):
     assert verdicts() == verdicts("lyrics") == {}
-    assert verdicts(time_signature=4, key="Am", bpm=120, prompt="", lyrics="la la", options=None) == {}
+    assert (
+        verdicts(time_signature=4, key="Am", bpm=120, prompt="", lyrics="la la", options=None) == {}
+    )
     said = verdicts(bpm=0, seed=-2, takes=float("nan"), duration=float("inf"), lyrics=["verse"])
     assert set(said) == {"bpm", "seed", "takes", "duration", "lyrics"}
     assert "from 30 to 300" in said["bpm"] and "must be text" in said["lyrics"]
@@ -127,7 +166,11 @@ def test_each_wrong_value_gets_its_sentence_under_its_name(monkeypatch):
     assert set(said) == {"options"}
     assert "options.steps: Steps must be a whole number from 1 to 200, not 500." in said["options"]
     assert "options.wobble" in said["options"]
-    assert set(verdicts("lyrics", brief="", seed=1.5, options={"max_tokens": 0})) == {"brief", "seed", "options"}
+    assert set(verdicts("lyrics", brief="", seed=1.5, options={"max_tokens": 0})) == {
+        "brief",
+        "seed",
+        "options",
+    }
     for name in ("x" * 100_000, "\ud800", "a\0b", "path"):
         (quoted,) = verdicts(options={name: 1}).values()
         assert len(quoted) < 500 and quoted.isprintable() and quoted.encode()
@@ -140,7 +183,11 @@ def test_each_wrong_value_gets_its_sentence_under_its_name(monkeypatch):
 def test_a_source_is_measured_before_anything_is_queued():
     song, text = upload(), upload("text.wav")
     Path(text["path"]).write_text("la la la")
-    assert verdicts("cover", source=song) == verdicts("edit", source=song, prompt="", start=1, end=4) == {}
+    assert (
+        verdicts("cover", source=song)
+        == verdicts("edit", source=song, prompt="", start=1, end=4)
+        == {}
+    )
     assert "from 0 to 4 seconds" in verdicts("edit", source=song, start=1, end=4.1)["end"]
     assert "none was given" in verdicts("cover")["source"]
     assert set(verdicts("cover", source=text, reference=text)) == {"source", "reference"}
@@ -164,7 +211,15 @@ def test_only_files_of_the_upload_cache_are_taken(tmp_path, monkeypatch):
     outside.touch()
     link.symlink_to(outside)
     assert api.uploaded_path("reference", {"path": str(inside)}) == str(inside.resolve())
-    paths = [str(link), str(cache), str(cache / ".." / "b.wav"), "a\0b", "a" * 100_000, "\ud800", None]
+    paths = [
+        str(link),
+        str(cache),
+        str(cache / ".." / "b.wav"),
+        "a\0b",
+        "a" * 100_000,
+        "\ud800",
+        None,
+    ]
     for value in (str(inside), {}, *({"path": path} for path in paths)):
         with pytest.raises(events.InvalidRequest, match="Reference must be an uploaded audio file"):
             api.uploaded_path("reference", value)
@@ -231,11 +286,20 @@ def test_progress_comes_first_and_the_song_last(generate):
 
 
 def test_lyrics_come_as_they_are_written_or_are_an_error(generate):
-    events = (Progress("loading"), Draft("[Verse", 1), Draft("[Verse]\nRain", 2), Done((), {"text": "[Verse]\nRain!"}))
+    events = (
+        Progress("loading"),
+        Draft("[Verse", 1),
+        Draft("[Verse]\nRain", 2),
+        Done((), {"text": "[Verse]\nRain!"}),
+    )
     studio, call = generate(*events, mode="lyrics", seed=3, options={"temperature": 0})
     first, *_, draft, last = heard(call)
     assert (first, draft, last) == ("", "[Verse]\nRain", "[Verse]\nRain!")
-    assert (studio.request.mode, studio.request.seed, studio.request.options.temperature) == ("lyrics", 3, 0.0)
+    assert (studio.request.mode, studio.request.seed, studio.request.options.temperature) == (
+        "lyrics",
+        3,
+        0.0,
+    )
     assert studio.closed
     _, call = generate(Failed(Problem("writer_off", "It is off.")), mode="lyrics")
     assert error_of(call) == ("writer_off", "It is off.")
@@ -274,7 +338,9 @@ def test_a_call_that_waits_is_told_its_place_and_is_cancelled_as_a_running_one(g
 
 @pytest.mark.parametrize("mode", ["generate", "lyrics"])
 def test_a_detached_call_returns_the_id_at_once_and_the_run_goes_on(generate, mode):
-    studio, call = generate(Progress("steps", 1, 50), endless=True, mode=mode, options={"detach": True})
+    studio, call = generate(
+        Progress("steps", 1, 50), endless=True, mode=mode, options={"detach": True}
+    )
     (answer,) = heard(call)
     run = answer if mode == "lyrics" else answer[1]["run"]
     assert mode == "lyrics" or answer[0] is None
@@ -312,12 +378,20 @@ def test_a_failure_is_an_error_with_code_message_and_hint(generate):
 
 def test_calls_of_one_address_are_one_owner_and_a_space_believes_its_proxy(monkeypatch):
     def caller(host, **headers):
-        scope = {"type": "http", "client": (host, 1), "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+        scope = {
+            "type": "http",
+            "client": (host, 1),
+            "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+        }
         return gr.Request(Request(scope))
 
     forwarded = {"x-forwarded-for": "1.2.3.4, 5.6.7.8"}
-    assert api_runs.owner_of(caller("10.0.0.1")) == api_runs.owner_of(caller("10.0.0.1", **forwarded))
+    assert api_runs.owner_of(caller("10.0.0.1")) == api_runs.owner_of(
+        caller("10.0.0.1", **forwarded)
+    )
     assert api_runs.owner_of(caller("10.0.0.1")) != api_runs.owner_of(caller("10.0.0.2"))
     monkeypatch.setenv("SPACE_ID", "someone/studio")
-    assert api_runs.owner_of(caller("10.0.0.1", **forwarded)) == api_runs.owner_of(caller("10.0.0.2", **forwarded))
+    assert api_runs.owner_of(caller("10.0.0.1", **forwarded)) == api_runs.owner_of(
+        caller("10.0.0.2", **forwarded)
+    )
     assert api_runs.owner_of(None)

@@ -41,7 +41,11 @@ def elsewhere() -> Iterator[str]:
 def test_an_address_inside_a_call_is_refused_and_never_asked(server, elsewhere, field):
     file = {**FILE, "path": elsewhere}
     values = {"prompt": "x", "source": None, "action": "layer"}
-    values |= {"options": {"loras": [{"source": file, "weight": 1}]}} if field == "nested" else {field: file}
+    values |= (
+        {"options": {"loras": [{"source": file, "weight": 1}]}}
+        if field == "nested"
+        else {field: file}
+    )
     answer = post(server, "call/v2/edit", values)
     assert answer.status_code == 422
     assert "does not fetch URLs" in answer.json()["detail"]
@@ -50,18 +54,28 @@ def test_an_address_inside_a_call_is_refused_and_never_asked(server, elsewhere, 
 def test_gradio_fetches_no_address_from_a_path(server, elsewhere):
     for route in ("file=", "file/", "proxy="):
         answer = get(f"{server}/gradio_api/{route}{elsewhere.replace('http', 'HTTP')}")
-        assert (answer.status_code, answer.json()) == (404, {"detail": "There is nothing here."}), route
+        assert (answer.status_code, answer.json()) == (404, {"detail": "There is nothing here."}), (
+            route
+        )
 
 
 def test_a_name_that_a_stranger_points_here_is_not_answered(server):
     for path in ("/", "/config", "/gradio_api/info", "/gradio_api/mcp/"):
-        assert get(f"{server}{path}", headers={"host": "evil.example:7860"}).status_code == 400, path
+        assert get(f"{server}{path}", headers={"host": "evil.example:7860"}).status_code == 400, (
+            path
+        )
 
 
 def test_each_caller_reads_the_address_it_came_by_and_nobody_sets_that_of_others(server):
-    for name, value in (("x-forwarded-host", "evil.example"), ("x-gradio-server", "http://evil.example")):
+    for name, value in (
+        ("x-forwarded-host", "evil.example"),
+        ("x-gradio-server", "http://evil.example"),
+    ):
         for path in ("/gradio_api/info", "/config", "/"):
-            assert "evil.example" not in get(f"{server}{path}", headers={name: value}).text, (name, path)
+            assert "evil.example" not in get(f"{server}{path}", headers={name: value}).text, (
+                name,
+                path,
+            )
     port = server.rpartition(":")[2]
     for host in ("127.0.0.1", "localhost"):
         info = get(f"{server}/gradio_api/info", headers={"host": f"{host}:{port}"}).text
@@ -76,8 +90,16 @@ def test_each_caller_reads_the_address_it_came_by_and_nobody_sets_that_of_others
         ({"GRADIO_SERVER_NAME": "192.168.1.5"}, ["192.168.1.5", "localhost"], ["192.168.1.6"]),
         ({"GRADIO_SERVER_NAME": "[2001:db8::1]"}, ["2001:db8::1", "::1"], ["2001:db8::2"]),
         ({"GRADIO_SERVER_NAME": "0.0.0.0"}, ["192.168.1.5", "2001:db8::1"], ["evil.example"]),
-        ({"SPACE_ID": "me/song", "SPACE_HOST": "me-song.hf.space"}, ["me-song.hf.space"], ["hf.space.evil.example"]),
-        ({"ACE_STUDIO_HOSTS": "a.example, *.b.example"}, ["a.example", "x.b.example"], ["b.example.org"]),
+        (
+            {"SPACE_ID": "me/song", "SPACE_HOST": "me-song.hf.space"},
+            ["me-song.hf.space"],
+            ["hf.space.evil.example"],
+        ),
+        (
+            {"ACE_STUDIO_HOSTS": "a.example, *.b.example"},
+            ["a.example", "x.b.example"],
+            ["b.example.org"],
+        ),
         ({"GRADIO_ROOT_PATH": "https://music.example/studio"}, ["music.example"], ["example"]),
     ],
     ids=str,
@@ -103,18 +125,35 @@ def test_a_host_header_is_a_name_and_a_port_and_nothing_else(server):
 def test_a_browser_gets_text_in_brotli_and_the_page_compressed(server):
     accepting = {"accept-encoding": "gzip, deflate, br"}
     for path, encoding in (("", "gzip"), ("config", "gzip"), ("theme.css", "br")):
-        assert get(f"{server}/{path}", headers=accepting).headers["content-encoding"] == encoding, path
+        assert get(f"{server}/{path}", headers=accepting).headers["content-encoding"] == encoding, (
+            path
+        )
 
 
 REFUSALS = {
-    "unknown parameter": ("call/v2/generate", {"prompt": "x", "wobble": 1}, 422, '"wobble" is not a parameter'),
+    "unknown parameter": (
+        "call/v2/generate",
+        {"prompt": "x", "wobble": 1},
+        422,
+        '"wobble" is not a parameter',
+    ),
     "missing parameter": ("call/v2/generate", {}, 422, "prompt of /generate is missing"),
     "missing body": ("call/v2/generate", "", 400, "must be a JSON object"),
     "unknown endpoint": ("call/nope", {"data": []}, 404, "The endpoints are generate, cover"),
-    "unknown function": ("queue/join", {"data": [], "fn_index": 9999, "session_hash": "a"}, 404, "no function 9999"),
+    "unknown function": (
+        "queue/join",
+        {"data": [], "fn_index": 9999, "session_hash": "a"},
+        404,
+        "no function 9999",
+    ),
     "no function": ("queue/join", {"data": [], "session_hash": "a"}, 400, "fn_index must be"),
     "too few inputs": ("call/generate", {"data": ["x"]}, 422, "data must be a list"),
-    "rather deep JSON": ("call/v2/generate", {"prompt": json.loads("[" * 40 + "]" * 40)}, 400, "levels deep"),
+    "rather deep JSON": (
+        "call/v2/generate",
+        {"prompt": json.loads("[" * 40 + "]" * 40)},
+        400,
+        "levels deep",
+    ),
     "deep JSON over MCP": ("mcp/", DEEP, 400, "levels deep"),
     "a long body": ("call/v2/generate", {"prompt": "x" * 5_000_000}, 413, "4 MiB"),
     "a strange cancel": ("cancel", {"event_id": {}}, 400, "could not be understood"),
@@ -134,7 +173,9 @@ def test_a_refusal_is_a_short_sentence_and_a_line_in_the_log(server, caplog, cap
     found = answer.json()
     sentence = found["error"]["message"] if "error" in found else found["detail"]
     assert words in sentence
-    assert len(sentence) < 300 and not any(word in sentence for word in ("Errno", "0x", "Traceback", "Error("))
+    assert len(sentence) < 300 and not any(
+        word in sentence for word in ("Errno", "0x", "Traceback", "Error(")
+    )
     logged = [record for record in caplog.records if record.name == "studio"]
     assert len(logged) == 1 and "\n" not in logged[0].getMessage() and logged[0].exc_info is None
     assert "Traceback" not in capfd.readouterr().err
@@ -166,7 +207,11 @@ def test_a_strange_function_number_breaks_neither_a_call_nor_a_cancel(server, ca
     # An error after the answer has begun shows in the server's own log alone, which does not propagate.
     monkeypatch.setattr(logging.getLogger("uvicorn.error"), "handlers", [caplog.handler])
     for index in ([], {}, "x", None):
-        assert post(server, "call/capabilities", {"data": [], "fn_index": index}).status_code == 200, index
-        cancelled = post(server, "cancel", {"session_hash": "nobody", "fn_index": index, "event_id": None})
+        assert (
+            post(server, "call/capabilities", {"data": [], "fn_index": index}).status_code == 200
+        ), index
+        cancelled = post(
+            server, "cancel", {"session_hash": "nobody", "fn_index": index, "event_id": None}
+        )
         assert cancelled.status_code in (200, 400), index
     assert [record for record in caplog.records if record.exc_info] == []

@@ -42,10 +42,33 @@ def test_a_port_in_use_ends_with_a_sentence():
 
 
 def test_a_number_box_is_read():
-    read = {"90": 90, "2,5": 2.5, "": None, None: None, " 12.5 ": 12.5, 7: 7, "fast": "fast", "1,2,3": "1,2,3"}
-    read |= {"1,024": 1024, "-12,345,678.5": -12_345_678.5, "0,125": 0.125, "12,3456": 12.3456, "2:30": "2:30"}
+    read = {
+        "90": 90,
+        "2,5": 2.5,
+        "": None,
+        None: None,
+        " 12.5 ": 12.5,
+        7: 7,
+        "fast": "fast",
+        "1,2,3": "1,2,3",
+    }
+    read |= {
+        "1,024": 1024,
+        "-12,345,678.5": -12_345_678.5,
+        "0,125": 0.125,
+        "12,3456": 12.3456,
+        "2:30": "2:30",
+    }
     assert {text: page_form.number(text, None) for text in read} == read
-    times = {"2:30": 150, "0:07,5": 7.5, "10:00": 600, " 1:02.25": 62.25, "90": 90, "": None, None: None}
+    times = {
+        "2:30": 150,
+        "0:07,5": 7.5,
+        "10:00": 600,
+        " 1:02.25": 62.25,
+        "90": 90,
+        "": None,
+        None: None,
+    }
     wrong = ("1:60", "1:5", ":30", "2:30:10", "-1:00", "9999:00")
     assert {text: page_form.seconds(text, None) for text in times} == times
     assert {text: page_form.seconds(text, None) for text in wrong} == {text: text for text in wrong}
@@ -55,9 +78,15 @@ def test_a_number_box_is_read():
 @pytest.mark.parametrize(
     ("event", "words"),
     [
-        (Progress("steps", 12, 50, 8.2, 26.0), "Making the music, step 12 of 50, 0:08 so far, at least 0:26 left."),
+        (
+            Progress("steps", 12, 50, 8.2, 26.0),
+            "Making the music, step 12 of 50, 0:08 so far, at least 0:26 left.",
+        ),
         (Progress("loading", elapsed=61), "Loading the model, 1:01 so far."),
-        (Progress("downloading", 4_025, 11_500, 30, 60), "Downloading the model, 4.0 of 11.5 GB, 0:30 so far, "),
+        (
+            Progress("downloading", 4_025, 11_500, 30, 60),
+            "Downloading the model, 4.0 of 11.5 GB, 0:30 so far, ",
+        ),
     ],
 )
 def test_progress_is_one_sentence(event: Progress, words: str):
@@ -101,7 +130,9 @@ def test_the_page_escapes_every_text():
 def luminance(colour: str) -> float:
     """Return the relative luminance of "#RRGGBB" (WCAG 2)."""
     parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -116,7 +147,9 @@ def test_colours_have_enough_contrast(side: int):
         (("focus",), ("surface", "bg"), 3),
     ):
         for front, back in itertools.product(fronts, backs):
-            low, high = sorted(luminance(theme.LOOK["tokens"][name][side]) for name in (front, back))
+            low, high = sorted(
+                luminance(theme.LOOK["tokens"][name][side]) for name in (front, back)
+            )
             assert (high + 0.05) / (low + 0.05) >= least, (front, back)
 
 

@@ -10,13 +10,49 @@ import soundfile as sf
 import audio
 import audio_export
 from tests.files import write_song
-from tests.unit.sounds import BAD_FILES, LOSSLESS, RATE, flac_bytes, folder_of, integers, noise, save, tone
+from tests.unit.sounds import (
+    BAD_FILES,
+    LOSSLESS,
+    RATE,
+    flac_bytes,
+    folder_of,
+    integers,
+    noise,
+    save,
+    tone,
+)
 
 # The ends of the range, the smallest steps and values that truncation and rounding treat differently.
-CORNERS = (-(2**23), 2**23 - 1, 0, 1, -1, 2, -2, 127, -127, 128, -128, 255, -255, 2**22 + 1, -(2**22) - 1)
+CORNERS = (
+    -(2**23),
+    2**23 - 1,
+    0,
+    1,
+    -1,
+    2,
+    -2,
+    127,
+    -127,
+    128,
+    -128,
+    255,
+    -255,
+    2**22 + 1,
+    -(2**22) - 1,
+)
 KINDS = {
-    **{("WAV", "PCM_U8"): 0.01, ("WAV", "PCM_16"): 1e-4, ("WAV", "FLOAT"): 1e-7, ("FLAC", "PCM_24"): 1e-6},
-    **{("AIFF", "PCM_16"): 1e-4, ("MP3", None): 0.05, ("OGG", "VORBIS"): 0.05, ("OGG", "OPUS"): 0.05},
+    **{
+        ("WAV", "PCM_U8"): 0.01,
+        ("WAV", "PCM_16"): 1e-4,
+        ("WAV", "FLOAT"): 1e-7,
+        ("FLAC", "PCM_24"): 1e-6,
+    },
+    **{
+        ("AIFF", "PCM_16"): 1e-4,
+        ("MP3", None): 0.05,
+        ("OGG", "VORBIS"): 0.05,
+        ("OGG", "OPUS"): 0.05,
+    },
 }
 
 
@@ -32,7 +68,9 @@ def test_decode_reads_every_kind_of_file(tmp_path):
 
 def test_decode_resamples_to_48_khz_in_place_and_in_time(tmp_path):
     for rate in (8_000, 44_100, 192_000):
-        frames = round(12.0 * rate) + 17  # several blocks: a seam between two of them would be heard
+        frames = (
+            round(12.0 * rate) + 17
+        )  # several blocks: a seam between two of them would be heard
         path = save(tmp_path / "a.wav", tone(frames / rate, rate), rate, subtype="FLOAT")
         samples = audio.decode(path)
         assert samples.shape == (2, round(frames * RATE / rate)), rate
@@ -81,7 +119,9 @@ def test_mono_goes_to_both_sides_exactly_and_surround_is_mixed_down(tmp_path):
 
 
 def test_an_mp3_of_variable_bit_rate_decodes_like_one_whole_read(tmp_path):
-    path = tmp_path / "variable.mp3"  # a seek between two blocks would break the music at each border
+    path = (
+        tmp_path / "variable.mp3"
+    )  # a seek between two blocks would break the music at each border
     time = np.arange(30 * RATE) / RATE
     bursts = 0.8 * np.sin(2 * np.pi * 891 * time) * ((time % 4) > 2)
     sf.write(path, np.stack([bursts, bursts], axis=1), RATE, format="MP3", subtype="MPEG_LAYER_III")
@@ -97,8 +137,12 @@ def test_a_bad_file_gets_a_sentence(tmp_path):
             audio.decode(path)
         error = caught.value
         assert said in error.message, name
-        assert error.message[0].isupper() and error.message.endswith(".") and error.hint.endswith(".")
-        assert not any(code_name in str(error) for code_name in ("Error", "sndfile", "_", str(tmp_path)))
+        assert (
+            error.message[0].isupper() and error.message.endswith(".") and error.hint.endswith(".")
+        )
+        assert not any(
+            code_name in str(error) for code_name in ("Error", "sndfile", "_", str(tmp_path))
+        )
         if name in ("empty", "text", "mp4", "noise", "half a header", "too short", "fast rate"):
             with pytest.raises(audio.AudioError, match=said):
                 audio.duration_of(path)
@@ -143,7 +187,11 @@ def test_a_long_file_is_refused_by_its_header_and_so_is_a_header_that_lies(tmp_p
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
     data = bytearray(flac_bytes(tmp_path))
-    for frames, said in ((0, "does not say how long"), (3 * RATE, "damaged"), (601 * RATE, "10 minutes")):
+    for frames, said in (
+        (0, "does not say how long"),
+        (3 * RATE, "damaged"),
+        (601 * RATE, "10 minutes"),
+    ):
         data[22:26] = struct.pack(">I", frames)
         path.write_bytes(data)
         with pytest.raises(audio.AudioError, match=said):

@@ -22,7 +22,18 @@ from PIL import Image
 import audio
 import audio_export
 from tests.files import tag_file, write_song
-from tests.unit.sounds import BAD_FILES, FORMATS, LOSSLESS, RATE, flac_bytes, folder_of, integers, noise, save, tone
+from tests.unit.sounds import (
+    BAD_FILES,
+    FORMATS,
+    LOSSLESS,
+    RATE,
+    flac_bytes,
+    folder_of,
+    integers,
+    noise,
+    save,
+    tone,
+)
 
 KINDS = {"wav": "PCM_24", "flac": "PCM_24", "mp3": "MPEG_LAYER_III", "ogg": "VORBIS"}
 
@@ -40,7 +51,10 @@ def test_a_file_has_the_promised_kind_length_and_sound(tmp_path, format):
     assert np.abs(sf.read(path, dtype="float32")[0].T - source)[:, 4800:-4800].max() < 0.01
     assert folder_of(tmp_path) == ["a"]
     if format == "mp3":
-        assert (MP3(path).info.bitrate, MP3(path).info.bitrate_mode) == (320_000, mutagen.mp3.BitrateMode.CBR)
+        assert (MP3(path).info.bitrate, MP3(path).info.bitrate_mode) == (
+            320_000,
+            mutagen.mp3.BitrateMode.CBR,
+        )
 
 
 @pytest.mark.parametrize("format", LOSSLESS)
@@ -104,7 +118,9 @@ def test_a_song_that_cannot_be_renamed_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["wav", "ogg"])  # FLAC is written like WAV; the MP3 encoder takes half a minute
+@pytest.mark.parametrize(
+    "format", ["wav", "ogg"]
+)  # FLAC is written like WAV; the MP3 encoder takes half a minute
 def test_ten_minutes_can_be_written(tmp_path, format):
     samples = np.tile(noise(60 * RATE), 10)
     tracemalloc.start()
@@ -148,7 +164,10 @@ def test_tags_bring_record_and_picture_back_and_leave_the_samples(tmp_path, form
         title, kept = file["TIT2"].text[0], file.tags.getall("APIC")[0]
     else:
         packed = file.get("metadata_block_picture")
-        title, kept = file["title"][0], Picture(base64.b64decode(packed[0])) if packed else file.pictures[0]
+        title, kept = (
+            file["title"][0],
+            Picture(base64.b64decode(packed[0])) if packed else file.pictures[0],
+        )
     assert (title, kept.type, kept.mime, kept.data) == ("Rain on tin 夜", 3, "image/jpeg", picture)
     np.testing.assert_array_equal(sf.read(path, dtype="int32")[0], before)
     assert audio.decode(path).shape == samples.shape
@@ -216,7 +235,9 @@ HOSTILE = {
     "surrogate": '{"a": "\\ud800"}',
     "deep": '{"a":' * 100 + "1" + "}" * 100,
     "very deep": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}",
-    "large in bytes": json.dumps({"a": "夜" * (audio_export.MAX_RECORD_BYTES // 2)}, ensure_ascii=False),
+    "large in bytes": json.dumps(
+        {"a": "夜" * (audio_export.MAX_RECORD_BYTES // 2)}, ensure_ascii=False
+    ),
 }
 
 
@@ -254,7 +275,16 @@ def test_a_compressed_frame_is_not_unpacked(tmp_path):
     pieces = [squeeze.compress(piece) for piece in (b"\3x\0", *([bytes(1_000_000)] * 300))]
     packed = syncsafe(300_000_000 % 2**28) + b"".join(pieces) + squeeze.flush()
     plain = b"\3" + audio_export.RECORD_TAG.encode() + b'\0{"a": 1}'
-    frames = b"TXXX" + syncsafe(len(packed)) + b"\0\x09" + packed + b"TXXX" + syncsafe(len(plain)) + b"\0\0" + plain
+    frames = (
+        b"TXXX"
+        + syncsafe(len(packed))
+        + b"\0\x09"
+        + packed
+        + b"TXXX"
+        + syncsafe(len(plain))
+        + b"\0\0"
+        + plain
+    )
     path = tmp_path / "bomb.mp3"
     path.write_bytes(b"ID3\4\0\0" + syncsafe(len(frames)) + frames + bytes(1000))
     tracemalloc.start()
@@ -280,22 +310,44 @@ def test_endless_tags_are_given_up(tmp_path):
 
 
 NAMES = {
-    **{"warm lofi piano": "warm-lofi-piano", "don't stop": "dont-stop", "<b>loud</b> <script src=x>": "loud"},
-    **{"../../etc/passwd": "etc-passwd", "C:\\Windows\\system32": "c-windows-system32", "-rf --help": "rf-help"},
-    **{"a\x00b\x1b[31m\nc\u202egpj": "a-b-31m-cgpj", "🎹 piano 🎶": "piano", "雨の夜 ピアノ": "雨の夜-ピアノ"},
+    **{
+        "warm lofi piano": "warm-lofi-piano",
+        "don't stop": "dont-stop",
+        "<b>loud</b> <script src=x>": "loud",
+    },
+    **{
+        "../../etc/passwd": "etc-passwd",
+        "C:\\Windows\\system32": "c-windows-system32",
+        "-rf --help": "rf-help",
+    },
+    **{
+        "a\x00b\x1b[31m\nc\u202egpj": "a-b-31m-cgpj",
+        "🎹 piano 🎶": "piano",
+        "雨の夜 ピアノ": "雨の夜-ピアノ",
+    },
     **{"Cafe\u0301": "café", "हिन्दी गीत": "हिन्दी-गीत", "ＦＵＬＬ ｗｉｄｔｈ ②": "full-width-2"},
     **{"葛\U000e0100城 क्\u200dष": "葛城-क्ष", "a \u0301b": "a-b", "": "song"},
 }
 
 
 def test_a_file_is_named_after_its_prompt_its_mode_its_seed_and_its_format():
-    assert {prompt: audio_export.file_name(prompt, 7, "wav").removesuffix("-seed-7.wav") for prompt in NAMES} == NAMES
-    assert audio_export.file_name("warm piano", 4294967295, "flac", "cover") == "warm-piano-cover-seed-4294967295.flac"
+    assert {
+        prompt: audio_export.file_name(prompt, 7, "wav").removesuffix("-seed-7.wav")
+        for prompt in NAMES
+    } == NAMES
+    assert (
+        audio_export.file_name("warm piano", 4294967295, "flac", "cover")
+        == "warm-piano-cover-seed-4294967295.flac"
+    )
     assert audio_export.file_name("", 7, "flac", "cover") == "cover-seed-7.flac"
     for mode in ("../x", "", "<b>"):
         assert not set(audio_export.file_name("piano", 7, "wav", mode)) & set('/\\<>:"|?*\0')
     for prompt in ("con", "aux.wav", "prn."):  # names that Windows reserves
-        assert audio_export.file_name(prompt, 7, "wav").split(".")[0].upper() not in {"CON", "AUX", "PRN"}
+        assert audio_export.file_name(prompt, 7, "wav").split(".")[0].upper() not in {
+            "CON",
+            "AUX",
+            "PRN",
+        }
 
 
 def test_a_long_prompt_makes_a_short_name_of_whole_words_that_a_file_system_takes(tmp_path):
@@ -304,4 +356,8 @@ def test_a_long_prompt_makes_a_short_name_of_whole_words_that_a_file_system_take
         assert 20 < len(name.encode()) <= 110
         (tmp_path / name).write_bytes(b"")
     name = audio_export.file_name("orchestral melancholic nocturnes " * 20, 7, "wav")
-    assert name.removesuffix("-seed-7.wav").split("-")[-1] in ("orchestral", "melancholic", "nocturnes")
+    assert name.removesuffix("-seed-7.wav").split("-")[-1] in (
+        "orchestral",
+        "melancholic",
+        "nocturnes",
+    )

@@ -27,13 +27,20 @@ def test_silence_has_finite_levels(samples):
 
 def test_silence_is_an_rms_below_minus_60():
     for dbfs, silent in [(-59.5, False), (-60.5, True)]:
-        assert audio_levels.is_silent(np.full((2, 3 * RATE), 10 ** (dbfs / 20), np.float32)) is silent
+        assert (
+            audio_levels.is_silent(np.full((2, 3 * RATE), 10 ** (dbfs / 20), np.float32)) is silent
+        )
 
 
 def test_loudness_ignores_the_pauses():
     """EBU Tech 3341, case 3: 10 s at -36, 60 s at -23, 10 s at -36 dBFS read -23.0 LUFS."""
-    parts = [np.repeat(tone(s, hertz=1000, level=10 ** (d / 20), channels=1), 2, 0) for s, d in ((10, -36), (60, -23))]
-    assert audio_levels.loudness_lufs(np.concatenate([*parts, parts[0]], axis=1)) == pytest.approx(-23.0, abs=0.1)
+    parts = [
+        np.repeat(tone(s, hertz=1000, level=10 ** (d / 20), channels=1), 2, 0)
+        for s, d in ((10, -36), (60, -23))
+    ]
+    assert audio_levels.loudness_lufs(np.concatenate([*parts, parts[0]], axis=1)) == pytest.approx(
+        -23.0, abs=0.1
+    )
 
 
 def test_true_peak_sees_between_the_samples():
@@ -84,7 +91,12 @@ def test_one_gain_reaches_the_loudness_where_the_peaks_allow_it():
         assert scaled.dtype == np.float32 and reduction == 0
         assert audio_levels.loudness_lufs(scaled) == pytest.approx(-23.0, abs=0.05)
         np.testing.assert_allclose(scaled, samples * (scaled[0, 100] / samples[0, 100]), rtol=1e-5)
-    for samples in (noise(RATE, level=0), tone(3.0, level=6e-4), tone(0.3), noise(0)):  # silence and short clips
+    for samples in (
+        noise(RATE, level=0),
+        tone(3.0, level=6e-4),
+        tone(0.3),
+        noise(0),
+    ):  # silence and short clips
         same, reduction = audio_levels.scale_to_loudness(samples, -14.0)
         np.testing.assert_array_equal(same, samples)
         assert reduction == 0
@@ -94,7 +106,9 @@ def drums(seconds=6.0, hits=2.0, level=0.9):
     """Return hits of a decaying tone over a quiet bed: peaks 20 dB and more above the loudness."""
     samples = tone(seconds, hertz=220, level=0.03)
     length = RATE // 20
-    hit = level * np.exp(-np.arange(length) / 300) * np.sin(2 * np.pi * 90 * np.arange(length) / RATE)
+    hit = (
+        level * np.exp(-np.arange(length) / 300) * np.sin(2 * np.pi * 90 * np.arange(length) / RATE)
+    )
     for at in range(0, samples.shape[1] - length, round(RATE / hits)):
         samples[:, at : at + length] += hit.astype(np.float32)
     return samples
@@ -152,7 +166,11 @@ def test_fade_out_ends_in_silence_and_touches_only_the_end():
 def test_ten_minutes_are_measured_in_bounded_memory():
     samples = noise(600 * RATE)
     tracemalloc.start()
-    measured = (audio_levels.true_peak_dbtp(samples), audio_levels.rms_dbfs(samples), audio_levels.peak_dbfs(samples))
+    measured = (
+        audio_levels.true_peak_dbtp(samples),
+        audio_levels.rms_dbfs(samples),
+        audio_levels.peak_dbfs(samples),
+    )
     flatness = audio_levels.spectral_flatness(samples)
     assert tracemalloc.get_traced_memory()[1] < 100_000_000
     loudness = audio_levels.loudness_lufs(samples)
@@ -166,7 +184,9 @@ def test_ten_minutes_are_measured_in_bounded_memory():
 
 def test_old_samples_stay_outside_the_region_and_its_fades_which_are_linear():
     old, new = noise(5000), noise(5000, seed=2)
-    for (start, end), fade in itertools.product([(1000, 2000), (0, 2000), (1000, 5000), (30, 4980)], (0, 1, 100)):
+    for (start, end), fade in itertools.product(
+        [(1000, 2000), (0, 2000), (1000, 5000), (30, 4980)], (0, 1, 100)
+    ):
         joined = splice(old, new, start, end, fade)
         assert np.array_equal(joined[:, : max(start - fade, 0)], old[:, : max(start - fade, 0)])
         assert np.array_equal(joined[:, end + fade :], old[:, end + fade :])
@@ -183,7 +203,10 @@ def test_the_level_comes_within_3_db_of_the_surroundings_or_is_left_alone():
         matched = match_level(new, old, RATE, 2 * RATE)[:, RATE : 2 * RATE]
         assert abs(20 * np.log10(matched.std() / around)) < 3.1
     new = noise(4 * RATE, seed=2)
-    for old in (noise(4 * RATE, 0.12), np.zeros_like(new)):  # a level that fits, and silence, which asks for none
+    for old in (
+        noise(4 * RATE, 0.12),
+        np.zeros_like(new),
+    ):  # a level that fits, and silence, which asks for none
         assert np.array_equal(match_level(new, old, RATE, 2 * RATE), new)
 
 
@@ -193,7 +216,14 @@ def test_the_new_part_never_goes_over_full_scale_and_a_peak_that_is_not_used_doe
     matched = match_level(spiky, noise(4 * RATE, 0.5), RATE, 2 * RATE)
     assert np.abs(matched[:, RATE : 2 * RATE]).max() <= 1.0
     used = slice(RATE - 100, 2 * RATE + 100)
-    assert np.abs(match_level(noise(4 * RATE, 3.0), noise(4 * RATE, 0.5), RATE, 2 * RATE, 100)[:, used]).max() <= 1.0
+    assert (
+        np.abs(
+            match_level(noise(4 * RATE, 3.0), noise(4 * RATE, 0.5), RATE, 2 * RATE, 100)[:, used]
+        ).max()
+        <= 1.0
+    )
     far = noise(4 * RATE)
     far[:, 3 * RATE] = 5.0
-    assert np.array_equal(match_level(far, noise(4 * RATE, seed=2), RATE, 2 * RATE)[:, :RATE], far[:, :RATE])
+    assert np.array_equal(
+        match_level(far, noise(4 * RATE, seed=2), RATE, 2 * RATE)[:, :RATE], far[:, :RATE]
+    )

@@ -73,6 +73,12 @@ def test_a_closer_look_has_more_columns_and_onsets_where_it_gets_louder(tmp_path
     assert len(drawn(tmp_path / "beats.wav", samples)) == audio_waveform.COLUMNS
     found = audio_waveform.peaks(tmp_path / "beats.wav", audio_waveform.CLOSE_COLUMNS)
     assert len(base64.b64decode(found["peaks"])) == 2 * 90 * audio_waveform.CLOSE_COLUMNS
-    onsets = np.frombuffer(base64.b64decode(audio_waveform.onsets(tmp_path / "beats.wav", 90)), np.uint8)
+    onsets = np.frombuffer(
+        base64.b64decode(audio_waveform.onsets(tmp_path / "beats.wav", 90)), np.uint8
+    )
     assert len(onsets) == 90 * audio_waveform.ONSETS
-    assert [round(at / audio_waveform.ONSETS, 2) for at in np.flatnonzero(onsets > 200)] == [0.5, 1.24, 2.02]
+    assert [round(at / audio_waveform.ONSETS, 2) for at in np.flatnonzero(onsets > 200)] == [
+        0.5,
+        1.24,
+        2.02,
+    ]

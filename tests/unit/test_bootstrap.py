@@ -38,7 +38,9 @@ def tree(folder: Path) -> dict[str, tuple]:
     """Return everything in `folder`: links with their targets, files with inode and time."""
     facts = {path: path.lstat() for path in folder.rglob("*")}
     return {
-        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else (fact.st_ino, fact.st_mtime_ns)
+        str(path.relative_to(folder)): os.readlink(path)
+        if path.is_symlink()
+        else (fact.st_ino, fact.st_mtime_ns)
         for path, fact in facts.items()
     }
 
@@ -65,7 +67,11 @@ def closed(monkeypatch):
     """Make a home's .cache unwritable, also for root, who ignores permissions."""
     access = os.access
     monkeypatch.setattr(
-        os, "access", lambda path, mode: access(path, mode) and not (mode & os.W_OK and ".cache" in Path(path).parts)
+        os,
+        "access",
+        lambda path, mode: (
+            access(path, mode) and not (mode & os.W_OK and ".cache" in Path(path).parts)
+        ),
     )
 
 
@@ -76,10 +82,18 @@ def test_the_environment_is_set_before_anything_reads_it_and_the_users_settings_
     assert environ["HF_MODULES_CACHE"] == str(home / ".cache" / "huggingface" / "modules")
     assert not {"HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH"} & environ.keys()
     assert tree(home).keys() == {"studio"}
-    mine = {"HF_MODULES_CACHE": "/mine", "HF_HOME": str(home / "mine"), "GRADIO_TEMP_DIR": "/somewhere"}
+    mine = {
+        "HF_MODULES_CACHE": "/mine",
+        "HF_HOME": str(home / "mine"),
+        "GRADIO_TEMP_DIR": "/somewhere",
+    }
     mine |= {"PYTORCH_ENABLE_MPS_FALLBACK": "0"}
     assert run(home, **mine).items() >= mine.items()
-    first = next(line for line in (ROOT / "app.py").read_text().splitlines() if re.match("import|from (?!__)", line))
+    first = next(
+        line
+        for line in (ROOT / "app.py").read_text().splitlines()
+        if re.match("import|from (?!__)", line)
+    )
     assert first == "from bootstrap import bootstrap"
 
 
@@ -108,12 +122,20 @@ def test_both_the_users_cache_and_the_preloaded_one_are_searched(home, hub):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize(
+    "variable", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"]
+)
 def test_the_cache_folder_is_that_of_huggingface_hub(tmp_path, variable):
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE", "XDG"))}
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "HUGGINGFACE", "XDG"))
+    }
     environ |= {"HOME": str(tmp_path), variable: str(tmp_path / "x")}
     code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
-    theirs = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    theirs = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
     assert str(bootstrap.hub_cache(environ, tmp_path)) == theirs.stdout.strip()
 
 
@@ -148,7 +170,12 @@ def test_the_users_own_models_stay(home, hub):
 def test_models_named_in_the_variables_are_linked_unless_switched_off(home, hub):
     for repo in (REPO, "me/other", "me/planners", DEFAULT_WRITER):
         preload(hub, repo)
-    run(home, ACE_STUDIO_MODEL="me/other", ACE_STUDIO_PLANNER="me/planners/small", ACE_STUDIO_LYRICS="off")
+    run(
+        home,
+        ACE_STUDIO_MODEL="me/other",
+        ACE_STUDIO_PLANNER="me/planners/small",
+        ACE_STUDIO_LYRICS="off",
+    )
     models = home / "studio" / "models"
     assert sorted(models.glob("*/*")) == [models / "me" / "other", models / "me" / "planners"]
     assert DEFAULT_MLX_WRITER in bootstrap.wanted_repositories({})
@@ -168,7 +195,9 @@ def test_a_closed_cache_is_replaced_by_a_mirror_which_keeps_later_downloads(home
     assert os.readlink(snapshot / "vae" / "config.json") == f"../../../blobs/{BLOB}"
     assert (snapshot / "vae" / "config.json").read_text() == "weights"
     reference = ours / "hub" / FOLDER / "refs" / "main"
-    assert reference.read_text() == COMMIT and not reference.samefile(hub / FOLDER / "refs" / "main")
+    assert reference.read_text() == COMMIT and not reference.samefile(
+        hub / FOLDER / "refs" / "main"
+    )
     assert os.readlink(home / "studio" / "models" / REPO) == str(snapshot)
     # A second run changes nothing.
     before = tree(home)

@@ -21,7 +21,15 @@ import models
 import tooltips
 from api import ENDPOINTS
 from events import Problem, StudioError
-from model_weights import DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER, UMBRELLA, Weights, find_planner, find_writer
+from model_weights import (
+    DEFAULT_MODEL,
+    DEFAULT_PLANNER,
+    DEFAULT_WRITER,
+    UMBRELLA,
+    Weights,
+    find_planner,
+    find_writer,
+)
 from tests.program import ROOT, free_port, python
 from tests.unit.fake_hub import serving
 
@@ -38,7 +46,18 @@ def test_every_argument_sets_its_variable_and_no_other(tmp_path):
     environ = {"ACE_STUDIO_PLANNER": "random", "GRADIO_SERVER_PORT": "1234"}
     before = dict(environ)
     assert cli.read_arguments([], environ).check is None and environ == before
-    given = ["--host", "0.0.0.0", "--port", "8000", "--share", "--model", "preview", "--lyrics", "off", "--mcp"]
+    given = [
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "8000",
+        "--share",
+        "--model",
+        "preview",
+        "--lyrics",
+        "off",
+        "--mcp",
+    ]
     cli.read_arguments([*given, "--output", str(tmp_path / "new" / "songs"), "--ray"], environ)
     assert environ == {**EVERY, "ACE_STUDIO_OUTPUT": str(tmp_path / "new" / "songs")}
     assert not (tmp_path / "new").exists()
@@ -65,7 +84,10 @@ def test_a_valid_value_is_accepted(name, given):
     ("name", "value", "sentence"),
     [
         *(("port", value, tooltips.CLI_PORT) for value in ("0", "65536", "80.5", "٣٤")),
-        *(("host", value, tooltips.CLI_HOST) for value in ("http://studio", "127.0.0.1:7860", "999.0.0.1", "")),
+        *(
+            ("host", value, tooltips.CLI_HOST)
+            for value in ("http://studio", "127.0.0.1:7860", "999.0.0.1", "")
+        ),
         *(("model", value, tooltips.CLI_MODEL) for value in ("", "off", "just-a-name", "a/b/c")),
         ("model", "./nowhere", tooltips.CLI_NO_FOLDER),
         ("planner", "~/nowhere-at-all", tooltips.CLI_NO_FOLDER),
@@ -98,7 +120,18 @@ def test_the_help_names_every_argument_and_its_variable(capsys, monkeypatch):
         cli.read_arguments(["--help"], {})
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    for name in ("host", "port", "share", "model", "planner", "lyrics", "output", "mcp", "ray", "check"):
+    for name in (
+        "host",
+        "port",
+        "share",
+        "model",
+        "planner",
+        "lyrics",
+        "output",
+        "mcp",
+        "ray",
+        "check",
+    ):
         assert f"--{name}" in shown
     for words in (*EVERY, DEFAULT_MODEL, UMBRELLA, DEFAULT_WRITER):
         assert words in "".join(shown.split())
@@ -115,7 +148,17 @@ def test_a_wrong_value_ends_the_program_with_status_2_before_anything_is_importe
 @pytest.mark.slow
 def test_the_studio_starts_as_the_arguments_say(tmp_path):
     port = str(free_port())
-    arguments = ["--host", "127.0.0.1", "--port", port, "--model", "preview", "--output", str(tmp_path), "--mcp"]
+    arguments = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        port,
+        "--model",
+        "preview",
+        "--output",
+        str(tmp_path),
+        "--mcp",
+    ]
     # The arguments win over these.
     environ = {**os.environ, "GRADIO_SERVER_PORT": "1", "ACE_STUDIO_MODEL": "nobody/nothing"}
     command = [sys.executable, "app.py", *arguments]
@@ -125,9 +168,13 @@ def test_the_studio_starts_as_the_arguments_say(tmp_path):
         assert f"http://127.0.0.1:{port}/" in ready
         assert mcp.strip().endswith(f"http://127.0.0.1:{port}/gradio_api/mcp/")
         address = f"http://127.0.0.1:{port}/gradio_api"
-        facts = httpx.post(f"{address}/run/capabilities", json={"data": []}, timeout=300).json()["data"][0]
+        facts = httpx.post(f"{address}/run/capabilities", json={"data": []}, timeout=300).json()[
+            "data"
+        ][0]
         assert facts["engine"] == "preview"
-        assert len(httpx.get(f"{address}/mcp/schema", timeout=300).json()) == len(ENDPOINTS) + 1  # and capabilities
+        assert (
+            len(httpx.get(f"{address}/mcp/schema", timeout=300).json()) == len(ENDPOINTS) + 1
+        )  # and capabilities
     finally:
         studio.terminate()
         studio.wait(300)
@@ -156,7 +203,10 @@ def test_the_song_model_is_named_or_stops_a_song(tmp_path):
         f"org/song, 2.5 MB, in {tmp_path}.",
         False,
     )
-    assert found(cli.model, weights("none", problem=MISSING), model_hub.PIPELINE) == (MISSING.text(), True)
+    assert found(cli.model, weights("none", problem=MISSING), model_hub.PIPELINE) == (
+        MISSING.text(),
+        True,
+    )
     text, stops = found(cli.model, weights("preview", problem=MISSING), model_hub.PIPELINE)
     assert MISSING.message in text and "11.5 GB" in text and not stops
 
@@ -164,7 +214,15 @@ def test_the_song_model_is_named_or_stops_a_song(tmp_path):
 def test_the_hub_is_asked_for_the_size_of_a_download(monkeypatch):
     with serving(monkeypatch, "org/song", {}) as server:
         for sizes, words, expected in (
-            ({"model_index.json": 1_000, "vae/config.json": 250_000_000, "README": 7_000_000_000}, "0.3 GB", False),
+            (
+                {
+                    "model_index.json": 1_000,
+                    "vae/config.json": 250_000_000,
+                    "README": 7_000_000_000,
+                },
+                "0.3 GB",
+                False,
+            ),
             ({"model_index.json": 10**15}, "1000000.0 GB", True),
             ({"README": 1}, "model_index.json is missing there", True),
         ):
@@ -178,8 +236,16 @@ def test_the_hub_is_asked_for_the_size_of_a_download(monkeypatch):
 
 @pytest.mark.parametrize("name", ["PLANNER", "LYRICS"])
 def test_language_models_never_stop_a_song(monkeypatch, name):
-    find, selection = {"PLANNER": find_planner, "LYRICS": find_writer}[name], model_hub.language_model("")
-    for value, words in (("off", "=off"), ("random", tooltips.CHECK_PREVIEW), ("nobody/nothing",) * 2, ("/no",) * 2):
+    find, selection = (
+        {"PLANNER": find_planner, "LYRICS": find_writer}[name],
+        model_hub.language_model(""),
+    )
+    for value, words in (
+        ("off", "=off"),
+        ("random", tooltips.CHECK_PREVIEW),
+        ("nobody/nothing",) * 2,
+        ("/no",) * 2,
+    ):
         monkeypatch.setenv(f"ACE_STUDIO_{name}", value)
         text, stops = found(cli.model, find(), selection, name=name.lower())
         assert words in text and not stops

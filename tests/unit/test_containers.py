@@ -39,8 +39,16 @@ def test_every_pip_call_is_held_to_the_torch_that_the_python_version_chooses():
     version = re.fullmatch(r"python:(3\.\d+)-slim-\w+", of("FROM")[0])[1]
     (constraint,) = requirements("docker/constraints.txt", version)
     for machine in ("x86_64", "aarch64"):
-        (torch,) = [each for each in requirements("requirements.txt", version, machine) if each.name == "torch"]
-        assert (constraint.name, constraint.specifier, constraint.marker) == ("torch", torch.specifier, None)
+        (torch,) = [
+            each
+            for each in requirements("requirements.txt", version, machine)
+            if each.name == "torch"
+        ]
+        assert (constraint.name, constraint.specifier, constraint.marker) == (
+            "torch",
+            torch.specifier,
+            None,
+        )
 
 
 def sources() -> list[tuple[str, str]]:
@@ -55,7 +63,9 @@ def sources() -> list[tuple[str, str]]:
 def test_everything_the_program_needs_is_copied_and_nothing_else_reaches_the_builder():
     rules = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in rules
-    assert {rule[1:] for rule in rules if rule.startswith("!")} == {source for source, _ in sources()}
+    assert {rule[1:] for rule in rules if rule.startswith("!")} == {
+        source for source, _ in sources()
+    }
     for source, to in sources():
         assert list(ROOT.glob(source)), source
         assert not (ROOT / source).is_dir() or Path(to).name == Path(source).name
@@ -65,7 +75,9 @@ def test_everything_the_program_needs_is_copied_and_nothing_else_reaches_the_bui
         used = set(re.findall(r"^\s*(?:from|import) (\w+)", code[name], re.MULTILINE)) & code.keys()
         assert {f"{each}.py" for each in used} <= copied, name
     # Folders that the code reads beside itself.
-    beside = set(re.findall(r'Path\(__file__\)(?:\.with_name\(|\.parent / )"(\w+)"', "".join(code.values())))
+    beside = set(
+        re.findall(r'Path\(__file__\)(?:\.with_name\(|\.parent / )"(\w+)"', "".join(code.values()))
+    )
     assert beside - {"models", "outputs"} <= copied
 
 

@@ -41,7 +41,9 @@ def test_what_a_document_names_is_there(document):
         assert place.exists(), target
         assert place.resolve().is_relative_to(ROOT), target
         assert not anchor or anchor in anchors(place), target
-    for name in re.findall(r"`((?:docs|tests|tools|training|docker|static|assets|presets|\.ci)/[\w./-]+)`", text):
+    for name in re.findall(
+        r"`((?:docs|tests|tools|training|docker|static|assets|presets|\.ci)/[\w./-]+)`", text
+    ):
         assert (ROOT / name).exists(), name
     for shown in ARGUMENTS.findall(text):
         given = [word for word in shown.split() if "/path/" not in word]
@@ -50,7 +52,11 @@ def test_what_a_document_names_is_there(document):
 
 
 def test_every_shell_block_parses_and_its_programs_are_known():
-    shown = [code for path in DOCUMENTS for code in re.findall(r"^```bash\n(.*?)^```", path.read_text(), re.M | re.S)]
+    shown = [
+        code
+        for path in DOCUMENTS
+        for code in re.findall(r"^```bash\n(.*?)^```", path.read_text(), re.M | re.S)
+    ]
     for code in shown:
         checked = subprocess.run(["bash", "-n"], input=code, capture_output=True, text=True)
         assert checked.returncode == 0, (code, checked.stderr)
@@ -63,7 +69,9 @@ def test_every_shell_block_parses_and_its_programs_are_known():
 
 
 def section(heading: str) -> str:
-    return re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", API, re.MULTILINE | re.DOTALL)[1]
+    return re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", API, re.MULTILINE | re.DOTALL)[
+        1
+    ]
 
 
 def rows(text: str, column: str) -> dict[str, tuple[str, str]]:
@@ -100,7 +108,9 @@ def test_the_tables_have_every_parameter_and_option_with_default_and_limits(mode
     assert set(options) == set(fields)
     for name, field in fields.items():
         default = field.get_default(call_default_factory=True)
-        assert default_of(options[name][0]) == (list(default) if isinstance(default, tuple) else default), name
+        assert default_of(options[name][0]) == (
+            list(default) if isinstance(default, tuple) else default
+        ), name
     for name, (_, words) in {**own, **options}.items():
         if name in LIMITS:
             said = re.search(r"from (-?\d[\d.]*?) to (-?\d+(?:\.\d+)?)", words, re.IGNORECASE)
@@ -118,16 +128,25 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_imports_point_down_and_never_in_a_circle():
-    block = re.search(r"```text\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)[1]
+    block = re.search(
+        r"```text\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL
+    )[1]
     lines = [line.split(", ") for line in block.splitlines()]
     place = {name: number for number, line in enumerate(lines) for name in line}
     graph = {path.stem: imports_of(path) & place.keys() for path in ROOT.glob("*.py")}
     assert sorted(graph) == sorted(name for line in lines for name in line)
     below = {name for name in graph if place[name] >= place["backend"]} - {"theme"}
     assert not [
-        name for name in below if any(each.partition(".")[0] == "gradio" for each in imports_of(ROOT / f"{name}.py"))
+        name
+        for name in below
+        if any(each.partition(".")[0] == "gradio" for each in imports_of(ROOT / f"{name}.py"))
     ]
-    up = [f"{name} imports {other}" for name in graph for other in graph[name] if place[other] < place[name]]
+    up = [
+        f"{name} imports {other}"
+        for name in graph
+        for other in graph[name]
+        if place[other] < place[name]
+    ]
     assert up == []
     TopologicalSorter(graph).prepare()  # raises where there is a circle
     assert not any(graph[name] for name in lines[-1])

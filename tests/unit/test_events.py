@@ -38,7 +38,9 @@ def test_a_lack_of_memory_on_a_processor_is_known():
     assert is_out_of_memory(raised.value)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("out of memory"), OSError(errno.ENOSPC, "full")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), ValueError("out of memory"), OSError(errno.ENOSPC, "full")]
+)
 def test_other_errors_are_not_mistaken_for_it(error):
     assert not is_out_of_memory(error)
 

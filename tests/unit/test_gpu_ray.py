@@ -56,7 +56,9 @@ def test_a_studio_without_ray_says_how_to_get_it(monkeypatch, tmp_path):
     (tmp_path / "running").touch()
     job = Job(None, (1,), (), str(tmp_path))
     try:
-        with pytest.raises(StudioError, match=r"Ray is not installed here. Start the studio with ./run.sh --ray."):
+        with pytest.raises(
+            StudioError, match=r"Ray is not installed here. Start the studio with ./run.sh --ray."
+        ):
             list(gpu_ray.run(backend.on_worker, backend.worker_status, job))
         assert backend.get_backend().status().workers == ()
     finally:
@@ -79,9 +81,17 @@ def test_an_address_that_cannot_work_is_refused_at_once(monkeypatch):
             "This process on node 10.0.0.2 was started with:\n    Ray: 2.60.0\n    Python: 3.12.1\n",
             *("ray_versions", "Ray: 2.50.0, Python: 3.11.7, Ray: 2.60.0, Python: 3.12.1"),
         ),
-        ("timed out during startup. The GCS may have become overloaded.", "ray_start", "on this machine in time"),
+        (
+            "timed out during startup. The GCS may have become overloaded.",
+            "ray_start",
+            "on this machine in time",
+        ),
         ("failed to connect to GCS", "ray_unreachable", "cannot be reached"),
-        ("The actor died in its creation task:\nModuleNotFoundError: no torch", "ray_start", "no torch"),
+        (
+            "The actor died in its creation task:\nModuleNotFoundError: no torch",
+            "ray_start",
+            "no torch",
+        ),
         ("something else", "ray_failed", "something else"),
     ],
     ids=["versions", "slow", "no head", "no packages", "unknown"],
@@ -158,7 +168,9 @@ def told(pool) -> tuple[list[Progress], StudioError]:
         ("2", [{"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1}], "which takes 2 GPUs"),
     ],
 )
-def test_a_cluster_without_room_for_a_worker_ends_the_wait_with_a_sentence(monkeypatch, cards, machines, words):
+def test_a_cluster_without_room_for_a_worker_ends_the_wait_with_a_sentence(
+    monkeypatch, cards, machines, words
+):
     monkeypatch.setattr(gpu_ray, "NO_ROOM_SECONDS", 0.0)
     events, error = told(pool_on(monkeypatch, *machines, cards=cards))
     assert error.problem.code == "ray_no_room" and words in error.problem.message

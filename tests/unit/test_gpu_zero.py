@@ -37,23 +37,52 @@ ABORTED = said("ZeroGPU worker error", "GPU task aborted")
     [
         (ABORTED, "gpu_aborted", "ended unexpectedly"),
         (said("ZeroGPU worker error", "OutOfMemoryError"), "gpu_failed", "OutOfMemoryError"),
-        (said("ZeroGPU illegal duration", "The requested GPU duration (300s) is larger"), "gpu_duration", "300 sec"),
-        (said(QUOTA, "Space app has reached its GPU limit. Try re-running"), "gpu_quota", "Sign in"),
         (
-            *(said(QUOTA, "You have exceeded your quota (90s requested vs. 30s left). Try again in 1:02:03. "),),
+            said("ZeroGPU illegal duration", "The requested GPU duration (300s) is larger"),
+            "gpu_duration",
+            "300 sec",
+        ),
+        (
+            said(QUOTA, "Space app has reached its GPU limit. Try re-running"),
+            "gpu_quota",
+            "Sign in",
+        ),
+        (
+            *(
+                said(
+                    QUOTA,
+                    "You have exceeded your quota (90s requested vs. 30s left). Try again in 1:02:03. ",
+                ),
+            ),
             *("gpu_quota", "needs 90 seconds, and 30 are left. Try again in 1:02:03,"),
         ),
         (said(QUOTA, "You have exceeded your ZeroGPU runs limit. "), "gpu_quota", "runs"),
         (said(QUOTA, "in words that nobody knows yet"), "gpu_quota", "used up"),
         (said(QUOTA, NO_GPU), "gpu_busy", "60 seconds"),
-        (said("ZeroGPU pending credits exceeded", "You have too many ZeroGPU credits"), "gpu_credits", "credits"),
+        (
+            said("ZeroGPU pending credits exceeded", "You have too many ZeroGPU credits"),
+            "gpu_credits",
+            "credits",
+        ),
         (said("ZeroGPU queue timeout", NO_GPU), "gpu_busy", "60 seconds"),
         (said("ZeroGPU client error", "No GPU was available"), "gpu_busy", "No GPU is free"),
-        (said("ZeroGPU client error", "Expired ZeroGPU proxy token"), "gpu_session", "Reload the page"),
-        (said("ZeroGPU client error", "Internal Gradio error"), "gpu_unreachable", "Reload the page"),
+        (
+            said("ZeroGPU client error", "Expired ZeroGPU proxy token"),
+            "gpu_session",
+            "Reload the page",
+        ),
+        (
+            said("ZeroGPU client error", "Internal Gradio error"),
+            "gpu_unreachable",
+            "Reload the page",
+        ),
         (RuntimeError("ZeroGPU API /schedule error: 500"), "gpu_unreachable", "could not be asked"),
         (RuntimeError("Unexpected end of stream"), "gpu_queue", "queue was lost"),
-        (RuntimeError("Error while re-trying after queue disconnect"), "gpu_queue", "queue was lost"),
+        (
+            RuntimeError("Error while re-trying after queue disconnect"),
+            "gpu_queue",
+            "queue was lost",
+        ),
         (RuntimeError("Connection closed by visitor while queueing"), "cancelled", "closed"),
         (httpx.ConnectError("refused"), "gpu_unreachable", "could not be asked"),
         (RuntimeError("x"), None, ""),
@@ -119,7 +148,10 @@ def test_an_error_of_the_studio_passes_but_not_one_before_the_work_began(tmp_pat
     for error in (ValueError("ours"), StudioError("disk", "full")):
         assert lend(tmp_path, error)[1] is error
     # An answer that `spaces` cannot read.
-    assert lend(tmp_path, KeyError("content-type"), stage="lending")[1].problem.code == "gpu_unreachable"
+    assert (
+        lend(tmp_path, KeyError("content-type"), stage="lending")[1].problem.code
+        == "gpu_unreachable"
+    )
 
 
 def test_a_heartbeat_of_the_first_try_says_nothing_about_the_second(tmp_path):
@@ -195,13 +227,22 @@ def test_seconds_are_a_whole_number_from_60_to_300():
 
 def test_more_work_takes_longer():
     needed = estimate.seconds_needed
-    more = ({"duration": 300}, {"steps": 120}, {"takes": 3}, {"planner": True}, {"tokens": 500}, {"source": 240})
+    more = (
+        {"duration": 300},
+        {"steps": 120},
+        {"takes": 3},
+        {"planner": True},
+        {"tokens": 500},
+        {"source": 240},
+    )
     for change in (*more, {"passes": 2}):
         assert needed(replace(SONG, **change)) > needed(SONG), change
     assert needed(replace(SONG, guidance=1.0)) < needed(SONG)
 
 
-@pytest.mark.parametrize("change", [{}, {"takes": 4}, {"steps": 100, "takes": 4}, {"planner": True}])
+@pytest.mark.parametrize(
+    "change", [{}, {"takes": 4}, {"steps": 100, "takes": 4}, {"planner": True}]
+)
 def test_an_automatic_song_is_as_long_as_the_seconds_allow(change):
     song = replace(SONG, duration=240.0, **change)
     longest = estimate.longest(song, 120)
@@ -214,7 +255,11 @@ def test_an_automatic_song_is_as_long_as_the_seconds_allow(change):
 
 def work(mode, facts=None, **values):
     if mode in ("generate", "cover", "extend", "edit"):
-        values = {"prompt": "x", **({} if mode == "generate" else {"source": "/source.wav"}), **values}
+        values = {
+            "prompt": "x",
+            **({} if mode == "generate" else {"source": "/source.wav"}),
+            **values,
+        }
     facts = dict(facts or {})
     kind = facts.pop("kind", "sft")
     request = parse_request(mode, values)
@@ -222,7 +267,9 @@ def work(mode, facts=None, **values):
     return estimate.work_of(request, settings, **facts)
 
 
-@pytest.mark.parametrize(("mode", "length"), [("generate", 60), ("cover", 90), ("extend", 120), ("edit", 90)])
+@pytest.mark.parametrize(
+    ("mode", "length"), [("generate", 60), ("cover", 90), ("extend", 120), ("edit", 90)]
+)
 def test_a_song_of_any_mode_has_its_length_steps_takes_and_guidance(mode, length):
     region = {"end": 5} if mode == "edit" else {}
     found = work(mode, {"source": 90.0}, takes=3, options={"steps": 42, "guidance": 5}, **region)
@@ -248,7 +295,10 @@ def test_a_morph_runs_source_and_target_in_every_draw():
 
 def test_every_standard_song_fits():
     for takes in (1, 4):
-        assert gpu_zero.refusal(work("generate", duration=LIMITS["duration"].high, takes=takes)) is None
+        assert (
+            gpu_zero.refusal(work("generate", duration=LIMITS["duration"].high, takes=takes))
+            is None
+        )
 
 
 ALONE = {"generate": {"takes", "steps", "duration"}, "cover": {"takes", "steps"}}
@@ -256,11 +306,21 @@ ALONE = {"generate": {"takes", "steps", "duration"}, "cover": {"takes", "steps"}
 
 @pytest.mark.parametrize(("mode", "alone"), ALONE.items())
 def test_what_does_not_fit_is_refused_with_the_most_that_would_fit(mode, alone):
-    song = Work(mode, duration=600, source=0 if mode == "generate" else 600, steps=200, takes=4, guidance=7.0)
+    song = Work(
+        mode,
+        duration=600,
+        source=0 if mode == "generate" else 600,
+        steps=200,
+        takes=4,
+        guidance=7.0,
+    )
     problem = gpu_zero.refusal(song)
     assert "300" in problem.message and f"{estimate.seconds_needed(song):,.0f}" in problem.message
     names = {"take": "takes", "seconds": "duration"}
-    ways = {names.get(what, what): int(n) for n, what in re.findall(r"(\d+) (takes?|steps|seconds)", problem.hint)}
+    ways = {
+        names.get(what, what): int(n)
+        for n, what in re.findall(r"(\d+) (takes?|steps|seconds)", problem.hint)
+    }
     assert set(ways) == alone
     for name, number in ways.items():
         assert estimate.seconds_needed(replace(song, **{name: number})) <= 300

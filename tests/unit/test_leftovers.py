@@ -40,7 +40,10 @@ def test_nobody_else_looks_into_uploads_and_jobs(temporary):
     try:
         bootstrap.bootstrap(environ)
         with job() as one:
-            assert [mode(folder) for folder in (environ["GRADIO_TEMP_DIR"], one.folder)] == [0o700, 0o700]
+            assert [mode(folder) for folder in (environ["GRADIO_TEMP_DIR"], one.folder)] == [
+                0o700,
+                0o700,
+            ]
             assert {mode(folder) for folder in temporary.iterdir()} == {0o700}
     finally:
         os.umask(old)
@@ -73,7 +76,13 @@ def test_the_next_start_removes_the_jobs_of_a_dead_process_alone(temporary):
 
 def test_the_next_start_removes_half_and_empty_songs_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path))
-    old = ("calm-piano-seed-7.wav", ".0123456789abcdef.part", "notes.txt", ".hidden.part", "whole-seed-1.wav")
+    old = (
+        "calm-piano-seed-7.wav",
+        ".0123456789abcdef.part",
+        "notes.txt",
+        ".hidden.part",
+        "whole-seed-1.wav",
+    )
     for name in (*old, ".fedcba9876543210.part"):
         (tmp_path / name).touch()
     (tmp_path / "whole-seed-1.wav").write_bytes(b"RIFF")

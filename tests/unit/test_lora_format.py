@@ -17,7 +17,12 @@ Q_PROJ = "base_model.model.layers.0.self_attn.q_proj"
 
 def one(**changes):
     """Return a file with one entry, of 4 bytes, that a test bends."""
-    return wrap(json.dumps({"a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4], **changes}}).encode(), bytes(4))
+    return wrap(
+        json.dumps(
+            {"a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4], **changes}}
+        ).encode(),
+        bytes(4),
+    )
 
 
 TWO = '{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[%d,%d]}}'
@@ -54,7 +59,11 @@ def test_a_broken_header_or_another_file_is_refused_with_a_sentence(lora, tmp_pa
     for kind, content in {**BROKEN, **OTHER_FILES}.items():
         info = lora_sources.inspect(lora(content))
         assert info.problem, kind
-        assert (info.problem.code, info.problem.field, info.fits) == ("lora_broken", "options.loras", False), kind
+        assert (info.problem.code, info.problem.field, info.fits) == (
+            "lora_broken",
+            "options.loras",
+            False,
+        ), kind
         assert '"my-lora.safetensors"' in info.problem.message and info.problem.hint, kind
         assert len(info.problem.message) < 300, kind
         assert kind not in OTHER_FILES or kind in info.problem.message
@@ -93,7 +102,9 @@ def test_fuzzed_files_are_read_like_the_library_reads_them_or_refused(lora):
                 content = content[: draw.randrange(len(content))]
                 break
             elif kind == 2:
-                content[at:at] = draw.choice([b"-1", b"{", b"[", b'"', b"0", b" ", b"\0", b"}", b",", b"9" * 25])
+                content[at:at] = draw.choice(
+                    [b"-1", b"{", b"[", b'"', b"0", b" ", b"\0", b"}", b",", b"9" * 25]
+                )
             else:
                 del content[at : at + draw.randint(1, 8)]
         path = lora(bytes(content))
@@ -107,7 +118,9 @@ def test_fuzzed_files_are_read_like_the_library_reads_them_or_refused(lora):
     assert accepted < 300
 
 
-@pytest.mark.parametrize("prefix", ["decoder.", "diffusion_model.", "base_model.model.decoder.", "transformer."])
+@pytest.mark.parametrize(
+    "prefix", ["decoder.", "diffusion_model.", "base_model.model.decoder.", "transformer."]
+)
 def test_every_usual_prefix_names_the_same_layers(lora, prefix):
     info = lora_sources.inspect(lora(attention(prefix=prefix, layers=(0, 1))), KNOWN_MODELS["XL"])
     assert (info.modules, info.fits) == (2, True)
@@ -115,11 +128,21 @@ def test_every_usual_prefix_names_the_same_layers(lora, prefix):
 
 def test_the_facts_of_a_file(lora):
     path = lora(attention(rank=64, layers=(0, 31)), "mine/adapter_model.safetensors")
-    path.with_name("adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 128, "r": 64}')
+    path.with_name("adapter_config.json").write_text(
+        '{"peft_type": "LORA", "lora_alpha": 128, "r": 64}'
+    )
     expected = (("PEFT", (64,), (128.0,), 2, "XL", True, None), path.stat().st_size)
     for given in (path, path.parent):
         info = lora_sources.inspect(given, KNOWN_MODELS["XL"])
-        facts = (info.format, info.ranks, info.alphas, info.modules, info.made_for, info.fits, info.problem)
+        facts = (
+            info.format,
+            info.ranks,
+            info.alphas,
+            info.modules,
+            info.made_for,
+            info.fits,
+            info.problem,
+        )
         assert (facts, info.size) == expected
         assert info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -127,7 +150,10 @@ def test_the_facts_of_a_file(lora):
 def test_without_a_model_the_fit_is_open_but_other_sizes_are_refused(lora):
     info = lora_sources.inspect(lora(attention("2B")))
     assert (info.made_for, info.fits, info.problem) == ("2B", None, None)
-    tensors = {"layers.0.mlp.up_proj.lora_A.weight": (2, 99), "layers.0.mlp.up_proj.lora_B.weight": (999, 2)}
+    tensors = {
+        "layers.0.mlp.up_proj.lora_A.weight": (2, 99),
+        "layers.0.mlp.up_proj.lora_B.weight": (999, 2),
+    }
     assert lora_sources.inspect(lora(tensors)).problem.code == "lora_unfit"
 
 
@@ -171,12 +197,20 @@ APART = {
     "a factor twice": ({f"{CONDITION}.lokr_w{n}": (2, 2) for n in ("1", "2", "2_a")}, PARTED),
     "ranks that differ": ({**attention(rank=4), f"{Q_PROJ}.lora_B.weight": (4096, 3)}, PARTED),
     "whole numbers": ({key: ("I64", shape) for key, shape in attention().items()}, PARTED),
-    "two spellings": ({**attention(), **attention(prefix="diffusion_model.decoder.")}, "two of its keys"),
+    "two spellings": (
+        {**attention(), **attention(prefix="diffusion_model.decoder.")},
+        "two of its keys",
+    ),
     "a DoRA alone": ({f"{CONDITION}.dora_scale": (2560, 1)}, PARTED),
     "a DoRA of another width": ({**attention(), f"{Q_PROJ}.dora_scale": (4096, 2)}, PARTED),
 }
 LARGE = {"rank 257": (attention(rank=257), "rank 257; the limit is 256")}
-REFUSED = {"lora_unsupported": UNSUPPORTED, "lora_unfit": UNFIT, "lora_broken": APART, "lora_too_large": LARGE}
+REFUSED = {
+    "lora_unsupported": UNSUPPORTED,
+    "lora_unfit": UNFIT,
+    "lora_broken": APART,
+    "lora_too_large": LARGE,
+}
 
 
 @pytest.mark.parametrize("code", REFUSED)
@@ -211,7 +245,10 @@ def test_the_alpha_in_the_file_wins_over_the_one_next_to_it(lora):
     config = PeftConfig(alpha=100.0)
     assert read_layout(lora(with_alpha(8)), None, config).layers[0].alpha == 8.0
     assert read_layout(lora(attention()), None, config).layers[0].scale == 50.0
-    assert read_layout(lora(attention(rank=4)), None, PeftConfig(100.0, rslora=True)).layers[0].scale == 50.0
+    assert (
+        read_layout(lora(attention(rank=4)), None, PeftConfig(100.0, rslora=True)).layers[0].scale
+        == 50.0
+    )
     (layer,) = read_layout(lora(attention()), None).layers
     assert (layer.alpha, layer.scale) == (None, 1.0)
 

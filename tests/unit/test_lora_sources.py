@@ -73,7 +73,10 @@ def test_a_zip_gives_its_two_files_and_nothing_else(tmp_path, folder):
     spec = prepared(str(path), folder=private, uploads=[tmp_path])
     assert spec.info.alphas == (6.0,) and spec.info.name == "mine.zip" and spec.source == "upload"
     kept = [file for file in private.rglob("*") if file.is_file()]
-    assert sorted(file.name for file in kept) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(file.name for file in kept) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     assert Path(spec.path).read_bytes() == WEIGHTS
     assert kept[0].parent.stat().st_mode & 0o077 == 0
     assert not list(tmp_path.rglob("evil")) and not list(tmp_path.rglob("link"))
@@ -92,7 +95,10 @@ def bent(mark, offset, new):
 
 BAD_ZIPS = {
     "link": (zipped({link("adapter_model.safetensors"): "/etc/passwd"}), "not a safetensors file"),
-    "fifty-one": (zipped({**PAIR, **{str(i): b"" for i in range(49)}}), "51 entries; the limit is 50"),
+    "fifty-one": (
+        zipped({**PAIR, **{str(i): b"" for i in range(49)}}),
+        "51 entries; the limit is 50",
+    ),
     "two weights": (zipped({**PAIR, "other.safetensors": WEIGHTS}), "holds 2 safetensors"),
     "no weights": (zipped({"adapter_config.json": CONFIG}), "holds 0 safetensors"),
     "cut off": (GOOD_ZIP[:-30], ""),
@@ -119,7 +125,9 @@ def test_a_bad_zip_is_refused_and_leaves_nothing(tmp_path):
     for _ in range(150):
         content = bytearray(GOOD_ZIP)
         for _ in range(draw.randint(1, 4)):
-            content[draw.choice([draw.randrange(len(content)), -draw.randint(1, 200)])] = draw.randrange(256)
+            content[draw.choice([draw.randrange(len(content)), -draw.randint(1, 200)])] = (
+                draw.randrange(256)
+            )
         path.write_bytes(content)
         lora_sources.inspect(path)
 
@@ -130,9 +138,17 @@ def test_only_uploads_are_files(lora, tmp_path):
     uploads = [tmp_path / "uploads"]
     assert prepared(str(path), uploads=uploads).info.made_for == "XL"
     (tmp_path / "uploads" / "link.safetensors").symlink_to(outside)
-    for source in (outside, tmp_path / "uploads" / "link.safetensors", "/etc/passwd", tmp_path / "uploads"):
+    for source in (
+        outside,
+        tmp_path / "uploads" / "link.safetensors",
+        "/etc/passwd",
+        tmp_path / "uploads",
+    ):
         assert problem_of(str(source), uploads=uploads).code == "lora_missing"
-    assert problem_of(f"{tmp_path}/uploads/../elsewhere/mine.safetensors", uploads=uploads).code == "lora_missing"
+    assert (
+        problem_of(f"{tmp_path}/uploads/../elsewhere/mine.safetensors", uploads=uploads).code
+        == "lora_missing"
+    )
     assert problem_of("a\0b", uploads=uploads).code == "lora_unknown"
     assert problem_of(str(path)).code == "lora_missing"
 
@@ -142,14 +158,19 @@ def test_only_uploads_are_files(lora, tmp_path):
     [
         ("mine", "LoRAs must be a list"),
         ([{}], "LoRA 1 must name its source"),
-        (["a/b", {"source": "a/b", "weight": 2.5}], "The weight of LoRA 2 must be from 0 to 2, not 2.5"),
+        (
+            ["a/b", {"source": "a/b", "weight": 2.5}],
+            "The weight of LoRA 2 must be from 0 to 2, not 2.5",
+        ),
         ([{"source": "a/b", "scale": 1}], '"scale" is not a setting of LoRA 1'),
         (["a/b"] * 51, "from 0 to 50"),
     ],
 )
 def test_wrong_choices_are_sentences_at_the_field(chosen, said):
     with pytest.raises(InvalidRequest) as caught:
-        params.parse_request("cover", {"prompt": "x", "source": "a.wav", "options": {"loras": chosen}})
+        params.parse_request(
+            "cover", {"prompt": "x", "source": "a.wav", "options": {"loras": chosen}}
+        )
     assert caught.value.problem.field == "options.loras" and said in caught.value.problem.message
 
 
@@ -157,7 +178,9 @@ def test_hub_ids():
     ids = {
         "org/repo": ("org/repo", ""),
         " org/repo:a/b.safetensors ": ("org/repo", "a/b.safetensors"),
-        **dict.fromkeys(("org/repo:../x.safetensors", "org/repo/x", "", "https://huggingface.co/org/repo")),
+        **dict.fromkeys(
+            ("org/repo:../x.safetensors", "org/repo/x", "", "https://huggingface.co/org/repo")
+        ),
     }
     assert {text: lora_sources.hub_id(text) for text in ids} == ids
 
@@ -169,7 +192,9 @@ def server(tmp_path, monkeypatch):
     monkeypatch.delenv("SPACE_ID", raising=False)
     monkeypatch.delenv("ACE_STUDIO_HUB_LORAS", raising=False)
     files = {**PAIR, "README.md": b"# Style", "training_args.bin": b"\x80\x02pickle"}
-    with serving(monkeypatch, REPO, {**files, "steps/adapter_500.safetensors": blob(attention(rank=8))}) as server:
+    with serving(
+        monkeypatch, REPO, {**files, "steps/adapter_500.safetensors": blob(attention(rank=8))}
+    ) as server:
         yield server
 
 
@@ -213,9 +238,16 @@ def test_what_a_repository_does_not_have_is_said_before_anything_is_fetched(serv
     server.files = {"pytorch_lora_weights.bin": WEIGHTS, "../../evil.safetensors": WEIGHTS}
     assert "no safetensors file" in problem_of(REPO).message
     problem = problem_of("studio/none")
-    assert problem.code == "lora_unknown" and "studio/none" in problem.message and "MODEL" not in problem.hint
+    assert (
+        problem.code == "lora_unknown"
+        and "studio/none" in problem.message
+        and "MODEL" not in problem.hint
+    )
     server.files = files
-    for name, size in {"adapter_model.safetensors": 2_000_000_001, "adapter_config.json": 1_000_001}.items():
+    for name, size in {
+        "adapter_model.safetensors": 2_000_000_001,
+        "adapter_config.json": 1_000_001,
+    }.items():
         server.sizes = {name: size}
         assert problem_of(REPO).code == "lora_too_large"
     assert not server.asked
@@ -234,7 +266,9 @@ def test_a_fetch_stops_when_nobody_listens(server):
     assert prepared(REPO).info.ranks == (200,)
 
 
-def test_a_space_fetches_for_visitors_only_where_its_owner_says_so_and_without_their_token(server, monkeypatch):
+def test_a_space_fetches_for_visitors_only_where_its_owner_says_so_and_without_their_token(
+    server, monkeypatch
+):
     monkeypatch.setenv("HF_TOKEN", "hf_owner")
     monkeypatch.setenv("SPACE_ID", "someone/studio")
     assert utils.get_token() == "hf_owner"

@@ -9,7 +9,9 @@ from limits import STRUCTURES
 from lyrics_form import content_words, count_syllables, mentions, parse_structure, rhymes
 from lyrics_lines import repeats, rhyme_scheme
 
-needs_dictionary = pytest.mark.skipif(not lyrics_form.dictionary_file(), reason="the dictionary is not installed")
+needs_dictionary = pytest.mark.skipif(
+    not lyrics_form.dictionary_file(), reason="the dictionary is not installed"
+)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -21,7 +23,11 @@ def test_every_preset_gives_its_own_sections(name):
 @pytest.mark.parametrize(
     ("written", "tags", "lines"),
     [
-        ("two verses, a chorus and a bridge", "[Verse 1] [Verse 2] [Chorus] [Bridge]", [4, 4, 4, 4]),
+        (
+            "two verses, a chorus and a bridge",
+            "[Verse 1] [Verse 2] [Chorus] [Bridge]",
+            [4, 4, 4, 4],
+        ),
         ("verse / chorus / verse / chorus", "[Verse 1] [Chorus] [Verse 2] [Chorus]", [4, 4, 4, 4]),
         ("[Verse] with 8 lines, [Hook]", "[Verse] [Hook]", [8, 4]),
         ("Verse 1 with six lines then chorus", "[Verse 1] [Chorus]", [6, 4]),
@@ -37,12 +43,17 @@ def test_a_structure_in_anybodys_words(written, tags, lines):
 
 
 def test_without_a_section_there_is_a_usual_form_and_never_too_many():
-    assert parse_structure("") == parse_structure("something sad") == parse_structure("Verse-Chorus")
+    assert (
+        parse_structure("") == parse_structure("something sad") == parse_structure("Verse-Chorus")
+    )
     assert len(parse_structure("[Verse]" * 100)) == lyrics_form.MOST_SECTIONS
 
 
 def test_a_final_chorus_returns_as_the_chorus():
-    by_tag = {str(section.tag): section.returns_as for section in parse_structure("[Chorus] [Verse] [Final Chorus]")}
+    by_tag = {
+        str(section.tag): section.returns_as
+        for section in parse_structure("[Chorus] [Verse] [Final Chorus]")
+    }
     assert by_tag == {"[Chorus]": "Chorus", "[Verse]": "", "[Final Chorus]": "Chorus"}
 
 
@@ -76,7 +87,13 @@ def test_rhymes_are_heard_not_seen(one, other, expected):
 @needs_dictionary
 @pytest.mark.parametrize(
     ("line", "count"),
-    [("Flour on the window sill", 7), ("Every fire", 5), ("(ooh) Stay with me (stay)", 3), ("(Hey, hey)", 2), ("", 0)],
+    [
+        ("Flour on the window sill", 7),
+        ("Every fire", 5),
+        ("(ooh) Stay with me (stay)", 3),
+        ("(Hey, hey)", 2),
+        ("", 0),
+    ],
 )
 def test_syllables_are_those_of_the_dictionary(line, count):
     assert count_syllables(line) == pytest.approx(count, abs=1 if "fire" in line else 0)

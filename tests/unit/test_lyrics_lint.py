@@ -36,7 +36,10 @@ UNTIL THE RIVER COMES ALIVE
 LONG_LINE = "I never could imagine that the melody would carry us so far beyond the river"
 TAGS = ("[verse 2]", "[Chorus x2]", "[Bridge: soft]", "[Verse 1 (Male)]", "[Final Chorus]")
 PLAYED = ("[Build-Up]", "[Piano Interlude]", "[SAXOPHONE SOLO]", "[Strings]")
-FORMS = [[part[: part.index("]") + 1] for part in form.split(", ") if part[0] == "["] for form in STRUCTURES.values()]
+FORMS = [
+    [part[: part.index("]") + 1] for part in form.split(", ") if part[0] == "["]
+    for form in STRUCTURES.values()
+]
 
 
 def test_well_made_lyrics_get_no_advice():
@@ -55,11 +58,21 @@ def test_well_made_lyrics_get_no_advice():
 def test_advice_names_the_line_and_the_reason():
     for text, *expected in (
         ("[Verse]\nHello\n\n[Guitarish thing]\nHello again", (4, "[Guitarish thing]")),
-        ("[Verse 1]\n\n[Chorus]\nSing it\n\n[Bridge]", (1, "[Verse 1] has no lines"), (6, "has no lines")),
+        (
+            "[Verse 1]\n\n[Chorus]\nSing it\n\n[Bridge]",
+            (1, "[Verse 1] has no lines"),
+            (6, "has no lines"),
+        ),
         ("[Verse]\n[whispered]\n[Chorus]\nSing", (1, "has no lines")),
         ("[Chorus]\n[chorus]\nSing it", (2, "twice")),
-        ("[Verse 1]\nOne\n\n[Chorus]\nTwo\n\n[Verse 1]\nThree\n\n[Chorus]\nTwo", (7, "line 1 already")),
-        *((f"{line}\nThe words", (1, "sung; write")) for line in ("**Verse 1:**", "(Chorus)", "### Bridge", "Outro:")),
+        (
+            "[Verse 1]\nOne\n\n[Chorus]\nTwo\n\n[Verse 1]\nThree\n\n[Chorus]\nTwo",
+            (7, "line 1 already"),
+        ),
+        *(
+            (f"{line}\nThe words", (1, "sung; write"))
+            for line in ("**Verse 1:**", "(Chorus)", "### Bridge", "Outro:")
+        ),
         ("Chorus\nThe words", (1, "as [Chorus]")),
         ("[Verse]\nOne\n[Chorus] Let it rain", (3, "line of its own")),
         ("[Verse]\nOne\n[Chorus][Anthemic]\nTwo", (3, "Several tags")),
@@ -97,25 +110,74 @@ def test_syllables():
         ("사랑해요 baby", "ko", 6),
         ("We rise (we rise up)", "en", 2),
     ):
-        assert syllables(line, language) == pytest.approx(count, abs=1 if language in ("en", "es") else 0), line
+        assert syllables(line, language) == pytest.approx(
+            count, abs=1 if language in ("en", "es") else 0
+        ), line
 
 
 def test_advice_on_anything_points_at_a_line():
     parts = [
-        *("[", "]", "(", ")", "【", "verse", "Verse 1", "chorus", " - ", ":", "**", "#", "\n", "\r\n", "  ", "\t"),
-        *("é", "夜", "한", "ا", "\u0301", "\ud800", "\x00", "\u2028", "🎵", "1999", "x2", "a" * 300, "🏳️‍🌈", "ﬁ"),
+        *(
+            "[",
+            "]",
+            "(",
+            ")",
+            "【",
+            "verse",
+            "Verse 1",
+            "chorus",
+            " - ",
+            ":",
+            "**",
+            "#",
+            "\n",
+            "\r\n",
+            "  ",
+            "\t",
+        ),
+        *(
+            "é",
+            "夜",
+            "한",
+            "ا",
+            "\u0301",
+            "\ud800",
+            "\x00",
+            "\u2028",
+            "🎵",
+            "1999",
+            "x2",
+            "a" * 300,
+            "🏳️‍🌈",
+            "ﬁ",
+        ),
     ]
     chance = random.Random(4)
     for _ in range(300):
         text = "".join(chance.choices(parts, k=chance.randrange(60)))
-        for entry in lint(text, seconds=chance.choice([None, 10]), language="en", tokens=chance.choice([None, 9_999])):
+        for entry in lint(
+            text,
+            seconds=chance.choice([None, 10]),
+            language="en",
+            tokens=chance.choice([None, 9_999]),
+        ):
             assert 0 <= entry.line <= text.count("\n") + 1
             assert entry.message
         tidy_lyrics(text)
 
 
 def test_a_very_long_text_is_read_in_one_pass():
-    for part in (*"[(a -é夜", "[a\n", "a-", "[verse] a  b\n", "[Verse 1]\n", "**a", "aa ", "#1", "```\n"):
+    for part in (
+        *"[(a -é夜",
+        "[a\n",
+        "a-",
+        "[verse] a  b\n",
+        "[Verse 1]\n",
+        "**a",
+        "aa ",
+        "#1",
+        "```\n",
+    ):
         # A pattern that looks back at every character would take minutes here and run into the suite's time-out.
         text = (part * 100_000)[:100_000]
         tidy_lyrics(text)
@@ -135,8 +197,21 @@ def test_headings_are_written_as_the_model_reads_them():
     ):
         assert tidy_line(line) == tidied == tidy_line(tidied)
     for line in (
-        *("[Strophe 1]", "[whispered]", "(drop)", "(ooh, ooh)", "(Chorus of angels)", "*Chorus, oh chorus*", "Chorus"),
-        *("Bridge over the water", "I said: verse", "[Verse] and more", "Let it rain (let it rain)"),
+        *(
+            "[Strophe 1]",
+            "[whispered]",
+            "(drop)",
+            "(ooh, ooh)",
+            "(Chorus of angels)",
+            "*Chorus, oh chorus*",
+            "Chorus",
+        ),
+        *(
+            "Bridge over the water",
+            "I said: verse",
+            "[Verse] and more",
+            "Let it rain (let it rain)",
+        ),
     ):
         assert tidy_line(line) == line
         assert parse_heading(line) is None, line

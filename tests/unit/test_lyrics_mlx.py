@@ -52,7 +52,10 @@ class FakeMlx:
         self.failure: Exception | None = None
         self.reads_forever = False
         self.core = SimpleNamespace(
-            array=np.array, float32=np.float32, new_stream=lambda device: Stream(), default_device=lambda: "gpu"
+            array=np.array,
+            float32=np.float32,
+            new_stream=lambda device: Stream(),
+            default_device=lambda: "gpu",
         )
 
     def load(self, path_or_hf_repo: str) -> tuple[Any, Any]:
@@ -63,7 +66,15 @@ class FakeMlx:
         return "model", "tokenizer"
 
     def stream_generate(
-        self, model, tokenizer, prompt, max_tokens, stream, sampler, prefill_step_size, prompt_progress_callback
+        self,
+        model,
+        tokenizer,
+        prompt,
+        max_tokens,
+        stream,
+        sampler,
+        prefill_step_size,
+        prompt_progress_callback,
     ):
         assert (model, tokenizer) == ("model", "tokenizer")
         assert all(isinstance(token, int) for token in prompt)
@@ -151,7 +162,15 @@ def test_it_writes_in_one_thread_and_settings_mean_what_they_do_elsewhere(writer
 
     texts = [last(seed, temperature=1.5).text for seed in (3, 4, 3)]
     assert texts[0] == texts[2] != texts[1]
-    assert len({*(last(seed, temperature=0).text for seed in range(4)), last(1, temperature=1, top_p=0.05).text}) == 1
+    assert (
+        len(
+            {
+                *(last(seed, temperature=0).text for seed in range(4)),
+                last(1, temperature=1, top_p=0.05).text,
+            }
+        )
+        == 1
+    )
     monkeypatch.setattr(sys.modules[__name__], "END", -1)
     for most in (16, 40):
         assert (last(3, max_tokens=most).tokens, last(3, max_tokens=most).end) == (most, "length")
@@ -190,7 +209,9 @@ def test_closing_stops_it_within_one_token_or_while_it_reads_the_prompt(writer, 
 
 def test_a_failure_to_load_is_reported_and_downloads_nothing(weights, mlx, monkeypatch):
     mlx.failure = ValueError("Model type qwen9 not supported.\nand more")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("a download"))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("a download")
+    )
     with pytest.raises(StudioError, match=r"Model type qwen9 not supported\.") as caught:
         lyrics.build_writer(weights, "cpu")
     assert caught.value.problem.code == "mlx_failed"

@@ -37,7 +37,11 @@ OTHERS = {
 @pytest.fixture
 def server(home, tiny, monkeypatch) -> Iterator[FakeHub]:
     """A hub that holds the tiny checkpoint and, next to it, what nobody needs."""
-    files = {path.relative_to(tiny).as_posix(): path.read_bytes() for path in tiny.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(tiny).as_posix(): path.read_bytes()
+        for path in tiny.rglob("*")
+        if path.is_file()
+    }
     monkeypatch.setattr(model_hub, "RETRY_SECONDS", 0.05)
     with serving(monkeypatch, REPO, files | OTHERS) as server:
         yield server
@@ -65,7 +69,11 @@ def ended() -> None:
 def test_a_download_brings_what_the_pipeline_needs_and_is_found(server, home, monkeypatch):
     events = fetch()
     names = set(server.fetched)
-    assert {TRANSFORMER, "tokenizer/tokenizer.json", "model_index.json"} <= names and not names & OTHERS.keys()
+    assert {
+        TRANSFORMER,
+        "tokenizer/tokenizer.json",
+        "model_index.json",
+    } <= names and not names & OTHERS.keys()
     assert events[-1].step == events[-1].steps > 0
     assert [event.step for event in events] == sorted(event.step for event in events)
     (note,) = [event.note for event in events if event.note]
@@ -84,7 +92,9 @@ def test_a_download_brings_what_the_pipeline_needs_and_is_found(server, home, mo
 def planner_on_the_hub(server, monkeypatch) -> FakeHub:
     """Put a planner into a folder of the hub's repository, next to what nobody needs."""
     folder = PLANNER
-    server.files |= {f"lm/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    server.files |= {
+        f"lm/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()
+    }
     server.files |= {"lm/README.md": b"# LM", "lm/onnx/model.onnx": b"", "lmx/config.json": b"{}"}
     monkeypatch.setenv("ACE_STUDIO_PLANNER", f"{REPO}/lm")
     return server
@@ -92,23 +102,39 @@ def planner_on_the_hub(server, monkeypatch) -> FakeHub:
 
 def test_a_language_model_is_fetched_out_of_its_folder(planner_on_the_hub):
     weights = find_planner()
-    fetch(repo=weights.repo, selection=model_hub.language_model("ACE_STUDIO_PLANNER", weights.inside))
+    fetch(
+        repo=weights.repo, selection=model_hub.language_model("ACE_STUDIO_PLANNER", weights.inside)
+    )
     names = set(planner_on_the_hub.fetched)
-    assert {"lm/config.json", "lm/model.safetensors", "lm/tokenizer.json", "lm/chat_template.jinja"} <= names
-    assert all(name.startswith("lm/") for name in names) and not {"lm/README.md", "lm/onnx/model.onnx"} & names
+    assert {
+        "lm/config.json",
+        "lm/model.safetensors",
+        "lm/tokenizer.json",
+        "lm/chat_template.jinja",
+    } <= names
+    assert (
+        all(name.startswith("lm/") for name in names)
+        and not {"lm/README.md", "lm/onnx/model.onnx"} & names
+    )
     weights = find_planner()
     assert (weights.source, weights.revision, weights.problem) == ("cache", COMMIT, None)
 
 
 @pytest.mark.slow
-def test_a_planner_named_on_purpose_is_fetched_by_the_first_planned_song(planner_on_the_hub, home, monkeypatch):
+def test_a_planner_named_on_purpose_is_fetched_by_the_first_planned_song(
+    planner_on_the_hub, home, monkeypatch
+):
     monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(home / "songs"))
     studio = backend.Backend()
     monkeypatch.setattr(backend, "_backend", studio)
 
     def song(plan: bool) -> tuple[set[str], dict]:
-        values = {"prompt": "x", "duration": 10, "options": {"steps": 1, "guidance": 1, "plan": plan}}
+        values = {
+            "prompt": "x",
+            "duration": 10,
+            "options": {"steps": 1, "guidance": 1, "plan": plan},
+        }
         *events, done = studio.stream(parse_request("generate", values))
         return {event.stage for event in events}, done.record["plan"]
 
@@ -137,7 +163,9 @@ def test_a_connection_that_breaks_is_resumed_where_it_broke_if_the_server_can(se
     assert next((home / "hub").rglob(TRANSFORMER)).read_bytes() == server.files[TRANSFORMER]
 
 
-def test_a_network_that_fails_for_good_is_an_error_and_the_next_download_continues(server, monkeypatch):
+def test_a_network_that_fails_for_good_is_an_error_and_the_next_download_continues(
+    server, monkeypatch
+):
     monkeypatch.setattr(model_hub, "RETRIES", 2)
     server.breaks[TRANSFORMER] = [300_000] + [0] * 10
     problem = failure()
@@ -147,7 +175,9 @@ def test_a_network_that_fails_for_good_is_an_error_and_the_next_download_continu
     events = fetch()
     assert 0 < dict(server.asked)[TRANSFORMER] <= 300_000
     assert "are already here" in "".join(event.note for event in events)
-    assert find_weights().engine == "preview"  # another model than the one that is wanted by default
+    assert (
+        find_weights().engine == "preview"
+    )  # another model than the one that is wanted by default
 
 
 def test_closing_stops_within_one_chunk_and_the_next_download_continues(server, home):
@@ -201,12 +231,18 @@ def test_bytes_that_changed_on_the_way_are_not_kept(server, home):
     server.files[TRANSFORMER] = bytes(len(server.files[TRANSFORMER]))
     problem = failure()
     assert problem.code == "download_broken" and TRANSFORMER in problem.message
-    assert not list((home / "hub").rglob("*.incomplete")) and not list((home / "hub").rglob(TRANSFORMER))
+    assert not list((home / "hub").rglob("*.incomplete")) and not list(
+        (home / "hub").rglob(TRANSFORMER)
+    )
 
 
 @pytest.mark.parametrize(
     ("status", "header", "code"),
-    [(404, "RepoNotFound", "model_unknown"), (403, "GatedRepo", "model_guarded"), (500, "", "hub_refused")],
+    [
+        (404, "RepoNotFound", "model_unknown"),
+        (403, "GatedRepo", "model_guarded"),
+        (500, "", "hub_refused"),
+    ],
 )
 def test_what_the_hub_refuses_is_said_in_words(server, status, header, code):
     server.status, server.headers = status, {"X-Error-Code": header} if header else {}
@@ -216,9 +252,15 @@ def test_what_the_hub_refuses_is_said_in_words(server, status, header, code):
     assert status != 404 or "ACE_STUDIO_LYRICS" in problem.hint
 
 
-def test_what_is_unfit_offline_or_too_large_is_known_before_anything_is_fetched(server, monkeypatch):
+def test_what_is_unfit_offline_or_too_large_is_known_before_anything_is_fetched(
+    server, monkeypatch
+):
     with monkeypatch.context() as patch:
-        patch.setattr(model_hub.shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=1_000_000))
+        patch.setattr(
+            model_hub.shutil,
+            "disk_usage",
+            lambda path: SimpleNamespace(total=1, used=1, free=1_000_000),
+        )
         problem = failure()
         assert problem.code == "disk_full" and "1.0 MB" in problem.message
     problem = failure(selection=model_hub.language_model("ACE_STUDIO_LYRICS", "nowhere"))

@@ -13,7 +13,12 @@ from model_memory import GB, Sizes, Use
 from tests.weights import CPU
 
 # The three models as they lie in memory in bfloat16 (docs/deployment.md).
-XL = Sizes(pipeline=11_500_000_000, transformer=8_340_000_000, largest=1_220_000_000, eight_bits=4_170_000_000)
+XL = Sizes(
+    pipeline=11_500_000_000,
+    transformer=8_340_000_000,
+    largest=1_220_000_000,
+    eight_bits=4_170_000_000,
+)
 PLANNER, WRITER = 3_710_000_000, 15_230_000_000
 ALL = replace(XL, planner=PLANNER, writer=WRITER)
 PLANNED = replace(XL, planner=PLANNER)
@@ -47,7 +52,9 @@ def use(seconds, takes=1):
 
 @pytest.mark.parametrize(("kind", "free", "sizes", "seconds", "takes", "plan"), TABLE)
 def test_the_table(kind, free, sizes, seconds, takes, plan):
-    choice = model_memory.choose(kind, None if free is None else free * GB, sizes, use(seconds, takes))
+    choice = model_memory.choose(
+        kind, None if free is None else free * GB, sizes, use(seconds, takes)
+    )
     assert (choice.plan if choice.problem is None else None) == plan
 
 
@@ -80,7 +87,9 @@ def test_words_alone_need_their_own_model_and_no_song():
     assert choice.plan == "swap" and choice.problem is None
     # An idea needs the planner alone, even where the songwriter would not fit.
     assert model_memory.choose("cuda", 12 * GB, ALL, Use(plans=True)).problem is None
-    assert model_memory.choose("cuda", 12 * GB, ALL, lyrics).problem.hint.startswith("Close other programs")
+    assert model_memory.choose("cuda", 12 * GB, ALL, lyrics).problem.hint.startswith(
+        "Close other programs"
+    )
 
 
 def test_a_plan_can_be_forced_unless_the_device_cannot_carry_it_out():
@@ -96,13 +105,20 @@ def test_after_a_lack_of_memory_comes_the_next_plan_and_none_after_the_last():
         "fp8",
         None,
     ]
-    assert [model_memory.lower("mps", plan) for plan in model_memory.LADDERS["mps"]] == ["swap", None]
+    assert [model_memory.lower("mps", plan) for plan in model_memory.LADDERS["mps"]] == [
+        "swap",
+        None,
+    ]
     # What ran out of memory is not tried again.
     assert model_memory.not_above("cuda", "resident", "offload") == "offload"
     assert model_memory.not_above("cuda", "swap", "") == "swap"
     # Computing in 8 bits needs less than a whole model, is never chosen, and falls to the smallest plan.
     fast, swap = (model_memory.needed("cuda", plan, PLANNED, use(60)) for plan in ("fast8", "swap"))
     assert fast < swap
-    assert model_memory.lower("cuda", "fast8") == model_memory.not_above("cuda", "fast8", "fp8") == "fp8"
+    assert (
+        model_memory.lower("cuda", "fast8")
+        == model_memory.not_above("cuda", "fast8", "fp8")
+        == "fp8"
+    )
     for free in (8, 80):
         assert model_memory.choose("cuda", free * GB, ALL, use(60)).plan != "fast8"

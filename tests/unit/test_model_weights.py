@@ -38,7 +38,11 @@ def test_a_bare_machine_gets_the_preview_and_is_told_why_but_not_on_zerogpu(home
     assert weights.problem.code == "weights_missing" and DEFAULT_MODEL in weights.problem.message
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     weights = find_weights()
-    assert (weights.engine, weights.source, weights.problem.code) == ("xl", "none", "weights_missing")
+    assert (weights.engine, weights.source, weights.problem.code) == (
+        "xl",
+        "none",
+        "weights_missing",
+    )
     monkeypatch.setenv("ACE_STUDIO_MODEL", "preview")
     assert find_weights().engine == "preview"
 
@@ -48,7 +52,12 @@ def test_the_variable_may_name_a_folder(home, checkpoint, monkeypatch, spelling)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("ACE_STUDIO_MODEL", spelling.format(folder=checkpoint))
     weights = find_weights()
-    assert (weights.engine, weights.source, weights.folder, weights.problem) == ("xl", "variable", checkpoint, None)
+    assert (weights.engine, weights.source, weights.folder, weights.problem) == (
+        "xl",
+        "variable",
+        checkpoint,
+        None,
+    )
     assert weights.model_id == "my-model"  # records travel: they carry no path of this machine
 
 
@@ -71,14 +80,21 @@ def test_the_order_is_models_then_cache_unless_the_preview_is_asked_for(home, ti
 def test_a_named_model_is_downloaded_and_never_replaced(home, monkeypatch):
     monkeypatch.setenv("ACE_STUDIO_MODEL", "somebody/else")
     weights = find_weights()
-    assert (weights.engine, weights.source, weights.folder, weights.problem) == ("xl", "hub", None, None)
+    assert (weights.engine, weights.source, weights.folder, weights.problem) == (
+        "xl",
+        "hub",
+        None,
+        None,
+    )
     assert weights.wanted == "somebody/else"
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     weights = find_weights()
     assert weights.source == "none" and "preload_from_hub" in weights.problem.hint
 
 
-@pytest.mark.parametrize("asked", ["nonsense", "a/b/c", "../elsewhere", "/not/there", "who/what--ever", "~none/x"])
+@pytest.mark.parametrize(
+    "asked", ["nonsense", "a/b/c", "../elsewhere", "/not/there", "who/what--ever", "~none/x"]
+)
 def test_a_wrong_variable_is_a_problem_and_not_the_preview(home, monkeypatch, asked):
     monkeypatch.setenv("ACE_STUDIO_MODEL", asked)
     weights = find_weights()
@@ -102,14 +118,29 @@ def changed(path: Path, **values) -> None:
 DAMAGED = f"{TRANSFORMER} is damaged or incomplete"
 DAMAGES = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
-    "another pipeline": (lambda f: (f / "model_index.json").write_text('{"_class_name": "Flux"}'), "Flux"),
-    "an unlisted part": (lambda f: changed(f / "model_index.json", vae=[None, None]), "does not list vae"),
+    "another pipeline": (
+        lambda f: (f / "model_index.json").write_text('{"_class_name": "Flux"}'),
+        "Flux",
+    ),
+    "an unlisted part": (
+        lambda f: changed(f / "model_index.json", vae=[None, None]),
+        "does not list vae",
+    ),
     "no vae": (lambda f: shutil.rmtree(f / "vae"), "vae/config.json is missing"),
     "no weights": (lambda f: (f / TRANSFORMER).unlink(), f"{TRANSFORMER} is missing"),
-    "cut weights": (lambda f: os.truncate(f / TRANSFORMER, (f / TRANSFORMER).stat().st_size - 1), DAMAGED),
+    "cut weights": (
+        lambda f: os.truncate(f / TRANSFORMER, (f / TRANSFORMER).stat().st_size - 1),
+        DAMAGED,
+    ),
     "empty weights": (lambda f: (f / TRANSFORMER).write_bytes(b""), DAMAGED),
-    "lfs pointer": (lambda f: (f / TRANSFORMER).write_text("version https://git-lfs.github.com"), "Git LFS pointer"),
-    "no tokenizer": (lambda f: (f / "tokenizer/tokenizer.json").unlink(), "tokenizer/tokenizer.json is missing"),
+    "lfs pointer": (
+        lambda f: (f / TRANSFORMER).write_text("version https://git-lfs.github.com"),
+        "Git LFS pointer",
+    ),
+    "no tokenizer": (
+        lambda f: (f / "tokenizer/tokenizer.json").unlink(),
+        "tokenizer/tokenizer.json is missing",
+    ),
     **{
         f"{part}: {name} = {value}": (
             lambda f, part=part, name=name, value=value: changed(f / part, **{name: value}),
@@ -121,7 +152,12 @@ DAMAGES = {
             ("transformer/config.json", "hidden_size", 10**12, "a whole number from 1 up"),
             ("transformer/config.json", "head_dim", True, "a whole number from 1 up"),
             ("transformer/config.json", "rope_theta", "ten", "a number above 0"),
-            ("condition_encoder/config.json", "num_lyric_encoder_hidden_layers", 0, "a whole number from 1 up"),
+            (
+                "condition_encoder/config.json",
+                "num_lyric_encoder_hidden_layers",
+                0,
+                "a whole number from 1 up",
+            ),
             ("text_encoder/config.json", "num_hidden_layers", 2.5, "a whole number from 1 up"),
             ("vae/config.json", "downsampling_ratios", [], "a list of whole numbers from 1 up"),
             ("scheduler/scheduler_config.json", "shift", -1.0, "a number above 0"),
@@ -171,7 +207,10 @@ def shard(folder: Path, stem: str) -> list[Path]:
         path = folder / f"{stem}-{number:05}-of-00002.safetensors"
         save_file({name: tensors[name] for name in part}, path, {"format": "pt"})
         weight_map |= dict.fromkeys(part, path.name)
-    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    index = {
+        "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+        "weight_map": weight_map,
+    }
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
     return sorted(folder.glob("*-of-*"))
 
@@ -186,11 +225,16 @@ def test_sharded_weights_are_whole_only_with_every_shard(home, checkpoint, monke
     assert shards[1].name in find_weights().problem.message
 
 
-def test_a_download_that_another_program_left_half_done_is_a_problem_or_goes_on(home, checkpoint, monkeypatch):
+def test_a_download_that_another_program_left_half_done_is_a_problem_or_goes_on(
+    home, checkpoint, monkeypatch
+):
     folder = put_into_cache(checkpoint, home, DEFAULT_MODEL)
     (folder / TRANSFORMER).unlink()
     weights = find_weights()
-    assert weights.engine == "preview" and f"{DEFAULT_MODEL} cannot be used: {TRANSFORMER}" in weights.problem.message
+    assert (
+        weights.engine == "preview"
+        and f"{DEFAULT_MODEL} cannot be used: {TRANSFORMER}" in weights.problem.message
+    )
     monkeypatch.setenv("ACE_STUDIO_MODEL", DEFAULT_MODEL)
     assert find_weights().source == "hub"
 

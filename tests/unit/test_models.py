@@ -22,24 +22,46 @@ GIB = 2**30
 
 # The hardware, the weights, the free memory in GB; the device with its three dtypes, and words of the reason.
 DEVICES = {
-    "cuda first": ({"cuda": "NVIDIA H200", "mps": True}, REAL, 0, ("cuda", *NARROW), ("NVIDIA H200", "bfloat16")),
+    "cuda first": (
+        {"cuda": "NVIDIA H200", "mps": True},
+        REAL,
+        0,
+        ("cuda", *NARROW),
+        ("NVIDIA H200", "bfloat16"),
+    ),
     "cuda preview": ({"cuda": "NVIDIA H200"}, PREVIEW, 0, ("cuda", *WIDE), ("preview",)),
     "old card": (
         *({"cuda": "Tesla T4", "native": False}, REAL, 0),
         *(("cuda", "float32", "float16", "float32"), ("Tesla T4", "float16", "float32")),
     ),
-    "zerogpu": ({"cuda": "not asked", "native": False, "zerogpu": True}, REAL, 0, ("cuda", *NARROW), ("ZeroGPU",)),
+    "zerogpu": (
+        {"cuda": "not asked", "native": False, "zerogpu": True},
+        REAL,
+        0,
+        ("cuda", *NARROW),
+        ("ZeroGPU",),
+    ),
     "apple": ({"mps": True}, REAL, 0, ("mps", "bfloat16", "bfloat16", "float32"), ("Apple",)),
     "apple preview": ({"mps": True}, PREVIEW, 0, ("mps", *WIDE), ("preview",)),
     "old macOS": ({"mps": True, "macos": 13}, REAL, 0, ("mps", *WIDE), ("macOS 14",)),
     "processor preview": ({}, PREVIEW, 0, ("cpu", *WIDE), ("no NVIDIA or Apple GPU",)),
     "processor": ({}, REAL, 64, ("cpu", *WIDE), ("float32",)),
-    "little memory": ({}, REAL, 16, ("cpu", "bfloat16", "bfloat16", "float32"), ("no NVIDIA or Apple GPU", "16 GB")),
+    "little memory": (
+        {},
+        REAL,
+        16,
+        ("cpu", "bfloat16", "bfloat16", "float32"),
+        ("no NVIDIA or Apple GPU", "16 GB"),
+    ),
 }
 
 
-@pytest.mark.parametrize("hardware, weights, free, device, words", DEVICES.values(), ids=DEVICES.keys())
-def test_the_device_follows_the_hardware_and_the_weights(home, monkeypatch, hardware, weights, free, device, words):
+@pytest.mark.parametrize(
+    "hardware, weights, free, device, words", DEVICES.values(), ids=DEVICES.keys()
+)
+def test_the_device_follows_the_hardware_and_the_weights(
+    home, monkeypatch, hardware, weights, free, device, words
+):
     import torch
 
     here = {"cuda": "", "native": True, "mps": False, "macos": 15, "zerogpu": False, **hardware}
@@ -48,11 +70,19 @@ def test_the_device_follows_the_hardware_and_the_weights(home, monkeypatch, hard
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(here["cuda"]))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: here["cuda"])
     native = here["native"]
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index=0: SimpleNamespace(total_memory=24 * GIB))
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: native or including_emulation,
+    )
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index=0: SimpleNamespace(total_memory=24 * GIB)
+    )
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: here["mps"])
     newer = (here["macos"], 0)
-    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: newer >= (major, minor))
+    monkeypatch.setattr(
+        torch.backends.mps, "is_macos_or_newer", lambda major, minor: newer >= (major, minor)
+    )
     monkeypatch.setattr(models, "available_memory", lambda: free * 10**9)
     picked = models.pick_device(weights)
     assert (picked.kind, picked.dtype, picked.storage_dtype, picked.vae_dtype) == device
@@ -65,7 +95,12 @@ def play(pipe, **changes):
     """Return the latents of a short song."""
     import torch
 
-    words = {"prompt": "warm lofi piano", "lyrics": "[Instrumental]", "audio_duration": 4, "guidance_scale": 7.0}
+    words = {
+        "prompt": "warm lofi piano",
+        "lyrics": "[Instrumental]",
+        "audio_duration": 4,
+        "guidance_scale": 7.0,
+    }
     generator = torch.Generator().manual_seed(1)
     return pipe(**{**words, **changes}, generator=generator, output_type="latent").audios
 
@@ -75,7 +110,9 @@ def play(pipe, **changes):
 def test_narrow_storage_computes_in_float32_and_plays_the_rounded_weights(pipe, tiny, capfd):
     import torch
 
-    narrow = models.build_pipeline(weights_in(tiny), models.Device("cpu", "float32", "float16", "float32", ""))
+    narrow = models.build_pipeline(
+        weights_in(tiny), models.Device("cpu", "float32", "float16", "float32", "")
+    )
     assert narrow.transformer.dtype == torch.float32  # the loop's own dtype
     assert narrow.transformer.layers[0].mlp.up_proj.weight.dtype == torch.float16
     assert narrow.text_encoder.embed_tokens.weight.dtype == torch.float16
@@ -107,7 +144,11 @@ def test_a_checkpoint_that_cannot_be_loaded_is_an_error_in_words(checkpoint):
 MB = 2**20
 GROUPS = {
     # A container of version 2, a service of systemd with a limit on its slice, and containers of version 1.
-    "0::/\n": {"memory.max": 1000, "memory.current": 900, "memory.stat": "anon 100\ninactive_file 700\n"},
+    "0::/\n": {
+        "memory.max": 1000,
+        "memory.current": 900,
+        "memory.stat": "anon 100\ninactive_file 700\n",
+    },
     "0::/user.slice/studio.service\n": {
         "user.slice/memory.max": 1000,
         "user.slice/memory.current": 900,
@@ -129,7 +170,9 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("text", GROUPS)
-def test_what_was_read_from_files_does_not_count_as_used_in_a_container(text, tmp_path, monkeypatch):
+def test_what_was_read_from_files_does_not_count_as_used_in_a_container(
+    text, tmp_path, monkeypatch
+):
     for name, value in GROUPS[text].items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +190,9 @@ def test_a_model_whose_folder_is_gone_says_so_and_is_loaded_once_it_is_back(tiny
     slot = models.Slot("The planner", lambda: weights, lambda found: found.folder.name, None, "")
     place.rename(tmp_path / "unmounted")
     for load in (slot.get, lambda: models.build_pipeline(weights, CPU)):
-        with pytest.raises(StudioError, match=f"The folder of my-model is gone: {place}. Put it back"):
+        with pytest.raises(
+            StudioError, match=f"The folder of my-model is gone: {place}. Put it back"
+        ):
             load()
     (tmp_path / "unmounted").rename(place)
     assert slot.get() == "my-model"

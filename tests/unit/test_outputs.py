@@ -24,10 +24,19 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "songs"
 
 
-def song(folder: Path, days: float, seed: int = 7, name: str = "", kind: str = "wav", **record) -> Path:
+def song(
+    folder: Path, days: float, seed: int = 7, name: str = "", kind: str = "wav", **record
+) -> Path:
     """Write a song of the studio that is `days` old, under its own name or another."""
-    made = {"mode": "generate", "request": {"prompt": "calm piano"}, "takes": [{"seed": seed}], **record}
-    path = folder / (name or audio_export.file_name(made["request"]["prompt"], seed, kind, made["mode"]))
+    made = {
+        "mode": "generate",
+        "request": {"prompt": "calm piano"},
+        "takes": [{"seed": seed}],
+        **record,
+    }
+    path = folder / (
+        name or audio_export.file_name(made["request"]["prompt"], seed, kind, made["mode"])
+    )
     write_song(np.zeros((2, 480), np.float32), path, kind)
     tag_file(path, "a song", made)
     return aged(path, days)
@@ -76,7 +85,9 @@ def test_what_the_studio_did_not_make_there_stays(folder, tmp_path):
     assert elsewhere.exists() and inside.exists()
 
 
-def test_the_oldest_go_until_the_rest_fits_but_never_a_foreign_file_or_what_was_just_made(folder, monkeypatch):
+def test_the_oldest_go_until_the_rest_fits_but_never_a_foreign_file_or_what_was_just_made(
+    folder, monkeypatch
+):
     foreign = song(folder, 9, name="mine-seed-7.wav")
     songs = [song(folder, days, days) for days in (4, 3, 2, 1)]
     size = songs[0].stat().st_size

@@ -15,23 +15,57 @@ from params import REQUESTS, parse_request
 from status import UNKNOWN, LanguageModelStatus
 
 FULL = {
-    **{"prompt": "brass band", "lyrics": "[Verse]\nla", "instrumental": True, "bpm": 90, "key": "F# minor"},
+    **{
+        "prompt": "brass band",
+        "lyrics": "[Verse]\nla",
+        "instrumental": True,
+        "bpm": 90,
+        "key": "F# minor",
+    },
     **{"time_signature": "3", "language": "ja", "takes": 3, "quality": "best", "seed": 41},
 }
 OPTIONS = {
-    **{"steps": 8, "guidance": 3.5, "shift": 2.5, "sampler": "sde", "cfg_start": 0.25, "cfg_end": 0.75},
-    **{"loudness": -14.0, "fade_out": 2.5, "format": "flac", "timbre_token": False, "memory_plan": "swap"},
-    **{"variation": 0.3, "variation_seed": 11, "loras": [{"source": "org/jazz:a.safetensors", "weight": 0.5}]},
+    **{
+        "steps": 8,
+        "guidance": 3.5,
+        "shift": 2.5,
+        "sampler": "sde",
+        "cfg_start": 0.25,
+        "cfg_end": 0.75,
+    },
+    **{
+        "loudness": -14.0,
+        "fade_out": 2.5,
+        "format": "flac",
+        "timbre_token": False,
+        "memory_plan": "swap",
+    },
+    **{
+        "variation": 0.3,
+        "variation_seed": 11,
+        "loras": [{"source": "org/jazz:a.safetensors", "weight": 0.5}],
+    },
 }
 PLAN = {"plan": True, "plan_seed": 5, "plan_temperature": 0.5, "plan_cfg": 3.0, "rewrite": True}
 PLAN |= {"exclude": "no brass", "plan_strength": 0.6}
 OWN = {
     "generate": {"duration": 12.5, "options": PLAN},
-    "cover": {"source": "a.wav", "strength": 0.3, "options": {"noise_strength": 0.2, "detail": "sound"}},
+    "cover": {
+        "source": "a.wav",
+        "strength": 0.3,
+        "options": {"noise_strength": 0.2, "detail": "sound"},
+    },
     "extend": {"source": "a.wav", "before": 2.5, "after": 0.0, "options": {"overlap": 1.0}},
-    "edit": {"source": "a.wav", "action": "morph", "source_prompt": "b", "options": {"n_min": 0.6, "n_avg": 3}},
+    "edit": {
+        "source": "a.wav",
+        "action": "morph",
+        "source_prompt": "b",
+        "options": {"n_min": 0.6, "n_avg": 3},
+    },
 }
-STATUS = replace(UNKNOWN, memory_plans=("resident", "swap"), planner=LanguageModelStatus("ready", "preview"))
+STATUS = replace(
+    UNKNOWN, memory_plans=("resident", "swap"), planner=LanguageModelStatus("ready", "preview")
+)
 
 
 class Studio:
@@ -65,10 +99,15 @@ def test_every_field_of_a_request_has_a_control(forms):
 
 def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(forms):
     def shown(kind: str, name: str) -> dict[str, Any]:
-        return forms["generate"].show_status(replace(UNKNOWN, kind=kind))[forms["generate"].fields[name]]
+        return forms["generate"].show_status(replace(UNKNOWN, kind=kind))[
+            forms["generate"].fields[name]
+        ]
 
     assert "draft 20, standard 50, best 80" in shown("sft", "options.steps")["info"]
-    assert [shown("sft", f"options.{name}")["placeholder"] for name in ("guidance", "shift")] == ["7", "1"]
+    assert [shown("sft", f"options.{name}")["placeholder"] for name in ("guidance", "shift")] == [
+        "7",
+        "1",
+    ]
     assert "Blank: 8." in shown("turbo", "options.steps")["info"]
     assert shown("turbo", "options.shift")["placeholder"] == "3"
     for name in ("options.guidance", "options.cfg_start", "options.cfg_end"):
@@ -82,11 +121,15 @@ def test_a_song_without_a_plan_has_no_options_for_it(forms):
     values |= {"prompt": "a song", "options.plan_seed": "1.5", "options.rewrite": True}
     assert list(form.problems([*values.values()])) == ["options.plan_seed"]
     made = form.request({**values, "options.plan": False}.values())
-    assert made == parse_request("generate", {"prompt": "a song", "duration": None, "options": {"plan": False}})
+    assert made == parse_request(
+        "generate", {"prompt": "a song", "duration": None, "options": {"plan": False}}
+    )
 
 
 def asked(mode: str) -> Any:
-    return parse_request(mode, {**FULL, **OWN[mode], "options": {**OPTIONS, **OWN[mode]["options"]}})
+    return parse_request(
+        mode, {**FULL, **OWN[mode], "options": {**OPTIONS, **OWN[mode]["options"]}}
+    )
 
 
 def record_of(mode: str) -> dict[str, Any]:
@@ -102,7 +145,9 @@ def test_the_record_of_a_file_fills_the_form_and_makes_its_take_again(forms, mod
     names = {field: name for name, field in form.fields.items()}
     shown = {names[field]: update["value"] for field, update in form.show(found.values).items()}
     values = {name: field.value for name, field in form.fields.items()} | shown
-    again = form.request({name: "a.wav" if name == "source" else value for name, value in values.items()}.values())
+    again = form.request(
+        {name: "a.wav" if name == "source" else value for name, value in values.items()}.values()
+    )
     assert (again.seed, again.takes) == (42, 1)
     assert again.model_copy(update={"seed": 41, "takes": 3}) == asked(mode)
 
@@ -118,27 +163,66 @@ def test_another_tab_takes_the_settings_that_it_has():
     for record in (None, {"request": [1]}, record_of("edit")):
         assert set(page_form.song(record)) == set(page_form.SONG)
     words = {"prompt", "lyrics", "instrumental", "bpm", "key", "time_signature", "language"}
-    assert set(page_form.SONG) == words  # and no seed: a take in another tab leaves the visitor's there
+    assert (
+        set(page_form.SONG) == words
+    )  # and no seed: a take in another tab leaves the visitor's there
 
 
 def test_a_take_keeps_its_second_seed_and_the_seed_of_its_plan():
-    record = record_of("generate") | {"variation_seeds": [7, 8, 9], "plan": {"used": True, "seed": 41, "bpm": 90}}
+    record = record_of("generate") | {
+        "variation_seeds": [7, 8, 9],
+        "plan": {"used": True, "seed": 41, "bpm": 90},
+    }
     values = page_form.settings("generate", record).values
-    assert [values[name] for name in ("seed", "options.variation_seed", "options.plan_seed")] == [42, 8, 41]
+    assert [values[name] for name in ("seed", "options.variation_seed", "options.plan_seed")] == [
+        42,
+        8,
+        41,
+    ]
     assert "options.plan_seed" not in page_form.settings("cover", record).values
-    for plan in ({"used": False, "reason": "x"}, {"used": True, "seed": "<b>"}, {"used": 1, "seed": 6}, None, "x"):
-        assert page_form.settings("generate", record | {"plan": plan}).values["options.plan_seed"] == 5, plan
+    for plan in (
+        {"used": False, "reason": "x"},
+        {"used": True, "seed": "<b>"},
+        {"used": 1, "seed": 6},
+        None,
+        "x",
+    ):
+        assert (
+            page_form.settings("generate", record | {"plan": plan}).values["options.plan_seed"] == 5
+        ), plan
 
 
 def test_bad_values_cost_only_themselves():
     for record in [None, [], {}, {"request": []}, {"request": {"options": [1]}}, {"takes": 1}]:
         assert page_form.settings("generate", record).values == {}
     bad = {
-        **{"prompt": "x" * 3000, "lyrics": ["a"], "instrumental": "yes", "bpm": float("nan"), "key": "H", "seed": 1.5},
-        **{"language": "xx", "takes": 10**400, "duration": float("inf"), "__class__": 1, "source": "/etc/passwd"},
-        "options": {"steps": True, "format": "exe", "shift": 2, "loudness": "<b>", "path": "/etc", "variation": -1},
+        **{
+            "prompt": "x" * 3000,
+            "lyrics": ["a"],
+            "instrumental": "yes",
+            "bpm": float("nan"),
+            "key": "H",
+            "seed": 1.5,
+        },
+        **{
+            "language": "xx",
+            "takes": 10**400,
+            "duration": float("inf"),
+            "__class__": 1,
+            "source": "/etc/passwd",
+        },
+        "options": {
+            "steps": True,
+            "format": "exe",
+            "shift": 2,
+            "loudness": "<b>",
+            "path": "/etc",
+            "variation": -1,
+        },
     }
-    found = page_form.settings("generate", {"request": bad | {"quality": "draft"}, "takes": [{"seed": "<i>"}]})
+    found = page_form.settings(
+        "generate", {"request": bad | {"quality": "draft"}, "takes": [{"seed": "<i>"}]}
+    )
     assert found.values == {"quality": "draft", "options.shift": 2.0}
     assert found.left_out == 16
     loras = [{"source": "upload"}, {"source": "a/b"}, {"source": "upload"}]

@@ -50,7 +50,10 @@ def build() -> dict[str, tuple[Form, dict[str, Any]]]:
     """Return each tab's form and its defaults."""
     with gr.Blocks():
         forms = [tab.form for tab in page_tabs.build_tabs(STUDIO)]
-    return {form.mode: (form, {name: field.value for name, field in form.fields.items()}) for form in forms}
+    return {
+        form.mode: (form, {name: field.value for name, field in form.fields.items()})
+        for form in forms
+    }
 
 
 def shows_seconds(form: Form) -> bool:
@@ -83,7 +86,10 @@ def test_the_seconds_are_those_of_the_call(on_zerogpu, tmp_path: Path):
     path = tmp_path / "song.wav"
     soundfile.write(path, np.zeros((8_000 * 300, 1)), 8_000)
     form, values = built["cover"]
-    texts = {page_hints.seconds_text(form, {**values, "takes": 4, "source": each}.values()) for each in ("", str(path))}
+    texts = {
+        page_hints.seconds_text(form, {**values, "takes": 4, "source": each}.values())
+        for each in ("", str(path))
+    }
     assert len(texts) == 2
 
 
@@ -97,7 +103,9 @@ def test_what_does_not_fit_is_refused_at_the_length(on_zerogpu):
         backend.check(form.request(values.values()), STUDIO)
     given = {**TOO_MUCH, "duration": 600}
     parameters = api.ENDPOINTS["generate"].parameters
-    verdicts = api.validator_of("generate", STUDIO)(*(given.get(each.name, each.default) for each in parameters))
+    verdicts = api.validator_of("generate", STUDIO)(
+        *(given.get(each.name, each.default) for each in parameters)
+    )
     wrong = {
         each.name: verdict["message"]
         for each, verdict in zip(parameters, verdicts, strict=True)
@@ -109,8 +117,14 @@ def test_what_does_not_fit_is_refused_at_the_length(on_zerogpu):
 @pytest.mark.parametrize(
     ("values", "found"),
     [
-        ({"prompt": "thrash metal, 190 bpm", "bpm": "76", "key": "D minor"}, ["190 BPM, but BPM is set to 76"]),
-        ({"prompt": "a waltz in F# Major", "key": "D minor"}, ["F# major, but Key is set to D minor"]),
+        (
+            {"prompt": "thrash metal, 190 bpm", "bpm": "76", "key": "D minor"},
+            ["190 BPM, but BPM is set to 76"],
+        ),
+        (
+            {"prompt": "a waltz in F# Major", "key": "D minor"},
+            ["F# major, but Key is set to D minor"],
+        ),
         ({"prompt": "190 BPM in D minor", "bpm": "190", "key": "D minor"}, []),
         ({"prompt": "190 BPM in D minor", "bpm": "", "key": ""}, []),
         ({"prompt": "190 BPM", "bpm": "fast"}, []),
@@ -119,4 +133,6 @@ def test_what_does_not_fit_is_refused_at_the_length(on_zerogpu):
 )
 def test_a_prompt_that_contradicts_a_field_gets_a_remark(values: dict[str, Any], found: list[str]):
     said = page_hints.contradictions(values)
-    assert len(said) == len(found) and all(part in text for part, text in zip(found, said, strict=True))
+    assert len(said) == len(found) and all(
+        part in text for part, text in zip(found, said, strict=True)
+    )

@@ -51,15 +51,26 @@ def test_a_list_from_the_browser_is_what_a_request_holds():
     assert (parse(None), parse(""), parse(["org/a"])) == ([], [], ["org/a"])
     sent = parse([*sent, {"source": "org/b", "weight": 2, "path": "/x"}])
     request = parse_request("generate", {"prompt": "x", "options": {"loras": sent}})
-    assert [(lora.source, lora.weight) for lora in request.options.loras] == [("org/a", 0.5), ("org/b", 2.0)]
+    assert [(lora.source, lora.weight) for lora in request.options.loras] == [
+        ("org/a", 0.5),
+        ("org/b", 2.0),
+    ]
 
 
 def test_a_list_from_a_record_or_from_undo_says_what_each_one_is():
     form, _ = built()
     info = lora_sources.LoraInfo("mine.safetensors", "PEFT", (4,), (), 3)
     known = page_loras.lora_entry("/uploads/mine.safetensors", 0.5, info)
-    ((field, update),) = form.show({"options.loras": [{"source": "org/a", "weight": 0.25}, known]}).items()
-    other = {"source": "org/a", "name": "org/a", "weight": 0.25, "facts": [tooltips.LORA_LATER], "note": ""}
+    ((field, update),) = form.show(
+        {"options.loras": [{"source": "org/a", "weight": 0.25}, known]}
+    ).items()
+    other = {
+        "source": "org/a",
+        "name": "org/a",
+        "weight": 0.25,
+        "facts": [tooltips.LORA_LATER],
+        "note": "",
+    }
     assert field is form.fields["options.loras"]
     assert update["value"] == [other, known] and known["name"] == "mine.safetensors"
     assert page_loras.show_loras(None) == []
@@ -67,9 +78,20 @@ def test_a_list_from_a_record_or_from_undo_says_what_each_one_is():
 
 def test_facts_and_effect_of_a_lora_are_told_in_few_words():
     info = lora_sources.LoraInfo("a", "PEFT", (8, 64), (128.0,), 192, 85_300_000, "", "XL", True)
-    facts = ["PEFT", "rank 8 to 64", "alpha 128", "192 layers", "85.3 MB", "for XL", "fits this model"]
+    facts = [
+        "PEFT",
+        "rank 8 to 64",
+        "alpha 128",
+        "192 layers",
+        "85.3 MB",
+        "for XL",
+        "fits this model",
+    ]
     assert tooltips.lora_facts(info) == facts
-    acted = [{"name": HOSTILE, "weight": 0.8, "modules": 192}, {"name": "b", "weight": 0.0, "modules": 192}]
+    acted = [
+        {"name": HOSTILE, "weight": 0.8, "modules": 192},
+        {"name": "b", "weight": 0.0, "modules": 192},
+    ]
     told = theme.messages({"errors": [], "notes": ["A note."], "loras": acted})
     assert "LoRA &lt;script&gt;" in told and "weight 0.8, acted on 192 layers." in told
     assert "LoRA b: weight 0, so it had no effect." in told

@@ -26,17 +26,32 @@ from status import UNKNOWN
 from tests.files import tag_file, write_song
 
 LYRICS = "[Verse]\nla la"
-PLAN = {"used": True, "bpm": 104, "key": "D minor", "time_signature": "4", "language": "en", "caption": "a waltz"}
+PLAN = {
+    "used": True,
+    "bpm": 104,
+    "key": "D minor",
+    "time_signature": "4",
+    "language": "en",
+    "caption": "a waltz",
+}
 OWN = {
     "generate": {},
     "cover": {"source": "song.wav"},
     "extend": {"source": "song.wav", "after": 10},
-    "edit": {"source": "song.wav", "action": "repaint", "start": 1, "end": 2, "options": {"repaint_strength": 0.3}},
+    "edit": {
+        "source": "song.wav",
+        "action": "repaint",
+        "start": 1,
+        "end": 2,
+        "options": {"repaint_strength": 0.3},
+    },
 }
 
 
 def made(mode: str = "generate", plan: Any = None, file: str = "take.wav", **values: Any) -> Made:
-    request = parse_request(mode, {"prompt": "a song", "lyrics": LYRICS, "takes": 3, "seed": 5, **OWN[mode], **values})
+    request = parse_request(
+        mode, {"prompt": "a song", "lyrics": LYRICS, "takes": 3, "seed": 5, **OWN[mode], **values}
+    )
     return Made(request, {"plan": plan, "sampling": {"steps": 20}}, {"seed": 7}, file)
 
 
@@ -53,7 +68,9 @@ def test_one_more_like_a_take_changes_the_seed_alone(mode: str):
 def test_one_more_like_a_take_keeps_its_plan_and_its_variation():
     assert page_takes.more(made(options={"variation": 0.6})).options.variation == 0.6
     assert page_takes.more(made(plan={**PLAN, "seed": 5})).options.plan_seed == 5
-    assert page_takes.more(made(plan={"used": False, "reason": "It was off."})).options.plan_seed == -1
+    assert (
+        page_takes.more(made(plan={"used": False, "reason": "It was off."})).options.plan_seed == -1
+    )
 
 
 def test_the_words_that_are_timed_are_those_that_were_sung():
@@ -74,12 +91,19 @@ def test_only_what_sings_all_of_its_lyrics_can_be_timed():
 
 def test_an_upload_that_is_gone_is_named(tmp_path: Path):
     request = page_takes.more(made("cover", source=str(tmp_path / "gone.wav")))
-    with jobs.job_for(request) as job, pytest.raises(StudioError, match="The source: The file was not found"):
+    with (
+        jobs.job_for(request) as job,
+        pytest.raises(StudioError, match="The source: The file was not found"),
+    ):
         jobs.decode_upload(job, "source")
 
 
-@pytest.mark.parametrize(("kind", "subtype"), [("flac", "PCM_24"), ("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS")])
-def test_a_take_in_another_format_has_the_same_sound_and_tags(tmp_path: Path, kind: str, subtype: str):
+@pytest.mark.parametrize(
+    ("kind", "subtype"), [("flac", "PCM_24"), ("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS")]
+)
+def test_a_take_in_another_format_has_the_same_sound_and_tags(
+    tmp_path: Path, kind: str, subtype: str
+):
     path = tmp_path / "song-seed-7.wav"
     tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) * 0.03).astype(np.float32)
     write_song(np.stack([tone, tone]), path, "wav")
@@ -113,7 +137,12 @@ def test_why_a_song_has_no_plan_is_said_once():
     request = parse_request("generate", {"prompt": "a song"})
 
     def plan_line(**plan: Any) -> str:
-        record = {"takes": [], "errors": [], "notes": [], "plan": {"used": False, "reason": "It was off.", **plan}}
+        record = {
+            "takes": [],
+            "errors": [],
+            "notes": [],
+            "plan": {"used": False, "reason": "It was off.", **plan},
+        }
         ended = Ended("0" * 32, request, Done((), record), seconds=1.0, tag=None)
         return panel.show(ended)[panel.plan]
 

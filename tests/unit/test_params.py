@@ -62,15 +62,45 @@ def problems(mode="generate", values=PROMPT, seconds=60.0):
                 ("repaint_mode", "balanced", "not an option"),
             ]
         ),
-        ("generate", {**PROMPT, "options": {"cfg_start": 0.8, "cfg_end": 0.2}}, "options.cfg_end", "from 0.8"),
-        ("generate", {**PROMPT, "seed": limits.MAX_SEED, "takes": 2}, "seed", "from -1 to 4294967294"),
-        ("generate", {"lyrics": "la", "instrumental": True}, "prompt", "Instrumental turns the lyrics off"),
+        (
+            "generate",
+            {**PROMPT, "options": {"cfg_start": 0.8, "cfg_end": 0.2}},
+            "options.cfg_end",
+            "from 0.8",
+        ),
+        (
+            "generate",
+            {**PROMPT, "seed": limits.MAX_SEED, "takes": 2},
+            "seed",
+            "from -1 to 4294967294",
+        ),
+        (
+            "generate",
+            {"lyrics": "la", "instrumental": True},
+            "prompt",
+            "Instrumental turns the lyrics off",
+        ),
         ("lyrics", {}, "brief", "from 1 to 2,000 characters: say what the song is about"),
         ("lyrics", {"brief": "x" * 50_000}, "brief", "up to 2,000 characters; this has 50,000"),
         ("lyrics", {"brief": "x", "structure": "x" * 501}, "structure", "up to 500 characters"),
-        ("lyrics", {"brief": "x", "options": {"max_tokens": 0}}, "options.max_tokens", "from 16 to 2048 tokens"),
-        ("lyrics", {"brief": "x", "options": {"temperature": 2.1}}, "options.temperature", "from 0 to 2"),
-        ("lyrics", {"brief": "x", "options": {"plan": True}}, "options.plan", "max_tokens, temperature, top_p"),
+        (
+            "lyrics",
+            {"brief": "x", "options": {"max_tokens": 0}},
+            "options.max_tokens",
+            "from 16 to 2048 tokens",
+        ),
+        (
+            "lyrics",
+            {"brief": "x", "options": {"temperature": 2.1}},
+            "options.temperature",
+            "from 0 to 2",
+        ),
+        (
+            "lyrics",
+            {"brief": "x", "options": {"plan": True}},
+            "options.plan",
+            "max_tokens, temperature, top_p",
+        ),
         ("lyrics", {"brief": "x", "options": 3}, "options", "must be an object"),
         ("inspire", {"options": {}}, "options", "not a parameter"),
         ("inspire", {"seed": 1.5}, "seed", "a whole number"),
@@ -97,7 +127,11 @@ def problems(mode="generate", values=PROMPT, seconds=60.0):
                 ({"action": "morph", "start": 3}, "start", "for repaint and layer"),
                 ({"action": "remix"}, "action", "repaint, morph, layer, extract, complete"),
                 ({"options": {"n_min": 0.2}}, "options.n_min", "belongs to the action morph"),
-                ({"action": "morph", "options": {"n_min": 0.7, "n_max": 0.6}}, "options.n_max", "above Morph"),
+                (
+                    {"action": "morph", "options": {"n_min": 0.7, "n_max": 0.6}},
+                    "options.n_max",
+                    "above Morph",
+                ),
             ]
         ),
         ("extend", {**SOURCE, "before": 0, "after": 0}, "after", "must not both be 0"),
@@ -122,7 +156,10 @@ def test_all_wrong_fields_are_reported_at_once():
     [
         ("edit", {"start": 10, "end": 20}),
         ("edit", {"start": 10}),
-        ("edit", {"action": "layer", "tracks": ["bass"], "start": 4, "end": 8, "options": {"mix": True}}),
+        (
+            "edit",
+            {"action": "layer", "tracks": ["bass"], "start": 4, "end": 8, "options": {"mix": True}},
+        ),
         ("edit", {"action": "complete", "tracks": ["bass", "Backing Vocals"]}),
         ("edit", {"action": "morph", "options": {"n_min": 0.2, "n_max": 0.4, "n_avg": 3}}),
         ("extend", {"before": 240, "after": 300}),
@@ -130,7 +167,9 @@ def test_all_wrong_fields_are_reported_at_once():
     ],
 )
 def test_valid_requests_pass(mode, values):
-    check_source(parse_request(mode, {**(PROMPT if mode == "generate" else SOURCE), **values}), 60.0)
+    check_source(
+        parse_request(mode, {**(PROMPT if mode == "generate" else SOURCE), **values}), 60.0
+    )
 
 
 def test_without_lyrics_or_with_the_switch_a_song_is_instrumental():
@@ -149,7 +188,12 @@ def test_without_lyrics_or_with_the_switch_a_song_is_instrumental():
         *(("key", value, "Eb minor") for value in ("E♭ minor", "EB MINOR")),
         *(
             ("key", value, key)
-            for value, key in (("Am", "A minor"), ("F#", "F# major"), ("bb", "Bb major"), (None, ""))
+            for value, key in (
+                ("Am", "A minor"),
+                ("F#", "F# major"),
+                ("bb", "Bb major"),
+                (None, ""),
+            )
         ),
         ("bpm", 120.0, 120),
         ("seed", 7.0, 7),
@@ -185,7 +229,9 @@ def test_quality_and_checkpoint_set_the_steps():
     assert settings("turbo") == params.Settings("turbo", 8, 1.0, 3.0)
     chosen = settings("turbo", quality="best", options={"guidance": 4})
     assert (chosen.steps, chosen.guidance, chosen.shift, len(chosen.notes)) == (8, 1.0, 3.0, 2)
-    assert settings("turbo", options={"guidance": 1, "shift": 2}) == params.Settings("turbo", 8, 1.0, 2.0)
+    assert settings("turbo", options={"guidance": 1, "shift": 2}) == params.Settings(
+        "turbo", 8, 1.0, 2.0
+    )
 
 
 # --- uploads ------------------------------------------------------------------------------------------------------
@@ -210,7 +256,9 @@ def audio_problems(**files):
 
 def test_an_uploads_length_is_in_whole_samples_at_48_khz(song):
     for rate in (8_000, 44_100, 48_000, 96_000):
-        assert upload_seconds(song(samples=100_006, rate=rate)) * 48_000 == round(100_006 * 48_000 / rate)
+        assert upload_seconds(song(samples=100_006, rate=rate)) * 48_000 == round(
+            100_006 * 48_000 / rate
+        )
 
 
 @pytest.mark.parametrize("kind", NO_AUDIO)
@@ -223,17 +271,29 @@ def test_a_file_that_is_not_audio_is_reported_at_its_field(song, tmp_path, kind)
         assert found[field].startswith(sentence)
 
 
-def test_a_source_is_1_to_600_seconds_long_and_unusable_uploads_are_reported_together(song, tmp_path):
+def test_a_source_is_1_to_600_seconds_long_and_unusable_uploads_are_reported_together(
+    song, tmp_path
+):
     for seconds, sentence in ((0.99, "too short"), (600.1, "too long")):
-        assert sentence in audio_problems(source=song(samples=round(seconds * 8_000), rate=8_000))["source"]
-    assert set(audio_problems(source=str(tmp_path / "gone.wav"), reference=str(tmp_path))) == {"source", "reference"}
+        assert (
+            sentence
+            in audio_problems(source=song(samples=round(seconds * 8_000), rate=8_000))["source"]
+        )
+    assert set(audio_problems(source=str(tmp_path / "gone.wav"), reference=str(tmp_path))) == {
+        "source",
+        "reference",
+    }
 
 
 def test_the_page_reports_a_bad_file_together_with_other_errors(tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"no audio")
     with gr.Blocks():
         form = page_cover.cover_tab(get_backend()).form
-    wrong = {"source": str(tmp_path / "bad.wav"), "reference": str(tmp_path / "bad.wav"), "bpm": "fast"}
+    wrong = {
+        "source": str(tmp_path / "bad.wav"),
+        "reference": str(tmp_path / "bad.wav"),
+        "bpm": "fast",
+    }
     values = {name: wrong.get(name, field.value) for name, field in form.fields.items()}
     found = form.problems([*values.values()])
     assert found.keys() == {"source", "reference", "prompt", "bpm"}
@@ -253,24 +313,39 @@ def test_regions_are_sorted_pairs_that_do_not_overlap():
         ("1-2", 'Regions must be a list of [start, end] in seconds, not "1-2".'),
         ([[1, 2, 3]], 'Region 1 must be [start, end] in seconds, not "[1, 2, 3]".'),
         ([[1, 2], [3, "x"]], 'The end of region 2 must be from 0 to 600 seconds, not "x".'),
-        ([[1, 1.2]], "The end of region 1 must be at least 0.5 seconds after its start (1), not 1.2."),
+        (
+            [[1, 1.2]],
+            "The end of region 1 must be at least 0.5 seconds after its start (1), not 1.2.",
+        ),
         ([[1, 3], [2, 4]], "Regions must not overlap, as 1 to 3 and 2 to 4 seconds do."),
         ([[at, at + 1] for at in range(17)], "The number of regions must be from 0 to 16, not 17."),
     ):
-        assert sentence_of(lambda regions=regions: edit_with(regions=regions)) == ("regions", sentence)
+        assert sentence_of(lambda regions=regions: edit_with(regions=regions)) == (
+            "regions",
+            sentence,
+        )
 
 
 def test_regions_belong_to_actions_on_a_region_and_replace_start_and_end():
     for values, sentence in (
         ({"action": "morph"}, "Regions are for repaint and layer; morph uses the whole file."),
-        ({"start": 1, "end": 2}, "Regions replace Start and End: give either regions, or one start and end."),
+        (
+            {"start": 1, "end": 2},
+            "Regions replace Start and End: give either regions, or one start and end.",
+        ),
     ):
-        assert sentence_of(lambda values=values: edit_with(regions=[[1, 2]], **values)) == ("regions", sentence)
+        assert sentence_of(lambda values=values: edit_with(regions=[[1, 2]], **values)) == (
+            "regions",
+            sentence,
+        )
 
 
 def test_regions_must_lie_in_the_source_and_leave_some_of_it():
     for regions, message in (
-        ([[1, 2], [9, 11]], "Regions must lie within the source, from 0 to 10 seconds; one ends at 11."),
+        (
+            [[1, 2], [9, 11]],
+            "Regions must lie within the source, from 0 to 10 seconds; one ends at 11.",
+        ),
         (
             [[0, 4], [4, 10]],
             "Regions must leave some of the source (0 to 10 seconds) unchanged. "
@@ -278,7 +353,10 @@ def test_regions_must_lie_in_the_source_and_leave_some_of_it():
         ),
     ):
         request = edit_with(regions=regions)
-        assert sentence_of(lambda request=request: check_source(request, 10)) == ("regions", message)
+        assert sentence_of(lambda request=request: check_source(request, 10)) == (
+            "regions",
+            message,
+        )
     check_source(edit_with(regions=[[0, 4], [4.5, 10]]), 10)
 
 
@@ -292,7 +370,9 @@ def sentence_of(call):
 def _limited_fields():
     """Return (type's name, field, the annotation's type, its limit, its default) for every number in a request."""
     models = [*REQUESTS.values()]
-    models += [params.options_type(kind) for kind in REQUESTS.values() if "options" in kind.model_fields]
+    models += [
+        params.options_type(kind) for kind in REQUESTS.values() if "options" in kind.model_fields
+    ]
     return [
         (model.__name__, name, field.annotation, check.func, field.default)
         for model in dict.fromkeys(models)

@@ -47,13 +47,23 @@ def after_timed_lyrics(ledger: Ledger) -> list[str]:
 def after_words(ledger: Ledger) -> list[str]:
     found = []
     for mode in ("lyrics", "inspire", "describe"):
-        found += [job(ledger, mode), job(ledger, "generate", **UNPLANNED), job(ledger, mode), job(ledger, "generate")]
+        found += [
+            job(ledger, mode),
+            job(ledger, "generate", **UNPLANNED),
+            job(ledger, mode),
+            job(ledger, "generate"),
+        ]
     return found
 
 
 def covers(ledger: Ledger) -> list[str]:
     edit = {"start": 0, "end": 0, **MORPH}
-    return [job(ledger, "cover"), job(ledger, "generate"), job(ledger, "edit", **edit), job(ledger, "cover")]
+    return [
+        job(ledger, "cover"),
+        job(ledger, "generate"),
+        job(ledger, "edit", **edit),
+        job(ledger, "cover"),
+    ]
 
 
 def switches_of_plan(ledger: Ledger) -> list[str]:
@@ -66,11 +76,20 @@ def switches_of_plan(ledger: Ledger) -> list[str]:
 
 
 def longer_and_longer(ledger: Ledger) -> list[str]:
-    return [job(ledger, "generate"), job(ledger, "generate", **LONG), job(ledger, "generate"), job(ledger, "lyrics")]
+    return [
+        job(ledger, "generate"),
+        job(ledger, "generate", **LONG),
+        job(ledger, "generate"),
+        job(ledger, "lyrics"),
+    ]
 
 
 def out_of_memory(ledger: Ledger) -> list[str]:
-    return [job(ledger, "generate", fault=torch.OutOfMemoryError), job(ledger, "generate"), job(ledger, "cover")]
+    return [
+        job(ledger, "generate", fault=torch.OutOfMemoryError),
+        job(ledger, "generate"),
+        job(ledger, "cover"),
+    ]
 
 
 SEQUENCES = (
@@ -107,11 +126,17 @@ def test_no_job_uses_more_than_was_counted(kind, sequence, tmp_path, monkeypatch
         assert [text for text in sequence(ledger) if text] == [], f"{room} GB"
 
 
-@pytest.mark.parametrize(("kind", "plan"), [(kind, plan) for kind in KINDS for plan in model_memory.LADDERS[kind]])
+@pytest.mark.parametrize(
+    ("kind", "plan"), [(kind, plan) for kind in KINDS for plan in model_memory.LADDERS[kind]]
+)
 def test_a_forced_plan_uses_no_more_than_was_counted_either(kind, plan, tmp_path, monkeypatch):
     ledger = Ledger(kind, 1 * GB, tmp_path, monkeypatch)
     forced = {"options": {"memory_plan": plan}}
-    done = [job(ledger, "generate", **forced), job(ledger, "cover", **forced), job(ledger, "generate", **forced)]
+    done = [
+        job(ledger, "generate", **forced),
+        job(ledger, "cover", **forced),
+        job(ledger, "generate", **forced),
+    ]
     assert done == ["", "", ""]
 
 
@@ -151,7 +176,9 @@ def test_the_documented_table_is_true(tmp_path, monkeypatch):
 # --- after a lack of memory ------------------------------------------------------------------------------------------
 
 
-def test_a_lower_plan_is_kept_while_memory_is_as_short_and_raised_when_it_is_back(tmp_path, monkeypatch):
+def test_a_lower_plan_is_kept_while_memory_is_as_short_and_raised_when_it_is_back(
+    tmp_path, monkeypatch
+):
     ledger = Ledger("cuda", 16 * GB, tmp_path, monkeypatch)
     assert ledger.run("generate").plan == "swap"
     assert ledger.run("generate", fault=torch.OutOfMemoryError).plan == "offload"

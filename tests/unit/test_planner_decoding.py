@@ -57,7 +57,13 @@ def at_random(seed: int):
 
 def test_it_accepts_what_the_model_was_trained_on(grammar):
     for caption in CAPTIONS:
-        song = {"bpm": 124, "duration": 183, "keyscale": "Eb minor", "language": "en", "timesignature": 6}
+        song = {
+            "bpm": 124,
+            "duration": 183,
+            "keyscale": "Eb minor",
+            "language": "en",
+            "timesignature": 6,
+        }
         thoughts = yaml.dump({**song, "caption": caption}, allow_unicode=True, sort_keys=True)
         target = grammar.vocabulary.encode(f"<think>\n{thoughts}</think>")
 
@@ -76,7 +82,11 @@ def test_any_choice_is_within_the_limits_and_in_the_tokenizers_own_spelling(gram
         tokens, found = written(grammar.thoughts({}, caption=False), choose)
         assert LIMITS["bpm"].low <= int(found["bpm"]) <= LIMITS["bpm"].high
         assert LIMITS["duration"].low <= int(found["duration"]) <= LIMITS["duration"].high
-        assert found["keyscale"] in KEYS and found["language"] in LANGUAGES and found["timesignature"] in "2346"
+        assert (
+            found["keyscale"] in KEYS
+            and found["language"] in LANGUAGES
+            and found["timesignature"] in "2346"
+        )
         text = grammar.vocabulary.decode(tokens)
         assert grammar.vocabulary.encode(text) == tuple(tokens)
         lines = [f"{name}: {found[name]}" for name in planner_decoding.FIELDS if name != "caption"]
@@ -87,7 +97,13 @@ def test_any_choice_is_within_the_limits_and_in_the_tokenizers_own_spelling(gram
     "given",
     [
         {"keyscale": "Cb major", "language": "no"},
-        {"bpm": "300", "duration": "12", "keyscale": "F# minor", "language": "yue", "timesignature": "3"},
+        {
+            "bpm": "300",
+            "duration": "12",
+            "keyscale": "F# minor",
+            "language": "yue",
+            "timesignature": "3",
+        },
     ],
     ids=lambda given: " ".join(given),
 )
@@ -134,11 +150,21 @@ def test_captions_lose_their_yaml():
 
 
 def test_only_codes_of_the_codebook_are_drawn():
-    names = ["<think>", "</think>", "<|im_end|>", "a", "Ġb", "<|audio_code_63999|>", "<|audio_code_64000|>"]
+    names = [
+        "<think>",
+        "</think>",
+        "<|im_end|>",
+        "a",
+        "Ġb",
+        "<|audio_code_63999|>",
+        "<|audio_code_64000|>",
+    ]
     names += ["<|audio_code_2|>", "<|audio_code_65534|>", "<|audio_code_7|>"]
     tokenizer = SimpleNamespace(
         get_vocab=lambda: {name: number for number, name in enumerate(names)},
-        get_added_vocab=lambda: {name: number for number, name in enumerate(names) if name[0] == "<"},
+        get_added_vocab=lambda: {
+            name: number for number, name in enumerate(names) if name[0] == "<"
+        },
         all_special_tokens=["<|im_end|>"],
     )
     # The last token has no row in the model: vocabulary and weights may differ in size.
@@ -150,9 +176,13 @@ def test_draws_follow_the_shares_and_the_nucleus():
     logits = torch.tensor([[0.5, 0.2, 0.25, 0.05]]).log()
     chances = torch.linspace(0.001, 1, 1_000)[:, None]
     drawn = Draw(1.0, 1.0)(logits.expand(1_000, 4), chances)
-    assert np.allclose(torch.bincount(drawn, minlength=4) / 1_000, [0.5, 0.2, 0.25, 0.05], atol=0.002)
+    assert np.allclose(
+        torch.bincount(drawn, minlength=4) / 1_000, [0.5, 0.2, 0.25, 0.05], atol=0.002
+    )
     drawn = Draw(1.0, 0.7)(logits.expand(1_000, 4), chances)
-    assert np.allclose(torch.bincount(drawn, minlength=4) / 1_000, [0.6667, 0, 0.3333, 0], atol=0.002)
+    assert np.allclose(
+        torch.bincount(drawn, minlength=4) / 1_000, [0.6667, 0, 0.3333, 0], atol=0.002
+    )
     assert Draw(0, 0.1)(logits, chances[:1]).tolist() == [0]
     # The ends of the range never fall on what has no share.
     lone = torch.tensor([[-torch.inf, 0.0, -torch.inf]])

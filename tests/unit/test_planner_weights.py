@@ -41,7 +41,9 @@ def test_a_bare_machine_has_none_and_says_how_to_get_one():
     weights = find_planner()
     assert (weights.source, weights.folder, weights.wanted) == ("none", None, DEFAULT_PLANNER)
     assert weights.problem.code == "planner_missing"
-    assert 'hf download ACE-Step/Ace-Step1.5 --include "acestep-5Hz-lm-1.7B/*"' in weights.problem.hint
+    assert (
+        'hf download ACE-Step/Ace-Step1.5 --include "acestep-5Hz-lm-1.7B/*"' in weights.problem.hint
+    )
     assert "not on this machine" in weights.problem.message
 
 
@@ -79,14 +81,23 @@ def test_off_is_off_and_on_zerogpu_nothing_is_fetched(monkeypatch):
     assert weights.source == "none" and "preload_from_hub" in weights.problem.hint
 
 
-def test_a_copy_in_the_cache_that_broke_off_is_completed_where_it_was_asked_for(folder, tmp_path, monkeypatch):
+def test_a_copy_in_the_cache_that_broke_off_is_completed_where_it_was_asked_for(
+    folder, tmp_path, monkeypatch
+):
     cut(folder)
     in_cache(folder, tmp_path, "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B")
     weights = find_planner()
-    assert weights.source == "none" and "model.safetensors is damaged or incomplete" in weights.problem.message
+    assert (
+        weights.source == "none"
+        and "model.safetensors is damaged or incomplete" in weights.problem.message
+    )
     monkeypatch.setenv(PLANNER_VARIABLE, "ACE-Step/Ace-Step1.5")
     weights = find_planner()
-    assert (weights.source, weights.repo, weights.inside) == ("hub", "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B")
+    assert (weights.source, weights.repo, weights.inside) == (
+        "hub",
+        "ACE-Step/Ace-Step1.5",
+        "acestep-5Hz-lm-1.7B",
+    )
 
 
 def test_a_folder_is_used_as_it_is_or_by_the_planner_inside_it(folder, tmp_path, monkeypatch):
@@ -116,11 +127,15 @@ def without_think(folder: Path) -> None:
 DAMAGES = {
     "there is no such folder": shutil.rmtree,
     "config.json is missing": lambda folder: (folder / "config.json").unlink(),
-    "not a causal language model": lambda f: damage_config(f, architectures=["Qwen3ForSequenceClassification"]),
+    "not a causal language model": lambda f: damage_config(
+        f, architectures=["Qwen3ForSequenceClassification"]
+    ),
     "no audio tokens": lambda f: shutil.copy(SONGWRITER / "tokenizer.json", f / "tokenizer.json"),
     "model.safetensors is missing": lambda folder: (folder / "model.safetensors").unlink(),
     "model.safetensors is damaged or incomplete": cut,
-    "index.json cannot be read": lambda folder: (folder / "model.safetensors.index.json").write_text("[]"),
+    "index.json cannot be read": lambda folder: (
+        folder / "model.safetensors.index.json"
+    ).write_text("[]"),
 }
 
 
@@ -130,7 +145,9 @@ def test_a_folder_that_is_no_planner_gets_its_sentence(folder, monkeypatch, sent
     monkeypatch.setenv(PLANNER_VARIABLE, str(folder))
     weights = find_planner()
     assert weights.source == "none" and weights.folder is None
-    assert sentence in weights.problem.message and "cannot be the planner" in weights.problem.message
+    assert (
+        sentence in weights.problem.message and "cannot be the planner" in weights.problem.message
+    )
 
 
 LOADING = {

@@ -16,15 +16,25 @@ from tests.program import ROOT
 MODEL = record.ModelEntry(id="org/model", revision="", engine="xl")
 RAN = Ran(
     seconds={"steps": 1.5},
-    sampling=record.SamplingEntry(steps=2, guidance=7.0, shift=1.0, sampler="ode", timbre_token=True, turbo=False),
-    instructions=record.Instructions(instruction="Make:", prompt_used="a song", prompt_dropped="", lyric_tokens=3),
+    sampling=record.SamplingEntry(
+        steps=2, guidance=7.0, shift=1.0, sampler="ode", timbre_token=True, turbo=False
+    ),
+    instructions=record.Instructions(
+        instruction="Make:", prompt_used="a song", prompt_dropped="", lyric_tokens=3
+    ),
     model=MODEL,
     device="cpu",
     dtype="float32",
     versions={"python": "3.11"},
     memory_plan="resident",
 )
-SONG = {"mode": "generate", "request": {"prompt": "a song"}, "audio": {}, "seeds": (7,), "variation_seeds": ()}
+SONG = {
+    "mode": "generate",
+    "request": {"prompt": "a song"},
+    "audio": {},
+    "seeds": (7,),
+    "variation_seeds": (),
+}
 
 
 def rows(kind: type, prefix: str = "") -> Iterator[str]:
@@ -46,7 +56,9 @@ def rows(kind: type, prefix: str = "") -> Iterator[str]:
 
 def test_the_documents_name_every_field():
     table = "| field | what it says |\n|---|---|\n" + "\n".join(rows(SongRecord)) + "\n"
-    assert table in (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), f"docs/api.md needs this table:\n\n{table}"
+    assert table in (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), (
+        f"docs/api.md needs this table:\n\n{table}"
+    )
 
 
 def test_a_record_has_exactly_the_fields_of_its_type():
@@ -73,7 +85,9 @@ def test_everything_that_ran_is_in_the_record():
         assert name is None or name in get_type_hints(SongRecord), each.name
 
 
-@pytest.mark.parametrize("kind", [SongRecord, record.WordsRecord, TakeEntry, record.PlanEntry, record.UploadEntry])
+@pytest.mark.parametrize(
+    "kind", [SongRecord, record.WordsRecord, TakeEntry, record.PlanEntry, record.UploadEntry]
+)
 def test_no_client_takes_a_part_of_it_for_a_file(kind: Any):
     assert not {"path", "url", "meta"} & set(get_type_hints(kind))
 
@@ -89,7 +103,12 @@ def test_a_record_that_comes_back_is_read_as_far_as_it_has_the_form_of_one():
             "takes": [{"seed": 7}],
         }
     )
-    assert (stored.mode, stored.options, stored.seed, stored.variation_seed) == ("cover", {"steps": 3}, 7, 17)
+    assert (stored.mode, stored.options, stored.seed, stored.variation_seed) == (
+        "cover",
+        {"steps": 3},
+        7,
+        17,
+    )
     assert (stored.is_planned, stored.key) == (True, "Eb minor")
     assert Stored.of({"request": {"key": "C major"}, "plan": None}).key == "C major"
 
@@ -101,11 +120,21 @@ def test_a_record_that_comes_back_is_read_as_far_as_it_has_the_form_of_one():
         [],
         "text",
         {"request": [], "plan": 5, "takes": {}, "seeds": 7, "variation_seeds": None, "audio": "x"},
-        {"request": {"key": 7, "options": "x"}, "plan": {"used": "yes", "key": []}, "takes": [7, 8], "seeds": [1]},
+        {
+            "request": {"key": 7, "options": "x"},
+            "plan": {"used": "yes", "key": []},
+            "takes": [7, 8],
+            "seeds": [1],
+        },
         {"takes": ["none"], "seeds": [], "variation_seeds": [1]},
     ],
 )
 def test_a_record_of_any_other_form_is_empty(value: Any):
     stored = Stored.of(value)
-    assert (stored.seed, stored.variation_seed, stored.is_planned, stored.key) == (None, None, False, "")
+    assert (stored.seed, stored.variation_seed, stored.is_planned, stored.key) == (
+        None,
+        None,
+        False,
+        "",
+    )
     assert dict(stored.options) == dict(stored.audio) == {}

@@ -10,14 +10,23 @@ from tests.program import ROOT
 from tests.unit.test_docs import imports_of
 
 # Installed by the package that they belong to, and used through it.
-PARTS = {"gradio_client": "gradio", "pydantic_core": "pydantic", "mlx": "mlx-lm", "mlx_lm": "mlx-lm"}
+PARTS = {
+    "gradio_client": "gradio",
+    "pydantic_core": "pydantic",
+    "mlx": "mlx-lm",
+    "mlx_lm": "mlx-lm",
+}
 NOT_IMPORTED = {"accelerate"}  # requirements.txt says why
 OPTIONAL = {"ray", "gguf"}  # requirements-ray.txt and requirements-songwriter.txt
 
 
 def named() -> set[str]:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    return {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in lines if line[:1].isalpha()}
+    return {
+        re.match(r"[\w-]+", line)[0].lower().replace("_", "-")
+        for line in lines
+        if line[:1].isalpha()
+    }
 
 
 def imported() -> set[str]:

@@ -31,7 +31,9 @@ def request(prompt="calm piano", **given):
 
 def song(*names):
     """Return the end of a run whose takes have these names."""
-    return Done(tuple(f"/cache/{name}" for name in names), {"takes": [{"name": name} for name in names]})
+    return Done(
+        tuple(f"/cache/{name}" for name in names), {"takes": [{"name": name} for name in names]}
+    )
 
 
 class Studio:
@@ -85,7 +87,9 @@ def made(tmp_path, studio, clock):
     with contextlib.ExitStack() as ends:
 
         def make(stream=studio.stream, weigh=lambda asked: 10.0, **settings):
-            found = Runs(stream, weigh, runs_journal.Journal(lambda: tmp_path), clock=clock, **settings)
+            found = Runs(
+                stream, weigh, runs_journal.Journal(lambda: tmp_path), clock=clock, **settings
+            )
             ends.callback(found.stop, 10)
             return found
 
@@ -109,14 +113,20 @@ def states(*found):
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_without_a_listener_and_its_events_can_be_read_from_any_point(all_runs, studio):
+def test_a_run_goes_on_without_a_listener_and_its_events_can_be_read_from_any_point(
+    all_runs, studio
+):
     run = all_runs.start(request("song"), "me")
     assert len(run.id) == 32 and run.id != all_runs.start(request("other"), "me").id
     until(lambda: any(isinstance(event, Progress) for _, event in run.since(0)))
     studio.finish("song")
     ended(run)
     facts = all_runs.facts(run.id)
-    assert (facts["state"], facts["title"], facts["takes"]) == ("finished", "song", [f"/runs/{run.id}/takes/1"])
+    assert (facts["state"], facts["title"], facts["takes"]) == (
+        "finished",
+        "song",
+        [f"/runs/{run.id}/takes/1"],
+    )
     assert facts["record"] == {"takes": [{"name": "song.wav"}]} and facts["problem"] is None
     numbers = [number for number, _ in run.since(0)]
     assert numbers == sorted(set(numbers)) and numbers[-1] == run.last == facts["last"]
@@ -170,7 +180,11 @@ def test_a_failure_is_told_and_so_is_one_that_nobody_foresaw(made):
 
     all_runs = made(fail)
     run = ended(all_runs.start(request(), "me"))
-    assert all_runs.facts(run.id)["problem"] == {"code": "disk", "message": "The disk is full.", "hint": "Free some."}
+    assert all_runs.facts(run.id)["problem"] == {
+        "code": "disk",
+        "message": "The disk is full.",
+        "hint": "Free some.",
+    }
     assert run.state == "failed"
     other = ended(all_runs.start(request("raise"), "me"))
     assert other.problem.code == "internal" and "secret" not in other.problem.text()
@@ -194,7 +208,11 @@ def test_owners_take_turns_and_everybody_knows_place_and_start(made, studio, clo
     told = {name: all_runs.facts(found[name].id) for name in ("B1", "C1", "A3")}
     assert {name: facts["place"] for name, facts in told.items()} == {"B1": 1, "C1": 2, "A3": 3}
     # Ten seconds of estimate took twenty: each one before it takes as long.
-    assert {name: facts["starts_in"] for name, facts in told.items()} == {"B1": 20, "C1": 40, "A3": 60}
+    assert {name: facts["starts_in"] for name, facts in told.items()} == {
+        "B1": 20,
+        "C1": 40,
+        "A3": 60,
+    }
     assert all_runs.facts(found["A2"].id)["place"] is None
     for name in ("A2", "B1", "C1", "A3"):
         studio.finish(name)
@@ -218,7 +236,9 @@ def test_the_33rd_waiting_run_is_refused_with_a_sentence_and_an_owner_has_a_limi
     assert all_runs.start(request("in time"), "the 33rd").state == "waiting"
 
 
-def test_the_work_of_an_owner_is_bounded_in_minutes_but_for_the_first_run(made, studio, monkeypatch):
+def test_the_work_of_an_owner_is_bounded_in_minutes_but_for_the_first_run(
+    made, studio, monkeypatch
+):
     monkeypatch.setenv("SPACE_ID", "someone/studio")
     all_runs = made(weigh=lambda asked: asked.duration * 60)  # minutes in seconds of song
     all_runs.start(request("now"), "other")
@@ -294,7 +314,9 @@ def cards():
     return lending
 
 
-def test_on_zerogpu_a_visitor_who_leaves_before_the_card_costs_nothing_and_afterwards_gets_the_song(made, cards, clock):
+def test_on_zerogpu_a_visitor_who_leaves_before_the_card_costs_nothing_and_afterwards_gets_the_song(
+    made, cards, clock
+):
     all_runs = made(lending, at_once=3, drops_absent=True)
     gone, back, paid = (all_runs.start(request(name), name) for name in ("gone", "back", "paid"))
     cards.cards.add("paid")
@@ -311,7 +333,9 @@ def test_on_zerogpu_a_visitor_who_leaves_before_the_card_costs_nothing_and_after
     assert states(ended(back), ended(paid)) == ["finished", "finished"]
 
 
-def test_on_zerogpu_a_run_that_waits_for_its_turn_is_dropped_too_and_a_hidden_page_may_be_silent(made, cards, clock):
+def test_on_zerogpu_a_run_that_waits_for_its_turn_is_dropped_too_and_a_hidden_page_may_be_silent(
+    made, cards, clock
+):
     all_runs = made(lending, at_once=1, drops_absent=True)
     first = all_runs.start(request("first"), "first")
     until(lambda: first.state == "running")
@@ -381,10 +405,13 @@ def test_a_run_has_the_visitors_request_as_long_as_it_needs_one(made):
 # --- ends of the process, and memory ------------------------------------------------------------------------------
 
 
-def test_stop_ends_everything_and_the_next_process_tells_what_was_cut_off(made, studio, tmp_path, monkeypatch):
+def test_stop_ends_everything_and_the_next_process_tells_what_was_cut_off(
+    made, studio, tmp_path, monkeypatch
+):
     all_runs = made()
     finished, running, waiting, cancelled = (
-        all_runs.start(request(name), "me") for name in ("finished", "running", "waiting", "cancelled")
+        all_runs.start(request(name), "me")
+        for name in ("finished", "running", "waiting", "cancelled")
     )
     (tmp_path / "finished.wav").touch()
     studio.finish("finished")
@@ -400,11 +427,16 @@ def test_stop_ends_everything_and_the_next_process_tells_what_was_cut_off(made, 
     assert [after.facts(run.id)["state"] for run in (finished, running, waiting, cancelled)] == [
         *("finished", "cut_off", "cut_off", "cancelled")
     ]
-    assert after.facts(waiting.id)["problem"]["message"] == "This run was cut off when the studio restarted."
+    assert (
+        after.facts(waiting.id)["problem"]["message"]
+        == "This run was cut off when the studio restarted."
+    )
     assert after.take(finished.id, 1) == tmp_path / "finished.wav"
 
 
-@pytest.mark.parametrize("strange", ["", "f" * 32, "../" * 5 + "etc/passwd", "F" * 32, "a" * 32 + "/b", "\0" * 32])
+@pytest.mark.parametrize(
+    "strange", ["", "f" * 32, "../" * 5 + "etc/passwd", "F" * 32, "a" * 32 + "/b", "\0" * 32]
+)
 def test_an_id_that_is_none_finds_nothing(all_runs, strange):
     assert all_runs.find(strange) is None and not all_runs.cancel(strange)
     for ask in (all_runs.facts, lambda each: all_runs.take(each, 1)):
@@ -430,7 +462,9 @@ def test_the_journal_holds_no_word_of_the_visitor_and_goes_with_the_songs(tmp_pa
     (tmp_path / "kept.wav").touch()
     entries = {"a": ("kept.wav",), "b": ("gone.wav",), "c": ()}
     for name, songs in entries.items():
-        journal.write(name * 32, runs_journal.Entry("generate", runs_journal.PROCESS, "finished", songs))
+        journal.write(
+            name * 32, runs_journal.Entry("generate", runs_journal.PROCESS, "finished", songs)
+        )
     journal.write("d" * 32, runs_journal.Entry("generate", "another", "waiting"))
     text = (tmp_path / runs_journal.FOLDER / f"{'a' * 32}.json").read_text()
     assert json.loads(text).keys() == {"mode", "process", "state", "songs", "problem"}
@@ -441,14 +475,18 @@ def test_the_journal_holds_no_word_of_the_visitor_and_goes_with_the_songs(tmp_pa
         (tmp_path / runs_journal.FOLDER / f"{'e' * 32}.json").write_text(damaged)
         assert journal.find("e" * 32) is None
     # A name in a file that somebody changed leads nowhere else.
-    journal.write("f" * 32, runs_journal.Entry("generate", "another", "finished", ("../../etc/passwd",)))
+    journal.write(
+        "f" * 32, runs_journal.Entry("generate", "another", "finished", ("../../etc/passwd",))
+    )
     assert journal.song(journal.find("f" * 32).songs[0]) is None
 
 
 def test_a_studio_without_room_for_its_journal_works(tmp_path, studio, clock):
     blocked = tmp_path / "a file"
     blocked.touch()
-    all_runs = Runs(studio.stream, lambda asked: 1.0, runs_journal.Journal(lambda: blocked), clock=clock)
+    all_runs = Runs(
+        studio.stream, lambda asked: 1.0, runs_journal.Journal(lambda: blocked), clock=clock
+    )
     run = all_runs.start(request("song"), "me")
     studio.finish("song")
     assert ended(run).state == "finished" and all_runs.facts(run.id)["state"] == "finished"

@@ -12,7 +12,9 @@ from tests.unit.clone import BASH, Clone
 from tests.waiting import until
 
 
-def test_run_installs_once_then_starts_the_studio_with_its_arguments(clone: Clone, tmp_path: Path) -> None:
+def test_run_installs_once_then_starts_the_studio_with_its_arguments(
+    clone: Clone, tmp_path: Path
+) -> None:
     place = f"cwd {clone.root}"
     code, said = clone.run("run.sh", "--port", "two words", "", cwd=tmp_path)
     assert code == 0 and "Set-up took" in said
@@ -33,9 +35,12 @@ def test_run_installs_once_then_starts_the_studio_with_its_arguments(clone: Clon
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "environ"), [(["--ray"], {}), (["--ray=auto"], {}), ([], {"ACE_STUDIO_RAY": "local"})]
+    ("arguments", "environ"),
+    [(["--ray"], {}), (["--ray=auto"], {}), ([], {"ACE_STUDIO_RAY": "local"})],
 )
-def test_ray_is_installed_on_request_only(clone: Clone, arguments: list[str], environ: dict[str, str]) -> None:
+def test_ray_is_installed_on_request_only(
+    clone: Clone, arguments: list[str], environ: dict[str, str]
+) -> None:
     clone.run("run.sh")
     assert clone.log()[1] == clone.installing()
     clone.run("run.sh", *arguments, **environ)
@@ -45,7 +50,9 @@ def test_ray_is_installed_on_request_only(clone: Clone, arguments: list[str], en
         assert "pip" not in str(clone.log())
 
 
-def test_the_songwriter_is_installed_where_it_is_shipped_and_never_stops_the_studio(clone: Clone) -> None:
+def test_the_songwriter_is_installed_where_it_is_shipped_and_never_stops_the_studio(
+    clone: Clone,
+) -> None:
     clone.run("run.sh")
     assert "requirements-songwriter" not in str(clone.log())
     installing = clone.ship_songwriter()
@@ -78,7 +85,9 @@ def test_the_best_python_is_chosen(bare: Clone, installed: dict[str, str], chose
     assert bare.log()[0] == f"venv {chosen}"
 
 
-def test_without_a_fit_python_each_one_is_named_with_its_reason(bare: Clone, tmp_path: Path) -> None:
+def test_without_a_fit_python_each_one_is_named_with_its_reason(
+    bare: Clone, tmp_path: Path
+) -> None:
     code, said = bare.run("run.sh")
     assert code == 1 and "3.11 to 3.14" in said
     bare.command("apt-get", "exit 1")
@@ -203,5 +212,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(clone: Clone) -> None:
 
 def test_it_starts_with_sh_too(clone: Clone) -> None:
     command = [shutil.which("sh") or "/bin/sh", str(clone.root / "run.sh"), "--help"]
-    subprocess.run(command, env={"PATH": str(clone.bin), "LOG": str(clone.log_file)}, timeout=120, check=True)
+    subprocess.run(
+        command, env={"PATH": str(clone.bin), "LOG": str(clone.log_file)}, timeout=120, check=True
+    )
     assert clone.log()[-1] == "app <app.py> <--help>"

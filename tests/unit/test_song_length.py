@@ -11,12 +11,16 @@ LINE = "The rain is falling on the town tonight\n"  # ten syllables
 
 
 def guess(built_in=False, **values):
-    return song_length.guess(parse_request("generate", {"duration": None, "prompt": "pop", **values}), built_in)
+    return song_length.guess(
+        parse_request("generate", {"duration": None, "prompt": "pop", **values}), built_in
+    )
 
 
 def test_lyrics_take_two_bars_a_line_and_a_beginning_and_an_end():
     # 8 lines of 2 bars, 2 bars before them and 4 after, of 2.4 s at the usual 100 BPM.
-    assert guess(lyrics=f"[Verse]\n{4 * LINE}\n[Chorus]\n{4 * LINE}") == song_length.Length(53.0, "lyrics")
+    assert guess(lyrics=f"[Verse]\n{4 * LINE}\n[Chorus]\n{4 * LINE}") == song_length.Length(
+        53.0, "lyrics"
+    )
 
 
 def test_a_tempo_and_a_metre_count():
@@ -41,11 +45,15 @@ def test_parts_without_words_are_played():
         plain + (4 + 8 * 2) * 2.4, abs=1
     )
     # An intro and an outro of its own take the place of the usual ones.
-    assert guess(lyrics=f"[Intro]\n{words}[Outro]").seconds == pytest.approx(plain + (4 - 2) * 2.4, abs=1)
+    assert guess(lyrics=f"[Intro]\n{words}[Outro]").seconds == pytest.approx(
+        plain + (4 - 2) * 2.4, abs=1
+    )
 
 
 def test_what_cannot_be_counted_takes_two_bars_a_line():
-    assert guess(lyrics="[Verse]\n" + 4 * "ฝนตกที่หน้าต่าง\n", bpm=100).seconds == pytest.approx((8 + 6) * 2.4, abs=1)
+    assert guess(lyrics="[Verse]\n" + 4 * "ฝนตกที่หน้าต่าง\n", bpm=100).seconds == pytest.approx(
+        (8 + 6) * 2.4, abs=1
+    )
 
 
 def test_a_style_has_a_usual_length_and_words_are_read_as_words():

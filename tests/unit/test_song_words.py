@@ -16,7 +16,9 @@ KNOWN = song_words.read_words(model_weights.ASSETS / "preview")
 SEEDS = range(200)
 
 
-def settled(mode: str = "generate", seed: int = 0, **words: object) -> tuple[object, tuple[str, ...]]:
+def settled(
+    mode: str = "generate", seed: int = 0, **words: object
+) -> tuple[object, tuple[str, ...]]:
     job, notes = song_words.settle(Job(parse_request(mode, words), (seed,), (0,), "", {}), KNOWN)
     return job.request, notes
 
@@ -56,11 +58,18 @@ def test_a_tempo_and_a_metre_that_it_never_learnt_are_given_as_ones_that_it_know
 
 def test_other_modes_get_no_tempo_but_a_key_that_is_known():
     job = Job(
-        parse_request("extend", {"prompt": "x", "source": "a.wav", "after": 5, "key": "Cb major"}), (0,), (0,), "", {}
+        parse_request("extend", {"prompt": "x", "source": "a.wav", "after": 5, "key": "Cb major"}),
+        (0,),
+        (0,),
+        "",
+        {},
     )
     request = song_words.settle(job, KNOWN)[0].request
     assert request.key == "B major" and request.bpm is None
-    assert song_words.translated({"bpm": None, "key": "E# minor", "prompt": "x"}, KNOWN)["key"] == "F minor"
+    assert (
+        song_words.translated({"bpm": None, "key": "E# minor", "prompt": "x"}, KNOWN)["key"]
+        == "F minor"
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +128,10 @@ def test_the_words_narrow_down_the_tempo_and_the_key_that_a_song_is_given():
 
 def test_a_drawn_key_does_not_depend_on_whether_a_tempo_was_given():
     for seed in range(10):
-        free, fixed = settled(seed=seed, prompt="a song")[0], settled(seed=seed, prompt="a song", bpm=99)[0]
+        free, fixed = (
+            settled(seed=seed, prompt="a song")[0],
+            settled(seed=seed, prompt="a song", bpm=99)[0],
+        )
         assert free.key == fixed.key and fixed.bpm == 99
 
 

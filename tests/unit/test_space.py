@@ -56,7 +56,9 @@ def test_the_card_is_one_that_the_hub_takes(card):
 
 def test_the_three_models_are_preloaded_and_of_the_umbrella_repository_the_planner_alone(card):
     wanted = {DEFAULT_MODEL, UMBRELLA, DEFAULT_WRITER}
-    files = {name: rest for name, _, rest in (entry.partition(" ") for entry in card["preload_from_hub"])}
+    files = {
+        name: rest for name, _, rest in (entry.partition(" ") for entry in card["preload_from_hub"])
+    }
     assert files.keys() == wanted == set(card["models"])
     # Whatever is preloaded is linked beside app.py at start.
     assert wanted <= set(bootstrap.wanted_repositories({}))

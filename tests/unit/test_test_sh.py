@@ -10,7 +10,9 @@ import pytest
 
 from tests.unit.clone import BASH, Clone
 
-PYTEST = "pytest -rsfE --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
+PYTEST = (
+    "pytest -rsfE --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
+)
 NUMBERS = "pytest --slow -m numbers and not gpu and not matrix -q"
 
 
@@ -31,7 +33,12 @@ def test_the_linter_runs_first_and_the_size_and_other_arguments_reach_pytest(clo
 
 
 def test_slow_tests_end_with_the_numbers_as_on_three_other_processors(clone: Clone) -> None:
-    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "OMP_NUM_THREADS")
+    names = (
+        "ATEN_CPU_CAPABILITY",
+        "ONEDNN_MAX_CPU_ISA",
+        "MKL_ENABLE_INSTRUCTIONS",
+        "OMP_NUM_THREADS",
+    )
     shown = " ".join(f"${{{name}:-}}" for name in names)
     clone.replace('echo "${*:2}"', f'echo "${{*:2}} as {shown}"')
     code, said = clone.run("test.sh", "--slow")
@@ -46,7 +53,8 @@ def test_slow_tests_end_with_the_numbers_as_on_three_other_processors(clone: Clo
 
 
 @pytest.mark.parametrize(
-    ("part", "named"), [("fail-ruff", "ruff check"), ("fail-mypy", "mypy"), ("fail-pytest", "pytest")]
+    ("part", "named"),
+    [("fail-ruff", "ruff check"), ("fail-mypy", "mypy"), ("fail-pytest", "pytest")],
 )
 def test_a_failure_is_reported_after_all_parts_ran(clone: Clone, part: str, named: str) -> None:
     clone.switch(part)
@@ -65,12 +73,18 @@ def test_the_javascript_is_checked_where_there_is_a_node(clone: Clone) -> None:
     assert code == 0 and "The JavaScript was not checked: that needs Node 20" in said
     assert not [line for line in clone.log() if line.startswith("npm")]
     clone.node("20")
-    for installed in (["npm ci --no-audit --no-fund --loglevel=error"], []):  # once for each lock file
+    for installed in (
+        ["npm ci --no-audit --no-fund --loglevel=error"],
+        [],
+    ):  # once for each lock file
         code, said = clone.run("test.sh")
         assert code == 0 and "not checked" not in said, said
         assert [line for line in clone.log() if line.startswith("npm")] == [*installed, *checks]
     (clone.javascript / "package-lock.json").write_text("{ }\n")
-    for command, named in (("ci --no-audit --no-fund --loglevel=error", "biome"), ("run --silent test", "node --test")):
+    for command, named in (
+        ("ci --no-audit --no-fund --loglevel=error", "biome"),
+        ("run --silent test", "node --test"),
+    ):
         clone.command("npm", f'[ "$*" != "{command}" ]')
         code, said = clone.run("test.sh")
         assert code == 1 and f"Failed: {named}." in said, said
@@ -81,7 +95,12 @@ def test_ci_runs_the_slow_tests_without_a_terminal(clone: Clone, tmp_path: Path)
     command = [BASH, "-c", 'exec bash "$0" <&-', str(clone.root / ".ci" / "run")]
     env = {"PATH": str(clone.bin), "LOG": str(clone.log_file)}
     for status in (0, 1):
-        assert subprocess.run(command, cwd=tmp_path, env=env, timeout=120, capture_output=True).returncode == status
+        assert (
+            subprocess.run(
+                command, cwd=tmp_path, env=env, timeout=120, capture_output=True
+            ).returncode
+            == status
+        )
         assert f"{PYTEST} --slow" in clone.log()
         clone.switch("fail-pytest")
 
@@ -109,7 +128,9 @@ def test_root_on_debian_installs_chromium(clone: Clone) -> None:
     assert browser(clone)[0] == f"{clone.bin}/chromium"
 
 
-@pytest.mark.parametrize(("user", "hint"), [("0", "apt-get could not install"), ("1000", "install")])
+@pytest.mark.parametrize(
+    ("user", "hint"), [("0", "apt-get could not install"), ("1000", "install")]
+)
 def test_the_tests_run_without_a_browser_too(clone: Clone, user: str, hint: str) -> None:
     (clone.bin / "chromium").unlink()
     # Without an answer from grep, which reads /etc/os-release, this machine is not Ubuntu.
