@@ -419,7 +419,6 @@ STAGES = {
 }
 COUNTED = {"planning": "code", "steps": "step", "decoding": "part", "finishing": "take"}
 STARTING = "Starting ..."
-QUEUED = "Waiting in the queue ..."
 CANCELLED = "Cancelled. Your settings are still here."
 NO_CONNECTION = "No connection to the studio. Your run goes on without it ..."
 CUT_OFF = "Your last run was cut off when the studio restarted."

@@ -227,17 +227,24 @@ def test_a_screen_reader_hears_stages_and_quarters(page: Page, fake, tab):
     opened = tab(page, "generate")
     page.evaluate(SPOKEN)
 
+    heard = {stage: threading.Event() for stage in STAGES}
+
     def script(request):
-        yield from (
-            Progress(stage, step, 12, step / 10, 1.2 - step / 10)
-            for stage in STAGES
-            for step in range(1, 13)
-        )
+        for stage in STAGES:
+            for step in range(1, 13):
+                yield Progress(stage, step, 12, step / 10, 1.2 - step / 10)
+            # The page asks once a second; a real stage lasts longer than that.
+            heard[stage].wait(300)
         yield from fake.song(request)
 
     fake.script = script
-    opened.text("prompt").fill("a song")
-    opened.made(fake)
+    opened.start()
+    for stage in STAGES:
+        page.wait_for_function(
+            "(start) => window.spoken.some((sentence) => sentence.startsWith(start))",
+            arg=tooltips.STAGES[stage],
+        )
+        heard[stage].set()
     expect(opened.progress).to_contain_text("1 take made")
     spoken = page.evaluate("window.spoken")
     assert 6 <= len(spoken) <= 26, spoken
@@ -263,7 +270,7 @@ def test_other_tabs_work_while_a_song_is_made(page: Page, fake, tab):
     page.keyboard.press("Escape")  # cancels nothing: nothing runs in this tab
     lyrics = tab(page, "lyrics")
     lyrics.start("a lighthouse")
-    expect(lyrics.progress).to_contain_text(tooltips.QUEUED)
+    expect(lyrics.progress).to_contain_text("in the queue")
     tab(page, "generate")
     generate.runs()
     fake.script = fake.play

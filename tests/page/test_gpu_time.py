@@ -43,10 +43,11 @@ def sentence(**values: Any) -> str:
 def test_the_seconds_are_shown_before_the_click_and_follow_the_form(space: Space, visit, tab):
     page = visit(space.url, 390)
     opened: Tab = tab(page, "generate")
-    line, values = opened.part("seconds"), {"prompt": "a song"}
+    line, values = opened.part("seconds"), {"prompt": "a song", "duration": 60}
+    opened.unfold()
+    opened.set("duration", "type", "60")
     sentences = [sentence(**values)]
     expect(line).to_have_text(sentences[0])
-    opened.unfold()
     for name, (how, shown, value) in CHANGES.items():
         opened.set(name, how, shown)
         values[name] = value
