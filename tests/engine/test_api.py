@@ -10,6 +10,7 @@ from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 
 import backend
+import lyrics_small
 from tests.engine.calls import RATE, SECONDS, TASKS, listen, post, samples
 from tests.engine.songs import assert_no_files
 
@@ -81,10 +82,13 @@ def writers_on(monkeypatch):
     backend.get_backend().models.refresh()
 
 
-def test_lyrics_come_token_by_token_or_the_error_has_its_code(client, request):
+def test_lyrics_come_token_by_token_or_the_error_has_its_code(client, request, monkeypatch):
+    monkeypatch.setattr(lyrics_small, "missing", lambda: "its packages are not installed")
+    backend.get_backend().models.refresh()
     with pytest.raises(AppError, match="is not on this machine") as caught:
         client.predict("rain", api_name="/lyrics")
     assert caught.value.title == "weights_missing"
+    monkeypatch.undo()
     request.getfixturevalue("writers_on")
     given = {
         "brief": "a lighthouse",

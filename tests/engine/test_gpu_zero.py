@@ -289,6 +289,7 @@ def asked(space: Space, run: str) -> dict:
     return httpx.get(f"{space.url}/runs/{run}", timeout=300).raise_for_status().json()
 
 
+@pytest.mark.matrix  # the fake device API answers in real time, for minutes
 @slow
 def test_a_visitor_who_leaves_before_the_card_costs_nothing_and_one_who_comes_back_gets_the_song(
     space,

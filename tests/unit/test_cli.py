@@ -173,7 +173,7 @@ def test_the_studio_starts_as_the_arguments_say(tmp_path):
         ][0]
         assert facts["engine"] == "preview"
         assert (
-            len(httpx.get(f"{address}/mcp/schema", timeout=300).json()) == len(ENDPOINTS) + 1
+            len(httpx.get(f"{address}/mcp/schema", timeout=300).json()) == len(ENDPOINTS) + 3
         )  # and capabilities
     finally:
         studio.terminate()
