@@ -377,7 +377,7 @@ install_chromium() {
 # --- what checks the JavaScript --------------------------------------------------------------------------------------
 
 find_node() {
-    command -v npm >/dev/null && node -e "process.exit(parseInt(process.versions.node) < $OLDEST_NODE)" 2>/dev/null
+    command -v npm >/dev/null && node -e "process.exit(parseInt(process.versions.node) < $OLDEST_NODE ? 1 : 0)" 2>/dev/null
 }
 
 install_biome() {

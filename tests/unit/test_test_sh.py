@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +15,8 @@ PYTEST = (
     "pytest -rsfE --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
 )
 NUMBERS = "pytest --slow -m numbers and not gpu and not matrix -q"
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_linter_runs_first_and_the_size_and_other_arguments_reach_pytest(clone: Clone) -> None:
@@ -138,3 +141,11 @@ def test_the_tests_run_without_a_browser_too(clone: Clone, user: str, hint: str)
         clone.command(name, body)
     used, said = browser(clone)
     assert used == "none" and hint in said and "The page tests had no browser" in said
+
+
+@pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm")), reason="no Node here")
+@pytest.mark.parametrize(("oldest", "found"), [(1, True), (10_000, False)])
+def test_a_real_node_is_asked_for_its_version(oldest: int, found: bool) -> None:
+    script = f"ROOT={shlex.quote(str(ROOT))}; . tools/setup.sh; OLDEST_NODE={oldest}; find_node"
+    asked = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, timeout=300)
+    assert (asked.returncode == 0) == found
