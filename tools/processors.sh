@@ -35,9 +35,10 @@ if has sse4_1; then
 fi
 if has avx2; then
     as "one with AVX2 and no bfloat16" ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
-        OMP_NUM_THREADS=2 -- "$@"
+        OMP_NUM_THREADS=1 -- "$@"
 fi
-as "one with three cores" ONEDNN_MAX_CPU_ISA=AVX512_CORE OMP_NUM_THREADS=3 -- "$@"
+# More threads than cores: those that wait must sleep, not spin.
+as "one with three cores" ONEDNN_MAX_CPU_ISA=AVX512_CORE OMP_NUM_THREADS=3 OMP_WAIT_POLICY=PASSIVE -- "$@"
 if ! has avx2; then
     as "one with two cores" OMP_NUM_THREADS=2 -- "$@"
     as "one with a single core" OMP_NUM_THREADS=1 -- "$@"

@@ -25,6 +25,7 @@ import backend
 import jobs
 import limits
 import runs
+import runs_journal
 import takes
 import tooltips
 from events import Done, Failed
@@ -359,7 +360,11 @@ def test_a_studio_behind_a_proxy_starts_and_stops_in_a_song_without_leaving_anyt
         for path in tmp_path.rglob("*")
         if (path.is_file() and path.suffix) or path.name == "running"
     ]
-    assert left == [], left
+    # What the next start needs to tell the visitor that the song was cut off, and nothing else.
+    (noted,) = left
+    assert noted.parent == tmp_path / "songs" / runs_journal.FOLDER
+    found = runs_journal.Journal(lambda: tmp_path / "songs").find(noted.stem)
+    assert found is not None and found.is_cut_off() and found.songs == ()
     assert not re.search("Traceback|abort|Abort", (tmp_path / "log").read_text())
 
 

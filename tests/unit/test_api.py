@@ -1,6 +1,5 @@
 """The public endpoints without a model: names, defaults, schemas, what a wrong value gets, how a run is passed on."""
 
-import asyncio
 import inspect
 import re
 import time
@@ -21,7 +20,7 @@ import params
 import runs
 import runs_journal
 from events import Done, Draft, Failed, Problem, Progress
-from tests.waiting import until
+from tests.waiting import result_of, until
 
 REQUIRED = inspect.Parameter.empty
 SONG = {
@@ -264,7 +263,7 @@ def heard(call):
     async def listen():
         return [answer async for answer in call]
 
-    return asyncio.run(listen())
+    return result_of(listen())
 
 
 def error_of(call):
@@ -314,7 +313,7 @@ def test_hanging_up_cancels_the_run(generate):
                 break
         await call.aclose()
 
-    asyncio.run(hang_up())
+    result_of(hang_up())
     until(lambda: studio.closed)
 
 
@@ -331,7 +330,7 @@ def test_a_call_that_waits_is_told_its_place_and_is_cancelled_as_a_running_one(g
         await first.aclose()
         return told, left
 
-    told, left = asyncio.run(look())
+    told, left = result_of(look())
     assert told[1]["progress"]["note"] == "Next in the queue." and left == 0
     until(lambda: studio.closed)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import json
@@ -20,7 +19,7 @@ import runs_journal
 from events import Done, Draft, Failed, Problem, Progress, StudioError
 from params import parse_request
 from runs import Cancelled, Runs, Waiting
-from tests.waiting import until
+from tests.waiting import result_of, until
 
 BEAT = 0.01
 
@@ -148,10 +147,10 @@ def test_a_listener_hears_every_number_once_until_the_end(all_runs, studio):
                 studio.finish("song")
         return heard
 
-    heard = asyncio.run(listen(0))
+    heard = result_of(listen(0))
     assert [number for number, _ in heard] == sorted({number for number, _ in heard})
     assert isinstance(heard[-1][1], Done)
-    assert asyncio.run(listen(heard[-2][0])) == heard[-1:]
+    assert result_of(listen(heard[-2][0])) == heard[-1:]
     assert run.listeners == []
     assert all_runs.wait(run, run.last - 1, seconds=0) == heard[-1:]
 
