@@ -28,6 +28,7 @@ import gradio as gr
 import api_guard
 import gpu_ray
 import jobs
+import page_queue
 import page_tabs
 import takes
 import theme
@@ -71,7 +72,9 @@ def build_app(studio: Backend | None = None) -> gr.Blocks:
             demo.runs = runs_of(studio)  # api_guard.py finds them here
             add_endpoints(studio, demo.runs)
     # With api_open a program could start songs past the queue and its validation.
-    return demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4, api_open=False)
+    demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4, api_open=False)
+    page_queue.be_patient(demo._queue)
+    return demo
 
 
 def launch(demo: gr.Blocks, port: int | None = None) -> str:
