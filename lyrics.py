@@ -219,6 +219,8 @@ class TorchModel:
         if not direct:
             model.to(kind)
         self.language_model = model.eval().requires_grad_(False)
+        if kind == "cpu" and model.dtype == torch.bfloat16 and models.bfloat16_pace() < 1:
+            model_offload.widen_on_use(model)
         self._device = torch.device(kind)
         ends = [
             getattr(config, "eos_token_id", None)

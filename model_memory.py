@@ -407,10 +407,10 @@ class Placing:
         sizes = sizes_of(loaded.weights, device, self._bytes_in)
         planner = loaded.planner.weights
         # Planner checkpoints are bfloat16, the tests' is float32.
-        widened = models.planner_dtype(device) == "float32" and planner.source != "preview"
+        stored_wide = models.planner_storage(device) == "float32" and planner.source != "preview"
         return replace(
             sizes,
-            planner=self._bytes_in(planner.folder) * (2 if widened else 1),
+            planner=self._bytes_in(planner.folder) * (2 if stored_wide else 1),
             writer=self._bytes_in(loaded.lyrics.weights.folder),
         )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -87,6 +88,76 @@ def cast_on_use(
             if buffer.is_floating_point():
                 setattr(module, key, buffer.to(compute))
 
+
+# --- weights that are widened as they are used ----------------------------------------------------
+
+# The most numbers of a weight that are widened at once: as many as the largest layer has, but not
+# the scores of a large vocabulary.
+MOST_WIDENED = 70_000_000
+
+
+def widen_on_use(model: torch.nn.Module) -> None:
+    """Make a language model with narrow weights compute in float32, bit for bit as if its weights
+    were wide.
+
+    Unlike `cast_on_use`, it writes nothing back, which counts where a token reads all weights. What
+    is not a linear layer or an embedding is small, and becomes float32.
+    """
+    import torch
+
+    linear, embedding = _wide_classes()
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            module.__class__ = linear
+        elif type(module) is torch.nn.Embedding:
+            module.__class__ = embedding
+        else:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
+
+
+def wide_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the linear layer of `x` [..., in]; its `weight` [out, in] is widened, in parts if it is large."""
+    import torch
+    from torch.nn.functional import linear
+
+    rows = max(MOST_WIDENED // weight.shape[1], 1)
+    if weight.dtype == x.dtype:
+        rows = len(weight)
+    biases: Sequence[torch.Tensor | None] = [None] * math.ceil(len(weight) / rows)
+    if bias is not None:
+        biases = bias.to(x.dtype).split(rows)
+    parts = [
+        linear(x, part.to(x.dtype), of_part)
+        for part, of_part in zip(weight.split(rows), biases, strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts, dim=-1)
+
+
+@functools.cache
+def _wide_classes() -> tuple[type, type]:
+    import torch
+
+    class WideLinear(torch.nn.Linear):
+        """A linear layer whose narrow weight is widened while it works."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return wide_linear(x, self.weight, self.bias)
+
+    class WideEmbedding(torch.nn.Embedding):
+        """An embedding whose rows are widened once they are chosen."""
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input).float()
+
+    return WideLinear, WideEmbedding
+
+
+# --- products in 8 bits ---------------------------------------------------------------------------
 
 # Weights are stored as float8 with one scale per output row; activations are scaled token by token
 # as they arrive, and torch's `scaled_mm` sums products in 32 bits. torchao does the same, but once

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+import model_offload
 import planner_layers
 from bootstrap import on_zerogpu
 from events import Progress, StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
 from model_weights import Weights, unusable
-from models import Device, free_memory, planner_dtype, quiet_libraries
+from models import Device, free_memory, planner_dtype, planner_storage, quiet_libraries
 from params import GenerateOptions, GenerateRequest, InspireRequest, PolishRequest
 from planner_decoding import (
     MAX_CAPTION_TOKENS,
@@ -323,7 +324,7 @@ def load_planner(weights: Weights, device: Device) -> Planner:
         tokenizer = _tokenizer(weights.there, tuple(path.stat().st_mtime_ns for path in files))
         model = AutoModelForCausalLM.from_pretrained(
             weights.folder,
-            dtype=getattr(torch, planner_dtype(device)),
+            dtype=getattr(torch, planner_storage(device)),
             attn_implementation="sdpa",
             local_files_only=True,
             use_safetensors=True,
@@ -331,6 +332,8 @@ def load_planner(weights: Weights, device: Device) -> Planner:
         model = model.to(device.kind).eval().requires_grad_(False)
         if not planner_layers.fits(model):
             raise Unfit("its layers are not Qwen3's")
+        if planner_storage(device) != planner_dtype(device):
+            model_offload.widen_on_use(model)
         if not on_zerogpu():
             # On ZeroGPU weights are stand-ins until a card is attached; `CachedLayers` joins them
             # then.

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+import model_offload
 from events import Progress, Stage, StudioError, first_line, is_out_of_memory
 from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
 from planner_layers import CachedLayers, stretch_end
@@ -459,7 +460,7 @@ class CodeWriter:
         import torch
 
         with torch.no_grad():
-            logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float()
+            logits = model_offload.wide_linear(hidden, self._weight, self._bias).float()
             if self._guidance != 1:
                 wanted, plain = logits.chunk(2)
                 logits = plain.lerp(wanted, self._guidance)

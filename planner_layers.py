@@ -46,7 +46,8 @@ class CachedLayers:
     """A model's layers, cached for R rows of up to `length` tokens; `pads` [R] counts the padding
     on the left.
 
-    The model's parameters must not require gradients.
+    The model's parameters must not require gradients. Weights that are narrower than its norms are
+    widened as they are used.
     """
 
     def __init__(self, model: Any, pads: Sequence[int], length: int):
@@ -60,8 +61,9 @@ class CachedLayers:
         self._size = config.head_dim
         length = stretch_end(length - 1)
         shape = (config.num_hidden_layers, len(pads), self._groups, self._size, length)
+        self._dtype = body.norm.weight.dtype
         self._keys, self._values = (
-            torch.zeros(shape, device=device, dtype=model.dtype) for _ in range(2)
+            torch.zeros(shape, device=device, dtype=self._dtype) for _ in range(2)
         )
         self._embedding = body.embed_tokens.weight
         self._norm = _Norm(body.norm)
@@ -122,7 +124,8 @@ class CachedLayers:
 
         rows = tokens.shape[0]
         heads = self._heads
-        x = self._embedding[tokens.flatten()]
+        wide = self._dtype
+        x = self._embedding[tokens.flatten()].to(wide)
         seen = zip(
             *(cache[..., :end].flatten(1, 2).unbind() for cache in (self._keys, self._values)),
             strict=True,
@@ -133,15 +136,15 @@ class CachedLayers:
         ):
             before_attention, qkv, out, before_mlp, gate_up, down = weights
             # All heads are normed: leaving out the values would take a copy of the others.
-            mixed = torch.mm(before_attention(x), qkv).unflatten(-1, (-1, self._size))
+            mixed = torch.mm(before_attention(x), qkv.to(wide)).unflatten(-1, (-1, self._size))
             both = self._unit.unit(mixed)[:, : cos.shape[1]]
             both = torch.addcmul(both * cos, both.roll(self._size // 2, dims=-1), sin)
             keys.index_copy_(3, place, _by_head(both[:, heads:], rows))
             values.index_copy_(3, place, _by_head(mixed[:, cos.shape[1] :], rows))
             attend, how = (self._attention, place) if mask is None else (self._single, mask)
-            x.addmm_(attend(both[:, :heads], cached_keys, cached_values, how), out)
-            gate, up = torch.mm(before_mlp(x), gate_up).chunk(2, dim=-1)
-            x.addmm_(silu(gate).mul_(up), down)
+            x.addmm_(attend(both[:, :heads], cached_keys, cached_values, how), out.to(wide))
+            gate, up = torch.mm(before_mlp(x), gate_up.to(wide)).chunk(2, dim=-1)
+            x.addmm_(silu(gate).mul_(up), down.to(wide))
         return self._norm(x.view(rows, -1, x.shape[-1])[:, -1])
 
     def _turns(self, place: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:

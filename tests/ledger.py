@@ -173,7 +173,7 @@ class Ledger:
         def build(weights: Weights) -> Part:
             device = self.studio.models.device()
             wide = (
-                2 if folder.name == "planner" and models.planner_dtype(device) == "float32" else 1
+                2 if folder.name == "planner" and models.planner_storage(device) == "float32" else 1
             )
             part = Part(self, size * wide, "cpu")
             part.model_id = folder.name

@@ -47,11 +47,25 @@ DEVICES = {
     "processor preview": ({}, PREVIEW, 0, ("cpu", *WIDE), ("no NVIDIA or Apple GPU",)),
     "processor": ({}, REAL, 64, ("cpu", *WIDE), ("float32",)),
     "little memory": (
-        {},
+        {"pace": 2.0},
         REAL,
         16,
         ("cpu", "bfloat16", "bfloat16", "float32"),
         ("no NVIDIA or Apple GPU", "16 GB"),
+    ),
+    "little memory, slow in bfloat16": (
+        {"pace": 0.02},
+        REAL,
+        16,
+        ("cpu", "float32", "bfloat16", "float32"),
+        ("stored in bfloat16", "16 GB", "computed in float32"),
+    ),
+    "products of matrices in bfloat16": (
+        {"pace": 6.0},
+        REAL,
+        64,
+        ("cpu", "bfloat16", "bfloat16", "float32"),
+        ("6 times as fast",),
     ),
 }
 
@@ -64,7 +78,8 @@ def test_the_device_follows_the_hardware_and_the_weights(
 ):
     import torch
 
-    here = {"cuda": "", "native": True, "mps": False, "macos": 15, "zerogpu": False, **hardware}
+    usual = {"cuda": "", "native": True, "mps": False, "macos": 15, "zerogpu": False, "pace": 1.0}
+    here = {**usual, **hardware}
     if here["zerogpu"]:
         monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(here["cuda"]))
@@ -84,6 +99,7 @@ def test_the_device_follows_the_hardware_and_the_weights(
         torch.backends.mps, "is_macos_or_newer", lambda major, minor: newer >= (major, minor)
     )
     monkeypatch.setattr(models, "available_memory", lambda: free * 10**9)
+    monkeypatch.setattr(models, "bfloat16_pace", lambda: here["pace"])
     picked = models.pick_device(weights)
     assert (picked.kind, picked.dtype, picked.storage_dtype, picked.vae_dtype) == device
     assert all(word in picked.reason for word in words) and "not asked" not in picked.reason
