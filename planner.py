@@ -38,7 +38,7 @@ from planner_decoding import (
     MetadataGrammar,
     Unfit,
     Vocabulary,
-    typed,
+    as_plain_text,
     write,
 )
 from record import PlanEntry
@@ -53,7 +53,9 @@ CODES_PER_SECOND = 5
 # Plans without a name were made with a closed turn, and kept caption and lyrics in the
 # unconditional prompt.
 LAYOUT = "open turn"
-METADATA_ROOM = MAX_CAPTION_TOKENS + 128
+METADATA_ROOM = MAX_CAPTION_TOKENS + 128  # tokens
+# The planner's names of the fields that phase 1 writes unless the visitor gave all of them.
+PHASE_1_FIELDS = {"bpm", "duration", "keyscale", "timesignature"}
 
 
 @dataclass(frozen=True)
@@ -120,35 +122,41 @@ def plan(
     first of `seeds`.
 
     Phase 1 is skipped if the visitor gave length, BPM, key and time signature and keeps the prompt.
-    It draws an automatic length of up to `longest` seconds. Raises StudioError if the plan does not
-    fit into the model's context.
+    It draws an automatic length of up to `longest` seconds. Yields `Progress` and, last, the `Plan`.
+    Raises StudioError if the plan does not fit into the model's context.
     """
     options = request.options
     encode = planner.vocabulary.encode
     seed = options.plan_seed if options.plan_seed >= 0 else seeds[0]
     draw = Draw(options.plan_temperature)
-    found = given = _given(request)
-    if options.rewrite or not {"bpm", "duration", "keyscale", "timesignature"} <= given.keys():
+    given = _fields_given(request)
+    fields = dict(given)
+    if options.rewrite or not given.keys() >= PHASE_1_FIELDS:
         grammar = planner.grammar.thoughts(given, options.rewrite, longest)
         tokens = encode(song_prompt(planner.tokenizer, request))
-        found = yield from write(
+        fields = yield from write(
             planner.model, tokens, grammar, "planning", seed, draw, METADATA_ROOM
         )
-    caption = found.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
-    found = {**found, "caption": caption}
-    guided = encode(codes_prompt(planner.tokenizer, request, found))
+    caption = fields.get("caption", "")[: TEXT_LIMITS["prompt"]].strip()
+    fields["caption"] = caption
+    guided = encode(codes_prompt(planner.tokenizer, request, fields))
     unguided = encode(unguided_prompt(planner.tokenizer, options.exclude))
     if request.duration is None:
-        seconds = float(found["duration"])
+        seconds = float(fields["duration"])
     else:
         seconds = request.duration
-    prompts = (guided, unguided)
-    takes, stuck = yield from _draw_codes(
-        planner, prompts, seeds, codes_needed(seconds), draw, options.plan_cfg
+    code_indices, stuck = yield from _draw_codes(
+        planner, (guided, unguided), seeds, codes_needed(seconds), draw, options.plan_cfg
     )
-    codes = tuple(tuple(take) for take in planner.vocabulary.codes[takes].tolist())
+    codes = planner.vocabulary.codes[code_indices].tolist()
     yield Plan(
-        _metadata(found), caption or request.prompt, bool(caption), seed, seconds, codes, stuck
+        metadata=_metadata(fields),
+        caption=caption or request.prompt,
+        rewritten=bool(caption),
+        seed=seed,
+        seconds=seconds,
+        codes=tuple(tuple(take) for take in codes),
+        stuck=stuck,
     )
 
 
@@ -160,11 +168,11 @@ def _draw_codes(
     draw: Draw,
     guidance: float,
 ) -> Generator[Progress, None, tuple[torch.Tensor, tuple[float | None, ...]]]:
-    """Draw `count` codes for each take; return them as indices [takes, codes], and the second where
-    each take is stuck.
+    """Draw `count` codes for each take; return them as indices into the audio tokens [takes, count],
+    and the second from which each take is stuck.
 
-    Codes that get stuck are drawn once more from there, from other random numbers (upstream's
-    #1164: 736 equal codes of 800).
+    Codes that get stuck are drawn a second time from that place on, with other random numbers
+    (upstream's #1164: 736 equal codes of 800).
     """
     import torch
 
@@ -177,13 +185,20 @@ def _draw_codes(
         start = stuck_from(drawn[take].tolist())
         if start is not None:
             kept = drawn[take, :start]
-            said = code_ids[kept.to(code_ids.device)].tolist()
-            longer = ((*prompts[0], *said), (*prompts[1], *said))
-            other = second_seed(seed)
-            again = CodeWriter(
-                planner.model, code_ids, longer, [other], count - start, draw, guidance
+            kept_tokens = code_ids[kept.to(code_ids.device)].tolist()
+            guided, unguided = prompts
+            continued = ((*guided, *kept_tokens), (*unguided, *kept_tokens))
+            second_draw = CodeWriter(
+                planner.model,
+                code_ids,
+                continued,
+                [second_seed(seed)],
+                count - start,
+                draw,
+                guidance,
             )
-            drawn[take] = torch.cat([kept, (yield from again.run())[0]])
+            redrawn = yield from second_draw.run()
+            drawn[take] = torch.cat([kept, redrawn[0]])
             start = stuck_from(drawn[take].tolist())
         stuck.append(None if start is None else start / CODES_PER_SECOND)
     return drawn, tuple(stuck)
@@ -191,66 +206,69 @@ def _draw_codes(
 
 SAME_CODES = 3 * CODES_PER_SECOND
 CYCLE_CODES = 12 * CODES_PER_SECOND
-LONGEST_CYCLE = CYCLE_CODES // 2  # so that what counts as a cycle came at least twice
+LONGEST_CYCLE = CYCLE_CODES // 2  # a cycle only counts if it came at least twice
 
 
 def stuck_from(codes: Sequence[int]) -> int | None:
     """Return where `codes` get stuck, or None: one code for over 3 s, or a cycle of codes for over
     12 s.
 
-    It is the place of the first repetition: what came before it is fine.
+    It is the index of the first repeated code: everything before it is fine.
     """
-    places = []
+    repetitions = []
     for period in range(1, LONGEST_CYCLE + 1):
-        most = SAME_CODES if period == 1 else CYCLE_CODES
-        begin = _first_cycle(codes, period, most)
-        if begin is not None:
-            places.append(begin + period)
-    return min(places, default=None)
+        tolerated = SAME_CODES if period == 1 else CYCLE_CODES
+        start = _first_cycle(codes, period, tolerated)
+        if start is not None:
+            repetitions.append(start + period)
+    return min(repetitions, default=None)
 
 
-def _first_cycle(codes: Sequence[int], period: int, most: int) -> int | None:
-    """Return where the first stretch of over `most` codes begins that repeats itself every `period` codes, or None."""
-    begin = 0
-    for place in range(period, len(codes)):
-        if codes[place] != codes[place - period]:
-            begin = place - period + 1
-        elif place - begin + 1 > most:
-            return begin
+def _first_cycle(codes: Sequence[int], period: int, tolerated: int) -> int | None:
+    """Return where the first stretch of over `tolerated` codes starts that repeats every `period` codes, or None."""
+    start = 0
+    for index in range(period, len(codes)):
+        if codes[index] != codes[index - period]:
+            start = index - period + 1
+        elif index - start + 1 > tolerated:
+            return start
     return None
 
 
 def second_seed(seed: int) -> int:
-    """Return the seed of the second draw of a take's codes: another one for each seed, within 32 bits."""
+    """Return the seed for the second draw of a take's codes: different for each seed, within 32 bits."""
     return (seed * 0x9E3779B1 + 0x7F4A7C15) % 2**32
 
 
 def inspire(
     planner: Planner, request: InspireRequest, seed: int
 ) -> Generator[Progress | dict[str, Any]]:
-    words = (
-        f"{typed(request.idea) or NO_INPUT}\n\ninstrumental: {str(request.instrumental).lower()}"
-    )
+    """Write a whole song's fields from an idea."""
+    idea = as_plain_text(request.idea) or NO_INPUT
+    words = f"{idea}\n\ninstrumental: {str(request.instrumental).lower()}"
+    given = _known_fields(language=request.language)
     lyrics = INSTRUMENTAL if request.instrumental else ""
-    yield from _sketch(planner, "inspire", words, _filled(language=request.language), seed, lyrics)
+    yield from _sketch(planner, "inspire", words, given, seed, lyrics)
 
 
 def polish(
     planner: Planner, request: PolishRequest, seed: int
 ) -> Generator[Progress | dict[str, Any]]:
+    """Rewrite prompt and lyrics in the model's style, with the fields that the visitor filled in."""
     lyrics = request.sung_lyrics()
-    words = f"# Caption\n{typed(request.prompt) or NO_INPUT}\n\n# Lyric\n{typed(lyrics)}"
+    prompt = as_plain_text(request.prompt) or NO_INPUT
+    words = f"# Caption\n{prompt}\n\n# Lyric\n{as_plain_text(lyrics)}"
     kept = INSTRUMENTAL if lyrics == INSTRUMENTAL else ""
-    yield from _sketch(planner, "polish", words, _given(request), seed, kept)
+    yield from _sketch(planner, "polish", words, _fields_given(request), seed, kept)
 
 
 def describe(
     planner: Planner, codes: Sequence[int], seed: int
 ) -> Generator[Progress | dict[str, Any]]:
-    """Describe audio codes, which become tokens of their own, as prompt, lyrics and metadata."""
+    """Describe audio codes (5 per second), each of which is a token, as prompt, lyrics and metadata."""
     seconds = len(codes) // CODES_PER_SECOND
     limit = LIMITS["duration"]
-    given = _filled(duration=seconds if limit.low <= seconds <= limit.high else None)
+    given = _known_fields(duration=seconds if limit.low <= seconds <= limit.high else None)
     words = "".join(f"<|audio_code_{planner.vocabulary.nearest(code)}|>" for code in codes)
     yield from _sketch(planner, "describe", words, given, seed, "", temperature=0.3)
 
@@ -264,35 +282,43 @@ def _sketch(
     lyrics: str,
     temperature: float = Draw.temperature,
 ) -> Generator[Progress | dict[str, Any]]:
-    """Write all metadata and, if `lyrics` is empty, lyrics as well; ends with a request's fields."""
+    """Write all metadata and, if `lyrics` is empty, the lyrics too; last, yields a request's fields."""
 
-    def everything() -> Grammar:
-        found = yield from planner.grammar.thoughts(given, caption=True)
-        return found, lyrics or clean_lyrics((yield from planner.grammar.text(MAX_LYRIC_TOKENS)))
+    def metadata_then_lyrics() -> Grammar:
+        fields = yield from planner.grammar.thoughts(given, caption=True)
+        if lyrics:
+            return fields, lyrics
+        text = yield from planner.grammar.text(MAX_LYRIC_TOKENS)
+        return fields, clean_lyrics(text)
 
-    room = METADATA_ROOM + (0 if lyrics else MAX_LYRIC_TOKENS)
+    room = METADATA_ROOM
+    if not lyrics:
+        room += MAX_LYRIC_TOKENS
     tokens = planner.vocabulary.encode(chat(planner.tokenizer, task, words))
-    found, lyrics = yield from write(
-        planner.model, tokens, everything(), "writing", seed, Draw(temperature), room
+    fields, sketched_lyrics = yield from write(
+        planner.model, tokens, metadata_then_lyrics(), "writing", seed, Draw(temperature), room
     )
-    prompt = found["caption"][: TEXT_LIMITS["prompt"]].strip()
     yield {
-        "prompt": prompt,
-        "lyrics": lyrics,
-        **_metadata(found),
-        "duration": int(found["duration"]),
+        "prompt": fields["caption"][: TEXT_LIMITS["prompt"]].strip(),
+        "lyrics": sketched_lyrics,
+        **_metadata(fields),
+        "duration": int(fields["duration"]),
     }
 
 
-def _metadata(found: Mapping[str, str]) -> dict[str, Any]:
+def _metadata(fields: Mapping[str, str]) -> dict[str, Any]:
     """Return the planner's fields by a request's names; the language may have been left open."""
-    named = {"key": found["keyscale"], "time_signature": found["timesignature"]}
-    return {"bpm": int(found["bpm"]), **named, "language": found.get("language", "unknown")}
+    return {
+        "bpm": int(fields["bpm"]),
+        "key": fields["keyscale"],
+        "time_signature": fields["timesignature"],
+        "language": fields.get("language", "unknown"),
+    }
 
 
-def _given(request: GenerateRequest | PolishRequest) -> dict[str, str]:
+def _fields_given(request: GenerateRequest | PolishRequest) -> dict[str, str]:
     """Return the fields that the visitor filled in, with the planner's names and spelling."""
-    return _filled(
+    return _known_fields(
         bpm=request.bpm,
         duration=None if request.duration is None else int(request.duration),
         keyscale=request.key,
@@ -301,7 +327,7 @@ def _given(request: GenerateRequest | PolishRequest) -> dict[str, str]:
     )
 
 
-def _filled(**values: object) -> dict[str, str]:
+def _known_fields(**values: object) -> dict[str, str]:
     return {
         name: str(value) for name, value in values.items() if value not in (None, "", "unknown")
     }
@@ -314,14 +340,18 @@ def clean_lyrics(text: str) -> str:
 
 
 def load_planner(weights: Weights, device: Device) -> Planner:
-    """Load the planner onto `device`; raises StudioError, and whatever a lack of memory raises."""
+    """Load the planner onto `device`.
+
+    Raises StudioError; errors of too little memory pass through.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     quiet_libraries()
     try:
         files = sorted(weights.there.glob("*token*"))
-        tokenizer = _tokenizer(weights.there, tuple(path.stat().st_mtime_ns for path in files))
+        changed = tuple(path.stat().st_mtime_ns for path in files)
+        tokenizer = _tokenizer(weights.there, changed)
         model = AutoModelForCausalLM.from_pretrained(
             weights.folder,
             dtype=getattr(torch, planner_storage(device)),
@@ -335,8 +365,7 @@ def load_planner(weights: Weights, device: Device) -> Planner:
         if planner_storage(device) != planner_dtype(device):
             model_offload.widen_on_use(model)
         if not on_zerogpu():
-            # On ZeroGPU weights are stand-ins until a card is attached; `CachedLayers` joins them
-            # then.
+            # On ZeroGPU weights are stand-ins until a card is attached: `CachedLayers` joins them.
             planner_layers.join_weights(model)
             free_memory()
         if not tokenizer.chat_template:
@@ -354,17 +383,21 @@ def load_planner(weights: Weights, device: Device) -> Planner:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(folder: Path, changed: tuple[int, ...]) -> Any:
-    """Load the tokenizer in `folder`, which is kept when the model is unloaded; `changed` is when
-    its files changed.
+    """Load the tokenizer in `folder`, which is kept when the model is unloaded.
 
-    tokenizer.json already has the 65,535 audio codes as special tokens. If they are listed a second
-    time, transformers 5.23 compares each of them with all others, which takes minutes; the ids are
-    the same without that list.
+    `changed` has the modification times of its files, so that new files are read. tokenizer.json
+    already has the 65,535 audio codes as special tokens. If they are listed a second time,
+    transformers 5.23 compares each of them with all others, which takes minutes; the ids are the
+    same without that list.
     """
     from transformers import AutoTokenizer
 
-    none: dict[str, list[str]] = {"additional_special_tokens": [], "extra_special_tokens": []}
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, **none)
+    return AutoTokenizer.from_pretrained(
+        folder,
+        local_files_only=True,
+        additional_special_tokens=[],
+        extra_special_tokens=[],
+    )
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -379,35 +412,39 @@ INSTRUCTIONS = {
 
 
 def song_prompt(tokenizer: Any, request: GenerateRequest) -> str:
-    """Return the prompt of phase 1: the model's thoughts follow it."""
+    """Return the prompt of phase 1, which the model continues with its thoughts."""
     return chat(tokenizer, "generate", _caption_and_lyrics(request))
 
 
 def codes_prompt(tokenizer: Any, request: GenerateRequest, metadata: Mapping[str, str]) -> str:
-    """Return the conditional prompt of phase 2, which ends inside the assistant's turn: the audio
-    codes follow.
+    """Return the conditional prompt of phase 2, which the model continues with audio codes.
 
-    The thoughts are as in the model's training (upstream's `LLMHandler`, #1126): sorted YAML,
-    numbers as numbers, only known fields, and one blank line after them.
+    It ends inside the assistant's turn. The thoughts look as in the model's training (upstream's
+    `LLMHandler`, #1126): sorted YAML, numbers as numbers, only known fields, and one blank line
+    after them.
     """
-    values = {
-        name: int(value) if value.isdigit() else value for name, value in metadata.items() if value
-    }
+    values: dict[str, int | str] = {}
+    for name, value in metadata.items():
+        if value:
+            values[name] = int(value) if value.isdigit() else value
     thoughts = yaml.dump(values, allow_unicode=True, sort_keys=True).strip()
-    return f"{song_prompt(tokenizer, request)}<think>\n{typed(thoughts)}\n</think>\n\n"
+    return f"{song_prompt(tokenizer, request)}<think>\n{as_plain_text(thoughts)}\n</think>\n\n"
 
 
 def unguided_prompt(tokenizer: Any, exclude: str = "") -> str:
-    """Return the unconditional prompt of phase 2, away from which guidance leads: `exclude`, or no words at all."""
-    return f"{chat(tokenizer, 'generate', typed(exclude) or NO_INPUT)}<think>\n\n</think>\n\n"
+    """Return the unconditional prompt of phase 2, which guidance leads away from: `exclude`, or no words at all."""
+    words = as_plain_text(exclude) or NO_INPUT
+    return f"{chat(tokenizer, 'generate', words)}<think>\n\n</think>\n\n"
 
 
 def _caption_and_lyrics(request: GenerateRequest) -> str:
-    return f"# Caption\n{typed(request.prompt)}\n\n# Lyric\n{typed(request.sung_lyrics())}\n"
+    prompt = as_plain_text(request.prompt)
+    lyrics = as_plain_text(request.sung_lyrics())
+    return f"# Caption\n{prompt}\n\n# Lyric\n{lyrics}\n"
 
 
 def chat(tokenizer: Any, task: str, words: str) -> str:
-    """Return a chat whose next turn, the assistant's, is open."""
+    """Return a chat that ends where the assistant's turn begins."""
     messages = [
         {"role": "system", "content": f"# Instruction\n{INSTRUCTIONS[task]}\n\n"},
         {"role": "user", "content": words},

@@ -1,8 +1,8 @@
 """How the planner writes: along a grammar, and with seeds that mean the same on every device.
 
-A grammar is a Python generator. It yields a tuple of tokens to write as they are, or an index
-tensor of tokens to choose from, in return for which it is sent the token that was drawn; it returns
-its result. Values are walked along prefix trees of the tokenizer's own tokens for the whole line
+A grammar is a Python generator. It yields either a tuple of tokens to write unchanged, or an index
+tensor of tokens to choose from; for the latter it is sent the token that was drawn. It returns its
+result. Values are walked along prefix trees of the tokenizer's own tokens for the whole line
 ("bpm: 120\\n"), so that merged digits, spaces and line ends come out as in training (upstream
 constrained_logits_processor.py).
 
@@ -17,7 +17,7 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ FIELDS = ("bpm", "caption", "duration", "keyscale", "language", "timesignature")
 # the codebook has 8 * 8 * 8 * 5 * 5 * 5 entries; the tokenizer's slots beyond them mean nothing
 LARGEST_CODE = 63_999
 MAX_CAPTION_TOKENS = 512
-# steps of each number that a code stands for, the first one counting fastest
+# levels of each of the six numbers that a code stands for; the first number counts fastest
 CODE_LEVELS = (8, 8, 8, 5, 5, 5)
 AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
@@ -52,8 +52,7 @@ class Unfit(ValueError):
     """The model or its tokenizer cannot plan; the message completes "it cannot be the planner: ..."."""
 
 
-# Yields tokens that are certain, which are answered by None, or a choice, answered by the token
-# that was drawn.
+# Yields tokens that are certain (answered with None) or a choice (answered with the drawn token).
 Grammar = Generator["tuple[int, ...] | torch.Tensor", Any, Any]
 
 
@@ -65,55 +64,66 @@ class Vocabulary:
 
         self.tokenizer = tokenizer
         self._device = device
-        spelled = {
-            token: number for token, number in tokenizer.get_vocab().items() if number < rows
-        }
-        for token in (marks := ("<think>", "</think>", "<|im_end|>")):
+        spelled: dict[str, int] = {}
+        for token, number in tokenizer.get_vocab().items():
+            if number < rows:
+                spelled[token] = number
+        for token in ("<think>", "</think>", "<|im_end|>"):
             if token not in spelled:
                 raise Unfit(f"its tokenizer has no {token}")
-        self.think, self.think_end, self.end = (spelled[token] for token in marks)
-        found = ((AUDIO_CODE.fullmatch(token), number) for token, number in spelled.items())
-        codes = sorted(
-            (int(code[1]), number)
-            for code, number in found
-            if code and int(code[1]) <= LARGEST_CODE
-        )
+        self.think = spelled["<think>"]
+        self.think_end = spelled["</think>"]
+        self.end = spelled["<|im_end|>"]
+        self.ends = {self.end, spelled.get("<|endoftext|>", self.end)}
+        special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+        codes: list[tuple[int, int]] = []
+        plain: dict[str, int] = {}
+        for token, number in spelled.items():
+            audio_code = AUDIO_CODE.fullmatch(token)
+            if audio_code is None:
+                if token not in special:
+                    plain[token] = number
+            elif int(audio_code[1]) <= LARGEST_CODE:
+                codes.append((int(audio_code[1]), number))
+        codes.sort()
         # The code of each audio token [N], whose ids are in `code_ids`.
         self.codes = torch.tensor([code for code, _ in codes])
         self.code_ids = self.ids(number for _, number in codes)
         self._nearest = {code: code for code, _ in codes}
-        self.ends = {self.end, spelled.get("<|endoftext|>", self.end)}
-        special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-        plain = {
-            t: n for t, n in spelled.items() if t not in special and not AUDIO_CODE.fullmatch(t)
-        }
         # Lyrics may break lines anywhere; a caption only at the end of a token, as `_caption`
         # requires.
-        text = {t: n for t, n in plain.items() if not CONTROL.search(t.replace(LINE_END, ""))}
-        words = {t: n for t, n in text.items() if "`" not in t and LINE_END not in t}
-        self.breaks = {
-            n for t, n in text.items() if "`" not in t and t.find(LINE_END) == len(t) - 1
-        }
-        self.text = self.ids(sorted({*text.values(), *self.ends}))
+        lyrics: set[int] = set()
+        words: dict[str, int] = {}
+        self.breaks: set[int] = set()
+        for token, number in plain.items():
+            if CONTROL.search(token.replace(LINE_END, "")):
+                continue
+            lyrics.add(number)
+            if "`" in token:
+                continue
+            if LINE_END not in token:
+                words[token] = number
+            elif token.find(LINE_END) == len(token) - 1:
+                self.breaks.add(number)
+        self.text = self.ids(sorted(lyrics | self.ends))
         self.words = self.ids(sorted({*words.values(), *self.breaks}))
         # A value begins with a space, which is a token of its own before a digit ("80s synthwave").
-        self.opening = self.ids(
-            sorted(n for t, n in words.items() if t[0] == SPACE and t[1:2] != SPACE)
-        )
+        opening = [n for t, n in words.items() if t.startswith(SPACE) and t[1:2] != SPACE]
+        self.opening = self.ids(sorted(opening))
         self.indents = [n for t, n in words.items() if t.startswith(2 * SPACE) and t.strip(SPACE)]
         self.spaces = [number for token, number in plain.items() if token == SPACE]  # none or one
 
     def ids(self, numbers: Iterable[int]) -> torch.Tensor:
         import torch
 
-        # Made here and moved: at import, ZeroGPU learns from its moves what goes to the card.
+        # Created on the CPU, then moved: ZeroGPU learns from moves what goes to the card.
         return torch.tensor(list(numbers), dtype=torch.long).to(self._device)
 
     def encode(self, text: str) -> tuple[int, ...]:
         return encode_marked(self.tokenizer, text)
 
     def nearest(self, code: int) -> int:
-        """Return `code`, or if it has no token here the nearest one that has: a small planner knows few."""
+        """Return `code`, or the nearest code that has a token: a small planner knows few."""
         if code not in self._nearest:
             self._nearest[code] = nearest_code(code, self.codes.tolist())
         return self._nearest[code]
@@ -132,12 +142,13 @@ def code_numbers(code: int) -> list[float]:
 
 
 def nearest_code(code: int, known: Sequence[int]) -> int:
-    """Return of the `known` codes the one that stands for nearly the same as `code`."""
+    """Return the one of the `known` codes whose six numbers are nearest to those of `code`."""
     wanted = code_numbers(code)
-    return min(
-        known,
-        key=lambda each: sum((a - b) ** 2 for a, b in zip(wanted, code_numbers(each), strict=True)),
-    )
+
+    def distance(other: int) -> float:
+        return sum((a - b) ** 2 for a, b in zip(wanted, code_numbers(other), strict=True))
+
+    return min(known, key=distance)
 
 
 class MetadataGrammar:
@@ -147,48 +158,52 @@ class MetadataGrammar:
         self.vocabulary = vocabulary
         self._names = {field: vocabulary.encode(f"{field}:") for field in FIELDS}
         self._line_end = vocabulary.encode("\n")
-        values: dict[str, Collection[Any]] = {
-            "keyscale": KEYS,
-            "language": LANGUAGES,
-            "timesignature": TIME_SIGNATURES,
-        }
-        values["bpm"] = range(int(LIMITS["bpm"].low), int(LIMITS["bpm"].high) + 1)
+        tempos = range(int(LIMITS["bpm"].low), int(LIMITS["bpm"].high) + 1)
         self._trees = {
-            field: self._tree(field, map(str, allowed)) for field, allowed in values.items()
+            "bpm": self._tree("bpm", map(str, tempos)),
+            "keyscale": self._tree("keyscale", KEYS),
+            "language": self._tree("language", LANGUAGES),
+            "timesignature": self._tree("timesignature", TIME_SIGNATURES),
         }
         self._durations = functools.cache(self._tree_of_durations)
 
     def thoughts(
         self, given: Mapping[str, str], caption: bool, longest: float = LIMITS["duration"].high
     ) -> Grammar:
-        """Write the fields, with the values in `given`; `caption` includes that field. Returns a
-        dict.
+        """Write the fields, with the values in `given`; returns all values by field.
 
-        `longest` bounds the duration in seconds.
+        The field "caption" is left out unless `caption`; `longest` bounds the duration in seconds.
         """
         fields = [field for field in FIELDS if caption or field != "caption"]
         yield (self.vocabulary.think, *self._line_end)
-        found = dict(given)
-        begun = False
+        values = dict(given)
+        begun = False  # whether the caption has already written the field's first token
         for number, field in enumerate(fields):
-            yield self._names[field][1:] if begun else self._names[field]
+            name = self._names[field]
+            yield name[1:] if begun else name
             begun = False
             if field in given:
                 yield self._value(field, given[field])
             elif field == "caption":
-                found[field], begun = yield from self._caption(self._names[fields[number + 1]][0])
+                following = self._names[fields[number + 1]]
+                values[field], begun = yield from self._caption(following[0])
+            elif field == "duration":
+                values[field] = yield from self._choose(self._durations(int(longest)))
             else:
-                if field == "duration":
-                    node = self._durations(int(longest))
-                else:
-                    node = self._trees[field]
-                while None not in node:
-                    node = node[(yield self.vocabulary.ids(sorted(node)))]
-                found[field] = node[None]
+                values[field] = yield from self._choose(self._trees[field])
         yield (self.vocabulary.think_end,)
-        return found
+        return values
+
+    def _choose(self, tree: dict) -> Grammar:
+        """Write one of the values of a prefix tree, token by token; returns it."""
+        node = tree
+        while None not in node:
+            token = yield self.vocabulary.ids(sorted(node))
+            node = node[token]
+        return node[None]
 
     def text(self, limit: int) -> Grammar:
+        """Write lyrics of up to `limit` tokens; returns them."""
         written: list[int] = []
         while len(written) < limit:
             token = yield self.vocabulary.text
@@ -214,7 +229,7 @@ class MetadataGrammar:
         return root
 
     def _caption(self, following: int) -> Grammar:
-        """Write the caption; returns it and whether `following`, the next field's first token, is already written."""
+        """Write the caption; returns it and whether the next field's first token, `following`, was written too."""
         vocabulary = self.vocabulary
         written: list[int] = []
         # A new line either continues the caption, indented by two spaces as YAML does, or begins
@@ -249,23 +264,24 @@ def tidy_caption(written: str) -> str:
 CUT = "\ue000"
 
 
-def typed(text: str, starts: Iterable[str] = "<") -> str:
-    """Mark typed text so that "<|im_end|>" in it stays text; `starts` are the first characters of special tokens."""
+def as_plain_text(text: str, starts: Iterable[str] = "<") -> str:
+    """Mark a visitor's text so that "<|im_end|>" in it stays text; special tokens begin with `starts`."""
     marks = str.maketrans({start: f"{start}{CUT}" for start in starts})
     return text.replace(CUT, "").translate(marks)
 
 
 def encode_marked(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Return the tokens of `text`, parts of which `typed` marked, without any that the tokenizer would add."""
-    parts = [part for part in text.split(CUT) if part]
-    return tuple(
-        token for part in parts for token in tokenizer(part, add_special_tokens=False).input_ids
-    )
+    """Return the tokens of `text`, parts of which `as_plain_text` marked, without any that the tokenizer would add."""
+    tokens: list[int] = []
+    for part in text.split(CUT):
+        if part:
+            tokens += tokenizer(part, add_special_tokens=False).input_ids
+    return tuple(tokens)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How tokens are drawn: at a `temperature` (0: the likeliest), from the fewest that reach `top_p` together."""
+    """How tokens are drawn: at a `temperature` (0 takes the likeliest), from the fewest that reach `top_p` together."""
 
     temperature: float = 0.85
     top_p: float = 0.9
@@ -279,50 +295,56 @@ class Draw:
         shares = torch.softmax(logits / self.temperature, dim=-1)
         if self.top_p < 1:
             ranked = self._likely(shares).sort(dim=-1, descending=True).values
-            cut = _sums(ranked).sub_(ranked) >= self.top_p
-            least = ranked.masked_fill_(cut, 2.0).amin(dim=-1, keepdim=True)
-            shares.masked_fill_(shares < least, 0.0)
-        reached = _sums(shares)
-        # The first index whose sum reaches the target has a share of its own, since the target is
-        # above zero.
-        return (reached < chance * reached[:, -1:]).sum(dim=-1)
+            beyond = _running_sums(ranked).sub_(ranked) >= self.top_p
+            # No share is 2: the minimum ignores the tokens beyond.
+            smallest = ranked.masked_fill_(beyond, 2.0).amin(dim=-1, keepdim=True)
+            shares.masked_fill_(shares < smallest, 0.0)
+        sums = _running_sums(shares)
+        # The target is above zero, so the first index whose sum reaches it has a share of its own.
+        target = chance * sums[:, -1:]
+        return (sums < target).sum(dim=-1)
 
     def _likely(self, shares: torch.Tensor) -> torch.Tensor:
-        """Return `shares` [B, N], on a processor without most of those that cannot be drawn: sorting all takes long."""
+        """Return `shares` [B, N], on a CPU without most that cannot be drawn: sorting all takes long there."""
         if shares.device.type != "cpu":
             return shares
-        # What is left out weighs less than 1 - top_p in all.
-        return shares[:, ~(shares < (1 - self.top_p) / shares.shape[1]).all(dim=0)]
+        # The dropped probabilities add up to less than 1 - top_p.
+        negligible = shares < (1 - self.top_p) / shares.shape[1]
+        return shares[:, ~negligible.all(dim=0)]
 
 
-def _sums(rows: torch.Tensor) -> torch.Tensor:
-    """Return the running sums of `rows` [B, N]. Of a single row CUDA's differ from run to run (pytorch #75240)."""
-    return rows.expand(max(len(rows), 2), -1).cumsum(dim=-1)[: len(rows)]
+def _running_sums(rows: torch.Tensor) -> torch.Tensor:
+    """Return the running sums of `rows` [B, N]. CUDA's differ from run to run for a single row (pytorch #75240)."""
+    two_or_more = rows.expand(max(len(rows), 2), -1)
+    return two_or_more.cumsum(dim=-1)[: len(rows)]
 
 
 def chances(seeds: Sequence[int], count: int) -> torch.Tensor:
     """Return `count` numbers in (0, 1] for each seed, [len(seeds), count], drawn on the CPU."""
     import torch
 
-    rows = [
-        1.0 - torch.rand(count, generator=torch.Generator("cpu").manual_seed(seed))
-        for seed in seeds
-    ]
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        rows.append(1.0 - torch.rand(count, generator=generator))
     return torch.stack(rows)
 
 
 def _read(
     model: Any, prompts: Sequence[Sequence[int]], room: int
 ) -> tuple[CachedLayers, torch.Tensor]:
-    """Return layers with `room` after `prompts`, which are padded on the left, and the prompts' last hidden states."""
+    """Read `prompts`, padded on the left; return the layers, with `room` for more tokens, and the last hidden states.
+
+    Raises StudioError if prompts and room exceed the model's context.
+    """
     import torch
 
     longest = max(map(len, prompts))
-    if longest + room > model.config.max_position_embeddings:
+    context = model.config.max_position_embeddings
+    if longest + room > context:
         raise StudioError(
             "plan_too_long",
-            f"The text and the plan need {longest + room:,} tokens; "
-            f"this planner reads {model.config.max_position_embeddings:,}.",
+            f"The text and the plan need {longest + room:,} tokens; this planner reads {context:,}.",
             hint="Shorten the text or the song.",
         )
     padding = [longest - len(prompt) for prompt in prompts]
@@ -340,11 +362,11 @@ def write(
     draw: Draw,
     room: int,
 ) -> Generator[Progress, None, Any]:
-    """Write after `prompt` along `grammar`, up to `room` tokens; returns the grammar's result."""
+    """Continue `prompt` along `grammar` with up to `room` tokens; returns the grammar's result."""
     import torch
 
     head = model.get_output_embeddings()
-    luck = chances([seed], room).to(model.device)
+    random_numbers = chances([seed], room).to(model.device)
     layers, _ = _read(model, [prompt], room)
     pending: list[int] = []
     count = 0
@@ -361,25 +383,24 @@ def write(
             yield Progress(stage, count)
             with torch.no_grad():
                 logits = head(hidden).float().index_select(1, demand)
-                token = int(demand[draw(logits, luck[:, count : count + 1])])
+                drawn = draw(logits, random_numbers[:, count : count + 1])
+                token = int(demand[drawn])
             pending = [token]
     except StopIteration as end:
         return end.value
 
 
 AHEAD = 8  # codes that may be queued on a device before the next wait for it
-# devices on which a step is recorded and replayed; one on which that fails is dropped
+# Devices on which a step is recorded and replayed; a device where that fails is removed.
 RECORDED = {"cuda"}
 
 
 class CodeWriter:
-    """Draws the audio codes of all takes together: conditional rows first, unconditional ones after
-    them.
+    """Draws the audio codes of all takes in one batch: conditional rows first, then unconditional ones.
 
     Guidance is `u + s * (c - u)` in float32 on the logits of the audio tokens. The end of the text
-    is not among them: it is barred until the last code and certain after it (reference 3.3).
-    `prompts` are the conditional and the unconditional one; `guidance` 1 is none and leaves out the
-    second.
+    is not among them: it is barred until the last code and certain after it. `prompts` are the
+    conditional and the unconditional one; without guidance (1) the second is left out.
     """
 
     def __init__(
@@ -398,7 +419,10 @@ class CodeWriter:
         self._guidance = guidance
         self._takes = len(seeds)
         self._count = count
-        rows = [prompt for prompt in (prompts if guidance != 1 else prompts[:1]) for _ in seeds]
+        conditional, unconditional = prompts
+        rows = [conditional] * self._takes
+        if guidance != 1:
+            rows += [unconditional] * self._takes
         self._code_ids = code_ids
         device = model.device
         self._weight, self._bias = _rows(model.get_output_embeddings(), code_ids)
@@ -440,7 +464,7 @@ class CodeWriter:
         self._pick(self._layers.read(self._tokens))
 
     def _advance_recorded(self) -> None:
-        """Advance by a graph for each stretch of the cache: its first step warms up, its second is recorded."""
+        """Advance with one graph per stretch of the cache: its first step warms up, its second is recorded."""
         end = stretch_end(self._layers.position)
         if end != self._end:
             self._end = end
@@ -452,7 +476,7 @@ class CodeWriter:
         self._layers.position += 1
 
     def _step(self) -> None:
-        # Positions are counted on the device: a replay would repeat Python's.
+        # Positions are counted on the device: a replay would repeat a Python number.
         self._pick(self._layers.step(self._tokens, self._number + self._before_codes))
 
     def _pick(self, hidden: torch.Tensor) -> None:
@@ -471,7 +495,7 @@ class CodeWriter:
 
 
 def warm_up(work: Callable[[], None]) -> None:
-    """Do `work` on a stream of its own, which CUDA needs before it can record it."""
+    """Run `work` on a stream of its own, which CUDA requires before `work` can be recorded."""
     import torch
 
     side = _side_stream()
@@ -485,14 +509,14 @@ def warm_up(work: Callable[[], None]) -> None:
 
 @functools.cache
 def _side_stream() -> Any:
-    """Return the one stream for this: cuBLAS keeps memory for each that it has worked on."""
+    """Return the one stream for warming up: cuBLAS keeps memory for every stream it has worked on."""
     import torch
 
     return torch.cuda.Stream()
 
 
 def record(work: Callable[[], None]) -> Callable[[], None]:
-    """Return a CUDA graph's replay of `work`, which is recorded but not done here."""
+    """Record `work` as a CUDA graph, without running it; return the graph's replay."""
     import torch
 
     graph = torch.cuda.CUDAGraph()
@@ -507,6 +531,8 @@ def _rows(head: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | No
     """Return the rows `ids` of an output layer's weight and bias: a view if the rows are consecutive."""
     first = int(ids[0])
     last = int(ids[-1])
-    together = last - first + 1 == len(ids) and bool((ids.diff() == 1).all())
-    which = slice(first, last + 1) if together else ids
-    return head.weight[which], None if head.bias is None else head.bias[which]
+    consecutive = last - first + 1 == len(ids) and bool((ids.diff() == 1).all())
+    rows = slice(first, last + 1) if consecutive else ids
+    if head.bias is None:
+        return head.weight[rows], None
+    return head.weight[rows], head.bias[rows]

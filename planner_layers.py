@@ -1,9 +1,8 @@
-"""The planner's layers (Qwen3) over a static key-value cache, in as few operations as their
-arithmetic needs.
+"""The planner's layers (Qwen3) over a static key-value cache, in as few operations as possible.
 
-Calls cost more than products: transformers makes about sixty per layer and step, this file about
-twenty. Query heads that share a key are folded into one product, and the cache is transposed, so
-that products run along the positions.
+Launching an operation costs more than its arithmetic: transformers launches about sixty per layer
+and step, this file about twenty. Query heads that share a key are folded into one product, and the
+cache is transposed, so that products run along the positions.
 
 Shapes: R rows, n tokens read at once, H query heads, K key heads, D their size, L layers.
 """
@@ -18,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-STRETCH = 256  # positions of the cache for which one recorded step serves
+STRETCH = 256  # cache positions that one recorded step covers
 
 
 def fits(model: Any) -> bool:
+    """Tell whether this file computes what the model's own layers do."""
     config = model.config
     return (
         config.model_type == "qwen3"
@@ -32,22 +32,22 @@ def fits(model: Any) -> bool:
 
 
 def join_weights(model: Any) -> None:
-    """Join the weights that each layer multiplies with the same input; the parameters become views of the result."""
+    """Join the weights that multiply the same input in each layer; the parameters become views of the joined ones."""
     for layer in model.get_decoder().layers:
         _joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
         _joined(layer.mlp.gate_proj, layer.mlp.up_proj)
 
 
 def stretch_end(position: int) -> int:
+    """Return where the stretch of cache positions that holds `position` ends."""
     return (position // STRETCH + 1) * STRETCH
 
 
 class CachedLayers:
-    """A model's layers, cached for R rows of up to `length` tokens; `pads` [R] counts the padding
-    on the left.
+    """A model's layers with a cache for R rows of up to `length` tokens.
 
-    The model's parameters must not require gradients. Weights that are narrower than its norms are
-    widened as they are used.
+    `pads` [R] counts each row's padding on the left. The parameters must not require gradients;
+    weights that are narrower than the norms' are widened as they are used.
     """
 
     def __init__(self, model: Any, pads: Sequence[int], length: int):
@@ -62,28 +62,27 @@ class CachedLayers:
         length = stretch_end(length - 1)
         shape = (config.num_hidden_layers, len(pads), self._groups, self._size, length)
         self._dtype = body.norm.weight.dtype
-        self._keys, self._values = (
-            torch.zeros(shape, device=device, dtype=self._dtype) for _ in range(2)
-        )
+        self._keys = torch.zeros(shape, device=device, dtype=self._dtype)
+        self._values = torch.zeros(shape, device=device, dtype=self._dtype)
         self._embedding = body.embed_tokens.weight
         self._norm = _Norm(body.norm)
         self._layers = [_weights(layer) for layer in body.layers]
         self._unit = _Norm(body.layers[0].self_attn.q_norm)
-        # The norms' weights are part of the rotary tables: [2, L, 1, H + K, D] for the cosine and
-        # the sine.
-        pairs = (
-            (layer.self_attn.q_norm.weight, layer.self_attn.k_norm.weight) for layer in body.layers
-        )
-        norms = [
-            torch.cat([q.expand(self._heads, -1), k.expand(self._groups, -1)]) for q, k in pairs
-        ]
-        norms = torch.stack(norms)[:, None]
-        self._norms = torch.stack([norms, norms.roll(self._size // 2, dims=-1)]) * self._unit.gain
+        # The norms' weights are folded into the rotary tables: [2, L, 1, H + K, D] for the cosine
+        # and the sine.
+        by_layer = []
+        for layer in body.layers:
+            queries = layer.self_attn.q_norm.weight.expand(self._heads, -1)
+            keys = layer.self_attn.k_norm.weight.expand(self._groups, -1)
+            by_layer.append(torch.cat([queries, keys]))
+        norms = torch.stack(by_layer)[:, None]
+        half = self._size // 2
+        self._norms = torch.stack([norms, norms.roll(half, dims=-1)]) * self._unit.gain
         self._positions = torch.arange(length, device=device)
-        cos, sin = (table[0] for table in body.rotary_emb(self._keys, self._positions[None]))
-        # the first half changes sign
-        sin = torch.cat([-sin[:, : self._size // 2], sin[:, self._size // 2 :]], dim=-1)
-        self._rotary = torch.stack([cos, sin])
+        cosines, sines = body.rotary_emb(self._keys, self._positions[None])
+        # rotate_half negates the second half of a vector, which meets the first half of the sines.
+        sines = torch.cat([-sines[0, :, :half], sines[0, :, half:]], dim=-1)
+        self._rotary = torch.stack([cosines[0], sines])
         self._pads = torch.tensor(pads, device=device)[:, None]
         padding = self._positions < self._pads
         self._real = ~padding[:, None, None]
@@ -96,29 +95,35 @@ class CachedLayers:
         import torch
 
         begin = self.position
-        self.position = self.position + tokens.shape[1]
-        # In half precision the products of a single token need a card that returns them in float32.
-        alone = tokens.shape[1] == 1 and self._keys.dtype == torch.float32
-        mask = self._mask[..., : self.position] if alone else None
+        end = begin + tokens.shape[1]
+        self.position = end
+        # `_single` in half precision needs CUDA's float32 output; elsewhere use `_attention`.
+        single = tokens.shape[1] == 1 and self._keys.dtype == torch.float32
+        mask = self._mask[..., :end] if single else None
         with torch.no_grad():
-            return self._forward(
-                tokens, self._positions[begin : self.position], self.position, mask
-            )
+            return self._forward(tokens, self._positions[begin:end], end, mask)
 
-    def step(self, tokens: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """Read one token [R, 1] at `place` [1]; returns the hidden states [R, size]. The caller counts `position`."""
+    def step(self, tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Read one token [R, 1] at `position` [1]; returns the hidden states [R, size].
+
+        The caller advances the attribute `position`.
+        """
         import torch
 
         # No Python number changes within a stretch, so the call can be recorded and replayed.
         end = stretch_end(self.position)
         with torch.no_grad():
-            mask = self._mask[..., :end].masked_fill(self._positions[:end] > place, -math.inf)
-            return self._forward(tokens, place, end, mask)
+            future = self._positions[:end] > position
+            mask = self._mask[..., :end].masked_fill(future, -math.inf)
+            return self._forward(tokens, position, end, mask)
 
     def _forward(
-        self, tokens: torch.Tensor, place: torch.Tensor, end: int, mask: torch.Tensor | None
+        self, tokens: torch.Tensor, positions: torch.Tensor, end: int, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Read `tokens` at the positions `place` [n]; a `mask` [R * K, 1, end] is for a single token only."""
+        """Read `tokens` [R, n] at `positions` [n], attending to the cache up to `end`.
+
+        A `mask` [R * K, 1, end] is for a single token only. Returns the last hidden states [R, size].
+        """
         import torch
         from torch.nn.functional import silu
 
@@ -126,35 +131,39 @@ class CachedLayers:
         heads = self._heads
         wide = self._dtype
         x = self._embedding[tokens.flatten()].to(wide)
-        seen = zip(
-            *(cache[..., :end].flatten(1, 2).unbind() for cache in (self._keys, self._values)),
-            strict=True,
-        )
-        caches = zip(self._keys.unbind(), self._values.unbind(), seen, strict=True)
-        for weights, (keys, values, (cached_keys, cached_values)), (cos, sin) in zip(
-            self._layers, caches, self._turns(place), strict=True
-        ):
-            before_attention, qkv, out, before_mlp, gate_up, down = weights
+        # Split by layer all at once, for fewer operations.
+        all_keys = self._keys.unbind()
+        all_values = self._values.unbind()
+        seen_keys = self._keys[..., :end].flatten(1, 2).unbind()
+        seen_values = self._values[..., :end].flatten(1, 2).unbind()
+        for layer, (cos, sin) in enumerate(self._rotations(positions)):
+            before_attention, qkv, out, before_mlp, gate_up, down = self._layers[layer]
             # All heads are normed: leaving out the values would take a copy of the others.
             mixed = torch.mm(before_attention(x), qkv.to(wide)).unflatten(-1, (-1, self._size))
             both = self._unit.unit(mixed)[:, : cos.shape[1]]
             both = torch.addcmul(both * cos, both.roll(self._size // 2, dims=-1), sin)
-            keys.index_copy_(3, place, _by_head(both[:, heads:], rows))
-            values.index_copy_(3, place, _by_head(mixed[:, cos.shape[1] :], rows))
-            attend, how = (self._attention, place) if mask is None else (self._single, mask)
-            x.addmm_(attend(both[:, :heads], cached_keys, cached_values, how), out.to(wide))
+            new_keys = _by_head(both[:, heads:], rows)
+            new_values = _by_head(mixed[:, cos.shape[1] :], rows)
+            all_keys[layer].index_copy_(3, positions, new_keys)
+            all_values[layer].index_copy_(3, positions, new_values)
+            query = both[:, :heads]
+            if mask is None:
+                attended = self._attention(query, seen_keys[layer], seen_values[layer], positions)
+            else:
+                attended = self._single(query, seen_keys[layer], seen_values[layer], mask)
+            x.addmm_(attended, out.to(wide))
             gate, up = torch.mm(before_mlp(x), gate_up.to(wide)).chunk(2, dim=-1)
             x.addmm_(silu(gate).mul_(up), down.to(wide))
         return self._norm(x.view(rows, -1, x.shape[-1])[:, -1])
 
-    def _turns(self, place: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:
-        """Return each layer's cosine and sine, both [R * n, H + K, D]."""
+    def _rotations(self, place: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:
+        """Return each layer's cosine and sine at the positions `place` [n], both [R * n, H + K, D]."""
         positions = (place - self._pads).clamp_min_(0).flatten()
         rotary = self._rotary.index_select(1, positions)[:, :, None]
         if len(place) == 1:
             cos, sin = (self._norms * rotary[:, None]).unbind()
             return zip(cos.unbind(), sin.unbind(), strict=True)
-        # For long prompts, all layers at once would need too much memory.
+        # For long prompts, the tables of all layers at once would need too much memory.
         return ((norms * rotary).unbind() for norms in self._norms.unbind(1))
 
     def _single(
@@ -164,19 +173,18 @@ class CachedLayers:
         import torch
 
         folded = query.reshape(len(keys), -1, self._size)
+        scale = self._size**-0.5
         if keys.dtype == torch.float32:
-            in_float = {}
+            scores = torch.baddbmm(mask, folded, keys, alpha=scale)
         else:
-            in_float = {"out_dtype": torch.float32}
-        scores = torch.baddbmm(mask, folded, keys, alpha=self._size**-0.5, **in_float)
-        return torch.bmm(scores.softmax(dim=-1).to(keys.dtype), values.transpose(1, 2)).view(
-            len(query), -1
-        )
+            scores = torch.baddbmm(mask, folded, keys, alpha=scale, out_dtype=torch.float32)
+        shares = scores.softmax(dim=-1).to(keys.dtype)
+        return torch.bmm(shares, values.transpose(1, 2)).view(len(query), -1)
 
     def _attention(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, place: torch.Tensor
     ) -> torch.Tensor:
-        """Return the attention [R * n, H * D] of `query` [R * n, H, D]."""
+        """Return the attention [R * n, H * D] of `query` [R * n, H, D] at the positions `place` [n]."""
         from torch.nn.functional import scaled_dot_product_attention
 
         rows = len(self._pads)
@@ -190,7 +198,8 @@ class CachedLayers:
         new = place[:, None]
         # A padded position sees itself: a softmax over nothing gives NaN, which would spread.
         mask = (self._real[..., : len(seen)] & (seen <= new)) | (seen == new)
-        keys, values = (part.mT.contiguous().unflatten(0, (rows, -1)) for part in (keys, values))
+        keys = keys.mT.contiguous().unflatten(0, (rows, -1))
+        values = values.mT.contiguous().unflatten(0, (rows, -1))
         out = scaled_dot_product_attention(
             query.flatten(2, 3), keys, values, attn_mask=mask.repeat(1, 1, group, 1)
         )
@@ -209,7 +218,7 @@ def _weights(layer: Any) -> tuple[Any, ...]:
 
 
 class _Norm:
-    """RMS norm. On a CPU torch splits its own into nine operations; this one takes four."""
+    """RMS norm. On a CPU torch's own takes nine operations; this one takes four."""
 
     def __init__(self, norm: Any):
         import torch
@@ -218,7 +227,7 @@ class _Norm:
         self._epsilon = norm.variance_epsilon
         size = len(norm.weight)
         self._by_hand = norm.weight.device.type == "cpu" and norm.weight.dtype == torch.float32
-        # by hand, `unit` returns vectors of length 1
+        # By hand, `unit` returns vectors of length 1.
         self.gain = math.sqrt(size) if self._by_hand else 1.0
         if self._by_hand:
             self._weight = norm.weight * self.gain
@@ -232,6 +241,7 @@ class _Norm:
         return self._stock(x, self._weight)
 
     def unit(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x` normed but neither weighted nor multiplied by `gain`."""
         import torch
 
         if self._by_hand:
@@ -252,20 +262,18 @@ def _by_head(part: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _joined(*linears: Any) -> torch.Tensor:
-    """Return the weights of `linears` as one tensor, of which they become views unless they already are."""
+    """Return the weights of `linears` as one tensor and make them views of it, unless they already are."""
     import torch
 
     weights = [linear.weight for linear in linears]
     first = weights[0].data
     sizes = [len(weight) for weight in weights]
     with contextlib.suppress(RuntimeError):  # raised if the storage ends before the last one would
-        whole = first.as_strided((sum(sizes), first.shape[1]), first.stride())
-        if all(
-            weight.data.is_set_to(part)
-            for weight, part in zip(weights, whole.split(sizes), strict=True)
-        ):
-            return whole
-    whole = torch.cat([weight.data for weight in weights])
-    for weight, part in zip(weights, whole.split(sizes), strict=True):
+        joined = first.as_strided((sum(sizes), first.shape[1]), first.stride())
+        parts = zip(weights, joined.split(sizes), strict=True)
+        if all(weight.data.is_set_to(part) for weight, part in parts):
+            return joined
+    joined = torch.cat([weight.data for weight in weights])
+    for weight, part in zip(weights, joined.split(sizes), strict=True):
         weight.data = part
-    return whole
+    return joined

@@ -54,7 +54,7 @@ def lyrics_slot(device: Callable[[], Device]) -> Slot:
     return Slot(
         "The songwriter",
         find_writer,
-        lambda weights: build_writer(weights, device()),
+        lambda weights: load_songwriter(weights, device()),
         lambda weights: model_hub.download(
             weights.wanted, model_hub.language_model(LYRICS_VARIABLE)
         ),
@@ -62,11 +62,11 @@ def lyrics_slot(device: Callable[[], Device]) -> Slot:
     )
 
 
-def build_writer(weights: Weights, device: Device) -> lyrics.Writer:
+def load_songwriter(weights: Weights, device: Device) -> lyrics.Songwriter:
     """Load the songwriter in `weights`; raises StudioError, and whatever a lack of memory raises."""
     if weights.engine == "small":
-        return lyrics_lines.build_writer(weights)
-    return lyrics.build_writer(weights, device.kind)
+        return lyrics_lines.load_songwriter(weights)
+    return lyrics.load_songwriter(weights, device.kind)
 
 
 def loaded_model(

@@ -1,7 +1,7 @@
 """Have the songwriter write a lyric for each held-out brief and measure them; --gate fails where they are not good.
 
-It writes through `LineWriter.write`, as the studio does, with the studio's usual options. The lyrics and what is wrong
-with each are written to --out as they come, and a later run goes on from there.
+It writes through `SmallSongwriter.write`, as the studio does, with the studio's usual options. Lyrics and their faults
+are written to --out one by one, and a later run continues there.
 """
 
 from __future__ import annotations
@@ -208,11 +208,11 @@ def write_all(weights: Weights, briefs: Sequence[Brief], out: Path) -> list[dict
         if out.is_file()
         else []
     )
-    writer = writers.build_writer(weights, None)
+    songwriter = writers.load_songwriter(weights, None)
     for asked in briefs[len(rows) :]:
         began = time.monotonic()
         fields = {"brief": asked.brief, "tone": asked.tone, "structure": asked.structure}
-        *_, draft = writer.write(parse_request("lyrics", fields), asked.seed)
+        *_, draft = songwriter.write(parse_request("lyrics", fields), asked.seed)
         row = {
             "seed": asked.seed,
             **fields,

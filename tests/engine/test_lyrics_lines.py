@@ -23,19 +23,19 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def writer() -> lyrics_lines.LineWriter:
+def songwriter() -> lyrics_lines.SmallSongwriter:
     weights = Weights(
         SONGWRITER.name, SONGWRITER, "variable", "", "transformers", None, SONGWRITER.name
     )
-    plain = lyrics.build_writer(weights, "cpu")
-    return lyrics_lines.LineWriter(plain.weights, plain.tokenizer, plain.model)
+    large = lyrics.load_songwriter(weights, "cpu")
+    return lyrics_lines.SmallSongwriter(large.weights, large.tokenizer, large.model)
 
 
 def write(
-    writer: lyrics_lines.LineWriter, structure: str, seed: int = 1, **fields: Any
+    songwriter: lyrics_lines.SmallSongwriter, structure: str, seed: int = 1, **fields: Any
 ) -> list[Draft]:
     asked = {"brief": "an old dog in the rain", "structure": structure, **fields}
-    return list(writer.write(parse_request("lyrics", asked), seed))
+    return list(songwriter.write(parse_request("lyrics", asked), seed))
 
 
 def sections(text: str) -> list[tuple[str, list[str]]]:
@@ -43,8 +43,8 @@ def sections(text: str) -> list[tuple[str, list[str]]]:
     return [(tag, lines) for tag, *lines in blocks]
 
 
-def test_the_sections_are_those_that_were_asked_for_and_a_chorus_returns(writer):
-    drafts = write(writer, "[Intro] [Verse 1] [Chorus] [Verse 2] [Final Chorus - loud] [Outro]")
+def test_the_sections_are_those_that_were_asked_for_and_a_chorus_returns(songwriter):
+    drafts = write(songwriter, "[Intro] [Verse 1] [Chorus] [Verse 2] [Final Chorus - loud] [Outro]")
     found = sections(drafts[-1].text)
     tags = ["[Intro]", "[Verse 1]", "[Chorus]", "[Verse 2]", "[Final Chorus - loud]", "[Outro]"]
     assert [tag for tag, _ in found] == tags and all(parse_heading(tag) for tag in tags)
@@ -59,9 +59,9 @@ def test_the_sections_are_those_that_were_asked_for_and_a_chorus_returns(writer)
     assert drafts[-1].end == "stop" and {draft.end for draft in drafts[:-1]} == {""}
 
 
-def test_lines_have_a_singable_length_and_rhyme(writer):
+def test_lines_have_a_singable_length_and_rhyme(songwriter):
     for seed in (1, 2, 3):
-        for _, lines in sections(write(writer, "[Verse] [Bridge]", seed)[-1].text):
+        for _, lines in sections(write(songwriter, "[Verse] [Bridge]", seed)[-1].text):
             assert all(3 <= count_syllables(line) <= 12 for line in lines)
             ends = [last_word(line) for line in lines]
             pairs = [(0, 1), (2, 3)] if rhymes(ends[0], ends[1]) else [(0, 2), (1, 3)]
@@ -69,38 +69,39 @@ def test_lines_have_a_singable_length_and_rhyme(writer):
             assert len(set(lines)) == len(lines)
 
 
-def test_a_seed_means_the_same_lyrics_and_another_seed_others(writer):
-    first, again, other = (write(writer, "[Verse]", seed)[-1].text for seed in (7, 7, 8))
+def test_a_seed_means_the_same_lyrics_and_another_seed_others(songwriter):
+    first, again, other = (write(songwriter, "[Verse]", seed)[-1].text for seed in (7, 7, 8))
     assert first == again != other
     cold = {"options": {"temperature": 0}}
     assert (
-        write(writer, "[Verse]", 7, **cold)[-1].text == write(writer, "[Verse]", 7, **cold)[-1].text
+        write(songwriter, "[Verse]", 7, **cold)[-1].text
+        == write(songwriter, "[Verse]", 7, **cold)[-1].text
     )
 
 
-def test_drafts_grow_line_by_line(writer):
-    texts = [draft.text for draft in write(writer, "[Verse] [Chorus]")]
+def test_drafts_grow_line_by_line(songwriter):
+    texts = [draft.text for draft in write(songwriter, "[Verse] [Chorus]")]
     assert all(after.startswith(before) for before, after in pairwise(texts))
     assert len(texts) > len(texts[-1].split("\n"))
 
 
-def test_it_stops_at_max_length_and_says_so(writer):
-    last = write(writer, "[Rap] [Rap] [Rap]", options={"max_tokens": 64})[-1]
+def test_it_stops_at_max_length_and_says_so(songwriter):
+    last = write(songwriter, "[Rap] [Rap] [Rap]", options={"max_tokens": 64})[-1]
     assert last.end == "length" and 64 <= last.tokens < 64 + lyrics_lines.LONGEST_LINE + 2
 
 
-def test_what_it_cannot_do_is_an_error_at_its_field(writer, monkeypatch):
+def test_what_it_cannot_do_is_an_error_at_its_field(songwriter, monkeypatch):
     with pytest.raises(StudioError, match="English only, not German") as caught:
-        write(writer, "", language="de")
+        write(songwriter, "", language="de")
     assert caught.value.problem.field == "language"
-    assert write(writer, "[Outro]", language="unknown")[-1].end == "stop"
-    monkeypatch.setattr(writer.model, "context", 100)
+    assert write(songwriter, "[Outro]", language="unknown")[-1].end == "stop"
+    monkeypatch.setattr(songwriter.model, "context", 100)
     with pytest.raises(StudioError, match="up to 100 tokens"):
-        write(writer, "")
+        write(songwriter, "")
 
 
 def test_the_longer_a_song_says_nothing_of_the_brief_the_more_it_is_drawn_to_it():
-    song = lyrics_lines.Song(about=["dog", "rain"], subjects=2)
+    song = lyrics_lines.WrittenLyrics(subjects=["dog", "rain"], subject_count=2)
     bonuses = []
     for line in (
         "A cold grey morning",
@@ -108,27 +109,27 @@ def test_the_longer_a_song_says_nothing_of_the_brief_the_more_it_is_drawn_to_it(
         "The dog is at the door",
         "Under the kitchen table",
     ):
-        bonuses.append(song.about_bonus)
+        bonuses.append(song.subject_bonus)
         song.add_line(line)
     assert (
         bonuses[0]
         < bonuses[1]
         < bonuses[2]
         > bonuses[3]
-        == lyrics_lines.ABOUT_BONUS
-        == song.about_bonus
+        == lyrics_lines.SUBJECT_BONUS
+        == song.subject_bonus
     )
 
 
-def test_every_line_is_written_after_exactly_the_lines_before_it(writer, monkeypatch):
+def test_every_line_is_written_after_exactly_the_lines_before_it(songwriter, monkeypatch):
     read: list[int] = []
     line = lyrics_lines.Session._line
 
     def spied(session, *arguments):
         text = lyrics_lines.lyrics_small.user_prompt(session.request.brief, session.request.tone)
-        ids = lyrics.prompt_ids(writer.tokenizer, lyrics_lines.lyrics_small.SYSTEM, text)
-        ids += writer.tokenizer("[Verse]\n", add_special_tokens=False).input_ids + read
-        again = lyrics_lines.BranchingLayers(writer.model.language_model)
+        ids = lyrics.prompt_ids(songwriter.tokenizer, lyrics_lines.lyrics_small.SYSTEM, text)
+        ids += songwriter.tokenizer("[Verse]\n", add_special_tokens=False).input_ids + read
+        again = lyrics_lines.BranchingLayers(songwriter.model.language_model)
         assert session.layers.length == len(ids)
         assert abs(again.read(ids) - session.scores).max() < 1e-4
         found = yield from line(session, *arguments)
@@ -144,4 +145,4 @@ def test_every_line_is_written_after_exactly_the_lines_before_it(writer, monkeyp
 
     monkeypatch.setattr(lyrics_lines.Session, "_line", spied)
     monkeypatch.setattr(lyrics_lines.Rows, "keep", keeping)
-    assert len(write(writer, "[Verse]")[-1].text.split("\n")) == 5
+    assert len(write(songwriter, "[Verse]")[-1].text.split("\n")) == 5

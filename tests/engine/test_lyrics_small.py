@@ -56,11 +56,11 @@ def test_it_stands_in_on_a_bare_machine_and_nowhere_else(installed, tmp_path):
 def test_it_writes_a_song_about_the_brief_in_the_form_that_was_asked_for(installed, tmp_path):
     installed.setattr(constants, "HF_HOME", str(tmp_path))
     weights = model_weights.find_writer()
-    writer = writers.build_writer(weights, CPU)
+    songwriter = writers.load_songwriter(weights, CPU)
     assert weights.folder.is_dir() and weights.folder.is_relative_to(Path(tmp_path))
     brief = "a lighthouse keeper who misses the sea"
     request = parse_request("lyrics", {"brief": brief, "structure": "[Verse 1] [Chorus] [Chorus]"})
-    *_, draft = writer.write(request, 1)
+    *_, draft = songwriter.write(request, 1)
     blocks = [block.split("\n") for block in draft.text.split("\n\n")]
     assert [tag for tag, *_ in blocks] == ["[Verse 1]", "[Chorus]", "[Chorus]"]
     assert blocks[1] == blocks[2] != blocks[0] and draft.end == "stop"

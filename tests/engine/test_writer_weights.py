@@ -141,5 +141,5 @@ def test_weights_that_do_not_load_or_fit_are_an_error(copy, monkeypatch):
             patch.setattr(lyrics, "TorchModel", lambda *_: pytest.fail("it was loaded"))
     change(copy, hidden_size=64)
     with pytest.raises(StudioError, match="my-writer") as caught:
-        lyrics.build_writer(weights, "cpu")
+        lyrics.load_songwriter(weights, "cpu")
     assert caught.value.problem.code == "weights_broken"

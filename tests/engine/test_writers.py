@@ -361,7 +361,7 @@ def test_out_of_memory_while_a_language_model_is_loaded_leaves_the_song(make_stu
     assert studio.status().planner == LanguageModelStatus("ready", "random", "preview")
     studio = make_studio()
     with monkeypatch.context() as patch:
-        patch.setattr(lyrics, "build_writer", no_room)
+        patch.setattr(lyrics, "load_songwriter", no_room)
         failed = words(studio, "lyrics", brief="rain")
         assert failed.problem.code == "out_of_memory" and "songwriter" in failed.problem.message
         assert studio.status().songwriter.state == "failed"

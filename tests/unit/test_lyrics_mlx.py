@@ -27,7 +27,7 @@ from tests.weights import SONGWRITER
 VOCABULARY = 50
 END = 7
 RESPONSE = ("token", "finish_reason")
-"""The fields of mlx_lm.generate.GenerationResponse that the writer reads."""
+"""The fields of mlx_lm.generate.GenerationResponse that the songwriter reads."""
 
 
 class Stream:
@@ -42,7 +42,7 @@ class Stream:
 
 
 class FakeMlx:
-    """mlx.core and mlx_lm, as far as the writer uses them."""
+    """mlx.core and mlx_lm, as far as the songwriter uses them."""
 
     def __init__(self):
         self.loaded: list[str] = []
@@ -133,9 +133,9 @@ def mlx(weights, monkeypatch) -> FakeMlx:
 
 
 @pytest.fixture
-def writer(weights, mlx) -> lyrics.Writer:
-    """Return a writer on the fake, with the tiny model's real tokenizer."""
-    return lyrics.build_writer(weights, "cpu")
+def songwriter(weights, mlx) -> lyrics.Songwriter:
+    """Return a songwriter on the fake, with the tiny model's real tokenizer."""
+    return lyrics.load_songwriter(weights, "cpu")
 
 
 def request(**options: Any) -> LyricsRequest:
@@ -156,9 +156,11 @@ def test_the_fake_has_the_signatures_of_mlx_lm():
     assert set(RESPONSE) <= {field.name for field in fields(generate.GenerationResponse)}
 
 
-def test_it_writes_in_one_thread_and_settings_mean_what_they_do_elsewhere(writer, mlx, monkeypatch):
+def test_it_writes_in_one_thread_and_settings_mean_what_they_do_elsewhere(
+    songwriter, mlx, monkeypatch
+):
     def last(seed, **options):
-        return list(writer.write(request(**options), seed))[-1]
+        return list(songwriter.write(request(**options), seed))[-1]
 
     texts = [last(seed, temperature=1.5).text for seed in (3, 4, 3)]
     assert texts[0] == texts[2] != texts[1]
@@ -175,12 +177,14 @@ def test_it_writes_in_one_thread_and_settings_mean_what_they_do_elsewhere(writer
     for most in (16, 40):
         assert (last(3, max_tokens=most).tokens, last(3, max_tokens=most).end) == (most, "length")
     assert len(mlx.threads) == 1 and threading.get_ident() not in mlx.threads
-    assert mlx.loaded == [str(writer.weights.folder)]
+    assert mlx.loaded == [str(songwriter.weights.folder)]
 
 
-def test_the_end_token_ends_it_and_is_no_text(writer, monkeypatch):
+def test_the_end_token_ends_it_and_is_no_text(songwriter, monkeypatch):
     def tokens():
-        drawn = writer.model.tokens([1, 2], lyrics.Sampler(Draw(1.0, 1.0), 3, 30, VOCABULARY), 30)
+        drawn = songwriter.model.tokens(
+            [1, 2], lyrics.Sampler(Draw(1.0, 1.0), 3, 30, VOCABULARY), 30
+        )
         return [token for token in drawn if token is not None]
 
     free = tokens()
@@ -189,8 +193,10 @@ def test_the_end_token_ends_it_and_is_no_text(writer, monkeypatch):
     assert tokens() == free[: free.index(free[2])]
 
 
-def test_closing_stops_it_within_one_token_or_while_it_reads_the_prompt(writer, mlx, monkeypatch):
-    drafts = writer.write(request(max_tokens=2_000), 3)
+def test_closing_stops_it_within_one_token_or_while_it_reads_the_prompt(
+    songwriter, mlx, monkeypatch
+):
+    drafts = songwriter.write(request(max_tokens=2_000), 3)
     while next(drafts).tokens < 3:
         pass
     drafts.close()
@@ -198,13 +204,13 @@ def test_closing_stops_it_within_one_token_or_while_it_reads_the_prompt(writer, 
     assert mlx.closed == 1
     monkeypatch.setattr(lyrics, "BEAT_SECONDS", 0.01)
     mlx.reads_forever, mlx.steps = True, 0
-    drafts = writer.write(request(), 3)
+    drafts = songwriter.write(request(), 3)
     assert next(drafts).tokens == 0  # a sign of life while nothing is written yet
     drafts.close()
     assert (mlx.steps, mlx.closed) == (0, 2)
     # The thread is free at once, and the next request starts afresh.
     mlx.reads_forever = False
-    assert list(writer.write(request(), 4))[-1].end
+    assert list(songwriter.write(request(), 4))[-1].end
 
 
 def test_a_failure_to_load_is_reported_and_downloads_nothing(weights, mlx, monkeypatch):
@@ -213,20 +219,20 @@ def test_a_failure_to_load_is_reported_and_downloads_nothing(weights, mlx, monke
         "huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("a download")
     )
     with pytest.raises(StudioError, match=r"Model type qwen9 not supported\.") as caught:
-        lyrics.build_writer(weights, "cpu")
+        lyrics.load_songwriter(weights, "cpu")
     assert caught.value.problem.code == "mlx_failed"
     for name in ("mlx", "mlx.core", "mlx_lm"):  # not installed
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(StudioError, match="with MLX"):
-        lyrics.build_writer(weights, "cpu")
+        lyrics.load_songwriter(weights, "cpu")
 
 
-def test_a_failure_while_writing_is_reported_and_the_writer_lives_on(writer, mlx):
+def test_a_failure_while_writing_is_reported_and_the_songwriter_lives_on(songwriter, mlx):
     mlx.failure = RuntimeError("[metal] Command buffer execution failed: Insufficient Memory")
     with pytest.raises(StudioError, match="Insufficient Memory"):
-        list(writer.write(request(), 3))
+        list(songwriter.write(request(), 3))
     mlx.failure = None
-    assert list(writer.write(request(), 3))[-1].end
+    assert list(songwriter.write(request(), 3))[-1].end
 
 
 def test_a_mac_looks_for_the_mlx_model(monkeypatch, tmp_path):
