@@ -1,12 +1,11 @@
-"""Timed lyrics: when each line of a finished song is sung, read from the song model's own
-attention.
+"""Timed lyrics: when each line of a finished song is sung, read from the song model's attention.
 
 A few cross-attention heads of the first eight layers follow the singing (upstream's
 `lyric_alignment_layers_config`). `attention` runs one forward pass over the song and keeps the
 attention of these heads; `timed_lines` finds the best path from the first token at the first frame
-to the last at the last (dynamic time warping) and reads the lines' times from it; `score` says how
-far to trust that path. Formulas: upstream's LRC code (reference, section 5). `run` does all of it
-for a request, inside the GPU entry point.
+to the last token at the last frame (dynamic time warping) and reads the lines' times from it;
+`score` says how far to trust that path. The formulas are those of upstream's LRC code. `run` does
+all of it for a request, inside the GPU entry point.
 
 Shapes: H heads, L lyric tokens, F frames of the transformer (12.5 a second), T latent frames (25 a
 second).
@@ -39,17 +38,17 @@ from status import TimedLyrics
 if TYPE_CHECKING:
     import torch
 
-# Layer -> heads that follow the lyrics, by (layers, heads per layer) of the transformer: the 2B
-# models' and the XL's.
+# The heads that follow the lyrics, by layer, for transformers of (layers, heads per layer): the 2B
+# models and XL.
 KNOWN_HEADS = {
     (24, 16): {2: (6,), 3: (10, 11), 4: (3,), 5: (8, 9), 6: (8,)},
     (32, 32): {3: (18, 27), 4: (22,), 5: (5, 6, 7), 6: (2, 12, 13), 7: (20, 21)},
 }
 CONFIG_KEY = "lyric_alignment_layers_config"
 MEDIANS = 2.0  # attention counts if it exceeds its token's and its frame's median this many times
-LEAST_ENERGY = 0.1
-CENTROID_ENERGY = 0.01
-BACKWARD_FRAMES = 9
+LEAST_ENERGY = 0.1  # a token with a frame above this stands out
+CENTROID_ENERGY = 0.01  # frames above this count for a token's centroid
+BACKWARD_FRAMES = 9  # a centroid may precede the one before it by so many frames
 TAG = re.compile(r"\[[^\]\n]*\]")
 
 Heads = Mapping[int, tuple[int, ...]]
@@ -60,6 +59,7 @@ class _Enough(Exception):
 
 
 def support(weights: Weights) -> TimedLyrics:
+    """Return whether a checkpoint can time lyrics, or why not."""
     reason = ""
     if weights.folder is None:
         reason = "The song model is not on this machine yet."
@@ -69,7 +69,7 @@ def support(weights: Weights) -> TimedLyrics:
 
 
 def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Outcome]:
-    """Time the lines of the finished song of `job`; its result has "lines", "lrc" and "score"."""
+    """Time the lines of the finished song of `job`; the outcome's result is a `WordsResult`."""
     request = job.request
     seconds: dict[str, float] = {}
     if not models.loaded:
@@ -88,8 +88,8 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Outc
         yield Progress("aligning")
         length = samples.shape[1] / SAMPLE_RATE
         lyrics = request.sung_lyrics()
-        # A planned song was made from its plan's audio codes, which no record holds; the song's own
-        # come as close.
+        # A planned song was made from its plan's audio codes, which the record does not keep; the
+        # finished song's own codes are the closest substitute.
         planned = request.planned and song_conditions.has_audio_codes(pipe)
         if planned:
             context = song_conditions.cover_context(pipe, clean)
@@ -98,15 +98,14 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Outc
         words = song_conditions.words_of(request, length, COVER if planned else TEXT2MUSIC)
         words["prompt"], _ = song_conditions.fit_prompt(pipe, words)
         condition = song_conditions.encode_condition(pipe, words, context)
-        noise = song_loop.draw_noise(
-            song_loop.generators_for(job.seeds), clean.shape[1], clean.shape[2]
-        )
-        place, tokens = lyric_slice(pipe, lyrics, request.language)
+        generators = song_loop.generators_for(job.seeds)
+        noise = song_loop.draw_noise(generators, clean.shape[1], clean.shape[2])
+        lyric_tokens, line_numbers = lyric_slice(pipe, lyrics, request.language)
         steps = request.steps or QUALITY_STEPS["standard"]
-        found = attention(pipe, condition, clean, noise, 1 / steps, heads, place)
-        lines = timed_lines(found, tokens, lyrics, length)
-    facts = WordsResult(lines=lines, lrc=lrc(lines), score=score(found, tokens))
-    yield Outcome(Ran(seconds=seconds, model=models.weights.entry()), result=facts)
+        attended = attention(pipe, condition, clean, noise, 1 / steps, heads, lyric_tokens)
+        lines = timed_lines(attended, line_numbers, lyrics, length)
+    result = WordsResult(lines=lines, lrc=lrc(lines), score=score(attended, line_numbers))
+    yield Outcome(Ran(seconds=seconds, model=models.weights.entry()), result=result)
 
 
 def _heads_of(weights: Weights) -> Heads:
@@ -115,24 +114,26 @@ def _heads_of(weights: Weights) -> Heads:
 
 def alignment_heads(config: Mapping[str, Any]) -> Heads:
     """Return the heads that follow the lyrics, by layer: those that `config` names, else known ones, else {}."""
-    layers = config.get("num_hidden_layers")
-    wide = config.get("num_attention_heads")
-    if not isinstance(layers, int) or not isinstance(wide, int):
+    layer_count = config.get("num_hidden_layers")
+    head_count = config.get("num_attention_heads")
+    if not isinstance(layer_count, int) or not isinstance(head_count, int):
         return {}
     named = config.get(CONFIG_KEY)
     if not isinstance(named, Mapping):
-        return KNOWN_HEADS.get((layers, wide), {})
+        return KNOWN_HEADS.get((layer_count, head_count), {})
+    heads: dict[int, tuple[int, ...]] = {}
     try:
-        heads = {
-            int(layer): tuple(map(int, chosen)) for layer, chosen in sorted(named.items()) if chosen
-        }
-        fits = all(
-            0 <= layer < layers and 0 <= min(heads[layer]) <= max(heads[layer]) < wide
-            for layer in heads
-        )
+        for layer, chosen in sorted(named.items()):
+            if chosen:
+                heads[int(layer)] = tuple(map(int, chosen))
     except (TypeError, ValueError):
         return {}
-    return heads if fits else {}
+    for layer, numbers in heads.items():
+        if not 0 <= layer < layer_count:
+            return {}
+        if min(numbers) < 0 or max(numbers) >= head_count:
+            return {}
+    return heads
 
 
 def attention(
@@ -144,21 +145,21 @@ def attention(
     heads: Heads,
     tokens: slice,
 ) -> np.ndarray:
-    """Return the attention [H, L, F] of `heads` to the condition's `tokens` for a song's `latents`
-    [1, T, C].
+    """Return the attention [H, L, F] of `heads` to the condition's `tokens` for a song's `latents` [1, T, C].
 
     `noise` is added up to time `t`, as before the last step (t = 1 / steps). One pass without
     guidance, which ends after the last layer that counts.
     """
     import torch
 
-    found: list[np.ndarray] = []
+    matrices: list[np.ndarray] = []
 
-    def listen(layer, module, inputs, named):
+    def read_heads(layer, module, inputs, named):
         states = named["hidden_states"]
         encoded = named["encoder_hidden_states"]
         for head in heads[layer]:
-            found.append(_attend(module, states, encoded, head)[:, tokens].T.half().cpu().numpy())
+            attended = _attend(module, states, encoded, head)[:, tokens]
+            matrices.append(attended.T.half().cpu().numpy())
         if layer == max(heads):
             raise _Enough
 
@@ -168,9 +169,8 @@ def attention(
     with contextlib.ExitStack() as hooks, contextlib.suppress(_Enough), torch.no_grad():
         for layer in heads:
             module = pipe.transformer.layers[layer].cross_attn
-            hooks.enter_context(
-                module.register_forward_pre_hook(partial(listen, layer), with_kwargs=True)
-            )
+            hook = partial(read_heads, layer)
+            hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
         pipe.transformer(
             hidden_states=song_loop.noised(latents.to(device), noise, t).to(dtype),
             timestep=time,
@@ -179,22 +179,22 @@ def attention(
             context_latents=condition.context,
             return_dict=False,
         )
-    return np.stack(found)
+    return np.stack(matrices)
 
 
 def _attend(module: Any, states: torch.Tensor, encoded: torch.Tensor, head: int) -> torch.Tensor:
     """Return one head's attention [F, all condition tokens]; cross-attention has neither mask nor positions."""
     size = module.head_dim
-    shared = module.heads // module.kv_heads
-    query = module.norm_q(module.to_q(states[0]).unflatten(-1, (module.heads, size))[:, head])
-    key = module.norm_k(
-        module.to_k(encoded[0]).unflatten(-1, (module.kv_heads, size))[:, head // shared]
-    )
+    queries = module.to_q(states[0]).unflatten(-1, (module.heads, size))
+    keys = module.to_k(encoded[0]).unflatten(-1, (module.kv_heads, size))
+    queries_per_key = module.heads // module.kv_heads
+    query = module.norm_q(queries[:, head])
+    key = module.norm_k(keys[:, head // queries_per_key])
     return (query.float() @ key.float().T * module.scaling).softmax(dim=-1)
 
 
 def lyric_slice(pipe: Any, lyrics: str, language: str) -> tuple[slice, np.ndarray]:
-    """Return the slice of the condition with the lyrics, and the line of each token [L], from 0; -1 if none."""
+    """Return the condition's slice with the lyrics, and the line of each of its tokens [L], from 0; -1 for none."""
     # The condition begins with this text, cut to 2,048 tokens: headers, the lyrics, an end mark.
     _, text = pipe._format_prompt(prompt="", lyrics=lyrics, vocal_language=language)
     spans = pipe.tokenizer(
@@ -202,18 +202,20 @@ def lyric_slice(pipe: Any, lyrics: str, language: str) -> tuple[slice, np.ndarra
     )
     begin = text.index(lyrics, text.index("# Lyric\n"))
     length = len(lyrics)
-    inside = {
-        i: (max(start - begin, 0), min(end - begin, length))
-        for i, (start, end) in enumerate(spans.offset_mapping)
-        if end > begin and start < begin + length
-    }
-    sung = TAG.sub(lambda tag: " " * len(tag[0]), lyrics)
+    without_tags = TAG.sub(lambda tag: " " * len(tag[0]), lyrics)
+    tokens = []
     lines = []
-    for start, end in inside.values():
+    for token, (start, end) in enumerate(spans.offset_mapping):
+        if end <= begin or start >= begin + length:
+            continue
+        tokens.append(token)
+        first = max(start - begin, 0)
+        last = min(end - begin, length)
         # The first sung character decides to which line a token belongs.
-        place = next((i for i in range(start, end) if not sung[i].isspace()), None)
-        lines.append(-1 if place is None else lyrics.count("\n", 0, place))
-    return slice(min(inside), max(inside) + 1), np.array(lines)
+        sung = (place for place in range(first, last) if not without_tags[place].isspace())
+        first_sung = next(sung, None)
+        lines.append(-1 if first_sung is None else lyrics.count("\n", 0, first_sung))
+    return slice(tokens[0], tokens[-1] + 1), np.array(lines)
 
 
 def timed_lines(
@@ -223,15 +225,14 @@ def timed_lines(
     rows, frames = warp(-sharpened(heads))
     frame_seconds = seconds / heads.shape[2]
     lines: list[LineEntry] = []
-    for number, text in enumerate(lyrics.split("\n")):
+    for number, line in enumerate(lyrics.split("\n")):
         sung = np.flatnonzero(tokens == number)
         if len(sung):
             start = float(frames[rows == sung[0]].min() * frame_seconds)
             end = float((frames[rows == sung[-1]].max() + 1) * frame_seconds)
-            text = " ".join(TAG.sub(" ", text).split())
-            lines.append(
-                LineEntry(start=round(start, 2), end=round(min(end, seconds), 2), text=text)
-            )
+            end = min(end, seconds)
+            text = " ".join(TAG.sub(" ", line).split())
+            lines.append(LineEntry(start=round(start, 2), end=round(end, 2), text=text))
     return lines
 
 
@@ -239,30 +240,30 @@ def sharpened(heads: np.ndarray) -> np.ndarray:
     """Return one matrix [L, F] that emphasises the peaks of the heads' attention [H, L, F].
 
     Each head is normalised over frames and over tokens; values under twice their row's and their
-    column's median are dropped, the rest squared; then follow a z-score over all heads and their
-    mean.
+    column's median are dropped, the rest squared; then come a z-score over all heads and the mean
+    of the heads.
     """
     total = np.zeros(heads.shape[1:])
     squares = 0.0
     for head in heads:
-        a = head.astype(np.float32)
-        p = _softmax(a, axis=1) * _softmax(a, axis=0)
-        p = np.maximum(p - MEDIANS * np.median(p, axis=1, keepdims=True), 0)
-        p = np.maximum(p - MEDIANS * np.median(p, axis=0, keepdims=True), 0) ** 2
-        total += p
-        squares += float(np.square(p, dtype=np.float64).sum())
+        values = head.astype(np.float32)
+        peaks = _softmax(values, axis=1) * _softmax(values, axis=0)
+        peaks = np.maximum(peaks - MEDIANS * np.median(peaks, axis=1, keepdims=True), 0)
+        peaks = np.maximum(peaks - MEDIANS * np.median(peaks, axis=0, keepdims=True), 0) ** 2
+        total += peaks
+        squares += float(np.square(peaks, dtype=np.float64).sum())
     mean = total.sum() / heads.size
     spread = np.sqrt(max(squares / heads.size - mean**2, 0.0))
     return (total / len(heads) - mean) / (spread or 1.0)
 
 
 def warp(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cheapest path (rows, columns) from the first cell of `cost` [L, F] to the last:
-    down, right or both.
+    """Return the cheapest path (rows, columns) from the first cell of `cost` [L, F] to the last.
 
-    A row costs its running sum less what was summed up before it was entered from above.
+    A step goes down, right or both. A row costs its running sum minus what was summed up before
+    the row was entered from above.
     """
-    # total[i + 1, j + 1] is the cost of the path to cell i, j
+    # total[i + 1, j + 1] is the cost of the path to cell (i, j).
     total = np.full(np.add(cost.shape, 1), np.inf)
     total[0, 0] = 0.0
     for i, row in enumerate(cost):
@@ -277,11 +278,11 @@ def warp(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score(heads: np.ndarray, tokens: np.ndarray) -> float:
-    """Return how well the attention [H, L, F] follows the lyrics, 0 to 1: coverage^2 *
-    monotonicity^2 * confidence.
+    """Return how well the attention [H, L, F] follows the lyrics, from 0 to 1.
 
-    Coverage is the share of sung tokens that stand out anywhere, monotonicity the share of
-    neighbours that do not go back, confidence the mean energy along the path.
+    It is coverage^2 * monotonicity^2 * confidence. Coverage is the share of sung tokens that stand
+    out anywhere, monotonicity the share of neighbours that do not go back, confidence the mean
+    energy along the path. `tokens` [L] has the line of each token, -1 for none.
     """
     energy = np.mean(heads, axis=0, dtype=np.float32)
     energy = (energy - energy.min()) / ((energy.max() - energy.min()) or 1.0)
@@ -291,22 +292,24 @@ def score(heads: np.ndarray, tokens: np.ndarray) -> float:
         return 0.0
     coverage = float((energy[sung].max(axis=1) > LEAST_ENERGY).mean())
     weights = np.where(energy[sung] > CENTROID_ENERGY, energy[sung], 0.0)
-    heard = weights.sum(axis=1) > 0
-    centroids = (weights[heard] @ np.arange(energy.shape[1])) / weights[heard].sum(axis=1)
-    monotonic = 1.0
+    weights = weights[weights.sum(axis=1) > 0]
+    centroids = (weights @ np.arange(energy.shape[1])) / weights.sum(axis=1)
+    monotonicity = 1.0
     if len(centroids) > 1:
-        monotonic = float((np.diff(centroids) >= -BACKWARD_FRAMES).mean())
+        monotonicity = float((np.diff(centroids) >= -BACKWARD_FRAMES).mean())
     confidence = float(energy[rows, frames][sung[rows]].mean())
-    return round(coverage**2 * monotonic**2 * confidence, 4)
+    return round(coverage**2 * monotonicity**2 * confidence, 4)
 
 
-def _softmax(a: np.ndarray, axis: int) -> np.ndarray:
-    e = np.exp(a - a.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
+def _softmax(values: np.ndarray, axis: int) -> np.ndarray:
+    exponentials = np.exp(values - values.max(axis=axis, keepdims=True))
+    return exponentials / exponentials.sum(axis=axis, keepdims=True)
 
 
 def lrc(lines: Sequence[Mapping[str, Any]]) -> str:
     """Return the lines as an LRC file: "[mm:ss.xx]text"."""
-    return "".join(
-        "[{:02.0f}:{:05.2f}]{}\n".format(*divmod(line["start"], 60), line["text"]) for line in lines
-    )
+    text = ""
+    for line in lines:
+        minutes, seconds = divmod(line["start"], 60)
+        text += f"[{minutes:02.0f}:{seconds:05.2f}]{line['text']}\n"
+    return text

@@ -1,11 +1,10 @@
-"""The transformer with windowed attention, and with everything that is constant over a run's steps
-computed once.
+"""The transformer with attention in windows; what is constant over a run's steps is computed once.
 
 Half of the layers see 128 tokens to each side. Instead of diffusers' dense mask, they work on
 blocks of 128 queries and three blocks of keys, so memory and time grow linearly with the length.
 Query heads that share a key head are folded into the query axis, so that every device has a fast
 kernel (docs/decisions.md). A `CachedCondition` serves all steps of a run. Up to two windows (256
-tokens, 20 s) there is nothing to gain, and the stock code runs, bit for bit.
+tokens, 20 s) there is nothing to gain, and the stock code runs unchanged.
 
 Shapes: R rows (takes, twice with guidance), L tokens (12.5 a second), K key heads, G query heads
 per key head, D head size, C condition tokens.
@@ -24,23 +23,23 @@ if TYPE_CHECKING:
 
     Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-# most scores at a time where a kernel may materialise them all: queries are split
+# Maximum scores per call, by device, where the kernel stores all of them; longer queries are split.
 MOST_SCORES = {"mps": 2**27}
 
 
 @dataclass
 class CachedCondition:
-    """A condition for all steps of a run, in place of the encoder's states; new LoRAs need a new one."""
+    """A condition for all steps of a run, passed instead of the encoder's states; new LoRAs need a new one."""
 
     states: torch.Tensor  # [1, C, E], what the first `takes` rows see
     null: torch.Tensor  # [1, 1, E], what the other, unconditional rows see
     takes: int
-    embedded: tuple[torch.Tensor, torch.Tensor] | None = (
-        None  # this, `heads` and `tables` are filled in by the first step
-    )
+    # The first step fills in these three: `states` and `null` embedded, each layer's heads, tables.
+    embedded: tuple[torch.Tensor, torch.Tensor] | None = None
     heads: dict[Any, Heads] = field(default_factory=dict)
     tables: Tables | None = None
-    compute: Callable[..., torch.Tensor] | None = None  # chosen at every step
+    # The function that computes a layer, chosen at every step.
+    compute: Callable[..., torch.Tensor] | None = None
 
     def rows(self, count: int) -> torch.Tensor:
         """Return the states of `count` rows [count, C, E], in the stock code's form."""
@@ -65,14 +64,15 @@ class Tables(NamedTuple):
 
 def use_windows(transformer: Any) -> None:
     """Make `transformer` compute in windows and accept a `CachedCondition`."""
-    transformer.__class__, layer = _classes()
-    for each in transformer.layers:
-        each.__class__ = layer
+    transformer_class, layer_class = _classes()
+    transformer.__class__ = transformer_class
+    for layer in transformer.layers:
+        layer.__class__ = layer_class
 
 
 @functools.cache
 def _classes() -> tuple[type, type]:
-    """Return the transformer's class and its layers', called like the stock ones: hooks on them keep working."""
+    """Return the classes of the transformer and its layers; they take the stock arguments, so hooks keep working."""
     from diffusers import AceStepTransformer1DModel
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
     from diffusers.models.transformers.ace_step_transformer import AceStepTransformerBlock
@@ -88,21 +88,29 @@ def _classes() -> tuple[type, type]:
             attention_kwargs: dict | None = None,
             return_dict: bool = True,
         ) -> Any:
-            inputs = hidden_states, timestep, timestep_r, encoder_hidden_states, context_latents
             tokens = math.ceil(hidden_states.shape[1] / self.config.patch_size)
             if tokens > 2 * self.config.sliding_window and not attention_kwargs:
-                sample = _forward(self, *inputs)
+                sample = _forward(
+                    self,
+                    hidden_states,
+                    timestep,
+                    timestep_r,
+                    encoder_hidden_states,
+                    context_latents,
+                )
                 if return_dict:
                     return Transformer2DModelOutput(sample=sample)
                 return (sample,)
             if isinstance(encoder_hidden_states, CachedCondition):
-                inputs = (
-                    *inputs[:3],
-                    encoder_hidden_states.rows(len(hidden_states)),
-                    context_latents,
-                )
+                encoder_hidden_states = encoder_hidden_states.rows(len(hidden_states))
             return super().forward(
-                *inputs, attention_kwargs=attention_kwargs, return_dict=return_dict
+                hidden_states,
+                timestep,
+                timestep_r,
+                encoder_hidden_states,
+                context_latents,
+                attention_kwargs=attention_kwargs,
+                return_dict=return_dict,
             )
 
     class Layer(AceStepTransformerBlock):
@@ -173,6 +181,7 @@ def _forward(
 
 
 def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
+    """Return the tables for `x` [R, L, E], with its device and dtype."""
     import torch
     from diffusers.models.transformers.ace_step_transformer import _ace_step_rotary_freqs
 
@@ -180,17 +189,15 @@ def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
     length = x.shape[1]
     cos, sin = _ace_step_rotary_freqs(length, config.head_dim, config.rope_theta, x.device, x.dtype)
     window = config.sliding_window
-    shared = config.num_attention_heads // config.num_key_value_heads
-    start = (length // window - 1) * window
+    queries_per_key = config.num_attention_heads // config.num_key_value_heads
+    last_start = _last_block_start(length, window)
 
     def mask(queries: range, keys: range) -> torch.Tensor:
-        rows, columns = (
-            torch.arange(each.start, each.stop, device=x.device) for each in (queries, keys)
-        )
-        near = (rows[:, None] - columns).abs() <= window
-        return (
-            torch.zeros_like(near, dtype=x.dtype).masked_fill_(~near, -math.inf).repeat(shared, 1)
-        )
+        rows = torch.arange(queries.start, queries.stop, device=x.device)
+        columns = torch.arange(keys.start, keys.stop, device=x.device)
+        far = (rows[:, None] - columns).abs() > window
+        zeros = torch.zeros_like(far, dtype=x.dtype)
+        return zeros.masked_fill_(far, -math.inf).repeat(queries_per_key, 1)
 
     return Tables(
         window,
@@ -198,29 +205,31 @@ def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
         sin[:, None],
         first=mask(range(window), range(2 * window)),
         inner=mask(range(window, 2 * window), range(3 * window)),
-        last=mask(range(start, length), range(start - window, length)),
+        last=mask(range(last_start, length), range(last_start - window, length)),
     )
+
+
+def _last_block_start(length: int, window: int) -> int:
+    """Return where the last block of queries starts: a whole window and what is left over."""
+    return (length // window - 1) * window
 
 
 def condition_heads(layer: Any, condition: CachedCondition) -> Heads:
     """Return the condition's keys and values [1, K, C, D] for a layer, and the attention [1, 1, E] to null tokens."""
     if layer not in condition.heads:
         assert condition.embedded is not None  # the transformer embeds it before its first layer
+        states, null = condition.embedded
         attn = layer.cross_attn
-        (states, null) = condition.embedded
-        key, value, answer = (
-            project(each).unflatten(-1, (attn.kv_heads, -1))
-            for project, each in ((attn.to_k, states), (attn.to_v, states), (attn.to_v, null))
-        )
+        key = attn.to_k(states).unflatten(-1, (attn.kv_heads, -1))
+        value = attn.to_v(states).unflatten(-1, (attn.kv_heads, -1))
+        null_value = attn.to_v(null).unflatten(-1, (attn.kv_heads, -1))
         # Null tokens are all equal, and attention to equal tokens is their value, whatever the
         # query.
-        answer = attn.to_out[0](
-            answer.repeat_interleave(attn.heads // attn.kv_heads, dim=2).flatten(2)
-        )
+        per_query_head = null_value.repeat_interleave(attn.heads // attn.kv_heads, dim=2)
         condition.heads[layer] = (
             _normed(attn.norm_k, key).transpose(1, 2),
             value.transpose(1, 2),
-            answer,
+            attn.to_out[0](per_query_head.flatten(2)),
         )
     return condition.heads[layer]
 
@@ -233,16 +242,13 @@ def compute_layer(
     condition: torch.Tensor | Heads,
     takes: int = 0,
 ) -> torch.Tensor:
-    """Run a layer on `x` [R, L, E]; `condition` holds the encoder's states, or `condition_heads` of a cached one."""
+    """Run a layer on `x` [R, L, E]; `condition` is the encoder's states, or `condition_heads` of a cached one."""
     from torch.nn.functional import silu
 
-    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (layer.scale_shift_table + temb).chunk(
-        6, dim=1
-    )
-    x = x.addcmul(
-        _self(layer.self_attn, shift.addcmul(_normed(layer.self_attn_norm, x), 1 + scale), tables),
-        gate,
-    )
+    modulation = (layer.scale_shift_table + temb).chunk(6, dim=1)
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+    hidden = shift.addcmul(_normed(layer.self_attn_norm, x), 1 + scale)
+    x = x.addcmul(_self(layer.self_attn, hidden, tables), gate)
     if isinstance(condition, tuple):
         x = _cross(layer, x, condition, takes)
     else:
@@ -257,16 +263,15 @@ def compute_layer(
 def _cross(layer: Any, x: torch.Tensor, heads: Heads, count: int) -> torch.Tensor:
     """Add cross-attention to `x` [R, L, E] in place: `count` takes see the condition, the others a null token."""
     attn = layer.cross_attn
-    (key, value, answer) = heads
+    key, value, null_attention = heads
     takes = x[:count]
-    query = attn.to_q(_normed(layer.cross_attn_norm, takes)).unflatten(
-        -1, (attn.kv_heads, -1, attn.head_dim)
-    )
+    query = attn.to_q(_normed(layer.cross_attn_norm, takes))
+    query = query.unflatten(-1, (attn.kv_heads, -1, attn.head_dim))
     query = _normed(attn.norm_q, query).permute(0, 2, 3, 1, 4)
-    takes += attn.to_out[0](
-        _full(query, key.expand(count, -1, -1, -1), value.expand(count, -1, -1, -1))
-    )
-    x[count:] += answer
+    keys = key.expand(count, -1, -1, -1)
+    values = value.expand(count, -1, -1, -1)
+    takes += attn.to_out[0](_full(query, keys, values))
+    x[count:] += null_attention
     return x
 
 
@@ -289,17 +294,18 @@ def _full(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.
     import torch
 
     rows, heads = query.shape[:2]
-    most = MOST_SCORES.get(query.device.type)
-    if not most:
+    most_scores = MOST_SCORES.get(query.device.type)
+    if not most_scores:
         return _attend(query, key, value)
-    part = max(1, most // (rows * heads * query.shape[2] * key.shape[2]))
-    return torch.cat([_attend(some, key, value) for some in query.split(part, dim=3)], dim=1)
+    scores_per_query = rows * heads * query.shape[2] * key.shape[2]
+    count = max(1, most_scores // scores_per_query)
+    return torch.cat([_attend(part, key, value) for part in query.split(count, dim=3)], dim=1)
 
 
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any = None
 ) -> torch.Tensor:
-    """Return what one kernel makes of `query` [R, K, G, L, D], as [R, L, K*G*D]."""
+    """Return the attention of `query` [R, K, G, L, D] by one kernel, as [R, L, K*G*D]."""
     from torch.nn.functional import scaled_dot_product_attention
 
     out = scaled_dot_product_attention(query.flatten(2, 3), key, value, attn_mask=mask)
@@ -313,32 +319,26 @@ def _windows(
     import torch
 
     window = tables.window
-    length = query.shape[3]
-    start = (length // window - 1) * window
+    start = _last_block_start(query.shape[3], window)
     first = slice(2 * window)
     last = slice(start - window, None)
-    parts = [
-        _attend(query[..., :window, :], key[..., first, :], value[..., first, :], tables.first)
-    ]
+    first_query = query[..., :window, :]
+    parts = [_attend(first_query, key[..., first, :], value[..., first, :], tables.first)]
     if start > window:
-        near_keys, near_values = (
-            each[..., : start + window, :]
-            .unfold(2, 3 * window, window)
-            .permute(0, 2, 1, 4, 3)
-            .flatten(0, 1)
-            for each in (key, value)
-        )
         inner = query[..., window:start, :]
         blocks = inner.unflatten(3, (-1, window)).permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
-        parts.append(
-            _attend(blocks, near_keys, near_values, tables.inner).view(
-                len(inner), inner.shape[3], -1
-            )
-        )
-    parts.append(
-        _attend(query[..., start:, :], key[..., last, :], value[..., last, :], tables.last)
-    )
+        near_keys = _blocks_around(key[..., : start + window, :], window)
+        near_values = _blocks_around(value[..., : start + window, :], window)
+        out = _attend(blocks, near_keys, near_values, tables.inner)
+        parts.append(out.view(len(inner), inner.shape[3], -1))
+    last_query = query[..., start:, :]
+    parts.append(_attend(last_query, key[..., last, :], value[..., last, :], tables.last))
     return torch.cat(parts, dim=1)
+
+
+def _blocks_around(heads: torch.Tensor, window: int) -> torch.Tensor:
+    """Return for each inner block of `heads` [R, K, L, D] it and its neighbours, [R * blocks, K, 3 * window, D]."""
+    return heads.unfold(2, 3 * window, window).permute(0, 2, 1, 4, 3).flatten(0, 1)
 
 
 def _rotated(heads: torch.Tensor, tables: Tables) -> torch.Tensor:
@@ -346,7 +346,8 @@ def _rotated(heads: torch.Tensor, tables: Tables) -> torch.Tensor:
     import torch
 
     first, second = heads.chunk(2, dim=-1)
-    return torch.addcmul(heads * tables.cos, torch.cat([-second, first], dim=-1), tables.sin)
+    turned = torch.cat([-second, first], dim=-1)
+    return torch.addcmul(heads * tables.cos, turned, tables.sin)
 
 
 def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:

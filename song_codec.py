@@ -1,5 +1,4 @@
-"""Audio to latents and back through the pipeline's VAE, tile by tile, so that a job can be stopped
-between two of them.
+"""Audio to latents and back through the pipeline's VAE, tile by tile; a job can be stopped between tiles.
 
 Shapes: n samples (48,000 a second), T latent frames (25 a second), C latent channels (64 in the
 real model).
@@ -19,7 +18,7 @@ from events import Progress, Stage, first_line, is_out_of_memory
 if TYPE_CHECKING:
     import torch
 
-# the timbre encoder was trained on 10 s each from a reference's front, middle and back
+# The timbre encoder was trained on 10 s each from a reference's start, middle and end.
 REFERENCE_SECONDS = 30
 LEAST_SOURCE_FRAMES = 128  # upstream never shows the transformer less than 5.12 s of a source
 REFUSING_DEVICE = "mps"
@@ -29,11 +28,11 @@ _stand_ins: weakref.WeakKeyDictionary[Any, tuple[Any, str]] = weakref.WeakKeyDic
 
 
 def silence(pipe: Any, frames: int) -> torch.Tensor:
-    """Return the model's own silence [1, frames, C]; literal zeros are out of its distribution and drone."""
-    latents = pipe.condition_encoder.silence_latent.to(
-        device=pipe._execution_device, dtype=pipe.transformer.dtype
-    )
-    return latents.repeat(1, math.ceil(frames / latents.shape[1]), 1)[:, :frames]
+    """Return the model's own silence [1, frames, C]; the model has never seen literal zeros, which drone."""
+    latents = pipe.condition_encoder.silence_latent
+    latents = latents.to(device=pipe._execution_device, dtype=pipe.transformer.dtype)
+    copies = math.ceil(frames / latents.shape[1])
+    return latents.repeat(1, copies, 1)[:, :frames]
 
 
 def frames_for(pipe: Any, seconds: float) -> int:
@@ -58,7 +57,7 @@ def encode(pipe: Any, samples: np.ndarray, stage: Stage) -> Generator[Progress, 
 def decode_latents(pipe: Any, latents: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Yield (tile, tiles, samples [2, n]) of `latents` [1, T, C], float32 on the CPU.
 
-    Tiles change the samples by up to 4e-7, and keep memory from growing with the song.
+    Tiling changes the samples by up to 4e-7 and keeps memory from growing with the song.
     """
     size = pipe.vae.tile_latent_min_length
     overlap = pipe.vae.tile_latent_overlap
@@ -77,48 +76,48 @@ def _tiled(
         end = min(start + step, length)
         first = max(start - overlap, 0)
         last = min(end + overlap, length)
-        made = _compute(pipe, method, x[..., first:last])
-        scale = made.shape[-1] / (last - first)
+        result = _compute(pipe, method, x[..., first:last])
+        scale = result.shape[-1] / (last - first)
         kept = slice(round((start - first) * scale), round((end - first) * scale))
-        yield number, len(starts), made[..., kept]
+        yield number, len(starts), result[..., kept]
 
 
 def refusal(pipe: Any) -> str:
-    """Return the message with which Apple's GPU refused a tile, so that the VAE works on the processor now; else ""."""
+    """Return the message with which Apple's GPU refused a tile, after which the VAE works on the processor; else ""."""
     return _stand_ins.get(pipe.vae, (None, ""))[1]
 
 
 def _compute(pipe: Any, method: str, tile: torch.Tensor) -> torch.Tensor:
-    """Return the VAE's `method` ("encode" or "decode") of a tile, on the processor where Apple's GPU refuses it."""
+    """Return the VAE's `method` ("encode" or "decode") of a tile, on the processor if Apple's GPU refuses it."""
     import torch
 
     vae, _ = _stand_ins.get(pipe.vae, (pipe.vae, ""))
     if vae is pipe.vae:
-        place = pipe._execution_device
+        device = pipe._execution_device
     else:
-        place = torch.device("cpu")
+        device = torch.device("cpu")
     try:
         with torch.no_grad():
-            made = getattr(vae, method)(tile.to(place, vae.dtype))
+            result = getattr(vae, method)(tile.to(device, vae.dtype))
         # `latent_dist.sample()` would draw from the global generator; a decoder's `sample` is its
         # output.
         if method == "encode":
-            return made.latent_dist.mode()
-        return made.sample
+            return result.latent_dist.mode()
+        return result.sample
     except RuntimeError as error:
-        if vae is not pipe.vae or place.type != REFUSING_DEVICE or is_out_of_memory(error):
+        if vae is not pipe.vae or device.type != REFUSING_DEVICE or is_out_of_memory(error):
             raise
-        said = first_line(error)
-    # A copy, because the pipeline asks its parts where it runs; torch cannot deep-copy
+        message = first_line(error)
+    # A copy, because the pipeline takes its device from its parts; torch cannot deep-copy
     # weight-normed modules.
     copy = type(vae).from_config(vae.config).to(vae.dtype).eval().requires_grad_(False)
     copy.load_state_dict({name: tensor.cpu() for name, tensor in vae.state_dict().items()})
-    _stand_ins[vae] = copy, said
+    _stand_ins[vae] = (copy, message)
     return _compute(pipe, method, tile)
 
 
 def long_enough(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Return a source's latents [1, T, C], followed by the model's silence up to the least length (upstream)."""
+    """Return a source's latents [1, T, C], padded with the model's silence to at least 128 frames (upstream)."""
     import torch
 
     missing = LEAST_SOURCE_FRAMES - latents.shape[1]
@@ -129,11 +128,12 @@ def long_enough(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
 
 def reference_latents(pipe: Any, samples: np.ndarray) -> Generator[Progress, None, torch.Tensor]:
     """Return timbre latents [1, 750, C] of a reference [2, n] at 48 kHz, repeated if it is shorter than 30 s."""
-    part = 10 * pipe.sample_rate
-    whole = REFERENCE_SECONDS * pipe.sample_rate
-    if samples.shape[-1] < whole:
-        samples = np.tile(samples, (1, math.ceil(whole / samples.shape[-1])))
+    ten_seconds = 10 * pipe.sample_rate
+    least = REFERENCE_SECONDS * pipe.sample_rate
+    if samples.shape[-1] < least:
+        samples = np.tile(samples, (1, math.ceil(least / samples.shape[-1])))
     length = samples.shape[-1]
     # At fixed places, as in diffusers; upstream draws them at random.
-    slices = [samples[:, start : start + part] for start in (0, length // 3, length - part)]
-    return (yield from encode(pipe, np.concatenate(slices, axis=1), "reading"))
+    starts = (0, length // 3, length - ten_seconds)
+    parts = [samples[:, start : start + ten_seconds] for start in starts]
+    return (yield from encode(pipe, np.concatenate(parts, axis=1), "reading"))

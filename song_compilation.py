@@ -1,10 +1,10 @@
 """The song model's layers compiled, on request (ACE_STUDIO_COMPILE).
 
-`1` has `torch.compile` do it in the background after a song (`Compiled`). A ZeroGPU worker does not
-live long enough for that, so there the setting names a Hugging Face repository with packages from
-`tools.compile_layers` (`Packages`). Both need a graph for each kind of layer (in windows or not)
-and each number of rows and takes; it serves nearly all lengths. Songs neither wait for compiling
-nor fail because of it.
+With `1`, `torch.compile` does it in the background after a song (`Compiled`). A ZeroGPU worker does
+not live long enough for that, so there the setting names a Hugging Face repository with packages
+from `tools.compile_layers` (`Packages`). Both need a graph for each kind of layer (in windows or
+not) and each number of rows and takes, which serves nearly all lengths. Songs neither wait for
+compiling nor fail because of it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def set_up(transformer: Any) -> None:
 
 def warm_up(transformer: Any) -> None:
     """Compile in the background what the songs so far could have used, if the setting asks for it."""
-    if isinstance(compiled := getattr(transformer, "compiled", None), Compiled):
+    compiled = getattr(transformer, "compiled", None)
+    if isinstance(compiled, Compiled):
         compiled.warm_up()
 
 
@@ -64,24 +65,23 @@ class Compiled:
     def __init__(self, transformer: Any):
         import torch
 
-        # A graph for each pair of rows and takes (guided or not, one to four takes), in two kinds
-        # of layers.
+        # One graph per case (guided or not, one to four takes) and kind of layer.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         self._transformer = transformer
         self._layer = torch.compile(compute_layer, dynamic=True, fullgraph=True)
         self._lock = threading.Lock()
         self._wanted: set[tuple[int, int]] = set()
-        # Whether each case compiled; a failure is not retried.
+        # Whether each case (rows, takes) could be compiled; a failure is not retried.
         self._compiled: dict[tuple[int, int], bool] = {}
 
     def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
         """Return the function that computes a layer on `rows` rows, the first `takes` of them conditional."""
         if not _is_suitable(self._transformer, tokens):
             return compute_layer
-        worked = self._compiled.get((rows, takes))
-        if worked is None:
+        compiled = self._compiled.get((rows, takes))
+        if compiled is None:
             self._wanted.add((rows, takes))
-        if worked:
+        if compiled:
             return self._layer
         return compute_layer
 
@@ -113,7 +113,7 @@ class Compiled:
                             )
                     self._compiled[case] = True
                 except Exception as error:
-                    # No compiler, no memory, or the model has left the device.
+                    # No compiler, too little memory, or the model has left the device.
                     log.warning("The layers are not compiled: %s", first_line(error))
                     self._compiled[case] = False
 
@@ -125,21 +125,20 @@ class Packages:
         from spaces.zero.torch.aoti import LazyAOTIModel
 
         self._transformer = transformer
-        paths = {place.name: place / "package.pt2" for place in (folder / "submodules").iterdir()}
-        self._models = {name: LazyAOTIModel(path) for name, path in paths.items()}
+        self._models = {}
+        for package in (folder / "submodules").iterdir():
+            self._models[package.name] = LazyAOTIModel(package / "package.pt2")
         self._layers: dict[tuple[Any, str], Callable[..., Any]] = {}
         self._broken = False
 
     def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
-        names = {package_name(kind, rows, takes) for kind in kinds(self._transformer)}
-        usable = (
-            names <= self._models.keys()
-            and not self._broken
-            and _is_suitable(self._transformer, tokens)
-        )
-        if usable:
-            return self._compute
-        return compute_layer
+        """Return the function that computes a layer on `rows` rows, the first `takes` of them conditional."""
+        names = {package_name(windowed, rows, takes) for windowed in kinds(self._transformer)}
+        if self._broken or not names <= self._models.keys():
+            return compute_layer
+        if not _is_suitable(self._transformer, tokens):
+            return compute_layer
+        return self._compute
 
     def _compute(
         self,
@@ -150,17 +149,16 @@ class Packages:
         heads: Any,
         takes: int,
     ) -> Any:
-        key = layer, package_name(_is_windowed(layer), len(x), takes)
+        name = package_name(_is_windowed(layer), len(x), takes)
         if not self._broken:
             try:
-                if key not in self._layers:
+                if (layer, name) not in self._layers:
                     # Not earlier: in a ZeroGPU worker the weights have only now arrived on the
                     # card.
-                    weights = {
-                        f"layer.{name}": tensor for name, tensor in layer.state_dict().items()
-                    }
-                    self._layers[key] = self._models[key[1]].with_weights(weights)
-                return self._layers[key](x, *tables[1:], temb, *heads)
+                    weights = {f"layer.{key}": value for key, value in layer.state_dict().items()}
+                    self._layers[layer, name] = self._models[name].with_weights(weights)
+                compute = self._layers[layer, name]
+                return compute(x, *tables[1:], temb, *heads)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -170,22 +168,28 @@ class Packages:
 
 
 def package_name(windowed: bool, rows: int, takes: int) -> str:
-    return f"{'windows' if windowed else 'full'}-{rows}-{takes}"
+    kind = "windows" if windowed else "full"
+    return f"{kind}-{rows}-{takes}"
 
 
 def _is_suitable(transformer: Any, tokens: int) -> bool:
-    """Return whether the graph serves `tokens` tokens: several blocks, not only whole ones.
+    """Tell whether the graph serves `tokens` tokens: several blocks and part of one.
 
-    Hooks (a LoRA, weights cast on use) are not part of it.
+    It serves no layer with hooks (a LoRA, weights cast on use): they are not part of the graph.
     """
     window = transformer.config.sliding_window
-    parts = (
-        module for layer in transformer.layers for module in layer.modules() if module is not layer
+    if tokens < 4 * window or tokens % window == 0:
+        return False
+    return not any(_has_hooks(layer) for layer in transformer.layers)
+
+
+def _has_hooks(layer: Any) -> bool:
+    """Tell whether a module inside `layer` has hooks or a replaced forward."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        for module in layer.modules()
+        if module is not layer
     )
-    hooked = any(
-        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts
-    )
-    return tokens >= 4 * window and tokens % window != 0 and not hooked
 
 
 def _is_windowed(layer: Any) -> bool:
@@ -200,7 +204,7 @@ def kinds(transformer: Any) -> dict[bool, Any]:
 def sample(
     transformer: Any, rows: int, takes: int
 ) -> tuple[torch.Tensor, Tables, torch.Tensor, CachedCondition]:
-    """Return noise in the shapes of a typical song."""
+    """Return example inputs of a layer (noise): x, tables, temb and a condition, in the shapes of a typical song."""
     import torch
 
     config = transformer.config

@@ -1,8 +1,7 @@
-"""The transformer's inputs for a song: words within the token budget, timbre, and the context that
-stands for a source.
+"""The transformer's inputs for a song: words within the token budget, timbre, and the source as a context.
 
-Shapes as in song_loop.py. A context [1 or B, T, 2C] is a source and a mask with 1 where music is
-made.
+Shapes as in song_loop.py. A context [1 or B, T, 2C] is a source and a mask that is 1 where music is
+generated.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def encode_condition(
 ) -> Condition:
     """Encode words and timbre for `context`.
 
-    `timbre` [1, 750, C] are the latents of a reference, None the model's own silence.
+    `timbre` [1, 750, C] has the latents of a reference; None stands for the model's own silence.
     `timbre_token` prepends the XL checkpoints' learned token, which diffusers 0.42.1 leaves out; a
     2B-shaped checkpoint ignores the switch.
     """
@@ -95,11 +94,9 @@ def encode_condition(
 
 
 def is_xl(pipe: Any) -> bool:
-    """Return whether the checkpoint has XL's shape: a condition encoder narrower than the transformer it feeds."""
+    """Tell whether the checkpoint has XL's shape: a condition encoder narrower than the transformer it feeds."""
     config = pipe.transformer.config
-    return (
-        config.encoder_hidden_size is not None and config.encoder_hidden_size != config.hidden_size
-    )
+    return config.encoder_hidden_size not in (None, config.hidden_size)
 
 
 def context_of(source: torch.Tensor, new: torch.Tensor | None = None) -> torch.Tensor:
@@ -118,18 +115,22 @@ def silent_context(pipe: Any, frames: int) -> torch.Tensor:
 
 
 def masked_context(pipe: Any, source: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Return the context of `source` [1, T, C] with silence where `new` [1, T, 1] is True."""
     import torch
 
-    return context_of(torch.where(new, song_codec.silence(pipe, source.shape[1]), source), new)
+    silence = song_codec.silence(pipe, source.shape[1])
+    return context_of(torch.where(new, silence, source), new)
 
 
 def cover_context(pipe: Any, clean: torch.Tensor) -> torch.Tensor:
     """Return the context of a cover: `clean` [1, T, C] through the 5 Hz audio codes and back."""
     import torch
 
+    frames = clean.shape[1]
     with torch.no_grad():
-        codes, _ = pipe.audio_tokenizer.tokenize(clean, song_codec.silence(pipe, clean.shape[1]))
-        return context_of(pipe.audio_token_detokenizer(codes.to(clean.dtype))[:, : clean.shape[1]])
+        codes, _ = pipe.audio_tokenizer.tokenize(clean, song_codec.silence(pipe, frames))
+        latents = pipe.audio_token_detokenizer(codes.to(clean.dtype))
+        return context_of(latents[:, :frames])
 
 
 def codes_context(pipe: Any, codes: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -137,8 +138,7 @@ def codes_context(pipe: Any, codes: Sequence[Sequence[int]]) -> torch.Tensor:
     import torch
 
     dtype = pipe.transformer.dtype
-    # One quantizer reads the codes; if a checkpoint has more, the others get zeros, as in the
-    # pipeline.
+    # One quantizer reads the codes; any others get zeros, as in the pipeline.
     quantizers = pipe.audio_tokenizer.config.fsq_input_num_quantizers
     indices = torch.tensor(codes, dtype=torch.long, device=pipe._execution_device)[..., None]
     indices = torch.nn.functional.pad(indices, (0, quantizers - 1))
@@ -162,8 +162,7 @@ def has_audio_codes(pipe: Any) -> bool:
 
 
 def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
-    """Return (kept, dropped): the longest start of the prompt, cut at a word, that fits 256 tokens
-    with the metadata.
+    """Cut the prompt at a word so that it fits 256 tokens with the metadata; return (kept, dropped).
 
     The tokenizer would cut from the right, and so drop BPM, key and length after a long prompt. A
     prompt without spaces is cut at a character.
@@ -175,9 +174,10 @@ def fit_prompt(pipe: Any, words: Words) -> tuple[str, str]:
 
     if not too_long(len(prompt)):
         return prompt, ""
-    spaces = [i for i, c in enumerate(prompt) if c.isspace()]
+    spaces = [index for index, character in enumerate(prompt) if character.isspace()]
     ends = [0, *(spaces or range(1, len(prompt)))]
-    end = ends[max(bisect.bisect_left(ends, True, key=too_long) - 1, 0)]
+    first_too_long = bisect.bisect_left(ends, True, key=too_long)
+    end = ends[max(first_too_long - 1, 0)]
     return prompt[:end].rstrip(), prompt[end:].strip()
 
 

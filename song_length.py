@@ -1,7 +1,6 @@
-"""How long a song should be if nobody says so: from its lyrics, or from the style that its prompt
-names.
+"""A song's length if nobody chose one: from its lyrics, or from the style that its prompt names.
 
-A planner decides the length by itself; this is for songs without one.
+A planner decides the length by itself; this is for songs without a planner.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ BUILT_IN_SECONDS = 60.0  # of an instrumental piece by the built-in engine
 USUAL_BPM = 100
 # 6/8 is counted in quarters, as BPM is.
 BEATS_PER_BAR = {"": 4, "2": 2, "3": 3, "4": 4, "6": 3}
-BARS_OF_A_LINE = 2
-BARS_OF_A_SHORT_LINE = 1
+BARS_PER_LINE = 2
+BARS_PER_SHORT_LINE = 1
 SHORT_LINE_SYLLABLES = 4
-SYLLABLES_A_SECOND = 4.0  # nobody sings faster for long
-BARS_OF_AN_INSTRUMENTAL_PART = 4
-# Before the first line and after the last one, where the lyrics have no such part.
-BARS_OF_AN_INTRO = 2
-BARS_OF_AN_OUTRO = 4
+SYLLABLES_PER_SECOND = 4.0  # nobody sings faster for long
+BARS_PER_INSTRUMENTAL_SECTION = 4
+# Added before the first line and after the last one if the lyrics have no such section.
+INTRO_BARS = 2
+OUTRO_BARS = 4
 
 
 @dataclass(frozen=True)
 class Length:
-    """A length in seconds, and what it was taken from."""
+    """A length in seconds and where it came from."""
 
     seconds: float
     source: Literal["planner", "lyrics", "style"]
@@ -39,7 +38,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Automatic:
-    """What a song of automatic length may become: up to `longest` seconds by its planner, else `guess`."""
+    """The length of a song that nobody chose: up to `longest` seconds if planned, else `guess`."""
 
     longest: float
     guess: Length
@@ -48,7 +47,7 @@ class Automatic:
 def guess(request: GenerateRequest, built_in: bool = False) -> Length:
     """Return the length that suits the request's lyrics; without lyrics, its style.
 
-    `built_in` tells that the built-in engine plays.
+    `built_in` says that the built-in engine plays it.
     """
     lyrics = request.sung_lyrics()
     if lyrics != INSTRUMENTAL:
@@ -64,43 +63,44 @@ def _allowed(seconds: float) -> float:
 
 
 def _sung_seconds(lyrics: str, request: GenerateRequest) -> float:
-    bar = BEATS_PER_BAR[request.time_signature] * 60 / (request.bpm or USUAL_BPM)
-    parts = _parts(lyrics)
+    bpm = request.bpm or USUAL_BPM
+    bar_seconds = BEATS_PER_BAR[request.time_signature] * 60 / bpm
+    sections = _sections(lyrics)
     seconds = 0.0
-    if parts[0]:
-        seconds += BARS_OF_AN_INTRO * bar
-    for lines in parts:
+    if sections[0]:
+        seconds += INTRO_BARS * bar_seconds
+    for lines in sections:
         if not lines:
-            seconds += BARS_OF_AN_INSTRUMENTAL_PART * bar
+            seconds += BARS_PER_INSTRUMENTAL_SECTION * bar_seconds
         for line in lines:
-            seconds += _line_seconds(line, bar, request.language)
-    if parts[-1]:
-        seconds += BARS_OF_AN_OUTRO * bar
+            seconds += _line_seconds(line, bar_seconds, request.language)
+    if sections[-1]:
+        seconds += OUTRO_BARS * bar_seconds
     return seconds
 
 
-def _parts(lyrics: str) -> list[list[str]]:
+def _sections(lyrics: str) -> list[list[str]]:
     """Return the sung lines under each section tag, and those before the first one."""
-    parts: list[list[str]] = [[]]
+    sections: list[list[str]] = [[]]
     for line in lyrics.splitlines():
         text = line.strip()
         if parse_heading(text) is not None:
-            parts.append([])
+            sections.append([])
         elif text:
-            parts[-1].append(text)
-    if len(parts) > 1 and not parts[0]:
-        return parts[1:]
-    return parts
+            sections[-1].append(text)
+    if len(sections) > 1 and not sections[0]:
+        return sections[1:]
+    return sections
 
 
-def _line_seconds(line: str, bar: float, language: str) -> float:
+def _line_seconds(line: str, bar_seconds: float, language: str) -> float:
     count = syllables(line, language)
     if count is None:
-        return BARS_OF_A_LINE * bar
-    bars = BARS_OF_A_LINE
+        return BARS_PER_LINE * bar_seconds
+    bars = BARS_PER_LINE
     if count <= SHORT_LINE_SYLLABLES:
-        bars = BARS_OF_A_SHORT_LINE
-    return max(bars * bar, count / SYLLABLES_A_SECOND)
+        bars = BARS_PER_SHORT_LINE
+    return max(bars * bar_seconds, count / SYLLABLES_PER_SECOND)
 
 
 def _style_seconds(prompt: str) -> float:

@@ -1,5 +1,4 @@
-"""The denoising loop: from noise to latents, over the pipeline's own components, one step at a
-time.
+"""The denoising loop: from noise to latents with the pipeline's own components, one step at a time.
 
 On text2music it equals `AceStepPipeline.__call__` in float32: bit for bit up to 256 tokens (20 s),
 to 1e-5 beyond, where attention works in windows. It differs from it on purpose in three points:
@@ -24,21 +23,21 @@ from song_conditions import Condition
 if TYPE_CHECKING:
     import torch
 
-# Adaptive projected guidance as ACE-Step trains and ships it (APG, arXiv 2410.02416): momentum, eta
-# 0, L2 threshold.
+# Adaptive projected guidance as ACE-Step ships it (APG, arXiv 2410.02416), with eta 0; the
+# threshold is an L2 norm.
 APG_MOMENTUM = -0.75
 APG_THRESHOLD = 2.5
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Preserve a source outside a region, after each of the first `steps` steps (upstream's repaint injection)."""
+    """Restore a source outside a region after each of the first `steps` steps (upstream's repaint injection)."""
 
     new: torch.Tensor  # [1, T, 1] bool, True in the region
     # [1, T, C]; outside, latents become t * noise + (1 - t) * clean, with the run's initial noise
     clean: torch.Tensor
     steps: int
-    frames: int = 0  # of the ramps of the final `blend`
+    frames: int = 0  # length of the ramps of the final `blend`
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Morph:
 
     source: Condition  # describes the source
     clean: torch.Tensor
-    first: int  # earlier steps are skipped
-    last: int  # from here on, the target alone counts
+    first: int  # the step at which it begins; earlier ones are skipped
+    last: int  # the step from which only the target's velocity counts
     averages: int  # draws of noise per step
 
 
@@ -62,7 +61,9 @@ class Run:
     generators: tuple[torch.Generator, ...]
     sigmas: tuple[float, ...]  # the N shifted timesteps from 1 down, without the final 0
     guidance: float
-    cfg_start: float = 0.0  # guidance acts while the progress 1 - t is within these two
+    cfg_start: float = (
+        0.0  # guidance acts while the progress 1 - t is from `cfg_start` to `cfg_end`
+    )
     cfg_end: float = 1.0
     sampler: str = "ode"
     # the step (from 0) at which another condition replaces the first
@@ -80,9 +81,10 @@ def denoise(pipe: Any, run: Run) -> Iterator[torch.Tensor]:
     keep = run.keep
     pipe.scheduler.set_timesteps(sigmas=list(run.sigmas), device=device)
     sigmas = pipe.scheduler.sigmas
-    # as Python floats: reading the device's tensor in every step would synchronise
+    # As Python floats: reading the device's tensor in every step would synchronise.
     times = sigmas.tolist()
-    start = latents = run.start.to(device)
+    start = run.start.to(device)
+    latents = start
     model = _Model(pipe, run.condition, len(start))
     source = _Model(pipe, morph.source, len(start)) if morph else None
     for index in range(len(run.sigmas)):
@@ -99,12 +101,13 @@ def denoise(pipe: Any, run: Run) -> Iterator[torch.Tensor]:
                     latents = latents + (t_next - t) * change
             else:
                 if morph and index == morph.last:
-                    latents = noised(morph.clean, _fresh(run, latents), t) + (latents - morph.clean)
+                    noisy = noised(morph.clean, _fresh_noise(run, latents), t)
+                    latents = noisy + (latents - morph.clean)
                 velocity = model.velocity(latents, t, guidance)
                 if run.sampler == "sde" and times[index + 1] > 0.0:
-                    # To the clean estimate and back up with fresh noise (upstream's SDE, next
-                    # schedule value).
-                    latents = noised(latents - t * velocity, _fresh(run, latents), t_next)
+                    # To the clean estimate, then fresh noise up to the next time (upstream's SDE).
+                    clean = latents - t * velocity
+                    latents = noised(clean, _fresh_noise(run, latents), t_next)
                 else:
                     latents = latents + (t_next - t) * velocity
             if keep and index < keep.steps:
@@ -119,13 +122,12 @@ class _Model:
         from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 
         states = condition.states
-        null = pipe.condition_encoder.null_condition_emb.to(
-            device=states.device, dtype=states.dtype
-        )
+        null = pipe.condition_encoder.null_condition_emb
+        null = null.to(device=states.device, dtype=states.dtype)
         self._transformer = pipe.transformer
         self._takes = takes
         self._condition = song_attention.CachedCondition(states, null, takes)
-        # for both halves of guidance
+        # Twice: for guidance's conditional and unconditional rows.
         self._context = condition.context.expand(takes, -1, -1).repeat(2, 1, 1)
         self.momentum = momentum or MomentumBuffer(momentum=APG_MOMENTUM)
 
@@ -168,31 +170,32 @@ def _morph_velocity(
     t: torch.Tensor,
     guidance: float,
 ) -> torch.Tensor:
-    """Return the mean over the draws of target velocity minus source velocity [B, T, C], each at
-    its own noisy point.
+    """Return target velocity minus source velocity [B, T, C], each at its own noisy point, averaged over the draws.
 
     Every draw starts from the same two momentum buffers, which then advance once, by the mean.
     """
     clean = morph.clean
     draws = morph.averages
     change = 0.0
-    before = (model.momentum.running_average, source.momentum.running_average)
-    model_after = 0.0
-    source_after = 0.0
+    model_before = model.momentum.running_average
+    source_before = source.momentum.running_average
+    model_mean = 0.0
+    source_mean = 0.0
     for _ in range(draws):
-        noisy = noised(clean, _fresh(run, latents), t)
-        model.momentum.running_average, source.momentum.running_average = before
-        away = source.velocity(noisy, t, guidance)
-        towards = model.velocity(noisy + (latents - clean), t, guidance)
-        change = change + (towards - away) / draws
-        model_after = model_after + model.momentum.running_average / draws
-        source_after = source_after + source.momentum.running_average / draws
-    model.momentum.running_average = model_after
-    source.momentum.running_average = source_after
+        noisy = noised(clean, _fresh_noise(run, latents), t)
+        model.momentum.running_average = model_before
+        source.momentum.running_average = source_before
+        source_velocity = source.velocity(noisy, t, guidance)
+        target_velocity = model.velocity(noisy + (latents - clean), t, guidance)
+        change = change + (target_velocity - source_velocity) / draws
+        model_mean = model_mean + model.momentum.running_average / draws
+        source_mean = source_mean + source.momentum.running_average / draws
+    model.momentum.running_average = model_mean
+    source.momentum.running_average = source_mean
     return change
 
 
-def _fresh(run: Run, latents: torch.Tensor) -> torch.Tensor:
+def _fresh_noise(run: Run, latents: torch.Tensor) -> torch.Tensor:
     return draw_noise(run.generators, *latents.shape[1:]).to(latents.device)
 
 
@@ -216,13 +219,14 @@ def draw_noise(generators: tuple[torch.Generator, ...], frames: int, channels: i
     """Return noise [B, frames, channels], float32 on the CPU, one row from each take's generator."""
     import torch
 
-    return torch.cat(
-        [torch.randn((1, frames, channels), generator=g, dtype=torch.float32) for g in generators]
-    )
+    rows = []
+    for generator in generators:
+        rows.append(torch.randn((1, frames, channels), generator=generator, dtype=torch.float32))
+    return torch.cat(rows)
 
 
 def vary(noise: torch.Tensor, other: torch.Tensor, amount: float) -> torch.Tensor:
-    """Rotate `noise` towards `other` by `amount` (0 to 1) of a quarter circle, which keeps the variance (retake)."""
+    """Rotate `noise` towards `other` by `amount` (0 to 1) of a quarter circle, which keeps its variance."""
     angle = amount * math.pi / 2
     return math.cos(angle) * noise + math.sin(angle) * other
 
@@ -252,9 +256,10 @@ def blend(latents: torch.Tensor, keep: Keep) -> torch.Tensor:
     places = torch.arange(latents.shape[1])
     inside = keep.new[0, :, 0].cpu().nonzero()[:, 0]
     # The region's nearest frames, at or before each place and after it.
-    after = torch.searchsorted(inside, places, right=True)
-    before = inside[(after - 1).clamp(min=0)]
-    after = inside[after.clamp(max=len(inside) - 1)]
+    index_after = torch.searchsorted(inside, places, right=True)
+    before = inside[(index_after - 1).clamp(min=0)]
+    after = inside[index_after.clamp(max=len(inside) - 1)]
     distance = torch.minimum((places - before).abs(), (after - places).abs())
-    weight = (1.0 - distance / (keep.frames + 1)).clamp(min=0.0)[None, :, None].to(latents.device)
+    weight = (1.0 - distance / (keep.frames + 1)).clamp(min=0.0)
+    weight = weight[None, :, None].to(latents.device)
     return weight * latents + (1.0 - weight) * keep.clean.float()

@@ -1,7 +1,6 @@
-"""Changes to the pipeline's VAE that make it faster and leave its results: idle units skipped,
-pieces, smaller tiles.
+"""The pipeline's VAE made faster without changing its results: idle units skipped, pieces, smaller tiles.
 
-They replace methods of diffusers' modules (docs/architecture.md, "Reached into");
+These functions replace methods of diffusers' modules (docs/architecture.md, "Reached into");
 `models.build_pipeline` applies them. Shapes: n samples (48,000 a second), T latent frames (25 a
 second), C channels.
 """
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 MPS_MOST_SAMPLES = 65_536
 # How far a block's three residual units see to each side, in values at their own rate.
 SEEN_BY_UNITS = 39
-# The same for the outer convolution.
+# The same of the outer convolution.
 SEEN_BY_OUTER = 3
-# Larger tensors leave a processor's caches, and Linux clears their memory for each operation.
+# Larger tensors do not fit a processor's caches, and Linux clears their memory for each operation.
 PIECE_FLOATS = 2**20
 
 
@@ -43,32 +42,33 @@ def _unchanged(hidden_state: torch.Tensor) -> torch.Tensor:
 
 
 def use_pieces(vae: Any) -> None:
-    """Make `vae` compute its widest layers, those at the full sample rate, piece by piece on a
-    processor.
+    """Make `vae` compute its widest layers, those at the full sample rate, piece by piece on a processor.
 
     Each piece sees as much of its neighbours as these layers reach, so the result differs from the
     stock VAE's only by rounding. Decoding is about twice as fast, and memory no longer grows with
-    the tile. Channels that carry nothing are left out, which `skip_idle_units` must come before.
+    the tile. Channels that carry nothing are left out; to find them, call `skip_idle_units` first.
     """
     import torch
 
     encoder = vae.encoder
     first = encoder.block[0]
     head = torch.nn.Sequential(encoder.conv1, first)
-    live = _live_channels(first, _gains(encoder.conv1), _gains(first.conv1).transpose(0, 1))
+    written = _gains(encoder.conv1)
+    read = _gains(first.conv1).transpose(0, 1)
+    live = _live_channels(first, written, read)
     encoder.forward = functools.partial(_encoded, encoder, _narrowed(head, HEAD, live))
 
     decoder = vae.decoder
     last = decoder.block[-1]
     tail = torch.nn.Sequential(last, decoder.snake1, decoder.conv2)
-    live = _live_channels(
-        last, _gains(last.conv_t1).transpose(0, 1), _gains(decoder.conv2).transpose(0, 1)
-    )
+    written = _gains(last.conv_t1).transpose(0, 1)
+    read = _gains(decoder.conv2).transpose(0, 1)
+    live = _live_channels(last, written, read)
     decoder.forward = functools.partial(_decoded, decoder, _narrowed(tail, TAIL, live))
 
 
-# The parameters of the layers at the full sample rate, and in which of their dimensions the
-# channels lie.
+# The parameters of the layers at the full sample rate, and the dimension of each that counts
+# channels.
 HEAD = {
     "0.weight_g": 0,
     "0.weight_v": 0,
@@ -91,19 +91,24 @@ def _gains(layer: Any) -> torch.Tensor:
     return layer.weight_v * layer.weight_g
 
 
-def _live_channels(block: Any, made: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    """Return the channels that one layer makes or the other reads; all of them if `block` has a working unit."""
+def _live_channels(block: Any, written: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """Return the channels that one layer writes or the other reads; all of them if a unit of `block` is not idle.
+
+    `written` and `read` are the two layers' gains, with the channels first.
+    """
     import torch
 
     units = (block.res_unit1, block.res_unit2, block.res_unit3)
     if not all(unit.forward is _unchanged for unit in units):
-        return torch.arange(len(made))
-    return (made.flatten(1).any(dim=1) | read.flatten(1).any(dim=1)).nonzero()[:, 0]
+        return torch.arange(len(written))
+    live = written.flatten(1).any(dim=1) | read.flatten(1).any(dim=1)
+    return live.nonzero()[:, 0]
 
 
 def _narrowed(
     layers: Any, dims: dict[str, int], live: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function that computes `layers` with the `live` channels alone; `dims` is `HEAD` or `TAIL`."""
     import torch
 
     name, dim = next(iter(dims.items()))
@@ -112,14 +117,14 @@ def _narrowed(
 
     def compute(x: torch.Tensor) -> torch.Tensor:
         channels = live.to(x.device)
-        chosen = {
+        parameters = {
             name: layers.get_parameter(name).index_select(dim, channels)
             for name, dim in dims.items()
         }
         # oneDNN spends seconds planning each new length of a convolution with so few channels.
         enabled, *_ = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
         try:
-            return torch.func.functional_call(layers, chosen, (x,))
+            return torch.func.functional_call(layers, parameters, (x,))
         finally:
             torch.backends.mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)
 
@@ -131,12 +136,14 @@ def _decoded(decoder: Any, tail: Callable, latents: torch.Tensor) -> torch.Tenso
     x = decoder.conv1(latents)
     for block in decoder.block[:-1]:
         x = block(x)
-    return _in_pieces(tail, x, decoder.conv2.in_channels, decoder.block[-1].conv_t1.stride[0], 1)
+    upsampling = decoder.block[-1].conv_t1.stride[0]
+    return _in_pieces(tail, x, decoder.conv2.in_channels, up=upsampling, down=1)
 
 
 def _encoded(encoder: Any, head: Callable, samples: torch.Tensor) -> torch.Tensor:
     """Return the latents' means and spreads [B, 2C, T] of `samples` [B, 2, n]; `head` computes the first block."""
-    x = _in_pieces(head, samples, encoder.conv1.out_channels, 1, encoder.block[0].conv1.stride[0])
+    downsampling = encoder.block[0].conv1.stride[0]
+    x = _in_pieces(head, samples, encoder.conv1.out_channels, up=1, down=downsampling)
     for block in encoder.block[1:]:
         x = block(x)
     return encoder.conv2(encoder.snake1(x))
@@ -149,7 +156,10 @@ def _in_pieces(
     up: int,
     down: int,
 ) -> torch.Tensor:
-    """Return `compute` of `x` [B, C, n], `channels` wide inside, which makes `up` values of each `down` of `x`."""
+    """Return `compute` of `x` [B, C, n], piece by piece on a processor.
+
+    `compute` is `channels` wide inside and turns every `down` values of `x` into `up` values.
+    """
     import torch
 
     if x.device.type != "cpu":
@@ -162,10 +172,10 @@ def _in_pieces(
     for start in range(0, length, frames):
         first = max(start - seen, 0)
         end = start + frames
-        made = compute(x[..., first * down : (end + seen) * down])
-        # The last piece also has what is left of an incomplete frame.
+        part = compute(x[..., first * down : (end + seen) * down])
+        # The last piece keeps everything, including an incomplete frame.
         stop = None if end >= length else (end - first) * up
-        parts.append(made[..., (start - first) * up : stop])
+        parts.append(part[..., (start - first) * up : stop])
     return torch.cat(parts, dim=-1)
 
 
@@ -173,10 +183,10 @@ def _in_pieces(
 
 
 def use_tiles(vae: Any, short: bool = False) -> None:
-    """Make `vae` work tile by tile with no more overlap than its layers see: the stock VAE's is 64
-    frames of 512.
+    """Make `vae` work tile by tile with no more overlap than its layers see.
 
-    `short` tiles are the longest whose convolutions Apple's GPU accepts before macOS 15.1.
+    The stock VAE overlaps 64 frames of 512. `short` tiles are the longest whose convolutions
+    Apple's GPU accepts before macOS 15.1.
     """
     vae.enable_tiling()
     hop = vae.hop_length
@@ -189,7 +199,7 @@ def use_tiles(vae: Any, short: bool = False) -> None:
 
 
 def seen_frames(strides: Sequence[int]) -> int:
-    """Return how many frames to each side a VAE sees of one: in its decoder, which sees more than its encoder."""
+    """Return how many frames to each side a VAE's decoder sees, which sees more than its encoder."""
     rate = 1
     seen = float(SEEN_BY_OUTER)
     for stride in reversed(strides):

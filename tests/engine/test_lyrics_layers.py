@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lyrics_layers import ROOM, BranchingLayers
+from lyrics_layers import GROWTH, BranchingLayers
 from tests.weights import SONGWRITER
 
 
@@ -28,7 +28,7 @@ def test_continuations_score_as_if_each_were_the_whole_text(model):
 
     layers = BranchingLayers(model)
     # Beyond the first room, so that it grows.
-    text = draw(ROOM - 3)
+    text = draw(GROWTH - 3)
     torch.testing.assert_close(layers.read(text), stock(model, text), atol=1e-5, rtol=1e-4)
     for kept, count in ((2, 3), (0, 2), (1, 4)):
         rows = [draw(4) for _ in range(3)]

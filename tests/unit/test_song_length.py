@@ -35,7 +35,7 @@ def test_nobody_sings_faster_than_one_can():
     rap = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen\n"  # 22 syllables
     fast, slow = (guess(lyrics=f"[Verse]\n{16 * rap}", bpm=bpm).seconds for bpm in (290, 300))
     assert fast == pytest.approx(slow, abs=2)
-    assert slow > 16 * 20 / song_length.SYLLABLES_A_SECOND
+    assert slow > 16 * 20 / song_length.SYLLABLES_PER_SECOND
 
 
 def test_parts_without_words_are_played():
