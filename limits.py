@@ -20,9 +20,9 @@ from pydantic_core import PydanticCustomError
 
 
 def preset(name: str) -> Any:
-    return json.loads(
-        Path(__file__).with_name("presets").joinpath(f"{name}.json").read_text(encoding="utf-8")
-    )
+    """Return the contents of presets/`name`.json."""
+    path = Path(__file__).with_name("presets") / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 STUDIO_VERSION = "0.1.0"
@@ -30,19 +30,17 @@ SAMPLE_RATE = 48_000
 MAX_SEED = 2**32 - 1
 MAX_SOURCE_SECONDS = 600
 AUTOMATIC_SECONDS = 240.0  # the longest song that a planner may choose to make
-# of GPU time for such a song on ZeroGPU: all that a visitor without an account has a day
+# GPU time for such a song on ZeroGPU: the daily quota of a visitor without an account.
 AUTOMATIC_GPU_SECONDS = 120
 LEAST_REGION_SECONDS = 0.5
 MOST_REGIONS = 16
 MOST_LORAS = 50
-# The song model's budgets for the rendered prompt with its song details, and for the rendered
-# lyrics.
-MAX_TEXT_TOKENS = 256
-MAX_LYRIC_TOKENS = 2_048
+MAX_TEXT_TOKENS = 256  # the song model's budget for the rendered prompt with its song details
+MAX_LYRIC_TOKENS = 2_048  # and for the rendered lyrics
 MORE_LIKE_THIS = 0.25  # the variation of "More like this"
 INSTRUMENTAL = "[Instrumental]"
 
-# ACE-Step 1.5 constants: BPM, duration, time signatures, keys, languages (acestep/constants.py
+# BPM, durations, time signatures, keys and languages are ACE-Step 1.5's (acestep/constants.py
 # upstream).
 TIME_SIGNATURES = {"2": "2/4", "3": "3/4", "4": "4/4", "6": "6/8"}
 KEYS = tuple(
@@ -53,8 +51,18 @@ KEYS = tuple(
 )
 LANGUAGES: dict[str, str] = preset("languages")
 TRACKS = (
-    *("vocals", "backing_vocals", "drums", "bass", "guitar", "keyboard"),
-    *("percussion", "strings", "synth", "fx", "brass", "woodwinds"),
+    "vocals",
+    "backing_vocals",
+    "drums",
+    "bass",
+    "guitar",
+    "keyboard",
+    "percussion",
+    "strings",
+    "synth",
+    "fx",
+    "brass",
+    "woodwinds",
 )
 ACTIONS = {
     "repaint": "Repaint a region",
@@ -86,17 +94,17 @@ MEMORY_PLANS = {
     "fast8": "Computed in 8 bits: faster, less exact",
 }
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
-# for the built-in engine (docs/preview-engine.md)
-PREVIEW_STEPS = {"draft": 5, "standard": 8, "best": 20}
-# name on the page -> sections that the songwriter is asked for
+# The same for the built-in engine (docs/preview-engine.md).
+BUILT_IN_STEPS = {"draft": 5, "standard": 8, "best": 20}
+# The sections that the songwriter is asked for, by their name on the page.
 STRUCTURES: dict[str, str] = preset("structures")
 
 
 def shown(value: object, most: int = 40) -> str:
-    """Quote a value in a message: text is cut to `most` characters, control characters become spaces."""
+    """Quote a value for a message: text is cut to `most` characters, control characters become spaces."""
     if isinstance(value, bool | int | float):
         return str(value)
-    text = "".join(c if c.isprintable() else " " for c in str(value))
+    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
     if len(text) > most:
         return f'"{text[:most]}..."'
     return f'"{text}"'
@@ -114,7 +122,7 @@ def size_text(size: int) -> str:
 
 @dataclass(frozen=True)
 class Limit:
-    """The range of a number, with the slider's `step`; `default` None means that the field may stay empty."""
+    """The range of a number, and the step of its slider; with `default` None the field may stay empty."""
 
     label: str
     low: float
@@ -125,26 +133,23 @@ class Limit:
     integer: bool = False
 
     def parse(self, value: object) -> float | int | None:
-        """Return the number `value`, or None if the field may stay empty; raises `wrong` if it is out of range."""
+        """Return the number `value`, or None if the field may stay empty; raises a `field_error` out of range."""
         if value is None and self.default is None:
             return None
         return self.parse_given(value)
 
     def parse_given(self, value: object) -> float | int:
-        """Return the number `value`, which may not be None; raises `wrong` if it is out of range."""
-        # NaN is in no range, and int() would raise for it.
-        if (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and self.low <= value <= self.high
-        ):
-            if not self.integer:
+        """Return the number `value`, which may not be None; raises a `field_error` out of range."""
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            # NaN is in no range, so that int() does not raise.
+            in_range = self.low <= value <= self.high
+            if in_range and not self.integer:
                 return float(value)
-            if value == int(value):
+            if in_range and value == int(value):
                 return int(value)
         whole = "a whole number " if self.integer else ""
         unit = f" {self.unit}" if self.unit else ""
-        raise wrong(
+        raise field_error(
             f"{self.label} must be {whole}from {self.low:g} to {self.high:.12g}{unit}, not {shown(value)}."
         )
 
@@ -195,28 +200,34 @@ LIMITS = {
     "top_p": Limit("Top-p", 0.05, 1, 0.9, 0.05),
     "max_tokens": Limit("Max length", 16, 2_048, 1_024, 16, "tokens", integer=True),
 }
+# The most characters of each text.
 TEXT_LIMITS = {
-    **{"prompt": 2_000, "lyrics": 10_000, "source_prompt": 2_000, "source_lyrics": 10_000},
-    **{"brief": 2_000, "structure": 500, "tone": 200, "idea": 2_000, "exclude": 500},
+    "prompt": 2_000,
+    "lyrics": 10_000,
+    "source_prompt": 2_000,
+    "source_lyrics": 10_000,
+    "brief": 2_000,
+    "structure": 500,
+    "tone": 200,
+    "idea": 2_000,
+    "exclude": 500,
 }
-# How many runs may wait: in all, of one page, and of one program, which leaves room for others.
-MOST_WAITING = 32
+MOST_WAITING = 32  # runs in the queue
 MOST_WAITING_OF_A_PAGE = 3
-MOST_WAITING_OF_A_PROGRAM = 24
-# The most work that one owner may have waiting, in minutes: on a machine of one's own, and on a
-# Space.
+MOST_WAITING_OF_A_PROGRAM = 24  # leaves room for others
+# Minutes of work that one owner may have waiting.
 MOST_MINUTES = 600
 MOST_MINUTES_ON_A_SPACE = 60
-# The longest text that the browser keeps across reloads: room for a text that still has to be
-# shortened.
+# The longest text that the browser keeps across reloads, too long ones included: the visitor may
+# still shorten them.
 KEPT_TEXT = 4 * max(TEXT_LIMITS.values())
 
 
 # --- checks of single fields ----------------------------------------------------------------------
 
 
-def wrong(sentence: str, field: str = "") -> PydanticCustomError:
-    """Return an error with a sentence for people; a validator of a whole model names the `field` it is about."""
+def field_error(sentence: str, field: str = "") -> PydanticCustomError:
+    """Return an error with a sentence for people; the validator of a whole model has to name the `field`."""
     return PydanticCustomError("wrong", "{sentence}", {"sentence": sentence, "field": field})
 
 
@@ -226,7 +237,7 @@ def number(name: str) -> BeforeValidator:
 
 
 def number_or_none(name: str) -> BeforeValidator:
-    """Return the check of a number within `LIMITS[name]` where None means something else than the default."""
+    """Return the check of a number within `LIMITS[name]`, where None means something other than the default."""
     return BeforeValidator(LIMITS[name].parse_or_none)
 
 
@@ -243,27 +254,34 @@ def usual_count(name: str) -> int:
 
 
 def text(name: str, wanted: str = "") -> BeforeValidator:
-    """Return the check of a text within `TEXT_LIMITS[name]`; if `wanted` asks for it, the text must not be empty."""
-    part = name.removeprefix("source_").capitalize()
+    """Return the check of a text within `TEXT_LIMITS[name]`.
+
+    With `wanted`, such as "describe the song", the text must not be empty.
+    """
+    label = name.removeprefix("source_").capitalize()
     most = TEXT_LIMITS[name]
-    label = part
     if name.startswith("source_"):
-        label = f"{part} of the source"
+        label += " of the source"
 
     def check(value: object) -> str:
         if value is not None and not isinstance(value, str):
-            raise wrong(f"{label} must be text, not {shown(value)}.")
+            raise field_error(f"{label} must be text, not {shown(value)}.")
         value = value or ""
         if len(value) > most:
-            raise wrong(f"{label} may have up to {most:,} characters; this has {len(value):,}.")
-        kept = "".join(
-            c for c in value if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")
-        ).strip()
+            raise field_error(
+                f"{label} may have up to {most:,} characters; this has {len(value):,}."
+            )
+        kept = "".join(filter(_is_text, value)).strip()
         if wanted and not kept:
-            raise wrong(f"{label} must have from 1 to {most:,} characters: {wanted}.")
+            raise field_error(f"{label} must have from 1 to {most:,} characters: {wanted}.")
         return kept
 
     return BeforeValidator(check)
+
+
+def _is_text(character: str) -> bool:
+    """Tell whether a text may hold `character`: no control characters, no halves of surrogate pairs."""
+    return character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
 
 
 def choice(label: str, choices: Mapping[str, Any]) -> BeforeValidator:
@@ -276,7 +294,7 @@ def choice(label: str, choices: Mapping[str, Any]) -> BeforeValidator:
     def check(value: object) -> str:
         if isinstance(value, str) and value.strip().lower() in choices:
             return value.strip().lower()
-        raise wrong(f"{label} must be {listed}, not {shown(value)}.")
+        raise field_error(f"{label} must be {listed}, not {shown(value)}.")
 
     return BeforeValidator(check)
 
@@ -287,17 +305,16 @@ def flag(label: str) -> BeforeValidator:
     def check(value: object) -> bool:
         if isinstance(value, bool):
             return value
-        raise wrong(f"{label} must be true or false, not {shown(value)}.")
+        raise field_error(f"{label} must be true or false, not {shown(value)}.")
 
     return BeforeValidator(check)
 
 
 def parse_key(value: object) -> str:
-    """Return a key as the model reads it, such as "F# minor"; accepts "Am", "Bb", "c Major" and "E♭
-    min".
+    """Return a key as the model reads it, such as "F# minor", "" for none.
 
-    Raises PydanticCustomError unless it is one of the 42 keys (7 letters, natural, sharp or flat,
-    major or minor).
+    Accepts "Am", "Bb", "c Major" and "E♭ min". Raises PydanticCustomError unless it is one of the
+    42 keys (7 letters, natural, sharp or flat, major or minor).
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return ""
@@ -305,28 +322,30 @@ def parse_key(value: object) -> str:
     # Only a lone M or m tells major from minor by its case.
     found = re.fullmatch(r"((?i:[A-G]))([#bB]?)\s*(M|m|(?i:major|maj|minor|min))?", written)
     if not isinstance(value, str) or not found:
-        raise wrong(
+        raise field_error(
             f'Key must be a note from A to G with major or minor, like "F# minor", not {shown(value)}.'
         )
     letter, accidental, scale = found.groups("")
-    minor = scale == "m" or scale.lower().startswith("min")
-    return f"{letter.upper()}{accidental.lower()} {'minor' if minor else 'major'}"
+    is_minor = scale == "m" or scale.lower().startswith("min")
+    full_scale = "minor" if is_minor else "major"
+    return f"{letter.upper()}{accidental.lower()} {full_scale}"
 
 
 def parse_time_signature(value: object) -> str:
-    """Return "2", "3", "4" or "6" (2/4, 3/4, 4/4, 6/8), or "" if none is given; accepts "4/4" and 4 as well."""
+    """Return "2", "3", "4" or "6" (2/4, 3/4, 4/4, 6/8), "" for none; accepts "4/4" and 4 too."""
     if value is None or value == "":
         return ""
     written = str(value).strip().removesuffix(".0")
     for beats, name in TIME_SIGNATURES.items():
         if written in (beats, name):
             return beats
-    raise wrong(f"Time signature must be 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8), not {shown(value)}.")
+    raise field_error(
+        f"Time signature must be 2, 3, 4 or 6 (2/4, 3/4, 4/4, 6/8), not {shown(value)}."
+    )
 
 
 def parse_regions(value: object) -> tuple[tuple[float, float], ...]:
-    """Return regions (start, end) in seconds in the order of their starts, from a list of pairs of
-    numbers.
+    """Return regions (start, end) in seconds, in the order of their starts, from a list of pairs.
 
     Raises PydanticCustomError unless each lasts long enough, lies within the longest source, and
     ends before the next.
@@ -334,13 +353,15 @@ def parse_regions(value: object) -> tuple[tuple[float, float], ...]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
-        raise wrong(f"Regions must be a list of [start, end] in seconds, not {shown(value)}.")
+        raise field_error(f"Regions must be a list of [start, end] in seconds, not {shown(value)}.")
     if len(value) > MOST_REGIONS:
-        raise wrong(f"The number of regions must be from 0 to {MOST_REGIONS}, not {len(value)}.")
+        raise field_error(
+            f"The number of regions must be from 0 to {MOST_REGIONS}, not {len(value)}."
+        )
     regions = sorted(_region(place, pair) for place, pair in enumerate(value, 1))
     for (start, end), (next_start, next_end) in itertools.pairwise(regions):
         if next_start < end:
-            raise wrong(
+            raise field_error(
                 f"Regions must not overlap, as {start:g} to {end:g} and {next_start:g} to {next_end:g} seconds do."
             )
     return tuple(regions)
@@ -348,12 +369,12 @@ def parse_regions(value: object) -> tuple[tuple[float, float], ...]:
 
 def _region(place: int, pair: object) -> tuple[float, float]:
     if not isinstance(pair, list | tuple) or len(pair) != 2:
-        raise wrong(f"Region {place} must be [start, end] in seconds, not {shown(pair)}.")
+        raise field_error(f"Region {place} must be [start, end] in seconds, not {shown(pair)}.")
     start = replace(LIMITS["start"], label=f"The start of region {place}").parse_given(pair[0])
     end = replace(LIMITS["end"], label=f"The end of region {place}").parse_given(pair[1])
     if samples_in(end) - samples_in(start) < samples_in(LEAST_REGION_SECONDS):
         least = f"at least {LEAST_REGION_SECONDS:g} seconds after its start ({start:g})"
-        raise wrong(f"The end of region {place} must be {least}, not {end:g}.")
+        raise field_error(f"The end of region {place} must be {least}, not {end:g}.")
     return start, end
 
 
@@ -363,9 +384,9 @@ def track_names(value: object) -> tuple[str, ...]:
         return ()
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise wrong(f"Tracks must be a list of names, not {shown(value)}.")
+        raise field_error(f"Tracks must be a list of names, not {shown(value)}.")
     cleaned = tuple(dict.fromkeys(name.strip().lower().replace(" ", "_") for name in names))
     for name in cleaned:
         if name not in TRACKS:
-            raise wrong(f"Tracks must be among {', '.join(TRACKS)}, not {shown(name)}.")
+            raise field_error(f"Tracks must be among {', '.join(TRACKS)}, not {shown(name)}.")
     return cleaned

@@ -1,4 +1,4 @@
-"""One request type per mode, and whether the uploads fit it; a `Problem` names the wrong field and its range."""
+"""One request type per mode, and the checks of its uploads; a `Problem` names the wrong field and its range."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from limits import (
     LIMITS,
     MAX_SOURCE_SECONDS,
     choice,
+    field_error,
     flag,
     number,
     number_or_none,
@@ -25,12 +26,11 @@ from limits import (
     text,
     usual,
     usual_count,
-    wrong,
 )
 
 
 class Strict(BaseModel):
-    """Frozen, and an unknown name is an error; `model_post_init` checks whether valid fields fit together."""
+    """A frozen model that rejects unknown names; `model_post_init` checks whether valid fields fit together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +39,7 @@ class Request(Strict):
     mode: ClassVar[str]
 
     if TYPE_CHECKING:
-        seed: int  # every request has one, at a place of its own among the parameters
+        seed: int  # every request has one, but not in the same place among its parameters
 
     def __init_subclass__(cls, mode: str = "") -> None:
         if mode:
@@ -56,28 +56,32 @@ class LoraChoice(Strict):
 
 
 def lora_choices(value: object) -> tuple[LoraChoice, ...]:
-    """Return up to `MOST_LORAS` LoRAs in order, from objects with source and weight or from sources alone."""
+    """Return up to `MOST_LORAS` LoRAs in order, from objects with source and weight, or from sources alone."""
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
-        raise wrong(f"LoRAs must be a list of objects with source and weight, not {shown(value)}.")
+        raise field_error(
+            f"LoRAs must be a list of objects with source and weight, not {shown(value)}."
+        )
     if len(value) > limits.MOST_LORAS:
-        raise wrong(f"The number of LoRAs must be from 0 to {limits.MOST_LORAS}, not {len(value)}.")
+        raise field_error(
+            f"The number of LoRAs must be from 0 to {limits.MOST_LORAS}, not {len(value)}."
+        )
     return tuple(_lora_choice(place, item) for place, item in enumerate(value, 1))
 
 
 def _lora_choice(place: int, item: object) -> LoraChoice:
-    """Return the LoRA in a `place` of a list, from 1."""
+    """Return the LoRA at `place` in a list, counted from 1."""
     if isinstance(item, str):
         item = {"source": item}
     source = item.get("source") if isinstance(item, Mapping) else None
     if not isinstance(item, Mapping) or not isinstance(source, str) or not source.strip():
-        raise wrong(
+        raise field_error(
             f'LoRA {place} must name its source: "org/repo", "org/repo:file" or an uploaded file.'
         )
     unknown = sorted(map(str, item.keys() - {"source", "weight"}))
     if unknown:
-        raise wrong(
+        raise field_error(
             f"{shown(unknown[0])} is not a setting of LoRA {place}. Settings: source, weight."
         )
     limit = replace(LIMITS["lora_weight"], label=f"The weight of LoRA {place}")
@@ -88,7 +92,7 @@ def _lora_choice(place: int, item: object) -> LoraChoice:
 def _source(value: object) -> str:
     if isinstance(value, str) and value:
         return value
-    raise wrong(
+    raise field_error(
         f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given."
     )
 
@@ -119,7 +123,7 @@ class Options(Strict):
         start = self.cfg_start
         end = self.cfg_end
         if start > end:
-            raise wrong(
+            raise field_error(
                 f"Guidance ends at must be from {start:g} (Guidance starts at) to 1, not {end:g}.",
                 "cfg_end",
             )
@@ -146,11 +150,11 @@ class SongWords(Request):
     def model_post_init(self, context: Any) -> None:
         if self.needs_words and not self.prompt and self.sung_lyrics() == INSTRUMENTAL:
             if self.lyrics:
-                raise wrong(
+                raise field_error(
                     "Prompt is empty, and Instrumental turns the lyrics off. Describe the song.",
                     "prompt",
                 )
-            raise wrong("Prompt is empty. Describe the song, or add lyrics.", "prompt")
+            raise field_error("Prompt is empty. Describe the song, or add lyrics.", "prompt")
 
 
 class SongRequest(SongWords):
@@ -163,7 +167,7 @@ class SongRequest(SongWords):
         super().model_post_init(context)
         most = limits.MAX_SEED - self.takes + 1
         if self.seed > most:
-            raise wrong(
+            raise field_error(
                 f"Seed must be from -1 to {most} for {self.takes} takes, not {self.seed}.", "seed"
             )
 
@@ -180,7 +184,7 @@ class GenerateOptions(Options):
     plan_cfg: Annotated[float, number("plan_cfg")] = usual("plan_cfg")
     # The share of the steps that follow the plan's audio codes.
     plan_strength: Annotated[float, number("plan_strength")] = usual("plan_strength")
-    exclude: Annotated[str, text("exclude")] = ""  # what guidance leads the plan away from
+    exclude: Annotated[str, text("exclude")] = ""  # what the plan's guidance leads away from
     rewrite: Annotated[bool, flag("Rewrite my prompt")] = False
 
 
@@ -200,7 +204,7 @@ class GenerateRequest(SongRequest, mode="generate"):
 class CoverOptions(Options):
     # 0 starts from pure noise, 1 from the source itself.
     noise_strength: Annotated[float, number("noise_strength")] = usual("noise_strength")
-    # what of the source the steps follow
+    # Which aspect of the source the steps follow.
     detail: Annotated[str, choice("Detail", limits.DETAILS)] = "codes"
 
 
@@ -229,7 +233,7 @@ class ExtendRequest(SongRequest, mode="extend"):
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
         if not samples_in(self.before) + samples_in(self.after):
-            raise wrong(
+            raise field_error(
                 "Seconds before and Seconds after, each from 0 to 300, must not both be 0.", "after"
             )
 
@@ -247,13 +251,13 @@ class EditOptions(Options):
         start = self.n_min
         end = self.n_max
         if start >= end:
-            raise wrong(
+            raise field_error(
                 f"Morph ends at must be up to 1 and above Morph starts at ({start:g}), not {end:g}.",
                 "n_max",
             )
 
 
-# an option given with an action other than its own is an error
+# The options of each action; with another action they are errors.
 ACTION_OPTIONS: dict[str, set[str]] = {
     "repaint": {"repaint_mode", "repaint_strength"},
     "morph": {"n_min", "n_max", "n_avg"},
@@ -275,7 +279,7 @@ class EditRequest(SongRequest, mode="edit"):
     action: Annotated[str, choice("Action", limits.ACTIONS)] = "repaint"
     start: Annotated[float, number("start")] = usual("start")
     end: Annotated[float, number("end")] = usual("end")  # 0 means the end of the file
-    # or several
+    # Several regions, instead of `start` and `end`.
     regions: Annotated[tuple[tuple[float, float], ...], BeforeValidator(limits.parse_regions)] = ()
     source_prompt: Annotated[str, text("source_prompt")] = ""
     source_lyrics: Annotated[str, text("source_lyrics")] = ""
@@ -284,45 +288,59 @@ class EditRequest(SongRequest, mode="edit"):
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
-        action = self.action
-        count = len(self.tracks)
-        if action not in CHOOSE_TRACK and count:
-            raise wrong(f"Tracks are for layer, extract and complete, not for {action}.", "tracks")
-        if action in CHOOSE_TRACK and not count:
-            raise wrong(CHOOSE_TRACK[action], "tracks")
-        if count > 1 and action != "complete":
-            names = ", ".join(limits.TRACKS)
-            raise wrong(
-                f"Tracks must name exactly one track for {action}, not {count}: {names}.", "tracks"
-            )
-        start = self.start
-        end = self.end
-        least = limits.LEAST_REGION_SECONDS
-        if action not in REGION_ACTIONS and (start or end):
-            sentence = f"Start and End select a region for repaint and layer; {action} uses the whole file."
-            raise wrong(sentence, "start" if start else "end")
-        if self.regions and action not in REGION_ACTIONS:
-            raise wrong(
-                f"Regions are for repaint and layer; {action} uses the whole file.", "regions"
-            )
-        if self.regions and (start or end):
-            raise wrong(
-                "Regions replace Start and End: give either regions, or one start and end.",
-                "regions",
-            )
-        if end and samples_in(end) - samples_in(start) < samples_in(least):
-            sentence = f"End must be at least {least:g} seconds after Start ({start:g}), or 0 for the end of the file"
-            raise wrong(f"{sentence}, not {end:g}.", "end")
-        for other, own in ACTION_OPTIONS.items():
-            for name in sorted(own & self.options.model_fields_set - ACTION_OPTIONS[action]):
-                raise wrong(
-                    f"{shown(name)} belongs to the action {other}, not to {action}.",
+        self._check_tracks()
+        self._check_regions()
+        for action, names in ACTION_OPTIONS.items():
+            for name in sorted(names & self.options.model_fields_set - ACTION_OPTIONS[self.action]):
+                raise field_error(
+                    f"{shown(name)} belongs to the action {action}, not to {self.action}.",
                     f"options.{name}",
                 )
 
+    def _check_tracks(self) -> None:
+        action = self.action
+        count = len(self.tracks)
+        if action not in CHOOSE_TRACK and count:
+            raise field_error(
+                f"Tracks are for layer, extract and complete, not for {action}.", "tracks"
+            )
+        if action in CHOOSE_TRACK and not count:
+            raise field_error(CHOOSE_TRACK[action], "tracks")
+        if count > 1 and action != "complete":
+            names = ", ".join(limits.TRACKS)
+            raise field_error(
+                f"Tracks must name exactly one track for {action}, not {count}: {names}.", "tracks"
+            )
+
+    def _check_regions(self) -> None:
+        action = self.action
+        start = self.start
+        end = self.end
+        if action not in REGION_ACTIONS and (start or end):
+            raise field_error(
+                f"Start and End select a region for repaint and layer; {action} uses the whole file.",
+                "start" if start else "end",
+            )
+        if action not in REGION_ACTIONS and self.regions:
+            raise field_error(
+                f"Regions are for repaint and layer; {action} uses the whole file.", "regions"
+            )
+        if self.regions and (start or end):
+            raise field_error(
+                "Regions replace Start and End: give either regions, or one start and end.",
+                "regions",
+            )
+        least = limits.LEAST_REGION_SECONDS
+        if end and samples_in(end) - samples_in(start) < samples_in(least):
+            raise field_error(
+                f"End must be at least {least:g} seconds after Start ({start:g}), or 0 for the end of the file, "
+                f"not {end:g}.",
+                "end",
+            )
+
 
 class LyricsOptions(Strict):
-    # 0 always picks the likeliest token
+    # 0 always picks the likeliest token.
     temperature: Annotated[float, number("temperature")] = usual("temperature")
     top_p: Annotated[float, number("top_p")] = usual("top_p")
     max_tokens: Annotated[int, number("max_tokens")] = usual_count("max_tokens")
@@ -332,7 +350,7 @@ class LyricsRequest(Request, mode="lyrics"):
     brief: Annotated[str, text("brief", wanted="say what the song is about")] = Field(
         default="", validate_default=True
     )
-    # a preset's name or free text; "" leaves it to the writer
+    # The name of a preset, or free text; "" leaves it to the songwriter.
     structure: Annotated[str, text("structure")] = ""
     language: Annotated[str, choice("Language", limits.LANGUAGES)] = "en"
     tone: Annotated[str, text("tone")] = ""
@@ -348,7 +366,7 @@ class InspireRequest(Request, mode="inspire"):
 
 
 class PolishRequest(SongWords, mode="polish"):
-    """The same song in the model's style; fields that are set stay."""
+    """The same song in the model's style; fields that are set do not change."""
 
     duration: Annotated[float | None, number_or_none("duration")] = usual("duration")
     seed: Annotated[int, number("seed")] = usual_count("seed")
@@ -370,51 +388,59 @@ class AlignRequest(SongWords, mode="align"):
     def model_post_init(self, context: Any) -> None:
         if self.sung_lyrics() == INSTRUMENTAL:
             most = limits.TEXT_LIMITS["lyrics"]
-            raise wrong(f"Lyrics must have from 1 to {most:,} characters of sung text.", "lyrics")
+            raise field_error(
+                f"Lyrics must have from 1 to {most:,} characters of sung text.", "lyrics"
+            )
 
 
 def parse_request(mode: str, values: Mapping[str, Any]) -> Request:
     """Build the request of `mode`; raises InvalidRequest with one sentence for each wrong field."""
+    fields = dict(values)
     # None means no options; pydantic would call it a wrong type.
-    values = {
-        name: value for name, value in values.items() if name != "options" or value is not None
-    }
+    if fields.get("options") is None:
+        fields.pop("options", None)
     try:
-        return REQUESTS[mode].model_validate(values)
+        return REQUESTS[mode].model_validate(fields)
     except ValidationError as error:
         raise InvalidRequest(*(_problem(mode, item) for item in error.errors())) from None
 
 
 def options_type(request: type[Request]) -> type[Strict]:
-    """Return the type of the options of a type of request that has some."""
+    """Return the options' type of a type of request that has options."""
     kind = request.model_fields["options"].annotation
     assert isinstance(kind, type) and issubclass(kind, Strict), request
     return kind
 
 
 def _problem(mode: str, item: ErrorDetails) -> Problem:
+    """Return pydantic's error as a problem; `field_error` has a sentence, and a field if pydantic knows none."""
     context = item.get("ctx", {})
-    name = ".".join(filter(None, (*map(str, item["loc"]), context.get("field"))))
-    sentence = context.get("sentence") or f"{name} is not valid: {item['msg']}."
+    path = [str(part) for part in item["loc"]]
+    if context.get("field"):
+        path.append(context["field"])
+    name = ".".join(path)
     if item["type"] == "model_type":
         sentence = f"Options must be an object, not {shown(item['input'])}."
     elif item["type"] == "extra_forbidden":
         sentence = _unknown(REQUESTS[mode], name, is_option=len(item["loc"]) > 1)
+    else:
+        sentence = context.get("sentence") or f"{name} is not valid: {item['msg']}."
     return Problem("invalid", sentence, name)
 
 
 def _unknown(request: type[Request], name: str, is_option: bool) -> str:
-    if not is_option:
-        return f"{shown(name)} is not a parameter here. Parameters: {', '.join(sorted(request.model_fields))}."
-    options = options_type(request).model_fields
-    return f"{shown(name)} is not an option here. Options: {', '.join(sorted(options))}."
+    if is_option:
+        options = sorted(options_type(request).model_fields)
+        return f"{shown(name)} is not an option here. Options: {', '.join(options)}."
+    parameters = sorted(request.model_fields)
+    return f"{shown(name)} is not a parameter here. Parameters: {', '.join(parameters)}."
 
 
 AUDIO_FIELDS = ("source", "reference")
 
 
 def upload_seconds(path: str, field: str = "source") -> float:
-    """Return the length in seconds that a file will have at 48 kHz, from its header; raises InvalidRequest."""
+    """Return a file's length in seconds once resampled to 48 kHz, from its header; raises InvalidRequest."""
     try:
         return samples_in(audio.duration_of(path)) / limits.SAMPLE_RATE
     except audio.AudioError as error:
@@ -456,8 +482,7 @@ def check_source(request: Request, seconds: float) -> None:
         raise InvalidRequest(problem)
 
 
-# Samples are compared below: a length that a client computed, or that was resampled, may be off by
-# a fraction.
+# Lengths are compared in samples: one that a client computed may be off by a fraction.
 
 
 def _too_long(request: ExtendRequest, seconds: float) -> Problem | None:
@@ -465,9 +490,11 @@ def _too_long(request: ExtendRequest, seconds: float) -> Problem | None:
     if whole <= samples_in(MAX_SOURCE_SECONDS):
         return None
     field = "after" if request.after >= request.before else "before"
+    room = max(MAX_SOURCE_SECONDS - seconds, 0)
+    added = request.before + request.after
     message = (
-        f"Seconds before and after together must be from 0 to {max(MAX_SOURCE_SECONDS - seconds, 0):.6g} for a source "
-        f"of {seconds:.6g} seconds (a song lasts up to {MAX_SOURCE_SECONDS}), not {request.before + request.after:g}."
+        f"Seconds before and after together must be from 0 to {room:.6g} for a source of {seconds:.6g} seconds "
+        f"(a song lasts up to {MAX_SOURCE_SECONDS}), not {added:g}."
     )
     return Problem("invalid", message, field)
 
@@ -485,8 +512,9 @@ def _regions_beyond(request: EditRequest, seconds: float) -> Problem | None:
 
 
 def _cover_all(regions: tuple[tuple[float, float], ...], total: int) -> bool:
-    """Tell whether `regions`, which do not overlap, leave none of `total` samples."""
-    return sum(samples_in(end) - samples_in(start) for start, end in regions) >= total
+    """Tell whether `regions`, which do not overlap, cover all of `total` samples."""
+    covered = sum(samples_in(end) - samples_in(start) for start, end in regions)
+    return covered >= total
 
 
 def _region_beyond(request: EditRequest, seconds: float) -> Problem | None:
@@ -516,23 +544,22 @@ class Sampling(NamedTuple):
 
 
 def usual_sampling(quality: str, kind: str = "sft") -> Sampling:
-    """Return the defaults of a `model_weights.checkpoint_kind`."""
+    """Return the defaults for a checkpoint of `kind` (`model_weights.checkpoint_kind`)."""
     if kind == "turbo":
         # Guidance is distilled into its weights; upstream's table has 8 steps and shift 3.
-        return Sampling(8, 1.0, 3.0)
+        return Sampling(steps=8, guidance=1.0, shift=3.0)
     if kind == "preview":
-        steps = limits.PREVIEW_STEPS
+        steps = limits.BUILT_IN_STEPS[quality]
     else:
-        steps = limits.QUALITY_STEPS
-    return Sampling(steps[quality], 7.0, 1.0)
+        steps = limits.QUALITY_STEPS[quality]
+    return Sampling(steps, guidance=7.0, shift=1.0)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a song, settled once for the checkpoint that makes it; they travel in its
-    `Job`.
+    """The numbers of a song, settled once for the checkpoint that makes it; they travel in its `Job`.
 
-    `kind` is what the checkpoint was trained for (`model_weights.checkpoint_kind`), `notes` say
+    `kind` is what the checkpoint was trained for (`model_weights.checkpoint_kind`); `notes` say
     what it ignores.
     """
 
@@ -554,24 +581,19 @@ class Settings:
 def settle(request: SongRequest, kind: str) -> Settings:
     """Resolve quality and options of a song for a checkpoint of `kind`."""
     options = request.options
-    usual = usual_sampling(request.quality, kind)
-    if options.guidance is None:
-        guidance = usual.guidance
-    else:
-        guidance = options.guidance
+    steps, guidance, shift = usual_sampling(request.quality, kind)
     notes = []
     if kind == "turbo":
-        if guidance > 1:
+        if options.guidance is not None and options.guidance > 1:
             notes.append("Guidance was ignored: this turbo checkpoint has it built in.")
-        guidance = usual.guidance
         if options.steps is None and request.quality != "standard":
             notes.append(
                 "A turbo checkpoint takes 8 steps at every quality; Steps under Advanced changes that."
             )
-    return Settings(
-        kind=kind,
-        steps=usual.steps if options.steps is None else options.steps,
-        guidance=guidance,
-        shift=usual.shift if options.shift is None else options.shift,
-        notes=tuple(notes),
-    )
+    elif options.guidance is not None:
+        guidance = options.guidance
+    if options.steps is not None:
+        steps = options.steps
+    if options.shift is not None:
+        shift = options.shift
+    return Settings(kind, steps, guidance, shift, tuple(notes))
