@@ -32,8 +32,7 @@ TAKEN = {
 }
 # The fields that a result may fill, or that decide where it goes.
 FILLED = (*SONG_FIELDS, "instrumental", "action", "source_prompt", "source_lyrics")
-# In a morph a description fills the words of the source; what the song turns into is the visitor's
-# own.
+# In a morph a description fills the words of the source: the visitor chooses what it turns into.
 IN_A_MORPH = {"prompt": "source_prompt", "lyrics": "source_lyrics"}
 
 
@@ -99,7 +98,7 @@ def _connect_button(mode: str, form: Form, bar: Assist) -> None:
 
 
 def _connect_end(form: Form, bar: Assist, fields: Mapping[str, Component]) -> Dependency:
-    """Fill the form with what a run found; Undo also brings back what was typed while the planner worked."""
+    """Fill the form with a run's result; Undo also brings back what was typed while the planner worked."""
 
     def done(ended: Ended, former: list[dict[str, Any]], *values: Any) -> Updates:
         held = dict(zip(fields, values, strict=True))

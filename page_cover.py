@@ -85,14 +85,17 @@ def extend_tab(studio: Backend) -> SongTab:
             bar = tab_run_bar(form)
 
     def say_length(values: dict[str, Any]) -> str:
-        lengths = [page_form.lengths(values)[name] for name in ("source", "before", "after")]
-        known = [length for length in lengths if length is not None]
-        if len(known) < len(lengths):
+        lengths = page_form.lengths(values)
+        source = lengths["source"]
+        before = lengths["before"]
+        after = lengths["after"]
+        if source is None or before is None or after is None:
             return ""
-        return theme.answer(tooltips.length_in_all(*known))
+        return theme.answer(tooltips.length_in_all(source, before, after))
 
-    ends = (form.fields["before"], form.fields["after"])
-    page_widgets.connect_timeline(timeline, form.trigger("source"), *ends)
+    before = form.fields["before"]
+    after = form.fields["after"]
+    page_widgets.connect_timeline(timeline, form.trigger("source"), before, after)
     form.follow(total, ("source", "before", "after"), say_length)
     examples.connect()
     offer.connect()

@@ -53,7 +53,7 @@ class SongTab:
 
 
 def connect_song_tab(form: Form, bar: RunBar, assist: Assist, result: ResultPanel) -> SongTab:
-    """Connect what all tabs for songs have; all fields exist by then."""
+    """Connect what all tabs for songs have; call it once all fields exist."""
     helps = connect_assist(form, assist)
     song = connect_song(form, bar, result)
     connect_takes(form, bar, result)
@@ -104,9 +104,9 @@ def add_result(form: Form) -> ResultPanel:
 
 
 def add_reset(form: Form, cancel: str = tooltips.CANCEL) -> None:
-    """Add the keys of a tab and the reset of its fields.
+    """Add the hint of a tab's keys and the button that resets its fields; call it once all fields exist.
 
-    All fields exist by then. `cancel` is what the second key does.
+    `cancel` is what the second key does.
     """
     with gr.Row(elem_classes=["foot"]):
         html(theme.keys(tooltips.GO[form.mode], cancel))
@@ -127,7 +127,7 @@ def add_reset(form: Form, cancel: str = tooltips.CANCEL) -> None:
 
 
 class RestoreOffer:
-    """The offer to restore a source's settings; its line also says what is wrong with the file."""
+    """The offer to restore a source's settings; its line also shows problems with the file."""
 
     def __init__(self, form: Form):
         self._form = form
@@ -178,14 +178,14 @@ def add_source(form: Form, tab: gr.Tab) -> RestoreOffer:
     with gr.Row(elem_classes=["source"]):
         source = add_audio(form, "source", tab.select)
         latest = page_widgets.latest_takes(form.mode)
-    # Gradio calls an audio field changed whenever an event that has it among its inputs is
-    # answered: what follows it would go in circles. The copy, which is never drawn, changes with
-    # the file alone.
+    # To Gradio an audio field changes whenever an event that has it among its inputs is answered:
+    # events that follow it would never end. The copy, which is never drawn, changes only with the
+    # file.
     copy = gr.Audio(type="filepath", visible=False)
     form.set_copy("source", copy)
     source.change(None, source, copy, js="(file) => file", **AT_ONCE)
-    # The browser names the file, and Gradio checks, as for every upload, that it is one of its own
-    # copies.
+    # The browser sends the file's name, and Gradio checks, as for every upload, that the file is
+    # one of its own copies.
     latest.input(None, latest, source, js="(file) => file", **AT_ONCE)
     gr.Markdown(help_text("source", task=form.mode), elem_classes=["help"])
     return RestoreOffer(form)
@@ -253,7 +253,7 @@ def _task(form: Form) -> str:
 class Examples:
     """Buttons that fill the form with the tab's `EXAMPLES`, or those of `name`.
 
-    What visitors wrote in the fields `kept` stays.
+    What visitors wrote in the fields `kept` is kept.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ class Examples:
         return gr.Button(text, size="sm", min_width=0, elem_classes=["chip"])
 
     def connect(self, blank: Mapping[str, Any] | None = None) -> None:
-        """Connect the buttons; all fields exist by then.
+        """Connect the buttons; call it once all fields exist.
 
         `blank` has values for fields that an example leaves out.
         """
@@ -292,8 +292,7 @@ class Examples:
             chip: Any = pressed.target
             held = dict(zip(self._kept, texts, strict=True))
             own = {name: text for name, text in held.items() if text.strip() and text not in ours}
-            # By the text on it: once a component was updated, Gradio hands out another object in
-            # its place.
+            # By its text: once a component was updated, Gradio passes another object.
             example = self._named[chip.value]
             return form.show({**blank, **example, **own})
 
@@ -305,7 +304,7 @@ class Examples:
 
 
 def add_song_details(form: Form) -> None:
-    """Add what a song has besides its words."""
+    """Add tempo, key, time signature, language, takes, quality and seed."""
     with gr.Row(equal_height=True):
         form.add_number("bpm")
         # A minor key is found as "Am", too.
@@ -321,7 +320,7 @@ def add_song_details(form: Form) -> None:
 
 
 def add_reference(form: Form, details: gr.Accordion) -> None:
-    """Add the reference, with a line that says at once what is wrong with it."""
+    """Add the reference, with a line that shows problems with it at once."""
     reference = add_audio(form, "reference", details.expand)
     gr.Markdown(help_text("reference"), elem_classes=["help"])
     line = html(elem_id=f"{form.mode}-reference-line")
@@ -370,7 +369,9 @@ def model_updates(form: Form, status: Status) -> Updates:
     if kind == "turbo":
         steps = str(standard.steps)
         quality = tooltips.TURBO_QUALITY.format(steps=steps)
-        guidance_help = cfg_start_help = cfg_end_help = tooltips.TURBO_GUIDANCE
+        guidance_help = tooltips.TURBO_GUIDANCE
+        cfg_start_help = tooltips.TURBO_GUIDANCE
+        cfg_end_help = tooltips.TURBO_GUIDANCE
     else:
         listed = ", ".join(f"{name} {usual_sampling(name, kind).steps}" for name in QUALITY_STEPS)
         steps = tooltips.STEPS_BY_QUALITY.format(steps=listed)
@@ -394,11 +395,13 @@ def model_updates(form: Form, status: Status) -> Updates:
 
 
 def qualities(kind: str) -> list[tuple[str, str]]:
-    """Return the choices of Quality; a turbo checkpoint makes each of them in the same steps."""
+    """Return the choices of Quality; a turbo checkpoint takes the same steps for each of them."""
+    if kind == "turbo":
+        return swapped(tooltips.QUALITIES)
     choices = []
     for value, name in tooltips.QUALITIES.items():
         steps = usual_sampling(value, kind).steps
-        choices.append((name if kind == "turbo" else f"{name}, {steps} steps", value))
+        choices.append((f"{name}, {steps} steps", value))
     return choices
 
 

@@ -1,8 +1,8 @@
-"""The fields of a tab: how they are made, read, checked, filled, and restored from a record.
+"""The fields of a tab: created, read, checked, filled, and restored from a record.
 
 A `Form` names its fields as its request does, so that validation, the request and messages agree. A
-record from a file is untrusted: each value passes the request's own check by itself, and a bad one
-is counted, never shown.
+record from a file is untrusted: each value has to pass the request's own check, and a bad one is
+counted, never shown.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from record import Stored
 from status import Status
 
 Updates = dict[Any, Any]  # what a handler returns: new values or gr.update, by component
-# At each message of a run, Gradio goes through every component that ever showed its progress, so
-# none may show any.
+# At each message of a run, Gradio searches every component that ever showed its progress, so none
+# may show any.
 QUIET: dict[str, Any] = {
     "show_progress": "hidden",
     "show_progress_on": [],
@@ -52,7 +52,7 @@ _GROUPED = re.compile(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", re.ASCII)
 _CLOCK = re.compile(r"(?P<minutes>\d{1,3}):(?P<seconds>[0-5]\d([.,]\d+)?)", re.ASCII)
 
 
-def _same(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
@@ -77,8 +77,8 @@ class Field:
 
     component: Any  # of Gradio, which makes a component's events at run time
     # Conversions for a component whose value differs from the request's.
-    to_request: Callable[[Any], Any] = _same
-    from_request: Callable[[Any], Any] = _same
+    to_request: Callable[[Any], Any] = _unchanged
+    from_request: Callable[[Any], Any] = _unchanged
     # Hidden; follows the component, and stands in for it as a trigger and as an input.
     copy: Component | None = None
     # Where an error that only a run can find is shown.
@@ -172,7 +172,7 @@ class Form:
         self._fields[name] = replace(self._fields[name], copy=copy)
 
     def add_fold(self, fold: gr.Accordion, names: Iterable[str]) -> None:
-        """Let `fold` open when one of the fields `names`, which are inside it, is wrong."""
+        """Make `fold` open when one of the fields `names`, which are inside it, is wrong."""
         self._folds[fold] = tuple(names)
 
     def on_status(self, show: Callable[[Status], Updates]) -> None:
@@ -185,10 +185,7 @@ class Form:
     def follow(
         self, line: gr.HTML, names: Iterable[str], say: Callable[[dict[str, Any]], str]
     ) -> None:
-        """Keep `line` at `say(values)`.
-
-        `values` has at least those of the fields `names` that the form has.
-        """
+        """Keep `line` showing `say(values)`; `values` holds those of the fields `names` that the form has."""
         self._lines[line] = say
         self._followed.update(names)
 
@@ -219,7 +216,7 @@ class Form:
         return {name: component.value for name, component in self.saved.items()}
 
     def components(self, names: Iterable[str]) -> dict[str, Any]:
-        """Return those of the fields `names` that the form has, in their order."""
+        """Return the components of those fields `names` that the form has, in their order."""
         return {name: self._fields[name].component for name in names if name in self._fields}
 
     @property
@@ -510,7 +507,7 @@ def help_text(name: str, default: str = "", task: str = "") -> str:
 
 
 def html(value: str = "", elem_id: str | None = None, js_on_load: str | None = None) -> gr.HTML:
-    """Make a place for our HTML; one that may be empty takes no room then."""
+    """Make a component for our HTML; while it is empty, it takes no room."""
     classes = ["text"] if value else ["text", "maybe"]
     return gr.HTML(value, elem_id=elem_id, elem_classes=classes, js_on_load=js_on_load)
 

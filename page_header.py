@@ -60,9 +60,9 @@ def connect_status(
     runs: Sequence[Dependency],
     download: Dependency,
 ) -> None:
-    """Show what is known of the model on every visit, and the device when torch is loaded.
+    """Show the model and device on every visit: what is known at once, the device when torch is loaded.
 
-    The status is shown again after a download, and the heading after each of `runs`.
+    The status is refreshed after a download, and the heading after each of `runs`.
     """
     outputs = [*header.outputs]
     for form in forms:
@@ -88,8 +88,8 @@ def connect_status(
 
     known = demo.load(show, outputs=outputs, **AT_ONCE)
     download.success(show, outputs=outputs, **AT_ONCE)
-    # Only the header: this takes seconds if torch is not loaded yet, and the visitor is filling in
-    # the form.
+    # Only the header: this takes seconds if torch is not loaded yet, while the visitor may already
+    # be filling in the form.
     complete = known.then(show_device, outputs=header.outputs, **AT_ONCE)
     complete.then(prepare, **AT_ONCE)
     for run in runs:  # a run may have loaded a model, or failed to

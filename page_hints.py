@@ -48,7 +48,6 @@ SOME_SECONDS = 60.0  # stands in until there is a source; a length counts by its
 # Fields that do not affect the duration, and what stands in for them while they are empty.
 STAND_INS = {"prompt": "a song", "brief": "a song", "source": "none yet"}
 
-
 _TEMPO = re.compile(r"\b(\d{2,3})\s*bpm\b", re.IGNORECASE | re.ASCII)
 _KEY = re.compile(r"\b([A-G](?:#|b|♯|♭)?\s+(?:major|minor))\b", re.IGNORECASE)
 
@@ -151,7 +150,7 @@ def _instruction(mode: str, values: Mapping[str, Any]) -> str:
 
 
 def contradictions(values: Mapping[str, Any]) -> list[str]:
-    """Return what the prompt says about tempo and key where the fields say something else."""
+    """Return sentences on where the prompt's tempo or key differs from the fields', at most two."""
     prompt = values.get("prompt") or ""
     tempo = number(values.get("bpm"), None)
     key = values.get("key")
@@ -204,7 +203,7 @@ def add_advice(form: Form, box: str = "lyrics") -> None:
 def advise(
     studio: Backend, lyrics: str | None, language: str | None, seconds: float | None = None
 ) -> str:
-    """Return the advice on lyrics as HTML; `seconds` are those that they are sung in."""
+    """Return the advice on lyrics as HTML; they are sung in so many `seconds`."""
     text = (lyrics or "")[: TEXT_LIMITS["lyrics"]]
     language = language or "unknown"
     counter = token_counter(studio)
@@ -216,10 +215,7 @@ def advise(
 
 
 def add_seconds(form: Form) -> None:
-    """Add the line with the GPU seconds, which follows the fields on ZeroGPU.
-
-    All fields exist by then.
-    """
+    """Add the line with the GPU seconds, which follows the fields on ZeroGPU; call it once all fields exist."""
     line = html(elem_id=f"{form.mode}-seconds")
 
     def say(values: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from page_run import Ended, RunBar, connect_again, connect_end, connect_run, tab
 from params import Request
 from status import Status
 
-# Once there are lyrics, the main button is the one that makes them a song.
+# Once there are lyrics, the button that makes them a song becomes the main one.
 LED_BY_TEXT = """(text) => {
   const update = (changes) => ({ __type__: "update", ...changes });
   const interactive = Boolean(text && text.trim());

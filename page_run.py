@@ -1,8 +1,8 @@
-"""A run on the page: its buttons and progress line, its start, and what came of it.
+"""A run on the page: its buttons and progress line, its start, and its result.
 
-A click starts a run and ends; the run belongs to the studio (runs.py). static/runs.js keeps its id
-in the browser, asks how it goes, and fetches its end with one more event, on whatever visit that
-is.
+A click only starts a run, which belongs to the studio (runs.py). static/runs.js keeps its id in the
+browser, asks for its progress, and fetches its end with one more event, on this visit or a later
+one.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from events import Done, Event, Failed, Problem, Progress, StudioError
 from limits import MOST_WAITING_OF_A_PAGE
 from page_form import AT_ONCE, QUIET, Form, Updates, html, updates_of
 from params import AUDIO_FIELDS, Request
-from runs import CANCELLED, CUT_OFF, NO_RUN, Cancelled, Runs, runs_of
+from runs import CANCELLED, CUT_OFF, NO_RUN, Cancelled, Run, Runs, runs_of
 
 log = logging.getLogger("studio")
 
-# between two updates of a download: Gradio searches the whole page at every one
+# Between two updates of a download: Gradio searches the whole page at every update.
 PROGRESS_SECONDS = 1.0
 # The first input of a start is the browser's secret name.
 WITH_OWNER = "(_, ...values) => [studio.owner(), ...values]"
@@ -41,7 +41,7 @@ WITH_OWNER = "(_, ...values) => [studio.owner(), ...values]"
 
 @dataclass
 class Bar:
-    """The buttons that start and cancel something, and the line that says how it goes."""
+    """The buttons that start and cancel something, and the line with its progress."""
 
     starters: list[gr.Button]
     cancel: gr.Button
@@ -59,7 +59,7 @@ class RunBar(Bar):
 
     problems: gr.HTML  # names the wrong fields
     runs: gr.HTML  # hidden; static/runs.js follows the bar's runs with it
-    lasts: bool = True  # whether a starter can be pressed again while a run goes on
+    lasts: bool = True  # whether a starter can be pressed again while a run is under way
 
     @property
     def outputs(self) -> list[Component]:
@@ -82,9 +82,9 @@ class RunBar(Bar):
 
 @dataclass
 class DownloadBar(Bar):
-    """The bar of a download, which goes on only while its page is open."""
+    """The bar of a download, which runs only while its page is open."""
 
-    # hidden; Cancel ticks it in the browser, so that a download that ended early can say why
+    # Hidden. Cancel ticks it in the browser, so that a download that ended early can say why.
     cancelled: gr.Checkbox
 
     @property
@@ -180,12 +180,11 @@ def connect_run(
     go: gr.Button | None = None,
     tag: Any = None,
 ) -> Dependency:
-    """Let `go` check the fields and start the run that `ask` builds from them; returns the event of
-    the start.
+    """Let `go` check the fields and start the run that `ask` builds from them; returns the starting event.
 
-    `ask` raises StudioError if there is none. `failed` says why nothing was started, in `outputs`,
-    which are besides the bar's. `fresh` are the updates at the start, `tag` stays with the run.
-    `go` is by default the bar's own button.
+    `ask` raises StudioError if it can build none. `failed` returns the updates that say why nothing
+    was started; they are of `outputs` or the bar. `fresh` has the updates at the start, and the run
+    keeps `tag`. `go` is by default the bar's own button.
     """
     go = go or bar.go
 
@@ -194,10 +193,12 @@ def connect_run(
 
     def check(owner: str, *values: Any) -> list[dict[str, Any]]:
         verdicts = form.validate(*values)
-        return [gr.validate(True, ""), *(verdicts if isinstance(verdicts, list) else [verdicts])]
+        if not isinstance(verdicts, list):
+            verdicts = [verdicts]
+        return [gr.validate(True, ""), *verdicts]
 
-    # A wrong field ends at the validator, with a sentence beside it; this says so at the button and
-    # unfolds the group.
+    # The validator stops at a wrong field, with a sentence beside it; this says so at the button
+    # too, and unfolds the field's group.
     go.click(form.point_out, form.inputs, [*form.folds, bar.problems], **AT_ONCE)
     started = go.click(
         begin,
@@ -222,7 +223,7 @@ def start(
     failed: Callable[[Problem], Updates],
     tag: Any = None,
 ) -> Updates:
-    """Start the run that `ask` builds; from then on static/runs.js follows it by its id."""
+    """Start the run that `ask` builds; static/runs.js then follows it by its id."""
     runs = runs_of(studio)
     try:
         run = runs.start(ask(), f"page {str(owner)[:64]}", MOST_WAITING_OF_A_PAGE, tag)
@@ -253,47 +254,44 @@ def connect_end(
     inputs: Sequence[Any] = (),
     cancelled: str = tooltips.CANCELLED,
 ) -> Dependency:
-    """Show what came of a run once static/runs.js has seen its end; returns that event.
+    """Show the result of a run once static/runs.js has seen its end; returns that event.
 
     `done` gets an `Ended`, `failed` a problem and the run's tag or None, and both the values of
     `inputs`. Both return updates of `outputs` or the bar.
     """
     runs = runs_of(studio)
 
+    def shown_end(run: Run | None, run_id: str, values: Sequence[Any]) -> Updates:
+        if run is None:
+            return failed(_lost(runs, run_id), None, *values)
+        if isinstance(run.outcome, Done):
+            return done(Ended(run.id, run.request, run.outcome, run.seconds, run.tag), *values)
+        if isinstance(run.outcome, Cancelled):
+            problem = run.outcome.problem
+            sentence = cancelled if problem == CANCELLED else problem.text()
+            return {bar.line: theme.line("stopped", sentence)}
+        return failed(run.problem or _lost(runs, run_id), run.tag, *values)
+
     def fetch(ended: gr.EventData, *values: Any) -> Updates:
         run_id = str(ended.run)
         run = runs.find(run_id)
-        if run and isinstance(run.outcome, Done):
-            shown = done(Ended(run.id, run.request, run.outcome, run.seconds, run.tag), *values)
-            if ended.meanwhile:
-                gr.Success(tooltips.FINISHED_MEANWHILE)
-        elif run and isinstance(run.outcome, Cancelled):
-            shown = {
-                bar.line: theme.line(
-                    "stopped",
-                    cancelled if run.outcome.problem == CANCELLED else run.outcome.problem.text(),
-                )
-            }
-        else:
-            shown = failed(
-                run.problem if run and run.problem else _lost(runs, run_id),
-                run and run.tag,
-                *values,
-            )
+        shown = shown_end(run, run_id, values)
+        if run and isinstance(run.outcome, Done) and ended.meanwhile:
+            gr.Success(tooltips.FINISHED_MEANWHILE)
         return {**shown, bar.runs: {"seen": run_id, "at": time.time_ns()}}
 
     bar.cancel.click(None, js=f"() => void studio.cancelRun('{bar.name}')", **AT_ONCE)
-    # Only the browser knows how many runs of a bar go on.
+    # Only the browser knows how many runs of a bar are under way.
     bar.runs.select(None, None, bar.switches, js=f"() => studio.switches('{bar.name}')", **AT_ONCE)
     shown_in = list(dict.fromkeys([*bar.outputs, *outputs]))
-    # In Gradio's queue, because only events in there can say something in a toast.
+    # In Gradio's queue, because only queued events can show a toast.
     return bar.runs.submit(
         fetch, list(inputs), shown_in, concurrency_limit=None, trigger_mode="multiple", **QUIET
     )
 
 
 def _lost(runs: Runs, run_id: str) -> Problem:
-    """Return what to tell of a run that this process does not hold."""
+    """Return what to say about a run that this process does not hold."""
     try:
         facts = runs.facts(run_id)
     except StudioError as error:
@@ -308,10 +306,9 @@ def _lost(runs: Runs, run_id: str) -> Problem:
 
 
 def connect_again(form: Form, *asked: Callable[..., Dependency]) -> None:
-    """Let an earlier take, or a run that was cut off, be made again; `asked` are the events that
-    bring its settings.
+    """Let an earlier take, or a run that was cut off, be made again; the events `asked` bring its settings.
 
-    The browser kept no files; the form's check asks for those.
+    The browser keeps no files; the form's check asks for them.
     """
     defaults = form.defaults
 
@@ -328,7 +325,7 @@ def connect_again(form: Form, *asked: Callable[..., Dependency]) -> None:
 def connect_download(
     bar: DownloadBar, fetch: Callable[[], Generator[Event, None, None]], done: Callable[[], str]
 ) -> Dependency:
-    """Let the bar's button fetch something, `done` say what came of it, and Cancel end it; returns the run."""
+    """Let the bar's button fetch something and Cancel end it; returns the run. `done` returns the line at its end."""
 
     def make() -> Iterator[Updates]:
         yield bar.running(theme.line("running", tooltips.DOWNLOAD_STARTING))
@@ -344,16 +341,14 @@ def connect_download(
                     shown_at = now
                     yield {bar.line: theme.progress(event, event.note)}
 
-    def stopped(asked: bool) -> Updates:
-        return bar.idle(
-            theme.line("stopped", tooltips.DOWNLOAD_CANCELLED if asked else tooltips.STOPPED)
-        )
+    def stopped(cancelled: bool) -> Updates:
+        sentence = tooltips.DOWNLOAD_CANCELLED if cancelled else tooltips.STOPPED
+        return bar.idle(theme.line("stopped", sentence))
 
     run = bar.go.click(
         make, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **QUIET
     )
     bar.cancel.click(None, None, bar.cancelled, js="() => true", cancels=[run], **QUIET)
-    # Gradio calls this for an error and for a cancelled run alike, but not after a run that reached
-    # its end.
+    # Gradio calls this for errors and for cancelled runs, but not for a run that reached its end.
     run.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
     return run

@@ -1,8 +1,7 @@
 """A visitor's settings, kept in their browser for the next visit, and lines that follow them.
 
-The server keeps nothing. What comes back with the next visit is untrusted: each value is validated
-like a request, except for text boxes, whose text is restored as it was typed and judged at the
-click.
+The server keeps nothing. What the next visit brings back is untrusted: each value is validated like
+a request, except for text boxes, whose text is restored unchanged and checked at the click.
 """
 
 from __future__ import annotations
@@ -59,9 +58,9 @@ def connect_memory(demo: gr.Blocks, forms: Sequence[Form]) -> None:
 def connect_changes(form: Form, kept: gr.BrowserState) -> None:
     """Store a tab's values in the browser when they change, and update the lines that follow.
 
-    Gradio searches the page for each input of each event. So a change asks for none, and a moment
-    after the last one everything is asked for once (static/changes.js), as it is after a run, which
-    may have loaded the tokenizer.
+    Gradio searches the page for each input of each event. So a change has no inputs, and shortly
+    after the last change one event has them all (static/changes.js). A run triggers it too, because
+    it may have loaded the tokenizer.
     """
     name = f"{form.mode}-changed"
     changed = gr.HTML(visible="hidden", js_on_load=theme.script("changes"), elem_id=name)
@@ -82,7 +81,7 @@ def connect_changes(form: Form, kept: gr.BrowserState) -> None:
 
 
 def restored(form: Form, stored: Any) -> Updates:
-    """Return the updates that restore what the form allows, and what was typed, right or wrong."""
+    """Return the updates that restore valid values, and texts as they were typed, valid or not."""
     stored = stored if isinstance(stored, Mapping) else {}
     stored = only(stored, form.fields)
     return {**form.show(_valid(form, stored)), **_as_typed(form, stored)}
@@ -106,16 +105,16 @@ def _has_name(lora: Any) -> bool:
 
 
 def _as_typed(form: Form, stored: Mapping[str, Any]) -> Updates:
-    typed: Updates = {}
+    updates: Updates = {}
     for name, value in stored.items():
         component = form.fields[name]
         if name in PAGE_ONLY and PAGE_ONLY[name](value):
-            typed[component] = gr.update(value=value)
+            updates[component] = gr.update(value=value)
         if _takes_any_text(component) and isinstance(value, str) and len(value) <= KEPT_TEXT:
             # Half a surrogate pair, which JSON may hold, could not be sent to the page.
             text = value.encode("utf-8", "ignore").decode("utf-8")
-            typed[component] = gr.update(value=text)
-    return typed
+            updates[component] = gr.update(value=text)
+    return updates
 
 
 def _takes_any_text(component: Component) -> bool:

@@ -37,7 +37,7 @@ def build_tabs(studio: Backend) -> list[SongTab | LyricsTab]:
 
 
 def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) -> None:
-    """Let a take become the source in another tab, with its words and musical facts."""
+    """Make a take's buttons use it as the source in another tab, with its words and musical facts."""
 
     def hand_over(pressed: gr.EventData, made: list[Made]) -> Updates:
         number = int(pressed.number)
@@ -62,7 +62,7 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
 
 
 def connect_lyrics(lyrics: LyricsTab, generate: SongTab, tabs: gr.Tabs) -> None:
-    """Let lyrics go to Generate with their language, or become a song at once.
+    """Connect the buttons that take lyrics and language to Generate, or make the song at once.
 
     Undo there restores the former lyrics.
     """

@@ -42,8 +42,7 @@ WHOLE_SONG = ("generate", "cover", "repaint", "morph")
 
 @dataclass(frozen=True)
 class Made:
-    """A take on the page: its request, uploads included, the record of its run, its own entry in
-    that, its file.
+    """A take on the page: its request (uploads included), its run's record, its entry in that, its file.
 
     `url` is where it is served for as long as it is kept.
     """
@@ -87,19 +86,17 @@ class ResultPanel:
         self.takes = page_widgets.takes(mode)
         html(theme.remark(tooltips.kept_for(*takes.retention())), elem_id=f"{mode}-kept")
         self.made = gr.State([])  # the takes shown
-        self.asked = gr.State(None)  # name and take of a pressed button
         self.outputs = [self.message, self.plan, self.keep, self.kept, self.takes, self.made]
 
     def show(self, ended: Ended, kept: Sequence[Made] = ()) -> Updates:
         """Return the updates that show a finished run, after the takes that are `kept`."""
         record = ended.done.record
         files = ended.done.files
+        urls = addresses(ended.run, len(files))
         made = [*kept]
-        for take, file, url in zip(
-            record["takes"], files, addresses(ended.run, len(files)), strict=True
-        ):
+        for take, file, url in zip(record["takes"], files, urls, strict=True):
             made.append(Made(ended.request, record, take, file, url))
-        # Gradio deletes old copies of files it knows of
+        # Gradio deletes old copies of the files that it knows.
         self.takes.temp_files.update(each.file for each in made)
         can_time = self.studio.status().timed_lyrics.available
         cards = [card(each, can_time) for each in made]
@@ -120,9 +117,9 @@ class ResultPanel:
 
 
 def card(made: Made, can_time: bool) -> dict[str, Any]:
-    """Return what the page shows of a take, and the record from which its settings come back.
+    """Return what the page shows of a take, and the record that its settings are restored from.
 
-    `can_time` says whether the lines of its lyrics could be timed.
+    `can_time` says whether the song model can time lyrics.
     """
     song = made.song()
     variation = made.request.options.variation
@@ -166,12 +163,12 @@ def _settings(made: Made) -> dict[str, Any]:
     return settings
 
 
-# --- a run ----------------------------------------------------------------------------------------
-
-
 def _picture(made: Made, peaks: str) -> str:
     key = Stored.of(made.record).key
     return audio_export.picture_for_page(audio_waveform.decoded(peaks), made.take["seed"], key)
+
+
+# --- a run ----------------------------------------------------------------------------------------
 
 
 def connect_song(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
@@ -228,11 +225,9 @@ def _shown(bar: RunBar, result: ResultPanel, ended: Ended) -> Updates:
 
 def _place(wanted: Wanted, made: Sequence[Made]) -> int:
     """Return the number of a take on the page, 0 if another visit shows other takes."""
-    files = [each.file for each in made]
-    if wanted.take is None:
-        return 0
-    if wanted.take.file in files:
-        return files.index(wanted.take.file) + 1
+    for number, each in enumerate(made, 1):
+        if wanted.take and each.file == wanted.take.file:
+            return number
     return 0
 
 
@@ -288,7 +283,7 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
     def begin(pressed: gr.EventData, owner: str, made: list[Made]) -> Updates:
         what: Any = str(pressed.name)
         number = int(pressed.number)
-        asks = {"timed": timing, "more": more, "retake": retake}
+        request_builders = {"timed": timing, "more": more, "retake": retake}
 
         def failed(problem: Problem) -> Updates:
             if what == "timed":
@@ -296,12 +291,14 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
                 return {**line, **result.change(number, note=problem.text(), wrong=True)}
             return _failed(bar, result, problem)
 
-        if what not in asks or not 0 < number <= len(made):
+        if what not in request_builders or not 0 < number <= len(made):
             return failed(Problem("take_gone", tooltips.TAKE_GONE))
         take = made[number - 1]
-        started = start(
-            bar, form.studio, owner, lambda: asks[what](_there(take)), failed, Wanted(what, take)
-        )
+
+        def ask() -> Request:
+            return request_builders[what](_with_its_file(take))
+
+        started = start(bar, form.studio, owner, ask, failed, Wanted(what, take))
         return {result.message: "", **started}
 
     result.takes.submit(
@@ -322,8 +319,10 @@ def retake(made: Made) -> SongRequest:
 def more(made: Made) -> SongRequest:
     """Return the request for one take with this one's plan and a variation of its noise."""
     request = made.request
-    changes: dict[str, Any] = {"variation": request.options.variation or MORE_LIKE_THIS}
-    changes["variation_seed"] = -1
+    changes: dict[str, Any] = {
+        "variation": request.options.variation or MORE_LIKE_THIS,
+        "variation_seed": -1,
+    }
     if made.plan:
         changes["plan_seed"] = made.plan["seed"]
     options = request.options.model_copy(update=changes)
@@ -348,7 +347,7 @@ def timing(made: Made) -> AlignRequest:
     return asked
 
 
-def _there(made: Made) -> Made:
+def _with_its_file(made: Made) -> Made:
     """Return the take; raises StudioError if its file is gone."""
     if not Path(made.file).is_file():
         raise StudioError("take_gone", tooltips.TAKE_GONE)
@@ -359,7 +358,7 @@ def _chosen(made: Sequence[Made], number: int) -> Made:
     """Return take `number`; raises StudioError if it or its file is gone."""
     if number > len(made):
         raise StudioError("take_gone", tooltips.TAKE_GONE)
-    return _there(made[number - 1])
+    return _with_its_file(made[number - 1])
 
 
 def connect_formats(result: ResultPanel) -> None:

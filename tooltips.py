@@ -418,7 +418,6 @@ STAGES = {
     "aligning": "Finding where each line is sung",
 }
 COUNTED = {"planning": "code", "steps": "step", "decoding": "part", "finishing": "take"}
-STARTING = "Starting ..."
 CANCELLED = "Cancelled. Your settings are still here."
 NO_CONNECTION = "No connection to the studio. Your run goes on without it ..."
 CUT_OFF = "Your last run was cut off when the studio restarted."
