@@ -66,7 +66,7 @@ def on_worker(job: Job) -> Generator[Event | Outcome]:
     try:
         studio = get_backend()
         yield from studio.gather(job.request)
-        # The checkpoint here decides, not the one of the machine that asks.
+        # This machine's checkpoint decides, not that of the machine that sent the job.
         yield from gpu.entry(replace(job, settings=studio.settle(job.request)), 0)
     except Exception as error:
         yield Failed(gpu.problem_of(error))
@@ -80,7 +80,7 @@ class Backend:
     def __init__(self):
         self.models = models.Models(writers.planner_slot, writers.lyrics_slot)
         self.placing = model_memory.Placing(self.models)
-        # kept: once weights are packed, `spaces` deletes the files
+        # By folder. Remembered, because `spaces` deletes the files once the weights are packed.
         self._widths: dict[Path, lora_format.Widths] = {}
 
     def widths(self) -> lora_format.Widths | None:
@@ -95,7 +95,7 @@ class Backend:
         return self._widths.get(folder)
 
     def status(self) -> Status:
-        """Return what is known without loading anything; with Ray, what a worker last said."""
+        """Return what is known without loading anything; with Ray, a worker's latest status."""
         if not gpu_ray.wanted():
             return self._status_here()
         return replace(gpu_ray.pool.status or self._status_here(), workers=gpu_ray.pool.workers())
@@ -109,9 +109,9 @@ class Backend:
     def _status_here(self) -> Status:
         weights = self.models.weights
         device = self.models.known_device
-        where = device.kind if device else ""
+        device_kind = device.kind if device else ""
         kind = checkpoint_kind(weights)
-        codes = has_audio_codes(weights)
+        reads_codes = has_audio_codes(weights)
         busy = self.models.turn.locked() and not self.models.preparing
         return Status(
             engine="preview" if weights.engine == "preview" else "xl",
@@ -122,17 +122,19 @@ class Backend:
             turbo=is_turbo(weights),
             problem=weights.problem,
             download_gb=DEFAULT_MODEL_GB,
-            device=where,
+            device=device_kind,
             device_reason=device.reason if device else "",
             dtype=device.dtype if device else "",
             memory_plan=self.placing.text() if device else "",
             memory_plans=model_memory.plans_on(device),
             planner=self.models.planner.status(),
             songwriter=self._songwriter_status(),
-            tasks=task_support(kind, codes),
-            unsupported={} if codes else {"cover": NO_COVER},
+            tasks=task_support(kind, reads_codes),
+            unsupported={} if reads_codes else {"cover": NO_COVER},
             timed_lyrics=song_align.support(weights),
-            workers=(WorkerStatus(id=HERE, node="", pid=os.getpid(), device=where, busy=busy),),
+            workers=(
+                WorkerStatus(id=HERE, node="", pid=os.getpid(), device=device_kind, busy=busy),
+            ),
         )
 
     def _songwriter_status(self) -> SongwriterStatus:
@@ -192,8 +194,8 @@ class Backend:
                 job = yield from self._with_loras(job)
             events = gpu.run(job, gpu_zero.gpu_seconds(work), on_worker, worker_status)
             with contextlib.closing(events):
-                # Nothing is read after the result: ZeroGPU's return of the card may fail or never
-                # end.
+                # Nothing is read after the result: on ZeroGPU, giving back the card may fail or
+                # never end.
                 for event in events:
                     if isinstance(event, Outcome | Failed):
                         break
@@ -223,8 +225,8 @@ class Backend:
     def gather(self, request: Request) -> Generator[Event]:
         """Download missing models that were named explicitly; raises StudioError if a required one is missing."""
         loaded = self.models
-        song = isinstance(request, SongRequest)
-        if song or isinstance(request, DescribeRequest | AlignRequest):
+        is_song = isinstance(request, SongRequest)
+        if is_song or isinstance(request, DescribeRequest | AlignRequest):
             if loaded.weights.source == "hub":
                 yield from model_hub.download(loaded.weights.wanted)
                 loaded.refresh()
@@ -235,16 +237,17 @@ class Backend:
             raise StudioError(
                 "unsupported", NO_COVER, hint="Use a checkpoint that has both, such as XL SFT."
             )
+        if isinstance(request, AlignRequest):
+            return
         slot = loaded.lyrics if request.mode == "lyrics" else loaded.planner
-        if isinstance(request, AlignRequest) or (
-            song and (slot.problem or not writers.wants_plan(request))
-        ):
+        if is_song and (slot.problem or not writers.wants_plan(request)):
             return
         if slot.weights.source == "hub":
-            with contextlib.suppress(StudioError):  # which the slot remembers
+            with contextlib.suppress(StudioError):  # the slot remembers it
                 yield from slot.fetch()
                 loaded.refresh()
-        if not song:  # which is made without a plan then, and its record says why
+        # A song can be made without a plan; its record says why.
+        if not is_song:
             slot.check()
 
     def settle(self, request: Request) -> Settings | None:
@@ -254,15 +257,14 @@ class Backend:
         return settle(request, checkpoint_kind(self.models.weights))
 
     def automatic_length(self, request: Request) -> song_length.Automatic | None:
-        """Return what a song of automatic length may become; None for anything else.
+        """Return the bounds of a song's automatic length; None for anything else.
 
-        On ZeroGPU it is held to what one call may take of a visitor's GPU time.
+        On ZeroGPU it is limited to what one call may take of a visitor's GPU time.
         """
         if not isinstance(request, GenerateRequest) or request.duration is not None:
             return None
-        guess = song_length.guess(
-            request, built_in=checkpoint_kind(self.models.weights) == "preview"
-        )
+        built_in = checkpoint_kind(self.models.weights) == "preview"
+        guess = song_length.guess(request, built_in=built_in)
         longest = AUTOMATIC_SECONDS
         if gpu.ON_ZEROGPU:
             longest = estimate.longest(self._work(request, 0.0), AUTOMATIC_GPU_SECONDS)
@@ -270,13 +272,14 @@ class Backend:
         return song_length.Automatic(longest, guess)
 
     def work_of(self, request: Request, source: float = 0.0) -> estimate.Work:
+        """Return the work of `request`, whose source is `source` seconds long; an automatic length counts in full."""
         work = self._work(request, source)
         automatic = self.automatic_length(request)
         if automatic is None:
             return work
-        return replace(
-            work, duration=automatic.longest if work.planner else automatic.guess.seconds
-        )
+        if work.planner:
+            return replace(work, duration=automatic.longest)
+        return replace(work, duration=automatic.guess.seconds)
 
     def _work(self, request: Request, source: float) -> estimate.Work:
         planned = self.models.planner.weights.folder is not None
@@ -317,18 +320,15 @@ def check(request: Request, studio: Backend) -> None:
         return
     problem = gpu_zero.refusal(studio.work_of(request, source))
     if problem:
-        field = next(
-            (name for name in ("duration", "after", "takes") if hasattr(request, name)), ""
-        )
-        raise InvalidRequest(replace(problem, field=field))
+        fields = [name for name in ("duration", "after", "takes") if hasattr(request, name)]
+        raise InvalidRequest(replace(problem, field=fields[0] if fields else ""))
 
 
 def seconds_of(request: Request, studio: Backend) -> float:
-    """Estimate the seconds of `request` on ZeroGPU's card, from its fields and the headers of its
-    files.
+    """Estimate the seconds of `request` on ZeroGPU's card, from its fields and its files' headers.
 
     Raises InvalidRequest for a file that is not audio. Other machines take longer, by a factor that
-    they measure.
+    `Runs` measures.
     """
     return estimate.seconds_needed(studio.work_of(request, check_audio(request)))
 
@@ -336,7 +336,6 @@ def seconds_of(request: Request, studio: Backend) -> float:
 gpu.serve(get_backend)
 
 if gpu.ON_ZEROGPU:
-    # `spaces` only intercepts weights moved to "cuda" at import, on the main thread, not in a
-    # handler's thread.
+    # `spaces` only intercepts weights that are moved to "cuda" at import, on the main thread.
     get_backend().models.load_all()
     get_backend().widths()

@@ -1,9 +1,8 @@
-"""The beat: whatever works says something at least every 0.4 seconds, so that closing it takes
-effect soon.
+"""The beat: work reports at least every 0.4 seconds, so that closing it takes effect soon.
 
-Work is a generator of events. It may also yield None, which is no event but a point at which it can
-be stopped. `in_thread` reads it in a thread of its own; its reader gets `QUIET` after each beat
-without an event, and never None.
+Work is a generator of events. It may also yield None, which is not an event but marks a point where
+it can be stopped. `in_thread` reads it in a thread of its own; its reader gets `QUIET` after each
+beat without an event, and never None.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Any, Final
 
 # The longest time between two events.
 BEAT_SECONDS = 0.4
-# A worker in another process that has said nothing for this long counts as dead: it beats while it
-# loads, too, but a busy machine may hold it up.
+# A worker in another process that has been silent for this long counts as dead. It beats while it
+# loads too, but a busy machine may delay it.
 SILENT_SECONDS = 60.0
 
 QUIET: Final = object()
@@ -27,7 +26,7 @@ QUIET: Final = object()
 
 @dataclass(frozen=True)
 class _End:
-    """The last thing in a queue: the work is over, or `error` ended it."""
+    """The last item in a queue: the work is over, or `error` ended it."""
 
     error: Exception | None = None
 

@@ -54,21 +54,25 @@ class InvalidRequest(StudioError):
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message, or its class if it has none."""
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0]
+    return type(error).__name__
 
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Tell whether `error`, its cause or an error in its arguments means a full disk or quota."""
     while error is not None:
-        inside = next((each for each in error.args if isinstance(each, OSError)), error)
-        if isinstance(inside, OSError) and inside.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
+        for candidate in (error, *error.args):
+            if isinstance(candidate, OSError) and candidate.errno in (errno.ENOSPC, errno.EDQUOT):
+                return True
         error = error.__cause__ or error.__context__
     return False
 
 
-# What torch, its libraries, MLX and the system say when memory runs out and the error's class does
-# not tell.
+# Messages of torch, its libraries, MLX and the system when memory runs out and the error's class
+# does not say so.
 NO_MEMORY = re.compile(
     "DefaultCPUAllocator: (can't allocate|not enough) memory|out of memory|Cannot allocate memory|"
     r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|\[metal::malloc\]|std::bad_alloc"
@@ -84,8 +88,9 @@ def is_out_of_memory(error: Exception) -> bool:
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    of_libraries = isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError"
-    return of_libraries and bool(NO_MEMORY.search(str(error)))
+    if isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError":
+        return bool(NO_MEMORY.search(str(error)))
+    return False
 
 
 NO_THREADS = Problem(
@@ -126,7 +131,7 @@ class Progress:
     steps: int = 0
     elapsed: float = 0.0
     left: float | None = None
-    note: str = ""  # tells the visitor something once, such as why the model is loaded again
+    note: str = ""  # a sentence for the visitor, such as why the model is loaded again
 
 
 @dataclass(frozen=True)
@@ -162,11 +167,11 @@ class Job:
     seeds: tuple[int, ...]  # one per take
     variation_seeds: tuple[int, ...]
     folder: str
-    # a field ("reference") -> a float WAV in `folder`
+    # The paths of float WAV files in `folder`, by field ("reference").
     audio: dict[str, str] = field(default_factory=dict)
     loras: tuple[Any, ...] = ()  # LoraSpecs in the order they are applied
     automatic: Any = None  # the `song_length.Automatic` of a song whose length is automatic
-    # the `params.Settings` of a song, for the checkpoint of the machine that makes it
+    # The `params.Settings` of a song, for the checkpoint of the machine that makes it.
     settings: Any = None
 
     @property
@@ -187,7 +192,7 @@ class Take:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job made on the GPU: the takes of a song, or the `result` of another job, which its record gets."""
+    """What a job made on the GPU: the takes of a song, or for another job the `result`, which goes into its record."""
 
     ran: Ran
     takes: tuple[Take, ...] = ()

@@ -1,5 +1,4 @@
-"""Where the GPU entry point runs: in this process, or on Ray workers, each an actor that holds one
-loaded studio.
+"""The GPU entry point on Ray workers, each an actor that holds one loaded studio.
 
 `run` takes a job to an idle worker (gpu_ray_worker.py) and yields its events. Files travel as
 blocks of bytes through Ray's object store and land in the job's folder, so nothing needs a shared
@@ -43,27 +42,23 @@ RAY = "ACE_STUDIO_RAY"
 WORKERS = "ACE_STUDIO_RAY_WORKERS"
 CARDS = "ACE_STUDIO_RAY_GPUS"
 LOCAL = "local"
-# passed to workers
+# The variables that workers get.
 MODELS = ("ACE_STUDIO_MODEL", "ACE_STUDIO_PLANNER", "ACE_STUDIO_LYRICS", "ACE_STUDIO_COMPILE")
 ROOT = Path(__file__).resolve().parent
-# of ROOT to the cluster's machines
+# What the cluster's machines do not get of ROOT.
 NOT_SENT = [".git", ".venv", "models", "outputs", "tests", "docs", "*.log"]
 STORE_BYTES = 256 * 2**20  # the object store of a cluster that is started here
-# Between two checks of the workers.
-LOOK_SECONDS = 1.0
-# Between two questions to an idle worker, and between two tries to reach the cluster or to start a
-# worker.
+CHECK_SECONDS = 1.0  # between two checks of the workers
+# Between two status calls to an idle worker, and between two attempts to reach the cluster or to
+# start a worker.
 ASK_SECONDS = 5.0
-# That a song waits without any worker, and if no machine has room for one.
-NO_WORKER_SECONDS = 300.0
-NO_ROOM_SECONDS = 60.0
-# That the head may be silent before the studio leaves the cluster. Ray would end this process after
-# 60.
+NO_WORKER_SECONDS = 300.0  # how long a song waits while there is no worker
+NO_ROOM_SECONDS = 60.0  # and while no machine has room for one
+# How long the head may be silent before the studio leaves the cluster. Ray would end this process
+# after 60.
 HEAD_SECONDS = 20.0
-# That songs and workers then have to end.
-LEAVE_SECONDS = 5.0
-# That the head has to accept a connection.
-PROBE_SECONDS = 2.0
+LEAVE_SECONDS = 5.0  # how long songs and workers then have to end
+PROBE_SECONDS = 2.0  # how long the head has to accept a connection
 AGAIN = "The worker that was making this song is gone, so another one starts it again."
 
 
@@ -84,16 +79,16 @@ def count_wanted() -> int:
 
 @dataclass
 class Slot:
-    """One worker: its actor, the `answer` that it owes since `asked`, and its latest `status`, None while it starts."""
+    """One worker; its latest `status` is None while it starts."""
 
     name: str
     actor: Any
-    answer: Any
-    asked: float
+    answer: Any  # Ray's reference to the status that it owes, None if it owes none
+    asked_at: float  # when that was asked for
     status: Status | None = None
     busy: bool = False
     lost: bool = False  # the studio has left the cluster
-    loras: frozenset[str] = frozenset()
+    loras: frozenset[str] = frozenset()  # the hashes of those that it holds
 
 
 class Pool:
@@ -106,34 +101,32 @@ class Pool:
         self._slots: list[Slot] = []
         self._news = threading.Condition()
         self._ray: Any = None  # the module while connected
-        # the head's address once known, and when it last answered
-        self._head = ""
-        self._heard = 0.0
+        self._head = ""  # its address once known
+        self._head_answered_at = 0.0
         self._made = 0
         self._next_try = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(
-        self, look: Callable[[], Status], changed: Callable[[int], None] | None = None
+        self, get_status: Callable[[], Status], changed: Callable[[int], None] | None = None
     ) -> None:
-        """Start the workers, once; `look` runs in them and returns their status, `changed` gets their number."""
+        """Start the workers, once; `get_status` runs in them, and `changed` gets their number."""
         with self._news:
             self._changed = changed or self._changed
             if wanted() and not self._thread:
                 self._address = wanted()
-                self._look = look
+                self._get_status = get_status
                 self._thread = threading.Thread(target=self._keep, name="workers", daemon=True)
                 self._thread.start()
 
     def workers(self) -> tuple[WorkerStatus, ...]:
+        found: list[WorkerStatus] = []
         with self._news:
-            return tuple(
-                replace(worker, busy=slot.busy)
-                for slot in self._slots
-                if slot.status
-                for worker in slot.status.workers
-            )
+            for slot in self._slots:
+                if slot.status:
+                    found += [replace(worker, busy=slot.busy) for worker in slot.status.workers]
+        return tuple(found)
 
     def take(self, loras: Collection[str]) -> Generator[Progress, None, Slot]:
         """Return the idle worker that holds most of `loras`; raises StudioError if none comes or Ray cannot be used."""
@@ -151,22 +144,25 @@ class Pool:
                 alone_since = time.monotonic()
                 yield Progress("waiting")
                 continue
-            self._check_hope(problem, time.monotonic() - alone_since)
+            self._raise_if_hopeless(problem, time.monotonic() - alone_since)
             yield Progress("starting", note=problem.text() if problem else "")
 
     def _idle(self, loras: Collection[str]) -> Slot | None:
-        idle = [slot for slot in self._slots if slot.status and not slot.busy]
-        return max(
-            idle, key=lambda slot: (len(slot.loras & set(loras)), -len(slot.loras)), default=None
-        )
+        """Return the idle worker that holds most of `loras` and least besides them."""
 
-    def _check_hope(self, problem: Problem | None, waited: float) -> None:
-        """Raise StudioError if a song that has `waited` so many seconds without any worker should not wait longer."""
+        def fit(slot: Slot) -> tuple[int, int]:
+            return len(slot.loras & set(loras)), -len(slot.loras)
+
+        idle = [slot for slot in self._slots if slot.status and not slot.busy]
+        return max(idle, key=fit, default=None)
+
+    def _raise_if_hopeless(self, problem: Problem | None, waited_seconds: float) -> None:
+        """Raise StudioError if a song that has `waited_seconds` so many seconds without any worker should not wait longer."""
         if problem and not self._ray:
             raise StudioError.of(problem)
-        if problem and problem.code == NO_ROOM and waited > NO_ROOM_SECONDS:
+        if problem and problem.code == NO_ROOM and waited_seconds > NO_ROOM_SECONDS:
             raise StudioError.of(problem)
-        if waited > NO_WORKER_SECONDS:
+        if waited_seconds > NO_WORKER_SECONDS:
             raise StudioError.of(problem or NO_START)
 
     def give_back(self, slot: Slot) -> None:
@@ -184,17 +180,15 @@ class Pool:
             self._ray.kill(slot.actor)
 
     def dismiss(self) -> None:
-        """Let the workers delete their folders, because this process is about to end, and they are killed with it."""
+        """Let the workers delete their folders: they are killed when this process ends."""
         self._stop.set()
         with contextlib.suppress(Exception):
-            calls = [
-                slot.actor.close.options(concurrency_group="cancels")
-                for slot in self._slots
-                if slot.status
-            ]
-            self._ray.wait(
-                [call.remote() for call in calls], num_returns=len(calls), timeout=LEAVE_SECONDS
-            )
+            answers = []
+            for slot in self._slots:
+                if slot.status:
+                    close = slot.actor.close.options(concurrency_group="cancels")
+                    answers.append(close.remote())
+            self._ray.wait(answers, num_returns=len(answers), timeout=LEAVE_SECONDS)
 
     def _keep(self) -> None:
         while not self._stop.is_set():
@@ -202,27 +196,27 @@ class Pool:
                 if not self._ray and time.monotonic() >= self._next_try:
                     self._connect()
                 if self._ray and answers(self._head):
-                    self._heard = time.monotonic()
+                    self._head_answered_at = time.monotonic()
                     self._tend()
-                elif self._ray and time.monotonic() - self._heard > HEAD_SECONDS:
+                elif self._ray and time.monotonic() - self._head_answered_at > HEAD_SECONDS:
                     raise StudioError.of(UNREACHABLE)
             except Exception as error:
                 self._trouble(problem_of(error))
             self._changed(len(self.workers()))
-            self._stop.wait(LOOK_SECONDS)
+            self._stop.wait(CHECK_SECONDS)
 
     def _connect(self) -> None:
         self._next_try = time.monotonic() + ASK_SECONDS
-        ray = join(self._head if self._address != LOCAL and self._head else self._address)
+        address = self._address
+        if address != LOCAL and self._head:
+            address = self._head
+        ray = join(address)
         self._head = ray.get_runtime_context().gcs_address
-        self._heard = time.monotonic()
+        self._head_answered_at = time.monotonic()
         self._ray = ray
         self.problem = None
-        log.info(
-            "Ray %s, %s",
-            ray.__version__,
-            "started here" if self._address == LOCAL else "joined the cluster",
-        )
+        how = "started here" if self._address == LOCAL else "joined the cluster"
+        log.info("Ray %s, %s", ray.__version__, how)
 
     def _trouble(self, problem: Problem) -> None:
         """Remember `problem`, and leave the cluster if its head cannot be reached."""
@@ -232,35 +226,38 @@ class Pool:
         if not self._ray or problem != UNREACHABLE:
             return
         with self._news:
-            left = self._slots
+            lost = self._slots
             self._slots = []
-            for slot in left:
+            for slot in lost:
                 slot.lost = True
             ray = self._ray
             self._ray = None
             # Ray must not be shut down while a song is calling it.
-            self._news.wait_for(lambda: not any(slot.busy for slot in left), LEAVE_SECONDS)
+            self._news.wait_for(lambda: not any(slot.busy for slot in lost), LEAVE_SECONDS)
         with contextlib.suppress(Exception):
             ray.shutdown()
 
     def _tend(self) -> None:
-        """Take the workers' answers, ask idle ones again, drop the dead, and make those that are missing."""
+        """Take the workers' answers, ask idle ones again, drop the dead, and start those that are missing."""
         now = time.monotonic()
         for slot in list(self._slots):
             if slot.answer is None:
-                if not slot.busy and now - slot.asked > ASK_SECONDS:
-                    slot.answer = slot.actor.hello.remote(self._look)
-                    slot.asked = now
+                if not slot.busy and now - slot.asked_at > ASK_SECONDS:
+                    slot.answer = slot.actor.hello.remote(self._get_status)
+                    slot.asked_at = now
             elif self._ray.wait([slot.answer], timeout=0)[0]:
-                self._hear(slot)
-            elif slot.status and not slot.busy and now - slot.asked > beat.SILENT_SECONDS:
+                self._take_answer(slot)
+            elif slot.status and not slot.busy and now - slot.asked_at > beat.SILENT_SECONDS:
                 self.drop(slot)
         cards, count = self._size()
         missing = count - len(self._slots)
-        for slot in [slot for slot in self._slots if not slot.status][: max(-missing, 0)]:
-            self.drop(slot)
-        for _ in range(missing if now >= self._next_try else 0):
-            self._make(cards, count)
+        if missing < 0:
+            starting = [slot for slot in self._slots if not slot.status]
+            for slot in starting[:-missing]:
+                self.drop(slot)
+        if now >= self._next_try:
+            for _ in range(missing):
+                self._make(cards, count)
         if any(slot.status for slot in self._slots):
             self.problem = None
         elif not self._has_room(cards):
@@ -268,61 +265,66 @@ class Pool:
         elif self.problem and self.problem.code == NO_ROOM:
             self.problem = None
         elif self.problem is None and self.status:
-            self.problem = NO_WORKER  # there was one before
+            self.problem = NO_WORKER  # there used to be one
 
     def _has_room(self, cards: float) -> bool:
-        """Return whether any machine is large enough for a worker, if nothing else runs there."""
+        """Tell whether any machine is large enough for a worker, if nothing else runs there."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if cards:
             return any(node.get("GPU", 0) >= cards for node in nodes)
         return any(node.get("CPU", 0) >= 1 for node in nodes)
 
-    def _hear(self, slot: Slot) -> None:
+    def _take_answer(self, slot: Slot) -> None:
         try:
             status = self._ray.get(slot.answer)
         except Exception as error:
             self.drop(slot)
-            # one that cannot start is not made again every second
+            # A worker that cannot start is not started again every second.
             self._next_try = time.monotonic() + ASK_SECONDS
             if not is_death(error):
                 self._trouble(problem_of(error))
             return
         with self._news:
             slot.answer = None
-            slot.status = self.status = status
+            slot.status = status
+            self.status = status
             self._news.notify_all()
 
     def _size(self) -> tuple[float, int]:
         """Return the cards per worker (ACE_STUDIO_RAY_GPUS; 0 for the processor) and the number of workers."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        found = sum(node.get("GPU", 0) for node in nodes)
+        all_cards = sum(node.get("GPU", 0) for node in nodes)
         try:
             cards = max(float(os.environ.get(CARDS, "").strip()), 0.0)
         except ValueError:
-            cards = 1.0 if found else 0.0
-        count = (
-            found / cards
-            if cards
-            else 1
-            if self._address == LOCAL
-            else sum("CPU" in node for node in nodes)
-        )
-        return cards, count_wanted() or max(int(count), 1)
+            cards = 1.0 if all_cards else 0.0
+        if cards:
+            count = int(all_cards / cards)
+        elif self._address == LOCAL:
+            count = 1
+        else:
+            count = sum("CPU" in node for node in nodes)
+        return cards, count_wanted() or max(count, 1)
 
     def _make(self, cards: float, count: int) -> None:
         self._made += 1
         name = f"worker-{self._made}"
         environ = {variable: os.environ[variable] for variable in MODELS if variable in os.environ}
         if not cards:
-            environ["OMP_NUM_THREADS"] = str(
-                max((os.cpu_count() or 1) // count, 1) if self._address == LOCAL else 1
-            )
-        room = {"num_gpus": cards, "num_cpus": 0 if cards else 1, "scheduling_strategy": "SPREAD"}
-        kind = self._ray.remote(concurrency_groups={"songs": 1, "cancels": 1}, **room)(Worker)
-        actor = kind.remote(name, environ)
-        asked = actor.hello.remote(self._look)
+            threads = 1
+            if self._address == LOCAL:
+                threads = max((os.cpu_count() or 1) // count, 1)
+            environ["OMP_NUM_THREADS"] = str(threads)
+        remote_class = self._ray.remote(
+            concurrency_groups={"songs": 1, "cancels": 1},
+            num_gpus=cards,
+            num_cpus=0 if cards else 1,
+            scheduling_strategy="SPREAD",
+        )(Worker)
+        actor = remote_class.remote(name, environ)
+        answer = actor.hello.remote(self._get_status)
         with self._news:
-            self._slots.append(Slot(name, actor, asked, time.monotonic()))
+            self._slots.append(Slot(name, actor, answer, time.monotonic()))
 
 
 pool = Pool()
@@ -335,15 +337,15 @@ def join(address: str) -> Any:
         raise StudioError(
             "ray_client", "Ray's client (ray://) cannot stream what a worker returns.", hint=hint
         )
-    # Ray would wait minutes for a head that is not there.
+    # Ray would wait minutes for a head that does not answer.
     if address not in (LOCAL, "auto") and not answers(address):
         raise StudioError.of(UNREACHABLE)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # else any call after a lost connection starts a cluster
+    # Otherwise any call after a lost connection would start a cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
-    ray.shutdown()  # a lost connection may still be half there
+    ray.shutdown()  # a lost connection may have left something behind
     settings: dict[str, Any] = {"runtime_env": {"working_dir": str(ROOT), "excludes": NOT_SENT}}
     if address == LOCAL:
         settings = {
@@ -366,10 +368,13 @@ def answers(address: str) -> bool:
 
 
 def run(
-    entry: Callable[[Job], Generator[Any]], look: Callable[[], Status], job: Job
+    entry: Callable[[Job], Generator[Any]], get_status: Callable[[], Status], job: Job
 ) -> Generator[Any]:
-    """Yield the events of `entry(job)` on a worker, or on another if it dies; raises StudioError. Closing cancels."""
-    pool.start(look)
+    """Yield the events of `entry(job)` on a worker, or on another one if it dies; raises StudioError. Closing cancels.
+
+    `get_status` runs on the worker, too.
+    """
+    pool.start(get_status)
     for attempt in (1, 2):
         slot = yield from pool.take({spec.info.sha256 for spec in job.loras})
         try:
@@ -389,24 +394,25 @@ def run(
 
 
 def _streamed(slot: Slot, entry: Callable[[Job], Generator[Any]], job: Job) -> Generator[Any]:
+    """Yield the events of `entry(job)` on the worker in `slot`; files land in the job's folder."""
     import ray
 
     folder = Path(job.folder)
-    paths = {
-        **job.audio,
-        **{spec.info.sha256: spec.path for spec in job.loras if spec.info.sha256 not in slot.loras},
-    }
+    paths = dict(job.audio)
+    for spec in job.loras:
+        if spec.info.sha256 not in slot.loras:
+            paths[spec.info.sha256] = spec.path
     files = {key: [ray.put(data) for data in blocks_of(path)] for key, path in paths.items()}
-    run_there = slot.actor.run.options(num_returns="streaming", concurrency_group="songs")
-    stream = run_there.remote(entry, job, files)
+    run_on_worker = slot.actor.run.options(num_returns="streaming", concurrency_group="songs")
+    stream = run_on_worker.remote(entry, job, files)
     latest = Progress("preparing")
-    heard = time.monotonic()
+    heard_at = time.monotonic()
     try:
         while not job.cancelled():
             if slot.lost:
                 raise StudioError.of(UNREACHABLE)
             if not ray.wait([stream], timeout=beat.BEAT_SECONDS)[0]:
-                if time.monotonic() - heard > beat.SILENT_SECONDS:
+                if time.monotonic() - heard_at > beat.SILENT_SECONDS:
                     raise TimeoutError(f"{slot.name} was silent for {beat.SILENT_SECONDS:g} s")
                 yield latest
                 continue
@@ -414,18 +420,15 @@ def _streamed(slot: Slot, entry: Callable[[Job], Generator[Any]], job: Job) -> G
                 item = ray.get(next(stream))
             except StopIteration:
                 return
-            heard = time.monotonic()
+            heard_at = time.monotonic()
             if isinstance(item, tuple):
                 slot.loras = frozenset(item)
             elif isinstance(item, Block):
-                with (folder / Path(item.name).name).open("ab" if item.follows else "wb") as file:
+                path = folder / Path(item.name).name
+                with path.open("ab" if item.follows else "wb") as file:
                     file.write(item.data)
             elif isinstance(item, Outcome):
-                takes = (
-                    replace(take, file=take.file and str(folder / Path(take.file).name))
-                    for take in item.takes
-                )
-                yield replace(item, takes=tuple(takes))
+                yield _with_files_in(folder, item)
             else:
                 if isinstance(item, Progress):
                     latest = item
@@ -433,3 +436,13 @@ def _streamed(slot: Slot, entry: Callable[[Job], Generator[Any]], job: Job) -> G
     finally:
         with contextlib.suppress(Exception):
             slot.actor.cancel.options(concurrency_group="cancels").remote(folder.name)
+
+
+def _with_files_in(folder: Path, outcome: Outcome) -> Outcome:
+    """Return a worker's outcome with the takes' files in `folder`."""
+    takes = []
+    for take in outcome.takes:
+        if take.file:
+            take = replace(take, file=str(folder / Path(take.file).name))
+        takes.append(take)
+    return replace(outcome, takes=tuple(takes))

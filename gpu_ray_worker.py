@@ -33,8 +33,8 @@ class Worker:
     """One loaded studio. `run` makes one song at a time; the other methods answer meanwhile."""
 
     def __init__(self, name: str, environ: dict[str, str]):
-        # A worker has no workers of its own; and Ray would allow torch, which reads this later, a
-        # single thread.
+        # A worker has no workers of its own. Ray sets the second variable to 1, which would limit
+        # torch to one thread.
         for variable in ("ACE_STUDIO_RAY", "OMP_NUM_THREADS"):
             os.environ.pop(variable, None)
         os.environ.update(environ)
@@ -47,11 +47,11 @@ class Worker:
         self._loras: list[str] = []  # hashes of the files kept here, the most recently used last
         self._cancelled = ""
 
-    def hello(self, look: Callable[[], Status]) -> Status:
+    def hello(self, get_status: Callable[[], Status]) -> Status:
         """Return the status of the studio in this process, with this worker as its only one."""
         import ray
 
-        status = look()
+        status = get_status()
         node = ray.get_runtime_context().get_node_id()[:12]
         worker = WorkerStatus(
             id=self._name, node=node, pid=os.getpid(), device=status.device, busy=False
@@ -76,17 +76,18 @@ class Worker:
         with self._jobs.job_folder(name) as folder:
             audio = {key: str(folder / f"{key}.wav") for key in job.audio}
             loras = tuple(replace(spec, path=str(kept / spec.info.sha256)) for spec in job.loras)
-            here = replace(job, folder=str(folder), audio=audio, loras=loras)
-            here.running.touch()
+            local_job = replace(job, folder=str(folder), audio=audio, loras=loras)
+            local_job.running.touch()
             if self._cancelled == name:
                 return
-            for key, blocks in files.items():  # audio by name, LoRAs that are not here yet by hash
+            # Audio has its name as its key; LoRAs that are not kept yet have their hash.
+            for key, blocks in files.items():
                 _write(Path(audio.get(key, kept / key)), blocks)
             self._keep_loras(kept, [spec.info.sha256 for spec in loras])
             yield tuple(self._loras)
-            with contextlib.closing(entry(here)) as events:
+            with contextlib.closing(entry(local_job)) as events:
                 for event in events:
-                    if here.cancelled():
+                    if local_job.cancelled():
                         return
                     if isinstance(event, Outcome):
                         yield from _files_of(event)
@@ -94,7 +95,7 @@ class Worker:
                     yield event
 
     def _keep_loras(self, kept: Path, used: list[str]) -> None:
-        """Note the hashes in `used` as the latest, and delete the files of those that were not used for longest."""
+        """Note the hashes in `used` as the latest, and delete the files that were not used for longest."""
         used = list(dict.fromkeys(used))
         self._loras = [key for key in self._loras if key not in used] + used
         while len(self._loras) > max(LORAS_KEPT, len(used)):
@@ -144,17 +145,20 @@ NO_ROOM = "ray_no_room"
 
 
 def no_room(cards: float) -> Problem:
-    """Return the problem of a cluster without a machine that is large enough for a worker with so many `cards`."""
-    needed = "one CPU"
-    if cards:
-        needed = f"{cards:g} GPU{'' if cards == 1 else 's'}"
+    """Return the problem of a cluster where no machine is large enough for a worker with so many `cards`."""
+    if not cards:
+        needed = "one CPU"
+    elif cards == 1:
+        needed = "1 GPU"
+    else:
+        needed = f"{cards:g} GPUs"
     message = f"No machine of the Ray cluster has room for a worker, which takes {needed}."
     hint = "Start Ray there with more (--num-cpus, --num-gpus), or change ACE_STUDIO_RAY_GPUS."
     return Problem(NO_ROOM, message, hint=hint)
 
 
 def is_death(error: Exception) -> bool:
-    """Whether `error` means that a worker, its process or its machine is gone or no longer answers."""
+    """Tell whether `error` means that a worker, its process or its machine is gone or no longer answers."""
     from ray import exceptions as ray
 
     gone = (
@@ -168,6 +172,7 @@ def is_death(error: Exception) -> bool:
 
 
 def problem_of(error: Exception) -> Problem:
+    """Return an error of Ray, or one that came through it, as a problem."""
     text = str(error)
     kind = type(error).__name__
     if isinstance(error, StudioError):
@@ -179,10 +184,12 @@ def problem_of(error: Exception) -> Problem:
             hint="Start the studio with ./run.sh --ray.",
         )
     if "ersion mismatch" in text:
-        found = ", ".join(
-            line.strip() for line in text.splitlines() if "Ray:" in line or "Python:" in line
+        lines = [line.strip() for line in text.splitlines()]
+        versions = ", ".join(line for line in lines if "Ray:" in line or "Python:" in line)
+        message = (
+            "This machine and the cluster have different versions of Ray or Python: "
+            f"{versions or 'they differ.'}"
         )
-        message = f"This machine and the cluster have different versions of Ray or Python: {found or 'they differ.'}"
         return Problem("ray_versions", message, hint="Install the same versions on all of them.")
     if AT_START in text:
         hint = (

@@ -1,8 +1,7 @@
-"""A job until it reaches the models: its folder, its seeds and its uploads, and progress with
-times.
+"""A job until it reaches the models: its folder, seeds and uploads; and progress with times.
 
 Each process keeps its jobs in a folder of its own, which a lock marks as in use. Every job has a
-folder in there; it is cancelled once the file `running` in that is gone.
+folder inside it, and is cancelled once the file `running` in that is gone.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ def job_for(
     if isinstance(request, SongRequest):
         variation_seeds = _seeds(request.options.variation_seed, request.takes)
     with job_folder(secrets.token_hex(16)) as folder:
+        uploads = [name for name in UPLOADS if getattr(request, name, None)]
         job = Job(
             request=request,
             seeds=seeds,
@@ -49,11 +49,7 @@ def job_for(
             folder=str(folder),
             settings=settings,
             automatic=automatic,
-            audio={
-                name: str(folder / f"{name}.wav")
-                for name in UPLOADS
-                if getattr(request, name, None)
-            },
+            audio={name: str(folder / f"{name}.wav") for name in uploads},
         )
         job.running.touch()
         if _stopping.is_set():
@@ -67,6 +63,7 @@ def job_for(
 
 @contextlib.contextmanager
 def job_folder(name: str) -> Iterator[Path]:
+    """Create the folder `name` among this process's jobs, and delete it on exit."""
     folder = process_folder() / name
     folder.mkdir(mode=0o700)
     try:
@@ -76,9 +73,10 @@ def job_folder(name: str) -> Iterator[Path]:
 
 
 def _seeds(first: int, takes: int) -> tuple[int, ...]:
+    """Return a seed for each take: `first` and those after it; a negative `first` is drawn."""
     if first < 0:
         first = secrets.randbelow(MAX_SEED - takes + 2)
-    return tuple((first + i) % (MAX_SEED + 1) for i in range(takes))
+    return tuple((first + take) % (MAX_SEED + 1) for take in range(takes))
 
 
 LOCK = ".lock"
@@ -110,7 +108,7 @@ def sweep() -> None:
 
 
 def process_folder() -> Path:
-    """Return the folder for this process's jobs; a lock file next to it tells `sweep` that the process is alive."""
+    """Return the folder of this process's jobs; a lock file beside it tells `sweep` that the process is alive."""
     global _process
     with _creating:
         if _process is None or not _process[0].is_dir():
@@ -118,7 +116,7 @@ def process_folder() -> Path:
             lock = folder.with_suffix(LOCK).open("w")
             fcntl.flock(lock, fcntl.LOCK_EX)  # before `sweep` can see the folder
             folder.mkdir(mode=0o700)
-            _process = folder, lock
+            _process = (folder, lock)
             atexit.register(_delete_folder, folder)
         return _process[0]
 
@@ -147,7 +145,7 @@ def source_seconds(job: Job) -> float:
 
 
 def with_times(events: Iterator[Event]) -> Iterator[Event]:
-    """Yield `events`; add to progress the seconds since the start and, at the pace so far, those left in its stage."""
+    """Yield `events`; progress gets the seconds since the start and, at the pace so far, those left in its stage."""
     started = time.monotonic()
     stage = Stage("", started, 0)
     for event in events:
@@ -161,34 +159,33 @@ def with_times(events: Iterator[Event]) -> Iterator[Event]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a run, and the time and step at which it began."""
+    """A stage of a run, and the time (monotonic) and step at which it began."""
 
     name: str
     started: float
-    first: int
+    first_step: int
 
 
 def _left(event: Progress, stage: Stage, now: float) -> float | None:
-    """Return the seconds left in a stage at its pace so far, unless the event knows better; None if unknown."""
-    done = event.step - stage.first
+    """Return the event's own estimate, else the seconds left in its stage at the pace so far; None if unknown."""
+    done = event.step - stage.first_step
     if event.left is not None or done <= 0 or not event.steps:
         return event.left
     return round((now - stage.started) / done * (event.steps - event.step), 1)
 
 
 def request_entry(job: Job) -> dict[str, Any]:
-    """Return what the record says of the request: every parameter but the files."""
-    asked = job.request.model_dump(mode="json", exclude=set(UPLOADS))
+    """Return what the record holds of the request: every parameter but the files."""
+    entry = job.request.model_dump(mode="json", exclude=set(UPLOADS))
     if isinstance(job.request, SongRequest):
-        # Uploads have the source "upload" here, so that no path is published.
-        asked["options"]["loras"] = [
-            {"source": lora.source, "weight": lora.weight} for lora in job.loras
-        ]
-    return asked
+        # An uploaded LoRA has the source "upload" in the job, so that no path is published.
+        loras = [{"source": lora.source, "weight": lora.weight} for lora in job.loras]
+        entry["options"]["loras"] = loras
+    return entry
 
 
 def upload_entries(job: Job) -> dict[str, UploadEntry]:
-    """Return what the record says of each upload."""
+    """Return what the record holds of each upload."""
     entries = {}
     for name in job.audio:
         path = Path(getattr(job.request, name))

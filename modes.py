@@ -1,4 +1,4 @@
-"""The modes: each turns a request into a run of the denoising loop, and a `Finish` for what is decoded."""
+"""The modes: each turns a request into a run of the denoising loop, and a `Finish` for the decoded samples."""
 
 from __future__ import annotations
 
@@ -33,25 +33,26 @@ from record import Instructions, LengthEntry, PlanEntry, Ran, SamplingEntry, tim
 from song_conditions import COMPLETE, COVER, EXTRACT, LAYER, REPAINT, TEXT2MUSIC
 from song_length import Automatic
 
-# The conservative repaint: share of steps with injection, frames of the latent blend, seconds of
-# crossfade.
-CONSERVATIVE = (1.0, 25, 0.05)
-# so that the source is always unchanged; upstream's aggressive mode splices nothing
+# The conservative repaint; an aggressive one has none of these.
+INJECTION_SHARE = 1.0  # of the steps
+BLEND_FRAMES = 25  # of the latents
+CROSSFADE_SECONDS = 0.05
+# Even an aggressive repaint leaves the source outside unchanged; upstream's splices nothing.
 LEAST_CROSSFADE_SECONDS = 0.01
 SILENT_LATENTS_STD = 1e-3
-# music stays well under this; white noise has 0.56 on average, wind noise over 0.3
+# Music stays well under this; white noise has 0.56 on average, wind noise over 0.3.
 NOISE_FLATNESS = 0.3
 
-# From decoded samples [2, n] and the take's number to the samples of the take; raises StudioError.
+# Maps decoded samples [2, n] and the take's number to the take's samples; raises StudioError.
 Finish = Callable[[np.ndarray, int], np.ndarray]
 
 
 def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Outcome | None]:
-    """Plan the song of `job` if that is asked for, let its LoRAs act, and run its mode; ends with `Outcome`."""
+    """Plan the song of `job` if requested, apply its LoRAs, and run its mode; yields the `Outcome` last."""
     seconds: dict[str, float] = {}
-    if placing.keeps_all:  # before it is planned: weights that are broken say so at once
+    if placing.keeps_all:  # before planning, so that broken weights are reported at once
         yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
-    plan, facts = yield from writers.plan_song(loaded, placing, job, seconds)
+    plan, plan_entry = yield from writers.plan_song(loaded, placing, job, seconds)
     length = None
     if job.automatic is not None:
         length = _settled_length(job.automatic, plan)
@@ -67,27 +68,28 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
         known = song_words.read_words(loaded.weights.there)
     if known is not None:
         job, notes = song_words.settle(job, known, choose=plan is None)
-        plan = plan and replace(plan, metadata=song_words.translated(plan.metadata, known))
+        if plan is not None:
+            plan = replace(plan, metadata=song_words.translated(plan.metadata, known))
     acting = lora_apply.reconcile(pipe, job.loras)
     for event in run(pipe, job, plan):
         if isinstance(event, Outcome):
             event = event.with_facts(
                 model=loaded.weights.entry(),
                 dtype=loaded.device().dtype,
-                plan=facts,
+                plan=plan_entry,
                 loras=acting,
                 length=length,
                 seconds={**seconds, **event.ran.seconds},
             )
-            event = replace(event, notes=(*notes, *event.notes, *_why_unplanned(facts)))
+            event = replace(event, notes=(*notes, *event.notes, *_why_unplanned(plan_entry)))
         yield event
 
 
-def _why_unplanned(facts: PlanEntry | None) -> tuple[str, ...]:
-    """Return a note on why a song was made without the plan that it asked for, if any."""
-    # If there is no planner at all, the status says it.
-    if facts and facts.get("failed"):
-        return (f"Made without a plan: {facts['reason']}",)
+def _why_unplanned(entry: PlanEntry | None) -> tuple[str, ...]:
+    """Return a note on why a song was made without the requested plan, if that failed."""
+    # Nothing has failed if there is no planner: the status says so.
+    if entry and entry.get("failed"):
+        return (f"Made without a plan: {entry['reason']}",)
     return ()
 
 
@@ -104,7 +106,8 @@ def run(pipe: Any, job: Job, plan: Plan | None = None) -> Iterator[Progress | Ou
     with timed(seconds, "reading"):
         song = Song(pipe, job, plan)
         yield from song.read()
-        loop, finish = MODES[getattr(song.request, "action", job.request.mode)](song)
+        prepare = MODES[getattr(song.request, "action", job.request.mode)]
+        loop, finish = prepare(song)
     with timed(seconds, "steps"):
         yield Progress("steps", 0, len(loop.sigmas))
         for index, latents in enumerate(song_loop.denoise(pipe, loop), 1):
@@ -126,7 +129,7 @@ def run(pipe: Any, job: Job, plan: Plan | None = None) -> Iterator[Progress | Ou
 
 
 def generate(song: Song) -> tuple[song_loop.Run, Finish]:
-    """Make a song from words, which follows its plan, if there is one, for the first `plan_strength` of the steps."""
+    """Make a song from words; it follows its plan, if it has one, for the share `plan_strength` of the steps."""
     options = song.request.options
     if options.exclude and song.plan is None:
         song.notes.append("Exclude had no effect, because the song was not planned.")
@@ -134,19 +137,19 @@ def generate(song: Song) -> tuple[song_loop.Run, Finish]:
         song.notes.append("Exclude had no effect, because Plan guidance is 1.")
     if song.plan is None:
         return song.run_of(song.text2music()), _loud
-    # As the stock pipeline does with `audio_codes`: a cover of them. The last may reach past the
-    # end.
+    # A cover of the codes, as the stock pipeline does with `audio_codes`. The last code may reach
+    # past the end.
     condition = song.condition(COVER, song_conditions.codes_context(song.pipe, song.plan.codes))
     switch = _switch(song, song.sigmas, options.plan_strength)
     return song.run_of(condition, switch=switch), _loud
 
 
 def cover(song: Song) -> tuple[song_loop.Run, Finish]:
-    """Make a new version of the source, which is the context for the first `strength` of the steps.
+    """Make a new version of the source, which is the context for the share `strength` of the steps.
 
-    The context holds the source's audio codes, or, with `detail` "sound", its latents as they are
-    (upstream's "cover-nofsq", #1142). After that it is silence. With `noise_strength` the run
-    starts in mid-schedule from the noised source itself.
+    The context holds the source's audio codes or, with `detail` "sound", its latents unchanged
+    (upstream's "cover-nofsq", #1142). In later steps it is silence. With `noise_strength` the run
+    starts in mid-schedule from the noised source.
     """
     request = song.request
     sigmas = song.sigmas
@@ -168,10 +171,10 @@ def cover(song: Song) -> tuple[song_loop.Run, Finish]:
 def _switch(
     song: Song, sigmas: tuple[float, ...], share: float
 ) -> tuple[int, song_conditions.Condition] | None:
-    """Return where the words alone take over after `share` of the steps, or None if they never do.
+    """Return the step, after `share` of all steps, from which only the words count, and their condition, or None.
 
     The hard switch is upstream's; diffusers blends unguided velocities instead, which keeps less of
-    either.
+    both.
     """
     step = int(len(sigmas) * share)
     song.switch_step = step
@@ -184,21 +187,29 @@ def extend(song: Song) -> tuple[song_loop.Run, Finish]:
     """Add music before and after the source, which is unchanged except for the overlap at each new end."""
     before = samples_in(song.request.before)
     end = song.length - samples_in(song.request.after)
-    # At each new end, at most half of a short clip.
+    # At most half of a short source at each new end.
     overlap = min(samples_in(song.request.options.overlap), (end - before) // 2)
-    parts = [(start, stop) for start, stop in ((0, before), (end, song.length)) if start < stop]
+    parts = []
+    if before > 0:
+        parts.append((0, before))
+    if end < song.length:
+        parts.append((end, song.length))
     return _replace(song, parts, overlap, overlap, song.settings.steps)
 
 
 def repaint(song: Song) -> tuple[song_loop.Run, Finish]:
-    """Replace regions of the source; every sample outside them and their crossfades is unchanged (reference 2.5)."""
+    """Replace regions of the source; every sample outside them and their crossfades is unchanged."""
     options = song.request.options
-    strength = {"conservative": 0.0, "aggressive": 1.0}.get(
-        options.repaint_mode, options.repaint_strength
-    )
-    share, blend, fade = (value * (1.0 - strength) for value in CONSERVATIVE)
-    fade = samples_in(max(fade, LEAST_CROSSFADE_SECONDS))
-    return _replace(song, song.regions(), 0, fade, round(share * song.settings.steps), round(blend))
+    if options.repaint_mode == "conservative":
+        strength = 0.0
+    elif options.repaint_mode == "aggressive":
+        strength = 1.0
+    else:
+        strength = options.repaint_strength
+    kept = 1.0 - strength
+    fade = samples_in(max(CROSSFADE_SECONDS * kept, LEAST_CROSSFADE_SECONDS))
+    steps = round(INJECTION_SHARE * kept * song.settings.steps)
+    return _replace(song, song.regions(), 0, fade, steps, blend=round(BLEND_FRAMES * kept))
 
 
 def _replace(
@@ -206,50 +217,48 @@ def _replace(
 ) -> tuple[song_loop.Run, Finish]:
     """Replace `parts`, (start, end) in samples, of the source.
 
-    The model replaces them with a `margin` around, of which a crossfade of `fade` samples is used.
-    Outside, the source's latents are injected for `steps` steps, and blended with the final ones
-    over `blend` frames.
+    The model replaces them and a `margin` of samples around them, of which a crossfade of `fade`
+    samples is used. Outside, the source's latents are injected for `steps` steps, and blended with
+    the final ones over `blend` frames.
     """
     spans = [(max(start - margin, 0), min(end + margin, song.length)) for start, end in parts]
     new = song_loop.region(song.pipe, song.clean, spans)
     condition = song.condition(REPAINT, song_conditions.masked_context(song.pipe, song.clean, new))
 
-    def finish(made: np.ndarray, take: int) -> np.ndarray:
+    def finish(samples: np.ndarray, take: int) -> np.ndarray:
         joined = song.source
         for start, end in parts:
-            _not_silent(made[:, start:end], take)
-            joined = splice(
-                joined, match_level(made, song.source, start, end, fade), start, end, fade
-            )
+            _not_silent(samples[:, start:end], take)
+            matched = match_level(samples, song.source, start, end, fade)
+            joined = splice(joined, matched, start, end, fade)
         return joined
 
     return song.run_of(condition, keep=song_loop.Keep(new, song.clean, steps, blend)), finish
 
 
 def morph(song: Song) -> tuple[song_loop.Run, Finish]:
-    """Move the source from its own description to the new prompt and lyrics (flow edit, reference 2.10)."""
-    request, steps, options = song.request, song.settings.steps, song.request.options
+    """Move the source from its own description to the new prompt and lyrics (flow edit)."""
+    request = song.request
+    options = request.options
     if song.settings.turbo:
         raise StudioError(
             "unsupported", "Morph needs a checkpoint with guidance; this turbo checkpoint has none."
         )
     target = song.text2music()
-    before = song.text2music(
+    source = song.text2music(
         prompt=request.source_prompt, lyrics=request.source_lyrics or request.sung_lyrics()
     )
-    first = int(steps * options.n_min)
-    last = int(steps * options.n_max)
-    plan = song_loop.Morph(before, song.clean, first, last, options.n_avg)
-    return song.run_of(
-        target, song.clean.float().expand(len(song.job.seeds), -1, -1), morph=plan
-    ), _whole
+    first = int(song.settings.steps * options.n_min)
+    last = int(song.settings.steps * options.n_max)
+    edit = song_loop.Morph(source, song.clean, first, last, options.n_avg)
+    start = song.clean.float().expand(len(song.job.seeds), -1, -1)
+    return song.run_of(target, start, morph=edit), _whole
 
 
 def with_tracks(song: Song) -> tuple[song_loop.Run, Finish]:
-    """Layer a track over the source or regions of it, extract one from it, or complete it with the
-    named ones.
+    """Layer a track over the source or regions of it, extract a track, or complete the source with tracks.
 
-    A layer is returned as a stem, or mixed with the source if asked.
+    A layer is returned as a stem, or with `mix` together with the source.
     """
     request = song.request
     regions = song.regions()
@@ -258,13 +267,13 @@ def with_tracks(song: Song) -> tuple[song_loop.Run, Finish]:
     new = song_loop.region(song.pipe, song.clean, regions)
     condition = song.condition(instruction, song_conditions.context_of(song.clean, new))
 
-    def finish(made: np.ndarray, take: int) -> np.ndarray:
-        stem = _whole(made, take)
+    def finish(samples: np.ndarray, take: int) -> np.ndarray:
+        stem = _whole(samples, take)
         if regions != [(0, song.length)]:
             whole = stem
             stem = np.zeros_like(stem)
             for start, end in regions:
-                stem = splice(stem, whole, start, end, samples_in(CONSERVATIVE[2]))
+                stem = splice(stem, whole, start, end, samples_in(CROSSFADE_SECONDS))
         if not request.options.mix:
             return stem
         mix = song.source + stem
@@ -280,14 +289,21 @@ def with_tracks(song: Song) -> tuple[song_loop.Run, Finish]:
     return song.run_of(condition), finish
 
 
+# By mode, or by action for an edit.
 MODES = {
-    **{"generate": generate, "cover": cover, "extend": extend, "repaint": repaint, "morph": morph},
-    **dict.fromkeys(("layer", "extract", "complete"), with_tracks),
+    "generate": generate,
+    "cover": cover,
+    "extend": extend,
+    "repaint": repaint,
+    "morph": morph,
+    "layer": with_tracks,
+    "extract": with_tracks,
+    "complete": with_tracks,
 }
 
 
 class Song:
-    """What every mode needs for one job: pipeline, settings, sizes, and what the record says of it."""
+    """What every mode needs for one job: pipeline, settings and sizes, and facts for the record."""
 
     def __init__(self, pipe: Any, job: Job, plan: Plan | None):
         self.pipe = pipe
@@ -307,7 +323,7 @@ class Song:
         self._name_language()
 
     def _name_language(self) -> None:
-        """Set a language that nobody named if the script of the lyrics names it."""
+        """Set the language by the script of the lyrics if nobody chose one."""
         if self.request.language != "unknown":
             return
         language = written_language(self.request.sung_lyrics())
@@ -318,11 +334,10 @@ class Song:
             )
 
     def read(self) -> Iterator[Progress]:
-        """Set `duration` in seconds, `length` in samples, `frames`, and a source's samples and
-        latents.
+        """Set `duration` in seconds, `length` in samples, `frames`, and a source's samples and latents.
 
-        `source` is [2, n] at 48 kHz, `clean` [1, T, C]; T covers n and at least 5.12 s, beyond n
-        with silence.
+        `source` is [2, n] at 48 kHz, `clean` [1, T, C]; T covers n, padded with silence to at least
+        5.12 s.
         """
         request = self.request
         pipe = self.pipe
@@ -340,18 +355,16 @@ class Song:
             return
         self.source = audio.read_wav(files["source"])
         if request.mode == "extend":
-            self.source = np.pad(
-                self.source, ((0, 0), (samples_in(request.before), samples_in(request.after)))
-            )
-        self.clean = song_codec.long_enough(
-            pipe, (yield from song_codec.encode(pipe, self.source, "reading"))
-        )
+            padding = (samples_in(request.before), samples_in(request.after))
+            self.source = np.pad(self.source, ((0, 0), padding))
+        latents = yield from song_codec.encode(pipe, self.source, "reading")
+        self.clean = song_codec.long_enough(pipe, latents)
         self.length = self.source.shape[1]
         self.frames = self.clean.shape[1]
         self.duration = self.length / SAMPLE_RATE
 
     def condition(self, instruction: str, context: Any, **others: str) -> song_conditions.Condition:
-        """Encode the request's words (or `others`) for `context`; the first call records what did not fit."""
+        """Encode the request's words, or `others` instead, for `context`; the first call records what did not fit."""
         words = {**song_conditions.words_of(self.request, self.duration, instruction), **others}
         words["prompt"], dropped = song_conditions.fit_prompt(self.pipe, words)
         if self.instructions is None:
@@ -391,9 +404,8 @@ class Song:
         )
 
     def text2music(self, **others: str) -> song_conditions.Condition:
-        return self.condition(
-            TEXT2MUSIC, song_conditions.silent_context(self.pipe, self.frames), **others
-        )
+        context = song_conditions.silent_context(self.pipe, self.frames)
+        return self.condition(TEXT2MUSIC, context, **others)
 
     def noise(self, frames: int) -> Any:
         """Draw the takes' noise [B, frames, C], rotated towards other seeds if a variation is requested."""
@@ -401,36 +413,49 @@ class Song:
         options = self.request.options
         noise = song_loop.draw_noise(self._generators, frames, channels)
         if options.variation > 0:
-            others = song_loop.generators_for(self.job.variation_seeds)
-            noise = song_loop.vary(
-                noise, song_loop.draw_noise(others, frames, channels), options.variation
-            )
+            generators = song_loop.generators_for(self.job.variation_seeds)
+            other = song_loop.draw_noise(generators, frames, channels)
+            noise = song_loop.vary(noise, other, options.variation)
         return noise
 
     def regions(self) -> list[tuple[int, int]]:
         """Return the request's regions, (start, end) in samples, or its one start and end (0 is the source's end)."""
-        if self.request.regions:
-            return [
-                (samples_in(start), min(samples_in(end), self.length))
-                for start, end in self.request.regions
-            ]
-        return [
-            (
-                samples_in(self.request.start),
-                min(samples_in(self.request.end) or self.length, self.length),
-            )
-        ]
+        regions = self.request.regions
+        if not regions:
+            regions = [(self.request.start, self.request.end)]
+        in_samples = []
+        for start, end in regions:
+            last = samples_in(end) or self.length
+            in_samples.append((samples_in(start), min(last, self.length)))
+        return in_samples
 
     def run_of(
-        self, condition: song_conditions.Condition, start: Any = None, **more: Any
+        self,
+        condition: song_conditions.Condition,
+        start: Any = None,
+        *,
+        sigmas: tuple[float, ...] | None = None,
+        switch: tuple[int, song_conditions.Condition] | None = None,
+        keep: song_loop.Keep | None = None,
+        morph: song_loop.Morph | None = None,
     ) -> song_loop.Run:
-        """Return a run of the loop from `start` [B, T, C], by default noise; `more` are other fields of the `Run`."""
+        """Return a run of the loop from `start` [B, T, C], by default noise; `sigmas` are by default the settings'."""
         if start is None:
             start = self.noise(condition.context.shape[1])
         options = self.request.options
-        fields = {"generators": self._generators, "guidance": self.settings.guidance}
-        fields |= {name: getattr(options, name) for name in ("cfg_start", "cfg_end", "sampler")}
-        return song_loop.Run(condition, start, **{**fields, "sigmas": self.sigmas, **more})
+        return song_loop.Run(
+            condition,
+            start,
+            generators=self._generators,
+            sigmas=self.sigmas if sigmas is None else sigmas,
+            guidance=self.settings.guidance,
+            cfg_start=options.cfg_start,
+            cfg_end=options.cfg_end,
+            sampler=options.sampler,
+            switch=switch,
+            keep=keep,
+            morph=morph,
+        )
 
 
 def _decoded(
@@ -438,14 +463,14 @@ def _decoded(
 ) -> Generator[Progress, None, tuple[Take, ...]]:
     """Decode each take, `finish` it and write it; returns the takes.
 
-    A take that is not finite, constant, or refused by `finish` keeps its problem; the others are
-    not affected.
+    A take that is not finite, constant, or refused by `finish` gets a problem; the others are not
+    affected.
     """
     takes = []
     for number, seed in enumerate(song.job.seeds, 1):
         try:
             take = yield from _take(song, latents[number - 1 : number], number, finish)
-        # an AudioError: the folder for work in progress is full
+        # An AudioError means that the folder for work in progress is full.
         except (StudioError, audio.AudioError) as error:
             take = Take(seed, problem=_problem_of(error))
         takes.append(take)
@@ -472,33 +497,34 @@ def _take(song: Song, latents: Any, number: int, finish: Finish) -> Generator[Pr
     for tile, total, decoded in song_codec.decode_latents(song.pipe, latents):
         tiles.append(decoded.numpy())
         yield Progress("decoding", (number - 1) * total + tile, len(seeds) * total)
-    made = finish(np.concatenate(tiles, axis=1)[:, : song.length], number)
+    decoded_song = np.concatenate(tiles, axis=1)[:, : song.length]
+    samples = finish(decoded_song, number)
     warnings = _plan_warnings(song.plan, number)
-    if audio_levels.spectral_flatness(made) > NOISE_FLATNESS:
+    if audio_levels.spectral_flatness(samples) > NOISE_FLATNESS:
         warnings += (
             f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",
         )
     path = str(Path(song.job.folder, f"take-{number}.wav"))
-    audio_export.write_wav(path, made)
+    audio_export.write_wav(path, samples)
     return Take(seeds[number - 1], path, warnings=warnings)
 
 
-def _not_silent(made: np.ndarray, number: int) -> None:
-    if audio_levels.is_silent(made):
+def _not_silent(samples: np.ndarray, number: int) -> None:
+    if audio_levels.is_silent(samples):
         raise StudioError(
             "bad_take", f"Take {number} is silent.", hint="Try another seed or more steps."
         )
 
 
-def _loud(made: np.ndarray, number: int) -> np.ndarray:
-    _not_silent(made, number)
-    return audio_levels.scale_to_peak(made, -1.0)  # dBFS, as upstream does
+def _loud(samples: np.ndarray, number: int) -> np.ndarray:
+    _not_silent(samples, number)
+    return audio_levels.scale_to_peak(samples, -1.0)  # dBFS, as upstream does
 
 
-def _whole(made: np.ndarray, number: int) -> np.ndarray:
+def _whole(samples: np.ndarray, number: int) -> np.ndarray:
     """Keep the level, unless its peak is over full scale."""
-    _not_silent(made, number)
-    return made / max(audio.peak_of(made), 1.0)
+    _not_silent(samples, number)
+    return samples / max(audio.peak_of(samples), 1.0)
 
 
 def _plan_warnings(plan: Plan | None, number: int) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """The record of a job: what it takes to make the result again, and what really ran.
 
-It is JSON: it goes out with the files over the API and to the page, and into the tags of every
-file, there with the entry of that take alone. No object in it has a key "path", "url" or "meta":
-clients would try to download it. A record that comes back, in a file's tags or from a browser, may
-be a stranger's; `Stored` reads it.
+It is JSON. The API and the page get it with the files, and every file has it in its tags, there
+with the entry of that take alone. No object in it has a key "path", "url" or "meta": clients would
+try to download it. A record that comes back, in a file's tags or from a browser, is untrusted;
+`Stored` reads it.
 
 A new field needs a line in `SongRecord` or `WordsRecord`, one in `Ran` if the machine that does the
 work knows it, and one in `song_record` or `words_record`. The texts here are those of the table in
@@ -23,9 +23,8 @@ from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 from limits import STUDIO_VERSION
 
 HERE = "here"  # the worker's name if this process does the work
-# they may change the sound
+# The packages whose versions the record holds: they may change the sound.
 PACKAGES = ("torch", "diffusers", "transformers", "gradio", "huggingface_hub", "soundfile")
-
 
 Part = TypeVar("Part")
 
@@ -187,7 +186,7 @@ class Instructions(TypedDict):
 
 @dataclass(frozen=True)
 class Ran:
-    """What really ran. Each who knows a part fills it in on the way out: mode, GPU entry point, ZeroGPU, worker."""
+    """What really ran. On the way out the mode, the GPU entry point, ZeroGPU and the worker each add what they know."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     sampling: SamplingEntry | None = None
@@ -216,9 +215,9 @@ def song_record(
     variation_seeds: Sequence[int],
     notes: Sequence[str],
 ) -> SongRecord:
-    """Return the record of a song whose takes are not saved yet: "takes" and "errors" are filled in with them."""
+    """Return the record of a song before its takes are saved, which fill in "takes" and "errors"."""
     instructions = _known(ran.instructions)
-    made = SongRecord(
+    record = SongRecord(
         studio=STUDIO_VERSION,
         mode=mode,
         request=request,
@@ -244,19 +243,19 @@ def song_record(
         takes=[],
     )
     if ran.length is not None:
-        made["length"] = ran.length
+        record["length"] = ran.length
     if ran.switch_step is not None:
-        made["switch_step"] = ran.switch_step
+        record["switch_step"] = ran.switch_step
     if ran.gpu is not None:
-        made["gpu"] = ran.gpu
-    return made
+        record["gpu"] = ran.gpu
+    return record
 
 
 def words_record(
     ran: Ran, *, mode: str, request: dict[str, Any], seed: int, result: WordsResult
 ) -> WordsRecord:
     """Return the record of a job other than a song."""
-    made = WordsRecord(
+    record = WordsRecord(
         studio=STUDIO_VERSION,
         mode=mode,
         request=request,
@@ -269,12 +268,12 @@ def words_record(
         seconds=dict(ran.seconds),
     )
     if ran.gpu is not None:
-        made["gpu"] = ran.gpu
-    return {**made, **result}
+        record["gpu"] = ran.gpu
+    return {**record, **result}
 
 
 def _known(part: Part | None) -> Part:
-    """Return a part of `Ran` that every record has; raises ValueError if nobody has filled it in."""
+    """Return `part` of a `Ran`, which every record has; raises ValueError if nobody has filled it in."""
     if part is None:
         raise ValueError("what ran is not known")
     return part
@@ -300,7 +299,7 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a record says that comes back, as far as it has the form of one. The values may be anything."""
+    """The parts of an untrusted record, empty where it does not have a record's form. The values may be anything."""
 
     mode: Any
     request: Mapping[str, Any]
@@ -315,7 +314,11 @@ class Stored:
         record = _mapping(record)
         request = _mapping(record.get("request"))
         takes = _sequence(record.get("takes"))
-        seed = _mapping(takes[0]).get("seed") if len(takes) == 1 else None
+        seed = None
+        if len(takes) == 1:
+            seed = _mapping(takes[0]).get("seed")
+        seeds = _sequence(record.get("seeds"))
+        variation_seeds = _sequence(record.get("variation_seeds"))
         return cls(
             mode=record.get("mode"),
             request=request,
@@ -323,9 +326,7 @@ class Stored:
             audio=_mapping(record.get("audio")),
             plan=_mapping(record.get("plan")),
             seed=seed,
-            variation_seed=_paired(
-                _sequence(record.get("seeds")), _sequence(record.get("variation_seeds")), seed
-            ),
+            variation_seed=_paired(seeds, variation_seeds, seed),
         )
 
     @property
@@ -348,10 +349,10 @@ def _sequence(value: Any) -> Sequence[Any]:
 
 
 def _paired(seeds: Sequence[Any], others: Sequence[Any], seed: Any) -> Any:
-    """Return the one of `others` in the place that `seed` has in `seeds`, None if there is none."""
+    """Return the one of `others` at the index of `seed` in `seeds`, None if there is none."""
     if seed not in seeds:
         return None
-    place = seeds.index(seed)
-    if place < len(others):
-        return others[place]
+    index = seeds.index(seed)
+    if index < len(others):
+        return others[index]
     return None

@@ -1,9 +1,8 @@
-"""What is left of a run when the studio that made it has ended: one small file for each, beside the
-songs.
+"""What remains of a run after a restart of the studio: one small file per run, beside the songs.
 
-A file says whether its run was still going, and otherwise how it ended and which songs it left; no
-word of what a visitor wrote. So a restarted studio knows that a run was cut off, and finds the
-takes of earlier ones for as long as they lie in the output folder. A studio that cannot write there
+A file says whether its run was still going, and otherwise how it ended and which songs it left, but
+not a word that a visitor wrote. So a restarted studio knows that a run was cut off, and finds the
+takes of earlier runs as long as they are in the output folder. A studio that cannot write there
 works without it.
 """
 
@@ -25,7 +24,7 @@ log = logging.getLogger("studio")
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 FOLDER = ".runs"
 DAY = 86_400
-# How long it is known of a run without songs that it failed or was cut off.
+# How long the file of a run without songs is kept, which says that it failed or was cut off.
 KEEP_DAYS = 2
 
 # Tells this process from one before it.
@@ -113,5 +112,5 @@ def _age(path: Path) -> float:
 
 
 def takes_of(record: dict[str, Any]) -> Sequence[str]:
-    """Return the names of the files that the record of a run names, one for each good take."""
+    """Return the file names in the record of a run, one for each good take."""
     return tuple(take["name"] for take in record.get("takes", ()))

@@ -1,5 +1,4 @@
-"""The order in which waiting runs start: one of each owner in turn, so that nobody's fifty songs
-hold back another's.
+"""The order in which waiting runs start: one run of each owner in turn, so that nobody's fifty songs delay others'.
 
 Nothing here knows what a run does: it has an owner, and takes some seconds.
 """
@@ -60,22 +59,18 @@ class FairQueue:
 
 
 def _in_turn(lines: Sequence[Iterable[Any]]) -> Iterator[Any]:
-    left = [iter(line) for line in lines]
-    while left:
-        still_left = []
-        for line in left:
-            for run in line:
-                yield run
-                still_left.append(line)
-                break
-        left = still_left
+    remaining = [deque(line) for line in lines]
+    while remaining:
+        for line in remaining:
+            yield line.popleft()
+        remaining = [line for line in remaining if line]
 
 
 def starts_in(running: Iterable[float], waiting: Iterable[float], at_once: int) -> list[float]:
     """Return in how many seconds each waiting run will start.
 
-    `running`: the seconds that each running one still takes; `waiting`: the seconds that each
-    waiting one will take, in order; `at_once`: how many run at the same time.
+    `running` has the seconds that each running one still takes, `waiting` those that each waiting
+    one will take, in their order; `at_once` is how many run at the same time.
     """
     free_in = sorted(running)[-at_once:]
     free_in += [0.0] * (at_once - len(free_in))

@@ -1,5 +1,4 @@
-"""What the studio says about itself: its models, its device, what they can do, and who makes the
-songs.
+"""The studio's status: its models, its device, what they can do, and its workers.
 
 `Backend.status` builds a `Status`. The page reads its attributes, and `/capabilities` publishes
 most of them as JSON.
@@ -27,18 +26,18 @@ class LanguageModelStatus:
 
     @property
     def available(self) -> bool:
-        """Whether it can be asked; one that failed for lack of memory can, because it may fit the next time."""
+        """Whether it can be used; it can after it failed for lack of memory, because it may fit the next time."""
         if self.state == "failed":
             return self.problem is not None and self.problem.code == "out_of_memory"
         return self.state in ("ready", "loaded")
 
     @property
     def is_built_in(self) -> bool:
-        """Whether it is the small one that comes with the studio."""
+        """Whether it is the small model that comes with the studio."""
         return self.source == "preview" and self.model == "preview"
 
     def reason(self, hint: bool = True) -> str:
-        """Return what is wrong with it and, with `hint`, what to do about it; "" if nothing is."""
+        """Return why it cannot be used and, with `hint`, what to do about it; "" if nothing is wrong."""
         if self.problem is None:
             return ""
         if hint:

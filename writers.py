@@ -1,7 +1,6 @@
-"""Runs the language models inside the GPU entry point: plans of songs, lyrics, and a song in words
-from an idea.
+"""The language models inside the GPU entry point: plans of songs, lyrics, and a song in words from an idea.
 
-All of it are generators of progress; None marks an unreported token: a point to cancel at.
+These are generators that yield progress. None marks a point where the run can be cancelled.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from params import GenerateRequest, Request
 from planner import Plan
 from record import PlanEntry, Ran, WordsResult, timed
 
-# between two progress events of a planner, which writes faster than anybody reads
+# Between two progress events of a planner, which writes faster than anybody reads.
 REPORT_SECONDS = 0.1
 
 
@@ -63,7 +62,7 @@ def lyrics_slot(device: Callable[[], Device]) -> Slot:
 
 
 def load_songwriter(weights: Weights, device: Device) -> lyrics.Songwriter:
-    """Load the songwriter in `weights`; raises StudioError, and whatever a lack of memory raises."""
+    """Load the songwriter in `weights`; raises StudioError, and errors of too little memory pass through."""
     if weights.engine == "small":
         return lyrics_lines.load_songwriter(weights)
     return lyrics.load_songwriter(weights, device.kind)
@@ -72,7 +71,7 @@ def load_songwriter(weights: Weights, device: Device) -> lyrics.Songwriter:
 def loaded_model(
     loaded: bool, get: Callable[[], Any], seconds: dict[str, float]
 ) -> Generator[Progress, None, Any]:
-    """Return the model that `get` loads unless it is `loaded`; the time that this takes is added to `seconds`."""
+    """Return the model from `get`, which loads it unless it is `loaded`; add the time to `seconds`."""
     if not loaded:
         yield Progress("loading")
     with timed(seconds, "loading"):
@@ -86,20 +85,21 @@ def wants_plan(request: Request) -> bool:
 def plan_song(
     models: Models, placing: Placing, job: Job, seconds: dict[str, float]
 ) -> Generator[Progress | None, None, tuple[Plan | None, PlanEntry | None]]:
-    """Plan the song of `job`; return the plan and its part of the record, and add to `seconds`.
+    """Plan the song of `job`; return the plan and its entry in the record, and add the time to `seconds`.
 
-    Without a planner, or if it fails, there is no plan and the record says why; modes other than
+    Without a planner, or if it fails, there is no plan and the entry says why; modes other than
     generate have neither.
     """
-    request, options = job.request, job.request.options
+    request = job.request
     if not isinstance(request, GenerateRequest):
         return None, None
-    if not options.plan:
+    if not request.options.plan:
+        reason = "Plan the song first was off."
         # Without a planner it was the page that switched the control off, not the visitor.
-        missing = None
-        if models.planner.weights.folder is None:
-            missing = models.planner.weights.problem
-        return None, _unplanned(missing.message if missing else "Plan the song first was off.")
+        weights = models.planner.weights
+        if weights.folder is None and weights.problem:
+            reason = weights.problem.message
+        return None, _unplanned(reason)
     if not has_audio_codes(models.weights):
         reason = (
             "This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing."
@@ -120,7 +120,7 @@ def plan_song(
         if error.problem.code == "out_of_memory" and placing.lower():
             raise
         return None, _could_not_plan(models, error.problem.message)
-    return plan, plan.entry(model.model_id, options)
+    return plan, plan.entry(model.model_id, request.options)
 
 
 def _unplanned(reason: str) -> PlanEntry:
@@ -128,14 +128,14 @@ def _unplanned(reason: str) -> PlanEntry:
 
 
 def _could_not_plan(models: Models, reason: str) -> PlanEntry:
-    """Return the entry of a song whose plan was asked for; without a planner nothing failed."""
+    """Return the entry of a song that should have been planned; without a planner nothing has failed."""
     if models.planner.weights.folder is None:
         return _unplanned(reason)
     return PlanEntry(used=False, reason=reason, failed=True)
 
 
 def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Draft | Outcome | None]:
-    """Write lyrics, or a song in words (the record's "sketch"); ends with `Outcome`."""
+    """Write lyrics, or a song in words (the record's "sketch"); yields the `Outcome` last."""
     request = job.request
     seed = job.seeds[0]
     seconds: dict[str, float] = {}
@@ -153,11 +153,10 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Draf
             with _enough_memory(name, hint), closing(model.write(request, seed)) as drafts:
                 for draft in drafts:
                     yield draft
-            if model.model.note:
-                yield Progress(
-                    "writing", draft.tokens, request.options.max_tokens, note=model.model.note
-                )
-            facts = WordsResult(text=draft.text, end=draft.end, tokens=draft.tokens)
+            note = model.model.note
+            if note:
+                yield Progress("writing", draft.tokens, request.options.max_tokens, note=note)
+            result = WordsResult(text=draft.text, end=draft.end, tokens=draft.tokens)
         else:
             yield Progress("writing")
             if request.mode == "inspire":
@@ -166,13 +165,15 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Draf
                 events = planner.polish(model, request, seed)
             else:
                 events = planner.describe(model, codes, seed)
-            facts = WordsResult(sketch=(yield from _result_of(events)))
-    yield Outcome(Ran(seconds=seconds, model=slot.weights.entry()), result=facts)
+            sketch = yield from _result_of(events)
+            result = WordsResult(sketch=sketch)
+    yield Outcome(Ran(seconds=seconds, model=slot.weights.entry()), result=result)
 
 
 def _codes_of(
     models: Models, job: Job, seconds: dict[str, float]
 ) -> Generator[Progress, None, list[int]]:
+    """Return the audio codes of the job's source, 5 a second."""
     pipe = yield from loaded_model(models.loaded, models.pipeline, seconds)
     if not song_conditions.has_audio_codes(pipe):
         raise StudioError(
@@ -197,13 +198,16 @@ def _enough_memory(name: str, hint: str) -> Iterator[None]:
 
 def _result_of(events: Generator[Any]) -> Generator[Progress | None, None, Any]:
     """Yield a planner's progress, most of it as None, and return its result."""
-    reported = 0.0
+    reported_at = 0.0
     hint = "Make a shorter song or fewer takes, or switch planning off."
     with _enough_memory("The planner", hint), closing(events):
         for event in events:
-            if isinstance(event, Progress):
-                due = time.monotonic() - reported >= REPORT_SECONDS or event.step == event.steps
-                if due:
-                    reported = time.monotonic()
-                yield event if due else None
+            if not isinstance(event, Progress):
+                continue
+            now = time.monotonic()
+            if now - reported_at >= REPORT_SECONDS or event.step == event.steps:
+                reported_at = now
+                yield event
+            else:
+                yield None
     return event

@@ -336,7 +336,7 @@ def test_a_layer_is_a_stem_as_long_as_the_source_or_the_mix_which_must_not_clip(
 def test_several_regions_change_and_nothing_between_them(studio, make_source):
     source = make_source()
     new, old = song(run(studio, "edit", source, regions=[[2.5, 3.25], [0.5, 1.25]])), read(source)
-    fade = round(modes.CONSERVATIVE[2] / 2 * RATE)  # the balanced mode's crossfade
+    fade = round(modes.CROSSFADE_SECONDS / 2 * RATE)  # the balanced mode's crossfade
     kept = np.ones(old.shape[1], bool)
     for start, end in (samples_at(0.5, 1.25), samples_at(2.5, 3.25)):
         assert not np.allclose(new[:, start:end], old[:, start:end], atol=1e-3)

@@ -145,7 +145,7 @@ class Cluster:
 def pool_on(monkeypatch, *machines, cards=""):
     monkeypatch.setenv("ACE_STUDIO_RAY_GPUS", cards)
     pool = gpu_ray.Pool()
-    pool._address, pool._look, pool._ray = "auto", None, Cluster(*machines)
+    pool._address, pool._get_status, pool._ray = "auto", None, Cluster(*machines)
     return pool
 
 
