@@ -157,7 +157,7 @@ class Pool:
         return max(idle, key=fit, default=None)
 
     def _raise_if_hopeless(self, problem: Problem | None, waited_seconds: float) -> None:
-        """Raise StudioError if a song that has `waited_seconds` so many seconds without any worker should not wait longer."""
+        """Raise StudioError if a song that has waited so long without any worker should not wait longer."""
         if problem and not self._ray:
             raise StudioError.of(problem)
         if problem and problem.code == NO_ROOM and waited_seconds > NO_ROOM_SECONDS:
