@@ -1,7 +1,6 @@
-"""A song as a file: encoded, named, tagged with its record and a cover picture; and the record read
-back.
+"""A song as a file: encoded, named, tagged with its record and a cover picture; and the record read back.
 
-The tags of an upload are untrusted: little of it is read, and the record is checked for size and
+The tags of an upload are untrusted: little is read of them, and the record is checked for size and
 depth.
 """
 
@@ -46,8 +45,8 @@ FULL = "disk_full"
 PART = re.compile(r"\.[0-9a-f]{16}\.part")
 _JPEG = "image/jpeg"
 _NAME_BYTES = 80
-_TAG_BYTES = 1_000_000  # read of a file while looking for its record
-_RECORD_LEVELS = 16
+_TAG_BYTES = 1_000_000  # the most that is read of a file while looking for its record
+_RECORD_LEVELS = 16  # how deep a record may be nested
 
 _ENCODINGS: dict[str, dict[str, Any]] = {
     "wav": {"format": "WAV", "subtype": "PCM_24"},
@@ -71,11 +70,10 @@ def write_wav(path: str | Path, samples: np.ndarray) -> None:
 def encode(
     samples: np.ndarray, format: str, cancelled: Callable[[], bool] = lambda: False
 ) -> io.BytesIO:
-    """Return the file of [channels, samples] at 48 kHz: "wav" or "flac" (24 bits), "mp3" (320
-    kbit/s) or "ogg".
+    """Return [channels, samples] at 48 kHz as a file: "wav" or "flac" (24 bits), "mp3" (320 kbit/s) or "ogg".
 
     All four keep the number of samples and clip what is beyond full scale. Raises `AudioError`, or
-    `CancelledError` if `cancelled()` is true before some second of the song.
+    `CancelledError` if `cancelled()`, asked before each second of the song, is true.
     """
     if not all(np.isfinite(block).all() for block in seconds_of(samples)):
         raise AudioError(
@@ -86,22 +84,19 @@ def encode(
 
 
 def tag(song: io.BytesIO, title: str, record: Mapping[str, Any], picture: bytes = b"") -> None:
-    """Write a title, the record as JSON and a cover picture (JPEG) into the file that `encode`
-    returned.
+    """Write a title, the record as JSON and a cover picture (JPEG) into the file that `encode` returned.
 
     The record goes into an ID3 TXXX frame (WAV, MP3) or a Vorbis comment (FLAC, OGG) called
     `RECORD_TAG`. Raises `AudioError` if the record is too long or has NaN or infinity in it, or if
     the file cannot be tagged.
     """
     text = _record_as_text(record)
-    title = " ".join(
-        "".join(" " if unicodedata.category(c) == "Cc" else c for c in _clean(title)).split()
-    )
+    title = _one_line(_clean(title))
     song.seek(0)
-    kind = _tag_reader(song.read(4))
+    tag_class = _tag_class(song.read(4))
     song.seek(0)
     try:
-        file = kind(song)
+        file = tag_class(song)
         if file.tags is None:
             file.add_tags()
         if isinstance(file, FLAC | OggVorbis):
@@ -116,7 +111,14 @@ def tag(song: io.BytesIO, title: str, record: Mapping[str, Any], picture: bytes 
         ) from error
 
 
+def _one_line(text: str) -> str:
+    """Return `text` without control characters, its words separated by single spaces."""
+    without_controls = [" " if unicodedata.category(c) == "Cc" else c for c in text]
+    return " ".join("".join(without_controls).split())
+
+
 def _record_as_text(record: Mapping[str, Any]) -> str:
+    """Return the record as JSON; raises `AudioError` if it cannot be stored."""
     try:
         text = _clean(json.dumps(record, ensure_ascii=False, allow_nan=False))
     except ValueError as error:
@@ -156,13 +158,13 @@ def file_name(prompt: str, seed: int, format: str, mode: str = "generate") -> st
     """Return a safe name such as "warm-lofi-piano-seed-7.wav"; other modes add theirs, as in "-cover-seed-7.wav"."""
     words = _slug(prompt)
     if mode != "generate":
-        words = "-".join(filter(None, [words, _slug(mode)]))
-    # The seed keeps the name clear of "con", "nul" and others that Windows reserves.
+        words = f"{words}-{_slug(mode)}".strip("-")
+    # With the seed a name is never one that Windows reserves, such as "con" or "nul".
     return f"{words or 'song'}-seed-{seed}.{format}"
 
 
 def plain_file_name(prompt: str, seed: int, format: str, mode: str = "generate") -> str:
-    """Return the same in ASCII, for folders that take no other letters."""
+    """Return a `file_name` in ASCII, for folders that accept no other letters."""
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode()
     return file_name(plain, seed, format, mode)
 
@@ -245,7 +247,7 @@ def _encoded(
     samples: np.ndarray, encoding: dict, cancelled: Callable[[], bool] = lambda: False
 ) -> io.BytesIO:
     """Encode [channels, samples] in blocks of a second: one large write of Vorbis crashes libsndfile."""
-    # In memory, where it is also tagged; and libsndfile does not report a failed write while it
+    # In memory, where it is tagged too: libsndfile does not report a write that fails while it
     # closes a file.
     data = io.BytesIO()
     with sf.SoundFile(data, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
@@ -268,7 +270,7 @@ def _rows(block: np.ndarray, subtype: str) -> np.ndarray:
 
 
 def _clean(text: str) -> str:
-    # halves of surrogate pairs become question marks
+    """Return `text` with question marks for halves of surrogate pairs."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -276,26 +278,25 @@ def _slug(text: str) -> str:
     """Return the words of a text, in any script, in lower case and joined by hyphens, without HTML tags."""
     text = re.sub(r"</?[a-zA-Z][^<>]*>", " ", html.unescape(text[:2000]))
     slug = ""
-    for c in unicodedata.normalize("NFKC", re.sub("['’]", "", text)).lower():
-        if _is_invisible(c):
+    for character in unicodedata.normalize("NFKC", re.sub("['’]", "", text)).lower():
+        if _is_invisible(character):
             continue
         in_word = slug[-1:] not in ("", "-")
-        slug += c if _is_of_a_word(c, in_word) else "-"
+        slug += character if _belongs_to_word(character, in_word) else "-"
     return _shortened(re.sub("-+", "-", slug).strip("-"))
 
 
-def _is_invisible(c: str) -> bool:
-    """Return whether a character is a joiner, a direction mark or the like, invisible within a word."""
-    return unicodedata.category(c) == "Cf" or unicodedata.name(c, "").startswith(
-        "VARIATION SELECTOR"
-    )
+def _is_invisible(character: str) -> bool:
+    """Tell whether a character is a joiner, a direction mark or the like, invisible within a word."""
+    name = unicodedata.name(character, "")
+    return unicodedata.category(character) == "Cf" or name.startswith("VARIATION SELECTOR")
 
 
-def _is_of_a_word(c: str, in_word: bool) -> bool:
-    kind = unicodedata.category(c)
-    if kind in ("Mn", "Mc"):  # accents and vowel signs belong to the letter before them
+def _belongs_to_word(character: str, in_word: bool) -> bool:
+    category = unicodedata.category(character)
+    if category in ("Mn", "Mc"):  # accents and vowel signs belong to the letter before them
         return in_word
-    return kind[0] in "LN"
+    return category[0] in "LN"
 
 
 def _shortened(slug: str) -> str:
@@ -312,8 +313,8 @@ def _shortened(slug: str) -> str:
 def read_record(path: str | Path) -> dict | None:
     """Return the record in a file's tags, or None if there is none that is acceptable JSON.
 
-    It may be a stranger's: all that is certain is that it nests lists and dicts of valid text and
-    finite numbers.
+    It is untrusted: nothing is certain but that it nests lists and dicts of valid text and finite
+    numbers.
     """
     try:
         text = _record_text(Path(path))
@@ -329,8 +330,8 @@ def read_record(path: str | Path) -> dict | None:
         return None
 
 
-def _tag_reader(mark: bytes) -> type[WAVE | FLAC | OggVorbis | MP3]:
-    """Return what reads and writes the tags of a file with these first four bytes."""
+def _tag_class(mark: bytes) -> type[WAVE | FLAC | OggVorbis | MP3]:
+    """Return the class that reads and writes the tags of a file with the first four bytes `mark`."""
     if mark == b"RIFF":
         return WAVE
     if mark == b"fLaC":
@@ -341,29 +342,35 @@ def _tag_reader(mark: bytes) -> type[WAVE | FLAC | OggVorbis | MP3]:
 
 
 class _Limited(io.FileIO):
-    """A file that ends after `_TAG_BYTES` of reading, so that endless tags cost little memory and time."""
+    """A file that seems to end once `_TAG_BYTES` were read, so that endless tags cost little memory and time."""
 
-    left = _TAG_BYTES
+    bytes_left = _TAG_BYTES
 
     def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(self.left if size is None or size < 0 else min(size, self.left)) or b""
-        self.left -= len(data)
+        if size is None or size < 0:
+            size = self.bytes_left
+        data = super().read(min(size, self.bytes_left)) or b""
+        self.bytes_left -= len(data)
         return data
 
 
 def _record_text(path: Path) -> str | None:
+    """Return the text of a file's record tag, None if it has none."""
     with path.open("rb") as file:
-        kind = _tag_reader(file.read(4))
+        tag_class = _tag_class(file.read(4))
     with _Limited(path) as file:
-        if kind in (FLAC, OggVorbis):
-            return (kind(file).get(RECORD_TAG) or [None])[0]
+        if tag_class in (FLAC, OggVorbis):
+            values = tag_class(file).get(RECORD_TAG)
+            return values[0] if values else None
         # Frames are left packed: mutagen would inflate a compressed one to any size.
         options = {"known_frames": {}, "translate": False, "load_v1": False}
-        if kind is WAVE:
+        if tag_class is WAVE:
             tags = WAVE(file, **options).tags
         else:
             tags = ID3(file, **options)
-    for frame in tags.unknown_frames if tags is not None else ():
+    if tags is None:
+        return None
+    for frame in tags.unknown_frames:
         if frame.startswith(b"TXXX") and frame[8:10] == b"\0\0":  # neither compressed nor encrypted
             encoding = ("latin-1", "utf-16", "utf-16-be", "utf-8")[frame[10]]
             name, _, text = frame[11:].decode(encoding).partition("\0")
@@ -373,12 +380,12 @@ def _record_text(path: Path) -> str | None:
 
 
 def _nested(value: object, levels: int) -> bool:
-    """Return whether lists and dicts within `value` are at most `levels` deep."""
+    """Tell whether lists and dicts within `value` are at most `levels` deep."""
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, list):
         return True
-    return levels > 0 and all(_nested(each, levels - 1) for each in value)
+    return levels > 0 and all(_nested(item, levels - 1) for item in value)
 
 
 # --- the cover picture ----------------------------------------------------------------------------
@@ -403,7 +410,8 @@ def _picture(samples: np.ndarray, seed: int, key: str, pixels: int, kind: str) -
     random = np.random.default_rng(seed)
     hue = _hue(key) if key else random.uniform()
     image = _coloured(random, hue, key.endswith("minor"), pixels)
-    mask = _drawn_bars(_bars(_heights(samples), ring=bool(random.integers(2))), pixels)
+    bars = _bars(_heights(samples), ring=bool(random.integers(2)))
+    mask = _drawn_bars(bars, pixels)
     image.paste((255, 255, 255), mask=mask)
     data = io.BytesIO()
     image.save(data, kind, quality=85)
@@ -437,13 +445,14 @@ def _drawn_bars(bars: np.ndarray, pixels: int) -> Image.Image:
 
 
 def _heights(samples: np.ndarray) -> np.ndarray:
+    """Return the peaks of `BARS` equal parts of the song, the highest at 1."""
     samples = np.atleast_2d(samples)
     edges = np.linspace(0, samples.shape[-1], BARS + 1).astype(int)
-    bars = [
-        np.abs(samples[..., a:b].astype(np.float32)).max(initial=0)
-        for a, b in itertools.pairwise(edges)
-    ]
-    return np.array(bars) / max(*bars, 1e-6)  # from 0 to 1
+    heights = []
+    for start, end in itertools.pairwise(edges):
+        part = samples[..., start:end].astype(np.float32)
+        heights.append(np.abs(part).max(initial=0))
+    return np.array(heights) / max(*heights, 1e-6)
 
 
 def _bars(heights: np.ndarray, ring: bool) -> np.ndarray:

@@ -1,11 +1,10 @@
-"""LoRAs on the pipeline's transformer: exactly the job's LoRAs act, in their order, and the record
-says what loaded.
+"""LoRAs on the pipeline's transformer: exactly the job's LoRAs act, in their order.
 
 Each adapted linear layer gets a forward hook that adds weight * alpha / r * B A x to its output.
-The model's own weights and modules stay untouched: without hooks the model is bit for bit what it
-was, a new weight costs nothing, and weights that are stored in another dtype or on another device
-until they are used work as before. A LoKr is applied by its two factors, kron(w1, w2) x, without
-building the dense matrix.
+The model's own weights and modules are not changed. So without hooks the model gives exactly its
+own results, changing a LoRA's weight costs nothing, and model weights may be stored in another
+dtype or on another device until they are used. A LoKr is applied by its two factors, kron(w1, w2)
+x, without building the dense matrix.
 
 Adapters belong to the transformer that they were loaded for and are freed with it. `reconcile` runs
 inside the GPU entry point and depends only on the job's specs, so that a fresh worker and a warm
@@ -21,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from events import StudioError, is_out_of_memory
-from lora_format import FIELD, Layer, Refusal, Widths, about, broken, read_layout
+from lora_format import FIELD, Layer, Refusal, Widths, broken, naming_lora, read_layout
 from lora_sources import LoraSpec, sha256_of
 from record import LoraEntry
 
@@ -35,37 +34,36 @@ class _Change:
 
     scale: float
     factors: tuple[tuple[torch.Tensor, ...], ...]
-    # A DoRA's [out, 1] or [1, in]: the length of each changed row or column relative to that
-    # without DoRA, less 1.
+    # A DoRA's [out, 1] or [1, in]: the length of each changed row or column relative to its length
+    # without DoRA, minus 1.
     stretch: torch.Tensor | None = None
 
     def of(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the `output` [..., out] of `module` for its input x [..., in]."""
+        """Return what to add to the `output` [..., out] of `module` for its input x [..., in]."""
         from torch.nn.functional import linear
 
         if self.stretch is None:
             return self.scale * self._product(x)
         stretch = self.stretch.flatten().to(device=x.device, dtype=x.dtype)
         if self.stretch.shape[1] == 1:
-            bare = output if module.bias is None else output - module.bias.to(x)
-            return stretch * bare + (1 + stretch) * (self.scale * self._product(x))
-        return linear(stretch * x, module.weight.to(x)) + self.scale * self._product(
-            (1 + stretch) * x
-        )
+            without_bias = output
+            if module.bias is not None:
+                without_bias = output - module.bias.to(x)
+            return stretch * without_bias + (1 + stretch) * (self.scale * self._product(x))
+        stretched = linear(stretch * x, module.weight.to(x))
+        return stretched + self.scale * self._product((1 + stretch) * x)
 
     def stretched(self, weight: torch.Tensor, lengths: torch.Tensor) -> _Change:
         """Return this change as a DoRA that gives the rows or columns of the module's `weight` these `lengths`."""
         import torch
 
         delta = functools.reduce(torch.kron, map(_dense, self.factors))
-        whole = weight.float() + self.scale * delta.to(weight.device)
-        length = (
-            whole.norm(dim=1 if lengths.shape[1] == 1 else 0, keepdim=True)
-            + torch.finfo(torch.float32).eps
-        )
-        return replace(
-            self, stretch=(lengths.float().to(length.device) / length - 1).to(delta.device)
-        )
+        changed = weight.float() + self.scale * delta.to(weight.device)
+        by_row = lengths.shape[1] == 1
+        epsilon = torch.finfo(torch.float32).eps
+        current = changed.norm(dim=1 if by_row else 0, keepdim=True) + epsilon
+        stretch = lengths.float().to(current.device) / current - 1
+        return replace(self, stretch=stretch.to(delta.device))
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         if len(self.factors) == 1:
@@ -76,19 +74,18 @@ class _Change:
 
 
 Adapter = dict[str, _Change]
-# For each transformer what is loaded for it, and the hooks that make it act.
+# For each transformer its loaded adapters, and the hooks that apply them.
 _acting: weakref.WeakKeyDictionary[Any, tuple[dict[Any, Adapter], list[Any]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
 def reconcile(pipe: Any, wanted: Sequence[LoraSpec]) -> list[LoraEntry]:
-    """Make exactly `wanted` act on the pipeline, in this order; return what the record says of
-    each.
+    """Make exactly `wanted` act on the pipeline, in this order; return an entry for the record for each.
 
     Loaded adapters are not read again, and a weight of 0 loads without acting. Raises StudioError
     with the field "options.loras" if a file changed or does not fit, or memory runs out; then the
-    previous set acts.
+    previous LoRAs still act.
     """
     transformer = pipe.transformer
     loaded, hooks = _acting.get(transformer, ({}, []))
@@ -143,12 +140,11 @@ def _entry(spec: LoraSpec, adapter: Adapter) -> LoraEntry:
 def widths_of_pipe(pipe: Any) -> Widths:
     import torch
 
-    modules = pipe.transformer.named_modules()
-    return {
-        name: (m.out_features, m.in_features)
-        for name, m in modules
-        if isinstance(m, torch.nn.Linear)
-    }
+    widths = {}
+    for name, module in pipe.transformer.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            widths[name] = (module.out_features, module.in_features)
+    return widths
 
 
 def _key(spec: LoraSpec) -> tuple[Any, ...]:
@@ -156,10 +152,10 @@ def _key(spec: LoraSpec) -> tuple[Any, ...]:
 
 
 def _load(pipe: Any, spec: LoraSpec) -> Adapter:
-    """Read an adapter onto the pipeline's device in the transformer's dtype, from the very file that was checked."""
+    """Read an adapter onto the pipeline's device in the transformer's dtype, from exactly the file that was checked."""
     from safetensors import SafetensorError, safe_open
 
-    with about(spec.info.name):
+    with naming_lora(spec.info.name):
         if sha256_of(spec.path) != spec.info.sha256:
             raise Refusal("lora_changed", "has changed since it was chosen", "Add it again.")
         layout = read_layout(spec.path, widths_of_pipe(pipe), spec.config)
@@ -184,7 +180,7 @@ def _changes_something(change: _Change) -> bool:
 
 def _change(pipe: Any, layer: Layer, file: Any) -> _Change:
     def placed(key: str) -> torch.Tensor:
-        # A copy, because what was read is mapped from a file that may be deleted.
+        # A copy, because the tensor is mapped from a file that may be deleted.
         tensor = _finite(file.get_tensor(key).to(dtype=pipe.transformer.dtype, copy=True))
         return tensor.to(pipe._execution_device)
 
@@ -204,9 +200,8 @@ def _finite(tensor: torch.Tensor) -> torch.Tensor:
 
 def _adding(changes: Sequence[tuple[_Change, float]]) -> Any:
     def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + sum(
-            weight * change.of(module, inputs[0], output) for change, weight in changes
-        )
+        added = (weight * change.of(module, inputs[0], output) for change, weight in changes)
+        return output + sum(added)
 
     return add
 

@@ -1,15 +1,14 @@
-"""What a stranger's LoRA file holds: its tensors, its format, each layer's rank and alpha, and
-which models it fits.
+"""What an untrusted LoRA file holds: tensors, format, each layer's rank and alpha, and which models it fits.
 
 Nothing is unpickled and no weights are read. A safetensors file begins with a JSON header that
-gives the type, shape and place of each tensor, and safetensors checks every entry against the file
-before it is used. What is wrong becomes a `Refusal`, which `about` turns into a sentence that names
-the LoRA.
+gives the type, shape and position of each tensor, and safetensors checks every entry against the
+file before it is used. A fault becomes a `Refusal`, which `naming_lora` turns into a sentence with
+the LoRA's name.
 
-A layer goes by its module's name in diffusers, such as "layers.0.self_attn.to_q". The names that
+A layer has its module's name in diffusers, such as "layers.0.self_attn.to_q". The names that
 trainers write (PEFT, ComfyUI, kohya, LyCORIS) are translated to it, from upstream's "q_proj" and
-from diffusers' "to_q". Unknown keys are never dropped: a LoRA that acts in part, or not at all,
-must not look as if it worked.
+from diffusers' "to_q". Unknown keys are never dropped: a LoRA that acts only in part, or not at
+all, must not look as if it worked.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ MAX_FILE_BYTES = 2_000_000_000
 MAX_HEADER_BYTES = 16_000_000
 MAX_TENSORS = 20_000
 
-# What `struct` calls the types of safetensors.
+# The types of safetensors, in `struct`'s notation.
 _NUMBERS = {
     "F64": "<d",
     "F32": "<f",
@@ -59,7 +58,7 @@ class Refusal(Exception):
 
 
 @contextlib.contextmanager
-def about(name: str) -> Iterator[None]:
+def naming_lora(name: str) -> Iterator[None]:
     """Turn a `Refusal`, and a file that cannot be opened, into a `StudioError` about the LoRA `name`."""
     try:
         yield
@@ -164,46 +163,43 @@ def _not_safetensors(start: bytes) -> Refusal:
     return broken("it is not a safetensors file")
 
 
-# the linear layers of a transformer: module name to (out, in)
+# The linear layers of a transformer: (out, in) by module.
 Widths = Mapping[str, tuple[int, int]]
 
 
 def _model_widths(
     hidden: int, queries: int, keys: int, mlp: int, layers: int, condition: int
 ) -> Widths:
-    layer = {
+    in_layer = {
         "mlp.gate_proj": (mlp, hidden),
         "mlp.up_proj": (mlp, hidden),
         "mlp.down_proj": (hidden, mlp),
     }
-    for kind in ("self_attn", "cross_attn"):
-        layer |= {f"{kind}.to_q": (queries, hidden), f"{kind}.to_out.0": (hidden, queries)}
-        layer |= {f"{kind}.to_k": (keys, hidden), f"{kind}.to_v": (keys, hidden)}
-    time = {
-        "linear_1": (hidden, 256),
-        "linear_2": (hidden, hidden),
-        "time_proj": (6 * hidden, hidden),
-    }
-    return {
-        **{f"layers.{i}.{name}": width for i in range(layers) for name, width in layer.items()},
-        **{
-            f"{part}.{name}": width
-            for part in ("time_embed", "time_embed_r")
-            for name, width in time.items()
-        },
-        "condition_embedder": (hidden, condition),
-    }
+    for attention in ("self_attn", "cross_attn"):
+        in_layer[f"{attention}.to_q"] = (queries, hidden)
+        in_layer[f"{attention}.to_out.0"] = (hidden, queries)
+        in_layer[f"{attention}.to_k"] = (keys, hidden)
+        in_layer[f"{attention}.to_v"] = (keys, hidden)
+    widths = {"condition_embedder": (hidden, condition)}
+    for number in range(layers):
+        for name, width in in_layer.items():
+            widths[f"layers.{number}.{name}"] = width
+    for embedding in ("time_embed", "time_embed_r"):
+        widths[f"{embedding}.linear_1"] = (hidden, 256)
+        widths[f"{embedding}.linear_2"] = (hidden, hidden)
+        widths[f"{embedding}.time_proj"] = (6 * hidden, hidden)
+    return widths
 
 
 KNOWN_MODELS: dict[str, Widths] = {
-    "XL": _model_widths(2560, 4096, 1024, 9728, 32, 2048),
-    "2B": _model_widths(2048, 2048, 1024, 6144, 24, 2048),
+    "XL": _model_widths(hidden=2560, queries=4096, keys=1024, mlp=9728, layers=32, condition=2048),
+    "2B": _model_widths(hidden=2048, queries=2048, keys=1024, mlp=6144, layers=24, condition=2048),
 }
-_KINDS = {2560: "an XL model", 2048: "a 2B model"}
+_MODELS_BY_WIDTH = {2560: "an XL model", 2048: "a 2B model"}
 
 
 def widths_of(checkpoint: Path) -> Widths | None:
-    """Return the linear layers of a checkpoint in diffusers layout, from its headers; None if it is not there."""
+    """Return the linear layers of a checkpoint in diffusers layout, from its headers; None if they cannot be read."""
     widths: dict[str, tuple[int, int]] = {}
     try:
         for path in sorted((checkpoint / "transformer").glob("*.safetensors")):
@@ -220,21 +216,23 @@ def widths_of(checkpoint: Path) -> Widths | None:
 MAX_CONFIG_BYTES = 1_000_000
 CONFIG_FILE = "adapter_config.json"
 _DORA = "is a DoRA by PEFT (it rescales the model's own weights)"
-# initializations that change the base model
+# Initializations that change the base model.
 _CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The part of adapter_config.json that changes the sound; `patterns`: alphas by the end of a module's name."""
+    """The part of adapter_config.json that changes the sound; `patterns` are alphas by the end of a module's name."""
 
     alpha: float | None = None
     rslora: bool = False
     patterns: tuple[tuple[str, float], ...] = ()
 
     def alpha_of(self, module: str) -> float | None:
-        named = (alpha for pattern, alpha in self.patterns if f".{module}".endswith(f".{pattern}"))
-        return next(named, self.alpha)
+        for pattern, alpha in self.patterns:
+            if f".{module}".endswith(f".{pattern}"):
+                return alpha
+        return self.alpha
 
 
 def read_config(data: bytes) -> PeftConfig:
@@ -250,9 +248,11 @@ def _peft_config(values: Mapping[str, Any]) -> PeftConfig:
         raise _unsupported(f"is of PEFT's type {shown(kind)}")
     if values.get("use_dora"):
         raise _unsupported(_DORA)
-    start = values.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
-        rest = f"needs a base model that was changed when its training began ({shown(start)})"
+    initialization = values.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization.lower().startswith(_CHANGED_BASE):
+        rest = (
+            f"needs a base model that was changed when its training began ({shown(initialization)})"
+        )
         hint = "Save it again with PEFT's path_initial_model_for_weight_conversion."
         raise Refusal("lora_unsupported", rest, hint)
     if values.get("layer_replication") or values.get("use_qalora") or values.get("fan_in_fan_out"):
@@ -261,14 +261,16 @@ def _peft_config(values: Mapping[str, Any]) -> PeftConfig:
     patterns = values.get("alpha_pattern") or {}
     if not isinstance(rslora, bool) or not isinstance(patterns, dict):
         raise broken(f"its {CONFIG_FILE} is damaged")
-    # PEFT reads patterns as regular expressions; here they are plain names, because nothing from a
-    # file is executed.
+    # PEFT reads patterns as regular expressions; here they must be plain names, because nothing
+    # from a file is executed.
     plain = {name.removeprefix("^"): value for name, value in patterns.items()}
     if not all(re.fullmatch(r"[\w.]+", name) for name in plain):
         raise _unsupported("chooses alphas by regular expressions")
-    alpha = values.get("lora_alpha")
     alphas = tuple((name, _positive(value)) for name, value in plain.items())
-    return PeftConfig(None if alpha is None else _positive(alpha), rslora, alphas)
+    alpha = values.get("lora_alpha")
+    if alpha is not None:
+        alpha = _positive(alpha)
+    return PeftConfig(alpha, rslora, alphas)
 
 
 def _positive(value: Any) -> float:
@@ -287,7 +289,7 @@ _KEY = re.compile(
     r"|lora(?:_|\.|_linear_layer\.)(?P<kohya>down|up)(?:\.weight)?"
     r"|(?P<named>lokr_w[12](?:_[ab])?|dora_scale|alpha))"
 )
-_ODD = (
+_UNSUPPORTED_KEYS = (
     (re.compile(r"\.lora_magnitude_vector\b"), _DORA),
     (re.compile(r"\.hada_w[12]"), "is a LoHa"),
     (re.compile(r"\.(oft_\w+|boft_\w+|ia3_l|vera_\w+)\b"), "is of another kind than LoRA"),
@@ -295,7 +297,7 @@ _ODD = (
     (re.compile(r"\.(diff|diff_b|modules_to_save)\b"), "holds whole layers"),
     (re.compile(r"\.(bias|lora_bias)$"), "changes biases"),
 )
-# What programs put before a module's name; kohya and LyCORIS flatten the dots.
+# Prefixes that programs put before a module's name; kohya and LyCORIS replace the dots by underscores.
 _PREFIX = re.compile(
     r"(lora_(unet|transformer|decoder)_|lycoris_)?"
     r"((base_model[._]model|diffusion_model|transformer|model|decoder|module)[._])*"
@@ -303,16 +305,17 @@ _PREFIX = re.compile(
 _ENCODERS = re.compile(
     r"(condition_|text_)?(encoder[._]|lyric_encoder|timbre_encoder|text_projector)|lora_te"
 )
+# The program that wrote a file, by the prefix of its first key.
 _FORMATS = {
-    **{
-        "base_model.model.": "PEFT",
-        "transformer.": "diffusers",
-        "diffusion_model.": "ComfyUI",
-        "decoder.": "ComfyUI",
-    },
-    **{"lora_unet_": "kohya", "lycoris_": "LyCORIS", "lora_": "kohya"},
+    "base_model.model.": "PEFT",
+    "transformer.": "diffusers",
+    "diffusion_model.": "ComfyUI",
+    "decoder.": "ComfyUI",
+    "lora_unet_": "kohya",
+    "lycoris_": "LyCORIS",
+    "lora_": "kohya",
 }
-# The matrices whose product is a factor: a whole one, or else [out, r] and [r, in].
+# The roles of the matrices whose product is a factor: one [out, in], or else [out, r] and [r, in].
 _LORA = (("", "up", "down"),)
 _LOKR = (("lokr_w1", "lokr_w1_a", "lokr_w1_b"), ("lokr_w2", "lokr_w2_a", "lokr_w2_b"))
 
@@ -323,9 +326,9 @@ class Layer:
 
     module: str
     shape: tuple[int, int]  # of the weight, (out, in)
-    # each a product of matrices, by their keys in the order of application
+    # Each is a product of matrices, by their keys in the order of application.
     factors: tuple[tuple[str, ...], ...]
-    # a DoRA's key, or "": the length of each row [out, 1] or column [1, in] of the changed weight
+    # The key of a DoRA's lengths of each row [out, 1] or column [1, in] of the changed weight, or "".
     lengths: str
     scale: float  # alpha / r, for rslora alpha / sqrt(r)
     alpha: float | None
@@ -334,7 +337,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layout:
-    """A file that was understood; `made_for` is "XL", "2B", or "" if it fits neither."""
+    """What a usable file holds; `made_for` is "XL", "2B", or "" if it fits neither."""
 
     format: str
     layers: tuple[Layer, ...]
@@ -344,20 +347,17 @@ class Layout:
 def read_layout(
     path: str | Path, widths: Widths | None, config: PeftConfig | None = None
 ) -> Layout:
-    """Return what the LoRA in `path` changes in a transformer of `widths` (None: any ACE-Step 1.5);
-    raises Refusal.
+    """Return what the LoRA in `path` changes in a transformer of `widths` (None: any ACE-Step 1.5); raises Refusal.
 
-    An alpha in the file comes first, else that of `config`, from the file beside it, or without one
-    of diffusers' metadata; with none the scale is 1.
+    An alpha in the file comes first, then that of `config`, which is from the file beside it, or
+    else from diffusers' metadata. Without any, the scale is 1.
     """
     tensors, metadata = read_header(path)
     if config is None:
-        values = parse_json(
-            metadata.get("lora_adapter_metadata", "{}").encode(errors="replace"), "its metadata"
-        )
-        config = _peft_config(
-            {key.removeprefix("transformer."): value for key, value in values.items()}
-        )
+        text = metadata.get("lora_adapter_metadata", "{}")
+        values = parse_json(text.encode(errors="replace"), "its metadata")
+        settings = {key.removeprefix("transformer."): value for key, value in values.items()}
+        config = _peft_config(settings)
     layers = []
     for module, (name, keys) in _by_module(tensors, widths).items():
         shape, factors, rank = _factors(tensors, name, keys)
@@ -369,16 +369,28 @@ def read_layout(
         if alpha is not None and rank is not None:
             scale = alpha / (math.sqrt(rank) if config.rslora else rank)
         layers.append(Layer(module, shape, factors, keys.get("dora_scale", ""), scale, alpha, rank))
-    shapes = {layer.module: layer.shape for layer in layers}
-    made_for = next(
-        (kind for kind, known in KNOWN_MODELS.items() if shapes.items() <= known.items()), ""
-    )
+    made_for = _made_for(layers)
     _check_fit(layers, widths, made_for)
-    first = next(iter(tensors))
-    form = next((name for prefix, name in _FORMATS.items() if first.startswith(prefix)), "plain")
+    return Layout(_format_of(tensors, layers), tuple(layers), made_for)
+
+
+def _made_for(layers: list[Layer]) -> str:
+    """Return the known model that has all of the layers, "" if none has."""
+    shapes = {layer.module: layer.shape for layer in layers}
+    for model, known in KNOWN_MODELS.items():
+        if shapes.items() <= known.items():
+            return model
+    return ""
+
+
+def _format_of(tensors: Mapping[str, Tensor], layers: list[Layer]) -> str:
     if all(len(layer.factors) == 2 for layer in layers):
-        form = "LoKr"
-    return Layout(form, tuple(layers), made_for)
+        return "LoKr"
+    first = next(iter(tensors))
+    for prefix, program in _FORMATS.items():
+        if first.startswith(prefix):
+            return program
+    return "plain"
 
 
 def _by_module(
@@ -389,11 +401,11 @@ def _by_module(
     unknown = []
     known = _spellings(widths)
     for key in tensors:
-        odd = next((kind for mark, kind in _ODD if mark.search(key)), None)
-        if odd:
-            raise _unsupported(odd)
+        for pattern, reason in _UNSUPPORTED_KEYS:
+            if pattern.search(key):
+                raise _unsupported(reason)
         match = _KEY.fullmatch(key)
-        module = known.get(_bare(match["module"])) if match else None
+        module = known.get(_without_prefix(match["module"])) if match else None
         if match is None or module is None:
             unknown.append(key)
             continue
@@ -410,32 +422,30 @@ def _by_module(
 
 
 def _spellings(widths: Widths | None) -> dict[str, str]:
-    """Return each spelling of a module's name, with dots or flattened as kohya does, with the name itself."""
-    known = {}
+    """Return the modules by each spelling of their names: diffusers' and upstream's, with dots or underscores."""
+    modules = {}
     for model in (widths or {}, *KNOWN_MODELS.values()):
         for module in model:
             upstream = re.sub(r"\.to_([qkv])$", r".\1_proj", module).replace(".to_out.0", ".o_proj")
             for name in (module, upstream):
-                known[name] = known[name.replace(".", "_")] = module
-    return known
+                modules[name] = module
+                modules[name.replace(".", "_")] = module
+    return modules
 
 
-def _bare(name: str) -> str:
+def _without_prefix(name: str) -> str:
     return _PREFIX.sub("", name, count=1)
 
 
 def _unknown_keys(unknown: list[str], tensors: Mapping[str, Tensor], in_part: bool) -> Refusal:
     first = shown(unknown[0], 80)
-    if any(_ENCODERS.match(_bare(key)) for key in unknown):
+    if any(_ENCODERS.match(_without_prefix(key)) for key in unknown):
         return _unsupported(f"changes more than the transformer (the first such key is {first})")
     if in_part:
         rest = f"would act only in part: {len(unknown)} of its {len(tensors)} tensors are for layers that "
         rest += f"ACE-Step 1.5 does not have or that cannot be adapted (the first is {first})"
         return Refusal("lora_unfit", rest)
-    if any(
-        "transformer_blocks" in key and ("cross_attn" in key or 2560 in tensors[key].shape)
-        for key in unknown
-    ):
+    if any(_is_of_v1(key, tensors[key]) for key in unknown):
         rest = "was made for the first ACE-Step (v1), which has different layers"
         return Refusal("lora_unfit", rest, "Use a LoRA for ACE-Step 1.5.")
     hint = "It was made for another model, or by a program whose names are not known here."
@@ -444,11 +454,16 @@ def _unknown_keys(unknown: list[str], tensors: Mapping[str, Tensor], in_part: bo
     )
 
 
+def _is_of_v1(key: str, tensor: Tensor) -> bool:
+    """Tell whether a key is of the first ACE-Step, whose layers are 2560 wide."""
+    return "transformer_blocks" in key and ("cross_attn" in key or 2560 in tensor.shape)
+
+
 def _factors(
     tensors: Mapping[str, Tensor], name: str, keys: Mapping[str, str]
 ) -> tuple[tuple[int, int], tuple[tuple[str, ...], ...], int | None]:
     """Return (out, in) of the change to one module, its factors as in `Layer`, and its rank."""
-    flaw = broken(f"the tensors for {shown(name, 60)} do not belong together")
+    mismatch = broken(f"the tensors for {shown(name, 60)} do not belong together")
     shapes = {}
     for role, key in keys.items():
         tensor = tensors[key]
@@ -457,11 +472,11 @@ def _factors(
         if len(tensor.shape) > 2:
             raise _unsupported("adapts convolutions")
         if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype not in _FLOATS:
-            raise flaw
+            raise mismatch
         shapes[role] = tensor.shape
     lengths = shapes.pop("dora_scale", None)
-    out = 1
-    into = 1
+    out_width = 1
+    in_width = 1
     factors: list[tuple[str, ...]] = []
     ranks: set[int] = set()
     for whole, left, right in _LORA if "down" in shapes else _LOKR:
@@ -469,39 +484,41 @@ def _factors(
             rows, columns = shapes.pop(whole)
             factors.append((keys[whole],))
         else:
-            (rows, rank) = shapes.pop(left, (0, 0))
-            (inner, columns) = shapes.pop(right, (0, 0))
+            rows, rank = shapes.pop(left, (0, 0))
+            inner, columns = shapes.pop(right, (0, 0))
             if not rank or rank != inner:
-                raise flaw
+                raise mismatch
             factors.append((keys[right], keys[left]))
             ranks.add(rank)
-        out = out * rows
-        into = into * columns
-    if shapes or len(ranks) > 1 or lengths not in (None, (out, 1), (1, into)):
-        raise flaw
+        out_width *= rows
+        in_width *= columns
+    if shapes or len(ranks) > 1 or lengths not in (None, (out_width, 1), (1, in_width)):
+        raise mismatch
     highest = max(ranks, default=None)
     if highest and highest > MAX_RANK:
         raise Refusal("lora_too_large", f"has rank {highest:,}; the limit is {MAX_RANK}")
-    return (out, into), tuple(factors), highest
+    return (out_width, in_width), tuple(factors), highest
 
 
 def _check_fit(layers: list[Layer], widths: Widths | None, made_for: str) -> None:
-    layer = next(
-        (layer for layer in layers if (widths or {}).get(layer.module) != layer.shape), None
-    )
-    if layer is None or (widths is None and made_for):
+    """Raise Refusal if a layer does not fit a model of `widths` (None: any known one)."""
+    misfits = [layer for layer in layers if (widths or {}).get(layer.module) != layer.shape]
+    if not misfits or (widths is None and made_for):
         return
+    layer = misfits[0]
     if made_for and widths is not None:
-        wide = widths.get("layers.0.self_attn.to_q", (0, 0))[1]
+        _, width = widths.get("layers.0.self_attn.to_q", (0, 0))
         rest = f"was made for the {made_for} models of ACE-Step 1.5, and this studio runs "
-        rest += f"{_KINDS.get(wide, 'a model')} {wide} wide"
+        rest += f"{_MODELS_BY_WIDTH.get(width, 'a model')} {width} wide"
         raise Refusal(
             "lora_unfit", rest, "A LoRA works only on the size of model that it was trained on."
         )
-    has = "has no such layer"
     if widths is None:
         has = "has another width there, in XL as in 2B"
     elif layer.module in widths:
-        has = "has {} by {} there".format(*widths[layer.module])
+        out_width, in_width = widths[layer.module]
+        has = f"has {out_width} by {in_width} there"
+    else:
+        has = "has no such layer"
     rest = f"does not fit the model: it is {layer.shape[0]} by {layer.shape[1]} at {layer.module}, and the model {has}"
     raise Refusal("lora_unfit", rest, "It was made for a model of another size.")

@@ -33,7 +33,7 @@ from lora_format import (
     PeftConfig,
     Refusal,
     Widths,
-    about,
+    naming_lora,
     read_config,
     read_header,
     read_layout,
@@ -117,7 +117,7 @@ def prepare(
             FIELD,
         )
     yield Progress("preparing")
-    with about(name):
+    with naming_lora(name):
         path, config = _opened(path, folder)
         info = _described(path, name, config, widths)
     return LoraSpec(named, str(path), float(weight), info, config, revision)
@@ -129,7 +129,7 @@ def inspect(path: str | Path, widths: Widths | None = None) -> LoraInfo:
     try:
         with (
             tempfile.TemporaryDirectory(prefix="ace-music-studio-lora-") as folder,
-            about(path.name),
+            naming_lora(path.name),
         ):
             file, config = _opened(path, Path(folder))
             return _described(file, path.name, config, widths)
