@@ -1,5 +1,4 @@
-"""The public endpoints: one per song mode, /lyrics and /capabilities, for gradio_client, plain HTTP
-and MCP.
+"""The public endpoints for gradio_client, plain HTTP and MCP: one per song mode, /lyrics and /capabilities.
 
 `ENDPOINTS` describes them; a new mode is one more entry. Gradio reads defaults and schemas from
 components that the page never draws, and the texts of MCP tools from the handler's docstring.
@@ -218,8 +217,8 @@ ENDPOINTS = {
 
 def add_endpoints(studio: Backend, runs: Runs) -> None:
     """Register every public endpoint; call it once, inside a container of the page that is never rendered."""
-    # Nothing on the page triggers them, and each component is hidden: the page would wait for one
-    # that is never built.
+    # Nothing on the page triggers them. Each component is hidden, because the page would wait for
+    # a visible one that is never built.
     for mode, endpoint in ENDPOINTS.items():
         files = (
             gr.File(label="files", file_count="multiple", visible=False),
@@ -232,11 +231,11 @@ def add_endpoints(studio: Backend, runs: Runs) -> None:
             outputs=[gr.Textbox(label="text", visible=False)] if mode == "lyrics" else list(files),
             api_name=mode,
             api_visibility="public",
-            # handlers get what the client sent: a Textbox would turn a list into lyrics
+            # Handlers get what the client sent: a Textbox would turn a list into lyrics.
             preprocess=False,
             show_progress="hidden",
             validator=validator_of(mode, studio),
-            # a handler only listens to its run, which waits in the queue of runs
+            # A handler only follows its run, which waits in the queue of runs.
             concurrency_limit=None,
         )
     gr.on(
@@ -268,25 +267,23 @@ def capabilities_of(studio: Backend) -> Callable[[], dict[str, Any]]:
 
 
 def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncGenerator[Any]]:
-    """Return the handler of an endpoint: a generator with the name, signature and docstring for
-    Gradio and MCP.
+    """Return the handler of an endpoint: a generator with the name, signature and docstring for Gradio and MCP.
 
     For songs it yields (None, {"progress": {stage, step, steps, elapsed, left, note}}) during the
     run and (paths, record) at the end; for lyrics the text so far. It raises gr.Error titled with
     the problem's code. Closing it cancels the run, unless options.detach is true: then it yields
-    the id of the run, and that goes on.
+    the id of the run, which continues.
     """
     endpoint = ENDPOINTS[mode]
 
     async def handler(*values: Any) -> AsyncGenerator[Any]:
         try:
-            asked, detach = read_call(mode, values)
+            request, detach = read_call(mode, values)
             owner = api_runs.owner_of(LocalContext.request.get(None))
             # In a thread: the first request looks for the models.
-            run = await asyncio.to_thread(runs.start, asked, owner)
-            async with contextlib.aclosing(
-                _detached(runs, run) if detach else _attached(runs, run)
-            ) as answers:
+            run = await asyncio.to_thread(runs.start, request, owner)
+            answers = _detached(runs, run) if detach else _attached(runs, run)
+            async with contextlib.aclosing(answers):
                 async for answer in answers:
                     yield answer
         except Exception as error:
@@ -295,7 +292,8 @@ def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncGenerator[Any]]:
             text = html.escape(sentence(problem), quote=False)
             raise gr.Error(text, title=problem.code, print_exception=False) from None
 
-    handler.__name__ = handler.__qualname__ = mode
+    handler.__name__ = mode
+    handler.__qualname__ = mode
     arguments = [f"    {parameter.name}: {parameter.about}" for parameter in endpoint.parameters]
     handler.__doc__ = "\n".join(
         [endpoint.about, "", "Args:", *arguments, "", "Returns:", f"    {endpoint.returns}"]
@@ -313,12 +311,12 @@ def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncGenerator[Any]]:
 
 
 async def _detached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
+    """Yield the id of `run`, with its state unless the endpoint's only output is a text."""
+    if run.request.mode == "lyrics":
+        yield run.id
+        return
     facts = runs.facts(run.id)
-    yield (
-        run.id
-        if run.request.mode == "lyrics"
-        else (None, {name: facts[name] for name in ("run", "state", "place")})
-    )
+    yield None, {name: facts[name] for name in ("run", "state", "place")}
 
 
 async def _attached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
@@ -367,8 +365,7 @@ class _Answer:
 
 
 def validator_of(mode: str, studio: Backend) -> Callable[..., list[dict[str, Any]]]:
-    """Return the check that runs before a call is queued: one verdict per input, with a sentence if
-    it is wrong.
+    """Return the check that runs before a call is queued: one verdict per input, with a sentence if it is wrong.
 
     It reads the uploads' headers too, and on ZeroGPU it refuses what is too long for one call. A
     wrong value ends as HTTP 422, in gradio_client as a ValidationError, with the parameter's name
@@ -383,19 +380,20 @@ def validator_of(mode: str, studio: Backend) -> Callable[..., list[dict[str, Any
         except InvalidRequest as error:
             for problem in error.problems:
                 name = problem.field.split(".")[0]
-                sentences.setdefault(name if name in names else names[0], []).append(
-                    sentence(problem)
-                )
-        return [
-            gr.validate(name not in sentences, " ".join(sentences.get(name, ()))) for name in names
-        ]
+                if name not in names:
+                    name = names[0]
+                sentences.setdefault(name, []).append(sentence(problem))
+        verdicts = []
+        for name in names:
+            text = " ".join(sentences.get(name, ()))
+            verdicts.append(gr.validate(name not in sentences, text))
+        return verdicts
 
     return validate
 
 
 def read_call(mode: str, values: tuple[Any, ...]) -> tuple[Request, bool]:
-    """Build a request from a call's raw values, and tell whether it shall be detached from the
-    call.
+    """Build a request from a call's raw values, and tell whether its run is to be detached from the call.
 
     Raises InvalidRequest, also for a file that is not an upload.
     """
@@ -426,15 +424,15 @@ def _uploaded_lora(choice: Any) -> Any:
 
 def uploaded_path(name: str, value: Any) -> str:
     """Return the path of an upload, links resolved; raises InvalidRequest for a file outside the upload cache."""
-    # Gradio checks the path of a file input only, but a client can put a file anywhere.
+    # Gradio only checks the paths of file inputs, but a client can send a file in any input.
     path = value.get("path") if isinstance(value, Mapping) else None
     # os.path.isfile is False for impossible names; Path.is_file raises for some.
     if isinstance(path, str) and os.path.isfile(path):
         found = Path(path).resolve()
         if found.is_relative_to(Path(get_upload_folder()).resolve()):
             return str(found)
-    wrong = path if isinstance(path, str) else value
-    message = f"{name.capitalize()} must be an uploaded audio file, not {shown(wrong)}."
+    given = path if isinstance(path, str) else value
+    message = f"{name.capitalize()} must be an uploaded audio file, not {shown(given)}."
     raise InvalidRequest(Problem("invalid", message, name))
 
 

@@ -1,7 +1,6 @@
-"""Runs for programs: /runs with state, events, cancel and takes, and the two endpoints and tools
-that ask for a run.
+"""Runs for programs: /runs with state, events, cancel and takes, and the endpoints /run and /cancel_run.
 
-An id is the only way to a run. Every other id, right or wrong, gets the same answer.
+A run can only be reached by its id. All ids that belong to no run get the same answer.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ CODES = {"no_run": 404, "no_take": 404}
 
 
 def owner_of(request: gr.Request | None) -> str:
-    """Return whose a program's run is: that of its address, so that many calls of one program count as one owner."""
+    """Return the owner of a program's run: its address, so that many calls of one program have one owner."""
     if request is None:
         return "this process"
     forwarded = ""
@@ -43,7 +42,7 @@ def owner_of(request: gr.Request | None) -> str:
     return f"address {getattr(client, 'host', '')}"
 
 
-# --- what is told of a run ------------------------------------------------------------------------
+# --- a run's state --------------------------------------------------------------------------------
 
 
 def sentence_of(facts: Mapping[str, Any]) -> str:
@@ -58,7 +57,7 @@ def sentence_of(facts: Mapping[str, Any]) -> str:
 
 
 def facts_of(runs: Runs, run_id: str) -> dict[str, Any]:
-    """Return the state of a run with its sentence; raises StudioError for an id that is none."""
+    """Return the state of a run with its sentence; raises StudioError for an id of no run."""
     facts = runs.facts(run_id)
     return {**facts, "sentence": sentence_of(facts)}
 
@@ -80,7 +79,7 @@ def line_of(facts: Mapping[str, Any]) -> str:
 
 
 def event_facts(run: Run, event: RunEvent) -> tuple[str, dict[str, Any]]:
-    """Return an event's name and what it says."""
+    """Return an event's name and its data."""
     match event:
         case Waiting():
             return "waiting", asdict(event)
@@ -111,7 +110,7 @@ def _runs_for(request: Request) -> Runs:
 
 
 def _note_visitor(request: Request, run_id: str) -> None:
-    """Note that whoever has this id is still there, with a fresh token for ZeroGPU."""
+    """Note that somebody still follows this run, with a fresh token for ZeroGPU."""
     runs = _runs_for(request)
     runs.heard(run_id, hidden="hidden" in request.query_params)
     if VISITOR_HEADER in request.headers:
@@ -119,7 +118,7 @@ def _note_visitor(request: Request, run_id: str) -> None:
 
 
 async def several(request: Request) -> Response:
-    """Tell the states of the runs in ?id=...&id=..., in this order, without their records."""
+    """Return the states of the runs in ?id=...&id=..., in this order, without their records."""
     ids = request.query_params.getlist("id")
     if not 1 <= len(ids) <= MOST_IDS:
         return _refusal(
@@ -185,7 +184,7 @@ async def _events(runs: Runs, run: Run, after: int) -> AsyncIterator[str]:
 
 
 async def _former(facts: dict[str, Any]) -> AsyncIterator[str]:
-    """Yield the one event that is known of a run of an earlier process."""
+    """Yield the only event that is known of a run of an earlier process."""
     name = "failed" if facts["state"] == "cut_off" else facts["state"]
     yield _sse(1, name, {key: facts[key] for key in ("takes", "record", "problem")})
 

@@ -1,5 +1,4 @@
-"""The command line of app.py: arguments become environment variables before anything reads them;
-`--check`.
+"""The command line of app.py: arguments become environment variables before anything reads them; `--check`.
 
 gradio and huggingface_hub read their variables when they are imported, so nothing imported here may
 import them. `--check` imports torch, but reads no weights and downloads nothing; it only asks the
@@ -42,38 +41,31 @@ def read_arguments(
         add_help=False,
         allow_abbrev=False,
     )
-    switch: dict[str, Any] = {"action": "store_const", "const": "true"}
-    language_model = partial(_model, ["preview", "random", "off"])
-    for name, variable, settings in (
-        ("host", "GRADIO_SERVER_NAME", {"metavar": "NAME", "type": _host}),
-        ("port", "GRADIO_SERVER_PORT", {"metavar": "NUMBER", "type": _port}),
-        ("share", "GRADIO_SHARE", switch),
-        ("model", "ACE_STUDIO_MODEL", {"metavar": "MODEL", "type": partial(_model, ["preview"])}),
-        (
-            "planner",
-            "ACE_STUDIO_PLANNER",
-            {"metavar": "MODEL", "type": partial(language_model, inside=True)},
-        ),
-        ("lyrics", "ACE_STUDIO_LYRICS", {"metavar": "MODEL", "type": language_model}),
-        ("output", "ACE_STUDIO_OUTPUT", {"metavar": "FOLDER", "type": _output}),
-        ("mcp", "GRADIO_MCP_SERVER", switch),
-        (
-            "ray",
-            "ACE_STUDIO_RAY",
-            {"metavar": "ADDRESS", "type": _ray, "nargs": "?", "const": "local"},
-        ),
-        ("check", "check", switch),
-    ):
+
+    def add(name: str, variable: str, **settings: Any) -> None:
         parser.add_argument(f"--{name}", dest=variable, help=tooltips.CLI_HELP[name], **settings)
+
+    def add_switch(name: str, variable: str) -> None:
+        add(name, variable, action="store_const", const="true")
+
+    song_model = partial(_model, ["preview"])
+    songwriter = partial(_model, ["preview", "random", "off"])
+    planner = partial(songwriter, inside=True)
+    add("host", "GRADIO_SERVER_NAME", metavar="NAME", type=_host)
+    add("port", "GRADIO_SERVER_PORT", metavar="NUMBER", type=_port)
+    add_switch("share", "GRADIO_SHARE")
+    add("model", "ACE_STUDIO_MODEL", metavar="MODEL", type=song_model)
+    add("planner", "ACE_STUDIO_PLANNER", metavar="MODEL", type=planner)
+    add("lyrics", "ACE_STUDIO_LYRICS", metavar="MODEL", type=songwriter)
+    add("output", "ACE_STUDIO_OUTPUT", metavar="FOLDER", type=_output)
+    add_switch("mcp", "GRADIO_MCP_SERVER")
+    add("ray", "ACE_STUDIO_RAY", metavar="ADDRESS", type=_ray, nargs="?", const="local")
+    add_switch("check", "check")
     parser.add_argument("-h", "--help", action="help", help=tooltips.CLI_HELP["help"])
     given = parser.parse_args(arguments)
-    environ.update(
-        {
-            variable: value
-            for variable, value in vars(given).items()
-            if value and variable != "check"
-        }
-    )
+    for variable, value in vars(given).items():
+        if value and variable != "check":
+            environ[variable] = value
     return given
 
 
@@ -84,11 +76,8 @@ def shorten_errors() -> None:
         if not issubclass(kind, KeyboardInterrupt):
             frame = traceback.extract_tb(trace)[-1]
             place = f"{Path(frame.filename).name}, line {frame.lineno}"
-            print(
-                tooltips.CANNOT_START.format(reason=_reason(error), place=place),
-                file=sys.stderr,
-                flush=True,
-            )
+            sentence = tooltips.CANNOT_START.format(reason=_reason(error), place=place)
+            print(sentence, file=sys.stderr, flush=True)
 
     sys.excepthook = hook
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -101,9 +90,9 @@ def _reason(error: BaseException) -> str:
 def _host(text: str) -> str:
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(text.strip("[]")))
-    if not re.fullmatch(r"(?!-)[A-Za-z0-9.-]*[A-Za-z0-9]\.?", text) or re.fullmatch(
-        r"[\d.]+", text
-    ):
+    is_name = re.fullmatch(r"(?!-)[A-Za-z0-9.-]*[A-Za-z0-9]\.?", text)
+    is_number = re.fullmatch(r"[\d.]+", text)
+    if not is_name or is_number:
         raise argparse.ArgumentTypeError(tooltips.CLI_HOST.format(value=text))
     return text
 
@@ -132,10 +121,13 @@ def _model(words: Sequence[str], text: str, inside: bool = False) -> str:
     if text.startswith(("/", "./", "../", "~")) or text in (".", "..") or os.path.lexists(text):
         if not os.path.isdir(os.path.expanduser(text)):
             raise argparse.ArgumentTypeError(tooltips.CLI_NO_FOLDER.format(value=text))
-    elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+" + (r"(/[\w.-]+)*" if inside else ""), text):
-        raise argparse.ArgumentTypeError(
-            tooltips.CLI_MODEL.format(value=text, words=" or ".join(words))
-        )
+        return text
+    pattern = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
+    if inside:
+        pattern += r"(/[\w.-]+)*"
+    if not re.fullmatch(pattern, text):
+        sentence = tooltips.CLI_MODEL.format(value=text, words=" or ".join(words))
+        raise argparse.ArgumentTypeError(sentence)
     return text
 
 
@@ -149,7 +141,7 @@ def _output(text: str) -> str:
     return text
 
 
-# about what four takes of ten minutes need: float32, and a copy in 24 bits
+# About what four takes of ten minutes need: float32, and a copy in 24 bits.
 SONG_BYTES = 1_500_000_000
 PLANNER_GB = 3.8
 LANGUAGE_MODELS = ("planner", "lyrics")  # a song needs neither
@@ -170,8 +162,7 @@ def check() -> int:
     if not bad:
         import backend
 
-        preview = backend.get_backend().status().is_preview
-        if preview:
+        if backend.get_backend().status().is_preview:
             result = tooltips.CHECK_GOOD_PREVIEW
         else:
             result = tooltips.CHECK_GOOD
@@ -180,7 +171,7 @@ def check() -> int:
 
 
 def finding(name: str, step: Callable[[], str]) -> tuple[str, bool]:
-    """Return what `step` reports or raises, and whether no song can be made because of it."""
+    """Return what `step` reports or raises, and whether that prevents songs."""
     try:
         return step(), False
     except StudioError as error:
@@ -190,7 +181,7 @@ def finding(name: str, step: Callable[[], str]) -> tuple[str, bool]:
 
 
 def steps() -> Iterator[tuple[str, Callable[[], str]]]:
-    """Yield the steps in the order that a start needs them; those after the packages need these."""
+    """Yield the steps in the order that a start needs them; those after "packages" need the packages."""
     machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield "studio", lambda: f"{STUDIO_VERSION}, {machine}"
     yield "packages", packages
@@ -199,23 +190,20 @@ def steps() -> Iterator[tuple[str, Callable[[], str]]]:
     from model_weights import LYRICS_VARIABLE, PLANNER_VARIABLE
 
     studio = backend.get_backend()
-    weights, planner, lyrics = (
-        studio.models.weights,
-        studio.models.planner.weights,
-        studio.models.lyrics.weights,
-    )
+    models = studio.models
+    planner = models.planner.weights
+    planner_files = model_hub.language_model(PLANNER_VARIABLE, planner.inside)
+    songwriter_files = model_hub.language_model(LYRICS_VARIABLE)
+
+    def usual_plan() -> str:
+        return studio.full_status().memory_plan
+
     yield "device", lambda: device(studio)
     yield "memory", lambda: memory_room(studio)
-    yield (
-        "plan",
-        lambda: memory_plan(weights, studio.models.device(), studio.full_status().memory_plan),
-    )
-    yield "model", lambda: model(weights, model_hub.PIPELINE)
-    yield (
-        "planner",
-        lambda: model(planner, model_hub.language_model(PLANNER_VARIABLE, planner.inside)),
-    )
-    yield "lyrics", lambda: model(lyrics, model_hub.language_model(LYRICS_VARIABLE))
+    yield "plan", lambda: memory_plan(models.weights, models.device(), usual_plan())
+    yield "model", lambda: model(models.weights, model_hub.PIPELINE)
+    yield "planner", lambda: model(planner, planner_files)
+    yield "lyrics", lambda: model(models.lyrics.weights, songwriter_files)
     yield "cache", cache
     yield "output", output
     yield "workers", workers
@@ -229,9 +217,9 @@ def packages() -> str:
         from record import library_versions
     except ImportError as error:
         raise StudioError("packages", tooltips.CHECK_PACKAGE.format(reason=error)) from None
-    return ", ".join(
-        f"{name} {version}" for name, version in library_versions().items() if name != "python"
-    )
+    versions = library_versions()
+    del versions["python"]
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def device(studio: Any) -> str:
@@ -254,27 +242,27 @@ def memory_room(studio: Any) -> str:
     return f"{room}."
 
 
-def memory_plan(weights: Any, where: Any, usual: str) -> str:
-    """Return the plan for a `usual` song and the memory that the shortest one needs, which must fit."""
+def memory_plan(weights: Any, device: Any, usual_plan: str) -> str:
+    """Return the plan for a typical song, and the memory that the shortest song needs, which must fit."""
     import estimate
     import model_memory
     from model_weights import is_turbo
 
-    shortest = estimate.song_of(weights, where, LIMITS["duration"].low, 1, not is_turbo(weights))
+    shortest = estimate.song_of(weights, device, LIMITS["duration"].low, 1, not is_turbo(weights))
     use = model_memory.Use(shortest, loops=True)
-    room = model_memory.room_for_models(where.kind)
-    choice = model_memory.choose(where.kind, room, model_memory.sizes_of(weights, where), use)
+    room = model_memory.room_for_models(device.kind)
+    sizes = model_memory.sizes_of(weights, device)
+    choice = model_memory.choose(device.kind, room, sizes, use)
     if choice.problem:
         raise StudioError.of(choice.problem)
-    return tooltips.CHECK_PLAN.format(plan=usual, need=size_text(choice.need))
+    return tooltips.CHECK_PLAN.format(plan=usual_plan, need=size_text(choice.need))
 
 
 def cache() -> str:
     from huggingface_hub import constants
 
-    return tooltips.CHECK_FREE.format(
-        folder=constants.HF_HUB_CACHE, free=size_text(_free(constants.HF_HUB_CACHE))
-    )
+    folder = constants.HF_HUB_CACHE
+    return tooltips.CHECK_FREE.format(folder=folder, free=size_text(_free(folder)))
 
 
 def _free(folder: Path | str) -> int:
@@ -290,8 +278,10 @@ def output() -> str:
     for place in (Path(tempfile.gettempdir()), folder):
         free = _free(place)
         if free < SONG_BYTES:
-            words = {"folder": place, "free": size_text(free), "least": size_text(SONG_BYTES)}
-            raise StudioError("disk_full", tooltips.CHECK_FULL.format(**words))
+            sentence = tooltips.CHECK_FULL.format(
+                folder=place, free=size_text(free), least=size_text(SONG_BYTES)
+            )
+            raise StudioError("disk_full", sentence)
     return tooltips.CHECK_FREE.format(folder=folder, free=size_text(free))
 
 
@@ -300,28 +290,32 @@ def workers() -> str:
     import gpu_ray
     import gpu_ray_worker
 
-    where = gpu_ray.wanted()
-    if not where:
+    address = gpu_ray.wanted()
+    if not address:
         return tooltips.CHECK_NO_RAY
     try:
         import ray
 
-        if where == gpu_ray.LOCAL:
+        if address == gpu_ray.LOCAL:
             count = gpu_ray.count_wanted()
-            words = "a worker for each card"
-            if count:
-                words = f"{count} worker{'' if count == 1 else 's'}"
+            if count == 0:
+                words = "a worker for each card"
+            elif count == 1:
+                words = "1 worker"
+            else:
+                words = f"{count} workers"
             return tooltips.CHECK_RAY_LOCAL.format(version=ray.__version__, workers=words)
-        gpu_ray.join(where)
+        gpu_ray.join(address)
         cards = ray.cluster_resources().get("GPU", 0)
-        facts = {"nodes": f"{len(ray.nodes())} nodes", "cards": f"{cards:g} cards"}
-        return tooltips.CHECK_RAY.format(version=ray.__version__, **facts)
+        return tooltips.CHECK_RAY.format(
+            version=ray.__version__, nodes=f"{len(ray.nodes())} nodes", cards=f"{cards:g} cards"
+        )
     except Exception as error:
         raise StudioError.of(gpu_ray_worker.problem_of(error)) from error
 
 
 def model(weights: Any, selection: Any) -> str:
-    """Return what a model is and how large; raises StudioError if it is neither here nor can be downloaded."""
+    """Return a model's name and size; raises StudioError if it is neither here nor can be downloaded."""
     from model_weights import DEFAULT_MODEL_GB, DEFAULT_PLANNER
 
     if weights.source == "hub":
@@ -343,7 +337,7 @@ def model(weights: Any, selection: Any) -> str:
 
 
 def download(weights: Any, selection: Any) -> str:
-    """Return the size that the hub reports for a download; raises StudioError if there is none or no room for it."""
+    """Return the size of a download as the hub reports it; raises StudioError if there is none, or no room for it."""
     from huggingface_hub import HfApi, constants
 
     import model_hub
@@ -351,13 +345,8 @@ def download(weights: Any, selection: Any) -> str:
     api = HfApi(endpoint=constants.ENDPOINT)
     reason = ""
     try:
-        files = (
-            api.model_info(
-                weights.repo, files_metadata=True, timeout=model_hub.ASK_SECONDS
-            ).siblings
-            or []
-        )
-        sizes = {file.rfilename: file.size or 0 for file in files}
+        info = api.model_info(weights.repo, files_metadata=True, timeout=model_hub.ASK_SECONDS)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         if selection.index not in sizes:
             reason = f"{selection.index} is missing there"
     except Exception as error:
@@ -370,6 +359,8 @@ def download(weights: Any, selection: Any) -> str:
     free = _free(constants.HF_HUB_CACHE)
     text = tooltips.CHECK_TO_FETCH.format(model=weights.wanted, size=size_text(size))
     if size + model_hub.SPARE_BYTES > free:
-        words = {"size": size_text(size), "free": size_text(free), "folder": constants.HF_HUB_CACHE}
-        raise StudioError("disk_full", f"{text} {tooltips.CHECK_NO_ROOM.format(**words)}")
+        no_room = tooltips.CHECK_NO_ROOM.format(
+            size=size_text(size), free=size_text(free), folder=constants.HF_HUB_CACHE
+        )
+        raise StudioError("disk_full", f"{text} {no_room}")
     return text
