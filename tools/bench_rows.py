@@ -45,22 +45,37 @@ class Row:
         **more: Any,
     ) -> Row:
         """Time both sides in turn; the first pair warms up."""
-        pairs = [(timed(stock), timed(studio)) for _ in range(runs + 1)][1:]
-        ratios = tuple(theirs / ours for theirs, ours in pairs)
-        theirs, ours = map(statistics.median, zip(*pairs, strict=True))
-        return cls(what, seconds, ours, theirs, ratios, more=more or None)
+        stock_seconds = []
+        studio_seconds = []
+        for _ in range(runs + 1):
+            stock_seconds.append(timed(stock))
+            studio_seconds.append(timed(studio))
+        del stock_seconds[0], studio_seconds[0]
+        ratios = [a / b for a, b in zip(stock_seconds, studio_seconds, strict=True)]
+        return cls(
+            what,
+            seconds,
+            studio=statistics.median(studio_seconds),
+            stock=statistics.median(stock_seconds),
+            ratios=tuple(ratios),
+            more=more or None,
+        )
 
     def text(self) -> str:
         """Return the row of the table."""
-        sides = (
-            n if n is None else f"{n:,.0f}" if n >= 100 else f"{n:.3g}"
-            for n in (self.stock, self.studio)
-        )
-        numbers = "".join(" " * 10 if n is None else f"{n:>8} {self.unit[:1]}" for n in sides)
-        text = f"{self.what:<34}{self.seconds:>8g}{numbers}"
+        text = f"{self.what:<34}{self.seconds:>8g}{self._side(self.stock)}{self._side(self.studio)}"
         if self.ratios:
-            text += f"{statistics.median(self.ratios):>7.2f}{f'{min(self.ratios):.2f}-{max(self.ratios):.2f}':>14}"
-        return "  ".join([text, *(f"{name}: {value}" for name, value in (self.more or {}).items())])
+            spread = f"{min(self.ratios):.2f}-{max(self.ratios):.2f}"
+            text += f"{statistics.median(self.ratios):>7.2f}{spread:>14}"
+        for name, value in (self.more or {}).items():
+            text += f"  {name}: {value}"
+        return text
+
+    def _side(self, number: float | None) -> str:
+        if number is None:
+            return " " * 10
+        shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+        return f"{shown:>8} {self.unit[:1]}"
 
 
 def use_processor_time(wanted: bool) -> None:
@@ -101,23 +116,26 @@ def write(path: Path, rows: list[Row]) -> None:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """Draw how many times as fast as stock each thing was: its median, and from the least to the most."""
+    """Draw how many times as fast as stock each row was: the median, with the smallest and the largest ratio."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     shown = [row for row in rows if row.ratios][::-1]
-    middle = [statistics.median(row.ratios) for row in shown]
-    spread = [
-        [m - min(row.ratios) for m, row in zip(middle, shown, strict=True)],
-        [max(row.ratios) - m for m, row in zip(middle, shown, strict=True)],
-    ]
+    medians = []
+    below = []
+    above = []
+    for row in shown:
+        median = statistics.median(row.ratios)
+        medians.append(median)
+        below.append(median - min(row.ratios))
+        above.append(max(row.ratios) - median)
     figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.34 * len(shown)), layout="constrained")
     axes.barh(
         [f"{row.what}, {row.seconds:g} s" for row in shown],
-        middle,
-        xerr=spread,
+        medians,
+        xerr=[below, above],
         color="#3b6ea5",
         ecolor="#888",
     )
