@@ -162,8 +162,8 @@ def check() -> int:
     if not bad:
         import backend
 
-        if backend.get_backend().status().is_preview:
-            result = tooltips.CHECK_GOOD_PREVIEW
+        if backend.get_backend().status().is_built_in:
+            result = tooltips.CHECK_GOOD_BUILT_IN
         else:
             result = tooltips.CHECK_GOOD
     print(f"{tooltips.CHECK_LABELS['result']:<15}{result}")
@@ -324,7 +324,7 @@ def model(weights: Any, selection: Any) -> str:
         size = tooltips.CHECK_SIZE.format(size=f"{DEFAULT_MODEL_GB} GB")
         return f"{tooltips.CHECK_STANDS_IN.format(problem=weights.problem.text())} {size}"
     if weights.source == "preview":
-        return tooltips.CHECK_PREVIEW
+        return tooltips.CHECK_BUILT_IN
     if weights.folder is None:
         text = weights.problem.text()
         if weights.source == "none" and weights.wanted == DEFAULT_PLANNER:

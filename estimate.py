@@ -34,7 +34,7 @@ CONSTANTS = {
     "plan_metadata_tokens": 200.0,  # tokens; the planner's budget for metadata
     "codes_per_second": 5.0,  # tokens per second of music; the planner's 5 Hz codes
     "sketch_tokens": 1_500.0,  # tokens; assumed: metadata and the lyrics of a long song
-    "writer_tokens_per_second": 25.0,  # tokens/s; assumed: a 7B model step by step in transformers
+    "songwriter_tokens_per_second": 25.0,  # tokens/s; assumed: a 7B model step by step in transformers
     "margin": 1.5,  # x; assumed: real over counted; shared cards, first kernels
 }
 # Seconds of music -> TFLOP of one forward pass: counted on XL's configuration with 600 condition
@@ -101,7 +101,7 @@ def seconds_needed(work: Work) -> float:
     if work.planner:
         tokens = CONSTANTS["plan_metadata_tokens"] + work.duration * CONSTANTS["codes_per_second"]
         seconds += tokens / CONSTANTS["plan_tokens_per_second"]
-    model = "writer" if work.mode == "lyrics" else "plan"
+    model = "songwriter" if work.mode == "lyrics" else "plan"
     seconds += work.tokens / CONSTANTS[f"{model}_tokens_per_second"]
     return CONSTANTS["cold_seconds"] + CONSTANTS["margin"] * seconds
 

@@ -101,9 +101,9 @@ def load_songwriter(weights: Weights, kind: models.Kind) -> Songwriter:
             # Linux would kill the whole studio instead of failing the load.
             raise MemoryError
         if weights.engine == "mlx":
-            return Songwriter(weights, tokenizer, MlxModel(weights.model_id, weights.there))
+            return Songwriter(weights, tokenizer, MlxModel(weights.model_id, weights.local_folder))
         return Songwriter(
-            weights, tokenizer, TorchModel(weights.there, kind, tokenizer.eos_token_id)
+            weights, tokenizer, TorchModel(weights.local_folder, kind, tokenizer.eos_token_id)
         )
     except Exception as error:
         if isinstance(error, StudioError) or is_out_of_memory(error):

@@ -181,7 +181,7 @@ def load_songwriter(weights: Weights) -> SmallSongwriter:
     Raises StudioError; errors of too little memory pass through.
     """
     try:
-        lyrics_small.unpack(weights.there)
+        lyrics_small.unpack(weights.local_folder)
     except OSError as error:
         message = f"The built-in songwriter could not be unpacked into {weights.folder}: {first_line(error)}"
         raise StudioError(

@@ -66,7 +66,7 @@ XL_PARTS_GB = {
 }
 USUAL_SECONDS = 60.0  # of the song that the status assumes before the first job
 SPARE_BYTES = GB // 4  # kernels and the allocator's overhead (assumed)
-WRITER_WORK_BYTES = 1 * GB
+SONGWRITER_WORK_BYTES = 1 * GB
 # So much more room than when a plan ran out of memory means that somebody has given memory back;
 # less comes and goes.
 MORE_ROOM = 1.15
@@ -87,7 +87,7 @@ class Sizes:
     transformer: int
     largest: int
     planner: int = 0
-    writer: int = 0
+    songwriter: int = 0
     eight_bits: int = 0
 
 
@@ -169,15 +169,17 @@ def needed(kind: str, plan: str, sizes: Sizes, use: Use, beside: bool = False) -
     planning = 0
     if use.plans and sizes.planner:
         planning = planner_bytes(use.song)
-    writing = WRITER_WORK_BYTES if use.writes else 0
+    writing = SONGWRITER_WORK_BYTES if use.writes else 0
     if plan == RESIDENT:
-        return sizes.pipeline + sizes.planner + sizes.writer + max(loop, coding, planning, writing)
+        return (
+            sizes.pipeline + sizes.planner + sizes.songwriter + max(loop, coding, planning, writing)
+        )
     stages = [0]
     if use.plans:
         waiting = song_model(kind, plan, sizes) if beside and use.loops else 0
         stages.append(waiting + sizes.planner + planning)
     if use.writes:
-        stages.append(sizes.writer + writing)
+        stages.append(sizes.songwriter + writing)
     if use.song is not None and layout_of(kind, plan).in_parts:
         # The transformer is away while another part works.
         stages.append(transformer_in(plan, sizes) + loop)
@@ -411,7 +413,7 @@ class Placing:
         return replace(
             sizes,
             planner=self._bytes_in(planner.folder) * (2 if stored_wide else 1),
-            writer=self._bytes_in(loaded.lyrics.weights.folder),
+            songwriter=self._bytes_in(loaded.lyrics.weights.folder),
         )
 
     def _bytes_in(self, folder: Path | None) -> int:

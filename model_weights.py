@@ -38,7 +38,7 @@ RANDOM = "random"
 OFF = "off"
 ASSETS = Path(__file__).with_name("assets")
 # What the value "preview" selects; the built-in songwriter's folder is `lyrics_small.folder`.
-PREVIEWS = {MODEL_VARIABLE: ASSETS / "preview", PLANNER_VARIABLE: ASSETS / "planner"}
+BUILT_IN = {MODEL_VARIABLE: ASSETS / "preview", PLANNER_VARIABLE: ASSETS / "planner"}
 # What the value "random" selects: tiny language models for tests, which write nonsense.
 RANDOM_MODELS = {
     PLANNER_VARIABLE: ASSETS / "random-planner",
@@ -50,8 +50,8 @@ DEFAULT_MODEL_GB = 11.5
 # the planner's folder in the umbrella repository; the variable need not name it
 SUBFOLDER = "acestep-5Hz-lm-1.7B"
 DEFAULT_PLANNER = f"{UMBRELLA}/{SUBFOLDER}"
-DEFAULT_WRITER, DEFAULT_MLX_WRITER = REPOSITORIES[LYRICS_VARIABLE]
-WRITER_GB = {DEFAULT_WRITER: 15.2, DEFAULT_MLX_WRITER: 4.3}
+DEFAULT_SONGWRITER, DEFAULT_MLX_SONGWRITER = REPOSITORIES[LYRICS_VARIABLE]
+SONGWRITER_GB = {DEFAULT_SONGWRITER: 15.2, DEFAULT_MLX_SONGWRITER: 4.3}
 MODELS_FOLDER = Path(__file__).with_name("models")
 OPTIONAL_PARTS = ("audio_tokenizer", "audio_token_detokenizer")
 TOKEN_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
@@ -86,7 +86,7 @@ class Weights:
     inside: str = ""
 
     @property
-    def there(self) -> Path:
+    def local_folder(self) -> Path:
         """The folder of weights that are on this machine."""
         assert self.folder is not None, self
         return self.folder
@@ -104,13 +104,13 @@ def find_weights() -> Weights:
     """
     asked = _asked(MODEL_VARIABLE)
     if asked.lower() == PREVIEW:
-        return _preview(None)
+        return _built_in_engine(None)
     found = _find(MODEL_VARIABLE, DEFAULT_MODEL, "xl", _model_flaw)
     if found.source == "hub":
         return replace(found, problem=None)
     if found.folder or asked or on_zerogpu():
         return found
-    return _preview(found.problem)
+    return _built_in_engine(found.problem)
 
 
 def find_planner() -> Weights:
@@ -124,18 +124,18 @@ def find_planner() -> Weights:
     return _stand_in(found, PLANNER_VARIABLE, _built_in_planner)
 
 
-def find_writer() -> Weights:
+def find_songwriter() -> Weights:
     """Look for the songwriter that ACE_STUDIO_LYRICS names.
 
     Without the variable, and off ZeroGPU, the built-in one stands in for missing weights.
     """
-    engine = _writer_engine()
-    default = DEFAULT_MLX_WRITER if engine == "mlx" else DEFAULT_WRITER
+    engine = _songwriter_engine()
+    default = DEFAULT_MLX_SONGWRITER if engine == "mlx" else DEFAULT_SONGWRITER
     switched = _switched(LYRICS_VARIABLE, "writer_off")
     found = switched or _find(
-        LYRICS_VARIABLE, default, engine, lambda folder: _writer_flaw(folder, engine)
+        LYRICS_VARIABLE, default, engine, lambda folder: _songwriter_flaw(folder, engine)
     )
-    return _stand_in(found, LYRICS_VARIABLE, _built_in_writer)
+    return _stand_in(found, LYRICS_VARIABLE, _built_in_songwriter)
 
 
 def check_folder(weights: Weights) -> None:
@@ -290,7 +290,7 @@ def _switched(variable: str, code: str) -> Weights | None:
     if asked == PREVIEW:
         if variable == PLANNER_VARIABLE:
             return _built_in_planner()
-        return _built_in_writer()
+        return _built_in_songwriter()
     return None
 
 
@@ -305,7 +305,7 @@ def _stand_in(found: Weights, variable: str, built_in: Callable[[], Weights]) ->
 
 
 def _built_in_planner() -> Weights:
-    folder = PREVIEWS[PLANNER_VARIABLE]
+    folder = BUILT_IN[PLANNER_VARIABLE]
     reason = _folder_flaw(folder) or _planner_flaw(folder)
     if reason:
         return Weights(
@@ -320,7 +320,7 @@ def _built_in_planner() -> Weights:
     return Weights(PREVIEW, folder, "preview", "", "transformers", None, PREVIEW)
 
 
-def _built_in_writer() -> Weights:
+def _built_in_songwriter() -> Weights:
     missing = lyrics_small.missing()
     if missing:
         hint = "Set up the studio again where packages can be downloaded."
@@ -333,9 +333,9 @@ def _built_in_writer() -> Weights:
     return Weights(PREVIEW, lyrics_small.folder(), "preview", "", "small", None, PREVIEW)
 
 
-def _preview(problem: Problem | None) -> Weights:
+def _built_in_engine(problem: Problem | None) -> Weights:
     return Weights(
-        PREVIEW, PREVIEWS[MODEL_VARIABLE], "preview", "", "preview", problem, DEFAULT_MODEL
+        PREVIEW, BUILT_IN[MODEL_VARIABLE], "preview", "", "preview", problem, DEFAULT_MODEL
     )
 
 
@@ -349,7 +349,7 @@ def _on_the_hub(text: str) -> tuple[str, str]:
     return repo, "/".join(inside) or (SUBFOLDER if repo == UMBRELLA else "")
 
 
-def _writer_engine() -> Literal["transformers", "mlx"]:
+def _songwriter_engine() -> Literal["transformers", "mlx"]:
     apple = sys.platform == "darwin" and platform.machine() == "arm64"
     if apple and importlib.util.find_spec("mlx_lm"):
         return "mlx"
@@ -361,7 +361,7 @@ def _writer_engine() -> Literal["transformers", "mlx"]:
 
 def missing_model(repo: str, inside: str = "", variable: str = MODEL_VARIABLE) -> Problem:
     name = f"{repo}/{inside}".rstrip("/")
-    size = f" ({WRITER_GB[name]:g} GB)" if name in WRITER_GB else ""
+    size = f" ({SONGWRITER_GB[name]:g} GB)" if name in SONGWRITER_GB else ""
     hint = f"Download it with: hf download {repo}" + (f' --include "{inside}/*"' if inside else "")
     hint += f", or put it into models/{name}/ next to app.py."
     if on_zerogpu():
@@ -466,7 +466,7 @@ def _planner_flaw(folder: Path) -> str | None:
     return _weights_flaw(folder, config=config)
 
 
-def _writer_flaw(folder: Path, engine: str) -> str | None:
+def _songwriter_flaw(folder: Path, engine: str) -> str | None:
     config = read_json(folder / "config.json")
     if config is None:
         return "config.json is missing or cannot be read"

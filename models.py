@@ -458,7 +458,7 @@ def _narrow_transformer(
     from diffusers import AceStepTransformer1DModel
 
     transformer = AceStepTransformer1DModel.from_pretrained(
-        weights.there / "transformer", dtype=stored, **reading
+        weights.local_folder / "transformer", dtype=stored, **reading
     )
     model_offload.cast_on_use(transformer, torch.float8_e4m3fn, compute)
     return transformer

@@ -65,7 +65,7 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
     notes: tuple[str, ...] = ()
     known = None
     if job.settings.kind == "preview":
-        known = song_words.read_words(loaded.weights.there)
+        known = song_words.read_words(loaded.weights.local_folder)
     if known is not None:
         job, notes = song_words.settle(job, known, choose=plan is None)
         if plan is not None:

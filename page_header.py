@@ -35,9 +35,9 @@ class Header:
         get_model = tooltips.GET_MODEL.format(gb=status.download_gb)
         return {
             self.status: theme.heading(status),
-            self.banner: gr.update(visible=status.is_preview or status.problem is not None),
+            self.banner: gr.update(visible=status.is_built_in or status.problem is not None),
             self.notice: theme.banner(status),
-            self.bar.go: gr.update(visible=status.is_preview, value=get_model),
+            self.bar.go: gr.update(visible=status.is_built_in, value=get_model),
         }
 
 
@@ -45,7 +45,7 @@ def connect_model(studio: Backend, header: Header) -> Dependency:
     """Let the banner's button fetch the real model; returns the run."""
 
     def done() -> str:
-        if studio.status().is_preview:
+        if studio.status().is_built_in:
             return tooltips.DOWNLOAD_UNUSED
         return tooltips.DOWNLOAD_DONE
 

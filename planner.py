@@ -349,9 +349,9 @@ def load_planner(weights: Weights, device: Device) -> Planner:
 
     quiet_libraries()
     try:
-        files = sorted(weights.there.glob("*token*"))
+        files = sorted(weights.local_folder.glob("*token*"))
         changed = tuple(path.stat().st_mtime_ns for path in files)
-        tokenizer = _tokenizer(weights.there, changed)
+        tokenizer = _tokenizer(weights.local_folder, changed)
         model = AutoModelForCausalLM.from_pretrained(
             weights.folder,
             dtype=getattr(torch, planner_storage(device)),

@@ -101,7 +101,7 @@ class Status:
     workers: tuple[WorkerStatus, ...]
 
     @property
-    def is_preview(self) -> bool:
+    def is_built_in(self) -> bool:
         return self.engine == "preview"
 
     @property

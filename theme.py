@@ -363,11 +363,11 @@ def banner(status: Status) -> str:
     """Return why the real model is not in use: one line that unfolds into the rest."""
     title = tooltips.PROBLEM_TITLE
     texts = []
-    if status.is_preview:
-        title = tooltips.PREVIEW_TITLE
-        texts.append(tooltips.PREVIEW_TEXT)
+    if status.is_built_in:
+        title = tooltips.BUILT_IN_TITLE
+        texts.append(tooltips.BUILT_IN_TEXT)
     if status.songwriter.is_built_in:
-        texts.append(tooltips.PREVIEW_SONGWRITER)
+        texts.append(tooltips.BUILT_IN_SONGWRITER)
     if status.problem:
         texts.append(status.problem.text())
     first = escape(texts[0]) if texts else ""

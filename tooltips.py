@@ -618,11 +618,11 @@ def kept_for(days: float, gb: float) -> str:
 
 # --- header ---------------------------------------------------------------------------------------
 STATUS_PENDING = "Looking for the model ..."
-PREVIEW_TITLE = "Built-in engine"
-PREVIEW_TEXT = "a small model that plays simple instrumental music. For real songs with voices, get the real model."
+BUILT_IN_TITLE = "Built-in engine"
+BUILT_IN_TEXT = "a small model that plays simple instrumental music. For real songs with voices, get the real model."
 BUILT_IN = "built in"
 SMALL_SONGWRITER = "Built-in songwriter: English only, in form and in rhyme, as a first draft."
-PREVIEW_SONGWRITER = (
+BUILT_IN_SONGWRITER = (
     "The built-in songwriter keeps to the form: sections, lines that can be sung, rhymes, a chorus that comes back. "
     "It writes English only, and its lines do not always make sense: take them as a first draft."
 )
@@ -641,8 +641,8 @@ LANGUAGE_MODEL_STATES = {
 
 
 def status_line(status: Status) -> str:
-    if status.is_preview:
-        engine = PREVIEW_TITLE
+    if status.is_built_in:
+        engine = BUILT_IN_TITLE
     else:
         engine = status.model.rpartition("/")[2]
     return " · ".join(_filled([engine, _device(status.device), workers_text(status)]))
@@ -665,7 +665,7 @@ def status_parts(status: Status) -> list[str]:
 
 
 def _model_text(status: Status) -> str:
-    if status.is_preview:
+    if status.is_built_in:
         return "Model: built in"
     if status.source == "hub":
         return f"Model: {status.model}, downloaded with the first song"
@@ -762,7 +762,7 @@ CHECK_LABELS = {
 }
 CHECK_PACKAGE = "Some packages are missing: {reason}. ./run.sh installs them."
 CHECK_FOUND = "{model}, {size}, in {folder}."
-CHECK_PREVIEW = "The built-in one."
+CHECK_BUILT_IN = "The built-in one."
 CHECK_STANDS_IN = "The built-in engine is used instead: simple instrumental music. {problem}"
 CHECK_SIZE = "The download is {size}."
 CHECK_TO_FETCH = "{model} will be downloaded before it is first used: {size}."
@@ -780,7 +780,7 @@ CHECK_RAM = "{free} of {total} free"
 CHECK_VRAM = "{total} on the graphics card"
 CHECK_PLAN = "{plan}; the shortest song takes {need}."
 CHECK_GOOD = "A song can be made here."
-CHECK_GOOD_PREVIEW = (
+CHECK_GOOD_BUILT_IN = (
     "A song can be made here, by the built-in engine: simple instrumental music, no voices."
 )
 CHECK_BAD = "No song can be made here: see {names}."

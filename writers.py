@@ -25,7 +25,7 @@ from model_weights import (
     PLANNER_VARIABLE,
     Weights,
     find_planner,
-    find_writer,
+    find_songwriter,
     has_audio_codes,
 )
 from models import Device, Models, Slot, free_memory
@@ -52,7 +52,7 @@ def planner_slot(device: Callable[[], Device]) -> Slot:
 def lyrics_slot(device: Callable[[], Device]) -> Slot:
     return Slot(
         "The songwriter",
-        find_writer,
+        find_songwriter,
         lambda weights: load_songwriter(weights, device()),
         lambda weights: model_hub.download(
             weights.wanted, model_hub.language_model(LYRICS_VARIABLE)

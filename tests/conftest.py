@@ -138,7 +138,7 @@ def random_weights() -> Iterator[Path]:
     import model_weights
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(model_weights.PREVIEWS, model_weights.MODEL_VARIABLE, _HOME / "random")
+        patch.setitem(model_weights.BUILT_IN, model_weights.MODEL_VARIABLE, _HOME / "random")
         yield _HOME / "random"
 
 

@@ -34,7 +34,7 @@ import song_codec
 import song_conditions
 import writers
 from events import Job, Outcome, Progress, StudioError
-from model_memory import GB, SPARE_BYTES, WRITER_WORK_BYTES
+from model_memory import GB, SONGWRITER_WORK_BYTES, SPARE_BYTES
 from model_weights import Weights
 from params import SongRequest, parse_request, settle
 from record import Ran
@@ -221,7 +221,7 @@ class Ledger:
             yield SimpleNamespace(entry=lambda *_: {})
 
         def written(model: Part, *_: Any) -> Iterator[Any]:
-            model(WRITER_WORK_BYTES)
+            model(SONGWRITER_WORK_BYTES)
             yield SimpleNamespace(text="", end="stop", tokens=1)
 
         def encoded(pipe: Pipe, samples: Any, stage: str) -> Iterator[Any]:

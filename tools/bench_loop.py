@@ -21,7 +21,7 @@ import model_offload
 import models
 import song_attention
 import song_compilation
-from model_weights import MODEL_VARIABLE, PREVIEWS
+from model_weights import BUILT_IN, MODEL_VARIABLE
 from tools.bench_rows import Row, timed
 
 # Dimensions of the transformer: the real ones, ones that a processor can carry, and ones for tests.
@@ -162,7 +162,7 @@ def build(
 
     if shape == PREVIEW:
         models.quiet_libraries()
-        folder = PREVIEWS[MODEL_VARIABLE] / "transformer"
+        folder = BUILT_IN[MODEL_VARIABLE] / "transformer"
         transformer = AceStepTransformer1DModel.from_pretrained(folder, torch_dtype=dtype).to(
             device
         )

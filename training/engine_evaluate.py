@@ -30,7 +30,7 @@ import modes
 import song_codec
 from events import Job, Progress
 from limits import SAMPLE_RATE
-from model_weights import MODEL_VARIABLE, PREVIEWS, Weights
+from model_weights import BUILT_IN, MODEL_VARIABLE, Weights
 from params import parse_request, settle
 from tools import listening
 from training.band_score import Score, compose
@@ -514,7 +514,7 @@ def main() -> None:
     )
     parser.add_argument("--smoke", action="store_true", help="two prompts, two steps: does it run?")
     arguments = parser.parse_args()
-    folder = arguments.checkpoint or PREVIEWS[MODEL_VARIABLE]
+    folder = arguments.checkpoint or BUILT_IN[MODEL_VARIABLE]
     sizes = (
         (2, 1, 16, 10.0, 1)
         if arguments.smoke

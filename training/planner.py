@@ -41,7 +41,7 @@ from torch.nn import functional
 
 import planner
 from limits import INSTRUMENTAL
-from model_weights import MODEL_VARIABLE, PLANNER_VARIABLE, PREVIEWS
+from model_weights import BUILT_IN, MODEL_VARIABLE, PLANNER_VARIABLE
 from models import quiet_libraries
 from params import parse_request
 from planner_decoding import encode_marked, nearest_code
@@ -414,7 +414,7 @@ def main() -> None:
     parser.add_argument(
         "--engine",
         type=Path,
-        default=PREVIEWS[MODEL_VARIABLE],
+        default=BUILT_IN[MODEL_VARIABLE],
         help="whose audio tokenizer is used",
     )
     parser.add_argument(
@@ -431,6 +431,6 @@ def main() -> None:
     norm = asked.norm or STATE.with_name("engine") / "norm.pt"
     training = Training(asked.state, Tokenizing(asked.engine, norm))
     if asked.export:
-        training.export(PREVIEWS[PLANNER_VARIABLE])
+        training.export(BUILT_IN[PLANNER_VARIABLE])
     else:
         training.run(asked.updates, asked.minutes)

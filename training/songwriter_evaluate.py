@@ -30,7 +30,7 @@ from lyrics_form import (
     words_of,
 )
 from lyrics_lint import parse_heading
-from model_weights import Weights, find_writer
+from model_weights import Weights, find_songwriter
 from params import parse_request
 from training.songwriter import LYRICS, STATE, export, read_lyrics
 
@@ -192,7 +192,7 @@ def table(rows: Sequence[dict[str, Any]], lyrics: Sequence[dict[str, Any]]) -> t
 def songwriter_in(state: Path | None) -> Weights:
     """Return the weights that the studio would use, or those of a training's state, unpacked beside it."""
     if state is None:
-        return find_writer()
+        return find_songwriter()
     import torch
 
     saved = torch.load(state / "state.pt")

@@ -31,31 +31,31 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def test_it_stands_in_on_a_bare_machine_and_nowhere_else(installed, tmp_path):
-    found = model_weights.find_writer()
+    found = model_weights.find_songwriter()
     assert (found.model_id, found.source, found.engine) == ("preview", "preview", "small")
     assert (
-        found.wanted in (model_weights.DEFAULT_WRITER, model_weights.DEFAULT_MLX_WRITER)
+        found.wanted in (model_weights.DEFAULT_SONGWRITER, model_weights.DEFAULT_MLX_SONGWRITER)
         and found.problem is None
     )
     installed.setenv("ACE_STUDIO_LYRICS", "preview")
-    assert model_weights.find_writer().engine == "small"
+    assert model_weights.find_songwriter().engine == "small"
     for value, source in (("off", "off"), ("nobody/nothing", "hub"), (str(tmp_path), "none")):
         installed.setenv("ACE_STUDIO_LYRICS", value)
-        assert model_weights.find_writer().source == source
+        assert model_weights.find_songwriter().source == source
     installed.delenv("ACE_STUDIO_LYRICS")
     installed.setattr(model_weights, "on_zerogpu", lambda: True)
-    assert model_weights.find_writer().source == "none"
+    assert model_weights.find_songwriter().source == "none"
     installed.setattr(model_weights, "on_zerogpu", lambda: False)
     installed.setattr(lyrics_small, "missing", lambda: "its package gguf is not installed")
-    assert model_weights.find_writer().source == "none"
+    assert model_weights.find_songwriter().source == "none"
     installed.setenv("ACE_STUDIO_LYRICS", "preview")
-    assert "its package gguf is not installed" in model_weights.find_writer().problem.message
+    assert "its package gguf is not installed" in model_weights.find_songwriter().problem.message
 
 
 @pytest.mark.slow
 def test_it_writes_a_song_about_the_brief_in_the_form_that_was_asked_for(installed, tmp_path):
     installed.setattr(constants, "HF_HOME", str(tmp_path))
-    weights = model_weights.find_writer()
+    weights = model_weights.find_songwriter()
     songwriter = writers.load_songwriter(weights, CPU)
     assert weights.folder.is_dir() and weights.folder.is_relative_to(Path(tmp_path))
     brief = "a lighthouse keeper who misses the sea"

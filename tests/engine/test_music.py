@@ -56,7 +56,7 @@ def test_a_repaint_plays_on_and_leaves_the_rest(engine):
 
 
 def test_a_song_of_words_alone_keeps_one_tempo_and_says_which(monkeypatch):
-    monkeypatch.setitem(model_weights.PREVIEWS, model_weights.MODEL_VARIABLE, SHIPPED)
+    monkeypatch.setitem(model_weights.BUILT_IN, model_weights.MODEL_VARIABLE, SHIPPED)
     studio = backend.Backend()
     monkeypatch.setattr(backend, "_backend", studio)
     request = parse_request(
@@ -84,7 +84,7 @@ def test_music_survives_the_vae(engine):
 
 
 def test_the_studio_takes_it_where_no_model_is_found(monkeypatch):
-    monkeypatch.setitem(model_weights.PREVIEWS, model_weights.MODEL_VARIABLE, SHIPPED)
+    monkeypatch.setitem(model_weights.BUILT_IN, model_weights.MODEL_VARIABLE, SHIPPED)
     assert model_weights.find_weights().folder == SHIPPED
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 41e6
     assert max(path.stat().st_size for path in SHIPPED.rglob("*")) < 10e6

@@ -16,7 +16,7 @@ import soundfile
 from gradio_client import Client
 
 import model_weights
-from model_weights import DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER, SUBFOLDER, UMBRELLA
+from model_weights import DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_SONGWRITER, SUBFOLDER, UMBRELLA
 from tests.program import ROOT, free_port
 from tests.weights import PLANNER, SONGWRITER
 from tools.random_models import make_checkpoint
@@ -52,7 +52,7 @@ def carried(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, folder / name)
     make_checkpoint(folder / "models" / DEFAULT_MODEL, xl=True)
     shutil.copytree(PLANNER, folder / "models" / DEFAULT_PLANNER)
-    shutil.copytree(SONGWRITER, folder / "models" / DEFAULT_WRITER)
+    shutil.copytree(SONGWRITER, folder / "models" / DEFAULT_SONGWRITER)
     return folder
 
 
@@ -138,7 +138,7 @@ def test_the_check_names_the_folders_that_were_carried(carried, environment):
         command, cwd=carried, env=environment, capture_output=True, text=True, timeout=800
     )
     assert told.returncode == 0, told.stdout + told.stderr
-    for folder in (DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_WRITER):
+    for folder in (DEFAULT_MODEL, DEFAULT_PLANNER, DEFAULT_SONGWRITER):
         assert str(carried / "models" / folder) in told.stdout
     assert told.stdout.splitlines()[-1].endswith("A song can be made here.")
     assert asked(environment) == ""
@@ -147,6 +147,6 @@ def test_the_check_names_the_folders_that_were_carried(carried, environment):
 def test_the_document_carries_every_model_to_where_it_is_looked_for():
     text = (ROOT / "docs" / "offline.md").read_text()
     carried = dict(re.findall(r"hf download (\S+) .*--local-dir models/(\S+)$", text, re.MULTILINE))
-    assert carried == {name: name for name in (DEFAULT_MODEL, UMBRELLA, DEFAULT_WRITER)}
+    assert carried == {name: name for name in (DEFAULT_MODEL, UMBRELLA, DEFAULT_SONGWRITER)}
     assert f'"{SUBFOLDER}/*"' in text
-    assert model_weights.DEFAULT_MLX_WRITER in text
+    assert model_weights.DEFAULT_MLX_SONGWRITER in text

@@ -151,7 +151,7 @@ def main() -> None:
     import model_weights
 
     # The tests compare with the random checkpoint; the studio loads its models as soon as it is imported.
-    model_weights.PREVIEWS[model_weights.MODEL_VARIABLE] = Path(os.environ["ZEROGPU_MODEL"])
+    model_weights.BUILT_IN[model_weights.MODEL_VARIABLE] = Path(os.environ["ZEROGPU_MODEL"])
     import app
     import beat
     import estimate

@@ -149,7 +149,7 @@ def visit(
 # tests/engine/test_music.py hears the shipped engine; here two steps must be enough for a sound.
 RANDOM = (
     "import pathlib, sys, model_weights;"
-    "model_weights.PREVIEWS[model_weights.MODEL_VARIABLE] = pathlib.Path(sys.argv.pop());"
+    "model_weights.BUILT_IN[model_weights.MODEL_VARIABLE] = pathlib.Path(sys.argv.pop());"
     "import app; app.main()"
 )
 

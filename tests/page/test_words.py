@@ -185,7 +185,7 @@ def test_the_built_in_songwriter_says_what_it_can_and_cannot_do(fake, fake_addre
     expect(lyrics.go).to_be_enabled()
     expect(lyrics.part("why")).to_have_text(tooltips.SMALL_SONGWRITER)
     page.locator("#studio-banner summary").click()
-    expect(page.get_by_text(tooltips.PREVIEW_SONGWRITER)).to_be_visible()
+    expect(page.get_by_text(tooltips.BUILT_IN_SONGWRITER)).to_be_visible()
     fake.facts = {"songwriter": SongwriterStatus("ready", "org/a-larger-one")}
     page = visit(fake_address[0])
     expect(page.locator("#studio-status")).to_contain_text("Songwriter: a-larger-one")

@@ -23,7 +23,7 @@ def test_nothing_heavy_is_loaded_until_a_song_is_made():
     heavy = ("torch", "diffusers", "transformers", "peft", "scipy", "pyloudnorm")
     code = (
         "import app, sys, audio, audio_levels, lyrics_lint, lyrics, lora_apply, planner, model_weights;"
-        "app.build_app(); model_weights.find_writer(); w = model_weights.find_planner();"
+        "app.build_app(); model_weights.find_songwriter(); w = model_weights.find_planner();"
         f"print([m for m in {heavy} if m in sys.modules], w.source)"
     )
     result = python("-c", code, ACE_STUDIO_PLANNER="random")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import bootstrap
-from model_weights import DEFAULT_MLX_WRITER, DEFAULT_WRITER, UMBRELLA, snapshot_revision
+from model_weights import DEFAULT_MLX_SONGWRITER, DEFAULT_SONGWRITER, UMBRELLA, snapshot_revision
 from tests.program import ROOT
 
 REPO, COMMIT, BLOB = "ACE-Step/acestep-v15-xl-sft-diffusers", "a" * 40, "b" * 64
@@ -157,18 +157,18 @@ def test_the_link_follows_main_or_the_youngest_snapshot_until_all_are_gone(home,
 
 def test_the_users_own_models_stay(home, hub):
     preload(hub)
-    preload(hub, DEFAULT_WRITER)
+    preload(hub, DEFAULT_SONGWRITER)
     models = home / "studio" / "models"
     (models / REPO).mkdir(parents=True)
-    (models / DEFAULT_WRITER).parent.mkdir()
-    (models / DEFAULT_WRITER).symlink_to(home)
+    (models / DEFAULT_SONGWRITER).parent.mkdir()
+    (models / DEFAULT_SONGWRITER).symlink_to(home)
     before = tree(home / "studio")
     run(home)
     assert tree(home / "studio") == before
 
 
 def test_models_named_in_the_variables_are_linked_unless_switched_off(home, hub):
-    for repo in (REPO, "me/other", "me/planners", DEFAULT_WRITER):
+    for repo in (REPO, "me/other", "me/planners", DEFAULT_SONGWRITER):
         preload(hub, repo)
     run(
         home,
@@ -178,7 +178,7 @@ def test_models_named_in_the_variables_are_linked_unless_switched_off(home, hub)
     )
     models = home / "studio" / "models"
     assert sorted(models.glob("*/*")) == [models / "me" / "other", models / "me" / "planners"]
-    assert DEFAULT_MLX_WRITER in bootstrap.wanted_repositories({})
+    assert DEFAULT_MLX_SONGWRITER in bootstrap.wanted_repositories({})
     for value in ("preview", "off", "~/model", "/model", "model", "a//b"):
         assert bootstrap.wanted_repositories(dict.fromkeys(bootstrap.REPOSITORIES, value)) == []
 

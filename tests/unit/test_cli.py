@@ -24,11 +24,11 @@ from events import Problem, StudioError
 from model_weights import (
     DEFAULT_MODEL,
     DEFAULT_PLANNER,
-    DEFAULT_WRITER,
+    DEFAULT_SONGWRITER,
     UMBRELLA,
     Weights,
     find_planner,
-    find_writer,
+    find_songwriter,
 )
 from tests.program import ROOT, free_port, python
 from tests.unit.fake_hub import serving
@@ -70,7 +70,7 @@ def test_every_argument_sets_its_variable_and_no_other(tmp_path):
         ("--port", "65535"),
         *(("--model", value) for value in (DEFAULT_MODEL, str(ROOT))),
         *(("--planner", value) for value in ("ACE-Step/Ace-Step1.5/acestep-5Hz-lm-1.7B", "OFF")),
-        ("--lyrics", DEFAULT_WRITER),
+        ("--lyrics", DEFAULT_SONGWRITER),
         *(("--ray", value) for value in ("auto", "10.0.0.1:6379")),
     ],
 )
@@ -133,7 +133,7 @@ def test_the_help_names_every_argument_and_its_variable(capsys, monkeypatch):
         "check",
     ):
         assert f"--{name}" in shown
-    for words in (*EVERY, DEFAULT_MODEL, UMBRELLA, DEFAULT_WRITER):
+    for words in (*EVERY, DEFAULT_MODEL, UMBRELLA, DEFAULT_SONGWRITER):
         assert words in "".join(shown.split())
 
 
@@ -237,12 +237,12 @@ def test_the_hub_is_asked_for_the_size_of_a_download(monkeypatch):
 @pytest.mark.parametrize("name", ["PLANNER", "LYRICS"])
 def test_language_models_never_stop_a_song(monkeypatch, name):
     find, selection = (
-        {"PLANNER": find_planner, "LYRICS": find_writer}[name],
+        {"PLANNER": find_planner, "LYRICS": find_songwriter}[name],
         model_hub.language_model(""),
     )
     for value, words in (
         ("off", "=off"),
-        ("random", tooltips.CHECK_PREVIEW),
+        ("random", tooltips.CHECK_BUILT_IN),
         ("nobody/nothing",) * 2,
         ("/no",) * 2,
     ):
@@ -290,7 +290,7 @@ def test_check_reports_what_would_run_and_loads_nothing(tmp_path):
     lines = {line[:15].strip(): line[15:] for line in checked.stdout.splitlines()}
     assert list(lines) == list(tooltips.CHECK_LABELS.values())
     assert lines["Device"].startswith(("cpu", "cuda", "mps"))
-    assert lines["Result"] == tooltips.CHECK_GOOD_PREVIEW
+    assert lines["Result"] == tooltips.CHECK_GOOD_BUILT_IN
 
 
 def test_a_check_that_finds_no_model_ends_with_status_1(monkeypatch, capsys):

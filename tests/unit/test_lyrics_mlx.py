@@ -19,7 +19,7 @@ import pytest
 
 import lyrics
 from events import StudioError
-from model_weights import Weights, find_writer
+from model_weights import Weights, find_songwriter
 from params import LyricsRequest, parse_request
 from planner_decoding import Draw
 from tests.weights import SONGWRITER
@@ -241,8 +241,8 @@ def test_a_mac_looks_for_the_mlx_model(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    found = find_writer()
+    found = find_songwriter()
     assert (found.engine, found.wanted) == ("mlx", "mlx-community/Qwen2.5-7B-Instruct-4bit")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    found = find_writer()
+    found = find_songwriter()
     assert (found.engine, found.wanted) == ("transformers", "Qwen/Qwen2.5-7B-Instruct")

@@ -19,8 +19,8 @@ XL = Sizes(
     largest=1_220_000_000,
     eight_bits=4_170_000_000,
 )
-PLANNER, WRITER = 3_710_000_000, 15_230_000_000
-ALL = replace(XL, planner=PLANNER, writer=WRITER)
+PLANNER, SONGWRITER = 3_710_000_000, 15_230_000_000
+ALL = replace(XL, planner=PLANNER, songwriter=SONGWRITER)
 PLANNED = replace(XL, planner=PLANNER)
 
 TABLE = [

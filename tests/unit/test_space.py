@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import bootstrap
-from model_weights import DEFAULT_MODEL, DEFAULT_WRITER, SUBFOLDER, TOKEN_FILES, UMBRELLA
+from model_weights import DEFAULT_MODEL, DEFAULT_SONGWRITER, SUBFOLDER, TOKEN_FILES, UMBRELLA
 from tests.program import ROOT
 
 # ZeroGPU takes these and no others (reference of August 2026).
@@ -55,7 +55,7 @@ def test_the_card_is_one_that_the_hub_takes(card):
 
 
 def test_the_three_models_are_preloaded_and_of_the_umbrella_repository_the_planner_alone(card):
-    wanted = {DEFAULT_MODEL, UMBRELLA, DEFAULT_WRITER}
+    wanted = {DEFAULT_MODEL, UMBRELLA, DEFAULT_SONGWRITER}
     files = {
         name: rest for name, _, rest in (entry.partition(" ") for entry in card["preload_from_hub"])
     }

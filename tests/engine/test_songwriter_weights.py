@@ -16,7 +16,7 @@ import lyrics
 import models
 import writers
 from events import StudioError
-from model_weights import Weights, find_writer
+from model_weights import Weights, find_songwriter
 from tests.weights import CPU, SONGWRITER
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -36,7 +36,7 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("model_weights.MODELS_FOLDER", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
-    monkeypatch.setattr("model_weights._writer_engine", lambda: "transformers")
+    monkeypatch.setattr("model_weights._songwriter_engine", lambda: "transformers")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -50,33 +50,33 @@ def put_into_cache(folder: Path, home: Path, repo: str) -> Path:
 
 
 def test_models_beside_the_studio_come_before_the_cache_and_nothing_is_downloaded(home, copy):
-    found = find_writer()
+    found = find_songwriter()
     assert (found.folder, found.wanted) == (None, REPO)
     assert "15.2 GB" in found.problem.message and f"models/{REPO}/" in found.problem.hint
     with pytest.raises(StudioError, match="not on this machine"):
         writers.lyrics_slot(lambda: CPU).get()
     snapshot = put_into_cache(copy, home, REPO)
-    found = find_writer()
+    found = find_songwriter()
     assert (found.source, found.folder, found.revision) == ("cache", snapshot, COMMIT)
     shutil.copytree(copy, home / "models" / REPO)
-    found = find_writer()
+    found = find_songwriter()
     assert (found.source, found.folder) == ("models", home / "models" / REPO)
 
 
 def test_a_named_model_is_downloaded_unless_it_is_in_the_cache_and_whole(home, copy, monkeypatch):
     monkeypatch.setenv("ACE_STUDIO_LYRICS", "someone/writer")
-    found = find_writer()
+    found = find_songwriter()
     assert (found.source, found.folder) == ("hub", None)
     assert "someone/writer" in found.problem.message
     with monkeypatch.context() as patch:
         patch.setenv("SPACES_ZERO_GPU", "1")
-        found = find_writer()
+        found = find_songwriter()
         assert (found.source, found.folder) == ("none", None)
         assert "preload_from_hub" in found.problem.hint
     snapshot = put_into_cache(copy, home, "someone/writer")
-    assert find_writer().source == "cache"
+    assert find_songwriter().source == "cache"
     cut(snapshot / "model.safetensors")
-    assert find_writer().source == "hub"
+    assert find_songwriter().source == "hub"
 
 
 def change(folder: Path, **values: Any) -> None:
@@ -114,11 +114,11 @@ def test_a_folder_that_cannot_write_is_an_error(home, monkeypatch):
         folder = Path(shutil.copytree(SONGWRITER, home / f"writer-{number}"))
         monkeypatch.setenv("ACE_STUDIO_LYRICS", str(folder))
         damage(folder)
-        found = find_writer()
+        found = find_songwriter()
         assert found.folder is None and words in found.problem.message
     for value in ("not a model", "./nowhere"):
         monkeypatch.setenv("ACE_STUDIO_LYRICS", value)
-        found = find_writer()
+        found = find_songwriter()
         assert found.folder is None and "ACE_STUDIO_LYRICS" in found.problem.text()
 
 
