@@ -1,9 +1,9 @@
 """Where the weights of the song model, the planner and the songwriter are, and what they are.
 
-They are looked for without torch and without the network: in the folder that the model's variable
-names, in ./models next to this file, in the Hugging Face cache. What is found is checked, down to
-the length of every weights file, so that a truncated copy is noticed before minutes are spent on
-loading it. `model_hub.py` downloads what is missing.
+They are searched without torch and without the network: in the folder that the model's variable
+names, in ./models beside this file, in the Hugging Face cache. They are checked, down to the length
+of every weights file, so that a truncated copy is noticed before minutes are spent on loading it.
+`model_hub.py` downloads missing weights.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ PREVIEW = "preview"
 RANDOM = "random"
 OFF = "off"
 ASSETS = Path(__file__).with_name("assets")
-# What the value "preview" selects; the built-in songwriter's folder is `lyrics_small.folder`.
+# The folders that the value "preview" selects; the built-in songwriter's is `lyrics_small.folder`.
 BUILT_IN = {MODEL_VARIABLE: ASSETS / "preview", PLANNER_VARIABLE: ASSETS / "planner"}
-# What the value "random" selects: tiny language models for tests, which write nonsense.
+# The folders that the value "random" selects: tiny language models for tests, which write nonsense.
 RANDOM_MODELS = {
     PLANNER_VARIABLE: ASSETS / "random-planner",
     LYRICS_VARIABLE: ASSETS / "random-songwriter",
@@ -47,7 +47,7 @@ RANDOM_MODELS = {
 (DEFAULT_MODEL,) = REPOSITORIES[MODEL_VARIABLE]
 DEFAULT_MODEL_GB = 11.5
 (UMBRELLA,) = REPOSITORIES[PLANNER_VARIABLE]
-# the planner's folder in the umbrella repository; the variable need not name it
+# The planner's folder in the umbrella repository; the variable need not name it.
 SUBFOLDER = "acestep-5Hz-lm-1.7B"
 DEFAULT_PLANNER = f"{UMBRELLA}/{SUBFOLDER}"
 DEFAULT_SONGWRITER, DEFAULT_MLX_SONGWRITER = REPOSITORIES[LYRICS_VARIABLE]
@@ -66,9 +66,9 @@ Source = Literal["variable", "models", "cache", "preview", "hub", "off", "none"]
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of one model: `wanted` is what was asked for, `problem` says why something else
-    runs, or nothing.
+    """The weights of one model.
 
+    `wanted` is what was asked for; `problem` says why something else runs, or why nothing does.
     `source` says where `folder` is: named by the variable, in ./models, in the cache, or built in
     ("preview"); `folder` is None for "hub" (to be downloaded), "off" and "none" (missing).
     `revision` is the commit on the hub, if known. The planner may be in a folder `inside` its
@@ -92,15 +92,15 @@ class Weights:
         return self.folder
 
     def entry(self) -> ModelEntry:
-        """Return what a record says of the model."""
+        """Return the model's entry in a record."""
         return ModelEntry(id=self.model_id, revision=self.revision, engine=self.engine)
 
 
 def find_weights() -> Weights:
     """Look for the song model that ACE_STUDIO_MODEL names.
 
-    Without the variable, and off ZeroGPU, the preview stands in for missing weights, with the
-    problem.
+    Without the variable, and off ZeroGPU, the built-in engine replaces missing weights; its
+    `problem` says so.
     """
     asked = _asked(MODEL_VARIABLE)
     if asked.lower() == PREVIEW:
@@ -114,10 +114,9 @@ def find_weights() -> Weights:
 
 
 def find_planner() -> Weights:
-    """Look for the planner that ACE_STUDIO_PLANNER names; "org/repo/folder" is a folder within a
-    repository.
+    """Look for the planner that ACE_STUDIO_PLANNER names; "org/repo/folder" is a folder within a repository.
 
-    Without the variable, and off ZeroGPU, the built-in one stands in for missing weights.
+    Without the variable, and off ZeroGPU, the built-in planner replaces missing weights.
     """
     switched = _switched(PLANNER_VARIABLE, "planner_off")
     found = switched or _find(PLANNER_VARIABLE, DEFAULT_PLANNER, "transformers", _planner_flaw)
@@ -127,7 +126,7 @@ def find_planner() -> Weights:
 def find_songwriter() -> Weights:
     """Look for the songwriter that ACE_STUDIO_LYRICS names.
 
-    Without the variable, and off ZeroGPU, the built-in one stands in for missing weights.
+    Without the variable, and off ZeroGPU, the built-in songwriter replaces missing weights.
     """
     engine = _songwriter_engine()
     default = DEFAULT_MLX_SONGWRITER if engine == "mlx" else DEFAULT_SONGWRITER
@@ -139,8 +138,9 @@ def find_songwriter() -> Weights:
 
 
 def check_folder(weights: Weights) -> None:
-    """Raise StudioError if the folder of `weights` was there when the studio started and is gone now."""
-    if weights.folder is None or weights.engine == "small":  # which loading unpacks
+    """Raise StudioError if the folder of `weights` is gone, which existed when the studio started."""
+    # Loading unpacks the built-in songwriter.
+    if weights.folder is None or weights.engine == "small":
         return
     if not weights.folder.is_dir():
         message = f"The folder of {weights.model_id} is gone: {weights.folder}."
@@ -159,13 +159,13 @@ def snapshot_revision(folder: Path) -> str:
 
 
 def is_turbo(weights: Weights) -> bool:
-    """Return whether the checkpoint is distilled: 8 steps, no guidance."""
+    """Tell whether the checkpoint is distilled: 8 steps, no guidance."""
     config = transformer_config(weights)
     return bool(config.get("is_turbo")) or config.get("model_version") == "turbo"
 
 
 def has_audio_codes(weights: Weights) -> bool:
-    """Return whether the checkpoint can make and read audio codes; XL turbo cannot. Assumed of missing weights."""
+    """Tell whether the checkpoint can make and read audio codes; XL turbo cannot. Missing weights are assumed to."""
     index = None
     if weights.folder:
         index = remembered_json(weights.folder / INDEX)
@@ -173,7 +173,7 @@ def has_audio_codes(weights: Weights) -> bool:
 
 
 def checkpoint_kind(weights: Weights) -> Literal["base", "sft", "turbo", "preview"]:
-    """Return what the checkpoint was trained for; its name decides between base and sft, else its config."""
+    """Return what the checkpoint was trained for; its name, or else its config, decides between base and sft."""
     version = str(transformer_config(weights).get("model_version") or "")
     name = weights.model_id.lower()
     if is_turbo(weights):
@@ -189,21 +189,23 @@ def checkpoint_kind(weights: Weights) -> Literal["base", "sft", "turbo", "previe
 
 
 def task_support(kind: str, codes: bool = True) -> dict[str, str]:
-    """Return for each task whether a checkpoint of `kind` (base, sft, turbo, preview) supports it
-    officially.
+    """Return how a checkpoint of `kind` (base, sft, turbo, preview) supports each task.
 
-    Only base was trained to layer, extract and complete, and morph needs guidance (upstream's task
-    table); other tasks run as experiments. Without the parts for audio codes a cover is
+    It is "official" or "experimental": only base was trained to layer, extract and complete, and
+    morph needs guidance (upstream's task table). Without the parts for audio `codes` a cover is
     "unsupported" (`NO_COVER`).
     """
     official = {"generate", "cover", "extend", "repaint"}
-    official |= {"layer", "extract", "complete"} if kind == "base" else set()
-    official |= {"morph"} if kind != "turbo" else set()
-    tasks = ("generate", "cover", "extend", *ACTIONS)
-    support = {task: "official" if task in official else "experimental" for task in tasks}
-    if codes:
-        return support
-    return {**support, "cover": "unsupported"}
+    if kind == "base":
+        official |= {"layer", "extract", "complete"}
+    if kind != "turbo":
+        official.add("morph")
+    support = {}
+    for task in ("generate", "cover", "extend", *ACTIONS):
+        support[task] = "official" if task in official else "experimental"
+    if not codes:
+        support["cover"] = "unsupported"
+    return support
 
 
 def _asked(variable: str) -> str:
@@ -215,8 +217,8 @@ def _find(
 ) -> Weights:
     """Look in the folder that the variable names, else in ./models and the cache.
 
-    `flaw` returns what is wrong with an existing folder. A repository that the variable names and
-    that is not here is to be downloaded, except on ZeroGPU.
+    `flaw` returns what is wrong with an existing folder. A missing repository that the variable
+    names is to be downloaded, except on ZeroGPU.
     """
     asked = _asked(variable)
     wanted = asked or default
@@ -225,20 +227,13 @@ def _find(
     inside = ""
     if variable == PLANNER_VARIABLE:
         repo, inside = _on_the_hub(wanted)
-    problem = missing = missing_model(repo, inside, variable)
+    missing = missing_model(repo, inside, variable)
     nothing = Weights(wanted, None, "none", "", engine, missing, wanted, repo, inside)
-    if (
-        asked.startswith(("/", "./", "../", "~"))
-        or asked in (".", "..")
-        or (asked and os.path.lexists(asked))
-    ):
-        # unlike Path.expanduser, keeps an unknown ~user
+    if _is_path(asked):
+        # Unlike Path.expanduser, this keeps an unknown ~user.
         folder = Path(os.path.expanduser(asked)).absolute()
-        if (
-            variable == PLANNER_VARIABLE
-            and not (folder / index).exists()
-            and (folder / SUBFOLDER).is_dir()
-        ):
+        holds_planner = variable == PLANNER_VARIABLE and (folder / SUBFOLDER).is_dir()
+        if holds_planner and not (folder / index).exists():
             folder /= SUBFOLDER
         reason = _folder_flaw(folder) or flaw(folder)
         if reason:
@@ -248,17 +243,16 @@ def _find(
         others = ", preview or off"
         if variable == MODEL_VARIABLE:
             others = ", or preview"
-        named = f'a folder, a model on Hugging Face like "{default}"{others}'
-        return replace(
-            nothing, problem=_gone(variable, f"{variable} must be {named}, not {shown(asked)}.")
-        )
-    cached = try_to_load_from_cache(
-        repo, f"{inside}/{index}".lstrip("/"), cache_dir=constants.HF_HUB_CACHE
-    )
-    places: dict[Source, Path] = {"models": MODELS_FOLDER.joinpath(*repo.split("/"), inside)}
+        allowed = f'a folder, a model on Hugging Face like "{default}"{others}'
+        problem = _missing(variable, f"{variable} must be {allowed}, not {shown(asked)}.")
+        return replace(nothing, problem=problem)
+    file = f"{inside}/{index}".lstrip("/")
+    cached = try_to_load_from_cache(repo, file, cache_dir=constants.HF_HUB_CACHE)
+    folders: dict[Source, Path] = {"models": MODELS_FOLDER.joinpath(*repo.split("/"), inside)}
     if isinstance(cached, str):
-        places["cache"] = Path(cached).parent
-    for source, folder in places.items():
+        folders["cache"] = Path(cached).parent
+    problem = missing
+    for source, folder in folders.items():
         reason = _folder_flaw(folder) or flaw(folder)
         if reason is None:
             return replace(
@@ -271,16 +265,23 @@ def _find(
         # A download completes an incomplete copy in the cache.
         if reason != _NO_FOLDER and (source == "models" or not asked):
             if source == "cache":
-                place = wanted
+                name = wanted
             else:
-                place = str(folder.relative_to(MODELS_FOLDER.parent))
-            problem = _unfit(variable, place, reason)
+                name = str(folder.relative_to(MODELS_FOLDER.parent))
+            problem = _unfit(variable, name, reason)
     to_download = asked and problem is missing and not on_zerogpu()
     return replace(nothing, source="hub" if to_download else "none", problem=problem)
 
 
+def _is_path(asked: str) -> bool:
+    """Tell whether a variable's value names a folder rather than a repository."""
+    if asked.startswith(("/", "./", "../", "~")) or asked in (".", ".."):
+        return True
+    return bool(asked) and os.path.lexists(asked)
+
+
 def _switched(variable: str, code: str) -> Weights | None:
-    """Return what a word in place of a model's name selects, or None if the variable holds no such word."""
+    """Return the weights that off, random or preview selects, None if the variable holds none of these words."""
     asked = _asked(variable).lower()
     if asked == OFF:
         problem = Problem(code, f"The {_NAMES[variable]} is switched off ({variable}=off).")
@@ -295,7 +296,7 @@ def _switched(variable: str, code: str) -> Weights | None:
 
 
 def _stand_in(found: Weights, variable: str, built_in: Callable[[], Weights]) -> Weights:
-    """Return `found`, or the built-in model if nothing was found or asked for and there is one."""
+    """Return `found`, or the built-in model if nothing was asked for or found, and if it is installed."""
     if found.source != "none" or _asked(variable) or on_zerogpu():
         return found
     small = built_in()
@@ -308,15 +309,8 @@ def _built_in_planner() -> Weights:
     folder = BUILT_IN[PLANNER_VARIABLE]
     reason = _folder_flaw(folder) or _planner_flaw(folder)
     if reason:
-        return Weights(
-            PREVIEW,
-            None,
-            "none",
-            "",
-            "transformers",
-            unusable("The built-in planner", reason),
-            PREVIEW,
-        )
+        problem = unusable("The built-in planner", reason)
+        return Weights(PREVIEW, None, "none", "", "transformers", problem, PREVIEW)
     return Weights(PREVIEW, folder, "preview", "", "transformers", None, PREVIEW)
 
 
@@ -346,7 +340,9 @@ def _on_the_hub(text: str) -> tuple[str, str]:
     inside = parts[2:]
     if not is_repo_id(repo) or any(part in ("", ".", "..") for part in inside):
         return "", ""
-    return repo, "/".join(inside) or (SUBFOLDER if repo == UMBRELLA else "")
+    if not inside and repo == UMBRELLA:
+        return repo, SUBFOLDER
+    return repo, "/".join(inside)
 
 
 def _songwriter_engine() -> Literal["transformers", "mlx"]:
@@ -362,31 +358,33 @@ def _songwriter_engine() -> Literal["transformers", "mlx"]:
 def missing_model(repo: str, inside: str = "", variable: str = MODEL_VARIABLE) -> Problem:
     name = f"{repo}/{inside}".rstrip("/")
     size = f" ({SONGWRITER_GB[name]:g} GB)" if name in SONGWRITER_GB else ""
-    hint = f"Download it with: hf download {repo}" + (f' --include "{inside}/*"' if inside else "")
-    hint += f", or put it into models/{name}/ next to app.py."
+    command = f"hf download {repo}"
+    if inside:
+        command += f' --include "{inside}/*"'
+    hint = f"Download it with: {command}, or put it into models/{name}/ next to app.py."
     if on_zerogpu():
         hint = f"Add it to preload_from_hub in the Space's README.md: {repo}."
-    return _gone(variable, f"The {_NAMES[variable]} {name}{size} is not on this machine.", hint)
+    return _missing(variable, f"The {_NAMES[variable]} {name}{size} is not on this machine.", hint)
 
 
-def _gone(variable: str, message: str, hint: str = "") -> Problem:
-    return Problem(
-        "planner_missing" if variable == PLANNER_VARIABLE else "weights_missing", message, hint=hint
-    )
+def _missing(variable: str, message: str, hint: str = "") -> Problem:
+    code = "planner_missing" if variable == PLANNER_VARIABLE else "weights_missing"
+    return Problem(code, message, hint=hint)
 
 
-def _unfit(variable: str, place: str, reason: str) -> Problem:
+def _unfit(variable: str, name: str, reason: str) -> Problem:
+    """Return the problem of weights that cannot be used; `name` is their repository or folder."""
     if variable == PLANNER_VARIABLE:
-        return unusable(place, reason)
+        return unusable(name, reason)
     if reason == _NO_FOLDER:
-        return Problem("weights_missing", f"There is no folder {place}.", hint=f"Check {variable}.")
+        return Problem("weights_missing", f"There is no folder {name}.", hint=f"Check {variable}.")
+    message = f"The {_NAMES[variable]} {name} cannot be used: {reason}."
     hint = f"Complete it, delete it and download it again, or name another one in {variable}."
-    return Problem(
-        "weights_broken", f"The {_NAMES[variable]} {place} cannot be used: {reason}.", hint=hint
-    )
+    return Problem("weights_broken", message, hint=hint)
 
 
 def unusable(name: str, reason: str) -> Problem:
+    """Return the problem of a model that cannot be the planner."""
     hint = f"The planner is the 5 Hz language model of ACE-Step 1.5, such as {DEFAULT_PLANNER}."
     return Problem("planner_unfit", f"{name} cannot be the planner: {reason}.", hint=hint)
 
@@ -440,16 +438,17 @@ def _part_flaw(folder: Path) -> str | None:
         return f"{name} cannot be right: {flaw}"
     if part == "scheduler":
         return None
-    stem = "diffusion_pytorch_model"
     if part == "text_encoder":
-        stem = "model"
-    return _weights_flaw(folder, stem, config if part in ("transformer", "text_encoder") else None)
+        return _weights_flaw(folder, "model", config)
+    if part == "transformer":
+        return _weights_flaw(folder, "diffusion_pytorch_model", config)
+    return _weights_flaw(folder, "diffusion_pytorch_model")
 
 
 def _planner_flaw(folder: Path) -> str | None:
     config = read_json(folder / "config.json")
     if config is None or not config.get("model_type"):
-        return "its config.json is missing or cannot be read, so it is no language model in transformers layout"
+        return "its config.json is missing or cannot be read, so it is not a language model in transformers layout"
     flaw = config_flaw(config)
     if flaw:
         return f"its config.json cannot be right: {flaw}"
@@ -457,11 +456,15 @@ def _planner_flaw(folder: Path) -> str | None:
     kinds = config.get("architectures") or ["ForCausalLM"]
     if not any(str(kind).endswith(("ForCausalLM", "Model")) for kind in kinds):
         return f"it is a {shown(kinds[0])}, not a causal language model"
+    has_audio_tokens = False
     try:
-        read = [(folder / name).read_bytes() for name in TOKEN_FILES if (folder / name).is_file()]
+        for name in TOKEN_FILES:
+            path = folder / name
+            if path.is_file() and b"<|audio_code_0|>" in path.read_bytes():
+                has_audio_tokens = True
     except OSError as error:
         return f"its tokenizer cannot be read: {error.strerror or error}"
-    if not any(b"<|audio_code_0|>" in data for data in read):
+    if not has_audio_tokens:
         return "its tokenizer has no audio tokens (<|audio_code_0|> and so on)"
     return _weights_flaw(folder, config=config)
 
@@ -475,20 +478,19 @@ def _songwriter_flaw(folder: Path, engine: str) -> str | None:
     if isinstance(architectures, list):
         names = [str(name) for name in architectures]
     if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
-        return f"it is no language model that writes text (config.json says {shown(', '.join(names) or 'nothing')})"
+        classes = ", ".join(names) or "nothing"
+        return f"it is not a language model that writes text (config.json says {shown(classes)})"
     flaw = config_flaw(config)
     if flaw:
         return f"config.json cannot be right: {flaw}"
-    if (
-        engine == "transformers"
-        and "quantization" in config
-        and "quantization_config" not in config
-    ):
+    is_for_mlx = "quantization" in config and "quantization_config" not in config
+    if is_for_mlx and engine == "transformers":
         return "its weights are made for MLX, which needs a Mac with Apple Silicon"
     if not _has_tokenizer(folder) and not (folder / "tokenizer.model").is_file():
         return "its tokenizer is missing (tokenizer.json)"
-    inside = (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
-    if not inside and not (folder / "chat_template.jinja").is_file():
+    tokenizer_config = read_json(folder / "tokenizer_config.json") or {}
+    template_file = folder / "chat_template.jinja"
+    if not tokenizer_config.get("chat_template") and not template_file.is_file():
         return "its tokenizer has no chat template; an instruct or chat model is needed"
     return _weights_flaw(folder)
 
@@ -498,15 +500,15 @@ def _is_listed(index: Mapping[str, Any], part: str) -> bool:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    whole = (folder / "tokenizer.json").is_file()
-    return whole or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    if (folder / "tokenizer.json").is_file():
+        return True
+    return (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
 
 
 def _weights_flaw(
     folder: Path, stem: str = "model", config: Mapping[str, Any] | None = None
 ) -> str | None:
-    """Check the safetensors file called `stem`, or the shards that its index lists; no tensor is
-    read.
+    """Check the safetensors file called `stem`, or the shards that its index lists, without reading any tensor.
 
     With a `config` they must have as many layers as it says.
     """
@@ -531,13 +533,15 @@ def _weights_flaw(
             return f"{name} cannot be read ({error.strerror or error})"
         except SafetensorError:
             return f"{name} is damaged or incomplete"
-    flaw = layers_flaw(config, tensors) if config is not None else None
-    if flaw:
-        return f"config.json cannot be right: {flaw}"
+    if config is not None:
+        flaw = layers_flaw(config, tensors)
+        if flaw:
+            return f"config.json cannot be right: {flaw}"
     return None
 
 
 def bytes_in(folder: Path | None) -> int:
+    """Return the bytes of the weights in `folder`, 0 without one."""
     if folder:
         return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return 0
@@ -551,13 +555,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-# What files said that were there once: a loaded model outlives its folder, on a disk that is
-# unmounted for example.
+# Contents of files by their paths: a loaded model outlives its folder, for example on a disk that
+# is unmounted.
 _remembered: dict[Path, dict[str, Any]] = {}
 
 
 def remembered_json(path: Path) -> dict[str, Any] | None:
-    """Return what `path` says, or said when it was last there; None if it was never read."""
+    """Return the contents of `path`, or the last ones if it is gone; None if it was never read."""
     found = read_json(path)
     if found is not None:
         _remembered[path] = found
@@ -565,7 +569,7 @@ def remembered_json(path: Path) -> dict[str, Any] | None:
 
 
 def transformer_config(weights: Weights) -> dict[str, Any]:
-    """Return the transformer's config.json, {} if it cannot be read; for missing weights what their name tells."""
+    """Return the transformer's config.json, {} if it cannot be read; for missing weights, what their name tells."""
     if weights.folder is None:
         return {"is_turbo": "turbo" in weights.model_id.lower()}
     return remembered_json(weights.folder / "transformer" / "config.json") or {}

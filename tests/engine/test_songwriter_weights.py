@@ -97,7 +97,7 @@ def cut(path: Path) -> None:
 
 DAMAGES = {
     "config.json is missing": lambda folder: (folder / "config.json").unlink(),
-    "no language model": lambda folder: change(
+    "not a language model": lambda folder: change(
         folder, architectures=["Qwen2ForSequenceClassification"]
     ),
     "MLX": lambda folder: change(folder, quantization={"bits": 4}),
