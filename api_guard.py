@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
@@ -31,13 +31,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import UPLOADS, check_call
 from api_runs import OwnRoutes
+from api_uploads import UNREADABLE, Uploads, check_origin
 from events import NO_THREADS, is_disk_full, is_out_of_memory, is_out_of_threads
-from limits import shown
+from limits import MOST_NAME_LETTERS, shown
 
 log = logging.getLogger("studio")
 
@@ -46,6 +47,9 @@ MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_JSON_LEVELS = 32
 CALL_HEADER = "x-studio-call"
 MAX_CALLS = 500
+LONG_NAME = f"session_hash and event_id are text of up to {MOST_NAME_LETTERS} characters."
+# What Gradio says of a session that it does not know, where its own way ends in a long traceback.
+NO_SESSION = 'data: {"msg":"unexpected_error","message":"404: Not Found","session_not_found":true,"success":false}\n\n'
 # A run that is cancelled before the page knows its event is still cancelled if it joins the queue
 # within this time.
 JOIN_SECONDS = 5.0
@@ -87,9 +91,18 @@ def middleware() -> list[Middleware]:
         Middleware(SecurityHeaders),
         Middleware(KnownHosts, environ=os.environ),
         gzip,
-        Middleware(Calls),
+        Middleware(Calls, own_hosts=own_hosts(os.environ)),
         Middleware(OwnRoutes),
     ]
+
+
+def own_hosts(environ: Mapping[str, str]) -> set[str]:
+    """Return the names under which the studio was told that browsers find it, without patterns."""
+    named = environ.get("ACE_STUDIO_HOSTS", "").replace(",", " ").split()
+    named += [
+        _host_of(environ.get(variable, "")) for variable in ("SPACE_HOST", "GRADIO_ROOT_PATH")
+    ]
+    return {name.lower() for name in named if name and "*" not in name}
 
 
 class SecurityHeaders:
@@ -180,8 +193,10 @@ class ToolCall:
 class Calls:
     """Passes on valid calls, joins the queue one at a time, and cancels the run of an MCP client that hangs up."""
 
-    def __init__(self, app: ASGIApp):
+    def __init__(self, app: ASGIApp, own_hosts: set[str]):
         self.app = app
+        self.own_hosts = own_hosts
+        self.uploads = Uploads()
         # Gradio checks the queue's limit, awaits the validator, and then appends: simultaneous
         # calls would all pass.
         self.joining = asyncio.Lock()
@@ -229,12 +244,19 @@ class Calls:
         if route == "info" and b"page=" not in scope["query_string"]:
             # Without a page Gradio caches the first caller's URL for everybody.
             scope = {**scope, "query_string": scope["query_string"] + b"&page="}
-        if (
-            scope["method"] != "POST"
-            or not route
-            or route == "upload"
-            or route.startswith("stream/")
-        ):
+        if route == "upload" and scope["method"] == "POST":
+            check_origin(scope, self.own_hosts)
+            response = await self.uploads.receive(scope, receive)
+            await response(scope, receive, answer.send)
+            return
+        if route == "upload_progress" and scope["method"] == "GET":
+            response = await self.uploads.progress(scope)
+            await response(scope, receive, answer.send)
+            return
+        if scope["method"] in ("GET", "HEAD"):
+            await self._get(scope, receive, answer, route)
+            return
+        if scope["method"] != "POST" or not route or route.startswith("stream/"):
             await self.app(scope, receive, answer.send)
             return
         body, receive = await _read(scope, receive)
@@ -242,6 +264,7 @@ class Calls:
             await self._mcp(scope, body, receive, answer)
             return
         values = _parsed(body)
+        _check_names(values.get("session_hash"), values.get("event_id"))
         check_call(scope["app"].get_blocks(), route, values)
         answer.rewrites = True
         if route == "queue/join" or route.startswith("call/"):
@@ -253,6 +276,29 @@ class Calls:
             await JSONResponse({"success": True})(scope, receive, answer.send)
         else:
             await self.app(scope, receive, answer.send)
+
+    async def _get(self, scope: Scope, receive: Receive, answer: Answer, route: str) -> None:
+        kind, _, rest = route.partition("/")
+        asked = parse_qs(scope["query_string"].decode("latin-1"))
+        session = asked.get("session_hash", [""])[-1]
+        _check_names(rest if kind == "heartbeat" else session)
+        queue = scope["app"].get_blocks()._queue
+        if route == "queue/data":
+            if session not in queue.pending_messages_per_session:
+                response = Response(NO_SESSION, media_type="text/event-stream")
+                await response(scope, receive, answer.send)
+                return
+        elif kind == "call":
+            event = rest.rpartition("/")[2]
+            known = (queue.event_ids_to_events, queue.pending_messages_per_session)
+            known += tuple(queue.pending_event_ids_session.values())
+            if not any(event in each for each in known):
+                raise HTTPException(
+                    404, "There is no such event, or its answer was fetched before."
+                )
+        elif route.startswith(("file=", "file/")):
+            scope = _for_starlette(scope)
+        await self.app(scope, receive, answer.send)
 
     async def _join(
         self, scope: Scope, receive: Receive, answer: Answer, values: dict[str, Any]
@@ -335,6 +381,25 @@ class Calls:
             # A call that hung up before it joined the queue is cancelled when it joins.
             if call.event or not call.gone:
                 self.tool_calls.pop(token, None)
+
+
+def _check_names(session: Any, event: Any = None) -> None:
+    """Raise HTTPException if a name that a caller made up, and that Gradio keeps, is too long or no text."""
+    if session is None:
+        session = ""
+    names = [name for name in (session, event) if isinstance(name, str)]
+    if not isinstance(session, str) or any(len(name) > MOST_NAME_LETTERS for name in names):
+        raise HTTPException(400, LONG_NAME)
+
+
+def _for_starlette(scope: Scope) -> Scope:
+    """Write the unit of a range in a way that only Starlette knows: Gradio's own ranges ignore If-Range."""
+    headers = []
+    for name, value in scope["headers"]:
+        if name.lower() == b"range":
+            value = re.sub(rb"^\s*bytes\s*=", b"Bytes=", value)
+        headers.append((name, value))
+    return {**scope, "headers": headers}
 
 
 def _remember(known: dict, key: Any, value: Any) -> None:
@@ -465,10 +530,7 @@ def _refusal_of(error: Exception, route: str) -> HTTPException:
     if is_out_of_memory(error):
         return HTTPException(503, "The studio has no memory left for this call. Try again later.")
     if route == "upload":
-        return HTTPException(
-            400,
-            "The upload could not be read. Send multipart/form-data with named files in the field files.",
-        )
+        return HTTPException(400, UNREADABLE)
     if route and isinstance(
         error, KeyError | TypeError | ValueError | AttributeError | RecursionError | OSError
     ):

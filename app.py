@@ -13,6 +13,7 @@ if __name__ == "__main__":
     shorten_errors()
 bootstrap()
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -21,15 +22,21 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import gradio as gr
+from gradio import http_server
 
 import api_guard
+import calm_log
+import connections
 import gpu_ray
 import jobs
 import page_queue
 import page_tabs
+import served
 import takes
 import theme
 import tooltips
@@ -46,8 +53,6 @@ log = logging.getLogger("studio")
 QUEUE_SIZE = 100
 SESSIONS = 150  # visits and API calls that Gradio remembers; an older visit only loses its Undo
 STOP_SECONDS = 3  # for running songs to end when the studio stops
-# seconds between clean-ups of uploads and copies of takes, and their greatest age
-DELETE_CACHE = (3600, 24 * 3600)
 
 
 def build_app(studio: Backend | None = None) -> gr.Blocks:
@@ -56,7 +61,6 @@ def build_app(studio: Backend | None = None) -> gr.Blocks:
     with gr.Blocks(
         title=tooltips.TITLE,
         analytics_enabled=False,
-        delete_cache=DELETE_CACHE,
         elem_id="studio",
         fill_width=True,
     ) as demo:
@@ -71,14 +75,40 @@ def build_app(studio: Backend | None = None) -> gr.Blocks:
         with gr.Column(variant="compact", render=False):
             demo.runs = runs_of(studio)  # api_guard.py finds them here
             add_endpoints(studio, demo.runs)
+    served.users[:] = [demo.runs.files, partial(_shown, demo)]
     # With api_open a program could start songs past the queue and its validation.
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4, api_open=False)
     page_queue.be_patient(demo._queue)
     return demo
 
 
+def _shown(demo: gr.Blocks) -> Iterator[str]:
+    """Yield the files that the page itself shows."""
+    for block in demo.blocks.values():
+        yield from getattr(block, "keep_in_cache", ())
+
+
+@contextlib.asynccontextmanager
+async def _tidying(app: Any) -> AsyncIterator[None]:
+    """Sweep the folder that Gradio serves, at once and every hour, while the server runs."""
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.to_thread(served.sweep)
+            await asyncio.sleep(served.SWEEP_SECONDS)
+
+    task = asyncio.create_task(sweep())
+    try:
+        yield
+    finally:
+        task.cancel()
+        served.delete_own()
+
+
 def launch(demo: gr.Blocks, port: int | None = None) -> str:
     """Serve `demo` and return its URL; raises OSError. `port` None means the first free port from 7860."""
+    # Gradio tries ports with an IPv4 socket, bound to the name that was in the environment when it was imported.
+    http_server.LOCALHOST_NAME = "127.0.0.1"
     # Gradio prints its own lines about MCP and the public link; `main` prints ours.
     with contextlib.redirect_stdout(io.StringIO()):
         _, url, _ = demo.launch(
@@ -100,13 +130,16 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
             _frontend=False,
             # each has its own copy of the page's settings, about 2 MB
             state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": api_guard.middleware()},
+            app_kwargs={"middleware": api_guard.middleware(), "lifespan": _tidying},
         )
+    connections.limit(demo.server.config)
     return url
 
 
 def _address() -> str:
-    return os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    """Return the name or number to listen on, an IPv6 number in the brackets that an address needs."""
+    name = os.environ.get("GRADIO_SERVER_NAME", "").strip("[] ") or "127.0.0.1"
+    return f"[{name}]" if ":" in name else name
 
 
 def main() -> None:
@@ -127,6 +160,7 @@ def main() -> None:
         sys.exit(
             (tooltips.PORT_TAKEN if port else tooltips.NO_PORT).format(host=_address(), port=port)
         )
+    calm_log.install()
     gpu_ray.pool.start(worker_status, runs_of(get_backend()).allow)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stopped.set())

@@ -168,7 +168,7 @@ class Backend:
         """Download the real weights for the next songs. Closing the generator stops the download."""
         try:
             yield from model_hub.download(self.models.weights.wanted)
-            self.models.refresh()
+            yield from self.models.refreshing()
             yield Done((), {})
         except Exception as error:
             yield Failed(gpu.problem_of(error))
@@ -229,7 +229,7 @@ class Backend:
         if is_song or isinstance(request, DescribeRequest | AlignRequest):
             if loaded.weights.source == "hub":
                 yield from model_hub.download(loaded.weights.wanted)
-                loaded.refresh()
+                yield from loaded.refreshing()
             if loaded.weights.folder is None:
                 missing = Problem("no_weights", "The model's weights are missing.")
                 raise StudioError.of(loaded.weights.problem or missing)
@@ -245,7 +245,7 @@ class Backend:
         if slot.weights.source == "hub":
             with contextlib.suppress(StudioError):  # the slot remembers it
                 yield from slot.fetch()
-                loaded.refresh()
+                yield from loaded.refreshing()
         # A song can be made without a plan; its record says why.
         if not is_song:
             slot.check()

@@ -37,7 +37,6 @@ from events import (
     Outcome,
     Problem,
     Progress,
-    Stage,
     StudioError,
     is_out_of_memory,
     is_out_of_threads,
@@ -107,7 +106,7 @@ def entry(job: Job, seconds: int) -> Generator[Event | Outcome]:
 def _when_free(job: Job) -> Work:
     """Run `job` when the models' turn comes; what goes wrong becomes `Failed`, unless it was cancelled."""
     studio = _studio()
-    yield from _turn(studio.models)
+    yield from studio.models.taking_turn()
     problem = None
     try:
         yield from _with_fallback(studio, job)
@@ -120,16 +119,6 @@ def _when_free(job: Job) -> Work:
         # not within `except`: until its end the exception keeps tensors on the device
         models.free_memory()
         yield Failed(problem)
-
-
-def _turn(loaded: models.Models) -> Generator[Progress]:
-    """Wait until the models are free; the caller then holds `turn`."""
-    while True:
-        # read before trying: the load may end meanwhile
-        stage: Stage = "loading" if loaded.preparing else "waiting"
-        if loaded.turn.acquire(timeout=beat.BEAT_SECONDS):
-            return
-        yield Progress(stage)
 
 
 def _with_fallback(studio: Studio, job: Job) -> Work:

@@ -35,6 +35,8 @@ AUTOMATIC_GPU_SECONDS = 120
 LEAST_REGION_SECONDS = 0.5
 MOST_REGIONS = 16
 MOST_LORAS = 50
+# Of a name that a caller makes up and the studio keeps: a session, an upload.
+MOST_NAME_LETTERS = 100
 MAX_TEXT_TOKENS = 256  # the song model's budget for the rendered prompt with its song details
 MAX_LYRIC_TOKENS = 2_048  # and for the rendered lyrics
 MORE_LIKE_THIS = 0.25  # the variation of "More like this"

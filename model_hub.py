@@ -39,6 +39,7 @@ READ_SECONDS = 20.0
 RETRIES = 5
 RETRY_SECONDS = 1.0
 SPARE_BYTES = 256_000_000
+HASHED_BYTES = 2**22  # between two looks whether the download was stopped
 
 PARTS = (
     *("transformer", "vae", "text_encoder", "tokenizer", "condition_encoder"),
@@ -313,7 +314,9 @@ class Fetch:
         if len(file.hash) == 40:
             digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
         with path.open("rb") as source:
-            hashlib.file_digest(source, lambda: digest)
+            while piece := source.read(HASHED_BYTES):
+                self._pause()
+                digest.update(piece)
         if digest.hexdigest() != file.hash:
             path.unlink()
             damaged = f"{file.name} was damaged on the way."

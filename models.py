@@ -20,8 +20,9 @@ import model_offload
 import song_attention
 import song_compilation
 import song_vae
+from beat import BEAT_SECONDS
 from bootstrap import on_zerogpu
-from events import Problem, Progress, StudioError, first_line, is_out_of_memory
+from events import Problem, Progress, Stage, StudioError, first_line, is_out_of_memory
 from model_hub import PARTS
 from model_weights import (
     DEFAULT_MODEL_GB,
@@ -172,9 +173,15 @@ class Models:
 
     def refresh(self) -> None:
         """Look for all weights again; models whose weights changed are unloaded once the current job ends."""
+        for _ in self.refreshing():
+            pass
+
+    def refreshing(self) -> Iterator[Progress]:
+        """Do what `refresh` does, and yield progress at every beat while the current job goes on."""
         weights = find_weights()
         if weights != self.weights:
-            with self.turn:
+            yield from self.taking_turn()
+            try:
                 with self._building:
                     self.weights = weights
                     self._pipe = None
@@ -183,8 +190,27 @@ class Models:
                 # Their dtype may have depended on the old weights.
                 self.planner.unload()
                 self.lyrics.unload()
-        self.planner.refresh(self.turn)
-        self.lyrics.refresh(self.turn)
+            finally:
+                self.turn.release()
+        for slot in (self.planner, self.lyrics):
+            found = slot.look()
+            if found == slot.weights:
+                slot.problem = None
+                continue
+            yield from self.taking_turn()
+            try:
+                slot.use(found)
+            finally:
+                self.turn.release()
+
+    def taking_turn(self) -> Iterator[Progress]:
+        """Wait until the models are free, with progress at every beat; the caller then holds `turn`."""
+        while True:
+            # read before trying: the load may end meanwhile
+            stage: Stage = "loading" if self.preparing else "waiting"
+            if self.turn.acquire(timeout=BEAT_SECONDS):
+                return
+            yield Progress(stage)
 
 
 class Slot:
@@ -258,16 +284,15 @@ class Slot:
         if self.weights.folder is None:
             raise StudioError.of(self.problem or self.weights.problem)
 
-    def refresh(self, turn: threading.Lock) -> None:
-        """Look for the weights again and forget failures; if they changed, unload the model once `turn` is free."""
-        found = self._find()
-        if found == self.weights:
-            self.problem = None
-            return
-        with turn:
-            self.unload()
-            self.weights = found
-            self.problem = None
+    def look(self) -> Any:
+        """Return the weights that are found by now, for `use`."""
+        return self._find()
+
+    def use(self, found: Any) -> None:
+        """Take other weights and forget failures; the caller holds the models' turn."""
+        self.unload()
+        self.weights = found
+        self.problem = None
 
     def unload(self) -> None:
         with self._building:

@@ -30,10 +30,12 @@ from gradio.context import LocalContext
 
 import limits
 import runs_journal
+import served
 import takes
 from backend import SONGS_AT_ONCE, Backend, seconds_of
 from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
 from gpu import ON_ZEROGPU, problem_of
+from jobs import UPLOADS
 from params import Request
 from runs_queue import FairQueue, starts_in
 
@@ -172,6 +174,14 @@ def title_of(request: Request) -> str:
     return request.mode.capitalize()
 
 
+def files_of(request: Request) -> list[str]:
+    """Return the paths that a request names; a LoRA's may also be the name of a repository."""
+    named = [getattr(request, name, None) for name in UPLOADS]
+    options = getattr(request, "options", None)
+    named += [lora.source for lora in getattr(options, "loras", ())]
+    return [str(path) for path in named if path and os.path.isabs(path)]
+
+
 class Runs:
     """All runs of this studio.
 
@@ -215,6 +225,8 @@ class Runs:
         caller's own, and the run keeps it.
         """
         weight = self._weigh(request)
+        for path in files_of(request):
+            served.touch(path)
         if most is None:
             most = limits.MOST_WAITING_OF_A_PROGRAM
         with self._lock:
@@ -324,6 +336,10 @@ class Runs:
         """Return the runs that wait or go on."""
         with self._lock:
             return list(self._known.values())
+
+    def files(self) -> set[str]:
+        """Return the uploads that the waiting and running runs need."""
+        return {path for run in self.active() for path in files_of(run.request)}
 
     def waiting(self) -> list[Run]:
         with self._lock:

@@ -13,11 +13,12 @@ import json
 import logging
 import re
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import clock
 
 log = logging.getLogger("studio")
 
@@ -86,11 +87,12 @@ class Journal:
     def prune(self) -> None:
         """Forget the runs whose songs are gone, and after some days those that left none."""
         with contextlib.suppress(OSError):
-            for path in self.folder.iterdir():
+            for path in list(self.folder.iterdir()):
                 if path.suffix == ".json" and not self._is_worth_keeping(path):
                     self.forget(path.stem)
                 elif path.suffix == ".new" and _age(path) > DAY:
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
 
     def _is_worth_keeping(self, path: Path) -> bool:
         entry = self.find(path.stem)
@@ -107,7 +109,7 @@ class Journal:
 
 def _age(path: Path) -> float:
     with contextlib.suppress(OSError):
-        return time.time() - path.stat().st_mtime
+        return clock.now() - path.stat().st_mtime
     return 0.0
 
 

@@ -49,7 +49,8 @@ MEDIANS = 2.0  # attention counts if it exceeds its token's and its frame's medi
 LEAST_ENERGY = 0.1  # a token with a frame above this stands out
 CENTROID_ENERGY = 0.01  # frames above this count for a token's centroid
 BACKWARD_FRAMES = 9  # a centroid may precede the one before it by so many frames
-TAG = re.compile(r"\[[^\]\n]*\]")
+# It begins only at the first of several brackets, which keeps "[[[[[" from taking the square of its length.
+TAG = re.compile(r"(?<!\[)\[++[^\[\]\n]*+\]")
 
 Heads = Mapping[int, tuple[int, ...]]
 

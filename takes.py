@@ -29,7 +29,9 @@ import audio
 import audio_export
 import audio_levels
 import bootstrap
+import clock
 import jobs
+import served
 import tooltips
 from beat import BEAT_SECONDS
 from events import Done, Failed, Job, Outcome, Problem, Progress, StudioError, Take, is_disk_full
@@ -189,7 +191,7 @@ class Saving:
                 file, song.written = self._write(song.take)
             else:
                 file = io.BytesIO(song.written.path.read_bytes())
-            song.copy = copy_for_page(file, song.written.path.name)
+            song.copy = _copy_or_link(file, song.written.path)
         except futures.CancelledError:
             raise
         except Exception as error:
@@ -244,11 +246,51 @@ class Saving:
         return audio_export.claim(part, self.output / audio_export.plain_file_name(*words))
 
 
+def _copy_or_link(file: io.BytesIO, song: Path) -> str:
+    """Return the path of what the page gets of `song`: a copy, or where there is no room a second name of the file."""
+    try:
+        return copy_for_page(file, song.name)
+    except Exception as error:
+        if not _met_full_disk(error):
+            raise
+        copy = _place_for_page(file, song.name)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(song, copy)
+        except OSError:
+            raise error from None
+    served.note_own(copy)
+    return str(copy)
+
+
 def copy_for_page(file: io.BytesIO, name: str) -> str:
-    """Write a copy into the folder that Gradio serves and return its path, which nobody else can guess."""
+    """Write a copy into the folder that Gradio serves and return its path, which nobody else can guess.
+
+    On a full disk, the oldest uploads and copies that nobody uses make room for it.
+    """
+    copy = _place_for_page(file, name)
+    try:
+        _write_copy(copy, file)
+    except Exception as error:
+        if not _met_full_disk(error):
+            raise
+        served.make_room(file.getbuffer().nbytes)
+        _write_copy(copy, file)
+    served.note_own(copy)
+    return str(copy)
+
+
+def _met_full_disk(error: Exception) -> bool:
+    return getattr(error, "code", "") == audio_export.FULL or is_disk_full(error)
+
+
+def _place_for_page(file: io.BytesIO, name: str) -> Path:
     digest = hashlib.sha256(_SECRET)
     digest.update(file.getbuffer())
-    copy = bootstrap.page_folder() / digest.hexdigest() / name
+    return bootstrap.page_folder() / digest.hexdigest() / name
+
+
+def _write_copy(copy: Path, file: io.BytesIO) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     try:
         audio_export.save(copy, file)
@@ -256,7 +298,6 @@ def copy_for_page(file: io.BytesIO, name: str) -> str:
         with contextlib.suppress(OSError):
             copy.parent.rmdir()
         raise
-    return str(copy)
 
 
 def _measured(request: SongRequest, take: Take) -> tuple[TakeEntry, Any]:
@@ -341,7 +382,7 @@ def prune(made: Collection[Path] = ()) -> None:
     """Delete songs that are too old, then the oldest until the rest fits, but none of those just `made`."""
     sweep_songs()
     days, gb = retention()
-    oldest = time.time() - days * 86_400
+    oldest = clock.now() - days * 86_400
     most = gb * 1e9
     songs = [song for song in _files() if SONG_NAME.fullmatch(song[0].name)]
     songs.sort(key=lambda song: song[1].st_mtime)
@@ -367,7 +408,7 @@ def prune(made: Collection[Path] = ()) -> None:
 
 def sweep_songs() -> None:
     """Delete what a killed studio left half-written: empty songs and abandoned part files."""
-    oldest = time.time() - ABANDONED_SECONDS
+    oldest = clock.now() - ABANDONED_SECONDS
     for path, facts in _files():
         is_part = audio_export.PART.fullmatch(path.name)
         is_empty = SONG_NAME.fullmatch(path.name) and not facts.st_size
@@ -389,8 +430,12 @@ def _limit(variable: str, default: float) -> float:
 
 
 def _files() -> Iterator[tuple[Path, os.stat_result]]:
-    with contextlib.suppress(OSError):  # no folder yet, or a file that was just deleted
-        for entry in os.scandir(songs_folder()):
+    try:
+        entries = list(os.scandir(songs_folder()))
+    except OSError:  # no folder yet
+        return
+    for entry in entries:
+        with contextlib.suppress(OSError):  # it was just deleted
             if entry.is_file(follow_symlinks=False):
                 yield Path(entry), entry.stat(follow_symlinks=False)
 

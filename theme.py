@@ -32,6 +32,7 @@ STATIC = Path(__file__).with_name("static")
 SCRIPTS = (
     "studio",
     "tools",
+    "uploads",
     "spans",
     "folds",
     "changes",

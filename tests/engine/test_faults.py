@@ -135,8 +135,43 @@ def test_a_disk_that_fills_between_takes_keeps_and_delivers_the_finished_ones(st
     ]
 
 
+def test_a_take_without_room_for_its_copy_is_shown_under_a_second_name(studio, output, monkeypatch):
+    def no_copy(file, name):
+        raise disk_full()
+
+    monkeypatch.setattr(takes, "copy_for_page", no_copy)
+    done = run(studio)
+    assert isinstance(done, Done), done
+    assert [take["seed"] for take in done.record["takes"]] == [7, 8]
+    assert done.record["errors"] == []
+    for path, take in zip(done.files, done.record["takes"], strict=True):
+        assert Path(path).samefile(output / take["name"])
+
+
+def test_a_full_disk_gets_room_for_the_copies_from_old_uploads(studio, output, monkeypatch):
+    save = audio_export.save
+    asked = []
+
+    def full_at_first(path, file):
+        if not asked:
+            raise disk_full()
+        save(path, file)
+
+    monkeypatch.setattr(audio_export, "save", full_at_first)
+    monkeypatch.setattr(takes.served, "make_room", asked.append)
+    done = run(studio, takes=1)
+    assert isinstance(done, Done), done
+    (path,) = done.files
+    assert asked == [os.stat(path).st_size]
+
+
 def test_a_take_without_room_for_its_copy_stays_in_the_output_folder(studio, output, monkeypatch):
     copy = takes.copy_for_page
+
+    def no_link(song, copy):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_link)
 
     def no_second_copy(file, name):
         if name.endswith("seed-8.wav"):
