@@ -153,7 +153,7 @@ def test_a_full_disk_gets_room_for_the_copies_from_old_uploads(studio, output, m
     asked = []
 
     def full_at_first(path, file):
-        if not asked:
+        if not asked and takes.bootstrap.page_folder() in path.parents:
             raise disk_full()
         save(path, file)
 
