@@ -98,6 +98,9 @@ def _about_options(mode: str) -> str:
     about += " detach true returns the id of the run at once; ask for it with /run."
     if "format" in known:
         about += f" format is one of {', '.join(limits.FORMATS)}."
+    if "best_of" in known:
+        about += " best_of makes so many songs and returns the best takes of them; score names the parts of their "
+        about += f"score: {', '.join(limits.SCORE_PARTS)}."
     if "plan" in known:
         about += " plan false skips the planner; rewrite true lets it rewrite the prompt; exclude names what the plan "
         about += "should avoid; plan_strength is the share of the steps that follow the plan."

@@ -75,7 +75,7 @@ def work_of(
         mode=request.mode,
         duration=request.song_seconds(source),
         steps=settings.steps,
-        takes=request.takes,
+        takes=request.songs,
         guidance=settings.guidance,
         planner=planner and getattr(options, "plan", False),
         source=source,

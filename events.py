@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -188,6 +189,8 @@ class Take:
     file: str = ""  # the path of its float WAV, unless a problem ended it
     problem: Problem | None = None
     warnings: tuple[str, ...] = ()
+    parts: Mapping[str, float] = field(default_factory=dict)  # of its score, 0 to 1 each
+    words: WordsResult = field(default_factory=WordsResult)  # its timed lyrics, if they were timed
 
 
 @dataclass(frozen=True)

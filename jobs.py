@@ -36,10 +36,11 @@ def job_for(
     request: Request, settings: Settings | None = None, automatic: Automatic | None = None
 ) -> Iterator[Job]:
     """Yield a job for `request` with seeds and a folder, which is deleted on exit; raises StudioError at shutdown."""
-    seeds = _seeds(request.seed, getattr(request, "takes", 1))
+    songs = getattr(request, "songs", 1)
+    seeds = _seeds(request.seed, songs)
     variation_seeds: tuple[int, ...] = ()
     if isinstance(request, SongRequest):
-        variation_seeds = _seeds(request.options.variation_seed, request.takes)
+        variation_seeds = _seeds(request.options.variation_seed, songs)
     with job_folder(secrets.token_hex(16)) as folder:
         uploads = [name for name in UPLOADS if getattr(request, name, None)]
         job = Job(

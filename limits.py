@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,16 @@ REPAINT_MODES = {
 }
 # what a cover takes from its source
 DETAILS = {"codes": "Melody and rhythm", "sound": "The sound itself"}
+# what the score of a take is put together from
+SCORE_PARTS = {
+    "lyrics": "Lyrics can be followed",
+    "recognition": "The planner recognizes the words",
+    "tempo": "Tempo",
+    "silence": "Long silences",
+    "clipping": "Clipping",
+    "noise": "Noise",
+    "ending": "Abrupt end",
+}
 FORMATS = {
     "wav": "WAV, 24 bit",
     "flac": "FLAC, 24 bit",
@@ -166,6 +176,7 @@ LIMITS = {
     "duration": Limit("Length", 10, 600, 60, 1, "seconds"),
     "bpm": Limit("BPM", 30, 300, None, 1, "beats per minute", integer=True),
     "takes": Limit("Takes", 1, 4, 1, integer=True),
+    "best_of": Limit("Best of", 1, 8, None, integer=True),
     "seed": Limit("Seed", -1, MAX_SEED, -1, 1, "(-1 picks one at random)", integer=True),
     "steps": Limit("Steps", 1, 200, None, integer=True),
     "guidance": Limit("Guidance", 1, 15, None, 0.5),
@@ -382,13 +393,25 @@ def _region(place: int, pair: object) -> tuple[float, float]:
 
 def track_names(value: object) -> tuple[str, ...]:
     """Return names of `TRACKS` without repeats, from a list or a single name; spaces count as underscores."""
+    return _names("Tracks", TRACKS, value)
+
+
+def score_parts(value: object) -> tuple[str, ...]:
+    """Return names of `SCORE_PARTS` without repeats, in their order, from a list or a single name; None is all."""
+    if value is None:
+        return tuple(SCORE_PARTS)
+    chosen = _names("Score", SCORE_PARTS, value)
+    return tuple(part for part in SCORE_PARTS if part in chosen)
+
+
+def _names(label: str, known: Collection[str], value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise field_error(f"Tracks must be a list of names, not {shown(value)}.")
+        raise field_error(f"{label} must be a list of names, not {shown(value)}.")
     cleaned = tuple(dict.fromkeys(name.strip().lower().replace(" ", "_") for name in names))
     for name in cleaned:
-        if name not in TRACKS:
-            raise field_error(f"Tracks must be among {', '.join(TRACKS)}, not {shown(name)}.")
+        if name not in known:
+            raise field_error(f"{label} must be among {', '.join(known)}, not {shown(name)}.")
     return cleaned

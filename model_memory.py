@@ -386,7 +386,7 @@ class Placing:
         loaded = self._models
         sized = functools.partial(song_of, loaded.weights, loaded.device())
         if settings is not None:
-            song = sized(request.song_seconds(source), request.takes, settings.guided)
+            song = sized(request.song_seconds(source), request.songs, settings.guided)
             if getattr(request, "action", "") == "morph":
                 song = replace(song, conditions=2)
             return Use(song, loops=True, plans=getattr(request.options, "plan", False))

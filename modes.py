@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import audio_export
 import audio_levels
 import lora_apply
 import models
+import planner
+import song_align
 import song_codec
 import song_compilation
 import song_conditions
 import song_loop
+import song_score
 import song_words
 import tooltips
 import writers
@@ -28,10 +32,20 @@ from limits import LANGUAGES, MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, sa
 from lyrics_lint import written_language
 from model_memory import Placing
 from models import Models
-from planner import Plan
-from record import Instructions, LengthEntry, PlanEntry, Ran, SamplingEntry, timed
+from planner import Plan, Planner
+from record import (
+    Instructions,
+    LengthEntry,
+    PlanEntry,
+    Ran,
+    SamplingEntry,
+    WordsResult,
+    timed,
+)
 from song_conditions import COMPLETE, COVER, EXTRACT, LAYER, REPAINT, TEXT2MUSIC
 from song_length import Automatic
+
+log = logging.getLogger("studio")
 
 # The conservative repaint; an aggressive one has none of these.
 INJECTION_SHARE = 1.0  # of the steps
@@ -71,7 +85,7 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
         if plan is not None:
             plan = replace(plan, metadata=song_words.translated(plan.metadata, known))
     acting = lora_apply.reconcile(pipe, job.loras)
-    for event in run(pipe, job, plan):
+    for event in run(pipe, job, plan, _listener(loaded, placing)):
         if isinstance(event, Outcome):
             event = event.with_facts(
                 model=loaded.weights.entry(),
@@ -99,8 +113,28 @@ def _settled_length(automatic: Automatic, plan: Plan | None) -> LengthEntry:
     return LengthEntry(seconds=automatic.guess.seconds, source=automatic.guess.source)
 
 
-def run(pipe: Any, job: Job, plan: Plan | None = None) -> Iterator[Progress | Outcome]:
-    """Yield the progress of the song of `job`, then its `Outcome`."""
+@dataclass(frozen=True)
+class Listener:
+    """What the models can tell of a finished take: the heads that follow the lyrics, and a planner, if it is there."""
+
+    heads: song_align.Heads = field(default_factory=dict)
+    planner: Planner | None = None
+
+
+def _listener(loaded: Models, placing: Placing) -> Listener:
+    # A planner that would have to be loaded, or moved to the device, costs more than its judgement
+    # is worth.
+    there = placing.keeps_all and loaded.planner.loaded
+    return Listener(song_align.heads_of(loaded.weights), loaded.planner.get() if there else None)
+
+
+NOBODY = Listener()
+
+
+def run(
+    pipe: Any, job: Job, plan: Plan | None = None, listener: Listener = NOBODY
+) -> Iterator[Progress | Outcome]:
+    """Yield the progress of the song of `job`, then its `Outcome`; `listener` hears how good the takes are."""
     seconds: dict[str, float] = {}
     yield Progress("reading")
     with timed(seconds, "reading"):
@@ -115,8 +149,7 @@ def run(pipe: Any, job: Job, plan: Plan | None = None) -> Iterator[Progress | Ou
             yield Progress("steps", index, len(loop.sigmas))
         if loop.keep:
             latents = song_loop.blend(latents, loop.keep)
-    with timed(seconds, "decoding"):
-        takes = yield from _decoded(song, latents, finish)
+    takes = yield from _decoded(song, latents, finish, _Judge(song, loop, listener), seconds)
     ran = Ran(
         seconds=seconds,
         kind=song.settings.kind,
@@ -459,9 +492,9 @@ class Song:
 
 
 def _decoded(
-    song: Song, latents: Any, finish: Finish
+    song: Song, latents: Any, finish: Finish, judge: _Judge, seconds: dict[str, float]
 ) -> Generator[Progress, None, tuple[Take, ...]]:
-    """Decode each take, `finish` it and write it; returns the takes.
+    """Decode each take, `finish` it, let it be judged and write it; returns the takes, and adds to `seconds`.
 
     A take that is not finite, constant, or refused by `finish` gets a problem; the others are not
     affected.
@@ -469,7 +502,11 @@ def _decoded(
     takes = []
     for number, seed in enumerate(song.job.seeds, 1):
         try:
-            take = yield from _take(song, latents[number - 1 : number], number, finish)
+            own = latents[number - 1 : number]
+            with timed(seconds, "decoding"):
+                take, made = yield from _take(song, own, number, finish)
+            with timed(seconds, "scoring"):
+                take = judge.scored(take, made, own, number)
         # An AudioError means that the folder for work in progress is full.
         except (StudioError, audio.AudioError) as error:
             take = Take(seed, problem=_problem_of(error))
@@ -486,7 +523,10 @@ def _problem_of(error: StudioError | audio.AudioError) -> Problem:
     return disk_problem(error) or Problem(error.code, error.message, hint=error.hint)
 
 
-def _take(song: Song, latents: Any, number: int, finish: Finish) -> Generator[Progress, None, Take]:
+def _take(
+    song: Song, latents: Any, number: int, finish: Finish
+) -> Generator[Progress, None, tuple[Take, np.ndarray]]:
+    """Decode a take and write its file; returns it and its samples."""
     if not bool(latents.isfinite().all()):
         message = f"Take {number} failed: the model returned numbers that are not finite."
         raise StudioError("bad_take", message, hint="Try another seed or lower guidance.")
@@ -499,14 +539,68 @@ def _take(song: Song, latents: Any, number: int, finish: Finish) -> Generator[Pr
         yield Progress("decoding", (number - 1) * total + tile, len(seeds) * total)
     decoded_song = np.concatenate(tiles, axis=1)[:, : song.length]
     samples = finish(decoded_song, number)
-    warnings = _plan_warnings(song.plan, number)
-    if audio_levels.spectral_flatness(samples) > NOISE_FLATNESS:
-        warnings += (
-            f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",
-        )
     path = str(Path(song.job.folder, f"take-{number}.wav"))
     audio_export.write_wav(path, samples)
-    return Take(seeds[number - 1], path, warnings=warnings)
+    return Take(seeds[number - 1], path, warnings=_plan_warnings(song.plan, number)), samples
+
+
+class _Judge:
+    """Finds out how good the takes of a song are (song_score.py), and when their lines are sung."""
+
+    def __init__(self, song: Song, loop: song_loop.Run, listener: Listener):
+        self._song = song
+        self._loop = loop
+        self._listener = listener
+        self._parts = song_score.parts_of(song.request)
+
+    def scored(self, take: Take, samples: np.ndarray, latents: Any, number: int) -> Take:
+        """Return the `take` with the parts of its score, its timed lyrics, and a warning if it sounds like noise."""
+        flatness = audio_levels.spectral_flatness(samples)
+        warnings = take.warnings
+        if flatness > NOISE_FLATNESS:
+            warnings += (
+                f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",
+            )
+        parts = song_score.heard(samples, self._song.request.bpm, self._parts, flatness)
+        words = WordsResult()
+        try:
+            if "lyrics" in self._parts and self._listener.heads:
+                words = self._followed(take, latents, number)
+                parts["lyrics"] = words["score"]
+            if "recognition" in self._parts and self._listener.planner is not None:
+                recognition = self._recognition(self._listener.planner, latents)
+                if recognition is not None:
+                    parts["recognition"] = recognition
+        except Exception:  # such as a full card: the take is finished, and stays
+            log.exception("a take could not be judged")
+            models.free_memory()
+        return replace(take, warnings=warnings, parts=parts, words=words)
+
+    def _followed(self, take: Take, latents: Any, number: int) -> WordsResult:
+        song = self._song
+        condition = self._loop.condition
+        if len(condition.context) > 1:  # a plan has other codes for each take
+            condition = replace(condition, context=condition.context[number - 1 : number])
+        noise = song_loop.draw_noise(
+            song_loop.generators_for((take.seed,)), latents.shape[1], latents.shape[2]
+        )
+        return song_align.follow(
+            song.pipe,
+            condition,
+            latents,
+            noise,
+            1 / song.settings.steps,
+            self._listener.heads,
+            song.request,
+            song.duration,
+        )
+
+    def _recognition(self, judge: Planner, latents: Any) -> float | None:
+        song = self._song
+        if not song_conditions.has_audio_codes(song.pipe):
+            return None
+        codes = song_conditions.audio_codes(song.pipe, latents.to(song.pipe.transformer.dtype))
+        return planner.recognition(judge, song.request, song.request.prompt, codes)
 
 
 def _not_silent(samples: np.ndarray, number: int) -> None:

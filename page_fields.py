@@ -26,12 +26,13 @@ from limits import (
     MEMORY_PLANS,
     QUALITY_STEPS,
     SAMPLERS,
+    SCORE_PARTS,
     TIME_SIGNATURES,
     preset,
     usual_count,
 )
 from page_assist import Assist, connect_assist
-from page_form import AT_ONCE, Form, Undo, Updates, help_text, html, only
+from page_form import AT_ONCE, Field, Form, Undo, Updates, help_text, html, only
 from page_loras import add_loras
 from page_run import RunBar
 from page_takes import ResultPanel, connect_song, connect_takes
@@ -350,6 +351,10 @@ def add_advanced(form: Form) -> None:
     with gr.Row(equal_height=True):
         form.add_slider("options.variation")
         form.add_number("options.variation_seed")
+    form.add_number("options.best_of", placeholder=tooltips.LOUDNESS_OFF)
+    parts = list(SCORE_PARTS)
+    group = form.add("options.score", gr.CheckboxGroup, choices=swapped(SCORE_PARTS), value=parts)
+    form.add_field("options.score", Field(group, from_request=list))
     form.add("options.timbre_token", gr.Checkbox, value=True)
     add_loras(form)
     form.add("options.memory_plan", gr.Dropdown, choices=swapped(MEMORY_PLANS), value="auto")

@@ -608,6 +608,8 @@ def _seeds(mode: str, stored: Stored) -> dict[str, Any]:
     The plan's seed is that of its run's first take.
     """
     found = {"takes": 1, "seed": stored.seed, "options.variation_seed": stored.variation_seed}
+    if "best_of" in stored.options:
+        found["options.best_of"] = None
     if stored.is_planned:
         found["options.plan_seed"] = stored.plan.get("seed")
     passed = valid(mode, found)

@@ -22,6 +22,8 @@ import audio
 import audio_export
 import audio_waveform
 import page_widgets
+import song_align
+import song_score
 import takes
 import theme
 import tooltips
@@ -31,13 +33,10 @@ from limits import FORMATS, INSTRUMENTAL, MORE_LIKE_THIS
 from page_form import QUIET, Form, Updates, html
 from page_run import WITH_OWNER, Ended, RunBar, connect_again, connect_end, connect_run, start
 from params import AlignRequest, Request, SongRequest, parse_request
-from record import Stored
+from record import LineEntry, Stored
 from runs import addresses
 
 LOSSY = ("mp3", "ogg")
-# The actions that sing all of their lyrics; an extension sings them in its new part, a layer in one
-# of its tracks.
-WHOLE_SONG = ("generate", "cover", "repaint", "morph")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Made:
     def sings_its_lyrics(self) -> bool:
         """Tell whether the take sings all of its lyrics."""
         action = getattr(self.request, "action", self.request.mode)
-        return action in WHOLE_SONG and self.request.sung_lyrics() != INSTRUMENTAL
+        return action in song_score.WHOLE_SONG and self.request.sung_lyrics() != INSTRUMENTAL
 
 
 class ResultPanel:
@@ -100,6 +99,9 @@ class ResultPanel:
         self.takes.temp_files.update(each.file for each in made)
         can_time = self.studio.status().timed_lyrics.available
         cards = [card(each, can_time) for each in made]
+        place = song_score.best([each.take.get("score") for each in made])
+        if place is not None:
+            cards[place]["best"] = _why_best(made, place)
         plan = record.get("plan")
         in_notes = plan and plan.get("failed")  # the notes say why there is no plan
         return {
@@ -116,6 +118,12 @@ class ResultPanel:
         return {self.takes: {"at": time.time_ns(), "number": number, "change": news}}
 
 
+def _why_best(made: Sequence[Made], place: int) -> str:
+    parts = [each.take.get("score_parts", {}) for each in made]
+    score = made[place].take["score"]
+    return tooltips.best_take(len(made), score, song_score.reason(parts, place))
+
+
 def card(made: Made, can_time: bool) -> dict[str, Any]:
     """Return what the page shows of a take, and the record that its settings are restored from.
 
@@ -124,7 +132,9 @@ def card(made: Made, can_time: bool) -> dict[str, Any]:
     song = made.song()
     variation = made.request.options.variation
     varied = f"variation {variation:g}" if variation else ""
-    facts = tooltips.song_facts(song["bpm"], song["key"], varied)
+    score = made.take.get("score")
+    scored = "" if score is None else tooltips.SCORE.format(score=score)
+    facts = tooltips.song_facts(song["bpm"], song["key"], varied, scored)
     peaks = audio_waveform.peaks(made.file)["peaks"]
     return {
         "id": made.file,
@@ -133,6 +143,7 @@ def card(made: Made, can_time: bool) -> dict[str, Any]:
         "facts": [tooltips.clock(made.take["duration"]), *facts],
         "levels": tooltips.take_levels(made.take),
         "warnings": made.take["warnings"],
+        "score": score,
         "lufs": made.take["loudness_lufs"],
         "seconds": made.take["duration"],
         "peaks": peaks,
@@ -235,20 +246,32 @@ def _timed(bar: RunBar, result: ResultPanel, ended: Ended, made: list[Made]) -> 
     record = ended.done.record
     if not record["lines"]:
         return _not_timed(bar, result, Problem("unsung", tooltips.NOTHING_SUNG), ended.tag, made)
-    name = f"{Path(ended.tag.take.file).stem}.lrc"
+    number = _place(ended.tag, made)
+    return _with_lines(
+        bar, result, ended.tag.take, number, record["lines"], record["lrc"], record["score"]
+    )
+
+
+def _with_lines(
+    bar: RunBar,
+    result: ResultPanel,
+    take: Made,
+    number: int,
+    lines: Sequence[LineEntry],
+    lrc: str,
+    score: float,
+) -> Updates:
+    """Return the updates that show the timed lyrics of a `take`, which is `number` on the page, or 0."""
+    name = f"{Path(take.file).stem}.lrc"
     file = processing_utils.save_bytes_to_cache(
-        record["lrc"].encode(), name, gradio_utils.get_upload_folder()
+        lrc.encode(), name, gradio_utils.get_upload_folder()
     )
     result.takes.temp_files.add(file)
-    line = bar.idle(theme.line("done", tooltips.timed(len(record["lines"]))))
-    number = _place(ended.tag, made)
+    line = bar.idle(theme.line("done", tooltips.timed(len(lines))))
     if not number:
         return line
-    score = tooltips.ALIGNMENT.format(score=record["score"])
-    return {
-        **line,
-        **result.change(number, lines=record["lines"], lrc=file, alignment=score, note=""),
-    }
+    alignment = tooltips.ALIGNMENT.format(score=score)
+    return {**line, **result.change(number, lines=lines, lrc=file, alignment=alignment, note="")}
 
 
 def _not_timed(
@@ -294,6 +317,10 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
         if what not in request_builders or not 0 < number <= len(made):
             return failed(Problem("take_gone", tooltips.TAKE_GONE))
         take = made[number - 1]
+        lines = take.take.get("lines")
+        if what == "timed" and lines:  # they were timed when the take was scored
+            alignment = take.take["alignment"]
+            return _with_lines(bar, result, take, number, lines, song_align.lrc(lines), alignment)
 
         def ask() -> Request:
             return request_builders[what](_with_its_file(take))
@@ -322,6 +349,7 @@ def more(made: Made) -> SongRequest:
     changes: dict[str, Any] = {
         "variation": request.options.variation or MORE_LIKE_THIS,
         "variation_seed": -1,
+        "best_of": None,
     }
     if made.plan:
         changes["plan_seed"] = made.plan["seed"]

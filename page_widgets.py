@@ -171,6 +171,7 @@ def takes(mode: str) -> gr.HTML:
     }
     texts = {
         "notify": tooltips.NOTIFY,
+        "sort": tooltips.SORT,
         "level": tooltips.LEVEL,
         "level_help": tooltips.LEVEL_HELP,
         "digits": tooltips.DIGITS_HELP,

@@ -116,6 +116,11 @@ class Options(Strict):
     variation: Annotated[float, number("variation")] = usual("variation")
     variation_seed: Annotated[int, number("variation_seed")] = usual_count("variation_seed")
     timbre_token: Annotated[bool, flag("Timbre token")] = True
+    # so many songs are made, and the best of them become the takes; None makes the takes alone
+    best_of: Annotated[int | None, number("best_of")] = None
+    score: Annotated[tuple[str, ...], BeforeValidator(limits.score_parts)] = tuple(
+        limits.SCORE_PARTS
+    )
     memory_plan: Annotated[str, choice("Memory plan", limits.MEMORY_PLANS)] = "auto"
     loras: Annotated[tuple[LoraChoice, ...], BeforeValidator(lora_choices)] = ()
 
@@ -126,6 +131,10 @@ class Options(Strict):
             raise field_error(
                 f"Guidance ends at must be from {start:g} (Guidance starts at) to 1, not {end:g}.",
                 "cfg_end",
+            )
+        if self.best_of is not None and not self.score:
+            raise field_error(
+                "Best of needs at least one part of the score to compare by.", "best_of"
             )
 
 
@@ -165,11 +174,23 @@ class SongRequest(SongWords):
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
-        most = limits.MAX_SEED - self.takes + 1
+        best_of = self.options.best_of
+        if best_of is not None and best_of < self.takes:
+            high = limits.LIMITS["best_of"].high
+            raise field_error(
+                f"Best of must be from {self.takes} (Takes) to {high:g}, not {best_of}.",
+                "options.best_of",
+            )
+        most = limits.MAX_SEED - self.songs + 1
         if self.seed > most:
             raise field_error(
-                f"Seed must be from -1 to {most} for {self.takes} takes, not {self.seed}.", "seed"
+                f"Seed must be from -1 to {most} for {self.songs} takes, not {self.seed}.", "seed"
             )
+
+    @property
+    def songs(self) -> int:
+        """How many songs are made; the takes are the best of them."""
+        return self.options.best_of or self.takes
 
     def song_seconds(self, source: float) -> float:
         """Return the length of the finished song for a source of `source` seconds."""

@@ -29,7 +29,7 @@ from events import Progress, StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
 from model_weights import Weights, unusable
 from models import Device, free_memory, planner_dtype, planner_storage, quiet_libraries
-from params import GenerateOptions, GenerateRequest, InspireRequest, PolishRequest
+from params import GenerateOptions, GenerateRequest, InspireRequest, PolishRequest, SongWords
 from planner_decoding import (
     MAX_CAPTION_TOKENS,
     CodeWriter,
@@ -271,6 +271,68 @@ def describe(
     given = _known_fields(duration=seconds if limit.low <= seconds <= limit.high else None)
     words = "".join(f"<|audio_code_{planner.vocabulary.nearest(code)}|>" for code in codes)
     yield from _sketch(planner, "describe", words, given, seed, "", temperature=0.3)
+
+
+CAPTION_WEIGHT = 0.5
+LYRICS_WEIGHT = 0.3
+JUDGED_AT_ONCE = 128  # tokens
+INFORMATION_SCALE = 0.1  # nats a token that the codes must tell for a clear answer
+
+
+def recognition(
+    planner: Planner, request: SongWords, caption: str, codes: Sequence[int]
+) -> float | None:
+    """Return how well the planner recognizes caption and lyrics in a song's audio codes, 0 to 1.
+
+    It is how much likelier the words become once the codes are known: the difference of the mean
+    log-probability of their tokens, through a sigmoid (pointwise mutual information; reference
+    5.4). None if the song is too long for the planner, or there are no words.
+    """
+    heard = "".join(f"<|audio_code_{planner.vocabulary.nearest(code)}|>" for code in codes)
+    thoughts = yaml.dump({"caption": caption}, allow_unicode=True, sort_keys=True).strip()
+    targets = []
+    if caption:
+        targets.append((CAPTION_WEIGHT, f"<think>\n{as_plain_text(thoughts)}\n</think>\n"))
+    lyrics = request.sung_lyrics()
+    if lyrics != INSTRUMENTAL:
+        targets.append((LYRICS_WEIGHT, f"<think>\n</think>\n# Lyric\n{as_plain_text(lyrics)}\n"))
+    found = 0.0
+    for weight, text in targets:
+        known = _likelihood(planner, heard, text)
+        if known is None:
+            return None
+        unknown = _likelihood(planner, NO_INPUT, text)
+        assert unknown is not None  # it is shorter
+        found += weight / (1.0 + math.exp((unknown - known) / INFORMATION_SCALE))
+    if not targets:
+        return None
+    return found / sum(weight for weight, _ in targets)
+
+
+def _likelihood(planner: Planner, words: str, text: str) -> float | None:
+    """Return the mean log-probability of the tokens of `text` as the description of `words`; None if too long."""
+    import torch
+
+    prompt = planner.vocabulary.encode(chat(planner.tokenizer, "describe", words))
+    target = planner.vocabulary.encode(text)
+    model = planner.model
+    if len(prompt) + len(target) > model.config.max_position_embeddings:
+        return None
+    tokens = torch.tensor([(*prompt, *target)], device=model.device)
+    head = model.get_output_embeddings()
+    total = 0.0
+    with torch.no_grad():
+        hidden = model.get_decoder()(tokens, use_cache=False).last_hidden_state[0]
+        # The state at a token is about the next one. In pieces: a row of logits has a number for
+        # each of 200,000 tokens.
+        for states, said in zip(
+            hidden[len(prompt) - 1 : -1].split(JUDGED_AT_ONCE),
+            tokens[0, len(prompt) :].split(JUDGED_AT_ONCE),
+            strict=True,
+        ):
+            likely = torch.log_softmax(head(states).float(), dim=-1)
+            total += float(likely.gather(1, said[:, None]).sum())
+    return total / len(target)
 
 
 def _sketch(

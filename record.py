@@ -92,12 +92,30 @@ class GpuEntry(TypedDict):
     tries: Annotated[int, "1, or 2 if the first seconds were used up"]
 
 
+class LineEntry(TypedDict):
+    start: Annotated[float, "seconds"]
+    end: Annotated[float, "seconds"]
+    text: Annotated[str, "the line"]
+
+
 class TakeEntry(TypedDict):
     seed: Annotated[int, "used alone, it makes this take again"]
     duration: Annotated[float, "seconds"]
     peak_dbfs: Annotated[float, "the highest sample"]
     loudness_lufs: Annotated[float | None, "the integrated loudness; null for silence"]
     warnings: Annotated[list[str], "what may be wrong with it"]
+    score: NotRequired[
+        Annotated[
+            float, "how good it is, 0 to 100; only what `score` in the options asks for counts"
+        ]
+    ]
+    score_parts: NotRequired[
+        Annotated[dict[str, float], "what it is put together from, 0 to 100 each"]
+    ]
+    alignment: NotRequired[
+        Annotated[float, "how far the lyrics can be followed, 0 to 1, if the checkpoint can tell"]
+    ]
+    lines: NotRequired[Annotated[list[LineEntry], "when each line of the lyrics is sung"]]
     gain_reduction_db: NotRequired[
         Annotated[float, "how far the limiter turned peaks down to reach `loudness`"]
     ]
@@ -111,10 +129,9 @@ class TakeFailure(TypedDict):
     message: Annotated[str, "what happened, and what to try"]
 
 
-class LineEntry(TypedDict):
-    start: Annotated[float, "seconds"]
-    end: Annotated[float, "seconds"]
-    text: Annotated[str, "the line"]
+class PassedOver(TypedDict):
+    seed: Annotated[int, "its seed"]
+    score: Annotated[float | None, "its score; null if it failed"]
 
 
 # --- the record -----------------------------------------------------------------------------------
@@ -152,6 +169,9 @@ class SongRecord(JobRecord):
     notes: Annotated[list[str], "what else is worth knowing"]
     errors: Annotated[list[TakeFailure], "the takes that failed"]
     takes: Annotated[list[TakeEntry], "the takes, in the order of the files"]
+    passed_over: NotRequired[
+        Annotated[list[PassedOver], "with `best_of`, the songs that were not kept"]
+    ]
 
 
 class WordsResult(TypedDict, total=False):

@@ -31,6 +31,7 @@ from limits import MAX_LYRIC_TOKENS, QUALITY_STEPS, SAMPLE_RATE
 from model_memory import Placing
 from model_weights import Weights, transformer_config
 from models import Models
+from params import SongWords
 from record import LineEntry, Ran, WordsResult, timed
 from song_conditions import COVER, TEXT2MUSIC, Condition
 from status import TimedLyrics
@@ -64,7 +65,7 @@ def support(weights: Weights) -> TimedLyrics:
     reason = ""
     if weights.folder is None:
         reason = "The song model is not on this machine yet."
-    elif not _heads_of(weights):
+    elif not heads_of(weights):
         reason = "This checkpoint has no attention heads that are known to follow the lyrics."
     return TimedLyrics(available=not reason, reason=reason)
 
@@ -78,7 +79,7 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Outc
     with timed(seconds, "loading"):
         placing.for_song()
         pipe = models.pipeline()
-        heads = _heads_of(models.weights)
+        heads = heads_of(models.weights)
         if not heads:
             raise StudioError("unsupported", support(models.weights).reason)
         lora_apply.reconcile(pipe, ())  # the heads are known for the checkpoint without LoRAs
@@ -88,7 +89,6 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Outc
         clean = yield from song_codec.encode(pipe, samples, "preparing")
         yield Progress("aligning")
         length = samples.shape[1] / SAMPLE_RATE
-        lyrics = request.sung_lyrics()
         # A planned song was made from its plan's audio codes, which the record does not keep; the
         # finished song's own codes are the closest substitute.
         planned = request.planned and song_conditions.has_audio_codes(pipe)
@@ -101,15 +101,33 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Outc
         condition = song_conditions.encode_condition(pipe, words, context)
         generators = song_loop.generators_for(job.seeds)
         noise = song_loop.draw_noise(generators, clean.shape[1], clean.shape[2])
-        lyric_tokens, line_numbers = lyric_slice(pipe, lyrics, request.language)
         steps = request.steps or QUALITY_STEPS["standard"]
-        attended = attention(pipe, condition, clean, noise, 1 / steps, heads, lyric_tokens)
-        lines = timed_lines(attended, line_numbers, lyrics, length)
-    result = WordsResult(lines=lines, lrc=lrc(lines), score=score(attended, line_numbers))
+        result = follow(pipe, condition, clean, noise, 1 / steps, heads, request, length)
     yield Outcome(Ran(seconds=seconds, model=models.weights.entry()), result=result)
 
 
-def _heads_of(weights: Weights) -> Heads:
+def follow(
+    pipe: Any,
+    condition: Condition,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    t: float,
+    heads: Heads,
+    request: SongWords,
+    seconds: float,
+) -> WordsResult:
+    """Return when the lyrics of `request` are sung in a song of `seconds`: "lines", "lrc" and "score".
+
+    The other arguments are those of `attention`.
+    """
+    lyrics = request.sung_lyrics()
+    lyric_tokens, line_numbers = lyric_slice(pipe, lyrics, request.language)
+    attended = attention(pipe, condition, latents, noise, t, heads, lyric_tokens)
+    lines = timed_lines(attended, line_numbers, lyrics, seconds)
+    return WordsResult(lines=lines, lrc=lrc(lines), score=score(attended, line_numbers))
+
+
+def heads_of(weights: Weights) -> Heads:
     return alignment_heads(transformer_config(weights))
 
 

@@ -19,7 +19,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,13 +32,14 @@ import bootstrap
 import clock
 import jobs
 import served
+import song_score
 import tooltips
 from beat import BEAT_SECONDS
 from events import Done, Failed, Job, Outcome, Problem, Progress, StudioError, Take, is_disk_full
 from limits import LIMITS, SAMPLE_RATE
 from model_weights import task_support
 from params import SongRequest
-from record import SongRecord, Stored, TakeEntry, TakeFailure, song_record
+from record import PassedOver, SongRecord, Stored, TakeEntry, TakeFailure, song_record
 
 log = logging.getLogger("studio")
 
@@ -57,9 +58,16 @@ def finish(job: Job, outcome: Outcome, output: Path) -> Iterator[Progress | Done
     """
     started = time.monotonic()
     record = _record_of(job, outcome)
-    saving = Saving(job.request, record, output, outcome.takes)
+    chosen = best_takes(outcome.takes, job.request.takes)
+    if job.request.options.best_of is not None:
+        record["passed_over"] = [
+            PassedOver(seed=take.seed, score=song_score.total(take.parts))
+            for take in outcome.takes
+            if take not in chosen
+        ]
+    saving = Saving(job.request, record, output, chosen)
     yield from saving.run(
-        takes_at_once(len(outcome.takes), job.request.song_seconds(jobs.source_seconds(job)))
+        takes_at_once(len(chosen), job.request.song_seconds(jobs.source_seconds(job)))
     )
     prune(saving.paths())
     _fill_in(record, saving)
@@ -69,6 +77,17 @@ def finish(job: Job, outcome: Outcome, output: Path) -> Iterator[Progress | Done
         yield Failed(problems[0])
     else:
         yield Done(tuple(song.copy for song in saving.songs if song.problem is None), record)
+
+
+def best_takes(takes: Sequence[Take], count: int) -> list[Take]:
+    """Return the `count` best of the `takes`, in their order; one that failed comes after all others."""
+
+    def worth(place: int) -> tuple[bool, float]:
+        take = takes[place]
+        return take.problem is None, song_score.total(take.parts) or 0.0
+
+    ranked = sorted(range(len(takes)), key=worth, reverse=True)
+    return [takes[place] for place in sorted(ranked[:count])]
 
 
 def takes_at_once(takes: int, seconds: float) -> int:
@@ -320,6 +339,13 @@ def _measured(request: SongRequest, take: Take) -> tuple[TakeEntry, Any]:
     )
     if target is not None:
         entry["gain_reduction_db"] = round(reduction, 2)
+    score = song_score.total(take.parts)
+    if score is not None:
+        entry["score"] = score
+        entry["score_parts"] = song_score.shown(take.parts)
+    if "lines" in take.words:
+        entry["alignment"] = take.words["score"]
+        entry["lines"] = take.words["lines"]
     return entry, samples
 
 

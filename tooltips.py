@@ -29,6 +29,7 @@ LABELS = {
     "detail": "Follow the source's",
     "plan": "Plan the song first",
     "rewrite": "Rewrite my prompt",
+    "score": "Parts of the score",
     "brief": "What the song is about",
     "loras": "LoRAs",
 }
@@ -56,6 +57,8 @@ HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that 
     "format": "File format for downloads.",
     "loudness": "LUFS, {low} to {high}; streaming services play at -14. Blank: the loudest peak is at -1 dBFS.",
     "fade_out": "Length of the fade-out, in seconds.",
+    "best_of": "Make up to {high} songs and keep the best of them as takes, by their score. Blank: keep all.",
+    "score": "What counts when takes are compared. Each part is measured where it applies.",
     "variation": "Blends in a second seed: 0 is the first seed's song, 1 is the second's.",
     "variation_seed": "The second seed, used when Variation is above 0. -1 picks one.",
     "timbre_token": "Adds the token that the largest checkpoint was trained with. Off: as in diffusers.",
@@ -528,6 +531,7 @@ TAKE_WITHOUT_COPY = (
 )
 TAKE_WITHOUT_TAGS = "The settings could not be saved in the file."
 TAKE_FAILED = "Take {take} (seed {seed}) failed: {message}"
+SORT = "Best first"
 LEVEL = "Play at equal loudness"
 LEVEL_HELP = "Louder takes are turned down while you listen; the files do not change."
 DIGITS_HELP = "Press 1 to 9 to switch takes without losing your place."
@@ -590,6 +594,25 @@ def please_check(labels: Sequence[str]) -> str:
     if not others:
         return f"Please check {last}."
     return f"Please check {', '.join(others)} and {last}."
+
+
+SCORE = "score {score:.0f}"
+BEST = "The best of these {count}, with {score:.0f} of 100{why}."
+BETTER = {
+    "lyrics": "its words can be followed most clearly",
+    "recognition": "the planner recognizes your words in it best",
+    "tempo": "it keeps to the tempo best",
+    "silence": "it is silent for the shortest time",
+    "clipping": "it clips the least",
+    "noise": "it sounds the least like noise",
+    "ending": "its end is the least abrupt",
+}
+
+
+def best_take(count: int, score: float, part: str) -> str:
+    """Say which take is best of `count`, and, if a `part` of the score decided it, why."""
+    why = f": {BETTER[part]}" if part else ""
+    return BEST.format(count=count, score=score, why=why)
 
 
 def take_levels(take: Mapping[str, Any]) -> list[str]:

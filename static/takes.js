@@ -229,6 +229,7 @@
           ]),
           !card.gone && line,
           card.gone && make("p", { class: "gone", text: texts.gone }),
+          card.best && make("p", { class: "best", text: card.best }),
           ...(card.warnings || []).map((text) => make("p", { class: "warning", text })),
           words,
           note(card),
@@ -268,8 +269,14 @@
       for (const take of shown) element.contains(take) ? take.follow() : shown.delete(take);
     });
 
+    const listed = () => {
+      if (!find(".sort input").checked) return order;
+      return order.toSorted((one, other) => (other.score ?? -1) - (one.score ?? -1));
+    };
+
     const redraw = () => {
-      list.replaceChildren(...order.map((card) => draw(card, cards.indexOf(card) + 1)));
+      list.replaceChildren(...listed().map((card) => draw(card, cards.indexOf(card) + 1)));
+      find(".sort").hidden = new Set(cards.map(({ score }) => score)).size < 2;
       find(".level").hidden = cards.length < 2;
       find(".record").hidden = !record;
       find(".record pre").textContent = JSON.stringify(record, null, 2);
@@ -432,6 +439,7 @@
     // --- the page ---
 
     find(".level input").addEventListener("change", player.level);
+    find(".sort input").addEventListener("change", redraw);
 
     const receive = () => {
       const value = props.value;

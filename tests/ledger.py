@@ -248,7 +248,7 @@ class Ledger:
         patch.setattr(song_conditions, "has_audio_codes", lambda pipe: True)
         patch.setattr(song_conditions, "audio_codes", lambda pipe, clean: [])
         patch.setattr(audio, "read_wav", lambda path: None)
-        patch.setattr(song_align, "_heads_of", lambda weights: {1: (0,)})
+        patch.setattr(song_align, "heads_of", lambda weights: {1: (0,)})
 
 
 def weights_of(folder: Path) -> Weights:

@@ -21,6 +21,7 @@ from events import Done, Failed, InvalidRequest, Progress
 from limits import MAX_LYRIC_TOKENS, SAMPLE_RATE
 from params import parse_request
 from status import TimedLyrics
+from tests.engine.songs import song
 from tests.files import write_song
 
 LYRICS = "[Verse 1]\nslow light on the window\n\n[Chorus - soft]\nstay (ooh) a while\n"
@@ -257,6 +258,25 @@ def test_what_is_heard_are_the_heads_of_the_noisy_song(studio, take, monkeypatch
     drawn = song_loop.draw_noise(song_loop.generators_for((7,)), *heard["latents"].shape[1:])
     assert bool((heard["noise"] == drawn).all())
     assert heard["tokens"] == song_align.lyric_slice(pipe, LYRICS.strip(), "en")[0]
+
+
+def test_a_song_is_timed_while_it_is_scored(studio, output):
+    """Its lines and its alignment score are there at once, from one pass over its own latents."""
+    done = song(studio, lyrics=LYRICS, language="en", bpm=90, takes=2)
+    takes = done.record["takes"]
+    for entry in takes:
+        assert [line["text"] for line in entry["lines"]] == [
+            "slow light on the window",
+            "stay (ooh) a while",
+        ]
+        assert 0 <= entry["lines"][0]["start"] <= entry["lines"][1]["end"] <= 10
+        assert entry["score_parts"]["lyrics"] == pytest.approx(100 * entry["alignment"], abs=0.06)
+    assert takes[0]["lines"] != takes[1]["lines"]
+    later = timed(studio, done.files[0], steps=2, prompt="calm piano")
+    assert later["score"] == pytest.approx(takes[0]["alignment"], abs=0.1)
+    off = song(studio, lyrics=LYRICS, options={"score": ["noise"]}).record["takes"][0]
+    assert not {"lines", "alignment"} & set(off)
+    assert "lines" not in song(studio, lyrics="").record["takes"][0]
 
 
 def test_a_song_without_words_cannot_be_asked_for(take):

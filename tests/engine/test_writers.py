@@ -62,9 +62,9 @@ def planned_codes(studio, monkeypatch) -> planner.Plan:
     plans = []
     run = modes.run
 
-    def spy(pipe, job, plan=None):
+    def spy(pipe, job, plan=None, *others):
         plans.append(plan)
-        return run(pipe, job, plan)
+        return run(pipe, job, plan, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(modes, "run", spy)

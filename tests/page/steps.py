@@ -9,9 +9,11 @@ from typing import Any
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
+from limits import SCORE_PARTS
 from params import LoraChoice
 
 MARKUP = '<img src=x onerror="document.title=1"> <b>bold</b> {{value}} ${1+1}'
+WITHOUT_TEMPO = tuple(part for part in SCORE_PARTS if part != "tempo")
 # The controls of every song tab: how a visitor sets each, and the value in the request.
 SHARED = {
     "prompt": ("type", "brass band", "brass band"),
@@ -35,6 +37,8 @@ SHARED = {
     "options.fade_out": ("slide", "2.5", 2.5),
     "options.variation": ("slide", "0.3", 0.3),
     "options.variation_seed": ("type", "11", 11),
+    "options.best_of": ("type", "5", 5),
+    "options.score": ("unpick", "Tempo", WITHOUT_TEMPO),
     "options.timbre_token": ("tick", False, False),
     "options.memory_plan": ("choose", "One model at a time", "swap"),
     "options.loras": (
@@ -143,6 +147,8 @@ class Tab:
             checked = field.locator("label:has(input:checked)")
             before = checked.first.inner_text() if checked.count() else None
             field.get_by_label(value, exact=True).check()
+        elif how == "unpick":
+            field.get_by_label(value, exact=True).uncheck()
         elif how == "choose":
             control = field.get_by_role("combobox")
             before = control.input_value()

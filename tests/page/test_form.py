@@ -21,6 +21,8 @@ CONTROLS = {
     "bpm": ("type", "about 90 bpm", 90),
     "duration": ("type", "about 1:23,4 min", 83.4),
     "options.rewrite": ("tick", True, True),
+    "options.exclude": ("type", "no brass", "no brass"),
+    "options.plan_strength": ("slide", "0.6", 0.6),
     "options.plan_temperature": ("slide", "0.5", 0.5),
     "options.plan_cfg": ("slide", "3.5", 3.5),
     "options.plan_seed": ("type", "1,024", 1024),

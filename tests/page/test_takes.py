@@ -12,9 +12,9 @@ from gradio import utils as gradio_utils
 from playwright.sync_api import Locator, Page, expect
 
 import audio_export
-from events import Failed, Problem
+from events import Done, Failed, Problem
 from status import TimedLyrics
-from tests.page.conftest import LRC
+from tests.page.conftest import LINES, LRC
 from tests.page.steps import expect_tappable, reload
 
 SECONDS = 7
@@ -416,6 +416,52 @@ def test_a_take_is_downloaded_in_another_format(generate, fake):
     expect(generate.take()).to_contain_text("Converted from MP3")
     download(generate, "MP3")
     expect(generate.take()).not_to_contain_text("Converted from")
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+SCORES = ({"tempo": 40.0, "noise": 100.0}, {"tempo": 90.0, "noise": 90.0}, {"tempo": 60.0})
+
+
+@pytest.mark.slow
+def test_the_best_take_is_marked_and_comes_first_on_request(generate, fake):
+    def scored(request: Any) -> Any:
+        for event in fake.song(request):
+            if isinstance(event, Done):
+                for take, parts in zip(event.record["takes"], SCORES, strict=False):
+                    take.update(score=parts["tempo"], score_parts=parts)
+                    take.update(lines=LINES, alignment=0.61)
+            yield event
+
+    fake.script = scored
+    make(generate, fake, 3)
+    panel = generate.part("panel")
+    expect(panel.locator(".best")).to_have_count(1)
+    expect(generate.take(2)).to_contain_text(
+        "The best of these 3, with 90 of 100: it keeps to the tempo best."
+    )
+    expect(generate.take(1)).to_contain_text("score 40")
+    cards = panel.locator(".list > .take")
+
+    def order() -> list[str]:
+        return [card.get_attribute("id") for card in cards.all()]
+
+    assert order() == [f"generate-take-{number}" for number in (1, 2, 3)]
+    first = panel.get_by_role("checkbox", name="Best first")
+    first.check()
+    assert order() == [f"generate-take-{number}" for number in (2, 3, 1)]
+    # Lines that were timed on the way need no run.
+    asked = len(fake.requests)
+    generate.way("Timed lyrics", 2).click()
+    expect(generate.take(2).locator("ol.timed button")).to_have_count(2)
+    expect(generate.take(2)).to_contain_text("Alignment score 0.61 of 1")
+    assert len(fake.requests) == asked
+    first.uncheck()
+    assert order() == [f"generate-take-{number}" for number in (1, 2, 3)]
+    fake.script = fake.play
+    make(generate, fake, 2)
+    expect(panel.locator(".best")).to_have_count(0)
+    expect(first).to_be_hidden()
 
 
 # --- timed lyrics -------------------------------------------------------------------------------------------------
