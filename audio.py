@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+import audio_media
 from limits import MAX_SOURCE_SECONDS, SAMPLE_RATE
 
 MAX_UPLOAD_BYTES = 500_000_000
@@ -53,8 +54,11 @@ def decode(path: str | Path) -> np.ndarray:
 
     Mono goes to both sides, surround is mixed down, other rates are resampled with soxr's VHQ; at
     48 kHz the samples of a file of up to 24 bits are exact. Memory stays near the size of the
-    result, however large the source is.
+    result, however large the source is. Recordings of phones and browsers need PyAV.
     """
+    media = _media(Path(path))
+    if media is not None:
+        return _decoded_media(Path(path), media)
     with _opened(Path(path)) as file:
         samples = np.zeros((2, round(file.frames * SAMPLE_RATE / file.samplerate)), np.float32)
         filled = 0
@@ -71,6 +75,12 @@ def decode(path: str | Path) -> np.ndarray:
 
 def duration_of(path: str | Path) -> float:
     """Return the length in seconds from a file's header, with the limits and errors of `decode`."""
+    media = _media(Path(path))
+    if media is not None:
+        with _opened_media(Path(path), media) as sound:
+            frames = sound.frames()
+            _check_header(sound.rate, frames)
+            return frames / sound.rate
     with _opened(Path(path)) as file:
         return file.frames / file.samplerate
 
@@ -91,10 +101,7 @@ _EXPORT = "Save its sound as WAV, FLAC, MP3, OGG or AIFF and choose that file."
 # Offset and mark of other kinds of files, none of which libsndfile reads, though it takes some of
 # them for noise.
 _FOREIGN = (
-    (4, b"ftypM4A", "an M4A file"),
-    (4, b"ftyp", "a video file (MP4 or MOV)"),
     (4, b"moov", "a video file (MOV)"),
-    (0, b"\x1aE\xdf\xa3", "a video file (MKV or WebM)"),
     (8, b"AVI ", "a video file (AVI)"),
     (0, b"FLV\x01", "a video file (FLV)"),
     (0, b"\0\0\x01\xba", "a video file (MPEG)"),
@@ -153,6 +160,42 @@ def _opened(path: Path) -> Iterator[sf.SoundFile]:
             ) from error
 
 
+def _media(path: Path) -> audio_media.Media | None:
+    return audio_media.media_of(_head(path))
+
+
+@contextmanager
+def _opened_media(path: Path, media: audio_media.Media) -> Iterator[audio_media.Sound]:
+    if not audio_media.can_read():
+        message = f"This is {media.name}. {audio_media.NAMES} are read here only with PyAV, which is not installed."
+        raise AudioError(message, _EXPORT)
+    try:
+        with audio_media.opened(path, media) as sound:
+            yield sound
+    except audio_media.Unreadable as error:
+        raise AudioError(f"This is {media.name}, but it {error}.", _EXPORT) from error
+
+
+def _decoded_media(path: Path, media: audio_media.Media) -> np.ndarray:
+    """Return a recording of a phone or a browser as `decode` does; what it says of its length is not relied on."""
+    parts = []
+    with _opened_media(path, media) as sound:
+        done = 0
+
+        def blocks() -> Iterator[np.ndarray]:
+            nonlocal done
+            for block in sound.blocks():
+                done += len(block)
+                if done > MAX_SOURCE_SECONDS * sound.rate:
+                    break
+                yield _mixed_down(block, _LAYOUTS)
+
+        _check_header(sound.rate, sound.rate)
+        parts = list(_at_studio_rate(blocks(), sound.rate))
+        _check_header(sound.rate, done)
+    return np.ascontiguousarray(np.concatenate(parts).T)
+
+
 def _head(path: Path) -> bytes:
     try:
         size = path.stat().st_size
@@ -205,25 +248,29 @@ def _check_header(rate: int, frames: int) -> None:
 def _stereo_blocks(file: sf.SoundFile) -> Iterator[np.ndarray]:
     """Yield the file as float32 blocks [samples, 2], surround mixed down."""
     layouts = _VORBIS_LAYOUTS if file.format == "OGG" else _LAYOUTS
-    # Mono, and more than eight channels, which have no known positions, go to both sides.
-    gains = np.array(
-        [_GAINS[place] for place in layouts.get(file.channels, "C" * file.channels)], np.float32
-    )
-    gains /= gains.sum(axis=0)  # so that full scale in every channel cannot pass full scale
     done = 0
     while len(block := file.read(max(_BLOCK // file.channels, 1), dtype="float32", always_2d=True)):
         done += len(block)
-        if not peak_of(block) <= _LOUDEST:  # also false for NaN
-            raise AudioError(
-                "The file contains samples that are not numbers or far beyond full scale.", _AGAIN
-            )
-        yield block @ gains
+        yield _mixed_down(block, layouts)
     if file.frames - done > _MISSING_SECONDS * file.samplerate:
         found = done / file.samplerate
         expected = file.frames / file.samplerate
         raise AudioError(
             f"The file is damaged: it ends after {found:.1f} of {expected:.1f} seconds.", _AGAIN
         )
+
+
+def _mixed_down(block: np.ndarray, layouts: Mapping[int, str]) -> np.ndarray:
+    """Return a block [samples, channels], whose channels are as `layouts` say, as [samples, 2]."""
+    if not peak_of(block) <= _LOUDEST:  # also false for NaN
+        raise AudioError(
+            "The file contains samples that are not numbers or far beyond full scale.", _AGAIN
+        )
+    channels = block.shape[1]
+    # Mono, and more than eight channels, which have no known positions, go to both sides.
+    gains = np.array([_GAINS[place] for place in layouts.get(channels, "C" * channels)], np.float32)
+    gains /= gains.sum(axis=0)  # so that full scale in every channel cannot pass full scale
+    return block @ gains
 
 
 def _at_studio_rate(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:

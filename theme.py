@@ -48,6 +48,7 @@ SCRIPTS = (
     "listen",
     "zoom",
     "beats",
+    "media",
 )
 STYLES = ("studio", "faces", "takes", "latest")  # in Gradio's style sheet
 HEAD_STYLES = ("player", "motion")  # in the head of the page, where Gradio leaves them alone
@@ -126,7 +127,8 @@ def _variables(side: int) -> str:
 
 def head() -> str:
     """Return the scripts, inlined to be there before the first click, and styles for the head."""
-    scripts = "\n".join(static(f"{name}.js") for name in SCRIPTS)
+    texts = json.dumps(tooltips.SCRIPT_TEXTS)
+    scripts = "\n".join([*(static(f"{name}.js") for name in SCRIPTS), f"studio.texts = {texts};"])
     styles = _style_sheets(HEAD_STYLES)
     return f"<script>\n{scripts}\n</script>\n<style>\n{styles}</style>"
 

@@ -34,7 +34,7 @@ LABELS = {
     "loras": "LoRAs",
 }
 
-UPLOAD = "WAV, FLAC, MP3, OGG or AIFF, 1 second to 10 minutes, up to 500 MB"
+UPLOAD = "WAV, FLAC, MP3, OGG, AIFF, M4A, MP4 or WebM, 1 second to 10 minutes, up to 500 MB"
 HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that tab or action
     "prompt": "Describe your song: genre, mood, instruments, voice.",
     "lyrics": "The words to sing, with tags such as [Verse] on lines of their own. Leave empty for an instrumental.",
@@ -421,6 +421,8 @@ STAGES = {
     "aligning": "Finding where each line is sung",
 }
 COUNTED = {"planning": "code", "steps": "step", "decoding": "part", "finishing": "take"}
+# of scripts that have no component of their own (static/media.js)
+SCRIPT_TEXTS = {"decoding": "Reading the recording ..."}
 CANCELLED = "Cancelled. Your settings are still here."
 NO_CONNECTION = "No connection to the studio. Your run goes on without it ..."
 CUT_OFF = "Your last run was cut off when the studio restarted."

@@ -69,8 +69,8 @@ BAD_FILES = {
     "text": ("a.wav", lambda t: "Verse 1: the café\n".encode() * 500, "text file"),
     "text in a headerless format": ("a.vox", lambda t: b"hello world\n" * 50_000, "text file"),
     "noise": ("a.wav", lambda t: np.random.default_rng(0).bytes(200_000), "not an audio file"),
-    "mp4": ("a.mp4", lambda t: b"\0\0\0\x20ftypisom" + bytes(4000), "video"),
-    "m4a": ("a.m4a", lambda t: b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(4000), "M4A"),
+    "mp4": ("a.mp4", lambda t: b"\0\0\0\x20ftypisom" + bytes(4000), "This is an MP4 file"),
+    "m4a": ("a.m4a", lambda t: b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(4000), "This is an M4A file"),
     "half a header": ("a.wav", lambda t: wav_bytes(t, tone(2.0))[:20], "damaged"),
     "header alone": ("a.wav", lambda t: wav_bytes(t, tone(2.0))[:44], "no sound"),
     "half a flac": ("a.flac", lambda t: half(flac_bytes(t)), "damaged"),
@@ -84,6 +84,6 @@ BAD_FILES = {
 NO_AUDIO = {
     "empty": (b"", "The file is empty."),
     "text": (b"la la la\n" * 100, "This is a text file, not audio."),
-    "video": (b"\0\0\0\x20ftypisom" + bytes(2000), "This is a video file (MP4 or MOV)"),
+    "video": (b"\0\0\0\x20ftypisom" + bytes(2000), "This is an MP4 file"),
     "corrupt": (b"RIFF\x24\0\0\0WAVEfmt \x10" + b"\xff" * 400, "The file is damaged"),
 }

@@ -17,7 +17,8 @@ PARTS = {
     "mlx_lm": "mlx-lm",
 }
 NOT_IMPORTED = {"accelerate"}  # requirements.txt says why
-OPTIONAL = {"ray", "gguf"}  # requirements-ray.txt and requirements-songwriter.txt
+# requirements-ray.txt, requirements-songwriter.txt and requirements-media.txt
+OPTIONAL = {"ray", "gguf", "av"}
 
 
 def named() -> set[str]:
