@@ -281,7 +281,7 @@ def needs_planner(names: list[str], reason: str) -> str:
 
 
 def song_facts(bpm: int | None, *others: str) -> list[str]:
-    """Return what is known of a song: the tempo, and those of the `others` that are not empty."""
+    """Return a song's known facts: the tempo, and those of the `others` that are not empty."""
     tempo = f"{bpm} BPM" if bpm else ""
     return _filled([tempo, *others])
 
@@ -424,7 +424,7 @@ COUNTED = {"planning": "code", "steps": "step", "decoding": "part", "finishing":
 # of scripts that have no component of their own (static/media.js)
 SCRIPT_TEXTS = {"decoding": "Reading the recording ..."}
 CANCELLED = "Cancelled. Your settings are still here."
-NO_CONNECTION = "No connection to the studio. Your run goes on without it ..."
+NO_CONNECTION = "No connection to the studio. Your run continues without it ..."
 CUT_OFF = "Your last run was cut off when the studio restarted."
 CUT_OFF_HINT = "Make it again: its settings are still here."
 MAKE_AGAIN = "Make it again"
@@ -438,11 +438,9 @@ DOWNLOAD_DONE = "The model is ready. The next song will use it."
 DOWNLOAD_UNUSED = (
     "The model is ready, but ACE_STUDIO_MODEL is set to preview. Unset it and restart the studio."
 )
-ALMOST_DONE_SECONDS = 10  # less than this is not counted down
-# stages followed by others of unknown length
+ALMOST_DONE_SECONDS = 10  # less time than this is not counted down
+# Stages that are followed by others of unknown length.
 OPEN_ENDED = ("steps", "planning", "loading", "preparing")
-
-
 LENGTH_SETTLED = "The song will be {length} long."
 
 
@@ -468,7 +466,9 @@ def progress_sentence(event: Any) -> TimedSentence:
     """Return stage, step n of N, time so far and time left of a run."""
     done = ", ".join(_filled([STAGES[event.stage], _step(event)]))
     left = _time_left(event)
-    return TimedSentence(f"{done}, ", event.elapsed, f" so far, {left}." if left else " so far.")
+    if left:
+        return TimedSentence(f"{done}, ", event.elapsed, f" so far, {left}.")
+    return TimedSentence(f"{done}, ", event.elapsed, " so far.")
 
 
 def _step(event: Any) -> str:
@@ -513,7 +513,9 @@ def waiting_sentence(place: int | None, starts_in: float | None) -> str:
         when = ", starts in a moment"
         if starts_in >= ALMOST_DONE_SECONDS:
             when = f", starts in about {clock(starts_in)}"
-    return f"{'Next in the queue' if place == 1 else f'Place {place} in the queue'}{when}."
+    if place == 1:
+        return f"Next in the queue{when}."
+    return f"Place {place} in the queue{when}."
 
 
 def done_sentence(takes: int, asked: int, seconds: float) -> str:
@@ -591,7 +593,7 @@ NOTHING_SUNG = "The lyrics have no lines to sing."
 
 
 def please_check(labels: Sequence[str]) -> str:
-    """Name the fields that are wrong."""
+    """Return the sentence that names the wrong fields."""
     *others, last = labels
     if not others:
         return f"Please check {last}."
@@ -752,8 +754,8 @@ CLI_HELP = {
     "port": "port to listen on (GRADIO_SERVER_PORT, the first free one from 7860)",
     "share": "make a public link through Gradio's servers: anyone who has it can use the studio (GRADIO_SHARE)",
     "model": "song model: org/repo, a folder, or preview (ACE_STUDIO_MODEL, ACE-Step/acestep-v15-xl-sft-diffusers)",
-    "planner": "planning model: org/repo[/folder], a folder, preview or off (ACE_STUDIO_PLANNER, ACE-Step/Ace-Step1.5)",
-    "lyrics": "lyrics model: org/repo, a folder, preview or off (ACE_STUDIO_LYRICS, Qwen/Qwen2.5-7B-Instruct)",
+    "planner": "planner: org/repo[/folder], a folder, preview or off (ACE_STUDIO_PLANNER, ACE-Step/Ace-Step1.5)",
+    "lyrics": "songwriter: org/repo, a folder, preview or off (ACE_STUDIO_LYRICS, Qwen/Qwen2.5-7B-Instruct)",
     "output": "folder for finished songs (ACE_STUDIO_OUTPUT, outputs beside app.py)",
     "mcp": "also serve the API as tools for assistants (GRADIO_MCP_SERVER)",
     "ray": "make songs on Ray workers: local (if no address is given) starts one for each GPU of this machine, "

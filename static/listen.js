@@ -1,4 +1,4 @@
-// Plays a part of a file: a button, a loop, and a playhead that is told of at every frame. Nothing else plays meanwhile.
+// Plays a part of a file: a button, a loop, and a playhead that is updated every frame. Nothing else plays meanwhile.
 (() => {
   // The source's player is Gradio's, in a shadow tree that no event of it leaves.
   const { play: start } = HTMLMediaElement.prototype;
@@ -20,7 +20,7 @@
     const playing = () => !audio.paused && !audio.ended;
     const looped = () => loop.getAttribute("aria-pressed") === "true";
 
-    // A file is not asked for before it is to be heard.
+    // A file is not requested before it is played.
     const here = () => (audio.readyState ? audio.currentTime : last);
     const put = (seconds) => {
       last = seconds;

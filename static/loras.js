@@ -1,4 +1,4 @@
-// The LoRAs that were added. The list is `props.value`: what a request needs of each LoRA, and what is said of it.
+// The added LoRAs. The list is `props.value`: what a request needs of each LoRA, and the texts about it.
 studio.loras = (element, props, _trigger, watch) => {
   const { clamp, fill, make } = studio.tools;
   const find = (selector) => element.querySelector(selector);

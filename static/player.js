@@ -1,4 +1,4 @@
-// One player for the whole page, at the foot of the window, which goes on while tabs change. A track is {mode, number, card,
+// One player for the whole page, at the foot of the window, which keeps playing while tabs change. A track is {mode, number, card,
 // gain(), lost()}; `tracks` of a tab lists those that its digits and the player's buttons switch between. Whoever shows a
 // track hears "studio-player" on the document.
 (() => {
@@ -35,7 +35,7 @@
 
   const drawn = (heights) => `${bars(heights)}<div class="played">${bars(heights)}</div>`;
 
-  // What a song in the making looks like: no song's outline in particular.
+  // The outline shown while a song is being made: not that of a particular song.
   const sketch = () =>
     drawn(Array.from({ length: BARS }, (_, at) => 12 + 90 * Math.abs(Math.sin(at * 0.9) * Math.sin(at * 0.11 + 0.4))));
 

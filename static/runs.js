@@ -21,7 +21,7 @@
   const isOver = (run) => run.facts && !["waiting", "running"].includes(run.facts.state);
   const open = () => [...runs.values()].filter((run) => !isOver(run));
   const of = (bar) => [...runs.values()].filter((run) => run.bar === bar);
-  // What a bar shows: the run that goes on, or the next one.
+  // What a bar shows: the run that is under way, or the next one.
   const current = (bar) => {
     const active = of(bar).filter((run) => !isOver(run));
     return active.find(({ facts }) => facts?.state === "running") ?? active[0];

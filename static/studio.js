@@ -1,4 +1,4 @@
-// What Gradio does not do by itself. Everything is delegated from the document: Gradio draws its elements anew at will.
+// What Gradio does not do by itself. Everything is delegated from the document: Gradio re-renders its elements whenever it likes.
 window.studio = {};
 
 // Gradio watches every object of the page's description, and goes through all events for each component, twice: half a
@@ -33,7 +33,7 @@ window.studio = {};
 })();
 
 (() => {
-  // Leaving the page ends a download, so ask first; songs go on.
+  // Leaving the page ends a download, so ask first; songs continue.
   window.addEventListener("beforeunload", (event) => {
     if (document.querySelector('#download-progress .progress-line[data-state="running"]')) {
       event.preventDefault();

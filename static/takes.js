@@ -48,7 +48,7 @@
     let cards = [];
     let order = []; // of the cards on the page: the newest ones first
     let record;
-    let runs = []; // that go on or wait, of static/runs.js
+    let runs = []; // those that run or wait, from static/runs.js
 
     const named = (name, values) => fill(texts[name], values);
 
@@ -305,7 +305,7 @@
       player.renew(mode);
     };
 
-    // --- songs in the making ---
+    // --- songs that are being made ---
 
     const empty = () => {
       const none = find(".empty");

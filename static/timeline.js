@@ -36,7 +36,7 @@ const show = () => {
   }
 };
 
-// What cannot be is drawn as far as it can; the line below the fields and validation say the rest.
+// Impossible values are clamped; the line below the fields and validation explain them.
 const take = () => {
   const value = props.value || {};
   length = value.seconds || 0;

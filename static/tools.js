@@ -43,7 +43,7 @@ studio.tools = (() => {
     return made;
   };
 
-  // Listens on the document until a component is gone: Gradio tells its script nothing when it builds a component anew.
+  // Listens on the document until a component is gone: Gradio does not notify the script when it rebuilds a component.
   const whileThere = (element) => {
     const gone = new AbortController();
     let built = element.isConnected;

@@ -286,7 +286,7 @@ def level_off(vae: nn.Module) -> None:
 def rehearse(
     places: dict[str, Path], plans: Sequence[str] | None, seconds: float, steps: int
 ) -> None:
-    """Run every stage by every plan and print a row for each; what fails says why, and the rest goes on."""
+    """Run every stage by every plan and print a row for each; a failure is reported, and the rest still runs."""
     with tempfile.TemporaryDirectory() as folder:
         own = {"ACE_STUDIO_PLANNER": "off", "ACE_STUDIO_LYRICS": "off", "ACE_STUDIO_OUTPUT": folder}
         os.environ.update({**own, **{name: str(place) for name, place in places.items()}})
@@ -359,7 +359,7 @@ def measured(
 
 
 def forget_peak() -> None:
-    """Start counting the largest use of memory anew, as far as the system allows."""
+    """Reset the peak of memory use, if the system allows that."""
     import torch
 
     if torch.cuda.is_available():

@@ -98,7 +98,7 @@ def rank_keys(heard: np.ndarray) -> list[str]:
 
 
 def key_match(heard: str, asked: str) -> str:
-    """Return "same", "relative" or "other"; `asked` may be spelled with flats. Raises ValueError for what is no key."""
+    """Return "same", "relative" or "other"; `asked` may be spelled with flats. Raises ValueError unless it is a key."""
     (pitch, scale), (wanted, wanted_scale) = _parse_key(heard), _parse_key(asked)
     if (pitch, scale) == (wanted, wanted_scale):
         return "same"

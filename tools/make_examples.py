@@ -76,7 +76,7 @@ def make(name: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """Make them all anew."""
+    """Make all examples again."""
     bootstrap.bootstrap()
     os.environ["ACE_STUDIO_MODEL"] = PREVIEW
     SOUNDS.mkdir(parents=True, exist_ok=True)

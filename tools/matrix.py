@@ -232,7 +232,7 @@ def step_db(samples: np.ndarray, rate: int, border: float) -> float:
 
 
 class Meter:
-    """Notes the largest memory of `studio` in bytes while it is open: resident, and on the GPU where that is told."""
+    """Notes the largest memory of `studio` in bytes while it is open: resident, and on the GPU if it reports that."""
 
     def __init__(self, studio: psutil.Process | None):
         self.peak = 0

@@ -6,7 +6,10 @@ import importlib
 import sys
 
 COMMANDS = {
-    "engine": ("engine_train", "train the built-in engine, stage by stage; run it again to go on"),
+    "engine": (
+        "engine_train",
+        "train the built-in engine, stage by stage; run it again to continue",
+    ),
     "evaluate": ("engine_evaluate", "make songs with the built-in engine and measure them"),
     "words": (
         "engine_words",
@@ -14,11 +17,11 @@ COMMANDS = {
     ),
     "planner": (
         "planner",
-        "train the built-in planner on the band's scores; run it again to go on",
+        "train the built-in planner on the band's scores; run it again to continue",
     ),
     "songwriter": (
         "songwriter",
-        "train the built-in songwriter on training/lyrics; run it again to go on",
+        "train the built-in songwriter on training/lyrics; run it again to continue",
     ),
     "evaluate-songwriter": (
         "songwriter_evaluate",

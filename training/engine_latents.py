@@ -146,7 +146,7 @@ def clock(frames: int) -> np.ndarray:
 
 
 def random_events(rng: np.random.Generator, ticks: int) -> Events:
-    """Return events that are no music: what the decoder must play whatever the song model asks for."""
+    """Return events that are not music: the decoder must play whatever the song model asks for."""
     step, tick, moments = rng.integers(6, 26), int(rng.integers(0, 8)), []
     while tick < ticks:
         moments.append(tick)

@@ -154,7 +154,7 @@ class Training:
 
     @property
     def share(self) -> float:
-        """How much of the training is done, 0 to 1; one that goes on from a checkpoint begins at half."""
+        """How much of the training is done, 0 to 1; one that continues a checkpoint begins at half."""
         share = share_of(self.step, self.spent, self.minutes, self.steps)
         return (1 + share) / 2 if self.begun else share
 
@@ -277,7 +277,7 @@ def half_pays(device: torch.device) -> bool:
 
 
 def begin(checkpoint: Path, folder: Path, smoke: bool = False) -> None:
-    """Write the parts of a checkpoint into `folder` as states that a training goes on from, if it holds none yet."""
+    """Write the parts of a checkpoint into `folder` as states from which training continues, if it holds none yet."""
     if (folder / "song.pt").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -342,7 +342,7 @@ tags: [music, text-to-audio, preview]
 
 Short instrumental pieces in {len(STYLES)} styles ({", ".join(STYLES)}),
 in the layout of ACE-Step 1.5 and with its classes, {sum(counts.values()) / 1e6:.1f} M parameters in bfloat16.
-The studio plays it until the real model is downloaded; it is no substitute for it.
+The studio plays it until the real model is downloaded; it is not a substitute for it.
 
 It was trained from nothing on music that `training/band_sounds.py` of this project computes. No recording, no text and
 no weights of anybody else went into it. Its prompts are in English.

@@ -1,4 +1,4 @@
-"""Train the built-in planner on the band's scores: run it again to go on; --export writes assets/planner.
+"""Train the built-in planner on the band's scores: run it again to continue; --export writes assets/planner.
 
 A small Qwen3 in the planner's own layout reads a caption and the lyrics' section tags, and writes metadata and the
 built-in engine's codes, five a second. The prompts are those that `planner.py` makes. Four tasks share the model:
@@ -280,7 +280,7 @@ def with_words(lyrics: str, chance: random.Random) -> str:
 
 
 class Training:
-    """The model, its optimizer, and everything that a later run needs to go on."""
+    """The model, its optimizer, and everything that a later run needs to continue."""
 
     def __init__(self, state: Path, tokenizing: Tokenizing):
         self.state = state

@@ -1,4 +1,4 @@
-"""Train the built-in songwriter's LoRA on the lyrics in training/lyrics: run it again to go on.
+"""Train the built-in songwriter's LoRA on the lyrics in training/lyrics: run it again to continue.
 
 SmolLM2 135M Instruct learns to write songs line by line, each line behind the word that it ends with:
 
@@ -174,7 +174,7 @@ class Student:
 
 
 class Training:
-    """The optimizer and everything that a later run needs to go on; `queue` holds the ids that this pass has left."""
+    """The optimizer and everything that a later run needs to continue; `queue` has the ids left in this pass."""
 
     def __init__(self, student: Student, tokenizer: Any, state: Path, lyrics: Path):
         import torch
