@@ -1,9 +1,8 @@
-"""What the configuration of a checkpoint may say, so that a wrong number is a sentence and not a
-silent song.
+"""Checks of a checkpoint's configuration, so that a wrong number becomes a sentence instead of a silent song.
 
 The rules are those of the classes: AceStepPipeline's parts in diffusers (0.42), and language models
-in transformers. They are applied to the names that a configuration has; what it leaves out is the
-class's default.
+in transformers. They apply to the names that a configuration has; for others the class's default
+is used.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Whole numbers from 1 up, wherever they stand.
+# Names whose values are whole numbers from 1 up.
 COUNT = re.compile(
     r"num_\w*(hidden_layers|heads|quantizers)|num_train_timesteps|(text_|timbre_|encoder_)?hidden_(size|dim)|"
     r"intermediate_size|head_dim|in_channels|audio_acoustic_hidden_dim|patch_size|sliding_window|pool_window_size|"
@@ -25,8 +24,8 @@ POSITIVE = ("rope_theta", "rms_norm_eps", "shift")
 # Lists of whole numbers from 1 up.
 LISTS = ("downsampling_ratios", "channel_multiples", "fsq_input_levels")
 LAYER_TYPES = ("full_attention", "sliding_attention")
-# What may be null: a default of the classes in diffusers, and in transformers also what an
-# architecture lacks.
+# Names that may be null: the default of a class in diffusers, or in transformers also something
+# that an architecture lacks.
 NULL = ("encoder_hidden_size", "fsq_input_levels", "layer_types")
 NULL_IN_TRANSFORMERS = ("sliding_window", "head_dim", "num_key_value_heads")
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -34,28 +33,34 @@ LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 def config_flaw(config: Mapping[str, Any]) -> str | None:
     """Return what is wrong with a part's configuration, such as "num_hidden_layers is -1, not ...", or None."""
-    of_diffusers = "_class_name" in config
-    may_be_null = NULL if of_diffusers else NULL + NULL_IN_TRANSFORMERS
+    is_of_diffusers = "_class_name" in config
+    may_be_null = NULL if is_of_diffusers else NULL + NULL_IN_TRANSFORMERS
     for name, value in config.items():
         if value is None and name in may_be_null:
             continue
         wanted = _wanted(name, value)
         if wanted:
             return f"{name} is {json.dumps(value)[:40]}, not {wanted}"
-    return _heads_flaw(config) or (_layer_types_flaw(config) if of_diffusers else None)
+    flaw = _heads_flaw(config)
+    if flaw is None and is_of_diffusers:
+        flaw = _layer_types_flaw(config)
+    return flaw
 
 
 def layers_flaw(config: Mapping[str, Any], tensors: Iterable[str]) -> str | None:
-    """Return why the number of layers is not that of the weights: fewer would be left out without a word."""
-    numbers = [int(found[1]) for name in tensors for found in LAYER.finditer(name)]
+    """Return what is wrong with the number of layers, or None: further layers of the weights would be ignored."""
+    count = 0
+    for name in tensors:
+        for match in LAYER.finditer(name):
+            count = max(count, int(match[1]) + 1)
     wanted = config.get("num_hidden_layers")
-    if not numbers or wanted is None or max(numbers) + 1 == wanted:
+    if not count or wanted is None or count == wanted:
         return None
-    return f"num_hidden_layers is {wanted}, but the weights have {max(numbers) + 1} layers"
+    return f"num_hidden_layers is {wanted}, but the weights have {count} layers"
 
 
 def _wanted(name: str, value: Any) -> str:
-    """Return what the value of `name` should be, "" if it is that."""
+    """Return what the value of `name` should be, "" if it is right."""
     if COUNT.fullmatch(name):
         if _is_count(value):
             return ""
@@ -66,8 +71,7 @@ def _wanted(name: str, value: Any) -> str:
             return ""
         return "a number above 0"
     if name in LISTS:
-        is_list = isinstance(value, list) and value and all(_is_count(each) for each in value)
-        if is_list:
+        if isinstance(value, list) and value and all(_is_count(item) for item in value):
             return ""
         return "a list of whole numbers from 1 up"
     return ""
@@ -79,9 +83,11 @@ def _is_count(value: Any) -> bool:
 
 def _heads_flaw(config: Mapping[str, Any]) -> str | None:
     heads = config.get("num_attention_heads")
-    shared = config.get("num_key_value_heads")
-    if heads and shared and heads % shared:
-        return f"num_attention_heads is {heads}, not a multiple of num_key_value_heads ({shared})"
+    key_heads = config.get("num_key_value_heads")
+    if heads and key_heads and heads % key_heads:
+        return (
+            f"num_attention_heads is {heads}, not a multiple of num_key_value_heads ({key_heads})"
+        )
     return None
 
 
@@ -89,7 +95,7 @@ def _layer_types_flaw(config: Mapping[str, Any]) -> str | None:
     types = config.get("layer_types")
     if types is None:
         return None
-    if not isinstance(types, list) or not all(each in LAYER_TYPES for each in types):
+    if not isinstance(types, list) or not all(kind in LAYER_TYPES for kind in types):
         return f"layer_types may only name {' and '.join(LAYER_TYPES)}"
     layers = config.get("num_hidden_layers", len(types))
     if len(types) != layers:

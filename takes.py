@@ -1,8 +1,7 @@
-"""Takes into files: measured, encoded and tagged in memory, written once, and copied for the page;
-the output folder.
+"""Takes into files: measured, encoded, tagged in memory, written once, copied for the page; the output folder.
 
-Every take is on its own: what goes wrong with one costs no other, and a song that is in the output
-folder stays there.
+Takes are independent: an error in one affects no other, and a song that is in the output folder
+stays there.
 """
 
 from __future__ import annotations
@@ -46,15 +45,15 @@ log = logging.getLogger("studio")
 _SECRET = secrets.token_bytes(32)
 LOUDNESS_MISSED_LU = 0.5
 HEAVY_LIMITING_DB = 6
-# Errors of a folder that refuses a name: letters it cannot store, or too many of them.
+# Errors of a folder that refuses a name: it cannot store a letter, or the name is too long.
 BAD_NAME = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
 
 
 def finish(job: Job, outcome: Outcome, output: Path) -> Iterator[Progress | Done | Failed]:
-    """Save the good takes into `output`, side by side; ends with `Done`, or `Failed` without any.
+    """Save the good takes into `output`, several at once; yields `Done` last, or `Failed` if none could be saved.
 
-    `Done` has paths of copies that Gradio serves: the output folder is never served. Closing the
-    generator ends the writing.
+    `Done` has paths of copies that Gradio serves: the output folder itself is never served. Closing
+    the generator ends the writing.
     """
     started = time.monotonic()
     record = _record_of(job, outcome)
@@ -66,9 +65,8 @@ def finish(job: Job, outcome: Outcome, output: Path) -> Iterator[Progress | Done
             if take not in chosen
         ]
     saving = Saving(job.request, record, output, chosen)
-    yield from saving.run(
-        takes_at_once(len(chosen), job.request.song_seconds(jobs.source_seconds(job)))
-    )
+    seconds = job.request.song_seconds(jobs.source_seconds(job))
+    yield from saving.run(takes_at_once(len(chosen), seconds))
     prune(saving.paths())
     _fill_in(record, saving)
     record["seconds"]["finishing"] = round(time.monotonic() - started, 3)
@@ -91,7 +89,7 @@ def best_takes(takes: Sequence[Take], count: int) -> list[Take]:
 
 
 def takes_at_once(takes: int, seconds: float) -> int:
-    """Return how many takes of `seconds` to save at once: one per core, in total no longer than the longest song."""
+    """Return how many takes of `seconds` to save at once: one per core, together no longer than the longest song."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -121,12 +119,12 @@ def _notes(request: SongRequest, kind: str) -> Iterator[str]:
 
 
 def _fill_in(record: SongRecord, saving: Saving) -> None:
-    """Add the saved takes, and what went wrong with the others, to the record."""
+    """Add the saved takes, and the failures of the others, to the record."""
     for number, song in enumerate(saving.songs, 1):
         if song.problem:
-            record["errors"].append(
-                TakeFailure(take=number, seed=song.take.seed, message=song.problem.text())
-            )
+            message = song.problem.text()
+            failure = TakeFailure(take=number, seed=song.take.seed, message=message)
+            record["errors"].append(failure)
         elif song.written:
             record["takes"].append(song.written.entry)
     saved = len(saving.paths())
@@ -146,7 +144,7 @@ class Written:
 
 @dataclass
 class Song:
-    """A take on its way into files: first it is `written`, then it gets a `copy`, unless a `problem` ends that."""
+    """A take that becomes a file: first it is `written`, then it gets a `copy`, unless a `problem` prevents it."""
 
     take: Take
     problem: Problem | None
@@ -175,12 +173,12 @@ class Saving:
         self._closed = threading.Event()
 
     def run(self, at_once: int) -> Iterator[Progress]:
-        """Save all takes; closing the generator ends the writing. What goes wrong is the `problem` of its song."""
+        """Save all takes; closing the generator ends the writing. A failure becomes the `problem` of its song."""
         threads = futures.ThreadPoolExecutor(at_once, "take")
         try:
             yield from self._until_done([threads.submit(self._save, song) for song in self.songs])
-            # Takes written in parallel may fill a disk that has room for some of them: try again
-            # one by one.
+            # Takes that are written at once may fill a disk that has room for some of them: try
+            # these again one by one.
             for song in self.songs:
                 if at_once > 1 and song.is_full and song.take.problem is None:
                     song.problem = None
@@ -196,10 +194,11 @@ class Saving:
         return [song.problem for song in self.songs if song.problem]
 
     def _until_done(self, saving: list[futures.Future]) -> Iterator[Progress]:
-        left = {each for each in saving if not each.done()}
-        while left:
-            yield Progress("finishing", len(self.songs) - len(left) + 1, len(self.songs))
-            left = futures.wait(left, BEAT_SECONDS, futures.FIRST_COMPLETED).not_done
+        unfinished = {future for future in saving if not future.done()}
+        while unfinished:
+            number = len(self.songs) - len(unfinished) + 1
+            yield Progress("finishing", number, len(self.songs))
+            unfinished = futures.wait(unfinished, BEAT_SECONDS, futures.FIRST_COMPLETED).not_done
 
     def _save(self, song: Song) -> None:
         """Write the file of a song and its copy for the page; raises CancelledError."""
@@ -231,11 +230,12 @@ class Saving:
         """Write a take into the output folder under a free name; return its bytes too."""
         entry, samples = _measured(self.request, take)
         kind = self.request.options.format
-        words = (self.request.prompt, take.seed, kind, self.request.mode)
+        name_parts = (self.request.prompt, take.seed, kind, self.request.mode)
         file = audio_export.encode(samples, kind, self._closed.is_set)
-        # it may have been deleted since the song began
+        # The folder may have been deleted since the song began.
         self.output.mkdir(parents=True, exist_ok=True)
-        title = next(audio_export.free_names(self.output / audio_export.file_name(*words))).stem
+        likely_path = self.output / audio_export.file_name(*name_parts)
+        title = next(audio_export.free_names(likely_path)).stem
         try:
             self._tag(file, title, entry, samples)
         except Exception as error:
@@ -245,7 +245,7 @@ class Saving:
         digest = hashlib.sha256(file.getbuffer()).hexdigest()
         with audio_export.aside(self.output) as part:
             part.write_bytes(file.getbuffer())
-            path = self._claim(part, words)
+            path = self._claim(part, name_parts)
         entry["name"] = path.name
         entry["sha256"] = digest
         return file, Written(path, entry)
@@ -255,14 +255,14 @@ class Saving:
         picture = audio_export.picture_for_tags(samples, entry["seed"], Stored.of(tags).key)
         audio_export.tag(file, title, tags, picture)
 
-    def _claim(self, part: Path, words: tuple[str, int, str, str]) -> Path:
-        """Give a file its name, in ASCII if the output folder does not take the letters of the prompt."""
+    def _claim(self, part: Path, name_parts: tuple[str, int, str, str]) -> Path:
+        """Give a file its name, in ASCII if the output folder cannot store the letters of the prompt."""
         try:
-            return audio_export.claim(part, self.output / audio_export.file_name(*words))
+            return audio_export.claim(part, self.output / audio_export.file_name(*name_parts))
         except (UnicodeEncodeError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in BAD_NAME:
                 raise
-        return audio_export.claim(part, self.output / audio_export.plain_file_name(*words))
+        return audio_export.claim(part, self.output / audio_export.plain_file_name(*name_parts))
 
 
 def _copy_or_link(file: io.BytesIO, song: Path) -> str:
@@ -283,7 +283,7 @@ def _copy_or_link(file: io.BytesIO, song: Path) -> str:
 
 
 def copy_for_page(file: io.BytesIO, name: str) -> str:
-    """Write a copy into the folder that Gradio serves and return its path, which nobody else can guess.
+    """Write a copy into the folder that Gradio serves; return its path, which nobody can guess.
 
     On a full disk, the oldest uploads and copies that nobody uses make room for it.
     """
@@ -375,11 +375,9 @@ SONG_NAME = re.compile(r"(.+-seed-\d+)(?:-\d+)?\.(wav|flac|mp3|ogg)")
 
 
 def songs_folder() -> Path:
-    return (
-        Path(os.environ.get("ACE_STUDIO_OUTPUT") or Path(__file__).with_name("outputs"))
-        .expanduser()
-        .resolve()
-    )
+    """Return the output folder, which may not exist yet."""
+    folder = os.environ.get("ACE_STUDIO_OUTPUT") or Path(__file__).with_name("outputs")
+    return Path(folder).expanduser().resolve()
 
 
 def output_folder() -> Path:
@@ -399,7 +397,7 @@ def output_folder() -> Path:
 
 
 def retention() -> tuple[float, float]:
-    """Return for how many days, and up to how many gigabytes (10^9 bytes) in all, songs are kept; inf for "off"."""
+    """Return for how many days, and up to how many gigabytes (10^9 bytes) in total, songs are kept; inf for "off"."""
     days, gb = ON_A_SPACE if os.environ.get("SPACE_ID") else AT_HOME
     return _limit(KEEP_DAYS, days), _limit(KEEP_GB, gb)
 
@@ -409,7 +407,7 @@ def prune(made: Collection[Path] = ()) -> None:
     sweep_songs()
     days, gb = retention()
     oldest = clock.now() - days * 86_400
-    most = gb * 1e9
+    most_bytes = gb * 1e9
     songs = [song for song in _files() if SONG_NAME.fullmatch(song[0].name)]
     songs.sort(key=lambda song: song[1].st_mtime)
 
@@ -417,7 +415,8 @@ def prune(made: Collection[Path] = ()) -> None:
         if not songs:
             return False
         _, first = songs[0]
-        return first.st_mtime < oldest or sum(facts.st_size for _, facts in songs) > most
+        total_bytes = sum(facts.st_size for _, facts in songs)
+        return first.st_mtime < oldest or total_bytes > most_bytes
 
     if are_too_many():
         songs = [song for song in songs if _is_ours(song[0])]  # reads their tags
@@ -467,7 +466,7 @@ def _files() -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether the record in a file's tags matches its name: the studio deletes no other songs."""
+    """Tell whether the record in a file's tags matches its name: the studio deletes no other songs."""
     name = SONG_NAME.fullmatch(path.name)
     if name is None:
         return False
@@ -476,5 +475,9 @@ def _is_ours(path: Path) -> bool:
     prompt = stored.request.get("prompt")
     if not isinstance(prompt, str) or not isinstance(stored.mode, str):
         return False
-    own = (prompt, stored.seed, kind, stored.mode)
-    return f"{stem}.{kind}" in (audio_export.file_name(*own), audio_export.plain_file_name(*own))
+    name_parts = (prompt, stored.seed, kind, stored.mode)
+    our_names = (
+        audio_export.file_name(*name_parts),
+        audio_export.plain_file_name(*name_parts),
+    )
+    return f"{stem}.{kind}" in our_names
