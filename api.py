@@ -131,7 +131,7 @@ SONG = {
 LYRICS = {
     "brief": "What the song is about{length}.",
     "structure": f"The sections: one of {', '.join(limits.STRUCTURES)}, or your own words{{length}}. Empty "
-    "leaves them to the writer.",
+    "leaves them to the songwriter.",
     "language": 'Language to write in as a code such as "en", "ja" or "yue".',
     "tone": "The mood, such as wistful or playful{length}.",
     "seed": "The same seed gives the same lyrics, {range}; -1 picks one.",
