@@ -67,7 +67,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def no_built_in_songwriter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the built-in songwriter away: on a bare machine it would stand in, where its packages are installed."""
+    """Hide the built-in songwriter: with its packages installed it would replace a missing songwriter."""
     monkeypatch.setattr("lyrics_small.missing", lambda: "the tests do without it")
 
 

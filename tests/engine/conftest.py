@@ -22,7 +22,7 @@ ON = {"ACE_STUDIO_PLANNER": "random", "ACE_STUDIO_LYRICS": "random"}
 
 @pytest.fixture(scope="session", autouse=True)
 def made(tiny: Path) -> None:
-    """Have the random song model there before a test loads it."""
+    """Make sure the random song model exists before a test loads it."""
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,7 @@ def make_studio(monkeypatch: pytest.MonkeyPatch, pipeline: Any) -> Callable[...,
 
 
 @pytest.fixture(scope="session")
-def writers(pipeline: Any) -> backend.Backend:
+def studio_with_words(pipeline: Any) -> backend.Backend:
     """A backend with both language models loaded and the shared pipeline."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ON.items():
@@ -76,10 +76,10 @@ def writers(pipeline: Any) -> backend.Backend:
 
 
 @pytest.fixture
-def writing(writers: backend.Backend, monkeypatch: pytest.MonkeyPatch) -> backend.Backend:
+def writing(studio_with_words: backend.Backend, monkeypatch: pytest.MonkeyPatch) -> backend.Backend:
     """Make the backend with both language models the shared one."""
-    monkeypatch.setattr(backend, "_backend", writers)
-    return writers
+    monkeypatch.setattr(backend, "_backend", studio_with_words)
+    return studio_with_words
 
 
 @pytest.fixture
