@@ -449,11 +449,15 @@ def sentence(problem: Problem) -> str:
     return text
 
 
-def check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
-    """Raise HTTPException if there is no such endpoint or function, or if the call's inputs do not fit it."""
+def check_call(blocks: Any, route: str, values: dict[str, Any]) -> str:
+    """Return the name of the endpoint that is called, "" if it is none.
+
+    Raises HTTPException if there is no such endpoint or function, or if the call's inputs do not
+    fit it.
+    """
     kind, _, name = route.partition("/")
     if kind not in ("run", "api", "call", "queue"):
-        return
+        return ""
     index = values.get("fn_index") if kind != "call" else None
     if kind == "queue" and not isinstance(index, int):
         raise HTTPException(400, "fn_index must be the number of a function.")
@@ -473,10 +477,11 @@ def check_call(blocks: Any, route: str, values: dict[str, Any]) -> None:
         raise HTTPException(503, FULL.text())
     if kind == "call" and name.startswith("v2/"):
         _check_names(function.api_name, values)
-        return
+        return function.api_name
     data = values.get("data")
     if not function.cancels and (not isinstance(data, list) or len(data) != len(function.inputs)):
         raise HTTPException(422, f"data must be a list of {len(function.inputs)} values.")
+    return function.api_name or ""
 
 
 def _check_names(name: str, values: dict[str, Any]) -> None:

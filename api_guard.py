@@ -34,7 +34,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import UPLOADS, check_call
+import api_keys
+from api import ENDPOINTS, UPLOADS, check_call
 from api_runs import OwnRoutes
 from api_uploads import UNREADABLE, Uploads, check_origin
 from events import NO_THREADS, is_disk_full, is_out_of_memory, is_out_of_threads
@@ -53,6 +54,11 @@ NO_SESSION = 'data: {"msg":"unexpected_error","message":"404: Not Found","sessio
 # A run that is cancelled before the page knows its event is still cancelled if it joins the queue
 # within this time.
 JOIN_SECONDS = 5.0
+GUARDED = (
+    *ENDPOINTS,
+    "run",
+    "cancel_run",
+)  # by the key for programs; not /capabilities, nor the page
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -139,7 +145,8 @@ class KnownHosts:
         address = environ.get("GRADIO_SERVER_NAME", "")
         self.app = app
         self.any_address = address in ("0.0.0.0", "::", "[::]")
-        hosts = ["127.0.0.1", "localhost", "::1"]
+        # The last is what a container calls the machine that it runs on.
+        hosts = ["127.0.0.1", "localhost", "::1", "host.docker.internal"]
         hosts += environ.get("ACE_STUDIO_HOSTS", "").replace(",", " ").split()
         hosts += (
             [socket.gethostname(), f"{socket.gethostname()}.local"]
@@ -261,11 +268,15 @@ class Calls:
             return
         body, receive = await _read(scope, receive)
         if route.split("/")[0] == "mcp":
+            _check_key(scope)
             await self._mcp(scope, body, receive, answer)
             return
         values = _parsed(body)
         _check_names(values.get("session_hash"), values.get("event_id"))
-        check_call(scope["app"].get_blocks(), route, values)
+        name = check_call(scope["app"].get_blocks(), route, values)
+        # A tool's call has been checked on its way to MCP.
+        if name in GUARDED and Headers(scope=scope).get(CALL_HEADER, "") not in self.tool_calls:
+            _check_key(scope)
         answer.rewrites = True
         if route == "queue/join" or route.startswith("call/"):
             async with self.joining:
@@ -471,6 +482,13 @@ async def _read(scope: Scope, receive: Receive) -> tuple[bytes, Receive]:
         return await receive()
 
     return bytes(body), again
+
+
+def _check_key(scope: Scope) -> None:
+    """Raise HTTPException if the studio wants a key and the call does not carry it."""
+    problem = api_keys.problem(Headers(scope=scope))
+    if problem:
+        raise HTTPException(401, problem)
 
 
 def _object(body: bytes) -> dict[str, Any]:

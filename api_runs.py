@@ -109,9 +109,8 @@ def _runs_for(request: Request) -> Runs:
     return request.app.get_blocks().runs
 
 
-def _note_visitor(request: Request, run_id: str) -> None:
+def note_visitor(request: Request, runs: Runs, run_id: str) -> None:
     """Note that somebody still follows this run, with a fresh token for ZeroGPU."""
-    runs = _runs_for(request)
     runs.heard(run_id, hidden="hidden" in request.query_params)
     if VISITOR_HEADER in request.headers:
         runs.renew(run_id, gr.Request(request))
@@ -128,7 +127,7 @@ async def several(request: Request) -> Response:
         )
     found = []
     for run_id in ids:
-        _note_visitor(request, run_id)
+        note_visitor(request, _runs_for(request), run_id)
         try:
             facts = facts_of(_runs_for(request), run_id)
             facts["record"] = None
@@ -144,7 +143,7 @@ async def several(request: Request) -> Response:
 
 async def one(request: Request) -> Response:
     run_id = request.path_params["run"]
-    _note_visitor(request, run_id)
+    note_visitor(request, _runs_for(request), run_id)
     try:
         return JSONResponse(
             facts_of(_runs_for(request), run_id), headers={"Cache-Control": "no-store"}

@@ -29,7 +29,9 @@ from typing import Any, NoReturn
 import gradio as gr
 from gradio import http_server
 
+import api_chat
 import api_guard
+import api_official
 import calm_log
 import connections
 import gpu_ray
@@ -73,6 +75,7 @@ def build_app(studio: Backend | None = None) -> gr.Blocks:
         connect_memory(demo, forms)
         # Never rendered, so that the page does not build it; compact, so that it adds no groups.
         with gr.Column(variant="compact", render=False):
+            demo.studio = studio
             demo.runs = runs_of(studio)  # api_guard.py finds them here
             add_endpoints(studio, demo.runs)
     served.users[:] = [demo.runs.files, partial(_shown, demo)]
@@ -105,7 +108,7 @@ async def _tidying(app: Any) -> AsyncIterator[None]:
         served.delete_own()
 
 
-def launch(demo: gr.Blocks, port: int | None = None) -> str:
+def launch(demo: Any, port: int | None = None) -> str:
     """Serve `demo` and return its URL; raises OSError. `port` None means the first free port from 7860."""
     # Gradio tries ports with an IPv4 socket, bound to the name that was in the environment when it was imported.
     http_server.LOCALHOST_NAME = "127.0.0.1"
@@ -130,7 +133,11 @@ def launch(demo: gr.Blocks, port: int | None = None) -> str:
             _frontend=False,
             # each has its own copy of the page's settings, about 2 MB
             state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": api_guard.middleware(), "lifespan": _tidying},
+            app_kwargs={
+                "middleware": api_guard.middleware(),
+                "lifespan": _tidying,
+                "routes": api_official.routes(demo.studio, demo.runs, api_chat.add_routes),
+            },
         )
     connections.limit(demo.server.config)
     return url

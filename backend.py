@@ -48,9 +48,11 @@ from params import (
     Request,
     Settings,
     SongRequest,
+    WrittenRequest,
     check_audio,
     check_source,
     settle,
+    with_sketch,
 )
 from record import HERE, WordsRecord, library_versions, words_record
 from status import SongwriterStatus, Status, WorkerStatus
@@ -174,6 +176,8 @@ class Backend:
             yield Failed(gpu.problem_of(error))
 
     def _run(self, request: Request) -> Generator[Event]:
+        if isinstance(request, WrittenRequest):
+            request = yield from self._with_words(request)
         if not gpu_ray.wanted():
             yield from self.gather(request)
         output = None
@@ -208,6 +212,25 @@ class Backend:
                 yield from takes.finish(job, event, output)
             else:
                 yield Done((), _words_record(job, event))
+
+    def _with_words(self, request: WrittenRequest) -> Generator[Event, None, Request]:
+        """Write the words of a song first; where nobody can, it is made from what was sent."""
+        try:
+            with contextlib.closing(self._run(request.words)) as events:
+                for event in events:
+                    if isinstance(event, Failed):
+                        raise StudioError.of(event.problem)
+                    if isinstance(event, Done):
+                        return with_sketch(request, event.record["sketch"])
+                    yield event
+        except StudioError as error:
+            idea = getattr(request.words, "idea", "")
+            if not idea and not request.prompt:
+                raise
+            note = f"The planner did not write the words: {error.problem.message}"
+            yield Progress("preparing", note=note)
+            return with_sketch(request, {"prompt": idea})
+        raise StudioError("cancelled", "Cancelled before it was done.")
 
     def _with_loras(self, job: Job) -> Generator[Event, None, Job]:
         specs = []

@@ -135,6 +135,32 @@ class Progress:
     note: str = ""  # a sentence for the visitor, such as why the model is loaded again
 
 
+# How far a run is where a stage begins, and how much of it the stage is.
+SHARES: dict[Stage, tuple[float, float]] = {
+    "waiting": (0.0, 0.0),
+    "starting": (0.01, 0.0),
+    "lending": (0.01, 0.0),
+    "downloading": (0.01, 0.01),
+    "loading": (0.02, 0.0),
+    "preparing": (0.03, 0.0),
+    "writing": (0.03, 0.05),
+    "planning": (0.08, 0.17),
+    "reading": (0.25, 0.02),
+    "steps": (0.27, 0.6),
+    "decoding": (0.87, 0.08),
+    "finishing": (0.96, 0.03),
+    "aligning": (0.9, 0.0),
+}
+
+
+def share_done(progress: Progress) -> float:
+    """Return how far a run is, from 0 to 1."""
+    start, share = SHARES[progress.stage]
+    if progress.steps:
+        start += share * min(progress.step / progress.steps, 1.0)
+    return round(start, 3)
+
+
 @dataclass(frozen=True)
 class Draft:
     """The lyrics so far, and why they ended: "" not yet, "stop" by the model, "length" cut off after `max_tokens`."""

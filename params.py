@@ -393,6 +393,14 @@ class PolishRequest(SongWords, mode="polish"):
     seed: Annotated[int, number("seed")] = usual_count("seed")
 
 
+class WrittenRequest(GenerateRequest):
+    """A song whose `words` a language model writes or polishes first; fields of its own that are set
+    stay."""
+
+    needs_words: ClassVar[bool] = False
+    words: InspireRequest | PolishRequest
+
+
 class DescribeRequest(Request, mode="describe"):
     source: Source
     seed: Annotated[int, number("seed")] = usual_count("seed")
@@ -424,6 +432,26 @@ def parse_request(mode: str, values: Mapping[str, Any]) -> Request:
         return REQUESTS[mode].model_validate(fields)
     except ValidationError as error:
         raise InvalidRequest(*(_problem(mode, item) for item in error.errors())) from None
+
+
+def written_request(words: Request, values: Mapping[str, Any]) -> WrittenRequest:
+    """Build the request of a song whose `words` are written first; raises InvalidRequest."""
+    try:
+        return WrittenRequest.model_validate({**values, "words": words})
+    except ValidationError as error:
+        raise InvalidRequest(*(_problem("generate", item) for item in error.errors())) from None
+
+
+def with_sketch(request: WrittenRequest, sketch: Mapping[str, Any]) -> Request:
+    """Return the song of `request` with the fields of a planner's `sketch`; raises InvalidRequest."""
+    fields = {name: getattr(request, name) for name in GenerateRequest.model_fields}
+    if "duration" not in request.model_fields_set:
+        fields["duration"] = None
+    for name, value in sketch.items():
+        is_polished = isinstance(request.words, PolishRequest) and name in ("prompt", "lyrics")
+        if (is_polished and value) or name not in request.model_fields_set:
+            fields[name] = value
+    return parse_request("generate", fields)
 
 
 def options_type(request: type[Request]) -> type[Strict]:

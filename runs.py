@@ -246,6 +246,13 @@ class Runs:
             self._start_waiting()
         return run
 
+    def fail(self, mode: str, problem: Problem) -> str:
+        """Note a run that failed before it began, for who asks for it later; return its id."""
+        run_id = secrets.token_hex(16)
+        entry = runs_journal.Entry(mode, runs_journal.PROCESS, "failed", problem=problem.facts())
+        self._journal.write(run_id, entry)
+        return run_id
+
     def find(self, run_id: str) -> Run | None:
         """Return a run that is waiting, running, or has ended lately."""
         with self._lock:
@@ -331,6 +338,11 @@ class Runs:
                 "running": len(self._running),
                 "ended": len(self._ended),
             }
+
+    def ended(self) -> list[Run]:
+        """Return the runs that have ended lately, the oldest first."""
+        with self._lock:
+            return list(self._ended.values())
 
     def active(self) -> list[Run]:
         """Return the runs that wait or go on."""

@@ -1,0 +1,287 @@
+"""The chat endpoint of ACE-Step's servers, in OpenRouter's form: a message in, a song as base64 out.
+
+The body becomes a task of the official REST API, so both read their fields alike. Only the last
+message of the user counts, and only the first take is returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from fastapi import APIRouter
+from gradio.context import LocalContext
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+import api_official_tasks as tasks
+from api_official import (
+    BUSY,
+    MEDIA,
+    Official,
+    json_object,
+    read_body,
+    uploads_folder,
+)
+from events import StudioError
+from runs import Run
+
+MOST_BYTES = 96 * 1024**2  # a song in base64
+HEARTBEAT_SECONDS = 2.0
+# A text of so many lines that are on average shorter than this is taken for lyrics.
+LYRIC_LINES = 4
+LYRIC_CHARACTERS = 60
+SECTION = re.compile(r"^\s*\[[^\]\n]{1,60}\]\s*$", re.MULTILINE)
+PROMPT_TAG = re.compile(r"<prompt>(.*?)</prompt>", re.DOTALL | re.IGNORECASE)
+LYRICS_TAG = re.compile(r"<lyrics>(.*?)</lyrics>", re.DOTALL | re.IGNORECASE)
+AUDIO_FORMAT = re.compile(r"[a-z0-9]{1,5}")
+# A field of audio_config -> that of a task.
+CONFIG = {
+    "duration": "audio_duration",
+    "bpm": "bpm",
+    "key_scale": "key_scale",
+    "time_signature": "time_signature",
+    "vocal_language": "vocal_language",
+    "format": "audio_format",
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """The last message of the user: its text, and the sounds in it as base64 with their formats."""
+
+    text: str
+    sounds: tuple[tuple[str, str], ...] = ()
+
+
+def add_routes(router: APIRouter, official: Official) -> None:
+    router.post("/v1/chat/completions")(Chat(official).completions)
+
+
+class Chat:
+    def __init__(self, official: Official):
+        self.official = official
+
+    async def completions(self, request: Request) -> Response:
+        """Make a song from a message of a chat, which may hold audio; stream true sends it in pieces."""
+        self.official.check(request)
+        body = json_object(await read_body(request, MOST_BYTES))
+        message = message_in(body)
+        if not message.text.strip() and not message.sounds:
+            raise HTTPException(400, "The last message of the user is empty.")
+        LocalContext.request.set(gr.Request(request))
+        owner = self.official.owner(request)
+        try:
+            run = await asyncio.to_thread(self._start, body, message, owner)
+        except StudioError as error:
+            busy = error.problem.code in BUSY
+            return _refusal(429 if busy else 400, error.problem.text())
+        answer = Answer(self.official, run, str(body.get("model") or ""))
+        if body.get("stream") is True:
+            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            stream = answer.pieces()
+            return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+        try:
+            return JSONResponse(await answer.whole())
+        except StudioError as error:
+            return _refusal(500, error.problem.text())
+
+    def _start(self, body: Mapping[str, Any], message: Message, owner: str) -> Run:
+        fields = fields_of(body, message.text)
+        files = [_file_of(*sound) for sound in message.sounds[:2]]
+        if fields.get("task_type") in (None, "", "text2music"):
+            uploads = tasks.Uploads(reference=files[0] if files else "")
+        else:
+            uploads = tasks.Uploads(*files)
+        return self.official.run_of(fields, uploads, owner)
+
+
+def message_in(body: Mapping[str, Any]) -> Message:
+    """Return the last message of the user; raises HTTPException if there is none."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise HTTPException(400, "messages must be a list with a message of the user.")
+    for message in reversed(messages):
+        if isinstance(message, Mapping) and message.get("role") == "user":
+            return _message(message.get("content"))
+    raise HTTPException(400, "messages has no message of the user.")
+
+
+def _message(content: Any) -> Message:
+    if isinstance(content, str):
+        return Message(content)
+    if not isinstance(content, list):
+        return Message("")
+    texts = []
+    sounds = []
+    for part in content:
+        if not isinstance(part, Mapping):
+            continue
+        sound = part.get("input_audio")
+        if isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif isinstance(sound, Mapping) and isinstance(sound.get("data"), str):
+            sounds.append((sound["data"], str(sound.get("format", ""))))
+    return Message("\n".join(texts), tuple(sounds))
+
+
+def fields_of(body: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Return the fields of a task for a chat's body and the text of its message."""
+    fields = {name: value for name, value in body.items() if name not in ("messages", "prompt")}
+    config = body.get("audio_config")
+    if not isinstance(config, Mapping):
+        config = {}
+    for theirs, ours in CONFIG.items():
+        if config.get(theirs) is not None:
+            fields[ours] = config[theirs]
+    fields.setdefault("batch_size", 1)
+    if body.get("seed") is not None:
+        fields["use_random_seed"] = False
+    if body.get("temperature") is not None:
+        fields.setdefault("lm_temperature", body["temperature"])
+    fields |= _words(body, text)
+    if config.get("instrumental") is True:
+        fields["lyrics"] = "[inst]"
+    return fields
+
+
+def _words(body: Mapping[str, Any], text: str) -> dict[str, Any]:
+    prompt = PROMPT_TAG.search(text)
+    lyrics = LYRICS_TAG.search(text)
+    if prompt or lyrics:
+        found = {"prompt": prompt[1].strip() if prompt else ""}
+        if lyrics:
+            found["lyrics"] = lyrics[1].strip()
+        return found
+    if body.get("sample_mode") is True:
+        return {"sample_query": text}
+    if isinstance(body.get("lyrics"), str) and body["lyrics"].strip():
+        return {"prompt": text}
+    if is_lyrics(text):
+        return {"prompt": "", "lyrics": text}
+    return {"prompt": text}
+
+
+def is_lyrics(text: str) -> bool:
+    """Return whether a text looks like lyrics: it has section tags, or several short lines."""
+    if SECTION.search(text):
+        return True
+    lines = [line for line in text.splitlines() if line.strip()]
+    short = sum(map(len, lines)) < LYRIC_CHARACTERS * len(lines)
+    return len(lines) >= LYRIC_LINES and short
+
+
+def _file_of(data: str, kind: str) -> str:
+    """Write a sound of a message to a file; return its path. Raises StudioError."""
+    _, comma, encoded = data.partition(",")
+    try:
+        sound = base64.b64decode(encoded if comma else data, validate=False)
+    except (binascii.Error, ValueError):
+        raise StudioError("bad_audio", "The audio of the message is not base64.") from None
+    suffix = f".{kind}" if AUDIO_FORMAT.fullmatch(kind) else ""
+    path = uploads_folder() / secrets.token_hex(16) / f"audio{suffix}"
+    path.parent.mkdir(mode=0o700)
+    path.write_bytes(sound)
+    return str(path)
+
+
+class Answer:
+    """What a chat is told of its run, whole or in pieces."""
+
+    def __init__(self, official: Official, run: Run, model: str):
+        self.official = official
+        self.run = run
+        self.model = model or f"acestep/{official.model_name()}"
+        self.id = f"chatcmpl-{tasks.task_of(run.id)}"
+        self.created = int(time.time())
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the completion at the end of the run; raises StudioError if it failed."""
+        await self.official.end_of(self.run)
+        message = await asyncio.to_thread(self._message)
+        tokens = len(message["content"].split())
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens},
+        }
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """Yield server-sent events: a heartbeat while the song is made, its words, its sound."""
+        runs = self.official.runs
+        try:
+            yield self._piece({"role": "assistant", "content": ""})
+            told = time.monotonic()
+            async with aclosing(runs.follow(self.run, beat=HEARTBEAT_SECONDS)) as news:
+                async for _ in news:
+                    if time.monotonic() - told >= HEARTBEAT_SECONDS:
+                        told = time.monotonic()
+                        yield self._piece({"content": "."})
+            if self.run.problem:
+                yield self._piece({"content": f"\n\nError: {self.run.problem.text()}"})
+                yield self._piece({}, "error")
+            else:
+                message = await asyncio.to_thread(self._message)
+                yield self._piece({"content": f"\n\n{message['content']}"})
+                yield self._piece({"audio": message["audio"]})
+                yield self._piece({}, "stop")
+            yield "data: [DONE]\n\n"
+        finally:
+            if not self.run.ended:
+                runs.cancel(self.run.id)
+
+    def _piece(self, delta: dict[str, Any], reason: str | None = None) -> str:
+        chunk = {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+        }
+        return f"data: {json.dumps(chunk)}\n\n"
+
+    def _message(self) -> dict[str, Any]:
+        runs = self.official.runs
+        item = tasks.item_of(runs, tasks.task_of(self.run.id))
+        entry = json.loads(item["result"])[0]
+        message = {"role": "assistant", "content": content_of(entry), "audio_codes": None}
+        if not entry.get("file"):  # an analysis
+            return {**message, "audio": []}
+        path = runs.take(self.run.id, 1)
+        kind = MEDIA.get(path.suffix.lstrip("."), "audio/mpeg")
+        sound = base64.b64encode(path.read_bytes()).decode()
+        url = f"data:{kind};base64,{sound}"
+        return {**message, "audio": [{"type": "audio_url", "audio_url": {"url": url}}]}
+
+
+def content_of(entry: Mapping[str, Any]) -> str:
+    """Return what a chat is told of a song in words."""
+    metas = entry["metas"]
+    named = {
+        "Caption": entry["prompt"],
+        "BPM": metas["bpm"],
+        "Duration": f"{metas['duration']} s",
+        "Key": metas["keyscale"],
+        "Time signature": metas["timesignature"],
+    }
+    lines = [f"**{name}:** {value}" for name, value in named.items()]
+    return "\n".join(["## Metadata", *lines, "", "## Lyrics", entry["lyrics"]])
+
+
+def _refusal(status: int, sentence: str) -> JSONResponse:
+    said = {"message": sentence, "code": status}
+    return JSONResponse({"detail": sentence, "error": said}, status)

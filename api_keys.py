@@ -1,0 +1,44 @@
+"""The key that programs must send, if ACE_STUDIO_API_KEY names one or, between commas, several.
+
+It guards the official REST API, its chat endpoint and the named endpoints. The page needs none.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Mapping
+
+VARIABLE = "ACE_STUDIO_API_KEY"
+MISSING = "Missing ai_token or Authorization header"
+WRONG = "Invalid API key"
+WRONG_TOKEN = "Invalid ai_token"
+
+
+def wanted() -> tuple[str, ...]:
+    """Return the keys of which a program must send one, none if everybody may call."""
+    named = os.environ.get(VARIABLE, "").split(",")
+    return tuple(key.strip() for key in named if key.strip())
+
+
+def sent(headers: Mapping[str, str], token: object = None) -> str:
+    """Return the key that a call carries: `ai_token` of its body, Bearer, or bare; "" for none."""
+    if isinstance(token, str) and token:
+        return token
+    header = headers.get("authorization", "").strip()
+    if header.lower().startswith("bearer "):
+        return header[7:].strip()
+    return header
+
+
+def problem(headers: Mapping[str, str], token: object = None) -> str:
+    """Return why a call may not go on, "" if it may."""
+    keys = wanted()
+    key = sent(headers, token)
+    if not keys or any(hmac.compare_digest(key.encode(), each.encode()) for each in keys):
+        return ""
+    if not key:
+        return MISSING
+    if token:
+        return WRONG_TOKEN
+    return WRONG

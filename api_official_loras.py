@@ -1,0 +1,151 @@
+"""The LoRA that a program of the official REST API has loaded: one for each client, and for its tasks
+alone.
+
+Their server has one for everybody. Here a client is a key, or an address, and no song of the page
+and no task of another client gets its LoRA. Files come from the LoRA folder of this studio only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import bootstrap
+import lora_sources
+from backend import Backend
+from events import StudioError
+from limits import shown
+from lora_format import CONFIG_FILE
+from lora_sources import PEFT_FILE
+from params import LoraChoice
+
+FOLDER = "ACE_STUDIO_LORAS"
+MOST_CLIENTS = 200
+NONE_LOADED = "No LoRA is loaded."
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A client's LoRA: a repository, or a file or folder of the LoRA folder."""
+
+    source: str
+    name: str
+    scale: float = 1.0
+    on: bool = True
+
+
+def folder() -> Path:
+    """Return the folder whose LoRAs these programs may name."""
+    named = os.environ.get(FOLDER)
+    return Path(named or Path(__file__).with_name("loras")).expanduser().resolve()
+
+
+class Shelf:
+    """The LoRAs of all clients."""
+
+    def __init__(self, studio: Backend):
+        self._studio = studio
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+
+    def load(self, client: str, path: str, name: str) -> None:
+        """Use the LoRA that `path` names; raises StudioError."""
+        path = path.strip()
+        if lora_sources.hub_id(path) and not _found(path):
+            if not lora_sources.hub_allowed():
+                raise StudioError("lora_hub_off", "LoRAs on Hugging Face are switched off here.")
+            source = path
+        else:
+            place = _found(path)
+            if place is None:
+                message = f"There is no LoRA {shown(path, 80)} in the LoRA folder."
+                hint = f"{FOLDER} names that folder; org/repo on Hugging Face works, too."
+                raise StudioError("lora_missing", message, hint=hint)
+            info = lora_sources.inspect(place, self._studio.widths())
+            if info.problem:
+                raise StudioError.of(info.problem)
+            source = str(place)
+        self._keep(client, Loaded(source, name or Path(path).stem or "default"))
+
+    def unload(self, client: str) -> None:
+        self._loaded.pop(client, None)
+
+    def toggle(self, client: str, on: bool) -> str:
+        """Switch a client's LoRA on or off; return what is wrong, "" if nothing is."""
+        found = self._loaded.get(client)
+        if found is None:
+            return NONE_LOADED if on else ""
+        self._keep(client, replace(found, on=on))
+        return ""
+
+    def scale(self, client: str, scale: float) -> str:
+        """Set the weight of a client's LoRA; return what is wrong, "" if nothing is."""
+        found = self._loaded.get(client)
+        if found is None:
+            return NONE_LOADED
+        self._keep(client, replace(found, scale=scale))
+        return ""
+
+    def status(self, client: str) -> dict[str, Any]:
+        found = self._loaded.get(client)
+        loaded = found or Loaded("", "")
+        scales = {found.name: found.scale} if found else {}
+        return {
+            "lora_loaded": found is not None,
+            "use_lora": found is not None and loaded.on,
+            "lora_scale": loaded.scale,
+            "adapter_type": "lora" if found else None,
+            "scales": scales,
+            "active_adapter": loaded.name or None,
+            "adapters": list(scales),
+            "synthetic_default_mode": False,
+        }
+
+    def choices(self, client: str) -> tuple[LoraChoice, ...]:
+        """Return what a song of this client gets; raises StudioError if its LoRA is gone."""
+        found = self._loaded.get(client)
+        if found is None or not found.on:
+            return ()
+        source = found.source
+        if os.path.isabs(source):
+            source = str(_staged(Path(source)))
+        return (LoraChoice(source=source, weight=found.scale),)
+
+    def _keep(self, client: str, loaded: Loaded) -> None:
+        self._loaded[client] = loaded
+        self._loaded.move_to_end(client)
+        while len(self._loaded) > MOST_CLIENTS:
+            self._loaded.popitem(last=False)
+
+
+def _found(path: str) -> Path | None:
+    """Return the file or PEFT folder that `path` names within the LoRA folder, links resolved."""
+    if "\0" in path or not path:
+        return None
+    home = folder()
+    with suppress(OSError):
+        real = Path(os.path.realpath(home / path))  # an absolute `path` stays itself
+        is_lora = real.is_file() or (real / PEFT_FILE).is_file()
+        if is_lora and real.is_relative_to(home):
+            return real
+    return None
+
+
+def _staged(place: Path) -> Path:
+    """Return the file of a LoRA in the folder of uploads, from which songs take theirs; raises StudioError."""
+    file = place / PEFT_FILE if place.is_dir() else place
+    try:
+        digest = lora_sources.sha256_of(file)
+        target = bootstrap.page_folder() / digest / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for source in (file, file.with_name(CONFIG_FILE)):
+            copy = target.with_name(source.name)
+            if source.is_file() and not copy.exists():
+                shutil.copyfile(source, copy)
+    except OSError:
+        raise StudioError("lora_missing", f"The LoRA {shown(place.name)} is gone.") from None
+    return target
