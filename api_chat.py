@@ -11,7 +11,6 @@ import base64
 import binascii
 import json
 import re
-import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
@@ -31,8 +30,8 @@ from api_official import (
     MEDIA,
     Official,
     json_object,
+    new_upload,
     read_body,
-    uploads_folder,
 )
 from events import StudioError
 from runs import Run
@@ -45,7 +44,6 @@ LYRIC_CHARACTERS = 60
 SECTION = re.compile(r"^\s*\[[^\]\n]{1,60}\]\s*$", re.MULTILINE)
 PROMPT_TAG = re.compile(r"<prompt>(.*?)</prompt>", re.DOTALL | re.IGNORECASE)
 LYRICS_TAG = re.compile(r"<lyrics>(.*?)</lyrics>", re.DOTALL | re.IGNORECASE)
-AUDIO_FORMAT = re.compile(r"[a-z0-9]{1,5}")
 # A field of audio_config -> that of a task.
 CONFIG = {
     "duration": "audio_duration",
@@ -189,11 +187,9 @@ def _file_of(data: str, kind: str) -> str:
         sound = base64.b64decode(encoded if comma else data, validate=False)
     except (binascii.Error, ValueError):
         raise StudioError("bad_audio", "The audio of the message is not base64.") from None
-    suffix = f".{kind}" if AUDIO_FORMAT.fullmatch(kind) else ""
-    path = uploads_folder() / secrets.token_hex(16) / f"audio{suffix}"
-    path.parent.mkdir(mode=0o700)
-    path.write_bytes(sound)
-    return str(path)
+    place = new_upload(f".{kind}", len(sound))
+    place.write_bytes(sound)
+    return str(place)
 
 
 class Answer:

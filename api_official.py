@@ -14,7 +14,6 @@ import json
 import os
 import random
 import re
-import secrets
 import shutil
 import tempfile
 import time
@@ -42,8 +41,8 @@ from starlette.types import Message
 import api_keys
 import api_official_loras
 import api_official_tasks as tasks
-import bootstrap
 import limits
+import served
 from api_official_fields import FIELDS, Values, text
 from api_runs import note_visitor, owner_of
 from audio import MAX_UPLOAD_BYTES
@@ -60,7 +59,6 @@ MOST_JSON_BYTES = 4 * 1024**2
 MOST_UPLOAD_BYTES = 2 * MAX_UPLOAD_BYTES + MOST_JSON_BYTES  # a source and a reference
 MOST_FIELDS = 500
 MOST_TASKS = 200  # in one /query_result
-UPLOAD_SECONDS = 24 * 3600  # that an upload is kept
 BUSY = ("queue_full", "too_many", "too_much")
 LOCAL = ("localhost", "127.0.0.1", "::1")
 MEDIA = {"mp3": "audio/mpeg", "wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg"}
@@ -295,24 +293,22 @@ def _kept_uploads(form: FormData) -> dict[str, str]:
 
 def _kept(file: UploadFile) -> str:
     """Move an upload to a file with a name that nobody can guess; return its path."""
-    suffix = Path(file.filename or "").suffix
-    name = "audio" + (suffix if SUFFIX.fullmatch(suffix) else "")
-    path = uploads_folder() / secrets.token_hex(16) / name
-    path.parent.mkdir(mode=0o700)
-    with path.open("xb") as target:
+    place = new_upload(Path(file.filename or "").suffix, file.size or 0)
+    with place.open("xb") as target:
         shutil.copyfileobj(file.file, target)
-    return str(path)
+    return str(place)
 
 
-def uploads_folder() -> Path:
-    """Return the folder of these programs' uploads, without those of yesterday."""
-    folder = bootstrap.private_folder("uploads")
-    oldest = time.time() - UPLOAD_SECONDS
-    with suppress(OSError):
-        for place in folder.iterdir():
-            if place.stat().st_mtime < oldest:
-                shutil.rmtree(place, ignore_errors=True)
-    return folder
+def new_upload(suffix: str, size: int) -> Path:
+    """Return the place of an upload of `size` bytes; raises HTTPException if there is no room."""
+    if size > MAX_UPLOAD_BYTES:
+        raise HTTPException(413, f"A file may have up to {limits.size_text(MAX_UPLOAD_BYTES)}.")
+    if not served.make_room(size):
+        raise HTTPException(507, "The studio has no room for this file. Try again later.")
+    name = "audio" + (suffix if SUFFIX.fullmatch(suffix) else "")
+    place = served.new_place(name)
+    served.note_own(place)
+    return place
 
 
 # --- the routes -----------------------------------------------------------------------------------

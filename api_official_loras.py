@@ -17,6 +17,7 @@ from typing import Any
 
 import bootstrap
 import lora_sources
+import served
 from backend import Backend
 from events import StudioError
 from limits import shown
@@ -145,7 +146,9 @@ def _staged(place: Path) -> Path:
         for source in (file, file.with_name(CONFIG_FILE)):
             copy = target.with_name(source.name)
             if source.is_file() and not copy.exists():
+                served.make_room(source.stat().st_size)
                 shutil.copyfile(source, copy)
+            served.touch(copy)
     except OSError:
         raise StudioError("lora_missing", f"The LoRA {shown(place.name)} is gone.") from None
     return target
