@@ -1,6 +1,6 @@
-"""The log without floods: one line of code writes at most so many times a minute.
+"""A limit for the log: one line of code writes at most so many times a minute.
 
-What callers send decides how often something is logged, so without a limit they could fill the disk.
+Callers decide how often something is logged, so without a limit they could fill the disk.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 
-MOST_LINES = 30  # of one line of code, in
+MOST_LINES = 30  # that one line of code may write in `SECONDS`
 SECONDS = 60.0
-# They have handlers of their own.
+# Loggers with handlers of their own.
 LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")
 
 
 class Calm(logging.Filter):
-    """Lets the first lines of a minute pass, and then tells how many were left out."""
+    """Lets the first lines of a minute pass; the next minute's first line says how many were left out."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         super().__init__()
@@ -44,7 +44,7 @@ class Calm(logging.Filter):
 
 
 def install() -> None:
-    """Hold what is written from now on to the limit; call it when the server's loggers are set up."""
+    """Limit all further lines; call it once the server's loggers are set up."""
     calm = Calm()
     for handler in logging.getLogger().handlers:
         handler.addFilter(calm)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-# It runs on while the machine sleeps, and nobody can set it.
+# It keeps running while the machine sleeps, and nobody can set it.
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _started = time.time() - time.clock_gettime(_STEADY)
 

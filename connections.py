@@ -1,7 +1,7 @@
-"""Connections to the server: how many there may be, and how long one may take to say what it wants.
+"""Limits on connections to the server: their number, and the time that a request's headers may take.
 
-uvicorn waits without an end for the headers of a request. Whoever begins requests and never ends them
-would take every file that the process may open, and then asyncio writes a traceback for each try to
+uvicorn waits forever for the headers of a request. Requests that are begun and never completed would
+use up every file that the process may open, and then asyncio writes a traceback for each attempt to
 accept one more.
 """
 
@@ -15,20 +15,20 @@ HEADER_SECONDS = 20.0
 MOST_CONNECTIONS = 1000
 # Files that this process opens besides connections: models, songs, libraries, uploads.
 SPARE_FILES = 150
-# Connections over the limit are told so with a 503; further ones are closed unheard.
+# So many connections over the limit are answered with a 503; further ones are closed at once.
 TOLD = 20
 WANTED_FILES = 4096
 
 
 def limit(config: Any) -> None:
-    """Put limits on the connections that a running uvicorn server, whose configuration this is, accepts from now on."""
+    """Limit the connections that a running uvicorn server with this configuration accepts from now on."""
     most = most_connections()
     config.limit_concurrency = most
     config.http_protocol_class = limited(config.http_protocol_class, most + TOLD)
 
 
 def most_connections() -> int:
-    """Return how many connections leave files enough for the rest, half of them for what they ask for."""
+    """Return how many connections leave enough files for everything else; a connection may use two."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         wanted = WANTED_FILES
@@ -49,7 +49,7 @@ def limited(protocol: type[Any], most: int) -> type[Any]:
 
 class _Limits(asyncio.Protocol):
     most: int
-    # of uvicorn's protocols
+    # Attributes of uvicorn's protocols.
     connections: set[Any]
     cycle: Any
     loop: asyncio.AbstractEventLoop
@@ -88,6 +88,6 @@ class _Limits(asyncio.Protocol):
 
     def _give_up(self) -> None:
         self._headers_until = None
-        # A websocket has taken over if the protocol is another one by now.
+        # If the protocol is another one by now, a websocket has taken over.
         if not self._is_answering() and self.transport.get_protocol() is self:
             self.transport.close()

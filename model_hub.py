@@ -1,9 +1,9 @@
 """Download a model from the Hugging Face hub into its cache, with progress, resume and cancel.
 
 huggingface_hub (2.4) deletes a partial file when a download breaks off, and cannot be stopped
-within a file of several gigabytes. So the bytes are streamed here into its documented cache layout:
-first into `blobs/<hash>.incomplete`, which becomes the blob if its hash is right. Once all blobs
-are there, `snapshots/<commit>` links to them.
+within a file of several gigabytes. So this module streams the bytes into its documented cache
+layout: first into `blobs/<hash>.incomplete`, which becomes the blob if its hash is right. Once all
+blobs exist, `snapshots/<commit>` links to them.
 """
 
 from __future__ import annotations
@@ -39,16 +39,23 @@ READ_SECONDS = 20.0
 RETRIES = 5
 RETRY_SECONDS = 1.0
 SPARE_BYTES = 256_000_000
-HASHED_BYTES = 2**22  # between two looks whether the download was stopped
+HASHED_BYTES = 2**22  # between two checks whether the download was stopped
+BUSY_STATUS = (408, 429, 500, 502, 503, 504)  # of a server that may answer later
 
 PARTS = (
-    *("transformer", "vae", "text_encoder", "tokenizer", "condition_encoder"),
-    *("audio_tokenizer", "audio_token_detokenizer", "scheduler"),
+    "transformer",
+    "vae",
+    "text_encoder",
+    "tokenizer",
+    "condition_encoder",
+    "audio_tokenizer",
+    "audio_token_detokenizer",
+    "scheduler",
 )
 INDEX = "model_index.json"
 
 _STOPPED = "What arrived is kept; the next download continues there."
-# endpoint that did not answer -> time.monotonic() of the next try
+# When to ask an endpoint that did not answer again, in `time.monotonic()`.
 _silent_until: dict[str, float] = {}
 
 
@@ -65,7 +72,7 @@ class Selection:
         return sorted(name for name in names if re.fullmatch(self.pattern, name))
 
 
-PIPELINE = Selection(  # weights only as safetensors, without the variants next to them (fp16 ...)
+PIPELINE = Selection(  # weights only as safetensors, without variants such as fp16
     rf"{INDEX}|({'|'.join(PARTS)})/[\w-]+(\.safetensors|(\.safetensors(\.index)?)?\.(json|txt|jinja))",
     INDEX,
     "diffusers pipeline",
@@ -74,6 +81,7 @@ PIPELINE = Selection(  # weights only as safetensors, without the variants next 
 
 
 def language_model(variable: str, folder: str = "") -> Selection:
+    """Return the files of a language model in transformers layout, in a `folder` of its repository."""
     start = f"{folder}/" if folder else ""
     pattern = re.escape(start) + r"[\w.-]+\.(json|txt|jinja|model|safetensors)"
     return Selection(pattern, f"{start}config.json", "language model", variable)
@@ -83,8 +91,8 @@ def download(repo_id: str, selection: Selection = PIPELINE) -> Iterator[Progress
     """Download a model into the Hugging Face cache, continuing what an earlier download left.
 
     Yields progress in MB (10^6 bytes) at every beat; closing the generator stops the download.
-    Raises StudioError if the hub cannot be reached, does not know or guards the model, or if disk
-    or network fail.
+    Raises StudioError if the hub cannot be reached, does not know the model or restricts it, or if
+    disk or network fail.
     """
     if not is_repo_id(repo_id):
         raise StudioError(
@@ -139,27 +147,33 @@ class RepoFile:
     hash: str  # the SHA-256 of a large file, the git blob id of a small one
 
 
-# from all files, and whether the repository is guarded
+# Chooses from all files; the second argument says whether the repository is restricted.
 Chooser = Callable[[list[RepoFile], bool], list[RepoFile]]
 
 
 class Fetch:
-    """One download, in a thread of its own so that a network that hangs does not block whoever watches."""
+    """One download, in a thread of its own, so that a network that hangs does not block `watched`.
+
+    With `token` False the owner's token is never sent.
+    """
 
     def __init__(
         self, repo_id: str, choose: Chooser, variable: str, token: Literal[False] | None = None
     ):
         self.repo_id = repo_id
         self.storage = storage_of(repo_id)
-        # token False: never send the owner's
         self._choose = choose
         self._variable = variable
         self._token = token
         self.stop = threading.Event()
         self.error: StudioError | None = None
         self.files: list[RepoFile] = []  # known, like the commit, once the hub has answered
-        self.commit = self._note = ""
-        self._total = self._done = self._fetched = 0
+        self.commit = ""
+        self._note = ""
+        # Bytes: of all files, of those on the disk, and of those that this download has received.
+        self._total = 0
+        self._done = 0
+        self._fetched = 0
         self._started = time.monotonic()
         self._first_byte = math.inf
 
@@ -191,22 +205,23 @@ class Fetch:
     def _ask(self) -> None:
         api = HfApi(endpoint=constants.ENDPOINT, token=self._token)
         info = api.model_info(self.repo_id, files_metadata=True, timeout=ASK_SECONDS)
-        there = [
-            RepoFile(
-                s.rfilename,
-                s.lfs.size if s.lfs else s.size or 0,
-                (s.lfs.sha256 if s.lfs else s.blob_id) or "",
-            )
-            for s in info.siblings or []
-        ]
-        self.files = self._choose(there, bool(info.private or info.gated))
-        # Hashes become file names below.
-        if not all(
-            re.fullmatch("[0-9a-f]{40,64}", value)
-            for value in (info.sha or "", *(f.hash for f in self.files))
-        ):
-            raise ValueError("the hub's answer has no file hashes")
-        self.commit = info.sha or ""
+        offered = []
+        for sibling in info.siblings or []:
+            digest: str | None
+            if sibling.lfs:
+                size = sibling.lfs.size
+                digest = sibling.lfs.sha256
+            else:
+                size = sibling.size or 0
+                digest = sibling.blob_id
+            offered.append(RepoFile(sibling.rfilename, size, digest or ""))
+        self.files = self._choose(offered, bool(info.private or info.gated))
+        commit = info.sha or ""
+        # Commit and hashes become file names.
+        for value in (commit, *(file.hash for file in self.files)):
+            if not re.fullmatch("[0-9a-f]{40,64}", value):
+                raise ValueError("the hub's answer has no file hashes")
+        self.commit = commit
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -224,8 +239,8 @@ class Fetch:
                 self._pause()
 
     def _pause(self, seconds: float = 0.0) -> None:
+        """Wait; raises StudioError if the download was stopped, which nobody waits for any more."""
         if self.stop.wait(seconds):
-            # which nobody waits for any more
             raise StudioError("cancelled", "The download was stopped.")
 
     def _measure(self) -> None:
@@ -255,24 +270,24 @@ class Fetch:
     def _present(self, file: RepoFile) -> int:
         if _size(self._blob(file)) == file.size:
             return file.size
-        have = _size(self._partial(file))
-        return have if have <= file.size else 0
+        received = _size(self._partial(file))
+        return received if received <= file.size else 0
 
     def _fetch(self, file: RepoFile) -> None:
         if _size(self._blob(file)) == file.size:
             return
         partial = self._partial(file)
-        fruitless = 0
         partial.parent.mkdir(parents=True, exist_ok=True)
         if _size(partial) > file.size:
             partial.unlink()
         partial.touch()
-        while (before := _size(partial)) != file.size:
+        fruitless = 0  # attempts in a row that received nothing
+        while _size(partial) != file.size:
+            before = _size(partial)
             try:
                 self._stream(file, partial)
             except errors.HfHubHTTPError as error:
-                # those only mean "busy"
-                if error.response.status_code not in (408, 429, 500, 502, 503, 504):
+                if error.response.status_code not in BUSY_STATUS:
                     raise
             except errors.HTTPError as error:
                 log.info("the download of %s broke off: %s", file.name, error)
@@ -287,21 +302,21 @@ class Fetch:
 
     def _stream(self, file: RepoFile, partial: Path) -> None:
         """Append the rest of the file to `partial`; a server without ranges sends it from the start."""
-        have = _size(partial)
+        received = _size(partial)
         headers = {**build_hf_headers(token=self._token), "Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
+        if received:
+            headers["Range"] = f"bytes={received}-"
         url = hf_hub_url(self.repo_id, file.name, revision=self.commit, endpoint=constants.ENDPOINT)
         with get_session().stream(
             "GET", url, headers=headers, timeout=READ_SECONDS, follow_redirects=True
         ) as response:
             hf_raise_for_status(response)
-            if have and response.status_code != 206:
-                self._done -= have
-                have = 0
+            if received and response.status_code != 206:
+                self._done -= received
+                received = 0
             self._first_byte = min(self._first_byte, time.monotonic())
-            with partial.open("ab" if have else "wb") as target:
-                # In pieces as they arrive: a larger piece would be lost when the connection breaks
+            with partial.open("ab" if received else "wb") as target:
+                # In pieces as they arrive: a larger piece would be lost if the connection broke
                 # within it.
                 for chunk in response.iter_bytes():
                     self._pause()
@@ -310,11 +325,12 @@ class Fetch:
                     self._fetched += len(chunk)
 
     def _check(self, file: RepoFile, path: Path) -> None:
+        """Compare the hash of a whole file; raises StudioError and deletes the file if it differs."""
         digest = hashlib.sha256()
         if len(file.hash) == 40:
             digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
         with path.open("rb") as source:
-            while piece := source.read(HASHED_BYTES):
+            for piece in iter(lambda: source.read(HASHED_BYTES), b""):
                 self._pause()
                 digest.update(piece)
         if digest.hexdigest() != file.hash:
@@ -323,11 +339,12 @@ class Fetch:
             raise StudioError("download_broken", damaged, hint="Please start the download again.")
 
     def _link(self) -> None:
+        """Make the snapshot, whose files link to the blobs, the one of the branch main."""
         snapshot = self.storage / "snapshots" / self.commit
         for file in self.files:
             pointer = snapshot / file.name
             pointer.parent.mkdir(parents=True, exist_ok=True)
-            if _size(pointer) != file.size:  # also a damaged file in place of the link
+            if _size(pointer) != file.size:  # missing, or a damaged file instead of a link
                 pointer.unlink(missing_ok=True)
                 pointer.symlink_to(os.path.relpath(self._blob(file), pointer.parent))
         reference = self.storage / "refs" / constants.DEFAULT_REVISION
@@ -335,7 +352,7 @@ class Fetch:
         reference.write_text(self.commit, encoding="utf-8")
 
     def _explained(self, error: Exception) -> StudioError:
-        """Return `error` in words; the order matters, since most of these are kinds of OSError."""
+        """Return `error` as a sentence; the order matters, because most of these are kinds of OSError."""
         name = self.repo_id
         cache = constants.HF_HUB_CACHE
         hint = ""
@@ -375,11 +392,12 @@ class Fetch:
 
 
 def _unreachable(reason: str) -> StudioError:
-    """Leave the silent hub alone for a while, and say so."""
+    """Do not ask the silent hub again for a while; return the error that says so."""
     now = time.monotonic()
     until = _silent_until.get(constants.ENDPOINT, 0.0)
     if until <= now:
-        until = _silent_until[constants.ENDPOINT] = now + UNASKED_SECONDS
+        until = now + UNASKED_SECONDS
+        _silent_until[constants.ENDPOINT] = until
     when = time.strftime("%H:%M", time.localtime(time.time() + until - now + 59))
     message = f"Hugging Face ({constants.ENDPOINT}) cannot be reached: {reason}."
     hint = f"Check this machine's network. The studio asks again from {when}, or after a restart."

@@ -1,8 +1,8 @@
 """The folder whose files Gradio serves: uploads, and the page's copies of takes.
 
-It may fill a tenth of what the disk has room for, and what was used least lately makes room for more.
-A file that a request names which waits or runs is in use, and stays. Nothing here goes by a list of
-what was written: what lies in the folder counts, whoever left it there.
+It may fill a tenth of the disk's free room; the files used least recently are deleted to make room for
+more. A file of a request that waits or runs is in use, and is kept. Nothing here relies on a list of
+what was written: every file in the folder counts, whoever left it there.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ log = logging.getLogger("studio")
 
 AGE_SECONDS = 24 * 3600.0
 SWEEP_SECONDS = 3600.0
-# One part in so many of the room on the disk.
-SHARE = 10
-# A name costs room too, on the disk and in each walk through the folder.
+SHARE = 10  # the folder may fill one part in so many of the disk's free room
+# File names take room too, on the disk and in each walk through the folder.
 MOST_FILES = 10_000
 BLOCK_BYTES = 512  # the unit of st_blocks
 PART = ".arriving"
 
-# What is in use: each returns paths. The page adds what it shows, and the runs what they need.
+# Each returns the paths of files in use: the page adds what it shows, the runs what they need.
 users: list[Callable[[], Iterable[str]]] = []
-# What this process has put there, which an orderly end deletes.
+# The files that this process has written, which an orderly end deletes.
 _own: set[Path] = set()
 _lock = threading.Lock()
 
@@ -65,12 +64,12 @@ def budget() -> int:
 
 
 def make_room(size: int) -> bool:
-    """Delete the files used least lately until `size` more bytes fit; return whether they do."""
+    """Delete the files used least recently until `size` more bytes fit; return whether they do."""
     return _shrink(budget() - size, MOST_FILES - 1)
 
 
 def sweep() -> None:
-    """Delete what has not been used for a day, and then what is over the budget."""
+    """Delete files that were not used for a day, and then those over the budget."""
     oldest = clock.now() - AGE_SECONDS
     used = _in_use()
     for file in files():
@@ -82,7 +81,7 @@ def sweep() -> None:
 
 
 def delete_own() -> None:
-    """Delete what this process has put there."""
+    """Delete the files that this process has written."""
     with _lock:
         for path in _own:
             _remove(path)
@@ -96,7 +95,7 @@ def touch(path: str | Path) -> None:
 
 
 def files() -> list[File]:
-    """Return what lies in the folder, links included but not followed."""
+    """Return the files in the folder, links included but not followed."""
     return list(_walk(bootstrap.page_folder().resolve()))
 
 
@@ -114,7 +113,7 @@ def _in_use() -> set[str]:
 
 
 def _shrink(most_bytes: int, most_files: int) -> bool:
-    """Delete the files used least lately until both limits are kept; return whether they are."""
+    """Delete the files used least recently until both limits are kept; return whether they are."""
     found = sorted(files(), key=lambda file: file.used_at)
     held = sum(file.size for file in found)
     count = len(found)
