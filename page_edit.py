@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,13 +14,13 @@ import page_widgets
 import theme
 import tooltips
 from backend import Backend
-from events import Problem
+from events import InvalidRequest, Problem
 from limits import ACTIONS, REPAINT_MODES, TRACKS
 from page_assist import Assist
 from page_fields import Examples, SongTab, swapped
-from page_form import Form, Updates, html, without
+from page_form import Field, Form, Updates, html, regions, regions_text, without
 from page_run import tab_run_bar
-from params import ACTION_OPTIONS, CHOOSE_TRACK
+from params import ACTION_OPTIONS, CHOOSE_TRACK, upload_seconds
 from status import Status
 
 MORPH_NUMBERS = ("options.n_min", "options.n_max", "options.n_avg")
@@ -31,8 +32,12 @@ class EditForm(Form):
         read = super().read(values)
         if read["action"] in ONE_TRACK:
             read["tracks"] = [read["track"]] if read["track"] else []
-        unused = self._of_some_actions() - self._used(read)
-        return without(read, unused)
+        used = self._used(read)
+        if "start" in used and read["regions"]:
+            used = used - {"start", "end"} | {"regions"}
+            if isinstance(read["regions"], list):
+                read["regions"] = [_first_region(read), *read["regions"]]
+        return without(read, self._of_some_actions() - used)
 
     def _used(self, read: Mapping[str, Any]) -> set[str]:
         """Return which of the fields that only some actions have the chosen one uses."""
@@ -50,7 +55,8 @@ class EditForm(Form):
 
     def _of_some_actions(self) -> set[str]:
         # "part" says whether a layer has a region.
-        fields = {"source_prompt", "source_lyrics", "start", "end", "tracks", "track", "part"}
+        fields = {"source_prompt", "source_lyrics", "start", "end", "regions"}
+        fields |= {"tracks", "track", "part"}
         for options in ACTION_OPTIONS.values():
             fields |= _full_names(options)
         return fields
@@ -64,6 +70,11 @@ class EditForm(Form):
 
     def show(self, values: Mapping[str, Any]) -> Updates:
         shown = dict(values)
+        if values.get("regions"):
+            first, *others = values["regions"]
+            shown["start"], shown["end"] = first
+            shown["regions"] = others
+            values = shown
         if "tracks" in values:
             tracks = list(values["tracks"])
             shown["tracks"] = tracks
@@ -71,6 +82,15 @@ class EditForm(Form):
         if values.get("action") == "layer" and "start" in values and "end" in values:
             shown["part"] = bool(values["start"] or values["end"])
         return super().show(shown)
+
+
+def _first_region(read: Mapping[str, Any]) -> list[Any]:
+    """Return start and end as one of several regions; there, 0 is not the end of the file."""
+    end = read["end"]
+    if end == 0 and read["source"]:
+        with contextlib.suppress(InvalidRequest):  # an unreadable file has its own sentence
+            end = upload_seconds(read["source"])
+    return [read["start"], end]
 
 
 def _full_names(options: Iterable[str]) -> set[str]:
@@ -118,6 +138,7 @@ def edit_tab(studio: Backend) -> SongTab:
         start=fields["start"],
         end=fields["end"],
         bpm=fields["bpm"],
+        more=fields["regions"],
     )
     form.follow(plan, MORPH_NUMBERS, say_plan)
     morphs.connect()
@@ -139,6 +160,9 @@ def _add_actions(form: EditForm) -> None:
         form.add("options.mix", gr.Checkbox, value=True, min_width=160)
         form.add("part", gr.Checkbox, value=False, min_width=160)
     form.add_numbers("start", "end", classes=["region-only"])
+    with gr.Row(elem_classes=["region-only"]):
+        more = form.add("regions", gr.Textbox, value="", max_lines=1)
+    form.add_field("regions", Field(more, regions, regions_text))
     with gr.Column(elem_classes=["repaint-only"]):
         form.add("options.repaint_mode", gr.Radio, choices=swapped(REPAINT_MODES), value="balanced")
         form.add_slider("options.repaint_strength", classes=["field", "balanced-only"])

@@ -458,6 +458,25 @@ def seconds(value: Any, default: float | None) -> Any:
     return 60 * int(clock["minutes"]) + number(clock["seconds"], default)
 
 
+def regions(value: Any) -> Any:
+    """Return a text such as "12-15.5, 0:30-0:35" as pairs of seconds, or the text itself if it is not one."""
+    text = str(value or "").strip()
+    if not text:
+        return []
+    found = []
+    for part in re.split(r"[,;]\s", f"{text} "):
+        start, dash, end = part.strip(" ,;").partition("-")
+        pair = [seconds(each.strip(), None) for each in (start, end)]
+        if not dash or not all(isinstance(each, int | float) for each in pair):
+            return text
+        found.append(pair)
+    return found
+
+
+def regions_text(value: Sequence[Sequence[float]]) -> str:
+    return ", ".join(f"{as_text(start)}-{as_text(end)}" for start, end in value)
+
+
 def as_text(value: float | str | None) -> str:
     """Write a number as a visitor would type it, blank for None; a text is left unchanged."""
     if value is None:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
 import bootstrap
 import gpu_zero
 import lyrics_lint
+import lyrics_pasted
 import song_conditions
 import theme
 import tooltips
@@ -41,6 +42,8 @@ BUDGET_FOLLOWS = (
     "track",
     "tracks",
     "options.plan",
+    "lyrics",
+    "instrumental",
 )
 # The fields that the advice on lyrics depends on besides the lyrics, where a tab has them.
 ADVICE_FOLLOWS = ("instrumental", "language", "duration", "before", "after", "source")
@@ -50,6 +53,24 @@ STAND_INS = {"prompt": "a song", "brief": "a song", "source": "none yet"}
 
 _TEMPO = re.compile(r"\b(\d{2,3})\s*bpm\b", re.IGNORECASE | re.ASCII)
 _KEY = re.compile(r"\b([A-G](?:#|b|♯|♭)?\s+(?:major|minor))\b", re.IGNORECASE)
+
+
+# Not one that is instrumental in a part of it.
+_INSTRUMENTAL = re.compile(
+    r"\binstrumental\b(?!\s+(?:break|bridge|intro|interlude|outro|part|passage|section|solo))",
+    re.IGNORECASE,
+)
+LONG_PROMPT = 300
+CHECKED = "true"  # the value of a hint that ticks a box
+
+
+class Hint(NamedTuple):
+    """Something that often goes wrong, with the button that mends it: it puts `value` into `field`."""
+
+    text: str
+    button: str = ""
+    field: str = ""
+    value: str = ""
 
 
 class TokenCounter:
@@ -149,20 +170,66 @@ def _instruction(mode: str, values: Mapping[str, Any]) -> str:
     }[values.get("action", mode)]
 
 
-def contradictions(values: Mapping[str, Any]) -> list[str]:
-    """Return sentences on where the prompt's tempo or key differs from the fields', at most two."""
+def contradictions(values: Mapping[str, Any]) -> list[Hint]:
+    """Return where the prompt's tempo or key differs from the fields', at most two, and how to mend it."""
     prompt = values.get("prompt") or ""
     tempo = number(values.get("bpm"), None)
     key = values.get("key")
     found = []
-    for in_prompt in _TEMPO.findall(prompt):
+    for written in _TEMPO.finditer(prompt):
+        in_prompt = written[1]
         if isinstance(tempo, int) and int(in_prompt) != tempo:
-            found.append(tooltips.BPM_DIFFERS.format(prompt=in_prompt, field=tempo))
-    for written in _KEY.findall(prompt):
-        in_prompt = valid("generate", {"key": written}).get("key")
+            text = tooltips.BPM_DIFFERS.format(prompt=in_prompt, field=tempo)
+            button = tooltips.USE_BPM.format(bpm=in_prompt)
+            found.append(Hint(text, button, "bpm", in_prompt))
+    for written in _KEY.finditer(prompt):
+        in_prompt = valid("generate", {"key": written[1]}).get("key")
         if key and in_prompt and in_prompt != key:
-            found.append(tooltips.KEY_DIFFERS.format(prompt=in_prompt, field=key))
+            text = tooltips.KEY_DIFFERS.format(prompt=in_prompt, field=key)
+            shorter = _without(prompt, written.start(), written.end())
+            found.append(Hint(text, tooltips.REMOVE_KEY, "prompt", shorter))
     return found[:2]
+
+
+def _without(prompt: str, start: int, end: int) -> str:
+    """Return a prompt without what stands from `start` to `end`, and without the comma that goes with it."""
+    before = re.sub(r"(\s*,\s*|\s+in\s*|\s+)$", "", prompt[:start])
+    after = re.sub(r"^\s*,?\s*", "", prompt[end:])
+    return ", ".join(part for part in (before, after) if part)
+
+
+def misunderstandings(values: Mapping[str, Any], kind: str) -> list[Hint]:
+    """Return what in the prompt often goes wrong with a checkpoint of this `kind`."""
+    prompt = values.get("prompt") or ""
+    found = []
+    sung = (values.get("lyrics") or "").strip() and not values.get("instrumental")
+    if sung and _INSTRUMENTAL.search(prompt):
+        found.append(
+            Hint(tooltips.SAYS_INSTRUMENTAL, tooltips.MAKE_INSTRUMENTAL, "instrumental", CHECKED)
+        )
+    if kind == "sft" and len(prompt) > LONG_PROMPT:
+        found.append(Hint(tooltips.LONG_PROMPT.format(count=len(prompt), most=LONG_PROMPT)))
+    return found
+
+
+def pasted(lyrics: str, field: str) -> list[Hint]:
+    """Return what came along when the `lyrics` of a field were pasted, and how to remove it."""
+    found = []
+    if lyrics_pasted.has_times(lyrics):
+        fixed = lyrics_pasted.without_times(lyrics)
+        found.append(Hint(tooltips.HAS_TIMES, tooltips.REMOVE_TIMES, field, fixed))
+    if lyrics_pasted.has_chords(lyrics):
+        fixed = lyrics_pasted.without_chords(lyrics)
+        found.append(Hint(tooltips.HAS_CHORDS, tooltips.REMOVE_CHORDS, field, fixed))
+    return found
+
+
+def _shown(form: Form, hints: Sequence[Hint]) -> str:
+    parts = []
+    for hint in hints:
+        field = form.element_id(hint.field) if hint.field in form.fields else ""
+        parts.append(theme.hint(hint.text, hint.button, field, hint.value))
+    return "".join(parts)
 
 
 def add_budget(form: Form) -> None:
@@ -171,7 +238,8 @@ def add_budget(form: Form) -> None:
     def say(values: dict[str, Any]) -> str:
         if not (values["prompt"] or "").strip():
             return ""
-        remarks = theme.warnings(contradictions(values))
+        hints = [*contradictions(values), *misunderstandings(values, form.studio.status().kind)]
+        remarks = _shown(form, hints)
         counter = token_counter(form.studio)
         if counter is None:
             return theme.remark(tooltips.TOKENS_UNKNOWN) + remarks
@@ -193,7 +261,8 @@ def add_advice(form: Form, box: str = "lyrics") -> None:
         # The lyrics of an extension are those of its new part, the others those of the whole song.
         if "after" in seconds:
             del seconds["source"]
-        return advise(form.studio, values[box], values["language"], _sum(seconds.values()))
+        found = _shown(form, pasted(values[box] or "", box))
+        return found + advise(form.studio, values[box], values["language"], _sum(seconds.values()))
 
     name = form.element_id(box) if is_source else form.mode
     line = html(elem_id=f"{name}-advice", js_on_load=theme.script("advice"))

@@ -65,29 +65,38 @@ def connect_region(
     start: gr.Textbox,
     end: gr.Textbox,
     bpm: gr.Textbox,
+    more: gr.Textbox | None = None,
 ) -> Dependency:
     """Show the waveform of `source` in step with the fields; returns the event that shows it.
 
     `start` and `end` are in seconds; an end of 0 is the end of the file. What is typed is never
     changed; if it is not a region of the file, the widget says so. A source that is already there
-    keeps its region.
+    keeps its region. `more` has further regions as text, such as "12-15.5, 0:30-0:35".
     """
+    fields = [start, end]
+    joined = {"start": start, "end": end, "typed": bpm}
+    if more is not None:
+        fields.append(more)
+        joined["regions"] = more
     # The script triggers "input" only for what a visitor does on the waveform, so that nothing goes
     # in circles.
-    written = "(value) => [String(value.start), String(value.end)]"
-    selector.input(None, selector, [start, end], js=written, **AT_ONCE)
-    join = _join(selector, start=start, end=end, typed=bpm)
+    names = ["start", "end", "regions"][: len(fields)]
+    values = ", ".join(f'String(value.{name} ?? "")' for name in names)
+    selector.input(None, selector, fields, js=f"(value) => [{values}]", **AT_ONCE)
+    join = _join(selector, **joined)
 
     def show(path: str | None, shown: dict[str, Any] | None) -> list[Any]:
+        texts = ["0", "0", ""][: len(fields)]
         if not path:
-            return [None, "0", "0"]
+            return [None, *texts]
         value = waveform(path)
         if shown and value["peaks"] == shown["peaks"]:
-            return [gr.skip()] * 3
+            return [gr.skip(), *(gr.skip() for _ in fields)]
         first, last = middle(value["seconds"]) if value["seconds"] else (0.0, 0.0)
-        return [{**value, "start": first, "end": last}, f"{first:g}", f"{last:g}"]
+        texts[:2] = [f"{first:g}", f"{last:g}"]
+        return [{**value, "start": first, "end": last, "regions": ""}, *texts]
 
-    read = source.change(show, [source, selector], [selector, start, end], **AT_ONCE)
+    read = source.change(show, [source, selector], [selector, *fields], **AT_ONCE)
     read.then(**join)
     return read
 

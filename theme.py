@@ -232,9 +232,18 @@ def budget(used: int, dropped: str, most: int) -> str:
     return f'<p class="shown remark over">{escape(f"{text} {unread}")}</p>'
 
 
-def warnings(texts: Sequence[str]) -> str:
-    """Return remarks that are seen in the short form as well."""
-    return "".join(f'<p class="shown remark over">{escape(text)}</p>' for text in texts)
+def hint(text: str, button: str, field: str, value: str) -> str:
+    """Return a remark that is seen in the short form as well.
+
+    Its button, if there is one, puts a value into the field with this element id (static/advice.js).
+    """
+    act = ""
+    if button and field:
+        act = (
+            f' <button type="button" class="fix" data-fix="{escape(field)}" '
+            f'data-value="{escape(value)}">{escape(button)}</button>'
+        )
+    return f'<p class="shown remark over">{escape(text)}{act}</p>'
 
 
 def advice(found: Sequence[Advice]) -> str:

@@ -30,6 +30,7 @@ LABELS = {
     "plan": "Plan the song first",
     "rewrite": "Rewrite my prompt",
     "score": "Parts of the score",
+    "regions": "Further regions",
     "brief": "What the song is about",
     "loras": "LoRAs",
 }
@@ -91,6 +92,7 @@ HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that 
     "source_lyrics": "The current lyrics. Leave empty if they do not change.",
     "start": "Seconds from the beginning, or a time such as 1:05.",
     "end": "Seconds or a time from the beginning; 0 is the end of the file.",
+    "regions": "More of the song to change in the same run, such as 12-15.5, 0:30-0:35.",
     "repaint_mode": "How much of the old music stays audible in the region.",
     "repaint_strength": "0 stays close to the old music, 1 starts from scratch.",
     "n_min": "How much of the run is skipped: higher values keep more of the song's structure.",
@@ -199,7 +201,9 @@ REGION = {  # for static/region.js
     "group": "Waveform of the source",
     "empty": "Choose a source, and its waveform appears here to mark a region on.",
     "unreadable": "There is no waveform of this file to show.",
-    "help": "Drag to mark a region; drag its edges to change it, its middle to move it; click to place the playhead.",
+    "help": "Drag to mark a region; drag its edges to change it, its middle to move it; click to place the playhead. "
+    "With Shift, a drag marks a further region, and a click on one removes it.",
+    "others": "Further regions: {regions}.",
     "keys": "Keys: arrows move an edge by 0.1 s (with Snap to beats: to the next beat), Shift and arrows by 1 s; "
     "Space plays; + and - zoom.",
     "tempo": "Enter BPM under Song details to snap to beats.",
@@ -255,6 +259,15 @@ TOKENS = "{used} of {most} tokens, including the song details."
 UNREAD = 'The model does not read "{dropped}".'
 BPM_DIFFERS = "The prompt says {prompt} BPM, but BPM is set to {field}, which counts."
 KEY_DIFFERS = "The prompt says {prompt}, but Key is set to {field}, which counts."
+USE_BPM = "Set BPM to {bpm}"
+REMOVE_KEY = "Remove it from the prompt"
+SAYS_INSTRUMENTAL = "The prompt says instrumental, but there are lyrics to sing."
+MAKE_INSTRUMENTAL = "Turn on Instrumental"
+LONG_PROMPT = "The prompt has {count} characters. This checkpoint follows up to {most} best."
+HAS_TIMES = "The lyrics have the times of an LRC file, which would be sung."
+REMOVE_TIMES = "Remove the times"
+HAS_CHORDS = "The lyrics have chords, which would be sung."
+REMOVE_CHORDS = "Remove the chords"
 TOKENS_UNKNOWN = "The token count appears once the model is downloaded."
 ASSIST = {"inspire": "Surprise me", "polish": "Polish", "describe": "Describe this audio"}
 ASSIST_HELP = {

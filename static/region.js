@@ -16,6 +16,7 @@ const handles = { start: find(".handle.start"), end: find(".handle.end") };
 
 let length = 0; // seconds of the file, 0 without one
 let region = { start: 0, end: 0 }; // seconds, as drawn
+let others = []; // further regions, which were marked with Shift
 let drawn; // the peaks that the picture shows
 let began = ""; // the region that they came with
 let drag = null;
@@ -57,6 +58,7 @@ const take = () => {
   } else if (`${value.start} ${value.end}` !== began) own = true;
   const found = chosen();
   region = found.region;
+  others = spans.listed(value.regions, length);
   count();
   show(found.fits);
   listen.rest();
@@ -86,7 +88,12 @@ const write = () => {
   clearTimeout(keysRest);
   keysRest = 0;
   const { start, end } = region;
-  props.value = { ...props.value, start, end: end >= length ? 0 : end };
+  props.value = {
+    ...props.value,
+    start,
+    end: end >= length && !others.length ? 0 : end,
+    regions: spans.written(others),
+  };
   trigger("input");
   listen.renew();
 };
@@ -103,6 +110,13 @@ const show = (fits = true) => {
   const share = (seconds) => `${length ? (100 * seconds) / length : 0}%`;
   stage.style.setProperty("--from", share(start));
   stage.style.setProperty("--to", share(end));
+  const boxes = others.map((other) => {
+    const box = studio.tools.make("div", { class: "other" });
+    box.style.left = share(other.start);
+    box.style.width = share(other.end - other.start);
+    return box;
+  });
+  find(".others").replaceChildren(...boxes);
   stage.classList.toggle("late", start + end > length);
   stage.classList.toggle("unfit", !fits);
   stage.classList.toggle("full", full() || !own);
@@ -126,7 +140,9 @@ const say = () => {
   saying = setTimeout(() => {
     const { start, end } = region;
     const facts = { start: clock(start), end: clock(end), length: clock(end - start) };
-    find(".said").textContent = length ? find(".wrong").textContent || fill(props.texts.said, facts) : "";
+    const more = others.map((other) => `${clock(other.start)}-${clock(other.end)}`).join(", ");
+    const said = [fill(props.texts.said, facts), more && fill(props.texts.others, { regions: more })];
+    find(".said").textContent = length ? find(".wrong").textContent || said.filter(Boolean).join(" ") : "";
   }, SAY_AFTER_MS);
 };
 
@@ -163,7 +179,9 @@ stage.addEventListener("pointerdown", (event) => {
     at: timeAt(event),
     x: event.clientX,
     from: region,
+    others: event.shiftKey && own ? others : null, // as they were before a further one
   };
+  if (drag.others) drag.part = undefined;
   if (!marks()) drag.part = "none";
   stage.setPointerCapture(event.pointerId);
 });
@@ -174,7 +192,10 @@ stage.addEventListener("pointermove", (event) => {
   stage.classList.toggle("dragging", drag.part === "middle");
   zoom.push(event);
   const seconds = timeAt(event);
-  if (!drag.part) choose(drag.at, seconds);
+  if (drag.others) {
+    const further = spans.marked(drag.at, seconds, length, props.least, snappedTo());
+    ({ region, others } = spans.united(drag.from, drag.others, further));
+  } else if (!drag.part) choose(drag.at, seconds);
   else if (drag.part === "middle") moveMiddle(drag.from, drag.from.start + seconds - drag.at);
   else if (handles[drag.part]) moveHandle(drag.part, drag.from[drag.part] + seconds - drag.at);
   show();
@@ -182,12 +203,18 @@ stage.addEventListener("pointermove", (event) => {
 
 const drop = (keep) => {
   if (!drag) return;
-  const { moved, part, at } = drag;
+  const { moved, part, at, others: before } = drag;
   drag = null;
   stage.classList.remove("dragging");
   // The capture keeps the browser from doing it. What was dragged can now be fine-tuned by keys.
   if (keep) (handles[part] ?? (marks() ? handles.start : find(".play"))).focus({ preventScroll: true });
-  if (moved && keep && marks()) {
+  const removed = before?.find((other) => other.start <= at && at <= other.end);
+  if (keep && !moved && removed && marks()) {
+    others = before.filter((other) => other !== removed);
+    show();
+    write();
+    say();
+  } else if (moved && keep && marks()) {
     write();
     say();
   } else {

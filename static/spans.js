@@ -61,6 +61,28 @@ studio.spans = (() => {
     return { start, end: clamp(snap(end, length, beats), low, high) };
   };
 
+  // --- further regions, as a text such as "12-15.5, 0:30-0:35" ---
+
+  // Those of a text that are regions of the file.
+  const listed = (text, length) =>
+    String(text ?? "")
+      .split(/[,;]\s/)
+      .map((part) => /^([^-]+)-([^-]+)$/.exec(part.trim())?.slice(1).map(studio.seconds) ?? [])
+      .filter(([start, end]) => start >= 0 && end > start && end <= length)
+      .map(([start, end]) => ({ start, end }));
+
+  const written = (regions) => regions.map(({ start, end }) => `${start}-${end}`).join(", ");
+
+  // A `region` and `others` with a `further` one, which joins those that it overlaps.
+  const united = (region, others, further) => {
+    const touches = (one) => one.start < further.end && further.start < one.end;
+    const join = (one) => ({ start: Math.min(one.start, further.start), end: Math.max(one.end, further.end) });
+    for (const one of others) if (touches(one)) further = join(one);
+    const rest = others.filter((one) => !touches(one));
+    if (touches(region)) return { region: join(region), others: rest };
+    return { region, others: [...rest, further].sort((one, other) => one.start - other.start) };
+  };
+
   // --- a timeline: `length` of the source, and what is `added` {before, after} ---
 
   // What is in view, with room at both ends.
@@ -83,5 +105,23 @@ studio.spans = (() => {
   const viewFrom = (length, scrolled, track, edge, shown) =>
     clamp(((scrolled - edge) / (track || 1)) * length, 0, length - shown);
 
-  return { ceil, chosen, exact, floor, inView, isFull, marked, most, mostZoom, moved, range, scale, snap, viewFrom };
+  return {
+    ceil,
+    chosen,
+    exact,
+    floor,
+    inView,
+    isFull,
+    listed,
+    marked,
+    most,
+    mostZoom,
+    moved,
+    range,
+    scale,
+    snap,
+    united,
+    viewFrom,
+    written,
+  };
 })();

@@ -102,3 +102,26 @@ test("the closest look has two seconds across, and a short file is not magnified
   assert.equal(spans.mostZoom(60), 30);
   assert.equal(spans.mostZoom(1), 1);
 });
+
+test("further regions are written as a text and read from it", () => {
+  const regions = [
+    { start: 12, end: 15.5 },
+    { start: 30, end: 35 },
+  ];
+  assert.deepEqual(spans.listed("12-15.5, 0:30-0:35", 60), regions);
+  assert.deepEqual(spans.listed(spans.written(regions), 60), regions);
+  for (const wrong of ["", undefined, "x", "12", "12-", "15-12", "12-70", "-3-5"])
+    assert.deepEqual(spans.listed(wrong, 60), [], wrong);
+});
+
+test("a further region joins those that it overlaps", () => {
+  const region = { start: 1, end: 2 };
+  const other = { start: 5, end: 6 };
+  const free = { start: 3, end: 4 };
+  assert.deepEqual(spans.united(region, [other], free), { region, others: [free, other] });
+  assert.deepEqual(spans.united(region, [other], { start: 4, end: 5.5 }), { region, others: [{ start: 4, end: 6 }] });
+  assert.deepEqual(spans.united(region, [other], { start: 1.5, end: 5.5 }), {
+    region: { start: 1, end: 6 },
+    others: [],
+  });
+});

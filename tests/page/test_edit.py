@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 import page_edit
 import page_fields
 from backend import get_backend
+from events import InvalidRequest
 from limits import ACTIONS
 from params import ACTION_OPTIONS
 from tests.files import tag_file
@@ -22,6 +23,7 @@ CONTROLS = {
     "repaint": {
         "start": ("type", "0,5", 0.5),
         "end": ("type", "2.5", 2.5),
+        "regions": ("type", "", ()),
         "options.repaint_mode": ("pick", "Balanced", "balanced"),
         "options.repaint_strength": ("slide", "0.25", 0.25),
     },
@@ -35,6 +37,7 @@ CONTROLS = {
     "layer": {
         **{"track": ("pick", "Strings", ("strings",)), "options.mix": ("tick", True, True)},
         **{"part": ("tick", True, None), "start": ("type", "1", 1.0), "end": ("type", "2", 2.0)},
+        "regions": ("type", "", ()),
     },
     "extract": {"track": ("pick", "Vocals", ("vocals",))},
     "complete": {"tracks": ("pick", "FX", ("fx",))},
@@ -107,6 +110,22 @@ def test_a_request_has_only_what_its_action_uses(form, action: str):
     )
 
 
+def test_further_regions_come_with_the_first_one(form, song: Path):
+    there = {"source": str(song), "start": "0", "end": "0:01", "regions": "1.2-1.8, 0:02-3"}
+    assert request_of(form, **there).regions == ((0, 1), (1.2, 1.8), (2, 3))
+    to_the_end = {**there, "start": "2", "end": "0", "regions": "0-1"}
+    assert request_of(form, **to_the_end).regions == ((0, 1), (2, 3))
+    assert request_of(form, **there, action="layer", track="drums").regions == ()
+    part = request_of(form, **there, action="layer", track="drums", part=True)
+    assert part.regions == ((0, 1), (1.2, 1.8), (2, 3))
+    with pytest.raises(InvalidRequest, match="Regions must be a list"):
+        request_of(form, **{**there, "regions": "the chorus"})
+    # A record brings them back.
+    shown = form.show({"start": 0, "end": 0, "regions": ((1.0, 2.0), (3.5, 4.0), (65.0, 70.0))})
+    texts = {name: shown[form.fields[name]]["value"] for name in ("start", "end", "regions")}
+    assert texts == {"start": "1", "end": "2", "regions": "3.5-4, 65-70"}
+
+
 def test_every_example_is_a_request_of_its_action(form):
     for name, example in page_fields.EXAMPLES["edit"].items():
         request = request_of(form, **example)
@@ -166,6 +185,25 @@ def test_the_waveform_comes_first_marks_a_region_and_plays_for_every_action(
     expect(edit.text("end")).to_have_value("2.4")
     request = edit.made(fake)
     assert (request.start, request.end) == (1.8, 2.4)
+    # With Shift, a drag marks a further region, and a click on one removes it.
+    page.keyboard.down("Shift")
+    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 12)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 12, steps=5)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    expect(edit.text("regions")).to_have_value("0.3-0.9")
+    expect(edit.text("start")).to_have_value("1.8")
+    expect(region.locator(".other")).to_have_count(1)
+    assert edit.made(fake).regions == ((0.3, 0.9), (1.8, 2.4))
+    page.keyboard.down("Shift")
+    page.mouse.click(box["x"] + 0.2 * box["width"], box["y"] + 12)
+    page.keyboard.up("Shift")
+    expect(region.locator(".other")).to_have_count(0)
+    expect(edit.text("regions")).to_have_value("")
+    edit.set("regions", "type", "0:00-0:01")
+    expect(region.locator(".other")).to_have_count(1)
+    edit.set("regions", "type", "")
     edit.unfold()
     edit.set("bpm", "type", "96")
     expect(page.get_by_role("button", name="Snap to beats (96 BPM)")).to_be_visible()

@@ -401,3 +401,34 @@ def test_advice_follows_the_lyrics(generate: Tab, fake):
     expect(advice).to_have_text("")
     expect(advice.locator("[aria-live=polite]")).to_have_count(1)
     expect_plain(generate.page)
+
+
+# --- hints --------------------------------------------------------------------------------------------------------
+
+
+def test_what_often_goes_wrong_is_mended_with_one_click(lasting: Page, fake, tab):
+    generate = tab(lasting, "generate").reset()
+    generate.unfold()
+    tokens, advice = generate.part("tokens"), generate.part("advice")
+    generate.set("bpm", "type", "76")
+    generate.set("prompt", "type", "instrumental polka, 190 bpm")
+    generate.set("lyrics", "type", "[ti:Polka]\n[00:12.00]Am F\n[00:14.00]roll out")
+    tokens.get_by_role("button", name="Set BPM to 190").click()
+    expect(generate.text("bpm")).to_have_value("190")
+    expect(tokens.get_by_role("button", name="Set BPM")).to_have_count(0)
+    advice.get_by_role("button", name="Remove the times").click()
+    expect(generate.text("lyrics")).to_have_value("Am F\nroll out")
+    advice.get_by_role("button", name="Remove the chords").click()
+    expect(generate.text("lyrics")).to_have_value("roll out")
+    # As if it had been typed: the browser can undo it.
+    lasting.keyboard.press("Control+z")
+    expect(generate.text("lyrics")).to_have_value("Am F\nroll out")
+    tokens.get_by_role("button", name="Turn on Instrumental").click()
+    expect(generate.field("instrumental").get_by_role("checkbox")).to_be_checked()
+    expect(tokens.locator(".fix")).to_have_count(0)
+    fake.facts = {"kind": "sft", "engine": "xl"}
+    generate.set("prompt", "type", "brass " * 60)
+    expect(tokens).to_contain_text("follows up to 300 best")
+    request = generate.made(fake)
+    assert (request.bpm, request.instrumental) == (190, True)
+    generate.set("instrumental", "tick", False)

@@ -134,5 +134,35 @@ def test_what_does_not_fit_is_refused_at_the_length(on_zerogpu):
 def test_a_prompt_that_contradicts_a_field_gets_a_remark(values: dict[str, Any], found: list[str]):
     said = page_hints.contradictions(values)
     assert len(said) == len(found) and all(
-        part in text for part, text in zip(found, said, strict=True)
+        part in hint.text for part, hint in zip(found, said, strict=True)
     )
+
+
+def test_a_hint_brings_what_mends_it():
+    def fixes(found: list[page_hints.Hint]) -> list[tuple[str, str]]:
+        return [(hint.field, hint.value) for hint in found]
+
+    values = {"prompt": "fast polka, 190 bpm", "bpm": "76"}
+    assert fixes(page_hints.contradictions(values)) == [("bpm", "190")]
+    for prompt, mended in {
+        "a waltz in F# Major, strings": "a waltz, strings",
+        "F# major": "",
+        "polka, F# major, tuba": "polka, tuba",
+    }.items():
+        values = {"prompt": prompt, "key": "D minor"}
+        assert fixes(page_hints.contradictions(values)) == [("prompt", mended)]
+    sung = {"prompt": "an instrumental waltz", "lyrics": "la la", "instrumental": False}
+    assert fixes(page_hints.misunderstandings(sung, "sft")) == [("instrumental", "true")]
+    for other in (
+        {"lyrics": ""},
+        {"instrumental": True},
+        {"prompt": "a waltz with an instrumental break"},
+    ):
+        assert page_hints.misunderstandings({**sung, **other}, "sft") == []
+    long = {"prompt": "x" * 301}
+    assert len(page_hints.misunderstandings(long, "sft")) == 1
+    assert page_hints.misunderstandings({"prompt": "x" * 300}, "sft") == []
+    assert page_hints.misunderstandings(long, "preview") == []
+    assert fixes(page_hints.pasted("[00:01.00]Am\nla", "lyrics")) == [("lyrics", "Am\nla")]
+    assert fixes(page_hints.pasted("Am F\nla", "source_lyrics")) == [("source_lyrics", "la")]
+    assert page_hints.pasted("[Verse]\nla", "lyrics") == []
