@@ -7,16 +7,22 @@ Uploads are untrusted: sizes are checked before anything is read, and files are 
 from __future__ import annotations
 
 import codecs
+import functools
 import math
-from collections.abc import Iterator, Mapping
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
 import soxr
 
+import audio_kinds
 import audio_media
+import audio_whole
+from audio_whole import ForwardFile, Recording, Window
 from limits import MAX_SOURCE_SECONDS, SAMPLE_RATE
 
 MAX_UPLOAD_BYTES = 500_000_000
@@ -41,48 +47,49 @@ class AudioError(ValueError):
         return f"{self.message} {self.hint}".strip()
 
 
-class ForwardFile(sf.SoundFile):
-    """A file read once, from start to end: soundfile seeks after every read, which breaks MP3s of variable bit rate."""
-
-    def seekable(self) -> bool:
-        return False
-
-
 def decode(path: str | Path) -> np.ndarray:
     """Read an audio file of any kind that libsndfile knows, as float32 [2, samples] at 48 kHz;
     raises `AudioError`.
 
     Mono goes to both sides, surround is mixed down, other rates are resampled with soxr's VHQ; at
-    48 kHz the samples of a file of up to 24 bits are exact. Memory stays near the size of the
-    result, however large the source is. Recordings of phones and browsers need PyAV.
+    48 kHz the samples of a file of up to 24 bits are exact. Recordings that were joined to one file
+    follow each other. Memory stays near the size of the result, however large the source is.
+    Recordings of phones and browsers need PyAV.
     """
-    media = _media(Path(path))
-    if media is not None:
-        return _decoded_media(Path(path), media)
-    with _opened(Path(path)) as file:
-        samples = np.zeros((2, round(file.frames * SAMPLE_RATE / file.samplerate)), np.float32)
-        filled = 0
-        for block in _at_studio_rate(_stereo_blocks(file), file.samplerate):
-            block = block[: samples.shape[1] - filled]
+    lengths = _lengths(Path(path))
+    total = sum(length.at_studio_rate for length in lengths)
+    samples = np.zeros((2, total), np.float32)
+    filled = 0
+    for blocks, length in zip(_read(Path(path), lengths), lengths, strict=True):
+        end = filled + length.at_studio_rate
+        for block in _at_studio_rate(blocks, length.rate):
+            block = block[: end - filled]
             samples[:, filled : filled + len(block)] = block.T
             filled += len(block)
-    # The resampler may end one sample early; more is missing only if the file is shorter than its
-    # header says.
-    if filled < samples.shape[1] - 1:
+    # The resampler may end one sample early.
+    if filled < total - len(lengths):
         return samples[:, :filled]
     return samples
 
 
 def duration_of(path: str | Path) -> float:
-    """Return the length in seconds from a file's header, with the limits and errors of `decode`."""
-    media = _media(Path(path))
-    if media is not None:
-        with _opened_media(Path(path), media) as sound:
-            frames = sound.frames()
-            _check_header(sound.rate, frames)
-            return frames / sound.rate
-    with _opened(Path(path)) as file:
-        return file.frames / file.samplerate
+    """Return the length in seconds of what `decode` reads, with its limits and errors.
+
+    An unchanged file is read once.
+    """
+    return sum(length.frames / length.rate for length in _lengths(Path(path)))
+
+
+def blocks_of(path: str | Path) -> Iterator[np.ndarray]:
+    """Yield a file at its own rate as float32 blocks [samples, 2]; raises `AudioError`."""
+    lengths = _lengths(Path(path))
+    for blocks in _read(Path(path), lengths):
+        yield from blocks
+
+
+def frames_of(path: str | Path) -> int:
+    """Return the samples of each side that `blocks_of` yields."""
+    return sum(length.frames for length in _lengths(Path(path)))
 
 
 def read_wav(path: str | Path) -> np.ndarray:
@@ -98,16 +105,6 @@ _USABLE = "Choose a WAV, FLAC, MP3, OGG or AIFF file."
 _AGAIN = "Export or download it again."
 _EXPORT = "Save its sound as WAV, FLAC, MP3, OGG or AIFF and choose that file."
 
-# Offset and mark of other kinds of files, none of which libsndfile reads, though it takes some of
-# them for noise.
-_FOREIGN = (
-    (4, b"moov", "a video file (MOV)"),
-    (8, b"AVI ", "a video file (AVI)"),
-    (0, b"FLV\x01", "a video file (FLV)"),
-    (0, b"\0\0\x01\xba", "a video file (MPEG)"),
-    (0, b"0&\xb2u\x8ef\xcf\x11", "a Windows Media file"),
-    (0, b"PK\x03\x04", "a ZIP archive"),
-)
 _AUDIO_MARKS = (b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd")
 
 # Channels by their number, in WAV, FLAC and AIFF, and in Vorbis (Vorbis I, 4.3.9; libsndfile keeps
@@ -135,23 +132,74 @@ _GAINS = {
 }
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[sf.SoundFile]:
-    """Open a file after every check that needs no decoding; failures while it is read become `AudioError` too."""
+@dataclass(frozen=True)
+class _Length:
+    """What a recording really has: samples of each side, at its rate."""
+
+    frames: int
+    rate: int
+
+    @property
+    def at_studio_rate(self) -> int:
+        return round(self.frames * SAMPLE_RATE / self.rate)
+
+
+def _lengths(path: Path) -> tuple[_Length, ...]:
+    """Return the lengths of a file's recordings, measured to their ends, within the limits."""
     head = _head(path)
-    for offset, mark, kind in _FOREIGN:
-        if head.startswith(mark, offset):
-            raise AudioError(f"This is {kind}, which cannot be read as audio.", _EXPORT)
+    stat = path.stat()
     try:
-        file = ForwardFile(path)
-    # TypeError: headerless, by the end of its name
+        found = _measured(str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise AudioError("The file could not be opened.", "Choose it again.") from error
+    if found is None:
+        raise _unreadable(head)
+    if isinstance(found, AudioError):
+        raise AudioError(found.message, found.hint, found.code)
+    _check_length(sum(length.frames / length.rate for length in found))
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _measured(path: str, *identity: int) -> tuple[_Length, ...] | AudioError | None:
+    """Return the lengths of what is in an unchanged file, or what is wrong with it, None if it is no audio."""
+    try:
+        with _bytes_of(path) as data:
+            kind = audio_kinds.foreign(data)
+            media = _media_of(data, kind)
+            if media is not None:
+                return (_measure_media(Path(path), media),)
+            if kind:
+                message = f"This is {kind}, which cannot be read as audio."
+                return AudioError(message, _EXPORT)
+            return tuple(_measure(data, each) for each in audio_whole.recordings(data))
+    except AudioError as error:
+        return error
+    except _Unreadable:
+        return None
+
+
+class _Unreadable(Exception):
+    """libsndfile does not know what this is."""
+
+
+@contextmanager
+def _bytes_of(path: Path | str) -> Iterator[mmap.mmap]:
+    with (
+        Path(path).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        yield data
+
+
+@contextmanager
+def _opened(data: mmap.mmap, recording: Recording) -> Iterator[ForwardFile]:
+    """Open a recording; failures while it is read become `AudioError`s."""
+    try:
+        file = ForwardFile(Window(data, recording))
     except (sf.SoundFileError, OSError, TypeError) as error:
-        raise _unreadable(head) from error
+        raise _Unreadable from error
     with file:
-        # libsndfile guesses a headerless format from the end of the name and reads anything
-        if file.format == "RAW":
-            raise _unreadable(head)
-        _check_header(file.samplerate, file.frames)
         try:
             yield file
         except (sf.SoundFileError, OSError) as error:
@@ -160,8 +208,61 @@ def _opened(path: Path) -> Iterator[sf.SoundFile]:
             ) from error
 
 
-def _media(path: Path) -> audio_media.Media | None:
-    return audio_media.media_of(_head(path))
+def _measure(data: mmap.mmap, recording: Recording) -> _Length:
+    """Read a recording to its end, and compare it with what was promised; raises `AudioError`."""
+    with _opened(data, recording) as file:
+        rate = file.samplerate
+        _check_rate(rate)
+        promised = recording.frames if recording.patched else file.frames
+        if promised == _UNKNOWN_FRAMES:
+            raise AudioError(
+                "The file does not say how long it is.", "Save it again as WAV, FLAC or MP3."
+            )
+        if promised is not None and promised > MAX_SOURCE_SECONDS * rate:
+            raise _too_long()
+        frames = -recording.skip
+        for block in _stereo_blocks(file, promised and promised + recording.skip):
+            frames += len(block)
+            if frames > MAX_SOURCE_SECONDS * rate + recording.spare:
+                raise _too_long()
+    frames = max(frames, 0)
+    if promised is not None and frames - recording.spare <= promised:
+        frames = max(frames - recording.spare, 0)
+    found = recording.found or frames / rate
+    expected = recording.expected
+    if promised is not None and not expected:
+        expected = promised / rate
+    if found > 0 and expected - found > _MISSING_SECONDS:
+        raise AudioError(
+            f"The file is damaged: it ends after {found:.1f} of {expected:.1f} seconds.", _AGAIN
+        )
+    return _Length(frames, rate)
+
+
+def _read(path: Path, lengths: Sequence[_Length]) -> Iterator[Iterator[np.ndarray]]:
+    """Yield the blocks of each recording, of the measured `lengths`."""
+    with _bytes_of(path) as data:
+        media = _media_of(data, audio_kinds.foreign(data))
+        if media is not None:
+            with _opened_media(path, media) as sound:
+                yield _cut(_blocks_of_media(sound), 0, lengths[0].frames)
+            return
+        for recording, length in zip(audio_whole.recordings(data), lengths, strict=True):
+            with _opened(data, recording) as file:
+                blocks = _stereo_blocks(file, recording.skip + length.frames)
+                yield _cut(blocks, recording.skip, length.frames)
+
+
+# --- recordings of phones and browsers ------------------------------------------------------------
+
+
+def _media_of(data: mmap.mmap, kind: str) -> audio_media.Media | None:
+    """Return what a file is to PyAV, called by its `kind` if that is known."""
+    start = audio_whole.behind_tags(data)
+    media = audio_media.media_of(data[start : start + 64])
+    if media is None or not kind:
+        return media
+    return replace(media, name=kind)
 
 
 @contextmanager
@@ -176,24 +277,31 @@ def _opened_media(path: Path, media: audio_media.Media) -> Iterator[audio_media.
         raise AudioError(f"This is {media.name}, but it {error}.", _EXPORT) from error
 
 
-def _decoded_media(path: Path, media: audio_media.Media) -> np.ndarray:
-    """Return a recording of a phone or a browser as `decode` does; what it says of its length is not relied on."""
-    parts = []
+def _measure_media(path: Path, media: audio_media.Media) -> _Length:
     with _opened_media(path, media) as sound:
-        done = 0
+        _check_rate(sound.rate)
+        frames = 0
+        for block in _blocks_of_media(sound):
+            frames += len(block)
+            if frames > MAX_SOURCE_SECONDS * sound.rate:
+                raise _too_long()
+        return _Length(frames, sound.rate)
 
-        def blocks() -> Iterator[np.ndarray]:
-            nonlocal done
-            for block in sound.blocks():
-                done += len(block)
-                if done > MAX_SOURCE_SECONDS * sound.rate:
-                    break
-                yield _mixed_down(block, _LAYOUTS)
 
-        _check_header(sound.rate, sound.rate)
-        parts = list(_at_studio_rate(blocks(), sound.rate))
-        _check_header(sound.rate, done)
-    return np.ascontiguousarray(np.concatenate(parts).T)
+def _blocks_of_media(sound: audio_media.Sound) -> Iterator[np.ndarray]:
+    return (_mixed_down(block, _LAYOUTS) for block in sound.blocks())
+
+
+def _cut(blocks: Iterator[np.ndarray], skip: int, frames: int) -> Iterator[np.ndarray]:
+    """Yield `frames` samples behind the first `skip`."""
+    for block in blocks:
+        kept = block[skip : skip + frames]
+        skip = max(skip - len(block), 0)
+        frames -= len(kept)
+        if len(kept):
+            yield kept
+        if not frames:
+            return
 
 
 def _head(path: Path) -> bytes:
@@ -226,38 +334,48 @@ def _unreadable(head: bytes) -> AudioError:
     return AudioError("This is not an audio file that can be read.", _USABLE)
 
 
-def _check_header(rate: int, frames: int) -> None:
+def _check_rate(rate: int) -> None:
     if not _RATES[0] <= rate <= _RATES[1]:
         raise AudioError(
             f"The sample rate is {rate / 1000:g} kHz; it may be 8 to 192 kHz.", "Resample the file."
         )
-    if frames <= 0:
+
+
+def _check_length(seconds: float) -> None:
+    if seconds <= 0:
         raise AudioError("The file contains no sound.", _USABLE)
-    if frames == _UNKNOWN_FRAMES:
-        raise AudioError(
-            "The file does not say how long it is.", "Save it again as WAV, FLAC or MP3."
-        )
-    if frames < LEAST_SECONDS * rate:
+    if seconds < LEAST_SECONDS:
         hint = f"Choose one of at least {LEAST_SECONDS:g} second."
-        raise AudioError(f"The file is too short: {frames / rate:.3g} seconds.", hint)
-    if frames > MAX_SOURCE_SECONDS * rate:
-        message = f"The file is too long: it may have up to {MAX_SOURCE_SECONDS / 60:.3g} minutes."
-        raise AudioError(message, "Cut out a part of it.")
+        raise AudioError(f"The file is too short: {seconds:.3g} seconds.", hint)
+    if seconds > MAX_SOURCE_SECONDS:
+        raise _too_long()
 
 
-def _stereo_blocks(file: sf.SoundFile) -> Iterator[np.ndarray]:
-    """Yield the file as float32 blocks [samples, 2], surround mixed down."""
+def _too_long() -> AudioError:
+    message = f"The file is too long: it may have up to {MAX_SOURCE_SECONDS / 60:.3g} minutes."
+    return AudioError(message, "Cut out a part of it.")
+
+
+def _stereo_blocks(file: sf.SoundFile, promised: int | None = None) -> Iterator[np.ndarray]:
+    """Yield the file as float32 blocks [samples, 2], surround mixed down.
+
+    What cannot be read behind the `promised` samples, such as a tag, is no damage.
+    """
     layouts = _VORBIS_LAYOUTS if file.format == "OGG" else _LAYOUTS
+    usual = max(_BLOCK // file.channels, 1)
     done = 0
-    while len(block := file.read(max(_BLOCK // file.channels, 1), dtype="float32", always_2d=True)):
+    while True:
+        left = (promised or 0) - done
+        try:
+            block = file.read(min(usual, left) if left > 0 else usual, "float32", always_2d=True)
+        except sf.SoundFileError:
+            if promised is None or left > 0:
+                raise
+            return
+        if not len(block):
+            return
         done += len(block)
         yield _mixed_down(block, layouts)
-    if file.frames - done > _MISSING_SECONDS * file.samplerate:
-        found = done / file.samplerate
-        expected = file.frames / file.samplerate
-        raise AudioError(
-            f"The file is damaged: it ends after {found:.1f} of {expected:.1f} seconds.", _AGAIN
-        )
 
 
 def _mixed_down(block: np.ndarray, layouts: Mapping[int, str]) -> np.ndarray:

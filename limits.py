@@ -18,6 +18,8 @@ from typing import Any
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from plain_text import plain, plain_number
+
 
 def preset(name: str) -> Any:
     """Return the contents of presets/`name`.json."""
@@ -280,6 +282,8 @@ def text(name: str, wanted: str = "") -> BeforeValidator:
         if value is not None and not isinstance(value, str):
             raise field_error(f"{label} must be text, not {shown(value)}.")
         value = value or ""
+        if len(value) <= KEPT_TEXT:
+            value = plain(value)
         if len(value) > most:
             raise field_error(
                 f"{label} may have up to {most:,} characters; this has {len(value):,}."
@@ -331,7 +335,8 @@ def parse_key(value: object) -> str:
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return ""
-    written = str(value).strip().replace("♯", "#").replace("♭", "b")
+    written = unicodedata.normalize("NFKC", plain(str(value))).strip()
+    written = written.replace("♯", "#").replace("♭", "b")
     # Only a lone M or m tells major from minor by its case.
     found = re.fullmatch(r"((?i:[A-G]))([#bB]?)\s*(M|m|(?i:major|maj|minor|min))?", written)
     if not isinstance(value, str) or not found:
@@ -348,7 +353,7 @@ def parse_time_signature(value: object) -> str:
     """Return "2", "3", "4" or "6" (2/4, 3/4, 4/4, 6/8), "" for none; accepts "4/4" and 4 too."""
     if value is None or value == "":
         return ""
-    written = str(value).strip().removesuffix(".0")
+    written = plain_number(str(value)).removesuffix(".0")
     for beats, name in TIME_SIGNATURES.items():
         if written in (beats, name):
             return beats

@@ -17,10 +17,11 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from limits import MAX_LYRIC_TOKENS, preset, shown
+from plain_text import plain, without_html
 
 MOST_SYLLABLES = 15  # half as much again as the 10 that are sung best
 # fast rap reaches four, but no song is sung from its first second to its last
@@ -32,6 +33,8 @@ MOST_ADVICE = 50
 # anywhere and open no section. HEADINGS: all that count without square brackets, since "(drop)" and
 # "(break)" are backing vocals. In the order of the file.
 SUNG, PLAYED, INSTRUMENTS, DELIVERY, HEADINGS = preset("sections").values()
+# Our names to those that sections have in other languages.
+SECTION_NAMES: dict[str, list[str]] = preset("section_names")
 LONGEST_HEADING = 120
 
 
@@ -71,7 +74,7 @@ def lint(
     `seconds` is the length of the song and `tokens` that of the lyrics in the song model's own
     tokens; None leaves them out. `language` is a code of `limits.LANGUAGES`.
     """
-    lines = (lyrics or "").split("\n")
+    lines = as_read(lyrics or "").split("\n")
     advice = [
         *_whole(lines, seconds, tokens),
         *sorted(_lines(lines, language), key=lambda found: found.line),
@@ -85,10 +88,45 @@ def lint(
     return advice
 
 
-def parse_tag(text: str) -> Tag | None:
-    """Parse what is inside a tag's brackets, such as "verse 1: soft"; None if it is no known section."""
+def as_read(lyrics: str) -> str:
+    """Return lyrics as the model reads them, whatever they were copied from.
+
+    Line breaks are "\\n", what nobody sees and a web page's marks are gone, and a tag in brackets or
+    words of another script, such as "【主歌】", is in the model's own.
+    """
+    lines = plain(without_html(plain(lyrics))).split("\n")
+    return "\n".join(map(_with_our_tags, lines))
+
+
+def _with_our_tags(line: str) -> str:
+    """Return `line` with square brackets and English words in place of other scripts' tags."""
+    line = line.translate(_WIDE_BRACKETS)
+    bare = line.strip()
+    if _BRACKETED.fullmatch(bare):
+        line = f"[{bare[1:-1].strip()}]"
+
+    def ours(found: re.Match[str]) -> str:
+        tag = parse_tag(found[1])
+        if tag is None:
+            return found[0]
+        wide = unicodedata.normalize("NFKC", found[0]) != found[0]
+        if found[0][0] == "[" and not wide and parse_tag(found[1], _OUR_SECTIONS):
+            return found[0]
+        return str(tag)
+
+    return _ANY_TAG.sub(ours, line)
+
+
+def parse_tag(text: str, sections: Mapping[str, str] | None = None) -> Tag | None:
+    """Parse what is inside a tag's brackets, such as "verse 1: soft"; None if it is no known section.
+
+    `sections` are the names that are known, by default ours and those of other languages.
+    """
+    if sections is None:
+        sections = _SECTIONS
     if len(text) > LONGEST_HEADING:
         return None
+    text = unicodedata.normalize("NFKC", text)
     name = text
     modifier = ""
     number = ""
@@ -98,9 +136,12 @@ def parse_tag(text: str) -> Tag | None:
         modifier = found[0].lstrip(" -–—:|,(").rstrip(" )")
     words = " ".join(name.replace("_", " ").split()).lower()
     numbered = _NUMBERED.fullmatch(words)
-    if numbered and _key(words) not in _SECTIONS:
+    if numbered and _key(words) not in sections:
         words, number = numbered.groups()
-    known = _SECTIONS.get(_key(words))
+    first = _NUMBER_FIRST.fullmatch(words)
+    if first and _key(words) not in sections:
+        number, words = first.groups()
+    known = sections.get(_key(words))
     if known:
         return Tag(known, number.upper(), modifier)
     return None
@@ -114,14 +155,14 @@ def parse_heading(line: str) -> Tag | None:
     "**[Outro]**", "Verse 2".
     """
     text = line.strip()
-    bare = text.strip("*_#: \t")
+    bare = text.strip("*_#:： \t")
     tag = None
     if bare[:1] in ("[", "【") and bare[-1:] in ("]", "】"):
         inner = bare[1:-1]
         if set(inner) & set("[]【】"):
             return None
         return parse_tag(inner.strip("*_: \t"))
-    if bare[:1] == "(" and bare[-1:] == ")":
+    if bare[:1] in ("(", "（") and bare[-1:] in (")", "）"):
         tag = parse_tag(bare[1:-1])
     elif bare != text or bare[-1:].isdecimal():
         tag = parse_tag(bare)
@@ -254,7 +295,14 @@ def _words(line: str) -> float:
 # other marks.
 _MODIFIER = re.compile(r"(?: - | ?[–—:|,] ?| x ?\d| ?\().*")
 _NUMBERED = re.compile(r"(.*[^\W\d])(?: ?[#.-]? ?(?=\d)| )(\d{1,2}|[ivx]{1,4}|[a-d])")
+# Verses that are counted before their name, as in "2절" and "2 куплет".
+_NUMBER_FIRST = re.compile(r"(\d{1,2})[.\s]*([^\W\d].*)")
 _TAG = re.compile(r"\[([^\[\]]*)\]")
+_OPEN = "【〔〖〘〚⟦❲"
+_SHUT = "】〕〗〙〛⟧❳"
+_BRACKETED = re.compile(f"[{_OPEN}][^][{_OPEN}{_SHUT}]*[{_SHUT}]")
+_ANY_TAG = re.compile(f"[[{_OPEN}]([^][{_OPEN}{_SHUT}]*)[]{_SHUT}]")
+_WIDE_BRACKETS = str.maketrans("［］﹝﹞", "[][]")
 _ASIDE = re.compile(r"\([^()]*\)|（[^（）]*）")
 _DOUBLE_SPACE = re.compile("[ \u00a0]{2}")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -275,7 +323,12 @@ _NAMES = (
     *INSTRUMENTS,
     *(f"{who} {what}" for who in INSTRUMENTS for what in PLAYED),
 )
-_SECTIONS = {_key(name): name for name in _NAMES} | {"inst": "Instrumental"}
+_OUR_SECTIONS = {_key(name): name for name in _NAMES} | {"inst": "Instrumental"}
+_SECTIONS = {
+    _key(unicodedata.normalize("NFKC", name)): ours
+    for ours, names in SECTION_NAMES.items()
+    for name in names
+} | _OUR_SECTIONS
 _DELIVERY = frozenset(map(_key, DELIVERY))
 
 

@@ -34,6 +34,7 @@ from params import (
     parse_request,
     upload_seconds,
 )
+from plain_text import plain_number
 from record import Stored
 from status import Status
 
@@ -434,6 +435,7 @@ def number(value: Any, default: float | None) -> Any:
     other comma is a decimal one. static/studio.js reads numbers alike.
     """
     text = "" if value is None else str(value).strip()
+    text = plain_number(text) or text
     if not text:
         return default
     digits = text
@@ -452,7 +454,7 @@ def seconds(value: Any, default: float | None) -> Any:
 
     Anything else is read as a `number`.
     """
-    clock = _CLOCK.fullmatch(str(value).strip())
+    clock = _CLOCK.fullmatch(plain_number(str(value)))
     if clock is None:
         return number(value, default)
     return 60 * int(clock["minutes"]) + number(clock["seconds"], default)

@@ -24,9 +24,10 @@ import theme
 import tooltips
 from backend import Backend
 from events import InvalidRequest
-from limits import MAX_TEXT_TOKENS, TEXT_LIMITS
+from limits import KEPT_TEXT, MAX_TEXT_TOKENS, TEXT_LIMITS
 from page_form import Form, html, lengths, number, only, valid
 from params import upload_seconds
+from plain_text import plain
 
 # The fields that the rendered prompt depends on, where a tab has them.
 BUDGET_FOLLOWS = (
@@ -126,7 +127,7 @@ def _load(file: Path, changed: int) -> TokenCounter:
 
 def prompt_budget(counter: TokenCounter, mode: str, values: Mapping[str, Any]) -> tuple[int, str]:
     """Return the tokens of a tab's rendered prompt, and the words of it that are not read."""
-    prompt = values.get("prompt") or ""
+    prompt = plain(values.get("prompt") or "")
     facts = only(values, ["key", "time_signature"])
     facts["bpm"] = number(values.get("bpm"), None)
     facts = valid("generate", facts)
@@ -172,7 +173,7 @@ def _instruction(mode: str, values: Mapping[str, Any]) -> str:
 
 def contradictions(values: Mapping[str, Any]) -> list[Hint]:
     """Return where the prompt's tempo or key differs from the fields', at most two, and how to mend it."""
-    prompt = values.get("prompt") or ""
+    prompt = plain(values.get("prompt") or "")
     tempo = number(values.get("bpm"), None)
     key = values.get("key")
     found = []
@@ -273,7 +274,7 @@ def advise(
     studio: Backend, lyrics: str | None, language: str | None, seconds: float | None = None
 ) -> str:
     """Return the advice on lyrics as HTML; they are sung in so many `seconds`."""
-    text = (lyrics or "")[: TEXT_LIMITS["lyrics"]]
+    text = lyrics_lint.as_read((lyrics or "")[:KEPT_TEXT])[: TEXT_LIMITS["lyrics"]]
     language = language or "unknown"
     counter = token_counter(studio)
     tokens = None

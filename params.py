@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 import audio
 import limits
+import lyrics_lint
 from events import InvalidRequest, Problem
 from limits import (
     INSTRUMENTAL,
@@ -138,13 +139,17 @@ class Options(Strict):
             )
 
 
+def _as_read(lyrics: str) -> str:
+    return lyrics_lint.as_read(lyrics).strip()
+
+
 class SongWords(Request):
     """A song in words; None, "" and the language "unknown" leave a field open."""
 
     needs_words: ClassVar[bool] = True
 
     prompt: Annotated[str, text("prompt")] = ""
-    lyrics: Annotated[str, text("lyrics")] = ""
+    lyrics: Annotated[str, text("lyrics"), AfterValidator(_as_read)] = ""
     instrumental: Annotated[bool, flag("Instrumental")] = False
     bpm: Annotated[int | None, number("bpm")] = None
     key: Annotated[str, BeforeValidator(limits.parse_key)] = ""
@@ -303,7 +308,7 @@ class EditRequest(SongRequest, mode="edit"):
     # Several regions, instead of `start` and `end`.
     regions: Annotated[tuple[tuple[float, float], ...], BeforeValidator(limits.parse_regions)] = ()
     source_prompt: Annotated[str, text("source_prompt")] = ""
-    source_lyrics: Annotated[str, text("source_lyrics")] = ""
+    source_lyrics: Annotated[str, text("source_lyrics"), AfterValidator(_as_read)] = ""
     tracks: Annotated[tuple[str, ...], BeforeValidator(limits.track_names)] = ()
     options: EditOptions = Field(default_factory=EditOptions)
 

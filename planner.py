@@ -26,10 +26,11 @@ import model_offload
 import planner_layers
 from bootstrap import on_zerogpu
 from events import Progress, StudioError, first_line, is_out_of_memory
-from limits import INSTRUMENTAL, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
+from limits import INSTRUMENTAL, LANGUAGES, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
 from model_weights import Weights, unusable
 from models import Device, free_memory, planner_dtype, planner_storage, quiet_libraries
 from params import GenerateOptions, GenerateRequest, InspireRequest, PolishRequest, SongWords
+from plain_text import plain
 from planner_decoding import (
     MAX_CAPTION_TOKENS,
     CodeWriter,
@@ -395,10 +396,22 @@ def _known_fields(**values: object) -> dict[str, str]:
     }
 
 
+_LANGUAGE_NAMES = {*LANGUAGES, *(name.lower() for name in LANGUAGES.values())}
+
+
 def clean_lyrics(text: str) -> str:
-    """Return lyrics without the headers that the model may put above them."""
-    text = re.sub(r"\A\s*(#\s*Languages?\b[^#]*)?(#\s*Lyrics?\b[^\n]*)?", "", text)
-    return text[: TEXT_LIMITS["lyrics"]].strip()
+    """Return lyrics without the headers that the model may put above them.
+
+    The header of the language has one line of its own, with a code or a name.
+    """
+    lines = plain(text).strip().split("\n")
+    if re.match(r"#+\s*Languages?\b", lines[0], re.IGNORECASE):
+        lines = "\n".join(lines[1:]).strip().split("\n")
+        if lines[0].strip().lower() in _LANGUAGE_NAMES:
+            lines = "\n".join(lines[1:]).strip().split("\n")
+    if re.match(r"#+\s*Lyrics?\b", lines[0], re.IGNORECASE):
+        lines = lines[1:]
+    return "\n".join(lines).strip()[: TEXT_LIMITS["lyrics"]].strip()
 
 
 def load_planner(weights: Weights, device: Device) -> Planner:

@@ -87,3 +87,35 @@ NO_AUDIO = {
     "video": (b"\0\0\0\x20ftypisom" + bytes(2000), "This is an MP4 file"),
     "corrupt": (b"RIFF\x24\0\0\0WAVEfmt \x10" + b"\xff" * 400, "The file is damaged"),
 }
+
+
+# --- files whose headers are wrong ----------------------------------------------------------------
+
+
+def music(seconds, quiet=0.0):
+    """Return a tone, and bursts of noise after `quiet` seconds, with which an MP3's bit rate varies."""
+    samples = tone(seconds, level=0.2)
+    time = np.arange(samples.shape[1]) / RATE
+    bursts = noise(samples.shape[1], level=0.3) * ((time % 10 < 3) & (time >= quiet))
+    return (samples + bursts).astype(np.float32)
+
+
+def mp3_of(path, samples):
+    """Return an MP3 of variable bit rate, and how long its first frame is, which says how long the whole is."""
+    settings = {"compression_level": 0.3, "bitrate_mode": "VARIABLE"}
+    with sf.SoundFile(path, "w", RATE, 2, format="MP3", **settings) as file:
+        file.write(samples.T)
+    data = path.read_bytes()
+    kbit = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)[data[2] >> 4]
+    return data, 144 * kbit * 1000 // RATE + (data[2] >> 1 & 1)
+
+
+def patched(data, *changes):
+    """Return the data with (place, bytes) put in."""
+    data = bytearray(data)
+    for place, change in changes:
+        data[place : place + len(change)] = change
+    return bytes(data)
+
+
+ID3 = b"ID3\x03\0\0\0\0\x0f\x76" + bytes(15 * 128 + 0x76)

@@ -188,7 +188,6 @@ def test_a_long_file_is_refused_by_its_header_and_so_is_a_header_that_lies(tmp_p
     tracemalloc.stop()
     data = bytearray(flac_bytes(tmp_path))
     for frames, said in (
-        (0, "does not say how long"),
         (3 * RATE, "damaged"),
         (601 * RATE, "10 minutes"),
     ):

@@ -55,12 +55,12 @@ def test_a_quiet_recording_fills_the_picture_but_noise_and_silence_do_not(tmp_pa
     assert drawn(tmp_path / "noise.wav", burst(0.0005), subtype="FLOAT").max() <= 7
     silence = drawn(tmp_path / "silence.wav", np.zeros(RATE * 2))
     assert len(silence) == audio_waveform.COLUMNS and not silence.any()
-    broken = burst()
-    broken[:3] = np.nan, np.inf, -np.inf
-    assert drawn(tmp_path / "broken.wav", broken, subtype="FLOAT").max() == 127
 
 
 def test_what_cannot_be_read_has_no_waveform(tmp_path: Path):
+    broken = burst()
+    broken[:3] = np.nan, np.inf, -np.inf
+    assert drawn(tmp_path / "broken.wav", broken, subtype="FLOAT").size == 0
     (tmp_path / "words.wav").write_bytes(b"just some words")
     for name in ("words.wav", "missing.wav"):
         assert audio_waveform.peaks(tmp_path / name) == {"seconds": 0.0, "peaks": ""}
