@@ -13,6 +13,7 @@ all, must not look as if it worked.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import math
@@ -144,9 +145,15 @@ def _read_number(path: str | Path, tensor: Tensor) -> float:
 
 
 def parse_json(data: bytes, what: str) -> dict[str, Any]:
-    """Parse an untrusted JSON object; of repeated keys the last counts, as in safetensors."""
+    """Parse an untrusted JSON object; of repeated keys the last counts, as in safetensors.
+
+    A byte order mark tells UTF-16, as Windows PowerShell 5 writes it, from UTF-8.
+    """
+    coding = "utf-8-sig"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        coding = "utf-16"
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode(coding))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -161,6 +168,11 @@ def _not_safetensors(start: bytes) -> Refusal:
     if start == b"version ":
         return broken("it is a Git LFS pointer, not the weights")
     return broken("it is not a safetensors file")
+
+
+def whole_model() -> Refusal:
+    hint = "Start the studio with --model and its folder or repository, in diffusers' layout."
+    return Refusal("lora_unfit", "is a whole model, not a LoRA", hint)
 
 
 # The linear layers of a transformer: (out, in) by module.
@@ -302,6 +314,9 @@ _PREFIX = re.compile(
     r"(lora_(unet|transformer|decoder)_|lycoris_)?"
     r"((base_model[._]model|diffusion_model|transformer|model|decoder|module)[._])*"
 )
+_LAYER_WEIGHT = re.compile(
+    r"layers\.\d+\.((self|cross)_attn\.(to_[qkv]|to_out\.0|[qkvo]_proj)|mlp\.(gate|up|down)_proj)"
+)
 _ENCODERS = re.compile(
     r"(condition_|text_)?(encoder[._]|lyric_encoder|timbre_encoder|text_projector)|lora_te"
 )
@@ -397,6 +412,8 @@ def _by_module(
     tensors: Mapping[str, Tensor], widths: Widths | None
 ) -> dict[str, tuple[str, dict[str, str]]]:
     """Sort the keys by module: its name in the file, and the key for each role ("down", "lokr_w1_a", "alpha", ...)."""
+    if any(map(_is_weight, tensors)) and not any(map(_KEY.fullmatch, tensors)):
+        raise whole_model()
     found: dict[str, tuple[str, dict[str, str]]] = {}
     unknown = []
     known = _spellings(widths)
@@ -435,6 +452,12 @@ def _spellings(widths: Widths | None) -> dict[str, str]:
 
 def _without_prefix(name: str) -> str:
     return _PREFIX.sub("", name, count=1)
+
+
+def _is_weight(key: str) -> bool:
+    """Tell whether a tensor is the weight itself of a layer of ACE-Step 1.5, whatever its size."""
+    module = _without_prefix(key).removesuffix(".weight")
+    return key.endswith(".weight") and _LAYER_WEIGHT.fullmatch(module) is not None
 
 
 def _unknown_keys(unknown: list[str], tensors: Mapping[str, Tensor], in_part: bool) -> Refusal:

@@ -15,7 +15,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Container, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -37,6 +37,7 @@ from lora_format import (
     read_config,
     read_header,
     read_layout,
+    whole_model,
 )
 
 HUB_VARIABLE = "ACE_STUDIO_HUB_LORAS"
@@ -231,18 +232,17 @@ def _check_directory(archive: Path) -> None:
 
 
 def _choose(entries: list[zipfile.ZipInfo]) -> tuple[zipfile.ZipInfo, zipfile.ZipInfo | None]:
-    by_name = {entry.filename: entry for entry in entries}
-    # macOS adds "__MACOSX/._adapter_model.safetensors" and the like to every zip.
-    weights = [
-        name
-        for name in by_name
-        if name.endswith(SUFFIX) and not re.search(r"(^|/)(\.|__MACOSX)", name)
-    ]
-    if len(weights) != 1:
-        raise _bad_zip(f"it holds {len(weights)} safetensors files, not one")
-    return by_name[weights[0]], by_name.get(
-        PurePosixPath(weights[0]).with_name(CONFIG_FILE).as_posix()
-    )
+    # Windows PowerShell 5 writes "folder\\file", and macOS adds "__MACOSX/._file" for every file.
+    by_name = {entry.filename.replace("\\", "/"): entry for entry in entries}
+    names = [name for name in by_name if not re.search(r"(^|/)(\.|__MACOSX)", name)]
+    if is_whole_model(names):
+        raise whole_model()
+    weights = weights_among(names)
+    if weights is None:
+        found = weights_in(names)
+        raise _bad_zip(f"it holds {len(found)} safetensors files, not one", found)
+    config = config_beside(weights, names)
+    return by_name[weights], by_name[config] if config else None
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, most: int) -> None:
@@ -257,11 +257,56 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, most:
         shutil.copyfileobj(source, target)
 
 
-def _bad_zip(reason: str) -> Refusal:
+def _bad_zip(reason: str, names: Sequence[str] = ()) -> Refusal:
     hint = (
         f"Zip the folder with {PEFT_FILE} and {CONFIG_FILE}, or upload the safetensors file alone."
     )
+    if names:
+        hint += f" It holds {_listed(names)}."
     return Refusal("lora_broken", f"cannot be unpacked: {reason}", hint)
+
+
+# --- which file of several: one rule for a zip, a repository and the cache ------------------------
+
+
+def weights_in(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if name.endswith(SUFFIX))
+
+
+def weights_among(names: Iterable[str]) -> str | None:
+    """Return the LoRA among the files of a folder: the only one, or the topmost with PEFT's own name; else None."""
+    found = weights_in(names)
+    if len(found) == 1:
+        return found[0]
+    by_peft = [name for name in found if PurePosixPath(name).name == PEFT_FILE]
+    least = min((name.count("/") for name in by_peft), default=0)
+    topmost = [name for name in by_peft if name.count("/") == least]
+    return topmost[0] if len(topmost) == 1 else None
+
+
+def config_beside(weights: str, names: Container[str]) -> str | None:
+    """Return the adapter_config.json in the folder of a file, if there is one."""
+    beside = PurePosixPath(weights).with_name(CONFIG_FILE).as_posix()
+    return beside if beside in names else None
+
+
+def is_whole_model(names: Iterable[str]) -> bool:
+    """Tell whether a folder holds a whole model, as diffusers or transformers save one."""
+    paths = [PurePosixPath(name) for name in names]
+    if any(path.name == CONFIG_FILE for path in paths):
+        return False
+    weights = [path.name for path in paths if path.name.endswith(SUFFIX)]
+    if any(re.search(r"-\d{5}-of-\d{5}\.", name) for name in weights):
+        return True
+    # A LoRA may be called model.safetensors, too, but not beside other weights.
+    is_model = "diffusion_pytorch_model.safetensors" in weights or "model.safetensors" in weights
+    indexed = any(path.name == "model_index.json" for path in paths)
+    return indexed or (is_model and len(weights) > 1)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(shown(name, 60).strip('"') for name in names[:5]) + more
 
 
 def hub_id(text: str) -> tuple[str, str] | None:
@@ -319,7 +364,8 @@ def _choose_files(
         raise StudioError("model_guarded", closed)
     files = {file.name: file for file in there if is_inside(file.name)}
     name = _choose_file(repo_id, list(files), wanted)
-    config = files.get(PurePosixPath(name).with_name(CONFIG_FILE).as_posix())
+    beside = config_beside(name, files)
+    config = files[beside] if beside else None
     for file, most in ((files[name], MAX_FILE_BYTES), (config, MAX_CONFIG_BYTES)):
         if file and file.size > most:
             large = f"{file.name} in {repo_id} is {size_text(file.size)}; the limit is {size_text(most)}."
@@ -330,22 +376,25 @@ def _choose_files(
 
 
 def _choose_file(repo_id: str, names: list[str], wanted: str) -> str:
-    """Choose the safetensors file of a repository: the one that is named, the only one, or PEFT's own."""
-    found = sorted(name for name in names if name.endswith(SUFFIX))
-    usual = found[0] if len(found) == 1 else PEFT_FILE
-    name = wanted or usual
-    if name in found:
+    """Choose the safetensors file of a repository: the one that is named, or as `weights_among` does."""
+    found = weights_in(names)
+    name = wanted or weights_among(names)
+    if name in found and (wanted or not is_whole_model(names)):
         return name
-    listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    if not wanted and is_whole_model(names):
+        refusal = whole_model()
+        raise StudioError(
+            refusal.code, f"{repo_id} is a whole model, not a LoRA.", hint=refusal.hint
+        )
     if not found:
         message = f"{repo_id} has no safetensors file in it."
         hint = "Only safetensors files are read."
     elif wanted:
         message = f"{repo_id} has no safetensors file {shown(wanted)}."
-        hint = f"It has {listed}."
+        hint = f"It has {_listed(found)}."
     else:
         message = f"{repo_id} has {len(found)} safetensors files."
-        hint = f"Name one, {repo_id}:{found[0]}: {listed}."
+        hint = f"Name one, {repo_id}:{found[0]}: {_listed(found)}."
     raise StudioError("lora_unknown", message, hint=hint)
 
 

@@ -95,8 +95,14 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
                 length=length,
                 seconds={**seconds, **event.ran.seconds},
             )
-            event = replace(event, notes=(*notes, *event.notes, *_why_unplanned(plan_entry)))
+            about = (*_about_loras(job), *_why_unplanned(plan_entry))
+            event = replace(event, notes=(*notes, *event.notes, *about))
         yield event
+
+
+def _about_loras(job: Job) -> tuple[str, ...]:
+    """Return what is to be known of the job's LoRAs, such as an alpha that is not."""
+    return tuple(f"LoRA {spec.info.name}: {spec.info.note}" for spec in job.loras if spec.info.note)
 
 
 def _why_unplanned(entry: PlanEntry | None) -> tuple[str, ...]:

@@ -194,12 +194,14 @@ FORMATS = {
 }
 
 
-def write_adapter(path: Path, pipe: Any, seed: int = 0, wider: int = 0) -> Path:
-    """Write a small adapter for songs in ComfyUI's format; one that is `wider` does not fit the pipeline."""
+def write_adapter(
+    path: Path, pipe: Any, seed: int = 0, wider: int = 0, prefix: str = "diffusion_model."
+) -> Path:
+    """Write a small adapter for songs, in ComfyUI's format; one that is `wider` does not fit the pipeline."""
     modules = ("layers.0.self_attn.to_q", "layers.0.mlp.down_proj", "layers.1.cross_attn.to_k")
     made = matrices(pipe, seed, modules=modules)
     made = {
         module: (torch.nn.functional.pad(down, (0, wider)), 5 * up)
         for module, (down, up) in made.items()
     }
-    return put(path, pairs(made, "diffusion_model.{}".format))
+    return put(path, pairs(made, f"{prefix}{{}}".format))

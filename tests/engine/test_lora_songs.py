@@ -34,8 +34,8 @@ def adapter(studio):
     folder = Path(gradio_utils.get_upload_folder(), "test-loras")
     folder.mkdir(parents=True, exist_ok=True)
 
-    def write(name="mine.safetensors", seed=0, wider=0):
-        return str(write_adapter(folder / name, studio.models.pipeline(), seed, wider))
+    def write(name="mine.safetensors", seed=0, wider=0, **kind):
+        return str(write_adapter(folder / name, studio.models.pipeline(), seed, wider, **kind))
 
     return write
 
@@ -80,6 +80,13 @@ def test_loras_change_the_song_are_in_its_record_and_leave_no_trace(studio, adap
     assert isinstance(failed, Failed) and failed.problem.field == "options.loras"
     assert "wide.safetensors" in failed.problem.message
     assert np.array_equal(samples_of(run(studio))[0], plain)
+
+
+def test_an_alpha_that_is_not_known_is_noted_in_the_record(studio, adapter):
+    peft = adapter("peft.safetensors", prefix="base_model.model.")
+    done = run(studio, peft, adapter("comfy.safetensors"))
+    (note,) = [note for note in done.record["notes"] if "LoRA" in note]
+    assert note.startswith("LoRA peft.safetensors: ") and "alpha is unknown" in note
 
 
 def test_a_file_outside_the_uploads_is_not_read(studio, adapter, tmp_path):

@@ -185,7 +185,7 @@ UNSUPPORTED = {
 }
 UNFIT = {
     "v1": ({"transformer_blocks.0.cross_attn.to_q.lora_A.weight": (4, 2560)}, "the first ACE-Step"),
-    "no keys of a LoRA": ({"layers.0.self_attn.q_proj.weight": (4, 4)}, "no layer of ACE-Step 1.5"),
+    "no keys of a LoRA": ({"layers.0.self_attn.norm.weight": (4, 4)}, "no layer of ACE-Step 1.5"),
     "a key of a thousand letters": ({"a" * 1000: (2,)}, "no layer of ACE-Step 1.5"),
     "in part": ({**attention(), "layers.0.other.lora_A.weight": (2, 2)}, "only in part"),
 }
@@ -285,3 +285,16 @@ def test_a_peft_file_without_its_config_says_that_its_alpha_is_not_known(lora):
     assert "adapter_config.json" in alone.note and alone.problem is None
     assert lora_sources.inspect(lora(with_alpha(8))).note == ""
     assert lora_sources.inspect(lora(attention(prefix="transformer."))).note == ""
+
+
+@pytest.mark.parametrize("prefix", ["", "decoder.", "transformer.", "model.decoder."])
+def test_the_weights_of_a_whole_model_are_called_one(lora, prefix):
+    layers = {
+        f"{prefix}layers.0.self_attn.q_proj.weight": (64, 64),
+        f"{prefix}layers.0.mlp.up_proj.weight": (64, 64),
+        f"{prefix}time_embed.linear_1.bias": (64,),
+        "encoder.something.weight": (4, 4),
+    }
+    problem = lora_sources.inspect(lora(layers)).problem
+    assert problem.code == "lora_unfit"
+    assert "is a whole model, not a LoRA" in problem.message and "--model" in problem.hint

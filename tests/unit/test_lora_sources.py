@@ -82,6 +82,72 @@ def test_a_zip_gives_its_two_files_and_nothing_else(tmp_path, folder):
     assert not list(tmp_path.rglob("evil")) and not list(tmp_path.rglob("link"))
 
 
+STATE = blob({"optimizer.step": (4,)})
+PEFT = {"adapter_model.safetensors": WEIGHTS, "adapter_config.json": CONFIG}
+# Folders as trainers and Windows write them, and the alpha that their LoRA has.
+FOLDERS = {
+    "PowerShell's": {f"best\\{name}": content for name, content in PEFT.items()},
+    "deep, from Windows": {f"a\\b\\{name}": content for name, content in PEFT.items()},
+    "a trainer's": {
+        **{f"adapter/{name}": content for name, content in PEFT.items()},
+        "training_state.safetensors": STATE,
+    },
+    "with earlier steps": {
+        **PEFT,
+        **{f"checkpoint-500/{name}": content for name, content in PEFT.items()},
+    },
+    "a byte order mark": {**PEFT, "adapter_config.json": b"\xef\xbb\xbf" + CONFIG},
+    "UTF-16": {**PEFT, "adapter_config.json": CONFIG.decode().encode("utf-16")},
+    "model.safetensors alone": {"model.safetensors": WEIGHTS, "adapter_config.json": CONFIG},
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_zip_and_a_repository_follow_one_rule(tmp_path, server, kind):
+    path = tmp_path / "mine.zip"
+    path.write_bytes(zipped(FOLDERS[kind]))
+    spec = prepared(str(path), folder=tmp_path, uploads=[tmp_path])
+    assert (spec.info.alphas, spec.info.note) == ((6.0,), "")
+    if not any("\\" in name for name in FOLDERS[kind]):
+        server.files = FOLDERS[kind]
+        assert prepared(REPO).info.alphas == (6.0,)
+        assert prepared(REPO).revision == COMMIT  # from the cache, by the same rule
+
+
+WHOLE = {
+    "diffusers'": {
+        "model_index.json": b"{}",
+        "transformer/diffusion_pytorch_model.safetensors": STATE,
+    },
+    "a transformer and more": {
+        "transformer/diffusion_pytorch_model.safetensors": STATE,
+        "vae/diffusion_pytorch_model.safetensors": STATE,
+    },
+    "in parts": {f"model-0000{i}-of-00002.safetensors": STATE for i in (1, 2)},
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_whole_model_is_called_one_in_a_zip_and_in_a_repository(tmp_path, server, kind):
+    path = tmp_path / "mine.zip"
+    path.write_bytes(zipped(WHOLE[kind]))
+    server.files = WHOLE[kind]
+    for source in (str(path), REPO):
+        problem = problem_of(source, folder=tmp_path, uploads=[tmp_path])
+        assert "is a whole model, not a LoRA" in problem.message and "--model" in problem.hint
+
+
+def test_several_loras_are_named_in_the_refusal(tmp_path, server):
+    names = {f"{i}.safetensors": WEIGHTS for i in range(7)}
+    path = tmp_path / "mine.zip"
+    path.write_bytes(zipped(names))
+    server.files = names
+    for source in (str(path), REPO):
+        problem = problem_of(source, folder=tmp_path, uploads=[tmp_path])
+        assert "7 safetensors files" in problem.message
+        assert "0.safetensors, 1.safetensors" in problem.hint and "and 2 more" in problem.hint
+
+
 PAIR = {"adapter_model.safetensors": WEIGHTS, "adapter_config.json": CONFIG}
 GOOD_ZIP = zipped(PAIR)
 DIRECTORY, END = b"PK\x01\x02", b"PK\x05\x06"
@@ -99,7 +165,10 @@ BAD_ZIPS = {
         zipped({**PAIR, **{str(i): b"" for i in range(49)}}),
         "51 entries; the limit is 50",
     ),
-    "two weights": (zipped({**PAIR, "other.safetensors": WEIGHTS}), "holds 2 safetensors"),
+    "two weights": (
+        zipped({"one.safetensors": WEIGHTS, "other.safetensors": WEIGHTS}),
+        "holds 2 safetensors",
+    ),
     "no weights": (zipped({"adapter_config.json": CONFIG}), "holds 0 safetensors"),
     "cut off": (GOOD_ZIP[:-30], ""),
     "damaged": (bent(b"adapter_model.safetensors", 40, b"\xff" * 8), "damaged"),
