@@ -8,12 +8,16 @@ only logged.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import ipaddress
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 log = logging.getLogger("studio")
 
@@ -42,8 +46,10 @@ def bootstrap(
     studio: Path | None = None,
 ) -> None:
     """Set defaults in `environ`, make the model caches writable, and link cached models below `models/`; idempotent."""
+    _tidy_values(environ)
     for name, value in DEFAULTS.items():
         environ.setdefault(name, value)
+    _drop_unusable_proxies(environ)
     _bypass_proxy_for_loopback(environ)
     if not environ.get("GRADIO_TEMP_DIR"):
         environ["GRADIO_TEMP_DIR"] = str(private_folder("page"))
@@ -80,10 +86,71 @@ def private_folder(purpose: str) -> Path:
     return usual
 
 
+def _tidy_values(environ: MutableMapping[str, str]) -> None:
+    # An environment file that was written on Windows leaves a carriage return behind each value,
+    # and Docker keeps the quotes around it.
+    for name, value in list(environ.items()):
+        if name.startswith(("ACE_STUDIO_", "GRADIO_", "HF_")):
+            tidy = value.strip("\ufeff \t\r\n")
+            if len(tidy) > 1 and tidy[0] == tidy[-1] and tidy[0] in "\"'":
+                tidy = tidy[1:-1].strip()
+            if tidy != value:
+                environ[name] = tidy
+
+
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+def _drop_unusable_proxies(environ: MutableMapping[str, str]) -> None:
+    """Take out what httpx cannot use: it would refuse to start, and the page needs no proxy."""
+    for name in (each for usual in _PROXIES for each in (usual, usual.lower())):
+        value = environ.get(name, "")
+        if not value:
+            continue
+        # as GNOME writes it
+        if value.startswith("socks://"):
+            environ[name] = value = value.replace("socks://", "socks5://", 1)
+        reason = _why_unusable(value)
+        if reason:
+            log.warning("the proxy in %s is not used: %s", name, reason)
+            del environ[name]
+    for name in ("NO_PROXY", "no_proxy"):
+        if name in environ:
+            hosts = (host.strip() for host in environ[name].split(","))
+            environ[name] = ",".join(filter(_is_host, (host.strip("[]") for host in hosts)))
+
+
+def _why_unusable(proxy: str) -> str:
+    """Return why httpx cannot use the address of a proxy, "" if it can."""
+    scheme, separator, _ = proxy.partition("://")
+    if not separator:
+        scheme = "http"
+    try:
+        parts = urlsplit(proxy if separator else f"http://{proxy}")
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        named = False
+    if not named:
+        return "its address is not valid"
+    if scheme.lower() in ("http", "https"):
+        return ""
+    if scheme.lower() not in ("socks5", "socks5h"):
+        return f"only http, https, socks5 and socks5h are known here, not {scheme}"
+    if importlib.util.find_spec("socksio") is None:
+        return "SOCKS needs the package socksio, which ./run.sh installs"
+    return ""
+
+
+def _is_host(text: str) -> bool:
+    """Tell whether httpx understands an entry of NO_PROXY: it stumbles over IPv6 networks."""
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(text))
+    return bool(re.fullmatch(r"(\w+://)?[\w.*-]+(:\d{1,5})?(/\d{1,2})?", text))
+
+
 def _bypass_proxy_for_loopback(environ: MutableMapping[str, str]) -> None:
     # Gradio calls its own server while it starts.
-    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-    if any(environ.get(name) or environ.get(name.lower()) for name in proxies):
+    if any(environ.get(name) or environ.get(name.lower()) for name in _PROXIES):
         own = [environ.get(name, "") for name in ("NO_PROXY", "no_proxy")]
         hosts = ",".join(
             [*own, "127.0.0.1", "localhost", "::1", environ.get("GRADIO_SERVER_NAME", "")]

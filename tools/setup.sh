@@ -159,7 +159,8 @@ install_requirements() { # run|ray|test
     rm -f "$UNFINISHED"
     [ "$status" = 0 ] || fail "" \
         "Installing the packages failed; pip's own message is above. Usual reasons: the package index cannot be reached," \
-        "or the disk is full ($(free_space) free here). Put that right and run the same command again."
+        "or the disk is full ($(free_space) free here). Put that right and run the same command again." \
+        "$(proxy_hint)"
     # pip compiles with one core. Some files are meant for other versions of Python and fail.
     "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || :
     # A set-up does for those before it, too.
@@ -188,6 +189,12 @@ install_songwriter() {
         say "The built-in songwriter could not be installed, so the studio writes no lyrics without a larger one." \
             "It is tried again with the next set-up, or after: rm $(stamp_of songwriter)"
     cksum <"$ROOT/requirements-songwriter.txt" >"$(stamp_of songwriter)"
+}
+
+proxy_hint() {
+    case "${ALL_PROXY:-}${all_proxy:-}${HTTPS_PROXY:-}${https_proxy:-}" in
+    *socks*) say "pip cannot go through a SOCKS proxy: set HTTPS_PROXY to an HTTP one, or unset ALL_PROXY, for the set-up." ;;
+    esac
 }
 
 free_space() {

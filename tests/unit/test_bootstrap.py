@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import httpx
+import httpx2
 import pytest
 
 import bootstrap
@@ -102,6 +104,57 @@ def test_a_proxy_is_not_asked_for_this_machine(home):
     environ = run(home, https_proxy="http://proxy.example:3128", no_proxy="internal.example")
     for name in ("NO_PROXY", "no_proxy"):
         assert environ[name].split(",") == ["internal.example", "127.0.0.1", "localhost", "::1"]
+
+
+PROXIES = {  # and whether the studio can use them
+    "socks5://127.0.0.1:1080": "socks5://127.0.0.1:1080",
+    "socks5h://user:word@127.0.0.1:1080": "socks5h://user:word@127.0.0.1:1080",
+    "socks://127.0.0.1:1080/": "socks5://127.0.0.1:1080/",
+    "http://proxy.example:3128": "http://proxy.example:3128",
+    "proxy.example:3128": "proxy.example:3128",
+    "socks4://127.0.0.1:1080": None,
+    "socks4a://127.0.0.1:1080": None,
+    "ftp://proxy.example": None,
+    "http://proxy.example:port": None,
+    "http://": None,
+}
+NO_PROXY = "localhost, .corp.example,10.0.0.0/8,::1/128,fe80::/10,[::1],host:8080,*.test,::1"
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "http_proxy"])
+@pytest.mark.parametrize("given", PROXIES)
+def test_any_proxy_lets_the_studio_start(home, monkeypatch, caplog, name, given):
+    environ = run(home, **{name: given, "NO_PROXY": NO_PROXY})
+    assert environ.get(name) == PROXIES[given]
+    assert (PROXIES[given] is None) == (f"the proxy in {name} is not used" in caplog.text)
+    for each in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(each, raising=False)
+        monkeypatch.delenv(each.lower(), raising=False)
+    for each, value in environ.items():
+        if each.lower().endswith("proxy"):
+            monkeypatch.setenv(each, value)
+    for library in (httpx, httpx2):  # Gradio's and huggingface_hub's
+        library.Client().close()
+
+
+def test_a_socks_proxy_without_its_package_is_left_out_with_a_true_sentence(
+    home, monkeypatch, caplog
+):
+    monkeypatch.setattr(bootstrap.importlib.util, "find_spec", lambda name: None)
+    assert "ALL_PROXY" not in run(home, ALL_PROXY="socks5://127.0.0.1:1080")
+    assert "socksio, which ./run.sh installs" in caplog.text
+    assert "socksio" in (ROOT / "requirements.txt").read_text().split()
+
+
+def test_values_from_windows_and_from_docker_lose_what_is_around_them(home):
+    given = {
+        "ACE_STUDIO_MODEL": "preview\r",
+        "GRADIO_SERVER_PORT": '"7870"',
+        "HF_HOME": "\ufeff/a ",
+    }
+    environ = run(home, **given, OTHER="x\r")
+    assert [environ[name] for name in given] == ["preview", "7870", "/a"]
+    assert environ["OTHER"] == "x\r"
 
 
 def test_a_writable_cache_is_not_mirrored_and_its_snapshot_is_linked(home, hub):

@@ -16,7 +16,7 @@ PARTS = {
     "mlx": "mlx-lm",
     "mlx_lm": "mlx-lm",
 }
-NOT_IMPORTED = {"accelerate"}  # requirements.txt says why
+NOT_IMPORTED = {"accelerate", "socksio"}  # requirements.txt says why
 # requirements-ray.txt, requirements-songwriter.txt and requirements-media.txt
 OPTIONAL = {"ray", "gguf", "av"}
 
