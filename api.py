@@ -254,6 +254,31 @@ def add_endpoints(studio: Backend, runs: Runs) -> None:
     api_runs.add_endpoints(runs)
 
 
+AUDIO_OVER_MCP = "A WAV, FLAC, MP3, OGG or AIFF file as data:audio/...;base64,..."
+
+
+def describe_files(tools: Any) -> None:
+    """Let the schemas of Gradio's MCP server describe a file as what the studio takes.
+
+    Gradio's own is a string with required properties, whose format asks for a URL.
+    """
+    simplified = tools.simplify_filedata_schema
+
+    def simplify(schema: dict[str, Any]) -> tuple[dict[str, Any], list[list[str | int]]]:
+        simple, places = simplified(schema)
+        for place in places:
+            node: Any = simple["properties"]
+            for step in place:
+                node = node[step]
+            about = node.get("description", "")
+            node.clear()
+            node["type"] = "string"
+            node["description"] = f"{about} {AUDIO_OVER_MCP}.".strip()
+        return simple, places
+
+    tools.simplify_filedata_schema = simplify
+
+
 def capabilities_of(studio: Backend) -> Callable[[], dict[str, Any]]:
     """Return the handler of /capabilities."""
 

@@ -42,7 +42,7 @@ import served
 import takes
 import theme
 import tooltips
-from api import add_endpoints
+from api import add_endpoints, describe_files
 from backend import Backend, get_backend, worker_status
 from lora_format import MAX_FILE_BYTES
 from page_header import Header, connect_model, connect_status
@@ -140,6 +140,8 @@ def launch(demo: Any, port: int | None = None) -> str:
             },
         )
     connections.limit(demo.server.config)
+    if demo.mcp_server_obj:
+        describe_files(demo.mcp_server_obj)
     return url
 
 

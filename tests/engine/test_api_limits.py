@@ -32,16 +32,24 @@ def test_a_wrong_value_is_a_validation_error_with_name_and_message(server, clien
         assert said["options"].startswith("options.guidance: Guidance must be from 1 to 15, not ")
 
 
-def test_any_other_error_has_a_code_a_message_and_a_hint(work, tune, tmp_path):
-    # With a whole header, the damage shows only when the file is read.
+def test_a_file_that_is_damaged_behind_a_whole_header_is_refused_before_the_queue(
+    client, tune, tmp_path
+):
     soundfile.write(tmp_path / "torn.flac", tune, RATE)
     data = (tmp_path / "torn.flac").read_bytes()
     (tmp_path / "torn.flac").write_bytes(data[: len(data) // 2])
+    said = told(client, "/cover", prompt="x", source=handle_file(str(tmp_path / "torn.flac")))
+    assert set(said) == {"source"} and said["source"].startswith("The file is damaged")
+    assert said["source"].endswith("Export or download it again.")
+
+
+def test_any_other_error_has_a_code_a_message_and_a_hint(client):
     with pytest.raises(AppError) as caught:
-        work("cover", handle_file(str(tmp_path / "torn.flac")))
-    assert caught.value.title == "bad_audio"
-    assert caught.value.message.startswith("The source: The file is damaged")
-    assert caught.value.message.endswith("Export or download it again.")
+        options = {"loras": ["/nowhere/mine.safetensors"]}
+        client.predict("calm piano", duration=10, options=options, api_name="/generate")
+    assert caught.value.title == "lora_missing"
+    said = "options.loras: An uploaded LoRA is no longer here. Add it again."
+    assert caught.value.message == said
 
 
 def test_cancel_and_hanging_up_free_the_studio(server, caller, generate):

@@ -98,6 +98,47 @@ def test_a_song_is_made_and_its_audio_fetched(mcp_server):
     assert record["takes"][0]["seed"] == 7
 
 
+def nodes(schema):
+    """Yield each part of a schema that is an object."""
+    if isinstance(schema, dict):
+        yield schema
+        for part in schema.values():
+            yield from nodes(part)
+    if isinstance(schema, list):
+        for part in schema:
+            yield from nodes(part)
+
+
+def test_each_tool_has_a_schema_that_any_assistant_takes(mcp_server):
+    async def tools():
+        async with connected(mcp_server) as session:
+            return {tool.name: tool.inputSchema for tool in (await session.list_tools()).tools}
+
+    schemas = finished(tools())
+    files = {
+        f"{tool}.{name}"
+        for tool, schema in schemas.items()
+        for name in api.UPLOADS
+        if name in schema["properties"]
+    }
+    assert files == {
+        *("generate.reference", "cover.source", "cover.reference"),
+        *("extend.source", "edit.source"),
+    }
+    for place in files:
+        tool, name = place.split(".")
+        described = schemas[tool]["properties"][name]
+        assert described.keys() <= {"type", "description"} and described["type"] == "string", place
+        assert "data:audio/...;base64,..." in described["description"]
+        assert "http" not in str(described)
+    for tool, schema in schemas.items():
+        for node in nodes(schema):
+            if isinstance(node.get("required"), list):
+                assert node["type"] == "object", tool
+                assert set(node["required"]) <= node["properties"].keys(), tool
+            assert not str(node.get("format", "")).startswith("Gradio"), tool
+
+
 def test_a_song_is_started_and_asked_for_by_an_assistant(mcp_server):
     given = {"prompt": "calm piano", "duration": 10, "seed": 7}
     _, started = song(mcp_server, "generate", **given, options={**FAST, "detach": True})
@@ -138,7 +179,7 @@ def test_a_source_goes_in_as_a_data_uri_and_a_repaint_keeps_the_rest(mcp_server)
 def test_an_error_is_a_text(mcp_server):
     for source, words, more in (
         (data_uri(tune()), "- strength: ", {"strength": 5}),
-        (data_uri(tune()[:20_000]), "The source: The file is damaged", {}),
+        (data_uri(tune()[:20_000]), "- source: The file is damaged", {}),
         *((source, "", {}) for source in ("/etc/hostname", "bGEgbGEgbGE=", "file:///etc/hosts")),
         ("https://example.com/song.wav", "source: The studio does not fetch URLs.", {}),
     ):
