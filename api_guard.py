@@ -97,6 +97,8 @@ def middleware() -> list[Middleware]:
         Middleware(SecurityHeaders),
         Middleware(KnownHosts, environ=os.environ),
         gzip,
+        Middleware(Page),
+        Middleware(Files),
         Middleware(Calls, own_hosts=own_hosts(os.environ)),
         Middleware(OwnRoutes),
     ]
@@ -171,17 +173,110 @@ class KnownHosts:
             for value in Headers(scope=scope).getlist(name):
                 if not all(self.knows(_host_of(part.strip())) for part in value.split(",")):
                     scope = _without(scope, name)
+        scope = self._by_the_pages_address(scope)
         host = Headers(scope=scope).get("host", "")
         known = HOST.fullmatch(host) and self.knows(_host_of(host))
         await (self.app if known else PlainTextResponse("Invalid host header", 400))(
             scope, receive, send
         )
 
+    def _by_the_pages_address(self, scope: Scope) -> Scope:
+        """Put the address of the page that calls in place of what proxies forwarded, too little or wrong.
+
+        Only the browser knows under which scheme, host and port the page was opened, and only it
+        writes Sec-Fetch-Site.
+        """
+        headers = Headers(scope=scope)
+        if headers.get("sec-fetch-site") != "same-origin":
+            return scope
+        page = headers.get("origin") or headers.get("referer", "")
+        scheme, separator, rest = page.partition("://")
+        address = rest.split("/")[0]
+        if scheme not in ("http", "https") or not separator or not self.knows(_host_of(address)):
+            return scope
+        forwarded = "x-forwarded-host" in headers
+        scope = _without(scope, "x-forwarded-proto")
+        scope["headers"].append((b"x-forwarded-proto", scheme.encode()))
+        if forwarded or address != headers.get("host"):
+            scope = _without(scope, "x-forwarded-host")
+            scope["headers"].append((b"x-forwarded-host", address.encode()))
+        return scope
+
     def knows(self, host: str) -> bool:
         with suppress(ValueError):
             if self.any_address and ipaddress.ip_address(host):
                 return True
         return any(fnmatch(host, pattern) for pattern in self.hosts)
+
+
+class Page:
+    """Lets the page find the studio from its own address: whoever opens it knows that better than any proxy."""
+
+    # in the configuration, and in the script below it
+    ROOT = re.compile(rb'("root":|const root = )"https?://[^/"]+(/[^"]*)?"')
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "GET" or API in scope["path"]:
+            await self.app(scope, receive, send)
+            return
+        start: Message = {}
+        body = bytearray()
+
+        async def relative(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                kind = Headers(raw=message["headers"]).get("content-type", "")
+                if kind.startswith("text/html"):
+                    start = message
+                    return
+            if not start or message["type"] != "http.response.body":
+                await send(message)
+                return
+            body.extend(message.get("body", b""))
+            if message.get("more_body"):
+                return
+            whole = self.ROOT.sub(self._relative, bytes(body), count=2)
+            MutableHeaders(scope=start)["content-length"] = str(len(whole))
+            await send(start)
+            await send({"type": "http.response.body", "body": whole, "more_body": False})
+
+        await self.app(scope, receive, relative)
+
+    @staticmethod
+    def _relative(found: re.Match[bytes]) -> bytes:
+        """Return the path of the root alone; without one it is where the page is."""
+        return found[1] + b'"' + (found[2] or b".") + b'"'
+
+
+class Files:
+    """Answers 404 for a file that is not served, be it gone or nobody's business.
+
+    Gradio's 403 is also what a proxy says to somebody who is not logged in; only a 404 tells the
+    page that a take was deleted.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not re.search(rf"{API}/file[=/]", scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        refusal = JSONResponse({"detail": "There is no such file, or it has been deleted."}, 404)
+        refused = False
+
+        async def answer(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] == 403:
+                refused = True
+                await refusal(scope, receive, send)
+            elif not refused:
+                await send(message)
+
+        await self.app(scope, receive, answer)
 
 
 def _without(scope: Scope, name: str) -> Scope:

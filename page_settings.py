@@ -1,7 +1,9 @@
 """A visitor's settings, kept in their browser for the next visit, and lines that follow them.
 
-The server keeps nothing. What the next visit brings back is untrusted: each value is validated like
-a request, except for text boxes, whose text is restored unchanged and checked at the click.
+The server keeps nothing. A reload brings back what that tab of the browser had, a new tab starts
+with what was written last in any (static/faces.js). What comes back is untrusted: each value is
+validated like a request, except for text boxes, whose text is restored unchanged and checked at the
+click.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def connect_memory(demo: gr.Blocks, forms: Sequence[Form]) -> None:
         return values
 
     # The visitor may already be typing by then: only the browser knows which fields are untouched.
-    read = demo.load(restore, kept, found, **AT_ONCE)
+    modes = json.dumps([form.mode for form in forms])
+    own = f"(...shared) => studio.former({modes}, shared)"
+    read = demo.load(restore, kept, found, js=own, **AT_ONCE)
     ids = json.dumps([field.elem_id for field in fields])
     read.then(None, found, fields, js=_BACK.format(ids=ids), **AT_ONCE)
     for form, state in zip(forms, kept, strict=True):

@@ -282,6 +282,8 @@ NO_PLANNER = "Not used: the planner is not available."
 PLANNED = "Plan:"
 UNPLANNED = "Made without a plan: {reason}"
 REWRITTEN = "The planner's prompt: {caption}"
+FROM_A_WORD_PROCESSOR = "Bullets, headings without brackets and (x2) would be sung."
+MEND = "Fix tags, bullets and repeats"
 REMARKS = "{count} remarks on the lyrics"
 AT_LINE = "Line {line}: {message}"
 KEEP_PLAN = "Keep this plan"
@@ -589,6 +591,7 @@ TAKES = {  # for static/takes.js; without double quotes, which its frame cannot 
     "preparing": "Preparing {format} ...",
     "earlier": "Earlier takes ({count})",
     "gone": "This file has been deleted. Press Make it again for the same song.",
+    "unheard": "This file could not be played: the studio cannot be reached, or the browser cannot play it.",
     "make": "Make it again",
     "remove": "Remove",
 }
@@ -748,9 +751,22 @@ CANNOT_START = "ACE Music Studio cannot start: {reason} ({place}). See ./run.sh 
 STOPPING = "ACE Music Studio is stopping."
 READY = "ACE Music Studio is ready at {url}"
 PORT_TAKEN = (
-    "The studio cannot listen on {host}, port {port}: it is in use or not allowed. "
+    "The studio cannot listen on {host}, port {port}: another program uses it. "
     "Choose another one with --port or GRADIO_SERVER_PORT."
 )
+PORT_CLOSED = (
+    "The studio cannot listen on {host}, port {port}: this account may not use it. "
+    "Choose one from 1024 up with --port or GRADIO_SERVER_PORT."
+)
+HOST_UNKNOWN = (
+    "The studio cannot listen on {host}: this machine does not know the name. "
+    "Use one of its addresses, or 127.0.0.1."
+)
+HOST_ELSEWHERE = (
+    "The studio cannot listen on {host}: that is no address of this machine. "
+    "Use one of its own, or 0.0.0.0 for all of them."
+)
+CANNOT_LISTEN = "The studio cannot listen on {host}, port {port}: {reason}."
 NO_PORT = "The studio found no free port on {host} from 7860 up. Name a free one with --port or GRADIO_SERVER_PORT."
 BAD_PORT = 'GRADIO_SERVER_PORT must be a whole number from 1 to 65535, not "{port}".'
 MCP_READY = "Its tools for assistants (MCP) are at {url}gradio_api/mcp/"

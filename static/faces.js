@@ -5,14 +5,6 @@
   const SIMPLE = ["generate-prompt", "generate-lyrics", "generate-instrumental"];
   const settings = {}; // of the form, by name
 
-  const kept = () => {
-    try {
-      return localStorage.getItem(KEPT);
-    } catch {
-      return null; // a browser that keeps nothing
-    }
-  };
-
   const mark = () => {
     const { face } = document.documentElement.dataset;
     for (const button of document.querySelectorAll("[data-face]:not(html)"))
@@ -21,12 +13,10 @@
 
   const show = (face) => {
     document.documentElement.dataset.face = face;
-    try {
-      localStorage.setItem(KEPT, face);
-    } catch {}
+    studio.chosen.write(KEPT, face);
     mark();
   };
-  document.documentElement.dataset.face = kept() === "custom" ? "custom" : "simple";
+  document.documentElement.dataset.face = studio.chosen.read(KEPT) === "custom" ? "custom" : "simple";
 
   // A wrong field that Simple hides is shown.
   studio.reveal = (ids) => {
@@ -58,8 +48,13 @@
       : "";
   };
 
-  // Every change of the form passes here on its way into the browser's storage.
+  // Every change of a form passes here on its way into the browser's storage, which all tabs share: the last one that wrote
+  // wins. What this tab had is kept beside it, for its own reload.
+  const own = (mode) => `ace-music-studio-own-${mode}`;
   studio.kept = (mode, values) => {
+    try {
+      sessionStorage.setItem(own(mode), JSON.stringify(values));
+    } catch {} // a browser that keeps nothing, or has no room left
     if (mode === "generate") {
       Object.assign(settings, values);
       lengths();
@@ -67,6 +62,15 @@
     }
     return values;
   };
+
+  studio.former = (modes, shared) =>
+    modes.map((mode, at) => {
+      try {
+        return JSON.parse(sessionStorage.getItem(own(mode))) ?? shared[at];
+      } catch {
+        return shared[at];
+      }
+    });
 
   studio.faces = () => {
     mark();

@@ -1,7 +1,7 @@
 // The latest takes of all tabs, which this browser remembers (static/takes.js), to choose one as a source with one click.
 studio.latest = (element, props, trigger) => {
   const MOST = 5;
-  const { address, clock, fill, make, where, whileThere } = studio.tools;
+  const { address, api, clock, fill, isGone, make, where, whileThere } = studio.tools;
   const box = element.querySelector(".latest");
   const { texts, modes } = JSON.parse(box.dataset.settings);
   const asked = new Map(); // whether a file is still there, by address
@@ -10,10 +10,7 @@ studio.latest = (element, props, trigger) => {
     if (!asked.has(at))
       asked.set(
         at,
-        fetch(at, { method: "HEAD" }).then(
-          ({ ok }) => ok,
-          () => false
-        )
+        isGone(at).then((gone) => !gone)
       );
     return asked.get(at);
   };
@@ -21,10 +18,9 @@ studio.latest = (element, props, trigger) => {
   // The copy that Gradio serves is deleted after a day; a take that is kept for longer is uploaded like any other file.
   const copied = async (card) => {
     if (await there(address(card.path))) return card.path;
-    const { root = location.origin, api_prefix = "/gradio_api" } = window.gradio_config ?? {};
     const form = new FormData();
     form.append("files", await (await fetch(where(card))).blob(), card.path.split("/").at(-1));
-    const [path] = await (await fetch(`${root}${api_prefix}/upload`, { method: "POST", body: form })).json();
+    const [path] = await (await fetch(api("/upload"), { method: "POST", body: form })).json();
     return path;
   };
 

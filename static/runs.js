@@ -194,7 +194,7 @@
 
   // --- asking ---
 
-  const address = (path) => new URL(path, document.baseURI).href;
+  const address = (path) => `${studio.tools.root()}/${path}`;
   const query = (ids, more) => address(`runs?${[...ids.map((id) => `id=${id}`), more].join("&")}`);
 
   let asked = 0;

@@ -5,9 +5,13 @@ window.studio = {};
 // second of a first visit. Svelte watches plain objects and arrays alone, and events never change.
 (() => {
   class Events extends Array {}
-  const { dependencies } = window.gradio_config;
+  const config = window.gradio_config;
+  const { dependencies } = config;
   for (const event of dependencies) Object.setPrototypeOf(event, Object.create(Object.prototype));
   Object.setPrototypeOf(dependencies, Events.prototype);
+
+  // The server knows its address from the last proxy, which may have told it too little: the page's own counts.
+  config.root = location.origin + location.pathname.replace(/\/+$/, "");
 })();
 
 // What a visitor did something with, before the settings of the last visit are back: a field, or a button that fills some.
@@ -178,10 +182,34 @@ window.studio = {};
     fields[0].scrollIntoView({ block: "center" });
   };
 
+  // Which control is wrong, and which words say why, for those who do not see where they stand.
+  const CONTROL = "textarea, input:not([type=file], [type=hidden]), button, [tabindex]";
+  const wrong = new Map(); // control by the field's id
+  const describe = (wanted) => {
+    for (const [id, control] of wrong) {
+      if (wanted.has(id) && control.isConnected) continue;
+      control.removeAttribute("aria-invalid");
+      control.removeAttribute("aria-describedby");
+      wrong.delete(id);
+    }
+    for (const [id, sentence] of wanted) {
+      const field = document.getElementById(id);
+      const control = field?.querySelector(CONTROL);
+      const words = [...(field?.querySelectorAll("*") ?? [])].find(
+        (each) => !each.children.length && each.textContent.includes(sentence)
+      );
+      if (!control || !words) continue;
+      words.id ||= `${id}-wrong`;
+      control.setAttribute("aria-invalid", "true");
+      control.setAttribute("aria-describedby", words.id);
+      wrong.set(id, control);
+    }
+  };
+
   const [telling, told] = ["telling", "told"].map((name) => document.getElementsByClassName(name));
   const tell = () => {
     // While Gradio builds the page there are thousands of changes and nothing to tell.
-    if (!telling.length && !told.length) return;
+    if (!telling.length && !told.length && !wrong.size) return;
     const lines = [...telling].filter((line) => line.dataset.told);
     for (const line of lines) line.closest('[id$="-problems"]').removeAttribute("data-stale");
     for (const line of lines) lead(line);
@@ -201,6 +229,7 @@ window.studio = {};
       // A text box of the height of its neighbors has no room below what its label holds.
       (field.matches(".words, .numeric") ? field.querySelector("label") : field).append(kept);
     }
+    describe(wanted);
   };
   new MutationObserver(tell).observe(document, { subtree: true, childList: true, attributeFilter: ["data-told"] });
 
@@ -234,11 +263,59 @@ window.studio = {};
     const box = event.target.closest?.(".numeric textarea, .numeric input");
     const text = event.data ?? event.dataTransfer?.getData("text/plain");
     if (!box || !text || event.isComposing) return;
-    const kept = text.replace(box.closest(".time") ? /[^\d.,:-]/g : /[^\d.,-]/g, "");
+    const kept = studio.digits(text).replace(box.closest(".time") ? /[^\d.,:-]/g : /[^\d.,-]/g, "");
     if (kept === text) return;
     event.preventDefault();
     if (kept) document.execCommand("insertText", false, kept);
   });
+
+  // Word's line breaks show as a box, and what cannot be seen hides a tag from its line.
+  document.addEventListener("beforeinput", (event) => {
+    const box = event.target.closest?.(".words textarea, .words input");
+    if (!box || !/^insertFrom(Paste|Drop)$/.test(event.inputType)) return;
+    const text = event.data ?? event.dataTransfer?.getData("text/plain") ?? "";
+    const kept = studio.plain(text);
+    if (kept === text) return;
+    event.preventDefault();
+    document.execCommand("insertText", false, kept);
+  });
+
+  // Gradio refuses a file that the browser does not call audio, with a list of types. What it is, the server says in words.
+  const isAudio = (file) => file.type.startsWith("audio/");
+  const asAudio = (files) => {
+    const box = new DataTransfer();
+    for (const file of files)
+      box.items.add(isAudio(file) ? file : new File([file], file.name, { type: "audio/unknown" }));
+    return box.files;
+  };
+  document.addEventListener(
+    "change",
+    ({ target }) => {
+      if (!target.matches?.('.field.file input[type="file"]') || [...target.files].every(isAudio)) return;
+      target.files = asAudio(target.files);
+    },
+    true
+  );
+  document.addEventListener(
+    "drop",
+    (event) => {
+      const input = event.target.closest?.(".field.file")?.querySelector('input[type="file"]');
+      const files = event.dataTransfer?.files ?? [];
+      if (!input || !files.length || [...files].every(isAudio)) return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      input.files = asAudio([files[0]]);
+      input.dispatchEvent(new Event("change", { bubbles: true }));
+    },
+    true
+  );
+
+  // Hebrew and Arabic are written from the right. Gradio gives every box a direction of its own.
+  const boxes = document.getElementsByTagName("textarea");
+  const direct = () => {
+    for (const box of boxes) if (box.dir === "ltr" && box.closest(".words")) box.dir = "auto";
+  };
+  new MutationObserver(direct).observe(document, { subtree: true, childList: true, attributeFilter: ["dir"] });
 
   // What is typed into a list finds a choice, instead of going behind the one that is there.
   for (const kind of ["focusin", "click"])

@@ -4,7 +4,7 @@
 (() => {
   const MOST_EARLIER = 50;
   const STORAGE = "ace-music-studio-takes";
-  const { address, clock, fill, icon, lineAt, make, sketch, wave, where, whileThere } = studio.tools;
+  const { address, clock, fill, icon, isGone, lineAt, make, sketch, wave, where, whileThere } = studio.tools;
   const { player } = studio;
 
   // A menu closes with a click anywhere else, with Esc, which then cancels nothing (studio.js), and when the page moves.
@@ -229,6 +229,7 @@
           ]),
           !card.gone && line,
           card.gone && make("p", { class: "gone", text: texts.gone }),
+          card.unheard && make("p", { class: "gone unheard", role: "status", text: texts.unheard }),
           card.best && make("p", { class: "best", text: card.best }),
           ...(card.warnings || []).map((text) => make("p", { class: "warning", text })),
           words,
@@ -241,6 +242,10 @@
         const state = here && !player.paused() ? "pause" : "play";
         take.classList.toggle("current", here);
         line.show(here ? player.now() : 0);
+        if (card.unheard && here && player.now() > 0) {
+          card.unheard = false;
+          take.querySelector(".unheard")?.remove();
+        }
         if (play.dataset.state !== state) {
           play.dataset.state = state;
           play.innerHTML = icon(state);
@@ -411,8 +416,10 @@
       keep([...brief, ...stored().filter(({ id }) => !here.has(id))]);
     };
 
-    const lose = (card) => {
-      card.gone = true;
+    // A file that does not play: whether it is gone, only the studio can tell.
+    const lose = async (card) => {
+      card.gone = await isGone(where(card));
+      card.unheard = !card.gone;
       if (cards.includes(card)) return refresh(card);
       for (const row of fold.querySelectorAll("li")) if (row.card === card) row.replaceWith(draw(card));
     };
@@ -424,11 +431,7 @@
       fold.querySelector("summary").textContent = named("earlier", { count: all.length });
       fold.querySelector("ol").replaceChildren(...(fold.open ? all.map((card) => draw(card)) : []));
       if (!fold.open) return;
-      for (const card of all)
-        fetch(where(card), { method: "HEAD" }).then(
-          (answer) => answer.ok || lose(card),
-          () => {}
-        );
+      for (const card of all) isGone(where(card)).then((gone) => gone && lose(card));
     };
     fold.addEventListener("toggle", ({ target }) => target === fold && earlier());
     fold.querySelector(".clear").addEventListener("click", () => {

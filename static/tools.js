@@ -1,14 +1,50 @@
 // What the other scripts share.
 
+// Words and digits as the server reads them (plain_text.py): line breaks of any kind, nothing that cannot be seen, and digits
+// and minus signs of any keyboard.
+studio.plain = (text) =>
+  text
+    .replace(/\r\n|[\r\v\f\u0085\u2028\u2029]|(?:\\+r)?\\+n/g, "\n")
+    .replace(/[\u00a0\u2000-\u200a\u202f\u205f\u2800\u3164\uffa0]/g, " ")
+    .replace(/[\u00ad\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]/g, "");
+studio.digits = (text) =>
+  text
+    .normalize("NFKC")
+    .replace(/[\u2010-\u2015\u2212]/g, "-")
+    .replace(/\p{Nd}/gu, (digit) => {
+      const point = digit.codePointAt(0);
+      let zero = point;
+      while (point - zero < 9 && /\p{Nd}/u.test(String.fromCodePoint(zero - 1))) zero--;
+      return point - zero;
+    });
+
 // Numbers and times as the server reads them (page_form.py): "1,024" is grouped, "2,5" has a decimal comma, "2:30" are
 // minutes and seconds. NaN for anything else, 0 for a blank.
 studio.number = (value) => {
-  const text = String(value ?? "").trim();
+  const text = studio.digits(String(value ?? "")).trim();
   return Number(/^-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$/.test(text) ? text.replaceAll(",", "") : text.replace(",", "."));
 };
 studio.seconds = (value) => {
-  const [, minutes, seconds] = /^(\d{1,3}):([0-5]\d(?:[.,]\d+)?)$/.exec(String(value ?? "").trim()) ?? [];
+  const [, minutes, seconds] =
+    /^(\d{1,3}):([0-5]\d(?:[.,]\d+)?)$/.exec(studio.digits(String(value ?? "")).trim()) ?? [];
   return minutes === undefined ? studio.number(value) : 60 * Number(minutes) + studio.number(seconds);
+};
+
+// What a tab of the browser has chosen. A reload brings back what that tab had; a new tab begins with what the last one chose.
+studio.chosen = {
+  read: (key) => {
+    try {
+      return sessionStorage.getItem(key) ?? localStorage.getItem(key);
+    } catch {
+      return null; // a browser that keeps nothing
+    }
+  },
+  write: (key, value) => {
+    for (const name of ["sessionStorage", "localStorage"])
+      try {
+        window[name].setItem(key, value);
+      } catch {}
+  },
 };
 
 studio.tools = (() => {
@@ -59,13 +95,27 @@ studio.tools = (() => {
       );
   };
 
-  const address = (path) => {
-    const { root = location.origin, api_prefix = "/gradio_api" } = window.gradio_config ?? {};
-    return `${root}${api_prefix}/file=${path.split("/").map(encodeURIComponent).join("/")}`;
+  // Where the studio is: at the page's own origin. The server knows the path alone; its scheme and host are those of the
+  // last proxy, which may have told it too little.
+  const root = () => {
+    const { root = "" } = window.gradio_config ?? {};
+    return location.origin + new URL(root, location.origin).pathname.replace(/\/+$/, "");
   };
+  const api = (path) => `${root()}${window.gradio_config?.api_prefix ?? "/gradio_api"}${path}`;
+  const address = (path) => api(`/file=${path.split("/").map(encodeURIComponent).join("/")}`);
 
   // Where a take is served: by its run for as long as it is kept, a copy in another format by its path.
-  const where = ({ url, path }) => (url ? `${window.gradio_config?.root ?? location.origin}${url}` : address(path));
+  const where = ({ url, path }) => (url ? `${root()}${url}` : address(path));
 
-  return { address, clamp, clock, exactClock, fill, icon, make, where, whileThere };
+  // Whether a file has been deleted: only an answer that says so tells.
+  const isGone = async (at) => {
+    try {
+      const { status } = await fetch(at, { method: "HEAD", cache: "no-store" });
+      return [404, 410].includes(status);
+    } catch {
+      return false;
+    }
+  };
+
+  return { address, api, clamp, clock, exactClock, fill, icon, isGone, make, root, where, whileThere };
 })();

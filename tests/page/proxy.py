@@ -1,4 +1,7 @@
-"""A proxy between the browser and a studio whose connections a test can cut, as a bad network does."""
+"""A proxy between the browser and a studio whose connections a test can cut, as a bad network does.
+
+Or one that forwards too little: the studio is told another host than the page was opened under.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,14 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """Passes bytes on to `address` from a port of its own until the block ends; `cut` resets all connections."""
+    """Passes bytes on to `address` from a port of its own until the block ends; `cut` resets all connections.
 
-    def __init__(self, address: str):
+    The studio sees `host` in place of the page's own, if it is given.
+    """
+
+    def __init__(self, address: str, host: str = ""):
         parts = urlsplit(address)
+        self._host = host
         self._target = parts.hostname, parts.port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
@@ -53,13 +60,22 @@ class Proxy:
                     continue
                 studio = socket.create_connection(self._target)
                 self._open |= {browser, studio}
-            for one, other in ((browser, studio), (studio, browser)):
-                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+            own = self.url.split("/")[2].encode()
+            renamed = (b"Host: " + own, b"Host: " + (self._host.encode() or own))
+            for one, other, change in (
+                (browser, studio, renamed),
+                (studio, browser, (b"", b"")),
+            ):
+                threading.Thread(
+                    target=self._pass_on, args=(one, other, *change), daemon=True
+                ).start()
 
-    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+    def _pass_on(
+        self, one: socket.socket, other: socket.socket, said: bytes, instead: bytes
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := one.recv(65_536):
-                other.sendall(data)
+                other.sendall(data.replace(said, instead) if said else data)
         with contextlib.suppress(OSError):
             other.shutdown(socket.SHUT_WR)
 

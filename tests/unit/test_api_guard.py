@@ -10,9 +10,13 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from gradio.route_utils import get_root_url
+from starlette.requests import Request
 
 import api_guard
 import served
+from bootstrap import page_folder
+from tests.waiting import result_of
 
 FILE = {"meta": {"_type": "gradio.FileData"}}
 DEEP = '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"
@@ -82,6 +86,74 @@ def test_each_caller_reads_the_address_it_came_by_and_nobody_sets_that_of_others
         info = get(f"{server}/gradio_api/info", headers={"host": f"{host}:{port}"}).text
         assert f"http://{host}:{port}" in info
         assert f"http://{'localhost' if host == '127.0.0.1' else '127.0.0.1'}:{port}" not in info
+
+
+# What the page is opened as, what a proxy makes of it, and whether the studio believes the page.
+BEHIND = [
+    ("https://music.example", {"host": "music.example"}, True),
+    ("https://music.example", {"host": "127.0.0.1:7860"}, True),
+    ("https://music.example:8443", {"host": "music.example"}, True),
+    ("https://music.example", {"host": "music.example", "x-forwarded-proto": "http"}, True),
+    (
+        "https://music.example",
+        {"host": "127.0.0.1", "x-forwarded-host": "music.example:80", "forwarded": "proto=https"},
+        True,
+    ),
+    ("https://evil.example", {"host": "music.example"}, False),
+]
+
+
+@pytest.mark.parametrize(("page", "headers", "believed"), BEHIND)
+@pytest.mark.parametrize("name", ["origin", "referer"])
+def test_behind_a_proxy_the_pages_own_address_counts(page, headers, believed, name):
+    seen = {}
+
+    async def app(scope, *_):
+        seen["root"] = get_root_url(Request(scope), "/gradio_api/queue/join", None)
+
+    hosts = api_guard.KnownHosts(app, {"ACE_STUDIO_HOSTS": "music.example"})
+    value = page if name == "origin" else f"{page}/?view=1"
+    given = {**headers, "sec-fetch-site": "same-origin", name: value}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/gradio_api/queue/join",
+        "query_string": b"",
+        "root_path": "",
+        "server": ("127.0.0.1", 7860),
+        "headers": [(key.encode(), value.encode()) for key, value in given.items()],
+    }
+    result_of(hosts(scope, None, None))
+    assert (seen["root"] == page) is believed
+    # A program, or a page of another site, is answered as before.
+    scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"sec-fetch-site"]
+    result_of(hosts(scope, None, None))
+    assert seen["root"].startswith("http://")
+
+
+@pytest.mark.parametrize("path", ["/", "/?view=api"])
+def test_the_page_names_no_address_that_a_proxy_made_up(server, path):
+    port = server.rpartition(":")[2]
+    answer = get(f"{server}{path}", headers={"host": f"localhost:{port}"})
+    assert answer.status_code == 200 and '"root":"."' in answer.text
+    assert f'"root":"http://localhost:{port}' not in answer.text
+    assert 'const root = "."' in answer.text
+    # A program asks for the configuration, and needs an address.
+    assert get(f"{server}/config").json()["root"] == server
+
+
+def test_a_file_that_is_gone_and_one_that_is_nobodys_business_get_one_answer(server):
+    folder = page_folder()
+    there = folder / "there.wav"
+    there.parent.mkdir(exist_ok=True)
+    there.write_bytes(b"RIFF")
+    assert get(f"{server}/gradio_api/file={there}").status_code == 200
+    for path in (folder / "gone.wav", f"{folder}/../../etc/x", "/etc/passwd", "/etc/nothing"):
+        for ask in (get, functools.partial(httpx.head, timeout=300)):
+            answer = ask(f"{server}/gradio_api/file={path}")
+            assert answer.status_code == 404, path
+        assert get(f"{server}/gradio_api/file={path}").json()["detail"].startswith("There is no")
 
 
 @pytest.mark.parametrize(
