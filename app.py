@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bootstrap import bootstrap
-from cli import check, is_port, read_arguments, shorten_errors
+from cli import check, is_port, read_arguments, shorten_errors, why_not_listening
 
 # Arguments become environment variables, and the libraries below read theirs while they are
 # imported.
@@ -166,9 +166,7 @@ def main() -> None:
         url = launch(demo, int(port) if port else None)
     except OSError as error:
         log.debug("cannot listen", exc_info=error)
-        sys.exit(
-            (tooltips.PORT_TAKEN if port else tooltips.NO_PORT).format(host=_address(), port=port)
-        )
+        sys.exit(why_not_listening(_address(), port))
     calm_log.install()
     gpu_ray.pool.start(worker_status, runs_of(get_backend()).allow)
     for each in (signal.SIGINT, signal.SIGTERM):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import ipaddress
 import os
 import platform
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -105,6 +107,29 @@ def _port(text: str) -> str:
     if not is_port(text):
         raise argparse.ArgumentTypeError(tooltips.CLI_PORT.format(value=text))
     return text
+
+
+def why_not_listening(host: str, port: str) -> str:
+    """Return a sentence on why the studio cannot listen there, found by trying; `port` may be empty."""
+    words = {"host": host, "port": port}
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port or 0), type=socket.SOCK_STREAM)
+        family, kind, _, _, address = found[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+    except (socket.gaierror, UnicodeError):
+        return tooltips.HOST_UNKNOWN.format(**words)
+    except OSError as error:
+        known = {
+            errno.EADDRNOTAVAIL: tooltips.HOST_ELSEWHERE,
+            errno.EAFNOSUPPORT: tooltips.HOST_ELSEWHERE,
+            errno.EACCES: tooltips.PORT_CLOSED,
+            errno.EPERM: tooltips.PORT_CLOSED,
+            errno.EADDRINUSE: tooltips.PORT_TAKEN,
+        }
+        sentence = known.get(error.errno or 0, tooltips.CANNOT_LISTEN)
+        return sentence.format(**words, reason=error.strerror or error)
+    return (tooltips.PORT_TAKEN if port else tooltips.NO_PORT).format(**words)
 
 
 def _ray(text: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +196,43 @@ def found(step, *given, name: str = "model") -> tuple[str, bool]:
 
 
 MISSING = Problem("weights_missing", "The model org/song is not on this machine.", hint="Fetch it.")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]"])
+def test_a_port_that_is_taken_is_called_so(host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        other = socket.create_server((host.strip("[]"), 0), family=family)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with other:
+        port = str(other.getsockname()[1])
+        said = cli.why_not_listening(host, port)
+        assert "another program uses it" in said and f"port {port}" in said
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "code", "said"),
+    [
+        ("203.0.113.1", "7860", 0, "no address of this machine"),  # TEST-NET-3, which nobody has
+        ("2001:db8::1", "7860", 0, "no address of this machine"),
+        ("a..b", "7860", 0, "does not know the name"),
+        ("127.0.0.1", "80", errno.EACCES, "1024 up"),
+        ("127.0.0.1", "80", errno.EPERM, "1024 up"),
+        ("::1", "7860", errno.EAFNOSUPPORT, "no address of this machine"),
+        ("127.0.0.1", "7860", errno.ENOBUFS, "buffer"),
+        ("127.0.0.1", "", 0, "no free port"),
+    ],
+)
+def test_each_reason_not_to_listen_has_a_sentence_of_its_own(monkeypatch, host, port, code, said):
+    if code:
+
+        def bind(*_):
+            raise OSError(code, os.strerror(code))
+
+        fake = type("Refusing", (socket.socket,), {"bind": bind})
+        monkeypatch.setattr(cli.socket, "socket", fake)
+    assert said in cli.why_not_listening(host, port)
 
 
 def test_the_song_model_is_named_or_stops_a_song(tmp_path):
