@@ -18,7 +18,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from limits import MAX_LYRIC_TOKENS, preset, shown
 from plain_text import plain, without_html
@@ -115,6 +115,50 @@ def _with_our_tags(line: str) -> str:
         return str(tag)
 
     return _ANY_TAG.sub(ours, line)
+
+
+def mended(lyrics: str) -> str:
+    """Return lyrics as the model sings them best, without what word processors and web pages add.
+
+    Bullets and spaces at the ends go, a heading becomes a tag ("CHORUS (x2)" is "[Chorus - x2]"),
+    and a sung line with "(x2)" behind it stands there twice.
+    """
+    lines: list[str] = []
+    for line in as_read(lyrics).split("\n"):
+        text = tidy_line(_BULLET.sub("", line, count=1) if _BULLET.match(line) else line)
+        heading = _counted_heading(text)
+        sung, times = _repeated(text)
+        lines += [str(heading)] if heading else [sung] * times
+    return "\n".join(lines).strip()
+
+
+def is_mendable(lyrics: str) -> bool:
+    """Tell whether there is a bullet, a heading without brackets, or a "(x2)" in lyrics."""
+    for line in as_read(lyrics).split("\n"):
+        text = line.strip()
+        heading = parse_heading(text) if not _TAG.fullmatch(text) else None
+        if heading or _BULLET.match(text) or _counted_heading(text) or _repeated(text)[1] > 1:
+            return True
+    return False
+
+
+def _repeated(line: str) -> tuple[str, int]:
+    """Return a sung line without the "(x2)" behind it, and how often it comes."""
+    at = line.rfind("(")
+    found = _TIMES_IN_BRACKETS.fullmatch(line, at) if at > 0 else None
+    sung = line[:at].strip()
+    if found is None or not sung or _TAG.fullmatch(sung):
+        return line, 1
+    return sung, int(found[1] or found[2])
+
+
+def _counted_heading(line: str) -> Tag | None:
+    """Parse a heading that says how often it comes, such as "CHORUS (x2)"; None if it is none."""
+    found = _COUNTED_HEADING.fullmatch(line) if len(line) <= LONGEST_HEADING else None
+    tag = parse_tag(found[1]) if found else None
+    if found is None or tag is None or tag.name not in HEADINGS:
+        return None
+    return replace(tag, modifier=f"x{found[2] or found[3]}")
 
 
 def parse_tag(text: str, sections: Mapping[str, str] | None = None) -> Tag | None:
@@ -267,6 +311,12 @@ def _line(number: int, line: str, language: str) -> Iterator[Advice]:
         (tag := parse_tag(line)) and tag.name in HEADINGS and not tag.modifier and line[0].isupper()
     ):
         yield Advice(number, f"{shown(line)} would be sung; write the section as {tag}.")
+    elif (counted := _counted_heading(line)) is not None:
+        yield Advice(number, f"{shown(line)} would be sung; write the section as {counted}.")
+    elif not inside and _repeated(line)[1] > 1:
+        yield Advice(number, "How often a line comes would be sung; write it as often.")
+    if _BULLET.match(line):
+        yield Advice(number, "A bullet makes the model stumble; remove it.")
     count = syllables(_TAG.sub(" ", line), language)
     if count is not None and count > MOST_SYLLABLES:
         yield Advice(
@@ -295,13 +345,18 @@ def _words(line: str) -> float:
 # other marks.
 _MODIFIER = re.compile(r"(?: - | ?[–—:|,] ?| x ?\d| ?\().*")
 _NUMBERED = re.compile(r"(.*[^\W\d])(?: ?[#.-]? ?(?=\d)| )(\d{1,2}|[ivx]{1,4}|[a-d])")
+# As word processors make lists, with Symbol's bullets among them.
+_BULLET = re.compile(r"\s*(?:[•◦▪▫‣⁃∙●○■□\uf0b7\uf0a7]\s*|[-+*]\s+)")
+_TIMES = r"\(?(?:[x×]\s?([2-9])|([2-9])\s?[x×])\)?"
+_COUNTED_HEADING = re.compile(rf"([^\W\d][\w -]*?):?\s+{_TIMES}:?", re.IGNORECASE)
+_TIMES_IN_BRACKETS = re.compile(r"\((?:[x×]\s?([2-9])|([2-9])\s?[x×])\)", re.IGNORECASE)
 # Verses that are counted before their name, as in "2절" and "2 куплет".
 _NUMBER_FIRST = re.compile(r"(\d{1,2})[.\s]*([^\W\d].*)")
 _TAG = re.compile(r"\[([^\[\]]*)\]")
 _OPEN = "【〔〖〘〚⟦❲"
 _SHUT = "】〕〗〙〛⟧❳"
-_BRACKETED = re.compile(f"[{_OPEN}][^][{_OPEN}{_SHUT}]*[{_SHUT}]")
-_ANY_TAG = re.compile(f"[[{_OPEN}]([^][{_OPEN}{_SHUT}]*)[]{_SHUT}]")
+_BRACKETED = re.compile(rf"[{_OPEN}][^\]\[{_OPEN}{_SHUT}]*[{_SHUT}]")
+_ANY_TAG = re.compile(rf"[\[{_OPEN}]([^\]\[{_OPEN}{_SHUT}]*)[\]{_SHUT}]")
 _WIDE_BRACKETS = str.maketrans("［］﹝﹞", "[][]")
 _ASIDE = re.compile(r"\([^()]*\)|（[^（）]*）")
 _DOUBLE_SPACE = re.compile("[ \u00a0]{2}")

@@ -222,6 +222,9 @@ def pasted(lyrics: str, field: str) -> list[Hint]:
     if lyrics_pasted.has_chords(lyrics):
         fixed = lyrics_pasted.without_chords(lyrics)
         found.append(Hint(tooltips.HAS_CHORDS, tooltips.REMOVE_CHORDS, field, fixed))
+    if not found and lyrics_lint.is_mendable(lyrics):
+        fixed = lyrics_lint.mended(lyrics)
+        found.append(Hint(tooltips.FROM_A_WORD_PROCESSOR, tooltips.MEND, field, fixed))
     return found
 
 

@@ -14,7 +14,7 @@ import unicodedata
 # Windows, old Macs, Word's soft return, form feeds, separators of records, NEL, and Unicode's own.
 _BREAK = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # The characters that programs write for a line break when they quote a text.
-_WRITTEN_BREAK = re.compile(r"(?:\\+r)?\\+n")
+_WRITTEN_BREAK = re.compile(r"(?:\\{1,4}r)?\\{1,4}n")
 # Byte order marks, soft hyphens, marks of direction, invisible operators, notes, tags.
 _UNSEEN = re.compile(
     "[\u00ad\u034f\u061c\u180e\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"

@@ -6,7 +6,7 @@ import pytest
 
 import page_form
 import planner
-from lyrics_lint import as_read, lint, parse_tag
+from lyrics_lint import as_read, is_mendable, lint, mended, parse_tag
 from params import parse_request
 from plain_text import plain, plain_number
 
@@ -145,3 +145,38 @@ def test_musical_facts_of_other_keyboards_are_understood() -> None:
 )
 def test_the_planners_headers_take_no_lyrics_with_them(raw: str, lyrics: str) -> None:
     assert planner.clean_lyrics(raw) == lyrics
+
+
+@pytest.mark.parametrize(
+    ("pasted", "line", "said", "better"),
+    [
+        ("CHORUS (x2)", 1, "[Chorus - x2]", "[Chorus - x2]"),
+        ("Chorus x2:", 1, "[Chorus - x2]", "[Chorus - x2]"),
+        ("Verse 1 (2x)", 1, "[Verse 1 - x2]", "[Verse 1 - x2]"),
+        ("[Verse]\nLet it rain (x2)", 2, "as often", "[Verse]\nLet it rain\nLet it rain"),
+        ("[Verse]\nLet it rain (3x)", 2, "as often", "[Verse]" + "\nLet it rain" * 3),
+        ("[Verse]\n• Let it rain", 2, "bullet", "[Verse]\nLet it rain"),
+        ("[Verse]\n\uf0b7\tLet it rain", 2, "bullet", "[Verse]\nLet it rain"),
+        ("[Verse]\n- Let it rain", 2, "bullet", "[Verse]\nLet it rain"),
+        ("[Verse]\nLet  it rain", 2, "Two spaces", "[Verse]\nLet it rain"),
+        ("Verse 1:\nLet it rain", 1, "[Verse 1]", "[Verse 1]\nLet it rain"),
+    ],
+)
+def test_what_word_processors_add_is_advised_on_and_mended(
+    pasted: str, line: int, said: str, better: str
+) -> None:
+    assert any(each.line == line and said in each.message for each in lint(pasted)), lint(pasted)
+    assert mended(pasted) == better == mended(better)
+    assert is_mendable(pasted) is ("  " not in pasted) and not is_mendable(better)
+    assert not any("bullet" in each.message or "as often" in each.message for each in lint(better))
+
+
+def test_mending_leaves_what_is_sung() -> None:
+    for text in (
+        "*Chorus, oh chorus*",
+        "I said: (oh, oh)",
+        "—¿Qué?",
+        "x2 is a robot",
+        "Route 66 x",
+    ):
+        assert mended(text) == text and not is_mendable(text)
