@@ -170,7 +170,9 @@ def restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
     found = page_form.settings(form.mode, audio_export.read_record(path))
     if not found.values:
         return {line: theme.answer(tooltips.NOTHING_TO_RESTORE)}
-    sentence = tooltips.restored(len(found.values), found.left_out, found.reference, found.uploads)
+    sentence = tooltips.restored(
+        len(found.values), found.left_out, found.reference, found.uploads, found.old_plan
+    )
     return {**form.show(found.values), line: theme.answer(sentence)}
 
 

@@ -20,6 +20,7 @@ from gradio.components import Component
 from gradio.events import Dependency
 from pydantic import TypeAdapter, ValidationError
 
+import planner
 import theme
 import tooltips
 from backend import Backend, check
@@ -574,6 +575,7 @@ class Restored(NamedTuple):
     left_out: int  # how many values did not fit
     uploads: int  # how many LoRAs were uploaded
     reference: bool  # whether there was a reference audio
+    old_plan: bool = False  # whether it had a plan that this studio would draw otherwise
 
 
 def settings(mode: str, record: Any) -> Restored:
@@ -592,7 +594,10 @@ def settings(mode: str, record: Any) -> Restored:
         uploads = len(chosen) - len(kept)
     takes_reference = "reference" in REQUESTS[mode].model_fields
     reference = takes_reference and "reference" in stored.audio
-    return Restored(values | _seeds(mode, stored), left_out, uploads, reference)
+    old_plan = (
+        mode == "generate" and stored.is_planned and stored.plan.get("layout") != planner.LAYOUT
+    )
+    return Restored(values | _seeds(mode, stored), left_out, uploads, reference, old_plan)
 
 
 def song(record: Any) -> dict[str, Any]:

@@ -394,6 +394,9 @@ RESTORE = "Restore its settings"
 RESTORE_OFFER = "This file was made in ACE Music Studio and carries its settings."
 SETTINGS_FILE = "Settings from a song"
 SETTINGS_FILE_HELP = "Drop a file made in this studio to fill the form with its settings."
+OLD_PLAN = (
+    "Its plan was drawn by an earlier version of the studio, so the song will come out differently."
+)
 NOTHING_TO_RESTORE = "This file carries no settings."
 
 
@@ -405,7 +408,9 @@ def written(tokens: int, seconds: float, end: str) -> str:
     return sentence
 
 
-def restored(count: int, left_out: int, reference: bool, loras: int = 0) -> str:
+def restored(
+    count: int, left_out: int, reference: bool, loras: int = 0, old_plan: bool = False
+) -> str:
     """Say how many settings were restored, and what no file carries."""
     sentences = [f"{_count(count, 'setting')} restored."]
     if left_out:
@@ -416,6 +421,8 @@ def restored(count: int, left_out: int, reference: bool, loras: int = 0) -> str:
         sentences.append("1 uploaded LoRA is not in the file: add it again.")
     elif loras:
         sentences.append(f"{loras} uploaded LoRAs are not in the file: add them again.")
+    if old_plan:
+        sentences.append(OLD_PLAN)
     return " ".join(sentences)
 
 

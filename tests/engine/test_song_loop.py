@@ -208,6 +208,25 @@ def test_injection_equals_the_pipelines_with_a_callback(pipe, monkeypatch):
     assert torch.equal(final(pipe, run), expected)
 
 
+@pytest.mark.numbers
+def test_a_cover_of_the_sound_is_the_pipelines_with_latents_in_place_of_codes(pipe, monkeypatch):
+    """Upstream's "cover-nofsq" (#1142): the instruction of a cover, over the source as it is."""
+    clean, samples = a_source(pipe)
+    words = {**WORDS, "instruction": song_conditions.COVER}
+    condition = song_conditions.encode_condition(pipe, words, song_conditions.context_of(clean))
+    run = a_run(pipe, words=words, condition=condition)
+    kind = type(pipe.vae.encode(torch.zeros(1, 2, FRAME)).latent_dist)
+    monkeypatch.setattr(kind, "sample", lambda posterior, generator=None: posterior.mode())
+    padded = torch.nn.functional.pad(torch.from_numpy(samples), (0, -samples.shape[1] % FRAME))
+    # Of the pipeline's tasks this one has the source's latents and no mask.
+    source = {"task_type": "complete", "src_audio": padded, "instruction": song_conditions.COVER}
+    assert torch.equal(final(pipe, run), stock(pipe, **source, latents=run.start))
+    codes = song_conditions.encode_condition(
+        pipe, words, song_conditions.cover_context(pipe, clean)
+    )
+    assert not torch.equal(final(pipe, run), final(pipe, a_run(pipe, words=words, condition=codes)))
+
+
 def test_a_region_touches_every_frame_it_reaches(pipe):
     for spans, frames in (([(1919, 1921)], [0, 1]), ([(0, 1920), (3840, 3841)], [0, 2])):
         region = song_loop.region(pipe, torch.zeros(1, 100, 8), spans)

@@ -26,9 +26,11 @@ def test_a_cover_is_made_of_a_source_and_a_reference(page: Page, fake, tab, song
     opened.unfold()
     opened.set("strength", "slide", "0.35")
     opened.set("options.noise_strength", "slide", "0.15")
+    opened.set("options.detail", "pick", "The sound itself")
     opened.set("reference", "upload", song)
     request = opened.made(fake)
     assert (request.strength, request.options.noise_strength) == (0.35, 0.15)
+    assert request.options.detail == "sound"
     assert Path(request.reference).read_bytes() == song.read_bytes()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import page_form
 import page_tabs
+import planner
 import tooltips
 from params import REQUESTS, parse_request
 from status import UNKNOWN, LanguageModelStatus
@@ -237,3 +238,18 @@ def test_bad_values_cost_only_themselves():
 
 def test_numbers_are_written_as_people_write_them():
     assert [page_form.as_text(value) for value in (None, 60.0, 12.345)] == ["", "60", "12.345"]
+
+
+def test_a_plan_of_another_layout_is_remarked_on():
+    def restored(plan: Any, mode: str = "generate") -> bool:
+        record = {"request": {"prompt": "a song"}, "plan": plan}
+        return page_form.settings(mode, record).old_plan
+
+    assert restored({"used": True, "seed": 3})  # as records had it before layouts had names
+    assert restored({"used": True, "seed": 3, "layout": "another"})
+    assert not restored({"used": True, "seed": 3, "layout": planner.LAYOUT})
+    assert not restored({"used": False, "reason": "It was off."})
+    assert not restored({"used": True, "seed": 3}, "cover")
+    sentence = tooltips.restored(2, 0, False, 0, old_plan=True)
+    assert sentence == f"2 settings restored. {tooltips.OLD_PLAN}"
+    assert tooltips.OLD_PLAN not in tooltips.restored(2, 0, False)
