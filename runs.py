@@ -212,7 +212,7 @@ class Runs:
         self._known: dict[str, Run] = {}  # waiting and running
         self._ended: OrderedDict[str, Run] = OrderedDict()  # the oldest first
         self._pace: dict[str, float] = {}  # by mode: real seconds for a second of `weigh`
-        self._pruned_at: float | None = None
+        self._pruned_at = clock()
         self._since_pruned = 0  # runs
         self._stopping = False
 
@@ -242,7 +242,6 @@ class Runs:
             self._known[run.id] = run
             self._queue.add(run)
             self._journal.write(run.id, _entry(run))
-            self._prune()
             self._start_waiting()
         return run
 
@@ -282,6 +281,13 @@ class Runs:
         if path is None:
             raise StudioError.of(NO_TAKE)
         return path
+
+    def kept(self, run_id: str) -> dict[int, Path]:
+        """Return the takes of a run that are still in the output folder, by their numbers."""
+        entry = self._journal.find(run_id)
+        names = entry.songs if entry else ()
+        there = {number: self._journal.song(name) for number, name in enumerate(names, 1)}
+        return {number: path for number, path in there.items() if path}
 
     def _copy_of(self, run_id: str, number: int) -> Path | None:
         """Return Gradio's copy of a take that has left the output folder early."""
@@ -524,6 +530,9 @@ class Runs:
             self._ended_one.notify_all()
             if not self._stopping:
                 self._start_waiting()
+            is_due = self._is_prune_due()
+        if is_due:
+            self._journal.prune()  # reads every file, so nobody waits for it
 
     def _finish(self, run: Run, end: Done | Failed | Cancelled) -> None:
         """End `run` unless it has ended already."""
@@ -585,14 +594,14 @@ class Runs:
         before = self._pace.get(run.request.mode, pace)
         self._pace[run.request.mode] = before + PACE_MEMORY * (pace - before)
 
-    def _prune(self) -> None:
+    def _is_prune_due(self) -> bool:
         now = self._clock()
         self._since_pruned += 1
-        is_due = self._pruned_at is None or now - self._pruned_at > PRUNE_SECONDS
-        if is_due or self._since_pruned > PRUNE_RUNS:
+        if now - self._pruned_at > PRUNE_SECONDS or self._since_pruned >= PRUNE_RUNS:
             self._pruned_at = now
             self._since_pruned = 0
-            self._journal.prune()
+            return True
+        return False
 
     def _forget_old(self) -> None:
         now = self._clock()
@@ -659,7 +668,11 @@ def _former_facts(
 
 def addresses(run_id: str, takes: int) -> list[str]:
     """Return where the takes of a run are served."""
-    return [f"/runs/{run_id}/takes/{number}" for number in range(1, takes + 1)]
+    return [address(run_id, number) for number in range(1, takes + 1)]
+
+
+def address(run_id: str, number: int) -> str:
+    return f"/runs/{run_id}/takes/{number}"
 
 
 def most_minutes() -> int:

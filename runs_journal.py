@@ -25,8 +25,9 @@ log = logging.getLogger("studio")
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 FOLDER = ".runs"
 DAY = 86_400
-# How long the file of a run without songs is kept, which says that it failed or was cut off.
+# How long the file of a run without songs is kept, which says that it failed or was cut off, and how many at most.
 KEEP_DAYS = 2
+MOST_WITHOUT_SONGS = 500
 
 # Tells this process from one before it.
 PROCESS = secrets.token_hex(8)
@@ -41,6 +42,9 @@ class Entry:
     state: str  # "waiting" until the run has ended
     songs: tuple[str, ...] = ()
     problem: dict[str, str] | None = None
+
+    def is_going_on(self) -> bool:
+        return self.state == "waiting" and self.process == PROCESS
 
     def is_cut_off(self) -> bool:
         return self.state == "waiting" and self.process != PROCESS
@@ -85,23 +89,26 @@ class Journal:
         return path if path.is_file() else None
 
     def prune(self) -> None:
-        """Forget the runs whose songs are gone, and after some days those that left none."""
+        """Forget the runs whose songs are gone, and those that left none once they are old or too many."""
+        without_songs = []
         with contextlib.suppress(OSError):
             for path in list(self.folder.iterdir()):
-                if path.suffix == ".json" and not self._is_worth_keeping(path):
-                    self.forget(path.stem)
-                elif path.suffix == ".new" and _age(path) > DAY:
+                if path.suffix == ".new" and _age(path) > DAY:
                     with contextlib.suppress(OSError):
                         path.unlink(missing_ok=True)
+                elif path.suffix == ".json":
+                    entry = self.find(path.stem)
+                    if entry is None or not self._is_worth_keeping(entry, path):
+                        self.forget(path.stem)
+                    elif not entry.songs and not entry.is_going_on():
+                        without_songs.append(path)
+        for path in sorted(without_songs, key=_age)[MOST_WITHOUT_SONGS:]:
+            self.forget(path.stem)
 
-    def _is_worth_keeping(self, path: Path) -> bool:
-        entry = self.find(path.stem)
-        if entry is None:
-            return False
+    def _is_worth_keeping(self, entry: Entry, path: Path) -> bool:
         if entry.songs:
             return any(self.song(name) for name in entry.songs)
-        still_going = entry.state == "waiting" and entry.process == PROCESS
-        return still_going or _age(path) < KEEP_DAYS * DAY
+        return entry.is_going_on() or _age(path) < KEEP_DAYS * DAY
 
     def _path(self, run_id: str) -> Path:
         return self.folder / f"{run_id}.json"
