@@ -22,6 +22,7 @@ from gradio.events import Dependency
 import api_runs
 import page_form
 import page_widgets
+import runs_former
 import theme
 import tooltips
 from backend import Backend
@@ -29,7 +30,7 @@ from events import Done, Event, Failed, Problem, Progress, StudioError
 from limits import MOST_WAITING_OF_A_PAGE
 from page_form import AT_ONCE, QUIET, Form, Updates, html, updates_of
 from params import AUDIO_FIELDS, Request
-from runs import CANCELLED, CUT_OFF, NO_RUN, Cancelled, Run, Runs, runs_of
+from runs import CANCELLED, CUT_OFF, NO_RUN, NO_TAKE, Cancelled, Run, Runs, runs_of
 
 log = logging.getLogger("studio")
 
@@ -166,7 +167,8 @@ class Ended:
     request: Any  # a request of the mode that the bar asks for
     done: Done
     seconds: float  # how long it ran
-    tag: Any  # what the page gave the run at its start
+    tag: Any  # what the page gave the run at its start; None if that was in an earlier process
+    numbers: tuple[int, ...]  # of the takes, from 1; some that an earlier process made may be gone
 
 
 def connect_run(
@@ -227,7 +229,7 @@ def start(
     runs = runs_of(studio)
     try:
         run = runs.start(ask(), f"page {str(owner)[:64]}", MOST_WAITING_OF_A_PAGE, tag)
-        facts = runs.facts(run.id)
+        facts = api_runs.facts_of(runs, run.id)
     except StudioError as error:
         return failed(error.problem)
     except Exception:
@@ -237,8 +239,7 @@ def start(
     ticket = {"run": run.id, "title": run.title, "tab": tooltips.TABS[tab], "at": time.time_ns()}
     if run.request.mode in tooltips.GO:  # it can be made again from the fields of a tab
         ticket["settings"] = {"request": _without_files(run.request)}
-    line = theme.line("running", api_runs.sentence_of(facts), spoken_when="waiting")
-    return {bar.line: line, bar.runs: ticket}
+    return {bar.line: api_runs.line_of(facts), bar.runs: ticket}
 
 
 def _without_files(request: Request) -> dict[str, Any]:
@@ -261,24 +262,32 @@ def connect_end(
     """
     runs = runs_of(studio)
 
-    def shown_end(run: Run | None, run_id: str, values: Sequence[Any]) -> Updates:
-        if run is None:
-            return failed(_lost(runs, run_id), None, *values)
-        if isinstance(run.outcome, Done):
-            return done(Ended(run.id, run.request, run.outcome, run.seconds, run.tag), *values)
-        if isinstance(run.outcome, Cancelled):
-            problem = run.outcome.problem
-            sentence = cancelled if problem == CANCELLED else problem.text()
-            return {bar.line: theme.line("stopped", sentence)}
-        return failed(run.problem or _lost(runs, run_id), run.tag, *values)
-
-    def fetch(ended: gr.EventData, *values: Any) -> Updates:
-        run_id = str(ended.run)
+    def fetch(asked: gr.EventData, *values: Any) -> Updates:
+        run_id = str(asked.run)
         run = runs.find(run_id)
-        shown = shown_end(run, run_id, values)
-        if run and isinstance(run.outcome, Done) and ended.meanwhile:
-            gr.Success(tooltips.FINISHED_MEANWHILE)
-        return {**shown, bar.runs: {"seen": run_id, "at": time.time_ns()}}
+        made = _made(runs, run, run_id)
+        if made:
+            shown = _shown(made, values)
+            if asked.meanwhile:
+                gr.Success(tooltips.FINISHED_MEANWHILE)
+        elif run is None:
+            shown = failed(_lost(runs, run_id), None, *values)
+        elif isinstance(run.outcome, Cancelled):
+            shown = {bar.line: theme.line("stopped", _stopped(run.outcome.problem))}
+        else:
+            shown = failed(run.problem or NO_RUN, run.tag, *values)
+        # static/runs.js offers to make it again.
+        is_lost = run is None and made is None
+        return {**shown, bar.runs: {"seen": run_id, "lost": is_lost, "at": time.time_ns()}}
+
+    def _shown(made: Ended, values: Sequence[Any]) -> Updates:
+        try:
+            return done(made, *values)
+        except StudioError as error:  # the files are gone
+            return failed(error.problem, made.tag, *values)
+
+    def _stopped(problem: Problem) -> str:
+        return cancelled if problem == CANCELLED else problem.text()
 
     bar.cancel.click(None, js=f"() => void studio.cancelRun('{bar.name}')", **AT_ONCE)
     # Only the browser knows how many runs of a bar are under way.
@@ -290,19 +299,32 @@ def connect_end(
     )
 
 
+def _made(runs: Runs, run: Run | None, run_id: str) -> Ended | None:
+    """Return what a run has made, also one that only its files tell of; None if that is nothing."""
+    if run and isinstance(run.outcome, Done):
+        numbers = tuple(range(1, len(run.outcome.files) + 1))
+        return Ended(run.id, run.request, run.outcome, run.seconds, run.tag, numbers)
+    former = None if run else runs_former.song_of(runs, run_id)
+    if former:
+        return Ended(run_id, former.request, former.done, 0.0, None, former.numbers)
+    return None
+
+
 def _lost(runs: Runs, run_id: str) -> Problem:
-    """Return what to say about a run that this process does not hold."""
+    """Return what to tell of a run that this process does not hold, and that left nothing to show."""
     try:
         facts = runs.facts(run_id)
-    except StudioError as error:
-        return error.problem
+    except StudioError:
+        return Problem(NO_RUN.code, tooltips.FORGOTTEN, hint=tooltips.CUT_OFF_HINT)
     if facts["state"] == "cut_off":
         return Problem(CUT_OFF.code, tooltips.CUT_OFF, hint=tooltips.CUT_OFF_HINT)
-    if facts["takes"]:
-        return Problem("kept", tooltips.MADE_BEFORE, hint=tooltips.MADE_BEFORE_HINT)
     if facts["problem"]:
         return Problem(**facts["problem"])
-    return NO_RUN
+    if runs.kept(run_id):
+        return Problem("kept", tooltips.MADE_BEFORE, hint=tooltips.MADE_BEFORE_HINT)
+    if facts["takes"]:
+        return NO_TAKE
+    return Problem("not_kept", tooltips.NOT_KEPT, hint=tooltips.CUT_OFF_HINT)
 
 
 def connect_again(form: Form, *asked: Callable[..., Dependency]) -> None:

@@ -10,13 +10,14 @@ import gradio as gr
 import page_form
 import tooltips
 from backend import Backend
+from events import StudioError
 from page_cover import cover_tab, extend_tab
 from page_edit import edit_tab
 from page_fields import SongTab
 from page_form import AT_ONCE, Form, Updates
 from page_generate import generate_tab
 from page_lyrics import LyricsTab, lyrics_tab
-from page_takes import Made, ResultPanel
+from page_takes import Made, ResultPanel, take_of
 
 TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"
 
@@ -42,9 +43,12 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
     def hand_over(pressed: gr.EventData, made: list[Made]) -> Updates:
         number = int(pressed.number)
         form = forms.get(pressed.use)
-        if form is None or not 0 < number <= len(made):
+        if form is None:
             return {tabs: gr.skip()}
-        take = made[number - 1]
+        try:
+            take = take_of(made, number, result)
+        except StudioError as error:
+            return result.change(number, note=str(error), wrong=True)
         words = page_form.song(take.record)
         if form.mode == "edit":  # a morph starts from what the song is now
             words["source_prompt"] = words["prompt"]
@@ -57,7 +61,8 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
     fields: list[Any] = []
     for mode in tooltips.USE_IN:
         fields += forms[mode].components(names).values()
-    opened = result.takes.select(hand_over, result.made, [tabs, *fields], **AT_ONCE)
+    outputs = [tabs, *fields, result.takes]
+    opened = result.takes.select(hand_over, result.made, outputs, **AT_ONCE)
     opened.then(None, js=TO_TOP, **AT_ONCE)
 
 

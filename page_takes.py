@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ import audio
 import audio_export
 import audio_waveform
 import page_widgets
+import runs_former
 import song_align
 import song_score
 import takes
@@ -34,7 +35,7 @@ from page_form import QUIET, Form, Updates, html
 from page_run import WITH_OWNER, Ended, RunBar, connect_again, connect_end, connect_run, start
 from params import AlignRequest, Request, SongRequest, parse_request
 from record import LineEntry, Stored
-from runs import addresses
+from runs import address, runs_of
 
 LOSSY = ("mp3", "ogg")
 
@@ -43,14 +44,15 @@ LOSSY = ("mp3", "ogg")
 class Made:
     """A take on the page: its request (uploads included), its run's record, its entry in that, its file.
 
-    `url` is where it is served for as long as it is kept.
+    `file` is a copy, which may be deleted before the take `number` of the `run` is.
     """
 
     request: SongRequest
     record: Mapping[str, Any]
     take: Mapping[str, Any]
     file: str
-    url: str = ""
+    run: str = ""
+    number: int = 1
 
     @property
     def plan(self) -> Mapping[str, Any]:
@@ -91,10 +93,10 @@ class ResultPanel:
         """Return the updates that show a finished run, after the takes that are `kept`."""
         record = ended.done.record
         files = ended.done.files
-        urls = addresses(ended.run, len(files))
         made = [*kept]
-        for take, file, url in zip(record["takes"], files, urls, strict=True):
-            made.append(Made(ended.request, record, take, file, url))
+        for take, file, number in zip(record["takes"], files, ended.numbers, strict=True):
+            new = Made(ended.request, record, take, file, ended.run, number)
+            made.append(there(new, self))
         # Gradio deletes old copies of the files that it knows.
         self.takes.temp_files.update(each.file for each in made)
         can_time = self.studio.status().timed_lyrics.available
@@ -149,7 +151,7 @@ def card(made: Made, can_time: bool) -> dict[str, Any]:
         "peaks": peaks,
         "art": _picture(made, peaks),
         "path": made.file,
-        "url": made.url,
+        "url": address(made.run, made.number) if made.run else "",
         "kind": made.request.options.format,
         "source": _source(made.request),
         "can_be_timed": can_time and made.sings_its_lyrics(),
@@ -160,7 +162,7 @@ def card(made: Made, can_time: bool) -> dict[str, Any]:
 def _source(request: SongRequest) -> dict[str, Any] | None:
     """Return the file of the source, and where it begins in the take, in seconds."""
     path = getattr(request, "source", None)
-    if not path:
+    if not path or not Path(path).is_file():
         return None
     return {"path": path, "offset": getattr(request, "before", 0.0)}
 
@@ -209,7 +211,7 @@ def _connect_end(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
     """Show the songs and timed lyrics that the tab's runs have made; returns that event."""
 
     def done(ended: Ended, made: list[Made]) -> Updates:
-        if ended.tag.what == "timed":
+        if ended.tag and ended.tag.what == "timed":
             return _timed(bar, result, ended, made)
         return _shown(bar, result, ended)
 
@@ -223,14 +225,14 @@ def _connect_end(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
 
 
 def _shown(bar: RunBar, result: ResultPanel, ended: Ended) -> Updates:
-    wanted = ended.tag
+    wanted = ended.tag or Wanted()
     line = bar.idle(made_line(ended.request, ended.done))
     if wanted.what == "song":
         return {**line, **result.show(ended)}
     sentence = tooltips.RETAKEN
     if wanted.what == "more":
         sentence = tooltips.VARIED.format(percent=100 * ended.request.options.variation)
-    shown = result.show(ended, [wanted.take] if wanted.what == "more" else [])
+    shown = result.show(ended, [wanted.take] if wanted.take and wanted.what == "more" else [])
     return {**line, **shown, result.message: theme.answer(sentence) + shown[result.message]}
 
 
@@ -323,7 +325,7 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
             return _with_lines(bar, result, take, number, lines, song_align.lrc(lines), alignment)
 
         def ask() -> Request:
-            return request_builders[what](_with_its_file(take))
+            return request_builders[what](there(take, result))
 
         started = start(bar, form.studio, owner, ask, failed, Wanted(what, take))
         return {result.message: "", **started}
@@ -375,18 +377,23 @@ def timing(made: Made) -> AlignRequest:
     return asked
 
 
-def _with_its_file(made: Made) -> Made:
-    """Return the take; raises StudioError if its file is gone."""
-    if not Path(made.file).is_file():
-        raise StudioError("take_gone", tooltips.TAKE_GONE)
-    return made
+def there(made: Made, result: ResultPanel) -> Made:
+    """Return the take with a file that is there, if need be a new copy; raises StudioError if it is deleted."""
+    if Path(made.file).is_file():
+        return made
+    try:
+        copy = runs_former.copy_of(runs_of(result.studio).take(made.run, made.number))
+    except (StudioError, OSError):
+        raise StudioError("take_gone", tooltips.TAKE_GONE) from None
+    result.takes.temp_files.add(copy)
+    return replace(made, file=copy)
 
 
-def _chosen(made: Sequence[Made], number: int) -> Made:
+def take_of(made: Sequence[Made], number: int, result: ResultPanel) -> Made:
     """Return take `number`; raises StudioError if it or its file is gone."""
-    if number > len(made):
+    if not 0 < number <= len(made):
         raise StudioError("take_gone", tooltips.TAKE_GONE)
-    return _with_its_file(made[number - 1])
+    return there(made[number - 1], result)
 
 
 def connect_formats(result: ResultPanel) -> None:
@@ -398,7 +405,7 @@ def connect_formats(result: ResultPanel) -> None:
         if kind not in FORMATS:
             return result.change(number, note="")
         try:
-            take = _chosen(made, number)
+            take = take_of(made, number, result)
             file = converted(take, kind)
         except (StudioError, audio.AudioError) as error:
             return result.change(number, note=str(error), wrong=True)

@@ -204,7 +204,8 @@ def line(state: str, sentence: str | TimedSentence, more: str = "", spoken_when:
 
     While it is running, leaving the page asks first. A screen reader speaks the sentence when
     `spoken_when` changes, by default the sentence itself: for a job its stage, the quarter it has
-    reached, and its note. The time in a `TimedSentence` ticks on the page.
+    reached, and its note. It finds the sentence in the live region alone (static/progress.js).
+    The time in a `TimedSentence` ticks on the page.
     """
     spoken_when = escape(spoken_when or str(sentence))
     if isinstance(sentence, TimedSentence):
@@ -212,7 +213,8 @@ def line(state: str, sentence: str | TimedSentence, more: str = "", spoken_when:
     else:
         text = escape(sentence)
     marks = f'data-state="{state}" data-heard="{spoken_when}"'
-    return f'<div class="shown progress-line" {marks}><span>{text}</span>{more}</div>'
+    seen = f'<span aria-hidden="true">{text}</span>'
+    return f'<div class="shown progress-line" {marks}>{seen}{more}</div>'
 
 
 def _ticking(sentence: TimedSentence) -> str:

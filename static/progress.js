@@ -1,6 +1,6 @@
 // The line of a run. The server updates it once a second at most; its clock ticks in the browser. A screen reader would
-// never finish a sentence that changes so often: the live region, a neighbor of the line, gets its sentence only with a new
-// stage, with each quarter of one, and at the end. The page gets an event when a run begins and ends.
+// never finish a sentence that changes so often: the line is hidden from it, and the live region beside the line gets its
+// sentence only with a new stage, with each quarter of one, and at the end. The page gets an event when a run begins and ends.
 studio.lines = {}; // by id: what sets a line
 studio.progress = (element, props) => {
   const heard = document.createElement("p");

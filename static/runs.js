@@ -8,7 +8,8 @@
   const ASK_MS = 1000;
   const FETCH_AGAIN_MS = 15000; // after the end of a run was asked for in vain
   const PATIENCE_MS = 10000; // for an answer
-  const LOST = '<div class="shown progress-line" data-state="running" data-heard="lost"><span>{}</span></div>';
+  const LOST =
+    '<div class="shown progress-line" data-state="running" data-heard="lost"><span aria-hidden="true">{}</span></div>';
   const READY = "▶ Ready";
 
   const bars = new Map(); // by name: {trigger, element, texts}
@@ -169,17 +170,17 @@
     }
   };
 
-  const seen = (id) => {
+  const seen = (id, lost) => {
     const run = runs.get(id);
     if (!run) return;
     forget(id);
     runs.delete(id);
     show(run.bar);
-    if (run.facts?.state === "cut_off" && run.settings) offer(run);
+    if (lost && run.settings) offer(run);
     collect();
   };
 
-  // A run that was cut off can be made again from its settings.
+  // A run that was cut off, or whose result is gone, can be made again from its settings.
   const offer = (run) => {
     const { make } = studio.tools;
     const { trigger, texts } = bars.get(run.bar);
@@ -295,7 +296,7 @@
     bars.set(name, { element, trigger, texts: JSON.parse(element.querySelector("[data-texts]").dataset.texts) });
     watch("value", () => {
       const value = props.value;
-      if (value?.seen) return seen(value.seen);
+      if (value?.seen) return seen(value.seen, value.lost);
       if (!value?.run) return;
       const ticket = { ...value, bar: name };
       keep(ticket);

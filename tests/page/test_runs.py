@@ -250,6 +250,21 @@ def test_the_queue_of_others_is_told_in_a_sentence(page: Page, fake, gate, tab):
     expect(making(page)).to_have_count(0)
 
 
+def test_a_place_in_the_queue_is_seen_once_and_heard_once(page: Page, fake, gate, tab):
+    lyrics = tab(page, "lyrics")
+    gate.go.set()
+    lyrics.start("a lighthouse")  # from now on it is known how long lyrics take
+    expect(lyrics.progress).to_contain_text("tokens")
+    gate.go.clear()
+    tab(page, "generate").start()
+    tab(page, "lyrics").start("another lighthouse")
+    seen = lyrics.progress.locator(".shown")
+    expect(seen).to_contain_text("Next in the queue, starts in")
+    assert seen.inner_text().count("starts in") == 1
+    heard = lyrics.progress.aria_snapshot()
+    assert heard.count("Next in the queue, starts in") == heard.count("starts in") == 1
+
+
 # --- the real engine ----------------------------------------------------------------------------------------------
 
 
@@ -297,7 +312,9 @@ def test_a_page_that_slept_through_its_song_shows_it(studio: str, visit, tab):
 
 
 @pytest.mark.slow
-def test_a_restart_is_told_and_the_song_is_made_again(tmp_path, tiny, visit, tab, forgiven):
+def test_after_a_restart_a_finished_song_is_there_and_one_that_was_cut_off_is_made_again(
+    tmp_path, tiny, visit, tab, forgiven
+):
     forgiven += ["ERR_", "Failed to fetch", "network error", "Could not", "404"]
     environ = {
         "ACE_STUDIO_MODEL": str(tiny),
@@ -305,6 +322,13 @@ def test_a_restart_is_told_and_the_song_is_made_again(tmp_path, tiny, visit, tab
         "ACE_STUDIO_LYRICS": "off",
     }
     with serving(tmp_path, **environ) as (process, address):
+        absent = visit(address)
+        generate = fill_in(tab(absent, "generate"), prompt="finished song", steps="2")
+        generate.set("takes", "pick", "2")
+        generate.go.click()
+        expect(making(absent)).to_have_count(1)
+        absent.close()
+        until(lambda: len([*(tmp_path / "songs").glob("finished-song-*.wav")]) == 2)
         page = visit(address)
         long_song(page, tab)
         generate = fill_in(tab(page, "generate"), prompt="waiting song", steps="2")
@@ -322,3 +346,11 @@ def test_a_restart_is_told_and_the_song_is_made_again(tmp_path, tiny, visit, tab
         page.locator(".cut-off", has_text="waiting song").get_by_role("button").click()
         expect(takes(page)).to_have_count(1, timeout=SONG_MS)
         expect(takes(page).first).to_contain_text("waiting song")
+        back = absent.context.new_page()
+        back.goto(address)
+        expect(takes(back)).to_have_count(2)
+        expect(takes(back).first.locator("h3")).to_have_text("finished song")
+        takes(back).first.locator(".play").click()
+        expect(takes(back).first.locator(".play")).to_have_attribute("data-state", "pause")
+        expect(making(back)).to_have_count(0)
+        back.close()

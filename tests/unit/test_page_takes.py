@@ -143,7 +143,7 @@ def test_why_a_song_has_no_plan_is_said_once():
             "notes": [],
             "plan": {"used": False, "reason": "It was off.", **plan},
         }
-        ended = Ended("0" * 32, request, Done((), record), seconds=1.0, tag=None)
+        ended = Ended("0" * 32, request, Done((), record), seconds=1.0, tag=None, numbers=())
         return panel.show(ended)[panel.plan]
 
     assert "Made without a plan: It was off." in plan_line()
