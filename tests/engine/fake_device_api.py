@@ -57,11 +57,15 @@ def no_quota(left: int = 0, wait: float = 0.0, result: str = "") -> Answer:
 
 @dataclass(frozen=True)
 class Queued:
-    """An answer that queues the visitor: `pings`, `silent` seconds, then a card, or a connection that `drops`."""
+    """An answer that queues the visitor: `pings`, `silent` seconds, then a card, or a connection that `drops`.
+
+    It pings on until `free` is set, if there is one.
+    """
 
     pings: int = 2
     drops: bool = False
     silent: float = 0.0
+    free: threading.Event | None = None
     lend: Callable[[], Answer] | None = None
 
     def send(self, handler: BaseHTTPRequestHandler) -> None:
@@ -79,6 +83,8 @@ class Queued:
         handler.close_connection = True
         with contextlib.suppress(OSError):
             for _ in range(self.pings):
+                say("event: ping\n\n")
+            while self.free and not self.free.is_set():
                 say("event: ping\n\n")
             time.sleep(self.silent)
             if not self.drops:
