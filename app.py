@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+
+import cli_make
 from bootstrap import bootstrap
-from cli import check, is_port, read_arguments, shorten_errors, why_not_listening
+from cli import (
+    check,
+    is_port,
+    read_arguments,
+    serve_lines,
+    shorten_errors,
+    why_not_listening,
+)
 
 # Arguments become environment variables, and the libraries below read theirs while they are
 # imported.
 if __name__ == "__main__":
-    if read_arguments().check:
+    if cli_make.is_command(sys.argv[1:]):
+        cli_make.main(sys.argv[1:])
+    _arguments = read_arguments()
+    if _arguments.check:
         raise SystemExit(check())
+    if _arguments.daemon:
+        serve_lines()
     shorten_errors()
 bootstrap()
 
@@ -20,7 +35,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from functools import partial

@@ -63,10 +63,11 @@ def read_arguments(
     add_switch("mcp", "GRADIO_MCP_SERVER")
     add("ray", "ACE_STUDIO_RAY", metavar="ADDRESS", type=_ray, nargs="?", const="local")
     add_switch("check", "check")
+    add_switch("daemon", "daemon")
     parser.add_argument("-h", "--help", action="help", help=tooltips.CLI_HELP["help"])
     given = parser.parse_args(arguments)
     for variable, value in vars(given).items():
-        if value and variable != "check":
+        if value and variable not in ("check", "daemon"):
             environ[variable] = value
     return given
 
@@ -164,6 +165,14 @@ def _output(text: str) -> str:
     if not os.access(place, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(tooltips.CLI_OUTPUT_CLOSED.format(value=text, place=place))
     return text
+
+
+def serve_lines() -> None:
+    """Speak JSON-RPC over standard input and output until the end; ends the process."""
+    bootstrap.bootstrap()
+    import daemon
+
+    daemon.main()
 
 
 # About what four takes of ten minutes need: float32, and a copy in 24 bits.

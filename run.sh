@@ -13,6 +13,10 @@ for argument in "$@"; do
 done
 [ -z "${ACE_STUDIO_RAY:-}" ] || kind=ray
 
-set_up "$kind"
+# What a program reads from standard output is not ours to write on.
+case ${1:-} in
+make | cover | extend | edit | lyrics | --daemon) set_up "$kind" >&2 ;;
+*) set_up "$kind" ;;
+esac
 cd -- "$ROOT"
 exec "$VENV/bin/python" app.py "$@"

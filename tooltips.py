@@ -799,7 +799,32 @@ CLI_HELP = {
     "ray": "make songs on Ray workers: local (if no address is given) starts one for each GPU of this machine, "
     "auto joins the cluster of this machine, host:6379 another one (ACE_STUDIO_RAY)",
     "check": "show what would run here without loading or starting anything; exit with 1 if no song can be made",
+    "daemon": "speak JSON-RPC over standard input and output, for an editor plug-in, instead of serving the page",
     "help": "show this help and exit",
+}
+MAKE_ABOUT = {
+    "make": "Make a song from words.",
+    "cover": "Make a new version of a song.",
+    "extend": "Add new music before or after a song.",
+    "edit": "Change a song: repaint, morph, layer, extract or complete.",
+    "lyrics": "Write lyrics from a brief.",
+}
+MAKE_HELP = {
+    "out": "where the song goes: a file, whose ending chooses the format, or a folder (the current one)",
+    "record": "where the record goes as JSON; - is standard output",
+    "url": "the studio that makes it (the one on GRADIO_SERVER_NAME and GRADIO_SERVER_PORT, if it answers)",
+    "here": "load the models in this process, even if a studio answers",
+    "quiet": "show no progress",
+    "source": "the song to work on",
+    "reference": "a song whose timbre is taken on",
+    "loras": "LoRAs, each as SOURCE or SOURCE=WEIGHT",
+    "regions": "regions, each as START-END in seconds",
+    "instrumental": "sing nothing",
+    "language": "code of the language, such as en",
+    "key": 'such as "A minor"',
+    "time_signature": "2, 3, 4 or 6",
+    "quality": "draft, standard or best",
+    "action": "repaint, morph, layer, extract or complete",
 }
 CLI_HOST = 'A host is a name or an IP address such as 127.0.0.1 or 0.0.0.0, without http:// and port, not "{value}".'
 CLI_RAY = (
