@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import IO, Any
 
 import jobs
@@ -445,8 +444,3 @@ def end(daemon: Daemon) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.flush()
     os._exit(0)  # a thread inside torch would abort a normal exit
-
-
-def launcher() -> Path:
-    """Return the program that the plug-in starts."""
-    return Path(__file__).with_name("tools") / "lofi-daemon"

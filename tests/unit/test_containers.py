@@ -78,7 +78,7 @@ def test_everything_the_program_needs_is_copied_and_nothing_else_reaches_the_bui
     beside = set(
         re.findall(r'Path\(__file__\)(?:\.with_name\(|\.parent / )"(\w+)"', "".join(code.values()))
     )
-    assert beside - {"models", "outputs"} <= copied
+    assert beside - {"models", "outputs", "loras"} <= copied
 
 
 def test_it_runs_as_a_user_who_owns_the_volumes_alone():
