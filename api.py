@@ -484,11 +484,11 @@ def check_call(blocks: Any, route: str, values: dict[str, Any]) -> str:
     if kind not in ("run", "api", "call", "queue"):
         return ""
     index = values.get("fn_index") if kind != "call" else None
-    if kind == "queue" and not isinstance(index, int):
+    if kind == "queue" and (not isinstance(index, int) or isinstance(index, bool)):
         raise HTTPException(400, "fn_index must be the number of a function.")
     if index is not None:
         function = blocks.fns.get(index)
-        if function is None:
+        if function is None or (function.fn is None and not function.cancels):
             raise HTTPException(404, f"There is no function {shown(index)}.")
     else:
         endpoint = name.removeprefix("v2/" if kind == "call" else "").strip("/")

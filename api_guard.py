@@ -48,6 +48,12 @@ MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_JSON_LEVELS = 32
 CALL_HEADER = "x-studio-call"
 MAX_CALLS = 500
+# Answers that wait in memory for whoever asked for them, of one session and of all.
+MOST_UNREAD = 200
+MOST_UNREAD_IN_ALL = 5_000
+UNREAD = (
+    "This session has too many answers that nobody fetched. Read them at /gradio_api/queue/data."
+)
 LONG_NAME = f"session_hash and event_id are text of up to {MOST_NAME_LETTERS} characters."
 # What Gradio says of a session that it does not know, where its own way ends in a long traceback.
 NO_SESSION = 'data: {"msg":"unexpected_error","message":"404: Not Found","session_not_found":true,"success":false}\n\n'
@@ -406,10 +412,24 @@ class Calls:
             scope = _for_starlette(scope)
         await self.app(scope, receive, answer.send)
 
+    async def _check_unread(self, queue: Any, session: Any) -> None:
+        """Raise HTTPException if a session leaves its answers unread; forget those of others if all are too many."""
+        waiting = queue.pending_messages_per_session
+        own = waiting.get(session)
+        if own is not None and own.qsize() >= MOST_UNREAD:
+            raise HTTPException(503, UNREAD)
+        unread = {name: messages.qsize() for name, messages in waiting.items()}
+        while sum(unread.values()) >= MOST_UNREAD_IN_ALL:
+            largest = max(unread, key=lambda name: unread[name])
+            await queue.clean_events(session_hash=largest)
+            waiting.pop(largest, None)
+            del unread[largest]
+
     async def _join(
         self, scope: Scope, receive: Receive, answer: Answer, values: dict[str, Any]
     ) -> None:
         app = scope["app"]
+        await self._check_unread(app.get_blocks()._queue, values.get("session_hash"))
         call = self.tool_calls.get(Headers(scope=scope).get(CALL_HEADER, ""))
         await self.app(_without(scope, CALL_HEADER), receive, answer.send)
         event = str(_object(answer.body).get("event_id", ""))

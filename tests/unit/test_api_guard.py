@@ -219,6 +219,12 @@ REFUSALS = {
         404,
         "no function 9999",
     ),
+    "a function that is true": (
+        "queue/join",
+        {"data": [], "fn_index": True, "session_hash": "a"},
+        400,
+        "fn_index must be",
+    ),
     "no function": ("queue/join", {"data": [], "session_hash": "a"}, 400, "fn_index must be"),
     "too few inputs": ("call/generate", {"data": ["x"]}, 422, "data must be a list"),
     "rather deep JSON": (
@@ -307,6 +313,25 @@ def test_a_name_that_is_kept_is_short_and_text(server, name):
 def test_a_long_name_in_an_address_is_refused(server):
     for route in (f"heartbeat/{'a' * 101}", f"queue/data?session_hash={'a' * 101}"):
         assert get(f"{server}/gradio_api/{route}").status_code == 400, route
+
+
+def test_answers_that_nobody_fetches_do_not_pile_up(server, monkeypatch):
+    waiting = app_of(server).get_blocks()._queue.pending_messages_per_session
+    monkeypatch.setattr(api_guard, "MOST_UNREAD", 6)
+    call = {"data": [], "session_hash": "nobody reads this"}
+    statuses = [post(server, "call/capabilities", call).status_code for _ in range(9)]
+    assert statuses[0] == 200 and statuses[-1] == 503
+    monkeypatch.setattr(api_guard, "MOST_UNREAD_IN_ALL", 1)
+    assert post(server, "call/capabilities", {"data": []}).status_code == 200
+    assert "nobody reads this" not in waiting
+
+
+def test_what_only_the_browser_does_is_no_function(server, caplog):
+    functions = app_of(server).get_blocks().fns
+    index = next(i for i, each in functions.items() if each.fn is None and not each.cancels)
+    data = [None] * len(functions[index].inputs)
+    answer = post(server, "queue/join", {"data": data, "fn_index": index, "session_hash": "a"})
+    assert answer.status_code == 404 and "no function" in answer.json()["detail"]
 
 
 def app_of(server: str):
