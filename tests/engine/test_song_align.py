@@ -294,3 +294,23 @@ def test_a_checkpoint_without_heads_says_so(studio, take, monkeypatch):
     assert not facts["available"] and "no attention heads" in facts["reason"]
     *_, last = fresh.stream(ask(take))
     assert isinstance(last, Failed) and last.problem.code == "unsupported"
+
+
+@pytest.mark.parametrize(
+    ("line", "sung"),
+    [
+        ("[Verse] hello", " hello"),
+        ("[[Verse]] hello", "] hello"),
+        ("hello [whispered] again", "hello  again"),
+        ("[not closed", "[not closed"),
+        ("[two\nlines]", "[two\nlines]"),
+    ],
+)
+def test_a_tag_is_what_stands_in_brackets_on_a_line(line, sung):
+    assert song_align.TAG.sub("", line) == sung
+
+
+def test_brackets_that_never_close_take_no_longer_than_their_length():
+    # The square of their length would take an hour.
+    for text in ("[" * 1_000_000, "[a" * 1_000_000):
+        assert song_align.TAG.sub("", text) == text

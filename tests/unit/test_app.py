@@ -6,6 +6,7 @@ import itertools
 import socket
 from dataclasses import replace
 
+import httpx
 import pytest
 
 import page_form
@@ -14,7 +15,7 @@ import tooltips
 from events import Problem, Progress
 from lyrics_lint import Advice
 from status import UNKNOWN, LanguageModelStatus, SongwriterStatus, WorkerStatus
-from tests.program import python
+from tests.program import python, serving
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -39,6 +40,16 @@ def test_a_port_in_use_ends_with_a_sentence():
         result = python("app.py", GRADIO_SERVER_PORT=str(port), GRADIO_SERVER_NAME="127.0.0.1")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert f"port {port}" in result.stderr and "GRADIO_SERVER_PORT" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["::1", "[::1]", "::"])
+def test_the_studio_listens_on_an_ipv6_address(tmp_path, name):
+    with serving(tmp_path, GRADIO_SERVER_NAME=name) as (_, url):
+        assert url.startswith("http://[::")
+        port = url.strip("/").rpartition(":")[2]
+        answer = httpx.get(f"http://[::1]:{port}/gradio_api/info", timeout=300)
+        assert answer.status_code == 200
 
 
 def test_a_number_box_is_read():

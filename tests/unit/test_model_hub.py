@@ -17,7 +17,7 @@ from huggingface_hub import constants, snapshot_download
 import backend
 import model_hub
 import models
-from events import Progress, StudioError
+from events import Done, Progress, StudioError
 from model_weights import find_planner, find_weights
 from params import parse_request
 from tests.unit.fake_hub import COMMIT, PIECE, FakeHub, serving, use_hub
@@ -200,6 +200,47 @@ def test_closing_stops_within_one_chunk_and_the_next_download_continues(server, 
     assert server.asked[asked][1] > 0
     server.pause = 0.0
     fetch()
+
+
+def test_a_download_that_is_stopped_does_not_go_on_hashing(server, monkeypatch):
+    monkeypatch.setattr(model_hub, "HASHED_BYTES", 1000)
+    running = model_hub.Fetch(REPO, lambda there, guarded: there, "a variable")
+    hashed = []
+    sha256 = model_hub.hashlib.sha256
+
+    class Digest:
+        def __init__(self):
+            self.digest = sha256()
+
+        def update(self, piece):
+            hashed.append(len(piece))
+            running.stop.set()
+
+    monkeypatch.setattr(model_hub.hashlib, "sha256", Digest)
+    running.run()
+    assert running.error.problem.code == "cancelled"
+    assert hashed == [1000]
+
+
+def test_the_bar_of_a_download_goes_on_while_a_song_has_the_models(server, home, monkeypatch):
+    studio = backend.Backend()
+    monkeypatch.setattr(studio.models, "weights", find_weights())
+    fetched = studio.models.weights.wanted
+
+    def nothing(wanted):
+        assert wanted == fetched
+        monkeypatch.setattr(models, "find_weights", lambda: "others")
+        yield from ()
+
+    monkeypatch.setattr(model_hub, "download", nothing)
+    with studio.models.turn:
+        events = studio.download()
+        assert [next(events).stage for _ in range(2)] == ["waiting", "waiting"]
+        events.close()
+        events = studio.download()
+        assert next(events).stage == "waiting"
+    assert isinstance([*events][-1], Done)
+    assert studio.models.weights == "others" and not studio.models.turn.locked()
 
 
 def test_damaged_files_in_the_cache_are_downloaded_again(server, home):

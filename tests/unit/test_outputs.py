@@ -129,3 +129,25 @@ def test_a_missing_folder_and_a_file_that_cannot_go_are_no_errors(folder, monkey
     assert path.exists() and "cannot be deleted" in caplog.text
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(folder / "nowhere"))
     takes.prune()
+
+
+def test_a_clock_that_is_set_forward_makes_no_song_old(folder, monkeypatch):
+    kept = song(folder, 1)
+    right = time.time()
+    monkeypatch.setattr(time, "time", lambda: right + 40 * 86_400)
+    assert left(folder) == {kept.name}
+
+
+def test_a_file_that_vanishes_hides_no_other(folder, monkeypatch):
+    for seed in range(9):
+        song(folder, 31, seed)
+    listed = os.scandir
+
+    def vanishing(place):
+        entries = list(listed(place))
+        if Path(place) == folder:
+            Path(entries[2]).unlink()
+        return entries
+
+    monkeypatch.setattr(takes.os, "scandir", vanishing)
+    assert left(folder) == set()
