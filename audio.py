@@ -10,7 +10,8 @@ import codecs
 import functools
 import math
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,9 +48,9 @@ class AudioError(ValueError):
         return f"{self.message} {self.hint}".strip()
 
 
-def decode(path: str | Path) -> np.ndarray:
+def decode(path: str | Path, stopped: Callable[[], bool] = lambda: False) -> np.ndarray:
     """Read an audio file of any kind that libsndfile knows, as float32 [2, samples] at 48 kHz;
-    raises `AudioError`.
+    raises `AudioError`, and CancelledError between two blocks once `stopped()`.
 
     Mono goes to both sides, surround is mixed down, other rates are resampled with soxr's VHQ; at
     48 kHz the samples of a file of up to 24 bits are exact. Recordings that were joined to one file
@@ -63,6 +64,8 @@ def decode(path: str | Path) -> np.ndarray:
     for blocks, length in zip(_read(Path(path), lengths), lengths, strict=True):
         end = filled + length.at_studio_rate
         for block in _at_studio_rate(blocks, length.rate):
+            if stopped():
+                raise CancelledError
             block = block[: end - filled]
             samples[:, filled : filled + len(block)] = block.T
             filled += len(block)
@@ -396,9 +399,21 @@ def _at_studio_rate(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndar
         yield from blocks
         return
     stream = soxr.ResampleStream(rate, SAMPLE_RATE, 2, "float32", "VHQ")
-    for block in blocks:
+    for block in _ahead(blocks):
         yield stream.resample_chunk(np.ascontiguousarray(block))
     yield stream.resample_chunk(np.zeros((0, 2), np.float32), last=True)
+
+
+def _ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield `blocks`, and read the next one in a thread meanwhile: many channels take as long as resampling."""
+    with ThreadPoolExecutor(1, "decode") as reader:
+        coming = reader.submit(next, blocks, None)
+        while True:
+            block = coming.result()
+            if block is None:
+                return
+            coming = reader.submit(next, blocks, None)
+            yield block
 
 
 def peak_of(samples: np.ndarray) -> float:

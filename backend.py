@@ -186,7 +186,7 @@ class Backend:
         with jobs.job_for(request, self.settle(request), self.automatic_length(request)) as job:
             yield Progress("preparing")
             for name in job.audio:
-                seconds = jobs.decode_upload(job, name)
+                seconds = yield from jobs.decode_upload(job, name)
                 if name == "source":
                     check_source(request, seconds)
                 yield Progress("preparing")

@@ -14,13 +14,14 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import audio
 import audio_export
+import beat
 import bootstrap
 from events import Event, Job, Progress, StudioError
 from limits import MAX_SEED, SAMPLE_RATE
@@ -127,16 +128,30 @@ def _delete_folder(folder: Path) -> None:
     folder.with_suffix(LOCK).unlink(missing_ok=True)
 
 
-def decode_upload(job: Job, name: str) -> float:
-    """Write the upload `name` into the job's folder as float WAV at 48 kHz; returns its length in seconds."""
+def decode_upload(job: Job, name: str) -> Generator[Progress, None, float]:
+    """Write the upload `name` into the job's folder as float WAV at 48 kHz; return its length in seconds.
+
+    Yields progress at every beat: a long file of many channels takes a minute, which can be cancelled.
+    """
+    events, _ = beat.in_thread(_decoding(job, name), "decode", job.cancelled)
+    seconds = 0.0
+    for event in events:
+        if event is beat.QUIET:
+            yield Progress("preparing")
+        else:
+            seconds = event
+    return seconds
+
+
+def _decoding(job: Job, name: str) -> Generator[float]:
     try:
-        samples = audio.decode(getattr(job.request, name))
+        samples = audio.decode(getattr(job.request, name), job.cancelled)
     except audio.AudioError as error:
         raise StudioError(
             "bad_audio", f"{UPLOADS[name]}: {error.message}", name, error.hint
         ) from None
     audio_export.write_wav(job.audio[name], samples)
-    return samples.shape[1] / SAMPLE_RATE
+    yield samples.shape[1] / SAMPLE_RATE
 
 
 def source_seconds(job: Job) -> float:

@@ -1,7 +1,9 @@
 """Samples in: what an upload becomes, and what bad files are told."""
 
 import struct
+import threading
 import tracemalloc
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import soundfile as sf
 
 import audio
 import audio_export
+import jobs
+from params import parse_request
 from tests.files import write_song
 from tests.unit.sounds import (
     BAD_FILES,
@@ -21,6 +25,7 @@ from tests.unit.sounds import (
     save,
     tone,
 )
+from tests.waiting import until
 
 # The ends of the range, the smallest steps and values that truncation and rounding treat differently.
 CORNERS = (
@@ -223,3 +228,53 @@ def test_the_job_file_keeps_every_float(tmp_path):
     (tmp_path / "take.wav").write_bytes(b"RIFF")
     with pytest.raises(audio.AudioError):
         audio.read_wav(tmp_path / "take.wav")
+
+
+def test_decoding_stops_between_two_blocks(tmp_path):
+    path = save(tmp_path / "a.wav", tone(30.0))
+    asked = []
+
+    def stopped() -> bool:
+        asked.append(True)
+        return len(asked) == 2
+
+    with pytest.raises(CancelledError):
+        audio.decode(path, stopped)
+    assert len(asked) == 2
+
+
+def test_many_channels_at_a_high_rate_are_read_in_little_memory(tmp_path):
+    path = tmp_path / "wide.flac"
+    silence = np.zeros((192_000, 8), np.int16)
+    with sf.SoundFile(path, "w", 192_000, 8, subtype="PCM_16", format="FLAC") as file:
+        for _ in range(20):
+            file.write(silence)
+    tracemalloc.start()
+    try:
+        samples = audio.decode(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert samples.shape == (2, 20 * RATE)
+    # The result, and a few blocks of 1 MB; all channels at once would be 123 MB.
+    assert peak < samples.nbytes + 10e6
+
+
+def test_the_decoding_of_an_upload_beats_and_can_be_stopped(monkeypatch):
+    begun = threading.Event()
+    ended = threading.Event()
+
+    def decode(path, stopped):
+        begun.set()
+        until(stopped)
+        ended.set()
+        raise CancelledError
+
+    monkeypatch.setattr(audio, "decode", decode)
+    request = parse_request("cover", {"prompt": "x", "source": "/uploads/a.wav"})
+    with jobs.job_for(request) as job:
+        events = jobs.decode_upload(job, "source")
+        assert next(events).stage == "preparing" and begun.is_set()
+        events.close()
+        job.running.unlink()
+        assert ended.wait(300)
