@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -275,6 +277,31 @@ def long_song(page: Page, tab: type[Tab]) -> Tab:
     generate.go.click()
     expect(making(page).locator(".stage")).to_contain_text(re.compile(r"step \d+ of 200"))
     return generate
+
+
+@pytest.mark.slow
+def test_a_reload_a_second_tab_and_leaving_before_the_start_cost_no_song(studio: str, visit, tab):
+    page = visit(studio)
+    long_song(page, tab)
+    other = page.context.new_page()
+    other.goto(studio)
+    expect(making(other).locator(".stage")).to_contain_text(re.compile(r"step \d+ of 200"))
+    fill_in(tab(other, "generate"), prompt="left before it began", steps="2").go.click()
+    expect(making(other).last.locator(".stage")).to_contain_text("Next in the queue")
+    other.close()
+    reload(page)
+    expect(making(page).first.locator(".stage")).to_contain_text(re.compile(r"step \d+ of 200"))
+    expect(making(page).last.locator(".stage")).to_contain_text("Next in the queue")
+    making(page).first.get_by_role("button").click()
+    expect(making(page)).to_have_count(1)
+    page.goto("about:blank")
+    songs = Path(os.environ["ACE_STUDIO_OUTPUT"])
+    until(lambda: [*songs.glob("left-before-it-began-*.wav")])
+    page.goto(studio)
+    expect(takes(page)).to_have_count(1)
+    expect(takes(page).locator("h3")).to_have_text("left before it began")
+    expect(making(page)).to_have_count(0)
+    assert len([*songs.glob("left-before-it-began-*.wav")]) == 1
 
 
 @pytest.mark.slow
