@@ -9,6 +9,7 @@ model_memory.py.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,6 +38,21 @@ CONSTANTS = {
     "songwriter_tokens_per_second": 25.0,  # tokens/s; assumed: a 7B model step by step in transformers
     "margin": 1.5,  # x; assumed: real over counted; shared cards, first kernels
 }
+COUNTED = dict(CONSTANTS)
+# How far a measured constant may be from the counted one: what lies beyond was disturbed.
+MOST_TIMES_COUNTED = 20.0
+
+
+def use_measured(found: Mapping[str, float]) -> None:
+    """Use constants that selfcheck.py has measured on this machine in place of counted ones."""
+    for name, value in found.items():
+        counted = COUNTED.get(name)
+        if counted is None or not isinstance(value, int | float) or not value > 0:
+            continue
+        if counted / MOST_TIMES_COUNTED <= value <= counted * MOST_TIMES_COUNTED:
+            CONSTANTS[name] = float(value)
+
+
 # Seconds of music -> TFLOP of one forward pass: counted on XL's configuration with 600 condition
 # tokens.
 FORWARD_TFLOP = {0: 0.0, 30: 3.33, 60: 6.59, 120: 13.6, 240: 29.3, 600: 90.6}
@@ -92,10 +108,15 @@ def _passes(request: Any) -> float:
 
 
 def seconds_needed(work: Work) -> float:
+    """Return the seconds of a card, with all that is needed where nothing has been learned yet."""
+    return CONSTANTS["cold_seconds"] + CONSTANTS["margin"] * seconds_of_work(work)
+
+
+def seconds_of_work(work: Work) -> float:
+    """Return the seconds that the work itself should take, without a start and without a margin."""
     rows = 2 if work.guidance > 1 else 1
     forwards = work.steps * work.passes * work.takes * rows
-    tflop = float(np.interp(work.duration, list(FORWARD_TFLOP), list(FORWARD_TFLOP.values())))
-    seconds = forwards * tflop / CONSTANTS["tflop_per_second"]
+    seconds = forwards * forward_tflop(work.duration) / CONSTANTS["tflop_per_second"]
     seconds += work.takes * work.duration / 60 * CONSTANTS["decode_per_minute"]
     seconds += work.source / 60 * CONSTANTS["encode_per_minute"]
     if work.planner:
@@ -103,7 +124,72 @@ def seconds_needed(work: Work) -> float:
         seconds += tokens / CONSTANTS["plan_tokens_per_second"]
     model = "songwriter" if work.mode == "lyrics" else "plan"
     seconds += work.tokens / CONSTANTS[f"{model}_tokens_per_second"]
-    return CONSTANTS["cold_seconds"] + CONSTANTS["margin"] * seconds
+    return seconds
+
+
+def forward_tflop(duration: float) -> float:
+    """Return the TFLOP of a forward pass over so many seconds of music."""
+    return float(np.interp(duration, list(FORWARD_TFLOP), list(FORWARD_TFLOP.values())))
+
+
+# --- what earlier jobs took ------------------------------------------------------------------------
+
+REMEMBERED_JOBS = 40  # of each mode
+LEAST_JOBS = 3  # before they count
+# A job's seconds are a start and a multiple of the estimate; both are bounded, because a stuck card
+# teaches nothing.
+MOST_START_SECONDS = 90.0
+LEAST_RATIO = 0.2
+MOST_RATIO = 5.0
+# Over the fitted seconds: always, for each deviation of the jobs so far, and at most.
+SPARE = 0.06
+SPARE_DEVIATIONS = 3.0
+LEAST_SPARE = 1.12
+MOST_SPARE = 1.5
+# As much more for a single job, and the n-th part of it for n: few jobs say little of the next.
+SPARE_OF_ONE = 0.3
+
+
+class Experience:
+    """What jobs took on the card, beside what they should have taken, by mode."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, deque[tuple[float, float]]] = {}
+
+    def learn(self, work: Work, used: float) -> None:
+        """Remember a job that used so many seconds."""
+        jobs = self._jobs.setdefault(work.mode, deque(maxlen=REMEMBERED_JOBS))
+        jobs.append((seconds_of_work(work), used))
+
+    def knows(self, work: Work) -> bool:
+        return len(self._jobs.get(work.mode, ())) >= LEAST_JOBS
+
+    def seconds(self, work: Work) -> float:
+        """Return the seconds to ask for."""
+        if not self.knows(work):
+            return seconds_needed(work)
+        jobs = np.array([(0.0, CONSTANTS["cold_seconds"]), *self._jobs[work.mode]])
+        start, ratio = _fit(jobs)
+        expected = start + ratio * jobs[1:, 0]
+        deviation = float(np.std(jobs[1:, 1] / expected))
+        spare = 1 + SPARE + SPARE_DEVIATIONS * deviation + SPARE_OF_ONE / (len(jobs) - 1)
+        spare = min(max(spare, LEAST_SPARE), MOST_SPARE)
+        return spare * (start + ratio * seconds_of_work(work))
+
+
+def _fit(jobs: np.ndarray) -> tuple[float, float]:
+    """Return the start and the ratio that fit `jobs` [n, 2] best, relative to what they took.
+
+    The first is the assumed start alone: it decides where all jobs have one length.
+    """
+    weights = 1 / np.maximum(jobs[:, 1], 1.0)
+    weights[0] *= 0.1
+    table = np.stack([weights, weights * jobs[:, 0]], axis=1)
+    (start, ratio), *_ = np.linalg.lstsq(table, weights * jobs[:, 1], rcond=None)
+    bounded = min(max(float(ratio), LEAST_RATIO), MOST_RATIO)
+    if bounded != ratio:
+        start = np.mean(jobs[1:, 1] - bounded * jobs[1:, 0])
+    return min(max(float(start), 0.0), MOST_START_SECONDS), bounded
 
 
 # --- bytes ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import pickle
 import re
@@ -55,12 +56,17 @@ class Beat:
             new.replace(self._path)
 
 
+def used_seconds(folder: str | Path) -> float:
+    """Return how long the worker whose heartbeat is in `folder` has had its card, 0 if it has not begun."""
+    try:
+        return time.time() - float(Path(folder, BEAT).read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
 def used_up(folder: str | Path, seconds: int) -> bool:
     """Whether the worker whose heartbeat is in `folder`, and which just died, had used up its `seconds`."""
-    try:
-        return time.time() - float(Path(folder, BEAT).read_text()) >= LIMIT_SHARE * seconds
-    except (OSError, ValueError):
-        return False
+    return used_seconds(folder) >= LIMIT_SHARE * seconds
 
 
 def lent(call: Callable[[int], Generator[Any]], folder: str | Path, seconds: int) -> Generator[Any]:
@@ -76,7 +82,12 @@ def lent(call: Callable[[int], Generator[Any]], folder: str | Path, seconds: int
                     begun = begun or getattr(event, "stage", "") != "lending"
                     if isinstance(event, Outcome):
                         event = event.with_facts(
-                            gpu=GpuEntry(estimated=seconds, asked=asked, tries=tries)
+                            gpu=GpuEntry(
+                                estimated=seconds,
+                                asked=asked,
+                                tries=tries,
+                                used=round(used_seconds(folder), 1),
+                            )
                         )
                     yield event
             return
@@ -206,21 +217,34 @@ def problem_of(error: Exception) -> Problem | None:
 
 # --- the seconds to ask for -----------------------------------------------------------------------
 
-# The least keeps a busy card from cutting a short job off.
+# The least keeps a busy card from cutting a short job off; less is enough once jobs have told what
+# they take.
 LEAST_SECONDS = 60
+LEAST_LEARNED_SECONDS = 15
 # The most that ZeroGPU lends at once.
 MOST_SECONDS = 300
 
 NO_WAY = "Use fewer steps, fewer morph averages or a shorter source."
 
 
-def gpu_seconds(work: Work) -> int:
-    return clamped(estimate.seconds_needed(work))
+def gpu_seconds(work: Work, more: int = 0) -> int:
+    """Return the seconds to ask for, with so many `more` for something else."""
+    least = LEAST_LEARNED_SECONDS if experience.knows(work) else LEAST_SECONDS
+    return clamped(experience.seconds(work) + more, least)
 
 
-def clamped(seconds: float) -> int:
-    """Return `seconds` as an int from 60 to 300: ZeroGPU refuses numpy numbers and wraps negative ones around."""
-    return int(min(max(float(seconds), LEAST_SECONDS), MOST_SECONDS))
+def learn(work: Work, facts: GpuEntry) -> None:
+    """Learn from what a job took, the last try alone."""
+    if facts["used"] > 0:
+        experience.learn(work, facts["used"])
+
+
+experience = estimate.Experience()
+
+
+def clamped(seconds: float, least: int = LEAST_SECONDS) -> int:
+    """Return `seconds` as an int from `least` to 300: ZeroGPU refuses numpy numbers and wraps negative ones around."""
+    return int(min(max(math.ceil(seconds), least), MOST_SECONDS))
 
 
 def refusal(work: Work) -> Problem | None:

@@ -90,6 +90,7 @@ class GpuEntry(TypedDict):
     estimated: Annotated[int, "the seconds that were thought to be needed"]
     asked: Annotated[int, "the seconds that were asked for last"]
     tries: Annotated[int, "1, or 2 if the first seconds were used up"]
+    used: Annotated[float, "the seconds for which the worker had its card"]
 
 
 class LineEntry(TypedDict):

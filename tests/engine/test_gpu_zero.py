@@ -351,6 +351,7 @@ def test_a_song_that_runs_into_its_limit_gets_twice_the_seconds_once(hasty):
     assert (first.seconds, second.seconds) == (4, 8)
     assert first.killed and not second.killed
     assert soundfile.info(files[0]["path"]).frames == 480_000
+    assert 0 < record["gpu"].pop("used") <= 8
     assert record["gpu"] == {"estimated": 4, "asked": 8, "tries": 2}
     notes = [out[1]["progress"]["note"] for out in job.outputs()[:-1]]
     assert any("tries again with 8" in note for note in notes)

@@ -126,6 +126,8 @@ def lend(folder, *endings, seconds=100, lived=0.0, stage="steps"):
 def test_a_job_that_used_up_its_seconds_is_tried_once_more_with_twice_of_them(tmp_path):
     asked, last, (note,) = lend(tmp_path, ABORTED, None, lived=1.0)
     assert asked == [100, 200] and "100 " in note and "200" in note
+    used = last.ran.gpu.pop("used")
+    assert 200 <= used < 300
     assert last.ran.gpu == {"estimated": 100, "asked": 200, "tries": 2}
     assert lend(tmp_path, ABORTED, None, seconds=200, lived=1.0)[0] == [200, 300]
 
