@@ -9,6 +9,7 @@ from bootstrap import bootstrap
 from cli import (
     check,
     is_port,
+    prove,
     read_arguments,
     serve_lines,
     shorten_errors,
@@ -23,6 +24,8 @@ if __name__ == "__main__":
     _arguments = read_arguments()
     if _arguments.check:
         raise SystemExit(check())
+    if _arguments.selfcheck:
+        raise SystemExit(prove())
     if _arguments.daemon:
         serve_lines()
     shorten_errors()

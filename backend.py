@@ -26,6 +26,7 @@ import lora_sources
 import model_hub
 import model_memory
 import models
+import selfcheck
 import song_align
 import song_length
 import takes
@@ -126,9 +127,10 @@ class Backend:
             download_gb=DEFAULT_MODEL_GB,
             device=device_kind,
             device_reason=device.reason if device else "",
-            dtype=device.dtype if device else "",
+            dtype=self.models.dtype if device else "",
             memory_plan=self.placing.text() if device else "",
-            memory_plans=model_memory.plans_on(device),
+            memory_plans=model_memory.plans_on(device, self.models.distrusted),
+            selfcheck=selfcheck.summary(self.models),
             planner=self.models.planner.status(),
             songwriter=self._songwriter_status(),
             tasks=task_support(kind, reads_codes),
@@ -196,7 +198,9 @@ class Backend:
                 raise StudioError.of(problem)
             if isinstance(request, SongRequest):
                 job = yield from self._with_loras(job)
-            events = gpu.run(job, gpu_zero.gpu_seconds(work), on_worker, worker_status)
+            checks = self._check_seconds()
+            asked = gpu_zero.gpu_seconds(work, checks)
+            events = gpu.run(job, asked, on_worker, worker_status)
             with contextlib.closing(events):
                 # Nothing is read after the result: on ZeroGPU, giving back the card may fail or
                 # never end.
@@ -206,6 +210,8 @@ class Backend:
                     yield event
                 else:
                     raise StudioError("cancelled", "Cancelled before it was done.")
+            if isinstance(event, Outcome) and event.ran.gpu and not checks:
+                gpu_zero.learn(work, event.ran.gpu)
             if isinstance(event, Failed):
                 yield event
             elif output is not None:
@@ -231,6 +237,13 @@ class Backend:
             yield Progress("preparing", note=note)
             return with_sketch(request, {"prompt": idea})
         raise StudioError("cancelled", "Cancelled before it was done.")
+
+    def _check_seconds(self) -> int:
+        """Return the seconds that a card of ZeroGPU needs to prove itself, if it has not yet."""
+        if not gpu.ON_ZEROGPU:
+            return 0
+        selfcheck.use_remembered(self.models)
+        return selfcheck.due_seconds(self.models)
 
     def _with_loras(self, job: Job) -> Generator[Event, None, Job]:
         specs = []

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from functools import partial
@@ -63,11 +64,12 @@ def read_arguments(
     add_switch("mcp", "GRADIO_MCP_SERVER")
     add("ray", "ACE_STUDIO_RAY", metavar="ADDRESS", type=_ray, nargs="?", const="local")
     add_switch("check", "check")
+    add_switch("selfcheck", "selfcheck")
     add_switch("daemon", "daemon")
     parser.add_argument("-h", "--help", action="help", help=tooltips.CLI_HELP["help"])
     given = parser.parse_args(arguments)
     for variable, value in vars(given).items():
-        if value and variable not in ("check", "daemon"):
+        if value and variable not in ("check", "selfcheck", "daemon"):
             environ[variable] = value
     return given
 
@@ -238,6 +240,7 @@ def steps() -> Iterator[tuple[str, Callable[[], str]]]:
     yield "model", lambda: model(models.weights, model_hub.PIPELINE)
     yield "planner", lambda: model(planner, planner_files)
     yield "lyrics", lambda: model(models.lyrics.weights, songwriter_files)
+    yield "selfcheck", lambda: self_check(studio)
     yield "cache", cache
     yield "output", output
     yield "workers", workers
@@ -290,6 +293,41 @@ def memory_plan(weights: Any, device: Any, usual_plan: str) -> str:
     if choice.problem:
         raise StudioError.of(choice.problem)
     return tooltips.CHECK_PLAN.format(plan=usual_plan, need=size_text(choice.need))
+
+
+def self_check(studio: Any) -> str:
+    """Return what the self-check found here before."""
+    import selfcheck
+
+    if not selfcheck.wanted():
+        return tooltips.CHECK_SELFCHECK_OFF
+    found = selfcheck.remembered(studio.models)
+    bad = [selfcheck.WORDS[finding.path] for finding in found if not finding.agrees]
+    if bad:
+        return tooltips.CHECK_SELFCHECK_BAD.format(names=", ".join(bad))
+    if found:
+        return tooltips.CHECK_SELFCHECK_GOOD.format(count=len(found))
+    return tooltips.CHECK_SELFCHECK_NONE
+
+
+def prove() -> int:
+    """Check every path that the models here can take, anew; print a report, and return 1 if something disagrees."""
+    bootstrap.bootstrap()
+    import backend
+    import selfcheck
+
+    studio = backend.get_backend()
+    started = time.monotonic()
+    try:
+        for finding in selfcheck.everything(studio.models, studio.placing):
+            print(finding.line(), flush=True)
+    except StudioError as error:
+        print(error)
+        return 1
+    found = selfcheck.remembered(studio.models)
+    seconds = f"{time.monotonic() - started:.1f}"
+    print(tooltips.SELFCHECK_REPORT.format(seconds=seconds, report=selfcheck.report(studio.models)))
+    return 0 if found and all(finding.agrees for finding in found) else 1
 
 
 def cache() -> str:

@@ -112,6 +112,7 @@ Stage = Literal[
     "lending",
     "downloading",
     "loading",
+    "checking",
     "preparing",
     "writing",
     "planning",

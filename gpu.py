@@ -27,6 +27,7 @@ import model_memory
 import models
 import modes
 import record
+import selfcheck
 import song_align
 import writers
 from events import (
@@ -127,6 +128,9 @@ def _with_fallback(studio: Studio, job: Job) -> Work:
     seconds = jobs.source_seconds(job)
     looking = yield from _with_device(studio.models)
     plan = placing.begin(job.request, job.settings, seconds)
+    trusted = yield from selfcheck.plan(studio.models, plan)
+    if not trusted:
+        plan = placing.begin(job.request, job.settings, seconds)
     try:
         yield from _by_plan(studio, job, plan, looking)
         return

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 WIDENED = "The songwriter's numbers are too large for float16, so it writes in float32 here, which takes longer."
 PROMPT_CHUNK = 256  # tokens of the prompt read at once; the run can be cancelled between chunks
+# A token reads all weights once. Below this pace it is faster to widen them for it.
+SLOW_PACE = 0.15
 
 
 class Songwriter:
@@ -226,7 +228,8 @@ class TorchModel:
             model.to(kind)
         self.language_model = model.eval().requires_grad_(False)
         if kind == "cpu" and model.dtype == torch.bfloat16 and models.bfloat16_pace() < 1:
-            model_offload.widen_on_use(model)
+            one_row_is_slow = models.bfloat16_pace(1) < SLOW_PACE
+            model_offload.widen_on_use(model, 0 if one_row_is_slow else 1)
         self._device = torch.device(kind)
         self._ends = {end}
         for config in (model.config, model.generation_config):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -120,16 +121,23 @@ class Choice:
     problem: Problem | None = None
 
 
-def choose(kind: str, free: int | None, sizes: Sizes, use: Use, forced: str = "auto") -> Choice:
+def choose(
+    kind: str,
+    free: int | None,
+    sizes: Sizes,
+    use: Use,
+    forced: str = "auto",
+    distrusted: Collection[str] = (),
+) -> Choice:
     """Choose the fastest plan that fits into `free` bytes of the device `kind`; None means no
     limit.
 
     `free` is the free memory, and what our own models take of it. A `forced` plan is used whether
-    it fits or not.
+    it fits or not. `distrusted` plans gave other results on this machine.
     """
     if forced != "auto":
         return _roomiest(kind, forced, free, sizes, use)
-    for plan in LADDERS[kind]:
+    for plan in ladder(kind, distrusted):
         choice = _roomiest(kind, plan, free, sizes, use)
         if free is None or choice.need <= free:
             return choice
@@ -206,16 +214,21 @@ def transformer_in(plan: str, sizes: Sizes) -> int:
 # --- the plans' order -----------------------------------------------------------------------------
 
 
-def plans_on(device: Device | None) -> tuple[str, ...]:
+def ladder(kind: str, distrusted: Collection[str] = ()) -> tuple[str, ...]:
+    """Return the plans of a device from the fastest to the one that needs least."""
+    return tuple(plan for plan in LADDERS[kind] if plan not in distrusted)
+
+
+def plans_on(device: Device | None, distrusted: Collection[str] = ()) -> tuple[str, ...]:
     """Return the memory plans of `device`, all of them while it is unknown."""
     if bootstrap.on_zerogpu():
         return (RESIDENT,)
     if device is None:
         return (*LADDERS["cuda"], FAST8)
     fast = device.kind == "cuda" and model_offload.float8_is_supported()
-    if fast:
-        return (*LADDERS[device.kind], FAST8)
-    return LADDERS[device.kind]
+    if fast and FAST8 not in distrusted:
+        return (*ladder(device.kind, distrusted), FAST8)
+    return ladder(device.kind, distrusted)
 
 
 def is_apart(kind: str) -> bool:
@@ -231,12 +244,12 @@ def layout_of(kind: str, plan: str) -> Layout:
     return Layout(in_parts=plan == OFFLOAD)
 
 
-def lower(kind: str, plan: str) -> str | None:
+def lower(kind: str, plan: str, distrusted: Collection[str] = ()) -> str | None:
     """Return the next plan that needs less, None after the last."""
-    ladder = LADDERS[kind]
+    plans = ladder(kind, distrusted)
     if plan == FAST8:
-        return ladder[-1]
-    return dict(pairwise(ladder)).get(plan)
+        return plans[-1]
+    return dict(pairwise(plans)).get(plan)
 
 
 def not_above(kind: str, plan: str, limit: str) -> str:
@@ -315,7 +328,7 @@ class Placing:
             self._lift_limit(kind)
         use = self.use = self._use_of(request, settings, source)
         forced = getattr(getattr(request, "options", None), "memory_plan", "auto")
-        plans = plans_on(device)
+        plans = plans_on(device, self._models.distrusted)
         if forced not in ("auto", *plans):
             raise StudioError.of(_unknown(kind, forced, plans))
         choice = self._choose(use, forced)
@@ -332,7 +345,7 @@ class Placing:
         """Return the plan for the one retry of a job that runs out of memory, None if there is none."""
         if self._fell or bootstrap.on_zerogpu():
             return None
-        return lower(self._models.device().kind, self.plan)
+        return lower(self._models.device().kind, self.plan, self._models.distrusted)
 
     def for_planning(self) -> None:
         """Make room for the planner: beside the song model if the plan counted that, else in its place."""
@@ -401,7 +414,9 @@ class Placing:
             # `spaces` deletes the files, whose sizes count below, once they are packed
             return Choice(RESIDENT, 0)
         kind = self._models.device().kind
-        return choose(kind, room_for_models(kind), self._sizes(), use, forced)
+        return choose(
+            kind, room_for_models(kind), self._sizes(), use, forced, self._models.distrusted
+        )
 
     def _sizes(self) -> Sizes:
         loaded = self._models
@@ -409,7 +424,7 @@ class Placing:
         sizes = sizes_of(loaded.weights, device, self._bytes_in)
         planner = loaded.planner.weights
         # Planner checkpoints are bfloat16, the tests' is float32.
-        stored_wide = models.planner_storage(device) == "float32" and planner.source != "preview"
+        stored_wide = models.planner_dtype(device) == "float32" and planner.source != "preview"
         return replace(
             sizes,
             planner=self._bytes_in(planner.folder) * (2 if stored_wide else 1),

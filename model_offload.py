@@ -22,7 +22,7 @@ class Offload:
     well. The pipeline still reports the true device.
     """
 
-    def __init__(self, pipe: AceStepPipeline, device: str):
+    def __init__(self, pipe: Any, device: str):
         import torch
 
         self.execution_device = torch.device(device)
@@ -96,11 +96,12 @@ def cast_on_use(
 MOST_WIDENED = 70_000_000
 
 
-def widen_on_use(model: torch.nn.Module) -> None:
+def widen_on_use(model: torch.nn.Module, narrow_rows: int = 0) -> None:
     """Make a language model with narrow weights compute in float32, bit for bit as if its weights
     were wide.
 
-    Unlike `cast_on_use`, it writes nothing back, which counts where a token reads all weights. What
+    Up to `narrow_rows` rows are multiplied in the narrow numbers, which is faster where widening
+    all weights takes longer than the products. Unlike `cast_on_use`, nothing is written back. What
     is not a linear layer or an embedding is small, and becomes float32.
     """
     import torch
@@ -109,6 +110,7 @@ def widen_on_use(model: torch.nn.Module) -> None:
     for module in model.modules():
         if type(module) is torch.nn.Linear:
             module.__class__ = linear
+            module.narrow_rows = narrow_rows
         elif type(module) is torch.nn.Embedding:
             module.__class__ = embedding
         else:
@@ -143,9 +145,13 @@ def _wide_classes() -> tuple[type, type]:
     import torch
 
     class WideLinear(torch.nn.Linear):
-        """A linear layer whose narrow weight is widened while it works."""
+        """A linear layer whose narrow weight is widened while it works, unless there are few rows."""
+
+        narrow_rows: int
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x[..., 0].numel() <= self.narrow_rows:
+                return super().forward(x.to(self.weight.dtype)).to(x.dtype)
             return wide_linear(x, self.weight, self.bias)
 
     class WideEmbedding(torch.nn.Embedding):

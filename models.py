@@ -90,6 +90,8 @@ class Models:
         self._pipe: Any = None
         self._aside = False  # the song model waits in the machine's memory
         self.layout = Layout()
+        # What selfcheck.py has switched off on this machine: its name, and in words.
+        self.distrusted: dict[str, str] = {}
         self.weights = find_weights()
         self.planner = planner(self.device)
         self.lyrics = lyrics(self.device)
@@ -97,6 +99,14 @@ class Models:
     @property
     def loaded(self) -> bool:
         return self._pipe is not None
+
+    @property
+    def dtype(self) -> str:
+        """Return the dtype in which the song model computes: in half precision another one than the device's."""
+        transformer = getattr(self._pipe, "transformer", None)
+        if getattr(transformer, "half_precision", False):
+            return "float16"
+        return self.device().dtype
 
     def pipeline(self) -> Any:
         # No lock if it is there: a ZeroGPU worker may have been forked while another thread held
@@ -390,23 +400,24 @@ TRIAL_WIDTH = 512
 
 
 @functools.cache
-def bfloat16_pace() -> float:
-    """Return how many times as fast as in float32 the processor multiplies in bfloat16.
+def bfloat16_pace(rows: int = TRIAL_ROWS) -> float:
+    """Return how many times as fast as in float32 the processor multiplies so many rows in
+    bfloat16.
 
     Many processors have no instructions for bfloat16 and take up to fifty times as long. The trial
     takes some milliseconds there are, at most a third of a second where they lack.
     """
     import torch
 
-    return _seconds_of_products(torch.float32) / _seconds_of_products(torch.bfloat16)
+    return _seconds_of_products(torch.float32, rows) / _seconds_of_products(torch.bfloat16, rows)
 
 
-def _seconds_of_products(dtype: torch.dtype) -> float:
+def _seconds_of_products(dtype: torch.dtype, rows: int) -> float:
     """Return the shortest time that a layer's product took; the first one sets things up."""
     import torch
 
     weight = torch.ones(TRIAL_WIDTH, TRIAL_WIDTH, dtype=dtype)
-    x = torch.ones(TRIAL_ROWS, TRIAL_WIDTH, dtype=dtype)
+    x = torch.ones(rows, TRIAL_WIDTH, dtype=dtype)
     seconds = []
     with torch.inference_mode():
         for _ in range(TRIALS):
@@ -506,17 +517,15 @@ def _no_room(name: str, hint: str) -> Problem:
 
 
 def planner_dtype(device: Device) -> str:
-    """Return the dtype in which the planner computes: on MPS upstream's, not the song model's."""
+    """Return the planner's dtype: on MPS upstream's, not the song model's.
+
+    Its weights have it in memory, too. Where the song model's are narrower, the planner in float32
+    still takes less than that, and a token would take six times as long if all weights were widened
+    for it.
+    """
     if device.kind == "mps":
         return "float32"
     return device.dtype
-
-
-def planner_storage(device: Device) -> str:
-    """Return the dtype of the planner's weights, which a processor may widen as it computes."""
-    if device.kind == "cpu":
-        return device.storage_dtype
-    return planner_dtype(device)
 
 
 def trim_memory(device: torch.device) -> None:

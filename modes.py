@@ -16,6 +16,7 @@ import audio_levels
 import lora_apply
 import models
 import planner
+import selfcheck
 import song_align
 import song_codec
 import song_compilation
@@ -76,6 +77,8 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
     with timed(seconds, "loading"):
         placing.for_song()
     pipe = yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
+    with timed(seconds, "loading"):
+        yield from selfcheck.song_model(loaded, pipe)
     notes: tuple[str, ...] = ()
     known = None
     if job.settings.kind == "preview":
@@ -89,7 +92,7 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
         if isinstance(event, Outcome):
             event = event.with_facts(
                 model=loaded.weights.entry(),
-                dtype=loaded.device().dtype,
+                dtype=loaded.dtype,
                 plan=plan_entry,
                 loras=acting,
                 length=length,

@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-import model_offload
 from events import Progress, Stage, StudioError, first_line, is_out_of_memory
 from limits import KEYS, LANGUAGES, LIMITS, TIME_SIGNATURES
-from planner_layers import CachedLayers, stretch_end
+from planner_layers import CachedLayers, PlainLayers, layers_of, stretch_end
 
 if TYPE_CHECKING:
     import torch
@@ -332,7 +331,7 @@ def chances(seeds: Sequence[int], count: int) -> torch.Tensor:
 
 def _read(
     model: Any, prompts: Sequence[Sequence[int]], room: int
-) -> tuple[CachedLayers, torch.Tensor]:
+) -> tuple[CachedLayers | PlainLayers, torch.Tensor]:
     """Read `prompts`, padded on the left; return the layers, with `room` for more tokens, and the last hidden states.
 
     Raises StudioError if prompts and room exceed the model's context.
@@ -348,7 +347,7 @@ def _read(
             hint="Shorten the text or the song.",
         )
     padding = [longest - len(prompt) for prompt in prompts]
-    layers = CachedLayers(model, padding, longest + room)
+    layers = layers_of(model, padding, longest + room)
     tokens = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
     return layers, layers.read(torch.tensor(tokens, device=model.device))
 
@@ -449,9 +448,9 @@ class CodeWriter:
 
     def _advance(self) -> None:
         device = self._tokens.device.type
-        if device in RECORDED:
+        if device in RECORDED and isinstance(self._layers, CachedLayers):
             try:
-                self._advance_recorded()
+                self._advance_recorded(self._layers)
                 return
             except Exception as error:
                 self._replay = None
@@ -463,28 +462,28 @@ class CodeWriter:
                 )
         self._pick(self._layers.read(self._tokens))
 
-    def _advance_recorded(self) -> None:
+    def _advance_recorded(self, layers: CachedLayers) -> None:
         """Advance with one graph per stretch of the cache: its first step warms up, its second is recorded."""
-        end = stretch_end(self._layers.position)
+        end = stretch_end(layers.position)
         if end != self._end:
             self._end = end
             self._replay = None
-            warm_up(self._step)
+            warm_up(lambda: self._step(layers))
         else:
-            self._replay = self._replay or record(self._step)
+            self._replay = self._replay or record(lambda: self._step(layers))
             self._replay()
-        self._layers.position += 1
+        layers.position += 1
 
-    def _step(self) -> None:
+    def _step(self, layers: CachedLayers) -> None:
         # Positions are counted on the device: a replay would repeat a Python number.
-        self._pick(self._layers.step(self._tokens, self._number + self._before_codes))
+        self._pick(layers.step(self._tokens, self._number + self._before_codes))
 
     def _pick(self, hidden: torch.Tensor) -> None:
         """Draw one code per take from `hidden` [rows, size]; it becomes the next token of both halves."""
         import torch
 
         with torch.no_grad():
-            logits = model_offload.wide_linear(hidden, self._weight, self._bias).float()
+            logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float()
             if self._guidance != 1:
                 wanted, plain = logits.chunk(2)
                 logits = plain.lerp(wanted, self._guidance)

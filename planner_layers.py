@@ -10,6 +10,7 @@ Shapes: R rows, n tokens read at once, H query heads, K key heads, D their size,
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,11 +44,53 @@ def stretch_end(position: int) -> int:
     return (position // STRETCH + 1) * STRETCH
 
 
+def layers_of(model: Any, pads: Sequence[int], length: int) -> CachedLayers | PlainLayers:
+    """Return layers for R rows of up to `length` tokens; `pads` [R] counts the padding on the left.
+
+    A model with the attribute `plain_layers` gets those of transformers.
+    """
+    if getattr(model, "plain_layers", False):
+        return PlainLayers(model, pads)
+    return CachedLayers(model, pads, length)
+
+
+class PlainLayers:
+    """The layers of transformers, for a machine on which `CachedLayers` disagree with them."""
+
+    def __init__(self, model: Any, pads: Sequence[int]):
+        import torch
+        from transformers import DynamicCache
+
+        self._body = model.get_decoder()
+        self._pads = torch.tensor(pads, device=model.device)[:, None]
+        self._cache = DynamicCache(config=model.config)
+        # transformers renames it, architecture by architecture
+        names = inspect.signature(type(self._body).forward).parameters
+        self._name = "cache" if "cache" in names else "past_key_values"
+        self.position = 0
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append `tokens` [R, n]; returns the last hidden states [R, size]."""
+        import torch
+
+        begin = self.position
+        self.position = begin + tokens.shape[1]
+        places = torch.arange(self.position, device=tokens.device)
+        with torch.no_grad():
+            found = self._body(
+                input_ids=tokens,
+                attention_mask=(places >= self._pads).long(),
+                position_ids=(places[begin:] - self._pads).clamp_min(0),
+                use_cache=True,
+                **{self._name: self._cache},
+            )
+        return found.last_hidden_state[:, -1]
+
+
 class CachedLayers:
     """A model's layers with a cache for R rows of up to `length` tokens.
 
-    `pads` [R] counts each row's padding on the left. The parameters must not require gradients;
-    weights that are narrower than the norms' are widened as they are used.
+    `pads` [R] counts each row's padding on the left. The parameters must not require gradients.
     """
 
     def __init__(self, model: Any, pads: Sequence[int], length: int):
@@ -61,9 +104,8 @@ class CachedLayers:
         self._size = config.head_dim
         length = stretch_end(length - 1)
         shape = (config.num_hidden_layers, len(pads), self._groups, self._size, length)
-        self._dtype = body.norm.weight.dtype
-        self._keys = torch.zeros(shape, device=device, dtype=self._dtype)
-        self._values = torch.zeros(shape, device=device, dtype=self._dtype)
+        self._keys = torch.zeros(shape, device=device, dtype=model.dtype)
+        self._values = torch.zeros(shape, device=device, dtype=model.dtype)
         self._embedding = body.embed_tokens.weight
         self._norm = _Norm(body.norm)
         self._layers = [_weights(layer) for layer in body.layers]
@@ -129,8 +171,7 @@ class CachedLayers:
 
         rows = tokens.shape[0]
         heads = self._heads
-        wide = self._dtype
-        x = self._embedding[tokens.flatten()].to(wide)
+        x = self._embedding[tokens.flatten()]
         # Split by layer all at once, for fewer operations.
         all_keys = self._keys.unbind()
         all_values = self._values.unbind()
@@ -139,7 +180,7 @@ class CachedLayers:
         for layer, (cos, sin) in enumerate(self._rotations(positions)):
             before_attention, qkv, out, before_mlp, gate_up, down = self._layers[layer]
             # All heads are normed: leaving out the values would take a copy of the others.
-            mixed = torch.mm(before_attention(x), qkv.to(wide)).unflatten(-1, (-1, self._size))
+            mixed = torch.mm(before_attention(x), qkv).unflatten(-1, (-1, self._size))
             both = self._unit.unit(mixed)[:, : cos.shape[1]]
             both = torch.addcmul(both * cos, both.roll(self._size // 2, dims=-1), sin)
             new_keys = _by_head(both[:, heads:], rows)
@@ -151,9 +192,9 @@ class CachedLayers:
                 attended = self._attention(query, seen_keys[layer], seen_values[layer], positions)
             else:
                 attended = self._single(query, seen_keys[layer], seen_values[layer], mask)
-            x.addmm_(attended, out.to(wide))
-            gate, up = torch.mm(before_mlp(x), gate_up.to(wide)).chunk(2, dim=-1)
-            x.addmm_(silu(gate).mul_(up), down.to(wide))
+            x.addmm_(attended, out)
+            gate, up = torch.mm(before_mlp(x), gate_up).chunk(2, dim=-1)
+            x.addmm_(silu(gate).mul_(up), down)
         return self._norm(x.view(rows, -1, x.shape[-1])[:, -1])
 
     def _rotations(self, place: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:

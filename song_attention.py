@@ -63,11 +63,18 @@ class Tables(NamedTuple):
 
 
 def use_windows(transformer: Any) -> None:
-    """Make `transformer` compute in windows and accept a `CachedCondition`."""
+    """Make `transformer` compute in windows and accept a `CachedCondition`.
+
+    Its `avoided` names what it computes the stock way nevertheless: "windows" (then nothing is
+    cached either), "condition". If it is `half_precision`, it computes in float16, but takes and
+    gives float32 (song_half.py).
+    """
     transformer_class, layer_class = _classes()
     transformer.__class__ = transformer_class
     for layer in transformer.layers:
         layer.__class__ = layer_class
+    transformer.avoided = frozenset()
+    transformer.half_precision = False
 
 
 @functools.cache
@@ -78,6 +85,14 @@ def _classes() -> tuple[type, type]:
     from diffusers.models.transformers.ace_step_transformer import AceStepTransformerBlock
 
     class Transformer(AceStepTransformer1DModel):
+        @property
+        def dtype(self) -> torch.dtype:
+            import torch
+
+            if self.half_precision:
+                return torch.float32
+            return super().dtype
+
         def forward(
             self,
             hidden_states: torch.Tensor,
@@ -88,30 +103,25 @@ def _classes() -> tuple[type, type]:
             attention_kwargs: dict | None = None,
             return_dict: bool = True,
         ) -> Any:
+            inputs = (hidden_states, timestep, timestep_r, encoder_hidden_states, context_latents)
+            if self.half_precision:
+                inputs = tuple(_halved(each) for each in inputs)
             tokens = math.ceil(hidden_states.shape[1] / self.config.patch_size)
-            if tokens > 2 * self.config.sliding_window and not attention_kwargs:
-                sample = _forward(
-                    self,
-                    hidden_states,
-                    timestep,
-                    timestep_r,
-                    encoder_hidden_states,
-                    context_latents,
+            windowed = tokens > 2 * self.config.sliding_window and not attention_kwargs
+            if windowed and "windows" not in self.avoided:
+                if "condition" in self.avoided:
+                    inputs = _with_rows(inputs)
+                sample = _forward(self, *inputs)
+            else:
+                rows = _with_rows(inputs)
+                (sample,) = super().forward(
+                    *rows, attention_kwargs=attention_kwargs, return_dict=False
                 )
-                if return_dict:
-                    return Transformer2DModelOutput(sample=sample)
-                return (sample,)
-            if isinstance(encoder_hidden_states, CachedCondition):
-                encoder_hidden_states = encoder_hidden_states.rows(len(hidden_states))
-            return super().forward(
-                hidden_states,
-                timestep,
-                timestep_r,
-                encoder_hidden_states,
-                context_latents,
-                attention_kwargs=attention_kwargs,
-                return_dict=return_dict,
-            )
+            if self.half_precision:
+                sample = sample.float()
+            if return_dict:
+                return Transformer2DModelOutput(sample=sample)
+            return (sample,)
 
     class Layer(AceStepTransformerBlock):
         def forward(
@@ -131,6 +141,21 @@ def _classes() -> tuple[type, type]:
             return compute_layer(*inputs, condition)
 
     return Transformer, Layer
+
+
+def _halved(value: Any) -> Any:
+    """Return a tensor in float16; a cached condition is embedded in it later."""
+    if isinstance(value, CachedCondition):
+        return value
+    return value.half()
+
+
+def _with_rows(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the transformer's inputs with a cached condition as rows of states."""
+    latents, timestep, timestep_r, condition, context = inputs
+    if isinstance(condition, CachedCondition):
+        condition = condition.rows(len(latents)).to(latents.dtype)
+    return latents, timestep, timestep_r, condition, context
 
 
 def _forward(
@@ -158,7 +183,10 @@ def _forward(
     if isinstance(condition, CachedCondition):
         if condition.embedded is None:
             embed = transformer.condition_embedder
-            condition.embedded = embed(condition.states), embed(condition.null)
+            condition.embedded = (
+                embed(condition.states.to(x.dtype)),
+                embed(condition.null.to(x.dtype)),
+            )
             condition.tables = tables_for(transformer, x)
         tables = condition.tables
         compiled = getattr(transformer, "compiled", None)
@@ -270,7 +298,7 @@ def _cross(layer: Any, x: torch.Tensor, heads: Heads, count: int) -> torch.Tenso
     query = _normed(attn.norm_q, query).permute(0, 2, 3, 1, 4)
     keys = key.expand(count, -1, -1, -1)
     values = value.expand(count, -1, -1, -1)
-    takes += attn.to_out[0](_full(query, keys, values))
+    takes += attn.to_out[0](_full(query, keys, values, attn.scaling))
     x[count:] += null_attention
     return x
 
@@ -283,37 +311,44 @@ def _self(attn: Any, x: torch.Tensor, tables: Tables) -> torch.Tensor:
     key = _rotated(key, tables).transpose(1, 2)
     value = attn.to_v(x).unflatten(-1, (attn.kv_heads, attn.head_dim)).transpose(1, 2)
     if attn.sliding_window is None:
-        out = _full(query, key, value)
+        out = _full(query, key, value, attn.scaling)
     else:
-        out = _windows(query, key, value, tables)
+        out = _windows(query, key, value, attn.scaling, tables)
     return attn.to_out[0](out)
 
 
-def _full(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _full(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
     """Return attention [R, L, K*G*D] of `query` [R, K, G, L, D] to all of `key` and `value` [R, K, C, D]."""
     import torch
 
     rows, heads = query.shape[:2]
     most_scores = MOST_SCORES.get(query.device.type)
     if not most_scores:
-        return _attend(query, key, value)
+        return _attend(query, key, value, scale)
     scores_per_query = rows * heads * query.shape[2] * key.shape[2]
     count = max(1, most_scores // scores_per_query)
-    return torch.cat([_attend(part, key, value) for part in query.split(count, dim=3)], dim=1)
+    parts = [_attend(part, key, value, scale) for part in query.split(count, dim=3)]
+    return torch.cat(parts, dim=1)
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any = None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: Any = None
 ) -> torch.Tensor:
     """Return the attention of `query` [R, K, G, L, D] by one kernel, as [R, L, K*G*D]."""
     from torch.nn.functional import scaled_dot_product_attention
 
-    out = scaled_dot_product_attention(query.flatten(2, 3), key, value, attn_mask=mask)
+    queries = query.flatten(2, 3)
+    if scale == query.shape[-1] ** -0.5:  # the usual one
+        out = scaled_dot_product_attention(queries, key, value, attn_mask=mask)
+    else:
+        out = scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=scale)
     return out.unflatten(2, query.shape[2:4]).permute(0, 3, 1, 2, 4).flatten(2)
 
 
 def _windows(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables: Tables
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, tables: Tables
 ) -> torch.Tensor:
     """Return attention [R, L, K*G*D] of `query` [R, K, G, L, D] to the keys up to a window away, in blocks."""
     import torch
@@ -323,16 +358,16 @@ def _windows(
     first = slice(2 * window)
     last = slice(start - window, None)
     first_query = query[..., :window, :]
-    parts = [_attend(first_query, key[..., first, :], value[..., first, :], tables.first)]
+    parts = [_attend(first_query, key[..., first, :], value[..., first, :], scale, tables.first)]
     if start > window:
         inner = query[..., window:start, :]
         blocks = inner.unflatten(3, (-1, window)).permute(0, 3, 1, 2, 4, 5).flatten(0, 1)
         near_keys = _blocks_around(key[..., : start + window, :], window)
         near_values = _blocks_around(value[..., : start + window, :], window)
-        out = _attend(blocks, near_keys, near_values, tables.inner)
+        out = _attend(blocks, near_keys, near_values, scale, tables.inner)
         parts.append(out.view(len(inner), inner.shape[3], -1))
     last_query = query[..., start:, :]
-    parts.append(_attend(last_query, key[..., last, :], value[..., last, :], tables.last))
+    parts.append(_attend(last_query, key[..., last, :], value[..., last, :], scale, tables.last))
     return torch.cat(parts, dim=1)
 
 

@@ -108,12 +108,21 @@ def _compute(pipe: Any, method: str, tile: torch.Tensor) -> torch.Tensor:
         if vae is not pipe.vae or device.type != REFUSING_DEVICE or is_out_of_memory(error):
             raise
         message = first_line(error)
-    # A copy, because the pipeline takes its device from its parts; torch cannot deep-copy
-    # weight-normed modules.
+    move_to_processor(vae, message)
+    return _compute(pipe, method, tile)
+
+
+def move_to_processor(vae: Any, message: str) -> None:
+    """Have the processor work in place of `vae` from now on, because of the `message` of its device."""
+    _stand_ins[vae] = (on_processor(vae), message)
+
+
+def on_processor(vae: Any) -> Any:
+    """Return a copy, because the pipeline asks its parts where it runs."""
+    # torch cannot deep-copy weight-normed modules
     copy = type(vae).from_config(vae.config).to(vae.dtype).eval().requires_grad_(False)
     copy.load_state_dict({name: tensor.cpu() for name, tensor in vae.state_dict().items()})
-    _stand_ins[vae] = (copy, message)
-    return _compute(pipe, method, tile)
+    return copy
 
 
 def long_enough(pipe: Any, latents: torch.Tensor) -> torch.Tensor:

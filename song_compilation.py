@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 
+import agreement
 from bootstrap import on_zerogpu
 from events import first_line, is_out_of_memory
 from song_attention import CachedCondition, Tables, compute_layer, condition_heads, tables_for
@@ -103,17 +104,16 @@ class Compiled:
                     x, tables, temb, condition = sample(self._transformer, *case)
                     with torch.no_grad():
                         for layer in kinds(self._transformer).values():
-                            self._layer(
-                                layer,
-                                x,
-                                tables,
-                                temb,
-                                condition_heads(layer, condition),
-                                condition.takes,
-                            )
+                            heads = condition_heads(layer, condition)
+                            rest = (tables, temb, heads, condition.takes)
+                            plain = compute_layer(layer, x.clone(), *rest)
+                            made = self._layer(layer, x.clone(), *rest)
+                            apart = agreement.difference(made, plain)
+                            if not apart <= agreement.bound(x.dtype):
+                                raise ArithmeticError(f"{apart:.2g} apart from plain ones")
                     self._compiled[case] = True
                 except Exception as error:
-                    # No compiler, too little memory, or the model has left the device.
+                    # No compiler, no memory, other results, or the model has left the device.
                     log.warning("The layers are not compiled: %s", first_line(error))
                     self._compiled[case] = False
 

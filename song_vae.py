@@ -67,6 +67,12 @@ def use_pieces(vae: Any) -> None:
     decoder.forward = functools.partial(_decoded, decoder, _narrowed(tail, TAIL, live))
 
 
+def use_stock_layers(vae: Any) -> None:
+    """Undo `use_pieces`."""
+    for part in (vae.encoder, vae.decoder):
+        vars(part).pop("forward", None)
+
+
 # The parameters of the layers at the full sample rate, and the dimension of each that counts
 # channels.
 HEAD = {
@@ -196,6 +202,17 @@ def use_tiles(vae: Any, short: bool = False) -> None:
         vae.tile_sample_min_length = vae.tile_latent_min_length * hop
     vae.tile_latent_overlap = overlap
     vae.tile_sample_overlap = overlap * hop
+
+
+STOCK_OVERLAP = 64  # frames
+
+
+def use_stock_tiles(vae: Any) -> None:
+    """Undo `use_tiles`, but for tiles that are shorter."""
+    vae.tile_latent_min_length = max(vae.tile_latent_min_length, 3 * STOCK_OVERLAP)
+    vae.tile_latent_overlap = STOCK_OVERLAP
+    vae.tile_sample_min_length = vae.tile_latent_min_length * vae.hop_length
+    vae.tile_sample_overlap = STOCK_OVERLAP * vae.hop_length
 
 
 def seen_frames(strides: Sequence[int]) -> int:

@@ -93,6 +93,7 @@ class Status:
     dtype: str
     memory_plan: str  # in words
     memory_plans: tuple[str, ...]  # the plans that can be chosen
+    selfcheck: str  # what is switched off on this machine, in a sentence; "" if nothing is
     planner: LanguageModelStatus
     songwriter: SongwriterStatus
     tasks: Mapping[str, str]  # task -> official, experimental or unsupported
@@ -121,6 +122,7 @@ class Status:
             "device_reason": self.device_reason,
             "dtype": self.dtype,
             "memory_plan": self.memory_plan,
+            "selfcheck": self.selfcheck,
             "planner": self.planner.facts(),
             "lyrics": self.songwriter.facts(),
             "tasks": dict(self.tasks),
@@ -145,6 +147,7 @@ UNKNOWN = Status(
     dtype="",
     memory_plan="",
     memory_plans=(),
+    selfcheck="",
     planner=LanguageModelStatus("none", ""),
     songwriter=SongwriterStatus("none", ""),
     tasks={},

@@ -433,6 +433,7 @@ STAGES = {
     "lending": "Waiting for a GPU from ZeroGPU",
     "downloading": "Downloading the model",
     "loading": "Loading the model",
+    "checking": "Checking this machine, once",
     "preparing": "Preparing",
     "writing": "Writing",
     "planning": "Planning the song",
@@ -442,7 +443,13 @@ STAGES = {
     "finishing": "Saving the takes",
     "aligning": "Finding where each line is sung",
 }
-COUNTED = {"planning": "code", "steps": "step", "decoding": "part", "finishing": "take"}
+COUNTED = {
+    "checking": "check",
+    "planning": "code",
+    "steps": "step",
+    "decoding": "part",
+    "finishing": "take",
+}
 # of scripts that have no component of their own (static/media.js)
 SCRIPT_TEXTS = {"decoding": "Reading the recording ..."}
 CANCELLED = "Cancelled. Your settings are still here."
@@ -464,7 +471,7 @@ DOWNLOAD_UNUSED = (
 )
 ALMOST_DONE_SECONDS = 10  # less time than this is not counted down
 # Stages that are followed by others of unknown length.
-OPEN_ENDED = ("steps", "planning", "loading", "preparing")
+OPEN_ENDED = ("steps", "planning", "loading", "checking", "preparing")
 LENGTH_SETTLED = "The song will be {length} long."
 
 
@@ -713,6 +720,8 @@ def status_parts(status: Status) -> list[str]:
         parts.append(f"Device: {_device(status.device)}, {status.dtype}")
     if status.device and status.device_reason:
         parts.append(status.device_reason)
+    if status.selfcheck:
+        parts.append(status.selfcheck)
     return parts
 
 
@@ -800,6 +809,8 @@ CLI_HELP = {
     "auto joins the cluster of this machine, host:6379 another one (ACE_STUDIO_RAY)",
     "check": "show what would run here without loading or starting anything; exit with 1 if no song can be made",
     "daemon": "speak JSON-RPC over standard input and output, for an editor plug-in, instead of serving the page",
+    "selfcheck": "compare every fast path of the models with the plain one on this machine and print a report; "
+    "exit with 1 if one disagrees",
     "help": "show this help and exit",
 }
 MAKE_ABOUT = {
@@ -845,6 +856,7 @@ CHECK_LABELS = {
     "model": "Song model",
     "planner": "Planner",
     "lyrics": "Songwriter",
+    "selfcheck": "Self-check",
     "cache": "Model cache",
     "output": "Songs go to",
     "workers": "Workers",
@@ -869,6 +881,14 @@ CHECK_RAY = "Ray {version}, a cluster of {nodes} with {cards}."
 CHECK_RAM = "{free} of {total} free"
 CHECK_VRAM = "{total} on the graphics card"
 CHECK_PLAN = "{plan}; the shortest song takes {need}."
+CHECK_SELFCHECK_OFF = "Switched off (ACE_STUDIO_SELFCHECK)."
+CHECK_SELFCHECK_NONE = "Not done yet; the first song does it, or ./run.sh --selfcheck."
+CHECK_SELFCHECK_GOOD = "{count} paths agree with the plain ones."
+CHECK_SELFCHECK_BAD = "Switched off here, because the results were others: {names}."
+SELFCHECK_REPORT = """
+It took {seconds} s. To report a problem, paste this into an issue:
+
+{report}"""
 CHECK_GOOD = "A song can be made here."
 CHECK_GOOD_BUILT_IN = (
     "A song can be made here, by the built-in engine: simple instrumental music, no voices."

@@ -15,6 +15,7 @@ import lyrics
 import lyrics_lines
 import model_hub
 import planner
+import selfcheck
 import song_codec
 import song_conditions
 from events import Draft, Job, Outcome, Progress, StudioError, is_out_of_memory
@@ -109,6 +110,8 @@ def plan_song(
         models.planner.check()
         placing.for_planning()
         model = yield from loaded_model(models.planner.loaded, models.planner.get, seconds)
+        with timed(seconds, "loading"):
+            yield from selfcheck.planner(models, model.model, model.vocabulary.code_ids)
         with timed(seconds, "planning"):
             yield Progress("planning")
             if job.automatic:

@@ -22,6 +22,8 @@ os.environ.update(
     {
         "ACE_STUDIO_MODEL": "preview",
         "ACE_STUDIO_OUTPUT": str(_HOME / "output"),
+        # tests/engine/test_selfcheck.py switches it on.
+        "ACE_STUDIO_SELFCHECK": "off",
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_TEMP_DIR": str(_HOME / "page"),
         "HF_HOME": str(_HOME / "huggingface"),

@@ -110,7 +110,9 @@ class Ledger:
         patch.setattr(model_memory, "room_for_models", lambda kind: self.room)
         patch.setattr(model_memory, "free_room", lambda kind: self.room)
         patch.setattr(
-            model_memory, "plans_on", lambda device: (*model_memory.LADDERS[kind], "fast8")
+            model_memory,
+            "plans_on",
+            lambda device, distrusted=(): (*model_memory.LADDERS[kind], "fast8"),
         )
         self._script(patch)
         loaded = models.Models(self._slot(folder / "planner"), self._slot(folder / "songwriter"))
@@ -173,7 +175,7 @@ class Ledger:
         def build(weights: Weights) -> Part:
             device = self.studio.models.device()
             wide = (
-                2 if folder.name == "planner" and models.planner_storage(device) == "float32" else 1
+                2 if folder.name == "planner" and models.planner_dtype(device) == "float32" else 1
             )
             part = Part(self, size * wide, "cpu")
             part.model_id = folder.name

@@ -180,7 +180,9 @@ def test_eight_bits_halve_the_transformer_and_make_the_song_of_rounded_weights(
 def float8_card(card, monkeypatch):
     """Let the processor stand in for a card with float8 arithmetic, which torch computes on it as well."""
     monkeypatch.setattr(
-        model_memory, "plans_on", lambda device: (*model_memory.LADDERS["cuda"], "fast8")
+        model_memory,
+        "plans_on",
+        lambda device, distrusted=(): (*model_memory.LADDERS["cuda"], "fast8"),
     )
 
 

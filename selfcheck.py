@@ -1,0 +1,921 @@
+"""The studio proves itself on this machine: each fast or unusual path is compared with the plain one, once.
+
+Nobody can try every card, driver and version. So the first time that a combination of them runs, and before a song or a
+plan is made with it, each path is computed both ways, at the model's own shapes. What disagrees is switched off in this
+process, and the status says so; what was found is remembered in a file of the cache folder, under a key of the
+combination. The same comparisons time the machine, for estimate.py.
+
+Each check takes the fewest layers that show a difference: one layer of each kind, a few seconds of music, two tiles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import agreement
+import estimate
+import model_memory
+import model_offload
+import models
+import planner_decoding
+import planner_layers
+import song_attention
+import song_codec
+import song_compilation
+import song_conditions
+import song_half
+import song_loop
+import song_vae
+from events import Progress, is_out_of_memory
+from limits import STUDIO_VERSION
+from record import library_versions
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("studio")
+
+SETTING = "ACE_STUDIO_SELFCHECK"
+FILE = "selfcheck.json"
+MOST_COMBINATIONS = 50  # that the file remembers
+
+# The paths by their names in the report, in words.
+WORDS = {
+    "half": "half precision",
+    "windows": "attention in windows",
+    "condition": "the condition computed once a song",
+    "compiled": "compiled layers",
+    "tiles": "small overlaps between the VAE's tiles",
+    "pieces": "the VAE's widest layers in pieces",
+    "vae": "the VAE on Apple's GPU",
+    "repeats": "sums in any order",
+    "cancel": "memory that a cancelled song gives back",
+    "planner": "the planner's own layers",
+    "recorded": "the planner's recorded steps",
+    "offload": "one part of a model at a time",
+    "fp8": "weights in 8 bits",
+    "fast8": "products in 8 bits",
+}
+# The real model's frames of a song, seconds of music and rows are those of a guided song.
+ROWS = 2
+CONDITION = 60  # tokens
+PROMPT = 12  # tokens that the planner reads at once
+CODES = 6  # that it draws recorded and not
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How far a path was from the plain one, and how far it may be.
+
+    `difference` is None if the path failed, with an `error`, or gave no finite numbers.
+    """
+
+    path: str
+    difference: float | None
+    bound: float
+    seconds: float
+    error: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        return self.difference is not None and self.difference <= self.bound
+
+    def line(self) -> str:
+        said = "agrees" if self.agrees else "DISAGREES"
+        if self.difference is None:
+            figure = self.error or "no finite numbers"
+        else:
+            figure = f"{self.difference:.2g} apart, {self.bound:.2g} allowed"
+        return f"{WORDS[self.path]}: {said} ({figure}; {self.seconds:.2f} s)"
+
+
+@dataclass(frozen=True)
+class Check:
+    """`compare` returns how far the path is from the plain one; `switch_off` has the plain one used from now on.
+
+    A path that is only used where it has agreed is begun by `use`.
+    """
+
+    path: str
+    bound: float
+    compare: Callable[[], float]
+    switch_off: Callable[[], None]
+    use: Callable[[], None] = lambda: None
+
+
+def wanted() -> bool:
+    return os.environ.get(SETTING, "").strip().lower() != "off"
+
+
+# --- when a model is about to be used ---------------------------------------------------------------------------------
+
+
+def song_model(loaded: models.Models, pipe: Any) -> Generator[Progress]:
+    """Prove the paths of the song model, which is on its device, unless that is done.
+
+    The built-in engine on a processor is the one that every developer's tests run: its first song
+    need not wait for that.
+    """
+    kind = loaded.device().kind
+    usual = loaded.weights.engine == "preview" and kind == "cpu"
+    if not wanted() or usual or getattr(pipe.transformer, "proven", False):
+        return
+    yield from _prove_song(loaded, pipe)
+
+
+def _prove_song(loaded: models.Models, pipe: Any) -> Generator[Progress]:
+    kind = loaded.device().kind
+    yield from _prove(loaded, "song", song_checks(pipe, kind), lambda: _song_times(pipe, kind))
+    pipe.transformer.proven = True
+
+
+def planner(loaded: models.Models, model: Any, code_ids: Any) -> Generator[Progress]:
+    """Prove the paths of the planner's `model`, whose audio codes are the tokens `code_ids`."""
+    if not wanted() or getattr(model, "proven", False):
+        return
+    checks = planner_checks(model, code_ids)
+    yield from _prove(loaded, "planner", checks, lambda: _planner_times(model))
+    model.proven = True
+
+
+def plan(loaded: models.Models, name: str) -> Generator[Progress, None, bool]:
+    """Prove what a memory plan does to weights; return whether it may be used."""
+    if wanted() and name not in loaded.distrusted:
+        device = loaded.device()
+        config = {**estimate.XL, **estimate.transformer_config(loaded.weights)}
+        yield from _prove(loaded, f"plan {name}", plan_checks(device, name, config), dict)
+    return name not in loaded.distrusted
+
+
+def due_seconds(loaded: models.Models) -> int:
+    """Return the seconds that ZeroGPU has to be asked for beside those of the job, while nothing is remembered."""
+    if not wanted() or _remembered_of(loaded):
+        return 0
+    return ZEROGPU_SECONDS
+
+
+ZEROGPU_SECONDS = 15
+
+
+def use_remembered(loaded: models.Models) -> None:
+    """Let estimate.py use what a worker of ZeroGPU has measured."""
+    if wanted():
+        estimate.use_measured(_remembered_of(loaded))
+
+
+def _prove(
+    loaded: models.Models,
+    part: str,
+    checks: list[Check],
+    times: Callable[[], Mapping[str, float]],
+) -> Generator[Progress]:
+    """Do the `checks` that are not remembered, and switch off what disagrees."""
+    facts = facts_of(loaded)
+    key = f"{_key(facts)} {part}"
+    entry = _read().get(key, {})
+    known = _findings_in(entry)
+    measured = entry.get("measured", {})
+    todo = [check for check in checks if check.path not in known]
+    for check in checks:
+        if check.path not in known:
+            yield Progress("checking", todo.index(check), len(todo))
+            finding = _finding(check)
+            if finding is None:  # no memory for it: nothing is known
+                continue
+            known[check.path] = finding
+        if not known[check.path].agrees:
+            _switch_off(loaded, check, known[check.path])
+        else:
+            check.use()
+    if todo:
+        with contextlib.suppress(Exception):
+            measured = dict(times())
+        _remember(key, facts, known, measured)
+    estimate.use_measured(measured)
+
+
+def _finding(check: Check) -> Finding | None:
+    started = time.perf_counter()
+    difference: float | None = None
+    said = ""
+    try:
+        difference = check.compare()
+    except Exception as error:
+        if is_out_of_memory(error):
+            return None
+        said = type(error).__name__
+        log.debug("the self-check of %s failed", check.path, exc_info=error)
+    if difference is not None and not math.isfinite(difference):
+        difference = None
+    return Finding(
+        check.path, difference, check.bound, round(time.perf_counter() - started, 3), said
+    )
+
+
+def _switch_off(loaded: models.Models, check: Check, finding: Finding) -> None:
+    check.switch_off()
+    if check.path not in loaded.distrusted:
+        log.warning("Switched off on this machine: %s", finding.line())
+    loaded.distrusted[check.path] = WORDS[check.path]
+
+
+def everything(loaded: models.Models, placing: model_memory.Placing) -> Iterator[Finding]:
+    """Check all that the models here can do, anew, and yield what is found; raises StudioError without a song model."""
+    forget(loaded)
+    device = loaded.device()
+    for name in model_memory.plans_on(device):
+        yield from _found_by(loaded, plan(loaded, name))
+    placing.for_song()
+    yield from _found_by(loaded, _prove_song(loaded, loaded.pipeline()))
+    if loaded.planner.weights.folder is not None:
+        placing.for_planning()
+        found = loaded.planner.get()
+        yield from _found_by(loaded, planner(loaded, found.model, found.vocabulary.code_ids))
+
+
+def _found_by(loaded: models.Models, work: Iterator[Any]) -> list[Finding]:
+    before = remembered(loaded)
+    for _ in work:
+        pass
+    return [finding for finding in remembered(loaded) if finding not in before]
+
+
+# --- the song model ---------------------------------------------------------------------------------------------------
+
+
+def song_checks(pipe: Any, kind: str) -> list[Check]:
+    transformer = pipe.transformer
+    near = agreement.bound(transformer.dtype)
+    vae_near = agreement.bound(pipe.vae.dtype)
+    checks = []
+    if kind != "cpu" and _could_be_half(transformer):
+        near = agreement.BOUNDS["float16"]
+        checks.append(
+            Check(
+                "half",
+                near,
+                lambda: _half(pipe),
+                lambda: None,
+                lambda: song_half.use(transformer),
+            )
+        )
+    checks += [
+        Check("windows", near, lambda: _windows(pipe), lambda: _avoid(transformer, "windows")),
+        Check(
+            "condition", near, lambda: _condition(pipe), lambda: _avoid(transformer, "condition")
+        ),
+    ]
+    if _compiled_layer(transformer):
+        checks.append(
+            Check(
+                "compiled", near, lambda: _compiled(transformer), lambda: _no_compiled(transformer)
+            )
+        )
+    if kind == "cpu":
+        checks.append(
+            Check(
+                "pieces",
+                vae_near,
+                lambda: _pieces(pipe),
+                lambda: song_vae.use_stock_layers(pipe.vae),
+            )
+        )
+    checks.append(
+        Check("tiles", vae_near, lambda: _tiles(pipe), lambda: song_vae.use_stock_tiles(pipe.vae))
+    )
+    if kind == song_codec.REFUSING_DEVICE:
+        checks.append(
+            Check(
+                "vae",
+                vae_near,
+                lambda: _vae(pipe),
+                lambda: song_codec.move_to_processor(pipe.vae, "It disagreed with the processor."),
+            )
+        )
+    checks.append(Check("repeats", 0.0, lambda: _repeats(pipe), _sum_in_order))
+    if kind != "cpu":
+        checks.append(Check("cancel", CANCEL_BOUND, lambda: _cancel(pipe), lambda: None))
+    return checks
+
+
+CANCEL_BOUND = 0.01  # of the memory in use
+
+
+@contextlib.contextmanager
+def _few_layers(transformer: Any) -> Iterator[None]:
+    """Let `transformer` consist of its first layers, one in windows and one without, if it has both."""
+    layers = transformer.layers
+    windowed = [layer.self_attn.sliding_window is not None for layer in layers]
+    count = max(windowed.index(kind) for kind in set(windowed)) + 1
+    transformer.layers = layers[:count]
+    try:
+        yield
+    finally:
+        transformer.layers = layers
+
+
+def _noise(seed: int, *shape: int) -> torch.Tensor:
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _tokens(transformer: Any) -> int:
+    """Return so many tokens that attention has a first block, one inside, and a last, longer one."""
+    return 3 * transformer.config.sliding_window + 9
+
+
+def _condition_of(transformer: Any, seed: int) -> song_attention.CachedCondition:
+    """Return a random condition that the first row sees; the other one sees a null token."""
+    width = transformer.config.encoder_hidden_size or transformer.config.hidden_size
+    like = transformer.scale_shift_table
+    states = _noise(seed, 1, CONDITION, width).to(like.device, transformer.dtype)
+    null = _noise(seed + 1, 1, 1, width).to(like.device, transformer.dtype)
+    return song_attention.CachedCondition(states, null, 1)
+
+
+def _pass(
+    pipe: Any,
+    condition: song_attention.CachedCondition,
+    avoid: frozenset[str],
+    seed: int = 1,
+    whole: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Return what a forward pass of a guided song makes of noise, and its attention to itself and to the condition.
+
+    It takes few layers, or the `whole` transformer.
+    """
+    import torch
+
+    transformer = pipe.transformer
+    config = transformer.config
+    model_offload.bring(pipe, "transformer")
+    place = transformer.scale_shift_table.device
+    frames = _tokens(transformer) * config.patch_size
+    channels = config.audio_acoustic_hidden_dim
+    latents = _noise(seed, ROWS, frames, channels).to(place, transformer.dtype)
+    context = _noise(seed + 1, ROWS, frames, config.in_channels - channels)
+    times = torch.full((ROWS,), 0.5 + 0.1 * seed % 0.5, dtype=transformer.dtype, device=place)
+    before = transformer.avoided
+    transformer.avoided = before | avoid
+    made: dict[str, torch.Tensor] = {}
+    with torch.no_grad(), contextlib.ExitStack() as hooks:
+        if not whole:
+            hooks.enter_context(_few_layers(transformer))
+        layer = transformer.layers[0]
+        for name, attention in (("self", layer.self_attn), ("cross", layer.cross_attn)):
+            hooks.enter_context(attention.to_out[0].register_forward_hook(_keep(made, name)))
+        try:
+            made["velocity"] = transformer(
+                hidden_states=latents,
+                timestep=times,
+                timestep_r=times,
+                encoder_hidden_states=condition,
+                context_latents=context.to(place, transformer.dtype),
+                return_dict=False,
+            )[0]
+        finally:
+            transformer.avoided = before
+    made["cross"] = made["cross"][:1]  # rows that see the condition
+    return made
+
+
+def _keep(made: dict[str, torch.Tensor], name: str) -> Callable[[Any, Any, torch.Tensor], None]:
+    def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        made[name] = output.clone()
+
+    return keep
+
+
+def _apart(made: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -> float:
+    """Return the largest difference; NaN if any is."""
+    found = [agreement.difference(made[name], plain[name]) for name in plain]
+    if any(math.isnan(each) for each in found):
+        return math.nan
+    return max(found)
+
+
+def _could_be_half(transformer: Any) -> bool:
+    """Return whether weights are stored in float16 and widened as they are used: the card has no bfloat16."""
+    import torch
+
+    stored = transformer.layers[0].mlp.down_proj.weight.dtype
+    narrow = stored == torch.float16 and transformer.dtype == torch.float32
+    return narrow and song_half.fits(transformer)
+
+
+def _half(pipe: Any) -> float:
+    """Compare a pass through all layers, whose numbers grow from one to the next."""
+    condition = _condition_of(pipe.transformer, 3)
+    plain = _pass(pipe, condition, frozenset({"condition"}), whole=True)
+    song_half.use(pipe.transformer)
+    try:
+        made = _pass(pipe, condition, frozenset({"condition"}), whole=True)
+    finally:
+        song_half.leave(pipe.transformer)
+    return agreement.difference(made["velocity"], plain["velocity"])
+
+
+def _windows(pipe: Any) -> float:
+    condition = _condition_of(pipe.transformer, 3)
+    plain = _pass(pipe, condition, frozenset({"windows"}))
+    return _apart(_pass(pipe, condition, frozenset({"condition"})), plain)
+
+
+def _condition(pipe: Any) -> float:
+    """Compare two steps of two songs: what is kept must be of this song, and serve at every step."""
+    found = []
+    for seed in (3, 5):
+        cached = _condition_of(pipe.transformer, seed)
+        for step in (1, 2):
+            made = _pass(pipe, cached, frozenset(), step)
+            plain = _pass(
+                pipe, _condition_of(pipe.transformer, seed), frozenset({"condition"}), step
+            )
+            found.append(_apart(made, plain))
+    if any(math.isnan(each) for each in found):
+        return math.nan
+    return max(found)
+
+
+def _avoid(transformer: Any, path: str) -> None:
+    transformer.avoided = transformer.avoided | {path}
+
+
+def _compiled_layer(transformer: Any) -> Any:
+    """Return the function that computes a layer compiled, None if there is none for a guided song."""
+    compiled = getattr(transformer, "compiled", None)
+    if compiled is None:
+        return None
+    picked = compiled.pick(ROWS, 4 * transformer.config.sliding_window + 1, 1)
+    return None if picked is song_attention.compute_layer else picked
+
+
+def _compiled(transformer: Any) -> float:
+    import torch
+
+    x, tables, temb, condition = song_compilation.sample(transformer, ROWS, 1)
+    layer = transformer.layers[0]
+    heads = song_attention.condition_heads(layer, condition)
+    compute = _compiled_layer(transformer)
+    with torch.no_grad():
+        plain = song_attention.compute_layer(layer, x.clone(), tables, temb, heads, 1)
+        return agreement.difference(compute(layer, x.clone(), tables, temb, heads, 1), plain)
+
+
+def _no_compiled(transformer: Any) -> None:
+    transformer.compiled = None
+
+
+# --- the VAE ----------------------------------------------------------------------------------------------------------
+
+
+def _latents(pipe: Any, frames: int) -> torch.Tensor:
+    return _noise(7, 1, frames, pipe.transformer.config.audio_acoustic_hidden_dim)
+
+
+def _decoded(pipe: Any, latents: torch.Tensor, tile: int) -> torch.Tensor:
+    """Return the samples of `latents`, in tiles of so many frames."""
+    import torch
+
+    usual = pipe.vae.tile_latent_min_length
+    pipe.vae.tile_latent_min_length = tile
+    try:
+        parts = [samples for _, _, samples in song_codec.decode_latents(pipe, latents)]
+    finally:
+        pipe.vae.tile_latent_min_length = usual
+    return torch.cat(parts, dim=-1)
+
+
+def _tiles(pipe: Any) -> float:
+    overlap = pipe.vae.tile_latent_overlap
+    tile = 2 * overlap + 8
+    latents = _latents(pipe, tile + 8)
+    return agreement.difference(_decoded(pipe, latents, tile), _decoded(pipe, latents, 2 * tile))
+
+
+def _pieces(pipe: Any) -> float:
+    import torch
+
+    latents = _latents(pipe, 2 * pipe.vae.tile_latent_overlap + 8).transpose(1, 2)
+    decoder = pipe.vae.decoder
+    latents = latents.to(pipe.vae.dtype)
+    with torch.no_grad():
+        return agreement.difference(decoder(latents), type(decoder).forward(decoder, latents))
+
+
+def _vae(pipe: Any) -> float:
+    import torch
+
+    latents = _latents(pipe, 32)
+    made = _decoded(pipe, latents, 64)
+    copy = song_codec.on_processor(pipe.vae)
+    with torch.no_grad():
+        plain = copy.decode(latents.transpose(1, 2).to(copy.dtype)).sample[0].float()
+    return agreement.difference(made, plain)
+
+
+# --- the same again ---------------------------------------------------------------------------------------------------
+
+
+def _repeats(pipe: Any) -> float:
+    """Compute the same twice: a seed has to mean the same song. Where it does not, sums in a fixed order may help."""
+    first, second = (_pass(pipe, _condition_of(pipe.transformer, 3), frozenset()) for _ in range(2))
+    latents = _latents(pipe, 16)
+    sounds = [_decoded(pipe, latents, 64) for _ in range(2)]
+    return max(_apart(first, second), agreement.difference(*sounds))
+
+
+def _sum_in_order() -> None:
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def _cancel(pipe: Any) -> float:
+    """Return the share of memory that a song leaves which is cancelled after a step."""
+    models.free_memory()
+    before = _allocated(pipe)
+    _cancelled_song(pipe)
+    models.free_memory()
+    return max(_allocated(pipe) - before, 0) / max(before, 1)
+
+
+def _cancelled_song(pipe: Any) -> None:
+    transformer = pipe.transformer
+    frames = _tokens(transformer) * transformer.config.patch_size
+    condition = _condition_of(transformer, 3)
+    generators = song_loop.generators_for((1,))
+    run = song_loop.Run(
+        condition=song_conditions.Condition(
+            condition.states, song_conditions.silent_context(pipe, frames)
+        ),
+        start=song_loop.draw_noise(
+            generators, frames, transformer.config.audio_acoustic_hidden_dim
+        ),
+        generators=generators,
+        sigmas=song_loop.schedule(2, 1.0),
+        guidance=7.0,
+    )
+    for _ in song_loop.denoise(pipe, run):
+        break
+
+
+def _allocated(pipe: Any) -> int:
+    """Return the bytes of tensors on the device."""
+    import torch
+
+    if pipe._execution_device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    return torch.cuda.memory_allocated()
+
+
+# --- memory plans -----------------------------------------------------------------------------------------------------
+
+
+def plan_checks(device: models.Device, name: str, config: Mapping[str, Any]) -> list[Check]:
+    """Return what proves a plan, on layers of the shapes of `config` with random weights."""
+    import torch
+
+    dtype = getattr(torch, device.dtype)
+    compare = {
+        "offload": lambda: _offload(device.kind, config, dtype),
+        "fp8": lambda: _stored8(device.kind, config, dtype),
+        "fast8": lambda: _computed8(device.kind, config, dtype),
+    }.get(name)
+    if compare is None:
+        return []
+    # Both factors of a product in 8 bits are rounded, with three bits after the leading one; the
+    # other plans compute what was computed before.
+    rounding = torch.finfo(torch.float8_e4m3fn).eps / 2
+    bound = 1.5 * 2**0.5 * rounding if name == "fast8" else 0.0
+    return [Check(name, bound, compare, lambda: None)]
+
+
+def _linear(config: Mapping[str, Any], kind: str, dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
+    """Return a layer of a block's feed-forward part, and what it could be asked."""
+    import torch
+
+    layer = torch.nn.Linear(config["hidden_size"], config["intermediate_size"], bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(_noise(1, *layer.weight.shape) * config["hidden_size"] ** -0.5)
+    x = _noise(2, 1, 32, config["hidden_size"])
+    return layer.to(kind, dtype).requires_grad_(False), x.to(kind, dtype)
+
+
+def _offload(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> float:
+    import torch
+
+    layer, x = _linear(config, kind, dtype)
+    other, _ = _linear(config, kind, dtype)
+    with torch.no_grad():
+        plain = layer(x)
+        parts = SimpleNamespace(components={"one": layer, "other": other})
+        model_offload.Offload(parts, kind)
+        made = []
+        for _ in range(2):
+            made.append(layer(x))
+            other(x)
+    return max(agreement.difference(each, plain) for each in made)
+
+
+def _stored8(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> float:
+    import torch
+
+    layer, x = _linear(config, kind, dtype)
+    with torch.no_grad():
+        stored = layer.weight.cpu().to(torch.float8_e4m3fn)
+        plain = torch.nn.functional.linear(x, stored.to(dtype).to(kind))
+        model_offload.cast_on_use(layer, torch.float8_e4m3fn, dtype)
+        return agreement.difference(layer(x), plain)
+
+
+def _computed8(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> float:
+    import torch
+
+    layer, x = _linear(config, kind, dtype)
+    with torch.no_grad():
+        plain = layer(x)
+        layers = torch.nn.ModuleList([layer])
+        model_offload.use_float8(layers, kind)
+        return agreement.difference(layers[0](x), plain)
+
+
+# --- the planner ------------------------------------------------------------------------------------------------------
+
+
+def planner_checks(model: Any, code_ids: torch.Tensor) -> list[Check]:
+    near = agreement.bound(model.get_decoder().norm.weight.dtype)
+    checks = [Check("planner", near, lambda: _planner(model), lambda: _plain_planner(model))]
+    if model.device.type in planner_decoding.RECORDED:
+        checks.append(
+            Check(
+                "recorded",
+                0.0,
+                lambda: _recorded(model, code_ids),
+                lambda: planner_decoding.RECORDED.discard(model.device.type),
+            )
+        )
+    return checks
+
+
+def _plain_planner(model: Any) -> None:
+    model.plain_layers = True
+
+
+def _planner(model: Any) -> float:
+    """Compare what both read at once and token by token, the second row padded, beyond a stretch of the cache's."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(5, 500, (ROWS, PROMPT), generator=generator).to(model.device)
+    pads = [0, PROMPT // 2]
+    found = []
+    ours = planner_layers.CachedLayers(model, pads, PROMPT + 2)
+    plain = planner_layers.PlainLayers(model, pads)
+    for some in (tokens, tokens[:, :1], tokens[:, 1:2]):
+        found.append(agreement.difference(ours.read(some), plain.read(some)))
+    if any(math.isnan(each) for each in found):
+        return math.nan
+    return max(found)
+
+
+def _recorded(model: Any, code_ids: torch.Tensor) -> float:
+    """Return 0 if recorded steps draw the codes of plain ones, else the share of other codes."""
+    recorded, plain = (_codes(model, code_ids, each) for each in (True, False))
+    return float((recorded != plain).float().mean())
+
+
+def _codes(model: Any, code_ids: torch.Tensor, recorded: bool) -> torch.Tensor:
+    kind = model.device.type
+    before = kind in planner_decoding.RECORDED
+    if not recorded:
+        planner_decoding.RECORDED.discard(kind)
+    try:
+        prompts = (list(range(5, 5 + PROMPT)), [5, 6])
+        writer = planner_decoding.CodeWriter(
+            model, code_ids, prompts, (1,), CODES, planner_decoding.Draw(1.0)
+        )
+        events = writer.run()
+        while True:
+            try:
+                next(events)
+            except StopIteration as end:
+                return end.value
+    finally:
+        if before:
+            planner_decoding.RECORDED.add(kind)
+
+
+# --- how long things take ---------------------------------------------------------------------------------------------
+
+
+def _seconds_of(kind: str, work: Callable[[], Any]) -> float:
+    """Return the shorter of two times of `work` on the device."""
+    import torch
+
+    found = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        if kind == "cuda":
+            torch.cuda.synchronize()
+        elif kind == "mps":
+            torch.mps.synchronize()
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def _song_times(pipe: Any, kind: str) -> dict[str, float]:
+    """Return what estimate.py counts with; it counts in the work of the XL models."""
+    transformer = pipe.transformer
+    if transformer.config.hidden_size != estimate.XL["hidden_size"] or kind == "cpu":
+        return {}
+    condition = _condition_of(transformer, 3)
+    step = _seconds_of(kind, lambda: _pass(pipe, condition, frozenset()))
+    with _few_layers(transformer):
+        few = len(transformer.layers)
+    share = few / len(transformer.layers)
+    length = _tokens(transformer) / estimate.TOKENS_PER_SECOND
+    frames = 512
+    decoding = _seconds_of(kind, lambda: _decoded(pipe, _latents(pipe, frames), frames))
+    decoded = decoding / frames * pipe.latents_per_second * 60
+    return {
+        "tflop_per_second": ROWS * estimate.forward_tflop(length) / (step / share),
+        "decode_per_minute": decoded,
+        "encode_per_minute": decoded / 2,
+    }
+
+
+def _planner_times(model: Any) -> dict[str, float]:
+    import torch
+
+    layers = planner_layers.layers_of(model, [0, 0], PROMPT + 16)
+    token = torch.full((2, 1), 5, device=model.device)
+    layers.read(token)
+    return {
+        "plan_tokens_per_second": 1 / _seconds_of(model.device.type, lambda: layers.read(token))
+    }
+
+
+# --- what is remembered -----------------------------------------------------------------------------------------------
+
+
+def facts_of(loaded: models.Models) -> dict[str, str]:
+    """Return the combination that was checked: no name of a person or a machine, no path."""
+    device = loaded.device()
+    layout = loaded.layout
+    plan_of = ["parts"] if layout.in_parts else []
+    plan_of += [layout.eight_bits] if layout.eight_bits else []
+    model = loaded.weights.model_id
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+|preview|random", model):
+        model = "a folder"
+    planner_model = loaded.planner.weights.model_id
+    if not re.fullmatch(r"[\w.-]+/[\w./-]+|preview|random", planner_model):
+        planner_model = "a folder"
+    versions = library_versions()
+    return {
+        "studio": STUDIO_VERSION,
+        "system": f"{platform.system()} {platform.machine()} {platform.mac_ver()[0]}".strip(),
+        "device": f"{device.kind} {_device_name(device.kind)}",
+        "driver": _driver(device.kind),
+        "numbers": f"{device.dtype}, stored in {device.storage_dtype}, VAE in {device.vae_dtype}",
+        "layout": " ".join(plan_of) or "whole",
+        "model": f"{model} {loaded.weights.revision}".strip(),
+        "planner": f"{planner_model} {loaded.planner.weights.revision}".strip(),
+        **{name: version for name, version in versions.items() if name in LIBRARIES},
+    }
+
+
+LIBRARIES = ("python", "torch", "diffusers", "transformers")
+
+
+def _device_name(kind: str) -> str:
+    import torch
+
+    if kind == "cuda":
+        return torch.cuda.get_device_name(0)
+    if kind == "cpu":
+        return torch.backends.cpu.get_cpu_capability()
+    return ""
+
+
+def _driver(kind: str) -> str:
+    import torch
+
+    if kind != "cuda":
+        return ""
+    said = ""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text()
+        found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", text)
+        said = found[0] if found else ""
+    return f"{said} CUDA {torch.version.cuda}".strip()
+
+
+def _key(facts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME, "ace-studio", FILE)
+
+
+def _read() -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(file().read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _findings_in(entry: Any) -> dict[str, Finding]:
+    """Return the findings that are remembered; what cannot be read is checked again."""
+    found = {}
+    with contextlib.suppress(TypeError, AttributeError, KeyError):
+        for facts in entry["findings"]:
+            finding = Finding(**facts)
+            if finding.path in WORDS:
+                found[finding.path] = finding
+    return found
+
+
+def _remember(
+    key: str, facts: Mapping[str, str], found: Mapping[str, Finding], measured: Mapping[str, float]
+) -> None:
+    """Write what was found; a folder that cannot be written to means that it is checked again at the next start."""
+    entries = _read()
+    entries.pop(key, None)
+    entries[key] = {
+        "facts": dict(facts),
+        "findings": [asdict(each) for each in found.values()],
+        "measured": dict(measured),
+    }
+    _write(dict(list(entries.items())[-MOST_COMBINATIONS:]))
+
+
+def _write(entries: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        place = file()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        aside = place.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+        aside.replace(place)
+
+
+def _remembered_of(loaded: models.Models) -> dict[str, float]:
+    """Return what was measured with these models, on whatever card; the main process of ZeroGPU has none."""
+    wanted_model = f"{loaded.weights.model_id} {loaded.weights.revision}".strip()
+    found: dict[str, float] = {}
+    for entry in _read().values():
+        with contextlib.suppress(TypeError, AttributeError, KeyError):
+            if entry["facts"]["model"] == wanted_model:
+                found |= entry["measured"]
+    return found
+
+
+def forget(loaded: models.Models) -> None:
+    """Forget what is remembered of this combination."""
+    key = _key(facts_of(loaded))
+    kept = {name: entry for name, entry in _read().items() if not name.startswith(f"{key} ")}
+    _write(kept)
+
+
+def summary(loaded: models.Models) -> str:
+    """Return a sentence on what is switched off here, "" if nothing is."""
+    if not loaded.distrusted:
+        return ""
+    return f"Switched off on this machine, where it gave other results: {', '.join(loaded.distrusted.values())}."
+
+
+def remembered(loaded: models.Models) -> list[Finding]:
+    """Return what is remembered of this combination, of every part."""
+    key = _key(facts_of(loaded))
+    found: list[Finding] = []
+    for name, entry in _read().items():
+        if name.startswith(f"{key} "):
+            found += _findings_in(entry).values()
+    return found
+
+
+def report(loaded: models.Models) -> str:
+    """Return what a person can paste into an issue: versions, device, figures; no names, paths or prompts."""
+    lines = [f"{name}: {value}" for name, value in facts_of(loaded).items() if value]
+    lines += [f"- {finding.line()}" for finding in remembered(loaded)]
+    return "\n".join(lines)
