@@ -6,6 +6,7 @@ import io
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 
 import httpx
@@ -17,6 +18,7 @@ from gradio_client.exceptions import AppError, ValidationError
 
 import estimate
 import gpu_zero
+from limits import AUTOMATIC_GPU_SECONDS
 from params import parse_request, settle
 from runs import GONE_SECONDS
 from tests.engine.adapters import write_adapter
@@ -27,6 +29,7 @@ from tests.program import ROOT
 from tests.waiting import until
 
 TOKEN = "e30.e30.e30"
+PLAN_SEED = 16
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="ZeroGPU's workers need Linux"
 )
@@ -109,6 +112,26 @@ def test_the_declared_seconds_are_those_of_the_estimator_and_too_many_are_refuse
     with pytest.raises(ValidationError, match=r"duration: .* 300[.] It fits with"):
         song(space.client(), duration=600, takes=4, options={"steps": 200}).result(timeout=800)
     assert len(space.api.asked) == before
+
+
+@slow
+def test_a_song_of_automatic_length_asks_for_the_longest_that_the_seconds_allow(space):
+    """The planner decides within that, and the song is as long as it says."""
+    # With this seed the random planner chooses a short song.
+    options = {"steps": 50, "plan_seed": PLAN_SEED}
+    changed = {"duration": None, "takes": 4, "options": options}
+    request = parse_request("generate", values(**changed))
+    work = estimate.work_of(request, settle(request, "sft"), planner=True)
+    longest = estimate.longest(work, AUTOMATIC_GPU_SECONDS)
+    assert longest < work.duration  # it is the seconds that bound it
+    files, record = made(song(space.client(TOKEN), **changed))
+    assert int(space.api.asked[-1]["durationSeconds"]) == gpu_zero.gpu_seconds(
+        replace(work, duration=longest)
+    )
+    assert record["length"]["source"] == "planner"
+    assert 10 <= record["length"]["seconds"] <= longest
+    for file in files:
+        assert soundfile.info(file["path"]).duration == record["length"]["seconds"]
 
 
 @slow
