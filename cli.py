@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -231,12 +232,14 @@ def steps() -> Iterator[tuple[str, Callable[[], str]]]:
     planner_files = model_hub.language_model(PLANNER_VARIABLE, planner.inside)
     songwriter_files = model_hub.language_model(LYRICS_VARIABLE)
 
-    def usual_plan() -> str:
-        return studio.full_status().memory_plan
+    def plan_of_a_song() -> str:
+        usual_plan = studio.full_status().memory_plan
+        planner_bytes = studio.placing.sizes().planner
+        return memory_plan(models.weights, models.device(), usual_plan, planner_bytes)
 
     yield "device", lambda: device(studio)
     yield "memory", lambda: memory_room(studio)
-    yield "plan", lambda: memory_plan(models.weights, models.device(), usual_plan())
+    yield "plan", lambda: plan_of_a_song()
     yield "model", lambda: model(models.weights, model_hub.PIPELINE)
     yield "planner", lambda: model(planner, planner_files)
     yield "lyrics", lambda: model(models.lyrics.weights, songwriter_files)
@@ -279,20 +282,28 @@ def memory_room(studio: Any) -> str:
     return f"{room}."
 
 
-def memory_plan(weights: Any, device: Any, usual_plan: str) -> str:
-    """Return the plan for a typical song, and the memory that the shortest song needs, which must fit."""
+def memory_plan(weights: Any, device: Any, usual_plan: str, planner_bytes: int = 0) -> str:
+    """Return the plan for a typical song, and the memory that the shortest song needs, which must fit.
+
+    A planner of `planner_bytes` counts if it fits; songs can be made without it.
+    """
     import estimate
     import model_memory
     from model_weights import is_turbo
 
     shortest = estimate.song_of(weights, device, LIMITS["duration"].low, 1, not is_turbo(weights))
-    use = model_memory.Use(shortest, loops=True)
+    use = model_memory.Use(shortest, loops=True, plans=True)
     room = model_memory.room_for_models(device.kind)
     sizes = model_memory.sizes_of(weights, device)
-    choice = model_memory.choose(device.kind, room, sizes, use)
+    planned = replace(sizes, planner=planner_bytes)
+    choice = model_memory.choose(device.kind, room, planned, use)
+    text = tooltips.CHECK_PLAN
+    if choice.problem and planner_bytes:
+        choice = model_memory.choose(device.kind, room, sizes, use)
+        text = tooltips.CHECK_PLAN_UNPLANNED
     if choice.problem:
         raise StudioError.of(choice.problem)
-    return tooltips.CHECK_PLAN.format(plan=usual_plan, need=size_text(choice.need))
+    return text.format(plan=usual_plan, need=size_text(choice.need))
 
 
 def self_check(studio: Any) -> str:

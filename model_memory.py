@@ -415,10 +415,11 @@ class Placing:
             return Choice(RESIDENT, 0)
         kind = self._models.device().kind
         return choose(
-            kind, room_for_models(kind), self._sizes(), use, forced, self._models.distrusted
+            kind, room_for_models(kind), self.sizes(), use, forced, self._models.distrusted
         )
 
-    def _sizes(self) -> Sizes:
+    def sizes(self) -> Sizes:
+        """Return what the three models take in memory."""
         loaded = self._models
         device = loaded.device()
         sizes = sizes_of(loaded.weights, device, self._bytes_in)

@@ -116,9 +116,9 @@ def test_the_planner_computes_in_float32_and_takes_less_than_the_song_model(
     monkeypatch.setattr(studio.models.planner, "weights", weights)
     assert models.planner_dtype(SLOW) == "float32"
     monkeypatch.setattr(model_memory, "bytes_in", lambda folder: 3_710_000_000)
-    assert studio.placing._sizes().planner == 2 * 3_710_000_000
+    assert studio.placing.sizes().planner == 2 * 3_710_000_000
     real = sum(size * model_memory.GB for size in model_memory.XL_PARTS_GB.values())
-    assert studio.placing._sizes().planner < real
+    assert studio.placing.sizes().planner < real
 
 
 @pytest.mark.slow

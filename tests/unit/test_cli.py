@@ -303,6 +303,20 @@ def test_too_little_memory_for_the_shortest_song_stops_it(monkeypatch):
     assert stops and "1.0 GB" in text
 
 
+def test_a_planner_counts_for_the_plan_and_never_stops_a_song(monkeypatch):
+    where = models.Device("cuda", "bfloat16", "bfloat16", "bfloat16", "")
+
+    def said(room: int, planner: int) -> str:
+        monkeypatch.setattr(model_memory, "room_for_models", lambda kind: room)
+        text, stops = found(cli.memory_plan, weights("hub"), where, "everything", planner)
+        assert not stops
+        return text
+
+    assert said(24 * 10**9, 4 * 10**9) != said(24 * 10**9, 0)
+    assert "the planner does not fit" in said(7 * 10**9, 10**10)
+    assert "planner" not in said(7 * 10**9, 0)
+
+
 def test_an_output_folder_that_cannot_be_used_stops_a_song(tmp_path, monkeypatch):
     monkeypatch.setenv("ACE_STUDIO_OUTPUT", str(tmp_path))
     text, stops = found(cli.output)
