@@ -294,6 +294,8 @@ def last_of(events: Iterator[Event], quiet: bool) -> Done:
 
 def _kept(done: Done) -> Done:
     """Copy the files to a folder of this process."""
+    if not done.files:
+        return done
     folder = Path(tempfile.mkdtemp(prefix="ace-music-studio-make-"))
     return Done(tuple(shutil.copy(file, str(folder)) for file in done.files), done.record)
 

@@ -13,9 +13,13 @@ for argument in "$@"; do
 done
 [ -z "${ACE_STUDIO_RAY:-}" ] || kind=ray
 
-# What a program reads from standard output is not ours to write on.
+# What a program reads from standard output is not ours to write on, and its files are where it is.
 case ${1:-} in
-make | cover | extend | edit | lyrics | --daemon) set_up "$kind" >&2 ;;
+make | cover | extend | edit | lyrics)
+    set_up "$kind" >&2
+    exec "$VENV/bin/python" "$ROOT/app.py" "$@"
+    ;;
+--daemon) set_up "$kind" >&2 ;;
 *) set_up "$kind" ;;
 esac
 cd -- "$ROOT"

@@ -216,3 +216,11 @@ def test_it_starts_with_sh_too(clone: Clone) -> None:
         command, env={"PATH": str(clone.bin), "LOG": str(clone.log_file)}, timeout=120, check=True
     )
     assert clone.log()[-1] == "app <app.py> <--help>"
+
+
+def test_a_command_stays_where_its_files_are(clone: Clone, tmp_path: Path) -> None:
+    clone.run("run.sh")
+    clone.log()
+    clone.run("run.sh", "make", "calm piano", "--out", "song.wav", cwd=tmp_path)
+    called = f"app <{clone.root}/app.py> <make> <calm piano> <--out> <song.wav>"
+    assert clone.log() == [f"cwd {tmp_path}", called]
