@@ -62,7 +62,7 @@ MOST_TASKS = 200  # in one /query_result
 BUSY = ("queue_full", "too_many", "too_much")
 LOCAL = ("localhost", "127.0.0.1", "::1")
 MEDIA = {"mp3": "audio/mpeg", "wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg"}
-TAKE = re.compile(r"/?acestep/([0-9a-f]{32})/([1-9])\.(?:mp3|wav|flac|ogg)")
+TAKE = re.compile(r"(?:/tmp)?/?acestep/([0-9a-f]{32})/([1-9])\.(?:mp3|wav|flac|ogg)")
 SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
 NOT_ALLOWED = "absolute audio file paths are not allowed"
 # What our studio does not have, and where it would be.

@@ -586,8 +586,12 @@ def _info(record: Mapping[str, Any], take: Mapping[str, Any], asked: Asked) -> s
 
 
 def audio_url(run_id: str, number: int, suffix: str) -> str:
-    """Return where a take is served, a URL that ends as its file does."""
-    return f"/v1/audio?path={quote(f'/acestep/{run_id}/{number}{suffix}', safe='')}"
+    """Return where a take is served, a URL that ends as its file does.
+
+    Its path is none of ours. It looks like one of a temporary folder, where some programs expect
+    what a server makes, and refuse anything else.
+    """
+    return f"/v1/audio?path={quote(f'/tmp/acestep/{run_id}/{number}{suffix}', safe='')}"
 
 
 def _analysis(sketch: Mapping[str, Any]) -> dict[str, Any]:

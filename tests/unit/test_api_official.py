@@ -7,7 +7,7 @@ import json
 import random
 import threading
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 import soundfile
@@ -264,8 +264,13 @@ def test_a_path_is_a_take_or_a_file_in_the_temporary_folder_of_this_machine(
     assert status(str(wav), **{"x-forwarded-for": "10.0.0.9"}) == 400
     assert status(str(wav), host="studio.example") == 400
     _, (entry,) = api.ended(api.release(prompt="tango", batch_size=1))
-    for path in (entry["file"], f"/acestep/{'0' * 32}/1.mp3"):
-        assert status(path) in (200, 404)
+    # One program serves nothing that lies outside the temporary folder.
+    path = parse_qs(urlsplit(entry["file"]).query)["path"][0]
+    assert path.startswith("/tmp/acestep/")
+    for named in (entry["file"], path):
+        fields = {**cover, "src_audio_path": named}
+        assert api.web.post("/release_task", json=fields).status_code == 200
+    assert status(f"/tmp/acestep/{'0' * 32}/1.mp3") == 404
 
 
 def test_a_stranger_may_not_name_files(tmp_path, wav, monkeypatch):
