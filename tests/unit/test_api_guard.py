@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import logging
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from gradio.route_utils import get_root_url
+from gradio.routes import App
 from starlette.requests import Request
 
 import api_guard
@@ -334,14 +336,10 @@ def test_what_only_the_browser_does_is_no_function(server, caplog):
     assert answer.status_code == 404 and "no function" in answer.json()["detail"]
 
 
-def app_of(server: str):
+def app_of(server: str) -> App:
     """Return the app that serves `server`, in this process."""
-    import gc
-
-    from gradio.routes import App
-
     port = server.rpartition(":")[2]
-    apps = [each for each in gc.get_objects() if isinstance(each, App) and each.blocks]
+    apps = [each for each in gc.get_objects() if type(each) is App and each.blocks]
     return next(each for each in apps if str(each.blocks.server_port) == port)
 
 
