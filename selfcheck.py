@@ -142,11 +142,12 @@ def _prove_song(loaded: models.Models, pipe: Any) -> Generator[Progress]:
     pipe.transformer.proven = True
 
 
-def planner(loaded: models.Models, model: Any, code_ids: Any) -> Generator[Progress]:
-    """Prove the paths of the planner's `model`, whose audio codes are the tokens `code_ids`."""
-    if not wanted() or getattr(model, "proven", False):
+def planner(loaded: models.Models, plans: Any) -> Generator[Progress]:
+    """Prove the paths of the planner `plans`, unless that is done."""
+    if not wanted() or getattr(plans.model, "proven", False):
         return
-    checks = planner_checks(model, code_ids)
+    model = plans.model
+    checks = planner_checks(model, plans.vocabulary.code_ids)
     yield from _prove(loaded, "planner", checks, lambda: _planner_times(model))
     model.proven = True
 
@@ -243,7 +244,7 @@ def everything(loaded: models.Models, placing: model_memory.Placing) -> Iterator
     if loaded.planner.weights.folder is not None:
         placing.for_planning()
         found = loaded.planner.get()
-        yield from _found_by(loaded, planner(loaded, found.model, found.vocabulary.code_ids))
+        yield from _found_by(loaded, planner(loaded, found))
 
 
 def _found_by(loaded: models.Models, work: Iterator[Any]) -> list[Finding]:

@@ -111,7 +111,7 @@ def plan_song(
         placing.for_planning()
         model = yield from loaded_model(models.planner.loaded, models.planner.get, seconds)
         with timed(seconds, "loading"):
-            yield from selfcheck.planner(models, model.model, model.vocabulary.code_ids)
+            yield from selfcheck.planner(models, model)
         with timed(seconds, "planning"):
             yield Progress("planning")
             if job.automatic:

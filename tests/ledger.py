@@ -202,7 +202,7 @@ class Ledger:
             coding = model_memory.coding_bytes(song) + SPARE_BYTES if song else 0
             return loop, coding, model_memory.planner_bytes(song)
 
-        def song(pipe: Pipe, job: Job, plan: Any) -> Iterator[Any]:
+        def song(pipe: Pipe, job: Job, plan: Any, *_: Any) -> Iterator[Any]:
             loop, coding, _ = bytes_of()
             if hasattr(job.request, "source"):
                 pipe.vae(coding)
