@@ -30,7 +30,9 @@ def card() -> dict:
 def requirements(file: str, python: str, machine: str = "x86_64") -> list[Requirement]:
     """Return the requirements of a file that hold on Linux."""
     lines = (ROOT / file).read_text().splitlines()
-    found = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    found = [
+        Requirement(line) for line in lines if line.strip() and not line.startswith(("#", "-r "))
+    ]
     place = {"python_version": python, "sys_platform": "linux", "platform_machine": machine}
     return [each for each in found if each.marker is None or each.marker.evaluate(place)]
 
