@@ -94,8 +94,7 @@ def test_every_field_of_a_request_has_a_control(forms):
         fields = REQUESTS[mode].model_fields
         options = {f"options.{name}" for name in fields["options"].annotation.model_fields}
         own = {"track", "part"} if mode == "edit" else set()
-        # The page draws one region; several are for programs.
-        assert set(form.fields) == set(fields) - {"options", "regions"} | options | own, mode
+        assert set(form.fields) == set(fields) - {"options"} | options | own, mode
 
 
 def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(forms):

@@ -95,7 +95,7 @@ def test_an_upload_that_is_gone_is_named(tmp_path: Path):
         jobs.job_for(request) as job,
         pytest.raises(StudioError, match="The source: The file was not found"),
     ):
-        jobs.decode_upload(job, "source")
+        list(jobs.decode_upload(job, "source"))
 
 
 @pytest.mark.parametrize(
