@@ -46,6 +46,8 @@ PART = re.compile(r"\.[0-9a-f]{16}\.part")
 _JPEG = "image/jpeg"
 _NAME_BYTES = 80
 _TAG_BYTES = 1_000_000  # the most that is read of a file while looking for its record
+# In how many pieces: a file may be nothing but the heads of empty blocks, four bytes each.
+_TAG_READS = 20_000
 _RECORD_LEVELS = 16  # how deep a record may be nested
 
 _ENCODINGS: dict[str, dict[str, Any]] = {
@@ -342,11 +344,18 @@ def _tag_class(mark: bytes) -> type[WAVE | FLAC | OggVorbis | MP3]:
 
 
 class _Limited(io.FileIO):
-    """A file that seems to end once `_TAG_BYTES` were read, so that endless tags cost little memory and time."""
+    """A file that seems to end once `_TAG_BYTES` were read, or it was read `_TAG_READS` times.
+
+    So endless tags cost little memory and time.
+    """
 
     bytes_left = _TAG_BYTES
+    reads_left = _TAG_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            return b""
         if size is None or size < 0:
             size = self.bytes_left
         data = super().read(min(size, self.bytes_left)) or b""
