@@ -151,7 +151,10 @@ def test_lyrics_go_to_generate_with_their_language(lyrics: Tab, fake, tab):
     expect(generate.text("lyrics")).to_be_enabled()
     fake.script = fake.play
     request = generate.made(fake)
-    assert (request.language, request.instrumental, request.lyrics) == ("fr", False, markup)
+    # The words are sung without their markup; the page keeps them as they were written.
+    sung = parse_request("generate", {"prompt": "a song", "lyrics": markup}).lyrics
+    assert "{{value}} ${1+1}" in sung and "<b>" not in sung
+    assert (request.language, request.instrumental, request.lyrics) == ("fr", False, sung)
     generate.part("undo").click()
     expect(generate.text("lyrics")).to_have_value("[Verse]\nmy own")
     expect(generate.field("instrumental").get_by_role("checkbox")).to_be_checked()
