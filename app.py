@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-import cli_make
 from bootstrap import bootstrap
 from cli import (
     check,
     is_port,
     prove,
     read_arguments,
+    run_command,
     serve_lines,
     shorten_errors,
     why_not_listening,
@@ -19,8 +19,7 @@ from cli import (
 # Arguments become environment variables, and the libraries below read theirs while they are
 # imported.
 if __name__ == "__main__":
-    if cli_make.is_command(sys.argv[1:]):
-        cli_make.main(sys.argv[1:])
+    run_command(sys.argv[1:])
     _arguments = read_arguments()
     if _arguments.check:
         raise SystemExit(check())

@@ -170,6 +170,16 @@ def _output(text: str) -> str:
     return text
 
 
+def run_command(arguments: Sequence[str]) -> None:
+    """Make what a command such as "make" or "lyrics" asks for and end the process; return if there is none."""
+    if not arguments or arguments[0].startswith("-"):
+        return
+    import cli_make
+
+    if arguments[0] in cli_make.COMMANDS:
+        cli_make.main(arguments)
+
+
 def serve_lines() -> None:
     """Speak JSON-RPC over standard input and output until the end; ends the process."""
     bootstrap.bootstrap()

@@ -40,11 +40,6 @@ WRONG = 2
 INTERRUPTED = 130
 
 
-def is_command(arguments: Sequence[str]) -> bool:
-    """Return whether the first argument names a command of this module."""
-    return bool(arguments) and arguments[0] in COMMANDS
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run a command and end the process with its status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

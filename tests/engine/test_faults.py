@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import gradio as gr
 import httpx
 import pytest
 import soundfile
@@ -406,8 +405,7 @@ def test_a_studio_behind_a_proxy_starts_and_stops_in_a_song_without_leaving_anyt
 def test_a_page_that_is_slow_to_answer_at_the_start_is_no_failure(monkeypatch):
     """Gradio waits 3 seconds for it, which a busy machine may need."""
     monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
-    with gr.Blocks() as demo:
-        gr.HTML("here")
+    demo = app.build_app()
     url = app.launch(demo)
     try:
         assert httpx.get(url, timeout=300).status_code == 200
