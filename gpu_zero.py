@@ -103,7 +103,7 @@ def lent(call: Callable[[int], Generator[Any]], folder: str | Path, seconds: int
                 problem = UNREACHABLE
         spent = problem.code == "gpu_aborted" and used_up(folder, asked)
         if spent and tries == 1 and asked < MOST_SECONDS:
-            asked = clamped(2 * seconds)
+            asked = clamped(2 * seconds, seconds)
             note = f"{seconds} GPU seconds were not enough, so the studio tries again with {asked}."
             yield Progress("lending", note=note)
             continue
