@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,12 @@ from tests.engine.songs import samples_of, song
 from tools import scores
 
 pytestmark = pytest.mark.usefixtures("output")
+
+
+@pytest.fixture
+def writing(make_studio: Callable[..., backend.Backend]) -> backend.Backend:
+    """A studio of its own: the planner judges only where no job before it has chosen a lower memory plan."""
+    return make_studio()
 
 
 def test_each_take_has_a_score_from_the_parts_that_apply(studio: backend.Backend):
