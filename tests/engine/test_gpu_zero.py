@@ -219,7 +219,7 @@ def test_a_crash_is_a_sentence_and_not_tried_again_even_if_nobody_reports_it(spa
 # Whatever else `spaces` cannot read ends like these (tests/unit/test_gpu_zero.py).
 UNREAD = "could not be asked for a GPU"
 REFUSALS = {
-    "quota": (no_quota(30, 3723), True, "needs 60 seconds, and 30 are left. Try again in 1:02:03"),
+    "quota": (no_quota(30, 3723), True, "seconds, and 30 are left. Try again in 1:02:03"),
     "visitors": (no_quota(0, 100), False, "for visitors without an account"),
     "credits": (no_quota(wait=5, result="pending-overquota-exceeded"), True, "credits"),
     "no card": (Answer(503), True, "No GPU is free"),
