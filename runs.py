@@ -413,8 +413,11 @@ class Runs:
                     yield number, event
                 if ended:
                     return
+                # Not `asyncio.wait_for`: before Python 3.12 a cancellation that comes with the news
+                # gets lost in it, and Gradio's cancel waits for the end of the song.
                 try:
-                    await asyncio.wait_for(news.wait(), beat)
+                    async with asyncio.timeout(beat):
+                        await news.wait()
                 except TimeoutError:
                     yield None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -156,6 +157,31 @@ def test_a_listener_hears_every_number_once_until_the_end(all_runs, studio):
     assert result_of(listen(heard[-2][0])) == heard[-1:]
     assert run.listeners == []
     assert all_runs.wait(run, run.last - 1, seconds=0) == heard[-1:]
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_cancellation_that_comes_with_news_is_not_lost(all_runs, studio, turns):
+    """However many turns of the loop lie between both: lost, Gradio's cancel waits for the end of the song."""
+    run = all_runs.start(request(), "me")
+
+    async def listen():
+        async for _news in all_runs.follow(run, beat=60):
+            pass
+
+    async def cancelled():
+        task = asyncio.ensure_future(listen())
+        while not run.listeners:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.1)  # until it waits for news
+        run.listeners[0]()
+        for _turn in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=5)
+        return task.cancelled()
+
+    assert result_of(cancelled())
+    studio.finish("calm piano")
 
 
 def test_a_draft_replaces_the_one_before_it_and_events_are_bounded(made):
