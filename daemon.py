@@ -93,6 +93,7 @@ class Track:
     options: dict[str, Any]
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     cancelled: bool = False
+    ended: bool = False  # its last notification has been written
     percent: int = -1
     steps: tuple[int, int] = (0, 0)
 
@@ -210,7 +211,7 @@ class Daemon:
     def cancel(self, params: Mapping[str, Any]) -> dict[str, Any]:
         wanted = params.get("track_id")
         with self._news:
-            if self._going and self._going.id == wanted:
+            if self._going and self._going.id == wanted and not self._going.ended:
                 self._going.cancelled = True
                 return {"cancelled": True, "was_generating": True}
             found = [track for track in self._waiting if track.id == wanted]
@@ -302,6 +303,7 @@ class Daemon:
         )
 
     def _complete(self, track: Track, record: Mapping[str, Any], seconds: float) -> None:
+        track.ended = True
         take = record["takes"][0]
         self._tell(
             "generation_complete",
@@ -319,6 +321,7 @@ class Daemon:
         )
 
     def _fail(self, track: Track, code: str, message: str) -> None:
+        track.ended = True
         self._tell(
             "generation_error", {"track_id": track.id, "code": code, "message": message[:1_000]}
         )
