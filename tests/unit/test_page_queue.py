@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from gradio.data_classes import PredictBodyInternal
 
 import app
 import page_queue
+from tests.waiting import result_of
 
 # Looks a second of a studio that nobody visits: a thousand of them take about a tenth of a core, and the aim is 0.5 %.
 MOST_LOOKS = 20
@@ -28,7 +27,7 @@ def test_an_idle_queue_looks_rarely_and_a_busy_one_at_once(queue, monkeypatch):
     monkeypatch.setattr(page_queue.time, "monotonic", lambda: now)
     assert looks(queue) < MOST_LOOKS
     # No function has this number, so the event is refused, but it has come.
-    refused = asyncio.run(queue.push(PredictBodyInternal(data=[], fn_index=None), None, None))
+    refused = result_of(queue.push(PredictBodyInternal(data=[], fn_index=None), None, None))
     assert not refused[0]
     assert queue.sleep_when_free == page_queue.BUSY_LOOK_SECONDS
     now += page_queue.BUSY_SECONDS
