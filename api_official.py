@@ -307,7 +307,7 @@ def new_upload(suffix: str, size: int) -> Path:
         raise HTTPException(507, "The studio has no room for this file. Try again later.")
     name = "audio" + (suffix if SUFFIX.fullmatch(suffix) else "")
     place = served.new_place(name)
-    served.note_own(place)
+    served.note_upload(place)
     return place
 
 

@@ -39,7 +39,6 @@ MAX_TEXT_BYTES = 1_000_000  # of all parts that are no file, which nobody reads
 LORA_ENDINGS = (".safetensors", ".zip")
 FIELD = "files"
 PIECE_BYTES = 2**20  # written at a time
-ROOM_BYTES = 2**25  # for which room is made at a time
 MOST_AT_ONCE = 32
 # A body may arrive slowly, but it has to go on.
 SILENT_SECONDS = 30.0
@@ -251,6 +250,7 @@ class Incoming:
         self._pieces: list[bytes] = []
         self._size = 0
         self._room = 0  # bytes for which room has been made
+        self._uncounted = 1  # file for which no room has been made
         self._text = 0
         self._whole = False
         self._complete = False
@@ -266,10 +266,10 @@ class Incoming:
         if self._file is None:
             self._part.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._part.open("xb")
-        while self._size > self._room:
-            if not served.make_room(ROOM_BYTES):
-                raise HTTPException(507, NO_ROOM)
-            self._room += ROOM_BYTES
+        if not served.make_room(self._size - self._room, self._uncounted):
+            raise HTTPException(507, NO_ROOM)
+        self._room = self._size
+        self._uncounted = 0
         for piece in self._pieces:
             self._file.write(piece)
         self._pieces.clear()
@@ -283,7 +283,7 @@ class Incoming:
         place = served.new_place(self._name)
         self._part.replace(place)
         self._part = None
-        served.note_own(place)
+        served.note_upload(place)
         return place
 
     def close(self) -> None:

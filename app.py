@@ -114,7 +114,9 @@ async def _tidying(app: Any) -> AsyncIterator[None]:
     async def sweep() -> None:
         while True:
             await asyncio.to_thread(served.sweep)
-            await asyncio.sleep(served.SWEEP_SECONDS)
+            for _ in range(int(served.SWEEP_SECONDS // served.USING_SECONDS)):
+                await asyncio.sleep(served.USING_SECONDS)
+                await asyncio.to_thread(served.touch_used)
 
     task = asyncio.create_task(sweep())
     try:

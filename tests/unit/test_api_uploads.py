@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.waiting import until
 
 HEADERS = {"content-type": "multipart/form-data; boundary=x"}
 MEGABYTE = bytes(1_000_000)
+ROOT = Path(served.__file__).parent
 
 
 @pytest.fixture
@@ -245,12 +248,14 @@ def test_the_budget_is_a_tenth_of_the_room_and_the_oldest_make_way(folder, monke
     size = served.files()[0].size
     monkeypatch.setattr(served, "users", [lambda: [str(files[0])]])
     monkeypatch.setattr(
-        served.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 36 * size})
+        served.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 46 * size})
     )
-    assert served.budget() == 4 * size
+    assert served.budget() == 5 * size
+    assert served.make_room(size)
+    assert stored() == set(files)
     assert served.make_room(size)
     assert stored() == {files[0], *files[2:]}
-    assert not served.make_room(4 * size)
+    assert not served.make_room(5 * size)
     assert stored() == {files[0]}
 
 
@@ -262,7 +267,66 @@ def test_so_many_small_files_are_too_many(folder, monkeypatch):
 
 
 def test_without_room_an_upload_is_refused_and_leaves_nothing(server, before, monkeypatch):
-    monkeypatch.setattr(served, "make_room", lambda size: False)
+    monkeypatch.setattr(served, "make_room", lambda size, number: False)
     answer = upload(server, body(part("files", "a.wav", b"RIFF")))
     assert answer.status_code == 507 and "no room" in answer.json()["detail"]
     assert stored() == before
+
+
+def test_small_uploads_do_not_walk_through_the_folder_each_time(folder, monkeypatch):
+    walks = []
+    monkeypatch.setattr(served, "files", lambda: walks.append(1) or [])
+    for _ in range(50):
+        assert served.make_room(1)
+    assert len(walks) == 1
+
+
+def test_when_files_have_to_go_there_is_room_for_the_next_ones_too(folder, monkeypatch):
+    monkeypatch.setattr(served, "MOST_FILES", 40)
+    for hours in range(1, 42):
+        put(folder, f"{hours}/song.wav", hours)
+    assert served.make_room(1)
+    assert len(stored()) == 40 - 40 // served.SLACK - 1
+
+
+def test_of_the_uploads_that_no_run_has_named_the_latest_stay(folder, monkeypatch):
+    monkeypatch.setattr(served, "MOST_UNUSED", 2)
+    uploads = [put(folder, f"{number}/song.wav", 0) for number in range(4)]
+    served.note_upload(uploads[0])
+    served.touch(uploads[0])
+    for upload in uploads[1:]:
+        served.note_upload(upload)
+    assert stored() == {uploads[0], *uploads[2:]}
+
+
+def test_uploads_over_http_are_bounded_in_number(server, before, monkeypatch):
+    monkeypatch.setattr(served, "MOST_UNUSED", 3)
+    paths = [Path(upload(server, body(part("files", "a.wav", b"x"))).json()[0]) for _ in range(5)]
+    assert [path.exists() for path in paths] == [False, False, True, True, True]
+
+
+def test_a_file_outside_the_folder_is_not_touched(folder, tmp_path):
+    elsewhere = put(tmp_path, "elsewhere.wav", 5)
+    served.touch(elsewhere)
+    assert time.time() - elsewhere.stat().st_mtime > 3600
+
+
+def test_another_studio_leaves_the_files_in_use_alone(folder, monkeypatch):
+    """Several studios of one user share the folder; each of them sweeps it and makes room in it."""
+    waiting = put(folder, "aa/song.wav", 30)  # it was uploaded yesterday, and its run still waits
+    forgotten = put(folder, "bb/song.wav", 30)
+    fresh = put(folder, "cc/song.wav", 0.1)
+    older = put(folder, "dd/song.wav", 1)
+    monkeypatch.setattr(served, "users", [lambda: [str(waiting)]])
+    served.touch_used()
+    elsewhere = "import served; served.sweep(); served.MOST_FILES = 1; print(served.make_room(1))"
+    answer = subprocess.run(
+        [sys.executable, "-c", elsewhere], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert answer.stdout.strip() == "False", answer.stderr
+    assert stored() == {waiting, fresh}
+    assert not forgotten.exists() and not older.exists()
+    served.note_own(fresh)
+    monkeypatch.setattr(served, "MOST_FILES", 1)
+    assert not served.make_room(1)
+    assert stored() == {waiting}
