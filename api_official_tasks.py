@@ -538,13 +538,11 @@ def _take_entry(
         lyrics = INSTRUMENTAL
     prompt = request.get("prompt") or ""
     metas = {
-        "bpm": stored.plan.get("bpm") or request.get("bpm") or UNKNOWN,
+        "bpm": stored.song_detail("bpm") or UNKNOWN,
         "duration": take.get("duration", UNKNOWN),
         "genres": UNKNOWN,
         "keyscale": stored.key or UNKNOWN,
-        "timesignature": stored.plan.get("time_signature")
-        or request.get("time_signature")
-        or UNKNOWN,
+        "timesignature": stored.song_detail("time_signature") or UNKNOWN,
         "prompt": prompt,
         "lyrics": lyrics,
     }

@@ -26,6 +26,7 @@ import lora_sources
 import model_hub
 import model_memory
 import models
+import prompt_facts
 import selfcheck
 import song_align
 import song_length
@@ -300,7 +301,8 @@ class Backend:
         if not isinstance(request, GenerateRequest) or request.duration is not None:
             return None
         built_in = checkpoint_kind(self.models.weights) == "preview"
-        guess = song_length.guess(request, built_in=built_in)
+        completed, _ = prompt_facts.completed(request)
+        guess = song_length.guess(completed, built_in=built_in)
         longest = AUTOMATIC_SECONDS
         if gpu.ON_ZEROGPU:
             longest = estimate.longest(self._work(request, 0.0), AUTOMATIC_GPU_SECONDS)

@@ -33,6 +33,9 @@ from record import ModelEntry
 MODEL_VARIABLE = "ACE_STUDIO_MODEL"
 PLANNER_VARIABLE = "ACE_STUDIO_PLANNER"
 LYRICS_VARIABLE = "ACE_STUDIO_LYRICS"
+# The problems' codes of a planner that is missing, or switched off.
+PLANNER_MISSING = "planner_missing"
+PLANNER_OFF = "planner_off"
 PREVIEW = "preview"
 RANDOM = "random"
 OFF = "off"
@@ -118,7 +121,7 @@ def find_planner() -> Weights:
 
     Without the variable, and off ZeroGPU, the built-in planner replaces missing weights.
     """
-    switched = _switched(PLANNER_VARIABLE, "planner_off")
+    switched = _switched(PLANNER_VARIABLE, PLANNER_OFF)
     found = switched or _find(PLANNER_VARIABLE, DEFAULT_PLANNER, "transformers", _planner_flaw)
     return _stand_in(found, PLANNER_VARIABLE, _built_in_planner)
 
@@ -368,7 +371,7 @@ def missing_model(repo: str, inside: str = "", variable: str = MODEL_VARIABLE) -
 
 
 def _missing(variable: str, message: str, hint: str = "") -> Problem:
-    code = "planner_missing" if variable == PLANNER_VARIABLE else "weights_missing"
+    code = PLANNER_MISSING if variable == PLANNER_VARIABLE else "weights_missing"
     return Problem(code, message, hint=hint)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import audio_levels
 import lora_apply
 import models
 import planner
+import prompt_facts
 import selfcheck
 import song_align
 import song_codec
@@ -29,12 +30,21 @@ import writers
 from audio_export import disk_problem
 from audio_levels import match_level, splice
 from events import Job, Outcome, Problem, Progress, StudioError, Take
-from limits import LANGUAGES, MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, SAMPLE_RATE, samples_in, shown
+from limits import (
+    LANGUAGES,
+    MAX_LYRIC_TOKENS,
+    MAX_TEXT_TOKENS,
+    SAMPLE_RATE,
+    TIME_SIGNATURES,
+    samples_in,
+    shown,
+)
 from lyrics_lint import written_language
 from model_memory import Placing
 from models import Models
 from planner import Plan, Planner
 from record import (
+    DetailEntry,
     Instructions,
     LengthEntry,
     PlanEntry,
@@ -65,6 +75,8 @@ Finish = Callable[[np.ndarray, int], np.ndarray]
 def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Outcome | None]:
     """Plan the song of `job` if requested, apply its LoRAs, and run its mode; yields the `Outcome` last."""
     seconds: dict[str, float] = {}
+    request, from_prompt = prompt_facts.completed(job.request)
+    job = replace(job, request=request)
     if placing.keeps_all:  # before planning, so that broken weights are reported at once
         yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
     plan, plan_entry = yield from writers.plan_song(loaded, placing, job, seconds)
@@ -79,12 +91,14 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
     pipe = yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
     with timed(seconds, "loading"):
         yield from selfcheck.song_model(loaded, pipe)
-    notes: tuple[str, ...] = ()
+    notes = _about_details(from_prompt)
+    chosen: tuple[str, ...] = ()
     known = None
     if job.settings.kind == "preview":
         known = song_words.read_words(loaded.weights.local_folder)
     if known is not None:
-        job, notes = song_words.settle(job, known, choose=plan is None)
+        job, chosen, changes = song_words.settle(job, known, choose=plan is None)
+        notes += changes
         if plan is not None:
             plan = replace(plan, metadata=song_words.translated(plan.metadata, known))
     acting = lora_apply.reconcile(pipe, job.loras)
@@ -96,11 +110,33 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
                 plan=plan_entry,
                 loras=acting,
                 length=length,
+                details=_details(job, from_prompt, chosen),
                 seconds={**seconds, **event.ran.seconds},
             )
             about = (*_about_loras(job), *_why_unplanned(plan_entry))
             event = replace(event, notes=(*notes, *event.notes, *about))
         yield event
+
+
+def _about_details(from_prompt: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a note on the fields that the prompt decided."""
+    if not from_prompt:
+        return ()
+    facts = tooltips.song_facts(
+        from_prompt.get("bpm"),
+        from_prompt.get("key", ""),
+        TIME_SIGNATURES.get(from_prompt.get("time_signature", ""), ""),
+    )
+    return (tooltips.FROM_PROMPT.format(facts=", ".join(facts)),)
+
+
+def _details(job: Job, from_prompt: Iterable[str], chosen: Iterable[str]) -> dict[str, DetailEntry]:
+    details = {}
+    for name in from_prompt:
+        details[name] = DetailEntry(value=getattr(job.request, name), source="prompt")
+    for name in chosen:
+        details[name] = DetailEntry(value=getattr(job.request, name), source="engine")
+    return details
 
 
 def _about_loras(job: Job) -> tuple[str, ...]:

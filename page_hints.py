@@ -19,6 +19,7 @@ import bootstrap
 import gpu_zero
 import lyrics_lint
 import lyrics_pasted
+import prompt_facts
 import song_conditions
 import theme
 import tooltips
@@ -51,10 +52,6 @@ ADVICE_FOLLOWS = ("instrumental", "language", "duration", "before", "after", "so
 SOME_SECONDS = 60.0  # stands in until there is a source; a length counts by its digits alone
 # Fields that do not affect the duration, and what stands in for them while they are empty.
 STAND_INS = {"prompt": "a song", "brief": "a song", "source": "none yet"}
-
-_TEMPO = re.compile(r"\b(\d{2,3})\s*bpm\b", re.IGNORECASE | re.ASCII)
-_KEY = re.compile(r"\b([A-G](?:#|b|♯|♭)?\s+(?:major|minor))\b", re.IGNORECASE)
-
 
 # Not one that is instrumental in a part of it.
 _INSTRUMENTAL = re.compile(
@@ -130,7 +127,7 @@ def prompt_budget(counter: TokenCounter, mode: str, values: Mapping[str, Any]) -
     prompt = plain(values.get("prompt") or "")
     facts = only(values, ["key", "time_signature"])
     facts["bpm"] = number(values.get("bpm"), None)
-    facts = valid("generate", facts)
+    facts = {**prompt_facts.named(prompt), **valid("generate", facts)}
     words = {
         "prompt": prompt[: TEXT_LIMITS["prompt"]].strip(),
         "audio_duration": _sum(lengths(values).values()) or SOME_SECONDS,
@@ -177,17 +174,16 @@ def contradictions(values: Mapping[str, Any]) -> list[Hint]:
     tempo = number(values.get("bpm"), None)
     key = values.get("key")
     found = []
-    for written in _TEMPO.finditer(prompt):
-        in_prompt = written[1]
-        if isinstance(tempo, int) and int(in_prompt) != tempo:
+    for tempo_named in prompt_facts.tempos(prompt):
+        if isinstance(tempo, int) and not tempo_named.slowest <= tempo <= tempo_named.fastest:
+            in_prompt = str(tempo_named.bpm)
             text = tooltips.BPM_DIFFERS.format(prompt=in_prompt, field=tempo)
             button = tooltips.USE_BPM.format(bpm=in_prompt)
             found.append(Hint(text, button, "bpm", in_prompt))
-    for written in _KEY.finditer(prompt):
-        in_prompt = valid("generate", {"key": written[1]}).get("key")
-        if key and in_prompt and in_prompt != key:
-            text = tooltips.KEY_DIFFERS.format(prompt=in_prompt, field=key)
-            shorter = _without(prompt, written.start(), written.end())
+    for key_named in prompt_facts.keys(prompt):
+        if key and key_named.value != key:
+            text = tooltips.KEY_DIFFERS.format(prompt=key_named.value, field=key)
+            shorter = _without(prompt, key_named.start, key_named.end)
             found.append(Hint(text, tooltips.REMOVE_KEY, "prompt", shorter))
     return found[:2]
 

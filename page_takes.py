@@ -22,6 +22,7 @@ import audio
 import audio_export
 import audio_waveform
 import page_widgets
+import prompt_facts
 import runs_former
 import song_align
 import song_score
@@ -61,9 +62,12 @@ class Made:
         return plan if plan.get("used") else {}
 
     def song(self) -> dict[str, Any]:
-        """Return what the song was made with: the plan's values, or the visitor's own."""
-        names = ("bpm", "key", "time_signature", "language")
-        facts = {name: self.plan.get(name, getattr(self.request, name)) for name in names}
+        """Return what the song was made with: the visitor's own values, the plan's, or what the prompt named."""
+        stored = Stored.of(self.record)
+        facts = {name: stored.song_detail(name) for name in prompt_facts.FIELDS}
+        for name, value in facts.items():
+            facts[name] = value or getattr(self.request, name)
+        facts["language"] = self.plan.get("language", self.request.language)
         return {"prompt": self.plan.get("caption", self.request.prompt), **facts}
 
     def sings_its_lyrics(self) -> bool:
@@ -105,10 +109,11 @@ class ResultPanel:
         if place is not None:
             cards[place]["best"] = _why_best(made, place)
         plan = record.get("plan")
-        in_notes = plan and plan.get("failed")  # the notes say why there is no plan
+        # If planning failed, the notes say why. A plan that nobody asked for is not missed.
+        is_shown = plan and (plan["used"] or plan.get("missed"))
         return {
             self.message: theme.messages(record),
-            self.plan: theme.plan(plan) if plan and not in_notes else "",
+            self.plan: theme.plan(plan) if is_shown else "",
             self.keep: gr.update(visible=bool(plan and plan["used"])),
             self.kept: "",
             self.takes: {"at": time.time_ns(), "takes": cards, "kept": len(kept), "record": record},

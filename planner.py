@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import planner_layers
+import prompt_facts
 from bootstrap import on_zerogpu
 from events import Progress, StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LANGUAGES, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
@@ -245,8 +246,14 @@ def inspire(
 ) -> Generator[Progress | dict[str, Any]]:
     """Write a whole song's fields from an idea."""
     idea = as_plain_text(request.idea) or NO_INPUT
+    from_idea = prompt_facts.named(request.idea)
     words = f"{idea}\n\ninstrumental: {str(request.instrumental).lower()}"
-    given = _known_fields(language=request.language)
+    given = _known_fields(
+        bpm=from_idea.get("bpm"),
+        keyscale=from_idea.get("key"),
+        language=request.language,
+        timesignature=from_idea.get("time_signature"),
+    )
     lyrics = INSTRUMENTAL if request.instrumental else ""
     yield from _sketch(planner, "inspire", words, given, seed, lyrics)
 
@@ -379,7 +386,8 @@ def _metadata(fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _fields_given(request: GenerateRequest | PolishRequest) -> dict[str, str]:
-    """Return the fields that the visitor filled in, with the planner's names and spelling."""
+    """Return the fields that the visitor filled in or named in the prompt, with the planner's names and spelling."""
+    request, _ = prompt_facts.completed(request)
     return _known_fields(
         bpm=request.bpm,
         duration=None if request.duration is None else int(request.duration),

@@ -67,6 +67,7 @@ class LoraEntry(TypedDict):
 class PlanEntry(TypedDict):
     used: Annotated[bool, "whether the song was planned"]
     reason: NotRequired[Annotated[str, "why it was not"]]
+    missed: NotRequired[Annotated[bool, "true if one was expected and there was no planner"]]
     failed: NotRequired[Annotated[bool, "true if there was a planner and it could not plan"]]
     bpm: NotRequired[Annotated[int, "the tempo"]]
     key: NotRequired[Annotated[str, "the key"]]
@@ -79,6 +80,13 @@ class PlanEntry(TypedDict):
     model: NotRequired[Annotated[str, "the planner"]]
     temperature: NotRequired[Annotated[float, "the one it was drawn with"]]
     cfg: NotRequired[Annotated[float, "the guidance of its codes"]]
+
+
+class DetailEntry(TypedDict):
+    value: Annotated[int | str, "what the song was made with"]
+    source: Annotated[
+        str, "what decided it: `prompt`, or `engine` where the built-in engine drew it"
+    ]
 
 
 class LengthEntry(TypedDict):
@@ -162,6 +170,12 @@ class SongRecord(JobRecord):
     prompt_dropped: Annotated[str, "its end, if that did not fit"]
     lyric_tokens: Annotated[int, "the length of the lyrics; the model reads the first 2,048"]
     length: NotRequired[Annotated[LengthEntry, "of a song whose length was automatic"]]
+    details: NotRequired[
+        Annotated[
+            dict[str, DetailEntry],
+            "BPM, key and time signature that were left open and that the prompt or the built-in engine decided",
+        ]
+    ]
     switch_step: NotRequired[
         Annotated[int, "the step from which a cover's source or a plan no longer counts"]
     ]
@@ -214,6 +228,7 @@ class Ran:
     instructions: Instructions | None = None
     switch_step: int | None = None
     length: LengthEntry | None = None
+    details: Mapping[str, DetailEntry] = field(default_factory=dict)
     plan: PlanEntry | None = None
     loras: Sequence[LoraEntry] = ()
     kind: str = ""  # what the song's checkpoint was trained for; not in the record
@@ -265,6 +280,8 @@ def song_record(
     )
     if ran.length is not None:
         record["length"] = ran.length
+    if ran.details:
+        record["details"] = dict(ran.details)
     if ran.switch_step is not None:
         record["switch_step"] = ran.switch_step
     if ran.gpu is not None:
@@ -327,6 +344,7 @@ class Stored:
     options: Mapping[str, Any]
     audio: Mapping[str, Any]
     plan: Mapping[str, Any]
+    details: Mapping[str, Any]
     seed: Any  # None unless the record is of a single take, as that in a file is
     variation_seed: Any
 
@@ -346,6 +364,7 @@ class Stored:
             options=_mapping(request.get("options")),
             audio=_mapping(record.get("audio")),
             plan=_mapping(record.get("plan")),
+            details=_mapping(record.get("details")),
             seed=seed,
             variation_seed=_paired(seeds, variation_seeds, seed),
         )
@@ -356,9 +375,14 @@ class Stored:
 
     @property
     def key(self) -> str:
-        """The key of the song, the plan's if there is one, or ""."""
-        key = self.plan.get("key") or self.request.get("key")
+        """The key of the song, or ""."""
+        key = self.song_detail("key")
         return key if isinstance(key, str) else ""
+
+    def song_detail(self, name: str) -> Any:
+        """Return the BPM, key or time signature that the song was made with, None or "" if it had none."""
+        detail = _mapping(self.details.get(name)).get("value")
+        return self.plan.get(name) or detail or self.request.get(name)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

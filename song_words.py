@@ -69,8 +69,10 @@ def _by_word(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[int, int]]:
 # --- what a job is given --------------------------------------------------------------------------
 
 
-def settle(job: Job, known: KnownWords, *, choose: bool = True) -> tuple[Job, tuple[str, ...]]:
-    """Return `job` in terms that the checkpoint knows, and notes on what was changed or chosen.
+def settle(
+    job: Job, known: KnownWords, *, choose: bool = True
+) -> tuple[Job, tuple[str, ...], tuple[str, ...]]:
+    """Return `job` in terms that the checkpoint knows, the names of what was chosen, and notes.
 
     With `choose`, a song generated from words gets a tempo and a key if it has none.
     """
@@ -78,17 +80,20 @@ def settle(job: Job, known: KnownWords, *, choose: bool = True) -> tuple[Job, tu
     asked = {"key": request.key, "bpm": request.bpm, "time_signature": request.time_signature}
     words = translated(asked, known)
     notes = _note_on_changes(request, words)
+    chosen: list[str] = []
     if choose and request.mode == "generate" and not (request.bpm and request.key):
         chance = random.Random(job.seeds[0])
         # Both are always drawn, so that a key does not depend on whether a tempo was given.
         bpm = choose_tempo(request.prompt, known, chance)
         key = choose_key(request.prompt, known, chance)
-        words["bpm"] = words["bpm"] or bpm
-        words["key"] = words["key"] or key
+        for name, value in (("bpm", bpm), ("key", key)):
+            if not words[name]:
+                words[name] = value
+                chosen.append(name)
         notes += (
             f"The built-in engine needs a tempo and a key: it was given {words['bpm']} BPM and {words['key']}.",
         )
-    return replace(job, request=request.model_copy(update=words)), notes
+    return replace(job, request=request.model_copy(update=words)), tuple(chosen), notes
 
 
 def translated(words: Mapping[str, Any], known: KnownWords) -> dict[str, Any]:

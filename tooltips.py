@@ -41,8 +41,8 @@ HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that 
     "lyrics": "The words to sing, with tags such as [Verse] on lines of their own. Leave empty for an instrumental.",
     "instrumental": "No singing; the lyrics are kept but not used.",
     "duration": "{low} to {high} seconds, or a time such as 1:30. Leave empty to let the planner or the lyrics decide.",
-    "bpm": "Tempo in beats per minute, {low} to {high}. Leave empty to let the model decide.",
-    "key": "Type to search, for example F# major or Bbm. Automatic lets the model decide.",
+    "bpm": "Tempo in beats per minute, {low} to {high}. Empty: from the prompt, or the model decides.",
+    "key": "Type to search, for example F# major or Bbm. Automatic: from the prompt, or the model decides.",
     "time_signature": "Beats per bar.",
     "language": "The language of the lyrics.",
     "takes": "How many versions to make at once, each with its own seed.",
@@ -260,6 +260,7 @@ UNREAD = 'The model does not read "{dropped}".'
 BPM_DIFFERS = "The prompt says {prompt} BPM, but BPM is set to {field}, which counts."
 KEY_DIFFERS = "The prompt says {prompt}, but Key is set to {field}, which counts."
 USE_BPM = "Set BPM to {bpm}"
+FROM_PROMPT = "From the prompt: {facts}."
 REMOVE_KEY = "Remove it from the prompt"
 SAYS_INSTRUMENTAL = "The prompt says instrumental, but there are lyrics to sing."
 MAKE_INSTRUMENTAL = "Turn on Instrumental"

@@ -23,6 +23,8 @@ from limits import LIMITS
 from model_memory import Placing
 from model_weights import (
     LYRICS_VARIABLE,
+    PLANNER_MISSING,
+    PLANNER_OFF,
     PLANNER_VARIABLE,
     Weights,
     find_planner,
@@ -99,13 +101,13 @@ def plan_song(
         # Without a planner it was the page that switched the control off, not the visitor.
         weights = models.planner.weights
         if weights.folder is None and weights.problem:
-            reason = weights.problem.message
-        return None, _unplanned(reason)
+            return None, _unplanned(models, request, weights.problem.message)
+        return None, PlanEntry(used=False, reason=reason)
     if not has_audio_codes(models.weights):
         reason = (
             "This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing."
         )
-        return None, _could_not_plan(models, reason)
+        return None, _could_not_plan(models, request, reason)
     try:
         models.planner.check()
         placing.for_planning()
@@ -122,18 +124,27 @@ def plan_song(
     except StudioError as error:
         if error.problem.code == "out_of_memory" and placing.lower():
             raise
-        return None, _could_not_plan(models, error.problem.message)
+        return None, _could_not_plan(models, request, error.problem.message)
     return plan, plan.entry(model.model_id, request.options)
 
 
-def _unplanned(reason: str) -> PlanEntry:
+def _unplanned(models: Models, request: GenerateRequest, reason: str) -> PlanEntry:
+    """Return the entry of a song without a planner. The built-in engine is made to play without one."""
+    options = request.options
+    was_asked = options.plan and "plan" in options.model_fields_set
+    problem = models.planner.weights.problem
+    expects_none = problem is None or problem.code == PLANNER_OFF
+    if problem is not None and problem.code == PLANNER_MISSING:
+        expects_none = models.weights.engine == "preview"
+    if was_asked or not expects_none:
+        return PlanEntry(used=False, reason=reason, missed=True)
     return PlanEntry(used=False, reason=reason)
 
 
-def _could_not_plan(models: Models, reason: str) -> PlanEntry:
+def _could_not_plan(models: Models, request: GenerateRequest, reason: str) -> PlanEntry:
     """Return the entry of a song that should have been planned; without a planner nothing has failed."""
     if models.planner.weights.folder is None:
-        return _unplanned(reason)
+        return _unplanned(models, request, reason)
     return PlanEntry(used=False, reason=reason, failed=True)
 
 

@@ -70,6 +70,19 @@ def test_a_song_of_words_alone_keeps_one_tempo_and_says_which(monkeypatch):
     )
 
 
+def test_a_tempo_and_a_key_in_the_prompt_are_those_of_the_song(monkeypatch):
+    monkeypatch.setitem(model_weights.BUILT_IN, model_weights.MODEL_VARIABLE, SHIPPED)
+    studio = backend.Backend()
+    monkeypatch.setattr(backend, "_backend", studio)
+    words = {"prompt": "funk with slap bass at 104 bpm in E minor", "duration": 20, "seed": 5}
+    *_, done = studio.stream(parse_request("generate", {**words, "quality": "draft"}))
+    assert done.record["details"]["bpm"] == {"value": 104, "source": "prompt"}
+    assert done.record["details"]["key"] == {"value": "E minor", "source": "prompt"}
+    assert not [note for note in done.record["notes"] if "plan" in note]
+    song = soundfile.read(done.files[0], dtype="float32")[0].T
+    assert engine_evaluate.in_time(listening.tempo(song), 104)
+
+
 def between(samples: np.ndarray, start: int, end: int) -> np.ndarray:
     return samples[:, start * SAMPLE_RATE : end * SAMPLE_RATE]
 

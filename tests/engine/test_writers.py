@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,24 @@ def test_a_rewritten_prompt_is_used_and_what_the_visitor_gave_stays(studio):
     assert record["prompt_used"] == record["plan"]["caption"]
     assert record["request"]["prompt"] == "calm piano"
     assert record["takes"][0]["name"].startswith("calm-piano")
+
+
+def test_a_prompt_that_names_tempo_and_key_counts_like_the_fields(studio):
+    named = song(studio, prompt="calm piano at 90 bpm, en ré mineur, 3/4")
+    fields = {"bpm": 90, "key": "D minor", "time_signature": "3"}
+    record = named.record
+    assert {name: record["plan"][name] for name in fields} == fields
+    assert record["details"] == {
+        name: {"value": value, "source": "prompt"} for name, value in fields.items()
+    }
+    assert record["request"]["bpm"] is None
+    # Without a plan the song model is told.
+    unplanned = {"prompt": record["request"]["prompt"], "options": {"plan": False}}
+    alone = song(studio, **unplanned)
+    assert alone.record["notes"] == ["From the prompt: 90 BPM, D minor, 3/4."]
+    assert np.array_equal(samples_of(alone)[0], samples_of(song(studio, **unplanned, **fields))[0])
+    given = song(studio, **unplanned, **{**fields, "bpm": 120}).record
+    assert "details" not in given and given["notes"] == []
 
 
 @pytest.mark.slow
@@ -276,7 +295,7 @@ def test_a_planned_song_equals_the_pipeline_with_its_codes_bit_for_bit(studio, m
 
 
 def test_without_a_planner_the_song_is_made_and_the_record_says_why(
-    no_language_models, make_studio
+    no_language_models, make_studio, monkeypatch
 ):
     studio = make_studio(ACE_STUDIO_PLANNER="")
     status = studio.status().planner
@@ -287,6 +306,11 @@ def test_without_a_planner_the_song_is_made_and_the_record_says_why(
         "used": False,
         "reason": f"The planner {status.model} is not on this machine.",
     }
+    # Who asks for a plan misses it, and so does the real model.
+    assert song(studio, options={"plan": True}).record["plan"]["missed"] is True
+    real = replace(studio.models.weights, engine="diffusers")
+    monkeypatch.setattr(studio.models, "weights", real)
+    assert song(studio).record["plan"]["missed"] is True
     # So does a folder that is not a planner.
     studio = make_studio(ACE_STUDIO_PLANNER=str(SONGWRITER))
     assert "no audio tokens" in studio.status().planner.problem.message

@@ -271,7 +271,9 @@ def test_a_plan_is_shown_and_kept(generate: Tab, fake):
     generate.made(fake)
     expect(line).to_contain_text(f"The planner's prompt: {MARKUP}")
     expect(line.locator("span")).to_have_text(["Plan:", "92 BPM", "G# minor", "6/8"])
-    fake.script = partial(fake.song, plan={"used": False, "reason": f"Off {MARKUP}."})
+    fake.script = partial(
+        fake.song, plan={"used": False, "reason": f"Off {MARKUP}.", "missed": True}
+    )
     generate.made(fake)
     expect(line).to_have_text(f"Made without a plan: Off {MARKUP}.")
     expect(generate.part("keep-plan")).to_be_hidden()

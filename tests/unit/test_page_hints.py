@@ -128,6 +128,9 @@ def test_what_does_not_fit_is_refused_at_the_length(on_zerogpu):
         ({"prompt": "190 BPM in D minor", "bpm": "190", "key": "D minor"}, []),
         ({"prompt": "190 BPM in D minor", "bpm": "", "key": ""}, []),
         ({"prompt": "190 BPM", "bpm": "fast"}, []),
+        ({"prompt": "90 to 110 bpm", "bpm": "96"}, []),
+        ({"prompt": "400 BPM", "bpm": "96"}, []),
+        ({"prompt": "ein Walzer in d-Moll", "key": "A minor"}, ["D minor, but Key is set to A"]),
         ({"prompt": "a minor key change, 1985", "bpm": "90", "key": "A minor"}, []),
     ],
 )

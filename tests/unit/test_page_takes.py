@@ -146,5 +146,6 @@ def test_why_a_song_has_no_plan_is_said_once():
         ended = Ended("0" * 32, request, Done((), record), seconds=1.0, tag=None, numbers=())
         return panel.show(ended)[panel.plan]
 
-    assert "Made without a plan: It was off." in plan_line()
+    assert "Made without a plan: It was off." in plan_line(missed=True)
+    assert plan_line() == ""  # nobody asked for one
     assert plan_line(failed=True) == ""  # the notes have it, in whatever words

@@ -65,11 +65,13 @@ def test_a_record_has_exactly_the_fields_of_its_type():
     made = record.song_record(RAN, **SONG, notes=["a note"])
     # Those who keep the best songs say which they passed over.
     every = set(get_type_hints(SongRecord)) - {"passed_over"}
-    assert set(made) == every - {"length", "switch_step", "gpu"}
+    assert set(made) == every - {"length", "details", "switch_step", "gpu"}
     assert json.loads(json.dumps(made)) == made
     gpu = record.GpuEntry(estimated=60, asked=120, tries=2)
     length = record.LengthEntry(seconds=153.0, source="planner")
-    full = record.song_record(replace(RAN, length=length, switch_step=3, gpu=gpu), **SONG, notes=())
+    details = {"bpm": record.DetailEntry(value=90, source="prompt")}
+    ran = replace(RAN, length=length, details=details, switch_step=3, gpu=gpu)
+    full = record.song_record(ran, **SONG, notes=())
     assert set(full) == every
     assert (full["switch_step"], full["gpu"]["tries"]) == (3, 2)
     words = record.words_record(

@@ -19,7 +19,7 @@ SEEDS = range(200)
 def settled(
     mode: str = "generate", seed: int = 0, **words: object
 ) -> tuple[object, tuple[str, ...]]:
-    job, notes = song_words.settle(Job(parse_request(mode, words), (seed,), (0,), "", {}), KNOWN)
+    job, _, notes = song_words.settle(Job(parse_request(mode, words), (seed,), (0,), "", {}), KNOWN)
     return job.request, notes
 
 
