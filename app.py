@@ -48,6 +48,7 @@ from gradio import http_server
 import api_chat
 import api_guard
 import api_official
+import audio_export
 import calm_log
 import connections
 import gpu_ray
@@ -214,6 +215,7 @@ def stop(demo: Any) -> NoReturn:
         signal.signal(each, signal.SIG_DFL)
     demo.runs.stop(0)  # marks them; each ends as its job does
     jobs.stop(STOP_SECONDS)
+    audio_export.stop()
     demo.server.config.timeout_graceful_shutdown = 1
     closing = [
         threading.Thread(target=each, daemon=True)

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
@@ -171,6 +172,30 @@ def plain_file_name(prompt: str, seed: int, format: str, mode: str = "generate")
     return file_name(plain, seed, format, mode)
 
 
+# The hidden files that are being written.
+_parts: set[Path] = set()
+_naming = threading.Lock()
+_stopping = threading.Event()
+
+
+def stop() -> None:
+    """Delete the files that are being written, and let no further one begin: the process is about to end."""
+    _stopping.set()
+    with _naming:
+        for part in _parts:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _not_stopping() -> Iterator[None]:
+    """Create or rename a file within this, which `stop` waits for; raises CancelledError after it."""
+    with _naming:
+        if _stopping.is_set():
+            raise CancelledError
+        yield
+
+
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
     """Yield a hidden file in `folder`, which is deleted on exit; raises AudioError if it cannot be written."""
@@ -178,7 +203,9 @@ def aside(folder: Path) -> Iterator[Path]:
     message = "The folder for the song cannot be written to."
     hint = "Check that it exists, that you may write to it, and that the disk has room."
     try:
-        part.touch(exist_ok=False)
+        with _not_stopping():
+            part.touch(exist_ok=False)
+            _parts.add(part)
         message = "The file could not be written."
         hint = (
             "The disk may be full: free some space, or choose another output folder, and try again."
@@ -192,6 +219,8 @@ def aside(folder: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+        with _naming:
+            _parts.discard(part)
 
 
 def disk_problem(error: Exception) -> Problem | None:
@@ -211,7 +240,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Yield a hidden file in the same folder; it replaces `path` once it is complete, and is deleted after an error."""
     with aside(path.parent) as part:
         yield part
-        os.replace(part, path)
+        with _not_stopping():
+            os.replace(part, path)
 
 
 def claim(part: Path, path: Path) -> Path:
@@ -219,15 +249,16 @@ def claim(part: Path, path: Path) -> Path:
     candidates = free_names(path)
     while True:
         candidate = next(candidates)
-        try:
-            candidate.touch(exist_ok=False)
-        except FileExistsError:
-            continue  # another song was faster
-        try:
-            return part.replace(candidate)
-        except OSError:
-            candidate.unlink()
-            raise
+        with _not_stopping():
+            try:
+                candidate.touch(exist_ok=False)
+            except FileExistsError:
+                continue  # another song was faster
+            try:
+                return part.replace(candidate)
+            except OSError:
+                candidate.unlink()
+                raise
 
 
 def free_names(path: Path) -> Iterator[Path]:

@@ -217,13 +217,19 @@ def studio_at(named: str | None) -> str:
 def local(request: Any) -> Generator[Event]:
     """Make it in this process; closing the generator cancels it."""
     import jobs
+    import served
     import takes
     from backend import get_backend
 
     jobs.sweep()
     takes.sweep_songs()
     with contextlib.closing(get_backend().stream(request)) as events:
-        yield from events
+        for event in events:
+            try:
+                yield event
+            finally:
+                if isinstance(event, Done):
+                    served.delete(event.files)  # there is no page that would show them
 
 
 def remote(url: str, mode: str, values: dict[str, Any]) -> Generator[Event]:

@@ -3,7 +3,8 @@ server.
 
 One object a line in both directions. The answer to `generate` is written before anything else is
 said of its track, and every line in one write, short enough for a pipe: the plug-in depends on
-both. Logs go to standard error. The end of the input, or SIGTERM, ends the process.
+both. Logs go to standard error. The end of the input, or SIGTERM, ends the process within 5 seconds,
+whatever it is doing: nobody who is waited for has longer than the seconds below.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import secrets
 import signal
 import sys
@@ -23,7 +25,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
 
+import audio_export
 import jobs
+import served
 import takes
 from backend import Backend, get_backend
 from events import Done, Failed, Problem, Progress, share_done
@@ -42,7 +46,10 @@ STEPS = (1, 200)
 GUIDANCE = (1, 30)
 SAMPLERS = {"euler": "ode", "heun": "ode", "pingpong": "sde"}
 IDLE_SECONDS = 300.0  # after which the models leave the memory
-STOP_SECONDS = 3.0
+# From the end of the input, or SIGTERM, to the end of the process: less than 5 seconds in all.
+ANSWER_SECONDS = 1.5  # for what was asked before the input ended
+STOP_SECONDS = 2.5  # for the song to end
+LAST_SECONDS = 0.5  # for everything else
 PERCENT = 5  # between two notifications of progress
 
 PARSE = -32700
@@ -111,7 +118,10 @@ class Track:
 
 
 class Daemon:
-    """Answers lines of `source`, and writes lines with `write`; a thread of its own makes the songs."""
+    """Answers lines, and writes lines with `write`. Reading, answering and making songs each have a thread.
+
+    `ended` is set once there is nothing more to do: after the end of the input, or `shutdown`.
+    """
 
     def __init__(self, studio: Backend, write: Callable[[bytes], None]):
         self._studio = studio
@@ -120,6 +130,8 @@ class Daemon:
         self._going: Track | None = None
         self._news = threading.Condition()
         self._stopping = False
+        self.ended = threading.Event()
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # an empty one is the last
         self._later: list[Callable[[], None]] = []  # once the present request has been answered
         self._methods: dict[str, Callable[[Mapping[str, Any]], Any]] = {
             "generate": self.generate,
@@ -130,17 +142,27 @@ class Daemon:
             "shutdown": self.shutdown,
         }
 
-    def serve(self, source: IO[bytes]) -> None:
-        """Answer until the input ends or `shutdown` is called."""
-        worker = threading.Thread(target=self._work, name="tracks", daemon=True)
-        worker.start()
+    def start(self, source: IO[bytes]) -> None:
+        """Begin to answer the lines of `source`."""
+        for work in (partial(self._read, source), self._answer_all, self._work):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _read(self, source: IO[bytes]) -> None:
+        """Read until the input ends; what was asked before is still answered, if that does not take long."""
+        while line := source.readline(MOST_INPUT):
+            self._lines.put(line)
+        self._lines.put(b"")
+        self.ended.wait(ANSWER_SECONDS)
+        self.ended.set()
+
+    def _answer_all(self) -> None:
         while not self._stopping:
-            line = source.readline(MOST_INPUT)
+            line = self._lines.get()
             if not line:
                 break
             if line.strip():
                 self.answer(line)
-        self.stop()
+        self.ended.set()
 
     def stop(self) -> None:
         """Cancel what goes on, and start nothing any more."""
@@ -259,14 +281,15 @@ class Daemon:
 
     def _next(self) -> Track | None:
         """Return the next track, None at the end; models that nobody needs leave the memory meanwhile."""
-        with self._news:
-            while not self._waiting and not self._stopping:
-                if not self._news.wait(IDLE_SECONDS):
-                    self._forget()
-            if self._stopping:
-                return None
-            self._going = self._waiting.popleft()
-            return self._going
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._waiting or self._stopping, IDLE_SECONDS)
+                if self._stopping:
+                    return None
+                if self._waiting:
+                    self._going = self._waiting.popleft()
+                    return self._going
+            self._forget()
 
     def _forget(self) -> None:
         models = self._studio.models
@@ -283,7 +306,8 @@ class Daemon:
                 match event:
                     case Progress():
                         self._progress(track, event)
-                    case Done(_, record):
+                    case Done(copies, record):
+                        served.delete(copies)  # there is no page that would show them
                         self._complete(track, record, time.monotonic() - began)
                     case Failed(problem):
                         self._fail(track, name_of(problem), problem.text())
@@ -433,16 +457,25 @@ def main() -> None:
         jobs.sweep()
         takes.sweep_songs()
         daemon = Daemon(get_backend(), write)
-        signal.signal(signal.SIGTERM, lambda *_: end(daemon))
-        signal.signal(signal.SIGINT, lambda *_: end(daemon))
-        daemon.serve(sys.stdin.buffer)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, lambda *_: daemon.ended.set())
+        daemon.start(sys.stdin.buffer)
+        # Python may miss a signal that arrives just before a wait without an end.
+        while not daemon.ended.wait(0.5):
+            pass
         end(daemon)
 
 
 def end(daemon: Daemon) -> None:
     """Cancel what goes on, wait for it to tidy up, and end the process."""
+    # Whoever reads standard error may have stopped, and then its last lines are never written.
+    timer = threading.Timer(STOP_SECONDS + LAST_SECONDS, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
     daemon.stop()
     jobs.stop(STOP_SECONDS)
+    audio_export.stop()
+    served.delete_own()
     logging.shutdown()
     with contextlib.suppress(OSError):
         sys.stderr.flush()

@@ -123,6 +123,14 @@ def touch_used() -> None:
         touch(path)
 
 
+def delete(paths: Iterable[str | Path]) -> None:
+    """Delete files that this process has written and that nobody is shown."""
+    with _lock:
+        for path in map(Path, paths):
+            _remove(path)
+            _own.discard(path)
+
+
 def delete_own() -> None:
     """Delete the files that this process has written."""
     with _lock:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 import soundfile
 
 import backend
 import daemon
+from bootstrap import page_folder
 from tests.program import ROOT
 from tests.waiting import until
 
@@ -58,8 +62,6 @@ def editor(output):
 @pytest.fixture
 def working(editor):
     """An editor whose songs are made."""
-    import threading
-
     worker = threading.Thread(target=editor.daemon._work, daemon=True)
     worker.start()
     yield editor
@@ -161,26 +163,97 @@ def test_the_rest(editor):
     assert len(editor.lines[-1]) < 4_096
 
 
+# --- the end of the process ----------------------------------------------------------------------
+
+# So long a process may take to end before it counts as one that never does; by its design it is 5.
+MOST_SECONDS = 100
+STUCK = """
+import sys, threading
+import backend, daemon
+
+def stream(self, request):
+    sys.stderr.write("x" * 2_000_000)  # nobody reads it
+    yield
+
+backend.Backend.stream = stream
+for name in ("ANSWER_SECONDS", "STOP_SECONDS", "LAST_SECONDS"):
+    setattr(daemon, name, 0.2)
+daemon.main()
+"""
+
+
+@contextlib.contextmanager
+def process(folder, *command, **more):
+    """Run a daemon with its files in `folder`."""
+    environ = {**os.environ, "TMPDIR": str(folder), "ACE_STUDIO_OUTPUT": str(folder / "songs")}
+    environ |= {"GRADIO_TEMP_DIR": str(folder / "page"), **more}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, *command]
+    with subprocess.Popen(command, cwd=ROOT, env=environ, **pipes) as found:
+        try:
+            yield found
+        finally:
+            found.kill()
+
+
+def send(found, number, method, **params):
+    message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+    found.stdin.write(json.dumps(message).encode() + b"\n")
+    found.stdin.flush()
+
+
+def end(found, how):
+    if how == "SIGTERM":
+        found.send_signal(signal.SIGTERM)
+    elif how == "shutdown":
+        send(found, 99, "shutdown")
+    else:
+        found.stdin.close()
+
+
+ENDS = ["end of input", "SIGTERM", "shutdown"]
+
+
+def test_all_that_is_waited_for_at_the_end_is_less_than_five_seconds():
+    assert daemon.ANSWER_SECONDS + daemon.STOP_SECONDS + daemon.LAST_SECONDS < 5
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_process_ends_with_a_song_that_never_does_and_lines_that_nobody_reads(tmp_path, how):
+    with process(tmp_path, "-c", STUCK) as found:
+        send(found, 1, "generate", prompt="x")
+        assert json.loads(found.stdout.readline())["id"] == 1
+        if how != "shutdown":
+            # The answers fill the pipe, so the process cannot write any more.
+            line = json.dumps({"id": 2, "method": "m" * 40}).encode() + b"\n"
+            found.stdin.write(line * 2_000)
+            found.stdin.flush()
+        end(found, how)
+        assert found.wait(MOST_SECONDS) == 0
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["end of input", "SIGTERM", "shutdown"])
+@pytest.mark.parametrize("how", ENDS)
 def test_a_process_ends_in_the_middle_of_a_song_with_nothing_left(tiny, tmp_path, how):
-    environ = {**os.environ, "TMPDIR": str(tmp_path), "ACE_STUDIO_OUTPUT": str(tmp_path / "songs")}
-    environ |= {"ACE_STUDIO_MODEL": str(tiny), "GRADIO_TEMP_DIR": str(tmp_path / "page")}
-    command = [sys.executable, "app.py", "--daemon"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=ROOT, env=environ, **pipes) as process:
-        params = {"prompt": "x", "duration_sec": 240, "inference_steps": 200}
-        request = {"jsonrpc": "2.0", "id": 1, "method": "generate", "params": params}
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-        process.stdin.flush()
-        assert json.loads(process.stdout.readline())["id"] == 1
-        assert json.loads(process.stdout.readline())["method"] == "generation_progress"
-        if how == "SIGTERM":
-            process.send_signal(signal.SIGTERM)
-        elif how == "shutdown":
-            process.stdin.write(b'{"jsonrpc": "2.0", "id": 2, "method": "shutdown"}\n')
-            process.stdin.flush()
-        else:
-            process.stdin.close()
-        assert process.wait(60) == 0
-    assert [path for path in tmp_path.rglob("*") if path.suffix in (".wav", ".part")] == []
+    with process(tmp_path, "app.py", "--daemon", ACE_STUDIO_MODEL=str(tiny)) as found:
+        send(found, 1, "generate", prompt="x", duration_sec=240, inference_steps=200)
+        assert json.loads(found.stdout.readline())["id"] == 1
+        assert json.loads(found.stdout.readline())["method"] == "generation_progress"
+        end(found, how)
+        assert found.wait(MOST_SECONDS) == 0
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_was_asked_before_the_end_of_the_input_is_answered(tmp_path):
+    with process(tmp_path, "app.py", "--daemon") as found:
+        said, _ = found.communicate(b'{"id": 1, "method": "ping"}\n' * 500, MOST_SECONDS)
+    assert len(said.splitlines()) == 500
+
+
+def test_a_song_leaves_no_copy_and_idle_models_leave_the_memory(working, monkeypatch):
+    monkeypatch.setattr(daemon, "IDLE_SECONDS", 0.05)
+    track = working.ask("generate", {**QUICK, "prompt": "x"})["result"]["track_id"]
+    until(lambda: working.of(track) and working.of(track)[-1][0] == "generation_complete")
+    name = Path(working.of(track)[-1][1]["path"]).name
+    until(lambda: not working.daemon._studio.models.loaded)
+    assert list(page_folder().rglob(name)) == []

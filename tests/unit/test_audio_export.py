@@ -5,8 +5,10 @@ import contextlib
 import io
 import json
 import resource
+import threading
 import tracemalloc
 import zlib
+from concurrent.futures import CancelledError
 
 import mutagen
 import numpy as np
@@ -361,3 +363,16 @@ def test_a_long_prompt_makes_a_short_name_of_whole_words_that_a_file_system_take
         "melancholic",
         "nocturnes",
     )
+
+
+def test_nothing_half_written_is_left_when_the_process_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio_export, "_stopping", threading.Event())
+    with pytest.raises(CancelledError), audio_export.aside(tmp_path) as part:
+        part.write_bytes(b"half")
+        audio_export.stop()
+        assert list(tmp_path.iterdir()) == []
+        part.write_bytes(b"a thread that goes on")
+        audio_export.claim(part, tmp_path / "song.wav")
+    with pytest.raises(CancelledError):
+        audio_export.save(tmp_path / "song.wav", io.BytesIO(b"late"))
+    assert list(tmp_path.iterdir()) == []
