@@ -474,15 +474,11 @@ def sentence(problem: Problem) -> str:
     return text
 
 
-def check_call(blocks: Any, route: str, values: dict[str, Any]) -> str:
-    """Return the name of the endpoint that is called, "" if it is none.
-
-    Raises HTTPException if there is no such endpoint or function, or if the call's inputs do not
-    fit it.
-    """
+def called(blocks: Any, route: str, values: dict[str, Any]) -> Any:
+    """Return the function of the page that is called, None if it is none; raises HTTPException if there is none."""
     kind, _, name = route.partition("/")
     if kind not in ("run", "api", "call", "queue"):
-        return ""
+        return None
     index = values.get("fn_index") if kind != "call" else None
     if kind == "queue" and (not isinstance(index, int) or isinstance(index, bool)):
         raise HTTPException(400, "fn_index must be the number of a function.")
@@ -490,23 +486,27 @@ def check_call(blocks: Any, route: str, values: dict[str, Any]) -> str:
         function = blocks.fns.get(index)
         if function is None or (function.fn is None and not function.cancels):
             raise HTTPException(404, f"There is no function {shown(index)}.")
-    else:
-        endpoint = name.removeprefix("v2/" if kind == "call" else "").strip("/")
-        function = next((each for each in blocks.fns.values() if each.api_name == endpoint), None)
-        if function is None:
-            names = ", ".join((*ENDPOINTS, "capabilities", "run", "cancel_run"))
-            raise HTTPException(
-                404, f"There is no endpoint {shown(endpoint)}. The endpoints are {names}."
-            )
+        return function
+    endpoint = name.removeprefix("v2/" if kind == "call" else "").strip("/")
+    function = next((each for each in blocks.fns.values() if each.api_name == endpoint), None)
+    if function is None:
+        names = ", ".join((*ENDPOINTS, "capabilities", "run", "cancel_run"))
+        raise HTTPException(
+            404, f"There is no endpoint {shown(endpoint)}. The endpoints are {names}."
+        )
+    return function
+
+
+def check_call(blocks: Any, function: Any, route: str, values: dict[str, Any]) -> None:
+    """Raise HTTPException if a call's inputs do not fit its `function`, or if no song can wait any more."""
     if function.api_name in ENDPOINTS and blocks.runs.is_full():
         raise HTTPException(503, FULL.text())
-    if kind == "call" and name.startswith("v2/"):
+    if route.startswith("call/v2/"):
         _check_names(function.api_name, values)
-        return function.api_name
+        return
     data = values.get("data")
     if not function.cancels and (not isinstance(data, list) or len(data) != len(function.inputs)):
         raise HTTPException(422, f"data must be a list of {len(function.inputs)} values.")
-    return function.api_name or ""
 
 
 def _check_names(name: str, values: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import api_keys
-from api import ENDPOINTS, UPLOADS, check_call
+from api import ENDPOINTS, UPLOADS, called, check_call
 from api_runs import OwnRoutes
 from api_uploads import UNREADABLE, Uploads, check_origin
 from events import NO_THREADS, is_disk_full, is_out_of_memory, is_out_of_threads
@@ -47,6 +47,7 @@ API = "/gradio_api"
 MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_JSON_LEVELS = 32
 CALL_HEADER = "x-studio-call"
+TOKEN = "ai_token"  # a key in the body of a call, where ACE-Step's clients have theirs
 MAX_CALLS = 500
 # Answers that wait in memory for whoever asked for them, of one session and of all.
 MOST_UNREAD = 200
@@ -373,11 +374,18 @@ class Calls:
             await self._mcp(scope, body, receive, answer)
             return
         values = _parsed(body)
+        token = values.pop(TOKEN, None)
+        if token is not None:
+            receive = _giving(json.dumps(values).encode(), receive)
         _check_names(values.get("session_hash"), values.get("event_id"))
-        name = check_call(scope["app"].get_blocks(), route, values)
-        # A tool's call has been checked on its way to MCP.
-        if name in GUARDED and Headers(scope=scope).get(CALL_HEADER, "") not in self.tool_calls:
-            _check_key(scope)
+        blocks = scope["app"].get_blocks()
+        function = called(blocks, route, values)
+        if function is not None:
+            # A tool's call has been checked on its way to MCP.
+            is_tool = Headers(scope=scope).get(CALL_HEADER, "") in self.tool_calls
+            if function.api_name in GUARDED and not is_tool:
+                _check_key(scope, token)
+            check_call(blocks, function, route, values)
         answer.rewrites = True
         if route == "queue/join" or route.startswith("call/"):
             async with self.joining:
@@ -589,19 +597,24 @@ async def _read(scope: Scope, receive: Receive) -> tuple[bytes, Receive]:
                 raise HTTPException(413, TOO_LONG)
     except ClientDisconnect:
         raise HTTPException(400, "The connection closed before the whole body arrived.") from None
-    messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+    return bytes(body), _giving(bytes(body), receive)
 
-    async def again() -> Message:
+
+def _giving(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives this body."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def given() -> Message:
         if messages:
             return messages.pop()
         return await receive()
 
-    return bytes(body), again
+    return given
 
 
-def _check_key(scope: Scope) -> None:
+def _check_key(scope: Scope, token: object = None) -> None:
     """Raise HTTPException if the studio wants a key and the call does not carry it."""
-    problem = api_keys.problem(Headers(scope=scope))
+    problem = api_keys.problem(Headers(scope=scope), token)
     if problem:
         raise HTTPException(401, problem)
 

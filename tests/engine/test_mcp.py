@@ -27,21 +27,22 @@ def finished(coroutine):
 
 
 @asynccontextmanager
-async def connected(server):
+async def connected(server, **headers):
     address = f"{server}/gradio_api/mcp/"
     async with (
-        streamable_http_client(address) as (read, write, *_),
+        httpx.AsyncClient(headers=headers, timeout=300) as web,
+        streamable_http_client(address, http_client=web) as (read, write, *_),
         ClientSession(read, write) as session,
     ):
         await session.initialize()
         yield session
 
 
-def call(server, tool, progress=None, **arguments):
+def call(server, tool, progress=None, headers=None, **arguments):
     """Call a tool; return whether it failed, and its texts."""
 
     async def go():
-        async with connected(server) as session:
+        async with connected(server, **(headers or {})) as session:
             return await session.call_tool(tool, arguments, progress_callback=progress)
 
     answer = finished(go())
@@ -96,6 +97,22 @@ def test_a_song_is_made_and_its_audio_fetched(mcp_server):
     assert file["orig_name"] == record["takes"][0]["name"]
     assert record["request"]["key"] == "A minor"
     assert record["takes"][0]["seed"] == 7
+
+
+def test_a_tool_wants_the_key(mcp_server, monkeypatch):
+    monkeypatch.setenv("ACE_STUDIO_API_KEY", "secret")
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+    message["params"] = {"name": "generate", "arguments": {"prompt": "x"}}
+    kinds = {"accept": "application/json, text/event-stream"}
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "wrong"}):
+        refused = httpx.post(
+            f"{mcp_server}/gradio_api/mcp/", json=message, headers=kinds | headers, timeout=300
+        )
+        assert refused.status_code == 401 and "detail" in refused.json()
+    for key in ("Bearer secret", "secret"):
+        for tool, arguments in (("run", {"run": "x"}), ("generate", {"prompt": "x", "bpm": 1})):
+            _, (text,) = call(mcp_server, tool, headers={"authorization": key}, **arguments)
+            assert "no_run" in text or "bpm" in text
 
 
 def nodes(schema):

@@ -185,6 +185,14 @@ def test_the_names_that_are_answered_are_those_it_was_started_for(environ, known
     assert [host for host in unknown if hosts.knows(host)] == []
 
 
+def test_a_container_reaches_the_studio_of_its_host(server):
+    port = server.rpartition(":")[2]
+    for host, status in (("host.docker.internal", 200), ("other.docker.internal", 400)):
+        headers = {"host": f"{host}:{port}"}
+        assert get(f"{server}/health", headers=headers).status_code == status
+        assert post(server, "call/capabilities", {"data": []}, **headers).status_code == status
+
+
 def test_a_host_header_is_a_name_and_a_port_and_nothing_else(server):
     for host in (
         "evil@localhost",
@@ -278,6 +286,67 @@ def test_every_answer_has_the_security_headers(server):
         assert policy["default-src"] == "'self'" and policy["object-src"] == "'none'"
         assert policy["frame-ancestors"].split()[:2] == ["'self'", "https://huggingface.co"]
         assert not any("*" in source.replace("https://*.", "") for source in policy.values())
+
+
+# --- the key for programs ------------------------------------------------------------------------------------------
+
+CARRIED = [
+    ({}, {"authorization": "Bearer secret"}),
+    ({}, {"authorization": "secret"}),
+    ({"ai_token": "secret"}, {}),
+]
+NOT_CARRIED = [
+    ({}, {}),
+    ({}, {"authorization": "Bearer wrong"}),
+    ({}, {"authorization": "wrong"}),
+    ({"ai_token": "wrong"}, {}),
+    ({"ai_token": ["secret"]}, {}),
+    ({}, {api_guard.CALL_HEADER: "secret"}),  # what only a tool's own call has
+]
+
+
+def ways_of_calling(server: str, name: str) -> Iterator[tuple[str, dict]]:
+    """Yield each route that leads to an endpoint, with a body that fits it."""
+    functions = app_of(server).get_blocks().fns
+    index, function = next(
+        (i, each) for i, each in functions.items() if each.api_name == name and each.fn
+    )
+    data = {"data": [None] * len(function.inputs)}
+    for kind in ("call", "run", "api"):
+        yield f"{kind}/{name}", data
+    yield f"call/v2/{name}", {"prompt": "x", "source": None, "brief": "x", "run": "x"}
+    yield "queue/join", {**data, "fn_index": index, "session_hash": "a"}
+
+
+@pytest.mark.parametrize("name", api_guard.GUARDED)
+def test_an_endpoint_wants_the_key_by_every_route(server, monkeypatch, name):
+    monkeypatch.setenv("ACE_STUDIO_API_KEY", "secret")
+    for route, body in ways_of_calling(server, name):
+        for more, headers in NOT_CARRIED:
+            answer = post(server, route, {**body, **more}, **headers)
+            assert answer.status_code == 401, (route, more, headers, answer.text)
+            assert "ai_token" in answer.text or "API key" in answer.text
+
+
+@pytest.mark.parametrize(("more", "headers"), CARRIED)
+def test_an_endpoint_takes_the_key_in_three_places(server, monkeypatch, more, headers):
+    monkeypatch.setenv("ACE_STUDIO_API_KEY", "secret")
+    for route, body in (
+        ("call/run", {"data": ["x"]}),
+        ("call/v2/run", {"run": "x"}),
+        ("run/run", {"data": ["x"]}),
+    ):
+        answer = post(server, route, {**body, **more}, **headers)
+        assert answer.status_code == 200, (route, answer.text)
+    refused = post(server, "call/v2/generate", {"prompt": "x", "duration": 5, **more}, **headers)
+    assert refused.status_code == 422 and "duration" in refused.text
+
+
+def test_the_page_and_what_there_is_need_no_key(server, monkeypatch):
+    monkeypatch.setenv("ACE_STUDIO_API_KEY", "secret")
+    for path in ("/", "/config", "/gradio_api/info", "/health"):
+        assert get(f"{server}{path}").status_code == 200, path
+    assert post(server, "call/capabilities", {"data": []}).status_code == 200
 
 
 # --- cancelling ---------------------------------------------------------------------------------------------------
