@@ -645,7 +645,7 @@ class _Judge:
         if not song_conditions.has_audio_codes(song.pipe):
             return None
         codes = song_conditions.audio_codes(song.pipe, latents.to(song.pipe.transformer.dtype))
-        return planner.recognition(judge, song.request, song.request.prompt, codes)
+        return planner.recognition(judge, song.request, song.request.prompt, codes, song.duration)
 
 
 def _not_silent(samples: np.ndarray, number: int) -> None:

@@ -327,18 +327,28 @@ def _lost(runs: Runs, run_id: str) -> Problem:
     return Problem("not_kept", tooltips.NOT_KEPT, hint=tooltips.CUT_OFF_HINT)
 
 
-def connect_again(form: Form, *asked: Callable[..., Dependency]) -> None:
+def connect_again(
+    form: Form, *asked: Callable[..., Dependency], remark: gr.HTML | None = None
+) -> None:
     """Let an earlier take, or a run that was cut off, be made again; the events `asked` bring its settings.
 
-    The browser keeps no files; the form's check asks for them.
+    The browser keeps no files; the form's check asks for them. The `remark` says why the song will
+    differ.
     """
     defaults = form.defaults
+    outputs = [*form.settings]
+    if remark is not None:
+        outputs.append(remark)
 
     def fill(pressed: gr.EventData) -> Updates:
-        return form.show({**defaults, **page_form.settings(form.mode, pressed.settings).values})
+        found = page_form.settings(form.mode, pressed.settings)
+        filled = form.show({**defaults, **found.values})
+        if remark is not None:
+            filled[remark] = theme.answer(tooltips.OLD_PLAN) if found.old_plan else ""
+        return filled
 
     for event in asked:
-        filled = event(fill, None, form.settings, **AT_ONCE)
+        filled = event(fill, None, outputs, **AT_ONCE)
         filled.success(
             None, js=f"() => document.getElementById('{form.mode}-go').click()", **AT_ONCE
         )

@@ -308,7 +308,7 @@ def _failed(bar: RunBar, result: ResultPanel, problem: Problem) -> Updates:
 def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
     """Connect the buttons of the takes."""
     connect_formats(result)
-    connect_again(form, result.takes.retry, bar.runs.retry)
+    connect_again(form, result.takes.retry, bar.runs.retry, remark=result.kept)
 
     def begin(pressed: gr.EventData, owner: str, made: list[Made]) -> Updates:
         what: Any = str(pressed.name)

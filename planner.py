@@ -282,64 +282,100 @@ def describe(
 
 CAPTION_WEIGHT = 0.5
 LYRICS_WEIGHT = 0.3
+DETAILS_WEIGHT = 0.2
 JUDGED_AT_ONCE = 128  # tokens
 INFORMATION_SCALE = 0.1  # nats a token that the codes must tell for a clear answer
+LIKELIEST = 10  # among so many tokens a detail's own one has to be
 
 
 def recognition(
-    planner: Planner, request: SongWords, caption: str, codes: Sequence[int]
+    planner: Planner, request: SongWords, caption: str, codes: Sequence[int], seconds: float
 ) -> float | None:
-    """Return how well the planner recognizes caption and lyrics in a song's audio codes, 0 to 1.
+    """Return how well the planner recognizes a song's words in its audio codes, 0 to 1.
 
-    It is how much likelier the words become once the codes are known: the difference of the mean
-    log-probability of their tokens, through a sigmoid (pointwise mutual information; reference
-    5.4). None if the song is too long for the planner, or there are no words.
+    For caption and lyrics it is how much likelier they become once the codes are known: the
+    difference of the mean log-probability of their tokens, through a sigmoid (pointwise mutual
+    information). For BPM, key, time signature, language and length it is how far up each of their
+    tokens is among the likeliest ones; they count as one. Weights and wording are upstream's
+    (`acestep/test_time_scaling.py`, reference 5.4). None if the song is too long for the planner,
+    or there are no words.
     """
-    heard = "".join(f"<|audio_code_{planner.vocabulary.nearest(code)}|>" for code in codes)
-    thoughts = yaml.dump({"caption": caption}, allow_unicode=True, sort_keys=True).strip()
-    targets = []
+    texts: list[tuple[float, str]] = []
     if caption:
-        targets.append((CAPTION_WEIGHT, f"<think>\n{as_plain_text(thoughts)}\n</think>\n"))
+        texts.append((CAPTION_WEIGHT, _thoughts({"caption": caption})))
     lyrics = request.sung_lyrics()
     if lyrics != INSTRUMENTAL:
-        targets.append((LYRICS_WEIGHT, f"<think>\n</think>\n# Lyric\n{as_plain_text(lyrics)}\n"))
-    found = 0.0
-    for weight, text in targets:
-        known = _likelihood(planner, heard, text)
-        if known is None:
-            return None
-        unknown = _likelihood(planner, NO_INPUT, text)
-        assert unknown is not None  # it is shorter
-        found += weight / (1.0 + math.exp((unknown - known) / INFORMATION_SCALE))
-    if not targets:
+        texts.append((LYRICS_WEIGHT, f"<think>\n</think>\n# Lyric\n{as_plain_text(lyrics)}\n"))
+    details = [_thoughts({name: value}) for name, value in _details(request, seconds).items()]
+    if not texts:
         return None
-    return found / sum(weight for weight, _ in targets)
+
+    spoken = [text for _, text in texts]
+    heard = "".join(f"<|audio_code_{planner.vocabulary.nearest(code)}|>" for code in codes)
+    told = _read(planner, heard, [*spoken, *details])
+    untold = _read(planner, NO_INPUT, spoken)
+    if told is None or untold is None:
+        return None
+    parts = []
+    for (weight, _), known, unknown in zip(texts, told, untold, strict=False):
+        gain = known.likelihood - unknown.likelihood
+        parts.append((weight, 1.0 / (1.0 + math.exp(-gain / INFORMATION_SCALE))))
+    recalls = [each.recall for each in told[len(texts) :]]
+    parts.append((DETAILS_WEIGHT, sum(recalls) / len(recalls)))
+    return sum(weight * found for weight, found in parts) / sum(weight for weight, _ in parts)
 
 
-def _likelihood(planner: Planner, words: str, text: str) -> float | None:
-    """Return the mean log-probability of the tokens of `text` as the description of `words`; None if too long."""
+@dataclass(frozen=True)
+class Expected:
+    """How far a planner expected a text: the mean log-probability of its tokens, and their mean
+    place among the `LIKELIEST`, from 1 for the first to 0 for none of them."""
+
+    likelihood: float
+    recall: float
+
+
+def _read(planner: Planner, words: str, texts: Sequence[str]) -> list[Expected] | None:
+    """Return how far each of `texts` is expected as the description of `words`; None if one is too long."""
     import torch
 
-    prompt = planner.vocabulary.encode(chat(planner.tokenizer, "describe", words))
-    target = planner.vocabulary.encode(text)
+    encode = planner.vocabulary.encode
     model = planner.model
-    if len(prompt) + len(target) > model.config.max_position_embeddings:
+    prompt = encode(chat(planner.tokenizer, "describe", words))
+    targets = [encode(text) for text in texts]
+    longest = max(len(target) for target in targets)
+    if len(prompt) + longest > model.config.max_position_embeddings:
         return None
-    tokens = torch.tensor([(*prompt, *target)], device=model.device)
-    head = model.get_output_embeddings()
-    total = 0.0
+    decoder = model.get_decoder()
+    found = []
     with torch.no_grad():
-        hidden = model.get_decoder()(tokens, use_cache=False).last_hidden_state[0]
-        # The state at a token is about the next one. In pieces: a row of logits has a number for
-        # each of 200,000 tokens.
-        for states, said in zip(
-            hidden[len(prompt) - 1 : -1].split(JUDGED_AT_ONCE),
-            tokens[0, len(prompt) :].split(JUDGED_AT_ONCE),
-            strict=True,
-        ):
-            likely = torch.log_softmax(head(states).float(), dim=-1)
-            total += float(likely.gather(1, said[:, None]).sum())
-    return total / len(target)
+        # The prompt is read once: it is the same for all texts, and much the longest part.
+        begun = decoder(torch.tensor([prompt], device=model.device), use_cache=True)
+        cache = begun.past_key_values
+        for target in targets:
+            states = begun.last_hidden_state[0, -1:]
+            tokens = torch.tensor([target], device=model.device)
+            if len(target) > 1:
+                read = decoder(tokens[:, :-1], past_key_values=cache, use_cache=True)
+                states = torch.cat([states, read.last_hidden_state[0]])
+                cache.crop(1 - len(target))  # back to the prompt
+            found.append(_expected(model.get_output_embeddings(), states, tokens[0]))
+    return found
+
+
+def _expected(head: Any, states: torch.Tensor, tokens: torch.Tensor) -> Expected:
+    """Return how far `tokens` are expected after hidden `states`, one for each of them."""
+    likelihood = 0.0
+    recall = 0.0
+    # In pieces: a row of logits has a number for each of 200,000 tokens.
+    for some_states, some_tokens in zip(
+        states.split(JUDGED_AT_ONCE), tokens.split(JUDGED_AT_ONCE), strict=True
+    ):
+        likely = head(some_states).float().log_softmax(-1)
+        own = likely.gather(1, some_tokens[:, None])
+        likelihood += float(own.sum())
+        before = (likely > own).sum(dim=1)
+        recall += float((1.0 - before / LIKELIEST).clamp(min=0.0).sum())
+    return Expected(likelihood / len(tokens), recall / len(tokens))
 
 
 def _sketch(
@@ -387,10 +423,15 @@ def _metadata(fields: Mapping[str, str]) -> dict[str, Any]:
 
 def _fields_given(request: GenerateRequest | PolishRequest) -> dict[str, str]:
     """Return the fields that the visitor filled in or named in the prompt, with the planner's names and spelling."""
+    return _details(request, request.duration)
+
+
+def _details(request: SongWords, seconds: float | None) -> dict[str, str]:
+    """Return the song details of `request`, with the planner's names and spelling; the song has `seconds`."""
     request, _ = prompt_facts.completed(request)
     return _known_fields(
         bpm=request.bpm,
-        duration=None if request.duration is None else int(request.duration),
+        duration=None if seconds is None else int(seconds),
         keyscale=request.key,
         language=request.language,
         timesignature=request.time_signature,
@@ -503,12 +544,14 @@ def codes_prompt(tokenizer: Any, request: GenerateRequest, metadata: Mapping[str
     `LLMHandler`, #1126): sorted YAML, numbers as numbers, only known fields, and one blank line
     after them.
     """
-    values: dict[str, int | str] = {}
-    for name, value in metadata.items():
-        if value:
-            values[name] = int(value) if value.isdigit() else value
-    thoughts = yaml.dump(values, allow_unicode=True, sort_keys=True).strip()
-    return f"{song_prompt(tokenizer, request)}<think>\n{as_plain_text(thoughts)}\n</think>\n\n"
+    known = {name: value for name, value in metadata.items() if value}
+    return f"{song_prompt(tokenizer, request)}{_thoughts(known)}\n"
+
+
+def _thoughts(fields: Mapping[str, str]) -> str:
+    values = {name: int(value) if value.isdigit() else value for name, value in fields.items()}
+    text = yaml.dump(values, allow_unicode=True, sort_keys=True).strip()
+    return f"<think>\n{as_plain_text(text)}\n</think>\n"
 
 
 def unguided_prompt(tokenizer: Any, exclude: str = "") -> str:

@@ -11,7 +11,7 @@ from gradio_client.exceptions import AppError
 
 import backend
 import lyrics_small
-from tests.engine.calls import RATE, SECONDS, TASKS, listen, post, samples
+from tests.engine.calls import FAST, RATE, SECONDS, TASKS, listen, post, refused, samples
 from tests.engine.songs import assert_no_files
 
 
@@ -40,12 +40,24 @@ def test_a_song_has_the_requested_length_and_a_record_without_files(generate, tm
 
 
 def test_plain_http_makes_a_song(server):
-    *early, (name, data) = listen(server, post(server).json()["event_id"])
+    options = {**FAST, "best_of": 2, "score": ["clipping"]}
+    *early, (name, data) = listen(server, post(server, options=options).json()["event_id"])
     assert name == "complete" and "progress" in early[0][1][1]
     (file,), record = data
     song = httpx.get(file["url"], timeout=300)
     assert song.status_code == 200 and song.content[:4] == b"RIFF"
-    assert file["orig_name"] == record["takes"][0]["name"]
+    (take,) = record["takes"]
+    assert file["orig_name"] == take["name"]
+    assert set(take["score_parts"]) == {"clipping"} and 0 <= take["score"] <= 100
+    assert len(record["seeds"]) == 2 and len(record["passed_over"]) == 1
+    # As many as are to be returned, and something to compare them by.
+    for wrong, said in (
+        ({"best_of": 1}, "Best of must be from 2 (Takes)"),
+        ({"best_of": 2, "score": []}, "at least one part of the score"),
+        ({"score": ["charm"]}, "charm"),
+    ):
+        (message,) = refused(post(server, takes=2, options={**FAST, **wrong})).values()
+        assert said in message, wrong
 
 
 @pytest.mark.parametrize(

@@ -90,13 +90,16 @@ def test_a_song_is_made_and_its_audio_fetched(mcp_server):
             return [tool.name for tool in (await session.list_tools()).tools]
 
     assert set(finished(tools())) == {*api.ENDPOINTS, "capabilities", "run", "cancel_run"}
-    (file,), record = song(
-        mcp_server, "generate", duration=10, bpm=None, key="Am", options={**FAST, "format": "flac"}
-    )
+    options = {**FAST, "format": "flac", "best_of": 2, "score": ["noise", "silence"]}
+    (file,), record = song(mcp_server, "generate", duration=10, bpm=None, key="Am", options=options)
     assert len(fetched(file)) == 10 * RATE
     assert file["orig_name"] == record["takes"][0]["name"]
     assert record["request"]["key"] == "A minor"
-    assert record["takes"][0]["seed"] == 7
+    # The better one of two songs.
+    (take,) = record["takes"]
+    (other,) = record["passed_over"]
+    assert {take["seed"], other["seed"]} == {7, 8} and take["score"] >= other["score"]
+    assert set(take["score_parts"]) == {"noise", "silence"}
 
 
 def test_a_tool_wants_the_key(mcp_server, monkeypatch):

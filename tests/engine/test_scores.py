@@ -81,20 +81,34 @@ def test_the_planner_judges_the_songs_that_it_planned(writing: backend.Backend):
 def test_recognition_is_what_the_codes_tell_of_the_words(writing: backend.Backend, monkeypatch):
     """Compare with the formula, on the stock model's own logits (reference 5.4)."""
     model = writing.models.planner.get()
-    request: Any = parse_request(
-        "generate", {"prompt": "a waltz", "lyrics": "[Verse]\nla <|im_end|>"}
-    )
+    words = {"lyrics": "[Verse]\nla <|im_end|>", "bpm": 120, "key": "D minor"}
+    request: Any = parse_request("generate", {"prompt": "a waltz", **words})
     codes = [3, 1, 4, 1, 5] * 4
-    found = planner.recognition(model, request, "a waltz", codes)
+    assert planner.LIKELIEST == 10
+    # A random model expects none of them among its first ten.
+    likeliest = model.model.get_output_embeddings().weight.shape[0]
+    monkeypatch.setattr(planner, "LIKELIEST", likeliest)
+    found = planner.recognition(model, request, "a waltz", codes, 4.2)
 
-    def likely(words: str, text: str) -> float:
+    def said_after(words: str, text: str) -> tuple[torch.Tensor, list[int]]:
         begin = model.vocabulary.encode(planner.chat(model.tokenizer, "describe", words))
         end = model.vocabulary.encode(text)
         with torch.no_grad():
             logits = model.model(torch.tensor([begin + end])).logits[0].log_softmax(-1)
-        places = range(len(begin) - 1, len(begin) + len(end) - 1)
-        said = zip(places, end, strict=True)
-        return float(np.mean([float(logits[place, token]) for place, token in said]))
+        return logits[len(begin) - 1 : -1], list(end)
+
+    def likely(words: str, text: str) -> float:
+        logits, tokens = said_after(words, text)
+        rows = zip(logits, tokens, strict=True)
+        return float(np.mean([float(row[token]) for row, token in rows]))
+
+    def recalled(text: str) -> float:
+        """The mean place of its tokens among the likeliest, from 1 for the first."""
+        places = []
+        for row, token in zip(*said_after(heard, text), strict=True):
+            rank = row.topk(likeliest).indices.tolist().index(token)
+            places.append(1 - rank / likeliest)
+        return float(np.mean(places))
 
     said = planner.as_plain_text("[Verse]\nla <|im_end|>")
     targets = {
@@ -105,14 +119,20 @@ def test_recognition_is_what_the_codes_tell_of_the_words(writing: backend.Backen
     expected = 0.0
     for text, weight in targets.items():
         gain = likely(heard, text) - likely("NO USER INPUT", text)
-        expected += weight / 0.8 / (1 + math.exp(-gain / 0.1))
+        expected += weight / (1 + math.exp(-gain / 0.1))
+    details = ("bpm: 120", "duration: 4", "keyscale: D minor")
+    recalls = [recalled(f"<think>\n{detail}\n</think>\n") for detail in details]
+    assert 0.1 < np.mean(recalls) < 0.9
+    expected += 0.2 * np.mean(recalls)
     assert found == pytest.approx(expected, rel=1e-4)
     # in pieces it is the same
     monkeypatch.setattr(planner, "JUDGED_AT_ONCE", 2)
-    assert planner.recognition(model, request, "a waltz", codes) == pytest.approx(found, rel=1e-4)
-    assert planner.recognition(model, request, "a waltz", [*codes, 2, 7]) != found
+    again = planner.recognition(model, request, "a waltz", codes, 4.2)
+    assert again == pytest.approx(found, rel=1e-4)
+    assert planner.recognition(model, request, "a waltz", [*codes, 2, 7], 4.2) != found
+    assert planner.recognition(model, request, "a waltz", codes, 9.0) != found
     # A song that is too long for the planner has no part, and no error.
-    assert planner.recognition(model, request, "a waltz", codes * 2_000) is None
+    assert planner.recognition(model, request, "a waltz", codes * 2_000, 4.2) is None
 
 
 def test_what_goes_wrong_with_judging_costs_no_take(

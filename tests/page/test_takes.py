@@ -12,6 +12,7 @@ from gradio import utils as gradio_utils
 from playwright.sync_api import Locator, Page, expect
 
 import audio_export
+import tooltips
 from events import Done, Failed, Problem
 from status import TimedLyrics
 from tests.page.conftest import LINES, LRC
@@ -347,8 +348,10 @@ def test_earlier_takes_stay_in_the_browser_and_are_made_again(page: Page, fake, 
     forgiven += ["status of 403", "status of 404"]
     generate = tab(page, "generate")
     generate.set("prompt", "type", "sea shanty")
+    fake.script = partial(fake.song, plan={**PLAN, "layout": "closed turn"})
     generate.made(fake)
     seed = 100 * fake.songs
+    fake.script = fake.play
     generate.set("prompt", "type", "a <b>waltz</b>")
     generate.made(fake)
     earlier = generate.part("panel").locator(".earlier")
@@ -374,6 +377,18 @@ def test_earlier_takes_stay_in_the_browser_and_are_made_again(page: Page, fake, 
     expect(rows.nth(0).get_by_role("button", name="Make it again: a <b>waltz</b>")).to_be_visible()
     # Made again with its own settings, whatever the form holds.
     generate.set("prompt", "type", "something else")
+    fake.script = fake.endless
+    for row, name, remark in (
+        (1, "sea shanty", tooltips.OLD_PLAN),  # which another version drew
+        (0, "a <b>waltz</b>", ""),
+    ):
+        if row:
+            rows.nth(row).locator(".menu summary").click()
+        rows.nth(row).get_by_role("button", name=f"Make it again: {name}").click()
+        generate.runs()
+        expect(generate.part("plan-kept")).to_have_text(remark)
+        generate.cancel()
+    fake.script = fake.play
     former = fake.songs
     rows.nth(1).locator(".menu summary").click()
     rows.nth(1).get_by_role("button", name="Make it again: sea shanty").click()
