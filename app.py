@@ -71,7 +71,9 @@ log = logging.getLogger("studio")
 # events that wait in Gradio's queue, all of them short; songs wait in that of runs.py
 QUEUE_SIZE = 100
 SESSIONS = 150  # visits and API calls that Gradio remembers; an older visit only loses its Undo
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOP_SECONDS = 3  # for running songs to end when the studio stops
+CLOSE_SECONDS = 1  # for the workers, and then for the server, to close after that
 
 
 def build_app(studio: Backend | None = None) -> gr.Blocks:
@@ -95,36 +97,11 @@ def build_app(studio: Backend | None = None) -> gr.Blocks:
             demo.studio = studio
             demo.runs = runs_of(studio)  # api_guard.py finds them here
             add_endpoints(studio, demo.runs)
-    served.users[:] = [demo.runs.files, partial(_shown, demo)]
+    served.files_in_use[:] = [demo.runs.files, partial(_shown, demo)]
     # With api_open a program could start songs past the queue and its validation.
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=4, api_open=False)
     page_queue.be_patient(demo._queue)
     return demo
-
-
-def _shown(demo: gr.Blocks) -> Iterator[str]:
-    """Yield the files that the page itself shows."""
-    for block in demo.blocks.values():
-        yield from getattr(block, "keep_in_cache", ())
-
-
-@contextlib.asynccontextmanager
-async def _tidying(app: Any) -> AsyncIterator[None]:
-    """Sweep the folder that Gradio serves, at once and every hour, while the server runs."""
-
-    async def sweep() -> None:
-        while True:
-            await asyncio.to_thread(served.sweep)
-            for _ in range(int(served.SWEEP_SECONDS // served.USING_SECONDS)):
-                await asyncio.sleep(served.USING_SECONDS)
-                await asyncio.to_thread(served.touch_used)
-
-    task = asyncio.create_task(sweep())
-    try:
-        yield
-    finally:
-        task.cancel()
-        served.delete_own()
 
 
 def launch(demo: Any, port: int | None = None) -> str:
@@ -164,17 +141,10 @@ def launch(demo: Any, port: int | None = None) -> str:
     return url
 
 
-def _address() -> str:
-    """Return the name or number to listen on, an IPv6 number in the brackets that an address needs."""
-    name = os.environ.get("GRADIO_SERVER_NAME", "").strip("[] ") or "127.0.0.1"
-    return f"[{name}]" if ":" in name else name
-
-
 def main() -> None:
     """Serve the studio until it is stopped; exits with a sentence and status 1 if the port is not available."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    stopped = threading.Event()
     port = os.environ.get("GRADIO_SERVER_PORT", "").strip()
     if port and not is_port(port):
         sys.exit(tooltips.BAD_PORT.format(port=port))
@@ -188,20 +158,8 @@ def main() -> None:
         sys.exit(why_not_listening(_address(), port))
     calm_log.install()
     gpu_ray.pool.start(worker_status, runs_of(get_backend()).allow)
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: stopped.set())
-    print(tooltips.READY.format(url=url), flush=True)
-    if os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true":  # "true" is Gradio's rule
-        print(
-            tooltips.MCP_READY.format(url=url) if demo.mcp_server else tooltips.MCP_MISSING,
-            flush=True,
-        )
-    if os.environ.get("GRADIO_SHARE", "").lower() == "true":
-        if demo.share_url:
-            said = tooltips.SHARED.format(url=demo.share_url)
-        else:
-            said = tooltips.NOT_SHARED
-        print(said, flush=True)
+    stopped = _stop_signal()
+    _announce(demo, url)
     # Python may miss a signal that arrives just before a wait without an end
     while not stopped.wait(1):
         pass
@@ -211,24 +169,83 @@ def main() -> None:
 def stop(demo: Any) -> NoReturn:
     """Cancel running songs, clean up, and end the process within 5 seconds with status 0."""
     print(tooltips.STOPPING, flush=True)
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)
+    for signal_number in STOP_SIGNALS:
+        signal.signal(signal_number, signal.SIG_DFL)  # a second Ctrl+C ends the process at once
     demo.runs.stop(0)  # marks them; each ends as its job does
     jobs.stop(STOP_SECONDS)
     audio_export.stop()
     demo.server.config.timeout_graceful_shutdown = 1
     closing = [
-        threading.Thread(target=each, daemon=True)
-        for each in (gpu_ray.pool.dismiss, lambda: demo.close(False))
+        threading.Thread(target=gpu_ray.pool.dismiss, daemon=True),
+        threading.Thread(target=demo.close, args=(False,), daemon=True),
     ]
     for thread in closing:
         thread.start()
     for thread in closing:
-        thread.join(1)
+        thread.join(CLOSE_SECONDS)
     for worker in multiprocessing.active_children():  # ZeroGPU's workers would outlive this process
         worker.kill()
     logging.shutdown()
     os._exit(0)  # a thread inside torch would abort a normal exit
+
+
+def _shown(demo: gr.Blocks) -> Iterator[str]:
+    """Yield the files that the page itself shows, such as its examples."""
+    for block in demo.blocks.values():
+        yield from getattr(block, "keep_in_cache", ())
+
+
+@contextlib.asynccontextmanager
+async def _tidying(app: Any) -> AsyncIterator[None]:
+    """Sweep the folder that Gradio serves, at once and every hour, while the server runs."""
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.to_thread(served.sweep)
+            for _ in range(int(served.SWEEP_SECONDS // served.USING_SECONDS)):
+                await asyncio.sleep(served.USING_SECONDS)
+                await asyncio.to_thread(served.touch_used)
+
+    task = asyncio.create_task(sweep())
+    try:
+        yield
+    finally:
+        task.cancel()
+        served.delete_own()
+
+
+def _address() -> str:
+    """Return the name or number to listen on, an IPv6 number in the brackets that an address needs."""
+    name = os.environ.get("GRADIO_SERVER_NAME", "").strip("[] ") or "127.0.0.1"
+    return f"[{name}]" if ":" in name else name
+
+
+def _stop_signal() -> threading.Event:
+    """Return an event that is set once the process is asked to end, by Ctrl+C or by another process."""
+    stopped = threading.Event()
+    for signal_number in STOP_SIGNALS:
+        signal.signal(signal_number, lambda *_: stopped.set())
+    return stopped
+
+
+def _announce(demo: Any, url: str) -> None:
+    """Print where the page is, and whether it has an MCP server and a public link if they were asked for."""
+    print(tooltips.READY.format(url=url), flush=True)
+    if _is_wanted("GRADIO_MCP_SERVER"):
+        sentence = tooltips.MCP_MISSING
+        if demo.mcp_server:
+            sentence = tooltips.MCP_READY.format(url=url)
+        print(sentence, flush=True)
+    if _is_wanted("GRADIO_SHARE"):
+        sentence = tooltips.NOT_SHARED
+        if demo.share_url:
+            sentence = tooltips.SHARED.format(url=demo.share_url)
+        print(sentence, flush=True)
+
+
+def _is_wanted(variable: str) -> bool:
+    """Tell whether a variable of the environment is "true", as Gradio reads it."""
+    return os.environ.get(variable, "").lower() == "true"
 
 
 if __name__ == "__main__":

@@ -37,10 +37,10 @@ SLACK = 20  # where files have to go, one part in so many of each limit becomes 
 USING_SECONDS = 300.0  # after which a studio notes again which files it uses
 OTHERS_SECONDS = 900.0  # for which a file that another studio used counts as in use
 BLOCK_BYTES = 512  # the unit of st_blocks
-PART = ".arriving"
+PART = ".arriving"  # the end of the name of an upload that is not complete
 
-# Each returns the paths of files in use: the page adds what it shows, the runs what they need.
-users: list[Callable[[], Iterable[str]]] = []
+# Functions that return the paths of files in use: what the page shows, and what the runs need.
+files_in_use: list[Callable[[], Iterable[str]]] = []
 # The files that this process has written, which an orderly end deletes.
 _own: set[Path] = set()
 # Those of them that were uploaded and that no run has named, the oldest first.
@@ -165,7 +165,11 @@ def _walk(folder: Path) -> Iterator[File]:
 
 
 def _in_use() -> set[str]:
-    return {os.path.realpath(path) for user in tuple(users) for path in user()}
+    """Return the real paths of files that must stay."""
+    used: set[str] = set()
+    for find in tuple(files_in_use):
+        used.update(os.path.realpath(path) for path in find())
+    return used
 
 
 class Count:
@@ -229,6 +233,7 @@ def _real(path: str | Path) -> Path:
 
 
 def _delete(file: File) -> bool:
+    """Delete a file and the folder that it leaves empty; return whether it is gone."""
     try:
         file.path.unlink(missing_ok=True)
     except OSError as error:
@@ -239,6 +244,7 @@ def _delete(file: File) -> bool:
 
 
 def _remove(path: Path) -> None:
+    """Delete a file if that is possible; an end of the process has no use for a problem."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
     _remove_empty(path.parent)

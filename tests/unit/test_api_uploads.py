@@ -217,7 +217,7 @@ def test_an_upload_that_nobody_began_is_none_and_a_long_id_is_refused(server, mo
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "page"))
-    monkeypatch.setattr(served, "users", [])
+    monkeypatch.setattr(served, "files_in_use", [])
     (tmp_path / "page").mkdir()
     return tmp_path / "page"
 
@@ -237,7 +237,7 @@ def test_what_nobody_used_for_a_day_goes_whoever_left_it(folder, monkeypatch):
     put(folder, "aa/song.wav", 25)
     young = put(folder, "bb/song.wav", 23)
     needed = put(folder, "cc/song.wav", 99)
-    monkeypatch.setattr(served, "users", [lambda: [str(needed)]])
+    monkeypatch.setattr(served, "files_in_use", [lambda: [str(needed)]])
     served.sweep()
     assert stored() == {young, needed}
     assert not (folder / "aa").exists()
@@ -246,7 +246,7 @@ def test_what_nobody_used_for_a_day_goes_whoever_left_it(folder, monkeypatch):
 def test_the_budget_is_a_tenth_of_the_room_and_the_oldest_make_way(folder, monkeypatch):
     files = [put(folder, f"{hours}/song.wav", hours, 100_000) for hours in (9, 8, 7, 6)]
     size = served.files()[0].size
-    monkeypatch.setattr(served, "users", [lambda: [str(files[0])]])
+    monkeypatch.setattr(served, "files_in_use", [lambda: [str(files[0])]])
     monkeypatch.setattr(
         served.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 46 * size})
     )
@@ -317,7 +317,7 @@ def test_another_studio_leaves_the_files_in_use_alone(folder, monkeypatch):
     forgotten = put(folder, "bb/song.wav", 30)
     fresh = put(folder, "cc/song.wav", 0.1)
     older = put(folder, "dd/song.wav", 1)
-    monkeypatch.setattr(served, "users", [lambda: [str(waiting)]])
+    monkeypatch.setattr(served, "files_in_use", [lambda: [str(waiting)]])
     served.touch_used()
     elsewhere = "import served; served.sweep(); served.MOST_FILES = 1; print(served.make_room(1))"
     answer = subprocess.run(
