@@ -12,7 +12,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,11 +28,44 @@ from limits import MAX_SOURCE_SECONDS, SAMPLE_RATE
 
 MAX_UPLOAD_BYTES = 500_000_000
 LEAST_SECONDS = 1.0
-_RATES = (8_000, 192_000)
+_LOWEST_RATE = 8_000
+_HIGHEST_RATE = 192_000
 _LOUDEST = 1000.0  # 60 dB over full scale: larger samples are integers or garbage, read as floats
 _MISSING_SECONDS = 0.1  # an MP3 without a length header may be wrong by a few frames of 26 ms
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's count for a FLAC that was streamed; it cannot read one
 _BLOCK = 2**18  # samples of all channels read at once
+
+# What to do about a file that cannot be used.
+_USABLE = "Choose a WAV, FLAC, MP3, OGG or AIFF file."
+_AGAIN = "Export or download it again."
+_EXPORT = "Save its sound as WAV, FLAC, MP3, OGG or AIFF and choose that file."
+
+# What audio files begin with: one that does, and cannot be read, is damaged.
+_AUDIO_MARKS = (b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd")
+
+# Channels by their number, in WAV, FLAC and AIFF, and in Vorbis (Vorbis I, 4.3.9; libsndfile keeps
+# its order): left, right, centre, l and r surround, b back centre, x low frequencies.
+_LAYOUTS = {2: "LR", 3: "LRC", 4: "LRlr", 5: "LRClr", 6: "LRCxlr", 7: "LRCxblr", 8: "LRCxlrlr"}
+_VORBIS_LAYOUTS = {
+    2: "LR",
+    3: "LCR",
+    4: "LRlr",
+    5: "LCRlr",
+    6: "LCRlrx",
+    7: "LCRlrbx",
+    8: "LCRlrlrx",
+}
+# Gains to left and right, ITU-R BS.775-4, table 2; low frequencies are left out, as there.
+_HALF = math.sqrt(0.5)
+_GAINS = {
+    "L": (1, 0),
+    "R": (0, 1),
+    "C": (_HALF, _HALF),
+    "l": (_HALF, 0),
+    "r": (0, _HALF),
+    "b": (0.5, 0.5),
+    "x": (0, 0),
+}
 
 
 class AudioError(ValueError):
@@ -104,37 +137,6 @@ def read_wav(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(samples, (2, samples.shape[1])))
 
 
-_USABLE = "Choose a WAV, FLAC, MP3, OGG or AIFF file."
-_AGAIN = "Export or download it again."
-_EXPORT = "Save its sound as WAV, FLAC, MP3, OGG or AIFF and choose that file."
-
-_AUDIO_MARKS = (b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd")
-
-# Channels by their number, in WAV, FLAC and AIFF, and in Vorbis (Vorbis I, 4.3.9; libsndfile keeps
-# its order): left, right, centre, l and r surround, b back centre, x low frequencies.
-_LAYOUTS = {2: "LR", 3: "LRC", 4: "LRlr", 5: "LRClr", 6: "LRCxlr", 7: "LRCxblr", 8: "LRCxlrlr"}
-_VORBIS_LAYOUTS = {
-    2: "LR",
-    3: "LCR",
-    4: "LRlr",
-    5: "LCRlr",
-    6: "LCRlrx",
-    7: "LCRlrbx",
-    8: "LCRlrlrx",
-}
-# Gains to left and right, ITU-R BS.775-4, table 2; low frequencies are left out, as there.
-_HALF = math.sqrt(0.5)
-_GAINS = {
-    "L": (1, 0),
-    "R": (0, 1),
-    "C": (_HALF, _HALF),
-    "l": (_HALF, 0),
-    "r": (0, _HALF),
-    "b": (0.5, 0.5),
-    "x": (0, 0),
-}
-
-
 @dataclass(frozen=True)
 class _Length:
     """What a recording really has: samples of each side, at its rate."""
@@ -158,6 +160,7 @@ def _lengths(path: Path) -> tuple[_Length, ...]:
     if found is None:
         raise _unreadable(head)
     if isinstance(found, AudioError):
+        # a new one, because the remembered one would collect the tracebacks of all who raise it
         raise AudioError(found.message, found.hint, found.code)
     _check_length(sum(length.frames / length.rate for length in found))
     return found
@@ -165,7 +168,10 @@ def _lengths(path: Path) -> tuple[_Length, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _measured(path: str, *identity: int) -> tuple[_Length, ...] | AudioError | None:
-    """Return the lengths of what is in an unchanged file, or what is wrong with it, None if it is no audio."""
+    """Return the lengths of a file's recordings, or what is wrong with it; None if it is not audio.
+
+    An unchanged file, which its `identity` tells, is read once.
+    """
     try:
         with _bytes_of(path) as data:
             kind = audio_kinds.foreign(data)
@@ -206,9 +212,8 @@ def _opened(data: mmap.mmap, recording: Recording) -> Iterator[ForwardFile]:
         try:
             yield file
         except (sf.SoundFileError, OSError) as error:
-            raise AudioError(
-                "The file is damaged and cannot be read to its end.", _AGAIN
-            ) from error
+            message = "The file is damaged and cannot be read to its end."
+            raise AudioError(message, _AGAIN) from error
 
 
 def _measure(data: mmap.mmap, recording: Recording) -> _Length:
@@ -216,19 +221,9 @@ def _measure(data: mmap.mmap, recording: Recording) -> _Length:
     with _opened(data, recording) as file:
         rate = file.samplerate
         _check_rate(rate)
-        promised = recording.frames if recording.patched else file.frames
-        if promised == _UNKNOWN_FRAMES:
-            raise AudioError(
-                "The file does not say how long it is.", "Save it again as WAV, FLAC or MP3."
-            )
-        if promised is not None and promised > MAX_SOURCE_SECONDS * rate:
-            raise _too_long()
-        frames = -recording.skip
-        for block in _stereo_blocks(file, promised and promised + recording.skip):
-            frames += len(block)
-            if frames > MAX_SOURCE_SECONDS * rate + recording.spare:
-                raise _too_long()
-    frames = max(frames, 0)
+        promised = _promised_frames(file, recording)
+        frames = _count_frames(file, recording, promised)
+    # A recording that goes on after its promised end does not end with the encoder's padding.
     if promised is not None and frames - recording.spare <= promised:
         frames = max(frames - recording.spare, 0)
     found = recording.found or frames / rate
@@ -236,10 +231,32 @@ def _measure(data: mmap.mmap, recording: Recording) -> _Length:
     if promised is not None and not expected:
         expected = promised / rate
     if found > 0 and expected - found > _MISSING_SECONDS:
-        raise AudioError(
-            f"The file is damaged: it ends after {found:.1f} of {expected:.1f} seconds.", _AGAIN
-        )
+        message = f"The file is damaged: it ends after {found:.1f} of {expected:.1f} seconds."
+        raise AudioError(message, _AGAIN)
     return _Length(frames, rate)
+
+
+def _promised_frames(file: ForwardFile, recording: Recording) -> int | None:
+    """Return how many samples of each side a recording claims to have, None if it does not say."""
+    promised = recording.frames if recording.patched else file.frames
+    if promised == _UNKNOWN_FRAMES:
+        message = "The file does not say how long it is."
+        raise AudioError(message, "Save it again as WAV, FLAC or MP3.")
+    if promised is not None and promised > MAX_SOURCE_SECONDS * file.samplerate:
+        raise _too_long()
+    return promised
+
+
+def _count_frames(file: ForwardFile, recording: Recording, promised: int | None) -> int:
+    """Read a recording to its end; return its samples of each side without those to skip at its start."""
+    most = MAX_SOURCE_SECONDS * file.samplerate + recording.spare
+    to_read = promised + recording.skip if promised else promised
+    frames = -recording.skip
+    for block in _stereo_blocks(file, to_read):
+        frames += len(block)
+        if frames > most:
+            raise _too_long()
+    return max(frames, 0)
 
 
 def _read(path: Path, lengths: Sequence[_Length]) -> Iterator[Iterator[np.ndarray]]:
@@ -260,7 +277,7 @@ def _read(path: Path, lengths: Sequence[_Length]) -> Iterator[Iterator[np.ndarra
 
 
 def _media_of(data: mmap.mmap, kind: str) -> audio_media.Media | None:
-    """Return what a file is to PyAV, called by its `kind` if that is known."""
+    """Return which of PyAV's kinds a file is, if any, under the name `kind` where that is known."""
     start = audio_whole.behind_tags(data)
     media = audio_media.media_of(data[start : start + 64])
     if media is None or not kind:
@@ -296,7 +313,7 @@ def _blocks_of_media(sound: audio_media.Sound) -> Iterator[np.ndarray]:
 
 
 def _cut(blocks: Iterator[np.ndarray], skip: int, frames: int) -> Iterator[np.ndarray]:
-    """Yield `frames` samples behind the first `skip`."""
+    """Yield the `frames` samples that follow the first `skip`."""
     for block in blocks:
         kept = block[skip : skip + frames]
         skip = max(skip - len(block), 0)
@@ -308,6 +325,7 @@ def _cut(blocks: Iterator[np.ndarray], skip: int, frames: int) -> Iterator[np.nd
 
 
 def _head(path: Path) -> bytes:
+    """Return a file's first bytes; raises `AudioError` for one that is empty, too large or cannot be opened."""
     try:
         size = path.stat().st_size
         if not path.is_file():
@@ -329,19 +347,26 @@ def _head(path: Path) -> bytes:
 def _unreadable(head: bytes) -> AudioError:
     if head.startswith(_AUDIO_MARKS):
         return AudioError("The file is damaged: its header cannot be read.", _AGAIN)
-    with suppress(UnicodeDecodeError):
-        # which accepts a letter cut at the end
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)
-        if all(c.isprintable() or c.isspace() for c in text.removeprefix("\ufeff")):
-            return AudioError("This is a text file, not audio.", _USABLE)
+    if _is_text(head):
+        return AudioError("This is a text file, not audio.", _USABLE)
     return AudioError("This is not an audio file that can be read.", _USABLE)
 
 
+def _is_text(head: bytes) -> bool:
+    """Tell whether a file that begins with `head` is text in UTF-8."""
+    # an incremental decoder accepts a letter that is cut at the end
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        text = decoder.decode(head).removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text)
+
+
 def _check_rate(rate: int) -> None:
-    if not _RATES[0] <= rate <= _RATES[1]:
-        raise AudioError(
-            f"The sample rate is {rate / 1000:g} kHz; it may be 8 to 192 kHz.", "Resample the file."
-        )
+    if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+        message = f"The sample rate is {rate / 1000:g} kHz; it may be 8 to 192 kHz."
+        raise AudioError(message, "Resample the file.")
 
 
 def _check_length(seconds: float) -> None:
@@ -362,15 +387,17 @@ def _too_long() -> AudioError:
 def _stereo_blocks(file: sf.SoundFile, promised: int | None = None) -> Iterator[np.ndarray]:
     """Yield the file as float32 blocks [samples, 2], surround mixed down.
 
-    What cannot be read behind the `promised` samples, such as a tag, is no damage.
+    Something unreadable after the `promised` samples, such as a tag, is not damage.
     """
     layouts = _VORBIS_LAYOUTS if file.format == "OGG" else _LAYOUTS
     usual = max(_BLOCK // file.channels, 1)
     done = 0
     while True:
         left = (promised or 0) - done
+        # a block ends where the promise does, so that the last one can be read whatever follows
+        count = min(usual, left) if left > 0 else usual
         try:
-            block = file.read(min(usual, left) if left > 0 else usual, "float32", always_2d=True)
+            block = file.read(count, "float32", always_2d=True)
         except sf.SoundFileError:
             if promised is None or left > 0:
                 raise
@@ -384,17 +411,18 @@ def _stereo_blocks(file: sf.SoundFile, promised: int | None = None) -> Iterator[
 def _mixed_down(block: np.ndarray, layouts: Mapping[int, str]) -> np.ndarray:
     """Return a block [samples, channels], whose channels are as `layouts` say, as [samples, 2]."""
     if not peak_of(block) <= _LOUDEST:  # also false for NaN
-        raise AudioError(
-            "The file contains samples that are not numbers or far beyond full scale.", _AGAIN
-        )
+        message = "The file contains samples that are not numbers or far beyond full scale."
+        raise AudioError(message, _AGAIN)
     channels = block.shape[1]
     # Mono, and more than eight channels, which have no known positions, go to both sides.
-    gains = np.array([_GAINS[place] for place in layouts.get(channels, "C" * channels)], np.float32)
+    layout = layouts.get(channels, "C" * channels)
+    gains = np.array([_GAINS[position] for position in layout], np.float32)  # [channels, 2]
     gains /= gains.sum(axis=0)  # so that full scale in every channel cannot pass full scale
     return block @ gains
 
 
 def _at_studio_rate(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+    """Yield blocks [samples, 2] resampled from `rate` to 48 kHz."""
     if rate == SAMPLE_RATE:
         yield from blocks
         return
@@ -421,8 +449,10 @@ def peak_of(samples: np.ndarray) -> float:
     return max(float(samples.max(initial=0)), -float(samples.min(initial=0)))
 
 
-def seconds_of(samples: np.ndarray) -> Iterator[np.ndarray]:
-    return (samples[:, at : at + SAMPLE_RATE] for at in range(0, samples.shape[1], SAMPLE_RATE))
+def one_second_blocks(samples: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield `samples` [2, n] in blocks of one second, the last one shorter."""
+    for start in range(0, samples.shape[1], SAMPLE_RATE):
+        yield samples[:, start : start + SAMPLE_RATE]
 
 
 def rows_of(block: np.ndarray) -> np.ndarray:

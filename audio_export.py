@@ -34,7 +34,7 @@ from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 from PIL import Image, ImageDraw
 
-from audio import AudioError, rows_of, seconds_of
+from audio import AudioError, one_second_blocks, rows_of
 from events import Problem, is_disk_full
 from limits import SAMPLE_RATE
 
@@ -78,7 +78,7 @@ def encode(
     All four keep the number of samples and clip what is beyond full scale. Raises `AudioError`, or
     `CancelledError` if `cancelled()`, asked before each second of the song, is true.
     """
-    if not all(np.isfinite(block).all() for block in seconds_of(samples)):
+    if not all(np.isfinite(block).all() for block in one_second_blocks(samples)):
         raise AudioError(
             "The song contains samples that are not numbers.",
             "Generate it again with another seed.",
@@ -284,7 +284,7 @@ def _encoded(
     # closes a file.
     data = io.BytesIO()
     with sf.SoundFile(data, "w", SAMPLE_RATE, samples.shape[0], **encoding) as file:
-        for block in seconds_of(samples):
+        for block in one_second_blocks(samples):
             if cancelled():
                 raise CancelledError
             file.write(_rows(block, encoding["subtype"]))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import soxr
 
-from audio import peak_of, rows_of, seconds_of
+from audio import one_second_blocks, peak_of, rows_of
 from limits import SAMPLE_RATE
 
 FLOOR_DBFS = -200.0  # stands for digital silence: JSON has no minus infinity
@@ -46,7 +46,7 @@ def _oversampled(samples: np.ndarray) -> Iterator[np.ndarray]:
     stream = soxr.ResampleStream(
         SAMPLE_RATE, OVERSAMPLING * SAMPLE_RATE, len(samples), "float32", "HQ"
     )
-    for block in (*seconds_of(samples), samples[:, :0]):
+    for block in (*one_second_blocks(samples), samples[:, :0]):
         yield stream.resample_chunk(rows_of(block), last=not block.size)
 
 
@@ -90,7 +90,9 @@ def spectral_flatness(samples: np.ndarray) -> float:
 
 
 def _rms(samples: np.ndarray) -> float:
-    energy = sum(float(np.square(block, dtype=np.float64).sum()) for block in seconds_of(samples))
+    energy = sum(
+        float(np.square(block, dtype=np.float64).sum()) for block in one_second_blocks(samples)
+    )
     return math.sqrt(energy / max(samples.size, 1))
 
 

@@ -396,7 +396,8 @@ def _mp3(data: Bytes, start: int) -> Recording:
     frame = _Frame.at(data, start)
     assert frame is not None, start
     claimed = None
-    skip = spare = 0
+    skip = 0
+    spare = 0
     for mark in (frame.info, frame.info + 2):  # with a checksum two bytes later
         at = start + mark
         if data[at : at + 4] in (b"Xing", b"Info"):
