@@ -25,7 +25,7 @@ import models
 from beat import BEAT_SECONDS
 from events import Draft, StudioError, first_line, is_out_of_memory
 from limits import LANGUAGES, STRUCTURES
-from lyrics_lint import tidy_draft, tidy_lyrics
+from lyrics_tidy import tidy_draft, tidy_lyrics
 from model_weights import LYRICS_VARIABLE, Weights, bytes_in, read_json
 from params import LyricsRequest
 from planner_decoding import Draw, as_plain_text, chances, encode_marked

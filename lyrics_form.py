@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limits import STRUCTURES
-from lyrics_lint import Tag, parse_tag, syllables
+from lyrics_letters import syllables
+from lyrics_tags import Tag, parse_tag
 
 FEWEST_SYLLABLES = 3
 MOST_SYLLABLES = 12

@@ -39,7 +39,7 @@ from limits import (
     samples_in,
     shown,
 )
-from lyrics_lint import written_language
+from lyrics_letters import written_language
 from model_memory import Placing
 from models import Models
 from planner import Plan, Planner

@@ -19,6 +19,8 @@ import bootstrap
 import gpu_zero
 import lyrics_lint
 import lyrics_pasted
+import lyrics_tags
+import lyrics_tidy
 import prompt_facts
 import song_conditions
 import theme
@@ -218,8 +220,8 @@ def pasted(lyrics: str, field: str) -> list[Hint]:
     if lyrics_pasted.has_chords(lyrics):
         fixed = lyrics_pasted.without_chords(lyrics)
         found.append(Hint(tooltips.HAS_CHORDS, tooltips.REMOVE_CHORDS, field, fixed))
-    if not found and lyrics_lint.is_mendable(lyrics):
-        fixed = lyrics_lint.mended(lyrics)
+    if not found and lyrics_tidy.is_mendable(lyrics):
+        fixed = lyrics_tidy.mended(lyrics)
         found.append(Hint(tooltips.FROM_A_WORD_PROCESSOR, tooltips.MEND, field, fixed))
     return found
 
@@ -273,7 +275,7 @@ def advise(
     studio: Backend, lyrics: str | None, language: str | None, seconds: float | None = None
 ) -> str:
     """Return the advice on lyrics as HTML; they are sung in so many `seconds`."""
-    text = lyrics_lint.as_read((lyrics or "")[:KEPT_TEXT])[: TEXT_LIMITS["lyrics"]]
+    text = lyrics_tags.as_read((lyrics or "")[:KEPT_TEXT])[: TEXT_LIMITS["lyrics"]]
     language = language or "unknown"
     counter = token_counter(studio)
     tokens = None

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 import audio
 import limits
-import lyrics_lint
+import lyrics_tags
 from events import InvalidRequest, Problem
 from limits import (
     INSTRUMENTAL,
@@ -140,7 +140,7 @@ class Options(Strict):
 
 
 def _as_read(lyrics: str) -> str:
-    return lyrics_lint.as_read(lyrics).strip()
+    return lyrics_tags.as_read(lyrics).strip()
 
 
 class SongWords(Request):

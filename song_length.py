@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from limits import INSTRUMENTAL, LIMITS, preset
-from lyrics_lint import parse_heading, syllables
+from lyrics_letters import syllables
+from lyrics_tags import parse_heading
 from params import GenerateRequest
 
 LENGTHS = preset("lengths")

@@ -29,7 +29,7 @@ from lyrics_form import (
     rhymes,
     words_of,
 )
-from lyrics_lint import parse_heading
+from lyrics_tags import parse_heading
 from model_weights import Weights, find_songwriter
 from params import parse_request
 from training.songwriter import LYRICS, STATE, export, read_lyrics

@@ -12,7 +12,7 @@ import lyrics_form
 import lyrics_lines
 from events import Draft, StudioError
 from lyrics_form import count_syllables, last_word, rhymes
-from lyrics_lint import parse_heading
+from lyrics_tags import parse_heading
 from model_weights import Weights
 from params import parse_request
 from tests.weights import SONGWRITER

@@ -7,17 +7,10 @@ import random
 import pytest
 
 from limits import LANGUAGES, STRUCTURES
-from lyrics_lint import (
-    MOST_ADVICE,
-    as_read,
-    lint,
-    parse_heading,
-    syllables,
-    tidy_draft,
-    tidy_line,
-    tidy_lyrics,
-    written_language,
-)
+from lyrics_letters import syllables, written_language
+from lyrics_lint import MOST_ADVICE, lint
+from lyrics_tags import as_read, parse_heading
+from lyrics_tidy import tidy_draft, tidy_line, tidy_lyrics
 
 GOOD = """\
 [Intro]

@@ -6,7 +6,9 @@ import pytest
 
 import page_form
 import planner
-from lyrics_lint import as_read, is_mendable, lint, mended, parse_tag
+from lyrics_lint import lint
+from lyrics_tags import as_read, parse_tag
+from lyrics_tidy import is_mendable, mended
 from params import parse_request
 from plain_text import plain, plain_number
 
