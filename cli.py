@@ -64,13 +64,14 @@ def read_arguments(
     add("output", "ACE_STUDIO_OUTPUT", metavar="FOLDER", type=_output)
     add_switch("mcp", "GRADIO_MCP_SERVER")
     add("ray", "ACE_STUDIO_RAY", metavar="ADDRESS", type=_ray, nargs="?", const="local")
+    add_switch("media", "media")  # run.sh installs it
     add_switch("check", "check")
     add_switch("selfcheck", "selfcheck")
     add_switch("daemon", "daemon")
     parser.add_argument("-h", "--help", action="help", help=tooltips.CLI_HELP["help"])
     given = parser.parse_args(arguments)
     for variable, value in vars(given).items():
-        if value and variable not in ("check", "selfcheck", "daemon"):
+        if value and variable not in ("media", "check", "selfcheck", "daemon"):
             environ[variable] = value
     return given
 

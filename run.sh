@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts ACE Music Studio: makes .venv and installs requirements.txt where that is not done yet (with --ray
-# requirements-ray.txt, too), then runs app.py, which prints its address. Arguments go to app.py.
+# requirements-ray.txt, with --media requirements-media.txt, too), then runs app.py, which prints its address. Arguments go to app.py.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 
@@ -9,7 +9,10 @@ ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 
 kind=run
 for argument in "$@"; do
-    case $argument in --ray | --ray=*) kind=ray ;; esac
+    case $argument in
+    --ray | --ray=*) kind=ray ;;
+    --media) WANTS_MEDIA=yes ;;
+    esac
 done
 [ -z "${ACE_STUDIO_RAY:-}" ] || kind=ray
 

@@ -808,6 +808,7 @@ CLI_HELP = {
     "mcp": "also serve the API as tools for assistants (GRADIO_MCP_SERVER)",
     "ray": "make songs on Ray workers: local (if no address is given) starts one for each GPU of this machine, "
     "auto joins the cluster of this machine, host:6379 another one (ACE_STUDIO_RAY)",
+    "media": "let programs send M4A, AAC, MP4, WebM and Opus: run.sh installs PyAV, once (requirements-media.txt)",
     "check": "show what would run here without loading or starting anything; exit with 1 if no song can be made",
     "daemon": "speak JSON-RPC over standard input and output, for an editor plug-in, instead of serving the page",
     "selfcheck": "compare every fast path of the models with the plain one on this machine and print a report; "

@@ -10,6 +10,7 @@
 VENV="$ROOT/.venv"
 LOCK="$ROOT/.venv-lock"
 UNFINISHED="$VENV/ace-studio-unfinished"
+WANTS_MEDIA=""
 OLDEST_MINOR=11
 OLDEST_NODE=20
 # torch 2.11.0 and everything else in requirements.txt have wheels for 3.14, and none for 3.15.
@@ -42,7 +43,7 @@ fail() {
 set_up() { # run|ray|test
     local began=$SECONDS
     choose_requirements "$1"
-    venv_is_ready "$1" && songwriter_is_settled && return 0
+    venv_is_ready "$1" && songwriter_is_settled && media_is_settled && return 0
     take_lock
     # Another set-up may have finished the work while this one waited.
     if ! venv_is_ready "$1"; then
@@ -54,6 +55,7 @@ set_up() { # run|ray|test
     elif ! songwriter_is_settled; then
         install_songwriter
     fi
+    media_is_settled || install_media
     drop_lock
 }
 
@@ -189,6 +191,22 @@ install_songwriter() {
         say "The built-in songwriter could not be installed, so the studio writes no lyrics without a larger one." \
             "It is tried again with the next set-up, or after: rm $(stamp_of songwriter)"
     cksum <"$ROOT/requirements-songwriter.txt" >"$(stamp_of songwriter)"
+}
+
+# What reads recordings of phones for programs: on request, and then always.
+
+media_is_settled() {
+    [ -z "$WANTS_MEDIA" ] ||
+        [ "$(cat "$(stamp_of media)" 2>/dev/null)" = "$(cksum <"$ROOT/requirements-media.txt")" ]
+}
+
+install_media() {
+    local quiet=""
+    [ -t 1 ] || quiet="-q"
+    say "Installing what reads recordings of phones (110 MB)"
+    "$VENV/bin/python" -m pip install $quiet --no-compile -r "$ROOT/requirements-media.txt" </dev/null ||
+        fail "" "Installing it failed; pip's own message is above. Without --media the studio starts without it." "$(proxy_hint)"
+    cksum <"$ROOT/requirements-media.txt" >"$(stamp_of media)"
 }
 
 proxy_hint() {

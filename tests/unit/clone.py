@@ -73,7 +73,7 @@ class Clone:
         self.javascript = self.root / "tests" / "javascript"
         self.javascript.mkdir(parents=True)
         (self.javascript / "package-lock.json").write_text("{}\n")
-        for name in ("", "-ray", "-dev", "-songwriter"):
+        for name in ("", "-ray", "-dev", "-songwriter", "-media"):
             (self.root / f"requirements{name}.txt").write_text("torch\n")
         self.bin.mkdir()
         self.log_file.touch()

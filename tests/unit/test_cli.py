@@ -59,6 +59,7 @@ def test_every_argument_sets_its_variable_and_no_other(tmp_path):
         "--lyrics",
         "off",
         "--mcp",
+        "--media",
     ]
     cli.read_arguments([*given, "--output", str(tmp_path / "new" / "songs"), "--ray"], environ)
     assert environ == {**EVERY, "ACE_STUDIO_OUTPUT": str(tmp_path / "new" / "songs")}

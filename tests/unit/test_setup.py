@@ -69,6 +69,22 @@ def test_the_songwriter_is_installed_where_it_is_shipped_and_never_stops_the_stu
         assert code == 0 and installing in clone.log() and "could not be installed" not in said
 
 
+def test_what_reads_recordings_of_phones_is_installed_on_request_and_once(clone: Clone) -> None:
+    installing = f"pip install -q --no-compile -r {clone.root}/requirements-media.txt"
+    clone.run("run.sh")
+    assert installing not in clone.log()
+    clone.switch("fail-pip")
+    code, said = clone.run("run.sh", "--media")
+    assert code == 1 and "Without --media" in said
+    clone.switch("fail-pip", on=False)
+    clone.log()
+    clone.run("run.sh", "--media")
+    assert clone.log()[0] == installing
+    for arguments in (["--media"], []):
+        clone.run("run.sh", *arguments)
+        assert "pip" not in str(clone.log())
+
+
 @pytest.mark.parametrize(
     ("installed", "chosen"),
     [
