@@ -246,6 +246,7 @@ class Page:
             if message.get("more_body"):
                 return
             whole = self.ROOT.sub(self._relative, bytes(body), count=2)
+            body.clear()  # it may be long until somebody reads the answer
             MutableHeaders(scope=start)["content-length"] = str(len(whole))
             await send(start)
             await send({"type": "http.response.body", "body": whole, "more_body": False})

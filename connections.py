@@ -1,14 +1,18 @@
-"""Limits on connections to the server: their number, and the time that a request's headers may take.
+"""Limits on connections to the server: their number, the time that a request's headers may take, and
+what waits in memory for those who do not read.
 
 uvicorn waits forever for the headers of a request. Requests that are begun and never completed would
 use up every file that the process may open, and then asyncio writes a traceback for each attempt to
-accept one more.
+accept one more. And it waits forever for somebody to read an answer: a thousand connections that
+never read their page would hold more than a gigabyte.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
+import socket
 from typing import Any
 
 HEADER_SECONDS = 20.0
@@ -18,6 +22,11 @@ SPARE_FILES = 150
 # So many connections over the limit are answered with a 503; further ones are closed at once.
 TOLD = 20
 WANTED_FILES = 4096
+# Of answers that are written and wait for somebody to read them, over all connections. What made an
+# answer may hold twice as much.
+MOST_UNREAD_BYTES = 32 * 2**20
+# Of one answer in the system's own buffers, beyond what is on its way. They would grow to megabytes.
+MOST_UNSENT_BYTES = 2**17
 
 
 def limit(config: Any) -> None:
@@ -44,11 +53,12 @@ def most_connections() -> int:
 
 def limited(protocol: type[Any], most: int) -> type[Any]:
     """Return uvicorn's HTTP `protocol` with a limit on connections and on the time that headers may take."""
-    return type("Limited", (_Limits, protocol), {"most": most})
+    return type("Limited", (_Limits, protocol), {"most": most, "unread": {}})
 
 
 class _Limits(asyncio.Protocol):
     most: int
+    unread: dict[_Limits, None]  # connections with a full buffer, the longest full first
     # Attributes of uvicorn's protocols.
     connections: set[Any]
     cycle: Any
@@ -61,6 +71,7 @@ class _Limits(asyncio.Protocol):
         if len(self.connections) > self.most:
             transport.abort()
         else:
+            _limit_unsent(transport)
             self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -69,7 +80,27 @@ class _Limits(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        self.unread.pop(self, None)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.unread[self] = None
+        self._limit_unread()
+
+    def resume_writing(self) -> None:
+        self.unread.pop(self, None)
+        super().resume_writing()
+
+    def _limit_unread(self) -> None:
+        """Give up those who have not read for longest, but not this one, until the others' answers are few enough."""
+        held = sum(each.transport.get_write_buffer_size() for each in self.unread)
+        for each in list(self.unread)[:-1]:
+            if held <= MOST_UNREAD_BYTES:
+                return
+            held -= each.transport.get_write_buffer_size()
+            del self.unread[each]
+            each.transport.abort()
 
     def _watch(self) -> None:
         """Wait for a whole head of a request, unless one is being answered."""
@@ -91,3 +122,12 @@ class _Limits(asyncio.Protocol):
         # If the protocol is another one by now, a websocket has taken over.
         if not self._is_answering() and self.transport.get_protocol() is self:
             self.transport.close()
+
+
+def _limit_unsent(transport: asyncio.Transport) -> None:
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    line = transport.get_extra_info("socket")
+    if option is None or line is None or line.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with contextlib.suppress(OSError):
+        line.setsockopt(socket.IPPROTO_TCP, option, MOST_UNSENT_BYTES)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import socket
 
+import httpx
 import pytest
 
 import connections
@@ -80,6 +82,9 @@ def test_those_beyond_the_limit_are_closed_unheard():
         def is_closing(self):
             return False
 
+        def get_extra_info(self, name):
+            return None
+
     class Loop:
         def call_later(self, seconds, call):
             return seconds
@@ -90,3 +95,35 @@ def test_those_beyond_the_limit_are_closed_unheard():
     for transport in transports:
         made(there, Loop()).connection_made(transport)
     assert [transport.aborted for transport in transports] == [False, False, True]
+
+
+def test_answers_that_nobody_reads_are_bounded_in_bytes(server, monkeypatch):
+    """The latest stay; those who have not read for longest are given up."""
+    monkeypatch.setattr(connections, "MOST_UNREAD_BYTES", 4_000_000)
+    size = len(httpx.get(server, headers={"Accept-Encoding": "identity"}, timeout=300).content)
+    lines = [page_unread(server) for _ in range(4_000_000 // size + 3)]
+    lengths = [len(received(line)) for line in lines]
+    for line in lines:
+        line.close()
+    assert lengths[-1] >= size
+    assert lengths[0] < size
+
+
+def page_unread(server: str) -> socket.socket:
+    """Ask for the page on a connection that takes little, and wait until some of it is there."""
+    host, port = server.removeprefix("http://").split(":")
+    line = socket.socket()
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    line.settimeout(60)
+    line.connect((host, int(port)))
+    line.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert line.recv(1, socket.MSG_PEEK)
+    return line
+
+
+def received(line: socket.socket) -> bytes:
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := line.recv(2**20):
+            found += piece
+    return found
