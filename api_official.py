@@ -64,6 +64,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 MEDIA = {"mp3": "audio/mpeg", "wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg"}
 TAKE = re.compile(r"(?:/tmp)?/?acestep/([0-9a-f]{32})/([1-9])\.(?:mp3|wav|flac|ogg)")
 SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
+HALF_A_LETTER = "A text has half a letter (a lone surrogate, such as \\ud800). Send it whole."
 NOT_ALLOWED = "absolute audio file paths are not allowed"
 # What our studio does not have, and where it would be.
 ABSENT = {
@@ -164,6 +165,8 @@ class Answered(APIRoute):
                 return refusal(_status_of(error.problem), error.problem.text())
             except HTTPException as error:
                 return refusal(error.status_code, str(error.detail))
+            except UnicodeEncodeError:
+                return refusal(400, HALF_A_LETTER)
 
         return answer
 

