@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 import api_official_tasks as tasks
+import served
 from api_official import (
     BUSY,
     MEDIA,
@@ -63,6 +64,13 @@ class Message:
     sounds: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True)
+class Started:
+    run: Run
+    model: str  # as the caller names it
+    streams: bool
+
+
 def add_routes(router: APIRouter, official: Official) -> None:
     router.post("/v1/chat/completions")(Chat(official).completions)
 
@@ -74,19 +82,13 @@ class Chat:
     async def completions(self, request: Request) -> Response:
         """Make a song from a message of a chat, which may hold audio; stream true sends it in pieces."""
         self.official.check(request)
-        body = json_object(await read_body(request, MOST_BYTES))
-        message = message_in(body)
-        if not message.text.strip() and not message.sounds:
-            raise HTTPException(400, "The last message of the user is empty.")
-        LocalContext.request.set(gr.Request(request))
-        owner = self.official.owner(request)
         try:
-            run = await asyncio.to_thread(self._start, body, message, owner)
+            started = await self._started(request)
         except StudioError as error:
             busy = error.problem.code in BUSY
             return _refusal(429 if busy else 400, error.problem.text())
-        answer = Answer(self.official, run, str(body.get("model") or ""))
-        if body.get("stream") is True:
+        answer = Answer(self.official, started.run, started.model)
+        if started.streams:
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             stream = answer.pieces()
             return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
@@ -95,14 +97,30 @@ class Chat:
         except StudioError as error:
             return _refusal(500, error.problem.text())
 
+    async def _started(self, request: Request) -> Started:
+        """Start the run of a message; what it keeps no longer holds the body, which may be large."""
+        body = json_object(await read_body(request, MOST_BYTES))
+        message = message_in(body)
+        if not message.text.strip() and not message.sounds:
+            raise HTTPException(400, "The last message of the user is empty.")
+        LocalContext.request.set(gr.Request(request))
+        owner = self.official.owner(request)
+        run = await asyncio.to_thread(self._start, body, message, owner)
+        return Started(run, str(body.get("model") or ""), body.get("stream") is True)
+
     def _start(self, body: Mapping[str, Any], message: Message, owner: str) -> Run:
         fields = fields_of(body, message.text)
-        files = [_file_of(*sound) for sound in message.sounds[:2]]
-        if fields.get("task_type") in (None, "", "text2music"):
-            uploads = tasks.Uploads(reference=files[0] if files else "")
-        else:
-            uploads = tasks.Uploads(*files)
-        return self.official.run_of(fields, uploads, owner)
+        files: list[str] = []
+        try:
+            for sound in message.sounds[:2]:
+                files.append(_file_of(*sound))
+            if fields.get("task_type") in (None, "", "text2music"):
+                uploads = tasks.Uploads(reference=files[0] if files else "")
+            else:
+                uploads = tasks.Uploads(*files)
+            return self.official.run_of(fields, uploads, owner)
+        finally:
+            served.discard(files)
 
 
 def message_in(body: Mapping[str, Any]) -> Message:

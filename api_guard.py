@@ -36,6 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import api_keys
 from api import ENDPOINTS, UPLOADS, called, check_call
+from api_bodies import Bodies
 from api_runs import OwnRoutes
 from api_uploads import UNREADABLE, Uploads, check_origin
 from events import NO_THREADS, is_disk_full, is_out_of_memory, is_out_of_threads
@@ -104,6 +105,7 @@ def middleware() -> list[Middleware]:
         Middleware(SecurityHeaders),
         Middleware(KnownHosts, environ=os.environ),
         gzip,
+        Middleware(Bodies),
         Middleware(Page),
         Middleware(Files),
         Middleware(Calls, own_hosts=own_hosts(os.environ)),

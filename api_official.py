@@ -347,12 +347,15 @@ class Official:
     async def release_task(self, request: Request) -> Response:
         """Queue a task: a song, or the description of a recording. Nothing is refused for its values."""
         body = await task_body(request)
-        token = body.fields.get("ai_token")
-        self.check(request, token)
-        owner = self.owner(request, token)
-        LocalContext.request.set(gr.Request(request))
-        paths = self._paths(request, Values(body.fields), body.uploads)
-        task_id, place = await asyncio.to_thread(self.start, body.fields, paths, owner)
+        try:
+            token = body.fields.get("ai_token")
+            self.check(request, token)
+            owner = self.owner(request, token)
+            LocalContext.request.set(gr.Request(request))
+            paths = self._paths(request, Values(body.fields), body.uploads)
+            task_id, place = await asyncio.to_thread(self.start, body.fields, paths, owner)
+        finally:
+            await asyncio.to_thread(served.discard, body.uploads.values())
         return wrapped({"task_id": task_id, "status": "queued", "queue_position": place})
 
     def start(

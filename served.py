@@ -84,6 +84,16 @@ def note_upload(path: Path) -> None:
                 _remove(each)
 
 
+def discard(paths: Iterable[str]) -> None:
+    """Delete those of these files that were taken in and that no run has named."""
+    for path in paths:
+        with _lock:
+            unused = _real(path) in _unused
+            _unused.pop(_real(path), None)
+        if unused:
+            _remove(Path(path))
+
+
 def budget() -> int:
     """Return how many bytes the folder may hold."""
     return _budget(sum(file.size for file in files()))

@@ -113,3 +113,20 @@ def test_refusals_are_sentences_in_both_places(api, monkeypatch):
     assert ask(api, "x" * 100).status_code == 413
     monkeypatch.setenv("ACE_STUDIO_API_KEY", "one")
     assert ask(api, "x").status_code == 401
+
+
+def test_the_sound_of_a_message_that_is_refused_is_not_kept(api, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "page"))
+    sound = {"data": base64.b64encode(b"RIFF").decode(), "format": "wav"}
+    content = [{"type": "input_audio", "input_audio": sound}]
+    assert ask(api, content, seed=[[]], task_type="cover").status_code == 400
+    assert not list((tmp_path / "page").rglob("*.wav"))
+    assert asked(api, content).reference
+    assert len(list((tmp_path / "page").rglob("*.wav"))) == 1
+
+
+def test_half_a_letter_is_refused_in_words(api):
+    body = b'{"lora_path": "\\ud800"}'
+    headers = {"content-type": "application/json"}
+    answer = api.web.post("/v1/lora/load", content=body, headers=headers)
+    assert answer.status_code == 400 and "half a letter" in answer.json()["detail"]

@@ -101,6 +101,17 @@ def test_an_upload_becomes_the_source(api, wav):
     assert Path(asked.source).read_bytes() == wav.read_bytes()
 
 
+def test_the_upload_of_a_task_that_is_refused_is_not_kept(api, wav, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "page"))
+    for key, kept in (("one", 0), ("", 1)):
+        monkeypatch.setenv("ACE_STUDIO_API_KEY", key)
+        with wav.open("rb") as file:
+            api.web.post(
+                "/release_task", data={"task_type": "cover"}, files={"ctx_audio": ("a.wav", file)}
+            )
+        assert len(list((tmp_path / "page").rglob("*.wav"))) == kept
+
+
 def test_a_task_that_cannot_be_done_fails_where_clients_look(api):
     for fields, words in (
         ({"task_type": "cover", "prompt": "x"}, "needs audio"),
