@@ -14,7 +14,6 @@ import json
 import os
 import random
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,16 +30,15 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from gradio.context import LocalContext
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute
-from starlette.types import Message
 
 import api_keys
 import api_official_loras
 import api_official_tasks as tasks
+import api_uploads
 import limits
 import served
 from api_official_fields import FIELDS, Values, text
@@ -96,6 +94,12 @@ def is_local_origin(headers: Mapping[str, str]) -> bool:
         found = urlsplit(origin)
         return found.hostname in LOCAL or found.netloc == headers.get("host")
     return False
+
+
+def check_origin(request: Request) -> None:
+    """Raise HTTPException if the page of another site calls."""
+    if not is_local_origin(request.headers):
+        raise HTTPException(403, "Pages of other sites may not call this studio.")
 
 
 def is_on_this_machine(request: Request) -> bool:
@@ -254,52 +258,28 @@ async def task_body(request: Request) -> Body:
     raise HTTPException(415, message)
 
 
+RULES = api_uploads.Rules(
+    fields=tuple(name for names in UPLOADS.values() for name in names),
+    only_one=False,
+    most_bytes=lambda name: MAX_UPLOAD_BYTES,
+    most_bytes_in_all=lambda: MOST_UPLOAD_BYTES,
+    most_text_bytes=MOST_JSON_BYTES,
+    most_texts=MOST_FIELDS,
+    unreadable="The form could not be read.",
+    too_large=f"A file may have up to {limits.size_text(MAX_UPLOAD_BYTES)}, the files of a task twice as much.",
+    too_much_text=f"The text of a form may have up to {limits.size_text(MOST_JSON_BYTES)}.",
+)
+
+
 async def _multipart(request: Request) -> Body:
     """Read a form with files, which go to the disk as they come."""
-    counted = Request(request.scope, _counted(request))
-    try:
-        async with counted.form(max_files=4, max_fields=MOST_FIELDS) as form:
-            fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
-            uploads = await asyncio.to_thread(_kept_uploads, form)
-    except ClientDisconnect:
-        raise HTTPException(400, "The connection closed before the whole body arrived.") from None
-    except (ValueError, KeyError, AssertionError):
-        raise HTTPException(400, "The form could not be read.") from None
-    return Body(fields, uploads)
-
-
-def _counted(request: Request) -> Callable[[], Any]:
-    left = MOST_UPLOAD_BYTES
-
-    async def receive() -> Message:
-        nonlocal left
-        message = await request.receive()
-        left -= len(message.get("body", b""))
-        if left < 0:
-            most = limits.size_text(MOST_UPLOAD_BYTES)
-            raise HTTPException(413, f"The files of a task may have up to {most}.")
-        return message
-
-    return receive
-
-
-def _kept_uploads(form: FormData) -> dict[str, str]:
-    found = {}
+    form = await api_uploads.take_in(request.scope, request.receive, RULES)
+    uploads = {}
     for field, names in UPLOADS.items():
-        for name in names:
-            file = form.get(name)
-            if isinstance(file, UploadFile) and file.size:
-                found[field] = _kept(file)
-                break
-    return found
-
-
-def _kept(file: UploadFile) -> str:
-    """Move an upload to a file with a name that nobody can guess; return its path."""
-    place = new_upload(Path(file.filename or "").suffix, file.size or 0)
-    with place.open("xb") as target:
-        shutil.copyfileobj(file.file, target)
-    return str(place)
+        found = [form.files[name] for name in names if name in form.files]
+        if found:
+            uploads[field] = str(found[0])
+    return Body(dict(form.texts), uploads)
 
 
 def new_upload(suffix: str, size: int) -> Path:
@@ -329,8 +309,7 @@ class Official:
 
     def check(self, request: Request, token: object = None) -> None:
         """Raise HTTPException unless the caller has a key, and is no page of another site."""
-        if not is_local_origin(request.headers):
-            raise HTTPException(403, "Pages of other sites may not call this studio.")
+        check_origin(request)
         problem = api_keys.problem(request.headers, token)
         if problem:
             raise HTTPException(401, problem)

@@ -1,9 +1,10 @@
-"""Uploads: one file a request, measured while it arrives, in place of Gradio's own route.
+"""Uploads: forms with files, measured while they arrive; one file a request in place of Gradio's own route.
 
 Gradio keeps a text field in memory whatever its size, takes a thousand files of any size in one
 request, and leaves what an upload that breaks off has written. Here a file is written into the folder
 that Gradio serves and stays there only if it arrived whole. Callers notice no difference: the field
-is `files`, the answer is a list with its path.
+is `files`, the answer is a list with its path. The official REST API reads its forms here, too, by
+`Rules` of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import json
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 from urllib.parse import parse_qs, urlsplit
@@ -64,6 +66,38 @@ TOO_SLOW = "The upload arrived too slowly and was given up. Try again."
 FOREIGN = "Only the studio's own page may upload from a browser."
 
 
+def most_bytes(name: str) -> int:
+    """Return how large a file of this name may be: a LoRA is larger than a song."""
+    if name.lower().endswith(LORA_ENDINGS):
+        return MAX_FILE_BYTES
+    return audio.MAX_UPLOAD_BYTES
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a form may hold: by default one file in the field `files`, and text that nobody reads."""
+
+    fields: tuple[str, ...] = (FIELD,)  # whose files are kept
+    only_one: bool = (
+        True  # file, and there has to be one; else files of other fields are passed over
+    )
+    most_bytes: Callable[[str], int] = most_bytes  # of a file of this name
+    most_bytes_in_all: Callable[[], int] = lambda: MAX_FILE_BYTES + MAX_TEXT_BYTES
+    most_text_bytes: int = MAX_TEXT_BYTES
+    most_texts: int = 0  # which are kept
+    unreadable: str = UNREADABLE
+    too_large: str = TOO_LARGE
+    too_much_text: str = TOO_MUCH_TEXT
+
+
+@dataclass
+class Form:
+    """A form that arrived whole, by the names of its fields: files in the folder that Gradio serves, and texts."""
+
+    files: dict[str, Path]
+    texts: dict[str, str]
+
+
 @dataclass
 class Arrival:
     """The progress of one upload, for whoever asks for it by its id."""
@@ -73,30 +107,50 @@ class Arrival:
     done: bool = False
 
 
+_arriving = 0
+
+
+@contextmanager
+def _one_more() -> Iterator[None]:
+    """Count one more form that is arriving; raises HTTPException if there are too many."""
+    global _arriving
+    if _arriving >= MOST_AT_ONCE:
+        raise HTTPException(503, BUSY)
+    _arriving += 1
+    try:
+        yield
+    finally:
+        _arriving -= 1
+
+
+async def take_in(
+    scope: Scope, receive: Receive, rules: Rules, arrival: Arrival | None = None
+) -> Form:
+    """Return the form in a request, its files written as they arrive; raises HTTPException if it breaks the rules."""
+    with _one_more():
+        incoming = Incoming(_boundary(Headers(scope=scope), rules), rules, arrival or Arrival())
+        try:
+            await _fill(incoming, scope, receive)
+            return await anyio.to_thread.run_sync(incoming.keep)
+        finally:
+            # Not in a thread: it must be done when this task is being cancelled, too.
+            incoming.close()
+
+
 class Uploads:
-    """The uploads that are arriving."""
+    """The page's uploads, whose progress it asks for."""
 
     def __init__(self) -> None:
         self._arrivals: dict[str, Arrival] = {}
-        self._arriving = 0
 
     async def receive(self, scope: Scope, receive: Receive) -> Response:
         """Take one file in and answer with its path; raises HTTPException for anything else."""
-        if self._arriving >= MOST_AT_ONCE:
-            raise HTTPException(503, BUSY)
-        boundary = _boundary(Headers(scope=scope))
         arrival = self._arrival(upload_id_of(scope))
-        incoming = Incoming(boundary, arrival)
-        self._arriving += 1
         try:
-            await _fill(incoming, scope, receive)
-            path = await anyio.to_thread.run_sync(incoming.keep)
+            form = await take_in(scope, receive, Rules(), arrival)
         finally:
-            self._arriving -= 1
             arrival.done = True
-            # Not in a thread: it must be done when this task is being cancelled, too.
-            incoming.close()
-        return JSONResponse([str(path)])
+        return JSONResponse([str(form.files[FIELD])])
 
     async def progress(self, scope: Scope) -> Response:
         """Stream the progress of the upload that the query names."""
@@ -181,14 +235,14 @@ def _host_of(address: str) -> str:
         return ""
 
 
-def _boundary(headers: Headers) -> bytes:
+def _boundary(headers: Headers, rules: Rules) -> bytes:
     kind, options = parse_options_header(headers.get("content-type", ""))
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not boundary:
-        raise HTTPException(400, UNREADABLE)
+        raise HTTPException(400, rules.unreadable)
     length = headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_FILE_BYTES + MAX_TEXT_BYTES:
-        raise HTTPException(413, TOO_LARGE)
+    if length.isdecimal() and int(length) > rules.most_bytes_in_all():
+        raise HTTPException(413, rules.too_large)
     return boundary
 
 
@@ -216,13 +270,56 @@ async def _fill(incoming: Incoming, scope: Scope, receive: Receive) -> None:
     except ClientDisconnect:
         raise HTTPException(400, "The connection closed before the whole file arrived.") from None
     except FormParserError:
-        raise HTTPException(400, UNREADABLE) from None
+        raise HTTPException(400, incoming.rules.unreadable) from None
+
+
+@dataclass
+class _Sent:
+    """A file on its way."""
+
+    form_field: str
+    name: str
+    part: Path
+    file: IO[bytes] | None = None
+    pieces: list[bytes] = field(default_factory=list)  # that are not written yet
+    size: int = 0
+    room: int = 0  # bytes for which room has been made
+    whole: bool = False
+
+    def write(self) -> None:
+        uncounted = 0
+        if self.file is None:
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.part.open("xb")
+            uncounted = 1
+        if not served.make_room(self.size - self.room, uncounted):
+            raise HTTPException(507, NO_ROOM)
+        self.room = self.size
+        for piece in self.pieces:
+            self.file.write(piece)
+        self.pieces.clear()
+
+    def keep(self) -> Path:
+        """Give the file its name and return its path."""
+        if self.file is not None:
+            self.file.close()
+        place = served.new_place(self.name)
+        self.part.replace(place)
+        served.note_upload(place)
+        return place
+
+    def close(self) -> None:
+        """Delete what has arrived, unless it was kept."""
+        if self.file is not None:
+            self.file.close()
+        self.part.unlink(missing_ok=True)
 
 
 class Incoming:
-    """One multipart body on its way into a file; what it may not hold raises HTTPException."""
+    """One multipart body on its way into files; what it may not hold raises HTTPException."""
 
-    def __init__(self, boundary: bytes, arrival: Arrival):
+    def __init__(self, boundary: bytes, rules: Rules, arrival: Arrival):
+        self.rules = rules
         self._arrival = arrival
         try:
             self._parser = MultipartParser(
@@ -239,65 +336,55 @@ class Incoming:
                 },
             )
         except (FormParserError, ValueError):
-            raise HTTPException(400, UNREADABLE) from None
+            raise HTTPException(400, rules.unreadable) from None
         self._header = b""
         self._value = b""
         self._disposition = b""
-        self._in_file = False
-        self._name = ""
-        self._part: Path | None = None
-        self._file: IO[bytes] | None = None
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._room = 0  # bytes for which room has been made
-        self._uncounted = 1  # file for which no room has been made
-        self._text = 0
-        self._whole = False
+        self._sent: list[_Sent] = []
+        self._file: _Sent | None = None  # to which the part belongs that is arriving
+        self._text_name: str | None = None
+        self._text = bytearray()
+        self._texts: dict[str, str] = {}
+        self._bytes_in_all = 0
+        self._text_bytes = 0
         self._complete = False
         self.waiting = 0  # bytes that have arrived and are not written yet
 
     def take(self, chunk: bytes) -> None:
+        self._bytes_in_all += len(chunk)
+        if self._bytes_in_all > self.rules.most_bytes_in_all():
+            raise HTTPException(413, self.rules.too_large)
         self._parser.write(chunk)
 
     def write(self) -> None:
         """Write what has arrived; it is called in a thread."""
-        if self._part is None:
-            return
-        if self._file is None:
-            self._part.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._part.open("xb")
-        if not served.make_room(self._size - self._room, self._uncounted):
-            raise HTTPException(507, NO_ROOM)
-        self._room = self._size
-        self._uncounted = 0
-        for piece in self._pieces:
-            self._file.write(piece)
-        self._pieces.clear()
+        for sent in self._sent:
+            if sent.pieces or sent.file is None:
+                sent.write()
         self.waiting = 0
 
-    def keep(self) -> Path:
-        """Give the file its name and return its path; raises HTTPException if it did not arrive whole."""
-        if not (self._whole and self._complete and self._part and self._file):
-            raise HTTPException(400, UNREADABLE)
-        self._file.close()
-        place = served.new_place(self._name)
-        self._part.replace(place)
-        self._part = None
-        served.note_upload(place)
-        return place
+    def keep(self) -> Form:
+        """Give the files their names; raises HTTPException if not all of them arrived whole."""
+        whole = self._complete and all(sent.whole for sent in self._sent)
+        if not whole or (self.rules.only_one and not self._sent):
+            raise HTTPException(400, self.rules.unreadable)
+        files = {}
+        for sent in self._sent:
+            if sent.size or self.rules.only_one:
+                files[sent.form_field] = sent.keep()
+        return Form(files, self._texts)
 
     def close(self) -> None:
         """Delete what has arrived, unless it was kept."""
-        if self._file is not None:
-            self._file.close()
-        if self._part is not None:
-            self._part.unlink(missing_ok=True)
+        for sent in self._sent:
+            sent.close()
 
     # --- what the parser finds --------------------------------------------------------------------
 
     def _begin_part(self) -> None:
         self._disposition = b""
-        self._in_file = False
+        self._file = None
+        self._text_name = None
 
     def _add_to_header(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
@@ -315,46 +402,57 @@ class Incoming:
 
     def _begin_data(self) -> None:
         _, options = parse_options_header(self._disposition)
+        name = _text(options.get(b"name", b""))
         if b"filename" not in options:
+            self._text_name = name
+            self._text.clear()
             return
-        if self._part is not None or _text(options.get(b"name", b"")) != FIELD:
+        known = name in self.rules.fields
+        if self.rules.only_one and (self._sent or not known):
             raise HTTPException(400, ONE_FILE)
-        self._in_file = True
-        self._name = file_name(_text(options[b"filename"]))
-        self._arrival.name = _text(options[b"filename"])[:MOST_NAME_LETTERS]
-        self._part = bootstrap.page_folder() / f"{secrets.token_hex(16)}{served.PART}"
+        if not known or any(sent.form_field == name for sent in self._sent):
+            return
+        sent_name = _text(options[b"filename"])
+        self._arrival.name = sent_name[:MOST_NAME_LETTERS]
+        part = bootstrap.page_folder() / f"{secrets.token_hex(16)}{served.PART}"
+        self._file = _Sent(name, file_name(sent_name), part)
+        self._sent.append(self._file)
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         length = end - start
-        if not self._in_file:
+        if self._file is not None:
+            self._add_to_file(self._file, data[start:end])
+        elif self._text_name is not None:
             self._count_text(length)
-            return
-        self._size += length
-        if self._size > most_bytes(self._name):
-            raise HTTPException(413, TOO_LARGE)
-        self._pieces.append(data[start:end])
-        self.waiting += length
-        self._arrival.unread += length
+            if self.rules.most_texts:
+                self._text += data[start:end]
+
+    def _add_to_file(self, sent: _Sent, piece: bytes) -> None:
+        sent.size += len(piece)
+        if sent.size > self.rules.most_bytes(sent.name):
+            raise HTTPException(413, self.rules.too_large)
+        sent.pieces.append(piece)
+        self.waiting += len(piece)
+        self._arrival.unread += len(piece)
 
     def _count_text(self, length: int) -> None:
-        self._text += length
-        if self._text > MAX_TEXT_BYTES:
-            raise HTTPException(413, TOO_MUCH_TEXT)
+        self._text_bytes += length
+        if self._text_bytes > self.rules.most_text_bytes:
+            raise HTTPException(413, self.rules.too_much_text)
 
     def _end_part(self) -> None:
-        if self._in_file:
-            self._whole = True
-        self._in_file = False
+        if self._file is not None:
+            self._file.whole = True
+        elif self._text_name is not None and self.rules.most_texts:
+            if len(self._texts) >= self.rules.most_texts:
+                most = self.rules.most_texts
+                raise HTTPException(400, f"A form may have up to {most} fields.")
+            self._texts[self._text_name] = _text(bytes(self._text))
+        self._file = None
+        self._text_name = None
 
     def _end(self) -> None:
         self._complete = True
-
-
-def most_bytes(name: str) -> int:
-    """Return how large a file of this name may be: a LoRA is larger than a song."""
-    if name.lower().endswith(LORA_ENDINGS):
-        return MAX_FILE_BYTES
-    return audio.MAX_UPLOAD_BYTES
 
 
 def file_name(sent: str) -> str:

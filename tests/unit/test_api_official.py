@@ -6,14 +6,18 @@ import asyncio
 import json
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 import soundfile
 
+import api_official
+import api_uploads
 import limits
 import runs
+import served as served_files
 from api_official_fields import FIELDS
 from events import Progress
 from tests.official import SKETCH, Served, called, served
@@ -110,6 +114,82 @@ def test_the_upload_of_a_task_that_is_refused_is_not_kept(api, wav, tmp_path, mo
                 "/release_task", data={"task_type": "cover"}, files={"ctx_audio": ("a.wav", file)}
             )
         assert len(list((tmp_path / "page").rglob("*.wav"))) == kept
+
+
+def stored() -> set[Path]:
+    return {file.path for file in served_files.files()}
+
+
+def form(*parts: tuple[str, str | None, bytes], end: bytes = b"--x--\r\n") -> bytes:
+    """Return a multipart body of (field, file name or None, content)."""
+    whole = b""
+    for name, filename, content in parts:
+        called = "" if filename is None else f'; filename="{filename}"'
+        head = f'--x\r\nContent-Disposition: form-data; name="{name}"{called}\r\n\r\n'
+        whole += head.encode() + content + b"\r\n"
+    return whole + end
+
+
+def send(api, content, **headers):
+    headers = {"content-type": "multipart/form-data; boundary=x", **headers}
+    return api.web.post("/release_task", content=content, headers=headers)
+
+
+def test_uploads_of_a_form_go_to_the_disk_as_those_of_the_page_do(api, wav, monkeypatch):
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", None)
+    monkeypatch.setattr("tempfile.TemporaryFile", None)
+    before = stored()
+    sound = wav.read_bytes()
+    parts = [("caption", None, "jazz \u266d".encode()), ("task_type", None, b"cover")]
+    parts += [("src_audio", "other.wav", b"x" * 9), ("ctx_audio", "a/my song.wav", sound)]
+    parts += [("ref_audio", "", b""), ("reference_audio", "b.wav", sound), ("unused", "c", sound)]
+    answer = send(api, form(*parts))
+    api.ended(answer.json()["data"]["task_id"])
+    (asked,) = api.songs.asked
+    assert asked.prompt == "jazz \u266d"
+    source = Path(asked.source)
+    assert (source.name, source.read_bytes()) == ("my song.wav", sound)
+    assert Path(asked.reference).name == "b.wav"
+    assert {path.name for path in stored() - before} == {"my song.wav", "b.wav", "other.wav"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "end", "headers", "status"),
+    [
+        ([("src_audio", "a.wav", bytes(1_001))], b"--x--", {}, 413),
+        ([("src_audio", "a.wav", bytes(900)), ("ref_audio", "b", bytes(900))], b"--x--", {}, 200),
+        ([(f"note {i}", f"{i}.txt", bytes(900)) for i in range(5)], b"--x--", {}, 413),
+        ([("prompt", None, bytes(1_001))], b"--x--", {}, 413),
+        ([("src_audio", "a.wav", bytes(900))], b"", {}, 400),
+        ([(str(i), None, b"") for i in range(6)], b"--x--", {}, 400),
+        ([("src_audio", "a.wav", bytes(900))], b"--x--", {"origin": "https://evil.example"}, 403),
+        ([("src_audio", "a.wav", bytes(900))], b"--x--", {"authorization": "wrong"}, 401),
+    ],
+    ids=["a file", "two files", "all files", "text", "no end", "fields", "origin", "key"],
+)
+def test_a_form_that_breaks_a_limit_leaves_nothing(api, monkeypatch, parts, end, headers, status):
+    limits_of = {"most_bytes": lambda name: 1_000, "most_bytes_in_all": lambda: 4_000}
+    few = {"most_text_bytes": 1_000, "most_texts": 5}
+    monkeypatch.setattr(api_official, "RULES", replace(api_official.RULES, **limits_of, **few))
+    if "authorization" in headers:
+        monkeypatch.setenv("ACE_STUDIO_API_KEY", "secret")
+    before = stored()
+    answer = send(api, form(*parts, end=end), **headers)
+    assert answer.status_code == status, answer.text
+    if status != 200:
+        assert answer.json()["detail"] == answer.json()["error"]
+        assert stored() == before
+
+
+def test_a_form_waits_for_no_room_and_no_turn(api, monkeypatch):
+    before = stored()
+    body = form(("src_audio", "a.wav", bytes(900)))
+    monkeypatch.setattr(api_uploads, "MOST_AT_ONCE", 0)
+    assert send(api, body).status_code == 503
+    monkeypatch.undo()
+    monkeypatch.setattr(served_files, "make_room", lambda *_: False)
+    assert send(api, body).status_code == 507
+    assert stored() == before
 
 
 def test_a_task_that_cannot_be_done_fails_where_clients_look(api):
