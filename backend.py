@@ -305,7 +305,9 @@ class Backend:
         guess = song_length.guess(completed, built_in=built_in)
         longest = AUTOMATIC_SECONDS
         if gpu.ON_ZEROGPU:
-            longest = estimate.longest(self._work(request, 0.0), AUTOMATIC_GPU_SECONDS)
+            longest = estimate.longest(
+                self._work(request, 0.0), AUTOMATIC_GPU_SECONDS, gpu_zero.experience.seconds
+            )
             guess = replace(guess, seconds=min(guess.seconds, longest))
         return song_length.Automatic(longest, guess)
 

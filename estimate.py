@@ -135,7 +135,9 @@ def forward_tflop(duration: float) -> float:
 # --- what earlier jobs took ------------------------------------------------------------------------
 
 REMEMBERED_JOBS = 40  # of each mode
-LEAST_JOBS = 3  # before they count
+LEAST_JOBS = (
+    3  # before they count alone; until then the jobs of all modes tell how fast the card is
+)
 # A job's seconds are a start and a multiple of the estimate; both are bounded, because a stuck card
 # teaches nothing.
 MOST_START_SECONDS = 90.0
@@ -148,6 +150,7 @@ LEAST_SPARE = 1.12
 MOST_SPARE = 1.5
 # As much more for a single job, and the n-th part of it for n: few jobs say little of the next.
 SPARE_OF_ONE = 0.3
+SPARE_OF_OTHERS = 0.1  # where those of other modes have to tell
 
 
 class Experience:
@@ -165,14 +168,28 @@ class Experience:
         return len(self._jobs.get(work.mode, ())) >= LEAST_JOBS
 
     def seconds(self, work: Work) -> float:
-        """Return the seconds to ask for."""
-        if not self.knows(work):
+        """Return the seconds to ask for: as few as is safe once there are jobs to learn from.
+
+        Of the first few jobs of all, only that more is needed than was assumed is believed.
+        """
+        known = [*self._jobs.get(work.mode, ())]
+        spare_of_others = 0.0
+        if len(known) < LEAST_JOBS:
+            known = [job for jobs in self._jobs.values() for job in jobs]
+            spare_of_others = SPARE_OF_OTHERS
+        if not known:
             return seconds_needed(work)
-        jobs = np.array([(0.0, CONSTANTS["cold_seconds"]), *self._jobs[work.mode]])
+        learned = self._fitted(work, known, spare_of_others)
+        if len(known) < LEAST_JOBS:
+            return max(learned, seconds_needed(work))
+        return learned
+
+    def _fitted(self, work: Work, known: list[tuple[float, float]], more_spare: float) -> float:
+        jobs = np.array([(0.0, CONSTANTS["cold_seconds"]), *known])
         start, ratio = _fit(jobs)
         expected = start + ratio * jobs[1:, 0]
         deviation = float(np.std(jobs[1:, 1] / expected))
-        spare = 1 + SPARE + SPARE_DEVIATIONS * deviation + SPARE_OF_ONE / (len(jobs) - 1)
+        spare = 1 + SPARE + SPARE_DEVIATIONS * deviation + SPARE_OF_ONE / len(known) + more_spare
         spare = min(max(spare, LEAST_SPARE), MOST_SPARE)
         return spare * (start + ratio * seconds_of_work(work))
 
@@ -288,11 +305,16 @@ def planner_bytes(song: Song | None) -> int:
 # --- what would fit -------------------------------------------------------------------------------
 
 
-def ways(work: Work, most_seconds: float) -> list[str]:
-    """Return the most takes, steps and seconds of music with which `work` would need `most_seconds`, each alone."""
+def ways(
+    work: Work, most_seconds: float, needed: Callable[[Work], float] = seconds_needed
+) -> list[str]:
+    """Return the most takes, steps and seconds of music with which `work` would need `most_seconds`, each alone.
+
+    `needed` returns the seconds that a work needs.
+    """
 
     def fits(smaller: Work) -> bool:
-        return seconds_needed(smaller) <= most_seconds
+        return needed(smaller) <= most_seconds
 
     least = min(QUALITY_STEPS["draft"], work.steps)
     steps = most(least, work.steps, lambda count: fits(replace(work, steps=count)))
@@ -306,16 +328,18 @@ def ways(work: Work, most_seconds: float) -> list[str]:
     return [way for way in found if way]
 
 
-def longest(work: Work, most_seconds: float) -> float:
-    """Return the longest duration, in steps of 5 s up to that of `work`, with which it needs at
-    most `most_seconds`.
+def longest(
+    work: Work, most_seconds: float, needed: Callable[[Work], float] = seconds_needed
+) -> float:
+    """Return the longest duration, in steps of 5 s up to that of `work`, with which at most
+    `most_seconds` are `needed`.
 
     It is at least the shortest song.
     """
     shortest = int(LIMITS["duration"].low)
 
     def fits(fives: int) -> bool:
-        return seconds_needed(replace(work, duration=fives * 5.0)) <= most_seconds
+        return needed(replace(work, duration=fives * 5.0)) <= most_seconds
 
     return max(most(shortest // 5, int(work.duration // 5), fits) * 5.0, float(shortest))
 

@@ -248,13 +248,18 @@ def clamped(seconds: float, least: int = LEAST_SECONDS) -> int:
 
 
 def refusal(work: Work) -> Problem | None:
-    """Return the problem if `work` is too much for one call, with what would fit as its hint."""
-    needed = estimate.seconds_needed(work)
+    """Return the problem if `work` is too much for one call, going by what earlier jobs took.
+
+    The hint has what would fit.
+    """
+    needed = experience.seconds(work)
     if needed <= MOST_SECONDS:
         return None
-    ways = estimate.ways(work, MOST_SECONDS)
+    ways = estimate.ways(work, MOST_SECONDS, experience.seconds)
     if not ways:
-        ways = [f"1 take and {way}" for way in estimate.ways(replace(work, takes=1), MOST_SECONDS)]
+        one_take = replace(work, takes=1)
+        fitting = estimate.ways(one_take, MOST_SECONDS, experience.seconds)
+        ways = [f"1 take and {way}" for way in fitting]
     hint = f"It fits with {', or with '.join(ways)}." if ways else NO_WAY
     message = f"This would take about {needed:,.0f} seconds of GPU time; one call gets up to {MOST_SECONDS}."
     return Problem("too_much_gpu_time", message, hint=hint)
