@@ -54,6 +54,7 @@ import connections
 import gpu_ray
 import jobs
 import page_queue
+import page_sessions
 import page_tabs
 import served
 import takes
@@ -70,8 +71,10 @@ log = logging.getLogger("studio")
 
 # events that wait in Gradio's queue, all of them short; songs wait in that of runs.py
 QUEUE_SIZE = 100
-SESSIONS = 150  # visits and API calls that Gradio remembers; an older visit only loses its Undo
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Open pages that Gradio remembers. An older one loses Undo, and the buttons of its takes answer
+# that the studio no longer has the take.
+SESSIONS = 500
 STOP_SECONDS = 3  # for running songs to end when the studio stops
 CLOSE_SECONDS = 1  # for the workers, and then for the server, to close after that
 
@@ -127,7 +130,6 @@ def launch(demo: Any, port: int | None = None) -> str:
             prevent_thread_lock=True,
             # else Gradio gives up if the page does not answer in 3 seconds, as on a busy machine
             _frontend=False,
-            # each has its own copy of the page's settings, about 2 MB
             state_session_capacity=SESSIONS,
             app_kwargs={
                 "middleware": api_guard.middleware(),
@@ -136,6 +138,7 @@ def launch(demo: Any, port: int | None = None) -> str:
             },
         )
     connections.limit(demo.server.config)
+    page_sessions.use_for(demo)
     if demo.mcp_server_obj:
         describe_files(demo.mcp_server_obj)
     return url

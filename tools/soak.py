@@ -32,6 +32,7 @@ from typing import Any
 
 import httpx
 import psutil
+from gradio.state_holder import StateHolder
 
 ROOT = Path(__file__).resolve().parents[1]
 SONG = {
@@ -63,8 +64,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
     parser.add_argument(
         "--sessions",
         type=int,
-        default=150,
-        help="sessions that Gradio remembers (the studio's 150)",
+        default=500,
+        help="open pages that Gradio remembers (the studio's 500)",
     )
     parser.add_argument(
         "--random",
@@ -118,7 +119,7 @@ def _held() -> dict[str, Any]:
     gc.collect()
     found = gc.get_objects()
     types = Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in found)
-    holders = [each for each in found if type(each).__name__ == "StateHolder"]
+    holders = [each for each in found if isinstance(each, StateHolder)]
     return {
         "used": round(_in_use() / 1e6, 1),
         "objects": round(len(found) / 1000, 1),

@@ -333,6 +333,7 @@ def fake_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str
 
     backend = FakeBackend(takes.output_folder())
     demo = app.build_app(backend)
+    backend.sessions = lambda: demo.state_holder
     yield app.launch(demo), backend
     demo.close()
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from gradio import utils as gradio_utils
 from playwright.sync_api import Locator, Page, expect
@@ -400,6 +401,28 @@ def test_earlier_takes_stay_in_the_browser_and_are_made_again(page: Page, fake, 
     expect(earlier).to_be_hidden()
     reload(page)
     expect(summary).to_have_text("Earlier takes (1)")
+
+
+@pytest.mark.slow
+def test_calls_of_programs_cost_a_page_nothing_of_what_it_shows(generate, fake, tab, monkeypatch):
+    make(generate, fake, 1)
+    sessions = fake.sessions()
+    monkeypatch.setattr(sessions, "capacity", 2)
+    server = generate.page.url.rstrip("/")
+    for _ in range(3):
+        event = call(server, "lyrics", brief="a lighthouse").json()["event_id"]
+        assert "Good night" in httpx.get(f"{server}/gradio_api/call/v2/lyrics/{event}").text
+    name = f"song-seed-{100 * (fake.songs - 3)}.wav"
+    generate.way("Use in Cover").click()
+    expect(generate.page.locator("#cover-go")).to_be_visible()
+    cover = tab(generate.page, "cover")
+    expect(cover.field("source").locator("time").last).to_have_text("0:07")
+    assert Path(cover.made(fake).source).name == name
+
+
+def call(server: str, name: str, **given: Any) -> httpx.Response:
+    address = f"{server}/gradio_api/call/v2/{name}"
+    return httpx.post(address, json=given, timeout=300).raise_for_status()
 
 
 # --- files --------------------------------------------------------------------------------------------------------
