@@ -6,7 +6,6 @@ A run can only be reached by its id. All ids that belong to no run get the same 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +20,7 @@ import theme
 import tooltips
 from events import Done, Draft, Problem, Progress, StudioError
 from limits import shown
-from runs import Cancelled, Run, RunEvent, Runs, Waiting, addresses
+from runs import Cancelled, Run, RunEvent, Runs, Waiting, address_of, addresses
 
 MOST_IDS = 20  # in one call
 HEARTBEAT_SECONDS = 15.0  # between two lines of an event stream that has no news
@@ -33,13 +32,7 @@ def owner_of(request: gr.Request | None) -> str:
     """Return the owner of a program's run: its address, so that many calls of one program have one owner."""
     if request is None:
         return "this process"
-    forwarded = ""
-    if os.environ.get("SPACE_ID"):
-        forwarded = request.headers.get("x-forwarded-for", "")
-    if forwarded:
-        return f"address {forwarded.split(',')[-1].strip()}"
-    client = getattr(request, "client", None)
-    return f"address {getattr(client, 'host', '')}"
+    return f"address {address_of(request)}"
 
 
 # --- a run's state --------------------------------------------------------------------------------

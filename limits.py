@@ -229,10 +229,15 @@ TEXT_LIMITS = {
 }
 MOST_WAITING = 32  # runs in the queue
 MOST_WAITING_OF_A_PAGE = 3
-MOST_WAITING_OF_A_PROGRAM = 24  # leaves room for others
+# From one network address: a program's, or those of all pages behind one router, as many as eight
+# pages may have. Leaves room for others.
+MOST_WAITING_OF_AN_ADDRESS = 24
 # Minutes of work that one owner may have waiting.
 MOST_MINUTES = 600
 MOST_MINUTES_ON_A_SPACE = 60
+# How many times that everybody at one network address may have waiting together: enough for a class,
+# whose songs take a few minutes each.
+OWNERS_OF_AN_ADDRESS = 2
 # The longest text that the browser keeps across reloads, too long ones included: the visitor may
 # still shorten them.
 KEPT_TEXT = 4 * max(TEXT_LIMITS.values())

@@ -71,6 +71,12 @@ LEFT = Problem(
 STOPPING = Problem(
     "stopping", "The studio is being stopped.", hint="Try again once it is running again."
 )
+# How a refusal names the runs that are too many.
+YOURS = ("You have {} runs waiting already", "your waiting runs")
+OF_YOUR_ADDRESS = (
+    "{} runs from your network are waiting already",
+    "the waiting runs from your network",
+)
 FULL = Problem(
     "queue_full",
     f"{limits.MOST_WAITING} runs are waiting already, and the queue has no more room.",
@@ -107,6 +113,7 @@ class Run:
         self.id = secrets.token_hex(16)
         self.request = request
         self.owner = owner
+        self.address = ""  # that it was started from, "" if unknown
         self.weight = weight
         self.tag = tag  # the caller's own
         self.state: State = "waiting"
@@ -228,13 +235,15 @@ class Runs:
         for path in files_of(request):
             served.touch(path)
         if most is None:
-            most = limits.MOST_WAITING_OF_A_PROGRAM
+            most = limits.MOST_WAITING_OF_AN_ADDRESS
+        address = address_of(LocalContext.request.get(None))
         with self._lock:
             if self._stopping:
                 raise StudioError.of(STOPPING)
             self._drop_absent()
-            self._check_room(request, weight, owner, most)
+            self._check_room(request, weight, owner, most, address)
             run = Run(request, owner, weight, self._clock(), tag)
+            run.address = address
             run.context = contextvars.copy_context()
             # Else `spaces` would look for the event of Gradio's queue, which ends long before the
             # run.
@@ -432,27 +441,45 @@ class Runs:
 
     # --- the queue --------------------------------------------------------------------------------
 
-    def _check_room(self, request: Request, weight: float, owner: str, most: int) -> None:
-        own = self._queue.of(owner)
+    def _check_room(
+        self, request: Request, weight: float, owner: str, most: int, address: str
+    ) -> None:
+        """Raise StudioError if there is no room for a request of this owner, who calls from this address.
+
+        A page makes its owner's name up, so that one visitor could have many; an address may have
+        many visitors.
+        """
         goes_at_once = len(self._running) < self._at_once and not len(self._queue)
         if goes_at_once:
             return
         if len(self._queue) >= limits.MOST_WAITING:
             raise StudioError.of(FULL)
-        if len(own) >= most:
-            hint = "Wait until one of them has started, or cancel one."
-            raise StudioError(
-                "too_many", f"You have {most} runs waiting already, which is the limit.", hint=hint
-            )
-        bound = most_minutes()
-        minutes = sum(self._seconds(each.request, each.weight) for each in own) / 60
         more = self._seconds(request, weight) / 60
-        if own and minutes + more > bound:
-            total = f"{minutes + more:.0f}"
-            message = f"With this, your waiting runs would take about {total} minutes; the limit is {bound}."
-            raise StudioError(
-                "too_much", message, hint="Wait until one of them has started, or cancel one."
+        bound = most_minutes()
+        self._check_share(self._queue.of(owner), most, more, bound, YOURS)
+        if address:
+            beside = [run for run in self._queue.order() if run.address == address]
+            most = limits.MOST_WAITING_OF_AN_ADDRESS
+            bound *= limits.OWNERS_OF_AN_ADDRESS
+            self._check_share(beside, most, more, bound, OF_YOUR_ADDRESS)
+
+    def _check_share(
+        self, waiting: list[Run], most: int, more: float, bound: int, named: tuple[str, str]
+    ) -> None:
+        """Raise StudioError if `more` minutes beside what is `waiting` are too much, or one more run is."""
+        count, which = named
+        hint = "Wait until one of them has started"
+        if named == YOURS:
+            hint += ", or cancel one"
+        if len(waiting) >= most:
+            message = f"{count.format(most)}, which is the limit."
+            raise StudioError("too_many", message, hint=f"{hint}.")
+        minutes = more + sum(self._seconds(each.request, each.weight) for each in waiting) / 60
+        if waiting and minutes > bound:
+            message = (
+                f"With this, {which} would take about {minutes:.0f} minutes; the limit is {bound}."
             )
+            raise StudioError("too_much", message, hint=f"{hint}.")
 
     def _seconds(self, request: Request, weight: float) -> float:
         """Estimate the real seconds of a request from those that earlier ones took."""
@@ -676,6 +703,19 @@ def addresses(run_id: str, takes: int) -> list[str]:
 
 def address(run_id: str, number: int) -> str:
     return f"/runs/{run_id}/takes/{number}"
+
+
+def address_of(request: gr.Request | None) -> str:
+    """Return the network address that a request comes from, "" if unknown; a Space's proxy adds it to a header."""
+    if request is None:
+        return ""
+    forwarded = ""
+    if os.environ.get("SPACE_ID"):
+        forwarded = request.headers.get("x-forwarded-for", "")
+    if forwarded:
+        return str(forwarded).split(",")[-1].strip()
+    client = getattr(request, "client", None)
+    return str(getattr(client, "host", ""))
 
 
 def most_minutes() -> int:

@@ -317,7 +317,7 @@ def test_of_fifty_calls_at_once_as_many_wait_as_one_program_may_and_a_visitor_st
 ):
     values = {"prompt": "calm piano", "duration": 10, "options": {"steps": 1, "plan": False}}
     found = runs.runs_of(backend.get_backend())
-    most = limits.MOST_WAITING_OF_A_PROGRAM
+    most = limits.MOST_WAITING_OF_AN_ADDRESS
     # The first song is being made for as long as the turn is held.
     with (
         backend.get_backend().models.turn,

@@ -76,7 +76,7 @@ def alone(studio: backend.Backend) -> list[list[np.ndarray]]:
 def page(studio: backend.Backend) -> Iterator[gr.Blocks]:
     """Return the page, whose queue takes more than fifty songs."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MOST_WAITING", "MOST_WAITING_OF_A_PROGRAM"):
+        for name in ("MOST_WAITING", "MOST_WAITING_OF_AN_ADDRESS"):
             patch.setattr(limits, name, 60)
         demo = app.build_app()
         yield demo

@@ -15,6 +15,7 @@ from playwright.sync_api import Page, expect
 import limits
 import tooltips
 from events import Progress
+from params import parse_request
 from runs import runs_of
 from tests.page.proxy import Proxy
 from tests.page.steps import Tab, reload
@@ -242,11 +243,14 @@ def test_a_song_that_is_done_elsewhere_is_a_dot_on_its_tab(page: Page, fake, gat
 
 def test_the_queue_of_others_is_told_in_a_sentence(page: Page, fake, gate, tab):
     runs = runs_of(fake)
-    from params import parse_request
-
-    for number in range(limits.MOST_WAITING + 1):
-        runs.start(parse_request("generate", {"prompt": "another"}), f"visitor {number}")
+    asked = parse_request("generate", {"prompt": "another"})
+    for number in range(limits.MOST_WAITING_OF_AN_ADDRESS + 1):
+        runs.start(asked, f"visitor {number}").address = "127.0.0.1"
     generate = tab(page, "generate")
+    generate.start()
+    expect(generate.part("message")).to_contain_text("24 runs from your network are waiting")
+    while not runs.is_full():
+        runs.start(asked, "elsewhere")
     generate.start()
     expect(generate.part("message")).to_contain_text("32 runs are waiting already")
     expect(making(page)).to_have_count(0)

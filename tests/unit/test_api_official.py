@@ -433,7 +433,7 @@ def test_a_full_queue_is_busy_and_a_task_is_cancelled(tmp_path):
         until(lambda: "4/8" in api.item(first)["progress_text"])
         (entry,) = json.loads(api.item(first)["result"])
         assert entry["status"] == 0 and 0.5 < entry["progress"] < 0.6
-        waiting = [api.release(prompt="x") for _ in range(limits.MOST_WAITING_OF_A_PROGRAM)]
+        waiting = [api.release(prompt="x") for _ in range(limits.MOST_WAITING_OF_AN_ADDRESS)]
         busy = api.web.post("/release_task", json={"prompt": "x"})
         assert busy.status_code == 429 and "waiting already" in busy.json()["error"]
         (entry,) = json.loads(api.item(waiting[3])["result"])
@@ -468,7 +468,7 @@ def test_tasks_of_a_studio_that_was_killed_have_failed(tmp_path, monkeypatch):
 
 def test_five_hundred_tasks_of_fifty_clients_reach_their_own(tmp_path, monkeypatch):
     """The queue takes 32 at a time; a client that finds it full tries again, as they do."""
-    monkeypatch.setattr(limits, "MOST_WAITING_OF_A_PROGRAM", 32)
+    monkeypatch.setattr(limits, "MOST_WAITING_OF_AN_ADDRESS", 32)
     # After that the tags of the files tell, and these are no songs.
     monkeypatch.setattr(runs, "MOST_ENDED", 500)
     with served(tmp_path) as api:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import json
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -278,6 +280,63 @@ def test_the_work_of_an_owner_is_bounded_in_minutes_but_for_the_first_run(
         all_runs.start(request("short", duration=10), "careful")
     with pytest.raises(StudioError, match="about 70 minutes"):
         all_runs.start(request("short", duration=10), "careful")
+
+
+class Visitor(gr.Request):
+    """A request from an address, as its server sees it, with the headers of a proxy."""
+
+    def __init__(self, address, **headers):
+        self.client = SimpleNamespace(host=address)
+        self.headers = headers
+
+
+def start_from(all_runs, visitor, asked, owner, most=limits.MOST_WAITING_OF_A_PAGE):
+    """Start a run as an event of this visitor's page does."""
+
+    def start():
+        LocalContext.request.set(visitor)
+        return all_runs.start(asked, owner, most)
+
+    return contextvars.copy_context().run(start)
+
+
+def test_one_address_leaves_room_for_others_whatever_names_it_uses(all_runs, studio):
+    all_runs.start(request("now"), "first")
+    home, elsewhere = Visitor("10.0.0.7"), Visitor("10.0.0.8")
+    found = [
+        start_from(all_runs, home, request("song"), f"page {number // 3}")
+        for number in range(limits.MOST_WAITING_OF_AN_ADDRESS)
+    ]
+    with pytest.raises(StudioError, match="24 runs from your network are waiting") as caught:
+        start_from(all_runs, home, request("one more"), "another page")
+    assert caught.value.problem.code == "too_many"
+    assert "own" not in caught.value.problem.hint
+    for number in range(4):
+        start_from(all_runs, elsewhere, request("song"), f"visitor {number}")
+    all_runs.start(request("song"), "of no address")
+    assert all_runs.cancel(found[0].id)
+    start_from(all_runs, home, request("one more"), "another page")
+
+
+def test_the_work_of_an_address_is_bounded_in_minutes_too(made, monkeypatch):
+    monkeypatch.setenv("SPACE_ID", "someone/studio")
+    all_runs = made(weigh=lambda asked: asked.duration * 60)  # minutes in seconds of song
+    all_runs.start(request("now"), "other")
+    # What a visitor writes into the header stands before what the Space's proxy adds.
+    home = [
+        Visitor("10.1.1.1", **{"x-forwarded-for": f"9.9.9.{number}, 203.0.113.5"})
+        for number in range(4)
+    ]
+    other = Visitor("10.1.1.1", **{"x-forwarded-for": "203.0.113.6"})
+    # A single run is never too much.
+    start_from(all_runs, home[0], request("long", duration=200), "page 0")
+    with pytest.raises(StudioError, match=r"from your network .* 210 minutes; .* is 120") as caught:
+        start_from(all_runs, home[1], request("short", duration=10), "page 1")
+    assert caught.value.problem.code == "too_much"
+    start_from(all_runs, other, request("short", duration=60), "page 2")
+    start_from(all_runs, other, request("short", duration=60), "page 3")
+    with pytest.raises(StudioError, match="about 130 minutes; the limit is 120"):
+        start_from(all_runs, other, request("short", duration=10), "page 4")
 
 
 def test_as_many_run_at_once_as_there_are_workers(all_runs, studio):
