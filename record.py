@@ -13,6 +13,7 @@ docs/api.md.
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -318,6 +319,12 @@ def _known(part: Part | None) -> Part:
 
 
 def library_versions() -> dict[str, str]:
+    return dict(_library_versions())
+
+
+@functools.cache
+def _library_versions() -> Mapping[str, str]:
+    # Each version is read from a file of a hundred kilobytes.
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},

@@ -17,30 +17,45 @@ studio.latest = (element, props, trigger) => {
 
   // The copy that Gradio serves is deleted after a day; a take that is kept for longer is uploaded like any other file.
   const copied = async (card) => {
-    if (await there(address(card.path))) return card.path;
+    if (!(await isGone(address(card.path)))) return card.path;
+    const song = await fetch(where(card), { cache: "no-store" });
+    if (!song.ok) {
+      asked.set(where(card), false);
+      throw new Error(texts.gone);
+    }
     const form = new FormData();
-    form.append("files", await (await fetch(where(card))).blob(), card.path.split("/").at(-1));
-    const [path] = await (await fetch(api("/upload"), { method: "POST", body: form })).json();
-    return path;
+    form.append("files", await song.blob(), card.path.split("/").at(-1));
+    const answer = await fetch(api("/upload"), { method: "POST", body: form });
+    const found = await answer.json();
+    if (!answer.ok) throw new Error(found.detail);
+    return found[0];
   };
 
-  const choose = async (card) => {
-    const path = await copied(card);
-    const name = path.split("/").at(-1);
-    props.value = { path, url: address(path), orig_name: name, meta: { _type: "gradio.FileData" } };
-    trigger("input");
+  const choose = async (card, item) => {
+    try {
+      const path = await copied(card);
+      const name = path.split("/").at(-1);
+      props.value = { path, url: address(path), orig_name: name, meta: { _type: "gradio.FileData" } };
+      trigger("input");
+    } catch (error) {
+      const text = error.constructor === Error ? error.message : texts.lost;
+      item.querySelector("p")?.remove();
+      item.append(make("p", { role: "alert", text }));
+      if (text === texts.gone) item.querySelector("button").remove();
+    }
   };
 
   const row = (card) => {
     const name = card.title || card.path.split("/").at(-1);
     const label = fill(texts.use, { name, length: clock(card.seconds) });
-    return make("li", {}, [
-      make("button", { type: "button", "aria-label": label, title: name, click: () => choose(card) }, [
+    const item = make("li", {}, [
+      make("button", { type: "button", "aria-label": label, title: name, click: () => choose(card, item) }, [
         card.art && make("img", { src: card.art, alt: "" }),
         make("span", { class: "name", text: name }),
         make("span", { class: "length", text: clock(card.seconds) }),
       ]),
     ]);
+    return item;
   };
 
   let drawn = 0;

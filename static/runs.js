@@ -14,7 +14,7 @@
 
   const bars = new Map(); // by name: {trigger, element, texts}
   const runs = new Map(); // by id: {run, bar, title, settings, facts, born}
-  const streams = new Map(); // while the page is hidden, by id
+  let stream; // {id, source} of the one run that tells by itself while the page is hidden
   let title = ""; // the page's own, which it gets after this script
   let lost = false; // the studio does not answer
   let ready = false; // something was finished that nobody has looked at
@@ -154,9 +154,8 @@
       mark(run);
       notify(run);
     }
-    streams.get(run.run)?.close();
-    streams.delete(run.run);
     trigger?.("select");
+    if (document.hidden) listen();
   };
 
   // Have the end of each run shown, one after the other in a bar. An answer takes the run away (`seen`).
@@ -226,8 +225,15 @@
     collect();
   }, ASK_MS);
 
-  const stream = (run) => {
+  // One run at a time: a browser has few connections to a studio, which all its tabs share.
+  const listen = () => {
+    const active = open();
+    const run = active.find(({ facts }) => facts?.state === "running") ?? active[0];
+    if (stream && stream.id === run?.run) return;
+    hush();
+    if (!run) return;
     const source = new EventSource(address(`runs/${run.run}/events?after=${run.facts?.last ?? 0}`));
+    stream = { id: run.run, source };
     const on = (name, change) =>
       source.addEventListener(name, ({ data }) => {
         hear({ run: run.run, ...change(JSON.parse(data)) });
@@ -236,26 +242,22 @@
     on("progress", (progress) => ({ state: "running", progress }));
     for (const name of ["finished", "failed", "cancelled"]) on(name, () => ({ state: name }));
     source.addEventListener("error", () => source.close()); // else the browser would ask again and again
-    streams.set(run.run, source);
+  };
+  const hush = () => {
+    stream?.source.close();
+    stream = null;
   };
 
   document.addEventListener("visibilitychange", () => {
-    for (const source of streams.values()) source.close();
-    streams.clear();
-    const active = open();
+    const ids = open().map(({ run }) => run);
     if (!document.hidden) {
+      hush();
       looked();
       ask();
       collect();
-    } else if (active.length) {
-      fetch(
-        query(
-          active.map(({ run }) => run),
-          "hidden"
-        ),
-        { keepalive: true }
-      ).catch(() => {});
-      for (const run of active) stream(run);
+    } else if (ids.length) {
+      fetch(query(ids, "hidden"), { keepalive: true }).catch(() => {});
+      listen();
     }
   });
 

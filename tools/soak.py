@@ -2,11 +2,12 @@
 
 A table has a line at each tenth. MB: resident memory. used: what malloc has given out and not got back, in MB; if only
 MB grows, glibc keeps holes. objects: Python's, in thousands. sessions, ended: what Gradio and the studio remember, each
-up to its limit. threads, files: open ones. jobs, journal, songs, page: what lies in the folders. The last line is the
-growth since the half, when all that has a limit has reached it: nothing may grow with the number of visits or runs.
+up to its limit. threads, files: open ones. jobs, journal, songs, page: what lies in the folders. other: what lies
+beside them in the folder for temporary files. The last line is the growth since the half, when all that has a limit has
+reached it: nothing may grow with the number of visits or runs.
 
 A run of --runs is left in one of several ways, drawn from a fixed seed: listened to, hung up on in its stream or before
-it, started on its own and never asked for, or cancelled by its id.
+it, started on its own and never asked for, or cancelled by its id. One that is refused for lack of room does not count.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ INSIDE = "inside.json"
 # Uploads and copies of takes are deleted after so many seconds here, looked at as often: a day is too long for a soak.
 PAGE_SECONDS = 30
 MOST_TYPES = 12  # of objects that have grown most since the half
-ROW = "{:>6} {:>7} {:>6} {:>7} {:>8} {:>8} {:>5} {:>7} {:>5} {:>4} {:>7} {:>5} {:>4}"
+ROW = "{:>6} {:>7} {:>6} {:>7} {:>8} {:>8} {:>5} {:>7} {:>5} {:>4} {:>7} {:>5} {:>4} {:>5}"
 NAMES = (
     *("done", "seconds", "MB", "used", "objects", "sessions", "ended"),
-    *("threads", "files", "jobs", "journal", "songs", "page"),
+    *("threads", "files", "jobs", "journal", "songs", "page", "other"),
 )
 
 
@@ -119,7 +120,7 @@ def _held() -> dict[str, Any]:
     gc.collect()
     found = gc.get_objects()
     types = Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in found)
-    holders = [each for each in found if isinstance(each, StateHolder)]
+    holders = [each for each in found if issubclass(type(each), StateHolder)]
     return {
         "used": round(_in_use() / 1e6, 1),
         "objects": round(len(found) / 1000, 1),
@@ -188,7 +189,7 @@ def soak(
             ways: dict[str, Callable[[], object]] = {
                 "songs": lambda: _song(client),
                 "visits": lambda: _visit(client, loads),
-                "runs": lambda: draw.choice(LEAVING)(client, draw),
+                "runs": lambda: _run(client, draw),
             }
             for tenth in range(11):
                 for name, total in works.items():
@@ -233,59 +234,74 @@ def _song(client: httpx.Client) -> None:
 # --- runs that are left ---------------------------------------------------------------------------------------------
 
 
+class _NoRoomError(Exception):
+    """The queue is full, or this caller's share of it."""
+
+
+def _run(client: httpx.Client, draw: random.Random) -> None:
+    """Make a run in one of the ways; wait while the queue has no room."""
+    leave = draw.choice(LEAVING)
+    while True:
+        with contextlib.suppress(_NoRoomError):
+            leave(client, draw)
+            return
+        time.sleep(0.2)
+
+
 def _start(client: httpx.Client, draw: random.Random, **options: object) -> str:
-    """Start a song, long or short, or lyrics; return the address of its events, "" if there is no room."""
+    """Start a song, long or short, or lyrics; return the address of its events."""
     song = {**SONG, "options": {**SONG["options"], "steps": draw.choice((1, 1, 12)), **options}}
     words = {"brief": "rain in May", "options": {"max_tokens": 16, **options}}
     name, asked = draw.choice((("generate", song), ("generate", song), ("lyrics", words)))
     answer = client.post(f"/gradio_api/call/v2/{name}", json=asked)
     if answer.status_code == 503:
-        return ""
+        raise _NoRoomError
     event = answer.raise_for_status().json()["event_id"]
     return f"/gradio_api/call/v2/{name}/{event}"
 
 
 def _listened_to(client: httpx.Client, draw: random.Random) -> None:
-    address = _start(client, draw)
-    if address:
-        text = client.get(address).text
-        assert "event: complete" in text or "event: error" in text, text[-300:]
+    text = client.get(_start(client, draw)).text
+    _check_room(text)
+    assert "event: complete" in text, text[-300:]
 
 
 def _hung_up_on(client: httpx.Client, draw: random.Random) -> None:
-    address = _start(client, draw)
-    if address:
-        _hear(client, address, draw.randrange(1, 12))
+    _hear(client, _start(client, draw), draw.randrange(1, 12))
 
 
 def _hear(client: httpx.Client, address: str, lines: int) -> None:
     """Listen to a stream for so many lines, then hang up."""
     with client.stream("GET", address) as stream:
-        for number, _ in enumerate(stream.iter_lines(), 1):
+        for number, line in enumerate(stream.iter_lines(), 1):
+            _check_room(line)
             if number >= lines:
                 break
 
 
+def _check_room(text: str) -> None:
+    if "waiting already" in text:
+        raise _NoRoomError
+
+
 def _detached(client: httpx.Client, draw: random.Random) -> str:
-    """Return the id of a run that goes on by itself, "" if there is no room."""
-    address = _start(client, draw, detach=True)
-    if not address:
-        return ""
-    found = re.search(r"[0-9a-f]{32}", client.get(address).text.partition("event: complete")[2])
-    return found[0] if found else ""  # no room for this owner
+    """Return the id of a run that goes on by itself."""
+    text = client.get(_start(client, draw, detach=True)).text
+    _check_room(text)
+    found = re.search(r"[0-9a-f]{32}", text.partition("event: complete")[2])
+    assert found, text[-300:]
+    return found[0]
 
 
 def _cancelled(client: httpx.Client, draw: random.Random) -> None:
-    if run := _detached(client, draw):
-        client.post(f"/runs/{run}/cancel").raise_for_status()
+    run = _detached(client, draw)
+    client.post(f"/runs/{run}/cancel").raise_for_status()
 
 
 def _left_in_its_events(client: httpx.Client, draw: random.Random) -> None:
     run = _detached(client, draw)
-    if not run:
-        return
     _hear(client, f"/runs/{run}/events", 4)
-    client.post(f"/runs/{run}/cancel")
+    client.post(f"/runs/{run}/cancel").raise_for_status()
 
 
 LEAVING: tuple[Callable[[httpx.Client, random.Random], object], ...] = (
@@ -324,6 +340,7 @@ def _facts(process: subprocess.Popen, folder: Path) -> dict[str, Any]:
         "journal": len([*(folder / "songs" / ".runs").glob("*")]),
         "songs": len([*(folder / "songs").glob("*.wav")]),
         "page": len([path for path in (folder / "page").rglob("*") if path.is_file()]),
+        "other": len([*folder.iterdir()]),
         **json.loads(inside.read_text()),
     }
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gradio_client.client
 import numpy as np
 import pytest
 import soundfile
@@ -95,6 +98,17 @@ def no_language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- the API ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let gradio_client keep to a folder of the tests: it leaves an empty one for each file that it downloads."""
+    folder = tmp_path_factory.mktemp("gradio_client")
+    own = SimpleNamespace(**vars(tempfile))
+    own.gettempdir = lambda: str(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradio_client.client, "tempfile", own)
+        yield
 
 
 @pytest.fixture(scope="session")

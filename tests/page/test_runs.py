@@ -149,6 +149,31 @@ def test_the_page_asks_once_a_second_at_most_and_not_at_all_while_it_is_hidden(
     expect(page).to_have_title(TITLE)
 
 
+def test_a_hidden_page_keeps_one_connection_however_many_songs_it_waits_for(
+    page: Page, fake, gate, tab
+):
+    generate = tab(page, "generate")
+    for name in ("first", "second", "third"):
+        generate.start(name)
+        expect(making(page).last.locator(".name")).to_have_text(name)
+    generate.runs()
+    heard: list[str] = []
+    page.on("request", lambda request: "/events" in request.url and heard.append(request.url))
+    questions = asked(page)
+    page.evaluate(HIDE)
+    until(
+        lambda: (heard and any("hidden" in url for url in questions)) or page.wait_for_timeout(50)
+    )
+    assert len(heard) == 1
+    gate.go.set()
+    # The end of each is heard in its turn.
+    until(lambda: len(heard) == 3 or page.wait_for_timeout(50))
+    expect(page).to_have_title("▶ Ready")
+    page.evaluate(SHOW)
+    expect(making(page)).to_have_count(0)
+    expect(earlier(page)).to_contain_text("(2)")
+
+
 HIDE = """() => {
   Object.defineProperty(document, "hidden", { configurable: true, get: () => true });
   document.dispatchEvent(new Event("visibilitychange"));

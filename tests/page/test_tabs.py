@@ -10,6 +10,7 @@ import pytest
 from gradio import utils as gradio_utils
 from playwright.sync_api import Page, expect
 
+import tooltips
 from params import parse_request
 from tests.files import tag_file
 from tests.page.steps import MARKUP, expect_plain, expect_tappable, reload, violations
@@ -198,12 +199,37 @@ def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, 
     name = f"song-seed-{shanty}.wav"
     for file in (*Path(gradio_utils.get_upload_folder()).glob(f"*/{name}"), fake.folder / name):
         file.unlink()
+    # The copy that the page got is deleted after a day; the song in the output folder is uploaded then.
+    waltz = fake.folder / f"song-seed-{shanty + 100}.wav"
+    (copy,) = Path(gradio_utils.get_upload_folder()).glob(f"*/{waltz.name}")
+    copy.unlink()
     reload(page)
     edit, latest = tab(page, "edit"), page.locator("#edit-latest").get_by_role("button")
     expect(latest).to_have_text([re.compile("brass band"), re.compile("waltz")])
     latest.nth(1).press("Enter")
     expect(edit.text("start")).to_have_value("0.3")
     expect(latest).to_have_count(0)
+    source = Path(edit.made(fake).source)
+    assert source.read_bytes() == waltz.read_bytes()
+    assert (source.name, source.parent == copy.parent) == (waltz.name, False)
+
+
+@pytest.mark.slow
+def test_a_latest_take_that_was_just_deleted_is_no_source(page: Page, fake, tab, forgiven):
+    forgiven += ["status of 403", "status of 404"]
+    generate = tab(page, "generate")
+    generate.made(fake)
+    name = f"song-seed-{100 * fake.songs}.wav"
+    (copy,) = Path(gradio_utils.get_upload_folder()).glob(f"*/{name}")
+    copy.unlink()
+    cover = tab(page, "cover")
+    latest = page.locator("#cover-latest")
+    expect(latest.get_by_role("button")).to_have_count(1)
+    (fake.folder / name).unlink()
+    latest.get_by_role("button").click()
+    expect(latest.get_by_role("alert")).to_have_text(tooltips.TAKE_GONE)
+    expect(latest.get_by_role("button")).to_have_count(0)
+    expect(cover.field("source").locator("input[type=file]")).to_have_count(1)
 
 
 @pytest.mark.slow

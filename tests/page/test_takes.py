@@ -420,6 +420,34 @@ def test_calls_of_programs_cost_a_page_nothing_of_what_it_shows(generate, fake, 
     assert Path(cover.made(fake).source).name == name
 
 
+@pytest.mark.slow
+def test_a_take_outlives_its_copy_and_not_its_file(page: Page, fake, tab, forgiven):
+    forgiven += ["status of 403", "status of 404"]
+    generate = tab(page, "generate")
+    generate.made(fake)
+    name = f"song-seed-{100 * fake.songs}.wav"
+    song = fake.folder / name
+    (copy,) = Path(gradio_utils.get_upload_folder()).glob(f"*/{name}")
+    copy.unlink()
+    play(generate.take()).click()
+    page.wait_for_function(f"{AUDIO}.currentTime > 0")
+    assert download(generate, "WAV").read_bytes() == song.read_bytes()
+    assert audio_export.read_record(download(generate, "FLAC"))["takes"][0]["name"] == name
+    generate.way("Use in Cover").click()
+    cover = tab(page, "cover")
+    expect(cover.field("source").locator("time").last).to_have_text("0:07")
+    # One that a visitor of the disk has deleted.
+    generate = tab(page, "generate")
+    generate.made(fake)
+    name = f"song-seed-{100 * fake.songs}.wav"
+    for file in (*Path(gradio_utils.get_upload_folder()).glob(f"*/{name}"), fake.folder / name):
+        file.unlink()
+    play(generate.take()).click()
+    expect(generate.take()).to_contain_text("This file has been deleted.")
+    generate.way("Use in Cover").click()
+    expect(generate.take()).to_contain_text(tooltips.TAKE_GONE)
+
+
 def call(server: str, name: str, **given: Any) -> httpx.Response:
     address = f"{server}/gradio_api/call/v2/{name}"
     return httpx.post(address, json=given, timeout=300).raise_for_status()
