@@ -218,6 +218,7 @@ def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, 
 def test_a_latest_take_that_was_just_deleted_is_no_source(page: Page, fake, tab, forgiven):
     forgiven += ["status of 403", "status of 404"]
     generate = tab(page, "generate")
+    generate.set("prompt", "type", "a song")
     generate.made(fake)
     name = f"song-seed-{100 * fake.songs}.wav"
     (copy,) = Path(gradio_utils.get_upload_folder()).glob(f"*/{name}")

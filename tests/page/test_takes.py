@@ -424,6 +424,7 @@ def test_calls_of_programs_cost_a_page_nothing_of_what_it_shows(generate, fake, 
 def test_a_take_outlives_its_copy_and_not_its_file(page: Page, fake, tab, forgiven):
     forgiven += ["status of 403", "status of 404"]
     generate = tab(page, "generate")
+    generate.set("prompt", "type", "a song")
     generate.made(fake)
     name = f"song-seed-{100 * fake.songs}.wav"
     song = fake.folder / name
