@@ -71,10 +71,10 @@ log = logging.getLogger("studio")
 
 # events that wait in Gradio's queue, all of them short; songs wait in that of runs.py
 QUEUE_SIZE = 100
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Open pages that Gradio remembers. An older one loses Undo, and the buttons of its takes answer
 # that the studio no longer has the take.
 SESSIONS = 500
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOP_SECONDS = 3  # for running songs to end when the studio stops
 CLOSE_SECONDS = 1  # for the workers, and then for the server, to close after that
 
