@@ -21,9 +21,16 @@ def python(*arguments: str, seconds: int = 800, **environ: str) -> subprocess.Co
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *arguments: str, prefix: tuple[str, ...] = (), **environ: str
+    folder: Path,
+    *arguments: str,
+    prefix: tuple[str, ...] = (),
+    program: tuple[str, ...] = ("app.py",),
+    **environ: str,
 ) -> Iterator[tuple[subprocess.Popen, str]]:
-    """Start the studio with its files in `folder`, and its log in `folder`/log; yield its process and address."""
+    """Start the studio with its files in `folder`, and its log in `folder`/log; yield its process and address.
+
+    `program` is what Python runs, and its first arguments.
+    """
     own = ("GRADIO_TEMP_DIR", "GRADIO_SERVER_PORT", "ACE_STUDIO_RAY", "ACE_STUDIO_RAY_WORKERS")
     env = {name: value for name, value in os.environ.items() if name not in own}
     env |= {
@@ -32,7 +39,7 @@ def serving(
         "OMP_NUM_THREADS": "1",
     } | environ
     (folder / "tmp").mkdir(exist_ok=True)
-    command = [*prefix, sys.executable, "app.py", *arguments]
+    command = [*prefix, sys.executable, *program, *arguments]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=log, text=True

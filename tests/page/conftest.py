@@ -35,6 +35,7 @@ from params import Request
 from runs import runs_of
 from status import UNKNOWN, LanguageModelStatus, SongwriterStatus, Status, TimedLyrics, WorkerStatus
 from tests.files import tag_file, write_song
+from tests.page import held
 from tests.page.steps import Tab
 from tests.program import ROOT
 from tests.waiting import until
@@ -146,22 +147,19 @@ def visit(
 
 # --- the studio as people start it --------------------------------------------------------------------------------
 
-# tests/engine/test_music.py hears the shipped engine; here two steps must be enough for a sound.
-RANDOM = (
-    "import pathlib, sys, model_weights;"
-    "model_weights.BUILT_IN[model_weights.MODEL_VARIABLE] = pathlib.Path(sys.argv.pop());"
-    "import app; app.main()"
-)
-
 
 @pytest.fixture(scope="session")
 def studio(tiny: Path) -> Iterator[str]:
-    """Start the studio on the random checkpoint in its own process; return its address."""
+    """Start the studio of tests/page/held.py on the random checkpoint in its own process; return its address.
+
+    tests/engine/test_music.py hears the shipped engine; here two steps must be enough for a sound.
+    """
     environ = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
     environ |= {"ACE_STUDIO_PLANNER": "random", "ACE_STUDIO_LYRICS": "random"}
+    environ[held.BUILT_IN] = str(tiny)
     environ.pop("GRADIO_SERVER_PORT", None)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    command = [sys.executable, "-c", RANDOM, str(tiny)]
+    command = [sys.executable, *held.PROGRAM]
     process = subprocess.Popen(command, cwd=ROOT, env=environ, text=True, **pipes)
     try:
         ready = process.stdout.readline()

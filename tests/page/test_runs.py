@@ -17,6 +17,7 @@ import tooltips
 from events import Progress
 from params import parse_request
 from runs import runs_of
+from tests.page import held
 from tests.page.proxy import Proxy
 from tests.page.steps import Tab, reload
 from tests.page.test_song import fill_in
@@ -299,9 +300,18 @@ def test_a_place_in_the_queue_is_seen_once_and_heard_once(page: Page, fake, gate
 # --- the real engine ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def hold():
+    """Hold the long songs of `studio` in mid-song; return the file whose removal lets them go on."""
+    file = held.hold_file(os.environ["ACE_STUDIO_OUTPUT"])
+    file.touch()
+    yield file
+    file.unlink(missing_ok=True)
+
+
 def long_song(page: Page, tab: type[Tab]) -> Tab:
-    """Start a song that takes many steps on the real engine, and wait until it is being made."""
-    generate = fill_in(tab(page, "generate"), duration="60", steps="200")
+    """Start a song that can be held on the real engine, and wait until it is being made."""
+    generate = fill_in(tab(page, "generate"), steps=str(held.HELD_STEPS))
     generate.set("options.plan", "tick", False)
     generate.go.click()
     expect(making(page).locator(".stage")).to_contain_text(re.compile(r"step \d+ of 200"))
@@ -309,7 +319,9 @@ def long_song(page: Page, tab: type[Tab]) -> Tab:
 
 
 @pytest.mark.slow
-def test_a_reload_a_second_tab_and_leaving_before_the_start_cost_no_song(studio: str, visit, tab):
+def test_a_reload_a_second_tab_and_leaving_before_the_start_cost_no_song(
+    studio: str, visit, tab, hold
+):
     page = visit(studio)
     long_song(page, tab)
     other = page.context.new_page()
@@ -336,7 +348,7 @@ def test_a_reload_a_second_tab_and_leaving_before_the_start_cost_no_song(studio:
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [4, pytest.param(30, marks=pytest.mark.matrix)])
 def test_a_network_that_is_cut_in_mid_song_costs_no_song(
-    studio: str, visit, tab, forgiven, seconds
+    studio: str, visit, tab, forgiven, hold, seconds
 ):
     forgiven += ["ERR_", "Failed to fetch", "NetworkError", "network error", "Could not"]
     with Proxy(studio) as proxy:
@@ -345,6 +357,7 @@ def test_a_network_that_is_cut_in_mid_song_costs_no_song(
         proxy.cut()
         page.wait_for_timeout(1_000 * seconds)
         proxy.mend()
+        hold.unlink()
         # Whether Gradio reloads the page or not: it is the same song, and it comes once.
         expect(making(page).locator(".stage").or_(takes(page)).first).to_be_visible(timeout=SONG_MS)
         expect(takes(page)).to_have_count(1, timeout=SONG_MS)
@@ -352,13 +365,15 @@ def test_a_network_that_is_cut_in_mid_song_costs_no_song(
 
 
 @pytest.mark.slow
-def test_a_page_that_slept_through_its_song_shows_it(studio: str, visit, tab):
+def test_a_page_that_slept_through_its_song_shows_it(studio: str, visit, tab, hold):
     page = visit(studio)
     long_song(page, tab)
     session = page.context.new_cdp_session(page)
     session.send("Page.setWebLifecycleState", {"state": "frozen"})
     other = page.context.new_page()
     other.goto(studio)
+    expect(making(other)).to_have_count(1)
+    hold.unlink()
     expect(takes(other)).to_have_count(1, timeout=SONG_MS)
     other.close()
     session.send("Page.setWebLifecycleState", {"state": "active"})
@@ -377,7 +392,8 @@ def test_after_a_restart_a_finished_song_is_there_and_one_that_was_cut_off_is_ma
         "ACE_STUDIO_PLANNER": "off",
         "ACE_STUDIO_LYRICS": "off",
     }
-    with serving(tmp_path, **environ) as (process, address):
+    held.hold_file(tmp_path / "songs").touch()
+    with serving(tmp_path, program=held.PROGRAM, **environ) as (process, address):
         absent = visit(address)
         generate = fill_in(tab(absent, "generate"), prompt="finished song", steps="2")
         generate.set("takes", "pick", "2")
