@@ -7,6 +7,7 @@ cannot be done at all is a task that fails, since clients read failures from /qu
 from __future__ import annotations
 
 import json
+import random
 import re
 import time
 import uuid
@@ -153,10 +154,18 @@ class Translation:
         song["options"] |= self._plan()
         idea = self.values.of("sample_query")
         if idea or self.values.of("sample_mode"):
-            return self._written(song, idea or song["prompt"])
+            return self._written(song, idea or song["prompt"] or self._any_idea())
         if self.values.of("use_format"):
             return self._polished(song)
         return parse_request("generate", self._with_prompt(song))
+
+    def _any_idea(self) -> str:
+        """Return the prompt of one of the page's examples, for a song of which nothing was said."""
+        example = random.choice(list(limits.preset("examples")["generate"].values()))
+        self.notes.append(
+            f"There was no idea, so it was an example of the page: {example['prompt']}"
+        )
+        return example["prompt"]
 
     def _written(self, song: dict[str, Any], idea: str) -> Request:
         """Return a song that is written from an idea; what was sent besides stays."""

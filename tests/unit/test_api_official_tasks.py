@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 import api_official_tasks as tasks
+import limits
 from api_official_fields import BY_NAME, FIELDS, KINDS, Values
 from events import Progress, StudioError, share_done
 from limits import LIMITS, MAX_SEED, TEXT_LIMITS
@@ -273,6 +274,10 @@ def test_words_that_are_written_first():
     song = with_sketch(made, sketch)
     assert (song.prompt, song.lyrics, song.bpm, song.duration) == ("tango", "[Verse]\nLa", 90, 84)
     assert request(sample_mode=True, lyrics="[inst]").words.instrumental
+    examples = limits.preset("examples")["generate"].values()
+    anything = request(prompt="", sample_mode=True)
+    assert anything.words.idea in {example["prompt"] for example in examples}
+    assert "There was no idea" in notes(prompt="", sample_mode=True)
     polished = request(use_format="1", lyrics="[Verse]\nLo", audio_duration=30)
     assert isinstance(polished.words, PolishRequest)
     song = with_sketch(polished, sketch)
