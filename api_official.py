@@ -86,7 +86,10 @@ def is_on() -> bool:
 
 
 def is_local_origin(headers: Mapping[str, str]) -> bool:
-    """Return whether a browser's call comes from this studio or this machine; other programs name no origin."""
+    """Return whether a browser's call comes from this studio or this machine; other programs name no origin.
+
+    "null" is none of them: a page that was opened from a file has it, but so has a sandboxed frame of any site.
+    """
     origin = headers.get("origin")
     if origin is None:
         return True

@@ -349,6 +349,29 @@ def test_the_page_and_what_there_is_need_no_key(server, monkeypatch):
     assert post(server, "call/capabilities", {"data": []}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("origin", "may"),
+    [
+        ("http://localhost:5173", True),
+        ("http://127.0.0.1:3000", True),
+        ("tauri://localhost", True),
+        ("null", False),  # of a page from a file, and of any site's sandboxed frame
+        ("https://evil.example", False),
+    ],
+)
+def test_pages_of_this_machine_may_call_what_other_programs_do(server, origin, may):
+    asked = {"access-control-request-method": "POST"}
+    url = f"{server}/release_task"
+    before = httpx.options(url, headers={"origin": origin, **asked}, timeout=300)
+    answer = httpx.post(
+        url, json={"extract_codes_only": True}, headers={"origin": origin}, timeout=300
+    )
+    assert answer.status_code == (200 if may else 403)
+    for each in (before, answer):
+        allowed = each.headers.get("access-control-allow-origin")
+        assert allowed == (origin if may else None)
+
+
 # --- cancelling ---------------------------------------------------------------------------------------------------
 
 

@@ -298,7 +298,8 @@ def test_a_page_of_another_site_is_refused(api):
     for origin in ("https://evil.example", "null", "http://localhost.evil.example"):
         refused = api.web.post("/release_task", json={}, headers={"origin": origin})
         assert refused.status_code == 403, origin
-    for origin in ("http://localhost:5173", "http://127.0.0.1:3000", "http://127.0.0.1:7860"):
+    here = ("http://localhost:5173", "http://127.0.0.1:3000", "http://127.0.0.1:7860")
+    for origin in (*here, "http://[::1]:5173", "tauri://localhost"):
         assert api.web.get("/v1/models", headers={"origin": origin}).status_code == 200
 
 
