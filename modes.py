@@ -22,6 +22,7 @@ import song_align
 import song_codec
 import song_compilation
 import song_conditions
+import song_half
 import song_loop
 import song_score
 import song_words
@@ -102,7 +103,11 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
         if plan is not None:
             plan = replace(plan, metadata=song_words.translated(plan.metadata, known))
     acting = lora_apply.reconcile(pipe, job.loras)
+    was_half = getattr(pipe.transformer, "half_precision", False)
     for event in run(pipe, job, plan, _listener(loaded, placing)):
+        if was_half and not pipe.transformer.half_precision:
+            was_half = False
+            selfcheck.distrust_half(loaded)
         if isinstance(event, Outcome):
             event = event.with_facts(
                 model=loaded.weights.entry(),
@@ -179,7 +184,29 @@ NOBODY = Listener()
 def run(
     pipe: Any, job: Job, plan: Plan | None = None, listener: Listener = NOBODY
 ) -> Iterator[Progress | Outcome]:
-    """Yield the progress of the song of `job`, then its `Outcome`; `listener` hears how good the takes are."""
+    """Yield the progress of the song of `job`, then its `Outcome`; `listener` hears how good the takes are.
+
+    A song whose numbers half precision cannot hold is made again in float32, and so are later ones.
+    """
+    try:
+        yield from _once(pipe, job, plan, listener)
+        return
+    except song_half.NotFinite:
+        pass
+    # Not within `except`: until its end the exception keeps tensors on the device.
+    models.free_memory()
+    song_half.leave(pipe.transformer)
+    yield Progress("reading", note=tooltips.HALF_FAILED)
+    for event in _once(pipe, job, plan, listener):
+        if isinstance(event, Outcome):
+            event = replace(event, notes=(tooltips.HALF_FAILED, *event.notes))
+        yield event
+
+
+def _once(
+    pipe: Any, job: Job, plan: Plan | None, listener: Listener
+) -> Iterator[Progress | Outcome]:
+    """Make the song of `job`; raises NotFinite if half precision does not hold its numbers."""
     seconds: dict[str, float] = {}
     yield Progress("reading")
     with timed(seconds, "reading"):
@@ -191,6 +218,7 @@ def run(
         yield Progress("steps", 0, len(loop.sigmas))
         for index, latents in enumerate(song_loop.denoise(pipe, loop), 1):
             models.trim_memory(latents.device)
+            song_half.check(pipe.transformer, latents)
             yield Progress("steps", index, len(loop.sigmas))
         if loop.keep:
             latents = song_loop.blend(latents, loop.keep)

@@ -161,6 +161,17 @@ def plan(loaded: models.Models, name: str) -> Generator[Progress, None, bool]:
     return name not in loaded.distrusted
 
 
+def distrust_half(loaded: models.Models) -> None:
+    """Remember that half precision, which agreed, did not hold the numbers of a song."""
+    facts = facts_of(loaded)
+    key = f"{_key(facts)} song"
+    entry = _read().get(key, {})
+    known = _findings_in(entry)
+    known["half"] = Finding("half", None, agreement.BOUNDS["float16"], 0.0)
+    loaded.distrusted["half"] = WORDS["half"]
+    _remember(key, facts, known, entry.get("measured", {}))
+
+
 def due_seconds(loaded: models.Models) -> int:
     """Return the seconds that ZeroGPU has to be asked for beside those of the job, while nothing is remembered."""
     if not wanted() or _remembered_of(loaded):

@@ -6,7 +6,8 @@ scores, by their norm's weight. Both change nothing in float32 but rounding: 64 
 The third measure is that the condition encoder, whose lyric encoder has the largest numbers of all,
 goes on computing in float32; it runs once a song.
 
-The transformer takes and gives float32 all the same. selfcheck.py decides on each card whether this is used.
+The transformer takes and gives float32 all the same. selfcheck.py decides on each card whether this is used,
+and a song that is not finite all the same is made again in float32 (`modes.run`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 
 # A power of two, so that dividing by it only changes exponents.
 DIVISOR = 64
+
+
+class NotFinite(Exception):
+    """A song's latents are not finite in half precision."""
+
+
+def check(transformer: Any, latents: torch.Tensor) -> None:
+    """Raise NotFinite if `transformer` computes in half precision and its `latents` are not finite."""
+    if transformer.half_precision and not bool(latents.isfinite().all()):
+        raise NotFinite
 
 
 def fits(transformer: Any) -> bool:

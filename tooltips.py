@@ -260,6 +260,10 @@ UNREAD = 'The model does not read "{dropped}".'
 BPM_DIFFERS = "The prompt says {prompt} BPM, but BPM is set to {field}, which counts."
 KEY_DIFFERS = "The prompt says {prompt}, but Key is set to {field}, which counts."
 USE_BPM = "Set BPM to {bpm}"
+HALF_FAILED = (
+    "Half precision could not hold the numbers of this song, so it was made again in single precision, as later songs "
+    "will be."
+)
 FROM_PROMPT = "From the prompt: {facts}."
 REMOVE_KEY = "Remove it from the prompt"
 SAYS_INSTRUMENTAL = "The prompt says instrumental, but there are lyrics to sing."

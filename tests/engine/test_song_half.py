@@ -6,10 +6,16 @@ import pytest
 import torch
 
 import agreement
+import audio
 import backend
 import models
+import modes
 import selfcheck
 import song_half
+import tooltips
+from events import Job, Outcome, Progress
+from model_memory import Placing
+from params import parse_request, settle
 from tests.weights import CPU, weights_in
 
 OLD_CARD = models.Device("cpu", "float32", "float16", "float32", "a test")
@@ -150,3 +156,54 @@ def test_the_record_and_the_status_name_the_numbers_that_are_used(old_card, monk
     assert loaded.dtype == "float32"
     song_half.use(old_card.transformer)
     assert loaded.dtype == "float16"
+
+
+@pytest.mark.slow
+def test_a_song_that_is_not_finite_in_half_precision_is_made_once_more_in_float32(
+    old_card, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(selfcheck, "file", lambda: tmp_path / selfcheck.FILE)
+    loaded = backend.Backend().models
+    loaded.weights = weights_in(tiny)
+    monkeypatch.setattr(loaded, "known_device", OLD_CARD)
+    loaded._pipe = old_card
+    transformer = old_card.transformer
+    options = {"steps": 3, "plan": False, "score": []}
+    words = {"prompt": "calm piano", "duration": 10, "options": options}
+    request = parse_request("generate", words)
+    job = Job(request, (7,), (8,), str(tmp_path), settings=settle(request, "sft"))
+
+    def made() -> tuple[Outcome, list[Progress], bytes]:
+        *progress, outcome = modes.make(loaded, Placing(loaded), job)
+        (take,) = outcome.takes
+        assert take.problem is None
+        return outcome, [event for event in progress if event], audio.read_wav(take.file).tobytes()
+
+    _, _, right = made()
+    song_half.use(transformer)
+    calls = []
+
+    def overflow(module, inputs, output):
+        if transformer.half_precision:
+            calls.append(1)
+            if len(calls) == 2:  # in the second step
+                return (output[0] * torch.inf,)
+        return output
+
+    transformer.register_forward_hook(overflow)
+    outcome, progress, samples = made()
+    assert samples == right and not transformer.half_precision and len(calls) == 2
+    assert outcome.notes[0] == tooltips.HALF_FAILED and outcome.ran.dtype == "float32"
+    assert [event.note for event in progress if event.note] == [tooltips.HALF_FAILED]
+    # It is remembered, and the status says so.
+    (finding,) = selfcheck.remembered(loaded)
+    assert finding.path == "half" and not finding.agrees
+    assert selfcheck.WORDS["half"] in selfcheck.summary(loaded)
+    outcome, _, _ = made()
+    assert tooltips.HALF_FAILED not in outcome.notes
+    # At the next start it is not even tried.
+    monkeypatch.setattr(selfcheck, "wanted", lambda: True)
+    checks = [check for check in selfcheck.song_checks(old_card, "cuda") if check.path == "half"]
+    loaded.distrusted.clear()
+    assert list(selfcheck._prove(loaded, "song", checks, dict)) == []
+    assert not transformer.half_precision and "half" in loaded.distrusted
