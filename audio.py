@@ -7,9 +7,10 @@ Uploads are untrusted: sizes are checked before anything is read, and files are 
 from __future__ import annotations
 
 import codecs
-import functools
 import math
 import mmap
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +35,11 @@ _LOUDEST = 1000.0  # 60 dB over full scale: larger samples are integers or garba
 _MISSING_SECONDS = 0.1  # an MP3 without a length header may be wrong by a few frames of 26 ms
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's count for a FLAC that was streamed; it cannot read one
 _BLOCK = 2**18  # samples of all channels read at once
+# Of all channels: the longest file in stereo at the highest rate. Silence in many channels is small as a FLAC.
+_MOST_SAMPLES = int(MAX_SOURCE_SECONDS * _HIGHEST_RATE * 2)
+# Files that wait for their check. Each holds a thread that would serve a page.
+MOST_WAITING = 8
+_MOST_KNOWN = 256  # files whose lengths are remembered
 
 # What to do about a file that cannot be used.
 _USABLE = "Choose a WAV, FLAC, MP3, OGG or AIFF file."
@@ -111,9 +117,10 @@ def decode(path: str | Path, stopped: Callable[[], bool] = lambda: False) -> np.
 def duration_of(path: str | Path) -> float:
     """Return the length in seconds of what `decode` reads, with its limits and errors.
 
-    An unchanged file is read once.
+    An unchanged file is read once, and one file at a time: it is refused if too many wait already.
     """
-    return sum(length.frames / length.rate for length in _lengths(Path(path)))
+    lengths = _lengths(Path(path), MOST_WAITING)
+    return sum(length.frames / length.rate for length in lengths)
 
 
 def blocks_of(path: str | Path) -> Iterator[np.ndarray]:
@@ -149,12 +156,16 @@ class _Length:
         return round(self.frames * SAMPLE_RATE / self.rate)
 
 
-def _lengths(path: Path) -> tuple[_Length, ...]:
-    """Return the lengths of a file's recordings, measured to their ends, within the limits."""
+def _lengths(path: Path, most_waiting: int | None = None) -> tuple[_Length, ...]:
+    """Return the lengths of a file's recordings, measured to their ends, within the limits.
+
+    Raises `AudioError` also if `most_waiting` files wait for that already.
+    """
     head = _head(path)
     stat = path.stat()
     try:
-        found = _measured(str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        key = (str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        found = _checks.result(key, most_waiting)
     except OSError as error:
         raise AudioError("The file could not be opened.", "Choose it again.") from error
     if found is None:
@@ -166,12 +177,51 @@ def _lengths(path: Path) -> tuple[_Length, ...]:
     return found
 
 
-@functools.lru_cache(maxsize=256)
-def _measured(path: str, *identity: int) -> tuple[_Length, ...] | AudioError | None:
-    """Return the lengths of a file's recordings, or what is wrong with it; None if it is not audio.
+_Found = tuple[_Length, ...] | AudioError | None
 
-    An unchanged file, which its `identity` tells, is read once.
-    """
+
+class _Checks:
+    """Measures one file at a time, however many callers there are, and remembers the latest results."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, int, int, int], _Found] = OrderedDict()
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+
+    def result(self, key: tuple[str, int, int, int], most_waiting: int | None) -> _Found:
+        """Return what `_measured` finds; `key` is a file's path and what changes with it."""
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+            if most_waiting is not None and self._waiting >= most_waiting:
+                raise AudioError("The studio is checking other files.", "Try again in a moment.")
+            self._waiting += 1
+        try:
+            with self._turn:
+                return self._measured(key)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def _measured(self, key: tuple[str, int, int, int]) -> _Found:
+        with self._lock:
+            if key in self._known:  # by whoever had the turn before
+                return self._known[key]
+        found = _measured(key[0])
+        with self._lock:
+            self._known[key] = found
+            if len(self._known) > _MOST_KNOWN:
+                self._known.popitem(last=False)
+        return found
+
+
+_checks = _Checks()
+
+
+def _measured(path: str) -> _Found:
+    """Return the lengths of a file's recordings, or what is wrong with it; None if it is not audio."""
     try:
         with _bytes_of(path) as data:
             kind = audio_kinds.foreign(data)
@@ -181,7 +231,7 @@ def _measured(path: str, *identity: int) -> tuple[_Length, ...] | AudioError | N
             if kind:
                 message = f"This is {kind}, which cannot be read as audio."
                 return AudioError(message, _EXPORT)
-            return tuple(_measure(data, each) for each in audio_whole.recordings(data))
+            return tuple(_measure_all(data))
     except AudioError as error:
         return error
     except _Unreadable:
@@ -216,6 +266,17 @@ def _opened(data: mmap.mmap, recording: Recording) -> Iterator[ForwardFile]:
             raise AudioError(message, _AGAIN) from error
 
 
+def _measure_all(data: mmap.mmap) -> Iterator[_Length]:
+    """Yield the lengths of the recordings in a file; raises `AudioError` as soon as they are too long."""
+    seconds = 0.0
+    for recording in audio_whole.recordings(data):
+        length = _measure(data, recording)
+        seconds += length.frames / length.rate
+        if seconds > MAX_SOURCE_SECONDS:
+            raise _too_long()
+        yield length
+
+
 def _measure(data: mmap.mmap, recording: Recording) -> _Length:
     """Read a recording to its end, and compare it with what was promised; raises `AudioError`."""
     with _opened(data, recording) as file:
@@ -244,6 +305,8 @@ def _promised_frames(file: ForwardFile, recording: Recording) -> int | None:
         raise AudioError(message, "Save it again as WAV, FLAC or MP3.")
     if promised is not None and promised > MAX_SOURCE_SECONDS * file.samplerate:
         raise _too_long()
+    if promised is not None:
+        _check_samples(promised, file)
     return promised
 
 
@@ -256,6 +319,7 @@ def _count_frames(file: ForwardFile, recording: Recording, promised: int | None)
         frames += len(block)
         if frames > most:
             raise _too_long()
+        _check_samples(frames, file)
     return max(frames, 0)
 
 
@@ -367,6 +431,16 @@ def _check_rate(rate: int) -> None:
     if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
         message = f"The sample rate is {rate / 1000:g} kHz; it may be 8 to 192 kHz."
         raise AudioError(message, "Resample the file.")
+
+
+def _check_samples(frames: int, file: sf.SoundFile) -> None:
+    if frames * file.channels > _MOST_SAMPLES:
+        seconds = _MOST_SAMPLES / file.samplerate / file.channels
+        raise AudioError(
+            f"The file is too large: with {file.channels} channels at {file.samplerate / 1000:g} kHz "
+            f"it may be {seconds:.0f} seconds long.",
+            "Mix it down to stereo, or resample it.",
+        )
 
 
 def _check_length(seconds: float) -> None:

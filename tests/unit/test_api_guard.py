@@ -7,7 +7,9 @@ import gc
 import json
 import logging
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -16,6 +18,7 @@ from gradio.routes import App
 from starlette.requests import Request
 
 import api_guard
+import audio
 import served
 from bootstrap import page_folder
 from tests.waiting import result_of
@@ -471,3 +474,26 @@ def test_a_part_of_a_file_is_that_of_the_version_that_is_meant(server, case):
     )
     assert answer.status_code == status
     assert content is None or answer.content == content
+
+
+def test_nobody_waits_for_the_check_of_anothers_file(server, monkeypatch):
+    begun = threading.Event()
+    go_on = threading.Event()
+    measured = audio._measured
+
+    def measure(path):
+        begun.set()
+        assert go_on.wait(300)
+        return measured(path)
+
+    monkeypatch.setattr(audio, "_measured", measure)
+    path = served.new_place("large.wav")
+    path.write_bytes(b"RIFF")
+    file = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+    values = {"prompt": "x", "source": file}
+    with ThreadPoolExecutor(1) as other:
+        refused = other.submit(post, server, "call/v2/cover", values)
+        assert begun.wait(300)
+        assert post(server, "call/capabilities", {"data": []}).status_code == 200
+        go_on.set()
+        assert refused.result(300).status_code == 422

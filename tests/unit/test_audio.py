@@ -3,7 +3,7 @@
 import struct
 import threading
 import tracemalloc
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -258,6 +258,72 @@ def test_many_channels_at_a_high_rate_are_read_in_little_memory(tmp_path):
     assert samples.shape == (2, 20 * RATE)
     # The result, and a few blocks of 1 MB; all channels at once would be 123 MB.
     assert peak < samples.nbytes + 10e6
+
+
+def silence_in(path, channels, seconds):
+    block = np.zeros((192_000, channels), np.int16)
+    with sf.SoundFile(path, "w", 192_000, channels, subtype="PCM_16", format="FLAC") as file:
+        for _ in range(seconds):
+            file.write(block)
+
+
+def test_many_channels_at_a_high_rate_may_not_be_as_long(tmp_path, monkeypatch):
+    """A FLAC of 1 MB may hold ten minutes of silence in eight channels, a billion samples."""
+    monkeypatch.setattr(audio, "_MOST_SAMPLES", 192_000 * 2 * 10)
+    path = tmp_path / "wide.flac"
+    silence_in(path, 8, 3)
+    with pytest.raises(audio.AudioError, match="8 channels at 192 kHz it may be 2 seconds"):
+        audio.duration_of(path)
+    silence_in(path, 8, 2)
+    assert audio.duration_of(path) == 2
+    silence_in(path, 2, 10)
+    assert audio.duration_of(path) == 10
+
+
+def test_joined_recordings_are_read_until_they_are_too_long(tmp_path, monkeypatch):
+    """A hundred of them, each within the limit, would take minutes."""
+    monkeypatch.setattr(audio, "MAX_SOURCE_SECONDS", 3)
+    measured = []
+    measure = audio._measure
+
+    def count(data, recording):
+        measured.append(recording)
+        return measure(data, recording)
+
+    monkeypatch.setattr(audio, "_measure", count)
+    path = tmp_path / "joined.flac"
+    silence_in(path, 2, 2)
+    path.write_bytes(path.read_bytes() * 5)
+    with pytest.raises(audio.AudioError, match="too long"):
+        audio.duration_of(path)
+    assert len(measured) == 2
+
+
+def test_one_file_is_checked_at_a_time_and_few_wait(tmp_path, monkeypatch):
+    """However many callers: each check takes a core for seconds, and each that waits a thread of the page."""
+    monkeypatch.setattr(audio, "MOST_WAITING", 3)
+    go_on = threading.Event()
+    measured = []
+
+    def measure(path):
+        measured.append(path)
+        go_on.wait(300)
+        return (audio._Length(48_000, 48_000),)
+
+    monkeypatch.setattr(audio, "_measured", measure)
+    paths = [tmp_path / f"{number}.wav" for number in range(4)]
+    for path in paths:
+        path.write_bytes(b"RIFF")
+    with ThreadPoolExecutor(3) as callers:
+        checks = [callers.submit(audio.duration_of, path) for path in (paths[0], *paths[:2])]
+        until(lambda: audio._checks._waiting == 3)
+        assert len(measured) == 1
+        with pytest.raises(audio.AudioError, match="checking other files"):
+            audio.duration_of(paths[2])
+        go_on.set()
+        assert [check.result(300) for check in checks] == [1, 1, 1]
+    assert len(measured) == 2  # the first file once for both callers
+    assert audio.duration_of(paths[2]) == 1
 
 
 def test_the_decoding_of_an_upload_beats_and_can_be_stopped(monkeypatch):
