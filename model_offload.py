@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,27 +25,30 @@ class Offload:
         import torch
 
         self.execution_device = torch.device(device)
-        self.inside = ""
-        self._parts = {
-            name: part
-            for name, part in pipe.components.items()
-            if isinstance(part, torch.nn.Module)
-        }
-        for name, part in self._parts.items():
-            part.to("cpu")
-            part._hf_hook = self  # diffusers looks here for the device
-            embeddings = []
-            if hasattr(part, "get_input_embeddings"):
-                embeddings = [part.get_input_embeddings()]
-            for module in (part, *part.children(), *embeddings):
-                module.register_forward_pre_hook(lambda *_, name=name: self.bring(name))
+        self.on_device = ""  # the name of the part that is there
+        self._parts: dict[str, torch.nn.Module] = {}
+        for name, part in pipe.components.items():
+            if isinstance(part, torch.nn.Module):
+                self._parts[name] = part
+                self._take(name, part)
+
+    def _take(self, name: str, part: Any) -> None:
+        """Move a part off the device, and have it brought back whenever something of it is called."""
+        part.to("cpu")
+        part._hf_hook = self  # diffusers looks here for the device
+        called = [part, *part.children()]
+        if hasattr(part, "get_input_embeddings"):
+            called.append(part.get_input_embeddings())
+        for module in called:
+            module.register_forward_pre_hook(lambda *_: self.bring(name))
 
     def bring(self, name: str) -> None:
-        if name == self.inside:
+        """Move the part `name` onto the device, and the one that is there off it; "" moves only off."""
+        if name == self.on_device:
             return
-        if self.inside:
-            self._parts[self.inside].to("cpu")
-        self.inside = ""
+        if self.on_device:
+            self._parts[self.on_device].to("cpu")
+        self.on_device = ""
         if not name:
             return
         try:
@@ -54,7 +56,7 @@ class Offload:
         except Exception:
             self._parts[name].to("cpu")  # a move that runs out of memory has moved some of it
             raise
-        self.inside = name
+        self.on_device = name
 
 
 def bring(pipe: AceStepPipeline, name: str) -> None:
@@ -76,8 +78,8 @@ def cast_on_use(
     import torch
     from diffusers.hooks import apply_layerwise_casting
 
-    names = tuple(f"^{re.escape(name)}$" for name in skipped)
-    apply_layerwise_casting(part, storage, compute, skip_modules_pattern=names)
+    patterns = tuple(f"^{re.escape(name)}$" for name in skipped)
+    apply_layerwise_casting(part, storage, compute, skip_modules_pattern=patterns)
     large = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.ConvTranspose1d, torch.nn.Embedding)
     for module in part.modules():
         if isinstance(module, large):
@@ -91,8 +93,8 @@ def cast_on_use(
 
 # --- weights that are widened as they are used ----------------------------------------------------
 
-# The most numbers of a weight that are widened at once: as many as the largest layer has, but not
-# the scores of a large vocabulary.
+# The most numbers of a weight that are widened at once: as many as the largest layer has, but fewer
+# than the table of a large vocabulary.
 MOST_WIDENED = 70_000_000
 
 
@@ -100,9 +102,9 @@ def widen_on_use(model: torch.nn.Module, narrow_rows: int = 0) -> None:
     """Make a language model with narrow weights compute in float32, bit for bit as if its weights
     were wide.
 
-    Up to `narrow_rows` rows are multiplied in the narrow numbers, which is faster where widening
-    all weights takes longer than the products. Unlike `cast_on_use`, nothing is written back. What
-    is not a linear layer or an embedding is small, and becomes float32.
+    Inputs of up to `narrow_rows` rows are multiplied in the narrow numbers, which is faster where
+    widening all weights takes longer than the products. Unlike `cast_on_use`, nothing is written
+    back. What is not a linear layer or an embedding is small, and becomes float32.
     """
     import torch
 
@@ -125,19 +127,18 @@ def wide_linear(
     import torch
     from torch.nn.functional import linear
 
-    rows = max(MOST_WIDENED // weight.shape[1], 1)
-    if weight.dtype == x.dtype:
-        rows = len(weight)
-    biases: Sequence[torch.Tensor | None] = [None] * math.ceil(len(weight) / rows)
     if bias is not None:
-        biases = bias.to(x.dtype).split(rows)
-    parts = [
-        linear(x, part.to(x.dtype), of_part)
-        for part, of_part in zip(weight.split(rows), biases, strict=True)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts, dim=-1)
+        bias = bias.to(x.dtype)
+    rows = max(MOST_WIDENED // weight.shape[1], 1)
+    if weight.dtype == x.dtype or len(weight) <= rows:
+        return linear(x, weight.to(x.dtype), bias)
+    results = []
+    for number, part in enumerate(weight.split(rows)):
+        part_bias = None
+        if bias is not None:
+            part_bias = bias[number * rows : (number + 1) * rows]
+        results.append(linear(x, part.to(x.dtype), part_bias))
+    return torch.cat(results, dim=-1)
 
 
 @functools.cache
@@ -184,25 +185,26 @@ def use_float8(layers: torch.nn.Module, device: str) -> None:
     import torch
 
     for linear in layers.modules():
-        if type(linear) is torch.nn.Linear and not (
-            linear.in_features % MULTIPLE or linear.out_features % MULTIPLE
-        ):
-            weight = linear.weight.detach().to(device)
-            del linear.weight
-            for name, tensor in zip(("codes", "scale"), _scaled(weight), strict=True):
-                linear.register_buffer(name, tensor)
-            linear.weight_dtype = weight.dtype
-            linear.__class__ = _linear_class()
+        if type(linear) is not torch.nn.Linear:
+            continue
+        if linear.in_features % MULTIPLE or linear.out_features % MULTIPLE:
+            continue
+        weight = linear.weight.detach().to(device)
+        del linear.weight
+        codes, scale = _scaled(weight)
+        linear.register_buffer("codes", codes)
+        linear.register_buffer("scale", scale)
+        linear.weight_dtype = weight.dtype
+        linear.__class__ = _float8_class()
 
 
 def _scaled(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `rows` [N, K] in float8 and the factor of each row [N, 1], in float32."""
+    """Return `rows` [N, K] in float8, and in float32 what each row is to be multiplied with [N, 1]."""
     import torch
 
     limit = torch.finfo(torch.float8_e4m3fn).max
-    largest = (
-        rows.abs().amax(dim=1, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny)
-    )
+    smallest = torch.finfo(torch.float32).tiny  # in place of 0, by which nothing can be divided
+    largest = rows.abs().amax(dim=1, keepdim=True).float().clamp_min(smallest)
     factor = (limit / largest).clamp_max(torch.finfo(rows.dtype).max).to(rows.dtype)
     # rounding may exceed the limit, giving NaN
     codes = (rows * factor).clamp_(-limit, limit).to(torch.float8_e4m3fn)
@@ -210,7 +212,7 @@ def _scaled(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @functools.cache
-def _linear_class() -> type:
+def _float8_class() -> type:
     import torch
     from torch.nn.functional import ScalingType, scaled_mm
 
@@ -219,7 +221,8 @@ def _linear_class() -> type:
 
         @property
         def weight(self) -> torch.Tensor:
-            return (self.codes.float() * self.scale).to(self.weight_dtype)  # for a DoRA
+            # read by a DoRA, which needs the norms of the rows
+            return (self.codes.float() * self.scale).to(self.weight_dtype)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             codes, scale = _scaled(x.flatten(0, -2))

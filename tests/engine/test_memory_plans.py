@@ -201,7 +201,7 @@ def test_a_forced_plan_changes_the_memory_and_hardly_or_not_the_song(studio, flo
     parts = done(studio, options={"memory_plan": "offload"})
     assert parts.record["memory_plan"] == "offload"
     assert studio.status().memory_plan == model_memory.TEXTS["offload"]
-    assert transformer()._hf_hook.inside == "vae"
+    assert transformer()._hf_hook.on_device == "vae"
     assert np.array_equal(whole, *samples_of(parts))
     done(studio, options={"memory_plan": "fp8"})
     assert layer().weight.dtype == torch.float8_e4m3fn
