@@ -48,7 +48,7 @@ log = logging.getLogger("studio")
 
 ON_ZEROGPU = bootstrap.on_zerogpu()
 
-# A job's events: what `entry` yields, and None at points to stop at.
+# A job's events: what `entry` yields, and None where the job can be stopped.
 Work = Generator[Event | Outcome | None]
 
 
@@ -125,14 +125,14 @@ def _when_free(job: Job) -> Work:
 def _with_fallback(studio: Studio, job: Job) -> Work:
     """Run `job` with the best memory plan that fits; if memory runs out, once more with the next lower plan."""
     placing = studio.placing
-    seconds = jobs.source_seconds(job)
-    looking = yield from _with_device(studio.models)
-    plan = placing.begin(job.request, job.settings, seconds)
-    trusted = yield from selfcheck.plan(studio.models, plan)
-    if not trusted:
-        plan = placing.begin(job.request, job.settings, seconds)
+    source_seconds = jobs.source_seconds(job)
+    device_seconds = yield from _choose_device(studio.models)
+    plan = placing.begin(job.request, job.settings, source_seconds)
+    is_trusted = yield from selfcheck.plan(studio.models, plan)
+    if not is_trusted:
+        plan = placing.begin(job.request, job.settings, source_seconds)  # chooses another one now
     try:
-        yield from _by_plan(studio, job, plan, looking)
+        yield from _by_plan(studio, job, plan, device_seconds)
         return
     except Exception as error:
         lower = placing.lower() if is_out_of_memory(error) else None
@@ -141,12 +141,12 @@ def _with_fallback(studio: Studio, job: Job) -> Work:
     models.free_memory()  # not within `except`, see above
     note = model_memory.fallback_note(plan, lower)
     yield Progress("loading", note=note)
-    plan = placing.begin(job.request, job.settings, seconds, lower)
-    yield from _by_plan(studio, job, plan, looking, note)
+    plan = placing.begin(job.request, job.settings, source_seconds, lower)
+    yield from _by_plan(studio, job, plan, device_seconds, note)
 
 
-def _with_device(loaded: models.Models) -> Generator[Progress, None, float]:
-    """Have the device chosen; return the seconds that this took, which are many the first time: torch is imported."""
+def _choose_device(loaded: models.Models) -> Generator[Progress, None, float]:
+    """Have the device chosen; return the seconds that this took: many the first time, when torch is imported."""
     seconds: dict[str, float] = {}
     if loaded.known_device is None:
         yield Progress("loading")
@@ -155,27 +155,34 @@ def _with_device(loaded: models.Models) -> Generator[Progress, None, float]:
     return seconds.get("loading", 0.0)
 
 
-def _by_plan(studio: Studio, job: Job, plan: str, looking: float, *notes: str) -> Work:
+def _by_plan(studio: Studio, job: Job, plan: str, device_seconds: float, *notes: str) -> Work:
     """Yield the events of `job`; its outcome gets the facts of this process, the memory `plan` and
     the `notes`.
 
-    `looking` for the device took so many seconds, which belong to loading.
+    `device_seconds` were spent on choosing the device, which belongs to loading.
     """
     for event in _work_of(job)(studio.models, studio.placing, job):
         if isinstance(event, Outcome):
-            device = studio.models.device().kind
             event = event.with_facts(
-                device=device, versions=record.library_versions(), memory_plan=plan
+                device=studio.models.device().kind,
+                versions=record.library_versions(),
+                memory_plan=plan,
             )
-            if looking:
-                seconds = event.ran.seconds
-                loading = round(seconds.get("loading", 0.0) + looking, 3)
-                event = event.with_facts(seconds={**seconds, "loading": loading})
+            if device_seconds:
+                event = _with_loading(event, device_seconds)
             event = replace(event, notes=(*notes, *event.notes))
         yield event
 
 
+def _with_loading(outcome: Outcome, more: float) -> Outcome:
+    """Return `outcome` with so many `more` seconds of loading."""
+    seconds = outcome.ran.seconds
+    loading = round(seconds.get("loading", 0.0) + more, 3)
+    return outcome.with_facts(seconds={**seconds, "loading": loading})
+
+
 def _work_of(job: Job) -> Callable[[models.Models, model_memory.Placing, Job], Work]:
+    """Return the function that does a job of this kind."""
     if isinstance(job.request, SongRequest):
         return modes.make
     if job.request.mode == "align":

@@ -70,50 +70,73 @@ def used_up(folder: str | Path, seconds: int) -> bool:
 
 
 def lent(call: Callable[[int], Generator[Any]], folder: str | Path, seconds: int) -> Generator[Any]:
-    """Yield the events of a job that `call(seconds)` starts on a lent card; raises StudioError for ZeroGPU's errors."""
+    """Yield the events of a job that `call(seconds)` starts on a lent card; raises StudioError for ZeroGPU's errors.
+
+    A job that used up its seconds is started once more, with twice as many.
+    """
     yield Progress("lending")
-    asked = seconds
-    for tries in (1, 2):
-        Path(folder, BEAT).unlink(missing_ok=True)
-        begun = False
-        try:
-            with contextlib.closing(_watched(call(asked), folder)) as events:
-                for event in events:
-                    begun = begun or getattr(event, "stage", "") != "lending"
-                    if isinstance(event, Outcome):
-                        event = event.with_facts(
-                            gpu=GpuEntry(
-                                estimated=seconds,
-                                asked=asked,
-                                tries=tries,
-                                used=round(used_seconds(folder), 1),
-                            )
-                        )
-                    yield event
-            return
-        except (StudioError, pickle.PicklingError):
-            raise
-        except Exception as error:
-            problem = problem_of(error)
-            if problem is None:
-                if begun:
-                    raise
-                # `spaces` parses ZeroGPU's answers without checking that they are complete.
-                log.warning("ZeroGPU's answer could not be read: %s", first_line(error))
-                problem = UNREACHABLE
-        spent = problem.code == "gpu_aborted" and used_up(folder, asked)
-        if spent and tries == 1 and asked < MOST_SECONDS:
-            asked = clamped(2 * seconds, seconds)
-            note = f"{seconds} GPU seconds were not enough, so the studio tries again with {asked}."
-            yield Progress("lending", note=note)
-            continue
-        if spent:
-            again = " It was tried twice." if tries > 1 else ""
-            message = (
-                f"This took longer than the {asked} seconds of GPU time that it was given.{again}"
-            )
-            problem = Problem("gpu_time", message, hint=f"{LESS_WORK}.")
-        raise StudioError.of(problem)
+    try:
+        yield from _attempt(call, folder, estimated=seconds, asked=seconds, tries=1)
+        return
+    except _TimeIsUp:
+        if seconds >= MOST_SECONDS:
+            raise StudioError.of(_too_slow(seconds)) from None
+    asked = clamped(2 * seconds, seconds)
+    note = f"{seconds} GPU seconds were not enough, so the studio tries again with {asked}."
+    yield Progress("lending", note=note)
+    try:
+        yield from _attempt(call, folder, estimated=seconds, asked=asked, tries=2)
+    except _TimeIsUp:
+        raise StudioError.of(_too_slow(asked, " It was tried twice.")) from None
+
+
+class _TimeIsUp(Exception):
+    """The worker was stopped because its seconds were used up."""
+
+
+def _too_slow(seconds: int, addition: str = "") -> Problem:
+    message = (
+        f"This took longer than the {seconds} seconds of GPU time that it was given.{addition}"
+    )
+    return Problem("gpu_time", message, hint=f"{LESS_WORK}.")
+
+
+def _attempt(
+    call: Callable[[int], Generator[Any]],
+    folder: str | Path,
+    estimated: int,
+    asked: int,
+    tries: int,
+) -> Generator[Any]:
+    """Yield the events of a job that is started once, with the seconds that are `asked` for.
+
+    Its outcome gets these numbers, and the seconds that it used. Raises StudioError, or _TimeIsUp.
+    """
+    Path(folder, BEAT).unlink(missing_ok=True)
+    has_begun = False
+    try:
+        with contextlib.closing(_watched(call(asked), folder)) as events:
+            for event in events:
+                has_begun = has_begun or getattr(event, "stage", "") != "lending"
+                if isinstance(event, Outcome):
+                    used = round(used_seconds(folder), 1)
+                    entry = GpuEntry(estimated=estimated, asked=asked, tries=tries, used=used)
+                    event = event.with_facts(gpu=entry)
+                yield event
+        return
+    except (StudioError, pickle.PicklingError):
+        raise
+    except Exception as error:
+        problem = problem_of(error)
+        if problem is None:
+            if has_begun:
+                raise
+            # `spaces` parses ZeroGPU's answers without checking that they are complete.
+            log.warning("ZeroGPU's answer could not be read: %s", first_line(error))
+            problem = UNREACHABLE
+    if problem.code == "gpu_aborted" and used_up(folder, asked):
+        raise _TimeIsUp
+    raise StudioError.of(problem)
 
 
 def _watched(events: Generator[Any], folder: str | Path) -> Generator[Any]:
@@ -123,29 +146,30 @@ def _watched(events: Generator[Any], folder: str | Path) -> Generator[Any]:
     Until the worker starts this yields progress, so that it can be closed. Closing waits for a busy
     worker.
     """
-    left = threading.Event()
+    is_left = threading.Event()
     # In a thread: `spaces` may not report a worker's death or end for 20 minutes if the card cannot
     # be returned.
-    read, thread = beat.in_thread(events, "card", left.is_set)
+    read, thread = beat.in_thread(events, "card", is_left.is_set)
     began = time.time()
-    working = False
+    is_working = False
     try:
         for event in read:
             if event is not beat.QUIET:
-                working = isinstance(event, Progress | Draft)
+                is_working = isinstance(event, Progress | Draft)
                 yield event
             elif _silent(folder, began):
-                working = False
+                is_working = False
                 raise StudioError.of(SILENT)
-            elif not working:
+            elif not is_working:
                 yield Progress("lending")
     finally:
-        left.set()
-        if working:
+        is_left.set()
+        if is_working:
             thread.join(beat.SILENT_SECONDS)
 
 
 def _silent(folder: str | Path, began: float) -> bool:
+    """Tell whether the heartbeat in `folder` stopped long ago, or did not come since the time `began`."""
     try:
         return time.time() - Path(folder, BEAT).stat().st_mtime > beat.SILENT_SECONDS
     except OSError:
@@ -207,28 +231,27 @@ ERRORS = (
 
 def problem_of(error: Exception) -> Problem | None:
     """Return the problem behind an error of ZeroGPU, None for any other error."""
-    kind = getattr(error, "title", "") or f"{type(error).__module__}.{type(error).__name__}"
+    title = getattr(error, "title", "") or f"{type(error).__module__}.{type(error).__name__}"
+    text = f"{title}: {getattr(error, 'message', error)}"
     for pattern, code, message, hint in ERRORS:
-        found = re.match(pattern, f"{kind}: {getattr(error, 'message', error)}", re.DOTALL)
+        found = re.match(pattern, text, re.DOTALL)
         if found:
-            return Problem(code, message.format(*found.groups()), hint=hint.format(*found.groups()))
+            parts = found.groups()
+            return Problem(code, message.format(*parts), hint=hint.format(*parts))
     return None
 
 
 # --- the seconds to ask for -----------------------------------------------------------------------
 
-# The least keeps a busy card from cutting a short job off; less is enough once jobs have told what
-# they take.
-LEAST_SECONDS = 60
-LEAST_LEARNED_SECONDS = 15
-# The most that ZeroGPU lends at once.
-MOST_SECONDS = 300
+LEAST_SECONDS = 60  # so that a busy card cuts no short job off
+LEAST_LEARNED_SECONDS = 15  # once earlier jobs have shown how long such a one takes
+MOST_SECONDS = 300  # that ZeroGPU lends at once
 
-NO_WAY = "Use fewer steps, fewer morph averages or a shorter source."
+NOTHING_FITS = "Use fewer steps, fewer morph averages or a shorter source."
 
 
 def gpu_seconds(work: Work, more: int = 0) -> int:
-    """Return the seconds to ask for, with so many `more` for something else."""
+    """Return the seconds to ask for `work`, with so many `more` for what else the job has to do."""
     least = LEAST_LEARNED_SECONDS if experience.knows(work) else LEAST_SECONDS
     return clamped(experience.seconds(work) + more, least)
 
@@ -255,11 +278,13 @@ def refusal(work: Work) -> Problem | None:
     needed = experience.seconds(work)
     if needed <= MOST_SECONDS:
         return None
-    ways = estimate.ways(work, MOST_SECONDS, experience.seconds)
-    if not ways:
+    changes = estimate.ways(work, MOST_SECONDS, experience.seconds)
+    if not changes:
         one_take = replace(work, takes=1)
         fitting = estimate.ways(one_take, MOST_SECONDS, experience.seconds)
-        ways = [f"1 take and {way}" for way in fitting]
-    hint = f"It fits with {', or with '.join(ways)}." if ways else NO_WAY
+        changes = [f"1 take and {change}" for change in fitting]
+    hint = NOTHING_FITS
+    if changes:
+        hint = f"It fits with {', or with '.join(changes)}."
     message = f"This would take about {needed:,.0f} seconds of GPU time; one call gets up to {MOST_SECONDS}."
     return Problem("too_much_gpu_time", message, hint=hint)
