@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 NAMES = "M4A, AAC, MP4, WebM and Opus"
-# What a file is called, and FFmpeg's name of its container, by the offset of a mark and the mark.
+# The offset of a mark and the mark, what a file that has it is called, and FFmpeg's name of its container.
 MARKS = (
     (4, b"ftypM4A", "an M4A file", "mov"),
     (4, b"ftypqt", "a MOV file", "mov"),
@@ -82,13 +82,13 @@ class Sound:
         """Yield its samples as float32 [samples, channels], in the order of WAV's channels."""
         import av
 
-        plain = av.AudioResampler(format="fltp")
+        to_float = av.AudioResampler(format="fltp")
         try:
             for frame in self._file.decode(self._stream):
                 if frame.sample_rate != self.rate or len(frame.layout.channels) != self.channels:
                     raise Unreadable("changes its sample rate or channels halfway")
-                for each in plain.resample(frame):
-                    yield np.ascontiguousarray(each.to_ndarray().T)
+                for converted in to_float.resample(frame):
+                    yield np.ascontiguousarray(converted.to_ndarray().T)
         except av.error.FFmpegError as error:
             raise Unreadable("is damaged and cannot be read to its end") from error
 
@@ -103,10 +103,12 @@ def opened(path: Path, media: Media) -> Iterator[Sound]:
     except (av.error.FFmpegError, OSError) as error:
         raise Unreadable("is damaged: its header cannot be read") from error
     with file:
-        if not file.streams.audio or not file.streams.audio[0].codec_context.sample_rate:
+        if not file.streams.audio:
             raise Unreadable("contains no sound")
         stream = file.streams.audio[0]
-        codec = stream.codec_context.name
-        if codec not in CODECS:
-            raise Unreadable(f"holds sound of a kind that is not read here ({codec})")
-        yield Sound(stream.codec_context.sample_rate, stream.codec_context.channels, file, stream)
+        codec = stream.codec_context
+        if not codec.sample_rate:
+            raise Unreadable("contains no sound")
+        if codec.name not in CODECS:
+            raise Unreadable(f"holds sound of a kind that is not read here ({codec.name})")
+        yield Sound(codec.sample_rate, codec.channels, file, stream)

@@ -12,17 +12,17 @@ from typing import Any
 
 from gradio.queueing import Queue
 
-# Between two looks while events come, and while none has come for a while: about as long as the
-# first event of a visit may wait.
-BUSY_LOOK_SECONDS = 0.001
-IDLE_LOOK_SECONDS = 0.1
-BUSY_SECONDS = 2.0
-# Between two looks for the progress of `gr.Progress`, which the studio does not use.
-PROGRESS_LOOK_SECONDS = 1.0
+BUSY_LOOK_SECONDS = 0.001  # between two looks while events come, as Gradio looks
+IDLE_LOOK_SECONDS = 0.1  # while none has come for a while: the first event may wait so long
+BUSY_SECONDS = 2.0  # after the latest event, until there are few looks again
+PROGRESS_LOOK_SECONDS = 1.0  # between two looks for `gr.Progress`, which the studio does not use
 
 
 class PatientQueue(Queue):
-    """`sleep_when_free` and `progress_update_sleep_when_free` are read by Gradio's loops before each look."""
+    """A queue that looks rarely while nothing comes.
+
+    Gradio's loops read `sleep_when_free` and `progress_update_sleep_when_free` before each look.
+    """
 
     _latest = -math.inf  # when the latest event came
 

@@ -1,12 +1,15 @@
 """The song model in half precision, for cards that lack bfloat16: three measures that keep its numbers below 65,504.
 
-XL's activations are too large for float16. What enters the residual stream is divided by 64, which
-the norms behind it undo: their epsilon is divided by 64 squared. Queries are scaled in place of
-scores, by their norm's weight. Both change nothing in float32 but rounding: 64 is a power of two.
-The third measure is that the condition encoder, whose lyric encoder has the largest numbers of all,
-goes on computing in float32; it runs once a song.
+XL's activations are too large for float16.
 
-The transformer takes and gives float32 all the same. selfcheck.py decides on each card whether this is used,
+1. What enters the residual stream is divided by 64. The norms that read the stream undo that, once
+   their epsilon is divided by 64 squared.
+2. Attention scales its queries, through their norm's weight, in place of its scores.
+3. The condition encoder, whose lyric encoder has the largest numbers of all, goes on computing in
+   float32; it runs once a song.
+
+In float32 the first changes nothing, because 64 is a power of two, and the second only rounding. The
+transformer still takes and returns float32. selfcheck.py decides on each card whether this is used,
 and a song that is not finite all the same is made again in float32 (`modes.run`).
 """
 
@@ -32,38 +35,40 @@ def check(transformer: Any, latents: torch.Tensor) -> None:
 
 
 def fits(transformer: Any) -> bool:
-    """Return whether the measures hold: an output with a bias would enter the stream undivided."""
+    """Tell whether the measures are enough: a layer's bias would enter the stream undivided."""
     return not any(part.bias is not None for part in _entrances(transformer))
 
 
 def divide(transformer: Any) -> None:
-    """Take the measures, in whatever numbers `transformer` computes; `undo` takes them back."""
+    """Take the first two measures, in whatever numbers `transformer` computes; `undo` takes them back."""
     hooks = [part.register_forward_pre_hook(_divided) for part in _entrances(transformer)]
     hooks.append(transformer.proj_in_conv.register_forward_hook(_divided_output))
     for norm in _stream_norms(transformer):
         norm.eps /= DIVISOR**2
-    kept = []
+    originals = []
     for attention in _attentions(transformer):
-        kept.append((attention, attention.norm_q.weight.data, attention.scaling))
-        attention.norm_q.weight.data = attention.norm_q.weight.data * attention.scaling
+        weight = attention.norm_q.weight.data
+        originals.append((attention, weight, attention.scaling))
+        attention.norm_q.weight.data = weight * attention.scaling
         attention.scaling = 1.0
-    transformer.divided = (hooks, kept)
+    transformer.divided = (hooks, originals)
 
 
 def undo(transformer: Any) -> None:
-    hooks, kept = transformer.divided
+    """Take back what `divide` changed."""
+    hooks, originals = transformer.divided
     for hook in hooks:
         hook.remove()
     for norm in _stream_norms(transformer):
         norm.eps *= DIVISOR**2
-    for attention, weight, scaling in kept:
+    for attention, weight, scaling in originals:
         attention.norm_q.weight.data = weight
         attention.scaling = scaling
     del transformer.divided
 
 
 def use(transformer: Any) -> None:
-    """Compute in float16, with the measures, what was widened to float32; callers still give and get float32."""
+    """Compute in float16, with the measures; callers still pass and get float32."""
     import torch
 
     _compute_in(transformer, torch.float16)
@@ -81,7 +86,7 @@ def leave(transformer: Any) -> None:
 
 
 def _compute_in(transformer: Any, dtype: torch.dtype) -> None:
-    """Change what diffusers' hooks widen large layers to, and the dtype of what is small and has no hook."""
+    """Change the dtype to which diffusers' hooks widen large layers, and that of small ones, which have no hook."""
     for module in transformer.modules():
         registry = getattr(module, "_diffusers_hook", None)
         casting = registry.get_hook("layerwise_casting") if registry else None
@@ -101,6 +106,7 @@ def _entrances(transformer: Any) -> list[Any]:
 
 
 def _stream_norms(transformer: Any) -> list[Any]:
+    """Return the norms that read the residual stream."""
     found = [transformer.norm_out]
     for layer in transformer.layers:
         found += [layer.self_attn_norm, layer.cross_attn_norm, layer.mlp_norm]
@@ -108,11 +114,10 @@ def _stream_norms(transformer: Any) -> list[Any]:
 
 
 def _attentions(transformer: Any) -> list[Any]:
-    return [
-        attention
-        for layer in transformer.layers
-        for attention in (layer.self_attn, layer.cross_attn)
-    ]
+    found = []
+    for layer in transformer.layers:
+        found += [layer.self_attn, layer.cross_attn]
+    return found
 
 
 def _divided(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
