@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
-from torch import nn
 
 from song_loop import APG_THRESHOLD
 from training.engine_latents import FRAMES_PER_SECOND
-from training.engine_song import LENGTHS, TASKS, PaddingAware, SongStage, build_parts
+from training.engine_song import LENGTHS, TASKS, PaddingAware, SongStage, build_parts, velocity_of
 
 STEPS = 8
 """How many steps the student takes from noise to a song."""
@@ -84,9 +83,7 @@ class DistilledStage(SongStage):
         latents = here * noise + (1 - here) * target
         wanted = self._taught(latents, context, states, real, first, last)
         self._hide(~real)
-        velocity = self._velocity(
-            self.module["parts"]["transformer"], latents, first, states, context
-        )
+        velocity = velocity_of(self.module["parts"]["transformer"], latents, first, states, context)
         error = (velocity - wanted).square().mean((1, 2))
         figures = {"distance": float(error.mean().detach())}
         early = error[torch.from_numpy(number == 0)]
@@ -114,7 +111,7 @@ class DistilledStage(SongStage):
         self._hide(~torch.cat([real, torch.ones_like(real)]))
         now, time = latents, first
         for number in range(1, TEACHER_STEPS + 1):
-            velocity = self._velocity(
+            velocity = velocity_of(
                 self.teacher, now.repeat(2, 1, 1), time.repeat(2), both, context.repeat(2, 1, 1)
             )
             with_words, without = velocity.chunk(2)
@@ -132,20 +129,3 @@ class DistilledStage(SongStage):
             now = now + (following - time)[:, None, None] * guided
             time = following
         return (now - latents) / (last - first)[:, None, None]
-
-    def _velocity(
-        self,
-        transformer: nn.Module,
-        latents: torch.Tensor,
-        times: torch.Tensor,
-        states: torch.Tensor,
-        context: torch.Tensor,
-    ) -> torch.Tensor:
-        return transformer(
-            hidden_states=latents,
-            timestep=times,
-            timestep_r=times,
-            encoder_hidden_states=states,
-            context_latents=context,
-            return_dict=False,
-        )[0].float()

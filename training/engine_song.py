@@ -476,6 +476,24 @@ class Example(NamedTuple):
     reference: torch.Tensor | None
 
 
+def velocity_of(
+    transformer: nn.Module,
+    latents: torch.Tensor,
+    times: torch.Tensor,
+    states: torch.Tensor,
+    context: torch.Tensor,
+) -> torch.Tensor:
+    """Return the velocity [B, T, C] of noisy `latents` at `times` [B], in float32."""
+    return transformer(
+        hidden_states=latents,
+        timestep=times,
+        timestep_r=times,
+        encoder_hidden_states=states,
+        context_latents=context,
+        return_dict=False,
+    )[0].float()
+
+
 class SongStage:
     """Words, context and noise to latents: flow matching on every task at once."""
 
@@ -714,14 +732,7 @@ class SongStage:
         states = torch.where(dropped[:, None, None], null, states)
         self._hide(~(mask | dropped[:, None]))
         mixed = times[:, None, None] * noise + (1 - times[:, None, None]) * target
-        velocity = parts["transformer"](
-            hidden_states=mixed,
-            timestep=times,
-            timestep_r=times,
-            encoder_hidden_states=states,
-            context_latents=context,
-            return_dict=False,
-        )[0].float()
+        velocity = velocity_of(parts["transformer"], mixed, times, states, context)
         told = self.module["side"](self.third)[:, : target.shape[1]].float()
         known = ~features.isnan() & ~dropped[:, None, None]
         missed = torch.where(

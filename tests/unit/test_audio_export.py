@@ -24,34 +24,23 @@ from PIL import Image
 import audio
 import audio_export
 from tests.files import tag_file, write_song
-from tests.unit.sounds import (
-    BAD_FILES,
-    FORMATS,
-    LOSSLESS,
-    RATE,
-    flac_bytes,
-    folder_of,
-    integers,
-    noise,
-    save,
-    tone,
-)
+from tests.unit import sounds
 
 KINDS = {"wav": "PCM_24", "flac": "PCM_24", "mp3": "MPEG_LAYER_III", "ogg": "VORBIS"}
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", sounds.FORMATS)
 def test_a_file_has_the_promised_kind_length_and_sound(tmp_path, format):
     path = tmp_path / "a"
     for samples in (1, 19_200, 592_560):
-        info = sf.info(write_song(noise(samples), path, format))
-        assert (info.frames, info.samplerate, info.channels) == (samples, RATE, 2)
+        info = sf.info(write_song(sounds.noise(samples), path, format))
+        assert (info.frames, info.samplerate, info.channels) == (samples, sounds.RATE, 2)
         assert (info.format, info.subtype) == (format.upper(), KINDS[format])
-    source = tone(3.0)
+    source = sounds.tone(3.0)
     write_song(source, path, format)
     # An octave apart, so the sides are not exchanged either.
     assert np.abs(sf.read(path, dtype="float32")[0].T - source)[:, 4800:-4800].max() < 0.01
-    assert folder_of(tmp_path) == ["a"]
+    assert sounds.folder_of(tmp_path) == ["a"]
     if format == "mp3":
         assert (MP3(path).info.bitrate, MP3(path).info.bitrate_mode) == (
             320_000,
@@ -59,24 +48,24 @@ def test_a_file_has_the_promised_kind_length_and_sound(tmp_path, format):
         )
 
 
-@pytest.mark.parametrize("format", LOSSLESS)
+@pytest.mark.parametrize("format", sounds.LOSSLESS)
 def test_encode_rounds_to_the_nearest_step_and_ends_at_full_scale(tmp_path, format):
     small = [0.0, 0.4, 0.6, -0.4, -0.6, 1000.4, -1000.6, 2.0**22 - 0.1]
     steps = np.array([*small, 2**23, -(2**23), 7 * 2**23, -7 * 2**23])
     path = write_song(np.stack([steps / 2**23] * 2), tmp_path / "a", format)
     expected = [0, 0, 1, 0, -1, 1000, -1001, 2**22, *[2**23 - 1, -(2**23)] * 2]
-    np.testing.assert_array_equal(integers(path), [expected] * 2)
+    np.testing.assert_array_equal(sounds.integers(path), [expected] * 2)
 
 
 def test_what_cannot_be_written_gets_a_sentence_without_a_path(tmp_path):
-    samples = tone(1.0)
+    samples = sounds.tone(1.0)
     samples[0, 5] = np.nan
     with pytest.raises(audio.AudioError, match="not numbers"):
         write_song(samples, tmp_path / "a.wav", "wav")
     with pytest.raises(audio.AudioError, match="folder") as caught:
-        write_song(tone(1.0), tmp_path / "nowhere" / "a.wav", "wav")
+        write_song(sounds.tone(1.0), tmp_path / "nowhere" / "a.wav", "wav")
     assert str(tmp_path) not in str(caught.value)
-    assert folder_of(tmp_path) == []
+    assert sounds.folder_of(tmp_path) == []
 
 
 @contextlib.contextmanager
@@ -93,24 +82,24 @@ def room_for(size):
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
-    path = write_song(noise(RATE), tmp_path / "a.bin", "wav")
+    path = write_song(sounds.noise(sounds.RATE), tmp_path / "a.bin", "wav")
     before = path.read_bytes()
     with room_for(100_000):
-        audio_export.write_wav(path, noise(10 * RATE))
+        audio_export.write_wav(path, sounds.noise(10 * sounds.RATE))
     with room_for(100_000):
         tag_file(path, "title", {"mode": "generate"})
-    assert folder_of(tmp_path) == ["a.bin"]
+    assert sounds.folder_of(tmp_path) == ["a.bin"]
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", sounds.FORMATS)
 def test_a_disk_that_is_full_at_the_last_byte_leaves_nothing_behind(tmp_path, format):
-    samples = tone(2.0)  # encoders write their last part while the file is closed
+    samples = sounds.tone(2.0)  # encoders write their last part while the file is closed
     size = write_song(samples, tmp_path / "a", format).stat().st_size
     (tmp_path / "a").unlink()
     with room_for(size - 20):
         write_song(samples, tmp_path / "a", format)
-    assert folder_of(tmp_path) == []
+    assert sounds.folder_of(tmp_path) == []
 
 
 def test_a_song_that_cannot_be_renamed_leaves_nothing_behind(tmp_path):
@@ -124,12 +113,12 @@ def test_a_song_that_cannot_be_renamed_leaves_nothing_behind(tmp_path):
     "format", ["wav", "ogg"]
 )  # FLAC is written like WAV; the MP3 encoder takes half a minute
 def test_ten_minutes_can_be_written(tmp_path, format):
-    samples = np.tile(noise(60 * RATE), 10)
+    samples = np.tile(sounds.noise(60 * sounds.RATE), 10)
     tracemalloc.start()
     path = write_song(samples, tmp_path / "a", format)
     assert tracemalloc.get_traced_memory()[1] < 1.2 * path.stat().st_size + 20_000_000
     tracemalloc.stop()
-    assert sf.info(path).frames == 600 * RATE
+    assert sf.info(path).frames == 600 * sounds.RATE
 
 
 # --- tags ---------------------------------------------------------------------------------------------------------
@@ -148,9 +137,9 @@ def big_record(size=60_000):
     return {**RECORD, "lyrics": line * (size // len(line.encode()) + 1)}
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", sounds.FORMATS)
 def test_tags_bring_record_and_picture_back_and_leave_the_samples(tmp_path, format):
-    samples = noise(3 * RATE)
+    samples = sounds.noise(3 * sounds.RATE)
     path = write_song(samples, tmp_path / f"a.{format}", format)
     before = sf.read(path, dtype="int32")[0]
     assert audio_export.read_record(path) is None
@@ -173,12 +162,13 @@ def test_tags_bring_record_and_picture_back_and_leave_the_samples(tmp_path, form
     assert (title, kept.type, kept.mime, kept.data) == ("Rain on tin 夜", 3, "image/jpeg", picture)
     np.testing.assert_array_equal(sf.read(path, dtype="int32")[0], before)
     assert audio.decode(path).shape == samples.shape
-    assert folder_of(tmp_path) == [f"a.{format}"]
+    assert sounds.folder_of(tmp_path) == [f"a.{format}"]
 
 
 def test_each_seed_and_key_has_its_own_picture():
     def drawn(seed, key=""):
-        packed = audio_export.picture_for_page(noise(RATE), seed, key).partition(",")[2]
+        picture = audio_export.picture_for_page(sounds.noise(sounds.RATE), seed, key)
+        packed = picture.partition(",")[2]
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(packed))).convert("RGB"), float)
 
     np.testing.assert_array_equal(drawn(7, "C major"), drawn(7, "C major"))
@@ -189,7 +179,7 @@ def test_each_seed_and_key_has_its_own_picture():
 def test_a_record_survives_other_tag_editors(tmp_path):
     # They rewrite ID3 as version 2.3 or in UTF-16, and add frames of their own.
     for version, encoding in ((3, 0), (3, 1), (4, 0), (4, 1), (4, 2), (4, 3)):
-        path = write_song(noise(RATE), tmp_path / "a.mp3", "mp3")
+        path = write_song(sounds.noise(sounds.RATE), tmp_path / "a.mp3", "mp3")
         tags = ID3()
         tags.add(TIT2(encoding=encoding, text="x" * 300))
         tags.add(APIC(encoding=0, mime="image/png", type=3, desc="", data=bytes(200_000)))
@@ -200,7 +190,8 @@ def test_a_record_survives_other_tag_editors(tmp_path):
 
 
 def test_tags_that_cannot_be_written_leave_the_file_as_it_was(tmp_path):
-    path, damaged = write_song(noise(RATE), tmp_path / "a.wav", "wav"), tmp_path / "damaged.wav"
+    path = write_song(sounds.noise(sounds.RATE), tmp_path / "a.wav", "wav")
+    damaged = tmp_path / "damaged.wav"
     damaged.write_bytes(b"RIFF" + bytes(50))
     for file, record in (
         (path, {"peak": float("nan")}),
@@ -211,12 +202,12 @@ def test_tags_that_cannot_be_written_leave_the_file_as_it_was(tmp_path):
         with pytest.raises(audio.AudioError):
             tag_file(file, "title", record)
         assert file.read_bytes() == before
-    assert folder_of(tmp_path) == ["a.wav", "damaged.wav"]
+    assert sounds.folder_of(tmp_path) == ["a.wav", "damaged.wav"]
 
 
 def plant(tmp_path, format, text):
     """Write a file whose record tag holds any text, with mutagen alone."""
-    path = save(tmp_path / f"a.{format}", noise(RATE), format=format.upper())
+    path = sounds.save(tmp_path / f"a.{format}", sounds.noise(sounds.RATE), format=format.upper())
     if format in ("wav", "mp3"):
         file = (WAVE if format == "wav" else MP3)(path)
         file.add_tags()
@@ -244,14 +235,14 @@ HOSTILE = {
 
 
 def test_what_is_no_song_carries_no_record(tmp_path):
-    for filename, make, _ in BAD_FILES.values():
+    for filename, make, _ in sounds.BAD_FILES.values():
         (tmp_path / filename).write_bytes(make(tmp_path))
         assert audio_export.read_record(tmp_path / filename) is None, filename
     assert audio_export.read_record(tmp_path / "nowhere.wav") is None
     assert audio_export.read_record(tmp_path) is None
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", sounds.FORMATS)
 def test_hostile_and_broken_tags_carry_no_record(tmp_path, format):
     for name, text in HOSTILE.items():
         assert audio_export.read_record(plant(tmp_path, format, text)) is None, name
@@ -298,7 +289,7 @@ def test_a_compressed_frame_is_not_unpacked(tmp_path):
 @pytest.mark.slow
 def test_endless_tags_are_given_up(tmp_path):
     """A million empty metadata blocks, and 30 MB of pictures: nothing is kept for each of them."""
-    head = flac_bytes(tmp_path)[:42]
+    head = sounds.flac_bytes(tmp_path)[:42]
     path = tmp_path / "a.flac"
     picture = Picture()
     picture.data = bytes(1_000_000)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import gradio as gr
 import pytest
 
 import page_form
-import page_tabs
 import planner
 import tooltips
 from params import REQUESTS, parse_request
-from status import UNKNOWN, LanguageModelStatus
+from status import UNKNOWN
+from tests.unit.forms import build_forms
 
 FULL = {
     **{
@@ -64,28 +63,11 @@ OWN = {
         "options": {"n_min": 0.6, "n_avg": 3},
     },
 }
-STATUS = replace(
-    UNKNOWN, memory_plans=("resident", "swap"), planner=LanguageModelStatus("ready", "preview")
-)
-
-
-class Studio:
-    """Has a status and makes nothing."""
-
-    def status(self) -> Any:
-        return STATUS
-
-    def stream(self, request: Any) -> Any:
-        return iter(())
-
-
-STUDIO = Studio()
 
 
 @pytest.fixture(scope="module")
 def forms() -> dict[str, page_form.Form]:
-    with gr.Blocks():
-        return {tab.form.mode: tab.form for tab in page_tabs.build_tabs(STUDIO)}
+    return build_forms()
 
 
 def test_every_field_of_a_request_has_a_control(forms):

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import gradio as gr
 import pytest
 
 import page_settings
-import page_tabs
 from limits import KEPT_TEXT
 from page_form import Form
-from status import UNKNOWN, LanguageModelStatus
-
-STATUS = replace(
-    UNKNOWN, memory_plans=("resident", "swap"), planner=LanguageModelStatus("ready", "preview")
-)
-
-
-class Studio:
-    """Has a status, and makes nothing."""
-
-    def status(self) -> Any:
-        return STATUS
-
-    def stream(self, request: Any) -> Any:
-        return iter(())
-
-
-STUDIO = Studio()
+from tests.unit.forms import build_forms
 
 
 @pytest.fixture(scope="module")
 def forms() -> dict[str, Form]:
-    with gr.Blocks():
-        return {tab.form.mode: tab.form for tab in page_tabs.build_tabs(STUDIO)}
+    return build_forms()
 
 
 def back(form: Form, stored: Any) -> dict[str, Any]:
