@@ -21,6 +21,8 @@ from training.__main__ import COMMANDS
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "training" / "README.md"])
 ARGUMENTS = re.compile(r"(?:run\.sh|app\.py|ace-music-studio)((?: +--[\w-]+(?: [^\s`-][^\s`]*)?)+)")
 API = (ROOT / "docs" / "api.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted(ROOT.glob("*.py"))}
 
 
 def anchors(path: Path) -> set[str]:
@@ -128,9 +130,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_imports_point_down_and_never_in_a_circle():
-    block = re.search(
-        r"```text\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL
-    )[1]
+    block = re.search(r"```text\n(.*?)```", ARCHITECTURE, re.DOTALL)[1]
     lines = [line.split(", ") for line in block.splitlines()]
     place = {name: number for number, line in enumerate(lines) for name in line}
     graph = {path.stem: imports_of(path) & place.keys() for path in ROOT.glob("*.py")}
@@ -150,3 +150,55 @@ def test_imports_point_down_and_never_in_a_circle():
     assert up == []
     TopologicalSorter(graph).prepare()  # raises where there is a circle
     assert not any(graph[name] for name in lines[-1])
+
+
+def test_the_list_of_files_has_each_module_once():
+    listed = re.findall(r"^(\w+)\.py ", ARCHITECTURE, re.MULTILINE)
+    assert sorted(listed) == sorted(MODULES)
+
+
+def private_names_of_ours() -> set[str]:
+    """Return the names that modules of the studio define themselves, as attributes too."""
+    found = set()
+    for tree in MODULES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "self":
+                found.add(node.attr)
+    return found
+
+
+def reached_into(tree: ast.Module, ours: set[str]) -> set[str]:
+    """Return the private names of others that a module reads, and how it replaces parts of others."""
+    found = set()
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Attribute):
+            names = [node.attr]
+            is_replaced = isinstance(node.ctx, ast.Store) and node.attr in ("__class__", "forward")
+            if is_replaced or node.attr.startswith("register_forward"):
+                found.add("a part of a model")
+        elif isinstance(node, ast.ImportFrom) and node.module not in MODULES:
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
+            names = [part.value for part in node.args if isinstance(part, ast.Constant)]
+        found |= {name for name in names if re.match("_[a-z]", str(name)) and name not in ours}
+    return found - {"_exit"}  # os._exit is documented
+
+
+def test_what_is_reached_into_is_listed_with_a_test():
+    rows = re.findall(r"^\| .*\|$", ARCHITECTURE.split("## Reached into")[1], re.MULTILINE)
+    ours = private_names_of_ours()
+    for module, tree in MODULES.items():
+        for name in reached_into(tree, ours):
+            of_module = [row for row in rows if re.search(rf"\b{module}\b", row)]
+            assert of_module, (module, name)
+            assert not name.startswith("_") or any(name in row for row in of_module), (module, name)
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    for row in rows[2:]:
+        noticed_by = row.split("|")[-2]
+        assert re.findall(r"test_\w+\.py", noticed_by), row
+        assert set(re.findall(r"test_\w+\.py", noticed_by)) <= tests, row
