@@ -9,6 +9,7 @@ measured: how long it is, and how loud its highest sample.
     script    visoar/ace-step-1.5                  generate_music.py
     carey     betweentwomidnights/gary-localhost-installer
     wrangler  tsondo/Ace-Step-Wrangler
+    daw       ace-step/ACE-Step-DAW                Node 20, and esbuild (npm install esbuild) in ESBUILD or on PATH
     lofi      willibrandon/lofi.nvim               nvim; it starts tools/lofi-daemon itself
 """
 
@@ -69,6 +70,14 @@ def report(client: str, call: str, sound: bytes | Path, wanted: float) -> None:
     print(f"{client}: {call}: {seconds:g} s of {wanted:g}, peak {peak:.2f}", flush=True)
     if abs(seconds - wanted) > 0.1 or peak < 0.01:
         raise ValueError(f"{call} is not a song of {wanted:g} s")
+
+
+def tell(client: str, call: str, answer: dict[str, Any], *names: str) -> None:
+    """Print what came back of a call without sound; raises ValueError if one of `names` is missing in it."""
+    found = {name: answer.get(name) for name in names}
+    print(f"{client}: {call}: {json.dumps(found)[:400]}", flush=True)
+    if any(value in (None, "") for value in found.values()):
+        raise ValueError(f"{call} lacks something")
 
 
 def source_in(folder: Path) -> Path:
@@ -145,6 +154,14 @@ def skill(checkout: Path, url: str, folder: Path) -> None:
             raise ValueError("acestep.sh wrote no song")
         for path in made:
             report("skill", f"generate, {mode}", path, 10)
+        # The planner chooses how long a random song is.
+        before = set(folder.rglob("*.mp3"))
+        print(ran("bash", "acestep.sh", "random", folder=scripts, LC_ALL="C.UTF-8"))
+        made = sorted(set(folder.rglob("*.mp3")) - before)
+        if not made:
+            raise ValueError("acestep.sh wrote no random song")
+        for path in made:
+            report("skill", f"random, {mode}", path, soundfile.info(path).duration)
 
 
 def upstream(checkout: Path, url: str, folder: Path) -> None:
@@ -227,6 +244,101 @@ def wrangler(checkout: Path, url: str, folder: Path) -> None:
             audio_url = _until(ended)["results"][0]["audio_url"]
             sound = client.get("/audio", params={"path": audio_url}).raise_for_status().content
             report("wrangler", fields.get("task_type", "generate"), sound, SECONDS)
+        words = {"description": "a slow tango at dusk", "vocal_language": "en"}
+        written = client.post("/generate-lyrics", json=words).raise_for_status().json()
+        tell("wrangler", "generate-lyrics", written, "caption", "lyrics", "bpm", "duration")
+        sound = client.get("/audio", params={"path": written["audio_url"]})
+        report("wrangler", "its song", sound.raise_for_status().content, written["duration"])
+        analysis = client.post("/analyze-audio", json={"audio_path": path})
+        tell("wrangler", "analyze-audio", analysis.raise_for_status().json(), "caption", "bpm")
+        lyrics = "[Verse]\nThe lamp goes round\n[Chorus]\nGood night"
+        estimate = client.post("/estimate-duration", json={"lyrics": lyrics}).raise_for_status()
+        tell("wrangler", "estimate-duration", estimate.json(), "seconds", "method")
+        if estimate.json()["method"] != "lm":
+            raise ValueError("format_input gave no duration")
+
+
+DAW = """
+import { readFileSync, writeFileSync } from 'node:fs';
+const kept = new Map();
+globalThis.localStorage = {
+  getItem: (name) => kept.get(name) ?? null,
+  setItem: (name, value) => kept.set(name, value),
+  removeItem: (name) => kept.delete(name),
+};
+const daw = await import(%(service)s);
+const folder = %(folder)s;
+daw.setBackendUrl(%(url)s);
+const told = { health: await daw.healthCheck(), models: await daw.listModels() };
+told.category = daw.inferModelCategory(told.models.models[0]);
+told.lego = daw.modelSupportsTaskType('lego');
+told.init = await daw.initModel({ model: told.models.default_model, slot: 1 });
+const source = new Blob([readFileSync(`${folder}/source.wav`)], { type: 'audio/wav' });
+const song = {
+  prompt: 'calm piano', caption: 'calm piano', global_caption: 'calm', lyrics: '', instruction: '',
+  audio_duration: %(seconds)d, bpm: 120, key_scale: '', time_signature: '', inference_steps: 9,
+  guidance_scale: 7, shift: 3, batch_size: 1, audio_format: 'wav', thinking: false, model: '',
+};
+async function made(name, params, options) {
+  const { task_id } = await daw.releaseLegoTask(source, { ...song, ...params }, options);
+  for (;;) {
+    const [item] = await daw.queryResult([task_id]);
+    if (item.status === 2) throw new Error(`${name}: ${item.result}`);
+    if (item.status === 1) {
+      const [entry] = JSON.parse(item.result);
+      const sound = await daw.downloadAudio(entry.file);
+      writeFileSync(`${folder}/${name}.wav`, Buffer.from(await sound.arrayBuffer()));
+      return entry;
+    }
+    await new Promise((done) => setTimeout(done, 1000));
+  }
+}
+const first = await made('text2music', { task_type: 'text2music' }, { referenceAudioBlob: source });
+await made('cover', { task_type: 'cover', audio_cover_strength: 0.5 });
+await made('repaint', { task_type: 'repaint', repainting_start: 3, repainting_end: 6 });
+await made('lego', {
+  task_type: 'lego', track_name: 'bass', repainting_start: 0, repainting_end: -1,
+  chunk_mask_mode: 'auto', instruction: 'Generate the BASS track based on the audio context:',
+});
+// An earlier take by its path, as the DAW sends it.
+const path = new URL(first.file, 'http://x').searchParams.get('path');
+await made('again', { task_type: 'lego', track_name: 'drums', src_audio_path: path });
+told.stats = await daw.getStats();
+told.random = await daw.createRandomSample('custom_mode');
+told.sample = await daw.createSample({ query: 'a slow tango at dusk', instrumental: false });
+told.format = await daw.formatInput({ prompt: 'tango', lyrics: '[Verse]\\nLa', duration: 30, bpm: 90 });
+writeFileSync(`${folder}/told.json`, JSON.stringify(told));
+"""
+
+
+def daw(checkout: Path, url: str, folder: Path) -> None:
+    """Call the service of the DAW, which is a program for browsers, from Node."""
+    # Small, since Node has nothing that would make a larger one smaller.
+    samples, rate = soundfile.read(source_in(folder))
+    soundfile.write(folder / "source.wav", samples[::3, 0], rate // 3)
+    named = {
+        "service": checkout / "src" / "services" / "aceStepApi.ts",
+        "folder": folder,
+        "url": url,
+    }
+    values = {name: json.dumps(str(value)) for name, value in named.items()}
+    (folder / "run.ts").write_text(DAW % {**values, "seconds": SECONDS})
+    bundler = os.environ.get("ESBUILD", "esbuild")
+    options = [
+        "--bundle",
+        "--platform=node",
+        "--format=esm",
+        "--outfile=run.mjs",
+        "--log-level=error",
+    ]
+    ran(bundler, "run.ts", *options, folder=folder)
+    ran("node", "run.mjs", folder=folder)
+    for name in ("text2music", "cover", "repaint", "lego", "again"):
+        report("daw", name, folder / f"{name}.wav", SECONDS)
+    told = json.loads((folder / "told.json").read_text())
+    tell("daw", "the rest", told, "health", "category", "lego", "init", "stats", "random")
+    tell("daw", "createSample", told["sample"], "caption", "lyrics", "duration")
+    tell("daw", "formatInput", told["format"], "caption", "duration", "bpm")
 
 
 LUA = """
@@ -263,6 +375,7 @@ CLIENTS: dict[str, Callable[[Path, str, Path], None]] = {
     "script": script,
     "carey": carey,
     "wrangler": wrangler,
+    "daw": daw,
     "lofi": lofi,
 }
 

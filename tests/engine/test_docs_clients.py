@@ -1,8 +1,11 @@
 """docs/clients.md against a running studio: every snippet runs."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +16,10 @@ from tests.program import ROOT
 TEXT = (ROOT / "docs" / "clients.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 RATE = 48_000
-MADE = ("task.wav", "chat.wav")
+SECONDS = 10  # of the shortest song
+# How long the files are that the snippets write.
+MADE = dict.fromkeys(("task.wav", "chat.wav", "song.flac", "cover.mp3", "edited.wav"), SECONDS)
+MADE["longer.wav"] = SECONDS + 10
 
 
 def routes() -> set[str]:
@@ -36,20 +42,30 @@ def test_there_is_an_example_of_every_call():
 def test_the_snippets_run(mcp_server, tmp_path, code):
     if not (shutil.which("curl") and shutil.which("jq")):
         pytest.skip("curl or jq is not installed")
-    if "run.sh" in code:
-        pytest.skip("the command line and the daemon have tests of their own")
     noise = np.random.default_rng(1).standard_normal((3 * RATE, 2)) * 0.05
     soundfile.write(tmp_path / "demo.wav", noise, RATE)
     code = code.replace("http://127.0.0.1:7860", mcp_server)
+    # run.sh sets everything up, and then does this; the command line finds the studio by its port.
+    code = code.replace("./run.sh", f"{sys.executable} {ROOT / 'app.py'}")
+    code = code.replace("--duration 30", f"--duration {SECONDS}")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", code],
         cwd=tmp_path,
+        env={**os.environ, "GRADIO_SERVER_PORT": mcp_server.rpartition(":")[2]},
         capture_output=True,
         text=True,
         timeout=800,
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
-    for name in MADE:
+    for name, seconds in MADE.items():
         if name in code:
             info = soundfile.info(tmp_path / name)
-            assert (info.frames, info.samplerate) == (10 * RATE, RATE)
+            assert info.samplerate == RATE
+            assert info.frames == pytest.approx(seconds * RATE, abs=RATE // 10)  # of an MP3
+    if "--record song.json" in code:
+        assert json.loads((tmp_path / "song.json").read_text())["takes"]
+        assert (tmp_path / "words.txt").read_text().strip()
+        assert done.stdout.split() == ["song.flac", "cover.mp3", "longer.wav", "edited.wav"]
+    if "--daemon" in code:
+        (answer,) = map(json.loads, done.stdout.splitlines())
+        assert answer["result"]["backends"][0]["status"] == "ready"
