@@ -30,6 +30,7 @@ from api_official import (
     BUSY,
     MEDIA,
     Official,
+    described_body,
     json_object,
     new_upload,
     read_body,
@@ -72,7 +73,14 @@ class Started:
 
 
 def add_routes(router: APIRouter, official: Official) -> None:
-    router.post("/v1/chat/completions")(Chat(official).completions)
+    body = described_body(
+        messages="of which the last one of the user counts: text, and input_audio",
+        audio_config=", ".join((*CONFIG, "instrumental")),
+        stream="true sends the answer in pieces",
+        model="which the answer repeats; the studio has one",
+        and_more="any field of a task",
+    )
+    router.post("/v1/chat/completions", openapi_extra=body)(Chat(official).completions)
 
 
 class Chat:

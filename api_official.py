@@ -730,6 +730,23 @@ TASK_SCHEMA = {
 }
 
 
+def described_body(**fields: str) -> dict[str, Any]:
+    """Return how the documentation describes a body that is read leniently: its fields, and what they are."""
+    properties = {name: {"description": about} for name, about in fields.items()}
+    schema = {"type": "object", "additionalProperties": True, "properties": properties}
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
+
+
+QUERY = described_body(task_id_list="a list of task ids, or a JSON text of one", ai_token="a key")
+SAMPLE = described_body(
+    query="the idea of a song",
+    instrumental="whether nobody sings",
+    vocal_language="a code such as en; unknown leaves it open",
+    ai_token="a key",
+)
+EXAMPLE = described_body(sample_type="simple_mode, or custom_mode (default)", ai_token="a key")
+
+
 def routes(
     studio: Backend, runs: Runs, *more: Callable[[APIRouter, Official], None]
 ) -> Sequence[BaseRoute]:
@@ -759,7 +776,7 @@ def _add_routes(router: APIRouter, official: Official) -> None:
     post = router.post
     get("/health")(official.health)
     post("/release_task", openapi_extra=task)(official.release_task)
-    post("/query_result")(official.query_result)
+    post("/query_result", openapi_extra=QUERY)(official.query_result)
     post("/v1/tasks/{task_id}/cancel")(official.cancel)
     get("/v1/audio")(official.audio)
     router.add_api_route("/v1/audio", official.audio, methods=["HEAD"], include_in_schema=False)
@@ -769,8 +786,8 @@ def _add_routes(router: APIRouter, official: Official) -> None:
     post("/v1/init")(official.init)
     post("/v1/reinitialize")(official.reinitialize)
     post("/format_input", openapi_extra=task)(official.format_input)
-    post("/v1/create_sample")(official.create_sample)
-    post("/create_random_sample")(official.create_random_sample)
+    post("/v1/create_sample", openapi_extra=SAMPLE)(official.create_sample)
+    post("/create_random_sample", openapi_extra=EXAMPLE)(official.create_random_sample)
     post("/v1/lora/load")(official.lora_load)
     post("/v1/lora/unload")(official.lora_unload)
     post("/v1/lora/toggle")(official.lora_toggle)
@@ -779,6 +796,16 @@ def _add_routes(router: APIRouter, official: Official) -> None:
     every = ["GET", "POST", "PUT", "DELETE"]
     for path in ABSENT:
         router.add_api_route(path, official.absent, methods=every, include_in_schema=False)
+
+
+def _fields_of(call: Mapping[str, Any]) -> list[str]:
+    """Return what a route's body has that is not in the table of a task's fields."""
+    content = call.get("requestBody", {}).get("content", {})
+    schema = content.get("application/json", {}).get("schema", {})
+    if schema.get("title") == TASK_SCHEMA["title"]:
+        return ["any field of a task, below"]
+    properties = schema.get("properties", {})
+    return [f"{name}: {facts.get('description', '')}" for name, facts in properties.items()]
 
 
 def docs_page(described: Mapping[str, Any]) -> HTMLResponse:
@@ -791,6 +818,7 @@ def docs_page(described: Mapping[str, Any]) -> HTMLResponse:
             parts.append(
                 f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{about}</p>"
             )
+            parts += [f"<li>{html.escape(line)}</li>" for line in _fields_of(call)]
     parts.append("<h2>Fields of a task</h2><table><tr><th>field<th>also<th>default<th>here</tr>")
     for field in FIELDS:
         cells = (field.name, ", ".join(field.aliases), repr(field.default), field.ours)

@@ -11,7 +11,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ FEW_STEPS = 8  # of a turbo checkpoint, which most clients send whatever the che
 USUAL_TAKES = 2
 NO_LYRICS = ("", "[inst]", "[instrumental]")
 NO_KEY = ("", "n/a", "auto", "none", "unknown")
+NO_LANGUAGE = ("", "auto", "none", "unknown")
 FORMATS = {"wav32": "wav", "opus": "ogg", "aac": "mp3"}
 USUAL_TRACKS = ("drums", "bass", "keyboard")
 TASKS = {
@@ -210,9 +211,7 @@ class Translation:
             self.notes.append("The region is the whole song, so a song of its length was made.")
             return parse_request("cover", self._with_prompt(song) | {"strength": 0})
         song |= {"action": "repaint", "start": start, "end": self._end(end)}
-        mode = self.values.of("repaint_mode").lower()
-        if mode in limits.REPAINT_MODES:
-            song["options"]["repaint_mode"] = mode
+        song["options"]["repaint_mode"] = self._choice("repaint_mode", limits.REPAINT_MODES)
         song["options"]["repaint_strength"] = self._clamp("repaint_strength", "repaint_strength")
         return parse_request("edit", song)
 
@@ -306,8 +305,7 @@ class Translation:
             options["guidance"] = self._clamp("guidance_scale", "guidance")
         if values.sent("shift"):
             options["shift"] = self._clamp("shift", "shift")
-        if values.of("infer_method").lower() == "sde":
-            options["sampler"] = "sde"
+        options["sampler"] = self._choice("infer_method", ("ode", "sde"))
         # Theirs count from the end of the run.
         start = 1 - self._clamp("cfg_interval_end", "cfg_start")
         end = 1 - self._clamp("cfg_interval_start", "cfg_end")
@@ -357,6 +355,8 @@ class Translation:
         values = self.values
         first = values.of("seed").split(",")[0]
         seed = Values({"bpm": first}).of("bpm")  # read as leniently as any whole number
+        if seed is None and first:
+            self.notes.append(f"The seed {shown(first)} is no number, so one was drawn.")
         if seed is None or seed < 0:
             return -1
         if values.of("use_random_seed"):
@@ -365,10 +365,23 @@ class Translation:
         return min(seed % (MAX_SEED + 1), MAX_SEED - takes + 1)
 
     def _language(self) -> str:
+        if not self.values.sent("vocal_language"):
+            return "unknown"
         code = self.values.of("vocal_language").lower()
-        if self.values.sent("vocal_language") and code in limits.LANGUAGES:
+        if code in limits.LANGUAGES:
             return code
+        if code not in NO_LANGUAGE:
+            self.notes.append(f"The language {shown(code)} is not known, so it was ignored.")
         return "unknown"
+
+    def _choice(self, name: str, known: Collection[str]) -> str:
+        """Return which of the `known` words a field has, else the one it has by default."""
+        asked = self.values.of(name).lower()
+        if asked in known:
+            return asked
+        default = str(BY_NAME[name].default)
+        self.notes.append(f"{name} {shown(asked)} became {default}.")
+        return default
 
     def _key(self) -> str:
         if self.values.of("key_scale").lower() in NO_KEY:

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 import cli_make
+from events import Progress
 from params import REQUESTS, options_type
 
 QUICK = ["--steps", "2", "--no-plan"]
@@ -72,6 +73,28 @@ def test_what_is_wrong_is_a_sentence_and_a_status(here, capsys):
         assert cli_make.run(arguments) == status, arguments
         said = capsys.readouterr()
         assert words.lower() in said.err.lower() and not said.out, (arguments, said.err)
+
+
+def test_progress_is_told_on_a_terminal_alone_and_an_interruption_cancels(
+    here, capsys, monkeypatch
+):
+    closed = []
+
+    def interrupted(request):
+        try:
+            yield Progress("steps", 1, 4)
+            raise KeyboardInterrupt
+        finally:
+            closed.append(request.prompt)
+
+    monkeypatch.setattr(cli_make, "local", interrupted)
+    for terminal, extra, told in ((True, [], True), (False, [], False), (True, ["--quiet"], False)):
+        monkeypatch.setattr("sys.stderr.isatty", lambda is_one=terminal: is_one)
+        assert cli_make.run(["make", *SHORT, *extra]) == cli_make.INTERRUPTED == 130
+        said = capsys.readouterr()
+        assert ("1 of 4" in said.err) is told and "Interrupted." in said.err and not said.out
+    assert closed == ["calm piano"] * 3
+    assert list(here.glob("*.*")) == []
 
 
 def test_values_are_read_as_the_api_has_them():

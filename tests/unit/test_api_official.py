@@ -264,7 +264,13 @@ def test_what_there_is(api):
         assert absent.status_code == 501 and "This studio" in absent.json()["detail"]
     described = api.web.get("/openapi.json").json()["paths"]
     assert {"/health", "/release_task", "/v1/lora/scale"} <= set(described)
+    for path, calls in described.items():
+        for method, call in calls.items():
+            assert call["description"], path
+            nothing = ("unload", "cancel", "reinitialize")
+            assert method == "get" or "requestBody" in call or path.endswith(nothing), path
     page = api.web.get("/docs").text
+    assert "audio_config" in page and "task_id_list" in page
     assert (
         "inference_steps" in page and "http" not in page.replace("https", "http").split("<h1>")[1]
     )
@@ -437,6 +443,8 @@ def test_a_full_queue_is_busy_and_a_task_is_cancelled(tmp_path):
         waiting = [api.release(prompt="x") for _ in range(limits.MOST_WAITING_OF_AN_ADDRESS)]
         busy = api.web.post("/release_task", json={"prompt": "x"})
         assert busy.status_code == 429 and "waiting already" in busy.json()["error"]
+        chat = {"messages": [{"role": "user", "content": "x"}]}
+        assert api.web.post("/v1/chat/completions", json=chat).status_code == 429
         (entry,) = json.loads(api.item(waiting[3])["result"])
         assert entry["stage"] == "queued" and "Place 4" in api.item(waiting[3])["progress_text"]
         cancelled = api.web.post(f"/v1/tasks/{waiting[0]}/cancel").json()["data"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 
 import pytest
 import soundfile
@@ -141,17 +142,27 @@ def test_what_was_not_sent_is_what_their_server_does():
         ({"key_scale": "H dur"}, "key", ""),
         ({"time_signature": "5/8"}, "time_signature", ""),
         ({"prompt": " "}, "prompt", "music"),
+        ({"vocal_language": "tlh"}, "language", "unknown"),
+        ({"seed": "x", "use_random_seed": False}, "seed", -1),
+        ({"guidance_scale": 99}, "options.guidance", 15),
+        ({"shift": 0}, "options.shift", 1),
+        ({"infer_method": "heun"}, "options.sampler", "ode"),
+        ({"thinking": True, "lm_cfg_scale": 99}, "options.plan_cfg", 5),
+        ({"thinking": True, "lm_temperature": 9}, "options.plan_temperature", 2),
+        ({"inference_steps": 999}, "options.steps", 200),
+        ({"audio_format": "aac"}, "options.format", "mp3"),
+        ({"audio_codes": "<|1|>"}, "mode", "generate"),
     ],
 )
 def test_what_is_out_of_range_is_clamped_and_said(fields, name, became):
-    assert getattr(request(**fields), name) == became
+    assert operator.attrgetter(name)(request(**fields)) == became
     assert notes(**fields)
 
 
 def test_what_needs_no_word():
     for fields in ({"bpm": 0}, {"key_scale": "N/A"}, {"audio_duration": -1}, {"lyrics": "[inst]"}):
         assert notes(**fields) == ""
-    assert request(vocal_language="tlh").language == "unknown"
+    assert notes(vocal_language="auto", infer_method="SDE", seed="", audio_format="WAV") == ""
 
 
 @pytest.mark.parametrize(
