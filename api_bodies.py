@@ -18,6 +18,7 @@ import api_uploads
 
 MOST_BYTES = 128 * 2**20  # of all bodies behind their first `FREE_BYTES`
 FREE_BYTES = 2**16  # of each body that pass without being counted
+TO_DISK = ("/upload", "/release_task")  # routes that write the files of a form while they arrive
 FULL = "The studio is reading too many large requests. Try again in a moment."
 TOO_SLOW = "The body of the request arrived too slowly and was given up. Try again."
 
@@ -33,7 +34,8 @@ class Bodies:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self.app(scope, receive, send)
             return
-        counts = not Headers(scope=scope).get("content-type", "").startswith("multipart/")
+        kind = Headers(scope=scope).get("content-type", "")
+        is_file = kind.startswith("multipart/") and scope["path"].rstrip("/").endswith(TO_DISK)
         started = time.monotonic()
         arrived = 0
         counted = 0
@@ -49,7 +51,7 @@ class Bodies:
             spent = time.monotonic() - started - api_uploads.GRACE_SECONDS
             if spent * api_uploads.LEAST_BYTES_A_SECOND > arrived and not complete:
                 raise HTTPException(408, TOO_SLOW)
-            large = max(arrived - FREE_BYTES, 0) if counts else 0
+            large = 0 if is_file else max(arrived - FREE_BYTES, 0)
             self.held += large - counted
             counted = large
             if self.held > MOST_BYTES and counted:

@@ -28,6 +28,7 @@ DAY = 86_400
 # How long the file of a run without songs is kept, which says that it failed or was cut off, and how many at most.
 KEEP_DAYS = 2
 MOST_WITHOUT_SONGS = 500
+MOST_BYTES = 100_000  # of the file of a run
 
 # Tells this process from one before it.
 PROCESS = secrets.token_hex(8)
@@ -42,6 +43,15 @@ class Entry:
     state: str  # "waiting" until the run has ended
     songs: tuple[str, ...] = ()
     problem: dict[str, str] | None = None
+
+    def is_sound(self) -> bool:
+        """Return whether the values, which may come from a file that somebody has changed, are of these types."""
+        texts = [self.mode, self.process, self.state, *self.songs]
+        if self.problem is not None:
+            if not isinstance(self.problem, dict):
+                return False
+            texts += [*self.problem, *self.problem.values()]
+        return all(isinstance(text, str) for text in texts)
 
     def is_going_on(self) -> bool:
         return self.state == "waiting" and self.process == PROCESS
@@ -74,9 +84,14 @@ class Journal:
         """Return what is known of a run, None if nothing is; `run_id` may be anything that a caller sent."""
         if not RUN_ID.fullmatch(run_id):
             return None
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            found = json.loads(self._path(run_id).read_text(encoding="utf-8"))
-            return Entry(**{**found, "songs": tuple(found["songs"])})
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            path = self._path(run_id)
+            if path.stat().st_size > MOST_BYTES:
+                return None
+            found = json.loads(path.read_text(encoding="utf-8"))
+            entry = Entry(**{**found, "songs": tuple(found["songs"])})
+            if entry.is_sound():
+                return entry
         return None
 
     def forget(self, run_id: str) -> None:
@@ -84,9 +99,9 @@ class Journal:
             self._path(run_id).unlink()
 
     def song(self, name: str) -> Path | None:
-        """Return the file of a song, None if it is gone."""
+        """Return the file of a song, None if it is gone or became a link, which may lead anywhere."""
         path = self._songs() / Path(name).name
-        return path if path.is_file() else None
+        return path if path.is_file() and not path.is_symlink() else None
 
     def prune(self) -> None:
         """Forget the runs whose songs are gone, and those that left none once they are old or too many."""

@@ -497,3 +497,31 @@ def test_nobody_waits_for_the_check_of_anothers_file(server, monkeypatch):
         assert post(server, "call/capabilities", {"data": []}).status_code == 200
         go_on.set()
         assert refused.result(300).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
+def test_the_page_of_another_site_calls_nothing_without_asking_first(server, kind):
+    """A browser asks before it sends JSON for another site, but not before it sends text."""
+    headers = {"content-type": kind, "origin": "https://evil.example"}
+    for route in ("call/capabilities", "call/v2/generate", "queue/join", "cancel", "mcp/"):
+        assert post(server, route, {"data": [], "prompt": "x"}, **headers).status_code >= 400, route
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.svg", "a.xhtml", "a.js", "a.xml", "a"])
+def test_a_page_that_somebody_uploaded_is_not_shown(server, name):
+    path = served.new_place(name)
+    path.write_bytes(b"<script>alert(1)</script>")
+    answer = get(f"{server}/gradio_api/file={path}")
+    assert answer.status_code == 200
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:99999999", "localhost:0", "LOCALHOST", "[::1]:80", "localhost:00080"]
+)
+def test_an_odd_host_of_ours_is_answered_or_refused(server, host):
+    for path in ("/", "/config", "/gradio_api/info"):
+        assert get(f"{server}{path}", headers={"host": host}).status_code in (200, 400)

@@ -11,7 +11,7 @@ import pytest
 import audio_export
 import runs_former
 import runs_journal
-from events import InvalidRequest
+from events import InvalidRequest, StudioError
 from limits import SAMPLE_RATE
 from params import check_audio, parse_request
 from runs import Runs
@@ -112,3 +112,36 @@ def test_a_run_that_left_nothing_has_no_song(all_runs, tmp_path):
     assert runs_former.song_of(all_runs, RUN) is None
     path.unlink()
     assert runs_former.song_of(all_runs, RUN) is None
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "[" * 100_000,
+        "{}",
+        '{"mode": "generate", "process": "a", "state": "finished", "songs": [1]}',
+        '{"mode": {}, "process": "a", "state": "finished", "songs": []}',
+        '{"mode": "generate", "process": "a", "state": "failed", "songs": [], "problem": {"code": []}}',
+        '{"mode": "generate", "process": "a", "state": "failed", "songs": [], "problem": "x"}',
+        '{"mode": "generate", "process": "a", "state": "finished", "songs": []}' + " " * 200_000,
+    ],
+)
+def test_a_journal_that_somebody_changed_is_as_good_as_none(all_runs, tmp_path, entry):
+    (tmp_path / runs_journal.FOLDER).mkdir()
+    (tmp_path / runs_journal.FOLDER / f"{RUN}.json").write_text(entry)
+    with pytest.raises(StudioError) as caught:
+        all_runs.facts(RUN)
+    assert caught.value.problem.code == "no_run"
+    with pytest.raises(StudioError):
+        all_runs.take(RUN, 1)
+
+
+def test_a_song_that_became_a_link_is_not_served(all_runs, tmp_path):
+    journal = runs_journal.Journal(lambda: tmp_path)
+    journal.write(RUN, runs_journal.Entry("generate", "a", "finished", songs=("a.wav",)))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("secret")
+    (tmp_path / "a.wav").symlink_to(elsewhere)
+    with pytest.raises(StudioError) as caught:
+        all_runs.take(RUN, 1)
+    assert caught.value.problem.code == "no_take"
