@@ -328,6 +328,7 @@ class Official:
 
     async def release_task(self, request: Request) -> Response:
         """Queue a task: a song, or the description of a recording. Nothing is refused for its values."""
+        check_origin(request)  # before anything is written
         body = await task_body(request)
         try:
             token = body.fields.get("ai_token")

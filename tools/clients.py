@@ -156,7 +156,7 @@ def skill(checkout: Path, url: str, folder: Path) -> None:
             report("skill", f"generate, {mode}", path, 10)
         # The planner chooses how long a random song is.
         before = set(folder.rglob("*.mp3"))
-        print(ran("bash", "acestep.sh", "random", folder=scripts, LC_ALL="C.UTF-8"))
+        ran("bash", "acestep.sh", "random", folder=scripts, LC_ALL="C.UTF-8")
         made = sorted(set(folder.rglob("*.mp3")) - before)
         if not made:
             raise ValueError("acestep.sh wrote no random song")
