@@ -1,4 +1,4 @@
-"""The Generate tab: a song from words, its plan, and examples that play."""
+"""The Generate tab: a song from words, its plan, and examples to hear and to start from."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _examples(form: Form) -> Examples:
     gr.set_static_paths([SOUNDS])
     cards = json.loads((SOUNDS / "cards.json").read_text(encoding="utf-8"))
     caption = theme.songs(tooltips.SONGS_LABEL, cards, SOUNDS)
-    return Examples(form, caption, js_on_load=theme.script("examples"))
+    return Examples(form, caption, plays=True, js_on_load=theme.script("examples"))
 
 
 def _settings_file(form: Form) -> tuple[gr.File, gr.HTML]:

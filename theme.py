@@ -374,16 +374,21 @@ def heading(status: Status | None = None) -> str:
 
 
 def banner(status: Status) -> str:
-    """Return why the real model is not in use: one line that unfolds into the rest."""
+    """Return why the real model is not in use: one line that unfolds into the rest.
+
+    A phone shows the title, and of the line no more than what the built-in engine does.
+    """
     title = tooltips.PROBLEM_TITLE
+    short = ""
     texts = []
     if status.is_built_in:
         title = tooltips.BUILT_IN_TITLE
+        short = f"<span class=short>{escape(tooltips.BUILT_IN_SHORT)}</span>"
         texts.append(tooltips.BUILT_IN_TEXT)
     if status.songwriter.is_built_in:
         texts.append(tooltips.BUILT_IN_SONGWRITER)
     if status.problem:
         texts.append(status.problem.text())
     first = escape(texts[0]) if texts else ""
-    line = f"<span><strong>{escape(title)}:</strong> <span>{first}</span></span>"
+    line = f"<span><strong>{escape(title)}:</strong> {short}<span class=long>{first}</span></span>"
     return f'<details class="shown"><summary>{line}</summary>{_paragraphs(texts[1:])}</details>'

@@ -152,7 +152,9 @@ RESULT = "Takes"
 DETAILS = "Song details"
 ADVANCED = "Advanced"
 EXAMPLES_LABEL = "Start from an example"
-SONGS_LABEL = "Start from an example (click to play)"
+SONGS_LABEL = "Hear an example"
+# The button that fills the form with the example that was played last.
+LIKE_THIS = "Make one like “{name}”"
 EXAMPLE_SONG = "Example, played by the built-in engine"
 MORPHS_LABEL = "What changes"
 GO = TABS | {
@@ -684,6 +686,7 @@ def kept_for(days: float, gb: float) -> str:
 # --- header ---------------------------------------------------------------------------------------
 STATUS_PENDING = "Looking for the model ..."
 BUILT_IN_TITLE = "Built-in engine"
+BUILT_IN_SHORT = "instrumental only"
 BUILT_IN_TEXT = "a small model that plays simple instrumental music. For real songs with voices, get the real model."
 BUILT_IN = "built in"
 SMALL_SONGWRITER = "Built-in songwriter: English only, in form and in rhyme, as a first draft."

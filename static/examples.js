@@ -1,4 +1,4 @@
-// The buttons of Generate's examples play their songs while they fill the form; another click pauses.
+// The buttons of Generate's examples play their songs; another click pauses.
 studio.examples = (element) => {
   const { cards, where } = JSON.parse(element.querySelector("[data-songs]").dataset.songs);
   const { address, whileThere } = studio.tools;

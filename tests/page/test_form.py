@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 import page_fields
 import page_form
+import tooltips
 from limits import INSTRUMENTAL
 from params import parse_request
 from tests.page.steps import SHARED, Tab, fits, read, violations
@@ -116,15 +117,27 @@ def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_f
 
 
 @pytest.mark.slow
-def test_an_example_plays_fills_the_form_and_makes_a_song(page: Page, fake, tab):
+def test_an_example_plays_and_fills_the_form_only_if_it_is_asked_to(page: Page, fake, tab):
     opened = tab(page, "generate")
     opened.unfold()
+    opened.set("prompt", "type", "my own words")
     opened.set("bpm", "type", "200")
+    like = page.locator("#generate-like")
+    undo = page.locator("#generate-examples-undo")
     for name, example in page_fields.EXAMPLES["generate"].items():
-        page.get_by_role("button", name=name).click()
-        expect(opened.text("prompt")).to_have_value(example["prompt"])
+        page.get_by_role("button", name=name, exact=True).click()
+        expect(like).to_have_text(tooltips.LIKE_THIS.format(name=name))
         expect(page.locator(".foot-player")).to_contain_text(name)
         page.wait_for_function("() => document.querySelector('#studio-audio').currentTime > 0")
+        expect(opened.text("prompt")).to_have_value("my own words")
+        like.click()
+        expect(opened.text("prompt")).to_have_value(example["prompt"])
+        undo.click()
+        expect(opened.text("prompt")).to_have_value("my own words")
+        expect(opened.text("bpm")).to_have_value("200")
+        expect(undo).to_be_hidden()
+        like.click()
+        expect(opened.text("prompt")).to_have_value(example["prompt"])
         request = opened.made(fake)
         for field, value in {**page_form.SONG, "duration": None, **example}.items():
             expected = int(value) if field == "bpm" and value else value
@@ -132,6 +145,8 @@ def test_an_example_plays_fills_the_form_and_makes_a_song(page: Page, fake, tab)
                 # Section names of other languages are sent as the model knows them.
                 expected = parse_request("generate", {"prompt": "a song", "lyrics": value}).lyrics
             assert (read(request, field) or "") == (expected or ""), field
+        undo.click()
+        expect(undo).to_be_hidden()
 
 
 # --- two faces ----------------------------------------------------------------------------------------------------
