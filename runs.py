@@ -17,7 +17,7 @@ import secrets
 import textwrap
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -634,12 +634,19 @@ class Runs:
         return False
 
     def _forget_old(self) -> None:
+        """Forget ended runs by age, and beyond `MOST_ENDED` the oldest of whoever has most.
+
+        So a visitor who is away finds the lyrics again, however many calls a program makes meanwhile.
+        """
         now = self._clock()
-        while self._ended:
-            oldest = next(iter(self._ended.values()))
-            if len(self._ended) <= MOST_ENDED and now - oldest.ended_at < ENDED_SECONDS:
-                return
-            del self._ended[oldest.id]
+        for run in list(self._ended.values()):
+            if now - run.ended_at < ENDED_SECONDS:
+                break
+            del self._ended[run.id]
+        while len(self._ended) > MOST_ENDED:
+            callers = [run.address or run.owner for run in self._ended.values()]
+            place = callers.index(Counter(callers).most_common(1)[0][0])
+            del self._ended[list(self._ended)[place]]
 
 
 def _entry(run: Run) -> runs_journal.Entry:

@@ -598,7 +598,7 @@ def test_thousands_of_runs_leave_nothing_behind_but_a_bounded_number(made, tmp_p
         yield Done((), {"mode": "lyrics", "text": "la"})
 
     all_runs = made(quick)
-    first = ended(all_runs.start(request(), "me"))
+    first = ended(all_runs.start(request(), "0"))
     watched = weakref.ref(first)
     known = first.id
     del first
@@ -636,6 +636,22 @@ def test_an_ended_run_is_forgotten_with_age(all_runs, studio, clock):
     studio.finish("other")
     ended(other)
     assert all_runs.find(run.id) is None and all_runs.find(other.id) is other
+
+
+def test_the_runs_of_one_caller_do_not_make_those_of_others_forgotten(made, monkeypatch):
+    monkeypatch.setattr(runs, "MOST_ENDED", 6)
+
+    def write(asked):
+        yield Done((), {"mode": "lyrics", "text": "la"})
+
+    all_runs = made(write)
+    of_a_page = [ended(all_runs.start(request(), "a page")) for _ in range(2)]
+    of_a_program = [ended(all_runs.start(request(), "a program")) for _ in range(20)]
+    house = Visitor("10.0.0.7")
+    of_a_house = [
+        ended(start_from(all_runs, house, request(), str(number))) for number in range(20)
+    ]
+    assert all_runs.ended() == [*of_a_page, *of_a_program[-2:], *of_a_house[-2:]]
 
 
 def test_places_are_told_to_those_who_wait(all_runs, studio):
