@@ -446,6 +446,7 @@ class Calls:
         self, scope: Scope, receive: Receive, answer: Answer, values: dict[str, Any]
     ) -> None:
         app = scope["app"]
+        _forget_sessions(app.get_blocks()._queue)
         await self._check_unread(app.get_blocks()._queue, values.get("session_hash"))
         call = self.tool_calls.get(Headers(scope=scope).get(CALL_HEADER, ""))
         await self.app(_without(scope, CALL_HEADER), receive, answer.send)
@@ -524,6 +525,17 @@ class Calls:
             # A call that hung up before it joined the queue is cancelled when it joins.
             if call.event or not call.gone:
                 self.tool_calls.pop(token, None)
+
+
+def _forget_sessions(queue: Any) -> None:
+    """Forget the sessions whose answers were read or left, which Gradio would remember for ever: one a call."""
+    events_of = queue.pending_event_ids_session
+    messages = queue.pending_messages_per_session
+    busy = {event.session_hash for event in queue.event_ids_to_events.values()}
+    for session, unread in list(events_of.items()):
+        if session not in busy and (not unread or session not in messages):
+            del events_of[session]
+            messages.pop(session, None)
 
 
 def _check_names(session: Any, event: Any = None) -> None:

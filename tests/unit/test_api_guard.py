@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import json
@@ -10,6 +11,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -21,7 +23,7 @@ import api_guard
 import audio
 import served
 from bootstrap import page_folder
-from tests.waiting import result_of
+from tests.waiting import result_of, until
 
 FILE = {"meta": {"_type": "gradio.FileData"}}
 DEEP = '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"
@@ -421,6 +423,25 @@ def test_answers_that_nobody_fetches_do_not_pile_up(server, monkeypatch):
     monkeypatch.setattr(api_guard, "MOST_UNREAD_IN_ALL", 1)
     assert post(server, "call/capabilities", {"data": []}).status_code == 200
     assert "nobody reads this" not in waiting
+
+
+def test_sessions_are_forgotten_once_their_answers_are_read_or_left(server, monkeypatch):
+    queue = app_of(server).get_blocks()._queue
+    ids, messages = queue.pending_event_ids_session, queue.pending_messages_per_session
+    read = []
+    for session in ({}, {"session_hash": "again"}, {"session_hash": "again"}):
+        event = post(server, "call/capabilities", {"data": [], **session}).json()["event_id"]
+        assert "event: complete" in get(f"{server}/gradio_api/call/capabilities/{event}").text
+        read.append(session.get("session_hash", event))
+        until(lambda event=event: event not in queue.event_ids_to_events)
+    for name, events in {"left": {"ended"}, "busy": {"going on"}, "unread": {"over"}}.items():
+        monkeypatch.setitem(ids, name, events)
+    going_on = SimpleNamespace(session_hash="busy")
+    monkeypatch.setitem(queue.event_ids_to_events, "going on", going_on)
+    monkeypatch.setitem(messages, "unread", asyncio.Queue())
+    post(server, "call/capabilities", {"data": []})
+    assert not {*read, "left"} & {*ids, *messages}
+    assert {"busy", "unread"} <= {*ids}
 
 
 def test_what_only_the_browser_does_is_no_function(server, caplog):
