@@ -19,6 +19,8 @@ from events import NO_THREADS, StudioError, is_out_of_memory
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GiB, max allowed: 18 GiB)"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
         RuntimeError("[metal::malloc] Resource limit (499000) exceeded."),
         StudioError("out_of_memory", "It does not fit."),
     ],
