@@ -546,3 +546,10 @@ def test_a_page_that_somebody_uploaded_is_not_shown(server, name):
 def test_an_odd_host_of_ours_is_answered_or_refused(server, host):
     for path in ("/", "/config", "/gradio_api/info"):
         assert get(f"{server}{path}", headers={"host": host}).status_code in (200, 400)
+
+
+def test_a_path_that_a_caller_made_up_is_one_short_line_in_the_log(server, caplog):
+    path = "call/v2/generate%0aERROR studio: forged" + "a" * 500
+    assert post(server, path, "[]").status_code == 400
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "studio"]
+    assert "\n" not in line and len(line) < 250
