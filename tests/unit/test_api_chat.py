@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import soundfile
 
 import api_chat
+from events import Progress, StudioError
 from params import InspireRequest
 from tests.official import Served, served
 from tests.unit.sounds import tone
@@ -61,6 +63,23 @@ def test_a_stream_ends_with_the_sound_and_done(api):
     text = ask(api, "fail", stream=True).text
     assert "Error: The disk is full." in text and '"finish_reason": "error"' in text
     assert text.endswith("data: [DONE]\n\n")
+
+
+def test_a_stream_says_that_it_is_still_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(api_chat, "HEARTBEAT_SECONDS", 0.001)
+    told = threading.Event()
+
+    def slow(request):
+        for step in range(20):
+            yield Progress("steps", step, 20)
+            told.wait(0.01)
+        raise StudioError("disk", "The disk is full.")
+
+    with served(tmp_path, slow) as api:
+        *events, _ = ask(api, "calm piano", stream=True).text.removesuffix("\n\n").split("\n\n")
+    deltas = [json.loads(event[6:])["choices"][0]["delta"] for event in events]
+    contents = [delta.get("content", "") for delta in deltas]
+    assert "." in contents and contents[-2] == "\n\nError: The disk is full."
 
 
 def test_what_a_message_means(api):

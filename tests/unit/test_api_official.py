@@ -20,6 +20,7 @@ import runs
 import served as served_files
 from api_official_fields import FIELDS
 from events import Progress
+from params import parse_request
 from tests.official import SKETCH, Served, called, served
 from tests.unit.lora_bytes import attention
 from tests.unit.sounds import tone
@@ -419,6 +420,12 @@ def test_each_client_has_its_own_lora(api, monkeypatch, tmp_path, lora):
         api.web.post("/release_task", json={"prompt": "x"}, headers=headers)
         until(lambda: api.songs.asked)
         assert [each.weight for each in api.songs.asked.pop().options.loras] == weights
+    api.runs.start(parse_request("generate", {"prompt": "of the page"}), "address 127.0.0.1")
+    until(lambda: api.songs.asked)
+    assert api.songs.asked.pop().options.loras == ()
+    chat = {"messages": [{"role": "user", "content": "x"}]}
+    api.web.post("/v1/chat/completions", json=chat, headers=one)
+    assert [each.weight for each in api.songs.asked.pop().options.loras] == [0.5]
     assert post("toggle", {"use_lora": False}).status_code == 200
     api.web.post("/release_task", json={"prompt": "x"}, headers=one)
     until(lambda: api.songs.asked)
