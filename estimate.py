@@ -9,6 +9,7 @@ model_memory.py.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from limits import LIMITS, QUALITY_STEPS
-from model_weights import Weights, transformer_config
+from model_weights import Weights, transformer_config, vae_config
 from models import Device, planner_dtype
 from params import Settings
 
@@ -214,9 +215,13 @@ def _fit(jobs: np.ndarray) -> tuple[float, float]:
 TOKENS_PER_SECOND = 12.5
 # The longest condition: lyrics, timbre and prompt.
 CONDITION_TOKENS = 2_305
-# The VAE encodes 30 s at a time, with 5 tensors of 128 channels at once; it decodes 20 s at a time,
-# with 4.5 (counted).
-CODING_NUMBERS = 30 * 48_000 * 128 * 5
+# What the VAE takes at a time, by diffusers' AutoencoderOobleck, and how many tensors as wide as its
+# outermost layers lie in memory at once: two residual units' inputs and what a Snake needs.
+# tests/engine/test_memory_plans.py counts them at the real shapes.
+ENCODED_SAMPLES = 30 * 48_000
+DECODED_FRAMES = 512
+ENCODING_TENSORS = 5.0
+DECODING_TENSORS = 5.2
 # A token in the planner's cache: 28 layers of 8 heads of 128, keys and values.
 PLANNER_TOKEN_NUMBERS = 28 * 8 * 128 * 2
 PLANNER_PROMPT_TOKENS = 1_000
@@ -230,11 +235,17 @@ XL = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
 }
+# The VAE's, from its config.json.
+XL_VAE = {
+    "encoder_hidden_size": 128,
+    "decoder_channels": 128,
+    "downsampling_ratios": [2, 4, 4, 6, 10],
+}
 
 
 @dataclass(frozen=True)
 class Song:
-    """What a song's working memory depends on; `config` is the transformer's.
+    """What a song's working memory depends on; `config` is the transformer's, `vae` the VAE's.
 
     The numbers of transformer, VAE and planner have 2 or 4 bytes. Every layer keeps the keys and
     values of `condition` tokens for all steps, a morph those of two `conditions`.
@@ -244,6 +255,7 @@ class Song:
     takes: int = 1
     guided: bool = True
     config: Mapping[str, Any] = field(default_factory=XL.copy)
+    vae: Mapping[str, Any] = field(default_factory=XL_VAE.copy)
     number_bytes: int = 2
     vae_number_bytes: int = 2
     planner_number_bytes: int = 2
@@ -259,6 +271,7 @@ def song_of(
         takes,
         guided,
         config={**XL, **transformer_config(weights)},
+        vae={**XL_VAE, **vae_config(weights)},
         number_bytes=bytes_a_number(device.dtype),
         vae_number_bytes=bytes_a_number(device.vae_dtype),
         planner_number_bytes=bytes_a_number(planner_dtype(device)),
@@ -286,10 +299,11 @@ def song_bytes(song: Song) -> int:
 
 
 def coding_bytes(song: Song) -> int:
-    """Return the VAE's working memory for a tile, scaled with the size of the model."""
-    return int(
-        CODING_NUMBERS * song.config["hidden_size"] / XL["hidden_size"] * song.vae_number_bytes
-    )
+    """Return the VAE's working memory for a tile: its outermost layers have by far the largest tensors."""
+    encoding = ENCODED_SAMPLES * song.vae["encoder_hidden_size"] * ENCODING_TENSORS
+    decoded = DECODED_FRAMES * math.prod(song.vae["downsampling_ratios"])
+    decoding = decoded * song.vae["decoder_channels"] * DECODING_TENSORS
+    return int(max(encoding, decoding) * song.vae_number_bytes)
 
 
 def planner_bytes(song: Song | None) -> int:

@@ -126,11 +126,13 @@ def _with_fallback(studio: Studio, job: Job) -> Work:
     """Run `job` with the best memory plan that fits; if memory runs out, once more with the next lower plan."""
     placing = studio.placing
     source_seconds = jobs.source_seconds(job)
+    loras = {spec.info.sha256: spec.info.numbers for spec in job.loras}
     device_seconds = yield from _choose_device(studio.models)
-    plan = placing.begin(job.request, job.settings, source_seconds)
+    plan = placing.begin(job.request, job.settings, source_seconds, loras=loras)
     is_trusted = yield from selfcheck.plan(studio.models, plan)
     if not is_trusted:
-        plan = placing.begin(job.request, job.settings, source_seconds)  # chooses another one now
+        # chooses another one now
+        plan = placing.begin(job.request, job.settings, source_seconds, loras=loras)
     try:
         yield from _by_plan(studio, job, plan, device_seconds)
         return
@@ -141,7 +143,7 @@ def _with_fallback(studio: Studio, job: Job) -> Work:
     models.free_memory()  # not within `except`, see above
     note = model_memory.fallback_note(plan, lower)
     yield Progress("loading", note=note)
-    plan = placing.begin(job.request, job.settings, source_seconds, lower)
+    plan = placing.begin(job.request, job.settings, source_seconds, lower, loras)
     yield from _by_plan(studio, job, plan, device_seconds, note)
 
 

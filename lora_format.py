@@ -352,11 +352,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a usable file holds; `made_for` is "XL", "2B", or "" if it fits neither."""
+    """What a usable file holds; `made_for` is "XL", "2B", or "" if it fits neither.
+
+    `numbers` counts those that lie in memory once it is loaded: its factors, and a DoRA's lengths.
+    """
 
     format: str
     layers: tuple[Layer, ...]
     made_for: str
+    numbers: int
 
 
 def read_layout(
@@ -386,7 +390,10 @@ def read_layout(
         layers.append(Layer(module, shape, factors, keys.get("dora_scale", ""), scale, alpha, rank))
     made_for = _made_for(layers)
     _check_fit(layers, widths, made_for)
-    return Layout(_format_of(tensors, layers), tuple(layers), made_for)
+    kept = [key for layer in layers for factor in layer.factors for key in factor]
+    kept += [layer.lengths for layer in layers if layer.lengths]
+    numbers = sum(math.prod(tensors[key].shape) for key in kept)
+    return Layout(_format_of(tensors, layers), tuple(layers), made_for, numbers)
 
 
 def _made_for(layers: list[Layer]) -> str:

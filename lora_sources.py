@@ -62,6 +62,7 @@ class LoraInfo:
     alphas: tuple[float, ...] = ()  # the distinct alphas
     modules: int = 0  # the number of layers it changes
     size: int = 0  # bytes
+    numbers: int = 0  # that lie in memory while it acts
     sha256: str = ""
     made_for: str = ""  # "XL" or "2B" if it fits one of them
     fits: bool | None = None  # whether it fits the model in use; None if that is not here yet
@@ -185,6 +186,7 @@ def _described(path: Path, name: str, config: PeftConfig | None, widths: Widths 
         alphas=alphas,
         modules=len(layout.layers),
         size=path.stat().st_size,
+        numbers=layout.numbers,
         sha256=sha256_of(path),
         made_for=layout.made_for,
         fits=None if widths is None else True,

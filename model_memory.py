@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -98,10 +98,11 @@ class Use:
     others words.
 
     `song` gives the length for the planner's cache as well; without one the planner writes a short
-    text.
+    text. `loras` are the bytes of those that lie on the device at any stage.
     """
 
     song: Song | None = None
+    loras: int = 0
     loops: bool = False
     plans: bool = False
     writes: bool = False
@@ -179,9 +180,8 @@ def needed(kind: str, plan: str, sizes: Sizes, use: Use, beside: bool = False) -
         planning = planner_bytes(use.song)
     writing = SONGWRITER_WORK_BYTES if use.writes else 0
     if plan == RESIDENT:
-        return (
-            sizes.pipeline + sizes.planner + sizes.songwriter + max(loop, coding, planning, writing)
-        )
+        working = max(loop, coding, planning, writing)
+        return sizes.pipeline + sizes.planner + sizes.songwriter + use.loras + working
     stages = [0]
     if use.plans:
         waiting = song_model(kind, plan, sizes) if beside and use.loops else 0
@@ -195,7 +195,7 @@ def needed(kind: str, plan: str, sizes: Sizes, use: Use, beside: bool = False) -
     elif use.song is not None:
         waiting = sizes.planner if beside and plan == FAST8 else 0
         stages.append(song_model(kind, plan, sizes) + waiting + max(loop, coding))
-    return max(stages)
+    return use.loras + max(stages)
 
 
 def song_model(kind: str, plan: str, sizes: Sizes) -> int:
@@ -283,6 +283,7 @@ class Placing:
         self._limit: Limit | None = None
         self._fell = False
         self._remembered: dict[Path, int] = {}
+        self._loras: dict[str, int] = {}  # the bytes of those that act, by hash
         self.choice = Choice("", 0)
         self.use = Use()
 
@@ -309,12 +310,18 @@ class Placing:
         return TEXTS[self.plan or self._choose(usual, "auto").plan]
 
     def begin(
-        self, request: Any, settings: Settings | None, source: float, at_most: str | None = None
+        self,
+        request: Any,
+        settings: Settings | None,
+        source: float,
+        at_most: str | None = None,
+        loras: Mapping[str, int] | None = None,
     ) -> str:
         """Choose and adopt the plan for `request`, whose source is `source` seconds long; return
         its name.
 
-        `settings` are those of a song, None for words. `at_most` is the largest plan still allowed,
+        `settings` are those of a song, None for words; `loras` are the numbers of
+        those that are to act on it, by the hash of their file. `at_most` is the largest plan still allowed,
         for later jobs too until there is more room. A pipeline that was built for a different plan
         is unloaded and built again on its next use. Raises StudioError if nothing fits.
         """
@@ -326,7 +333,10 @@ class Placing:
             self._limit = Limit(at_most, free_room(kind))
         else:
             self._lift_limit(kind)
-        use = self.use = self._use_of(request, settings, source)
+        use = self._use_of(request, settings, source)
+        use = self.use = replace(
+            use, loras=self._lora_bytes(loras or {}, replaced=settings is not None)
+        )
         forced = getattr(getattr(request, "options", None), "memory_plan", "auto")
         plans = plans_on(device, self._models.distrusted)
         if forced not in ("auto", *plans):
@@ -408,6 +418,18 @@ class Placing:
         if request.mode == "describe":
             return Use(sized(source, 1, False), plans=True)
         return Use(plans=request.mode != "lyrics", writes=request.mode == "lyrics")
+
+    def _lora_bytes(self, loras: Mapping[str, int], replaced: bool) -> int:
+        """Return the bytes of `loras` and of those that still act, which go when `loras` have been loaded.
+
+        A LoRA is loaded in the transformer's dtype (`lora_apply`), and stays on the device while
+        the song model waits elsewhere. They are not `replaced` by a job without a song.
+        """
+        number_bytes = estimate.bytes_a_number(self._models.device().dtype)
+        acting = self._loras if self._models.loaded else {}
+        wanted = {name: numbers * number_bytes for name, numbers in loras.items()}
+        self._loras = wanted if replaced else acting
+        return sum({**acting, **wanted}.values())
 
     def _choose(self, use: Use, forced: str) -> Choice:
         if bootstrap.on_zerogpu():

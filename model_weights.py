@@ -571,6 +571,13 @@ def remembered_json(path: Path) -> dict[str, Any] | None:
     return _remembered.get(path)
 
 
+def vae_config(weights: Weights) -> dict[str, Any]:
+    """Return the VAE's config.json, {} if it is not here or cannot be read."""
+    if weights.folder is None:
+        return {}
+    return remembered_json(weights.folder / "vae" / "config.json") or {}
+
+
 def transformer_config(weights: Weights) -> dict[str, Any]:
     """Return the transformer's config.json, {} if it cannot be read; for missing weights, what their name tells."""
     if weights.folder is None:

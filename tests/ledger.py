@@ -79,6 +79,7 @@ class Pipe:
         sizes = ledger.part_bytes(device)
         if layout.eight_bits:
             sizes["transformer"] = int(model_memory.XL_PARTS_GB["transformer"] * GB) // 2
+        self.loras: list[Part] = []
         self.components = {name: Part(ledger, size, "cpu") for name, size in sizes.items()}
         for name, part in self.components.items():
             setattr(self, name, part)
@@ -147,9 +148,12 @@ class Ledger:
         mode: str,
         events: int | None = None,
         fault: type[Exception] | None = None,
+        loras: dict[str, int] | None = None,
         **values: Any,
     ) -> Any:
         """Do a job; stop it after so many `events`, or let the transformer fail once.
+
+        `loras` are the numbers of those that it asks for, by hash.
 
         Returns its `Choice`; one with a problem if the job was refused.
         """
@@ -158,7 +162,8 @@ class Ledger:
         request = parse_request(mode, {**WORDS[mode], **values})
         settings = settle(request, "sft") if isinstance(request, SongRequest) else None
         seeds = (1,) * values.get("takes", 1)
-        job = Job(request, seeds, (), "nowhere", {"source": ""}, settings=settings)
+        specs = tuple(lora_of(*each) for each in (loras or {}).items())
+        job = Job(request, seeds, (), "nowhere", {"source": ""}, specs, settings=settings)
         work = gpu._with_fallback(self.studio, job)
         with contextlib.closing(work), contextlib.suppress(RuntimeError):
             try:
@@ -216,6 +221,16 @@ class Ledger:
             pipe.vae(coding)
             yield Outcome(Ran(seconds={}))
 
+        def reconciled(pipe: Pipe, wanted: Any) -> list[Any]:
+            device = self.studio.models.device()
+            number_bytes = 4 if device.dtype == "float32" else 2
+            loaded = []
+            for spec in wanted:  # beside those that act until now
+                part = Part(self, spec.info.numbers * number_bytes, "cpu")
+                loaded.append(part.to(self.device))
+            pipe.loras = loaded
+            return []
+
         def planned(model: Part, *_: Any) -> Iterator[Any]:
             _, _, planning = bytes_of()
             model(planning)
@@ -241,7 +256,7 @@ class Ledger:
             jobs, "source_seconds", lambda job: SECONDS if hasattr(job.request, "source") else 0.0
         )
         patch.setattr(writers, "has_audio_codes", lambda weights: True)
-        patch.setattr(lora_apply, "reconcile", lambda pipe, wanted: [])
+        patch.setattr(lora_apply, "reconcile", reconciled)
         patch.setattr(record, "library_versions", dict)
         for name in ("plan", "inspire", "polish", "describe"):
             patch.setattr(planner, name, planned)
@@ -251,6 +266,10 @@ class Ledger:
         patch.setattr(song_conditions, "audio_codes", lambda pipe, clean: [])
         patch.setattr(audio, "read_wav", lambda path: None)
         patch.setattr(song_align, "heads_of", lambda weights: {1: (0,)})
+
+
+def lora_of(name: str, numbers: int) -> Any:
+    return SimpleNamespace(info=SimpleNamespace(sha256=name, numbers=numbers, name=name, note=""))
 
 
 def weights_of(folder: Path) -> Weights:

@@ -104,6 +104,17 @@ def plain(pipe):
     return song(pipe)
 
 
+def numbers_on_the_device(pipe):
+    adapters, _ = lora_apply._acting[pipe.transformer]
+    count = 0
+    for adapter in adapters.values():
+        for change in adapter.values():
+            count += sum(matrix.numel() for factor in change.factors for matrix in factor)
+            if change.stretch is not None:
+                count += change.stretch.numel()
+    return count
+
+
 @pytest.mark.numbers
 @pytest.mark.parametrize(
     "kind",
@@ -118,6 +129,7 @@ def test_each_format_gives_what_the_dense_weights_give(pipe, plain, tmp_path, ki
     info = lora_sources.inspect(path, lora_apply.widths_of_pipe(pipe))
     assert (info.format, info.modules, info.fits, info.problem) == (name, len(MODULES), True, None)
     (fact,) = lora_apply.reconcile(pipe, [spec(pipe, path)])
+    assert numbers_on_the_device(pipe) == info.numbers > 0
     with_lora = song(pipe)
     expected = dense(pipe, (change, WEIGHT))
     assert (expected - plain).abs().max() > 0.05

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
+import weakref
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from diffusers import AutoencoderOobleck
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import audio
 import audio_export
 import backend
 import bootstrap
+import estimate
 import model_memory
 import model_offload
 import models
@@ -21,7 +28,7 @@ import modes
 from events import Done, Failed, Job, Progress
 from params import parse_request, settle
 from tests.card import KIND
-from tests.engine.songs import samples_of
+from tests.engine.songs import samples_of, wait_for_turn
 from tests.program import python
 from tests.weights import CPU, round_weights, weights_in
 
@@ -103,6 +110,7 @@ def runs_out(monkeypatch, *plans):
     return tried
 
 
+SHORT = {"max_tokens": 16}
 MORPH = {"action": "morph", "source_prompt": "loud drums"}
 
 
@@ -117,6 +125,70 @@ def test_offloading_makes_the_same_song_in_every_mode(other_card, tiny, pipe, tm
         made = song(apart, tmp_path, mode, **values)
         # On other devices torch computes attention by the formula, without its own kernel.
         assert np.allclose(made, song(pipe, tmp_path, mode, **values), atol=1e-4), mode
+
+
+@pytest.fixture
+def most_placed(studio, monkeypatch):
+    """Return a function that gives the most bytes of weights on the card since its last call.
+
+    They are added up whenever a layer works. The plans count weights alone, no working memory.
+    """
+    for name in ("song_bytes", "coding_bytes", "planner_bytes"):
+        monkeypatch.setattr(model_memory, name, lambda song: 0)
+    for name in ("SPARE_BYTES", "SONGWRITER_WORK_BYTES"):
+        monkeypatch.setattr(model_memory, name, 0)
+    built = weakref.WeakSet()  # whatever was loaded and is still there, in use or not
+    found = [0]
+
+    def look(module, inputs):
+        built.add(module)
+        seen = {}
+        for each in built:
+            for parameter in each.parameters(recurse=False):
+                if parameter.device.type == torch.device(KIND).type:
+                    seen[id(parameter)] = parameter.nbytes
+        found[0] = max(found[0], sum(seen.values()))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+
+    def most():
+        gc.collect()
+        most = found[0]
+        found[0] = 0
+        return most
+
+    yield most
+    hook.remove()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["offload", "swap", "fp8"])
+def test_over_a_sequence_no_more_weights_are_on_the_card_than_the_plan_counted(
+    other_card, studio, most_placed, tmp_path, plan
+):
+    options = {"memory_plan": plan, "steps": 2}
+    source = a_source(tmp_path, 5)
+    cover = {"prompt": "calm piano", "source": source, "options": options}
+
+    def placed():
+        # Lyrics have no option for the plan: everything may be there.
+        assert studio.placing.plan == ("resident" if studio.placing.use.writes else plan)
+        counted = studio.placing.choice.need
+        used = most_placed()
+        assert 0 < used <= counted, (used, counted)
+
+    for planned in (False, True):
+        done(studio, options={**options, "plan": planned})
+        placed()
+    events = studio.stream(parse_request("cover", cover))
+    next(event for event in events if isinstance(event, Progress) and event.step)
+    events.close()  # cancelled
+    wait_for_turn(studio)
+    most_placed()
+    done(studio, options={**options, "plan": True})  # the transformer worked last
+    placed()
+    done(studio, "lyrics", brief="rain", options=SHORT)
+    placed()
 
 
 @pytest.mark.slow
@@ -246,6 +318,62 @@ def test_8_bit_layers_answer_as_exactly_as_8_bits_allow_and_take_half_the_memory
         assert torch.equal(layers[0](torch.zeros_like(x)), plain[0](torch.zeros_like(x)))
     # Its 20 rows are no whole multiple of 16.
     assert type(layers[1]) is torch.nn.Linear
+
+
+class Live(TorchDispatchMode):
+    """Adds up the storages that operations make and that are still there: `most` bytes at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return made
+
+    def _note(self, storage):
+        if storage in self.known:
+            return
+        self.known.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size):
+        self.now -= size
+
+
+def test_the_vaes_working_memory_is_counted_as_its_layers_need_it():
+    """At the real VAE's shapes, on tensors without numbers."""
+    shape = {
+        **estimate.XL_VAE,
+        **{"channel_multiples": [1, 2, 4, 8, 16], "decoder_input_channels": 64},
+        **{"audio_channels": 2, "sampling_rate": 48_000},
+    }
+    used = []
+    with FakeTensorMode(), torch.no_grad():
+        vae = AutoencoderOobleck(**shape).eval()
+        assert sum(each.numel() for each in vae.parameters()) == pytest.approx(168.7e6, rel=0.01)
+        assert vae.tile_sample_min_length == estimate.ENCODED_SAMPLES
+        assert vae.tile_latent_min_length == estimate.DECODED_FRAMES
+        for work, tile in (
+            (vae.encode, torch.empty(1, 2, estimate.ENCODED_SAMPLES)),
+            (vae.decode, torch.empty(1, 64, estimate.DECODED_FRAMES)),
+        ):
+            with Live() as live:
+                work(tile)
+            used.append(live.most)
+    counted = estimate.coding_bytes(estimate.Song(60.0, vae_number_bytes=4))
+    assert 0.99 * counted < max(used) < counted + model_memory.SPARE_BYTES
+    # A decoder that is wide beside its encoder counts as well.
+    wide = {**estimate.XL_VAE, "encoder_hidden_size": 16}
+    decoding = estimate.coding_bytes(estimate.Song(60.0, vae=wide, vae_number_bytes=4))
+    assert 0.99 * decoding < used[1] < decoding + model_memory.SPARE_BYTES
 
 
 def test_a_plan_or_a_song_that_does_not_fit_is_refused_before_loading(studio, monkeypatch):

@@ -81,6 +81,15 @@ def test_a_songs_memory_grows_with_its_length_its_takes_and_guidance_and_in_32_b
     assert estimate.song_bytes(replace(song, number_bytes=4)) == 2 * estimate.song_bytes(song)
 
 
+@pytest.mark.parametrize("kind", model_memory.LADDERS)
+def test_loras_count_at_every_stage_of_every_plan(kind):
+    for plan in model_memory.LADDERS[kind]:
+        for job in (use(60), Use(writes=True), Use(plans=True)):
+            without = model_memory.needed(kind, plan, ALL, job)
+            added = model_memory.needed(kind, plan, ALL, replace(job, loras=GB)) - without
+            assert added == GB, (plan, job)
+
+
 def test_words_alone_need_their_own_model_and_no_song():
     lyrics = Use(writes=True)
     choice = model_memory.choose("cuda", 18 * GB, ALL, lyrics)

@@ -84,6 +84,20 @@ def longer_and_longer(ledger: Ledger) -> list[str]:
     ]
 
 
+def with_loras(ledger: Ledger) -> list[str]:
+    large = {"large": 400_000_000}
+    return [
+        job(ledger, "generate", loras=large),
+        job(ledger, "generate", loras={"small": 50_000_000}),
+        # They still act while words are written and while the next song is planned.
+        job(ledger, "generate", loras=large),
+        job(ledger, "lyrics"),
+        job(ledger, "align"),
+        job(ledger, "generate"),
+        job(ledger, "cover"),
+    ]
+
+
 def out_of_memory(ledger: Ledger) -> list[str]:
     return [
         job(ledger, "generate", fault=torch.OutOfMemoryError),
@@ -101,6 +115,7 @@ SEQUENCES = (
     covers,
     switches_of_plan,
     longer_and_longer,
+    with_loras,
     out_of_memory,
 )
 ROOT = Path(__file__).parents[2]
@@ -153,7 +168,7 @@ def cells(kind: str, room: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -
         place = folder / f"{kind}-{room}-{sequence.__name__}"
         place.mkdir()
         ledger = Ledger(kind, room * GB, place, monkeypatch)
-        if sequence in (switches_of_plan, out_of_memory):
+        if sequence in (switches_of_plan, with_loras, out_of_memory):
             continue
         sequence(ledger)
         choice = ledger.run("generate")
