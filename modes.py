@@ -32,6 +32,7 @@ from audio_export import disk_problem
 from audio_levels import match_level, splice
 from events import Job, Outcome, Problem, Progress, StudioError, Take
 from limits import (
+    INSTRUMENTAL,
     LANGUAGES,
     MAX_LYRIC_TOKENS,
     MAX_TEXT_TOKENS,
@@ -100,6 +101,8 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
     if known is not None:
         job, chosen, changes = song_words.settle(job, known, choose=plan is None)
         notes += changes
+        if job.request.sung_lyrics() != INSTRUMENTAL:
+            notes += (tooltips.DID_NOT_SING,)
         if plan is not None:
             plan = replace(plan, metadata=song_words.translated(plan.metadata, known))
     acting = lora_apply.reconcile(pipe, job.loras)

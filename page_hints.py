@@ -263,8 +263,11 @@ def add_advice(form: Form, box: str = "lyrics") -> None:
         # The lyrics of an extension are those of its new part, the others those of the whole song.
         if "after" in seconds:
             del seconds["source"]
-        found = _shown(form, pasted(values[box] or "", box))
-        return found + advise(form.studio, values[box], values["language"], _sum(seconds.values()))
+        lyrics = values[box] or ""
+        found = _shown(form, pasted(lyrics, box))
+        if lyrics.strip() and not is_source and form.studio.status().is_built_in:
+            found = theme.remark(tooltips.DOES_NOT_SING) + found
+        return found + advise(form.studio, lyrics, values["language"], _sum(seconds.values()))
 
     name = form.element_id(box) if is_source else form.mode
     line = html(elem_id=f"{name}-advice", js_on_load=theme.script("advice"))

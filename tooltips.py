@@ -687,6 +687,12 @@ def kept_for(days: float, gb: float) -> str:
 STATUS_PENDING = "Looking for the model ..."
 BUILT_IN_TITLE = "Built-in engine"
 BUILT_IN_SHORT = "instrumental only"
+DOES_NOT_SING = (
+    "The built-in engine does not sing. It plays an instrumental; the real model sings these words."
+)
+DID_NOT_SING = (
+    "The built-in engine does not sing: this is an instrumental. The lyrics are kept with the take."
+)
 BUILT_IN_TEXT = "a small model that plays simple instrumental music. For real songs with voices, get the real model."
 BUILT_IN = "built in"
 SMALL_SONGWRITER = "Built-in songwriter: English only, in form and in rhyme, as a first draft."

@@ -13,6 +13,7 @@ import soundfile
 
 import backend
 import model_weights
+import tooltips
 from limits import SAMPLE_RATE
 from params import parse_request
 from tools import listening
@@ -75,10 +76,12 @@ def test_a_tempo_and_a_key_in_the_prompt_are_those_of_the_song(monkeypatch):
     studio = backend.Backend()
     monkeypatch.setattr(backend, "_backend", studio)
     words = {"prompt": "funk with slap bass at 104 bpm in E minor", "duration": 20, "seed": 5}
+    words["lyrics"] = "[Verse]\nThe lamp goes round"
     *_, done = studio.stream(parse_request("generate", {**words, "quality": "draft"}))
     assert done.record["details"]["bpm"] == {"value": 104, "source": "prompt"}
     assert done.record["details"]["key"] == {"value": "E minor", "source": "prompt"}
     assert not [note for note in done.record["notes"] if "plan" in note]
+    assert tooltips.DID_NOT_SING in done.record["notes"]
     song = soundfile.read(done.files[0], dtype="float32")[0].T
     assert engine_evaluate.in_time(listening.tempo(song), 104)
 

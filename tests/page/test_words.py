@@ -389,6 +389,7 @@ def test_advice_follows_the_lyrics(generate: Tab, fake):
     summary, remarks = advice.locator("summary"), advice.get_by_role("listitem")
     text.fill("[Verse]\nla la\n[Chorus]")
     expect(advice).to_contain_text("Line 3: [Chorus]")
+    expect(advice).to_contain_text(tooltips.DOES_NOT_SING)
     # Several remarks are folded, and stay unfolded once a visitor opens them.
     text.fill(FLAWED)
     expect(summary).to_have_text(tooltips.REMARKS.format(count=4))
